@@ -1,0 +1,205 @@
+"""A backend, as the core sees it: about eight primitives.
+
+An :class:`Adapter` opens sources; a :class:`Session` is one opened model; a :class:`Candidate` is that model with a
+recipe carried out. Everything else (calibrators, algorithms, strategies, measurement, storage) is written once,
+over these, in the core. A third party subclasses the three and registers a card; ``octavo.core.conformance`` tells
+whether the promises in the docstrings are kept.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .capability import Capability, Realization
+from .errors import SchemeError
+from .graph import ModelView
+from .numerics.affine import Array, QuantParams
+from .numerics.tensor import QuantizedTensor
+from .parts import PartConfig
+from .recipe import Recipe
+from .scheme import OpScheme
+
+Batch = Mapping[str, Any] | tuple[Any, ...]
+"""One batch of model inputs: by name, or in call order. NumPy arrays, or the framework's own tensors."""
+
+Sink = Callable[[str, Array], None]
+"""Takes (value name, array) as ``Session.observe`` meets them."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpParameters:
+    """Everything the core decided for one op; ``Session.apply`` only carries it out.
+
+    Attributes:
+        scheme: What was asked for.
+        weight: The quantized weight, or None.
+        inputs: For static schemes: parameters of each activation input, in the op's order; None where it stays float.
+        outputs: Parameters of each output where the scheme or a static consumer asks for them; else None.
+        bias: A corrected bias in float32 that replaces the model's own, or None.
+    """
+
+    scheme: OpScheme
+    weight: QuantizedTensor | None = None
+    inputs: tuple[QuantParams | None, ...] = ()
+    outputs: tuple[QuantParams | None, ...] = ()
+    bias: Array | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """A line of the ledger: what became of one op.
+
+    Attributes:
+        requested: The recipe's scheme.
+        applied: What really runs.
+        realization: ``kernel`` or ``simulated``.
+        reason: Why applied differs from requested, or what else a reader must know; else empty.
+    """
+
+    requested: OpScheme
+    applied: OpScheme
+    realization: Realization = "kernel"
+    reason: str = ""
+
+    @property
+    def honoured(self) -> bool:
+        """True if what was asked for is what runs."""
+        r, a = self.requested, self.applied
+        return (r.mode, r.weight, r.input, r.output) == (a.mode, a.weight, a.input, a.output)
+
+
+class Candidate(ABC):
+    """A runnable model with a recipe carried out. It shares every float tensor with the original.
+
+    It must be picklable (cloudpickle), so that trials can run in child processes and on clusters.
+    """
+
+    recipe: Recipe
+    ledger: Mapping[str, Applied]
+
+    @property
+    @abstractmethod
+    def native(self) -> Any:
+        """What a score function of a single-backend run is given (the nn.Module, the callable session)."""
+
+    @abstractmethod
+    def run(self, batch: Batch) -> tuple[np.ndarray, ...]:
+        """Run one batch: arrays in, arrays out, in the order of ``ModelView.outputs``.
+
+        Raises:
+            DataError: If names or shapes are not the model's; the message says expected against got.
+        """
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write the model's files into an existing, empty folder, without pickle. Their sum is the model's size."""
+
+    def fingerprint(self) -> str:
+        """Digest of the parameters it runs with, to notice a score function that changes the model; '' if unknown."""
+        return ""
+
+
+class Session(ABC):
+    """One opened model. Its source is never changed."""
+
+    @abstractmethod
+    def describe(self) -> ModelView:
+        """Return the ops, values and groups. The same source gives the same names in any process."""
+
+    @abstractmethod
+    def capability(self) -> Capability:
+        """Return what can be executed on this session's device, established and not assumed."""
+
+    @abstractmethod
+    def observe(self, batches: Iterable[Batch], values: Iterable[str], sink: Sink) -> int:
+        """Run the float model over ``batches`` ONCE and hand each array of each named value to ``sink``.
+
+        A sink must not keep or change the array. Returns the number of batches. Values come as the ops see them:
+        after batch-norm folding and fused activations.
+        """
+
+    @abstractmethod
+    def tensor(self, name: str) -> Array:
+        """Return a weight or bias by name, as the ops use it (batch norm folded, rescaled). Not to be changed."""
+
+    @abstractmethod
+    def apply(self, recipe: Recipe, parameters: Mapping[str, OpParameters]) -> Candidate:
+        """Carry a recipe out. Ops without parameters stay float.
+
+        Costs what the quantized ops cost, never a copy of the model; what is packed from one
+        :class:`QuantizedTensor` object is reused while that object lives.
+
+        Raises:
+            SchemeError: If a scheme is outside the capability.
+        """
+
+    @abstractmethod
+    def reference(self) -> Candidate:
+        """Return the model as it was given: the baseline."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Return a content digest of structure and weights, the same in any process."""
+
+    # Optional primitives: declared in ``Capability.features``.
+
+    def rescale(self, factors: Mapping[str, Array]) -> Session:
+        """Return a session whose model computes the same function with other channel scales (feature ``rescale``).
+
+        Args:
+            factors: Name of a ``rescale`` group -> positive float32 factors, shape (channels,). The group's value is
+                divided by them per channel, and the members' weights are multiplied by them.
+
+        Returns:
+            A new session that shares every other tensor with this one.
+        """
+        raise SchemeError(f"{type(self).__name__} does not offer rescale; leave transforms out of the configuration")
+
+    def export(self, format: str, path: Path) -> None:  # noqa: A002 - the field's word
+        """Write the float model in an interchange format (feature ``export:<format>``)."""
+        raise SchemeError(f"{type(self).__name__} does not export {format!r}")
+
+
+class Adapter(ABC):
+    """A backend: opens models and loads saved candidates. Built from its card's config."""
+
+    def __init__(self, config: PartConfig) -> None:
+        self.config = config
+
+    @abstractmethod
+    def open(self, source: Any, example: Batch | None = None) -> Session:
+        """Open a native model or a path.
+
+        Args:
+            source: What the card claims.
+            example: One batch, for shapes; None where there is no data.
+
+        Raises:
+            ModelError: If it cannot be read; NonFiniteWeight names the tensor.
+        """
+
+    @abstractmethod
+    def load(self, folder: Path, model: Any = None) -> Candidate:
+        """Read what ``Candidate.save`` wrote.
+
+        Args:
+            folder: The folder.
+            model: A float model (or a factory of one) for backends whose files do not hold the architecture.
+        """
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A session with what the core needs over and over: computed once."""
+
+    name: str
+    session: Session
+    view: ModelView
+    capability: Capability
+    notes: tuple[str, ...] = field(default=())

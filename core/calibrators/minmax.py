@@ -1,0 +1,48 @@
+"""The smallest and the largest value seen."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from array_api_compat import array_namespace
+
+from ..errors import DataError
+from ..numerics.affine import Array
+from ..parts import PartConfig
+from ..scheme import QuantSpec
+from .base import Calibrator
+
+
+class MinMax(Calibrator):
+    """Range = [min, max] over everything seen. Exact, mergeable, two numbers per channel."""
+
+    def __init__(self, config: PartConfig, axis: int | None = None) -> None:
+        super().__init__(config, axis)
+        self.low: Array = None
+        self.high: Array = None
+
+    def update(self, x: Array) -> None:
+        """Take one batch."""
+        xp = array_namespace(x)
+        if 0 in x.shape:
+            return
+        axes = None if self.axis is None else tuple(i for i in range(x.ndim) if i != self.axis % x.ndim)
+        self._take(xp.astype(xp.min(x, axis=axes), xp.float32), xp.astype(xp.max(x, axis=axes), xp.float32))
+
+    def _take(self, low: Array, high: Array) -> None:
+        if self.low is None:
+            self.low, self.high = low, high
+        else:
+            xp = array_namespace(low)
+            self.low, self.high = xp.minimum(self.low, low), xp.maximum(self.high, high)
+
+    def merge(self, other: Self) -> None:
+        """Take in another's range."""
+        if other.low is not None:
+            self._take(other.low, other.high)
+
+    def range(self, spec: QuantSpec) -> tuple[Array, Array]:
+        """Return (low, high)."""
+        if self.low is None:
+            raise DataError("a calibrator was asked for a range before it saw data; give calibration batches")
+        return self.low, self.high

@@ -1,0 +1,81 @@
+"""What a backend can really carry out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .errors import SchemeError
+from .graph import Op
+from .scheme import FLOAT, OpScheme
+
+Realization = Literal["kernel", "simulated"]
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """One scheme that a backend can carry out for an op type.
+
+    Attributes:
+        scheme: With the default algorithm and calibrator; both may be varied freely.
+        realization: ``kernel`` only if a low-precision kernel really runs; ``simulated`` if values are rounded
+            and the arithmetic stays float. Simulated offers are left out unless the user asks for them.
+        when: Returns why an op cannot take this offer, or an empty string.
+    """
+
+    scheme: OpScheme
+    realization: Realization = "kernel"
+    when: Callable[[Op], str] | None = None
+
+
+@dataclass(frozen=True)
+class Capability:
+    """Per op type, the schemes that a backend executes on a device, best first; and its optional primitives.
+
+    Attributes:
+        backend: The adapter's name.
+        device: ``cpu``, ``cuda:0``, ...
+        offers: Op type -> offers, in the order in which they should be tried (fastest and smallest first).
+        features: Optional primitives that are there: ``rescale``, ``gradients``, ``block_reconstruction``,
+            ``training``, ``export:onnx``.
+        versions: What it was established on (framework versions, processor features).
+    """
+
+    backend: str
+    device: str = "cpu"
+    offers: Mapping[str, tuple[Offer, ...]] = field(default_factory=dict)
+    features: frozenset[str] = frozenset()
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def for_op(self, op: Op, *, simulated: bool = False) -> tuple[OpScheme, ...]:
+        """Return the schemes that ``op`` may take, float last."""
+        if op.out_of_reach:
+            return (FLOAT,)
+        found = [o.scheme for o in self.offers.get(op.type, ()) if (simulated or o.realization == "kernel") and not (o.when and o.when(op))]
+        return (*found, FLOAT)
+
+    def realization(self, op: Op, scheme: OpScheme) -> Realization:
+        """Return how ``scheme`` is carried out for ``op``.
+
+        Raises:
+            SchemeError: If it cannot be carried out; the message says what can.
+        """
+        if scheme.is_float:
+            return "kernel"
+        bare = _bare(scheme)
+        reason = op.out_of_reach
+        for offer in self.offers.get(op.type, ()) if not reason else ():
+            if _bare(offer.scheme) == bare:
+                reason = offer.when(op) if offer.when else ""
+                if not reason:
+                    return offer.realization
+        offered = "; ".join(str(s) for s in self.for_op(op, simulated=True))
+        raise SchemeError(
+            f"{self.backend} on {self.device} cannot carry out [{scheme}] for op {op.name!r} ({op.type})"
+            f"{': ' + reason if reason else ''}. It can: {offered}"
+        )
+
+
+def _bare(scheme: OpScheme) -> tuple[object, ...]:
+    return (scheme.mode, scheme.weight, scheme.input, scheme.output)

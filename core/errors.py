@@ -1,0 +1,84 @@
+"""Errors, all of one family.
+
+Every message names the thing at fault and the way out. Anything octavo raises on purpose is an
+:class:`OctavoError`; the second base class keeps ``except ValueError`` and friends working.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class OctavoError(Exception):
+    """Base of every error octavo raises on purpose."""
+
+
+class ConfigError(OctavoError, ValueError):
+    """A setting is unknown, malformed or contradicts another."""
+
+
+class UnknownPart(OctavoError, LookupError):
+    """A config names a part that no loaded plugin offers."""
+
+
+class MissingFramework(OctavoError, ImportError):
+    """A part was asked for whose framework is not installed."""
+
+
+class DuplicatePart(OctavoError):
+    """Two plugins offer the same name."""
+
+
+class PluginError(OctavoError):
+    """A plugin breaks the rules of the seam."""
+
+
+class ModelError(OctavoError, ValueError):
+    """The model cannot be opened, or holds something that cannot be quantized honestly."""
+
+
+class NonFiniteWeight(ModelError):
+    """A weight holds NaN or Inf."""
+
+
+class UnsafeFile(ModelError):
+    """A file would run code or reach outside its folder when it is read."""
+
+
+class DataError(OctavoError, ValueError):
+    """Calibration or evaluation data is empty, exhausted, non-finite or of the wrong shape."""
+
+
+class EvaluationError(OctavoError, TypeError):
+    """The score function returned something that is not a score."""
+
+
+class SchemeError(OctavoError, ValueError):
+    """A quantization scheme cannot be carried out as asked."""
+
+
+class DeviceError(OctavoError, RuntimeError):
+    """A device was asked for that is not there."""
+
+
+class StoreError(OctavoError, RuntimeError):
+    """The history store is corrupt, busy, read-only, too new or belongs to another run."""
+
+
+class TrialTimeout(OctavoError, TimeoutError):
+    """A trial ran past its time limit."""
+
+
+class WorkerDied(OctavoError, RuntimeError):
+    """The child process that carried a trial ended without an answer."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ``'; did you mean 'x' or 'y'?'`` for the closest known names, or the list of them."""
+    names = sorted(set(known))
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if close:
+        return "; did you mean " + " or ".join(repr(c) for c in close) + "?"
+    shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+    return f"; there are: {shown}" if names else "; there are none"

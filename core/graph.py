@@ -1,0 +1,171 @@
+"""A model as octavo sees it: operations, the values between them, and groups that belong together."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import MappingProxyType
+from typing import Literal
+
+from .errors import ModelError, nearest
+from .scheme import canonical_json
+
+# The neutral vocabulary. An adapter maps its framework's operations onto these; what does not fit keeps
+# its own lower-case name and is float unless the adapter's capability offers a scheme for that name.
+OP_TYPES = (
+    "linear", "conv", "conv_transpose", "matmul", "embedding", "lstm", "gru", "attention",
+    "add", "mul", "concat", "relu", "gelu", "silu", "sigmoid", "tanh", "softmax",
+    "max_pool", "avg_pool", "batch_norm", "layer_norm", "rms_norm", "reshape", "resize",
+)  # fmt: skip
+
+Attribute = int | float | str | bool | tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """The weight of an op, by name; ``Session.tensor(name)`` gives the array.
+
+    Attributes:
+        name: The tensor's name in the model.
+        shape: Its shape.
+        dtype: Its stored dtype, by NumPy's name (``bfloat16`` included).
+        channel_axis: Axis of the output channels, along which ``channel`` granularity has one scale each.
+        shared_with: Names of other ops that use the same tensor (tied weights, a module called twice).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    channel_axis: int = 0
+    shared_with: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        n = 1
+        for d in self.shape:
+            n *= d
+        return n
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One operation.
+
+    Attributes:
+        name: Unique in its model; what rules and recipes refer to.
+        type: In the neutral vocabulary :data:`OP_TYPES`.
+        inputs: Names of the activation values it reads; two ops that read one value name it alike.
+        outputs: Names of the values it writes, after whatever was fused into it (batch norm, ReLU).
+        weight: Its weight, if it has one.
+        bias: Name of its bias tensor, or None.
+        macs: Multiply-accumulates for one sample, or None where shapes are unknown.
+        attributes: Strides, groups, fused activation and the like.
+        out_of_reach: Why it must stay float here; empty when a scheme may be chosen.
+    """
+
+    name: str
+    type: str
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    weight: Weight | None = None
+    bias: str | None = None
+    macs: int | None = None
+    attributes: Mapping[str, Attribute] = field(default_factory=dict)
+    out_of_reach: str = ""
+
+    @property
+    def parameters(self) -> int:
+        """Number of weight elements (bias left out)."""
+        return self.weight.size if self.weight else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Ops that belong together.
+
+    Attributes:
+        name: Unique in its model.
+        kind: ``scheme``: members take one decision (q/k/v that a runtime fuses, tied weights).
+            ``scale``: the members' inputs share one scale (concat, add).
+            ``rescale``: ``producer`` can be divided and the ``members`` multiplied by one factor per channel
+            without changing the model's function (norm -> linear, conv -> conv); see ``Session.rescale``.
+        members: The ops; for ``rescale`` the consumers.
+        producer: For ``rescale``: the op (or norm) whose output channels are divided.
+        channels: For ``rescale``: how many factors.
+        value: For ``rescale``: the name of the value between producer and consumers.
+    """
+
+    name: str
+    kind: Literal["scheme", "scale", "rescale"]
+    members: tuple[str, ...]
+    producer: str = ""
+    channels: int = 0
+    value: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class InputInfo:
+    """A model input: name, shape (None where dynamic) and NumPy dtype name."""
+
+    name: str
+    shape: tuple[int | None, ...] | None
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class ModelView:
+    """A model's operations in execution order, and their groups. Holds no tensor.
+
+    Attributes:
+        ops: In execution order.
+        groups: See :class:`Group`.
+        inputs: The model's inputs, in call order.
+        outputs: Names of the model's outputs.
+        notes: What was out of reach and why, for the ledger.
+    """
+
+    ops: tuple[Op, ...]
+    groups: tuple[Group, ...] = ()
+    inputs: tuple[InputInfo, ...] = ()
+    outputs: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [op.name for op in self.ops]
+        if len(set(names)) != len(names):
+            twice = sorted({n for n in names if names.count(n) > 1})
+            raise ModelError(f"op names must be unique; used twice: {', '.join(twice[:5])}. The adapter's describe() must number them.")
+        known = set(names)
+        for group in self.groups:
+            for member in group.members:
+                if member not in known:
+                    raise ModelError(f"group {group.name!r} names op {member!r}{nearest(member, known)}")
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Op]:
+        """Ops by name."""
+        return MappingProxyType({op.name: op for op in self.ops})
+
+    @cached_property
+    def producers(self) -> Mapping[str, Op]:
+        """The op that writes each value."""
+        return MappingProxyType({v: op for op in self.ops for v in op.outputs})
+
+    @cached_property
+    def edges(self) -> tuple[tuple[str, str], ...]:
+        """Pairs (producer, consumer) of op names."""
+        return tuple((self.producers[v].name, op.name) for op in self.ops for v in op.inputs if v in self.producers)
+
+    @cached_property
+    def digest(self) -> str:
+        """Content digest of the structure (names, types, shapes), 16 hex digits."""
+        rows = [[op.name, op.type, list(op.inputs), list(op.outputs), list(op.weight.shape) if op.weight else None] for op in self.ops]
+        return hashlib.sha256(canonical_json(rows).encode()).hexdigest()[:16]
+
+    @property
+    def parameters(self) -> int:
+        """Number of weight elements; a shared tensor counts once."""
+        return sum({op.weight.name: op.weight.size for op in self.ops if op.weight}.values())

@@ -1,0 +1,1 @@
+"""Quantization arithmetic on any array-API namespace (NumPy, torch)."""

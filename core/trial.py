@@ -1,0 +1,108 @@
+"""A trial: a recipe with its measurements, or with its error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from .adapter import Applied
+from .recipe import Recipe
+from .scheme import OpScheme
+
+State = Literal["complete", "failed", "rejected"]
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One measured number.
+
+    Attributes:
+        value: The figure (a median where it was repeated).
+        low: Lower end of its spread (first quartile); equals value where it is exact.
+        high: Upper end (third quartile).
+        unit: ``ms``, ``bytes``, ...
+        ratio: value / the float model's value measured in the same interleaved run; None where there is none.
+    """
+
+    value: float
+    low: float
+    high: float
+    unit: str
+    ratio: float | None = None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One evaluated recipe.
+
+    Attributes:
+        number: 0 is the baseline; then in the order of asking.
+        recipe: What was tried.
+        state: ``complete``; ``failed`` (with ``error``); ``rejected`` (a racing bound ended its evaluation early).
+        metrics: Metric name -> score, checked floats.
+        passed: The criterion's verdict.
+        margin: Signed distance to the goal, as a share of the tolerated loss where that is defined: >= 0 passes, and
+            higher is better whatever the metric's direction. The one number that strategies rank accuracy by.
+        objectives: Objective name -> measurement; lower is better after the objective's direction is applied.
+        ledger: Op -> what was requested and what runs.
+        error: Traceback text, if it failed.
+        seconds: Phase -> wall time: ``quantize``, ``apply``, ``evaluate``, ``measure``.
+        evaluated: Share of the samples that the evaluation used (1.0 unless racing stopped it).
+        reused: Number of the earlier trial whose result answered this recipe, or None.
+    """
+
+    number: int
+    recipe: Recipe
+    state: State = "complete"
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    passed: bool = False
+    margin: float = float("-inf")
+    objectives: Mapping[str, Measurement] = field(default_factory=dict)
+    ledger: Mapping[str, Applied] = field(default_factory=dict)
+    error: str = ""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    evaluated: float = 1.0
+    reused: int | None = None
+
+    def costs(self, names: tuple[str, ...]) -> tuple[float, ...]:
+        """Objective values in the given order; inf where one was not measured."""
+        return tuple(self.objectives[n].value if n in self.objectives else float("inf") for n in names)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-ready mapping. The ledger is stored as its differences from the recipe."""
+        return {
+            "number": self.number,
+            "recipe": self.recipe.to_json(),
+            "state": self.state,
+            "metrics": dict(self.metrics),
+            "passed": self.passed,
+            "margin": self.margin,
+            "objectives": {k: [m.value, m.low, m.high, m.unit, m.ratio] for k, m in self.objectives.items()},
+            "ledger": {
+                op: [a.realization, a.reason, None if a.applied == a.requested else a.applied.model_dump(exclude_defaults=True)]
+                for op, a in self.ledger.items()
+            },
+            "error": self.error,
+            "seconds": dict(self.seconds),
+            "evaluated": self.evaluated,
+            "reused": self.reused,
+        }
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Trial:
+        """Read what :meth:`to_json` wrote."""
+        recipe = Recipe.from_json(raw["recipe"])
+        ledger = {}
+        for op, (realization, reason, applied) in raw["ledger"].items():
+            requested = recipe[op]
+            ledger[op] = Applied(requested, requested if applied is None else OpScheme.model_validate(applied), realization, reason)
+        fields = {k: raw[k] for k in ("number", "state", "metrics", "passed", "error", "seconds", "evaluated", "reused")}
+        margin = raw["margin"]
+        return cls(
+            recipe=recipe,
+            objectives={k: Measurement(*v) for k, v in raw["objectives"].items()},
+            ledger=ledger,
+            margin=float("-inf") if margin is None else float(margin),
+            **fields,
+        )
