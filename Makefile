@@ -1,0 +1,49 @@
+# Everything sets itself up: `make demo` on a fresh machine is one command.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check format bench browser clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
+
+# torch goes first and alone, so that nothing else chooses its build (CPU or CUDA) for it.
+$(READY): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt "$(TORCH)"
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
+	@touch $@
+
+install: $(READY) ## create .venv with everything a developer needs, at the versions of constraints.txt
+
+demo: $(READY) ## tune the digits network on three backends; leaves out/demo with the model and report.html
+	$(BIN)/python -m examples.demo
+
+test: $(READY) ## run all tests
+	$(BIN)/python -m pytest -q
+
+check: $(READY) ## ruff, mypy (strict) and the import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p octavo
+	$(BIN)/lint-imports --no-cache
+
+format: $(READY) ## rewrite the sources in the house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY) ## run every benchmark; each prints its figures beside the bars
+	@for file in benchmarks/[!_]*.py; do module=$${file%.py}; echo "== $$module"; $(BIN)/python -m "$$(echo "$$module" | tr / .)" || exit 1; done
+
+browser: ## install Chromium for the report's browser test, where apt is at hand
+	@if command -v chromium chromium-browser google-chrome >/dev/null 2>&1; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
+	else echo "no chromium here, and apt-get is not at hand: the browser test will be skipped"; fi
+
+clean: ## remove what can be made again
+	rm -rf $(VENV) out dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
