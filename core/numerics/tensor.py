@@ -10,7 +10,7 @@ from array_api_compat import array_namespace
 from .affine import Array, QuantParams, dequantize, integer_range
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class QuantizedTensor:
     """Codes of a weight with their parameters. Identity is equality, so that adapters can cache what they pack.
 
