@@ -62,7 +62,8 @@ class Op:
         weight: Its weight, if it has one.
         bias: Name of its bias tensor, or None.
         macs: Multiply-accumulates for one sample, or None where shapes are unknown.
-        attributes: Strides, groups, fused activation and the like.
+        attributes: Strides, groups, fused activation and the like. A convolution states ``strides``, ``pads`` (all begins, then
+            all ends, as ONNX has them), ``dilations`` and ``groups``; what is left out is 1, 0, 1 and 1.
         out_of_reach: Why it must stay float here; empty when a scheme may be chosen.
     """
 
