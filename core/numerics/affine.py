@@ -1,21 +1,25 @@
 """Uniform affine quantization: q = clip(round(x / scale) + zero_point, qmin, qmax); x' = scale * (q - zero_point).
 
 Source: ONNX operator specification, QuantizeLinear-25 and DequantizeLinear-25; rounding is to nearest, ties to even.
-Functions take and return arrays of one array-API namespace.
+Functions take and return arrays of one array-API namespace (NumPy, torch on any device).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from array_api_compat import array_namespace
 
 from ..errors import SchemeError
 from ..scheme import QuantSpec
+from .layout import spread
 
 Array = Any  # an array of any array-API namespace; the standard has no common base class
+
+Convention = Literal["octavo", "tensorflow", "pytorch", "ipex"]
+"""Who decides how a range becomes a scale; see :func:`affine_params`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,16 +27,23 @@ class QuantParams:
     """Scale and zero point of one tensor.
 
     Attributes:
-        scale: float32; shape () for ``tensor``, (channels,) for ``channel``, (channels, groups) for ``group:N``.
+        scale: float32; shape () for ``tensor``, (channels,) for ``channel``, (channels, ceil(features / N)) for ``group:N``,
+            (ceil(channels / R), ceil(features / C)) for ``block:RxC``, the tensor's shape with a last axis of 1 for ``token``.
+            A weight's features are its other axes, flattened in their order.
         zero_point: int32, the same shape.
         spec: What they belong to.
-        axis: Channel axis; None for ``tensor``.
+        axis: Channel axis; None for ``tensor`` and ``token``.
     """
 
     scale: Array
     zero_point: Array
     spec: QuantSpec
     axis: int | None = None
+
+
+def is_integer(spec: QuantSpec) -> bool:
+    """True if the spec's dtype is one of int2 to int16 and uint2 to uint16."""
+    return spec.dtype.lstrip("u").startswith("int")
 
 
 def integer_range(spec: QuantSpec) -> tuple[int, int]:
@@ -45,7 +56,7 @@ def integer_range(spec: QuantSpec) -> tuple[int, int]:
         SchemeError: If the dtype is no integer type.
     """
     name = spec.dtype
-    if not name.lstrip("u").startswith("int"):
+    if not is_integer(spec):
         raise SchemeError(f"{name!r} is no integer type; affine quantization takes int2 to int16 and uint2 to uint16")
     bits = spec.bits - (1 if spec.reduce_range else 0)
     if name.startswith("u"):
@@ -54,14 +65,33 @@ def integer_range(spec: QuantSpec) -> tuple[int, int]:
     return (low + 1 if spec.symmetric and bits >= 7 else low), 2 ** (bits - 1) - 1
 
 
-def affine_params(low: Array, high: Array, spec: QuantSpec, axis: int | None = None) -> QuantParams:
-    """Choose scale and zero point so that [low, high] fills the integer range; zero stays exact.
+def affine_params(
+    low: Array, high: Array, spec: QuantSpec, axis: int | None = None, *, convention: Convention = "octavo", include_zero: bool = True
+) -> QuantParams:
+    """Choose scale and zero point so that [low, high] fills the integer range.
+
+    With a = max(|low|, |high|), the conventions differ in symmetric types (b bits; for 8 bits in brackets):
+
+    ============ ==================================== ===================================
+    convention   signed                               unsigned
+    ============ ==================================== ===================================
+    octavo       a / (2**(b-1) - 1)  [a / 127]        a / (2**(b-1) - 1), zero point 2**(b-1)
+    tensorflow   the same            [2a / 254]       max(low, high) / (2**b - 1), zero point 0
+    pytorch      a / ((2**b - 1) / 2) [a / 127.5]     the same, zero point 2**(b-1)
+    ipex         as tensorflow                        as tensorflow
+    ============ ==================================== ===================================
+
+    Asymmetric: scale = (high - low) / (qmax - qmin); zero_point = round(qmin - low / scale), in ``pytorch``
+    qmin - round(low / scale), which differs where low / scale ends in one half.
 
     Args:
         low: Lower ends, float, any shape.
         high: Upper ends, the same shape.
         spec: Integer dtype and symmetry.
         axis: Channel axis, kept with the result.
+        convention: Whose formula.
+        include_zero: Widen the range so that 0.0 has a code of its own. Without it the zero point may lie outside of
+            the integer range, which no runtime accepts.
 
     Returns:
         Parameters of the same shape. All-zero ranges get scale 1.
@@ -69,42 +99,51 @@ def affine_params(low: Array, high: Array, spec: QuantSpec, axis: int | None = N
     xp = array_namespace(low, high)
     low, high = xp.astype(low, xp.float32), xp.astype(high, xp.float32)
     zero = xp.zeros_like(low)
-    low, high = xp.minimum(low, zero), xp.maximum(high, zero)
+    if include_zero:
+        low, high = xp.minimum(low, zero), xp.maximum(high, zero)
     qmin, qmax = integer_range(spec)
-    if spec.symmetric:
+    middle = 0
+    if not spec.symmetric:
+        scale = (high - low) / (qmax - qmin)
+    elif qmin == 0 and convention in ("tensorflow", "ipex"):
+        scale = xp.maximum(low, high) / qmax
+    else:
         middle = 0 if qmin < 0 else (qmin + qmax + 1) // 2
-        scale = xp.maximum(-low, high) / (qmax - middle)
+        steps = qmax - middle if convention != "pytorch" else (2 ** (spec.bits - spec.reduce_range) - 1) / 2
+        scale = xp.maximum(xp.abs(low), xp.abs(high)) / steps
+    scale = xp.where(scale < float(np.finfo(np.float32).tiny), zero + 1, scale)
+    if spec.symmetric:
         zero_point = xp.full_like(xp.astype(low, xp.int32), middle)
     else:
-        scale = (high - low) / (qmax - qmin)
-    tiny = float(np.finfo(np.float32).tiny)
-    scale = xp.where(scale < tiny, xp.ones_like(scale), scale)
-    if not spec.symmetric:
-        zero_point = xp.astype(xp.clip(xp.round(qmin - low / scale), qmin, qmax), xp.int32)
+        start = qmin - xp.round(low / scale) if convention == "pytorch" else xp.round(qmin - low / scale)
+        zero_point = xp.astype(xp.clip(start, qmin, qmax) if include_zero else start, xp.int32)
     return QuantParams(scale, zero_point, spec, axis)
 
 
-def _aligned(params: QuantParams, ndim: int) -> tuple[Array, Array]:
-    """Reshape scale and zero point so that they broadcast along the channel axis."""
-    scale, zero_point = params.scale, params.zero_point
-    if params.axis is not None and scale.ndim == 1:
-        shape = [1] * ndim
-        shape[params.axis] = -1
-        xp = array_namespace(scale)
-        scale, zero_point = xp.reshape(scale, tuple(shape)), xp.reshape(zero_point, tuple(shape))
-    return scale, zero_point
-
-
 def quantize(x: Array, params: QuantParams) -> Array:
-    """Return the codes of ``x``: int32, same shape. ``tensor`` and ``channel`` granularity."""
+    """Return the codes of ``x``: int32, same shape.
+
+    Args:
+        x: Any float dtype; computed in float32.
+        params: Integer spec of any granularity.
+    """
     xp = array_namespace(x, params.scale)
-    scale, zero_point = _aligned(params, x.ndim)
     qmin, qmax = integer_range(params.spec)
-    return xp.clip(xp.astype(xp.round(x / scale), xp.int32) + zero_point, qmin, qmax)
+
+    def codes(values: Array, scale: Array, zero_point: Array) -> Array:
+        ratio = xp.round(xp.astype(values, xp.float32) / scale)
+        # Clipped as float first: a value far outside would overflow int32.
+        low, high = xp.astype(qmin - zero_point, xp.float32), xp.astype(qmax - zero_point, xp.float32)
+        return xp.astype(xp.minimum(xp.maximum(ratio, low), high), xp.int32) + zero_point
+
+    return spread(codes, x, params.spec, params.axis, params.scale, params.zero_point)
 
 
 def dequantize(codes: Array, params: QuantParams) -> Array:
-    """Return scale * (codes - zero_point), float32, same shape."""
+    """Return scale * (codes - zero_point), float32, same shape; any granularity."""
     xp = array_namespace(codes, params.scale)
-    scale, zero_point = _aligned(params, codes.ndim)
-    return scale * xp.astype(xp.astype(codes, xp.int32) - zero_point, xp.float32)
+
+    def values(q: Array, scale: Array, zero_point: Array) -> Array:
+        return scale * xp.astype(xp.astype(q, xp.int32) - zero_point, xp.float32)
+
+    return spread(values, codes, params.spec, params.axis, params.scale, params.zero_point)

@@ -1,0 +1,239 @@
+"""The configuration of a tuning run: from TOML, YAML, JSON, a mapping or Python; unknown keys are refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, ValidationError, field_validator
+
+from .criteria.config import ToleranceConfig
+from .errors import ConfigError
+from .parts import PartConfig
+from .rules import Rule
+from .scheme import Frozen, PartChoice
+from .textfiles import read_text
+
+if TYPE_CHECKING:
+    from .plugins import PluginHost
+
+PartTable = str | dict[str, Any]
+
+_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|sec|min|m|h|d)?\s*")
+_SECONDS = {"ms": 1e-3, None: 1.0, "s": 1.0, "sec": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def seconds(value: str | float | None) -> float | None:
+    """Read a duration: a number of seconds, or text such as ``10min``, ``2h``, ``500ms``.
+
+    Raises:
+        ValueError: If it is neither, or negative.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str):
+        found = _DURATION.fullmatch(value)
+        if not found:
+            raise ValueError(f"{value!r} is no duration; write 90, '90s', '10min' or '2h'")
+        return float(found[1]) * _SECONDS[found[2]]
+    if value < 0:
+        raise ValueError(f"a duration cannot be negative: {value}")
+    return float(value)
+
+
+class ObjectiveGoals(Frozen):
+    """What to minimise, most important first. Each entry is an objective's name or its settings."""
+
+    minimise: tuple[PartTable, ...] = ("latency", "size")
+
+
+class ExecutorConfig(Frozen):
+    """Where trials run.
+
+    Attributes:
+        kind: ``inline``: in this process. ``process``: each evaluation in a child process, so that a crash, a hang or
+            running out of memory ends a trial and not the run.
+    """
+
+    kind: Literal["inline", "process"] = "inline"
+
+
+class TuningConfig(Frozen):
+    """All settings of a run.
+
+    Attributes:
+        strategy: A strategy's name, or its settings with ``kind``.
+        max_trials: Evaluations after the baseline.
+        timeout: Seconds (or text: ``10min``) for the whole search; None for no limit.
+        trial_timeout: The same for one evaluation. Hard with the ``process`` executor; with ``inline`` it interrupts
+            Python code and waits for a running kernel.
+        stop: ``goal``: end at the first recipe that passes. ``budget``: use the trials to find a better one.
+        seed: The only source of randomness.
+        accuracy: The criterion; a table without ``kind`` is the tolerance criterion's.
+        objective: What to minimise.
+        rules: Restrict or widen what ops may take; the later rule wins.
+        transforms: Model-wide transforms that may be tried, each alone: names or settings.
+        backends: Backends to search over; None for the model's own. Names, or settings with ``kind``.
+        simulated: Also offer schemes that a backend can only simulate.
+        confirm: Reload the saved winner and score it again before it is called done.
+        on_bad_weight: What becomes of an op whose weight holds NaN or Inf: refuse the model, or keep the op in float.
+        executor: Where trials run.
+        budgets: Hard limits (``bits``: average weight bits; ``size``: share of the float file; ``latency``: share of the
+            float time) for strategies that keep them.
+        plugins: Plugin policy: ``autoload``, ``allow``, ``deny``.
+    """
+
+    strategy: PartTable = "auto"
+    max_trials: int = Field(default=50, ge=1)
+    timeout: float | None = None
+    trial_timeout: float | None = None
+    stop: Literal["goal", "budget"] = "budget"
+    seed: int = Field(default=0, ge=0)
+    accuracy: dict[str, Any] = Field(default_factory=dict)
+    objective: ObjectiveGoals = ObjectiveGoals()
+    rules: tuple[Rule, ...] = ()
+    transforms: tuple[PartChoice, ...] = ()
+    backends: tuple[PartTable, ...] | None = None
+    simulated: bool = False
+    confirm: bool = True
+    on_bad_weight: Literal["error", "float"] = "error"
+    executor: ExecutorConfig = ExecutorConfig()
+    budgets: dict[Literal["bits", "size", "latency"], float] = Field(default_factory=dict)
+    plugins: PluginPolicy = Field(default_factory=lambda: PluginPolicy())
+
+    @field_validator("timeout", "trial_timeout", mode="before")
+    @classmethod
+    def _duration(cls, value: Any) -> Any:
+        return seconds(value)
+
+    @field_validator("strategy", mode="before")
+    @classmethod
+    def _settings_to_table(cls, value: Any) -> Any:
+        return value.model_dump() if isinstance(value, PartConfig) else value
+
+    @field_validator("accuracy", mode="before")
+    @classmethod
+    def _criterion_to_table(cls, value: Any) -> Any:
+        return value.model_dump(exclude_unset=True) if isinstance(value, PartConfig) else value
+
+    @field_validator("executor", mode="before")
+    @classmethod
+    def _executor_by_name(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
+
+    @classmethod
+    def read(cls, source: TuningConfig | str | Path | Mapping[str, Any] | None = None, /, **overrides: Any) -> TuningConfig:
+        """Read a configuration from anywhere.
+
+        Args:
+            source: A path (.toml, .yaml, .yml, .json), a mapping, a TuningConfig, or None for the defaults.
+            **overrides: Top-level settings, or ``metric``, ``tolerance``, ``mode``, ``higher_is_better`` of the accuracy
+                table, or ``minimise`` of the objective table.
+
+        Raises:
+            ConfigError: If a setting is unknown (with the nearest name) or malformed, or the file cannot be read.
+        """
+        from .plugins import explain
+
+        if isinstance(source, TuningConfig):
+            raw: dict[str, Any] = source.model_dump(exclude_unset=True)
+            where = "config"
+        elif isinstance(source, (str, Path)):
+            raw, where = _parse(Path(source)), str(source)
+        elif source is None or isinstance(source, Mapping):
+            raw, where = dict(source or {}), "config"
+        else:
+            raise ConfigError(f"config must be a TuningConfig, a mapping or a path, not {type(source).__name__}")
+        for key, value in overrides.items():
+            if key in ("metric", "tolerance", "mode", "higher_is_better"):
+                raw["accuracy"] = {**_table(raw.get("accuracy", {})), key: value}
+            elif key in ("minimise", "minimize"):
+                raw["objective"] = {"minimise": [value] if isinstance(value, str) else list(value)}
+            else:
+                raw[key] = value
+        try:
+            return cls.model_validate(raw)
+        except ValidationError as error:
+            raise ConfigError(explain(error, cls, where)) from error
+
+    def criterion(self, host: PluginHost) -> PartConfig:
+        """Return the criterion's checked settings."""
+        return host.read("criteria", {"kind": "tolerance", **self.accuracy})
+
+
+class PluginPolicy(Frozen):
+    """Which plugins a run loads.
+
+    Attributes:
+        autoload: Load entry points of other distributions.
+        allow: When not empty, only these.
+        deny: Never these.
+    """
+
+    autoload: bool = True
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+
+
+TuningConfig.model_rebuild()
+
+
+def _table(value: Any) -> dict[str, Any]:
+    return value.model_dump(exclude_unset=True) if isinstance(value, PartConfig) else dict(value)
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    text = read_text(path)
+    try:
+        if path.suffix == ".toml":
+            found: Any = tomllib.loads(text)
+        elif path.suffix in (".yaml", ".yml"):
+            import yaml
+
+            found = yaml.safe_load(text)
+        elif path.suffix == ".json":
+            found = json.loads(text)
+        else:
+            raise ConfigError(f"{path}: unknown kind of configuration {path.suffix!r}; use .toml, .yaml or .json")
+    except ConfigError:
+        raise
+    except Exception as error:  # each parser has its own family
+        raise ConfigError(f"{path} cannot be parsed: {error}") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path} holds a {type(found).__name__}, not a table of settings")
+    return found
+
+
+def config_schema(host: PluginHost) -> dict[str, Any]:
+    """Return the JSON schema of a configuration, with the settings of every loaded part, third parties' included."""
+    schema = TuningConfig.model_json_schema()
+    definitions = schema.setdefault("$defs", {})
+
+    def parts(kind: Any) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = [{"type": "string", "enum": sorted(host.parts(kind))}]
+        for name, part in sorted(host.parts(kind).items()):
+            inner = part.config.model_json_schema()
+            definitions.update(inner.pop("$defs", {}))
+            definitions[f"{kind}.{name}"] = inner
+            found.append({"$ref": f"#/$defs/{kind}.{name}"})
+        return found
+
+    properties = schema["properties"]
+    properties["strategy"] = {"anyOf": parts("strategies"), "default": "auto"}
+    properties["backends"] = {"anyOf": [{"type": "array", "items": {"anyOf": parts("adapters")}}, {"type": "null"}], "default": None}
+    criteria = [part.config.model_json_schema() for part in host.parts("criteria").values()]
+    for inner in criteria:
+        definitions.update(inner.pop("$defs", {}))
+    properties["accuracy"] = {"anyOf": criteria}
+    definitions["ObjectiveGoals"]["properties"]["minimise"]["items"] = {"anyOf": parts("objectives")}
+    for kind in ("algorithms", "calibrators", "transforms"):
+        if host.parts(kind):
+            parts(kind)
+    return schema
+
+
+__all__ = ["ExecutorConfig", "ObjectiveGoals", "PluginPolicy", "ToleranceConfig", "TuningConfig", "config_schema", "seconds"]

@@ -1,0 +1,88 @@
+"""Loss against the float model, relative or absolute, of one metric or several."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..errors import ConfigError, nearest
+from .base import Criterion, Verdict
+from .config import LOSSES, MetricGoal, ToleranceConfig
+
+
+class Tolerance(Criterion):
+    """Passes if each metric's loss (or their weighted mean) is within its tolerance."""
+
+    config: ToleranceConfig
+
+    def _goals(self, baseline: Mapping[str, float]) -> dict[str, MetricGoal]:
+        c = self.config
+        names = list(c.metrics) or ([c.metric] if c.metric else list(baseline))
+        goals = {}
+        for name in names:
+            if name not in baseline:
+                raise ConfigError(f"the score function returns no metric {name!r}{nearest(name, baseline)}")
+            own = c.metrics.get(name, MetricGoal())
+            direction = own.higher_is_better if own.higher_is_better is not None else c.higher_is_better
+            if direction is None and name.lower() in LOSSES:
+                raise ConfigError(f"metric {name!r} reads like a loss: set accuracy.higher_is_better to false (or true) so that nothing is guessed")
+            goals[name] = MetricGoal(
+                tolerance=c.tolerance if own.tolerance is None else own.tolerance,
+                mode=own.mode or c.mode,
+                higher_is_better=True if direction is None else direction,
+                weight=own.weight,
+            )
+        return goals
+
+    def check_baseline(self, baseline: Mapping[str, float]) -> None:
+        """Refuse a relative goal at a float score of 0."""
+        for name, goal in self._goals(baseline).items():
+            if goal.mode == "relative" and baseline[name] == 0:
+                raise ConfigError(f"the float model's {name!r} is 0, and a relative tolerance of 0 is 0: set accuracy.mode to 'absolute'")
+
+    def _shares(self, metrics: Mapping[str, float], baseline: Mapping[str, float]) -> list[tuple[str, float, float, MetricGoal]]:
+        """(name, loss, share of the tolerance that is left, goal); with tolerance 0 the share is -loss."""
+        rows = []
+        for name, goal in self._goals(baseline).items():
+            loss = baseline[name] - metrics[name] if goal.higher_is_better else metrics[name] - baseline[name]
+            if goal.mode == "relative":
+                loss /= abs(baseline[name])
+            # Scores are counted, so 0.99 - 0.98 must be a loss of 0.01: a few ulps of the scores are forgiven.
+            loss = 0.0 if abs(loss) < 1e-12 else loss
+            tolerance = float(goal.tolerance or 0.0)
+            share = (tolerance - loss) / tolerance if tolerance else -loss
+            rows.append((name, loss, 0.0 if -1e-9 < share < 0 else share, goal))
+        return rows
+
+    def judge(self, metrics: Mapping[str, float], baseline: Mapping[str, float]) -> Verdict:
+        """Judge; a metric that is missing fails."""
+        missing = [n for n in self._goals(baseline) if n not in metrics]
+        if missing:
+            return Verdict(False, float("-inf"), f"metric {missing[0]!r} is missing{nearest(missing[0], metrics)}")
+        rows = self._shares(metrics, baseline)
+        if self.config.combine == "weighted":
+            total = sum(goal.weight for *_, goal in rows)
+            margin = sum(share * goal.weight for _, _, share, goal in rows) / total
+        else:
+            margin = min(share for _, _, share, _ in rows)
+        parts = [f"{n} {metrics[n]:.6g} against {baseline[n]:.6g} (loss {loss:.3g}, tolerated {goal.tolerance:g} {goal.mode})" for n, loss, _, goal in rows]
+        return Verdict(margin >= 0, margin, "; ".join(parts))
+
+    def describe(self, baseline: Mapping[str, float]) -> str:
+        """Say the goal."""
+        lines = []
+        for name, goal in self._goals(baseline).items():
+            allowed = float(goal.tolerance or 0) * (abs(baseline[name]) if goal.mode == "relative" else 1.0)
+            bound = baseline[name] - allowed if goal.higher_is_better else baseline[name] + allowed
+            lines.append(f"{name} {'>=' if goal.higher_is_better else '<='} {bound:.6g}")
+        return ("weighted mean of " if self.config.combine == "weighted" and len(lines) > 1 else "") + " and ".join(lines)
+
+    def noise(self, runs: tuple[Mapping[str, float], ...]) -> str:
+        """Compare the spread of repeated float scores with the tolerance."""
+        lines = []
+        for name, goal in self._goals(runs[0]).items():
+            values = [r[name] for r in runs]
+            spread = max(values) - min(values)
+            allowed = float(goal.tolerance or 0) * (abs(values[0]) if goal.mode == "relative" else 1.0)
+            if spread > allowed:
+                lines.append(f"{name} of the float model varied by {spread:.3g} between {len(values)} runs, and only {allowed:.3g} is tolerated")
+        return "; ".join(lines) + (": seed the score function or score more samples" if lines else "")

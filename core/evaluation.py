@@ -1,0 +1,111 @@
+"""What a score function may return, and the strict way from there to checked floats."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .adapter import Batch, Candidate
+from .errors import EvaluationError
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A score with more than one number to it.
+
+    Attributes:
+        value: The score, or several by name.
+        per_sample: The score of each sample, shape (samples,), in a fixed order; what racing and noise estimates use.
+    """
+
+    value: float | Mapping[str, float]
+    per_sample: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Checked scores: finite Python floats by metric name."""
+
+    metrics: Mapping[str, float]
+    per_sample: np.ndarray | None = None
+
+
+Score = float | Mapping[str, float] | Evaluation
+EvalFn = Callable[[Any], Score]
+
+
+def check_scores(raw: object, metric: str = "score") -> Scores:
+    """Turn what a score function returned into finite floats.
+
+    Args:
+        raw: A number (NumPy scalars and 0-d arrays or tensors count), a mapping of names to numbers, or an
+            :class:`Evaluation`.
+        metric: The name of a lone number.
+
+    Raises:
+        EvaluationError: For None, str, bool, tuples, arrays with elements, NaN and infinity.
+    """
+    per_sample = None
+    if isinstance(raw, Evaluation):
+        if raw.per_sample is not None:
+            per_sample = np.asarray(to_numpy(raw.per_sample), dtype=np.float64)
+            if per_sample.ndim != 1 or not np.isfinite(per_sample).all():
+                raise EvaluationError(f"Evaluation.per_sample must be finite, of shape (samples,); got shape {per_sample.shape}")
+        raw = raw.value
+    if isinstance(raw, Mapping):
+        if not raw:
+            raise EvaluationError("the score function returned an empty mapping; return at least one metric")
+        return Scores({str(name): _number(value, str(name)) for name, value in raw.items()}, per_sample)
+    return Scores({metric: _number(raw, metric)}, per_sample)
+
+
+def _number(raw: object, name: str) -> float:
+    hint = "return a float, a mapping of names to floats, or octavo.Evaluation"
+    if isinstance(raw, (bool, np.bool_)):
+        raise EvaluationError(f"score {name!r} is a bool ({raw}), which would count as {int(raw)}; {hint}")
+    if getattr(raw, "shape", None) == () and hasattr(raw, "item"):
+        raw = raw.item()
+        if isinstance(raw, bool):
+            raise EvaluationError(f"score {name!r} is a bool ({raw}); {hint}")
+    if not isinstance(raw, (int, float)):
+        shape = getattr(raw, "shape", None)
+        what = f"{type(raw).__name__}" + (f" of shape {tuple(shape)}" if shape else "")
+        raise EvaluationError(f"score {name!r} is a {what}, not a number; {hint}")
+    value = float(raw)
+    if not math.isfinite(value):
+        raise EvaluationError(f"score {name!r} is {value}: the model's output or the score function overflows there")
+    return value
+
+
+def to_numpy(x: Any) -> np.ndarray:
+    """Return any array or tensor as a NumPy array, detached and on the CPU; bfloat16 becomes float32."""
+    if hasattr(x, "detach"):
+        x = x.detach().cpu()
+        if str(x.dtype) == "torch.bfloat16":
+            x = x.float()
+        return np.asarray(x.numpy())
+    return np.asarray(x)
+
+
+class ArrayModel:
+    """Arrays in, arrays out, whatever the backend: what a score function is given in a run over several backends.
+
+    Call it with arrays in call order, or by input name. One output comes back as an array, several as a tuple.
+    """
+
+    def __init__(self, candidate: Candidate) -> None:
+        self.candidate = candidate
+
+    @property
+    def backend(self) -> str:
+        """Name of the backend that runs it."""
+        return self.candidate.recipe.backend
+
+    def __call__(self, *arrays: Any, **named: Any) -> np.ndarray | tuple[np.ndarray, ...]:
+        batch: Batch = named if named else arrays
+        outputs = self.candidate.run(batch)
+        return outputs[0] if len(outputs) == 1 else outputs

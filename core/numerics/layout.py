@@ -1,0 +1,95 @@
+"""Which elements share a scale: tensors as matrices, groups, blocks and tokens, and scales spread over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from array_api_compat import array_namespace
+
+from ..errors import SchemeError
+from ..scheme import QuantSpec
+
+Array = Any
+
+
+def to_matrix(x: Array, axis: int) -> Array:
+    """Return ``x`` as (channels, features): the channel axis first, the others flattened in their order."""
+    xp = array_namespace(x)
+    moved = xp.moveaxis(x, axis, 0) if axis % x.ndim else x
+    return xp.reshape(moved, (moved.shape[0], -1)) if 0 not in moved.shape else xp.reshape(moved, (moved.shape[0], _features(moved.shape)))
+
+
+def from_matrix(matrix: Array, shape: tuple[int, ...], axis: int) -> Array:
+    """Undo :func:`to_matrix` for a tensor of ``shape``."""
+    xp = array_namespace(matrix)
+    axis %= len(shape)
+    moved = (shape[axis], *shape[:axis], *shape[axis + 1 :])
+    tensor = xp.reshape(matrix, moved)
+    return xp.moveaxis(tensor, 0, axis) if axis else tensor
+
+
+def _features(shape: tuple[int, ...]) -> int:
+    n = 1
+    for d in shape[1:]:
+        n *= d
+    return n
+
+
+def block_shape(spec: QuantSpec) -> tuple[int, int]:
+    """Return (rows, columns) of ``block:RxC``; (1, N) of ``group:N``."""
+    if spec.group_size:
+        return 1, spec.group_size
+    rows, _, columns = spec.granularity.removeprefix("block:").partition("x")
+    return int(rows), int(columns)
+
+
+def is_grouped(spec: QuantSpec) -> bool:
+    """True for ``group:N`` and ``block:RxC``."""
+    return spec.granularity.startswith(("group:", "block:"))
+
+
+def scale_shape(rows: int, features: int, spec: QuantSpec) -> tuple[int, ...]:
+    """Return the shape of a (rows, features) matrix's scales. The last group or block may be short."""
+    if spec.granularity == "tensor":
+        return ()
+    if spec.granularity == "channel":
+        return (rows,)
+    if is_grouped(spec):
+        r, c = block_shape(spec)
+        return (-(-rows // r), -(-features // c))
+    raise SchemeError(f"granularity {spec.granularity!r} has no scales for a weight; use tensor, channel, group:N or block:RxC")
+
+
+def spread(function: Callable[..., Array], x: Array, spec: QuantSpec, axis: int | None, *parameters: Array) -> Array:
+    """Apply ``function(x, *parameters)`` with parameters broadcast to the elements that share them.
+
+    Args:
+        function: Elementwise; its result has the shape of its first argument.
+        x: The tensor.
+        spec: Its granularity says how parameters spread.
+        axis: Channel axis; None for ``tensor`` and ``token``.
+        parameters: As :class:`~octavo.core.numerics.affine.QuantParams` holds them.
+    """
+    xp = array_namespace(x, *parameters)
+    if axis is None or parameters[0].ndim == 0:
+        return function(x, *parameters)
+    if not is_grouped(spec):
+        shape = [1] * x.ndim
+        shape[axis] = -1
+        return function(x, *(xp.reshape(p, tuple(shape)) for p in parameters))
+    matrix = to_matrix(x, axis)
+    rows, columns = block_shape(spec)
+    if rows == 1 and matrix.shape[1] % columns == 0:
+        grouped = xp.reshape(matrix, (matrix.shape[0], -1, columns)) if matrix.shape[1] else matrix[:, :, None]
+        result = xp.reshape(function(grouped, *(p[:, :, None] for p in parameters)), matrix.shape)
+    else:
+        result = function(matrix, *(stretch(p, matrix.shape, rows, columns) for p in parameters))
+    return from_matrix(result, tuple(x.shape), axis)
+
+
+def stretch(parameter: Array, shape: tuple[int, ...], rows: int, columns: int) -> Array:
+    """Repeat block parameters to the shape of their matrix."""
+    xp = array_namespace(parameter)
+    tall = xp.repeat(parameter, rows, axis=0)[: shape[0]] if rows > 1 else parameter
+    return xp.repeat(tall, columns, axis=1)[:, : shape[1]]

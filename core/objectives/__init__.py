@@ -1,0 +1,20 @@
+"""Built-in objectives: what is measured on a candidate. A plugin module, as a third party would write one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from ..hookspecs import hookimpl
+from ..parts import Part
+from .config import LatencyConfig, MemoryConfig, SizeConfig
+
+
+@hookimpl
+def octavo_objectives() -> Iterable[Part[Any]]:
+    """Offer the built-in objectives."""
+    return (
+        Part("latency", "octavo.core.objectives.latency:Latency", LatencyConfig, "milliseconds a batch, interleaved with the float model"),
+        Part("size", "octavo.core.objectives.size:Size", SizeConfig, "bytes of the saved model"),
+        Part("memory", "octavo.core.objectives.memory:Memory", MemoryConfig, "peak memory of a fresh process that loads and runs it"),
+    )

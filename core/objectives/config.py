@@ -1,0 +1,36 @@
+"""Settings of the built-in objectives."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from ..parts import PartConfig
+
+
+class LatencyConfig(PartConfig):
+    """Wall time of one call.
+
+    Attributes:
+        rounds: How often the float model and the candidate take turns.
+        block: Least seconds that each turn lasts, so that one's idle threads do not disturb the other.
+        batch_size: Rows of the timed batch; None takes the first calibration batch as it is.
+    """
+
+    kind: Literal["latency"] = "latency"
+    rounds: int = Field(default=5, ge=3)
+    block: float = Field(default=0.03, gt=0)
+    batch_size: int | None = Field(default=None, ge=1)
+
+
+class SizeConfig(PartConfig):
+    """Bytes of the saved model's files."""
+
+    kind: Literal["size"] = "size"
+
+
+class MemoryConfig(PartConfig):
+    """Peak resident memory of a fresh process, beyond what it held before loading the model."""
+
+    kind: Literal["memory"] = "memory"

@@ -1,0 +1,183 @@
+"""Capability x model x the user's rules -> a tuning space."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from .adapter import Opened
+from .errors import ConfigError, nearest
+from .graph import Op
+from .scheme import FLOAT, Frozen, Mode, OpScheme, PartChoice, QuantSpec
+from .space import TuningSpace, Unit
+
+
+class SpecRule(Frozen):
+    """Allowed values of a QuantSpec's fields; what is left out is free."""
+
+    dtype: tuple[str, ...] | None = None
+    granularity: tuple[str, ...] | None = None
+    symmetric: tuple[bool, ...] | None = None
+    reduce_range: tuple[bool, ...] | None = None
+    scale_dtype: tuple[str | None, ...] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_is_a_list(cls, raw: Any) -> Any:
+        if isinstance(raw, str):
+            raw = {"dtype": raw}
+        if isinstance(raw, dict):
+            return {k: v if isinstance(v, (list, tuple)) or v is None else (v,) for k, v in raw.items()}
+        return raw
+
+    def admits(self, spec: QuantSpec) -> bool:
+        """True if every field that this rule names is among the allowed ones."""
+        return all(allowed is None or getattr(spec, field) in allowed for field, allowed in ((f, getattr(self, f)) for f in type(self).model_fields))
+
+
+class Rule(Frozen):
+    """What some ops may take. The later rule wins, field by field.
+
+    Attributes:
+        ops: Names or patterns (``encoder.layer.0.*``); None for any.
+        types: Op types (``linear``, ``conv``); None for any.
+        backends: Only for these backends; None for any.
+        keep: ``float`` leaves the ops alone.
+        mode: Allowed modes.
+        weight: Allowed weight specs.
+        input: Allowed input specs.
+        algorithm: Weight algorithms to try, each with its settings.
+        calibrator: Calibrators to try, each with its settings.
+    """
+
+    ops: tuple[str, ...] | None = None
+    types: tuple[str, ...] | None = None
+    backends: tuple[str, ...] | None = None
+    keep: Literal["float"] | None = None
+    mode: tuple[Mode, ...] | None = None
+    weight: SpecRule | None = None
+    input: SpecRule | None = None
+    algorithm: tuple[PartChoice, ...] | None = Field(default=None, min_length=1)
+    calibrator: tuple[PartChoice, ...] | None = Field(default=None, min_length=1)
+
+    @field_validator("ops", "types", "backends", "mode", "algorithm", "calibrator", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, raw: Any) -> Any:
+        return raw if raw is None or isinstance(raw, (list, tuple)) else (raw,)
+
+    def matches(self, op: Op, backend: str) -> bool:
+        """True if this rule speaks about ``op``."""
+        return (
+            (self.backends is None or backend in self.backends)
+            and (self.types is None or op.type in self.types)
+            and (self.ops is None or any(op.name == p or fnmatch.fnmatchcase(op.name, p) for p in self.ops))
+        )
+
+
+def build_spaces(
+    opened: Sequence[Opened], rules: Sequence[Rule], *, transforms: Sequence[PartChoice] = (), simulated: bool = False
+) -> dict[str, TuningSpace]:
+    """Build one space for each backend.
+
+    Raises:
+        ConfigError: If a rule matches nothing on any backend, or leaves an op nothing that the backend can carry out.
+    """
+    for index, rule in enumerate(rules):
+        if not any(rule.matches(op, o.name) for o in opened for op in o.view.ops):
+            _refuse(index, rule, opened)
+    return {o.name: build_space(o, rules, transforms=transforms, simulated=simulated) for o in opened}
+
+
+def build_space(opened: Opened, rules: Sequence[Rule] = (), *, transforms: Sequence[PartChoice] = (), simulated: bool = False) -> TuningSpace:
+    """Build the space of one backend; see :func:`build_spaces`."""
+    notes = list(opened.view.notes)
+    choices = {op.name: _choices(op, opened, rules, simulated) for op in opened.view.ops}
+    alternatives: list[tuple[PartChoice, ...]] = [()]
+    if transforms and "rescale" not in opened.capability.features:
+        notes.append(f"{opened.name} does not offer rescale: transforms {', '.join(map(str, transforms))} are left out")
+    elif transforms:
+        alternatives += [(t,) for t in transforms]
+    return TuningSpace(opened.name, tuple(_units(opened, choices)), tuple(alternatives), tuple(notes))
+
+
+def _refuse(index: int, rule: Rule, opened: Sequence[Opened]) -> None:
+    ops = [op for o in opened for op in o.view.ops]
+    for pattern in rule.ops or ():
+        if not any(fnmatch.fnmatchcase(op.name, pattern) for op in ops):
+            raise ConfigError(f"rule {index + 1} names op {pattern!r}, which matches nothing{nearest(pattern.rstrip('.*'), [op.name for op in ops])}")
+    for kind in rule.types or ():
+        if kind not in {op.type for op in ops}:
+            raise ConfigError(f"rule {index + 1} names op type {kind!r}, which this model does not have{nearest(kind, [op.type for op in ops])}")
+    for backend in rule.backends or ():
+        if backend not in {o.name for o in opened}:
+            raise ConfigError(f"rule {index + 1} names backend {backend!r}, which this run does not use{nearest(backend, [o.name for o in opened])}")
+    raise ConfigError(f"rule {index + 1} matches no op: no op has both the names {rule.ops} and the types {rule.types}")
+
+
+def _choices(op: Op, opened: Opened, rules: Sequence[Rule], simulated: bool) -> tuple[OpScheme, ...]:
+    merged: dict[str, Any] = {}
+    for rule in rules:
+        if not rule.matches(op, opened.name):
+            continue
+        said = {f: getattr(rule, f) for f in ("mode", "weight", "input", "algorithm", "calibrator") if getattr(rule, f) is not None}
+        if rule.keep:
+            merged["keep"] = rule.keep
+        elif said:
+            merged.pop("keep", None)
+        merged.update(said)
+    if merged.get("keep") == "float":
+        return (FLOAT,)
+    offers = opened.capability.for_op(op, simulated=simulated)
+    kept = [s for s in offers if not s.is_float and _admits(merged, s)]
+    restricts = any(k in merged for k in ("mode", "weight", "input"))
+    if restricts and not kept and len(offers) > 1 and merged.get("mode") != ("float",):
+        shown = "; ".join(str(s) for s in offers)
+        raise ConfigError(f"the rules leave op {op.name!r} ({op.type}) nothing that {opened.name} can carry out. It can: {shown}")
+    return (*dict.fromkeys(v for s in kept for v in _variants(s, merged)), FLOAT)
+
+
+def _admits(merged: dict[str, Any], scheme: OpScheme) -> bool:
+    mode, weight, inputs = merged.get("mode"), merged.get("weight"), merged.get("input")
+    return (
+        (mode is None or scheme.mode in mode)
+        and (weight is None or scheme.weight is None or weight.admits(scheme.weight))
+        and (inputs is None or scheme.input is None or inputs.admits(scheme.input))
+    )
+
+
+def _variants(scheme: OpScheme, merged: dict[str, Any]) -> Iterable[OpScheme]:
+    algorithms = merged.get("algorithm", (scheme.algorithm,)) if scheme.weight else (scheme.algorithm,)
+    calibrators = merged.get("calibrator", (scheme.calibrator,)) if scheme.mode == "static" else (scheme.calibrator,)
+    for algorithm in algorithms:
+        for calibrator in calibrators:
+            yield scheme if (algorithm, calibrator) == (scheme.algorithm, scheme.calibrator) else scheme.variant(algorithm=algorithm, calibrator=calibrator)
+
+
+def _units(opened: Opened, choices: dict[str, tuple[OpScheme, ...]]) -> Iterable[Unit]:
+    view = opened.view
+    leader: dict[str, tuple[str, ...]] = {}
+    for group in view.groups:
+        if group.kind == "scheme" and len({view.by_name[m].type for m in group.members}) == 1 and not any(m in leader for m in group.members):
+            order = tuple(op.name for op in view.ops if op.name in group.members)
+            leader.update(dict.fromkeys(order, order))
+    done: set[str] = set()
+    for op in view.ops:
+        if op.name in done:
+            continue
+        members = leader.get(op.name, (op.name,))
+        done.update(members)
+        shared = tuple(s for s in choices[op.name] if all(s in choices[m] for m in members))
+        ops = [view.by_name[m] for m in members]
+        channels = sum(o.weight.shape[o.weight.channel_axis] if o.weight and o.weight.shape else 1 for o in ops)
+        sizes = {o.weight.name: o.weight.size for o in ops if o.weight}
+        yield Unit(op.name, op.type, members, shared, _block(op.name), sum(sizes.values()), channels, sum(o.macs or 0 for o in ops))
+
+
+def _block(name: str) -> str:
+    """The repeated block that a name sits in: everything up to its first number (``encoder.layer.3``)."""
+    found = re.match(r"(.*?(?:^|[._/])\D*?\d+)(?=[._/]|$)", name)
+    return found[1] if found else name
