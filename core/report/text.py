@@ -17,7 +17,7 @@ def size(number: float) -> str:
 def measured(measurement: Measurement | None, spread: bool = False) -> str:
     """Return a measurement with its unit, and its quartiles if asked for: ``1.52 ms [1.49, 1.60]``."""
     if measurement is None:
-        return "–"
+        return "-"
     m = measurement
     if m.unit == "bytes":
         return size(m.value)
@@ -27,12 +27,12 @@ def measured(measurement: Measurement | None, spread: bool = False) -> str:
 
 def ratio(measurement: Measurement | None) -> str:
     """Return the ratio to the float model, or a dash."""
-    return "–" if measurement is None or measurement.ratio is None else f"{measurement.ratio:.3g}"
+    return "-" if measurement is None or measurement.ratio is None else f"{measurement.ratio:.3g}"
 
 
 def score(trial: Trial | None, metric: str) -> str:
     """Return a trial's score, or a dash."""
-    return "–" if trial is None or metric not in trial.metrics else f"{trial.metrics[metric]:.5g}"
+    return "-" if trial is None or metric not in trial.metrics else f"{trial.metrics[metric]:.5g}"
 
 
 def bits(trial: Trial) -> str:

@@ -1,0 +1,244 @@
+"""The report's charts, as SVG that is put straight into the page.
+
+Text stays text (it can be searched, copied and read aloud), and colours are CSS variables of the page, so that charts
+follow its light and dark dress.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Callable, Sequence
+from functools import wraps
+from html import escape
+from typing import TYPE_CHECKING, Any, ParamSpec
+
+from ..trial import Trial
+from .model import OpLine, ReportData
+from .text import measured, size
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# matplotlib takes colours, not CSS variables: each of these stands for a variable and is replaced in the SVG.
+INK, FAINT, GRID, PAPER, GOOD, BAD, ACCENT = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606", "#070707"
+SERIES = ("#080801", "#080802", "#080803", "#080804", "#080805", "#080806")
+_VARIABLES = {INK: "ink", FAINT: "faint", GRID: "grid", PAPER: "paper", GOOD: "good", BAD: "bad", ACCENT: "accent"} | {
+    colour: f"series-{i}" for i, colour in enumerate(SERIES)
+}
+MARKERS = ("o", "s", "^", "D", "v", "P")
+"""Backends differ in shape as well as in colour."""
+
+_STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "octavo",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": INK,
+    "text.parse_math": False,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+    "figure.facecolor": "none",
+}
+
+
+P = ParamSpec("P")
+
+
+def _styled(draw: Callable[P, str]) -> Callable[P, str]:
+    """Draw in the house style and leave the user's own settings of matplotlib alone."""
+
+    @wraps(draw)
+    def styled(*arguments: P.args, **named: P.kwargs) -> str:
+        from matplotlib import rc_context
+
+        with rc_context(_STYLE):  # type: ignore[arg-type] - the stubs list every key as a literal
+            return draw(*arguments, **named)
+
+    return styled
+
+
+@_styled
+def trade_off(data: ReportData, objective: str) -> str:
+    """Score against one objective, a bubble's area the size of the saved model; one shape a backend.
+
+    Args:
+        data: The run.
+        objective: What the horizontal axis shows.
+
+    Returns:
+        An ``<svg>`` element, or an empty string where no trial has both numbers.
+    """
+    shown = [t for t in (data.baseline, *data.completed) if objective in t.objectives and data.metric in t.metrics]
+    if len(shown) < 2:
+        return ""
+    figure, axes = _figure(9.6, 4.6)
+    backends = sorted({t.recipe.backend for t in shown if t is not data.baseline})
+    largest = max((t.objectives["size"].value for t in shown if "size" in t.objectives), default=1.0)
+
+    def area(trial: Trial) -> float:
+        return 40 + 360 * trial.objectives["size"].value / largest if "size" in trial.objectives else 90.0
+
+    def place(trial: Trial) -> tuple[float, float]:
+        return trial.objectives[objective].value, trial.metrics[data.metric]
+
+    front = sorted(place(t) for t in shown if t.number in data.pareto)
+    if len(front) > 1:
+        axes.plot(*zip(*front, strict=True), color=FAINT, linewidth=1, linestyle=(0, (4, 3)), zorder=1, label="Pareto front")
+    for index, backend in enumerate(backends):
+        colour, marker = SERIES[index % len(SERIES)], MARKERS[index % len(MARKERS)]
+        for passed in (True, False):
+            group = [t for t in shown if t is not data.baseline and t.recipe.backend == backend and t.passed is passed]
+            if group:
+                xs, ys = zip(*map(place, group), strict=True)
+                label = f"{backend or 'trial'}, {'passes' if passed else 'does not pass'}"
+                sizes, filling = [area(t) for t in group], colour if passed else "none"
+                axes.scatter(xs, ys, s=sizes, marker=marker, linewidths=1.6, edgecolors=colour, facecolors=filling, alpha=0.75, label=label)
+    axes.scatter(*place(data.baseline), s=area(data.baseline), marker="X", color=INK, label="float model", zorder=3)
+    if data.best is not None and any(t.number == data.best.number for t in shown):
+        x, y = place(data.best)
+        axes.scatter(x, y, s=area(data.best) * 1.9, marker="o", facecolors="none", edgecolors=ACCENT, linewidths=2, zorder=4, label="best")
+        axes.annotate(
+            f"best: #{data.best.number}", (x, y), xytext=(0, 17), textcoords="offset points", ha="center", color=ACCENT, fontweight="bold"
+        )
+    if data.bound is not None:
+        axes.axhline(data.bound, color=GOOD, linewidth=1.2, label="goal")
+    unit = shown[0].objectives[objective].unit
+    axes.set_xlabel(f"{objective}{f' ({unit})' if unit else ''}, less is better")
+    axes.set_ylabel(f"{data.metric}, {'more' if data.higher_is_better else 'less'} is better")
+    if unit == "bytes":
+        axes.xaxis.set_major_formatter(lambda value, _: size(value))
+    axes.set_xlim(left=0)
+    axes.margins(y=0.18)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, markerscale=0.6, fontsize=9)
+    best = f" The best, trial {data.best.number}, takes {measured(data.best.objectives.get(objective))}." if data.best else ""
+    told = f"{data.metric} against {objective} of {len(shown) - 1} trials and the float model.{best}"
+    return _svg(
+        figure,
+        "trade-off",
+        "Accuracy, latency and size of every trial" if objective == "latency" else f"{data.metric} and {objective}",
+        told,
+    )
+
+
+@_styled
+def search(data: ReportData) -> str:
+    """Score of every trial in order, with the goal and the best so far. An empty string for fewer than two trials."""
+    trials = data.completed
+    if len(trials) < 2:
+        return ""
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axes = _figure(9.6, 2.6)
+    for passed, colour, marker in ((True, GOOD, "o"), (False, BAD, "x")):
+        group = [t for t in trials if t.passed is passed]
+        if group:
+            axes.scatter(
+                [t.number for t in group],
+                [t.metrics[data.metric] for t in group],
+                color=colour,
+                marker=marker,
+                s=36,
+                label="passes" if passed else "does not pass",
+            )
+    axes.axhline(data.baseline.metrics[data.metric], color=INK, linewidth=1, linestyle=":", label="float model")
+    if data.bound is not None:
+        axes.axhline(data.bound, color=GOOD, linewidth=1.2, label="goal")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("trial")
+    axes.set_ylabel(data.metric)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.26), ncols=4, fontsize=9)
+    reached = sum(t.passed for t in trials)
+    return _svg(
+        figure, "search", "The search, trial by trial", f"{data.metric} of {len(trials)} trials in order; {reached} reach the goal."
+    )
+
+
+@_styled
+def layers(ops: Sequence[OpLine], most: int = 48) -> str:
+    """Weight bytes of each op in float and as it runs, in the model's order; the largest ``most`` ops of a larger model."""
+    weighted = [op for op in ops if op.parameters]
+    if not weighted:
+        return ""
+    kept = sorted(weighted, key=lambda o: -o.parameters)[:most]
+    shown = [op for op in weighted if op in kept]
+    figure, axes = _figure(8.6, 0.6 + 0.24 * len(shown))
+    schemes = list(dict.fromkeys(str(op.line.applied) for op in shown))
+    position = range(len(shown))
+    axes.barh(position, [4 * op.parameters for op in shown], color=GRID, height=0.78, label="float")
+    for scheme in schemes:
+        rows = [(i, op) for i, op in enumerate(shown) if str(op.line.applied) == scheme]
+        colour = FAINT if scheme == "float" else SERIES[[s for s in schemes if s != "float"].index(scheme) % len(SERIES)]
+        axes.barh(
+            [i for i, _ in rows],
+            [op.parameters * op.line.applied.weight_bits / 8 for _, op in rows],
+            color=colour,
+            height=0.5,
+            label=scheme,
+        )
+    axes.set_yticks(list(position), [_short(op.name) for op in shown], fontsize=8)
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    axes.xaxis.set_major_formatter(lambda value, _: size(value))
+    axes.set_xlabel("weights")
+    handles, labels = axes.get_legend_handles_labels()
+    pairs = dict(zip(labels, handles, strict=True))
+    axes.legend(pairs.values(), pairs.keys(), loc="upper center", bbox_to_anchor=(0.4, -0.5 / max(1.0, 0.24 * len(shown))), fontsize=8)
+    left_out = f", the {most} largest of {len(weighted)}" if len(weighted) > most else ""
+    return _svg(
+        figure,
+        "layers",
+        "Weights, layer by layer",
+        f"Bytes of the weights of each op in float and as they run{left_out}. The table of all ops has the same figures.",
+    )
+
+
+def _short(name: str, limit: int = 40) -> str:
+    return name if len(name) <= limit else "…" + name[1 - limit :]
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    # The object interface, not pyplot: no global state, no display, safe in a user's notebook.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height))
+    return figure, figure.add_subplot()
+
+
+def _svg(figure: Figure, name: str, title: str, description: str) -> str:
+    buffer = io.StringIO()
+    figure.savefig(
+        buffer, format="svg", bbox_inches="tight", pad_inches=0.08, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+    )
+    drawn = buffer.getvalue()
+    drawn = drawn[drawn.index("<svg") :]
+    # Several figures share one page: ids are made unique, the fixed size gives way to the page's.
+    drawn = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', drawn)
+    drawn = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", drawn)
+    drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn, flags=re.DOTALL)
+    for colour, variable in _VARIABLES.items():
+        drawn = drawn.replace(colour, f"var(--{variable})")
+    found = re.match(r'<svg[^>]*viewBox="0 0 ([\d.]+) ([\d.]+)"[^>]*>', drawn)
+    assert found is not None
+    width, height = math.ceil(float(found[1])), math.ceil(float(found[2]))
+    head = (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'viewBox="0 0 {width} {height}" width="{width * 4 // 3}" '
+        f'role="img" aria-labelledby="{name}-title {name}-desc"><title id="{name}-title">{escape(title)}</title>'
+        f'<desc id="{name}-desc">{escape(description)}</desc>'
+    )
+    return head + drawn[found.end() :].strip()

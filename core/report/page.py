@@ -1,0 +1,50 @@
+"""From a finished run to one HTML file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..errors import MissingFramework
+from ..textfiles import write_text
+from . import text
+from .model import ReportData
+
+
+def render(data: ReportData) -> str:
+    """Return the page. It holds everything it shows and asks no network for anything.
+
+    Raises:
+        MissingFramework: If the extra ``octavo[report]`` is not installed.
+    """
+    try:
+        import jinja2
+        import matplotlib as _  # noqa: F401 - the charts need it; said here, before any work
+        from markupsafe import Markup
+    except ImportError as error:
+        raise MissingFramework(f"a report cannot be drawn: {error}; pip install 'octavo[report]'") from error
+    from . import charts
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("octavo.core.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(size=text.size, measured=text.measured, ratio=text.ratio, score=text.score, bits=text.bits)
+    objectives = tuple(dict.fromkeys(name for t in (data.baseline, *data.trials) for name in t.objectives))
+    horizontal = "latency" if "latency" in objectives else (objectives[0] if objectives else "")
+    drawn: dict[str, Any] = {
+        "trade_off": Markup(charts.trade_off(data, horizontal)) if horizontal else "",
+        "search": Markup(charts.search(data)),
+        "layers": Markup(charts.layers(data.ops)),
+    }
+    return environment.get_template("page.html.j2").render(run=data, charts=drawn, objectives=objectives)
+
+
+def write(data: ReportData, path: str | Path) -> Path:
+    """Render and write the page, whole or not at all, and return its path."""
+    path = Path(path)
+    write_text(path, render(data))
+    return path
