@@ -161,7 +161,7 @@ class Session(ABC):
         """
         raise SchemeError(f"{type(self).__name__} does not offer rescale; leave transforms out of the configuration")
 
-    def export(self, format: str, path: Path) -> None:  # noqa: A002 - the field's word
+    def export(self, format: str, path: Path) -> None:
         """Write the float model in an interchange format (feature ``export:<format>``)."""
         raise SchemeError(f"{type(self).__name__} does not export {format!r}")
 

@@ -59,16 +59,18 @@ class CalibrationData:
             return CalibrationData(tuple(numpy_batch(b) for b in self.batches), None, self.inputs, self.notes)
         make = self.factory
         assert make is not None
-        return CalibrationData(None, lambda: (numpy_batch(_batch(raw, self.inputs, i)[0]) for i, raw in enumerate(make())), self.inputs, self.notes)
+        return CalibrationData(
+            None, lambda: (numpy_batch(_batch(raw, self.inputs, i)[0]) for i, raw in enumerate(make())), self.inputs, self.notes
+        )
 
     def for_inputs(self, inputs: tuple[InputInfo, ...]) -> CalibrationData:
         """Return the data for another backend's view of the same model: positional batches keep their order."""
         return CalibrationData(self.batches, self.factory, inputs, self.notes)
 
     def digest(self) -> str:
-        """Content digest of the arrays, 16 hex digits."""
+        """Content digest of the kept arrays (of a factory's first batch only), 16 hex digits."""
         digest = hashlib.sha256()
-        for batch in self:
+        for batch in self.batches if self.batches is not None else (self.first(),):
             for name, array in named(batch, self.inputs):
                 array = np.ascontiguousarray(to_numpy(array))
                 digest.update(f"{name}{array.dtype}{array.shape}".encode())
@@ -76,42 +78,73 @@ class CalibrationData:
         return digest.hexdigest()[:16]
 
 
-def calibration_data(source: Any, inputs: tuple[InputInfo, ...], *, limit: int = LIMIT_BYTES) -> CalibrationData:
-    """Read calibration data of any form.
+@dataclass(frozen=True)
+class Raw:
+    """Raw batches before the model's inputs are known: kept, or made again by a factory."""
+
+    batches: tuple[Any, ...] | None
+    factory: Callable[[], Iterable[Any]] | None
+
+    def example(self) -> Batch:
+        """Return the first batch; it may still hold labels at its end."""
+        first = self.batches[0] if self.batches else next(iter(self.factory() if self.factory else ()), None)
+        return _batch(first, (), 0)[0]
+
+
+def materialize(source: Any, *, limit: int = LIMIT_BYTES) -> Raw:
+    """Read a source once, so that a one-shot generator is not silently empty at its second use.
 
     Args:
         source: An iterable of batches (lists, generators, a DataLoader), an object with ``get_next()`` (ONNX Runtime's
             CalibrationDataReader), one array of samples, a mapping of input names to arrays of samples, an ``.npz``
             path, or a function that returns any of the iterables (a factory: nothing is kept in memory).
-        inputs: What the model takes.
-        limit: Bytes that a one-shot iterable may take in memory.
+        limit: Bytes that an iterable may take in memory.
 
     Raises:
-        DataError: If it is empty, not finite, or does not fit the model's inputs; if a one-shot iterable exceeds the limit.
+        DataError: If it is empty or exceeds the limit.
     """
+    if isinstance(source, Raw):
+        return source
     if source is None:
         raise DataError("calibration data is missing: pass calibration=, an iterable of batches, an array, an .npz path or a factory")
-    if callable(source) and not hasattr(source, "__iter__") and not hasattr(source, "get_next"):
-        probe = next(iter(source()), None)
-        if probe is None:
+    if callable(source) and not hasattr(source, "__iter__") and not hasattr(source, "get_next") and not hasattr(source, "shape"):
+        if next(iter(_raw(source())), None) is None:
             raise DataError("the calibration factory gave no batch; it must return a fresh, non-empty iterable each time it is called")
-        _, notes = _batch(probe, inputs, 0)
-        return CalibrationData(None, source, inputs, notes)
-    kept: list[Batch] = []
-    notes: tuple[str, ...] = ()
+        return Raw(None, lambda: _raw(source()))
+    kept: list[Any] = []
     total = 0
     for index, raw in enumerate(_raw(source)):
-        batch, notes = _batch(raw, inputs, index)
-        total += sum(int(getattr(a, "nbytes", 0)) for _, a in named(batch, inputs))
+        items = raw.values() if isinstance(raw, Mapping) else raw if isinstance(raw, (tuple, list)) else (raw,)
+        total += sum(int(getattr(a, "nbytes", 0)) for a in items)
         if total > limit:
             raise DataError(
                 f"calibration data passes {limit / 2**30:.1f} GiB at batch {index}: pass a factory (a function that returns a fresh "
                 "iterable), which is streamed and never kept, or fewer batches; a few hundred samples are usually enough"
             )
-        kept.append(batch)
+        kept.append(raw)
     if not kept:
         raise DataError("calibration data is empty: give at least one batch (a one-shot generator may already be exhausted)")
-    return CalibrationData(tuple(kept), None, inputs, notes)
+    return Raw(tuple(kept), None)
+
+
+def calibration_data(source: Any, inputs: tuple[InputInfo, ...], *, limit: int = LIMIT_BYTES) -> CalibrationData:
+    """Read calibration data of any form and check it against the model's inputs.
+
+    Args:
+        source: What :func:`materialize` takes, or its result.
+        inputs: What the model takes.
+        limit: Bytes that an iterable may take in memory.
+
+    Raises:
+        DataError: If it is empty, not finite, or does not fit the model's inputs.
+    """
+    raw = materialize(source, limit=limit)
+    if raw.batches is None:
+        assert raw.factory is not None
+        _, notes = _batch(next(iter(raw.factory())), inputs, 0)
+        return CalibrationData(None, raw.factory, inputs, notes)
+    checked = [_batch(b, inputs, index) for index, b in enumerate(raw.batches)]
+    return CalibrationData(tuple(b for b, _ in checked), None, inputs, checked[0][1])
 
 
 def _raw(source: Any) -> Iterable[Any]:
@@ -134,7 +167,9 @@ def _raw(source: Any) -> Iterable[Any]:
     elif hasattr(source, "__iter__"):
         yield from source
     else:
-        raise DataError(f"calibration data of type {type(source).__name__} cannot be read; give an iterable of batches, an array, an .npz path or a factory")
+        raise DataError(
+            f"calibration data of type {type(source).__name__} cannot be read; give an iterable of batches, an array, an .npz path or a factory"
+        )
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -189,8 +224,10 @@ def _check(batch: Batch, inputs: tuple[InputInfo, ...], index: int) -> None:
             raise DataError(f"calibration batch {index}, input {name!r}: {type(array).__name__} is no array; give NumPy arrays or tensors")
         info = expected.get(name)
         shape = tuple(int(d) for d in array.shape)
-        if info is not None and info.shape is not None and (
-            len(shape) != len(info.shape) or any(e is not None and e != g for e, g in zip(info.shape, shape, strict=True))
+        if (
+            info is not None
+            and info.shape is not None
+            and (len(shape) != len(info.shape) or any(e is not None and e != g for e, g in zip(info.shape, shape, strict=True)))
         ):
             want = "(" + ", ".join("any" if d is None else str(d) for d in info.shape) + ")"
             raise DataError(f"calibration batch {index}, input {name!r}: expected shape {want}, got {shape}")

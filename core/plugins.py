@@ -107,7 +107,7 @@ class PluginHost:
             module = load()
             self._manager.register(module, name)
             self._manager.check_pending()
-        except Exception as error:  # noqa: BLE001 - a stranger's plugin may raise anything
+        except Exception as error:
             if module is not None and self._manager.is_registered(module):
                 self._manager.unregister(module)
             reason = f"{type(error).__name__}: {error}"
@@ -154,7 +154,7 @@ class PluginHost:
                 named = {k: v for k, v in arguments.items() if k in implementation.argnames}
                 result = implementation.function(**named)
                 yield implementation.plugin_name, list(result) if not arguments and result is not None else result
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:
                 name = implementation.plugin_name
                 self._infos = [
                     PluginInfo(i.name, i.origin, i.loaded, f"{hook} raised {type(error).__name__}: {error}") if i.name == name else i for i in self._infos

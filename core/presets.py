@@ -15,7 +15,12 @@ from .space import TuningSpace
 def _is(mode: str, dtype: tuple[str, ...], group: bool = False) -> Callable[[OpScheme], bool]:
     def check(s: OpScheme) -> bool:
         spec = s.weight or s.input
-        return s.mode == mode and spec is not None and spec.dtype in dtype and (not group or s.weight is None or s.weight.group_size is not None)
+        return (
+            s.mode == mode
+            and spec is not None
+            and spec.dtype in dtype
+            and (not group or s.weight is None or s.weight.group_size is not None)
+        )
 
     return check
 

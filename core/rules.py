@@ -36,7 +36,10 @@ class SpecRule(Frozen):
 
     def admits(self, spec: QuantSpec) -> bool:
         """True if every field that this rule names is among the allowed ones."""
-        return all(allowed is None or getattr(spec, field) in allowed for field, allowed in ((f, getattr(self, f)) for f in type(self).model_fields))
+        return all(
+            allowed is None or getattr(spec, field) in allowed
+            for field, allowed in ((f, getattr(self, f)) for f in type(self).model_fields)
+        )
 
 
 class Rule(Frozen):
@@ -92,7 +95,9 @@ def build_spaces(
     return {o.name: build_space(o, rules, transforms=transforms, simulated=simulated) for o in opened}
 
 
-def build_space(opened: Opened, rules: Sequence[Rule] = (), *, transforms: Sequence[PartChoice] = (), simulated: bool = False) -> TuningSpace:
+def build_space(
+    opened: Opened, rules: Sequence[Rule] = (), *, transforms: Sequence[PartChoice] = (), simulated: bool = False
+) -> TuningSpace:
     """Build the space of one backend; see :func:`build_spaces`."""
     notes = list(opened.view.notes)
     choices = {op.name: _choices(op, opened, rules, simulated) for op in opened.view.ops}
@@ -108,13 +113,19 @@ def _refuse(index: int, rule: Rule, opened: Sequence[Opened]) -> None:
     ops = [op for o in opened for op in o.view.ops]
     for pattern in rule.ops or ():
         if not any(fnmatch.fnmatchcase(op.name, pattern) for op in ops):
-            raise ConfigError(f"rule {index + 1} names op {pattern!r}, which matches nothing{nearest(pattern.rstrip('.*'), [op.name for op in ops])}")
+            raise ConfigError(
+                f"rule {index + 1} names op {pattern!r}, which matches nothing{nearest(pattern.rstrip('.*'), [op.name for op in ops])}"
+            )
     for kind in rule.types or ():
         if kind not in {op.type for op in ops}:
-            raise ConfigError(f"rule {index + 1} names op type {kind!r}, which this model does not have{nearest(kind, [op.type for op in ops])}")
+            raise ConfigError(
+                f"rule {index + 1} names op type {kind!r}, which this model does not have{nearest(kind, [op.type for op in ops])}"
+            )
     for backend in rule.backends or ():
         if backend not in {o.name for o in opened}:
-            raise ConfigError(f"rule {index + 1} names backend {backend!r}, which this run does not use{nearest(backend, [o.name for o in opened])}")
+            raise ConfigError(
+                f"rule {index + 1} names backend {backend!r}, which this run does not use{nearest(backend, [o.name for o in opened])}"
+            )
     raise ConfigError(f"rule {index + 1} matches no op: no op has both the names {rule.ops} and the types {rule.types}")
 
 
@@ -154,14 +165,22 @@ def _variants(scheme: OpScheme, merged: dict[str, Any]) -> Iterable[OpScheme]:
     calibrators = merged.get("calibrator", (scheme.calibrator,)) if scheme.mode == "static" else (scheme.calibrator,)
     for algorithm in algorithms:
         for calibrator in calibrators:
-            yield scheme if (algorithm, calibrator) == (scheme.algorithm, scheme.calibrator) else scheme.variant(algorithm=algorithm, calibrator=calibrator)
+            yield (
+                scheme
+                if (algorithm, calibrator) == (scheme.algorithm, scheme.calibrator)
+                else scheme.variant(algorithm=algorithm, calibrator=calibrator)
+            )
 
 
 def _units(opened: Opened, choices: dict[str, tuple[OpScheme, ...]]) -> Iterable[Unit]:
     view = opened.view
     leader: dict[str, tuple[str, ...]] = {}
     for group in view.groups:
-        if group.kind == "scheme" and len({view.by_name[m].type for m in group.members}) == 1 and not any(m in leader for m in group.members):
+        if (
+            group.kind == "scheme"
+            and len({view.by_name[m].type for m in group.members}) == 1
+            and not any(m in leader for m in group.members)
+        ):
             order = tuple(op.name for op in view.ops if op.name in group.members)
             leader.update(dict.fromkeys(order, order))
     done: set[str] = set()

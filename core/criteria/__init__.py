@@ -13,4 +13,8 @@ from .config import ToleranceConfig
 @hookimpl
 def octavo_criteria() -> Iterable[Part[Any]]:
     """Offer the built-in criterion."""
-    return (Part("tolerance", "octavo.core.criteria.tolerance:Tolerance", ToleranceConfig, "loss against the float model, relative or absolute"),)
+    return (
+        Part(
+            "tolerance", "octavo.core.criteria.tolerance:Tolerance", ToleranceConfig, "loss against the float model, relative or absolute"
+        ),
+    )

@@ -24,7 +24,9 @@ class Tolerance(Criterion):
             own = c.metrics.get(name, MetricGoal())
             direction = own.higher_is_better if own.higher_is_better is not None else c.higher_is_better
             if direction is None and name.lower() in LOSSES:
-                raise ConfigError(f"metric {name!r} reads like a loss: set accuracy.higher_is_better to false (or true) so that nothing is guessed")
+                raise ConfigError(
+                    f"metric {name!r} reads like a loss: set accuracy.higher_is_better to false (or true) so that nothing is guessed"
+                )
             goals[name] = MetricGoal(
                 tolerance=c.tolerance if own.tolerance is None else own.tolerance,
                 mode=own.mode or c.mode,
@@ -64,7 +66,10 @@ class Tolerance(Criterion):
             margin = sum(share * goal.weight for _, _, share, goal in rows) / total
         else:
             margin = min(share for _, _, share, _ in rows)
-        parts = [f"{n} {metrics[n]:.6g} against {baseline[n]:.6g} (loss {loss:.3g}, tolerated {goal.tolerance:g} {goal.mode})" for n, loss, _, goal in rows]
+        parts = [
+            f"{n} {metrics[n]:.6g} against {baseline[n]:.6g} (loss {loss:.3g}, tolerated {goal.tolerance:g} {goal.mode})"
+            for n, loss, _, goal in rows
+        ]
         return Verdict(margin >= 0, margin, "; ".join(parts))
 
     def describe(self, baseline: Mapping[str, float]) -> str:
@@ -84,5 +89,7 @@ class Tolerance(Criterion):
             spread = max(values) - min(values)
             allowed = float(goal.tolerance or 0) * (abs(values[0]) if goal.mode == "relative" else 1.0)
             if spread > allowed:
-                lines.append(f"{name} of the float model varied by {spread:.3g} between {len(values)} runs, and only {allowed:.3g} is tolerated")
+                lines.append(
+                    f"{name} of the float model varied by {spread:.3g} between {len(values)} runs, and only {allowed:.3g} is tolerated"
+                )
         return "; ".join(lines) + (": seed the score function or score more samples" if lines else "")

@@ -1,0 +1,137 @@
+"""Where an evaluation runs: in this process, or in a child that may crash, hang or run out of memory.
+
+Anything with ``submit(function, *arguments) -> concurrent.futures.Future`` can take their place (a Dask or Ray client).
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
+
+from .errors import TrialTimeout, WorkerDied
+
+T = TypeVar("T")
+
+
+class Executor(Protocol):
+    """Runs a function elsewhere."""
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any) -> Future[Any]:
+        """Start ``function(*arguments)``; everything must be picklable by cloudpickle."""
+
+
+class InlineExecutor:
+    """Runs in this process. A time limit interrupts Python code; it cannot stop a running kernel."""
+
+    def __init__(self, timeout: float | None = None) -> None:
+        self._timeout = timeout
+
+    def submit(self, function: Callable[..., T], /, *arguments: Any) -> Future[T]:
+        """Run now; the future is done when this returns."""
+        future: Future[T] = Future()
+        try:
+            with time_limit(self._timeout):
+                future.set_result(function(*arguments))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+class ProcessExecutor:
+    """Runs in one child process, which is started again when it dies or outlives the time limit."""
+
+    def __init__(self, timeout: float | None = None) -> None:
+        import multiprocessing
+
+        from pebble import ProcessPool
+
+        self._timeout = timeout
+        # spawn: a fork would inherit the frameworks' thread pools in a broken state.
+        self._pool = ProcessPool(max_workers=1, context=multiprocessing.get_context("spawn"))
+
+    def submit(self, function: Callable[..., T], /, *arguments: Any) -> Future[T]:
+        """Start in the child."""
+        import cloudpickle
+
+        inner = self._pool.schedule(_unpickle_and_call, args=(cloudpickle.dumps((function, arguments)),), timeout=self._timeout)
+        outer: Future[T] = Future()
+        inner.add_done_callback(lambda done: self._hand_over(done, outer))
+        return outer
+
+    def _hand_over(self, inner: Any, outer: Future[Any]) -> None:
+        from pebble import ProcessExpired
+
+        error = inner.exception()
+        if error is None:
+            outer.set_result(inner.result())
+        elif isinstance(error, TimeoutError):
+            outer.set_exception(TrialTimeout(f"the trial ran past its time limit of {self._timeout:g} s and its process was ended"))
+        elif isinstance(error, ProcessExpired):
+            outer.set_exception(WorkerDied(f"the child process died with exit code {error.exitcode} (crash or out of memory)"))
+        else:
+            outer.set_exception(error)
+
+    def close(self) -> None:
+        """End the child."""
+        self._pool.stop()
+        self._pool.join()
+
+
+def _unpickle_and_call(blob: bytes) -> Any:
+    import cloudpickle
+
+    function, arguments = cloudpickle.loads(blob)
+    return function(*arguments)
+
+
+@contextmanager
+def time_limit(seconds: float | None) -> Iterator[None]:
+    """Raise TrialTimeout in the running code after ``seconds``; without effect outside the main thread."""
+    usable = seconds is not None and threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGALRM")
+    if not usable:
+        yield
+        return
+
+    def expired(signum: int, frame: object) -> None:
+        raise TrialTimeout(f"the trial ran past its time limit of {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, expired)
+    signal.setitimer(signal.ITIMER_REAL, float(seconds or 0))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def terminate_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM end a run as Ctrl-C does: the best so far is kept."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(signum: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def traceback_text(error: BaseException) -> str:
+    """Return an exception with its traceback, as a trial records it."""
+    return "".join(traceback.format_exception(error)).strip()
+
+
+__all__ = ["Executor", "InlineExecutor", "ProcessExecutor", "terminate_as_interrupt", "time_limit", "traceback_text"]

@@ -1,0 +1,311 @@
+"""The tuning loop: one, for every backend and strategy.
+
+ask -> quantize (cached) -> apply -> evaluate -> measure -> judge -> record (durable) -> tell
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from .adapter import Candidate, Opened
+from .criteria.base import Criterion
+from .data import CalibrationData
+from .errors import EvaluationError, StoreError
+from .evaluation import ArrayModel, Scores, check_scores
+from .executor import Executor, traceback_text
+from .history import History
+from .objectives.base import Objective, Subject
+from .realize import Realizer
+from .recipe import Recipe
+from .space import TuningSpace
+from .strategy import Wait
+from .trial import Measurement, Trial
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One backend of a run: the opened model, its space, what quantizes it, and batches in its form."""
+
+    opened: Opened
+    space: TuningSpace
+    realizer: Realizer
+    data: CalibrationData
+
+
+class Asks(Protocol):
+    """What the loop needs of a strategy (or of several, joined)."""
+
+    def ask(self) -> Recipe | Wait | None:
+        """Return the next recipe."""
+
+    def tell(self, trial: Trial) -> None:
+        """Take a finished trial."""
+
+    def explain(self) -> str:
+        """Say where the search stands."""
+
+
+class Progress:
+    """Told how a run goes; subclass and override what is of interest. It must not raise."""
+
+    def started(self, baseline: Trial, goal: str, max_trials: int, space_size: int) -> None:
+        """The float model is scored and the search begins."""
+
+    def trying(self, number: int, recipe: Recipe) -> None:
+        """A trial begins."""
+
+    def finished(self, trial: Trial, best: Trial | None, seconds_left: float | None) -> None:
+        """A trial ended and is on disk. ``seconds_left`` estimates the rest of the search, None while unknown."""
+
+    def note(self, text: str) -> None:
+        """Something that the user should know (a warning, a decision)."""
+
+    def ended(self, reason: str) -> None:
+        """The search is over."""
+
+
+@dataclass
+class Loop:
+    """Runs trials and keeps their record.
+
+    Attributes:
+        backends: By name.
+        reference: The float model as given, for interleaved measurements.
+        score: The user's score function.
+        criterion: Judges.
+        objectives: By name, most important first.
+        history: Where trials are kept.
+        executor: Where evaluations run.
+        native: Hand the score function the backend's own model; False hands it arrays in, arrays out.
+        metric: The name of a lone score.
+        progress: Told how it goes.
+        notify: Called after each trial with it (plugins' hook).
+    """
+
+    backends: Mapping[str, Backend]
+    reference: Subject
+    score: Callable[[Any], Any]
+    criterion: Criterion
+    objectives: Mapping[str, Objective]
+    history: History
+    executor: Executor
+    native: bool = True
+    metric: str = "score"
+    progress: Sequence[Progress] = ()
+    notify: Callable[[Trial], None] = lambda trial: None
+    baseline: Trial | None = None
+    evaluations: int = 0
+    _known: dict[str, Trial] = field(default_factory=dict)
+
+    def measure_baseline(self, noise_runs: int) -> Trial:
+        """Score the float model, unless the history holds its score, and measure it.
+
+        Raises:
+            EvaluationError: If the score function fails on the float model, or changes it.
+            ConfigError: If the criterion makes no sense at this score.
+        """
+        for trial in self.history.trials:
+            if trial.number == 0:
+                self.criterion.check_baseline(trial.metrics)
+                self.baseline = trial
+                return trial
+        candidate = self.reference.candidate
+        before = candidate.fingerprint()
+        began = time.perf_counter()
+        runs: list[Mapping[str, float]] = []
+        scores: Scores | None = None
+        for _ in range(noise_runs):
+            try:
+                again = self._evaluate(candidate)
+            except EvaluationError:
+                raise
+            except Exception as error:
+                raise EvaluationError(f"the score function fails on the float model: {type(error).__name__}: {error}") from error
+            scores = scores or again
+            runs.append(again.metrics)
+        assert scores is not None
+        if candidate.fingerprint() != before:
+            raise EvaluationError(
+                "the score function changes the model's parameters (training, in-place edits?); give one that only reads the model"
+            )
+        self.criterion.check_baseline(runs[0])
+        if noise := self.criterion.noise(tuple(runs)):
+            self._say(noise)
+        evaluated = time.perf_counter() - began
+        measured = self._measure(self.reference)
+        seconds = {"evaluate": evaluated, "measure": time.perf_counter() - began - evaluated}
+        trial = Trial(
+            0,
+            candidate.recipe,
+            metrics=runs[0],
+            passed=True,
+            margin=self.criterion.judge(runs[0], runs[0]).margin,
+            objectives=measured,
+            seconds=seconds,
+        )
+        self.history.begin(0, candidate.recipe)
+        self.history.finish(trial)
+        self.baseline = trial
+        return trial
+
+    def run(self, strategy: Asks, *, max_trials: int, timeout: float | None, stop_at_goal: bool, goal: str, space_size: int) -> str:
+        """Ask, try, record, tell, until the strategy, the goal or a limit ends it. Returns the reason.
+
+        Trials that the history holds already are told, never run again: so a run goes on after a crash where it was.
+        """
+        assert self.baseline is not None
+        self._known = {t.recipe.digest: t for t in self.history.trials if t.number > 0}
+        for p in self.progress:
+            p.started(self.baseline, goal, max_trials, space_size)
+        began, used, told = time.perf_counter(), 0, set[str]()
+        repeats = 0
+        while True:
+            if used >= max_trials:
+                return f"{max_trials} trials were used up"
+            if timeout is not None and time.perf_counter() - began > timeout:
+                return f"the time limit of {timeout:g} s was reached"
+            recipe = strategy.ask()
+            if recipe is None:
+                return strategy.explain() or "the strategy has nothing left to try"
+            if isinstance(recipe, Wait):
+                raise StoreError("the strategy waits for a trial although none is pending; this is a fault of the strategy")
+            known = self._known.get(recipe.digest)
+            if known is not None and recipe.digest in told:
+                # Asked twice: answered from the history. A strategy that only repeats itself has come to its end.
+                repeats += 1
+                strategy.tell(replace(known, reused=known.number))
+                if repeats > 3 * max_trials:
+                    return "the strategy only repeats recipes whose results are known"
+                continue
+            trial = known or self._attempt(recipe)
+            self._known[recipe.digest] = trial
+            told.add(recipe.digest)
+            used += 1
+            strategy.tell(trial)
+            if known is None:
+                self.notify(trial)
+            best = self.best()
+            left = _estimate(self.history.trials, max_trials - used, began, timeout)
+            for p in self.progress:
+                p.finished(trial, best, left)
+            if stop_at_goal and trial.passed:
+                return f"trial {trial.number} reached the goal"
+
+    def best(self) -> Trial | None:
+        """Return the best passing trial so far."""
+        return choose(self.history.trials, tuple(self.objectives))
+
+    def _attempt(self, recipe: Recipe) -> Trial:
+        number = max((t.number for t in self.history.trials), default=0) + 1
+        for p in self.progress:
+            p.trying(number, recipe)
+        fatal = self.history.begin(number, recipe)
+        trial = Trial(number, recipe, "failed", error=fatal) if fatal else self._try(number, recipe)
+        self.history.finish(trial)
+        return trial
+
+    def _try(self, number: int, recipe: Recipe) -> Trial:
+        """Run one trial. Whatever goes wrong in it is recorded and the search goes on."""
+        backend = self.backends[recipe.backend]
+        seconds: dict[str, float] = {}
+        mark = time.perf_counter()
+        subject: Subject | None = None
+        try:
+            candidate = backend.realizer.candidate(recipe)
+            seconds["apply"], mark = _lap(mark)
+            subject = Subject(candidate, backend.data.first())
+            scores = self._evaluate(candidate)
+            seconds["evaluate"], mark = _lap(mark)
+            assert self.baseline is not None
+            verdict = self.criterion.judge(scores.metrics, self.baseline.metrics)
+            measured = self._measure(subject)
+            seconds["measure"], mark = _lap(mark)
+            return Trial(
+                number,
+                recipe,
+                metrics=scores.metrics,
+                passed=verdict.passed,
+                margin=verdict.margin,
+                objectives=measured,
+                ledger=candidate.ledger,
+                seconds=seconds,
+            )
+        except StoreError:
+            raise
+        except Exception as error:
+            return Trial(number, recipe, "failed", error=traceback_text(error), seconds=seconds)
+        finally:
+            if subject is not None:
+                subject.close()
+
+    def _evaluate(self, candidate: Candidate) -> Scores:
+        self.evaluations += 1
+        return check_scores(self.executor.submit(evaluate, self.score, candidate, self.native).result(), self.metric)
+
+    def rescore(self, candidate: Candidate) -> Scores:
+        """Score a candidate outside the search (a reloaded winner)."""
+        return self._evaluate(candidate)
+
+    def _measure(self, subject: Subject) -> dict[str, Measurement]:
+        return {name: objective.measure(subject, self.reference) for name, objective in self.objectives.items()}
+
+    def _say(self, text: str) -> None:
+        for p in self.progress:
+            p.note(text)
+
+
+def evaluate(score: Callable[[Any], Any], candidate: Candidate, native: bool) -> Any:
+    """Call the score function; a function of its own, so that a child process can be given it."""
+    return score(candidate.native if native else ArrayModel(candidate))
+
+
+def choose(trials: Sequence[Trial], objectives: Sequence[str]) -> Trial | None:
+    """Return the best passing trial: the lowest first objective, ties by the next, then by accuracy.
+
+    Two trials tie in an objective if the better one's spread reaches the other's value: noise decides nothing.
+    """
+    left = [t for t in trials if t.number > 0 and t.passed and t.state == "complete"]
+    if not left:
+        return None
+    for name in objectives:
+        measured = [t for t in left if name in t.objectives]
+        if measured:
+            best = min((t.objectives[name] for t in measured), key=lambda m: m.value)
+            left = [t for t in measured if t.objectives[name].low <= best.high]
+    return max(left, key=lambda t: (t.margin, -t.number))
+
+
+def pareto(trials: Sequence[Trial], objectives: Sequence[str]) -> tuple[Trial, ...]:
+    """Return the trials that no other one beats in margin and every objective at once, by number."""
+    done = [t for t in trials if t.state == "complete" and all(n in t.objectives for n in objectives)]
+    points = [(-t.margin, *t.costs(tuple(objectives))) for t in done]
+
+    def beaten(i: int) -> bool:
+        return any(q != points[i] and all(a <= b for a, b in zip(q, points[i], strict=True)) for q in points)
+
+    seen: set[tuple[float, ...]] = set()
+    front = []
+    for i, t in enumerate(done):
+        if not beaten(i) and points[i] not in seen:
+            seen.add(points[i])
+            front.append(t)
+    return tuple(front)
+
+
+def _lap(mark: float) -> tuple[float, float]:
+    now = time.perf_counter()
+    return now - mark, now
+
+
+def _estimate(trials: Sequence[Trial], left: int, began: float, timeout: float | None) -> float | None:
+    spent = [sum(t.seconds.values()) for t in trials if t.number > 0 and t.seconds]
+    if not spent:
+        return None
+    guess = left * sum(spent) / len(spent)
+    return guess if timeout is None else min(guess, max(0.0, timeout - (time.perf_counter() - began)))
+
+
+__all__ = ["Asks", "Backend", "Loop", "Progress", "choose", "evaluate", "pareto"]

@@ -1,0 +1,223 @@
+"""What a run hands back: the best model with the evidence."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .adapter import Applied, Candidate
+from .config import TuningConfig
+from .errors import ConfigError
+from .evaluation import ArrayModel
+from .graph import ModelView
+from .loop import pareto
+from .textfiles import read_text
+from .trial import Trial
+
+if TYPE_CHECKING:
+    from .plugins import PluginHost
+
+MANIFEST = "octavo.json"
+MODEL = "model"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A quantized model with its ledger.
+
+    Attributes:
+        candidate: The backend's object.
+        native: Whether :attr:`model` is the backend's own (an nn.Module, a callable session) or arrays in, arrays out.
+        notes: What the user should know.
+    """
+
+    candidate: Candidate
+    native: bool = True
+    notes: tuple[str, ...] = ()
+
+    @property
+    def model(self) -> Any:
+        """The runnable model."""
+        return self.candidate.native if self.native else ArrayModel(self.candidate)
+
+    @property
+    def ledger(self) -> Mapping[str, Applied]:
+        """Op -> what was requested and what runs."""
+        return self.candidate.ledger
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the model and its manifest; an existing result is replaced as a whole or not at all.
+
+        Raises:
+            ConfigError: If the folder exists and is no octavo result.
+        """
+        return save_candidate(self.candidate, Path(folder), {})
+
+
+@dataclass(frozen=True)
+class Result(Quantized):
+    """The outcome of a tuning run.
+
+    Attributes:
+        goal_met: Whether a trial passed the criterion.
+        reason: Why the search ended and, where the goal was missed, by how much.
+        best: The winner's trial; the baseline where there was nothing to quantize.
+        baseline: The float model's trial.
+        trials: All trials, without the baseline.
+        config: The settings.
+        goal: The goal in one line.
+        confirmed: The winner's metrics after it was saved, loaded and scored again; None if that was turned off.
+        views: Backend -> the model's ops.
+        storage: Where the history is kept.
+        interrupted: Whether a signal ended the search.
+        seconds: Wall time of the whole run.
+        command: How to run it again, where the command line started it.
+    """
+
+    goal_met: bool = False
+    reason: str = ""
+    best: Trial = field(kw_only=True)
+    baseline: Trial = field(kw_only=True)
+    trials: tuple[Trial, ...] = ()
+    config: TuningConfig = field(default_factory=TuningConfig)
+    goal: str = ""
+    confirmed: Mapping[str, float] | None = None
+    views: Mapping[str, ModelView] = field(default_factory=dict)
+    storage: str = ""
+    interrupted: bool = False
+    seconds: float = 0.0
+    command: str = ""
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """Names of what was minimised, most important first."""
+        return tuple(self.baseline.objectives)
+
+    @property
+    def pareto(self) -> tuple[Trial, ...]:
+        """Trials that no other one beats in accuracy and every objective at once."""
+        return pareto(self.trials, self.objectives)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write model, manifest, recipe and all trials; an existing result is replaced as a whole or not at all."""
+        facts = {
+            "goal_met": self.goal_met,
+            "reason": self.reason,
+            "goal": self.goal,
+            "best": self.best.to_json(),
+            "baseline": self.baseline.to_json(),
+            "confirmed": dict(self.confirmed) if self.confirmed is not None else None,
+            "config": self.config.model_dump(mode="json", exclude_defaults=True),
+            "trials": [t.to_json() for t in self.trials],
+            "command": self.command,
+        }
+        return save_candidate(self.candidate, Path(folder), facts)
+
+    def report(self, path: str | Path) -> Path:
+        """Write the HTML report, one file that needs no network (extra ``report``)."""
+        from .report import write_report
+
+        return write_report(self, Path(path))
+
+
+def save_candidate(candidate: Candidate, folder: Path, facts: Mapping[str, Any]) -> Path:
+    """Write a candidate with its manifest beside the target, then put it in place."""
+    folder = folder.expanduser().absolute()
+    if folder.exists() and not (folder / MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} exists and is no octavo result; choose another folder or empty it")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        (fresh / MODEL).mkdir()
+        candidate.save(fresh / MODEL)
+        manifest = {
+            "format": FORMAT,
+            "octavo": version("octavo"),
+            "backend": candidate.recipe.backend,
+            "recipe": candidate.recipe.to_json(),
+            "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "environment": environment(),
+            **facts,
+        }
+        (fresh / MANIFEST).write_text(json.dumps(_plain(manifest), indent=1), encoding="utf-8")
+        fresh.chmod(0o755)
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-old-"))
+            folder.rename(old / "was")
+            fresh.rename(folder)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            fresh.rename(folder)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    return folder
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and value in (float("inf"), float("-inf")) else value
+
+
+def environment() -> dict[str, str]:
+    """Return versions and processor, as a result records them."""
+    found = {"python": platform.python_version(), "machine": platform.machine(), "system": platform.system()}
+    for name in ("octavo", "numpy", "torch", "onnx", "onnxruntime", "optuna"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read a saved result's manifest.
+
+    Raises:
+        ConfigError: If the folder holds none, or a newer octavo wrote it.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ConfigError(f"{folder} holds no {MANIFEST}; give a folder that result.save() wrote")
+    try:
+        manifest: dict[str, Any] = json.loads(read_text(path))
+        format_ = int(manifest["format"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is damaged: {error!r}; save the result again") from error
+    if format_ > FORMAT:
+        raise ConfigError(f"{path} was written by a newer octavo (format {format_}, this one reads {FORMAT}); upgrade octavo")
+    return manifest
+
+
+def load_candidate(folder: str | Path, model: Any = None, *, host: PluginHost | None = None) -> Candidate:
+    """Load a saved result as its backend's candidate.
+
+    Args:
+        folder: What ``save`` wrote.
+        model: The float model (or a factory of one) for backends whose files do not hold the architecture (torch).
+        host: Plugins; None loads the default ones.
+
+    Raises:
+        ConfigError: If the folder is no result.
+        UnknownPart: If its backend is not loaded; MissingFramework if it is not installed.
+    """
+    from .plugins import PluginHost
+
+    folder = Path(folder).expanduser().absolute()
+    manifest = read_manifest(folder)
+    host = host or PluginHost()
+    card = host.part("adapters", manifest["backend"])
+    candidate: Candidate = card.build().load(folder / MODEL, model)
+    return candidate
