@@ -7,22 +7,27 @@ and turns a recipe into :class:`~octavo.core.adapter.OpParameters`, which ``Sess
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from array_api_compat import array_namespace
 
-from .adapter import Batch, Candidate, Opened, OpParameters, Session
-from .algorithms.base import WeightContext
+from .adapter import Applied, Batch, Candidate, Opened, OpParameters, Session
+from .algorithms.base import Rescaling, WeightConfig
+from .calibrators.base import Observer
+from .calibrators.features import FEATURES
 from .errors import DataError, NonFiniteWeight, SchemeError
-from .graph import Op
+from .graph import Group, Op
 from .numerics.affine import Array, QuantParams, affine_params
+from .numerics.rows import rows_of
 from .numerics.tensor import QuantizedTensor
 from .recipe import Recipe
-from .scheme import OpScheme, PartChoice, QuantSpec
+from .scheme import FLOAT, MINMAX, OpScheme, PartChoice, QuantSpec
 from .space import TuningSpace
 from .statistics import Probe, Statistics
+from .topology import shared_scales, values_between
+from .weights import correct_bias, feature_probes, quantize_weight
 
 if TYPE_CHECKING:
     from .plugins import PluginHost
@@ -30,10 +35,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """A session after a tuple of transforms, with its statistics."""
+    """A session after a tuple of transforms, with its statistics and the values and weights that differ from the original's."""
 
     session: Session
     statistics: Statistics
+    changed: frozenset[str] = frozenset()
 
 
 class Realizer:
@@ -43,18 +49,27 @@ class Realizer:
         opened: The session.
         space: Decides what calibration must observe.
         host: Builds calibrators, algorithms and transforms by name.
+        non_finite: What to do with a weight that holds NaN or Inf: ``error`` before the first trial, or ``float``,
+            which leaves its op in float and says so in the ledger.
     """
 
-    def __init__(self, opened: Opened, space: TuningSpace, host: PluginHost) -> None:
+    def __init__(self, opened: Opened, space: TuningSpace, host: PluginHost, *, non_finite: Literal["error", "float"] = "error") -> None:
         self.opened = opened
         self.space = space
         self._host = host
+        self._non_finite: Literal["error", "float"] = non_finite
         self._weights: dict[tuple[object, ...], QuantizedTensor] = {}
+        self._biases: dict[tuple[object, ...], Array | None] = {}
         self._ranges: dict[tuple[object, ...], QuantParams] = {}
         self._prepared: dict[tuple[PartChoice, ...], _Prepared] = {}
+        self._batches: Iterable[Batch] | None = None
+        self._kept_float: Mapping[str, str] | None = None
+        self._shared_ranges = shared_scales(opened.view)
         self.statistics: Statistics | None = None
         self.observe_passes = 0
         self.weights_quantized = 0
+
+    # What to observe
 
     def probes(self) -> tuple[Probe, ...]:
         """Return what one calibration pass must observe for any recipe of the space."""
@@ -63,108 +78,250 @@ class Realizer:
             for name in unit.ops:
                 op = self.opened.view.by_name[name]
                 for scheme in unit.choices:
-                    for probe in self._probes_of(op, scheme):
-                        wanted[probe] = None
+                    wanted.update(dict.fromkeys(self._probes_of(op, scheme)))
+        for choice in dict.fromkeys(c for transforms in self.space.transforms for c in transforms):
+            wanted.update(dict.fromkeys(self._probes_of_transform(choice)))
         return tuple(wanted)
 
     def _probes_of(self, op: Op, scheme: OpScheme) -> Iterable[Probe]:
         if scheme.mode == "static":
-            axis = _axis(scheme.input)
-            yield from (Probe(value, scheme.calibrator, axis) for value in op.inputs)
-            if scheme.output is not None:
-                yield from (Probe(value, scheme.calibrator, _axis(scheme.output)) for value in op.outputs)
+            for spec, values in ((scheme.input, op.inputs), (scheme.output, op.outputs)):
+                if spec is not None:
+                    for value in values:
+                        yield from (Probe(v, scheme.calibrator, _axis(op, spec)) for v in self._shared_ranges.get(value, (value,)))
+        if scheme.weight is not None and op.weight is not None:
+            needs = self._needs(scheme.algorithm)
+            for user in self._users(op) if needs else ():
+                yield from feature_probes(user, needs)
+
+    def _probes_of_transform(self, choice: PartChoice) -> Iterable[Probe]:
+        needs = self._host.part("transforms", choice.kind).needs
+        for group, member in self._rescaled_members():
+            yield from feature_probes(member, needs & FEATURES.keys())
+            rows = rows_of(member)
+            if rows is not None:
+                # Channel ranges give the rescaled value's range without a second pass.
+                yield Probe(group.value, MINMAX, rows.channel_axis)
+
+    def _rescaled_members(self) -> Iterable[tuple[Group, Op]]:
+        for group in self.opened.view.groups:
+            if group.kind == "rescale":
+                for member in group.members:
+                    yield group, self.opened.view.by_name[member]
+
+    def _needs(self, choice: PartChoice) -> frozenset[str]:
+        settings = self._host.read("algorithms", choice.table())
+        needs = self._host.part("algorithms", choice.kind).needs
+        return needs | {"channel_mean"} if isinstance(settings, WeightConfig) and settings.bias_correction else needs
+
+    def _users(self, op: Op) -> tuple[Op, ...]:
+        """Every op that uses ``op``'s weight."""
+        assert op.weight is not None
+        return tuple(o for o in self.opened.view.ops if o.weight is not None and o.weight.name == op.weight.name)
 
     def calibrate(self, batches: Iterable[Batch]) -> Statistics:
         """Run the calibration pass. Called once per run.
 
+        A recipe whose transforms change values that a calibrator cannot be derived for (any but ``minmax``) costs one
+        more pass over those values alone, when it is first met; ``batches`` must then be readable again.
+
         Raises:
             DataError: If there is no batch, or a value is not finite.
+            NonFiniteWeight: If a weight that may be quantized holds NaN or Inf.
         """
+        self.check_weights()
         self.statistics = Statistics(self.probes(), self._make)
-        self.observe_passes += 1
-        self.statistics.batches = self.opened.session.observe(batches, self.statistics.values, self.statistics.update)
-        if not self.statistics.batches:
-            raise DataError("calibration data is empty: give at least one batch (a one-shot generator may be exhausted; pass a factory instead)")
+        self._observe(self.opened.session, self.statistics, batches)
+        self._batches = None if iter(batches) is batches else batches
+        self._prepared.clear()
         return self.statistics
 
-    def _make(self, probe: Probe) -> object:
+    def _observe(self, session: Session, statistics: Statistics, batches: Iterable[Batch]) -> None:
+        self.observe_passes += 1
+        statistics.batches = session.observe(batches, statistics.values, statistics.update)
+        if not statistics.batches:
+            raise DataError(
+                "calibration data is empty: give at least one batch (a one-shot generator may be exhausted; pass a factory instead)"
+            )
+
+    def _make(self, probe: Probe) -> Observer:
+        if probe.rows is not None:
+            return FEATURES[probe.calibrator.kind](probe.rows)
         settings = self._host.read("calibrators", probe.calibrator.table())
-        return self._host.part("calibrators", probe.calibrator.kind).build(settings, axis=probe.axis)
+        built: Observer = self._host.part("calibrators", probe.calibrator.kind).build(settings, axis=probe.axis)
+        return built
+
+    def check_weights(self) -> Mapping[str, str]:
+        """Look at every weight that may be quantized, once; called before the first trial.
+
+        Returns:
+            Op name -> why it is kept in float; empty unless ``non_finite`` is ``float``.
+
+        Raises:
+            NonFiniteWeight: If one holds NaN or Inf; the message names the tensor and the op.
+        """
+        if self._kept_float is None:
+            verdicts: dict[str, bool] = {}
+            found: dict[str, str] = {}
+            for name in (name for unit in self.space.tunable for name in unit.ops):
+                weight = self.opened.view.by_name[name].weight
+                if weight is None:
+                    continue
+                if weight.name not in verdicts:
+                    verdicts[weight.name] = _all_finite(self.opened.session.tensor(weight.name))
+                if not verdicts[weight.name]:
+                    found[name] = f"weight {weight.name!r} holds NaN or Inf"
+            if found and self._non_finite == "error":
+                name, why = next(iter(found.items()))
+                raise NonFiniteWeight(f"{why} (op {name!r}): repair it, keep the op in float with a rule, or set non_finite to 'float'")
+            self._kept_float = found
+        return self._kept_float
+
+    # From a recipe to parameters
 
     def candidate(self, recipe: Recipe) -> Candidate:
         """Quantize what the recipe asks for, reusing everything already quantized, and apply it."""
-        prepared = self._prepare(recipe.transforms)
-        return prepared.session.apply(recipe, self.parameters(recipe))
+        kept = {name: why for name, why in self.check_weights().items() if not recipe[name].is_float}
+        carried = Recipe({n: s for n, s in recipe.schemes.items() if n not in kept}, recipe.transforms, recipe.backend) if kept else recipe
+        candidate = self._prepare(recipe.transforms).session.apply(carried, self.parameters(carried))
+        if kept:
+            candidate.recipe = recipe
+            candidate.ledger = {**candidate.ledger, **{name: Applied(recipe[name], FLOAT, "kernel", why) for name, why in kept.items()}}
+        return candidate
 
     def parameters(self, recipe: Recipe) -> dict[str, OpParameters]:
         """Return the parameters of every op that is not float.
 
         Raises:
-            SchemeError: If the recipe names an unknown op.
+            SchemeError: If the recipe names an unknown op, or an algorithm lacks what it needs.
         """
         unknown = [name for name in recipe if name not in self.opened.view.by_name]
         if unknown:
             raise SchemeError(f"the recipe names op {unknown[0]!r}, which this model does not have; was it made for another model?")
-        return {name: self._of_op(self.opened.view.by_name[name], recipe[name], recipe.transforms) for name in recipe}
+        prepared = self._prepare(recipe.transforms)
+        asked = self._asked(recipe)
+        return {name: self._of_op(self.opened.view.by_name[name], recipe, prepared, asked) for name in recipe}
 
-    def _prepare(self, transforms: tuple[PartChoice, ...]) -> _Prepared:
-        if transforms not in self._prepared:
-            statistics = self.statistics or Statistics((), self._make)
-            if transforms:
-                raise SchemeError(f"transforms are not available: {', '.join(map(str, transforms))}")
-            self._prepared[transforms] = _Prepared(self.opened.session, statistics)
-        return self._prepared[transforms]
+    def _asked(self, recipe: Recipe) -> dict[str, tuple[QuantSpec, PartChoice, int | None] | None]:
+        """How the static consumers of each value want it; None where they differ."""
+        found: dict[str, tuple[QuantSpec, PartChoice, int | None] | None] = {}
+        for name in recipe:
+            scheme, op = recipe[name], self.opened.view.by_name[name]
+            if scheme.mode == "static" and scheme.input is not None:
+                wish = (scheme.input, scheme.calibrator, _axis(op, scheme.input))
+                for value in op.inputs:
+                    found[value] = wish if found.setdefault(value, wish) == wish else None
+        return found
 
-    def _of_op(self, op: Op, scheme: OpScheme, transforms: tuple[PartChoice, ...]) -> OpParameters:
-        weight = self._weight(op, scheme, transforms) if op.weight and scheme.weight else None
+    def _of_op(
+        self, op: Op, recipe: Recipe, prepared: _Prepared, asked: Mapping[str, tuple[QuantSpec, PartChoice, int | None] | None]
+    ) -> OpParameters:
+        scheme = recipe[op.name]
+        weight, bias = self._weight(op, scheme, recipe.transforms, prepared) if op.weight and scheme.weight else (None, None)
         if scheme.mode != "static":
-            return OpParameters(scheme, weight)
-        inputs = tuple(self._range(v, scheme.input, scheme.calibrator, transforms) for v in op.inputs)
-        outputs = tuple(self._range(v, scheme.output, scheme.calibrator, transforms) for v in op.outputs)
-        return OpParameters(scheme, weight, inputs, outputs)
+            return OpParameters(scheme, weight, bias=bias)
+        assert scheme.input is not None
+        inputs = tuple(
+            self._range(v, scheme.input, scheme.calibrator, _axis(op, scheme.input), recipe.transforms, prepared) for v in op.inputs
+        )
+        outputs: list[QuantParams | None] = []
+        for value in op.outputs:
+            wish = (scheme.output, scheme.calibrator, _axis(op, scheme.output)) if scheme.output is not None else asked.get(value)
+            outputs.append(self._range(value, *wish, recipe.transforms, prepared) if wish else None)
+        return OpParameters(scheme, weight, inputs, tuple(outputs), bias)
 
-    def _range(self, value: str, spec: QuantSpec | None, calibrator: PartChoice, transforms: tuple[PartChoice, ...]) -> QuantParams | None:
-        if spec is None:
-            return None
-        key = (value, spec, calibrator, transforms)
+    def _range(
+        self, value: str, spec: QuantSpec, calibrator: PartChoice, axis: int | None, transforms: tuple[PartChoice, ...], prepared: _Prepared
+    ) -> QuantParams:
+        key = (value, spec, calibrator, axis, transforms)
         if key not in self._ranges:
-            axis = _axis(spec)
-            low, high = self._prepare(transforms).statistics.range(value, calibrator, spec, axis)
+            found = [prepared.statistics.range(v, calibrator, spec, axis) for v in self._shared_ranges.get(value, (value,))]
+            low, high = found[0]
             xp = array_namespace(low)
+            for other_low, other_high in found[1:]:
+                low, high = xp.minimum(low, other_low), xp.maximum(high, other_high)
             if axis is None and float(low) == float(high):
-                warnings.warn(f"value {value!r} was constant ({float(low):g}) in calibration; its range is widened to include zero", stacklevel=2)
+                warnings.warn(
+                    f"value {value!r} was constant ({float(low):g}) in calibration; its range is widened to include zero", stacklevel=2
+                )
                 if float(low) == 0.0:
                     high = xp.ones_like(high)
             self._ranges[key] = affine_params(low, high, spec, axis)
         return self._ranges[key]
 
-    def _weight(self, op: Op, scheme: OpScheme, transforms: tuple[PartChoice, ...]) -> QuantizedTensor:
-        assert op.weight is not None and scheme.weight is not None
-        key = (op.weight.name, scheme.weight, scheme.algorithm, transforms)
-        if key not in self._weights:
-            array = self._prepare(transforms).session.tensor(op.weight.name)
-            self._weights[key] = self._quantize(op, array, scheme.weight, scheme.algorithm)
-            self.weights_quantized += 1
-        return self._weights[key]
-
-    def _quantize(self, op: Op, array: Array, spec: QuantSpec, choice: PartChoice) -> QuantizedTensor:
-        xp = array_namespace(array)
+    def _weight(
+        self, op: Op, scheme: OpScheme, transforms: tuple[PartChoice, ...], prepared: _Prepared
+    ) -> tuple[QuantizedTensor, Array | None]:
         assert op.weight is not None
-        if not bool(xp.all(xp.isfinite(array))):
-            raise NonFiniteWeight(f"weight {op.weight.name!r} of op {op.name!r} holds NaN or Inf; repair it, or keep the op in float with a rule")
-        settings = self._host.read("algorithms", choice.table())
-        algorithm = self._host.part("algorithms", choice.kind).build(settings)
-        axis = op.weight.channel_axis % array.ndim
-        moved = xp.astype(xp.moveaxis(array, axis, 0), xp.float32)
-        result: QuantizedTensor = algorithm.quantize(xp.reshape(moved, (moved.shape[0], -1)), spec, WeightContext())
-        codes = xp.moveaxis(xp.reshape(result.codes, moved.shape), 0, axis)
-        params = result.params
-        if params.axis is not None:
-            params = QuantParams(params.scale, params.zero_point, params.spec, axis)
-        return QuantizedTensor(codes, params, result.extra)
+        assert scheme.weight is not None
+        # A weight that no transform touches is the original's, quantized once for all of them.
+        users = self._users(op)
+        touched = any(v in prepared.changed for user in users for v in (user.name, *user.inputs))
+        key = (op.weight.name, scheme.weight, scheme.algorithm, transforms if touched else ())
+        if key not in self._weights:
+            needs = self._needs(scheme.algorithm)
+            array = prepared.session.tensor(op.weight.name)
+            self._weights[key] = quantize_weight(op, users, array, scheme, needs, prepared.statistics, self._host)
+            self.weights_quantized += 1
+        quantized = self._weights[key]
+        settings = self._host.read("algorithms", scheme.algorithm.table())
+        if not (isinstance(settings, WeightConfig) and settings.bias_correction and op.bias):
+            return quantized, None
+        at = (op.name, *key)
+        if at not in self._biases:
+            array, bias = prepared.session.tensor(op.weight.name), prepared.session.tensor(op.bias)
+            self._biases[at] = correct_bias(op, array, bias, quantized, prepared.statistics)
+        return quantized, self._biases[at]
+
+    # Transforms
+
+    def _prepare(self, transforms: tuple[PartChoice, ...]) -> _Prepared:
+        if transforms not in self._prepared:
+            if not transforms:
+                self._prepared[()] = _Prepared(self.opened.session, self.statistics or Statistics((), self._make))
+            else:
+                self._prepared[transforms] = self._transform(self._prepare(transforms[:-1]), transforms[-1])
+        return self._prepared[transforms]
+
+    def _transform(self, before: _Prepared, choice: PartChoice) -> _Prepared:
+        if "rescale" not in self.opened.capability.features:
+            raise SchemeError(f"{self.opened.name} offers no rescale, which {choice} needs; leave transforms out of the configuration")
+        settings = self._host.read("transforms", choice.table())
+        rescaling: Rescaling = self._host.part("transforms", choice.kind).build(settings)
+        view = self.opened.view
+        free = {name: view.by_name[name] for unit in self.space.tunable for name in unit.ops}
+        factors = rescaling.factors(view, before.session.tensor, before.statistics, free)
+        if not factors:
+            return before
+        session = before.session.rescale(factors)
+        divided: dict[str, Array] = {}
+        changed = set(before.changed)
+        for group in view.groups:
+            if group.name in factors:
+                values = values_between(view, group)
+                for value in values:
+                    divided[value] = divided[value] * factors[group.name] if value in divided else factors[group.name]
+                changed |= {*group.members, group.producer, *values}
+        statistics, missing = before.statistics.rescaled(divided)
+        if missing:
+            if self._batches is None:
+                raise DataError(
+                    f"after {choice} value {missing[0].value!r} must be observed again for {missing[0].calibrator}, and the calibration "
+                    "data can be read only once: pass a list or a factory, or calibrate with minmax, whose ranges are derived"
+                )
+            fresh = Statistics(missing, self._make)
+            self._observe(session, fresh, self._batches)
+            statistics = statistics.replaced(fresh)
+        return _Prepared(session, statistics, frozenset(changed))
 
 
-def _axis(spec: QuantSpec | None) -> int | None:
-    return 1 if spec is not None and spec.granularity == "channel" else None
+def _axis(op: Op, spec: QuantSpec | None) -> int | None:
+    if spec is None or spec.granularity != "channel":
+        return None
+    return 1 if op.type in ("conv", "conv_transpose", "max_pool", "avg_pool", "batch_norm") else -1
 
 
+def _all_finite(array: Array) -> bool:
+    xp = array_namespace(array)
+    # NaN and Inf survive into the extremes; no temporary of the weight's size is made.
+    return 0 in array.shape or bool(xp.isfinite(xp.max(array)) & xp.isfinite(xp.min(array)))

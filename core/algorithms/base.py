@@ -6,8 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from array_api_compat import array_namespace
+
+from ..errors import SchemeError
 from ..graph import ModelView, Op
-from ..numerics.affine import Array
+from ..numerics.affine import Array, QuantParams
 from ..numerics.tensor import QuantizedTensor
 from ..parts import PartConfig
 from ..scheme import QuantSpec
@@ -21,10 +24,37 @@ class WeightContext:
     Attributes:
         gram: X^T X over all rows seen, float32, shape (features, features); ``gram``.
         channel_absmax: Largest |x| per input feature, float32, shape (features,); ``channel_range``.
+        channel_mean: Mean of each input feature, float32, shape (features,); ``channel_mean``.
+        count: Number of rows seen.
+        params: The grid that must be used, where one tensor is quantized in parts; else None.
     """
 
     gram: Array | None = None
     channel_absmax: Array | None = None
+    channel_mean: Array | None = None
+    count: int = 0
+    params: QuantParams | None = None
+
+    def require_gram(self, who: str) -> Array:
+        """Return the Gram matrix.
+
+        Raises:
+            SchemeError: If there is none.
+        """
+        if self.gram is None:
+            raise SchemeError(f"{who} needs the Gram matrix of the op's input: give calibration data, or use rtn or hqq, which need none")
+        return self.gram
+
+
+class WeightConfig(PartConfig):
+    """Base of the settings of the built-in weight algorithms.
+
+    Attributes:
+        bias_correction: Add (W - W_q) E[x] to the op's bias, so that the mean output stays (Nagel et al. 2019,
+            "Data-Free Quantization Through Weight Equalization and Bias Correction", eq. 17).
+    """
+
+    bias_correction: bool = False
 
 
 class WeightAlgorithm(ABC):
@@ -47,6 +77,23 @@ class WeightAlgorithm(ABC):
         """
 
 
+def corrected_bias(bias: Array, matrix: Array, quantized: QuantizedTensor, mean: Array) -> Array:
+    """Return the bias that keeps the mean output: b + (W - W_q) E[x], float32.
+
+    Args:
+        bias: float32, shape (channels,).
+        matrix: The float weight, shape (channels, features).
+        quantized: Its quantized form, of the same shape.
+        mean: E[x], shape (features,), or (groups, features) for a grouped convolution.
+
+    Source: Nagel et al. 2019, eq. 17. One matrix-vector product.
+    """
+    xp = array_namespace(bias, matrix)
+    means = xp.reshape(mean, (-1, matrix.shape[1]))
+    error = xp.reshape(matrix - quantized.dequantize(), (means.shape[0], -1, matrix.shape[1]))
+    return bias + xp.reshape(xp.matmul(error, means[:, :, None]), (-1,))
+
+
 class Rescaling(ABC):
     """Chooses factors for ``Session.rescale``: a function-preserving change of channel scales."""
 
@@ -63,5 +110,5 @@ class Rescaling(ABC):
             view: The model.
             tensor: ``Session.tensor``.
             statistics: Of the session before rescaling.
-            recipe_ops: The ops that will be quantized; groups without one need no factors.
+            recipe_ops: The ops that may be quantized; groups without one need no factors.
         """

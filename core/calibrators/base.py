@@ -1,17 +1,37 @@
-"""What a calibrator is."""
+"""What an observer and what a calibrator is."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Self
+from typing import Any, Self
 
 from ..numerics.affine import Array
 from ..parts import PartConfig
 from ..scheme import QuantSpec
 
 
-class Calibrator(ABC):
-    """Streams over batches and answers a range. Memory must not grow with the number of batches.
+class Observer(ABC):
+    """Watches one value over the calibration pass. Memory must not grow with the number of batches."""
+
+    @abstractmethod
+    def update(self, x: Array) -> None:
+        """Take one batch's array, of any shape (the channel axis keeps its length). It must not be kept."""
+
+    @abstractmethod
+    def merge(self, other: Any) -> None:
+        """Take in what another one of the same kind saw (a worker's share of the data)."""
+
+    def rescaled(self, factors: Array) -> Self | None:
+        """Return what would have been seen had each channel been divided by ``factors``, or None if that cannot be known.
+
+        Args:
+            factors: float32 > 0, shape (channels,).
+        """
+        return None
+
+
+class Calibrator(Observer):
+    """Answers a range. Built from its card's config.
 
     Args:
         config: The card's settings.
@@ -21,14 +41,6 @@ class Calibrator(ABC):
     def __init__(self, config: PartConfig, axis: int | None = None) -> None:
         self.config = config
         self.axis = axis
-
-    @abstractmethod
-    def update(self, x: Array) -> None:
-        """Take one batch's array, of any shape (the channel axis keeps its length). It must not be kept."""
-
-    @abstractmethod
-    def merge(self, other: Self) -> None:
-        """Take in what another one saw (a worker's share of the data)."""
 
     @abstractmethod
     def range(self, spec: QuantSpec) -> tuple[Array, Array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Self
 
 from array_api_compat import array_namespace
@@ -40,6 +41,23 @@ class MinMax(Calibrator):
         """Take in another's range."""
         if other.low is not None:
             self._take(other.low, other.high)
+
+    def rescaled(self, factors: Array) -> Self | None:
+        """Divide the ranges; one range over the whole tensor does not tell its channels."""
+        if self.axis is None or self.low is None:
+            return None
+        derived = copy(self)
+        derived.low, derived.high = self.low / factors, self.high / factors
+        return derived
+
+    def whole(self) -> Self:
+        """Return the range over the whole tensor that channel ranges amount to."""
+        derived = copy(self)
+        derived.axis = None
+        if self.low is not None:
+            xp = array_namespace(self.low)
+            derived.low, derived.high = xp.min(self.low), xp.max(self.high)
+        return derived
 
     def range(self, spec: QuantSpec) -> tuple[Array, Array]:
         """Return (low, high)."""

@@ -1,0 +1,145 @@
+"""One weight through one algorithm: what it needs of calibration, and its way as a matrix and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from array_api_compat import array_namespace, device
+
+from .algorithms.base import WeightAlgorithm, WeightContext, corrected_bias
+from .calibrators.features import FEATURES, FeatureObserver, FeatureSum
+from .errors import NonFiniteWeight, SchemeError
+from .graph import Op
+from .numerics.affine import Array, affine_params, is_integer
+from .numerics.layout import from_matrix, to_matrix
+from .numerics.ranges import ranges
+from .numerics.rows import rows_of
+from .numerics.tensor import QuantizedTensor
+from .scheme import OpScheme, PartChoice, QuantSpec
+from .statistics import Probe, Statistics
+
+if TYPE_CHECKING:
+    from .plugins import PluginHost
+
+
+def feature_probes(op: Op, needs: Iterable[str]) -> Iterable[Probe]:
+    """Yield the probes of an op's input features; none for ops whose weight multiplies no rows (embeddings)."""
+    rows = rows_of(op)
+    if rows is not None and op.inputs:
+        yield from (Probe(op.inputs[0], PartChoice(kind=need), None, rows) for need in sorted(needs) if need in FEATURES)
+
+
+def quantize_weight(
+    op: Op, users: tuple[Op, ...], array: Array, scheme: OpScheme, needs: frozenset[str], statistics: Statistics, host: PluginHost
+) -> QuantizedTensor:
+    """Quantize one weight.
+
+    Args:
+        op: The op that asks.
+        users: Every op that uses the weight; what they see of calibration is put together.
+        array: The weight.
+        scheme: Its weight spec and algorithm.
+        needs: What the algorithm needs of calibration.
+        statistics: What calibration saw.
+        host: Builds the algorithm.
+
+    Returns:
+        Codes in the weight's own shape; ``params.axis`` is its channel axis.
+
+    Raises:
+        NonFiniteWeight: If it holds NaN or Inf; the message names it.
+        SchemeError: If the algorithm lacks what it needs.
+    """
+    assert op.weight is not None
+    assert scheme.weight is not None
+    spec, axis, xp = scheme.weight, op.weight.channel_axis % array.ndim, array_namespace(array)
+    algorithm: WeightAlgorithm = host.part("algorithms", scheme.algorithm.kind).build(host.read("algorithms", scheme.algorithm.table()))
+    matrix = to_matrix(array, axis)
+    contexts = _contexts(op, users, needs, statistics, matrix)
+    try:
+        whole = len(contexts) == 1
+        result = algorithm.quantize(matrix, spec, contexts[0]) if whole else _in_parts(algorithm, matrix, spec, contexts)
+    except NonFiniteWeight as error:
+        raise NonFiniteWeight(
+            f"weight {op.weight.name!r} of op {op.name!r} holds NaN or Inf; repair it, or keep the op in float with a rule"
+        ) from error
+    except SchemeError as error:
+        raise SchemeError(f"op {op.name!r}: {error}") from error
+    # Back in the weight's own order, and contiguous: some writers take the memory as it lies.
+    codes = xp.reshape(xp.reshape(from_matrix(result.codes, tuple(array.shape), axis), (-1,)), tuple(array.shape))
+    params = replace(result.params, axis=axis) if result.params.axis is not None else result.params
+    return QuantizedTensor(codes, params, result.extra)
+
+
+def _contexts(op: Op, users: tuple[Op, ...], needs: frozenset[str], statistics: Statistics, matrix: Array) -> list[WeightContext]:
+    """One context per group of a grouped convolution; one for every other op."""
+    seen = [u for u in users if any(p in statistics.observers for p in feature_probes(u, needs))]
+    if not seen:
+        if rows_of(op) is None and op.type == "embedding" and needs & {"gram", "channel_range"}:
+            # A looked-up row is an output by itself: its features are independent and weigh alike.
+            xp = array_namespace(matrix)
+            n = matrix.shape[1]
+            ones = xp.ones((n,), dtype=xp.float32, device=device(matrix))
+            return [WeightContext(xp.eye(n, dtype=xp.float32, device=device(matrix)), ones, 0 * ones, 1)]
+        return [WeightContext()]
+    found: dict[str, FeatureObserver] = {}
+    for user in dict.fromkeys(seen):
+        for probe in feature_probes(user, needs):
+            observer = statistics.observer(probe)
+            assert isinstance(observer, FeatureObserver)
+            found[probe.calibrator.kind] = observer.joined(found.get(probe.calibrator.kind))
+    groups = max(len(o.value) for o in found.values())
+    count = max(o.count for o in found.values())
+    gram, absmax, sums = (found.get(k) for k in ("gram", "channel_range", "channel_mean"))
+    return [
+        WeightContext(
+            gram.value[i, ...] if gram else None,
+            absmax.value[i, ...] if absmax else None,
+            sums.value[i, ...] / max(1, sums.count) if sums else None,
+            count,
+        )
+        for i in range(groups)
+    ]
+
+
+def _in_parts(algorithm: WeightAlgorithm, matrix: Array, spec: QuantSpec, contexts: list[WeightContext]) -> QuantizedTensor:
+    """Quantize each group of a grouped convolution with what its own inputs showed."""
+    xp = array_namespace(matrix)
+    rows = matrix.shape[0] // len(contexts)
+    if spec.granularity.startswith("block:") and rows % int(spec.granularity.removeprefix("block:").partition("x")[0]):
+        raise SchemeError(
+            f"{spec} spans groups of this convolution; use channel or tensor granularity, or an algorithm that needs no calibration"
+        )
+    shared = affine_params(*ranges(matrix, spec), spec) if spec.granularity == "tensor" and is_integer(spec) else None
+    parts = []
+    for i, context in enumerate(contexts):
+        parts.append(algorithm.quantize(matrix[i * rows : (i + 1) * rows, :], spec, replace(context, params=shared)))
+    params = parts[0].params
+    if params.axis is not None:
+        scale, zero_point = xp.concat([p.params.scale for p in parts]), xp.concat([p.params.zero_point for p in parts])
+        params = replace(params, scale=scale, zero_point=zero_point)
+    return QuantizedTensor(xp.concat([p.codes for p in parts]), params, parts[0].extra)
+
+
+def correct_bias(op: Op, weight: Array, bias: Array, quantized: QuantizedTensor, statistics: Statistics) -> Array | None:
+    """Return the bias with the mean error of the quantized weight added, or None where the op reads no rows.
+
+    Args:
+        op: A linear op or a convolution.
+        weight: Its float weight, in its own shape.
+        bias: Its float bias.
+        quantized: Its quantized weight, in the same shape.
+        statistics: Holds the ``channel_mean`` of its input.
+    """
+    assert op.weight is not None
+    probe = next(iter(feature_probes(op, ("channel_mean",))), None)
+    if probe is None:
+        return None
+    sums = statistics.observer(probe)
+    assert isinstance(sums, FeatureSum)
+    axis, params, xp = op.weight.channel_axis, quantized.params, array_namespace(weight)
+    flat = QuantizedTensor(to_matrix(quantized.codes, axis), replace(params, axis=None if params.axis is None else 0), quantized.extra)
+    matrix = xp.astype(to_matrix(weight, axis), xp.float32)
+    return corrected_bias(xp.astype(bias, xp.float32), matrix, flat, sums.value / max(1, sums.count))
