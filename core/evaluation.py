@@ -106,6 +106,7 @@ class ArrayModel:
         return self.candidate.recipe.backend
 
     def __call__(self, *arrays: Any, **named: Any) -> np.ndarray | tuple[np.ndarray, ...]:
+        """Run one batch: arrays in call order, or by input name."""
         """Run one batch."""
         batch: Batch = named if named else arrays
         outputs = self.candidate.run(batch)

@@ -1,0 +1,16 @@
+"""The conformance kit: subclass a class of tests with fixtures and learn whether a part keeps its promises.
+
+```python
+from octavo.core.conformance import AdapterCase, AdapterConformance
+
+class TestMine(AdapterConformance):
+    @pytest.fixture(scope="class")
+    def case(self):
+        return AdapterCase(card=CARD, model=make_model(), batches=[...])
+```
+"""
+
+from .adapter import AdapterCase, AdapterConformance
+from .strategy import StrategyCase, StrategyConformance
+
+__all__ = ["AdapterCase", "AdapterConformance", "StrategyCase", "StrategyConformance"]
