@@ -107,9 +107,10 @@ class Result(Quantized):
         """Trials that no other one beats in accuracy and every objective at once."""
         return pareto(self.trials, self.objectives)
 
-    def save(self, folder: str | Path) -> Path:
-        """Write model, manifest, recipe and all trials; an existing result is replaced as a whole or not at all."""
-        facts = {
+    def facts(self) -> dict[str, Any]:
+        """Return everything but the model, JSON-ready: what the manifest keeps and the report is drawn from."""
+        view = self.views.get(self.best.recipe.backend)
+        return {
             "goal_met": self.goal_met,
             "reason": self.reason,
             "goal": self.goal,
@@ -118,15 +119,23 @@ class Result(Quantized):
             "confirmed": dict(self.confirmed) if self.confirmed is not None else None,
             "config": self.config.model_dump(mode="json", exclude_defaults=True),
             "trials": [t.to_json() for t in self.trials],
+            "ops": {op.name: [op.type, op.parameters, op.out_of_reach] for op in view.ops} if view else {},
+            "notes": list(self.notes),
+            "seconds": self.seconds,
+            "storage": self.storage,
             "command": self.command,
         }
-        return save_candidate(self.candidate, Path(folder), facts)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write model, manifest, recipe and all trials; an existing result is replaced as a whole or not at all."""
+        return save_candidate(self.candidate, Path(folder), self.facts())
 
     def report(self, path: str | Path) -> Path:
         """Write the HTML report, one file that needs no network (extra ``report``)."""
-        from .report import write_report
+        from .report import report_data, write
 
-        return write_report(self, Path(path))
+        made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        return write(report_data({**self.facts(), "environment": environment(), "made": made}), path)
 
 
 def save_candidate(candidate: Candidate, folder: Path, facts: Mapping[str, Any]) -> Path:

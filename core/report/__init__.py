@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .model import OpLine, ReportData
+from .model import OpLine, ReportData, report_data
 from .page import render, write
 
-__all__ = ["OpLine", "ReportData", "render", "write"]
+__all__ = ["OpLine", "ReportData", "render", "report_data", "write"]

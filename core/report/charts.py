@@ -66,7 +66,7 @@ def _styled(draw: Callable[P, str]) -> Callable[P, str]:
     def styled(*arguments: P.args, **named: P.kwargs) -> str:
         from matplotlib import rc_context
 
-        with rc_context(_STYLE):  # type: ignore[arg-type] - the stubs list every key as a literal
+        with rc_context(_STYLE):  # type: ignore[arg-type]
             return draw(*arguments, **named)
 
     return styled

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from ..adapter import Applied
+from ..errors import ConfigError
+from ..loop import pareto
+from ..scheme import FLOAT
 from ..trial import Trial
 
 
@@ -111,15 +113,71 @@ class ReportData:
         return tuple(t for t in self.trials if t.state == "complete" and self.metric in t.metrics)
 
 
-PACKAGES = ("octavo", "numpy", "torch", "onnx", "onnxruntime", "onnx-ir", "scikit-learn", "transformers", "optuna")
+def report_data(facts: Mapping[str, Any], title: str = "Quantization report") -> ReportData:
+    """Gather what a report tells.
+
+    Args:
+        facts: What ``Result.facts()`` returns, or the manifest of a saved result (``octavo.core.result.read_manifest``).
+        title: Heading.
+
+    Raises:
+        ConfigError: If the manifest is one of a model that was quantized without a search.
+    """
+    if "trials" not in facts:
+        raise ConfigError("this result holds no trials: it was quantized without a search, and there is nothing to report")
+    baseline, best = Trial.from_json(facts["baseline"]), Trial.from_json(facts["best"])
+    trials = tuple(Trial.from_json(t) for t in facts["trials"])
+    accuracy = dict(facts.get("config", {}).get("accuracy", {}))
+    metric = str(accuracy.get("metric") or next(iter(baseline.metrics)))
+    higher = accuracy.get("higher_is_better") is not False
+    storage = facts.get("storage", "")
+    return ReportData(
+        title=title,
+        goal_met=bool(facts["goal_met"]),
+        reason=str(facts["reason"]),
+        goal=str(facts["goal"]),
+        metric=metric,
+        higher_is_better=higher,
+        bound=_bound(accuracy, metric, baseline, higher),
+        baseline=baseline,
+        best=best if best.number else None,
+        trials=trials,
+        pareto=frozenset(t.number for t in pareto(trials, tuple(baseline.objectives))),
+        ops=_ops(facts.get("ops", {}), best),
+        notes=tuple(facts.get("notes", ())),
+        command=str(facts.get("command", "")),
+        settings=_flat(facts.get("config", {})) | ({"history": storage} if storage else {}),
+        versions=dict(facts.get("environment", {})),
+        created=str(facts.get("made", "")),
+    )
 
 
-def environment() -> dict[str, str]:
-    """Return the versions that a figure depends on: Python, the processor, and the packages that are installed."""
-    found = {"python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+def _ops(table: Mapping[str, Sequence[Any]], best: Trial) -> tuple[OpLine, ...]:
+    """Every op of the model in its order; those the recipe does not name run in float."""
+    names = table or {name: ["", 0, ""] for name in best.ledger}
+    return tuple(
+        OpLine(name, str(kind), int(parameters), best.ledger.get(name) or Applied(best.recipe[name], FLOAT, "kernel", str(why)))
+        for name, (kind, parameters, why) in names.items()
+    )
+
+
+def _bound(accuracy: Mapping[str, Any], metric: str, baseline: Trial, higher: bool) -> float | None:
+    """The least (greatest) passing score of the tolerance criterion; None for other criteria, and for weighted means."""
+    if accuracy.get("kind", "tolerance") != "tolerance" or accuracy.get("combine") == "weighted" or metric not in baseline.metrics:
+        return None
+    own = {k: v for k, v in accuracy.get("metrics", {}).get(metric, {}).items() if v is not None}
+    settings = {"tolerance": 0.01, "mode": "relative", **accuracy, **own}
+    value = baseline.metrics[metric]
+    allowed = float(settings["tolerance"]) * (abs(value) if settings["mode"] == "relative" else 1.0)
+    return value - allowed if higher else value + allowed
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as dotted names, as the configuration's error messages name them."""
+    rows: dict[str, str] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping) and value:
+            rows |= _flat(value, f"{prefix}{key}.")
+        else:
+            rows[f"{prefix}{key}"] = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    return rows
