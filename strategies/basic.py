@@ -1,0 +1,101 @@
+"""Basic: whole-model configurations first, then float fallbacks in the order of sensitivity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+
+from octavo.core.recipe import Recipe
+from octavo.core.scheme import FLOAT, OpScheme, PartChoice
+from octavo.core.space import Unit
+from octavo.core.trial import Trial
+
+from . import BasicConfig
+from .exhaustive import graded
+from .losses import unit_losses
+from .sequential import Search, Sequential, passed
+
+Choice = dict[str, OpScheme]
+
+
+class Basic(Sequential):
+    """Model-wide transforms, mixtures of op-type schemes, static to dynamic; then blocks, single ops and ever more ops in float.
+
+    The order is neural-compressor's; each step starts from the best configuration of the step before.
+    """
+
+    config: BasicConfig
+
+    def search(self) -> Search:
+        """Run the steps; the fallbacks only where no whole-model configuration passes."""
+        space = self.problem.space
+        if not space.tunable:
+            self.note = "nothing can be quantized in this space"
+            return
+        base: Choice = space.first()
+        trials = yield from self.run((space.recipe(base, t) for t in space.transforms), until=passed)
+        best = min(trials, key=self.rank)
+        until = passed if self.problem.stop_at_goal else None
+        mixtures = list(self._mixtures(base, best.recipe.transforms))
+        trials = [best, *(yield from self.run(mixtures, until))]
+        best = min(trials, key=self.rank)
+        dynamic = {name: self._dynamic(space.by_name[name], scheme) for name, scheme in self._choice(best).items()}
+        trials = yield from self.run((space.recipe(dynamic, best.recipe.transforms),), until)
+        best = min([best, *trials], key=self.rank)
+        if best.passed:
+            self.note = "a whole-model configuration reaches the goal"
+            return
+        yield from self._fall_back(self._choice(best), best.recipe.transforms)
+
+    def _choice(self, trial: Trial) -> Choice:
+        return {u.name: trial.recipe[u.ops[0]] for u in self.problem.space.tunable}
+
+    def _mixtures(self, base: Choice, transforms: tuple[PartChoice, ...]) -> Iterator[Recipe]:
+        """Yield mixtures of op-type schemes in the mode of each type's first choice, nearest to the base first."""
+        space = self.problem.space
+        options = {}
+        for kind, units in space.types.items():
+            mode = units[0].choices[0].mode
+            options[kind] = tuple(dict.fromkeys(s for u in units for s in u.choices if s.mode == mode)) or (FLOAT,)
+        for picks in islice(graded([len(o) for o in options.values()]), 1, 1 + self.config.type_trials):
+            wanted = {kind: options[kind][i] for kind, i in zip(options, picks, strict=True)}
+            yield space.recipe({u.name: wanted[u.type] if wanted[u.type] in u.choices else base[u.name] for u in space.tunable}, transforms)
+
+    @staticmethod
+    def _dynamic(unit: Unit, scheme: OpScheme) -> OpScheme:
+        if scheme.mode != "static":
+            return scheme
+        offered = [s for s in unit.choices if s.mode == "dynamic"]
+        return next((s for s in offered if s.weight == scheme.weight), offered[0] if offered else scheme)
+
+    def _fall_back(self, base: Choice, transforms: tuple[PartChoice, ...]) -> Search:
+        space = self.problem.space
+        losses = unit_losses(self.problem, self.config.sensitivity, base)
+        units = sorted((u for u in space.tunable if not base[u.name].is_float), key=lambda u: (-losses[u.name], u.parameters))
+
+        def without(names: set[str]) -> Recipe:
+            return space.recipe({n: FLOAT if n in names else s for n, s in base.items()}, transforms)
+
+        blocks: dict[str, set[str]] = {}
+        for unit in units:
+            blocks.setdefault(unit.block or unit.name, set()).add(unit.name)
+        repeated = [names for names in blocks.values() if 1 < len(names) < len(units)]
+        repeated.sort(key=lambda names: -sum(losses[n] for n in names))
+        trials = yield from self.run((without(names) for names in repeated), until=passed)
+        # Where a whole block was enough, look inside it for the one op that matters.
+        enough = next((names for names in repeated if trials and trials[-1].passed and without(names) == trials[-1].recipe), None)
+        singles = [u for u in units if enough is None or u.name in enough]
+        trials = yield from self.run((without({u.name}) for u in singles), until=passed)
+        if enough is not None or any(t.passed for t in trials):
+            self.note = "the goal is reached with one op or one block in float"
+            return
+        margins = {t.recipe: t.margin for t in trials}
+        order = sorted(singles, key=lambda u: -margins[without({u.name})])
+        prefixes = (without({u.name for u in order[:k]}) for k in range(2, len(order)))
+        trials = yield from self.run(prefixes, until=passed)
+        reached = any(t.passed for t in trials)
+        self.note = (
+            "the goal is reached with some ops in float"
+            if reached
+            else "no recipe reaches the goal, not even with all ops but one in float"
+        )

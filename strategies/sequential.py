@@ -1,0 +1,151 @@
+"""A search written as a generator: it yields batches of recipes and is handed their trials.
+
+:class:`Sequential` turns it into the ask/tell object that the loop drives. A whole strategy then reads from top to bottom::
+
+    class Pair(Sequential):
+        def search(self):
+            first, second = ...                                       # two recipes
+            trials = yield from self.run((first, second))             # may run in parallel
+            if not any(t.passed for t in trials):
+                yield from self.one(self.problem.space.recipe({}))    # float
+
+Replay needs nothing more: the same answers lead the same generator to the same place.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
+
+from octavo.core.parts import PartConfig
+from octavo.core.recipe import Recipe
+from octavo.core.strategy import WAIT, Problem, Strategy, Wait
+from octavo.core.trial import Trial
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Recipes that do not wait for each other.
+
+    Attributes:
+        recipes: Drawn lazily, in order.
+        until: After a trial for which this is true, no further recipe of the batch is drawn.
+    """
+
+    recipes: Iterable[Recipe]
+    until: Callable[[Trial], bool] | None = None
+
+
+Search = Generator[Batch, list[Trial], None]
+Answer = Generator[Batch, list[Trial], list[Trial]]
+
+
+def passed(trial: Trial) -> bool:
+    """True if the trial reached the goal."""
+    return trial.passed
+
+
+class Sequential(Strategy):
+    """Base of strategies whose search is a generator. No recipe is returned twice: what is known is answered from memory."""
+
+    def __init__(self, config: PartConfig, problem: Problem) -> None:
+        super().__init__(config, problem)
+        self.known: dict[str, Trial] = {}
+        self.note = ""
+        self._search: Search | None = None
+        self._batch: Batch | None = None
+        self._source: Iterator[Recipe] = iter(())
+        self._drawn: list[str] = []
+        self._pending: set[str] = set()
+        self._exhausted = False
+        self._ended = False
+
+    @abstractmethod
+    def search(self) -> Search:
+        """Yield batches; each ``yield`` returns their finished trials, in the order of drawing."""
+
+    def run(self, recipes: Iterable[Recipe], until: Callable[[Trial], bool] | None = None) -> Answer:
+        """Evaluate recipes (``yield from`` it) and return the trials of those that were drawn."""
+        trials: list[Trial] = yield Batch(recipes, until)
+        return trials
+
+    def one(self, recipe: Recipe) -> Generator[Batch, list[Trial], Trial]:
+        """Evaluate one recipe (``yield from`` it) and return its trial."""
+        trials: list[Trial] = yield Batch((recipe,))
+        return trials[0]
+
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        """Every trial told, in the order of telling."""
+        return tuple(self.known.values())
+
+    @property
+    def incumbent(self) -> Trial | None:
+        """The best trial so far; None before the first."""
+        return min(self.trials, key=self.rank, default=None)
+
+    def rank(self, trial: Trial) -> tuple[float, ...]:
+        """Sort key: passing trials first, by their costs; then the others by their distance to the goal."""
+        if trial.passed:
+            return (0.0, *trial.costs(self.problem.objectives), -trial.margin)
+        return (1.0, *(0.0 for _ in self.problem.objectives), -trial.margin)
+
+    def ask(self) -> Recipe | Wait | None:
+        """Return the next recipe that is not known or pending; WAIT when the search needs the pending trials first."""
+        while not self._ended:
+            recipe = self._draw()
+            if recipe is not None:
+                return recipe
+            if any(digest not in self.known for digest in self._drawn):
+                return WAIT
+            self._advance()
+        return None
+
+    def tell(self, trial: Trial) -> None:
+        """Take a finished trial, asked for or not."""
+        digest = trial.recipe.digest
+        self._pending.discard(digest)
+        self.known[digest] = trial
+        if digest in self._drawn:
+            self._judge(trial)
+        if self.problem.stop_at_goal and trial.passed and len(trial.recipe):
+            self._ended = True
+            self.note = self.note or "stopped at the first recipe that reaches the goal"
+
+    def explain(self) -> str:
+        """Say where the search stands or why it ended."""
+        return self.note
+
+    def _draw(self) -> Recipe | None:
+        while not self._exhausted:
+            recipe = next(self._source, None)
+            if recipe is None:
+                self._exhausted = True
+                return None
+            digest = recipe.digest
+            self._drawn.append(digest)
+            if digest in self.known:
+                self._judge(self.known[digest])
+            elif digest not in self._pending:
+                self._pending.add(digest)
+                return recipe
+        return None
+
+    def _judge(self, trial: Trial) -> None:
+        if self._batch is not None and self._batch.until is not None and self._batch.until(trial):
+            self._exhausted = True
+
+    def _advance(self) -> None:
+        try:
+            if self._search is None:
+                self._search = self.search()
+                self._batch = next(self._search)
+            else:
+                self._batch = self._search.send([self.known[d] for d in dict.fromkeys(self._drawn)])
+        except StopIteration:
+            self._ended = True
+            return
+        self._source = iter(self._batch.recipes)
+        self._drawn = []
+        self._exhausted = False
