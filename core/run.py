@@ -46,6 +46,7 @@ def autotune(
     callbacks: Sequence[Progress] = (),
     executor: Executor | None = None,
     host: PluginHost | None = None,
+    arrays: bool = False,
     **overrides: Any,
 ) -> Result:
     """Find the smallest, fastest quantized version of a model that is still good enough.
@@ -64,6 +65,7 @@ def autotune(
         callbacks: Told how the run goes.
         executor: Where evaluations run; None takes the configured one.
         host: Plugins; None loads them as the configuration says.
+        arrays: Hand the score function arrays in, arrays out in a run on one backend too.
         **overrides: Settings by keyword: ``strategy=``, ``tolerance=``, ``max_trials=``, ``timeout=``, ``seed=``, ...
 
     Returns:
@@ -85,6 +87,7 @@ def autotune(
     strategy_settings = host.read("strategies", settings.strategy)
     with ExitStack() as stack:
         opened, data, native = _open_all(model, calibration, settings, host, stack)
+        native = native and not arrays
         spaces = build_spaces(opened, settings.rules, transforms=settings.transforms, simulated=settings.simulated)
         source = opened[0]
         first = data[source.name]
