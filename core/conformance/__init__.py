@@ -5,7 +5,8 @@ from octavo.core.conformance import AdapterCase, AdapterConformance
 
 class TestMine(AdapterConformance):
     @pytest.fixture(scope="class")
-    def case(self):
+    @classmethod
+    def case(cls):
         return AdapterCase(card=CARD, model=make_model(), batches=[...])
 ```
 """

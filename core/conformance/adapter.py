@@ -81,27 +81,32 @@ class AdapterConformance:
     """Subclass it and give the fixture ``case``."""
 
     @pytest.fixture(scope="class")
-    def case(self) -> AdapterCase:
+    @classmethod
+    def case(cls) -> AdapterCase:
         """Return the case under test."""
         raise NotImplementedError("a subclass of AdapterConformance gives the fixture `case`")
 
     @pytest.fixture(scope="class")
-    def opened(self, case: AdapterCase) -> Opened:
+    @classmethod
+    def opened(cls, case: AdapterCase) -> Opened:
         """The opened model."""
         return case.open()
 
     @pytest.fixture(scope="class")
-    def space(self, opened: Opened) -> TuningSpace:
+    @classmethod
+    def space(cls, opened: Opened) -> TuningSpace:
         """Everything that the adapter offers, simulated schemes included."""
         return build_space(opened, simulated=True)
 
     @pytest.fixture(scope="class")
-    def realizer(self, case: AdapterCase, opened: Opened, space: TuningSpace) -> Realizer:
+    @classmethod
+    def realizer(cls, case: AdapterCase, opened: Opened, space: TuningSpace) -> Realizer:
         """A calibrated realizer over that space."""
         return case.realizer(opened, space)
 
     @pytest.fixture(scope="class")
-    def expected(self, case: AdapterCase, opened: Opened) -> list[np.ndarray]:
+    @classmethod
+    def expected(cls, case: AdapterCase, opened: Opened) -> list[np.ndarray]:
         """The float model's outputs."""
         return outputs(opened.session.reference(), case.batches)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -107,7 +108,7 @@ class StrategyConformance:
     def test_asks_points_of_the_space_and_ends(self, case: StrategyCase) -> None:
         """Every recipe belongs to the space, and the search ends or goes on to the limit without an error."""
         problem = case.problem()
-        asked = search(case.strategy(problem), problem.space, case.limit, lambda n, r: judge(problem.space, n, r))
+        asked = search(case.strategy(problem), problem.space, case.limit, partial(judge, problem.space))
         assert asked, "the strategy asked for nothing"
         assert all(problem.space.contains(r) for r in asked)
 
@@ -116,20 +117,18 @@ class StrategyConformance:
         runs = []
         for _ in range(2):
             problem = case.problem(seed=3)
-            runs.append(
-                [r.digest for r in search(case.strategy(problem), problem.space, case.limit, lambda n, r: judge(problem.space, n, r))]
-            )
+            runs.append([r.digest for r in search(case.strategy(problem), problem.space, case.limit, partial(judge, problem.space))])
         assert runs[0] == runs[1]
 
     def test_a_search_is_rebuilt_from_any_prefix_of_its_history(self, case: StrategyCase) -> None:
         """After a crash the loop asks and tells the history again: the continuation is the same."""
         problem = case.problem()
-        whole = search(case.strategy(problem), problem.space, case.limit, lambda n, r: judge(problem.space, n, r))
+        whole = search(case.strategy(problem), problem.space, case.limit, partial(judge, problem.space))
         for cut in sorted({1, len(whole) // 2, len(whole) - 1} - {0}):
             fresh = case.strategy(case.problem())
-            replayed = search(fresh, problem.space, cut, lambda n, r: judge(problem.space, n, r))
+            replayed = search(fresh, problem.space, cut, partial(judge, problem.space))
             assert replayed == whole[:cut]
-            rest = search(fresh, problem.space, case.limit - cut, lambda n, r: judge(problem.space, n + cut, r))
+            rest = search(fresh, problem.space, case.limit - cut, partial(judge, problem.space))
             assert rest == whole[cut:]
 
     def test_failed_trials_do_not_stop_it(self, case: StrategyCase) -> None:
@@ -162,5 +161,5 @@ class StrategyConformance:
         problem = case.problem()
         strategy = case.strategy(problem)
         assert "\n" not in strategy.explain()
-        search(strategy, problem.space, 5, lambda n, r: judge(problem.space, n, r))
+        search(strategy, problem.space, 5, partial(judge, problem.space))
         assert "\n" not in strategy.explain()
