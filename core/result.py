@@ -138,11 +138,21 @@ class Result(Quantized):
         return write(report_data({**self.facts(), "environment": environment(), "made": made}), path)
 
 
-def save_candidate(candidate: Candidate, folder: Path, facts: Mapping[str, Any]) -> Path:
-    """Write a candidate with its manifest beside the target, then put it in place."""
+def check_target(folder: Path) -> Path:
+    """Return the absolute path of a folder that a result may be saved to.
+
+    Raises:
+        ConfigError: If it exists and is no octavo result.
+    """
     folder = folder.expanduser().absolute()
     if folder.exists() and not (folder / MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} exists and is no octavo result; choose another folder or empty it")
+    return folder
+
+
+def save_candidate(candidate: Candidate, folder: Path, facts: Mapping[str, Any]) -> Path:
+    """Write a candidate with its manifest beside the target, then put it in place."""
+    folder = check_target(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
