@@ -1,0 +1,62 @@
+"""Where the command line writes: results to standard output, everything else to standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+WIDE = 200
+"""Columns where no terminal limits them (a pipe, a file): names must not be cut there."""
+
+
+def out() -> Console:
+    """Return a console on standard output. Made anew, so that a redirected ``sys.stdout`` is honoured."""
+    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else WIDE)
+
+
+def err() -> Console:
+    """Return a console on standard error."""
+    return Console(file=sys.stderr, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+def fail(message: object) -> None:
+    """Print an error."""
+    err().print(Text("error: ", style="bold red") + Text(str(message)))
+
+
+def warn(message: object) -> None:
+    """Print a warning."""
+    err().print(Text("warning: ", style="yellow") + Text(str(message)))
+
+
+def say(message: str) -> None:
+    """Print a line about what the command does."""
+    err().print(Text(message))
+
+
+def show_json(value: Any) -> None:
+    """Print JSON that another program can read."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "", right: Iterable[str] = ()) -> Table:
+    """Return a table.
+
+    Args:
+        columns: Headings.
+        rows: Cells; anything is turned into text and never read as markup. A ``Text`` keeps its style.
+        title: Above the table.
+        right: Headings of the columns that are aligned right.
+    """
+    made = Table(title=Text(title, style="bold") if title else None, title_justify="left", header_style="bold")
+    for column in columns:
+        made.add_column(Text(column), justify="right" if column in set(right) else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
+    return made

@@ -1,0 +1,86 @@
+"""Samples from files: an .npz, or a folder of .npy, with one array per model input and one of labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from octavo.core.data import load_arrays
+from octavo.core.errors import DataError, nearest
+
+LABELS = ("labels", "label", "targets", "target", "y")
+"""Names by which an array of labels is known without being told."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Arrays that share their first axis.
+
+    Attributes:
+        inputs: Input name -> array, shape (samples, ...).
+        labels: Shape (samples, ...), or None.
+        origin: Where they were read from, for messages.
+    """
+
+    inputs: dict[str, np.ndarray]
+    labels: np.ndarray | None
+    origin: str
+
+    def __len__(self) -> int:
+        return len(next(iter(self.inputs.values())))
+
+    def where(self, mask: np.ndarray) -> Samples:
+        """Return the samples that a mask of shape (samples,) picks."""
+        labels = None if self.labels is None else self.labels[mask]
+        return Samples({k: v[mask] for k, v in self.inputs.items()}, labels, self.origin)
+
+    def batches(self, size: int) -> Iterator[tuple[np.ndarray, ...] | dict[str, np.ndarray]]:
+        """Yield batches of inputs. A single array goes in call order, several go by name."""
+        for start in range(0, len(self), size):
+            rows = {k: v[start : start + size] for k, v in self.inputs.items()}
+            yield tuple(rows.values()) if len(rows) == 1 else rows
+
+
+def read_samples(path: Path, labels: str | None = None) -> Samples:
+    """Read samples. Pickled arrays are refused.
+
+    Args:
+        path: An .npz file, a folder of .npy files, or one .npy file of inputs.
+        labels: Name of the array of labels; None takes the first of :data:`LABELS` that is there.
+
+    Raises:
+        DataError: If nothing can be read, the lengths differ, or the named labels are missing.
+    """
+    arrays = load_arrays(path)
+    if labels is not None and labels not in arrays:
+        raise DataError(f"{path} holds no array {labels!r}{nearest(labels, arrays)}")
+    name = labels or next((n for n in LABELS if n in arrays), None)
+    inputs = {k: v for k, v in arrays.items() if k != name}
+    if not inputs:
+        raise DataError(
+            f"{path} holds no array of inputs{f' beside the labels {name!r}' if name else ''}; name each array after a model input"
+        )
+    lengths = {k: len(v) if v.ndim else 0 for k, v in arrays.items()}
+    if len(set(lengths.values())) > 1 or not all(lengths.values()):
+        told = ", ".join(f"{k} {n}" for k, n in lengths.items())
+        raise DataError(f"the arrays of {path} must have one length, at least 1: the first axis counts samples; there are {told}")
+    return Samples(inputs, arrays[name] if name else None, str(path))
+
+
+def split(samples: Samples, calibration: int) -> tuple[Samples, Samples]:
+    """Return (calibration, evaluation): ``calibration`` samples spread evenly over the file (a quarter at most), and the rest.
+
+    They are kept apart, so that the score is not taken on the samples that the ranges were fitted to.
+
+    Raises:
+        DataError: If there are fewer than two samples.
+    """
+    total = len(samples)
+    if total < 2:
+        raise DataError(f"{samples.origin} holds {total} sample; give at least two, or calibration data of its own (--calibration)")
+    picked = np.zeros(total, bool)
+    picked[np.linspace(0, total - 1, max(1, min(calibration, total // 4))).round().astype(int)] = True
+    return samples.where(picked), samples.where(~picked)

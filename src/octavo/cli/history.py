@@ -1,0 +1,64 @@
+"""``octavo history``: the trials of a run, finished or not, from its store or its saved result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from octavo.core.errors import ConfigError
+from octavo.core.history import read_history
+from octavo.core.report import text
+from octavo.core.result import read_manifest
+from octavo.core.trial import Trial
+
+from .console import out, show_json, table
+from .models import is_result
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("history")(history)
+
+
+def history(
+    store: Annotated[str, typer.Argument(help="History file (or database URL), or the folder of a saved result.")],
+    study: Annotated[str | None, typer.Option(help="Name of the study in the store; default: its only one.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the trials of a run. The store is only read."""
+    if is_result(Path(store)):
+        manifest = read_manifest(Path(store))
+        if "trials" not in manifest:
+            raise ConfigError(f"{store} was quantized without a search: it has no trials")
+        trials = tuple(Trial.from_json(t) for t in (manifest["baseline"], *manifest["trials"]))
+        name = store
+    else:
+        name, trials, _ = read_history(store, study)
+    if as_json:
+        show_json([t.to_json() for t in trials])
+        return
+    out().print(trials_table(name, trials))
+
+
+def trials_table(name: str, trials: tuple[Trial, ...]) -> object:
+    """Return the table of trials, the float model first."""
+    metrics = tuple(dict.fromkeys(m for t in trials for m in t.metrics))
+    objectives = tuple(dict.fromkeys(o for t in trials for o in t.objectives))
+    rows = []
+    for t in trials:
+        state = (
+            Text("float model")
+            if not t.number
+            else Text("passes", "green")
+            if t.passed
+            else Text(t.state if t.state != "complete" else "does not pass")
+        )
+        figures = [text.score(t, m) for m in metrics] + [text.measured(t.objectives.get(o)) for o in objectives]
+        rows.append((t.number, t.recipe.backend, text.bits(t), *figures, f"{sum(t.seconds.values()):.2f}", state))
+    columns = ("#", "backend", "ops", *metrics, *objectives, "seconds", "state")
+    return table(
+        columns, rows, title=f"{name}: {len([t for t in trials if t.number])} trials", right=("#", *metrics, *objectives, "seconds")
+    )

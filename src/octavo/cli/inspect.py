@@ -1,0 +1,95 @@
+"""``octavo inspect``: a model's ops, groups and sizes, or a saved result's ledger."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from octavo.core.graph import ModelView
+from octavo.core.plugins import PluginHost
+from octavo.core.report import text
+from octavo.core.result import load_candidate, read_manifest
+from octavo.core.run import open_model
+
+from .console import out, show_json, table
+from .ledger import ledger_table
+from .models import is_result, source
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("inspect")(inspect)
+
+
+def inspect(
+    model: Annotated[str, typer.Argument(help="A model file, module:name, or the folder of a saved result.")],
+    backend: Annotated[str | None, typer.Option("--backend", "-b", help="Open with this backend.")] = None,
+    float_model: Annotated[
+        str | None, typer.Option("--float", help="The float model (module:name), where a saved result does not hold it.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show a model's ops, groups and sizes; of a saved result, what was asked of each op and what runs."""
+    opened = source(model)
+    if is_result(opened):
+        _result(opened, source(float_model) if float_model else None, as_json)
+        return
+    view = open_model(opened, PluginHost(), backend=backend).view
+    if as_json:
+        show_json(_as_json(view))
+        return
+    console = out()
+    rows = [
+        (op.name, op.type, "x".join(map(str, op.weight.shape)) if op.weight else "", f"{op.parameters:,}" if op.weight else "",
+         f"{op.macs:,}" if op.macs is not None else "", text.size(4 * op.parameters) if op.weight else "", op.out_of_reach)
+        for op in view.ops
+    ]  # fmt: skip
+    console.print(
+        table(("op", "type", "weight", "parameters", "MACs", "in float32", "remark"), rows, right=("parameters", "MACs", "in float32"))
+    )
+    if view.groups:
+        groups = [(g.name, g.kind, ", ".join(g.members), g.producer) for g in view.groups]
+        console.print(table(("group", "kind", "members", "producer"), groups))
+    known = [op.macs for op in view.ops if op.macs is not None]
+    inputs = ", ".join(f"{i.name} {i.dtype}{_shape(i.shape)}" for i in view.inputs)
+    console.print(f"inputs: {inputs or 'unknown'}; outputs: {', '.join(view.outputs) or 'unknown'}", soft_wrap=True)
+    console.print(
+        f"{len(view.ops)} ops, {view.parameters:,} weight elements ({text.size(4 * view.parameters)} in float32), {sum(known):,} MACs a sample"
+    )
+    for note in view.notes:
+        console.print(f"note: {note}", soft_wrap=True)
+
+
+def _shape(shape: tuple[int | None, ...] | None) -> str:
+    return "" if shape is None else "[" + ", ".join("any" if d is None else str(d) for d in shape) + "]"
+
+
+def _as_json(view: ModelView) -> dict[str, Any]:
+    return {
+        "ops": [
+            {"name": op.name, "type": op.type, "inputs": op.inputs, "outputs": op.outputs, "weight": list(op.weight.shape) if op.weight else None,
+             "parameters": op.parameters, "macs": op.macs, "out_of_reach": op.out_of_reach}
+            for op in view.ops
+        ],
+        "groups": [{"name": g.name, "kind": g.kind, "members": g.members, "producer": g.producer} for g in view.groups],
+        "inputs": [{"name": i.name, "shape": i.shape, "dtype": i.dtype} for i in view.inputs],
+        "outputs": view.outputs,
+        "parameters": view.parameters,
+        "notes": view.notes,
+    }  # fmt: skip
+
+
+def _result(folder: Path, float_model: Any, as_json: bool) -> None:
+    manifest = read_manifest(folder)
+    size = sum(f.stat().st_size for f in (folder / "model").rglob("*") if f.is_file())
+    if as_json:
+        show_json({**{k: manifest[k] for k in ("octavo", "backend", "recipe", "made", "environment")}, "bytes": size})
+        return
+    candidate = load_candidate(folder, float_model)
+    console = out()
+    console.print(ledger_table(candidate.ledger))
+    console.print(
+        f"backend {manifest['backend']}, {text.size(size)}, made {manifest['made']} by octavo {manifest['octavo']}", soft_wrap=True
+    )

@@ -1,0 +1,21 @@
+"""The ledger as a table: what was asked of each op and what runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.table import Table
+from rich.text import Text
+
+from octavo.core.adapter import Applied
+
+from .console import table
+
+
+def ledger_table(ledger: Mapping[str, Applied]) -> Table:
+    """Return one row an op, in the ledger's order."""
+    rows = []
+    for name, line in ledger.items():
+        applied = Text("as requested", "green") if line.honoured else Text(str(line.applied), "yellow")
+        rows.append((name, line.requested, applied, "float" if line.applied.is_float else line.realization, line.reason))
+    return table(("op", "requested", "applied", "by", "remark"), rows)

@@ -1,0 +1,87 @@
+"""The tables at the end of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from octavo.core.report import ReportData, text
+
+from .console import table
+
+
+def comparison(data: ReportData) -> Table:
+    """Float model against the best: score, objectives, their ratios, and what runs."""
+    best = data.best
+    rows: list[tuple[object, ...]] = []
+    for name, value in data.baseline.metrics.items():
+        ratio = f"{best.metrics[name] / value:.4g}" if best and value and name in best.metrics else "-"
+        rows.append((name, f"{value:.5g}", text.score(best, name), ratio))
+    for name, m in data.baseline.objectives.items():
+        found = best.objectives.get(name) if best else None
+        rows.append((name, text.measured(m), text.measured(found), text.ratio(found)))
+    rows.append(("backend", data.baseline.recipe.backend, best.recipe.backend if best else "-", ""))
+    rows.append(("ops", "float", text.bits(best) if best else "-", ""))
+    if best and best.recipe.transforms:
+        rows.append(("transforms", "none", ", ".join(map(str, best.recipe.transforms)), ""))
+    title = f"trial {best.number}" if best else "none"
+    return table(("", "float", f"best ({title})", "ratio"), rows, right=("float", f"best ({title})", "ratio"))
+
+
+def left_in_float(data: ReportData) -> Table | Text:
+    """What stayed in float, and why."""
+    if not data.left_in_float:
+        return Text("left in float: nothing")
+    rows = [(kind, len(names), f"{size:,}", why, _few(names)) for kind, why, names, size in data.left_in_float]
+    return table(("left in float", "ops", "weights", "why", "which"), rows, right=("ops", "weights"))
+
+
+def _few(names: tuple[str, ...], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f", and {len(names) - most} more" if len(names) > most else "")
+
+
+def backends(data: ReportData) -> Table | None:
+    """The best of each backend, where there were several."""
+    names = sorted({t.recipe.backend for t in data.trials})
+    if len(names) < 2:
+        return None
+    objectives = tuple(data.baseline.objectives)
+    rows: list[tuple[object, ...]] = []
+    for name in names:
+        own = [t for t in data.completed if t.recipe.backend == name]
+        passing = [t for t in own if t.passed] or own
+        best = min(passing, key=lambda t: (t.costs(objectives), t.number), default=None)
+        if best is None:
+            rows.append((name, "-", *["-"] * (2 + 2 * len(objectives))))
+            continue
+        figures = [f(best.objectives.get(o)) for o in objectives for f in (text.measured, text.ratio)]
+        rows.append(
+            (
+                name,
+                f"#{best.number}",
+                text.score(best, data.metric),
+                *figures,
+                text.bits(best) + ("" if best.passed else " (does not pass)"),
+            )
+        )
+    columns = ("backend", "trial", data.metric, *[c for o in objectives for c in (o, f"{o} ratio")], "ops")
+    return table(columns, rows, title="The best of each backend; ratios to the float model as given", right=columns[1:-1])
+
+
+def summary(data: ReportData) -> Group:
+    """All of it, for a terminal."""
+
+    def parts() -> Iterator[Table | Text]:
+        verdict = Text("goal reached", style="bold green") if data.goal_met else Text("goal not reached", style="bold red")
+        yield verdict + Text(f" ({data.goal}); {data.reason}", style="")
+        yield comparison(data)
+        if several := backends(data):
+            yield several
+        yield left_in_float(data)
+        if data.command:
+            yield Text(f"again: {data.command}")
+
+    return Group(*parts())

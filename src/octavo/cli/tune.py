@@ -1,0 +1,166 @@
+"""``octavo tune``: the main job from the command line."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from octavo.core.config import TuningConfig
+from octavo.core.errors import ConfigError, DataError, MissingFramework
+from octavo.core.evaluation import ArrayModel
+from octavo.core.report import report_data, write
+from octavo.core.result import Result, check_target, environment
+from octavo.core.run import autotune, open_model, plugin_host
+
+from .console import out, say, warn
+from .data import Samples, read_samples, split
+from .metrics import METRICS, FileScore, metric
+from .models import named_object, source
+from .progress import Show
+from .summary import summary
+
+NOT_REACHED = 3
+INTERRUPTED = 130
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("tune")(tune)
+
+
+def tune(
+    context: typer.Context,
+    model: Annotated[
+        str, typer.Argument(help="A model file (.onnx, .npz), or module:name of a Python object or of a function that makes one.")
+    ],
+    data: Annotated[
+        Path | None, typer.Option(help="Samples: an .npz or a folder of .npy, one array per model input and one of labels.")
+    ] = None,
+    metric_name: Annotated[
+        str | None, typer.Option("--metric", help=f"Score on --data: {', '.join(METRICS)}; or a name for --evaluate's.")
+    ] = None,
+    evaluate: Annotated[str | None, typer.Option(help="module:function that scores a candidate, instead of a built-in metric.")] = None,
+    calibration: Annotated[
+        str | None, typer.Option(help="Calibration samples (.npz, folder, or module:name); default: a part of --data.")
+    ] = None,
+    labels: Annotated[str | None, typer.Option(help="Name of the array of labels in --data.")] = None,
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="Configuration (.toml, .yaml, .json); options override it.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the result; default: MODEL-quantized.")] = None,
+    backend: Annotated[list[str] | None, typer.Option("--backend", "-b", help="Search over this backend; may be repeated.")] = None,
+    strategy: Annotated[str | None, typer.Option(help="Search strategy; see octavo plugins.")] = None,
+    tolerance: Annotated[float | None, typer.Option(help="Tolerated loss of the score; default 0.01.")] = None,
+    mode: Annotated[Literal["relative", "absolute"] | None, typer.Option(help="Of the float score, or in its own units.")] = None,
+    lower_is_better: Annotated[bool, typer.Option("--lower-is-better", help="The score of --evaluate is a loss.")] = False,
+    minimise: Annotated[list[str] | None, typer.Option(help="What to minimise, most important first; may be repeated.")] = None,
+    max_trials: Annotated[int | None, typer.Option(help="Evaluations after the float model's.")] = None,
+    timeout: Annotated[str | None, typer.Option(help="Limit of the search: 90s, 10min, 2h.")] = None,
+    stop: Annotated[Literal["goal", "budget"] | None, typer.Option(help="End at the first recipe that passes, or use the budget.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The only source of randomness.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples per call, in calibration, scoring and timing.")] = 32,
+    calibration_size: Annotated[int, typer.Option(min=1, help="Samples of --data set aside for calibration.")] = 128,
+    storage: Annotated[str | None, typer.Option(help="History file or database URL; default: beside the output.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where a run on the same history stopped.")] = False,
+    report: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html into the output folder.")] = True,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the tables at the end.")] = False,
+) -> None:
+    """Find the smallest, fastest quantized version of MODEL that is still good enough."""
+    settings = {
+        "strategy": strategy, "tolerance": tolerance, "mode": mode, "minimise": minimise, "max_trials": max_trials, "timeout": timeout,
+        "stop": stop, "seed": seed, "backends": tuple(backend) if backend else None, "metric": metric_name,
+        "higher_is_better": False if lower_is_better else None,
+    }  # fmt: skip
+    configured = TuningConfig.read(config, **{k: v for k, v in settings.items() if v is not None})
+    opened = source(model)
+    target = check_target(output or Path(f"{Path(model).stem if isinstance(opened, Path) else model.split(':')[-1]}-quantized"))
+    score, batches, configured = _evaluation(opened, configured, data, evaluate, calibration, labels, batch_size, calibration_size)
+    with Show(quiet) as show:
+        result = autotune(
+            opened,
+            score,
+            batches,
+            configured,
+            storage=storage or f"{target}.db",
+            resume=resume,
+            callbacks=(show,),
+            arrays=isinstance(score, FileScore),
+        )
+    result = replace(result, command=shlex.join(["octavo", *(context.obj or ["tune", model])]))
+    _hand_over(result, result.save(target), report)
+    if result.interrupted:
+        raise typer.Exit(INTERRUPTED)
+    if not result.goal_met:
+        raise typer.Exit(NOT_REACHED)
+
+
+def _evaluation(
+    model: Any,
+    settings: TuningConfig,
+    data: Path | None,
+    evaluate: str | None,
+    calibration: str | None,
+    labels: str | None,
+    batch_size: int,
+    calibration_size: int,
+) -> tuple[Callable[[Any], Any], Iterable[Any], TuningConfig]:
+    """Return the score function, the calibration batches, and the settings with the score's name and direction."""
+    samples = read_samples(data, labels) if data is not None else None
+    if calibration is not None:
+        batches = _calibration(calibration, batch_size)
+    elif samples is not None:
+        kept, samples = split(samples, calibration_size)
+        batches = list(kept.batches(batch_size))
+        say(f"{data}: {len(kept)} samples calibrate, {len(samples)} others score (--calibration gives calibration data of its own)")
+    else:
+        raise DataError("calibration data is missing: give --data, or --calibration beside --evaluate")
+    if evaluate is not None:
+        score = named_object(evaluate, "--evaluate")
+        if not callable(score):
+            raise ConfigError(f"--evaluate {evaluate!r} is a {type(score).__name__}, not a function: candidate -> score")
+        return score, batches, settings
+    if samples is None:
+        raise ConfigError("say how a candidate is scored: --data with --metric, or --evaluate module:function")
+    return _file_score(model, settings, samples, batch_size), batches, _with_direction(settings, samples)
+
+
+def _name(settings: TuningConfig, samples: Samples) -> str:
+    return str(settings.accuracy.get("metric") or ("accuracy" if samples.labels is not None else "cosine"))
+
+
+def _with_direction(settings: TuningConfig, samples: Samples) -> TuningConfig:
+    name = _name(settings, samples)
+    return TuningConfig.read(settings, metric=name, higher_is_better=metric(name).higher_is_better)
+
+
+def _file_score(model: Any, settings: TuningConfig, samples: Samples, batch_size: int) -> FileScore:
+    name = _name(settings, samples)
+    reference = None
+    if not metric(name).needs_labels and (samples.labels is None or name == "agreement"):
+        opened = open_model(model, plugin_host(settings), example=next(samples.batches(batch_size)))
+        reference = ArrayModel(opened.session.reference())
+    return FileScore(name, samples, batch_size, reference)
+
+
+def _calibration(spec: str, batch_size: int) -> Iterable[Any]:
+    if Path(spec).exists() or ":" not in spec:
+        return list(read_samples(Path(spec)).batches(batch_size))
+    found: Iterable[Any] = named_object(spec, "--calibration")
+    return found
+
+
+def _hand_over(result: Result, folder: Path, report: bool) -> None:
+    """Print the tables, write the report and say where everything is."""
+    data = report_data({**result.facts(), "environment": environment()})
+    console = out()
+    console.print(summary(data))
+    console.print(f"model: {folder}", soft_wrap=True)
+    if report:
+        try:
+            console.print(f"report: {write(data, folder / 'report.html')}", soft_wrap=True)
+        except MissingFramework as error:
+            warn(error)
+    console.print(f"history: {result.storage}", soft_wrap=True)
