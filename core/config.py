@@ -105,10 +105,15 @@ class TuningConfig(Frozen):
     budgets: dict[Literal["bits", "size", "latency"], float] = Field(default_factory=dict)
     plugins: PluginPolicy = Field(default_factory=lambda: PluginPolicy())
 
-    @field_validator("timeout", "trial_timeout", mode="before")
+    @field_validator("timeout", "trial_timeout", mode="before", json_schema_input_type=float | str | None)
     @classmethod
     def _duration(cls, value: Any) -> Any:
         return seconds(value)
+
+    @field_validator("transforms", mode="before", json_schema_input_type=list[PartTable])
+    @classmethod
+    def _transforms_as_written(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, (str, dict)) else value
 
     @field_validator("strategy", mode="before")
     @classmethod
@@ -120,7 +125,7 @@ class TuningConfig(Frozen):
     def _criterion_to_table(cls, value: Any) -> Any:
         return value.model_dump(exclude_unset=True) if isinstance(value, PartConfig) else value
 
-    @field_validator("executor", mode="before")
+    @field_validator("executor", mode="before", json_schema_input_type=ExecutorConfig | Literal["inline", "process"])
     @classmethod
     def _executor_by_name(cls, value: Any) -> Any:
         return {"kind": value} if isinstance(value, str) else value

@@ -7,13 +7,19 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from .adapter import Opened
 from .errors import ConfigError, nearest
 from .graph import Op
 from .scheme import FLOAT, Frozen, Mode, OpScheme, PartChoice, QuantSpec
 from .space import TuningSpace, Unit
+
+PartTable = str | dict[str, Any]
+
+
+def _listed(raw: Any) -> Any:
+    return raw if raw is None or isinstance(raw, (list, tuple)) else (raw,)
 
 
 class SpecRule(Frozen):
@@ -25,14 +31,15 @@ class SpecRule(Frozen):
     reduce_range: tuple[bool, ...] | None = None
     scale_dtype: tuple[str | None, ...] | None = None
 
-    @model_validator(mode="before")
+    @field_validator("dtype", "granularity", "scale_dtype", mode="before", json_schema_input_type=str | list[str] | None)
     @classmethod
-    def _one_is_a_list(cls, raw: Any) -> Any:
-        if isinstance(raw, str):
-            raw = {"dtype": raw}
-        if isinstance(raw, dict):
-            return {k: v if isinstance(v, (list, tuple)) or v is None else (v,) for k, v in raw.items()}
-        return raw
+    def _one_name_is_a_list(cls, raw: Any) -> Any:
+        return _listed(raw)
+
+    @field_validator("symmetric", "reduce_range", mode="before", json_schema_input_type=bool | list[bool] | None)
+    @classmethod
+    def _one_flag_is_a_list(cls, raw: Any) -> Any:
+        return _listed(raw)
 
     def admits(self, spec: QuantSpec) -> bool:
         """True if every field that this rule names is among the allowed ones."""
@@ -67,10 +74,25 @@ class Rule(Frozen):
     algorithm: tuple[PartChoice, ...] | None = Field(default=None, min_length=1)
     calibrator: tuple[PartChoice, ...] | None = Field(default=None, min_length=1)
 
-    @field_validator("ops", "types", "backends", "mode", "algorithm", "calibrator", mode="before")
+    @field_validator("ops", "types", "backends", mode="before", json_schema_input_type=str | list[str] | None)
     @classmethod
-    def _one_is_a_list(cls, raw: Any) -> Any:
-        return raw if raw is None or isinstance(raw, (list, tuple)) else (raw,)
+    def _one_name_is_a_list(cls, raw: Any) -> Any:
+        return _listed(raw)
+
+    @field_validator("mode", mode="before", json_schema_input_type=Mode | list[Mode] | None)
+    @classmethod
+    def _one_mode_is_a_list(cls, raw: Any) -> Any:
+        return _listed(raw)
+
+    @field_validator("algorithm", "calibrator", mode="before", json_schema_input_type=PartTable | list[PartTable] | None)
+    @classmethod
+    def _one_part_is_a_list(cls, raw: Any) -> Any:
+        return _listed(raw)
+
+    @field_validator("weight", "input", mode="before", json_schema_input_type=str | SpecRule | None)
+    @classmethod
+    def _name_is_a_dtype(cls, raw: Any) -> Any:
+        return {"dtype": raw} if isinstance(raw, str) else raw
 
     def matches(self, op: Op, backend: str) -> bool:
         """True if this rule speaks about ``op``."""
