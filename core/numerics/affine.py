@@ -15,6 +15,7 @@ from array_api_compat import array_namespace
 from ..errors import SchemeError
 from ..scheme import QuantSpec
 from .layout import spread
+from .rounding import Rounding, nearest
 
 Array = Any  # an array of any array-API namespace; the standard has no common base class
 
@@ -120,23 +121,29 @@ def affine_params(
     return QuantParams(scale, zero_point, spec, axis)
 
 
-def quantize(x: Array, params: QuantParams) -> Array:
+def quantize(x: Array, params: QuantParams, rounding: Rounding = nearest) -> Array:
     """Return the codes of ``x``: int32, same shape.
 
     Args:
         x: Any float dtype; computed in float32.
         params: Integer spec of any granularity.
+        rounding: What becomes of x / scale.
     """
     xp = array_namespace(x, params.scale)
-    qmin, qmax = integer_range(params.spec)
 
     def codes(values: Array, scale: Array, zero_point: Array) -> Array:
-        ratio = xp.round(xp.astype(values, xp.float32) / scale)
-        # Clipped as float first: a value far outside would overflow int32.
-        low, high = xp.astype(qmin - zero_point, xp.float32), xp.astype(qmax - zero_point, xp.float32)
-        return xp.astype(xp.minimum(xp.maximum(ratio, low), high), xp.int32) + zero_point
+        return xp.astype(steps(values, scale, zero_point, params.spec, rounding), xp.int32) + zero_point
 
     return spread(codes, x, params.spec, params.axis, params.scale, params.zero_point)
+
+
+def steps(x: Array, scale: Array, zero_point: Array, spec: QuantSpec, rounding: Rounding = nearest) -> Array:
+    """Return code - zero_point as whole float32 numbers: round(x / scale), clipped; parameters broadcast."""
+    xp = array_namespace(x, scale)
+    qmin, qmax = integer_range(spec)
+    # Clipped as float: a value far outside would overflow an integer.
+    low, high = xp.astype(qmin - zero_point, xp.float32), xp.astype(qmax - zero_point, xp.float32)
+    return xp.minimum(xp.maximum(rounding(xp.astype(x, xp.float32) / scale), low), high)
 
 
 def dequantize(codes: Array, params: QuantParams) -> Array:
@@ -147,3 +154,12 @@ def dequantize(codes: Array, params: QuantParams) -> Array:
         return scale * xp.astype(xp.astype(q, xp.int32) - zero_point, xp.float32)
 
     return spread(values, codes, params.spec, params.axis, params.scale, params.zero_point)
+
+
+def narrow(codes: Array, spec: QuantSpec) -> Array:
+    """Return integer codes in the narrowest of int8, uint8, int16 and uint16 that holds the spec's range."""
+    xp = array_namespace(codes)
+    low, high = integer_range(spec)
+    if low >= 0:
+        return xp.astype(codes, xp.uint8 if high < 256 else xp.uint16)
+    return xp.astype(codes, xp.int8 if high < 128 else xp.int16)

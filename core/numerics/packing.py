@@ -1,0 +1,88 @@
+"""Codes of less than eight bits, packed into bytes."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from array_api_compat import array_namespace, device
+
+from ..errors import SchemeError
+
+Array = Any
+Order = Literal["low", "high"]
+
+
+def pack(codes: Array, bits: int, order: Order = "low") -> Array:
+    """Pack the last axis into bytes as one stream of bits.
+
+    ``low`` puts the first code into the lowest bits, as ONNX stores int4, uint4, int2 and uint2 and as MatMulNBits takes its
+    weights; ``high`` puts it into the highest (the order of the paper formats of fp4 pairs). Widths that do not divide
+    eight (3, 5, 6, 7) run on across byte borders.
+
+    Args:
+        codes: Signed or unsigned integers; only the lowest ``bits`` bits of each count. Shape (..., n).
+        bits: 1 to 8.
+        order: Which code comes first in a byte.
+
+    Returns:
+        uint8, shape (..., ceil(n * bits / 8)); the last byte is filled up with zeros.
+    """
+    xp = array_namespace(codes)
+    _check(bits)
+    n = codes.shape[-1]
+    low = xp.astype(codes, xp.int32) & (2**bits - 1)
+    if 8 % bits == 0:
+        per = 8 // bits
+        low = _pad(low, -n % per)
+        parts = xp.reshape(low, (*low.shape[:-1], -1, per))
+        shifts = _steps(xp, per, bits, order, codes)
+        return xp.astype(xp.sum(parts << shifts, axis=-1), xp.uint8)
+    stream = (low[..., None] >> _steps(xp, bits, 1, order, codes)) & 1
+    stream = _pad(xp.reshape(stream, (*codes.shape[:-1], n * bits)), -(n * bits) % 8)
+    octets = xp.reshape(stream, (*stream.shape[:-1], -1, 8))
+    return xp.astype(xp.sum(octets << _steps(xp, 8, 1, order, codes), axis=-1), xp.uint8)
+
+
+def unpack(packed: Array, bits: int, count: int, *, signed: bool = False, order: Order = "low") -> Array:
+    """Undo :func:`pack`.
+
+    Args:
+        packed: uint8, shape (..., bytes).
+        bits: 1 to 8.
+        count: Length of the last axis before packing.
+        signed: Whether the codes' highest bit is a sign.
+        order: As it was packed.
+
+    Returns:
+        int8 or uint8, shape (..., count).
+    """
+    xp = array_namespace(packed)
+    _check(bits)
+    octets = xp.astype(packed, xp.int32)[..., None]
+    if 8 % bits == 0:
+        parts = (octets >> _steps(xp, 8 // bits, bits, order, packed)) & (2**bits - 1)
+        codes = xp.reshape(parts, (*packed.shape[:-1], -1))[..., :count]
+    else:
+        stream = xp.reshape((octets >> _steps(xp, 8, 1, order, packed)) & 1, (*packed.shape[:-1], -1))
+        stream = xp.reshape(stream[..., : count * bits], (*packed.shape[:-1], count, bits))
+        codes = xp.sum(stream << _steps(xp, bits, 1, order, packed), axis=-1)
+    if not signed:
+        return xp.astype(codes, xp.uint8)
+    return xp.astype(xp.where(codes >= 2 ** (bits - 1), codes - 2**bits, codes), xp.int8)
+
+
+def _steps(xp: Any, count: int, bits: int, order: Order, like: Array) -> Array:
+    steps = xp.arange(count, dtype=xp.int32, device=device(like)) * bits
+    return steps if order == "low" else xp.flip(steps)
+
+
+def _pad(x: Array, width: int) -> Array:
+    if not width:
+        return x
+    xp = array_namespace(x)
+    return xp.concat([x, xp.zeros((*x.shape[:-1], width), dtype=x.dtype, device=device(x))], axis=-1)
+
+
+def _check(bits: int) -> None:
+    if not 1 <= bits <= 8:
+        raise SchemeError(f"codes of {bits} bits cannot be packed into bytes; 1 to 8 can")
