@@ -275,6 +275,10 @@ class Realizer:
 
     # Transforms
 
+    def session(self, transforms: tuple[PartChoice, ...] = ()) -> Session:
+        """Return the float session after ``transforms``; it is made once."""
+        return self._prepare(transforms).session
+
     def _prepare(self, transforms: tuple[PartChoice, ...]) -> _Prepared:
         if transforms not in self._prepared:
             if not transforms:
