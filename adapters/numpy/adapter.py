@@ -1,0 +1,295 @@
+"""The NumPy backend's primitives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from octavo.core.adapter import Adapter, Applied, Batch, Candidate, OpParameters, Session, Sink
+from octavo.core.capability import Capability, Offer
+from octavo.core.errors import ModelError, NonFiniteWeight, SchemeError, nearest
+from octavo.core.graph import ModelView
+from octavo.core.parts import PartConfig
+from octavo.core.recipe import Recipe
+from octavo.core.scheme import FLOAT, OpScheme, QuantSpec
+
+from . import NumpyConfig
+from .describe import channel_axis, channels_of, describe
+from .files import load_graph, save_graph
+from .graph import Graph
+from .lowering import quantized
+from .passes import optimised
+from .program import Kernels, Program
+
+MODEL = "model.npz"
+
+
+class NumpyCandidate(Candidate):
+    """A program with its recipe and ledger."""
+
+    def __init__(self, graph: Graph, recipe: Recipe, ledger: Mapping[str, Applied], kernels: Kernels) -> None:
+        self.graph = graph
+        self.recipe = recipe
+        self.ledger = ledger
+        self._kernels = kernels
+        self._program: Program | None = None
+
+    @property
+    def program(self) -> Program:
+        """The runnable form, built at first use."""
+        if self._program is None:
+            self._program = Program(self.graph, self._kernels)
+        return self._program
+
+    @property
+    def native(self) -> Callable[..., Any]:
+        """The candidate itself: a callable, arrays in, arrays out."""
+        return self
+
+    def __call__(self, *arrays: Any, **named: Any) -> Any:
+        """Run the model on arrays in the order of its inputs, or by name; one output comes as an array, several as a tuple."""
+        batch: Any = named if named else arrays[0] if len(arrays) == 1 and isinstance(arrays[0], (Mapping, tuple, list)) else arrays
+        result = self.run(batch)
+        return result[0] if len(result) == 1 else result
+
+    def run(self, batch: Batch) -> tuple[np.ndarray, ...]:
+        """Run one batch."""
+        program = self.program
+        return program.run(program.feed(batch))
+
+    def save(self, folder: Path) -> None:
+        """Write ``model.npz``: structure, arrays, recipe and ledger."""
+        ledger = {
+            name: {
+                "requested": line.requested.model_dump(exclude_defaults=True),
+                "applied": line.applied.model_dump(exclude_defaults=True),
+                "realization": line.realization,
+                "reason": line.reason,
+            }
+            for name, line in self.ledger.items()
+            if not line.requested.is_float or not line.applied.is_float or line.reason
+        }
+        save_graph(self.graph, folder / MODEL, recipe=self.recipe.to_json(), ledger=ledger)
+
+    def fingerprint(self) -> str:
+        """Digest of the graph it runs."""
+        return self.graph.fingerprint()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"graph": self.graph, "recipe": self.recipe, "ledger": dict(self.ledger), "scratch": self._kernels.scratch}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        NumpyCandidate.__init__(self, state["graph"], state["recipe"], state["ledger"], Kernels(state["scratch"]))
+
+
+class NumpySession(Session):
+    """One opened graph, optimised.
+
+    Args:
+        graph: After :func:`.passes.optimised`.
+        kernels: Shared with every candidate.
+        example: One batch, for shapes.
+    """
+
+    def __init__(self, graph: Graph, kernels: Kernels, example: Batch | None = None) -> None:
+        self.graph = graph
+        self._kernels = kernels
+        self._program = Program(graph, kernels)
+        self._example = example
+        self._view: ModelView | None = None
+        self._fingerprint = ""
+
+    def describe(self) -> ModelView:
+        """Return the ops of the optimised graph."""
+        if self._view is None:
+            self._view = describe(self.graph, self._shapes())
+        return self._view
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        batch = self._example
+        if batch is None:
+            if any(i.shape is None or any(s is None for s in i.shape[1:]) for i in self.graph.inputs):
+                return {}
+            batch = tuple(np.zeros([s or 1 for s in i.shape or ()], np.dtype(i.dtype)) for i in self.graph.inputs)
+        shapes: dict[str, tuple[int, ...]] = {}
+        names = {i.name for i in self.graph.inputs} | {v for n in self.graph.nodes for v in n.outputs if v}
+
+        def note(name: str, array: np.ndarray) -> None:
+            shapes[name] = array.shape
+
+        self._program.run(self._program.feed(batch), dict.fromkeys(names, note))
+        return shapes
+
+    def capability(self) -> Capability:
+        """Integer arithmetic on linear and convolution layers; exact on any processor."""
+        return Capability("numpy", "cpu", OFFERS, frozenset({"rescale"}), {"numpy": np.__version__})
+
+    def observe(self, batches: Iterable[Batch], values: Iterable[str], sink: Sink) -> int:
+        """Run the float graph once over the batches."""
+        watch = dict.fromkeys(values, sink)
+        known = {i.name for i in self.graph.inputs} | {v for n in self.graph.nodes for v in n.outputs}
+        for name in watch:
+            if name not in known:
+                raise ModelError(f"there is no value {name!r} to observe{nearest(name, known)}")
+        count = 0
+        for batch in batches:
+            self._program.run(self._program.feed(batch), watch)
+            count += 1
+        return count
+
+    def tensor(self, name: str) -> np.ndarray:
+        """Return an initializer."""
+        if name not in self.graph.initializers:
+            raise ModelError(f"the graph has no tensor {name!r}{nearest(name, self.graph.initializers)}")
+        return self.graph.initializers[name]
+
+    def apply(self, recipe: Recipe, parameters: Mapping[str, OpParameters]) -> NumpyCandidate:
+        """Replace the named ops by integer ones."""
+        view, capability = self.describe(), self.capability()
+        ledger: dict[str, Applied] = {}
+        for op in view.ops:
+            scheme = recipe[op.name]
+            if not scheme.is_float:
+                realization = capability.realization(op, scheme)
+                if op.name not in parameters:
+                    raise SchemeError(f"op {op.name!r} is to run as [{scheme}], but no parameters were given for it")
+                ledger[op.name] = Applied(scheme, scheme, realization)
+            elif op.type in OFFERS:
+                ledger[op.name] = Applied(FLOAT, FLOAT, reason=op.out_of_reach)
+        kept = {name: parameters[name] for name in recipe}
+        return NumpyCandidate(quantized(self.graph, kept), recipe, ledger, self._kernels)
+
+    def reference(self) -> NumpyCandidate:
+        """Return the float graph, batch norms folded and activations fused."""
+        ledger = {op.name: Applied(FLOAT, FLOAT, reason=op.out_of_reach) for op in self.describe().ops if op.type in OFFERS}
+        return NumpyCandidate(self.graph, Recipe({}, backend="numpy"), ledger, self._kernels)
+
+    def fingerprint(self) -> str:
+        """Digest of the optimised graph."""
+        if not self._fingerprint:
+            self._fingerprint = self.graph.fingerprint()
+        return self._fingerprint
+
+    def rescale(self, factors: Mapping[str, Any]) -> NumpySession:
+        """Divide the values of the groups and multiply their readers' weights."""
+        groups = {g.name: g for g in self.describe().groups if g.kind == "rescale"}
+        nodes = {n.name: n for n in self.graph.nodes}
+        changed: dict[str, np.ndarray] = {}
+
+        def scale(name: str, factor: np.ndarray, axis: int) -> None:
+            array = changed.get(name, self.graph.initializers[name])
+            changed[name] = (array * factor.reshape([-1 if i == axis else 1 for i in range(array.ndim)])).astype(array.dtype)
+
+        for name, given in factors.items():
+            if name not in groups:
+                raise SchemeError(f"there is no rescale group {name!r}{nearest(name, groups)}")
+            group = groups[name]
+            factor = np.asarray(given, np.float32)
+            if factor.shape != (group.channels,) or not (np.isfinite(factor).all() and (factor > 0).all()):
+                raise SchemeError(f"group {name!r} takes {group.channels} positive factors, got shape {factor.shape}")
+            producer = nodes[group.producer]
+            axis = channel_axis(producer) if producer.op in ("Conv", "Gemm") else 0
+            assert channels_of(self.graph, producer) == group.channels
+            scale(producer.inputs[1], 1 / factor, axis)
+            if len(producer.inputs) > 2 and producer.inputs[2]:
+                scale(producer.inputs[2], 1 / factor, 0)
+            for member in group.members:
+                node = nodes[member]
+                if node.op == "Gemm":
+                    scale(node.inputs[1], factor, 1 - channel_axis(node))
+                elif node.attributes.get("group", 1) == 1:
+                    scale(node.inputs[1], factor, 1)
+                else:
+                    # Group g reads its own slice of the input channels.
+                    w = changed.get(node.inputs[1], self.graph.initializers[node.inputs[1]])
+                    count = node.attributes["group"]
+                    rows = np.repeat(factor.reshape(count, -1), w.shape[0] // count, axis=0)
+                    changed[node.inputs[1]] = (w * rows.reshape(w.shape[0], -1, *(1,) * (w.ndim - 2))).astype(w.dtype)
+        touched = {v for v in changed}
+        fresh = tuple(n.with_() if touched & set(n.inputs) else n for n in self.graph.nodes)
+        graph = self.graph.with_(nodes=fresh, initializers={**self.graph.initializers, **changed})
+        return NumpySession(graph, self._kernels, self._example)
+
+
+class NumpyAdapter(Adapter):
+    """Opens graphs, ONNX models, scikit-learn estimators and .npz files."""
+
+    def __init__(self, config: PartConfig) -> None:
+        super().__init__(config)
+        self._scratch = config.scratch if isinstance(config, NumpyConfig) else NumpyConfig().scratch
+
+    def open(self, source: Any, example: Batch | None = None) -> NumpySession:
+        """Open a graph, an ONNX file or ModelProto, a fitted estimator, or a .npz file."""
+        graph = optimised(read(source).check())
+        for name, array in graph.initializers.items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all() and _is_weight(graph, name):
+                raise NonFiniteWeight(f"tensor {name!r} holds NaN or Inf; repair the model")
+        return NumpySession(graph, Kernels(self._scratch), example)
+
+    def load(self, folder: Path, model: Any = None) -> NumpyCandidate:
+        """Read ``model.npz``."""
+        graph, table = load_graph(Path(folder) / MODEL)
+        ledger = {
+            name: Applied(
+                OpScheme.model_validate(row["requested"]), OpScheme.model_validate(row["applied"]), row["realization"], row["reason"]
+            )
+            for name, row in table.get("ledger", {}).items()
+        }
+        recipe = Recipe.from_json(table["recipe"]) if "recipe" in table else Recipe({}, backend="numpy")
+        return NumpyCandidate(graph, recipe, ledger, Kernels(self._scratch))
+
+
+def read(source: Any) -> Graph:
+    """Return the graph of anything that this backend opens.
+
+    Raises:
+        ModelError: If it is none of those.
+    """
+    if isinstance(source, Graph):
+        return source
+    if isinstance(source, (str, Path)) or hasattr(source, "__fspath__"):
+        path = Path(source)
+        if not path.is_file():
+            raise ModelError(f"there is no file {str(path)!r}")
+        if path.suffix == ".npz":
+            return load_graph(path)[0]
+        from .reader import from_onnx
+
+        return from_onnx(path)
+    if isinstance(source, bytes) or type(source).__name__ == "ModelProto":
+        from .reader import from_onnx
+
+        return from_onnx(source)
+    if hasattr(source, "get_params") and hasattr(source, "fit"):
+        from .estimators import from_estimator
+
+        return from_estimator(source)
+    raise ModelError(
+        f"the NumPy backend cannot open a {type(source).__name__}: give a Graph, an ONNX model, a fitted scikit-learn estimator or a .npz path"
+    )
+
+
+def _is_weight(graph: Graph, name: str) -> bool:
+    """True for tensors whose NaN or Inf is a fault; an additive mask may well hold -inf."""
+    return any(name in n.inputs[1:] and n.op in ("Gemm", "Conv", "MatMul", "LayerNormalization", "ConvTranspose") for n in graph.nodes)
+
+
+def _offers() -> tuple[Offer, ...]:
+    weights = [
+        QuantSpec(dtype="int8", granularity="channel"),
+        QuantSpec(dtype="int8"),
+        QuantSpec(dtype="int8", symmetric=False, granularity="channel"),
+        QuantSpec(dtype="int8", symmetric=False),
+    ]
+    inputs = [QuantSpec(dtype="uint8", symmetric=False), QuantSpec(dtype="int8")]
+    return tuple(
+        Offer(OpScheme(mode=mode, weight=weight, input=given)) for mode in ("static", "dynamic") for weight in weights for given in inputs
+    )
+
+
+OFFERS: dict[str, tuple[Offer, ...]] = {"linear": _offers(), "conv": _offers()}
+
+__all__ = ["NumpyAdapter", "NumpyCandidate", "NumpySession", "read"]

@@ -1,0 +1,210 @@
+"""The graph of NumPy operations: nodes, initializers and attributes in ONNX terms. A value; passes return a new one."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from octavo.core.errors import ModelError, nearest
+from octavo.core.graph import InputInfo
+
+OPSET = 21
+"""The operator set that a graph built by hand is read with."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Node:
+    """One operation.
+
+    Attributes:
+        op: The ONNX operator's name (``Conv``), or one of this backend's own (``octavo.QuantizedConv``).
+        inputs: Value names; '' where an optional input is left out.
+        outputs: Value names; '' where an optional output is not wanted.
+        name: Unique in its graph; what recipes refer to.
+        attributes: int, float, str, tuple, array or :class:`Graph` (the body of If, Loop and Scan).
+    """
+
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    name: str
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    def with_(self, **changes: Any) -> Node:
+        """Return a copy with some fields changed."""
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Graph:
+    """A model.
+
+    Attributes:
+        nodes: In execution order.
+        initializers: Constant arrays by value name. They are shared, and never written to.
+        inputs: In call order.
+        outputs: Value names.
+        opset: Version of the ONNX operator set whose semantics the nodes follow.
+    """
+
+    nodes: tuple[Node, ...]
+    initializers: Mapping[str, np.ndarray]
+    inputs: tuple[InputInfo, ...]
+    outputs: tuple[str, ...]
+    opset: int = OPSET
+
+    def with_(self, **changes: Any) -> Graph:
+        """Return a copy with some fields changed."""
+        return replace(self, **changes)
+
+    def check(self) -> Graph:
+        """Return self if names are unique and each value is written before it is read.
+
+        Raises:
+            ModelError: Naming the node and the value.
+        """
+        known = {i.name for i in self.inputs} | set(self.initializers)
+        names: set[str] = set()
+        for node in self.nodes:
+            if node.name in names:
+                raise ModelError(f"two nodes are called {node.name!r}; give each its own name")
+            names.add(node.name)
+            for value in self.reads(node):
+                if value not in known:
+                    raise ModelError(
+                        f"node {node.name!r} ({node.op}) reads value {value!r}, which nothing before it writes{nearest(value, known)}"
+                    )
+            twice = [v for v in node.outputs if v and v in known]
+            if twice:
+                raise ModelError(
+                    f"node {node.name!r} ({node.op}) writes value {twice[0]!r}, which is written already; a value is written once"
+                )
+            known.update(v for v in node.outputs if v)
+        missing = [v for v in self.outputs if v not in known]
+        if missing:
+            raise ModelError(f"the graph's output {missing[0]!r} is written by no node{nearest(missing[0], known)}")
+        return self
+
+    @staticmethod
+    def reads(node: Node) -> Iterator[str]:
+        """Yield the names of the values that a node reads, those that its bodies take from outside included."""
+        yield from (v for v in node.inputs if v)
+        for attribute in node.attributes.values():
+            if isinstance(attribute, Graph):
+                yield from attribute.captured()
+
+    def captured(self) -> tuple[str, ...]:
+        """Return the values that this body reads from the graph around it."""
+        own = {i.name for i in self.inputs} | set(self.initializers) | {v for n in self.nodes for v in n.outputs}
+        wanted = dict.fromkeys(v for n in self.nodes for v in self.reads(n))
+        wanted.update(dict.fromkeys(self.outputs))
+        return tuple(v for v in wanted if v and v not in own)
+
+    def consumers(self) -> dict[str, list[Node]]:
+        """Return the nodes that read each value; an output of the graph counts as read by nobody."""
+        found: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            for value in dict.fromkeys(self.reads(node)):
+                found.setdefault(value, []).append(node)
+        return found
+
+    def producers(self) -> dict[str, Node]:
+        """Return the node that writes each value."""
+        return {v: node for node in self.nodes for v in node.outputs if v}
+
+    def fingerprint(self) -> str:
+        """Return a content digest of structure and weights, 16 hex digits, the same in any process."""
+        digest = hashlib.sha256()
+        for node in self.nodes:
+            table = {k: _digestible(v) for k, v in sorted(node.attributes.items())}
+            digest.update(json.dumps([node.op, node.inputs, node.outputs, node.name, table], sort_keys=True).encode())
+        for name in sorted(self.initializers):
+            array = np.ascontiguousarray(self.initializers[name])
+            digest.update(f"{name} {array.dtype} {array.shape}".encode())
+            digest.update(array.view(np.uint8).data if array.ndim and array.size else array.tobytes())
+        digest.update(json.dumps([[i.name for i in self.inputs], list(self.outputs), self.opset]).encode())
+        return digest.hexdigest()[:16]
+
+
+def _digestible(value: Any) -> Any:
+    if isinstance(value, Graph):
+        return value.fingerprint()
+    if isinstance(value, np.ndarray):
+        return [str(value.dtype), list(value.shape), hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()]
+    return list(value) if isinstance(value, tuple) else value
+
+
+class Builder:
+    """Builds a graph by hand: each ONNX operator is a method; arrays become initializers.
+
+    ```python
+    b = Builder()
+    x = b.input("x", (None, 64))
+    hidden = b.Relu(b.Gemm(x, w1, bias1, name="hidden"))
+    graph = b.graph(b.Softmax(b.Gemm(hidden, w2, bias2, name="output")))
+    ```
+    """
+
+    def __init__(self, opset: int = OPSET) -> None:
+        self._opset = opset
+        self._nodes: list[Node] = []
+        self._initializers: dict[str, np.ndarray] = {}
+        self._inputs: list[InputInfo] = []
+        self._count = itertools.count()
+
+    def input(self, name: str, shape: tuple[int | None, ...] | None = None, dtype: str = "float32") -> str:
+        """Declare an input and return its name."""
+        self._inputs.append(InputInfo(name, shape, dtype))
+        return name
+
+    def constant(self, array: Any, name: str = "") -> str:
+        """Add an initializer and return its name."""
+        name = name or f"constant_{next(self._count)}"
+        self._initializers[name] = np.asarray(array)
+        return name
+
+    def node(self, op: str, *inputs: Any, name: str = "", outputs: int = 1, **attributes: Any) -> Any:
+        """Add a node; inputs are value names, arrays, or None for an optional input left out.
+
+        Returns:
+            The output's name, or a tuple of names where ``outputs`` is more than one.
+        """
+        name = name or f"{op.lower()}_{next(self._count)}"
+        kinds = ("weight", "bias") if op in ("Gemm", "Conv", "MatMul") else ()
+        read = []
+        for i, value in enumerate(inputs):
+            if value is None or isinstance(value, str):
+                read.append(value or "")
+            else:
+                read.append(self.constant(value, f"{name}.{kinds[i - 1]}" if 0 < i <= len(kinds) else f"{name}.{i}"))
+        written = (f"{name}_out",) if outputs == 1 else tuple(f"{name}_out{i}" for i in range(outputs))
+        plain = {k: tuple(v) if isinstance(v, list) else v for k, v in attributes.items()}
+        self._nodes.append(Node(op, tuple(read), written, name, plain))
+        return written[0] if outputs == 1 else written
+
+    def __getattr__(self, op: str) -> Callable[..., Any]:
+        if not op[:1].isupper():
+            raise AttributeError(op)
+        return lambda *inputs, **options: self.node(op, *inputs, **options)
+
+    def graph(self, *outputs: str) -> Graph:
+        """Return the graph.
+
+        Raises:
+            ModelError: If a value is read that nothing writes.
+        """
+        return Graph(tuple(self._nodes), dict(self._initializers), tuple(self._inputs), tuple(outputs), self._opset).check()
+
+
+def unique(name: str, taken: Iterable[str]) -> str:
+    """Return ``name``, numbered if it is taken."""
+    known = set(taken)
+    if name not in known:
+        return name
+    return next(f"{name}_{i}" for i in itertools.count(1) if f"{name}_{i}" not in known)

@@ -1,0 +1,55 @@
+"""Exact integer products, carried by BLAS in float32.
+
+A float32 holds every integer of magnitude up to 2**24 exactly. The product of two such integers, and any sum of
+products in any order, with or without fused multiply-add, is therefore exact as long as no partial sum can leave
+[-2**24, 2**24]. Every partial sum of sum_k x_k w_k is bounded by sum_k |x_k| |w_k| <= max|x| * sum_k |w_k|. So the
+reduced axis is cut into blocks in which max|x| * sum |w| <= 2**24 for every column of w; a block is one BLAS product
+without rounding, and blocks are added in float64, exact up to 2**53. With the weights' own sums, and not their worst
+case, most layers are one block.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+EXACT = 1 << 24
+
+
+def exact_blocks(weight: np.ndarray, largest: int) -> tuple[int, ...]:
+    """Cut the reduced axis so that every block's sums are exact in float32.
+
+    Args:
+        weight: Integers, zero point taken off, shape (..., K, N): any integer or float dtype.
+        largest: Bound of |x|, x being the other operand with its zero point taken off.
+
+    Returns:
+        Boundaries 0 = b0 < b1 < ... = K.
+    """
+    depth = weight.shape[-2]
+    sums = np.cumsum(np.abs(weight.astype(np.float64)), axis=-2).reshape(-1, depth, weight.shape[-1])
+    limit = EXACT // max(1, largest)
+    boundaries, base = [0], np.zeros((sums.shape[0], 1, weight.shape[-1]))
+    while boundaries[-1] < depth:
+        worst = (sums - base).max(axis=(0, 2)) if sums.size else np.zeros(depth)
+        end = max(int(np.searchsorted(worst, limit, side="right")), boundaries[-1] + 1)
+        boundaries.append(end)
+        base = sums[:, end - 1 : end]
+    return tuple(boundaries) if depth else (0, 0)
+
+
+def integer_product(x: np.ndarray, weight: np.ndarray, blocks: tuple[int, ...], out: np.ndarray | None = None) -> np.ndarray:
+    """Return x @ weight exactly: both hold integers as float32; float32 from one block, else float64 (or ``out``'s type)."""
+    if len(blocks) == 2:
+        return np.matmul(x, weight, out=out)
+    total: np.ndarray | None = None
+    for start, end in zip(blocks, blocks[1:], strict=False):
+        part = np.matmul(x[..., start:end], weight[..., start:end, :])
+        if total is None:
+            total = part.astype(np.float64)
+        else:
+            total += part
+    assert total is not None
+    if out is None:
+        return total
+    out[...] = total
+    return out

@@ -1,0 +1,148 @@
+"""A graph, ready to run: kernels looked up once, values in numbered slots, each freed after its last use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from octavo.core.errors import DataError, ModelError, nearest
+
+from .graph import Graph, Node
+from .operators.registry import Build, Kernel, kernel
+
+Watch = Callable[[str, np.ndarray], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    node: Node
+    kernel: Kernel
+    reads: tuple[int, ...]
+    writes: tuple[int, ...]
+    frees: tuple[int, ...]
+
+
+class Kernels:
+    """Kernels by node, so that programs that share nodes share their packed weights."""
+
+    def __init__(self, scratch: int) -> None:
+        self.scratch = scratch
+        self._known: dict[int, tuple[Node, Kernel]] = {}
+
+    def of(self, node: Node, graph: Graph) -> Kernel:
+        """Return the node's kernel."""
+        found = self._known.get(id(node))
+        if found is None:
+            constants = {v: graph.initializers[v] for v in node.inputs if v in graph.initializers}
+            built, _ = kernel(Build(node, constants, graph.opset, self.scratch))
+            found = self._known[id(node)] = (node, built)
+        return found[1]
+
+
+class Program:
+    """Runs a graph.
+
+    Args:
+        graph: Checked.
+        kernels: Shared between programs of one session.
+    """
+
+    def __init__(self, graph: Graph, kernels: Kernels) -> None:
+        self.graph = graph
+        names: dict[str, int] = {"": 0}
+        for value in (*(i.name for i in graph.inputs), *graph.initializers):
+            names.setdefault(value, len(names))
+        for node in graph.nodes:
+            for value in node.outputs:
+                names.setdefault(value, len(names))
+        self._slots = names
+        last: dict[str, int] = {}
+        for i, node in enumerate(graph.nodes):
+            last.update(dict.fromkeys(graph.reads(node), i))
+            for value in node.outputs:
+                last.setdefault(value, i)
+        keep = {*graph.outputs, *graph.initializers, ""}
+        ends: dict[int, list[int]] = {}
+        for value, i in last.items():
+            if value not in keep:
+                ends.setdefault(i, []).append(names[value])
+        self._steps = tuple(
+            _Step(n, kernels.of(n, graph), tuple(names[v] for v in n.inputs), tuple(names[v] for v in n.outputs), tuple(ends.get(i, ())))
+            for i, n in enumerate(graph.nodes)
+        )
+        self._template: list[Any] = [None] * len(names)
+        for value, array in graph.initializers.items():
+            self._template[names[value]] = array
+        self._outputs = tuple(names[v] for v in graph.outputs)
+
+    def feed(self, batch: Mapping[str, Any] | tuple[Any, ...] | Any) -> list[np.ndarray]:
+        """Return a batch as arrays in the order of the inputs.
+
+        Raises:
+            DataError: If names, number, rank or lengths are not the graph's.
+        """
+        inputs = self.graph.inputs
+        if isinstance(batch, Mapping):
+            missing = [i.name for i in inputs if i.name not in batch]
+            if missing:
+                raise DataError(
+                    f"the batch lacks input {missing[0]!r}{nearest(missing[0], batch)}; the model takes {', '.join(i.name for i in inputs)}"
+                )
+            values = [batch[i.name] for i in inputs]
+        else:
+            values = list(batch) if isinstance(batch, (tuple, list)) else [batch]
+            if len(values) != len(inputs):
+                raise DataError(
+                    f"the model takes {len(inputs)} input(s) ({', '.join(i.name for i in inputs)}), the batch has {len(values)}"
+                )
+        arrays = []
+        for info, value in zip(inputs, values, strict=True):
+            array = np.asarray(value)
+            if array.dtype != np.dtype(info.dtype):
+                if array.dtype.kind != np.dtype(info.dtype).kind and not (array.dtype.kind in "iub" and np.dtype(info.dtype).kind in "iuf"):
+                    raise DataError(f"input {info.name!r} is {array.dtype}, the model takes {info.dtype}")
+                array = array.astype(info.dtype)
+            if info.shape is not None:
+                wanted = info.shape
+                if len(wanted) != array.ndim or any(w is not None and w != n for w, n in zip(wanted, array.shape, strict=False)):
+                    shown = ", ".join("any" if w is None else str(w) for w in wanted)
+                    raise DataError(f"input {info.name!r} has shape {array.shape}, the model takes ({shown})")
+            arrays.append(array)
+        return arrays
+
+    def run(self, arrays: list[np.ndarray], watch: Mapping[str, Watch] | None = None) -> tuple[np.ndarray, ...]:
+        """Run the graph.
+
+        Args:
+            arrays: Inputs in order, as :meth:`feed` returns them.
+            watch: Called with (name, array) for each of these values as it is written.
+
+        Raises:
+            ModelError: If an operator fails; the message names the node.
+        """
+        values = list(self._template)
+        for info, array in zip(self.graph.inputs, arrays, strict=True):
+            values[self._slots[info.name]] = array
+            if watch and info.name in watch:
+                watch[info.name](info.name, array)
+        for step in self._steps:
+            try:
+                result = step.kernel(*[values[i] for i in step.reads])
+            except (ValueError, TypeError, IndexError, AttributeError) as error:
+                shapes = ", ".join(str(getattr(values[i], "shape", None)) for i in step.reads)
+                raise ModelError(f"node {step.node.name!r} ({step.node.op}) failed on inputs of shape {shapes}: {error}") from error
+            if type(result) is tuple:
+                for i, array in zip(step.writes, result, strict=False):
+                    values[i] = array
+            else:
+                values[step.writes[0]] = result
+            if watch:
+                for name in step.node.outputs:
+                    if name in watch:
+                        watch[name](name, values[self._slots[name]])
+            for i in step.frees:
+                values[i] = None
+        return tuple(np.asarray(values[i]) for i in self._outputs)
