@@ -80,7 +80,7 @@ class TuningConfig(Frozen):
         backends: Backends to search over; None for the model's own. Names, or settings with ``kind``.
         simulated: Also offer schemes that a backend can only simulate.
         confirm: Reload the saved winner and score it again before it is called done.
-        on_bad_weight: What becomes of an op whose weight holds NaN or Inf: refuse the model, or keep the op in float.
+        non_finite: What becomes of an op whose weight holds NaN or Inf: refuse the model, or keep the op in float.
         executor: Where trials run.
         budgets: Hard limits (``bits``: average weight bits; ``size``: share of the float file; ``latency``: share of the
             float time) for strategies that keep them.
@@ -100,7 +100,7 @@ class TuningConfig(Frozen):
     backends: tuple[PartTable, ...] | None = None
     simulated: bool = False
     confirm: bool = True
-    on_bad_weight: Literal["error", "float"] = "error"
+    non_finite: Literal["error", "float"] = "error"
     executor: ExecutorConfig = ExecutorConfig()
     budgets: dict[Literal["bits", "size", "latency"], float] = Field(default_factory=dict)
     plugins: PluginPolicy = Field(default_factory=lambda: PluginPolicy())

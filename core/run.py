@@ -100,7 +100,7 @@ def autotune(
         directions = [_direction(settings), *("minimize" for _ in objectives)]
         history = StudyHistory(storage or default_storage(), name=study, fingerprint=fingerprint, directions=directions, resume=resume)
         stack.callback(history.close)
-        realizers = {o.name: Realizer(o, spaces[o.name], host, on_bad_weight=settings.on_bad_weight) for o in opened}
+        realizers = {o.name: Realizer(o, spaces[o.name], host, non_finite=settings.non_finite) for o in opened}
         run_with = executor or stack.enter_context(_executor(settings))
         reference = Subject(source.session.reference(), first.first())
         stack.callback(reference.close)
@@ -304,7 +304,7 @@ def quantize_model(
             space = _space_of(recipe, target)
         else:
             recipe = space.recipe(space.first(), space.transforms[-1])
-        realizer = Realizer(target, space, host, on_bad_weight=settings.on_bad_weight)
+        realizer = Realizer(target, space, host, non_finite=settings.non_finite)
         if data or realizer.probes():
             realizer.calibrate(data[target.name] if data else ())
         candidate = realizer.candidate(recipe)
