@@ -19,7 +19,7 @@ class NumpyConfig(PartConfig):
     """
 
     kind: Literal["numpy"] = "numpy"
-    scratch: int = Field(4 << 20, ge=1 << 16)
+    scratch: int = Field(default=4 << 20, ge=1 << 16)
 
 
 @hookimpl

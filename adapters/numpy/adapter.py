@@ -208,7 +208,7 @@ class NumpySession(Session):
                     count = node.attributes["group"]
                     rows = np.repeat(factor.reshape(count, -1), w.shape[0] // count, axis=0)
                     changed[node.inputs[1]] = (w * rows.reshape(w.shape[0], -1, *(1,) * (w.ndim - 2))).astype(w.dtype)
-        touched = {v for v in changed}
+        touched = set(changed)
         fresh = tuple(n.with_() if touched & set(n.inputs) else n for n in self.graph.nodes)
         graph = self.graph.with_(nodes=fresh, initializers={**self.graph.initializers, **changed})
         return NumpySession(graph, self._kernels, self._example)

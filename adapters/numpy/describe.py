@@ -160,7 +160,7 @@ def _multipliable(consumers: Consumers, graph: Graph, node: Node, value: str, op
         return op.weight.shape[1 - channel_axis(node)] == channels
     if node.op == "Conv" and producer == "Conv":
         groups = node.attributes.get("group", 1)
-        return op.weight.shape[1] * groups == channels
+        return bool(op.weight.shape[1] * groups == channels)
     return False
 
 

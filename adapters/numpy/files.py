@@ -104,7 +104,8 @@ def _dtype(name: str) -> np.dtype[Any]:
     except TypeError:
         import ml_dtypes  # bfloat16, int4, float8: NumPy knows them by name only after this import
 
-        return np.dtype(getattr(ml_dtypes, name))
+        found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
+        return found
 
 
 def _graph(table: dict[str, Any], arrays: list[np.ndarray]) -> Graph:

@@ -129,7 +129,7 @@ def convolve(
     geometry: Geometry,
     channels: int,
     groups: int,
-    product: Callable[[np.ndarray, np.ndarray], None],
+    product: Callable[[np.ndarray, np.ndarray], object],
     finish: Callable[[np.ndarray], None],
     scratch: int,
     fill: Any = 0,
@@ -154,22 +154,19 @@ def convolve(
     outputs = geometry.outputs(spatial, padding)
     source = padded(channels_last(x), padding, fill)
     view = windows(source, geometry, outputs)
-    n, axes = len(outputs), len(outputs)
+    n = len(outputs)
     out = np.empty((x.shape[0], *outputs, channels), dtype=x.dtype)
     depth = math.prod(geometry.kernel) * x.shape[1]
     pointwise = math.prod(geometry.kernel) == 1 and all(s == 1 for s in geometry.strides)
     for index, rows in pieces(view, depth * x.itemsize, n, scratch):
+        target = out[index].reshape(rows, channels)
         if groups == 1:
-            columns = (source[index] if pointwise else view[index]).reshape(rows, depth)
-            target = out[index].reshape(rows, channels)
-            product(columns, target)
+            product((source[index] if pointwise else view[index]).reshape(rows, depth), target)
         else:
             split = view[index].reshape(rows, depth // x.shape[1], groups, x.shape[1] // groups)
             columns = np.ascontiguousarray(split.transpose(2, 0, 1, 3)).reshape(groups, rows, depth // groups)
-            target = out[index].reshape(rows, channels)
             product(columns, target.reshape(rows, groups, channels // groups).transpose(1, 0, 2))
         finish(target)
-    assert axes
     return channels_first(out)
 
 

@@ -10,6 +10,8 @@ case, most layers are one block.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 EXACT = 1 << 24
@@ -42,7 +44,7 @@ def integer_product(x: np.ndarray, weight: np.ndarray, blocks: tuple[int, ...], 
     if len(blocks) == 2:
         return np.matmul(x, weight, out=out)
     total: np.ndarray | None = None
-    for start, end in zip(blocks, blocks[1:], strict=False):
+    for start, end in pairwise(blocks):
         part = np.matmul(x[..., start:end], weight[..., start:end, :])
         if total is None:
             total = part.astype(np.float64)

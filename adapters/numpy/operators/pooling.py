@@ -94,10 +94,11 @@ def max_pool(build: Build) -> Kernel:
         view, outputs, padding = _spread(x, geometry, lowest)
         n = len(outputs)
         if not wants_indices:
+            everything = (slice(None),) * (n + 1)
             # Shifted maxima over whole rows; a reduction over the small window axes would be many times slower.
-            result = np.array(view[(Ellipsis, *(0,) * n, slice(None))])
+            result = np.array(view[(*everything, *(0,) * n)])
             for offset in list(np.ndindex(*geometry.kernel))[1:]:
-                np.maximum(result, view[(Ellipsis, *offset, slice(None))], out=result)
+                np.maximum(result, view[(*everything, *offset)], out=result)
             return channels_first(result)
         flat = np.moveaxis(view, -1, 1).reshape(x.shape[0], x.shape[1], *outputs, math.prod(geometry.kernel))
         best = flat.argmax(axis=-1)
@@ -108,10 +109,8 @@ def max_pool(build: Build) -> Kernel:
                 [-1 if i == axis else 1 for i in range(n)]
             )
             place.append(start + taps[axis] * geometry.dilations[axis])
-        order = "F" if column_major else "C"
-        within = np.ravel_multi_index(
-            tuple(np.clip(p, 0, s - 1) for p, s in zip(place, x.shape[2:], strict=True)), x.shape[2:], order=order
-        )
+        where = [np.clip(p, 0, s - 1) for p, s in zip(place, x.shape[2:], strict=True)]
+        within = np.ravel_multi_index(where, x.shape[2:], order="F" if column_major else "C")
         plane = np.arange(x.shape[0] * x.shape[1]).reshape(x.shape[0], x.shape[1], *(1,) * n) * math.prod(x.shape[2:])
         return np.take_along_axis(flat, best[..., None], axis=-1)[..., 0], (within + plane).astype(np.int64)
 

@@ -25,9 +25,10 @@ def quantize(build: Build) -> Kernel:
     low, high = build.get("low", 0), build.get("high", 255)
 
     def run(x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray) -> np.ndarray:
-        y = np.divide(x, scale, dtype=np.float32)
+        y: np.ndarray = np.divide(x, scale, dtype=np.float32)
         np.rint(y, out=y)
-        return np.clip(y, np.float32(low - int(zero_point)), np.float32(high - int(zero_point)), out=y)
+        np.clip(y, np.float32(low - int(zero_point)), np.float32(high - int(zero_point)), out=y)
+        return y
 
     return run
 
@@ -56,7 +57,7 @@ def dynamic_quantize(build: Build) -> Kernel:
             zero: Any = np.float32(middle)
         else:
             zero = np.clip(np.rint(np.float32(low) - least / scale), low, high)
-        y = np.divide(x, scale, dtype=np.float32)
+        y: np.ndarray = np.divide(x, scale, dtype=np.float32)
         np.rint(y, out=y)
         np.clip(y, np.float32(low) - zero, np.float32(high) - zero, out=y)
         return y, scale

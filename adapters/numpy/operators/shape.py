@@ -160,7 +160,7 @@ _SCATTER: dict[str, Any] = {"add": np.add, "mul": np.multiply, "max": np.maximum
 def scatter_elements(x: np.ndarray, indices: np.ndarray, updates: np.ndarray, *, axis: int = 0, reduction: str = "none") -> Any:
     """Write single elements along an axis."""
     y = np.array(x)
-    grid = list(np.indices(indices.shape, sparse=True))
+    grid: list[Any] = list(np.indices(indices.shape, sparse=True))
     grid[axis % x.ndim] = np.where(indices < 0, indices + x.shape[axis], indices)
     if reduction == "none":
         y[tuple(grid)] = updates
@@ -190,7 +190,7 @@ def tile(x: np.ndarray, repeats: np.ndarray) -> Any:
 @operator("Range")
 def range_(start: np.ndarray, limit: np.ndarray, delta: np.ndarray) -> Any:
     """start, start + delta, ... below limit."""
-    return np.arange(start.reshape(()), limit.reshape(()), delta.reshape(()), dtype=start.dtype)
+    return np.arange(start.item(), limit.item(), delta.item(), dtype=start.dtype)
 
 
 @operator("OneHot")
@@ -213,7 +213,7 @@ def trilu(x: np.ndarray, k: np.ndarray | None = None, *, upper: int = 1) -> Any:
 @operator("EyeLike")
 def eye_like(x: np.ndarray, *, dtype: str | None = None, k: int = 0) -> Any:
     """Ones on a diagonal."""
-    return np.eye(*x.shape, k=k, dtype=np.dtype(dtype) if dtype else x.dtype)
+    return np.eye(x.shape[0], x.shape[1], k=k, dtype=np.dtype(dtype) if dtype else x.dtype)
 
 
 @operator("NonZero")

@@ -82,7 +82,7 @@ def test_an_integer_op_computes_the_product_of_the_dequantized_codes(scheme: OpS
         assert weight is not None
         candidate = s.apply(Recipe({name: scheme}, backend="numpy"), {name: given[name]})
         seen: dict[str, np.ndarray] = {}
-        watch = dict.fromkeys([value, op.outputs[0]], lambda n, x: seen.update({n: np.array(x)}))
+        watch = dict.fromkeys([value, op.outputs[0]], lambda n, x, seen=seen: seen.update({n: np.array(x)}))
         candidate.program.run([batch], watch)
         x = seen[value]
         assert scheme.input is not None

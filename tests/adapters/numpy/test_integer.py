@@ -1,5 +1,7 @@
 """Exact integer products at the edge of what float32 holds."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -41,7 +43,7 @@ def test_products_equal_integer_arithmetic(m: int, k: int, n: int, largest: int,
     blocks = exact_blocks(w, largest)
     assert blocks[0] == 0
     assert blocks[-1] == k
-    for a, b in zip(blocks, blocks[1:], strict=False):
+    for a, b in pairwise(blocks):
         assert np.abs(w[a:b]).sum(axis=0).max() * largest <= EXACT
     result = integer_product(x.astype(np.float32), w.astype(np.float32), blocks)
     assert np.array_equal(result.astype(np.int64), x @ w)
