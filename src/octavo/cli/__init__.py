@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.showwarning = lambda message, *_, **__: warn(str(message))
     try:
         given = sys.argv[1:] if arguments is None else list(arguments)
-        app(args=given, obj=given)
+        app(args=given, obj=given, prog_name="octavo")
     except (ConfigError, UnknownPart) as error:
         fail(error)
         sys.exit(2)

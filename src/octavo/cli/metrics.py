@@ -41,7 +41,8 @@ def _classes(outputs: np.ndarray) -> np.ndarray:
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
-    return values.reshape(len(values), -1).mean(1, dtype=np.float64)
+    mean: np.ndarray = values.reshape(len(values), -1).mean(1, dtype=np.float64)
+    return mean
 
 
 def _accuracy(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -71,11 +72,12 @@ def _same_shape(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def _cosine(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     _same_shape(outputs, labels)
-    a, b = (x.reshape(len(x), -1).astype(np.float64) for x in (outputs, labels))
-    norm = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    a = outputs.reshape(len(outputs), -1).astype(np.float64)
+    b = labels.reshape(len(labels), -1).astype(np.float64)
+    norm = np.sqrt(np.square(a).sum(1) * np.square(b).sum(1))
     # Two vectors of zeros are alike; one beside another vector is not.
-    same: np.ndarray = (~a.any(1) & ~b.any(1)).astype(np.float64)
-    cosine: np.ndarray = np.where(norm > 0, (a * b).sum(1) / np.where(norm > 0, norm, 1.0), same)
+    both = np.logical_not(np.logical_or(a.any(1), b.any(1)))
+    cosine: np.ndarray = np.where(both, 1.0, (a * b).sum(1) / np.where(norm > 0, norm, 1.0))
     return cosine
 
 
