@@ -1,0 +1,31 @@
+"""The ONNX backend: opens models of any origin and loads what was saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from octavo.core.adapter import Adapter, Batch
+
+from . import OnnxConfig
+from .candidate import OnnxCandidate, load_candidate
+from .session import OnnxSession
+from .source import read
+
+
+class OnnxAdapter(Adapter):
+    """Models as ONNX graphs, on ONNX Runtime."""
+
+    config: OnnxConfig
+
+    def open(self, source: Any, example: Batch | None = None) -> OnnxSession:
+        """Open a path, a ModelProto or an ``onnx_ir.Model``.
+
+        Raises:
+            ModelError: If it is no valid model or the runtime cannot run its opset; UnsafeFile and NonFiniteWeight among them.
+        """
+        return OnnxSession(read(source), self.config)
+
+    def load(self, folder: Path, model: Any = None) -> OnnxCandidate:
+        """Read a saved candidate; its files hold the whole model."""
+        return load_candidate(folder, self.config, read)

@@ -1,0 +1,179 @@
+"""Which integer kernels ONNX Runtime really runs, read from its optimized graph and never assumed.
+
+For each op type and scheme a one-op model is quantized, optimized, read and run. What fuses into an integer kernel and
+answers close to float is offered as ``kernel``; what runs but stays float arithmetic as ``simulated``; the rest not at all.
+The answers are kept per runtime version and provider for the life of the process.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+
+from octavo.core.adapter import OpParameters
+from octavo.core.capability import Capability, Offer
+from octavo.core.graph import Op
+from octavo.core.numerics.affine import QuantParams, affine_params, quantize
+from octavo.core.numerics.tensor import QuantizedTensor
+from octavo.core.scheme import OpScheme, QuantSpec
+
+from . import OnnxConfig
+from .emit import Emitted, Emitter
+from .folding import prepare
+from .opset import CONVERTED, IR_VERSION
+from .runtime import compile_model
+from .sites import find_sites
+
+logger = logging.getLogger(__name__)
+
+INTEGER_KERNELS = frozenset({
+    "QLinearConv", "QLinearConvTranspose", "QLinearMatMul", "QGemm", "MatMulIntegerToFloat", "MatMulInteger", "DynamicQuantizeMatMul", "ConvInteger",
+    "QLinearAdd", "QLinearMul", "QLinearConcat", "QLinearGlobalAveragePool", "QLinearAveragePool", "QLinearSigmoid", "QLinearLeakyRelu",
+    "QLinearSoftmax", "QLinearReduceMean", "DynamicQuantizeLSTM", "QAttention", "MatMulNBits", "GatherBlockQuantized",
+})  # fmt: skip
+"""Op types whose CPU kernels compute on integers, or on packed weights block by block."""
+
+_TOKEN = re.compile(r"(_token_\d+)+$")
+
+
+def integer_kernels(nodes: Iterable[onnx.NodeProto], emitted: Mapping[str, Emitted]) -> dict[str, str]:
+    """Return op name -> integer kernel for every op that runs on one in an optimized graph.
+
+    Args:
+        nodes: The optimized graph's nodes. Fused nodes keep the main node's name, with ``_token_N`` appended by layout changes.
+        emitted: What was written for each op.
+    """
+    wanted = {e.node: op for op, e in emitted.items()}
+    found: dict[str, str] = {}
+    for node in nodes:
+        op = wanted.get(node.name) or wanted.get(_TOKEN.sub("", node.name))
+        if op is not None and node.op_type in INTEGER_KERNELS:
+            found[op] = node.op_type
+    return found
+
+
+_U8 = QuantSpec(dtype="uint8", symmetric=False)
+_U8_MID = QuantSpec(dtype="uint8", symmetric=True)
+_S8 = QuantSpec(dtype="int8", symmetric=True)
+_U16 = QuantSpec(dtype="uint16", symmetric=False)
+_WEIGHTS = tuple(
+    QuantSpec(dtype=d, symmetric=s, granularity=g) for g in ("channel", "tensor") for d, s in (("int8", True), ("uint8", False))
+)
+_SIGNED = tuple(w for w in _WEIGHTS if w.symmetric)
+
+
+def _candidates() -> dict[str, list[OpScheme]]:
+    """Schemes worth asking the runtime about, fastest and smallest first (unsigned activations run fastest on x86 and ARM alike)."""
+    static = [OpScheme(mode="static", weight=w, input=_U8, output=_U8) for w in _WEIGHTS]
+    static += [OpScheme(mode="static", weight=w, input=x, output=x) for x in (_U8_MID, _S8, _U16) for w in _SIGNED]
+    products = [s.variant(output=None) for s in static]
+    dynamic = [OpScheme(mode="dynamic", weight=w, input=_U8) for w in _WEIGHTS]
+    plain = [OpScheme(mode="static", input=x, output=x) for x in (_U8, _U8_MID, _S8)]
+    found = {
+        "conv": static + dynamic,
+        "conv_transpose": list(static),
+        "linear": products + dynamic,
+        "matmul": [s.variant(output=None) for s in plain],
+    }
+    for kind in ("add", "mul", "concat", "avg_pool", "sigmoid", "leaky_relu", "softmax"):
+        found[kind] = plain
+    return found
+
+
+@lru_cache
+def _offers(version: str, providers: tuple[str, ...]) -> Mapping[str, tuple[Offer, ...]]:
+    del version
+    config = OnnxConfig(providers=providers, threads=1)
+    offers: dict[str, tuple[Offer, ...]] = {}
+    for kind, schemes in _candidates().items():
+        offers[kind] = tuple(offer for scheme in schemes if (offer := _probe(kind, scheme, config)) is not None)
+    return offers
+
+
+def capability(config: OnnxConfig) -> Capability:
+    """Return what the configured providers execute."""
+    return Capability("onnx", "cpu" if config.providers == ("CPUExecutionProvider",) else config.providers[0], _offers(ort.__version__, config.providers),
+                      frozenset(), {"onnxruntime": ort.__version__, "onnx": onnx.__version__})  # fmt: skip
+
+
+_PROBES: Mapping[str, tuple[str, Mapping[str, Any], Sequence[tuple[int, ...]], Sequence[tuple[int, ...]]]] = {
+    # op type: (ONNX op, attributes, shapes of activations, shapes of constants)
+    "conv": ("Conv", {"pads": [1, 1, 1, 1]}, [(1, 8, 6, 6)], [(16, 8, 3, 3), (16,)]),
+    "conv_transpose": ("ConvTranspose", {}, [(1, 8, 6, 6)], [(8, 16, 2, 2), (16,)]),
+    "linear": ("MatMul", {}, [(2, 3, 32)], [(32, 16)]),
+    "matmul": ("MatMul", {}, [(2, 4, 16), (2, 16, 8)], []),
+    "add": ("Add", {}, [(1, 8, 6, 6), (1, 8, 6, 6)], []),
+    "mul": ("Mul", {}, [(1, 8, 6, 6), (1, 8, 6, 6)], []),
+    "concat": ("Concat", {"axis": 1}, [(1, 8, 6, 6), (1, 8, 6, 6)], []),
+    "avg_pool": ("GlobalAveragePool", {}, [(1, 8, 6, 6)], []),
+    "sigmoid": ("Sigmoid", {}, [(1, 8, 6, 6)], []),
+    "leaky_relu": ("LeakyRelu", {}, [(1, 8, 6, 6)], []),
+    "softmax": ("Softmax", {"axis": -1}, [(4, 16)], []),
+}
+
+
+def _probe(kind: str, scheme: OpScheme, config: OnnxConfig) -> Offer | None:
+    """Quantize a one-op model and see what the runtime makes of it; None if it cannot run or answers wrongly."""
+    rng = np.random.default_rng(0)
+    op_type, attributes, activations, constants = _PROBES[kind]
+    model = _one_op(op_type, attributes, activations, [rng.normal(size=s).astype(np.float32) for s in constants])
+    sites = find_sites(model.graph)
+    given = {f"x{i}": rng.normal(size=s).astype(np.float32) for i, s in enumerate(activations)}
+    (expected,) = compile_model(model, config).session.run(None, given)
+    ranges = {**given, "probe_output": expected}
+    op = sites.sites["probe"].op
+    parameters = OpParameters(
+        scheme,
+        _round(model, op.weight.name, scheme.weight, op.weight.channel_axis) if op.weight and scheme.weight else None,
+        tuple(_params(ranges[v], scheme.input) for v in op.inputs) if scheme.mode == "static" else (),
+        tuple(_params(ranges[v], scheme.output) for v in op.outputs) if scheme.output else (),
+    )
+    try:
+        emitter = Emitter(model, sites, {"probe": parameters})
+        compiled = compile_model(emitter.run(), config, inspect=True)
+        (answer,) = compiled.session.run(None, given)
+    except Exception as error:  # whatever the runtime raises, the scheme cannot be offered
+        logger.debug("%s: %s is not offered: %s", kind, scheme, error)
+        return None
+    if np.linalg.norm(answer - expected) > 0.1 * np.linalg.norm(expected):
+        return None
+    when = _no_relu if scheme.output is not None and scheme.output.symmetric else None
+    return Offer(scheme, "kernel" if integer_kernels(compiled.nodes, emitter.emitted) else "simulated", when)
+
+
+def _no_relu(op: Op) -> str:
+    """ReLU vanishes into the output's clipping only where its zero point is the lowest code."""
+    return "its fused ReLU needs an asymmetric output" if op.attributes.get("activation") == "relu" else ""
+
+
+def _one_op(
+    op_type: str, attributes: Mapping[str, Any], activations: Sequence[tuple[int, ...]], constants: Sequence[np.ndarray]
+) -> ir.Model:
+    inputs = [onnx.helper.make_tensor_value_info(f"x{i}", onnx.TensorProto.FLOAT, s) for i, s in enumerate(activations)]
+    held = [onnx.numpy_helper.from_array(c, f"c{i}") for i, c in enumerate(constants)]
+    node = onnx.helper.make_node(op_type, [*(v.name for v in inputs), *(t.name for t in held)], ["probe_output"], "probe", **attributes)
+    output = onnx.helper.make_tensor_value_info("probe_output", onnx.TensorProto.FLOAT, None)
+    graph = onnx.helper.make_graph([node], "probe", inputs, [output], held)
+    proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", CONVERTED)], ir_version=IR_VERSION)
+    return prepare(ir.from_proto(proto))
+
+
+def _params(array: np.ndarray, spec: QuantSpec | None) -> QuantParams | None:
+    return affine_params(array.min(), array.max(), spec) if spec is not None else None
+
+
+def _round(model: ir.Model, name: str, spec: QuantSpec, axis: int) -> QuantizedTensor:
+    held = model.graph.initializers[name].const_value
+    assert held is not None
+    array = held.numpy()
+    axes = tuple(i for i in range(array.ndim) if i != axis) if spec.granularity == "channel" else None
+    params = affine_params(array.min(axis=axes), array.max(axis=axes), spec, axis if axes is not None else None)
+    return QuantizedTensor(quantize(array, params).astype(np.dtype(spec.dtype)), params)

@@ -1,0 +1,101 @@
+"""Observation: intermediate values as extra outputs, one run of the float model per batch, memory bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+
+from octavo.core.adapter import Batch, Sink
+from octavo.core.errors import DataError, ModelError, nearest
+
+from . import OnnxConfig
+from .candidate import feeds
+from .runtime import compile_model
+
+
+def observe(model: ir.Model, config: OnnxConfig, batches: Iterable[Batch], values: Sequence[str], sink: Sink) -> int:
+    """Hand every array of every named value to ``sink``; return the number of batches.
+
+    All values come out of one run per batch while their arrays fit ``config.observe_megabytes``; beyond that, the values
+    are split into parts and the batch is run once for each part, so that memory stays bounded whatever the model.
+
+    Raises:
+        DataError: If a batch is not finite or not of the model's shapes.
+        ModelError: If a value does not exist.
+    """
+    inputs = {v.name or "": v for v in model.graph.inputs}
+    inner = [v for v in dict.fromkeys(values) if v not in inputs]
+    known = {v.name: v for node in model.graph for v in node.outputs}
+    for name in inner:
+        if name not in known:
+            raise ModelError(f"the model has no value {name!r}{nearest(name, [k for k in known if k])}")
+    bound = config.observe_megabytes * 2**20
+    parts: list[tuple[ort.InferenceSession, list[str]]] = []
+    session: ort.InferenceSession | None = None
+    count = 0
+    for batch in batches:
+        if session is None:
+            session = parts_session(model, config, inner)
+            parts = [(session, inner)]
+        given = feeds(session.get_inputs(), batch)
+        _check_finite(given, count)
+        for name in values:
+            if name in inputs:
+                sink(name, given[name])
+        if count == 0 and inner:
+            parts = _split(model, config, given, inner, bound) or parts
+        for part, names in parts:
+            for name, array in zip(names, part.run(names, given), strict=True):
+                sink(name, array)
+        count += 1
+    return count
+
+
+def _check_finite(given: Mapping[str, np.ndarray], index: int) -> None:
+    for name, array in given.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise DataError(f"input {name!r} of calibration batch {index} holds NaN or Inf; clean the data")
+
+
+def parts_session(model: ir.Model, config: OnnxConfig, names: Sequence[str], *, sizes: bool = False) -> ort.InferenceSession:
+    """Return a session that also puts out the named values, or their element counts."""
+    clone = model.clone()
+    found = {v.name: v for node in clone.graph for v in node.outputs}
+    present = {v.name for v in clone.graph.outputs}
+    for name in names:
+        value = found[name]
+        if sizes:
+            node = ir.node("Size", [value], name=f"{name}_size")
+            node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = (
+                f"{name}_size",
+                ir.TensorType(ir.DataType.INT64),
+                ir.Shape([]),
+            )
+            clone.graph.append(node)
+            clone.graph.outputs.append(node.outputs[0])
+        elif name not in present:
+            if value.type is None:
+                value.type = ir.TensorType(ir.DataType.FLOAT)
+            clone.graph.outputs.append(value)
+    return compile_model(clone, config).session
+
+
+def _split(
+    model: ir.Model, config: OnnxConfig, given: Mapping[str, np.ndarray], names: Sequence[str], bound: int
+) -> list[tuple[ort.InferenceSession, list[str]]]:
+    """Measure the values on the first batch; return sessions for parts that fit, or nothing where all fit at once."""
+    sized = parts_session(model, config, names, sizes=True)
+    counts = sized.run([f"{n}_size" for n in names], dict(given))
+    parts: list[list[str]] = [[]]
+    held = 0
+    for name, count in zip(names, counts, strict=True):
+        size = 4 * int(count)
+        if parts[-1] and held + size > bound:
+            parts.append([])
+            held = 0
+        parts[-1].append(name)
+        held += size
+    return [] if len(parts) == 1 else [(parts_session(model, config, part), part) for part in parts]

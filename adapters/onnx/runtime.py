@@ -1,0 +1,116 @@
+"""Running a model: sessions that borrow the tensors of the onnx-ir model, and what ONNX Runtime made of its graph."""
+
+from __future__ import annotations
+
+import tempfile
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+
+from octavo.core.errors import DeviceError, ModelError
+
+from . import OnnxConfig
+
+_BORROW_FROM = 1024
+"""Bytes from which a tensor is lent to the runtime and not copied into the serialized graph."""
+
+_lent: weakref.WeakKeyDictionary[ir.TensorProtocol, ort.OrtValue] = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A session with the graph that ONNX Runtime executes after its own optimization.
+
+    Attributes:
+        session: Ready to run.
+        nodes: Optimized nodes, weights left out; empty where they were not asked for.
+    """
+
+    session: ort.InferenceSession
+    nodes: Sequence[onnx.NodeProto] = ()
+
+
+def compile_model(model: ir.Model, config: OnnxConfig, *, inspect: bool = False) -> Compiled:
+    """Create a session for a model. Large tensors are lent, not copied: every candidate shares the model's float tensors.
+
+    Args:
+        model: Not changed.
+        config: Providers and threads.
+        inspect: Also read the optimized graph.
+
+    Raises:
+        DeviceError: If an execution provider is not there.
+        ModelError: If ONNX Runtime refuses the model.
+    """
+    missing = [p for p in config.providers if p not in ort.get_available_providers()]
+    if missing:
+        raise DeviceError(
+            f"execution provider {missing[0]!r} is not there; this ONNX Runtime has {', '.join(ort.get_available_providers())}"
+        )
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # what goes wrong is raised, and need not be printed as well
+    options.intra_op_num_threads = config.threads or 0
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if config.spinning else "0")
+    proto, held = skeleton(model)
+    options.add_external_initializers(list(held), [_lend(tensor) for tensor in held.values()])
+    with tempfile.TemporaryDirectory(prefix="octavo-") as folder:
+        optimized = Path(folder) / "optimized.onnx"
+        if inspect:
+            options.optimized_model_filepath = str(optimized)
+            options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
+            options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+        try:
+            session = ort.InferenceSession(proto.SerializeToString(), options, providers=list(config.providers))
+        except Exception as error:  # ONNX Runtime has a dozen exception classes without a common base
+            raise ModelError(f"ONNX Runtime {ort.__version__} cannot run the model: {str(error).strip()[:600]}") from error
+        nodes = tuple(onnx.load(optimized, load_external_data=False).graph.node) if inspect else ()
+    return Compiled(session, nodes)
+
+
+def skeleton(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]:
+    """Serialize a graph with its large tensors left out; return both. The model is as before afterwards."""
+    held: dict[str, ir.TensorProtocol] = {}
+    initializers = model.graph.initializers
+    for name, value in initializers.items():
+        tensor = value.const_value
+        if tensor is not None and tensor.nbytes >= _BORROW_FROM and tensor.dtype != ir.DataType.STRING:
+            held[name] = tensor
+    try:
+        for name, tensor in held.items():
+            shape = ir.Shape(tensor.shape.numpy())
+            initializers[name].const_value = ir.ExternalTensor("elsewhere", 0, tensor.nbytes, tensor.dtype, shape=shape, name=name)
+        return ir.to_proto(model), held
+    finally:
+        for name, tensor in held.items():
+            initializers[name].const_value = tensor
+
+
+def _lend(tensor: ir.TensorProtocol) -> ort.OrtValue:
+    found = _lent.get(tensor)
+    if found is None:
+        found = _lent[tensor] = _ort_value(tensor)
+    return found
+
+
+def _ort_value(tensor: ir.TensorProtocol) -> ort.OrtValue:
+    array = tensor.numpy()
+    if tensor.dtype in _OPAQUE:
+        packed = np.frombuffer(tensor.tobytes(), _OPAQUE[tensor.dtype])
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(packed.reshape(tensor.shape.numpy()), tensor.dtype.value)
+    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+
+
+# Types that NumPy has no number for; the runtime takes their bytes.
+_OPAQUE = {
+    ir.DataType.BFLOAT16: np.uint16,
+    ir.DataType.FLOAT8E4M3FN: np.uint8,
+    ir.DataType.FLOAT8E4M3FNUZ: np.uint8,
+    ir.DataType.FLOAT8E5M2: np.uint8,
+    ir.DataType.FLOAT8E5M2FNUZ: np.uint8,
+}

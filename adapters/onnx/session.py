@@ -1,0 +1,104 @@
+"""One opened ONNX model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from octavo.core.adapter import Applied, Batch, OpParameters, Session, Sink
+from octavo.core.capability import Capability
+from octavo.core.errors import ModelError, NonFiniteWeight, nearest
+from octavo.core.graph import ModelView
+from octavo.core.recipe import Recipe
+from octavo.core.scheme import FLOAT
+
+from . import OnnxConfig
+from .candidate import OnnxCallable, OnnxCandidate, digest
+from .emit import Emitter
+from .folding import constant, prepare
+from .kernels import capability, integer_kernels
+from .observe import observe
+from .runtime import compile_model
+from .sites import Sites, find_sites, weights_of
+
+
+class OnnxSession(Session):
+    """A model prepared for quantization, beside the model as it was given.
+
+    Args:
+        source: The checked model; never changed.
+        config: The card's settings.
+    """
+
+    def __init__(self, source: ir.Model, config: OnnxConfig) -> None:
+        self.config = config
+        self._source = source
+        self._prepared = prepare(source.clone())
+        sites = find_sites(self._prepared.graph)
+        spoilt = self._nonfinite(sites)
+        self._sites = find_sites(self._prepared.graph, spoilt) if spoilt else sites
+
+    def _nonfinite(self, sites: Sites) -> dict[str, str]:
+        spoilt = {}
+        for op, value in weights_of(sites.sites):
+            array = constant(value)
+            if array is not None and array.dtype.kind == "f" and not np.isfinite(array).all():
+                if self.config.nonfinite == "reject":
+                    raise NonFiniteWeight(
+                        f'weight {value.name!r} of op {op!r} holds NaN or Inf; repair it, or set nonfinite = "float" to leave the op in float'
+                    )
+                spoilt[value.name or ""] = "its weight holds NaN or Inf"
+        return spoilt
+
+    def describe(self) -> ModelView:
+        """Return the ops, values and groups."""
+        return self._sites.view
+
+    def capability(self) -> Capability:
+        """Return what ONNX Runtime's integer kernels carry out, established on one-op models."""
+        return capability(self.config)
+
+    def observe(self, batches: Iterable[Batch], values: Iterable[str], sink: Sink) -> int:
+        """Run the float model once over the batches; intermediate values become extra outputs."""
+        return observe(self._prepared, self.config, batches, tuple(values), sink)
+
+    def tensor(self, name: str) -> np.ndarray:
+        """Return an initializer of the prepared model."""
+        initializers = self._prepared.graph.initializers
+        array = constant(initializers.get(name))
+        if array is None:
+            raise ModelError(f"the model has no tensor {name!r}{nearest(name, initializers)}")
+        return array
+
+    def apply(self, recipe: Recipe, parameters: Mapping[str, OpParameters]) -> OnnxCandidate:
+        """Carry a recipe out and read in the optimized graph what became of each op."""
+        offered = self.capability()
+        for name, given in parameters.items():
+            if name not in self._sites.sites:
+                raise ModelError(f"the model has no op {name!r}{nearest(name, self._sites.sites)}")
+            offered.realization(self._sites.sites[name].op, given.scheme)
+        emitter = Emitter(self._prepared, self._sites, {n: p for n, p in parameters.items() if not p.scheme.is_float})
+        model = emitter.run()
+        compiled = compile_model(model, self.config, inspect=True)
+        found = integer_kernels(compiled.nodes, emitter.emitted)
+        ledger: dict[str, Applied] = {}
+        for name in self._sites.sites:
+            given_or_none = parameters.get(name)
+            if given_or_none is None or given_or_none.scheme.is_float:
+                ledger[name] = Applied(FLOAT, FLOAT, "kernel", self._sites.sites[name].op.out_of_reach)
+            elif name in found:
+                ledger[name] = Applied(given_or_none.scheme, given_or_none.scheme, "kernel", found[name])
+            else:
+                ledger[name] = Applied(given_or_none.scheme, given_or_none.scheme, "simulated", "ONNX Runtime fused no integer kernel here")
+        return OnnxCandidate(OnnxCallable(model, self.config, compiled), recipe, ledger)
+
+    def reference(self) -> OnnxCandidate:
+        """Return the model as it was given."""
+        ledger = {name: Applied(FLOAT, FLOAT, "kernel", site.op.out_of_reach) for name, site in self._sites.sites.items()}
+        return OnnxCandidate(OnnxCallable(self._source, self.config), Recipe(backend="onnx"), ledger)
+
+    def fingerprint(self) -> str:
+        """Digest of structure and weights of the source."""
+        return digest(self._source)

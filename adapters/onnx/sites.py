@@ -1,0 +1,298 @@
+"""Where a model can be quantized: nodes of the graph recognized as operations of the neutral vocabulary.
+
+A site is one operation with what is fused into it (bias add, ReLU). Nodes that only move or select values (reshape,
+transpose, max pool) are no sites: they carry codes as they are, and the values around them share one scale. Ops that
+read through them name the value at the root.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import onnx_ir as ir
+
+from octavo.core.graph import Attribute, InputInfo, ModelView, Op, Weight
+
+from .folding import constant, is_constant
+from .groups import find_groups
+
+CARRIERS = frozenset({"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "MaxPool"})
+"""Ops that ONNX Runtime runs on codes as they are."""
+
+_PLAIN: Mapping[str, str] = {
+    "Add": "add", "Mul": "mul", "Concat": "concat", "GlobalAveragePool": "avg_pool", "AveragePool": "avg_pool", "Softmax": "softmax",
+    "Sigmoid": "sigmoid", "LeakyRelu": "leaky_relu", "Tanh": "tanh", "Relu": "relu", "Gelu": "gelu", "Erf": "erf", "LayerNormalization": "layer_norm",
+    "BatchNormalization": "batch_norm", "Resize": "resize", "LSTM": "lstm", "GRU": "gru", "RMSNormalization": "rms_norm",
+}  # fmt: skip
+
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+
+
+@dataclass(frozen=True)
+class Site:
+    """One operation of the graph.
+
+    Attributes:
+        op: As the core sees it.
+        node: The main node.
+        last: The node whose first output is the op's output (a fused Add or Relu, else ``node``).
+        inputs: Indices of the main node's activation inputs.
+        weight: Index of its weight input, or None.
+        bias: Value name of its bias, or None.
+        activation: ``relu`` where one is fused, else empty.
+    """
+
+    op: Op
+    node: ir.Node
+    last: ir.Node
+    inputs: tuple[int, ...]
+    weight: int | None = None
+    bias: str | None = None
+    activation: str = ""
+
+
+@dataclass(frozen=True)
+class Sites:
+    """All sites of a graph, by op name, in execution order."""
+
+    graph: ir.Graph
+    sites: Mapping[str, Site]
+    notes: tuple[str, ...] = field(default=())
+
+    @cached_property
+    def view(self) -> ModelView:
+        """The model as the core sees it."""
+        ops = tuple(s.op for s in self.sites.values())
+        inputs = tuple(_input_info(v) for v in self.graph.inputs)
+        outputs = tuple(v.name or "" for v in self.graph.outputs)
+        return ModelView(ops, find_groups(self.graph, ops), inputs, outputs, self.notes)
+
+
+def find_sites(graph: ir.Graph, unreachable: Mapping[str, str] | None = None) -> Sites:
+    """Recognize the operations of a prepared graph.
+
+    Args:
+        graph: Prepared; not changed.
+        unreachable: Weight name -> why ops with it must stay float.
+    """
+    found: dict[str, Site] = {}
+    fused: set[ir.Node] = set()
+    notes: list[str] = []
+    users: dict[str, list[str]] = {}
+    for node in graph:
+        if node in fused:
+            continue
+        site = _site(node, fused, unreachable or {})
+        if site is not None:
+            found[site.op.name] = site
+            if site.op.weight:
+                users.setdefault(site.op.weight.name, []).append(site.op.name)
+        for attribute in node.attributes.values():
+            if attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
+                notes.append(f"{node.name} ({node.op_type}): its body stays float; outer-scope names are kept")  # noqa: PERF401
+    for names in users.values():
+        if len(names) > 1:
+            for name in names:
+                found[name] = _share(found[name], tuple(n for n in names if n != name))
+    return Sites(graph, found, tuple(dict.fromkeys(notes)))
+
+
+def _share(site: Site, others: tuple[str, ...]) -> Site:
+    assert site.op.weight is not None
+    return replace(site, op=replace(site.op, weight=replace(site.op.weight, shared_with=others)))
+
+
+def _is_float(value: ir.Value | None) -> bool:
+    return value is not None and value.dtype in _FLOATS
+
+
+def root(value: ir.Value) -> ir.Value:
+    """Return the value that carriers brought here."""
+    while True:
+        node = value.producer()
+        if node is None or not carries(node):
+            return value
+        first = node.inputs[0]
+        assert first is not None
+        value = first
+
+
+def carries(node: ir.Node) -> bool:
+    """True if a node moves values of its first input and computes nothing."""
+    return (
+        node.domain == ""
+        and node.op_type in CARRIERS
+        and bool(node.inputs)
+        and node.inputs[0] is not None
+        and not is_constant(node.inputs[0])
+        and node.inputs[0].dtype in (None, *_FLOATS)
+        and not any(o.uses() or o.is_graph_output() for o in node.outputs[1:])
+    )
+
+
+def _only_use(value: ir.Value, op_type: str) -> ir.Node | None:
+    uses = tuple(value.uses())
+    if len(uses) != 1 or value.is_graph_output():
+        return None
+    user = uses[0][0]
+    return user if user.op_type == op_type and user.domain == "" and user.graph is value.graph else None
+
+
+def _fuse_relu(last: ir.Node, fused: set[ir.Node]) -> tuple[ir.Node, str]:
+    relu = _only_use(last.outputs[0], "Relu")
+    if relu is None:
+        return last, ""
+    fused.add(relu)
+    return relu, "relu"
+
+
+def _site(node: ir.Node, fused: set[ir.Node], unreachable: Mapping[str, str]) -> Site | None:
+    if node.domain not in ("", "ai.onnx") or not node.outputs:
+        return None
+    kind = node.op_type
+    if kind in ("Conv", "ConvTranspose") and is_constant(node.inputs[1]):
+        return _convolution(node, fused, unreachable)
+    if kind in ("MatMul", "Gemm"):
+        return _product(node, fused, unreachable)
+    if kind == "Gather":
+        return _embedding(node, unreachable)
+    if kind not in _PLAIN or carries(node) or all(v is None or is_constant(v) for v in node.inputs):
+        return None
+    if node.outputs[0].dtype is not None and not _is_float(node.outputs[0]):
+        return None
+    acts = tuple(i for i, v in enumerate(node.inputs) if v is not None and not is_constant(v))
+    why = ""
+    last, activation = node, ""
+    if kind in ("Add", "Mul"):
+        if not _is_float(node.outputs[0]):
+            return None
+        why = "" if len(acts) == 2 else "one side is a constant"
+        last, activation = _fuse_relu(node, fused)
+    return _make(node, _PLAIN[kind], last, acts, activation=activation, why=why)
+
+
+def _convolution(node: ir.Node, fused: set[ir.Node], unreachable: Mapping[str, str]) -> Site:
+    weight = node.inputs[1]
+    assert weight is not None
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    why = "its bias is not a constant" if bias is not None and not is_constant(bias) else ""
+    last, activation = _fuse_relu(node, fused)
+    transposed = node.op_type == "ConvTranspose"
+    group = node.attributes["group"].as_int() if "group" in node.attributes else 1
+    kind = "conv_transpose" if transposed else "conv"
+    extra: dict[str, Attribute] = {"group": group}
+    return _make(node, kind, last, (0,), 1, bias, activation, why, 1 if transposed else 0, extra, unreachable)
+
+
+def _product(node: ir.Node, fused: set[ir.Node], unreachable: Mapping[str, str]) -> Site | None:
+    left, right = node.inputs[0], node.inputs[1]
+    if left is None or right is None or (node.outputs[0].dtype is not None and not _is_float(node.outputs[0])):
+        return None
+    if is_constant(left):
+        return None if is_constant(right) else _make(node, "matmul", node, (1,), why="its left side is a constant")
+    if not is_constant(right):
+        why = "a Gemm of two activations" if node.op_type == "Gemm" else ""
+        return _make(node, "matmul", node, (0, 1), why=why)
+    if right.shape is None or len(right.shape) != 2:
+        return _make(node, "matmul", node, (0,), why="its constant side is not a matrix")
+    if node.op_type == "Gemm":
+        return _gemm(node, fused, unreachable)
+    last, bias = node, None
+    add = _only_use(node.outputs[0], "Add")
+    if add is not None:
+        other = add.inputs[1] if add.inputs[0] is node.outputs[0] else add.inputs[0]
+        columns = right.shape[1]
+        if is_constant(other) and other is not None and other.shape is not None and other.shape.dims == (columns,):
+            last, bias = add, other
+            fused.add(add)
+    last, activation = _fuse_relu(last, fused)
+    return _make(node, "linear", last, (0,), 1, bias, activation, "", 1, {}, unreachable)
+
+
+def _gemm(node: ir.Node, fused: set[ir.Node], unreachable: Mapping[str, str]) -> Site:
+    plain = {"alpha": 1.0, "beta": 1.0, "transA": 0}
+    odd = [k for k, v in plain.items() if k in node.attributes and node.attributes[k].value != v]
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    transposed = "transB" in node.attributes and node.attributes["transB"].as_int() == 1
+    weight = node.inputs[1]
+    assert weight is not None and weight.shape is not None
+    columns = weight.shape[0] if transposed else weight.shape[1]
+    why = f"its {odd[0]} is not the default" if odd else ""
+    if bias is not None and not (is_constant(bias) and bias.shape is not None and bias.shape.dims in ((columns,), (1, columns))):
+        why = "its bias is not a constant vector"
+    last, activation = _fuse_relu(node, fused)
+    return _make(node, "linear", last, (0,), 1, bias, activation, why, 0 if transposed else 1, {}, unreachable)
+
+
+def _embedding(node: ir.Node, unreachable: Mapping[str, str]) -> Site | None:
+    table, indices = node.inputs[0], node.inputs[1]
+    if not is_constant(table) or is_constant(indices) or table is None or not _is_float(table):
+        return None
+    axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
+    if axis != 0 or table.shape is None or len(table.shape) != 2:
+        return None
+    return _make(node, "embedding", node, (), 0, None, "", "", 0, {}, unreachable)
+
+
+def _make(
+    node: ir.Node, kind: str, last: ir.Node, acts: tuple[int, ...], weight: int | None = None, bias: ir.Value | None = None,
+    activation: str = "", why: str = "", channel_axis: int = 0, extra: Mapping[str, Attribute] | None = None,
+    unreachable: Mapping[str, str] | None = None,
+) -> Site:  # fmt: skip
+    held = node.inputs[weight] if weight is not None else None
+    described = None
+    if held is not None:
+        assert held.shape is not None and held.const_value is not None
+        shape = tuple(held.const_value.shape.numpy())
+        described = Weight(held.name or "", shape, held.const_value.dtype.name.lower().replace("float", "float32") if held.const_value.dtype == ir.DataType.FLOAT
+                           else held.const_value.dtype.name.lower(), channel_axis)  # fmt: skip
+        why = why or (unreachable or {}).get(held.name or "", "")
+    values = [node.inputs[i] for i in acts]
+    attributes: dict[str, Attribute] = {"onnx": node.op_type, **(extra or {})}
+    if activation:
+        attributes["activation"] = activation
+    op = Op(
+        name=node.name or "", type=kind, inputs=tuple(root(v).name or "" for v in values if v is not None), outputs=(last.outputs[0].name or "",),
+        weight=described, bias=bias.name if bias is not None else None, macs=_macs(node, kind, described), attributes=attributes, out_of_reach=why,
+    )  # fmt: skip
+    return Site(op, node, last, acts, weight, bias.name if bias is not None else None, activation)
+
+
+def _known(value: ir.Value, start: int) -> list[int] | None:
+    if value.shape is None:
+        return None
+    dims = list(value.shape)[start:]
+    return [d for d in dims if isinstance(d, int)] if all(isinstance(d, int) for d in dims) else None
+
+
+def _macs(node: ir.Node, kind: str, weight: Weight | None) -> int | None:
+    """Multiply-accumulates for one sample (the first axis left out); None where a shape is unknown."""
+    out = _known(node.outputs[0], 1)
+    if weight is None or out is None or kind == "embedding":
+        return None
+    if kind == "conv":
+        return math.prod(out) * math.prod(weight.shape[1:])
+    if kind == "conv_transpose":
+        inner = _known(node.inputs[0], 2) if node.inputs[0] is not None else None
+        return None if inner is None else math.prod(inner) * weight.size
+    if kind == "linear":
+        return math.prod(out) * (weight.size // weight.shape[weight.channel_axis])
+    return None
+
+
+def _input_info(value: ir.Value) -> InputInfo:
+    shape = None if value.shape is None else tuple(d if isinstance(d, int) else None for d in value.shape)
+    dtype = value.dtype.name.lower() if value.dtype is not None else "float"
+    return InputInfo(value.name or "", shape, {"float": "float32", "double": "float64"}.get(dtype, dtype))
+
+
+def weights_of(sites: Mapping[str, Site]) -> Iterator[tuple[str, ir.Value]]:
+    """Yield (op name, weight value) of every site with a weight."""
+    for name, site in sites.items():
+        if site.weight is not None:
+            value = site.node.inputs[site.weight]
+            if value is not None and constant(value) is not None:
+                yield name, value

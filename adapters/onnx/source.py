@@ -1,0 +1,156 @@
+"""From a path or a native object to a checked onnx-ir model. Nothing is trusted, nothing of the source is changed.
+
+The checks that ``onnx.checker`` and ``onnx.load`` leave out are made here: duplicate initializers, tensors with two
+payloads, external files that are too short or lie outside the model's folder.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx.checker import ValidationError
+from onnx_ir.passes import common as passes
+
+from octavo.core.errors import ModelError, UnsafeFile
+
+from .opset import pin
+
+_TWO_GIB = 2**31 - 1
+_PAYLOADS = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
+
+
+def read(source: Any) -> ir.Model:
+    """Return the model of a ``.onnx`` path, a ModelProto or an ``onnx_ir.Model``, checked, inlined and pinned to an opset.
+
+    Raises:
+        ModelError: If it is not a valid ONNX model.
+        UnsafeFile: If external data points outside the model's folder.
+    """
+    if isinstance(source, ir.Model):
+        return _settle(source.clone())
+    if isinstance(source, onnx.ModelProto):
+        _check_tensors(source, None)
+        _check(source, "the given ModelProto")
+        return _settle(ir.from_proto(source))
+    path = Path(source)
+    proto = _parse(path)
+    _check_tensors(proto, path.parent)
+    _check(path, str(path))
+    model = ir.from_proto(proto)
+    ir.external_data.set_base_dir(model.graph, path.parent)
+    return _settle(model)
+
+
+def _parse(path: Path) -> onnx.ModelProto:
+    if not path.is_file():
+        raise ModelError(f"{path} is not a file; give the path of an ONNX model")
+    data = path.read_bytes()
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(data)
+    except DecodeError as error:
+        raise ModelError(f"{path} is not an ONNX model ({error}); was the file cut short, or is it of another format?") from error
+    if not data or not proto.HasField("graph") or not proto.opset_import:
+        raise ModelError(f"{path} holds no ONNX graph ({len(data)} bytes); was the file cut short, or is it of another format?")
+    return proto
+
+
+def _check(subject: onnx.ModelProto | Path, where: str) -> None:
+    try:
+        if isinstance(subject, onnx.ModelProto):
+            if subject.ByteSize() > _TWO_GIB:
+                raise ModelError(f"{where} is over 2 GB; save it with external data and give its path")
+            onnx.checker.check_model(subject)
+        else:
+            onnx.checker.check_model(str(subject))
+    except ValidationError as error:
+        raise ModelError(f"{where} is not a valid ONNX model: {str(error).strip()}; export it again, or repair it with onnx") from error
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
+                yield from _graphs(inner)
+
+
+def _check_tensors(proto: onnx.ModelProto, folder: Path | None) -> None:
+    for graph in _graphs(proto.graph):
+        seen: set[str] = set()
+        for tensor in graph.initializer:
+            if tensor.name in seen:
+                raise ModelError(
+                    f"initializer {tensor.name!r} occurs twice in graph {graph.name!r}; remove one, as runtimes differ in which they take"
+                )
+            seen.add(tensor.name)
+            _check_tensor(tensor, folder)
+        for node in graph.node:
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    _check_tensor(attribute.t, folder)
+
+
+def _check_tensor(tensor: onnx.TensorProto, folder: Path | None) -> None:
+    held = [name for name in _PAYLOADS if len(getattr(tensor, name))]
+    if tensor.HasField("raw_data"):
+        held.append("raw_data")
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        _check_external(tensor, folder)
+    if len(held) > 1:
+        raise ModelError(f"tensor {tensor.name!r} has two payloads ({' and '.join(held)}); keep one, as runtimes differ in which they read")
+
+
+def _check_external(tensor: onnx.TensorProto, folder: Path | None) -> None:
+    entries = {e.key: e.value for e in tensor.external_data}
+    location = entries.get("location", "")
+    if folder is None:
+        raise ModelError(
+            f"tensor {tensor.name!r} lies in external file {location!r}, and a ModelProto does not know its folder: "
+            "give the model's path, or load the data first with onnx.load_external_data_for_model"
+        )
+    relative = Path(location)
+    if not location or relative.is_absolute() or ".." in relative.parts or "\\" in location:
+        raise UnsafeFile(
+            f"external data of tensor {tensor.name!r} lies at {location!r}: only relative paths inside the model's folder are read"
+        )
+    path = folder / relative
+    steps = [folder.joinpath(*relative.parts[: i + 1]) for i in range(len(relative.parts))]
+    if any(step.is_symlink() for step in steps):
+        raise UnsafeFile(
+            f"external data {location!r} of tensor {tensor.name!r} is a symbolic link; put the file itself into the model's folder"
+        )
+    if not path.is_file():
+        raise ModelError(f"external data {location!r} of tensor {tensor.name!r} is missing in {folder}; copy it beside the model")
+    if os.stat(path).st_nlink > 1:
+        raise UnsafeFile(f"external data {location!r} of tensor {tensor.name!r} is a hard link to another file; copy it beside the model")
+    try:
+        offset, length = int(entries.get("offset", "0")), int(entries.get("length", "-1"))
+    except ValueError as error:
+        raise ModelError(f"tensor {tensor.name!r} has a malformed external offset or length: {entries}; save the model again") from error
+    elements = 1
+    for dim in tensor.dims:
+        elements *= dim
+    needed = -(-elements * ir.DataType(tensor.data_type).bitwidth // 8)
+    if length >= 0 and length != needed:
+        raise ModelError(f"tensor {tensor.name!r} needs {needed} bytes and claims {length} of {location!r}; save the model again")
+    if offset < 0 or offset + needed > path.stat().st_size:
+        raise ModelError(
+            f"external file {location!r} is too short: tensor {tensor.name!r} needs bytes {offset} to {offset + needed}, it has {path.stat().st_size}"
+        )
+
+
+def _settle(model: ir.Model) -> ir.Model:
+    """Inline functions, name every node and value once, make constants initializers and pin the opset."""
+    if model.functions:
+        model = passes.InlinePass()(model).model
+    if (model.ir_version or 0) < 4:  # before IR 4 every initializer had to be listed as an input
+        model = passes.RemoveInitializersFromInputsPass()(model).model
+    pinned = pin(model)
+    return passes.NameFixPass()(pinned).model
