@@ -6,6 +6,7 @@ ask -> quantize (cached) -> apply -> evaluate -> measure -> judge -> record (dur
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -253,8 +254,15 @@ class Loop:
         return {name: objective.measure(subject, self.reference) for name, objective in self.objectives.items()}
 
     def _say(self, text: str) -> None:
-        for p in self.progress:
-            p.note(text)
+        tell(self.progress, text)
+
+
+def tell(progress: Sequence[Progress], text: str) -> None:
+    """Pass a note on; where nobody listens it becomes a Python warning, so that it is never lost silently."""
+    for p in progress:
+        p.note(text)
+    if not progress:
+        warnings.warn(text, stacklevel=4)
 
 
 def evaluate(score: Callable[[Any], Any], candidate: Candidate, native: bool) -> Any:
@@ -308,4 +316,4 @@ def _estimate(trials: Sequence[Trial], left: int, began: float, timeout: float |
     return guess if timeout is None else min(guess, max(0.0, timeout - (time.perf_counter() - began)))
 
 
-__all__ = ["Asks", "Backend", "Loop", "Progress", "choose", "evaluate", "pareto"]
+__all__ = ["Asks", "Backend", "Loop", "Progress", "choose", "evaluate", "pareto", "tell"]

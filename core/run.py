@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,7 +17,7 @@ from .errors import ConfigError, EvaluationError, MissingFramework, ModelError
 from .executor import Executor, InlineExecutor, ProcessExecutor, terminate_as_interrupt
 from .history import StudyHistory, default_storage
 from .joint import JointStrategy
-from .loop import Backend, Loop, Progress, choose
+from .loop import Backend, Loop, Progress, choose, tell
 from .objectives.base import Objective, Subject
 from .parts import AdapterPart, PartConfig
 from .plugins import PluginHost
@@ -119,12 +118,12 @@ def autotune(
         )
         for name in opened:
             for note in (*name.notes, *spaces[name.name].notes, *data[name.name].notes):
-                _tell(callbacks, note)
+                tell(callbacks, note)
         baseline = loop.measure_baseline(int(getattr(settings.criterion(host), "noise_runs", 1)))
         goal = criterion.describe(baseline.metrics)
         if not any(space.tunable for space in spaces.values()):
             reason = "nothing to quantize: no op of this model has a scheme to choose (see the ledger and the rules)"
-            _tell(callbacks, reason)
+            tell(callbacks, reason)
             return _result(reference.candidate, baseline, loop, settings, goal, native, reason=reason, opened=opened, began=began)
         interrupted, reason = False, ""
         with terminate_as_interrupt():
@@ -199,7 +198,7 @@ def _finish(
                 confirmed=confirmed,
             )
         refused.add(winner.number)
-        _tell(loop.progress, f"trial {winner.number} passed, but not after saving and loading it again: {problem}; the next best is taken")
+        tell(loop.progress, f"trial {winner.number} passed, but not after saving and loading it again: {problem}; the next best is taken")
     done = [t for t in trials if t.state == "complete" and t.number not in refused]
     if not done:
         failed = next((t for t in reversed(trials) if t.error), None)
@@ -500,13 +499,6 @@ def _direction(settings: TuningConfig) -> str:
 
 def _kind(config: PartConfig) -> str:
     return config.kind
-
-
-def _tell(callbacks: Sequence[Progress], text: str) -> None:
-    for p in callbacks:
-        p.note(text)
-    if not callbacks:
-        warnings.warn(text, stacklevel=3)
 
 
 __all__ = ["autotune", "find_adapter", "load", "open_model", "plugin_host", "quantize_model"]
