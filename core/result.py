@@ -130,12 +130,12 @@ class Result(Quantized):
         """Write model, manifest, recipe and all trials; an existing result is replaced as a whole or not at all."""
         return save_candidate(self.candidate, Path(folder), self.facts())
 
-    def report(self, path: str | Path) -> Path:
+    def report(self, path: str | Path, title: str = "Quantization report") -> Path:
         """Write the HTML report, one file that needs no network (extra ``report``)."""
         from .report import report_data, write
 
         made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        return write(report_data({**self.facts(), "environment": environment(), "made": made}), path)
+        return write(report_data({**self.facts(), "environment": environment(), "made": made}, title), path)
 
 
 def check_target(folder: Path) -> Path:

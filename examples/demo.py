@@ -20,7 +20,6 @@ from octavo.cli.console import out
 from octavo.cli.progress import Show
 from octavo.cli.summary import summary
 from octavo.core.report import report_data
-from octavo.core.result import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "out" / "demo"
@@ -51,10 +50,10 @@ def main(folder: Path = OUT) -> octavo.Result:
         )
     result = replace(result, command="make demo")
     saved = result.save(folder)
-    page = result.report(saved / "report.html")
+    page = result.report(saved / "report.html", "The digits network on three backends")
 
     console = out()
-    console.print(summary(report_data({**result.facts(), "environment": environment()})))
+    console.print(summary(report_data(result.facts())))
     console.print(f"model: {saved}\nreport: {page}\n{time.perf_counter() - start:.0f} s", soft_wrap=True)
     return result
 

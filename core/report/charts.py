@@ -86,6 +86,8 @@ def trade_off(data: ReportData, objective: str) -> str:
     shown = [t for t in (data.baseline, *data.completed) if objective in t.objectives and data.metric in t.metrics]
     if len(shown) < 2:
         return ""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     figure, axes = _figure(9.6, 4.6)
     backends = sorted({t.recipe.backend for t in shown if t is not data.baseline})
     largest = max((t.objectives["size"].value for t in shown if "size" in t.objectives), default=1.0)
@@ -93,12 +95,17 @@ def trade_off(data: ReportData, objective: str) -> str:
     def area(trial: Trial) -> float:
         return 40 + 360 * trial.objectives["size"].value / largest if "size" in trial.objectives else 90.0
 
-    def place(trial: Trial) -> tuple[float, float]:
-        return trial.objectives[objective].value, trial.metrics[data.metric]
+    # Ratios are taken in one interleaved run, so they can be compared across trials when the machine's speed drifts.
+    relative = all(t is data.baseline or t.objectives[objective].ratio is not None for t in shown)
 
-    front = sorted(place(t) for t in shown if t.number in data.pareto)
+    def place(trial: Trial) -> tuple[float, float]:
+        m = trial.objectives[objective]
+        cost = m.value if not relative else 1.0 if trial is data.baseline else float(m.ratio or 0.0)
+        return cost, trial.metrics[data.metric]
+
+    front = _front([place(t) for t in shown if t.passed], data.higher_is_better)
     if len(front) > 1:
-        axes.plot(*zip(*front, strict=True), color=FAINT, linewidth=1, linestyle=(0, (4, 3)), zorder=1, label="Pareto front")
+        axes.plot(*zip(*front, strict=True), color=FAINT, linewidth=1, linestyle=(0, (4, 3)), zorder=1, label="best trade-offs")
     for index, backend in enumerate(backends):
         colour, marker = SERIES[index % len(SERIES)], MARKERS[index % len(MARKERS)]
         for passed in (True, False):
@@ -113,16 +120,24 @@ def trade_off(data: ReportData, objective: str) -> str:
         x, y = place(data.best)
         axes.scatter(x, y, s=area(data.best) * 1.9, marker="o", facecolors="none", edgecolors=ACCENT, linewidths=2, zorder=4, label="best")
         axes.annotate(
-            f"best: #{data.best.number}", (x, y), xytext=(0, 17), textcoords="offset points", ha="center", color=ACCENT, fontweight="bold"
+            f"best: #{data.best.number}", (x, y), xytext=(0, -24), textcoords="offset points", ha="center", color=ACCENT, fontweight="bold"
         )
     if data.bound is not None:
         axes.axhline(data.bound, color=GOOD, linewidth=1.2, label="goal")
+    costs = [place(t)[0] for t in shown]
     unit = shown[0].objectives[objective].unit
-    axes.set_xlabel(f"{objective}{f' ({unit})' if unit else ''}, less is better")
-    axes.set_ylabel(f"{data.metric}, {'more' if data.higher_is_better else 'less'} is better")
-    if unit == "bytes":
-        axes.xaxis.set_major_formatter(lambda value, _: size(value))
-    axes.set_xlim(left=0)
+    axes.set_xlabel(f"{objective}{', share of the float model' if relative else f' ({unit})' if unit else ''}; less is better")
+    axes.set_ylabel(f"{data.metric}; {'more' if data.higher_is_better else 'less'} is better")
+    if min(costs) > 0 and max(costs) / min(costs) > 8:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.margins(x=0.12)
+    else:
+        axes.set_xlim(left=0)
+        if unit == "bytes" and not relative:
+            axes.xaxis.set_major_formatter(lambda value, _: size(value))
     axes.margins(y=0.18)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, markerscale=0.6, fontsize=9)
     best = f" The best, trial {data.best.number}, takes {measured(data.best.objectives.get(objective))}." if data.best else ""
@@ -133,6 +148,16 @@ def trade_off(data: ReportData, objective: str) -> str:
         "Accuracy, latency and size of every trial" if objective == "latency" else f"{data.metric} and {objective}",
         told,
     )
+
+
+def _front(points: Sequence[tuple[float, float]], higher_is_better: bool) -> list[tuple[float, float]]:
+    """Points that no other one beats in both axes, from the cheapest on."""
+    sign = 1 if higher_is_better else -1
+    front: list[tuple[float, float]] = []
+    for cost, value in sorted(set(points), key=lambda p: (p[0], -sign * p[1])):
+        if not front or sign * value > sign * front[-1][1]:
+            front.append((cost, value))
+    return front
 
 
 @_styled

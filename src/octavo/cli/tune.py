@@ -14,7 +14,7 @@ from octavo.core.config import TuningConfig
 from octavo.core.errors import ConfigError, DataError, MissingFramework
 from octavo.core.evaluation import ArrayModel
 from octavo.core.report import report_data, write
-from octavo.core.result import Result, check_target, environment
+from octavo.core.result import Result, check_target, read_manifest
 from octavo.core.run import autotune, open_model, plugin_host
 
 from .console import out, say, warn
@@ -90,7 +90,7 @@ def tune(
             arrays=isinstance(score, FileScore),
         )
     result = replace(result, command=shlex.join(["octavo", *(context.obj or ["tune", model])]))
-    _hand_over(result, result.save(target), report)
+    _hand_over(result, result.save(target), report, Path(model).name)
     if result.interrupted:
         raise typer.Exit(INTERRUPTED)
     if not result.goal_met:
@@ -152,9 +152,9 @@ def _calibration(spec: str, batch_size: int) -> Iterable[Any]:
     return found
 
 
-def _hand_over(result: Result, folder: Path, report: bool) -> None:
+def _hand_over(result: Result, folder: Path, report: bool, title: str) -> None:
     """Print the tables, write the report and say where everything is."""
-    data = report_data({**result.facts(), "environment": environment()})
+    data = report_data(read_manifest(folder), title)
     console = out()
     console.print(summary(data))
     console.print(f"model: {folder}", soft_wrap=True)
