@@ -13,6 +13,23 @@ from octavo.core.parts import Part, PartConfig
 Proxy = Literal["output_distance", "weight_error"]
 
 
+class AutoConfig(PartConfig):
+    """Proxy sensitivities, knapsack, a belief that each evaluation corrects.
+
+    Attributes:
+        sensitivity: What the knapsack starts from.
+        patience: Evaluations beyond log2 of the number of units.
+        worthwhile: Expected saving, as a share of the cost, for which an evaluation is still made.
+        transforms: At most so many model-wide transforms are evaluated, where their outputs can be compared first.
+    """
+
+    kind: Literal["auto"] = "auto"
+    sensitivity: Proxy = "output_distance"
+    patience: int = Field(default=5, ge=0)
+    worthwhile: float = Field(default=0.001, ge=0)
+    transforms: int = Field(default=2, ge=1)
+
+
 class BasicConfig(PartConfig):
     """Whole-model configurations first, then float fallbacks.
 
@@ -53,6 +70,7 @@ class ExhaustiveConfig(PartConfig):
 def octavo_strategies() -> Iterable[Part[Any]]:
     """Offer the built-in strategies."""
     return (
+        Part("auto", "octavo.strategies.auto:Auto", AutoConfig, "sensitivities, knapsack, few evaluations (the default)"),
         Part("basic", "octavo.strategies.basic:Basic", BasicConfig, "whole-model schemes, then float fallbacks by sensitivity"),
         Part("bayesian", "octavo.strategies.bayesian:Bayesian", BayesianConfig, "Optuna: tpe, gp, random or nsgaii"),
         Part("exhaustive", "octavo.strategies.exhaustive:Exhaustive", ExhaustiveConfig, "every recipe, once"),

@@ -1,0 +1,87 @@
+"""Multiple-choice knapsack: one choice for each unit, the least cost within a limit of loss (or of anything that adds up)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import csr_matrix
+
+from .errors import ConfigError
+
+BINS = 4096  # resolution of the dynamic program: a loss is rounded to 1/4096 of the limit
+
+
+class LossTable:
+    """The least cost for every limit up to ``limit`` at once: a dynamic program over losses rounded to bins.
+
+    Args:
+        costs: For each unit, the cost of each choice.
+        losses: The same for the losses, >= 0.
+        limit: The largest limit that will be asked for.
+
+    Time and memory are O(choices * bins): 0.05 s and 4 MiB for 1024 units of 4 choices.
+    """
+
+    def __init__(self, costs: Sequence[np.ndarray], losses: Sequence[np.ndarray], limit: float) -> None:
+        self._limit = limit
+        step = limit / BINS if limit > 0 else 1.0
+        self._bins = [np.minimum(np.rint(np.asarray(w) / step), BINS + 1).astype(np.int64) for w in losses]
+        best = np.zeros(BINS + 1)
+        self._taken: list[np.ndarray] = []
+        for cost, width in zip(costs, self._bins, strict=True):
+            rows = np.full((len(cost), BINS + 1), np.inf)
+            for row, c, w in zip(rows, cost, width, strict=True):
+                if w <= BINS:
+                    row[w:] = best[: BINS + 1 - w] + c
+            taken = rows.argmin(axis=0)
+            best = rows[taken, np.arange(BINS + 1)]
+            self._taken.append(taken.astype(np.uint8 if len(cost) < 256 else np.int32))
+        self._best = best
+
+    def pick(self, limit: float) -> list[int] | None:
+        """Return the index of each unit's choice for a limit up to that of the table; None where nothing fits."""
+        at = BINS if limit >= self._limit else int(max(0.0, limit) / self._limit * BINS) if self._limit > 0 else 0
+        if not np.isfinite(self._best[at]):
+            return None
+        picks = []
+        for taken, width in zip(reversed(self._taken), reversed(self._bins), strict=True):
+            choice = int(taken[at])
+            picks.append(choice)
+            at -= int(width[choice])
+        return picks[::-1]
+
+
+def exact(
+    costs: Sequence[np.ndarray], limits: Sequence[tuple[Sequence[np.ndarray], float]], *, gap: float = 0.0, seconds: float = 60.0
+) -> list[int]:
+    """Return the cheapest choices under several limits, by integer programming (HiGHS through scipy).
+
+    Args:
+        costs: For each unit, the cost of each choice.
+        limits: Pairs of (what each choice uses, how much all may use together).
+        gap: Relative gap at which the solver may stop.
+        seconds: Time limit.
+
+    Raises:
+        ConfigError: If no choice keeps the limits.
+    """
+    counts = [len(c) for c in costs]
+    total = sum(counts)
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    one_each = csr_matrix((np.ones(total), np.arange(total), starts), shape=(len(counts), total))
+    constraints = [LinearConstraint(one_each, 1, 1)]
+    for uses, limit in limits:
+        row = np.concatenate([np.asarray(u, dtype=np.float64) for u in uses])
+        scale = max(float(np.abs(row).max()), 1e-300)
+        constraints.append(LinearConstraint(csr_matrix(row[None] / scale), -np.inf, limit / scale))
+    objective = np.concatenate([np.asarray(c, dtype=np.float64) for c in costs])
+    scale = max(float(np.abs(objective).max()), 1e-300)
+    options = {"mip_rel_gap": gap, "time_limit": seconds}
+    found = milp(objective / scale, integrality=np.ones(total), bounds=Bounds(0, 1), constraints=constraints, options=options)
+    if found.x is None:
+        least = "; ".join(f"at least {sum(float(np.min(u)) for u in uses):.6g} against {limit:.6g}" for uses, limit in limits)
+        raise ConfigError(f"no choice keeps the limits: {least}; raise the budget, or offer smaller schemes")
+    return [int(np.argmax(found.x[a:b])) for a, b in pairwise(starts)]

@@ -1,0 +1,209 @@
+"""Auto: the default. From proxy sensitivities to the best recipe in about log2(N) + 5 evaluations.
+
+1. The cheapest recipe of all is tried: where it passes, nothing is left but what might be faster still.
+2. Where it does not, model-wide transforms are tried on it, the one first whose outputs stay nearest to the float model's.
+3. Sensitivities turn the search into a knapsack: the least cost whose believed loss is tolerated. Each evaluation corrects
+   the belief (its scale at first, then the units on which the last recipes differ), and the next knapsack is solved under
+   it. A recipe is worth an evaluation by its chance to pass times what it would save.
+4. It ends when nothing left can pay.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterator, Sequence
+from statistics import NormalDist
+
+import numpy as np
+
+from octavo.core.knapsack import LossTable
+from octavo.core.recipe import Recipe
+from octavo.core.scheme import PartChoice
+from octavo.core.sensitivity import RecipeSensitivity
+from octavo.core.strategy import Problem
+from octavo.core.trial import Trial
+
+from . import AutoConfig
+from .belief import CostBelief, LossBelief, Picks, family, ratio
+from .losses import pair_losses
+from .sequential import Batch, Search, Sequential
+
+HOPELESS = 1e6  # a loss that no knapsack takes
+
+
+class Auto(Sequential):
+    """See the module's text. Everything it learns comes from its trials, so that replaying them rebuilds it."""
+
+    config: AutoConfig
+
+    def search(self) -> Search:
+        """Run the steps."""
+        space = self.problem.space
+        if not space.tunable:
+            self.note = "nothing can be quantized in this space"
+            return
+        self._objective = (self.problem.objectives or ("size",))[0]
+        self._costs = CostBelief(space, self._objective)
+        cheapest = tuple(int(np.argmin(c)) for c in self._costs.costs())
+        trial = yield from self._try(cheapest, ())
+        if not trial.passed:
+            trial = yield from self._transform(cheapest, trial)
+        if trial.passed:
+            yield from self._faster(trial.recipe.transforms)
+            return
+        yield from self._mix(trial)
+
+    def _try(self, picks: Picks, transforms: tuple[PartChoice, ...]) -> Generator[Batch, list[Trial], Trial]:
+        trial = yield from self.one(self._recipe(picks, transforms))
+        self._costs.observe(picks, ratio(trial, self._objective))
+        return trial
+
+    def _recipe(self, picks: Picks, transforms: tuple[PartChoice, ...]) -> Recipe:
+        space = self.problem.space
+        return space.recipe({u.name: u.choices[i] for u, i in zip(space.tunable, picks, strict=True)}, transforms)
+
+    def _transform(self, picks: Picks, plain: Trial) -> Generator[Batch, list[Trial], Trial]:
+        """Try the recipe under transforms until one passes; return the best trial."""
+        alternatives = list(self.problem.space.transforms[1:])
+        service = self.problem.sensitivity
+        nearness = dict.fromkeys(self.problem.space.transforms, 0.0)
+        if alternatives and isinstance(service, RecipeSensitivity):
+            found = service.distances([self._recipe(picks, t) for t in ((), *alternatives)])
+            nearness = dict(zip(((), *alternatives), found, strict=True))
+            alternatives.sort(key=lambda t: nearness[t])
+            alternatives = [t for t in alternatives if nearness[t] < nearness[()]][: self.config.transforms]
+        trials = [plain]
+        for transforms in alternatives:
+            trials.append((yield from self._try(picks, transforms)))
+            if trials[-1].passed:
+                return trials[-1]
+        # Where all collapse alike, the score cannot tell them apart; the outputs can.
+        return min(trials, key=lambda t: (round(-t.margin, 1), nearness[t.recipe.transforms]))
+
+    def _faster(self, transforms: tuple[PartChoice, ...]) -> Search:
+        """The cheapest recipe passes. Where costs are only believed, try what might be cheaper still."""
+        self.note = "the cheapest recipe reaches the goal"
+        if self._costs.exact:
+            return
+        tried = set()
+        while True:
+            best = self.incumbent
+            assert best is not None
+            options = [p for p in self._uniform() if p not in tried]
+            hopes = [(mean - deviation, p) for p in options for mean, deviation in [self._costs.predict(p)]]
+            hopes = [h for h in hopes if h[0] < ratio(best, self._objective) * (1 - self.config.worthwhile)]
+            if not hopes:
+                return
+            picks = min(hopes)[1]
+            tried.add(picks)
+            yield from self._try(picks, transforms)
+
+    def _uniform(self) -> Iterator[Picks]:
+        """Yield recipes that take one family of schemes wherever it is offered, and the cheapest choice elsewhere."""
+        cheapest = [int(np.argmin(c)) for c in self._costs.costs()]
+        units = self.problem.space.tunable
+        kinds = dict.fromkeys(s for u in units for s in u.choices if not s.is_float)
+        for kind in kinds:
+            yield tuple(u.choices.index(kind) if kind in u.choices else i for u, i in zip(units, cheapest, strict=True))
+        yield tuple(cheapest)
+
+    def _mix(self, start: Trial) -> Search:
+        """Knapsack, evaluate, learn, again."""
+        transforms = start.recipe.transforms
+        proxies = self._proxies(transforms)
+        belief = LossBelief(proxies)
+        units = self.problem.space.tunable
+        seen: dict[Picks, Trial] = {}
+        for trial in self.trials:
+            if trial.recipe.transforms == transforms and trial.state != "failed" and len(trial.recipe):
+                picks = tuple(u.choices.index(trial.recipe[u.ops[0]]) for u in units)
+                seen[picks] = trial
+                belief.observe(picks, _loss(trial))
+        if not belief.known:
+            belief.scale = 10.0 / max(sum(float(p.max()) for p in proxies), 1e-300)
+            belief.theta = np.full(len(units), belief.scale)
+        limit = math.ceil(math.log2(max(2, len(units)))) + self.config.patience
+        misses = 0
+        while True:
+            best = self.incumbent if self.incumbent is not None and self.incumbent.passed else None
+            if best is not None and len(seen) >= limit:
+                self.note = f"{limit} evaluations were used; the best recipe is within reach of the knapsack's bound"
+                return
+            picks = self._propose(belief, seen, best, misses)
+            if picks is None:
+                self.note = "nothing left can pay" if best else "no recipe of this space is believed to reach the goal"
+                return
+            trial = yield from self._try(picks, transforms)
+            seen[picks] = trial
+            misses = 0 if trial.passed else misses + 1
+            if trial.state == "failed":
+                self._avoid(proxies, seen)
+                belief = self._rebuilt(proxies, seen)
+            else:
+                belief.observe(picks, _loss(trial))
+
+    def _proxies(self, transforms: tuple[PartChoice, ...]) -> list[np.ndarray]:
+        """Return the proxy loss of every choice, scaled to a mean of 1."""
+        space = self.problem.space
+        problem = self.problem
+        if transforms and isinstance(problem.sensitivity, RecipeSensitivity):
+            problem = Problem(space, problem.objectives, problem.seed, problem.sensitivity.under(transforms))
+        pairs = [(u, s) for u in space.tunable for s in u.choices]
+        flat = np.array(pair_losses(problem, self.config.sensitivity, pairs))
+        finite = flat[np.isfinite(flat)]
+        flat = np.where(np.isfinite(flat), flat / max(float(finite.mean()), 1e-300), HOPELESS)
+        ends = np.cumsum([len(u.choices) for u in space.tunable])
+        return np.split(flat, ends[:-1])
+
+    def _propose(self, belief: LossBelief, seen: dict[Picks, Trial], best: Trial | None, misses: int) -> Picks | None:
+        """Return the recipe most worth an evaluation, or None where none is."""
+        costs = self._costs.costs()
+        table = LossTable(costs, belief.losses(), 1.3)
+        float_cost = sum(float(c[-1]) for c in costs)
+        best_cost = self._cost_of(best, costs) if best is not None else float_cost
+        # With each miss the aim is lowered, so that a goal that can be reached is reached whatever the proxies are worth.
+        aims = np.concatenate([np.linspace(0.7, 1.3, 25), np.geomspace(0.01, 0.65, 12)]) * (
+            0.7 ** max(0, misses - 2) if best is None else 1.0
+        )
+        found: list[tuple[float, Picks]] = []
+        for aim in aims:
+            picked = table.pick(float(aim))
+            if picked is None or tuple(picked) in seen or all(i == len(c) - 1 for i, c in zip(picked, costs, strict=True)):
+                continue
+            picks = tuple(picked)
+            mean, deviation = belief.predict(picks) if belief.known and seen else (float(aim), 0.5)
+            chance = NormalDist(mean, deviation).cdf(1.0)
+            saving = best_cost - sum(float(c[i]) for c, i in zip(costs, picks, strict=True))
+            found.append((chance * saving / max(best_cost, 1e-300), picks))
+        if not found:
+            return None
+        worth, picks = max(found)
+        if best is not None and worth < self.config.worthwhile:
+            return None
+        return picks
+
+    def _cost_of(self, trial: Trial, costs: Sequence[np.ndarray]) -> float:
+        units = self.problem.space.tunable
+        return sum(float(c[u.choices.index(trial.recipe[u.ops[0]])]) for u, c in zip(units, costs, strict=True))
+
+    def _avoid(self, proxies: list[np.ndarray], seen: dict[Picks, Trial]) -> None:
+        """Give up the families that only failed trials used."""
+        units = self.problem.space.tunable
+        worked = {family(u, u.choices[i]) for p, t in seen.items() if t.state != "failed" for u, i in zip(units, p, strict=True)}
+        failed = {family(u, u.choices[i]) for p, t in seen.items() if t.state == "failed" for u, i in zip(units, p, strict=True)} - worked
+        for unit, row in zip(units, proxies, strict=True):
+            for index, scheme in enumerate(unit.choices[:-1]):
+                if family(unit, scheme) in failed:
+                    row[index] = HOPELESS
+
+    def _rebuilt(self, proxies: list[np.ndarray], seen: dict[Picks, Trial]) -> LossBelief:
+        belief = LossBelief(proxies)
+        for picks, trial in seen.items():
+            if trial.state != "failed":
+                belief.observe(picks, _loss(trial))
+        return belief
+
+
+def _loss(trial: Trial) -> float:
+    """Return a trial's loss in tolerated losses; at most 100, where a score has collapsed."""
+    return min(1.0 - trial.margin, 100.0) if not math.isnan(trial.margin) else 100.0
