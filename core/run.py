@@ -13,7 +13,7 @@ from .adapter import Adapter, Batch, Candidate, Opened
 from .config import TuningConfig
 from .criteria.base import Criterion
 from .data import CalibrationData, calibration_data, materialize
-from .errors import ConfigError, EvaluationError, MissingFramework, ModelError
+from .errors import ConfigError, EvaluationError, ModelError
 from .executor import Executor, InlineExecutor, ProcessExecutor, terminate_as_interrupt
 from .history import StudyHistory, default_storage
 from .joint import JointStrategy
@@ -402,7 +402,7 @@ def _open_all(
         name = _kind(config)
         if name == source.name:
             continue
-        opened.append(_exported(source, host.adapters()[name], config, stack, example))
+        opened.append(_exported(source, model, host.adapters()[name], config, stack))
         if data:
             data[name] = data[source.name].numpy().for_inputs(opened[-1].view.inputs)
     if card.name not in names:
@@ -425,20 +425,19 @@ def _without_choices(opened: Opened) -> Opened:
     return replace(opened, capability=replace(opened.capability, offers={}))
 
 
-def _exported(source: Opened, card: AdapterPart[Adapter], config: PartConfig, stack: ExitStack, example: Batch | None) -> Opened:
+def _exported(source: Opened, model: Any, card: AdapterPart[Adapter], config: PartConfig, stack: ExitStack) -> Opened:
+    """Open a model on a backend that is not its own: from its file if that is an interchange file, else from an export."""
+    if isinstance(model, (str, Path)) and Path(model).suffix.lstrip(".") in card.accepts:
+        return _opened(card, config, model, None)
     formats = [f for f in card.accepts if f"export:{f}" in source.capability.features]
     if not formats:
         raise ConfigError(
-            f"{source.name!r} exports nothing that {card.name!r} opens ({', '.join(card.accepts) or 'no interchange format'}); leave {card.name!r} out of backends"
+            f"{source.name!r} exports nothing that {card.name!r} opens ({', '.join(card.accepts) or 'no interchange format'}); "
+            f"leave {card.name!r} out of backends"
         )
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="octavo-")))
-    path = folder / f"model.{formats[0]}"
-    if not path.exists():
-        source.session.export(formats[0], path)
-    try:
-        return _opened(card, config, path, None)
-    except MissingFramework as error:
-        raise MissingFramework(f"backend {card.name!r} was asked for: {error}") from error
+    path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="octavo-"))) / f"model.{formats[0]}"
+    source.session.export(formats[0], path)
+    return _opened(card, config, path, None)
 
 
 def _same_framework(card: AdapterPart[Adapter], batch: Batch) -> bool:
