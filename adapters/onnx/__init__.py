@@ -19,7 +19,6 @@ class OnnxConfig(PartConfig):
         threads: Intra-op threads; None leaves the choice to ONNX Runtime.
         spinning: Let idle threads spin. Off by default: two sessions that spin on the same cores disturb each other's timing.
         observe_megabytes: Bound on the intermediate arrays held at once during calibration, in MiB.
-        nonfinite: What a weight with NaN or Inf does: ``reject`` the model, or leave its op in ``float``.
     """
 
     kind: Literal["onnx"] = "onnx"
@@ -27,7 +26,6 @@ class OnnxConfig(PartConfig):
     threads: int | None = Field(default=None, ge=1)
     spinning: bool = False
     observe_megabytes: int = Field(default=512, ge=1)
-    nonfinite: Literal["reject", "float"] = "reject"
 
 
 @hookimpl

@@ -98,7 +98,7 @@ class Emitter:
         found: dict[str, list[QuantParams]] = {}
         for name, params in self.parameters.items():
             if params.scheme.mode == "static":
-                for value, p in zip(self.sites.sites[name].op.inputs, params.inputs, strict=True):
+                for value, p in zip(self.sites.sites[name].roots, params.inputs, strict=True):
                     if p is not None:
                         found.setdefault(value, []).append(p)
         return found
@@ -109,8 +109,8 @@ class Emitter:
                 continue
             site = self.sites.sites[name]
             value = site.op.outputs[0]
-            p = params.outputs[0] if params.outputs else None
-            if p is None and self._all_static(value):
+            p = params.outputs[0] if params.outputs and params.scheme.output is not None else None
+            if p is None and self._all_static(value):  # a result that may stay float stays float where anybody reads it so
                 p = self._edges[value][0]
             if p is not None:
                 self._let_flow(self.values[value], p)
@@ -198,11 +198,13 @@ class Emitter:
         name, dtype = value.name or "value", dtype_of(params.spec.dtype)
         scale = self.scalar("scale", float(np.asarray(params.scale)), ir.DataType.FLOAT)
         zero = self.scalar("zero", int(np.asarray(params.zero_point)), dtype)
+        # The standard ops take 16 bits from opset 21 on, ONNX Runtime's own in any.
+        domain = MS if dtype.bitwidth != 8 and self.graph.opset_imports.get("", 0) < 21 else ""
         suffix = "" if f"{name}_quantized" not in self.values else f"_{len(self._at_edge) + len(self._flowing)}"
-        quantize = ir.node("QuantizeLinear", [value, scale, zero], name=f"{name}_QuantizeLinear{suffix}")
+        quantize = ir.node("QuantizeLinear", [value, scale, zero], domain=domain, name=f"{name}_QuantizeLinear{suffix}")
         codes = quantize.outputs[0]
         codes.name, codes.type, codes.shape = f"{name}_quantized{suffix}", ir.TensorType(dtype), value.shape
-        dequantize = ir.node("DequantizeLinear", [codes, scale, zero], name=f"{name}_DequantizeLinear{suffix}")
+        dequantize = ir.node("DequantizeLinear", [codes, scale, zero], domain=domain, name=f"{name}_DequantizeLinear{suffix}")
         result = dequantize.outputs[0]
         result.name, result.type, result.shape = f"{name}_dequantized{suffix}", value.type, value.shape
         self.after(value, [quantize, dequantize])

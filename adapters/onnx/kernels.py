@@ -101,7 +101,7 @@ def _offers(version: str, providers: tuple[str, ...]) -> Mapping[str, tuple[Offe
 def capability(config: OnnxConfig) -> Capability:
     """Return what the configured providers execute."""
     return Capability("onnx", "cpu" if config.providers == ("CPUExecutionProvider",) else config.providers[0], _offers(ort.__version__, config.providers),
-                      frozenset(), {"onnxruntime": ort.__version__, "onnx": onnx.__version__})  # fmt: skip
+                      frozenset({"rescale"}), {"onnxruntime": ort.__version__, "onnx": onnx.__version__})  # fmt: skip
 
 
 _PROBES: Mapping[str, tuple[str, Mapping[str, Any], Sequence[tuple[int, ...]], Sequence[tuple[int, ...]]]] = {

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from octavo.core.adapter import Applied, Batch, OpParameters, Session, Sink
 from octavo.core.capability import Capability
-from octavo.core.errors import ModelError, NonFiniteWeight, nearest
+from octavo.core.errors import ModelError, nearest
 from octavo.core.graph import ModelView
 from octavo.core.recipe import Recipe
 from octavo.core.scheme import FLOAT
@@ -20,8 +20,9 @@ from .emit import Emitter
 from .folding import constant, prepare
 from .kernels import capability, integer_kernels
 from .observe import observe
+from .rescaling import rescale
 from .runtime import compile_model
-from .sites import Sites, find_sites, weights_of
+from .sites import find_sites
 
 
 class OnnxSession(Session):
@@ -30,27 +31,14 @@ class OnnxSession(Session):
     Args:
         source: The checked model; never changed.
         config: The card's settings.
+        prepared: The same model, already prepared; None prepares it here.
     """
 
-    def __init__(self, source: ir.Model, config: OnnxConfig) -> None:
+    def __init__(self, source: ir.Model, config: OnnxConfig, prepared: ir.Model | None = None) -> None:
         self.config = config
         self._source = source
-        self._prepared = prepare(source.clone())
-        sites = find_sites(self._prepared.graph)
-        spoilt = self._nonfinite(sites)
-        self._sites = find_sites(self._prepared.graph, spoilt) if spoilt else sites
-
-    def _nonfinite(self, sites: Sites) -> dict[str, str]:
-        spoilt = {}
-        for op, value in weights_of(sites.sites):
-            array = constant(value)
-            if array is not None and array.dtype.kind == "f" and not np.isfinite(array).all():
-                if self.config.nonfinite == "reject":
-                    raise NonFiniteWeight(
-                        f'weight {value.name!r} of op {op!r} holds NaN or Inf; repair it, or set nonfinite = "float" to leave the op in float'
-                    )
-                spoilt[value.name or ""] = "its weight holds NaN or Inf"
-        return spoilt
+        self._prepared = prepared if prepared is not None else prepare(source.clone())
+        self._sites = find_sites(self._prepared.graph)
 
     def describe(self) -> ModelView:
         """Return the ops, values and groups."""
@@ -93,6 +81,10 @@ class OnnxSession(Session):
             else:
                 ledger[name] = Applied(given_or_none.scheme, given_or_none.scheme, "simulated", "ONNX Runtime fused no integer kernel here")
         return OnnxCandidate(OnnxCallable(model, self.config, compiled), recipe, ledger)
+
+    def rescale(self, factors: Mapping[str, np.ndarray]) -> OnnxSession:
+        """Return a session with other channel scales and the same function; every other tensor is shared."""
+        return OnnxSession(self._source, self.config, rescale(self._prepared, self._sites, factors))
 
     def reference(self) -> OnnxCandidate:
         """Return the model as it was given."""

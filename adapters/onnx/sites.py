@@ -1,14 +1,13 @@
 """Where a model can be quantized: nodes of the graph recognized as operations of the neutral vocabulary.
 
 A site is one operation with what is fused into it (bias add, ReLU). Nodes that only move or select values (reshape,
-transpose, max pool) are no sites: they carry codes as they are, and the values around them share one scale. Ops that
-read through them name the value at the root.
+transpose, max pool) are carriers: they take the codes of their input as they are, so nothing is to be chosen for them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -16,7 +15,7 @@ import onnx_ir as ir
 
 from octavo.core.graph import Attribute, InputInfo, ModelView, Op, Weight
 
-from .folding import constant, is_constant
+from .folding import is_constant
 from .groups import find_groups
 
 CARRIERS = frozenset({"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "MaxPool"})
@@ -40,6 +39,7 @@ class Site:
         node: The main node.
         last: The node whose first output is the op's output (a fused Add or Relu, else ``node``).
         inputs: Indices of the main node's activation inputs.
+        roots: For each of them, the value that carriers brought there.
         weight: Index of its weight input, or None.
         bias: Value name of its bias, or None.
         activation: ``relu`` where one is fused, else empty.
@@ -49,6 +49,7 @@ class Site:
     node: ir.Node
     last: ir.Node
     inputs: tuple[int, ...]
+    roots: tuple[str, ...] = ()
     weight: int | None = None
     bias: str | None = None
     activation: str = ""
@@ -68,16 +69,11 @@ class Sites:
         ops = tuple(s.op for s in self.sites.values())
         inputs = tuple(_input_info(v) for v in self.graph.inputs)
         outputs = tuple(v.name or "" for v in self.graph.outputs)
-        return ModelView(ops, find_groups(self.graph, ops), inputs, outputs, self.notes)
+        return ModelView(ops, find_groups(self.sites), inputs, outputs, self.notes)
 
 
-def find_sites(graph: ir.Graph, unreachable: Mapping[str, str] | None = None) -> Sites:
-    """Recognize the operations of a prepared graph.
-
-    Args:
-        graph: Prepared; not changed.
-        unreachable: Weight name -> why ops with it must stay float.
-    """
+def find_sites(graph: ir.Graph) -> Sites:
+    """Recognize the operations of a prepared graph, which is not changed."""
     found: dict[str, Site] = {}
     fused: set[ir.Node] = set()
     notes: list[str] = []
@@ -85,7 +81,7 @@ def find_sites(graph: ir.Graph, unreachable: Mapping[str, str] | None = None) ->
     for node in graph:
         if node in fused:
             continue
-        site = _site(node, fused, unreachable or {})
+        site = _site(node, fused)
         if site is not None:
             found[site.op.name] = site
             if site.op.weight:
@@ -149,17 +145,21 @@ def _fuse_relu(last: ir.Node, fused: set[ir.Node]) -> tuple[ir.Node, str]:
     return relu, "relu"
 
 
-def _site(node: ir.Node, fused: set[ir.Node], unreachable: Mapping[str, str]) -> Site | None:
+def _site(node: ir.Node, fused: set[ir.Node]) -> Site | None:
     if node.domain not in ("", "ai.onnx") or not node.outputs:
         return None
     kind = node.op_type
     if kind in ("Conv", "ConvTranspose") and is_constant(node.inputs[1]):
-        return _convolution(node, fused, unreachable)
+        return _convolution(node, fused)
     if kind in ("MatMul", "Gemm"):
-        return _product(node, fused, unreachable)
+        return _product(node, fused)
     if kind == "Gather":
-        return _embedding(node, unreachable)
-    if kind not in _PLAIN or carries(node) or all(v is None or is_constant(v) for v in node.inputs):
+        return _embedding(node)
+    if carries(node):
+        if not _is_float(node.inputs[0]):
+            return None
+        return _make(node, "max_pool" if kind == "MaxPool" else "reshape", node, (0,), why="it carries the codes of its input")
+    if kind not in _PLAIN or all(v is None or is_constant(v) for v in node.inputs):
         return None
     if node.outputs[0].dtype is not None and not _is_float(node.outputs[0]):
         return None
@@ -174,7 +174,7 @@ def _site(node: ir.Node, fused: set[ir.Node], unreachable: Mapping[str, str]) ->
     return _make(node, _PLAIN[kind], last, acts, activation=activation, why=why)
 
 
-def _convolution(node: ir.Node, fused: set[ir.Node], unreachable: Mapping[str, str]) -> Site:
+def _convolution(node: ir.Node, fused: set[ir.Node]) -> Site:
     weight = node.inputs[1]
     assert weight is not None
     bias = node.inputs[2] if len(node.inputs) > 2 else None
@@ -183,11 +183,14 @@ def _convolution(node: ir.Node, fused: set[ir.Node], unreachable: Mapping[str, s
     transposed = node.op_type == "ConvTranspose"
     group = node.attributes["group"].as_int() if "group" in node.attributes else 1
     kind = "conv_transpose" if transposed else "conv"
-    extra: dict[str, Attribute] = {"group": group}
-    return _make(node, kind, last, (0,), 1, bias, activation, why, 1 if transposed else 0, extra, unreachable)
+    extra: dict[str, Attribute] = {"groups": group}
+    for name in ("strides", "pads", "dilations"):
+        if name in node.attributes:
+            extra[name] = tuple(node.attributes[name].as_ints())
+    return _make(node, kind, last, (0,), 1, bias, activation, why, 1 if transposed else 0, extra)
 
 
-def _product(node: ir.Node, fused: set[ir.Node], unreachable: Mapping[str, str]) -> Site | None:
+def _product(node: ir.Node, fused: set[ir.Node]) -> Site | None:
     left, right = node.inputs[0], node.inputs[1]
     if left is None or right is None or (node.outputs[0].dtype is not None and not _is_float(node.outputs[0])):
         return None
@@ -199,7 +202,7 @@ def _product(node: ir.Node, fused: set[ir.Node], unreachable: Mapping[str, str])
     if right.shape is None or len(right.shape) != 2:
         return _make(node, "matmul", node, (0,), why="its constant side is not a matrix")
     if node.op_type == "Gemm":
-        return _gemm(node, fused, unreachable)
+        return _gemm(node, fused)
     last, bias = node, None
     add = _only_use(node.outputs[0], "Add")
     if add is not None:
@@ -209,10 +212,10 @@ def _product(node: ir.Node, fused: set[ir.Node], unreachable: Mapping[str, str])
             last, bias = add, other
             fused.add(add)
     last, activation = _fuse_relu(last, fused)
-    return _make(node, "linear", last, (0,), 1, bias, activation, "", 1, {}, unreachable)
+    return _make(node, "linear", last, (0,), 1, bias, activation, "", 1, {})
 
 
-def _gemm(node: ir.Node, fused: set[ir.Node], unreachable: Mapping[str, str]) -> Site:
+def _gemm(node: ir.Node, fused: set[ir.Node]) -> Site:
     plain = {"alpha": 1.0, "beta": 1.0, "transA": 0}
     odd = [k for k, v in plain.items() if k in node.attributes and node.attributes[k].value != v]
     bias = node.inputs[2] if len(node.inputs) > 2 else None
@@ -224,23 +227,22 @@ def _gemm(node: ir.Node, fused: set[ir.Node], unreachable: Mapping[str, str]) ->
     if bias is not None and not (is_constant(bias) and bias.shape is not None and bias.shape.dims in ((columns,), (1, columns))):
         why = "its bias is not a constant vector"
     last, activation = _fuse_relu(node, fused)
-    return _make(node, "linear", last, (0,), 1, bias, activation, why, 0 if transposed else 1, {}, unreachable)
+    return _make(node, "linear", last, (0,), 1, bias, activation, why, 0 if transposed else 1, {})
 
 
-def _embedding(node: ir.Node, unreachable: Mapping[str, str]) -> Site | None:
+def _embedding(node: ir.Node) -> Site | None:
     table, indices = node.inputs[0], node.inputs[1]
     if not is_constant(table) or is_constant(indices) or table is None or not _is_float(table):
         return None
     axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
     if axis != 0 or table.shape is None or len(table.shape) != 2:
         return None
-    return _make(node, "embedding", node, (), 0, None, "", "", 0, {}, unreachable)
+    return _make(node, "embedding", node, (), 0, None, "", "", 0, {})
 
 
 def _make(
     node: ir.Node, kind: str, last: ir.Node, acts: tuple[int, ...], weight: int | None = None, bias: ir.Value | None = None,
     activation: str = "", why: str = "", channel_axis: int = 0, extra: Mapping[str, Attribute] | None = None,
-    unreachable: Mapping[str, str] | None = None,
 ) -> Site:  # fmt: skip
     held = node.inputs[weight] if weight is not None else None
     described = None
@@ -249,16 +251,24 @@ def _make(
         shape = tuple(held.const_value.shape.numpy())
         described = Weight(held.name or "", shape, held.const_value.dtype.name.lower().replace("float", "float32") if held.const_value.dtype == ir.DataType.FLOAT
                            else held.const_value.dtype.name.lower(), channel_axis)  # fmt: skip
-        why = why or (unreachable or {}).get(held.name or "", "")
     values = [node.inputs[i] for i in acts]
     attributes: dict[str, Attribute] = {"onnx": node.op_type, **(extra or {})}
     if activation:
         attributes["activation"] = activation
     op = Op(
-        name=node.name or "", type=kind, inputs=tuple(root(v).name or "" for v in values if v is not None), outputs=(last.outputs[0].name or "",),
+        name=node.name or "", type=kind, inputs=tuple(v.name or "" for v in values if v is not None), outputs=(last.outputs[0].name or "",),
         weight=described, bias=bias.name if bias is not None else None, macs=_macs(node, kind, described), attributes=attributes, out_of_reach=why,
     )  # fmt: skip
-    return Site(op, node, last, acts, weight, bias.name if bias is not None else None, activation)
+    return Site(
+        op,
+        node,
+        last,
+        acts,
+        tuple(root(v).name or "" for v in values if v is not None),
+        weight,
+        bias.name if bias is not None else None,
+        activation,
+    )
 
 
 def _known(value: ir.Value, start: int) -> list[int] | None:
@@ -287,12 +297,3 @@ def _input_info(value: ir.Value) -> InputInfo:
     shape = None if value.shape is None else tuple(d if isinstance(d, int) else None for d in value.shape)
     dtype = value.dtype.name.lower() if value.dtype is not None else "float"
     return InputInfo(value.name or "", shape, {"float": "float32", "double": "float64"}.get(dtype, dtype))
-
-
-def weights_of(sites: Mapping[str, Site]) -> Iterator[tuple[str, ir.Value]]:
-    """Yield (op name, weight value) of every site with a weight."""
-    for name, site in sites.items():
-        if site.weight is not None:
-            value = site.node.inputs[site.weight]
-            if value is not None and constant(value) is not None:
-                yield name, value
