@@ -271,7 +271,7 @@ def evaluate(score: Callable[[Any], Any], candidate: Candidate, native: bool) ->
 
 
 def choose(trials: Sequence[Trial], objectives: Sequence[str]) -> Trial | None:
-    """Return the best passing trial: the lowest first objective, ties by the next, then by accuracy.
+    """Return the best passing trial: the best first objective, ties by the next, then by accuracy.
 
     Two trials tie in an objective if the better one's spread reaches the other's value: noise decides nothing.
     """
@@ -281,8 +281,8 @@ def choose(trials: Sequence[Trial], objectives: Sequence[str]) -> Trial | None:
     for name in objectives:
         measured = [t for t in left if name in t.objectives]
         if measured:
-            best = min((t.objectives[name] for t in measured), key=lambda m: m.value)
-            left = [t for t in measured if t.objectives[name].low <= best.high]
+            best = min((t.objectives[name] for t in measured), key=lambda m: m.cost)
+            left = [t for t in measured if t.objectives[name].ties(best)]
     return max(left, key=lambda t: (t.margin, -t.number))
 
 

@@ -479,7 +479,9 @@ def _objectives(settings: TuningConfig, host: PluginHost) -> dict[str, Objective
     found: dict[str, Objective] = {}
     for raw in settings.objective.minimise:
         config = host.read("objectives", raw)
-        found[_kind(config)] = host.part("objectives", _kind(config)).build(config)
+        objective: Objective = host.part("objectives", _kind(config)).build(config)
+        objective.check()
+        found[_kind(config)] = objective
     return found
 
 

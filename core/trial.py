@@ -23,6 +23,7 @@ class Measurement:
         high: Upper end (third quartile).
         unit: ``ms``, ``bytes``, ...
         ratio: value / the float model's value measured in the same interleaved run; None where there is none.
+        lower_is_better: Direction.
     """
 
     value: float
@@ -30,6 +31,16 @@ class Measurement:
     high: float
     unit: str
     ratio: float | None = None
+    lower_is_better: bool = True
+
+    @property
+    def cost(self) -> float:
+        """The value with its sign turned where more is better: what is minimised."""
+        return self.value if self.lower_is_better else -self.value
+
+    def ties(self, best: Measurement) -> bool:
+        """True if this is no worse than ``best`` beyond the two spreads."""
+        return self.low <= best.high if self.lower_is_better else self.high >= best.low
 
 
 @dataclass(frozen=True)
@@ -44,7 +55,7 @@ class Trial:
         passed: The criterion's verdict.
         margin: Signed distance to the goal, as a share of the tolerated loss where that is defined: >= 0 passes, and
             higher is better whatever the metric's direction. The one number that strategies rank accuracy by.
-        objectives: Objective name -> measurement; lower is better after the objective's direction is applied.
+        objectives: Objective name -> measurement.
         ledger: Op -> what was requested and what runs.
         error: Traceback text, if it failed.
         seconds: Phase -> wall time: ``quantize``, ``apply``, ``evaluate``, ``measure``.
@@ -66,8 +77,8 @@ class Trial:
     reused: int | None = None
 
     def costs(self, names: tuple[str, ...]) -> tuple[float, ...]:
-        """Objective values in the given order; inf where one was not measured."""
-        return tuple(self.objectives[n].value if n in self.objectives else float("inf") for n in names)
+        """Objective costs (lower is better) in the given order; inf where one was not measured."""
+        return tuple(self.objectives[n].cost if n in self.objectives else float("inf") for n in names)
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready mapping. The ledger is stored as its differences from the recipe."""
@@ -78,7 +89,7 @@ class Trial:
             "metrics": dict(self.metrics),
             "passed": self.passed,
             "margin": self.margin,
-            "objectives": {k: [m.value, m.low, m.high, m.unit, m.ratio] for k, m in self.objectives.items()},
+            "objectives": {k: [m.value, m.low, m.high, m.unit, m.ratio, m.lower_is_better] for k, m in self.objectives.items()},
             "ledger": {
                 op: [a.realization, a.reason, None if a.applied == a.requested else a.applied.model_dump(exclude_defaults=True)]
                 for op, a in self.ledger.items()

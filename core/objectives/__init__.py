@@ -7,7 +7,7 @@ from typing import Any
 
 from ..hookspecs import hookimpl
 from ..parts import Part
-from .config import LatencyConfig, MemoryConfig, SizeConfig
+from .config import EnergyConfig, LatencyConfig, MemoryConfig, SizeConfig, ThroughputConfig
 
 
 @hookimpl
@@ -15,6 +15,8 @@ def octavo_objectives() -> Iterable[Part[Any]]:
     """Offer the built-in objectives."""
     return (
         Part("latency", "octavo.core.objectives.latency:Latency", LatencyConfig, "milliseconds a batch, interleaved with the float model"),
+        Part("throughput", "octavo.core.objectives.latency:Throughput", ThroughputConfig, "samples a second"),
+        Part("energy", "octavo.core.objectives.energy:Energy", EnergyConfig, "millijoules a call, where RAPL or NVML is there"),
         Part("size", "octavo.core.objectives.size:Size", SizeConfig, "bytes of the saved model"),
         Part("memory", "octavo.core.objectives.memory:Memory", MemoryConfig, "peak memory of a fresh process that loads and runs it"),
     )

@@ -49,14 +49,15 @@ class Objective(ABC):
 
     Attributes:
         unit: Of the value.
-        lower_is_better: Direction; the core turns the others round before strategies see them.
     """
 
     unit: ClassVar[str] = ""
-    lower_is_better: ClassVar[bool] = True
 
     def __init__(self, config: PartConfig) -> None:
         self.config = config
+
+    def check(self) -> None:  # noqa: B027 - most objectives can be measured anywhere
+        """Raise ConfigError if this machine cannot measure it; called before long work starts."""
 
     @abstractmethod
     def measure(self, subject: Subject, reference: Subject) -> Measurement:

@@ -34,3 +34,31 @@ class MemoryConfig(PartConfig):
     """Peak resident memory of a fresh process, beyond what it held before loading the model."""
 
     kind: Literal["memory"] = "memory"
+
+
+class ThroughputConfig(PartConfig):
+    """Samples a second, measured as the latency is.
+
+    Attributes:
+        rounds: How often the float model and the candidate take turns.
+        block: Least seconds that each turn lasts.
+        batch_size: Rows of the timed batch; None takes the first calibration batch as it is.
+    """
+
+    kind: Literal["throughput"] = "throughput"
+    rounds: int = Field(default=5, ge=3)
+    block: float = Field(default=0.03, gt=0)
+    batch_size: int | None = Field(default=None, ge=1)
+
+
+class EnergyConfig(PartConfig):
+    """Energy of one call, from the processor's or the graphics card's own counter.
+
+    Attributes:
+        rounds: How often the float model and the candidate take turns.
+        block: Least seconds that each turn lasts; the counters tick about every millisecond.
+    """
+
+    kind: Literal["energy"] = "energy"
+    rounds: int = Field(default=3, ge=3)
+    block: float = Field(default=0.5, gt=0)

@@ -1,57 +1,80 @@
-"""Wall time of a call, interleaved with the float model's."""
+"""Wall time of a call, interleaved with the float model's; and throughput, which is the same measurement turned round."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
 from ..adapter import Batch
+from ..data import rows
 from ..trial import Measurement
 from .base import Objective, Subject
-from .config import LatencyConfig
+from .config import LatencyConfig, ThroughputConfig
 
 
 class Latency(Objective):
-    """Median milliseconds a call. Float model and candidate take turns in blocks, so that a drift of the machine's speed
-    reaches both, and the idle, spinning threads of one runtime do not disturb the other's block."""
+    """Median milliseconds a call.
+
+    Float model and candidate take turns in blocks, so that a drift of the machine's speed reaches both, and the idle,
+    spinning threads of one runtime do not disturb the other's block.
+    """
 
     unit = "ms"
     config: LatencyConfig
 
     def measure(self, subject: Subject, reference: Subject) -> Measurement:
         """Return the median with its quartiles, and the ratio of the medians."""
-        c = self.config
-        mine, other = self._batch(subject.batch), self._batch(reference.batch)
-        own: list[list[float]] = []
-        base: list[list[float]] = []
-        _block(lambda: reference.candidate.run(other), 0)
-        _block(lambda: subject.candidate.run(mine), 0)
-        for _ in range(c.rounds):
-            base.append(_block(lambda: reference.candidate.run(other), c.block))
-            own.append(_block(lambda: subject.candidate.run(mine), c.block))
-        rounds = np.array([np.median(b) for b in own]) * 1e3
-        ratio = float(np.median([np.median(a) / np.median(b) for a, b in zip(own, base, strict=True)]))
-        low, middle, high = np.percentile(rounds, [25, 50, 75])
+        times, ratio, _ = interleave(subject, reference, self.config)
+        low, middle, high = np.percentile(times * 1e3, [25, 50, 75])
         return Measurement(float(middle), float(low), float(high), self.unit, ratio)
 
-    def _batch(self, batch: Batch) -> Batch:
-        size = self.config.batch_size
-        if size is None:
-            return batch
-        if isinstance(batch, Mapping):
-            return {k: _rows(v, size) for k, v in batch.items()}
-        return tuple(_rows(v, size) for v in batch)
+
+class Throughput(Objective):
+    """Median samples a second; more is better."""
+
+    unit = "samples/s"
+    config: ThroughputConfig
+
+    def measure(self, subject: Subject, reference: Subject) -> Measurement:
+        """Return the median with its quartiles, and the ratio of the medians."""
+        times, ratio, count = interleave(subject, reference, self.config)
+        low, middle, high = np.percentile(count / times, [25, 50, 75])
+        return Measurement(float(middle), float(low), float(high), self.unit, 1 / ratio, lower_is_better=False)
 
 
-def _rows(array: object, size: int) -> object:
-    have = array.shape[0]  # type: ignore[attr-defined]
-    return array[np.arange(size) % have]  # type: ignore[index]
+def interleave(subject: Subject, reference: Subject, config: LatencyConfig | ThroughputConfig) -> tuple[np.ndarray, float, int]:
+    """Time both in turns.
+
+    Returns:
+        The candidate's median seconds of each round, shape (rounds,); the median over the rounds of candidate / float;
+        the number of samples in a call.
+    """
+    mine, other = _sized(subject.batch, config.batch_size), _sized(reference.batch, config.batch_size)
+    own: list[float] = []
+    base: list[float] = []
+    for _ in range(config.rounds):
+        base.append(_block(lambda: reference.candidate.run(other), config.block))
+        own.append(_block(lambda: subject.candidate.run(mine), config.block))
+    return np.array(own), float(np.median(np.array(own) / np.array(base))), rows(mine)
 
 
-def _block(call: Callable[[], object], seconds: float) -> list[float]:
-    """Call at least twice and for at least ``seconds``; the first call of a block warms up and is not counted."""
+def _sized(batch: Batch, size: int | None) -> Batch:
+    if size is None:
+        return batch
+    if isinstance(batch, Mapping):
+        return {k: _rows(v, size) for k, v in batch.items()}
+    return tuple(_rows(v, size) for v in batch)
+
+
+def _rows(array: Any, size: int) -> Any:
+    return array[np.arange(size) % array.shape[0]]
+
+
+def _block(call: Callable[[], object], seconds: float) -> float:
+    """Return the median time of the calls that fill ``seconds``; the first one warms up and is not counted."""
     call()
     times: list[float] = []
     end = time.perf_counter() + seconds
@@ -59,4 +82,4 @@ def _block(call: Callable[[], object], seconds: float) -> list[float]:
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)
-    return times
+    return float(np.median(times))
