@@ -1,21 +1,31 @@
-"""Built-in weight algorithms and rescalings. A plugin module, as a third party would write one."""
+"""Built-in weight algorithms. A plugin module, as a third party would write one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 from ..hookspecs import hookimpl
-from ..parts import Part, PartConfig
+from ..parts import Part
+from .adaround import AdaRoundConfig
+from .autoround import AutoRoundConfig
+from .awq import AwqConfig
+from .gptq import GptqConfig
+from .hqq import HqqConfig
+from .rtn import RtnConfig
 
-
-class RtnConfig(PartConfig):
-    """Round to nearest."""
-
-    kind: Literal["rtn"] = "rtn"
+_GRAM = frozenset({"gram"})
+_HERE = "octavo.core.algorithms"
 
 
 @hookimpl
 def octavo_algorithms() -> Iterable[Part[Any]]:
     """Offer the built-in weight algorithms."""
-    return (Part("rtn", "octavo.core.algorithms.rtn:RoundToNearest", RtnConfig, "round to nearest on the weight's own range"),)
+    return (
+        Part("rtn", f"{_HERE}.rtn:RoundToNearest", RtnConfig, "round to nearest, with or without a search for the range of least error"),
+        Part("hqq", f"{_HERE}.hqq:Hqq", HqqConfig, "half-quadratic fit of zero points and scales; needs no data"),
+        Part("awq", f"{_HERE}.awq:Awq", AwqConfig, "range of least output error, then round to nearest", needs=_GRAM),
+        Part("gptq", f"{_HERE}.gptq:Gptq", GptqConfig, "column by column, later columns make up for the error", needs=_GRAM),
+        Part("autoround", f"{_HERE}.autoround:AutoRound", AutoRoundConfig, "signed gradient descent on rounding and range", needs=_GRAM),
+        Part("adaround", f"{_HERE}.adaround:AdaRound", AdaRoundConfig, "learned rounding up or down", needs=_GRAM),
+    )

@@ -29,6 +29,13 @@ def from_matrix(matrix: Array, shape: tuple[int, ...], axis: int) -> Array:
     return xp.moveaxis(tensor, 0, axis) if axis else tensor
 
 
+def contiguous(x: Array) -> Array:
+    """Return ``x`` in row-major memory; a copy only where it is not."""
+    xp = array_namespace(x)
+    # A flattened view exists only of row-major memory, so this copies exactly when it must.
+    return xp.reshape(xp.reshape(x, (-1,)), tuple(x.shape))
+
+
 def _features(shape: tuple[int, ...]) -> int:
     n = 1
     for d in shape[1:]:

@@ -1,0 +1,191 @@
+"""GPTQ: round column by column and let later columns make up for the error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from array_api_compat import array_namespace, device
+
+from ..errors import SchemeError
+from ..numerics.affine import Array, QuantParams
+from ..numerics.codec import decode_values, encode, encode_values
+from ..numerics.layout import contiguous, is_grouped
+from ..numerics.tensor import QuantizedTensor
+from ..scheme import QuantSpec
+from .base import WeightAlgorithm, WeightConfig, WeightContext
+from .search import own_grid, power_cost, searched_grid
+
+_BLOCK = 128
+"""Columns between two large matrix products."""
+
+_STRIP = 32
+"""Columns between two small ones; within a strip a column takes one product of a vector and a matrix."""
+
+
+class GptqConfig(WeightConfig):
+    """Settings of GPTQ.
+
+    Attributes:
+        damping: Share of the mean diagonal that is added to the Gram matrix's diagonal.
+        act_order: Round the columns with the largest inputs first; groups then keep the scales of the original weight.
+        static_groups: Choose every group's scale from the original weight instead of the weight as already corrected.
+        clip: ``mse`` searches a smaller range for each scale, weighted by the Gram matrix's diagonal; ``none`` takes the whole range.
+    """
+
+    kind: Literal["gptq"] = "gptq"
+    damping: float = 0.01
+    act_order: bool = False
+    static_groups: bool = False
+    clip: Literal["none", "mse"] = "mse"
+
+
+class Gptq(WeightAlgorithm):
+    """Minimises tr((W - W_q) G (W - W_q)^T) greedily, one column at a time.
+
+    Paper: Frantar et al. 2023, "GPTQ", algorithm 1, in the equivalent form of Chee et al. 2023, "QuIP", theorem 6 (LDLQ):
+    with G = (U + I) D (U + I)^T, U strictly upper, column j is rounded to Q(w_j + (W - W_q)_{<j} U_{<j,j}). That takes
+    one Cholesky factorisation and no inverse.
+
+    Needs the Gram matrix. Cost: features^3 / 3 multiply-adds for the factor, rows x features^2 / 2 for the corrections.
+    """
+
+    config: GptqConfig
+
+    def quantize(self, matrix: Array, spec: QuantSpec, context: WeightContext) -> QuantizedTensor:
+        """Quantize to any dtype, per tensor, channel or group."""
+        if spec.granularity.startswith("block:"):
+            raise SchemeError(f"gptq rounds column by column and cannot share a scale over rows ({spec}); use group or channel granularity")
+        xp = array_namespace(matrix)
+        gram = context.require_gram("gptq")
+        weight = xp.astype(matrix, xp.float32)
+        diagonal = xp.linalg.diagonal(gram)
+        params, extra = None, None
+        if 0 in matrix.shape or self._fixed(spec):
+            params, extra = self._grid(weight, spec, context, diagonal)
+        if 0 in matrix.shape:
+            assert params is not None
+            return QuantizedTensor(encode(weight, params), params, extra)
+        order = [*range(weight.shape[1])]
+        if self.config.act_order:
+            ranks = xp.argsort(-diagonal, stable=True)
+            weight, gram = xp.take(weight, ranks, axis=1), xp.take(xp.take(gram, ranks, axis=0), ranks, axis=1)
+            order = [int(i) for i in ranks]
+
+        def grid(part: Array, first: int) -> QuantParams:
+            return self._grid(part, spec, context, diagonal[first : first + part.shape[1]])[0]
+
+        codes, found = sweep(weight, spec, feedback_matrix(gram, self.config.damping), order, params, grid)
+        if self.config.act_order:
+            codes = xp.take(codes, xp.argsort(ranks, stable=True), axis=1)
+        return QuantizedTensor(codes, found, extra)
+
+    def _fixed(self, spec: QuantSpec) -> bool:
+        """Whether scales are chosen before the first column: always for those that are rounded over the whole tensor."""
+        whole = spec.scale_dtype in ("uint8", "fp8_e4m3fn") or spec.dtype == "nvfp4"
+        return self.config.static_groups or self.config.act_order or not is_grouped(spec) or whole
+
+    def _grid(self, part: Array, spec: QuantSpec, context: WeightContext, importance: Array) -> tuple[QuantParams, dict[str, Any] | None]:
+        if self.config.clip == "none" or context.params is not None:
+            return own_grid(part, spec, context)
+        return searched_grid(part, spec, context, power_cost(spec, 2.0, importance))
+
+
+def sweep(
+    weight: Array,
+    spec: QuantSpec,
+    feedback: Array,
+    order: list[int],
+    params: QuantParams | None,
+    grid: Callable[[Array, int], QuantParams],
+) -> tuple[Array, QuantParams]:
+    """Round the columns from left to right, each corrected by the errors of those before it.
+
+    Args:
+        weight: float32, shape (rows, features), columns in the order of rounding.
+        spec: Dtype and granularity.
+        feedback: :func:`feedback_matrix`, shape (features, features).
+        order: The columns' places in the original weight, which decide their groups.
+        params: The grid; None chooses each group's when it is reached, from the weight as corrected so far.
+        grid: (columns of the group, first column) -> parameters, for that case.
+
+    Returns:
+        Codes, shape (rows, features), in the order of rounding; and the parameters.
+    """
+    xp = array_namespace(weight)
+    features = weight.shape[1]
+    size = spec.group_size or features
+    block = size * max(1, _BLOCK // size) if params is None else _BLOCK
+    wt = contiguous(xp.matrix_transpose(weight))  # a column is then a stretch of memory
+    errors = xp.empty_like(wt)
+    scales, zeros = ([], []) if params is None else (_by_group(params.scale), _by_group(params.zero_point))
+    blocks = []
+    for i in range(0, features, block):
+        end = min(i + block, features)
+        now = wt[i:end, :] + xp.matmul(xp.matrix_transpose(feedback[:i, i:end]), errors[:i, :]) if i else wt[i:end, :]
+        chosen = []
+        for g in range(i, end, size) if params is None else (i,):
+            stop = min(g + size, end) if params is None else end
+            if params is None:
+                part = grid(xp.matrix_transpose(_as_corrected(now, wt, errors, feedback, i, g, stop)), g)
+                scales.append(part.scale[:, 0])
+                zeros.append(part.zero_point[:, 0])
+            for j in range(g, stop, _STRIP):
+                last = min(j + _STRIP, stop)
+                strip = now[j - i : last - i, :]
+                if j > i:
+                    strip = strip + xp.matmul(xp.matrix_transpose(feedback[i:j, j:last]), errors[i:j, :])
+                for k in range(j, last):
+                    column = strip[k - j, :]
+                    if k > j:
+                        column = column + xp.matmul(feedback[j:k, k], errors[j:k, :])
+                    at = min(order[k] // size, len(scales) - 1)
+                    codes = encode_values(column, scales[at], zeros[at], spec)
+                    errors[k, :] = wt[k, :] - decode_values(codes, scales[at], zeros[at], spec)
+                    chosen.append(codes)
+        blocks.append(contiguous(xp.matrix_transpose(xp.stack(chosen))))
+    found = params or QuantParams(xp.stack(scales, axis=1), xp.stack(zeros, axis=1), spec, 0)
+    return xp.concat(blocks, axis=1), found
+
+
+def _as_corrected(now: Array, wt: Array, errors: Array, feedback: Array, i: int, g: int, stop: int) -> Array:
+    """Return a group's columns as GPTQ has them when it reaches the group: each moved by what the ones before it leave."""
+    xp = array_namespace(wt)
+    moved = now[g - i : stop - i, :] - wt[g:stop, :]
+    if g > i:
+        moved = moved + xp.matmul(xp.matrix_transpose(feedback[i:g, g:stop]), errors[i:g, :])
+    return wt[g:stop, :] + xp.linalg.solve(xp.matrix_transpose(feedback[g:stop, g:stop]), moved)
+
+
+def _by_group(parameter: Array) -> list[Array]:
+    if parameter.ndim < 2:
+        return [parameter]
+    xp = array_namespace(parameter)
+    turned = contiguous(xp.matrix_transpose(parameter))
+    return [turned[i, :] for i in range(turned.shape[0])]
+
+
+def feedback_matrix(gram: Array, damping: float) -> Array:
+    """Return U + I of G + damping * mean(diag G) * I = (U + I) D (U + I)^T, unit upper triangular, float32.
+
+    Raises:
+        SchemeError: If the matrix is not positive definite even with ten times the damping.
+    """
+    xp = array_namespace(gram)
+    diagonal = xp.linalg.diagonal(gram)
+    mean = float(xp.mean(diagonal))
+    # Inputs that never fired carry no information: a unit diagonal leaves their columns alone.
+    dead = xp.astype(diagonal == 0, xp.float32)
+    eye = xp.eye(gram.shape[0], dtype=xp.float32, device=device(gram))
+    for strength in (damping, 10 * damping):
+        try:
+            # The Cholesky factor of the matrix turned round is, turned back, the upper factor.
+            factor = xp.linalg.cholesky(xp.flip(gram + eye * (strength * mean + dead * max(mean, 1.0)), axis=(0, 1)))
+        except Exception as error:
+            failure = error
+            continue
+        upper = xp.flip(factor, axis=(0, 1))
+        return upper / xp.linalg.diagonal(upper)[None, :]
+    raise SchemeError(
+        f"the Gram matrix is not positive definite with damping {10 * damping}: {failure}; give more calibration data or more damping"
+    )
