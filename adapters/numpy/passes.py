@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from .fallback import native
 from .graph import Graph, Node
 from .operators import ACTIVATIONS, Build, kernel
 
@@ -31,6 +32,7 @@ def fold_constants(graph: Graph, limit: int = 1 << 22) -> Graph:
         pure = not any(isinstance(a, Graph) for a in node.attributes.values()) and not node.op.startswith(
             ("Random", "Bernoulli", "Multinomial")
         )
+        pure = pure and native(node, graph.opset)
         if pure and all(v in constants or not v for v in node.inputs) and not set(node.outputs) & set(graph.outputs):
             run, _ = kernel(Build(node, {v: constants[v] for v in node.inputs if v}, graph.opset))
             result = run(*[constants.get(v) for v in node.inputs])

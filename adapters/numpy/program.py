@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from octavo.core.errors import DataError, ModelError, nearest
+from octavo.core.graph import InputInfo
 
+from .fallback import native, reference_kernel
 from .graph import Graph, Node
 from .operators.registry import Build, Kernel, kernel
 
@@ -23,6 +25,7 @@ class _Step:
     reads: tuple[int, ...]
     writes: tuple[int, ...]
     frees: tuple[int, ...]
+    captures: tuple[tuple[str, int], ...] | None
 
 
 class Kernels:
@@ -37,9 +40,23 @@ class Kernels:
         found = self._known.get(id(node))
         if found is None:
             constants = {v: graph.initializers[v] for v in node.inputs if v in graph.initializers}
-            built, _ = kernel(Build(node, constants, graph.opset, self.scratch))
+            if native(node, graph.opset):
+                built, _ = kernel(Build(node, constants, graph.opset, self.scratch, lambda body: self._body(body, graph)))
+            else:
+                built = reference_kernel(node, graph.opset)
             found = self._known[id(node)] = (node, built)
         return found[1]
+
+    def _body(self, body: Graph, outer: Graph) -> Callable[[list[Any], Mapping[str, Any]], tuple[Any, ...]]:
+        """Compile a body; constants around it are its constants too, other outer values are handed in by name."""
+        outside = body.captured()
+        known = {v: outer.initializers[v] for v in outside if v in outer.initializers}
+        free = tuple(v for v in outside if v not in known)
+        whole = body.with_(
+            inputs=(*body.inputs, *(InputInfo(v, None) for v in free)), initializers={**body.initializers, **known}, opset=outer.opset
+        )
+        program = Program(whole, self)
+        return lambda inputs, values: program.run([*inputs, *(values[v] for v in free)])
 
 
 class Program:
@@ -70,7 +87,14 @@ class Program:
             if value not in keep:
                 ends.setdefault(i, []).append(names[value])
         self._steps = tuple(
-            _Step(n, kernels.of(n, graph), tuple(names[v] for v in n.inputs), tuple(names[v] for v in n.outputs), tuple(ends.get(i, ())))
+            _Step(
+                n,
+                kernels.of(n, graph),
+                tuple(names[v] for v in n.inputs),
+                tuple(names[v] for v in n.outputs),
+                tuple(ends.get(i, ())),
+                _captures(n, graph, names),
+            )
             for i, n in enumerate(graph.nodes)
         )
         self._template: list[Any] = [None] * len(names)
@@ -130,7 +154,11 @@ class Program:
                 watch[info.name](info.name, array)
         for step in self._steps:
             try:
-                result = step.kernel(*[values[i] for i in step.reads])
+                given = [values[i] for i in step.reads]
+                if step.captures is None:
+                    result = step.kernel(*given)
+                else:
+                    result = step.kernel(*given, captured={name: values[i] for name, i in step.captures})
             except (ValueError, TypeError, IndexError, AttributeError) as error:
                 shapes = ", ".join(str(getattr(values[i], "shape", None)) for i in step.reads)
                 raise ModelError(f"node {step.node.name!r} ({step.node.op}) failed on inputs of shape {shapes}: {error}") from error
@@ -146,3 +174,12 @@ class Program:
             for i in step.frees:
                 values[i] = None
         return tuple(np.asarray(values[i]) for i in self._outputs)
+
+
+def _captures(node: Node, graph: Graph, names: Mapping[str, int]) -> tuple[tuple[str, int], ...] | None:
+    """Return the values that a node's bodies read from around it, or None where it has no body."""
+    bodies = [a for a in node.attributes.values() if isinstance(a, Graph)]
+    if not bodies:
+        return None
+    wanted = dict.fromkeys(v for body in bodies for v in body.captured())
+    return tuple((v, names[v]) for v in wanted)

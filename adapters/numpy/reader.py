@@ -12,6 +12,7 @@ from octavo.core.errors import MissingFramework, ModelError, UnsafeFile
 from octavo.core.graph import InputInfo
 
 from .graph import Graph, Node
+from .operators import supported
 
 if TYPE_CHECKING:
     import onnx
@@ -105,16 +106,15 @@ class _Reader:
         names: dict[str, int] = {}
         nodes = []
         for node in proto.node:
-            if node.domain not in _DEFAULT_DOMAINS:
-                raise ModelError(
-                    f"node {node.name or node.op_type!r} is of domain {node.domain!r}; the NumPy backend reads the default ONNX domain only"
-                )
+            op = node.op_type if node.domain in _DEFAULT_DOMAINS else f"{node.domain}.{node.op_type}"
+            if op != node.op_type and not supported(op, self._opset):
+                raise ModelError(f"node {node.name or node.op_type!r} is a {op}, which the NumPy backend does not have; export it with the default domain")
             name = node.name or f"{node.op_type}_{self._count}"
             self._count += 1
             names[name] = names.get(name, 0) + 1
             name = name if names[name] == 1 else f"{name}_{names[name] - 1}"
             attributes = {a.name: self._attribute(a, name) for a in node.attribute}
-            nodes.append(Node(node.op_type, tuple(node.input), tuple(node.output), name, attributes))
+            nodes.append(Node(op, tuple(node.input), tuple(node.output), name, attributes))
         inputs = tuple(_info(v) for v in proto.input if v.name not in initializers)
         return Graph(tuple(nodes), initializers, inputs, tuple(o.name for o in proto.output), self._opset)
 
@@ -132,7 +132,7 @@ class _Reader:
             return tuple(s.decode() for s in attribute.strings)
         if kind in (AttributeProto.INT, AttributeProto.FLOAT):
             value = helper.get_attribute_value(attribute)
-            return _dtype(value) if attribute.name in ("to", "dtype", "output_dtype") and kind == AttributeProto.INT and value else value
+            return _dtype(value) if attribute.name in ("to", "dtype", "output_dtype", "precision", "softmax_precision") and kind == AttributeProto.INT and value else value
         if kind in (AttributeProto.INTS, AttributeProto.FLOATS):
             return tuple(helper.get_attribute_value(attribute))
         raise ModelError(f"attribute {attribute.name!r} of node {node!r} is of a kind that the NumPy graph has no form for")

@@ -1,6 +1,23 @@
 """Operators of the NumPy graph, as ONNX defines them, vectorised. Importing this package fills the table."""
 
-from . import convolution, elementwise, integer, linear, normalization, pooling, quantized, reduction, shape
+from . import (
+    attention,
+    casting,
+    control,
+    convolution,
+    elementwise,
+    linear,
+    normalization,
+    onnx_quantized,
+    ordering,
+    pooling,
+    quantized,
+    recurrent,
+    reduction,
+    resize,
+    shape,
+    transposed,
+)
 from .linear import ACTIVATIONS
 from .registry import Build, Kernel, compiled, kernel, operator, operators, supported
 
@@ -8,18 +25,25 @@ __all__ = [
     "ACTIVATIONS",
     "Build",
     "Kernel",
+    "attention",
+    "casting",
     "compiled",
+    "control",
     "convolution",
     "elementwise",
-    "integer",
     "kernel",
     "linear",
     "normalization",
+    "onnx_quantized",
     "operator",
     "operators",
+    "ordering",
     "pooling",
     "quantized",
+    "recurrent",
     "reduction",
+    "resize",
     "shape",
     "supported",
+    "transposed",
 ]

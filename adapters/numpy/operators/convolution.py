@@ -133,6 +133,7 @@ def convolve(
     finish: Callable[[np.ndarray], None],
     scratch: int,
     fill: Any = 0,
+    dtype: Any = None,
 ) -> np.ndarray:
     """Run a convolution piece by piece.
 
@@ -145,6 +146,7 @@ def convolve(
         finish: Works in place on (rows, channels): bias, activation, requantization.
         scratch: Upper bound of scratch memory in bytes.
         fill: Value of the padding.
+        dtype: Type of the result; the input's where None.
 
     Returns:
         (N, channels, ...) as a view of channels-last memory.
@@ -155,7 +157,7 @@ def convolve(
     source = padded(channels_last(x), padding, fill)
     view = windows(source, geometry, outputs)
     n = len(outputs)
-    out = np.empty((x.shape[0], *outputs, channels), dtype=x.dtype)
+    out = np.empty((x.shape[0], *outputs, channels), dtype=dtype or x.dtype)
     depth = math.prod(geometry.kernel) * x.shape[1]
     pointwise = math.prod(geometry.kernel) == 1 and all(s == 1 for s in geometry.strides)
     for index, rows in pieces(view, depth * x.itemsize, n, scratch):
@@ -208,7 +210,7 @@ def conv(build: Build) -> Kernel:
     groups = build.get("group", 1)
     activation = build.get("activation", "")
     known = build.constant(1)
-    panel = None if known is None else _panel(known, groups)
+    panel = None if known is None else panel_of(known, groups)
 
     def run(x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None) -> np.ndarray:
         geometry = Geometry.read(build, w.shape[2:])
@@ -218,7 +220,7 @@ def conv(build: Build) -> Kernel:
                 y += b
             activate(y, activation)
 
-        weight = panel if panel is not None else _panel(w, groups)
+        weight = panel if panel is not None else panel_of(w, groups)
         if groups == x.shape[1] and groups == w.shape[0]:
             return depthwise(x, weight.reshape(groups, *geometry.kernel).transpose(*range(1, w.ndim - 1), 0), geometry, finish)
         return convolve(x, geometry, w.shape[0], groups, lambda rows, out: np.matmul(rows, weight, out=out), finish, build.scratch)
@@ -226,7 +228,7 @@ def conv(build: Build) -> Kernel:
     return run
 
 
-def _panel(w: np.ndarray, groups: int) -> np.ndarray:
+def panel_of(w: np.ndarray, groups: int) -> np.ndarray:
     """Lay a weight (O, C / g, kernel...) out as (kernel * C, O), or (g, kernel * C / g, O / g)."""
     o, c = w.shape[:2]
     last = w.transpose(*range(2, w.ndim), 1, 0).reshape(-1, c, o)

@@ -42,14 +42,11 @@ def identity(x: Any) -> Any:
 @operator("Div", out=True)
 def divide(a: np.ndarray, b: np.ndarray, *, out: Any = None) -> Any:
     """a / b; integers truncate towards zero, as C and ONNX Runtime do."""
-    if np.issubdtype(a.dtype, np.floating):
-        return np.divide(a, b, out=out)
-    quotient = (
-        np.floor_divide(np.abs(a), np.abs(b)) * np.sign(a) * np.sign(b)
-        if np.issubdtype(a.dtype, np.signedinteger)
-        else np.floor_divide(a, b)
-    )
-    return quotient.astype(a.dtype, copy=False)
+    if a.dtype.kind == "u":
+        return np.floor_divide(a, b, out=out)
+    if a.dtype.kind == "i":
+        return (np.floor_divide(np.abs(a), np.abs(b)) * np.sign(a) * np.sign(b)).astype(a.dtype, copy=False)
+    return np.divide(a, b, out=out)
 
 
 @operator("Pow")
@@ -171,12 +168,13 @@ def selu(x: np.ndarray, *, alpha: float = 1.67326319217681884765625, gamma: floa
 @operator("Sigmoid")
 def sigmoid(x: np.ndarray) -> Any:
     """1 / (1 + e^-x), as (1 + tanh(x / 2)) / 2, which cannot overflow."""
-    half = x.dtype.type(0.5)
-    y = np.multiply(x, half)
+    wide = np.float32 if x.dtype.itemsize < 4 else x.dtype
+    half = np.dtype(wide).type(0.5)
+    y = np.multiply(x, half, dtype=wide)
     np.tanh(y, out=y)
     y *= half
     y += half
-    return y
+    return y.astype(x.dtype, copy=False)
 
 
 @operator("HardSigmoid")
@@ -273,13 +271,14 @@ def gelu(x: np.ndarray, *, approximate: str = "none") -> Any:
     return y
 
 
-@operator("Cast")
-def cast(x: np.ndarray, *, to: Any, saturate: int = 1, round_mode: str = "up") -> Any:
-    """Convert to another type. ``to`` is a NumPy dtype name (the reader translates ONNX's numbers)."""
-    return x.astype(np.dtype(to))
+@operator("Dropout")
+def dropout(x: np.ndarray, ratio: Any = None, training: Any = None, *, seed: int = 0) -> Any:
+    """Return the input and a mask of ones: inference drops nothing.
 
+    Raises:
+        ValueError: In training mode, which this backend does not have.
+    """
+    if training is not None and bool(np.asarray(training).reshape(())) and (ratio is None or float(np.asarray(ratio).reshape(()))):
+        raise ValueError("training mode drops values at random; the NumPy backend is for inference")
+    return x, np.ones(x.shape, np.bool_)
 
-@operator("CastLike")
-def cast_like(x: np.ndarray, like: np.ndarray, *, saturate: int = 1, round_mode: str = "up") -> Any:
-    """Convert to the type of another array."""
-    return x.astype(like.dtype)

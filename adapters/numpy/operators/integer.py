@@ -55,3 +55,15 @@ def integer_product(x: np.ndarray, weight: np.ndarray, blocks: tuple[int, ...], 
         return total
     out[...] = total
     return out
+
+
+def integer_matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return a @ b exactly, for any whole numbers held as float32 of up to 16 bits: float64, or float32 from one block."""
+    if not a.size or not b.size:
+        return np.matmul(a, b)
+    largest = int(np.abs(a).max())
+    if largest * int(np.abs(b).max()) > EXACT:
+        return np.matmul(a.astype(np.float64), b.astype(np.float64))  # exact to 2**53
+    if b.ndim == 1:
+        return integer_matmul(a, b[:, None])[..., 0]
+    return integer_product(a, b, exact_blocks(b, largest))

@@ -24,8 +24,9 @@ def matmul(a: np.ndarray, b: np.ndarray, *, out: Any = None) -> Any:
     if b.ndim == 2 and a.ndim > 2 and a.flags.c_contiguous and a.dtype == b.dtype:
         shape = (*a.shape[:-1], b.shape[1])
         flat = None if out is None else out.reshape(-1, b.shape[1])
-        return np.matmul(a.reshape(-1, a.shape[-1]), b, out=flat).reshape(shape)
-    return np.matmul(a, b, out=out)
+        return np.matmul(a.reshape(-1, a.shape[-1]), b, out=flat).reshape(shape).astype(a.dtype, copy=False)
+    # NumPy multiplies bfloat16 matrices into float32.
+    return np.matmul(a, b, out=out).astype(a.dtype, copy=False)
 
 
 @compiled("Gemm")
@@ -51,4 +52,7 @@ def gemm(build: Build) -> Kernel:
 @operator("Einsum")
 def einsum(*xs: np.ndarray, equation: str) -> Any:
     """Einstein's summation."""
+    kind = xs[0].dtype
+    if kind.kind not in "fiub":
+        return np.einsum(equation, *(x.astype(np.float32) for x in xs), optimize=len(xs) > 1).astype(kind)
     return np.einsum(equation, *xs, optimize=len(xs) > 1)

@@ -90,7 +90,7 @@ def max_pool(build: Build) -> Kernel:
     wants_indices = len(build.node.outputs) > 1 and build.node.outputs[1]
 
     def run(x: np.ndarray) -> Any:
-        lowest = -np.inf if np.issubdtype(x.dtype, np.floating) else np.iinfo(x.dtype).min
+        lowest = np.iinfo(x.dtype).min if x.dtype.kind in "iu" else -np.inf
         view, outputs, padding = _spread(x, geometry, lowest)
         n = len(outputs)
         if not wants_indices:

@@ -22,7 +22,7 @@ def _extreme(ufunc: Any, sign: int) -> Callable[..., Any]:
     def reduce(x: np.ndarray, axis: Any, keepdims: bool) -> Any:
         if x.dtype == np.bool_:
             initial: Any = sign < 0
-        elif np.issubdtype(x.dtype, np.integer):
+        elif x.dtype.kind in "iu":
             initial = np.iinfo(x.dtype).min if sign > 0 else np.iinfo(x.dtype).max
         else:
             initial = -np.inf if sign > 0 else np.inf

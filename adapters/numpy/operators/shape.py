@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from .registry import operator
+from .registry import Build, Kernel, compiled, operator
 
 
 def _ints(given: np.ndarray | None, attribute: Sequence[int] | None) -> tuple[int, ...] | None:
@@ -92,12 +93,16 @@ def concat(*xs: np.ndarray, axis: int) -> Any:
     return np.concatenate(xs, axis=axis)
 
 
-@operator("Split")
-def split(x: np.ndarray, given: np.ndarray | None = None, *, axis: int = 0, split: Any = None, num_outputs: int | None = None) -> Any:
+@compiled("Split")
+def split(build: Build) -> Kernel:
     """Cut along an axis, into given or equal lengths."""
+    return partial(_split, len(build.node.outputs), **build.node.attributes)
+
+
+def _split(outputs: int, x: np.ndarray, given: Any = None, *, axis: int = 0, split: Any = None, num_outputs: int | None = None) -> Any:
     lengths = _ints(given, split)
     if lengths is None:
-        count = num_outputs or x.shape[axis]
+        count = num_outputs or outputs
         step = -(-x.shape[axis] // count)
         return tuple(np.split(x, range(step, step * count, step), axis=axis))
     return tuple(np.split(x, np.cumsum(lengths)[:-1], axis=axis))
