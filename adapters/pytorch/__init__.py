@@ -1,0 +1,40 @@
+"""PyTorch backend: any ``nn.Module``, real integer kernels, no compiler needed. This module imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from octavo.core.hookspecs import hookimpl
+from octavo.core.parts import AdapterPart, PartConfig
+
+
+class TorchConfig(PartConfig):
+    """Settings of the PyTorch backend.
+
+    Attributes:
+        device: Where candidates run. ``auto`` takes the device that the model's tensors are on.
+        capture: ``auto`` traces the model's graph and falls back to its modules where that fails; ``modules`` never traces.
+        trust: Open ``.pt2`` files, which may run code of their author when they are read.
+    """
+
+    kind: Literal["torch"] = "torch"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    capture: Literal["auto", "modules"] = "auto"
+    trust: bool = False
+
+
+@hookimpl
+def octavo_adapters() -> Iterable[AdapterPart[Any]]:
+    """Offer the PyTorch backend."""
+    return (
+        AdapterPart(
+            name="torch",
+            target="octavo.adapters.pytorch.adapter:TorchAdapter",
+            config=TorchConfig,
+            summary="PyTorch modules on oneDNN and CUDA integer kernels",
+            hint="Install it with: pip install 'octavo[torch]'",
+            models=("torch.nn.modules.module.Module",),
+            suffixes=(".pt", ".pth", ".pt2"),
+        ),
+    )

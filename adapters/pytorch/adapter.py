@@ -1,0 +1,101 @@
+"""The PyTorch backend's entrance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from octavo.core.adapter import Adapter, Batch
+from octavo.core.errors import DeviceError, ModelError, UnsafeFile
+from octavo.core.parts import PartConfig
+
+from . import TorchConfig
+from .batches import to_call
+from .candidate import TorchCandidate
+from .seeing import capture_again, capture_of
+from .session import TorchSession, open_root
+
+
+class TorchAdapter(Adapter):
+    """Opens ``nn.Module`` objects."""
+
+    def __init__(self, config: PartConfig) -> None:
+        super().__init__(config)
+        assert isinstance(config, TorchConfig)
+        self._settings = config
+
+    def open(self, source: Any, example: Batch | None = None) -> TorchSession:
+        """Open a module.
+
+        Raises:
+            ModelError: If it is no module, or a file that holds no architecture.
+            UnsafeFile: If reading a file would run code that it contains.
+            DeviceError: If the device is not there.
+            DataError: If the example does not fit the model.
+        """
+        root, device = self._root(source)
+        call = to_call(example, root, device) if example is not None else None
+        return TorchSession(capture_of(root, call, self._settings.capture), device, call)
+
+    def load(self, folder: Path, model: Any = None) -> TorchCandidate:
+        """Read what ``Candidate.save`` wrote.
+
+        Args:
+            folder: The folder.
+            model: The float module, whose tensors may hold anything, or a function that makes one.
+        """
+        from .files import read, restore
+
+        saved = read(folder)
+        if not isinstance(model, nn.Module) and callable(model):
+            model = model()
+        if model is None:
+            raise ModelError(f"{folder} holds tensors and a recipe but no architecture: pass the float module, or a function that makes it")
+        root, device = self._root(model)
+        restore(root, saved, device)
+        session = TorchSession(capture_again(root, saved.facts), device, None)
+        candidate = session.apply(saved.recipe, saved.parameters) if saved.recipe.schemes else session.reference()
+        candidate.recipe = saved.recipe
+        return candidate
+
+    def _root(self, source: Any) -> tuple[nn.Module, torch.device]:
+        model = source if isinstance(source, nn.Module) else read_model(source, trust=self._settings.trust)
+        own = next((t.device for t in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
+        if self._settings.device == "cuda" and not torch.cuda.is_available():
+            raise DeviceError("device 'cuda' was asked for and torch sees no CUDA device; use device 'auto' or 'cpu'")
+        device = own if self._settings.device == "auto" else torch.device(self._settings.device)
+        return open_root(model, device), device
+
+
+def read_model(source: Any, *, trust: bool) -> nn.Module:
+    """Read a module from a file, without running code that a stranger put into it.
+
+    Raises:
+        ModelError: If the file holds tensors only, or is damaged.
+        UnsafeFile: If it is a pickle, or a ``.pt2`` that was not declared trustworthy.
+    """
+    if not isinstance(source, str) and not hasattr(source, "__fspath__"):
+        raise ModelError(f"the torch backend opens nn.Module objects, not {type(source).__name__}")
+    path = Path(source)
+    if not path.is_file():
+        raise ModelError(f"there is no file {str(path)!r}")
+    if path.suffix == ".pt2":
+        if not trust:
+            raise UnsafeFile(
+                f"reading {path.name} may run code of its author; if you trust it, set trust = true in the torch backend's settings"
+            )
+        program: nn.Module = torch.export.load(str(path)).module()
+        return program
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UnsafeFile(
+            f"{path.name} is damaged, or a pickle that would run code when it is read: build the module yourself, load a state_dict "
+            f"(torch.load(..., weights_only=True)) into it, and pass the module ({str(error).splitlines()[0]})"
+        ) from error
+    kind = "a state_dict" if isinstance(found, Mapping) else type(found).__name__
+    raise ModelError(f"{path.name} holds {kind} and no architecture: load it into a module and pass the module")

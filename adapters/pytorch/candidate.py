@@ -1,0 +1,97 @@
+"""A module with a recipe carried out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from octavo.core.adapter import Applied, Batch, Candidate, OpParameters
+from octavo.core.errors import DataError
+from octavo.core.recipe import Recipe
+
+from .batches import parameters_of, to_arrays, to_call
+from .skeleton import named_tensors
+
+
+class TorchCandidate(Candidate):
+    """An ``nn.Module`` in eval mode that shares every float tensor with the original.
+
+    Args:
+        module: The module.
+        recipe: What it carries out.
+        ledger: What became of each op.
+        parameters: What the core decided, for saving.
+        biases: Op name -> bias as the op uses it, for saving.
+        device: Where it runs.
+        facts: How the model was seen, for saving.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        recipe: Recipe,
+        ledger: Mapping[str, Applied],
+        parameters: Mapping[str, OpParameters],
+        biases: Mapping[str, torch.Tensor | None],
+        device: torch.device,
+        facts: Mapping[str, Any],
+    ) -> None:
+        self.module = module
+        self.recipe = recipe
+        self.ledger = dict(ledger)
+        self.parameters = dict(parameters)
+        self.biases = dict(biases)
+        self.facts = dict(facts)
+        self._device = device
+
+    @property
+    def native(self) -> nn.Module:
+        """The module itself."""
+        return self.module
+
+    def run(self, batch: Batch) -> tuple[np.ndarray, ...]:
+        """Run one batch: arrays in, arrays out."""
+        args, kwargs = to_call(batch, self.module, self._device)
+        with torch.no_grad():
+            try:
+                return to_arrays(self.module(*args, **kwargs))
+            except (RuntimeError, IndexError, ValueError) as error:
+                got = ", ".join(f"{k}: {tuple(getattr(v, 'shape', ()))}" for k, v in {**dict(enumerate(args)), **kwargs}.items())
+                wanted = ", ".join(p.name for p in parameters_of(self.module))
+                raise DataError(f"the model takes {wanted}; the batch ({got}) does not run: {error}") from error
+
+    def save(self, folder: Path) -> None:
+        """Write ``model.safetensors`` and ``octavo.json``."""
+        from .files import save
+
+        save(self, folder)
+
+    def fingerprint(self) -> str:
+        """Sums of the bits of all parameters and buffers: cheap enough to take before and after every evaluation."""
+        return " ".join(f"{name}:{bit_sum(t)}" for name, t in named_tensors(self.module).items())
+
+
+def digest(module: nn.Module) -> str:
+    """Return a digest of a module's tensors by name, and of its layers' types."""
+    total = hashlib.sha256()
+    for path, child in module.named_modules():
+        total.update(f"{path} {type(child).__name__}\n".encode())
+    for name, tensor in named_tensors(module).items():
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        plain = tensor.detach().cpu().contiguous()
+        if plain.numel():
+            total.update(memoryview(plain.reshape(-1).view(torch.uint8).numpy()))
+    return total.hexdigest()[:16]
+
+
+def bit_sum(tensor: torch.Tensor) -> int:
+    """Return the sum of a tensor's bits, taken as integers."""
+    plain = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    whole = plain.numel() // 4 * 4
+    return int(plain[:whole].view(torch.int32).sum(dtype=torch.int64)) + int(plain[whole:].sum(dtype=torch.int64))

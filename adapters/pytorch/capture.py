@@ -1,0 +1,61 @@
+"""What a model looks like to octavo, and how quantized layers are put into it.
+
+Two ways of seeing a model, behind one face: :class:`~.graph.GraphCapture` has the traced graph, so batch norms and
+residual adds are folded and integer tensors pass between layers; :class:`~.modules.ModuleCapture` only has the module
+tree, which every model has.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from octavo.core.adapter import OpParameters
+from octavo.core.graph import Group
+
+from .layers import Layer
+from .rescale import Link
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments of the model's forward."""
+
+
+class Capture(ABC):
+    """A model that was looked at once. ``root`` is a skeleton that nobody else changes.
+
+    Attributes:
+        layers: Op name -> layer.
+        groups: See :class:`~octavo.core.graph.Group`.
+        links: Rescale groups with the tensors that they change.
+        outputs: Names of the model's outputs.
+        notes: What was out of reach and why.
+    """
+
+    root: nn.Module
+    layers: Mapping[str, Layer]
+    groups: tuple[Group, ...]
+    links: Mapping[str, Link]
+    outputs: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @abstractmethod
+    def watch(self, values: Collection[str], sink: Callable[[str, torch.Tensor], None]) -> Callable[[Call], Any]:
+        """Return a runner of the float model that hands each named value to ``sink``."""
+
+    @abstractmethod
+    def build(
+        self, parameters: Mapping[str, OpParameters], biases: Mapping[str, torch.Tensor | None]
+    ) -> tuple[nn.Module, Mapping[str, str]]:
+        """Return a runnable module with the given ops quantized, and op -> remark for the ledger."""
+
+    @abstractmethod
+    def on(self, root: nn.Module) -> Capture:
+        """Return the same view over another skeleton of the same structure (rescaled weights)."""
+
+    @abstractmethod
+    def facts(self) -> Mapping[str, Any]:
+        """Return what a saved model needs to be seen the same way again, JSON-ready."""

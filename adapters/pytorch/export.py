@@ -1,0 +1,71 @@
+"""The float model as an ONNX file."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from octavo.core.errors import ModelError
+
+from .batches import parameters_of, tensors_in
+from .capture import Call
+
+OPSET = 20
+"""Pinned: the exporters' own defaults are newer than what runtimes have kernels for."""
+
+
+class _Plain(nn.Module):
+    """Takes its inputs in order and returns a flat tuple, which every exporter understands."""
+
+    def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model = model
+        self.names = names
+
+    def forward(self, *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(tensors_in(self.model(**dict(zip(self.names, values, strict=True)))))
+
+
+def export_onnx(model: nn.Module, example: Call, path: Path) -> None:
+    """Write ``model`` with its inputs' own names and a dynamic first axis.
+
+    The TorchScript exporter needs no other package and goes first; torch.export takes what it cannot.
+
+    Raises:
+        ModelError: If neither can.
+    """
+    args, kwargs = example
+    names = [p.name for p in parameters_of(model)]
+    values: dict[str, torch.Tensor] = {**dict(zip(names, args, strict=False)), **kwargs}
+    plain = _Plain(model, tuple(values)).eval()
+    with torch.no_grad():
+        results = plain(*values.values())
+    outputs = ["output"] if len(results) == 1 else [f"output_{i}" for i in range(len(results))]
+    shared: dict[str, Any] = {"input_names": list(values), "output_names": outputs, "opset_version": OPSET}
+    axes = {name: {0: "batch"} for name, t in [*values.items(), *zip(outputs, results, strict=True)] if t.ndim}
+    errors: list[str] = []
+    for exporter in (_script, _export):
+        try:
+            with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+                warnings.simplefilter("ignore")
+                exporter(plain, tuple(values.values()), path, axes, shared)
+            return
+        except Exception as error:
+            errors.append(f"{exporter.__name__[1:]}: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}")
+    raise ModelError(f"the model cannot be exported to ONNX ({'; '.join(errors)})")
+
+
+def _script(model: nn.Module, values: tuple[torch.Tensor, ...], path: Path, axes: dict[str, Any], shared: dict[str, Any]) -> None:
+    torch.onnx.export(model, values, str(path), dynamic_axes=axes, dynamo=False, **shared)
+
+
+def _export(model: nn.Module, values: tuple[torch.Tensor, ...], path: Path, axes: dict[str, Any], shared: dict[str, Any]) -> None:
+    batch = torch.export.Dim.DYNAMIC
+    shapes = (tuple({0: batch} if v.ndim and v.shape[0] > 1 else None for v in values),)
+    torch.onnx.export(model, values, str(path), dynamic_shapes=shapes, dynamo=True, external_data=False, verbose=False, **shared)

@@ -1,0 +1,187 @@
+"""Saved candidates: one safetensors file and one JSON file; nothing in them can run code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from octavo.core.adapter import OpParameters
+from octavo.core.errors import ModelError, nearest
+from octavo.core.numerics.affine import QuantParams
+from octavo.core.numerics.packing import pack, unpack
+from octavo.core.numerics.tensor import QuantizedTensor
+from octavo.core.recipe import Recipe
+from octavo.core.scheme import QuantSpec
+
+from .candidate import TorchCandidate
+from .skeleton import aliases, named_tensors, set_tensor
+
+TENSORS, FACTS = "model.safetensors", "model.json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a folder holds.
+
+    Attributes:
+        recipe: What was carried out.
+        parameters: Op name -> what the core had decided.
+        floats: Float tensors by name.
+        tied: Further name -> first name.
+        facts: How the model was seen.
+    """
+
+    recipe: Recipe
+    parameters: Mapping[str, OpParameters]
+    floats: Mapping[str, torch.Tensor]
+    tied: Mapping[str, str]
+    facts: Mapping[str, Any]
+
+
+def save(candidate: TorchCandidate, folder: Path) -> None:
+    """Write a candidate. Sub-byte codes are packed; a weight that several ops share is written once."""
+    tensors: dict[str, torch.Tensor] = {}
+    ops: dict[str, Any] = {}
+    weights: dict[int, str] = {}
+    for name, decided in candidate.parameters.items():
+        row: dict[str, Any] = {"inputs": [_params(p) for p in decided.inputs], "outputs": [_params(p) for p in decided.outputs]}
+        if decided.weight is not None:
+            key = weights.setdefault(id(decided.weight), name)
+            row["weight"] = _write_weight(key, decided.weight, tensors) | {"of": key}
+        bias = candidate.biases.get(name)
+        if bias is not None:
+            tensors[f"op:{name}:bias"] = _plain(bias)
+        ops[name] = row
+    owned = {path for path, module in candidate.module.named_modules() if type(module).__module__.startswith("octavo.")}
+    for name, tensor in named_tensors(candidate.module).items():
+        if not any(name.startswith(f"{path}." if path else "") for path in owned):
+            tensors[f"float:{name}"] = _plain(tensor)
+    facts = {
+        "format": _FORMAT,
+        "recipe": candidate.recipe.to_json(),
+        "ops": ops,
+        "tied": {k: v for k, v in aliases(candidate.module).items() if f"float:{v}" in tensors},
+        "capture": candidate.facts,
+    }
+    save_file(tensors, folder / TENSORS)
+    (folder / FACTS).write_text(json.dumps(facts, separators=(",", ":")))
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of its own memory, in C order: safetensors writes memory as it lies."""
+    return tensor.detach().cpu().contiguous().clone()
+
+
+def _params(params: QuantParams | None) -> Any:
+    if params is None:
+        return None
+    spec = params.spec.model_dump(exclude_defaults=True)
+    return {"scale": float(params.scale), "zero_point": int(params.zero_point), "spec": spec}
+
+
+def _write_weight(key: str, weight: QuantizedTensor, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    params, spec = weight.params, weight.params.spec
+    row: dict[str, Any] = {"spec": spec.model_dump(exclude_defaults=True), "axis": params.axis, "shape": list(weight.shape)}
+    codes = weight.codes
+    if spec.bits < 8:
+        row |= {"packed": spec.bits, "dtype": str(codes.dtype).removeprefix("torch.")}
+        codes = pack(codes, spec.bits)
+    tensors[f"op:{key}:codes"] = _plain(codes)
+    tensors[f"op:{key}:scale"] = _plain(params.scale)
+    if not spec.symmetric:
+        tensors[f"op:{key}:zero_point"] = _plain(params.zero_point)
+    for extra, value in (weight.extra or {}).items():
+        tensors[f"op:{key}:extra:{extra}"] = _plain(torch.as_tensor(value))
+    return row
+
+
+def read(folder: Path) -> Saved:
+    """Read a folder.
+
+    Raises:
+        ModelError: If a file is missing, damaged or of another version.
+    """
+    try:
+        raw = json.loads((folder / FACTS).read_text())
+        with safe_open(folder / TENSORS, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - the file is no mapping
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(f"{folder} is no saved torch candidate, or it is damaged: {error}") from error
+    if raw.get("format") != _FORMAT:
+        raise ModelError(f"{folder} has format {raw.get('format')!r}; this octavo reads format {_FORMAT}")
+    try:
+        recipe = Recipe.from_json(raw["recipe"])
+        weights: dict[str, QuantizedTensor] = {}
+        parameters = {name: _op(name, recipe, row, tensors, weights) for name, row in raw["ops"].items()}
+        floats = {k.removeprefix("float:"): v for k, v in tensors.items() if k.startswith("float:")}
+        return Saved(recipe, parameters, floats, raw["tied"], raw["capture"])
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ModelError(f"{folder}: the tensors do not fit the recipe beside them ({error!r}); save the model again") from error
+
+
+def _op(
+    name: str, recipe: Recipe, row: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], weights: dict[str, QuantizedTensor]
+) -> OpParameters:
+    weight = None
+    if "weight" in row:
+        key = row["weight"]["of"]
+        if key not in weights:
+            weights[key] = _read_weight(key, row["weight"], tensors)
+        weight = weights[key]
+    inputs, outputs = (tuple(_read_params(p) for p in row[k]) for k in ("inputs", "outputs"))
+    return OpParameters(recipe[name], weight, inputs, outputs, tensors.get(f"op:{name}:bias"))
+
+
+def _read_params(raw: Any) -> QuantParams | None:
+    if raw is None:
+        return None
+    spec = QuantSpec.model_validate(raw["spec"])
+    return QuantParams(torch.tensor(raw["scale"]), torch.tensor(raw["zero_point"], dtype=torch.int32), spec)
+
+
+def _read_weight(key: str, row: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> QuantizedTensor:
+    spec = QuantSpec.model_validate(row["spec"])
+    codes = tensors[f"op:{key}:codes"]
+    if "packed" in row:
+        signed = row["dtype"] == "int8"
+        codes = unpack(codes, row["packed"], row["shape"][-1], signed=signed).to(getattr(torch, row["dtype"]))
+    scale = tensors[f"op:{key}:scale"]
+    zero_point = tensors.get(f"op:{key}:zero_point")
+    if zero_point is None:
+        zero_point = torch.zeros_like(scale, dtype=torch.int32)
+    prefix = f"op:{key}:extra:"
+    extra = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    return QuantizedTensor(codes.reshape(row["shape"]), QuantParams(scale, zero_point, spec, row["axis"]), extra or None)
+
+
+def restore(root: nn.Module, saved: Saved, device: torch.device) -> None:
+    """Put the saved float tensors into a skeleton, tied as they were.
+
+    Raises:
+        ModelError: If the module is not the one that was saved.
+    """
+    first, known = aliases(root), named_tensors(root)
+    for name, tensor in saved.floats.items():
+        own = first.get(name, name)
+        if own not in known:
+            raise ModelError(f"the saved model has a tensor {name!r}, which the given module lacks{nearest(name, known)}")
+        if known[own].shape != tensor.shape:
+            raise ModelError(
+                f"tensor {name!r} has shape {tuple(tensor.shape)} in the files and {tuple(known[own].shape)} in the given module"
+            )
+        set_tensor(root, own, tensor.to(device))
+    for further, name in saved.tied.items():
+        owner, _, leaf = further.rpartition(".")
+        source, _, source_leaf = name.rpartition(".")
+        module, original = root.get_submodule(owner), root.get_submodule(source)
+        table = module._parameters if leaf in module._parameters else module._buffers
+        table[leaf] = getattr(original, source_leaf)

@@ -1,0 +1,132 @@
+"""Integer kernels of oneDNN on plain tensors, and whether this machine really has them.
+
+Activations are uint8, because oneDNN's x86 kernels multiply unsigned by signed bytes; a signed int8 scheme is the same
+numbers shifted by 128. Weights are int8, symmetric, with one scale for each output channel or one for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+
+_MAGIC = 12582912.0  # 1.5 * 2**23: adding it leaves round-to-nearest-even(x) in the low bits of a float32
+
+Tensor = torch.Tensor
+
+
+def quantize_u8(x: Tensor, scale: float, zero_point: int, low: int, high: int) -> Tensor:
+    """Return uint8 codes clip(round(x / scale) + zero_point, low, high), same shape.
+
+    Three passes over memory: the rounding is a float32 addition, the conversion takes the low byte.
+    """
+    if torch.compiler.is_compiling():
+        return (torch.round(x.float() / scale) + zero_point).clamp(low, high).to(torch.uint8)
+    shifted = torch.add(torch.full((), _MAGIC + zero_point), x if x.dtype == torch.float32 else x.float(), alpha=1.0 / scale)
+    return shifted.clamp_(_MAGIC + low, _MAGIC + high).view(torch.int32).to(torch.uint8)
+
+
+def pack_linear(codes: Tensor) -> Tensor:
+    """Lay int8 codes (outputs, inputs) out for :func:`linear_u8`."""
+    return torch.ops.onednn.qlinear_prepack(codes, None)
+
+
+def linear_u8(
+    x: Tensor,
+    x_scale: float,
+    x_zero_point: int,
+    packed: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    bias: Tensor | None,
+    out_scale: float = 1.0,
+    out_zero_point: int = 0,
+    dtype: torch.dtype = torch.float32,
+    post: str = "none",
+    post_algorithm: str = "",
+) -> Tensor:
+    """Multiply uint8 codes (..., inputs) by a packed weight; the result is float, or uint8 with the given scale."""
+    return torch.ops.onednn.qlinear_pointwise(
+        x, x_scale, x_zero_point, packed, scale, zero_point, bias, out_scale, out_zero_point, dtype, post, [], post_algorithm
+    )
+
+
+def pack_conv(codes: Tensor, scale: Tensor, x_scale: float, x_zero_point: int, geometry: Geometry) -> Tensor:
+    """Lay int8 codes (outputs, inputs / groups, *kernel) out for :func:`conv_u8`."""
+    stride, padding, dilation, groups = geometry
+    return torch.ops.onednn.qconv_prepack(codes, scale, x_scale, x_zero_point, stride, padding, dilation, groups, None)
+
+
+Geometry = tuple[Sequence[int], Sequence[int], Sequence[int], int]
+"""Stride, padding, dilation and groups of a convolution."""
+
+
+def conv_u8(
+    x: Tensor,
+    x_scale: float,
+    x_zero_point: int,
+    packed: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    out_scale: float = 1.0,
+    out_zero_point: int = 0,
+    dtype: torch.dtype = torch.float32,
+    relu: bool = False,
+    other: Tensor | None = None,
+    other_scale: float = 1.0,
+    other_zero_point: int = 0,
+) -> Tensor:
+    """Convolve uint8 codes with a packed weight, add ``other`` and clamp at zero if asked, in one kernel.
+
+    ``other`` has the result's dtype; the kernel may write into it.
+    """
+    stride, padding, dilation, groups = geometry
+    head: tuple[Any, ...] = (x, x_scale, x_zero_point, packed, scale, zero_point)
+    shape: tuple[Any, ...] = (bias, stride, padding, dilation, groups, out_scale, out_zero_point, dtype)
+    post = "relu" if relu else "none"
+    if other is None:
+        return torch.ops.onednn.qconv_pointwise(*head, *shape, post, [], "")
+    tail = (other_scale, other_zero_point, "sum", 1.0, post, [], "")
+    return torch.ops.onednn.qconv2d_pointwise.binary(*head, other, *shape, *tail)
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return bool((a - b).abs().max() <= 1e-3 * b.abs().max().clamp(min=1.0))
+
+
+@cache
+def has_linear() -> str:
+    """Return why the int8 linear kernel cannot be used here; empty when it was run and gave the right numbers."""
+    try:
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randint(0, 256, (5, 64), dtype=torch.uint8, generator=generator)
+        w = torch.randint(-127, 128, (32, 64), dtype=torch.int8, generator=generator)
+        scale = torch.rand(32, generator=generator) * 1e-3 + 1e-4
+        y = linear_u8(x, 0.02, 77, pack_linear(w), scale, torch.zeros(32, dtype=torch.int32), None)
+        expected = (x.double() - 77) * 0.02 @ (w.double() * scale[:, None]).T
+        return "" if _close(y.double(), expected) else "the kernel's result is wrong on this machine"
+    except (RuntimeError, AttributeError, NotImplementedError) as error:
+        return f"torch.ops.onednn.qlinear_pointwise: {str(error).splitlines()[0]}"
+
+
+@cache
+def has_conv(dims: int = 2) -> str:
+    """Return why the int8 convolution kernel of that many spatial axes cannot be used; empty when it was run and was right."""
+    try:
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randint(0, 256, (2, 8, *(6,) * dims), dtype=torch.uint8, generator=generator)
+        w = torch.randint(-127, 128, (16, 8, *(3,) * dims), dtype=torch.int8, generator=generator)
+        scale = torch.rand(16, generator=generator) * 1e-3 + 1e-4
+        one = [1] * dims
+        geometry = (one, one, one, 1)
+        packed = pack_conv(w, scale, 0.02, 77, geometry)
+        y = conv_u8(x, 0.02, 77, packed, scale, torch.zeros(16, dtype=torch.int32), None, geometry)
+        convolve = (torch.nn.functional.conv1d, torch.nn.functional.conv2d, torch.nn.functional.conv3d)[dims - 1]
+        expected = convolve((x.double() - 77) * 0.02, w.double() * scale.double().reshape(-1, *[1] * (dims + 1)), None, 1, 1)
+        return "" if _close(y.double(), expected) else "the kernel's result is wrong on this machine"
+    except (RuntimeError, AttributeError, NotImplementedError) as error:
+        return f"torch.ops.onednn.qconv_pointwise: {str(error).splitlines()[0]}"

@@ -1,0 +1,163 @@
+"""The layers of a module tree that may be quantized, as ops."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import prod
+
+import torch
+from torch import nn
+
+from octavo.core.graph import Attribute, Op, Weight
+
+from .skeleton import aliases
+
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer: the op, and where its parts are.
+
+    Attributes:
+        op: As the core sees it.
+        path: Path of the module.
+        norm: Path of a batch norm that is folded into it, or empty.
+        fused: What else is fused, in order: ``add``, ``relu``.
+    """
+
+    op: Op
+    path: str
+    norm: str = ""
+    fused: tuple[str, ...] = ()
+
+
+def is_transposed_linear(module: nn.Module) -> bool:
+    """True for transformers' ``Conv1D``, a linear layer whose weight is stored as (inputs, outputs)."""
+    return any(c.__name__ == "Conv1D" and c.__module__ == "transformers.pytorch_utils" for c in type(module).__mro__)
+
+
+def kind_of(module: nn.Module) -> str:
+    """Return the neutral op type of a module with a weight that may be quantized; empty for any other."""
+    # Subclasses may compute something else in their forward (parametrized layers, low-rank adapters).
+    cls = type(module)
+    if cls is nn.Linear or is_transposed_linear(module):
+        return "linear"
+    if cls in _CONVS:
+        return "conv"
+    if cls in (nn.Embedding, nn.EmbeddingBag):
+        return "embedding"
+    return ""
+
+
+def is_batch_norm(module: nn.Module) -> bool:
+    """True for a batch norm that uses running statistics."""
+    return type(module) in _NORMS and module.running_mean is not None
+
+
+def find_layers(root: nn.Module) -> dict[str, Op]:
+    """Return path -> op of every layer below ``root``; values are named after the paths.
+
+    A module that is registered or called twice is one op. Children of ``nn.MultiheadAttention`` are left out: it reads
+    their weights and never calls them.
+    """
+    first = aliases(root)
+    found: dict[str, Op] = {}
+    hidden = [
+        f"{name}." if name else ""
+        for name, module in root.named_modules()
+        if isinstance(module, (nn.MultiheadAttention, nn.TransformerEncoderLayer))
+    ]
+    for path, module in root.named_modules():
+        kind = kind_of(module)
+        if kind and not any(path.startswith(h) for h in hidden):
+            name = path or type(module).__name__.lower()
+            found[path] = _op(name, path, module, kind, first)
+    return _shared(found)
+
+
+def _op(name: str, path: str, module: nn.Module, kind: str, first: Mapping[str, str]) -> Op:
+    prefix = f"{path}." if path else ""
+    weight = module.weight
+    assert isinstance(weight, torch.Tensor)
+    attributes: dict[str, Attribute] = {}
+    reason = ""
+    if kind == "conv":
+        assert isinstance(module, _CONVS)
+        attributes = {
+            "strides": tuple(module.stride),
+            "pads": conv_pads(module),
+            "dilations": tuple(module.dilation),
+            "groups": module.groups,
+        }
+        if module.padding_mode != "zeros":
+            reason = f"padding mode {module.padding_mode!r} has no integer kernel"
+    elif not weight.is_floating_point():
+        reason = f"its weight is {weight.dtype}, not a floating-point type"
+    weight_name = first.get(f"{prefix}weight", f"{prefix}weight")
+    bias = f"{prefix}bias" if getattr(module, "bias", None) is not None else None
+    return Op(
+        name=name,
+        type=kind,
+        inputs=(f"{name}:in",),
+        outputs=(f"{name}:out",),
+        weight=Weight(weight_name, tuple(weight.shape), str(weight.dtype).removeprefix("torch."), 1 if is_transposed_linear(module) else 0),
+        bias=bias and first.get(bias, bias),
+        attributes=attributes,
+        out_of_reach=reason,
+    )
+
+
+def conv_pads(module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> tuple[int, ...]:
+    """Return the zeros before each spatial axis, then those after."""
+    n = len(module.kernel_size)
+    # nn.Conv keeps what "same" and "valid" amount to as (last axis before, after, ..., first axis before, after).
+    pairs = module._reversed_padding_repeated_twice
+    return tuple(pairs[2 * (n - 1 - i)] for i in range(n)) + tuple(pairs[2 * (n - 1 - i) + 1] for i in range(n))
+
+
+def _shared(ops: dict[str, Op]) -> dict[str, Op]:
+    users: dict[str, list[str]] = {}
+    for op in ops.values():
+        if op.weight:
+            users.setdefault(op.weight.name, []).append(op.name)
+    return {
+        path: replace(op, weight=replace(op.weight, shared_with=tuple(n for n in users[op.weight.name] if n != op.name)))
+        if op.weight and len(users[op.weight.name]) > 1
+        else op
+        for path, op in ops.items()
+    }
+
+
+def with_shapes(op: Op, output_shape: tuple[int, ...] | None) -> Op:
+    """Return the op with its multiply-accumulates for one sample, from the shape of its output."""
+    if output_shape is None or op.weight is None or op.type == "embedding" or not output_shape:
+        return op
+    per_value = prod(op.weight.shape) // op.weight.shape[op.weight.channel_axis]
+    return replace(op, macs=per_value * prod(output_shape[1:]) if len(output_shape) > 1 else per_value * output_shape[0])
+
+
+def folded(layer: Layer, root: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return a layer's weight and bias as the op uses them.
+
+    With a batch norm: w' = w * g / sqrt(var + eps) per output channel, b' = beta + (b - mean) * g / sqrt(var + eps)
+    (Jacob et al. 2018, arXiv:1712.05877, section 3.2), float32. Else the module's own.
+    """
+    module = root.get_submodule(layer.path)
+    weight, bias = module.weight, getattr(module, "bias", None)
+    assert isinstance(weight, torch.Tensor)
+    if not layer.norm:
+        return weight.detach(), None if bias is None else bias.detach()
+    norm = root.get_submodule(layer.norm)
+    assert isinstance(norm, _NORMS)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    with torch.no_grad():
+        gain = torch.rsqrt(norm.running_var.float() + norm.eps)
+        if norm.weight is not None:
+            gain = gain * norm.weight.float()
+        shift = (0.0 if bias is None else bias.float()) - norm.running_mean.float()
+        new = shift * gain if norm.bias is None else torch.addcmul(norm.bias.float(), shift, gain)
+        return weight.float() * gain.reshape(-1, *[1] * (weight.ndim - 1)), new

@@ -1,0 +1,179 @@
+"""A traced model with some ops on integer kernels; codes pass between neighbours where every reader takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import fx, nn
+
+from octavo.core.adapter import OpParameters
+
+from .build import quantized_module
+from .int8 import Activation
+from .kernels import quantize_u8
+from .skeleton import copy_hooks, skeleton
+
+if TYPE_CHECKING:
+    from .graph import GraphCapture
+
+_MOVING_MODULES = (nn.Flatten, nn.Unflatten, nn.MaxPool2d)
+_MOVING = {
+    torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.unsqueeze, torch.squeeze, nn.functional.max_pool2d,
+    "flatten", "reshape", "view", "permute", "transpose", "unsqueeze", "squeeze", "contiguous",
+}  # fmt: skip
+_ASKING = {getattr, "size", "dim", "numel"}
+
+
+def rewrite(capture: GraphCapture, parameters: Mapping[str, OpParameters], biases: Mapping[str, torch.Tensor | None]) -> nn.Module:
+    """Return the traced model with the given ops quantized.
+
+    Args:
+        capture: The traced model.
+        parameters: Op name -> what the core decided.
+        biases: Op name -> bias as the op uses it.
+    """
+    return _Rewriter(capture, parameters, biases).module()
+
+
+class _Rewriter:
+    def __init__(self, capture: GraphCapture, parameters: Mapping[str, OpParameters], biases: Mapping[str, torch.Tensor | None]) -> None:
+        self._c = capture
+        self._parameters = parameters
+        self._biases = biases
+        self._starts = {capture.inner[n][0]: n for n in parameters if n in capture.inner}
+        self._ends = {capture.inner[n][-1]: n for n in parameters if n in capture.inner}
+        self._adding = {capture.inner[n][i]: n for n in self._ends.values() if n in capture.others for i in range(1, len(capture.inner[n]))}
+        self._gives: dict[str, Activation] = {}
+        # Readers come later than what they read, so that from the back every reader's own form is known.
+        for end in sorted(self._ends, key=capture.order.__getitem__, reverse=True):
+            name = self._ends[end]
+            form = self._form_wanted(end)
+            if form is not None and (name not in capture.others or self._static(name)):
+                self._gives[name] = form
+
+    def _static(self, name: str) -> bool:
+        return self._parameters[name].scheme.mode == "static"
+
+    def _form_wanted(self, end: fx.Node) -> Activation | None:
+        """Return the codes in which every reader of a value takes it; None if one of them wants it in float."""
+        found: dict[tuple[float, int, int, int], Activation] = {}
+        pending = [end]
+        while pending:
+            node = pending.pop()
+            for user in node.users:
+                if user.target in _ASKING:
+                    continue
+                if self._moves(user):
+                    pending.append(user)
+                    continue
+                form = self._form_read(user, node)
+                if form is None:
+                    return None
+                found[form.key()] = form
+        return next(iter(found.values())) if len(found) == 1 else None
+
+    def _moves(self, node: fx.Node) -> bool:
+        """True for nodes that only move or choose values: codes pass through them as well."""
+        from .graph import is_idle
+
+        if node.op == "call_module":
+            return is_idle(self._c, node) or isinstance(self._c.modules[str(node.target)], _MOVING_MODULES)
+        return node.target in _MOVING
+
+    def _form_read(self, user: fx.Node, node: fx.Node) -> Activation | None:
+        name = self._starts.get(user)
+        if name is not None:
+            return self._input_form(name, 0)
+        name = self._adding.get(user)
+        if name is not None and self._c.others[name] is node and name in self._gives:
+            return self._input_form(name, 1)
+        return None
+
+    def _input_form(self, name: str, index: int) -> Activation | None:
+        inputs = self._parameters[name].inputs
+        params = inputs[index] if self._static(name) and index < len(inputs) else None
+        return Activation.of(params) if params is not None else None
+
+    def module(self) -> nn.Module:
+        """Return the rewritten graph as a module."""
+        from .graph import is_idle
+
+        c = self._c
+        graph, env = fx.Graph(), {}
+        self._graph, self._codes = graph, {}
+        self._forms: dict[fx.Node, Activation] = {}
+        shared = skeleton(c.root)
+        parts: dict[str, nn.Module | torch.Tensor] = {}
+        swallowed = {node for name in self._ends.values() for node in c.inner[name]}
+        often = {c.layers[n].path: n for n in self._parameters if n not in c.inner}
+        for node in c.graph.nodes:
+            if node in self._ends:
+                name = self._ends[node]
+                path = c.layers[name].path
+                parts[path] = self._quantized(name, shared)
+                env[node] = self._call(name, path, env)
+                if name in self._gives:
+                    self._forms[env[node]] = self._gives[name]
+            elif node in swallowed:
+                continue
+            elif is_idle(c, node):
+                env[node] = env[node.args[0]]
+            else:
+                env[node] = graph.node_copy(node, env.__getitem__)
+                source = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
+                if source is not None and env[source] in self._forms and self._moves(node):
+                    self._forms[env[node]] = self._forms[env[source]]
+                if node.op == "call_module":
+                    path = str(node.target)
+                    if path in often and path not in parts:
+                        parts[path] = self._quantized(often[path], shared)
+                    parts.setdefault(path, shared.get_submodule(path))
+                elif node.op == "get_attr":
+                    parts[str(node.target)] = _attribute(shared, str(node.target))
+        graph.lint()
+        return fx.GraphModule(parts, graph, type(c.root).__name__).eval()
+
+    def _quantized(self, name: str, shared: nn.Module) -> nn.Module:
+        layer = self._c.layers[name]
+        old = shared.get_submodule(layer.path)
+        static = name in self._c.inner and self._static(name)
+        new = quantized_module(layer, old, self._parameters[name], self._biases[name], takes_codes=static, gives=self._gives.get(name))
+        copy_hooks(old, new)
+        return new
+
+    def _call(self, name: str, path: str, env: Mapping[fx.Node, fx.Node]) -> fx.Node:
+        c = self._c
+        start = c.inner[name][0]
+        source = env[start.args[0]]  # type: ignore[index]
+        form = self._input_form(name, 0)
+        args = [self._as_codes(source, form) if form is not None else source]
+        if name in c.others:
+            original = c.others[name]
+            other = env[original]
+            if name in self._gives:
+                wanted = self._input_form(name, 1)
+                assert wanted is not None
+                other = self._as_codes(other, wanted)
+            last = c.inner[name][-1]
+            if original.op == "placeholder" or any(c.order[u] > c.order[last] for u in original.users):
+                # The kernel may write into what it adds, and this value is read again.
+                other = self._graph.call_method("clone", (other,))
+            args.append(other)
+        return self._graph.call_module(path, tuple(args))
+
+    def _as_codes(self, value: fx.Node, form: Activation) -> fx.Node:
+        if value in self._forms:
+            return value
+        key = (value, form.key())
+        if key not in self._codes:
+            self._codes[key] = self._graph.call_function(quantize_u8, (value, *form.key()))
+        return self._codes[key]
+
+
+def _attribute(root: nn.Module, path: str) -> torch.Tensor:
+    owner, _, leaf = path.rpartition(".")
+    value = getattr(root.get_submodule(owner), leaf)
+    assert isinstance(value, torch.Tensor)
+    return value

@@ -1,0 +1,106 @@
+"""Choosing how to see a model: its traced graph where that is the same function, else its module tree."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import fx, nn
+
+from .batches import parameters_of, tensors_in
+from .capture import Call, Capture
+from .graph import GraphCapture
+from .layers import find_layers
+from .modules import ModuleCapture, trace
+from .skeleton import has_hooks, skeleton
+
+
+def capture_of(root: nn.Module, call: Call | None, how: Literal["auto", "modules"]) -> Capture:
+    """Look at a model.
+
+    A traced graph is taken only if it was run on the example and gave the module's own outputs, bit for bit up to
+    rounding: tracing follows one branch of Python's control flow and must not silently drop the others.
+    """
+    why = "graph capture was turned off" if how == "modules" else _obstacle(root, call)
+    if not why:
+        try:
+            graph = _Tracer().trace(root)
+            shapes = _checked(root, graph, call) if call is not None else {}
+            return GraphCapture(root, graph, shapes)
+        except Exception as error:
+            why = f"its graph cannot be traced ({_said(error)})"
+    remark = f"layers are replaced one by one, nothing is fused: {why}" if how != "modules" else ""
+    seen = trace(root, find_layers(root).keys(), call) if call is not None else None
+    return ModuleCapture(root, seen, remark)
+
+
+def capture_again(root: nn.Module, facts: Mapping[str, Any]) -> Capture:
+    """Look at a model in the way that was written down when it was saved."""
+    if facts["kind"] == "graph":
+        return GraphCapture(root, _Tracer().trace(root), {k: tuple(v) for k, v in facts["shapes"].items()})
+    return ModuleCapture(root, None, "")
+
+
+class _Tracer(fx.Tracer):
+    """Follows the model's own modules; those of torch.nn are leaves."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return super().is_leaf_module(m, module_qualified_name) or type(m).__module__.startswith("octavo.")
+
+
+def _obstacle(root: nn.Module, call: Call | None) -> str:
+    """Return why tracing would not give the same function; empty if it may."""
+    if isinstance(root, fx.GraphModule):
+        return ""
+    optional = [p.name for p in parameters_of(root) if p.default is not p.empty or p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    if optional:
+        return f"its forward has optional arguments ({', '.join(optional[:3])}{', ...' if len(optional) > 3 else ''})"
+    for path, module in root.named_modules():
+        if has_hooks(module) and not _Tracer().is_leaf_module(module, path):
+            return f"{path or 'the model'} has forward hooks, which a graph would lose"
+    if call is not None and not all(isinstance(v, torch.Tensor) for v in [*call[0], *call[1].values()]):
+        return "its inputs are not all tensors"
+    return ""
+
+
+def _checked(root: nn.Module, graph: fx.Graph, call: Call) -> dict[str, tuple[int, ...]]:
+    """Run graph and module on the example; return the shape of every node's value.
+
+    Raises:
+        ValueError: If they differ.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    class Shapes(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            result = super().run_node(n)
+            if isinstance(result, torch.Tensor):
+                shapes[n.name] = tuple(result.shape)
+            return result
+
+    names = [str(n.target) for n in graph.nodes if n.op == "placeholder"]
+    with torch.no_grad():
+        expected = list(tensors_in(skeleton(root)(*_copies(call)[0], **_copies(call)[1])))
+        args, kwargs = _copies(call)
+        got = list(tensors_in(Shapes(fx.GraphModule(root, graph)).run(*args, *(kwargs[n] for n in names[len(args) :]))))
+    same = len(got) == len(expected) and all(
+        a.shape == b.shape and torch.allclose(a.float(), b.float(), rtol=1e-4, atol=1e-5, equal_nan=True)
+        for a, b in zip(got, expected, strict=True)
+    )
+    if not same:
+        raise ValueError("the traced graph gives other outputs than the module")
+    return shapes
+
+
+def _copies(call: Call) -> Call:
+    """The model may write into its inputs."""
+    return tuple(a.clone() for a in call[0]), {k: v.clone() for k, v in call[1].items()}
+
+
+def _said(error: Exception) -> str:
+    """Return an error's first line with the line of the model's source that raised it."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename and f.filename != __file__]
+    where = f" at {frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno}: {frames[-1].line}" if frames else ""
+    return f"{str(error).splitlines()[0] if str(error) else type(error).__name__}{where}"

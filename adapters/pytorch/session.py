@@ -1,0 +1,163 @@
+"""One opened module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from octavo.core.adapter import Applied, Batch, OpParameters, Session, Sink
+from octavo.core.capability import Capability
+from octavo.core.errors import ModelError, SchemeError, nearest
+from octavo.core.graph import InputInfo, ModelView
+from octavo.core.numerics.affine import Array
+from octavo.core.recipe import Recipe
+
+from .batches import parameters_of, to_call
+from .candidate import TorchCandidate, digest
+from .capture import Call, Capture
+from .layers import Layer, folded
+from .offers import capability
+from .rescale import rescaled
+from .skeleton import aliases, has_hooks, named_tensors, set_tensor, skeleton
+
+
+class TorchSession(Session):
+    """One opened module; the module that was given is never changed.
+
+    Args:
+        capture: How the model is seen.
+        device: Where candidates run.
+        example: One batch as a call, or None.
+        notes: What a reader must know, for the ledger.
+    """
+
+    def __init__(self, capture: Capture, device: torch.device, example: Call | None, notes: tuple[str, ...] = ()) -> None:
+        self.capture = capture
+        self._device = device
+        self._example = example
+        self._notes = notes
+        self._folded: dict[str, tuple[torch.Tensor, torch.Tensor | None]] = {}
+        self._view: ModelView | None = None
+
+    def describe(self) -> ModelView:
+        """Return the layers that may be quantized, in execution order."""
+        if self._view is None:
+            ops = tuple(layer.op for layer in self.capture.layers.values())
+            notes = (*self._notes, *self.capture.notes, *_hook_notes(self.capture))
+            self._view = ModelView(ops, self.capture.groups, self._inputs(), self.capture.outputs, notes)
+        return self._view
+
+    def _inputs(self) -> tuple[InputInfo, ...]:
+        if self._example is None:
+            return tuple(InputInfo(p.name, None) for p in parameters_of(self.capture.root) if p.default is p.empty)
+        args, kwargs = self._example
+        names = [p.name for p in parameters_of(self.capture.root)]
+        given = [*zip(names, args, strict=False), *kwargs.items()]
+        return tuple(
+            InputInfo(name, (None, *value.shape[1:]) if value.ndim else (), str(value.dtype).removeprefix("torch."))
+            for name, value in given
+            if isinstance(value, torch.Tensor)
+        )
+
+    def capability(self) -> Capability:
+        """Return what runs on this device."""
+        return capability(self._device.type)
+
+    def observe(self, batches: Iterable[Batch], values: Iterable[str], sink: Sink) -> int:
+        """Run the float model over the batches and hand each wanted value to ``sink``."""
+        run = self.capture.watch(tuple(values), sink)
+        count = 0
+        with torch.no_grad():
+            for batch in batches:
+                run(to_call(batch, self.capture.root, self._device))
+                count += 1
+        return count
+
+    def tensor(self, name: str) -> Array:
+        """Return a weight or bias as the op uses it, float32 where a batch norm is folded in."""
+        for layer in self.capture.layers.values():
+            if layer.norm and name in (f"{layer.path}.weight", f"{layer.path}.bias"):
+                weight, bias = self._fold(layer)
+                return weight if name.endswith(".weight") else bias
+        tensors = named_tensors(self.capture.root)
+        if name not in tensors:
+            first = aliases(self.capture.root)
+            if name not in first:
+                raise ModelError(f"the model has no tensor called {name!r}{nearest(name, tensors)}")
+            name = first[name]
+        return tensors[name].detach()
+
+    def _fold(self, layer: Layer) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if layer.op.name not in self._folded:
+            self._folded[layer.op.name] = folded(layer, self.capture.root)
+        return self._folded[layer.op.name]
+
+    def apply(self, recipe: Recipe, parameters: Mapping[str, OpParameters]) -> TorchCandidate:
+        """Carry a recipe out."""
+        offered, view = self.capability(), self.describe()
+        ledger: dict[str, Applied] = {}
+        biases: dict[str, torch.Tensor | None] = {}
+        active = {n: p for n, p in parameters.items() if not p.scheme.is_float}
+        for name, decided in active.items():
+            if name not in view.by_name:
+                raise SchemeError(f"this model has no op called {name!r}{nearest(name, view.by_name)}")
+            op = view.by_name[name]
+            realization = offered.realization(op, decided.scheme)
+            ledger[name] = Applied(decided.scheme, decided.scheme, realization)
+            if decided.bias is not None:
+                biases[name] = torch.as_tensor(decided.bias)
+            else:
+                biases[name] = self._fold(self.capture.layers[name])[1]
+        module, remarks = self.capture.build(active, biases)
+        for name, remark in remarks.items():
+            ledger[name] = Applied(ledger[name].requested, ledger[name].applied, ledger[name].realization, remark)
+        return TorchCandidate(module, recipe, ledger, active, biases, self._device, self.capture.facts())
+
+    def reference(self) -> TorchCandidate:
+        """Return the model as it was given, in eval mode."""
+        return TorchCandidate(skeleton(self.capture.root), Recipe(backend="torch"), {}, {}, {}, self._device, self.capture.facts())
+
+    def fingerprint(self) -> str:
+        """Return a content digest of structure and weights."""
+        return digest(self.capture.root)
+
+    def rescale(self, factors: Mapping[str, Array]) -> TorchSession:
+        """Return a session over the same function with other channel scales."""
+        root = rescaled(self.capture.root, self.capture.links, factors)
+        return TorchSession(self.capture.on(root), self._device, self._example, self._notes)
+
+    def export(self, format: str, path: Path) -> None:
+        """Write the float model as ONNX."""
+        if format != "onnx":
+            raise SchemeError(f"the torch backend exports onnx, not {format!r}")
+        from .export import export_onnx
+
+        if self._example is None:
+            raise ModelError("exporting to ONNX needs one batch of example inputs; give calibration data")
+        export_onnx(skeleton(self.capture.root), self._example, path)
+
+
+def _hook_notes(capture: Capture) -> Iterable[str]:
+    for layer in capture.layers.values():
+        if layer.norm and has_hooks(capture.root.get_submodule(layer.norm)):
+            yield f"hooks on {layer.norm} do not run where it is folded into {layer.path}"
+
+
+def open_root(model: nn.Module, device: torch.device | None = None) -> nn.Module:
+    """Return a skeleton of a model, out of its DataParallel wrapper, with its tensors on ``device``.
+
+    Raises:
+        ModelError: If a tensor holds no data.
+    """
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        model = model.module
+    root = skeleton(model)
+    for name, tensor in named_tensors(root).items():
+        if tensor.is_meta:
+            raise ModelError(f"tensor {name!r} is on the meta device and holds no numbers; load the checkpoint first")
+        if device is not None and tensor.device != device:
+            set_tensor(root, name, tensor.detach().to(device))
+    return root

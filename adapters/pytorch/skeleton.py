@@ -1,0 +1,111 @@
+"""A module tree of its own that shares every tensor with the original."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+_TABLES = ("_parameters", "_buffers", "_modules")
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+)
+
+
+def skeleton(root: nn.Module) -> nn.Module:
+    """Return a new module tree in eval mode that shares parameters and buffers with ``root``, object for object.
+
+    Modules, their tables of children, parameters, buffers and hooks are new, so that replacing a child or switching
+    to eval mode never shows in the original. A module that is used twice is one module in the copy too; tied
+    parameters stay tied. Costs microseconds a module, whatever the model's size.
+    """
+    made: dict[int, nn.Module] = {}
+
+    def build(module: nn.Module) -> nn.Module:
+        if id(module) in made:
+            return made[id(module)]
+        twin = module.__class__.__new__(module.__class__)
+        made[id(module)] = twin
+        state = dict(module.__dict__)
+        for key, value in state.items():
+            if key in (*_TABLES, *_HOOKS) and value is not None:
+                state[key] = value.copy()
+        twin.__dict__.update(state)
+        twin.__dict__["training"] = False
+        for name, child in module._modules.items():
+            if child is not None:
+                twin._modules[name] = build(child)
+        return twin
+
+    copy = build(root)
+    for old_id, twin in made.items():
+        for key, value in twin.__dict__.items():
+            # A method bound to an instance (patched forwards) or a plain reference to a module of the tree must lead to the twin.
+            if isinstance(value, types.MethodType) and id(value.__self__) in made:
+                twin.__dict__[key] = types.MethodType(value.__func__, made[id(value.__self__)])
+            elif isinstance(value, nn.Module) and id(value) in made and id(value) != old_id:
+                twin.__dict__[key] = made[id(value)]
+    return copy
+
+
+def set_submodule(root: nn.Module, path: str, module: nn.Module) -> None:
+    """Put ``module`` at ``path`` below ``root``, under every name that the old one is registered by."""
+    old = root.get_submodule(path)
+    for parent in list(root.modules()):
+        for name, child in parent._modules.items():
+            if child is old:
+                parent._modules[name] = module
+
+
+def set_tensor(root: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    """Replace a parameter or buffer of a skeleton under every name it is tied to."""
+    path, _, leaf = name.rpartition(".")
+    owner = root.get_submodule(path)
+    old = getattr(owner, leaf)
+    new: Any = nn.Parameter(tensor, requires_grad=False) if isinstance(old, nn.Parameter) else tensor
+    for module in root.modules():
+        for table in (module._parameters, module._buffers):
+            for key, value in table.items():
+                if value is old:
+                    table[key] = new
+
+
+def named_tensors(root: nn.Module) -> Mapping[str, torch.Tensor]:
+    """Return every parameter and buffer by its first name; tied ones once, non-persistent buffers included."""
+    found: dict[str, torch.Tensor] = dict(root.named_parameters())
+    found.update(root.named_buffers())
+    return found
+
+
+def aliases(root: nn.Module) -> Mapping[str, str]:
+    """Return, for every further name of a tied tensor, its first name."""
+    first: dict[int, str] = {}
+    found: dict[str, str] = {}
+    pairs: Iterable[tuple[str, torch.Tensor]] = [
+        *root.named_parameters(remove_duplicate=False),
+        *root.named_buffers(remove_duplicate=False),
+    ]
+    for name, tensor in pairs:
+        if id(tensor) in first:
+            found[name] = first[id(tensor)]
+        else:
+            first[id(tensor)] = name
+    return found
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """True if a forward hook is registered on the module itself."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def copy_hooks(source: nn.Module, target: nn.Module) -> None:
+    """Register the forward hooks of ``source`` on ``target``."""
+    for table in _HOOKS:
+        getattr(target, table).update(getattr(source, table))

@@ -1,0 +1,84 @@
+"""The kit on three kinds of module: a traced network, a transformer that cannot be traced, a single layer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from octavo.core.conformance import AdapterCase, AdapterConformance
+from octavo.core.plugins import PluginHost
+
+CARD = PluginHost(third_party=False).adapters()["torch"]
+
+
+class Residual(nn.Module):
+    """Convolutions with batch norm, a residual add, a depthwise convolution, pooling, a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+        self.block = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1))
+        self.depthwise = nn.Sequential(nn.Conv2d(16, 16, 3, groups=16), nn.ReLU(), nn.MaxPool2d(2))
+        self.head = nn.Linear(16 * 49, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = torch.relu(self.block(x) + x)
+        return self.head(self.depthwise(x).flatten(1))
+
+
+class Encoder(nn.Module):
+    """A pre-norm transformer block whose optional argument keeps it from being traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(50, 32)
+        self.norm1, self.norm2 = nn.LayerNorm(32), nn.LayerNorm(32)
+        self.query, self.key, self.value, self.out = (nn.Linear(32, 32) for _ in range(4))
+        self.up, self.down = nn.Linear(32, 64), nn.Linear(64, 32)
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        x = self.embed(ids)
+        h = self.norm1(x)
+        scores = self.query(h) @ self.key(h).transpose(-1, -2)
+        if mask is not None:
+            scores = scores.masked_fill(mask[:, None] == 0, -1e9)
+        x = x + self.out(scores.softmax(-1) @ self.value(h))
+        return x + self.down(torch.nn.functional.gelu(self.up(self.norm2(x))))
+
+
+def residual() -> nn.Module:
+    torch.manual_seed(0)
+    model = Residual()
+    for _ in range(5):  # running statistics that are not the identity
+        model(torch.randn(16, 3, 16, 16))
+    return model.eval()
+
+
+class TestTraced(AdapterConformance):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def case(cls) -> AdapterCase:
+        model = residual()
+        torch.manual_seed(1)
+        return AdapterCase(card=CARD, model=model, batches=[(torch.randn(8, 3, 16, 16),) for _ in range(3)], float_model=model, ops_per_type=4)
+
+
+class TestModules(AdapterConformance):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def case(cls) -> AdapterCase:
+        torch.manual_seed(0)
+        model = Encoder().eval()
+        batches = [{"ids": torch.randint(0, 50, (4, 12))} for _ in range(3)]
+        return AdapterCase(card=CARD, model=model, batches=batches, float_model=Encoder)
+
+
+class TestOneLayer(AdapterConformance):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def case(cls) -> AdapterCase:
+        torch.manual_seed(0)
+        model = nn.Linear(64, 64).eval()
+        return AdapterCase(card=CARD, model=model, batches=[(torch.randn(16, 64).numpy(),)], float_model=model)
