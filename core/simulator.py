@@ -72,7 +72,7 @@ class SimulatedSensitivity:
 
     def __call__(self, kind: str, pairs: Sequence[tuple[str, OpScheme]]) -> Sequence[float]:
         """Return one loss >= 0 for each (unit name, scheme)."""
-        spread, power, unit = {"output_distance": (1.0, 1.0, 37.0), "weight_error": (4.0, 0.8, 0.02)}[kind]
+        spread, power, unit = {"output_distance": (1.0, 1.0, 37.0), "weight_error": (4.0, 0.8, 0.02), "hessian": (3.0, 0.9, 5.0)}[kind]
         self.asked.setdefault(kind, set()).update(pairs)
         found = []
         for name, scheme in pairs:

@@ -10,6 +10,7 @@ from pydantic import Field
 from octavo.core.hookspecs import hookimpl
 from octavo.core.parts import Part, PartConfig
 
+_HERE = "octavo.strategies"
 Proxy = Literal["output_distance", "weight_error"]
 
 
@@ -66,12 +67,95 @@ class ExhaustiveConfig(PartConfig):
     kind: Literal["exhaustive"] = "exhaustive"
 
 
+class ConservativeConfig(PartConfig):
+    """From all-float, one op type after the other."""
+
+    kind: Literal["conservative"] = "conservative"
+
+
+class RandomConfig(PartConfig):
+    """Seeded draws.
+
+    Attributes:
+        over: What takes one decision: each ``op``, or all ops of a ``type``.
+    """
+
+    kind: Literal["random"] = "random"
+    over: Literal["op", "type"] = "op"
+
+
+class MseConfig(PartConfig):
+    """Float fallbacks in the order of each op's own output error."""
+
+    kind: Literal["mse"] = "mse"
+
+
+class MseV2Config(PartConfig):
+    """Float fallbacks ranked again at each step by the error of the model's outputs."""
+
+    kind: Literal["mse_v2"] = "mse_v2"
+
+
+class HawqV2Config(PartConfig):
+    """Float fallbacks in the order of mean Hessian trace times squared weight error."""
+
+    kind: Literal["hawq_v2"] = "hawq_v2"
+
+
+class AccuracyControlConfig(PartConfig):
+    """Greedy: take back what helps most, undo and rank again where it did not help."""
+
+    kind: Literal["accuracy_control"] = "accuracy_control"
+
+
+class PrefixConfig(PartConfig):
+    """Mixed precision by a binary search over steps in the order of sensitivity.
+
+    Attributes:
+        sensitivity: What orders the steps.
+    """
+
+    kind: Literal["prefix"] = "prefix"
+    sensitivity: Proxy = "output_distance"
+
+
+class BudgetConfig(PartConfig):
+    """Integer program under the run's ``budgets``.
+
+    Attributes:
+        sensitivities: What is minimised; one solution is evaluated for each.
+    """
+
+    kind: Literal["budget"] = "budget"
+    sensitivities: tuple[Literal["output_distance", "weight_error", "hessian"], ...] = ("output_distance", "weight_error")
+
+
+class CoordinateConfig(PartConfig):
+    """Coordinate descent over transforms, calibrators and algorithms.
+
+    Attributes:
+        sweeps: At most so many passes over all settings.
+    """
+
+    kind: Literal["coordinate"] = "coordinate"
+    sweeps: int = Field(default=3, ge=1)
+
+
 @hookimpl
 def octavo_strategies() -> Iterable[Part[Any]]:
     """Offer the built-in strategies."""
     return (
-        Part("auto", "octavo.strategies.auto:Auto", AutoConfig, "sensitivities, knapsack, few evaluations (the default)"),
-        Part("basic", "octavo.strategies.basic:Basic", BasicConfig, "whole-model schemes, then float fallbacks by sensitivity"),
-        Part("bayesian", "octavo.strategies.bayesian:Bayesian", BayesianConfig, "Optuna: tpe, gp, random or nsgaii"),
-        Part("exhaustive", "octavo.strategies.exhaustive:Exhaustive", ExhaustiveConfig, "every recipe, once"),
+        Part("auto", f"{_HERE}.auto:Auto", AutoConfig, "sensitivities, knapsack, few evaluations (the default)"),
+        Part("basic", f"{_HERE}.basic:Basic", BasicConfig, "whole-model schemes, then float fallbacks by sensitivity"),
+        Part("bayesian", f"{_HERE}.bayesian:Bayesian", BayesianConfig, "Optuna: tpe, gp, random or nsgaii"),
+        Part("budget", f"{_HERE}.budget:Budget", BudgetConfig, "integer program under bits, size or latency"),
+        Part("prefix", f"{_HERE}.prefix:Prefix", PrefixConfig, "mixed precision: sensitivity order, binary search"),
+        Part("accuracy_control", f"{_HERE}.accuracy_control:AccuracyControl", AccuracyControlConfig, "greedy: revert what helps most"),
+        Part("mse", f"{_HERE}.mse:Mse", MseConfig, "float fallbacks by each op's output error"),
+        Part("mse_v2", f"{_HERE}.mse:MseV2", MseV2Config, "float fallbacks by the model's output error, ranked at each step"),
+        Part("hawq_v2", f"{_HERE}.mse:HawqV2", HawqV2Config, "float fallbacks by Hessian trace times weight error"),
+        Part("conservative", f"{_HERE}.conservative:Conservative", ConservativeConfig, "from float, one op type after the other"),
+        Part("coordinate", f"{_HERE}.coordinate:Coordinate", CoordinateConfig, "coordinate descent over settings"),
+        Part("random", f"{_HERE}.random_search:Random", RandomConfig, "seeded draws, none twice"),
+        Part("exhaustive", f"{_HERE}.exhaustive:Exhaustive", ExhaustiveConfig, "every recipe, once"),
     )

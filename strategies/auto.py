@@ -20,7 +20,6 @@ from octavo.core.knapsack import LossTable
 from octavo.core.recipe import Recipe
 from octavo.core.scheme import PartChoice
 from octavo.core.sensitivity import RecipeSensitivity
-from octavo.core.strategy import Problem
 from octavo.core.trial import Trial
 
 from . import AutoConfig
@@ -129,27 +128,24 @@ class Auto(Sequential):
             if best is not None and len(seen) >= limit:
                 self.note = f"{limit} evaluations were used; the best recipe is within reach of the knapsack's bound"
                 return
-            picks = self._propose(belief, seen, best, misses)
-            if picks is None:
+            proposed = self._propose(belief, seen, best, misses)
+            if proposed is None:
                 self.note = "nothing left can pay" if best else "no recipe of this space is believed to reach the goal"
                 return
-            trial = yield from self._try(picks, transforms)
-            seen[picks] = trial
+            trial = yield from self._try(proposed, transforms)
+            seen[proposed] = trial
             misses = 0 if trial.passed else misses + 1
             if trial.state == "failed":
                 self._avoid(proxies, seen)
                 belief = self._rebuilt(proxies, seen)
             else:
-                belief.observe(picks, _loss(trial))
+                belief.observe(proposed, _loss(trial))
 
     def _proxies(self, transforms: tuple[PartChoice, ...]) -> list[np.ndarray]:
         """Return the proxy loss of every choice, scaled to a mean of 1."""
         space = self.problem.space
-        problem = self.problem
-        if transforms and isinstance(problem.sensitivity, RecipeSensitivity):
-            problem = Problem(space, problem.objectives, problem.seed, problem.sensitivity.under(transforms))
         pairs = [(u, s) for u in space.tunable for s in u.choices]
-        flat = np.array(pair_losses(problem, self.config.sensitivity, pairs))
+        flat = np.array(pair_losses(self.problem, self.config.sensitivity, pairs, transforms))
         finite = flat[np.isfinite(flat)]
         flat = np.where(np.isfinite(flat), flat / max(float(finite.mean()), 1e-300), HOPELESS)
         ends = np.cumsum([len(u.choices) for u in space.tunable])

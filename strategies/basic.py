@@ -6,19 +6,17 @@ from collections.abc import Iterator
 from itertools import islice
 
 from octavo.core.recipe import Recipe
-from octavo.core.scheme import FLOAT, OpScheme, PartChoice
+from octavo.core.scheme import FLOAT, OpScheme
 from octavo.core.space import Unit
-from octavo.core.trial import Trial
 
 from . import BasicConfig
 from .exhaustive import graded
-from .losses import unit_losses
-from .sequential import Search, Sequential, passed
+from .fallback import Choice, Fallback
+from .losses import Transforms, unit_losses
+from .sequential import Search, passed
 
-Choice = dict[str, OpScheme]
 
-
-class Basic(Sequential):
+class Basic(Fallback):
     """Model-wide transforms, mixtures of op-type schemes, static to dynamic; then blocks, single ops and ever more ops in float.
 
     The order is neural-compressor's; each step starts from the best configuration of the step before.
@@ -33,24 +31,20 @@ class Basic(Sequential):
             self.note = "nothing can be quantized in this space"
             return
         base: Choice = space.first()
-        trials = yield from self.run((space.recipe(base, t) for t in space.transforms), until=passed)
-        best = min(trials, key=self.rank)
+        best = yield from self.start()
         until = passed if self.problem.stop_at_goal else None
         mixtures = list(self._mixtures(base, best.recipe.transforms))
         trials = [best, *(yield from self.run(mixtures, until))]
         best = min(trials, key=self.rank)
-        dynamic = {name: self._dynamic(space.by_name[name], scheme) for name, scheme in self._choice(best).items()}
+        dynamic = {name: self._dynamic(space.by_name[name], scheme) for name, scheme in self.choice(best).items()}
         trials = yield from self.run((space.recipe(dynamic, best.recipe.transforms),), until)
         best = min([best, *trials], key=self.rank)
         if best.passed:
             self.note = "a whole-model configuration reaches the goal"
             return
-        yield from self._fall_back(self._choice(best), best.recipe.transforms)
+        yield from self._fall_back(self.choice(best), best.recipe.transforms)
 
-    def _choice(self, trial: Trial) -> Choice:
-        return {u.name: trial.recipe[u.ops[0]] for u in self.problem.space.tunable}
-
-    def _mixtures(self, base: Choice, transforms: tuple[PartChoice, ...]) -> Iterator[Recipe]:
+    def _mixtures(self, base: Choice, transforms: Transforms) -> Iterator[Recipe]:
         """Yield mixtures of op-type schemes in the mode of each type's first choice, nearest to the base first."""
         space = self.problem.space
         options = {}
@@ -68,34 +62,27 @@ class Basic(Sequential):
         offered = [s for s in unit.choices if s.mode == "dynamic"]
         return next((s for s in offered if s.weight == scheme.weight), offered[0] if offered else scheme)
 
-    def _fall_back(self, base: Choice, transforms: tuple[PartChoice, ...]) -> Search:
+    def _fall_back(self, base: Choice, transforms: Transforms) -> Search:
         space = self.problem.space
-        losses = unit_losses(self.problem, self.config.sensitivity, base)
+        losses = unit_losses(self.problem, self.config.sensitivity, base, transforms)
         units = sorted((u for u in space.tunable if not base[u.name].is_float), key=lambda u: (-losses[u.name], u.parameters))
-
-        def without(names: set[str]) -> Recipe:
-            return space.recipe({n: FLOAT if n in names else s for n, s in base.items()}, transforms)
 
         blocks: dict[str, set[str]] = {}
         for unit in units:
             blocks.setdefault(unit.block or unit.name, set()).add(unit.name)
         repeated = [names for names in blocks.values() if 1 < len(names) < len(units)]
         repeated.sort(key=lambda names: -sum(losses[n] for n in names))
-        trials = yield from self.run((without(names) for names in repeated), until=passed)
+        trials = yield from self.run((self.without(base, names, transforms) for names in repeated), until=passed)
         # Where a whole block was enough, look inside it for the one op that matters.
-        enough = next((names for names in repeated if trials and trials[-1].passed and without(names) == trials[-1].recipe), None)
+        enough = next(
+            (names for names in repeated if trials and trials[-1].passed and self.without(base, names, transforms) == trials[-1].recipe),
+            None,
+        )
         singles = [u for u in units if enough is None or u.name in enough]
-        trials = yield from self.run((without({u.name}) for u in singles), until=passed)
+        trials = yield from self.run((self.without(base, {u.name}, transforms) for u in singles), until=passed)
         if enough is not None or any(t.passed for t in trials):
             self.note = "the goal is reached with one op or one block in float"
             return
         margins = {t.recipe: t.margin for t in trials}
-        order = sorted(singles, key=lambda u: -margins[without({u.name})])
-        prefixes = (without({u.name for u in order[:k]}) for k in range(2, len(order)))
-        trials = yield from self.run(prefixes, until=passed)
-        reached = any(t.passed for t in trials)
-        self.note = (
-            "the goal is reached with some ops in float"
-            if reached
-            else "no recipe reaches the goal, not even with all ops but one in float"
-        )
+        order = sorted(singles, key=lambda u: -margins[self.without(base, {u.name}, transforms)])
+        self.conclude((yield from self.cumulative(base, order, transforms)))

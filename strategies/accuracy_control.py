@@ -1,0 +1,55 @@
+"""Greedy accuracy control: take back the unit whose reversal helps most; where it made things worse, undo and rank again.
+
+NNCF's algorithm (Quantization with accuracy control) with the model's outputs as the ranking score, so that a ranking costs
+runs over a few batches and no evaluation.
+"""
+
+from __future__ import annotations
+
+from octavo.core.sensitivity import RecipeSensitivity
+from octavo.core.space import Unit
+
+from . import AccuracyControlConfig
+from .fallback import Choice, Fallback
+from .losses import Transforms, unit_losses
+from .sequential import Search
+
+
+class AccuracyControl(Fallback):
+    """About 1 + k evaluations for k units taken back."""
+
+    config: AccuracyControlConfig
+
+    def search(self) -> Search:
+        """Revert one unit after the other."""
+        best = yield from self.start()
+        base, transforms = self.choice(best), best.recipe.transforms
+        reverted: list[str] = []
+        ranking = self._ranked(base, reverted, transforms) if not best.passed else []
+        fresh = True
+        while not best.passed:
+            if (not ranking and fresh) or len(reverted) >= len(self.quantized(base)) - 1:
+                self.conclude(None)
+                return
+            if not ranking:
+                ranking, fresh = self._ranked(base, reverted, transforms), True
+                continue
+            unit = ranking.pop(0)
+            trial = yield from self.one(self.without(base, {unit.name, *reverted}, transforms))
+            if trial.state != "failed" and trial.margin >= best.margin:
+                reverted.append(unit.name)
+                best, fresh = trial, False
+            elif not fresh:
+                # The order was made before the last reversals, and no longer holds.
+                ranking, fresh = [u for u in self._ranked(base, reverted, transforms) if u is not unit], True
+        self.conclude(best)
+
+    def _ranked(self, base: Choice, reverted: list[str], transforms: Transforms) -> list[Unit]:
+        left = [u for u in self.quantized(base) if u.name not in reverted]
+        service = self.problem.sensitivity
+        if isinstance(service, RecipeSensitivity):
+            far = service.distances([self.without(base, {u.name, *reverted}, transforms) for u in left])
+        else:
+            losses = unit_losses(self.problem, "output_distance", base, transforms)
+            far = [-losses[u.name] for u in left]
+        return [u for _, _, u in sorted(zip(far, range(len(left)), left, strict=True), key=lambda row: row[:2])]

@@ -1,0 +1,51 @@
+"""What strategies share that begin with everything quantized and take ops back to float."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Generator
+
+from octavo.core.recipe import Recipe
+from octavo.core.scheme import FLOAT, OpScheme
+from octavo.core.space import Unit
+from octavo.core.trial import Trial
+
+from .losses import Transforms
+from .sequential import Batch, Sequential, passed
+
+Choice = dict[str, OpScheme]
+
+
+class Fallback(Sequential):
+    """A start with every unit quantized, and recipes with some of them in float."""
+
+    def start(self) -> Generator[Batch, list[Trial], Trial]:
+        """Try every unit's first choice under each alternative of transforms until one passes; return the best trial."""
+        space = self.problem.space
+        trials = yield from self.run((space.recipe(space.first(), t) for t in space.transforms), until=passed)
+        return min(trials, key=self.rank)
+
+    def choice(self, trial: Trial) -> Choice:
+        """Return what each tunable unit took."""
+        return {u.name: trial.recipe[u.ops[0]] for u in self.problem.space.tunable}
+
+    def quantized(self, choice: Choice) -> list[Unit]:
+        """Return the units that are not in float, in execution order."""
+        return [u for u in self.problem.space.tunable if not choice[u.name].is_float]
+
+    def without(self, base: Choice, names: Collection[str], transforms: Transforms) -> Recipe:
+        """Return ``base`` with the named units in float."""
+        return self.problem.space.recipe({n: FLOAT if n in names else s for n, s in base.items()}, transforms)
+
+    def cumulative(self, base: Choice, order: list[Unit], transforms: Transforms) -> Generator[Batch, list[Trial], Trial | None]:
+        """Put ever more units in float, in this order, until a trial passes; return it, or None."""
+        prefixes = (self.without(base, {u.name for u in order[:k]}, transforms) for k in range(1, len(order)))
+        trials = yield from self.run(prefixes, until=passed)
+        return next((t for t in trials if t.passed), None)
+
+    def conclude(self, found: Trial | None) -> None:
+        """Say how it ended."""
+        if found is None:
+            self.note = "no recipe reaches the goal, not even with all ops but one in float"
+            return
+        left = [u.name for u in self.problem.space.tunable if found.recipe[u.ops[0]].is_float]
+        self.note = f"the goal is reached with {len(left)} of {len(self.problem.space.tunable)} units in float"
