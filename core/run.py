@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from .adapter import Adapter, Batch, Candidate, Opened
+from .adapter import Batch
 from .config import TuningConfig
 from .criteria.base import Criterion
-from .data import CalibrationData, calibration_data, materialize
-from .errors import ConfigError, EvaluationError, ModelError
+from .data import CalibrationData
+from .direct import quantize_model
+from .errors import EvaluationError
 from .executor import Executor, InlineExecutor, ProcessExecutor, terminate_as_interrupt
+from .finish import Finish
 from .history import StudyHistory, default_storage
 from .joint import JointStrategy
-from .loop import Backend, Loop, Progress, choose, tell
+from .loop import Backend, Loop, Progress, tell
 from .objectives.base import Objective, Subject
-from .parts import AdapterPart, PartConfig
+from .opening import open_all, open_model, plugin_host
+from .parts import PartConfig
 from .plugins import PluginHost
-from .presets import preset_recipe
 from .realize import Realizer
-from .recipe import Recipe
-from .result import Quantized, Result, load_candidate, save_candidate
-from .rules import build_space, build_spaces
-from .scheme import FLOAT, canonical_json
-from .space import TuningSpace
+from .result import Result, load_candidate
+from .rules import build_spaces
+from .scheme import canonical_json
 from .strategy import Problem, Strategy
-from .trial import Trial
 
 
 def autotune(
@@ -81,11 +79,11 @@ def autotune(
     if not callable(eval_fn):
         raise EvaluationError(f"eval_fn must be callable: candidate -> score; got {type(eval_fn).__name__}")
     host = host or plugin_host(settings)
-    criterion: Criterion = host.part("criteria", _kind(settings.criterion(host))).build(settings.criterion(host))
+    criterion: Criterion = host.part("criteria", settings.criterion(host).kind).build(settings.criterion(host))
     objectives = _objectives(settings, host)
     strategy_settings = host.read("strategies", settings.strategy)
     with ExitStack() as stack:
-        opened, data, native = _open_all(model, calibration, settings, host, stack)
+        opened, data, native = open_all(model, calibration, settings, host, stack)
         native = native and not arrays
         spaces = build_spaces(opened, settings.rules, transforms=settings.transforms, simulated=settings.simulated)
         source = opened[0]
@@ -96,10 +94,12 @@ def autotune(
             "space": canonical_json([spaces[o.name].digest for o in opened]),
             "goal": canonical_json([settings.accuracy, list(objectives)]),
         }
-        directions = [_direction(settings), *("minimize" for _ in objectives)]
+        directions = [_direction(settings), *("minimize" if o.lower_is_better else "maximize" for o in objectives.values())]
         history = StudyHistory(storage or default_storage(), name=study, fingerprint=fingerprint, directions=directions, resume=resume)
         stack.callback(history.close)
         realizers = {o.name: Realizer(o, spaces[o.name], host, non_finite=settings.non_finite) for o in opened}
+        for realizer in realizers.values():
+            realizer.check_weights()
         run_with = executor or stack.enter_context(_executor(settings))
         reference = Subject(source.session.reference(), first.first())
         stack.callback(reference.close)
@@ -121,10 +121,11 @@ def autotune(
                 tell(callbacks, note)
         baseline = loop.measure_baseline(int(getattr(settings.criterion(host), "noise_runs", 1)))
         goal = criterion.describe(baseline.metrics)
+        finish = Finish(loop, settings, goal, native, tuple(opened), began, model, host)
         if not any(space.tunable for space in spaces.values()):
             reason = "nothing to quantize: no op of this model has a scheme to choose (see the ledger and the rules)"
             tell(callbacks, reason)
-            return _result(reference.candidate, baseline, loop, settings, goal, native, reason=reason, opened=opened, began=began)
+            return finish.result(reference.candidate, baseline, reason=reason)
         interrupted, reason = False, ""
         with terminate_as_interrupt():
             try:
@@ -144,181 +145,7 @@ def autotune(
                 interrupted, reason = True, "interrupted; the best so far is kept"
         for p in callbacks:
             p.ended(reason)
-        return _finish(loop, settings, goal, native, reason, interrupted, opened, began, model, host)
-
-
-def _finish(
-    loop: Loop,
-    settings: TuningConfig,
-    goal: str,
-    native: bool,
-    reason: str,
-    interrupted: bool,
-    opened: Sequence[Opened],
-    began: float,
-    model: Any,
-    host: PluginHost,
-) -> Result:
-    """Choose the winner, save it, load it and score it again: what is reported is what is deployed."""
-    trials = [t for t in loop.history.trials if t.number > 0]
-    assert loop.baseline is not None
-    refused: set[int] = set()
-    while True:
-        winner = choose([t for t in trials if t.number not in refused], tuple(loop.objectives))
-        if winner is None:
-            break
-        candidate = loop.backends[winner.recipe.backend].realizer.candidate(winner.recipe)
-        if not settings.confirm or interrupted:
-            return _result(
-                candidate,
-                winner,
-                loop,
-                settings,
-                goal,
-                native,
-                goal_met=True,
-                reason=reason,
-                opened=opened,
-                began=began,
-                interrupted=interrupted,
-            )
-        confirmed, problem = _confirm(candidate, loop, model, host, opened)
-        if not problem:
-            return _result(
-                candidate,
-                winner,
-                loop,
-                settings,
-                goal,
-                native,
-                goal_met=True,
-                reason=reason,
-                opened=opened,
-                began=began,
-                confirmed=confirmed,
-            )
-        refused.add(winner.number)
-        tell(loop.progress, f"trial {winner.number} passed, but not after saving and loading it again: {problem}; the next best is taken")
-    done = [t for t in trials if t.state == "complete" and t.number not in refused]
-    if not done:
-        failed = next((t for t in reversed(trials) if t.error), None)
-        why = f"no trial was completed; the last error: {failed.error.splitlines()[-1]}" if failed else "no trial was completed"
-        return _result(
-            loop.reference.candidate,
-            loop.baseline,
-            loop,
-            settings,
-            goal,
-            native,
-            reason=f"{why} ({reason})",
-            opened=opened,
-            began=began,
-            interrupted=interrupted,
-        )
-    closest = max(done, key=lambda t: (t.margin, -t.number))
-    candidate = loop.backends[closest.recipe.backend].realizer.candidate(closest.recipe)
-    miss = loop.criterion.judge(closest.metrics, loop.baseline.metrics).reason
-    return _result(
-        candidate,
-        closest,
-        loop,
-        settings,
-        goal,
-        native,
-        reason=f"no trial reached the goal; the closest: {miss} ({reason})",
-        opened=opened,
-        began=began,
-        interrupted=interrupted,
-    )
-
-
-def _confirm(candidate: Candidate, loop: Loop, model: Any, host: PluginHost, opened: Sequence[Opened]) -> tuple[Mapping[str, float], str]:
-    assert loop.baseline is not None
-    own = candidate.recipe.backend == opened[0].name
-    with tempfile.TemporaryDirectory(prefix="octavo-") as folder:
-        try:
-            saved = save_candidate(candidate, Path(folder) / "result", {})
-            loaded = load_candidate(saved, model if own else None, host=host)
-            scores = loop.rescore(loaded)
-        except Exception as error:
-            return {}, f"{type(error).__name__}: {error}"
-    verdict = loop.criterion.judge(scores.metrics, loop.baseline.metrics)
-    return scores.metrics, "" if verdict.passed else verdict.reason
-
-
-def _result(candidate: Candidate, best: Trial, loop: Loop, settings: TuningConfig, goal: str, native: bool, **facts: Any) -> Result:
-    opened: Sequence[Opened] = facts.pop("opened")
-    began: float = facts.pop("began")
-    assert loop.baseline is not None
-    return Result(
-        candidate,
-        native,
-        tuple(n for o in opened for n in (*o.notes, *o.view.notes)),
-        best=best,
-        baseline=loop.baseline,
-        trials=tuple(t for t in loop.history.trials if t.number > 0),
-        config=settings,
-        goal=goal,
-        views={o.name: o.view for o in opened},
-        storage=str(getattr(loop.history, "location", "")),
-        seconds=time.perf_counter() - began,
-        **facts,
-    )
-
-
-def quantize_model(
-    model: Any,
-    scheme: str | Recipe | TuningConfig | Mapping[str, Any] = "int8-static",
-    calibration: Any = None,
-    *,
-    backend: str | Mapping[str, Any] | None = None,
-    host: PluginHost | None = None,
-) -> Quantized:
-    """Quantize without a search.
-
-    Args:
-        model: As for :func:`autotune`.
-        scheme: A named scheme (``int8-static``, ``int8-dynamic``, ``int4-weight-only``, ...), a :class:`Recipe`, or a
-            configuration whose rules say what each op takes (its first choice).
-        calibration: Needed where a scheme asks for ranges found in calibration.
-        backend: The backend; None for the model's own.
-        host: Plugins.
-
-    Returns:
-        The quantized model with its ledger.
-    """
-    settings = TuningConfig.read(scheme if isinstance(scheme, (TuningConfig, Mapping)) else None)
-    if backend is not None:
-        settings = TuningConfig.read(settings, backends=(backend,))
-    host = host or plugin_host(settings)
-    with ExitStack() as stack:
-        opened, data, native = _open_all(model, calibration, settings, host, stack, need_data=False)
-        target = opened[-1]
-        space = build_space(target, settings.rules, transforms=settings.transforms, simulated=settings.simulated)
-        if isinstance(scheme, Recipe):
-            recipe = Recipe(scheme.schemes, scheme.transforms, target.name)
-            space = _space_of(recipe, target)
-        elif isinstance(scheme, str):
-            recipe = preset_recipe(scheme, space, target)
-            space = _space_of(recipe, target)
-        else:
-            recipe = space.recipe(space.first(), space.transforms[-1])
-        realizer = Realizer(target, space, host, non_finite=settings.non_finite)
-        if data or realizer.probes():
-            realizer.calibrate(data[target.name] if data else ())
-        candidate = realizer.candidate(recipe)
-        return Quantized(candidate, native, (*target.notes, *target.view.notes))
-
-
-def _space_of(recipe: Recipe, opened: Opened) -> TuningSpace:
-    """A space that holds just one recipe, so that calibration observes what it needs and no more."""
-    from .space import Unit
-
-    units = tuple(
-        Unit(op.name, op.type, (op.name,), (*([recipe[op.name]] if op.name in recipe.schemes else []), FLOAT), parameters=op.parameters)
-        for op in opened.view.ops
-    )
-    return TuningSpace(opened.name, units, ((),) if not recipe.transforms else ((), recipe.transforms))
+        return finish.choose(reason, interrupted=interrupted)
 
 
 def load(folder: str | Path, model: Any = None) -> Any:
@@ -334,125 +161,13 @@ def load(folder: str | Path, model: Any = None) -> Any:
     return load_candidate(folder, model).native
 
 
-def plugin_host(settings: TuningConfig) -> PluginHost:
-    """Load plugins as the configuration says."""
-    return PluginHost(third_party=settings.plugins.autoload, allow=settings.plugins.allow, deny=settings.plugins.deny)
-
-
-def find_adapter(model: Any, host: PluginHost) -> AdapterPart[Adapter]:
-    """Return the card of the backend that a model belongs to.
-
-    Raises:
-        ModelError: If none claims it, or a path does not exist.
-    """
-    if isinstance(model, (str, Path)) and not Path(model).exists():
-        raise ModelError(f"{model} does not exist")
-    found = [card for card in host.adapters().values() if card.claims(model)]
-    if not found:
-        what = f"file {Path(model).name!r}" if isinstance(model, (str, Path)) else f"{type(model).__module__}.{type(model).__qualname__}"
-        takes = "; ".join(f"{c.name}: {', '.join((*c.models, *c.suffixes))}" for c in host.adapters().values())
-        raise ModelError(f"no backend takes a {what}. There are: {takes}. For another framework, install its plugin (octavo plugins)")
-    return found[0]
-
-
-def open_model(model: Any, host: PluginHost, *, backend: str | Mapping[str, Any] | None = None, example: Batch | None = None) -> Opened:
-    """Open a model on its own backend.
-
-    Args:
-        model: As for :func:`autotune`.
-        host: Plugins.
-        backend: Settings of that backend, or its name.
-        example: One batch, for shapes.
-    """
-    card = find_adapter(model, host)
-    settings = host.read("adapters", backend) if backend is not None else None
-    if settings is not None and _kind(settings) != card.name:
-        raise ConfigError(f"backend {_kind(settings)!r} does not open a {type(model).__name__}; {card.name!r} does")
-    return _opened(card, settings, model, example)
-
-
-def _opened(card: AdapterPart[Adapter], settings: PartConfig | None, source: Any, example: Batch | None) -> Opened:
-    session = card.build(settings).open(source, example)
-    view = session.describe()
-    return Opened(card.name, session, view, session.capability())
-
-
-def _open_all(
-    model: Any, calibration: Any, settings: TuningConfig, host: PluginHost, stack: ExitStack, *, need_data: bool = True
-) -> tuple[list[Opened], dict[str, CalibrationData], bool]:
-    """Open the model on every backend of the run: its own first, then the others from its export."""
-    card = find_adapter(model, host)
-    asked = (
-        [host.read("adapters", b) for b in settings.backends] if settings.backends else [card.config.model_validate({"kind": card.name})]
-    )
-    names = [_kind(a) for a in asked]
-    if len(set(names)) != len(names):
-        raise ConfigError(f"a backend is named twice: {', '.join(names)}")
-    raw = materialize(calibration) if calibration is not None else None
-    example = raw.example() if raw is not None else None
-    own = asked[names.index(card.name)] if card.name in names else None
-    source = _opened(card, own, model, example)
-    opened = [source]
-    data: dict[str, CalibrationData] = {}
-    if raw is not None or need_data:
-        data[source.name] = calibration_data(raw, source.view.inputs)
-        if not _same_framework(card, data[source.name].first()):
-            data[source.name] = data[source.name].numpy()
-    for config in asked:
-        name = _kind(config)
-        if name == source.name:
-            continue
-        opened.append(_exported(source, model, host.adapters()[name], config, stack))
-        if data:
-            data[name] = data[source.name].numpy().for_inputs(opened[-1].view.inputs)
-    if card.name not in names:
-        # The model's own backend is not searched: it only exports and gives the baseline.
-        opened[0] = Opened(
-            source.name,
-            source.session,
-            source.view,
-            source.capability,
-            ("the model's own backend is not searched; it is the float baseline",),
-        )
-        if need_data:
-            opened = [_without_choices(opened[0]), *opened[1:]]
-    return opened, data, len(opened) == 1
-
-
-def _without_choices(opened: Opened) -> Opened:
-    from dataclasses import replace
-
-    return replace(opened, capability=replace(opened.capability, offers={}))
-
-
-def _exported(source: Opened, model: Any, card: AdapterPart[Adapter], config: PartConfig, stack: ExitStack) -> Opened:
-    """Open a model on a backend that is not its own: from its file if that is an interchange file, else from an export."""
-    if isinstance(model, (str, Path)) and Path(model).suffix.lstrip(".") in card.accepts:
-        return _opened(card, config, model, None)
-    formats = [f for f in card.accepts if f"export:{f}" in source.capability.features]
-    if not formats:
-        raise ConfigError(
-            f"{source.name!r} exports nothing that {card.name!r} opens ({', '.join(card.accepts) or 'no interchange format'}); "
-            f"leave {card.name!r} out of backends"
-        )
-    path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="octavo-"))) / f"model.{formats[0]}"
-    source.session.export(formats[0], path)
-    return _opened(card, config, path, None)
-
-
-def _same_framework(card: AdapterPart[Adapter], batch: Batch) -> bool:
-    values = batch.values() if isinstance(batch, Mapping) else batch
-    roots = {m.split(".")[0] for m in card.models}
-    return all(type(v).__module__.split(".")[0] in roots for v in values)
-
-
 def _strategies(
     strategy: PartConfig, settings: TuningConfig, loop: Loop, objectives: Mapping[str, Objective], host: PluginHost
 ) -> JointStrategy:
     from .sensitivity import SensitivityService
 
     built: dict[str, Strategy] = {}
-    part = host.part("strategies", _kind(strategy))
+    part = host.part("strategies", strategy.kind)
     for name, backend in loop.backends.items():
         if not backend.space.tunable:
             continue
@@ -479,9 +194,9 @@ def _objectives(settings: TuningConfig, host: PluginHost) -> dict[str, Objective
     found: dict[str, Objective] = {}
     for raw in settings.objective.minimise:
         config = host.read("objectives", raw)
-        objective: Objective = host.part("objectives", _kind(config)).build(config)
+        objective: Objective = host.part("objectives", config.kind).build(config)
         objective.check()
-        found[_kind(config)] = objective
+        found[config.kind] = objective
     return found
 
 
@@ -498,8 +213,4 @@ def _direction(settings: TuningConfig) -> str:
     return "minimize" if settings.accuracy.get("higher_is_better") is False else "maximize"
 
 
-def _kind(config: PartConfig) -> str:
-    return config.kind
-
-
-__all__ = ["autotune", "find_adapter", "load", "open_model", "plugin_host", "quantize_model"]
+__all__ = ["autotune", "load", "open_model", "plugin_host", "quantize_model"]

@@ -49,9 +49,11 @@ class Objective(ABC):
 
     Attributes:
         unit: Of the value.
+        lower_is_better: Its direction.
     """
 
     unit: ClassVar[str] = ""
+    lower_is_better: ClassVar[bool] = True
 
     def __init__(self, config: PartConfig) -> None:
         self.config = config

@@ -36,6 +36,7 @@ class Throughput(Objective):
     """Median samples a second; more is better."""
 
     unit = "samples/s"
+    lower_is_better = False
     config: ThroughputConfig
 
     def measure(self, subject: Subject, reference: Subject) -> Measurement:

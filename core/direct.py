@@ -1,0 +1,72 @@
+"""Quantize without a search: a named scheme, a recipe, or rules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+from .adapter import Opened
+from .config import TuningConfig
+from .opening import open_all, plugin_host
+from .plugins import PluginHost
+from .presets import preset_recipe
+from .realize import Realizer
+from .recipe import Recipe
+from .result import Quantized
+from .rules import build_space
+from .scheme import FLOAT
+from .space import TuningSpace, Unit
+
+
+def quantize_model(
+    model: Any,
+    scheme: str | Recipe | TuningConfig | Mapping[str, Any] = "int8-static",
+    calibration: Any = None,
+    *,
+    backend: str | Mapping[str, Any] | None = None,
+    host: PluginHost | None = None,
+) -> Quantized:
+    """Quantize without a search.
+
+    Args:
+        model: As for :func:`autotune`.
+        scheme: A named scheme (``int8-static``, ``int8-dynamic``, ``int4-weight-only``, ...), a :class:`Recipe`, or a
+            configuration whose rules say what each op takes (its first choice).
+        calibration: Needed where a scheme asks for ranges found in calibration.
+        backend: The backend; None for the model's own.
+        host: Plugins.
+
+    Returns:
+        The quantized model with its ledger.
+    """
+    settings = TuningConfig.read(scheme if isinstance(scheme, (TuningConfig, Mapping)) else None)
+    if backend is not None:
+        settings = TuningConfig.read(settings, backends=(backend,))
+    host = host or plugin_host(settings)
+    with ExitStack() as stack:
+        opened, data, native = open_all(model, calibration, settings, host, stack, need_data=False)
+        target = opened[-1]
+        space = build_space(target, settings.rules, transforms=settings.transforms, simulated=settings.simulated)
+        if isinstance(scheme, Recipe):
+            recipe = Recipe(scheme.schemes, scheme.transforms, target.name)
+            space = _space_of(recipe, target)
+        elif isinstance(scheme, str):
+            recipe = preset_recipe(scheme, space, target)
+            space = _space_of(recipe, target)
+        else:
+            recipe = space.recipe(space.first(), space.transforms[-1])
+        realizer = Realizer(target, space, host, non_finite=settings.non_finite)
+        if data or realizer.probes():
+            realizer.calibrate(data[target.name] if data else ())
+        candidate = realizer.candidate(recipe)
+        return Quantized(candidate, native, (*target.notes, *target.view.notes))
+
+
+def _space_of(recipe: Recipe, opened: Opened) -> TuningSpace:
+    """A space that holds just one recipe, so that calibration observes what it needs and no more."""
+    units = tuple(
+        Unit(op.name, op.type, (op.name,), (*([recipe[op.name]] if op.name in recipe.schemes else []), FLOAT), parameters=op.parameters)
+        for op in opened.view.ops
+    )
+    return TuningSpace(opened.name, units, ((),) if not recipe.transforms else ((), recipe.transforms))

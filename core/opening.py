@@ -1,0 +1,127 @@
+"""Open a model on every backend of a run, and bring the calibration data into each one's form."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .adapter import Adapter, Batch, Opened
+from .config import TuningConfig
+from .data import CalibrationData, calibration_data, materialize
+from .errors import ConfigError, ModelError
+from .parts import AdapterPart, PartConfig
+from .plugins import PluginHost
+
+
+def plugin_host(settings: TuningConfig) -> PluginHost:
+    """Load plugins as the configuration says."""
+    return PluginHost(third_party=settings.plugins.autoload, allow=settings.plugins.allow, deny=settings.plugins.deny)
+
+
+def find_adapter(model: Any, host: PluginHost) -> AdapterPart[Adapter]:
+    """Return the card of the backend that a model belongs to.
+
+    Raises:
+        ModelError: If none claims it, or a path does not exist.
+    """
+    if isinstance(model, (str, Path)) and not Path(model).exists():
+        raise ModelError(f"{model} does not exist")
+    found = [card for card in host.adapters().values() if card.claims(model)]
+    if not found:
+        what = f"file {Path(model).name!r}" if isinstance(model, (str, Path)) else f"{type(model).__module__}.{type(model).__qualname__}"
+        takes = "; ".join(f"{c.name}: {', '.join((*c.models, *c.suffixes))}" for c in host.adapters().values())
+        raise ModelError(f"no backend takes a {what}. There are: {takes}. For another framework, install its plugin (octavo plugins)")
+    return found[0]
+
+
+def open_model(model: Any, host: PluginHost, *, backend: str | Mapping[str, Any] | None = None, example: Batch | None = None) -> Opened:
+    """Open a model on its own backend.
+
+    Args:
+        model: As for :func:`autotune`.
+        host: Plugins.
+        backend: Settings of that backend, or its name.
+        example: One batch, for shapes.
+    """
+    card = find_adapter(model, host)
+    settings = host.read("adapters", backend) if backend is not None else None
+    if settings is not None and settings.kind != card.name:
+        raise ConfigError(f"backend {settings.kind!r} does not open a {type(model).__name__}; {card.name!r} does")
+    return _opened(card, settings, model, example)
+
+
+def _opened(card: AdapterPart[Adapter], settings: PartConfig | None, source: Any, example: Batch | None) -> Opened:
+    session = card.build(settings).open(source, example)
+    view = session.describe()
+    return Opened(card.name, session, view, session.capability())
+
+
+def open_all(
+    model: Any, calibration: Any, settings: TuningConfig, host: PluginHost, stack: ExitStack, *, need_data: bool = True
+) -> tuple[list[Opened], dict[str, CalibrationData], bool]:
+    """Open the model on every backend of the run: its own first, then the others from its export."""
+    card = find_adapter(model, host)
+    asked = (
+        [host.read("adapters", b) for b in settings.backends] if settings.backends else [card.config.model_validate({"kind": card.name})]
+    )
+    names = [a.kind for a in asked]
+    if len(set(names)) != len(names):
+        raise ConfigError(f"a backend is named twice: {', '.join(names)}")
+    raw = materialize(calibration) if calibration is not None else None
+    example = raw.example() if raw is not None else None
+    own = asked[names.index(card.name)] if card.name in names else None
+    source = _opened(card, own, model, example)
+    opened = [source]
+    data: dict[str, CalibrationData] = {}
+    if raw is not None or need_data:
+        data[source.name] = calibration_data(raw, source.view.inputs)
+        if not _same_framework(card, data[source.name].first()):
+            data[source.name] = data[source.name].numpy()
+    for config in asked:
+        name = config.kind
+        if name == source.name:
+            continue
+        opened.append(_exported(source, model, host.adapters()[name], config, stack))
+        if data:
+            data[name] = data[source.name].numpy().for_inputs(opened[-1].view.inputs)
+    if card.name not in names:
+        # The model's own backend is not searched: it only exports and gives the baseline.
+        opened[0] = Opened(
+            source.name,
+            source.session,
+            source.view,
+            source.capability,
+            ("the model's own backend is not searched; it is the float baseline",),
+        )
+        if need_data:
+            opened = [_without_choices(opened[0]), *opened[1:]]
+    return opened, data, len(opened) == 1
+
+
+def _without_choices(opened: Opened) -> Opened:
+    return replace(opened, capability=replace(opened.capability, offers={}))
+
+
+def _exported(source: Opened, model: Any, card: AdapterPart[Adapter], config: PartConfig, stack: ExitStack) -> Opened:
+    """Open a model on a backend that is not its own: from its file if that is an interchange file, else from an export."""
+    if isinstance(model, (str, Path)) and Path(model).suffix.lstrip(".") in card.accepts:
+        return _opened(card, config, model, None)
+    formats = [f for f in card.accepts if f"export:{f}" in source.capability.features]
+    if not formats:
+        raise ConfigError(
+            f"{source.name!r} exports nothing that {card.name!r} opens ({', '.join(card.accepts) or 'no interchange format'}); "
+            f"leave {card.name!r} out of backends"
+        )
+    path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="octavo-"))) / f"model.{formats[0]}"
+    source.session.export(formats[0], path)
+    return _opened(card, config, path, None)
+
+
+def _same_framework(card: AdapterPart[Adapter], batch: Batch) -> bool:
+    values = batch.values() if isinstance(batch, Mapping) else batch
+    roots = {m.split(".")[0] for m in card.models}
+    return all(type(v).__module__.split(".")[0] in roots for v in values)
