@@ -81,7 +81,7 @@ class ProcessExecutor:
 
     def close(self) -> None:
         """End the child."""
-        self._pool.stop()
+        self._pool.stop()  # type: ignore[no-untyped-call]
         self._pool.join()
 
 

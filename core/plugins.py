@@ -7,7 +7,7 @@ import tomllib
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from importlib import import_module
 from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, entry_points
 from importlib.resources import files
@@ -76,7 +76,7 @@ class PluginHost:
         self._infos: list[PluginInfo] = []
         self._parts: dict[str, Mapping[str, Any]] = {}
         for name, row in table["builtin"].items():
-            self._add(name, "built-in", lambda module=row["module"]: import_module(module), _missing(row))
+            self._add(name, "built-in", partial(import_module, row["module"]), _missing(row))
         if third_party and policy.get("entry_points", True) and not _flag(NO_AUTOLOAD):
             self._add_entry_points()
 

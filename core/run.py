@@ -177,7 +177,7 @@ def _strategies(
             settings.seed,
             SensitivityService(backend.opened, backend.realizer, tuple(_take(backend.data, 2))),
             settings.stop == "goal",
-            dict(settings.budgets),
+            {str(name): limit for name, limit in settings.budgets.items()},
         )
         built[name] = part.build(strategy, problem)
     return JointStrategy(built)

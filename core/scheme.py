@@ -153,7 +153,7 @@ class OpScheme(Frozen):
     def __str__(self) -> str:
         if self.is_float:
             return "float"
-        parts = [self.mode]
+        parts: list[str] = [self.mode]
         parts += [f"{tag}:{spec}" for tag, spec in (("w", self.weight), ("x", self.input), ("y", self.output)) if spec]
         parts += [str(self.algorithm)] if self.algorithm != RTN else []
         parts += [str(self.calibrator)] if self.calibrator != MINMAX and self.mode == "static" else []
