@@ -18,9 +18,9 @@ from .skeleton import copy_hooks, skeleton
 if TYPE_CHECKING:
     from .graph import GraphCapture
 
-_MOVING_MODULES = (nn.Flatten, nn.Unflatten, nn.MaxPool2d)
+_MOVING_MODULES = (nn.Flatten, nn.Unflatten)
 _MOVING = {
-    torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.unsqueeze, torch.squeeze, nn.functional.max_pool2d,
+    torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.unsqueeze, torch.squeeze,
     "flatten", "reshape", "view", "permute", "transpose", "unsqueeze", "squeeze", "contiguous",
 }  # fmt: skip
 _ASKING = {getattr, "size", "dim", "numel"}
@@ -122,6 +122,7 @@ class _Rewriter:
                 env[node] = env[node.args[0]]
             else:
                 env[node] = graph.node_copy(node, env.__getitem__)
+                env[node].type = None  # annotations may be strings, which a graph's pickle cannot hold
                 source = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
                 if source is not None and env[source] in self._forms and self._moves(node):
                     self._forms[env[node]] = self._forms[env[source]]

@@ -54,6 +54,8 @@ def _obstacle(root: nn.Module, call: Call | None) -> str:
     """Return why tracing would not give the same function; empty if it may."""
     if isinstance(root, fx.GraphModule):
         return ""
+    if _Tracer().is_leaf_module(root, ""):
+        return "it is a single layer"
     optional = [p.name for p in parameters_of(root) if p.default is not p.empty or p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
     if optional:
         return f"its forward has optional arguments ({', '.join(optional[:3])}{', ...' if len(optional) > 3 else ''})"

@@ -62,7 +62,9 @@ class TestTraced(AdapterConformance):
     def case(cls) -> AdapterCase:
         model = residual()
         torch.manual_seed(1)
-        return AdapterCase(card=CARD, model=model, batches=[(torch.randn(8, 3, 16, 16),) for _ in range(3)], float_model=model, ops_per_type=4)
+        return AdapterCase(
+            card=CARD, model=model, batches=[(torch.randn(8, 3, 16, 16),) for _ in range(3)], float_model=model, ops_per_type=4
+        )
 
 
 class TestModules(AdapterConformance):
