@@ -44,7 +44,20 @@ def read(source: Any) -> ir.Model:
     _check(path, str(path))
     model = ir.from_proto(proto)
     ir.external_data.set_base_dir(model.graph, path.parent)
+    _map_external(model.graph)
     return _settle(model)
+
+
+def _map_external(graph: ir.Graph) -> None:
+    """Make external tensors ordinary ones, their bytes still mapped from the file, so that no later step depends on where it was.
+
+    torch.onnx.export writes every tensor outside by default.
+    """
+    for inner in (graph, *graph.subgraphs()):
+        for value in inner.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, ir.ExternalTensor):
+                value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, shape=tensor.shape, name=tensor.name)
 
 
 def _parse(path: Path) -> onnx.ModelProto:
