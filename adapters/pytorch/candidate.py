@@ -62,7 +62,7 @@ class TorchCandidate(Candidate):
             try:
                 return to_arrays(self.module(*args, **kwargs))
             except (RuntimeError, IndexError, ValueError) as error:
-                got = ", ".join(f"{k}: {tuple(getattr(v, 'shape', ()))}" for k, v in {**dict(enumerate(args)), **kwargs}.items())
+                got = ", ".join(f"{k}: {tuple(getattr(v, 'shape', ()))}" for k, v in [*enumerate(args), *kwargs.items()])
                 wanted = ", ".join(p.name for p in parameters_of(self.module))
                 raise DataError(f"the model takes {wanted}; the batch ({got}) does not run: {error}") from error
 
@@ -86,7 +86,7 @@ def digest(module: nn.Module) -> str:
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         plain = tensor.detach().cpu().contiguous()
         if plain.numel():
-            total.update(memoryview(plain.reshape(-1).view(torch.uint8).numpy()))
+            total.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
     return total.hexdigest()[:16]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -47,6 +48,18 @@ class Activation:
         return kernels.quantize_u8(x, self.scale, self.zero_point, self.low, self.high)
 
 
+class Quantize(nn.Module):
+    """Float values -> uint8 codes; shared by all layers that read one value alike."""
+
+    def __init__(self, activation: Activation) -> None:
+        super().__init__()
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the codes of ``x``."""
+        return self.activation.quantize(x)
+
+
 _packed: weakref.WeakKeyDictionary[QuantizedTensor, dict[object, Tensor]] = weakref.WeakKeyDictionary()
 
 
@@ -60,6 +73,7 @@ class Int8Layer(nn.Module):
         source: Static parameters of the input; None for dynamic ones.
         takes_codes: The input is uint8 already.
         gives: Parameters of a uint8 result; None for a float one.
+        symmetric: A dynamic range is centred on zero.
     """
 
     codes: Tensor
@@ -76,8 +90,10 @@ class Int8Layer(nn.Module):
         *,
         takes_codes: bool = False,
         gives: Activation | None = None,
+        symmetric: bool = False,
     ) -> None:
         super().__init__()
+        self.symmetric = symmetric
         self.register_buffer("codes", weight.codes)
         scale = weight.params.scale.reshape(-1).to(torch.float32)
         self.register_buffer("scale", scale)
@@ -87,7 +103,7 @@ class Int8Layer(nn.Module):
         self.source = source
         self.takes_codes = takes_codes
         self.gives = gives
-        self._weight = weakref.ref(weight)
+        self._weight: Callable[[], QuantizedTensor | None] = weakref.ref(weight)
         self._packed: Tensor | None = None
 
     def _pack(self) -> Tensor:
@@ -119,6 +135,14 @@ class Int8Layer(nn.Module):
         self._packed = None
         self._weight = _gone
 
+    def _measure(self, x: Tensor) -> Activation:
+        low, high = (float(v) for v in torch.aminmax(x)) if x.numel() else (0.0, 0.0)
+        if self.symmetric:
+            return Activation(max(-low, high) / 127 or 1.0, 128, 1, 255)
+        low, high = min(low, 0.0), max(high, 0.0)
+        scale = (high - low) / 255 or 1.0
+        return Activation(scale, min(255, max(0, round(-low / scale))))
+
     def _result(self) -> tuple[float, int, torch.dtype]:
         if self.gives is None:
             return 1.0, 0, self.dtype
@@ -133,9 +157,8 @@ def _gone() -> None:
 class Int8Linear(Int8Layer):
     """y = x W^T + b with int8 products and int32 sums. ``per_token`` gives every row of the input a scale of its own."""
 
-    def __init__(self, *args: Any, symmetric: bool = False, per_token: bool = False, transposed: bool = False, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, per_token: bool = False, transposed: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.symmetric = symmetric
         self.per_token = per_token
         self.transposed = transposed
 
@@ -155,14 +178,6 @@ class Int8Linear(Int8Layer):
         codes = x if self.takes_codes else source.quantize(x)
         out = self._result()
         return kernels.linear_u8(codes, source.scale, source.zero_point, self.packed(), self.scale, self.zero_point, self.bias, *out)
-
-    def _measure(self, x: Tensor) -> Activation:
-        low, high = (float(v) for v in torch.aminmax(x)) if x.numel() else (0.0, 0.0)
-        if self.symmetric:
-            return Activation(max(-low, high) / 127 or 1.0, 128, 1, 255)
-        low, high = min(low, 0.0), max(high, 0.0)
-        scale = (high - low) / 255 or 1.0
-        return Activation(scale, min(255, max(0, round(-low / scale))))
 
     def _per_token(self, x: Tensor) -> Tensor:
         largest = torch.linalg.vector_norm(x, ord=float("inf"), dim=-1, keepdim=True, dtype=torch.float32)
@@ -195,7 +210,6 @@ class Int8Conv(Int8Layer):
         pads: tuple[int, ...] = (),
         relu: bool = False,
         other: Activation | None = None,
-        symmetric: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -203,7 +217,6 @@ class Int8Conv(Int8Layer):
         self.pads = pads
         self.relu = relu
         self.other = other
-        self.symmetric = symmetric
         self.format = torch.channels_last if self.codes.ndim == 4 else torch.contiguous_format
 
     def _pack_key(self) -> object:
@@ -212,8 +225,6 @@ class Int8Conv(Int8Layer):
     def _pack(self) -> Tensor:
         source = self.source or Activation(1.0, 128)
         return kernels.pack_conv(self.codes, self.scale, source.scale, source.zero_point, self.geometry)
-
-    _measure = Int8Linear._measure
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """Return the layer's output. ``other`` is uint8 where the result is, else float, and may be overwritten."""

@@ -25,12 +25,14 @@ def quantize_u8(x: Tensor, scale: float, zero_point: int, low: int, high: int) -
     if torch.compiler.is_compiling():
         return (torch.round(x.float() / scale) + zero_point).clamp(low, high).to(torch.uint8)
     shifted = torch.add(torch.full((), _MAGIC + zero_point), x if x.dtype == torch.float32 else x.float(), alpha=1.0 / scale)
-    return shifted.clamp_(_MAGIC + low, _MAGIC + high).view(torch.int32).to(torch.uint8)
+    codes: Tensor = shifted.clamp_(_MAGIC + low, _MAGIC + high).view(torch.int32).to(torch.uint8)
+    return codes
 
 
 def pack_linear(codes: Tensor) -> Tensor:
     """Lay int8 codes (outputs, inputs) out for :func:`linear_u8`."""
-    return torch.ops.onednn.qlinear_prepack(codes, None)
+    packed: Tensor = torch.ops.onednn.qlinear_prepack(codes, None)
+    return packed
 
 
 def linear_u8(
@@ -48,15 +50,17 @@ def linear_u8(
     post_algorithm: str = "",
 ) -> Tensor:
     """Multiply uint8 codes (..., inputs) by a packed weight; the result is float, or uint8 with the given scale."""
-    return torch.ops.onednn.qlinear_pointwise(
+    y: Tensor = torch.ops.onednn.qlinear_pointwise(
         x, x_scale, x_zero_point, packed, scale, zero_point, bias, out_scale, out_zero_point, dtype, post, [], post_algorithm
     )
+    return y
 
 
 def pack_conv(codes: Tensor, scale: Tensor, x_scale: float, x_zero_point: int, geometry: Geometry) -> Tensor:
     """Lay int8 codes (outputs, inputs / groups, *kernel) out for :func:`conv_u8`."""
     stride, padding, dilation, groups = geometry
-    return torch.ops.onednn.qconv_prepack(codes, scale, x_scale, x_zero_point, stride, padding, dilation, groups, None)
+    packed: Tensor = torch.ops.onednn.qconv_prepack(codes, scale, x_scale, x_zero_point, stride, padding, dilation, groups, None)
+    return packed
 
 
 Geometry = tuple[Sequence[int], Sequence[int], Sequence[int], int]
@@ -88,10 +92,13 @@ def conv_u8(
     head: tuple[Any, ...] = (x, x_scale, x_zero_point, packed, scale, zero_point)
     shape: tuple[Any, ...] = (bias, stride, padding, dilation, groups, out_scale, out_zero_point, dtype)
     post = "relu" if relu else "none"
+    y: Tensor
     if other is None:
-        return torch.ops.onednn.qconv_pointwise(*head, *shape, post, [], "")
-    tail = (other_scale, other_zero_point, "sum", 1.0, post, [], "")
-    return torch.ops.onednn.qconv2d_pointwise.binary(*head, other, *shape, *tail)
+        y = torch.ops.onednn.qconv_pointwise(*head, *shape, post, [], "")
+        return y
+    tail: tuple[Any, ...] = (other_scale, other_zero_point, "sum", 1.0, post, [], "")
+    y = torch.ops.onednn.qconv2d_pointwise.binary(*head, other, *shape, *tail)
+    return y
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

@@ -25,7 +25,7 @@ def capability(device: str, training: bool = True) -> Capability:
     offers: dict[str, tuple[Offer, ...]] = {}
     if device == "cpu":
         int8 = [
-            Offer(OpScheme(mode=mode, weight=weight, input=source), when=_fits)  # type: ignore[arg-type]
+            Offer(OpScheme(mode=mode, weight=weight, input=source), when=_fits)
             for mode in ("static", "dynamic")
             for weight in (_CHANNEL, _TENSOR)
             for source in (_UNSIGNED, _SIGNED)

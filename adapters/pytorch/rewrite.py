@@ -11,8 +11,7 @@ from torch import fx, nn
 from octavo.core.adapter import OpParameters
 
 from .build import quantized_module
-from .int8 import Activation
-from .kernels import quantize_u8
+from .int8 import Activation, Quantize
 from .skeleton import copy_hooks, skeleton
 
 if TYPE_CHECKING:
@@ -101,11 +100,14 @@ class _Rewriter:
         from .graph import is_idle
 
         c = self._c
-        graph, env = fx.Graph(), {}
-        self._graph, self._codes = graph, {}
+        graph = fx.Graph()
+        env: dict[fx.Node, fx.Node] = {}
+        self._graph = graph
+        self._codes: dict[tuple[fx.Node, tuple[float, int, int, int]], fx.Node] = {}
         self._forms: dict[fx.Node, Activation] = {}
         shared = skeleton(c.root)
-        parts: dict[str, nn.Module | torch.Tensor] = {}
+        self._parts: dict[str, nn.Module | torch.Tensor] = {}
+        parts = self._parts
         swallowed = {node for name in self._ends.values() for node in c.inner[name]}
         often = {c.layers[n].path: n for n in self._parameters if n not in c.inner}
         for node in c.graph.nodes:
@@ -119,7 +121,7 @@ class _Rewriter:
             elif node in swallowed:
                 continue
             elif is_idle(c, node):
-                env[node] = env[node.args[0]]
+                env[node] = env[_node(node.args[0])]
             else:
                 env[node] = graph.node_copy(node, env.__getitem__)
                 env[node].type = None  # annotations may be strings, which a graph's pickle cannot hold
@@ -147,7 +149,7 @@ class _Rewriter:
     def _call(self, name: str, path: str, env: Mapping[fx.Node, fx.Node]) -> fx.Node:
         c = self._c
         start = c.inner[name][0]
-        source = env[start.args[0]]  # type: ignore[index]
+        source = env[_node(start.args[0])]
         form = self._input_form(name, 0)
         args = [self._as_codes(source, form) if form is not None else source]
         if name in c.others:
@@ -169,8 +171,15 @@ class _Rewriter:
             return value
         key = (value, form.key())
         if key not in self._codes:
-            self._codes[key] = self._graph.call_function(quantize_u8, (value, *form.key()))
+            path = f"{value.name}_codes" if not any(v is value for v, _ in self._codes) else f"{value.name}_codes_{len(self._codes)}"
+            self._parts[path] = Quantize(form)
+            self._codes[key] = self._graph.call_module(path, (value,))
         return self._codes[key]
+
+
+def _node(value: object) -> fx.Node:
+    assert isinstance(value, fx.Node)
+    return value
 
 
 def _attribute(root: nn.Module, path: str) -> torch.Tensor:

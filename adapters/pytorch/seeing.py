@@ -13,7 +13,7 @@ from .batches import parameters_of, tensors_in
 from .capture import Call, Capture
 from .graph import GraphCapture
 from .layers import find_layers
-from .modules import ModuleCapture, trace
+from .modules import ModuleCapture, Trace, trace
 from .skeleton import has_hooks, skeleton
 
 
@@ -32,7 +32,7 @@ def capture_of(root: nn.Module, call: Call | None, how: Literal["auto", "modules
         except Exception as error:
             why = f"its graph cannot be traced ({_said(error)})"
     remark = f"layers are replaced one by one, nothing is fused: {why}" if how != "modules" else ""
-    seen = trace(root, find_layers(root).keys(), call) if call is not None else None
+    seen = _traced(root, call) if call is not None else None
     return ModuleCapture(root, seen, remark)
 
 
@@ -41,6 +41,22 @@ def capture_again(root: nn.Module, facts: Mapping[str, Any]) -> Capture:
     if facts["kind"] == "graph":
         return GraphCapture(root, _Tracer().trace(root), {k: tuple(v) for k, v in facts["shapes"].items()})
     return ModuleCapture(root, None, "")
+
+
+def _traced(root: nn.Module, call: Call) -> Trace:
+    """Trace on two samples if the inputs' first axis is a batch; most models take any, and it saves most of a forward."""
+    tensors = list(tensors_in(call))
+    if tensors and all(t.ndim and t.shape[0] == tensors[0].shape[0] > 2 for t in tensors):
+        try:
+            few: Call = (tuple(_two(v) for v in call[0]), {k: _two(v) for k, v in call[1].items()})
+            return trace(root, find_layers(root).keys(), few)
+        except Exception:
+            pass
+    return trace(root, find_layers(root).keys(), call)
+
+
+def _two(value: Any) -> Any:
+    return value[:2] if isinstance(value, torch.Tensor) else value
 
 
 class _Tracer(fx.Tracer):
