@@ -15,11 +15,13 @@ class NumpyConfig(PartConfig):
     """Settings of the NumPy backend.
 
     Attributes:
-        scratch: Upper bound of the scratch memory of one convolution or integer product, in bytes.
+        scratch: Upper bound of the scratch memory of one convolution, per thread, in bytes.
+        threads: Threads that share the rows of one operator; 0 for all cores that the process may use.
     """
 
     kind: Literal["numpy"] = "numpy"
-    scratch: int = Field(default=4 << 20, ge=1 << 16)
+    scratch: int = Field(default=2 << 20, ge=1 << 16)
+    threads: int = Field(default=0, ge=0)
 
 
 @hookimpl

@@ -79,10 +79,10 @@ class NumpyCandidate(Candidate):
         return self.graph.fingerprint()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"graph": self.graph, "recipe": self.recipe, "ledger": dict(self.ledger), "scratch": self._kernels.scratch}
+        return {"graph": self.graph, "recipe": self.recipe, "ledger": dict(self.ledger), "scratch": self._kernels.scratch, "threads": self._kernels.threads}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        NumpyCandidate.__init__(self, state["graph"], state["recipe"], state["ledger"], Kernels(state["scratch"]))
+        NumpyCandidate.__init__(self, state["graph"], state["recipe"], state["ledger"], Kernels(state["scratch"], state["threads"]))
 
 
 class NumpySession(Session):
@@ -219,7 +219,8 @@ class NumpyAdapter(Adapter):
 
     def __init__(self, config: PartConfig) -> None:
         super().__init__(config)
-        self._scratch = config.scratch if isinstance(config, NumpyConfig) else NumpyConfig().scratch
+        settings = config if isinstance(config, NumpyConfig) else NumpyConfig()
+        self._kernels = lambda: Kernels(settings.scratch, settings.threads)
 
     def open(self, source: Any, example: Batch | None = None) -> NumpySession:
         """Open a graph, an ONNX file or ModelProto, a fitted estimator, or a .npz file."""
@@ -227,7 +228,7 @@ class NumpyAdapter(Adapter):
         for name, array in graph.initializers.items():
             if array.dtype.kind == "f" and not np.isfinite(array).all() and _is_weight(graph, name):
                 raise NonFiniteWeight(f"tensor {name!r} holds NaN or Inf; repair the model")
-        return NumpySession(graph, Kernels(self._scratch), example)
+        return NumpySession(graph, self._kernels(), example)
 
     def load(self, folder: Path, model: Any = None) -> NumpyCandidate:
         """Read ``model.npz``."""
@@ -239,7 +240,7 @@ class NumpyAdapter(Adapter):
             for name, row in table.get("ledger", {}).items()
         }
         recipe = Recipe.from_json(table["recipe"]) if "recipe" in table else Recipe({}, backend="numpy")
-        return NumpyCandidate(graph, recipe, ledger, Kernels(self._scratch))
+        return NumpyCandidate(graph, recipe, ledger, self._kernels())
 
 
 def read(source: Any) -> Graph:

@@ -13,15 +13,19 @@ from octavo.core.graph import InputInfo
 
 from .fallback import native, reference_kernel
 from .graph import Graph, Node
+from .memory import Plan, Tracer
 from .operators.registry import Build, Kernel, kernel
+from .parallel import available, one_blas_thread
 
 Watch = Callable[[str, np.ndarray], None]
+_PLANS = 4  # input shapes whose memory plan is kept
 
 
 @dataclass(frozen=True, slots=True)
 class _Step:
     node: Node
     kernel: Kernel
+    allocates: bool
     reads: tuple[int, ...]
     writes: tuple[int, ...]
     frees: tuple[int, ...]
@@ -29,23 +33,32 @@ class _Step:
 
 
 class Kernels:
-    """Kernels by node, so that programs that share nodes share their packed weights."""
+    """Kernels by node, so that programs that share nodes share their packed weights.
 
-    def __init__(self, scratch: int) -> None:
+    Args:
+        scratch: Upper bound of a kernel's scratch memory per thread, in bytes.
+        threads: Threads that share the rows of one operator; 0 for all cores.
+    """
+
+    def __init__(self, scratch: int, threads: int = 0) -> None:
         self.scratch = scratch
-        self._known: dict[int, tuple[Node, Kernel]] = {}
+        self.threads = threads
+        self._known: dict[int, tuple[Node, Kernel, bool]] = {}
 
-    def of(self, node: Node, graph: Graph) -> Kernel:
-        """Return the node's kernel."""
+    def of(self, node: Node, graph: Graph) -> tuple[Kernel, bool]:
+        """Return the node's kernel, and whether it takes ``empty=``."""
         found = self._known.get(id(node))
         if found is None:
             constants = {v: graph.initializers[v] for v in node.inputs if v in graph.initializers}
             if native(node, graph.opset):
-                built, _ = kernel(Build(node, constants, graph.opset, self.scratch, lambda body: self._body(body, graph)))
+                build = Build(
+                    node, constants, graph.opset, self.scratch, min(self.threads or available(), available()), lambda b: self._body(b, graph)
+                )
+                made, allocates = kernel(build)
             else:
-                built = reference_kernel(node, graph.opset)
-            found = self._known[id(node)] = (node, built)
-        return found[1]
+                made, allocates = reference_kernel(node, graph.opset), False
+            found = self._known[id(node)] = (node, made, allocates)
+        return found[1], found[2]
 
     def _body(self, body: Graph, outer: Graph) -> Callable[[list[Any], Mapping[str, Any]], tuple[Any, ...]]:
         """Compile a body; constants around it are its constants too, other outer values are handed in by name."""
@@ -56,7 +69,7 @@ class Kernels:
             inputs=(*body.inputs, *(InputInfo(v, None) for v in free)), initializers={**body.initializers, **known}, opset=outer.opset
         )
         program = Program(whole, self)
-        return lambda inputs, values: program.run([*inputs, *(values[v] for v in free)])
+        return lambda inputs, values: program.run([*inputs, *(values[v] for v in free)], planned=False)
 
 
 class Program:
@@ -89,7 +102,7 @@ class Program:
         self._steps = tuple(
             _Step(
                 n,
-                kernels.of(n, graph),
+                *kernels.of(n, graph),
                 tuple(names[v] for v in n.inputs),
                 tuple(names[v] for v in n.outputs),
                 tuple(ends.get(i, ())),
@@ -101,6 +114,7 @@ class Program:
         for value, array in graph.initializers.items():
             self._template[names[value]] = array
         self._outputs = tuple(names[v] for v in graph.outputs)
+        self._plans: dict[object, Plan] = {}
 
     def feed(self, batch: Mapping[str, Any] | tuple[Any, ...] | Any) -> list[np.ndarray]:
         """Return a batch as arrays in the order of the inputs.
@@ -112,55 +126,62 @@ class Program:
         if isinstance(batch, Mapping):
             missing = [i.name for i in inputs if i.name not in batch]
             if missing:
-                raise DataError(
-                    f"the batch lacks input {missing[0]!r}{nearest(missing[0], batch)}; the model takes {', '.join(i.name for i in inputs)}"
-                )
+                raise DataError(f"the batch lacks input {missing[0]!r}{nearest(missing[0], batch)}; the model takes {', '.join(i.name for i in inputs)}")
             values = [batch[i.name] for i in inputs]
         else:
             values = list(batch) if isinstance(batch, (tuple, list)) else [batch]
             if len(values) != len(inputs):
-                raise DataError(
-                    f"the model takes {len(inputs)} input(s) ({', '.join(i.name for i in inputs)}), the batch has {len(values)}"
-                )
-        arrays = []
-        for info, value in zip(inputs, values, strict=True):
-            array = np.asarray(value)
-            if array.dtype != np.dtype(info.dtype):
-                if array.dtype.kind != np.dtype(info.dtype).kind and not (array.dtype.kind in "iub" and np.dtype(info.dtype).kind in "iuf"):
-                    raise DataError(f"input {info.name!r} is {array.dtype}, the model takes {info.dtype}")
-                array = array.astype(info.dtype)
-            if info.shape is not None:
-                wanted = info.shape
-                if len(wanted) != array.ndim or any(w is not None and w != n for w, n in zip(wanted, array.shape, strict=False)):
-                    shown = ", ".join("any" if w is None else str(w) for w in wanted)
-                    raise DataError(f"input {info.name!r} has shape {array.shape}, the model takes ({shown})")
-            arrays.append(array)
-        return arrays
+                raise DataError(f"the model takes {len(inputs)} input(s) ({', '.join(i.name for i in inputs)}), the batch has {len(values)}")
+        return [_checked(info, np.asarray(value)) for info, value in zip(inputs, values, strict=True)]
 
-    def run(self, arrays: list[np.ndarray], watch: Mapping[str, Watch] | None = None) -> tuple[np.ndarray, ...]:
+    def run(self, arrays: list[np.ndarray], watch: Mapping[str, Watch] | None = None, planned: bool = True) -> tuple[np.ndarray, ...]:
         """Run the graph.
 
         Args:
             arrays: Inputs in order, as :meth:`feed` returns them.
             watch: Called with (name, array) for each of these values as it is written.
+            planned: Reuse the buffers of the memory plan of these input shapes, made in the first run with them.
 
         Raises:
             ModelError: If an operator fails; the message names the node.
         """
+        with one_blas_thread():
+            if not planned:
+                return self._run(arrays, watch, None)
+            key = tuple((a.shape, a.dtype, a.strides) for a in arrays)
+            plan = self._plans.get(key)
+            if plan is None:
+                tracer = Tracer()
+                result = self._run(arrays, watch, tracer)
+                if len(self._plans) >= _PLANS:
+                    self._plans.pop(next(iter(self._plans)))
+                self._plans[key] = tracer.plan(self.graph)
+                return result
+            with plan.lease() as memory:
+                return self._run(arrays, watch, memory)
+
+    def plan(self, arrays: list[np.ndarray]) -> Plan:
+        """Return the memory plan for inputs of these shapes."""
+        self.run(arrays)
+        return self._plans[tuple((a.shape, a.dtype, a.strides) for a in arrays)]
+
+    def _run(self, arrays: list[np.ndarray], watch: Mapping[str, Watch] | None, memory: Any) -> tuple[np.ndarray, ...]:
         values = list(self._template)
         for info, array in zip(self.graph.inputs, arrays, strict=True):
             values[self._slots[info.name]] = array
             if watch and info.name in watch:
                 watch[info.name](info.name, array)
-        for step in self._steps:
+        for number, step in enumerate(self._steps):
+            given = [values[i] for i in step.reads]
+            named: dict[str, Any] = {}
+            if step.captures is not None:
+                named["captured"] = {name: values[i] for name, i in step.captures}
+            if step.allocates:
+                named["empty"] = np.empty if memory is None else memory.allocator(number)
             try:
-                given = [values[i] for i in step.reads]
-                if step.captures is None:
-                    result = step.kernel(*given)
-                else:
-                    result = step.kernel(*given, captured={name: values[i] for name, i in step.captures})
+                result = step.kernel(*given, **named)
             except (ValueError, TypeError, IndexError, AttributeError) as error:
-                shapes = ", ".join(str(getattr(values[i], "shape", None)) for i in step.reads)
+                shapes = ", ".join(str(getattr(v, "shape", None)) for v in given)
                 raise ModelError(f"node {step.node.name!r} ({step.node.op}) failed on inputs of shape {shapes}: {error}") from error
             if type(result) is tuple:
                 for i, array in zip(step.writes, result, strict=False):
@@ -174,6 +195,21 @@ class Program:
             for i in step.frees:
                 values[i] = None
         return tuple(np.asarray(values[i]) for i in self._outputs)
+
+
+def _checked(info: InputInfo, array: np.ndarray) -> np.ndarray:
+    wanted = np.dtype(info.dtype)
+    if array.dtype != wanted:
+        widening = array.dtype.kind in "iub" and wanted.kind in "iuf"
+        if array.dtype.kind != wanted.kind and not widening:
+            raise DataError(f"input {info.name!r} is {array.dtype}, the model takes {info.dtype}")
+        array = array.astype(wanted)
+    if info.shape is not None and (
+        len(info.shape) != array.ndim or any(w is not None and w != n for w, n in zip(info.shape, array.shape, strict=False))
+    ):
+        shown = ", ".join("any" if w is None else str(w) for w in info.shape)
+        raise DataError(f"input {info.name!r} has shape {array.shape}, the model takes ({shown})")
+    return array
 
 
 def _captures(node: Node, graph: Graph, names: Mapping[str, int]) -> tuple[tuple[str, int], ...] | None:

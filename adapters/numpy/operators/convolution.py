@@ -8,13 +8,14 @@ single values. No layout pass is needed, and nothing else in the graph notices.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
+from ..parallel import scratch, spread
 from .linear import activate
 from .registry import Build, Kernel, compiled
 
@@ -106,47 +107,52 @@ def windows(x: np.ndarray, geometry: Geometry, outputs: tuple[int, ...]) -> np.n
     )
 
 
-def pieces(view: np.ndarray, row_bytes: int, axes: int, scratch: int) -> Iterator[tuple[tuple[slice, ...], int]]:
-    """Cut (N, first spatial axis) so that a piece's rows fit into ``scratch`` bytes; yield index and number of rows."""
-    images, lines = view.shape[0], view.shape[1]
-    inner = math.prod(view.shape[2 : 1 + axes])
-    per_image = lines * inner
-    step = max(1, scratch // max(1, per_image * row_bytes))
-    if step > 1 or per_image * row_bytes <= scratch:
-        for n in range(0, images, step):
-            count = min(step, images - n)
-            yield (slice(n, n + count),), count * per_image
-        return
+def pieces(images: int, outputs: tuple[int, ...], row_bytes: int, scratch: int) -> list[tuple[tuple[slice, ...], int]]:
+    """Cut (images, outputs...) so that a piece's rows of ``row_bytes`` fit into ``scratch``: indices and numbers of rows."""
+    lines, inner = outputs[0], math.prod(outputs[1:])
+    per_image = max(1, lines * inner)
+    whole = scratch // (per_image * row_bytes)
+    if whole >= 1:
+        return [((slice(n, min(n + whole, images)),), (min(n + whole, images) - n) * per_image) for n in range(0, images, whole)]
     depth = max(1, scratch // max(1, inner * row_bytes))
-    for n in range(images):
-        for r in range(0, lines, depth):
-            count = min(depth, lines - r)
-            yield (slice(n, n + 1), slice(r, r + count)), count * inner
+    return [
+        ((slice(n, n + 1), slice(r, min(r + depth, lines))), (min(r + depth, lines) - r) * inner)
+        for n in range(images)
+        for r in range(0, lines, depth)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """How a convolution is run.
+
+    Attributes:
+        finish: Works in place on (rows, channels): bias, activation, requantization.
+        scratch: Upper bound of scratch memory per thread, in bytes.
+        threads: Threads that share the pieces.
+        empty: Allocates the result.
+        dtype: Type of the result; the input's where None.
+    """
+
+    finish: Callable[[np.ndarray], object]
+    scratch: int
+    threads: int = 1
+    empty: Callable[..., np.ndarray] = np.empty
+    dtype: Any = None
 
 
 def convolve(
-    x: np.ndarray,
-    geometry: Geometry,
-    channels: int,
-    groups: int,
-    product: Callable[[np.ndarray, np.ndarray], object],
-    finish: Callable[[np.ndarray], None],
-    scratch: int,
-    fill: Any = 0,
-    dtype: Any = None,
+    x: np.ndarray, geometry: Geometry, channels: int, groups: int, product: Callable[[np.ndarray, np.ndarray], object], how: Run
 ) -> np.ndarray:
-    """Run a convolution piece by piece.
+    """Run a convolution piece by piece: im2col into this thread's scratch, product, finish.
 
     Args:
-        x: (N, C, ...), float32 (or float64).
+        x: (N, C, ...), float32 or float64.
         geometry: The windows.
         channels: Output channels.
         groups: Groups; product gets (groups, rows, K) and (groups, rows, channels / groups) where this exceeds 1.
         product: Writes the product of the rows, shape (rows, K), with the weight into its second argument.
-        finish: Works in place on (rows, channels): bias, activation, requantization.
-        scratch: Upper bound of scratch memory in bytes.
-        fill: Value of the padding.
-        dtype: Type of the result; the input's where None.
+        how: What else belongs to it.
 
     Returns:
         (N, channels, ...) as a view of channels-last memory.
@@ -154,57 +160,69 @@ def convolve(
     spatial = x.shape[2:]
     padding = geometry.padding(spatial)
     outputs = geometry.outputs(spatial, padding)
-    source = padded(channels_last(x), padding, fill)
+    source = padded(channels_last(x), padding)
     view = windows(source, geometry, outputs)
-    n = len(outputs)
-    out = np.empty((x.shape[0], *outputs, channels), dtype=dtype or x.dtype)
-    depth = math.prod(geometry.kernel) * x.shape[1]
-    pointwise = math.prod(geometry.kernel) == 1 and all(s == 1 for s in geometry.strides)
-    for index, rows in pieces(view, depth * x.itemsize, n, scratch):
+    out = how.empty((x.shape[0], *outputs, channels), how.dtype or x.dtype)
+    taps, width = math.prod(geometry.kernel), x.shape[1]
+    pointwise = taps == 1 and all(s == 1 for s in geometry.strides)
+    work = pieces(x.shape[0], outputs, max(1, taps * width * x.itemsize), how.scratch)
+
+    def columns(index: tuple[slice, ...], rows: int) -> np.ndarray:
+        if pointwise and groups == 1:
+            return source[index].reshape(rows, width)
+        part = view[index]
+        if groups > 1:
+            part = part.reshape(*part.shape[:-1], groups, width // groups)
+            part = np.moveaxis(part, -2, 0)
+        buffer = scratch(part.size * x.itemsize)[: part.size * x.itemsize].view(x.dtype)
+        np.copyto(buffer.reshape(part.shape), part)
+        return buffer.reshape((rows, taps * width) if groups == 1 else (groups, rows, taps * width // groups))
+
+    def run(i: int) -> None:
+        index, rows = work[i]
         target = out[index].reshape(rows, channels)
-        if groups == 1:
-            product((source[index] if pointwise else view[index]).reshape(rows, depth), target)
-        else:
-            split = view[index].reshape(rows, depth // x.shape[1], groups, x.shape[1] // groups)
-            columns = np.ascontiguousarray(split.transpose(2, 0, 1, 3)).reshape(groups, rows, depth // groups)
-            product(columns, target.reshape(rows, groups, channels // groups).transpose(1, 0, 2))
-        finish(target)
+        split = target if groups == 1 else target.reshape(rows, groups, channels // groups).transpose(1, 0, 2)
+        product(columns(index, rows), split)
+        how.finish(target)
+
+    spread(len(work), run, how.threads)
     return channels_first(out)
 
 
-def depthwise(x: np.ndarray, weight: np.ndarray, geometry: Geometry, finish: Callable[[np.ndarray], None], fill: Any = 0) -> np.ndarray:
+def depthwise(x: np.ndarray, weight: np.ndarray, geometry: Geometry, how: Run) -> np.ndarray:
     """Convolve each channel by itself: shifted products, whole rows of (width, channel) at a time.
 
     Args:
         x: (N, C, ...).
         weight: (kernel..., C).
         geometry: The windows.
-        finish: Works in place on (rows, channels).
-        fill: Value of the padding.
+        how: What else belongs to it.
     """
     spatial = x.shape[2:]
     padding = geometry.padding(spatial)
     outputs = geometry.outputs(spatial, padding)
-    source = padded(channels_last(x), padding, fill)
+    source = padded(channels_last(x), padding)
     view = windows(source, geometry, outputs)
-    n = len(outputs)
-    out = np.empty((x.shape[0], *outputs, x.shape[1]), dtype=x.dtype)
-    wide = np.broadcast_to(weight[..., None, :], (*geometry.kernel, outputs[-1], x.shape[1])).astype(x.dtype, copy=True)
-    product = np.empty((1, *out.shape[1:]), dtype=x.dtype)
-    for i in range(x.shape[0]):
+    n, width = len(outputs), x.shape[1]
+    out = how.empty((x.shape[0], *outputs, width), x.dtype)
+    wide = np.broadcast_to(weight[..., None, :], (*geometry.kernel, outputs[-1], width)).astype(x.dtype, copy=True)
+    offsets = list(np.ndindex(*geometry.kernel))
+
+    def run(i: int) -> None:
         piece = out[i : i + 1]
-        for step, offset in enumerate(np.ndindex(*geometry.kernel)):
+        product = scratch(piece.nbytes)[: piece.nbytes].view(x.dtype).reshape(piece.shape)
+        for step, offset in enumerate(offsets):
             shifted = view[(slice(i, i + 1), *(slice(None),) * n, *offset)]
+            np.multiply(shifted, wide[offset], out=product if step else piece)
             if step:
-                np.multiply(shifted, wide[offset], out=product)
                 piece += product
-            else:
-                np.multiply(shifted, wide[offset], out=piece)
-        finish(piece.reshape(-1, x.shape[1]))
+        how.finish(piece.reshape(-1, width))
+
+    spread(x.shape[0], run, how.threads)
     return channels_first(out)
 
 
-@compiled("Conv")
+@compiled("Conv", empty=True)
 def conv(build: Build) -> Kernel:
     """Convolution with groups, strides, dilations, any padding, any number of spatial axes, an activation fused."""
     groups = build.get("group", 1)
@@ -212,7 +230,7 @@ def conv(build: Build) -> Kernel:
     known = build.constant(1)
     panel = None if known is None else panel_of(known, groups)
 
-    def run(x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None) -> np.ndarray:
+    def run(x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None, *, empty: Any) -> np.ndarray:
         geometry = Geometry.read(build, w.shape[2:])
 
         def finish(y: np.ndarray) -> None:
@@ -220,10 +238,11 @@ def conv(build: Build) -> Kernel:
                 y += b
             activate(y, activation)
 
+        how = Run(finish, build.scratch, build.threads, empty)
         weight = panel if panel is not None else panel_of(w, groups)
-        if groups == x.shape[1] and groups == w.shape[0]:
-            return depthwise(x, weight.reshape(groups, *geometry.kernel).transpose(*range(1, w.ndim - 1), 0), geometry, finish)
-        return convolve(x, geometry, w.shape[0], groups, lambda rows, out: np.matmul(rows, weight, out=out), finish, build.scratch)
+        if groups > 1 and groups == x.shape[1] and groups == w.shape[0]:
+            return depthwise(x, weight.reshape(groups, *geometry.kernel).transpose(*range(1, w.ndim - 1), 0), geometry, how)
+        return convolve(x, geometry, w.shape[0], groups, lambda rows, out: np.matmul(rows, weight, out=out), how)
 
     return run
 

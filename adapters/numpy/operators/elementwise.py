@@ -22,15 +22,36 @@ _UFUNCS: dict[str, Any] = {
 }  # fmt: skip
 
 
+_SMALL = 256  # elements; below it a place in the memory plan costs more than it saves
+
+
+def empty_like(empty: Any, shape: tuple[int, ...], dtype: Any, like: np.ndarray) -> np.ndarray:
+    """Allocate with the memory order of ``like``, so that channels-last values stay channels-last."""
+    if like.flags.c_contiguous or like.ndim != len(shape):
+        return np.asarray(empty(shape, dtype))
+    order = sorted(range(like.ndim), key=lambda axis: -like.strides[axis])
+    made = empty(tuple(shape[axis] for axis in order), dtype)
+    return np.asarray(made.transpose(np.argsort(order)))
+
+
 def _plain(ufunc: Any) -> Any:
-    def call(*inputs: Any, out: Any = None) -> Any:
-        return ufunc(*inputs, out=out)
+    def call(*inputs: Any, empty: Any) -> Any:
+        first = inputs[0]
+        if first.dtype != np.float32 or first.size < _SMALL or any(x.dtype != np.float32 for x in inputs[1:]):
+            return ufunc(*inputs)
+        shape = np.broadcast_shapes(*(x.shape for x in inputs)) if len(inputs) > 1 else first.shape
+        largest = max(inputs, key=lambda x: x.size)
+        return ufunc(*inputs, out=empty_like(empty, shape, np.float32, largest))
 
     return call
 
 
+_TO_BOOL = ("Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual", "And", "Or", "Xor", "Not", "IsNaN")
 for _name, _ufunc in _UFUNCS.items():
-    operator(_name, out=True)(_plain(_ufunc))
+    if _name in _TO_BOOL:
+        operator(_name)(_ufunc)
+    else:
+        operator(_name, empty=True)(_plain(_ufunc))
 
 
 @operator("Identity")
@@ -39,14 +60,17 @@ def identity(x: Any) -> Any:
     return x
 
 
-@operator("Div", out=True)
-def divide(a: np.ndarray, b: np.ndarray, *, out: Any = None) -> Any:
+_divide = _plain(np.divide)
+
+
+@operator("Div", empty=True)
+def divide(a: np.ndarray, b: np.ndarray, *, empty: Any = np.empty) -> Any:
     """a / b; integers truncate towards zero, as C and ONNX Runtime do."""
     if a.dtype.kind == "u":
-        return np.floor_divide(a, b, out=out)
+        return np.floor_divide(a, b)
     if a.dtype.kind == "i":
         return (np.floor_divide(np.abs(a), np.abs(b)) * np.sign(a) * np.sign(b)).astype(a.dtype, copy=False)
-    return np.divide(a, b, out=out)
+    return _divide(a, b, empty=empty)
 
 
 @operator("Pow")
@@ -122,10 +146,10 @@ def is_inf(x: np.ndarray, *, detect_negative: int = 1, detect_positive: int = 1)
     return (np.isneginf(x) & bool(detect_negative)) | (np.isposinf(x) & bool(detect_positive))
 
 
-@operator("Relu", out=True)
-def relu(x: np.ndarray, *, out: Any = None) -> Any:
+@operator("Relu", empty=True)
+def relu(x: np.ndarray, *, empty: Any = np.empty) -> Any:
     """max(x, 0)."""
-    return np.maximum(x, x.dtype.type(0), out=out)
+    return np.maximum(x, x.dtype.type(0), out=empty_like(empty, x.shape, x.dtype, x))
 
 
 @operator("LeakyRelu")
@@ -224,21 +248,21 @@ def shrink(x: np.ndarray, *, bias: float = 0.0, lambd: float = 0.5) -> Any:
 # the last place. NumPy has no erf, but its tanh runs in vector registers.
 _ERF = (1.1283792742348693, 0.10276905638943719, -0.00019183204872319807, -0.0006197836678610367,
         8.763698303280526e-05, -5.668423519424555e-06, 1.4184945434697698e-07)  # fmt: skip
-_ERF_CHUNK = 1 << 14  # elements; a chunk and its two temporaries stay in the second-level cache
+_CHUNK = 1 << 14  # elements; a chunk and its temporaries stay in the second-level cache
 
 
-def _erf_into(x: np.ndarray, out: np.ndarray) -> None:
-    for start in range(0, x.size, _ERF_CHUNK):
-        part = x[start : start + _ERF_CHUNK]
-        square = np.square(part)
-        np.minimum(square, np.float32(16.0), out=square)
-        y = square * np.float32(_ERF[-1])
-        for coefficient in _ERF[-2:0:-1]:
-            y += np.float32(coefficient)
-            y *= square
-        y += np.float32(_ERF[0])
-        y *= part
-        np.tanh(y, out=out[start : start + _ERF_CHUNK])
+def _tanh_form(x: np.ndarray, coefficients: tuple[float, ...], limit: float) -> np.ndarray:
+    """Return tanh(x p(min(x^2, limit))) of one chunk."""
+    square = np.square(x)
+    np.minimum(square, np.float32(limit), out=square)
+    y = square * np.float32(coefficients[-1])
+    for c in coefficients[-2:0:-1]:
+        y += np.float32(c)
+        y *= square
+    y += np.float32(coefficients[0])
+    y *= x
+    np.tanh(y, out=y)
+    return np.asarray(y)
 
 
 @operator("Erf")
@@ -248,27 +272,42 @@ def erf(x: np.ndarray) -> Any:
         return np.frompyfunc(math.erf, 1, 1)(x).astype(np.float64)
     source = np.ascontiguousarray(x, dtype=np.float32).reshape(-1)
     result = np.empty_like(source)
-    _erf_into(source, result)
+    for start in range(0, source.size, _CHUNK):
+        result[start : start + _CHUNK] = _tanh_form(source[start : start + _CHUNK], _ERF, 16.0)
     return result.reshape(x.shape).astype(x.dtype, copy=False)
+
+
+# The same with x / sqrt(2) in place of x: erf(x / sqrt(2)) = tanh(x sum_i c_i 2^-i x^2i / sqrt(2)).
+_GELU = tuple(c * 0.5**i * math.sqrt(0.5) for i, c in enumerate(_ERF))
+
+
+def gelu_rows(y: np.ndarray, approximate: str = "none") -> None:
+    """Apply GELU in place to float32 rows (rows, width), chunk by chunk."""
+    step = max(1, _CHUNK // max(1, y.shape[-1]))
+    for start in range(0, y.shape[0], step):
+        x = y[start : start + step]
+        if approximate == "tanh":
+            z = np.square(x)
+            z *= np.float32(0.044715 * math.sqrt(2 / math.pi))
+            z += np.float32(math.sqrt(2 / math.pi))
+            z *= x
+            np.tanh(z, out=z)
+        else:
+            z = _tanh_form(x, _GELU, 32.0)
+        z += np.float32(1)
+        x *= np.float32(0.5)
+        x *= z
 
 
 @operator("Gelu")
 def gelu(x: np.ndarray, *, approximate: str = "none") -> Any:
     """x Phi(x); with ``tanh``, 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))."""
-    kind = x.dtype.type
-    if approximate == "tanh":
-        y = np.square(x)
-        y *= kind(0.044715)
-        y += kind(1)
-        y *= x
-        y *= kind(math.sqrt(2 / math.pi))
-        np.tanh(y, out=y)
-    else:
-        y = erf(x * kind(math.sqrt(0.5)))
-    y += kind(1)
-    y *= x
-    y *= kind(0.5)
-    return y
+    if x.dtype == np.float64:
+        inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
+        return 0.5 * x * (1 + (np.tanh(inner) if approximate == "tanh" else erf(x * math.sqrt(0.5))))
+    y = np.array(x, dtype=np.float32, order="C").reshape(-1, x.shape[-1] if x.ndim else 1)
+    gelu_rows(y, approximate)
+    return y.reshape(x.shape).astype(x.dtype, copy=False)
 
 
 @operator("Dropout")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .casting import convert, dtype_of, integer_range_of
-from .convolution import Geometry, convolve, panel_of
+from .convolution import Geometry, Run, convolve, panel_of
 from .elementwise import leaky_relu, sigmoid
 from .integer import integer_matmul
 from .normalization import stable_softmax
@@ -126,7 +126,8 @@ def _integer_convolution(build: Build) -> Callable[..., np.ndarray]:
             out[...] = integer_matmul(rows, weight)
 
         # float64 holds the sums of several blocks, which float32 may not.
-        return convolve(centred, geometry, w.shape[0], groups, product, lambda y: None, build.scratch, dtype=np.float64)
+        how = Run(lambda y: None, build.scratch, build.threads, dtype=np.float64)
+        return convolve(centred, geometry, w.shape[0], groups, product, how)
 
     return run
 

@@ -11,29 +11,59 @@ from typing import Any
 
 import numpy as np
 
-from .convolution import Geometry, convolve, depthwise
+from ..identity import IdentityCache
+from ..parallel import spread
+from .convolution import Geometry, Run, channels_last, convolve, depthwise
+from .elementwise import empty_like
 from .integer import exact_blocks, integer_product
-from .linear import activate
+from .linear import activate, product_pieces
 from .registry import Build, Kernel, compiled
 
+_CHUNK = 1 << 14  # elements of one piece of an element-wise pass
 _TINY = np.finfo(np.float32).tiny
 
 
-@compiled("octavo.Quantize")
+def _quantize_rows(x: np.ndarray, y: np.ndarray, scale: Any, low: Any, high: Any, threads: int) -> None:
+    """Y = clip(round(x / scale), low, high), in pieces that stay in the cache; scale and bounds per array or per row."""
+    rows, step = x.shape[0], max(1, _CHUNK // max(1, x.shape[1]))
+    by_row = np.ndim(scale) > 0
+
+    def work(i: int) -> None:
+        for start in range(i * 16 * step, min((i + 1) * 16 * step, rows), step):
+            part = slice(start, min(start + step, rows))
+            s, a, b = (scale[part], low[part], high[part]) if by_row else (scale, low, high)
+            piece = np.divide(x[part], s, out=y[part])
+            np.rint(piece, out=piece)
+            np.maximum(piece, a, out=piece)
+            np.minimum(piece, b, out=piece)
+
+    spread(-(-rows // (16 * step)) if rows else 0, work, threads)
+
+
+def _flat(x: np.ndarray) -> np.ndarray:
+    """View as a matrix in memory order: any rows will do where one scale is used."""
+    if x.flags.c_contiguous:
+        return x.reshape(-1, x.shape[-1]) if x.ndim > 1 else x.reshape(1, -1)
+    last = channels_last(x) if x.ndim > 2 else x
+    return last.reshape(-1, last.shape[-1])
+
+
+@compiled("octavo.Quantize", empty=True)
 def quantize(build: Build) -> Kernel:
     """Static: (x, scale, zero point) -> centred codes clip(round(x / scale), low - zero_point, high - zero_point)."""
     low, high = build.get("low", 0), build.get("high", 255)
 
-    def run(x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray) -> np.ndarray:
-        y: np.ndarray = np.divide(x, scale, dtype=np.float32)
-        np.rint(y, out=y)
-        np.clip(y, np.float32(low - int(zero_point)), np.float32(high - int(zero_point)), out=y)
+    def run(x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, *, empty: Any) -> np.ndarray:
+        x = np.asarray(x, np.float32)
+        y = empty_like(empty, x.shape, np.float32, x)
+        zero = int(zero_point)
+        _quantize_rows(_flat(x), _flat(y), scale, np.float32(low - zero), np.float32(high - zero), build.threads)
         return y
 
     return run
 
 
-@compiled("octavo.DynamicQuantize")
+@compiled("octavo.DynamicQuantize", empty=True)
 def dynamic_quantize(build: Build) -> Kernel:
     """X -> (centred codes, scale): the range is the array's own, or each row's with granularity ``token``.
 
@@ -42,24 +72,23 @@ def dynamic_quantize(build: Build) -> Kernel:
     low, high = build.get("low", 0), build.get("high", 255)
     symmetric = bool(build.get("symmetric", 0))
     rows = build.get("granularity", "tensor") == "token"
+    middle = 0 if low < 0 else (low + high + 1) // 2
 
-    def run(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def run(x: np.ndarray, *, empty: Any) -> tuple[np.ndarray, np.ndarray]:
+        x = np.asarray(x, np.float32)
         axis = -1 if rows else None
-        least = np.minimum(x.min(axis=axis, keepdims=rows), 0, dtype=np.float32)
-        most = np.maximum(x.max(axis=axis, keepdims=rows), 0, dtype=np.float32)
-        if symmetric:
-            middle = 0 if low < 0 else (low + high + 1) // 2
-            scale = np.maximum(-least, most) / np.float32(high - middle)
-        else:
-            scale = (most - least) / np.float32(high - low)
+        least = np.minimum(x.min(axis=axis, keepdims=rows), np.float32(0))
+        most = np.maximum(x.max(axis=axis, keepdims=rows), np.float32(0))
+        scale = np.maximum(-least, most) / np.float32(high - middle) if symmetric else (most - least) / np.float32(high - low)
         scale = np.where(scale < _TINY, np.float32(1), scale)
-        if symmetric:
-            zero: Any = np.float32(middle)
+        zero = np.full_like(scale, middle) if symmetric else np.clip(np.rint(np.float32(low) - least / scale), low, high)
+        y = empty_like(empty, x.shape, np.float32, x)
+        bottom, top = np.float32(low) - zero, np.float32(high) - zero
+        if rows:
+            flat = x.reshape(-1, x.shape[-1])
+            _quantize_rows(flat, y.reshape(flat.shape), *(v.reshape(-1, 1) for v in (scale, bottom, top)), build.threads)
         else:
-            zero = np.clip(np.rint(np.float32(low) - least / scale), low, high)
-        y: np.ndarray = np.divide(x, scale, dtype=np.float32)
-        np.rint(y, out=y)
-        np.clip(y, np.float32(low) - zero, np.float32(high) - zero, out=y)
+            _quantize_rows(_flat(x), _flat(y), scale, bottom, top, build.threads)
         return y, scale
 
     return run
@@ -80,9 +109,17 @@ class _Epilogue:
             y += bias
         if self._requantize:
             np.rint(y, out=y)
-            np.clip(y, self._low, self._high, out=y)
+            np.maximum(y, self._low, out=y)
+            np.minimum(y, self._high, out=y)
         else:
             activate(y, self._activation)
+
+
+def _factors(x_scale: np.ndarray, w_scale: np.ndarray, bias: np.ndarray | None, y_scale: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+    scale = x_scale * w_scale
+    if y_scale is None:
+        return scale, bias
+    return scale / y_scale, None if bias is None else bias / y_scale
 
 
 def _integers(codes: np.ndarray, zero_point: np.ndarray | None, axis: int) -> np.ndarray:
@@ -93,16 +130,10 @@ def _integers(codes: np.ndarray, zero_point: np.ndarray | None, axis: int) -> np
     return panel
 
 
-def _factors(
-    x_scale: np.ndarray, w_scale: np.ndarray, bias: np.ndarray | None, y_scale: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray | None]:
-    scale = x_scale * w_scale
-    if y_scale is None:
-        return scale, bias
-    return scale / y_scale, None if bias is None else bias / y_scale
+_blocks = IdentityCache()
 
 
-@compiled("octavo.QuantizedGemm")
+@compiled("octavo.QuantizedGemm", empty=True)
 def quantized_gemm(build: Build) -> Kernel:
     """Integer product of centred codes and a weight of codes (K, N), or (N, K) with ``transB``.
 
@@ -111,29 +142,41 @@ def quantized_gemm(build: Build) -> Kernel:
     transposed = build.get("transB", 0)
     codes, zero_point = build.constant(2), build.constant(4)
     assert codes is not None
-    axis = 0 if transposed else 1
+    largest = build.get("largest", 255)
 
     def panel() -> np.ndarray:
-        integers = _integers(codes, zero_point, axis)
+        integers = _integers(codes, zero_point, 0 if transposed else 1)
         return integers.T if transposed else integers
 
-    blocks = exact_blocks(panel(), build.get("largest", 255))
+    blocks = _blocks.get(codes, (transposed, largest), lambda: exact_blocks(panel(), largest))
     epilogue = _Epilogue(build, 6)
 
-    def run(
-        x: np.ndarray, x_scale: np.ndarray, w: Any, w_scale: np.ndarray, w_zero_point: Any = None, bias: Any = None, y_scale: Any = None
-    ) -> np.ndarray:
+    def run(x: Any, x_scale: Any, w: Any, w_scale: Any, w_zero: Any = None, bias: Any = None, y_scale: Any = None, *, empty: Any) -> np.ndarray:
         weight = panel()
-        flat = x.reshape(-1, x.shape[-1])
-        y = integer_product(flat, weight, blocks).astype(np.float32, copy=False)
-        per_row = x_scale.reshape(-1, 1) if x_scale.ndim else x_scale
-        epilogue(y, *_factors(per_row, w_scale, bias, y_scale))
-        return y.reshape(*x.shape[:-1], weight.shape[1])
+        per_row = x_scale.ndim > 0
+        scale, shift = _factors(np.float32(1) if per_row else x_scale, w_scale, bias, y_scale)
+        rows_scale = x_scale.reshape(-1, 1) if per_row else None
+        out: np.ndarray = empty((*x.shape[:-1], weight.shape[1]), np.float32)
+
+        def finish(y: np.ndarray, columns: slice) -> None:
+            epilogue(y, scale[columns] if scale.ndim else scale, None if shift is None else shift[columns])
+
+        def finish_rows(y: np.ndarray, columns: slice) -> None:
+            y *= rows_scale
+            finish(y, columns)
+
+        flat = out.reshape(-1, weight.shape[1])
+        # Scales per row belong to whole rows: one thread at a time then, over all of them.
+        threads = 1 if per_row else build.threads
+        product_pieces(
+            x.reshape(-1, x.shape[-1]), weight, flat, threads, lambda a, b, o: integer_product(a, b, blocks, o), finish_rows if per_row else finish
+        )
+        return out
 
     return run
 
 
-@compiled("octavo.QuantizedConv")
+@compiled("octavo.QuantizedConv", empty=True)
 def quantized_conv(build: Build) -> Kernel:
     """Integer convolution of centred codes and a weight of codes, laid out (kernel..., C / g, O).
 
@@ -144,6 +187,7 @@ def quantized_conv(build: Build) -> Kernel:
     assert codes is not None
     kernel, per_group, channels = codes.shape[:-2], codes.shape[-2], codes.shape[-1]
     geometry = Geometry.read(build, kernel)
+    largest = build.get("largest", 255)
 
     def panel() -> np.ndarray:
         integers = _integers(codes, zero_point, -1)
@@ -152,21 +196,16 @@ def quantized_conv(build: Build) -> Kernel:
         split = integers.reshape(-1, per_group, groups, channels // groups).transpose(2, 0, 1, 3)
         return np.ascontiguousarray(split.reshape(groups, -1, channels // groups))
 
-    blocks = exact_blocks(panel(), build.get("largest", 255))
+    blocks = _blocks.get(codes, (groups, largest), lambda: exact_blocks(panel(), largest))
     epilogue = _Epilogue(build, 6)
     single = per_group == 1 and groups == channels and len(blocks) == 2
 
-    def run(
-        x: np.ndarray, x_scale: np.ndarray, w: Any, w_scale: np.ndarray, w_zero_point: Any = None, bias: Any = None, y_scale: Any = None
-    ) -> np.ndarray:
+    def run(x: Any, x_scale: Any, w: Any, w_scale: Any, w_zero: Any = None, bias: Any = None, y_scale: Any = None, *, empty: Any) -> np.ndarray:
         scale, shift = _factors(x_scale, w_scale, bias, y_scale)
-
-        def finish(y: np.ndarray) -> None:
-            epilogue(y, scale, shift)
-
+        how = Run(lambda y: epilogue(y, scale, shift), build.scratch, build.threads, empty)
         if single:
-            return depthwise(x, _integers(codes, zero_point, -1)[..., 0, :], geometry, finish)
+            return depthwise(x, _integers(codes, zero_point, -1)[..., 0, :], geometry, how)
         weight = panel()
-        return convolve(x, geometry, channels, groups, lambda rows, out: integer_product(rows, weight, blocks, out), finish, build.scratch)
+        return convolve(x, geometry, channels, groups, lambda rows, out: integer_product(rows, weight, blocks, out), how)
 
     return run

@@ -26,7 +26,8 @@ class Build:
         node: The node.
         constants: Arrays of those inputs that are initializers.
         opset: The graph's operator-set version.
-        scratch: Upper bound of the kernel's scratch memory, in bytes.
+        scratch: Upper bound of the kernel's scratch memory, in bytes, per thread.
+        threads: Threads that may share its rows.
         body: Compiles a body (If, Loop, Scan) to ``run(values, inputs) -> outputs``, where ``values`` are those
             captured from around it.
     """
@@ -34,7 +35,8 @@ class Build:
     node: Node
     constants: Mapping[str, np.ndarray] = field(default_factory=dict)
     opset: int = 21
-    scratch: int = 4 << 20
+    scratch: int = 1 << 20
+    threads: int = 1
     body: Callable[[Graph], Kernel] | None = None
 
     def constant(self, index: int) -> np.ndarray | None:
@@ -51,34 +53,41 @@ class Build:
 class _Entry:
     since: int
     build: Callable[[Build], Kernel]
-    takes_out: bool
+    allocates: bool
 
 
 _TABLE: dict[str, list[_Entry]] = {}
 
 
-def compiled(op: str, since: int = 1) -> Callable[[Callable[[Build], Kernel]], Callable[[Build], Kernel]]:
-    """Register a factory that prepares a kernel (packs weights, plans geometry) once per node."""
+def compiled(op: str, since: int = 1, *, empty: bool = False) -> Callable[[Callable[[Build], Kernel]], Callable[[Build], Kernel]]:
+    """Register a factory that prepares a kernel (packs weights, plans geometry) once per node.
+
+    Args:
+        op: The operator's name.
+        since: The first operator-set version with this meaning.
+        empty: The kernel takes ``empty=``, a stand-in for numpy.empty, and makes its results with it and nothing else: the
+            memory plan then knows them, and that they are no views of the inputs.
+    """
 
     def register(build: Callable[[Build], Kernel]) -> Callable[[Build], Kernel]:
-        _insert(op, _Entry(since, build, False))
+        _insert(op, _Entry(since, build, empty))
         return build
 
     return register
 
 
-def operator(*ops: str, since: int = 1, out: bool = False) -> Callable[[Kernel], Kernel]:
+def operator(*ops: str, since: int = 1, empty: bool = False) -> Callable[[Kernel], Kernel]:
     """Register a plain function: inputs positional, attributes as keyword-only parameters.
 
     Args:
         ops: Operator names.
         since: The first operator-set version with this meaning.
-        out: The function takes ``out=`` and may write its result there.
+        empty: As for :func:`compiled`.
     """
 
     def register(function: Kernel) -> Kernel:
         parameters = inspect.signature(function).parameters if ops else {}
-        named = {n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+        named = {n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY} - {"empty"}
         anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
         def build(context: Build) -> Kernel:
@@ -92,7 +101,7 @@ def operator(*ops: str, since: int = 1, out: bool = False) -> Callable[[Kernel],
             return partial(function, **attributes) if attributes else function
 
         for op in ops:
-            _insert(op, _Entry(since, build, out))
+            _insert(op, _Entry(since, build, empty))
         return function
 
     return register
@@ -122,10 +131,10 @@ def _entry(op: str, opset: int, name: str) -> _Entry:
 
 
 def kernel(context: Build) -> tuple[Kernel, bool]:
-    """Return a node's kernel, and whether it takes ``out=``.
+    """Return a node's kernel, and whether it takes ``empty=``.
 
     Raises:
         ModelError: If there is none, or an attribute is unknown.
     """
     entry = _entry(context.node.op, context.opset, context.node.name)
-    return entry.build(context), entry.takes_out
+    return entry.build(context), entry.allocates
