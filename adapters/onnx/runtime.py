@@ -21,6 +21,8 @@ _BORROW_FROM = 1024
 """Bytes from which a tensor is lent to the runtime and not copied into the serialized graph."""
 
 _lent: weakref.WeakKeyDictionary[ir.TensorProtocol, ort.OrtValue] = weakref.WeakKeyDictionary()
+_borrowed: weakref.WeakKeyDictionary[ort.InferenceSession, list[ort.OrtValue]] = weakref.WeakKeyDictionary()
+"""What a session reads without owning it must live as long as the session, whatever becomes of the graph."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,8 @@ def compile_model(model: ir.Model, config: OnnxConfig, *, inspect: bool = False)
     options.intra_op_num_threads = config.threads or 0
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if config.spinning else "0")
     proto, held = skeleton(model)
-    options.add_external_initializers(list(held), [_lend(tensor) for tensor in held.values()])
+    lent = [_lend(tensor) for tensor in held.values()]
+    options.add_external_initializers(list(held), lent)
     with tempfile.TemporaryDirectory(prefix="octavo-") as folder:
         optimized = Path(folder) / "optimized.onnx"
         if inspect:
@@ -69,6 +72,7 @@ def compile_model(model: ir.Model, config: OnnxConfig, *, inspect: bool = False)
             session = ort.InferenceSession(proto.SerializeToString(), options, providers=list(config.providers))
         except Exception as error:  # ONNX Runtime has a dozen exception classes without a common base
             raise ModelError(f"ONNX Runtime {ort.__version__} cannot run the model: {str(error).strip()[:600]}") from error
+        _borrowed[session] = lent
         nodes = tuple(onnx.load(optimized, load_external_data=False).graph.node) if inspect else ()
     return Compiled(session, nodes)
 
