@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, field_validator
 from .criteria.config import ToleranceConfig
 from .errors import ConfigError
 from .parts import PartConfig
+from .racing import RaceConfig
 from .rules import Rule
 from .scheme import Frozen, PartChoice
 from .textfiles import read_text
@@ -79,6 +80,8 @@ class TuningConfig(Frozen):
         transforms: Model-wide transforms that may be tried, each alone: names or settings.
         backends: Backends to search over; None for the model's own. Names, or settings with ``kind``.
         simulated: Also offer schemes that a backend can only simulate.
+        racing: How evaluations of a :class:`~octavo.SampleScore` may be stopped early; None scores every sample.
+        holdout: Share of a SampleScore's samples that the search never sees; the winner is scored on them at the end.
         confirm: Reload the saved winner and score it again before it is called done.
         non_finite: What becomes of an op whose weight holds NaN or Inf: refuse the model, or keep the op in float.
         executor: Where trials run.
@@ -99,6 +102,8 @@ class TuningConfig(Frozen):
     transforms: tuple[PartChoice, ...] = ()
     backends: tuple[PartTable, ...] | None = None
     simulated: bool = False
+    racing: RaceConfig | None = RaceConfig()
+    holdout: float = Field(default=0.0, ge=0, lt=1)
     confirm: bool = True
     non_finite: Literal["error", "float"] = "error"
     executor: ExecutorConfig = ExecutorConfig()

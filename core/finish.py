@@ -60,7 +60,7 @@ class Finish:
             tell(
                 loop.progress, f"trial {winner.number} passed, but not after saving and loading it again: {problem}; the next best is taken"
             )
-        done = [t for t in trials if t.state == "complete" and t.number not in refused]
+        done = [t for t in trials if t.state != "failed" and t.number not in refused]
         if not done:
             return self._nothing(trials, reason, interrupted)
         closest = max(done, key=lambda t: (t.margin, -t.number))
@@ -87,7 +87,7 @@ class Finish:
             try:
                 saved = save_candidate(candidate, Path(folder) / "result", {})
                 loaded = load_candidate(saved, self.model if own else None, host=self.host)
-                scores = self.loop.rescore(loaded)
+                scores = self.loop.scoring.full(loaded)
             except Exception as error:
                 return {}, f"{type(error).__name__}: {error}"
         verdict = self.loop.criterion.judge(scores.metrics, self.loop.baseline.metrics)
@@ -118,6 +118,9 @@ class Finish:
             config=self.settings,
             goal=self.goal,
             confirmed=confirmed,
+            holdout=None
+            if interrupted or not best.number
+            else loop.scoring.on_holdout(loop.reference.candidate, candidate, loop.criterion),
             views={o.name: o.view for o in self.opened},
             storage=loop.history.location,
             interrupted=interrupted,

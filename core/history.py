@@ -163,7 +163,8 @@ class StudyHistory(History):
             row = self._ids.pop(trial.number)
             self._storage.set_trial_user_attr(row, "octavo:trial", json.dumps(_finite(trial.to_json())))
             values = _values(trial, len(self._storage.get_study_directions(self._study)))
-            self._storage.set_trial_state_values(row, TrialState.COMPLETE if values else TrialState.FAIL, values)
+            ended = TrialState.PRUNED if trial.state == "rejected" else TrialState.FAIL
+            self._storage.set_trial_state_values(row, TrialState.COMPLETE if values else ended, values)
         super().finish(trial)
 
     def close(self) -> None:

@@ -9,18 +9,20 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from .adapter import Candidate, Opened
 from .criteria.base import Criterion
 from .data import CalibrationData
 from .errors import EvaluationError, StoreError
-from .evaluation import ArrayModel, Scores, check_scores
-from .executor import Executor, traceback_text
+from .evaluation import Scores
+from .executor import traceback_text
 from .history import History
 from .objectives.base import Objective, Subject
+from .racing import RaceConfig, Rejection
 from .realize import Realizer
 from .recipe import Recipe
+from .scoring import Scoring
 from .space import TuningSpace
 from .strategy import Wait
 from .trial import Measurement, Trial
@@ -75,34 +77,31 @@ class Loop:
     Attributes:
         backends: By name.
         reference: The float model as given, for interleaved measurements.
-        score: The user's score function.
+        scoring: Scores candidates.
         criterion: Judges.
         objectives: By name, most important first.
         history: Where trials are kept.
-        executor: Where evaluations run.
-        native: Hand the score function the backend's own model; False hands it arrays in, arrays out.
-        metric: The name of a lone score.
         progress: Told how it goes.
         notify: Called after each trial with it (plugins' hook).
     """
 
     backends: Mapping[str, Backend]
     reference: Subject
-    score: Callable[[Any], Any]
+    scoring: Scoring
     criterion: Criterion
     objectives: Mapping[str, Objective]
     history: History
-    executor: Executor
-    native: bool = True
-    metric: str = "score"
     progress: Sequence[Progress] = ()
     notify: Callable[[Trial], None] = lambda trial: None
     baseline: Trial | None = None
-    evaluations: int = 0
     _known: dict[str, Trial] = field(default_factory=dict)
 
-    def measure_baseline(self, noise_runs: int) -> Trial:
+    def measure_baseline(self, noise_runs: int, race: RaceConfig | None = None) -> Trial:
         """Score the float model, unless the history holds its score, and measure it.
+
+        Args:
+            noise_runs: How often it is scored.
+            race: How evaluations may be stopped early; None scores every sample of every candidate.
 
         Raises:
             EvaluationError: If the score function fails on the float model, or changes it.
@@ -112,6 +111,8 @@ class Loop:
             if trial.number == 0:
                 self.criterion.check_baseline(trial.metrics)
                 self.baseline = trial
+                if race is not None:
+                    self.scoring.prepare_race(None, self.reference.candidate, self.criterion, race)
                 return trial
         candidate = self.reference.candidate
         before = candidate.fingerprint()
@@ -120,7 +121,7 @@ class Loop:
         scores: Scores | None = None
         for _ in range(noise_runs):
             try:
-                again = self._evaluate(candidate)
+                again = self.scoring.full(candidate)
             except EvaluationError:
                 raise
             except Exception as error:
@@ -135,6 +136,8 @@ class Loop:
         self.criterion.check_baseline(runs[0])
         if noise := self.criterion.noise(tuple(runs)):
             self._say(noise)
+        if race is not None:
+            self.scoring.prepare_race(scores, candidate, self.criterion, race)
         evaluated = time.perf_counter() - began
         measured = self._measure(self.reference)
         seconds = {"evaluate": evaluated, "measure": time.perf_counter() - began - evaluated}
@@ -218,9 +221,11 @@ class Loop:
             candidate = backend.realizer.candidate(recipe)
             seconds["apply"], mark = _lap(mark)
             subject = Subject(candidate, backend.data.first())
-            scores = self._evaluate(candidate)
+            scores = self.scoring.raced(candidate)
             seconds["evaluate"], mark = _lap(mark)
             assert self.baseline is not None
+            if isinstance(scores, Rejection):
+                return self._rejected(number, recipe, candidate, scores, seconds)
             verdict = self.criterion.judge(scores.metrics, self.baseline.metrics)
             measured = self._measure(subject)
             seconds["measure"], mark = _lap(mark)
@@ -242,13 +247,14 @@ class Loop:
             if subject is not None:
                 subject.close()
 
-    def _evaluate(self, candidate: Candidate) -> Scores:
-        self.evaluations += 1
-        return check_scores(self.executor.submit(evaluate, self.score, candidate, self.native).result(), self.metric)
-
-    def rescore(self, candidate: Candidate) -> Scores:
-        """Score a candidate outside the search (a reloaded winner)."""
-        return self._evaluate(candidate)
+    def _rejected(self, number: int, recipe: Recipe, candidate: Candidate, race: Rejection, seconds: Mapping[str, float]) -> Trial:
+        """A trial whose evaluation was stopped: its score is an estimate, and its margin is below the goal whatever that says."""
+        assert self.baseline is not None
+        (name,) = self.baseline.metrics
+        margin = min(self.criterion.judge({name: race.value}, self.baseline.metrics).margin, -1e-9)
+        return Trial(
+            number, recipe, "rejected", {name: race.value}, margin=margin, ledger=candidate.ledger, seconds=seconds, evaluated=race.share
+        )
 
     def _measure(self, subject: Subject) -> dict[str, Measurement]:
         return {name: objective.measure(subject, self.reference) for name, objective in self.objectives.items()}
@@ -263,11 +269,6 @@ def tell(progress: Sequence[Progress], text: str) -> None:
         p.note(text)
     if not progress:
         warnings.warn(text, stacklevel=4)
-
-
-def evaluate(score: Callable[[Any], Any], candidate: Candidate, native: bool) -> Any:
-    """Call the score function; a function of its own, so that a child process can be given it."""
-    return score(candidate.native if native else ArrayModel(candidate))
 
 
 def choose(trials: Sequence[Trial], objectives: Sequence[str]) -> Trial | None:
@@ -316,4 +317,4 @@ def _estimate(trials: Sequence[Trial], left: int, began: float, timeout: float |
     return guess if timeout is None else min(guess, max(0.0, timeout - (time.perf_counter() - began)))
 
 
-__all__ = ["Asks", "Backend", "Loop", "Progress", "choose", "evaluate", "pareto", "tell"]
+__all__ = ["Asks", "Backend", "Loop", "Progress", "choose", "pareto", "tell"]

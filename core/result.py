@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from .errors import ConfigError
 from .evaluation import ArrayModel
 from .graph import ModelView
 from .loop import pareto
+from .scoring import Holdout
 from .textfiles import read_text
 from .trial import Trial
 
@@ -76,6 +77,7 @@ class Result(Quantized):
         config: The settings.
         goal: The goal in one line.
         confirmed: The winner's metrics after it was saved, loaded and scored again; None if that was turned off.
+        holdout: The winner's and the float model's scores on data that the search never saw, where some was held out.
         views: Backend -> the model's ops.
         storage: Where the history is kept.
         interrupted: Whether a signal ended the search.
@@ -91,6 +93,7 @@ class Result(Quantized):
     config: TuningConfig = field(default_factory=TuningConfig)
     goal: str = ""
     confirmed: Mapping[str, float] | None = None
+    holdout: Holdout | None = None
     views: Mapping[str, ModelView] = field(default_factory=dict)
     storage: str = ""
     interrupted: bool = False
@@ -116,6 +119,7 @@ class Result(Quantized):
             "goal": self.goal,
             "best": self.best.to_json(),
             "baseline": self.baseline.to_json(),
+            "holdout": asdict(self.holdout) if self.holdout else None,
             "confirmed": dict(self.confirmed) if self.confirmed is not None else None,
             "config": self.config.model_dump(mode="json", exclude_defaults=True),
             "trials": [t.to_json() for t in self.trials],

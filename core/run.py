@@ -27,6 +27,7 @@ from .realize import Realizer
 from .result import Result, load_candidate
 from .rules import build_spaces
 from .scheme import canonical_json
+from .scoring import Scoring, split_samples
 from .strategy import Problem, Strategy
 
 
@@ -41,6 +42,7 @@ def autotune(
     study: str = "octavo",
     resume: bool = True,
     callbacks: Sequence[Progress] = (),
+    holdout_fn: Callable[[Any], Any] | None = None,
     executor: Executor | None = None,
     host: PluginHost | None = None,
     arrays: bool = False,
@@ -60,6 +62,7 @@ def autotune(
         study: The run's name in that store.
         resume: Go on where a run on the same store stopped; False refuses a store that has trials.
         callbacks: Told how the run goes.
+        holdout_fn: Scores a model on data that ``eval_fn`` never uses; the winner's score on it is reported beside the search's.
         executor: Where evaluations run; None takes the configured one.
         host: Plugins; None loads them as the configuration says.
         arrays: Hand the score function arrays in, arrays out in a run on one backend too.
@@ -78,6 +81,9 @@ def autotune(
     settings = TuningConfig.read(config, **overrides)
     if not callable(eval_fn):
         raise EvaluationError(f"eval_fn must be callable: candidate -> score; got {type(eval_fn).__name__}")
+    search_fn: Callable[[Any], Any] = eval_fn
+    if settings.holdout:
+        search_fn, holdout_fn = split_samples(eval_fn, settings.holdout, settings.seed)
     host = host or plugin_host(settings)
     criterion: Criterion = host.part("criteria", settings.criterion(host).kind).build(settings.criterion(host))
     objectives = _objectives(settings, host)
@@ -106,20 +112,17 @@ def autotune(
         loop = Loop(
             {o.name: Backend(o, spaces[o.name], realizers[o.name], data[o.name]) for o in opened},
             reference,
-            eval_fn,
+            Scoring(search_fn, run_with, native, str(settings.accuracy.get("metric") or "score"), holdout_fn),
             criterion,
             objectives,
             history,
-            run_with,
-            native=native,
-            metric=str(settings.accuracy.get("metric") or "score"),
             progress=tuple(callbacks),
             notify=lambda trial: host.notify("octavo_trial_finished", trial=trial),
         )
         for name in opened:
             for note in (*name.notes, *spaces[name.name].notes, *data[name.name].notes):
                 tell(callbacks, note)
-        baseline = loop.measure_baseline(int(getattr(settings.criterion(host), "noise_runs", 1)))
+        baseline = loop.measure_baseline(int(getattr(settings.criterion(host), "noise_runs", 1)), settings.racing)
         goal = criterion.describe(baseline.metrics)
         finish = Finish(loop, settings, goal, native, tuple(opened), began, model, host)
         if not any(space.tunable for space in spaces.values()):

@@ -45,3 +45,8 @@ class Criterion(ABC):
     def noise(self, runs: tuple[Mapping[str, float], ...]) -> str:
         """Return a warning if repeated float scores differ by more than the criterion tolerates; else ''."""
         return ""
+
+    def allowed(self, baseline: Mapping[str, float]) -> tuple[float, bool] | None:
+        """Return (mean loss a sample that passes at most, whether higher scores are better) where the goal is that of one
+        mean score, so that an evaluation may be stopped early; None where it is not."""
+        return None

@@ -93,3 +93,11 @@ class Tolerance(Criterion):
                     f"{name} of the float model varied by {spread:.3g} between {len(values)} runs, and only {allowed:.3g} is tolerated"
                 )
         return "; ".join(lines) + (": seed the score function or score more samples" if lines else "")
+
+    def allowed(self, baseline: Mapping[str, float]) -> tuple[float, bool] | None:
+        """Return the allowed loss of a lone metric, in its own unit."""
+        goals = self._goals(baseline)
+        if len(goals) != 1:
+            return None
+        ((name, goal),) = goals.items()
+        return float(goal.tolerance or 0.0) * (abs(baseline[name]) if goal.mode == "relative" else 1.0), bool(goal.higher_is_better)

@@ -11,6 +11,7 @@ from octavo.core.config import TuningConfig
 from octavo.core.errors import OctavoError
 from octavo.core.evaluation import ArrayModel, Evaluation
 from octavo.core.loop import Progress
+from octavo.core.racing import RaceConfig, SampleScore
 from octavo.core.recipe import Recipe
 from octavo.core.result import Quantized, Result
 from octavo.core.run import autotune, load, quantize_model
@@ -28,6 +29,8 @@ __all__ = [
     "PartChoice",
     "Progress",
     "QuantSpec",
+    "RaceConfig",
+    "SampleScore",
     "Quantized",
     "Recipe",
     "Result",

@@ -1,0 +1,156 @@
+"""From a candidate to checked scores: the user's function, where it runs, and how early it may stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .adapter import Candidate
+from .criteria.base import Criterion
+from .errors import ConfigError
+from .evaluation import ArrayModel, Evaluation, Scores, check_scores
+from .executor import Executor
+from .racing import Race, RaceConfig, Rejection, SampleScore
+
+
+@dataclass(frozen=True, slots=True)
+class Holdout:
+    """Scores on data that the search never saw.
+
+    Attributes:
+        baseline: The float model's.
+        best: The winner's.
+        passed: The criterion's verdict on them.
+        reason: The figures that decided.
+    """
+
+    baseline: Mapping[str, float]
+    best: Mapping[str, float]
+    passed: bool
+    reason: str
+
+
+@dataclass
+class Scoring:
+    """Scores candidates.
+
+    Attributes:
+        score: The user's function, or a :class:`SampleScore`.
+        executor: Where it runs.
+        native: Hand it the backend's own model; False hands it arrays in, arrays out.
+        metric: The name of a lone score.
+        held_out: Scores the data that is kept from the search; None where there is none.
+        evaluations: How often it was called.
+        samples: Samples scored in all, where single samples can be.
+    """
+
+    score: Callable[[Any], Any]
+    executor: Executor
+    native: bool = True
+    metric: str = "score"
+    held_out: Callable[[Any], Any] | None = None
+    evaluations: int = 0
+    samples: int = 0
+    _race: Race | None = None
+
+    def full(self, candidate: Candidate) -> Scores:
+        """Score all samples.
+
+        Raises:
+            EvaluationError: If what the function returns is no score.
+        """
+        return self._run(self.score, candidate)
+
+    def _run(self, score: Callable[[Any], Any], candidate: Candidate) -> Scores:
+        self.evaluations += 1
+        self.samples += score.samples if isinstance(score, SampleScore) else 0
+        return check_scores(self.executor.submit(_evaluate, score, candidate, self.native).result(), self.metric)
+
+    def prepare_race(self, baseline: Scores | None, reference: Candidate, criterion: Criterion, config: RaceConfig) -> None:
+        """Make ready to stop evaluations early, where the score function scores samples and the criterion is a mean loss.
+
+        Args:
+            baseline: The float model's scores; None scores it again (after a resume).
+            reference: The float model.
+            criterion: Says the mean loss that it allows.
+            config: Settings.
+        """
+        if not isinstance(self.score, SampleScore) or self.score.best is None:
+            return
+        scores = baseline or self.full(reference)
+        goal = criterion.allowed(scores.metrics)
+        if goal is not None and scores.per_sample is not None:
+            allowed, higher = goal
+            self._race = Race(scores.per_sample, allowed, self.score.best, higher_is_better=higher, config=config)
+
+    def raced(self, candidate: Candidate) -> Scores | Rejection:
+        """Score a candidate; stop as soon as it is sure to miss the goal, if that can be told."""
+        if self._race is None:
+            return self.full(candidate)
+        self.evaluations += 1
+        outcome = self.executor.submit(_race, self._race, self.score, candidate, self.native).result()
+        if isinstance(outcome, Rejection):
+            self.samples += outcome.used
+            return outcome
+        assert isinstance(self.score, SampleScore)
+        self.samples += self.score.samples
+        return check_scores(outcome, self.metric)
+
+    def on_holdout(self, reference: Candidate, best: Candidate, criterion: Criterion) -> Holdout | None:
+        """Score the float model and the winner on the data that was held out; None where there is none."""
+        if self.held_out is None:
+            return None
+        baseline, found = self._run(self.held_out, reference).metrics, self._run(self.held_out, best).metrics
+        verdict = criterion.judge(found, baseline)
+        return Holdout(baseline, found, verdict.passed, verdict.reason)
+
+
+def split_samples(score: Any, share: float, seed: int) -> tuple[Any, Any]:
+    """Hold a share of the samples out of the search.
+
+    Args:
+        score: A :class:`SampleScore`.
+        share: Of all samples, in (0, 1).
+        seed: Of the draw.
+
+    Returns:
+        Two sample scores: of the search, and of the confirmation.
+
+    Raises:
+        ConfigError: If single samples cannot be scored, or a part would be empty.
+    """
+    if not isinstance(score, SampleScore):
+        raise ConfigError(
+            "holdout needs a score of single samples: wrap it in octavo.SampleScore, or pass holdout_fn=, a score over other data"
+        )
+    count = round(score.samples * share)
+    if not 0 < count < score.samples:
+        raise ConfigError(f"a holdout of {share:g} of {score.samples} samples leaves one part empty; choose another share")
+    order = np.random.default_rng(seed).permutation(score.samples)
+    return _part(score, np.sort(order[count:])), _part(score, np.sort(order[:count]))
+
+
+def _part(score: SampleScore, indices: np.ndarray) -> SampleScore:
+    return SampleScore(lambda model, chosen: score.score(model, indices[chosen]), len(indices), best=score.best)
+
+
+# Functions of their own, so that a child process can be given them.
+
+
+def _model(candidate: Candidate, native: bool) -> Any:
+    return candidate.native if native else ArrayModel(candidate)
+
+
+def _evaluate(score: Callable[[Any], Any], candidate: Candidate, native: bool) -> Any:
+    return score(_model(candidate, native))
+
+
+def _race(race: Race, score: SampleScore, candidate: Candidate, native: bool) -> Evaluation | Rejection:
+    model = _model(candidate, native)
+    return race.run(lambda indices: score.of(model, indices))
+
+
+__all__ = ["Holdout", "Scoring", "split_samples"]
