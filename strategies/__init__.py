@@ -22,6 +22,7 @@ class AutoConfig(PartConfig):
         patience: Evaluations beyond log2 of the number of units.
         worthwhile: Expected saving, as a share of the cost, for which an evaluation is still made.
         transforms: At most so many model-wide transforms are evaluated, where their outputs can be compared first.
+        explore: At most so many other modes and widths are tried for speed once the goal is reached.
     """
 
     kind: Literal["auto"] = "auto"
@@ -29,6 +30,7 @@ class AutoConfig(PartConfig):
     patience: int = Field(default=5, ge=0)
     worthwhile: float = Field(default=0.001, ge=0)
     transforms: int = Field(default=2, ge=1)
+    explore: int = Field(default=3, ge=0)
 
 
 class BasicConfig(PartConfig):

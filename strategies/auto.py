@@ -43,7 +43,7 @@ class Auto(Sequential):
             return
         self._objective = (self.problem.objectives or ("size",))[0]
         self._costs = CostBelief(space, self._objective)
-        cheapest = tuple(int(np.argmin(c)) for c in self._costs.costs())
+        cheapest = self._cheapest()
         trial = yield from self._try(cheapest, ())
         if not trial.passed:
             trial = yield from self._transform(cheapest, trial)
@@ -54,7 +54,7 @@ class Auto(Sequential):
 
     def _try(self, picks: Picks, transforms: tuple[PartChoice, ...]) -> Generator[Batch, list[Trial], Trial]:
         trial = yield from self.one(self._recipe(picks, transforms))
-        self._costs.observe(picks, ratio(trial, self._objective))
+        self._costs.observe(picks, trial)
         return trial
 
     def _recipe(self, picks: Picks, transforms: tuple[PartChoice, ...]) -> Recipe:
@@ -79,32 +79,44 @@ class Auto(Sequential):
         # Where all collapse alike, the score cannot tell them apart; the outputs can.
         return min(trials, key=lambda t: (round(-t.margin, 1), nearness[t.recipe.transforms]))
 
+    def _cheapest(self) -> Picks:
+        """Return each unit's cheapest choice; within a percent (scales of finer granularity) the backend's order decides."""
+        return tuple(int(np.flatnonzero(c <= 1.01 * c.min() + 1e-12)[0]) for c in self._costs.costs())
+
     def _faster(self, transforms: tuple[PartChoice, ...]) -> Search:
         """The cheapest recipe passes. Where costs are only believed, try what might be cheaper still."""
         self.note = "the cheapest recipe reaches the goal"
         if self._costs.exact:
             return
-        tried = set()
-        while True:
+        tried = {self._families(self._cheapest())}
+        for _ in range(self.config.explore):
             best = self.incumbent
             assert best is not None
-            options = [p for p in self._uniform() if p not in tried]
-            hopes = [(mean - deviation, p) for p in options for mean, deviation in [self._costs.predict(p)]]
-            hopes = [h for h in hopes if h[0] < ratio(best, self._objective) * (1 - self.config.worthwhile)]
+            options = {self._families(p): p for p in reversed(list(self._uniform()))}
+            hopes = [
+                (mean - deviation, p)
+                for f, p in options.items()
+                if f not in tried
+                for mean, deviation in [self._costs.predict(p)]
+                if mean - deviation < ratio(best, self._objective) * (1 - self.config.worthwhile)
+            ]
             if not hopes:
                 return
             picks = min(hopes)[1]
-            tried.add(picks)
+            tried.add(self._families(picks))
             yield from self._try(picks, transforms)
 
+    def _families(self, picks: Picks) -> tuple[tuple[str, str, int], ...]:
+        return tuple(family(u, u.choices[i]) for u, i in zip(self.problem.space.tunable, picks, strict=True))
+
     def _uniform(self) -> Iterator[Picks]:
-        """Yield recipes that take one family of schemes wherever it is offered, and the cheapest choice elsewhere."""
-        cheapest = [int(np.argmin(c)) for c in self._costs.costs()]
+        """Yield recipes that take one mode and width wherever it is offered (the backend's first of it), else the cheapest choice."""
+        cheapest = self._cheapest()
         units = self.problem.space.tunable
-        kinds = dict.fromkeys(s for u in units for s in u.choices if not s.is_float)
-        for kind in kinds:
-            yield tuple(u.choices.index(kind) if kind in u.choices else i for u, i in zip(units, cheapest, strict=True))
-        yield tuple(cheapest)
+        for mode, bits in dict.fromkeys((s.mode, s.weight_bits) for u in units for s in u.choices if not s.is_float):
+            offered = [[i for i, s in enumerate(u.choices) if (s.mode, s.weight_bits) == (mode, bits)] for u in units]
+            yield tuple(o[0] if o else i for o, i in zip(offered, cheapest, strict=True))
+        yield cheapest
 
     def _mix(self, start: Trial) -> Search:
         """Knapsack, evaluate, learn, again."""

@@ -93,6 +93,7 @@ RATES: Mapping[str, tuple[float, float]] = {
     "cast": (0.6, 0.2),
     "weight_only": (0.95, 0.15),
 }
+TIE = 1e-6
 OVERHEAD = 0.1  # share of the float time that no op's scheme changes
 
 
@@ -116,6 +117,7 @@ class CostBelief:
 
     def __init__(self, space: TuningSpace, objective: str) -> None:
         self._space = space
+        self._objective = objective
         self.exact = objective not in ("latency", "throughput", "energy")
         bytes_ = [np.array([u.weight_bytes(s) for s in u.choices]) for u in space.tunable]
         total = max(sum(u.weight_bytes(u.choices[-1]) for u in space.units), 1e-9)
@@ -130,6 +132,7 @@ class CostBelief:
         self._covariance = np.diag(self._deviation**2)
         self._rows: list[np.ndarray] = []
         self._seen: list[float] = []
+        self._noise: list[float] = []
 
     def _row(self, picks: Picks) -> np.ndarray:
         row = np.zeros(len(self.families))
@@ -137,25 +140,29 @@ class CostBelief:
             row[self._index[family(u, u.choices[i])]] += w
         return row
 
-    def observe(self, picks: Picks, ratio: float) -> None:
-        """Take a measured cost, as a share of the float model's."""
-        if self.exact or not math.isfinite(ratio):
+    def observe(self, picks: Picks, trial: Trial) -> None:
+        """Take a trial's measured cost, as far as its spread lets it be trusted."""
+        share = ratio(trial, self._objective)
+        if self.exact or not math.isfinite(share):
             return
+        measured = trial.objectives[self._objective]
         self._rows.append(self._row(picks))
-        self._seen.append(ratio)
+        self._seen.append(share)
+        self._noise.append(max(self.NOISE, 0.5 * share * (measured.high - measured.low) / max(measured.value, 1e-300)))
         rows = np.stack(self._rows)
         prior = np.diag(self._deviation**2)
-        gain = prior @ rows.T @ np.linalg.inv(rows @ prior @ rows.T + self.NOISE**2 * np.eye(len(rows)))
+        gain = prior @ rows.T @ np.linalg.inv(rows @ prior @ rows.T + np.diag(np.square(self._noise)))
         self.rates = np.maximum(self._prior + gain @ (np.array(self._seen) - OVERHEAD - rows @ self._prior), 0.02)
         self._covariance = prior - gain @ rows @ prior
 
     def costs(self) -> list[np.ndarray]:
-        """Return the believed cost of every choice; equal times are told apart by their bytes."""
+        """Return the believed cost of every choice. Of equal times the backend's order decides: the first is its best."""
         if self.exact:
             return self._bytes
         found = []
-        for u, w, b in zip(self._space.tunable, self._work, self._bytes, strict=True):
-            found.append(w * np.array([self.rates[self._index[family(u, s)]] for s in u.choices]) + 1e-3 * b)
+        for u, w in zip(self._space.tunable, self._work, strict=True):
+            rates = np.array([self.rates[self._index[family(u, s)]] for s in u.choices])
+            found.append(w * rates + TIE / max(1, len(self._work)) * np.arange(len(rates)))
         return found
 
     def predict(self, picks: Picks) -> tuple[float, float]:

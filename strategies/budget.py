@@ -78,7 +78,7 @@ class Budget(Sequential):
         if "latency" in limits:
             belief = CostBelief(space, "latency")
             for trial in self.trials:
-                belief.observe(tuple(u.choices.index(trial.recipe[u.ops[0]]) for u in units), ratio(trial, "latency"))
+                belief.observe(tuple(u.choices.index(trial.recipe[u.ops[0]]) for u in units), trial)
             rows.append((belief.costs(), limits["latency"] - OVERHEAD))
         picks = exact(losses, rows)
         return space.recipe({u.name: u.choices[i] for u, i in zip(units, picks, strict=True)}, transforms)
