@@ -14,7 +14,7 @@ from ..numerics.tensor import QuantizedTensor
 from ..scheme import QuantSpec
 from .base import WeightAlgorithm, WeightConfig, WeightContext
 from .learned import normalised, output_error
-from .search import power_cost, searched_grid
+from .search import output_grid
 
 _STRETCH = (-0.1, 1.1)
 """zeta and gamma of the rectified sigmoid (eq. 23)."""
@@ -56,7 +56,7 @@ class AdaRound(WeightAlgorithm):
             raise SchemeError(f"adaround learns the rounding of integers; for {spec.dtype} use gptq, awq or rtn")
         xp = array_namespace(matrix)
         weight, gram = xp.astype(matrix, xp.float32), normalised(context.require_gram("adaround"))
-        params, extra = searched_grid(weight, spec, context, power_cost(spec, 2.0))
+        params, extra = output_grid(weight, spec, context, gram)
         codes = xp.astype(weight, xp.int32) if 0 in matrix.shape else self._learn(weight, gram, params)
         return QuantizedTensor(narrow(codes, spec), params, extra)
 

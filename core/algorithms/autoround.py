@@ -15,7 +15,7 @@ from ..numerics.tensor import QuantizedTensor
 from ..scheme import QuantSpec
 from .base import WeightAlgorithm, WeightConfig, WeightContext
 from .learned import normalised, output_error
-from .search import gram_cost, searched_grid, sum_by_scale
+from .search import output_grid, sum_by_scale
 
 
 class AutoRoundConfig(WeightConfig):
@@ -54,7 +54,7 @@ class AutoRound(WeightAlgorithm):
             )
         xp = array_namespace(matrix)
         weight, gram = xp.astype(matrix, xp.float32), normalised(context.require_gram("autoround"))
-        start, extra = searched_grid(weight, spec, context, gram_cost(spec, gram))
+        start, extra = output_grid(weight, spec, context, gram)
         if 0 in matrix.shape:
             return QuantizedTensor(narrow(xp.astype(weight, xp.int32), spec), start, extra)
         learn_range = context.params is None and spec.granularity != "tensor" and spec.scale_dtype is None

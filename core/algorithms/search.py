@@ -8,7 +8,7 @@ from typing import Any
 from array_api_compat import array_namespace, device
 
 from ..numerics.affine import Array, QuantParams
-from ..numerics.codec import choose, project
+from ..numerics.codec import choose, project, project_values
 from ..numerics.layout import block_shape, is_grouped
 from ..numerics.ranges import ranges
 from ..scheme import QuantSpec
@@ -74,35 +74,57 @@ def power_cost(spec: QuantSpec, power: float, weight: Array | None = None) -> Co
     return cost
 
 
-def gram_cost(spec: QuantSpec, gram: Array) -> Cost:
-    """Return the squared error of each group's own contribution to the output: d G_g d^T with the group's block of the Gram matrix.
+def output_grid(matrix: Array, spec: QuantSpec, context: WeightContext, gram: Array) -> tuple[QuantParams, dict[str, Any] | None]:
+    """Return the grid of least output error tr(D G D^T), D = Q(W) - W, among shrunk ranges.
 
-    Source: Lin et al. 2024, "AWQ", the clip search, with X^T X in place of the rows of X. ``channel`` granularity is one group.
+    Lin et al. 2024 (AWQ) search each group by its own contribution d G_g d^T. Errors of shrunk groups point the same way
+    and add up, so here the groups take turns and each sees what the others leave: d G_g d^T + 2 d (D G)_g.
     """
-    grams: list[Array] = []
+    if context.params is not None:
+        return context.params, None
+    xp = array_namespace(matrix)
+    weight = xp.astype(matrix, xp.float32)
+    if not is_grouped(spec):
+        return searched_grid(weight, spec, context, lambda w, q: _whole_cost(q - w, gram, spec))
+    low, high = ranges(weight, spec)
+    size = block_shape(spec)[1]
+    error = project(weight, choose(low, high, spec, 0)[0]) - weight
+    leaning = xp.matmul(error, gram)
+    height, rows = block_shape(spec)[0], weight.shape[0]
+    shares = xp.asarray(_shares(spec), dtype=xp.float32, device=device(weight))
+    for g in range(low.shape[1]):
+        columns = slice(g * size, min((g + 1) * size, weight.shape[1]))
+        part, own, before = weight[:, columns], gram[columns, columns], error[:, columns]
+        cross = leaning[:, columns] - xp.matmul(before, own)
+        # All candidates at once: (candidates, scales), and (candidates, rows, columns) for what they make of the weight.
+        ends = [shares[:, i : i + 1] * end[None, :, g] for i, end in enumerate((low, high))]
+        grid = choose(*ends, spec, 0)[0]
+        scale, zero = (xp.repeat(p, height, axis=1)[:, :rows, None] for p in (grid.scale, grid.zero_point))
+        tried = project_values(part[None, :, :], scale, zero, spec) - part[None, :, :]
+        cost = xp.sum(tried * (xp.matmul(tried, own) + 2 * cross[None, :, :]), axis=2)
+        if pad := -rows % height:
+            cost = xp.concat([cost, xp.zeros((cost.shape[0], pad), dtype=cost.dtype, device=device(cost))], axis=1)
+        best = xp.argmin(xp.sum(xp.reshape(cost, (cost.shape[0], -1, height)), axis=2), axis=0)
+        mine = xp.repeat(best, height)[:rows]
+        chosen = xp.take_along_axis(tried, mine[None, :, None], axis=0)[0, :, :]
+        low[:, g] = xp.take_along_axis(ends[0], best[None, :], axis=0)[0, :]
+        high[:, g] = xp.take_along_axis(ends[1], best[None, :], axis=0)[0, :]
+        leaning = leaning + xp.matmul(chosen - before, gram[columns, :])
+        error[:, columns] = chosen
+    return choose(low, high, spec, 0)
 
-    def cost(matrix: Array, projected: Array) -> Array:
-        xp = array_namespace(matrix)
-        error = projected - xp.astype(matrix, xp.float32)
-        rows, features = error.shape
-        size = block_shape(spec)[1] if is_grouped(spec) else features
-        count = -(-features // size)
-        if pad := count * size - features:
-            error = xp.concat([error, xp.zeros_like(error[:, :pad])], axis=1)
-        if not grams:
-            full = gram
-            if pad:
-                full = xp.concat([full, xp.zeros_like(full[:, :pad])], axis=1)
-                full = xp.concat([full, xp.zeros_like(full[:pad, :])], axis=0)
-            grams.append(xp.stack([full[i * size : (i + 1) * size, i * size : (i + 1) * size] for i in range(count)]))
-        parts = xp.permute_dims(xp.reshape(error, (rows, count, size)), (1, 0, 2))
-        each = xp.permute_dims(xp.sum(xp.matmul(parts, grams[0]) * parts, axis=2), (1, 0))
-        if is_grouped(spec):
-            height = block_shape(spec)[0]
-            return sum_by_scale(each, spec.model_copy(update={"granularity": f"block:{height}x1"})) if height > 1 else each
-        return each[:, 0] if spec.granularity == "channel" else xp.sum(each)
 
-    return cost
+def _shares(spec: QuantSpec) -> list[tuple[float, float]]:
+    if spec.symmetric:
+        return [(r, r) for r in RATIOS[::2]]
+    steps = (1.0, 0.94, 0.87, 0.8, 0.7)
+    return [(a, b) for a in steps for b in steps]
+
+
+def _whole_cost(error: Array, gram: Array, spec: QuantSpec) -> Array:
+    xp = array_namespace(error)
+    rows = xp.sum(xp.matmul(error, gram) * error, axis=1)
+    return rows if spec.granularity == "channel" else xp.sum(rows)
 
 
 def sum_by_scale(error: Array, spec: QuantSpec) -> Array:

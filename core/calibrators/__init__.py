@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 from ..hookspecs import hookimpl
-from ..parts import Part, PartConfig
+from ..parts import Part
+from .average import MovingAverageConfig
+from .histogram import EntropyConfig, HistogramConfig, MseConfig, OutlierFreeConfig, PercentileConfig, TokenConfig
+from .minmax import MinMaxConfig
 
-
-class MinMaxConfig(PartConfig):
-    """The smallest and the largest value seen."""
-
-    kind: Literal["minmax"] = "minmax"
+_HERE = "octavo.core.calibrators"
 
 
 @hookimpl
 def octavo_calibrators() -> Iterable[Part[Any]]:
     """Offer the built-in calibrators."""
-    return (Part("minmax", "octavo.core.calibrators.minmax:MinMax", MinMaxConfig, "smallest and largest value seen"),)
+    return (
+        Part("minmax", f"{_HERE}.minmax:MinMax", MinMaxConfig, "smallest and largest value seen"),
+        Part("moving_average", f"{_HERE}.average:MovingAverage", MovingAverageConfig, "moving average of each batch's extremes"),
+        Part("histogram", f"{_HERE}.histogram:L2Histogram", HistogramConfig, "range of least squared error, each end by itself"),
+        Part("mse", f"{_HERE}.histogram:MeanSquaredError", MseConfig, "shrunk range of least squared error"),
+        Part("entropy", f"{_HERE}.histogram:Entropy", EntropyConfig, "range of least Kullback-Leibler divergence"),
+        Part("percentile", f"{_HERE}.histogram:Percentile", PercentileConfig, "range of most values"),
+        Part("outlier_free", f"{_HERE}.histogram:OutlierFree", OutlierFreeConfig, "range without outliers by Tukey's rule"),
+        Part("token", f"{_HERE}.histogram:TokenQuantile", TokenConfig, "quantile over tokens of each token's extremes"),
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import copy
-from typing import Self
+from typing import Literal, Self
 
 from array_api_compat import array_namespace
 
@@ -12,6 +12,12 @@ from ..numerics.affine import Array
 from ..parts import PartConfig
 from ..scheme import QuantSpec
 from .base import Calibrator
+
+
+class MinMaxConfig(PartConfig):
+    """The smallest and the largest value seen."""
+
+    kind: Literal["minmax"] = "minmax"
 
 
 class MinMax(Calibrator):
