@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from .fallback import native
+from .fusion import fuse_attention, fuse_gelu
 from .graph import Graph, Node
 from .operators import ACTIVATIONS, Build, kernel
 
@@ -15,7 +16,7 @@ _FOLDS = ("Conv", "Gemm")
 
 def optimised(graph: Graph) -> Graph:
     """Return the graph as the ops of the tuning space see it."""
-    for rewrite in (fold_constants, drop_identities, fold_batch_norm, linear_layers, fuse_activations, drop_unused):
+    for rewrite in (fold_constants, drop_identities, fold_batch_norm, linear_layers, fuse_gelu, drop_unused, fuse_attention, drop_unused, fuse_activations):
         graph = rewrite(graph)
     return graph.check()
 
@@ -123,17 +124,21 @@ def linear_layers(graph: Graph) -> Graph:
 
 
 def fuse_activations(graph: Graph) -> Graph:
-    """Fuse a ReLU into the convolution or Gemm before it."""
+    """Fuse an activation into the convolution or Gemm before it; GELU only where the weight is float32."""
     consumers, producers = graph.consumers(), graph.producers()
     changed: dict[str, Node | None] = {}
     for node in graph.nodes:
-        if node.op not in ACTIVATIONS:
+        activation = "GeluTanh" if node.op == "Gelu" and node.attributes.get("approximate", "none") == "tanh" else node.op
+        if activation not in ACTIVATIONS:
             continue
         before = producers.get(node.inputs[0])
         if before is None or before.op not in _FOLDS or before.attributes.get("activation") or before.outputs[0] in graph.outputs:
             continue
+        weight = graph.initializers.get(before.inputs[1])
+        if activation != "Relu" and (weight is None or weight.dtype != np.float32):
+            continue
         if len(consumers[before.outputs[0]]) == 1:
-            changed[before.name] = before.with_(outputs=node.outputs, attributes={**before.attributes, "activation": node.op})
+            changed[before.name] = before.with_(outputs=node.outputs, attributes={**before.attributes, "activation": activation})
             changed[node.name] = None
     return graph.with_(nodes=tuple(n for n in (changed.get(n.name, n) for n in graph.nodes) if n is not None))
 

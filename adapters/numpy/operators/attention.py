@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..parallel import scratch, spread
 from .registry import Build, Kernel, compiled, operator
 
 
@@ -121,3 +122,44 @@ def rotary_embedding(
     pair = np.stack((real, imaginary), axis=-1).reshape(turned.shape) if interleaved else np.concatenate((real, imaginary), axis=-1)
     result = np.concatenate((pair, y[..., width:]), axis=-1)
     return result.transpose(0, 2, 1, 3) if x.ndim == 4 else result.reshape(x.shape)
+
+
+@compiled("octavo.Attention", empty=True)
+def fused_attention(build: Build) -> Kernel:
+    """softmax(scale Q K^T + mask) V for (batch, heads, length, size), K^T given transposed; one sample at a time."""
+    scale = np.float32(build.get("scale", 1.0))
+
+    def run(q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray | None = None, *, empty: Any) -> np.ndarray:
+        if q.ndim != 4 or q.dtype != np.float32 or q.shape[:2] != k.shape[:2] or q.shape[:2] != v.shape[:2]:
+            scores = np.matmul(q, k) * q.dtype.type(scale)
+            return np.asarray(np.matmul(masked_softmax(scores if mask is None else scores + mask), v)).astype(q.dtype, copy=False)
+        batch, heads, length, _ = q.shape
+        keys, size = k.shape[3], v.shape[3]
+        # (batch, length, heads, size) memory: the transposition behind an attention is then a view, as is its reshape.
+        out: np.ndarray = empty((batch, length, heads, size), np.float32)
+        whole = None if mask is None else np.broadcast_to(mask, (batch, *np.broadcast_shapes(mask.shape[1:], (1, 1, 1))) if mask.ndim == 4 else mask.shape)
+
+        def work(i: int) -> None:
+            nbytes = heads * length * keys * 4
+            scores = scratch(nbytes)[:nbytes].view(np.float32).reshape(heads, length, keys)
+            np.matmul(q[i] * scale, k[i], out=scores)
+            if whole is not None:
+                scores += whole[i] if whole.ndim == 4 else whole
+            np.subtract(scores, _tops(scores), out=scores)
+            np.exp(scores, out=scores)
+            total = scores.sum(axis=-1, keepdims=True)
+            np.copyto(total, 1, where=total == 0)
+            target = out[i].transpose(1, 0, 2)
+            np.matmul(scores, v[i], out=target)
+            target /= total  # fewer divisions here than on the scores
+
+        spread(batch, work, build.threads)
+        return out.transpose(0, 2, 1, 3)
+
+    return run
+
+
+def _tops(scores: np.ndarray) -> np.ndarray:
+    top = scores.max(axis=-1, keepdims=True)
+    np.copyto(top, 0, where=np.isneginf(top))
+    return np.asarray(top)

@@ -208,17 +208,20 @@ def depthwise(x: np.ndarray, weight: np.ndarray, geometry: Geometry, how: Run) -
     wide = np.broadcast_to(weight[..., None, :], (*geometry.kernel, outputs[-1], width)).astype(x.dtype, copy=True)
     offsets = list(np.ndindex(*geometry.kernel))
 
+    work = pieces(x.shape[0], outputs, width * x.itemsize, how.scratch // 8)
+
     def run(i: int) -> None:
-        piece = out[i : i + 1]
+        index, _ = work[i]
+        piece = out[index]
         product = scratch(piece.nbytes)[: piece.nbytes].view(x.dtype).reshape(piece.shape)
+        everything = (*index, *(slice(None),) * (n + 1 - len(index)))
         for step, offset in enumerate(offsets):
-            shifted = view[(slice(i, i + 1), *(slice(None),) * n, *offset)]
-            np.multiply(shifted, wide[offset], out=product if step else piece)
+            np.multiply(view[(*everything, *offset)], wide[offset], out=product if step else piece)
             if step:
                 piece += product
         how.finish(piece.reshape(-1, width))
 
-    spread(x.shape[0], run, how.threads)
+    spread(len(work), run, how.threads)
     return channels_first(out)
 
 

@@ -311,13 +311,14 @@ def gelu(x: np.ndarray, *, approximate: str = "none") -> Any:
 
 
 @operator("Dropout")
-def dropout(x: np.ndarray, ratio: Any = None, training: Any = None, *, seed: int = 0) -> Any:
+def dropout(x: np.ndarray, given: Any = None, training: Any = None, *, seed: int = 0, ratio: float = 0.5) -> Any:
     """Return the input and a mask of ones: inference drops nothing.
 
     Raises:
         ValueError: In training mode, which this backend does not have.
     """
-    if training is not None and bool(np.asarray(training).reshape(())) and (ratio is None or float(np.asarray(ratio).reshape(()))):
+    share = ratio if given is None else float(np.asarray(given).reshape(()))
+    if training is not None and bool(np.asarray(training).reshape(())) and share:
         raise ValueError("training mode drops values at random; the NumPy backend is for inference")
     return x, np.ones(x.shape, np.bool_)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
-from .registry import operator
+from ..parallel import spread
+from .registry import Build, Kernel, compiled, operator
 
 
 def _per_channel(v: np.ndarray, ndim: int) -> np.ndarray:
@@ -54,24 +56,38 @@ def group_normalization(
     return centred.reshape(x.shape) * _per_channel(scale, x.ndim) + _per_channel(b, x.ndim)
 
 
-@operator("LayerNormalization")
-def layer_normalization(
-    x: np.ndarray, scale: np.ndarray, b: np.ndarray | None = None, *, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1
-) -> Any:
-    """Normalise the trailing axes; the mean and 1 / standard deviation come along."""
-    kept = x.shape[: axis % x.ndim]
-    rows = np.ascontiguousarray(x, dtype=np.float32 if x.dtype.itemsize < 4 else x.dtype).reshape(int(np.prod(kept)), -1)
-    mean = rows.mean(axis=1, keepdims=True)
-    y = rows - mean
-    # einsum sums squares without a temporary of the input's size
-    variance = np.einsum("ij,ij->i", y, y)[:, None] / rows.dtype.type(rows.shape[1])
-    inverse = 1 / np.sqrt(variance + rows.dtype.type(epsilon))
-    y *= inverse
-    y *= scale.reshape(1, -1)
-    if b is not None:
-        y += b.reshape(1, -1)
-    shape = (*kept, *(1,) * (x.ndim - len(kept)))
-    return y.reshape(x.shape).astype(x.dtype, copy=False), mean.reshape(shape), inverse.reshape(shape)
+@compiled("LayerNormalization", empty=True)
+def layer_normalization(build: Build) -> Kernel:
+    """Normalise the trailing axes, in pieces of rows; the mean and 1 / standard deviation come along."""
+    axis, epsilon = build.get("axis", -1), build.get("epsilon", 1e-5)
+
+    def run(x: np.ndarray, scale: np.ndarray, b: np.ndarray | None = None, *, empty: Any) -> Any:
+        kept = x.shape[: axis % x.ndim]
+        rows = np.ascontiguousarray(x, dtype=np.float32 if x.dtype.itemsize < 4 else x.dtype).reshape(math.prod(kept), -1)
+        kind, width = rows.dtype.type, rows.shape[1]
+        y: np.ndarray = empty(rows.shape, rows.dtype)
+        mean, inverse = np.empty((rows.shape[0], 1), rows.dtype), np.empty((rows.shape[0], 1), rows.dtype)
+        gain, shift = scale.reshape(1, -1), None if b is None else b.reshape(1, -1)
+        step = max(1, (1 << 15) // max(1, width))
+
+        def work(i: int) -> None:
+            part = slice(i * step, (i + 1) * step)
+            piece = y[part]
+            np.mean(rows[part], axis=1, keepdims=True, out=mean[part])
+            np.subtract(rows[part], mean[part], out=piece)
+            # einsum sums squares without a temporary of the input's size
+            variance = np.einsum("ij,ij->i", piece, piece)[:, None] / kind(width)
+            np.divide(1, np.sqrt(variance + kind(epsilon)), out=inverse[part])
+            piece *= inverse[part]
+            piece *= gain
+            if shift is not None:
+                piece += shift
+
+        spread(-(-rows.shape[0] // step), work, build.threads)
+        shape = (*kept, *(1,) * (x.ndim - len(kept)))
+        return y.reshape(x.shape).astype(x.dtype, copy=False), mean.reshape(shape), inverse.reshape(shape)
+
+    return run
 
 
 @operator("RMSNormalization", "SimplifiedLayerNormalization")

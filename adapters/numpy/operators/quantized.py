@@ -102,12 +102,17 @@ class _Epilogue:
         self._requantize = len(build.node.inputs) > first and bool(build.node.inputs[first])
         low, high = build.get("low", 0), build.get("high", 0)
         self._low, self._high = np.float32(max(low, 0) if self._activation == "Relu" else low), np.float32(high)
+        # A ReLU is a higher lower bound, and scales commute with it; other activations come before the output's scale.
+        self.early = self._activation in ("", "Relu")
 
-    def __call__(self, y: np.ndarray, scale: np.ndarray, bias: np.ndarray | None) -> None:
+    def __call__(self, y: np.ndarray, scale: np.ndarray, bias: np.ndarray | None, y_scale: np.ndarray | None = None) -> None:
         y *= scale
         if bias is not None:
             y += bias
         if self._requantize:
+            if not self.early:
+                activate(y, self._activation)
+                y /= y_scale
             np.rint(y, out=y)
             np.maximum(y, self._low, out=y)
             np.minimum(y, self._high, out=y)
@@ -115,9 +120,9 @@ class _Epilogue:
             activate(y, self._activation)
 
 
-def _factors(x_scale: np.ndarray, w_scale: np.ndarray, bias: np.ndarray | None, y_scale: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+def _factors(x_scale: Any, w_scale: np.ndarray, bias: Any, y_scale: Any, early: bool) -> tuple[np.ndarray, Any]:
     scale = x_scale * w_scale
-    if y_scale is None:
+    if y_scale is None or not early:
         return scale, bias
     return scale / y_scale, None if bias is None else bias / y_scale
 
@@ -154,12 +159,12 @@ def quantized_gemm(build: Build) -> Kernel:
     def run(x: Any, x_scale: Any, w: Any, w_scale: Any, w_zero: Any = None, bias: Any = None, y_scale: Any = None, *, empty: Any) -> np.ndarray:
         weight = panel()
         per_row = x_scale.ndim > 0
-        scale, shift = _factors(np.float32(1) if per_row else x_scale, w_scale, bias, y_scale)
+        scale, shift = _factors(np.float32(1) if per_row else x_scale, w_scale, bias, y_scale, epilogue.early)
         rows_scale = x_scale.reshape(-1, 1) if per_row else None
         out: np.ndarray = empty((*x.shape[:-1], weight.shape[1]), np.float32)
 
         def finish(y: np.ndarray, columns: slice) -> None:
-            epilogue(y, scale[columns] if scale.ndim else scale, None if shift is None else shift[columns])
+            epilogue(y, scale[columns] if scale.ndim else scale, None if shift is None else shift[columns], y_scale)
 
         def finish_rows(y: np.ndarray, columns: slice) -> None:
             y *= rows_scale
@@ -201,8 +206,8 @@ def quantized_conv(build: Build) -> Kernel:
     single = per_group == 1 and groups == channels and len(blocks) == 2
 
     def run(x: Any, x_scale: Any, w: Any, w_scale: Any, w_zero: Any = None, bias: Any = None, y_scale: Any = None, *, empty: Any) -> np.ndarray:
-        scale, shift = _factors(x_scale, w_scale, bias, y_scale)
-        how = Run(lambda y: epilogue(y, scale, shift), build.scratch, build.threads, empty)
+        scale, shift = _factors(x_scale, w_scale, bias, y_scale, epilogue.early)
+        how = Run(lambda y: epilogue(y, scale, shift, y_scale), build.scratch, build.threads, empty)
         if single:
             return depthwise(x, _integers(codes, zero_point, -1)[..., 0, :], geometry, how)
         weight = panel()
