@@ -19,6 +19,7 @@ from octavo.core.errors import SchemeError
 from octavo.core.numerics.affine import QuantParams
 from octavo.core.numerics.tensor import QuantizedTensor
 
+from .folding import drop_unused_initializers
 from .packing import bias_tensors, dtype_of, tensor, weight_tensors
 from .sites import Site, Sites, carries
 
@@ -83,9 +84,11 @@ class Emitter:
         self._flow()
         for name, params in self.parameters.items():
             _EMITTERS[params.scheme.mode](self, self.sites.sites[name], params)
-        unused = [name for name, value in self.graph.initializers.items() if not value.uses() and not value.is_graph_output()]
-        for name in unused:
-            del self.graph.initializers[name]
+        for codes in (*self._at_edge.values(), *self._flowing.values()):
+            node = codes.dequantized.producer()
+            if node is not None and not codes.dequantized.uses() and not codes.dequantized.is_graph_output():
+                self.graph.remove(node, safe=True)  # the runtime would run it although nobody reads it
+        drop_unused_initializers(self.graph)
         if any(node.domain == MS for node in self.graph):
             self.graph.opset_imports.setdefault(MS, 1)
         return self.model

@@ -35,7 +35,16 @@ def prepare(model: ir.Model) -> ir.Model:
             fold_batch_norm(node)
         elif node.op_type == "ReduceMean":
             pool_from_mean(node)
-    return passes.RemoveUnusedNodesPass()(model).model
+    model = passes.RemoveUnusedNodesPass()(model).model
+    drop_unused_initializers(graph)
+    return model
+
+
+def drop_unused_initializers(graph: ir.Graph) -> None:
+    """Remove initializers that nobody reads; ONNX Runtime drops them, and then misses those that were lent to it."""
+    for name in [n for n, v in graph.initializers.items() if not v.uses() and not v.is_graph_output()]:
+        if not graph.initializers[name].is_graph_input():
+            del graph.initializers[name]
 
 
 def infer_shapes(model: ir.Model) -> ir.Model:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from octavo.core.errors import SchemeError, nearest
 from octavo.core.graph import Group
 
-from .folding import add_initializer, replace_input
+from .folding import add_initializer, drop_unused_initializers, replace_input
 from .groups import NORMS
 from .sites import Site, Sites
 
@@ -44,6 +44,7 @@ def rescale(model: ir.Model, sites: Sites, factors: Mapping[str, np.ndarray]) ->
             _divide(clone.graph, producer, f)
         for member in group.members:
             _multiply(clone.graph, sites.sites[member], f)
+    drop_unused_initializers(clone.graph)
     return clone
 
 

@@ -83,7 +83,7 @@ def skeleton(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.TensorProto
     initializers = model.graph.initializers
     for name, value in initializers.items():
         tensor = value.const_value
-        if tensor is not None and tensor.nbytes >= _BORROW_FROM and tensor.dtype != ir.DataType.STRING:
+        if tensor is not None and value.uses() and tensor.nbytes >= _BORROW_FROM and tensor.dtype != ir.DataType.STRING:
             held[name] = tensor
     try:
         for name, tensor in held.items():
