@@ -18,6 +18,7 @@ from octavo.core.scheme import FLOAT, OpScheme, QuantSpec
 
 from . import NumpyConfig
 from .describe import channel_axis, channels_of, describe
+from .fallback import REASON, native
 from .files import load_graph, save_graph
 from .graph import Graph
 from .lowering import quantized
@@ -101,6 +102,7 @@ class NumpySession(Session):
         self._example = example
         self._view: ModelView | None = None
         self._fingerprint = ""
+        self._foreign = {n.name for n in graph.nodes if not native(n, graph.opset)}
 
     def describe(self) -> ModelView:
         """Return the ops of the optimised graph."""
@@ -156,16 +158,16 @@ class NumpySession(Session):
                 realization = capability.realization(op, scheme)
                 if op.name not in parameters:
                     raise SchemeError(f"op {op.name!r} is to run as [{scheme}], but no parameters were given for it")
-                ledger[op.name] = Applied(scheme, scheme, realization)
-            elif op.type in OFFERS:
-                ledger[op.name] = Applied(FLOAT, FLOAT, reason=op.out_of_reach)
+                reason = "codes stay packed and are unpacked inside the operator; its arithmetic is float" if scheme.mode == "weight_only" else ""
+                ledger[op.name] = Applied(scheme, scheme, realization, reason)
+            elif op.type in OFFERS or op.name in self._foreign:
+                ledger[op.name] = Applied(FLOAT, FLOAT, reason=REASON if op.name in self._foreign else op.out_of_reach)
         kept = {name: parameters[name] for name in recipe}
         return NumpyCandidate(quantized(self.graph, kept), recipe, ledger, self._kernels)
 
     def reference(self) -> NumpyCandidate:
         """Return the float graph, batch norms folded and activations fused."""
-        ledger = {op.name: Applied(FLOAT, FLOAT, reason=op.out_of_reach) for op in self.describe().ops if op.type in OFFERS}
-        return NumpyCandidate(self.graph, Recipe({}, backend="numpy"), ledger, self._kernels)
+        return self.apply(Recipe({}, backend="numpy"), {})
 
     def fingerprint(self) -> str:
         """Digest of the optimised graph."""
@@ -278,7 +280,7 @@ def _is_weight(graph: Graph, name: str) -> bool:
     return any(name in n.inputs[1:] and n.op in ("Gemm", "Conv", "MatMul", "LayerNormalization", "ConvTranspose") for n in graph.nodes)
 
 
-def _offers() -> tuple[Offer, ...]:
+def _offers(*weight_only: Offer) -> tuple[Offer, ...]:
     weights = [
         QuantSpec(dtype="int8", granularity="channel"),
         QuantSpec(dtype="int8"),
@@ -286,11 +288,32 @@ def _offers() -> tuple[Offer, ...]:
         QuantSpec(dtype="int8", symmetric=False),
     ]
     inputs = [QuantSpec(dtype="uint8", symmetric=False), QuantSpec(dtype="int8")]
-    return tuple(
-        Offer(OpScheme(mode=mode, weight=weight, input=given)) for mode in ("static", "dynamic") for weight in weights for given in inputs
-    )
+    found = [Offer(OpScheme(mode=mode, weight=w, input=x)) for mode in ("static", "dynamic") for w in weights for x in inputs]
+    # 16-bit activations: products of 23 bits, carried by BLAS in float64.
+    wide = Offer(OpScheme(mode="static", weight=weights[0], input=QuantSpec(dtype="int16")))
+    return (*found, *weight_only, wide)
 
 
-OFFERS: dict[str, tuple[Offer, ...]] = {"linear": _offers(), "conv": _offers()}
+def _weight_only(dtype: str, granularity: str, symmetric: bool = True) -> Offer:
+    return Offer(OpScheme(mode="weight_only", weight=QuantSpec(dtype=dtype, symmetric=symmetric, granularity=granularity)))
+
+
+_INT8 = _weight_only("int8", "channel")
+_NARROW = (
+    _weight_only("int4", "group:32"),
+    _weight_only("uint4", "group:32", symmetric=False),
+    _weight_only("nf4", "group:32"),
+    _weight_only("fp8_e4m3fn", "channel"),
+    _weight_only("int3", "group:32", symmetric=False),
+    _weight_only("int2", "group:32", symmetric=False),
+)
+_TOKEN = Offer(
+    OpScheme(mode="dynamic", weight=QuantSpec(dtype="int8", granularity="channel"), input=QuantSpec(dtype="int8", granularity="token"))
+)
+OFFERS: dict[str, tuple[Offer, ...]] = {
+    "linear": (*_offers(_TOKEN, _INT8, *_NARROW),),
+    "conv": _offers(_INT8),
+    "embedding": (_INT8, *_NARROW),
+}
 
 __all__ = ["NumpyAdapter", "NumpyCandidate", "NumpySession", "read"]

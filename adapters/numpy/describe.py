@@ -10,6 +10,8 @@ import numpy as np
 from octavo.core.graph import Group, ModelView, Op, Weight
 
 from .graph import Graph, Node
+from .operators.convolution import Geometry
+from .operators.registry import Build
 
 _TYPES = {
     "Gemm": "linear", "Conv": "conv", "ConvTranspose": "conv_transpose", "MatMul": "matmul", "LSTM": "lstm", "GRU": "gru",
@@ -68,10 +70,10 @@ def _op(graph: Graph, node: Node, users: Mapping[str, list[str]], shapes: Shapes
         kind = "embedding" if node.op == "Gather" else kind
     bias = node.inputs[2] if node.op in ("Gemm", "Conv") and len(node.inputs) > 2 and node.inputs[2] in graph.initializers else None
     attributes = {
-        k: v
-        for k, v in node.attributes.items()
-        if isinstance(v, (int, float, str)) or (isinstance(v, tuple) and all(type(i) is int for i in v))
+        k: v for k, v in node.attributes.items() if isinstance(v, (int, float, str)) or (isinstance(v, tuple) and all(type(i) is int for i in v))
     }
+    if node.op == "Conv" and weight:
+        attributes = {**attributes, **_geometry(node, weight.shape[2:], shapes)}
     return Op(
         node.name,
         kind if weight or node.op != "Gemm" else "matmul",
@@ -83,6 +85,19 @@ def _op(graph: Graph, node: Node, users: Mapping[str, list[str]], shapes: Shapes
         attributes,
         _out_of_reach(graph, node, bias),
     )
+
+
+def _geometry(node: Node, kernel: tuple[int, ...], shapes: Shapes) -> dict[str, int | tuple[int, ...]]:
+    """State strides, dilations, groups and pads in full; what auto_pad means is worked out where the input's shape is known."""
+    geometry = Geometry.read(Build(node), kernel)
+    found: dict[str, int | tuple[int, ...]] = {
+        "strides": geometry.strides, "dilations": geometry.dilations, "groups": node.attributes.get("group", 1), "pads": geometry.pads,
+    }  # fmt: skip
+    known = shapes.get(node.inputs[0])
+    if known is not None and len(known) == len(kernel) + 2:
+        pairs = geometry.padding(tuple(known[2:]))
+        found["pads"] = (*(b for b, _ in pairs), *(a for _, a in pairs))
+    return found
 
 
 def _out_of_reach(graph: Graph, node: Node, bias: str | None) -> str:

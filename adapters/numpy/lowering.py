@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
 from octavo.core.adapter import OpParameters
 from octavo.core.numerics.affine import QuantParams, integer_range
+from octavo.core.numerics.codec import decode
+from octavo.core.numerics.layout import block_shape, is_grouped, to_matrix
+from octavo.core.numerics.packing import pack as pack_bits
 from octavo.core.numerics.tensor import QuantizedTensor
 from octavo.core.scheme import OpScheme, QuantSpec
 
+from .describe import channel_axis
 from .graph import Graph, Node
 from .identity import IdentityCache
 
@@ -46,7 +51,40 @@ class _Lowering:
         self._constants[name] = array
         return name
 
+    def _weight_only(self, node: Node, given: OpParameters) -> None:
+        """Keep the weight packed; a node before (or instead of) this one unpacks it."""
+        assert given.weight is not None
+        weight = given.weight
+        axis = 0 if node.op == "Gather" else channel_axis(node)
+        name = node.inputs[0 if node.op == "Gather" else 1]
+        rows = _packed.get(weight, ("rows", axis), lambda: pack_rows(weight, axis))
+        prefix = f"{name}.{given.scheme.weight}.{given.scheme.algorithm}"
+        if f"{prefix}.codes" in self._constants and self._constants[f"{prefix}.codes"] is not rows.codes:
+            prefix = f"{prefix}.{node.name}"
+        inputs = (
+            self._constant(f"{prefix}.codes", rows.codes),
+            self._constant(f"{prefix}.scale", rows.scale),
+            "" if rows.zero is None else self._constant(f"{prefix}.zero_point", rows.zero),
+            self._constant(f"{prefix}.table", rows.table),
+        )
+        attributes = {"bits": rows.bits, "columns": rows.columns}
+        if node.op == "Gather":
+            features = {"features": weight.shape[1]}
+            self._nodes.append(node.with_(op="octavo.DequantizeRows", inputs=(*inputs, node.inputs[1]), attributes={**attributes, **features}))
+            return
+        value = f"{prefix}.float"
+        if all(value not in n.outputs for n in self._nodes):
+            shape = {"shape": weight.shape, "axis": axis}
+            self._nodes.append(Node("octavo.Dequantize", inputs, (value,), f"{prefix}.dequantize", {**attributes, **shape}))
+        bias = node.inputs[2:]
+        if given.bias is not None:
+            bias = (self._constant(f"{node.name}.bias", np.asarray(given.bias, np.float32)),)
+        self._nodes.append(node.with_(inputs=(node.inputs[0], value, *bias)))
+
     def _quantized(self, node: Node, given: OpParameters) -> None:
+        if given.scheme.mode == "weight_only":
+            self._weight_only(node, given)
+            return
         assert given.weight is not None and given.scheme.input is not None
         codes, scale, largest = self._input(node.inputs[0], given)
         weight = given.weight
@@ -109,6 +147,37 @@ def pack(weight: QuantizedTensor, layout: str) -> tuple[np.ndarray, np.ndarray, 
     params: QuantParams = weight.params
     zero = np.asarray(params.zero_point)
     return codes, np.asarray(params.scale, np.float32), None if not zero.any() else zero.astype(np.int16)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedRows:
+    """A weight as packed rows, one for each channel; see :mod:`.operators.packed`."""
+
+    codes: np.ndarray
+    scale: np.ndarray
+    zero: np.ndarray | None
+    table: np.ndarray
+    bits: int
+    columns: int
+
+
+def pack_rows(weight: QuantizedTensor, axis: int) -> PackedRows:
+    """Pack a weight at its bit width, row by row."""
+    params = weight.params
+    spec, codes = params.spec, np.asarray(to_matrix(weight.codes, axis))
+    raw = np.arange(2**spec.bits, dtype=np.uint8)
+    if codes.dtype == np.int8:  # the same bits read with a sign
+        raw = ((raw.astype(np.int16) ^ (1 << spec.bits - 1)) - (1 << spec.bits - 1)).astype(np.int8)
+    unit = QuantParams(np.float32(1) * np.ones((), np.float32), np.zeros((), np.int32), spec.model_copy(update={"granularity": "tensor"}))
+    zero = np.asarray(params.zero_point)
+    return PackedRows(
+        np.asarray(pack_bits(codes, spec.bits)),
+        np.asarray(params.scale, np.float32),
+        None if not zero.any() else zero.astype(np.int16),
+        np.asarray(decode(raw, unit), np.float32),
+        spec.bits,
+        block_shape(spec)[1] if is_grouped(spec) else 0,
+    )
 
 
 def fuse_requantization(graph: Graph) -> Graph:

@@ -28,6 +28,8 @@ def exact_blocks(weight: np.ndarray, largest: int) -> tuple[int, ...]:
         Boundaries 0 = b0 < b1 < ... = K.
     """
     depth = weight.shape[-2]
+    if depth and float(np.abs(weight).sum(axis=-2, dtype=np.float64).max(initial=0)) * largest <= EXACT:
+        return (0, depth)
     sums = np.cumsum(np.abs(weight.astype(np.float64)), axis=-2).reshape(-1, depth, weight.shape[-1])
     limit = EXACT // max(1, largest)
     boundaries, base = [0], np.zeros((sums.shape[0], 1, weight.shape[-1]))
@@ -39,8 +41,23 @@ def exact_blocks(weight: np.ndarray, largest: int) -> tuple[int, ...]:
     return tuple(boundaries) if depth else (0, 0)
 
 
+def carrier(depth: int, blocks: tuple[int, ...]) -> type[np.floating]:
+    """Return the type that carries a product fastest: float64 (exact to 2**53) where float32's blocks would be slivers."""
+    count = len(blocks) - 1
+    return np.float64 if count > 3 and depth < 64 * count else np.float32
+
+
 def integer_product(x: np.ndarray, weight: np.ndarray, blocks: tuple[int, ...], out: np.ndarray | None = None) -> np.ndarray:
-    """Return x @ weight exactly: both hold integers as float32; float32 from one block, else float64 (or ``out``'s type)."""
+    """Return x @ weight exactly; both hold whole numbers.
+
+    A weight in float64 makes one product in float64. In float32 one block gives float32, several float64 (or ``out``'s type).
+    """
+    if weight.dtype == np.float64:
+        wide = np.matmul(x.astype(np.float64), weight)
+        if out is None:
+            return wide
+        out[...] = wide
+        return out
     if len(blocks) == 2:
         return np.matmul(x, weight, out=out)
     total: np.ndarray | None = None

@@ -7,6 +7,7 @@ runner know no others.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from ..identity import IdentityCache
 from ..parallel import spread
 from .convolution import Geometry, Run, channels_last, convolve, depthwise
 from .elementwise import empty_like
-from .integer import exact_blocks, integer_product
+from .integer import carrier, exact_blocks, integer_product
 from .linear import activate, product_pieces
 from .registry import Build, Kernel, compiled
 
@@ -149,15 +150,16 @@ def quantized_gemm(build: Build) -> Kernel:
     assert codes is not None
     largest = build.get("largest", 255)
 
-    def panel() -> np.ndarray:
-        integers = _integers(codes, zero_point, 0 if transposed else 1)
+    def panel(kind: Any = np.float32) -> np.ndarray:
+        integers = _integers(codes, zero_point, 0 if transposed else 1).astype(kind, copy=False)
         return integers.T if transposed else integers
 
     blocks = _blocks.get(codes, (transposed, largest), lambda: exact_blocks(panel(), largest))
+    kind = carrier(codes.shape[1 if transposed else 0], blocks)
     epilogue = _Epilogue(build, 6)
 
     def run(x: Any, x_scale: Any, w: Any, w_scale: Any, w_zero: Any = None, bias: Any = None, y_scale: Any = None, *, empty: Any) -> np.ndarray:
-        weight = panel()
+        weight = panel(kind)
         per_row = x_scale.ndim > 0
         scale, shift = _factors(np.float32(1) if per_row else x_scale, w_scale, bias, y_scale, epilogue.early)
         rows_scale = x_scale.reshape(-1, 1) if per_row else None
@@ -194,14 +196,15 @@ def quantized_conv(build: Build) -> Kernel:
     geometry = Geometry.read(build, kernel)
     largest = build.get("largest", 255)
 
-    def panel() -> np.ndarray:
-        integers = _integers(codes, zero_point, -1)
+    def panel(kind: Any = np.float32) -> np.ndarray:
+        integers = _integers(codes, zero_point, -1).astype(kind, copy=False)
         if groups == 1:
             return integers.reshape(-1, channels)
         split = integers.reshape(-1, per_group, groups, channels // groups).transpose(2, 0, 1, 3)
         return np.ascontiguousarray(split.reshape(groups, -1, channels // groups))
 
     blocks = _blocks.get(codes, (groups, largest), lambda: exact_blocks(panel(), largest))
+    kind = carrier(math.prod(kernel) * per_group, blocks)
     epilogue = _Epilogue(build, 6)
     single = per_group == 1 and groups == channels and len(blocks) == 2
 
@@ -210,7 +213,7 @@ def quantized_conv(build: Build) -> Kernel:
         how = Run(lambda y: epilogue(y, scale, shift, y_scale), build.scratch, build.threads, empty)
         if single:
             return depthwise(x, _integers(codes, zero_point, -1)[..., 0, :], geometry, how)
-        weight = panel()
+        weight = panel(kind)
         return convolve(x, geometry, channels, groups, lambda rows, out: integer_product(rows, weight, blocks, out), how)
 
     return run
