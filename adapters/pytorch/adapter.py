@@ -57,7 +57,7 @@ class TorchAdapter(Adapter):
             raise ModelError(f"{folder} holds tensors and a recipe but no architecture: pass the float module, or a function that makes it")
         root, device = self._root(model)
         restore(root, saved, device)
-        session = TorchSession(capture_again(root, saved.facts), device, None)
+        session = TorchSession(capture_again(root, saved.facts, saved.factors), device, None)
         candidate = session.apply(saved.recipe, saved.parameters) if saved.recipe.schemes else session.reference()
         candidate.recipe = saved.recipe
         return candidate

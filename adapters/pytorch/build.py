@@ -9,7 +9,7 @@ from torch import nn
 
 from octavo.core.adapter import OpParameters
 
-from .int8 import Activation, Int8Conv, Int8Linear
+from .int8 import Activation, Int8Conv, Int8Linear, Memo
 from .layers import Layer, conv_pads, is_transposed_linear
 
 
@@ -19,35 +19,42 @@ def quantized_module(
     parameters: OpParameters,
     bias: torch.Tensor | None,
     *,
-    takes_codes: bool = False,
     gives: Activation | None = None,
+    factors: torch.Tensor | None = None,
+    memo: Memo | None = None,
 ) -> nn.Module:
-    """Return the module that carries a static or dynamic scheme out for a linear or convolution layer.
+    """Return the module that carries a scheme out for one layer.
 
     Args:
         layer: The layer.
         module: The float module.
         parameters: From the core.
         bias: As the op uses it (batch norm folded, corrected), or None.
-        takes_codes: Its input is quantized already.
         gives: Parameters of a uint8 result; None for a float one.
+        factors: Multipliers of a linear layer's input channels, or None.
+        memo: Shared by the layers that read the same value alike.
     """
     weight, scheme = parameters.weight, parameters.scheme
     assert weight is not None
     assert scheme.input is not None
     assert isinstance(module.weight, torch.Tensor)
-    source = Activation.of(parameters.inputs[0]) if scheme.mode == "static" and parameters.inputs[0] is not None else None
-    shared: dict[str, Any] = {"source": source, "takes_codes": takes_codes, "gives": gives, "symmetric": scheme.input.symmetric}
+    shared: dict[str, Any] = {"source": static_form(parameters, 0), "gives": gives, "symmetric": scheme.input.symmetric}
     if layer.op.type == "linear":
-        per_token = scheme.input.granularity == "token"
-        return Int8Linear(weight, bias, module.weight.dtype, per_token=per_token, transposed=is_transposed_linear(module), **shared).eval()
+        per_token, transposed = scheme.input.granularity == "token", is_transposed_linear(module)
+        more: dict[str, Any] = {"per_token": per_token, "transposed": transposed, "factors": factors, "memo": memo}
+        return Int8Linear(weight, bias, module.weight.dtype, then="".join(layer.fused), **shared, **more).eval()
     assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
     pads = conv_pads(module)
     n = len(pads) // 2
     even = pads[:n] == pads[n:]
     geometry = (list(module.stride), list(pads[:n]) if even else [0] * n, list(module.dilation), module.groups)
     extra = () if even else tuple(p for i in reversed(range(n)) for p in (pads[i], pads[n + i]))
-    other = Activation.of(parameters.inputs[1]) if len(parameters.inputs) > 1 and parameters.inputs[1] is not None else None
-    return Int8Conv(
-        weight, bias, module.weight.dtype, geometry=geometry, pads=extra, relu="relu" in layer.fused, other=other, **shared
-    ).eval()
+    then = "relu" if "relu" in layer.fused else ""
+    other = static_form(parameters, 1)
+    return Int8Conv(weight, bias, module.weight.dtype, geometry=geometry, pads=extra, then=then, other=other, **shared).eval()
+
+
+def static_form(parameters: OpParameters, index: int) -> Activation | None:
+    """Return the codes in which a static op takes its input; None where it takes float values."""
+    given = parameters.inputs[index] if parameters.scheme.mode == "static" and index < len(parameters.inputs) else None
+    return Activation.of(given) if given is not None else None

@@ -30,6 +30,7 @@ class TorchCandidate(Candidate):
         biases: Op name -> bias as the op uses it, for saving.
         device: Where it runs.
         facts: How the model was seen, for saving.
+        factors: Op name -> multipliers of its input channels, for saving.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class TorchCandidate(Candidate):
         biases: Mapping[str, torch.Tensor | None],
         device: torch.device,
         facts: Mapping[str, Any],
+        factors: Mapping[str, torch.Tensor],
     ) -> None:
         self.module = module
         self.recipe = recipe
@@ -48,6 +50,7 @@ class TorchCandidate(Candidate):
         self.parameters = dict(parameters)
         self.biases = dict(biases)
         self.facts = dict(facts)
+        self.factors = dict(factors)
         self._device = device
 
     @property

@@ -18,7 +18,7 @@ from octavo.core.adapter import OpParameters
 from octavo.core.graph import Group
 
 from .layers import Layer
-from .rescale import Link
+from .rescale import Factors, Link
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of the model's forward."""
@@ -31,6 +31,7 @@ class Capture(ABC):
         layers: Op name -> layer.
         groups: See :class:`~octavo.core.graph.Group`.
         links: Rescale groups with the tensors that they change.
+        factors: Op name -> multipliers of its input channels.
         outputs: Names of the model's outputs.
         notes: What was out of reach and why.
     """
@@ -39,6 +40,7 @@ class Capture(ABC):
     layers: Mapping[str, Layer]
     groups: tuple[Group, ...]
     links: Mapping[str, Link]
+    factors: Factors
     outputs: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -53,7 +55,7 @@ class Capture(ABC):
         """Return a runnable module with the given ops quantized, and op -> remark for the ledger."""
 
     @abstractmethod
-    def on(self, root: nn.Module) -> Capture:
+    def on(self, root: nn.Module, factors: Factors) -> Capture:
         """Return the same view over another skeleton of the same structure (rescaled weights)."""
 
     @abstractmethod

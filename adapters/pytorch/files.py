@@ -38,6 +38,7 @@ class Saved:
         floats: Float tensors by name.
         tied: Further name -> first name.
         facts: How the model was seen.
+        factors: Op name -> multipliers of its input channels.
     """
 
     recipe: Recipe
@@ -45,6 +46,7 @@ class Saved:
     floats: Mapping[str, torch.Tensor]
     tied: Mapping[str, str]
     facts: Mapping[str, Any]
+    factors: Mapping[str, torch.Tensor]
 
 
 def save(candidate: TorchCandidate, folder: Path) -> None:
@@ -61,6 +63,8 @@ def save(candidate: TorchCandidate, folder: Path) -> None:
         if bias is not None:
             tensors[f"op:{name}:bias"] = _plain(bias)
         ops[name] = row
+    for name, factor in candidate.factors.items():
+        tensors[f"op:{name}:factors"] = _plain(factor)
     owned = {path for path, module in candidate.module.named_modules() if type(module).__module__.startswith("octavo.")}
     for name, tensor in named_tensors(candidate.module).items():
         if not any(name.startswith(f"{path}." if path else "") for path in owned):
@@ -123,7 +127,8 @@ def read(folder: Path) -> Saved:
         weights: dict[str, QuantizedTensor] = {}
         parameters = {name: _op(name, recipe, row, tensors, weights) for name, row in raw["ops"].items()}
         floats = {k.removeprefix("float:"): v for k, v in tensors.items() if k.startswith("float:")}
-        return Saved(recipe, parameters, floats, raw["tied"], raw["capture"])
+        factors = {k[3:].removesuffix(":factors"): v for k, v in tensors.items() if k.startswith("op:") and k.endswith(":factors")}
+        return Saved(recipe, parameters, floats, raw["tied"], raw["capture"], factors)
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ModelError(f"{folder}: the tensors do not fit the recipe beside them ({error!r}); save the model again") from error
 

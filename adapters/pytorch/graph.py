@@ -15,8 +15,10 @@ from octavo.core.graph import Op
 
 from .capture import Call, Capture
 from .layers import Layer, find_layers, is_batch_norm, with_shapes
-from .rescale import Link, is_norm
+from .rescale import Factors, Link, input_link, install, is_norm
 from .rewrite import rewrite
+from .skeleton import skeleton
+from .tracing import act_of
 
 _ADDS = {operator.add, operator.iadd, torch.add}
 _RELUS = {torch.relu, torch.relu_, nn.functional.relu, nn.functional.relu_, "relu", "relu_"}
@@ -32,6 +34,7 @@ class GraphCapture(Capture):
         root: A skeleton.
         graph: Its graph, whose modules are those of ``root``.
         shapes: Node name -> shape of its value in the example run; empty without an example.
+        factors: Op name -> multipliers of its input channels.
 
     Attributes:
         inner: Op name -> the nodes that it stands for, first to last; ops that are called once only.
@@ -39,8 +42,9 @@ class GraphCapture(Capture):
         calls: Module path -> its call sites.
     """
 
-    def __init__(self, root: nn.Module, graph: fx.Graph, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(self, root: nn.Module, graph: fx.Graph, shapes: Mapping[str, tuple[int, ...]], factors: Factors | None = None) -> None:
         self.root = root
+        self.factors = dict(factors or {})
         self.graph = graph
         self._shapes = shapes
         self.modules = dict(root.named_modules())
@@ -62,9 +66,9 @@ class GraphCapture(Capture):
         """Return what a saved model needs to be seen the same way again."""
         return {"kind": "graph", "shapes": {k: list(v) for k, v in self._shapes.items()}}
 
-    def on(self, root: nn.Module) -> GraphCapture:
+    def on(self, root: nn.Module, factors: Factors) -> GraphCapture:
         """Return the same view over another skeleton."""
-        return GraphCapture(root, self.graph, self._shapes)
+        return GraphCapture(root, self.graph, self._shapes, factors)
 
     # Seeing
 
@@ -108,6 +112,13 @@ class GraphCapture(Capture):
                 fused.append("relu")
                 end = follower
                 inner.append(end)
+        else:
+            follower = only_user(end)
+            act = self._act(follower) if follower is not None and op.type == "linear" else ""
+            if follower is not None and act:
+                fused.append(act)
+                end = follower
+                inner.append(end)
         self.inner[op.name] = tuple(inner)
         attributes = {**op.attributes, **({"fused": "+".join(fused)} if fused else {})}
         bias = op.bias or (f"{path}.bias" if norm else None)
@@ -122,6 +133,16 @@ class GraphCapture(Capture):
             return type(self.modules[str(node.target)]) is nn.ReLU
         return node.target in _RELUS
 
+    def _act(self, node: fx.Node) -> str:
+        """Return which activation function a node computes; empty if it is none that the linear kernel takes in."""
+        if node.op == "call_module":
+            return act_of(self.modules[str(node.target)]) if len(self.calls[str(node.target)]) == 1 else ""
+        if node.target in _RELUS:
+            return "relu"
+        if node.target is nn.functional.gelu:
+            return "gelu_tanh" if node.kwargs.get("approximate") == "tanh" else "gelu"
+        return "silu" if node.target is nn.functional.silu else ""
+
     def _added(self, node: fx.Node, mine: fx.Node, start: fx.Node) -> fx.Node | None:
         """Return what ``node`` adds to ``mine``, if it is a plain sum of tensors of one shape that is computed before ``start``."""
         if node.op != "call_function" or node.target not in _ADDS or len(node.args) != 2 or node.kwargs:
@@ -134,17 +155,28 @@ class GraphCapture(Capture):
     def _links(self) -> Iterable[Link]:
         """Yield norm -> layers and convolution -> convolution links, over which channel scales may be moved."""
         by_start = {self.inner[n][0]: n for n in self.inner}
+        linked: set[str] = set()
         for node in self.graph.nodes:
             if node.op == "call_module" and is_norm(self.modules[str(node.target)]) and len(self.calls[str(node.target)]) == 1:
                 members = self._readers(node, by_start, "linear")
                 if members:
+                    linked.update(members)
                     yield Link.of_norm(str(node.target), self.modules[str(node.target)], [self.layers[m] for m in members], node.name)
         for name, nodes in self.inner.items():
             layer = self.layers[name]
-            if layer.op.type == "conv" and "add" not in layer.fused:
+            affine = not layer.norm or getattr(self.modules[layer.norm], "weight", None) is not None
+            if layer.op.type == "conv" and affine and "add" not in layer.fused:
                 members = self._readers(nodes[-1], by_start, "conv")
                 if members:
                     yield Link.of_conv(layer, [self.layers[m] for m in members], nodes[-1].name)
+
+        rest: dict[str, list[Layer]] = {}
+        for name in self.inner:
+            if self.layers[name].op.type == "linear" and name not in linked:
+                rest.setdefault(self.layers[name].op.inputs[0], []).append(self.layers[name])
+        for value, found in rest.items():
+            if not any(layer.op.weight and layer.op.weight.shared_with for layer in found):
+                yield input_link(found, value)
 
     def _readers(self, node: fx.Node, by_start: Mapping[fx.Node, str], kind: str) -> list[str]:
         """Return the ops that read ``node``, if all that read it are ops of that kind and nothing else happens in between."""
@@ -154,7 +186,8 @@ class GraphCapture(Capture):
             if name is None or self.layers[name].op.type != kind:
                 return []
             found.append(name)
-        return found
+        tied = any((w := self.layers[n].op.weight) is not None and w.shared_with for n in found)
+        return [] if tied else found
 
     # Running the float model
 
@@ -177,7 +210,9 @@ class GraphCapture(Capture):
                     sink(f"{name}:out", result)
                 return result
 
-        watcher = Watcher(fx.GraphModule(self.root, self.graph))
+        twin = skeleton(self.root)
+        install(twin, self.layers, self.factors)
+        watcher = Watcher(fx.GraphModule(twin, self.graph))
         names = [str(n.target) for n in self.graph.nodes if n.op == "placeholder"]
 
         def run(call: Call) -> Any:

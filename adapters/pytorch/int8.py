@@ -15,6 +15,8 @@ from octavo.core.numerics.tensor import QuantizedTensor
 from . import kernels
 
 Tensor = torch.Tensor
+_FEW_ROWS = 64
+"""Up to so many rows a call of one kernel that also quantizes beats separate ones."""
 
 
 class Activation:
@@ -39,13 +41,23 @@ class Activation:
         shift = 128 if low < 0 else 0
         return cls(float(params.scale), int(params.zero_point) + shift, low + shift, high + shift)
 
+    @classmethod
+    def around(cls, x: Tensor, symmetric: bool) -> Activation:
+        """Return parameters whose range is that of ``x``."""
+        low, high = (float(v) for v in torch.aminmax(x)) if x.numel() else (0.0, 0.0)
+        if symmetric:
+            return cls(max(-low, high) / 127 or 1.0, 128, 1, 255)
+        low, high = min(low, 0.0), max(high, 0.0)
+        scale = (high - low) / 255 or 1.0
+        return cls(scale, min(255, max(0, round(-low / scale))))
+
     def key(self) -> tuple[float, int, int, int]:
         """Return what makes two of them equal."""
         return (self.scale, self.zero_point, self.low, self.high)
 
-    def quantize(self, x: Tensor) -> Tensor:
+    def quantize(self, x: Tensor, factors: Tensor | None = None) -> Tensor:
         """Return the codes of ``x``."""
-        return kernels.quantize_u8(x, self.scale, self.zero_point, self.low, self.high)
+        return kernels.quantize_u8(x, self.scale, self.zero_point, self.low, self.high, factors)
 
 
 class Quantize(nn.Module):
@@ -60,7 +72,36 @@ class Quantize(nn.Module):
         return self.activation.quantize(x)
 
 
-_packed: weakref.WeakKeyDictionary[QuantizedTensor, dict[object, Tensor]] = weakref.WeakKeyDictionary()
+class Memo:
+    """Remembers what was made of one tensor, for the layers that read it one after the other (query, key, value).
+
+    Args:
+        readers: How many layers read it; after the last one the result is let go.
+    """
+
+    def __init__(self, readers: int) -> None:
+        self.readers = readers
+        self._entry: tuple[weakref.ref[Tensor], int, Any, list[int]] | None = None
+
+    def get(self, x: Tensor, make: Callable[[Tensor], Any]) -> Any:
+        """Return ``make(x)``, made once for one state of one tensor object."""
+        if torch.compiler.is_compiling() or x.is_inference():
+            return make(x)  # no version to tell that x was changed in place
+        entry = self._entry
+        if entry is not None and entry[0]() is x and entry[1] == x._version:
+            entry[3][0] -= 1
+            if entry[3][0] <= 0:
+                self._entry = None
+            return entry[2]
+        made = make(x)
+        self._entry = (weakref.ref(x), x._version, made, [self.readers - 1])
+        return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Memo, (self.readers,))
+
+
+_packed: weakref.WeakKeyDictionary[QuantizedTensor, dict[object, Any]] = weakref.WeakKeyDictionary()
 
 
 class Int8Layer(nn.Module):
@@ -71,9 +112,9 @@ class Int8Layer(nn.Module):
         bias: float32 or None.
         dtype: Of a float result.
         source: Static parameters of the input; None for dynamic ones.
-        takes_codes: The input is uint8 already.
         gives: Parameters of a uint8 result; None for a float one.
         symmetric: A dynamic range is centred on zero.
+        then: Activation function applied to the result.
     """
 
     codes: Tensor
@@ -88,12 +129,11 @@ class Int8Layer(nn.Module):
         dtype: torch.dtype,
         source: Activation | None,
         *,
-        takes_codes: bool = False,
         gives: Activation | None = None,
         symmetric: bool = False,
+        then: str = "",
     ) -> None:
         super().__init__()
-        self.symmetric = symmetric
         self.register_buffer("codes", weight.codes)
         scale = weight.params.scale.reshape(-1).to(torch.float32)
         self.register_buffer("scale", scale)
@@ -101,52 +141,40 @@ class Int8Layer(nn.Module):
         self.register_buffer("zero_point", torch.zeros(scale.numel(), dtype=torch.int32), persistent=False)
         self.dtype = dtype
         self.source = source
-        self.takes_codes = takes_codes
         self.gives = gives
+        self.symmetric = symmetric
+        self.then = then
         self._weight: Callable[[], QuantizedTensor | None] = weakref.ref(weight)
-        self._packed: Tensor | None = None
+        self._laid_out: dict[object, Any] = {}
 
-    def _pack(self) -> Tensor:
-        raise NotImplementedError
-
-    def _pack_key(self) -> object:
-        raise NotImplementedError
-
-    def packed(self) -> Tensor:
-        """Return the weight as the kernel wants it; laid out at the first call and shared by all users of one weight."""
-        if self._packed is None:
+    def laid_out(self, key: object, make: Callable[[], Any]) -> Any:
+        """Return the weight as a kernel wants it: made at the first call, and shared by all users of one weight."""
+        found = self._laid_out.get(key)
+        if found is None:
             weight = self._weight()
-            if weight is None or weight.codes is not self.codes:
-                self._packed = self._pack()
-            else:
-                known = _packed.setdefault(weight, {})
-                key = self._pack_key()
-                if key not in known:
-                    known[key] = self._pack()
-                self._packed = known[key]
-        return self._packed
+            known = {} if weight is None or weight.codes is not self.codes else _packed.setdefault(weight, {})
+            if key not in known:
+                known[key] = make()
+            found = self._laid_out[key] = known[key]
+        return found
 
     def __getstate__(self) -> dict[str, Any]:
         # The packed layout is the machine's own: it is made again where the layer lands.
-        return {**self.__dict__, "_packed": None, "_weight": _gone}
+        return {**self.__dict__, "_laid_out": {}, "_weight": _gone}
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._packed = None
+        self._laid_out = {}
         self._weight = _gone
-
-    def _measure(self, x: Tensor) -> Activation:
-        low, high = (float(v) for v in torch.aminmax(x)) if x.numel() else (0.0, 0.0)
-        if self.symmetric:
-            return Activation(max(-low, high) / 127 or 1.0, 128, 1, 255)
-        low, high = min(low, 0.0), max(high, 0.0)
-        scale = (high - low) / 255 or 1.0
-        return Activation(scale, min(255, max(0, round(-low / scale))))
 
     def _result(self) -> tuple[float, int, torch.dtype]:
         if self.gives is None:
             return 1.0, 0, self.dtype
         return self.gives.scale, self.gives.zero_point, torch.uint8
+
+    def extra_repr(self) -> str:
+        """Return its shape and mode."""
+        return f"{tuple(self.codes.shape)}, int8 {'static' if self.source else 'dynamic'}{', ' + self.then if self.then else ''}"
 
 
 def _gone() -> None:
@@ -155,42 +183,85 @@ def _gone() -> None:
 
 
 class Int8Linear(Int8Layer):
-    """y = x W^T + b with int8 products and int32 sums. ``per_token`` gives every row of the input a scale of its own."""
+    """y = then(x W^T + b) with int8 products and int32 sums. It takes float values, or uint8 codes of its static input.
 
-    def __init__(self, *args: Any, per_token: bool = False, transposed: bool = False, **kwargs: Any) -> None:
+    Args:
+        per_token: Every row of the input gets a scale of its own.
+        transposed: The codes are stored as (inputs, outputs).
+        factors: float32 (inputs,): the input is multiplied by it first (a rescaling that no other layer could take in).
+        memo: Shared by layers that read one value alike.
+    """
+
+    factors: Tensor | None
+
+    def __init__(
+        self,
+        *args: Any,
+        per_token: bool = False,
+        transposed: bool = False,
+        factors: Tensor | None = None,
+        memo: Memo | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.per_token = per_token
         self.transposed = transposed
+        self.register_buffer("factors", factors)
+        self._steps = factors / self.source.scale if factors is not None and self.source is not None else None
+        self.memo = memo
 
-    def _pack_key(self) -> object:
-        return "linear"
-
-    def _pack(self) -> Tensor:
-        return kernels.pack_linear(self.codes.t().contiguous() if self.transposed else self.codes)
+    def _matrix(self) -> Tensor:
+        return self.codes.t().contiguous() if self.transposed else self.codes
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output: float, or uint8 codes if it gives codes."""
-        source = self.source
-        if source is None:
-            if self.per_token:
-                return self._per_token(x)
-            source = self._measure(x)
-        codes = x if self.takes_codes else source.quantize(x)
+        if x.dtype == torch.uint8:
+            assert self.source is not None
+            return self._multiply(x, self.source)
+        if self.source is not None:
+            codes = self.memo.get(x, self._codes) if self.memo is not None else self._codes(x)
+            return self._multiply(codes, self.source)
+        if self.per_token:
+            codes, scale = self.memo.get(x, self._rows) if self.memo is not None else self._rows(x)
+            return self._per_row(codes, scale)
+        if self.factors is not None:
+            x = x * self.factors
+        if self._few_rows(x):
+            packed = self.laid_out("rows", lambda: kernels.pack_rows(self._matrix(), self.scale, self.bias))
+            return kernels.post(self.then, kernels.linear_rows(x, packed))
+        source, codes = self.memo.get(x, self._measured) if self.memo is not None else self._measured(x)
+        return self._multiply(codes, source)
+
+    def _few_rows(self, x: Tensor) -> bool:
+        fits = x.dtype == self.dtype == torch.float32 and x.numel() <= _FEW_ROWS * x.shape[-1]
+        return fits and not self.symmetric and self.gives is None and not torch.compiler.is_compiling() and not kernels.has_rows()
+
+    def _codes(self, x: Tensor) -> Tensor:
+        assert self.source is not None
+        return self.source.quantize(x, self._steps)
+
+    def _rows(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return kernels.quantize_rows(x if self.factors is None else x * self.factors)
+
+    def _measured(self, x: Tensor) -> tuple[Activation, Tensor]:
+        source = Activation.around(x, self.symmetric)
+        return source, source.quantize(x)
+
+    def _packed(self) -> Tensor:
+        packed: Tensor = self.laid_out("linear", lambda: kernels.pack_linear(self._matrix()))
+        return packed
+
+    def _multiply(self, codes: Tensor, source: Activation) -> Tensor:
         out = self._result()
-        return kernels.linear_u8(codes, source.scale, source.zero_point, self.packed(), self.scale, self.zero_point, self.bias, *out)
+        return kernels.linear_u8(
+            codes, source.scale, source.zero_point, self._packed(), self.scale, self.zero_point, self.bias, *out, self.then
+        )
 
-    def _per_token(self, x: Tensor) -> Tensor:
-        largest = torch.linalg.vector_norm(x, ord=float("inf"), dim=-1, keepdim=True, dtype=torch.float32)
-        scale = torch.where(largest > 0, largest / 127, 1.0)
-        codes = kernels.quantize_u8(x / scale, 1.0, 128, 1, 255)
-        y = kernels.linear_u8(codes, 1.0, 128, self.packed(), self.scale, self.zero_point, None)
-        y = y.mul_(scale) if self.bias is None else torch.addcmul(self.bias, y, scale)
-        return y.to(self.dtype)
-
-    def extra_repr(self) -> str:
-        """Return its shape and mode."""
-        mode = "static" if self.source else "dynamic, per token" if self.per_token else "dynamic"
-        return f"{tuple(self.codes.shape)}, int8 {mode}"
+    def _per_row(self, codes: Tensor, scale: Tensor) -> Tensor:
+        y = kernels.linear_u8(codes, 1.0, 128, self._packed(), self.scale, self.zero_point, None)
+        # In place: a fresh result of this size would cost more than the arithmetic.
+        y = y.mul_(scale) if self.bias is None else torch.addcmul(self.bias, y, scale, out=y)
+        return kernels.post(self.then, y).to(self.dtype)
 
 
 class Int8Conv(Int8Layer):
@@ -199,61 +270,30 @@ class Int8Conv(Int8Layer):
     Args:
         geometry: Stride, symmetric padding, dilation, groups.
         pads: Extra zeros (as ``torch.nn.functional.pad`` takes them) where the padding is not symmetric.
-        relu: Clamp the result at zero.
         other: Parameters of the uint8 tensor that is added, or None.
     """
 
     def __init__(
-        self,
-        *args: Any,
-        geometry: kernels.Geometry,
-        pads: tuple[int, ...] = (),
-        relu: bool = False,
-        other: Activation | None = None,
-        **kwargs: Any,
+        self, *args: Any, geometry: kernels.Geometry, pads: tuple[int, ...] = (), other: Activation | None = None, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
         self.geometry = geometry
         self.pads = pads
-        self.relu = relu
         self.other = other
         self.format = torch.channels_last if self.codes.ndim == 4 else torch.contiguous_format
 
-    def _pack_key(self) -> object:
-        return ("conv", repr(self.geometry))
-
-    def _pack(self) -> Tensor:
-        source = self.source or Activation(1.0, 128)
-        return kernels.pack_conv(self.codes, self.scale, source.scale, source.zero_point, self.geometry)
-
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """Return the layer's output. ``other`` is uint8 where the result is, else float, and may be overwritten."""
-        source = self.source or self._measure(x)
-        if self.takes_codes:
-            codes = x
-        else:
-            codes = source.quantize(x.contiguous(memory_format=self.format))
+        source = self.source or Activation.around(x, self.symmetric)
+        codes = x if x.dtype == torch.uint8 else source.quantize(x.contiguous(memory_format=self.format))
         if self.pads:
             codes = nn.functional.pad(codes, self.pads, value=source.zero_point)
         codes = codes.contiguous(memory_format=self.format)
         if other is not None:
             other = other.contiguous(memory_format=self.format)
         added = (1.0, 0) if self.other is None or self.gives is None else (self.other.scale, self.other.zero_point)
-        return kernels.conv_u8(
-            codes,
-            source.scale,
-            source.zero_point,
-            self.packed(),
-            self.scale,
-            self.zero_point,
-            self.bias,
-            self.geometry,
-            *self._result(),
-            self.relu,
-            other,
-            *added,
+        packed = self.laid_out(
+            repr(self.geometry), lambda: kernels.pack_conv(self.codes, self.scale, source.scale, source.zero_point, self.geometry)
         )
-
-    def extra_repr(self) -> str:
-        """Return its shape and mode."""
-        return f"{tuple(self.codes.shape)}, int8 {'static' if self.source else 'dynamic'}{', relu' if self.relu else ''}"
+        head = (codes, source.scale, source.zero_point, packed, self.scale, self.zero_point, self.bias, self.geometry)
+        return kernels.conv_u8(*head, *self._result(), self.then == "relu", other, *added)

@@ -6,6 +6,7 @@ numbers shifted by 128. Weights are int8, symmetric, with one scale for each out
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -17,16 +18,61 @@ _MAGIC = 12582912.0  # 1.5 * 2**23: adding it leaves round-to-nearest-even(x) in
 Tensor = torch.Tensor
 
 
-def quantize_u8(x: Tensor, scale: float, zero_point: int, low: int, high: int) -> Tensor:
+@cache
+def _constant(value: float, device: torch.device) -> Tensor:
+    return torch.full((), value, device=device)
+
+
+def quantize_u8(x: Tensor, scale: float, zero_point: int, low: int, high: int, factors: Tensor | None = None) -> Tensor:
     """Return uint8 codes clip(round(x / scale) + zero_point, low, high), same shape.
 
     Three passes over memory: the rounding is a float32 addition, the conversion takes the low byte.
+
+    Args:
+        x: Float values.
+        scale: Their scale.
+        zero_point: Code of zero.
+        low: Smallest code.
+        high: Largest code.
+        factors: One float32 multiplier per channel of the last axis, in place of 1 / scale.
     """
     if torch.compiler.is_compiling():
-        return (torch.round(x.float() / scale) + zero_point).clamp(low, high).to(torch.uint8)
-    shifted = torch.add(torch.full((), _MAGIC + zero_point), x if x.dtype == torch.float32 else x.float(), alpha=1.0 / scale)
+        steps = x.float() / scale if factors is None else x.float() * factors
+        return (torch.round(steps) + zero_point).clamp(low, high).to(torch.uint8)
+    x = x if x.dtype == torch.float32 else x.float()
+    start = _constant(_MAGIC + zero_point, x.device)
+    shifted = torch.add(start, x, alpha=1.0 / scale) if factors is None else torch.addcmul(start, x, factors)
     codes: Tensor = shifted.clamp_(_MAGIC + low, _MAGIC + high).view(torch.int32).to(torch.uint8)
     return codes
+
+
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return uint8 codes with zero point 128 and one scale for each row of the last axis, float32, shape (..., 1).
+
+    A row's largest magnitude becomes 127, so that nothing needs clamping; a row of zeros has scale 1.
+    """
+    x = x if x.dtype == torch.float32 else x.float()
+    largest = torch.maximum(x.amax(-1, keepdim=True), x.amin(-1, keepdim=True).neg_())
+    largest = torch.where(largest > 0, largest, 127.0)
+    steps = 127.0 / largest
+    if torch.compiler.is_compiling():
+        return (torch.round(x * steps) + 128).to(torch.uint8), largest / 127.0
+    shifted = torch.addcmul(_constant(_MAGIC + 128, x.device), x, steps)
+    codes: Tensor = shifted.view(torch.int32).to(torch.uint8)
+    return codes, largest / 127.0
+
+
+POSTS = {"": ("none", ""), "relu": ("relu", ""), "gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh"), "silu": ("swish", "")}
+"""Activation functions that the linear kernel applies to its result: name -> the kernel's name and variant."""
+
+
+def post(name: str, x: Tensor) -> Tensor:
+    """Apply an activation function of :data:`POSTS`."""
+    if name == "relu":
+        return torch.relu(x)
+    if name == "silu":
+        return torch.nn.functional.silu(x)
+    return torch.nn.functional.gelu(x, approximate="tanh" if name == "gelu_tanh" else "none") if name else x
 
 
 def pack_linear(codes: Tensor) -> Tensor:
@@ -46,12 +92,11 @@ def linear_u8(
     out_scale: float = 1.0,
     out_zero_point: int = 0,
     dtype: torch.dtype = torch.float32,
-    post: str = "none",
-    post_algorithm: str = "",
+    then: str = "",
 ) -> Tensor:
-    """Multiply uint8 codes (..., inputs) by a packed weight; the result is float, or uint8 with the given scale."""
+    """Multiply uint8 codes (..., inputs) by a packed weight and apply ``then``; the result is float, or uint8 with the given scale."""
     y: Tensor = torch.ops.onednn.qlinear_pointwise(
-        x, x_scale, x_zero_point, packed, scale, zero_point, bias, out_scale, out_zero_point, dtype, post, [], post_algorithm
+        x, x_scale, x_zero_point, packed, scale, zero_point, bias, out_scale, out_zero_point, dtype, POSTS[then][0], [], POSTS[then][1]
     )
     return y
 
@@ -91,13 +136,34 @@ def conv_u8(
     stride, padding, dilation, groups = geometry
     head: tuple[Any, ...] = (x, x_scale, x_zero_point, packed, scale, zero_point)
     shape: tuple[Any, ...] = (bias, stride, padding, dilation, groups, out_scale, out_zero_point, dtype)
-    post = "relu" if relu else "none"
+    then = "relu" if relu else "none"
     y: Tensor
     if other is None:
-        y = torch.ops.onednn.qconv_pointwise(*head, *shape, post, [], "")
+        y = torch.ops.onednn.qconv_pointwise(*head, *shape, then, [], "")
         return y
-    tail: tuple[Any, ...] = (other_scale, other_zero_point, "sum", 1.0, post, [], "")
+    tail: tuple[Any, ...] = (other_scale, other_zero_point, "sum", 1.0, then, [], "")
     y = torch.ops.onednn.qconv2d_pointwise.binary(*head, other, *shape, *tail)
+    return y
+
+
+def pack_rows(codes: Tensor, scale: Tensor, bias: Tensor | None) -> Any:
+    """Lay int8 codes out for :func:`linear_rows`, with scales and bias."""
+    with warnings.catch_warnings():
+        # torch announces the end of its quantized tensors; while they are there this kernel is the fastest for few rows.
+        warnings.simplefilter("ignore")
+        scales, zero_points = scale.double().expand(codes.shape[0]).contiguous(), torch.zeros(codes.shape[0], dtype=torch.int64)
+        weight = torch._make_per_channel_quantized_tensor(codes, scales, zero_points, 0)
+        engine = torch.backends.quantized.engine
+        torch.backends.quantized.engine = "fbgemm"
+        try:
+            return torch.ops.quantized.linear_prepack(weight, bias)
+        finally:
+            torch.backends.quantized.engine = engine
+
+
+def linear_rows(x: Tensor, packed: Any) -> Tensor:
+    """Quantize float32 ``x`` on its own range (asymmetric, per tensor) and multiply, in one call."""
+    y: Tensor = torch.ops.quantized.linear_dynamic(x, packed, False)
     return y
 
 
@@ -118,6 +184,21 @@ def has_linear() -> str:
         return "" if _close(y.double(), expected) else "the kernel's result is wrong on this machine"
     except (RuntimeError, AttributeError, NotImplementedError) as error:
         return f"torch.ops.onednn.qlinear_pointwise: {str(error).splitlines()[0]}"
+
+
+@cache
+def has_rows() -> str:
+    """Return why the one-call kernel for few rows cannot be used; empty when it was run and was right."""
+    try:
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(3, 64, generator=generator)
+        w = torch.randint(-127, 128, (32, 64), dtype=torch.int8, generator=generator)
+        scale = torch.rand(32, generator=generator) * 1e-3 + 1e-4
+        y = linear_rows(x, pack_rows(w, scale, None))
+        expected = x.double() @ (w.double() * scale[:, None]).T
+        return "" if bool((y - expected).abs().max() <= 0.02 * expected.abs().max()) else "the kernel's result is wrong on this machine"
+    except (RuntimeError, AttributeError, NotImplementedError) as error:
+        return f"torch.ops.quantized.linear_dynamic: {str(error).splitlines()[0]}"
 
 
 @cache

@@ -25,13 +25,15 @@ class Layer:
         op: As the core sees it.
         path: Path of the module.
         norm: Path of a batch norm that is folded into it, or empty.
-        fused: What else is fused, in order: ``add``, ``relu``.
+        fused: What else is fused, in order: ``add``, ``relu``; one activation function for a linear layer.
+        act: Path of the module of that function, where it has one.
     """
 
     op: Op
     path: str
     norm: str = ""
     fused: tuple[str, ...] = ()
+    act: str = ""
 
 
 def is_transposed_linear(module: nn.Module) -> bool:

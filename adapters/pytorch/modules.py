@@ -2,127 +2,24 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from octavo.core.adapter import OpParameters
 from octavo.core.graph import Op
 
 from .batches import tensors_in
-from .build import quantized_module
+from .build import quantized_module, static_form
 from .capture import Call, Capture
+from .int8 import Activation, Memo
 from .layers import Layer, find_layers, with_shapes
-from .rescale import Link, is_norm
+from .rescale import Factors, Link, input_link, install, is_norm
 from .skeleton import copy_hooks, set_submodule, skeleton
-
-
-@dataclass
-class Trace:
-    """What one run of the example showed.
-
-    Attributes:
-        order: Layer paths in the order of their first call.
-        calls: Layer path -> number of calls.
-        shapes: Layer path -> shape of its first output.
-        sources: Layer path -> path of the norm whose output it was given, unchanged; or of the layer that was given the
-            same tensor first.
-        escaped: Norms whose output something else than a layer reads.
-        results: How many tensors the model returned.
-    """
-
-    order: list[str] = field(default_factory=list)
-    calls: dict[str, int] = field(default_factory=dict)
-    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    sources: dict[str, str] = field(default_factory=dict)
-    escaped: set[str] = field(default_factory=set)
-    results: int = 1
-
-
-class _Reads(TorchFunctionMode):
-    """Notices functions that read a watched tensor outside of the layers."""
-
-    def __init__(self, identity: Callable[[Any], str | None], escaped: set[str]) -> None:
-        super().__init__()
-        self.inside = 0
-        self._identity = identity
-        self._escaped = escaped
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if not self.inside and any(True for _ in tensors_in(result)):
-            for tensor in tensors_in((args, kwargs or {})):
-                norm = self._identity(tensor)
-                if norm is not None:
-                    self._escaped.add(norm)
-        return result
-
-
-def trace(root: nn.Module, paths: Collection[str], call: Call) -> Trace:
-    """Run the example once and note which layers are called, in which order, and which norm feeds which."""
-    twin = skeleton(root)
-    seen = Trace()
-    born: dict[int, tuple[weakref.ref[torch.Tensor], str]] = {}
-    given: dict[int, tuple[weakref.ref[torch.Tensor], str]] = {}
-
-    def lookup(table: Mapping[int, tuple[weakref.ref[torch.Tensor], str]], tensor: Any) -> str | None:
-        found = table.get(id(tensor))
-        return found[1] if found is not None and found[0]() is tensor else None
-
-    mode = _Reads(lambda t: lookup(born, t), seen.escaped)
-
-    def enter(path: str) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            mode.inside += 1
-            x = next(tensors_in((args, kwargs)), None)
-            seen.calls[path] = seen.calls.get(path, 0) + 1
-            if seen.calls[path] > 1 or x is None:
-                return
-            seen.order.append(path)
-            source = lookup(born, x) or lookup(given, x)
-            if source is not None:
-                seen.sources[path] = source
-            else:
-                given[id(x)] = (weakref.ref(x), path)
-
-        return hook
-
-    def leave(path: str) -> Callable[..., None]:
-        def hook(_: nn.Module, args: Any, output: Any) -> None:
-            mode.inside -= 1
-            if isinstance(output, torch.Tensor):
-                seen.shapes.setdefault(path, tuple(output.shape))
-
-        return hook
-
-    def norm_leave(path: str) -> Callable[..., None]:
-        def hook(_: nn.Module, args: Any, output: Any) -> None:
-            if isinstance(output, torch.Tensor):
-                if any(name == path for _, name in born.values()):
-                    seen.escaped.add(path)
-                born[id(output)] = (weakref.ref(output), path)
-
-        return hook
-
-    for path, module in twin.named_modules():
-        if path in paths:
-            module.register_forward_pre_hook(enter(path), with_kwargs=True)
-            module.register_forward_hook(leave(path))
-        elif is_norm(module):
-            # What a norm itself does with its input is a read of that input.
-            module.register_forward_hook(norm_leave(path))
-    with mode, torch.no_grad():
-        args, kwargs = call
-        output = twin(*args, **kwargs)
-    returned = list(tensors_in(output))
-    seen.results = len(returned)
-    seen.escaped.update(name for name in (lookup(born, t) for t in returned) if name is not None)
-    return seen
+from .tracing import Trace
 
 
 class ModuleCapture(Capture):
@@ -132,15 +29,17 @@ class ModuleCapture(Capture):
         root: A skeleton.
         seen: What the example's run showed; None without an example.
         why: Why the graph could not be traced, for the ledger.
+        factors: Op name -> multipliers of its input channels.
     """
 
-    def __init__(self, root: nn.Module, seen: Trace | None, why: str) -> None:
+    def __init__(self, root: nn.Module, seen: Trace | None, why: str, factors: Factors | None = None) -> None:
         self.root = root
+        self.factors = dict(factors or {})
         self._seen = seen
         self._why = why
         ops = find_layers(root)
         order = [p for p in seen.order if p in ops] if seen else list(ops)
-        layers = [Layer(self._op(ops[p], p, ops), p) for p in order]
+        layers = [self._layer(ops[p], p) for p in order]
         self.layers = {layer.op.name: layer for layer in layers}
         notes = [why] if why else []
         if seen and (idle := [p for p in ops if p not in seen.calls]):
@@ -152,46 +51,59 @@ class ModuleCapture(Capture):
 
     def facts(self) -> Mapping[str, Any]:
         """Return what a saved model needs to be seen the same way again."""
-        return {"kind": "modules"}
+        return {"kind": "modules", "trace": self._seen.to_json() if self._seen else None, "why": self._why}
 
-    def on(self, root: nn.Module) -> ModuleCapture:
+    def on(self, root: nn.Module, factors: Factors) -> ModuleCapture:
         """Return the same view over another skeleton."""
-        return ModuleCapture(root, self._seen, self._why)
+        return ModuleCapture(root, self._seen, self._why, factors)
 
-    def _op(self, op: Op, path: str, ops: Mapping[str, Op]) -> Op:
-        if self._seen is None:
-            return op
-        source = self._seen.sources.get(path)
-        if source is not None and self._seen.calls[path] == 1:
-            value = f"{ops[source].name}:in" if source in ops else f"{source}:out"
-            op = replace(op, inputs=(value,))
-        return with_shapes(op, self._seen.shapes.get(path))
+    def _layer(self, op: Op, path: str) -> Layer:
+        seen = self._seen
+        if seen is None or not path:
+            return Layer(op if seen is None else with_shapes(op, seen.shapes.get(path)), path)
+        if seen.calls[path] == 1:
+            op = replace(op, inputs=(seen.values.get(path, f"{path}:in"),))
+        op = with_shapes(op, seen.shapes.get(path))
+        act = seen.fused_act(path) if op.type == "linear" else ""
+        if not act:
+            return Layer(op, path)
+        kind = seen.kinds[act]
+        return Layer(replace(op, outputs=(f"{act}:out",), attributes={**op.attributes, "fused": kind}), path, fused=(kind,), act=act)
 
     def _links(self) -> Iterator[Link]:
+        """Yield norm -> layers links, and for every other value that only linear layers read a scaling of its own."""
         if self._seen is None:
             return
         readers: dict[str, list[Layer]] = {}
         for layer in self.layers.values():
-            readers.setdefault(self._seen.sources.get(layer.path, ""), []).append(layer)
-        for path, module in self.root.named_modules():
-            members = readers.get(path, [])
-            fit = members and all(m.op.type == "linear" and self._seen.calls[m.path] == 1 for m in members)
-            if path and fit and path not in self._seen.escaped and not any(m.op.weight and m.op.weight.shared_with for m in members):
-                yield Link.of_norm(path, module, members, f"{path}:out")
+            if layer.op.type == "linear":
+                readers.setdefault(layer.op.inputs[0], []).append(layer)
+        modules = dict(self.root.named_modules())
+        for value, members in readers.items():
+            if any(self._seen.calls[m.path] != 1 or (m.op.weight and m.op.weight.shared_with) for m in members):
+                continue
+            source = value.removesuffix(":out")
+            exclusive = source in modules and set(self._seen.readers(source)) == {m.path for m in members}
+            if exclusive and is_norm(modules[source]):
+                yield Link.of_norm(source, modules[source], members, value)
+            else:
+                yield input_link(members, value)
 
     def watch(self, values: Collection[str], sink: Callable[[str, torch.Tensor], None]) -> Callable[[Call], Any]:
         """Return a runner of the float model that hands each named value to ``sink``."""
         twin = skeleton(self.root)
-        wanted = set(values)
-        taken: set[str] = set()
+        install(twin, self.layers, self.factors)
+        wanted, taken = set(values), set()
         for layer in self.layers.values():
             module = twin.get_submodule(layer.path)
             source, result = layer.op.inputs[0], layer.op.outputs[0]
             if source in wanted and source not in taken:
                 taken.add(source)
                 module.register_forward_pre_hook(_feed(source, sink), with_kwargs=True)
-            if result in wanted:
-                module.register_forward_hook(_drain(result, sink))
+            if result in wanted and result not in taken:
+                taken.add(result)
+                end = twin.get_submodule(layer.act) if layer.act else module
+                end.register_forward_hook(_drain(result, sink))
         return lambda call: twin(*call[0], **call[1])
 
     def build(
@@ -199,16 +111,62 @@ class ModuleCapture(Capture):
     ) -> tuple[nn.Module, Mapping[str, str]]:
         """Return the module tree with the given layers replaced."""
         twin = skeleton(self.root)
+        install(twin, self.layers, {n: f for n, f in self.factors.items() if n not in parameters})
+        gives = {n: form for n in parameters if (form := self._form_wanted(n, parameters)) is not None}
+        memos = self._memos(parameters)
         for name, decided in parameters.items():
             layer = self.layers[name]
             old = twin.get_submodule(layer.path)
-            new = quantized_module(layer, old, decided, biases[name])
+            gift, factors, memo = gives.get(name), self.factors.get(name), memos.get(name)
+            new = quantized_module(layer, old, decided, biases[name], gives=gift, factors=factors, memo=memo)
             copy_hooks(old, new)
-            if layer.path:
-                set_submodule(twin, layer.path, new)
-            else:
-                twin = new
+            if not layer.path:
+                return new, {}
+            set_submodule(twin, layer.path, new)
+            if layer.act and fuses(decided):
+                idle = nn.Identity()
+                copy_hooks(twin.get_submodule(layer.act), idle)
+                set_submodule(twin, layer.act, idle.eval())
         return twin, {}
+
+    def _form_wanted(self, name: str, parameters: Mapping[str, OpParameters]) -> Activation | None:
+        """Return the codes that all readers of a layer's result take; None if one takes float values, or there may be others."""
+        layer, decided = self.layers[name], parameters[name]
+        if self._seen is None or layer.op.type != "linear" or not fuses(decided):
+            return None
+        assert decided.scheme.input is not None
+        if decided.scheme.input.granularity == "token":
+            return None
+        end = layer.act or layer.path
+        if not layer.act and self._seen.fused_act(layer.path):
+            return None
+        forms: dict[object, Activation] = {}
+        for reader in self._seen.readers(end):
+            form = static_form(parameters[reader], 0) if reader in parameters and reader not in self.factors else None
+            if form is None:
+                return None
+            forms[form.key()] = form
+        return next(iter(forms.values())) if len(forms) == 1 else None
+
+    def _memos(self, parameters: Mapping[str, OpParameters]) -> dict[str, Memo]:
+        """Return one memo for each set of layers that quantize one value alike."""
+        alike: dict[object, list[str]] = {}
+        for name, decided in parameters.items():
+            layer = self.layers[name]
+            if layer.op.type == "linear" and fuses(decided) and self._seen is not None:
+                form = static_form(decided, 0)
+                alike.setdefault((layer.op.inputs[0], decided.scheme.mode, decided.scheme.input, form and form.key()), []).append(name)
+        found = {}
+        for names in alike.values():
+            if len(names) > 1:
+                memo = Memo(len(names))
+                found.update(dict.fromkeys(names, memo))
+        return found
+
+
+def fuses(parameters: OpParameters) -> bool:
+    """True if the scheme runs on integer kernels, which take in an activation function."""
+    return parameters.scheme.mode in ("static", "dynamic")
 
 
 def _feed(value: str, sink: Callable[[str, torch.Tensor], None]) -> Callable[..., None]:

@@ -33,7 +33,7 @@ class Link:
     group: Group
     divided: tuple[str, ...]
     members: tuple[Layer, ...]
-    kind: Literal["norm", "conv"]
+    kind: Literal["norm", "conv", "input"]
     offset: bool = False
 
     @classmethod
@@ -56,6 +56,38 @@ class Link:
             f"{producer.op.name} -> {members[0].op.name}", "rescale", tuple(m.op.name for m in members), producer.op.name, channels, value
         )
         return cls(group, names, tuple(members), "conv")
+
+
+Factors = Mapping[str, Tensor]
+"""Op name -> float32 (inputs,): multipliers of a linear layer's input that no other layer could take in."""
+
+
+def input_link(members: Sequence[Layer], value: str) -> Link:
+    """Link a value to the linear layers that read it: they multiply it as they quantize it, which costs nothing there."""
+    weight = members[0].op.weight
+    assert weight is not None
+    group = Group(
+        f"{value} -> {members[0].op.name}", "rescale", tuple(m.op.name for m in members), "", weight.shape[1 - weight.channel_axis], value
+    )
+    return Link(group, (), tuple(members), "input")
+
+
+class Multiply:
+    """A forward hook that multiplies the input by one factor per channel."""
+
+    def __init__(self, factors: Tensor) -> None:
+        self.factors = factors
+
+    def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Return the arguments, the first one multiplied."""
+        return (args[0] * self.factors.to(args[0].dtype), *args[1:])
+
+
+def install(root: nn.Module, layers: Mapping[str, Layer], factors: Factors) -> None:
+    """Let the float layers of a skeleton multiply their input, before any other hook of theirs."""
+    for name, factor in factors.items():
+        module = root.get_submodule(layers[name].path)
+        module.register_forward_pre_hook(Multiply(factor), prepend=True)
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -101,13 +133,16 @@ def gain_of(module: nn.Module) -> Literal["", "weight", "offset"]:
             return ""
 
 
-def rescaled(root: nn.Module, links: Mapping[str, Link], factors: Mapping[str, Tensor]) -> nn.Module:
-    """Return a skeleton with other channel scales; every tensor that no link touches is shared.
+def rescaled(root: nn.Module, links: Mapping[str, Link], factors: Mapping[str, Tensor], own: Factors) -> tuple[nn.Module, Factors]:
+    """Return a skeleton with other channel scales, and the factors that stay with its layers.
+
+    Every tensor that no link touches is shared.
 
     Raises:
         SchemeError: If a group is unknown or its factors do not fit.
     """
     twin = skeleton(root)
+    kept = dict(own)
     for name, given in factors.items():
         if name not in links:
             raise SchemeError(f"no rescale group called {name!r}{nearest(name, links)}")
@@ -119,6 +154,8 @@ def rescaled(root: nn.Module, links: Mapping[str, Link], factors: Mapping[str, T
             _divide(twin, tensor_name, f, link.offset and tensor_name.endswith(".weight"))
         seen: set[int] = set()
         for member in link.members:
+            if link.kind == "input":
+                kept[member.op.name] = (kept[member.op.name] / f) if member.op.name in kept else 1 / f
             module = twin.get_submodule(member.path)
             weight = module.weight
             assert isinstance(weight, Tensor)
@@ -127,7 +164,7 @@ def rescaled(root: nn.Module, links: Mapping[str, Link], factors: Mapping[str, T
                 new = module.weight
                 assert isinstance(new, Tensor)
                 seen.add(id(new))
-    return twin
+    return twin, kept
 
 
 def _divide(root: nn.Module, name: str, factors: Tensor, offset: bool) -> None:

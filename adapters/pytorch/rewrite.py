@@ -10,8 +10,9 @@ from torch import fx, nn
 
 from octavo.core.adapter import OpParameters
 
-from .build import quantized_module
+from .build import quantized_module, static_form
 from .int8 import Activation, Quantize
+from .rescale import install
 from .skeleton import copy_hooks, skeleton
 
 if TYPE_CHECKING:
@@ -49,11 +50,15 @@ class _Rewriter:
         for end in sorted(self._ends, key=capture.order.__getitem__, reverse=True):
             name = self._ends[end]
             form = self._form_wanted(end)
-            if form is not None and (name not in capture.others or self._static(name)):
+            if form is not None and (name not in capture.others or self._static(name)) and not self._per_token(name):
                 self._gives[name] = form
 
     def _static(self, name: str) -> bool:
         return self._parameters[name].scheme.mode == "static"
+
+    def _per_token(self, name: str) -> bool:
+        source = self._parameters[name].scheme.input
+        return source is not None and source.granularity == "token"
 
     def _form_wanted(self, end: fx.Node) -> Activation | None:
         """Return the codes in which every reader of a value takes it; None if one of them wants it in float."""
@@ -91,9 +96,8 @@ class _Rewriter:
         return None
 
     def _input_form(self, name: str, index: int) -> Activation | None:
-        inputs = self._parameters[name].inputs
-        params = inputs[index] if self._static(name) and index < len(inputs) else None
-        return Activation.of(params) if params is not None else None
+        # A layer with factors of its own multiplies and quantizes in one step, by itself.
+        return static_form(self._parameters[name], index) if name not in self._c.factors else None
 
     def module(self) -> nn.Module:
         """Return the rewritten graph as a module."""
@@ -106,6 +110,7 @@ class _Rewriter:
         self._codes: dict[tuple[fx.Node, tuple[float, int, int, int]], fx.Node] = {}
         self._forms: dict[fx.Node, Activation] = {}
         shared = skeleton(c.root)
+        install(shared, c.layers, {n: f for n, f in c.factors.items() if n not in self._parameters})
         self._parts: dict[str, nn.Module | torch.Tensor] = {}
         parts = self._parts
         swallowed = {node for name in self._ends.values() for node in c.inner[name]}
@@ -141,8 +146,8 @@ class _Rewriter:
     def _quantized(self, name: str, shared: nn.Module) -> nn.Module:
         layer = self._c.layers[name]
         old = shared.get_submodule(layer.path)
-        static = name in self._c.inner and self._static(name)
-        new = quantized_module(layer, old, self._parameters[name], self._biases[name], takes_codes=static, gives=self._gives.get(name))
+        gives, factors = self._gives.get(name), self._c.factors.get(name)
+        new = quantized_module(layer, old, self._parameters[name], self._biases[name], gives=gives, factors=factors)
         copy_hooks(old, new)
         return new
 

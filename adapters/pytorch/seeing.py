@@ -13,8 +13,10 @@ from .batches import parameters_of, tensors_in
 from .capture import Call, Capture
 from .graph import GraphCapture
 from .layers import find_layers
-from .modules import ModuleCapture, Trace, trace
+from .modules import ModuleCapture
+from .rescale import Factors
 from .skeleton import has_hooks, skeleton
+from .tracing import Trace, trace
 
 
 def capture_of(root: nn.Module, call: Call | None, how: Literal["auto", "modules"]) -> Capture:
@@ -36,11 +38,12 @@ def capture_of(root: nn.Module, call: Call | None, how: Literal["auto", "modules
     return ModuleCapture(root, seen, remark)
 
 
-def capture_again(root: nn.Module, facts: Mapping[str, Any]) -> Capture:
+def capture_again(root: nn.Module, facts: Mapping[str, Any], factors: Factors) -> Capture:
     """Look at a model in the way that was written down when it was saved."""
     if facts["kind"] == "graph":
-        return GraphCapture(root, _Tracer().trace(root), {k: tuple(v) for k, v in facts["shapes"].items()})
-    return ModuleCapture(root, None, "")
+        return GraphCapture(root, _Tracer().trace(root), {k: tuple(v) for k, v in facts["shapes"].items()}, factors)
+    seen = Trace.from_json(facts["trace"]) if facts["trace"] is not None else None
+    return ModuleCapture(root, seen, facts["why"], factors)
 
 
 def _traced(root: nn.Module, call: Call) -> Trace:

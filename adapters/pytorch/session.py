@@ -20,7 +20,7 @@ from .candidate import TorchCandidate, digest
 from .capture import Call, Capture
 from .layers import Layer, folded
 from .offers import capability
-from .rescale import rescaled
+from .rescale import install, rescaled
 from .skeleton import aliases, has_hooks, named_tensors, set_tensor, skeleton
 
 
@@ -114,11 +114,13 @@ class TorchSession(Session):
         module, remarks = self.capture.build(active, biases)
         for name, remark in remarks.items():
             ledger[name] = Applied(ledger[name].requested, ledger[name].applied, ledger[name].realization, remark)
-        return TorchCandidate(module, recipe, ledger, active, biases, self._device, self.capture.facts())
+        return TorchCandidate(module, recipe, ledger, active, biases, self._device, self.capture.facts(), self.capture.factors)
 
     def reference(self) -> TorchCandidate:
         """Return the model as it was given, in eval mode."""
-        return TorchCandidate(skeleton(self.capture.root), Recipe(backend="torch"), {}, {}, {}, self._device, self.capture.facts())
+        root, facts = skeleton(self.capture.root), self.capture.facts()
+        install(root, self.capture.layers, self.capture.factors)
+        return TorchCandidate(root, Recipe(backend="torch"), {}, {}, {}, self._device, facts, self.capture.factors)
 
     def fingerprint(self) -> str:
         """Return a content digest of structure and weights."""
@@ -126,8 +128,8 @@ class TorchSession(Session):
 
     def rescale(self, factors: Mapping[str, Array]) -> TorchSession:
         """Return a session over the same function with other channel scales."""
-        root = rescaled(self.capture.root, self.capture.links, factors)
-        return TorchSession(self.capture.on(root), self._device, self._example, self._notes)
+        root, own = rescaled(self.capture.root, self.capture.links, factors, self.capture.factors)
+        return TorchSession(self.capture.on(root, own), self._device, self._example, self._notes)
 
     def export(self, format: str, path: Path) -> None:
         """Write the float model as ONNX."""
