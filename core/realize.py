@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from array_api_compat import array_namespace
 
 from .adapter import Applied, Batch, Candidate, Opened, OpParameters, Session
-from .algorithms.base import Rescaling, WeightConfig
+from .algorithms.base import NeedsConfig, Rescaling, WeightConfig
 from .calibrators.base import Observer
 from .calibrators.features import FEATURES
 from .errors import DataError, NonFiniteWeight, SchemeError
@@ -90,12 +90,12 @@ class Realizer:
                     for value in values:
                         yield from (Probe(v, scheme.calibrator, _axis(op, spec)) for v in self._shared_ranges.get(value, (value,)))
         if scheme.weight is not None and op.weight is not None:
-            needs = self._needs(scheme.algorithm)
+            needs = self._needs("algorithms", scheme.algorithm)
             for user in self._users(op) if needs else ():
                 yield from feature_probes(user, needs)
 
     def _probes_of_transform(self, choice: PartChoice) -> Iterable[Probe]:
-        needs = self._host.part("transforms", choice.kind).needs
+        needs = self._needs("transforms", choice)
         for group, member in self._rescaled_members():
             yield from feature_probes(member, needs & FEATURES.keys())
             rows = rows_of(member)
@@ -109,10 +109,10 @@ class Realizer:
                 for member in group.members:
                     yield group, self.opened.view.by_name[member]
 
-    def _needs(self, choice: PartChoice) -> frozenset[str]:
-        settings = self._host.read("algorithms", choice.table())
-        needs = self._host.part("algorithms", choice.kind).needs
-        return needs | {"channel_mean"} if isinstance(settings, WeightConfig) and settings.bias_correction else needs
+    def _needs(self, kind: Literal["algorithms", "transforms"], choice: PartChoice) -> frozenset[str]:
+        settings = self._host.read(kind, choice.table())
+        needs = self._host.part(kind, choice.kind).needs
+        return settings.needs(needs) if isinstance(settings, NeedsConfig) else needs
 
     def _users(self, op: Op) -> tuple[Op, ...]:
         """Every op that uses ``op``'s weight."""
@@ -259,7 +259,7 @@ class Realizer:
         touched = any(v in prepared.changed for user in users for v in (user.name, *user.inputs))
         key = (op.weight.name, scheme.weight, scheme.algorithm, transforms if touched else ())
         if key not in self._weights:
-            needs = self._needs(scheme.algorithm)
+            needs = self._needs("algorithms", scheme.algorithm)
             array = prepared.session.tensor(op.weight.name)
             self._weights[key] = quantize_weight(op, users, array, scheme, needs, prepared.statistics, self._host)
             self.weights_quantized += 1

@@ -46,7 +46,15 @@ class WeightContext:
         return self.gram
 
 
-class WeightConfig(PartConfig):
+class NeedsConfig(PartConfig):
+    """Base of settings that change what a part needs of calibration."""
+
+    def needs(self, card: frozenset[str]) -> frozenset[str]:
+        """Return what is needed under these settings, given what the card states."""
+        return card
+
+
+class WeightConfig(NeedsConfig):
     """Base of the settings of the built-in weight algorithms.
 
     Attributes:
@@ -55,6 +63,10 @@ class WeightConfig(PartConfig):
     """
 
     bias_correction: bool = False
+
+    def needs(self, card: frozenset[str]) -> frozenset[str]:
+        """Bias correction needs the inputs' means."""
+        return card | {"channel_mean"} if self.bias_correction else card
 
 
 class WeightAlgorithm(ABC):

@@ -1,0 +1,105 @@
+"""Outlier Suppression and Outlier Suppression+: take the outliers out of activations and into weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+from array_api_compat import array_namespace
+from pydantic import Field
+
+from ..graph import ModelView, Op
+from ..numerics.affine import Array
+from ..parts import PartConfig
+from ..scheme import QuantSpec
+from ..statistics import Statistics
+from .base import Link, Rescaling, links, usable
+from .norms import gain_and_shift
+from .objective import best_of, input_error, weight_error
+
+
+class OutlierSuppressionConfig(PartConfig):
+    """Gain migration has no settings; its token-wise clipping is the calibrator ``token``."""
+
+    kind: Literal["outlier_suppression"] = "outlier_suppression"
+
+
+class OutlierSuppression(Rescaling):
+    """f = |gain| of the norm before: the norm then scales nothing, and the weights that read it take its gain.
+
+    Paper: Wei et al. 2022, "Outlier Suppression: Pushing the Limit of Low-bit Transformer Language Models", section 4.1,
+    eqs. 3 and 4 (gamma migration). Needs the norm's parameters alone. Cost: none to speak of.
+    """
+
+    def factors(
+        self, view: ModelView, tensor: Callable[[str], Array], statistics: Statistics, recipe_ops: Mapping[str, Op]
+    ) -> Mapping[str, Array]:
+        """Return group name -> factors; groups that no norm produces are left alone."""
+        found = {}
+        for link in links(view, tensor, statistics, recipe_ops):
+            known = gain_and_shift(link)
+            if known is not None:
+                found[link.group.name] = usable(array_namespace(known[0]).abs(known[0]))
+        return found
+
+
+class OutlierSuppressionPlusConfig(PartConfig):
+    """Settings of Outlier Suppression+.
+
+    Attributes:
+        grid: Number of thresholds that are tried between the smallest and the largest channel range.
+    """
+
+    kind: Literal["outlier_suppression_plus"] = "outlier_suppression_plus"
+    grid: int = Field(20, ge=1)
+
+
+class OutlierSuppressionPlus(Rescaling):
+    """f_j = max(1, max|X_j| / t): only channels beyond the threshold t are scaled down to it; t is searched.
+
+    Paper: Wei et al. 2023, "Outlier Suppression+: Accurate quantization of large language models by equivalent and optimal
+    shifting and scaling", eqs. 5 and 6, for the least error at the outputs of all members together. Its channel-wise shift
+    is :func:`channel_shift` and :func:`shifted`; a rescale group carries scales.
+
+    Needs channel ranges and the Gram matrix. Cost: a quantization and a product rows x features x features a threshold.
+    """
+
+    config: OutlierSuppressionPlusConfig
+
+    def factors(
+        self, view: ModelView, tensor: Callable[[str], Array], statistics: Statistics, recipe_ops: Mapping[str, Op]
+    ) -> Mapping[str, Array]:
+        """Return group name -> factors."""
+        return {link.group.name: self._of(link) for link in links(view, tensor, statistics, recipe_ops)}
+
+    def _of(self, link: Link) -> Array:
+        absmax = link.input_absmax()
+        xp = array_namespace(absmax)
+        weight, activation = QuantSpec(dtype="int8", granularity="channel"), QuantSpec(dtype="uint8", symmetric=False)
+        largest = float(xp.max(absmax))
+        choices = [threshold_factors(absmax, largest * (1 - i / self.config.grid)) for i in range(self.config.grid)]
+        return best_of((weight_error(link, f, weight) + input_error(link, f, activation, -absmax, absmax), f) for f in choices)
+
+
+def threshold_factors(absmax: Array, threshold: float) -> Array:
+    """Return max(1, absmax / threshold): float32, shape (channels,)."""
+    xp = array_namespace(absmax)
+    if threshold <= 0:
+        return xp.ones_like(absmax)
+    return usable(xp.maximum(absmax / threshold, xp.ones_like(absmax)))
+
+
+def channel_shift(low: Array, high: Array) -> Array:
+    """Return z = (low + high) / 2 of each channel (Outlier Suppression+, eq. 3): x - z is then centred."""
+    return (low + high) / 2
+
+
+def shifted(weight: Array, bias: Array, shift: Array) -> Array:
+    """Return the bias with which inputs x - z give the same output: b + W z (Outlier Suppression+, eq. 4).
+
+    Args:
+        weight: float32, shape (outputs, inputs).
+        bias: float32, shape (outputs,).
+        shift: z, shape (inputs,).
+    """
+    return bias + array_namespace(weight).matmul(weight, shift)
