@@ -1,0 +1,1 @@
+"""Scripts to start from; run them as modules: `python -m examples.demo`."""

@@ -58,6 +58,7 @@ class DigitsNet(nn.Module):
         self.classifier = nn.Linear(96, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Images (n, 1, 32, 32) to logits (n, 10)."""
         x = self.stem(x)
         x = torch.relu(x + self.residual(x))
         x = self.head(self.depthwise(x))

@@ -7,9 +7,13 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+
+from octavo.cli import app
+from octavo.core.config import TuningConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -88,3 +92,16 @@ print(len(result.trials), *sorted(used))
 
 def test_the_plugin_of_the_page_passes_the_kit(stranger: Path) -> None:
     assert "passed" in run(stranger, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_mine.py")
+
+
+def test_the_settings_of_the_pages_are_settings() -> None:
+    pages = [b for page in PAGES for b in blocks(page, "toml") if "[project]" not in b]
+    assert len(pages) >= 4
+    for block in pages:
+        TuningConfig.read(tomllib.loads(block))
+
+
+def test_every_command_is_in_the_page() -> None:
+    page = (ROOT / "docs" / "command-line.md").read_text()
+    for command in app.registered_commands:
+        assert f"octavo {command.name}" in page

@@ -1,0 +1,76 @@
+"""The demo, the examples and the README's code do what they say."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+import octavo
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Run in an empty folder, with a history of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.setenv("OCTAVO_HOME", str(tmp_path / "home"))
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_the_demo_reaches_the_goal_in_int8_on_three_backends(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from examples.demo import main
+
+    result = main(elsewhere / "demo")
+    shown = capsys.readouterr().out
+    assert result.goal_met
+    assert result.baseline.metrics["accuracy"] > 0.97
+    for backend in ("torch", "onnx", "numpy"):
+        weighted = {op.name for op in result.views[backend].ops if op.type in ("conv", "linear")}
+        assert len(weighted) == 8
+        passing = [t for t in result.trials if t.recipe.backend == backend and t.passed]
+        whole = [
+            t for t in passing if all(not t.ledger[name].applied.is_float and t.ledger[name].honoured for name in weighted & set(t.ledger))
+        ]
+        assert any(weighted <= set(t.ledger) and t.objectives["size"].ratio <= 0.30 for t in whole), backend  # type: ignore[operator]
+        assert backend in shown
+    assert "again: make demo" in shown
+    page = (elsewhere / "demo" / "report.html").read_text()
+    assert page.count("<svg ") == 3
+    assert all(name in page for name in result.ledger)
+
+
+@pytest.mark.parametrize("name", ["tune_numpy", "tune_onnx", pytest.param("tune_pytorch", marks=pytest.mark.slow)])
+def test_an_example_reaches_its_goal(name: str) -> None:
+    main = runpy.run_module(f"examples.{name}")["main"]
+    result = main()
+    assert isinstance(result, octavo.Result)
+    assert result.goal_met
+    assert result.best.objectives["size"].ratio < 0.35
+
+
+@pytest.mark.slow
+def test_the_code_of_the_readme_runs(elsewhere: Path) -> None:
+    readme = (ROOT / "README.md").read_text()
+    code = re.findall(r"^```python\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
+    assert len(code) == 3
+    names: dict[str, object] = {}
+    for index, block in enumerate(code):
+        exec(compile(block, f"README block {index + 1}", "exec"), names)
+        result = names["result"]
+        assert isinstance(result, octavo.Result)
+        assert result.goal_met, block
+    assert {p.name for p in (elsewhere / "out").iterdir()} == {"pytorch", "onnx", "onnx.html", "numpy"}
+
+
+def test_the_table_of_the_readme_was_printed_by_the_demo() -> None:
+    readme = (ROOT / "README.md").read_text()
+    shown = re.search(r"<!-- demo -->\n```\n(.*?)```\n<!-- /demo -->", readme, re.DOTALL)
+    assert shown is not None
+    for words in ("goal reached", "The best of each backend", "torch", "onnx", "numpy", "left in float", "again: make demo"):
+        assert words in shown[1]
