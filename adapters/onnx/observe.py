@@ -48,7 +48,8 @@ def observe(model: ir.Model, config: OnnxConfig, batches: Iterable[Batch], value
         if count == 0 and inner:
             parts = _split(model, config, given, inner, bound) or parts
         for part, names in parts:
-            for name, array in zip(names, part.run(names, given), strict=True):
+            # An empty list of names would ask ONNX Runtime for every output.
+            for name, array in zip(names, part.run(names, given) if names else (), strict=True):
                 sink(name, array)
         count += 1
     return count

@@ -157,6 +157,9 @@ class AdapterConformance:
         assert count == taken == len(case.batches)
         assert set(seen) == values
         assert all(n >= taken for n in seen.values())
+        nothing: list[str] = []
+        assert opened.session.observe(case.batches, (), lambda value, array: nothing.append(value)) == len(case.batches)
+        assert not nothing, "values were handed over that nobody asked for"
 
     def test_every_offer_is_carried_out(
         self, case: AdapterCase, opened: Opened, space: TuningSpace, realizer: Realizer, expected: list[np.ndarray]
