@@ -11,7 +11,7 @@ from scipy.sparse import csr_matrix
 
 from .errors import ConfigError
 
-BINS = 4096  # resolution of the dynamic program: a loss is rounded to 1/4096 of the limit
+FINEST, COARSEST = 8192, 2048  # bins: many units round losses both ways and need fewer
 
 
 class LossTable:
@@ -22,35 +22,39 @@ class LossTable:
         losses: The same for the losses, >= 0.
         limit: The largest limit that will be asked for.
 
-    Time and memory are O(choices * bins): 0.05 s and 4 MiB for 1024 units of 4 choices.
+    Time and memory are O(choices * bins); 1024 units of 4 choices take about 0.04 s and 2 MiB.
     """
 
     def __init__(self, costs: Sequence[np.ndarray], losses: Sequence[np.ndarray], limit: float) -> None:
         self._limit = limit
-        step = limit / BINS if limit > 0 else 1.0
-        self._bins = [np.minimum(np.rint(np.asarray(w) / step), BINS + 1).astype(np.int64) for w in losses]
-        best = np.zeros(BINS + 1)
+        self.bins = int(np.clip(2**21 // max(1, len(costs)), COARSEST, FINEST))
+        step = limit / self.bins if limit > 0 else 1.0
+        self._widths = [np.rint(np.minimum(w, 2 * limit) / step).astype(np.int64).tolist() for w in losses]
+        best = np.zeros(self.bins + 1)
         self._taken: list[np.ndarray] = []
-        for cost, width in zip(costs, self._bins, strict=True):
-            rows = np.full((len(cost), BINS + 1), np.inf)
-            for row, c, w in zip(rows, cost, width, strict=True):
-                if w <= BINS:
-                    row[w:] = best[: BINS + 1 - w] + c
-            taken = rows.argmin(axis=0)
-            best = rows[taken, np.arange(BINS + 1)]
-            self._taken.append(taken.astype(np.uint8 if len(cost) < 256 else np.int32))
+        for cost, widths in zip(costs, self._widths, strict=True):
+            least = np.full(self.bins + 1, np.inf)
+            taken = np.zeros(self.bins + 1, dtype=np.uint8 if len(cost) < 256 else np.int32)
+            for index, (c, w) in enumerate(zip(cost.tolist(), widths, strict=True)):
+                if w <= self.bins:
+                    offered = best[: self.bins + 1 - w] + c
+                    better = offered < least[w:]
+                    np.copyto(least[w:], offered, where=better)
+                    taken[w:][better] = index
+            best = least
+            self._taken.append(taken)
         self._best = best
 
     def pick(self, limit: float) -> list[int] | None:
         """Return the index of each unit's choice for a limit up to that of the table; None where nothing fits."""
-        at = BINS if limit >= self._limit else int(max(0.0, limit) / self._limit * BINS) if self._limit > 0 else 0
+        at = self.bins if limit >= self._limit else int(max(0.0, limit) / self._limit * self.bins) if self._limit > 0 else 0
         if not np.isfinite(self._best[at]):
             return None
         picks = []
-        for taken, width in zip(reversed(self._taken), reversed(self._bins), strict=True):
+        for taken, widths in zip(reversed(self._taken), reversed(self._widths), strict=True):
             choice = int(taken[at])
             picks.append(choice)
-            at -= int(width[choice])
+            at -= widths[choice]
         return picks[::-1]
 
 

@@ -1,9 +1,10 @@
 """How much a model suffers when one unit takes one scheme: asked for lazily, computed once, saved.
 
-Three ways to ask, from cheap to dear:
+Ways to ask, from cheap to dear:
 
 * ``weight_error``: the share of an op's output energy that rounding destroys, from the weight, the second moments of
   its input (the Gram matrix X^T X of a few batches) and the scale of its input. One pass over the batches in all.
+* ``hessian``: the mean trace of an op's Hessian times its squared weight error (HAWQ-V2). At the same price.
 * ``output_distance``: run the model with that unit alone quantized, compare its outputs with the float model's. One
   run over the batches for each pair.
 * :meth:`SensitivityService.distances`: the same for whole recipes, transforms included.
@@ -13,22 +14,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from array_api_compat import array_namespace
 
 from .adapter import Batch, Opened, Session
 from .calibrators.features import FeatureObserver, Gram
 from .errors import ConfigError, DataError, SchemeError, StoreError
 from .evaluation import to_numpy
-from .graph import Op
-from .numerics.affine import Array, QuantParams
-from .numerics.layout import to_matrix
+from .moments import Moments, SecondMoments, energy, rounding_noise, second_moments, weight_matrix
+from .numerics.affine import Array
 from .numerics.rows import Rows, rows_of
 from .realize import Realizer
 from .recipe import Recipe
@@ -36,6 +35,8 @@ from .scheme import OpScheme, PartChoice, canonical_json
 from .strategy import Sensitivity
 from .textfiles import read_text
 
+Transforms = tuple[PartChoice, ...]
+Rounded = tuple[float, np.ndarray, np.ndarray | None, float]
 WIDEST_GRAM = 4096  # features; wider inputs are described by their second moments alone (64 MiB of float32 here)
 
 
@@ -46,45 +47,8 @@ class RecipeSensitivity(Sensitivity, Protocol):
     def distances(self, recipes: Sequence[Recipe]) -> Sequence[float]:
         """Return the output distance of each whole recipe."""
 
-    def under(self, transforms: tuple[PartChoice, ...]) -> Sensitivity:
+    def under(self, transforms: Transforms) -> Sensitivity:
         """Return the service for units of a model to which the transforms were applied first."""
-
-
-@dataclass
-class Moments:
-    """What a few batches show of one value: enough for the noise of rounding it.
-
-    Attributes:
-        low: Smallest element.
-        high: Largest element.
-        square: Sum of squares.
-        count: Number of elements.
-    """
-
-    low: float = np.inf
-    high: float = -np.inf
-    square: float = 0.0
-    count: int = 0
-
-    def update(self, x: np.ndarray) -> None:
-        """Take one batch."""
-        if x.size:
-            self.low, self.high = min(self.low, float(x.min())), max(self.high, float(x.max()))
-            flat = x.reshape(-1).astype(np.float32, copy=False)
-            self.square += float(np.dot(flat, flat))
-            self.count += x.size
-
-    @property
-    def power(self) -> float:
-        """Mean square."""
-        return self.square / max(1, self.count)
-
-
-class SecondMoments(FeatureObserver):
-    """Sum of the squares of each feature: the diagonal of the Gram matrix, for inputs too wide for all of it."""
-
-    def _of(self, chunk: Array) -> Array:
-        return array_namespace(chunk).sum(chunk * chunk, axis=1)
 
 
 @dataclass
@@ -116,11 +80,12 @@ class SensitivityService:
         self.batches_run = 0
         self._units = {u.name: u for u in realizer.space.units}
         self._scores: dict[str, float] = {}
-        self._observed: dict[tuple[PartChoice, ...], _Observed] = {}
+        self._observed: dict[Transforms, _Observed] = {}
         self._reference: list[tuple[np.ndarray, ...]] | None = None
-        self._kinds: dict[str, Callable[[tuple[str, ...], OpScheme, tuple[PartChoice, ...]], float]] = {
+        self._kinds: dict[str, Callable[[tuple[str, ...], OpScheme, Transforms], float]] = {
             "weight_error": self._weight_error,
             "output_distance": self._output_distance,
+            "hessian": self._hessian,
         }
         if path is not None and path.exists():
             self._scores.update(self._read(path))
@@ -129,12 +94,12 @@ class SensitivityService:
         """Return one loss >= 0 for each (unit name, scheme).
 
         Raises:
-            ConfigError: If the kind is not one of ``weight_error``, ``output_distance``, or a unit is unknown.
+            ConfigError: If the kind is not one of ``weight_error``, ``hessian``, ``output_distance``, or a unit is unknown.
             DataError: If there are no batches.
         """
         return self._ask(kind, pairs, ())
 
-    def under(self, transforms: tuple[PartChoice, ...]) -> Sensitivity:
+    def under(self, transforms: Transforms) -> Sensitivity:
         """Return the service for the model after ``transforms``."""
         return lambda kind, pairs: self._ask(kind, pairs, transforms)
 
@@ -142,7 +107,7 @@ class SensitivityService:
         """Return the output distance of each whole recipe; infinite where it cannot be carried out."""
         return [self._cached(f"recipe {r.digest}", lambda r=r: self._distance(r)) for r in recipes]  # type: ignore[misc]
 
-    def _ask(self, kind: str, pairs: Sequence[tuple[str, OpScheme]], transforms: tuple[PartChoice, ...]) -> Sequence[float]:
+    def _ask(self, kind: str, pairs: Sequence[tuple[str, OpScheme]], transforms: Transforms) -> Sequence[float]:
         if kind not in self._kinds:
             raise ConfigError(f"there is no sensitivity {kind!r}; there are {', '.join(self._kinds)}")
         found = []
@@ -165,7 +130,7 @@ class SensitivityService:
 
     # Whole-model outputs
 
-    def _output_distance(self, ops: tuple[str, ...], scheme: OpScheme, transforms: tuple[PartChoice, ...]) -> float:
+    def _output_distance(self, ops: tuple[str, ...], scheme: OpScheme, transforms: Transforms) -> float:
         return self._distance(Recipe(dict.fromkeys(ops, scheme), transforms, self.realizer.space.backend))
 
     def _distance(self, recipe: Recipe) -> float:
@@ -194,32 +159,46 @@ class SensitivityService:
 
     # Weights and input noise
 
-    def _weight_error(self, ops: tuple[str, ...], scheme: OpScheme, transforms: tuple[PartChoice, ...]) -> float:
+    def _weight_error(self, ops: tuple[str, ...], scheme: OpScheme, transforms: Transforms) -> float:
         """Return the sum over the unit's ops of (energy that rounding weight and input adds) / (energy of the output)."""
-        recipe = Recipe(dict.fromkeys(ops, scheme), transforms, self.realizer.space.backend)
-        parameters = self.realizer.parameters(recipe)
+        return sum(lost + energy(error, second) / whole for lost, error, second, whole in self._rounded(ops, scheme, transforms))
+
+    def _hessian(self, ops: tuple[str, ...], scheme: OpScheme, transforms: Transforms) -> float:
+        """Return the mean trace of each op's Hessian times its squared weight error, plus what rounding its input adds.
+
+        HAWQ-V2 (Dong et al. 2020, eq. 4) with the Hessian of the op's own squared output error, 2 X^T X / rows, the one that
+        OBQ and GPTQ use; it needs no gradients. Each op's is divided by the energy of its output, so that they compare.
+        """
+        total = 0.0
+        for lost, error, second, whole in self._rounded(ops, scheme, transforms):
+            diagonal = np.ones(1) if second is None else second if second.ndim == 2 else np.diagonal(second, axis1=1, axis2=2)
+            total += lost + 2.0 * float(diagonal.mean()) * float(np.square(error).sum()) / whole
+        return total
+
+    def _rounded(self, ops: tuple[str, ...], scheme: OpScheme, transforms: Transforms) -> Iterator[Rounded]:
+        """Yield for each op: share of its output that input rounding destroys, weight error, second moments, output energy."""
+        parameters = self.realizer.parameters(Recipe(dict.fromkeys(ops, scheme), transforms, self.realizer.space.backend))
         session = self.realizer.session(transforms)
         observed = self._observe(session, transforms)
-        total = 0.0
         for name in ops:
             op, given = self.opened.view.by_name[name], parameters.get(name)
             if given is None:
                 continue
             moments = [observed.moments[v] for v in op.inputs if v in observed.moments]
-            noises = [_noise(scheme, m, p) for m, p in zip_longest(moments, given.inputs[: len(moments)])]
+            noises = [rounding_noise(scheme, m, p) for m, p in zip_longest(moments, given.inputs[: len(moments)])]
             if op.weight is None or given.weight is None:
-                total += sum(noise / m.power for noise, m in zip(noises, moments, strict=True) if m.power)
+                share = sum(noise / m.power for noise, m in zip(noises, moments, strict=True) if m.power)
+                yield share, np.zeros((1, 1)), None, 1.0
                 continue
-            weight = _matrix(session.tensor(op.weight.name), op)
-            error = weight - _matrix(given.weight.dequantize(), op)
+            weight = weight_matrix(session.tensor(op.weight.name), op)
+            error = weight - weight_matrix(given.weight.dequantize(), op)
             rows = rows_of(op)
-            second = _per_row(observed.features[op.inputs[0], rows]) if rows is not None else None
-            lost = _energy(error, second) + (noises[0] * float(np.square(weight).sum()) if noises and rows is not None else 0.0)
-            energy = _energy(weight, second)
-            total += lost / energy if energy else 0.0
-        return total
+            second = second_moments(observed.features[op.inputs[0], rows]) if rows is not None else None
+            if whole := energy(weight, second):
+                lost = noises[0] * float(np.square(weight).sum()) if noises and rows is not None else 0.0
+                yield lost / whole, error, second, whole
 
-    def _observe(self, session: Session, transforms: tuple[PartChoice, ...]) -> _Observed:
+    def _observe(self, session: Session, transforms: Transforms) -> _Observed:
         """Run the batches once and keep the moments of every input of a tunable op."""
         if transforms not in self._observed:
             observed = _Observed()
@@ -282,32 +261,3 @@ def data_digest(batches: Sequence[Batch]) -> str:
             digest.update(f"{name} {array.dtype} {array.shape}".encode())
             digest.update(array.data)
     return digest.hexdigest()[:16]
-
-
-def _noise(scheme: OpScheme, moments: Moments, params: QuantParams | None) -> float:
-    """Return the noise power of rounding a value: step^2 / 12."""
-    if params is not None:
-        return float(np.mean(np.square(to_numpy(params.scale).astype(np.float64)))) / 12.0
-    if scheme.mode != "dynamic" or scheme.input is None or moments.high < moments.low:
-        return 0.0
-    span = max(moments.high, 0.0) - min(moments.low, 0.0)
-    return float((span / (2**scheme.input.bits - 1)) ** 2) / 12.0
-
-
-def _matrix(array: Array, op: Op) -> np.ndarray:
-    assert op.weight is not None
-    return np.asarray(to_matrix(to_numpy(array), op.weight.channel_axis % array.ndim), dtype=np.float32)
-
-
-def _per_row(observer: FeatureObserver) -> np.ndarray:
-    return np.asarray(observer.value) / max(1, observer.count)
-
-
-def _energy(matrix: np.ndarray, second: np.ndarray | None) -> float:
-    """Return tr(M S M^T), S the second moments of the rows that M multiplies (all of them, their diagonal, or the identity)."""
-    if second is None:
-        return float(np.square(matrix).sum())
-    parts = matrix.reshape(len(second), -1, matrix.shape[1])
-    if second.ndim == 2:
-        return float((np.square(parts) * second[:, None, :]).sum())
-    return max(0.0, float((np.matmul(parts, second) * parts).sum()))

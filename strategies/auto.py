@@ -11,7 +11,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections import Counter
+from collections.abc import Generator, Iterator
 from statistics import NormalDist
 
 import numpy as np
@@ -23,11 +24,11 @@ from octavo.core.sensitivity import RecipeSensitivity
 from octavo.core.trial import Trial
 
 from . import AutoConfig
-from .belief import CostBelief, LossBelief, Picks, family, ratio
+from .belief import HOPELESS, CostBelief, Family, LossBelief, Picks, family, padded, ratio
 from .losses import pair_losses
 from .sequential import Batch, Search, Sequential
 
-HOPELESS = 1e6  # a loss that no knapsack takes
+AIMS = np.concatenate([np.linspace(0.7, 1.3, 25), np.geomspace(0.01, 0.65, 10)])  # believed losses that a recipe is sought for
 
 
 class Auto(Sequential):
@@ -106,7 +107,7 @@ class Auto(Sequential):
             tried.add(self._families(picks))
             yield from self._try(picks, transforms)
 
-    def _families(self, picks: Picks) -> tuple[tuple[str, str, int], ...]:
+    def _families(self, picks: Picks) -> tuple[Family, ...]:
         return tuple(family(u, u.choices[i]) for u, i in zip(self.problem.space.tunable, picks, strict=True))
 
     def _uniform(self) -> Iterator[Picks]:
@@ -122,35 +123,33 @@ class Auto(Sequential):
         """Knapsack, evaluate, learn, again."""
         transforms = start.recipe.transforms
         proxies = self._proxies(transforms)
-        belief = LossBelief(proxies)
-        units = self.problem.space.tunable
-        seen: dict[Picks, Trial] = {}
-        for trial in self.trials:
-            if trial.recipe.transforms == transforms and trial.state != "failed" and len(trial.recipe):
-                picks = tuple(u.choices.index(trial.recipe[u.ops[0]]) for u in units)
-                seen[picks] = trial
-                belief.observe(picks, _loss(trial))
-        if not belief.known:
-            belief.scale = 10.0 / max(sum(float(p.max()) for p in proxies), 1e-300)
-            belief.theta = np.full(len(units), belief.scale)
-        limit = math.ceil(math.log2(max(2, len(units)))) + self.config.patience
-        misses = 0
+        seen = {self._picks(t.recipe): t for t in self.trials if t.recipe.transforms == transforms and len(t.recipe)}
+        belief = self._rebuilt(proxies, seen)
+        limit = math.ceil(math.log2(max(2, len(proxies)))) + self.config.patience
+        misses, strikes = 0, 2
+        avoided: set[Family] = set()
         while True:
             best = self.incumbent if self.incumbent is not None and self.incumbent.passed else None
-            if best is not None and len(seen) >= limit:
+            if best is not None and sum(t.state != "failed" for t in seen.values()) >= limit:
                 self.note = f"{limit} evaluations were used; the best recipe is within reach of the knapsack's bound"
                 return
             proposed = self._propose(belief, seen, best, misses)
+            if proposed is None and avoided:
+                # They may have failed by chance, and get another one before the search ends.
+                strikes += 1
+                avoided = self._suspects(seen, strikes)
+                belief = self._rebuilt(self._barred(proxies, avoided), seen)
+                continue
             if proposed is None:
                 self.note = "nothing left can pay" if best else "no recipe of this space is believed to reach the goal"
                 return
             trial = yield from self._try(proposed, transforms)
             seen[proposed] = trial
-            misses = 0 if trial.passed else misses + 1
             if trial.state == "failed":
-                self._avoid(proxies, seen)
-                belief = self._rebuilt(proxies, seen)
+                avoided = self._suspects(seen, strikes)
+                belief = self._rebuilt(self._barred(proxies, avoided), seen)
             else:
+                misses = 0 if trial.passed else misses + 1
                 belief.observe(proposed, _loss(trial))
 
     def _proxies(self, transforms: tuple[PartChoice, ...]) -> list[np.ndarray]:
@@ -166,49 +165,51 @@ class Auto(Sequential):
     def _propose(self, belief: LossBelief, seen: dict[Picks, Trial], best: Trial | None, misses: int) -> Picks | None:
         """Return the recipe most worth an evaluation, or None where none is."""
         costs = self._costs.costs()
+        by_choice, units = padded(costs), np.arange(len(costs))
         table = LossTable(costs, belief.losses(), 1.3)
-        float_cost = sum(float(c[-1]) for c in costs)
-        best_cost = self._cost_of(best, costs) if best is not None else float_cost
+        best_cost = float(by_choice[units, self._picks(best.recipe)].sum()) if best is not None else sum(float(c[-1]) for c in costs)
         # With each miss the aim is lowered, so that a goal that can be reached is reached whatever the proxies are worth.
-        aims = np.concatenate([np.linspace(0.7, 1.3, 25), np.geomspace(0.01, 0.65, 12)]) * (
-            0.7 ** max(0, misses - 2) if best is None else 1.0
-        )
-        found: list[tuple[float, Picks]] = []
-        for aim in aims:
+        lowered = 0.7 ** max(0, misses - 2) if best is None else 1.0
+        nothing = tuple(len(c) - 1 for c in costs)
+        found: dict[Picks, float] = {}
+        for aim in AIMS * lowered:
             picked = table.pick(float(aim))
-            if picked is None or tuple(picked) in seen or all(i == len(c) - 1 for i, c in zip(picked, costs, strict=True)):
+            picks = tuple(picked) if picked is not None else nothing
+            if picks in seen or picks in found or picks == nothing:
                 continue
-            picks = tuple(picked)
-            mean, deviation = belief.predict(picks) if belief.known and seen else (float(aim), 0.5)
+            mean, deviation = belief.predict(picks) if belief.known else (float(aim), 0.5)
             chance = NormalDist(mean, deviation).cdf(1.0)
-            saving = best_cost - sum(float(c[i]) for c, i in zip(costs, picks, strict=True))
-            found.append((chance * saving / max(best_cost, 1e-300), picks))
+            found[picks] = chance * (1.0 - float(by_choice[units, picks].sum()) / max(best_cost, 1e-300))
         if not found:
             return None
-        worth, picks = max(found)
-        if best is not None and worth < self.config.worthwhile:
-            return None
-        return picks
+        picks = max(found, key=lambda p: (found[p], p))
+        return None if best is not None and found[picks] < self.config.worthwhile else picks
 
-    def _cost_of(self, trial: Trial, costs: Sequence[np.ndarray]) -> float:
-        units = self.problem.space.tunable
-        return sum(float(c[u.choices.index(trial.recipe[u.ops[0]])]) for u, c in zip(units, costs, strict=True))
+    def _picks(self, recipe: Recipe) -> Picks:
+        return tuple(u.choices.index(recipe[u.ops[0]]) for u in self.problem.space.tunable)
 
-    def _avoid(self, proxies: list[np.ndarray], seen: dict[Picks, Trial]) -> None:
-        """Give up the families that only failed trials used."""
+    def _suspects(self, seen: dict[Picks, Trial], strikes: int) -> set[Family]:
+        """Return the families that so many failed trials used, and no finished one."""
+        used = [(t.state == "failed", set(self._families(p))) for p, t in seen.items()]
+        worked = {f for failed, families in used if not failed for f in families}
+        failures = Counter(f for failed, families in used if failed for f in families - worked if f[1] != "float")
+        return {f for f, count in failures.items() if count >= strikes}
+
+    def _barred(self, proxies: list[np.ndarray], avoided: set[Family]) -> list[np.ndarray]:
+        """Return the proxies with some families out of reach."""
         units = self.problem.space.tunable
-        worked = {family(u, u.choices[i]) for p, t in seen.items() if t.state != "failed" for u, i in zip(units, p, strict=True)}
-        failed = {family(u, u.choices[i]) for p, t in seen.items() if t.state == "failed" for u, i in zip(units, p, strict=True)} - worked
-        for unit, row in zip(units, proxies, strict=True):
-            for index, scheme in enumerate(unit.choices[:-1]):
-                if family(unit, scheme) in failed:
-                    row[index] = HOPELESS
+        return [
+            np.array([HOPELESS if family(u, s) in avoided else p for s, p in zip(u.choices, row, strict=True)])
+            for u, row in zip(units, proxies, strict=True)
+        ]
 
     def _rebuilt(self, proxies: list[np.ndarray], seen: dict[Picks, Trial]) -> LossBelief:
         belief = LossBelief(proxies)
         for picks, trial in seen.items():
             if trial.state != "failed":
                 belief.observe(picks, _loss(trial))
+        if not belief.known:
+            belief.guess(10.0)
         return belief
 
 

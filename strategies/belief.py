@@ -12,6 +12,16 @@ from octavo.core.space import TuningSpace, Unit
 from octavo.core.trial import Trial
 
 Picks = tuple[int, ...]
+Family = tuple[str, str, int]
+HOPELESS = 1e6  # a loss that no knapsack takes
+
+
+def padded(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Return rows of different lengths as one matrix, shape (units, most choices)."""
+    table = np.zeros((len(rows), max(map(len, rows), default=0)))
+    for line, row in zip(table, rows, strict=True):
+        line[: len(row)] = row
+    return table
 
 
 class LossBelief:
@@ -33,6 +43,7 @@ class LossBelief:
 
     def __init__(self, proxies: Sequence[np.ndarray], spread: float = 0.4) -> None:
         self._proxies = [np.asarray(p, dtype=np.float64) for p in proxies]
+        self._table = padded(self._proxies)
         self._spread = spread
         self._rows: list[np.ndarray] = []
         self._losses: list[float] = []
@@ -42,7 +53,7 @@ class LossBelief:
         self.theta = np.ones(len(proxies))
 
     def _row(self, picks: Picks) -> np.ndarray:
-        return np.array([p[i] for p, i in zip(self._proxies, picks, strict=True)])
+        return np.asarray(self._table[np.arange(len(picks)), picks])
 
     def observe(self, picks: Picks, loss: float) -> None:
         """Take a trial's loss, in tolerated losses."""
@@ -62,6 +73,11 @@ class LossBelief:
         unit = self.scale**2 * (self._spread**2 * rows + self.COMMON**2 * sums[:, None])
         self.theta = np.maximum(self.scale + self._solved @ unit, 0.1 * self.scale)
 
+    def guess(self, loss: float) -> None:
+        """Believe, for want of a trial, that the worst choices everywhere lose this much."""
+        self.scale = loss / max(float(np.where(self._table < HOPELESS, self._table, 0.0).max(axis=1).sum()), 1e-300)
+        self.theta = np.full(len(self._proxies), self.scale)
+
     def _covariance(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         common = self.COMMON**2 * np.outer(a.sum(axis=1), b.sum(axis=1))
         return np.asarray(self.scale**2 * (self._spread**2 * (a @ b.T) + common))
@@ -69,7 +85,7 @@ class LossBelief:
     @property
     def known(self) -> bool:
         """True once a trial has given the scale."""
-        return self.scale > 0.0
+        return bool(self._rows)
 
     def losses(self) -> list[np.ndarray]:
         """Return the believed loss of every choice of every unit."""
@@ -97,7 +113,7 @@ TIE = 1e-6
 OVERHEAD = 0.1  # share of the float time that no op's scheme changes
 
 
-def family(unit: Unit, scheme: OpScheme) -> tuple[str, str, int]:
+def family(unit: Unit, scheme: OpScheme) -> Family:
     """Return what units of like cost share: op type, mode and weight bits."""
     return unit.type, scheme.mode, scheme.weight_bits
 
