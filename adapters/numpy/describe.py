@@ -165,6 +165,8 @@ def _divisible(consumers: Consumers, graph: Graph, node: Node, op: Op) -> bool:
             and graph.initializers[node.inputs[1]].ndim == 1
             and _alone(consumers, graph, node)
         )
+    if node.attributes.get("activation", "") not in ("", "Relu"):
+        return False  # a positive factor does not pass through GELU or tanh
     return node.op in ("Conv", "Gemm") and op.weight is not None and not op.out_of_reach and _alone(consumers, graph, node)
 
 
