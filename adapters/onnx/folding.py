@@ -1,7 +1,4 @@
-"""Preparation: a model that computes the same with fewer nodes. Constants folded, batch norm folded, pooling recognized.
-
-Only the session's own copy of the graph changes; tensors that stay as they were are shared with the source.
-"""
+"""Rewrites of the float graph that keep its function: constants and batch norm folded, pooling recognized."""
 
 from __future__ import annotations
 
@@ -11,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
-from onnx_ir.passes import common as passes
 
 logger = logging.getLogger(__name__)
 
@@ -21,39 +17,11 @@ _FOLD_UP_TO = 1 << 20
 """Elements a folded constant may have beyond its inputs'."""
 
 
-def prepare(model: ir.Model) -> ir.Model:
-    """Fold what is constant, batch norm into convolutions, and spatial means into pooling; infer shapes."""
-    model = passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model).model
-    fold_constants(model.graph)
-    model = passes.IdentityEliminationPass()(model).model
-    model = infer_shapes(model)
-    graph = model.graph
-    for node in list(graph):
-        if node.op_type == "Dropout" and node.domain == "":
-            _bypass_dropout(node)
-        elif node.op_type == "BatchNormalization" and node.domain == "":
-            fold_batch_norm(node)
-        elif node.op_type == "ReduceMean":
-            pool_from_mean(node)
-    model = passes.RemoveUnusedNodesPass()(model).model
-    drop_unused_initializers(graph)
-    return model
-
-
 def drop_unused_initializers(graph: ir.Graph) -> None:
     """Remove initializers that nobody reads; ONNX Runtime drops them, and then misses those that were lent to it."""
     for name in [n for n, v in graph.initializers.items() if not v.uses() and not v.is_graph_output()]:
         if not graph.initializers[name].is_graph_input():
             del graph.initializers[name]
-
-
-def infer_shapes(model: ir.Model) -> ir.Model:
-    """Infer what can be inferred; where inference fails, shapes stay unknown and nothing else changes."""
-    try:
-        return passes.ShapeInferencePass(strict_mode=False, data_prop=True)(model).model
-    except Exception as error:  # onnx's inference raises bare errors on models that run well
-        logger.info("shape inference failed, shapes stay unknown: %s", error)
-        return model
 
 
 def constant(value: ir.Value | None) -> np.ndarray | None:
@@ -141,7 +109,8 @@ def _evaluate(node: ir.Node, arrays: dict[str, np.ndarray], opset: int) -> Seque
     return [np.asarray(r) for r in found] if all(isinstance(r, np.ndarray | np.generic) for r in found) else None
 
 
-def _bypass_dropout(node: ir.Node) -> None:
+def bypass_dropout(node: ir.Node) -> None:
+    """Let whoever reads an inference-mode Dropout read its input."""
     training = constant(node.inputs[2]) if len(node.inputs) > 2 else None
     fixed = len(node.inputs) < 3 or node.inputs[2] is None or (training is not None and not bool(training))
     if fixed and node.inputs[0] is not None and not node.outputs[0].is_graph_output() and not any(o.uses() for o in node.outputs[1:]):

@@ -27,8 +27,8 @@ from octavo.core.scheme import OpScheme, QuantSpec
 
 from . import OnnxConfig
 from .emit import Emitted, Emitter
-from .folding import prepare
 from .opset import CONVERTED, IR_VERSION
+from .preparation import prepare
 from .runtime import compile_model
 from .sites import find_sites
 

@@ -17,9 +17,10 @@ from octavo.core.scheme import FLOAT
 from . import OnnxConfig
 from .candidate import OnnxCallable, OnnxCandidate, digest
 from .emit import Emitter
-from .folding import constant, prepare
+from .folding import constant
 from .kernels import capability, integer_kernels
 from .observe import observe
+from .preparation import prepare
 from .rescaling import rescale
 from .runtime import compile_model
 from .sites import find_sites

@@ -1,0 +1,45 @@
+"""Preparation: a model that computes the same with fewer nodes.
+
+Only the session's own copy of the graph changes; tensors that stay as they were are shared with the source.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+
+from .attention import simplify_masked_softmax
+from .folding import bypass_dropout, drop_unused_initializers, fold_batch_norm, fold_constants, pool_from_mean
+
+logger = logging.getLogger(__name__)
+
+
+def prepare(model: ir.Model) -> ir.Model:
+    """Fold what is constant, batch norm into convolutions, and spatial means into pooling; infer shapes."""
+    model = passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model).model
+    fold_constants(model.graph)
+    model = passes.IdentityEliminationPass()(model).model
+    model = infer_shapes(model)
+    graph = model.graph
+    for node in list(graph):
+        if node.op_type == "Dropout" and node.domain == "":
+            bypass_dropout(node)
+        elif node.op_type == "BatchNormalization" and node.domain == "":
+            fold_batch_norm(node)
+        elif node.op_type == "ReduceMean":
+            pool_from_mean(node)
+    simplify_masked_softmax(graph)
+    model = passes.RemoveUnusedNodesPass()(model).model
+    drop_unused_initializers(graph)
+    return model
+
+
+def infer_shapes(model: ir.Model) -> ir.Model:
+    """Infer what can be inferred; where inference fails, shapes stay unknown and nothing else changes."""
+    try:
+        return passes.ShapeInferencePass(strict_mode=False, data_prop=True)(model).model
+    except Exception as error:  # onnx's inference raises bare errors on models that run well
+        logger.info("shape inference failed, shapes stay unknown: %s", error)
+        return model
