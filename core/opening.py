@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -35,7 +36,44 @@ def find_adapter(model: Any, host: PluginHost) -> AdapterPart[Adapter]:
         what = f"file {Path(model).name!r}" if isinstance(model, (str, Path)) else f"{type(model).__module__}.{type(model).__qualname__}"
         takes = "; ".join(f"{c.name}: {', '.join((*c.models, *c.suffixes))}" for c in host.adapters().values())
         raise ModelError(f"no backend takes a {what}. There are: {takes}. For another framework, install its plugin (octavo plugins)")
+    check_memory(model)
     return found[0]
+
+
+def check_memory(model: Any, available: int | None = None) -> None:
+    """Refuse a model file that cannot fit: the float weights and the quantized ones are held at once.
+
+    Args:
+        model: A path, or anything else (which is in memory already).
+        available: Bytes; None asks the system.
+
+    Raises:
+        ModelError: If the file and what lies beside it as external data are larger than the memory that is free.
+    """
+    if not isinstance(model, (str, Path)):
+        return
+    path = Path(model)
+    # External data of ONNX lies beside the model under names that begin as the model's does.
+    beside = (
+        [p for p in path.parent.glob(f"{glob.escape(path.name)}*") if p.is_file()]
+        if path.is_file()
+        else [p for p in path.rglob("*") if p.is_file()]
+    )
+    needed = int(1.3 * sum(p.stat().st_size for p in beside))
+    free = _available_memory() if available is None else available
+    if free is not None and needed > free:
+        raise ModelError(
+            f"{path} needs about {needed / 2**30:.1f} GiB to be quantized, and {free / 2**30:.1f} GiB of memory are free; "
+            "run it on a larger machine, or quantize it in parts"
+        )
+
+
+def _available_memory() -> int | None:
+    try:
+        rows = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(rows["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
 
 
 def open_model(model: Any, host: PluginHost, *, backend: str | Mapping[str, Any] | None = None, example: Batch | None = None) -> Opened:

@@ -154,6 +154,29 @@ def test_a_bad_weight_is_refused_or_left_in_float(tune: Callable[..., octavo.Res
     assert not calls
 
 
+def test_a_score_function_that_trains_is_found_out(tune: Callable[..., octavo.Result]) -> None:
+    model = tiny.chain()
+
+    def trains(candidate: Any) -> float:
+        model.weights[0] *= 0.99
+        return 0.9
+
+    with pytest.raises(EvaluationError, match="changes the model"):
+        tune(trains, model=model)
+
+
+def test_a_file_larger_than_memory_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    from octavo.core.opening import check_memory
+
+    path = tmp_path / "large.onnx"
+    for name in (path, tmp_path / "large.onnx.data"):
+        with name.open("wb") as file:
+            file.truncate(2**20)
+    check_memory(path, available=3 * 2**20)
+    with pytest.raises(ModelError, match="of memory are free"):
+        check_memory(path, available=2**21)
+
+
 def test_noise_beyond_the_tolerance_is_reported(tune: Callable[..., octavo.Result]) -> None:
     scores = iter([0.9, 0.8, *[0.9] * 50])
     with pytest.warns(UserWarning, match="varied by 0.1"):

@@ -45,6 +45,9 @@ class TinyCandidate(Candidate):
                 x = np.maximum(x, 0)
         return (x.astype(np.float32),)
 
+    def fingerprint(self) -> str:
+        return hashlib.sha256(b"".join(a.tobytes() for a in (*self.chain.weights, *self.chain.biases))).hexdigest()
+
     def _product(self, x: np.ndarray, i: int) -> np.ndarray:
         _, codes, scale, known = self.layers[i]
         params = affine_params(x.min(), x.max(), _X) if known is None else QuantParams(known[0], known[1].astype(np.int32), _X)
