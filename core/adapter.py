@@ -189,7 +189,7 @@ class Adapter(ABC):
         """Read what ``Candidate.save`` wrote.
 
         Args:
-            folder: The folder.
+            folder: The folder; or the file, for backends whose saved form is a single one.
             model: A float model (or a factory of one) for backends whose files do not hold the architecture.
         """
 

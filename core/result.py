@@ -228,7 +228,7 @@ def load_candidate(folder: str | Path, model: Any = None, *, host: PluginHost | 
     """Load a saved result as its backend's candidate.
 
     Args:
-        folder: What ``save`` wrote.
+        folder: What ``save`` wrote; or the model's own file where it is one (``.onnx``).
         model: The float model (or a factory of one) for backends whose files do not hold the architecture (torch).
         host: Plugins; None loads the default ones.
 
@@ -239,8 +239,14 @@ def load_candidate(folder: str | Path, model: Any = None, *, host: PluginHost | 
     from .plugins import PluginHost
 
     folder = Path(folder).expanduser().absolute()
-    manifest = read_manifest(folder)
     host = host or PluginHost()
+    if folder.is_file():
+        claims = [c for c in host.adapters().values() if c.claims(folder)]
+        if not claims:
+            raise ConfigError(f"no backend loads a file called {folder.name}; give the folder that result.save() wrote")
+        single: Candidate = claims[0].build().load(folder, model)
+        return single
+    manifest = read_manifest(folder)
     card = host.part("adapters", manifest["backend"])
     candidate: Candidate = card.build().load(folder / MODEL, model)
     return candidate

@@ -61,6 +61,9 @@ def test_the_winner_survives_the_disk(result: octavo.Result, tmp_path: Path) -> 
     folder = result.save(tmp_path / "out")
     loaded = octavo.core.result.load_candidate(folder, digits.network())
     batch = digits.data().test_x[:64]
+    if result.best.recipe.backend == "onnx":
+        (file,) = (folder / "model").glob("*.onnx")
+        np.testing.assert_array_equal(octavo.load(file)(batch), loaded.run((batch,))[0])
     np.testing.assert_allclose(loaded.run((batch,))[0], result.candidate.run((batch,))[0], rtol=1e-4, atol=1e-4)
     report = result.report(tmp_path / "report.html").read_text()
     for op in result.ledger:

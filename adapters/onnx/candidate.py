@@ -201,12 +201,12 @@ def _line(applied: Applied) -> list[Any]:
 
 
 def load_candidate(folder: Path, config: OnnxConfig, read: Any) -> OnnxCandidate:
-    """Read what :meth:`OnnxCandidate.save` wrote.
+    """Read what :meth:`OnnxCandidate.save` wrote: its folder, or the model file by itself.
 
     Raises:
         ModelError: If the folder holds no model that octavo saved.
     """
-    path = Path(folder) / FILE
+    path = Path(folder) if Path(folder).is_file() else Path(folder) / FILE
     model = read(path)
     try:
         raw_recipe, raw_ledger = model.metadata_props.pop(RECIPE_KEY), model.metadata_props.pop(LEDGER_KEY)
