@@ -98,7 +98,7 @@ def output_grid(matrix: Array, spec: QuantSpec, context: WeightContext, gram: Ar
         cross = leaning[:, columns] - xp.matmul(before, own)
         # All candidates at once: (candidates, scales), and (candidates, rows, columns) for what they make of the weight.
         ends = [shares[:, i : i + 1] * end[None, :, g] for i, end in enumerate((low, high))]
-        grid = choose(*ends, spec, 0)[0]
+        grid = choose(ends[0], ends[1], spec, 0)[0]
         scale, zero = (xp.repeat(p, height, axis=1)[:, :rows, None] for p in (grid.scale, grid.zero_point))
         tried = project_values(part[None, :, :], scale, zero, spec) - part[None, :, :]
         cost = xp.sum(tried * (xp.matmul(tried, own) + 2 * cross[None, :, :]), axis=2)
