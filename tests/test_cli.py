@@ -12,6 +12,7 @@ import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import jsonschema
 import numpy as np
@@ -333,14 +334,35 @@ def test_quantize_applies_a_named_scheme(octavo: Command, model: Path, tmp_path:
     data = model.with_suffix(".npz")
     code, shown, error = octavo("quantize", model, "--scheme", "int8-static", "--data", data, "-o", "small-int8")
     assert code == 0, error
-    assert shown.count("as requested") == 2
-    assert (tmp_path / "small-int8" / "octavo.json").exists()
+    quantized = json.loads((tmp_path / "small-int8" / "octavo.json").read_text())["recipe"]["ops"]
+    weighted = {op["name"] for op in json.loads(octavo("inspect", model, "--json")[1])["ops"] if op["parameters"]}
+    assert weighted <= set(quantized)
+    assert all(name in shown for name in quantized)
     code, _, error = octavo("quantize", model, "--scheme", "int8-static")
     assert code == 2
     assert "--data" in error
     code, _, error = octavo("quantize", model, "--scheme", "int9-static", "--data", data)
     assert code == 2
     assert "int8-static" in error
+
+
+def test_sensitivity_ranks_units_and_keeps_its_scores(octavo: Command, model: Path, tmp_path: Path) -> None:
+    arguments = ("sensitivity", model, "--data", model.with_suffix(".npz"), "--save", "scores.json", "--json")
+    code, shown, error = octavo(*arguments)
+    assert code == 0, error
+    found = json.loads(shown)
+    losses = [max(schemes.values()) for schemes in found.values()]
+    assert losses == sorted(losses, reverse=True)
+    assert all(0 < loss < 0.1 for loss in losses)
+    kept = json.loads((tmp_path / "scores.json").read_text())
+    # What was kept is what is shown the next time: a changed file shows.
+    kept["scores"] = dict.fromkeys(kept["scores"], 0.5)
+    (tmp_path / "scores.json").write_text(json.dumps(kept))
+    again = json.loads(octavo(*arguments, "--plot", "plot.svg")[1])
+    assert {value for schemes in again.values() for value in schemes.values()} == {0.5}
+    plot = ElementTree.parse(tmp_path / "plot.svg")
+    texts = {"".join(t.itertext()) for t in plot.iter("{http://www.w3.org/2000/svg}text")}
+    assert set(found) <= texts
 
 
 def test_an_interrupted_run_keeps_the_best_so_far(model: Path, tmp_path: Path) -> None:

@@ -28,6 +28,11 @@ SERIES = ("#080801", "#080802", "#080803", "#080804", "#080805", "#080806")
 _VARIABLES = {INK: "ink", FAINT: "faint", GRID: "grid", PAPER: "paper", GOOD: "good", BAD: "bad", ACCENT: "accent"} | {
     colour: f"series-{i}" for i, colour in enumerate(SERIES)
 }
+LIGHT = {
+    "ink": "#1b1f26", "faint": "#5b6472", "grid": "#e1e5eb", "paper": "#ffffff", "accent": "#0a58ca", "good": "#14713f", "bad": "#b3261e",
+    "series-0": "#0a58ca", "series-1": "#b45309", "series-2": "#0f766e", "series-3": "#7c3aed", "series-4": "#be185d", "series-5": "#4d7c0f",
+}  # fmt: skip
+"""The light dress; the page's style sheet takes it from here."""
 MARKERS = ("o", "s", "^", "D", "v", "P")
 """Backends differ in shape as well as in colour."""
 
@@ -86,8 +91,6 @@ def trade_off(data: ReportData, objective: str) -> str:
     shown = [t for t in (data.baseline, *data.completed) if objective in t.objectives and data.metric in t.metrics]
     if len(shown) < 2:
         return ""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
     figure, axes = _figure(9.6, 4.6)
     backends = sorted({t.recipe.backend for t in shown if t is not data.baseline})
     largest = max((t.objectives["size"].value for t in shown if "size" in t.objectives), default=1.0)
@@ -129,10 +132,7 @@ def trade_off(data: ReportData, objective: str) -> str:
     axes.set_xlabel(f"{objective}{', share of the float model' if relative else f' ({unit})' if unit else ''}; less is better")
     axes.set_ylabel(f"{data.metric}; {'more' if data.higher_is_better else 'less'} is better")
     if min(costs) > 0 and max(costs) / min(costs) > 8:
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        _logarithmic(axes, (1.0, 2.0, 5.0))
         axes.margins(x=0.12)
     else:
         axes.set_xlim(left=0)
@@ -230,6 +230,47 @@ def layers(ops: Sequence[OpLine], most: int = 48) -> str:
         "Weights, layer by layer",
         f"Bytes of the weights of each op in float and as they run{left_out}. The table of all ops has the same figures.",
     )
+
+
+@_styled
+def sensitivities(rows: Sequence[tuple[str, str, float]], kind: str, most: int = 48) -> str:
+    """Losses as bars, a colour for each scheme; the ``most`` highest of more. A whole SVG file, in light dress.
+
+    Args:
+        rows: (unit, scheme, loss), the units in the order to draw.
+        kind: What the loss is.
+        most: Units at most.
+    """
+    units = list(dict.fromkeys(unit for unit, _, _ in rows))[:most]
+    schemes = list(dict.fromkeys(scheme for _, scheme, _ in rows))
+    height = 0.8 / len(schemes)
+    figure, axes = _figure(8.6, 0.9 + max(0.24, 0.1 * len(schemes)) * len(units))
+    for index, scheme in enumerate(schemes):
+        own = [(units.index(u), v) for u, s, v in rows if s == scheme and u in units and math.isfinite(v)]
+        place = [i + (index - (len(schemes) - 1) / 2) * height for i, _ in own]
+        axes.barh(place, [v for _, v in own], height=height * 0.9, color=SERIES[index % len(SERIES)], label=scheme)
+    values = [v for _, _, v in rows if 0 < v < math.inf]
+    if values and max(values) > 50 * min(values):
+        _logarithmic(axes, (1.0,))
+    axes.set_yticks(range(len(units)), [_short(u) for u in units], fontsize=8)
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel(f"{kind}; less is better")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), fontsize=8)
+    drawn = _svg(figure, "sensitivity", f"Sensitivity of {len(units)} units", f"{kind} when one unit alone takes a scheme.")
+    for variable, colour in LIGHT.items():
+        drawn = drawn.replace(f"var(--{variable})", colour)
+    return drawn
+
+
+def _logarithmic(axes: Axes, steps: tuple[float, ...]) -> None:
+    """Make the horizontal axis logarithmic, with figures as plain text at ``steps`` of each decade."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=steps))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _short(name: str, limit: int = 40) -> str:

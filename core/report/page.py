@@ -40,7 +40,7 @@ def render(data: ReportData) -> str:
         "search": Markup(charts.search(data)),
         "layers": Markup(charts.layers(data.ops)),
     }
-    return environment.get_template("page.html.j2").render(run=data, charts=drawn, objectives=objectives)
+    return environment.get_template("page.html.j2").render(run=data, charts=drawn, objectives=objectives, light=charts.LIGHT)
 
 
 def write(data: ReportData, path: str | Path) -> Path:

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from octavo.core.opening import open_model
 from octavo.core.plugins import PluginHost
-from octavo.core.run import open_model
 
 from .console import out, show_json, table
 from .models import source

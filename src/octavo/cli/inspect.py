@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from octavo.core.graph import ModelView
+from octavo.core.opening import open_model
 from octavo.core.plugins import PluginHost
 from octavo.core.report import text
 from octavo.core.result import load_candidate, read_manifest
-from octavo.core.run import open_model
 
 from .console import out, show_json, table
 from .ledger import ledger_table

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from octavo.core.config import TuningConfig
+from octavo.core.direct import quantize_model
 from octavo.core.errors import ConfigError
 from octavo.core.presets import PRESETS
 from octavo.core.result import check_target
-from octavo.core.run import quantize_model
 
 from .console import out, say
 from .data import read_samples

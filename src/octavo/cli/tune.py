@@ -13,9 +13,10 @@ import typer
 from octavo.core.config import TuningConfig
 from octavo.core.errors import ConfigError, DataError, MissingFramework
 from octavo.core.evaluation import ArrayModel
+from octavo.core.opening import open_model, plugin_host
 from octavo.core.report import report_data, write
 from octavo.core.result import Result, check_target, read_manifest
-from octavo.core.run import autotune, open_model, plugin_host
+from octavo.core.run import autotune
 
 from .console import out, say, warn
 from .data import Samples, read_samples, split

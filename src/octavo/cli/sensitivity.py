@@ -1,0 +1,94 @@
+"""``octavo sensitivity``: how much the model suffers when one unit takes one scheme."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.text import Text
+
+from octavo.core.config import TuningConfig
+from octavo.core.errors import ModelError
+from octavo.core.opening import open_all, plugin_host
+from octavo.core.realize import Realizer
+from octavo.core.rules import build_space
+from octavo.core.scheme import OpScheme
+from octavo.core.sensitivity import SensitivityService
+from octavo.core.space import Unit
+from octavo.core.textfiles import write_text
+
+from .console import out, say, show_json, table
+from .data import read_samples
+from .models import source
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("sensitivity")(sensitivity)
+
+
+def sensitivity(
+    model: Annotated[str, typer.Argument(help="A model file (.onnx, .npz), or module:name.")],
+    data: Annotated[Path, typer.Option(help="Calibration samples: an .npz or a folder of .npy.")],
+    kind: Annotated[
+        Literal["output_distance", "weight_error", "hessian"],
+        typer.Option(help="Distance of the model's outputs (a run each), or cheaper estimates from weights and inputs."),
+    ] = "output_distance",
+    labels: Annotated[str | None, typer.Option(help="Name of an array in --data that is no input.")] = None,
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="Configuration whose rules restrict the schemes.")] = None,
+    backend: Annotated[str | None, typer.Option("--backend", "-b", help="Backend; default: the model's own.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every scheme of every unit; default: the first of each mode.")] = False,
+    batches: Annotated[int, typer.Option(min=1, help="Batches of --data that are used.")] = 2,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples per batch.")] = 32,
+    save: Annotated[Path | None, typer.Option(help="Keep the scores in this file, and start from it if it is there.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the scores into this .svg.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Rank the units of MODEL by what quantizing each one alone costs: 0 is no change, the most sensitive first."""
+    settings = TuningConfig.read(config, **({"backends": (backend,)} if backend else {}))
+    host = plugin_host(settings)
+    with ExitStack() as stack:
+        opened, given, _ = open_all(
+            source(model), list(islice(read_samples(data, labels).batches(batch_size), batches)), settings, host, stack
+        )
+        target = opened[-1]
+        space = build_space(target, settings.rules, simulated=settings.simulated)
+        if not space.tunable:
+            raise ModelError(f"{model} has nothing to quantize on {target.name}; see octavo capabilities {model}")
+        realizer = Realizer(target, space, host, non_finite=settings.non_finite)
+        realizer.calibrate(given[target.name])
+        service = SensitivityService(target, realizer, tuple(given[target.name]), save)
+        found = {unit.name: _scores(service, kind, unit, every) for unit in space.tunable}
+        if save is not None:
+            service.save(save)
+    ranked = sorted(space.tunable, key=lambda unit: -max(found[unit.name].values()))
+    if as_json:
+        show_json({unit.name: {str(s): v for s, v in found[unit.name].items()} for unit in ranked})
+    else:
+        rows = [
+            (unit.name, unit.type, f"{unit.parameters:,}" if unit.parameters else "", scheme, _shown(value))
+            for unit in ranked
+            for scheme, value in sorted(found[unit.name].items(), key=lambda pair: -pair[1])
+        ]
+        out().print(table(("unit", "type", "weights", "scheme", kind.replace("_", " ")), rows, right=("weights", kind.replace("_", " "))))
+    if plot is not None:
+        from octavo.core.report.charts import sensitivities
+
+        write_text(plot, sensitivities([(u.name, str(s), v) for u in ranked for s, v in found[u.name].items()], kind.replace("_", " ")))
+        say(f"plot: {plot}")
+
+
+def _scores(service: SensitivityService, kind: str, unit: Unit, every: bool) -> dict[OpScheme, float]:
+    modes: dict[str, OpScheme] = {}
+    for scheme in unit.choices:
+        if not scheme.is_float:
+            modes.setdefault(scheme.mode, scheme)
+    wanted = [s for s in unit.choices if not s.is_float] if every else list(modes.values())
+    return dict(zip(wanted, service(kind, [(unit.name, s) for s in wanted]), strict=True))
+
+
+def _shown(value: float) -> Text:
+    return Text("cannot be carried out", "yellow") if value == float("inf") else Text(f"{value:.3g}")
