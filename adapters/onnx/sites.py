@@ -54,6 +54,16 @@ class Site:
     bias: str | None = None
     activation: str = ""
 
+    @property
+    def before_activation(self) -> ir.Node:
+        """The node whose output the fused activation reads; the last node where none is fused."""
+        if not self.activation:
+            return self.last
+        before = self.last.inputs[0]
+        producer = before.producer() if before is not None else None
+        assert producer is not None
+        return producer
+
 
 @dataclass(frozen=True)
 class Sites:
