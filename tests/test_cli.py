@@ -281,6 +281,8 @@ def test_a_model_file_is_tuned_saved_reported_and_loaded_again(octavo: Command, 
     assert "passes" in listed
     assert json.loads(octavo("history", "result", "--json")[1]) == json.loads(octavo("history", "result.db", "--json")[1])
     assert "as requested" in octavo("inspect", "result")[1]
+    single = next((tmp_path / "result" / "model").glob("*.onnx"))
+    assert "as requested" in octavo("inspect", single)[1], "an .onnx file carries its recipe"
     assert octavo("report", "result", "-o", "again.html")[0] == 0
     assert (tmp_path / "again.html").exists()
 

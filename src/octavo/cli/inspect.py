@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from octavo.core.adapter import Candidate
+from octavo.core.errors import OctavoError
 from octavo.core.graph import ModelView
 from octavo.core.opening import open_model
 from octavo.core.plugins import PluginHost
@@ -31,10 +33,14 @@ def inspect(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show a model's ops, groups and sizes; of a saved result, what was asked of each op and what runs."""
+    """Show a model's ops, groups and sizes; of a saved result or a quantized .onnx file, what was asked of each op and what runs."""
     opened = source(model)
     if is_result(opened):
         _result(opened, source(float_model) if float_model else None, as_json)
+        return
+    if isinstance(opened, Path) and (saved := _saved_file(opened)) is not None:
+        out().print(ledger_table(saved.ledger))
+        out().print(f"backend {saved.recipe.backend}, {text.size(opened.stat().st_size)}, recipe {saved.recipe.digest}", soft_wrap=True)
         return
     view = open_model(opened, PluginHost(), backend=backend).view
     if as_json:
@@ -60,6 +66,14 @@ def inspect(
     )
     for note in view.notes:
         console.print(f"note: {note}", soft_wrap=True)
+
+
+def _saved_file(path: Path) -> Candidate | None:
+    """Return what a single file holds if a backend saved it there with its recipe (an .onnx file carries its own); else None."""
+    try:
+        return load_candidate(path)
+    except (OctavoError, OSError):
+        return None
 
 
 def _shape(shape: tuple[int | None, ...] | None) -> str:
