@@ -9,8 +9,8 @@ from pydantic import Field
 from ..parts import PartConfig
 
 
-class LatencyConfig(PartConfig):
-    """Wall time of one call.
+class TimedConfig(PartConfig):
+    """How calls are timed.
 
     Attributes:
         rounds: How often the float model and the candidate take turns.
@@ -18,10 +18,21 @@ class LatencyConfig(PartConfig):
         batch_size: Rows of the timed batch; None takes the first calibration batch as it is.
     """
 
-    kind: Literal["latency"] = "latency"
     rounds: int = Field(default=5, ge=3)
     block: float = Field(default=0.03, gt=0)
     batch_size: int | None = Field(default=None, ge=1)
+
+
+class LatencyConfig(TimedConfig):
+    """Wall time of one call."""
+
+    kind: Literal["latency"] = "latency"
+
+
+class ThroughputConfig(TimedConfig):
+    """Samples a second."""
+
+    kind: Literal["throughput"] = "throughput"
 
 
 class SizeConfig(PartConfig):
@@ -34,21 +45,6 @@ class MemoryConfig(PartConfig):
     """Peak resident memory of a fresh process, beyond what it held before loading the model."""
 
     kind: Literal["memory"] = "memory"
-
-
-class ThroughputConfig(PartConfig):
-    """Samples a second, measured as the latency is.
-
-    Attributes:
-        rounds: How often the float model and the candidate take turns.
-        block: Least seconds that each turn lasts.
-        batch_size: Rows of the timed batch; None takes the first calibration batch as it is.
-    """
-
-    kind: Literal["throughput"] = "throughput"
-    rounds: int = Field(default=5, ge=3)
-    block: float = Field(default=0.03, gt=0)
-    batch_size: int | None = Field(default=None, ge=1)
 
 
 class EnergyConfig(PartConfig):

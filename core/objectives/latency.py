@@ -12,7 +12,7 @@ from ..adapter import Batch
 from ..data import rows
 from ..trial import Measurement
 from .base import Objective, Subject
-from .config import LatencyConfig, ThroughputConfig
+from .config import LatencyConfig, ThroughputConfig, TimedConfig
 
 
 class Latency(Objective):
@@ -46,7 +46,7 @@ class Throughput(Objective):
         return Measurement(float(middle), float(low), float(high), self.unit, 1 / ratio, lower_is_better=False)
 
 
-def interleave(subject: Subject, reference: Subject, config: LatencyConfig | ThroughputConfig) -> tuple[np.ndarray, float, int]:
+def interleave(subject: Subject, reference: Subject, config: TimedConfig) -> tuple[np.ndarray, float, int]:
     """Time both in turns.
 
     Returns:
