@@ -85,7 +85,7 @@ def _contexts(op: Op, users: tuple[Op, ...], needs: frozenset[str], statistics: 
             return [WeightContext(xp.eye(n, dtype=xp.float32, device=device(matrix)), ones, 0 * ones, 1)]
         return [WeightContext()]
     found: dict[str, FeatureObserver] = {}
-    for user in dict.fromkeys(seen):
+    for user in {u.name: u for u in seen}.values():
         for probe in feature_probes(user, needs):
             observer = statistics.observer(probe)
             assert isinstance(observer, FeatureObserver)
