@@ -8,9 +8,12 @@ import torch
 from torch import nn
 
 from octavo.core.adapter import OpParameters
+from octavo.core.numerics.tensor import QuantizedTensor
 
 from .int8 import Activation, Int8Conv, Int8Linear, Memo
 from .layers import Layer, conv_pads, is_transposed_linear
+from .skeleton import skeleton
+from .weight_only import Cast, WeightOnlyEmbedding, WeightOnlyLinear
 
 
 def quantized_module(
@@ -36,8 +39,16 @@ def quantized_module(
     """
     weight, scheme = parameters.weight, parameters.scheme
     assert weight is not None
-    assert scheme.input is not None
     assert isinstance(module.weight, torch.Tensor)
+    if scheme.mode == "cast":
+        return _cast(layer, module, weight, bias)
+    if scheme.mode == "weight_only":
+        dtype = module.weight.dtype
+        if layer.op.type == "embedding":
+            return WeightOnlyEmbedding(weight, dtype, module if isinstance(module, nn.EmbeddingBag) else None).eval()
+        transposed = is_transposed_linear(module)
+        return WeightOnlyLinear(weight, bias, dtype, transposed=transposed, factors=factors, then="".join(layer.fused)).eval()
+    assert scheme.input is not None
     shared: dict[str, Any] = {"source": static_form(parameters, 0), "gives": gives, "symmetric": scheme.input.symmetric}
     if layer.op.type == "linear":
         per_token, transposed = scheme.input.granularity == "token", is_transposed_linear(module)
@@ -52,6 +63,19 @@ def quantized_module(
     then = "relu" if "relu" in layer.fused else ""
     other = static_form(parameters, 1)
     return Int8Conv(weight, bias, module.weight.dtype, geometry=geometry, pads=extra, then=then, other=other, **shared).eval()
+
+
+def _cast(layer: Layer, module: nn.Module, weight: QuantizedTensor, bias: torch.Tensor | None) -> nn.Module:
+    """Return a twin of the module with 16-bit tensors; convolutions take their folded batch norm's bias."""
+    twin = skeleton(module)
+    twin._forward_hooks.clear()
+    twin._forward_pre_hooks.clear()
+    twin._parameters["weight"] = nn.Parameter(weight.codes, requires_grad=False)
+    if bias is not None:
+        twin._parameters["bias"] = nn.Parameter(bias.detach().to(weight.codes.dtype), requires_grad=False)
+    then = layer.fused[-1] if layer.fused and layer.fused[-1] != "add" else ""
+    assert isinstance(module.weight, torch.Tensor)
+    return Cast(twin, module.weight.dtype, then).eval()
 
 
 def static_form(parameters: OpParameters, index: int) -> Activation | None:

@@ -167,6 +167,18 @@ def linear_rows(x: Tensor, packed: Any) -> Tensor:
     return y
 
 
+def pack_int4(codes: Tensor, scale: Tensor, zero: Tensor) -> tuple[Tensor, Tensor]:
+    """Lay codes 0 to 15 (outputs, inputs), int32, out for :func:`linear_int4`, with scales and zeros (outputs, groups)."""
+    packed: Tensor = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
+    return packed, torch.stack([scale, zero], -1).transpose(0, 1).contiguous().to(torch.bfloat16)
+
+
+def linear_int4(x: Tensor, packed: Tensor, group: int, scales: Tensor) -> Tensor:
+    """Return x W^T in bfloat16 for float ``x`` (rows, inputs) and 4-bit codes, decoded inside the kernel."""
+    y: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(x.to(torch.bfloat16), packed, group, scales)
+    return y
+
+
 def _close(a: Tensor, b: Tensor) -> bool:
     return bool((a - b).abs().max() <= 1e-3 * b.abs().max().clamp(min=1.0))
 
@@ -184,6 +196,29 @@ def has_linear() -> str:
         return "" if _close(y.double(), expected) else "the kernel's result is wrong on this machine"
     except (RuntimeError, AttributeError, NotImplementedError) as error:
         return f"torch.ops.onednn.qlinear_pointwise: {str(error).splitlines()[0]}"
+
+
+@cache
+def has_int4() -> str:
+    """Return why the 4-bit weight kernel cannot be used here; empty when it was run and was right."""
+    try:
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(3, 64, generator=generator)
+        codes = torch.randint(0, 16, (32, 64), dtype=torch.int32, generator=generator)
+        scale = torch.rand(32, 2, generator=generator) + 0.5
+        y = linear_int4(x, *_between(pack_int4(codes, scale, -scale), 32))
+        expected = x.double() @ ((codes.double() - 8).view(32, 2, 32) * scale[..., None] - scale[..., None]).view(32, 64).T
+        return (
+            ""
+            if bool((y.double() - expected).abs().max() <= 0.02 * expected.abs().max())
+            else "the kernel's result is wrong on this machine"
+        )
+    except (RuntimeError, AttributeError, NotImplementedError) as error:
+        return f"torch.ops.aten._weight_int4pack_mm_for_cpu: {str(error).splitlines()[0]}"
+
+
+def _between(pair: tuple[Tensor, Tensor], group: int) -> tuple[Tensor, int, Tensor]:
+    return pair[0], group, pair[1]
 
 
 @cache

@@ -96,6 +96,8 @@ def _op(name: str, path: str, module: nn.Module, kind: str, first: Mapping[str, 
         }
         if module.padding_mode != "zeros":
             reason = f"padding mode {module.padding_mode!r} has no integer kernel"
+    elif kind == "embedding" and getattr(module, "max_norm", None) is not None:
+        reason = "max_norm changes the table at every call"
     elif not weight.is_floating_point():
         reason = f"its weight is {weight.dtype}, not a floating-point type"
     weight_name = first.get(f"{prefix}weight", f"{prefix}weight")

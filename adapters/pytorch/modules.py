@@ -123,7 +123,7 @@ class ModuleCapture(Capture):
             if not layer.path:
                 return new, {}
             set_submodule(twin, layer.path, new)
-            if layer.act and fuses(decided):
+            if layer.act:
                 idle = nn.Identity()
                 copy_hooks(twin.get_submodule(layer.act), idle)
                 set_submodule(twin, layer.act, idle.eval())
@@ -134,8 +134,7 @@ class ModuleCapture(Capture):
         layer, decided = self.layers[name], parameters[name]
         if self._seen is None or layer.op.type != "linear" or not fuses(decided):
             return None
-        assert decided.scheme.input is not None
-        if decided.scheme.input.granularity == "token":
+        if decided.scheme.input is None or decided.scheme.input.granularity == "token":
             return None
         end = layer.act or layer.path
         if not layer.act and self._seen.fused_act(layer.path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
+from math import prod
 
 import torch
 
@@ -19,10 +21,36 @@ _SIGNED = QuantSpec(dtype="int8")
 _TOKEN = QuantSpec(dtype="int8", granularity="token")
 
 
+_CASTS = ("bfloat16", "float16")
+
+
+def _stored(dtype: str, granularity: str, *, symmetric: bool = True, scale_dtype: str | None = None) -> OpScheme:
+    return OpScheme(
+        mode="weight_only", weight=QuantSpec(dtype=dtype, granularity=granularity, symmetric=symmetric, scale_dtype=scale_dtype)
+    )
+
+
+_WEIGHT_ONLY = (
+    _stored("int8", "channel"),
+    _stored("int8", "group:32"),
+    _stored("int8", "group:128"),
+    *(_stored("uint4" if not s else "int4", f"group:{n}", symmetric=s) for n in (32, 64, 128) for s in (False, True)),
+    _stored("int4", "channel"),
+    _stored("nf4", "group:64"),
+    _stored("nf4", "group:64", scale_dtype="uint8"),
+    _stored("fp8_e4m3fn", "channel"),
+    _stored("fp8_e5m2", "channel"),
+    *(_stored(dtype, "group:32") for dtype in ("mxint8", "mxfp8", "mxfp6", "mxfp4")),
+    *(_stored(f"{'' if s else 'u'}int{bits}", f"group:{n}", symmetric=s) for bits in (3, 2) for n in (32, 64, 128) for s in (False, True)),
+)
+"""Formats of stored weights, in the order in which they lose accuracy."""
+
+
 @cache
-def capability(device: str, training: bool = True) -> Capability:
+def capability(device: str) -> Capability:
     """Return the schemes that run on ``device``, fastest and smallest first."""
-    offers: dict[str, tuple[Offer, ...]] = {}
+    int8: list[Offer] = []
+    rows: list[Offer] = []
     if device == "cpu":
         int8 = [
             Offer(OpScheme(mode=mode, weight=weight, input=source), when=_fits)
@@ -30,9 +58,14 @@ def capability(device: str, training: bool = True) -> Capability:
             for weight in (_CHANNEL, _TENSOR)
             for source in (_UNSIGNED, _SIGNED)
         ]
-        tokens = [Offer(OpScheme(mode="dynamic", weight=weight, input=_TOKEN), when=_fits) for weight in (_CHANNEL, _TENSOR)]
-        offers["linear"] = (*int8[:4], *tokens[:1], *int8[4:], *tokens[1:])
-        offers["conv"] = tuple(int8)
+        rows = [Offer(OpScheme(mode="dynamic", weight=weight, input=_TOKEN), when=_fits) for weight in (_CHANNEL, _TENSOR)]
+    stored = [Offer(scheme, when=_groups_fit(scheme.weight.group_size if scheme.weight else None)) for scheme in _WEIGHT_ONLY]
+    casts = [Offer(OpScheme(mode="cast", weight=QuantSpec(dtype=dtype)), when=_casts) for dtype in _CASTS]
+    offers = {
+        "linear": (*int8[:4], *rows[:1], *int8[4:], *rows[1:], *stored, *casts),
+        "conv": (*int8, *casts),
+        "embedding": (*stored, *casts),
+    }
     features = frozenset({"rescale", "export:onnx"})
     return Capability("torch", device, offers, features, {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()})
 
@@ -43,3 +76,21 @@ def _fits(op: Op) -> str:
     if op.type == "linear":
         return kernels.has_linear()
     return kernels.has_conv(len(op.weight.shape) - 2)
+
+
+def _groups_fit(group: int | None) -> Callable[[Op], str] | None:
+    """Return a check that an op's rows are whole groups."""
+    if group is None:
+        return None
+
+    def check(op: Op) -> str:
+        assert op.weight is not None
+        features = prod(op.weight.shape) // op.weight.shape[op.weight.channel_axis]
+        return "" if features % group == 0 else f"its rows of {features} values are not whole groups of {group}"
+
+    return check
+
+
+def _casts(op: Op) -> str:
+    """Return why an op gains nothing from 16 bits; empty if it does."""
+    return f"its weight is {op.weight.dtype} already" if op.weight is not None and op.weight.dtype in _CASTS else ""

@@ -50,15 +50,16 @@ class _Rewriter:
         for end in sorted(self._ends, key=capture.order.__getitem__, reverse=True):
             name = self._ends[end]
             form = self._form_wanted(end)
-            if form is not None and (name not in capture.others or self._static(name)) and not self._per_token(name):
+            if form is not None and (name not in capture.others or self._static(name)) and self._can_give(name):
                 self._gives[name] = form
 
     def _static(self, name: str) -> bool:
         return self._parameters[name].scheme.mode == "static"
 
-    def _per_token(self, name: str) -> bool:
+    def _can_give(self, name: str) -> bool:
+        """True if the op's kernel can write codes."""
         source = self._parameters[name].scheme.input
-        return source is not None and source.granularity == "token"
+        return source is not None and source.granularity != "token"
 
     def _form_wanted(self, end: fx.Node) -> Activation | None:
         """Return the codes in which every reader of a value takes it; None if one of them wants it in float."""

@@ -1,0 +1,258 @@
+"""Layers whose weight is stored in few bits and whose arithmetic is float.
+
+The weight is never made whole: a block of rows is decoded into the cache, used and dropped. Where torch has a kernel for
+the format on this machine, that runs instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from octavo.core.numerics.affine import is_integer
+from octavo.core.numerics.codec import decode_values
+from octavo.core.numerics.tensor import QuantizedTensor
+from octavo.core.scheme import QuantSpec
+
+from . import kernels
+
+Tensor = torch.Tensor
+_BLOCK = 2**18
+"""Weight values decoded at a time: 1 MiB in float32, so that they stay in the cache."""
+_INT4_GROUPS = (32, 64, 128, 256)
+
+
+class StoredWeight(nn.Module):
+    """A matrix (rows, features) in few bits. Codes lie in 2, 4 or 8 bits each; 3 bits take the room of 4, 6 that of 8.
+
+    Args:
+        weight: What the core quantized; its channel axis is the rows.
+        transposed: The tensor is stored as (features, rows).
+    """
+
+    codes: Tensor
+    scale: Tensor
+    offset: Tensor | None
+
+    def __init__(self, weight: QuantizedTensor, *, transposed: bool = False) -> None:
+        super().__init__()
+        spec = weight.params.spec
+        codes = weight.codes.t() if transposed else weight.codes
+        codes = codes.reshape(codes.shape[0], -1)
+        self.rows, self.features = codes.shape
+        self.spec = spec
+        self.width = 2 if spec.bits == 2 else 4 if spec.bits <= 4 else 8
+        low = -(2 ** (spec.bits - 1)) if is_integer(spec) and not spec.dtype.startswith("u") else 0
+        self.lowest = low
+        unsigned = (codes.to(torch.int16) - low).to(torch.uint8) if low else codes.to(torch.uint8)
+        if spec.dtype == "mxint8":
+            self.lowest, unsigned = -128, (codes.to(torch.int16) + 128).to(torch.uint8)
+        self.register_buffer("codes", _nibbles(unsigned, self.width))
+        scale = weight.params.scale.to(torch.float32)
+        # One row of scales for each row of the matrix, or one row for all: (1 or rows, groups).
+        self.register_buffer("scale", scale.reshape(1, 1) if scale.ndim == 0 else scale.reshape(scale.shape[0], -1))
+        zero_point = weight.params.zero_point
+        asymmetric = is_integer(spec) and bool((zero_point != 0).any())
+        offset = (-zero_point.to(torch.float32) * scale).reshape(self.scale.shape) if asymmetric else None
+        self.register_buffer("offset", offset)
+        self.register_buffer("table", _table(spec, self.lowest, self.width), persistent=False)
+
+    @property
+    def group(self) -> int:
+        """Features that share one scale."""
+        return self.features // self.scale.shape[1]
+
+    def decode(self, codes: Tensor, rows: slice | Tensor) -> Tensor:
+        """Return float32 values (n, features) of packed codes (n, bytes), which are those of ``rows``."""
+        n = codes.shape[0]
+        values = nn.functional.embedding(codes.to(torch.int32), self.table).view(n, -1)[:, : self.features]
+        one = self.scale.shape[0] == 1
+        grouped = values.view(n, self.scale.shape[1], -1) if values.is_contiguous() else values.reshape(n, self.scale.shape[1], -1)
+        scale = (self.scale if one else self.scale[rows])[..., None]
+        if self.offset is None:
+            return grouped.mul_(scale).view(n, -1)
+        offset = (self.offset if one else self.offset[rows])[..., None]
+        return torch.addcmul(offset, grouped, scale).view(n, -1)
+
+    def blocks(self) -> range:
+        """Return the first rows of the blocks that are decoded one at a time."""
+        return range(0, self.rows, self.step)
+
+    @property
+    def step(self) -> int:
+        """Rows of a block."""
+        return max(1, min(self.rows, _BLOCK // max(1, self.features)))
+
+    def extra_repr(self) -> str:
+        """Return shape and format."""
+        return f"({self.rows}, {self.features}), {self.spec}"
+
+
+def _nibbles(codes: Tensor, width: int) -> Tensor:
+    """Pack unsigned codes, the first one into the lowest bits."""
+    if width == 8:
+        return codes.contiguous()
+    per = 8 // width
+    codes = nn.functional.pad(codes, (0, -codes.shape[1] % per)).view(codes.shape[0], -1, per)
+    packed = codes[..., 0].clone()
+    for i in range(1, per):
+        packed |= codes[..., i] << (width * i)
+    return packed
+
+
+def _table(spec: QuantSpec, lowest: int, width: int) -> Tensor:
+    """Return the numbers that each byte of codes stands for, scale 1: float32 (256, codes in a byte)."""
+    per = 8 // width
+    parts = torch.stack([(torch.arange(256) >> (width * i)) & (2**width - 1) for i in range(per)], 1) + lowest
+    if is_integer(spec) or spec.dtype == "mxint8":
+        return parts.float()
+    limit = 2**spec.bits - 1
+    one, zero = torch.ones(()), torch.zeros((), dtype=torch.int32)
+    return decode_values(parts.clamp(max=limit).to(torch.uint8), one, zero, spec).float().nan_to_num(0.0).contiguous()
+
+
+class WeightOnlyLinear(nn.Module):
+    """y = then(x W^T + b) with W in few bits.
+
+    Args:
+        weight: Its codes.
+        bias: Or None.
+        dtype: Of the result.
+        transposed: The weight is stored as (inputs, outputs).
+        factors: float32 (inputs,): the input is multiplied by it first.
+        then: Activation function applied to the result.
+    """
+
+    bias: Tensor | None
+    factors: Tensor | None
+
+    def __init__(
+        self,
+        weight: QuantizedTensor,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        *,
+        transposed: bool = False,
+        factors: Tensor | None = None,
+        then: str = "",
+    ) -> None:
+        super().__init__()
+        self.weight_codes = StoredWeight(weight, transposed=transposed)
+        self.register_buffer("bias", None if bias is None else bias.detach().to(dtype))
+        self.register_buffer("factors", factors)
+        self.dtype = dtype
+        self.then = then
+        self._kernel = self._choose_kernel()
+        self._laid_out: Any = None
+
+    def _choose_kernel(self) -> Callable[[Tensor], Tensor] | None:
+        w = self.weight_codes
+        if w.spec.dtype in ("int4", "uint4") and w.group in _INT4_GROUPS and w.scale.shape[0] == w.rows and w.rows % 32 == 0:
+            return self._int4 if not kernels.has_int4() else None
+        return None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_laid_out": None, "_kernel": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._kernel = self._choose_kernel()
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._laid_out = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the layer's output."""
+        if self.factors is not None:
+            x = x * self.factors.to(x.dtype)
+        if self._kernel is not None and not torch.compiler.is_compiling() and not x.requires_grad:
+            return kernels.post(self.then, self._kernel(x))
+        return kernels.post(self.then, self._in_blocks(x))
+
+    def _int4(self, x: Tensor) -> Tensor:
+        w = self.weight_codes
+        if self._laid_out is None:
+            codes = torch.stack([w.codes & 15, w.codes >> 4], -1).view(w.rows, -1).int()
+            # The kernel computes (code - 8) * scale + zero.
+            offset = w.scale * (8 + w.lowest) if w.offset is None else w.offset + w.scale * (8 + w.lowest)
+            self._laid_out = kernels.pack_int4(codes, w.scale, offset)
+        packed, scales = self._laid_out
+        y = kernels.linear_int4(x.reshape(-1, w.features), packed, w.group, scales).to(self.dtype)
+        y = y if self.bias is None else y.add_(self.bias)
+        return y.view(*x.shape[:-1], w.rows)
+
+    def _in_blocks(self, x: Tensor) -> Tensor:
+        w = self.weight_codes
+        flat = x.reshape(-1, w.features).to(self.dtype)
+        parts = []
+        for first in w.blocks():
+            rows = slice(first, min(first + w.step, w.rows))
+            block = w.decode(w.codes[rows], rows).to(self.dtype)
+            parts.append(nn.functional.linear(flat, block, None if self.bias is None else self.bias[rows]))
+        y = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        return y.view(*x.shape[:-1], w.rows)
+
+
+class WeightOnlyEmbedding(nn.Module):
+    """A table whose rows are decoded as they are looked up.
+
+    Args:
+        weight: Its codes.
+        dtype: Of the result.
+        bag: The original module, where rows are summed or averaged in bags.
+    """
+
+    def __init__(self, weight: QuantizedTensor, dtype: torch.dtype, bag: nn.EmbeddingBag | None = None) -> None:
+        super().__init__()
+        self.weight_codes = StoredWeight(weight)
+        self.dtype = dtype
+        self.bag = None if bag is None else {"mode": bag.mode, "include_last_offset": bag.include_last_offset}
+        self.padding = None if bag is None else bag.padding_idx
+
+    def _rows(self, ids: Tensor) -> Tensor:
+        w = self.weight_codes
+        flat = ids.reshape(-1)
+        return w.decode(nn.functional.embedding(flat, w.codes), flat).to(self.dtype)
+
+    def forward(self, ids: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
+        """Return the rows of ``ids``, or one sum of rows for each bag."""
+        if self.bag is None:
+            return self._rows(ids).view(*ids.shape, -1)
+        used, places = torch.unique(ids, return_inverse=True)
+        padding = None
+        if self.padding is not None and bool((used == self.padding).any()):
+            padding = int((used == self.padding).nonzero()[0, 0])
+        y = nn.functional.embedding_bag(
+            places, self._rows(used), offsets, per_sample_weights=per_sample_weights, padding_idx=padding, **self.bag
+        )
+        assert isinstance(y, Tensor)
+        return y
+
+
+class Cast(nn.Module):
+    """A layer computed in bfloat16 or float16; its neighbours keep their own type.
+
+    Args:
+        layer: The layer with weights of that type.
+        dtype: Of the result.
+        then: Activation function applied to the result.
+    """
+
+    def __init__(self, layer: nn.Module, dtype: torch.dtype, then: str = "") -> None:
+        super().__init__()
+        self.layer = layer
+        self.dtype = dtype
+        self.then = then
+
+    def forward(self, x: Tensor, *others: Tensor) -> Tensor:
+        """Return the layer's output."""
+        weight = self.layer.weight
+        assert isinstance(weight, Tensor)
+        y = self.layer(x.to(weight.dtype) if x.is_floating_point() else x).to(self.dtype)
+        if others:
+            y = y + others[0]
+        return kernels.post(self.then, y)
