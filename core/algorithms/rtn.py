@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from ..numerics.affine import Array, Convention
+from ..numerics.blocked import round_blocked, takes
 from ..numerics.codec import choose, encode
 from ..numerics.ranges import ranges
 from ..numerics.tensor import QuantizedTensor
@@ -40,6 +41,9 @@ class RoundToNearest(WeightAlgorithm):
         """Quantize to any dtype and granularity."""
         if context.params is not None:
             return QuantizedTensor(encode(matrix, context.params), context.params)
+        if self.config.clip == "none" and self.config.convention == "octavo" and takes(matrix, spec):
+            codes, params = round_blocked(matrix, spec)
+            return QuantizedTensor(codes, params)
         if self.config.clip == "mse":
             params, extra = searched_grid(matrix, spec, context, power_cost(spec, self.config.power))
         else:
