@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from octavo.core.hookspecs import hookimpl
-from octavo.core.parts import AdapterPart, PartConfig
+from octavo.core.parts import AdapterPart, Part, PartConfig
 
 
 class NumpyConfig(PartConfig):
@@ -42,5 +42,24 @@ def octavo_adapters() -> Iterable[AdapterPart[Any]]:
             ),
             suffixes=(".npz",),
             accepts=("onnx",),
+        ),
+    )
+
+
+class StandaloneConfig(PartConfig):
+    """A folder with the model and a runner in one file that needs NumPy only."""
+
+    kind: Literal["standalone"] = "standalone"
+
+
+@hookimpl
+def octavo_exporters() -> Iterable[Part[Any]]:
+    """Offer the standalone export."""
+    return (
+        Part(
+            "standalone",
+            "octavo.adapters.numpy.standalone:export",
+            StandaloneConfig,
+            "the model and a runner of one file that needs NumPy only",
         ),
     )

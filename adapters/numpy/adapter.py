@@ -80,7 +80,13 @@ class NumpyCandidate(Candidate):
         return self.graph.fingerprint()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"graph": self.graph, "recipe": self.recipe, "ledger": dict(self.ledger), "scratch": self._kernels.scratch, "threads": self._kernels.threads}
+        return {
+            "graph": self.graph,
+            "recipe": self.recipe,
+            "ledger": dict(self.ledger),
+            "scratch": self._kernels.scratch,
+            "threads": self._kernels.threads,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         NumpyCandidate.__init__(self, state["graph"], state["recipe"], state["ledger"], Kernels(state["scratch"], state["threads"]))
@@ -127,7 +133,7 @@ class NumpySession(Session):
 
     def capability(self) -> Capability:
         """Integer arithmetic on linear and convolution layers; exact on any processor."""
-        return Capability("numpy", "cpu", OFFERS, frozenset({"rescale"}), {"numpy": np.__version__})
+        return NumpyAdapter(NumpyConfig()).capability()
 
     def observe(self, batches: Iterable[Batch], values: Iterable[str], sink: Sink) -> int:
         """Run the float graph once over the batches."""
@@ -158,7 +164,11 @@ class NumpySession(Session):
                 realization = capability.realization(op, scheme)
                 if op.name not in parameters:
                     raise SchemeError(f"op {op.name!r} is to run as [{scheme}], but no parameters were given for it")
-                reason = "codes stay packed and are unpacked inside the operator; its arithmetic is float" if scheme.mode == "weight_only" else ""
+                reason = (
+                    "codes stay packed and are unpacked inside the operator; its arithmetic is float"
+                    if scheme.mode == "weight_only"
+                    else ""
+                )
                 ledger[op.name] = Applied(scheme, scheme, realization, reason)
             elif op.type in OFFERS or op.name in self._foreign:
                 ledger[op.name] = Applied(FLOAT, FLOAT, reason=REASON if op.name in self._foreign else op.out_of_reach)
@@ -221,8 +231,10 @@ class NumpyAdapter(Adapter):
 
     def __init__(self, config: PartConfig) -> None:
         super().__init__(config)
-        settings = config if isinstance(config, NumpyConfig) else NumpyConfig()
-        self._kernels = lambda: Kernels(settings.scratch, settings.threads)
+        self._settings = config if isinstance(config, NumpyConfig) else NumpyConfig()
+
+    def _kernels(self) -> Kernels:
+        return Kernels(self._settings.scratch, self._settings.threads)
 
     def open(self, source: Any, example: Batch | None = None) -> NumpySession:
         """Open a graph, an ONNX file or ModelProto, a fitted estimator, or a .npz file."""
@@ -231,6 +243,10 @@ class NumpyAdapter(Adapter):
             if array.dtype.kind == "f" and not np.isfinite(array).all() and _is_weight(graph, name):
                 raise NonFiniteWeight(f"tensor {name!r} holds NaN or Inf; repair the model")
         return NumpySession(graph, self._kernels(), example)
+
+    def capability(self) -> Capability:
+        """Integer arithmetic on any processor."""
+        return Capability("numpy", "cpu", OFFERS, frozenset({"rescale"}), {"numpy": np.__version__})
 
     def load(self, folder: Path, model: Any = None) -> NumpyCandidate:
         """Read ``model.npz``."""

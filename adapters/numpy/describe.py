@@ -70,7 +70,9 @@ def _op(graph: Graph, node: Node, users: Mapping[str, list[str]], shapes: Shapes
         kind = "embedding" if node.op == "Gather" else kind
     bias = node.inputs[2] if node.op in ("Gemm", "Conv") and len(node.inputs) > 2 and node.inputs[2] in graph.initializers else None
     attributes = {
-        k: v for k, v in node.attributes.items() if isinstance(v, (int, float, str)) or (isinstance(v, tuple) and all(type(i) is int for i in v))
+        k: v
+        for k, v in node.attributes.items()
+        if isinstance(v, (int, float, str)) or (isinstance(v, tuple) and all(type(i) is int for i in v))
     }
     if node.op == "Conv" and weight:
         attributes = {**attributes, **_geometry(node, weight.shape[2:], shapes)}

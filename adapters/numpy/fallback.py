@@ -38,7 +38,9 @@ def reference_kernel(node: Node, opset: int) -> Kernel:
     attributes: dict[str, Any] = {}
     for key, value in node.attributes.items():
         if isinstance(value, Graph):
-            raise ModelError(f"node {node.name!r}: the NumPy backend has no operator {node.op!r}, and operators with bodies have no fallback")
+            raise ModelError(
+                f"node {node.name!r}: the NumPy backend has no operator {node.op!r}, and operators with bodies have no fallback"
+            )
         if isinstance(value, str) and key in ("to", "dtype", "output_dtype"):
             attributes[key] = helper.np_dtype_to_tensor_dtype(dtype_of(value))
         else:
@@ -48,11 +50,13 @@ def reference_kernel(node: Node, opset: int) -> Kernel:
     named_in, named_out = [v for v in inputs if v], [v for v in outputs if v]
     try:
         proto = helper.make_node(op, inputs, outputs, domain=domain, **attributes)
-        infos = [[ValueInfoProto(name=v) for v in names] for names in (named_in, named_out)]
-        graph = helper.make_graph([proto], "fallback", *infos)
+        given_infos, made_infos = ([ValueInfoProto(name=v) for v in names] for names in (named_in, named_out))
+        graph = helper.make_graph([proto], "fallback", given_infos, made_infos)
         evaluator = ReferenceEvaluator(helper.make_model(graph, opset_imports=[helper.make_opsetid(domain, opset)]))
     except Exception as error:  # onnx raises many kinds
-        raise ModelError(f"node {node.name!r}: neither the NumPy backend nor onnx's reference evaluator runs {node.op!r}: {error}") from error
+        raise ModelError(
+            f"node {node.name!r}: neither the NumPy backend nor onnx's reference evaluator runs {node.op!r}: {error}"
+        ) from error
 
     def run(*values: Any) -> Any:
         given = {name: value for name, value in zip(inputs, values, strict=True) if name}

@@ -70,7 +70,9 @@ class _Lowering:
         attributes = {"bits": rows.bits, "columns": rows.columns}
         if node.op == "Gather":
             features = {"features": weight.shape[1]}
-            self._nodes.append(node.with_(op="octavo.DequantizeRows", inputs=(*inputs, node.inputs[1]), attributes={**attributes, **features}))
+            self._nodes.append(
+                node.with_(op="octavo.DequantizeRows", inputs=(*inputs, node.inputs[1]), attributes={**attributes, **features})
+            )
             return
         value = f"{prefix}.float"
         if all(value not in n.outputs for n in self._nodes):

@@ -113,7 +113,7 @@ class _Memory:
             nbytes = math.prod(shape) * np.dtype(dtype).itemsize
             if place is None or nbytes > place.nbytes:
                 return np.empty(shape, dtype)
-            return self._arena[place.offset : place.offset + nbytes].view(dtype).reshape(shape)
+            return np.asarray(self._arena[place.offset : place.offset + nbytes].view(dtype).reshape(shape))
 
         return empty
 

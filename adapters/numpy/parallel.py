@@ -14,18 +14,25 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 
-_SETTERS = ("scipy_openblas_set_num_threads64_", "scipy_openblas_set_num_threads", "openblas_set_num_threads64_", "openblas_set_num_threads")
+_SETTERS = (
+    "scipy_openblas_set_num_threads64_",
+    "scipy_openblas_set_num_threads",
+    "openblas_set_num_threads64_",
+    "openblas_set_num_threads",
+)
 
 
 def _blas() -> tuple[Callable[[int], Any], Callable[[], int]] | None:
     """Return (set, get) of the number of threads of the OpenBLAS that NumPy is linked with, or None for another BLAS."""
     try:
-        library = ctypes.CDLL(np._core._multiarray_umath.__file__)
-    except (AttributeError, OSError):
+        # Looking a symbol up in NumPy's own extension module also searches the libraries that it is linked with.
+        library = ctypes.CDLL(import_module("numpy._core._multiarray_umath").__file__ or "")
+    except (ImportError, OSError):
         return None
     for name in _SETTERS:
         getter = name.replace("_set_", "_get_")

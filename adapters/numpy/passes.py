@@ -16,7 +16,17 @@ _FOLDS = ("Conv", "Gemm")
 
 def optimised(graph: Graph) -> Graph:
     """Return the graph as the ops of the tuning space see it."""
-    for rewrite in (fold_constants, drop_identities, fold_batch_norm, linear_layers, fuse_gelu, drop_unused, fuse_attention, drop_unused, fuse_activations):
+    for rewrite in (
+        fold_constants,
+        drop_identities,
+        fold_batch_norm,
+        linear_layers,
+        fuse_gelu,
+        drop_unused,
+        fuse_attention,
+        drop_unused,
+        fuse_activations,
+    ):
         graph = rewrite(graph)
     return graph.check()
 
@@ -35,8 +45,8 @@ def fold_constants(graph: Graph, limit: int = 1 << 22) -> Graph:
         )
         pure = pure and native(node, graph.opset)
         if pure and all(v in constants or not v for v in node.inputs) and not set(node.outputs) & set(graph.outputs):
-            run, _ = kernel(Build(node, {v: constants[v] for v in node.inputs if v}, graph.opset))
-            result = run(*[constants.get(v) for v in node.inputs])
+            run, allocates = kernel(Build(node, {v: constants[v] for v in node.inputs if v}, graph.opset))
+            result = run(*[constants.get(v) for v in node.inputs], **({"empty": np.empty} if allocates else {}))
             results = result if isinstance(result, tuple) else (result,)
             if all(isinstance(r, (np.ndarray, np.generic)) and r.size <= limit for r in results):
                 constants.update({v: np.asarray(r) for v, r in zip(node.outputs, results, strict=False) if v})

@@ -52,7 +52,12 @@ class Kernels:
             constants = {v: graph.initializers[v] for v in node.inputs if v in graph.initializers}
             if native(node, graph.opset):
                 build = Build(
-                    node, constants, graph.opset, self.scratch, min(self.threads or available(), available()), lambda b: self._body(b, graph)
+                    node,
+                    constants,
+                    graph.opset,
+                    self.scratch,
+                    min(self.threads or available(), available()),
+                    lambda b: self._body(b, graph),
                 )
                 made, allocates = kernel(build)
             else:
@@ -126,12 +131,16 @@ class Program:
         if isinstance(batch, Mapping):
             missing = [i.name for i in inputs if i.name not in batch]
             if missing:
-                raise DataError(f"the batch lacks input {missing[0]!r}{nearest(missing[0], batch)}; the model takes {', '.join(i.name for i in inputs)}")
+                raise DataError(
+                    f"the batch lacks input {missing[0]!r}{nearest(missing[0], batch)}; the model takes {', '.join(i.name for i in inputs)}"
+                )
             values = [batch[i.name] for i in inputs]
         else:
             values = list(batch) if isinstance(batch, (tuple, list)) else [batch]
             if len(values) != len(inputs):
-                raise DataError(f"the model takes {len(inputs)} input(s) ({', '.join(i.name for i in inputs)}), the batch has {len(values)}")
+                raise DataError(
+                    f"the model takes {len(inputs)} input(s) ({', '.join(i.name for i in inputs)}), the batch has {len(values)}"
+                )
         return [_checked(info, np.asarray(value)) for info, value in zip(inputs, values, strict=True)]
 
     def run(self, arrays: list[np.ndarray], watch: Mapping[str, Watch] | None = None, planned: bool = True) -> tuple[np.ndarray, ...]:

@@ -108,7 +108,9 @@ class _Reader:
         for node in proto.node:
             op = node.op_type if node.domain in _DEFAULT_DOMAINS else f"{node.domain}.{node.op_type}"
             if op != node.op_type and not supported(op, self._opset):
-                raise ModelError(f"node {node.name or node.op_type!r} is a {op}, which the NumPy backend does not have; export it with the default domain")
+                raise ModelError(
+                    f"node {node.name or node.op_type!r} is a {op}, which the NumPy backend does not have; export it with the default domain"
+                )
             name = node.name or f"{node.op_type}_{self._count}"
             self._count += 1
             names[name] = names.get(name, 0) + 1
@@ -132,7 +134,13 @@ class _Reader:
             return tuple(s.decode() for s in attribute.strings)
         if kind in (AttributeProto.INT, AttributeProto.FLOAT):
             value = helper.get_attribute_value(attribute)
-            return _dtype(value) if attribute.name in ("to", "dtype", "output_dtype", "precision", "softmax_precision") and kind == AttributeProto.INT and value else value
+            return (
+                _dtype(value)
+                if attribute.name in ("to", "dtype", "output_dtype", "precision", "softmax_precision")
+                and kind == AttributeProto.INT
+                and value
+                else value
+            )
         if kind in (AttributeProto.INTS, AttributeProto.FLOATS):
             return tuple(helper.get_attribute_value(attribute))
         raise ModelError(f"attribute {attribute.name!r} of node {node!r} is of a kind that the NumPy graph has no form for")

@@ -137,7 +137,11 @@ def fused_attention(build: Build) -> Kernel:
         keys, size = k.shape[3], v.shape[3]
         # (batch, length, heads, size) memory: the transposition behind an attention is then a view, as is its reshape.
         out: np.ndarray = empty((batch, length, heads, size), np.float32)
-        whole = None if mask is None else np.broadcast_to(mask, (batch, *np.broadcast_shapes(mask.shape[1:], (1, 1, 1))) if mask.ndim == 4 else mask.shape)
+        whole = (
+            None
+            if mask is None
+            else np.broadcast_to(mask, (batch, *np.broadcast_shapes(mask.shape[1:], (1, 1, 1))) if mask.ndim == 4 else mask.shape)
+        )
 
         def work(i: int) -> None:
             nbytes = heads * length * keys * 4

@@ -52,7 +52,7 @@ def convert(x: np.ndarray, dtype: np.dtype[Any], saturate: bool = True, round_mo
         low = whole & (2**bits - 1)
         if not dtype.name.startswith("u"):
             low = np.where(low >= 2 ** (bits - 1), low - 2**bits, low)
-        return low.astype(np.int8).astype(dtype)
+        return np.asarray(low.astype(np.int8).astype(dtype))
     if x.dtype.name in INTEGER_RANGES:
         return x.astype(np.int8).astype(dtype) if not x.dtype.name.startswith("u") else x.astype(np.uint8).astype(dtype)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -66,7 +66,8 @@ def _to_float8(x: np.ndarray, dtype: np.dtype[Any], saturate: bool) -> np.ndarra
     if not saturate:
         with np.errstate(over="ignore", invalid="ignore"):
             return wide.astype(dtype)
-    largest = float(ml_dtypes.finfo(dtype).max)
+    info: Any = ml_dtypes.finfo
+    largest = float(info(dtype).max)
     return np.where(np.isnan(wide), wide, np.clip(wide, -largest, largest)).astype(np.float32).astype(dtype)
 
 
@@ -76,8 +77,8 @@ def _to_e8m0(x: np.ndarray, dtype: np.dtype[Any], saturate: bool, round_mode: st
     exponent = (bits >> 23).astype(np.int32)
     fraction = bits & 0x7FFFFF
     if round_mode == "up":
-        more = fraction > 0 if True else fraction
-        more = more & ~((exponent == 0) & (fraction <= 0x400000))
+        # Below 2**-127 there is nothing to round up from: the smallest power holds.
+        more = (fraction > 0) & ~((exponent == 0) & (fraction <= 0x400000))
     elif round_mode == "nearest":
         more = fraction >= 0x400000
     else:

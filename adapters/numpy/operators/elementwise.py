@@ -321,4 +321,3 @@ def dropout(x: np.ndarray, given: Any = None, training: Any = None, *, seed: int
     if training is not None and bool(np.asarray(training).reshape(())) and share:
         raise ValueError("training mode drops values at random; the NumPy backend is for inference")
     return x, np.ones(x.shape, np.bool_)
-

@@ -53,13 +53,13 @@ def integer_product(x: np.ndarray, weight: np.ndarray, blocks: tuple[int, ...], 
     A weight in float64 makes one product in float64. In float32 one block gives float32, several float64 (or ``out``'s type).
     """
     if weight.dtype == np.float64:
-        wide = np.matmul(x.astype(np.float64), weight)
+        wide: np.ndarray = np.matmul(x.astype(np.float64), weight)
         if out is None:
             return wide
         out[...] = wide
         return out
     if len(blocks) == 2:
-        return np.matmul(x, weight, out=out)
+        return np.asarray(np.matmul(x, weight, out=out))
     total: np.ndarray | None = None
     for start, end in pairwise(blocks):
         part = np.matmul(x[..., start:end], weight[..., start:end, :])
@@ -77,10 +77,10 @@ def integer_product(x: np.ndarray, weight: np.ndarray, blocks: tuple[int, ...], 
 def integer_matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return a @ b exactly, for any whole numbers held as float32 of up to 16 bits: float64, or float32 from one block."""
     if not a.size or not b.size:
-        return np.matmul(a, b)
+        return np.asarray(np.matmul(a, b))
     largest = int(np.abs(a).max())
     if largest * int(np.abs(b).max()) > EXACT:
-        return np.matmul(a.astype(np.float64), b.astype(np.float64))  # exact to 2**53
+        return np.asarray(np.matmul(a.astype(np.float64), b.astype(np.float64)))  # exact to 2**53
     if b.ndim == 1:
         return integer_matmul(a, b[:, None])[..., 0]
     return integer_product(a, b, exact_blocks(b, largest))

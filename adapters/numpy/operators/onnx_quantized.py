@@ -52,7 +52,13 @@ def quantize_linear(
 
 @operator("DequantizeLinear")
 def dequantize_linear(
-    x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray | None = None, *, axis: int = 1, block_size: int = 0, output_dtype: str | int = 0
+    x: np.ndarray,
+    scale: np.ndarray,
+    zero_point: np.ndarray | None = None,
+    *,
+    axis: int = 1,
+    block_size: int = 0,
+    output_dtype: str | int = 0,
 ) -> Any:
     """(x - zero_point) scale, in the scale's type."""
     y = x.astype(np.float32)
@@ -105,7 +111,14 @@ def matmul_integer(a: np.ndarray, b: np.ndarray, a_zero: np.ndarray | None = Non
 
 @operator("QLinearMatMul")
 def qlinear_matmul(
-    a: np.ndarray, a_scale: np.ndarray, a_zero: np.ndarray, b: np.ndarray, b_scale: np.ndarray, b_zero: np.ndarray, y_scale: np.ndarray, y_zero: np.ndarray
+    a: np.ndarray,
+    a_scale: np.ndarray,
+    a_zero: np.ndarray,
+    b: np.ndarray,
+    b_scale: np.ndarray,
+    b_zero: np.ndarray,
+    y_scale: np.ndarray,
+    y_zero: np.ndarray,
 ) -> Any:
     """The product of two quantized matrices, quantized."""
     product = integer_matmul(_centred(a, a_zero, -2), _centred(b, b_zero, -1))
@@ -148,7 +161,9 @@ def qlinear_conv(build: Build) -> Kernel:
     """Integer convolution, int32 bias, quantized."""
     run = _integer_convolution(build)
 
-    def kernel(x: Any, x_scale: Any, x_zero: Any, w: Any, w_scale: Any, w_zero: Any, y_scale: Any, y_zero: Any, bias: Any = None) -> np.ndarray:
+    def kernel(
+        x: Any, x_scale: Any, x_zero: Any, w: Any, w_scale: Any, w_zero: Any, y_scale: Any, y_zero: Any, bias: Any = None
+    ) -> np.ndarray:
         acc = run(x, w, x_zero, w_zero)
         spatial = (1,) * (x.ndim - 2)
         if bias is not None:

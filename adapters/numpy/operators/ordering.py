@@ -10,7 +10,7 @@ from .registry import operator
 
 
 @operator("TopK")
-def top_k(x: np.ndarray, count: np.ndarray, *, axis: int = -1, largest: int = 1, sorted: int = 1) -> Any:  # noqa: A002 - the operator's own name
+def top_k(x: np.ndarray, count: np.ndarray, *, axis: int = -1, largest: int = 1, sorted: int = 1) -> Any:
     """The k largest or smallest along an axis, best first, ties by index; values and indices."""
     k = int(np.asarray(count).reshape(-1)[0])
     if largest:
@@ -23,7 +23,7 @@ def top_k(x: np.ndarray, count: np.ndarray, *, axis: int = -1, largest: int = 1,
 
 
 @operator("Unique")
-def unique(x: np.ndarray, *, axis: int | None = None, sorted: int = 1) -> Any:  # noqa: A002 - the operator's own name
+def unique(x: np.ndarray, *, axis: int | None = None, sorted: int = 1) -> Any:
     """Values, first indices, inverse, counts; sorted, or in order of first appearance."""
     values, first, inverse, counts = np.unique(x, return_index=True, return_inverse=True, return_counts=True, axis=axis)
     inverse = inverse.reshape(-1)

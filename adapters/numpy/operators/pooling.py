@@ -94,7 +94,7 @@ def max_pool(build: Build) -> Kernel:
         view, outputs, padding = _spread(x, geometry, lowest)
         n = len(outputs)
         if not wants_indices:
-            everything = (slice(None),) * (n + 1)
+            everything: tuple[Any, ...] = (slice(None),) * (n + 1)
             # Shifted maxima over whole rows; a reduction over the small window axes would be many times slower.
             result = np.array(view[(*everything, *(0,) * n)])
             for offset in list(np.ndindex(*geometry.kernel))[1:]:

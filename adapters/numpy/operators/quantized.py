@@ -87,7 +87,8 @@ def dynamic_quantize(build: Build) -> Kernel:
         bottom, top = np.float32(low) - zero, np.float32(high) - zero
         if rows:
             flat = x.reshape(-1, x.shape[-1])
-            _quantize_rows(flat, y.reshape(flat.shape), *(v.reshape(-1, 1) for v in (scale, bottom, top)), build.threads)
+            s, a, b = (v.reshape(-1, 1) for v in (scale, bottom, top))
+            _quantize_rows(flat, y.reshape(flat.shape), s, a, b, build.threads)
         else:
             _quantize_rows(_flat(x), _flat(y), scale, bottom, top, build.threads)
         return y, scale
@@ -158,7 +159,9 @@ def quantized_gemm(build: Build) -> Kernel:
     kind = carrier(codes.shape[1 if transposed else 0], blocks)
     epilogue = _Epilogue(build, 6)
 
-    def run(x: Any, x_scale: Any, w: Any, w_scale: Any, w_zero: Any = None, bias: Any = None, y_scale: Any = None, *, empty: Any) -> np.ndarray:
+    def run(
+        x: Any, x_scale: Any, w: Any, w_scale: Any, w_zero: Any = None, bias: Any = None, y_scale: Any = None, *, empty: Any
+    ) -> np.ndarray:
         weight = panel(kind)
         per_row = x_scale.ndim > 0
         scale, shift = _factors(np.float32(1) if per_row else x_scale, w_scale, bias, y_scale, epilogue.early)
@@ -176,7 +179,12 @@ def quantized_gemm(build: Build) -> Kernel:
         # Scales per row belong to whole rows: one thread at a time then, over all of them.
         threads = 1 if per_row else build.threads
         product_pieces(
-            x.reshape(-1, x.shape[-1]), weight, flat, threads, lambda a, b, o: integer_product(a, b, blocks, o), finish_rows if per_row else finish
+            x.reshape(-1, x.shape[-1]),
+            weight,
+            flat,
+            threads,
+            lambda a, b, o: integer_product(a, b, blocks, o),
+            finish_rows if per_row else finish,
         )
         return out
 
@@ -208,7 +216,9 @@ def quantized_conv(build: Build) -> Kernel:
     epilogue = _Epilogue(build, 6)
     single = per_group == 1 and groups == channels and len(blocks) == 2
 
-    def run(x: Any, x_scale: Any, w: Any, w_scale: Any, w_zero: Any = None, bias: Any = None, y_scale: Any = None, *, empty: Any) -> np.ndarray:
+    def run(
+        x: Any, x_scale: Any, w: Any, w_scale: Any, w_zero: Any = None, bias: Any = None, y_scale: Any = None, *, empty: Any
+    ) -> np.ndarray:
         scale, shift = _factors(x_scale, w_scale, bias, y_scale, epilogue.early)
         how = Run(lambda y: epilogue(y, scale, shift, y_scale), build.scratch, build.threads, empty)
         if single:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ def _activations(build: Build, default: tuple[str, ...], directions: int) -> lis
         # Alphas and betas are listed for those activations that take one, in order.
         a = alphas.pop(0) if alphas else _ALPHA[name]
         b = (betas.pop(0) if betas else _BETA[name]) if name in _BETA else 0.0
-        found.append(lambda x, f=_WITH[name], a=a, b=b: f(x, a, b))
+        found.append(partial(_WITH[name], a=a, b=b))
     each = len(default)
     return [found[i * each : (i + 1) * each] for i in range(directions)]
 

@@ -23,7 +23,11 @@ def _source(n_in: int, n_out: int, scale: float, mode: str, roi: tuple[float, fl
         return (x + 0.5) / scale
     if mode == "tf_crop_and_resize":
         start, end = roi
-        return start * (n_in - 1) + x * (end - start) * (n_in - 1) / (length - 1) if n_out > 1 else np.full(1, 0.5 * (start + end) * (n_in - 1))
+        return (
+            start * (n_in - 1) + x * (end - start) * (n_in - 1) / (length - 1)
+            if n_out > 1
+            else np.full(1, 0.5 * (start + end) * (n_in - 1))
+        )
     if mode == "pytorch_half_pixel":
         return (x + 0.5) / scale - 0.5 if length > 1 else np.full(n_out, -0.5)
     if mode == "half_pixel_symmetric":
@@ -49,7 +53,7 @@ def _cubic(d: np.ndarray, a: float) -> np.ndarray:
 
 
 def _linear(d: np.ndarray) -> np.ndarray:
-    return np.maximum(0.0, 1 - np.abs(d))
+    return np.asarray(np.maximum(0.0, 1 - np.abs(d)))
 
 
 def _taps(x: np.ndarray, mode: str, scale: float, n_in: int, a: float, antialias: bool, exclude: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -49,7 +49,9 @@ def conv_transpose(build: Build) -> Kernel:
         weight = w.reshape(groups, w.shape[0] // groups, -1)
         columns = np.matmul(weight.transpose(0, 2, 1), flat).reshape(x.shape[0], groups * m, *kernel, *spatial)
         room = tuple(max(f, a + s) for f, a, s in zip(full, begins, sizes, strict=True))
-        y = _fold(columns, room, strides, dilations)[(slice(None), slice(None), *(slice(a, a + s) for a, s in zip(begins, sizes, strict=True)))]
+        y = _fold(columns, room, strides, dilations)[
+            (slice(None), slice(None), *(slice(a, a + s) for a, s in zip(begins, sizes, strict=True)))
+        ]
         return y if b is None else y + b.reshape(1, -1, *(1,) * n)
 
     return run
