@@ -193,6 +193,14 @@ class Adapter(ABC):
             model: A float model (or a factory of one) for backends whose files do not hold the architecture.
         """
 
+    def capability(self) -> Capability:
+        """Return what the configured device executes, whatever the model; a session may know less of its own.
+
+        Raises:
+            SchemeError: If this backend can say so for a model only.
+        """
+        raise SchemeError(f"{type(self).__name__} answers for a model only; give one")
+
 
 @dataclass(frozen=True)
 class Opened:

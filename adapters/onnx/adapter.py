@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from octavo.core.adapter import Adapter, Batch
+from octavo.core.capability import Capability
 
 from . import OnnxConfig
 from .candidate import OnnxCandidate, load_candidate
+from .kernels import capability
 from .session import OnnxSession
 from .source import read
 
@@ -25,6 +27,10 @@ class OnnxAdapter(Adapter):
             ModelError: If it is no valid model or the runtime cannot run its opset; UnsafeFile and NonFiniteWeight among them.
         """
         return OnnxSession(read(source), self.config)
+
+    def capability(self) -> Capability:
+        """Return what ONNX Runtime's integer kernels carry out."""
+        return capability(self.config)
 
     def load(self, folder: Path, model: Any = None) -> OnnxCandidate:
         """Read a saved candidate; its files hold the whole model."""

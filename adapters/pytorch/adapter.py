@@ -10,12 +10,14 @@ import torch
 from torch import nn
 
 from octavo.core.adapter import Adapter, Batch
+from octavo.core.capability import Capability
 from octavo.core.errors import DeviceError, ModelError, UnsafeFile
 from octavo.core.parts import PartConfig
 
 from . import TorchConfig
 from .batches import to_call
 from .candidate import TorchCandidate
+from .offers import capability
 from .seeing import capture_again, capture_of
 from .session import TorchSession, open_root
 
@@ -40,6 +42,11 @@ class TorchAdapter(Adapter):
         root, device = self._root(source)
         call = to_call(example, root, device) if example is not None else None
         return TorchSession(capture_of(root, call, self._settings.capture), device, call)
+
+    def capability(self) -> Capability:
+        """Return what runs on the configured device; ``auto`` answers for CUDA where there is one."""
+        automatic = "cuda" if torch.cuda.is_available() else "cpu"
+        return capability(automatic if self._settings.device == "auto" else self._settings.device)
 
     def load(self, folder: Path, model: Any = None) -> TorchCandidate:
         """Read what ``Candidate.save`` wrote.

@@ -1,0 +1,60 @@
+"""``octavo export``: a saved result in a form that runs elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from octavo.core.errors import ConfigError
+from octavo.core.opening import open_model
+from octavo.core.plugins import PluginHost
+from octavo.core.report import text
+from octavo.core.result import Quantized, load_candidate
+
+from .console import out
+from .models import is_result, source
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("export")(export)
+
+
+def export(
+    result: Annotated[str, typer.Argument(help="Folder of a saved result; or a float model.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; it must be new or empty.")],
+    to: Annotated[str | None, typer.Option(help="Exporter; see octavo plugins.")] = None,
+    standalone: Annotated[bool, typer.Option("--standalone", help="Short for --to standalone: model and runner, NumPy only.")] = False,
+    backend: Annotated[str | None, typer.Option("--backend", "-b", help="Open a float model with this backend.")] = None,
+    float_model: Annotated[
+        str | None, typer.Option("--float", help="The float model (module:name), where a saved result does not hold it.")
+    ] = None,
+) -> None:
+    """Write RESULT for another runtime."""
+    host = PluginHost()
+    if standalone == (to is not None):
+        raise ConfigError(f"say which exporter: --standalone, or --to with one of {', '.join(sorted(host.parts('exporters')))}")
+    exporter = host.part("exporters", to or "standalone").load()
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigError(f"{output} exists and is not empty; choose another folder")
+    opened = source(result)
+    if is_result(opened):
+        candidate = load_candidate(opened, source(float_model) if float_model else None, host=host)
+    else:
+        candidate = open_model(opened, host, backend=backend).session.reference()
+    output.absolute().parent.mkdir(parents=True, exist_ok=True)
+    # Written beside the target and put in place when it is whole.
+    with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=f".{output.name}-") as fresh:
+        folder = Path(fresh) / "export"
+        folder.mkdir()
+        exporter(Quantized(candidate), folder)
+        if output.exists():
+            output.rmdir()
+        shutil.move(folder, output)
+    console = out()
+    for file in sorted(f for f in output.rglob("*") if f.is_file()):
+        console.print(f"{file}  {text.size(file.stat().st_size)}", soft_wrap=True)
