@@ -15,13 +15,15 @@ if TYPE_CHECKING:
     from .sites import Site
 
 NORMS = frozenset({"LayerNormalization", "RMSNormalization"})
+FREE_PRODUCERS = frozenset({"gelu", "silu", "mul"})
+"""Activations that factors do not pass through: the group's value is divided by a multiplication of its own."""
 
 
 def find_groups(sites: Mapping[str, Site]) -> tuple[Group, ...]:
     """Return the groups of a graph.
 
     ``scheme``: ops with a tied weight. ``rescale``: a norm and the linear ops that read it (whoever else reads it is given
-    the unscaled value back), or a convolution or linear op, ReLU and max pool in between, and the ops that alone read it.
+    the unscaled value back), a GELU or gate and its linear readers (divided by one multiplication more), or a convolution or linear op, ReLU and max pool in between, and the ops that alone read it.
     """
     return (*_tied(sites), *_rescalable(sites))
 
@@ -47,6 +49,10 @@ def _rescalable(sites: Mapping[str, Site]) -> Iterator[Group]:
             width = site.op.weight.shape[site.op.weight.channel_axis]
             found = _readers(value, by_node, site.op.type)
             readers = found if found is not None else []
+        elif site.op.type in FREE_PRODUCERS:
+            readers = [by_node[n] for n, i in value.uses() if n in by_node and i == 0 and _takes(by_node[n], ("linear",))]
+            member = readers[0].op.weight if readers else None
+            width = member.shape[1 - member.channel_axis] if member is not None else 0
         else:
             continue
         if readers and width:

@@ -33,6 +33,10 @@ def prepare(model: ir.Model) -> ir.Model:
     simplify_masked_softmax(graph)
     model = passes.RemoveUnusedNodesPass()(model).model
     drop_unused_initializers(graph)
+    for node in ir.traversal.RecursiveGraphIterator(graph):
+        # Exporters leave stack traces on every node: up to 1 % of a model, and paths of the machine that made it.
+        node.metadata_props.clear()
+        node.doc_string = None
     return model
 
 

@@ -11,7 +11,7 @@ from octavo.core.errors import SchemeError, nearest
 from octavo.core.graph import Group
 
 from .folding import add_initializer, drop_unused_initializers, replace_input
-from .groups import NORMS
+from .groups import FREE_PRODUCERS, NORMS
 from .sites import Site, Sites
 
 
@@ -40,6 +40,8 @@ def rescale(model: ir.Model, sites: Sites, factors: Mapping[str, np.ndarray]) ->
         producer = sites.sites[group.producer]
         if producer.node.op_type in NORMS:
             _divide_norm(clone.graph, nodes, producer, group, f)
+        elif producer.op.type in FREE_PRODUCERS:
+            _divide_value(clone.graph, nodes[producer.last.name or ""].outputs[0], group, f)
         else:
             _divide(clone.graph, producer, f)
         for member in group.members:
@@ -83,21 +85,50 @@ def _divide_norm(graph: ir.Graph, nodes: Mapping[str, ir.Node], producer: Site, 
         if value is not None and value.const_value is not None:
             array = value.const_value.numpy()
             replace_input(node, index, add_initializer(graph, f"{value.name}_rescaled", (array / f).astype(array.dtype)))
-    # Whoever reads the norm and is no member (a residual add) is given the value that it knew.
+    _restore(graph, node.outputs[0], group, f)
+
+
+def _readers(value: ir.Value, group: Group) -> tuple[list[tuple[ir.Node, int]], list[tuple[ir.Node, int]]]:
     members = set(group.members)
-    output = node.outputs[0]
-    others = [(user, index) for user, index in output.uses() if user.name not in members]
-    if not others and not output.is_graph_output():
+    uses = [(user, index) for user, index in value.uses()]
+    return [u for u in uses if u[0].name in members], [u for u in uses if u[0].name not in members]
+
+
+def _multiplied(graph: ir.Graph, value: ir.Value, factors: np.ndarray, tag: str) -> ir.Value:
+    """Insert value * factors after a value; nobody reads it yet."""
+    node = ir.node("Mul", [value, add_initializer(graph, f"{value.name}_factors", factors)], name=f"{value.name}_{tag}")
+    result, producer = node.outputs[0], value.producer()
+    assert producer is not None
+    result.name, result.type, result.shape = f"{value.name}_{tag}", value.type, value.shape
+    graph.insert_after(producer, [node])
+    return result
+
+
+def _restore(graph: ir.Graph, divided: ir.Value, group: Group, f: np.ndarray) -> None:
+    """Give whoever reads a divided value and is no member (a residual add) the value that it knew."""
+    _, others = _readers(divided, group)
+    if not others and not divided.is_graph_output():
         return
-    restore = ir.node("Mul", [output, add_initializer(graph, f"{output.name}_factors", f)], name=f"{node.name}_restore")
-    restored = restore.outputs[0]
-    restored.name, restored.type, restored.shape = f"{output.name}_restored", output.type, output.shape
-    graph.insert_after(node, [restore])
+    restored = _multiplied(graph, divided, f, "restored")
     for user, index in others:
         user.replace_input_with(index, restored)
-    if output.is_graph_output():
-        name = output.name
-        for i, out in enumerate(graph.outputs):
-            if out is output:
-                graph.outputs[i] = restored
-        output.name, restored.name = f"{name}_rescaled", name
+    _swap_output(graph, divided, restored, "rescaled")
+
+
+def _divide_value(graph: ir.Graph, value: ir.Value, group: Group, f: np.ndarray) -> None:
+    """Give the members the value divided by ``f``; whoever else reads it keeps it as it is."""
+    members, _ = _readers(value, group)
+    divided = _multiplied(graph, value, (1 / f).astype(np.float32), "divided")
+    for user, index in members:
+        user.replace_input_with(index, divided)
+
+
+def _swap_output(graph: ir.Graph, old: ir.Value, new: ir.Value, tag: str) -> None:
+    """Let ``new`` be the model's output in place of ``old``, under its name."""
+    if not old.is_graph_output():
+        return
+    name = old.name
+    for i, output in enumerate(graph.outputs):
+        if output is old:
+            graph.outputs[i] = new
+    old.name, new.name = f"{name}_{tag}", name
