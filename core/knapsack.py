@@ -11,6 +11,7 @@ from scipy.sparse import csr_matrix
 
 from .errors import ConfigError
 
+FEW = 200  # units up to which a step of one of them matters
 FINEST, COARSEST = 8192, 2048  # bins: many units round losses both ways and need fewer
 
 
@@ -56,6 +57,58 @@ class LossTable:
             picks.append(choice)
             at -= widths[choice]
         return picks[::-1]
+
+
+class HullTable:
+    """The same by the continuous relaxation: every unit climbs the convex hull of its choices, the best exchange first.
+
+    What it loses against the optimum is less than one step of one unit, which is nothing where there are many.
+
+    Args:
+        costs: As for :class:`LossTable`.
+        losses: As there.
+    """
+
+    def __init__(self, costs: Sequence[np.ndarray], losses: Sequence[np.ndarray]) -> None:
+        units, width = np.arange(len(costs)), max(map(len, costs), default=0)
+        cost, loss = np.full((len(units), width), np.inf), np.full((len(units), width), np.inf)
+        for row, (c, w) in enumerate(zip(costs, losses, strict=True)):
+            cost[row, : len(c)], loss[row, : len(w)] = c, w
+        # Of equal costs the one that loses least is where a unit starts.
+        cheapest = cost == cost.min(axis=1, keepdims=True)
+        at = np.where(cheapest, loss, np.inf).argmin(axis=1)
+        self._start = at.copy()
+        rates, moved, targets, gains = [], [], [], []
+        for _ in range(width - 1):
+            gain = loss[units, at][:, None] - loss
+            with np.errstate(invalid="ignore", divide="ignore"):
+                rate = np.where(gain > 0, gain / np.maximum(cost - cost[units, at][:, None], 1e-300), -np.inf)
+            following = rate.argmax(axis=1)
+            going = rate[units, following] > 0
+            rates.append(rate[units, following][going])
+            gains.append(gain[units, following][going])
+            moved.append(units[going])
+            targets.append(following[going])
+            at = np.where(going, following, at)
+        order = np.argsort(-np.concatenate([*rates, []]), kind="stable")
+        self._moved = np.concatenate([*moved, []]).astype(np.int64)[order]
+        self._targets = np.concatenate([*targets, []]).astype(np.int64)[order]
+        self._losses = float(loss[units, self._start].sum()) - np.concatenate([[0.0], np.cumsum(np.concatenate([*gains, []])[order])])
+
+    def pick(self, limit: float) -> list[int] | None:
+        """Return the index of each unit's choice; None where nothing fits."""
+        fits = np.flatnonzero(self._losses <= limit * (1 + 1e-12))
+        if not len(fits):
+            return None
+        picks = self._start.copy()
+        for unit, target in zip(self._moved[: fits[0]].tolist(), self._targets[: fits[0]].tolist(), strict=True):
+            picks[unit] = target
+        return [int(i) for i in picks]
+
+
+def table(costs: Sequence[np.ndarray], losses: Sequence[np.ndarray], limit: float) -> LossTable | HullTable:
+    """Return the table to take: exact for few units, the hull for many."""
+    return LossTable(costs, losses, limit) if len(costs) <= FEW else HullTable(costs, losses)
 
 
 def exact(

@@ -17,7 +17,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from octavo.core.knapsack import LossTable
+from octavo.core.knapsack import table
 from octavo.core.recipe import Recipe
 from octavo.core.scheme import PartChoice
 from octavo.core.sensitivity import RecipeSensitivity
@@ -81,8 +81,19 @@ class Auto(Sequential):
         return min(trials, key=lambda t: (round(-t.margin, 1), nearness[t.recipe.transforms]))
 
     def _cheapest(self) -> Picks:
-        """Return each unit's cheapest choice; within a percent (scales of finer granularity) the backend's order decides."""
-        return tuple(int(np.flatnonzero(c <= 1.01 * c.min() + 1e-12)[0]) for c in self._costs.costs())
+        """Return each unit's cheapest choice, save where the backend's first choice costs next to nothing more.
+
+        One percent of the whole is spent on that: a scale for each channel, eight bits for a tiny layer.
+        """
+        costs = self._costs.costs()
+        picks = [int(np.argmin(c)) for c in costs]
+        room = 0.01 * sum(float(c.min()) for c in costs)
+        for extra, unit in sorted((float(c[0] - c.min()), i) for i, c in enumerate(costs) if len(c) > 1):
+            room -= extra
+            if room < 0:
+                break
+            picks[unit] = 0
+        return tuple(picks)
 
     def _faster(self, transforms: tuple[PartChoice, ...]) -> Search:
         """The cheapest recipe passes. Where costs are only believed, try what might be cheaper still."""
@@ -166,14 +177,14 @@ class Auto(Sequential):
         """Return the recipe most worth an evaluation, or None where none is."""
         costs = self._costs.costs()
         by_choice, units = padded(costs), np.arange(len(costs))
-        table = LossTable(costs, belief.losses(), 1.3)
+        solutions = table(costs, belief.losses(), 1.3)
         best_cost = float(by_choice[units, self._picks(best.recipe)].sum()) if best is not None else sum(float(c[-1]) for c in costs)
         # With each miss the aim is lowered, so that a goal that can be reached is reached whatever the proxies are worth.
         lowered = 0.7 ** max(0, misses - 2) if best is None else 1.0
         nothing = tuple(len(c) - 1 for c in costs)
         found: dict[Picks, float] = {}
         for aim in AIMS * lowered:
-            picked = table.pick(float(aim))
+            picked = solutions.pick(float(aim))
             picks = tuple(picked) if picked is not None else nothing
             if picks in seen or picks in found or picks == nothing:
                 continue

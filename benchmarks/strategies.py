@@ -1,0 +1,245 @@
+"""Strategies against each other. Run it as ``python -m benchmarks.strategies [simulated] [digits] [rescaled] [retrieval] [language]``.
+
+Without a name it runs all but ``retrieval`` and ``language``, which take many minutes. ``language`` needs OCTAVO_LM.
+
+A row says: evaluations, full-evaluation equivalents (racing stops some early; each run over sensitivity batches counts by its
+samples), wall time, whether the goal was reached and the objective of the best recipe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import octavo
+from octavo.core.plugins import PluginHost
+from octavo.core.sensitivity import SensitivityService
+from octavo.core.simulator import simulate
+
+HOST = PluginHost(third_party=False)
+ALL = (
+    "auto",
+    "basic",
+    "conservative",
+    "mse",
+    "mse_v2",
+    "hawq_v2",
+    "accuracy_control",
+    "prefix",
+    "bayesian",
+    "random",
+    "coordinate",
+    "exhaustive",
+)
+SEEDS = range(5)
+
+
+def verdict(kept: bool) -> str:
+    return "ok" if kept else "MISSED"
+
+
+def simulated() -> None:
+    """The bars on simulated models, then every strategy on one of them."""
+    print("\nauto on simulated models, 4 schemes each, 5 seeds; proxies are wrong by 10 % (sigma of the logarithm)")
+    print(f"{'losses':<12} {'ops':>5} {'gap median':>11} {'worst':>7} {'bar':>5} {'evaluations':>12} {'bar':>4} {'own time':>9}")
+    for name, coupling, bar in (("additive", 0.0, 0.02), ("interacting", 0.5, 0.05)):
+        for units in (16, 64, 256, 1024):
+            limit = math.ceil(math.log2(units)) + 5
+            gaps, used, spent = [], [], []
+            for seed in SEEDS:
+                simulation = simulate(units, coupling=coupling, seed=seed)
+                found, own = timed_search(simulation, "auto", limit)
+                gaps.append(found.best_cost / simulation.optimum - 1)
+                used.append(len(found.trials))
+                spent.append(own)
+            kept = max(gaps) <= bar and max(used) <= limit and (units < 1024 or max(spent) < 1.0)
+            print(
+                f"{name:<12} {units:>5} {statistics.median(gaps):>11.2%} {max(gaps):>7.2%} {bar:>5.0%} "
+                f"{min(used):>4} to {max(used):<5} {limit:>4} {max(spent):>7.2f} s   {verdict(kept)}"
+            )
+    print("\nthe same with proxies wrong by 40 %, a score noise of 5 % of the tolerance, and every tenth trial failing (no bar)")
+    for units in (16, 64, 256):
+        gaps, used = [], []
+        for seed in SEEDS:
+            simulation = simulate(units, coupling=0.5, seed=seed, proxy_noise=0.4, noise=0.05, failures=0.1)
+            found, _ = timed_search(simulation, "auto", 50)
+            gaps.append(found.best_cost / simulation.optimum - 1)
+            used.append(len(found.trials))
+        print(f"{'interacting':<12} {units:>5} {statistics.median(gaps):>11.2%} {max(gaps):>7.2%} {min(used):>10} to {max(used)}")
+    print("\nevery strategy on 64 interacting ops, at most 100 evaluations (sums of 3 seeds are medians)")
+    print(f"{'strategy':<18} {'evaluations':>11} {'best at':>8} {'own time':>9} {'reached':>8} {'over the optimum':>17}")
+    for name in ALL:
+        rows = []
+        for seed in range(3):
+            simulation = simulate(64, coupling=0.5, seed=seed)
+            found, own = timed_search(simulation, name, 100)
+            rows.append((len(found.trials), found.best_at, own, found.best_cost / simulation.optimum - 1))
+        middle = [statistics.median(r[i] for r in rows) for i in range(4)]
+        reached = sum(math.isfinite(r[3]) for r in rows)
+        over = f"{middle[3]:>16.0%}" if math.isfinite(middle[3]) else f"{'-':>16}"
+        print(f"{name:<18} {middle[0]:>11.0f} {middle[1]:>8.0f} {middle[2]:>7.2f} s {reached:>5}/3 {over}", flush=True)
+
+
+def timed_search(simulation: Any, name: str, limit: int) -> tuple[Any, float]:
+    """Search a simulation; returns what was found and the seconds that the strategy itself took."""
+    strategy = HOST.part("strategies", name).build(HOST.read("strategies", name), simulation.problem())
+    own = 0.0
+    inner_ask, inner_tell = strategy.ask, strategy.tell
+
+    def ask() -> Any:
+        nonlocal own
+        began = time.perf_counter()
+        try:
+            return inner_ask()
+        finally:
+            own += time.perf_counter() - began
+
+    def tell(trial: Any) -> None:
+        nonlocal own
+        began = time.perf_counter()
+        inner_tell(trial)
+        own += time.perf_counter() - began
+
+    strategy.ask, strategy.tell = ask, tell
+    return simulation.search(strategy, limit), own
+
+
+class Meter:
+    """Counts what sensitivities cost, in batches run."""
+
+    def __init__(self) -> None:
+        self.services: list[SensitivityService] = []
+
+    @contextlib.contextmanager
+    def watch(self) -> Any:
+        """Take note of every service that is made inside."""
+        made, original = self.services, SensitivityService.__init__
+
+        def noted(service: SensitivityService, *arguments: Any, **named: Any) -> None:
+            original(service, *arguments, **named)
+            made.append(service)
+
+        SensitivityService.__init__ = noted  # type: ignore[method-assign]
+        try:
+            yield self
+        finally:
+            SensitivityService.__init__ = original  # type: ignore[method-assign]
+
+    @property
+    def samples(self) -> int:
+        """Samples that candidates ran on for sensitivities."""
+        return sum(s.batches_run * _rows(s.batches[0]) for s in self.services if s.batches)
+
+
+def _rows(batch: Any) -> int:
+    first = next(iter(batch.values())) if isinstance(batch, dict) else batch[0]
+    return int(first.shape[0])
+
+
+HEADER = (
+    f"{'task':<24} {'backend':<8} {'strategy':<17} {'evals':>5} {'full':>6} {'wall':>7} {'goal':>5} {'score':>8} {'latency':>8} {'size':>6}"
+)
+
+
+def tune(task: Any, backend: str, strategy: Any, **settings: Any) -> octavo.Result:
+    """Tune and print a row."""
+    name = strategy if isinstance(strategy, str) else strategy["kind"]
+    began = time.perf_counter()
+    meter = Meter()
+    with tempfile.TemporaryDirectory() as folder, meter.watch(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = octavo.autotune(
+            task.model,
+            task.score,
+            task.calibration,
+            backends=[backend],
+            arrays=True,
+            strategy=strategy,
+            tolerance=task.tolerance,
+            storage=Path(folder) / "history.db",
+            **settings,
+        )
+    wall = time.perf_counter() - began
+    full = sum(t.evaluated for t in result.trials) + meter.samples / task.score.samples
+    ratios = {n: m.ratio for n, m in result.best.objectives.items()}
+    cells = " ".join(f"{ratios[n]:>{w}.3f}" if ratios.get(n) is not None else f"{'-':>{w}}" for n, w in (("latency", 8), ("size", 6)))
+    score = next(iter(result.best.metrics.values()))
+    print(
+        f"{task.name:<24} {backend:<8} {name:<17} {len(result.trials):>5} {full:>6.1f} {wall:>6.1f}s {'yes' if result.goal_met else 'no':>5} "
+        f"{score:>8.4f} {cells}" + ("" if result.goal_met else f"   {result.reason}"),
+        flush=True,
+    )
+    return result
+
+
+def digits() -> None:
+    """Every strategy reaches the goal on all three backends, or says why not."""
+    from benchmarks.tasks import digits as make
+
+    task = make()
+    print(f"\n{HEADER}   (baseline {task.tolerance:.0%} relative; exhaustive and samplers stop after 8)")
+    for backend in ("numpy", "onnx", "torch"):
+        for strategy in ALL:
+            tune(task, backend, strategy, max_trials=8, stop="goal")
+        tune(task, backend, "budget", max_trials=8, budgets={"bits": 8.0})
+
+
+def rescaled() -> None:
+    """Full int8 within 1 % in at most 4 evaluations."""
+    from benchmarks.tasks import digits as make
+
+    print(f"\n{HEADER}   bar: at most 4 evaluations")
+    for spread in ("evenly", "unevenly"):
+        task = make(spread)
+        for backend in ("numpy", "onnx", "torch"):
+            result = tune(task, backend, "auto", transforms=("equalization", "smoothquant"), stop="goal", max_trials=12)
+            left = [op for op, line in result.ledger.items() if line.applied.is_float and result.views[backend].by_name[op].weight]
+            print(
+                f"{'':<24} in float: {', '.join(left) or 'no layer'}   {verdict(result.goal_met and len(result.trials) <= 4 and not left)}"
+            )
+
+
+def retrieval() -> None:
+    """MiniLM: within 0.5 % at a size of at most 0.26, few full evaluations, racing saves half of the rejected ones' samples."""
+    from benchmarks.tasks import Retrieval
+
+    made = Retrieval()
+    task = made.task()
+    print(f"\n{HEADER}")
+    best: dict[str, list[float]] = {}
+    for backend in ("onnx", "torch"):
+        for strategy in ("auto", "basic", "conservative", "prefix"):
+            result = tune(task, backend, strategy, transforms=("smoothquant", "outlier_suppression"), max_trials=10)
+            found = result.best.objectives.get("latency")
+            best.setdefault(backend, []).append(found.ratio if found and found.ratio and result.goal_met else math.inf)
+            if strategy == "auto":
+                rejected = [1 - t.evaluated for t in result.trials if t.state == "rejected"]
+                size = result.best.objectives["size"].ratio or math.inf
+                saved = f"{statistics.mean(rejected):.0%} of the samples of {len(rejected)} rejected" if rejected else "none was rejected"
+                print(f"{'':<24} size bar 0.26: {verdict(size <= 0.26 and result.goal_met)}; racing saved {saved}")
+        print(f"{'':<24} auto within 5 % of the fastest: {verdict(best[backend][0] <= 1.05 * min(best[backend]))} {best[backend]}")
+
+
+def main(wanted: list[str]) -> int:
+    tables = {"simulated": simulated, "digits": digits, "rescaled": rescaled, "retrieval": retrieval}
+    for name in wanted or ["simulated", "digits", "rescaled"]:
+        if name not in tables:
+            print(f"there is no table {name!r}; there are {', '.join(tables)}")
+            return 2
+        tables[name]()
+    return 0
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(ImportError):
+        import torch
+
+        torch.set_num_threads(2)
+    sys.exit(main(sys.argv[1:]))
