@@ -220,11 +220,19 @@ def test_inspect_names_every_op_its_size_and_its_inputs(octavo: Command, model: 
 
 def test_capabilities_say_what_runs_on_kernels(octavo: Command, model: Path) -> None:
     code, shown, _ = octavo("capabilities", model, "--json")
-    found = json.loads(shown)
+    (found,) = json.loads(shown)
     assert code == 0
     assert {"conv", "linear"} <= set(found["offers"])
     assert any(o["realization"] == "kernel" and o["scheme"].startswith("static") for o in found["offers"]["conv"])
     assert "kernel" in octavo("capabilities", model)[1]
+
+
+def test_capabilities_of_this_machine_need_no_model(octavo: Command) -> None:
+    code, shown, _ = octavo("capabilities", "--json")
+    found = {answer["backend"]: answer["offers"] for answer in json.loads(shown)}
+    assert code == 0
+    assert {"numpy", "onnx", "torch"} <= set(found)
+    assert all(offers["linear"] for offers in found.values())
 
 
 @pytest.mark.parametrize(
@@ -346,6 +354,32 @@ def test_quantize_applies_a_named_scheme(octavo: Command, model: Path, tmp_path:
     code, _, error = octavo("quantize", model, "--scheme", "int9-static", "--data", data)
     assert code == 2
     assert "int8-static" in error
+
+
+def test_export_writes_a_runner_that_needs_numpy_only(octavo: Command, model: Path, tmp_path: Path) -> None:
+    data = model.with_suffix(".npz")
+    assert octavo("quantize", model, "--backend", "numpy", "--data", data, "-o", "quantized")[0] == 0
+    code, shown, error = octavo("export", "quantized", "--standalone", "-o", "alone")
+    assert code == 0, error
+    assert "run.py" in shown
+    np.savez(tmp_path / "in.npz", image=np.load(data)["image"][:7])
+    blocked = "import sys\nfor name in ('octavo', 'onnx', 'torch', 'scipy', 'pydantic'): sys.modules[name] = None\n"
+    code_ = f"{blocked}import runpy\nsys.argv = ['run.py', 'in.npz', 'out.npz']\nrunpy.run_path('alone/run.py', run_name='__main__')"
+    subprocess.run([sys.executable, "-c", code_], cwd=tmp_path, check=True)
+    import octavo as library
+
+    expected = np.asarray(library.load("quantized")(np.load(data)["image"][:7]))
+    np.testing.assert_allclose(np.load("out.npz")["logits"], expected, rtol=1e-4, atol=1e-5)
+
+    code, _, error = octavo("export", "quantized", "--standalone", "-o", "alone")
+    assert code == 2
+    assert "not empty" in error
+    assert octavo("export", "quantized", "-o", "elsewhere")[0] == 2
+    assert octavo("quantize", model, "--data", data, "-o", "another")[0] == 0
+    code, _, error = octavo("export", "another", "--standalone", "-o", "elsewhere")
+    assert code == 1
+    assert "numpy backend" in error
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_sensitivity_ranks_units_and_keeps_its_scores(octavo: Command, model: Path, tmp_path: Path) -> None:
