@@ -59,6 +59,8 @@ def _finish(b: Builder, x: str, e: Any, activation: str, width: int) -> str:
     if activation == "logistic":
         x = b.Sigmoid(x)
         return x if width > 1 else str(b.Concat(b.Sub(np.float32(1), x), x, axis=1))
+    if activation == "exp":
+        x = b.Exp(x)
     return x if width > 1 else str(b.Reshape(x, np.array([-1])))
 
 
