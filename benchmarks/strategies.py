@@ -187,8 +187,8 @@ def digits() -> None:
     print(f"\n{HEADER}   (baseline {task.tolerance:.0%} relative; exhaustive and samplers stop after 8)")
     for backend in ("numpy", "onnx", "torch"):
         for strategy in ALL:
-            tune(task, backend, strategy, max_trials=8, stop="goal")
-        tune(task, backend, "budget", max_trials=8, budgets={"bits": 8.0})
+            tune(task, backend, strategy, max_trials=8, stop="goal", minimise="size")
+        tune(task, backend, "budget", max_trials=8, budgets={"bits": 8.0}, minimise="size")
 
 
 def rescaled() -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
 from statistics import NormalDist
 
 import numpy as np
@@ -28,6 +28,7 @@ from .belief import HOPELESS, CostBelief, Family, LossBelief, Picks, family, pad
 from .losses import pair_losses
 from .sequential import Batch, Search, Sequential
 
+VARIANTS = 3  # of one mode and width, so many are looked at; as many choices or fewer are not thinned out
 AIMS = np.concatenate([np.linspace(0.7, 1.3, 25), np.geomspace(0.01, 0.65, 10)])  # believed losses that a recipe is sought for
 
 
@@ -133,8 +134,8 @@ class Auto(Sequential):
     def _mix(self, start: Trial) -> Search:
         """Knapsack, evaluate, learn, again."""
         transforms = start.recipe.transforms
-        proxies = self._proxies(transforms)
         seen = {self._picks(t.recipe): t for t in self.trials if t.recipe.transforms == transforms and len(t.recipe)}
+        proxies = self._proxies(transforms, seen)
         belief = self._rebuilt(proxies, seen)
         limit = math.ceil(math.log2(max(2, len(proxies)))) + self.config.patience
         misses, strikes = 0, 2
@@ -163,15 +164,47 @@ class Auto(Sequential):
                 misses = 0 if trial.passed else misses + 1
                 belief.observe(proposed, _loss(trial))
 
-    def _proxies(self, transforms: tuple[PartChoice, ...]) -> list[np.ndarray]:
-        """Return the proxy loss of every choice, scaled to a mean of 1."""
-        space = self.problem.space
-        pairs = [(u, s) for u in space.tunable for s in u.choices]
+    def _proxies(self, transforms: tuple[PartChoice, ...], seen: Collection[Picks]) -> list[np.ndarray]:
+        """Return the proxy loss of every choice that is worth it, scaled to a mean of 1; the others are out of reach."""
+        units = self.problem.space.tunable
+        listed = [sorted({*kept, *(picks[i] for picks in seen)}) for i, kept in enumerate(self._shortlist(transforms))]
+        pairs = [(u, u.choices[i]) for u, kept in zip(units, listed, strict=True) for i in kept]
         flat = np.array(pair_losses(self.problem, self.config.sensitivity, pairs, transforms))
         finite = flat[np.isfinite(flat)]
         flat = np.where(np.isfinite(flat), flat / max(float(finite.mean()), 1e-300), HOPELESS)
-        ends = np.cumsum([len(u.choices) for u in space.tunable])
-        return np.split(flat, ends[:-1])
+        rows = [np.full(len(u.choices), HOPELESS) for u in units]
+        for row, kept, losses in zip(rows, listed, np.split(flat, np.cumsum([len(k) for k in listed])[:-1]), strict=True):
+            row[kept] = losses
+        return rows
+
+    def _shortlist(self, transforms: tuple[PartChoice, ...]) -> list[list[int]]:
+        """Return for each unit the choices worth a run of the model: of those whose weight errors are told apart cheaply, the front.
+
+        A backend may offer dozens; of one mode and width the first few in its order are looked at.
+        """
+        units, costs = self.problem.space.tunable, self._costs.costs()
+        listed = []
+        for unit in units:
+            ways = Counter[tuple[str, int]]()
+            kept = []
+            for index, scheme in enumerate(unit.choices[:-1]):
+                ways[scheme.mode, scheme.weight_bits] += 1
+                if ways[scheme.mode, scheme.weight_bits] <= VARIANTS:
+                    kept.append(index)
+            listed.append(kept)
+        pairs = [(u, u.choices[i]) for u, kept in zip(units, listed, strict=True) if len(kept) > VARIANTS for i in kept]
+        errors = iter(pair_losses(self.problem, "weight_error", pairs, transforms) if pairs else ())
+        for row, (unit, kept, cost) in enumerate(zip(units, listed, costs, strict=True)):
+            if len(kept) > VARIANTS:
+                rated = sorted((float(cost[i]), next(errors), i) for i in kept)
+                best, front = math.inf, []
+                for _, error, index in rated:
+                    if error < 0.9 * best:
+                        best = error
+                        front.append(index)
+                listed[row] = front
+            listed[row].append(len(unit.choices) - 1)
+        return listed
 
     def _propose(self, belief: LossBelief, seen: dict[Picks, Trial], best: Trial | None, misses: int) -> Picks | None:
         """Return the recipe most worth an evaluation, or None where none is."""
