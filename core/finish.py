@@ -14,6 +14,7 @@ from .config import TuningConfig
 from .loop import Loop, choose, tell
 from .plugins import PluginHost
 from .result import Result, load_candidate, save_candidate
+from .rules import fixed_ops
 from .trial import Trial
 
 
@@ -122,6 +123,7 @@ class Finish:
             if interrupted or not best.number
             else loop.scoring.on_holdout(loop.reference.candidate, candidate, loop.criterion),
             views={o.name: o.view for o in self.opened},
+            fixed={o.name: fixed_ops(o, loop.backends[o.name].space) for o in self.opened if o.name in loop.backends},
             storage=loop.history.location,
             interrupted=interrupted,
             seconds=time.perf_counter() - self.began,

@@ -79,6 +79,7 @@ class Result(Quantized):
         confirmed: The winner's metrics after it was saved, loaded and scored again; None if that was turned off.
         holdout: The winner's and the float model's scores on data that the search never saw, where some was held out.
         views: Backend -> the model's ops.
+        fixed: Backend -> op -> why no scheme could be chosen for it.
         storage: Where the history is kept.
         interrupted: Whether a signal ended the search.
         seconds: Wall time of the whole run.
@@ -95,6 +96,7 @@ class Result(Quantized):
     confirmed: Mapping[str, float] | None = None
     holdout: Holdout | None = None
     views: Mapping[str, ModelView] = field(default_factory=dict)
+    fixed: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     storage: str = ""
     interrupted: bool = False
     seconds: float = 0.0
@@ -112,7 +114,7 @@ class Result(Quantized):
 
     def facts(self) -> dict[str, Any]:
         """Return everything but the model, JSON-ready: what the manifest keeps and the report is drawn from."""
-        view = self.views.get(self.best.recipe.backend)
+        view, fixed = self.views.get(self.best.recipe.backend), self.fixed.get(self.best.recipe.backend, {})
         return {
             "goal_met": self.goal_met,
             "reason": self.reason,
@@ -123,7 +125,7 @@ class Result(Quantized):
             "confirmed": dict(self.confirmed) if self.confirmed is not None else None,
             "config": self.config.model_dump(mode="json", exclude_defaults=True),
             "trials": [t.to_json() for t in self.trials],
-            "ops": {op.name: [op.type, op.parameters, op.out_of_reach] for op in view.ops} if view else {},
+            "ops": {op.name: [op.type, op.parameters, fixed.get(op.name, "")] for op in view.ops} if view else {},
             "notes": list(self.notes),
             "seconds": self.seconds,
             "storage": self.storage,

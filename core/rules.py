@@ -131,6 +131,24 @@ def build_space(
     return TuningSpace(opened.name, tuple(_units(opened, choices)), tuple(alternatives), tuple(notes))
 
 
+def fixed_ops(opened: Opened, space: TuningSpace) -> dict[str, str]:
+    """Return op -> why it stays float whatever the recipe, for the ops of a space that have no choice."""
+    names = [name for unit in space.units if not unit.tunable for name in unit.ops]
+    return {name: _why_fixed(opened.view.by_name[name], opened) for name in names}
+
+
+def _why_fixed(op: Op, opened: Opened) -> str:
+    if op.out_of_reach:
+        return op.out_of_reach
+    offers = opened.capability.offers.get(op.type, ())
+    if not offers:
+        return f"{opened.name} has no low-precision kernel for {op.type}"
+    if len(opened.capability.for_op(op)) > 1:
+        return "kept in float by the rules, or by an op that decides with it"
+    refusals = dict.fromkeys(why for o in offers if o.when is not None and (why := o.when(op)))
+    return "; ".join(refusals) or f"{opened.name} only simulates schemes for {op.type} (simulated = true admits them)"
+
+
 def _refuse(index: int, rule: Rule, opened: Sequence[Opened]) -> None:
     ops = [op for o in opened for op in o.view.ops]
     for pattern in rule.ops or ():

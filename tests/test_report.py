@@ -11,11 +11,14 @@ from pathlib import Path
 
 import pytest
 
+import octavo
 from octavo.core.adapter import Applied
 from octavo.core.recipe import Recipe
-from octavo.core.report import OpLine, ReportData, render, write
+from octavo.core.report import OpLine, ReportData, render, report_data, write
+from octavo.core.result import read_manifest
 from octavo.core.scheme import FLOAT, OpScheme, QuantSpec
 from octavo.core.trial import Measurement, Trial
+from tests import tiny
 
 INT8 = OpScheme(mode="static", weight=QuantSpec(dtype="int8", granularity="channel"), input=QuantSpec(dtype="uint8", symmetric=False))
 HOSTILE = "<script>document.title='owned'</script> & \"$x_1$\" conv[0]"
@@ -156,6 +159,27 @@ def test_a_run_without_any_completed_trial_still_has_a_report() -> None:
     text = " ".join(Page(render(failed)).text)
     assert "Goal not reached" in text
     assert "every trial failed" in text
+
+
+def test_the_report_of_a_run_says_why_an_op_had_no_choice(tmp_path: Path) -> None:
+    result = octavo.autotune(
+        tiny.chain(),
+        tiny.accuracy,
+        tiny.calibration(),
+        {"strategy": "basic", "max_trials": 2, "rules": [{"ops": ["layer.1"], "keep": "float"}]},
+        host=tiny.host(),
+        storage=tmp_path / "history.db",
+        tolerance=0.05,
+    )
+    run = report_data(result.facts())
+    assert [(op.name, op.is_float) for op in run.ops] == [(f"layer.{i}", i == 1) for i in range(4)]
+    assert [(kind, why, names) for kind, why, names, _ in run.left_in_float] == [
+        ("linear", "kept in float by the rules, or by an op that decides with it", ("layer.1",))
+    ]
+    assert run.bound == pytest.approx(result.baseline.metrics["score"] * 0.95)
+    # A saved result tells the same.
+    assert report_data(read_manifest(result.save(tmp_path / "out"))).ops == run.ops
+    assert "layer.1" in result.report(tmp_path / "page.html").read_text()
 
 
 def test_the_same_run_gives_the_same_page() -> None:
