@@ -79,14 +79,14 @@ def _candidates() -> dict[str, list[OpScheme]]:
     static += [OpScheme(mode="static", weight=w, input=x, output=x) for x in (_U8_MID, _S8, _U16) for w in _SIGNED]
     products = [s.variant(output=None) for s in static]
     dynamic = [OpScheme(mode="dynamic", weight=w, input=_U8) for w in _WEIGHTS]
-    grouped = [QuantSpec(dtype=d, symmetric=d.startswith("i"), granularity=f"group:{n}") for n in (32, 128) for d in ("int4", "uint4")]
+    grouped = [QuantSpec(dtype="uint4", symmetric=False, granularity=f"group:{n}") for n in (32, 64, 128, 16)]
+    grouped += [QuantSpec(dtype="int4", granularity=f"group:{n}") for n in (32, 128)]
     grouped += [QuantSpec(dtype=d, granularity="group:32") for d in ("int8", "int2")]
     blocks = [OpScheme(mode="weight_only", weight=w) for w in grouped]
     level4 = [OpScheme(mode="dynamic", weight=w, input=_S8.model_copy(update={"granularity": w.granularity})) for w in grouped]
-    rows = [
-        OpScheme(mode="weight_only", weight=QuantSpec(dtype=d, granularity=g))
-        for d, g in (("int8", "group:128"), ("int8", "group:32"), ("int4", "group:32"))
-    ]
+    tables = [QuantSpec(dtype="int8", granularity="group:128"), QuantSpec(dtype="int8", granularity="group:32")]
+    tables += [QuantSpec(dtype="uint4", symmetric=False, granularity=f"group:{n}") for n in (16, 32)]
+    rows = [OpScheme(mode="weight_only", weight=w) for w in tables]
     plain = [OpScheme(mode="static", input=x, output=x) for x in (_U8, _U8_MID, _S8)]
     found = {
         "conv": static + dynamic,
