@@ -22,6 +22,7 @@ from .fallback import REASON, native
 from .files import load_graph, save_graph
 from .graph import Graph
 from .lowering import quantized
+from .parallel import blas_kernels
 from .passes import optimised
 from .program import Kernels, Program
 
@@ -113,14 +114,16 @@ class NumpySession(Session):
     def describe(self) -> ModelView:
         """Return the ops of the optimised graph."""
         if self._view is None:
-            self._view = describe(self.graph, self._shapes())
+            shapes, notes = self._traced()
+            self._view = describe(self.graph, shapes, notes)
         return self._view
 
-    def _shapes(self) -> dict[str, tuple[int, ...]]:
+    def _traced(self) -> tuple[dict[str, tuple[int, ...]], tuple[str, ...]]:
+        """Return the shapes of all values for one batch, and what its memory plan comes to."""
         batch = self._example
         if batch is None:
             if any(i.shape is None or any(s is None for s in i.shape[1:]) for i in self.graph.inputs):
-                return {}
+                return {}, ()
             batch = tuple(np.zeros([s or 1 for s in i.shape or ()], np.dtype(i.dtype)) for i in self.graph.inputs)
         shapes: dict[str, tuple[int, ...]] = {}
         names = {i.name for i in self.graph.inputs} | {v for n in self.graph.nodes for v in n.outputs if v}
@@ -128,8 +131,11 @@ class NumpySession(Session):
         def note(name: str, array: np.ndarray) -> None:
             shapes[name] = array.shape
 
-        self._program.run(self._program.feed(batch), dict.fromkeys(names, note))
-        return shapes
+        arrays = self._program.feed(batch)
+        self._program.run(arrays, dict.fromkeys(names, note))
+        plan = self._program.plan(arrays)
+        given = ", ".join(f"{i.name} {a.shape}" for i, a in zip(self.graph.inputs, arrays, strict=True))
+        return shapes, (f"static memory plan for {given}: {plan.arena:,} bytes of activations at the peak, {plan.total:,} without reuse",)
 
     def capability(self) -> Capability:
         """Integer arithmetic on linear and convolution layers; exact on any processor."""
@@ -246,7 +252,8 @@ class NumpyAdapter(Adapter):
 
     def capability(self) -> Capability:
         """Integer arithmetic on any processor."""
-        return Capability("numpy", "cpu", OFFERS, frozenset({"rescale"}), {"numpy": np.__version__})
+        versions = {"numpy": np.__version__, "blas": blas_kernels() or "unknown"}
+        return Capability("numpy", "cpu", OFFERS, frozenset({"rescale"}), versions)
 
     def load(self, folder: Path, model: Any = None) -> NumpyCandidate:
         """Read ``model.npz``."""

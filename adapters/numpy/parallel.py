@@ -27,18 +27,36 @@ _SETTERS = (
 )
 
 
-def _blas() -> tuple[Callable[[int], Any], Callable[[], int]] | None:
-    """Return (set, get) of the number of threads of the OpenBLAS that NumPy is linked with, or None for another BLAS."""
+def _library() -> ctypes.CDLL | None:
+    """Return NumPy's own extension module: looking a symbol up in it also searches the libraries that it is linked with."""
     try:
-        # Looking a symbol up in NumPy's own extension module also searches the libraries that it is linked with.
-        library = ctypes.CDLL(import_module("numpy._core._multiarray_umath").__file__ or "")
+        return ctypes.CDLL(import_module("numpy._core._multiarray_umath").__file__ or "")
     except (ImportError, OSError):
         return None
+
+
+def _blas() -> tuple[Callable[[int], Any], Callable[[], int]] | None:
+    """Return (set, get) of the number of threads of the OpenBLAS that NumPy is linked with, or None for another BLAS."""
+    library = _library()
     for name in _SETTERS:
-        getter = name.replace("_set_", "_get_")
-        if hasattr(library, name) and hasattr(library, getter):
-            return getattr(library, name), getattr(library, getter)
+        put, get = (getattr(library, n, None) for n in (name, name.replace("_set_", "_get_")))
+        if put is not None and get is not None:
+            return put, get
     return None
+
+
+def blas_kernels() -> str:
+    """Return the processor family whose kernels OpenBLAS chose ('' for another BLAS).
+
+    OpenBLAS takes its AVX2 kernels on processors that it does not know. Where that processor has AVX-512, setting the environment
+    variable ``OPENBLAS_CORETYPE=SkylakeX`` before NumPy is imported about doubles the speed of products.
+    """
+    for prefix, suffix in (("scipy_openblas", "64_"), ("scipy_openblas", ""), ("openblas", "64_"), ("openblas", "")):
+        function = getattr(_library(), f"{prefix}_get_corename{suffix}", None)
+        if function is not None:
+            function.restype = ctypes.c_char_p
+            return str(function().decode())
+    return ""
 
 
 _control = _blas()

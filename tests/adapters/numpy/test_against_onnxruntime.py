@@ -1,5 +1,6 @@
 """The integer operators against ONNX Runtime's kernels, bit by bit, on random cases."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -44,19 +45,16 @@ def zero(random: np.random.Generator, kind: Any, shape: tuple[int, ...] = ()) ->
     return codes(random, shape, kind)
 
 
-@pytest.mark.parametrize("seed", range(CASES))
-def test_matmul_integer_is_bit_exact(seed: int) -> None:
+def matmul_integer(seed: int) -> tuple[Any, Any]:
     random = np.random.default_rng(seed)
     m, k, n = (int(v) for v in random.integers(1, [40, 900, 60]))
     a_kind, b_kind = random.choice([np.uint8, np.int8]), random.choice([np.uint8, np.int8])
     stack = (2,) if seed % 3 == 0 else ()
     constants = {"b": codes(random, (k, n), b_kind), "c": zero(random, a_kind), "d": zero(random, b_kind, (n,) if seed % 2 else ())}
-    ours, theirs = both("MatMulInteger", {"a": codes(random, (*stack, m, k), a_kind)}, constants, np.dtype(np.int32))
-    np.testing.assert_array_equal(ours, theirs)
+    return both("MatMulInteger", {"a": codes(random, (*stack, m, k), a_kind)}, constants, np.dtype(np.int32))
 
 
-@pytest.mark.parametrize("seed", range(CASES))
-def test_qlinear_matmul_is_bit_exact(seed: int) -> None:
+def qlinear_matmul(seed: int) -> tuple[Any, Any]:
     random = np.random.default_rng(100 + seed)
     m, k, n = (int(v) for v in random.integers(1, [40, 700, 60]))
     kind = random.choice([np.uint8, np.int8])
@@ -68,10 +66,7 @@ def test_qlinear_matmul_is_bit_exact(seed: int) -> None:
         "e": random.uniform(1e-3, 1e-1, channels).astype(np.float32), "f": zero(random, b_kind, channels),
         "g": np.float32(random.uniform(0.5, 5) * scale * np.sqrt(k)), "h": zero(random, kind),
     }  # fmt: skip
-    ours, theirs = both(
-        "QLinearMatMul", {"a": codes(random, (m, k), kind)}, {n: np.asarray(v) for n, v in constants.items()}, np.dtype(kind)
-    )
-    np.testing.assert_array_equal(ours, theirs)
+    return both("QLinearMatMul", {"a": codes(random, (m, k), kind)}, {n: np.asarray(v) for n, v in constants.items()}, np.dtype(kind))
 
 
 def _convolution(random: np.random.Generator, seed: int) -> tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]:
@@ -88,19 +83,16 @@ def _convolution(random: np.random.Generator, seed: int) -> tuple[tuple[int, ...
     return shape, (outputs, channels // groups, *kernel), attributes
 
 
-@pytest.mark.parametrize("seed", range(CASES))
-def test_conv_integer_is_bit_exact(seed: int) -> None:
+def conv_integer(seed: int) -> tuple[Any, Any]:
     random = np.random.default_rng(200 + seed)
     shape, weight, attributes = _convolution(random, seed)
     # ONNX Runtime's ConvInteger takes unsigned activations; its weights may be signed.
     w_kind = random.choice([np.uint8, np.int8])
     constants = {"b": codes(random, weight, w_kind), "c": zero(random, np.uint8), "d": zero(random, w_kind)}
-    ours, theirs = both("ConvInteger", {"a": codes(random, shape, np.uint8)}, constants, np.dtype(np.int32), **attributes)
-    np.testing.assert_array_equal(ours, theirs)
+    return both("ConvInteger", {"a": codes(random, shape, np.uint8)}, constants, np.dtype(np.int32), **attributes)
 
 
-@pytest.mark.parametrize("seed", range(CASES))
-def test_qlinear_conv_is_within_one_step(seed: int, record_property: Any) -> None:
+def qlinear_conv(seed: int) -> tuple[Any, Any]:
     random = np.random.default_rng(300 + seed)
     shape, weight, attributes = _convolution(random, seed)
     kind = random.choice([np.uint8, np.int8])
@@ -111,9 +103,22 @@ def test_qlinear_conv_is_within_one_step(seed: int, record_property: Any) -> Non
         "b": x_scale, "c": zero(random, kind), "d": codes(random, weight, np.int8), "e": w_scale, "f": np.zeros(w_scale.shape, np.int8),
         "g": y_scale, "h": zero(random, kind), "i": random.integers(-2000, 2000, weight[0]).astype(np.int32),
     }  # fmt: skip
-    ours, theirs = both(
+    return both(
         "QLinearConv", {"a": codes(random, shape, kind)}, {n: np.asarray(v) for n, v in constants.items()}, np.dtype(kind), **attributes
     )
+
+
+@pytest.mark.parametrize("case", [matmul_integer, qlinear_matmul, conv_integer], ids=lambda c: c.__name__)
+@pytest.mark.parametrize("seed", range(CASES))
+def test_bit_by_bit(case: Callable[[int], tuple[Any, Any]], seed: int) -> None:
+    ours, theirs = case(seed)
+    assert ours.dtype == theirs.dtype
+    np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("seed", range(CASES))
+def test_qlinear_conv_is_within_one_step(seed: int, record_property: Any) -> None:
+    ours, theirs = qlinear_conv(seed)
     differences = np.abs(ours.astype(int) - theirs.astype(int))
     record_property("differences", f"{int((differences > 0).sum())} of {differences.size}")
     assert differences.max() <= 1

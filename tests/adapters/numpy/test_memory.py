@@ -75,9 +75,7 @@ def test_threads_get_arenas_of_their_own() -> None:
     wrong: list[int] = []
 
     def work(i: int) -> None:
-        for _ in range(10):
-            if not np.array_equal(p.run(batches[i])[0], expected[i]):
-                wrong.append(i)
+        wrong.extend(i for _ in range(10) if not np.array_equal(p.run(batches[i])[0], expected[i]))
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(len(batches))]
     for t in threads:

@@ -59,7 +59,7 @@ _tests.exclude("_cuda$")
 OnnxBackendNodeModelTest = _tests.test_cases["OnnxBackendNodeModelTest"]
 
 
-def _count(pattern: str = "") -> tuple[list[str], list[str]]:
+def count(pattern: str = "") -> tuple[list[str], list[str]]:
     own, evaluator = [], []
     for case in load_model_tests(kind="node"):
         if any(re.search(p, case.name) for p in LEFT_OUT.values()) or not re.search(pattern, case.name):
@@ -71,13 +71,13 @@ def _count(pattern: str = "") -> tuple[list[str], list[str]]:
 
 @pytest.mark.filterwarnings("ignore")
 def test_no_quantization_case_is_left_out_and_all_run_on_own_kernels() -> None:
-    own, evaluator = _count(QUANTIZATION)
+    own, evaluator = count(QUANTIZATION)
     assert len(own) == 45
     assert not evaluator
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_most_cases_run_on_own_kernels() -> None:
-    own, evaluator = _count()
+    own, evaluator = count()
     assert len(own) >= 1500
     assert len(evaluator) < 250
