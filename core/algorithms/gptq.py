@@ -37,7 +37,7 @@ class GptqConfig(WeightConfig):
     damping: float = 0.01
     act_order: bool = False
     static_groups: bool = False
-    clip: Literal["none", "mse"] = "mse"
+    clip: Literal["none", "mse"] = "none"
 
 
 class Gptq(WeightAlgorithm):

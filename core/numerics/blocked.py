@@ -22,7 +22,7 @@ from .affine import Array, QuantParams, affine_params, integer_range, is_integer
 _NUMPY_BLOCK = 2**17
 """Elements of one block: 512 KiB, so that it and its buffer stay in a core's own cache."""
 
-_TORCH_BLOCK = 2**19
+_TORCH_BLOCK = 2**20
 """Likewise, shared by torch's threads; larger, since each of its operations costs microseconds to start."""
 
 
@@ -159,11 +159,12 @@ def _without_zero_scales(scale: Array, codes: Array, size: int, middle: int) -> 
 
 
 def _spread_over_threads(work: Callable[[int, int], None], rows: int, step: int, count: int) -> None:
-    count = min(count, -(-rows // step))
+    blocks = -(-rows // step)
+    count = min(count, blocks)
     if count <= 1:
         work(0, rows)
         return
-    share = -(-(-(-rows // step)) // count) * step
+    share = -(-blocks // count) * step
     with ThreadPoolExecutor(count) as pool:
         for future in [pool.submit(work, i, min(i + share, rows)) for i in range(0, rows, share)]:
             future.result()

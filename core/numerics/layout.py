@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 from array_api_compat import array_namespace
@@ -17,7 +18,7 @@ def to_matrix(x: Array, axis: int) -> Array:
     """Return ``x`` as (channels, features): the channel axis first, the others flattened in their order."""
     xp = array_namespace(x)
     moved = xp.moveaxis(x, axis, 0) if axis % x.ndim else x
-    return xp.reshape(moved, (moved.shape[0], -1)) if 0 not in moved.shape else xp.reshape(moved, (moved.shape[0], _features(moved.shape)))
+    return xp.reshape(moved, (moved.shape[0], prod(moved.shape[1:])))
 
 
 def from_matrix(matrix: Array, shape: tuple[int, ...], axis: int) -> Array:
@@ -34,13 +35,6 @@ def contiguous(x: Array) -> Array:
     xp = array_namespace(x)
     # A flattened view exists only of row-major memory, so this copies exactly when it must.
     return xp.reshape(xp.reshape(x, (-1,)), tuple(x.shape))
-
-
-def _features(shape: tuple[int, ...]) -> int:
-    n = 1
-    for d in shape[1:]:
-        n *= d
-    return n
 
 
 def block_shape(spec: QuantSpec) -> tuple[int, int]:
@@ -88,7 +82,7 @@ def spread(function: Callable[..., Array], x: Array, spec: QuantSpec, axis: int 
     matrix = to_matrix(x, axis)
     rows, columns = block_shape(spec)
     if rows == 1 and matrix.shape[1] % columns == 0:
-        grouped = xp.reshape(matrix, (matrix.shape[0], -1, columns)) if matrix.shape[1] else matrix[:, :, None]
+        grouped = xp.reshape(matrix, (matrix.shape[0], matrix.shape[1] // columns, columns))
         result = xp.reshape(function(grouped, *(p[:, :, None] for p in parameters)), matrix.shape)
     else:
         result = function(matrix, *(stretch(p, matrix.shape, rows, columns) for p in parameters))
