@@ -10,6 +10,7 @@ from typing import Any
 
 from .adapter import Batch
 from .config import TuningConfig
+from .counterparts import Scores, SharedSensitivity
 from .criteria.base import Criterion
 from .data import CalibrationData
 from .direct import quantize_model
@@ -28,6 +29,7 @@ from .result import Result, load_candidate
 from .rules import build_spaces
 from .scheme import canonical_json
 from .scoring import Scoring, split_samples
+from .sensitivity import SensitivityService
 from .strategy import Problem, Strategy
 
 
@@ -43,6 +45,7 @@ def autotune(
     resume: bool = True,
     callbacks: Sequence[Progress] = (),
     holdout_fn: Callable[[Any], Any] | None = None,
+    sensitivities: str | Path | None = None,
     executor: Executor | None = None,
     host: PluginHost | None = None,
     arrays: bool = False,
@@ -63,6 +66,8 @@ def autotune(
         resume: Go on where a run on the same store stopped; False refuses a store that has trials.
         callbacks: Told how the run goes.
         holdout_fn: Scores a model on data that ``eval_fn`` never uses; the winner's score on it is reported beside the search's.
+        sensitivities: A file of sensitivities: read where it is there, and written at the end, one for each backend
+            (``NAME.BACKEND.json``). Other budgets, goals and strategies on the same model and data start from it.
         executor: Where evaluations run; None takes the configured one.
         host: Plugins; None loads them as the configuration says.
         arrays: Hand the score function arrays in, arrays out in a run on one backend too.
@@ -135,7 +140,11 @@ def autotune(
                 for name in opened:
                     if spaces[name.name].tunable:
                         realizers[name.name].calibrate(data[name.name])
-                strategy = _strategies(strategy_settings, settings, loop, objectives, host)
+                services = _services(loop, sensitivities)
+                if sensitivities is not None:
+                    for service in services.values():
+                        stack.callback(service.save)
+                strategy = _strategies(strategy_settings, settings, loop, objectives, host, services)
                 reason = loop.run(
                     strategy,
                     max_trials=settings.max_trials,
@@ -165,25 +174,38 @@ def load(folder: str | Path, model: Any = None) -> Any:
 
 
 def _strategies(
-    strategy: PartConfig, settings: TuningConfig, loop: Loop, objectives: Mapping[str, Objective], host: PluginHost
+    strategy: PartConfig,
+    settings: TuningConfig,
+    loop: Loop,
+    objectives: Mapping[str, Objective],
+    host: PluginHost,
+    services: Mapping[str, SensitivityService],
 ) -> JointStrategy:
-    from .sensitivity import SensitivityService
-
-    built: dict[str, Strategy] = {}
     part = host.part("strategies", strategy.kind)
-    for name, backend in loop.backends.items():
-        if not backend.space.tunable:
-            continue
+    scores: Scores = {}
+    built: dict[str, Strategy] = {}
+    for name, service in services.items():
+        space = loop.backends[name].space
         problem = Problem(
-            backend.space,
+            space,
             tuple(objectives),
             settings.seed,
-            SensitivityService(backend.opened, backend.realizer, tuple(_take(backend.data, 2))),
+            SharedSensitivity(service, space, scores) if len(services) > 1 else service,
             settings.stop == "goal",
             {str(name): limit for name, limit in settings.budgets.items()},
         )
         built[name] = part.build(strategy, problem)
     return JointStrategy(built)
+
+
+def _services(loop: Loop, path: str | Path | None) -> dict[str, SensitivityService]:
+    """One sensitivity service for each backend that has a choice; ``path`` holds the scores of earlier runs."""
+    found = {}
+    for name, backend in loop.backends.items():
+        if backend.space.tunable:
+            kept = Path(path).with_suffix(f".{name}.json") if path is not None else None
+            found[name] = SensitivityService(backend.opened, backend.realizer, tuple(_take(backend.data, 2)), kept)
+    return found
 
 
 def _take(data: CalibrationData, count: int) -> Iterator[Batch]:

@@ -27,7 +27,7 @@ def _way_back(value: str, ends: frozenset[str], reads: Mapping[str, set[str]]) -
     if value in ends:
         return {value}
     seen: set[str] = set()
-    stack = [(value, (value,))]
+    stack: list[tuple[str, tuple[str, ...]]] = [(value, (value,))]
     found: set[str] = set()
     while stack:
         at, path = stack.pop()

@@ -1,0 +1,73 @@
+"""Sensitivities shared between the backends of one run: the same weight rounded the same way hurts alike everywhere.
+
+A model that passes from one backend to another keeps its weights and their order, and loses its names. Two units are
+counterparts if they have the same op type, number of weights and output channels, and the same place among all such units of
+their backend, which must have equally many of them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from .recipe import Recipe
+from .scheme import OpScheme, PartChoice
+from .sensitivity import RecipeSensitivity, SensitivityService
+from .space import TuningSpace
+from .strategy import Sensitivity
+
+Signature = tuple[str, int, int, int, int]
+Scores = dict[tuple[str, Signature, OpScheme, tuple[PartChoice, ...]], float]
+
+
+def signatures(space: TuningSpace) -> dict[str, Signature]:
+    """Return (type, weights, channels, place, how many there are) of each unit that has weights."""
+    kinds = [(u.type, u.parameters, u.channels) for u in space.units]
+    total, seen = Counter(kinds), Counter[tuple[str, int, int]]()
+    found: dict[str, Signature] = {}
+    for unit, kind in zip(space.units, kinds, strict=True):
+        if unit.parameters:
+            found[unit.name] = (*kind, seen[kind], total[kind])
+        seen[kind] += 1
+    return found
+
+
+class SharedSensitivity(RecipeSensitivity):
+    """One backend's service, which first looks whether another backend of the run has scored the counterpart.
+
+    Whole recipes are never shared: how rounding errors meet depends on the backend's arithmetic.
+
+    Args:
+        own: This backend's service.
+        space: Its space.
+        scores: What all backends of the run share.
+    """
+
+    def __init__(self, own: SensitivityService, space: TuningSpace, scores: Scores) -> None:
+        self.own = own
+        self._signatures = signatures(space)
+        self._scores = scores
+
+    def __call__(self, kind: str, pairs: Sequence[tuple[str, OpScheme]]) -> Sequence[float]:
+        """Return one loss >= 0 for each (unit name, scheme)."""
+        return self._ask(kind, pairs, ())
+
+    def under(self, transforms: tuple[PartChoice, ...]) -> Sensitivity:
+        """Return the service for the model after ``transforms``."""
+        return lambda kind, pairs: self._ask(kind, pairs, transforms)
+
+    def distances(self, recipes: Sequence[Recipe]) -> Sequence[float]:
+        """Return the output distance of each whole recipe."""
+        return self.own.distances(recipes)
+
+    def _ask(self, kind: str, pairs: Sequence[tuple[str, OpScheme]], transforms: tuple[PartChoice, ...]) -> Sequence[float]:
+        keys = [(kind, self._signatures[n], s, transforms) if n in self._signatures else None for n, s in pairs]
+        missing = [i for i, key in enumerate(keys) if key is None or key not in self._scores]
+        found = dict(zip(missing, self.own.under(transforms)(kind, [pairs[i] for i in missing]), strict=True))
+        answers = []
+        for i, key in enumerate(keys):
+            if key is None:
+                answers.append(found[i])
+            else:
+                answers.append(self._scores.setdefault(key, found.get(i, 0.0)))
+        return answers
