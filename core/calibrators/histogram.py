@@ -141,7 +141,7 @@ class HistogramCalibrator(Calibrator):
         if not h.counts.size:
             raise DataError("a calibrator was asked for a range before it saw data; give calibration batches")
         ends = np.asarray([self.choose(c, float(lo), float(hi), spec) for c, lo, hi in zip(h.counts, h.low, h.high, strict=True)])
-        ends = np.stack([np.maximum(ends[:, 0], h.low), np.minimum(ends[:, 1], h.high)]).astype(np.float32)
+        ends = np.clip(ends.T, h.low, h.high).astype(np.float32)
         xp = array_namespace(self._like)
         low, high = (xp.asarray(e[0] if self.axis is None else e, device=device(self._like)) for e in ends)
         return low, high
