@@ -22,6 +22,7 @@ from octavo.cli import main
 from octavo.cli.data import read_samples, split
 from octavo.cli.metrics import METRICS, FileScore
 from octavo.core.errors import ConfigError, DataError, UnsafeFile
+from octavo.core.evaluation import Evaluation
 from octavo.core.history import read_history
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -134,7 +135,12 @@ def score(name: str, outputs: np.ndarray, labels: np.ndarray | None) -> tuple[fl
     from octavo.cli.data import Samples
 
     samples = Samples({"x": outputs}, labels, "here")
-    found = FileScore(name, samples, 2, reference=lambda x: x)(lambda x: x)
+    scorer = FileScore(name, samples, 2, reference=lambda x: x)
+    found = scorer(lambda x: x)
+    assert isinstance(found, Evaluation)
+    # Any samples in any order score as they do in the whole.
+    order = np.random.default_rng(1).permutation(len(outputs))[: len(outputs) // 2 + 1]
+    np.testing.assert_allclose(scorer.of(lambda x: x, order), np.asarray(found.per_sample)[order], atol=1e-12)
     assert isinstance(found.value, float)
     return found.value, np.asarray(found.per_sample)
 

@@ -179,6 +179,8 @@ def test_the_report_of_a_run_says_why_an_op_had_no_choice(tmp_path: Path) -> Non
     assert run.bound == pytest.approx(result.baseline.metrics["score"] * 0.95)
     # A saved result tells the same.
     assert report_data(read_manifest(result.save(tmp_path / "out"))).ops == run.ops
+    assert run.confirmed == result.best.metrics, "deterministic scores are the same after a reload"
+    assert [row[0] for row in run.scores] == ["score", "score, saved and loaded again"]
     assert "layer.1" in result.report(tmp_path / "page.html").read_text()
 
 

@@ -59,6 +59,8 @@ class ReportData:
         baseline: The float model.
         best: The best trial; None if none completed.
         trials: All trials after the baseline.
+        confirmed: The best model's scores after it was saved and loaded again; empty where that was turned off.
+        holdout: (float model's, best model's) scores on data that the search never saw; None where none was held out.
         pareto: Numbers of the trials that no other trial beats in everything.
         ops: The best model, op by op.
         notes: Remarks of the backends and of the space.
@@ -78,6 +80,8 @@ class ReportData:
     baseline: Trial
     best: Trial | None
     trials: Sequence[Trial]
+    confirmed: Mapping[str, float] = field(default_factory=dict)
+    holdout: tuple[Mapping[str, float], Mapping[str, float]] | None = None
     pareto: frozenset[int] = frozenset()
     ops: Sequence[OpLine] = ()
     notes: Sequence[str] = ()
@@ -106,6 +110,18 @@ class ReportData:
             count[key] += 1
             size[key] += op.parameters
         return tuple((s, r, n, size[s, r]) for (s, r), n in sorted(count.items(), key=lambda kv: (-size[kv[0]], kv[0])))
+
+    @property
+    def scores(self) -> tuple[tuple[str, float, float | None], ...]:
+        """Rows (what, float model's score, best model's score): the search's, after a reload, on data held out."""
+        best = self.best.metrics if self.best is not None else {}
+        rows = [(name, value, best.get(name)) for name, value in self.baseline.metrics.items()]
+        rows += [
+            (f"{n}, saved and loaded again", self.baseline.metrics[n], v) for n, v in self.confirmed.items() if n in self.baseline.metrics
+        ]
+        if self.holdout is not None:
+            rows += [(f"{n}, on data held out", v, self.holdout[1].get(n)) for n, v in self.holdout[0].items()]
+        return tuple(rows)
 
     @property
     def completed(self) -> tuple[Trial, ...]:
@@ -142,6 +158,8 @@ def report_data(facts: Mapping[str, Any], title: str = "Quantization report") ->
         baseline=baseline,
         best=best if best.number else None,
         trials=trials,
+        confirmed=facts.get("confirmed") or {},
+        holdout=(kept["baseline"], kept["best"]) if (kept := facts.get("holdout")) else None,
         pareto=frozenset(t.number for t in pareto(trials, tuple(baseline.objectives))),
         ops=_ops(facts.get("ops", {}), best),
         notes=tuple(facts.get("notes", ())),

@@ -32,10 +32,10 @@ class Samples:
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
 
-    def where(self, mask: np.ndarray) -> Samples:
-        """Return the samples that a mask of shape (samples,) picks."""
-        labels = None if self.labels is None else self.labels[mask]
-        return Samples({k: v[mask] for k, v in self.inputs.items()}, labels, self.origin)
+    def where(self, picked: np.ndarray) -> Samples:
+        """Return the samples that a mask of shape (samples,), or indices, pick."""
+        labels = None if self.labels is None else self.labels[picked]
+        return Samples({k: v[picked] for k, v in self.inputs.items()}, labels, self.origin)
 
     def batches(self, size: int) -> Iterator[tuple[np.ndarray, ...] | dict[str, np.ndarray]]:
         """Yield batches of inputs. A single array goes in call order, several go by name."""

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from octavo.core.errors import ConfigError, DataError, nearest
-from octavo.core.evaluation import Evaluation, to_numpy
+from octavo.core.evaluation import to_numpy
+from octavo.core.racing import SampleScore
 
 from .data import Samples
 
@@ -110,8 +111,8 @@ def first_output(model: Any, batch: tuple[np.ndarray, ...] | dict[str, np.ndarra
     return to_numpy(raw[0] if isinstance(raw, (tuple, list)) else raw)
 
 
-class FileScore:
-    """The score of a candidate on samples from a file.
+class FileScore(SampleScore):
+    """The score of a candidate on samples from a file; single samples can be scored, so that hopeless candidates cost less.
 
     Args:
         name: The metric's name.
@@ -121,12 +122,13 @@ class FileScore:
     """
 
     def __init__(self, name: str, samples: Samples, batch_size: int, reference: Callable[..., Any] | None = None) -> None:
-        self.name = name
-        self.samples = samples
+        chosen = metric(name)
+        super().__init__(self._some, len(samples), best=1.0 if chosen.higher_is_better else 0.0)
+        self.data = samples
         self.batch_size = batch_size
-        self._metric = metric(name)
+        self._metric = chosen
         labels = None if name == "agreement" else samples.labels
-        if labels is None and self._metric.needs_labels:
+        if labels is None and chosen.needs_labels:
             raise DataError(
                 f"{name} needs labels, and {samples.origin} holds none; name their array with --labels, or take --metric agreement or cosine"
             )
@@ -137,11 +139,12 @@ class FileScore:
             labels = _classes(outputs) if name == "agreement" else outputs
         self._labels = labels
 
-    def __call__(self, model: Any) -> Evaluation:
-        """Score a candidate; ``per_sample`` is in the file's order."""
+    def _some(self, model: Any, indices: np.ndarray) -> np.ndarray:
+        whole = len(indices) == len(self.data) and bool((indices == np.arange(len(indices))).all())
+        picked = self.data if whole else self.data.where(indices)
+        labels = self._labels if whole else self._labels[indices]
         parts = []
-        for index, batch in enumerate(self.samples.batches(self.batch_size)):
+        for index, batch in enumerate(picked.batches(self.batch_size)):
             rows = slice(index * self.batch_size, (index + 1) * self.batch_size)
-            parts.append(self._metric.per_sample(first_output(model, batch), self._labels[rows]))
-        scores = np.concatenate(parts)
-        return Evaluation(float(scores.mean()), scores)
+            parts.append(self._metric.per_sample(first_output(model, batch), labels[rows]))
+        return np.concatenate(parts)

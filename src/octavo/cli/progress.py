@@ -29,6 +29,8 @@ def line(trial: Trial, metric: str) -> str:
     figures = [f"{metric} {text.score(trial, metric)}"]
     for name, m in trial.objectives.items():
         figures.append(f"{name} {text.measured(m)}" + (f" ({m.ratio:.2f} of float)" if m.ratio is not None and trial.number else ""))
+    if trial.state == "rejected":
+        return f"trial {trial.number} on {trial.recipe.backend}: {', '.join(figures)}, stopped after {trial.evaluated:.0%} of the samples"
     verdict = "" if not trial.number else ", passes" if trial.passed else ", does not pass"
     who = "float model" if not trial.number else f"trial {trial.number} on {trial.recipe.backend}: {text.bits(trial) or 'float'}"
     return f"{who}: {', '.join(figures)}{verdict}"
@@ -70,7 +72,7 @@ class Show(Callback):
                 TextColumn("{task.completed:.0f}/{task.total:.0f}"),
                 TimeElapsedColumn(),
             )
-            self._live = Progress(*columns, TextColumn("{task.fields[left]}"), console=self._console, transient=True)
+            self._live = Progress(*columns, TextColumn("{task.fields[left]}"), console=self._console, transient=True, refresh_per_second=2)
             self._task = self._live.add_task("searching", total=max_trials, left="")
             self._live.start()
 

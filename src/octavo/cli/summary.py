@@ -8,6 +8,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from octavo.core.loop import choose
 from octavo.core.report import ReportData, text
 
 from .console import table
@@ -17,12 +18,12 @@ def comparison(data: ReportData) -> Table:
     """Float model against the best: score, objectives, their ratios, and what runs."""
     best = data.best
     rows: list[tuple[object, ...]] = []
-    for name, value in data.baseline.metrics.items():
-        ratio = f"{best.metrics[name] / value:.4g}" if best and value and name in best.metrics else "-"
-        rows.append((name, f"{value:.5g}", text.score(best, name), ratio))
+    for name, value, found in data.scores:
+        ratio = f"{found / value:.4g}" if found is not None and value else "-"
+        rows.append((name, f"{value:.5g}", "-" if found is None else f"{found:.5g}", ratio))
     for name, m in data.baseline.objectives.items():
-        found = best.objectives.get(name) if best else None
-        rows.append((name, text.measured(m), text.measured(found), text.ratio(found)))
+        own = best.objectives.get(name) if best else None
+        rows.append((name, text.measured(m), text.measured(own), text.ratio(own)))
     rows.append(("backend", data.baseline.recipe.backend, best.recipe.backend if best else "-", ""))
     rows.append(("ops", "float", text.bits(best) if best else "-", ""))
     if best and best.recipe.transforms:
@@ -52,8 +53,7 @@ def backends(data: ReportData) -> Table | None:
     rows: list[tuple[object, ...]] = []
     for name in names:
         own = [t for t in data.completed if t.recipe.backend == name]
-        passing = [t for t in own if t.passed] or own
-        best = min(passing, key=lambda t: (t.costs(objectives), t.number), default=None)
+        best = choose(own, objectives) or max(own, key=lambda t: (t.margin, -t.number), default=None)
         if best is None:
             rows.append((name, "-", *["-"] * (2 + 2 * len(objectives))))
             continue

@@ -64,6 +64,9 @@ def tune(
     seed: Annotated[int | None, typer.Option(help="The only source of randomness.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples per call, in calibration, scoring and timing.")] = 32,
     calibration_size: Annotated[int, typer.Option(min=1, help="Samples of --data set aside for calibration.")] = 128,
+    holdout: Annotated[
+        float | None, typer.Option(help="Share of the scored samples kept from the search, to confirm the winner on.")
+    ] = None,
     storage: Annotated[str | None, typer.Option(help="History file or database URL; default: beside the output.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a run on the same history stopped.")] = False,
     report: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html into the output folder.")] = True,
@@ -72,7 +75,7 @@ def tune(
     """Find the smallest, fastest quantized version of MODEL that is still good enough."""
     settings = {
         "strategy": strategy, "tolerance": tolerance, "mode": mode, "minimise": minimise, "max_trials": max_trials, "timeout": timeout,
-        "stop": stop, "seed": seed, "backends": tuple(backend) if backend else None, "metric": metric_name,
+        "stop": stop, "seed": seed, "backends": tuple(backend) if backend else None, "metric": metric_name, "holdout": holdout,
         "higher_is_better": False if lower_is_better else None,
     }  # fmt: skip
     configured = TuningConfig.read(config, **{k: v for k, v in settings.items() if v is not None})
