@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -334,6 +335,12 @@ def test_a_hanging_evaluation_is_ended(tune: Callable[..., octavo.Result], execu
         _hangs, config={"executor": executor, "trial_timeout": "2s" if executor == "process" else 0.3, "confirm": False}, max_trials=1
     )
     assert "time limit" in result.trials[0].error
+
+
+def test_anything_with_submit_is_an_executor(tune: Callable[..., octavo.Result]) -> None:
+    with ThreadPoolExecutor(1) as elsewhere:
+        result = tune(executor=elsewhere)
+    assert result.goal_met
 
 
 def test_the_search_keeps_its_time_limit(tune: Callable[..., octavo.Result]) -> None:
