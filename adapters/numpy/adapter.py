@@ -22,6 +22,7 @@ from .fallback import REASON, native
 from .files import load_graph, save_graph
 from .graph import Graph
 from .lowering import quantized
+from .operators.casting import dtype_of
 from .parallel import blas_kernels
 from .passes import optimised
 from .program import Kernels, Program
@@ -124,7 +125,7 @@ class NumpySession(Session):
         if batch is None:
             if any(i.shape is None or any(s is None for s in i.shape[1:]) for i in self.graph.inputs):
                 return {}, ()
-            batch = tuple(np.zeros([s or 1 for s in i.shape or ()], np.dtype(i.dtype)) for i in self.graph.inputs)
+            batch = tuple(np.zeros([s or 1 for s in i.shape or ()], dtype_of(i.dtype)) for i in self.graph.inputs)
         shapes: dict[str, tuple[int, ...]] = {}
         names = {i.name for i in self.graph.inputs} | {v for n in self.graph.nodes for v in n.outputs if v}
 
@@ -143,7 +144,7 @@ class NumpySession(Session):
 
     def observe(self, batches: Iterable[Batch], values: Iterable[str], sink: Sink) -> int:
         """Run the float graph once over the batches."""
-        watch = dict.fromkeys(values, sink)
+        watch = dict.fromkeys(values, lambda name, array: sink(name, _plain(array)))
         known = {i.name for i in self.graph.inputs} | {v for n in self.graph.nodes for v in n.outputs}
         for name in watch:
             if name not in known:
@@ -158,7 +159,7 @@ class NumpySession(Session):
         """Return an initializer."""
         if name not in self.graph.initializers:
             raise ModelError(f"the graph has no tensor {name!r}{nearest(name, self.graph.initializers)}")
-        return self.graph.initializers[name]
+        return _plain(self.graph.initializers[name])
 
     def apply(self, recipe: Recipe, parameters: Mapping[str, OpParameters]) -> NumpyCandidate:
         """Replace the named ops by integer ones."""
@@ -230,6 +231,11 @@ class NumpySession(Session):
         fresh = tuple(n.with_() if touched & set(n.inputs) else n for n in self.graph.nodes)
         graph = self.graph.with_(nodes=fresh, initializers={**self.graph.initializers, **changed})
         return NumpySession(graph, self._kernels, self._example)
+
+
+def _plain(array: np.ndarray) -> np.ndarray:
+    """Return float32 for types that NumPy has from elsewhere (bfloat16): array functions ask for NumPy's own."""
+    return array if array.dtype.isbuiltin == 1 else array.astype(np.float32)
 
 
 class NumpyAdapter(Adapter):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import numpy as np
-
 from octavo.core.graph import Group, ModelView, Op, Weight
 
 from .graph import Graph, Node
@@ -108,7 +106,7 @@ def _out_of_reach(graph: Graph, node: Node, bias: str | None) -> str:
         return ""
     if node.inputs[1] not in graph.initializers:
         return "its weight is computed at run time"
-    if graph.initializers[node.inputs[1]].dtype not in (np.float32, np.float16):
+    if graph.initializers[node.inputs[1]].dtype.name not in ("float32", "float16", "bfloat16"):
         return f"its weight is {graph.initializers[node.inputs[1]].dtype}"
     if len(node.inputs) > 2 and node.inputs[2] and bias is None:
         return "its bias is computed at run time"

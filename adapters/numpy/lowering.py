@@ -68,16 +68,15 @@ class _Lowering:
             self._constant(f"{prefix}.table", rows.table),
         )
         attributes = {"bits": rows.bits, "columns": rows.columns}
+        dtype = self._graph.initializers[name].dtype.name
         if node.op == "Gather":
-            features = {"features": weight.shape[1]}
-            self._nodes.append(
-                node.with_(op="octavo.DequantizeRows", inputs=(*inputs, node.inputs[1]), attributes={**attributes, **features})
-            )
+            rows_of = {**attributes, "features": weight.shape[1]}
+            self._emit(node.with_(op="octavo.DequantizeRows", inputs=(*inputs, node.inputs[1]), attributes=rows_of), dtype)
             return
         value = f"{prefix}.float"
         if all(value not in n.outputs for n in self._nodes):
             shape = {"shape": weight.shape, "axis": axis}
-            self._nodes.append(Node("octavo.Dequantize", inputs, (value,), f"{prefix}.dequantize", {**attributes, **shape}))
+            self._emit(Node("octavo.Dequantize", inputs, (value,), f"{prefix}.dequantize", {**attributes, **shape}), dtype)
         bias = node.inputs[2:]
         if given.bias is not None:
             bias = (self._constant(f"{node.name}.bias", np.asarray(given.bias, np.float32)),)
@@ -101,7 +100,17 @@ class _Lowering:
             inputs.append(node.inputs[2] if len(node.inputs) > 2 else "")
         attributes = {k: node.attributes[k] for k in _KEPT if k in node.attributes}
         op = "octavo.QuantizedConv" if node.op == "Conv" else "octavo.QuantizedGemm"
-        self._nodes.append(node.with_(op=op, inputs=tuple(inputs), attributes={**attributes, "largest": largest}))
+        made = node.with_(op=op, inputs=tuple(inputs), attributes={**attributes, "largest": largest})
+        self._emit(made, self._graph.initializers[node.inputs[1]].dtype.name)
+
+    def _emit(self, node: Node, dtype: str) -> None:
+        """Add a node that computes in float32; a model of half precision keeps its type outside."""
+        if dtype == "float32":
+            self._nodes.append(node)
+            return
+        wide = f"{node.outputs[0]}.float32"
+        self._nodes.append(node.with_(outputs=(wide,)))
+        self._nodes.append(Node("Cast", (wide,), node.outputs, f"{node.name}.cast", {"to": dtype}))
 
     def _input(self, value: str, given: OpParameters) -> tuple[str, str, int]:
         """Quantize a value once for all its consumers of one format."""

@@ -14,6 +14,7 @@ from octavo.core.graph import InputInfo
 from .fallback import native, reference_kernel
 from .graph import Graph, Node
 from .memory import Plan, Tracer
+from .operators.casting import dtype_of
 from .operators.registry import Build, Kernel, kernel
 from .parallel import available, one_blas_thread
 
@@ -207,10 +208,11 @@ class Program:
 
 
 def _checked(info: InputInfo, array: np.ndarray) -> np.ndarray:
-    wanted = np.dtype(info.dtype)
+    wanted = dtype_of(info.dtype)
     if array.dtype != wanted:
-        widening = array.dtype.kind in "iub" and wanted.kind in "iuf"
-        if array.dtype.kind != wanted.kind and not widening:
+        floats = "fV"  # NumPy calls bfloat16 a void type
+        same = array.dtype.kind == wanted.kind or (array.dtype.kind in floats and wanted.kind in floats)
+        if not same and not (array.dtype.kind in "iub" and wanted.kind in "iuf"):
             raise DataError(f"input {info.name!r} is {array.dtype}, the model takes {info.dtype}")
         array = array.astype(wanted)
     if info.shape is not None and (

@@ -125,8 +125,11 @@ def gemm(build: Build) -> Kernel:
         # Leading dimensions of A beyond two are kept: a linear layer of a transformer is one Gemm.
         left, right = a.T if trans_a else a, b.T if trans_b else b
         if a.dtype.kind != "f" or b.dtype != a.dtype:
-            y = (np.matmul(left, right) * alpha).astype(a.dtype)
-            return np.asarray(y if c is None else (y + c * c.dtype.type(beta)).astype(a.dtype))
+            # Integers, and types that BLAS does not know.
+            y = np.asarray((np.matmul(left, right) * alpha).astype(a.dtype))
+            y = y if c is None else np.asarray((y + c * c.dtype.type(beta)).astype(a.dtype))
+            activate(y, activation)
+            return y
         shape = (*left.shape[:-1], right.shape[1])
         out = empty(shape, a.dtype)
         scaled = None if c is None else c if beta == 1.0 else c * c.dtype.type(beta)

@@ -4,9 +4,11 @@ import pickle
 from pathlib import Path
 
 import cloudpickle
+import ml_dtypes
 import numpy as np
 import pytest
 
+import octavo
 from octavo.adapters.numpy import NumpyConfig
 from octavo.adapters.numpy.adapter import NumpyAdapter, NumpySession
 from octavo.adapters.numpy.graph import Builder, Graph
@@ -195,3 +197,19 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ModelError, match="no NumPy graph"):
         NumpyAdapter(NumpyConfig()).load(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("mode", ["static", "dynamic", "weight_only"])
+def test_a_model_of_half_precision_keeps_its_type(dtype: str, mode: str) -> None:
+    kind = np.dtype(getattr(ml_dtypes, dtype)) if dtype == "bfloat16" else np.dtype(dtype)
+    b = Builder()
+    x = b.input("x", (None, 16), dtype)
+    y = b.Relu(b.Gemm(x, RNG.normal(0, 0.3, (16, 8)).astype(kind), RNG.normal(0, 0.3, 8).astype(kind), name="a"))
+    model = b.graph(b.Gemm(y, RNG.normal(0, 0.3, (8, 4)).astype(kind), name="b"))
+    batch = RNG.normal(0, 1, (32, 16)).astype(np.float16)  # converted where the model takes bfloat16
+    scheme = {"static": "int8-static", "dynamic": "int8-dynamic", "weight_only": "int8-weight-only"}[mode]
+    candidate = octavo.quantize_model(model, scheme, [(batch,)]).candidate
+    got, expected = candidate.run((batch,))[0], session(model).reference().run((batch,))[0]
+    assert got.dtype == expected.dtype == kind
+    np.testing.assert_allclose(got.astype(np.float32), expected.astype(np.float32), atol=0.06)
