@@ -16,11 +16,11 @@ import onnx_ir as ir
 
 from octavo.core.adapter import OpParameters
 from octavo.core.errors import SchemeError
-from octavo.core.numerics.affine import QuantParams
+from octavo.core.numerics.affine import QuantParams, integer_range
 from octavo.core.numerics.tensor import QuantizedTensor
 
 from .blockwise import MS, gather_blocks, matmul_nbits
-from .folding import drop_unused_initializers
+from .folding import constant, drop_unused_initializers
 from .packing import bias_tensors, dtype_of, tensor, weight_tensors
 from .sites import Site, Sites, carries
 
@@ -135,6 +135,20 @@ class Emitter:
                 p = self._edges[value][0]
             if p is not None:
                 self._let_flow(self.values[value], p)
+                if site.activation == "clip":
+                    self._drop_clip(self.nodes[site.last.name or ""], p)
+
+    def _drop_clip(self, clip: ir.Node, params: QuantParams) -> None:
+        """Leave a Clip out whose limits the codes' own range keeps, to within half a step."""
+        scale, zero, _ = _key(params)
+        qmin, qmax = integer_range(params.spec)
+        limits = [constant(v) for v in clip.inputs[1:]] + [None, None]
+        low, high = (float(a.reshape(-1)[0]) if a is not None else None for a in limits[:2])
+        inside = (low is None or (qmin - zero) * scale >= low - scale / 2) and (high is None or (qmax - zero) * scale <= high + scale / 2)
+        value = clip.inputs[0]
+        if inside and value is not None:
+            clip.outputs[0].replace_all_uses_with(value)
+            self.graph.remove(clip, safe=True)
 
     def _all_static(self, name: str) -> bool:
         """True if everything that reads a value, through carriers too, is a static op that wants the same codes."""

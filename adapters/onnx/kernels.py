@@ -166,8 +166,8 @@ def _probe(kind: str, scheme: OpScheme, config: OnnxConfig) -> Offer | None:
 
 
 def _no_relu(op: Op) -> str:
-    """ReLU vanishes into the output's clipping only where its zero point is the lowest code."""
-    return "its fused ReLU needs an asymmetric output" if op.attributes.get("activation") == "relu" else ""
+    """ReLU and ReLU6 vanish into the output's clipping only where codes begin at 0."""
+    return "its fused activation needs an asymmetric output" if op.attributes.get("activation") else ""
 
 
 def _one_op(

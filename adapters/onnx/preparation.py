@@ -12,6 +12,7 @@ from onnx_ir.passes import common as passes
 
 from .attention import simplify_masked_softmax
 from .folding import bypass_dropout, drop_unused_initializers, fold_batch_norm, fold_constants, pool_from_mean
+from .half import widen
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 def prepare(model: ir.Model) -> ir.Model:
     """Fold what is constant, batch norm into convolutions, and spatial means into pooling; infer shapes."""
     model = passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model).model
+    widen(model)
     fold_constants(model.graph)
     model = passes.IdentityEliminationPass()(model).model
     model = infer_shapes(model)
