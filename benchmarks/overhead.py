@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from examples import digits
 
 import octavo
+from examples import digits
 
 TRIALS = 12
 
@@ -29,9 +29,11 @@ class Clock(octavo.Progress):
         self.ends: list[float] = []
 
     def started(self, baseline: octavo.Trial, goal: str, max_trials: int, space_size: int) -> None:
+        """Start the clock."""
         self.ends.append(time.perf_counter())
 
     def finished(self, trial: octavo.Trial, best: octavo.Trial | None, seconds_left: float | None) -> None:
+        """Take the time."""
         self.ends.append(time.perf_counter())
 
 
@@ -44,7 +46,11 @@ def measure(name: str, model: Any, score: Callable[[Any], float], calibration: A
         )  # fmt: skip
     trials = [t for t in result.trials if t.state == "complete"]
     walls = np.diff(clock.ends)[1:]
-    over = [wall - t.seconds["evaluate"] - t.seconds["measure"] for wall, t in zip(walls, result.trials[1:], strict=True) if t.state == "complete"]
+    over = [
+        wall - t.seconds["evaluate"] - t.seconds["measure"]
+        for wall, t in zip(walls, result.trials[1:], strict=True)
+        if t.state == "complete"
+    ]
     evaluation = statistics.median(t.seconds["evaluate"] for t in trials)
     overhead = statistics.median(over)
     bar = max(0.1 * evaluation, 0.030)

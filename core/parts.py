@@ -57,7 +57,9 @@ class Part(Generic[T]):
         try:
             found: Callable[..., T] = getattr(loaded, attribute)
         except AttributeError as error:
-            raise PluginError(f"{self.name!r} points to {self.target!r}, but {module} has no {attribute!r}; correct the card's target") from error
+            raise PluginError(
+                f"{self.name!r} points to {self.target!r}, but {module} has no {attribute!r}; correct the card's target"
+            ) from error
         return found
 
     def build(self, settings: PartConfig | None = None, *arguments: Any, **named: Any) -> T:

@@ -140,9 +140,15 @@ class PluginHost:
         for plugin, offer in self._call(f"octavo_{kind}"):
             for part in offer or ():
                 if not isinstance(part, wanted):
-                    warnings.warn(f"octavo plugin {plugin!r} offers {part!r} among its {kind}; it must be a {wanted.__name__}", RuntimeWarning, stacklevel=3)
+                    warnings.warn(
+                        f"octavo plugin {plugin!r} offers {part!r} among its {kind}; it must be a {wanted.__name__}",
+                        RuntimeWarning,
+                        stacklevel=3,
+                    )
                 elif part.name in found:
-                    raise DuplicatePart(f"{part.name!r} is offered twice among {kind}: {found[part.name].target} and {part.target}; deny one plugin")
+                    raise DuplicatePart(
+                        f"{part.name!r} is offered twice among {kind}: {found[part.name].target} and {part.target}; deny one plugin"
+                    )
                 else:
                     found[part.name] = part
         return found
@@ -157,7 +163,8 @@ class PluginHost:
             except Exception as error:
                 name = implementation.plugin_name
                 self._infos = [
-                    PluginInfo(i.name, i.origin, i.loaded, f"{hook} raised {type(error).__name__}: {error}") if i.name == name else i for i in self._infos
+                    PluginInfo(i.name, i.origin, i.loaded, f"{hook} raised {type(error).__name__}: {error}") if i.name == name else i
+                    for i in self._infos
                 ]
                 warnings.warn(f"octavo plugin {name!r} raised in {hook}: {error!r}; it is left out there", RuntimeWarning, stacklevel=3)
 

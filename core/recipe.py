@@ -82,7 +82,9 @@ class Recipe:
             transforms = tuple(PartChoice.model_validate(t) for t in raw.get("transforms", ()))
             return cls(schemes, transforms, raw.get("backend", ""))
         except (KeyError, TypeError, AttributeError, ValidationError) as error:
-            raise ConfigError(f"not a recipe: {error!r}; a recipe has backend, transforms, schemes and ops, as Recipe.to_json() writes them") from error
+            raise ConfigError(
+                f"not a recipe: {error!r}; a recipe has backend, transforms, schemes and ops, as Recipe.to_json() writes them"
+            ) from error
 
 
 _LABELS: dict[OpScheme, str] = {}

@@ -166,6 +166,3 @@ FLOAT = OpScheme()
 def canonical_json(value: Any) -> str:
     """Return JSON with sorted keys and no spaces, the form that digests are taken of."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-
-
-
