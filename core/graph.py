@@ -97,6 +97,8 @@ class Group:
         producer: For ``rescale``: the op (or norm) whose output channels are divided.
         channels: For ``rescale``: how many factors.
         value: For ``rescale``: the name of the value between producer and consumers.
+        values: For ``rescale``: every value that is divided, where there are more than lie between producer and members
+            (a residual sum divides all its terms); empty where those are all.
     """
 
     name: str
@@ -105,6 +107,7 @@ class Group:
     producer: str = ""
     channels: int = 0
     value: str = ""
+    values: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,8 @@ from .graph import Group, ModelView
 
 def values_between(view: ModelView, group: Group) -> frozenset[str]:
     """Return the values that a rescale group divides: all on the way from its producer to its members."""
+    if group.values:
+        return frozenset(group.values)
     reads: dict[str, set[str]] = {}
     for op in view.ops:
         for value in op.outputs:
