@@ -69,12 +69,11 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         cwd="/",
     )
     try:
-        for _ in range(100):
-            if (
-                subprocess.run([binaries / "pg_isready", "-h", "127.0.0.1", "-p", str(port)], capture_output=True, check=False).returncode
-                == 0
-            ):
-                break
+        ready = [binaries / "pg_isready", "-h", "127.0.0.1", "-p", str(port)]
+        end = time.monotonic() + 120
+        while subprocess.run(ready, capture_output=True, check=False).returncode:
+            assert server.poll() is None, f"the server ended with {server.returncode}"
+            assert time.monotonic() < end, "the server does not take connections"
             time.sleep(0.1)
         yield f"postgresql+psycopg://octavo@127.0.0.1:{port}/postgres"
     finally:
