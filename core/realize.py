@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from array_api_compat import array_namespace
 
-from .adapter import Applied, Batch, Candidate, Opened, OpParameters, Session
+from .adapter import Applied, Batch, Candidate, Opened, OpParameters, Session, Sink
 from .algorithms.base import NeedsConfig, Rescaling, WeightConfig
 from .calibrators.base import Observer
 from .calibrators.features import FEATURES
@@ -35,11 +35,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """A session after a tuple of transforms, with its statistics and the values and weights that differ from the original's."""
+    """A session after a tuple of transforms.
+
+    Attributes:
+        session: The rescaled session.
+        statistics: As its ops see their inputs.
+        changed: Names of the ops and values that differ from the original's.
+        divided: Value -> (all factors so far, shape (channels,); channel axis).
+        private: Value -> the ops that divide it themselves as they read it (groups without a producer); for every other op it
+            is still the original's.
+    """
 
     session: Session
     statistics: Statistics
     changed: frozenset[str] = frozenset()
+    divided: Mapping[str, tuple[Array, int]] = field(default_factory=dict)
+    private: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
 class Realizer:
@@ -136,9 +147,9 @@ class Realizer:
         self._prepared.clear()
         return self.statistics
 
-    def _observe(self, session: Session, statistics: Statistics, batches: Iterable[Batch]) -> None:
+    def _observe(self, session: Session, statistics: Statistics, batches: Iterable[Batch], sink: Sink | None = None) -> None:
         self.observe_passes += 1
-        statistics.batches = session.observe(batches, statistics.values, statistics.update)
+        statistics.batches = session.observe(batches, statistics.values, sink or statistics.update)
         if not statistics.batches:
             raise DataError(
                 "calibration data is empty: give at least one batch (a one-shot generator may be exhausted; pass a factory instead)"
@@ -221,21 +232,35 @@ class Realizer:
         if scheme.mode != "static":
             return OpParameters(scheme, weight, bias=bias)
         assert scheme.input is not None
-        inputs = tuple(
-            self._range(v, scheme.input, scheme.calibrator, _axis(op, scheme.input), recipe.transforms, prepared) for v in op.inputs
-        )
+        wanted = (scheme.input, scheme.calibrator, _axis(op, scheme.input))
+        inputs = tuple(self._range(v, *wanted, recipe.transforms, self._seen_by(op, v, prepared)) for v in op.inputs)
         outputs: list[QuantParams | None] = []
         for value in op.outputs:
             wish = (scheme.output, scheme.calibrator, _axis(op, scheme.output)) if scheme.output is not None else asked.get(value)
-            outputs.append(self._range(value, *wish, recipe.transforms, prepared) if wish else None)
+            # Readers that divide a value themselves do not take the codes that its producer would write.
+            if wish is None or (scheme.output is None and value in prepared.private):
+                outputs.append(None)
+            else:
+                outputs.append(self._range(value, *wish, recipe.transforms, self._seen_by(op, value, prepared)))
         return OpParameters(scheme, weight, inputs, tuple(outputs), bias)
 
+    def _seen_by(self, op: Op, value: str, prepared: _Prepared) -> Statistics:
+        if value in prepared.private and op.name not in prepared.private[value]:
+            return self._prepare(()).statistics
+        return prepared.statistics
+
     def _range(
-        self, value: str, spec: QuantSpec, calibrator: PartChoice, axis: int | None, transforms: tuple[PartChoice, ...], prepared: _Prepared
+        self,
+        value: str,
+        spec: QuantSpec,
+        calibrator: PartChoice,
+        axis: int | None,
+        transforms: tuple[PartChoice, ...],
+        statistics: Statistics,
     ) -> QuantParams:
-        key = (value, spec, calibrator, axis, transforms)
+        key = (value, spec, calibrator, axis, transforms, id(statistics))
         if key not in self._ranges:
-            found = [prepared.statistics.range(v, calibrator, spec, axis) for v in self._shared_ranges.get(value, (value,))]
+            found = [statistics.range(v, calibrator, spec, axis) for v in self._shared_ranges.get(value, (value,))]
             low, high = found[0]
             xp = array_namespace(low)
             for other_low, other_high in found[1:]:
@@ -297,26 +322,46 @@ class Realizer:
         factors = rescaling.factors(view, before.session.tensor, before.statistics, free)
         if not factors:
             return before
-        session = before.session.rescale(factors)
         divided: dict[str, Array] = {}
+        axes: dict[str, int] = {}
+        private = dict(before.private)
         changed = set(before.changed)
         for group in view.groups:
             if group.name in factors:
+                rows = rows_of(view.by_name[group.members[0]])
                 values = values_between(view, group)
                 for value in values:
+                    axes[value] = rows.channel_axis if rows is not None else -1
                     divided[value] = divided[value] * factors[group.name] if value in divided else factors[group.name]
                 changed |= {*group.members, group.producer, *values}
+                if not group.producer:
+                    private[group.value] = private.get(group.value, frozenset()) | frozenset(group.members)
+        together = dict(before.divided)
+        for value, f in divided.items():
+            together[value] = (together[value][0] * f if value in together else f, axes[value])
         statistics, missing = before.statistics.rescaled(divided)
         if missing:
-            if self._batches is None:
-                raise DataError(
-                    f"after {choice} value {missing[0].value!r} must be observed again for {missing[0].calibrator}, and the calibration "
-                    "data can be read only once: pass a list or a factory, or calibrate with minmax, whose ranges are derived"
-                )
-            fresh = Statistics(missing, self._make)
-            self._observe(session, fresh, self._batches)
-            statistics = statistics.replaced(fresh)
-        return _Prepared(session, statistics, frozenset(changed))
+            statistics = statistics.replaced(self._observed_again(missing, together, choice))
+        return _Prepared(before.session.rescale(factors), statistics, frozenset(changed), together, private)
+
+    def _observed_again(self, probes: tuple[Probe, ...], divided: Mapping[str, tuple[Array, int]], choice: PartChoice) -> Statistics:
+        """Observe values of the original model once more, divided as the rescaled one has them."""
+        if self._batches is None:
+            raise DataError(
+                f"after {choice} value {probes[0].value!r} must be observed again for {probes[0].calibrator}, and the calibration "
+                "data can be read only once: pass a list or a factory, or calibrate with minmax, whose ranges are derived"
+            )
+        fresh = Statistics(probes, self._make)
+
+        def sink(value: str, x: Array) -> None:
+            xp = array_namespace(x)
+            factors, axis = divided[value]
+            shape = [1] * x.ndim
+            shape[axis] = -1
+            fresh.update(value, xp.astype(x, xp.float32) / xp.reshape(factors, tuple(shape)))
+
+        self._observe(self.opened.session, fresh, self._batches, sink)
+        return fresh
 
 
 def _axis(op: Op, spec: QuantSpec | None) -> int | None:

@@ -57,7 +57,7 @@ class Histogram:
         if needed > self.width or not self.counts.size:
             self._widen(max(needed, self.width))
         channels = rows.shape[0]
-        # x * 2**-width is exact, and so is its floor.
+        # x * 2**-width is exact unless it underflows (values 2**-100 of the largest), and so is its floor.
         index = xp.astype(xp.floor(rows * 2.0**-self.width) if self.width > -126 else 0 * rows, xp.int64) + self.bins // 2
         offsets = self.bins * xp.arange(channels, dtype=xp.int64, device=device(x))
         counts = _host(xp.bincount(xp.reshape(index + offsets[:, None], (-1,)), minlength=channels * self.bins))

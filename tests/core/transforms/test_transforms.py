@@ -1,0 +1,281 @@
+"""Rescalings: the function stays, the factors are the papers', and what was calibrated carries over."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from octavo.core.adapter import Opened
+from octavo.core.errors import DataError
+from octavo.core.plugins import PluginHost
+from octavo.core.realize import Realizer
+from octavo.core.recipe import Recipe
+from octavo.core.scheme import MINMAX, OpScheme, PartChoice, QuantSpec
+from octavo.core.space import TuningSpace, Unit
+from octavo.core.statistics import Probe
+from octavo.core.transforms.awq import importance
+from octavo.core.transforms.equalization import Equalization
+from octavo.core.transforms.norms import absmax_from_norm
+from octavo.core.transforms.rotation import hadamard, rotate, rotated_pair
+from octavo.core.transforms.smoothquant import smoothing
+from octavo.core.transforms.spiq import conversion_scales
+from octavo.core.transforms.suppression import channel_shift, shifted, threshold_factors
+
+HOST = PluginHost(third_party=False)
+ALL = ["smoothquant", "awq", "equalization", "spiq", "outlier_suppression", "outlier_suppression_plus"]
+
+
+class Block(nn.Module):
+    """A norm that two linear layers read, with loud channels, and a ReLU between two linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.norm = nn.LayerNorm(16)
+        self.left, self.right = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.last = nn.Linear(16, 4)
+        with torch.no_grad():
+            self.norm.weight[::5] *= 20
+            self.norm.bias.normal_()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(x)
+        return self.last(torch.relu(self.left(x)) * torch.sigmoid(self.right(x)))
+
+
+class Convolutions(nn.Module):
+    """A convolution, a depthwise and a grouped one, of very different channel ranges, with batch norm and ReLU between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.norm = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.depthwise, self.grouped = nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 6, 1, groups=2)
+        with torch.no_grad():
+            self.norm.weight.copy_(torch.logspace(-1.5, 1, 8))
+            self.depthwise.weight *= torch.logspace(1, -1, 8)[:, None, None, None]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.norm(self.first(x)))
+        return self.grouped(torch.relu(self.depthwise(x)))
+
+
+def model(name: str) -> tuple[nn.Module, list[torch.Tensor]]:
+    torch.manual_seed(1)
+    if name == "block":
+        return Block().eval(), [torch.randn(5, 7, 16) for _ in range(3)]
+    return Convolutions().eval(), [torch.randn(4, 3, 8, 8) for _ in range(3)]
+
+
+def realizer(name: str, *transforms: PartChoice, scheme: OpScheme | None = None, batches: Any = None) -> Realizer:
+    net, data = model(name)
+    session = HOST.adapters()["torch"].build().open(net, (data[0],))
+    view, capability = session.describe(), session.capability()
+    float_scheme = OpScheme()
+    units = tuple(
+        Unit(o.name, o.type, (o.name,), (*((scheme,) if scheme else capability.for_op(o)[:1]), float_scheme))
+        for o in view.ops
+        if o.weight is not None and len(capability.for_op(o)) > 1
+    )
+    space = TuningSpace("torch", units, ((), tuple(transforms)) if transforms else ((),))
+    made = Realizer(Opened("torch", session, view, capability), space, HOST)
+    made.calibrate([(x,) for x in data] if batches is None else batches(data))
+    return made
+
+
+@pytest.mark.parametrize("options", [{}, {"alpha": 0.8}, {"alpha": "auto"}], ids=str)
+@pytest.mark.parametrize("name", ["block", "convolutions"])
+def test_smoothquant_leaves_the_function(name: str, options: dict[str, Any]) -> None:
+    check(name, PartChoice.model_validate({"kind": "smoothquant", **options}))
+
+
+@pytest.mark.parametrize("kind", [*ALL, "both"])
+@pytest.mark.parametrize("name", ["block", "convolutions"])
+def test_the_function_stays(name: str, kind: str) -> None:
+    if kind == "both":
+        check(name, PartChoice(kind="equalization"), PartChoice(kind="smoothquant"))
+    else:
+        check(name, PartChoice(kind=kind))
+
+
+def check(name: str, *transforms: PartChoice) -> None:
+    made = realizer(name, *transforms)
+    net, data = model(name)
+    rescaled = made.candidate(Recipe({}, transforms, "torch"))
+    for x in data:
+        expected = net(x).detach().numpy()
+        np.testing.assert_allclose(rescaled.run((x,))[0], expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+    assert made.observe_passes == 1
+
+
+@pytest.mark.parametrize("name", ["block", "convolutions"])
+def test_statistics_are_carried_over(name: str) -> None:
+    """Ranges derived for the rescaled model equal those that a second pass observes.
+
+    A group without a producer divides its value inside the op that reads it, where no pass can see it.
+    """
+    choice = PartChoice(kind="smoothquant")
+    made = realizer(name, choice)
+    derived = made._prepare((choice,))
+    again = Realizer(Opened("torch", derived.session, derived.session.describe(), derived.session.capability()), made.space, HOST)
+    again.calibrate([(x,) for x in model(name)[1]])
+    assert again.statistics is not None
+    compared = 0
+    inside = {g.value for g in made.opened.view.groups if g.kind == "rescale" and not g.producer}
+    for probe, observer in again.statistics.observers.items():
+        if probe.value in inside:
+            continue
+        mine = derived.statistics.observer(probe)
+        if hasattr(observer, "low"):
+            for a, b in ((mine.low, observer.low), (mine.high, observer.high)):  # type: ignore[attr-defined]
+                np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-4, atol=1e-4)
+        else:
+            np.testing.assert_allclose(np.asarray(mine.value), np.asarray(observer.value), rtol=1e-3, atol=1e-3)  # type: ignore[attr-defined]
+        compared += 1
+    assert compared >= 2
+    assert made.observe_passes == 1
+
+
+def test_other_calibrators_are_observed_once_more() -> None:
+    choice = PartChoice(kind="smoothquant")
+    spec, activation = QuantSpec(dtype="int8", granularity="channel"), QuantSpec(dtype="uint8", symmetric=False)
+    scheme = OpScheme(mode="static", weight=spec, input=activation, calibrator=PartChoice(kind="mse"))
+    made = realizer("block", choice, scheme=scheme)
+    made.candidate(made.space.recipe(made.space.first(), (choice,)))
+    assert made.observe_passes == 2
+    made.candidate(made.space.recipe({made.space.tunable[0].name: scheme}, (choice,)))
+    assert made.observe_passes == 2
+    once = realizer("block", choice, scheme=scheme, batches=lambda data: ((x,) for x in data))
+    with pytest.raises(DataError, match="read only once"):
+        once.candidate(once.space.recipe(once.space.first(), (choice,)))
+
+
+@pytest.mark.parametrize("kind", ["smoothquant", "outlier_suppression_plus", "spiq"])
+def test_static_quantization_gains(kind: str) -> None:
+    """Loud channels spoil one scale for the whole activation; a rescaling mends it."""
+    choice = PartChoice(kind=kind)
+    made = realizer("block", choice)
+    net, data = model("block")
+    errors = []
+    for transforms in ((), (choice,)):
+        candidate = made.candidate(made.space.recipe(made.space.first(), transforms))
+        errors.append(sum(float(((torch.from_numpy(candidate.run((x,))[0]) - net(x).detach()) ** 2).mean()) for x in data))
+    assert errors[1] < errors[0]
+
+
+def test_a_weight_that_no_transform_touches_is_quantized_once() -> None:
+    choice = PartChoice(kind="outlier_suppression")
+    made = realizer("block", choice)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        first = made.parameters(made.space.recipe(made.space.first()))
+        second = made.parameters(made.space.recipe(made.space.first(), (choice,)))
+    same = {name for name in first if first[name].weight is second[name].weight}
+    touched = {m for g in made.opened.view.groups if g.kind == "rescale" for m in g.members}
+    assert same >= set(first) - touched - {g.producer for g in made.opened.view.groups}
+
+
+def test_channel_ranges_are_planned_for_transforms() -> None:
+    choice = PartChoice(kind="smoothquant")
+    made = realizer("block", choice)
+    values = {g.value for g in made.opened.view.groups if g.kind == "rescale"}
+    assert values
+    assert {p.value for p in made.probes() if p == Probe(p.value, MINMAX, -1)} >= values
+    assert not any(p.calibrator.kind == "gram" for p in made.probes())
+    searching = realizer("block", PartChoice(kind="smoothquant", options=(("alpha", "auto"),)))
+    assert any(p.calibrator.kind == "gram" for p in searching.probes())
+
+
+# The formulas by themselves
+
+
+def test_smoothing_by_the_paper() -> None:
+    # Xiao et al. 2023, figure 5: alpha 0.5, inputs max (2, 16, 1, 8 ...), weights max (2, 1, 2, 1)
+    x, w = np.asarray([2, 16, 2, 9], np.float32), np.asarray([2, 1, 2, 1], np.float32)
+    np.testing.assert_allclose(smoothing(x, w, 0.5), [1, 4, 1, 3])
+    np.testing.assert_allclose(smoothing(x, w, 1.0), x)
+    assert smoothing(0 * x, w, 0.5).tolist() == [1, 1, 1, 1]
+
+
+def test_equalization_by_the_paper() -> None:
+    """Both ranges of a channel become their geometric mean (Nagel et al. 2019, eq. 11)."""
+    made = realizer("convolutions", PartChoice(kind="equalization"))
+    opened = made.opened
+    settings = HOST.read("transforms", "equalization")
+    ops = {o.name: o for o in opened.view.ops if o.weight is not None}
+    assert made.statistics is not None
+    factors = Equalization(settings).factors(opened.view, opened.session.tensor, made.statistics, ops)
+    assert factors
+    rescaled = opened.session.rescale(factors)
+    for group in opened.view.groups:
+        producer = opened.view.by_name.get(group.producer)
+        if group.name in factors and producer is not None and producer.weight is not None:
+            reader = opened.view.by_name[group.members[0]]
+            assert reader.weight is not None
+            outer = np.abs(np.asarray(rescaled.tensor(producer.weight.name))).max(axis=(1, 2, 3))
+            weight = np.abs(np.asarray(rescaled.tensor(reader.weight.name)))
+            groups = len(outer) // weight.shape[1]
+            inner = weight.reshape(groups, -1, *weight.shape[1:]).max(axis=(1, 3, 4)).reshape(-1)
+            np.testing.assert_allclose(outer, inner, rtol=1e-2)
+
+
+def test_shares_of_the_other_rescalings() -> None:
+    absmax = np.asarray([1, 4, 16], np.float32)
+    np.testing.assert_allclose(conversion_scales(absmax), [0.25, 1, 4], rtol=1e-6)
+    np.testing.assert_allclose(threshold_factors(absmax, 4.0), [1, 1, 4])
+    np.testing.assert_allclose(importance(absmax, 0.5), [0.5, 1, 2], rtol=1e-6)
+    np.testing.assert_allclose(absmax_from_norm(np.asarray([2.0, -1.0], np.float32), np.asarray([-3.0, 0.5], np.float32), 6.0), [15, 6.5])
+
+
+def test_batch_norm_statistics_bound_its_output() -> None:
+    """SPIQ without data: what the norm's parameters promise holds what is seen."""
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(8)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    seen = norm(torch.randn(20_000, 8) * 3 + 1).abs().amax(0)
+    promised = absmax_from_norm(norm.weight.detach(), norm.bias.detach(), 6.0)
+    assert bool((seen <= promised).all())
+    assert bool((seen >= 0.4 * promised).all())
+
+
+def test_shifting_keeps_the_output() -> None:
+    """Outlier Suppression+, eqs. 3 and 4."""
+    random = np.random.default_rng(0)
+    x = (random.normal(size=(50, 8)) + np.linspace(-30, 30, 8)).astype(np.float32)
+    weight, bias = random.normal(size=(4, 8)).astype(np.float32), random.normal(size=4).astype(np.float32)
+    shift = channel_shift(x.min(0), x.max(0))
+    np.testing.assert_allclose((x - shift) @ weight.T + shifted(weight, bias, shift), x @ weight.T + bias, rtol=1e-5, atol=1e-3)
+    assert np.abs(x - shift).max() < 0.3 * np.abs(x).max()
+
+
+@pytest.mark.parametrize("n", [1, 7, 8, 12, 96, 384])
+@pytest.mark.parametrize("seed", [None, 3])
+def test_rotation_is_orthogonal_and_fast_equals_plain(n: int, seed: int | None) -> None:
+    x = np.random.default_rng(0).normal(size=(3, n)).astype(np.float32)
+    matrix = hadamard(n, x, seed)
+    np.testing.assert_allclose(matrix @ matrix.T, np.eye(n), atol=1e-5)
+    np.testing.assert_allclose(rotate(x, seed), x @ matrix, atol=1e-5)
+    np.testing.assert_allclose(rotate(torch.from_numpy(x), seed).numpy(), x @ matrix, atol=1e-5)
+    if n & (n - 1) == 0:
+        np.testing.assert_allclose(np.abs(matrix), n**-0.5, rtol=1e-6)
+
+
+def test_a_rotated_pair_computes_the_same_and_has_no_outliers() -> None:
+    random = np.random.default_rng(0)
+    x = random.normal(size=(64, 32)).astype(np.float32)
+    first, bias = random.normal(size=(48, 32)).astype(np.float32), random.normal(size=48).astype(np.float32)
+    first[5] *= 40
+    readers = [random.normal(size=(8, 48)).astype(np.float32) for _ in range(2)]
+    turned, turned_bias, turned_readers = rotated_pair(first, bias, readers)
+    assert turned_bias is not None
+    value, rotated = x @ first.T + bias, x @ turned.T + turned_bias
+    for reader, other in zip(readers, turned_readers, strict=True):
+        expected = value @ reader.T
+        np.testing.assert_allclose(rotated @ other.T, expected, atol=1e-5 * np.abs(expected).max())
+    assert np.abs(rotated).max() < 0.5 * np.abs(value).max()
