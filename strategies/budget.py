@@ -13,7 +13,7 @@ from octavo.core.trial import Trial
 
 from . import BudgetConfig
 from .belief import OVERHEAD, CostBelief, ratio
-from .losses import Transforms, pair_losses
+from .losses import Transforms, pair_losses, shortlist
 from .sequential import Search, Sequential
 
 ROUNDS = 6  # corrections of a limit that the measured artifact overran
@@ -63,9 +63,15 @@ class Budget(Sequential):
     def _solve(self, kind: str, limits: dict[str, float], transforms: Transforms) -> Recipe:
         space = self.problem.space
         units = space.tunable
-        flat = np.array(pair_losses(self.problem, kind, [(u, s) for u in units for s in u.choices], transforms))
-        flat = np.where(np.isfinite(flat), flat, 1e6 * max(float(flat[np.isfinite(flat)].max(initial=0.0)), 1.0))
-        losses = np.split(flat, np.cumsum([len(u.choices) for u in units])[:-1])
+        sizes = [np.array([u.weight_bytes(s) for s in u.choices]) for u in units]
+        listed = shortlist(self.problem, sizes, transforms)
+        flat = np.array(
+            pair_losses(self.problem, kind, [(u, u.choices[i]) for u, kept in zip(units, listed, strict=True) for i in kept], transforms)
+        )
+        worst = 1e3 * max(float(flat[np.isfinite(flat)].max(initial=0.0)), 1e-300)
+        losses = [np.full(len(u.choices), worst) for u in units]
+        for row, kept, found in zip(losses, listed, np.split(flat, np.cumsum([len(k) for k in listed])[:-1]), strict=True):
+            row[kept] = np.where(np.isfinite(found), found, worst)
         fixed = [u for u in space.units if not u.tunable]
         rows: list[tuple[list[np.ndarray], float]] = []
         if "bits" in limits:
@@ -74,7 +80,7 @@ class Budget(Sequential):
         if "size" in limits:
             float_bytes = sum(4.0 * u.parameters for u in space.units)
             room = limits["size"] * float_bytes - sum(4.0 * u.parameters for u in fixed)
-            rows.append(([np.array([u.weight_bytes(s) for s in u.choices]) for u in units], room))
+            rows.append((sizes, room))
         if "latency" in limits:
             belief = CostBelief(space, "latency")
             for trial in self.trials:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from octavo.core.scheme import OpScheme, PartChoice
 from octavo.core.sensitivity import RecipeSensitivity
@@ -10,6 +14,7 @@ from octavo.core.space import Unit
 from octavo.core.strategy import Problem
 
 Transforms = tuple[PartChoice, ...]
+VARIANTS = 3  # of one mode and width, so many are looked at; as many choices or fewer are not thinned out
 
 
 def bits(scheme: OpScheme) -> float:
@@ -39,3 +44,39 @@ def unit_losses(problem: Problem, kind: str, choice: Mapping[str, OpScheme], tra
     units = [u for u in problem.space.tunable if u.name in choice]
     losses = pair_losses(problem, kind, [(u, choice[u.name]) for u in units], transforms)
     return {u.name: loss for u, loss in zip(units, losses, strict=True)}
+
+
+def shortlist(problem: Problem, costs: Sequence[np.ndarray], transforms: Transforms = ()) -> list[list[int]]:
+    """Return for each tunable unit the choices worth a run of the model, as indices in their order; float is among them.
+
+    A backend may offer dozens. Of one mode and width the first few in its order are looked at; of those the front of cost and
+    weight error, which is cheap to tell, is kept.
+
+    Args:
+        problem: Gives the units and the weight errors.
+        costs: The cost of each choice of each unit.
+        transforms: The transforms under which they are compared.
+    """
+    listed = []
+    for unit in problem.space.tunable:
+        ways = Counter[tuple[str, int]]()
+        kept = []
+        for index, scheme in enumerate(unit.choices[:-1]):
+            ways[scheme.mode, scheme.weight_bits] += 1
+            if ways[scheme.mode, scheme.weight_bits] <= VARIANTS:
+                kept.append(index)
+        listed.append(kept)
+    units = problem.space.tunable
+    pairs = [(u, u.choices[i]) for u, kept in zip(units, listed, strict=True) if len(kept) > VARIANTS for i in kept]
+    errors = iter(pair_losses(problem, "weight_error", pairs, transforms) if pairs else ())
+    for row, (kept, cost) in enumerate(zip(listed, costs, strict=True)):
+        if len(kept) > VARIANTS:
+            rated = sorted((float(cost[i]), next(errors), i) for i in kept)
+            best, front = math.inf, []
+            for _, error, index in rated:
+                if error < 0.9 * best:
+                    best = error
+                    front.append(index)
+            listed[row] = sorted(front)
+        listed[row].append(len(units[row].choices) - 1)
+    return listed

@@ -9,7 +9,7 @@ from octavo.core.space import Unit
 
 from . import PrefixConfig
 from .fallback import Fallback
-from .losses import Transforms, pair_losses
+from .losses import Transforms, pair_losses, shortlist
 from .sequential import Search
 
 Step = tuple[str, int]
@@ -44,26 +44,32 @@ class Prefix(Fallback):
 
     def _steps(self, transforms: Transforms) -> list[Step]:
         """Return (unit, choice) steps, the most loss removed for a byte first; a unit's own steps stay in order."""
-        pairs = [(u, s) for u in self.problem.space.tunable for s in u.choices]
+        units = self.problem.space.tunable
+        sizes = [np.array([u.weight_bytes(s) for s in u.choices]) for u in units]
+        # The smallest choice is where a unit starts, listed or not.
+        listed = [
+            sorted({*kept, int(np.argmin(size))}) for kept, size in zip(shortlist(self.problem, sizes, transforms), sizes, strict=True)
+        ]
+        pairs = [(u, u.choices[i]) for u, kept in zip(units, listed, strict=True) for i in kept]
         losses = iter(pair_losses(self.problem, self.config.sensitivity, pairs, transforms))
         rated: list[tuple[float, Step]] = []
-        for unit in self.problem.space.tunable:
-            rated += self._hull(unit, [next(losses) for _ in unit.choices])
+        for unit, kept in zip(units, listed, strict=True):
+            rated += self._hull(unit, {i: next(losses) for i in kept})
         return [step for _, step in sorted(rated, key=lambda r: -r[0])]
 
     @staticmethod
-    def _hull(unit: Unit, losses: list[float]) -> list[tuple[float, Step]]:
+    def _hull(unit: Unit, losses: dict[int, float]) -> list[tuple[float, Step]]:
         """Return (loss removed for a byte, step) along the lower convex hull of a unit's choices: falling rates."""
-        sizes = [unit.weight_bytes(s) for s in unit.choices]
-        at = int(np.lexsort((losses, sizes))[0])
+        sizes = {i: unit.weight_bytes(unit.choices[i]) for i in losses}
+        at = min(losses, key=lambda i: (sizes[i], i))
         rated = []
         while not unit.choices[at].is_float:
             gains = [
                 ((losses[at] - losses[i]) / max(sizes[i] - sizes[at], 1e-9), i)
-                for i in range(len(sizes))
-                if losses[i] < losses[at] or unit.choices[i].is_float
+                for i in losses
+                if i != at and (losses[i] < losses[at] or unit.choices[i].is_float)
             ]
-            rate, at = max(g for g in gains if g[1] != at)
+            rate, at = max(gains)
             rated.append((rate, (unit.name, at)))
         return rated
 
