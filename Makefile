@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format bench browser clean
+.PHONY: help install demo test check format bench system clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -39,11 +39,14 @@ format: $(READY) ## rewrite the sources in the house style
 bench: $(READY) ## run every benchmark; each prints its figures beside the bars
 	@for file in benchmarks/[!_]*.py; do module=$${file%.py}; echo "== $$module"; $(BIN)/python -m "$$(echo "$$module" | tr / .)" || exit 1; done
 
-browser: ## install Chromium for the report's browser test, where apt is at hand
-	@if command -v chromium chromium-browser google-chrome >/dev/null 2>&1; then :; \
+system: ## install Chromium and PostgreSQL, which some tests use, where apt is at hand
+	@missing=""; \
+	command -v chromium chromium-browser google-chrome >/dev/null 2>&1 || missing="chromium"; \
+	command -v initdb >/dev/null 2>&1 || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$$missing postgresql"; \
+	if [ -z "$$missing" ]; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then \
-	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
-	else echo "no chromium here, and apt-get is not at hand: the browser test will be skipped"; fi
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	else echo "not here, and apt-get is not at hand: $$missing; the tests that use it will be skipped"; fi
 
 clean: ## remove what can be made again
 	rm -rf $(VENV) out dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -188,7 +188,7 @@ def test_the_same_run_gives_the_same_page() -> None:
     assert render(data()) == render(data())
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: `make browser` installs one where apt is at hand")
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: `make system` installs one where apt is at hand")
 def test_a_real_browser_shows_it_without_errors(tmp_path: Path) -> None:
     page = write(data(ops=40), tmp_path / "a report ü.html")
     shot = tmp_path / "shot.png"
