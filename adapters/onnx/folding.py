@@ -109,6 +109,16 @@ def _evaluate(node: ir.Node, arrays: dict[str, np.ndarray], opset: int) -> Seque
     return [np.asarray(r) for r in found] if all(isinstance(r, np.ndarray | np.generic) for r in found) else None
 
 
+def bypass_identities(graph: ir.Graph) -> None:
+    """Let whoever reads an Identity read its input. Bodies of control flow need theirs, and so do the model's outputs."""
+    for node in list(graph):
+        if node.op_type == "Identity" and node.domain == "" and node.inputs[0] is not None and not node.outputs[0].is_graph_output():
+            if any(user.graph is not graph for user, _ in node.outputs[0].uses()):
+                continue
+            node.outputs[0].replace_all_uses_with(node.inputs[0])
+            graph.remove(node, safe=True)
+
+
 def bypass_dropout(node: ir.Node) -> None:
     """Let whoever reads an inference-mode Dropout read its input."""
     training = constant(node.inputs[2]) if len(node.inputs) > 2 else None

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from octavo.core.graph import Group
 
 from .folding import is_constant
+from .streams import find_streams, takes
 
 if TYPE_CHECKING:
     from .sites import Site
@@ -25,7 +26,7 @@ def find_groups(sites: Mapping[str, Site]) -> tuple[Group, ...]:
     ``scheme``: ops with a tied weight. ``rescale``: a norm and the linear ops that read it (whoever else reads it is given
     the unscaled value back), a GELU or gate and its linear readers (divided by one multiplication more), or a convolution or linear op, ReLU and max pool in between, and the ops that alone read it.
     """
-    return (*_tied(sites), *_rescalable(sites))
+    return (*_tied(sites), *_rescalable(sites), *(stream.group() for stream in find_streams(sites)))
 
 
 def _tied(sites: Mapping[str, Site]) -> Iterator[Group]:
@@ -43,21 +44,17 @@ def _rescalable(sites: Mapping[str, Site]) -> Iterator[Group]:
         value = site.last.outputs[0]
         if site.node.op_type in NORMS:
             width = _norm_width(site.node)
-            readers = [by_node[n] for n, i in value.uses() if n in by_node and i == 0 and _takes(by_node[n], ("linear",))]
-        elif site.op.type in ("conv", "linear") and _owns_tensors(site):
-            assert site.op.weight is not None
-            width = site.op.weight.shape[site.op.weight.channel_axis]
-            found = _readers(value, by_node, site.op.type)
-            readers = found if found is not None else []
+            readers = [by_node[n] for n, i in value.uses() if n in by_node and i == 0 and takes(by_node[n], ("linear",))]
         elif site.op.type in FREE_PRODUCERS:
-            readers = [by_node[n] for n, i in value.uses() if n in by_node and i == 0 and _takes(by_node[n], ("linear",))]
+            readers = [by_node[n] for n, i in value.uses() if n in by_node and i == 0 and takes(by_node[n], ("linear",))]
             member = readers[0].op.weight if readers else None
             width = member.shape[1 - member.channel_axis] if member is not None else 0
         else:
             continue
         if readers and width:
             members = tuple(dict.fromkeys(r.op.name for r in readers))
-            yield Group(f"rescale:{name}", "rescale", members, name, width, value.name or "")
+            producer = name if site.node.op_type in NORMS else ""
+            yield Group(f"rescale:{name}", "rescale", members, producer, width, value.name or "")
 
 
 def _norm_width(node: ir.Node) -> int:
@@ -72,41 +69,3 @@ def _norm_width(node: ir.Node) -> int:
         return 0
     held = constants[0].const_value
     return held.size if held is not None else 0
-
-
-def _owns_tensors(site: Site) -> bool:
-    """True if nobody else uses the site's weight and bias, so that both can be scaled under their names."""
-    weight = site.node.inputs[site.weight] if site.weight is not None else None
-    if weight is None or len(weight.uses()) != 1 or site.op.out_of_reach:
-        return False
-    bias = next((v for n in (site.node, *_nodes_between(site)) for v in n.inputs if v is not None and v.name == site.bias), None)
-    return bias is None or len(bias.uses()) == 1
-
-
-def _nodes_between(site: Site) -> Iterator[ir.Node]:
-    node: ir.Node | None = site.last
-    while node is not None and node is not site.node:
-        yield node
-        node = next((p for v in node.inputs if v is not None and (p := v.producer()) is not None), None)
-
-
-def _takes(site: Site, types: tuple[str, ...]) -> bool:
-    return site.op.type in types and site.weight is not None and site.op.weight is not None and _owns_tensors(site)
-
-
-def _readers(value: ir.Value, by_node: Mapping[ir.Node, Site], kind: str) -> list[Site] | None:
-    """Return all that read a value, max pools looked through; None if one of them cannot take factors."""
-    if value.is_graph_output():
-        return None
-    found: list[Site] = []
-    for node, index in value.uses():
-        if node.domain == "" and node.op_type == "MaxPool" and index == 0 and kind == "conv":
-            further = _readers(node.outputs[0], by_node, kind)
-            if further is None:
-                return None
-            found += further
-        elif node in by_node and index == 0 and _takes(by_node[node], (kind,)):
-            found.append(by_node[node])
-        else:
-            return None
-    return found

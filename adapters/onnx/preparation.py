@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from .attention import simplify_masked_softmax
-from .folding import bypass_dropout, drop_unused_initializers, fold_batch_norm, fold_constants, pool_from_mean
+from .folding import bypass_dropout, bypass_identities, drop_unused_initializers, fold_batch_norm, fold_constants, pool_from_mean
 from .half import widen
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ def prepare(model: ir.Model) -> ir.Model:
     model = passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model).model
     widen(model)
     fold_constants(model.graph)
-    model = passes.IdentityEliminationPass()(model).model
+    bypass_identities(model.graph)
     model = infer_shapes(model)
     graph = model.graph
     for node in list(graph):

@@ -13,6 +13,7 @@ from octavo.core.graph import Group
 from .folding import add_initializer, drop_unused_initializers, replace_input
 from .groups import FREE_PRODUCERS, NORMS
 from .sites import Site, Sites
+from .streams import find_streams
 
 
 def rescale(model: ir.Model, sites: Sites, factors: Mapping[str, np.ndarray]) -> ir.Model:
@@ -27,6 +28,7 @@ def rescale(model: ir.Model, sites: Sites, factors: Mapping[str, np.ndarray]) ->
         SchemeError: If a group is unknown or factors do not fit it.
     """
     groups = {g.name: g for g in sites.view.groups if g.kind == "rescale"}
+    streams = {s.group().name: s for s in find_streams(sites.sites)}
     clone = model.clone()
     nodes = {n.name or "": n for n in clone.graph}
     for name, given in factors.items():
@@ -37,13 +39,14 @@ def rescale(model: ir.Model, sites: Sites, factors: Mapping[str, np.ndarray]) ->
             raise SchemeError(
                 f"group {name!r} takes {group.channels} finite factors above 0, got shape {f.shape}, smallest {f.min(initial=np.inf):g}"
             )
-        producer = sites.sites[group.producer]
+        producer = sites.sites[name.removeprefix("rescale:")]
         if producer.node.op_type in NORMS:
             _divide_norm(clone.graph, nodes, producer, group, f)
         elif producer.op.type in FREE_PRODUCERS:
             _divide_value(clone.graph, nodes[producer.last.name or ""].outputs[0], group, f)
         else:
-            _divide(clone.graph, producer, f)
+            for writer in streams[name].writers:
+                _divide(clone.graph, writer, f)
         for member in group.members:
             _multiply(clone.graph, sites.sites[member], f)
     drop_unused_initializers(clone.graph)
