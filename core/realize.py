@@ -328,7 +328,9 @@ class Realizer:
         changed = set(before.changed)
         for group in view.groups:
             if group.name in factors:
-                rows = rows_of(view.by_name[group.members[0]])
+                # A convolution's channels stay on axis 1 of all that follows, a pooled and flattened sample included.
+                ends = (view.by_name[n] for n in (group.producer, *group.members) if n in view.by_name)
+                rows = next((r for op in ends if (r := rows_of(op)) is not None), None)
                 values = values_between(view, group)
                 for value in values:
                     axes[value] = rows.channel_axis if rows is not None else -1
