@@ -15,6 +15,8 @@ from .layers import Layer, conv_pads, is_transposed_linear
 from .skeleton import skeleton
 from .weight_only import Cast, WeightOnlyEmbedding, WeightOnlyLinear
 
+_PLAIN = (int, float, str, tuple, type(None))
+
 
 def quantized_module(
     layer: Layer,
@@ -26,7 +28,7 @@ def quantized_module(
     factors: torch.Tensor | None = None,
     memo: Memo | None = None,
 ) -> nn.Module:
-    """Return the module that carries a scheme out for one layer.
+    """Return the module that carries a scheme out for one layer, with the float module's own settings beside it.
 
     Args:
         layer: The layer.
@@ -37,6 +39,25 @@ def quantized_module(
         factors: Multipliers of a linear layer's input channels, or None.
         memo: Shared by the layers that read the same value alike.
     """
+    new = _made(layer, module, parameters, bias, gives, factors, memo)
+    # Models look at a layer's stride or at its weight's dtype. What stands for the weight has no numbers to be used by mistake.
+    for key, value in module.__dict__.items():
+        if not key.startswith("_") and isinstance(value, _PLAIN) and not hasattr(new, key):
+            setattr(new, key, value)
+    assert isinstance(module.weight, torch.Tensor)
+    new.__dict__.setdefault("weight", torch.empty(0, dtype=module.weight.dtype, device=module.weight.device))
+    return new.eval()
+
+
+def _made(
+    layer: Layer,
+    module: nn.Module,
+    parameters: OpParameters,
+    bias: torch.Tensor | None,
+    gives: Activation | None,
+    factors: torch.Tensor | None,
+    memo: Memo | None,
+) -> nn.Module:
     weight, scheme = parameters.weight, parameters.scheme
     assert weight is not None
     assert isinstance(module.weight, torch.Tensor)
@@ -45,15 +66,15 @@ def quantized_module(
     if scheme.mode == "weight_only":
         dtype = module.weight.dtype
         if layer.op.type == "embedding":
-            return WeightOnlyEmbedding(weight, dtype, module if isinstance(module, nn.EmbeddingBag) else None).eval()
+            return WeightOnlyEmbedding(weight, dtype, module if isinstance(module, nn.EmbeddingBag) else None)
         transposed = is_transposed_linear(module)
-        return WeightOnlyLinear(weight, bias, dtype, transposed=transposed, factors=factors, then="".join(layer.fused)).eval()
+        return WeightOnlyLinear(weight, bias, dtype, transposed=transposed, factors=factors, then="".join(layer.fused))
     assert scheme.input is not None
     shared: dict[str, Any] = {"source": static_form(parameters, 0), "gives": gives, "symmetric": scheme.input.symmetric}
     if layer.op.type == "linear":
         per_token, transposed = scheme.input.granularity == "token", is_transposed_linear(module)
         more: dict[str, Any] = {"per_token": per_token, "transposed": transposed, "factors": factors, "memo": memo}
-        return Int8Linear(weight, bias, module.weight.dtype, then="".join(layer.fused), **shared, **more).eval()
+        return Int8Linear(weight, bias, module.weight.dtype, then="".join(layer.fused), **shared, **more)
     assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
     pads = conv_pads(module)
     n = len(pads) // 2

@@ -16,8 +16,10 @@ from octavo.core.numerics.affine import Array
 from octavo.core.recipe import Recipe
 
 from .batches import parameters_of, to_call
+from .blockwise import Reconstruction, reconstruct
 from .candidate import TorchCandidate, digest
 from .capture import Call, Capture
+from .distill import Distillation, distill
 from .layers import Layer, folded
 from .offers import capability
 from .rescale import install, rescaled
@@ -130,6 +132,46 @@ class TorchSession(Session):
         """Return a session over the same function with other channel scales."""
         root, own = rescaled(self.capture.root, self.capture.links, factors, self.capture.factors)
         return TorchSession(self.capture.on(root, own), self._device, self._example, self._notes)
+
+    def over(self, root: nn.Module) -> TorchSession:
+        """Return a session over another skeleton of the same structure (trained weights)."""
+        return TorchSession(self.capture.on(root, self.capture.factors), self._device, self._example, self._notes)
+
+    def reconstruct(
+        self, parameters: Mapping[str, OpParameters], batches: Iterable[Batch], settings: Reconstruction | None = None
+    ) -> dict[str, OpParameters]:
+        """Learn the rounding of weight-only linear layers block by block (feature ``block_reconstruction``).
+
+        Args:
+            parameters: Where to start from: ``Realizer.parameters(recipe)``.
+            batches: Calibration batches.
+            settings: See :class:`~.blockwise.Reconstruction`.
+
+        Raises:
+            SchemeError: If the model has no repeated block with such a layer, or its layers multiply their inputs.
+        """
+        if self.capture.factors:
+            raise SchemeError("reconstruct before rescaling: this session's layers multiply their inputs")
+        calls = (to_call(b, self.capture.root, self._device) for b in batches)
+        return reconstruct(self.capture.root, self.capture.layers, parameters, calls, settings or Reconstruction())
+
+    def distill(
+        self, parameters: Mapping[str, OpParameters], batches: Iterable[Batch], settings: Distillation | None = None
+    ) -> dict[str, OpParameters]:
+        """Learn scales and rounding of all weight-only linear layers together, from the float model's predictions.
+
+        Args:
+            parameters: Where to start from: ``Realizer.parameters(recipe)``.
+            batches: Calibration batches.
+            settings: See :class:`~.distill.Distillation`.
+
+        Raises:
+            SchemeError: If there is no such layer, or this session's layers multiply their inputs.
+        """
+        if self.capture.factors:
+            raise SchemeError("distill before rescaling: this session's layers multiply their inputs")
+        calls = (to_call(b, self.capture.root, self._device) for b in batches)
+        return distill(self.capture.root, self.capture.layers, parameters, calls, settings or Distillation())
 
     def export(self, format: str, path: Path) -> None:
         """Write the float model as ONNX."""

@@ -64,12 +64,12 @@ def set_submodule(root: nn.Module, path: str, module: nn.Module) -> None:
                 parent._modules[name] = module
 
 
-def set_tensor(root: nn.Module, name: str, tensor: torch.Tensor) -> None:
-    """Replace a parameter or buffer of a skeleton under every name it is tied to."""
+def set_tensor(root: nn.Module, name: str, tensor: torch.Tensor, *, trained: bool = False) -> None:
+    """Replace a parameter or buffer of a skeleton under every name it is tied to; parameters are frozen unless ``trained``."""
     path, _, leaf = name.rpartition(".")
     owner = root.get_submodule(path)
     old = getattr(owner, leaf)
-    new: Any = nn.Parameter(tensor, requires_grad=False) if isinstance(old, nn.Parameter) else tensor
+    new: Any = nn.Parameter(tensor, requires_grad=trained) if isinstance(old, nn.Parameter) else tensor
     for module in root.modules():
         for table in (module._parameters, module._buffers):
             for key, value in table.items():

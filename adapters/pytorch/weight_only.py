@@ -36,13 +36,14 @@ class StoredWeight(nn.Module):
     codes: Tensor
     scale: Tensor
     offset: Tensor | None
+    table: Tensor
 
     def __init__(self, weight: QuantizedTensor, *, transposed: bool = False) -> None:
         super().__init__()
         spec = weight.params.spec
         codes = weight.codes.t() if transposed else weight.codes
         codes = codes.reshape(codes.shape[0], -1)
-        self.rows, self.features = codes.shape
+        self.rows, self.features = int(codes.shape[0]), int(codes.shape[1])
         self.spec = spec
         self.width = 2 if spec.bits == 2 else 4 if spec.bits <= 4 else 8
         low = -(2 ** (spec.bits - 1)) if is_integer(spec) and not spec.dtype.startswith("u") else 0
@@ -63,7 +64,7 @@ class StoredWeight(nn.Module):
     @property
     def group(self) -> int:
         """Features that share one scale."""
-        return self.features // self.scale.shape[1]
+        return self.features // int(self.scale.shape[1])
 
     def decode(self, codes: Tensor, rows: slice | Tensor) -> Tensor:
         """Return float32 values (n, features) of packed codes (n, bytes), which are those of ``rows``."""
@@ -97,7 +98,7 @@ def _nibbles(codes: Tensor, width: int) -> Tensor:
         return codes.contiguous()
     per = 8 // width
     codes = nn.functional.pad(codes, (0, -codes.shape[1] % per)).view(codes.shape[0], -1, per)
-    packed = codes[..., 0].clone()
+    packed: Tensor = codes[..., 0].clone()
     for i in range(1, per):
         packed |= codes[..., i] << (width * i)
     return packed
@@ -111,7 +112,8 @@ def _table(spec: QuantSpec, lowest: int, width: int) -> Tensor:
         return parts.float()
     limit = 2**spec.bits - 1
     one, zero = torch.ones(()), torch.zeros((), dtype=torch.int32)
-    return decode_values(parts.clamp(max=limit).to(torch.uint8), one, zero, spec).float().nan_to_num(0.0).contiguous()
+    numbers: Tensor = decode_values(parts.clamp(max=limit).to(torch.uint8), one, zero, spec)
+    return numbers.float().nan_to_num(0.0).contiguous()
 
 
 class WeightOnlyLinear(nn.Module):
@@ -158,7 +160,7 @@ class WeightOnlyLinear(nn.Module):
         return {**self.__dict__, "_laid_out": None, "_kernel": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._kernel = self._choose_kernel()
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
@@ -169,7 +171,9 @@ class WeightOnlyLinear(nn.Module):
         """Return the layer's output."""
         if self.factors is not None:
             x = x * self.factors.to(x.dtype)
-        if self._kernel is not None and not torch.compiler.is_compiling() and not x.requires_grad:
+        if x.requires_grad and torch.is_grad_enabled():
+            return kernels.post(self.then, _Recomputed.apply(x, self))  # type: ignore[no-untyped-call]
+        if self._kernel is not None and not torch.compiler.is_compiling():
             return kernels.post(self.then, self._kernel(x))
         return kernels.post(self.then, self._in_blocks(x))
 
@@ -197,6 +201,26 @@ class WeightOnlyLinear(nn.Module):
         return y.view(*x.shape[:-1], w.rows)
 
 
+class _Recomputed(torch.autograd.Function):
+    """x W^T whose backward decodes the weight again, so that the graph holds no float weight."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: WeightOnlyLinear) -> Tensor:
+        ctx.layer = layer
+        ctx.kind = x.dtype
+        return layer._in_blocks(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        w: StoredWeight = ctx.layer.weight_codes
+        flat = grad.reshape(-1, w.rows)
+        total = flat.new_zeros(flat.shape[0], w.features)
+        for first in w.blocks():
+            rows = slice(first, min(first + w.step, w.rows))
+            total.addmm_(flat[:, rows], w.decode(w.codes[rows], rows).to(flat.dtype))
+        return total.view(*grad.shape[:-1], w.features).to(ctx.kind), None
+
+
 class WeightOnlyEmbedding(nn.Module):
     """A table whose rows are decoded as they are looked up.
 
@@ -210,7 +234,7 @@ class WeightOnlyEmbedding(nn.Module):
         super().__init__()
         self.weight_codes = StoredWeight(weight)
         self.dtype = dtype
-        self.bag = None if bag is None else {"mode": bag.mode, "include_last_offset": bag.include_last_offset}
+        self.bag = None if bag is None else (str(bag.mode), bool(bag.include_last_offset))
         self.padding = None if bag is None else bag.padding_idx
 
     def _rows(self, ids: Tensor) -> Tensor:
@@ -226,11 +250,16 @@ class WeightOnlyEmbedding(nn.Module):
         padding = None
         if self.padding is not None and bool((used == self.padding).any()):
             padding = int((used == self.padding).nonzero()[0, 0])
-        y = nn.functional.embedding_bag(
-            places, self._rows(used), offsets, per_sample_weights=per_sample_weights, padding_idx=padding, **self.bag
+        mode, last = self.bag
+        return nn.functional.embedding_bag(
+            places,
+            self._rows(used),
+            offsets,
+            mode=mode,
+            per_sample_weights=per_sample_weights,
+            include_last_offset=last,
+            padding_idx=padding,
         )
-        assert isinstance(y, Tensor)
-        return y
 
 
 class Cast(nn.Module):

@@ -1,0 +1,120 @@
+"""Distillation: scales and rounding of all layers are learned together, from the float model's own predictions.
+
+Chen et al. 2024, "EfficientQAT" (end-to-end training of quantization parameters): where a block's output error says little about
+the model's, a few steps on the whole model say more. Every layer's offsets and scales, and all activations of one batch, are
+alive at once, so this is for models that would fit a training step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from octavo.core.adapter import OpParameters
+from octavo.core.errors import DataError, SchemeError
+
+from .batches import tensors_in
+from .blockwise import LearnedLinear, learnable
+from .capture import Call
+from .layers import Layer, is_transposed_linear
+from .skeleton import set_submodule, skeleton
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Distillation:
+    """Settings.
+
+    Attributes:
+        steps: Number of steps, one batch each, in turn.
+        rate: Step size of the rounding offsets, in units of the scale; 0 leaves the codes' centres alone.
+        scale_rate: Step size of the scales, relative to them.
+        temperature: Of both predictions.
+        half: Multiply in bfloat16 while learning.
+    """
+
+    steps: int = 24
+    rate: float = 0.02
+    scale_rate: float = 0.01
+    temperature: float = 1.0
+    half: bool = True
+
+
+def distill(
+    root: nn.Module, layers: Mapping[str, Layer], parameters: Mapping[str, OpParameters], calls: Iterable[Call], settings: Distillation
+) -> dict[str, OpParameters]:
+    """Learn scales and rounding of every integer weight-only linear layer against the float model's first output.
+
+    Args:
+        root: The float model; not changed.
+        layers: Op name -> layer.
+        parameters: Where to start from.
+        calls: Calibration batches.
+        settings: How long and how fast.
+
+    Returns:
+        ``parameters`` with the learned weights in place.
+
+    Raises:
+        SchemeError: If no layer can be learned.
+        DataError: If there is no batch.
+    """
+    wanted = {n: p for n, p in parameters.items() if learnable(layers[n], p)}
+    if not wanted:
+        raise SchemeError("there is no integer weight-only linear layer to distill")
+    batches = list(calls)
+    if not batches:
+        raise DataError("distillation needs at least one batch")
+    twin = skeleton(root)
+    for owner in twin.modules():
+        for key, value in owner._parameters.items():
+            if value is not None:
+                owner._parameters[key] = nn.Parameter(value.detach(), requires_grad=False)
+    made: dict[str, LearnedLinear] = {}
+    for name, decided in wanted.items():
+        old = twin.get_submodule(layers[name].path)
+        assert isinstance(old.weight, Tensor)
+        assert decided.weight is not None
+        made[name] = LearnedLinear(old.weight.detach(), getattr(old, "bias", None), decided.weight, transposed=is_transposed_linear(old))
+        set_submodule(twin, layers[name].path, made[name])
+    _descend(root, twin, list(made.values()), batches, settings)
+    learned = dict(parameters)
+    for name, module in made.items():
+        start = wanted[name].weight
+        assert start is not None
+        learned[name] = replace(wanted[name], weight=module.result(start))
+    return learned
+
+
+def _descend(root: nn.Module, twin: nn.Module, modules: list[LearnedLinear], batches: list[Call], settings: Distillation) -> None:
+    groups = [{"params": [m.scale], "lr": settings.scale_rate * float(m.scale.detach().abs().mean())} for m in modules]
+    for m in modules:
+        m.offset.requires_grad_(settings.rate > 0)
+    if settings.rate:
+        groups.append({"params": [m.offset for m in modules], "lr": settings.rate})
+    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: 1.0 - i / settings.steps)
+    device = modules[0].scale.device.type
+    targets: dict[int, Tensor] = {}
+    for step in range(settings.steps):
+        i = step % len(batches)
+        args, kwargs = batches[i]
+        with torch.autocast(device, torch.bfloat16, enabled=settings.half):
+            if i not in targets:
+                with torch.no_grad():
+                    targets[i] = _log_odds(root, args, kwargs, settings.temperature).exp().to(torch.bfloat16)
+            with torch.enable_grad():
+                loss = -(targets[i] * _log_odds(twin, args, kwargs, settings.temperature)).sum(-1).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+
+
+def _log_odds(model: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], temperature: float) -> Tensor:
+    logits = next(tensors_in(model(*args, **kwargs)))
+    return torch.log_softmax(logits.float() / temperature, -1)
