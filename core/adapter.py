@@ -147,6 +147,10 @@ class Session(ABC):
     def fingerprint(self) -> str:
         """Return a content digest of structure and weights, the same in any process."""
 
+    def facts(self) -> tuple[str, ...]:
+        """Return what else ``octavo inspect`` should show of this model (a memory plan, a device), one line each."""
+        return ()
+
     # Optional primitives: declared in ``Capability.features``.
 
     def rescale(self, factors: Mapping[str, Array]) -> Session:

@@ -88,7 +88,10 @@ def open_model(model: Any, host: PluginHost, *, backend: str | Mapping[str, Any]
     card = find_adapter(model, host)
     settings = host.read("adapters", backend) if backend is not None else None
     if settings is not None and settings.kind != card.name:
-        raise ConfigError(f"backend {settings.kind!r} does not open a {type(model).__name__}; {card.name!r} does")
+        other = host.adapters()[settings.kind]
+        if not _reads(other, model):
+            raise ConfigError(f"backend {settings.kind!r} does not open a {type(model).__name__}; {card.name!r} does")
+        card = other
     return _opened(card, settings, model, example)
 
 
@@ -146,7 +149,7 @@ def _without_choices(opened: Opened) -> Opened:
 
 def _exported(source: Opened, model: Any, card: AdapterPart[Adapter], config: PartConfig, stack: ExitStack) -> Opened:
     """Open a model on a backend that is not its own: from its file if that is an interchange file, else from an export."""
-    if isinstance(model, (str, Path)) and Path(model).suffix.lstrip(".") in card.accepts:
+    if _reads(card, model):
         return _opened(card, config, model, None)
     formats = [f for f in card.accepts if f"export:{f}" in source.capability.features]
     if not formats:
@@ -157,6 +160,11 @@ def _exported(source: Opened, model: Any, card: AdapterPart[Adapter], config: Pa
     path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="octavo-"))) / f"model.{formats[0]}"
     source.session.export(formats[0], path)
     return _opened(card, config, path, None)
+
+
+def _reads(card: AdapterPart[Adapter], model: Any) -> bool:
+    """True for the path of an interchange file that a backend reads, whether or not it is the backend's own format."""
+    return isinstance(model, (str, Path)) and Path(model).suffix.lstrip(".") in card.accepts
 
 
 def _same_framework(card: AdapterPart[Adapter], batch: Batch) -> bool:

@@ -42,9 +42,10 @@ def inspect(
         out().print(ledger_table(saved.ledger))
         out().print(f"backend {saved.recipe.backend}, {text.size(opened.stat().st_size)}, recipe {saved.recipe.digest}", soft_wrap=True)
         return
-    view = open_model(opened, PluginHost(), backend=backend).view
+    found = open_model(opened, PluginHost(), backend=backend)
+    view, facts = found.view, found.session.facts()
     if as_json:
-        show_json(_as_json(view))
+        show_json({**_as_json(view), "facts": facts})
         return
     console = out()
     rows = [
@@ -66,6 +67,8 @@ def inspect(
     )
     for note in view.notes:
         console.print(f"note: {note}", soft_wrap=True)
+    for fact in facts:
+        console.print(fact, soft_wrap=True)
 
 
 def _saved_file(path: Path) -> Candidate | None:
