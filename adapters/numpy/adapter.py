@@ -109,15 +109,21 @@ class NumpySession(Session):
         self._program = Program(graph, kernels)
         self._example = example
         self._view: ModelView | None = None
+        self._facts: tuple[str, ...] = ()
         self._fingerprint = ""
         self._foreign = {n.name for n in graph.nodes if not native(n, graph.opset)}
 
     def describe(self) -> ModelView:
         """Return the ops of the optimised graph."""
         if self._view is None:
-            shapes, notes = self._traced()
-            self._view = describe(self.graph, shapes, notes)
+            shapes, self._facts = self._traced()
+            self._view = describe(self.graph, shapes)
         return self._view
+
+    def facts(self) -> tuple[str, ...]:
+        """Return what the memory plan comes to."""
+        self.describe()
+        return self._facts
 
     def _traced(self) -> tuple[dict[str, tuple[int, ...]], tuple[str, ...]]:
         """Return the shapes of all values for one batch, and what its memory plan comes to."""

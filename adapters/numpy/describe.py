@@ -23,13 +23,12 @@ Shapes = Mapping[str, tuple[int, ...]]
 Consumers = Mapping[str, list[Node]]
 
 
-def describe(graph: Graph, shapes: Shapes, notes: tuple[str, ...] = ()) -> ModelView:
+def describe(graph: Graph, shapes: Shapes) -> ModelView:
     """Return the view of an optimised graph.
 
     Args:
         graph: After :func:`.passes.optimised`.
         shapes: Shapes of values for one batch, from a traced run; may be empty.
-        notes: What else a reader should know.
     """
     users: dict[str, list[str]] = {}
     for node in graph.nodes:
@@ -39,7 +38,7 @@ def describe(graph: Graph, shapes: Shapes, notes: tuple[str, ...] = ()) -> Model
     batch = next((shapes[i.name][0] for i in graph.inputs if shapes.get(i.name)), 1)
     ops = tuple(_op(graph, node, users, shapes, batch) for node in graph.nodes)
     tied = tuple(Group(f"tied:{w}", "scheme", tuple(names)) for w, names in users.items() if len(names) > 1)
-    return ModelView(ops, (*tied, *rescale_groups(graph, ops)), graph.inputs, graph.outputs, (*_notes(graph), *notes))
+    return ModelView(ops, (*tied, *rescale_groups(graph, ops)), graph.inputs, graph.outputs, _notes(graph))
 
 
 def weight_of(graph: Graph, node: Node) -> str:
