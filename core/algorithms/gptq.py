@@ -8,7 +8,7 @@ from typing import Any, Literal
 from array_api_compat import array_namespace, device
 
 from ..errors import SchemeError
-from ..numerics.affine import Array, QuantParams
+from ..numerics.affine import Array, QuantParams, integer_range, is_integer, narrow
 from ..numerics.codec import decode_values, encode, encode_values
 from ..numerics.layout import contiguous, is_grouped
 from ..numerics.tensor import QuantizedTensor
@@ -118,7 +118,9 @@ def sweep(
     block = size * max(1, _BLOCK // size) if params is None else _BLOCK
     wt = contiguous(xp.matrix_transpose(weight))  # a column is then a stretch of memory
     errors = xp.empty_like(wt)
-    scales, zeros = ([], []) if params is None else (_by_group(params.scale), _by_group(params.zero_point))
+    grids = (
+        [] if params is None else [_Column(s, z, spec) for s, z in zip(_by_group(params.scale), _by_group(params.zero_point), strict=True)]
+    )
     blocks = []
     for i in range(0, features, block):
         end = min(i + block, features)
@@ -128,8 +130,7 @@ def sweep(
             stop = min(g + size, end) if params is None else end
             if params is None:
                 part = grid(xp.matrix_transpose(_as_corrected(now, wt, errors, feedback, i, g, stop)), g)
-                scales.append(part.scale[:, 0])
-                zeros.append(part.zero_point[:, 0])
+                grids.append(_Column(part.scale[:, 0], part.zero_point[:, 0], spec))
             for j in range(g, stop, _STRIP):
                 last = min(j + _STRIP, stop)
                 strip = now[j - i : last - i, :]
@@ -139,13 +140,38 @@ def sweep(
                     column = strip[k - j, :]
                     if k > j:
                         column = column + xp.matmul(feedback[j:k, k], errors[j:k, :])
-                    at = min(order[k] // size, len(scales) - 1)
-                    codes = encode_values(column, scales[at], zeros[at], spec)
-                    errors[k, :] = wt[k, :] - decode_values(codes, scales[at], zeros[at], spec)
-                    chosen.append(codes)
-        blocks.append(contiguous(xp.matrix_transpose(xp.stack(chosen))))
-    found = params or QuantParams(xp.stack(scales, axis=1), xp.stack(zeros, axis=1), spec, 0)
+                    column_grid = grids[min(order[k] // size, len(grids) - 1)]
+                    marks, numbers = column_grid.round(column)
+                    errors[k, :] = wt[k, :] - numbers
+                    chosen.append((marks, column_grid))
+        blocks.append(contiguous(xp.matrix_transpose(xp.stack([column_grid.codes(marks) for marks, column_grid in chosen]))))
+    found = params or QuantParams(xp.stack([g.scale for g in grids], axis=1), xp.stack([g.zero_point for g in grids], axis=1), spec, 0)
     return xp.concat(blocks, axis=1), found
+
+
+class _Column:
+    """One column's grid. For integers everything that does not depend on the column is worked out once."""
+
+    def __init__(self, scale: Array, zero_point: Array, spec: QuantSpec) -> None:
+        self.scale, self.zero_point, self.spec = scale, zero_point, spec
+        self._xp = xp = array_namespace(scale)
+        self._bounds = None
+        if is_integer(spec):
+            qmin, qmax = integer_range(spec)
+            self._bounds = xp.astype(qmin - zero_point, xp.float32), xp.astype(qmax - zero_point, xp.float32)
+
+    def round(self, column: Array) -> tuple[Array, Array]:
+        """Return (marks, numbers); marks become codes by :meth:`codes`."""
+        if self._bounds is None:
+            marks = encode_values(column, self.scale, self.zero_point, self.spec)
+            return marks, decode_values(marks, self.scale, self.zero_point, self.spec)
+        low, high = self._bounds
+        steps = self._xp.minimum(self._xp.maximum(self._xp.round(column / self.scale), low), high)
+        return steps, steps * self.scale
+
+    def codes(self, marks: Array) -> Array:
+        """Return the codes of a rounded column."""
+        return marks if self._bounds is None else narrow(self._xp.astype(marks, self._xp.int32) + self.zero_point, self.spec)
 
 
 def _as_corrected(now: Array, wt: Array, errors: Array, feedback: Array, i: int, g: int, stop: int) -> Array:
