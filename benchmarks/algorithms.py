@@ -167,6 +167,7 @@ TABLE: dict[str, tuple[dict[str, Any], bool]] = {
     "rtn, clip search": ({"kind": "rtn", "clip": "mse"}, False),
     "hqq": ({"kind": "hqq"}, False),
     "awq, clip alone": ({"kind": "awq"}, False),
+    "awq, scale alone": ({"kind": "rtn"}, True),
     "awq, scale and clip": ({"kind": "awq"}, True),
     "adaround, 100 steps": ({"kind": "adaround", "iterations": 100}, False),
     "autoround, 100 steps": ({"kind": "autoround", "iterations": 100}, False),
