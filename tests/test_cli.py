@@ -221,6 +221,8 @@ def test_inspect_names_every_op_its_size_and_its_inputs(octavo: Command, model: 
     code, shown, _ = octavo("inspect", model)
     assert code == 0
     assert "1,512 weight elements" in shown
+    other = json.loads(octavo("inspect", model, "--backend", "numpy", "--json")[1])
+    assert other["parameters"] == found["parameters"], "another backend reads the same file"
     assert "image" in shown
 
 
