@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -33,7 +33,7 @@ from .emit import Emitted, Emitter
 from .opset import CONVERTED, IR_VERSION
 from .preparation import prepare
 from .runtime import compile_model
-from .sites import find_sites
+from .sites import Sites, find_sites
 
 logger = logging.getLogger(__name__)
 
@@ -101,19 +101,24 @@ def _candidates() -> dict[str, list[OpScheme]]:
 
 
 @lru_cache
-def _offers(version: str, providers: tuple[str, ...]) -> Mapping[str, tuple[Offer, ...]]:
+def _offers(version: str, providers: tuple[str, ...], kind: str) -> tuple[Offer, ...]:
     del version
     config = OnnxConfig(providers=providers, threads=1)
-    offers: dict[str, tuple[Offer, ...]] = {}
-    for kind, schemes in _candidates().items():
-        offers[kind] = tuple(offer for scheme in schemes if (offer := _probe(kind, scheme, config)) is not None)
-    return offers
+    probe = _Probe.of(kind, config)
+    return tuple(offer for scheme in _candidates()[kind] if (offer := probe.ask(scheme)) is not None)
 
 
-def capability(config: OnnxConfig) -> Capability:
-    """Return what the configured providers execute."""
-    return Capability("onnx", "cpu" if config.providers == ("CPUExecutionProvider",) else config.providers[0], _offers(ort.__version__, config.providers),
-                      frozenset({"rescale"}), {"onnxruntime": ort.__version__, "onnx": onnx.__version__})  # fmt: skip
+def capability(config: OnnxConfig, types: Iterable[str] | None = None) -> Capability:
+    """Return what the configured providers execute.
+
+    Args:
+        config: Names the providers.
+        types: Op types to establish; None for all that there are.
+    """
+    kinds = [kind for kind in _candidates() if types is None or kind in set(types)]
+    offers = {kind: _offers(ort.__version__, config.providers, kind) for kind in kinds}
+    device = "cpu" if config.providers == ("CPUExecutionProvider",) else config.providers[0]
+    return Capability("onnx", device, offers, frozenset({"rescale"}), {"onnxruntime": ort.__version__, "onnx": onnx.__version__})
 
 
 _PROBES: Mapping[str, tuple[str, Mapping[str, Any], Sequence[tuple[int, ...]], Sequence[tuple[int, ...]]]] = {
@@ -133,36 +138,51 @@ _PROBES: Mapping[str, tuple[str, Mapping[str, Any], Sequence[tuple[int, ...]], S
 }
 
 
-def _probe(kind: str, scheme: OpScheme, config: OnnxConfig) -> Offer | None:
-    """Quantize a one-op model and see what the runtime makes of it; None if it cannot run or answers wrongly."""
-    rng = np.random.default_rng(0)
-    op_type, attributes, activations, constants = _PROBES[kind]
-    model = _one_op(op_type, attributes, activations, [rng.normal(size=s).astype(np.float32) for s in constants])
-    sites = find_sites(model.graph)
-    given: dict[str, np.ndarray] = {f"x{i}": rng.normal(size=s).astype(np.float32) for i, s in enumerate(activations)}
-    if kind == "embedding":
-        given = {"ids": np.arange(0, 40, 3)}
-    (expected,) = compile_model(model, config).session.run(None, given)
-    seen = {**given, "probe_output": expected}
-    op = sites.sites["probe"].op
-    parameters = OpParameters(
-        scheme,
-        _round(model, op.weight.name, scheme.weight, op.weight.channel_axis) if op.weight and scheme.weight else None,
-        tuple(_params(seen[v], scheme.input) for v in op.inputs) if scheme.mode == "static" else (),
-        tuple(_params(seen[v], scheme.output) for v in op.outputs) if scheme.output else (),
-    )
-    try:
-        emitter = Emitter(model, sites, {"probe": parameters})
-        compiled = compile_model(emitter.run(), config, inspect=True)
-        (answer,) = compiled.session.run(None, given)
-    except Exception as error:  # whatever the runtime raises, the scheme cannot be offered
-        logger.debug("%s: %s is not offered: %s", kind, scheme, error)
-        return None
-    bits = scheme.weight.bits if scheme.weight else 8
-    if np.linalg.norm(answer - expected) > {8: 0.1, 4: 0.3, 2: 1.0}[bits] * np.linalg.norm(expected):
-        return None
-    when = _no_relu if scheme.output is not None and scheme.output.symmetric else None
-    return Offer(scheme, "kernel" if integer_kernels(compiled.nodes, emitter.emitted) else "simulated", when)
+@dataclass(frozen=True)
+class _Probe:
+    """A one-op model with an input and what it answers in float."""
+
+    kind: str
+    config: OnnxConfig
+    model: ir.Model
+    sites: Sites
+    given: Mapping[str, np.ndarray]
+    expected: np.ndarray
+
+    @classmethod
+    def of(cls, kind: str, config: OnnxConfig) -> _Probe:
+        """Build the probe of an op type; always the same one."""
+        rng = np.random.default_rng(0)
+        op_type, attributes, activations, constants = _PROBES[kind]
+        model = _one_op(op_type, attributes, activations, [rng.normal(size=s).astype(np.float32) for s in constants])
+        given: dict[str, np.ndarray] = {f"x{i}": rng.normal(size=s).astype(np.float32) for i, s in enumerate(activations)}
+        if kind == "embedding":
+            given = {"ids": np.arange(0, 40, 3)}
+        (expected,) = compile_model(model, config).session.run(None, given)
+        return cls(kind, config, model, find_sites(model.graph), given, expected)
+
+    def ask(self, scheme: OpScheme) -> Offer | None:
+        """Quantize the model and see what the runtime makes of it; None if it cannot run or answers wrongly."""
+        seen = {**self.given, "probe_output": self.expected}
+        op = self.sites.sites["probe"].op
+        parameters = OpParameters(
+            scheme,
+            _round(self.model, op.weight.name, scheme.weight, op.weight.channel_axis) if op.weight and scheme.weight else None,
+            tuple(_params(seen[v], scheme.input) for v in op.inputs) if scheme.mode == "static" else (),
+            tuple(_params(seen[v], scheme.output) for v in op.outputs) if scheme.output else (),
+        )
+        try:
+            emitter = Emitter(self.model, self.sites, {"probe": parameters})
+            compiled = compile_model(emitter.run(), self.config, inspect=True)
+            (answer,) = compiled.session.run(None, dict(self.given))
+        except Exception as error:  # whatever the runtime raises, the scheme cannot be offered
+            logger.debug("%s: %s is not offered: %s", self.kind, scheme, error)
+            return None
+        bits = scheme.weight.bits if scheme.weight else 8
+        if np.linalg.norm(answer - self.expected) > {8: 0.1, 4: 0.3, 2: 1.0}[bits] * np.linalg.norm(self.expected):
+            return None
+        when = _no_relu if scheme.output is not None and scheme.output.symmetric else None
+        return Offer(scheme, "kernel" if integer_kernels(compiled.nodes, emitter.emitted) else "simulated", when)
 
 
 def _no_relu(op: Op) -> str:

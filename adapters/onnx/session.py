@@ -47,7 +47,8 @@ class OnnxSession(Session):
 
     def capability(self) -> Capability:
         """Return what ONNX Runtime's integer kernels carry out, established on one-op models."""
-        return capability(self.config)
+        types = frozenset(site.op.type for site in self._sites.sites.values() if not site.op.out_of_reach)
+        return capability(self.config, types)
 
     def observe(self, batches: Iterable[Batch], values: Iterable[str], sink: Sink) -> int:
         """Run the float model once over the batches; intermediate values become extra outputs."""
