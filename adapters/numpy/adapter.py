@@ -9,23 +9,25 @@ from typing import Any
 import numpy as np
 
 from octavo.core.adapter import Adapter, Applied, Batch, Candidate, OpParameters, Session, Sink
-from octavo.core.capability import Capability, Offer
+from octavo.core.capability import Capability
 from octavo.core.errors import ModelError, NonFiniteWeight, SchemeError, nearest
 from octavo.core.graph import ModelView
 from octavo.core.parts import PartConfig
 from octavo.core.recipe import Recipe
-from octavo.core.scheme import FLOAT, OpScheme, QuantSpec
+from octavo.core.scheme import FLOAT, OpScheme
 
 from . import NumpyConfig
-from .describe import channel_axis, channels_of, describe
+from .describe import describe
 from .fallback import REASON, native
 from .files import load_graph, save_graph
 from .graph import Graph
 from .lowering import quantized
+from .offers import OFFERS
 from .operators.casting import dtype_of
 from .parallel import blas_kernels
 from .passes import optimised
 from .program import Kernels, Program
+from .rescaling import rescaled
 
 MODEL = "model.npz"
 
@@ -200,43 +202,7 @@ class NumpySession(Session):
 
     def rescale(self, factors: Mapping[str, Any]) -> NumpySession:
         """Divide the values of the groups and multiply their readers' weights."""
-        groups = {g.name: g for g in self.describe().groups if g.kind == "rescale"}
-        nodes = {n.name: n for n in self.graph.nodes}
-        changed: dict[str, np.ndarray] = {}
-
-        def scale(name: str, factor: np.ndarray, axis: int) -> None:
-            array = changed.get(name, self.graph.initializers[name])
-            changed[name] = (array * factor.reshape([-1 if i == axis else 1 for i in range(array.ndim)])).astype(array.dtype)
-
-        for name, given in factors.items():
-            if name not in groups:
-                raise SchemeError(f"there is no rescale group {name!r}{nearest(name, groups)}")
-            group = groups[name]
-            factor = np.asarray(given, np.float32)
-            if factor.shape != (group.channels,) or not (np.isfinite(factor).all() and (factor > 0).all()):
-                raise SchemeError(f"group {name!r} takes {group.channels} positive factors, got shape {factor.shape}")
-            producer = nodes[group.producer]
-            axis = channel_axis(producer) if producer.op in ("Conv", "Gemm") else 0
-            assert channels_of(self.graph, producer) == group.channels
-            scale(producer.inputs[1], 1 / factor, axis)
-            if len(producer.inputs) > 2 and producer.inputs[2]:
-                scale(producer.inputs[2], 1 / factor, 0)
-            for member in group.members:
-                node = nodes[member]
-                if node.op == "Gemm":
-                    scale(node.inputs[1], factor, 1 - channel_axis(node))
-                elif node.attributes.get("group", 1) == 1:
-                    scale(node.inputs[1], factor, 1)
-                else:
-                    # Group g reads its own slice of the input channels.
-                    w = changed.get(node.inputs[1], self.graph.initializers[node.inputs[1]])
-                    count = node.attributes["group"]
-                    rows = np.repeat(factor.reshape(count, -1), w.shape[0] // count, axis=0)
-                    changed[node.inputs[1]] = (w * rows.reshape(w.shape[0], -1, *(1,) * (w.ndim - 2))).astype(w.dtype)
-        touched = set(changed)
-        fresh = tuple(n.with_() if touched & set(n.inputs) else n for n in self.graph.nodes)
-        graph = self.graph.with_(nodes=fresh, initializers={**self.graph.initializers, **changed})
-        return NumpySession(graph, self._kernels, self._example)
+        return NumpySession(rescaled(self.graph, self.describe().groups, factors), self._kernels, self._example)
 
 
 def _plain(array: np.ndarray) -> np.ndarray:
@@ -314,41 +280,5 @@ def _is_weight(graph: Graph, name: str) -> bool:
     """True for tensors whose NaN or Inf is a fault; an additive mask may well hold -inf."""
     return any(name in n.inputs[1:] and n.op in ("Gemm", "Conv", "MatMul", "LayerNormalization", "ConvTranspose") for n in graph.nodes)
 
-
-def _offers(*weight_only: Offer) -> tuple[Offer, ...]:
-    weights = [
-        QuantSpec(dtype="int8", granularity="channel"),
-        QuantSpec(dtype="int8"),
-        QuantSpec(dtype="int8", symmetric=False, granularity="channel"),
-        QuantSpec(dtype="int8", symmetric=False),
-    ]
-    inputs = [QuantSpec(dtype="uint8", symmetric=False), QuantSpec(dtype="int8")]
-    found = [Offer(OpScheme(mode=mode, weight=w, input=x)) for mode in ("static", "dynamic") for w in weights for x in inputs]
-    # 16-bit activations: products of 23 bits, carried by BLAS in float64.
-    wide = Offer(OpScheme(mode="static", weight=weights[0], input=QuantSpec(dtype="int16")))
-    return (*found, *weight_only, wide)
-
-
-def _weight_only(dtype: str, granularity: str, symmetric: bool = True) -> Offer:
-    return Offer(OpScheme(mode="weight_only", weight=QuantSpec(dtype=dtype, symmetric=symmetric, granularity=granularity)))
-
-
-_INT8 = _weight_only("int8", "channel")
-_NARROW = (
-    _weight_only("int4", "group:32"),
-    _weight_only("uint4", "group:32", symmetric=False),
-    _weight_only("nf4", "group:32"),
-    _weight_only("fp8_e4m3fn", "channel"),
-    _weight_only("int3", "group:32", symmetric=False),
-    _weight_only("int2", "group:32", symmetric=False),
-)
-_TOKEN = Offer(
-    OpScheme(mode="dynamic", weight=QuantSpec(dtype="int8", granularity="channel"), input=QuantSpec(dtype="int8", granularity="token"))
-)
-OFFERS: dict[str, tuple[Offer, ...]] = {
-    "linear": (*_offers(_TOKEN, _INT8, *_NARROW),),
-    "conv": _offers(_INT8),
-    "embedding": (_INT8, *_NARROW),
-}
 
 __all__ = ["NumpyAdapter", "NumpyCandidate", "NumpySession", "read"]
