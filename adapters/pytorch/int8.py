@@ -104,6 +104,17 @@ class Memo:
 _packed: weakref.WeakKeyDictionary[QuantizedTensor, dict[object, Any]] = weakref.WeakKeyDictionary()
 
 
+def _portable_range(x: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:
+    """Return scale and zero point of a dynamic range as tensors: what a compiler can follow."""
+    low, high = x.float().amin().clamp(max=0), x.float().amax().clamp(min=0)
+    if symmetric:
+        scale = torch.maximum(-low, high) / 127
+        return torch.where(scale > 0, scale, 1.0), torch.full((), 128.0, device=x.device)
+    scale = (high - low) / 255
+    scale = torch.where(scale > 0, scale, 1.0)
+    return scale, torch.round(-low / scale).clamp(0, 255)
+
+
 class Int8Layer(nn.Module):
     """What both kinds share: codes, scales, bias, how the input becomes codes and what comes out.
 
@@ -167,6 +178,20 @@ class Int8Layer(nn.Module):
         self._laid_out = {}
         self._weight = _gone
 
+    def _portable_source(self, x: Tensor) -> tuple[Tensor, Tensor | float]:
+        """Return codes less their zero point, as float32, and their scale, in operations that any compiler knows."""
+        if self.source is not None:
+            codes = x if x.dtype == torch.uint8 else self.source.quantize(x)
+            return codes.float() - self.source.zero_point, self.source.scale
+        scale, zero_point = _portable_range(x, self.symmetric)
+        low = 1 if self.symmetric else 0
+        return (torch.round(x.float() / scale) + zero_point).clamp(low, 255) - zero_point, scale
+
+    def _portable_result(self, y: Tensor) -> Tensor:
+        if self.gives is None:
+            return y.to(self.dtype)
+        return (torch.round(y / self.gives.scale) + self.gives.zero_point).clamp(0, 255).to(torch.uint8)
+
     def _result(self) -> tuple[float, int, torch.dtype]:
         if self.gives is None:
             return 1.0, 0, self.dtype
@@ -215,6 +240,8 @@ class Int8Linear(Int8Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output: float, or uint8 codes if it gives codes."""
+        if torch.compiler.is_compiling():
+            return self._portable(x)
         if x.dtype == torch.uint8:
             assert self.source is not None
             return self._multiply(x, self.source)
@@ -232,9 +259,26 @@ class Int8Linear(Int8Layer):
         source, codes = self.memo.get(x, self._measured) if self.memo is not None else self._measured(x)
         return self._multiply(codes, source)
 
+    def _portable(self, x: Tensor) -> Tensor:
+        """Compute the same in operations that ``torch.export`` and ``torch.compile`` can follow: the kernel is opaque to them."""
+        if self.factors is not None:
+            x = x * self.factors
+        scale: Tensor | float
+        if self.per_token:
+            codes, scale = kernels.quantize_rows(x)
+            steps = codes.float() - 128
+        elif self.factors is not None and self.source is not None:
+            steps, scale = self.source.quantize(x).float() - self.source.zero_point, self.source.scale
+        else:
+            steps, scale = self._portable_source(x)
+        weight = (self.codes.t() if self.transposed else self.codes).float()
+        y = nn.functional.linear(steps, weight) * self.scale * scale
+        y = y if self.bias is None else y + self.bias
+        return self._portable_result(kernels.post(self.then, y))
+
     def _few_rows(self, x: Tensor) -> bool:
         fits = x.dtype == self.dtype == torch.float32 and x.numel() <= _FEW_ROWS * x.shape[-1]
-        return fits and not self.symmetric and self.gives is None and not torch.compiler.is_compiling() and not kernels.has_rows()
+        return fits and not self.symmetric and self.gives is None and not kernels.has_rows()
 
     def _codes(self, x: Tensor) -> Tensor:
         assert self.source is not None
@@ -284,6 +328,8 @@ class Int8Conv(Int8Layer):
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """Return the layer's output. ``other`` is uint8 where the result is, else float, and may be overwritten."""
+        if torch.compiler.is_compiling():
+            return self._portable(x, other)
         source = self.source or Activation.around(x, self.symmetric)
         codes = x if x.dtype == torch.uint8 else source.quantize(x.contiguous(memory_format=self.format))
         if self.pads:
@@ -297,3 +343,17 @@ class Int8Conv(Int8Layer):
         )
         head = (codes, source.scale, source.zero_point, packed, self.scale, self.zero_point, self.bias, self.geometry)
         return kernels.conv_u8(*head, *self._result(), self.then == "relu", other, *added)
+
+    def _portable(self, x: Tensor, other: Tensor | None) -> Tensor:
+        steps, scale = self._portable_source(x)
+        if self.pads:
+            steps = nn.functional.pad(steps, self.pads)
+        stride, padding, dilation, groups = self.geometry
+        convolve = (nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d)[self.codes.ndim - 3]
+        shape = (1, -1, *[1] * (self.codes.ndim - 2))
+        y = convolve(steps, self.codes.float(), None, stride, padding, dilation, groups) * self.scale.view(shape) * scale
+        y = y if self.bias is None else y + self.bias.view(shape)
+        if other is not None:
+            codes = other.dtype == torch.uint8 and self.other is not None
+            y = y + ((other.float() - self.other.zero_point) * self.other.scale if codes and self.other is not None else other)
+        return self._portable_result(torch.relu(y) if self.then == "relu" else y)

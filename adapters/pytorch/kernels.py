@@ -56,7 +56,7 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     largest = torch.where(largest > 0, largest, 127.0)
     steps = 127.0 / largest
     if torch.compiler.is_compiling():
-        return (torch.round(x * steps) + 128).to(torch.uint8), largest / 127.0
+        return (torch.round(x * steps) + 128).clamp(0, 255).to(torch.uint8), largest / 127.0
     shifted = torch.addcmul(_constant(_MAGIC + 128, x.device), x, steps)
     codes: Tensor = shifted.view(torch.int32).to(torch.uint8)
     return codes, largest / 127.0

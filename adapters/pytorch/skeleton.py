@@ -31,7 +31,7 @@ def skeleton(root: nn.Module) -> nn.Module:
     def build(module: nn.Module) -> nn.Module:
         if id(module) in made:
             return made[id(module)]
-        twin = module.__class__.__new__(module.__class__)
+        twin: nn.Module = object.__new__(module.__class__)
         made[id(module)] = twin
         state = dict(module.__dict__)
         for key, value in state.items():

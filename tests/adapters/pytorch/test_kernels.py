@@ -1,0 +1,116 @@
+"""The kernels' numbers against integer arithmetic and against the core's numerics."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from octavo.adapters.pytorch import kernels
+from octavo.adapters.pytorch.int8 import Activation, Int8Linear, Memo
+from octavo.adapters.pytorch.offers import capability
+from octavo.adapters.pytorch.weight_only import WeightOnlyEmbedding, WeightOnlyLinear
+from octavo.core.algorithms.base import WeightContext
+from octavo.core.algorithms.rtn import RoundToNearest
+from octavo.core.numerics.affine import affine_params, quantize
+from octavo.core.plugins import PluginHost
+from octavo.core.scheme import QuantSpec
+
+U8 = QuantSpec(dtype="uint8", symmetric=False)
+S8 = QuantSpec(dtype="int8")
+
+
+def rounded(matrix: torch.Tensor, spec: QuantSpec):
+    settings = PluginHost(third_party=False).read("algorithms", "rtn")
+    return RoundToNearest(settings).quantize(matrix, spec, WeightContext())
+
+
+@given(st.floats(-100, 0), st.floats(0.01, 100), st.booleans(), st.integers(0, 2**32 - 1))
+def test_quantize_u8_is_the_cores_quantization(low: float, high: float, symmetric: bool, seed: int) -> None:
+    x = torch.from_numpy(np.random.default_rng(seed).uniform(1.5 * low, 1.5 * high, 257).astype(np.float32))
+    params = affine_params(torch.tensor(low), torch.tensor(high), S8 if symmetric else U8)
+    form = Activation.of(params)
+    expected = quantize(x, params) + (128 if symmetric else 0)
+    got = form.quantize(x).int()
+    # x / scale and x * (1 / scale) may fall on two sides of a tie.
+    assert int((got - expected).abs().max()) <= 1
+    assert float((got != expected).float().mean()) < 0.02
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_rows_are_quantized_on_their_own_range(seed: int) -> None:
+    x = torch.from_numpy(np.random.default_rng(seed).standard_normal((5, 33)).astype(np.float32))
+    x[2] = 0
+    codes, scale = kernels.quantize_rows(x)
+    assert scale[2] == 1
+    np.testing.assert_allclose((codes.float() - 128) * scale, x, atol=float(scale.max()) * 0.5001)
+    assert codes.min() >= 1
+
+
+@pytest.mark.parametrize("then", ["", "relu", "gelu", "gelu_tanh", "silu"])
+@pytest.mark.parametrize("spec", [QuantSpec(dtype="int8", granularity="channel"), S8])
+def test_a_static_layer_is_exact_integer_arithmetic(spec: QuantSpec, then: str) -> None:
+    torch.manual_seed(0)
+    weight, bias, x = torch.randn(48, 64), torch.randn(48), torch.randn(7, 64)
+    stored = rounded(weight, spec)
+    form = Activation.around(x, symmetric=False)
+    y = Int8Linear(stored, bias, torch.float32, form, then=then)(x)
+    sums = (form.quantize(x).long() - form.zero_point) @ stored.codes.long().T
+    expected = kernels.post(then, (sums.double() * form.scale * stored.params.scale.double() + bias).float())
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [3, 200])
+@pytest.mark.parametrize(("symmetric", "per_token"), [(False, False), (True, False), (True, True)])
+def test_dynamic_layers_are_near_their_float_layer(rows: int, symmetric: bool, per_token: bool) -> None:
+    torch.manual_seed(0)
+    layer, x = nn.Linear(64, 48), torch.randn(2, rows, 64)
+    stored = rounded(layer.weight.detach(), QuantSpec(dtype="int8", granularity="channel"))
+    made = Int8Linear(stored, layer.bias, torch.float32, None, symmetric=symmetric, per_token=per_token)
+    expected = layer(x).detach()
+    assert float((made(x) - expected).abs().max()) < 0.05 * float(expected.abs().max())
+
+
+def test_a_memo_forgets_a_tensor_that_was_changed_in_place() -> None:
+    memo, x = Memo(3), torch.ones(2)
+    assert memo.get(x, lambda t: t.sum().item()) == 2
+    assert memo.get(x, lambda t: -1.0) == 2
+    x.add_(1)
+    assert memo.get(x, lambda t: t.sum().item()) == 4
+
+
+STORED = [o.scheme.weight for o in capability("cpu").offers["linear"] if o.scheme.mode == "weight_only"]
+
+
+@pytest.mark.parametrize("spec", STORED, ids=str)
+def test_stored_weights_are_what_their_codes_stand_for(spec: QuantSpec) -> None:
+    torch.manual_seed(0)
+    weight, x = torch.randn(64, 256), torch.randn(5, 256)
+    stored = rounded(weight, spec)
+    whole = stored.dequantize()
+    layer = WeightOnlyLinear(stored, None, torch.float32)
+    tolerance = 0.02 if layer._kernel is not None else 1e-4  # the 4-bit kernel multiplies in bfloat16
+    assert float((layer(x) - x @ whole.T).abs().max()) <= tolerance * float((x @ whole.T).abs().max())
+    ids = torch.tensor([[3, 63], [0, 3]])
+    torch.testing.assert_close(WeightOnlyEmbedding(stored, torch.float32)(ids), whole[ids], rtol=1e-5, atol=1e-6)
+
+
+def test_the_gradient_of_a_stored_weight_is_that_of_its_numbers() -> None:
+    torch.manual_seed(0)
+    stored = rounded(torch.randn(64, 128), QuantSpec(dtype="nf4", granularity="group:64"))
+    x, other = (torch.linspace(-1, 1, 3 * 128).view(3, 128).requires_grad_() for _ in range(2))
+    WeightOnlyLinear(stored, None, torch.float32)(x).square().sum().backward()
+    (other @ stored.dequantize().T).square().sum().backward()
+    torch.testing.assert_close(x.grad, other.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_an_embedding_bag_sums_the_rows_of_its_bags() -> None:
+    torch.manual_seed(0)
+    bag = nn.EmbeddingBag(20, 32, mode="sum", padding_idx=0)
+    stored = rounded(bag.weight.detach(), QuantSpec(dtype="int8", granularity="channel"))
+    ids, offsets = torch.tensor([1, 0, 5, 5, 7]), torch.tensor([0, 3])
+    expected = nn.functional.embedding_bag(ids, stored.dequantize(), offsets, mode="sum", padding_idx=0)
+    torch.testing.assert_close(WeightOnlyEmbedding(stored, torch.float32, bag)(ids, offsets), expected, rtol=1e-5, atol=1e-6)
