@@ -10,7 +10,8 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib import import_module
 from typing import Any, Protocol, TypeVar
 
 from .errors import TrialTimeout, WorkerDied
@@ -61,6 +62,9 @@ class ProcessExecutor:
         """Start in the child."""
         import cloudpickle
 
+        # A fresh child imports its framework first, which is not the trial's time.
+        modules = sorted({type(argument).__module__ for argument in arguments} - {"__main__", "builtins"})
+        self._pool.schedule(_import, args=(modules,))
         inner = self._pool.schedule(_unpickle_and_call, args=(cloudpickle.dumps((function, arguments)),), timeout=self._timeout)
         outer: Future[T] = Future()
         inner.add_done_callback(lambda done: self._hand_over(done, outer))
@@ -83,6 +87,13 @@ class ProcessExecutor:
         """End the child."""
         self._pool.stop()  # type: ignore[no-untyped-call]
         self._pool.join()
+
+
+def _import(modules: list[str]) -> None:
+    for name in modules:
+        # What cannot be imported by name travels by value, or fails in the trial, which then says so.
+        with suppress(ImportError):
+            import_module(name)
 
 
 def _unpickle_and_call(blob: bytes) -> Any:
