@@ -32,7 +32,9 @@ def render(data: ReportData) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(size=text.size, measured=text.measured, ratio=text.ratio, score=text.score, bits=text.bits)
+    environment.filters.update(
+        size=text.size, measured=text.measured, relative=text.relative, ratio=text.ratio, score=text.score, bits=text.bits
+    )
     objectives = tuple(dict.fromkeys(name for t in (data.baseline, *data.trials) for name in t.objectives))
     horizontal = "latency" if "latency" in objectives else (objectives[0] if objectives else "")
     drawn: dict[str, Any] = {

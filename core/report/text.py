@@ -25,6 +25,12 @@ def measured(measurement: Measurement | None, spread: bool = False) -> str:
     return f"{text} [{m.low:.3g}, {m.high:.3g}]" if spread and m.low != m.high else text
 
 
+def relative(measurement: Measurement | None) -> str:
+    """Return a measurement with its share of the float model's: ``1.52 ms (0.25)``."""
+    share = "" if measurement is None or measurement.ratio is None else f" ({measurement.ratio:.2f})"
+    return measured(measurement) + share
+
+
 def ratio(measurement: Measurement | None) -> str:
     """Return the ratio to the float model, or a dash."""
     return "-" if measurement is None or measurement.ratio is None else f"{measurement.ratio:.3g}"
