@@ -63,7 +63,7 @@ class ProcessExecutor:
         import cloudpickle
 
         # A fresh child imports its framework first, which is not the trial's time.
-        modules = sorted({type(argument).__module__ for argument in arguments} - {"__main__", "builtins"})
+        modules = sorted({str(getattr(a, "__module__", None) or type(a).__module__) for a in arguments} - {"__main__", "builtins"})
         self._pool.schedule(_import, args=(modules,))
         inner = self._pool.schedule(_unpickle_and_call, args=(cloudpickle.dumps((function, arguments)),), timeout=self._timeout)
         outer: Future[T] = Future()

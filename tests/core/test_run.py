@@ -332,7 +332,7 @@ def test_a_crash_ends_a_trial_and_not_the_run(tune: Callable[..., octavo.Result]
 @pytest.mark.parametrize("executor", ["inline", "process"])
 def test_a_hanging_evaluation_is_ended(tune: Callable[..., octavo.Result], executor: str) -> None:
     result = tune(
-        _hangs, config={"executor": executor, "trial_timeout": "2s" if executor == "process" else 0.3, "confirm": False}, max_trials=1
+        _hangs, config={"executor": executor, "trial_timeout": "8s" if executor == "process" else 0.3, "confirm": False}, max_trials=1
     )
     assert "time limit" in result.trials[0].error
 
