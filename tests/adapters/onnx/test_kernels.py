@@ -164,3 +164,51 @@ def test_calibration_that_is_not_finite_is_located() -> None:
     bad[1][0][0, 0, 0, 0] = np.nan
     with pytest.raises(DataError, match=r"'x' of calibration batch 1"):
         session.observe(bad, ["x"], lambda name, array: None)
+
+
+@pytest.mark.parametrize("dtype", ["uint4", "int4", "int8", "int2"])
+@pytest.mark.parametrize("features", [64, 80])
+def test_weight_only_ops_multiply_the_dequantized_weight(dtype: str, features: int) -> None:
+    """MatMulNBits and GatherBlockQuantized against the float product of scale * (codes - zero point), short last block included."""
+    spec = QuantSpec(dtype=dtype, symmetric=dtype.startswith("i"), granularity="group:32")
+    t = models.weights(table=(20, features), w=(features, 8), b=(8,))
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["e"], "embed"),
+        helper.make_node("MatMul", ["e", "w"], ["p"], "product"),
+        helper.make_node("Add", ["b", "p"], ["y"], "bias"),
+    ]
+    proto = models.build(nodes, t, {"ids": ["n"]}, {"y": ["n", 8]}, input_type=onnx.TensorProto.INT64)
+    session = OnnxAdapter(OnnxConfig(threads=1)).open(proto)
+    schemes = {"product": OpScheme(mode="weight_only", weight=spec)}
+    held = {"product": _grouped(t["w"], spec, 1)}
+    table = t["table"]
+    if dtype == "uint4":
+        schemes["embed"], held["embed"] = OpScheme(mode="weight_only", weight=spec), _grouped(table, spec, 0)
+        table = np.asarray(held["embed"].dequantize())
+    candidate = session.apply(Recipe(schemes, backend="onnx"), {n: OpParameters(s, held[n]) for n, s in schemes.items()})
+    assert all(candidate.ledger[n].realization == "kernel" for n in schemes)
+    ids = np.array([0, 7, 19])
+    expected = table[ids] @ np.asarray(held["product"].dequantize()) + t["b"]
+    np.testing.assert_allclose(candidate.native(ids), expected, rtol=1e-4, atol=1e-5)
+
+
+def _grouped(array: np.ndarray, spec: QuantSpec, axis: int) -> QuantizedTensor:
+    from octavo.core.algorithms import RtnConfig
+    from octavo.core.algorithms.base import WeightContext
+    from octavo.core.algorithms.rtn import RoundToNearest
+
+    found = RoundToNearest(RtnConfig()).quantize(np.ascontiguousarray(np.moveaxis(array, axis, 0)), spec, WeightContext())
+    params = QuantParams(found.params.scale, found.params.zero_point, spec, axis)
+    return QuantizedTensor(np.ascontiguousarray(np.moveaxis(np.asarray(found.codes), 0, axis)), params, found.extra)
+
+
+def test_the_recipe_travels_in_the_file(tmp_path: Path) -> None:
+    made = octavo.quantize_model(models.transformer_block(), "int8-dynamic", calibration=models.tokens())
+    made.model  # noqa: B018 - the callable itself
+    proto = made.model.model
+    assert [i.name for i in proto.graph.input] == ["ids"]
+    assert [o.name for o in proto.graph.output] == ["y"]
+    made.save(tmp_path / "out")
+    loaded = octavo.load(tmp_path / "out")
+    ids = models.tokens()[0]
+    np.testing.assert_array_equal(np.asarray(loaded(*ids)), made.model(*ids))
