@@ -181,7 +181,11 @@ def test_the_report_of_a_run_says_why_an_op_had_no_choice(tmp_path: Path) -> Non
     assert report_data(read_manifest(result.save(tmp_path / "out"))).ops == run.ops
     assert run.confirmed == result.best.metrics, "deterministic scores are the same after a reload"
     assert [row[0] for row in run.scores] == ["score", "score, saved and loaded again"]
-    assert "layer.1" in result.report(tmp_path / "page.html").read_text()
+    page = result.report(tmp_path / "page.html")
+    assert "layer.1" in page.read_text()
+    (tmp_path / "ordinary").touch()
+    assert page.stat().st_mode == (tmp_path / "ordinary").stat().st_mode, "others may read it where they may read other files"
+    assert not list(tmp_path.glob(".page*")), "nothing half-written is left"
 
 
 def test_the_same_run_gives_the_same_page() -> None:
