@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,7 @@ def refusals(graph: Graph) -> list[str]:
     return lacking + [f"initializer {k!r} ({v.dtype})" for k, v in graph.initializers.items() if v.dtype.isbuiltin != 1]
 
 
+@cache
 def runner_operators() -> frozenset[str]:
     """Return the operators that the runner has, read from its source."""
     return frozenset(_keys(ast.parse(RUNNER.read_text())))

@@ -4,20 +4,18 @@ Everything that is left out is named below with its reason. The cases run on the
 graph has none, on onnx's reference evaluator, which the ledger says of each such node; both are counted.
 """
 
-import re
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx.backend.test
-import pytest
 from onnx import numpy_helper
 from onnx.backend.base import Backend, BackendRep
-from onnx.backend.test.loader import load_model_tests
 
 from octavo.adapters.numpy.fallback import native
 from octavo.adapters.numpy.program import Kernels, Program
 from octavo.adapters.numpy.reader import from_onnx
+from tests.adapters.numpy.cases import matching
 
 LEFT_OUT = {
     "sequences and optionals are no tensors": r"sequence|optional|_seq|identity_opt|if_opt|range_.*_expanded|linear_attention_.*_expanded",
@@ -55,28 +53,24 @@ class NumpyBackend(Backend):
 _tests = onnx.backend.test.BackendTest(NumpyBackend, __name__)
 for _pattern in LEFT_OUT.values():
     _tests.exclude(_pattern)
-_tests.exclude("_cuda$")
 OnnxBackendNodeModelTest = _tests.test_cases["OnnxBackendNodeModelTest"]
+for _name in [n for n in vars(OnnxBackendNodeModelTest) if n.endswith("_cuda")]:
+    delattr(OnnxBackendNodeModelTest, _name)  # the backend is for processors only
 
 
 def count(pattern: str = "") -> tuple[list[str], list[str]]:
     own, evaluator = [], []
-    for case in load_model_tests(kind="node"):
-        if any(re.search(p, case.name) for p in LEFT_OUT.values()) or not re.search(pattern, case.name):
-            continue
-        graph = from_onnx(case.model)
+    for case, graph in matching(pattern, tuple(LEFT_OUT.values())):
         (own if all(native(node, graph.opset) for node in graph.nodes) else evaluator).append(case.name)
     return own, evaluator
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_no_quantization_case_is_left_out_and_all_run_on_own_kernels() -> None:
     own, evaluator = count(QUANTIZATION)
     assert len(own) == 45
     assert not evaluator
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_most_cases_run_on_own_kernels() -> None:
     own, evaluator = count()
     assert len(own) >= 1500

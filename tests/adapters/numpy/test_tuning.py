@@ -38,8 +38,9 @@ def test_calibrators(name: str, calibrator: str) -> None:
     assert quantize(name, scheme)[0] > 0.9
 
 
-@pytest.mark.parametrize("algorithm", HOST.parts("algorithms"))
+@pytest.mark.parametrize("algorithm", ["rtn", "hqq", "gptq", "awq"])
 def test_algorithms_on_integer_layers(algorithm: str) -> None:
+    """The iterative ones run on packed layers below: what a layer is made into is none of their business."""
     scheme = OpScheme(mode="static", weight=W8, input=X8, algorithm=PartChoice(kind=algorithm))
     for name in MODELS:
         assert quantize(name, scheme)[0] > 0.98
