@@ -108,6 +108,7 @@ class NumpySession(Session):
     def __init__(self, graph: Graph, kernels: Kernels, example: Batch | None = None) -> None:
         self.graph = graph
         self._kernels = kernels
+        kernels.keep(graph.nodes)
         self._program = Program(graph, kernels)
         self._example = example
         self._view: ModelView | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,7 @@ class _Step:
 
 
 class Kernels:
-    """Kernels by node, so that programs that share nodes share their packed weights.
+    """Makes kernels; those of a session's own nodes are kept, so that every candidate shares its packed float weights.
 
     Args:
         scratch: Upper bound of a kernel's scratch memory per thread, in bytes.
@@ -44,27 +44,29 @@ class Kernels:
     def __init__(self, scratch: int, threads: int = 0) -> None:
         self.scratch = scratch
         self.threads = threads
-        self._known: dict[int, tuple[Node, Kernel, bool]] = {}
+        self._known: dict[int, tuple[Node, tuple[Kernel, bool] | None]] = {}
+
+    def keep(self, nodes: Iterable[Node]) -> None:
+        """Keep the kernels of these nodes. A candidate's own nodes are not kept: they go when it goes."""
+        for node in nodes:
+            self._known.setdefault(id(node), (node, None))
 
     def of(self, node: Node, graph: Graph) -> tuple[Kernel, bool]:
         """Return the node's kernel, and whether it takes ``empty=``."""
-        found = self._known.get(id(node))
-        if found is None:
-            constants = {v: graph.initializers[v] for v in node.inputs if v in graph.initializers}
-            if native(node, graph.opset):
-                build = Build(
-                    node,
-                    constants,
-                    graph.opset,
-                    self.scratch,
-                    min(self.threads or available(), available()),
-                    lambda b: self._body(b, graph),
-                )
-                made, allocates = kernel(build)
-            else:
-                made, allocates = reference_kernel(node, graph.opset), False
-            found = self._known[id(node)] = (node, made, allocates)
-        return found[1], found[2]
+        kept = self._known.get(id(node))
+        if kept is not None and kept[1] is not None:
+            return kept[1]
+        made = self._make(node, graph)
+        if kept is not None:
+            self._known[id(node)] = (node, made)
+        return made
+
+    def _make(self, node: Node, graph: Graph) -> tuple[Kernel, bool]:
+        if not native(node, graph.opset):
+            return reference_kernel(node, graph.opset), False
+        constants = {v: graph.initializers[v] for v in node.inputs if v in graph.initializers}
+        threads = min(self.threads or available(), available())
+        return kernel(Build(node, constants, graph.opset, self.scratch, threads, lambda body: self._body(body, graph)))
 
     def _body(self, body: Graph, outer: Graph) -> Callable[[list[Any], Mapping[str, Any]], tuple[Any, ...]]:
         """Compile a body; constants around it are its constants too, other outer values are handed in by name."""

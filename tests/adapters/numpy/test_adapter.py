@@ -1,6 +1,8 @@
 """The primitives on small networks, against integer arithmetic written out."""
 
+import gc
 import pickle
+import weakref
 from pathlib import Path
 
 import cloudpickle
@@ -213,3 +215,18 @@ def test_a_model_of_half_precision_keeps_its_type(dtype: str, mode: str) -> None
     got, expected = candidate.run((batch,))[0], session(model).reference().run((batch,))[0]
     assert got.dtype == expected.dtype == kind
     np.testing.assert_allclose(got.astype(np.float32), expected.astype(np.float32), atol=0.06)
+
+
+def test_what_a_candidate_packed_goes_when_it_goes() -> None:
+    s = session()
+    batch = RNG.normal(0, 1, (2, 3, 9, 8)).astype(np.float32)
+    given = parameters(s, SCHEMES[0], batch)
+    candidate = s.apply(Recipe(dict.fromkeys(given, SCHEMES[0]), backend="numpy"), given)
+    candidate.run((batch,))
+    codes = [weakref.ref(a) for n, a in candidate.graph.initializers.items() if n.endswith(".codes")]
+    again = s.apply(candidate.recipe, given)
+    assert all(again.graph.initializers[n] is a for n, a in candidate.graph.initializers.items() if n.endswith(".codes"))
+    del candidate, again, given
+    gc.collect()
+    assert codes
+    assert not any(ref() is not None for ref in codes)
