@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import copy
-import os
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -184,7 +183,47 @@ class Retrieval:
         return Task("MiniLM retrieval", self.model, SampleScore(self.score, len(self.pairs), best=1.0), batches, 0.005)
 
 
-def language_model() -> Path | None:
-    """Return the folder of the language model that OCTAVO_LM names, or None."""
-    folder = os.environ.get("OCTAVO_LM")
-    return Path(folder) if folder else None
+@dataclass(frozen=True)
+class Language:
+    """The language model of OCTAVO_LM: its folder holds a Hugging Face model, ``heldout.npy`` and ``train_head.npy`` (token ids)."""
+
+    folder: Path
+    length: int = 256
+    rows: int = 64
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The float model, from token ids to logits."""
+        from transformers import AutoModelForCausalLM
+
+        return Logits(AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32, use_cache=False)).eval()
+
+    def calibration(self, samples: int = 32, batch: int = 4) -> list[torch.Tensor]:
+        """Return batches of token ids of the training text."""
+        tokens = np.load(self.folder / "train_head.npy").astype(np.int64)
+        starts = np.random.default_rng(1).integers(0, len(tokens) - self.length, samples)
+        ids = torch.from_numpy(np.stack([tokens[i : i + self.length] for i in starts]))
+        return list(ids.split(batch))
+
+    @torch.no_grad()
+    def perplexity(self, model: Any) -> float:
+        """Return the perplexity on the first rows of the held-out text."""
+        tokens = np.load(self.folder / "heldout.npy").astype(np.int64)[: self.rows * self.length]
+        total, count = 0.0, 0
+        for ids in torch.from_numpy(tokens).view(-1, self.length).split(8):
+            logits = model(ids)[:, :-1].float()
+            total += float(nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), ids[:, 1:].reshape(-1), reduction="sum"))
+            count += ids[:, 1:].numel()
+        return float(np.exp(total / count))
+
+
+class Logits(nn.Module):
+    """A causal language model that returns its logits alone."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Return logits, shape (batch, tokens, vocabulary)."""
+        return self.inner(input_ids=input_ids).logits
