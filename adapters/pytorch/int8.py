@@ -15,7 +15,7 @@ from octavo.core.numerics.tensor import QuantizedTensor
 from . import kernels
 
 Tensor = torch.Tensor
-_FEW_ROWS = 64
+_FEW_ROWS = 128
 """Up to so many rows a call of one kernel that also quantizes beats separate ones."""
 
 
@@ -234,6 +234,9 @@ class Int8Linear(Int8Layer):
         self.register_buffer("factors", factors)
         self._steps = factors / self.source.scale if factors is not None and self.source is not None else None
         self.memo = memo
+        plain = self.source is None and not per_token and not self.symmetric and self.gives is None and factors is None
+        self._whole = plain and self.dtype == torch.float32 and self.codes.device.type == "cpu" and not kernels.has_rows()
+        self._few = _FEW_ROWS * self.codes.shape[0 if transposed else 1]
 
     def _matrix(self) -> Tensor:
         return self.codes.t().contiguous() if self.transposed else self.codes
@@ -242,6 +245,12 @@ class Int8Linear(Int8Layer):
         """Return the layer's output: float, or uint8 codes if it gives codes."""
         if torch.compiler.is_compiling():
             return self._portable(x)
+        if self._whole and x.dtype == torch.float32 and x.numel() <= self._few:
+            packed = self._laid_out.get("rows")
+            if packed is None:
+                packed = self.laid_out("rows", lambda: kernels.pack_rows(self._matrix(), self.scale, self.bias))
+            y = kernels.linear_rows(x, packed)
+            return kernels.post(self.then, y) if self.then else y
         if x.dtype == torch.uint8:
             assert self.source is not None
             return self._multiply(x, self.source)
@@ -253,9 +262,6 @@ class Int8Linear(Int8Layer):
             return self._per_row(codes, scale)
         if self.factors is not None:
             x = x * self.factors
-        if self._few_rows(x):
-            packed = self.laid_out("rows", lambda: kernels.pack_rows(self._matrix(), self.scale, self.bias))
-            return kernels.post(self.then, kernels.linear_rows(x, packed))
         source, codes = self.memo.get(x, self._measured) if self.memo is not None else self._measured(x)
         return self._multiply(codes, source)
 
@@ -275,10 +281,6 @@ class Int8Linear(Int8Layer):
         y = nn.functional.linear(steps, weight) * self.scale * scale
         y = y if self.bias is None else y + self.bias
         return self._portable_result(kernels.post(self.then, y))
-
-    def _few_rows(self, x: Tensor) -> bool:
-        fits = x.dtype == self.dtype == torch.float32 and x.numel() <= _FEW_ROWS * x.shape[-1]
-        return fits and not self.symmetric and self.gives is None and not kernels.has_rows()
 
     def _codes(self, x: Tensor) -> Tensor:
         assert self.source is not None

@@ -15,6 +15,9 @@ import torch
 
 _MAGIC = 12582912.0  # 1.5 * 2**23: adding it leaves round-to-nearest-even(x) in the low bits of a float32
 
+_SMALL = 2**17
+_TINY = 1e-30
+
 Tensor = torch.Tensor
 
 
@@ -49,11 +52,14 @@ def quantize_u8(x: Tensor, scale: float, zero_point: int, low: int, high: int, f
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return uint8 codes with zero point 128 and one scale for each row of the last axis, float32, shape (..., 1).
 
-    A row's largest magnitude becomes 127, so that nothing needs clamping; a row of zeros has scale 1.
+    A row's largest magnitude becomes 127, so that nothing needs clamping; a row of zeros stays zeros.
     """
     x = x if x.dtype == torch.float32 else x.float()
-    largest = torch.maximum(x.amax(-1, keepdim=True), x.amin(-1, keepdim=True).neg_())
-    largest = torch.where(largest > 0, largest, 127.0)
+    if x.numel() < _SMALL:
+        largest = x.abs().amax(-1, keepdim=True)  # fewer calls; for large tensors two readings beat a copy
+    else:
+        largest = torch.maximum(x.amax(-1, keepdim=True), x.amin(-1, keepdim=True).neg_())
+    largest = largest.clamp_(min=_TINY)
     steps = 127.0 / largest
     if torch.compiler.is_compiling():
         return (torch.round(x * steps) + 128).clamp(0, 255).to(torch.uint8), largest / 127.0

@@ -42,8 +42,11 @@ class Link:
         weight = norm.weight
         assert isinstance(weight, Tensor)
         names = tuple(f"{path}.{n}" for n in ("weight", "bias") if getattr(norm, n, None) is not None)
-        group = Group(f"{path} -> {members[0].op.name}", "rescale", tuple(m.op.name for m in members), path, weight.numel(), value)
-        return cls(group, names, tuple(members), "norm", gain_of(norm) == "offset")
+        offset = gain_of(norm) == "offset"
+        gain, shift = ("", "") if offset else (names[0], names[1] if len(names) > 1 else "")
+        label, readers = f"{path} -> {members[0].op.name}", tuple(m.op.name for m in members)
+        group = Group(label, "rescale", readers, path, weight.numel(), value, gain=gain, shift=shift)
+        return cls(group, names, tuple(members), "norm", offset)
 
     @classmethod
     def of_conv(cls, producer: Layer, members: Sequence[Layer], value: str) -> Link:

@@ -45,7 +45,8 @@ def test_rows_are_quantized_on_their_own_range(seed: int) -> None:
     x = torch.from_numpy(np.random.default_rng(seed).standard_normal((5, 33)).astype(np.float32))
     x[2] = 0
     codes, scale = kernels.quantize_rows(x)
-    assert scale[2] == 1
+    assert bool((codes[2] == 128).all())
+    assert bool(torch.isfinite(scale).all())
     np.testing.assert_allclose((codes.float() - 128) * scale, x, atol=float(scale.max()) * 0.5001)
     assert codes.min() >= 1
 
