@@ -99,6 +99,8 @@ class Group:
         value: For ``rescale``: the name of the value between producer and consumers.
         values: For ``rescale``: every value that is divided, where there are more than lie between producer and members
             (a residual sum divides all its terms); empty where those are all.
+        gain: For ``rescale`` after a norm: name of the norm's gain; ``Session.tensor`` gives it. Empty where there is none.
+        shift: Likewise its shift.
     """
 
     name: str
@@ -108,6 +110,8 @@ class Group:
     channels: int = 0
     value: str = ""
     values: tuple[str, ...] = ()
+    gain: str = ""
+    shift: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from .recipe import Recipe
 from .scheme import FLOAT, MINMAX, OpScheme, PartChoice, QuantSpec
 from .space import TuningSpace
 from .statistics import Probe, Statistics
-from .topology import shared_scales, values_between
+from .topology import seers, shared_scales, values_between
 from .weights import correct_bias, feature_probes, quantize_weight
 
 if TYPE_CHECKING:
@@ -42,15 +42,14 @@ class _Prepared:
         statistics: As its ops see their inputs.
         changed: Names of the ops and values that differ from the original's.
         divided: Value -> (all factors so far, shape (channels,); channel axis).
-        private: Value -> the ops that divide it themselves as they read it (groups without a producer); for every other op it
-            is still the original's.
+        seers: Divided value -> the ops that meet it divided; for every other op it is still the original's.
     """
 
     session: Session
     statistics: Statistics
     changed: frozenset[str] = frozenset()
     divided: Mapping[str, tuple[Array, int]] = field(default_factory=dict)
-    private: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    seers: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
 class Realizer:
@@ -237,15 +236,15 @@ class Realizer:
         outputs: list[QuantParams | None] = []
         for value in op.outputs:
             wish = (scheme.output, scheme.calibrator, _axis(op, scheme.output)) if scheme.output is not None else asked.get(value)
-            # Readers that divide a value themselves do not take the codes that its producer would write.
-            if wish is None or (scheme.output is None and value in prepared.private):
+            # Readers that divide a value themselves do not take the codes that its writer would write.
+            if wish is None or (scheme.output is None and op.name not in prepared.seers.get(value, (op.name,))):
                 outputs.append(None)
             else:
                 outputs.append(self._range(value, *wish, recipe.transforms, self._seen_by(op, value, prepared)))
         return OpParameters(scheme, weight, inputs, tuple(outputs), bias)
 
     def _seen_by(self, op: Op, value: str, prepared: _Prepared) -> Statistics:
-        if value in prepared.private and op.name not in prepared.private[value]:
+        if op.name not in prepared.seers.get(value, (op.name,)):
             return self._prepare(()).statistics
         return prepared.statistics
 
@@ -324,7 +323,7 @@ class Realizer:
             return before
         divided: dict[str, Array] = {}
         axes: dict[str, int] = {}
-        private = dict(before.private)
+        seeing = dict(before.seers)
         changed = set(before.changed)
         for group in view.groups:
             if group.name in factors:
@@ -333,18 +332,17 @@ class Realizer:
                 rows = next((r for op in ends if (r := rows_of(op)) is not None), None)
                 values = values_between(view, group)
                 for value in values:
+                    seeing[value] = seeing.get(value, frozenset()) | seers(view, group, value, values)
                     axes[value] = rows.channel_axis if rows is not None else -1
                     divided[value] = divided[value] * factors[group.name] if value in divided else factors[group.name]
                 changed |= {*group.members, group.producer, *values}
-                if not group.producer:
-                    private[group.value] = private.get(group.value, frozenset()) | frozenset(group.members)
         together = dict(before.divided)
         for value, f in divided.items():
             together[value] = (together[value][0] * f if value in together else f, axes[value])
         statistics, missing = before.statistics.rescaled(divided)
         if missing:
             statistics = statistics.replaced(self._observed_again(missing, together, choice))
-        return _Prepared(before.session.rescale(factors), statistics, frozenset(changed), together, private)
+        return _Prepared(before.session.rescale(factors), statistics, frozenset(changed), together, seeing)
 
     def _observed_again(self, probes: tuple[Probe, ...], divided: Mapping[str, tuple[Array, int]], choice: PartChoice) -> Statistics:
         """Observe values of the original model once more, divided as the rescaled one has them."""

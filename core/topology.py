@@ -8,7 +8,9 @@ from .graph import Group, ModelView
 
 
 def values_between(view: ModelView, group: Group) -> frozenset[str]:
-    """Return the values that a rescale group divides: all on the way from its producer to its members."""
+    """Return the values that a rescale group divides: those it states, or all on the way from its producer to its members."""
+    if group.values:
+        return frozenset((*group.values, group.value))
     if group.values:
         return frozenset(group.values)
     reads: dict[str, set[str]] = {}
@@ -40,6 +42,19 @@ def _way_back(value: str, ends: frozenset[str], reads: Mapping[str, set[str]]) -
                 seen.add(before)
                 stack.append((before, (*path, before)))
     return found
+
+
+def seers(view: ModelView, group: Group, value: str, values: frozenset[str]) -> frozenset[str]:
+    """Return the ops that meet ``value`` divided: members that read it, those between, and its writer where there is a producer.
+
+    Whoever else reads it is given the original value: the model's function stays.
+    """
+    found = {name for name in group.members if value in view.by_name[name].inputs}
+    for op in view.ops:
+        between = value in op.inputs and not values.isdisjoint(op.outputs)
+        if between or (group.producer and value in op.outputs):
+            found.add(op.name)
+    return frozenset(found)
 
 
 def shared_scales(view: ModelView) -> dict[str, tuple[str, ...]]:

@@ -7,27 +7,18 @@ from array_api_compat import array_namespace
 from ..numerics.affine import Array
 from .base import Link
 
-NORMS = ("layer_norm", "rms_norm", "batch_norm")
-
 
 def gain_and_shift(link: Link) -> tuple[Array, Array] | None:
     """Return (gain, shift) of the norm that produces a group's value, float32, shape (channels,); None if none does.
 
-    A batch norm folded into a convolution is known by the attributes ``norm_gain`` and ``norm_shift``, the names of its
-    tensors, that an adapter may state on the op.
+    A batch norm folded into a convolution counts where the adapter's group names its tensors.
     """
-    producer = link.view.by_name.get(link.group.producer)
-    if producer is None:
+    if not link.group.gain:
         return None
-    gain, shift = producer.attributes.get("norm_gain"), producer.attributes.get("norm_shift")
-    if producer.type in NORMS and producer.weight is not None:
-        gain, shift = producer.weight.name, producer.bias
-    if not isinstance(gain, str):
-        return None
-    g = link.tensor(gain)
-    xp = array_namespace(g)
-    g = xp.astype(g, xp.float32)
-    return g, xp.astype(link.tensor(shift), xp.float32) if isinstance(shift, str) else xp.zeros_like(g)
+    gain = link.tensor(link.group.gain)
+    xp = array_namespace(gain)
+    gain = xp.astype(gain, xp.float32)
+    return gain, xp.astype(link.tensor(link.group.shift), xp.float32) if link.group.shift else xp.zeros_like(gain)
 
 
 def absmax_from_norm(gain: Array, shift: Array, deviations: float) -> Array:

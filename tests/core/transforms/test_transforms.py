@@ -168,6 +168,24 @@ def test_static_quantization_gains(kind: str) -> None:
     assert errors[1] < errors[0]
 
 
+def test_gain_migration_leaves_a_norm_that_scales_nothing() -> None:
+    """Outlier Suppression, eq. 3; and SPIQ's ranges from the norm's parameters, without data."""
+    made = realizer("block", PartChoice(kind="outlier_suppression"))
+    opened = made.opened
+    ops = {o.name: o for o in opened.view.ops if o.weight is not None}
+    group = next(g for g in opened.view.groups if g.gain)
+    assert made.statistics is not None
+    for kind, options in (("outlier_suppression", {}), ("spiq", {"source": "norm"})):
+        part = HOST.part("transforms", kind)
+        found = part.build(part.config(kind=kind, **options)).factors(opened.view, opened.session.tensor, made.statistics, ops)
+        assert set(found) == {group.name}
+        gain, shift = (np.asarray(opened.session.tensor(n)) for n in (group.gain, group.shift))
+        expected = np.abs(gain) if kind == "outlier_suppression" else conversion_scales(np.abs(shift) + 6 * np.abs(gain))
+        np.testing.assert_allclose(np.asarray(found[group.name]), expected, rtol=1e-5)
+    norm = opened.session.rescale({group.name: np.abs(np.asarray(opened.session.tensor(group.gain)))})
+    np.testing.assert_allclose(np.abs(np.asarray(norm.tensor(group.gain))), 1.0, rtol=1e-6)
+
+
 def test_a_weight_that_no_transform_touches_is_quantized_once() -> None:
     choice = PartChoice(kind="outlier_suppression")
     made = realizer("block", choice)
