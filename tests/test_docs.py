@@ -37,6 +37,11 @@ def test_python_in_the_pages_is_python(page: Path) -> None:
         compile(block, page.name, "exec")
 
 
+def test_the_code_of_the_numpy_page_runs(tmp_path: Path) -> None:
+    (code,) = blocks(ROOT / "docs" / "backends" / "numpy.md")
+    assert "(16, 10)" in run(tmp_path, "-W", "ignore", "-c", code)
+
+
 @pytest.fixture(scope="module")
 def stranger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The plugin of docs/plugins.md, installed as pip would: its files and its entry point on the path."""
