@@ -146,7 +146,10 @@ def rescale_groups(graph: Graph, ops: tuple[Op, ...]) -> tuple[Group, ...]:
         readers = consumers.get(value, [])
         channels = channels_of(graph, node)
         if readers and all(_multipliable(consumers, graph, r, value, by_name[r.name], channels, node.op) for r in readers):
-            found.append(Group(f"rescale:{value}", "rescale", tuple(r.name for r in readers), node.name, channels, value))
+            norm = tuple(v for v in node.inputs[1:3] if v) if node.op.endswith("Normalization") else ()
+            gain, shift = (*norm, "", "")[:2]
+            members = tuple(r.name for r in readers)
+            found.append(Group(f"rescale:{value}", "rescale", members, node.name, channels, value, gain=gain, shift=shift))
     return tuple(found)
 
 

@@ -54,7 +54,9 @@ def _rescalable(sites: Mapping[str, Site]) -> Iterator[Group]:
         if readers and width:
             members = tuple(dict.fromkeys(r.op.name for r in readers))
             producer = name if site.node.op_type in NORMS else ""
-            yield Group(f"rescale:{name}", "rescale", members, producer, width, value.name or "")
+            norm = [v.name or "" for v in site.node.inputs[1:3] if v is not None] if producer else []
+            gain, shift = (*norm, "", "")[:2]
+            yield Group(f"rescale:{name}", "rescale", members, producer, width, value.name or "", gain=gain, shift=shift)
 
 
 def _norm_width(node: ir.Node) -> int:
