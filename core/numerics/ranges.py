@@ -6,7 +6,8 @@ from array_api_compat import array_namespace
 
 from ..errors import NonFiniteWeight
 from ..scheme import QuantSpec
-from .affine import Array
+from .affine import Array, QuantParams
+from .codec import choose
 from .layout import block_shape, is_grouped, scale_shape
 
 
@@ -31,6 +32,21 @@ def ranges(matrix: Array, spec: QuantSpec) -> tuple[Array, Array]:
     if not bool(xp.all(xp.isfinite(low)) & xp.all(xp.isfinite(high))):
         raise NonFiniteWeight("a weight holds NaN or Inf; repair it, or keep its op in float with a rule")
     return low, high
+
+
+def token_params(x: Array, spec: QuantSpec) -> QuantParams:
+    """Choose parameters for each token of an activation (row along its last axis), as a dynamic kernel does at run time.
+
+    Args:
+        x: Any float dtype, shape (..., features), features > 0.
+        spec: Any dtype; its granularity is ``token``.
+
+    Returns:
+        Parameters of shape (..., 1).
+    """
+    xp = array_namespace(x)
+    params, _ = choose(xp.min(x, axis=-1, keepdims=True), xp.max(x, axis=-1, keepdims=True), spec, None)
+    return params
 
 
 def _blockwise(matrix: Array, spec: QuantSpec) -> tuple[Array, Array]:

@@ -16,10 +16,10 @@ from onnx import TensorProto, helper, numpy_helper
 from octavo.core.errors import NonFiniteWeight, SchemeError
 from octavo.core.numerics.affine import affine_params, quantize
 from octavo.core.numerics.blocked import round_blocked, takes
-from octavo.core.numerics.codec import choose, encode
+from octavo.core.numerics.codec import choose, decode, encode
 from octavo.core.numerics.layout import from_matrix, stretch, to_matrix
 from octavo.core.numerics.packing import pack, unpack
-from octavo.core.numerics.ranges import ranges
+from octavo.core.numerics.ranges import ranges, token_params
 from octavo.core.numerics.rounding import given, nearest, stochastic
 from octavo.core.numerics.rows import Rows
 from octavo.core.scheme import QuantSpec
@@ -120,6 +120,21 @@ def test_blocked_rounding_needs_little_memory() -> None:
         extra = tracemalloc.get_traced_memory()[1] - codes.nbytes - params.scale.nbytes - params.zero_point.nbytes
         tracemalloc.stop()
         assert extra <= x.nbytes / 4
+
+
+@pytest.mark.parametrize("make", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
+@pytest.mark.parametrize(("dtype", "symmetric"), [("int8", True), ("uint8", False), ("fp8_e4m3fn", True)])
+def test_each_token_has_a_scale(dtype: str, symmetric: bool, make: Any) -> None:
+    x = (np.random.default_rng(0).normal(size=(2, 5, 16)) * np.logspace(-3, 3, 5)[None, :, None]).astype(np.float32)
+    spec = QuantSpec(dtype=dtype, symmetric=symmetric, granularity="token")
+    params = token_params(make(x), spec)
+    assert tuple(params.scale.shape) == (2, 5, 1)
+    codes = encode(make(x), params)
+    numbers = np.asarray(decode(codes, params))
+    for i in range(2):
+        for j in range(5):
+            whole, _ = choose(x[i, j].min(), x[i, j].max(), QuantSpec(dtype=dtype, symmetric=symmetric), None)
+            np.testing.assert_array_equal(numbers[i, j], decode(encode(x[i, j], whole), whole))
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2, -1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -101,6 +102,25 @@ def test_the_function_stays(name: str, kind: str) -> None:
         check(name, PartChoice(kind="equalization"), PartChoice(kind="smoothquant"))
     else:
         check(name, PartChoice(kind=kind))
+
+
+@pytest.mark.parametrize("backend", ["onnx", "numpy"])
+def test_the_function_stays_on_every_backend(backend: str, tmp_path: Path) -> None:
+    for name in ("block", "convolutions"):
+        net, data = model(name)
+        HOST.adapters()["torch"].build().open(net, (data[0],)).export("onnx", tmp_path / f"{name}.onnx")
+        session = HOST.adapters()[backend].build().open(str(tmp_path / f"{name}.onnx"), (data[0].numpy(),))
+        view, capability = session.describe(), session.capability()
+        units = [
+            Unit(o.name, o.type, (o.name,), (*capability.for_op(o)[:1], OpScheme())) for o in view.ops if len(capability.for_op(o)) > 1
+        ]
+        choices = tuple((PartChoice(kind=kind),) for kind in ALL)
+        made = Realizer(Opened(backend, session, view, capability), TuningSpace(backend, tuple(units), ((), *choices)), HOST)
+        made.calibrate([(x.numpy(),) for x in data])
+        for transforms in choices:
+            found = made.candidate(Recipe({}, transforms, backend)).run((data[0].numpy(),))[0]
+            expected = net(data[0]).detach().numpy()
+            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 
 def check(name: str, *transforms: PartChoice) -> None:
