@@ -25,7 +25,7 @@ class OnnxConfig(PartConfig):
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
     threads: int | None = Field(default=None, ge=1)
     spinning: bool = False
-    observe_megabytes: int = Field(default=512, ge=1)
+    observe_megabytes: int = Field(default=256, ge=1)
 
 
 @hookimpl

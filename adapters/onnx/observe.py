@@ -33,24 +33,20 @@ def observe(model: ir.Model, config: OnnxConfig, batches: Iterable[Batch], value
         if name not in known:
             raise ModelError(f"the model has no value {name!r}{nearest(name, [k for k in known if k])}")
     bound = config.observe_megabytes * 2**20
-    parts: list[tuple[ort.InferenceSession, list[str]]] = []
-    session: ort.InferenceSession | None = None
+    parts: list[tuple[ort.InferenceSession, list[str]]] | None = None
     count = 0
     for batch in batches:
-        if session is None:
-            session = parts_session(model, config, inner)
-            parts = [(session, inner)]
-        given = feeds(session.get_inputs(), batch)
+        if parts is None:
+            parts = _parts(model, config, batch, inner, bound)
+        given = feeds(parts[0][0].get_inputs(), batch)
         _check_finite(given, count)
         for name in values:
             if name in inputs:
                 sink(name, given[name])
-        if count == 0 and inner:
-            parts = _split(model, config, given, inner, bound) or parts
-        for part, names in parts:
-            # An empty list of names would ask ONNX Runtime for every output.
-            for name, array in zip(names, part.run(names, given) if names else (), strict=True):
-                sink(name, array)
+        for session, names in parts:
+            arrays = session.run(names, given) if names else []
+            for name in reversed(names):  # each array goes before the next is looked at
+                sink(name, arrays.pop())
         count += 1
     return count
 
@@ -81,15 +77,15 @@ def parts_session(model: ir.Model, config: OnnxConfig, names: Sequence[str], *, 
             if value.type is None:
                 value.type = ir.TensorType(ir.DataType.FLOAT)
             clone.graph.outputs.append(value)
-    return compile_model(clone, config).session
+    return compile_model(clone, config, lean=True).session
 
 
-def _split(
-    model: ir.Model, config: OnnxConfig, given: Mapping[str, np.ndarray], names: Sequence[str], bound: int
-) -> list[tuple[ort.InferenceSession, list[str]]]:
-    """Measure the values on the first batch; return sessions for parts that fit, or nothing where all fit at once."""
-    sized = parts_session(model, config, names, sizes=True)
-    counts = sized.run([f"{n}_size" for n in names], dict(given))
+def _parts(model: ir.Model, config: OnnxConfig, batch: Batch, names: list[str], bound: int) -> list[tuple[ort.InferenceSession, list[str]]]:
+    """Measure the values on the first batch and return a session for each part of them that fits into ``bound`` bytes."""
+    measuring = parts_session(model, config, names, sizes=True)
+    given = feeds(measuring.get_inputs(), batch)
+    counts = measuring.run([f"{n}_size" for n in names], given) if names else []
+    del measuring
     parts: list[list[str]] = [[]]
     held = 0
     for name, count in zip(names, counts, strict=True):
@@ -99,4 +95,4 @@ def _split(
             held = 0
         parts[-1].append(name)
         held += size
-    return [] if len(parts) == 1 else [(parts_session(model, config, part), part) for part in parts]
+    return [(parts_session(model, config, part), part) for part in parts]

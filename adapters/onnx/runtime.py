@@ -38,13 +38,14 @@ class Compiled:
     nodes: Sequence[onnx.NodeProto] = ()
 
 
-def compile_model(model: ir.Model, config: OnnxConfig, *, inspect: bool = False) -> Compiled:
+def compile_model(model: ir.Model, config: OnnxConfig, *, inspect: bool = False, lean: bool = False) -> Compiled:
     """Create a session for a model. Large tensors are lent, not copied: every candidate shares the model's float tensors.
 
     Args:
         model: Not changed.
         config: Providers and threads.
         inspect: Also read the optimized graph.
+        lean: Give memory back after every op instead of keeping an arena, and keep no second, packed copy of the weights.
 
     Raises:
         DeviceError: If an execution provider is not there.
@@ -57,6 +58,8 @@ def compile_model(model: ir.Model, config: OnnxConfig, *, inspect: bool = False)
         )
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is raised, and need not be printed as well
+    options.enable_cpu_mem_arena = not lean
+    options.add_session_config_entry("session.disable_prepacking", "1" if lean else "0")
     options.intra_op_num_threads = config.threads or 0
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if config.spinning else "0")
     proto, held = skeleton(model)

@@ -166,4 +166,15 @@ def _settle(model: ir.Model) -> ir.Model:
     if (model.ir_version or 0) < 4:  # before IR 4 every initializer had to be listed as an input
         model = passes.RemoveInitializersFromInputsPass()(model).model
     pinned = pin(model)
+    _own_tensors(pinned)
     return passes.NameFixPass()(pinned).model
+
+
+def _own_tensors(model: ir.Model) -> None:
+    """Let the model hold its tensors as arrays, so that the protobuf message they came in can go: protobuf copies at each access."""
+    graphs = {node.graph for node in ir.traversal.RecursiveGraphIterator(model.graph) if isinstance(node.graph, ir.Graph)} | {model.graph}
+    for graph in graphs:
+        for name, value in graph.initializers.items():
+            held = value.const_value
+            if isinstance(held, ir.TensorProtoTensor) and held.dtype != ir.DataType.STRING and held.dtype.itemsize >= 1:
+                value.const_value = ir.Tensor(held.numpy(), dtype=held.dtype, name=name)
