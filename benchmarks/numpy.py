@@ -133,8 +133,11 @@ def interleaved(runs: Mapping[str, Callable[[], object]], rounds: int = ROUNDS) 
     for _ in range(3):
         for run in runs.values():
             run()
-    for _ in range(rounds):
-        for name, run in runs.items():
+    names = list(runs)
+    for i in range(rounds):
+        # Each round begins with another one: what a run leaves in the caches is the next one's luck.
+        for name in names[i % len(names) :] + names[: i % len(names)]:
+            run = runs[name]
             start = time.perf_counter()
             run()
             times[name].append(time.perf_counter() - start)

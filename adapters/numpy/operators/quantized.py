@@ -35,8 +35,7 @@ def _quantize_rows(x: np.ndarray, y: np.ndarray, scale: Any, low: Any, high: Any
             s, a, b = (scale[part], low[part], high[part]) if by_row else (scale, low, high)
             piece = np.divide(x[part], s, out=y[part])
             np.rint(piece, out=piece)
-            np.maximum(piece, a, out=piece)
-            np.minimum(piece, b, out=piece)
+            np.clip(piece, a, b, out=piece)
 
     spread(-(-rows // (16 * step)) if rows else 0, work, threads)
 
@@ -116,8 +115,7 @@ class _Epilogue:
                 activate(y, self._activation)
                 y /= y_scale
             np.rint(y, out=y)
-            np.maximum(y, self._low, out=y)
-            np.minimum(y, self._high, out=y)
+            np.clip(y, self._low, self._high, out=y)
         else:
             activate(y, self._activation)
 
