@@ -17,7 +17,7 @@ from octavo.core.numerics.tensor import QuantizedTensor
 from .packing import cached, tensor
 
 if TYPE_CHECKING:
-    from .emit import Emitter
+    from .editing import Editor
     from .sites import Site
 
 MS = "com.microsoft"
@@ -58,7 +58,7 @@ def _unsigned(weight: QuantizedTensor) -> tuple[np.ndarray, np.ndarray, np.ndarr
     return codes.astype(np.uint8), np.asarray(weight.params.scale, np.float32), zero.astype(np.uint8)
 
 
-def matmul_nbits(e: Emitter, site: Site, params: OpParameters) -> ir.Node:
+def matmul_nbits(e: Editor, site: Site, params: OpParameters) -> ir.Node:
     """Write a linear op as MatMulNBits. A dynamic scheme is its accuracy level 4: activations in int8, block by block."""
     weight, op = params.weight, site.op
     assert weight is not None
@@ -95,7 +95,7 @@ def matmul_nbits(e: Emitter, site: Site, params: OpParameters) -> ir.Node:
     return ir.node("MatMulNBits", inputs, attributes, domain=MS)
 
 
-def gather_blocks(e: Emitter, site: Site, params: OpParameters) -> ir.Node:
+def gather_blocks(e: Editor, site: Site, params: OpParameters) -> ir.Node:
     """Write an embedding as GatherBlockQuantized: the table stays packed, rows are unpacked as they are looked up."""
     weight, op = params.weight, site.op
     assert weight is not None

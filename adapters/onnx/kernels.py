@@ -29,7 +29,8 @@ from octavo.core.numerics.tensor import QuantizedTensor
 from octavo.core.scheme import OpScheme, QuantSpec
 
 from . import OnnxConfig
-from .emit import Emitted, Emitter
+from .editing import Emitted
+from .emit import emit
 from .opset import CONVERTED, IR_VERSION
 from .preparation import prepare
 from .runtime import compile_model
@@ -172,8 +173,8 @@ class _Probe:
             tuple(_params(seen[v], scheme.output) for v in op.outputs) if scheme.output else (),
         )
         try:
-            emitter = Emitter(self.model, self.sites, {"probe": parameters})
-            compiled = compile_model(emitter.run(), self.config, inspect=True)
+            model, emitted = emit(self.model, self.sites, {"probe": parameters})
+            compiled = compile_model(model, self.config, inspect=True)
             (answer,) = compiled.session.run(None, dict(self.given))
         except Exception as error:  # whatever the runtime raises, the scheme cannot be offered
             logger.debug("%s: %s is not offered: %s", self.kind, scheme, error)
@@ -182,7 +183,7 @@ class _Probe:
         if np.linalg.norm(answer - self.expected) > {8: 0.1, 4: 0.3, 2: 1.0}[bits] * np.linalg.norm(self.expected):
             return None
         when = _no_relu if scheme.output is not None and scheme.output.symmetric else None
-        return Offer(scheme, "kernel" if integer_kernels(compiled.nodes, emitter.emitted) else "simulated", when)
+        return Offer(scheme, "kernel" if integer_kernels(compiled.nodes, emitted) else "simulated", when)
 
 
 def _no_relu(op: Op) -> str:

@@ -16,7 +16,7 @@ from octavo.core.scheme import FLOAT
 
 from . import OnnxConfig
 from .candidate import OnnxCallable, OnnxCandidate, digest
-from .emit import Emitter
+from .emit import emit
 from .folding import constant
 from .kernels import capability, integer_kernels
 from .observe import observe
@@ -69,10 +69,9 @@ class OnnxSession(Session):
             if name not in self._sites.sites:
                 raise ModelError(f"the model has no op {name!r}{nearest(name, self._sites.sites)}")
             offered.realization(self._sites.sites[name].op, given.scheme)
-        emitter = Emitter(self._prepared, self._sites, {n: p for n, p in parameters.items() if not p.scheme.is_float})
-        model = emitter.run()
+        model, emitted = emit(self._prepared, self._sites, {n: p for n, p in parameters.items() if not p.scheme.is_float})
         compiled = compile_model(model, self.config, inspect=True)
-        found = integer_kernels(compiled.nodes, emitter.emitted)
+        found = integer_kernels(compiled.nodes, emitted)
         ledger: dict[str, Applied] = {}
         for name in self._sites.sites:
             given_or_none = parameters.get(name)
