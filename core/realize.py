@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from array_api_compat import array_namespace
@@ -22,34 +21,16 @@ from .graph import Group, Op
 from .numerics.affine import Array, QuantParams, affine_params
 from .numerics.rows import rows_of
 from .numerics.tensor import QuantizedTensor
+from .prepared import Prepared, rescaled
 from .recipe import Recipe
 from .scheme import FLOAT, MINMAX, OpScheme, PartChoice, QuantSpec
 from .space import TuningSpace
 from .statistics import Probe, Statistics
-from .topology import seers, shared_scales, values_between
+from .topology import shared_scales
 from .weights import correct_bias, feature_probes, quantize_weight
 
 if TYPE_CHECKING:
     from .plugins import PluginHost
-
-
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    """A session after a tuple of transforms.
-
-    Attributes:
-        session: The rescaled session.
-        statistics: As its ops see their inputs.
-        changed: Names of the ops and values that differ from the original's.
-        divided: Value -> (all factors so far, shape (channels,); channel axis).
-        seers: Divided value -> the ops that meet it divided; for every other op it is still the original's.
-    """
-
-    session: Session
-    statistics: Statistics
-    changed: frozenset[str] = frozenset()
-    divided: Mapping[str, tuple[Array, int]] = field(default_factory=dict)
-    seers: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
 class Realizer:
@@ -71,7 +52,7 @@ class Realizer:
         self._weights: dict[tuple[object, ...], QuantizedTensor] = {}
         self._biases: dict[tuple[object, ...], Array | None] = {}
         self._ranges: dict[tuple[object, ...], QuantParams] = {}
-        self._prepared: dict[tuple[PartChoice, ...], _Prepared] = {}
+        self._prepared: dict[tuple[PartChoice, ...], Prepared] = {}
         self._batches: Iterable[Batch] | None = None
         self._kept_float: Mapping[str, str] | None = None
         self._shared_ranges = shared_scales(opened.view)
@@ -224,7 +205,7 @@ class Realizer:
         return found
 
     def _of_op(
-        self, op: Op, recipe: Recipe, prepared: _Prepared, asked: Mapping[str, tuple[QuantSpec, PartChoice, int | None] | None]
+        self, op: Op, recipe: Recipe, prepared: Prepared, asked: Mapping[str, tuple[QuantSpec, PartChoice, int | None] | None]
     ) -> OpParameters:
         scheme = recipe[op.name]
         weight, bias = self._weight(op, scheme, recipe.transforms, prepared) if op.weight and scheme.weight else (None, None)
@@ -243,7 +224,7 @@ class Realizer:
                 outputs.append(self._range(value, *wish, recipe.transforms, self._seen_by(op, value, prepared)))
         return OpParameters(scheme, weight, inputs, tuple(outputs), bias)
 
-    def _seen_by(self, op: Op, value: str, prepared: _Prepared) -> Statistics:
+    def _seen_by(self, op: Op, value: str, prepared: Prepared) -> Statistics:
         if op.name not in prepared.seers.get(value, (op.name,)):
             return self._prepare(()).statistics
         return prepared.statistics
@@ -274,7 +255,7 @@ class Realizer:
         return self._ranges[key]
 
     def _weight(
-        self, op: Op, scheme: OpScheme, transforms: tuple[PartChoice, ...], prepared: _Prepared
+        self, op: Op, scheme: OpScheme, transforms: tuple[PartChoice, ...], prepared: Prepared
     ) -> tuple[QuantizedTensor, Array | None]:
         assert op.weight is not None
         assert scheme.weight is not None
@@ -303,15 +284,15 @@ class Realizer:
         """Return the float session after ``transforms``; it is made once."""
         return self._prepare(transforms).session
 
-    def _prepare(self, transforms: tuple[PartChoice, ...]) -> _Prepared:
+    def _prepare(self, transforms: tuple[PartChoice, ...]) -> Prepared:
         if transforms not in self._prepared:
             if not transforms:
-                self._prepared[()] = _Prepared(self.opened.session, self.statistics or Statistics((), self._make))
+                self._prepared[()] = Prepared(self.opened.session, self.statistics or Statistics((), self._make))
             else:
                 self._prepared[transforms] = self._transform(self._prepare(transforms[:-1]), transforms[-1])
         return self._prepared[transforms]
 
-    def _transform(self, before: _Prepared, choice: PartChoice) -> _Prepared:
+    def _transform(self, before: Prepared, choice: PartChoice) -> Prepared:
         if "rescale" not in self.opened.capability.features:
             raise SchemeError(f"{self.opened.name} offers no rescale, which {choice} needs; leave transforms out of the configuration")
         settings = self._host.read("transforms", choice.table())
@@ -319,30 +300,7 @@ class Realizer:
         view = self.opened.view
         free = {name: view.by_name[name] for unit in self.space.tunable for name in unit.ops}
         factors = rescaling.factors(view, before.session.tensor, before.statistics, free)
-        if not factors:
-            return before
-        divided: dict[str, Array] = {}
-        axes: dict[str, int] = {}
-        seeing = dict(before.seers)
-        changed = set(before.changed)
-        for group in view.groups:
-            if group.name in factors:
-                # A convolution's channels stay on axis 1 of all that follows, a pooled and flattened sample included.
-                ends = (view.by_name[n] for n in (group.producer, *group.members) if n in view.by_name)
-                rows = next((r for op in ends if (r := rows_of(op)) is not None), None)
-                values = values_between(view, group)
-                for value in values:
-                    seeing[value] = seeing.get(value, frozenset()) | seers(view, group, value, values)
-                    axes[value] = rows.channel_axis if rows is not None else -1
-                    divided[value] = divided[value] * factors[group.name] if value in divided else factors[group.name]
-                changed |= {*group.members, group.producer, *values}
-        together = dict(before.divided)
-        for value, f in divided.items():
-            together[value] = (together[value][0] * f if value in together else f, axes[value])
-        statistics, missing = before.statistics.rescaled(divided)
-        if missing:
-            statistics = statistics.replaced(self._observed_again(missing, together, choice))
-        return _Prepared(before.session.rescale(factors), statistics, frozenset(changed), together, seeing)
+        return rescaled(before, factors, view, lambda probes, divided: self._observed_again(probes, divided, choice))
 
     def _observed_again(self, probes: tuple[Probe, ...], divided: Mapping[str, tuple[Array, int]], choice: PartChoice) -> Statistics:
         """Observe values of the original model once more, divided as the rescaled one has them."""

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from octavo.core.calibrators import octavo_calibrators
 from octavo.core.calibrators.base import Calibrator
+from octavo.core.calibrators.bins import Histogram
 from octavo.core.calibrators.features import FEATURES
-from octavo.core.calibrators.histogram import Histogram, divergence
+from octavo.core.calibrators.histogram import divergence
 from octavo.core.errors import DataError
 from octavo.core.numerics.affine import affine_params, dequantize, quantize
 from octavo.core.numerics.rows import Rows
