@@ -100,12 +100,23 @@ def _write_weight(key: str, weight: QuantizedTensor, tensors: dict[str, torch.Te
         row |= {"packed": spec.bits, "dtype": str(codes.dtype).removeprefix("torch.")}
         codes = pack(codes, spec.bits)
     tensors[f"op:{key}:codes"] = _plain(codes)
-    tensors[f"op:{key}:scale"] = _plain(params.scale)
-    if not spec.symmetric:
-        tensors[f"op:{key}:zero_point"] = _plain(params.zero_point)
+    tensors[f"op:{key}:scale"] = _plain(_narrowest(params.scale, spec))
+    if bool((params.zero_point != 0).any()):
+        # A zero point is a code, so a byte holds it wherever a byte holds the codes.
+        byte = torch.uint8 if spec.dtype.startswith("u") else torch.int8
+        tensors[f"op:{key}:zero_point"] = _plain(params.zero_point.to(byte) if spec.bits <= 8 else params.zero_point)
     for extra, value in (weight.extra or {}).items():
         tensors[f"op:{key}:extra:{extra}"] = _plain(torch.as_tensor(value))
     return row
+
+
+def _narrowest(scale: torch.Tensor, spec: QuantSpec) -> torch.Tensor:
+    """Return scales in the format that the spec names for them, where that holds them exactly."""
+    name = "e8m0" if spec.dtype.startswith("mx") else spec.scale_dtype
+    dtype = {"e8m0": torch.float8_e8m0fnu, "float16": torch.float16, "bfloat16": torch.bfloat16}.get(name or "")
+    if dtype is not None and torch.equal(scale.to(dtype).to(torch.float32), scale):
+        return scale.to(dtype)
+    return scale
 
 
 def read(folder: Path) -> Saved:
@@ -159,10 +170,9 @@ def _read_weight(key: str, row: Mapping[str, Any], tensors: Mapping[str, torch.T
     if "packed" in row:
         signed = row["dtype"] == "int8"
         codes = unpack(codes, row["packed"], row["shape"][-1], signed=signed).to(getattr(torch, row["dtype"]))
-    scale = tensors[f"op:{key}:scale"]
-    zero_point = tensors.get(f"op:{key}:zero_point")
-    if zero_point is None:
-        zero_point = torch.zeros_like(scale, dtype=torch.int32)
+    scale = tensors[f"op:{key}:scale"].to(torch.float32)
+    stored = tensors.get(f"op:{key}:zero_point")
+    zero_point = torch.zeros_like(scale, dtype=torch.int32) if stored is None else stored.to(torch.int32)
     prefix = f"op:{key}:extra:"
     extra = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     return QuantizedTensor(codes.reshape(row["shape"]), QuantParams(scale, zero_point, spec, row["axis"]), extra or None)

@@ -21,7 +21,7 @@ from octavo.core.errors import DeviceError, ModelError, NonFiniteWeight, UnsafeF
 from octavo.core.plugins import PluginHost
 from octavo.core.presets import preset_recipe
 from octavo.core.realize import Realizer
-from octavo.core.rules import build_space
+from octavo.core.rules import Rule, build_space
 
 X = (torch.linspace(-1, 1, 4 * 64).view(4, 64),)
 
@@ -119,6 +119,21 @@ def test_weights_that_are_not_contiguous_are_copied(tmp_path: Path) -> None:
         folder.mkdir()
         c.save(folder)
         np.testing.assert_array_equal(TorchAdapter(TorchConfig()).load(folder, model).run(batch)[0], c.run(batch)[0])
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [("mxfp4", 4.25), ("mxint8", 8.25), ("uint2", 3.25), ("int3", 4), ("nf4", 4.5)])
+def test_stored_weights_take_the_room_of_their_bits(dtype: str, bits: float, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(512, 512, bias=False))
+    session = opened(model, (torch.randn(2, 512),))
+    o = Opened("torch", session, session.describe(), session.capability())
+    space = build_space(o, [Rule(types="linear", mode="weight_only", weight={"dtype": dtype})])
+    candidate = Realizer(o, space, PluginHost(third_party=False)).candidate(space.recipe(space.first()))
+    candidate.save(tmp_path)
+    assert (tmp_path / "model.safetensors").stat().st_size * 8 / 512**2 < bits + 0.05
+    loaded = TorchAdapter(TorchConfig()).load(tmp_path, model)
+    batch = (torch.randn(3, 512),)
+    np.testing.assert_array_equal(loaded.run(batch)[0], candidate.run(batch)[0])
 
 
 class Twice(nn.Module):
