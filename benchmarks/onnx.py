@@ -315,9 +315,10 @@ def _ort_dynamic(path: Path, out: Path) -> None:
 
 def _child(kind: str, who: str, path: Path) -> tuple[float, float]:
     """Quantize in a fresh process; return seconds and peak bytes, both without the imports and the data."""
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.onnx", "child", kind, who, str(path)], capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-m", "benchmarks.onnx", "child", kind, who, str(path.resolve())]
+    with tempfile.TemporaryDirectory() as folder:  # ONNX Runtime's quantizer leaves files where it is started
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder, env=environment)
     seconds, peak = done.stdout.split()[-2:]
     return float(seconds), float(peak)
 
