@@ -25,7 +25,9 @@ def both(
     held = [helper.make_tensor(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape, a.tobytes(), raw=True) for n, a in constants.items()]
     result = helper.make_tensor_value_info("y", helper.np_dtype_to_tensor_dtype(output), [None] * inputs["a"].ndim)
     model = helper.make_model(
-        helper.make_graph([node], "g", info, [result], held), opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10
+        helper.make_graph([node], "g", info, [result], held),
+        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid("com.microsoft", 1)],
+        ir_version=10,
     )
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
@@ -123,3 +125,14 @@ def test_qlinear_conv_is_within_one_step(seed: int, record_property: Any) -> Non
     record_property("differences", f"{int((differences > 0).sum())} of {differences.size}")
     assert differences.max() <= 1
     assert (differences > 0).mean() < 1e-3
+
+
+@pytest.mark.parametrize("op", ["QLinearAdd", "QLinearMul"])
+@pytest.mark.parametrize("kind", [np.uint8, np.int8])
+def test_contributed_elementwise_operators_are_within_one_step(op: str, kind: Any) -> None:
+    random = np.random.default_rng(7)
+    inputs = {"a": codes(random, (3, 50), kind), "d": codes(random, (3, 50), kind)}
+    scales = {"b": 0.03, "e": 0.05, "g": 0.09 if op == "QLinearAdd" else 0.2}
+    constants = {n: np.asarray(v, np.float32) for n, v in scales.items()} | {n: zero(random, kind) for n in ("c", "f", "h")}
+    ours, theirs = both(op, inputs, constants, np.dtype(kind), domain="com.microsoft")
+    assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 1
