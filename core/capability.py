@@ -19,8 +19,10 @@ class Offer:
 
     Attributes:
         scheme: With the default algorithm and calibrator; both may be varied freely.
-        realization: ``kernel`` only if a low-precision kernel really runs; ``simulated`` if values are rounded
-            and the arithmetic stays float. Simulated offers are left out unless the user asks for them.
+        realization: ``kernel`` only if low precision really runs: integer (or fp8, bf16) products for static, dynamic and cast
+            schemes; for ``weight_only``, whose arithmetic is float by definition, weights that stay packed in memory and
+            are decoded inside the operator. ``simulated`` if values are rounded and everything else stays float; such
+            offers are left out unless the user asks for them.
         when: Returns why an op cannot take this offer, or an empty string.
     """
 

@@ -231,9 +231,17 @@ def _check(batch: Batch, inputs: tuple[InputInfo, ...], index: int) -> None:
         ):
             want = "(" + ", ".join("any" if d is None else str(d) for d in info.shape) + ")"
             raise DataError(f"calibration batch {index}, input {name!r}: expected shape {want}, got {shape}")
-        xp = array_namespace(array)
-        if xp.isdtype(array.dtype, ("real floating", "complex floating")) and not bool(xp.all(xp.isfinite(array))):
+        if not _finite(array):
             raise DataError(f"calibration batch {index}, input {name!r} holds NaN or Inf; remove those samples")
+
+
+def _finite(array: Any) -> bool:
+    xp = array_namespace(array)
+    if isinstance(array, np.ndarray) and array.dtype.kind == "V":
+        # bfloat16 and the 8-bit floats of ml_dtypes are no dtypes of the Array API standard.
+        array = array.astype(np.float32)
+    floating = xp.isdtype(array.dtype, ("real floating", "complex floating"))
+    return not floating or bool(xp.all(xp.isfinite(array)))
 
 
 def named(batch: Batch, inputs: tuple[InputInfo, ...]) -> list[tuple[str, Any]]:

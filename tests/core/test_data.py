@@ -104,3 +104,12 @@ def test_integer_inputs_and_fortran_order() -> None:
     ids = np.asfortranarray(np.arange(12).reshape(4, 3))
     data = calibration_data([ids], (InputInfo("ids", (None, None), "int64"),))
     assert data.digest() == calibration_data([np.ascontiguousarray(ids)], (InputInfo("ids", (None, None), "int64"),)).digest()
+
+
+def test_bfloat16_batches_are_checked_too() -> None:
+    import ml_dtypes
+
+    data = calibration_data([ARRAY.astype(ml_dtypes.bfloat16)], (X,))
+    assert rows(data.first()) == 70
+    with pytest.raises(DataError, match="NaN or Inf"):
+        calibration_data([np.full((1, 3), np.nan, ml_dtypes.bfloat16)], (X,))
