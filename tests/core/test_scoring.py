@@ -37,7 +37,14 @@ def recipe_of(model: Any) -> octavo.Recipe:
 
 
 def tune(score: Any, path: Path, **settings: Any) -> octavo.Result:
-    settings = {"strategy": {"kind": "bayesian", "sampler": "random", "over": "op"}, "minimise": "size", "host": tiny.host(), "storage": path, "max_trials": 6, **settings}
+    settings = {
+        "strategy": {"kind": "bayesian", "sampler": "random", "over": "op"},
+        "minimise": "size",
+        "host": tiny.host(),
+        "storage": path,
+        "max_trials": 6,
+        **settings,
+    }
     return octavo.autotune(tiny.chain(), score, tiny.calibration(), **settings)
 
 
