@@ -25,7 +25,7 @@ class Awq(WeightAlgorithm):
     ||(w - Q(w)) X||^2 over the range. The paper looks at each group alone; here the groups of a row take turns and each
     sees what the others leave, so that errors that point the same way are not all accepted.
 
-    Needs the Gram matrix. Cost: rows x features^2 multiply-adds, and 25 (asymmetric: 49) products rows x features x group.
+    Needs the Gram matrix. Cost: rows x features^2 multiply-adds, and 13 (asymmetric: 25) products rows x features x group.
     """
 
     def quantize(self, matrix: Array, spec: QuantSpec, context: WeightContext) -> QuantizedTensor:

@@ -117,7 +117,7 @@ def output_grid(matrix: Array, spec: QuantSpec, context: WeightContext, gram: Ar
 def _shares(spec: QuantSpec) -> list[tuple[float, float]]:
     if spec.symmetric:
         return [(r, r) for r in RATIOS[::2]]
-    steps = (1.0, 0.94, 0.87, 0.8, 0.7)
+    steps = (1.05, 1.0, 0.95, 0.9, 0.8)
     return [(a, b) for a in steps for b in steps]
 
 
