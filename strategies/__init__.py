@@ -54,6 +54,7 @@ class BayesianConfig(PartConfig):
         over: What takes one decision: all ops of a ``type``, the ops of one type in one ``block``, or each ``op``.
         startup: Trials drawn at random before the model of ``tpe`` and ``gp`` is asked.
         population: Size of a generation of ``nsgaii``.
+        warm: Starting points taken from sensitivities: growing shares of what hurts most stay in float. Not for ``random``.
     """
 
     kind: Literal["bayesian"] = "bayesian"
@@ -61,6 +62,7 @@ class BayesianConfig(PartConfig):
     over: Literal["type", "block", "op"] = "type"
     startup: int = Field(default=10, ge=1)
     population: int = Field(default=16, ge=2)
+    warm: int = Field(default=3, ge=0)
 
 
 class ExhaustiveConfig(PartConfig):

@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 from octavo.core.errors import MissingFramework
 from octavo.core.parts import PartConfig
 from octavo.core.recipe import Recipe
-from octavo.core.scheme import OpScheme, PartChoice
+from octavo.core.scheme import FLOAT, OpScheme, PartChoice
 from octavo.core.space import Unit
 from octavo.core.strategy import WAIT, Problem, Strategy, Wait
 from octavo.core.trial import Trial
@@ -78,6 +78,7 @@ class Bayesian(Strategy):
         self._met: set[str] = set()
         self._known: dict[str, Trial] = {}
         self._best: tuple[tuple[float, ...], Point] | None = None
+        self._warm: list[Point] | None = None
         self._note = ""
 
     def _make_knobs(self) -> list[Knob]:
@@ -106,6 +107,11 @@ class Bayesian(Strategy):
             return None
         if not self._met and self._sizes and (first := self._enqueue(dict.fromkeys(self._sizes, 0))) is not None:
             return first
+        while self._warm is None or self._warm:
+            if self._warm is None:
+                self._warm = self._warm_points()
+            elif (start := self._enqueue(self._warm.pop(0))) is not None:
+                return start
         for _ in range(REDRAWS):
             if len(self._met) >= self._size:
                 break
@@ -124,6 +130,22 @@ class Bayesian(Strategy):
                 return recipe_
         self._note = f"all {self._size} points of the study were tried"
         return WAIT if any(d not in self._known for d in self._live) else None
+
+    def _warm_points(self) -> list[Point]:
+        """Return points that sensitivities suggest: a growing share of the knobs that hurt most is left in float."""
+        ask, count = self.problem.sensitivity, self.config.warm
+        if ask is None or not count or self.config.sampler == "random":
+            return []
+        pairs = [(u.name, u.choices[0]) for k in self._knobs for u in k.units]
+        losses = dict(zip((name for name, _ in pairs), ask("weight_error", pairs), strict=True))
+        worst = sorted(self._knobs, key=lambda k: -sum(losses[u.name] for u in k.units))
+        points = []
+        for step in range(1, count + 1):
+            point = dict.fromkeys(self._sizes, 0)
+            for knob in worst[: math.ceil(len(worst) * step / (count + 1))]:
+                point[knob.name] = knob.options.index(FLOAT)
+            points.append(point)
+        return points
 
     def _meet(self, point: Point) -> Recipe:
         recipe = self._recipe(point)
