@@ -39,7 +39,7 @@ PRESETS: Mapping[str, Callable[[OpScheme], bool]] = MappingProxyType(
         "float16": _is("cast", ("float16",)),
     }
 )
-"""Name -> which scheme of an op's choices it takes: the first that fits."""
+"""Name -> which scheme of an op's choices it takes: the first that fits (an embedding's 8 bits are always weight-only)."""
 
 
 def preset_recipe(name: str, space: TuningSpace, opened: Opened) -> Recipe:
@@ -54,6 +54,9 @@ def preset_recipe(name: str, space: TuningSpace, opened: Opened) -> Recipe:
     chosen = {}
     for unit in space.tunable:
         scheme = next((s for s in unit.choices if PRESETS[name](s)), None)
+        if scheme is None and unit.type == "embedding" and name.startswith("int8-"):
+            # A table has no activation to quantize: its 8 bits are weight-only.
+            scheme = next((s for s in unit.choices if PRESETS["int8-weight-only"](s)), None)
         if scheme is not None:
             chosen[unit.name] = scheme
     if not chosen:

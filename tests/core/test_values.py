@@ -15,6 +15,7 @@ from octavo.core.capability import Capability, Offer
 from octavo.core.errors import ConfigError, ModelError, SchemeError
 from octavo.core.graph import Group, ModelView, Op, Weight
 from octavo.core.loop import choose, pareto
+from octavo.core.presets import preset_recipe
 from octavo.core.recipe import Recipe
 from octavo.core.rules import Rule, build_space, build_spaces
 from octavo.core.scheme import FLOAT, OpScheme, PartChoice, QuantSpec
@@ -193,3 +194,18 @@ def test_the_winner_is_the_first_objective_and_ties_go_to_the_next() -> None:
 def test_the_front_holds_what_nothing_beats() -> None:
     a, b, c = trial(1, 0.5, (1, 1, 1), 10), trial(2, 0.9, (2, 2, 2), 10), trial(3, 0.4, (2, 2, 2), 11)
     assert pareto([a, b, c], ("latency", "size")) == (a, b)
+
+
+def test_the_int8_presets_reach_embeddings() -> None:
+    table = OpScheme(mode="weight_only", weight=W8)
+    ops = (
+        Op("words", "embedding", ("ids",), ("v",), Weight("words.weight", (9, 4))),
+        Op("head", "linear", ("v",), ("y",), Weight("head.weight", (8, 4))),
+    )
+    capability = Capability("toy", offers={"embedding": (Offer(table),), "linear": (Offer(DYNAMIC), Offer(STATIC), Offer(table))})
+    model = Opened("toy", None, ModelView(ops), capability)  # type: ignore[arg-type]
+    for name, expected in (("int8-static", STATIC), ("int8-dynamic", DYNAMIC), ("int8-weight-only", table)):
+        recipe = preset_recipe(name, build_space(model), model)
+        assert dict(recipe.schemes) == {"words": table, "head": expected}
+    with pytest.raises(SchemeError, match="'int4-weight-only'"):
+        preset_recipe("int4-weight-only", build_space(model), model)
