@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from array_api_compat import array_namespace
@@ -178,7 +179,20 @@ class Realizer:
         if kept:
             candidate.recipe = recipe
             candidate.ledger = {**candidate.ledger, **{name: Applied(recipe[name], FLOAT, "kernel", why) for name, why in kept.items()}}
+        without = [n for n in carried if self._corrects_bias(carried[n]) and not self.opened.view.by_name[n].bias and n in candidate.ledger]
+        if without:
+            lines = {n: candidate.ledger[n] for n in without}
+            said = {
+                n: replace(line, reason="; ".join(filter(None, (line.reason, "it has no bias to correct")))) for n, line in lines.items()
+            }
+            candidate.ledger = {**candidate.ledger, **said}
         return candidate
+
+    def _corrects_bias(self, scheme: OpScheme) -> bool:
+        if scheme.weight is None:
+            return False
+        settings = self._host.read("algorithms", scheme.algorithm.table())
+        return isinstance(settings, WeightConfig) and settings.bias_correction
 
     def parameters(self, recipe: Recipe) -> dict[str, OpParameters]:
         """Return the parameters of every op that is not float.
@@ -269,8 +283,7 @@ class Realizer:
             self._weights[key] = quantize_weight(op, users, array, scheme, needs, prepared.statistics, self._host)
             self.weights_quantized += 1
         quantized = self._weights[key]
-        settings = self._host.read("algorithms", scheme.algorithm.table())
-        if not (isinstance(settings, WeightConfig) and settings.bias_correction and op.bias):
+        if not (self._corrects_bias(scheme) and op.bias):
             return quantized, None
         at = (op.name, *key)
         if at not in self._biases:
@@ -300,6 +313,8 @@ class Realizer:
         view = self.opened.view
         free = {name: view.by_name[name] for unit in self.space.tunable for name in unit.ops}
         factors = rescaling.factors(view, before.session.tensor, before.statistics, free)
+        if not factors:
+            warnings.warn(f"transform {choice} found nothing to rescale on {self.opened.name}: the recipe runs without it", stacklevel=2)
         return rescaled(before, factors, view, lambda probes, divided: self._observed_again(probes, divided, choice))
 
     def _observed_again(self, probes: tuple[Probe, ...], divided: Mapping[str, tuple[Array, int]], choice: PartChoice) -> Statistics:
