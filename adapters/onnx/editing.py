@@ -15,6 +15,7 @@ from octavo.core.numerics.affine import QuantParams, integer_range
 
 from .blockwise import MS
 from .folding import constant, drop_unused_initializers
+from .islands import Islands
 from .packing import dtype_of, tensor
 from .sites import Site, Sites, carries
 
@@ -42,10 +43,17 @@ class Codes:
 
 @dataclass(frozen=True, slots=True)
 class Emitted:
-    """What was written for one op: the main node's name and the value that holds its result (codes, if it has any)."""
+    """What was written for one op: the main node's name and the value that holds its result (codes, if it has any).
+
+    Attributes:
+        node: Name of the main node.
+        result: Name of the value.
+        half: The half-precision type it is written in; empty for integers.
+    """
 
     node: str
     result: str
+    half: str = ""
 
 
 class Editor:
@@ -71,6 +79,7 @@ class Editor:
         self._scalars: dict[tuple[str, ir.DataType, float | int], ir.Value] = {}
         self._weights: dict[tuple[int, str], ir.Value] = {}
         self.emitted: dict[str, Emitted] = {}
+        self.islands = Islands(self)
 
         self._flow()
 
@@ -84,6 +93,7 @@ class Editor:
             node = codes.dequantized.producer()
             if node is not None and not codes.dequantized.uses() and not codes.dequantized.is_graph_output():
                 self.graph.remove(node, safe=True)  # the runtime would run it although nobody reads it
+        self.islands.join()
         self._keep_norms_apart()
         drop_unused_initializers(self.graph)
         if any(node.domain == MS for node in self.graph):

@@ -149,8 +149,13 @@ def _dynamic(e: Editor, site: Site, params: OpParameters) -> None:
     e.emitted[site.op.name] = Emitted(f"{site.op.name}_ConvInteger_0", f"{site.op.name}_ConvInteger_0_output")
 
 
+def _cast(e: Editor, site: Site, params: OpParameters) -> None:
+    e.emitted[site.op.name] = Emitted(*e.islands.write(site, params), half=params.scheme.weight.dtype if params.scheme.weight else "")
+
+
 _WRITERS: Mapping[str, Callable[[Editor, Site, OpParameters], None]] = {
     "static": _static,
     "dynamic": _dynamic,
     "weight_only": _weight_only,
+    "cast": _cast,
 }

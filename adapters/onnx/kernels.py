@@ -31,6 +31,7 @@ from octavo.core.scheme import OpScheme, QuantSpec
 from . import OnnxConfig
 from .editing import Emitted
 from .emit import emit
+from .islands import HALVES, runs_in_half
 from .opset import CONVERTED, IR_VERSION
 from .preparation import prepare
 from .runtime import compile_model
@@ -48,8 +49,8 @@ INTEGER_KERNELS = frozenset({
 _TOKEN = re.compile(r"(_token_\d+)+$")
 
 
-def integer_kernels(nodes: Iterable[onnx.NodeProto], emitted: Mapping[str, Emitted]) -> dict[str, str]:
-    """Return op name -> integer kernel for every op that runs on one in an optimized graph.
+def low_precision_kernels(nodes: Iterable[onnx.NodeProto], emitted: Mapping[str, Emitted]) -> dict[str, str]:
+    """Return op name -> integer (or half-precision) kernel for every op that runs on one in an optimized graph.
 
     Args:
         nodes: The optimized graph's nodes. Fused nodes keep the main node's name, with ``_token_N`` appended by layout changes.
@@ -59,7 +60,12 @@ def integer_kernels(nodes: Iterable[onnx.NodeProto], emitted: Mapping[str, Emitt
     found: dict[str, str] = {}
     for node in nodes:
         op = wanted.get(node.name) or wanted.get(_TOKEN.sub("", node.name))
-        if op is not None and node.op_type in INTEGER_KERNELS:
+        if op is None:
+            continue
+        if half := emitted[op].half:
+            if runs_in_half(node):
+                found[op] = f"{node.op_type} in {half}"
+        elif node.op_type in INTEGER_KERNELS:
             found[op] = node.op_type
     return found
 
@@ -89,11 +95,12 @@ def _candidates() -> dict[str, list[OpScheme]]:
     tables += [QuantSpec(dtype="uint4", symmetric=False, granularity=f"group:{n}") for n in (16, 32)]
     rows = [OpScheme(mode="weight_only", weight=w) for w in tables]
     plain = [OpScheme(mode="static", input=x, output=x) for x in (_U8, _U8_MID, _S8)]
+    casts = [OpScheme(mode="cast", weight=QuantSpec(dtype=half)) for half in HALVES]
     found = {
-        "conv": static + dynamic,
-        "conv_transpose": list(static),
-        "linear": products + dynamic + level4 + blocks,
-        "embedding": rows,
+        "conv": static + dynamic + casts,
+        "conv_transpose": static + casts,
+        "linear": products + dynamic + level4 + blocks + casts,
+        "embedding": rows + casts,
         "matmul": [s.variant(output=None) for s in plain],
     }
     for kind in ("add", "mul", "concat", "avg_pool", "sigmoid", "leaky_relu", "softmax"):
@@ -180,10 +187,10 @@ class _Probe:
             logger.debug("%s: %s is not offered: %s", self.kind, scheme, error)
             return None
         bits = scheme.weight.bits if scheme.weight else 8
-        if np.linalg.norm(answer - self.expected) > {8: 0.1, 4: 0.3, 2: 1.0}[bits] * np.linalg.norm(self.expected):
+        if np.linalg.norm(answer - self.expected) > {16: 0.02, 8: 0.1, 4: 0.3, 2: 1.0}[bits] * np.linalg.norm(self.expected):
             return None
         when = _no_relu if scheme.output is not None and scheme.output.symmetric else None
-        return Offer(scheme, "kernel" if integer_kernels(compiled.nodes, emitted) else "simulated", when)
+        return Offer(scheme, "kernel" if low_precision_kernels(compiled.nodes, emitted) else "simulated", when)
 
 
 def _no_relu(op: Op) -> str:
@@ -213,6 +220,8 @@ def _params(array: np.ndarray, spec: QuantSpec | None) -> QuantParams | None:
 def _round(model: ir.Model, name: str, spec: QuantSpec, axis: int) -> QuantizedTensor:
     held = model.graph.initializers[name].const_value
     assert held is not None
+    if spec.dtype in HALVES:
+        return QuantizedTensor(held.numpy().astype(HALVES[spec.dtype].numpy()), QuantParams(np.float32(1), np.int32(0), spec))
     matrix = to_matrix(held.numpy(), axis)
     low, high = ranges(matrix, spec)
     params = affine_params(low, high, spec, None if spec.granularity == "tensor" else 0)

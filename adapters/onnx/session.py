@@ -18,7 +18,7 @@ from . import OnnxConfig
 from .candidate import OnnxCallable, OnnxCandidate, digest
 from .emit import emit
 from .folding import constant
-from .kernels import capability, integer_kernels
+from .kernels import capability, low_precision_kernels
 from .observe import observe
 from .preparation import prepare
 from .rescaling import rescale
@@ -71,7 +71,7 @@ class OnnxSession(Session):
             offered.realization(self._sites.sites[name].op, given.scheme)
         model, emitted = emit(self._prepared, self._sites, {n: p for n, p in parameters.items() if not p.scheme.is_float})
         compiled = compile_model(model, self.config, inspect=True)
-        found = integer_kernels(compiled.nodes, emitted)
+        found = low_precision_kernels(compiled.nodes, emitted)
         ledger: dict[str, Applied] = {}
         for name in self._sites.sites:
             given_or_none = parameters.get(name)
@@ -80,7 +80,9 @@ class OnnxSession(Session):
             elif name in found:
                 ledger[name] = Applied(given_or_none.scheme, given_or_none.scheme, "kernel", found[name])
             else:
-                ledger[name] = Applied(given_or_none.scheme, given_or_none.scheme, "simulated", "ONNX Runtime fused no integer kernel here")
+                scheme = given_or_none.scheme
+                why = "ONNX Runtime computes it in float32" if scheme.mode == "cast" else "ONNX Runtime fused no integer kernel here"
+                ledger[name] = Applied(scheme, scheme, "simulated", why)
         return OnnxCandidate(OnnxCallable(model, self.config, compiled), recipe, ledger)
 
     def rescale(self, factors: Mapping[str, np.ndarray]) -> OnnxSession:
