@@ -18,8 +18,10 @@ from octavo.core.graph import Attribute, InputInfo, ModelView, Op, Weight
 from .folding import is_constant
 from .groups import find_groups
 
-CARRIERS = frozenset({"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "MaxPool"})
-"""Ops that ONNX Runtime runs on codes as they are."""
+CARRIERS = frozenset({"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "MaxPool", "Resize"})
+"""Ops that ONNX Runtime runs on codes as they are; Resize where it repeats the nearest value and interpolates nothing."""
+
+_MOVING: Mapping[str, str] = {"MaxPool": "max_pool", "Resize": "resize"}
 
 _PLAIN: Mapping[str, str] = {
     "Add": "add", "Mul": "mul", "Concat": "concat", "GlobalAveragePool": "avg_pool", "AveragePool": "avg_pool", "Softmax": "softmax",
@@ -176,7 +178,14 @@ def carries(node: ir.Node) -> bool:
         and not is_constant(node.inputs[0])
         and node.inputs[0].dtype in (None, *_FLOATS)
         and not any(o.uses() or o.is_graph_output() for o in node.outputs[1:])
+        and (node.op_type != "Resize" or _repeats(node))
     )
+
+
+def _repeats(resize: ir.Node) -> bool:
+    """True if every value of a Resize is one of its input's; cropping fills in values of its own."""
+    given = {name: resize.attributes[name].as_string() for name in ("mode", "coordinate_transformation_mode") if name in resize.attributes}
+    return given.get("mode", "nearest") == "nearest" and given.get("coordinate_transformation_mode") != "tf_crop_and_resize"
 
 
 def _only_use(value: ir.Value, op_type: str) -> ir.Node | None:
@@ -209,7 +218,7 @@ def _site(node: ir.Node, fused: set[ir.Node]) -> Site | None:
     if carries(node):
         if not _is_float(node.inputs[0]):
             return None
-        return _make(node, "max_pool" if kind == "MaxPool" else "reshape", node, (0,), why="it carries the codes of its input")
+        return _make(node, _MOVING.get(kind, "reshape"), node, (0,), why="it carries the codes of its input")
     if kind not in _PLAIN or all(v is None or is_constant(v) for v in node.inputs):
         return None
     if node.outputs[0].dtype is not None and not _is_float(node.outputs[0]):
