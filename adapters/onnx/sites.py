@@ -29,6 +29,11 @@ _PLAIN: Mapping[str, str] = {
     "BatchNormalization": "batch_norm", "Resize": "resize", "LSTM": "lstm", "GRU": "gru", "RMSNormalization": "rms_norm",
 }  # fmt: skip
 
+_RECURRENT: Mapping[str, str] = {
+    "GRU": "ONNX Runtime has no GRU kernel for integers",
+    "LSTM": "its input and recurrent weights are two tensors, and an op is quantized by one",
+}
+
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 
 
@@ -215,6 +220,8 @@ def _site(node: ir.Node, fused: set[ir.Node]) -> Site | None:
         return _product(node, fused)
     if kind == "Gather":
         return _embedding(node)
+    if kind in ("If", "Loop", "Scan"):
+        return _make(node, kind.lower(), node, (), why="its body stays float")
     if carries(node):
         if not _is_float(node.inputs[0]):
             return None
@@ -224,7 +231,7 @@ def _site(node: ir.Node, fused: set[ir.Node]) -> Site | None:
     if node.outputs[0].dtype is not None and not _is_float(node.outputs[0]):
         return None
     acts = tuple(i for i, v in enumerate(node.inputs) if v is not None and not is_constant(v))
-    why = ""
+    why = _RECURRENT.get(kind, "")
     last, activation = node, ""
     if kind in ("Add", "Mul"):
         if not _is_float(node.outputs[0]):
