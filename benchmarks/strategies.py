@@ -182,7 +182,7 @@ def tune(task: Any, backend: str, strategy: Any, **settings: Any) -> octavo.Resu
 
 def digits() -> None:
     """Every strategy reaches the goal on all three backends, or says why not."""
-    from benchmarks.tasks import digits as make
+    from benchmarks._tasks import digits as make
 
     task = make()
     print(f"\n{HEADER}   (baseline {task.tolerance:.0%} relative; exhaustive and samplers stop after 8)")
@@ -194,7 +194,7 @@ def digits() -> None:
 
 def rescaled() -> None:
     """Full int8 within 1 % in at most 4 evaluations."""
-    from benchmarks.tasks import digits as make
+    from benchmarks._tasks import digits as make
 
     print(f"\n{HEADER}   bar: at most 4 evaluations")
     for spread in ("evenly", "unevenly"):
@@ -209,7 +209,7 @@ def rescaled() -> None:
 
 def retrieval() -> None:
     """MiniLM: within 0.5 % at a size of at most 0.26, few full evaluations, racing saves half of the rejected ones' samples."""
-    from benchmarks.tasks import Retrieval
+    from benchmarks._tasks import Retrieval
 
     made = Retrieval()
     task = made.task()
@@ -230,7 +230,7 @@ def retrieval() -> None:
 
 def language() -> None:
     """Average 4.0 and 3.0 bits: perplexity better than every uniform assignment of the same size."""
-    from benchmarks.tasks import Language
+    from benchmarks._tasks import Language
 
     folder = os.environ.get("OCTAVO_LM")
     if not folder:
