@@ -14,7 +14,7 @@ from typing import Protocol
 from .adapter import Candidate, Opened
 from .criteria.base import Criterion
 from .data import CalibrationData
-from .errors import EvaluationError, StoreError
+from .errors import EvaluationError, PluginError, StoreError
 from .evaluation import Scores
 from .executor import traceback_text
 from .history import History
@@ -135,7 +135,7 @@ class Loop:
             )
         self.criterion.check_baseline(runs[0])
         if noise := self.criterion.noise(tuple(runs)):
-            self._say(noise)
+            tell(self.progress, noise)
         if race is not None:
             self.scoring.prepare_race(scores, candidate, self.criterion, race)
         evaluated = time.perf_counter() - began
@@ -175,7 +175,7 @@ class Loop:
             if recipe is None:
                 return strategy.explain() or "the strategy has nothing left to try"
             if isinstance(recipe, Wait):
-                raise StoreError("the strategy waits for a trial although none is pending; this is a fault of the strategy")
+                raise PluginError("the strategy waits for a trial although none is pending; this is a fault of the strategy")
             known = self._known.get(recipe.digest)
             if known is not None and recipe.digest in told:
                 # Asked twice: answered from the history. A strategy that only repeats itself has come to its end.
@@ -258,9 +258,6 @@ class Loop:
 
     def _measure(self, subject: Subject) -> dict[str, Measurement]:
         return {name: objective.measure(subject, self.reference) for name, objective in self.objectives.items()}
-
-    def _say(self, text: str) -> None:
-        tell(self.progress, text)
 
 
 def tell(progress: Sequence[Progress], text: str) -> None:

@@ -58,7 +58,7 @@ class Trial:
         objectives: Objective name -> measurement.
         ledger: Op -> what was requested and what runs.
         error: Traceback text, if it failed.
-        seconds: Phase -> wall time: ``quantize``, ``apply``, ``evaluate``, ``measure``.
+        seconds: Phase -> wall time: ``apply`` (quantizing included), ``evaluate``, ``measure``.
         evaluated: Share of the samples that the evaluation used (1.0 unless racing stopped it).
         reused: Number of the earlier trial whose result answered this recipe, or None.
     """

@@ -7,7 +7,7 @@ numbers shifted by 128. Weights are int8, symmetric, with one scale for each out
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -185,77 +185,75 @@ def linear_int4(x: Tensor, packed: Tensor, group: int, scales: Tensor) -> Tensor
     return y
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
-    return bool((a - b).abs().max() <= 1e-3 * b.abs().max().clamp(min=1.0))
+def _fault(kernel: str, share: float, run: Callable[[torch.Generator], tuple[Tensor, Tensor]]) -> str:
+    """Return why a kernel cannot be used here; empty when it ran and was within ``share`` of the largest expected number.
+
+    ``run`` returns (what the kernel gives, the same in float64). A kernel that this build of torch or this processor lacks raises.
+    """
+    try:
+        y, expected = run(torch.Generator().manual_seed(0))
+    except (RuntimeError, AttributeError, NotImplementedError) as error:
+        return f"{kernel}: {str(error).splitlines()[0]}"
+    right = bool((y.double() - expected).abs().max() <= share * expected.abs().max())
+    return "" if right else f"{kernel}: its result is wrong on this machine"
+
+
+def _weight(generator: torch.Generator, *shape: int) -> tuple[Tensor, Tensor]:
+    codes = torch.randint(-127, 128, shape, dtype=torch.int8, generator=generator)
+    return codes, torch.rand(shape[0], generator=generator) * 1e-3 + 1e-4
 
 
 @cache
 def has_linear() -> str:
     """Return why the int8 linear kernel cannot be used here; empty when it was run and gave the right numbers."""
-    try:
-        generator = torch.Generator().manual_seed(0)
+
+    def run(generator: torch.Generator) -> tuple[Tensor, Tensor]:
         x = torch.randint(0, 256, (5, 64), dtype=torch.uint8, generator=generator)
-        w = torch.randint(-127, 128, (32, 64), dtype=torch.int8, generator=generator)
-        scale = torch.rand(32, generator=generator) * 1e-3 + 1e-4
+        w, scale = _weight(generator, 32, 64)
         y = linear_u8(x, 0.02, 77, pack_linear(w), scale, torch.zeros(32, dtype=torch.int32), None)
-        expected = (x.double() - 77) * 0.02 @ (w.double() * scale[:, None]).T
-        return "" if _close(y.double(), expected) else "the kernel's result is wrong on this machine"
-    except (RuntimeError, AttributeError, NotImplementedError) as error:
-        return f"torch.ops.onednn.qlinear_pointwise: {str(error).splitlines()[0]}"
+        return y, (x.double() - 77) * 0.02 @ (w.double() * scale[:, None]).T
+
+    return _fault("torch.ops.onednn.qlinear_pointwise", 1e-3, run)
 
 
 @cache
 def has_int4() -> str:
     """Return why the 4-bit weight kernel cannot be used here; empty when it was run and was right."""
-    try:
-        generator = torch.Generator().manual_seed(0)
+
+    def run(generator: torch.Generator) -> tuple[Tensor, Tensor]:
         x = torch.randn(3, 64, generator=generator)
         codes = torch.randint(0, 16, (32, 64), dtype=torch.int32, generator=generator)
         scale = torch.rand(32, 2, generator=generator) + 0.5
-        y = linear_int4(x, *_between(pack_int4(codes, scale, -scale), 32))
-        expected = x.double() @ ((codes.double() - 8).view(32, 2, 32) * scale[..., None] - scale[..., None]).view(32, 64).T
-        return (
-            ""
-            if bool((y.double() - expected).abs().max() <= 0.02 * expected.abs().max())
-            else "the kernel's result is wrong on this machine"
-        )
-    except (RuntimeError, AttributeError, NotImplementedError) as error:
-        return f"torch.ops.aten._weight_int4pack_mm_for_cpu: {str(error).splitlines()[0]}"
+        packed, scales = pack_int4(codes, scale, -scale)
+        weight = (codes.double() - 8).view(32, 2, 32) * scale[..., None] - scale[..., None]
+        return linear_int4(x, packed, 32, scales), x.double() @ weight.view(32, 64).T
 
-
-def _between(pair: tuple[Tensor, Tensor], group: int) -> tuple[Tensor, int, Tensor]:
-    return pair[0], group, pair[1]
+    return _fault("torch.ops.aten._weight_int4pack_mm_for_cpu", 0.02, run)
 
 
 @cache
 def has_rows() -> str:
     """Return why the one-call kernel for few rows cannot be used; empty when it was run and was right."""
-    try:
-        generator = torch.Generator().manual_seed(0)
+
+    def run(generator: torch.Generator) -> tuple[Tensor, Tensor]:
         x = torch.randn(3, 64, generator=generator)
-        w = torch.randint(-127, 128, (32, 64), dtype=torch.int8, generator=generator)
-        scale = torch.rand(32, generator=generator) * 1e-3 + 1e-4
-        y = linear_rows(x, pack_rows(w, scale, None))
-        expected = x.double() @ (w.double() * scale[:, None]).T
-        return "" if bool((y - expected).abs().max() <= 0.02 * expected.abs().max()) else "the kernel's result is wrong on this machine"
-    except (RuntimeError, AttributeError, NotImplementedError) as error:
-        return f"torch.ops.quantized.linear_dynamic: {str(error).splitlines()[0]}"
+        w, scale = _weight(generator, 32, 64)
+        return linear_rows(x, pack_rows(w, scale, None)), x.double() @ (w.double() * scale[:, None]).T
+
+    return _fault("torch.ops.quantized.linear_dynamic", 0.02, run)
 
 
 @cache
 def has_conv(dims: int = 2) -> str:
     """Return why the int8 convolution kernel of that many spatial axes cannot be used; empty when it was run and was right."""
-    try:
-        generator = torch.Generator().manual_seed(0)
+
+    def run(generator: torch.Generator) -> tuple[Tensor, Tensor]:
         x = torch.randint(0, 256, (2, 8, *(6,) * dims), dtype=torch.uint8, generator=generator)
-        w = torch.randint(-127, 128, (16, 8, *(3,) * dims), dtype=torch.int8, generator=generator)
-        scale = torch.rand(16, generator=generator) * 1e-3 + 1e-4
+        w, scale = _weight(generator, 16, 8, *(3,) * dims)
         one = [1] * dims
         geometry = (one, one, one, 1)
-        packed = pack_conv(w, scale, 0.02, 77, geometry)
-        y = conv_u8(x, 0.02, 77, packed, scale, torch.zeros(16, dtype=torch.int32), None, geometry)
+        y = conv_u8(x, 0.02, 77, pack_conv(w, scale, 0.02, 77, geometry), scale, torch.zeros(16, dtype=torch.int32), None, geometry)
         convolve = (torch.nn.functional.conv1d, torch.nn.functional.conv2d, torch.nn.functional.conv3d)[dims - 1]
-        expected = convolve((x.double() - 77) * 0.02, w.double() * scale.double().reshape(-1, *[1] * (dims + 1)), None, 1, 1)
-        return "" if _close(y.double(), expected) else "the kernel's result is wrong on this machine"
-    except (RuntimeError, AttributeError, NotImplementedError) as error:
-        return f"torch.ops.onednn.qconv_pointwise: {str(error).splitlines()[0]}"
+        return y, convolve((x.double() - 77) * 0.02, w.double() * scale.double().reshape(-1, *[1] * (dims + 1)), None, 1, 1)
+
+    return _fault("torch.ops.onednn.qconv_pointwise", 1e-3, run)
