@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,10 +32,6 @@ class Scores:
 
     metrics: Mapping[str, float]
     per_sample: np.ndarray | None = None
-
-
-Score = float | Mapping[str, float] | Evaluation
-EvalFn = Callable[[Any], Score]
 
 
 def check_scores(raw: object, metric: str = "score") -> Scores:

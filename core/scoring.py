@@ -43,8 +43,6 @@ class Scoring:
         native: Hand it the backend's own model; False hands it arrays in, arrays out.
         metric: The name of a lone score.
         held_out: Scores the data that is kept from the search; None where there is none.
-        evaluations: How often it was called.
-        samples: Samples scored in all, where single samples can be.
     """
 
     score: Callable[[Any], Any]
@@ -52,8 +50,6 @@ class Scoring:
     native: bool = True
     metric: str = "score"
     held_out: Callable[[Any], Any] | None = None
-    evaluations: int = 0
-    samples: int = 0
     _race: Race | None = None
 
     def full(self, candidate: Candidate) -> Scores:
@@ -65,8 +61,6 @@ class Scoring:
         return self._run(self.score, candidate)
 
     def _run(self, score: Callable[[Any], Any], candidate: Candidate) -> Scores:
-        self.evaluations += 1
-        self.samples += score.samples if isinstance(score, SampleScore) else 0
         return check_scores(self.executor.submit(_evaluate, score, candidate, self.native).result(), self.metric)
 
     def prepare_race(self, baseline: Scores | None, reference: Candidate, criterion: Criterion, config: RaceConfig) -> None:
@@ -90,14 +84,8 @@ class Scoring:
         """Score a candidate; stop as soon as it is sure to miss the goal, if that can be told."""
         if self._race is None:
             return self.full(candidate)
-        self.evaluations += 1
         outcome = self.executor.submit(_race, self._race, self.score, candidate, self.native).result()
-        if isinstance(outcome, Rejection):
-            self.samples += outcome.used
-            return outcome
-        assert isinstance(self.score, SampleScore)
-        self.samples += self.score.samples
-        return check_scores(outcome, self.metric)
+        return outcome if isinstance(outcome, Rejection) else check_scores(outcome, self.metric)
 
     def on_holdout(self, reference: Candidate, best: Candidate, criterion: Criterion) -> Holdout | None:
         """Score the float model and the winner on the data that was held out; None where there is none."""
