@@ -11,8 +11,6 @@ def values_between(view: ModelView, group: Group) -> frozenset[str]:
     """Return the values that a rescale group divides: those it states, or all on the way from its producer to its members."""
     if group.values:
         return frozenset((*group.values, group.value))
-    if group.values:
-        return frozenset(group.values)
     reads: dict[str, set[str]] = {}
     for op in view.ops:
         for value in op.outputs:

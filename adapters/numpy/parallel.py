@@ -12,7 +12,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
@@ -114,7 +114,10 @@ def spread(count: int, work: Callable[[int], object], threads: int) -> None:
             _local.inside = False
 
     pending = [_executor(threads).submit(drain) for _ in range(helpers)]
-    drain()
+    try:
+        drain()
+    finally:
+        wait(pending)  # nobody may still write when the memory is handed back
     for future in pending:
         future.result()
 

@@ -24,7 +24,7 @@ class HqqConfig(WeightConfig):
         power: p of the lp norm of the error, below 1 so that few large errors are forgiven.
         beta: Weight of the quadratic term at the start.
         growth: By which it grows each iteration.
-        iterations: At most this many; it ends earlier when the error no longer falls.
+        iterations: This many; each scale keeps the best that it has met.
     """
 
     kind: Literal["hqq"] = "hqq"

@@ -48,13 +48,24 @@ def _flat(x: np.ndarray) -> np.ndarray:
     return last.reshape(-1, last.shape[-1])
 
 
+def _settled(x: np.ndarray, rows: bool = False) -> np.ndarray:
+    """Return float32 that :func:`_flat` can view as a matrix (with ``rows``, row by row): as it lies, or copied in order.
+
+    A reshape of any other layout would be a copy, and codes written into that would be lost.
+    """
+    x = np.asarray(x, np.float32)
+    if x.flags.c_contiguous or (not rows and x.ndim > 2 and channels_last(x).flags.c_contiguous):
+        return x
+    return np.ascontiguousarray(x)
+
+
 @compiled("octavo.Quantize", empty=True)
 def quantize(build: Build) -> Kernel:
     """Static: (x, scale, zero point) -> centred codes clip(round(x / scale), low - zero_point, high - zero_point)."""
     low, high = build.get("low", 0), build.get("high", 255)
 
     def run(x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, *, empty: Any) -> np.ndarray:
-        x = np.asarray(x, np.float32)
+        x = _settled(x)
         y = empty_like(empty, x.shape, np.float32, x)
         zero = int(zero_point)
         _quantize_rows(_flat(x), _flat(y), scale, np.float32(low - zero), np.float32(high - zero), build.threads)
@@ -75,7 +86,7 @@ def dynamic_quantize(build: Build) -> Kernel:
     middle = 0 if low < 0 else (low + high + 1) // 2
 
     def run(x: np.ndarray, *, empty: Any) -> tuple[np.ndarray, np.ndarray]:
-        x = np.asarray(x, np.float32)
+        x = _settled(x, rows)
         axis = -1 if rows else None
         least = np.minimum(x.min(axis=axis, keepdims=rows), np.float32(0))
         most = np.maximum(x.max(axis=axis, keepdims=rows), np.float32(0))
