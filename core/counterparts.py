@@ -7,6 +7,7 @@ their backend, which must have equally many of them.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -69,5 +70,8 @@ class SharedSensitivity(RecipeSensitivity):
             if key is None:
                 answers.append(found[i])
             else:
-                answers.append(self._scores.setdefault(key, found.get(i, 0.0)))
+                answers.append(found[i] if i in found else self._scores[key])
+                # What one backend cannot carry out may be possible on another.
+                if math.isfinite(answers[-1]):
+                    self._scores[key] = answers[-1]
         return answers

@@ -132,6 +132,7 @@ class Race:
         self._sign = 1.0 if higher_is_better else -1.0
         self._reference = np.asarray(reference, dtype=np.float64)
         self._allowed = allowed
+        self._best = best
         self.order = np.random.default_rng(self.config.seed).permutation(len(self._reference))
         ordered = self._sign * (self._reference[self.order] - best)
         if ordered.max(initial=0.0) > 1e-9:
@@ -158,6 +159,10 @@ class Race:
             until = min(n, self.config.first if not done else done + self.config.batch)
             indices = self.order[done:until]
             scores[indices] = score(indices)
+            if (self._sign * (scores[indices] - self._best)).max() > 1e-9:
+                raise EvaluationError(
+                    f"a sample of a candidate scores better than the best, {self._best:g}: say the true best of the sample score"
+                )
             losses[done:until] = self._sign * (self._reference[indices] - scores[indices])
             doubt, logs = self._doubt(losses[done:until], done, total, logs)
             total += float(losses[done:until].sum())

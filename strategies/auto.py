@@ -49,7 +49,7 @@ class Auto(Sequential):
         if not trial.passed:
             trial = yield from self._transform(cheapest, trial)
         if trial.passed:
-            yield from self._faster(trial.recipe.transforms)
+            yield from self._faster(cheapest, trial.recipe.transforms)
             return
         yield from self._mix(trial)
 
@@ -95,12 +95,12 @@ class Auto(Sequential):
             picks[unit] = 0
         return tuple(picks)
 
-    def _faster(self, transforms: tuple[PartChoice, ...]) -> Search:
+    def _faster(self, cheapest: Picks, transforms: tuple[PartChoice, ...]) -> Search:
         """The cheapest recipe passes. Where costs are only believed, try what might be cheaper still."""
         self.note = "the cheapest recipe reaches the goal"
         if self._costs.exact:
             return
-        tried = {self._families(self._cheapest())}
+        tried = {self._families(cheapest)}  # what was evaluated: by now another may be believed the cheapest
         for _ in range(self.config.explore):
             best = self.incumbent
             assert best is not None

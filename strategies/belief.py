@@ -190,6 +190,8 @@ class CostBelief:
 
 
 def ratio(trial: Trial, objective: str) -> float:
-    """Return a measured objective as a share of the float model's; inf where it was not measured."""
+    """Return a measured objective as a share of the float model's cost (less is better); inf where it was not measured."""
     found = trial.objectives.get(objective)
-    return float("inf") if found is None or found.ratio is None else found.ratio
+    if found is None or not found.ratio:
+        return float("inf")
+    return found.ratio if found.lower_is_better else 1.0 / found.ratio
