@@ -59,6 +59,14 @@ def test_counterparts_are_scored_once() -> None:
     assert two.under((PartChoice(kind="smoothquant"),))("weight_error", [("/a/MatMul", W4)]) == [100.0]
 
 
+def test_what_one_backend_cannot_carry_out_is_not_held_against_another() -> None:
+    scores: dict = {}
+    one = SharedSensitivity(Own(float("inf")), space("torch", ("a", "linear", 64, 8)), scores)  # type: ignore[arg-type]
+    two = SharedSensitivity(Own(3.0), space("onnx", ("/a", "linear", 64, 8)), scores)  # type: ignore[arg-type]
+    assert one("weight_error", [("a", W4)]) == [float("inf")]
+    assert two("weight_error", [("/a", W4)]) == [3.0]
+
+
 def test_units_are_no_counterparts_where_their_number_differs() -> None:
     fused = space("onnx", ("qkv", "linear", 64, 8))
     apart = space("torch", ("q", "linear", 64, 8), ("k", "linear", 64, 8))

@@ -114,3 +114,10 @@ def test_a_race_runs_where_evaluations_run(tmp_path: Path, executor: str) -> Non
 
 def _all_wrong_when_quantized(model: Any, indices: np.ndarray) -> np.ndarray:
     return np.full(len(indices), 0.0 if len(recipe_of(model)) else 1.0)
+
+
+def test_a_candidate_above_the_best_score_is_a_failed_trial_and_no_wrong_rejection(tmp_path: Path) -> None:
+    score = octavo.SampleScore(lambda model, indices: np.full(len(indices), 1.5 if len(recipe_of(model)) else 0.9), 300)
+    result = tune(score, tmp_path / "h.db", max_trials=1)
+    assert result.trials[0].state == "failed"
+    assert "better than the best" in result.trials[0].error
