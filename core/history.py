@@ -124,7 +124,7 @@ class StudyHistory(History):
         if other:
             raise StoreError(
                 f"{self.location}: study {self.name!r} was made for another {', '.join(other)}; its trials cannot be compared with this run's. "
-                "Give another storage file or another name"
+                "Give another history file (--storage, storage=) or another name of the study"
             )
 
     def _read(self, resume: bool) -> None:
@@ -144,7 +144,7 @@ class StudyHistory(History):
                 self._storage.set_trial_state_values(frozen._trial_id, TrialState.FAIL)
         if self._trials and not resume:
             raise StoreError(
-                f"{self.location}: study {self.name!r} already holds {len(self._trials)} trials; resume it (--resume, resume=True) or choose another name"
+                f"{self.location}: study {self.name!r} already holds {len(self._trials)} trials; resume it (--resume, resume=True) or give another history file (--storage, storage=)"
             )
 
     def begin(self, number: int, recipe: Recipe) -> str:
@@ -262,7 +262,7 @@ def _lock_server(storage: RDBStorage, name: str, stack: contextlib.ExitStack) ->
     connection = storage.engine.connect()
     stack.callback(connection.close)
     if not connection.execute(text("SELECT pg_try_advisory_lock(hashtext(:name))"), {"name": f"octavo:{name}"}).scalar():
-        raise StoreError(f"study {name!r} is in use by another run; wait for it, or choose another name")
+        raise StoreError(f"study {name!r} is in use by another run; wait for it, or give another history file (--storage, storage=)")
 
 
 @contextlib.contextmanager

@@ -173,7 +173,7 @@ def save_candidate(candidate: Candidate, folder: Path, facts: Mapping[str, Any])
             "environment": environment(),
             **facts,
         }
-        (fresh / MANIFEST).write_text(json.dumps(_plain(manifest), indent=1), encoding="utf-8")
+        (fresh / MANIFEST).write_text(json.dumps(plain(manifest), indent=1), encoding="utf-8")
         fresh.chmod(0o755)
         if folder.exists():
             old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-old-"))
@@ -188,11 +188,12 @@ def save_candidate(candidate: Candidate, folder: Path, facts: Mapping[str, Any])
     return folder
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Replace infinities, which JSON cannot hold, by None."""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     return None if isinstance(value, float) and value in (float("inf"), float("-inf")) else value
 
 

@@ -32,7 +32,7 @@ def octavo_adapters() -> Iterable[AdapterPart[Any]]:
             name="torch",
             target="octavo.adapters.pytorch.adapter:TorchAdapter",
             config=TorchConfig,
-            summary="PyTorch modules on oneDNN and CUDA integer kernels",
+            summary="PyTorch modules: oneDNN's integer kernels on the CPU; stored weights and 16 bits on CUDA",
             hint="Install it with: pip install 'octavo[torch]'",
             models=("torch.nn.modules.module.Module",),
             suffixes=(".pt", ".pth", ".pt2"),

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from octavo.core.result import plain
+
 WIDE = 200
 """Columns where no terminal limits them (a pipe, a file): names must not be cut there."""
 
@@ -42,7 +44,7 @@ def say(message: str) -> None:
 
 def show_json(value: Any) -> None:
     """Print JSON that another program can read."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.write(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "", right: Iterable[str] = ()) -> Table:
