@@ -42,6 +42,7 @@ class OpParameters:
         inputs: For static schemes: parameters of each activation input, in the op's order; None where it stays float.
         outputs: Parameters of each output where the scheme or a static consumer asks for them; else None.
         bias: A corrected bias in float32 that replaces the model's own, or None.
+        further: The quantized weights beside the first, in the order of ``Op.further``.
     """
 
     scheme: OpScheme
@@ -49,6 +50,7 @@ class OpParameters:
     inputs: tuple[QuantParams | None, ...] = ()
     outputs: tuple[QuantParams | None, ...] = ()
     bias: Array | None = None
+    further: tuple[QuantizedTensor, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

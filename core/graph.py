@@ -65,6 +65,7 @@ class Op:
         attributes: Strides, groups, fused activation and the like. A convolution states ``strides``, ``pads`` (all begins, then
             all ends, as ONNX has them), ``dilations`` and ``groups``; what is left out is 1, 0, 1 and 1.
         out_of_reach: Why it must stay float here; empty when a scheme may be chosen.
+        further: Weights beside the first (a recurrent layer has two for each layer and direction); its scheme quantizes all.
     """
 
     name: str
@@ -76,11 +77,17 @@ class Op:
     macs: int | None = None
     attributes: Mapping[str, Attribute] = field(default_factory=dict)
     out_of_reach: str = ""
+    further: tuple[Weight, ...] = ()
+
+    @property
+    def weights(self) -> tuple[Weight, ...]:
+        """All its weights, the first one first."""
+        return (self.weight, *self.further) if self.weight else ()
 
     @property
     def parameters(self) -> int:
         """Number of weight elements (bias left out)."""
-        return self.weight.size if self.weight else 0
+        return sum(w.size for w in self.weights)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,10 +177,14 @@ class ModelView:
     @cached_property
     def digest(self) -> str:
         """Content digest of the structure (names, types, shapes), 16 hex digits."""
-        rows = [[op.name, op.type, list(op.inputs), list(op.outputs), list(op.weight.shape) if op.weight else None] for op in self.ops]
+        rows = [
+            [op.name, op.type, list(op.inputs), list(op.outputs), list(op.weight.shape) if op.weight else None]
+            + [list(w.shape) for w in op.further]
+            for op in self.ops
+        ]
         return hashlib.sha256(canonical_json(rows).encode()).hexdigest()[:16]
 
     @property
     def parameters(self) -> int:
         """Number of weight elements; a shared tensor counts once."""
-        return sum({op.weight.name: op.weight.size for op in self.ops if op.weight}.values())
+        return sum({w.name: w.size for op in self.ops for w in op.weights}.values())

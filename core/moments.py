@@ -9,7 +9,7 @@ from array_api_compat import array_namespace
 
 from .calibrators.features import FeatureObserver
 from .evaluation import to_numpy
-from .graph import Op
+from .graph import Weight
 from .numerics.affine import Array, QuantParams
 from .numerics.layout import to_matrix
 from .scheme import OpScheme
@@ -62,10 +62,9 @@ def rounding_noise(scheme: OpScheme, moments: Moments, params: QuantParams | Non
     return float((span / (2**scheme.input.bits - 1)) ** 2) / 12.0
 
 
-def weight_matrix(array: Array, op: Op) -> np.ndarray:
-    """Return an op's weight as (channels, features), float32."""
-    assert op.weight is not None
-    return np.asarray(to_matrix(to_numpy(array), op.weight.channel_axis % array.ndim), dtype=np.float32)
+def weight_matrix(array: Array, weight: Weight) -> np.ndarray:
+    """Return a weight as (channels, features), float32."""
+    return np.asarray(to_matrix(to_numpy(array), weight.channel_axis % array.ndim), dtype=np.float32)
 
 
 def second_moments(observer: FeatureObserver) -> np.ndarray:

@@ -18,7 +18,7 @@ from .algorithms.base import NeedsConfig, Rescaling, WeightConfig
 from .calibrators.base import Observer
 from .calibrators.features import FEATURES
 from .errors import DataError, NonFiniteWeight, SchemeError
-from .graph import Group, Op
+from .graph import Group, Op, Weight
 from .numerics.affine import Array, QuantParams, affine_params
 from .numerics.rows import rows_of
 from .numerics.tensor import QuantizedTensor
@@ -83,7 +83,7 @@ class Realizer:
                         yield from (Probe(v, scheme.calibrator, _axis(op, spec)) for v in self._shared_ranges.get(value, (value,)))
         if scheme.weight is not None and op.weight is not None:
             needs = self._needs("algorithms", scheme.algorithm)
-            for user in self._users(op) if needs else ():
+            for user in self._users(op.weight) if needs else ():
                 yield from feature_probes(user, needs)
 
     def _probes_of_transform(self, choice: PartChoice) -> Iterable[Probe]:
@@ -106,10 +106,9 @@ class Realizer:
         needs = self._host.part(kind, choice.kind).needs
         return settings.needs(needs) if isinstance(settings, NeedsConfig) else needs
 
-    def _users(self, op: Op) -> tuple[Op, ...]:
-        """Every op that uses ``op``'s weight."""
-        assert op.weight is not None
-        return tuple(o for o in self.opened.view.ops if o.weight is not None and o.weight.name == op.weight.name)
+    def _users(self, weight: Weight) -> tuple[Op, ...]:
+        """Every op that uses a weight."""
+        return tuple(o for o in self.opened.view.ops if any(w.name == weight.name for w in o.weights))
 
     def calibrate(self, batches: Iterable[Batch]) -> Statistics:
         """Run the calibration pass. Called once per run.
@@ -156,13 +155,11 @@ class Realizer:
             verdicts: dict[str, bool] = {}
             found: dict[str, str] = {}
             for name in (name for unit in self.space.tunable for name in unit.ops):
-                weight = self.opened.view.by_name[name].weight
-                if weight is None:
-                    continue
-                if weight.name not in verdicts:
-                    verdicts[weight.name] = _all_finite(self.opened.session.tensor(weight.name))
-                if not verdicts[weight.name]:
-                    found[name] = f"weight {weight.name!r} holds NaN or Inf"
+                for weight in self.opened.view.by_name[name].weights:
+                    if weight.name not in verdicts:
+                        verdicts[weight.name] = _all_finite(self.opened.session.tensor(weight.name))
+                    if not verdicts[weight.name]:
+                        found[name] = f"weight {weight.name!r} holds NaN or Inf"
             if found and self._non_finite == "error":
                 name, why = next(iter(found.items()))
                 raise NonFiniteWeight(f"{why} (op {name!r}): repair it, keep the op in float with a rule, or set non_finite to 'float'")
@@ -223,8 +220,10 @@ class Realizer:
     ) -> OpParameters:
         scheme = recipe[op.name]
         weight, bias = self._weight(op, scheme, recipe.transforms, prepared) if op.weight and scheme.weight else (None, None)
+        alone = (replace(op, weight=w, bias=None, further=()) for w in op.further if scheme.weight)
+        further = tuple(self._weight(one, scheme, recipe.transforms, prepared)[0] for one in alone)
         if scheme.mode != "static":
-            return OpParameters(scheme, weight, bias=bias)
+            return OpParameters(scheme, weight, bias=bias, further=further)
         assert scheme.input is not None
         wanted = (scheme.input, scheme.calibrator, _axis(op, scheme.input))
         inputs = tuple(self._range(v, *wanted, recipe.transforms, self._seen_by(op, v, prepared)) for v in op.inputs)
@@ -236,7 +235,7 @@ class Realizer:
                 outputs.append(None)
             else:
                 outputs.append(self._range(value, *wish, recipe.transforms, self._seen_by(op, value, prepared)))
-        return OpParameters(scheme, weight, inputs, tuple(outputs), bias)
+        return OpParameters(scheme, weight, inputs, tuple(outputs), bias, further)
 
     def _seen_by(self, op: Op, value: str, prepared: Prepared) -> Statistics:
         if op.name not in prepared.seers.get(value, (op.name,)):
@@ -274,7 +273,7 @@ class Realizer:
         assert op.weight is not None
         assert scheme.weight is not None
         # A weight that no transform touches is the original's, quantized once for all of them.
-        users = self._users(op)
+        users = self._users(op.weight)
         touched = any(v in prepared.changed for user in users for v in (user.name, *user.inputs))
         key = (op.weight.name, scheme.weight, scheme.algorithm, transforms if touched else ())
         if key not in self._weights:

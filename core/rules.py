@@ -231,8 +231,8 @@ def _units(opened: Opened, choices: dict[str, tuple[OpScheme, ...]]) -> Iterable
         done.update(members)
         shared = tuple(s for s in choices[op.name] if all(s in choices[m] for m in members))
         ops = [view.by_name[m] for m in members]
-        channels = sum(o.weight.shape[o.weight.channel_axis] if o.weight and o.weight.shape else 1 for o in ops)
-        sizes = {o.weight.name: o.weight.size for o in ops if o.weight}
+        channels = sum(sum(w.shape[w.channel_axis] if w.shape else 1 for w in o.weights) or 1 for o in ops)
+        sizes = {w.name: w.size for o in ops for w in o.weights}
         yield Unit(op.name, op.type, members, shared, _block(op.name), sum(sizes.values()), channels, sum(o.macs or 0 for o in ops))
 
 

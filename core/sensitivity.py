@@ -176,7 +176,7 @@ class SensitivityService:
         return total
 
     def _rounded(self, ops: tuple[str, ...], scheme: OpScheme, transforms: Transforms) -> Iterator[Rounded]:
-        """Yield for each op: share of its output that input rounding destroys, weight error, second moments, output energy."""
+        """Yield for each weight: share of its product that input rounding destroys, its error, second moments, the product's energy."""
         parameters = self.realizer.parameters(Recipe(dict.fromkeys(ops, scheme), transforms, self.realizer.space.backend))
         session = self.realizer.session(transforms)
         observed = self._observe(session, transforms)
@@ -190,13 +190,14 @@ class SensitivityService:
                 share = sum(noise / m.power for noise, m in zip(noises, moments, strict=True) if m.power)
                 yield share, np.zeros((1, 1)), None, 1.0
                 continue
-            weight = weight_matrix(session.tensor(op.weight.name), op)
-            error = weight - weight_matrix(given.weight.dequantize(), op)
-            rows = rows_of(op)
-            second = second_moments(observed.features[op.inputs[0], rows]) if rows is not None else None
-            if whole := energy(weight, second):
-                lost = noises[0] * float(np.square(weight).sum()) if noises and rows is not None else 0.0
-                yield lost / whole, error, second, whole
+            for held, quantized in zip(op.weights, (given.weight, *given.further), strict=True):
+                weight = weight_matrix(session.tensor(held.name), held)
+                error = weight - weight_matrix(quantized.dequantize(), held)
+                rows = rows_of(op)
+                second = second_moments(observed.features[op.inputs[0], rows]) if rows is not None else None
+                if whole := energy(weight, second):
+                    lost = noises[0] * float(np.square(weight).sum()) if noises and rows is not None else 0.0
+                    yield lost / whole, error, second, whole
 
     def _observe(self, session: Session, transforms: Transforms) -> _Observed:
         """Run the batches once and keep the moments of every input of a tunable op."""

@@ -130,9 +130,9 @@ class AdapterConformance:
     def test_weights_are_what_describe_says(self, opened: Opened) -> None:
         """``tensor`` returns the described shape, with finite values."""
         for op in opened.view.ops:
-            if op.weight is not None:
-                weight = to_numpy(opened.session.tensor(op.weight.name))
-                assert tuple(weight.shape) == op.weight.shape, op.name
+            for one in op.weights:
+                weight = to_numpy(opened.session.tensor(one.name))
+                assert tuple(weight.shape) == one.shape, op.name
                 assert np.isfinite(weight.astype(np.float64)).all(), op.name
 
     def test_all_float_is_the_float_model(self, case: AdapterCase, opened: Opened, expected: list[np.ndarray]) -> None:

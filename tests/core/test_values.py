@@ -209,3 +209,12 @@ def test_the_int8_presets_reach_embeddings() -> None:
         assert dict(recipe.schemes) == {"words": table, "head": expected}
     with pytest.raises(SchemeError, match="'int4-weight-only'"):
         preset_recipe("int4-weight-only", build_space(model), model)
+
+
+def test_an_op_counts_all_its_weights() -> None:
+    first, second, third = Weight("i", (8, 4)), Weight("h", (8, 2)), Weight("o", (3, 2))
+    cell, tied = Op("cell", "lstm", weight=first, further=(second, third)), Op("other", "linear", weight=first)
+    assert cell.weights == (first, second, third)
+    assert cell.parameters == 32 + 16 + 6
+    assert ModelView((cell, tied)).parameters == 54
+    assert ModelView((cell,)).digest != ModelView((Op("cell", "lstm", weight=first),)).digest
