@@ -53,13 +53,17 @@ class TorchAdapter(Adapter):
 
         Args:
             folder: The folder.
-            model: The float module, whose tensors may hold anything, or a function that makes one.
+            model: The float module, whose tensors may hold anything, or a function that makes one. None where the files name the
+                architecture (a model of transformers).
         """
+        from .architecture import rebuild
         from .files import read, restore
 
         saved = read(folder)
         if not isinstance(model, nn.Module) and callable(model):
             model = model()
+        if model is None and saved.architecture is not None:
+            model = rebuild(saved.architecture)
         if model is None:
             raise ModelError(f"{folder} holds tensors and a recipe but no architecture: pass the float module, or a function that makes it")
         root, device = self._root(model)

@@ -21,6 +21,7 @@ from octavo.core.numerics.tensor import QuantizedTensor
 from octavo.core.recipe import Recipe
 from octavo.core.scheme import QuantSpec
 
+from .architecture import architecture_of
 from .candidate import TorchCandidate
 from .skeleton import aliases, named_tensors, set_tensor
 
@@ -39,6 +40,7 @@ class Saved:
         tied: Further name -> first name.
         facts: How the model was seen.
         factors: Op name -> multipliers of its input channels.
+        architecture: What the float module can be made from; None where it must be given.
     """
 
     recipe: Recipe
@@ -47,6 +49,7 @@ class Saved:
     tied: Mapping[str, str]
     facts: Mapping[str, Any]
     factors: Mapping[str, torch.Tensor]
+    architecture: Mapping[str, Any] | None
 
 
 def save(candidate: TorchCandidate, folder: Path) -> None:
@@ -75,6 +78,7 @@ def save(candidate: TorchCandidate, folder: Path) -> None:
         "ops": ops,
         "tied": {k: v for k, v in aliases(candidate.module).items() if f"float:{v}" in tensors},
         "capture": candidate.facts,
+        "architecture": architecture_of(candidate.module),
     }
     save_file(tensors, folder / TENSORS)
     (folder / FACTS).write_text(json.dumps(facts, separators=(",", ":")))
@@ -139,7 +143,7 @@ def read(folder: Path) -> Saved:
         parameters = {name: _op(name, recipe, row, tensors, weights) for name, row in raw["ops"].items()}
         floats = {k.removeprefix("float:"): v for k, v in tensors.items() if k.startswith("float:")}
         factors = {k[3:].removesuffix(":factors"): v for k, v in tensors.items() if k.startswith("op:") and k.endswith(":factors")}
-        return Saved(recipe, parameters, floats, raw["tied"], raw["capture"], factors)
+        return Saved(recipe, parameters, floats, raw["tied"], raw["capture"], factors, raw.get("architecture"))
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ModelError(f"{folder}: the tensors do not fit the recipe beside them ({error!r}); save the model again") from error
 

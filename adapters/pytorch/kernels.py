@@ -181,7 +181,7 @@ def pack_int4(codes: Tensor, scale: Tensor, zero: Tensor) -> tuple[Tensor, Tenso
 
 def linear_int4(x: Tensor, packed: Tensor, group: int, scales: Tensor) -> Tensor:
     """Return x W^T in bfloat16 for float ``x`` (rows, inputs) and 4-bit codes, decoded inside the kernel."""
-    y: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(x.to(torch.bfloat16), packed, group, scales)
+    y: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(x.to(torch.bfloat16).contiguous(), packed, group, scales)
     return y
 
 
