@@ -9,7 +9,7 @@ whether the promises in the docstrings are kept.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -149,6 +149,13 @@ class Session(ABC):
     def fingerprint(self) -> str:
         """Return a content digest of structure and weights, the same in any process."""
 
+    def runner(self, batches: Sequence[Batch]) -> Callable[[Candidate], Iterator[tuple[np.ndarray, ...]]]:
+        """Return a function that runs candidates of this session over the same few batches, as :meth:`Candidate.run` would.
+
+        A backend may run the float model once here and let each candidate start where it first differs from it.
+        """
+        return lambda candidate: (candidate.run(batch) for batch in batches)
+
     def facts(self) -> tuple[str, ...]:
         """Return what else ``octavo inspect`` should show of this model (a memory plan, a device), one line each."""
         return ()
@@ -166,6 +173,28 @@ class Session(ABC):
             A new session that shares every other tensor with this one.
         """
         raise SchemeError(f"{type(self).__name__} does not offer rescale; leave transforms out of the configuration")
+
+    def gradients(
+        self, batches: Iterable[Batch], tensors: Iterable[str], sink: Sink, *, seed: int = 0, along: Mapping[str, Array] | None = None
+    ) -> int:
+        """Hand gradients with respect to weights to ``sink``, batch by batch, one weight at a time (feature ``gradients``).
+
+        No labels are needed. The loss is the distance D of the outputs to the float outputs: |y - y0|^2 / (2 |y0 - mean y0|^2), or
+        the mean Kullback-Leibler divergence of a token where the model predicts tokens. At the float weights its gradient is 0
+        and its Hessian H says what a change of the weights costs: D = d^T H d / 2.
+
+        Args:
+            batches: Batches; each is run once.
+            tensors: Names of weights, as :meth:`tensor` takes them.
+            sink: Takes (name, float32 array of the weight's shape); it must not keep or change it.
+            seed: Of the draws.
+            along: Tensor -> direction v of its shape: (H v) is handed over, for all directions together. None: draws g with
+                E[g g^T] = H are, the gradient at labels that are sampled from the model's own prediction.
+
+        Returns:
+            The number of batches.
+        """
+        raise SchemeError(f"{type(self).__name__} does not offer gradients; choose another sensitivity")
 
     def export(self, format: str, path: Path) -> None:
         """Write the float model in an interchange format (feature ``export:<format>``)."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from .recipe import Recipe
 from .scheme import OpScheme, PartChoice
@@ -49,6 +49,11 @@ class SharedSensitivity(RecipeSensitivity):
         self._signatures = signatures(space)
         self._scores = scores
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What can be asked for on this backend."""
+        return self.own.kinds
+
     def __call__(self, kind: str, pairs: Sequence[tuple[str, OpScheme]]) -> Sequence[float]:
         """Return one loss >= 0 for each (unit name, scheme)."""
         return self._ask(kind, pairs, ())
@@ -75,3 +80,38 @@ class SharedSensitivity(RecipeSensitivity):
                 if math.isfinite(answers[-1]):
                     self._scores[key] = answers[-1]
         return answers
+
+
+def lend_traces(services: Sequence[SensitivityService]) -> None:
+    """Let backends without gradients take the traces of the Hessian from one that has them.
+
+    A trace belongs to a weight, and counterparts have the same weights. It is lent to a backend if each of its tunable units
+    has weights and a counterpart whose ops come in the same number.
+    """
+    lender = next((s for s in services if "gradient" in s.kinds), None)
+    if lender is None:
+        return
+    there = {signature: name for name, signature in signatures(lender.realizer.space).items()}
+    for service in services:
+        names = _matched(service, lender, there) if "gradient" not in service.kinds else {}
+        if names:
+            service.curvature.lent = lambda transforms, names=names: _renamed(lender.curvature.traces(transforms), names)
+
+
+def _matched(service: SensitivityService, lender: SensitivityService, there: Mapping[Signature, str]) -> dict[str, str]:
+    """Return own weight name -> the lender's; empty unless every tunable unit has its counterpart."""
+    own, found = signatures(service.realizer.space), dict[str, str]()
+    for unit in service.realizer.space.tunable:
+        other = lender.realizer.space.by_name.get(there.get(own.get(unit.name, ("", 0, 0, 0, 0)), ""))
+        if other is None or not other.tunable or len(other.ops) != len(unit.ops):
+            return {}
+        for mine, its in zip(unit.ops, other.ops, strict=True):
+            own_weights, its_weights = service.opened.view.by_name[mine].weights, lender.opened.view.by_name[its].weights
+            if not own_weights or len(own_weights) != len(its_weights):
+                return {}
+            found.update((a.name, b.name) for a, b in zip(own_weights, its_weights, strict=True))
+    return found
+
+
+def _renamed(traces: Mapping[str, float], names: Mapping[str, str]) -> dict[str, float]:
+    return {own: traces[other] for own, other in names.items()}

@@ -10,7 +10,7 @@ from typing import Any
 
 from .adapter import Batch
 from .config import TuningConfig
-from .counterparts import Scores, SharedSensitivity
+from .counterparts import Scores, SharedSensitivity, lend_traces
 from .criteria.base import Criterion
 from .data import CalibrationData
 from .direct import quantize_model
@@ -140,7 +140,7 @@ def autotune(
                 for name in opened:
                     if spaces[name.name].tunable:
                         realizers[name.name].calibrate(data[name.name])
-                services = _services(loop, sensitivities)
+                services = _services(loop, sensitivities, settings.seed)
                 if sensitivities is not None:
                     for service in services.values():
                         stack.callback(service.save)
@@ -198,13 +198,21 @@ def _strategies(
     return JointStrategy(built)
 
 
-def _services(loop: Loop, path: str | Path | None) -> dict[str, SensitivityService]:
+def _services(loop: Loop, path: str | Path | None, seed: int) -> dict[str, SensitivityService]:
     """One sensitivity service for each backend that has a choice; ``path`` holds the scores of earlier runs."""
     found = {}
     for name, backend in loop.backends.items():
         if backend.space.tunable:
             kept = Path(path).with_suffix(f".{name}.json") if path is not None else None
-            found[name] = SensitivityService(backend.opened, backend.realizer, tuple(_take(backend.data, 2)), kept)
+            found[name] = SensitivityService(
+                backend.opened,
+                backend.realizer,
+                tuple(_take(backend.data, 2)),
+                kept,
+                note=lambda text: tell(loop.progress, text),
+                seed=seed,
+            )
+    lend_traces(tuple(found.values()))
     return found
 
 

@@ -5,6 +5,9 @@ Ways to ask, from cheap to dear:
 * ``weight_error``: the share of an op's output energy that rounding destroys, from the weight, the second moments of
   its input (the Gram matrix X^T X of a few batches) and the scale of its input. One pass over the batches in all.
 * ``hessian``: the mean trace of an op's Hessian times its squared weight error (HAWQ-V2). At the same price.
+* ``gradient``: where the adapter offers gradients, what the op's weight error costs at the model's outputs to second order,
+  from draws of the gradient (:mod:`~octavo.core.curvature`). A few backward passes for all pairs that are asked together.
+* ``hessian_trace``: the same with the true trace of the Hessian at the model's outputs (HAWQ-V2), by Hutchinson's estimator.
 * ``output_distance``: run the model with that unit alone quantized, compare its outputs with the float model's. One
   run over the batches for each pair.
 * :meth:`SensitivityService.distances`: the same for whole recipes, transforms included.
@@ -12,37 +15,37 @@ Ways to ask, from cheap to dear:
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from .adapter import Batch, Opened, Session
-from .calibrators.features import FeatureObserver, Gram
+from .adapter import Batch, Candidate, Opened
+from .curvature import Curvature
 from .errors import ConfigError, DataError, SchemeError, StoreError
 from .evaluation import to_numpy
-from .moments import Moments, SecondMoments, energy, rounding_noise, second_moments, weight_matrix
-from .numerics.affine import Array
-from .numerics.rows import Rows, rows_of
+from .op_errors import OpErrors, Transforms
 from .realize import Realizer
 from .recipe import Recipe
-from .scheme import OpScheme, PartChoice, canonical_json
+from .scheme import OpScheme, canonical_json
 from .strategy import Sensitivity
 from .textfiles import read_text
 
-Transforms = tuple[PartChoice, ...]
-Rounded = tuple[float, np.ndarray, np.ndarray | None, float]
-WIDEST_GRAM = 4096  # features; wider inputs are described by their second moments alone (64 MiB of float32 here)
+Pair = tuple[str, OpScheme]
+Runner = Callable[[Candidate], Iterator[tuple[np.ndarray, ...]]]
 
 
 @runtime_checkable
 class RecipeSensitivity(Sensitivity, Protocol):
     """A service that can also judge whole recipes without the score function."""
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What can be asked for here."""
 
     def distances(self, recipes: Sequence[Recipe]) -> Sequence[float]:
         """Return the output distance of each whole recipe."""
@@ -51,50 +54,75 @@ class RecipeSensitivity(Sensitivity, Protocol):
         """Return the service for units of a model to which the transforms were applied first."""
 
 
-@dataclass
-class _Observed:
-    """What one pass over the batches shows."""
-
-    moments: dict[str, Moments] = field(default_factory=dict)
-    features: dict[tuple[str, Rows], FeatureObserver] = field(default_factory=dict)
-
-
 class SensitivityService:
     """Implements :class:`~octavo.core.strategy.Sensitivity` over an opened model.
+
+    A probe that fails ends no search: the loss is infinite, what was raised is told once, and it is not saved.
 
     Args:
         opened: The session.
         realizer: Quantizes; what it has quantized for a sensitivity is reused by the trials.
         batches: A few calibration batches.
         path: A JSON file of scores: read if it is there, and written by :meth:`save`.
+        note: Told in one line what could not be found out.
+        seed: Of what is drawn for ``gradient`` and ``hessian_trace``.
 
     Attributes:
-        batches_run: Batches that candidates were run on, all together: the price of what was asked.
+        batches_run: Batches that candidates were run on, all together: the price of what was asked. A backward pass counts
+            as the runs that it costs about as much as.
+        failures: What probes raised, by pair or recipe.
     """
 
-    def __init__(self, opened: Opened, realizer: Realizer, batches: Sequence[Batch], path: Path | None = None) -> None:
+    def __init__(
+        self,
+        opened: Opened,
+        realizer: Realizer,
+        batches: Sequence[Batch],
+        path: Path | None = None,
+        *,
+        note: Callable[[str], None] = lambda _: None,
+        seed: int = 0,
+    ) -> None:
         self.opened = opened
         self.realizer = realizer
         self.batches = tuple(batches)
         self.path = path
-        self.batches_run = 0
+        self.failures: dict[str, str] = {}
+        self._note = note
+        self._runs = 0
         self._units = {u.name: u for u in realizer.space.units}
         self._scores: dict[str, float] = {}
-        self._observed: dict[Transforms, _Observed] = {}
+        self._errors = OpErrors(realizer, self.batches)
+        self.curvature = Curvature(realizer, self._errors, self.batches, self._scores, seed)
         self._reference: list[tuple[np.ndarray, ...]] | None = None
+        self._runner: tuple[Transforms, Runner] | None = None
         self._kinds: dict[str, Callable[[tuple[str, ...], OpScheme, Transforms], float]] = {
             "weight_error": self._weight_error,
             "output_distance": self._output_distance,
             "hessian": self._hessian,
+            "hessian_trace": self.curvature.traced,
+            "gradient": self.curvature.first_order,
         }
         if path is not None and path.exists():
             self._scores.update(self._read(path))
 
-    def __call__(self, kind: str, pairs: Sequence[tuple[str, OpScheme]]) -> Sequence[float]:
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What can be asked for. ``gradient`` needs gradients, and ``hessian_trace`` these or the traces of another backend."""
+        own = "gradients" in self.opened.capability.features
+        there = {"gradient": own, "hessian_trace": own or self.curvature.lent is not None}
+        return tuple(k for k in self._kinds if there.get(k, True))
+
+    @property
+    def batches_run(self) -> int:
+        """Batches that candidates were run on."""
+        return self._runs + self._errors.batches_run + self.curvature.batches_run
+
+    def __call__(self, kind: str, pairs: Sequence[Pair]) -> Sequence[float]:
         """Return one loss >= 0 for each (unit name, scheme).
 
         Raises:
-            ConfigError: If the kind is not one of ``weight_error``, ``hessian``, ``output_distance``, or a unit is unknown.
+            ConfigError: If the kind is not one of :attr:`kinds`, or a unit is unknown.
             DataError: If there are no batches.
         """
         return self._ask(kind, pairs, ())
@@ -107,26 +135,58 @@ class SensitivityService:
         """Return the output distance of each whole recipe; infinite where it cannot be carried out."""
         return [self._cached(f"recipe {r.digest}", lambda r=r: self._distance(r)) for r in recipes]  # type: ignore[misc]
 
-    def _ask(self, kind: str, pairs: Sequence[tuple[str, OpScheme]], transforms: Transforms) -> Sequence[float]:
-        if kind not in self._kinds:
-            raise ConfigError(f"there is no sensitivity {kind!r}; there are {', '.join(self._kinds)}")
-        found = []
-        for name, scheme in pairs:
+    def _ask(self, kind: str, pairs: Sequence[Pair], transforms: Transforms) -> Sequence[float]:
+        if kind not in self.kinds:
+            raise ConfigError(f"there is no sensitivity {kind!r} on {self.opened.name}; there are {', '.join(self.kinds)}")
+        for name, _ in pairs:
             if name not in self._units:
                 raise ConfigError(f"the space has no unit {name!r}")
-            if scheme.is_float:
-                found.append(0.0)
-                continue
-            key = f"{kind} {name} {canonical_json([scheme.model_dump(exclude_defaults=True), [t.model_dump() for t in transforms]])}"
-            ops = self._units[name].ops
-            found.append(self._cached(key, lambda ops=ops, scheme=scheme: self._kinds[kind](ops, scheme, transforms)))  # type: ignore[misc]
-        return found
+        asked = [(n, s) for n, s in pairs if not s.is_float]
+        if asked and not self.batches:
+            raise DataError("sensitivities need calibration batches: give calibration data, or a strategy that asks for none")
+        if kind == "gradient":
+            self._prepare([(n, s) for n, s in asked if _key(kind, n, s, transforms) not in self._scores], transforms)
+        compute = self._kinds[kind]
+        return [
+            0.0
+            if scheme.is_float
+            else self._cached(
+                _key(kind, name, scheme, transforms),
+                lambda name=name, scheme=scheme: compute(self._units[name].ops, scheme, transforms),  # type: ignore[misc]
+            )
+            for name, scheme in pairs
+        ]
 
     def _cached(self, key: str, compute: Callable[[], float]) -> float:
+        if key in self.failures:
+            return float("inf")
         if key not in self._scores:
-            value = compute()
+            try:
+                value = compute()
+            except Exception as error:
+                return self._failed(key, error)
             self._scores[key] = float(value) if np.isfinite(value) else float("inf")
         return self._scores[key]
+
+    def _failed(self, key: str, error: Exception) -> float:
+        text = f"{type(error).__name__}: {error}"
+        if text not in self.failures.values():
+            self._note(f"sensitivity {key} is taken as infinite: {text}")
+        self.failures[key] = text
+        return float("inf")
+
+    def _prepare(self, pairs: Sequence[Pair], transforms: Transforms) -> None:
+        """Find what the gradients of all pairs need in one pass; where that fails each pair is tried, and fails, by itself."""
+        with contextlib.suppress(Exception):
+            self.curvature.prepare([(self._units[n].ops, s) for n, s in pairs], transforms)
+
+    # Kinds
+
+    def _weight_error(self, ops: tuple[str, ...], scheme: OpScheme, transforms: Transforms) -> float:
+        return sum(e.share for e in self._errors.of(ops, scheme, transforms))
+
+    def _hessian(self, ops: tuple[str, ...], scheme: OpScheme, transforms: Transforms) -> float:
+        return sum(e.curved for e in self._errors.of(ops, scheme, transforms))
 
     # Whole-model outputs
 
@@ -140,10 +200,12 @@ class SensitivityService:
             candidate = self.realizer.candidate(recipe)
         except SchemeError:
             return float("inf")
+        if self._runner is None or self._runner[0] != recipe.transforms:
+            self._runner = recipe.transforms, self.realizer.session(recipe.transforms).runner(self.batches)
         error, power = 0.0, 0.0
-        for batch, expected in zip(self.batches, references, strict=True):
-            self.batches_run += 1
-            for y, y0 in zip(candidate.run(batch), expected, strict=True):
+        for outputs, expected in zip(self._runner[1](candidate), references, strict=True):
+            self._runs += 1
+            for y, y0 in zip(outputs, expected, strict=True):
                 if np.issubdtype(y0.dtype, np.floating):
                     error += float(np.square(y.astype(np.float64) - y0).mean())
                     power += float(np.square(y0 - y0.mean()).mean())
@@ -151,75 +213,9 @@ class SensitivityService:
 
     def _references(self) -> list[tuple[np.ndarray, ...]]:
         if self._reference is None:
-            if not self.batches:
-                raise DataError("sensitivities need calibration batches: give calibration data, or a strategy that asks for none")
             reference = self.opened.session.reference()
             self._reference = [tuple(np.asarray(y) for y in reference.run(batch)) for batch in self.batches]
         return self._reference
-
-    # Weights and input noise
-
-    def _weight_error(self, ops: tuple[str, ...], scheme: OpScheme, transforms: Transforms) -> float:
-        """Return the sum over the unit's ops of (energy that rounding weight and input adds) / (energy of the output)."""
-        return sum(lost + energy(error, second) / whole for lost, error, second, whole in self._rounded(ops, scheme, transforms))
-
-    def _hessian(self, ops: tuple[str, ...], scheme: OpScheme, transforms: Transforms) -> float:
-        """Return the mean trace of each op's Hessian times its squared weight error, plus what rounding its input adds.
-
-        HAWQ-V2 (Dong et al. 2020, eq. 4) with the Hessian of the op's own squared output error, 2 X^T X / rows, the one that
-        OBQ and GPTQ use; it needs no gradients. Each op's is divided by the energy of its output, so that they compare.
-        """
-        total = 0.0
-        for lost, error, second, whole in self._rounded(ops, scheme, transforms):
-            diagonal = np.ones(1) if second is None else second if second.ndim == 2 else np.diagonal(second, axis1=1, axis2=2)
-            total += lost + 2.0 * float(diagonal.mean()) * float(np.square(error).sum()) / whole
-        return total
-
-    def _rounded(self, ops: tuple[str, ...], scheme: OpScheme, transforms: Transforms) -> Iterator[Rounded]:
-        """Yield for each weight: share of its product that input rounding destroys, its error, second moments, the product's energy."""
-        parameters = self.realizer.parameters(Recipe(dict.fromkeys(ops, scheme), transforms, self.realizer.space.backend))
-        session = self.realizer.session(transforms)
-        observed = self._observe(session, transforms)
-        for name in ops:
-            op, given = self.opened.view.by_name[name], parameters.get(name)
-            if given is None:
-                continue
-            moments = [observed.moments[v] for v in op.inputs if v in observed.moments]
-            noises = [rounding_noise(scheme, m, p) for m, p in zip_longest(moments, given.inputs[: len(moments)])]
-            if op.weight is None or given.weight is None:
-                share = sum(noise / m.power for noise, m in zip(noises, moments, strict=True) if m.power)
-                yield share, np.zeros((1, 1)), None, 1.0
-                continue
-            for held, quantized in zip(op.weights, (given.weight, *given.further), strict=True):
-                weight = weight_matrix(session.tensor(held.name), held)
-                error = weight - weight_matrix(quantized.dequantize(), held)
-                rows = rows_of(op)
-                second = second_moments(observed.features[op.inputs[0], rows]) if rows is not None else None
-                if whole := energy(weight, second):
-                    lost = noises[0] * float(np.square(weight).sum()) if noises and rows is not None else 0.0
-                    yield lost / whole, error, second, whole
-
-    def _observe(self, session: Session, transforms: Transforms) -> _Observed:
-        """Run the batches once and keep the moments of every input of a tunable op."""
-        if transforms not in self._observed:
-            observed = _Observed()
-            for op in (self.opened.view.by_name[name] for unit in self.realizer.space.tunable for name in unit.ops):
-                observed.moments.update((value, Moments()) for value in op.inputs)
-                rows = rows_of(op)
-                if rows is not None and op.weight is not None:
-                    width = op.weight.size // max(1, op.weight.shape[op.weight.channel_axis])
-                    observed.features[op.inputs[0], rows] = (Gram if width <= WIDEST_GRAM else SecondMoments)(rows)
-
-            def sink(value: str, x: Array) -> None:
-                array = to_numpy(x)
-                observed.moments[value].update(array)
-                for (name, _), observer in observed.features.items():
-                    if name == value:
-                        observer.update(array)
-
-            self.batches_run += session.observe(self.batches, tuple(observed.moments), sink)
-            self._observed[transforms] = observed
-        return self._observed[transforms]
 
     # Keeping
 
@@ -262,3 +258,7 @@ def data_digest(batches: Sequence[Batch]) -> str:
             digest.update(f"{name} {array.dtype} {array.shape}".encode())
             digest.update(array.data)
     return digest.hexdigest()[:16]
+
+
+def _key(kind: str, name: str, scheme: OpScheme, transforms: Transforms) -> str:
+    return f"{kind} {name} {canonical_json([scheme.model_dump(exclude_defaults=True), [t.model_dump() for t in transforms]])}"

@@ -21,8 +21,8 @@ class Sensitivity(Protocol):
         """Return one loss >= 0 for each (unit name, scheme); higher hurts more.
 
         Args:
-            kind: ``weight_error`` (cheap, from weights and statistics) or ``output_distance`` (one forward pass over a
-                few batches each); further kinds where the backend offers gradients.
+            kind: ``weight_error`` or ``hessian`` (cheap, from weights and statistics) or ``output_distance`` (one forward
+                pass over a few batches each); ``gradient`` and ``hessian_trace`` where the backend offers gradients.
             pairs: What to score.
         """
 

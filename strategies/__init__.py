@@ -11,7 +11,7 @@ from octavo.core.hookspecs import hookimpl
 from octavo.core.parts import Part, PartConfig
 
 _HERE = "octavo.strategies"
-Proxy = Literal["output_distance", "weight_error"]
+Proxy = Literal["output_distance", "weight_error", "hessian", "gradient", "hessian_trace"]
 
 
 class AutoConfig(PartConfig):
@@ -131,7 +131,7 @@ class BudgetConfig(PartConfig):
     """
 
     kind: Literal["budget"] = "budget"
-    sensitivities: tuple[Literal["output_distance", "weight_error", "hessian"], ...] = ("output_distance", "weight_error")
+    sensitivities: tuple[Proxy, ...] = ("output_distance", "weight_error")
 
 
 class CoordinateConfig(PartConfig):

@@ -22,20 +22,30 @@ def bits(scheme: OpScheme) -> float:
     return float(min(spec.bits for spec in (scheme.weight, scheme.input, scheme.output) if spec)) if not scheme.is_float else 32.0
 
 
+def offers(problem: Problem, kind: str) -> bool:
+    """True if the sensitivity service says that it has a kind."""
+    return isinstance(problem.sensitivity, RecipeSensitivity) and kind in problem.sensitivity.kinds
+
+
 def pair_losses(problem: Problem, kind: str, pairs: Sequence[tuple[Unit, OpScheme]], transforms: Transforms = ()) -> list[float]:
     """Return one loss >= 0 for each (unit, scheme) after ``transforms``; 0 in float.
 
-    Without a sensitivity service the noise power of rounding, 4^-bits, stands in, times the unit's parameters: it tells
-    schemes apart, and among equal schemes the small units come first.
+    Without a sensitivity service, or where neither this kind nor ``weight_error`` could be found out for a single pair (the
+    service has told why), the noise power of rounding, 4^-bits, stands in, times the unit's parameters: it tells schemes
+    apart, and among equal schemes the small units come first.
     """
     asked = [(unit.name, scheme) for unit, scheme in pairs if not scheme.is_float]
     service = problem.sensitivity
     if transforms and isinstance(service, RecipeSensitivity):
         service = service.under(transforms)
-    if service is None:
+    found: dict[tuple[str, OpScheme], float] = {}
+    for tried in dict.fromkeys((kind, "weight_error")) if service is not None and asked else ():
+        assert service is not None
+        found = dict(zip(asked, map(float, service(tried, asked)), strict=True))
+        if any(map(math.isfinite, found.values())):
+            break
+    if not any(map(math.isfinite, found.values())):
         found = {(u.name, s): 4.0 ** -bits(s) * max(u.parameters, 1) for u, s in pairs}
-    else:
-        found = dict(zip(asked, map(float, service(kind, asked)), strict=True)) if asked else {}
     return [0.0 if scheme.is_float else found[unit.name, scheme] for unit, scheme in pairs]
 
 

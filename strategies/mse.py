@@ -10,7 +10,7 @@ from octavo.core.space import Unit
 
 from . import HawqV2Config, MseConfig, MseV2Config
 from .fallback import Choice, Fallback
-from .losses import Transforms, unit_losses
+from .losses import Transforms, offers, unit_losses
 from .sequential import Search
 
 
@@ -18,7 +18,6 @@ class Mse(Fallback):
     """Everything quantized; then float for the op with the largest output error, the two largest, and so on."""
 
     config: MseConfig | HawqV2Config
-    kind = "weight_error"
 
     def search(self) -> Search:
         """Start, order once, fall back."""
@@ -27,15 +26,28 @@ class Mse(Fallback):
             self.note = "everything quantized reaches the goal"
             return
         base, transforms = self.choice(best), best.recipe.transforms
-        losses = unit_losses(self.problem, self.kind, base, transforms)
+        kind, remark = self.ordered_by()
+        losses = unit_losses(self.problem, kind, base, transforms)
         order = sorted(self.quantized(base), key=lambda u: (-losses[u.name], u.parameters))
         self.conclude((yield from self.cumulative(base, order, transforms)))
+        self.note += remark
+
+    def ordered_by(self) -> tuple[str, str]:
+        """Return the sensitivity that orders the ops, and what to say of it."""
+        return "weight_error", ""
 
 
 class HawqV2(Mse):
-    """The order of HAWQ-V2 (Dong et al. 2020, eq. 3 and 4): mean Hessian trace times squared weight error."""
+    """The order of HAWQ-V2 (Dong et al. 2020, eq. 3 and 4): mean Hessian trace times squared weight error.
 
-    kind = "hessian"
+    The trace is that of the model's output distance where a backend offers gradients, else that of each op's own output.
+    """
+
+    def ordered_by(self) -> tuple[str, str]:
+        """Return the true trace where it is offered."""
+        if offers(self.problem, "hessian_trace"):
+            return "hessian_trace", " (ordered by the trace of the Hessian at the model's outputs)"
+        return "hessian", " (no backend offers gradients: ordered by the trace of the Hessian of each op's own output)"
 
 
 class MseV2(Fallback):

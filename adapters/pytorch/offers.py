@@ -72,7 +72,7 @@ def capability(device: str) -> Capability:
         "conv": (*int8, *few, *casts),
         "embedding": (*stored, *casts),
     }
-    features = frozenset({"rescale", "export:onnx", "block_reconstruction", "training"})
+    features = frozenset({"rescale", "gradients", "export:onnx", "block_reconstruction", "training"})
     return Capability("torch", device, offers, features, {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()})
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -20,9 +20,11 @@ from .blockwise import Reconstruction, reconstruct
 from .candidate import TorchCandidate, digest
 from .capture import Call, Capture
 from .distill import Distillation, distill
+from .gradients import gradients
 from .layers import Layer, folded
 from .offers import capability
 from .rescale import install, rescaled
+from .reuse import Reuse
 from .skeleton import aliases, has_hooks, named_tensors, set_tensor, skeleton
 
 
@@ -128,10 +130,21 @@ class TorchSession(Session):
         """Return a content digest of structure and weights."""
         return digest(self.capture.root)
 
+    def runner(self, batches: Sequence[Batch]) -> Reuse:
+        """Return what runs candidates over the same batches, each from its first changed layer on."""
+        return Reuse(self.capture, [to_call(b, self.capture.root, self._device) for b in batches])
+
     def rescale(self, factors: Mapping[str, Array]) -> TorchSession:
         """Return a session over the same function with other channel scales."""
         root, own = rescaled(self.capture.root, self.capture.links, factors, self.capture.factors)
         return TorchSession(self.capture.on(root, own), self._device, self._example, self._notes)
+
+    def gradients(
+        self, batches: Iterable[Batch], tensors: Iterable[str], sink: Sink, *, seed: int = 0, along: Mapping[str, Array] | None = None
+    ) -> int:
+        """Hand gradients with respect to weights to ``sink``, or Hessian-vector products (feature ``gradients``)."""
+        calls = (to_call(b, self.capture.root, self._device) for b in batches)
+        return gradients(self.capture, calls, tensors, sink, seed, along or {})
 
     def over(self, root: nn.Module) -> TorchSession:
         """Return a session over another skeleton of the same structure (trained weights)."""

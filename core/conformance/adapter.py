@@ -268,6 +268,33 @@ class AdapterConformance:
         for a, b in zip(outputs(session.apply(Recipe(backend=opened.name), {}), case.batches), expected, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-4 * max(1.0, float(np.abs(b).max())))
 
+    def test_gradients_repeat_and_products_are_linear(self, case: AdapterCase, opened: Opened) -> None:
+        """If ``gradients`` is offered: an array for each batch and weight, the same for the same seed; H(2v) = 2 Hv, v . Hv >= 0."""
+        names = list(dict.fromkeys(op.weight.name for op in opened.view.ops if op.weight and not op.out_of_reach))
+        if "gradients" not in opened.capability.features or not names:
+            pytest.skip("the adapter offers no gradients, or the model has no weights")
+        like: Callable[[np.ndarray, Any], Any] = _like
+        random, weights = np.random.default_rng(0), {name: opened.session.tensor(name) for name in names}
+        along = {n: like(random.normal(size=tuple(w.shape)).astype(np.float32), w) for n, w in weights.items()}
+
+        def collect(**named: Any) -> dict[str, list[np.ndarray]]:
+            found: dict[str, list[np.ndarray]] = {name: [] for name in names}
+            count = opened.session.gradients(case.batches, names, lambda n, g: found[n].append(to_numpy(g).copy()), **named)
+            assert count == len(case.batches)
+            assert all(len(gs) == count and all(g.shape == tuple(weights[n].shape) for g in gs) for n, gs in found.items())
+            return found
+
+        first, again = collect(seed=1), collect(seed=1)
+        once, twice = collect(along=along), collect(along={n: 2 * v for n, v in along.items()})
+        curved = 0.0
+        for name in names:
+            for a, b in zip(first[name], again[name], strict=True):
+                np.testing.assert_array_equal(a, b)
+            for a, b in zip(once[name], twice[name], strict=True):
+                np.testing.assert_allclose(2 * a, b, rtol=1e-3, atol=1e-5 * max(1.0, float(np.abs(b).max())))
+                curved += float((a * to_numpy(along[name])).sum())
+        assert curved > 0
+
 
 def _like(array: np.ndarray, other: Any) -> Any:
     """Return ``array`` in the array namespace and on the device of ``other``."""

@@ -130,3 +130,55 @@ def test_wrong_questions_are_refused(service, opened):
     unit = service.realizer.space.tunable[0]
     with pytest.raises(DataError, match="calibration batches"):
         SensitivityService(opened, service.realizer, ())("output_distance", [(unit.name, unit.choices[0])])
+
+
+def test_a_probe_that_raises_is_told_once_and_ends_nothing(opened, batches, tmp_path):
+    notes = []
+    realizer = Realizer(opened, build_space(opened), HOST)
+    realizer.calibrate(batches)
+    service = SensitivityService(opened, realizer, batches, note=notes.append)
+    first, second = realizer.space.tunable
+    broken, whole = scheme_of(service, first.name, "dynamic"), realizer.candidate
+
+    def candidate(recipe):
+        if not recipe[first.ops[0]].is_float:
+            raise MemoryError("no room for this one")
+        return whole(recipe)
+
+    realizer.candidate = candidate
+    asked = [(first.name, broken), (second.name, broken), (first.name, broken)]
+    losses = service("output_distance", asked)
+    assert losses[0] == losses[2] == np.inf
+    assert np.isfinite(losses[1])
+    assert len(notes) == 1
+    assert "no room for this one" in notes[0]
+    assert first.name in notes[0]
+    # What failed may work the next time: it is not kept.
+    service.save(tmp_path / "scores.json")
+    again = SensitivityService(opened, realizer, batches, tmp_path / "scores.json")
+    realizer.candidate = whole
+    assert np.isfinite(again("output_distance", asked)).all()
+    assert again("output_distance", asked)[1] == losses[1]
+
+
+def test_a_search_goes_on_where_nothing_can_be_found_out(opened, batches):
+    from octavo.core.strategy import Problem
+    from octavo.strategies.losses import pair_losses
+
+    notes = []
+    realizer = Realizer(opened, build_space(opened), HOST)
+    realizer.calibrate(batches)
+    service = SensitivityService(opened, realizer, batches, note=notes.append)
+    pairs = [(u, scheme_of(service, u.name, "dynamic")) for u in realizer.space.tunable]
+    expected = service("weight_error", [(u.name, s) for u, s in pairs])
+
+    def fail(recipe):
+        raise RuntimeError("probes do not run here")
+
+    realizer.candidate = fail
+    assert pair_losses(Problem(realizer.space, sensitivity=service), "output_distance", pairs) == expected
+    realizer.parameters = fail
+    fresh = SensitivityService(opened, realizer, batches, note=notes.append)
+    losses = pair_losses(Problem(realizer.space, sensitivity=fresh), "output_distance", pairs)
+    assert np.isfinite(losses).all()
+    assert all("probes do not run here" in note for note in notes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
@@ -24,6 +26,8 @@ from .console import out, say, show_json, table
 from .data import read_samples
 from .models import source
 
+BAR = 20  # characters of the longest bar
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -34,8 +38,8 @@ def sensitivity(
     model: Annotated[str, typer.Argument(help="A model file (.onnx, .npz), or module:name.")],
     data: Annotated[Path, typer.Option(help="Calibration samples: an .npz or a folder of .npy.")],
     kind: Annotated[
-        Literal["output_distance", "weight_error", "hessian"],
-        typer.Option(help="Distance of the model's outputs (a run each), or cheaper estimates from weights and inputs."),
+        Literal["output_distance", "weight_error", "hessian", "gradient", "hessian_trace"],
+        typer.Option(help="Distance of the model's outputs (a run each), estimates from weights and inputs, or (torch) from gradients."),
     ] = "output_distance",
     labels: Annotated[str | None, typer.Option(help="Name of an array in --data that is no input.")] = None,
     config: Annotated[Path | None, typer.Option("--config", "-c", help="Configuration whose rules restrict the schemes.")] = None,
@@ -68,12 +72,14 @@ def sensitivity(
     if as_json:
         show_json({unit.name: {str(s): v for s, v in found[unit.name].items()} for unit in ranked})
     else:
+        bar = _bars([v for losses in found.values() for v in losses.values()])
         rows = [
-            (unit.name, unit.type, f"{unit.parameters:,}" if unit.parameters else "", scheme, _shown(value))
+            (unit.name, unit.type, f"{unit.parameters:,}" if unit.parameters else "", scheme, _shown(value), bar(value))
             for unit in ranked
             for scheme, value in sorted(found[unit.name].items(), key=lambda pair: -pair[1])
         ]
-        out().print(table(("unit", "type", "weights", "scheme", kind.replace("_", " ")), rows, right=("weights", kind.replace("_", " "))))
+        columns = ("unit", "type", "weights", "scheme", kind.replace("_", " "), "log scale")
+        out().print(table(columns, rows, right=("weights", kind.replace("_", " "))))
     if plot is not None:
         from octavo.core.report.charts import sensitivities
 
@@ -88,6 +94,19 @@ def _scores(service: SensitivityService, kind: str, unit: Unit, every: bool) -> 
             modes.setdefault(scheme.mode, scheme)
     wanted = [s for s in unit.choices if not s.is_float] if every else list(modes.values())
     return dict(zip(wanted, service(kind, [(unit.name, s) for s in wanted]), strict=True))
+
+
+def _bars(losses: Sequence[float]) -> Callable[[float], str]:
+    """Return a function that draws a loss as a bar whose length grows with its logarithm, over the losses that were found."""
+    logs = [math.log(v) for v in losses if 0 < v < math.inf]
+    low, high = min(logs, default=0.0), max(logs, default=0.0)
+
+    def bar(value: float) -> str:
+        if not 0 < value < math.inf:
+            return ""
+        return "█" * (1 + round((BAR - 1) * (math.log(value) - low) / (high - low))) if high > low else "█"
+
+    return bar
 
 
 def _shown(value: float) -> Text:
