@@ -64,9 +64,7 @@ class Curvature:
         """
         found = (self.lent or self.traces)(transforms)
         return sum(
-            found[w.name] / w.size * e.square * e.with_input
-            for e in self._errors.of(ops, scheme, transforms)
-            for w in (_weight(e.op.weight),)
+            found[w.name] / w.size * e.square * e.with_input for e in self._errors.of(ops, scheme, transforms) for w in (_weight(e.weight),)
         )
 
     def traces(self, transforms: Transforms = ()) -> Mapping[str, float]:

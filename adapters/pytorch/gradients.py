@@ -12,7 +12,7 @@ it is the Kullback-Leibler divergence of its predictions, a mean over tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from math import prod
+from math import prod, sqrt
 
 import torch
 from torch import nn
@@ -103,11 +103,11 @@ def _backward(outputs: list[Tensor], directions: Mapping[Tensor, Tensor], vocabu
 def _draw(y: Tensor, language: bool, power: float, generator: torch.Generator) -> Tensor:
     """Return the gradient at the outputs for a label that is sampled from the prediction."""
     if not language:
-        return torch.randn(y.shape, generator=generator).to(y.device) * power**-0.5
+        return torch.randn(y.shape, generator=generator).to(y.device) / sqrt(power)
     flat = torch.softmax(y.float(), -1).reshape(-1, y.shape[-1])
     labels = torch.multinomial(flat.cpu(), 1, generator=generator).to(y.device)
     found: Tensor = flat.scatter_add(1, labels, torch.full_like(labels, -1, dtype=flat.dtype)).reshape(y.shape)
-    return found * prod(y.shape[:-1]) ** -0.5
+    return found / sqrt(prod(y.shape[:-1]))
 
 
 def _distance(y: Tensor, language: bool, power: float) -> Tensor:
