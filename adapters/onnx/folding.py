@@ -161,12 +161,12 @@ def fold_batch_norm(node: ir.Node) -> bool:
     replace_input(source, 1, add_initializer(graph, f"{name}_folded", folded.astype(weight.dtype)))
     moved = (bias.astype(np.float64) - mean) * factor + shift
     replace_input(source, 2, add_initializer(graph, f"{name}_bias_folded", moved.astype(weight.dtype)))
-    _take_over(source.outputs[0], node.outputs[0])
+    take_over(source.outputs[0], node.outputs[0])
     graph.remove(node, safe=True)
     return True
 
 
-def _take_over(value: ir.Value, old: ir.Value) -> None:
+def take_over(value: ir.Value, old: ir.Value) -> None:
     """Let ``value`` be used, named and put out where ``old`` was."""
     name = old.name
     old.replace_all_uses_with(value, replace_graph_outputs=True)
@@ -190,7 +190,7 @@ def pool_from_mean(node: ir.Node) -> None:
         pool.outputs[0].name = f"{node.outputs[0].name}_pooled"
         pool.outputs[0].type = x.type
     graph.insert_before(node, new)
-    _take_over(new[-1].outputs[0], node.outputs[0])
+    take_over(new[-1].outputs[0], node.outputs[0])
     graph.remove(node, safe=True)
 
 

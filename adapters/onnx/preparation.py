@@ -13,12 +13,13 @@ from onnx_ir.passes import common as passes
 from .attention import simplify_masked_softmax
 from .folding import bypass_dropout, bypass_identities, drop_unused_initializers, fold_batch_norm, fold_constants, pool_from_mean
 from .half import widen
+from .transposes import swap_last_axes
 
 logger = logging.getLogger(__name__)
 
 
 def prepare(model: ir.Model) -> ir.Model:
-    """Fold what is constant, batch norm into convolutions, and spatial means into pooling; infer shapes."""
+    """Fold what is constant, batch norm into convolutions, spatial means into pooling and swaps of axes into one; infer shapes."""
     model = passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model).model
     widen(model)
     fold_constants(model.graph)
@@ -33,6 +34,7 @@ def prepare(model: ir.Model) -> ir.Model:
         elif node.op_type == "ReduceMean":
             pool_from_mean(node)
     simplify_masked_softmax(graph)
+    swap_last_axes(graph)
     model = passes.RemoveUnusedNodesPass()(model).model
     drop_unused_initializers(graph)
     for node in ir.traversal.RecursiveGraphIterator(graph):
