@@ -162,7 +162,8 @@ def _ort_static(path: Path, out: Path, batches: Sequence[Mapping[str, np.ndarray
 
     prepared = out.with_suffix(".prepared.onnx")
     try:
-        quant_pre_process(str(path), str(prepared))
+        with contextlib.chdir(out.parent):  # where it fails, it leaves files in the working folder
+            quant_pre_process(str(path), str(prepared))
     except Exception as error:
         print(f"  ONNX Runtime's pre-processing fails: {str(error)[:60]}")
         prepared = path

@@ -26,7 +26,9 @@ class OnnxAdapter(Adapter):
         Raises:
             ModelError: If it is no valid model or the runtime cannot run its opset; UnsafeFile and NonFiniteWeight among them.
         """
-        return OnnxSession(read(source), self.config)
+        session = OnnxSession(read(source), self.config)
+        session.check()
+        return session
 
     def capability(self) -> Capability:
         """Return what ONNX Runtime's integer kernels carry out."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from octavo.core.recipe import Recipe
 from octavo.core.scheme import FLOAT, OpScheme, canonical_json
 
 from . import OnnxConfig
+from .fingerprint import digest
 from .runtime import Compiled, compile_model, skeleton
 
 FILE = "model.onnx"
@@ -180,19 +180,6 @@ class OnnxCandidate(Candidate):
     def fingerprint(self) -> str:
         """Digest of the session's tensors as they are now."""
         return digest(self._native.graph)
-
-
-def digest(model: ir.Model) -> str:
-    """Return a content digest of a graph and its tensors, 16 hex digits."""
-    found = hashlib.sha256()
-    for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        row = [node.domain, node.op_type, node.name, [v.name if v is not None else "" for v in node.inputs], [v.name for v in node.outputs]]
-        found.update(canonical_json(row).encode())
-        found.update(canonical_json(sorted(f"{k}={a.value}" for k, a in node.attributes.items() if not hasattr(a.value, "nodes"))).encode())
-    for name, value in sorted(model.graph.initializers.items()):
-        if value.const_value is not None:
-            found.update(name.encode() + value.const_value.tobytes())
-    return found.hexdigest()[:16]
 
 
 def _line(applied: Applied) -> list[Any]:

@@ -146,6 +146,8 @@ def fold_batch_norm(node: ir.Node) -> bool:
     if any(a is None for a in (scale, shift, mean, variance, weight, bias)):
         return False
     assert scale is not None and shift is not None and mean is not None and variance is not None and weight is not None and bias is not None
+    if not all(np.isfinite(a).all() for a in (scale, shift, mean, variance, weight, bias)):
+        return False  # so that what is wrong keeps its name
     epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
     factor = scale.astype(np.float64) / np.sqrt(variance.astype(np.float64) + epsilon)
     groups = source.attributes["group"].as_int() if "group" in source.attributes else 1

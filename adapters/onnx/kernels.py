@@ -21,6 +21,7 @@ import onnxruntime as ort
 
 from octavo.core.adapter import OpParameters
 from octavo.core.capability import Capability, Offer
+from octavo.core.errors import ModelError
 from octavo.core.graph import Op
 from octavo.core.numerics.affine import QuantParams, affine_params, quantize
 from octavo.core.numerics.layout import from_matrix, to_matrix
@@ -34,7 +35,7 @@ from .emit import emit
 from .islands import HALVES, runs_in_half
 from .opset import CONVERTED, IR_VERSION
 from .preparation import prepare
-from .runtime import compile_model
+from .runtime import RUNTIME_ERRORS, compile_model
 from .sites import Sites, find_sites
 
 logger = logging.getLogger(__name__)
@@ -69,6 +70,8 @@ def low_precision_kernels(nodes: Iterable[onnx.NodeProto], emitted: Mapping[str,
             found[op] = node.op_type
     return found
 
+
+_REFUSALS: tuple[type[Exception], ...] = (ModelError, *RUNTIME_ERRORS)
 
 _U8 = QuantSpec(dtype="uint8", symmetric=False)
 _U8_MID = QuantSpec(dtype="uint8", symmetric=True)
@@ -179,11 +182,11 @@ class _Probe:
             tuple(_params(seen[v], scheme.input) for v in op.inputs) if scheme.mode == "static" else (),
             tuple(_params(seen[v], scheme.output) for v in op.outputs) if scheme.output else (),
         )
+        model, emitted = emit(self.model, self.sites, {"probe": parameters})
         try:
-            model, emitted = emit(self.model, self.sites, {"probe": parameters})
             compiled = compile_model(model, self.config, inspect=True)
             (answer,) = compiled.session.run(None, dict(self.given))
-        except Exception as error:  # whatever the runtime raises, the scheme cannot be offered
+        except _REFUSALS as error:  # not valid, or not implemented
             logger.debug("%s: %s is not offered: %s", self.kind, scheme, error)
             return None
         bits = scheme.weight.bits if scheme.weight else 8

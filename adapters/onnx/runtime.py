@@ -12,10 +12,17 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from octavo.core.errors import DeviceError, ModelError
 
 from . import OnnxConfig
+
+RUNTIME_ERRORS: tuple[type[Exception], ...] = (
+    *(c for c in vars(_state).values() if isinstance(c, type) and issubclass(c, Exception)),
+    RuntimeError,
+)
+"""What ONNX Runtime raises: a dozen classes without a common base, and RuntimeError for exceptions of C++'s own."""
 
 _BORROW_FROM = 1024
 """Bytes from which a tensor is lent to the runtime and not copied into the serialized graph."""
@@ -73,7 +80,7 @@ def compile_model(model: ir.Model, config: OnnxConfig, *, inspect: bool = False,
             options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
         try:
             session = ort.InferenceSession(proto.SerializeToString(), options, providers=list(config.providers))
-        except Exception as error:  # ONNX Runtime has a dozen exception classes without a common base
+        except RUNTIME_ERRORS as error:
             raise ModelError(f"ONNX Runtime {ort.__version__} cannot run the model: {str(error).strip()[:600]}") from error
         _borrowed[session] = lent
         nodes = tuple(onnx.load(optimized, load_external_data=False).graph.node) if inspect else ()
@@ -86,7 +93,7 @@ def skeleton(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.TensorProto
     initializers = model.graph.initializers
     for name, value in initializers.items():
         tensor = value.const_value
-        if tensor is not None and value.uses() and tensor.nbytes >= _BORROW_FROM and tensor.dtype != ir.DataType.STRING:
+        if tensor is not None and value.uses() and tensor.nbytes >= _BORROW_FROM and _lendable(tensor.dtype):
             held[name] = tensor
     try:
         for name, tensor in held.items():
@@ -96,6 +103,11 @@ def skeleton(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.TensorProto
     finally:
         for name, tensor in held.items():
             initializers[name].const_value = tensor
+
+
+def _lendable(dtype: ir.DataType) -> bool:
+    """True for types that an OrtValue can be made of from outside: neither strings nor several numbers to a byte."""
+    return dtype != ir.DataType.STRING and dtype.bitwidth >= 8
 
 
 def _lend(tensor: ir.TensorProtocol) -> ort.OrtValue:

@@ -15,8 +15,10 @@ from octavo.core.recipe import Recipe
 from octavo.core.scheme import FLOAT
 
 from . import OnnxConfig
-from .candidate import OnnxCallable, OnnxCandidate, digest
+from .candidate import OnnxCallable, OnnxCandidate
 from .emit import emit
+from .fingerprint import digest
+from .finite import refuse_non_finite
 from .folding import constant
 from .kernels import capability, low_precision_kernels
 from .observe import observe
@@ -40,6 +42,14 @@ class OnnxSession(Session):
         self._source = source
         self._prepared = prepared if prepared is not None else prepare(source.clone())
         self._sites = find_sites(self._prepared.graph)
+
+    def check(self) -> None:
+        """Refuse parameters that hold NaN or Inf, where no setting can keep them out of the way.
+
+        Raises:
+            NonFiniteWeight: The message names the tensor and the op.
+        """
+        refuse_non_finite(self._sites)
 
     def describe(self) -> ModelView:
         """Return the ops, values and groups."""

@@ -1,0 +1,46 @@
+"""A content digest of a graph: nodes with whole attributes, bodies of control flow, and every tensor's bytes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_ir as ir
+
+from octavo.core.scheme import canonical_json
+
+
+def digest(model: ir.Model) -> str:
+    """Return a content digest of a graph and its tensors, 16 hex digits, the same in any process."""
+    found = hashlib.sha256()
+    for piece in _graph(model.graph):
+        found.update(len(piece).to_bytes(8, "little"))  # so that no two lists of pieces run into one another
+        found.update(piece)
+    return found.hexdigest()[:16]
+
+
+def _graph(graph: ir.Graph) -> Iterator[bytes | memoryview]:
+    yield canonical_json([[v.name, str(v.dtype), str(v.shape)] for v in (*graph.inputs, *graph.outputs)]).encode()
+    for name, value in sorted(graph.initializers.items()):
+        if value.const_value is not None:
+            yield canonical_json([name, str(value.const_value.dtype), list(value.const_value.shape.numpy())]).encode()
+            yield _bytes(value.const_value)
+    for node in graph:
+        inputs = [v.name if v is not None else "" for v in node.inputs]
+        yield canonical_json([node.domain, node.op_type, node.name, inputs, [v.name for v in node.outputs]]).encode()
+        for name, attribute in sorted(node.attributes.items()):
+            if attribute.type == ir.AttributeType.GRAPH:
+                yield name.encode()
+                yield from _graph(attribute.as_graph())
+            else:
+                yield ir.to_proto(attribute).SerializeToString(deterministic=True)
+
+
+def _bytes(tensor: ir.TensorProtocol) -> bytes | memoryview:
+    if tensor.dtype == ir.DataType.STRING:
+        return canonical_json([bytes(s).decode("latin-1") for s in tensor.numpy().ravel()]).encode()
+    array = tensor.numpy()
+    if tensor.dtype.bitwidth < 8 or not array.flags.c_contiguous:
+        return tensor.tobytes()
+    return array.reshape(-1).view(np.uint8).data  # hashed without a copy
