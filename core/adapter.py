@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from .capability import Capability, Realization
+from .channels import Factors
 from .errors import SchemeError
 from .graph import ModelView
 from .numerics.affine import Array, QuantParams
@@ -162,15 +163,20 @@ class Session(ABC):
 
     # Optional primitives: declared in ``Capability.features``.
 
-    def rescale(self, factors: Mapping[str, Array]) -> Session:
-        """Return a session whose model computes the same function with other channel scales (feature ``rescale``).
+    def rescale(self, factors: Mapping[str, Factors]) -> Session:
+        """Return a session whose model computes the same function with other channels (feature ``rescale``).
 
         Args:
-            factors: Name of a ``rescale`` group -> positive float32 factors, shape (channels,). The group's value is
-                divided by them per channel, and the members' weights are multiplied by them.
+            factors: Name of a ``rescale`` group -> positive float32 factors, shape (channels,): the group's value is
+                divided by them per channel, and the members' weights are multiplied by them. Or a
+                :class:`~.channels.ChannelMap`, which may also shift and rotate where the group takes it (features
+                ``rescale:shift``, ``rescale:rotation``); members without a bias gain one from a shift.
 
         Returns:
-            A new session that shares every other tensor with this one.
+            A new session that shares every other tensor with this one; ops and values keep their names.
+
+        Raises:
+            SchemeError: If a group is unknown, or cannot take its map (:func:`~.channels.channel_maps` checks).
         """
         raise SchemeError(f"{type(self).__name__} does not offer rescale; leave transforms out of the configuration")
 

@@ -39,7 +39,7 @@ class Capability:
         backend: The adapter's name.
         device: ``cpu``, ``cuda:0``, ...
         offers: Op type -> offers, in the order in which they should be tried (fastest and smallest first).
-        features: Optional primitives that are there: ``rescale``, ``gradients``, ``block_reconstruction``,
+        features: Optional primitives that are there: ``rescale`` (and ``rescale:shift``, ``rescale:rotation``), ``gradients``, ``block_reconstruction``,
             ``training``, ``export:onnx``.
         versions: What it was established on (framework versions, processor features).
     """

@@ -108,6 +108,9 @@ class Group:
             (a residual sum divides all its terms); empty where those are all.
         gain: For ``rescale`` after a norm: name of the norm's gain; ``Session.tensor`` gives it. Empty where there is none.
         shift: Likewise its shift.
+        takes: For ``rescale``: what of a :class:`~octavo.core.channels.ChannelMap` it can take. A norm with a shift takes in shifts, a
+            linear producer with nothing between shifts and rotations, a convolution over zero padding scales alone.
+        online: For ``rescale``: which of them are steps before the members' products at run time, because nothing can take them in.
     """
 
     name: str
@@ -119,6 +122,8 @@ class Group:
     values: tuple[str, ...] = ()
     gain: str = ""
     shift: str = ""
+    takes: frozenset[str] = frozenset({"scale"})
+    online: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

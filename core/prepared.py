@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from .adapter import Session
+from .channels import ChannelMap, Factors, chained, channel_maps, is_online
 from .graph import ModelView
-from .numerics.affine import Array
 from .numerics.rows import rows_of
 from .statistics import Probe, Statistics
 from .topology import seers, values_between
+
+Changes = Mapping[str, tuple[tuple[ChannelMap, ...], int]]
+"""Value -> (what was done to its channels, in order; their axis)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,24 +22,47 @@ class Prepared:
 
     Attributes:
         session: The rescaled session.
-        statistics: As its ops see their inputs.
-        changed: Names of the ops and values that differ from the original's.
-        divided: Value -> (all factors so far, shape (channels,); channel axis).
-        seers: Divided value -> the ops that meet it divided; for every other op it is still the original's.
+        statistics: As the ops of the last transform's groups see their inputs; see :meth:`seen_by`.
+        before: The state before the last transform; None for the model as it was opened.
+        ops: Ops whose weights differ from the original's.
+        changes: What all transforms so far did to values.
+        seers: Value that the last transform changed -> the ops that meet it changed.
+        remarks: Op -> what a transform could not do for it, for the ledger.
     """
 
     session: Session
     statistics: Statistics
-    changed: frozenset[str] = frozenset()
-    divided: Mapping[str, tuple[Array, int]] = field(default_factory=dict)
+    before: Prepared | None = None
+    ops: frozenset[str] = frozenset()
+    changes: Changes = field(default_factory=dict)
     seers: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    remarks: Mapping[str, str] = field(default_factory=dict)
+
+    def states(self) -> Iterator[Prepared]:
+        """Yield this state and those before it, the last transform's first."""
+        state: Prepared | None = self
+        while state is not None:
+            yield state
+            state = state.before
+
+    def seen_by(self, op: str, value: str) -> Statistics:
+        """Return what calibration saw of ``value`` as ``op`` meets it; whoever a transform leaves out meets what was there before."""
+        seen = self
+        for state in self.states():
+            if value in state.seers:
+                if op in state.seers[value]:
+                    break
+                assert state.before is not None
+                seen = state.before
+        return seen.statistics
 
 
 def rescaled(
     before: Prepared,
-    factors: Mapping[str, Array],
+    factors: Mapping[str, Factors],
     view: ModelView,
-    observe: Callable[[tuple[Probe, ...], Mapping[str, tuple[Array, int]]], Statistics],
+    wanted: Collection[Probe],
+    observe: Callable[[tuple[Probe, ...], Changes], Statistics],
 ) -> Prepared:
     """Return the state after one more rescaling; its statistics are derived from those before it.
 
@@ -44,29 +70,31 @@ def rescaled(
         before: The state before.
         factors: Name of a ``rescale`` group -> factors.
         view: The model.
-        observe: (probes, divided values) -> statistics; called only for what cannot be derived.
+        wanted: What somebody may ask of the new statistics.
+        observe: (probes, changed values) -> statistics; called only for what is wanted and cannot be derived.
     """
-    if not factors:
-        return before
-    divided: dict[str, Array] = {}
-    axes: dict[str, int] = {}
-    seeing = dict(before.seers)
-    changed = set(before.changed)
-    for group in view.groups:
-        if group.name in factors:
-            # A convolution's channels stay on axis 1 of all that follows, a pooled and flattened sample included.
-            ends = (view.by_name[n] for n in (group.producer, *group.members) if n in view.by_name)
-            rows = next((r for op in ends if (r := rows_of(op)) is not None), None)
-            values = values_between(view, group)
-            for value in values:
-                seeing[value] = seeing.get(value, frozenset()) | seers(view, group, value, values)
-                axes[value] = rows.channel_axis if rows is not None else -1
-                divided[value] = divided[value] * factors[group.name] if value in divided else factors[group.name]
-            changed |= {*group.members, group.producer, *values}
-    together = dict(before.divided)
-    for value, f in divided.items():
-        together[value] = (together[value][0] * f if value in together else f, axes[value])
-    statistics, missing = before.statistics.rescaled(divided)
-    if missing:
-        statistics = statistics.replaced(observe(missing, together))
-    return Prepared(before.session.rescale(factors), statistics, frozenset(changed), together, seeing)
+    seeing: dict[str, frozenset[str]] = {}
+    changes = dict(before.changes)
+    statistics = before.statistics
+    missing: list[Probe] = []
+    touched = set(before.ops)
+    for group, change in channel_maps(view.groups, factors):
+        online = is_online(group, change)
+        values = frozenset((group.value,)) if online else values_between(view, group)
+        # A convolution's channels stay on axis 1 of all that follows, a pooled and flattened sample included.
+        names = group.members if online else (group.producer, *group.members)
+        ends = (view.by_name[n] for n in names if n in view.by_name)
+        rows = next((r for op in ends if (r := rows_of(op)) is not None), None)
+        axis = rows.channel_axis if rows is not None else -1
+        for value in values:
+            mine = frozenset(group.members) if online else seers(view, group, value, values)
+            seeing[value] = seeing.get(value, frozenset()) | mine
+            touched |= mine
+            changes[value] = (chained((*changes.get(value, ((), axis))[0], change)), axis)
+        touched.update(group.members)
+        statistics, lost = statistics.rescaled(dict.fromkeys(values, change))
+        missing += lost
+    again = tuple(probe for probe in missing if probe in wanted)
+    if again:
+        statistics = statistics.replaced(observe(again, changes))
+    return Prepared(before.session.rescale(factors), statistics, before, frozenset(touched), changes, seeing)

@@ -7,7 +7,7 @@ and turns a recipe into :class:`~octavo.core.adapter.OpParameters`, which ``Sess
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
@@ -22,7 +22,7 @@ from .graph import Group, Op, Weight
 from .numerics.affine import Array, QuantParams, affine_params
 from .numerics.rows import rows_of
 from .numerics.tensor import QuantizedTensor
-from .prepared import Prepared, rescaled
+from .prepared import Changes, Prepared, rescaled
 from .recipe import Recipe
 from .scheme import FLOAT, MINMAX, OpScheme, PartChoice, QuantSpec
 from .space import TuningSpace
@@ -65,14 +65,20 @@ class Realizer:
 
     def probes(self) -> tuple[Probe, ...]:
         """Return what one calibration pass must observe for any recipe of the space."""
+        return self._probes_after(())
+
+    def _probes_after(self, transforms: tuple[PartChoice, ...]) -> tuple[Probe, ...]:
+        """Return what schemes, and transforms that may follow, ask of the statistics after ``transforms``."""
         wanted: dict[Probe, None] = {}
         for unit in self.space.tunable:
             for name in unit.ops:
                 op = self.opened.view.by_name[name]
                 for scheme in unit.choices:
                     wanted.update(dict.fromkeys(self._probes_of(op, scheme)))
-        for choice in dict.fromkeys(c for transforms in self.space.transforms for c in transforms):
-            wanted.update(dict.fromkeys(self._probes_of_transform(choice)))
+        ranged = frozenset(probe.value for probe in wanted if probe.calibrator == MINMAX)
+        n = len(transforms)
+        for choice in dict.fromkeys(c for more in self.space.transforms if more[:n] == transforms for c in more[n:]):
+            wanted.update(dict.fromkeys(self._probes_of_transform(choice, ranged)))
         return tuple(wanted)
 
     def _probes_of(self, op: Op, scheme: OpScheme) -> Iterable[Probe]:
@@ -86,12 +92,12 @@ class Realizer:
             for user in self._users(op.weight) if needs else ():
                 yield from feature_probes(user, needs)
 
-    def _probes_of_transform(self, choice: PartChoice) -> Iterable[Probe]:
+    def _probes_of_transform(self, choice: PartChoice, ranged: Collection[str]) -> Iterable[Probe]:
         needs = self._needs("transforms", choice)
         for group, member in self._rescaled_members():
             yield from feature_probes(member, needs & FEATURES.keys())
             rows = rows_of(member)
-            if rows is not None:
+            if rows is not None and (group.value in ranged or "channel_range" in needs):
                 # Channel ranges give the rescaled value's range without a second pass.
                 yield Probe(group.value, MINMAX, rows.channel_axis)
 
@@ -177,12 +183,9 @@ class Realizer:
             candidate.recipe = recipe
             candidate.ledger = {**candidate.ledger, **{name: Applied(recipe[name], FLOAT, "kernel", why) for name, why in kept.items()}}
         without = [n for n in carried if self._corrects_bias(carried[n]) and not self.opened.view.by_name[n].bias and n in candidate.ledger]
-        if without:
-            lines = {n: candidate.ledger[n] for n in without}
-            said = {
-                n: replace(line, reason="; ".join(filter(None, (line.reason, "it has no bias to correct")))) for n, line in lines.items()
-            }
-            candidate.ledger = {**candidate.ledger, **said}
+        remarks = {n: why for n, why in self._prepare(recipe.transforms).remarks.items() if n in candidate.ledger}
+        for said in (dict.fromkeys(without, "it has no bias to correct"), remarks):
+            candidate.ledger = {**candidate.ledger, **{n: _remarked(candidate.ledger[n], why) for n, why in said.items()}}
         return candidate
 
     def _corrects_bias(self, scheme: OpScheme) -> bool:
@@ -226,32 +229,20 @@ class Realizer:
             return OpParameters(scheme, weight, bias=bias, further=further)
         assert scheme.input is not None
         wanted = (scheme.input, scheme.calibrator, _axis(op, scheme.input))
-        inputs = tuple(self._range(v, *wanted, recipe.transforms, self._seen_by(op, v, prepared)) for v in op.inputs)
+        inputs = tuple(self._range(v, *wanted, prepared.seen_by(op.name, v)) for v in op.inputs)
         outputs: list[QuantParams | None] = []
         for value in op.outputs:
             wish = (scheme.output, scheme.calibrator, _axis(op, scheme.output)) if scheme.output is not None else asked.get(value)
-            # Readers that divide a value themselves do not take the codes that its writer would write.
-            if wish is None or (scheme.output is None and op.name not in prepared.seers.get(value, (op.name,))):
+            if wish is None or (scheme.output is None and _divided_by_readers(op, value, prepared)):
                 outputs.append(None)
             else:
-                outputs.append(self._range(value, *wish, recipe.transforms, self._seen_by(op, value, prepared)))
+                outputs.append(self._range(value, *wish, prepared.seen_by(op.name, value)))
         return OpParameters(scheme, weight, inputs, tuple(outputs), bias, further)
 
-    def _seen_by(self, op: Op, value: str, prepared: Prepared) -> Statistics:
-        if op.name not in prepared.seers.get(value, (op.name,)):
-            return self._prepare(()).statistics
-        return prepared.statistics
-
-    def _range(
-        self,
-        value: str,
-        spec: QuantSpec,
-        calibrator: PartChoice,
-        axis: int | None,
-        transforms: tuple[PartChoice, ...],
-        statistics: Statistics,
-    ) -> QuantParams:
-        key = (value, spec, calibrator, axis, transforms, id(statistics))
+    def _range(self, value: str, spec: QuantSpec, calibrator: PartChoice, axis: int | None, statistics: Statistics) -> QuantParams:
+        observers = tuple(statistics.observer(Probe(v, calibrator, axis)) for v in self._shared_ranges.get(value, (value,)))
+        # What no transform touches is watched by the same observers before and after it, and has one range.
+        key = (observers, spec)
         if key not in self._ranges:
             found = [statistics.range(v, calibrator, spec, axis) for v in self._shared_ranges.get(value, (value,))]
             low, high = found[0]
@@ -274,12 +265,12 @@ class Realizer:
         assert scheme.weight is not None
         # A weight that no transform touches is the original's, quantized once for all of them.
         users = self._users(op.weight)
-        touched = any(v in prepared.changed for user in users for v in (user.name, *user.inputs))
+        touched = any(user.name in prepared.ops for user in users)
         key = (op.weight.name, scheme.weight, scheme.algorithm, transforms if touched else ())
         if key not in self._weights:
             needs = self._needs("algorithms", scheme.algorithm)
             array = prepared.session.tensor(op.weight.name)
-            self._weights[key] = quantize_weight(op, users, array, scheme, needs, prepared.statistics, self._host)
+            self._weights[key] = quantize_weight(op, users, array, scheme, needs, prepared.seen_by, self._host)
             self.weights_quantized += 1
         quantized = self._weights[key]
         if not (self._corrects_bias(scheme) and op.bias):
@@ -287,7 +278,7 @@ class Realizer:
         at = (op.name, *key)
         if at not in self._biases:
             array, bias = prepared.session.tensor(op.weight.name), prepared.session.tensor(op.bias)
-            self._biases[at] = correct_bias(op, array, bias, quantized, prepared.statistics)
+            self._biases[at] = correct_bias(op, array, bias, quantized, prepared.seen_by(op.name, op.inputs[0]))
         return quantized, self._biases[at]
 
     # Transforms
@@ -301,12 +292,16 @@ class Realizer:
             if not transforms:
                 self._prepared[()] = Prepared(self.opened.session, self.statistics or Statistics((), self._make))
             else:
-                self._prepared[transforms] = self._transform(self._prepare(transforms[:-1]), transforms[-1])
+                self._prepared[transforms] = self._transform(self._prepare(transforms[:-1]), transforms)
         return self._prepared[transforms]
 
-    def _transform(self, before: Prepared, choice: PartChoice) -> Prepared:
-        if "rescale" not in self.opened.capability.features:
-            raise SchemeError(f"{self.opened.name} offers no rescale, which {choice} needs; leave transforms out of the configuration")
+    def _transform(self, before: Prepared, transforms: tuple[PartChoice, ...]) -> Prepared:
+        choice = transforms[-1]
+        needs = {"rescale", *(n for n in self._needs("transforms", choice) if n.startswith("rescale:"))}
+        if lacking := sorted(needs - self.opened.capability.features):
+            raise SchemeError(
+                f"{self.opened.name} offers no {', '.join(lacking)}, which {choice} needs; leave that transform out of the configuration"
+            )
         settings = self._host.read("transforms", choice.table())
         rescaling: Rescaling = self._host.part("transforms", choice.kind).build(settings)
         view = self.opened.view
@@ -314,10 +309,18 @@ class Realizer:
         factors = rescaling.factors(view, before.session.tensor, before.statistics, free)
         if not factors:
             warnings.warn(f"transform {choice} found nothing to rescale on {self.opened.name}: the recipe runs without it", stacklevel=2)
-        return rescaled(before, factors, view, lambda probes, divided: self._observed_again(probes, divided, choice))
+        wanted = frozenset(self._probes_after(transforms))
+        after = rescaled(before, factors, view, wanted, lambda probes, changes: self._observed_again(probes, changes, choice))
+        remarks = dict(before.remarks)
+        for group in view.groups:
+            left = sorted(rescaling.carries - group.takes) if group.kind == "rescale" else ()
+            for name in group.members if left else ():
+                why = f"{choice.kind}: no {', '.join(left)} over {group.name}, which takes {', '.join(sorted(group.takes))}"
+                remarks[name] = "; ".join(filter(None, (remarks.get(name), why)))
+        return replace(after, remarks=remarks)
 
-    def _observed_again(self, probes: tuple[Probe, ...], divided: Mapping[str, tuple[Array, int]], choice: PartChoice) -> Statistics:
-        """Observe values of the original model once more, divided as the rescaled one has them."""
+    def _observed_again(self, probes: tuple[Probe, ...], changes: Changes, choice: PartChoice) -> Statistics:
+        """Observe values of the original model once more, changed as the rescaled one has them."""
         if self._batches is None:
             raise DataError(
                 f"after {choice} value {probes[0].value!r} must be observed again for {probes[0].calibrator}, and the calibration "
@@ -326,14 +329,22 @@ class Realizer:
         fresh = Statistics(probes, self._make)
 
         def sink(value: str, x: Array) -> None:
-            xp = array_namespace(x)
-            factors, axis = divided[value]
-            shape = [1] * x.ndim
-            shape[axis] = -1
-            fresh.update(value, xp.astype(x, xp.float32) / xp.reshape(factors, tuple(shape)))
+            maps, axis = changes[value]
+            for change in maps:
+                x = change.apply(x, axis)
+            fresh.update(value, x)
 
         self._observe(self.opened.session, fresh, self._batches, sink)
         return fresh
+
+
+def _remarked(line: Applied, why: str) -> Applied:
+    return replace(line, reason="; ".join(filter(None, (line.reason, why))))
+
+
+def _divided_by_readers(op: Op, value: str, prepared: Prepared) -> bool:
+    """True if readers change a value themselves, so that they do not take the codes that its writer would write."""
+    return any(value in state.seers and op.name not in state.seers[value] for state in prepared.states())
 
 
 def _axis(op: Op, spec: QuantSpec | None) -> int | None:

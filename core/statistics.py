@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from array_api_compat import array_namespace
 
 from .calibrators.base import Calibrator, Observer
+from .calibrators.features import FeatureAbsMax, FeatureSum, Gram
 from .calibrators.minmax import MinMax
+from .channels import ChannelMap
 from .errors import DataError, nearest
 from .numerics.affine import Array
 from .numerics.rows import Rows
@@ -86,25 +88,25 @@ class Statistics:
         for value, count in other.seen.items():
             self.seen[value] = self.seen.get(value, 0) + count
 
-    def rescaled(self, factors: Mapping[str, Array]) -> tuple[Statistics, tuple[Probe, ...]]:
-        """Return what would have been seen had some values been divided channel by channel.
+    def rescaled(self, changes: Mapping[str, ChannelMap]) -> tuple[Statistics, tuple[Probe, ...]]:
+        """Return what would have been seen had the channels of some values been changed.
 
         Args:
-            factors: Value name -> float32 > 0, shape (channels,).
+            changes: Value name -> how.
 
         Returns:
-            The statistics, and the probes that cannot be derived and must be observed again. Features, channel
-            ranges, and whole-tensor ``minmax`` ranges where channel ranges were seen, are derived exactly.
+            The statistics, and the probes that cannot be derived; they are gone from the statistics. Derived exactly are
+            means, channel ranges without a rotation, whole-tensor ``minmax`` ranges where channel ranges were seen,
+            and Gram matrices, for a shift where the means were seen.
         """
         derived = copy(self)
-        derived._observers = dict(self._observers)
+        derived._observers = {}
         missing = []
         for probe, observer in self._observers.items():
-            if probe.value not in factors:
-                continue
-            found = observer.rescaled(factors[probe.value])
-            if found is None:
-                found = self._whole(probe, factors[probe.value])
+            found: Observer | None = observer
+            if probe.value in changes:
+                change = changes[probe.value]
+                found = observer.rescaled(change) or self._from_others(probe, observer, change)
             if found is None:
                 missing.append(probe)
             else:
@@ -112,11 +114,25 @@ class Statistics:
         derived._index()
         return derived, tuple(missing)
 
-    def _whole(self, probe: Probe, factors: Array) -> Observer | None:
-        for axis in (1, -1) if probe.calibrator == MINMAX and probe.axis is None and probe.rows is None else ():
-            channels = self._observers.get(Probe(probe.value, MINMAX, axis))
-            if isinstance(channels, MinMax) and (scaled := channels.rescaled(factors)) is not None:
-                return scaled.whole()
+    def _from_others(self, probe: Probe, observer: Observer, change: ChannelMap) -> Observer | None:
+        """Derive what an observer alone cannot tell, from another that watched the same value."""
+        if isinstance(observer, Gram) and change.shift is not None:
+            sums = self._observers.get(replace(probe, calibrator=PartChoice(kind="channel_mean")))
+            moved = observer.centred(sums, change.shift) if isinstance(sums, FeatureSum) else None
+            return moved and moved.rescaled(replace(change, shift=None))
+        if probe.rows is not None:
+            ranges = None if probe.rows.kernel else self._channels(probe.value, (-1,), change)
+            return observer.within(ranges.low, ranges.high) if ranges and isinstance(observer, FeatureAbsMax) else None
+        if probe.calibrator == MINMAX and probe.axis is None:
+            ranges = self._channels(probe.value, (1, -1), change)
+            return ranges and ranges.whole()
+        return None
+
+    def _channels(self, value: str, axes: tuple[int, ...], change: ChannelMap) -> MinMax | None:
+        for axis in axes:
+            channels = self._observers.get(Probe(value, MINMAX, axis))
+            if isinstance(channels, MinMax) and (scaled := channels.rescaled(change)) is not None:
+                return scaled
         return None
 
     def replaced(self, fresh: Statistics) -> Statistics:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from .plugins import PluginHost
 
 
+SeenBy = Callable[[str, str], Statistics]
+
+
 def feature_probes(op: Op, needs: Iterable[str]) -> Iterable[Probe]:
     """Yield the probes of an op's input features; none for ops whose weight multiplies no rows (embeddings)."""
     rows = rows_of(op)
@@ -32,7 +35,7 @@ def feature_probes(op: Op, needs: Iterable[str]) -> Iterable[Probe]:
 
 
 def quantize_weight(
-    op: Op, users: tuple[Op, ...], array: Array, scheme: OpScheme, needs: frozenset[str], statistics: Statistics, host: PluginHost
+    op: Op, users: tuple[Op, ...], array: Array, scheme: OpScheme, needs: frozenset[str], seen_by: SeenBy, host: PluginHost
 ) -> QuantizedTensor:
     """Quantize one weight.
 
@@ -42,7 +45,7 @@ def quantize_weight(
         array: The weight.
         scheme: Its weight spec and algorithm.
         needs: What the algorithm needs of calibration.
-        statistics: What calibration saw.
+        seen_by: (op name, value name) -> what calibration saw of the value as the op meets it.
         host: Builds the algorithm.
 
     Returns:
@@ -57,7 +60,7 @@ def quantize_weight(
     spec, axis, xp = scheme.weight, op.weight.channel_axis % array.ndim, array_namespace(array)
     algorithm: WeightAlgorithm = host.part("algorithms", scheme.algorithm.kind).build(host.read("algorithms", scheme.algorithm.table()))
     matrix = to_matrix(array, axis)
-    contexts = _contexts(op, users, needs, statistics, matrix)
+    contexts = _contexts(op, users, needs, seen_by, matrix)
     try:
         whole = len(contexts) == 1
         result = algorithm.quantize(matrix, spec, contexts[0]) if whole else _in_parts(algorithm, matrix, spec, contexts)
@@ -73,9 +76,9 @@ def quantize_weight(
     return QuantizedTensor(codes, params, result.extra)
 
 
-def _contexts(op: Op, users: tuple[Op, ...], needs: frozenset[str], statistics: Statistics, matrix: Array) -> list[WeightContext]:
+def _contexts(op: Op, users: tuple[Op, ...], needs: frozenset[str], seen_by: SeenBy, matrix: Array) -> list[WeightContext]:
     """One context per group of a grouped convolution; one for every other op."""
-    seen = [u for u in users if any(p in statistics.observers for p in feature_probes(u, needs))]
+    seen = [u for u in users if any(p in seen_by(u.name, p.value).observers for p in feature_probes(u, needs))]
     if not seen:
         if rows_of(op) is None and op.type in ("embedding", "lstm", "gru") and needs & {"gram", "channel_range"}:
             # A looked-up row is an output by itself, and a recurrent state is not observed: features count as independent and weigh alike.
@@ -87,7 +90,7 @@ def _contexts(op: Op, users: tuple[Op, ...], needs: frozenset[str], statistics: 
     found: dict[str, FeatureObserver] = {}
     for user in {u.name: u for u in seen}.values():
         for probe in feature_probes(user, needs):
-            observer = statistics.observer(probe)
+            observer = seen_by(user.name, probe.value).observer(probe)
             assert isinstance(observer, FeatureObserver)
             found[probe.calibrator.kind] = observer.joined(found.get(probe.calibrator.kind))
     groups = max(len(o.value) for o in found.values())

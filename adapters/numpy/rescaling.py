@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from octavo.core.errors import SchemeError, nearest
+from octavo.core.channels import channel_maps
 from octavo.core.graph import Group
 
 from .describe import channel_axis, channels_of
@@ -28,7 +28,6 @@ def rescaled(graph: Graph, groups: Iterable[Group], factors: Mapping[str, Any]) 
     Raises:
         SchemeError: If a group is unknown, or factors are not positive numbers of its length.
     """
-    known = {g.name: g for g in groups if g.kind == "rescale"}
     nodes = {n.name: n for n in graph.nodes}
     changed: dict[str, np.ndarray] = {}
 
@@ -37,12 +36,8 @@ def rescaled(graph: Graph, groups: Iterable[Group], factors: Mapping[str, Any]) 
         shape = [-1 if i == axis else 1 for i in range(array.ndim)]
         changed[name] = (array.astype(np.float32) * factor.reshape(shape)).astype(array.dtype)
 
-    for name, given in factors.items():
-        if name not in known:
-            raise SchemeError(f"there is no rescale group {name!r}{nearest(name, known)}")
-        group, factor = known[name], np.asarray(given, np.float32)
-        if factor.shape != (group.channels,) or not (np.isfinite(factor).all() and (factor > 0).all()):
-            raise SchemeError(f"group {name!r} takes {group.channels} positive factors, got shape {factor.shape}")
+    for group, change in channel_maps(groups, factors):
+        factor = np.asarray(change.scale, np.float32)
         producer = nodes[group.producer]
         assert channels_of(graph, producer) == group.channels
         scale(producer.inputs[1], 1 / factor, channel_axis(producer) if producer.op in ("Conv", "Gemm") else 0)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from octavo.core.errors import SchemeError, nearest
+from octavo.core.channels import Factors, channel_maps
 from octavo.core.graph import Group
 
 from .folding import add_initializer, drop_unused_initializers, replace_input
@@ -16,7 +16,7 @@ from .sites import Site, Sites
 from .streams import find_streams
 
 
-def rescale(model: ir.Model, sites: Sites, factors: Mapping[str, np.ndarray]) -> ir.Model:
+def rescale(model: ir.Model, sites: Sites, factors: Mapping[str, Factors]) -> ir.Model:
     """Return a model of the same function whose groups' values are divided by ``factors``; other tensors are shared.
 
     Args:
@@ -27,18 +27,11 @@ def rescale(model: ir.Model, sites: Sites, factors: Mapping[str, np.ndarray]) ->
     Raises:
         SchemeError: If a group is unknown or factors do not fit it.
     """
-    groups = {g.name: g for g in sites.view.groups if g.kind == "rescale"}
     streams = {s.group().name: s for s in find_streams(sites.sites)}
     clone = model.clone()
     nodes = {n.name or "": n for n in clone.graph}
-    for name, given in factors.items():
-        if name not in groups:
-            raise SchemeError(f"there is no rescale group {name!r}{nearest(name, groups)}")
-        group, f = groups[name], np.asarray(given, np.float32)
-        if f.shape != (group.channels,) or not np.all(np.isfinite(f) & (f > 0)):
-            raise SchemeError(
-                f"group {name!r} takes {group.channels} finite factors above 0, got shape {f.shape}, smallest {f.min(initial=np.inf):g}"
-            )
+    for group, change in channel_maps(sites.view.groups, factors):
+        name, f = group.name, np.asarray(change.scale, np.float32)
         producer = sites.sites[name.removeprefix("rescale:")]
         if producer.node.op_type in NORMS:
             _divide_norm(clone.graph, nodes, producer, group, f)

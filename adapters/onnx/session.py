@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from octavo.core.adapter import Applied, Batch, OpParameters, Session, Sink
 from octavo.core.capability import Capability
+from octavo.core.channels import Factors
 from octavo.core.errors import ModelError, nearest
 from octavo.core.graph import ModelView
 from octavo.core.recipe import Recipe
@@ -95,7 +96,7 @@ class OnnxSession(Session):
                 ledger[name] = Applied(scheme, scheme, "simulated", why)
         return OnnxCandidate(OnnxCallable(model, self.config, compiled), recipe, ledger)
 
-    def rescale(self, factors: Mapping[str, np.ndarray]) -> OnnxSession:
+    def rescale(self, factors: Mapping[str, Factors]) -> OnnxSession:
         """Return a session with other channel scales and the same function; every other tensor is shared."""
         return OnnxSession(self._source, self.config, rescale(self._prepared, self._sites, factors))
 

@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 from torch import nn
 
-from octavo.core.errors import SchemeError, nearest
+from octavo.core.channels import Factors as Given
+from octavo.core.channels import channel_maps
 from octavo.core.graph import Group
 
 from .layers import Layer
@@ -136,7 +137,7 @@ def gain_of(module: nn.Module) -> Literal["", "weight", "offset"]:
             return ""
 
 
-def rescaled(root: nn.Module, links: Mapping[str, Link], factors: Mapping[str, Tensor], own: Factors) -> tuple[nn.Module, Factors]:
+def rescaled(root: nn.Module, links: Mapping[str, Link], factors: Mapping[str, Given], own: Factors) -> tuple[nn.Module, Factors]:
     """Return a skeleton with other channel scales, and the factors that stay with its layers.
 
     Every tensor that no link touches is shared.
@@ -146,13 +147,8 @@ def rescaled(root: nn.Module, links: Mapping[str, Link], factors: Mapping[str, T
     """
     twin = skeleton(root)
     kept = dict(own)
-    for name, given in factors.items():
-        if name not in links:
-            raise SchemeError(f"no rescale group called {name!r}{nearest(name, links)}")
-        link = links[name]
-        f = torch.as_tensor(given, dtype=torch.float32)
-        if f.shape != (link.group.channels,) or not bool((f > 0).all()):
-            raise SchemeError(f"group {name!r} takes {link.group.channels} positive factors, not {tuple(f.shape)}")
+    for group, change in channel_maps((link.group for link in links.values()), factors):
+        link, f = links[group.name], torch.as_tensor(change.scale, dtype=torch.float32)
         for tensor_name in link.divided:
             _divide(twin, tensor_name, f, link.offset and tensor_name.endswith(".weight"))
         seen: set[int] = set()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from array_api_compat import array_namespace
 
+from ..channels import Factors
 from ..errors import SchemeError
 from ..graph import ModelView, Op
 from ..numerics.affine import Array, QuantParams
@@ -107,16 +108,21 @@ def corrected_bias(bias: Array, matrix: Array, quantized: QuantizedTensor, mean:
 
 
 class Rescaling(ABC):
-    """Chooses factors for ``Session.rescale``: a function-preserving change of channel scales."""
+    """Chooses factors for ``Session.rescale``: a function-preserving change of channels."""
 
     def __init__(self, config: PartConfig) -> None:
         self.config = config
 
+    @property
+    def carries(self) -> frozenset[str]:
+        """What it changes: of ``scale``, ``shift``, ``rotation``. It leaves out what a group does not take, and the ledger says so."""
+        return frozenset({"scale"})
+
     @abstractmethod
     def factors(
         self, view: ModelView, tensor: Callable[[str], Array], statistics: Statistics, recipe_ops: Mapping[str, Op]
-    ) -> Mapping[str, Array]:
-        """Return group name -> factors, float32 > 0, shape (channels,); groups that should stay are left out.
+    ) -> Mapping[str, Factors]:
+        """Return group name -> factors, float32 > 0, shape (channels,), or a channel map; groups that should stay are left out.
 
         Args:
             view: The model.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, Self
 
+from ..channels import ChannelMap
 from ..numerics.affine import Array
 from ..parts import PartConfig
 from ..scheme import QuantSpec
@@ -21,12 +22,8 @@ class Observer(ABC):
     def merge(self, other: Any) -> None:
         """Take in what another one of the same kind saw (a worker's share of the data)."""
 
-    def rescaled(self, factors: Array) -> Self | None:
-        """Return what would have been seen had each channel been divided by ``factors``, or None if that cannot be known.
-
-        Args:
-            factors: float32 > 0, shape (channels,).
-        """
+    def rescaled(self, change: ChannelMap) -> Self | None:
+        """Return what would have been seen had the value's channels been changed, or None if this observer alone cannot know."""
         return None
 
 

@@ -7,10 +7,14 @@ from typing import Self
 
 from array_api_compat import array_namespace
 
+from ..channels import ChannelMap
 from ..errors import DataError
 from ..numerics.affine import Array
 from ..numerics.rows import Rows
 from .base import Observer
+
+_CANCELLED = 1e-3
+"""Least share of a feature's energy that centring may leave: float32 sums know it to about 1e-6 of the whole."""
 
 
 class FeatureObserver(Observer):
@@ -19,6 +23,8 @@ class FeatureObserver(Observer):
     Args:
         rows: How the op reads its input.
     """
+
+    _follows: frozenset[str] = frozenset()
 
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
@@ -55,12 +61,16 @@ class FeatureObserver(Observer):
             together.merge(other)
         return together
 
-    def rescaled(self, factors: Array) -> Self | None:
-        """Divide; exact for all of them."""
-        if self._value is None:
+    def rescaled(self, change: ChannelMap) -> Self | None:
+        """Divide, exactly for all of them; sums also shift, and sums and Gram matrices rotate where features are channels."""
+        plain = change.carries <= {"scale"}
+        if self._value is None or not (plain or (change.carries <= self._follows and not self.rows.kernel)):
             return None
         derived = copy(self)
-        derived._value = self._divided(self.rows.features_of(factors))
+        if plain:
+            derived._value = self._value if change.scale is None else self._divided(self.rows.features_of(change.scale))
+        else:
+            derived._value = self._changed(change)
         return derived
 
     def _take(self, seen: Array) -> None:
@@ -75,9 +85,14 @@ class FeatureObserver(Observer):
     def _divided(self, factors: Array) -> Array:
         return self._value / factors
 
+    def _changed(self, change: ChannelMap) -> Array:
+        raise NotImplementedError
+
 
 class Gram(FeatureObserver):
     """Sum of X^T X over all rows seen: (groups, features, features)."""
+
+    _follows = frozenset({"scale", "rotation"})
 
     def _of(self, chunk: Array) -> Array:
         xp = array_namespace(chunk)
@@ -85,6 +100,28 @@ class Gram(FeatureObserver):
 
     def _divided(self, factors: Array) -> Array:
         return self._value / (factors[:, :, None] * factors[:, None, :])
+
+    def _changed(self, change: ChannelMap) -> Array:
+        xp = array_namespace(self._value)
+        return change.apply(xp.matrix_transpose(change.apply(self._value)))
+
+    def centred(self, sums: FeatureSum, shift: Array) -> Self | None:
+        """Return what would have been seen of x - shift: G - z m^T - m z^T + n z z^T, m the sums over n rows.
+
+        None where so much cancels that float32 leaves fewer than three digits, and for convolutions, whose padding is not shifted.
+        """
+        if self._value is None or self.rows.kernel or sums.count != self.count:
+            return None
+        xp = array_namespace(self._value)
+        # In float64: the difference may be far smaller than its terms.
+        gram, m, z = (xp.astype(a, xp.float64) for a in (self._value[0, ...], sums.value[0, ...], shift))
+        cross = z[:, None] * m[None, :]
+        moved = gram - cross - xp.matrix_transpose(cross) + self.count * z[:, None] * z[None, :]
+        if bool(xp.any(xp.linalg.diagonal(moved) < _CANCELLED * xp.linalg.diagonal(gram))):
+            return None
+        derived = copy(self)
+        derived._value = xp.astype(moved, xp.float32)[None, ...]
+        return derived
 
 
 class FeatureAbsMax(FeatureObserver):
@@ -97,12 +134,24 @@ class FeatureAbsMax(FeatureObserver):
     def _join(self, one: Array, other: Array) -> Array:
         return array_namespace(one).maximum(one, other)
 
+    def within(self, low: Array, high: Array) -> Self:
+        """Return what would have been seen of channels within these ranges, shape (channels,); features are channels here."""
+        xp = array_namespace(low)
+        derived = copy(self)
+        derived._value = xp.maximum(xp.abs(low), xp.abs(high))[None, ...]
+        return derived
+
 
 class FeatureSum(FeatureObserver):
     """Sum of each feature; divided by ``count`` its mean: (groups, features)."""
 
+    _follows = frozenset({"scale", "shift", "rotation"})
+
     def _of(self, chunk: Array) -> Array:
         return array_namespace(chunk).sum(chunk, axis=1)
+
+    def _changed(self, change: ChannelMap) -> Array:
+        return self.count * change.apply(self._value / max(1, self.count))
 
 
 FEATURES: dict[str, type[FeatureObserver]] = {"gram": Gram, "channel_range": FeatureAbsMax, "channel_mean": FeatureSum}

@@ -7,6 +7,7 @@ from typing import Literal, Self
 
 from array_api_compat import array_namespace
 
+from ..channels import ChannelMap
 from ..errors import DataError
 from ..numerics.affine import Array
 from ..parts import PartConfig
@@ -48,12 +49,12 @@ class MinMax(Calibrator):
         if other.low is not None:
             self._take(other.low, other.high)
 
-    def rescaled(self, factors: Array) -> Self | None:
-        """Divide the ranges; one range over the whole tensor does not tell its channels."""
-        if self.axis is None or self.low is None:
+    def rescaled(self, change: ChannelMap) -> Self | None:
+        """Move and divide the ranges; one range over the whole tensor does not tell its channels, nor ranges what a rotation mixes."""
+        if self.axis is None or self.low is None or change.rotation is not None:
             return None
         derived = copy(self)
-        derived.low, derived.high = self.low / factors, self.high / factors
+        derived.low, derived.high = change.apply(self.low), change.apply(self.high)
         return derived
 
     def whole(self) -> Self:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from ..adapter import Adapter, Batch, Candidate, Opened
+from ..channels import FEATURES, ChannelMap
 from ..errors import DataError, SchemeError
 from ..evaluation import to_numpy
-from ..graph import Op
+from ..graph import Group, Op
 from ..parts import AdapterPart, PartConfig
 from ..plugins import PluginHost
 from ..realize import Realizer
@@ -255,27 +256,50 @@ class AdapterConformance:
         with pytest.raises(DataError):
             candidate.run({"no such input": np.zeros((1, 1), np.float32)})
 
-    def test_rescale_keeps_the_function(self, case: AdapterCase, opened: Opened, expected: list[np.ndarray]) -> None:
-        """If ``rescale`` is offered: random factors leave the float outputs unchanged."""
+    @pytest.mark.parametrize("carried", [("scale",), ("shift",), ("rotation",), ("scale", "shift", "rotation")], ids="+".join)
+    def test_rescale_keeps_the_function(
+        self, case: AdapterCase, opened: Opened, expected: list[np.ndarray], carried: tuple[str, ...], tmp_path: Path
+    ) -> None:
+        """If ``rescale`` is offered: random maps of all that a group takes leave the float outputs unchanged, saved and loaded too."""
+        groups = [g for g in opened.view.groups if g.kind == "rescale" and set(carried) <= g.takes]
+        if "rescale" not in opened.capability.features or not groups:
+            pytest.skip(f"the adapter offers no rescale, or no group of the model takes {', '.join(carried)}")
+        maps = self._random_maps(opened, groups, carried)
+        candidate = opened.session.rescale(maps).apply(Recipe(backend=opened.name), {})
+        candidate.save(tmp_path)
+        for runner in (candidate, case.adapter().load(tmp_path, case.float_model)):
+            for a, b in zip(outputs(runner, case.batches), expected, strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-4 * max(1.0, float(np.abs(b).max())))
+
+    def test_rescales_follow_each_other(self, case: AdapterCase, opened: Opened, expected: list[np.ndarray]) -> None:
+        """A rescaled session can be rescaled again, whatever the first did."""
         groups = [g for g in opened.view.groups if g.kind == "rescale"]
         if "rescale" not in opened.capability.features or not groups:
             pytest.skip("the adapter offers no rescale, or the model has no group for it")
-        random = np.random.default_rng(0)
-        factors = {g.name: random.uniform(0.5, 2.0, g.channels).astype(np.float32) for g in groups}
-        like: Callable[[np.ndarray, Any], Any] = _like
-        some = opened.session.tensor(next(op.weight.name for op in opened.view.ops if op.weight))
-        session = opened.session.rescale({name: like(f, some) for name, f in factors.items()})
+        session = opened.session
+        for carried in ("rotation", "scale", "shift"):
+            session = session.rescale(self._random_maps(opened, [g for g in groups if carried in g.takes], (carried,)))
+        assert [op.name for op in session.describe().ops if op.name in opened.view.by_name] == list(opened.view.by_name)
         for a, b in zip(outputs(session.apply(Recipe(backend=opened.name), {}), case.batches), expected, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-4 * max(1.0, float(np.abs(b).max())))
+
+    def test_what_groups_do_not_take_is_refused(self, opened: Opened) -> None:
+        """A shift or rotation is declared, by feature and by group, or it is a SchemeError."""
+        for group in opened.view.groups:
+            if group.kind == "rescale" and "rescale" in opened.capability.features:
+                assert {FEATURES[kind] for kind in group.takes} <= opened.capability.features, group.name
+                assert group.online <= group.takes, group.name
+                for kind in {"shift", "rotation"} - group.takes:
+                    with pytest.raises(SchemeError):
+                        opened.session.rescale(self._random_maps(opened, [group], (kind,)))
 
     def test_gradients_repeat_and_products_are_linear(self, case: AdapterCase, opened: Opened) -> None:
         """If ``gradients`` is offered: an array for each batch and weight, the same for the same seed; H(2v) = 2 Hv, v . Hv >= 0."""
         names = list(dict.fromkeys(op.weight.name for op in opened.view.ops if op.weight and not op.out_of_reach))
         if "gradients" not in opened.capability.features or not names:
             pytest.skip("the adapter offers no gradients, or the model has no weights")
-        like: Callable[[np.ndarray, Any], Any] = _like
         random, weights = np.random.default_rng(0), {name: opened.session.tensor(name) for name in names}
-        along = {n: like(random.normal(size=tuple(w.shape)).astype(np.float32), w) for n, w in weights.items()}
+        along = {n: _like(random.normal(size=tuple(w.shape)).astype(np.float32), w) for n, w in weights.items()}
 
         def collect(**named: Any) -> dict[str, list[np.ndarray]]:
             found: dict[str, list[np.ndarray]] = {name: [] for name in names}
@@ -294,6 +318,19 @@ class AdapterConformance:
                 np.testing.assert_allclose(2 * a, b, rtol=1e-3, atol=1e-5 * max(1.0, float(np.abs(b).max())))
                 curved += float((a * to_numpy(along[name])).sum())
         assert curved > 0
+
+    def _random_maps(self, opened: Opened, groups: Sequence[Group], carried: Sequence[str]) -> dict[str, ChannelMap]:
+        random = np.random.default_rng(0)
+        some = opened.session.tensor(next(op.weight.name for op in opened.view.ops if op.weight))
+        found = {}
+        for group in groups:
+            scale, shift = (random.uniform(0.5, 2.0, group.channels).astype(np.float32) for _ in range(2))
+            found[group.name] = ChannelMap(
+                _like(scale, some) if "scale" in carried else None,
+                _like(shift - 1, some) if "shift" in carried else None,
+                0 if "rotation" in carried else None,
+            )
+        return found
 
 
 def _like(array: np.ndarray, other: Any) -> Any:

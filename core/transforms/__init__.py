@@ -1,4 +1,4 @@
-"""Built-in rescalings: function-preserving changes of channel scales. A plugin module, as a third party would write one."""
+"""Built-in rescalings: function-preserving changes of channels. A plugin module, as a third party would write one."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def octavo_transforms() -> Iterable[Part[Any]]:
             "outlier_suppression_plus",
             f"{_HERE}.suppression:OutlierSuppressionPlus",
             OutlierSuppressionPlusConfig,
-            "channels beyond a searched threshold scaled down to it",
-            needs=_RANGE | _GRAM,
+            "channels centred, and those beyond a searched threshold scaled down to it",
+            needs=_RANGE | _GRAM | {"channel_mean"},
         ),
     )

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from array_api_compat import array_namespace
 
 from ..algorithms.base import Rescaling
-from ..calibrators.features import FeatureObserver
+from ..calibrators.features import FeatureObserver, FeatureSum, Gram
+from ..calibrators.minmax import MinMax
 from ..graph import Group, ModelView, Op
 from ..numerics.affine import Array
 from ..numerics.layout import to_matrix
 from ..numerics.rows import rows_of
-from ..statistics import Statistics
+from ..scheme import MINMAX
+from ..statistics import Probe, Statistics
 from ..weights import feature_probes
 
 __all__ = ["Link", "Rescaling", "links"]
@@ -52,24 +54,52 @@ class Link:
 
     def input_absmax(self) -> Array:
         """Return the largest absolute value of each channel seen in calibration: float32, shape (channels,)."""
-        return _per_channel(self.observed("channel_range").value, self.group.channels, "max")
+        found = None
+        for op in self.members:
+            mine = _per_channel(self.observed("channel_range", op).value, self.group.channels, "max")
+            found = mine if found is None else array_namespace(mine).maximum(found, mine)
+        return found
 
-    def observed(self, need: str) -> FeatureObserver:
-        """Return what was observed of the first member's input (all members read one value).
+    def input_range(self) -> tuple[Array, Array]:
+        """Return the (smallest, largest) value of each channel seen in calibration: float32, shape (channels,) each."""
+        rows = rows_of(self.members[0])
+        assert rows is not None
+        observer = self.statistics.observer(Probe(self.group.value, MINMAX, rows.channel_axis))
+        assert isinstance(observer, MinMax)
+        return observer.low, observer.high
+
+    def observed(self, need: str, op: Op) -> FeatureObserver:
+        """Return what was observed of a member's input; members read one value, each under a kernel of its own.
 
         Raises:
             DataError: If it was not observed.
         """
-        probe = next(iter(feature_probes(self.members[0], (need,))))
-        observer = self.statistics.observer(probe)
+        observer = self.statistics.observer(next(iter(feature_probes(op, (need,)))))
         assert isinstance(observer, FeatureObserver)
         return observer
 
+    def grams(self, shift: Array | None = None) -> list[Array]:
+        """Return the Gram matrix of each member's input, (groups, features, features), float32.
 
-def links(view: ModelView, tensor: Callable[[str], Array], statistics: Statistics, recipe_ops: Mapping[str, Op]) -> Iterator[Link]:
-    """Yield the rescale groups that hold an op that may be quantized and whose inputs can be observed."""
+        Args:
+            shift: What inputs are centred on first, shape (channels,). Where centring cancels what float32 holds, the plain matrix.
+        """
+        found = []
+        for op in self.members:
+            gram = self.observed("gram", op)
+            assert isinstance(gram, Gram)
+            sums = None if shift is None else self.observed("channel_mean", op)
+            centred = gram.centred(sums, shift) if isinstance(sums, FeatureSum) else None
+            found.append((centred or gram).value)
+        return found
+
+
+def links(
+    view: ModelView, tensor: Callable[[str], Array], statistics: Statistics, recipe_ops: Mapping[str, Op], carries: str = "scale"
+) -> Iterator[Link]:
+    """Yield the rescale groups that take ``carries``, hold an op that may be quantized, and whose inputs can be observed."""
     for group in view.groups:
-        if group.kind == "rescale":
+        if group.kind == "rescale" and carries in group.takes:
             members = tuple(recipe_ops[m] for m in group.members if m in recipe_ops and rows_of(recipe_ops[m]) is not None)
             if members:
                 yield Link(group, view, members, tensor, statistics)
@@ -113,7 +143,7 @@ def _per_channel(features: Array, channels: int, join: str) -> Array:
 
 
 def channel_energy(link: Link) -> Array:
-    """Return E[x^2] of each channel: float32, shape (channels,)."""
-    gram = link.observed("gram")
+    """Return E[x^2] of each channel as the first member sees it: float32, shape (channels,)."""
+    gram = link.observed("gram", link.members[0])
     xp = array_namespace(gram.value)
     return _per_channel(xp.linalg.diagonal(gram.value) / max(1, gram.count), link.group.channels, "mean")

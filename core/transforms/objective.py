@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from array_api_compat import array_namespace
 
@@ -15,14 +15,19 @@ from ..scheme import QuantSpec
 from .base import Link
 
 
-def weight_error(link: Link, factors: Array, spec: QuantSpec) -> float:
+def weight_error(link: Link, factors: Array, spec: QuantSpec, grams: Sequence[Array] | None = None) -> float:
     """Return sum over members of tr(D G D^T), D = Q(W f) / f - W: the error that rounding scaled weights makes at the output.
+
+    Args:
+        link: The group.
+        factors: float32, shape (channels,).
+        spec: How weights are quantized.
+        grams: Each member's Gram matrix, where it is not the one that was observed.
 
     Source: Lin et al. 2024 (AWQ), eq. 4, with X^T X in place of X.
     """
     total = 0.0
-    gram = link.observed("gram").value
-    for op in link.members:
+    for op, gram in zip(link.members, grams or link.grams(), strict=True):
         rows = rows_of(op)
         assert op.weight is not None
         assert rows is not None
@@ -56,9 +61,9 @@ def input_error(link: Link, factors: Array, spec: QuantSpec, low: Array, high: A
     params = choose(xp.min(low / factors), xp.max(high / factors), spec, None)[0]
     step = float(params.scale)
     total = 0.0
-    for matrix in link.weights():
-        total += step * step / 12 * float(xp.sum((matrix * factors[:, None]) ** 2))
-    return total * link.observed("gram").count
+    for op, matrix in zip(link.members, link.weights(), strict=True):
+        total += link.observed("gram", op).count * step * step / 12 * float(xp.sum((matrix * factors[:, None]) ** 2))
+    return total
 
 
 def best_of(candidates: Iterable[tuple[float, Array]]) -> Array:

@@ -8,6 +8,8 @@ from typing import Literal
 from array_api_compat import array_namespace
 from pydantic import Field
 
+from ..algorithms.base import NeedsConfig
+from ..channels import ChannelMap, Factors
 from ..graph import ModelView, Op
 from ..numerics.affine import Array
 from ..parts import PartConfig
@@ -43,42 +45,58 @@ class OutlierSuppression(Rescaling):
         return found
 
 
-class OutlierSuppressionPlusConfig(PartConfig):
+class OutlierSuppressionPlusConfig(NeedsConfig):
     """Settings of Outlier Suppression+.
 
     Attributes:
         grid: Number of thresholds that are tried between the smallest and the largest channel range.
+        shift: Centre each channel on zero first, where a group takes shifts.
     """
 
     kind: Literal["outlier_suppression_plus"] = "outlier_suppression_plus"
     grid: int = Field(20, ge=1)
+    shift: bool = True
+
+    def needs(self, card: frozenset[str]) -> frozenset[str]:
+        """A shifted input's Gram matrix takes the means."""
+        return card if self.shift else card - {"channel_mean"}
 
 
 class OutlierSuppressionPlus(Rescaling):
-    """f_j = max(1, max|X_j| / t): only channels beyond the threshold t are scaled down to it; t is searched.
+    """x' = (x - z) / f: z the middle of each channel's range, f_j = max(1, max|X_j - z_j| / t) with the threshold t searched.
 
     Paper: Wei et al. 2023, "Outlier Suppression+: Accurate quantization of large language models by equivalent and optimal
-    shifting and scaling", eqs. 5 and 6, for the least error at the outputs of all members together. Its channel-wise shift
-    is :func:`channel_shift` and :func:`shifted`; a rescale group carries scales.
+    shifting and scaling", eqs. 3 to 6, for the least error at the outputs of all members together. Groups that take no
+    shift are scaled alone.
 
-    Needs channel ranges and the Gram matrix. Cost: a quantization and a product rows x features x features a threshold.
+    Needs channel ranges, the Gram matrix and means. Cost: a quantization and a product rows x features x features a threshold.
     """
 
     config: OutlierSuppressionPlusConfig
 
+    @property
+    def carries(self) -> frozenset[str]:
+        """Scales, and shifts unless they are turned off."""
+        return frozenset({"scale", "shift"} if self.config.shift else {"scale"})
+
     def factors(
         self, view: ModelView, tensor: Callable[[str], Array], statistics: Statistics, recipe_ops: Mapping[str, Op]
-    ) -> Mapping[str, Array]:
-        """Return group name -> factors."""
+    ) -> Mapping[str, Factors]:
+        """Return group name -> channel map."""
         return {link.group.name: self._of(link) for link in links(view, tensor, statistics, recipe_ops)}
 
-    def _of(self, link: Link) -> Array:
-        absmax = link.input_absmax()
-        xp = array_namespace(absmax)
+    def _of(self, link: Link) -> ChannelMap:
+        low, high = link.input_range()
+        shift = channel_shift(low, high) if self.carries <= link.group.takes and "shift" in self.carries else None
+        if shift is not None:
+            low, high = low - shift, high - shift
+        xp = array_namespace(low)
+        absmax, grams = xp.maximum(xp.abs(low), xp.abs(high)), link.grams(shift)
         weight, activation = QuantSpec(dtype="int8", granularity="channel"), QuantSpec(dtype="uint8", symmetric=False)
         largest = float(xp.max(absmax))
         choices = [threshold_factors(absmax, largest * (1 - i / self.config.grid)) for i in range(self.config.grid)]
-        return best_of((weight_error(link, f, weight) + input_error(link, f, activation, -absmax, absmax), f) for f in choices)
+        costs = ((weight_error(link, f, weight, grams) + input_error(link, f, activation, low, high), f) for f in choices)
+        return ChannelMap(best_of(costs), shift)
 
 
 def threshold_factors(absmax: Array, threshold: float) -> Array:
@@ -92,14 +110,3 @@ def threshold_factors(absmax: Array, threshold: float) -> Array:
 def channel_shift(low: Array, high: Array) -> Array:
     """Return z = (low + high) / 2 of each channel (Outlier Suppression+, eq. 3): x - z is then centred."""
     return (low + high) / 2
-
-
-def shifted(weight: Array, bias: Array, shift: Array) -> Array:
-    """Return the bias with which inputs x - z give the same output: b + W z (Outlier Suppression+, eq. 4).
-
-    Args:
-        weight: float32, shape (outputs, inputs).
-        bias: float32, shape (outputs,).
-        shift: z, shape (inputs,).
-    """
-    return bias + array_namespace(weight).matmul(weight, shift)

@@ -16,6 +16,7 @@ from octavo.core.calibrators.base import Calibrator
 from octavo.core.calibrators.bins import Histogram
 from octavo.core.calibrators.features import FEATURES
 from octavo.core.calibrators.histogram import divergence
+from octavo.core.channels import ChannelMap
 from octavo.core.errors import DataError
 from octavo.core.numerics.affine import affine_params, dequantize, quantize
 from octavo.core.numerics.rows import Rows
@@ -213,6 +214,6 @@ def test_features_and_their_rescaling(make: Any) -> None:
         np.testing.assert_allclose(np.asarray(one.value), expected[name], rtol=1e-4, atol=1e-3)
         for x in xs:
             scaled.update(make(x / factors[None, :, None, None]))
-        derived = one.rescaled(make(factors))
+        derived = one.rescaled(ChannelMap(make(factors)))
         assert derived is not None
         np.testing.assert_allclose(np.asarray(derived.value), np.asarray(scaled.value), rtol=1e-4, atol=1e-3)

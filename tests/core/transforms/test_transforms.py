@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from octavo.core.adapter import Opened
+from octavo.core.channels import ChannelMap
 from octavo.core.errors import DataError
+from octavo.core.numerics.hadamard import hadamard, rotate
 from octavo.core.plugins import PluginHost
 from octavo.core.realize import Realizer
 from octavo.core.recipe import Recipe
@@ -22,10 +24,9 @@ from octavo.core.statistics import Probe
 from octavo.core.transforms.awq import importance
 from octavo.core.transforms.equalization import Equalization
 from octavo.core.transforms.norms import absmax_from_norm
-from octavo.core.transforms.rotation import hadamard, rotate, rotated_pair
 from octavo.core.transforms.smoothquant import smoothing
 from octavo.core.transforms.spiq import conversion_scales
-from octavo.core.transforms.suppression import channel_shift, shifted, threshold_factors
+from octavo.core.transforms.suppression import channel_shift, threshold_factors
 
 HOST = PluginHost(third_party=False)
 ALL = ["smoothquant", "awq", "equalization", "spiq", "outlier_suppression", "outlier_suppression_plus"]
@@ -73,8 +74,9 @@ def model(name: str) -> tuple[nn.Module, list[torch.Tensor]]:
     return Convolutions().eval(), [torch.randn(4, 3, 8, 8) for _ in range(3)]
 
 
-def realizer(name: str, *transforms: PartChoice, scheme: OpScheme | None = None, batches: Any = None) -> Realizer:
-    net, data = model(name)
+def realizer(name: str | nn.Module, *transforms: PartChoice, scheme: OpScheme | None = None, batches: Any = None) -> Realizer:
+    net, data = model(name) if isinstance(name, str) else (name, [])
+    data = data or [x for (x,) in batches(data)]
     session = HOST.adapters()["torch"].build().open(net, (data[0],))
     view, capability = session.describe(), session.capability()
     float_scheme = OpScheme()
@@ -288,7 +290,8 @@ def test_shifting_keeps_the_output() -> None:
     x = (random.normal(size=(50, 8)) + np.linspace(-30, 30, 8)).astype(np.float32)
     weight, bias = random.normal(size=(4, 8)).astype(np.float32), random.normal(size=4).astype(np.float32)
     shift = channel_shift(x.min(0), x.max(0))
-    np.testing.assert_allclose((x - shift) @ weight.T + shifted(weight, bias, shift), x @ weight.T + bias, rtol=1e-5, atol=1e-3)
+    moved = ChannelMap(shift=shift).reader_bias(weight, bias)
+    np.testing.assert_allclose((x - shift) @ weight.T + moved, x @ weight.T + bias, rtol=1e-5, atol=1e-3)
     assert np.abs(x - shift).max() < 0.3 * np.abs(x).max()
 
 
@@ -310,10 +313,90 @@ def test_a_rotated_pair_computes_the_same_and_has_no_outliers() -> None:
     first, bias = random.normal(size=(48, 32)).astype(np.float32), random.normal(size=48).astype(np.float32)
     first[5] *= 40
     readers = [random.normal(size=(8, 48)).astype(np.float32) for _ in range(2)]
-    turned, turned_bias, turned_readers = rotated_pair(first, bias, readers)
+    change = ChannelMap(rotation=0)
+    turned, turned_bias = change.writer(first, bias)
     assert turned_bias is not None
+    turned_readers = [change.reader(w) for w in readers]
     value, rotated = x @ first.T + bias, x @ turned.T + turned_bias
     for reader, other in zip(readers, turned_readers, strict=True):
         expected = value @ reader.T
         np.testing.assert_allclose(rotated @ other.T, expected, atol=1e-5 * np.abs(expected).max())
     assert np.abs(rotated).max() < 0.5 * np.abs(value).max()
+
+
+class Forked(nn.Module):
+    """A 3x3 and a 1x1 convolution that read one value: their weights multiply other rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Conv2d(3, 8, 3)
+        self.wide, self.narrow = nn.Conv2d(8, 4, 3, padding=1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.first(x))
+        return torch.sigmoid(self.wide(x)) * self.narrow(x)
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [PartChoice(kind="awq"), PartChoice(kind="smoothquant", options=(("alpha", "auto"),)), PartChoice(kind="outlier_suppression_plus")],
+    ids=str,
+)
+def test_members_with_other_kernels_are_each_judged_by_their_own_rows(choice: PartChoice) -> None:
+    net, data = Forked().eval(), [torch.randn(4, 3, 8, 8) for _ in range(2)]
+    made = realizer(net, choice, batches=lambda _: [(x,) for x in data])
+    group = next(g for g in made.opened.view.groups if g.kind == "rescale")
+    assert set(group.members) == {"wide", "narrow"}
+    found = made.candidate(Recipe({}, (choice,), "torch")).run((data[0],))[0]
+    expected = net(data[0]).detach().numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+class Outsider(nn.Module):
+    """A norm that two linear layers read, one of them with a weight that is used again elsewhere: it keeps the norm's own output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.norm, self.inside = nn.LayerNorm(16), nn.Linear(16, 16)
+        self.tied = nn.Parameter(torch.randn(16, 16))
+        with torch.no_grad():
+            self.norm.weight[::5] *= 20
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(x)
+        return torch.tanh(self.inside(x)) @ self.tied + x @ self.tied
+
+
+def test_an_op_outside_the_group_is_rounded_for_the_value_that_it_meets(tmp_path: Path) -> None:
+    net, data = Outsider().eval(), [torch.randn(8, 16) for _ in range(3)]
+    torch.onnx.export(net, (data[0],), str(tmp_path / "m.onnx"), dynamo=False, input_names=["x"], output_names=["y"])
+    session = HOST.adapters()["onnx"].build().open(str(tmp_path / "m.onnx"), (data[0].numpy(),))
+    view = session.describe()
+    weight = QuantSpec(dtype="int8", granularity="channel")
+    gptq = OpScheme(mode="static", weight=weight, input=QuantSpec(dtype="uint8", symmetric=False), algorithm=PartChoice(kind="gptq"))
+    group = next(g for g in view.groups if g.kind == "rescale" and g.gain)
+    outside = [o.name for o in view.ops if o.type == "linear" and group.value in o.inputs and o.name not in group.members]
+    assert len(outside) == 1
+    units = tuple(Unit(o.name, o.type, (o.name,), (gptq, OpScheme())) for o in view.ops if o.type == "linear")
+    choice = PartChoice(kind="smoothquant")
+    made = Realizer(Opened("onnx", session, view, session.capability()), TuningSpace("onnx", units, ((), (choice,))), HOST)
+    made.calibrate([(x.numpy(),) for x in data])
+    plain = made.parameters(made.space.recipe(made.space.first()))
+    smooth = made.parameters(made.space.recipe(made.space.first(), (choice,)))
+    assert smooth[outside[0]].weight is plain[outside[0]].weight
+    assert smooth[outside[0]].inputs[0] is plain[outside[0]].inputs[0]
+    assert smooth[group.members[0]].weight is not plain[group.members[0]].weight
+
+
+def test_a_value_that_no_transform_touches_has_one_range() -> None:
+    choices = PartChoice(kind="outlier_suppression"), PartChoice(kind="outlier_suppression_plus")
+    static = OpScheme(mode="static", weight=QuantSpec(dtype="int8", granularity="channel"), input=QuantSpec(dtype="uint8", symmetric=False))
+    made = realizer("block", *choices, scheme=static)
+    plain, one, both = (made.parameters(made.space.recipe(made.space.first(), choices[:n])) for n in range(3))
+    last = next(name for name in plain if "last" in name)
+    assert one[last].inputs[0] is plain[last].inputs[0]
+    inside = next(m for g in made.opened.view.groups if g.gain for m in g.members)
+    assert one[inside].inputs[0] is not plain[inside].inputs[0]
+    assert both[last].inputs[0] is not plain[last].inputs[0]
