@@ -12,6 +12,7 @@ from octavo.core.numerics.tensor import QuantizedTensor
 
 from .int8 import Activation, Int8Conv, Int8Linear, Memo
 from .layers import Layer, conv_pads, is_transposed_linear
+from .recurrent import Int8Recurrent, StoredRecurrent
 from .skeleton import skeleton
 from .weight_only import Cast, WeightOnlyEmbedding, WeightOnlyLinear
 
@@ -44,8 +45,8 @@ def quantized_module(
     for key, value in module.__dict__.items():
         if not key.startswith("_") and isinstance(value, _PLAIN) and not hasattr(new, key):
             setattr(new, key, value)
-    assert isinstance(module.weight, torch.Tensor)
-    new.__dict__.setdefault("weight", torch.empty(0, dtype=module.weight.dtype, device=module.weight.device))
+    if isinstance(weight := getattr(module, "weight", None), torch.Tensor):
+        new.__dict__.setdefault("weight", torch.empty(0, dtype=weight.dtype, device=weight.device))
     return new.eval()
 
 
@@ -60,6 +61,9 @@ def _made(
 ) -> nn.Module:
     weight, scheme = parameters.weight, parameters.scheme
     assert weight is not None
+    if isinstance(module, nn.LSTM | nn.GRU):
+        kind = Int8Recurrent if scheme.mode == "dynamic" else StoredRecurrent
+        return kind(module, (weight, *parameters.further))
     assert isinstance(module.weight, torch.Tensor)
     if scheme.mode == "cast":
         return _cast(layer, module, weight, bias)

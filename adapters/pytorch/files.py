@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,15 +62,18 @@ def save(candidate: TorchCandidate, folder: Path) -> None:
         if decided.weight is not None:
             key = weights.setdefault(id(decided.weight), name)
             row["weight"] = _write_weight(key, decided.weight, tensors) | {"of": key}
+        for i, weight in enumerate(decided.further):
+            key = weights.setdefault(id(weight), f"{name}:{i + 1}")
+            row.setdefault("further", []).append(_write_weight(key, weight, tensors) | {"of": key})
         bias = candidate.biases.get(name)
         if bias is not None:
             tensors[f"op:{name}:bias"] = _plain(bias)
         ops[name] = row
     for name, factor in candidate.factors.items():
         tensors[f"op:{name}:factors"] = _plain(factor)
-    owned = {path for path, module in candidate.module.named_modules() if type(module).__module__.startswith("octavo.")}
+    written = set(_of_ops(candidate.module))
     for name, tensor in named_tensors(candidate.module).items():
-        if not any(name.startswith(f"{path}." if path else "") for path in owned):
+        if name not in written:
             tensors[f"float:{name}"] = _plain(tensor)
     facts = {
         "format": _FORMAT,
@@ -82,6 +85,14 @@ def save(candidate: TorchCandidate, folder: Path) -> None:
     }
     save_file(tensors, folder / TENSORS)
     (folder / FACTS).write_text(json.dumps(facts, separators=(",", ":")))
+
+
+def _of_ops(root: nn.Module) -> Iterator[str]:
+    """Yield the names of tensors that are written with their op; a layer may share others with the float model."""
+    for path, module in root.named_modules():
+        if type(module).__module__.startswith("octavo."):
+            floats = getattr(module, "floats", ())
+            yield from (f"{path}.{name}" if path else name for name in named_tensors(module) if name not in floats)
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
@@ -151,14 +162,14 @@ def read(folder: Path) -> Saved:
 def _op(
     name: str, recipe: Recipe, row: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], weights: dict[str, QuantizedTensor]
 ) -> OpParameters:
-    weight = None
-    if "weight" in row:
-        key = row["weight"]["of"]
-        if key not in weights:
-            weights[key] = _read_weight(key, row["weight"], tensors)
-        weight = weights[key]
+    found = []
+    for held in (*([row["weight"]] if "weight" in row else []), *row.get("further", [])):
+        if held["of"] not in weights:
+            weights[held["of"]] = _read_weight(held["of"], held, tensors)
+        found.append(weights[held["of"]])
     inputs, outputs = (tuple(_read_params(p) for p in row[k]) for k in ("inputs", "outputs"))
-    return OpParameters(recipe[name], weight, inputs, outputs, tensors.get(f"op:{name}:bias"))
+    weight = found[0] if found else None
+    return OpParameters(recipe[name], weight, inputs, outputs, tensors.get(f"op:{name}:bias"), tuple(found[1:]))
 
 
 def _read_params(raw: Any) -> QuantParams | None:

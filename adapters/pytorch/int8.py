@@ -104,6 +104,14 @@ class Memo:
 _packed: weakref.WeakKeyDictionary[QuantizedTensor, dict[object, Any]] = weakref.WeakKeyDictionary()
 
 
+def shared_layout(weight: QuantizedTensor | None, key: object, make: Callable[[], Any]) -> Any:
+    """Return what ``make`` makes of a weight: once while the weight lives, every time where it is gone."""
+    known = {} if weight is None else _packed.setdefault(weight, {})
+    if key not in known:
+        known[key] = make()
+    return known[key]
+
+
 def _portable_range(x: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:
     """Return scale and zero point of a dynamic range as tensors: what a compiler can follow."""
     low, high = x.float().amin().clamp(max=0), x.float().amax().clamp(min=0)
@@ -163,20 +171,17 @@ class Int8Layer(nn.Module):
         found = self._laid_out.get(key)
         if found is None:
             weight = self._weight()
-            known = {} if weight is None or weight.codes is not self.codes else _packed.setdefault(weight, {})
-            if key not in known:
-                known[key] = make()
-            found = self._laid_out[key] = known[key]
+            found = self._laid_out[key] = shared_layout(weight if weight is not None and weight.codes is self.codes else None, key, make)
         return found
 
     def __getstate__(self) -> dict[str, Any]:
         # The packed layout is the machine's own: it is made again where the layer lands.
-        return {**self.__dict__, "_laid_out": {}, "_weight": _gone}
+        return {**self.__dict__, "_laid_out": {}, "_weight": gone}
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._laid_out = {}
-        self._weight = _gone
+        self._weight = gone
 
     def _portable_source(self, x: Tensor) -> tuple[Tensor, Tensor | float]:
         """Return codes less their zero point, as float32, and their scale, in operations that any compiler knows."""
@@ -202,7 +207,7 @@ class Int8Layer(nn.Module):
         return f"{tuple(self.codes.shape)}, int8 {'static' if self.source else 'dynamic'}{', ' + self.then if self.then else ''}"
 
 
-def _gone() -> None:
+def gone() -> None:
     """Stand in for a weak reference whose object is gone."""
     return
 

@@ -185,7 +185,7 @@ def linear_int4(x: Tensor, packed: Tensor, group: int, scales: Tensor) -> Tensor
     return y
 
 
-def _fault(kernel: str, share: float, run: Callable[[torch.Generator], tuple[Tensor, Tensor]]) -> str:
+def fault(kernel: str, share: float, run: Callable[[torch.Generator], tuple[Tensor, Tensor]]) -> str:
     """Return why a kernel cannot be used here; empty when it ran and was within ``share`` of the largest expected number.
 
     ``run`` returns (what the kernel gives, the same in float64). A kernel that this build of torch or this processor lacks raises.
@@ -213,7 +213,7 @@ def has_linear() -> str:
         y = linear_u8(x, 0.02, 77, pack_linear(w), scale, torch.zeros(32, dtype=torch.int32), None)
         return y, (x.double() - 77) * 0.02 @ (w.double() * scale[:, None]).T
 
-    return _fault("torch.ops.onednn.qlinear_pointwise", 1e-3, run)
+    return fault("torch.ops.onednn.qlinear_pointwise", 1e-3, run)
 
 
 @cache
@@ -228,7 +228,7 @@ def has_int4() -> str:
         weight = (codes.double() - 8).view(32, 2, 32) * scale[..., None] - scale[..., None]
         return linear_int4(x, packed, 32, scales), x.double() @ weight.view(32, 64).T
 
-    return _fault("torch.ops.aten._weight_int4pack_mm_for_cpu", 0.02, run)
+    return fault("torch.ops.aten._weight_int4pack_mm_for_cpu", 0.02, run)
 
 
 @cache
@@ -240,7 +240,7 @@ def has_rows() -> str:
         w, scale = _weight(generator, 32, 64)
         return linear_rows(x, pack_rows(w, scale, None)), x.double() @ (w.double() * scale[:, None]).T
 
-    return _fault("torch.ops.quantized.linear_dynamic", 0.02, run)
+    return fault("torch.ops.quantized.linear_dynamic", 0.02, run)
 
 
 @cache
@@ -256,4 +256,4 @@ def has_conv(dims: int = 2) -> str:
         convolve = (torch.nn.functional.conv1d, torch.nn.functional.conv2d, torch.nn.functional.conv3d)[dims - 1]
         return y, convolve((x.double() - 77) * 0.02, w.double() * scale.double().reshape(-1, *[1] * (dims + 1)), None, 1, 1)
 
-    return _fault("torch.ops.onednn.qconv_pointwise", 1e-3, run)
+    return fault("torch.ops.onednn.qconv_pointwise", 1e-3, run)

@@ -11,6 +11,7 @@ from torch import nn
 
 from octavo.core.graph import Attribute, Op, Weight
 
+from .recurrent import KINDS, weight_names
 from .skeleton import aliases
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -51,7 +52,7 @@ def kind_of(module: nn.Module) -> str:
         return "conv"
     if cls in (nn.Embedding, nn.EmbeddingBag):
         return "embedding"
-    return ""
+    return KINDS.get(cls, "")
 
 
 def is_batch_norm(module: nn.Module) -> bool:
@@ -82,8 +83,8 @@ def find_layers(root: nn.Module) -> dict[str, Op]:
 
 def _op(name: str, path: str, module: nn.Module, kind: str, first: Mapping[str, str]) -> Op:
     prefix = f"{path}." if path else ""
-    weight = module.weight
-    assert isinstance(weight, torch.Tensor)
+    names = weight_names(module) if kind in KINDS.values() else ("weight",)
+    weights = [_weight(module, leaf, first.get(f"{prefix}{leaf}", f"{prefix}{leaf}")) for leaf in names]
     attributes: dict[str, Attribute] = {}
     reason = ""
     if kind == "conv":
@@ -96,22 +97,31 @@ def _op(name: str, path: str, module: nn.Module, kind: str, first: Mapping[str, 
         }
         if module.padding_mode != "zeros":
             reason = f"padding mode {module.padding_mode!r} has no integer kernel"
+    elif isinstance(module, nn.RNNBase):
+        attributes = {"layers": module.num_layers, "bidirectional": module.bidirectional, "batch_first": module.batch_first}
+        if module.proj_size:
+            reason = "a recurrent layer that projects its state (proj_size) has no integer kernel"
     elif kind == "embedding" and getattr(module, "max_norm", None) is not None:
         reason = "max_norm changes the table at every call"
-    elif not weight.is_floating_point():
-        reason = f"its weight is {weight.dtype}, not a floating-point type"
-    weight_name = first.get(f"{prefix}weight", f"{prefix}weight")
-    bias = f"{prefix}bias" if getattr(module, "bias", None) is not None else None
+    if not reason and not getattr(module, names[0]).is_floating_point():
+        reason = f"its weight is {weights[0].dtype}, not a floating-point type"
+    bias = f"{prefix}bias" if isinstance(getattr(module, "bias", None), torch.Tensor) else None
     return Op(
         name=name,
         type=kind,
         inputs=(f"{name}:in",),
         outputs=(f"{name}:out",),
-        weight=Weight(weight_name, tuple(weight.shape), str(weight.dtype).removeprefix("torch."), 1 if is_transposed_linear(module) else 0),
+        weight=weights[0],
         bias=bias and first.get(bias, bias),
         attributes=attributes,
         out_of_reach=reason,
+        further=tuple(weights[1:]),
     )
+
+
+def _weight(module: nn.Module, leaf: str, name: str) -> Weight:
+    tensor = getattr(module, leaf)
+    return Weight(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), 1 if is_transposed_linear(module) else 0)
 
 
 def conv_pads(module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> tuple[int, ...]:
@@ -139,6 +149,9 @@ def with_shapes(op: Op, output_shape: tuple[int, ...] | None) -> Op:
     """Return the op with its multiply-accumulates for one sample, from the shape of its output."""
     if output_shape is None or op.weight is None or op.type == "embedding" or not output_shape:
         return op
+    if op.type in KINDS.values():
+        steps = output_shape[1 if op.attributes["batch_first"] else 0] if len(output_shape) == 3 else output_shape[0]
+        return replace(op, macs=steps * op.parameters)
     per_value = prod(op.weight.shape) // op.weight.shape[op.weight.channel_axis]
     return replace(op, macs=per_value * prod(output_shape[1:]) if len(output_shape) > 1 else per_value * output_shape[0])
 

@@ -13,6 +13,7 @@ from octavo.core.graph import Op
 from octavo.core.scheme import OpScheme, QuantSpec
 
 from . import kernels
+from .recurrent import has_recurrent
 
 _CHANNEL = QuantSpec(dtype="int8", granularity="channel")
 _TENSOR = QuantSpec(dtype="int8")
@@ -71,9 +72,18 @@ def capability(device: str) -> Capability:
         "linear": (*int8[:4], *rows[:1], *int8[4:], *rows[1:], *stored, *few, *casts),
         "conv": (*int8, *few, *casts),
         "embedding": (*stored, *casts),
+        "lstm": (*_recurrent(device, "lstm"), *stored),
+        "gru": (*_recurrent(device, "gru"), *stored),
     }
     features = frozenset({"rescale", "gradients", "export:onnx", "block_reconstruction", "training"})
     return Capability("torch", device, offers, features, {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()})
+
+
+def _recurrent(device: str, kind: str) -> tuple[Offer, ...]:
+    if device != "cpu":
+        return ()
+    weights = (_CHANNEL, _TENSOR)
+    return tuple(Offer(OpScheme(mode="dynamic", weight=w, input=_UNSIGNED), when=lambda _: has_recurrent(kind)) for w in weights)
 
 
 def _fits(op: Op) -> str:
@@ -90,9 +100,11 @@ def _groups_fit(group: int | None) -> Callable[[Op], str] | None:
         return None
 
     def check(op: Op) -> str:
-        assert op.weight is not None
-        features = prod(op.weight.shape) // op.weight.shape[op.weight.channel_axis]
-        return "" if features % group == 0 else f"its rows of {features} values are not whole groups of {group}"
+        for weight in op.weights:
+            features = prod(weight.shape) // weight.shape[weight.channel_axis]
+            if features % group:
+                return f"its rows of {features} values are not whole groups of {group}"
+        return ""
 
     return check
 

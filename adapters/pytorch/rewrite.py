@@ -170,7 +170,9 @@ class _Rewriter:
                 # The kernel may write into what it adds, and this value is read again.
                 other = self._graph.call_method("clone", (other,))
             args.append(other)
-        return self._graph.call_module(path, tuple(args))
+        # Initial states, offsets of bags: whatever else the float layer is given.
+        rest, named = fx.map_arg((start.args[1:], start.kwargs), env.__getitem__)
+        return self._graph.call_module(path, (*args, *rest), named)
 
     def _as_codes(self, value: fx.Node, form: Activation) -> fx.Node:
         if value in self._forms:

@@ -97,8 +97,9 @@ def _checked(root: nn.Module, graph: fx.Graph, call: Call) -> dict[str, tuple[in
     class Shapes(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
             result = super().run_node(n)
-            if isinstance(result, torch.Tensor):
-                shapes[n.name] = tuple(result.shape)
+            first = next(tensors_in(result), None)
+            if first is not None:
+                shapes[n.name] = tuple(first.shape)
             return result
 
     names = [str(n.target) for n in graph.nodes if n.op == "placeholder"]

@@ -114,7 +114,7 @@ class TorchSession(Session):
             if decided.bias is not None:
                 biases[name] = torch.as_tensor(decided.bias)
             else:
-                biases[name] = self._fold(self.capture.layers[name])[1]
+                biases[name] = self._fold(self.capture.layers[name])[1] if op.bias else None
         module, remarks = self.capture.build(active, biases)
         for name, remark in remarks.items():
             ledger[name] = Applied(ledger[name].requested, ledger[name].applied, ledger[name].realization, remark)

@@ -166,7 +166,9 @@ def trace(root: nn.Module, layers: Collection[str], call: Call) -> Trace:
                 if born.get(output) is not None or any(output is t for t in tensors_in(args)):
                     seen.escaped.add(path)  # it hands on what is another module's
                 born.put(output, path)
-                seen.shapes.setdefault(path, tuple(output.shape))
+            first = next(tensors_in(output), None)
+            if first is not None:
+                seen.shapes.setdefault(path, tuple(first.shape))
 
         return hook
 

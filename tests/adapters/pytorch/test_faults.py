@@ -153,6 +153,20 @@ def test_a_module_that_is_used_twice_takes_one_decision() -> None:
     near(candidate, model)
 
 
+def test_a_bag_in_a_traced_graph_keeps_its_offsets() -> None:
+    class Bags(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bag = nn.EmbeddingBag(50, 64)
+
+        def forward(self, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+            return self.bag(ids, offsets)
+
+    torch.manual_seed(0)
+    model, batch = Bags(), (torch.arange(12), torch.tensor([0, 5, 7]))
+    near(quantized(model, batch, "int8-weight-only"), model, batch)
+
+
 @pytest.mark.parametrize("preset", ["int8-static", "int4-weight-only"])
 def test_hooks_on_layers_and_on_the_model_still_run(preset: str) -> None:
     model, calls = nn.Sequential(nn.Sequential(nn.Linear(64, 64)), nn.Linear(64, 64)), []

@@ -1,0 +1,241 @@
+"""LSTM and GRU layers whose weights are stored in few bits, and their integer kernels.
+
+The kernels are those of torch's dynamic quantization: input and state of each step are quantized on their own range
+(uint8, asymmetric, per tensor) and multiplied by int8 weights; gates and states are float32.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence
+
+from octavo.core.numerics.tensor import QuantizedTensor
+
+from . import kernels
+from .int8 import gone, shared_layout
+from .weight_only import StoredWeight
+
+Tensor = torch.Tensor
+States = tuple[Tensor, ...]
+"""Hidden states, and cell states of an LSTM: each (layers * directions, batch, hidden)."""
+
+KINDS: dict[type[nn.Module], str] = {nn.LSTM: "lstm", nn.GRU: "gru"}
+
+
+def weight_names(module: nn.Module) -> tuple[str, ...]:
+    """Return a recurrent module's weights: input and recurrent matrix of each layer and direction, in torch's order."""
+    return tuple(name for name in _flat_names(module) if name.startswith("weight_"))
+
+
+def _bias_names(module: nn.Module) -> tuple[str, ...]:
+    return tuple(name for name in _flat_names(module) if name.startswith("bias_"))
+
+
+def _flat_names(module: nn.Module) -> Iterator[str]:
+    assert isinstance(module, nn.RNNBase)
+    for names in module._all_weights:
+        yield from names
+
+
+class StoredRecurrent(nn.Module):
+    """An LSTM or GRU that decodes one layer's weights at a time and computes in float.
+
+    Args:
+        module: The float module, whose biases it shares.
+        weights: The quantized weights, in the order of :func:`weight_names`.
+
+    Attributes:
+        floats: Names of the tensors that it shares with the float module.
+    """
+
+    def __init__(self, module: nn.LSTM | nn.GRU, weights: Sequence[QuantizedTensor]) -> None:
+        super().__init__()
+        self.kind = KINDS[type(module)]
+        self.num_layers, self.hidden_size = module.num_layers, module.hidden_size
+        self.batch_first, self.bidirectional = module.batch_first, module.bidirectional
+        weight = module.weight_ih_l0
+        assert isinstance(weight, Tensor)
+        self.dtype = weight.dtype
+        self.weight_codes = nn.ModuleList(StoredWeight(w) for w in weights)
+        self.floats = _bias_names(module)
+        for name in self.floats:
+            self.register_parameter(name, getattr(module, name))
+
+    def flatten_parameters(self) -> None:
+        """Do nothing: models call it on the float module, whose weights it lays out for cuDNN."""
+
+    def forward(self, x: Tensor | PackedSequence, hx: Tensor | States | None = None) -> tuple[Any, Any]:
+        """Return outputs and last states, as ``nn.LSTM`` and ``nn.GRU`` do."""
+        if isinstance(x, PackedSequence):
+            data, states = x.data, self._states(hx, int(x.batch_sizes[0]), x.data)
+            y, last = self._run(data, x.batch_sizes, tuple(_chosen(s, x.sorted_indices) for s in states))
+            last = tuple(_chosen(s, x.unsorted_indices) for s in last)
+            return PackedSequence(y, x.batch_sizes, x.sorted_indices, x.unsorted_indices), self._given(last)
+        if x.ndim == 3:
+            y, last = self._run(x, None, self._states(hx, x.shape[0 if self.batch_first else 1], x))
+            return y, self._given(last)
+        axis = 0 if self.batch_first else 1
+        alone = None if hx is None else tuple(s.unsqueeze(1) for s in ((hx,) if isinstance(hx, Tensor) else hx))
+        y, last = self._run(x.unsqueeze(axis), None, self._states(alone, 1, x))
+        return y.squeeze(axis), self._given(tuple(s.squeeze(1) for s in last))
+
+    def _states(self, hx: Tensor | States | None, batch: int, like: Tensor) -> States:
+        if hx is not None:
+            states = (hx,) if isinstance(hx, Tensor) else tuple(hx)
+            if len(states) != (2 if self.kind == "lstm" else 1):
+                raise ValueError(
+                    f"{self.kind} takes {'a hidden and a cell state' if self.kind == 'lstm' else 'one state'}, got {len(states)}"
+                )
+            return states
+        zeros = like.new_zeros(self.num_layers * self._directions, batch, self.hidden_size)
+        return (zeros, zeros) if self.kind == "lstm" else (zeros,)
+
+    def _given(self, states: States) -> Any:
+        return states if self.kind == "lstm" else states[0]
+
+    @property
+    def _directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    def _biases(self, cell: int) -> list[Tensor]:
+        return [getattr(self, name) for name in self.floats[2 * cell : 2 * cell + 2]]
+
+    def _run(self, x: Tensor, sizes: Tensor | None, states: States) -> tuple[Tensor, States]:
+        """Run layer by layer, so that one layer's float weights are there at a time."""
+        d = self._directions
+        last: list[States] = []
+        run: Any = torch.lstm if self.kind == "lstm" else torch.gru
+        for layer in range(self.num_layers):
+            flat: list[Tensor] = []
+            for cell in range(layer * d, (layer + 1) * d):
+                for stored in self.weight_codes[2 * cell : 2 * cell + 2]:
+                    assert isinstance(stored, StoredWeight)
+                    flat.append(stored.decode(stored.codes, slice(0, stored.rows)).to(self.dtype))
+                flat += self._biases(cell)
+            own = [s[layer * d : (layer + 1) * d].contiguous() for s in states]
+            given: Any = own if self.kind == "lstm" else own[0]
+            head: tuple[Any, ...] = (x,) if sizes is None else (x, sizes)
+            tail: tuple[Any, ...] = (bool(self.floats), 1, 0.0, False, self.bidirectional)
+            x, *after = run(*head, given, flat, *tail, *((self.batch_first,) if sizes is None else ()))
+            last.append(tuple(after))
+        return x, tuple(torch.cat(parts) for parts in zip(*last, strict=True))
+
+    def extra_repr(self) -> str:
+        """Return its shape."""
+        both = ", bidirectional" if self.bidirectional else ""
+        return f"{self.kind}, {self.num_layers} layers of {self.hidden_size}{both}"
+
+
+class Int8Recurrent(StoredRecurrent):
+    """An LSTM or GRU with int8 products. In compiled and exported programs it decodes its weights instead.
+
+    Args:
+        module: The float module.
+        weights: int8 codes, symmetric, per tensor or per output channel.
+    """
+
+    def __init__(self, module: nn.LSTM | nn.GRU, weights: Sequence[QuantizedTensor]) -> None:
+        super().__init__(module, weights)
+        self._weights: list[Callable[[], QuantizedTensor | None]] = [weakref.ref(w) for w in weights]
+        self._cells: list[Any] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The packed layout is the machine's own: it is made again where the layer lands.
+        return {**self.__dict__, "_cells": None, "_weights": [gone] * len(self._weights)}
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._cells, self._weights = None, [gone] * len(self._weights)
+
+    def _run(self, x: Tensor, sizes: Tensor | None, states: States) -> tuple[Tensor, States]:
+        if torch.compiler.is_compiling():
+            return super()._run(x, sizes, states)
+        if self._cells is None:
+            self._cells = [self._cell(i) for i in range(len(self.weight_codes) // 2)]
+        y, last = run_cells(
+            self.kind, x.float(), sizes, [s.float() for s in states], self._cells, self.num_layers, self.bidirectional, self.batch_first
+        )
+        return y.to(self.dtype), tuple(s.to(self.dtype) for s in last)
+
+    def _cell(self, cell: int) -> Any:
+        packed = []
+        rows = self.hidden_size * (4 if self.kind == "lstm" else 3)
+        biases = [b.detach().float() for b in self._biases(cell)] or [torch.zeros(rows), torch.zeros(rows)]
+        for index, bias in zip((2 * cell, 2 * cell + 1), biases, strict=True):
+            stored = self.weight_codes[index]
+            assert isinstance(stored, StoredWeight)
+
+            def pack(stored: StoredWeight = stored, bias: Tensor = bias) -> Any:
+                return kernels.pack_rows((stored.codes.short() + stored.lowest).to(torch.int8), stored.scale.reshape(-1), bias)
+
+            packed.append(shared_layout(self._weights[index](), ("cell", cell), pack))
+        return make_cell(*packed, *biases)
+
+
+def _chosen(states: Tensor, indices: Tensor | None) -> Tensor:
+    return states if indices is None else states.index_select(1, indices)
+
+
+def make_cell(input_rows: Any, state_rows: Any, input_bias: Tensor, state_bias: Tensor) -> Any:
+    """Return one layer and direction for :func:`run_cells`, from what ``kernels.pack_rows`` made of its two matrices."""
+    return torch.ops.quantized.make_quantized_cell_params_dynamic(input_rows, state_rows, input_bias, state_bias, False)
+
+
+def run_cells(
+    kind: str,
+    x: Tensor,
+    sizes: Tensor | None,
+    states: Sequence[Tensor],
+    cells: Sequence[Any],
+    layers: int,
+    bidirectional: bool,
+    batch_first: bool,
+) -> tuple[Tensor, States]:
+    """Run a whole recurrent network on integer kernels.
+
+    Args:
+        kind: ``lstm`` or ``gru``.
+        x: float32 (batch, steps, inputs), or (steps, batch, inputs), or the data of a packed sequence.
+        sizes: Batch sizes of a packed sequence, else None.
+        states: Of which each is (layers * directions, batch, hidden), float32.
+        cells: One for each layer and direction.
+        layers: How many layers.
+        bidirectional: Two directions a layer.
+        batch_first: The first axis of ``x`` is the batch.
+    """
+    head: tuple[Any, ...] = (x,) if sizes is None else (x, sizes)
+    tail: tuple[Any, ...] = (True, layers, 0.0, False, bidirectional, *((batch_first,) if sizes is None else ()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch announces the end of its quantized tensors
+        if kind == "lstm":
+            y, *last = torch.quantized_lstm(*head, list(states), list(cells), *tail, dtype=torch.qint8, use_dynamic=True)
+        else:
+            y, *last = torch.quantized_gru(*head, states[0], list(cells), *tail)
+    return y, tuple(last)
+
+
+@cache
+def has_recurrent(kind: str) -> str:
+    """Return why the int8 kernel of ``lstm`` or ``gru`` cannot be used here; empty when it was run and was right."""
+
+    def run(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        gates = 4 if kind == "lstm" else 3
+        x, h = torch.randn(2, 5, 16, generator=generator), torch.zeros(1, 2, 8)
+        codes = [torch.randint(-127, 128, (8 * gates, n), dtype=torch.int8, generator=generator) for n in (16, 8)]
+        scale, bias = torch.full((8 * gates,), 2e-3), torch.linspace(-1, 1, 8 * gates)
+        cell = make_cell(kernels.pack_rows(codes[0], scale, bias), kernels.pack_rows(codes[1], scale, bias), bias, bias)
+        states = [h, h] if kind == "lstm" else [h]
+        y, _ = run_cells(kind, x, None, states, [cell], 1, False, True)
+        flat = [*(c.double() * 2e-3 for c in codes), bias.double(), bias.double()]
+        function: Any = torch.lstm if kind == "lstm" else torch.gru
+        given = [s.double() for s in states] if kind == "lstm" else h.double()
+        return y, function(x.double(), given, flat, True, 1, 0.0, False, False, True)[0]
+
+    return kernels.fault(f"torch.quantized_{kind}", 0.03, run)
