@@ -15,11 +15,13 @@ from octavo.core.errors import DeviceError, ModelError, UnsafeFile
 from octavo.core.parts import PartConfig
 
 from . import TorchConfig
+from .attention import Attention, bypassed, with_linear_projections
 from .batches import to_call
 from .candidate import TorchCandidate
 from .offers import capability
 from .seeing import capture_again, capture_of
-from .session import TorchSession, open_root
+from .session import GIVEN, TorchSession, given_candidate, open_root
+from .skeleton import skeleton
 
 
 class TorchAdapter(Adapter):
@@ -39,9 +41,15 @@ class TorchAdapter(Adapter):
             DeviceError: If the device is not there.
             DataError: If the example does not fit the model.
         """
-        root, device = self._root(source)
+        given, device = self._root(source)
+        root = with_linear_projections(skeleton(given))
         call = to_call(example, root, device) if example is not None else None
-        return TorchSession(capture_of(root, call, self._settings.capture), device, call)
+        notes = tuple(
+            f"{path or 'the model'} ({kind}) reads its layers' weights and may never call them: they stay float"
+            for path, kind in bypassed(root).items()
+        )
+        replaced = any(isinstance(module, Attention) for module in root.modules())
+        return TorchSession(capture_of(root, call, self._settings.capture), device, call, notes, given if replaced else None)
 
     def capability(self) -> Capability:
         """Return what runs on the configured device; ``auto`` answers for CUDA where there is one."""
@@ -67,6 +75,10 @@ class TorchAdapter(Adapter):
         if model is None:
             raise ModelError(f"{folder} holds tensors and a recipe but no architecture: pass the float module, or a function that makes it")
         root, device = self._root(model)
+        if saved.facts == GIVEN:
+            restore(root, saved, device)
+            return given_candidate(root, device)
+        root = with_linear_projections(root)
         restore(root, saved, device)
         session = TorchSession(capture_again(root, saved.facts, saved.factors), device, None)
         candidate = session.apply(saved.recipe, saved.parameters) if saved.recipe.schemes else session.reference()

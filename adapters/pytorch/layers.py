@@ -11,6 +11,7 @@ from torch import nn
 
 from octavo.core.graph import Attribute, Op, Weight
 
+from .attention import bypassed
 from .recurrent import KINDS, weight_names
 from .skeleton import aliases
 
@@ -63,16 +64,12 @@ def is_batch_norm(module: nn.Module) -> bool:
 def find_layers(root: nn.Module) -> dict[str, Op]:
     """Return path -> op of every layer below ``root``; values are named after the paths.
 
-    A module that is registered or called twice is one op. Children of ``nn.MultiheadAttention`` are left out: it reads
-    their weights and never calls them.
+    A module that is registered or called twice is one op. Children of modules that read their weights and may never call
+    them are left out.
     """
     first = aliases(root)
     found: dict[str, Op] = {}
-    hidden = [
-        f"{name}." if name else ""
-        for name, module in root.named_modules()
-        if isinstance(module, (nn.MultiheadAttention, nn.TransformerEncoderLayer))
-    ]
+    hidden = [f"{path}." if path else "" for path in bypassed(root)]
     for path, module in root.named_modules():
         kind = kind_of(module)
         if kind and not any(path.startswith(h) for h in hidden):

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import fx, nn
 
+from .attention import Attention
 from .batches import parameters_of, tensors_in
 from .capture import Call, Capture
 from .graph import GraphCapture
@@ -62,10 +63,15 @@ def _two(value: Any) -> Any:
     return value[:2] if isinstance(value, torch.Tensor) else value
 
 
+_CONTAINERS = (nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+
+
 class _Tracer(fx.Tracer):
     """Follows the model's own modules; those of torch.nn are leaves."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if isinstance(m, Attention):
+            return False
         return super().is_leaf_module(m, module_qualified_name) or type(m).__module__.startswith("octavo.")
 
 
@@ -79,6 +85,8 @@ def _obstacle(root: nn.Module, call: Call | None) -> str:
     if optional:
         return f"its forward has optional arguments ({', '.join(optional[:3])}{', ...' if len(optional) > 3 else ''})"
     for path, module in root.named_modules():
+        if isinstance(module, _CONTAINERS):
+            return f"{path or 'the model'} is an nn.{type(module).__name__}, whose layers a graph does not show"
         if has_hooks(module) and not _Tracer().is_leaf_module(module, path):
             return f"{path or 'the model'} has forward hooks, which a graph would lose"
     if call is not None and not all(isinstance(v, torch.Tensor) for v in [*call[0], *call[1].values()]):

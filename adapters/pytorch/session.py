@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -36,13 +37,17 @@ class TorchSession(Session):
         device: Where candidates run.
         example: One batch as a call, or None.
         notes: What a reader must know, for the ledger.
+        given: The model as it was given, where ``capture`` sees stand-ins for some of its modules.
     """
 
-    def __init__(self, capture: Capture, device: torch.device, example: Call | None, notes: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, capture: Capture, device: torch.device, example: Call | None, notes: tuple[str, ...] = (), given: nn.Module | None = None
+    ) -> None:
         self.capture = capture
         self._device = device
         self._example = example
         self._notes = notes
+        self._given = given
         self._folded: dict[str, tuple[torch.Tensor, torch.Tensor | None]] = {}
         self._view: ModelView | None = None
 
@@ -122,6 +127,8 @@ class TorchSession(Session):
 
     def reference(self) -> TorchCandidate:
         """Return the model as it was given, in eval mode."""
+        if self._given is not None:
+            return given_candidate(skeleton(self._given), self._device)
         root, facts = skeleton(self.capture.root), self.capture.facts()
         install(root, self.capture.layers, self.capture.factors)
         return TorchCandidate(root, Recipe(backend="torch"), {}, {}, {}, self._device, facts, self.capture.factors)
@@ -195,6 +202,15 @@ class TorchSession(Session):
         if self._example is None:
             raise ModelError("exporting to ONNX needs one batch of example inputs; give calibration data")
         export_onnx(skeleton(self.capture.root), self._example, path)
+
+
+GIVEN: Mapping[str, Any] = {"kind": "given"}
+"""How a candidate was seen that is the model as it was given."""
+
+
+def given_candidate(root: nn.Module, device: torch.device) -> TorchCandidate:
+    """Return a float model as a candidate, without stand-ins."""
+    return TorchCandidate(root, Recipe(backend="torch"), {}, {}, {}, device, GIVEN, {})
 
 
 def _hook_notes(capture: Capture) -> Iterable[str]:
