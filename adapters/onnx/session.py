@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -24,6 +25,7 @@ from .folding import constant
 from .kernels import capability, low_precision_kernels
 from .observe import observe
 from .preparation import prepare
+from .qoperator import to_operators
 from .rescaling import rescale
 from .runtime import compile_model
 from .sites import find_sites
@@ -81,6 +83,9 @@ class OnnxSession(Session):
                 raise ModelError(f"the model has no op {name!r}{nearest(name, self._sites.sites)}")
             offered.realization(self._sites.sites[name].op, given.scheme)
         model, emitted = emit(self._prepared, self._sites, {n: p for n, p in parameters.items() if not p.scheme.is_float})
+        paired: Mapping[str, str] = {}
+        if self.config.form == "qoperator":
+            paired = to_operators(model, [emitted[n].node for n, p in parameters.items() if p.scheme.mode == "static"])
         compiled = compile_model(model, self.config, inspect=True)
         found = low_precision_kernels(compiled.nodes, emitted)
         ledger: dict[str, Applied] = {}
@@ -94,6 +99,8 @@ class OnnxSession(Session):
                 scheme = given_or_none.scheme
                 why = "ONNX Runtime computes it in float32" if scheme.mode == "cast" else "ONNX Runtime fused no integer kernel here"
                 ledger[name] = Applied(scheme, scheme, "simulated", why)
+            if name in emitted and emitted[name].node in paired:
+                ledger[name] = replace(ledger[name], reason=f"{ledger[name].reason}; {paired[emitted[name].node]}")
         return OnnxCandidate(OnnxCallable(model, self.config, compiled), recipe, ledger)
 
     def rescale(self, factors: Mapping[str, Factors]) -> OnnxSession:
