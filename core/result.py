@@ -63,6 +63,36 @@ class Quantized:
         """
         return save_candidate(self.candidate, Path(folder), {})
 
+    def export(self, to: str, folder: str | Path, *, host: PluginHost | None = None) -> Path:
+        """Write the model for another runtime: ``standalone``, ``compressed-tensors``, ``gptq``, ...; as a whole or not at all.
+
+        Args:
+            to: Name of an exporter (``octavo plugins`` lists them).
+            folder: It must be new or empty.
+            host: Plugins; None loads the default ones.
+
+        Raises:
+            ConfigError: If the folder is not empty.
+            UnknownPart: If there is no such exporter.
+            SchemeError: If the other runtime cannot hold the model; the message says which op, and the remedy.
+        """
+        from .plugins import PluginHost
+
+        exporter = (host or PluginHost()).part("exporters", to).load()
+        folder = Path(folder).expanduser().absolute()
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ConfigError(f"{folder} exists and is not empty; choose another folder")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Written beside the target and put in place when it is whole.
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as fresh:
+            made = Path(fresh) / "export"
+            made.mkdir()
+            exporter(self, made)
+            if folder.exists():
+                folder.rmdir()
+            shutil.move(made, folder)
+        return folder
+
 
 @dataclass(frozen=True)
 class Result(Quantized):

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 from octavo.core.hookspecs import hookimpl
-from octavo.core.parts import AdapterPart, PartConfig
+from octavo.core.parts import AdapterPart, Part, PartConfig
 
 
 class TorchConfig(PartConfig):
@@ -36,5 +36,39 @@ def octavo_adapters() -> Iterable[AdapterPart[Any]]:
             hint="Install it with: pip install 'octavo[torch]'",
             models=("torch.nn.modules.module.Module",),
             suffixes=(".pt", ".pth", ".pt2"),
+        ),
+    )
+
+
+class CompressedTensorsConfig(PartConfig):
+    """A checkpoint of transformers in the compressed-tensors format."""
+
+    kind: Literal["compressed-tensors"] = "compressed-tensors"
+
+
+class GptqConfig(PartConfig):
+    """A checkpoint of transformers in the GPTQ format."""
+
+    kind: Literal["gptq"] = "gptq"
+
+
+@hookimpl
+def octavo_exporters() -> Iterable[Part[Any]]:
+    """Offer the checkpoint formats of transformers."""
+    hint = "Install what it needs with: pip install 'octavo[torch]' transformers"
+    return (
+        Part(
+            "compressed-tensors",
+            "octavo.adapters.pytorch.compressed_tensors:export",
+            CompressedTensorsConfig,
+            "a checkpoint for transformers and vLLM: int8 with quantized inputs, packed weights of 2 to 8 bits",
+            hint,
+        ),
+        Part(
+            "gptq",
+            "octavo.adapters.pytorch.gptq:export",
+            GptqConfig,
+            "a checkpoint for gptqmodel, vLLM and transformers: weights of 2, 3, 4 or 8 bits",
+            hint,
         ),
     )

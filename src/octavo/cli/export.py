@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -38,23 +36,12 @@ def export(
     host = PluginHost()
     if standalone == (to is not None):
         raise ConfigError(f"say which exporter: --standalone, or --to with one of {', '.join(sorted(host.parts('exporters')))}")
-    exporter = host.part("exporters", to or "standalone").load()
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigError(f"{output} exists and is not empty; choose another folder")
     opened = source(result)
     if is_result(opened):
         candidate = load_candidate(opened, source(float_model) if float_model else None, host=host)
     else:
         candidate = open_model(opened, host, backend=backend).session.reference()
-    output.absolute().parent.mkdir(parents=True, exist_ok=True)
-    # Written beside the target and put in place when it is whole.
-    with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=f".{output.name}-") as fresh:
-        folder = Path(fresh) / "export"
-        folder.mkdir()
-        exporter(Quantized(candidate), folder)
-        if output.exists():
-            output.rmdir()
-        shutil.move(folder, output)
+    Quantized(candidate).export(to or "standalone", output, host=host)
     console = out()
     for file in sorted(f for f in output.rglob("*") if f.is_file()):
         console.print(f"{file}  {text.size(file.stat().st_size)}", soft_wrap=True)

@@ -1,0 +1,163 @@
+"""What the checkpoint formats of transformers share: which models and weights they take, and the files around the weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from octavo.core.adapter import OpParameters
+from octavo.core.errors import SchemeError
+from octavo.core.numerics.affine import integer_range, is_integer
+from octavo.core.numerics.packing import pack
+from octavo.core.numerics.tensor import QuantizedTensor
+
+from .architecture import architecture_of, rebuild
+from .candidate import TorchCandidate
+from .skeleton import aliases, named_tensors
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A candidate on its way into a checkpoint.
+
+    Attributes:
+        format: Name of the format, for messages.
+        candidate: What is written.
+        empty: The float module on the meta device: its classes and names are those that the reader will make.
+    """
+
+    format: str
+    candidate: TorchCandidate
+    empty: nn.Module
+
+    @classmethod
+    def of(cls, result: Any, format: str) -> Checkpoint:
+        """Take a result, a quantized model or a candidate.
+
+        Raises:
+            SchemeError: If it is no model of transformers, or holds what no checkpoint can: the message names the op and the remedy.
+        """
+        candidate = getattr(result, "candidate", result)
+        if not isinstance(candidate, TorchCandidate):
+            raise SchemeError(
+                f"{format} takes a model of the torch backend, not a {type(candidate).__name__}; tune with backends=['torch']"
+            )
+        facts = architecture_of(candidate.module)
+        if facts is None:
+            kind = type(candidate.module)
+            raise SchemeError(
+                f"{format} holds models whose class the transformers package defines, and this is a {kind.__module__}.{kind.__qualname__}; "
+                "save it with result.save() and load it with octavo.load(folder, model=...)"
+            )
+        made = cls(format, candidate, rebuild(facts, "meta"))
+        if not candidate.parameters:
+            raise SchemeError(f"nothing in this model is quantized: {format} would hold the float model; use its save_pretrained")
+        for name in candidate.factors:
+            made.refuse(name, "it multiplies its input by factors that no layer before it could take in", "leave that transform out")
+        tied = aliases(made.empty)
+        for name in candidate.parameters:
+            if f"{name}.weight" in {*tied, *tied.values()}:
+                other = next((v if k == f"{name}.weight" else k) for k, v in tied.items() if f"{name}.weight" in (k, v))
+                made.refuse(name, f"its weight is tied to {other}, which the format does not quantize with it")
+        return made
+
+    def refuse(self, name: str, why: str, remedy: str = "") -> NoReturn:
+        """Raise the error that says why an op cannot be held, and what to do."""
+        raise SchemeError(
+            f"{self.format} cannot hold op {name!r} [{self.candidate.recipe[name]}]: {why}; "
+            + (remedy or f'keep it float with a rule: ops = ["{name}"], keep = "float"')
+        )
+
+    def weight(self, name: str, parameters: OpParameters) -> IntegerMatrix:
+        """Return an op's weight as whole numbers.
+
+        Raises:
+            SchemeError: If the op is no nn.Linear, which is what readers take, or its codes are no integers on a scale.
+        """
+        module = self.empty.get_submodule(name)
+        if not isinstance(module, nn.Linear):
+            self.refuse(name, f"readers take nn.Linear layers, and this is a {type(module).__name__}")
+        weight = parameters.weight
+        if weight is None or not is_integer(weight.params.spec) or weight.params.spec.bits > 8:
+            self.refuse(name, "its weight is no integer of 2 to 8 bits", "give it an int or uint weight of 2 to 8 bits, or keep it float")
+        spec = weight.params.spec
+        if spec.granularity.startswith("block:"):
+            self.refuse(name, "scales of blocks have no place in the file", "use channel or group:N granularity")
+        return IntegerMatrix.of(weight)
+
+    def floats(self) -> dict[str, Tensor]:
+        """Return every tensor that stays float under the name that the reader gives it, tied ones once, and the ops' biases."""
+        owned = tuple(f"{name}." for name in self.candidate.parameters)
+        kept = self.empty.state_dict().keys()
+        found = {n: t for n, t in named_tensors(self.candidate.module).items() if n in kept and not n.startswith(owned)}
+        for name, bias in self.candidate.biases.items():
+            if bias is not None:
+                found[f"{name}.bias"] = bias.to(self.dtype(name))
+        return found
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the type that an op's float weight had."""
+        weight = self.empty.get_submodule(name).weight
+        assert isinstance(weight, Tensor)
+        return weight.dtype
+
+    def write(self, folder: Path, tensors: Mapping[str, Tensor], quantization: Mapping[str, Any]) -> None:
+        """Write tensors, configuration and generation settings as ``from_pretrained`` reads them."""
+        folder.mkdir(parents=True, exist_ok=True)
+        plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+        save_file(plain, folder / "model.safetensors", metadata={"format": "pt"})
+        module: Any = self.candidate.module
+        config = copy.deepcopy(module.config)
+        config.architectures = [type(module).__name__]
+        config.dtype = module.dtype
+        config.quantization_config = dict(quantization)
+        config.save_pretrained(folder)
+        if (generation := getattr(module, "generation_config", None)) is not None:
+            generation.save_pretrained(folder)
+
+
+@dataclass(frozen=True)
+class IntegerMatrix:
+    """A weight (outputs, inputs) as unsigned codes: value = scale * (code - zero_point), group by group of inputs.
+
+    Attributes:
+        codes: 0 to 2**bits - 1, int32.
+        scale: float32 (outputs, groups); (1, 1) for one scale.
+        zero_point: int32, the same shape.
+        bits: Width of a code.
+        symmetric: Every zero point is the middle code.
+        group: Inputs that share a scale; None for whole rows.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero_point: Tensor
+    bits: int
+    symmetric: bool
+    group: int | None
+
+    @classmethod
+    def of(cls, weight: QuantizedTensor) -> IntegerMatrix:
+        """Return the matrix of an integer weight (outputs, inputs)."""
+        spec, params = weight.params.spec, weight.params
+        middle = 2 ** (spec.bits - 1) if integer_range(spec)[0] < 0 else 0
+        rows = 1 if params.scale.ndim == 0 else params.scale.shape[0]
+        scale, zero_point = params.scale.reshape(rows, -1), params.zero_point.reshape(rows, -1) + middle
+        codes = weight.codes.to(torch.int32) + middle
+        return cls(codes.cpu(), scale.float().cpu(), zero_point.to(torch.int32).cpu(), spec.bits, spec.symmetric, spec.group_size)
+
+
+def words(codes: Tensor, bits: int) -> Tensor:
+    """Pack unsigned codes along the last axis into int32 words as one stream of bits, the first code lowest; zeros fill the last word."""
+    octets = pack(codes, bits)
+    padded = nn.functional.pad(octets, (0, -octets.shape[-1] % 4)).contiguous()
+    return padded.view(torch.int32)
