@@ -86,7 +86,7 @@ class TuningConfig(Frozen):
         non_finite: What becomes of an op whose weight holds NaN or Inf: refuse the model, or keep the op in float.
         executor: Where trials run.
         budgets: Hard limits (``bits``: average weight bits; ``size``: share of the float file; ``latency``: share of the
-            float time) for strategies that keep them.
+            float time): a trial that overruns one does not pass.
         plugins: Plugin policy: ``autoload``, ``allow``, ``deny``.
     """
 

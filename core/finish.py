@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from .adapter import Candidate, Opened
+from .budgets import explain
 from .config import TuningConfig
 from .loop import Loop, choose, tell
 from .plugins import PluginHost
-from .result import Result, load_candidate, save_candidate
+from .result import MODEL, Result, load_candidate, save_candidate
 from .rules import fixed_ops
 from .trial import Trial
 
@@ -64,9 +65,11 @@ class Finish:
         done = [t for t in trials if t.state != "failed" and t.number not in refused]
         if not done:
             return self._nothing(trials, reason, interrupted)
-        closest = max(done, key=lambda t: (t.margin, -t.number))
+        # A budget is hard: what keeps it comes before what is more accurate.
+        closest = max(done, key=lambda t: (not t.over, t.margin, -t.number))
         assert loop.baseline is not None
-        miss = loop.criterion.judge(closest.metrics, loop.baseline.metrics).reason
+        verdict = loop.criterion.judge(closest.metrics, loop.baseline.metrics)
+        miss = "; ".join(filter(None, ("" if verdict.passed else verdict.reason, explain(closest.over, loop.budgets))))
         return self.result(
             self._candidate(closest), closest, reason=f"no trial reached the goal; the closest: {miss} ({reason})", interrupted=interrupted
         )
@@ -89,9 +92,13 @@ class Finish:
                 saved = save_candidate(candidate, Path(folder) / "result", {})
                 loaded = load_candidate(saved, self.model if own else None, host=self.host)
                 scores = self.loop.scoring.full(loaded)
+                size = sum(p.stat().st_size for p in (saved / MODEL).rglob("*") if p.is_file())
             except Exception as error:
                 return {}, f"{type(error).__name__}: {error}"
         verdict = self.loop.criterion.judge(scores.metrics, self.loop.baseline.metrics)
+        limit = self.loop.budgets.get("size", float("inf"))
+        if size > limit * self.loop.reference.bytes * (1 + 1e-9):
+            return scores.metrics, f"its files hold {size / self.loop.reference.bytes:.4g} of the float model's, and {limit:g} is allowed"
         return scores.metrics, "" if verdict.passed else verdict.reason
 
     def result(

@@ -12,6 +12,7 @@ from scipy.sparse import csr_matrix
 from .errors import ConfigError
 
 FEW = 200  # units up to which a step of one of them matters
+OUT_OF_TIME = 1  # status of scipy's milp
 FINEST, COARSEST = 8192, 2048  # bins: many units round losses both ways and need fewer
 
 
@@ -117,28 +118,53 @@ def exact(
     """Return the cheapest choices under several limits, by integer programming (HiGHS through scipy).
 
     Args:
-        costs: For each unit, the cost of each choice.
+        costs: For each unit, the cost of each choice; an infinite one is never taken.
         limits: Pairs of (what each choice uses, how much all may use together).
         gap: Relative gap at which the solver may stop.
-        seconds: Time limit.
+        seconds: Time limit. The best choices found until then are returned.
 
     Raises:
-        ConfigError: If no choice keeps the limits.
+        ConfigError: If no choice keeps the limits, or none was found in time; the message says which.
     """
-    counts = [len(c) for c in costs]
-    total = sum(counts)
-    starts = np.concatenate([[0], np.cumsum(counts)])
+    cost = np.concatenate([np.asarray(c, dtype=np.float64) for c in costs])
+    allowed = np.isfinite(cost)
+    picks = _solve(cost, allowed, [len(c) for c in costs], limits, gap, seconds)
+    total = float(cost[picks].sum())
+    # The solver's tolerances are absolute. Where the optimum is tiny beside some costs, these are in no optimum: without them
+    # the numbers are of one size, and small differences count.
+    if 0 < total < 1e-3 * float(cost[allowed].max()):
+        picks = _solve(cost, allowed & (cost <= total), [len(c) for c in costs], limits, gap, seconds)
+    starts = np.concatenate([[0], np.cumsum([len(c) for c in costs])])
+    return [int(i) for i in picks - starts[:-1]]
+
+
+def _solve(
+    cost: np.ndarray,
+    allowed: np.ndarray,
+    counts: Sequence[int],
+    limits: Sequence[tuple[Sequence[np.ndarray], float]],
+    gap: float,
+    seconds: float,
+) -> np.ndarray:
+    """Return the positions of the chosen among all choices."""
+    total, starts = len(cost), np.concatenate([[0], np.cumsum(counts)])
     one_each = csr_matrix((np.ones(total), np.arange(total), starts), shape=(len(counts), total))
     constraints = [LinearConstraint(one_each, 1, 1)]
     for uses, limit in limits:
         row = np.concatenate([np.asarray(u, dtype=np.float64) for u in uses])
         scale = max(float(np.abs(row).max()), 1e-300)
         constraints.append(LinearConstraint(csr_matrix(row[None] / scale), -np.inf, limit / scale))
-    objective = np.concatenate([np.asarray(c, dtype=np.float64) for c in costs])
-    scale = max(float(np.abs(objective).max()), 1e-300)
+    finite = np.where(allowed, cost, 0.0)
+    scale = max(float(np.abs(finite).max()), 1e-300)
     options = {"mip_rel_gap": gap, "time_limit": seconds}
-    found = milp(objective / scale, integrality=np.ones(total), bounds=Bounds(0, 1), constraints=constraints, options=options)
+    bounds = Bounds(np.zeros(total), allowed.astype(float))
+    found = milp(finite / scale, integrality=np.ones(total), bounds=bounds, constraints=constraints, options=options)
+    if found.x is None and found.status == OUT_OF_TIME:
+        raise ConfigError(
+            f"the integer program found no choice that keeps the limits within {seconds:g} s, nor that there is none: "
+            "raise the budget, or let rules offer fewer schemes"
+        )
     if found.x is None:
         least = "; ".join(f"at least {sum(float(np.min(u)) for u in uses):.6g} against {limit:.6g}" for uses, limit in limits)
         raise ConfigError(f"no choice keeps the limits: {least}; raise the budget, or offer smaller schemes")
-    return [int(np.argmax(found.x[a:b])) for a, b in pairwise(starts)]
+    return np.array([a + int(np.argmax(found.x[a:b])) for a, b in pairwise(starts)], dtype=np.int64)

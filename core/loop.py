@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from .adapter import Candidate, Opened
+from .budgets import overruns
 from .criteria.base import Criterion
 from .data import CalibrationData
 from .errors import EvaluationError, PluginError, StoreError
@@ -36,6 +37,9 @@ class Backend:
     space: TuningSpace
     realizer: Realizer
     data: CalibrationData
+
+
+UNSTEADY = 0.25  # spread of the float model's timing, as a share of it, from which on it is told
 
 
 class Asks(Protocol):
@@ -83,6 +87,8 @@ class Loop:
         history: Where trials are kept.
         progress: Told how it goes.
         notify: Called after each trial with it (plugins' hook).
+        budgets: Hard limits; a trial passes only if it keeps them.
+        checked: What must be measured for the budgets beside the objectives, by name.
     """
 
     backends: Mapping[str, Backend]
@@ -93,6 +99,8 @@ class Loop:
     history: History
     progress: Sequence[Progress] = ()
     notify: Callable[[Trial], None] = lambda trial: None
+    budgets: Mapping[str, float] = field(default_factory=dict)
+    checked: Mapping[str, Objective] = field(default_factory=dict)
     baseline: Trial | None = None
     _known: dict[str, Trial] = field(default_factory=dict)
 
@@ -140,6 +148,8 @@ class Loop:
             self.scoring.prepare_race(scores, candidate, self.criterion, race)
         evaluated = time.perf_counter() - began
         measured = self._measure(self.reference)
+        if unsteady := _unsteady(measured):
+            tell(self.progress, unsteady)
         seconds = {"evaluate": evaluated, "measure": time.perf_counter() - began - evaluated}
         trial = Trial(
             0,
@@ -229,11 +239,13 @@ class Loop:
             verdict = self.criterion.judge(scores.metrics, self.baseline.metrics)
             measured = self._measure(subject)
             seconds["measure"], mark = _lap(mark)
+            over = overruns(self.budgets, backend.space, {op: line.applied for op, line in candidate.ledger.items()}, measured)
             return Trial(
                 number,
                 recipe,
                 metrics=scores.metrics,
-                passed=verdict.passed,
+                passed=verdict.passed and not over,
+                over=over,
                 margin=verdict.margin,
                 objectives=measured,
                 ledger=candidate.ledger,
@@ -257,7 +269,19 @@ class Loop:
         )
 
     def _measure(self, subject: Subject) -> dict[str, Measurement]:
-        return {name: objective.measure(subject, self.reference) for name, objective in self.objectives.items()}
+        wanted = {**self.objectives, **self.checked}
+        return {name: objective.measure(subject, self.reference) for name, objective in wanted.items()}
+
+
+def _unsteady(measured: Mapping[str, Measurement]) -> str:
+    """Return a warning if timings of the float model itself are spread so widely that they decide little; else ''."""
+    for name, m in measured.items():
+        if m.high - m.low > UNSTEADY * abs(m.value) > 0:
+            return (
+                f"{name} of the float model varied from {m.low:.3g} to {m.high:.3g} {m.unit} between rounds: this machine is busy, and "
+                "differences smaller than that decide nothing; tune on an idle machine, or raise the objective's rounds"
+            )
+    return ""
 
 
 def tell(progress: Sequence[Progress], text: str) -> None:

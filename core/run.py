@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from .adapter import Batch
-from .config import TuningConfig
+from .budgets import MEASURED, describe
+from .config import PartTable, TuningConfig
 from .counterparts import Scores, SharedSensitivity, lend_traces
 from .criteria.base import Criterion
 from .data import CalibrationData
@@ -91,7 +92,7 @@ def autotune(
         search_fn, holdout_fn = split_samples(eval_fn, settings.holdout, settings.seed)
     host = host or plugin_host(settings)
     criterion: Criterion = host.part("criteria", settings.criterion(host).kind).build(settings.criterion(host))
-    objectives = _objectives(settings, host)
+    objectives = _objectives(settings.objective.minimise, host)
     strategy_settings = host.read("strategies", settings.strategy)
     with ExitStack() as stack:
         opened, data, native = open_all(model, calibration, settings, host, stack)
@@ -103,7 +104,7 @@ def autotune(
             "model": source.session.fingerprint(),
             "data": first.digest(),
             "space": canonical_json([spaces[o.name].digest for o in opened]),
-            "goal": canonical_json([settings.accuracy, list(objectives)]),
+            "goal": canonical_json([settings.accuracy, list(objectives), *([settings.budgets] if settings.budgets else [])]),
         }
         directions = [_direction(settings), *("minimize" if o.lower_is_better else "maximize" for o in objectives.values())]
         history = StudyHistory(storage or default_storage(), name=study, fingerprint=fingerprint, directions=directions, resume=resume)
@@ -123,12 +124,14 @@ def autotune(
             history,
             progress=tuple(callbacks),
             notify=lambda trial: host.notify("octavo_trial_finished", trial=trial),
+            budgets={str(name): limit for name, limit in settings.budgets.items()},
+            checked=_objectives([n for n in settings.budgets if n in MEASURED and n not in objectives], host),
         )
         for name in opened:
             for note in (*name.notes, *spaces[name.name].notes, *data[name.name].notes):
                 tell(callbacks, note)
         baseline = loop.measure_baseline(int(getattr(settings.criterion(host), "noise_runs", 1)), settings.racing)
-        goal = criterion.describe(baseline.metrics)
+        goal = ", ".join(filter(None, (criterion.describe(baseline.metrics), describe(loop.budgets))))
         finish = Finish(loop, settings, goal, native, tuple(opened), began, model, host)
         if not any(space.tunable for space in spaces.values()):
             reason = "nothing to quantize: no op of this model has a scheme to choose (see the ledger and the rules)"
@@ -192,7 +195,7 @@ def _strategies(
             settings.seed,
             SharedSensitivity(service, space, scores) if len(services) > 1 else service,
             settings.stop == "goal",
-            {str(name): limit for name, limit in settings.budgets.items()},
+            loop.budgets,
         )
         built[name] = part.build(strategy, problem)
     return JointStrategy(built)
@@ -223,9 +226,9 @@ def _take(data: CalibrationData, count: int) -> Iterator[Batch]:
         yield batch
 
 
-def _objectives(settings: TuningConfig, host: PluginHost) -> dict[str, Objective]:
+def _objectives(wanted: Sequence[PartTable], host: PluginHost) -> dict[str, Objective]:
     found: dict[str, Objective] = {}
-    for raw in settings.objective.minimise:
+    for raw in wanted:
         config = host.read("objectives", raw)
         objective: Objective = host.part("objectives", config.kind).build(config)
         objective.check()

@@ -24,6 +24,7 @@ from functools import cached_property
 
 import numpy as np
 
+from .budgets import overruns
 from .knapsack import exact
 from .recipe import Recipe
 from .scheme import FLOAT, OpScheme, PartChoice, QuantSpec
@@ -130,8 +131,8 @@ class Simulation:
         """Return the objective of a recipe."""
         return self.space.weight_bytes(recipe)
 
-    def trial(self, number: int, recipe: Recipe) -> Trial:
-        """Evaluate a recipe as the loop would."""
+    def trial(self, number: int, recipe: Recipe, budgets: Mapping[str, float] | None = None) -> Trial:
+        """Evaluate a recipe as the loop would, under the budgets of a problem if they are given."""
         tag = f"{self.seed} {recipe.digest}"
         if len(recipe) and _uniform(f"fail {tag}") < self.failures:
             return Trial(number, recipe, "failed", error="RuntimeError: simulated failure")
@@ -140,7 +141,9 @@ class Simulation:
         margin = 1.0 - (1.0 - score) / STEP
         cost = self.cost(recipe)
         measured = {self.objective: Measurement(cost, cost, cost, "bytes", cost / self.cost(Recipe({}, (), self.space.backend)))}
-        return Trial(number, recipe, metrics={"score": score}, passed=margin >= 0, margin=margin, objectives=measured)
+        over = overruns(budgets or {}, self.space, recipe.schemes, measured)
+        passed = margin >= 0 and not over
+        return Trial(number, recipe, metrics={"score": score}, passed=passed, margin=margin, objectives=measured, over=over)
 
     def search(self, strategy: Strategy, limit: int) -> Search:
         """Run a strategy as the loop would, one trial at a time."""
@@ -153,7 +156,7 @@ class Simulation:
             elif isinstance(recipe, Wait):
                 raise RuntimeError("the strategy waits although no trial is pending")
             else:
-                trials.append(self.trial(len(trials) + 1, recipe))
+                trials.append(self.trial(len(trials) + 1, recipe, strategy.problem.budgets))
                 strategy.tell(trials[-1])
         passing = [t for t in trials if t.passed]
         best = min(passing, key=lambda t: t.costs((self.objective,)), default=None)

@@ -37,7 +37,8 @@ class Problem:
         seed: The only source of randomness.
         sensitivity: The service, or None where there is none (then order by parameters).
         stop_at_goal: The search ends at the first passing recipe.
-        budgets: Hard limits by name (``bits``, ``size``, ``latency``) for strategies that keep them.
+        budgets: Hard limits by name (``bits``, ``size``, ``latency``). A trial that overran one has not passed, and its
+            ``over`` says by how much.
     """
 
     space: TuningSpace

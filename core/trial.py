@@ -52,11 +52,12 @@ class Trial:
         recipe: What was tried.
         state: ``complete``; ``failed`` (with ``error``); ``rejected`` (a racing bound ended its evaluation early).
         metrics: Metric name -> score, checked floats.
-        passed: The criterion's verdict.
+        passed: The criterion is met, and every budget was kept.
         margin: Signed distance to the goal, as a share of the tolerated loss where that is defined: >= 0 passes, and
             higher is better whatever the metric's direction. The one number that strategies rank accuracy by.
         objectives: Objective name -> measurement.
         ledger: Op -> what was requested and what runs.
+        over: Budget -> what was used as a share of what is allowed, for those that were overrun.
         error: Traceback text, if it failed.
         seconds: Phase -> wall time: ``apply`` (quantizing included), ``evaluate``, ``measure``.
         evaluated: Share of the samples that the evaluation used (1.0 unless racing stopped it).
@@ -71,6 +72,7 @@ class Trial:
     margin: float = float("-inf")
     objectives: Mapping[str, Measurement] = field(default_factory=dict)
     ledger: Mapping[str, Applied] = field(default_factory=dict)
+    over: Mapping[str, float] = field(default_factory=dict)
     error: str = ""
     seconds: Mapping[str, float] = field(default_factory=dict)
     evaluated: float = 1.0
@@ -94,6 +96,7 @@ class Trial:
                 op: [a.realization, a.reason, None if a.applied == a.requested else a.applied.model_dump(exclude_defaults=True)]
                 for op, a in self.ledger.items()
             },
+            "over": dict(self.over),
             "error": self.error,
             "seconds": dict(self.seconds),
             "evaluated": self.evaluated,
@@ -114,6 +117,7 @@ class Trial:
             recipe=recipe,
             objectives={k: Measurement(*v) for k, v in raw["objectives"].items()},
             ledger=ledger,
+            over=raw.get("over", {}),
             margin=float("-inf") if margin is None else float(margin),
             **fields,
         )

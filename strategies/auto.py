@@ -6,6 +6,8 @@
    the belief (its scale at first, then the units on which the last recipes differ), and the next knapsack is solved under
    it. A recipe is worth an evaluation by its chance to pass times what it would save.
 4. It ends when nothing left can pay.
+
+Budgets are hard: recipes that are believed to overrun one are not evaluated, and one that did is no solution.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from statistics import NormalDist
 
 import numpy as np
 
-from octavo.core.knapsack import table
+from octavo.core.errors import ConfigError
+from octavo.core.knapsack import HullTable, LossTable, exact, table
 from octavo.core.recipe import Recipe
 from octavo.core.scheme import PartChoice
 from octavo.core.sensitivity import RecipeSensitivity
@@ -25,10 +28,13 @@ from octavo.core.trial import Trial
 
 from . import AutoConfig
 from .belief import HOPELESS, CostBelief, Family, LossBelief, Picks, family, padded, ratio
+from .limits import Limits
 from .losses import pair_losses, shortlist
 from .sequential import Batch, Search, Sequential
 
 AIMS = np.concatenate([np.linspace(0.7, 1.3, 25), np.geomspace(0.01, 0.65, 10)])  # believed losses that a recipe is sought for
+PRICES = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)  # of what a budget limits, in shares of the cost
+ROUNDS = 4  # recipes tried for a budget that the artifact overran
 
 
 class Auto(Sequential):
@@ -44,8 +50,24 @@ class Auto(Sequential):
             return
         self._objective = (self.problem.objectives or ("size",))[0]
         self._costs = CostBelief(space, self._objective)
+        self._limits = Limits(self.problem)
         cheapest = self._cheapest()
         trial = yield from self._try(cheapest, ())
+        for _ in range(ROUNDS):
+            if not trial.over:
+                break
+            try:
+                smaller = self._cheapest()
+            except ConfigError as error:
+                self.note = f"the budget was overrun when it was measured, and then {error}"
+                return
+            if smaller == cheapest:
+                break
+            cheapest = smaller
+            trial = yield from self._try(cheapest, ())
+        if trial.over:
+            self.note = "no recipe kept the budget when it was measured"
+            return
         if not trial.passed:
             trial = yield from self._transform(cheapest, trial)
         if trial.passed:
@@ -56,6 +78,7 @@ class Auto(Sequential):
     def _try(self, picks: Picks, transforms: tuple[PartChoice, ...]) -> Generator[Batch, list[Trial], Trial]:
         trial = yield from self.one(self._recipe(picks, transforms))
         self._costs.observe(picks, trial)
+        self._limits.observe(picks, trial)
         return trial
 
     def _recipe(self, picks: Picks, transforms: tuple[PartChoice, ...]) -> Recipe:
@@ -83,7 +106,8 @@ class Auto(Sequential):
     def _cheapest(self) -> Picks:
         """Return each unit's cheapest choice, save where the backend's first choice costs next to nothing more.
 
-        One percent of the whole is spent on that: a scale for each channel, eight bits for a tiny layer.
+        One percent of the whole is spent on that: a scale for each channel, eight bits for a tiny layer. Under budgets, the
+        cheapest recipe that keeps them.
         """
         costs = self._costs.costs()
         picks = [int(np.argmin(c)) for c in costs]
@@ -93,7 +117,7 @@ class Auto(Sequential):
             if room < 0:
                 break
             picks[unit] = 0
-        return tuple(picks)
+        return tuple(picks) if self._limits.fits(tuple(picks)) else tuple(exact(costs, self._limits.rows()))
 
     def _faster(self, cheapest: Picks, transforms: tuple[PartChoice, ...]) -> Search:
         """The cheapest recipe passes. Where costs are only believed, try what might be cheaper still."""
@@ -108,7 +132,7 @@ class Auto(Sequential):
             hopes = [
                 (mean - deviation, p)
                 for f, p in options.items()
-                if f not in tried
+                if f not in tried and self._limits.fits(p)
                 for mean, deviation in [self._costs.predict(p)]
                 if mean - deviation < ratio(best, self._objective) * (1 - self.config.worthwhile)
             ]
@@ -160,7 +184,8 @@ class Auto(Sequential):
                 avoided = self._suspects(seen, strikes)
                 belief = self._rebuilt(self._barred(proxies, avoided), seen)
             else:
-                misses = 0 if trial.passed else misses + 1
+                # What overran a budget and not the loss says that limits were believed too wide, and these have learnt it.
+                misses = 0 if trial.margin >= 0 else misses + 1
                 belief.observe(proposed, _loss(trial))
 
     def _proxies(self, transforms: tuple[PartChoice, ...], seen: Collection[Picks]) -> list[np.ndarray]:
@@ -183,15 +208,15 @@ class Auto(Sequential):
         """Return the recipe most worth an evaluation, or None where none is."""
         costs = self._costs.costs()
         by_choice, units = padded(costs), np.arange(len(costs))
-        solutions = table(costs, belief.losses(), 1.3)
+        solutions = self._solutions(costs, belief.losses())
         best_cost = float(by_choice[units, self._picks(best.recipe)].sum()) if best is not None else sum(float(c[-1]) for c in costs)
         # With each miss the aim is lowered, so that a goal that can be reached is reached whatever the proxies are worth.
         lowered = 0.7 ** max(0, misses - 2) if best is None else 1.0
         nothing = tuple(len(c) - 1 for c in costs)
         found: dict[Picks, float] = {}
         for aim in AIMS * lowered:
-            picked = solutions.pick(float(aim))
-            picks = tuple(picked) if picked is not None else nothing
+            offered = (tuple(p) for s in solutions if (p := s.pick(float(aim))) is not None)
+            picks = next((p for p in offered if self._limits.fits(p)), nothing)
             if picks in seen or picks in found or picks == nothing:
                 continue
             mean, deviation = belief.predict(picks) if belief.known else (float(aim), 0.5)
@@ -201,6 +226,18 @@ class Auto(Sequential):
             return None
         picks = max(found, key=lambda p: (found[p], p))
         return None if best is not None and found[picks] < self.config.worthwhile else picks
+
+    def _solutions(self, costs: list[np.ndarray], losses: list[np.ndarray]) -> list[LossTable | HullTable]:
+        """Return the knapsack over losses; under budgets several, with ever higher prices on what is limited."""
+        if not self._limits:
+            return [table(costs, losses, 1.3)]
+        rows = [[u / limit for u in uses] for uses, limit in self._limits.rows()]
+        whole = sum(float(c.max()) for c in costs)
+
+        def priced(price: float) -> list[np.ndarray]:
+            return [c / whole + price * sum(uses[i] for uses in rows) for i, c in enumerate(costs)]
+
+        return [table(priced(price), losses, 1.3) for price in PRICES]
 
     def _picks(self, recipe: Recipe) -> Picks:
         return tuple(u.choices.index(recipe[u.ops[0]]) for u in self.problem.space.tunable)

@@ -138,8 +138,9 @@ class CostBelief:
         bytes_ = [np.array([u.weight_bytes(s) for s in u.choices]) for u in space.tunable]
         total = max(sum(u.weight_bytes(u.choices[-1]) for u in space.units), 1e-9)
         self._bytes = [b / total for b in bytes_]
-        work = np.array([float(u.macs or u.parameters or 1) for u in space.tunable])
-        self._work = (1.0 - OVERHEAD) * work / work.sum() if len(work) else work
+        # Looking up rows takes no time to speak of, however large the table.
+        work = np.array([0.0 if u.type == "embedding" else float(u.macs or u.parameters or 1) for u in space.tunable])
+        self._work = (1.0 - OVERHEAD) * work / max(work.sum(), 1.0)
         self.families = sorted({family(u, s) for u in space.tunable for s in u.choices})
         self._index = {f: i for i, f in enumerate(self.families)}
         self._prior = np.array([RATES[f[1]][0] * (1.0 if f[2] >= 8 else 1.02) for f in self.families])

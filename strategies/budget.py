@@ -7,20 +7,21 @@ import numpy as np
 from octavo.core.errors import ConfigError
 from octavo.core.knapsack import exact
 from octavo.core.parts import PartConfig
-from octavo.core.recipe import Recipe
+from octavo.core.scheme import OpScheme
 from octavo.core.strategy import Problem
-from octavo.core.trial import Trial
 
-from . import BudgetConfig
-from .belief import OVERHEAD, CostBelief, ratio
-from .losses import Transforms, pair_losses, shortlist
+from . import BudgetConfig, Proxy
+from .belief import Picks
+from .limits import Limits
+from .losses import Transforms, offers, pair_losses, shortlist
 from .sequential import Search, Sequential
 
-ROUNDS = 6  # corrections of a limit that the measured artifact overran
+ROUNDS = 6  # solutions under limits that the measured artifact corrected
+GRADIENT_KINDS = ("gradient", "hessian_trace")
 
 
 class Budget(Sequential):
-    """Solves for the limits, has the result measured, and solves again with tighter ones where the artifact overran them.
+    """Solves for the limits, has the result measured, and solves again under what the artifact taught about them.
 
     ``bits`` is the parameter-weighted average of weight bits; ``size`` and ``latency`` are shares of the float model's and
     are checked against what was measured. Units (groups that share a scheme) take one decision.
@@ -37,54 +38,47 @@ class Budget(Sequential):
             raise ConfigError("the budget strategy needs a budget: set budgets.bits, budgets.size or budgets.latency")
 
     def search(self) -> Search:
-        """One solution for each proxy, and corrections where a budget is overrun."""
-        budgets = dict(self.problem.budgets)
-        kept: list[Trial] = []
+        """One solution for each proxy, and corrections where a budget is overrun or more room was found."""
+        limits = Limits(self.problem)
+        left_out = [k for k in self.config.sensitivities if k in GRADIENT_KINDS and not offers(self.problem, k)]
         for transforms in self.problem.space.transforms:
-            for kind in self.config.sensitivities:
-                limits = dict(budgets)
-                for _ in range(ROUNDS):
-                    recipe = self._solve(kind, limits, transforms)
-                    trial = yield from self.one(recipe)
-                    over = {n: ratio(trial, n) / budgets[n] for n in ("size", "latency") if n in budgets and np.isfinite(ratio(trial, n))}
-                    if all(o <= 1.0 for o in over.values()):
-                        kept.append(trial)
+            for kind in (k for k in self.config.sensitivities if k not in left_out):
+                losses = self._losses(kind, transforms)
+                for round_ in range(ROUNDS):
+                    try:
+                        picks = self._solve(losses, limits)
+                    except ConfigError:
+                        if not round_ and not self.trials:
+                            raise
                         break
-                    limits |= {n: limits[n] / o * 0.999 for n, o in over.items() if o > 1.0}
-        shown = ", ".join(f"{k} {v:g}" for k, v in budgets.items())
-        if not kept:
-            self.note = f"no recipe kept the budget ({shown}) when it was measured"
-        else:
-            best = max(kept, key=lambda t: t.margin)
-            self.note = f"within {shown}: trial {best.number}" + (
-                "" if best.passed else ", which misses the accuracy goal; raise the budget"
-            )
+                    recipe = self.problem.space.recipe(self._choice(picks), transforms)
+                    if recipe.digest in self.known:
+                        break
+                    limits.observe(picks, (yield from self.one(recipe)))
+        self.note = self._concluded() + (f" ({', '.join(left_out)}: no gradients are offered)" if left_out else "")
 
-    def _solve(self, kind: str, limits: dict[str, float], transforms: Transforms) -> Recipe:
-        space = self.problem.space
-        units = space.tunable
-        sizes = [np.array([u.weight_bytes(s) for s in u.choices]) for u in units]
-        listed = shortlist(self.problem, sizes, transforms)
-        flat = np.array(
-            pair_losses(self.problem, kind, [(u, u.choices[i]) for u, kept in zip(units, listed, strict=True) for i in kept], transforms)
-        )
-        worst = 1e3 * max(float(flat[np.isfinite(flat)].max(initial=0.0)), 1e-300)
-        losses = [np.full(len(u.choices), worst) for u in units]
+    def _concluded(self) -> str:
+        shown = ", ".join(f"{k} {v:g}" for k, v in self.problem.budgets.items())
+        kept = [t for t in self.trials if t.state == "complete" and not t.over]
+        if not kept:
+            return f"no recipe kept the budget ({shown}) when it was measured"
+        best = max(kept, key=lambda t: t.margin)
+        return f"within {shown}: trial {best.number}" + ("" if best.passed else ", which misses the accuracy goal; raise the budget")
+
+    def _choice(self, picks: Picks) -> dict[str, OpScheme]:
+        return {u.name: u.choices[i] for u, i in zip(self.problem.space.tunable, picks, strict=True)}
+
+    def _losses(self, kind: Proxy, transforms: Transforms) -> list[np.ndarray]:
+        """Return the believed loss of every choice; infinite for those that are not worth it or cannot be carried out."""
+        units = self.problem.space.tunable
+        listed = shortlist(self.problem, [np.array([u.weight_bytes(s) for s in u.choices]) for u in units], transforms)
+        pairs = [(u, u.choices[i]) for u, kept in zip(units, listed, strict=True) for i in kept]
+        flat = np.array(pair_losses(self.problem, kind, pairs, transforms))
+        losses = [np.full(len(u.choices), np.inf) for u in units]
         for row, kept, found in zip(losses, listed, np.split(flat, np.cumsum([len(k) for k in listed])[:-1]), strict=True):
-            row[kept] = np.where(np.isfinite(found), found, worst)
-        fixed = [u for u in space.units if not u.tunable]
-        rows: list[tuple[list[np.ndarray], float]] = []
-        if "bits" in limits:
-            total = sum(u.parameters for u in units)
-            rows.append(([np.array([s.weight_bits * u.parameters for s in u.choices], dtype=float) for u in units], limits["bits"] * total))
-        if "size" in limits:
-            float_bytes = sum(4.0 * u.parameters for u in space.units)
-            room = limits["size"] * float_bytes - sum(4.0 * u.parameters for u in fixed)
-            rows.append((sizes, room))
-        if "latency" in limits:
-            belief = CostBelief(space, "latency")
-            for trial in self.trials:
-                belief.observe(tuple(u.choices.index(trial.recipe[u.ops[0]]) for u in units), trial)
-            rows.append((belief.costs(), limits["latency"] - OVERHEAD))
-        picks = exact(losses, rows)
-        return space.recipe({u.name: u.choices[i] for u, i in zip(units, picks, strict=True)}, transforms)
+            row[kept] = found
+        return losses
+
+    @staticmethod
+    def _solve(losses: list[np.ndarray], limits: Limits) -> Picks:
+        return tuple(exact(losses, limits.rows()))

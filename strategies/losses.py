@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -59,8 +58,8 @@ def unit_losses(problem: Problem, kind: str, choice: Mapping[str, OpScheme], tra
 def shortlist(problem: Problem, costs: Sequence[np.ndarray], transforms: Transforms = ()) -> list[list[int]]:
     """Return for each tunable unit the choices worth a run of the model, as indices in their order; float is among them.
 
-    A backend may offer dozens. Of one mode and width the first few in its order are looked at; of those the front of cost and
-    weight error, which is cheap to tell, is kept.
+    A backend may offer dozens. Of one mode and width the first few in its order and the cheapest are looked at; of those the front
+    of cost and weight error, which is cheap to tell, is kept.
 
     Args:
         problem: Gives the units and the weight errors.
@@ -68,14 +67,13 @@ def shortlist(problem: Problem, costs: Sequence[np.ndarray], transforms: Transfo
         transforms: The transforms under which they are compared.
     """
     listed = []
-    for unit in problem.space.tunable:
-        ways = Counter[tuple[str, int]]()
-        kept = []
+    for unit, cost in zip(problem.space.tunable, costs, strict=True):
+        ways: dict[tuple[str, int], list[int]] = {}
         for index, scheme in enumerate(unit.choices[:-1]):
-            ways[scheme.mode, scheme.weight_bits] += 1
-            if ways[scheme.mode, scheme.weight_bits] <= VARIANTS:
-                kept.append(index)
-        listed.append(kept)
+            ways.setdefault((scheme.mode, scheme.weight_bits), []).append(index)
+        # The cheapest of each is among them, so that whatever limit can be kept at all can be kept by what is listed.
+        first = {i for found in ways.values() for i in found[:VARIANTS]}
+        listed.append(sorted(first | {min(found, key=cost.__getitem__) for found in ways.values()}))
     units = problem.space.tunable
     pairs = [(u, u.choices[i]) for u, kept in zip(units, listed, strict=True) if len(kept) > VARIANTS for i in kept]
     errors = iter(pair_losses(problem, "weight_error", pairs, transforms) if pairs else ())

@@ -76,7 +76,7 @@ class MseV2(Fallback):
             best = yield from self.one(recipes[chosen])
         while reverted:
             recipes = [self.without(base, {r.name for r in reverted if r is not u}, transforms) for u in reverted]
-            far = self._distances(recipes, [], base, transforms) if self._whole else [-float(i) for i in range(len(reverted))]
+            far = self._distances(recipes, reverted, base, transforms, taken_back=False)
             chosen = min(range(len(reverted)), key=lambda i: (far[i], i))
             trial = yield from self.one(recipes[chosen])
             if not trial.passed:
@@ -85,14 +85,13 @@ class MseV2(Fallback):
             reverted.pop(chosen)
         self.conclude(best)
 
-    @property
-    def _whole(self) -> bool:
-        return isinstance(self.problem.sensitivity, RecipeSensitivity)
-
-    def _distances(self, recipes: Sequence[Recipe], left: Sequence[Unit], base: Choice, transforms: Transforms) -> list[float]:
+    def _distances(
+        self, recipes: Sequence[Recipe], units: Sequence[Unit], base: Choice, transforms: Transforms, *, taken_back: bool = True
+    ) -> list[float]:
+        """Return how far each recipe, which takes one of the units back or quantizes it again, is from the float model."""
         service = self.problem.sensitivity
         if isinstance(service, RecipeSensitivity):
             return [float(d) for d in service.distances(recipes)]
-        # Without whole-recipe distances the losses are taken to add up: taking back the largest leaves the least.
+        # Without whole-recipe distances the losses are taken to add up.
         losses = unit_losses(self.problem, "output_distance", base, transforms)
-        return [-losses[u.name] for u in left]
+        return [-losses[u.name] if taken_back else losses[u.name] for u in units]

@@ -82,3 +82,25 @@ def test_several_limits_hold_at_once():
 def test_an_impossible_budget_says_what_is_possible():
     with pytest.raises(ConfigError, match="at least 6"):
         exact([np.array([1.0])] * 3, [([np.array([2.0])] * 3, 5.0)])
+
+
+def test_a_choice_that_must_not_be_taken_does_not_blur_the_others():
+    # Losses of 1e-7, 2e-7, ...: far below the solver's tolerances beside a cost of 1000, which is there as well.
+    random = np.random.default_rng(0)
+    costs = [np.array([np.inf, 1e3, *np.sort(random.random(3))[::-1] * 1e-6]) for _ in range(12)]
+    sizes = [np.array([0.0, 1.0, 2.0, 3.0, 4.0])] * 12
+    picks = exact(costs, [(sizes, 38.0)])
+    cheap = [np.array(c[2:]) for c in costs]
+    assert min(picks) >= 2
+    best = exact([c * 1e6 for c in cheap], [([s[2:] for s in sizes], 38.0)])
+    assert [i - 2 for i in picks] == best
+    with pytest.raises(ConfigError, match="no choice keeps the limits"):
+        exact(costs, [(sizes, 3.0)])
+
+
+def test_the_time_limit_is_not_taken_for_an_impossible_budget():
+    random = np.random.default_rng(1)
+    costs = [random.random(6) for _ in range(400)]
+    uses = [[random.random(6) for _ in range(400)] for _ in range(6)]
+    with pytest.raises(ConfigError, match="nor that there is none"):
+        exact(costs, [(u, 0.35 * 400) for u in uses], seconds=0.0)

@@ -1,13 +1,17 @@
 """Every strategy on problems whose optimum is known."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
+from octavo.core.budgets import average_bits, overruns
+from octavo.core.errors import ConfigError
 from octavo.core.plugins import PluginHost
 from octavo.core.recipe import Recipe
 from octavo.core.simulator import simulate
 from octavo.core.strategy import WAIT
+from octavo.core.trial import Measurement
 
 HOST = PluginHost(third_party=False)
 NAMES = sorted(HOST.parts("strategies"))
@@ -150,3 +154,48 @@ def test_wait_is_returned_while_an_answer_is_needed():
     searched = strategy("prefix", simulation.problem())
     assert isinstance(searched.ask(), Recipe)
     assert searched.ask() is WAIT
+
+
+def measured(simulation, number, recipe, budgets, beside):
+    """A trial whose file holds ``beside`` bytes that are no weights."""
+    trial = simulation.trial(number, recipe)
+    size, whole = simulation.cost(recipe) + beside, simulation.cost(simulation.space.recipe({})) + beside
+    objectives = {"size": Measurement(size, size, size, "bytes", size / whole)}
+    over = overruns(budgets, simulation.space, recipe.schemes, objectives)
+    return replace(trial, objectives=objectives, over=over, passed=trial.margin >= 0 and not over)
+
+
+@pytest.mark.parametrize("name", ["auto", "budget"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_budget_is_kept_by_the_file_and_not_by_the_weights_alone(name, seed):
+    simulation = simulate(24, coupling=0.5, seed=seed, pressure=1.0)
+    beside = 0.05 * simulation.cost(simulation.space.recipe({}))
+    budgets = {"size": 0.22}
+    searched = strategy(name, simulation.problem(**budgets))
+    trials = []
+    while isinstance(recipe := searched.ask(), Recipe) and len(trials) < 20:
+        trials.append(measured(simulation, len(trials) + 1, recipe, budgets, beside))
+        searched.tell(trials[-1])
+    passed = [t for t in trials if t.passed]
+    assert passed, searched.explain()
+    assert all(t.objectives["size"].ratio <= 0.22 for t in passed)
+    # The first file tells what else is in it; from then on nothing too large is tried.
+    assert not any(t.over for t in trials[1:])
+
+
+def test_a_budget_that_no_recipe_keeps_is_said():
+    simulation = simulate(8, seed=0)
+    for name in ("auto", "budget"):
+        with pytest.raises(ConfigError, match="no choice keeps the limits: at least"):
+            strategy(name, simulation.problem(size=0.01)).ask()
+
+
+def test_with_two_limits_auto_comes_near_what_the_integer_program_finds():
+    # The fastest recipe of at most so many bytes: what is fast here is large.
+    simulation = simulate(32, seed=3, pressure=0.5)
+    budgets = {"bits": 4.5}
+    found = simulation.search(strategy("auto", simulation.problem(**budgets)), 12)
+    assert math.isfinite(found.best_cost)
+    best = next(t for t in found.trials if t.number == found.best_at)
+    assert average_bits(simulation.space, best.recipe.schemes) <= 4.5
+    assert found.best_cost <= 1.02 * simulation.optimum

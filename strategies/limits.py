@@ -1,0 +1,75 @@
+"""Budgets as limits of an integer program: what each choice uses, and how much all may use together."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from octavo.core.strategy import Problem
+from octavo.core.trial import Trial
+
+from .belief import OVERHEAD, CostBelief, Picks
+
+Row = tuple[list[np.ndarray], float]
+MARGIN = 0.999  # of a limit that was overrun, what is allowed the next time
+
+
+class Limits:
+    """The run's budgets, corrected by what trials measured.
+
+    A file holds more than the weights that may be quantized; the first trial tells how much. Where an artifact still overran
+    a limit, the next recipe is given less.
+
+    Args:
+        problem: Gives the space and the budgets.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self._space = problem.space
+        self._allowed = dict(problem.budgets)
+        self._latency = CostBelief(problem.space, "latency")
+        bytes_ = [np.array([u.weight_bytes(s) for s in u.choices]) for u in problem.space.tunable]
+        self._bytes = bytes_
+        self._whole = max(sum(4.0 * u.parameters for u in problem.space.units), 1.0)
+        self._beside = sum(4.0 * u.parameters for u in problem.space.units if not u.tunable)
+
+    def __bool__(self) -> bool:
+        return bool(self._allowed)
+
+    def observe(self, picks: Picks, trial: Trial) -> None:
+        """Learn from a trial."""
+        self._latency.observe(picks, trial)
+        size = trial.objectives.get("size")
+        if size is not None and size.ratio:
+            self._whole = size.value / size.ratio
+            self._beside = size.value - sum(float(b[i]) for b, i in zip(self._bytes, picks, strict=True))
+        for name, share in trial.over.items():
+            # The correction above may be all that was missing: only what still seems to fit is given less room.
+            if np.isfinite(share) and self._used(name, picks) <= self._allowed[name]:
+                self._allowed[name] = self._used(name, picks) * MARGIN
+
+    def rows(self) -> list[Row]:
+        """Return (what each choice of each unit uses, what all may use) for each budget, in the budget's own unit."""
+        found = []
+        for name, limit in self._allowed.items():
+            uses, fixed = self._uses(name)
+            # What is used in any case is counted with the first unit, so that sums are what a user knows as the figure.
+            found.append(([uses[0] + fixed, *uses[1:]], limit))
+        return found
+
+    def fits(self, picks: Picks) -> bool:
+        """True if a recipe is believed to keep every limit."""
+        return all(self._used(name, picks) <= limit * (1 + 1e-9) for name, limit in self._allowed.items())
+
+    def _used(self, name: str, picks: Picks) -> float:
+        uses, fixed = self._uses(name)
+        return fixed + sum(float(u[i]) for u, i in zip(uses, picks, strict=True))
+
+    def _uses(self, name: str) -> tuple[list[np.ndarray], float]:
+        """Return what each choice uses of a budget, in its own unit, and what is used whatever is chosen."""
+        units = self._space.tunable
+        if name == "bits":
+            total = max(sum(u.parameters for u in units), 1)
+            return [np.array([s.weight_bits * u.parameters / total for s in u.choices]) for u in units], 0.0
+        if name == "size":
+            return [b / self._whole for b in self._bytes], self._beside / self._whole
+        return self._latency.costs(), OVERHEAD
