@@ -16,7 +16,7 @@ from . import kernels
 
 Tensor = torch.Tensor
 _FEW_ROWS = 128
-"""Up to so many rows a call of one kernel that also quantizes beats separate ones."""
+"""Up to so many rows a call of one kernel that also quantizes beats separate ones, codes that pass on to the next layer included."""
 
 
 class Activation:
@@ -239,23 +239,23 @@ class Int8Linear(Int8Layer):
         self.register_buffer("factors", factors)
         self._steps = factors / self.source.scale if factors is not None and self.source is not None else None
         self.memo = memo
-        plain = self.source is None and not per_token and not self.symmetric and self.gives is None and factors is None
-        self._whole = plain and self.dtype == torch.float32 and self.codes.device.type == "cpu" and not kernels.has_rows()
-        self._few = _FEW_ROWS * self.codes.shape[0 if transposed else 1]
+        self._few = _FEW_ROWS * self.codes.shape[0 if transposed else 1] if self._fits_whole() else 0
+
+    def _fits_whole(self) -> bool:
+        """True if one kernel quantizes this layer's input and multiplies: over all 256 codes, per tensor, from float32 to float32."""
+        source = self.source
+        ranged = not (self.symmetric or self.per_token) if source is None else (source.low, source.high) == (0, 255)
+        return ranged and self.dtype == torch.float32 and self.codes.device.type == "cpu" and not kernels.has_rows()
 
     def _matrix(self) -> Tensor:
         return self.codes.t().contiguous() if self.transposed else self.codes
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the layer's output: float, or uint8 codes if it gives codes."""
+        """Return the layer's output: float, or uint8 codes if it gives codes and the rows are many."""
         if torch.compiler.is_compiling():
             return self._portable(x)
-        if self._whole and x.dtype == torch.float32 and x.numel() <= self._few:
-            packed = self._laid_out.get("rows")
-            if packed is None:
-                packed = self.laid_out("rows", lambda: kernels.pack_rows(self._matrix(), self.scale, self.bias))
-            y = kernels.linear_rows(x, packed)
-            return kernels.post(self.then, y) if self.then else y
+        if x.numel() <= self._few and x.dtype == torch.float32:
+            return self._whole(x)
         if x.dtype == torch.uint8:
             assert self.source is not None
             return self._multiply(x, self.source)
@@ -269,6 +269,19 @@ class Int8Linear(Int8Layer):
             x = x * self.factors
         source, codes = self.memo.get(x, self._measured) if self.memo is not None else self._measured(x)
         return self._multiply(codes, source)
+
+    def _whole(self, x: Tensor) -> Tensor:
+        packed = self._laid_out.get("rows")
+        if packed is None:
+            # The kernel keeps the bias beside the weight, so a weight with two biases is laid out twice.
+            bias = b"" if self.bias is None else self.bias.numpy().tobytes()
+            packed = self.laid_out(("rows", bias), lambda: kernels.pack_rows(self._matrix(), self.scale, self.bias))
+            self._laid_out["rows"] = packed
+        if self.factors is not None:
+            x = x * self.factors
+        source = self.source
+        y = kernels.linear_rows(x, packed) if source is None else kernels.linear_rows(x, packed, source.scale, source.zero_point)
+        return kernels.post(self.then, y) if self.then else y
 
     def _portable(self, x: Tensor) -> Tensor:
         """Compute the same in operations that ``torch.export`` and ``torch.compile`` can follow: the kernel is opaque to them."""

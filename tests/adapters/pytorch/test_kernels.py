@@ -34,10 +34,11 @@ def test_quantize_u8_is_the_cores_quantization(low: float, high: float, symmetri
     params = affine_params(torch.tensor(low), torch.tensor(high), S8 if symmetric else U8)
     form = Activation.of(params)
     expected = quantize(x, params) + (128 if symmetric else 0)
-    got = form.quantize(x).int()
-    # x / scale and x * (1 / scale) may fall on two sides of a tie.
-    assert int((got - expected).abs().max()) <= 1
-    assert float((got != expected).float().mean()) < 0.02
+    portable = kernels._rounded(x, form.scale, form.zero_point, form.low, form.high, None)
+    for got in (form.quantize(x).int(), portable.int()):
+        # x / scale and x * (1 / scale) may fall on two sides of a tie.
+        assert int((got - expected).abs().max()) <= 1
+        assert float((got != expected).float().mean()) < 0.02
 
 
 @given(st.integers(0, 2**32 - 1))
@@ -62,6 +63,26 @@ def test_a_static_layer_is_exact_integer_arithmetic(spec: QuantSpec, then: str) 
     sums = (form.quantize(x).long() - form.zero_point) @ stored.codes.long().T
     expected = kernels.post(then, (sums.double() * form.scale * stored.params.scale.double() + bias).float())
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_few_rows_and_many_give_the_same_numbers() -> None:
+    torch.manual_seed(0)
+    x, factors = torch.randn(300, 64), torch.rand(64) + 0.5
+    stored = rounded(torch.randn(48, 64), QuantSpec(dtype="int8", granularity="channel"))
+    form = Activation.around(x * factors, symmetric=False)
+    layer = Int8Linear(stored, torch.randn(48), torch.float32, form, then="gelu", factors=factors)
+    many = layer(x)
+    assert set(layer._laid_out) == {"linear"}
+    torch.testing.assert_close(layer(x[:5]), many[:5], rtol=1e-4, atol=1e-4)
+    assert "rows" in layer._laid_out
+
+
+def test_two_layers_with_one_weight_keep_their_own_bias() -> None:
+    torch.manual_seed(0)
+    stored, x = rounded(torch.randn(48, 64), QuantSpec(dtype="int8", granularity="channel")), torch.randn(2, 64)
+    bias = torch.randn(48)
+    one, other = (Int8Linear(stored, b, torch.float32, None) for b in (None, bias))
+    torch.testing.assert_close(one(x) + bias, other(x))
 
 
 @pytest.mark.parametrize("rows", [3, 200])
