@@ -10,7 +10,8 @@ from torch import nn
 from octavo.core.adapter import OpParameters
 from octavo.core.numerics.tensor import QuantizedTensor
 
-from .int8 import Activation, Int8Conv, Int8Linear, Memo
+from .activation import Activation, Memo
+from .int8 import Int8Conv, Int8Linear
 from .layers import Layer, conv_pads, is_transposed_linear
 from .recurrent import Int8Recurrent, StoredRecurrent
 from .skeleton import skeleton

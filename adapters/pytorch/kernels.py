@@ -73,7 +73,7 @@ def has_quantize() -> str:
             warnings.simplefilter("ignore")
             return _quantized(x, 0.02, 77), (torch.round(x.double() / 0.02) + 77).clamp(0, 255)
 
-    return _fault("torch.quantize_per_tensor", 0.005, run)
+    return fault("torch.quantize_per_tensor", 0.005, run)
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:

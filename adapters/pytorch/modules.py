@@ -12,10 +12,10 @@ from torch import nn
 from octavo.core.adapter import OpParameters
 from octavo.core.graph import Op
 
+from .activation import Activation, Memo
 from .batches import tensors_in
 from .build import quantized_module, static_form
 from .capture import Call, Capture
-from .int8 import Activation, Memo
 from .layers import Layer, find_layers, with_shapes
 from .rescale import Factors, Link, input_link, install, is_norm
 from .skeleton import copy_hooks, set_submodule, skeleton

@@ -23,8 +23,8 @@ from octavo.core.numerics.tensor import QuantizedTensor
 from octavo.core.recipe import Recipe
 from octavo.core.scheme import QuantSpec
 
+from .activation import Activation
 from .candidate import TorchCandidate
-from .int8 import Activation
 from .layers import Layer, folded, is_transposed_linear
 from .session import TorchSession
 from .skeleton import aliases, named_tensors, set_submodule, set_tensor, skeleton

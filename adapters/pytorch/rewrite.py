@@ -10,8 +10,8 @@ from torch import fx, nn
 
 from octavo.core.adapter import OpParameters
 
+from .activation import Activation, Quantize
 from .build import quantized_module, static_form
-from .int8 import Activation, Quantize
 from .rescale import install
 from .skeleton import copy_hooks, skeleton
 

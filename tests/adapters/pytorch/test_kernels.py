@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from octavo.adapters.pytorch import kernels
-from octavo.adapters.pytorch.int8 import Activation, Int8Linear, Memo
+from octavo.adapters.pytorch.activation import Activation, Memo
+from octavo.adapters.pytorch.int8 import Int8Linear
 from octavo.adapters.pytorch.offers import capability
 from octavo.adapters.pytorch.weight_only import WeightOnlyEmbedding, WeightOnlyLinear
 from octavo.core.algorithms.base import WeightContext
