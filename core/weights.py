@@ -80,7 +80,7 @@ def _contexts(op: Op, users: tuple[Op, ...], needs: frozenset[str], seen_by: See
     """One context per group of a grouped convolution; one for every other op."""
     seen = [u for u in users if any(p in seen_by(u.name, p.value).observers for p in feature_probes(u, needs))]
     if not seen:
-        if rows_of(op) is None and op.type in ("embedding", "lstm", "gru") and needs & {"gram", "channel_range"}:
+        if rows_of(op) is None and op.type in ("embedding", "conv_transpose", "lstm", "gru") and needs & {"gram", "channel_range"}:
             # A looked-up row is an output by itself, and a recurrent state is not observed: features count as independent and weigh alike.
             xp = array_namespace(matrix)
             n = matrix.shape[1]

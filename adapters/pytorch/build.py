@@ -15,6 +15,7 @@ from .int8 import Int8Conv, Int8Linear
 from .layers import Layer, conv_pads, is_transposed_linear
 from .recurrent import Int8Recurrent, StoredRecurrent
 from .skeleton import skeleton
+from .transposed import TRANSPOSED, Int8ConvTranspose
 from .weight_only import Cast, WeightOnlyEmbedding, WeightOnlyLinear
 
 _PLAIN = (int, float, str, tuple, type(None))
@@ -80,6 +81,11 @@ def _made(
         per_token, transposed = scheme.input.granularity == "token", is_transposed_linear(module)
         more: dict[str, Any] = {"per_token": per_token, "transposed": transposed, "factors": factors, "memo": memo}
         return Int8Linear(weight, bias, module.weight.dtype, then="".join(layer.fused), **shared, **more)
+    if isinstance(module, TRANSPOSED):
+        result = parameters.outputs[0]
+        assert result is not None
+        form: Any = (module.stride, module.padding, module.output_padding, module.dilation, module.groups)
+        return Int8ConvTranspose(weight, bias, module.weight.dtype, geometry=form, result=Activation.of(result), **shared)
     assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
     pads = conv_pads(module)
     n = len(pads) // 2
@@ -101,7 +107,7 @@ def _cast(layer: Layer, module: nn.Module, weight: QuantizedTensor, bias: torch.
         twin._parameters["bias"] = nn.Parameter(bias.detach().to(weight.codes.dtype), requires_grad=False)
     then = layer.fused[-1] if layer.fused and layer.fused[-1] != "add" else ""
     assert isinstance(module.weight, torch.Tensor)
-    return Cast(twin, module.weight.dtype, then).eval()
+    return Cast(twin, module.weight.dtype, then, adds="add" in layer.fused).eval()
 
 
 def static_form(parameters: OpParameters, index: int) -> Activation | None:

@@ -17,12 +17,12 @@ from math import prod, sqrt
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from octavo.core.errors import SchemeError
 
 from .batches import tensors_in
 from .capture import Call, Capture
+from .folding import channel_gain, over_weight
 from .layers import Layer
 from .rescale import install
 from .skeleton import named_tensors, set_tensor, skeleton
@@ -136,18 +136,10 @@ def _gain(capture: Capture, name: str) -> Tensor | None:
     """Return what a folded batch norm multiplies a weight with, one factor for each output channel; None where there is none."""
     for layer in capture.layers.values():
         if layer.norm and name == f"{layer.path}.weight":
-            norm = capture.root.get_submodule(layer.norm)
-            assert isinstance(norm, _BatchNorm)
-            assert norm.running_var is not None
-            gain = torch.rsqrt(norm.running_var.float() + norm.eps)
-            gain = gain if norm.weight is None else gain * norm.weight.detach().float()
+            gain = channel_gain(capture.root.get_submodule(layer.norm))
             # A channel that the norm silences has no weight as the op uses it.
-            return torch.where(gain == 0, torch.inf, gain).reshape(-1, *[1] * (_rank(capture.root, name) - 1))
+            return over_weight(torch.where(gain == 0, torch.inf, gain), capture.root.get_submodule(layer.path))
     return None
-
-
-def _rank(root: nn.Module, name: str) -> int:
-    return named_tensors(root)[name].ndim
 
 
 def _stream(name: str, gain: Tensor | None, sink: Callable[[str, Tensor], None]) -> Callable[[Tensor], None]:

@@ -14,7 +14,8 @@ from octavo.core.adapter import OpParameters
 from octavo.core.graph import Op
 
 from .capture import Call, Capture
-from .layers import Layer, find_layers, is_batch_norm, with_shapes
+from .folding import folds
+from .layers import Layer, find_layers, with_shapes
 from .rescale import Factors, Link, input_link, install, is_norm
 from .rewrite import rewrite
 from .skeleton import skeleton
@@ -93,12 +94,12 @@ class GraphCapture(Capture):
         node = end = self.calls[path][0]
         inner, norm, fused = [node], "", []
         inputs = [value_name(self, node.args[0])]
-        if op.type == "conv":
+        follower = only_user(end)
+        if follower is not None and self._folds(op, follower, node):
+            norm, end = str(follower.target), follower
+            inner.append(end)
             follower = only_user(end)
-            if follower is not None and self._is_folding_norm(follower):
-                norm, end = str(follower.target), follower
-                inner.append(end)
-                follower = only_user(end)
+        if op.type == "conv":
             if follower is not None and len(self._shapes.get(node.name, ())) == 4:
                 other = self._added(follower, end, node)
                 if other is not None:
@@ -113,7 +114,6 @@ class GraphCapture(Capture):
                 end = follower
                 inner.append(end)
         else:
-            follower = only_user(end)
             act = self._act(follower) if follower is not None and op.type == "linear" else ""
             if follower is not None and act:
                 fused.append(act)
@@ -125,8 +125,10 @@ class GraphCapture(Capture):
         seen = replace(op, inputs=tuple(inputs), outputs=(end.name,), bias=bias, attributes=attributes)
         return Layer(with_shapes(seen, self._shapes.get(node.name)), path, norm, tuple(fused))
 
-    def _is_folding_norm(self, node: fx.Node) -> bool:
-        return node.op == "call_module" and is_batch_norm(self.modules[str(node.target)]) and len(self.calls[str(node.target)]) == 1
+    def _folds(self, op: Op, node: fx.Node, start: fx.Node) -> bool:
+        if node.op != "call_module" or len(self.calls[str(node.target)]) != 1:
+            return False
+        return folds(op, self.modules[str(node.target)], self._shapes.get(start.name))
 
     def _is_relu(self, node: fx.Node) -> bool:
         if node.op == "call_module":

@@ -14,9 +14,9 @@ from octavo.core.graph import Attribute, Op, Weight
 from .attention import bypassed
 from .recurrent import KINDS, weight_names
 from .skeleton import aliases
+from .transposed import TRANSPOSED
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,11 @@ def kind_of(module: nn.Module) -> str:
         return "linear"
     if cls in _CONVS:
         return "conv"
+    if cls in TRANSPOSED:
+        return "conv_transpose"
     if cls in (nn.Embedding, nn.EmbeddingBag):
         return "embedding"
     return KINDS.get(cls, "")
-
-
-def is_batch_norm(module: nn.Module) -> bool:
-    """True for a batch norm that uses running statistics."""
-    return type(module) in _NORMS and module.running_mean is not None
 
 
 def find_layers(root: nn.Module) -> dict[str, Op]:
@@ -94,6 +91,8 @@ def _op(name: str, path: str, module: nn.Module, kind: str, first: Mapping[str, 
         }
         if module.padding_mode != "zeros":
             reason = f"padding mode {module.padding_mode!r} has no integer kernel"
+    elif isinstance(module, TRANSPOSED):
+        attributes = {"strides": tuple(module.stride), "dilations": tuple(module.dilation), "groups": module.groups}
     elif isinstance(module, nn.RNNBase):
         attributes = {"layers": module.num_layers, "bidirectional": module.bidirectional, "batch_first": module.batch_first}
         if module.proj_size:
@@ -118,7 +117,8 @@ def _op(name: str, path: str, module: nn.Module, kind: str, first: Mapping[str, 
 
 def _weight(module: nn.Module, leaf: str, name: str) -> Weight:
     tensor = getattr(module, leaf)
-    return Weight(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), 1 if is_transposed_linear(module) else 0)
+    axis = 1 if is_transposed_linear(module) or isinstance(module, TRANSPOSED) else 0
+    return Weight(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), axis)
 
 
 def conv_pads(module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> tuple[int, ...]:
@@ -149,29 +149,9 @@ def with_shapes(op: Op, output_shape: tuple[int, ...] | None) -> Op:
     if op.type in KINDS.values():
         steps = output_shape[1 if op.attributes["batch_first"] else 0] if len(output_shape) == 3 else output_shape[0]
         return replace(op, macs=steps * op.parameters)
+    if op.type == "conv_transpose":
+        strides = op.attributes["strides"]
+        assert isinstance(strides, tuple)
+        return replace(op, macs=op.weight.size * prod(output_shape[2:]) // prod(strides))
     per_value = prod(op.weight.shape) // op.weight.shape[op.weight.channel_axis]
     return replace(op, macs=per_value * prod(output_shape[1:]) if len(output_shape) > 1 else per_value * output_shape[0])
-
-
-def folded(layer: Layer, root: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return a layer's weight and bias as the op uses them.
-
-    With a batch norm: w' = w * g / sqrt(var + eps) per output channel, b' = beta + (b - mean) * g / sqrt(var + eps)
-    (Jacob et al. 2018, arXiv:1712.05877, section 3.2), float32. Else the module's own.
-    """
-    module = root.get_submodule(layer.path)
-    weight, bias = module.weight, getattr(module, "bias", None)
-    assert isinstance(weight, torch.Tensor)
-    if not layer.norm:
-        return weight.detach(), None if bias is None else bias.detach()
-    norm = root.get_submodule(layer.norm)
-    assert isinstance(norm, _NORMS)
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    with torch.no_grad():
-        gain = torch.rsqrt(norm.running_var.float() + norm.eps)
-        if norm.weight is not None:
-            gain = gain * norm.weight.float()
-        shift = (0.0 if bias is None else bias.float()) - norm.running_mean.float()
-        new = shift * gain if norm.bias is None else torch.addcmul(norm.bias.float(), shift, gain)
-        return weight.float() * gain.reshape(-1, *[1] * (weight.ndim - 1)), new

@@ -16,10 +16,15 @@ from .activation import Activation, Memo
 from .batches import tensors_in
 from .build import quantized_module, static_form
 from .capture import Call, Capture
+from .folding import folds
+from .kernels import POSTS
 from .layers import Layer, find_layers, with_shapes
 from .rescale import Factors, Link, input_link, install, is_norm
 from .skeleton import copy_hooks, set_submodule, skeleton
-from .tracing import Trace
+from .tracing import BATCH_NORM, Trace
+
+_TAKEN: Mapping[str, Collection[str]] = {"linear": POSTS, "conv": ("relu",)}
+"""Op type -> activation functions that its kernel takes in."""
 
 
 class ModuleCapture(Capture):
@@ -64,11 +69,18 @@ class ModuleCapture(Capture):
         if seen.calls[path] == 1:
             op = replace(op, inputs=(seen.values.get(path, f"{path}:in"),))
         op = with_shapes(op, seen.shapes.get(path))
-        act = seen.fused_act(path) if op.type == "linear" else ""
-        if not act:
+        end, norm, act = path, "", ""
+        after = seen.follower(end)
+        if after and seen.kinds[after] == BATCH_NORM and folds(op, self.root.get_submodule(after), seen.shapes.get(path)):
+            norm = end = after
+            op = replace(op, bias=op.bias or f"{path}.bias")
+            after = seen.follower(end)
+        if after and seen.kinds[after] in _TAKEN.get(op.type, ()):
+            act = end = after
+            op = replace(op, attributes={**op.attributes, "fused": seen.kinds[act]})
+        if end == path:
             return Layer(op, path)
-        kind = seen.kinds[act]
-        return Layer(replace(op, outputs=(f"{act}:out",), attributes={**op.attributes, "fused": kind}), path, fused=(kind,), act=act)
+        return Layer(replace(op, outputs=(f"{end}:out",)), path, norm, (seen.kinds[act],) if act else (), act)
 
     def _links(self) -> Iterator[Link]:
         """Yield norm -> layers links, and for every other value that only linear layers read a scaling of its own."""
@@ -102,7 +114,7 @@ class ModuleCapture(Capture):
                 module.register_forward_pre_hook(_feed(source, sink), with_kwargs=True)
             if result in wanted and result not in taken:
                 taken.add(result)
-                end = twin.get_submodule(layer.act) if layer.act else module
+                end = twin.get_submodule(layer.act or layer.norm or layer.path)
                 end.register_forward_hook(_drain(result, sink))
         return lambda call: twin(*call[0], **call[1])
 
@@ -123,6 +135,8 @@ class ModuleCapture(Capture):
             if not layer.path:
                 return new, {}
             set_submodule(twin, layer.path, new)
+            if layer.norm:
+                set_submodule(twin, layer.norm, nn.Identity().eval())
             if layer.act:
                 idle = nn.Identity()
                 copy_hooks(twin.get_submodule(layer.act), idle)
@@ -132,12 +146,12 @@ class ModuleCapture(Capture):
     def _form_wanted(self, name: str, parameters: Mapping[str, OpParameters]) -> Activation | None:
         """Return the codes that all readers of a layer's result take; None if one takes float values, or there may be others."""
         layer, decided = self.layers[name], parameters[name]
-        if self._seen is None or layer.op.type != "linear" or not fuses(decided):
+        if self._seen is None or layer.op.type not in ("linear", "conv", "conv_transpose") or not fuses(decided):
             return None
         if decided.scheme.input is None or decided.scheme.input.granularity == "token":
             return None
-        end = layer.act or layer.path
-        if not layer.act and self._seen.fused_act(layer.path):
+        end = layer.act or layer.norm or layer.path
+        if not layer.act and self._seen.follower(end):
             return None
         forms: dict[object, Activation] = {}
         for reader in self._seen.readers(end):

@@ -14,6 +14,7 @@ from octavo.core.scheme import OpScheme, QuantSpec
 
 from . import kernels
 from .recurrent import has_recurrent
+from .transposed import has_conv_transpose
 
 _CHANNEL = QuantSpec(dtype="int8", granularity="channel")
 _TENSOR = QuantSpec(dtype="int8")
@@ -52,6 +53,7 @@ def capability(device: str) -> Capability:
     """Return the schemes that run on ``device``, fastest and smallest first."""
     int8: list[Offer] = []
     rows: list[Offer] = []
+    transposed: list[Offer] = []
     few: list[Offer] = []  # fewer bits on the 8-bit kernels: smaller files, the same speed
     if device == "cpu":
         int8 = [
@@ -65,12 +67,17 @@ def capability(device: str) -> Capability:
             for bits in (4, 3)
             for granularity in ("channel", "tensor")
         ]
+        transposed = [
+            Offer(OpScheme(mode="static", weight=_TENSOR, input=source, output=_UNSIGNED), when=_transposes)
+            for source in (_UNSIGNED, _SIGNED)
+        ]
         rows = [Offer(OpScheme(mode="dynamic", weight=weight, input=_TOKEN), when=_fits) for weight in (_CHANNEL, _TENSOR)]
     stored = [Offer(scheme, when=_groups_fit(scheme.weight.group_size if scheme.weight else None)) for scheme in _WEIGHT_ONLY]
     casts = [Offer(OpScheme(mode="cast", weight=QuantSpec(dtype=dtype)), when=_casts) for dtype in _CASTS]
     offers = {
         "linear": (*int8[:4], *rows[:1], *int8[4:], *rows[1:], *stored, *few, *casts),
         "conv": (*int8, *few, *casts),
+        "conv_transpose": (*transposed, *casts),
         "embedding": (*stored, *casts),
         "lstm": (*_recurrent(device, "lstm"), *stored),
         "gru": (*_recurrent(device, "gru"), *stored),
@@ -92,6 +99,11 @@ def _fits(op: Op) -> str:
     if op.type == "linear":
         return kernels.has_linear()
     return kernels.has_conv(len(op.weight.shape) - 2)
+
+
+def _transposes(op: Op) -> str:
+    assert op.weight is not None
+    return has_conv_transpose(len(op.weight.shape) - 2, op.attributes["groups"] != 1)
 
 
 def _groups_fit(group: int | None) -> Callable[[Op], str] | None:

@@ -25,7 +25,8 @@ from octavo.core.scheme import QuantSpec
 
 from .activation import Activation
 from .candidate import TorchCandidate
-from .layers import Layer, folded, is_transposed_linear
+from .folding import folded
+from .layers import Layer, is_transposed_linear
 from .session import TorchSession
 from .skeleton import aliases, named_tensors, set_submodule, set_tensor, skeleton
 from .straight_through import grouped, round_to_grid

@@ -21,8 +21,9 @@ from .blockwise import Reconstruction, reconstruct
 from .candidate import TorchCandidate, digest
 from .capture import Call, Capture
 from .distill import Distillation, distill
+from .folding import folded
 from .gradients import gradients
-from .layers import Layer, folded
+from .layers import Layer
 from .offers import capability
 from .rescale import install, rescaled
 from .reuse import Reuse

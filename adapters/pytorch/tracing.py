@@ -13,11 +13,13 @@ from torch.overrides import TorchFunctionMode
 
 from .batches import tensors_in
 from .capture import Call
+from .folding import is_batch_norm
 from .kernels import POSTS, post
 from .rescale import is_norm
 from .skeleton import skeleton
 
 Tensor = torch.Tensor
+BATCH_NORM = "batch_norm"
 
 
 @dataclass
@@ -30,8 +32,8 @@ class Trace:
         shapes: Layer -> shape of its first output.
         values: Layer -> name of the value it was given: ``module:out`` of the watched module that made it, or
             ``layer:in`` of the layer that was given the same tensor first.
-        acts: Activation module -> the layer whose output it was given.
-        kinds: Activation module -> its function's name.
+        acts: Activation module or batch norm -> the layer or batch norm whose output it was given.
+        kinds: Activation module -> its function's name; batch norm -> :data:`BATCH_NORM`.
         escaped: Watched modules whose output something else than a layer or an activation module reads.
         results: How many tensors the model returned.
     """
@@ -55,11 +57,11 @@ class Trace:
         shapes = {k: tuple(v) for k, v in raw["shapes"].items()}
         return cls(**{**raw, "escaped": set(raw["escaped"]), "shapes": shapes})
 
-    def fused_act(self, layer: str) -> str:
-        """Return the activation module that is all that reads a layer's output; empty if there is none."""
-        found = [a for a, source in self.acts.items() if source == layer and self.calls[a] == 1]
-        alone = len(found) == 1 and layer not in self.escaped and self.calls[layer] == 1
-        return found[0] if alone and f"{layer}:out" not in self.values.values() else ""
+    def follower(self, path: str) -> str:
+        """Return the activation module or batch norm that is all that reads a module's output; empty if there is none."""
+        found = [a for a, source in self.acts.items() if source == path and self.calls[a] == 1]
+        alone = len(found) == 1 and path not in self.escaped and self.calls[path] == 1
+        return found[0] if alone and f"{path}:out" not in self.values.values() else ""
 
     def readers(self, path: str) -> list[str]:
         """Return the layers that were given a module's output; none if anything else reads it too."""
@@ -141,6 +143,8 @@ def trace(root: nn.Module, layers: Collection[str], call: Call) -> Trace:
             source = born.get(x)
             if path in seen.kinds:
                 if source is not None:
+                    if path in seen.acts:
+                        seen.escaped.update((seen.acts[path], source))
                     seen.acts[path] = source
             elif seen.calls[path] == 1:
                 seen.order.append(path)
@@ -174,7 +178,7 @@ def trace(root: nn.Module, layers: Collection[str], call: Call) -> Trace:
 
     for path, module in twin.named_modules():
         if path not in layers:
-            kind = act_of(module)
+            kind = BATCH_NORM if is_batch_norm(module) else act_of(module)
             if kind:
                 seen.kinds[path] = kind
         if path in layers or path in seen.kinds:

@@ -269,19 +269,22 @@ class Cast(nn.Module):
         layer: The layer with weights of that type.
         dtype: Of the result.
         then: Activation function applied to the result.
+        adds: The second argument is added to the result; else it is the layer's own (offsets of bags, an output size).
     """
 
-    def __init__(self, layer: nn.Module, dtype: torch.dtype, then: str = "") -> None:
+    def __init__(self, layer: nn.Module, dtype: torch.dtype, then: str = "", *, adds: bool = False) -> None:
         super().__init__()
+        self.adds = adds
         self.layer = layer
         self.dtype = dtype
         self.then = then
 
-    def forward(self, x: Tensor, *others: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *others: Any, **named: Any) -> Tensor:
         """Return the layer's output."""
         weight = self.layer.weight
         assert isinstance(weight, Tensor)
-        y = self.layer(x.to(weight.dtype) if x.is_floating_point() else x).to(self.dtype)
-        if others:
+        mine = () if self.adds else others
+        y = self.layer(x.to(weight.dtype) if x.is_floating_point() else x, *mine, **named).to(self.dtype)
+        if self.adds:
             y = y + others[0]
         return kernels.post(self.then, y)

@@ -48,6 +48,23 @@ class Encoder(nn.Module):
         return x + self.down(torch.nn.functional.gelu(self.up(self.norm2(x))))
 
 
+class Speech(nn.Module):
+    """A recurrent layer, attention of torch.nn, a transposed convolution and batch norms after it and after a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.listen = nn.LSTM(32, 32, num_layers=2, bidirectional=True, batch_first=True)
+        self.mix = nn.MultiheadAttention(64, 4, batch_first=True)
+        self.widen, self.norm = nn.ConvTranspose1d(64, 32, 4, 2, 1), nn.BatchNorm1d(32)
+        self.pool, self.centre = nn.Linear(32, 32), nn.BatchNorm1d(32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x, _ = self.listen(x)
+        x = x + self.mix(x, x, x, need_weights=False)[0]
+        x = torch.relu(self.norm(self.widen(x.transpose(1, 2))))
+        return self.centre(self.pool(x.mean(-1)))
+
+
 def residual() -> nn.Module:
     torch.manual_seed(0)
     model = Residual()
@@ -75,6 +92,18 @@ class TestModules(AdapterConformance):
         model = Encoder().eval()
         batches = [{"ids": torch.randint(0, 50, (4, 12))} for _ in range(3)]
         return AdapterCase(card=CARD, model=model, batches=batches, float_model=Encoder)
+
+
+class TestSpeech(AdapterConformance):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def case(cls) -> AdapterCase:
+        torch.manual_seed(0)
+        model = Speech()
+        for _ in range(5):
+            model(torch.randn(16, 8, 32))
+        batches = [(torch.randn(4, 8, 32),) for _ in range(3)]
+        return AdapterCase(card=CARD, model=model.eval(), batches=batches, float_model=Speech)
 
 
 class TestOneLayer(AdapterConformance):
