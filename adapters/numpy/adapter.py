@@ -186,7 +186,7 @@ class NumpySession(Session):
                     else ""
                 )
                 ledger[op.name] = Applied(scheme, scheme, realization, reason)
-            elif op.type in OFFERS or op.name in self._foreign:
+            elif op.type in OFFERS or op.out_of_reach or op.name in self._foreign:
                 ledger[op.name] = Applied(FLOAT, FLOAT, reason=REASON if op.name in self._foreign else op.out_of_reach)
         kept = {name: parameters[name] for name in recipe}
         return NumpyCandidate(quantized(self.graph, kept), recipe, ledger, self._kernels)

@@ -101,6 +101,8 @@ def _geometry(node: Node, kernel: tuple[int, ...], shapes: Shapes) -> dict[str, 
 
 
 def _out_of_reach(graph: Graph, node: Node, bias: str | None) -> str:
+    if node.op in ("LSTM", "GRU", "RNN"):
+        return "the NumPy backend has no integer kernel for recurrent layers"
     if node.op not in ("Gemm", "Conv"):
         return ""
     if node.inputs[1] not in graph.initializers:

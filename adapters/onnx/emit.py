@@ -19,6 +19,7 @@ from octavo.core.numerics.tensor import QuantizedTensor
 from .blockwise import MS, gather_blocks, matmul_nbits
 from .editing import Codes, Editor, Emitted
 from .packing import bias_tensors, tensor, weight_tensors
+from .recurrent import dynamic_lstm
 from .sites import Site, Sites
 
 
@@ -120,6 +121,9 @@ def _weight_only(e: Editor, site: Site, params: OpParameters) -> None:
 def _dynamic(e: Editor, site: Site, params: OpParameters) -> None:
     if params.weight is not None and params.weight.params.spec.group_size:
         _weight_only(e, site, params)
+        return
+    if site.op.type == "lstm":
+        dynamic_lstm(e, site, params)
         return
     x = e.dynamic_activation(site)
     if site.op.type == "linear":

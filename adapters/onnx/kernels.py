@@ -105,6 +105,7 @@ def _candidates() -> dict[str, list[OpScheme]]:
         "linear": products + dynamic + level4 + blocks + casts,
         "embedding": rows + casts,
         "matmul": [s.variant(output=None) for s in plain],
+        "lstm": dynamic,
     }
     for kind in ("add", "mul", "concat", "avg_pool", "sigmoid", "leaky_relu", "softmax"):
         found[kind] = plain
@@ -145,6 +146,7 @@ _PROBES: Mapping[str, tuple[str, Mapping[str, Any], Sequence[tuple[int, ...]], S
     "avg_pool": ("GlobalAveragePool", {}, [(1, 8, 6, 6)], []),
     "sigmoid": ("Sigmoid", {}, [(1, 8, 6, 6)], []),
     "leaky_relu": ("LeakyRelu", {}, [(1, 8, 6, 6)], []),
+    "lstm": ("LSTM", {"hidden_size": 8}, [(5, 2, 16)], [(1, 32, 16), (1, 32, 8), (1, 64)]),
     "softmax": ("Softmax", {"axis": -1}, [(4, 16)], []),
 }
 
@@ -176,11 +178,13 @@ class _Probe:
         """Quantize the model and see what the runtime makes of it; None if it cannot run or answers wrongly."""
         seen = {**self.given, "probe_output": self.expected}
         op = self.sites.sites["probe"].op
+        rounded = [_round(self.model, w.name, scheme.weight, w.channel_axis) for w in op.weights if scheme.weight]
         parameters = OpParameters(
             scheme,
-            _round(self.model, op.weight.name, scheme.weight, op.weight.channel_axis) if op.weight and scheme.weight else None,
+            rounded[0] if rounded else None,
             tuple(_params(seen[v], scheme.input) for v in op.inputs) if scheme.mode == "static" else (),
             tuple(_params(seen[v], scheme.output) for v in op.outputs) if scheme.output else (),
+            further=tuple(rounded[1:]),
         )
         model, emitted = emit(self.model, self.sites, {"probe": parameters})
         try:

@@ -29,11 +29,6 @@ _PLAIN: Mapping[str, str] = {
     "BatchNormalization": "batch_norm", "Resize": "resize", "LSTM": "lstm", "GRU": "gru", "RMSNormalization": "rms_norm",
 }  # fmt: skip
 
-_RECURRENT: Mapping[str, str] = {
-    "GRU": "ONNX Runtime has no GRU kernel for integers",
-    "LSTM": "its input and recurrent weights are two tensors, and an op is quantized by one",
-}
-
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 
 
@@ -231,14 +226,25 @@ def _site(node: ir.Node, fused: set[ir.Node]) -> Site | None:
     if node.outputs[0].dtype is not None and not _is_float(node.outputs[0]):
         return None
     acts = tuple(i for i, v in enumerate(node.inputs) if v is not None and not is_constant(v))
-    why = _RECURRENT.get(kind, "")
-    last, activation = node, ""
+    if kind in ("LSTM", "GRU"):
+        return _recurrent(node, acts)
+    why, last, activation = "", node, ""
     if kind in ("Add", "Mul"):
         if not _is_float(node.outputs[0]):
             return None
         why = "" if len(acts) == 2 else "one side is a constant"
         last, activation = _fuse_activation(node, fused)
     return _make(node, _PLAIN[kind], last, acts, activation=activation, why=why)
+
+
+def _recurrent(node: ir.Node, acts: tuple[int, ...]) -> Site:
+    if not all(is_constant(v) for v in node.inputs[1:3]):
+        return _make(node, _PLAIN[node.op_type], node, acts, why="its weights are not constants")
+    why = "ONNX Runtime has no GRU kernel for integers" if node.op_type == "GRU" else ""
+    if "layout" in node.attributes and node.attributes["layout"].as_int() != 0:
+        why = "the integer kernel takes steps first (layout 0)"
+    # W and R: (directions, gates * hidden, features). Each row of a gate is an output channel.
+    return _make(node, _PLAIN[node.op_type], node, acts, 1, why=why, channel_axis=1, further=(2,))
 
 
 def _convolution(node: ir.Node, fused: set[ir.Node]) -> Site:
@@ -309,15 +315,9 @@ def _embedding(node: ir.Node) -> Site | None:
 
 def _make(
     node: ir.Node, kind: str, last: ir.Node, acts: tuple[int, ...], weight: int | None = None, bias: ir.Value | None = None,
-    activation: str = "", why: str = "", channel_axis: int = 0, extra: Mapping[str, Attribute] | None = None,
+    activation: str = "", why: str = "", channel_axis: int = 0, extra: Mapping[str, Attribute] | None = None, further: tuple[int, ...] = (),
 ) -> Site:  # fmt: skip
-    held = node.inputs[weight] if weight is not None else None
-    described = None
-    if held is not None:
-        assert held.shape is not None and held.const_value is not None
-        shape = tuple(held.const_value.shape.numpy())
-        described = Weight(held.name or "", shape, held.const_value.dtype.name.lower().replace("float", "float32") if held.const_value.dtype == ir.DataType.FLOAT
-                           else held.const_value.dtype.name.lower(), channel_axis)  # fmt: skip
+    described = _weight(node.inputs[weight], channel_axis) if weight is not None else None
     values = [node.inputs[i] for i in acts]
     attributes: dict[str, Attribute] = {"onnx": node.op_type, **(extra or {})}
     if activation:
@@ -325,6 +325,7 @@ def _make(
     op = Op(
         name=node.name or "", type=kind, inputs=tuple(v.name or "" for v in values if v is not None), outputs=(last.outputs[0].name or "",),
         weight=described, bias=bias.name if bias is not None else None, macs=_macs(node, kind, described), attributes=attributes, out_of_reach=why,
+        further=tuple(_weight(node.inputs[i], channel_axis) for i in further),
     )  # fmt: skip
     return Site(
         op,
@@ -336,6 +337,12 @@ def _make(
         bias.name if bias is not None else None,
         activation,
     )
+
+
+def _weight(held: ir.Value | None, channel_axis: int) -> Weight:
+    assert held is not None and held.const_value is not None
+    dtype = {"float": "float32", "double": "float64"}.get(name := held.const_value.dtype.name.lower(), name)
+    return Weight(held.name or "", tuple(held.const_value.shape.numpy()), dtype, channel_axis)
 
 
 def _known(value: ir.Value, start: int) -> list[int] | None:

@@ -15,6 +15,7 @@ from octavo.core.errors import ModelError, SchemeError, nearest
 from octavo.core.graph import InputInfo, ModelView
 from octavo.core.numerics.affine import Array
 from octavo.core.recipe import Recipe
+from octavo.core.scheme import FLOAT
 
 from .batches import parameters_of, to_call
 from .blockwise import Reconstruction, reconstruct
@@ -121,6 +122,7 @@ class TorchSession(Session):
                 biases[name] = torch.as_tensor(decided.bias)
             else:
                 biases[name] = self._fold(self.capture.layers[name])[1] if op.bias else None
+        ledger |= {op.name: Applied(FLOAT, FLOAT, reason=op.out_of_reach) for op in view.ops if op.out_of_reach}
         module, remarks = self.capture.build(active, biases)
         for name, remark in remarks.items():
             ledger[name] = Applied(ledger[name].requested, ledger[name].applied, ledger[name].realization, remark)

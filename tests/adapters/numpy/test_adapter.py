@@ -19,7 +19,7 @@ from octavo.core.errors import DataError, ModelError, NonFiniteWeight, SchemeErr
 from octavo.core.numerics.affine import QuantParams, affine_params, dequantize, integer_range, quantize
 from octavo.core.numerics.tensor import QuantizedTensor
 from octavo.core.recipe import Recipe
-from octavo.core.scheme import OpScheme, QuantSpec
+from octavo.core.scheme import FLOAT, OpScheme, QuantSpec
 
 RNG = np.random.default_rng(7)
 
@@ -121,6 +121,17 @@ def test_quantizing_everything_stays_near_float_and_is_in_the_ledger(scheme: OpS
     float_result, result = s.reference().run((batch,))[0], candidate.run((batch,))[0]
     assert np.abs(float_result - result).max() < 0.05
     assert not any(n.op in ("Conv", "Gemm") for n in candidate.graph.nodes)
+
+
+def test_recurrent_layers_say_why_they_stay_float() -> None:
+    b = Builder()
+    x = b.input("x", (5, 2, 4))
+    y = b.LSTM(
+        x, RNG.normal(0, 0.3, (1, 32, 4)).astype(np.float32), RNG.normal(0, 0.3, (1, 32, 8)).astype(np.float32), hidden_size=8, name="cell"
+    )
+    s = session(b.graph(y))
+    assert s.capability().for_op(s.describe().by_name["cell"]) == (FLOAT,)
+    assert "no integer kernel" in s.apply(Recipe(backend="numpy"), {}).ledger["cell"].reason
 
 
 def test_save_and_load_give_the_same_bits(tmp_path: Path) -> None:

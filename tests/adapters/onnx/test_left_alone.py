@@ -99,12 +99,9 @@ def test_bodies_stay_float_and_that_is_said(kind: str) -> None:
     assert np.linalg.norm(result.model(x) - expected) < 0.05 * np.linalg.norm(expected)
 
 
-@pytest.mark.parametrize(("kind", "gates", "why"), [("GRU", 3, "no GRU kernel"), ("LSTM", 4, "two tensors")])
-def test_recurrent_layers_say_why_they_stay_float(kind: str, gates: int, why: str) -> None:
-    t = models.weights(w=(1, gates * 8, 4), r=(1, gates * 8, 8))
-    proto = models.build(
-        [helper.make_node(kind, ["x", "w", "r"], ["y"], "cell", hidden_size=8)], t, {"x": ["s", 2, 4]}, {"y": ["s", 1, 2, 8]}
-    )
-    session = OnnxAdapter(OnnxConfig()).open(proto)
-    assert why in session.describe().by_name["cell"].out_of_reach
-    assert why in session.reference().ledger["cell"].reason
+def test_a_gru_says_why_it_stays_float() -> None:
+    t = models.weights(w=(1, 24, 4), r=(1, 24, 8))
+    nodes = [helper.make_node("GRU", ["x", "w", "r"], ["y"], "cell", hidden_size=8)]
+    session = OnnxAdapter(OnnxConfig()).open(models.build(nodes, t, {"x": ["s", 2, 4]}, {"y": ["s", 1, 2, 8]}))
+    assert "no GRU kernel" in session.describe().by_name["cell"].out_of_reach
+    assert "no GRU kernel" in session.reference().ledger["cell"].reason
