@@ -20,6 +20,7 @@ from octavo.core.scheme import FLOAT, OpScheme, canonical_json
 from . import OnnxConfig
 from .fingerprint import digest
 from .runtime import Compiled, compile_model, skeleton
+from .writing import write
 
 FILE = "model.onnx"
 RECIPE_KEY, LEDGER_KEY = "octavo.recipe", "octavo.ledger"
@@ -172,7 +173,7 @@ class OnnxCandidate(Candidate):
             if size >= _EXTERNAL_FROM:
                 ir.save(model, folder / FILE, external_data=f"{FILE}.data")
             else:
-                (folder / FILE).write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+                write(model, folder / FILE)
         finally:
             model.metadata_props.clear()
             model.metadata_props.update(kept)

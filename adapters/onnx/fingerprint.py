@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 
-import numpy as np
 import onnx_ir as ir
 
 from octavo.core.scheme import canonical_json
+
+from .packing import content
 
 
 def digest(model: ir.Model) -> str:
@@ -25,7 +26,7 @@ def _graph(graph: ir.Graph) -> Iterator[bytes | memoryview]:
     for name, value in sorted(graph.initializers.items()):
         if value.const_value is not None:
             yield canonical_json([name, str(value.const_value.dtype), list(value.const_value.shape.numpy())]).encode()
-            yield _bytes(value.const_value)
+            yield content(value.const_value)
     for node in graph:
         inputs = [v.name if v is not None else "" for v in node.inputs]
         yield canonical_json([node.domain, node.op_type, node.name, inputs, [v.name for v in node.outputs]]).encode()
@@ -35,12 +36,3 @@ def _graph(graph: ir.Graph) -> Iterator[bytes | memoryview]:
                 yield from _graph(attribute.as_graph())
             else:
                 yield ir.to_proto(attribute).SerializeToString(deterministic=True)
-
-
-def _bytes(tensor: ir.TensorProtocol) -> bytes | memoryview:
-    if tensor.dtype == ir.DataType.STRING:
-        return canonical_json([bytes(s).decode("latin-1") for s in tensor.numpy().ravel()]).encode()
-    array = tensor.numpy()
-    if tensor.dtype.bitwidth < 8 or not array.flags.c_contiguous:
-        return tensor.tobytes()
-    return array.reshape(-1).view(np.uint8).data  # hashed without a copy

@@ -8,6 +8,8 @@ import onnx_ir as ir
 
 from octavo.core.errors import ModelError
 
+from .runtime import skeleton
+
 OLDEST = 13
 """Per-channel QuantizeLinear begins here."""
 NEWEST = 24
@@ -66,13 +68,17 @@ def _signature(schema: onnx.defs.OpSchema) -> object:
 
 
 def _convert(model: ir.Model, version: int) -> ir.Model:
+    proto, held = skeleton(model)  # weights stay out: the converter need not see them, and protobuf ends at 2 GB
     try:
-        converted = onnx.version_converter.convert_version(ir.to_proto(model), CONVERTED)
+        converted = onnx.version_converter.convert_version(proto, CONVERTED)
     except Exception as error:  # the converter raises bare RuntimeErrors, one kind for everything
         raise ModelError(
             f"the model has opset {version}; quantization needs {OLDEST} or newer, and onnx cannot convert it to {CONVERTED}: {error}. "
             f"Export it again with opset {OLDEST} or newer"
         ) from error
     result: ir.Model = ir.from_proto(converted)
+    for name, tensor in held.items():
+        if name in result.graph.initializers:
+            result.graph.initializers[name].const_value = tensor
     result.ir_version = IR_VERSION
     return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ import onnx_ir as ir
 from octavo.core.errors import SchemeError
 from octavo.core.numerics.affine import QuantParams
 from octavo.core.numerics.tensor import QuantizedTensor
+from octavo.core.scheme import canonical_json
 
 _packed: weakref.WeakKeyDictionary[QuantizedTensor, dict[object, Any]] = weakref.WeakKeyDictionary()
 
@@ -43,6 +45,16 @@ def dtype_of(name: str) -> ir.DataType:
 def tensor(array: Any, dtype: ir.DataType, name: str) -> ir.TensorProtocol:
     """Return an array as an ONNX tensor of ``dtype``."""
     return ir.Tensor(np.asarray(array).astype(dtype.numpy(), order="C"), dtype=dtype, name=name)
+
+
+def content(tensor: ir.TensorProtocol) -> bytes | memoryview:
+    """Return a tensor's bytes, without a copy where they lie in memory as they are."""
+    if tensor.dtype == ir.DataType.STRING:
+        return canonical_json([bytes(s).decode("latin-1") for s in tensor.numpy().ravel()]).encode()
+    array = tensor.numpy()
+    if tensor.dtype.bitwidth < 8 or not array.flags.c_contiguous or sys.byteorder != "little":
+        return tensor.tobytes()
+    return array.reshape(-1).view(np.uint8).data
 
 
 def weight_tensors(

@@ -4,9 +4,17 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.version_converter
+import onnx_ir as ir
 import pytest
 
-from octavo.adapters.onnx import octavo_adapters
+import octavo
+from octavo.adapters.onnx import OnnxConfig, candidate, octavo_adapters
+from octavo.adapters.onnx.adapter import OnnxAdapter
+from octavo.adapters.onnx.source import read
+from octavo.adapters.onnx.writing import write
+from octavo.core.recipe import Recipe
+from tests.adapters.onnx import models
 
 
 def test_small_and_large_external_tensors_are_read_and_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,3 +43,49 @@ def test_small_and_large_external_tensors_are_read_and_saved(tmp_path: Path, mon
     reference.save(tmp_path / "saved")
     path.with_suffix(".onnx.data").unlink()
     np.testing.assert_allclose(adapter.load(tmp_path / "saved").run((x,))[0], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("scheme", ["int8-dynamic", "int8-static", "int4-weight-only"])
+def test_over_the_limit_a_model_is_saved_with_external_data(scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(candidate, "_EXTERNAL_FROM", 1000)
+    made = octavo.quantize_model(models.transformer_block(), scheme, calibration=models.tokens())
+    (tmp_path / "saved").mkdir()
+    made.candidate.save(tmp_path / "saved")
+    assert sorted(f.name for f in (tmp_path / "saved").iterdir()) == ["model.onnx", "model.onnx.data"]
+    onnx.checker.check_model(str(tmp_path / "saved" / "model.onnx"), full_check=True)
+    monkeypatch.chdir(tmp_path)
+    loaded = OnnxAdapter(OnnxConfig()).load(tmp_path / "saved")
+    assert loaded.recipe == made.candidate.recipe
+    for batch in models.tokens():
+        np.testing.assert_array_equal(loaded.run(batch)[0], made.model(*batch))
+
+
+def test_a_file_is_one_message_with_the_fields_that_protobuf_writes(tmp_path: Path) -> None:
+    model = read(models.transformer_block(hidden=64))
+    write(model, tmp_path / "model.onnx")
+    written, expected = onnx.load(tmp_path / "model.onnx"), ir.to_proto(model)
+    assert (tmp_path / "model.onnx").stat().st_size == expected.ByteSize()
+    for proto in (written, expected):
+        tensors = sorted(proto.graph.initializer, key=lambda t: t.name)
+        del proto.graph.initializer[:]
+        proto.graph.initializer.extend(tensors)
+    assert written == expected
+
+
+def test_old_opsets_are_converted_without_their_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The converter takes one message of protobuf, which ends at 2 GB."""
+    proto = models.build(
+        [onnx.helper.make_node("Gemm", ["x", "w", "b"], ["y"], "gemm")],
+        models.weights(w=(64, 32), b=(32,)),
+        {"x": [2, 64]},
+        {"y": [2, 32]},
+        opset=9,
+    )
+    seen: list[int] = []
+    convert = onnx.version_converter.convert_version
+    monkeypatch.setattr(onnx.version_converter, "convert_version", lambda p, v: seen.append(p.ByteSize()) or convert(p, v))
+    session = OnnxAdapter(OnnxConfig(threads=1)).open(proto)
+    assert seen and seen[0] < 64 * 32
+    x = np.ones((2, 64), np.float32)
+    (expected,) = onnx.reference.ReferenceEvaluator(proto).run(None, {"x": x})
+    np.testing.assert_allclose(session.apply(Recipe(backend="onnx"), {}).native(x), expected, rtol=1e-5)
