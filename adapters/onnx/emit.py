@@ -63,7 +63,8 @@ def _dequantized_bias(e: Editor, site: Site, codes: ir.TensorProtocol, scale: ir
 
 
 def _static(e: Editor, site: Site, params: OpParameters) -> None:
-    if site.op.type == "linear" and not e.flows(site.op.outputs[0]) and site.node.op_type == "MatMul":
+    plain = not e.flows(site.op.outputs[0]) or site.bias is not None  # QLinearMatMul takes no bias
+    if site.op.type == "linear" and site.node.op_type == "MatMul" and plain:
         _integer_product(e, site, params, e.activation(site, 0, params.inputs[0]))
         return
     node = e.nodes[site.op.name]

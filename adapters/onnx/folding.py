@@ -1,4 +1,4 @@
-"""Rewrites of the float graph that keep its function: constants and batch norm folded, pooling recognized."""
+"""Rewrites of the float graph that keep its function: constants folded, what does nothing bypassed."""
 
 from __future__ import annotations
 
@@ -127,77 +127,9 @@ def bypass_dropout(node: ir.Node) -> None:
         node.outputs[0].replace_all_uses_with(node.inputs[0])
 
 
-def fold_batch_norm(node: ir.Node) -> bool:
-    """Fold a BatchNormalization into the Conv or ConvTranspose before it: y = (conv(x) - mean) * gamma / sqrt(var + eps) + beta."""
-    source = node.inputs[0].producer() if node.inputs[0] is not None else None
-    if source is None or source.op_type not in ("Conv", "ConvTranspose") or source.domain != "" or len(node.inputs) < 5:
-        return False
-    graph = node.graph
-    training = node.attributes.get("training_mode")
-    if not isinstance(graph, ir.Graph) or (training is not None and training.as_int()) or any(o.uses() for o in node.outputs[1:]):
-        return False
-    middle = source.outputs[0]
-    if len(middle.uses()) != 1 or middle.is_graph_output() or source.graph is not graph:
-        return False
-    scale, shift, mean, variance = (constant(v) for v in node.inputs[1:5])
-    weight = constant(source.inputs[1]) if len(source.inputs) > 1 else None
-    has_bias = len(source.inputs) > 2 and source.inputs[2] is not None
-    bias = constant(source.inputs[2]) if has_bias else np.float32(0.0)
-    if any(a is None for a in (scale, shift, mean, variance, weight, bias)):
-        return False
-    assert scale is not None and shift is not None and mean is not None and variance is not None and weight is not None and bias is not None
-    if not all(np.isfinite(a).all() for a in (scale, shift, mean, variance, weight, bias)):
-        return False  # so that what is wrong keeps its name
-    epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
-    factor = scale.astype(np.float64) / np.sqrt(variance.astype(np.float64) + epsilon)
-    groups = source.attributes["group"].as_int() if "group" in source.attributes else 1
-    if source.op_type == "Conv":
-        shape = (-1, *(1,) * (weight.ndim - 1))
-        folded = weight * factor.reshape(shape)
-    else:  # ConvTranspose weights are (inputs, outputs / groups, ...)
-        per_group = np.repeat(factor.reshape(groups, 1, -1), weight.shape[0] // groups, axis=1).reshape(weight.shape[0], weight.shape[1])
-        folded = weight * per_group.reshape(*weight.shape[:2], *(1,) * (weight.ndim - 2))
-    old = source.inputs[1]
-    assert old is not None
-    name = old.name or "weight"
-    replace_input(source, 1, add_initializer(graph, f"{name}_folded", folded.astype(weight.dtype)))
-    moved = (bias.astype(np.float64) - mean) * factor + shift
-    replace_input(source, 2, add_initializer(graph, f"{name}_bias_folded", moved.astype(weight.dtype)))
-    take_over(source.outputs[0], node.outputs[0])
-    graph.remove(node, safe=True)
-    return True
-
-
 def take_over(value: ir.Value, old: ir.Value) -> None:
     """Let ``value`` be used, named and put out where ``old`` was."""
     name = old.name
     old.replace_all_uses_with(value, replace_graph_outputs=True)
     old.name = f"{name}_gone"
     value.name, value.shape, value.type = name, old.shape, old.type or value.type
-
-
-def pool_from_mean(node: ir.Node) -> None:
-    """Turn ReduceMean over the two spatial axes into GlobalAveragePool, which has an integer kernel."""
-    x, graph = node.inputs[0], node.graph
-    if x is None or not isinstance(graph, ir.Graph) or x.shape is None or len(x.shape) != 4:
-        return
-    axes = _axes(node)
-    keep = node.attributes["keepdims"].as_int() if "keepdims" in node.attributes else 1
-    if axes is None or sorted(a % 4 for a in axes) != [2, 3]:
-        return
-    pool = ir.node("GlobalAveragePool", [x], name=node.name)
-    new = [pool]
-    if not keep:
-        new.append(ir.node("Flatten", [pool.outputs[0]], name=f"{node.name}_flatten"))
-        pool.outputs[0].name = f"{node.outputs[0].name}_pooled"
-        pool.outputs[0].type = x.type
-    graph.insert_before(node, new)
-    take_over(new[-1].outputs[0], node.outputs[0])
-    graph.remove(node, safe=True)
-
-
-def _axes(node: ir.Node) -> list[int] | None:
-    if "axes" in node.attributes:
-        return [int(a) for a in node.attributes["axes"].as_ints()]
-    axes = constant(node.inputs[1]) if len(node.inputs) > 1 else None
-    return [int(a) for a in axes.ravel()] if axes is not None else None

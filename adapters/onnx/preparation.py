@@ -6,20 +6,32 @@ Only the session's own copy of the graph changes; tensors that stay as they were
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from .attention import simplify_masked_softmax
-from .folding import bypass_dropout, bypass_identities, drop_unused_initializers, fold_batch_norm, fold_constants, pool_from_mean
+from .convolutions import fold_affine, fold_batch_norm, fold_pad, pool_from_mean
+from .folding import bypass_dropout, bypass_identities, drop_unused_initializers, fold_constants
 from .half import widen
 from .transposes import swap_last_axes
 
 logger = logging.getLogger(__name__)
 
 
+_REWRITES: Mapping[str, Callable[[ir.Node], object]] = {
+    "Dropout": bypass_dropout,
+    "BatchNormalization": fold_batch_norm,
+    "Add": fold_affine,
+    "Mul": fold_affine,
+    "Conv": fold_pad,
+    "ReduceMean": pool_from_mean,
+}
+
+
 def prepare(model: ir.Model) -> ir.Model:
-    """Fold what is constant, batch norm into convolutions, spatial means into pooling and swaps of axes into one; infer shapes."""
+    """Fold what is constant, what stands around convolutions, spatial means and swaps of axes; infer shapes."""
     model = passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model).model
     widen(model)
     fold_constants(model.graph)
@@ -27,12 +39,8 @@ def prepare(model: ir.Model) -> ir.Model:
     model = infer_shapes(model)
     graph = model.graph
     for node in list(graph):
-        if node.op_type == "Dropout" and node.domain == "":
-            bypass_dropout(node)
-        elif node.op_type == "BatchNormalization" and node.domain == "":
-            fold_batch_norm(node)
-        elif node.op_type == "ReduceMean":
-            pool_from_mean(node)
+        if node.domain == "" and node.op_type in _REWRITES:
+            _REWRITES[node.op_type](node)
     simplify_masked_softmax(graph)
     swap_last_axes(graph)
     model = passes.RemoveUnusedNodesPass()(model).model
@@ -46,6 +54,9 @@ def prepare(model: ir.Model) -> ir.Model:
 
 def infer_shapes(model: ir.Model) -> ir.Model:
     """Infer what can be inferred; where inference fails, shapes stay unknown and nothing else changes."""
+    for node in model.graph:
+        if node.domain == "ai.onnx.ml" and node.op_type in ("Scaler", "Normalizer") and node.inputs[0] is not None:
+            node.outputs[0].type, node.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), node.inputs[0].shape  # onnx infers neither
     try:
         return passes.ShapeInferencePass(strict_mode=False, data_prop=True)(model).model
     except Exception as error:  # onnx's inference raises bare errors on models that run well

@@ -281,11 +281,16 @@ def _product(node: ir.Node, fused: set[ir.Node]) -> Site | None:
     if add is not None:
         other = add.inputs[1] if add.inputs[0] is node.outputs[0] else add.inputs[0]
         columns = right.shape[1]
-        if is_constant(other) and other is not None and other.shape is not None and other.shape.dims == (columns,):
+        if is_constant(other) and other is not None and other.shape is not None and other.shape.dims in _vectors(columns, left):
             last, bias = add, other
             fused.add(add)
     last, activation = _fuse_activation(last, fused)
     return _make(node, "linear", last, (0,), 1, bias, activation, "", 1, {})
+
+
+def _vectors(columns: object, left: ir.Value) -> tuple[tuple[object, ...], ...]:
+    """The shapes of a bias of one number per column; scikit-learn's exporter writes a row, which must not add an axis."""
+    return ((columns,), (1, columns)) if left.shape is not None and len(left.shape) >= 2 else ((columns,),)
 
 
 def _gemm(node: ir.Node, fused: set[ir.Node]) -> Site:
