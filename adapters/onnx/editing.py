@@ -239,13 +239,16 @@ class Editor:
         else:
             self.graph.insert_before(self.graph[0], nodes)
 
+    def pair_domain(self, dtype: ir.DataType) -> str:
+        """Whose QuantizeLinear and DequantizeLinear take a type: the standard's take 4 and 16 bits from opset 21 on, the runtime's in any."""
+        return MS if dtype.bitwidth != 8 and self.graph.opset_imports.get("", 0) < 21 else ""
+
     def _pair(self, value: ir.Value, params: QuantParams) -> Codes:
         """Insert QuantizeLinear and DequantizeLinear after a value; nobody reads them yet."""
         name, dtype = value.name or "value", dtype_of(params.spec.dtype)
         scale = self.scalar("scale", float(np.asarray(params.scale)), ir.DataType.FLOAT)
         zero = self.scalar("zero", int(np.asarray(params.zero_point)), dtype)
-        # The standard ops take 16 bits from opset 21 on, ONNX Runtime's own in any.
-        domain = MS if dtype.bitwidth != 8 and self.graph.opset_imports.get("", 0) < 21 else ""
+        domain = self.pair_domain(dtype)
         suffix = "" if f"{name}_quantized" not in self.values else f"_{len(self._at_edge) + len(self._flowing)}"
         quantize = ir.node("QuantizeLinear", [value, scale, zero], domain=domain, name=f"{name}_QuantizeLinear{suffix}")
         codes = quantize.outputs[0]

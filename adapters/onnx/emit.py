@@ -48,7 +48,14 @@ def _dequantized_weight(e: Editor, site: Site, weight: QuantizedTensor) -> ir.Va
     codes, scale, zero, axis = weight_tensors(weight)
     name = site.op.weight.name
     inputs = [e.shared(f"{name}_quantized", codes), e.shared(f"{name}_scale", scale), e.shared(f"{name}_zero", zero)]
-    node = ir.node("DequantizeLinear", inputs, {"axis": axis} if axis is not None else None, name=f"{site.op.name}_weight_DequantizeLinear")
+    domain = e.pair_domain(codes.dtype)
+    node = ir.node(
+        "DequantizeLinear",
+        inputs,
+        {"axis": axis} if axis is not None else None,
+        domain=domain,
+        name=f"{site.op.name}_weight_DequantizeLinear",
+    )
     node.outputs[0].name, node.outputs[0].type = f"{site.op.name}_weight", ir.TensorType(ir.DataType.FLOAT)
     e.graph.insert_before(e.nodes[site.op.name], [node])
     return node.outputs[0]
@@ -64,7 +71,8 @@ def _dequantized_bias(e: Editor, site: Site, codes: ir.TensorProtocol, scale: ir
 
 def _static(e: Editor, site: Site, params: OpParameters) -> None:
     plain = not e.flows(site.op.outputs[0]) or site.bias is not None  # QLinearMatMul takes no bias
-    if site.op.type == "linear" and site.node.op_type == "MatMul" and plain:
+    bytes_ = all(p is None or p.spec.bits == 8 for p in (params.weight.params if params.weight is not None else None, *params.inputs))
+    if site.op.type == "linear" and site.node.op_type == "MatMul" and plain and bytes_:
         _integer_product(e, site, params, e.activation(site, 0, params.inputs[0]))
         return
     node = e.nodes[site.op.name]

@@ -76,6 +76,7 @@ _REFUSALS: tuple[type[Exception], ...] = (ModelError, *RUNTIME_ERRORS)
 _U8 = QuantSpec(dtype="uint8", symmetric=False)
 _U8_MID = QuantSpec(dtype="uint8", symmetric=True)
 _S8 = QuantSpec(dtype="int8", symmetric=True)
+_S4 = QuantSpec(dtype="int4", symmetric=True, granularity="channel")
 _U16 = QuantSpec(dtype="uint16", symmetric=False)
 _WEIGHTS = tuple(
     QuantSpec(dtype=d, symmetric=s, granularity=g) for g in ("channel", "tensor") for d, s in (("int8", True), ("uint8", False))
@@ -87,7 +88,9 @@ def _candidates() -> dict[str, list[OpScheme]]:
     """Schemes worth asking the runtime about, fastest and smallest first (unsigned activations run fastest on x86 and ARM alike)."""
     static = [OpScheme(mode="static", weight=w, input=_U8, output=_U8) for w in _WEIGHTS]
     static += [OpScheme(mode="static", weight=w, input=x, output=x) for x in (_U8_MID, _S8, _U16) for w in _SIGNED]
-    products = [s.variant(output=None) for s in static]
+    static.append(OpScheme(mode="static", weight=_S4, input=_U8, output=_U8))
+    # With 16-bit activations the runtime makes a MatMulNBits of a product, which rounds them to 8 bits: not what was asked for.
+    products = [s.variant(output=None) for s in static if s.input != _U16]
     dynamic = [OpScheme(mode="dynamic", weight=w, input=_U8) for w in _WEIGHTS]
     grouped = [QuantSpec(dtype="uint4", symmetric=False, granularity=f"group:{n}") for n in (32, 64, 128, 16)]
     grouped += [QuantSpec(dtype="int4", granularity=f"group:{n}") for n in (32, 128)]

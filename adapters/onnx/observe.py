@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -15,9 +18,34 @@ from . import OnnxConfig
 from .candidate import feeds
 from .runtime import compile_model
 
+logger = logging.getLogger(__name__)
 
-def observe(model: ir.Model, config: OnnxConfig, batches: Iterable[Batch], values: Sequence[str], sink: Sink) -> int:
-    """Hand every array of every named value to ``sink``; return the number of batches.
+
+@dataclass
+class Observed:
+    """What an observation took.
+
+    Attributes:
+        batches: How many were run.
+        values: Intermediate values that were put out.
+        parts: Runs per batch.
+        held: Most bytes of their arrays that were held at once.
+    """
+
+    batches: int = 0
+    values: int = 0
+    parts: int = 0
+    held: int = 0
+
+    def __str__(self) -> str:
+        return (
+            f"observed {self.values} intermediate values of {self.batches} batches, {self.parts} runs each; "
+            f"at most {self.held / 2**20:.1f} MiB of them were held at once"
+        )
+
+
+def observe(model: ir.Model, config: OnnxConfig, batches: Iterable[Batch], values: Sequence[str], sink: Sink) -> Observed:
+    """Hand every array of every named value to ``sink``; return what that took.
 
     All values come out of one run per batch while their arrays fit ``config.observe_megabytes``; beyond that, the values
     are split into parts and the batch is run once for each part, so that memory stays bounded whatever the model.
@@ -34,21 +62,31 @@ def observe(model: ir.Model, config: OnnxConfig, batches: Iterable[Batch], value
             raise ModelError(f"the model has no value {name!r}{nearest(name, [k for k in known if k])}")
     bound = config.observe_megabytes * 2**20
     parts: list[tuple[ort.InferenceSession, list[str]]] | None = None
-    count = 0
+    seen = Observed(values=len(inner))
     for batch in batches:
         if parts is None:
             parts = _parts(model, config, batch, inner, bound)
+            seen.parts = len(parts)
         given = feeds(parts[0][0].get_inputs(), batch)
-        _check_finite(given, count)
+        _check_finite(given, seen.batches)
         for name in values:
             if name in inputs:
                 sink(name, given[name])
         for session, names in parts:
             arrays = session.run(names, given) if names else []
+            held = sum(a.nbytes for a in arrays)
+            if held > max(bound, seen.held) and len(names) == 1:
+                warnings.warn(
+                    f"value {names[0]!r} alone takes {held / 2**20:.0f} MiB in calibration, more than observe_megabytes = "
+                    f"{config.observe_megabytes}; smaller batches need less",
+                    stacklevel=2,
+                )
+            seen.held = max(seen.held, held)
             for name in reversed(names):  # each array goes before the next is looked at
                 sink(name, arrays.pop())
-        count += 1
-    return count
+        seen.batches += 1
+    logger.info("%s", seen)
+    return seen
 
 
 def _check_finite(given: Mapping[str, np.ndarray], index: int) -> None:

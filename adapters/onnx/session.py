@@ -23,7 +23,7 @@ from .fingerprint import digest
 from .finite import refuse_non_finite
 from .folding import constant
 from .kernels import capability, low_precision_kernels
-from .observe import observe
+from .observe import Observed, observe
 from .preparation import prepare
 from .qoperator import to_operators
 from .rescaling import rescale
@@ -45,6 +45,7 @@ class OnnxSession(Session):
         self._source = source
         self._prepared = prepared if prepared is not None else prepare(source.clone())
         self._sites = find_sites(self._prepared.graph)
+        self._observed: Observed | None = None
 
     def check(self) -> None:
         """Refuse parameters that hold NaN or Inf, where no setting can keep them out of the way.
@@ -65,7 +66,8 @@ class OnnxSession(Session):
 
     def observe(self, batches: Iterable[Batch], values: Iterable[str], sink: Sink) -> int:
         """Run the float model once over the batches; intermediate values become extra outputs."""
-        return observe(self._prepared, self.config, batches, tuple(values), sink)
+        self._observed = observe(self._prepared, self.config, batches, tuple(values), sink)
+        return self._observed.batches
 
     def tensor(self, name: str) -> np.ndarray:
         """Return an initializer of the prepared model."""
@@ -115,3 +117,7 @@ class OnnxSession(Session):
     def fingerprint(self) -> str:
         """Digest of structure and weights of the source."""
         return digest(self._source)
+
+    def facts(self) -> tuple[str, ...]:
+        """Return what calibration held in memory, once it has run."""
+        return (str(self._observed),) if self._observed is not None else ()

@@ -1,5 +1,6 @@
 """What is emitted computes what the operator specifications say, on integer kernels."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,22 @@ def test_capability_offers_no_16_bit_kernels_here() -> None:
     assert all(o.realization == "simulated" for o in sixteen)
 
 
+@pytest.mark.parametrize("kind", ["conv", "linear"])
+def test_static_weights_of_4_bits_are_stored_and_computed_in_float(kind: str, tmp_path: Path) -> None:
+    offers = capability(OnnxConfig()).offers[kind]
+    (four,) = [o for o in offers if o.scheme.mode == "static" and o.scheme.weight and o.scheme.weight.bits == 4]
+    assert four.realization == "simulated"
+    proto = models.convolutional() if kind == "conv" else models.transformer_block()
+    data = models.images() if kind == "conv" else models.tokens()
+    rules = [{"types": [kind], "mode": "static", "weight": "int4"}]
+    result = octavo.quantize_model(proto, {"rules": rules, "simulated": True}, calibration=data)
+    packed = [t for t in result.model.model.graph.initializer if t.data_type == onnx.TensorProto.INT4 and t.name.endswith("_quantized")]
+    assert len(packed) == sum(op.applied.weight_bits == 4 for op in result.ledger.values()) > 1
+    onnx.checker.check_model(result.model.model, full_check=True)
+    (expected,) = onnx.reference.ReferenceEvaluator(proto).run(None, {proto.graph.input[0].name: data[0][0]})
+    assert np.linalg.norm(result.model(*data[0]) - expected) < 0.35 * np.linalg.norm(expected)
+
+
 def test_a_scheme_that_is_not_offered_is_refused() -> None:
     session = OnnxAdapter(OnnxConfig()).open(models.convolutional())
     scheme = OpScheme(mode="static", weight=QuantSpec(dtype="int3", granularity="channel"), input=U8, output=U8)
@@ -156,6 +173,23 @@ def test_memory_bounded_observation_sees_the_same(tmp_path: Path) -> None:
     assert seen[1].keys() == seen[512].keys()
     for name, arrays in seen[512].items():
         np.testing.assert_allclose(np.concatenate(seen[1][name]), np.concatenate(arrays), rtol=1e-4, atol=1e-5)
+
+
+def test_observation_says_what_it_held(caplog: pytest.LogCaptureFixture) -> None:
+    batches = [(np.concatenate([b[0]] * 90),) for b in models.images(1)]
+    for megabytes, runs, most in ((64, 1, 8 * 144 * 360 * 4 * 12), (1, 4, 1.1 * 8 * 144 * 360 * 4)):
+        session = OnnxAdapter(OnnxConfig(observe_megabytes=megabytes)).open(models.convolutional())
+        values = [v for op in session.describe().ops for v in op.inputs]
+        assert session.facts() == ()
+        with caplog.at_level("INFO"), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            session.observe(batches, values, lambda name, array: None)
+        (fact,) = session.facts()
+        assert fact in caplog.text
+        held = float(fact.split("at most ")[1].split(" MiB")[0]) * 2**20
+        assert held <= most
+        assert (int(fact.split(" runs each")[0].split()[-1]) >= runs) and bool(caught) == (megabytes == 1)
+        assert not caught or "smaller batches" in str(caught[0].message)
 
 
 def test_calibration_that_is_not_finite_is_located() -> None:
