@@ -9,11 +9,12 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import octavo
 from octavo.adapters.onnx import OnnxConfig
 from octavo.adapters.onnx.adapter import OnnxAdapter
 from octavo.adapters.onnx.opset import NEWEST
 from octavo.adapters.onnx.source import read
-from octavo.core.errors import ModelError, UnsafeFile
+from octavo.core.errors import DeviceError, ModelError, UnsafeFile
 from octavo.core.recipe import Recipe
 from tests.adapters.onnx import models
 
@@ -98,7 +99,7 @@ def test_two_payloads_are_refused() -> None:
         read(proto)
 
 
-@pytest.mark.parametrize("opset", [7, 9, 11, 13, 17, 21, 25, 27])
+@pytest.mark.parametrize("opset", [5, 7, 9, 11, 13, 17, 21, 25, 27, 28])
 def test_any_opset_is_brought_to_one_that_the_runtime_executes(opset: int) -> None:
     proto = models.build(
         [helper.make_node("Conv", ["x", "w"], ["c"], "conv"), helper.make_node("Relu", ["c"], ["y"], "relu")],
@@ -120,6 +121,27 @@ def test_an_opset_whose_ops_are_unknown_to_the_runtime_is_refused() -> None:
     proto = models.build([node], {"axis": np.array(0, np.int64)}, {"x": [3]}, {"y": [3]}, opset=26)
     with pytest.raises(ModelError, match=r"newcomer.*CumProd"):
         read(proto)
+
+
+def test_a_provider_that_is_not_there_is_named() -> None:
+    adapter = OnnxAdapter(OnnxConfig(providers=("NoSuchProvider", "CPUExecutionProvider")))
+    with pytest.raises(DeviceError, match=r"'NoSuchProvider' is not there; this ONNX Runtime has .*CPUExecutionProvider"):
+        adapter.open(models.convolutional()).capability()
+
+
+def test_names_and_metadata_travel(tmp_path: Path) -> None:
+    proto = models.transformer_block()
+    proto.producer_name, proto.doc_string, proto.graph.doc_string = "someone", "of a model", "of a graph"
+    proto.metadata_props.add(key="author", value="A. Nonymous")
+    made = octavo.quantize_model(proto, "int8-dynamic", calibration=models.tokens())
+    made.candidate.save(tmp_path)
+    saved = onnx.load(tmp_path / "model.onnx")
+    assert (saved.producer_name, saved.doc_string, saved.graph.doc_string) == ("someone", "of a model", "of a graph")
+    kept = {m.key: m.value for m in saved.metadata_props}
+    assert kept["author"] == "A. Nonymous"
+    assert {"octavo.recipe", "octavo.ledger"} < kept.keys()
+    for side in ("input", "output"):
+        assert [v.name for v in getattr(saved.graph, side)] == [v.name for v in getattr(proto.graph, side)]
 
 
 def test_local_functions_are_inlined() -> None:
