@@ -62,20 +62,31 @@ def add_adapters(
     Raises:
         SchemeError: If there is no such layer.
     """
-    root = skeleton(candidate.module)
-    found = {p: m for p, m in root.named_modules() if isinstance(m, WeightOnlyLinear)}
+    root, found = frozen_base(candidate)
     chosen = list(found) if ops is None else list(ops)
     for path in chosen:
         if path not in found:
             raise SchemeError(f"op {path!r} is no weight-only linear layer of this candidate{nearest(path, found)}")
-    if not chosen:
-        raise SchemeError("the candidate has no weight-only linear layer; quantize it with a weight_only scheme such as nf4 group:64 first")
-    for parameter in list(root.parameters()):
-        # The candidate's own parameters stay as they are: the twin gets frozen views.
-        for module in root.modules():
-            for key, value in module._parameters.items():
-                if value is parameter:
-                    module._parameters[key] = nn.Parameter(parameter.detach(), requires_grad=False)
     for path in chosen:
         set_submodule(root, path, LowRank(found[path], rank, alpha, dropout))
     return root
+
+
+def frozen_base(candidate: TorchCandidate) -> tuple[nn.Module, dict[str, WeightOnlyLinear]]:
+    """Return a twin of the candidate's module with frozen views of its parameters, and its weight-only linear layers by path.
+
+    Raises:
+        SchemeError: If there is no such layer.
+    """
+    root = skeleton(candidate.module)
+    found = {p: m for p, m in root.named_modules() if isinstance(m, WeightOnlyLinear)}
+    if not found:
+        raise SchemeError("the candidate has no weight-only linear layer; quantize it with a weight_only scheme such as nf4 group:64 first")
+    for parameter in list(root.parameters()):
+        # The candidate's own parameters stay as they are: the twin gets frozen views, tied ones one view.
+        view = nn.Parameter(parameter.detach(), requires_grad=False)
+        for module in root.modules():
+            for key, value in module._parameters.items():
+                if value is parameter:
+                    module._parameters[key] = view
+    return root, found
