@@ -118,7 +118,8 @@ class OpErrors:
                 weight = weight_matrix(session.tensor(held.name), held)
                 error = weight - weight_matrix(quantized.dequantize(), held)
                 rows = rows_of(op)
-                second = second_moments(observed.features[op.inputs[0], rows]) if rows is not None else None
+                met = observed.features[op.inputs[0], rows] if rows is not None else None
+                second = second_moments(met) if met is not None and met.count else None
                 if whole := energy(weight, second):
                     noise = noises[0] * float(np.square(weight).sum()) if noises and rows is not None else 0.0
                     yield WeightError(held, error, second, whole, noise)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from array_api_compat import array_namespace, device
 
 from .algorithms.base import WeightAlgorithm, WeightContext, corrected_bias
+from .calibrators.base import Observer
 from .calibrators.features import FEATURES, FeatureObserver, FeatureSum
 from .errors import NonFiniteWeight, SchemeError
 from .graph import Op
@@ -78,10 +79,13 @@ def quantize_weight(
 
 def _contexts(op: Op, users: tuple[Op, ...], needs: frozenset[str], seen_by: SeenBy, matrix: Array) -> list[WeightContext]:
     """One context per group of a grouped convolution; one for every other op."""
-    seen = [u for u in users if any(p in seen_by(u.name, p.value).observers for p in feature_probes(u, needs))]
+    asked = [u for u in users if any(p in seen_by(u.name, p.value).observers for p in feature_probes(u, needs))]
+    seen = [u for u in asked if any(_count(seen_by(u.name, p.value).observer(p)) for p in feature_probes(u, needs))]
     if not seen:
-        if rows_of(op) is None and op.type in ("embedding", "conv_transpose", "lstm", "gru") and needs & {"gram", "channel_range"}:
-            # A looked-up row is an output by itself, and a recurrent state is not observed: features count as independent and weigh alike.
+        unseen = rows_of(op) is None and op.type in ("embedding", "conv_transpose", "lstm", "gru")
+        if (unseen or asked) and needs & {"gram", "channel_range"}:
+            # A looked-up row is an output by itself, a recurrent state is not observed, an expert may have met no token:
+            # then features count as independent and weigh alike.
             xp = array_namespace(matrix)
             n = matrix.shape[1]
             ones = xp.ones((n,), dtype=xp.float32, device=device(matrix))
@@ -107,6 +111,11 @@ def _contexts(op: Op, users: tuple[Op, ...], needs: frozenset[str], seen_by: See
     ]
 
 
+def _count(observer: Observer) -> int:
+    """Return how many rows were seen."""
+    return observer.count if isinstance(observer, FeatureObserver) else 0
+
+
 def _in_parts(algorithm: WeightAlgorithm, matrix: Array, spec: QuantSpec, contexts: list[WeightContext]) -> QuantizedTensor:
     """Quantize each group of a grouped convolution with what its own inputs showed."""
     xp = array_namespace(matrix)
@@ -127,7 +136,7 @@ def _in_parts(algorithm: WeightAlgorithm, matrix: Array, spec: QuantSpec, contex
 
 
 def correct_bias(op: Op, weight: Array, bias: Array, quantized: QuantizedTensor, statistics: Statistics) -> Array | None:
-    """Return the bias with the mean error of the quantized weight added, or None where the op reads no rows.
+    """Return the bias with the mean error of the quantized weight added, or None where the op reads no rows or calibration sent it none.
 
     Args:
         op: A linear op or a convolution.
@@ -142,6 +151,8 @@ def correct_bias(op: Op, weight: Array, bias: Array, quantized: QuantizedTensor,
         return None
     sums = statistics.observer(probe)
     assert isinstance(sums, FeatureSum)
+    if not sums.count:
+        return None
     axis, params, xp = op.weight.channel_axis, quantized.params, array_namespace(weight)
     flat = QuantizedTensor(to_matrix(quantized.codes, axis), replace(params, axis=None if params.axis is None else 0), quantized.extra)
     matrix = xp.astype(to_matrix(weight, axis), xp.float32)

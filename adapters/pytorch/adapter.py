@@ -15,13 +15,15 @@ from octavo.core.errors import DeviceError, ModelError, UnsafeFile
 from octavo.core.parts import PartConfig
 
 from . import TorchConfig
-from .attention import Attention, bypassed, with_linear_projections
+from .attention import bypassed
 from .batches import to_call
 from .candidate import TorchCandidate
+from .experts import unreached
 from .offers import capability
 from .seeing import capture_again, capture_of
 from .session import GIVEN, TorchSession, given_candidate, open_root
 from .skeleton import skeleton
+from .stand_ins import with_stand_ins
 
 
 class TorchAdapter(Adapter):
@@ -42,14 +44,15 @@ class TorchAdapter(Adapter):
             DataError: If the example does not fit the model.
         """
         given, device = self._root(source)
-        root = with_linear_projections(skeleton(given))
+        root = with_stand_ins(skeleton(given))
         call = to_call(example, root, device) if example is not None else None
-        notes = tuple(
+        notes = [
             f"{path or 'the model'} ({kind}) reads its layers' weights and may never call them: they stay float"
             for path, kind in bypassed(root).items()
-        )
-        replaced = any(isinstance(module, Attention) for module in root.modules())
-        return TorchSession(capture_of(root, call, self._settings.capture), device, call, notes, given if replaced else None)
+        ]
+        if bare := list(unreached(root)):
+            notes.append(f"weights of three axes that no layer holds stay float: {', '.join(bare)}")
+        return TorchSession(capture_of(root, call, self._settings.capture), device, call, tuple(notes), given)
 
     def capability(self) -> Capability:
         """Return what runs on the configured device; ``auto`` answers for CUDA where there is one."""
@@ -78,7 +81,7 @@ class TorchAdapter(Adapter):
         if saved.facts == GIVEN:
             restore(root, saved, device)
             return given_candidate(root, device)
-        root = with_linear_projections(root)
+        root = with_stand_ins(root)
         restore(root, saved, device)
         session = TorchSession(capture_again(root, saved.facts, saved.factors), device, None)
         candidate = session.apply(saved.recipe, saved.parameters) if saved.recipe.schemes else session.reference()

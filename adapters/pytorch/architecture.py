@@ -96,10 +96,13 @@ def rebuild(facts: Mapping[str, Any], device: str = "cpu") -> nn.Module:
 
 
 def _set_dtype(module: nn.Module, path: str, dtype: torch.dtype) -> None:
-    weight = module.get_submodule(path).weight
+    # One of a mixture's experts is a slice of a parameter, and no module.
+    name = f"{path}.weight" if path in dict(module.named_modules()) else path.rpartition(".")[0]
+    owner, _, leaf = name.rpartition(".")
+    weight = getattr(module.get_submodule(owner), leaf)
     assert isinstance(weight, torch.Tensor)
     if weight.dtype != dtype:
-        set_tensor(module, f"{path}.weight", torch.empty_like(weight, dtype=dtype))
+        set_tensor(module, name, torch.empty_like(weight, dtype=dtype))
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from octavo.core.numerics.tensor import QuantizedTensor
 
 from .architecture import architecture_of, rebuild
 from .candidate import TorchCandidate
+from .experts import packed_experts
 from .skeleton import aliases, named_tensors
 
 Tensor = torch.Tensor
@@ -83,9 +84,10 @@ class Checkpoint:
         Raises:
             SchemeError: If the op is no nn.Linear, which is what readers take, or its codes are no integers on a scale.
         """
-        module = self.empty.get_submodule(name)
+        module = dict(self.empty.named_modules()).get(name)
         if not isinstance(module, nn.Linear):
-            self.refuse(name, f"readers take nn.Linear layers, and this is a {type(module).__name__}")
+            kind = "one slice of a parameter" if module is None else f"a {type(module).__name__}"
+            self.refuse(name, f"readers take nn.Linear layers, and this is {kind}")
         weight = parameters.weight
         if weight is None or not is_integer(weight.params.spec) or weight.params.spec.bits > 8:
             self.refuse(name, "its weight is no integer of 2 to 8 bits", "give it an int or uint weight of 2 to 8 bits, or keep it float")
@@ -98,7 +100,8 @@ class Checkpoint:
         """Return every tensor that stays float under the name that the reader gives it, tied ones once, and the ops' biases."""
         owned = tuple(f"{name}." for name in self.candidate.parameters)
         kept = self.empty.state_dict().keys()
-        found = {n: t for n, t in named_tensors(self.candidate.module).items() if n in kept and not n.startswith(owned)}
+        held = {**named_tensors(self.candidate.module), **dict(packed_experts(self.candidate.module))}
+        found = {n: t for n, t in held.items() if n in kept and not n.startswith(owned)}
         for name, bias in self.candidate.biases.items():
             if bias is not None:
                 found[f"{name}.bias"] = bias.to(self.dtype(name))

@@ -22,9 +22,9 @@ from octavo.core.recipe import Recipe
 from octavo.core.scheme import QuantSpec
 
 from .architecture import architecture_of
-from .attention import Attention
 from .candidate import TorchCandidate
 from .skeleton import aliases, named_tensors, set_tensor
+from .stand_ins import STAND_INS
 
 TENSORS, FACTS = "model.safetensors", "model.json"
 _FORMAT = 1
@@ -91,7 +91,7 @@ def save(candidate: TorchCandidate, folder: Path) -> None:
 def _of_ops(root: nn.Module) -> Iterator[str]:
     """Yield the names of tensors that are written with their op; a layer may share others with the float model."""
     for path, module in root.named_modules():
-        if type(module).__module__.startswith("octavo.") and not isinstance(module, Attention):
+        if type(module).__module__.startswith("octavo.") and not isinstance(module, STAND_INS):
             floats = getattr(module, "floats", ())
             yield from (f"{path}.{name}" if path else name for name in named_tensors(module) if name not in floats)
 

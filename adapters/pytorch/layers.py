@@ -12,6 +12,7 @@ from torch import nn
 from octavo.core.graph import Attribute, Op, Weight
 
 from .attention import bypassed
+from .experts import expert_groups
 from .recurrent import KINDS, weight_names
 from .skeleton import aliases
 from .transposed import TRANSPOSED
@@ -72,6 +73,8 @@ def find_layers(root: nn.Module) -> dict[str, Op]:
         if kind and not any(path.startswith(h) for h in hidden):
             name = path or type(module).__name__.lower()
             found[path] = _op(name, path, module, kind, first)
+    for path in (p for _, paths in expert_groups(root) for p in paths):
+        found[path] = replace(found[path], attributes={**found[path].attributes, "routed": True})
     return _shared(found)
 
 

@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 from octavo.core.adapter import OpParameters
-from octavo.core.graph import Op
+from octavo.core.graph import Group, Op
 
 from .activation import Activation, Memo
 from .batches import tensors_in
 from .build import quantized_module, static_form
 from .capture import Call, Capture
+from .experts import expert_groups
 from .folding import folds
 from .kernels import POSTS
 from .layers import Layer, find_layers, with_shapes
@@ -43,15 +44,19 @@ class ModuleCapture(Capture):
         self._seen = seen
         self._why = why
         ops = find_layers(root)
-        order = [p for p in seen.order if p in ops] if seen else list(ops)
+        mixtures = dict(expert_groups(root))
+        routed = [p for paths in mixtures.values() for p in paths]
+        # Experts that no token of the example was routed to are there for other tokens.
+        order = [*dict.fromkeys([*(p for p in seen.order if p in ops), *routed])] if seen else list(ops)
         layers = [self._layer(ops[p], p) for p in order]
         self.layers = {layer.op.name: layer for layer in layers}
         notes = [why] if why else []
-        if seen and (idle := [p for p in ops if p not in seen.calls]):
+        if seen and (idle := [p for p in ops if p not in seen.calls and p not in routed]):
             notes.append(f"not called by the example, left in float: {', '.join(idle)}")
         self.notes = tuple(notes)
         self.links = {link.group.name: link for link in self._links()}
-        self.groups = tuple(link.group for link in self.links.values())
+        together = (Group(name, "scheme", tuple(ops[p].name for p in paths)) for name, paths in mixtures.items())
+        self.groups = (*(link.group for link in self.links.values()), *together)
         self.outputs = tuple(f"output_{i}" for i in range(seen.results)) if seen else ("output_0",)
 
     def facts(self) -> Mapping[str, Any]:
@@ -66,6 +71,8 @@ class ModuleCapture(Capture):
         seen = self._seen
         if seen is None or not path:
             return Layer(op if seen is None else with_shapes(op, seen.shapes.get(path)), path)
+        if path not in seen.calls:
+            return Layer(op, path)
         if seen.calls[path] == 1:
             op = replace(op, inputs=(seen.values.get(path, f"{path}:in"),))
         op = with_shapes(op, seen.shapes.get(path))
@@ -88,7 +95,7 @@ class ModuleCapture(Capture):
             return
         readers: dict[str, list[Layer]] = {}
         for layer in self.layers.values():
-            if layer.op.type == "linear":
+            if layer.op.type == "linear" and "routed" not in layer.op.attributes:
                 readers.setdefault(layer.op.inputs[0], []).append(layer)
         modules = dict(self.root.named_modules())
         for value, members in readers.items():

@@ -57,13 +57,13 @@ def capability(device: str) -> Capability:
     few: list[Offer] = []  # fewer bits on the 8-bit kernels: smaller files, the same speed
     if device == "cpu":
         int8 = [
-            Offer(OpScheme(mode=mode, weight=weight, input=source), when=_fits)
+            Offer(OpScheme(mode=mode, weight=weight, input=source), when=_observed if mode == "static" else _fits)
             for mode in ("static", "dynamic")
             for weight in (_CHANNEL, _TENSOR)
             for source in (_UNSIGNED, _SIGNED)
         ]
         few = [
-            Offer(OpScheme(mode="static", weight=QuantSpec(dtype=f"int{bits}", granularity=granularity), input=_UNSIGNED), when=_fits)
+            Offer(OpScheme(mode="static", weight=QuantSpec(dtype=f"int{bits}", granularity=granularity), input=_UNSIGNED), when=_observed)
             for bits in (4, 3)
             for granularity in ("channel", "tensor")
         ]
@@ -99,6 +99,15 @@ def _fits(op: Op) -> str:
     if op.type == "linear":
         return kernels.has_linear()
     return kernels.has_conv(len(op.weight.shape) - 2)
+
+
+def _observed(op: Op) -> str:
+    """Return why no static range can be had for an op; empty if it can."""
+    return (
+        "routing decides which tokens an expert meets, perhaps none: use mode dynamic or weight_only"
+        if "routed" in op.attributes
+        else _fits(op)
+    )
 
 
 def _transposes(op: Op) -> str:

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 from torch import fx, nn
 
-from .attention import Attention
 from .batches import parameters_of, tensors_in
 from .capture import Call, Capture
 from .graph import GraphCapture
@@ -17,6 +16,7 @@ from .layers import find_layers
 from .modules import ModuleCapture
 from .rescale import Factors
 from .skeleton import has_hooks, skeleton
+from .stand_ins import STAND_INS
 from .tracing import Trace, trace
 
 
@@ -70,7 +70,7 @@ class _Tracer(fx.Tracer):
     """Follows the model's own modules; those of torch.nn are leaves."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, Attention):
+        if isinstance(m, STAND_INS):
             return False
         return super().is_leaf_module(m, module_qualified_name) or type(m).__module__.startswith("octavo.")
 

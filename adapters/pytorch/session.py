@@ -39,7 +39,7 @@ class TorchSession(Session):
         device: Where candidates run.
         example: One batch as a call, or None.
         notes: What a reader must know, for the ledger.
-        given: The model as it was given, where ``capture`` sees stand-ins for some of its modules.
+        given: The model as it was given; ``capture`` may see stand-ins for some of its modules. None where the model was changed since.
     """
 
     def __init__(

@@ -11,10 +11,14 @@ import torch
 
 from octavo.adapters.pytorch import TorchConfig
 from octavo.adapters.pytorch.adapter import TorchAdapter
+from octavo.adapters.pytorch.experts import Experts, packed_experts
 from octavo.core.adapter import Opened
+from octavo.core.errors import ConfigError
 from octavo.core.plugins import PluginHost
 from octavo.core.realize import Realizer
-from octavo.core.rules import build_space
+from octavo.core.recipe import Recipe
+from octavo.core.rules import Rule, build_space
+from octavo.core.sensitivity import SensitivityService
 
 transformers = pytest.importorskip("transformers")
 
@@ -57,7 +61,9 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, torch.Tensor]]] = {
         {"input_features": torch.linspace(-1, 1, 2 * 8 * 40).view(2, 8, 40), "decoder_input_ids": torch.arange(10).view(2, 5)},
     ),
     "mixture of experts": ("MixtralConfig", "MixtralForCausalLM", {**LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2}, IDS),
+    "mixture, transposed with biases": ("GptOssConfig", "GptOssForCausalLM", {**LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, IDS),
 }  # fmt: skip
+EXPERTS = [n for n in CASES if n.startswith("mixture")]
 
 
 def make(name: str) -> torch.nn.Module:
@@ -94,3 +100,43 @@ def test_an_architecture_is_quantized_saved_and_loaded(name: str, tmp_path: Path
         candidate.save(folder)
         loaded = TorchAdapter(TorchConfig()).load(folder, make(name))
         np.testing.assert_array_equal(loaded.run(batch)[0], got)
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_every_expert_is_quantized_whether_a_token_met_it_or_not(name: str) -> None:
+    model, batch = make(name), CASES[name][3]
+    session = TorchAdapter(TorchConfig()).open(model, {"input_ids": torch.tensor([[5]])})  # one token meets two of four experts
+    opened = Opened("torch", session, session.describe(), session.capability())
+    space = build_space(opened, [Rule(types="linear", mode="weight_only", weight={"dtype": "int8"}, algorithm="gptq")])
+    mixtures = [u for u in space.units if "experts." in u.name]
+    assert [len(u.ops) for u in mixtures] == [4] * 4  # first and second layers of two blocks
+    assert sum(u.parameters for u in mixtures) == sum(p.numel() for n, p in model.named_parameters() if "experts." in n and p.ndim == 3)
+    assert not any("not called" in note or "three axes" in note for note in opened.view.notes)
+    realizer = Realizer(opened, space, PluginHost(third_party=False))
+    realizer.calibrate([{"input_ids": torch.tensor([[5]])}])  # Gram matrices of some experts stay empty
+    recipe = space.recipe({u.name: u.choices[0] for u in mixtures})
+    got, expected = realizer.candidate(recipe).run(batch)[0], session.reference().run(batch)[0]
+    assert 0 < np.linalg.norm(got - expected) < 0.02 * np.linalg.norm(expected)
+    losses = SensitivityService(opened, realizer, [batch])("weight_error", [(u.name, u.choices[0]) for u in mixtures])
+    assert all(0 < loss < 0.1 for loss in losses)
+    with pytest.raises(ConfigError, match="nothing"):
+        build_space(opened, [Rule(ops="*experts*", mode="static")])
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_the_stand_in_for_a_mixture_computes_what_transformers_computes(name: str) -> None:
+    model, batch = make(name), CASES[name][3]
+    session = TorchAdapter(TorchConfig()).open(model, batch)
+    plain, given = session.apply(Recipe(backend="torch"), {}), session.reference()
+    assert any(isinstance(m, Experts) for m in plain.native.modules())
+    assert not any(isinstance(m, Experts) for m in given.native.modules())
+    np.testing.assert_allclose(plain.run(batch)[0], given.run(batch)[0], rtol=1e-4, atol=1e-5)
+    packed = {n: p for n, p in model.named_parameters() if "experts." in n}
+    for stem, held in packed_experts(plain.native):
+        torch.testing.assert_close(held, packed[stem].detach())
+    assert {n for n, _ in packed_experts(plain.native)} == set(packed)
+    exported = torch.export.export(session.apply(Recipe(backend="torch"), {}).native.model.layers[0].mlp, (torch.randn(1, 6, 32),))
+    x = torch.randn(1, 6, 32)
+    found, wanted = exported.module()(x), model.model.layers[0].mlp(x)
+    for a, b in zip(*(y if isinstance(y, tuple) else (y,) for y in (found, wanted)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

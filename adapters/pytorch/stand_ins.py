@@ -1,0 +1,25 @@
+"""Modules that call no layer for their products, and what stands in for them so that these can be quantized."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from .attention import Attention, with_linear_projections
+from .experts import Experts, is_experts
+from .skeleton import copy_hooks, set_submodule
+
+STAND_INS = (Attention, Experts)
+"""Float modules of octavo's own, whose layers are seen as any others."""
+
+
+def with_stand_ins(root: nn.Module) -> nn.Module:
+    """Return a skeleton with a stand-in for every ``nn.MultiheadAttention`` and every mixture of experts that is known."""
+    root = with_linear_projections(root)
+    for path, module in list(root.named_modules()):
+        if is_experts(module):
+            new = Experts(module)
+            copy_hooks(module, new)
+            if not path:
+                return new
+            set_submodule(root, path, new)
+    return root
