@@ -19,11 +19,17 @@ from ..errors import NonFiniteWeight
 from ..scheme import QuantSpec
 from .affine import Array, QuantParams, affine_params, integer_range, is_integer
 
-_NUMPY_BLOCK = 2**17
-"""Elements of one block: 512 KiB, so that it and its buffer stay in a core's own cache."""
+_NUMPY_BLOCK = 2**18
+"""Elements of one block: 1 MiB, so that it and its buffers stay in cache; smaller ones cost more calls than they save."""
 
 _TORCH_BLOCK = 2**20
 """Likewise, shared by torch's threads; larger, since each of its operations costs microseconds to start."""
+
+_SHORT = 256
+"""Rows shorter than this cost NumPy more between its inner loops than within them."""
+
+_ROUNDER = 1.5 * 2.0**23
+"""Added to x, |x| < 2**22, it leaves round(x), ties to even, in the low bits of the sum: float32 has no finer digits there."""
 
 
 def threads() -> int:
@@ -53,7 +59,7 @@ def round_blocked(matrix: Array, spec: QuantSpec) -> tuple[Array, QuantParams]:
         spec: One that :func:`takes` accepts.
 
     Returns:
-        int8 or uint8 codes of the matrix's shape; extra memory is one block for each thread.
+        int8 or uint8 codes of the matrix's shape; extra memory is three blocks for each thread, a quarter of a large matrix at most.
 
     Raises:
         NonFiniteWeight: If the matrix holds NaN or Inf.
@@ -66,35 +72,43 @@ def round_blocked(matrix: Array, spec: QuantSpec) -> tuple[Array, QuantParams]:
     scale = xp.empty((rows, features // size), dtype=xp.float32, device=device(matrix))
     zero_point = None if spec.symmetric else xp.empty(tuple(scale.shape), dtype=xp.int32, device=device(matrix))
     numpy = is_numpy_array(matrix)
-    step = max(1, (_NUMPY_BLOCK if numpy else _TORCH_BLOCK) // features)
+    workers = threads() if numpy else 1
+    step = max(1, (_numpy_block(rows * features, workers) if numpy else _TORCH_BLOCK) // features)
     middle = 0 if qmin < 0 else (qmin + qmax + 1) // 2
-    turning = numpy and size % 4 == 0 and size < features
-    extremes = _numpy_extremes if turning else _extremes
+    extremes = _numpy_extremes if numpy else _extremes
 
     def work(first: int, last: int) -> None:
-        shape = (min(step, last - first), features // size, size)
-        buffers = tuple(xp.empty(shape, dtype=xp.float32, device=device(matrix)) for _ in range(2 if turning else 1))
+        out = xp.empty((min(step, last - first), features // size, size), dtype=xp.float32, device=device(matrix))
         for i in range(first, last, step):
             end = min(i + step, last)
             block = xp.reshape(matrix[i:end, :], (end - i, features // size, size))
-            outs = tuple(b[: end - i, ...] for b in buffers)
-            out = outs[0]
-            with np.errstate(invalid="ignore", divide="ignore"):
-                if zero_point is None:
-                    scale[i:end, :] = extremes(block, outs, True)[1] / (qmax - middle)
-                    _whole_steps(xp, block, scale[i:end, :], out)
-                    if middle:
-                        out += middle
-                else:
-                    low, high = extremes(block, outs, False)
-                    params = affine_params(low, high, spec, 0)
-                    scale[i:end, :], zero_point[i:end, :] = params.scale, params.zero_point
-                    _whole_steps(xp, block, params.scale, out)
-                    out += xp.astype(params.zero_point, xp.float32)[:, :, None]
-                    xp.clip(out, qmin, qmax, out=out)
-                codes[i:end, :] = xp.reshape(out, (end - i, features))
+            steps = out[: end - i, ...]
+            if zero_point is None:
+                scale[i:end, :] = extremes(block, steps, True)[1] / (qmax - middle)
+                xp.divide(block, _along(scale[i:end, :], size), out=steps)
+                # Middles are even, so ties still go to the even step.
+                steps += _ROUNDER + middle
+                codes[i:end, :] = xp.reshape(steps.view(xp.int32), (end - i, features))
+            else:
+                params = affine_params(*extremes(block, steps, False), spec, 0)
+                scale[i:end, :], zero_point[i:end, :] = params.scale, params.zero_point
+                xp.divide(block, _along(params.scale, size), out=steps)
+                xp.round(steps, out=steps)
+                steps += _along(xp.astype(params.zero_point, xp.float32), size)
+                xp.clip(steps, qmin, qmax, out=steps)
+                codes[i:end, :] = xp.reshape(steps, (end - i, features))
 
-    _spread_over_threads(work, rows, step, threads() if numpy else 1)
+    def quietly(first: int, last: int) -> None:
+        # Rows longer than NumPy's buffer spare it a copy of the scales that it spreads over them.
+        before = np.setbufsize(1024)
+        try:
+            # Scales of zero are mended below.
+            with np.errstate(invalid="ignore", divide="ignore"):
+                work(first, last)
+        finally:
+            np.setbufsize(before)
+
+    _spread_over_threads(quietly if numpy else work, rows, step, workers)
     if not bool(xp.all(xp.isfinite(scale))):
         raise NonFiniteWeight("a weight holds NaN or Inf; repair it, or keep its op in float with a rule")
     if zero_point is None:
@@ -105,46 +119,58 @@ def round_blocked(matrix: Array, spec: QuantSpec) -> tuple[Array, QuantParams]:
     return codes, QuantParams(scale, zero_point, spec, 0)
 
 
-def _whole_steps(xp: Any, block: Array, scale: Array, out: Array) -> None:
-    spread = scale[:, :, None]
-    if is_numpy_array(block) and block.shape[2] < 256:
-        # Short inner loops cost NumPy more than a repeated scale.
-        spread = np.repeat(scale.reshape(-1), block.shape[2]).reshape(block.shape)
-    xp.divide(block, spread, out=out)
-    xp.round(out, out=out)
+def _numpy_block(elements: int, workers: int) -> int:
+    # A worker holds at most three blocks: all of them together stay below a quarter of a large matrix.
+    return min(_NUMPY_BLOCK, max(2**15, elements // (16 * workers)))
 
 
-def _extremes(block: Array, out: tuple[Array, ...], magnitude: bool) -> tuple[Array, Array]:
+def _along(parameter: Array, size: int) -> Array:
+    """Return one parameter per group so that it broadcasts over the groups' elements."""
+    if is_numpy_array(parameter) and size < _SHORT:
+        return np.repeat(parameter.reshape(-1), size).reshape(*parameter.shape, size)
+    return parameter[:, :, None]
+
+
+def _extremes(block: Array, buffer: Array, magnitude: bool) -> tuple[Array, Array]:
     """Return (low, high) of each group; of the magnitudes, only high counts."""
     xp = array_namespace(block)
     if magnitude and block.shape[2] < 1024:
-        xp.abs(block, out=out[0])
-        high = xp.max(out[0], axis=2)
+        # Bit patterns of magnitudes are ordered as the numbers are, NaN above all, and integers are compared faster.
+        high = xp.max(xp.abs(block, out=buffer).view(xp.int32), axis=2).view(xp.float32)
         return high, high
     low, high = xp.min(block, axis=2), xp.max(block, axis=2)
     return low, xp.maximum(-low, high) if magnitude else high
 
 
-def _numpy_extremes(block: np.ndarray, out: tuple[np.ndarray, ...], magnitude: bool) -> tuple[np.ndarray, np.ndarray]:
-    """:func:`_extremes` for short groups, where NumPy's reduction along the last axis spends its time between groups.
+def _numpy_extremes(block: np.ndarray, buffer: np.ndarray, magnitude: bool) -> tuple[np.ndarray, np.ndarray]:
+    """:func:`_extremes` on bit patterns.
 
-    Groups are turned into the last axis, four floats at a time (moved as one 16-byte number), so that the reduction runs over
-    long rows; two strided steps finish the four.
+    As int32 the largest positive number is the greatest, as uint32 the largest negative one: NaN of either sign above all. Where a
+    group has no number of a sign, the other's stands in; its range is widened to zero, or its magnitude taken, in any case.
     """
-    groups, size = block.shape[0] * block.shape[1], block.shape[2]
-    if magnitude:
-        block = np.abs(block, out=out[0])
-    turned = out[1].reshape(-1).view(np.complex128).reshape(size // 4, groups)
-    np.copyto(turned, block.reshape(groups, size).view(np.complex128).T)
-    rows = turned.view(np.float32)
-    high = _four(np.max(rows, axis=0), np.maximum)
-    low = high if magnitude else _four(np.min(rows, axis=0), np.minimum)
-    return low.reshape(out[0].shape[:2]), high.reshape(out[0].shape[:2])
+    size = block.shape[2]
+    reduce = _folded_max if size < _SHORT and size % 8 == 0 else lambda bits: np.max(bits, axis=2)
+    if magnitude and size < _SHORT:
+        high = reduce(np.abs(block, out=buffer).view(np.int32)).view(np.float32)
+        return high, high
+    low, high = reduce(block.view(np.uint32)).view(np.float32), reduce(block.view(np.int32)).view(np.float32)
+    return low, np.maximum(np.abs(low), np.abs(high)) if magnitude else high
 
 
-def _four(x: np.ndarray, join: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
-    half = join(x[0::2], x[1::2])
-    return join(half[0::2], half[1::2])
+def _folded_max(bits: np.ndarray) -> np.ndarray:
+    """Return the greatest integer of each group, for groups so short that a reduction spends its time between them.
+
+    Each is compared with the one half a group later, all in one long loop (what runs over into the next group is not used). The
+    halves are then turned into the last axis, four at a time (moved as one 16-byte number), where the loops are long again.
+    """
+    size, half = bits.shape[2], bits.shape[2] // 2
+    flat = bits.reshape(-1)
+    folded = np.empty_like(flat)
+    np.maximum(flat[:-half], flat[half:], out=folded[:-half])
+    fours = folded.reshape(-1, size).view(np.complex128)[:, : half // 4]
+    turned = np.max(np.ascontiguousarray(fours.T).view(bits.dtype), axis=0)
+    pairs = np.maximum(turned[0::2], turned[1::2])
+    return np.maximum(pairs[0::2], pairs[1::2]).reshape(bits.shape[:2])
 
 
 def _without_zero_scales(scale: Array, codes: Array, size: int, middle: int) -> tuple[Array, Array]:

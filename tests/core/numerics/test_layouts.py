@@ -81,15 +81,16 @@ def test_given_rounding_decides_up_or_down() -> None:
 CASES = [("int8", True), ("uint8", False), ("uint8", True), ("int4", True), ("uint4", False), ("int2", True), ("int8", False)]
 
 
-@pytest.mark.parametrize("granularity", ["channel", "group:32", "group:6", "group:96"])
+@pytest.mark.parametrize("granularity", ["channel", "group:32", "group:6", "group:8", "group:96", "group:320"])
 @pytest.mark.parametrize(("dtype", "symmetric"), CASES)
 def test_blocked_rounding_equals_the_plain_one(dtype: str, symmetric: bool, granularity: str) -> None:
     spec = QuantSpec(dtype=dtype, symmetric=symmetric, granularity=granularity)
     x = np.random.default_rng(0).normal(size=(300, 960)).astype(np.float32)
     x[1], x[2], x[0, :64], x[0, 64] = 0, 3.0, 0, 1e-45
+    x[3], x[4], x[5], x[6] = -np.abs(x[3]), np.abs(x[4]), np.round(x[5]) * 0.5, -0.0  # one sign, ties, negative zeros
     params, _ = choose(*ranges(x, spec), spec, 0)
     expected = encode(x, params)
-    for matrix in (x, torch.from_numpy(x)):
+    for matrix in (x, np.asfortranarray(x), np.repeat(x, 2, axis=1)[:, ::2], torch.from_numpy(x)):
         assert takes(matrix, spec)
         codes, found = round_blocked(matrix, spec)
         np.testing.assert_array_equal(np.asarray(codes), expected)
@@ -98,9 +99,16 @@ def test_blocked_rounding_equals_the_plain_one(dtype: str, symmetric: bool, gran
         np.testing.assert_array_equal(np.asarray(found.zero_point), params.zero_point)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize(
-    "spec", [QuantSpec(dtype="int8", granularity="channel"), QuantSpec(dtype="uint4", symmetric=False, granularity="group:4")]
+    "spec",
+    [
+        QuantSpec(dtype="int8", granularity="channel"),
+        QuantSpec(dtype="uint4", symmetric=False, granularity="group:4"),
+        QuantSpec(dtype="int4", granularity="group:8"),
+        QuantSpec(dtype="uint4", symmetric=False, granularity="channel"),
+    ],
+    ids=str,
 )
 def test_non_finite_weights_are_refused(bad: float, spec: QuantSpec) -> None:
     x = np.ones((4, 8), np.float32)
