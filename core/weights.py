@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,10 +13,11 @@ from .calibrators.base import Observer
 from .calibrators.features import FEATURES, FeatureObserver, FeatureSum
 from .errors import NonFiniteWeight, SchemeError
 from .graph import Op
-from .numerics.affine import Array, affine_params, is_integer
+from .numerics.affine import Array, QuantParams
+from .numerics.codec import choose, rounded_scale, shares_scales
 from .numerics.layout import from_matrix, to_matrix
 from .numerics.ranges import ranges
-from .numerics.rows import rows_of
+from .numerics.rows import rounding_rows
 from .numerics.tensor import QuantizedTensor
 from .scheme import OpScheme, PartChoice, QuantSpec
 from .statistics import Probe, Statistics
@@ -25,12 +26,15 @@ if TYPE_CHECKING:
     from .plugins import PluginHost
 
 
+_INDEPENDENT = ("embedding", "lstm", "gru")
+"""Their features count as independent and weigh alike: a looked-up row is an output by itself, and a recurrent state is not observed."""
+
 SeenBy = Callable[[str, str], Statistics]
 
 
 def feature_probes(op: Op, needs: Iterable[str]) -> Iterable[Probe]:
     """Yield the probes of an op's input features; none for ops whose weight multiplies no rows (embeddings)."""
-    rows = rows_of(op)
+    rows = rounding_rows(op)
     if rows is not None and op.inputs:
         yield from (Probe(op.inputs[0], PartChoice(kind=need), None, rows) for need in sorted(needs) if need in FEATURES)
 
@@ -59,6 +63,12 @@ def quantize_weight(
     assert op.weight is not None
     assert scheme.weight is not None
     spec, axis, xp = scheme.weight, op.weight.channel_axis % array.ndim, array_namespace(array)
+    missing = sorted(needs & {"gram", "channel_range"})
+    if missing and rounding_rows(op) is None and op.type not in _INDEPENDENT:
+        raise SchemeError(
+            f"op {op.name!r}: {scheme.algorithm.kind} needs the {missing[0]} of its input, and the weight of a {op.type} multiplies no rows "
+            "that calibration observes; use rtn or hqq, which need none"
+        )
     algorithm: WeightAlgorithm = host.part("algorithms", scheme.algorithm.kind).build(host.read("algorithms", scheme.algorithm.table()))
     matrix = to_matrix(array, axis)
     contexts = _contexts(op, users, needs, seen_by, matrix)
@@ -82,10 +92,8 @@ def _contexts(op: Op, users: tuple[Op, ...], needs: frozenset[str], seen_by: See
     asked = [u for u in users if any(p in seen_by(u.name, p.value).observers for p in feature_probes(u, needs))]
     seen = [u for u in asked if any(_count(seen_by(u.name, p.value).observer(p)) for p in feature_probes(u, needs))]
     if not seen:
-        unseen = rows_of(op) is None and op.type in ("embedding", "conv_transpose", "lstm", "gru")
-        if (unseen or asked) and needs & {"gram", "channel_range"}:
-            # A looked-up row is an output by itself, a recurrent state is not observed, an expert may have met no token:
-            # then features count as independent and weigh alike.
+        if (asked or op.type in _INDEPENDENT) and needs & {"gram", "channel_range"}:
+            # An expert may have met no token: then its features, too, count as independent and weigh alike.
             xp = array_namespace(matrix)
             n = matrix.shape[1]
             ones = xp.ones((n,), dtype=xp.float32, device=device(matrix))
@@ -100,6 +108,12 @@ def _contexts(op: Op, users: tuple[Op, ...], needs: frozenset[str], seen_by: See
     groups = max(len(o.value) for o in found.values())
     count = max(o.count for o in found.values())
     gram, absmax, sums = (found.get(k) for k in ("gram", "channel_range", "channel_mean"))
+    if op.type == "conv_transpose":
+        # A row of its matrix holds the weights of every group, and the groups' inputs never meet in one output.
+        xp = array_namespace(matrix)
+        absolute = xp.reshape(absmax.value, (-1,)) if absmax else None
+        mean = xp.reshape(sums.value, (-1,)) / max(1, sums.count) if sums else None
+        return [WeightContext(_block_diagonal(gram.value) if gram else None, absolute, mean, count)]
     return [
         WeightContext(
             gram.value[i, ...] if gram else None,
@@ -116,6 +130,13 @@ def _count(observer: Observer) -> int:
     return observer.count if isinstance(observer, FeatureObserver) else 0
 
 
+def _block_diagonal(blocks: Array) -> Array:
+    xp = array_namespace(blocks)
+    count, size, _ = blocks.shape
+    eye = xp.eye(count, dtype=blocks.dtype, device=device(blocks))
+    return xp.reshape(eye[:, None, :, None] * blocks[:, :, None, :], (count * size, count * size))
+
+
 def _in_parts(algorithm: WeightAlgorithm, matrix: Array, spec: QuantSpec, contexts: list[WeightContext]) -> QuantizedTensor:
     """Quantize each group of a grouped convolution with what its own inputs showed."""
     xp = array_namespace(matrix)
@@ -124,15 +145,29 @@ def _in_parts(algorithm: WeightAlgorithm, matrix: Array, spec: QuantSpec, contex
         raise SchemeError(
             f"{spec} spans groups of this convolution; use channel or tensor granularity, or an algorithm that needs no calibration"
         )
-    shared = affine_params(*ranges(matrix, spec), spec) if spec.granularity == "tensor" and is_integer(spec) else None
-    parts = []
-    for i, context in enumerate(contexts):
-        parts.append(algorithm.quantize(matrix[i * rows : (i + 1) * rows, :], spec, replace(context, params=shared)))
-    params = parts[0].params
-    if params.axis is not None:
-        scale, zero_point = xp.concat([p.params.scale for p in parts]), xp.concat([p.params.zero_point for p in parts])
-        params = replace(params, scale=scale, zero_point=zero_point)
-    return QuantizedTensor(xp.concat([p.codes for p in parts]), params, parts[0].extra)
+    pieces = [matrix[i * rows : (i + 1) * rows, :] for i in range(len(contexts))]
+    grids: Sequence[QuantParams | None] = [None] * len(pieces)
+    whole, extra = None, None
+    if spec.granularity == "tensor":
+        whole, extra = choose(*ranges(matrix, spec), spec, None)
+        grids = [whole] * len(pieces)
+    elif shares_scales(spec):
+        # Each group chooses, all choices are rounded together, and the codes are made on what comes out.
+        chosen = [algorithm.quantize(piece, spec, context).params for piece, context in zip(pieces, contexts, strict=True)]
+        whole, extra = rounded_scale(_joined(chosen))
+        height = whole.scale.shape[0] // len(pieces)
+        spans = [slice(i * height, (i + 1) * height) for i in range(len(pieces))]
+        grids = [replace(whole, scale=whole.scale[s, ...], zero_point=whole.zero_point[s, ...]) for s in spans]
+    parts = [
+        algorithm.quantize(piece, spec, replace(context, params=grid)) for piece, context, grid in zip(pieces, contexts, grids, strict=True)
+    ]
+    return QuantizedTensor(xp.concat([p.codes for p in parts]), whole or _joined([p.params for p in parts]), extra)
+
+
+def _joined(params: Sequence[QuantParams]) -> QuantParams:
+    xp = array_namespace(params[0].scale)
+    scale, zero_point = xp.concat([p.scale for p in params]), xp.concat([p.zero_point for p in params])
+    return replace(params[0], scale=scale, zero_point=zero_point)
 
 
 def correct_bias(op: Op, weight: Array, bias: Array, quantized: QuantizedTensor, statistics: Statistics) -> Array | None:

@@ -9,7 +9,7 @@ from array_api_compat import array_namespace, device
 
 from ..errors import SchemeError
 from ..numerics.affine import Array, QuantParams, integer_range, is_integer, narrow
-from ..numerics.codec import decode_values, encode, encode_values
+from ..numerics.codec import decode_values, encode, encode_values, shares_scales
 from ..numerics.layout import contiguous, is_grouped
 from ..numerics.tensor import QuantizedTensor
 from ..scheme import QuantSpec
@@ -82,8 +82,7 @@ class Gptq(WeightAlgorithm):
 
     def _fixed(self, spec: QuantSpec) -> bool:
         """Whether scales are chosen before the first column: always for those that are rounded over the whole tensor."""
-        whole = spec.scale_dtype in ("uint8", "fp8_e4m3fn") or spec.dtype == "nvfp4"
-        return self.config.static_groups or self.config.act_order or not is_grouped(spec) or whole
+        return self.config.static_groups or self.config.act_order or not is_grouped(spec) or shares_scales(spec)
 
     def _grid(self, part: Array, spec: QuantSpec, context: WeightContext, importance: Array) -> tuple[QuantParams, dict[str, Any] | None]:
         if self.config.clip == "none" or context.params is not None:

@@ -81,9 +81,9 @@ def choose(
         SchemeError: If the dtype or the scales' format is unknown.
     """
     xp = array_namespace(low, high)
-    if is_integer(spec):
-        return rounded_scale(affine_params(low, high, spec, axis, convention=convention))
     absmax = xp.maximum(xp.abs(xp.astype(low, xp.float32)), xp.abs(xp.astype(high, xp.float32)))
+    if is_integer(spec):
+        return rounded_scale(_levelled(affine_params(low, high, spec, axis, convention=convention), absmax))
     zero_point = xp.zeros_like(xp.astype(absmax, xp.int32))
     fmt = element_format(spec)
     if spec.dtype in _HALVES:
@@ -95,14 +95,12 @@ def choose(
         emax = fmt.largest_exponent if fmt else 0
         exponent = xp.clip(floor_log2(_positive(absmax)) - emax, -126.0, 127.0)
         scale = exp2(exponent) / (1.0 if fmt else 64.0)
-    elif spec.dtype == "nvfp4":
-        return _two_level(absmax / _FP4.largest, zero_point, spec, axis)
     elif fmt is not None:
         scale = _positive(absmax / fmt.largest)
     else:
         others = ", ".join((*FLOAT_FORMATS, *_MX, *_HALVES))
         raise SchemeError(f"unknown dtype {spec.dtype!r}; known are int2 to int16, uint2 to uint16, nf4, nvfp4, mxint8, {others}")
-    return rounded_scale(QuantParams(scale, zero_point, spec, axis))
+    return rounded_scale(_levelled(QuantParams(scale, zero_point, spec, axis), absmax))
 
 
 def encode(x: Array, params: QuantParams, rounding: Rounding = nearest) -> Array:
@@ -175,17 +173,24 @@ def project_values(x: Array, scale: Array, zero_point: Array, spec: QuantSpec) -
     return decode_values(encode_values(x, scale, zero_point, spec), scale, zero_point, spec)
 
 
+def shares_scales(spec: QuantSpec) -> bool:
+    """True if the scales of one tensor share a second level, so that none of them can be chosen without the others."""
+    return spec.dtype == "nvfp4" or spec.scale_dtype in ("uint8", "fp8_e4m3fn")
+
+
 def rounded_scale(params: QuantParams) -> tuple[QuantParams, dict[str, Any] | None]:
     """Round the scales to the spec's ``scale_dtype``; codes are then made with the scales that will be stored.
 
-    ``float16``, ``bfloat16``; ``e8m0``: the next power of two, so that nothing is clipped; ``fp8_e4m3fn``: with one float32
-    per tensor; ``uint8``: double quantization, 8-bit codes of the scales in blocks of 256 with a float32 scale and
+    ``float16``, ``bfloat16``; ``e8m0``: the next power of two, so that nothing is clipped; ``fp8_e4m3fn`` (and always for the
+    dtype nvfp4): with one float32 per tensor; ``uint8``: double quantization, 8-bit codes of the scales in blocks of 256 with a float32 scale and
     offset each.
     """
     name = params.spec.scale_dtype
+    scale, spec = params.scale, params.spec
+    if spec.dtype == "nvfp4":
+        return _two_level(scale, params.zero_point, spec, params.axis)
     if name in (None, "float32"):
         return params, None
-    scale, spec = params.scale, params.spec
     xp = array_namespace(scale)
     if name in _HALVES:
         limits = np.finfo(np.float16) if name == "float16" else np.finfo(np.float32)
@@ -199,6 +204,16 @@ def rounded_scale(params: QuantParams) -> tuple[QuantParams, dict[str, Any] | No
     if name == "uint8":
         return _double(params)
     raise SchemeError(f"scales in {name!r} are unknown; use float32, float16, bfloat16, e8m0, fp8_e4m3fn or uint8 (double quantization)")
+
+
+def _levelled(params: QuantParams, absmax: Array) -> QuantParams:
+    """Give groups of zeros, which any scale serves, the least of the others' where all share a second level: 1 could dwarf them."""
+    if not shares_scales(params.spec) or 0 in absmax.shape:
+        return params
+    xp = array_namespace(absmax)
+    empty = absmax < float(np.finfo(np.float32).tiny)
+    least = xp.min(xp.where(empty, xp.full_like(absmax, float("inf")), params.scale))
+    return _with_scale(params, xp.where(empty & xp.isfinite(least), least, params.scale))
 
 
 def _two_level(scale: Array, zero_point: Array, spec: QuantSpec, axis: int | None) -> tuple[QuantParams, dict[str, Any]]:

@@ -14,6 +14,7 @@ from octavo.core.algorithms.gptq import Gptq, GptqConfig, feedback_matrix
 from octavo.core.algorithms.learned import output_error
 from octavo.core.errors import NonFiniteWeight, SchemeError
 from octavo.core.numerics.affine import affine_params, integer_range
+from octavo.core.numerics.floats import FLOAT_FORMATS, from_codes
 from octavo.core.numerics.tensor import QuantizedTensor
 from octavo.core.parts import Part
 from octavo.core.scheme import QuantSpec
@@ -143,6 +144,21 @@ def test_hqq_lowers_the_norm_it_minimises(dtype: str, make: Any) -> None:
         return float((np.abs(np.asarray(found.dequantize()) - weight) ** 0.7).sum())
 
     assert norm(run("hqq", make(weight), None, spec)) < norm(run("rtn", weight, None, spec))
+
+
+@pytest.mark.parametrize(
+    "spec", [QuantSpec(dtype="nvfp4", granularity="group:16"), QuantSpec(dtype="int4", granularity="group:16", scale_dtype="uint8")]
+)
+def test_hqq_keeps_both_levels_of_scales(spec: QuantSpec) -> None:
+    weight, _ = layer()
+    found = run("hqq", weight, None, spec)
+    assert found.extra is not None
+    codes = found.extra["scale_codes"]
+    if spec.dtype == "nvfp4":
+        expected = from_codes(codes, FLOAT_FORMATS["fp8_e4m3fn"]) * found.extra["scale_scale"]
+    else:
+        expected = codes * found.extra["scale_scale"][0] + found.extra["scale_offset"][0]
+    np.testing.assert_allclose(found.params.scale, expected, rtol=1e-6)
 
 
 def test_clip_search_lowers_the_error() -> None:

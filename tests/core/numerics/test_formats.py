@@ -153,6 +153,18 @@ def test_double_quantization_of_scales() -> None:
     assert double.nbytes < plain.nbytes - 3 * codes.size + 24
 
 
+@pytest.mark.parametrize("make", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
+@pytest.mark.parametrize(("dtype", "scales"), [("int4", "uint8"), ("int4", "fp8_e4m3fn"), ("nf4", "uint8"), ("nvfp4", None)])
+def test_groups_of_zeros_do_not_widen_the_second_level(dtype: str, scales: str | None, make: Any) -> None:
+    x = np.random.default_rng(0).normal(size=(16, 256)).astype(np.float32) * 1e-3
+    x[0, :64], x[7] = 0, 0
+    found = rtn(make(x), dtype, scale_dtype=scales).dequantize()
+    expected = np.asarray(rtn(x, dtype, scale_dtype=scales and "float32").dequantize())
+    assert (np.asarray(found)[x == 0] == 0).all()
+    assert np.abs(np.asarray(found) - x).mean() < 1.05 * np.abs(expected - x).mean()
+    assert not np.asarray(rtn(make(0 * x), dtype, scale_dtype=scales).dequantize()).any()
+
+
 @pytest.mark.parametrize("name", ["float16", "bfloat16", "e8m0", "fp8_e4m3fn"])
 def test_rounded_scales_are_numbers_of_their_format(name: str) -> None:
     x = np.random.default_rng(0).normal(size=(8, 64)).astype(np.float32)
