@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 from array_api_compat import array_namespace, device, is_numpy_array, is_torch_array
@@ -89,7 +90,8 @@ def round_blocked(matrix: Array, spec: QuantSpec) -> tuple[Array, QuantParams]:
                 steps += _ROUNDER + middle
                 codes[i:end, :] = xp.reshape(steps.view(xp.int32), (end - i, features))
             else:
-                params = affine_params(*extremes(block, steps, False), spec, 0)
+                low, high = extremes(block, steps, False)
+                params = affine_params(low, high, spec, 0)
                 scale[i:end, :], zero_point[i:end, :] = params.scale, params.zero_point
                 xp.divide(block, _along(params.scale, size), out=steps)
                 xp.round(steps, out=steps)
@@ -148,7 +150,7 @@ def _numpy_extremes(block: np.ndarray, buffer: np.ndarray, magnitude: bool) -> t
     group has no number of a sign, the other's stands in; its range is widened to zero, or its magnitude taken, in any case.
     """
     size = block.shape[2]
-    reduce = _folded_max if size < _SHORT and size % 8 == 0 else lambda bits: np.max(bits, axis=2)
+    reduce = _folded_max if size < _SHORT and size % 8 == 0 else partial(np.max, axis=2)
     if magnitude and size < _SHORT:
         high = reduce(np.abs(block, out=buffer).view(np.int32)).view(np.float32)
         return high, high
@@ -169,7 +171,8 @@ def _folded_max(bits: np.ndarray) -> np.ndarray:
     fours = folded.reshape(-1, size).view(np.complex128)[:, : half // 4]
     turned = np.max(np.ascontiguousarray(fours.T).view(bits.dtype), axis=0)
     pairs = np.maximum(turned[0::2], turned[1::2])
-    return np.maximum(pairs[0::2], pairs[1::2]).reshape(bits.shape[:2])
+    found: np.ndarray = np.maximum(pairs[0::2], pairs[1::2]).reshape(bits.shape[:2])
+    return found
 
 
 def _without_zero_scales(scale: Array, codes: Array, size: int, middle: int) -> tuple[Array, Array]:
