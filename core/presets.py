@@ -35,6 +35,7 @@ PRESETS: Mapping[str, Callable[[OpScheme], bool]] = MappingProxyType(
         "int2-weight-only": _is("weight_only", ("int2", "uint2")),
         "nf4-weight-only": _is("weight_only", ("nf4",)),
         "fp8-weight-only": _is("weight_only", ("fp8_e4m3fn",)),
+        "fp8-dynamic": _is("dynamic", ("fp8_e4m3fn",)),
         "bfloat16": _is("cast", ("bfloat16",)),
         "float16": _is("cast", ("float16",)),
     }

@@ -32,7 +32,7 @@ def octavo_adapters() -> Iterable[AdapterPart[Any]]:
             name="torch",
             target="octavo.adapters.pytorch.adapter:TorchAdapter",
             config=TorchConfig,
-            summary="PyTorch modules: oneDNN's integer kernels on the CPU; stored weights and 16 bits on CUDA",
+            summary="PyTorch modules: integer kernels on the CPU; int8, fp8 and 4-bit products on CUDA where they run",
             hint="Install it with: pip install 'octavo[torch]'",
             models=("torch.nn.modules.module.Module",),
             suffixes=(".pt", ".pth", ".pt2"),

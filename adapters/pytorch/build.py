@@ -11,6 +11,7 @@ from octavo.core.adapter import OpParameters
 from octavo.core.numerics.tensor import QuantizedTensor
 
 from .activation import Activation, Memo
+from .fp8 import Fp8Linear
 from .int8 import Int8Conv, Int8Linear
 from .layers import Layer, conv_pads, is_transposed_linear
 from .recurrent import Int8Recurrent, StoredRecurrent
@@ -76,6 +77,9 @@ def _made(
         transposed = is_transposed_linear(module)
         return WeightOnlyLinear(weight, bias, dtype, transposed=transposed, factors=factors, then="".join(layer.fused))
     assert scheme.input is not None
+    if scheme.input.dtype == "fp8_e4m3fn":
+        rows: dict[str, Any] = {"per_token": scheme.input.granularity == "token", "transposed": is_transposed_linear(module)}
+        return Fp8Linear(weight, bias, module.weight.dtype, factors=factors, then="".join(layer.fused), **rows)
     shared: dict[str, Any] = {"source": static_form(parameters, 0), "gives": gives, "symmetric": scheme.input.symmetric}
     if layer.op.type == "linear":
         per_token, transposed = scheme.input.granularity == "token", is_transposed_linear(module)

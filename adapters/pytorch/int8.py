@@ -11,7 +11,7 @@ from torch import nn
 
 from octavo.core.numerics.tensor import QuantizedTensor
 
-from . import kernels
+from . import kernels, products
 from .activation import Activation, Memo
 
 Tensor = torch.Tensor
@@ -101,6 +101,11 @@ class Int8Layer(nn.Module):
         self._laid_out = {}
         self._weight = gone
 
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        self._laid_out, self._weight = {}, gone  # another device has other kernels
+        return self
+
     def _portable_source(self, x: Tensor) -> tuple[Tensor, Tensor | float]:
         """Return codes less their zero point, as float32, and their scale, in operations that any compiler knows."""
         if self.source is not None:
@@ -155,9 +160,18 @@ class Int8Linear(Int8Layer):
         self.per_token = per_token
         self.transposed = transposed
         self.register_buffer("factors", factors)
-        self._steps = factors / self.source.scale if factors is not None and self.source is not None else None
         self.memo = memo
-        self._few = _FEW_ROWS * self.codes.shape[0 if transposed else 1] if self._fits_whole() else 0
+        self._choose()
+
+    def _choose(self) -> None:
+        """Find out what depends on the device."""
+        self._steps = self.factors / self.source.scale if self.factors is not None and self.source is not None else None
+        self._few = _FEW_ROWS * self.codes.shape[0 if self.transposed else 1] if self._fits_whole() else 0
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        super()._apply(*args, **kwargs)
+        self._choose()
+        return self
 
     def _fits_whole(self) -> bool:
         """True if one kernel quantizes this layer's input and multiplies: over all 256 codes, per tensor, from float32 to float32."""
@@ -229,18 +243,16 @@ class Int8Linear(Int8Layer):
         source = Activation.around(x, self.symmetric)
         return source, source.quantize(x)
 
-    def _packed(self) -> Tensor:
-        packed: Tensor = self.laid_out("linear", lambda: kernels.pack_linear(self._matrix()))
-        return packed
+    def _packed(self) -> Any:
+        return self.laid_out("linear", lambda: products.on(self.codes.device).pack_linear(self._matrix()))
 
     def _multiply(self, codes: Tensor, source: Activation) -> Tensor:
-        out = self._result()
-        return kernels.linear_u8(
-            codes, source.scale, source.zero_point, self._packed(), self.scale, self.zero_point, self.bias, *out, self.then
-        )
+        head = (codes, source.scale, source.zero_point, self._packed(), self.scale, self.zero_point, self.bias)
+        y: Tensor = products.on(codes.device).linear_u8(*head, *self._result(), self.then)
+        return y
 
     def _per_row(self, codes: Tensor, scale: Tensor) -> Tensor:
-        y = kernels.linear_u8(codes, 1.0, 128, self._packed(), self.scale, self.zero_point, None)
+        y: Tensor = products.on(codes.device).linear_u8(codes, 1.0, 128, self._packed(), self.scale, self.zero_point, None)
         # In place: a fresh result of this size would cost more than the arithmetic.
         y = y.mul_(scale) if self.bias is None else torch.addcmul(self.bias, y, scale, out=y)
         return kernels.post(self.then, y).to(self.dtype)

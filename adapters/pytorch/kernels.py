@@ -230,7 +230,7 @@ def fault(kernel: str, share: float, run: Callable[[torch.Generator], tuple[Tens
     """
     try:
         y, expected = run(torch.Generator().manual_seed(0))
-    except (RuntimeError, AttributeError, NotImplementedError) as error:
+    except (RuntimeError, AttributeError, NotImplementedError, ValueError, TypeError) as error:
         return f"{kernel}: {str(error).splitlines()[0]}"
     right = bool((y.double() - expected).abs().max() <= share * expected.abs().max())
     return "" if right else f"{kernel}: its result is wrong on this machine"
@@ -255,8 +255,8 @@ def has_linear() -> str:
 
 
 @cache
-def has_int4() -> str:
-    """Return why the 4-bit weight kernel cannot be used here; empty when it was run and was right."""
+def has_int4(device: torch.device) -> str:
+    """Return why the 4-bit weight kernel cannot be used on the CPU, the one ``device`` there is here; empty when it was right."""
 
     def run(generator: torch.Generator) -> tuple[Tensor, Tensor]:
         x = torch.randn(3, 64, generator=generator)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from math import prod
 
 import torch
@@ -12,7 +12,7 @@ from octavo.core.capability import Capability, Offer
 from octavo.core.graph import Op
 from octavo.core.scheme import OpScheme, QuantSpec
 
-from . import kernels
+from . import kernels, products
 from .recurrent import has_recurrent
 from .transposed import has_conv_transpose
 
@@ -21,6 +21,9 @@ _TENSOR = QuantSpec(dtype="int8")
 _UNSIGNED = QuantSpec(dtype="uint8", symmetric=False)
 _SIGNED = QuantSpec(dtype="int8")
 _TOKEN = QuantSpec(dtype="int8", granularity="token")
+_FP8_CHANNEL = QuantSpec(dtype="fp8_e4m3fn", granularity="channel")
+_FP8_TENSOR = QuantSpec(dtype="fp8_e4m3fn")
+_FP8_TOKEN = QuantSpec(dtype="fp8_e4m3fn", granularity="token")
 
 
 _CASTS = ("bfloat16", "float16")
@@ -50,32 +53,42 @@ _WEIGHT_ONLY = (
 
 @cache
 def capability(device: str) -> Capability:
-    """Return the schemes that run on ``device``, fastest and smallest first."""
-    int8: list[Offer] = []
-    rows: list[Offer] = []
-    transposed: list[Offer] = []
-    few: list[Offer] = []  # fewer bits on the 8-bit kernels: smaller files, the same speed
-    if device == "cpu":
-        int8 = [
-            Offer(OpScheme(mode=mode, weight=weight, input=source), when=_observed if mode == "static" else _fits)
-            for mode in ("static", "dynamic")
-            for weight in (_CHANNEL, _TENSOR)
-            for source in (_UNSIGNED, _SIGNED)
-        ]
-        few = [
-            Offer(OpScheme(mode="static", weight=QuantSpec(dtype=f"int{bits}", granularity=granularity), input=_UNSIGNED), when=_observed)
-            for bits in (4, 3)
-            for granularity in ("channel", "tensor")
-        ]
-        transposed = [
-            Offer(OpScheme(mode="static", weight=_TENSOR, input=source, output=_UNSIGNED), when=_transposes)
-            for source in (_UNSIGNED, _SIGNED)
-        ]
-        rows = [Offer(OpScheme(mode="dynamic", weight=weight, input=_TOKEN), when=_fits) for weight in (_CHANNEL, _TENSOR)]
+    """Return the schemes that run on ``device`` (``cpu``, ``cuda:0``, ...), fastest and smallest first.
+
+    Whether one does is found out by a small product on that very device, when an op first asks.
+    """
+    kind = torch.device(device).type
+    fits, observed = partial(_fits, device), partial(_observed, device)
+    int8 = [
+        Offer(OpScheme(mode=mode, weight=weight, input=source), when=observed if mode == "static" else fits)
+        for mode in ("static", "dynamic")
+        for weight in (_CHANNEL, _TENSOR)
+        for source in (_UNSIGNED, _SIGNED)
+    ]
+    few = [  # fewer bits on the 8-bit kernels: smaller files, the same speed
+        Offer(OpScheme(mode="static", weight=QuantSpec(dtype=f"int{bits}", granularity=granularity), input=_UNSIGNED), when=observed)
+        for bits in (4, 3)
+        for granularity in ("channel", "tensor")
+    ]
+    transposed = [
+        Offer(OpScheme(mode="static", weight=_TENSOR, input=source, output=_UNSIGNED), when=_transposes)
+        for source in (_UNSIGNED, _SIGNED)
+        if kind == "cpu"
+    ]
+    rows = [Offer(OpScheme(mode="dynamic", weight=weight, input=_TOKEN), when=fits) for weight in (_CHANNEL, _TENSOR)]
+    # A CPU has the fp8 product too, and takes longer over it than over float32: nothing is gained but the numbers.
+    fp8 = [
+        Offer(
+            OpScheme(mode="dynamic", weight=weight, input=source),
+            "simulated" if kind == "cpu" else "kernel",
+            partial(_fp8, device, source == _FP8_TOKEN),
+        )
+        for weight, source in ((_FP8_CHANNEL, _FP8_TOKEN), (_FP8_TENSOR, _FP8_TENSOR))
+    ]
     stored = [Offer(scheme, when=_groups_fit(scheme.weight.group_size if scheme.weight else None)) for scheme in _WEIGHT_ONLY]
     casts = [Offer(OpScheme(mode="cast", weight=QuantSpec(dtype=dtype)), when=_casts) for dtype in _CASTS]
     offers = {
-        "linear": (*int8[:4], *rows[:1], *int8[4:], *rows[1:], *stored, *few, *casts),
+        "linear": (*int8[:4], *rows[:1], *int8[4:], *rows[1:], *fp8, *stored, *few, *casts),
         "conv": (*int8, *few, *casts),
         "conv_transpose": (*transposed, *casts),
         "embedding": (*stored, *casts),
@@ -83,7 +96,10 @@ def capability(device: str) -> Capability:
         "gru": (*_recurrent(device, "gru"), *stored),
     }
     features = frozenset({"rescale", "gradients", "export:onnx", "block_reconstruction", "training"})
-    return Capability("torch", device, offers, features, {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()})
+    versions = {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}
+    if kind == "cuda":
+        versions["gpu"] = f"{torch.cuda.get_device_name(device)}, compute capability {torch.cuda.get_device_capability(device)}"
+    return Capability("torch", device, offers, features, versions)
 
 
 def _recurrent(device: str, kind: str) -> tuple[Offer, ...]:
@@ -93,21 +109,27 @@ def _recurrent(device: str, kind: str) -> tuple[Offer, ...]:
     return tuple(Offer(OpScheme(mode="dynamic", weight=w, input=_UNSIGNED), when=lambda _: has_recurrent(kind)) for w in weights)
 
 
-def _fits(op: Op) -> str:
-    """Return why the integer kernels cannot take an op; empty if they can."""
+def _fits(device: str, op: Op) -> str:
+    """Return why a device's integer kernels cannot take an op; empty if they can."""
     assert op.weight is not None
+    on_cpu = torch.device(device).type == "cpu"
     if op.type == "linear":
-        return kernels.has_linear()
-    return kernels.has_conv(len(op.weight.shape) - 2)
+        return kernels.has_linear() if on_cpu else products.has_linear(device)
+    return kernels.has_conv(len(op.weight.shape) - 2) if on_cpu else f"torch has no integer convolution on {device}"
 
 
-def _observed(op: Op) -> str:
+def _observed(device: str, op: Op) -> str:
     """Return why no static range can be had for an op; empty if it can."""
     return (
         "routing decides which tokens an expert meets, perhaps none: use mode dynamic or weight_only"
         if "routed" in op.attributes
-        else _fits(op)
+        else _fits(device, op)
     )
+
+
+def _fp8(device: str, per_row: bool, op: Op) -> str:
+    """Return why a device's fp8 product cannot take an op; empty if it can."""
+    return products.has_fp8(device, per_row)
 
 
 def _transposes(op: Op) -> str:

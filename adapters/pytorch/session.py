@@ -75,7 +75,7 @@ class TorchSession(Session):
 
     def capability(self) -> Capability:
         """Return what runs on this device."""
-        return capability(self._device.type)
+        return capability(str(self._device))
 
     def observe(self, batches: Iterable[Batch], values: Iterable[str], sink: Sink) -> int:
         """Run the float model over the batches and hand each wanted value to ``sink``."""

@@ -17,7 +17,7 @@ from octavo.core.numerics.codec import decode_values
 from octavo.core.numerics.tensor import QuantizedTensor
 from octavo.core.scheme import QuantSpec
 
-from . import kernels
+from . import kernels, products
 
 Tensor = torch.Tensor
 _BLOCK = 2**18
@@ -153,7 +153,7 @@ class WeightOnlyLinear(nn.Module):
     def _choose_kernel(self) -> Callable[[Tensor], Tensor] | None:
         w = self.weight_codes
         if w.spec.dtype in ("int4", "uint4") and w.group in _INT4_GROUPS and w.scale.shape[0] == w.rows and w.rows % 32 == 0:
-            return self._int4 if not kernels.has_int4() else None
+            return self._int4 if not products.on(w.codes.device).has_int4(w.codes.device) else None
         return None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -166,6 +166,11 @@ class WeightOnlyLinear(nn.Module):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._laid_out = None
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        self._laid_out, self._kernel = None, self._choose_kernel()  # another device has other kernels
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output."""
@@ -183,9 +188,9 @@ class WeightOnlyLinear(nn.Module):
             codes = torch.stack([w.codes & 15, w.codes >> 4], -1).view(w.rows, -1).int()
             # The kernel computes (code - 8) * scale + zero.
             offset = w.scale * (8 + w.lowest) if w.offset is None else w.offset + w.scale * (8 + w.lowest)
-            self._laid_out = kernels.pack_int4(codes, w.scale, offset)
+            self._laid_out = products.on(x.device).pack_int4(codes, w.scale, offset)
         packed, scales = self._laid_out
-        y = kernels.linear_int4(x.reshape(-1, w.features), packed, w.group, scales).to(self.dtype)
+        y: Tensor = products.on(x.device).linear_int4(x.reshape(-1, w.features), packed, w.group, scales).to(self.dtype)
         y = y if self.bias is None else y.add_(self.bias)
         return y.view(*x.shape[:-1], w.rows)
 
