@@ -20,7 +20,7 @@ from .batches import to_call
 from .candidate import TorchCandidate
 from .experts import unreached
 from .offers import capability
-from .seeing import capture_again, capture_of
+from .seeing import capture_again, capture_of, ready_for
 from .session import GIVEN, TorchSession, given_candidate, open_root
 from .skeleton import skeleton
 from .stand_ins import with_stand_ins
@@ -81,7 +81,7 @@ class TorchAdapter(Adapter):
         if saved.facts == GIVEN:
             restore(root, saved, device)
             return given_candidate(root, device)
-        root = with_stand_ins(root)
+        root = ready_for(with_stand_ins(root), saved.facts)
         restore(root, saved, device)
         session = TorchSession(capture_again(root, saved.facts, saved.factors), device, None)
         candidate = session.apply(saved.recipe, saved.parameters) if saved.recipe.schemes else session.reference()

@@ -167,7 +167,12 @@ def reconstruct(
 def learnable(layer: Layer, parameters: OpParameters) -> bool:
     """True for linear layers with integer weights and float activations."""
     weight = parameters.weight
-    fits = layer.op.type == "linear" and not layer.norm and parameters.scheme.mode == "weight_only" and weight is not None
+    fits = (
+        layer.op.type == "linear"
+        and not (layer.norm or layer.functional)
+        and parameters.scheme.mode == "weight_only"
+        and weight is not None
+    )
     return fits and is_integer(weight.params.spec) and weight.extra is None  # type: ignore[union-attr]
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from octavo.core.adapter import OpParameters
-from octavo.core.graph import Group
+from octavo.core.graph import Group, Op
 
 from .layers import Layer
 from .rescale import Factors, Link
@@ -43,6 +43,11 @@ class Capture(ABC):
     factors: Factors
     outputs: tuple[str, ...]
     notes: tuple[str, ...]
+
+    @property
+    def ops(self) -> tuple[Op, ...]:
+        """What the core is told of: the layers in execution order, and what else was seen."""
+        return tuple(layer.op for layer in self.layers.values())
 
     @abstractmethod
     def watch(self, values: Collection[str], sink: Callable[[str, torch.Tensor], None]) -> Callable[[Call], Any]:

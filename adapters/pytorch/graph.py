@@ -15,6 +15,7 @@ from octavo.core.graph import Op
 
 from .capture import Call, Capture
 from .folding import folds
+from .functional import WITH_WEIGHTS, products, stands_for_call
 from .layers import Layer, find_layers, with_shapes
 from .rescale import Factors, Link, input_link, install, is_norm
 from .rewrite import rewrite
@@ -23,7 +24,6 @@ from .tracing import act_of
 
 _ADDS = {operator.add, operator.iadd, torch.add}
 _RELUS = {torch.relu, torch.relu_, nn.functional.relu, nn.functional.relu_, "relu", "relu_"}
-_WITH_WEIGHTS = (nn.functional.linear, torch.conv1d, torch.conv2d, torch.conv3d, nn.functional.embedding)
 IDLE = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Identity)
 """Modules that pass their input on in eval mode."""
 
@@ -63,6 +63,14 @@ class GraphCapture(Capture):
         result = next(n for n in graph.nodes if n.op == "output").args[0]
         self.outputs = tuple(value_name(self, n) for n in _nodes_in(result))
 
+    @property
+    def ops(self) -> tuple[Op, ...]:
+        """The layers, and products that are out of reach, in the order of their first calls."""
+        found = [(self.calls[layer.path][0], layer.op) for layer in self.layers.values()]
+        taken = {op.name for _, op in found}
+        found += [(node, op) for node, op in products(self.graph) if op.name not in taken]
+        return tuple(op for _, op in sorted(found, key=lambda pair: self.order[pair[0]]))
+
     def facts(self) -> Mapping[str, Any]:
         """Return what a saved model needs to be seen the same way again."""
         return {"kind": "graph", "shapes": {k: list(v) for k, v in self._shapes.items()}}
@@ -81,14 +89,14 @@ class GraphCapture(Capture):
         remarks: list[str] = []
         if uncalled := [path for path in ops if path not in self.calls]:
             remarks.append(f"never called by the model's forward, left as they are: {', '.join(uncalled)}")
-        if functional := [n.name for n in self.graph.nodes if n.op == "call_function" and n.target in _WITH_WEIGHTS]:
-            remarks.append(f"functional calls with weights of their own stay float: {', '.join(functional)}")
+        if functional := [n.name for n in self.graph.nodes if n.op == "call_function" and n.target in WITH_WEIGHTS]:
+            remarks.append(f"functional calls whose weights are computed, or used elsewhere too, stay float: {', '.join(functional)}")
         return {layers[p].op.name: layers[p] for p in called}, remarks
 
     def _often(self, op: Op, path: str) -> Layer:
         """A module that is called more than once: one decision for all its call sites, nothing fused."""
         shapes = [self._shapes[n.name] for n in self.calls[path] if n.name in self._shapes]
-        return Layer(with_shapes(op, shapes[0] if shapes else None), path)
+        return Layer(with_shapes(op, shapes[0] if shapes else None), path, functional=stands_for_call(self.modules[path]))
 
     def _once(self, op: Op, path: str) -> Layer:
         node = end = self.calls[path][0]
@@ -123,7 +131,9 @@ class GraphCapture(Capture):
         attributes = {**op.attributes, **({"fused": "+".join(fused)} if fused else {})}
         bias = op.bias or (f"{path}.bias" if norm else None)
         seen = replace(op, inputs=tuple(inputs), outputs=(end.name,), bias=bias, attributes=attributes)
-        return Layer(with_shapes(seen, self._shapes.get(node.name)), path, norm, tuple(fused))
+        return Layer(
+            with_shapes(seen, self._shapes.get(node.name)), path, norm, tuple(fused), functional=stands_for_call(self.modules[path])
+        )
 
     def _folds(self, op: Op, node: fx.Node, start: fx.Node) -> bool:
         if node.op != "call_module" or len(self.calls[str(node.target)]) != 1:

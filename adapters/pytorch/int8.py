@@ -237,7 +237,8 @@ class Int8Linear(Int8Layer):
         return self.source.quantize(x, self._steps)
 
     def _rows(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return kernels.quantize_rows(x if self.factors is None else x * self.factors)
+        # The kernels have no gradient, and a float layer before this one may have been called outside of no_grad.
+        return kernels.quantize_rows((x if self.factors is None else x * self.factors).detach())
 
     def _measured(self, x: Tensor) -> tuple[Activation, Tensor]:
         source = Activation.around(x, self.symmetric)

@@ -30,6 +30,7 @@ class Layer:
         norm: Path of a batch norm that is folded into it, or empty.
         fused: What else is fused, in order: ``add``, ``relu``; one activation function for a linear layer.
         act: Path of the module of that function, where it has one.
+        functional: It stands for a functional call: the graph calls it, the module tree does not.
     """
 
     op: Op
@@ -37,6 +38,7 @@ class Layer:
     norm: str = ""
     fused: tuple[str, ...] = ()
     act: str = ""
+    functional: bool = False
 
 
 def is_transposed_linear(module: nn.Module) -> bool:

@@ -53,6 +53,9 @@ class ModuleCapture(Capture):
         notes = [why] if why else []
         if seen and (idle := [p for p in ops if p not in seen.calls and p not in routed]):
             notes.append(f"not called by the example, left in float: {', '.join(idle)}")
+        if seen and seen.products:
+            counts = ", ".join(f"{name} ({count})" for name, count in seen.products.items())
+            notes.append(f"products outside of the layers stay float, by name and number of calls: {counts}")
         self.notes = tuple(notes)
         self.links = {link.group.name: link for link in self._links()}
         together = (Group(name, "scheme", tuple(ops[p].name for p in paths)) for name, paths in mixtures.items())

@@ -172,6 +172,8 @@ class QuantizationAwareTraining:
         self._layers: dict[str, TrainedLayer] = {}
         for name, decided in parameters.items():
             layer = capture.layers[name]
+            if layer.functional:
+                raise SchemeError(f"op {name!r} is a functional call, which training does not reach: make it a layer, or keep it float")
             if layer.op.type not in ("linear", "conv") or decided.weight is None or not is_integer(decided.weight.params.spec):
                 raise SchemeError(
                     f"op {name!r} ({layer.op.type}, [{decided.scheme}]): only integer linear and convolution layers are trained"

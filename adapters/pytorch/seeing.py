@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from .batches import parameters_of, tensors_in
 from .capture import Call, Capture
+from .functional import layers_of_calls
 from .graph import GraphCapture
 from .layers import find_layers
 from .modules import ModuleCapture
@@ -29,9 +30,9 @@ def capture_of(root: nn.Module, call: Call | None, how: Literal["auto", "modules
     why = "graph capture was turned off" if how == "modules" else _obstacle(root, call)
     if not why:
         try:
-            graph = _Tracer().trace(root)
-            shapes = _checked(root, graph, call) if call is not None else {}
-            return GraphCapture(root, graph, shapes)
+            twin, graph = _traced_graph(root)
+            shapes = _checked(twin, graph, call) if call is not None else {}
+            return GraphCapture(twin, graph, shapes)
         except Exception as error:
             why = f"its graph cannot be traced ({_said(error)})"
     remark = f"layers are replaced one by one, nothing is fused: {why}" if how != "modules" else ""
@@ -42,9 +43,23 @@ def capture_of(root: nn.Module, call: Call | None, how: Literal["auto", "modules
 def capture_again(root: nn.Module, facts: Mapping[str, Any], factors: Factors) -> Capture:
     """Look at a model in the way that was written down when it was saved."""
     if facts["kind"] == "graph":
-        return GraphCapture(root, _Tracer().trace(root), {k: tuple(v) for k, v in facts["shapes"].items()}, factors)
+        twin, graph = _traced_graph(root)
+        return GraphCapture(twin, graph, {k: tuple(v) for k, v in facts["shapes"].items()}, factors)
     seen = Trace.from_json(facts["trace"]) if facts["trace"] is not None else None
     return ModuleCapture(root, seen, facts["why"], factors)
+
+
+def ready_for(root: nn.Module, facts: Mapping[str, Any]) -> nn.Module:
+    """Return a skeleton with every module that a saved model may name."""
+    return _traced_graph(root)[0] if facts["kind"] == "graph" else root
+
+
+def _traced_graph(root: nn.Module) -> tuple[nn.Module, fx.Graph]:
+    """Return a skeleton with layers for functional calls, and its graph."""
+    twin = skeleton(root)
+    graph = _Tracer().trace(twin)
+    layers_of_calls(twin, graph)
+    return twin, graph
 
 
 def _traced(root: nn.Module, call: Call) -> Trace:

@@ -56,9 +56,8 @@ class TorchSession(Session):
     def describe(self) -> ModelView:
         """Return the layers that may be quantized, in execution order."""
         if self._view is None:
-            ops = tuple(layer.op for layer in self.capture.layers.values())
             notes = (*self._notes, *self.capture.notes, *_hook_notes(self.capture))
-            self._view = ModelView(ops, self.capture.groups, self._inputs(), self.capture.outputs, notes)
+            self._view = ModelView(self.capture.ops, self.capture.groups, self._inputs(), self.capture.outputs, notes)
         return self._view
 
     def _inputs(self) -> tuple[InputInfo, ...]:

@@ -20,6 +20,10 @@ from .skeleton import skeleton
 
 Tensor = torch.Tensor
 BATCH_NORM = "batch_norm"
+_PRODUCTS = frozenset({
+    "matmul", "bmm", "baddbmm", "einsum", "scaled_dot_product_attention", "linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d",
+    "conv_transpose2d", "conv_transpose3d",
+})  # fmt: skip
 
 
 @dataclass
@@ -36,6 +40,7 @@ class Trace:
         kinds: Activation module -> its function's name; batch norm -> :data:`BATCH_NORM`.
         escaped: Watched modules whose output something else than a layer or an activation module reads.
         results: How many tensors the model returned.
+        products: Function -> how often it multiplied outside of the watched modules.
     """
 
     order: list[str] = field(default_factory=list)
@@ -46,6 +51,7 @@ class Trace:
     kinds: dict[str, str] = field(default_factory=dict)
     escaped: set[str] = field(default_factory=set)
     results: int = 1
+    products: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready mapping."""
@@ -86,21 +92,25 @@ class _Names:
 
 
 class _Reads(TorchFunctionMode):
-    """Notices functions that read a watched tensor outside of the watched modules."""
+    """Notices functions that read a watched tensor, or multiply, outside of the watched modules."""
 
-    def __init__(self, born: _Names, escaped: set[str]) -> None:
+    def __init__(self, born: _Names, escaped: set[str], products: dict[str, int]) -> None:
         super().__init__()
         self.inside = 0
         self._born = born
         self._escaped = escaped
+        self._products = products
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        name = str(getattr(func, "__name__", "")).strip("_")
+        if not self.inside and name in _PRODUCTS:
+            self._products[name] = self._products.get(name, 0) + 1
         if not self.inside and next(tensors_in(result), None) is not None:
             for tensor in tensors_in((args, kwargs or {})):
-                name = self._born.get(tensor)
-                if name is not None:
-                    self._escaped.add(name)
+                source = self._born.get(tensor)
+                if source is not None:
+                    self._escaped.add(source)
         return result
 
 
@@ -131,7 +141,7 @@ def trace(root: nn.Module, layers: Collection[str], call: Call) -> Trace:
     twin = skeleton(root)
     seen = Trace()
     born, given = _Names(), _Names()
-    mode = _Reads(born, seen.escaped)
+    mode = _Reads(born, seen.escaped, seen.products)
 
     def enter(path: str) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
