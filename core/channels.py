@@ -12,7 +12,7 @@ from array_api_compat import array_namespace
 from .errors import SchemeError, nearest
 from .graph import Group
 from .numerics.affine import Array
-from .numerics.hadamard import rotate
+from .numerics.hadamard import hadamard_parts, rotate
 
 Carried = Literal["scale", "shift", "rotation"]
 FEATURES: Mapping[str, str] = {"scale": "rescale", "shift": "rescale:shift", "rotation": "rescale:rotation"}
@@ -82,6 +82,14 @@ class ChannelMap:
             bias = xp.zeros_like(self.shift)
         return turned, bias if bias is None else self.apply(bias)
 
+    def steps(self, channels: int, like: Array) -> Steps:
+        """Return what a runtime does to a value to change its channels, in the namespace of ``like``."""
+        factor = None if self.scale is None else 1 / self.scale
+        if self.rotation is None:
+            return Steps(self.shift, factor)
+        signs, left, right = hadamard_parts(channels, like, self.rotation)
+        return Steps(self.shift, signs if factor is None else signs * factor, left, right)
+
     def then(self, after: ChannelMap) -> tuple[ChannelMap, ...]:
         """Return this map and ``after`` as one where one can hold both: a rotation lets nothing but itself come last."""
         if self.rotation is not None:
@@ -90,6 +98,23 @@ class ChannelMap:
         shift = after.shift if after.shift is None or self.scale is None else after.shift * self.scale
         shift = self.shift if shift is None else shift if self.shift is None else self.shift + shift
         return (ChannelMap(scale, shift, after.rotation),)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Steps:
+    """A channel map as operations that every runtime has: y = (x - shift) * factor; then, for a rotation, the flattened left Y right.
+
+    Attributes:
+        shift: Subtracted first, float32, shape (channels,); None where nothing is.
+        factor: Multiplied next, likewise.
+        left: float32, shape (a, a), for Y = reshape(y, (a, b)); None where nothing is rotated.
+        right: float32, shape (b, b).
+    """
+
+    shift: Array | None = None
+    factor: Array | None = None
+    left: Array | None = None
+    right: Array | None = None
 
 
 Factors = Array | ChannelMap
@@ -141,6 +166,12 @@ def _check(group: Group, kind: str, array: Array, *, positive: bool) -> None:
         raise SchemeError(f"group {group.name!r} takes {group.channels} finite {kind}, got shape {shape}, smallest {low:g}")
 
 
-def is_online(group: Group, change: ChannelMap) -> bool:
-    """True if members apply the map to what they read, step by step at run time, and no producer writes the value changed."""
-    return not group.producer or bool(change.carries & group.online)
+def is_online(group: Group, change: ChannelMap, *, already: bool) -> bool:
+    """True if members apply the map to what they read, step by step at run time, and no producer writes the value changed.
+
+    Args:
+        group: The group.
+        change: Its map.
+        already: Members apply an earlier map so; what comes after it must follow it there.
+    """
+    return already or not group.producer or bool(change.carries & group.online)

@@ -25,6 +25,7 @@ class Prepared:
         statistics: As the ops of the last transform's groups see their inputs; see :meth:`seen_by`.
         before: The state before the last transform; None for the model as it was opened.
         ops: Ops whose weights differ from the original's.
+        online: Groups whose members change what they read.
         changes: What all transforms so far did to values.
         seers: Value that the last transform changed -> the ops that meet it changed.
         remarks: Op -> what a transform could not do for it, for the ledger.
@@ -34,6 +35,7 @@ class Prepared:
     statistics: Statistics
     before: Prepared | None = None
     ops: frozenset[str] = frozenset()
+    online: frozenset[str] = frozenset()
     changes: Changes = field(default_factory=dict)
     seers: Mapping[str, frozenset[str]] = field(default_factory=dict)
     remarks: Mapping[str, str] = field(default_factory=dict)
@@ -77,9 +79,10 @@ def rescaled(
     changes = dict(before.changes)
     statistics = before.statistics
     missing: list[Probe] = []
-    touched = set(before.ops)
+    touched, inside = set(before.ops), set(before.online)
     for group, change in channel_maps(view.groups, factors):
-        online = is_online(group, change)
+        online = is_online(group, change, already=group.name in inside)
+        inside |= {group.name} if online else set()
         values = frozenset((group.value,)) if online else values_between(view, group)
         # A convolution's channels stay on axis 1 of all that follows, a pooled and flattened sample included.
         names = group.members if online else (group.producer, *group.members)
@@ -97,4 +100,4 @@ def rescaled(
     again = tuple(probe for probe in missing if probe in wanted)
     if again:
         statistics = statistics.replaced(observe(again, changes))
-    return Prepared(before.session.rescale(factors), statistics, before, frozenset(touched), changes, seeing)
+    return Prepared(before.session.rescale(factors), statistics, before, frozenset(touched), frozenset(inside), changes, seeing)

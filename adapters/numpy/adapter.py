@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import numpy as np
 
 from octavo.core.adapter import Adapter, Applied, Batch, Candidate, OpParameters, Session, Sink
 from octavo.core.capability import Capability
+from octavo.core.channels import FEATURES, Factors
 from octavo.core.errors import ModelError, NonFiniteWeight, SchemeError, nearest
-from octavo.core.graph import ModelView
+from octavo.core.graph import Group, ModelView
 from octavo.core.parts import PartConfig
 from octavo.core.recipe import Recipe
 from octavo.core.scheme import FLOAT, OpScheme
@@ -103,10 +105,12 @@ class NumpySession(Session):
         graph: After :func:`.passes.optimised`.
         kernels: Shared with every candidate.
         example: One batch, for shapes.
+        groups: Of the graph as it was opened, where this one is rescaled: nodes may lie between their ends now.
     """
 
-    def __init__(self, graph: Graph, kernels: Kernels, example: Batch | None = None) -> None:
+    def __init__(self, graph: Graph, kernels: Kernels, example: Batch | None = None, groups: tuple[Group, ...] | None = None) -> None:
         self.graph = graph
+        self._groups = groups
         self._kernels = kernels
         kernels.keep(graph.nodes)
         self._program = Program(graph, kernels)
@@ -120,7 +124,8 @@ class NumpySession(Session):
         """Return the ops of the optimised graph."""
         if self._view is None:
             shapes, self._facts = self._traced()
-            self._view = describe(self.graph, shapes)
+            found = describe(self.graph, shapes)
+            self._view = found if self._groups is None else replace(found, groups=self._groups)
         return self._view
 
     def facts(self) -> tuple[str, ...]:
@@ -201,9 +206,10 @@ class NumpySession(Session):
             self._fingerprint = self.graph.fingerprint()
         return self._fingerprint
 
-    def rescale(self, factors: Mapping[str, Any]) -> NumpySession:
-        """Divide the values of the groups and multiply their readers' weights."""
-        return NumpySession(rescaled(self.graph, self.describe().groups, factors), self._kernels, self._example)
+    def rescale(self, factors: Mapping[str, Factors]) -> NumpySession:
+        """Change the values of the groups and their readers' weights."""
+        groups = self.describe().groups
+        return NumpySession(rescaled(self.graph, groups, factors), self._kernels, self._example, groups)
 
 
 def _plain(array: np.ndarray) -> np.ndarray:
@@ -232,7 +238,7 @@ class NumpyAdapter(Adapter):
     def capability(self) -> Capability:
         """Integer arithmetic on any processor."""
         versions = {"numpy": np.__version__, "blas": blas_kernels() or "unknown"}
-        return Capability("numpy", "cpu", OFFERS, frozenset({"rescale"}), versions)
+        return Capability("numpy", "cpu", OFFERS, frozenset(FEATURES.values()), versions)
 
     def load(self, folder: Path, model: Any = None) -> NumpyCandidate:
         """Read ``model.npz``."""

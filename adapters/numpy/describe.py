@@ -132,27 +132,51 @@ def _macs(graph: Graph, node: Node, shapes: Shapes, batch: int) -> int | None:
     return None
 
 
+_SCALE, _EVERY = frozenset({"scale"}), frozenset({"scale", "shift", "rotation"})
+_FREE = ("Gelu", "Swish", "Mul")
+_NORMS = ("LayerNormalization", "RMSNormalization")
+
+
 def rescale_groups(graph: Graph, ops: tuple[Op, ...]) -> tuple[Group, ...]:
-    """Find values whose channel scales can be traded: norm, linear or convolution -> linear or convolution.
+    """Find values whose channels can be changed: norm, linear or convolution -> linear or convolution.
 
     A ReLU between them commutes with positive factors. Every reader of the value must be an op that can take the factors
-    into its weight, and the value must not leave the graph.
+    into its weight, and the value must not leave the graph. Where a norm, GELU or gate does not write for such readers alone, the
+    linear ops that read it change it by steps of their own.
     """
     by_name = {op.name: op for op in ops}
     consumers = graph.consumers()
     found = []
     for node in graph.nodes:
         value = node.outputs[0]
-        if not _divisible(consumers, graph, node, by_name[node.name]) or value in graph.outputs or any(node.outputs[1:]):
-            continue
         readers = consumers.get(value, [])
-        channels = channels_of(graph, node)
-        if readers and all(_multipliable(consumers, graph, r, value, by_name[r.name], channels, node.op) for r in readers):
-            norm = tuple(v for v in node.inputs[1:3] if v) if node.op.endswith("Normalization") else ()
-            gain, shift = (*norm, "", "")[:2]
-            members = tuple(r.name for r in readers)
-            found.append(Group(f"rescale:{value}", "rescale", members, node.name, channels, value, gain=gain, shift=shift))
+        if _divisible(consumers, graph, node, by_name[node.name]) and value not in graph.outputs and not any(node.outputs[1:]):
+            channels = channels_of(graph, node)
+            if readers and all(_multipliable(consumers, graph, r, value, by_name[r.name], channels, node.op) for r in readers):
+                norm = tuple(v for v in node.inputs[1:3] if v) if node.op in _NORMS else ()
+                gain, shift = (*norm, "", "")[:2]
+                takes = _SCALE if node.op == "Conv" else _EVERY
+                found.append(
+                    Group(
+                        f"rescale:{value}", "rescale", tuple(r.name for r in readers), node.name, channels, value,
+                        gain=gain, shift=shift, takes=takes, online=takes & _online(node),
+                    )
+                )  # fmt: skip
+                continue
+        if node.op in (*_FREE, *_NORMS) or node.attributes.get("activation", "") in _FREE:
+            linear = [r for r in readers if _multipliable(consumers, graph, r, value, by_name[r.name], 0, node.op)]
+            widths = {w.shape[1 - w.channel_axis] for r in linear if (w := by_name[r.name].weight) is not None}
+            if len(widths) == 1:
+                members = tuple(r.name for r in linear)
+                found.append(Group(f"rescale:{value}", "rescale", members, "", widths.pop(), value, takes=_EVERY, online=_EVERY))
     return tuple(found)
+
+
+def _online(node: Node) -> frozenset[str]:
+    """Return what a producer cannot take in."""
+    if node.op in _NORMS:
+        return frozenset({"rotation"} if len(node.inputs) > 2 and node.inputs[2] else {"shift", "rotation"})
+    return frozenset({"shift", "rotation"} if node.attributes.get("activation", "") else ())
 
 
 def channels_of(graph: Graph, node: Node) -> int:
@@ -162,7 +186,7 @@ def channels_of(graph: Graph, node: Node) -> int:
 
 
 def _divisible(consumers: Consumers, graph: Graph, node: Node, op: Op) -> bool:
-    if node.op in ("LayerNormalization", "RMSNormalization"):
+    if node.op in _NORMS:
         constants = all(v in graph.initializers for v in node.inputs[1:] if v)
         return (
             constants
@@ -179,7 +203,7 @@ def _multipliable(consumers: Consumers, graph: Graph, node: Node, value: str, op
     if node.inputs[0] != value or op.weight is None or op.out_of_reach or not _alone(consumers, graph, node):
         return False
     if node.op == "Gemm" and producer != "Conv":
-        return op.weight.shape[1 - channel_axis(node)] == channels
+        return not channels or op.weight.shape[1 - channel_axis(node)] == channels
     if node.op == "Conv" and producer == "Conv":
         groups = node.attributes.get("group", 1)
         return bool(op.weight.shape[1] * groups == channels)

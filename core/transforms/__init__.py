@@ -9,6 +9,7 @@ from ..hookspecs import hookimpl
 from ..parts import Part
 from .awq import AwqScaleConfig
 from .equalization import EqualizationConfig
+from .rotation import HadamardConfig
 from .smoothquant import SmoothQuantConfig
 from .spiq import SpiqConfig
 from .suppression import OutlierSuppressionConfig, OutlierSuppressionPlusConfig
@@ -48,5 +49,12 @@ def octavo_transforms() -> Iterable[Part[Any]]:
             OutlierSuppressionPlusConfig,
             "channels centred, and those beyond a searched threshold scaled down to it",
             needs=_RANGE | _GRAM | {"channel_mean"},
+        ),
+        Part(
+            "hadamard",
+            f"{_HERE}.rotation:Hadamard",
+            HadamardConfig,
+            "outliers spread over all channels by a Hadamard rotation",
+            needs=frozenset({"rescale:rotation"}),
         ),
     )

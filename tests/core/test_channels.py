@@ -90,7 +90,8 @@ def test_what_a_group_does_not_take_is_refused() -> None:
     ):
         with pytest.raises(SchemeError, match=message):
             list(channel_maps((scaled, every), wrong))
-    assert [is_online(every, c) for c in (ChannelMap(ones, ones), ChannelMap(rotation=0))] == [False, True]
+    assert [is_online(every, c, already=False) for c in (ChannelMap(ones, ones), ChannelMap(rotation=0))] == [False, True]
+    assert is_online(every, ChannelMap(ones), already=True)
     assert as_map(ones).carries == {"scale"}
 
 
