@@ -135,7 +135,7 @@ def chained(maps: Iterable[ChannelMap]) -> tuple[ChannelMap, ...]:
 
 
 def channel_maps(groups: Iterable[Group], factors: Mapping[str, Any]) -> Iterator[tuple[Group, ChannelMap]]:
-    """Yield each group with its map; what ``Session.rescale`` begins with.
+    """Yield each group with its map in float32; what ``Session.rescale`` begins with.
 
     Args:
         groups: Of the model.
@@ -151,19 +151,19 @@ def channel_maps(groups: Iterable[Group], factors: Mapping[str, Any]) -> Iterato
         group, change = known[name], as_map(given)
         if beyond := sorted(change.carries - group.takes):
             raise SchemeError(f"group {name!r} takes {', '.join(sorted(group.takes))} and no {', '.join(beyond)}; leave it out there")
-        for kind, array in (("positive factors", change.scale), ("shifts", change.shift)):
-            if array is not None:
-                _check(group, kind, array, positive=array is change.scale)
-        yield group, change
+        scale = None if change.scale is None else _checked(group, "positive factors", change.scale, positive=True)
+        shift = None if change.shift is None else _checked(group, "shifts", change.shift)
+        yield group, ChannelMap(scale, shift, change.rotation)
 
 
-def _check(group: Group, kind: str, array: Array, *, positive: bool) -> None:
+def _checked(group: Group, kind: str, array: Array, *, positive: bool = False) -> Array:
     xp = array_namespace(array)
     shape, low = tuple(array.shape), math.nan
     if shape == (group.channels,):
         low = float(xp.min(array)) if bool(xp.all(xp.isfinite(array))) else math.nan
     if math.isnan(low) or (positive and low <= 0):
         raise SchemeError(f"group {group.name!r} takes {group.channels} finite {kind}, got shape {shape}, smallest {low:g}")
+    return xp.astype(array, xp.float32)
 
 
 def is_online(group: Group, change: ChannelMap, *, already: bool) -> bool:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from octavo.core.graph import Group
 
 from .folding import is_constant
-from .streams import find_streams, takes
+from .streams import EVERY, find_streams, takes
 
 if TYPE_CHECKING:
     from .sites import Site
@@ -56,7 +56,10 @@ def _rescalable(sites: Mapping[str, Site]) -> Iterator[Group]:
             producer = name if site.node.op_type in NORMS else ""
             norm = [v.name or "" for v in site.node.inputs[1:3] if v is not None] if producer else []
             gain, shift = (*norm, "", "")[:2]
-            yield Group(f"rescale:{name}", "rescale", members, producer, width, value.name or "", gain=gain, shift=shift)
+            online = EVERY if not producer else frozenset({"rotation"} if shift else {"shift", "rotation"})
+            yield Group(
+                f"rescale:{name}", "rescale", members, producer, width, value.name or "", gain=gain, shift=shift, takes=EVERY, online=online
+            )
 
 
 def _norm_width(node: ir.Node) -> int:

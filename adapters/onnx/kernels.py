@@ -21,6 +21,7 @@ import onnxruntime as ort
 
 from octavo.core.adapter import OpParameters
 from octavo.core.capability import Capability, Offer
+from octavo.core.channels import FEATURES
 from octavo.core.errors import ModelError
 from octavo.core.graph import Op
 from octavo.core.numerics.affine import QuantParams, affine_params, quantize
@@ -133,7 +134,7 @@ def capability(config: OnnxConfig, types: Iterable[str] | None = None) -> Capabi
     kinds = [kind for kind in _candidates() if types is None or kind in set(types)]
     offers = {kind: _offers(ort.__version__, config.providers, kind) for kind in kinds}
     device = "cpu" if config.providers == ("CPUExecutionProvider",) else config.providers[0]
-    return Capability("onnx", device, offers, frozenset({"rescale"}), {"onnxruntime": ort.__version__, "onnx": onnx.__version__})
+    return Capability("onnx", device, offers, frozenset(FEATURES.values()), {"onnxruntime": ort.__version__, "onnx": onnx.__version__})
 
 
 _PROBES: Mapping[str, tuple[str, Mapping[str, Any], Sequence[tuple[int, ...]], Sequence[tuple[int, ...]]]] = {

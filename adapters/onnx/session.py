@@ -12,7 +12,7 @@ from octavo.core.adapter import Applied, Batch, OpParameters, Session, Sink
 from octavo.core.capability import Capability
 from octavo.core.channels import Factors
 from octavo.core.errors import ModelError, nearest
-from octavo.core.graph import ModelView
+from octavo.core.graph import Group, ModelView
 from octavo.core.recipe import Recipe
 from octavo.core.scheme import FLOAT
 
@@ -38,14 +38,18 @@ class OnnxSession(Session):
         source: The checked model; never changed.
         config: The card's settings.
         prepared: The same model, already prepared; None prepares it here.
+        groups: Of the model as it was opened, where ``prepared`` is rescaled: nodes may lie between their ends now.
     """
 
-    def __init__(self, source: ir.Model, config: OnnxConfig, prepared: ir.Model | None = None) -> None:
+    def __init__(
+        self, source: ir.Model, config: OnnxConfig, prepared: ir.Model | None = None, groups: tuple[Group, ...] | None = None
+    ) -> None:
         self.config = config
         self._source = source
         self._prepared = prepared if prepared is not None else prepare(source.clone())
         self._sites = find_sites(self._prepared.graph)
         self._observed: Observed | None = None
+        self._view = self._sites.view if groups is None else replace(self._sites.view, groups=groups)
 
     def check(self) -> None:
         """Refuse parameters that hold NaN or Inf, where no setting can keep them out of the way.
@@ -57,7 +61,7 @@ class OnnxSession(Session):
 
     def describe(self) -> ModelView:
         """Return the ops, values and groups."""
-        return self._sites.view
+        return self._view
 
     def capability(self) -> Capability:
         """Return what ONNX Runtime's integer kernels carry out, established on one-op models."""
@@ -106,8 +110,9 @@ class OnnxSession(Session):
         return OnnxCandidate(OnnxCallable(model, self.config, compiled), recipe, ledger)
 
     def rescale(self, factors: Mapping[str, Factors]) -> OnnxSession:
-        """Return a session with other channel scales and the same function; every other tensor is shared."""
-        return OnnxSession(self._source, self.config, rescale(self._prepared, self._sites, factors))
+        """Return a session with other channels and the same function; every other tensor is shared."""
+        groups = self._view.groups
+        return OnnxSession(self._source, self.config, rescale(self._prepared, self._sites, groups, factors), groups)
 
     def reference(self) -> OnnxCandidate:
         """Return the model as it was given."""

@@ -21,6 +21,9 @@ from .groups import find_groups
 CARRIERS = frozenset({"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "MaxPool", "Resize"})
 """Ops that ONNX Runtime runs on codes as they are; Resize where it repeats the nearest value and interpolates nothing."""
 
+STEP = "octavo.step"
+"""Marks nodes that a rescaling has put before a product: no operations of the model."""
+
 _MOVING: Mapping[str, str] = {"MaxPool": "max_pool", "Resize": "resize"}
 
 _PLAIN: Mapping[str, str] = {
@@ -92,7 +95,7 @@ def find_sites(graph: ir.Graph) -> Sites:
     users: dict[str, list[str]] = {}
     integers: set[str] = set()
     for node in graph:
-        if node in fused:
+        if node in fused or STEP in node.meta:
             continue
         site = _site(node, fused)
         if site is not None:

@@ -17,6 +17,8 @@ from octavo.core.graph import Group
 if TYPE_CHECKING:
     from .sites import Site
 
+EVERY = frozenset({"scale", "shift", "rotation"})
+"""What linear readers can take, in their producer or by nodes of their own before their products."""
 _FLATTENING = frozenset({"Flatten", "Reshape", "Squeeze"})
 
 
@@ -41,7 +43,21 @@ class Stream:
         first = self.writers[0]
         members = tuple(dict.fromkeys(r.op.name for r in self.readers))
         value = self.readers[0].op.inputs[0]
-        return Group(f"rescale:{first.op.name}", "rescale", members, first.op.name, self.channels, value, tuple(self.values))
+        direct = len(self.values) == 1 and not first.activation and first.op.type == "linear"
+        together = all(r.op.type == "linear" and r.op.inputs[0] == value for r in self.readers)
+        takes = EVERY if together else frozenset({"scale"})
+        online = frozenset() if direct else takes - {"scale"}
+        return Group(
+            f"rescale:{first.op.name}",
+            "rescale",
+            members,
+            first.op.name,
+            self.channels,
+            value,
+            tuple(self.values),
+            takes=takes,
+            online=online,
+        )
 
 
 def find_streams(sites: Mapping[str, Site]) -> tuple[Stream, ...]:
