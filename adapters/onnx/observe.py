@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -119,18 +120,42 @@ def parts_session(model: ir.Model, config: OnnxConfig, names: Sequence[str], *, 
 
 
 def _parts(model: ir.Model, config: OnnxConfig, batch: Batch, names: list[str], bound: int) -> list[tuple[ort.InferenceSession, list[str]]]:
-    """Measure the values on the first batch and return a session for each part of them that fits into ``bound`` bytes."""
-    measuring = parts_session(model, config, names, sizes=True)
-    given = feeds(measuring.get_inputs(), batch)
-    counts = measuring.run([f"{n}_size" for n in names], given) if names else []
-    del measuring
+    """Return a session for each part of the values that fits into ``bound`` bytes.
+
+    Sizes follow from the declared shapes and those of the first batch; where one is unknown, a run of that batch measures it.
+    """
+    counts = _declared(model, batch, names)
+    unknown = [n for n in names if n not in counts]
+    if unknown:
+        measuring = parts_session(model, config, unknown, sizes=True)
+        given = feeds(measuring.get_inputs(), batch)
+        counts |= zip(unknown, map(int, measuring.run([f"{n}_size" for n in unknown], given)), strict=True)
+        del measuring
     parts: list[list[str]] = [[]]
     held = 0
-    for name, count in zip(names, counts, strict=True):
-        size = 4 * int(count)
+    for name in names:
+        size = 4 * counts[name]
         if parts[-1] and held + size > bound:
             parts.append([])
             held = 0
         parts[-1].append(name)
         held += size
     return [(parts_session(model, config, part), part) for part in parts]
+
+
+def _declared(model: ir.Model, batch: Batch, names: Sequence[str]) -> dict[str, int]:
+    """Return value -> elements, for those whose axes are numbers or axes of an input."""
+    rows = batch if isinstance(batch, Mapping) else dict(zip((v.name for v in model.graph.inputs), batch, strict=False))
+    axes: dict[object, int] = {}
+    for value in model.graph.inputs:
+        for axis, length in zip(value.shape or (), getattr(rows.get(value.name or ""), "shape", ()), strict=False):
+            if isinstance(axis, ir.SymbolicDim) and axis.value is not None:
+                axes[axis.value] = int(length)
+    shapes = {v.name: v.shape for node in model.graph for v in node.outputs if v.name in names}
+    found: dict[str, int] = {}
+    for name in names:
+        shape = shapes[name]
+        sizes = [d if isinstance(d, int) else axes.get(d.value) for d in shape] if shape is not None else [None]
+        if None not in sizes:
+            found[name] = math.prod(n for n in sizes if n is not None)
+    return found

@@ -192,6 +192,33 @@ def test_observation_says_what_it_held(caplog: pytest.LogCaptureFixture) -> None
         assert not caught or "smaller batches" in str(caught[0].message)
 
 
+def test_sizes_follow_from_shapes_and_are_measured_where_these_are_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A data-dependent shape (NonZero) cannot be known before a run."""
+    from octavo.adapters.onnx import observe
+
+    nodes = [
+        helper.make_node("Relu", ["x"], ["positive"], "relu"),
+        helper.make_node("NonZero", ["positive"], ["indices"], "nonzero"),
+        helper.make_node("GatherND", ["positive", "pairs"], ["held"], "held"),
+        helper.make_node("Transpose", ["indices"], ["pairs"], "transpose"),
+        helper.make_node("Neg", ["held"], ["y"], "neg"),
+    ]
+    nodes[2], nodes[3] = nodes[3], nodes[2]
+    session = OnnxAdapter(OnnxConfig(observe_megabytes=1)).open(models.build(nodes, {}, {"x": ["n", 4]}, {"y": ["k"]}))
+    measured: list[list[str]] = []
+    build = observe.parts_session
+    monkeypatch.setattr(
+        observe, "parts_session", lambda m, c, n, sizes=False: (measured.append(list(n)) if sizes else None, build(m, c, n, sizes=sizes))[1]
+    )
+    x = np.ones((200_000, 4), np.float32)
+    seen: dict[str, np.ndarray] = {}
+    with pytest.warns(UserWarning, match="'positive' alone takes 3 MiB"):
+        session.observe([(x,)], ["positive", "held"], lambda name, array: seen.__setitem__(name, np.array(array)))
+    assert measured == [["held"]]
+    assert "2 runs each" in session.facts()[0]
+    np.testing.assert_array_equal(seen["held"], x.ravel())
+
+
 def test_calibration_that_is_not_finite_is_located() -> None:
     session = OnnxAdapter(OnnxConfig()).open(models.convolutional())
     bad = models.images(2)
