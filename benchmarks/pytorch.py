@@ -12,8 +12,10 @@ import inspect
 import json
 import logging
 import math
+import multiprocessing
 import os
 import random
+import resource
 import statistics
 import time
 import tracemalloc
@@ -264,9 +266,45 @@ def perplexity(model: nn.Module, folder: str, length: int = 256) -> float:
     return math.exp(total / (tokens.shape[0] * (length - 1)))
 
 
+def residency() -> None:
+    print("\nGPTQ int4, group 128, of transformer blocks (width 512): peak memory over the model")
+    spawn = multiprocessing.get_context("spawn")
+    found: dict[tuple[int, bool], tuple[float, float]] = {}
+    for depth, limited in ((4, True), (8, True), (16, True), (4, False), (16, False)):
+        with spawn.Pool(1) as pool:  # a peak is a process's own
+            block, found[depth, limited] = pool.apply(_peak, (depth, limited))
+        made, more = found[depth, limited]
+        what = "Gram matrices of a block at a time" if limited else "all Gram matrices"
+        print(f"  {depth:2d} blocks of {block:.0f} MB, {what}: {made:.0f} MB the quantized model, {more:.0f} MB beside it")
+    grown = (found[16, True][1] - found[4, True][1]) / block
+    row("twelve blocks more: peak beside model and result, in blocks", grown, "<= 1", grown <= 1)
+
+
+def _peak(depth: int, limited: bool) -> tuple[float, tuple[float, float]]:
+    """Return MB of a block, MB of the quantized model, and MB of the peak beyond that and the float model."""
+    from transformers import LlamaConfig, LlamaModel
+
+    torch.set_num_threads(2)
+    torch.manual_seed(0)
+    model = LlamaModel(LlamaConfig(hidden_size=512, intermediate_size=1408, num_hidden_layers=depth, num_attention_heads=8, vocab_size=256))
+    batches: list[Batch] = [{"input_ids": torch.randint(256, (4, 128)), "use_cache": False} for _ in range(4)]
+    opened(model.eval(), batches[0]).session.reference().run(batches[0])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    o = opened(model, batches[0])
+    rule = Rule(types="linear", mode="weight_only", weight={"dtype": "uint4", "granularity": "group:128"}, algorithm="gptq")
+    space = build_space(o, [rule, Rule(types="embedding", keep="float")])
+    made = Realizer(o, space, HOST, gram_bytes=22 * 10**6) if limited else Realizer(o, space, HOST)
+    made.calibrate(batches)
+    candidate = made.candidate(space.recipe(space.first()))
+    extra = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    own = {t.data_ptr() for t in model.parameters()}
+    result = sum(t.nbytes for t in candidate.native.state_dict().values() if t.data_ptr() not in own)
+    return sum(p.nbytes for p in model.layers[0].parameters()) / 1e6, (result / 1e6, (extra - result) / 1e6)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parts = {f.__name__: f for f in (one_layer, decoding, digits, minilm, language_model)}
+    parts = {f.__name__: f for f in (one_layer, decoding, digits, minilm, language_model, residency)}
     parser.add_argument("parts", nargs="*", choices=[*parts, []], help="which parts; all of them when left out")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()

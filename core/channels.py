@@ -126,6 +126,10 @@ def as_map(factors: Factors) -> ChannelMap:
     return factors if isinstance(factors, ChannelMap) else ChannelMap(scale=factors)
 
 
+Changes = Mapping[str, tuple[tuple[ChannelMap, ...], int]]
+"""Value -> (what was done to its channels, in order; their axis)."""
+
+
 def chained(maps: Iterable[ChannelMap]) -> tuple[ChannelMap, ...]:
     """Return maps that follow each other as few as can be."""
     found: tuple[ChannelMap, ...] = ()

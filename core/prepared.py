@@ -6,14 +6,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from .adapter import Session
-from .channels import ChannelMap, Factors, chained, channel_maps, is_online
+from .channels import Changes, Factors, chained, channel_maps, is_online
 from .graph import ModelView
 from .numerics.rows import rows_of
 from .statistics import Probe, Statistics
 from .topology import seers, values_between
-
-Changes = Mapping[str, tuple[tuple[ChannelMap, ...], int]]
-"""Value -> (what was done to its channels, in order; their axis)."""
 
 
 @dataclass(frozen=True, slots=True)

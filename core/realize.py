@@ -17,12 +17,14 @@ from .adapter import Applied, Batch, Candidate, Opened, OpParameters, Session, S
 from .algorithms.base import NeedsConfig, Rescaling, WeightConfig
 from .calibrators.base import Observer
 from .calibrators.features import FEATURES
+from .channels import Changes
 from .errors import DataError, NonFiniteWeight, SchemeError
 from .graph import Group, Op, Weight
 from .numerics.affine import Array, QuantParams, affine_params
 from .numerics.rows import rows_of
-from .numerics.tensor import QuantizedTensor
-from .prepared import Changes, Prepared, rescaled
+from .numerics.tensor import QuantizedTensor, compact
+from .pages import GRAM_BYTES, Pages, paged
+from .prepared import Prepared, rescaled
 from .recipe import Recipe
 from .scheme import FLOAT, MINMAX, OpScheme, PartChoice, QuantSpec
 from .space import TuningSpace
@@ -43,13 +45,23 @@ class Realizer:
         host: Builds calibrators, algorithms and transforms by name.
         non_finite: What to do with a weight that holds NaN or Inf: ``error`` before the first trial, or ``float``,
             which leaves its op in float and says so in the ledger.
+        gram_bytes: How much the Gram matrices may take at a time, see :mod:`octavo.core.pages`.
     """
 
-    def __init__(self, opened: Opened, space: TuningSpace, host: PluginHost, *, non_finite: Literal["error", "float"] = "error") -> None:
+    def __init__(
+        self,
+        opened: Opened,
+        space: TuningSpace,
+        host: PluginHost,
+        *,
+        non_finite: Literal["error", "float"] = "error",
+        gram_bytes: int = GRAM_BYTES,
+    ) -> None:
         self.opened = opened
         self.space = space
         self._host = host
         self._non_finite: Literal["error", "float"] = non_finite
+        self._gram_bytes = gram_bytes
         self._weights: dict[tuple[object, ...], QuantizedTensor] = {}
         self._biases: dict[tuple[object, ...], Array | None] = {}
         self._ranges: dict[tuple[object, ...], QuantParams] = {}
@@ -120,22 +132,29 @@ class Realizer:
         """Run the calibration pass. Called once per run.
 
         A recipe whose transforms change values that a calibrator cannot be derived for (any but ``minmax``) costs one
-        more pass over those values alone, when it is first met; ``batches`` must then be readable again.
+        more pass over those values alone, when it is first met; ``batches`` must then be readable again. So does each page of
+        Gram matrices that do not fit in memory together.
 
         Raises:
             DataError: If there is no batch, or a value is not finite.
             NonFiniteWeight: If a weight that may be quantized holds NaN or Inf.
         """
         self.check_weights()
-        self.statistics = Statistics(self.probes(), self._make)
-        self._observe(self.opened.session, self.statistics, batches)
         self._batches = None if iter(batches) is batches else batches
+        probes, pages = self.probes(), None
+        if self._batches is not None:
+            probes, later = paged(probes, self.opened.view.ops, self._gram_bytes)
+            pages = Pages(later, lambda page, changes: self._observed_again(page, changes).observers) if later else None
+        self.statistics = Statistics(probes, self._make, pages)
+        self._observe(self.opened.session, self.statistics, batches)
         self._prepared.clear()
         return self.statistics
 
     def _observe(self, session: Session, statistics: Statistics, batches: Iterable[Batch], sink: Sink | None = None) -> None:
         self.observe_passes += 1
-        statistics.batches = session.observe(batches, statistics.values, sink or statistics.update)
+        tap = _Tap(sink or statistics.update)
+        statistics.batches = session.observe(batches, statistics.values, tap)
+        tap.close()
         if not statistics.batches:
             raise DataError(
                 "calibration data is empty: give at least one batch (a one-shot generator may be exhausted; pass a factory instead)"
@@ -270,7 +289,9 @@ class Realizer:
         if key not in self._weights:
             needs = self._needs("algorithms", scheme.algorithm)
             array = prepared.session.tensor(op.weight.name)
-            self._weights[key] = quantize_weight(op, users, array, scheme, needs, prepared.seen_by, self._host)
+            made = quantize_weight(op, users, array, scheme, needs, prepared.seen_by, self._host)
+            # Where the codes are a model's own storage they are kept in their bits; integer kernels take them in bytes.
+            self._weights[key] = compact(made) if scheme.mode == "weight_only" else made
             self.weights_quantized += 1
         quantized = self._weights[key]
         if not (self._corrects_bias(scheme) and op.bias):
@@ -310,7 +331,7 @@ class Realizer:
         if not factors:
             warnings.warn(f"transform {choice} found nothing to rescale on {self.opened.name}: the recipe runs without it", stacklevel=2)
         wanted = frozenset(self._probes_after(transforms))
-        after = rescaled(before, factors, view, wanted, lambda probes, changes: self._observed_again(probes, changes, choice))
+        after = rescaled(before, factors, view, wanted, lambda probes, changes: self._observed_after(choice, probes, changes))
         remarks = dict(before.remarks)
         for group in view.groups:
             left = sorted(rescaling.carries - group.takes) if group.kind == "rescale" else ()
@@ -319,23 +340,41 @@ class Realizer:
                 remarks[name] = "; ".join(filter(None, (remarks.get(name), why)))
         return replace(after, remarks=remarks)
 
-    def _observed_again(self, probes: tuple[Probe, ...], changes: Changes, choice: PartChoice) -> Statistics:
-        """Observe values of the original model once more, changed as the rescaled one has them."""
+    def _observed_after(self, choice: PartChoice, probes: tuple[Probe, ...], changes: Changes) -> Statistics:
         if self._batches is None:
             raise DataError(
                 f"after {choice} value {probes[0].value!r} must be observed again for {probes[0].calibrator}, and the calibration "
                 "data can be read only once: pass a list or a factory, or calibrate with minmax, whose ranges are derived"
             )
+        return self._observed_again(probes, changes)
+
+    def _observed_again(self, probes: tuple[Probe, ...], changes: Changes) -> Statistics:
+        """Observe values of the original model once more, changed as the rescaled one has them."""
+        assert self._batches is not None
         fresh = Statistics(probes, self._make)
 
         def sink(value: str, x: Array) -> None:
-            maps, axis = changes[value]
+            maps, axis = changes.get(value, ((), -1))
             for change in maps:
                 x = change.apply(x, axis)
             fresh.update(value, x)
 
         self._observe(self.opened.session, fresh, self._batches, sink)
         return fresh
+
+
+class _Tap:
+    """A sink that lets go of what it feeds: an adapter's runner may live on in a cycle of references, and what was seen with it."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink: Sink | None = sink
+
+    def __call__(self, value: str, x: Array) -> None:
+        if self._sink is not None:
+            self._sink(value, x)
+
+    def close(self) -> None:
+        self._sink = None
 
 
 def _remarked(line: Applied, why: str) -> Applied:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from array_api_compat import array_namespace
 
@@ -16,6 +17,9 @@ from .errors import DataError, nearest
 from .numerics.affine import Array
 from .numerics.rows import Rows
 from .scheme import MINMAX, PartChoice, QuantSpec
+
+if TYPE_CHECKING:
+    from .pages import Pages
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +45,12 @@ class Statistics:
     Args:
         probes: What to observe.
         make: Builds the observer of a probe.
+        pages: Further observers, which are there a few at a time.
     """
 
-    def __init__(self, probes: Iterable[Probe], make: Callable[[Probe], Observer]) -> None:
+    def __init__(self, probes: Iterable[Probe], make: Callable[[Probe], Observer], pages: Pages | None = None) -> None:
         self._observers: dict[Probe, Observer] = {probe: make(probe) for probe in dict.fromkeys(probes)}
+        self._pages = pages
         self._by_value: dict[str, list[Observer]] = {}
         self._index()
         self.batches = 0
@@ -60,9 +66,12 @@ class Statistics:
         """Names of the values to observe."""
         return tuple(self._by_value)
 
+    def __contains__(self, probe: Probe) -> bool:
+        return probe in self._observers or (self._pages is not None and probe in self._pages)
+
     @property
     def observers(self) -> Mapping[Probe, Observer]:
-        """Observers by probe."""
+        """Observers by probe, without those on pages."""
         return self._observers
 
     def update(self, value: str, x: Array) -> None:
@@ -112,6 +121,7 @@ class Statistics:
             else:
                 derived._observers[probe] = found
         derived._index()
+        derived._pages = self._pages and self._pages.changed(changes)
         return derived, tuple(missing)
 
     def _from_others(self, probe: Probe, observer: Observer, change: ChannelMap) -> Observer | None:
@@ -148,7 +158,7 @@ class Statistics:
         Raises:
             DataError: If the value was not observed that way.
         """
-        found = self._observers.get(probe)
+        found = self._observers.get(probe) or (self._pages and self._pages.observer(probe))
         if found is None:
             how = f"with {probe.calibrator}" + (f" along axis {probe.axis}" if probe.axis is not None else "")
             raise DataError(f"value {probe.value!r} was not observed {how}{nearest(probe.value, {p.value for p in self._observers})}")

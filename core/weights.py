@@ -89,7 +89,7 @@ def quantize_weight(
 
 def _contexts(op: Op, users: tuple[Op, ...], needs: frozenset[str], seen_by: SeenBy, matrix: Array) -> list[WeightContext]:
     """One context per group of a grouped convolution; one for every other op."""
-    asked = [u for u in users if any(p in seen_by(u.name, p.value).observers for p in feature_probes(u, needs))]
+    asked = [u for u in users if any(p in seen_by(u.name, p.value) for p in feature_probes(u, needs))]
     seen = [u for u in asked if any(_count(seen_by(u.name, p.value).observer(p)) for p in feature_probes(u, needs))]
     if not seen:
         if (asked or op.type in _INDEPENDENT) and needs & {"gram", "channel_range"}:

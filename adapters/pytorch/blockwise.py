@@ -57,7 +57,9 @@ class LearnedLinear(nn.Module):
         params = start.params
         self.spec = params.spec
         self.transposed = transposed
-        matrix, codes = (t.t().contiguous() if transposed else t for t in (weight.float(), start.codes))
+        stored = start.codes
+        self.code_type = stored.dtype
+        matrix, codes = (t.t().contiguous() if transposed else t for t in (weight.float(), stored))
         scale, zero = params.scale.float(), params.zero_point.float()
         if scale.ndim == 1 and matrix.ndim == 2:
             scale, zero = scale[:, None], zero[:, None]
@@ -85,7 +87,7 @@ class LearnedLinear(nn.Module):
         """Return the learned codes and scales in the form of ``start``."""
         low, high = integer_range(self.spec)
         scale = self.scale.detach()
-        codes = (torch.round(self.weight / scale + self.offset) + self.zero).clamp(low, high).view(self.shape).to(start.codes.dtype)
+        codes = (torch.round(self.weight / scale + self.offset) + self.zero).clamp(low, high).view(self.shape).to(self.code_type)
         params: QuantParams = replace(start.params, scale=scale.reshape(start.params.scale.shape).clone())
         return QuantizedTensor(codes.t().contiguous() if self.transposed else codes, params)
 

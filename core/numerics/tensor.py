@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from array_api_compat import array_namespace
+
 from .affine import Array, QuantParams, is_integer
 from .codec import decode
+from .packing import pack, unpack
 
 _SCALE_BYTES = {"float16": 2, "bfloat16": 2, "uint8": 1, "fp8_e4m3fn": 1, "e8m0": 1}
 
@@ -50,3 +53,54 @@ class QuantizedTensor:
         width = 1 if spec.dtype.startswith(("mx", "nvfp")) else _SCALE_BYTES.get(spec.scale_dtype or "float32", 4)
         zero_points = 0 if spec.symmetric or not is_integer(spec) else scales * spec.bits / 8
         return int(-(-prod(self.shape) * spec.bits // 8) + width * scales + second + zero_points)
+
+
+_CHUNK = 2**20
+"""Codes that are packed or unpacked at a time: the arithmetic is wider than the codes."""
+
+
+class PackedTensor(QuantizedTensor):
+    """A quantized tensor that keeps its codes in two or four bits each, and unpacks them whenever they are asked for.
+
+    Args:
+        tensor: Codes of 2 or 4 bits.
+    """
+
+    __slots__ = ("_bytes", "_shape", "_signed")
+
+    def __init__(self, tensor: QuantizedTensor) -> None:
+        bits = tensor.params.spec.bits
+        xp = array_namespace(tensor.codes)
+        flat = xp.reshape(tensor.codes, (-1,))
+        parts = [pack(flat[i : i + _CHUNK], bits) for i in range(0, flat.shape[0], _CHUNK)]
+        fields = {
+            "params": tensor.params,
+            "extra": tensor.extra,
+            "_bytes": xp.concat(parts) if parts else pack(flat, bits),
+            "_shape": tensor.shape,
+            "_signed": tensor.codes.dtype == xp.int8,
+        }
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PackedTensor, (QuantizedTensor(self.codes, self.params, self.extra),)
+
+    @property
+    def codes(self) -> Array:  # type: ignore[override]
+        """The codes, unpacked for the caller alone."""
+        bits, count = self.params.spec.bits, prod(self._shape)
+        xp, step = array_namespace(self._bytes), _CHUNK * bits // 8
+        parts = [self._bytes[i : i + step] for i in range(0, self._bytes.shape[0], step)]
+        codes = [unpack(part, bits, min(_CHUNK, count - i * _CHUNK), signed=self._signed) for i, part in enumerate(parts)]
+        return xp.reshape(xp.concat(codes) if codes else unpack(self._bytes, bits, 0, signed=self._signed), self._shape)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The weight's shape."""
+        return self._shape
+
+
+def compact(tensor: QuantizedTensor) -> QuantizedTensor:
+    """Return the tensor with codes of two or four bits packed; others, which would take long to unpack, as it is."""
+    return PackedTensor(tensor) if tensor.params.spec.bits in (2, 4) else tensor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import nn
 from octavo.core.adapter import Opened
 from octavo.core.algorithms.base import WeightContext
 from octavo.core.algorithms.gptq import Gptq, GptqConfig
+from octavo.core.calibrators.features import Gram
 from octavo.core.errors import ConfigError, DataError, NonFiniteWeight, SchemeError
 from octavo.core.graph import Group, ModelView, Op, Weight
 from octavo.core.numerics.affine import affine_params
@@ -73,6 +75,57 @@ def test_gptq_is_given_the_gram_matrix_of_its_own_input() -> None:
         assert weight is not None
         assert (weight.codes == expected.codes).float().mean() > 0.98
     assert made.observe_passes == 1
+
+
+def test_gram_matrices_that_do_not_fit_are_observed_a_page_at_a_time() -> None:
+    model, data = net(), batches(32, 8)
+    scheme = OpScheme(mode="weight_only", weight=QuantSpec(dtype="int4", granularity="channel"), algorithm=PartChoice(kind="gptq"))
+    whole, little = realizer(model, data, scheme), realizer(model, data, scheme, gram_bytes=4 * 16**2)
+    assert little.statistics is not None
+    assert [o.value.shape for o in little.statistics.observers.values()] == [(1, 8, 8)]  # type: ignore[attr-defined]
+    expected = whole.parameters(all_of(whole, scheme))
+    alive = weakref.WeakSet[Gram]()
+    little._make, make = lambda probe: added(alive, make(probe)), little._make
+    for name, parameters in little.parameters(all_of(little, scheme)).items():
+        assert parameters.weight is not None
+        assert expected[name].weight is not None
+        assert bool((parameters.weight.codes == expected[name].weight.codes).all())
+    assert (whole.observe_passes, little.observe_passes) == (1, 3)
+    assert len(alive) == 1
+    little.parameters(all_of(little, scheme))
+    assert little.observe_passes == 3
+
+
+def added(alive: weakref.WeakSet[Gram], observer: Any) -> Any:
+    alive.add(observer)
+    return observer
+
+
+def test_a_generator_that_is_read_once_keeps_all_its_gram_matrices() -> None:
+    model, data = net(), batches(32, 8)
+    scheme = OpScheme(mode="weight_only", weight=INT4, algorithm=PartChoice(kind="gptq"))
+    made = realizer(model, data, scheme, calibrate=False, gram_bytes=0)
+    made.calibrate(iter(data))
+    made.parameters(all_of(made, scheme))
+    assert made.observe_passes == 1
+
+
+def test_pages_of_a_rescaled_model_see_what_it_sees() -> None:
+    torch.manual_seed(0)
+    model, data = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 16), nn.Tanh(), nn.LayerNorm(16), nn.Linear(16, 4)).eval(), batches(32, 8)
+    scheme = OpScheme(mode="weight_only", weight=INT4, algorithm=PartChoice(kind="gptq"))
+    transforms = (PartChoice(kind="smoothquant"),)
+    found = []
+    for limit in (2**20, 0):
+        made = realizer(model, data, scheme, calibrate=False, gram_bytes=limit)
+        made.space = TuningSpace("torch", made.space.units, ((), transforms))
+        made.calibrate(data)
+        found.append(made.parameters(Recipe(all_of(made, scheme).schemes, transforms, "torch")))
+    for one, other in zip(found[0].values(), found[1].values(), strict=True):
+        assert one.weight is not None
+        assert other.weight is not None
+        assert float((one.weight.codes == other.weight.codes).float().mean()) > 0.99
+        torch.testing.assert_close(one.weight.params.scale, other.weight.params.scale)
 
 
 def test_convolutions_are_seen_as_patches_group_by_group() -> None:

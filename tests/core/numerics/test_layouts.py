@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 import tracemalloc
+from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from octavo.core.errors import NonFiniteWeight, SchemeError
+from octavo.core.numerics import tensor
 from octavo.core.numerics.affine import affine_params, quantize
 from octavo.core.numerics.blocked import round_blocked, takes
 from octavo.core.numerics.codec import choose, decode, encode
@@ -22,6 +26,7 @@ from octavo.core.numerics.packing import pack, unpack
 from octavo.core.numerics.ranges import ranges, token_params
 from octavo.core.numerics.rounding import given, nearest, stochastic
 from octavo.core.numerics.rows import Rows
+from octavo.core.numerics.tensor import PackedTensor, QuantizedTensor, compact
 from octavo.core.scheme import QuantSpec
 
 
@@ -178,3 +183,27 @@ def test_rows_are_what_the_weight_multiplies(kernel: Any, strides: Any, pads: An
     torch.testing.assert_close(product, y.flatten(2).transpose(1, 2), rtol=1e-4, atol=1e-4)
     on_numpy = np.concatenate(list(Rows(kernel, strides, pads, dilations, groups).chunks(x.numpy())), 1)
     np.testing.assert_array_equal(on_numpy, rows.numpy())
+
+
+@pytest.mark.parametrize("dtype", ["int4", "uint4", "int2", "uint2", "nf4"])
+@pytest.mark.parametrize("backend", [np.asarray, torch.from_numpy])
+def test_a_packed_tensor_is_the_tensor_in_fewer_bytes(dtype: str, backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensor, "_CHUNK", 64)
+    spec = QuantSpec(dtype=dtype, granularity="channel")
+    signed = dtype.startswith("int")
+    low = -(2 ** (spec.bits - 1)) if signed else 0
+    codes = backend(np.random.default_rng(0).integers(low, low + 2**spec.bits, (7, 3, 11)).astype(np.int8 if signed else np.uint8))
+    params = affine_params(
+        backend(-np.ones(7, np.float32)), backend(np.ones(7, np.float32)), QuantSpec(dtype="int8", granularity="channel"), 0
+    )
+    plain = QuantizedTensor(codes, replace(params, spec=spec))
+    packed = compact(plain)
+    for one in (packed, deepcopy(packed), pickle.loads(pickle.dumps(packed))):
+        assert isinstance(one, PackedTensor)
+        assert one.shape == (7, 3, 11)
+        assert one.codes.dtype == codes.dtype
+        assert bool((one.codes == codes).all())
+        assert one._bytes.nbytes == -(-7 * 3 * 11 * spec.bits // 8)
+    assert packed.nbytes == plain.nbytes
+    wide = QuantizedTensor(codes, params)
+    assert compact(wide) is wide
