@@ -121,7 +121,7 @@ class Statistics:
             else:
                 derived._observers[probe] = found
         derived._index()
-        derived._pages = self._pages and self._pages.changed(changes)
+        derived._pages = self._pages.changed(changes) if self._pages is not None else None
         return derived, tuple(missing)
 
     def _from_others(self, probe: Probe, observer: Observer, change: ChannelMap) -> Observer | None:
@@ -158,7 +158,7 @@ class Statistics:
         Raises:
             DataError: If the value was not observed that way.
         """
-        found = self._observers.get(probe) or (self._pages and self._pages.observer(probe))
+        found = self._observers.get(probe) or (self._pages.observer(probe) if self._pages is not None else None)
         if found is None:
             how = f"with {probe.calibrator}" + (f" along axis {probe.axis}" if probe.axis is not None else "")
             raise DataError(f"value {probe.value!r} was not observed {how}{nearest(probe.value, {p.value for p in self._observers})}")

@@ -67,6 +67,9 @@ class PackedTensor(QuantizedTensor):
     """
 
     __slots__ = ("_bytes", "_shape", "_signed")
+    _bytes: Array
+    _shape: tuple[int, ...]
+    _signed: bool
 
     def __init__(self, tensor: QuantizedTensor) -> None:
         bits = tensor.params.spec.bits
@@ -87,7 +90,7 @@ class PackedTensor(QuantizedTensor):
         return PackedTensor, (QuantizedTensor(self.codes, self.params, self.extra),)
 
     @property
-    def codes(self) -> Array:  # type: ignore[override]
+    def codes(self) -> Array:
         """The codes, unpacked for the caller alone."""
         bits, count = self.params.spec.bits, prod(self._shape)
         xp, step = array_namespace(self._bytes), _CHUNK * bits // 8
