@@ -13,7 +13,7 @@ from onnx_ir.passes import common as passes
 
 from .attention import simplify_masked_softmax
 from .convolutions import fold_affine, fold_batch_norm, fold_pad, pool_from_mean
-from .folding import bypass_dropout, bypass_identities, drop_unused_initializers, fold_constants
+from .folding import add_from_sum, bypass_dropout, bypass_identities, drop_unused_initializers, fold_constants
 from .half import widen
 from .transposes import swap_last_axes
 
@@ -24,6 +24,7 @@ _REWRITES: Mapping[str, Callable[[ir.Node], object]] = {
     "Dropout": bypass_dropout,
     "BatchNormalization": fold_batch_norm,
     "Add": fold_affine,
+    "Sum": add_from_sum,
     "Mul": fold_affine,
     "Conv": fold_pad,
     "ReduceMean": pool_from_mean,
