@@ -17,7 +17,7 @@ from .layers import Layer, conv_pads, is_transposed_linear
 from .recurrent import Int8Recurrent, StoredRecurrent
 from .skeleton import skeleton
 from .transposed import TRANSPOSED, Int8ConvTranspose
-from .weight_only import Cast, WeightOnlyEmbedding, WeightOnlyLinear
+from .weight_only import Cast, WeightOnlyConv, WeightOnlyEmbedding, WeightOnlyLinear
 
 _PLAIN = (int, float, str, tuple, type(None))
 
@@ -74,6 +74,8 @@ def _made(
         dtype = module.weight.dtype
         if layer.op.type == "embedding":
             return WeightOnlyEmbedding(weight, dtype, module if isinstance(module, nn.EmbeddingBag) else None)
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            return WeightOnlyConv(weight, bias, dtype, **_conv_form(layer, module))
         transposed = is_transposed_linear(module)
         return WeightOnlyLinear(weight, bias, dtype, transposed=transposed, factors=factors, then="".join(layer.fused))
     assert scheme.input is not None
@@ -91,14 +93,17 @@ def _made(
         form: Any = (module.stride, module.padding, module.output_padding, module.dilation, module.groups)
         return Int8ConvTranspose(weight, bias, module.weight.dtype, geometry=form, result=Activation.of(result), **shared)
     assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    return Int8Conv(weight, bias, module.weight.dtype, other=static_form(parameters, 1), **_conv_form(layer, module), **shared)
+
+
+def _conv_form(layer: Layer, module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> dict[str, Any]:
+    """Return geometry, extra zeros and activation function of a convolution."""
     pads = conv_pads(module)
     n = len(pads) // 2
     even = pads[:n] == pads[n:]
     geometry = (list(module.stride), list(pads[:n]) if even else [0] * n, list(module.dilation), module.groups)
     extra = () if even else tuple(p for i in reversed(range(n)) for p in (pads[i], pads[n + i]))
-    then = "relu" if "relu" in layer.fused else ""
-    other = static_form(parameters, 1)
-    return Int8Conv(weight, bias, module.weight.dtype, geometry=geometry, pads=extra, then=then, other=other, **shared).eval()
+    return {"geometry": geometry, "pads": extra, "then": "relu" if "relu" in layer.fused else ""}
 
 
 def _cast(layer: Layer, module: nn.Module, weight: QuantizedTensor, bias: torch.Tensor | None) -> nn.Module:

@@ -89,7 +89,7 @@ def capability(device: str) -> Capability:
     casts = [Offer(OpScheme(mode="cast", weight=QuantSpec(dtype=dtype)), when=_casts) for dtype in _CASTS]
     offers = {
         "linear": (*int8[:4], *rows[:1], *int8[4:], *rows[1:], *fp8, *stored, *few, *casts),
-        "conv": (*int8, *few, *casts),
+        "conv": (*int8, *few, *casts, *stored),
         "conv_transpose": (*transposed, *casts),
         "embedding": (*stored, *casts),
         "lstm": (*_recurrent(device, "lstm"), *stored),

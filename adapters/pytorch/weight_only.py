@@ -267,6 +267,52 @@ class WeightOnlyEmbedding(nn.Module):
         )
 
 
+class WeightOnlyConv(nn.Module):
+    """A convolution with its weight in few bits; output channels are decoded a block at a time.
+
+    Args:
+        weight: Its codes.
+        bias: Or None.
+        dtype: Of the result.
+        geometry: Stride, symmetric padding, dilation, groups.
+        pads: Extra zeros (as ``torch.nn.functional.pad`` takes them) where the padding is not symmetric.
+        then: ``relu``, or empty.
+    """
+
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        weight: QuantizedTensor,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        *,
+        geometry: kernels.Geometry,
+        pads: tuple[int, ...] = (),
+        then: str = "",
+    ) -> None:
+        super().__init__()
+        self.weight_codes = StoredWeight(weight)
+        self.register_buffer("bias", None if bias is None else bias.detach().to(dtype))
+        self.shape = tuple(weight.shape[1:])
+        self.dtype, self.geometry, self.pads, self.then = dtype, geometry, pads, then
+        self._convolve = (nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d)[len(self.shape) - 2]
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        """Return the layer's output, ``other`` added before the activation function."""
+        w = self.weight_codes
+        x = nn.functional.pad(x, self.pads) if self.pads else x
+        # Groups read other channels each: their weights, which are small, are decoded together.
+        step = w.step if self.geometry[3] == 1 else w.rows
+        parts = []
+        for first in range(0, w.rows, step):
+            rows = slice(first, min(first + step, w.rows))
+            block = w.decode(w.codes[rows], rows).view(-1, *self.shape).to(self.dtype)
+            parts.append(self._convolve(x, block, None if self.bias is None else self.bias[rows], *self.geometry))
+        y = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        return kernels.post(self.then, y if other is None else y + other)
+
+
 class Cast(nn.Module):
     """A layer computed in bfloat16 or float16; its neighbours keep their own type.
 

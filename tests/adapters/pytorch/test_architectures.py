@@ -88,9 +88,6 @@ def test_an_architecture_is_quantized_saved_and_loaded(name: str, tmp_path: Path
             for u in space.tunable
             if (s := next((s for s in u.choices if s.mode == mode and s.weight and s.weight.dtype == dtype), None)) is not None
         }
-        if not wanted:
-            assert mode == "weight_only"
-            continue
         candidate = realizer.candidate(space.recipe(wanted))
         got = candidate.run(batch)[0]
         flat = got.ravel().astype(np.float64)
@@ -99,7 +96,9 @@ def test_an_architecture_is_quantized_saved_and_loaded(name: str, tmp_path: Path
         folder.mkdir()
         candidate.save(folder)
         loaded = TorchAdapter(TorchConfig()).load(folder, make(name))
-        np.testing.assert_array_equal(loaded.run(batch)[0], got)
+        # Float convolutions sum in an order that depends on where their tensors lie.
+        floats = mode == "weight_only" and any(u.type == "conv" for u in space.tunable)
+        np.testing.assert_allclose(loaded.run(batch)[0], got, rtol=0, atol=1e-5 * np.abs(got).max() if floats else 0)
 
 
 @pytest.mark.parametrize("name", EXPERTS)

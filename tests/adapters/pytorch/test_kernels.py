@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F
 
 from octavo.adapters.pytorch import kernels
 from octavo.adapters.pytorch.activation import Activation, Memo
 from octavo.adapters.pytorch.int8 import Int8Linear
 from octavo.adapters.pytorch.offers import capability
-from octavo.adapters.pytorch.weight_only import WeightOnlyEmbedding, WeightOnlyLinear
+from octavo.adapters.pytorch.weight_only import WeightOnlyConv, WeightOnlyEmbedding, WeightOnlyLinear
 from octavo.core.algorithms.base import WeightContext
 from octavo.core.algorithms.rtn import RoundToNearest
 from octavo.core.numerics.affine import affine_params, quantize
@@ -119,6 +122,24 @@ def test_stored_weights_are_what_their_codes_stand_for(spec: QuantSpec) -> None:
     assert float((layer(x) - x @ whole.T).abs().max()) <= tolerance * float((x @ whole.T).abs().max())
     ids = torch.tensor([[3, 63], [0, 3]])
     torch.testing.assert_close(WeightOnlyEmbedding(stored, torch.float32)(ids), whole[ids], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("spec", STORED, ids=str)
+@pytest.mark.parametrize(("dims", "groups"), [(1, 1), (2, 4), (3, 1)])
+def test_stored_convolutions_are_what_their_codes_stand_for(
+    dims: int, groups: int, spec: QuantSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("octavo.adapters.pytorch.weight_only._BLOCK", 2048)  # several blocks
+    torch.manual_seed(0)
+    weight, bias, x = torch.randn(16, 128, *(2,) * dims), torch.randn(16), torch.randn(2, 128 * groups, *(5,) * dims)
+    stored = rounded(weight.flatten(1), spec)
+    whole = stored.dequantize().view(weight.shape)
+    one = (1,) * dims
+    folded = dataclasses.replace(stored, codes=stored.codes.view(weight.shape))
+    layer = WeightOnlyConv(folded, bias, torch.float32, geometry=(one, one, one, groups), then="relu")
+    convolve = (F.conv1d, F.conv2d, F.conv3d)[dims - 1]
+    expected = convolve(x, whole, bias, 1, 1, 1, groups)
+    torch.testing.assert_close(layer(x, expected), torch.relu(2 * expected), rtol=1e-4, atol=1e-3)
 
 
 def test_the_gradient_of_a_stored_weight_is_that_of_its_numbers() -> None:
