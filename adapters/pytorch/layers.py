@@ -97,12 +97,9 @@ def _op(name: str, path: str, module: nn.Module, kind: str, first: Mapping[str, 
         if module.padding_mode != "zeros":
             reason = f"padding mode {module.padding_mode!r} has no integer kernel"
     elif isinstance(module, TRANSPOSED):
-        attributes = {
-            "strides": tuple(module.stride),
-            "pads": tuple(int(p) for p in module.padding) * 2,
-            "dilations": tuple(module.dilation),
-            "groups": module.groups,
-        }
+        pads, more = tuple(int(p) for p in module.padding), tuple(module.output_padding)
+        attributes = {"strides": tuple(module.stride), "pads": pads * 2, "dilations": tuple(module.dilation), "groups": module.groups}
+        attributes["output_padding"] = more
     elif isinstance(module, nn.RNNBase):
         attributes = {"layers": module.num_layers, "bidirectional": module.bidirectional, "batch_first": module.batch_first}
         if module.proj_size:

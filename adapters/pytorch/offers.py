@@ -14,7 +14,7 @@ from octavo.core.scheme import OpScheme, QuantSpec
 
 from . import kernels, products
 from .recurrent import has_recurrent
-from .transposed import has_conv_transpose
+from .transposed import has_conv_transpose, transposed_geometry
 
 _CHANNEL = QuantSpec(dtype="int8", granularity="channel")
 _TENSOR = QuantSpec(dtype="int8")
@@ -134,7 +134,7 @@ def _fp8(device: str, per_row: bool, op: Op) -> str:
 
 def _transposes(op: Op) -> str:
     assert op.weight is not None
-    return has_conv_transpose(len(op.weight.shape) - 2, op.attributes["groups"] != 1)
+    return has_conv_transpose(op.weight.shape, transposed_geometry(op))
 
 
 def _groups_fit(group: int | None) -> Callable[[Op], str] | None:
