@@ -14,6 +14,7 @@ from .activation import Activation, Memo
 from .fp8 import Fp8Linear
 from .int8 import Int8Conv, Int8Linear
 from .layers import Layer, conv_pads, is_transposed_linear
+from .online import Online, Own, multipliers
 from .recurrent import Int8Recurrent, StoredRecurrent
 from .skeleton import skeleton
 from .transposed import TRANSPOSED, Int8ConvTranspose
@@ -29,7 +30,7 @@ def quantized_module(
     bias: torch.Tensor | None,
     *,
     gives: Activation | None = None,
-    factors: torch.Tensor | None = None,
+    own: Own = (),
     memo: Memo | None = None,
 ) -> nn.Module:
     """Return the module that carries a scheme out for one layer, with the float module's own settings beside it.
@@ -40,10 +41,15 @@ def quantized_module(
         parameters: From the core.
         bias: As the op uses it (batch norm folded, corrected), or None.
         gives: Parameters of a uint8 result; None for a float one.
-        factors: Multipliers of a linear layer's input channels, or None.
+        own: What a linear layer does to its input's channels first.
         memo: Shared by the layers that read the same value alike.
     """
+    factors = multipliers(own) if parameters.scheme.mode != "cast" else None
     new = _made(layer, module, parameters, bias, gives, factors, memo)
+    if own and factors is None:
+        assert isinstance(module.weight, torch.Tensor)
+        assert layer.op.weight is not None
+        new.register_forward_pre_hook(Online(own, module.weight, layer.op.weight.channel_axis))
     # Models look at a layer's stride or at its weight's dtype. What stands for the weight has no numbers to be used by mistake.
     for key, value in module.__dict__.items():
         if not key.startswith("_") and isinstance(value, _PLAIN) and not hasattr(new, key):

@@ -16,6 +16,7 @@ from octavo.core.errors import DataError
 from octavo.core.recipe import Recipe
 
 from .batches import parameters_of, to_arrays, to_call
+from .online import Factors
 from .skeleton import named_tensors
 
 
@@ -30,7 +31,7 @@ class TorchCandidate(Candidate):
         biases: Op name -> bias as the op uses it, for saving.
         device: Where it runs.
         facts: How the model was seen, for saving.
-        factors: Op name -> multipliers of its input channels, for saving.
+        factors: Op name -> what it does to its input's channels first, for saving.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class TorchCandidate(Candidate):
         biases: Mapping[str, torch.Tensor | None],
         device: torch.device,
         facts: Mapping[str, Any],
-        factors: Mapping[str, torch.Tensor],
+        factors: Factors,
     ) -> None:
         self.module = module
         self.recipe = recipe

@@ -18,7 +18,8 @@ from octavo.core.adapter import OpParameters
 from octavo.core.graph import Group, Op
 
 from .layers import Layer
-from .rescale import Factors, Link
+from .online import Factors
+from .rescale import Link
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of the model's forward."""
@@ -31,7 +32,7 @@ class Capture(ABC):
         layers: Op name -> layer.
         groups: See :class:`~octavo.core.graph.Group`.
         links: Rescale groups with the tensors that they change.
-        factors: Op name -> multipliers of its input channels.
+        factors: Op name -> what it does to its input's channels first.
         outputs: Names of the model's outputs.
         notes: What was out of reach and why.
     """

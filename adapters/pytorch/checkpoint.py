@@ -63,7 +63,7 @@ class Checkpoint:
         if not candidate.parameters:
             raise SchemeError(f"nothing in this model is quantized: {format} would hold the float model; use its save_pretrained")
         for name in candidate.factors:
-            made.refuse(name, "it multiplies its input by factors that no layer before it could take in", "leave that transform out")
+            made.refuse(name, "it changes its input's channels, which no layer before it could take in", "leave that transform out")
         tied = aliases(made.empty)
         for name in candidate.parameters:
             if f"{name}.weight" in {*tied, *tied.values()}:

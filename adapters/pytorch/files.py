@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from octavo.core.adapter import OpParameters
+from octavo.core.channels import ChannelMap
 from octavo.core.errors import ModelError, nearest
 from octavo.core.numerics.affine import QuantParams
 from octavo.core.numerics.packing import pack, unpack
@@ -23,11 +24,12 @@ from octavo.core.scheme import QuantSpec
 
 from .architecture import architecture_of
 from .candidate import TorchCandidate
-from .skeleton import aliases, named_tensors, set_tensor
+from .online import Factors
+from .skeleton import add_bias, aliases, named_tensors, set_tensor
 from .stand_ins import STAND_INS
 
 TENSORS, FACTS = "model.safetensors", "model.json"
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Saved:
         floats: Float tensors by name.
         tied: Further name -> first name.
         facts: How the model was seen.
-        factors: Op name -> multipliers of its input channels.
+        factors: Op name -> what it does to its input's channels first.
         architecture: What the float module can be made from; None where it must be given.
     """
 
@@ -49,7 +51,7 @@ class Saved:
     floats: Mapping[str, torch.Tensor]
     tied: Mapping[str, str]
     facts: Mapping[str, Any]
-    factors: Mapping[str, torch.Tensor]
+    factors: Factors
     architecture: Mapping[str, Any] | None
 
 
@@ -70,8 +72,7 @@ def save(candidate: TorchCandidate, folder: Path) -> None:
         if bias is not None:
             tensors[f"op:{name}:bias"] = _plain(bias)
         ops[name] = row
-    for name, factor in candidate.factors.items():
-        tensors[f"op:{name}:factors"] = _plain(factor)
+    maps = {name: [_write_map(f"op:{name}:map{i}", one, tensors) for i, one in enumerate(own)] for name, own in candidate.factors.items()}
     written = set(_of_ops(candidate.module))
     for name, tensor in named_tensors(candidate.module).items():
         if name not in written:
@@ -80,6 +81,7 @@ def save(candidate: TorchCandidate, folder: Path) -> None:
         "format": _FORMAT,
         "recipe": candidate.recipe.to_json(),
         "ops": ops,
+        "maps": maps,
         "tied": {k: v for k, v in aliases(candidate.module).items() if f"float:{v}" in tensors},
         "capture": candidate.facts,
         "architecture": architecture_of(candidate.module),
@@ -99,6 +101,16 @@ def _of_ops(root: nn.Module) -> Iterator[str]:
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor of its own memory, in C order: safetensors writes memory as it lies."""
     return tensor.detach().cpu().contiguous().clone()
+
+
+def _write_map(key: str, change: ChannelMap, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    arrays = {"scale": change.scale, "shift": change.shift}
+    tensors.update({f"{key}:{name}": _plain(array) for name, array in arrays.items() if array is not None})
+    return {"rotation": change.rotation}
+
+
+def _read_map(key: str, row: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> ChannelMap:
+    return ChannelMap(tensors.get(f"{key}:scale"), tensors.get(f"{key}:shift"), row["rotation"])
 
 
 def _params(params: QuantParams | None) -> Any:
@@ -154,8 +166,8 @@ def read(folder: Path) -> Saved:
         weights: dict[str, QuantizedTensor] = {}
         parameters = {name: _op(name, recipe, row, tensors, weights) for name, row in raw["ops"].items()}
         floats = {k.removeprefix("float:"): v for k, v in tensors.items() if k.startswith("float:")}
-        factors = {k[3:].removesuffix(":factors"): v for k, v in tensors.items() if k.startswith("op:") and k.endswith(":factors")}
-        return Saved(recipe, parameters, floats, raw["tied"], raw["capture"], factors, raw.get("architecture"))
+        maps = {name: tuple(_read_map(f"op:{name}:map{i}", r, tensors) for i, r in enumerate(rows)) for name, rows in raw["maps"].items()}
+        return Saved(recipe, parameters, floats, raw["tied"], raw["capture"], maps, raw.get("architecture"))
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ModelError(f"{folder}: the tensors do not fit the recipe beside them ({error!r}); save the model again") from error
 
@@ -203,6 +215,8 @@ def restore(root: nn.Module, saved: Saved, device: torch.device) -> None:
     first, known = aliases(root), named_tensors(root)
     for name, tensor in saved.floats.items():
         own = first.get(name, name)
+        if own not in known and add_bias(root, own, tensor.to(device)):
+            continue
         if own not in known:
             raise ModelError(f"the saved model has a tensor {name!r}, which the given module lacks{nearest(name, known)}")
         if known[own].shape != tensor.shape:

@@ -24,7 +24,7 @@ from .batches import tensors_in
 from .capture import Call, Capture
 from .folding import channel_gain, over_weight
 from .layers import Layer
-from .rescale import install
+from .online import install
 from .skeleton import named_tensors, set_tensor, skeleton
 
 Tensor = torch.Tensor

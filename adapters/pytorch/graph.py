@@ -17,7 +17,8 @@ from .capture import Call, Capture
 from .folding import folds
 from .functional import WITH_WEIGHTS, products, stands_for_call
 from .layers import Layer, find_layers, with_shapes
-from .rescale import Factors, Link, input_link, install, is_norm
+from .online import Factors, install
+from .rescale import Link, input_link, is_norm
 from .rewrite import rewrite
 from .skeleton import skeleton
 from .tracing import act_of
@@ -35,7 +36,7 @@ class GraphCapture(Capture):
         root: A skeleton.
         graph: Its graph, whose modules are those of ``root``.
         shapes: Node name -> shape of its value in the example run; empty without an example.
-        factors: Op name -> multipliers of its input channels.
+        factors: Op name -> what it does to its input's channels first.
 
     Attributes:
         inner: Op name -> the nodes that it stands for, first to last; ops that are called once only.

@@ -20,7 +20,8 @@ from .experts import expert_groups
 from .folding import folds
 from .kernels import POSTS
 from .layers import Layer, find_layers, with_shapes
-from .rescale import Factors, Link, input_link, install, is_norm
+from .online import Factors, install
+from .rescale import Link, input_link, is_norm
 from .skeleton import copy_hooks, set_submodule, skeleton
 from .tracing import BATCH_NORM, Trace
 
@@ -35,7 +36,7 @@ class ModuleCapture(Capture):
         root: A skeleton.
         seen: What the example's run showed; None without an example.
         why: Why the graph could not be traced, for the ledger.
-        factors: Op name -> multipliers of its input channels.
+        factors: Op name -> what it does to its input's channels first.
     """
 
     def __init__(self, root: nn.Module, seen: Trace | None, why: str, factors: Factors | None = None) -> None:
@@ -139,8 +140,8 @@ class ModuleCapture(Capture):
         for name, decided in parameters.items():
             layer = self.layers[name]
             old = twin.get_submodule(layer.path)
-            gift, factors, memo = gives.get(name), self.factors.get(name), memos.get(name)
-            new = quantized_module(layer, old, decided, biases[name], gives=gift, factors=factors, memo=memo)
+            gift, own, memo = gives.get(name), self.factors.get(name, ()), memos.get(name)
+            new = quantized_module(layer, old, decided, biases[name], gives=gift, own=own, memo=memo)
             copy_hooks(old, new)
             if not layer.path:
                 return new, {}

@@ -9,6 +9,7 @@ from math import prod
 import torch
 
 from octavo.core.capability import Capability, Offer
+from octavo.core.channels import FEATURES
 from octavo.core.graph import Op
 from octavo.core.scheme import OpScheme, QuantSpec
 
@@ -95,7 +96,7 @@ def capability(device: str) -> Capability:
         "lstm": (*_recurrent(device, "lstm"), *stored),
         "gru": (*_recurrent(device, "gru"), *stored),
     }
-    features = frozenset({"rescale", "gradients", "export:onnx", "block_reconstruction", "training"})
+    features = frozenset({*FEATURES.values(), "gradients", "export:onnx", "block_reconstruction", "training"})
     versions = {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}
     if kind == "cuda":
         versions["gpu"] = f"{torch.cuda.get_device_name(device)}, compute capability {torch.cuda.get_device_capability(device)}"

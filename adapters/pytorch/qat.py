@@ -165,7 +165,7 @@ class QuantizationAwareTraining:
         self._parameters = dict(parameters)
         capture = session.capture
         if capture.factors:
-            raise SchemeError("train before rescaling: this session's layers multiply their inputs")
+            raise SchemeError("train before rescaling: this session's layers change their inputs")
         root = skeleton(capture.root)
         for name, tensor in named_tensors(root).items():
             set_tensor(root, name, tensor.detach().clone(), trained=tensor.requires_grad)

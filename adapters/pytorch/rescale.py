@@ -1,4 +1,4 @@
-"""Links over which channel scales may be moved without changing the model's function."""
+"""Links over which channels may be changed without changing the model's function."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from typing import Literal
 import torch
 from torch import nn
 
+from octavo.core.channels import ChannelMap, chained, channel_maps, is_online
 from octavo.core.channels import Factors as Given
-from octavo.core.channels import channel_maps
 from octavo.core.graph import Group
 
 from .layers import Layer
+from .online import Factors
 from .skeleton import set_tensor, skeleton
 
 Tensor = torch.Tensor
+_EVERY = frozenset({"scale", "shift", "rotation"})
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class Link:
         offset = gain_of(norm) == "offset"
         gain, shift = ("", "") if offset else (names[0], names[1] if len(names) > 1 else "")
         label, readers = f"{path} -> {members[0].op.name}", tuple(m.op.name for m in members)
-        group = Group(label, "rescale", readers, path, weight.numel(), value, gain=gain, shift=shift)
+        online = frozenset({"rotation"} if len(names) > 1 else {"shift", "rotation"})
+        group = Group(label, "rescale", readers, path, weight.numel(), value, gain=gain, shift=shift, takes=_EVERY, online=online)
         return cls(group, names, tuple(members), "norm", offset)
 
     @classmethod
@@ -62,36 +65,16 @@ class Link:
         return cls(group, names, tuple(members), "conv")
 
 
-Factors = Mapping[str, Tensor]
-"""Op name -> float32 (inputs,): multipliers of a linear layer's input that no other layer could take in."""
-
-
 def input_link(members: Sequence[Layer], value: str) -> Link:
-    """Link a value to the linear layers that read it: they multiply it as they quantize it, which costs nothing there."""
+    """Link a value to the linear layers that read it: they multiply it as they quantize it, which costs nothing there.
+
+    Shifts and rotations are steps of their own before the products.
+    """
     weight = members[0].op.weight
     assert weight is not None
-    group = Group(
-        f"{value} -> {members[0].op.name}", "rescale", tuple(m.op.name for m in members), "", weight.shape[1 - weight.channel_axis], value
-    )
+    label, readers = f"{value} -> {members[0].op.name}", tuple(m.op.name for m in members)
+    group = Group(label, "rescale", readers, "", weight.shape[1 - weight.channel_axis], value, takes=_EVERY, online=_EVERY)
     return Link(group, (), tuple(members), "input")
-
-
-class Multiply:
-    """A forward hook that multiplies the input by one factor per channel."""
-
-    def __init__(self, factors: Tensor) -> None:
-        self.factors = factors
-
-    def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Return the arguments, the first one multiplied."""
-        return (args[0] * self.factors.to(args[0].dtype), *args[1:])
-
-
-def install(root: nn.Module, layers: Mapping[str, Layer], factors: Factors) -> None:
-    """Let the float layers of a skeleton multiply their input, before any other hook of theirs."""
-    for name, factor in factors.items():
-        module = root.get_submodule(layers[name].path)
-        module.register_forward_pre_hook(Multiply(factor), prepend=True)
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -138,49 +121,61 @@ def gain_of(module: nn.Module) -> Literal["", "weight", "offset"]:
 
 
 def rescaled(root: nn.Module, links: Mapping[str, Link], factors: Mapping[str, Given], own: Factors) -> tuple[nn.Module, Factors]:
-    """Return a skeleton with other channel scales, and the factors that stay with its layers.
+    """Return a skeleton with other channels, and the maps that stay with its layers.
 
     Every tensor that no link touches is shared.
 
     Raises:
-        SchemeError: If a group is unknown or its factors do not fit.
+        SchemeError: If a group is unknown or cannot take its factors.
     """
     twin = skeleton(root)
     kept = dict(own)
-    for group, change in channel_maps((link.group for link in links.values()), factors):
-        link, f = links[group.name], torch.as_tensor(change.scale, dtype=torch.float32)
-        for tensor_name in link.divided:
-            _divide(twin, tensor_name, f, link.offset and tensor_name.endswith(".weight"))
-        seen: set[int] = set()
-        for member in link.members:
-            if link.kind == "input":
-                kept[member.op.name] = (kept[member.op.name] / f) if member.op.name in kept else 1 / f
-            module = twin.get_submodule(member.path)
-            weight = module.weight
-            assert isinstance(weight, Tensor)
-            if id(weight) not in seen:
-                set_tensor(twin, f"{member.path}.weight" if member.path else "weight", _multiplied(weight.detach(), f, member, module))
-                new = module.weight
-                assert isinstance(new, Tensor)
-                seen.add(id(new))
+    for group, given in channel_maps((link.group for link in links.values()), factors):
+        link = links[group.name]
+        first = twin.get_submodule(link.members[0].path).weight
+        assert isinstance(first, Tensor)
+        scale, shift = (None if a is None else torch.as_tensor(a).to(first.device) for a in (given.scale, given.shift))
+        change = ChannelMap(scale, shift, given.rotation)
+        if is_online(group, change, already=any(m.op.name in kept for m in link.members)):
+            for member in link.members:
+                kept[member.op.name] = chained((*kept.get(member.op.name, ()), change))
+        else:
+            for name in link.divided:
+                _write(twin, name, change, link.offset and name.endswith(".weight"))
+        for module in {id(m): m for m in (twin.get_submodule(member.path) for member in link.members)}.values():
+            _read(twin, module, change, next(m for m in link.members if twin.get_submodule(m.path) is module))
     return twin, kept
 
 
-def _divide(root: nn.Module, name: str, factors: Tensor, offset: bool) -> None:
+def _write(root: nn.Module, name: str, change: ChannelMap, offset: bool) -> None:
+    """Let a norm or convolution write the changed value; its gain or weight is divided, its shift or bias is moved too."""
     path, _, leaf = name.rpartition(".")
     old = getattr(root.get_submodule(path), leaf).detach()
-    f = factors.to(old.device).reshape(-1, *[1] * (old.ndim - 1))
-    new = (1 + old.float()) / f - 1 if offset else old.float() / f
+    change = change if leaf == "bias" else ChannelMap(change.scale)
+    new = change.apply(1 + old.float()) - 1 if offset else change.apply(old, axis=0)
     set_tensor(root, name, new.to(old.dtype))
 
 
-def _multiplied(weight: Tensor, factors: Tensor, member: Layer, module: nn.Module) -> Tensor:
-    f = factors.to(weight.device)
+def _read(root: nn.Module, module: nn.Module, change: ChannelMap, member: Layer) -> None:
+    """Let a member's weight read the changed value; its bias takes in a shift, and is made where there is none."""
+    weight, bias = module.weight, getattr(module, "bias", None)
+    assert isinstance(weight, Tensor)
+    old = weight.detach()
     if member.op.type == "linear":
-        shaped = f if member.op.weight is not None and member.op.weight.channel_axis == 0 else f[:, None]
+        transposed = member.op.weight is not None and member.op.weight.channel_axis == 1
+        rows = old.t() if transposed else old
+        matrix = change.reader(rows)
+        new = (matrix.t() if transposed else matrix).contiguous()
+        if change.shift is not None:
+            moved = change.reader_bias(rows, None if bias is None else bias.detach())
+            assert moved is not None
+            # This module's alone: another that shared the bias reads something else.
+            module._parameters["bias"] = nn.Parameter(moved.to(old.dtype), requires_grad=False)
     else:
         groups = module.groups
         assert isinstance(groups, int)
+        assert change.scale is not None
         # Output channel o belongs to group o // (outputs / groups) and reads that group's input channels.
-        shaped = f.reshape(groups, -1).repeat_interleave(weight.shape[0] // groups, 0).reshape(*weight.shape[:2], *[1] * (weight.ndim - 2))
-    return (weight.float() * shaped).to(weight.dtype)
+        spread = change.scale.reshape(groups, -1).repeat_interleave(old.shape[0] // groups, 0)
+        new = old.float() * spread.reshape(*old.shape[:2], *[1] * (old.ndim - 2))
+    set_tensor(root, f"{member.path}.weight" if member.path else "weight", new.to(old.dtype))

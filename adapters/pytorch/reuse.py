@@ -16,7 +16,7 @@ from .batches import to_arrays
 from .blockwise import blocks_of
 from .candidate import TorchCandidate
 from .capture import Call, Capture
-from .rescale import install
+from .online import install
 from .skeleton import set_submodule, skeleton
 
 LIMIT = 2**28  # bytes of remembered activations, all batches together

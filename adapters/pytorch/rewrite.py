@@ -12,7 +12,7 @@ from octavo.core.adapter import OpParameters
 
 from .activation import Activation, Quantize
 from .build import quantized_module, static_form
-from .rescale import install
+from .online import install
 from .skeleton import copy_hooks, skeleton
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class _Rewriter:
         return None
 
     def _input_form(self, name: str, index: int) -> Activation | None:
-        # A layer with factors of its own multiplies and quantizes in one step, by itself.
+        # A layer that changes its input does that and quantizes by itself.
         return static_form(self._parameters[name], index) if name not in self._c.factors else None
 
     def module(self) -> nn.Module:
@@ -147,8 +147,8 @@ class _Rewriter:
     def _quantized(self, name: str, shared: nn.Module) -> nn.Module:
         layer = self._c.layers[name]
         old = shared.get_submodule(layer.path)
-        gives, factors = self._gives.get(name), self._c.factors.get(name)
-        new = quantized_module(layer, old, self._parameters[name], self._biases[name], gives=gives, factors=factors)
+        gives, own = self._gives.get(name), self._c.factors.get(name, ())
+        new = quantized_module(layer, old, self._parameters[name], self._biases[name], gives=gives, own=own)
         copy_hooks(old, new)
         return new
 

@@ -15,7 +15,7 @@ from .functional import layers_of_calls
 from .graph import GraphCapture
 from .layers import find_layers
 from .modules import ModuleCapture
-from .rescale import Factors
+from .online import Factors
 from .skeleton import has_hooks, skeleton
 from .stand_ins import STAND_INS
 from .tracing import Trace, trace

@@ -11,6 +11,7 @@ from torch import nn
 
 from octavo.core.adapter import Applied, Batch, OpParameters, Session, Sink
 from octavo.core.capability import Capability
+from octavo.core.channels import Factors as Given
 from octavo.core.errors import ModelError, SchemeError, nearest
 from octavo.core.graph import InputInfo, ModelView
 from octavo.core.numerics.affine import Array
@@ -26,7 +27,8 @@ from .folding import folded
 from .gradients import gradients
 from .layers import Layer
 from .offers import capability
-from .rescale import install, rescaled
+from .online import install
+from .rescale import rescaled
 from .reuse import Reuse
 from .skeleton import aliases, has_hooks, named_tensors, set_tensor, skeleton
 
@@ -143,8 +145,8 @@ class TorchSession(Session):
         """Return what runs candidates over the same batches, each from its first changed layer on."""
         return Reuse(self.capture, [to_call(b, self.capture.root, self._device) for b in batches])
 
-    def rescale(self, factors: Mapping[str, Array]) -> TorchSession:
-        """Return a session over the same function with other channel scales."""
+    def rescale(self, factors: Mapping[str, Given]) -> TorchSession:
+        """Return a session over the same function with other channels."""
         root, own = rescaled(self.capture.root, self.capture.links, factors, self.capture.factors)
         return TorchSession(self.capture.on(root, own), self._device, self._example, self._notes)
 
@@ -170,10 +172,10 @@ class TorchSession(Session):
             settings: See :class:`~.blockwise.Reconstruction`.
 
         Raises:
-            SchemeError: If the model has no repeated block with such a layer, or its layers multiply their inputs.
+            SchemeError: If the model has no repeated block with such a layer, or its layers change their inputs.
         """
         if self.capture.factors:
-            raise SchemeError("reconstruct before rescaling: this session's layers multiply their inputs")
+            raise SchemeError("reconstruct before rescaling: this session's layers change their inputs")
         calls = (to_call(b, self.capture.root, self._device) for b in batches)
         return reconstruct(self.capture.root, self.capture.layers, parameters, calls, settings or Reconstruction())
 
@@ -188,10 +190,10 @@ class TorchSession(Session):
             settings: See :class:`~.distill.Distillation`.
 
         Raises:
-            SchemeError: If there is no such layer, or this session's layers multiply their inputs.
+            SchemeError: If there is no such layer, or this session's layers change their inputs.
         """
         if self.capture.factors:
-            raise SchemeError("distill before rescaling: this session's layers multiply their inputs")
+            raise SchemeError("distill before rescaling: this session's layers change their inputs")
         calls = (to_call(b, self.capture.root, self._device) for b in batches)
         return distill(self.capture.root, self.capture.layers, parameters, calls, settings or Distillation())
 
@@ -203,7 +205,9 @@ class TorchSession(Session):
 
         if self._example is None:
             raise ModelError("exporting to ONNX needs one batch of example inputs; give calibration data")
-        export_onnx(skeleton(self.capture.root), self._example, path)
+        root = skeleton(self.capture.root)
+        install(root, self.capture.layers, self.capture.factors)
+        export_onnx(root, self._example, path)
 
 
 GIVEN: Mapping[str, Any] = {"kind": "given"}

@@ -77,6 +77,16 @@ def set_tensor(root: nn.Module, name: str, tensor: torch.Tensor, *, trained: boo
                     table[key] = new
 
 
+def add_bias(root: nn.Module, name: str, bias: torch.Tensor) -> bool:
+    """Give a linear layer without a bias one, as a shift of its input does; False if ``name`` is no such layer's bias."""
+    path, _, leaf = name.rpartition(".")
+    owner = dict(root.named_modules()).get(path)
+    if leaf != "bias" or not isinstance(owner, nn.Linear) or owner.bias is not None or bias.shape != (owner.out_features,):
+        return False
+    owner._parameters["bias"] = nn.Parameter(bias, requires_grad=False)
+    return True
+
+
 def named_tensors(root: nn.Module) -> Mapping[str, torch.Tensor]:
     """Return every parameter and buffer by its first name; tied ones once, non-persistent buffers included."""
     found: dict[str, torch.Tensor] = dict(root.named_parameters())
