@@ -64,6 +64,10 @@ class Checkpoint:
             raise SchemeError(f"nothing in this model is quantized: {format} would hold the float model; use its save_pretrained")
         for name in candidate.factors:
             made.refuse(name, "it changes its input's channels, which no layer before it could take in", "leave that transform out")
+        biases = {f"{name}.bias" for name, bias in candidate.biases.items() if bias is not None} | set(named_tensors(candidate.module))
+        for name, module in made.empty.named_modules():
+            if isinstance(module, nn.Linear) and module.bias is None and f"{name}.bias" in biases:
+                made.refuse(name, "a shift of its input gave it a bias, which its architecture has not", "leave that transform out")
         tied = aliases(made.empty)
         for name in candidate.parameters:
             if f"{name}.weight" in {*tied, *tied.values()}:

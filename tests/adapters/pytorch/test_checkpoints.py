@@ -261,6 +261,22 @@ def test_inputs_that_are_multiplied_are_refused(tmp_path: Path) -> None:
         result.export("compressed-tensors", tmp_path / "out")
 
 
+@pytest.mark.parametrize("ops", [["h.0.attn.q_proj", "h.0.mlp.fc_in"], ["h.0.mlp.fc_in"]], ids=["quantized", "float"])
+def test_biases_that_the_architecture_has_not_are_refused(ops: list[str], tmp_path: Path) -> None:
+    """GPT-J's norm takes in a shift, and its projections, quantized or float, gain biases."""
+    sizes = {"vocab_size": 96, "n_embd": 64, "n_layer": 1, "n_head": 2, "n_positions": 64, "rotary_dim": 16, "bos_token_id": 1}
+    model = transformers.GPTJModel(transformers.GPTJConfig(**sizes, eos_token_id=2)).eval()
+    with torch.no_grad():
+        model.h[0].ln_1.bias.normal_()
+    result = quantized(model, rules("weight_only", GROUPS))
+    schemes = {name: result.candidate.recipe[name] for name in ops}
+    shifted = octavo.Recipe(schemes, (octavo.PartChoice(kind="outlier_suppression_plus"),), "torch")
+    ids = {"input_ids": torch.arange(16).reshape(2, 8)}
+    made = octavo.quantize_model(model, shifted, [ids])
+    with pytest.raises(SchemeError, match=r"q_proj.*gave it a bias"):
+        made.export("compressed-tensors", tmp_path / "out")
+
+
 def test_the_command_line_exports_a_saved_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("compressed_tensors")
     model = llama()
