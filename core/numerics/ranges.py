@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
 from ..errors import NonFiniteWeight
 from ..scheme import QuantSpec
@@ -20,7 +20,7 @@ def ranges(matrix: Array, spec: QuantSpec) -> tuple[Array, Array]:
     xp = array_namespace(matrix)
     shape = scale_shape(matrix.shape[0], matrix.shape[1], spec)
     if 0 in matrix.shape:
-        empty = xp.zeros(shape, dtype=xp.float32)
+        empty = xp.zeros(shape, dtype=xp.float32, device=device(matrix))
         return empty, empty
     if spec.granularity == "tensor":
         low, high = xp.min(matrix), xp.max(matrix)
