@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ..numerics.affine import Array, Convention
+from ..errors import SchemeError
+from ..numerics.affine import Array, Convention, is_integer
 from ..numerics.blocked import round_blocked, takes
 from ..numerics.codec import choose, encode
 from ..numerics.ranges import ranges
+from ..numerics.rounding import nearest, stochastic
 from ..numerics.tensor import QuantizedTensor
 from ..scheme import QuantSpec
 from .base import WeightAlgorithm, WeightConfig, WeightContext
@@ -21,12 +23,16 @@ class RtnConfig(WeightConfig):
         clip: ``mse`` searches, for each scale, the shrunk range of least error; ``none`` takes the whole range.
         power: Of the error, in the search. 2.4 weighs outliers a little more than the square (GPTQ's reference code).
         convention: How a range becomes an integer scale; see :func:`octavo.core.numerics.affine.affine_params`.
+        rounding: ``stochastic`` rounds integers up with the probability of their fraction, so that the mean error is zero.
+        seed: Of its draws.
     """
 
     kind: Literal["rtn"] = "rtn"
     clip: Literal["none", "mse"] = "none"
     power: float = 2.0
     convention: Convention = "octavo"
+    rounding: Literal["nearest", "stochastic"] = "nearest"
+    seed: int = 0
 
 
 class RoundToNearest(WeightAlgorithm):
@@ -39,9 +45,14 @@ class RoundToNearest(WeightAlgorithm):
 
     def quantize(self, matrix: Array, spec: QuantSpec, context: WeightContext) -> QuantizedTensor:
         """Quantize to any dtype and granularity."""
+        stochastically = self.config.rounding == "stochastic"
+        if stochastically and not is_integer(spec):
+            raise SchemeError(f"stochastic rounding is for integers; round {spec.dtype} to nearest")
+        rounding = stochastic(self.config.seed) if stochastically else nearest
         if context.params is not None:
-            return QuantizedTensor(encode(matrix, context.params), context.params)
-        if self.config.clip == "none" and self.config.convention == "octavo" and takes(matrix, spec):
+            return QuantizedTensor(encode(matrix, context.params, rounding), context.params)
+        whole = self.config.clip == "none" and self.config.convention == "octavo"
+        if whole and not stochastically and takes(matrix, spec):
             codes, params = round_blocked(matrix, spec)
             return QuantizedTensor(codes, params)
         if self.config.clip == "mse":
@@ -49,4 +60,4 @@ class RoundToNearest(WeightAlgorithm):
         else:
             axis = None if spec.granularity == "tensor" else 0
             params, extra = choose(*ranges(matrix, spec), spec, axis, self.config.convention)
-        return QuantizedTensor(encode(matrix, params), params, extra)
+        return QuantizedTensor(encode(matrix, params, rounding), params, extra)

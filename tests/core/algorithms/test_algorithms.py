@@ -176,6 +176,20 @@ def test_conventions_reach_the_weight() -> None:
     np.testing.assert_allclose(found.params.scale, np.abs(weight).max(1) / 127.5, rtol=1e-6)
 
 
+@pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
+def test_stochastic_rounding_is_right_on_average(make: Any) -> None:
+    weight = np.full((4, 4096), 0.3, np.float32)
+    weight[:, 0] = 7
+    spec = QuantSpec(dtype="int4", granularity="channel")
+    found = [np.asarray(run("rtn", make(weight), None, spec, rounding="stochastic", seed=s).dequantize()) for s in (1, 1, 2)]
+    assert found[0][:, 1:].mean() == pytest.approx(0.3, abs=0.02)
+    assert set(np.unique(found[0])) == {0.0, 1.0, 7.0}
+    np.testing.assert_array_equal(found[0], found[1])
+    assert (found[0] != found[2]).any()
+    with pytest.raises(SchemeError, match="stochastic rounding is for integers"):
+        run("rtn", weight, None, QuantSpec(dtype="nf4", granularity="channel"), rounding="stochastic")
+
+
 @pytest.mark.parametrize("name", ["awq", "gptq", "autoround", "adaround"])
 def test_a_missing_gram_matrix_is_named(name: str) -> None:
     with pytest.raises(SchemeError, match="needs the Gram matrix"):
