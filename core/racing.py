@@ -1,23 +1,32 @@
 """Evaluation that stops early: a candidate is rejected as soon as its samples prove that it misses the goal.
 
-Samples are taken in one fixed shuffled order and compared, each with the float model's own score of it. The loss of a sample
-is d = (float score - candidate score), turned so that higher is worse. The goal allows a mean loss of at most ``allowed`` over
-all samples. Betting against that claim (Waudby-Smith and Ramdas 2024, "Estimating means of bounded random variables by
-betting", section 5: sampling without replacement) gives the capital
+Samples are drawn without replacement in one order that a seed fixes, and compared, each with the float model's own score of it.
+The loss of a sample is d = (float score - candidate score), turned so that higher is worse; it is at least a = (float score -
+best score), since no sample scores better than ``best``. The goal allows a mean loss of at most ``allowed`` over all n samples.
+Each next sample i is drawn among those that are left with a chance of w_i / W, W the sum of what is left of the weights w, so that
 
-    K_t = mean over bets c of prod_{i <= t} (1 + c * (d_i - m_i) / (m_i - a)),     m_i = (n * allowed - sum_{j < i} d_j) / (n - i + 1)
+    y_i = d_i W / w_i - (n * allowed - sum_{j < i} d_j)
 
-where m_i is what the next sample may lose on average if the claim is true, and a the least that a sample can lose (it cannot
-score better than ``best``). If the claim is true K_t is a non-negative supermartingale that starts at 1, so that by Ville's
-inequality it ever reaches 1/error with a probability of at most ``error``: the bound may be looked at after every sample. It
-needs no upper limit of a loss and no distribution. A candidate is accepted only after all samples, by the criterion itself.
+has a mean of at most 0 if the claim "the candidate passes" is true, whatever came before. Betting against the claim (Waudby-Smith
+and Ramdas 2024, "Estimating means of bounded random variables by betting", section 5; Waudby-Smith, Stark and Ramdas 2021,
+"RiLACS", for weights) gives the capital
+
+    K_t = mean over bets of prod_{i <= t} (1 + l_i y_i),     0 <= l_i <= 1 / (the least that -y_i can reach)
+
+which is then a non-negative supermartingale that starts at 1, so that by Ville's inequality it ever reaches 1/error with a
+probability of at most ``error``: the bound may be looked at after every sample. It needs no upper limit of a loss and no
+distribution. Half of the capital follows the bet that the samples so far recommend (mean over second moment, predictable), half is
+spread over fixed shares. A candidate is accepted only after all samples, by the criterion itself.
+
+Samples with much to gain force small bets. They weigh more, and so come earlier (w = max(1, |a| / threshold), the threshold such
+that all weigh 30 % more than alike): what is left can then surprise less. Alike where all can gain alike.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,8 +36,11 @@ from .errors import ConfigError, EvaluationError
 from .evaluation import Evaluation, to_numpy
 from .scheme import Frozen
 
-BETS = np.array([0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9])
-"""Shares of the capital at stake. Small bets win against noisy small losses, large ones against rare or plain ones."""
+BETS = np.array([0.05, 0.15, 0.4, 0.95])
+"""Shares of the largest bet that the fixed bettors stake. Small ones win against noisy small losses, large ones against plain ones."""
+SHARES = np.log(np.array([0.5, *[0.5 / len(BETS)] * len(BETS)]))  # of the capital: the learning bettor's, and the fixed ones'
+BOLDEST = 0.95  # of the largest bet, for the bettor that learns
+EXTRA = 0.3  # weight that samples with much to gain have beyond an equal one, all together
 
 
 class RaceConfig(Frozen):
@@ -133,13 +145,18 @@ class Race:
         self._reference = np.asarray(reference, dtype=np.float64)
         self._allowed = allowed
         self._best = best
-        self.order = np.random.default_rng(self.config.seed).permutation(len(self._reference))
-        ordered = self._sign * (self._reference[self.order] - best)
-        if ordered.max(initial=0.0) > 1e-9:
-            worst = int(self.order[ordered.argmax()])
+        random = np.random.default_rng(self.config.seed)
+        least = self._sign * (self._reference - best)
+        if least.max(initial=0.0) > 1e-9:
+            worst = int(least.argmax())
             raise ConfigError(f"sample {worst} of the float model scores {self._reference[worst]:g}, better than the best, {best:g}")
-        # The least that any sample not yet scored can lose: known before it is scored, as the bet demands.
-        self._least = np.minimum.accumulate(ordered[::-1])[::-1]
+        weights = _weights(-least)
+        # Drawing without replacement by weight: the order of exponential times at these rates (Efraimidis and Spirakis 2006).
+        self.order = np.argsort(random.exponential(size=len(weights)) / weights, kind="stable")
+        self._least = np.minimum(least[self.order], 0.0)
+        self._scale = _left(weights[self.order]) / weights[self.order]
+        self._lowest = np.minimum.accumulate((self._least / weights[self.order])[::-1])[::-1] * _left(weights[self.order])
+        self._rest = np.append(_left(self._least), 0.0)
 
     def run(self, score: Callable[[np.ndarray], np.ndarray]) -> Evaluation | Rejection:
         """Score a candidate's samples until the bound rejects it, or all are scored.
@@ -152,9 +169,8 @@ class Race:
         """
         n = len(self._reference)
         scores = np.empty(n)
-        losses = np.empty(n)
-        logs = np.zeros(len(BETS))
-        done, total = 0, 0.0
+        state = _State()
+        done = 0
         while done < n:
             until = min(n, self.config.first if not done else done + self.config.batch)
             indices = self.order[done:until]
@@ -163,32 +179,77 @@ class Race:
                 raise EvaluationError(
                     f"a sample of a candidate scores better than the best, {self._best:g}: say the true best of the sample score"
                 )
-            losses[done:until] = self._sign * (self._reference[indices] - scores[indices])
-            doubt, logs = self._doubt(losses[done:until], done, total, logs)
-            total += float(losses[done:until].sum())
+            doubt = self._doubt(self._sign * (self._reference[indices] - scores[indices]), done, state)
             done = until
             if doubt <= self.config.error and done < n:
-                value = float(self._reference.mean()) - self._sign * total / done
+                value = float(self._reference.mean()) - self._sign * state.estimate / state.ones
                 return Rejection(value, done, done / n, doubt)
         return Evaluation(float(scores.mean()), scores)
 
-    def _doubt(self, losses: np.ndarray, done: int, total: float, logs: np.ndarray) -> tuple[float, np.ndarray]:
-        """Return 1 / (largest capital within these samples), and each bet's capital (its logarithm) after them."""
-        n = len(self._reference)
-        before = total + np.concatenate([[0.0], np.cumsum(losses)[:-1]])
-        left = n - done - np.arange(len(losses))
-        fair = (n * self._allowed - before) / left
-        room = fair - self._least[done : done + len(losses)]
-        tolerance = 1e-9 * max(1.0, abs(self._allowed))
+    def _doubt(self, losses: np.ndarray, done: int, state: _State) -> float:
+        """Take losses in and return 1 / (largest capital within them); 0 where the candidate can no longer pass."""
+        n, at = len(self._reference), slice(done, done + len(losses))
+        before = state.total + np.concatenate([[0.0], np.cumsum(losses)[:-1]])
+        fair = n * self._allowed - before
+        drawn = losses * self._scale[at]
+        state.total += float(losses.sum())
+        state.estimate += float((before + drawn).sum())
+        state.ones += float((done + np.arange(len(losses)) + self._scale[at]).sum())
+        tolerance = 1e-9 * n * max(1.0, abs(self._allowed))
         # Where even the best scores on all that is left would not do, nothing is left to doubt.
-        hopeless = bool((room < -tolerance).any())
-        if left[-1] > 1:
-            after = (n * self._allowed - total - float(losses.sum())) / (left[-1] - 1)
-            hopeless = hopeless or after - self._least[done + len(losses)] < -tolerance
-        if hopeless:
-            return 0.0, logs
-        growth = np.log1p(np.maximum(BETS[:, None] * ((losses - fair) / np.maximum(room, tolerance))[None], -1.0 + 1e-12))
-        paths = logs[:, None] + np.cumsum(growth, axis=1)
+        if (self._rest[at] > fair + tolerance).any() or self._rest[at.stop] > n * self._allowed - state.total + tolerance:
+            return 0.0
+        left = n - done - np.arange(len(losses))
+        gain, room = (drawn - fair) / left, np.maximum((fair - self._lowest[at]) / left, tolerance / n)
+        stakes = np.concatenate([[state.bets(gain, room) * gain], BETS[:, None] * (gain / room)])
+        paths = state.capital[:, None] + np.cumsum(np.log1p(np.maximum(stakes, -1.0 + 1e-12)), axis=1)
+        state.capital = paths[:, -1]
         top = paths.max(axis=0)
-        capital = top + np.log(np.exp(paths - top).mean(axis=0))
-        return math.exp(-max(0.0, float(capital.max()))), paths[:, -1]
+        capital = top + np.log(np.exp(paths - top).sum(axis=0))
+        return math.exp(-max(0.0, float(capital.max())))
+
+
+@dataclass
+class _State:
+    """What a race remembers of a candidate.
+
+    Attributes:
+        total: Sum of the losses.
+        estimate: Sum over the draws of what each says the losses of all samples add up to.
+        ones: The same for losses that are 1 everywhere; estimate / ones is the mean loss.
+        first: Sum of y / (samples left).
+        second: Sum of its squares.
+        capital: Logarithm of each bettor's capital.
+    """
+
+    total: float = 0.0
+    estimate: float = 0.0
+    ones: float = 0.0
+    first: float = 0.0
+    second: float = 0.0
+    capital: np.ndarray = field(default_factory=lambda: SHARES.copy())
+
+    def bets(self, gain: np.ndarray, room: np.ndarray) -> np.ndarray:
+        """Return the bet on each draw from what came before it: mean / second moment, the first half-way between its bounds."""
+        squares = gain * gain
+        first, second = self.first + np.cumsum(gain), self.second + np.cumsum(squares)
+        found = np.maximum(first - gain, 0.0) / np.maximum(0.25 * room * room + second - squares, 1e-300)
+        self.first, self.second = float(first[-1]), float(second[-1])
+        return np.asarray(np.minimum(found, BOLDEST / room))
+
+
+def _weights(gains: np.ndarray) -> np.ndarray:
+    """Return max(1, gain / threshold), the threshold such that they add up to (1 + EXTRA) for each sample, or all gains are below."""
+    high = float(gains.max(initial=0.0))
+    if high <= 0:
+        return np.ones(len(gains))
+    low = high / len(gains) / 2
+    for _ in range(50):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if np.maximum(1.0, gains / middle).mean() > 1 + EXTRA else (low, middle)
+    return np.maximum(1.0, gains / high)
+
+
+def _left(values: np.ndarray) -> np.ndarray:
+    """Return for each place the sum from there to the end."""
+    return np.cumsum(values[::-1])[::-1]

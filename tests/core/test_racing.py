@@ -114,3 +114,33 @@ def test_a_sample_score_scores_all_samples_when_it_is_called():
 def test_a_sample_score_is_checked(returned, message):
     with pytest.raises(EvaluationError, match=message):
         SampleScore(lambda model, indices: returned(indices), 4)(None)
+
+
+def test_samples_with_much_to_gain_come_early_and_let_a_loss_be_raced():
+    # Negative log-likelihoods with a long tail: a uniform order would have to expect a tail to vanish to the very end.
+    random = np.random.default_rng(3)
+    floats = random.exponential(2.0, 1500)
+    race = Race(floats, 0.02, 0.0, higher_is_better=False)
+    assert floats[race.order[:300]].mean() > floats.mean() > floats[race.order[-300:]].mean()
+    shares = []
+    for seed in range(20):
+        worse = np.maximum(0.0, floats + np.random.default_rng(seed).normal(0.06, 0.2, 1500))
+        result = Race(floats, 0.02, 0.0, higher_is_better=False, config=RaceConfig(seed=seed)).run(lambda i, o=worse: o[i])
+        shares.append(result.share if isinstance(result, Rejection) else 1.0)
+        if isinstance(result, Rejection):
+            assert result.value == pytest.approx(worse.mean(), abs=0.1)
+    assert np.mean(shares) < 0.5
+
+
+def test_weighted_draws_keep_the_error_rate_at_the_boundary():
+    # The loss sits where it is drawn last or first: nothing but the weights decides when it is seen.
+    rejected = 0
+    random = np.random.default_rng(4)
+    for seed in range(600):
+        floats = random.exponential(1.0, 200)
+        other = floats + np.where((floats < 0.2) if seed % 2 else (floats > 2.0), 0.5, 0.0) + random.normal(0, 0.05, 200)
+        other = np.maximum(0.0, other)
+        allowed = max(0.0, float((other - floats).mean())) + 1e-9
+        race = Race(floats, allowed, 0.0, higher_is_better=False, config=RaceConfig(error=0.1, first=8, batch=8, seed=seed))
+        rejected += isinstance(race.run(lambda i, o=other: o[i]), Rejection)
+    assert rejected / 600 < 0.1
