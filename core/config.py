@@ -77,7 +77,8 @@ class TuningConfig(Frozen):
         accuracy: The criterion; a table without ``kind`` is the tolerance criterion's.
         objective: What to minimise.
         rules: Restrict or widen what ops may take; the later rule wins.
-        transforms: Model-wide transforms that may be tried, each alone: names or settings.
+        transforms: Model-wide transforms that may be tried, each alone: names or settings. None: what the strategy suggests
+            (``auto`` suggests some); an empty list: none.
         backends: Backends to search over; None for the model's own. Names, or settings with ``kind``.
         simulated: Also offer schemes that a backend can only simulate.
         racing: How evaluations of a :class:`~octavo.SampleScore` may be stopped early; None scores every sample.
@@ -99,7 +100,7 @@ class TuningConfig(Frozen):
     accuracy: dict[str, Any] = Field(default_factory=dict)
     objective: ObjectiveGoals = ObjectiveGoals()
     rules: tuple[Rule, ...] = ()
-    transforms: tuple[PartChoice, ...] = ()
+    transforms: tuple[PartChoice, ...] | None = None
     backends: tuple[PartTable, ...] | None = None
     simulated: bool = False
     racing: RaceConfig | None = RaceConfig()
@@ -115,7 +116,7 @@ class TuningConfig(Frozen):
     def _duration(cls, value: Any) -> Any:
         return seconds(value)
 
-    @field_validator("transforms", mode="before", json_schema_input_type=list[PartTable])
+    @field_validator("transforms", mode="before", json_schema_input_type=list[PartTable] | None)
     @classmethod
     def _transforms_as_written(cls, value: Any) -> Any:
         return (value,) if isinstance(value, (str, dict)) else value

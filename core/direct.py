@@ -47,7 +47,7 @@ def quantize_model(
     with ExitStack() as stack:
         opened, data, native = open_all(model, calibration, settings, host, stack, need_data=False)
         target = opened[-1]
-        space = build_space(target, settings.rules, transforms=settings.transforms, simulated=settings.simulated)
+        space = build_space(target, settings.rules, transforms=settings.transforms or (), simulated=settings.simulated)
         if isinstance(scheme, Recipe):
             recipe = Recipe(scheme.schemes, scheme.transforms, target.name)
             space = _space_of(recipe, target)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
@@ -104,9 +105,21 @@ class Rule(Frozen):
 
 
 def build_spaces(
-    opened: Sequence[Opened], rules: Sequence[Rule], *, transforms: Sequence[PartChoice] = (), simulated: bool = False
+    opened: Sequence[Opened],
+    rules: Sequence[Rule],
+    *,
+    transforms: Sequence[PartChoice] = (),
+    suggested: Mapping[str, PartChoice] = MappingProxyType({}),
+    simulated: bool = False,
 ) -> dict[str, TuningSpace]:
     """Build one space for each backend.
+
+    Args:
+        opened: The backends.
+        rules: The user's.
+        transforms: What the user names; a backend that cannot carry them out says so.
+        suggested: Op type -> what a strategy would like to compare, where it can be carried out and there is something to gain.
+        simulated: Also offer schemes that are only simulated.
 
     Raises:
         ConfigError: If a rule matches nothing on any backend, or leaves an op nothing that the backend can carry out.
@@ -114,11 +127,16 @@ def build_spaces(
     for index, rule in enumerate(rules):
         if not any(rule.matches(op, o.name) for o in opened for op in o.view.ops):
             _refuse(index, rule, opened)
-    return {o.name: build_space(o, rules, transforms=transforms, simulated=simulated) for o in opened}
+    return {o.name: build_space(o, rules, transforms=transforms, suggested=suggested, simulated=simulated) for o in opened}
 
 
 def build_space(
-    opened: Opened, rules: Sequence[Rule] = (), *, transforms: Sequence[PartChoice] = (), simulated: bool = False
+    opened: Opened,
+    rules: Sequence[Rule] = (),
+    *,
+    transforms: Sequence[PartChoice] = (),
+    suggested: Mapping[str, PartChoice] = MappingProxyType({}),
+    simulated: bool = False,
 ) -> TuningSpace:
     """Build the space of one backend; see :func:`build_spaces`."""
     notes = list(opened.view.notes)
@@ -128,7 +146,15 @@ def build_space(
         notes.append(f"{opened.name} does not offer rescale: transforms {', '.join(map(str, transforms))} are left out")
     elif transforms:
         alternatives += [(t,) for t in transforms]
+    else:
+        alternatives += dict.fromkeys((t,) for kind, t in suggested.items() if _could_gain(kind, opened, choices))
     return TuningSpace(opened.name, tuple(_units(opened, choices)), tuple(alternatives), tuple(notes))
+
+
+def _could_gain(kind: str, opened: Opened, choices: Mapping[str, tuple[OpScheme, ...]]) -> bool:
+    """True if channels can be rescaled in front of an op of that type whose activations may be quantized."""
+    members = {m for g in opened.view.groups if g.kind == "rescale" for m in g.members if opened.view.by_name[m].type == kind}
+    return "rescale" in opened.capability.features and any(s.input is not None for m in members for s in choices[m])
 
 
 def fixed_ops(opened: Opened, space: TuningSpace) -> dict[str, str]:

@@ -31,7 +31,7 @@ from .rules import build_spaces
 from .scheme import canonical_json
 from .scoring import Scoring, split_samples
 from .sensitivity import SensitivityService
-from .strategy import Problem, Strategy
+from .strategy import Problem, Strategy, SuggestsTransforms
 
 
 def autotune(
@@ -97,7 +97,14 @@ def autotune(
     with ExitStack() as stack:
         opened, data, native = open_all(model, calibration, settings, host, stack)
         native = native and not arrays
-        spaces = build_spaces(opened, settings.rules, transforms=settings.transforms, simulated=settings.simulated)
+        suggested = strategy_settings.suggested if isinstance(strategy_settings, SuggestsTransforms) else {}
+        spaces = build_spaces(
+            opened,
+            settings.rules,
+            transforms=settings.transforms or (),
+            suggested=suggested if settings.transforms is None else {},
+            simulated=settings.simulated,
+        )
         source = opened[0]
         first = data[source.name]
         fingerprint = {

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from pydantic import Field
+
 from .parts import PartConfig
 from .recipe import Recipe
-from .scheme import OpScheme
+from .scheme import OpScheme, PartChoice
 from .space import TuningSpace
 from .trial import Trial
 
@@ -25,6 +27,17 @@ class Sensitivity(Protocol):
                 pass over a few batches each); ``gradient`` and ``hessian_trace`` where the backend offers gradients.
             pairs: What to score.
         """
+
+
+class SuggestsTransforms(PartConfig):
+    """Settings of a strategy that compares model-wide transforms without being told to.
+
+    Attributes:
+        suggested: Op type -> transform that the space offers where the configuration names none: on backends that rescale, for
+            models with such ops whose inputs can be rescaled and may be quantized.
+    """
+
+    suggested: dict[str, PartChoice] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,14 @@ from pydantic import Field
 
 from octavo.core.hookspecs import hookimpl
 from octavo.core.parts import Part, PartConfig
+from octavo.core.scheme import PartChoice
+from octavo.core.strategy import SuggestsTransforms
 
 _HERE = "octavo.strategies"
 Proxy = Literal["output_distance", "weight_error", "hessian", "gradient", "hessian_trace"]
 
 
-class AutoConfig(PartConfig):
+class AutoConfig(SuggestsTransforms):
     """Proxy sensitivities, knapsack, a belief that each evaluation corrects.
 
     Attributes:
@@ -23,9 +25,11 @@ class AutoConfig(PartConfig):
         worthwhile: Expected saving, as a share of the cost, for which an evaluation is still made.
         transforms: At most so many model-wide transforms are evaluated, where their outputs can be compared first.
         explore: At most so many other modes and widths are tried for speed once the goal is reached.
+        suggested: Op type -> transform that is compared where the configuration names none.
     """
 
     kind: Literal["auto"] = "auto"
+    suggested: dict[str, PartChoice] = {"linear": PartChoice(kind="smoothquant"), "conv": PartChoice(kind="equalization")}
     sensitivity: Proxy = "output_distance"
     patience: int = Field(default=5, ge=0)
     worthwhile: float = Field(default=0.001, ge=0)
