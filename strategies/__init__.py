@@ -29,7 +29,9 @@ class AutoConfig(SuggestsTransforms):
     """
 
     kind: Literal["auto"] = "auto"
-    suggested: dict[str, PartChoice] = {"linear": PartChoice(kind="smoothquant"), "conv": PartChoice(kind="equalization")}
+    suggested: dict[str, PartChoice] = Field(
+        default_factory=lambda: {"linear": PartChoice(kind="smoothquant"), "conv": PartChoice(kind="equalization")}
+    )
     sensitivity: Proxy = "output_distance"
     patience: int = Field(default=5, ge=0)
     worthwhile: float = Field(default=0.001, ge=0)

@@ -23,9 +23,11 @@ class AccuracyControl(Fallback):
     def search(self) -> Search:
         """Revert one unit after the other."""
         best = yield from self.start()
+        if self.settled(best):
+            return
         base, transforms = self.choice(best), best.recipe.transforms
         reverted: list[str] = []
-        ranking = self._ranked(base, reverted, transforms) if not best.passed else []
+        ranking = self._ranked(base, reverted, transforms)
         fresh = True
         while not best.passed:
             if (not ranking and fresh) or len(reverted) >= len(self.quantized(base)) - 1:

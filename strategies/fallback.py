@@ -24,6 +24,14 @@ class Fallback(Sequential):
         trials = yield from self.run((space.recipe(space.first(), t) for t in space.transforms), until=passed)
         return min(trials, key=self.rank)
 
+    def settled(self, start: Trial) -> bool:
+        """True, with a note, if taking ops back to float can bring nothing: the start passes, or misses a budget and no accuracy."""
+        if start.passed:
+            self.note = "everything quantized reaches the goal"
+        elif start.margin >= 0 and start.over:
+            self.note = "everything quantized is accurate enough and overruns the budget, which taking ops back only overruns further"
+        return bool(self.note)
+
     def choice(self, trial: Trial) -> Choice:
         """Return what each tunable unit took."""
         return {u.name: trial.recipe[u.ops[0]] for u in self.problem.space.tunable}

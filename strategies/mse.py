@@ -22,8 +22,7 @@ class Mse(Fallback):
     def search(self) -> Search:
         """Start, order once, fall back."""
         best = yield from self.start()
-        if best.passed:
-            self.note = "everything quantized reaches the goal"
+        if self.settled(best):
             return
         base, transforms = self.choice(best), best.recipe.transforms
         kind, remark = self.ordered_by()
@@ -62,6 +61,8 @@ class MseV2(Fallback):
     def search(self) -> Search:
         """Revert until it passes, then re-quantize until it fails."""
         best = yield from self.start()
+        if self.settled(best):
+            return
         base, transforms = self.choice(best), best.recipe.transforms
         reverted: list[Unit] = []
         while not best.passed:

@@ -26,8 +26,7 @@ class Prefix(Fallback):
         smallest = {u.name: min(u.choices, key=u.weight_bytes) for u in space.tunable}
         trials = yield from self.run((space.recipe(smallest, t) for t in space.transforms), until=lambda t: t.passed)
         best = min(trials, key=self.rank)
-        if best.passed:
-            self.note = "the smallest scheme everywhere reaches the goal"
+        if self.settled(best):
             return
         transforms = best.recipe.transforms
         steps = self._steps(transforms)

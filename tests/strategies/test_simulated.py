@@ -199,3 +199,25 @@ def test_with_two_limits_auto_comes_near_what_the_integer_program_finds():
     best = next(t for t in found.trials if t.number == found.best_at)
     assert average_bits(simulation.space, best.recipe.schemes) <= 4.5
     assert found.best_cost <= 1.02 * simulation.optimum
+
+
+@pytest.mark.parametrize("name", ["mse", "mse_v2", "hawq_v2", "accuracy_control", "prefix"])
+def test_a_budget_that_is_overrun_is_not_mended_with_more_float(name):
+    simulation = simulate(8, seed=5, pressure=0.01)
+    searched = strategy(name, simulation.problem(size=0.01))
+    found = simulation.search(searched, 10)
+    assert len(found.trials) == 1
+    assert found.trials[0].margin >= 0
+    assert "overruns the budget" in searched.explain()
+
+
+def test_quantizing_again_starts_with_the_least_loss_without_whole_recipe_distances():
+    # A plain sensitivity service knows single units only: their losses are added up, for taking back and for quantizing again.
+    simulation = simulate(8, seed=4)
+    problem = simulation.problem()
+    units, base = simulation.space.units, simulation.space.first()
+    losses = list(problem.sensitivity("output_distance", list(base.items())))
+    searched = strategy("mse_v2", problem)
+    recipes = [simulation.space.recipe(base)] * len(units)
+    assert searched._distances(recipes, units, base, (), taken_back=False) == losses
+    assert searched._distances(recipes, units, base, ()) == [-loss for loss in losses]
