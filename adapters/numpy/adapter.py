@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from .parallel import blas_kernels
 from .passes import optimised
 from .program import Kernels, Program
 from .rescaling import rescaled
+from .reuse import Reuse
 
 MODEL = "model.npz"
 
@@ -195,6 +196,10 @@ class NumpySession(Session):
                 ledger[op.name] = Applied(FLOAT, FLOAT, reason=REASON if op.name in self._foreign else op.out_of_reach)
         kept = {name: parameters[name] for name in recipe}
         return NumpyCandidate(quantized(self.graph, kept), recipe, ledger, self._kernels)
+
+    def runner(self, batches: Sequence[Batch]) -> Reuse:
+        """Return what runs candidates over the same batches, each from its first changed node on."""
+        return Reuse(self.graph, self._program, self._kernels, [self._program.feed(b) for b in batches])
 
     def reference(self) -> NumpyCandidate:
         """Return the float graph, batch norms folded and activations fused."""
