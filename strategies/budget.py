@@ -36,13 +36,19 @@ class Budget(Sequential):
         super().__init__(config, problem)
         if not problem.budgets:
             raise ConfigError("the budget strategy needs a budget: set budgets.bits, budgets.size or budgets.latency")
+        self._kinds = [k for k in self.config.sensitivities if k not in GRADIENT_KINDS or offers(problem, k)]
+        if not self._kinds:
+            raise ConfigError(
+                f"sensitivities {', '.join(self.config.sensitivities)} need gradients, which {problem.space.backend} does not offer; "
+                "add output_distance or weight_error"
+            )
 
     def search(self) -> Search:
         """One solution for each proxy, and corrections where a budget is overrun or more room was found."""
         limits = Limits(self.problem)
-        left_out = [k for k in self.config.sensitivities if k in GRADIENT_KINDS and not offers(self.problem, k)]
+        left_out = [k for k in self.config.sensitivities if k not in self._kinds]
         for transforms in self.problem.space.transforms:
-            for kind in (k for k in self.config.sensitivities if k not in left_out):
+            for kind in self._kinds:
                 losses = self._losses(kind, transforms)
                 for round_ in range(ROUNDS):
                     try:

@@ -70,3 +70,10 @@ def test_timings_of_a_busy_machine_are_told() -> None:
     busy = Measurement(10.0, 9.0, 14.0, "ms", 1.0)
     assert loop._unsteady({"latency": steady, "size": Measurement(5.0, 5.0, 5.0, "bytes", 1.0)}) == ""
     assert "varied from 9 to 14 ms" in loop._unsteady({"latency": busy})
+
+
+def test_progress_says_which_budget_was_overrun() -> None:
+    from octavo.cli.progress import line
+
+    trial = octavo.Trial(2, octavo.Recipe(backend="tiny"), metrics={"score": 0.9}, margin=0.5, over={"size": 1.08})
+    assert line(trial, "score").endswith("over budget: size by 8.0%")

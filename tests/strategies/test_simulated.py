@@ -221,3 +221,12 @@ def test_quantizing_again_starts_with_the_least_loss_without_whole_recipe_distan
     recipes = [simulation.space.recipe(base)] * len(units)
     assert searched._distances(recipes, units, base, (), taken_back=False) == losses
     assert searched._distances(recipes, units, base, ()) == [-loss for loss in losses]
+
+
+def test_a_budget_by_gradients_alone_needs_a_backend_that_offers_them():
+    simulation = simulate(8, seed=0)
+    with pytest.raises(ConfigError, match="need gradients, which simulated does not offer"):
+        strategy("budget", simulation.problem(bits=4.0), sensitivities=["gradient"])
+    searched = strategy("budget", simulation.problem(bits=4.0), sensitivities=["gradient", "output_distance"])
+    assert simulation.search(searched, 10).trials
+    assert "gradient: no gradients are offered" in searched.explain()

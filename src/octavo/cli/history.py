@@ -54,7 +54,7 @@ def trials_table(name: str, trials: tuple[Trial, ...]) -> object:
             if not t.number
             else Text("passes", "green")
             if t.passed
-            else Text(t.state if t.state != "complete" else "does not pass")
+            else Text(t.state if t.state != "complete" else "over budget" if t.over else "does not pass")
         )
         figures = [text.score(t, m) for m in metrics] + [text.relative(t.objectives.get(o)) for o in objectives]
         rows.append((t.number, t.recipe.backend, text.bits(t), *figures, f"{sum(t.seconds.values()):.2f}", state))

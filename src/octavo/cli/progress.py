@@ -31,9 +31,14 @@ def line(trial: Trial, metric: str) -> str:
         figures.append(f"{name} {text.measured(m)}" + (f" ({m.ratio:.2f} of float)" if m.ratio is not None and trial.number else ""))
     if trial.state == "rejected":
         return f"trial {trial.number} on {trial.recipe.backend}: {', '.join(figures)}, stopped after {trial.evaluated:.0%} of the samples"
-    verdict = "" if not trial.number else ", passes" if trial.passed else ", does not pass"
+    verdict = "" if not trial.number else ", passes" if trial.passed else over_budget(trial) or ", does not pass"
     who = "float model" if not trial.number else f"trial {trial.number} on {trial.recipe.backend}: {text.bits(trial) or 'float'}"
     return f"{who}: {', '.join(figures)}{verdict}"
+
+
+def over_budget(trial: Trial) -> str:
+    """Return which budgets a trial overran and by how much; empty if none."""
+    return f", over budget: {', '.join(f'{name} by {share - 1:.1%}' for name, share in trial.over.items())}" if trial.over else ""
 
 
 class Show(Callback):
