@@ -29,11 +29,13 @@ from octavo.core.trial import Trial
 from . import AutoConfig
 from .belief import HOPELESS, CostBelief, Family, LossBelief, Picks, family, padded, ratio
 from .limits import Limits
-from .losses import pair_losses, shortlist
+from .losses import Transforms, pair_losses, shortlist
 from .sequential import Batch, Search, Sequential
 
 AIMS = np.concatenate([np.linspace(0.7, 1.3, 25), np.geomspace(0.01, 0.65, 10)])  # believed losses that a recipe is sought for
 PRICES = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)  # of what a budget limits, in shares of the cost
+FAR = 0.1  # output distance beyond which no goal worth its name is reached
+CLEARLY = 0.7  # of the plain distance, for transforms that no evaluation has compared
 ROUNDS = 4  # recipes tried for a budget that the artifact overran
 
 
@@ -68,12 +70,13 @@ class Auto(Sequential):
         if trial.over:
             self.note = "no recipe kept the budget when it was measured"
             return
+        transforms: Transforms = ()
         if not trial.passed:
-            trial = yield from self._transform(cheapest, trial)
+            trial, transforms = yield from self._transform(cheapest, trial)
         if trial.passed:
             yield from self._faster(cheapest, trial.recipe.transforms)
             return
-        yield from self._mix(trial)
+        yield from self._mix(transforms)
 
     def _try(self, picks: Picks, transforms: tuple[PartChoice, ...]) -> Generator[Batch, list[Trial], Trial]:
         trial = yield from self.one(self._recipe(picks, transforms))
@@ -85,23 +88,32 @@ class Auto(Sequential):
         space = self.problem.space
         return space.recipe({u.name: u.choices[i] for u, i in zip(space.tunable, picks, strict=True)}, transforms)
 
-    def _transform(self, picks: Picks, plain: Trial) -> Generator[Batch, list[Trial], Trial]:
-        """Try the recipe under transforms until one passes; return the best trial."""
+    def _transform(self, picks: Picks, plain: Trial) -> Generator[Batch, list[Trial], tuple[Trial, Transforms]]:
+        """Try the recipe under transforms until one passes; return the best trial, and the transforms to go on with."""
         alternatives = list(self.problem.space.transforms[1:])
         service = self.problem.sensitivity
         nearness = dict.fromkeys(self.problem.space.transforms, 0.0)
         if alternatives and isinstance(service, RecipeSensitivity):
-            found = service.distances([self._recipe(picks, t) for t in ((), *alternatives)])
-            nearness = dict(zip(((), *alternatives), found, strict=True))
+            nearness = self._nearness(service, picks)
+            if min(nearness.values()) > FAR:
+                # None can reach the goal with this recipe. Which one is worth going on with shows where outputs are near.
+                first = self._nearness(service, (0,) * len(picks))
+                best = min(first, key=lambda t: first[t])
+                return plain, best if first[best] < CLEARLY * first[()] else ()
             alternatives.sort(key=lambda t: nearness[t])
             alternatives = [t for t in alternatives if nearness[t] < nearness[()]][: self.config.transforms]
         trials = [plain]
         for transforms in alternatives:
             trials.append((yield from self._try(picks, transforms)))
             if trials[-1].passed:
-                return trials[-1]
+                return trials[-1], transforms
         # Where all collapse alike, the score cannot tell them apart; the outputs can.
-        return min(trials, key=lambda t: (round(-t.margin, 1), nearness[t.recipe.transforms]))
+        found = min(trials, key=lambda t: (round(-t.margin, 1), nearness[t.recipe.transforms]))
+        return found, found.recipe.transforms
+
+    def _nearness(self, service: RecipeSensitivity, picks: Picks) -> dict[Transforms, float]:
+        every = self.problem.space.transforms
+        return dict(zip(every, service.distances([self._recipe(picks, t) for t in every]), strict=True))
 
     def _cheapest(self) -> Picks:
         """Return each unit's cheapest choice, save where the backend's first choice costs next to nothing more.
@@ -154,9 +166,8 @@ class Auto(Sequential):
             yield tuple(o[0] if o else i for o, i in zip(offered, cheapest, strict=True))
         yield cheapest
 
-    def _mix(self, start: Trial) -> Search:
+    def _mix(self, transforms: Transforms) -> Search:
         """Knapsack, evaluate, learn, again."""
-        transforms = start.recipe.transforms
         seen = {self._picks(t.recipe): t for t in self.trials if t.recipe.transforms == transforms and len(t.recipe)}
         proxies = self._proxies(transforms, seen)
         belief = self._rebuilt(proxies, seen)
