@@ -7,6 +7,7 @@ the format on this machine, that runs instead.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import nn
 
 from octavo.core.numerics.affine import is_integer
 from octavo.core.numerics.codec import decode_values
-from octavo.core.numerics.tensor import QuantizedTensor
+from octavo.core.numerics.tensor import PackedTensor, QuantizedTensor
 from octavo.core.scheme import QuantSpec
 
 from . import kernels, products
@@ -41,17 +42,18 @@ class StoredWeight(nn.Module):
     def __init__(self, weight: QuantizedTensor, *, transposed: bool = False) -> None:
         super().__init__()
         spec = weight.params.spec
-        codes = weight.codes.t() if transposed else weight.codes
-        codes = codes.reshape(codes.shape[0], -1)
-        self.rows, self.features = int(codes.shape[0]), int(codes.shape[1])
+        rows, features = weight.shape[0], prod(weight.shape[1:])
+        self.rows, self.features = (features, rows) if transposed else (rows, features)
         self.spec = spec
         self.width = 2 if spec.bits == 2 else 4 if spec.bits <= 4 else 8
         low = -(2 ** (spec.bits - 1)) if is_integer(spec) and not spec.dtype.startswith("u") else 0
-        self.lowest = low
-        unsigned = (codes.to(torch.int16) - low).to(torch.uint8) if low else codes.to(torch.uint8)
-        if spec.dtype == "mxint8":
-            self.lowest, unsigned = -128, (codes.to(torch.int16) + 128).to(torch.uint8)
-        self.register_buffer("codes", _nibbles(unsigned, self.width))
+        self.lowest = -128 if spec.dtype == "mxint8" else low
+        if isinstance(weight, PackedTensor) and not transposed and features * self.width % 8 == 0:
+            packed = weight.packed.view(rows, -1)  # the same bytes; every candidate shares them
+        else:
+            codes = weight.codes.reshape(rows, -1)
+            packed = _nibbles(((codes.t() if transposed else codes).to(torch.int16) - self.lowest).to(torch.uint8), self.width)
+        self.register_buffer("codes", packed)
         scale = weight.params.scale.to(torch.float32)
         # One row of scales for each row of the matrix, or one row for all: (1 or rows, groups).
         self.register_buffer("scale", scale.reshape(1, 1) if scale.ndim == 0 else scale.reshape(scale.shape[0], -1))

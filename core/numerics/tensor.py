@@ -64,24 +64,29 @@ class PackedTensor(QuantizedTensor):
 
     Args:
         tensor: Codes of 2 or 4 bits.
+
+    Attributes:
+        packed: uint8, flat: the flattened codes less the smallest one of their type, the first one in the lowest bits.
     """
 
-    __slots__ = ("_bytes", "_shape", "_signed")
-    _bytes: Array
+    __slots__ = ("_shape", "_signed", "packed")
+    packed: Array
     _shape: tuple[int, ...]
     _signed: bool
 
     def __init__(self, tensor: QuantizedTensor) -> None:
         bits = tensor.params.spec.bits
         xp = array_namespace(tensor.codes)
+        signed = tensor.codes.dtype == xp.int8
         flat = xp.reshape(tensor.codes, (-1,))
-        parts = [pack(flat[i : i + _CHUNK], bits) for i in range(0, flat.shape[0], _CHUNK)]
+        shift = 2 ** (bits - 1) if signed else 0
+        parts = [pack(flat[i : i + _CHUNK] + shift, bits) for i in range(0, flat.shape[0], _CHUNK)]
         fields = {
             "params": tensor.params,
             "extra": tensor.extra,
-            "_bytes": xp.concat(parts) if parts else pack(flat, bits),
+            "packed": xp.concat(parts) if parts else pack(flat, bits),
             "_shape": tensor.shape,
-            "_signed": tensor.codes.dtype == xp.int8,
+            "_signed": signed,
         }
         for name, value in fields.items():
             object.__setattr__(self, name, value)
@@ -93,10 +98,11 @@ class PackedTensor(QuantizedTensor):
     def codes(self) -> Array:
         """The codes, unpacked for the caller alone."""
         bits, count = self.params.spec.bits, prod(self._shape)
-        xp, step = array_namespace(self._bytes), _CHUNK * bits // 8
-        parts = [self._bytes[i : i + step] for i in range(0, self._bytes.shape[0], step)]
-        codes = [unpack(part, bits, min(_CHUNK, count - i * _CHUNK), signed=self._signed) for i, part in enumerate(parts)]
-        return xp.reshape(xp.concat(codes) if codes else unpack(self._bytes, bits, 0, signed=self._signed), self._shape)
+        xp, step = array_namespace(self.packed), _CHUNK * bits // 8
+        parts = [self.packed[i : i + step] for i in range(0, self.packed.shape[0], step)]
+        codes = [unpack(part, bits, min(_CHUNK, count - i * _CHUNK)) for i, part in enumerate(parts)]
+        whole = xp.reshape(xp.concat(codes) if codes else unpack(self.packed, bits, 0), self._shape)
+        return xp.astype(whole, xp.int8) - 2 ** (bits - 1) if self._signed else whole
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -16,10 +16,11 @@ from octavo.adapters.pytorch import kernels
 from octavo.adapters.pytorch.activation import Activation, Memo
 from octavo.adapters.pytorch.int8 import Int8Linear
 from octavo.adapters.pytorch.offers import capability
-from octavo.adapters.pytorch.weight_only import WeightOnlyConv, WeightOnlyEmbedding, WeightOnlyLinear
+from octavo.adapters.pytorch.weight_only import StoredWeight, WeightOnlyConv, WeightOnlyEmbedding, WeightOnlyLinear
 from octavo.core.algorithms.base import WeightContext
 from octavo.core.algorithms.rtn import RoundToNearest
 from octavo.core.numerics.affine import affine_params, quantize
+from octavo.core.numerics.tensor import PackedTensor, compact
 from octavo.core.plugins import PluginHost
 from octavo.core.scheme import QuantSpec
 
@@ -158,3 +159,15 @@ def test_an_embedding_bag_sums_the_rows_of_its_bags() -> None:
     ids, offsets = torch.tensor([1, 0, 5, 5, 7]), torch.tensor([0, 3])
     expected = nn.functional.embedding_bag(ids, stored.dequantize(), offsets, mode="sum", padding_idx=0)
     torch.testing.assert_close(WeightOnlyEmbedding(stored, torch.float32, bag)(ids, offsets), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["int4", "uint4", "uint2", "nf4"])
+def test_candidates_share_the_packed_codes_of_a_weight(dtype: str) -> None:
+    torch.manual_seed(0)
+    plain = rounded(torch.randn(64, 96), QuantSpec(dtype=dtype, granularity="group:32", symmetric=not dtype.startswith("u")))
+    packed = compact(plain)
+    assert isinstance(packed, PackedTensor)
+    one, other = StoredWeight(packed), StoredWeight(plain)
+    assert one.codes.data_ptr() == packed.packed.data_ptr()
+    assert torch.equal(one.codes, other.codes)
+    torch.testing.assert_close(one.decode(one.codes, slice(0, 64)), plain.dequantize(), rtol=1e-5, atol=1e-5)

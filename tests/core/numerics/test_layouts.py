@@ -203,7 +203,7 @@ def test_a_packed_tensor_is_the_tensor_in_fewer_bytes(dtype: str, backend: Any, 
         assert one.shape == (7, 3, 11)
         assert one.codes.dtype == codes.dtype
         assert bool((one.codes == codes).all())
-        assert one._bytes.nbytes == -(-7 * 3 * 11 * spec.bits // 8)
+        assert one.packed.nbytes == -(-7 * 3 * 11 * spec.bits // 8)
     assert packed.nbytes == plain.nbytes
     wide = QuantizedTensor(codes, params)
     assert compact(wide) is wide
