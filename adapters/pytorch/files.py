@@ -156,7 +156,8 @@ def read(folder: Path) -> Saved:
     try:
         raw = json.loads((folder / FACTS).read_text())
         with safe_open(folder / TENSORS, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - the file is no mapping
+            # In memory of their own: kernels sum in an order that depends on where a tensor lies, and these begin anywhere in the file.
+            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 - the file is no mapping
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"{folder} is no saved torch candidate, or it is damaged: {error}") from error
     if raw.get("format") != _FORMAT:
