@@ -13,7 +13,7 @@ from ..numerics.layout import spread
 from ..numerics.tensor import QuantizedTensor
 from ..scheme import QuantSpec
 from .base import WeightAlgorithm, WeightConfig, WeightContext
-from .learned import normalised, output_error
+from .learned import normalised, output_error, unshrunk
 from .search import output_grid
 
 _STRETCH = (-0.1, 1.1)
@@ -43,7 +43,8 @@ class AdaRound(WeightAlgorithm):
     Paper: Nagel et al. 2020, "Up or Down? Adaptive Rounding for Post-Training Quantization", eqs. 21 to 24:
     h(V) = clip(1.2 sigmoid(V) - 0.1, 0, 1), regularised by 1 - |2 h(V) - 1|**b with b falling from 20 to 2, solved by Adam.
     On a Gram matrix L = tr((W_q - W) G (W_q - W)^T) has a gradient in closed form, so no autograd is needed. A row
-    whose decided rounding is worse than rounding to nearest keeps the latter.
+    whose decided rounding is worse than rounding to nearest keeps the latter; then its scales grow by what its outputs have
+    shrunk (:func:`~octavo.core.algorithms.learned.unshrunk`).
 
     Needs the Gram matrix; integer dtypes. Cost: one product rows x features x features per iteration.
     """
@@ -58,7 +59,7 @@ class AdaRound(WeightAlgorithm):
         weight, gram = xp.astype(matrix, xp.float32), normalised(context.require_gram("adaround"))
         params, extra = output_grid(weight, spec, context, gram)
         codes = xp.astype(weight, xp.int32) if 0 in matrix.shape else self._learn(weight, gram, params)
-        return QuantizedTensor(narrow(codes, spec), params, extra)
+        return unshrunk(QuantizedTensor(narrow(codes, spec), params, extra), weight, context)
 
     def _learn(self, weight: Array, gram: Array, params: QuantParams) -> Array:
         xp = array_namespace(weight)

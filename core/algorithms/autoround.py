@@ -14,7 +14,7 @@ from ..numerics.layout import is_grouped, spread
 from ..numerics.tensor import QuantizedTensor
 from ..scheme import QuantSpec
 from .base import WeightAlgorithm, WeightConfig, WeightContext
-from .learned import normalised, output_error
+from .learned import normalised, output_error, unshrunk
 from .search import output_grid, sum_by_scale
 
 
@@ -37,7 +37,8 @@ class AutoRound(WeightAlgorithm):
     Paper: Cheng et al. 2024, "Optimize Weight Rounding via Signed Gradient Descent for the Quantization of LLMs", eqs. 3 to 6:
     W_q = s clip(round(W / s + z + V), qmin, qmax) - s z, s = (max a - min b) / (qmax - qmin), with straight-through
     gradients and the step V -= lr sign(dL/dV). Here layer by layer: L = tr((W_q - W) G (W_q - W)^T) has the gradient
-    2 (W_q - W) G, so a Gram matrix takes the place of inputs and autograd. Each row keeps the best state it has met.
+    2 (W_q - W) G, so a Gram matrix takes the place of inputs and autograd. Each row keeps the best state it has met, its scales
+    grown by what its outputs have shrunk (:func:`~octavo.core.algorithms.learned.unshrunk`).
 
     Needs the Gram matrix; integer dtypes. Cost: one product rows x features x features per iteration.
     """
@@ -59,7 +60,8 @@ class AutoRound(WeightAlgorithm):
             return QuantizedTensor(narrow(xp.astype(weight, xp.int32), spec), start, extra)
         learn_range = context.params is None and spec.granularity != "tensor" and spec.scale_dtype is None
         codes, params = self._descend(weight, gram, start, learn_range)
-        return QuantizedTensor(narrow(codes, spec), params, extra)
+        found = QuantizedTensor(narrow(codes, spec), params, extra)
+        return unshrunk(found, weight, context)
 
     def _descend(self, weight: Array, gram: Array, start: QuantParams, learn_range: bool) -> tuple[Array, QuantParams]:
         xp = array_namespace(weight)

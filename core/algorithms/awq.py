@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
+from array_api_compat import array_namespace
+
 from ..numerics.affine import Array
 from ..numerics.codec import encode
 from ..numerics.tensor import QuantizedTensor
 from ..scheme import QuantSpec
 from .base import WeightAlgorithm, WeightConfig, WeightContext
+from .learned import unshrunk
 from .search import output_grid
 
 
@@ -23,7 +26,8 @@ class Awq(WeightAlgorithm):
 
     Paper: Lin et al. 2024, "AWQ: Activation-aware Weight Quantization", section 3 and its clip search: minimise
     ||(w - Q(w)) X||^2 over the range. The paper looks at each group alone; here the groups of a row take turns and each
-    sees what the others leave, so that errors that point the same way are not all accepted.
+    sees what the others leave, so that errors that point the same way are not all accepted; in the end the scales grow by what
+    the outputs have shrunk (:func:`~octavo.core.algorithms.learned.unshrunk`).
 
     Needs the Gram matrix. Cost: rows x features^2 multiply-adds, and 13 (asymmetric: 25) products rows x features x group.
     """
@@ -31,4 +35,6 @@ class Awq(WeightAlgorithm):
     def quantize(self, matrix: Array, spec: QuantSpec, context: WeightContext) -> QuantizedTensor:
         """Quantize to any dtype and granularity."""
         params, extra = output_grid(matrix, spec, context, context.require_gram("awq"))
-        return QuantizedTensor(encode(matrix, params), params, extra)
+        xp = array_namespace(matrix)
+        weight = xp.astype(matrix, xp.float32)
+        return unshrunk(QuantizedTensor(encode(matrix, params), params, extra), weight, context)

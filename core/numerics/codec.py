@@ -178,6 +178,11 @@ def shares_scales(spec: QuantSpec) -> bool:
     return spec.dtype == "nvfp4" or spec.scale_dtype in ("uint8", "fp8_e4m3fn")
 
 
+def has_free_scales(spec: QuantSpec) -> bool:
+    """True if any positive float32 may be a scale: not rounded to a format, no power of two, not fixed at one."""
+    return spec.scale_dtype in (None, "float32") and not spec.dtype.startswith(("mx", "nvfp")) and spec.dtype not in _HALVES
+
+
 def rounded_scale(params: QuantParams) -> tuple[QuantParams, dict[str, Any] | None]:
     """Round the scales to the spec's ``scale_dtype``; codes are then made with the scales that will be stored.
 

@@ -177,6 +177,29 @@ def test_conventions_reach_the_weight() -> None:
 
 
 @pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
+@pytest.mark.parametrize("name", ["awq", "autoround", "adaround"])
+@pytest.mark.parametrize(
+    "spec", [QuantSpec(dtype="uint3", symmetric=False, granularity="group:32"), QuantSpec(dtype="int2", granularity="channel")], ids=str
+)
+def test_outputs_do_not_shrink(spec: QuantSpec, name: str, make: Any) -> None:
+    """tr(W_q G W^T) = tr(W G W^T) in each row: what is lost at one output is gained at another."""
+    weight, gram = layer()
+    found = np.asarray(run(name, make(weight), make(gram), spec).dequantize()).astype(np.float64)
+    outputs = weight @ gram.astype(np.float64)
+    np.testing.assert_allclose((outputs * found).sum(1), (outputs * weight).sum(1), rtol=1e-4)
+
+
+def test_scales_of_a_format_are_not_stretched() -> None:
+    weight, gram = layer()
+    for spec in (QuantSpec(dtype="mxfp4", granularity="group:32"), QuantSpec(dtype="int3", granularity="group:32", scale_dtype="float16")):
+        found = run("awq", weight, gram, spec).params.scale
+        if spec.scale_dtype:
+            np.testing.assert_array_equal(found, found.astype(np.float16))
+        else:
+            assert (np.frexp(found)[0] == 0.5).all()
+
+
+@pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
 def test_stochastic_rounding_is_right_on_average(make: Any) -> None:
     weight = np.full((4, 4096), 0.3, np.float32)
     weight[:, 0] = 7
