@@ -254,20 +254,17 @@ def language() -> None:
     baseline = task.perplexity(task.model)
     whole = Subject(open_model(task.model, HOST).session.reference(), batches[0]).bytes
     accuracy = {"metric": "perplexity", "higher_is_better": False, "tolerance": 0.05, "noise_runs": 1}
-    print(
-        f"\nlanguage model, perplexity {baseline:.3f} in float; embedding and all linear layers, groups of 32, scales counted in the size"
-    )
+    print(f"\nlanguage model, perplexity {baseline:.3f} in float; embedding and all linear layers, scales counted in the size")
     for bits in (4, 3):
-        uniform = {}
-        size = 0.0
-        for algorithm in ("rtn", "hqq", "gptq"):
+        best, size = math.inf, 0.0
+        for algorithm, group in (("rtn", 32), ("hqq", 32), ("gptq", 32), ("gptq", 64), ("gptq", 128)):
             began = time.perf_counter()
-            made = octavo.quantize_model(task.model, _stored([f"int{bits}"], algorithm), calibration=batches)
-            uniform[algorithm] = task.perplexity(made.model)
-            size = Subject(made.candidate, batches[0]).bytes / whole
+            made = octavo.quantize_model(task.model, _stored([f"int{bits}"], algorithm, [group]), calibration=batches)
+            found, taken = task.perplexity(made.model), Subject(made.candidate, batches[0]).bytes / whole
+            best, size = min(best, found), max(size, taken)
             print(
-                f"{bits}.0 bits  uniform int{bits}, {algorithm:<6} {uniform[algorithm]:>9.3f} "
-                f"(+{uniform[algorithm] - baseline:.3f})  size {size:.4f}  {time.perf_counter() - began:>6.1f} s",
+                f"{bits}.0 bits  uniform, {algorithm:<4} groups of {group:<4} {found:>9.3f} (+{found - baseline:.3f})  "
+                f"size {taken:.4f}  {time.perf_counter() - began:>6.1f} s",
                 flush=True,
             )
         began = time.perf_counter()
@@ -277,24 +274,24 @@ def language() -> None:
                 task.model,
                 task.perplexity,
                 batches,
-                {**_stored(["int2", "int3", "int4", "int8"], "gptq"), "accuracy": accuracy},
-                strategy="budget",
-                budgets={"bits": float(bits), "size": size},
-                minimise="size",
+                {**_stored(["int2", "int3", "int4", "int8"], "gptq", [32, 64, 128]), "accuracy": accuracy},
+                strategy={"kind": "budget", "sensitivities": ["output_distance", "gradient"]},
+                budgets={"size": size},
+                minimise=[],
                 storage=Path(where) / "history.db",
             )
-        found, best = result.best.metrics["perplexity"], min(uniform.values())
-        mixture = Counter(str(s.weight.dtype) for s in result.best.recipe.schemes.values() if s.weight)
+        found = result.best.metrics["perplexity"]
+        mixture = Counter(f"{s.weight.dtype}/{s.weight.group_size}" for s in result.best.recipe.schemes.values() if s.weight)
         print(
-            f"{bits}.0 bits  budget, gptq         {found:>9.3f} (+{found - baseline:.3f})  size {result.best.objectives['size'].ratio:.4f}  "
+            f"{bits}.0 bits  budget, gptq               {found:>9.3f} (+{found - baseline:.3f})  size {result.best.objectives['size'].ratio:.4f}  "
             f"{time.perf_counter() - began:>6.1f} s  {len(result.trials)} evaluations  {dict(mixture)}   {verdict(found < best)}",
             flush=True,
         )
 
 
-def _stored(dtypes: list[str], algorithm: str) -> dict[str, Any]:
-    """Return settings that let every linear layer and embedding store its weights in one of some types, in groups of 32."""
-    weight = {"dtype": dtypes, "granularity": "group:32"}
+def _stored(dtypes: list[str], algorithm: str, groups: list[int]) -> dict[str, Any]:
+    """Return settings that let every linear layer and embedding store its weights in one of some types, in groups."""
+    weight = {"dtype": dtypes, "granularity": [f"group:{n}" for n in groups]}
     return {"rules": [{"types": ["linear", "embedding"], "mode": "weight_only", "weight": weight, "algorithm": algorithm}]}
 
 
