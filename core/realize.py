@@ -7,30 +7,29 @@ and turns a recipe into :class:`~octavo.core.adapter.OpParameters`, which ``Sess
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from array_api_compat import array_namespace
 
 from .adapter import Applied, Batch, Candidate, Opened, OpParameters, Session, Sink
-from .algorithms.base import NeedsConfig, Rescaling, WeightConfig
+from .algorithms.base import Rescaling, WeightConfig
 from .calibrators.base import Observer
 from .calibrators.features import FEATURES
 from .channels import Changes
 from .errors import DataError, NonFiniteWeight, SchemeError
-from .graph import Group, Op, Weight
+from .graph import Op
 from .numerics.affine import Array, QuantParams, affine_params
-from .numerics.rows import rows_of
 from .numerics.tensor import QuantizedTensor, compact
 from .pages import GRAM_BYTES, Pages, paged
 from .prepared import Prepared, rescaled
+from .probing import ProbePlan, axis_of
 from .recipe import Recipe
-from .scheme import FLOAT, MINMAX, OpScheme, PartChoice, QuantSpec
+from .scheme import FLOAT, OpScheme, PartChoice, QuantSpec
 from .space import TuningSpace
 from .statistics import Probe, Statistics
-from .topology import shared_scales
-from .weights import correct_bias, feature_probes, quantize_weight
+from .weights import correct_bias, quantize_weight
 
 if TYPE_CHECKING:
     from .plugins import PluginHost
@@ -60,6 +59,7 @@ class Realizer:
         self.opened = opened
         self.space = space
         self._host = host
+        self._plan = ProbePlan(opened.view, space, host)
         self._non_finite: Literal["error", "float"] = non_finite
         self._gram_bytes = gram_bytes
         self._weights: dict[tuple[object, ...], QuantizedTensor] = {}
@@ -68,7 +68,6 @@ class Realizer:
         self._prepared: dict[tuple[PartChoice, ...], Prepared] = {}
         self._batches: Iterable[Batch] | None = None
         self._kept_float: Mapping[str, str] | None = None
-        self._shared_ranges = shared_scales(opened.view)
         self.statistics: Statistics | None = None
         self.observe_passes = 0
         self.weights_quantized = 0
@@ -77,56 +76,7 @@ class Realizer:
 
     def probes(self) -> tuple[Probe, ...]:
         """Return what one calibration pass must observe for any recipe of the space."""
-        return self._probes_after(())
-
-    def _probes_after(self, transforms: tuple[PartChoice, ...]) -> tuple[Probe, ...]:
-        """Return what schemes, and transforms that may follow, ask of the statistics after ``transforms``."""
-        wanted: dict[Probe, None] = {}
-        for unit in self.space.tunable:
-            for name in unit.ops:
-                op = self.opened.view.by_name[name]
-                for scheme in unit.choices:
-                    wanted.update(dict.fromkeys(self._probes_of(op, scheme)))
-        ranged = frozenset(probe.value for probe in wanted if probe.calibrator == MINMAX)
-        n = len(transforms)
-        for choice in dict.fromkeys(c for more in self.space.transforms if more[:n] == transforms for c in more[n:]):
-            wanted.update(dict.fromkeys(self._probes_of_transform(choice, ranged)))
-        return tuple(wanted)
-
-    def _probes_of(self, op: Op, scheme: OpScheme) -> Iterable[Probe]:
-        if scheme.mode == "static":
-            for spec, values in ((scheme.input, op.inputs), (scheme.output, op.outputs)):
-                if spec is not None:
-                    for value in values:
-                        yield from (Probe(v, scheme.calibrator, _axis(op, spec)) for v in self._shared_ranges.get(value, (value,)))
-        if scheme.weight is not None and op.weight is not None:
-            needs = self._needs("algorithms", scheme.algorithm)
-            for user in self._users(op.weight) if needs else ():
-                yield from feature_probes(user, needs)
-
-    def _probes_of_transform(self, choice: PartChoice, ranged: Collection[str]) -> Iterable[Probe]:
-        needs = self._needs("transforms", choice)
-        for group, member in self._rescaled_members():
-            yield from feature_probes(member, needs & FEATURES.keys())
-            rows = rows_of(member)
-            if rows is not None and (group.value in ranged or "channel_range" in needs):
-                # Channel ranges give the rescaled value's range without a second pass.
-                yield Probe(group.value, MINMAX, rows.channel_axis)
-
-    def _rescaled_members(self) -> Iterable[tuple[Group, Op]]:
-        for group in self.opened.view.groups:
-            if group.kind == "rescale":
-                for member in group.members:
-                    yield group, self.opened.view.by_name[member]
-
-    def _needs(self, kind: Literal["algorithms", "transforms"], choice: PartChoice) -> frozenset[str]:
-        settings = self._host.read(kind, choice.table())
-        needs = self._host.part(kind, choice.kind).needs
-        return settings.needs(needs) if isinstance(settings, NeedsConfig) else needs
-
-    def _users(self, weight: Weight) -> tuple[Op, ...]:
-        """Every op that uses a weight."""
-        return tuple(o for o in self.opened.view.ops if any(w.name == weight.name for w in o.weights))
+        return self._plan.after(())
 
     def calibrate(self, batches: Iterable[Batch]) -> Statistics:
         """Run the calibration pass. Called once per run.
@@ -232,7 +182,7 @@ class Realizer:
         for name in recipe:
             scheme, op = recipe[name], self.opened.view.by_name[name]
             if scheme.mode == "static" and scheme.input is not None:
-                wish = (scheme.input, scheme.calibrator, _axis(op, scheme.input))
+                wish = (scheme.input, scheme.calibrator, axis_of(op, scheme.input))
                 for value in op.inputs:
                     found[value] = wish if found.setdefault(value, wish) == wish else None
         return found
@@ -247,11 +197,11 @@ class Realizer:
         if scheme.mode != "static":
             return OpParameters(scheme, weight, bias=bias, further=further)
         assert scheme.input is not None
-        wanted = (scheme.input, scheme.calibrator, _axis(op, scheme.input))
+        wanted = (scheme.input, scheme.calibrator, axis_of(op, scheme.input))
         inputs = tuple(self._range(v, *wanted, prepared.seen_by(op.name, v)) for v in op.inputs)
         outputs: list[QuantParams | None] = []
         for value in op.outputs:
-            wish = (scheme.output, scheme.calibrator, _axis(op, scheme.output)) if scheme.output is not None else asked.get(value)
+            wish = (scheme.output, scheme.calibrator, axis_of(op, scheme.output)) if scheme.output is not None else asked.get(value)
             if wish is None or (scheme.output is None and _divided_by_readers(op, value, prepared)):
                 outputs.append(None)
             else:
@@ -259,11 +209,11 @@ class Realizer:
         return OpParameters(scheme, weight, inputs, tuple(outputs), bias, further)
 
     def _range(self, value: str, spec: QuantSpec, calibrator: PartChoice, axis: int | None, statistics: Statistics) -> QuantParams:
-        observers = tuple(statistics.observer(Probe(v, calibrator, axis)) for v in self._shared_ranges.get(value, (value,)))
+        observers = tuple(statistics.observer(Probe(v, calibrator, axis)) for v in self._plan.sharing.get(value, (value,)))
         # What no transform touches is watched by the same observers before and after it, and has one range.
         key = (observers, spec)
         if key not in self._ranges:
-            found = [statistics.range(v, calibrator, spec, axis) for v in self._shared_ranges.get(value, (value,))]
+            found = [statistics.range(v, calibrator, spec, axis) for v in self._plan.sharing.get(value, (value,))]
             low, high = found[0]
             xp = array_namespace(low)
             for other_low, other_high in found[1:]:
@@ -283,11 +233,11 @@ class Realizer:
         assert op.weight is not None
         assert scheme.weight is not None
         # A weight that no transform touches is the original's, quantized once for all of them.
-        users = self._users(op.weight)
+        users = self._plan.users(op.weight)
         touched = any(user.name in prepared.ops for user in users)
         key = (op.weight.name, scheme.weight, scheme.algorithm, transforms if touched else ())
         if key not in self._weights:
-            needs = self._needs("algorithms", scheme.algorithm)
+            needs = self._plan.needs("algorithms", scheme.algorithm)
             array = prepared.session.tensor(op.weight.name)
             made = quantize_weight(op, users, array, scheme, needs, prepared.seen_by, self._host)
             # Where the codes are a model's own storage they are kept in their bits; integer kernels take them in bytes.
@@ -318,7 +268,7 @@ class Realizer:
 
     def _transform(self, before: Prepared, transforms: tuple[PartChoice, ...]) -> Prepared:
         choice = transforms[-1]
-        needs = {"rescale", *(n for n in self._needs("transforms", choice) if n.startswith("rescale:"))}
+        needs = {"rescale", *(n for n in self._plan.needs("transforms", choice) if n.startswith("rescale:"))}
         if lacking := sorted(needs - self.opened.capability.features):
             raise SchemeError(
                 f"{self.opened.name} offers no {', '.join(lacking)}, which {choice} needs; leave that transform out of the configuration"
@@ -330,7 +280,7 @@ class Realizer:
         factors = rescaling.factors(view, before.session.tensor, before.statistics, free)
         if not factors:
             warnings.warn(f"transform {choice} found nothing to rescale on {self.opened.name}: the recipe runs without it", stacklevel=2)
-        wanted = frozenset(self._probes_after(transforms))
+        wanted = frozenset(self._plan.after(transforms))
         after = rescaled(before, factors, view, wanted, lambda probes, changes: self._observed_after(choice, probes, changes))
         remarks = dict(before.remarks)
         for group in view.groups:
@@ -384,12 +334,6 @@ def _remarked(line: Applied, why: str) -> Applied:
 def _divided_by_readers(op: Op, value: str, prepared: Prepared) -> bool:
     """True if readers change a value themselves, so that they do not take the codes that its writer would write."""
     return any(value in state.seers and op.name not in state.seers[value] for state in prepared.states())
-
-
-def _axis(op: Op, spec: QuantSpec | None) -> int | None:
-    if spec is None or spec.granularity != "channel":
-        return None
-    return 1 if op.type in ("conv", "conv_transpose", "max_pool", "avg_pool", "batch_norm") else -1
 
 
 def _all_finite(array: Array) -> bool:
