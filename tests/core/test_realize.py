@@ -117,8 +117,8 @@ def test_pages_of_a_rescaled_model_see_what_it_sees() -> None:
     transforms = (PartChoice(kind="smoothquant"),)
     found = []
     for limit in (2**20, 0):
-        made = realizer(model, data, scheme, calibrate=False, gram_bytes=limit)
-        made.space = TuningSpace("torch", made.space.units, ((), transforms))
+        plain = realizer(model, data, scheme, calibrate=False)
+        made = Realizer(plain.opened, TuningSpace("torch", plain.space.units, ((), transforms)), HOST, gram_bytes=limit)
         made.calibrate(data)
         found.append(made.parameters(Recipe(all_of(made, scheme).schemes, transforms, "torch")))
     for one, other in zip(found[0].values(), found[1].values(), strict=True):
