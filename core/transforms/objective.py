@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 from array_api_compat import array_namespace
 
@@ -13,6 +14,8 @@ from ..numerics.ranges import ranges
 from ..numerics.rows import rows_of
 from ..scheme import QuantSpec
 from .base import Link
+
+T = TypeVar("T")
 
 
 def weight_error(link: Link, factors: Array, spec: QuantSpec, grams: Sequence[Array] | None = None) -> float:
@@ -66,6 +69,6 @@ def input_error(link: Link, factors: Array, spec: QuantSpec, low: Array, high: A
     return total
 
 
-def best_of(candidates: Iterable[tuple[float, Array]]) -> Array:
-    """Return the factors of least cost; of equals the first."""
+def best_of(candidates: Iterable[tuple[float, T]]) -> T:
+    """Return the choice of least cost; of equals the first."""
     return min(candidates, key=lambda pair: pair[0])[1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Literal
 
 from array_api_compat import array_namespace
@@ -67,7 +67,8 @@ class OutlierSuppressionPlus(Rescaling):
 
     Paper: Wei et al. 2023, "Outlier Suppression+: Accurate quantization of large language models by equivalent and optimal
     shifting and scaling", eqs. 3 to 6, for the least error at the outputs of all members together. Groups that take no
-    shift are scaled alone.
+    shift are scaled alone, and so are those that lose by one: what lies mostly at one end of its range, as behind GELU and
+    ReLU, is moved away from zero by it, and the rounding of the weights then weighs more.
 
     Needs channel ranges, the Gram matrix and means. Cost: a quantization and a product rows x features x features a threshold.
     """
@@ -87,16 +88,22 @@ class OutlierSuppressionPlus(Rescaling):
 
     def _of(self, link: Link) -> ChannelMap:
         low, high = link.input_range()
-        shift = channel_shift(low, high) if self.carries <= link.group.takes and "shift" in self.carries else None
+        shifts: list[Array | None] = [None]
+        if self.carries <= link.group.takes and "shift" in self.carries:
+            shifts.append(channel_shift(low, high))
+        return best_of(pair for shift in shifts for pair in self._tried(link, low, high, shift))
+
+    def _tried(self, link: Link, low: Array, high: Array, shift: Array | None) -> Iterator[tuple[float, ChannelMap]]:
+        """Yield a cost and a map for each threshold."""
         if shift is not None:
             low, high = low - shift, high - shift
         xp = array_namespace(low)
         absmax, grams = xp.maximum(xp.abs(low), xp.abs(high)), link.grams(shift)
         weight, activation = QuantSpec(dtype="int8", granularity="channel"), QuantSpec(dtype="uint8", symmetric=False)
         largest = float(xp.max(absmax))
-        choices = [threshold_factors(absmax, largest * (1 - i / self.config.grid)) for i in range(self.config.grid)]
-        costs = ((weight_error(link, f, weight, grams) + input_error(link, f, activation, low, high), f) for f in choices)
-        return ChannelMap(best_of(costs), shift)
+        for i in range(self.config.grid):
+            f = threshold_factors(absmax, largest * (1 - i / self.config.grid))
+            yield weight_error(link, f, weight, grams) + input_error(link, f, activation, low, high), ChannelMap(f, shift)
 
 
 def threshold_factors(absmax: Array, threshold: float) -> Array:

@@ -445,6 +445,27 @@ def test_rotation_and_shift_help_where_channels_are_loud(kind: str, far: float, 
     assert error(mended) < 0.3 * error(plain)
 
 
+def test_a_channel_that_lies_at_one_end_of_its_range_is_not_shifted() -> None:
+    """Behind ReLU: mostly zero, rarely large. Centred, it is large nearly always, and the rounding of weights shows."""
+    torch.manual_seed(0)
+    rare = (torch.rand(2, 256, 96) < 0.01) * torch.rand(2, 256, 96) * torch.where(torch.arange(96) % 12 == 0, 40.0, 2.0)
+    net, data = nn.Sequential(nn.Identity(), nn.Linear(96, 64)).eval(), [(x,) for x in rare]
+    session = HOST.adapters()["torch"].build().open(net, data[0])
+    view, capability = session.describe(), session.capability()
+    scheme = OpScheme(mode="static", weight=QuantSpec(dtype="int8", granularity="channel"), input=QuantSpec(dtype="uint8", symmetric=False))
+    units = tuple(Unit(o.name, o.type, (o.name,), (scheme, OpScheme())) for o in view.ops)
+    shifting, scaling = (PartChoice(kind="outlier_suppression_plus", options=(("shift", shift),)) for shift in (True, False))
+    made = Realizer(Opened("torch", session, view, capability), TuningSpace("torch", units, ((), (shifting,), (scaling,))), HOST)
+    made.calibrate(data)
+    assert "shift" in view.groups[0].takes
+
+    def error(transform: PartChoice) -> float:
+        found = made.candidate(made.space.recipe(made.space.first(), (transform,))).run(data[0])[0]
+        return float(((found - net(*data[0]).detach().numpy()) ** 2).mean())
+
+    assert error(shifting) <= 1.01 * error(scaling)
+
+
 def test_rotation_helps_four_bit_activations() -> None:
     """QuaRot's case: a token's int4 codes, where one loud channel leaves the others no levels."""
     random = np.random.default_rng(0)
