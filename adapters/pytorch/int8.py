@@ -275,7 +275,11 @@ class Int8Conv(Int8Layer):
         self.geometry = geometry
         self.pads = pads
         self.other = other
-        self.format = torch.channels_last if self.codes.ndim == 4 else torch.contiguous_format
+
+    @property
+    def format(self) -> torch.memory_format:
+        """How the kernel takes its tensors. Not an attribute: pickle may name a memory format by a module that the reader lacks."""
+        return torch.channels_last if self.codes.ndim == 4 else torch.contiguous_format
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """Return the layer's output. ``other`` is uint8 where the result is, else float, and may be overwritten."""

@@ -118,7 +118,7 @@ def test_another_device_says_what_it_lacks() -> None:
         with pytest.raises(SchemeError, match=f"torch.{kernel}: "):
             offered.realization(linear, OpScheme(mode="dynamic", weight=weight, input=source))
     conv = Op("c", "conv", ("x",), ("y",), Weight("c.weight", (8, 8, 3, 3), "float32"))
-    assert {s.mode for s in offered.for_op(conv)} == {"cast", "float"}
+    assert {s.mode for s in offered.for_op(conv)} == {"weight_only", "cast", "float"}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
