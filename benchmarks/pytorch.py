@@ -15,7 +15,6 @@ import math
 import multiprocessing
 import os
 import random
-import resource
 import statistics
 import time
 import tracemalloc
@@ -289,17 +288,23 @@ def _peak(depth: int, limited: bool) -> tuple[float, tuple[float, float]]:
     model = LlamaModel(LlamaConfig(hidden_size=512, intermediate_size=1408, num_hidden_layers=depth, num_attention_heads=8, vocab_size=256))
     batches: list[Batch] = [{"input_ids": torch.randint(256, (4, 128)), "use_cache": False} for _ in range(4)]
     opened(model.eval(), batches[0]).session.reference().run(batches[0])
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _highest()
     o = opened(model, batches[0])
     rule = Rule(types="linear", mode="weight_only", weight={"dtype": "uint4", "granularity": "group:128"}, algorithm="gptq")
     space = build_space(o, [rule, Rule(types="embedding", keep="float")])
     made = Realizer(o, space, HOST, gram_bytes=22 * 10**6) if limited else Realizer(o, space, HOST)
     made.calibrate(batches)
     candidate = made.candidate(space.recipe(space.first()))
-    extra = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    extra = _highest() - before
     own = {t.data_ptr() for t in model.parameters()}
     result = sum(t.nbytes for t in candidate.native.state_dict().values() if t.data_ptr() not in own)
     return sum(p.nbytes for p in model.layers[0].parameters()) / 1e6, (result / 1e6, (extra - result) / 1e6)
+
+
+def _highest() -> int:
+    """Return the largest resident size of this process so far, in bytes (Linux; getrusage also counts the parent's)."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
 
 
 def main() -> None:
