@@ -231,7 +231,7 @@ def fault(kernel: str, share: float, run: Callable[[torch.Generator], tuple[Tens
     try:
         y, expected = run(torch.Generator().manual_seed(0))
     except (RuntimeError, AttributeError, NotImplementedError, ValueError, TypeError) as error:
-        return f"{kernel}: {str(error).splitlines()[0]}"
+        return f"{kernel}: {(str(error) or type(error).__name__).splitlines()[0]}"
     right = bool((y.double() - expected).abs().max() <= share * expected.abs().max())
     return "" if right else f"{kernel}: its result is wrong on this machine"
 
