@@ -7,7 +7,7 @@ blocks before it put out. Only one block's activations and offsets are alive at 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from octavo.core.numerics.tensor import QuantizedTensor
 from .batches import tensors_in
 from .capture import Call
 from .layers import Layer, is_transposed_linear
-from .skeleton import set_submodule, skeleton
+from .skeleton import frozen, set_submodule, skeleton
 from .straight_through import grouped, round_to_grid
 
 Tensor = torch.Tensor
@@ -33,16 +33,14 @@ class Reconstruction:
     """Settings.
 
     Attributes:
-        iterations: Steps for each block.
-        samples: Samples in each step.
+        iterations: Steps for each block, one batch each.
         rate: Step size of the offsets at the start, falling linearly to zero; in units of the scale.
         scale_rate: Step size of the scales, relative to them.
         half: Multiply in bfloat16 while learning; the result is always rounded from float32.
-        seed: Of the order of samples.
+        seed: Of the order of batches.
     """
 
     iterations: int = 40
-    samples: int = 8
     rate: float = 0.02
     scale_rate: float = 0.002
     half: bool = True
@@ -60,7 +58,8 @@ class LearnedLinear(nn.Module):
         stored = start.codes
         self.code_type = stored.dtype
         matrix, codes = (t.t().contiguous() if transposed else t for t in (weight.float(), stored))
-        scale, zero = params.scale.float(), params.zero_point.float()
+        # A copy: it is learned in place, and the start's is the realizer's, which other trials use.
+        scale, zero = params.scale.to(torch.float32, copy=True), params.zero_point.float()
         if scale.ndim == 1 and matrix.ndim == 2:
             scale, zero = scale[:, None], zero[:, None]
         self.shape = matrix.shape
@@ -90,6 +89,19 @@ class LearnedLinear(nn.Module):
         codes = (torch.round(self.weight / scale + self.offset) + self.zero).clamp(low, high).view(self.shape).to(self.code_type)
         params: QuantParams = replace(start.params, scale=scale.reshape(start.params.scale.shape).clone())
         return QuantizedTensor(codes.t().contiguous() if self.transposed else codes, params)
+
+
+def learn_or_leave(modules: Sequence[LearnedLinear], cost: Callable[[], float], learn: Callable[[], None]) -> None:
+    """Learn, and go back to the start where all batches together say that it was better."""
+    start = [(m.offset.detach().clone(), m.scale.detach().clone()) for m in modules]
+    with torch.no_grad():
+        before = cost()
+    learn()
+    with torch.no_grad():
+        if not cost() < before:
+            for module, (offset, scale) in zip(modules, start, strict=True):
+                module.offset.copy_(offset)
+                module.scale.copy_(scale)
 
 
 def blocks_of(root: nn.Module, layers: Iterable[Layer]) -> list[str]:
@@ -189,7 +201,7 @@ def _block(
     settings: Reconstruction,
 ) -> tuple[list[Tensor], list[Tensor], dict[str, OpParameters]]:
     """Learn one block; return its float outputs, its quantized outputs and the learned parameters."""
-    twin = skeleton(block)
+    twin = frozen(block)
     made: dict[str, LearnedLinear] = {}
     for name, decided in parameters.items():
         inner = layers[name].path[len(path) + 1 :]
@@ -201,8 +213,14 @@ def _block(
         set_submodule(twin, inner, made[name])
     with torch.no_grad():
         targets = [_run(block, x, call) for x, call in zip(exact, rest, strict=True)]
+
+    def cost() -> float:
+        outputs = (_run(twin, x, call) for x, call in zip(quantized, rest, strict=True))
+        return sum(float(((y.float() - t.float()) ** 2).sum()) for y, t in zip(outputs, targets, strict=True))
+
     if made:
-        _descend(twin, list(made.values()), quantized, targets, rest, settings)
+        modules = list(made.values())
+        learn_or_leave(modules, cost, lambda: _descend(twin, modules, quantized, targets, rest, settings))
     found = {}
     for name, module in made.items():
         start = parameters[name].weight
@@ -225,16 +243,11 @@ def _descend(
     rest: Sequence[Call],
     settings: Reconstruction,
 ) -> None:
-    """Move offsets and scales down the squared error of the block's output; keep the best state met."""
-    for p in block.parameters():
-        p.requires_grad_(False) if not any(p is q for m in modules for q in (m.offset, m.scale)) else None
-    offsets, scales = [m.offset for m in modules], [m.scale for m in modules]
-    optimizer = torch.optim.Adam(
-        [{"params": offsets, "lr": settings.rate}, {"params": scales, "lr": settings.scale_rate * float(scales[0].detach().mean())}],
-        betas=(0.9, 0.95),
-    )
-    for group, scale in zip(optimizer.param_groups[1:], scales, strict=False):
-        group["lr"] = settings.scale_rate * float(scale.detach().mean())
+    """Move offsets and scales down the squared error of the block's output."""
+    # Each layer's scales move in steps of their own size.
+    groups = [{"params": [m.scale], "lr": settings.scale_rate * float(m.scale.detach().abs().mean())} for m in modules]
+    offsets = {"params": [m.offset for m in modules], "lr": settings.rate}
+    optimizer = torch.optim.Adam([offsets, *groups], betas=(0.9, 0.95))
     random = torch.Generator().manual_seed(settings.seed)
     size = float(torch.stack([(t.float() ** 2).mean() for t in targets]).mean())
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: 1.0 - i / settings.iterations)

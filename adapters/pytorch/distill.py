@@ -17,10 +17,10 @@ from octavo.core.adapter import OpParameters
 from octavo.core.errors import DataError, SchemeError
 
 from .batches import tensors_in
-from .blockwise import LearnedLinear, learnable
+from .blockwise import LearnedLinear, learn_or_leave, learnable
 from .capture import Call
 from .layers import Layer, is_transposed_linear
-from .skeleton import set_submodule, skeleton
+from .skeleton import frozen, set_submodule
 
 Tensor = torch.Tensor
 
@@ -69,11 +69,7 @@ def distill(
     batches = list(calls)
     if not batches:
         raise DataError("distillation needs at least one batch")
-    twin = skeleton(root)
-    for owner in twin.modules():
-        for key, value in owner._parameters.items():
-            if value is not None:
-                owner._parameters[key] = nn.Parameter(value.detach(), requires_grad=False)
+    twin = frozen(root)
     made: dict[str, LearnedLinear] = {}
     for name, decided in wanted.items():
         old = twin.get_submodule(layers[name].path)
@@ -81,7 +77,8 @@ def distill(
         assert decided.weight is not None
         made[name] = LearnedLinear(old.weight.detach(), getattr(old, "bias", None), decided.weight, transposed=is_transposed_linear(old))
         set_submodule(twin, layers[name].path, made[name])
-    _descend(root, twin, list(made.values()), batches, settings)
+    modules, goal = list(made.values()), _Goal(root, twin, batches, settings)
+    learn_or_leave(modules, goal.whole, lambda: _descend(goal, modules, settings))
     learned = dict(parameters)
     for name, module in made.items():
         start = wanted[name].weight
@@ -90,7 +87,32 @@ def distill(
     return learned
 
 
-def _descend(root: nn.Module, twin: nn.Module, modules: list[LearnedLinear], batches: list[Call], settings: Distillation) -> None:
+class _Goal:
+    """Cross entropy of the learned model's predictions against the float model's, which are made once a batch."""
+
+    def __init__(self, root: nn.Module, twin: nn.Module, batches: list[Call], settings: Distillation) -> None:
+        self.batches = batches
+        self._twin = twin
+        self._settings = settings
+        self._device = next(twin.parameters()).device.type
+        with torch.no_grad():
+            self._targets = [self._log_odds(root, call).exp().to(torch.bfloat16) for call in batches]
+
+    def loss(self, index: int) -> Tensor:
+        """Return the loss on one batch."""
+        return -(self._targets[index] * self._log_odds(self._twin, self.batches[index])).sum(-1).mean()
+
+    def whole(self) -> float:
+        """Return the loss on all batches."""
+        return sum(float(self.loss(i)) for i in range(len(self.batches)))
+
+    def _log_odds(self, model: nn.Module, call: Call) -> Tensor:
+        with torch.autocast(self._device, torch.bfloat16, enabled=self._settings.half):
+            logits = next(tensors_in(model(*call[0], **call[1])))
+        return torch.log_softmax(logits.float() / self._settings.temperature, -1)
+
+
+def _descend(goal: _Goal, modules: list[LearnedLinear], settings: Distillation) -> None:
     groups = [{"params": [m.scale], "lr": settings.scale_rate * float(m.scale.detach().abs().mean())} for m in modules]
     for m in modules:
         m.offset.requires_grad_(settings.rate > 0)
@@ -98,23 +120,10 @@ def _descend(root: nn.Module, twin: nn.Module, modules: list[LearnedLinear], bat
         groups.append({"params": [m.offset for m in modules], "lr": settings.rate})
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: 1.0 - i / settings.steps)
-    device = modules[0].scale.device.type
-    targets: dict[int, Tensor] = {}
     for step in range(settings.steps):
-        i = step % len(batches)
-        args, kwargs = batches[i]
-        with torch.autocast(device, torch.bfloat16, enabled=settings.half):
-            if i not in targets:
-                with torch.no_grad():
-                    targets[i] = _log_odds(root, args, kwargs, settings.temperature).exp().to(torch.bfloat16)
-            with torch.enable_grad():
-                loss = -(targets[i] * _log_odds(twin, args, kwargs, settings.temperature)).sum(-1).mean()
+        with torch.enable_grad():
+            loss = goal.loss(step % len(goal.batches))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
-
-
-def _log_odds(model: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], temperature: float) -> Tensor:
-    logits = next(tensors_in(model(*args, **kwargs)))
-    return torch.log_softmax(logits.float() / temperature, -1)

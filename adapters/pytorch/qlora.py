@@ -14,7 +14,7 @@ from torch import nn
 from octavo.core.errors import SchemeError, nearest
 
 from .candidate import TorchCandidate
-from .skeleton import set_submodule, skeleton
+from .skeleton import frozen, set_submodule
 from .weight_only import WeightOnlyLinear
 
 Tensor = torch.Tensor
@@ -78,15 +78,8 @@ def frozen_base(candidate: TorchCandidate) -> tuple[nn.Module, dict[str, WeightO
     Raises:
         SchemeError: If there is no such layer.
     """
-    root = skeleton(candidate.module)
+    root = frozen(candidate.module)
     found = {p: m for p, m in root.named_modules() if isinstance(m, WeightOnlyLinear)}
     if not found:
         raise SchemeError("the candidate has no weight-only linear layer; quantize it with a weight_only scheme such as nf4 group:64 first")
-    for parameter in list(root.parameters()):
-        # The candidate's own parameters stay as they are: the twin gets frozen views, tied ones one view.
-        view = nn.Parameter(parameter.detach(), requires_grad=False)
-        for module in root.modules():
-            for key, value in module._parameters.items():
-                if value is parameter:
-                    module._parameters[key] = view
     return root, found

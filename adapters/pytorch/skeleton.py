@@ -55,6 +55,17 @@ def skeleton(root: nn.Module) -> nn.Module:
     return copy
 
 
+def frozen(root: nn.Module) -> nn.Module:
+    """Return a skeleton whose parameters are views that ask for no gradient; tied ones are one view, and the original's stay as they are."""
+    twin = skeleton(root)
+    views: dict[int, nn.Parameter] = {}
+    for module in twin.modules():
+        for key, value in module._parameters.items():
+            if value is not None:
+                module._parameters[key] = views.setdefault(id(value), nn.Parameter(value.detach(), requires_grad=False))
+    return twin
+
+
 def set_submodule(root: nn.Module, path: str, module: nn.Module) -> None:
     """Put ``module`` at ``path`` below ``root``, under every name that the old one is registered by."""
     old = root.get_submodule(path)

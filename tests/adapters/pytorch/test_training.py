@@ -81,6 +81,30 @@ def test_distillation_lowers_the_error_of_the_outputs() -> None:
     assert error(session, recipe, learned, batches) < 0.9 * error(session, recipe, start, batches)
 
 
+@pytest.mark.parametrize("learn", ["reconstruct", "distill"])
+def test_learning_changes_neither_its_start_nor_the_model(learn: str) -> None:
+    model, batches = stack()
+    session, recipe, start = prepared(model, batches, TWO_BITS, Rule(ops="head", keep="float"))
+    scales = {n: p.weight.params.scale.clone() for n, p in start.items() if p.weight is not None}
+    before = error(session, recipe, start, batches)
+    asks = [p.requires_grad for p in model.parameters()]
+    getattr(session, learn)(start, batches)
+    assert all(torch.equal(start[n].weight.params.scale, scale) for n, scale in scales.items())  # type: ignore[union-attr]
+    assert error(session, recipe, start, batches) == before
+    assert [p.requires_grad for p in model.parameters()] == asks
+
+
+def test_a_descent_that_does_harm_is_taken_back() -> None:
+    model, batches = stack()
+    session, recipe, start = prepared(model, batches, TWO_BITS, Rule(ops="head", keep="float"))
+    before = error(session, recipe, start, batches)
+    wild = (
+        session.reconstruct(start, batches, Reconstruction(iterations=5, rate=9.0, scale_rate=9.0, half=False)),
+        session.distill(start, batches, Distillation(steps=5, rate=9.0, scale_rate=9.0, half=False)),
+    )
+    assert [error(session, recipe, learned, batches) for learned in wild] == [before, before]
+
+
 def test_nothing_to_reconstruct_is_said() -> None:
     torch.manual_seed(0)
     model, batches = nn.Sequential(nn.Linear(32, 32)), [(torch.randn(4, 32),)]
