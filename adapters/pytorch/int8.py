@@ -13,6 +13,7 @@ from octavo.core.numerics.tensor import QuantizedTensor
 
 from . import kernels, products
 from .activation import Activation, Memo
+from .stacked import Stack
 
 Tensor = torch.Tensor
 _FEW_ROWS = 128
@@ -98,13 +99,15 @@ class Int8Layer(nn.Module):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._laid_out = {}
-        self._weight = gone
+        self._forget()
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
-        self._laid_out, self._weight = {}, gone  # another device has other kernels
+        self._forget()  # another device has other kernels
         return self
+
+    def _forget(self) -> None:
+        self._laid_out, self._weight = {}, gone
 
     def _portable_source(self, x: Tensor) -> tuple[Tensor, Tensor | float]:
         """Return codes less their zero point, as float32, and their scale, in operations that any compiler knows."""
@@ -143,9 +146,14 @@ class Int8Linear(Int8Layer):
         transposed: The codes are stored as (inputs, outputs).
         factors: float32 (inputs,): the input is multiplied by it first (a rescaling that no other layer could take in).
         memo: Shared by layers that read one value alike.
+
+    Attributes:
+        stacked: The stack of such layers and the place in it, or None.
+        outputs: Number of outputs.
     """
 
     factors: Tensor | None
+    stacked: tuple[Stack, int] | None
 
     def __init__(
         self,
@@ -161,6 +169,8 @@ class Int8Linear(Int8Layer):
         self.transposed = transposed
         self.register_buffer("factors", factors)
         self.memo = memo
+        self.stacked = None
+        self.outputs: int = self.codes.shape[1 if transposed else 0]
         self._choose()
 
     def _choose(self) -> None:
@@ -173,13 +183,19 @@ class Int8Linear(Int8Layer):
         self._choose()
         return self
 
+    def _forget(self) -> None:
+        super()._forget()
+        if self.stacked is not None:
+            self.stacked[0].reset()
+
     def _fits_whole(self) -> bool:
         """True if one kernel quantizes this layer's input and multiplies: over all 256 codes, per tensor, from float32 to float32."""
         source = self.source
         ranged = not (self.symmetric or self.per_token) if source is None else (source.low, source.high) == (0, 255)
         return ranged and self.dtype == torch.float32 and self.codes.device.type == "cpu" and not kernels.has_rows()
 
-    def _matrix(self) -> Tensor:
+    def matrix(self) -> Tensor:
+        """Return the codes as (outputs, inputs)."""
         return self.codes.t().contiguous() if self.transposed else self.codes
 
     def forward(self, x: Tensor) -> Tensor:
@@ -203,17 +219,24 @@ class Int8Linear(Int8Layer):
         return self._multiply(codes, source)
 
     def _whole(self, x: Tensor) -> Tensor:
-        packed = self._laid_out.get("rows")
-        if packed is None:
-            # The kernel keeps the bias beside the weight, so a weight with two biases is laid out twice.
-            bias = b"" if self.bias is None else self.bias.numpy().tobytes()
-            packed = self.laid_out(("rows", bias), lambda: kernels.pack_rows(self._matrix(), self.scale, self.bias))
-            self._laid_out["rows"] = packed
+        if self.stacked is not None and not x.is_inference():  # such a tensor has no version to tell that it was changed
+            y = self.stacked[0].take(self.stacked[1], x)
+        else:
+            packed = self._laid_out.get("rows")
+            if packed is None:
+                # The kernel keeps the bias beside the weight, so a weight with two biases is laid out twice.
+                bias = b"" if self.bias is None else self.bias.numpy().tobytes()
+                packed = self.laid_out(("rows", bias), lambda: kernels.pack_rows(self.matrix(), self.scale, self.bias))
+                self._laid_out["rows"] = packed
+            y = self.rows(x, packed)
+        return kernels.post(self.then, y) if self.then else y
+
+    def rows(self, x: Tensor, packed: Any) -> Tensor:
+        """Return the product of a few rows and a weight laid out for them, which may be more than this layer's own."""
         if self.factors is not None:
             x = x * self.factors
         source = self.source
-        y = kernels.linear_rows(x, packed) if source is None else kernels.linear_rows(x, packed, source.scale, source.zero_point)
-        return kernels.post(self.then, y) if self.then else y
+        return kernels.linear_rows(x, packed) if source is None else kernels.linear_rows(x, packed, source.scale, source.zero_point)
 
     def _portable(self, x: Tensor) -> Tensor:
         """Compute the same in operations that ``torch.export`` and ``torch.compile`` can follow: the kernel is opaque to them."""
@@ -245,7 +268,7 @@ class Int8Linear(Int8Layer):
         return source, source.quantize(x)
 
     def _packed(self) -> Any:
-        return self.laid_out("linear", lambda: products.on(self.codes.device).pack_linear(self._matrix()))
+        return self.laid_out("linear", lambda: products.on(self.codes.device).pack_linear(self.matrix()))
 
     def _multiply(self, codes: Tensor, source: Activation) -> Tensor:
         head = (codes, source.scale, source.zero_point, self._packed(), self.scale, self.zero_point, self.bias)

@@ -16,6 +16,8 @@ import torch
 _MAGIC = 12582912.0  # 1.5 * 2**23: adding it leaves round-to-nearest-even(x) in the low bits of a float32
 
 _SMALL = 2**17
+_BLOCK = 2**19
+"""So many elements are worked on at a time: what is made of them on the way stays in the cache, and no large temporary is allocated."""
 _TINY = 1e-30
 
 Tensor = torch.Tensor
@@ -29,7 +31,8 @@ def _constant(value: float, device: torch.device) -> Tensor:
 def quantize_u8(x: Tensor, scale: float, zero_point: int, low: int, high: int, factors: Tensor | None = None) -> Tensor:
     """Return uint8 codes clip(round(x / scale) + zero_point, low, high), same shape.
 
-    One pass over memory on a CPU. Elsewhere three: the rounding is a float32 addition, the conversion takes the low byte.
+    One pass over memory on a CPU. Elsewhere, and with factors, three: the rounding is a float32 addition, the conversion takes the
+    low byte. On a CPU large tensors go through them a block at a time, which stays in the cache.
 
     Args:
         x: Float values.
@@ -43,8 +46,8 @@ def quantize_u8(x: Tensor, scale: float, zero_point: int, low: int, high: int, f
         steps = x.float() / scale if factors is None else x.float() * factors
         return (torch.round(steps) + zero_point).clamp(low, high).to(torch.uint8)
     x = x if x.dtype == torch.float32 else x.float()
-    if x.device.type == "cpu" and not has_quantize():
-        codes = _quantized(x, scale, zero_point) if factors is None else _quantized(x * factors, 1.0, zero_point)
+    if factors is None and x.device.type == "cpu" and not has_quantize():
+        codes = _quantized(x, scale, zero_point)
         return codes if (low, high) == (0, 255) else codes.clamp_(low, high)
     return _rounded(x, scale, zero_point, low, high, factors)
 
@@ -57,9 +60,19 @@ def _quantized(x: Tensor, scale: float, zero_point: int) -> Tensor:
 
 def _rounded(x: Tensor, scale: float, zero_point: int, low: int, high: int, factors: Tensor | None) -> Tensor:
     start = _constant(_MAGIC + zero_point, x.device)
-    shifted = torch.add(start, x, alpha=1.0 / scale) if factors is None else torch.addcmul(start, x, factors)
-    codes: Tensor = shifted.clamp_(_MAGIC + low, _MAGIC + high).view(torch.int32).to(torch.uint8)
-    return codes
+
+    def shifted(x: Tensor, out: Tensor | None = None) -> Tensor:
+        y = torch.add(start, x, alpha=1.0 / scale, out=out) if factors is None else torch.addcmul(start, x, factors, out=out)
+        return y.clamp_(_MAGIC + low, _MAGIC + high).view(torch.int32)
+
+    if x.device.type != "cpu" or x.numel() <= _BLOCK:
+        return shifted(x).to(torch.uint8)
+    rows = x.reshape(-1, x.shape[-1])
+    size = max(1, _BLOCK // rows.shape[-1])
+    codes, room = torch.empty(rows.shape, dtype=torch.uint8), torch.empty(size, rows.shape[-1])
+    for block, into in zip(torch.split(rows, size), torch.split(codes, size), strict=True):
+        into.copy_(shifted(block, room[: len(block)]))
+    return codes.view(x.shape)
 
 
 @cache

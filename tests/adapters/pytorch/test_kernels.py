@@ -46,6 +46,18 @@ def test_quantize_u8_is_the_cores_quantization(low: float, high: float, symmetri
         assert float((got != expected).float().mean()) < 0.02
 
 
+@pytest.mark.parametrize("shape", [(3, 1000, 401), (401, 3001), (2**20 + 7,)])
+def test_large_tensors_get_the_codes_of_their_rows(shape: tuple[int, ...]) -> None:
+    x, factors = torch.randn(shape).clamp(-3, 2.5), torch.rand(shape[-1]) * 40 + 5
+    codes = kernels.quantize_u8(x, 1.0, 100, 1, 250, factors)
+    assert codes.shape == x.shape
+    expected = (torch.round(x.double() * factors) + 100).clamp(1, 250)
+    assert float((codes != expected).float().mean()) < 1e-4
+    assert float((codes - expected).abs().max()) <= 1
+    if x.ndim > 1:
+        assert torch.equal(codes[-1], kernels.quantize_u8(x[-1].contiguous(), 1.0, 100, 1, 250, factors))
+
+
 @given(st.integers(0, 2**32 - 1))
 def test_rows_are_quantized_on_their_own_range(seed: int) -> None:
     x = torch.from_numpy(np.random.default_rng(seed).standard_normal((5, 33)).astype(np.float32))

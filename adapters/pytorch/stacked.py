@@ -1,0 +1,67 @@
+"""Layers that read one value (query, key, value): for few rows one product of all their weights, at the first one's call."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from . import kernels
+
+if TYPE_CHECKING:
+    from .int8 import Int8Linear
+
+Tensor = torch.Tensor
+
+
+class Stack:
+    """The weights of several layers over one another; each layer takes its own part of the result, once.
+
+    A kernel's fixed cost weighs most where rows are few. The layers change and quantize their input alike. What a layer is
+    given is memory of its own, which its reader may overwrite.
+
+    Args:
+        layers: The layers; each is told its place.
+    """
+
+    def __init__(self, layers: Sequence[Int8Linear]) -> None:
+        self._layers = tuple(layers)
+        for place, layer in enumerate(layers):
+            layer.stacked = (self, place)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was made of the weights: a layer has others now, or is elsewhere."""
+        self._packed: Any = None
+        self._entry: tuple[weakref.ref[Tensor], int, dict[int, Tensor]] | None = None
+
+    def take(self, place: int, x: Tensor) -> Tensor:
+        """Return the product of ``x`` and the weight at one place, float32, before any activation function."""
+        entry = self._entry
+        if entry is not None and entry[0]() is x and entry[1] == x._version and place in entry[2]:
+            own = entry[2].pop(place)
+        else:
+            results = dict(enumerate(self._product(x)))
+            own = results.pop(place)
+            entry = self._entry = (weakref.ref(x), x._version, results)
+        if not entry[2]:
+            self._entry = None
+        return own
+
+    def _product(self, x: Tensor) -> Sequence[Tensor]:
+        if self._packed is None:
+            self._packed = self._pack()
+        sizes = [layer.outputs for layer in self._layers]
+        return torch.ops.aten.split_with_sizes_copy(self._layers[0].rows(x, self._packed), sizes, -1)  # type: ignore[no-any-return]
+
+    def _pack(self) -> Any:
+        codes = torch.cat([layer.matrix() for layer in self._layers])
+        scale = torch.cat([layer.scale.expand(layer.outputs) for layer in self._layers])
+        biases = [scale.new_zeros(layer.outputs) if layer.bias is None else layer.bias for layer in self._layers]
+        return kernels.pack_rows(codes, scale, torch.cat(biases))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The packed layout is the machine's own.
+        return {**self.__dict__, "_packed": None, "_entry": None}
