@@ -10,7 +10,7 @@ from torch import nn
 from octavo.core.adapter import OpParameters
 from octavo.core.numerics.tensor import QuantizedTensor
 
-from .activation import Activation, Memo
+from .activation import Activation
 from .fp8 import Fp8Linear
 from .int8 import Int8Conv, Int8Linear
 from .layers import Layer, conv_pads, is_transposed_linear
@@ -31,7 +31,6 @@ def quantized_module(
     *,
     gives: Activation | None = None,
     own: Own = (),
-    memo: Memo | None = None,
 ) -> nn.Module:
     """Return the module that carries a scheme out for one layer, with the float module's own settings beside it.
 
@@ -42,10 +41,9 @@ def quantized_module(
         bias: As the op uses it (batch norm folded, corrected), or None.
         gives: Parameters of a uint8 result; None for a float one.
         own: What a linear layer does to its input's channels first.
-        memo: Shared by the layers that read the same value alike.
     """
     factors = multipliers(own) if parameters.scheme.mode != "cast" else None
-    new = _made(layer, module, parameters, bias, gives, factors, memo)
+    new = _made(layer, module, parameters, bias, gives, factors)
     if own and factors is None:
         assert isinstance(module.weight, torch.Tensor)
         assert layer.op.weight is not None
@@ -66,7 +64,6 @@ def _made(
     bias: torch.Tensor | None,
     gives: Activation | None,
     factors: torch.Tensor | None,
-    memo: Memo | None,
 ) -> nn.Module:
     weight, scheme = parameters.weight, parameters.scheme
     assert weight is not None
@@ -91,7 +88,7 @@ def _made(
     shared: dict[str, Any] = {"source": static_form(parameters, 0), "gives": gives, "symmetric": scheme.input.symmetric}
     if layer.op.type == "linear":
         per_token, transposed = scheme.input.granularity == "token", is_transposed_linear(module)
-        more: dict[str, Any] = {"per_token": per_token, "transposed": transposed, "factors": factors, "memo": memo}
+        more: dict[str, Any] = {"per_token": per_token, "transposed": transposed, "factors": factors}
         return Int8Linear(weight, bias, module.weight.dtype, then="".join(layer.fused), **shared, **more)
     if isinstance(module, TRANSPOSED):
         result = parameters.outputs[0]

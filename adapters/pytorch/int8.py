@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -13,7 +13,9 @@ from octavo.core.numerics.tensor import QuantizedTensor
 
 from . import kernels, products
 from .activation import Activation, Memo
-from .stacked import Stack
+
+if TYPE_CHECKING:
+    from .stacked import Stack
 
 Tensor = torch.Tensor
 _FEW_ROWS = 128
@@ -145,11 +147,12 @@ class Int8Linear(Int8Layer):
         per_token: Every row of the input gets a scale of its own.
         transposed: The codes are stored as (inputs, outputs).
         factors: float32 (inputs,): the input is multiplied by it first (a rescaling that no other layer could take in).
-        memo: Shared by layers that read one value alike.
 
     Attributes:
-        stacked: The stack of such layers and the place in it, or None.
         outputs: Number of outputs.
+        few: Up to so many input elements one kernel quantizes and multiplies; 0 where there is none for this layer.
+        memo: Shared by layers that read one value alike, or None.
+        stacked: The stack of such layers and the place in it, or None.
     """
 
     factors: Tensor | None
@@ -161,14 +164,13 @@ class Int8Linear(Int8Layer):
         per_token: bool = False,
         transposed: bool = False,
         factors: Tensor | None = None,
-        memo: Memo | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.per_token = per_token
         self.transposed = transposed
         self.register_buffer("factors", factors)
-        self.memo = memo
+        self.memo: Memo | None = None
         self.stacked = None
         self.outputs: int = self.codes.shape[1 if transposed else 0]
         self._choose()
@@ -176,7 +178,7 @@ class Int8Linear(Int8Layer):
     def _choose(self) -> None:
         """Find out what depends on the device."""
         self._steps = self.factors / self.source.scale if self.factors is not None and self.source is not None else None
-        self._few = _FEW_ROWS * self.codes.shape[0 if self.transposed else 1] if self._fits_whole() else 0
+        self.few = _FEW_ROWS * self.codes.shape[0 if self.transposed else 1] if self._fits_whole() else 0
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         super()._apply(*args, **kwargs)
@@ -187,6 +189,11 @@ class Int8Linear(Int8Layer):
         super()._forget()
         if self.stacked is not None:
             self.stacked[0].reset()
+
+    def reading(self) -> object:
+        """Return what makes two layers of one value read it alike."""
+        factors = None if self.factors is None else self.factors.cpu().numpy().tobytes()
+        return (self.source and self.source.key(), self.symmetric, self.per_token, factors)
 
     def _fits_whole(self) -> bool:
         """True if one kernel quantizes this layer's input and multiplies: over all 256 codes, per tensor, from float32 to float32."""
@@ -202,7 +209,7 @@ class Int8Linear(Int8Layer):
         """Return the layer's output: float, or uint8 codes if it gives codes and the rows are many."""
         if torch.compiler.is_compiling():
             return self._portable(x)
-        if x.numel() <= self._few and x.dtype == torch.float32:
+        if x.numel() <= self.few and x.dtype == torch.float32:
             return self._whole(x)
         if x.dtype == torch.uint8:
             assert self.source is not None
@@ -219,9 +226,10 @@ class Int8Linear(Int8Layer):
         return self._multiply(codes, source)
 
     def _whole(self, x: Tensor) -> Tensor:
+        y = None
         if self.stacked is not None and not x.is_inference():  # such a tensor has no version to tell that it was changed
             y = self.stacked[0].take(self.stacked[1], x)
-        else:
+        if y is None:
             packed = self._laid_out.get("rows")
             if packed is None:
                 # The kernel keeps the bias beside the weight, so a weight with two biases is laid out twice.

@@ -12,19 +12,18 @@ from torch import nn
 from octavo.core.adapter import OpParameters
 from octavo.core.graph import Group, Op
 
-from .activation import Activation, Memo
+from .activation import Activation
 from .batches import tensors_in
 from .build import quantized_module, static_form
 from .capture import Call, Capture
 from .experts import expert_groups
 from .folding import folds
-from .int8 import Int8Linear
 from .kernels import POSTS
 from .layers import Layer, find_layers, with_shapes
 from .online import Factors, install
 from .rescale import Link, input_link, is_norm
 from .skeleton import copy_hooks, set_submodule, skeleton
-from .stacked import Stack
+from .stacked import share
 from .tracing import BATCH_NORM, Trace
 
 _TAKEN: Mapping[str, Collection[str]] = {"linear": POSTS, "conv": ("relu",)}
@@ -138,14 +137,12 @@ class ModuleCapture(Capture):
         twin = skeleton(self.root)
         install(twin, self.layers, {n: f for n, f in self.factors.items() if n not in parameters})
         gives = {n: form for n in parameters if (form := self._form_wanted(n, parameters)) is not None}
-        alike = self._alike(parameters)
-        memos = {name: memo for names in alike for memo in [Memo(len(names))] for name in names}
         made: dict[str, nn.Module] = {}
         for name, decided in parameters.items():
             layer = self.layers[name]
             old = twin.get_submodule(layer.path)
-            gift, own, memo = gives.get(name), self.factors.get(name, ()), memos.get(name)
-            new = quantized_module(layer, old, decided, biases[name], gives=gift, own=own, memo=memo)
+            gift, own = gives.get(name), self.factors.get(name, ())
+            new = quantized_module(layer, old, decided, biases[name], gives=gift, own=own)
             copy_hooks(old, new)
             made[name] = new
             if not layer.path:
@@ -157,8 +154,8 @@ class ModuleCapture(Capture):
                 idle = nn.Identity()
                 copy_hooks(twin.get_submodule(layer.act), idle)
                 set_submodule(twin, layer.act, idle.eval())
-        for names in alike:
-            Stack([module for name in names if isinstance(module := made[name], Int8Linear)])
+        if self._seen is not None:
+            share((self.layers[name].op.inputs[0], module) for name, module in made.items())
         return twin, {}
 
     def _form_wanted(self, name: str, parameters: Mapping[str, OpParameters]) -> Activation | None:
@@ -178,16 +175,6 @@ class ModuleCapture(Capture):
                 return None
             forms[form.key()] = form
         return next(iter(forms.values())) if len(forms) == 1 else None
-
-    def _alike(self, parameters: Mapping[str, OpParameters]) -> list[list[str]]:
-        """Return the sets of layers that quantize one value alike."""
-        alike: dict[object, list[str]] = {}
-        for name, decided in parameters.items():
-            layer = self.layers[name]
-            if layer.op.type == "linear" and fuses(decided) and self._seen is not None:
-                form = static_form(decided, 0)
-                alike.setdefault((layer.op.inputs[0], decided.scheme.mode, decided.scheme.input, form and form.key()), []).append(name)
-        return [names for names in alike.values() if len(names) > 1]
 
 
 def fuses(parameters: OpParameters) -> bool:

@@ -12,8 +12,10 @@ from octavo.core.adapter import OpParameters
 
 from .activation import Activation, Quantize
 from .build import quantized_module, static_form
+from .int8 import Int8Linear
 from .online import install
 from .skeleton import copy_hooks, skeleton
+from .stacked import share
 
 if TYPE_CHECKING:
     from .graph import GraphCapture
@@ -142,7 +144,18 @@ class _Rewriter:
                 elif node.op == "get_attr":
                     parts[str(node.target)] = _attribute(shared, str(node.target))
         graph.lint()
+        self._share()
         return fx.GraphModule(parts, graph, type(c.root).__name__).eval()
+
+    def _share(self) -> None:
+        """Let linear layers that read one value alike work on it together."""
+        reads = [(n.args[0], self._parts[str(n.target)]) for n in self._graph.nodes if n.op == "call_module" and n.args]
+        share((value, part) for value, part in reads if isinstance(part, nn.Module))
+        for node in self._graph.nodes:
+            part = self._parts[str(node.target)] if node.op == "call_module" else None
+            readers = [self._parts.get(str(user.target)) for user in node.users] if isinstance(part, Quantize) else []
+            if isinstance(part, Quantize) and readers:
+                part.few = min(reader.few if isinstance(reader, Int8Linear) else 0 for reader in readers)
 
     def _quantized(self, name: str, shared: nn.Module) -> nn.Module:
         layer = self._c.layers[name]

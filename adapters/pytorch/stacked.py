@@ -1,26 +1,48 @@
-"""Layers that read one value (query, key, value): for few rows one product of all their weights, at the first one's call."""
+"""Layers that read one value alike (query, key, value): it is quantized once, and few rows are multiplied once."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
+from torch import nn
 
 from . import kernels
-
-if TYPE_CHECKING:
-    from .int8 import Int8Linear
+from .activation import Memo
+from .int8 import Int8Linear
 
 Tensor = torch.Tensor
+
+
+def share(readers: Iterable[tuple[object, nn.Module]]) -> None:
+    """Let layers work together.
+
+    Args:
+        readers: A value and a layer that reads it; what is no :class:`Int8Linear` is left alone.
+    """
+    together: dict[object, list[Int8Linear]] = {}
+    for value, layer in readers:
+        if isinstance(layer, Int8Linear):
+            together.setdefault((value, layer.reading()), []).append(layer)
+    for layers in together.values():
+        if len(layers) > 1:
+            memo = Memo(len(layers))
+            for layer in layers:
+                layer.memo = memo
+            Stack(layers)
+
+
+_WASTE = 4
 
 
 class Stack:
     """The weights of several layers over one another; each layer takes its own part of the result, once.
 
     A kernel's fixed cost weighs most where rows are few. The layers change and quantize their input alike. What a layer is
-    given is memory of its own, which its reader may overwrite.
+    given is memory of its own, which its reader may overwrite. Where results stay untaken time and again, because the layers
+    are called with other values after all, every layer is left to itself.
 
     Args:
         layers: The layers; each is told its place.
@@ -30,6 +52,7 @@ class Stack:
         self._layers = tuple(layers)
         for place, layer in enumerate(layers):
             layer.stacked = (self, place)
+        self._wasted = 0
         self.reset()
 
     def reset(self) -> None:
@@ -37,12 +60,15 @@ class Stack:
         self._packed: Any = None
         self._entry: tuple[weakref.ref[Tensor], int, dict[int, Tensor]] | None = None
 
-    def take(self, place: int, x: Tensor) -> Tensor:
-        """Return the product of ``x`` and the weight at one place, float32, before any activation function."""
+    def take(self, place: int, x: Tensor) -> Tensor | None:
+        """Return the product of ``x`` and the weight at one place, float32, before any activation function; or None."""
+        if self._wasted > _WASTE:
+            return None
         entry = self._entry
         if entry is not None and entry[0]() is x and entry[1] == x._version and place in entry[2]:
             own = entry[2].pop(place)
         else:
+            self._wasted = 0 if entry is None else self._wasted + 1
             results = dict(enumerate(self._product(x)))
             own = results.pop(place)
             entry = self._entry = (weakref.ref(x), x._version, results)

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from octavo.adapters.pytorch import kernels
-from octavo.adapters.pytorch.activation import Activation, Memo
+from octavo.adapters.pytorch import TorchConfig, kernels
+from octavo.adapters.pytorch.activation import Activation
+from octavo.adapters.pytorch.adapter import TorchAdapter
 from octavo.adapters.pytorch.int8 import Int8Linear
-from octavo.adapters.pytorch.stacked import Stack
+from octavo.adapters.pytorch.stacked import Stack, share
+from octavo.core.adapter import Opened
 from octavo.core.algorithms.base import WeightContext
 from octavo.core.algorithms.rtn import RoundToNearest
 from octavo.core.plugins import PluginHost
+from octavo.core.presets import preset_recipe
+from octavo.core.realize import Realizer
+from octavo.core.rules import build_space
 from octavo.core.scheme import QuantSpec
 
 pytestmark = pytest.mark.skipif(bool(kernels.has_rows()), reason=kernels.has_rows())
@@ -24,13 +30,23 @@ pytestmark = pytest.mark.skipif(bool(kernels.has_rows()), reason=kernels.has_row
 def layers(static: bool, x: torch.Tensor) -> list[Int8Linear]:
     """Three layers of different widths, the second without a bias, the third with an activation function."""
     torch.manual_seed(0)
-    form, memo, factors = (Activation.around(x, symmetric=False) if static else None), Memo(3), torch.rand(64) + 0.5
+    form, factors = (Activation.around(x, symmetric=False) if static else None), torch.rand(64) + 0.5
     rtn, made = RoundToNearest(PluginHost(third_party=False).read("algorithms", "rtn")), []
     for outputs, bias, then, spec in ((48, True, "", "channel"), (16, False, "", "tensor"), (32, True, "gelu", "channel")):
         weight = rtn.quantize(torch.randn(outputs, 64), QuantSpec(dtype="int8", granularity=spec), WeightContext())
-        one = Int8Linear(weight, torch.randn(outputs) if bias else None, torch.float32, form, then=then, factors=factors, memo=memo)
+        one = Int8Linear(weight, torch.randn(outputs) if bias else None, torch.float32, form, then=then, factors=factors)
         made.append(one.eval())
     return made
+
+
+def static(model: nn.Module, batch: Any) -> Any:
+    """The candidate of the int8 static preset."""
+    session = TorchAdapter(TorchConfig()).open(model, batch)
+    opened = Opened("torch", session, session.describe(), session.capability())
+    space = build_space(opened, [])
+    made = Realizer(opened, space, PluginHost(third_party=False))
+    made.calibrate([batch])
+    return made.candidate(preset_recipe("int8-static", space, opened))
 
 
 def kernels_run(run: object, *args: torch.Tensor) -> int:
@@ -45,7 +61,7 @@ def test_one_product_gives_what_each_layer_gives_alone(static: bool) -> None:
     x = torch.randn(2, 5, 64)
     alone = [layer(x) for layer in layers(static, x)]
     together = layers(static, x)
-    Stack(together)
+    share(("x", layer) for layer in together)
     assert kernels_run(lambda: [layer(x) for layer in together]) == 1
     for layer, expected in zip(together, alone, strict=True):
         torch.testing.assert_close(layer(x), expected, rtol=1e-6, atol=1e-6)
@@ -91,6 +107,18 @@ def test_the_result_is_let_go_when_the_last_layer_has_read_it() -> None:
     assert stack._entry is None
 
 
+def test_layers_that_are_called_with_other_values_are_left_to_themselves() -> None:
+    x = torch.randn(5, 64)
+    query, key, value = layers(True, x)
+    alone = copy.deepcopy(key)
+    Stack([query, key, value])
+    for _ in range(9):
+        query(x + 0)
+        torch.testing.assert_close(key(x), alone(x))
+    assert kernels_run(lambda: [query(x), key(x)]) == 2
+    assert "rows" in key._laid_out
+
+
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
 def test_copies_have_a_stack_of_their_own(again: object) -> None:
     x = torch.randn(5, 64)
@@ -117,24 +145,32 @@ def test_loaded_weights_are_laid_out_anew() -> None:
         torch.testing.assert_close(layer(x), y, rtol=1e-6, atol=1e-6)
 
 
+def test_few_rows_of_a_traced_model_are_quantized_inside_the_kernel() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(64, 32), nn.Linear(64, 32), nn.Linear(32, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.c(torch.tanh(self.a(x) * self.b(x)))
+
+    torch.manual_seed(0)
+    few, many = torch.randn(4, 64), torch.randn(500, 64)
+    candidate = static(Net().eval(), (many,))
+    assert isinstance(candidate.native, torch.fx.GraphModule)
+    assert kernels_run(lambda: candidate.native(few)) == 2
+    assert kernels_run(lambda: candidate.native(many)) == 0
+    padded = torch.cat([few, many])
+    torch.testing.assert_close(candidate.native(few), candidate.native(padded)[:4], rtol=1e-4, atol=1e-4)
+
+
 def test_a_model_with_query_key_and_value_stacks_them() -> None:
     from transformers import BertConfig, BertModel
-
-    from octavo.adapters.pytorch.adapter import TorchAdapter, TorchConfig
-    from octavo.core.adapter import Opened
-    from octavo.core.presets import preset_recipe
-    from octavo.core.realize import Realizer
-    from octavo.core.rules import build_space
 
     torch.manual_seed(0)
     model = BertModel(BertConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, vocab_size=99)).eval()
     batch = {"input_ids": torch.randint(99, (2, 8))}
-    session = TorchAdapter(TorchConfig()).open(model, batch)
-    opened = Opened("torch", session, session.describe(), session.capability())
-    space, host = build_space(opened, []), PluginHost(third_party=False)
-    made = Realizer(opened, space, host)
-    made.calibrate([batch])
-    candidate = made.candidate(preset_recipe("int8-static", space, opened))
+    candidate = static(model, batch)
     layer = candidate.native.encoder.layer[0].attention.self
     assert layer.query.stacked[0] is layer.key.stacked[0] is layer.value.stacked[0]
     assert kernels_run(lambda: candidate.run(batch)) == 2 * (1 + 3) + 1
