@@ -19,6 +19,7 @@ from octavo.core.graph import Op
 from . import kernels
 from .activation import Activation
 from .int8 import Int8Layer
+from .layouts import content, layout
 
 Tensor = torch.Tensor
 Geometry = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...], int]
@@ -45,7 +46,7 @@ class Int8ConvTranspose(Int8Layer):
     def __init__(self, *args: Any, geometry: Geometry, result: Activation, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.geometry = geometry
-        self.result = result
+        self.written = result
 
     def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """Return the layer's output: float, or uint8 codes if it gives codes."""
@@ -54,8 +55,8 @@ class Int8ConvTranspose(Int8Layer):
         if torch.compiler.is_compiling():
             return self._portable(x, geometry)
         codes = x if x.dtype == torch.uint8 else self.source.quantize(x)
-        packed, spare = self.laid_out(geometry, lambda: self._packed(geometry))
-        out = self.gives or self.result
+        packed, spare = layout(self.codes, (geometry, content(self.scale), content(self.bias)), lambda: self._packed(geometry))
+        out = self.gives or self.written
         y = conv_transpose_u8(codes, self.source.scale, self.source.zero_point, packed, out.scale, out.zero_point)
         y = y[:, :-1] if spare else y
         return y if self.gives is not None else ((y.float() - out.zero_point) * out.scale).to(self.dtype)

@@ -102,7 +102,7 @@ def test_the_integer_kernel_is_exact_up_to_its_own_codes(kernel: Any, stride: An
     assert decided.weight is not None
     rounded = (layer.source.quantize(batch[0]).double() - layer.source.zero_point) * layer.source.scale
     expected = nn.functional.conv_transpose2d(rounded, decided.weight.dequantize().double(), model[0].bias.double(), stride, pad)
-    result = layer.result  # what calibration saw of the float output: its ends clip
+    result = layer.written  # what calibration saw of the float output: its ends clip
     codes = torch.round(expected / result.scale) + result.zero_point
     expected = (codes.clamp(0, 255) - result.zero_point) * result.scale
     assert float(np.abs(candidate.run(batch)[0] - expected.detach().numpy()).max()) <= 1.01 * result.scale
