@@ -146,6 +146,11 @@ class LinearArithmetic(Integers):
         return kernels.post(self.then, y).to(self.dtype)
 
 
+def format_of(codes: Tensor) -> torch.memory_format:
+    """Return how the kernels of convolutions take their tensors, for a weight of so many axes."""
+    return torch.channels_last if codes.ndim == 4 else torch.contiguous_format
+
+
 class ConvArithmetic(Integers):
     """A convolution; bias, residual add and ReLU run inside the kernel.
 
@@ -159,20 +164,15 @@ class ConvArithmetic(Integers):
     pads: tuple[int, ...]
     other: Activation | None
 
-    @property
-    def format(self) -> torch.memory_format:
-        """How the kernel takes its tensors. Not an attribute: pickle may name a memory format by a module that the reader lacks."""
-        return torch.channels_last if self.codes.ndim == 4 else torch.contiguous_format
-
     def convolved(self, x: Tensor, other: Tensor | None) -> Tensor:
         """Return the layer's output. ``other`` is uint8 where the result is, else float, and may be overwritten."""
-        source = self.source or Activation.around(x, self.symmetric)
-        codes = x if x.dtype == torch.uint8 else source.quantize(x.contiguous(memory_format=self.format))
+        source, form = self.source or Activation.around(x, self.symmetric), format_of(self.codes)
+        codes = x if x.dtype == torch.uint8 else source.quantize(x.contiguous(memory_format=form))
         if self.pads:
             codes = nn.functional.pad(codes, self.pads, value=source.zero_point)
-        codes = codes.contiguous(memory_format=self.format)
+        codes = codes.contiguous(memory_format=form)
         if other is not None:
-            other = other.contiguous(memory_format=self.format)
+            other = other.contiguous(memory_format=form)
         added = (1.0, 0) if self.other is None or self.gives is None else (self.other.scale, self.other.zero_point)
         key = ("conv", repr(self.geometry), self.scale.numel())
         packed = layout(self.codes, key, lambda: kernels.pack_conv(self.codes, self.scale, source.scale, source.zero_point, self.geometry))

@@ -25,7 +25,7 @@ from .rescale import Link, input_link, is_norm
 from .skeleton import copy_hooks, set_submodule, skeleton
 from .tracing import BATCH_NORM, Trace
 
-_TAKEN: Mapping[str, Collection[str]] = {"linear": POSTS, "conv": ("relu",)}
+_TAKEN: Mapping[str, Collection[str]] = {"linear": POSTS, "conv": ("relu",), "conv_transpose": ("relu",)}
 """Op type -> activation functions that its kernel takes in."""
 
 

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 
 from .activation import Activation
-from .arithmetic import ConvArithmetic, LinearArithmetic
+from .arithmetic import ConvArithmetic, LinearArithmetic, format_of
 
 Tensor = torch.Tensor
 _LIBRARY: Any = torch.library.Library("octavo", "DEF")  # type: ignore[no-untyped-call]
-_SOURCE = "float? source_scale, int[] source_codes, bool symmetric"
-_RESULT = "float result_scale, int result_zero_point, ScalarType dtype, str then"
+SOURCE = "float? source_scale, int[] source_codes, bool symmetric"
+RESULT = "float result_scale, int result_zero_point, ScalarType dtype, str then"
+"""How schemas name what :class:`Arguments` takes."""
 SourceArguments = tuple[float | None, Sequence[int], bool]
 ResultArguments = tuple[float, int, torch.dtype, str]
 
@@ -85,7 +86,7 @@ def _linear_form(x: Tensor, codes: Tensor, *rest: Any) -> Tensor:
 
 register(
     f"int8_linear(Tensor x, Tensor codes, Tensor scale, Tensor? bias, Tensor? factors, bool per_token, bool transposed, "
-    f"{_SOURCE}, {_RESULT}) -> Tensor",
+    f"{SOURCE}, {RESULT}) -> Tensor",
     _linear,
     _linear_form,
 )
@@ -110,8 +111,8 @@ def _conv(
     layer.geometry, layer.pads = (stride, padding, dilation, groups), tuple(pads)
     layer.other = None if other_scale is None else Activation(other_scale, other_zero_point)
     # The kernel writes into what it adds, and an operator must not.
-    y = layer.convolved(x, None if other is None else other.clone(memory_format=layer.format))
-    return y.contiguous(memory_format=layer.format)
+    form = format_of(codes)
+    return layer.convolved(x, None if other is None else other.clone(memory_format=form)).contiguous(memory_format=form)
 
 
 def _conv_form(x: Tensor, codes: Tensor, *rest: Any) -> Tensor:
@@ -119,13 +120,12 @@ def _conv_form(x: Tensor, codes: Tensor, *rest: Any) -> Tensor:
     n = codes.ndim - 2
     room = [x.shape[2 + i] + (pads[2 * (n - 1 - i)] + pads[2 * (n - 1 - i) + 1] if pads else 0) for i in range(n)]
     places = [(room[i] + 2 * padding[i] - dilation[i] * (codes.shape[2 + i] - 1) - 1) // stride[i] + 1 for i in range(n)]
-    layout = torch.channels_last if n == 2 else torch.contiguous_format
-    return torch.empty((x.shape[0], codes.shape[0], *places), dtype=dtype, device=x.device, memory_format=layout)
+    return torch.empty((x.shape[0], codes.shape[0], *places), dtype=dtype, device=x.device, memory_format=format_of(codes))
 
 
 register(
     "int8_conv(Tensor x, Tensor codes, Tensor scale, Tensor? bias, Tensor? other, float? other_scale, int other_zero_point, "
-    f"int[] stride, int[] padding, int[] dilation, int groups, int[] pads, {_SOURCE}, {_RESULT}) -> Tensor",
+    f"int[] stride, int[] padding, int[] dilation, int groups, int[] pads, {SOURCE}, {RESULT}) -> Tensor",
     _conv,
     _conv_form,
 )

@@ -151,6 +151,22 @@ def test_codes_pass_between_compiled_layers_where_rows_are_many() -> None:
 
 
 @RECORDS
+def test_compiled_transposed_convolutions_run_on_their_kernel() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.ConvTranspose2d(8, 12, 4, 2, 1), nn.ReLU(), nn.ConvTranspose2d(12, 4, 2, 2)).eval(), torch.randn(2, 8, 6, 5)
+    made = octavo.quantize_model(model, {"rules": [{"types": ["conv_transpose"], "mode": "dynamic"}]}, calibration=[(x,)])
+    recorder = Recorder()
+    compiled = torch.compile(made.model, fullgraph=True, backend=recorder, dynamic=True)
+    with torch.no_grad():
+        for batch in (x, x[..., :4].contiguous()):
+            torch.testing.assert_close(compiled(batch), made.model(batch), rtol=0, atol=0)
+        program = torch.export.export(made.model, (x,))
+        near(program.module()(x), made.candidate.run((x,))[0])
+    assert recorder.graphs == 1 and "octavo.int8_conv_transpose.default" in recorder.names
+    assert "octavo" not in str(program.graph)
+
+
+@RECORDS
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
 def test_compiled_recurrent_layers_run_on_their_kernel(kind: Any) -> None:
     torch.manual_seed(0)
@@ -197,6 +213,20 @@ def operator_calls() -> dict[str, tuple[Any, ...]]:
         "conv": (ops.int8_conv, image, *conv, None, None, 0, *form, *dynamic, *real),
         "conv, added": (ops.int8_conv, image, *conv, torch.randn(2, 8, 6, 4), None, 0, *form, *static, *real),
         "conv, padded": (ops.int8_conv, image, *conv, None, None, 0, *form[:4], [1, 0, 2, 0], *static, 0.1, 7, torch.uint8, "relu"),
+        "transposed": (
+            ops.int8_conv_transpose,
+            image,
+            taps.view(4, 8, 3, 3),
+            scale[:8],
+            None,
+            [2, 3],
+            [1, 0],
+            [1, 0],
+            [1, 1],
+            1,
+            *dynamic,
+            *real,
+        ),
         "int4": (ops.int4_linear, x, four, groups, None, -8),
         "fp8": (ops.fp8_linear, x, torch.full((32, 64), 56, dtype=torch.uint8), scale, True),
         "recurrent": (ops.int8_recurrent, torch.randn(2, 5, 16), None, [state, state], cell, [], "lstm", 1, False, True),
