@@ -62,21 +62,30 @@ class Step:
 
 
 @cache
-def steps(kernel: tuple[int, ...], geometry: Geometry) -> tuple[tuple[Step, ...], tuple[Phase, ...]]:
-    """Return the convolutions that make up a transposed one, and the phases that no tap reaches."""
+def steps(kernel: tuple[int, ...], geometry: Geometry, together: bool = True) -> tuple[tuple[Step, ...], tuple[Phase, ...]]:
+    """Return the convolutions that make up a transposed one, and the phases that no tap reaches.
+
+    Args:
+        kernel: Size of the kernel on each axis.
+        geometry: Of the transposed convolution.
+        together: One convolution computes all phases with as many taps, dilated and padded alike; else one phase each.
+    """
     stride, padding, extra, dilation, _ = geometry
-    found: dict[tuple[tuple[int, int, int], ...], list[Phase]] = {}
+    found: dict[tuple[object, ...], list[Phase]] = {}
+    forms: dict[tuple[object, ...], tuple[tuple[int, ...], tuple[int, ...]]] = {}
     empty: list[Phase] = []
     axes = [_residues(*each) for each in zip(kernel, stride, padding, extra, dilation, strict=True)]
     for parts in product(*axes):
         residues, first, more = (tuple(getattr(p, name) for p in parts) for name in ("residue", "first", "more"))
         phase = Phase(residues, first, more, tuple(p.taps for p in parts))
         if all(phase.taps):
-            found.setdefault(tuple((len(p.taps), p.dilation, p.padding) for p in parts), []).append(phase)
+            form = tuple(p.padding for p in parts), tuple(p.dilation for p in parts)
+            key = (*form, tuple(len(p.taps) for p in parts), () if together else residues)
+            forms[key] = form
+            found.setdefault(key, []).append(phase)
         else:
             empty.append(phase)
-    made = (Step(tuple(p for _, _, p in key), tuple(d for _, d, _ in key), tuple(phases)) for key, phases in found.items())
-    return tuple(made), tuple(empty)
+    return tuple(Step(*forms[key], tuple(phases)) for key, phases in found.items()), tuple(empty)
 
 
 def _residues(kernel: int, stride: int, padding: int, extra: int, dilation: int) -> list[_Residue]:

@@ -34,8 +34,10 @@ class TransposedArithmetic(Integers):
         codes = x if x.dtype == torch.uint8 else source.quantize(x.contiguous(memory_format=form))
         codes = codes.contiguous(memory_format=form)
         key = ("transposed", geometry, content(self.scale), content(self.bias))
-        made = layout(self.codes, key, lambda: [self._laid_out(step, geometry, source) for step in steps(self._kernel, geometry)[0]])
         groups, result = geometry[4], self.result()
+        # oneDNN has kernels of its own where every group is one channel in and one out: those are not put together.
+        plan, empty = steps(self._kernel, geometry, self.codes.shape[0] > groups or self.codes.shape[1] > 1)
+        made = layout(self.codes, key, lambda: [self._laid_out(step, geometry, source) for step in plan])
         places = output_places(tuple(x.shape[2:]), self._kernel, geometry)
         y = torch.empty((x.shape[0], self.codes.shape[1] * groups, *places), dtype=result[2], device=x.device, memory_format=form)
         grouped = torch.unflatten(y, 1, (groups, -1))
@@ -54,7 +56,7 @@ class TransposedArithmetic(Integers):
                 for axis in range(n):
                     chosen = chosen.narrow(3 + axis, phase.first[axis], counts[i][axis])
                 _places(grouped, phase, geometry).copy_(chosen)
-        for phase in steps(self._kernel, geometry)[1]:
+        for phase in empty:
             _places(grouped, phase, geometry).copy_(self._untouched(groups).view(groups, -1, *[1] * n))
         return y
 

@@ -53,13 +53,14 @@ def fake_quantized(layer: Int8ConvTranspose, source: Activation, x: torch.Tensor
 
 
 @settings(max_examples=120, deadline=None)
-@given(geometries(), st.booleans(), st.booleans(), st.booleans(), st.integers(0, 2**16))
-def test_every_geometry_is_exact(given_: Any, per_channel: bool, static: bool, bias: bool, seed: int) -> None:
+@given(geometries(), st.sampled_from([(1, 1), (2, 3)]), st.booleans(), st.booleans(), st.booleans(), st.integers(0, 2**16))
+def test_every_geometry_is_exact(given_: Any, widths: tuple[int, int], per_channel: bool, static: bool, bias: bool, seed: int) -> None:
     torch.manual_seed(seed)
     kernel, geometry, size = given_
     groups = geometry[4]
-    x = torch.randn(2, 2 * groups, *size)
-    weight, added = weight_of((2 * groups, 3, *kernel), per_channel), torch.randn(3 * groups) if bias else None
+    inputs, outputs = widths[0] * groups, widths[1]
+    x = torch.randn(2, inputs, *size)
+    weight, added = weight_of((inputs, outputs, *kernel), per_channel), torch.randn(outputs * groups) if bias else None
     source = Activation.around(x, symmetric=False)
     layer = Int8ConvTranspose(weight, added, torch.float32, source if static else None, geometry=geometry)
     expected = fake_quantized(layer, source, x)
@@ -69,10 +70,10 @@ def test_every_geometry_is_exact(given_: Any, per_channel: bool, static: bool, b
 
 
 @settings(max_examples=60, deadline=None)
-@given(geometries())
-def test_every_output_comes_from_one_phase_and_every_product_is_computed_once(given_: Any) -> None:
+@given(geometries(), st.booleans())
+def test_every_output_comes_from_one_phase_and_every_product_is_computed_once(given_: Any, together: bool) -> None:
     kernel, geometry, _ = given_
-    made, empty = steps(kernel, geometry)
+    made, empty = steps(kernel, geometry, together)
     phases = [*(p for step in made for p in step.phases), *empty]
     assert sorted(p.residues for p in phases) == [tuple(r) for r in np.ndindex(*geometry[0])]
     taps = [index for step in made for p in step.phases for index in product(*p.taps)]
