@@ -74,7 +74,8 @@ class Quantize(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the codes of ``x``, or ``x``."""
-        if x.numel() <= self.few and x.dtype == torch.float32 and x.device.type == "cpu" and not torch.compiler.is_compiling():
+        portable = torch.compiler.is_compiling() and kernels.is_portable()
+        if not portable and x.numel() <= self.few and x.dtype == torch.float32 and x.device.type == "cpu":
             return x
         return self.activation.quantize(x)
 

@@ -91,10 +91,8 @@ def _made(
         more: dict[str, Any] = {"per_token": per_token, "transposed": transposed, "factors": factors}
         return Int8Linear(weight, bias, module.weight.dtype, then="".join(layer.fused), **shared, **more)
     if isinstance(module, TRANSPOSED):
-        result = parameters.outputs[0]
-        assert result is not None
         form: Any = (module.stride, module.padding, module.output_padding, module.dilation, module.groups)
-        return Int8ConvTranspose(weight, bias, module.weight.dtype, geometry=form, result=Activation.of(result), **shared)
+        return Int8ConvTranspose(weight, bias, module.weight.dtype, geometry=form, then="".join(layer.fused), **shared)
     assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
     return Int8Conv(weight, bias, module.weight.dtype, other=static_form(parameters, 1), **_conv_form(layer, module), **shared)
 

@@ -12,8 +12,10 @@ from torch import nn
 
 from octavo.core.numerics.tensor import QuantizedTensor
 
-from . import products
+from . import kernels, products
 from .kernels import post
+from .layouts import content, forget, layout
+from .operators import register
 
 Tensor = torch.Tensor
 
@@ -55,37 +57,56 @@ class Fp8Linear(nn.Module):
         self.dtype = dtype
         self.per_token = per_token
         self.then = then
-        self._packed: tuple[Tensor, Tensor] | None = None
-
-    def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        self._packed = None
-        return super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._packed = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_packed": None}
-
-    def _layout(self) -> tuple[Tensor, Tensor]:
-        packed = products.pack_fp8(self.codes)
-        return packed, nn.functional.pad(self.scale, (0, packed.shape[0] - self.codes.shape[0])) if self.per_token else self.scale
+        forget(self.codes)
+        forget(self.scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output."""
-        if torch.compiler.is_compiling():
-            packed, scale = self._layout()
-        else:
-            if self._packed is None:
-                self._packed = self._layout()
-            packed, scale = self._packed
         flat = x.reshape(-1, x.shape[-1])
-        codes, scales = products.quantize_fp8(flat if self.factors is None else flat * self.factors, self.per_token)
-        y = products.linear_fp8(codes, scales, packed, scale)[:, : self.codes.shape[0]]
+        flat = flat if self.factors is None else flat * self.factors
+        if not torch.compiler.is_compiling():
+            y = fp8_linear(flat, self.codes, self.scale, self.per_token)
+        elif kernels.is_portable():
+            y = _multiplied(flat, self.codes.shape[0], *_laid_out(self.codes, self.scale, self.per_token), self.per_token)
+        else:
+            y = torch.ops.octavo.fp8_linear(flat.detach(), self.codes, self.scale, self.per_token)
         y = post(self.then, y if self.bias is None else y + self.bias)
         return y.to(self.dtype).view(*x.shape[:-1], -1)
 
     def extra_repr(self) -> str:
         """Return its shape and scales."""
         return f"{tuple(self.codes.shape)}, fp8 dynamic per {'token' if self.per_token else 'tensor'}"
+
+
+def _laid_out(codes: Tensor, scale: Tensor, per_token: bool) -> tuple[Tensor, Tensor]:
+    packed = products.pack_fp8(codes)
+    return packed, nn.functional.pad(scale, (0, packed.shape[0] - codes.shape[0])) if per_token else scale
+
+
+def _multiplied(x: Tensor, outputs: int, packed: Tensor, scale: Tensor, per_token: bool) -> Tensor:
+    rows, scales = products.quantize_fp8(x, per_token)
+    return products.linear_fp8(rows, scales, packed, scale)[:, :outputs].contiguous()
+
+
+def fp8_linear(x: Tensor, codes: Tensor, scale: Tensor, per_token: bool) -> Tensor:
+    """Return x W^T in bfloat16, its weight laid out at the first call.
+
+    Args:
+        x: Float values (rows, inputs).
+        codes: uint8 bit patterns of fp8_e4m3fn (outputs, inputs).
+        scale: float32 (outputs,), or one.
+        per_token: Every row of ``x`` has a scale of its own, and every output too.
+    """
+    key = ("fp8", per_token, content(scale))
+    packed, scales = layout(codes, key, lambda: _laid_out(codes, scale, per_token))
+    return _multiplied(x, codes.shape[0], packed, scales, per_token)
+
+
+register(
+    "fp8_linear(Tensor x, Tensor codes, Tensor scale, bool per_token) -> Tensor",
+    fp8_linear,
+    lambda x, codes, *_: x.new_empty((x.shape[0], codes.shape[0]), dtype=torch.bfloat16),
+)

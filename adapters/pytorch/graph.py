@@ -108,8 +108,8 @@ class GraphCapture(Capture):
             norm, end = str(follower.target), follower
             inner.append(end)
             follower = only_user(end)
-        if op.type == "conv":
-            if follower is not None and len(self._shapes.get(node.name, ())) == 4:
+        if op.type in ("conv", "conv_transpose"):
+            if follower is not None and op.type == "conv" and len(self._shapes.get(node.name, ())) == 4:
                 other = self._added(follower, end, node)
                 if other is not None:
                     fused.append("add")

@@ -28,6 +28,14 @@ def _constant(value: float, device: torch.device) -> Tensor:
     return torch.full((), value, device=device)
 
 
+def is_portable() -> bool:
+    """True where a program is recorded that must run without octavo: in ``torch.export``, and in any tracer of a torch before 2.7.
+
+    torch 2.6 does not tell an export from a compilation.
+    """
+    return not hasattr(torch.compiler, "is_exporting") or torch.compiler.is_exporting()
+
+
 def quantize_u8(x: Tensor, scale: float, zero_point: int, low: int, high: int, factors: Tensor | None = None) -> Tensor:
     """Return uint8 codes clip(round(x / scale) + zero_point, low, high), same shape.
 
@@ -43,8 +51,10 @@ def quantize_u8(x: Tensor, scale: float, zero_point: int, low: int, high: int, f
         factors: One float32 multiplier per channel of the last axis, in place of 1 / scale.
     """
     if torch.compiler.is_compiling():
-        steps = x.float() / scale if factors is None else x.float() * factors
-        return (torch.round(steps) + zero_point).clamp(low, high).to(torch.uint8)
+        # Torch's kernel adds the zero point before it rounds, and multiplies by the inverse in float32: so a compiler can fuse the same.
+        start = torch.full((), float(zero_point), device=x.device)
+        steps = torch.full((), 1.0, device=x.device) / torch.full((), scale, device=x.device) if factors is None else factors
+        return torch.round(torch.addcmul(start, x.float(), steps)).clamp(low, high).to(torch.uint8)
     x = x if x.dtype == torch.float32 else x.float()
     if factors is None and x.device.type == "cpu" and not has_quantize():
         codes = _quantized(x, scale, zero_point)

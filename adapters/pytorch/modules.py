@@ -26,7 +26,7 @@ from .skeleton import copy_hooks, set_submodule, skeleton
 from .stacked import share
 from .tracing import BATCH_NORM, Trace
 
-_TAKEN: Mapping[str, Collection[str]] = {"linear": POSTS, "conv": ("relu",)}
+_TAKEN: Mapping[str, Collection[str]] = {"linear": POSTS, "conv": ("relu",), "conv_transpose": ("relu",)}
 """Op type -> activation functions that its kernel takes in."""
 
 

@@ -15,7 +15,6 @@ from octavo.core.scheme import OpScheme, QuantSpec
 
 from . import kernels, products
 from .recurrent import has_recurrent
-from .transposed import has_conv_transpose, transposed_geometry
 
 _CHANNEL = QuantSpec(dtype="int8", granularity="channel")
 _TENSOR = QuantSpec(dtype="int8")
@@ -71,11 +70,6 @@ def capability(device: str) -> Capability:
         for bits in (4, 3)
         for granularity in ("channel", "tensor")
     ]
-    transposed = [
-        Offer(OpScheme(mode="static", weight=_TENSOR, input=source, output=_UNSIGNED), when=_transposes)
-        for source in (_UNSIGNED, _SIGNED)
-        if kind == "cpu"
-    ]
     rows = [Offer(OpScheme(mode="dynamic", weight=weight, input=_TOKEN), when=fits) for weight in (_CHANNEL, _TENSOR)]
     # A CPU has the fp8 product too, and takes longer over it than over float32: nothing is gained but the numbers.
     fp8 = [
@@ -91,7 +85,7 @@ def capability(device: str) -> Capability:
     offers = {
         "linear": (*int8[:4], *rows[:1], *int8[4:], *rows[1:], *fp8, *stored, *few, *casts),
         "conv": (*int8, *few, *casts, *stored),
-        "conv_transpose": (*transposed, *casts),
+        "conv_transpose": (*int8, *few, *casts),
         "embedding": (*stored, *casts),
         "lstm": (*_recurrent(device, "lstm"), *stored),
         "gru": (*_recurrent(device, "gru"), *stored),
@@ -131,11 +125,6 @@ def _observed(device: str, op: Op) -> str:
 def _fp8(device: str, per_row: bool, op: Op) -> str:
     """Return why a device's fp8 product cannot take an op; empty if it can."""
     return products.has_fp8(device, per_row)
-
-
-def _transposes(op: Op) -> str:
-    assert op.weight is not None
-    return has_conv_transpose(op.weight.shape, transposed_geometry(op))
 
 
 def _groups_fit(group: int | None) -> Callable[[Op], str] | None:

@@ -7,8 +7,7 @@ The kernels are those of torch's dynamic quantization: input and state of each s
 from __future__ import annotations
 
 import warnings
-import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -19,7 +18,8 @@ from torch.nn.utils.rnn import PackedSequence
 from octavo.core.numerics.tensor import QuantizedTensor
 
 from . import kernels
-from .int8 import gone, shared_layout
+from .layouts import content, forget, layout
+from .operators import register
 from .weight_only import StoredWeight
 
 Tensor = torch.Tensor
@@ -134,49 +134,85 @@ class StoredRecurrent(nn.Module):
 
 
 class Int8Recurrent(StoredRecurrent):
-    """An LSTM or GRU with int8 products. In compiled and exported programs it decodes its weights instead.
+    """An LSTM or GRU with int8 products. In exported programs it decodes its weights instead.
 
     Args:
         module: The float module.
         weights: int8 codes, symmetric, per tensor or per output channel.
     """
 
-    def __init__(self, module: nn.LSTM | nn.GRU, weights: Sequence[QuantizedTensor]) -> None:
-        super().__init__(module, weights)
-        self._weights: list[Callable[[], QuantizedTensor | None]] = [weakref.ref(w) for w in weights]
-        self._cells: list[Any] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        # The packed layout is the machine's own: it is made again where the layer lands.
-        return {**self.__dict__, "_cells": None, "_weights": [gone] * len(self._weights)}
-
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._cells, self._weights = None, [gone] * len(self._weights)
+        for tensor in self.buffers():
+            forget(tensor)
 
     def _run(self, x: Tensor, sizes: Tensor | None, states: States) -> tuple[Tensor, States]:
-        if torch.compiler.is_compiling():
+        compiling = torch.compiler.is_compiling()
+        if compiling and kernels.is_portable():
             return super()._run(x, sizes, states)
-        if self._cells is None:
-            self._cells = [self._cell(i) for i in range(len(self.weight_codes) // 2)]
-        y, last = run_cells(
-            self.kind, x.float(), sizes, [s.float() for s in states], self._cells, self.num_layers, self.bidirectional, self.batch_first
-        )
+        stored: Any = self.weight_codes
+        matrices = [t for w in stored for t in (w.codes, w.scale)]
+        biases = [getattr(self, name) for name in self.floats]
+        run: Any = torch.ops.octavo.int8_recurrent if compiling else run_layers
+        given = [s.detach().float() for s in states]
+        y, *last = run(x.detach().float(), sizes, given, matrices, [b.detach() for b in biases], *self._form())
         return y.to(self.dtype), tuple(s.to(self.dtype) for s in last)
 
-    def _cell(self, cell: int) -> Any:
-        packed = []
-        rows = self.hidden_size * (4 if self.kind == "lstm" else 3)
-        biases = [b.detach().float() for b in self._biases(cell)] or [torch.zeros(rows), torch.zeros(rows)]
-        for index, bias in zip((2 * cell, 2 * cell + 1), biases, strict=True):
-            stored = self.weight_codes[index]
-            assert isinstance(stored, StoredWeight)
+    def _form(self) -> tuple[str, int, bool, bool]:
+        return self.kind, self.num_layers, self.bidirectional, self.batch_first
 
-            def pack(stored: StoredWeight = stored, bias: Tensor = bias) -> Any:
-                return kernels.pack_rows((stored.codes.short() + stored.lowest).to(torch.int8), stored.scale.reshape(-1), bias)
 
-            packed.append(shared_layout(self._weights[index](), ("cell", cell), pack))
-        return make_cell(*packed, *biases)
+def run_layers(
+    x: Tensor,
+    sizes: Tensor | None,
+    states: Sequence[Tensor],
+    matrices: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    kind: str,
+    layers: int,
+    bidirectional: bool,
+    batch_first: bool,
+) -> list[Tensor]:
+    """Return outputs and last states of :func:`run_cells`, from plain tensors: each matrix is laid out at the first call.
+
+    Args:
+        x: See :func:`run_cells`, as the arguments that are not named here.
+        sizes: See there.
+        states: See there.
+        matrices: uint8 codes (rows, features), 128 for zero, and float32 scales of input and recurrent matrix of each cell.
+        biases: Input and recurrent bias of each cell; or none.
+        kind: See there.
+        layers: See there.
+        bidirectional: See there.
+        batch_first: See there.
+    """
+    cells = []
+    for i in range(0, len(matrices), 4):
+        codes, scales = matrices[i : i + 4 : 2], matrices[i + 1 : i + 4 : 2]
+        both = biases[i // 2 : i // 2 + 2] or [torch.zeros(codes[0].shape[0])] * 2
+        cells.append(make_cell(*(_rows(*each) for each in zip(codes, scales, both, strict=True)), *(b.float() for b in both)))
+    y, last = run_cells(kind, x, sizes, states, cells, layers, bidirectional, batch_first)
+    return [y, *last]
+
+
+def _rows(codes: Tensor, scale: Tensor, bias: Tensor) -> Any:
+    def pack() -> Any:
+        return kernels.pack_rows((codes.short() - 128).to(torch.int8), scale.reshape(-1), bias.float())
+
+    return layout(codes, ("rows", content(scale), content(bias)), pack)
+
+
+def _layers_form(x: Tensor, sizes: Tensor | None, states: Sequence[Tensor], matrices: Sequence[Tensor], *rest: Any) -> list[Tensor]:
+    *_, bidirectional, _ = rest
+    return [x.new_empty((*x.shape[:-1], states[0].shape[2] * (2 if bidirectional else 1))), *(torch.empty_like(s) for s in states)]
+
+
+register(
+    "int8_recurrent(Tensor x, Tensor? sizes, Tensor[] states, Tensor[] matrices, Tensor[] biases, str kind, int layers, "
+    "bool bidirectional, bool batch_first) -> Tensor[]",
+    lambda *arguments: [y.contiguous() for y in run_layers(*arguments)],
+    _layers_form,
+)
 
 
 def _chosen(states: Tensor, indices: Tensor | None) -> Tensor:

@@ -12,6 +12,7 @@ from torch import nn
 from . import kernels
 from .activation import Memo
 from .int8 import Int8Linear
+from .layouts import Held
 
 Tensor = torch.Tensor
 
@@ -53,11 +54,7 @@ class Stack:
         for place, layer in enumerate(layers):
             layer.stacked = (self, place)
         self._wasted = 0
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget what was made of the weights: a layer has others now, or is elsewhere."""
-        self._packed: Any = None
+        self._packed: Held | None = None
         self._entry: tuple[weakref.ref[Tensor], int, dict[int, Tensor]] | None = None
 
     def take(self, place: int, x: Tensor) -> Tensor | None:
@@ -77,10 +74,11 @@ class Stack:
         return own
 
     def _product(self, x: Tensor) -> Sequence[Tensor]:
-        if self._packed is None:
-            self._packed = self._pack()
+        tensors = [layer._buffers[name] for layer in self._layers for name in ("codes", "scale", "bias")]
+        if self._packed is None or not self._packed.fits(tensors):
+            self._packed = Held(tensors, self._pack())
         sizes = [layer.outputs for layer in self._layers]
-        return torch.ops.aten.split_with_sizes_copy(self._layers[0].rows(x, self._packed), sizes, -1)  # type: ignore[no-any-return]
+        return torch.ops.aten.split_with_sizes_copy(self._layers[0].rows(x, self._packed.made), sizes, -1)  # type: ignore[no-any-return]
 
     def _pack(self) -> Any:
         codes = torch.cat([layer.matrix() for layer in self._layers])

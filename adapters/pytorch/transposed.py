@@ -1,69 +1,120 @@
-"""Transposed convolutions on integer kernels.
+"""Transposed convolutions on the integer kernels of ordinary ones (:mod:`~.subpixel`).
 
-oneDNN's kernels for plain tensors have none, so that of torch's quantized tensors runs (FBGEMM's): one scale for the whole
-weight, and a result in codes, whose range calibration must have seen.
+Torch's own integer kernels for them take one scale for the whole weight, are slower than the float ones, and answer wrongly for
+dynamic inputs and for some 2 x 2 kernels.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
 
-from octavo.core.graph import Op
-
 from . import kernels
 from .activation import Activation
+from .arithmetic import Integers, format_of
 from .int8 import Int8Layer
+from .layouts import content, layout
+from .operators import RESULT, SOURCE, Arguments, register, source_arguments
+from .subpixel import Geometry, Phase, Step, output_places, steps
 
 Tensor = torch.Tensor
-Geometry = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...], int]
-"""Stride, padding, output padding, dilation and groups."""
-
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _FLOAT = (nn.functional.conv_transpose1d, nn.functional.conv_transpose2d, nn.functional.conv_transpose3d)
 
 
-def transposed_geometry(op: Op) -> Geometry:
-    """Return the geometry that a transposed convolution states."""
-    given: Any = op.attributes
-    return given["strides"], given["pads"][: len(given["pads"]) // 2], given["output_padding"], given["dilations"], given["groups"]
+class TransposedArithmetic(Integers):
+    """A transposed convolution on integer kernels; its codes are (inputs, outputs / groups, *kernel), and groups share their scales."""
+
+    def upsampled(self, x: Tensor, geometry: Geometry) -> Tensor:
+        """Return the layer's output: float, or uint8 codes if it gives codes."""
+        source, form, n = self.source or Activation.around(x, self.symmetric), format_of(self.codes), len(geometry[0])
+        codes = x if x.dtype == torch.uint8 else source.quantize(x.contiguous(memory_format=form))
+        codes = codes.contiguous(memory_format=form)
+        key = ("transposed", geometry, content(self.scale), content(self.bias))
+        groups, result = geometry[4], self.result()
+        # oneDNN has kernels of its own where every group is one channel in and one out: those are not put together.
+        plan, empty = steps(self._kernel, geometry, self.codes.shape[0] > groups or self.codes.shape[1] > 1)
+        made = layout(self.codes, key, lambda: [self._laid_out(step, geometry, source) for step in plan])
+        places = output_places(tuple(x.shape[2:]), self._kernel, geometry)
+        y = torch.empty((x.shape[0], self.codes.shape[1] * groups, *places), dtype=result[2], device=x.device, memory_format=form)
+        grouped = torch.unflatten(y, 1, (groups, -1))
+        for step, packed, (scale, zeros, bias), plain in made:
+            counts = [[max(0, x.shape[2 + i] + phase.more[i]) for i in range(n)] for phase in step.phases]
+            if not any(all(each) for each in counts):
+                continue  # the padding leaves nothing of these phases
+            part = kernels.conv_u8(codes, source.scale, source.zero_point, packed, scale, zeros, bias, plain, *result, self.then == "relu")
+            if max(geometry[0]) == 1 and part.shape == y.shape:
+                return part
+            parts = torch.unflatten(part, 1, (groups, len(step.phases), -1))
+            for i, phase in enumerate(step.phases):
+                if not all(counts[i]):
+                    continue
+                chosen = parts[:, :, i]
+                for axis in range(n):
+                    chosen = chosen.narrow(3 + axis, phase.first[axis], counts[i][axis])
+                _places(grouped, phase, geometry).copy_(chosen)
+        for phase in empty:
+            _places(grouped, phase, geometry).copy_(self._untouched(groups).view(groups, -1, *[1] * n))
+        return y
+
+    @property
+    def _kernel(self) -> tuple[int, ...]:
+        return tuple(self.codes.shape[2:])
+
+    def _laid_out(
+        self, step: Step, geometry: Geometry, source: Activation
+    ) -> tuple[Step, Any, tuple[Tensor, Tensor, Tensor | None], kernels.Geometry]:
+        """Return the weight of one step as the kernel wants it, with its scales, zero points and bias, and its geometry."""
+        groups, n, outputs = geometry[4], len(geometry[0]), self.codes.shape[1]
+        whole = torch.unflatten(self.codes, 0, (groups, -1)).transpose(1, 2)
+        phases = []
+        for phase in step.phases:
+            chosen = whole
+            for axis, taps in enumerate(phase.taps):
+                chosen = chosen.index_select(3 + axis, torch.tensor(taps, device=chosen.device))
+            phases.append(chosen)
+        weight = torch.stack(phases, 1).flatten(0, 2).contiguous()  # (groups * phases * outputs, inputs / groups, *taps)
+        each = self.scale.numel() > 1
+        scale = self.scale.repeat(groups * len(phases)) if each else self.scale
+        bias = None if self.bias is None else self.bias.view(groups, 1, outputs).expand(-1, len(phases), -1).reshape(-1)
+        plain: kernels.Geometry = ([1] * n, list(step.padding), list(step.dilation), groups)
+        packed = kernels.pack_conv(weight, scale, source.scale, source.zero_point, plain)
+        return step, packed, (scale, torch.zeros(scale.numel(), dtype=torch.int32), bias), plain
+
+    def _untouched(self, groups: int) -> Tensor:
+        """Return what no tap reaches: the bias of each output, as the result holds it."""
+        outputs = self.codes.shape[1] * groups
+        bias = torch.zeros(outputs, device=self.codes.device) if self.bias is None else self.bias
+        bias = kernels.post(self.then, bias)
+        return bias if self.gives is None else self.gives.quantize(bias)
 
 
-class Int8ConvTranspose(Int8Layer):
+def _places(grouped: Tensor, phase: Phase, geometry: Geometry) -> Tensor:
+    """Return the view of an output (batch, groups, channels, *places) at the places of one phase."""
+    chosen: list[Any] = [slice(r, None, s) for r, s in zip(phase.residues, geometry[0], strict=True)]
+    return grouped[(..., *chosen)]
+
+
+class Int8ConvTranspose(Int8Layer, TransposedArithmetic):
     """A transposed convolution with int8 products. It takes float values, or uint8 codes of its static input.
 
     Args:
-        geometry: See :data:`Geometry`.
-        result: Parameters of what the kernel writes.
+        geometry: See :data:`~.subpixel.Geometry`.
     """
 
-    def __init__(self, *args: Any, geometry: Geometry, result: Activation, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, geometry: Geometry, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.geometry = geometry
-        self.result = result
 
     def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """Return the layer's output: float, or uint8 codes if it gives codes."""
-        assert self.source is not None
         geometry = self._sized(x, output_size)
-        if torch.compiler.is_compiling():
-            return self._portable(x, geometry)
-        codes = x if x.dtype == torch.uint8 else self.source.quantize(x)
-        packed, spare = self.laid_out(geometry, lambda: self._packed(geometry))
-        out = self.gives or self.result
-        y = conv_transpose_u8(codes, self.source.scale, self.source.zero_point, packed, out.scale, out.zero_point)
-        y = y[:, :-1] if spare else y
-        return y if self.gives is not None else ((y.float() - out.zero_point) * out.scale).to(self.dtype)
-
-    def _packed(self, geometry: Geometry) -> tuple[Any, bool]:
-        spare = needs_spare(tuple(self.codes.shape), geometry)
-        codes, bias = with_spare(self.codes, self.bias) if spare else (self.codes, self.bias)
-        return pack(codes, float(self.scale), bias, geometry), spare
+        if not torch.compiler.is_compiling():
+            return self.upsampled(x, geometry)
+        return self._portable(x, geometry) if kernels.is_portable() else self._operator(x, geometry)
 
     def _sized(self, x: Tensor, output_size: Sequence[int] | None) -> Geometry:
         """Return the geometry whose output has the size that was asked for (torch's ``output_size``)."""
@@ -80,80 +131,46 @@ class Int8ConvTranspose(Int8Layer):
             )
         return stride, padding, tuple(extra), dilation, groups
 
+    def _operator(self, x: Tensor, geometry: Geometry) -> Tensor:
+        source = source_arguments(self.source, self.symmetric)
+        head = (x.detach(), self.codes, self.scale, self.bias, *geometry)
+        y: Tensor = torch.ops.octavo.int8_conv_transpose(*head, *source, *self.result(), self.then)
+        return y
+
     def _portable(self, x: Tensor, geometry: Geometry) -> Tensor:
-        steps, scale = self._portable_source(x)
+        codes, scale = self._portable_source(x)
         stride, padding, extra, dilation, groups = geometry
-        y = _FLOAT[len(stride) - 1](steps, self.codes.float(), None, stride, padding, extra, groups, dilation) * self.scale * scale
-        return self._portable_result(y if self.bias is None else y + self.bias.view(1, -1, *[1] * len(stride)))
+        y = _FLOAT[len(stride) - 1](codes, self.codes.float(), None, stride, padding, extra, groups, dilation)
+        shape = (1, -1, *[1] * len(stride))
+        each = self.scale.repeat(groups) if self.scale.numel() > 1 else self.scale
+        y = y * each.view(shape) * scale
+        y = y if self.bias is None else y + self.bias.view(shape)
+        return self._portable_result(kernels.post(self.then, y))
 
 
-def pack(codes: Tensor, scale: float, bias: Tensor | None, geometry: Geometry) -> Any:
-    """Lay int8 codes (inputs, outputs / groups, *kernel) out for :func:`conv_transpose_u8`, with scale and bias."""
-    stride, padding, extra, dilation, groups = (list(g) if isinstance(g, tuple) else g for g in geometry)
-    prepack: Any = getattr(torch.ops.quantized, f"conv_transpose{codes.ndim - 2}d_prepack")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch announces the end of its quantized tensors
-        weight = torch._make_per_tensor_quantized_tensor(codes, scale, 0)
-        engine = torch.backends.quantized.engine
-        torch.backends.quantized.engine = "fbgemm"  # those of oneDNN were seen to answer wrongly
-        try:
-            return prepack(weight, bias, stride, padding, extra, dilation, groups)
-        finally:
-            torch.backends.quantized.engine = engine
+class _Transposed(Arguments, TransposedArithmetic):
+    pass
 
 
-def conv_transpose_u8(codes: Tensor, scale: float, zero_point: int, packed: Any, out_scale: float, out_zero_point: int) -> Tensor:
-    """Return uint8 codes with the given output scale of a transposed convolution of uint8 codes (batch, channels, *places)."""
-    run: Any = getattr(torch.ops.quantized, f"conv_transpose{codes.ndim - 2}d")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        x = torch._make_per_tensor_quantized_tensor(codes, scale, zero_point)
-        y: Tensor = run(x, packed, out_scale, out_zero_point).int_repr()
-    return y
+def _geometry(rest: Sequence[Any]) -> Geometry:
+    stride, padding, extra, dilation, groups = rest
+    return tuple(stride), tuple(padding), tuple(extra), tuple(dilation), groups
 
 
-def with_spare(codes: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Return weight and bias with one more output channel, of zeros."""
-    more = torch.cat([codes, codes.new_zeros(codes.shape[0], 1, *codes.shape[2:])], 1)
-    return more, None if bias is None else torch.cat([bias, bias.new_zeros(1)])
+def _run(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+    layer = _Transposed((codes, scale, bias), rest[5:8], rest[8:])
+    return layer.upsampled(x, _geometry(rest[:5])).contiguous(memory_format=format_of(codes))
 
 
-def has_conv_transpose(shape: tuple[int, ...], geometry: Geometry) -> str:
-    """Return why the int8 kernel cannot be used for a weight of that shape; empty when it was run and was right."""
-    small = _smaller(shape, geometry)
-    return _fault(*small, False) if not _fault(*small, False) or geometry[4] != 1 else _fault(*small, True)
+def _form(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+    geometry = _geometry(rest[:5])
+    shape = (x.shape[0], codes.shape[1] * geometry[4], *output_places(tuple(x.shape[2:]), tuple(codes.shape[2:]), geometry))
+    return torch.empty(shape, dtype=rest[-2], device=x.device, memory_format=format_of(codes))
 
 
-def needs_spare(shape: tuple[int, ...], geometry: Geometry) -> bool:
-    """True if the kernel is right only with a channel more than is needed.
-
-    FBGEMM has a path of its own for 2 x 2 kernels whose channels are multiples of 8, and in torch 2.13 that path is wrong.
-    """
-    small = _smaller(shape, geometry)
-    return geometry[4] == 1 and bool(_fault(*small, False))
-
-
-def _smaller(shape: tuple[int, ...], geometry: Geometry) -> tuple[tuple[int, ...], Geometry]:
-    """Return a weight's shape and geometry with fewer channels and groups, divisible by the same powers of two up to 32."""
-    groups = _fewer(geometry[4])
-    return (_fewer(shape[0] // geometry[4]) * groups, _fewer(shape[1]), *shape[2:]), (*geometry[:4], groups)
-
-
-def _fewer(count: int) -> int:
-    return count if count <= 32 else 32 + count % 32
-
-
-@cache
-def _fault(shape: tuple[int, ...], geometry: Geometry, spare: bool) -> str:
-    def run(generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        dims = len(shape) - 2
-        x = torch.randint(0, 256, (2, shape[0], *(5,) * dims), dtype=torch.uint8, generator=generator)
-        codes = torch.randint(-127, 128, shape, dtype=torch.int8, generator=generator)
-        stride, padding, extra, dilation, groups = geometry
-        expected = _FLOAT[dims - 1]((x.double() - 77) * 0.02, codes.double() * 1e-3, None, stride, padding, extra, groups, dilation)
-        scale = float(expected.abs().max()) / 127
-        packed = pack(with_spare(codes, None)[0] if spare else codes, 1e-3, None, geometry)
-        y = conv_transpose_u8(x, 0.02, 77, packed, scale, 128)
-        return ((y[:, :-1] if spare else y).double() - 128) * scale, expected
-
-    return kernels.fault(f"torch.ops.quantized.conv_transpose{len(shape) - 2}d", 6e-3, run)  # half a step of 1/127
+register(
+    "int8_conv_transpose(Tensor x, Tensor codes, Tensor scale, Tensor? bias, int[] stride, int[] padding, SymInt[] output_padding, "
+    f"int[] dilation, int groups, {SOURCE}, {RESULT}) -> Tensor",
+    _run,
+    _form,
+)

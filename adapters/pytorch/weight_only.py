@@ -19,6 +19,8 @@ from octavo.core.numerics.tensor import PackedTensor, QuantizedTensor
 from octavo.core.scheme import QuantSpec
 
 from . import kernels, products
+from .layouts import content, forget, layout
+from .operators import register
 
 Tensor = torch.Tensor
 _BLOCK = 2**18
@@ -62,6 +64,11 @@ class StoredWeight(nn.Module):
         offset = (-zero_point.to(torch.float32) * scale).reshape(self.scale.shape) if asymmetric else None
         self.register_buffer("offset", offset)
         self.register_buffer("table", _table(spec, self.lowest, self.width), persistent=False)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        for tensor in self.buffers():
+            forget(tensor)
 
     @property
     def group(self) -> int:
@@ -149,29 +156,21 @@ class WeightOnlyLinear(nn.Module):
         self.register_buffer("factors", factors)
         self.dtype = dtype
         self.then = then
-        self._kernel = self._choose_kernel()
-        self._laid_out: Any = None
+        self._on_kernel = self._fits_int4()
 
-    def _choose_kernel(self) -> Callable[[Tensor], Tensor] | None:
+    def _fits_int4(self) -> bool:
+        """True if the device multiplies by these 4-bit codes as they are."""
         w = self.weight_codes
-        if w.spec.dtype in ("int4", "uint4") and w.group in _INT4_GROUPS and w.scale.shape[0] == w.rows and w.rows % 32 == 0:
-            return self._int4 if not products.on(w.codes.device).has_int4(w.codes.device) else None
-        return None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_laid_out": None, "_kernel": None}
+        fits = w.spec.dtype in ("int4", "uint4") and w.group in _INT4_GROUPS and w.scale.shape[0] == w.rows and w.rows % 32 == 0
+        return fits and not products.on(w.codes.device).has_int4(w.codes.device)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._kernel = self._choose_kernel()
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._laid_out = None
+        self._on_kernel = self._fits_int4()
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
-        self._laid_out, self._kernel = None, self._choose_kernel()  # another device has other kernels
+        self._on_kernel = self._fits_int4()  # another device has other kernels
         return self
 
     def forward(self, x: Tensor) -> Tensor:
@@ -180,21 +179,15 @@ class WeightOnlyLinear(nn.Module):
             x = x * self.factors.to(x.dtype)
         if x.requires_grad and torch.is_grad_enabled():
             return kernels.post(self.then, _Recomputed.apply(x, self))  # type: ignore[no-untyped-call]
-        if self._kernel is not None and not torch.compiler.is_compiling():
-            return kernels.post(self.then, self._kernel(x))
+        compiling = torch.compiler.is_compiling()
+        if self._on_kernel and not (compiling and kernels.is_portable()):
+            return kernels.post(self.then, self._int4(x, torch.ops.octavo.int4_linear if compiling else int4_linear))
         return kernels.post(self.then, self._in_blocks(x))
 
-    def _int4(self, x: Tensor) -> Tensor:
+    def _int4(self, x: Tensor, multiply: Callable[..., Tensor]) -> Tensor:
         w = self.weight_codes
-        if self._laid_out is None:
-            codes = torch.stack([w.codes & 15, w.codes >> 4], -1).view(w.rows, -1).int()
-            # The kernel computes (code - 8) * scale + zero.
-            offset = w.scale * (8 + w.lowest) if w.offset is None else w.offset + w.scale * (8 + w.lowest)
-            self._laid_out = products.on(x.device).pack_int4(codes, w.scale, offset)
-        packed, scales = self._laid_out
-        y: Tensor = products.on(x.device).linear_int4(x.reshape(-1, w.features), packed, w.group, scales).to(self.dtype)
-        y = y if self.bias is None else y.add_(self.bias)
-        return y.view(*x.shape[:-1], w.rows)
+        y = multiply(x.detach(), w.codes, w.scale, w.offset, w.lowest).to(self.dtype)
+        return y if self.bias is None else y + self.bias
 
     def _in_blocks(self, x: Tensor) -> Tensor:
         w = self.weight_codes
@@ -206,6 +199,37 @@ class WeightOnlyLinear(nn.Module):
             parts.append(nn.functional.linear(flat, block, None if self.bias is None else self.bias[rows]))
         y = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
         return y.view(*x.shape[:-1], w.rows)
+
+
+def int4_linear(x: Tensor, codes: Tensor, scale: Tensor, offset: Tensor | None, lowest: int) -> Tensor:
+    """Return x W^T in bfloat16.
+
+    Args:
+        x: Float values (..., inputs).
+        codes: uint8 (outputs, inputs / 2), the first of two 4-bit codes in the lower bits.
+        scale: float32 (outputs, groups).
+        offset: float32 (outputs, groups) that is added to code times scale, or None for 0.
+        lowest: What code 0 stands for.
+    """
+
+    def pack() -> tuple[Tensor, Tensor]:
+        each = torch.stack([codes & 15, codes >> 4], -1).view(codes.shape[0], -1).int()
+        # The kernel computes (code - 8) * scale + zero.
+        zero = scale * (8 + lowest) if offset is None else offset + scale * (8 + lowest)
+        packed: tuple[Tensor, Tensor] = product.pack_int4(each, scale, zero)
+        return packed
+
+    product = products.on(codes.device)
+    packed, scales = layout(codes, ("int4", content(scale), content(offset)), pack)
+    y: Tensor = product.linear_int4(x.reshape(-1, x.shape[-1]), packed, x.shape[-1] // scale.shape[1], scales)
+    return y.view(*x.shape[:-1], codes.shape[0])
+
+
+register(
+    "int4_linear(Tensor x, Tensor codes, Tensor scale, Tensor? offset, int lowest) -> Tensor",
+    int4_linear,
+    lambda x, codes, *_: x.new_empty((*x.shape[:-1], codes.shape[0]), dtype=torch.bfloat16),
+)
 
 
 class _Recomputed(torch.autograd.Function):

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from octavo.adapters.pytorch import kernels
 from octavo.adapters.pytorch.activation import Activation, Memo
 from octavo.adapters.pytorch.int8 import Int8Linear
+from octavo.adapters.pytorch.layouts import layouts
 from octavo.adapters.pytorch.offers import capability
 from octavo.adapters.pytorch.weight_only import StoredWeight, WeightOnlyConv, WeightOnlyEmbedding, WeightOnlyLinear
 from octavo.core.algorithms.base import WeightContext
@@ -89,9 +90,9 @@ def test_few_rows_and_many_give_the_same_numbers() -> None:
     form = Activation.around(x * factors, symmetric=False)
     layer = Int8Linear(stored, torch.randn(48), torch.float32, form, then="gelu", factors=factors)
     many = layer(x)
-    assert set(layer._laid_out) == {"linear"}
+    assert {key[0] for key in layouts(layer.codes)} == {"linear"}
     torch.testing.assert_close(layer(x[:5]), many[:5], rtol=1e-4, atol=1e-4)
-    assert "rows" in layer._laid_out
+    assert {key[0] for key in layouts(layer.codes)} == {"linear", "rows"}
 
 
 def test_two_layers_with_one_weight_keep_their_own_bias() -> None:
@@ -131,7 +132,7 @@ def test_stored_weights_are_what_their_codes_stand_for(spec: QuantSpec) -> None:
     stored = rounded(weight, spec)
     whole = stored.dequantize()
     layer = WeightOnlyLinear(stored, None, torch.float32)
-    tolerance = 0.02 if layer._kernel is not None else 1e-4  # the 4-bit kernel multiplies in bfloat16
+    tolerance = 0.02 if layer._on_kernel else 1e-4  # the 4-bit kernel multiplies in bfloat16
     assert float((layer(x) - x @ whole.T).abs().max()) <= tolerance * float((x @ whole.T).abs().max())
     ids = torch.tensor([[3, 63], [0, 3]])
     torch.testing.assert_close(WeightOnlyEmbedding(stored, torch.float32)(ids), whole[ids], rtol=1e-5, atol=1e-6)

@@ -14,6 +14,8 @@ from torch import nn
 from octavo.adapters.pytorch import TorchConfig, kernels, products
 from octavo.adapters.pytorch.adapter import TorchAdapter
 from octavo.adapters.pytorch.candidate import TorchCandidate
+from octavo.adapters.pytorch.int8 import Int8Linear
+from octavo.adapters.pytorch.layouts import layouts
 from octavo.adapters.pytorch.offers import capability
 from octavo.core.adapter import Batch, Opened
 from octavo.core.errors import SchemeError
@@ -104,7 +106,7 @@ def test_a_layer_that_moves_lays_its_weight_out_again() -> None:
     for made in (candidate(model, batch, "static", INT8, {"dtype": "uint8"}), candidate(model, batch, "dynamic", INT8, {"dtype": "uint8"})):
         expected = made.run(batch)[0]
         made.native._apply(lambda t: t.clone())
-        assert all(not m._laid_out for m in made.native.modules() if hasattr(m, "_laid_out"))
+        assert all(not layouts(m.codes) for m in made.native.modules() if isinstance(m, Int8Linear))
         np.testing.assert_array_equal(made.run(batch)[0], expected)
 
 

@@ -14,6 +14,7 @@ from octavo.adapters.pytorch import TorchConfig, kernels
 from octavo.adapters.pytorch.activation import Activation
 from octavo.adapters.pytorch.adapter import TorchAdapter
 from octavo.adapters.pytorch.int8 import Int8Linear
+from octavo.adapters.pytorch.layouts import layouts
 from octavo.adapters.pytorch.stacked import Stack, share
 from octavo.core.adapter import Opened
 from octavo.core.algorithms.base import WeightContext
@@ -116,7 +117,7 @@ def test_layers_that_are_called_with_other_values_are_left_to_themselves() -> No
         query(x + 0)
         torch.testing.assert_close(key(x), alone(x))
     assert kernels_run(lambda: [query(x), key(x)]) == 2
-    assert "rows" in key._laid_out
+    assert any("rows" in made for made in layouts(key.codes))
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
@@ -143,6 +144,17 @@ def test_loaded_weights_are_laid_out_anew() -> None:
     model.load_state_dict(other.state_dict())
     for layer, y in zip(model, expected, strict=True):
         torch.testing.assert_close(layer(x), y, rtol=1e-6, atol=1e-6)
+
+
+def test_weights_that_were_written_to_are_laid_out_anew() -> None:
+    x = torch.randn(5, 64)
+    query, key, value = layers(True, x)
+    Stack([query, key, value])
+    first = [layer(x) for layer in (query, key, value)]
+    key.codes.neg_()
+    query(x)
+    torch.testing.assert_close(key(x), -first[1])
+    torch.testing.assert_close(query(x), first[0])
 
 
 def test_few_rows_of_a_traced_model_are_quantized_inside_the_kernel() -> None:
