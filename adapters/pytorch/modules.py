@@ -14,12 +14,12 @@ from octavo.core.graph import Group, Op
 
 from .activation import Activation, Memo
 from .batches import tensors_in
-from .build import quantized_module, static_form
+from .build import quantized_module, static_form, tie
 from .capture import Call, Capture
 from .experts import expert_groups
 from .folding import folds
 from .kernels import POSTS
-from .layers import Layer, find_layers, with_shapes
+from .layers import Layer, find_layers, tied_groups, with_shapes
 from .online import Factors, install
 from .rescale import Link, input_link, is_norm
 from .skeleton import copy_hooks, set_submodule, skeleton
@@ -60,7 +60,7 @@ class ModuleCapture(Capture):
         self.notes = tuple(notes)
         self.links = {link.group.name: link for link in self._links()}
         together = (Group(name, "scheme", tuple(ops[p].name for p in paths)) for name, paths in mixtures.items())
-        self.groups = (*(link.group for link in self.links.values()), *together)
+        self.groups = (*(link.group for link in self.links.values()), *together, *tied_groups(self.layers.values()))
         self.outputs = tuple(f"output_{i}" for i in range(seen.results)) if seen else ("output_0",)
 
     def facts(self) -> Mapping[str, Any]:
@@ -137,11 +137,13 @@ class ModuleCapture(Capture):
         install(twin, self.layers, {n: f for n, f in self.factors.items() if n not in parameters})
         gives = {n: form for n in parameters if (form := self._form_wanted(n, parameters)) is not None}
         memos = self._memos(parameters)
+        made: dict[str, nn.Module] = {}
         for name, decided in parameters.items():
             layer = self.layers[name]
             old = twin.get_submodule(layer.path)
             gift, own, memo = gives.get(name), self.factors.get(name, ()), memos.get(name)
             new = quantized_module(layer, old, decided, biases[name], gives=gift, own=own, memo=memo)
+            made[name] = new
             copy_hooks(old, new)
             if not layer.path:
                 return new, {}
@@ -152,6 +154,7 @@ class ModuleCapture(Capture):
                 idle = nn.Identity()
                 copy_hooks(twin.get_submodule(layer.act), idle)
                 set_submodule(twin, layer.act, idle.eval())
+        tie(made, parameters)
         return twin, {}
 
     def _form_wanted(self, name: str, parameters: Mapping[str, OpParameters]) -> Activation | None:

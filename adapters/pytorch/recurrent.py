@@ -173,7 +173,7 @@ class Int8Recurrent(StoredRecurrent):
             assert isinstance(stored, StoredWeight)
 
             def pack(stored: StoredWeight = stored, bias: Tensor = bias) -> Any:
-                return kernels.pack_rows((stored.codes.short() + stored.lowest).to(torch.int8), stored.scale.reshape(-1), bias)
+                return kernels.pack_rows(stored.codes.view(torch.int8), stored.scale.reshape(-1), bias)
 
             packed.append(shared_layout(self._weights[index](), ("cell", cell), pack))
         return make_cell(*packed, *biases)

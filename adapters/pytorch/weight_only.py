@@ -46,13 +46,15 @@ class StoredWeight(nn.Module):
         self.rows, self.features = (features, rows) if transposed else (rows, features)
         self.spec = spec
         self.width = 2 if spec.bits == 2 else 4 if spec.bits <= 4 else 8
-        low = -(2 ** (spec.bits - 1)) if is_integer(spec) and not spec.dtype.startswith("u") else 0
-        self.lowest = -128 if spec.dtype == "mxint8" else low
+        signed = spec.dtype == "mxint8" or (is_integer(spec) and not spec.dtype.startswith("u"))
+        # Bytes are the codes as they are, in memory that they share with whoever else has them; narrower codes count from the lowest.
+        self.lowest = -(2 ** (spec.bits - 1)) if signed and self.width < 8 else 0
         if isinstance(weight, PackedTensor) and not transposed and features * self.width % 8 == 0:
             packed = weight.packed.view(rows, -1)  # the same bytes; every candidate shares them
         else:
             codes = weight.codes.reshape(rows, -1)
-            packed = _nibbles(((codes.t() if transposed else codes).to(torch.int16) - self.lowest).to(torch.uint8), self.width)
+            codes = codes.t().contiguous() if transposed else codes
+            packed = codes.view(torch.uint8) if self.width == 8 else _nibbles((codes - self.lowest).to(torch.uint8), self.width)
         self.register_buffer("codes", packed)
         scale = weight.params.scale.to(torch.float32)
         # One row of scales for each row of the matrix, or one row for all: (1 or rows, groups).
@@ -61,7 +63,7 @@ class StoredWeight(nn.Module):
         asymmetric = is_integer(spec) and bool((zero_point != 0).any())
         offset = (-zero_point.to(torch.float32) * scale).reshape(self.scale.shape) if asymmetric else None
         self.register_buffer("offset", offset)
-        self.register_buffer("table", _table(spec, self.lowest, self.width), persistent=False)
+        self.register_buffer("table", _table(spec, self.lowest, self.width, signed), persistent=False)
 
     @property
     def group(self) -> int:
@@ -106,8 +108,10 @@ def _nibbles(codes: Tensor, width: int) -> Tensor:
     return packed
 
 
-def _table(spec: QuantSpec, lowest: int, width: int) -> Tensor:
+def _table(spec: QuantSpec, lowest: int, width: int, signed: bool) -> Tensor:
     """Return the numbers that each byte of codes stands for, scale 1: float32 (256, codes in a byte)."""
+    if width == 8 and signed:
+        return torch.arange(256).to(torch.int8).float().reshape(-1, 1)
     per = 8 // width
     parts = torch.stack([(torch.arange(256) >> (width * i)) & (2**width - 1) for i in range(per)], 1) + lowest
     if is_integer(spec) or spec.dtype == "mxint8":
