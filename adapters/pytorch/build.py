@@ -18,8 +18,9 @@ from .layers import Layer, conv_pads, is_transposed_linear
 from .online import Online, Own, multipliers
 from .recurrent import Int8Recurrent, StoredRecurrent
 from .skeleton import skeleton
+from .stored import StoredWeight
 from .transposed import TRANSPOSED, Int8ConvTranspose
-from .weight_only import Cast, StoredWeight, WeightOnlyConv, WeightOnlyEmbedding, WeightOnlyLinear
+from .weight_only import Cast, WeightOnlyConv, WeightOnlyEmbedding, WeightOnlyLinear
 
 _PLAIN = (int, float, str, tuple, type(None))
 

@@ -20,7 +20,7 @@ from octavo.core.numerics.tensor import QuantizedTensor
 
 from . import kernels
 from .int8 import gone, shared_layout
-from .weight_only import StoredWeight
+from .stored import StoredWeight
 
 Tensor = torch.Tensor
 States = tuple[Tensor, ...]
