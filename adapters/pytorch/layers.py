@@ -103,7 +103,7 @@ def _op(name: str, path: str, module: nn.Module, kind: str, first: Mapping[str, 
     elif isinstance(module, nn.RNNBase):
         attributes = {"layers": module.num_layers, "bidirectional": module.bidirectional, "batch_first": module.batch_first}
         if module.proj_size:
-            reason = "a recurrent layer that projects its state (proj_size) has no integer kernel"
+            attributes["proj_size"] = module.proj_size
     elif kind == "embedding" and getattr(module, "max_norm", None) is not None:
         reason = "max_norm changes the table at every call"
     if not reason and not getattr(module, names[0]).is_floating_point():

@@ -1,7 +1,8 @@
 """LSTM and GRU layers whose weights are stored in few bits, and their integer kernels.
 
 The kernels are those of torch's dynamic quantization: input and state of each step are quantized on their own range
-(uint8, asymmetric, per tensor) and multiplied by int8 weights; gates and states are float32.
+(uint8, asymmetric, per tensor) and multiplied by int8 weights; gates and states are float32. LSTMs that project their state run
+on :mod:`~.projected`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from octavo.core.numerics.tensor import QuantizedTensor
 
 from . import kernels
 from .int8 import gone, shared_layout
+from .projected import ProjectedCell, run_projected
 from .stored import StoredWeight
 
 Tensor = torch.Tensor
@@ -30,7 +32,7 @@ KINDS: dict[type[nn.Module], str] = {nn.LSTM: "lstm", nn.GRU: "gru"}
 
 
 def weight_names(module: nn.Module) -> tuple[str, ...]:
-    """Return a recurrent module's weights: input and recurrent matrix of each layer and direction, in torch's order."""
+    """Return a recurrent module's weights: input, recurrent and, where it has one, projection matrix of each layer and direction."""
     return tuple(name for name in _flat_names(module) if name.startswith("weight_"))
 
 
@@ -58,7 +60,7 @@ class StoredRecurrent(nn.Module):
     def __init__(self, module: nn.LSTM | nn.GRU, weights: Sequence[QuantizedTensor]) -> None:
         super().__init__()
         self.kind = KINDS[type(module)]
-        self.num_layers, self.hidden_size = module.num_layers, module.hidden_size
+        self.num_layers, self.hidden_size, self.proj_size = module.num_layers, module.hidden_size, module.proj_size
         self.batch_first, self.bidirectional = module.batch_first, module.bidirectional
         weight = module.weight_ih_l0
         assert isinstance(weight, Tensor)
@@ -94,8 +96,8 @@ class StoredRecurrent(nn.Module):
                     f"{self.kind} takes {'a hidden and a cell state' if self.kind == 'lstm' else 'one state'}, got {len(states)}"
                 )
             return states
-        zeros = like.new_zeros(self.num_layers * self._directions, batch, self.hidden_size)
-        return (zeros, zeros) if self.kind == "lstm" else (zeros,)
+        widths = (self.proj_size or self.hidden_size, self.hidden_size)[: 2 if self.kind == "lstm" else 1]
+        return tuple(like.new_zeros(self.num_layers * self._directions, batch, width) for width in widths)
 
     def _given(self, states: States) -> Any:
         return states if self.kind == "lstm" else states[0]
@@ -103,6 +105,12 @@ class StoredRecurrent(nn.Module):
     @property
     def _directions(self) -> int:
         return 2 if self.bidirectional else 1
+
+    def _matrices(self, cell: int) -> list[StoredWeight]:
+        """Return input, recurrent and, where there is one, projection matrix of one layer and direction."""
+        count = 3 if self.proj_size else 2
+        found: list[Any] = list(self.weight_codes[count * cell : count * (cell + 1)])
+        return found
 
     def _biases(self, cell: int) -> list[Tensor]:
         return [getattr(self, name) for name in self.floats[2 * cell : 2 * cell + 2]]
@@ -115,10 +123,8 @@ class StoredRecurrent(nn.Module):
         for layer in range(self.num_layers):
             flat: list[Tensor] = []
             for cell in range(layer * d, (layer + 1) * d):
-                for stored in self.weight_codes[2 * cell : 2 * cell + 2]:
-                    assert isinstance(stored, StoredWeight)
-                    flat.append(stored.decode(stored.codes, slice(0, stored.rows)).to(self.dtype))
-                flat += self._biases(cell)
+                decoded = [w.decode(w.codes, slice(0, w.rows)).to(self.dtype) for w in self._matrices(cell)]
+                flat += [*decoded[:2], *self._biases(cell), *decoded[2:]]
             own = [s[layer * d : (layer + 1) * d].contiguous() for s in states]
             given: Any = own if self.kind == "lstm" else own[0]
             head: tuple[Any, ...] = (x,) if sizes is None else (x, sizes)
@@ -158,25 +164,30 @@ class Int8Recurrent(StoredRecurrent):
         if torch.compiler.is_compiling():
             return super()._run(x, sizes, states)
         if self._cells is None:
-            self._cells = [self._cell(i) for i in range(len(self.weight_codes) // 2)]
-        y, last = run_cells(
-            self.kind, x.float(), sizes, [s.float() for s in states], self._cells, self.num_layers, self.bidirectional, self.batch_first
-        )
+            self._cells = [self._cell(i) for i in range(self.num_layers * self._directions)]
+        given = [s.float() for s in states]
+        if self.proj_size:
+            form = {"bidirectional": self.bidirectional, "batch_first": self.batch_first}
+            y, last = run_projected(x.float(), sizes, given, self._cells, **form)
+        else:
+            y, last = run_cells(self.kind, x.float(), sizes, given, self._cells, self.num_layers, self.bidirectional, self.batch_first)
         return y.to(self.dtype), tuple(s.to(self.dtype) for s in last)
 
     def _cell(self, cell: int) -> Any:
-        packed = []
-        rows = self.hidden_size * (4 if self.kind == "lstm" else 3)
-        biases = [b.detach().float() for b in self._biases(cell)] or [torch.zeros(rows), torch.zeros(rows)]
-        for index, bias in zip((2 * cell, 2 * cell + 1), biases, strict=True):
-            stored = self.weight_codes[index]
-            assert isinstance(stored, StoredWeight)
+        matrices, biases = self._matrices(cell), [b.detach().float() for b in self._biases(cell)]
+        if self.proj_size:
+            first = self._rows(cell, 0, biases[0] + biases[1] if biases else None)
+            return ProjectedCell(first, self._rows(cell, 1, None), self._rows(cell, 2, None))
+        biases = biases or [torch.zeros(w.rows) for w in matrices]
+        return make_cell(*(self._rows(cell, i, bias) for i, bias in enumerate(biases)), *biases)
 
-            def pack(stored: StoredWeight = stored, bias: Tensor = bias) -> Any:
-                return kernels.pack_rows(stored.codes.view(torch.int8), stored.scale.reshape(-1), bias)
-
-            packed.append(shared_layout(self._weights[index](), ("cell", cell), pack))
-        return make_cell(*packed, *biases)
+    def _rows(self, cell: int, index: int, bias: Tensor | None) -> Any:
+        """Return one matrix of a layer and direction as its kernel wants it, made once for all candidates."""
+        matrices = self._matrices(cell)
+        stored, weight = matrices[index], self._weights[len(matrices) * cell + index]()
+        return shared_layout(
+            weight, ("cell", cell), lambda: kernels.pack_rows(stored.codes.view(torch.int8), stored.scale.reshape(-1), bias)
+        )
 
 
 def _chosen(states: Tensor, indices: Tensor | None) -> Tensor:
