@@ -14,8 +14,10 @@ from torch import nn
 import octavo
 from octavo.adapters.pytorch import TorchConfig
 from octavo.adapters.pytorch.adapter import TorchAdapter
+from octavo.adapters.pytorch.distill import Distillation
 from octavo.core.adapter import Opened
 from octavo.core.plugins import PluginHost
+from octavo.core.presets import preset_recipe
 from octavo.core.realize import Realizer
 from octavo.core.rules import build_space
 from octavo.core.sensitivity import SensitivityService
@@ -110,3 +112,13 @@ def test_every_sensitivity_knows_what_the_embedding_takes() -> None:
     for kind in service.kinds:
         found = service(kind, pairs)
         assert all(0 < value < 1 for value in found), (kind, service.failures)
+
+
+def test_distillation_leaves_a_tied_weight_as_it_is() -> None:
+    session = TorchAdapter(TorchConfig()).open(Tied(), IDS)
+    opened = Opened("torch", session, session.describe(), session.capability())
+    space = build_space(opened)
+    parameters = Realizer(opened, space, PluginHost(third_party=False)).parameters(preset_recipe("int4-weight-only", space, opened))
+    learned = session.distill(parameters, [IDS], Distillation(steps=2))
+    assert learned["head"].weight is learned["embed"].weight is parameters["head"].weight
+    assert learned["middle"] is not parameters["middle"]
