@@ -7,7 +7,7 @@ float outputs, without labels. To second order an error d of the weights costs 2
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 
 import numpy as np
 from array_api_compat import array_namespace, device
@@ -63,8 +63,10 @@ class Curvature:
             SchemeError: If an op has no weight.
         """
         found = (self.lent or self.traces)(transforms)
-        return sum(
-            found[w.name] / w.size * e.square * e.with_input for e in self._errors.of(ops, scheme, transforms) for w in (_weight(e.weight),)
+        return _once(
+            (w.name, found[w.name] / w.size * e.square * e.with_input)
+            for e in self._errors.of(ops, scheme, transforms)
+            for w in (_weight(e.weight),)
         )
 
     def traces(self, transforms: Transforms = ()) -> Mapping[str, float]:
@@ -85,16 +87,18 @@ class Curvature:
             SchemeError: If an op has no weight.
         """
         self.prepare([(ops, scheme)], transforms)
-        return sum(
-            self._scores[_key("form", _weight(e.weight).name, scheme, transforms)] * e.with_input
+        return _once(
+            (w.name, self._scores[_key("form", w.name, scheme, transforms)] * e.with_input)
             for e in self._errors.of(ops, scheme, transforms)
+            for w in (_weight(e.weight),)
         )
 
     def prepare(self, wanted: Sequence[tuple[Sequence[str], OpScheme]], transforms: Transforms) -> None:
         """Find d^T H d for all weights together: the backward passes are the price, whatever the number of errors."""
         session, errors = self._realizer.session(transforms), dict[str, dict[str, Callable[[], tuple[Array, int]]]]()
         for ops, scheme in wanted:
-            given = self._realizer.parameters(Recipe(dict.fromkeys(ops, scheme), transforms, self._realizer.space.backend))
+            space = self._realizer.space
+            given = self._realizer.parameters(Recipe(space.schemes(ops, scheme), transforms, space.backend))
             for name, decided in given.items():
                 quantized = () if decided.weight is None else (decided.weight, *decided.further)
                 for weight, rounded in zip(self._realizer.opened.view.by_name[name].weights if quantized else (), quantized, strict=True):
@@ -167,6 +171,14 @@ def _signs(like: Array, seed: int, draw: int, name: str) -> Array:
     random = np.random.default_rng([seed, draw, zlib.crc32(name.encode())])
     drawn = random.integers(0, 2, tuple(like.shape), dtype=np.int8).astype(np.float32) * 2 - 1
     return array_namespace(like).asarray(drawn, device=device(like))
+
+
+def _once(terms: Iterable[tuple[str, float]]) -> float:
+    """Return the sum over weights: the gradients of a tied one are those of all its users together, and count once."""
+    largest: dict[str, float] = {}
+    for name, value in terms:
+        largest[name] = max(value, largest.get(name, 0.0))
+    return sum(largest.values())
 
 
 def _weight(weight: Weight | None) -> Weight:

@@ -48,6 +48,7 @@ def quantize_model(
         opened, data, native = open_all(model, calibration, settings, host, stack, need_data=False)
         target = opened[-1]
         space = build_space(target, settings.rules, transforms=settings.transforms or (), simulated=settings.simulated)
+        notes = space.notes
         if isinstance(scheme, Recipe):
             recipe = Recipe(scheme.schemes, scheme.transforms, target.name)
             space = _space_of(recipe, target)
@@ -60,7 +61,7 @@ def quantize_model(
         if data or realizer.probes():
             realizer.calibrate(data[target.name] if data else ())
         candidate = realizer.candidate(recipe)
-        return Quantized(candidate, native, (*target.notes, *target.view.notes))
+        return Quantized(candidate, native, (*target.notes, *notes))
 
 
 def _space_of(recipe: Recipe, opened: Opened) -> TuningSpace:

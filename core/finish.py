@@ -117,7 +117,7 @@ class Finish:
         return Result(
             candidate,
             self.native,
-            tuple(n for o in self.opened for n in (*o.notes, *o.view.notes)),
+            tuple(n for o in self.opened for n in (*o.notes, *(loop.backends[o.name].space if o.name in loop.backends else o.view).notes)),
             goal_met=goal_met,
             reason=reason,
             best=best,

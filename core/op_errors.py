@@ -100,7 +100,7 @@ class OpErrors:
 
     def of(self, ops: Sequence[str], scheme: OpScheme, transforms: Transforms) -> Iterator[WeightError]:
         """Yield the error of each weight that the scheme changes, and of each op without one."""
-        recipe = Recipe(dict.fromkeys(ops, scheme), transforms, self.realizer.space.backend)
+        recipe = Recipe(self.realizer.space.schemes(ops, scheme), transforms, self.realizer.space.backend)
         parameters = self.realizer.parameters(recipe)
         session = self.realizer.session(transforms)
         observed = self._observe(session, transforms)
@@ -109,7 +109,7 @@ class OpErrors:
             if given is None:
                 continue
             moments = [observed.moments[v] for v in op.inputs if v in observed.moments]
-            noises = [rounding_noise(scheme, m, p) for m, p in zip_longest(moments, given.inputs[: len(moments)])]
+            noises = [rounding_noise(given.scheme, m, p) for m, p in zip_longest(moments, given.inputs[: len(moments)])]
             if op.weight is None or given.weight is None:
                 share = sum(noise / m.power for noise, m in zip(noises, moments, strict=True) if m.power)
                 yield WeightError(None, np.zeros((1, 1)), None, 1.0, share)

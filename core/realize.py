@@ -153,9 +153,24 @@ class Realizer:
             candidate.ledger = {**candidate.ledger, **{name: Applied(recipe[name], FLOAT, "kernel", why) for name, why in kept.items()}}
         without = [n for n in carried if self._corrects_bias(carried[n]) and not self.opened.view.by_name[n].bias and n in candidate.ledger]
         remarks = {n: why for n, why in self._prepare(recipe.transforms).remarks.items() if n in candidate.ledger}
-        for said in (dict.fromkeys(without, "it has no bias to correct"), remarks):
+        for said in (dict.fromkeys(without, "it has no bias to correct"), remarks, self._copies(carried, candidate)):
             candidate.ledger = {**candidate.ledger, **{n: _remarked(candidate.ledger[n], why) for n, why in said.items()}}
         return candidate
+
+    def _copies(self, recipe: Recipe, candidate: Candidate) -> Mapping[str, str]:
+        """Return op name -> that its codes are a further copy of a weight that another op has in another form."""
+        found: dict[str, str] = {}
+        view, parameters = self.opened.view, self.parameters(recipe)
+        for name in (n for n in recipe if n in candidate.ledger):
+            weight, own = view.by_name[name].weight, parameters[name].weight
+            if weight is None or own is None:
+                continue
+            for other in weight.shared_with:
+                its = parameters[other].weight if other in parameters else None
+                if its is not own:
+                    form = f"takes [{recipe[other]}]" if its is not None else "stays float"
+                    found[name] = f"its weight is tied to that of {other!r}, which {form}: a copy of its own, {own.nbytes:,} bytes"
+        return found
 
     def _corrects_bias(self, scheme: OpScheme) -> bool:
         if scheme.weight is None:
@@ -235,7 +250,7 @@ class Realizer:
         # A weight that no transform touches is the original's, quantized once for all of them.
         users = self._plan.users(op.weight)
         touched = any(user.name in prepared.ops for user in users)
-        key = (op.weight.name, scheme.weight, scheme.algorithm, transforms if touched else ())
+        key = (op.weight.name, op.weight.channel_axis, scheme.weight, scheme.algorithm, transforms if touched else ())
         if key not in self._weights:
             needs = self._plan.needs("algorithms", scheme.algorithm)
             array = prepared.session.tensor(op.weight.name)

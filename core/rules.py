@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal
@@ -14,7 +13,8 @@ from .adapter import Opened
 from .errors import ConfigError, nearest
 from .graph import Op
 from .scheme import FLOAT, Frozen, Mode, OpScheme, PartChoice, QuantSpec
-from .space import TuningSpace, Unit
+from .space import TuningSpace
+from .units import find_units
 
 PartTable = str | dict[str, Any]
 
@@ -148,7 +148,8 @@ def build_space(
         alternatives += [(t,) for t in transforms]
     else:
         alternatives += dict.fromkeys((t,) for kind, t in suggested.items() if _could_gain(kind, opened, choices))
-    return TuningSpace(opened.name, tuple(_units(opened, choices)), tuple(alternatives), tuple(notes))
+    units, remarks = find_units(opened.view, choices)
+    return TuningSpace(opened.name, units, tuple(alternatives), (*notes, *remarks))
 
 
 def _could_gain(kind: str, opened: Opened, choices: Mapping[str, tuple[OpScheme, ...]]) -> bool:
@@ -236,33 +237,3 @@ def _variants(scheme: OpScheme, merged: dict[str, Any]) -> Iterable[OpScheme]:
                 if (algorithm, calibrator) == (scheme.algorithm, scheme.calibrator)
                 else scheme.variant(algorithm=algorithm, calibrator=calibrator)
             )
-
-
-def _units(opened: Opened, choices: dict[str, tuple[OpScheme, ...]]) -> Iterable[Unit]:
-    view = opened.view
-    leader: dict[str, tuple[str, ...]] = {}
-    for group in view.groups:
-        if (
-            group.kind == "scheme"
-            and len({view.by_name[m].type for m in group.members}) == 1
-            and not any(m in leader for m in group.members)
-        ):
-            order = tuple(op.name for op in view.ops if op.name in group.members)
-            leader.update(dict.fromkeys(order, order))
-    done: set[str] = set()
-    for op in view.ops:
-        if op.name in done:
-            continue
-        members = leader.get(op.name, (op.name,))
-        done.update(members)
-        shared = tuple(s for s in choices[op.name] if all(s in choices[m] for m in members))
-        ops = [view.by_name[m] for m in members]
-        channels = sum(sum(w.shape[w.channel_axis] if w.shape else 1 for w in o.weights) or 1 for o in ops)
-        sizes = {w.name: w.size for o in ops for w in o.weights}
-        yield Unit(op.name, op.type, members, shared, _block(op.name), sum(sizes.values()), channels, sum(o.macs or 0 for o in ops))
-
-
-def _block(name: str) -> str:
-    """The repeated block that a name sits in: everything up to its first number (``encoder.layer.3``)."""
-    found = re.match(r"(.*?(?:^|[._/])\D*?\d+)(?=[._/]|$)", name)
-    return found[1] if found else name

@@ -191,7 +191,8 @@ class SensitivityService:
     # Whole-model outputs
 
     def _output_distance(self, ops: tuple[str, ...], scheme: OpScheme, transforms: Transforms) -> float:
-        return self._distance(Recipe(dict.fromkeys(ops, scheme), transforms, self.realizer.space.backend))
+        space = self.realizer.space
+        return self._distance(Recipe(space.schemes(ops, scheme), transforms, space.backend))
 
     def _distance(self, recipe: Recipe) -> float:
         """Return ||y - y0||^2 / ||y0 - mean y0||^2 over the batches, the mean over the model's float outputs."""

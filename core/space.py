@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from .errors import ConfigError
 from .recipe import Recipe
 from .scheme import FLOAT, OpScheme, PartChoice, canonical_json
+
+
+def stored_form(scheme: OpScheme) -> OpScheme:
+    """Return what an op takes that looks rows up where another multiplies with the same codes: their weight-only form."""
+    return scheme if scheme.input is None else OpScheme(mode="weight_only", weight=scheme.weight, algorithm=scheme.algorithm)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +25,14 @@ class Unit:
     Attributes:
         name: The first op's name.
         type: Their op type.
-        ops: All op names.
+        ops: All op names, first the one that takes a choice as it is.
         choices: Schemes, the one to try first first; float is always among them and always last.
         block: Name of the repeated block it sits in (``encoder.layer.3``), or its own name.
         parameters: Number of weight elements, together.
         channels: Output channels, together: how many scales a per-channel weight needs.
         macs: Multiply-accumulates for one sample, together; 0 where unknown.
+        lookups: Those of the ops that look rows up in a weight which another of them multiplies with (a tied embedding). Under a
+            scheme that quantizes inputs they take its weight-only form, on the same codes.
     """
 
     name: str
@@ -36,6 +43,12 @@ class Unit:
     parameters: int = 0
     channels: int = 1
     macs: int = 0
+    lookups: tuple[str, ...] = ()
+
+    def schemes(self, choice: OpScheme) -> dict[str, OpScheme]:
+        """Return what each op takes under a choice."""
+        form = stored_form(choice) if self.lookups else choice
+        return {op: form if op in self.lookups else choice for op in self.ops}
 
     @property
     def tunable(self) -> bool:
@@ -105,9 +118,14 @@ class TuningSpace:
         """Number of recipes."""
         return math.prod(len(u.choices) for u in self.tunable) * len(self.transforms)
 
+    def schemes(self, ops: Sequence[str], choice: OpScheme) -> dict[str, OpScheme]:
+        """Return what each of a unit's ops takes under a choice; ops that are no unit's take it as it is."""
+        unit = self.by_name.get(ops[0])
+        return unit.schemes(choice) if unit is not None and unit.ops == tuple(ops) else dict.fromkeys(ops, choice)
+
     def recipe(self, choice: Mapping[str, OpScheme], transforms: tuple[PartChoice, ...] = ()) -> Recipe:
         """Return the recipe in which each unit takes ``choice[unit.name]``, or float where it is not named."""
-        schemes = {op: choice[u.name] for u in self.tunable if u.name in choice for op in u.ops}
+        schemes = {op: s for u in self.tunable if u.name in choice for op, s in u.schemes(choice[u.name]).items()}
         return Recipe(schemes, transforms, self.backend)
 
     def first(self) -> dict[str, OpScheme]:
@@ -116,12 +134,13 @@ class TuningSpace:
 
     def contains(self, recipe: Recipe) -> bool:
         """True if the recipe is a point of this space."""
-        free = {op: u for u in self.tunable for op in u.ops}
+        free = {op for u in self.tunable for op in u.ops}
         return (
             recipe.backend == self.backend
             and recipe.transforms in self.transforms
-            and all(op in free and s in free[op].choices for op, s in recipe.schemes.items())
-            and all(len({recipe[op] for op in u.ops}) == 1 for u in self.tunable)
+            and free.issuperset(recipe.schemes)
+            and all(recipe[u.ops[0]] in u.choices for u in self.tunable)
+            and all(recipe[op] == s for u in self.tunable for op, s in u.schemes(recipe[u.ops[0]]).items())
         )
 
     def weight_bytes(self, recipe: Recipe) -> float:

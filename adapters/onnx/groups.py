@@ -23,19 +23,21 @@ FREE_PRODUCERS = frozenset({"gelu", "silu", "mul"})
 def find_groups(sites: Mapping[str, Site]) -> tuple[Group, ...]:
     """Return the groups of a graph.
 
-    ``scheme``: ops with a tied weight. ``rescale``: a norm and the linear ops that read it (whoever else reads it is given
+    ``scheme``: ops of one type with a tied weight. ``rescale``: a norm and the linear ops that read it (whoever else reads it is given
     the unscaled value back), a GELU or gate and its linear readers (divided by one multiplication more), or a convolution or linear op, ReLU and max pool in between, and the ops that alone read it.
     """
     return (*_tied(sites), *_rescalable(sites), *(stream.group() for stream in find_streams(sites)))
 
 
 def _tied(sites: Mapping[str, Site]) -> Iterator[Group]:
-    tied: dict[str, list[str]] = {}
+    """A table that is looked up and one that is multiplied with are two initializers, laid out by two kernels: they decide apart."""
+    tied: dict[tuple[str, str], list[str]] = {}
     for name, site in sites.items():
         if site.op.weight is not None and site.op.weight.shared_with:
-            tied.setdefault(site.op.weight.name, []).append(name)
-    for weight, members in tied.items():
-        yield Group(f"tied:{weight}", "scheme", tuple(members))
+            tied.setdefault((site.op.weight.name, site.op.type), []).append(name)
+    for (weight, kind), members in tied.items():
+        if len(members) > 1:
+            yield Group(f"tied:{weight}:{kind}", "scheme", tuple(members))
 
 
 def _rescalable(sites: Mapping[str, Site]) -> Iterator[Group]:

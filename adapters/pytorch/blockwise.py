@@ -7,6 +7,7 @@ blocks before it put out. Only one block's activations and offsets are alive at 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -163,7 +164,7 @@ def reconstruct(
     Raises:
         SchemeError: If no layer can be learned.
     """
-    wanted = {n: p for n, p in parameters.items() if learnable(layers[n], p)}
+    wanted = learnable(layers, parameters)
     paths = blocks_of(root, (layers[n] for n in wanted))
     if not paths:
         raise SchemeError("there is no repeated block with an integer weight-only linear layer to reconstruct")
@@ -178,8 +179,16 @@ def reconstruct(
     return learned
 
 
-def learnable(layer: Layer, parameters: OpParameters) -> bool:
-    """True for linear layers with integer weights and float activations."""
+def learnable(layers: Mapping[str, Layer], parameters: Mapping[str, OpParameters]) -> dict[str, OpParameters]:
+    """Return what can be learned: linear layers with integer weights of their own and float activations.
+
+    A weight that an embedding looks up too stays as it is: what a head learns for itself would be a second copy.
+    """
+    users = Counter(id(p.weight) for p in parameters.values())
+    return {n: p for n, p in parameters.items() if _fits(layers[n], p) and users[id(p.weight)] == 1}
+
+
+def _fits(layer: Layer, parameters: OpParameters) -> bool:
     weight = parameters.weight
     fits = (
         layer.op.type == "linear"

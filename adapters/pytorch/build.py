@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from .layers import Layer, conv_pads, is_transposed_linear
 from .online import Online, Own, multipliers
 from .recurrent import Int8Recurrent, StoredRecurrent
 from .skeleton import skeleton
+from .stored import StoredWeight
 from .transposed import TRANSPOSED, Int8ConvTranspose
 from .weight_only import Cast, WeightOnlyConv, WeightOnlyEmbedding, WeightOnlyLinear
 
@@ -118,6 +120,25 @@ def _cast(layer: Layer, module: nn.Module, weight: QuantizedTensor, bias: torch.
     then = layer.fused[-1] if layer.fused and layer.fused[-1] != "add" else ""
     assert isinstance(module.weight, torch.Tensor)
     return Cast(twin, module.weight.dtype, then, adds="add" in layer.fused).eval()
+
+
+def tie(made: Mapping[str, nn.Module], parameters: Mapping[str, OpParameters]) -> None:
+    """Let layers of one quantized weight hold its codes once, under two names, as float models tie a parameter.
+
+    Args:
+        made: Op name -> its quantized module.
+        parameters: Op name -> what the core decided.
+    """
+    first: dict[tuple[int, type], Any] = {}
+    for name, module in made.items():
+        table: dict[str, Any]
+        if isinstance(module, Cast):
+            table, key = module.layer._parameters, "weight"
+        elif isinstance(getattr(module, "weight_codes", None), StoredWeight):
+            table, key = module._modules, "weight_codes"
+        else:
+            continue
+        table[key] = first.setdefault((id(parameters[name].weight), type(table[key])), table[key])
 
 
 def static_form(parameters: OpParameters, index: int) -> Activation | None:

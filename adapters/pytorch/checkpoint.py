@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,6 +22,7 @@ from octavo.core.numerics.tensor import QuantizedTensor
 from .architecture import architecture_of, rebuild
 from .candidate import TorchCandidate
 from .experts import packed_experts
+from .layers import is_transposed_linear
 from .skeleton import aliases, named_tensors
 
 Tensor = torch.Tensor
@@ -68,12 +70,15 @@ class Checkpoint:
         for name, module in made.empty.named_modules():
             if isinstance(module, nn.Linear) and module.bias is None and f"{name}.bias" in biases:
                 made.refuse(name, "a shift of its input gave it a bias, which its architecture has not", "leave that transform out")
-        tied = aliases(made.empty)
-        for name in candidate.parameters:
-            if f"{name}.weight" in {*tied, *tied.values()}:
-                other = next((v if k == f"{name}.weight" else k) for k, v in tied.items() if f"{name}.weight" in (k, v))
-                made.refuse(name, f"its weight is tied to {other}, which the format does not quantize with it")
         return made
+
+    def ties(self) -> tuple[tuple[str, ...], ...]:
+        """Return the paths of modules whose weight is one tensor, for each such tensor of which an op is quantized."""
+        found: dict[str, list[str]] = {}
+        for name, first in aliases(self.empty).items():
+            found.setdefault(first, [first]).append(name)
+        paths = (tuple(dict.fromkeys(n.removesuffix(".weight") for n in names)) for names in found.values())
+        return tuple(group for group in paths if not self.candidate.parameters.keys().isdisjoint(group))
 
     def refuse(self, name: str, why: str, remedy: str = "") -> NoReturn:
         """Raise the error that says why an op cannot be held, and what to do."""
@@ -82,23 +87,24 @@ class Checkpoint:
             + (remedy or f'keep it float with a rule: ops = ["{name}"], keep = "float"')
         )
 
+    def module(self, name: str) -> nn.Module | None:
+        """Return the module that the reader will make for an op; None for one of a mixture's experts, a slice of a parameter."""
+        return dict(self.empty.named_modules()).get(name)
+
     def weight(self, name: str, parameters: OpParameters) -> IntegerMatrix:
         """Return an op's weight as whole numbers.
 
         Raises:
-            SchemeError: If the op is no nn.Linear, which is what readers take, or its codes are no integers on a scale.
+            SchemeError: If its codes are no integers on a scale.
         """
-        module = dict(self.empty.named_modules()).get(name)
-        if not isinstance(module, nn.Linear):
-            kind = "one slice of a parameter" if module is None else f"a {type(module).__name__}"
-            self.refuse(name, f"readers take nn.Linear layers, and this is {kind}")
         weight = parameters.weight
         if weight is None or not is_integer(weight.params.spec) or weight.params.spec.bits > 8:
             self.refuse(name, "its weight is no integer of 2 to 8 bits", "give it an int or uint weight of 2 to 8 bits, or keep it float")
         spec = weight.params.spec
         if spec.granularity.startswith("block:"):
             self.refuse(name, "scales of blocks have no place in the file", "use channel or group:N granularity")
-        return IntegerMatrix.of(weight)
+        module = self.module(name)
+        return IntegerMatrix.of(weight, transposed=module is not None and is_transposed_linear(module))
 
     def floats(self) -> dict[str, Tensor]:
         """Return every tensor that stays float under the name that the reader gives it, tied ones once, and the ops' biases."""
@@ -117,8 +123,26 @@ class Checkpoint:
         assert isinstance(weight, Tensor)
         return weight.dtype
 
-    def write(self, folder: Path, tensors: Mapping[str, Tensor], quantization: Mapping[str, Any]) -> None:
-        """Write tensors, configuration and generation settings as ``from_pretrained`` reads them."""
+    def untie(self, group: Sequence[str]) -> None:
+        """See that a reader who is told not to tie weights makes the same function, each op with a weight of its own.
+
+        Raises:
+            SchemeError: If it does not.
+        """
+        name = next(n for n in group if n in self.candidate.parameters)
+        others = ", ".join(repr(n) for n in group if n != name)
+        facts = architecture_of(self.candidate.module)
+        assert facts is not None
+        config = {**facts["config"], "tie_word_embeddings": False}
+        apart = aliases(rebuild({**facts, "config": config}, "meta"))
+        # Models of this kind (T5) scale what goes into a tied head: without the tie they are another function.
+        if config.get("is_encoder_decoder") or {f"{n}.weight" for n in group} & {*apart, *apart.values()}:
+            why = f"its weight is tied to that of {others}, which takes another form, and this architecture cannot be read without the tie"
+            rule = json.dumps([*group])
+            self.refuse(name, why, f'give them one weight_only scheme, or keep all of them float: ops = {rule}, keep = "float"')
+
+    def write(self, folder: Path, tensors: Mapping[str, Tensor], quantization: Mapping[str, Any], *, untied: bool = False) -> None:
+        """Write tensors, configuration and generation settings as ``from_pretrained`` reads them; ``untied`` tells it to tie nothing."""
         folder.mkdir(parents=True, exist_ok=True)
         plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
         save_file(plain, folder / "model.safetensors", metadata={"format": "pt"})
@@ -126,6 +150,8 @@ class Checkpoint:
         config = copy.deepcopy(module.config)
         config.architectures = [type(module).__name__]
         config.dtype = module.dtype
+        if untied:
+            config.tie_word_embeddings = False
         config.quantization_config = dict(quantization)
         config.save_pretrained(folder)
         if (generation := getattr(module, "generation_config", None)) is not None:
@@ -153,14 +179,24 @@ class IntegerMatrix:
     group: int | None
 
     @classmethod
-    def of(cls, weight: QuantizedTensor) -> IntegerMatrix:
-        """Return the matrix of an integer weight (outputs, inputs)."""
+    def of(cls, weight: QuantizedTensor, *, transposed: bool = False) -> IntegerMatrix:
+        """Return the matrix of an integer weight (outputs, inputs), or of one that is stored as (inputs, outputs)."""
         spec, params = weight.params.spec, weight.params
         middle = 2 ** (spec.bits - 1) if integer_range(spec)[0] < 0 else 0
         rows = 1 if params.scale.ndim == 0 else params.scale.shape[0]
         scale, zero_point = params.scale.reshape(rows, -1), params.zero_point.reshape(rows, -1) + middle
-        codes = weight.codes.to(torch.int32) + middle
+        codes = (weight.codes.t() if transposed else weight.codes).to(torch.int32) + middle
         return cls(codes.cpu(), scale.float().cpu(), zero_point.to(torch.int32).cpu(), spec.bits, spec.symmetric, spec.group_size)
+
+    def rows(self, part: slice) -> IntegerMatrix:
+        """Return some of the outputs as a matrix of their own."""
+        one = self.scale.shape[0] == 1
+        return replace(
+            self,
+            codes=self.codes[part],
+            scale=self.scale if one else self.scale[part],
+            zero_point=self.zero_point if one else self.zero_point[part],
+        )
 
 
 def words(codes: Tensor, bits: int) -> Tensor:

@@ -6,7 +6,7 @@ too; ``pack-quantized`` keeps the codes of weight-only ops as one stream of bits
 
 from __future__ import annotations
 
-import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,17 @@ from octavo.core.adapter import OpParameters
 from octavo.core.scheme import QuantSpec, canonical_json
 
 from .checkpoint import Checkpoint, IntegerMatrix, words
+from .compressed_layout import Plan, expert_parts, is_decoded
+from .layers import is_transposed_linear
 
 Tensor = torch.Tensor
 
 
 def export(result: Any, folder: Path) -> None:
     """Write a checkpoint that ``AutoModel....from_pretrained`` loads where compressed-tensors is installed.
+
+    A tied embedding and head that share their codes are written once; where they do not, the file says that nothing is tied
+    (``tie_word_embeddings``) and holds both.
 
     Args:
         result: A result, a quantized model or a candidate of the torch backend: a model of transformers.
@@ -32,42 +37,79 @@ def export(result: Any, folder: Path) -> None:
         SchemeError: If an op's scheme has no place in the format; the message names the op and the remedy.
     """
     file = Checkpoint.of(result, "compressed-tensors")
+    rows = {name: _op(file, name, parameters) for name, parameters in file.candidate.parameters.items()}
+    decoded = is_decoded(file, {name: canonical_json(row.scheme) for name, row in rows.items()})
+    if not decoded:
+        tables = [name for name in rows if isinstance(file.module(name), nn.Embedding)]
+        rows |= {name: _table(file, name, file.candidate.parameters[name]) for name in tables}
+    plan = Plan.of(file, {name: canonical_json(row.scheme) for name, row in rows.items()}, decoded)
     tensors = file.floats()
-    groups: dict[str, list[str]] = {}
-    for name, parameters in file.candidate.parameters.items():
-        scheme, own = _op(file, name, parameters)
-        groups.setdefault(canonical_json(scheme), []).append(name)
-        tensors.update({f"{name}.{key}": tensor for key, tensor in own.items()})
-    file.write(folder, tensors, _configuration(file, groups))
+    for name, row in rows.items():
+        if name not in plan.once:
+            tensors.update(row.tensors)
+    file.write(folder, tensors, plan.configuration(), untied=plan.untied)
 
 
-def _op(file: Checkpoint, name: str, parameters: OpParameters) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return one op's scheme as the configuration says it, and its tensors."""
-    scheme = parameters.scheme
+@dataclass(frozen=True)
+class _Row:
+    """One op's scheme as the configuration says it, and its tensors."""
+
+    scheme: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+def _op(file: Checkpoint, name: str, parameters: OpParameters) -> _Row:
+    module = file.module(name)
+    if module is not None and not isinstance(module, nn.Linear | nn.Embedding):
+        remedy = "export gptq, which holds it, or keep it float" if is_transposed_linear(module) else ""
+        file.refuse(name, f"readers take nn.Linear and nn.Embedding layers, and this is a {type(module).__name__}", remedy)
+    parts = (name,) if module is not None else expert_parts(file, name)
     weight = file.weight(name, parameters)
-    strategy = "group" if weight.group else "tensor" if weight.scale.shape[0] == 1 else "channel"
-    row: dict[str, Any] = {
-        "weights": _arguments(weight.bits, weight.symmetric, strategy, dynamic=False, group=weight.group),
-        "input_activations": None,
-        "output_activations": None,
-    }
-    if scheme.mode == "weight_only":
+    row = _scheme(weight)
+    strategy = row["weights"]["strategy"]
+    if parameters.scheme.mode == "weight_only":
         if strategy == "tensor" and not weight.symmetric:
             file.refuse(name, "one zero point for a whole tensor is not packed", "use channel or group:N granularity")
-        return {**row, "format": "pack-quantized"}, _packed(weight)
+        if module is None and not weight.symmetric:
+            file.refuse(name, "transformers reads no zero points of experts", "make its weight symmetric")
+        height = weight.codes.shape[0] // len(parts)
+        packed = [(part, _packed(weight.rows(slice(i * height, (i + 1) * height)))) for i, part in enumerate(parts)]
+        return _Row({**row, "format": "pack-quantized"}, {f"{part}.{key}": t for part, own in packed for key, t in own.items()})
+    if module is None:
+        file.refuse(name, "readers join experts in float, so that their inputs stay float", "use a weight_only scheme for experts")
+    tensors = _bytes(weight)
+    spec = parameters.scheme.input
+    assert spec is not None
+    if spec.bits != 8 or spec.reduce_range:
+        file.refuse(name, f"inputs of {spec} are not those of int-quantized files", "use int8 or uint8 inputs in their full range")
+    dynamic = parameters.scheme.mode == "dynamic"
+    row["input_activations"] = _arguments(8, spec.symmetric, spec.granularity, dynamic=dynamic)
+    if not dynamic:
+        tensors |= _static_input(parameters, spec)
+    return _Row({**row, "format": "int-quantized"}, {f"{name}.{key}": tensor for key, tensor in tensors.items()})
+
+
+def _table(file: Checkpoint, name: str, parameters: OpParameters) -> _Row:
+    """Return an embedding that stays compressed: as bytes, because transformers initialises packed ones by a weight that they lack."""
+    weight = file.weight(name, parameters)
+    if weight.bits != 8:
+        why = "transformers (5.23) reads an embedding of less than 8 bits only where all ops have one weight_only scheme"
+        file.refuse(name, why, "give it int8, or give every op this scheme, or keep it float")
+    return _Row({**_scheme(weight), "format": "naive-quantized"}, {f"{name}.{key}": tensor for key, tensor in _bytes(weight).items()})
+
+
+def _scheme(weight: IntegerMatrix) -> dict[str, Any]:
+    strategy = "group" if weight.group else "tensor" if weight.scale.shape[0] == 1 else "channel"
+    arguments = _arguments(weight.bits, weight.symmetric, strategy, dynamic=False, group=weight.group)
+    return {"weights": arguments, "input_activations": None, "output_activations": None}
+
+
+def _bytes(weight: IntegerMatrix) -> dict[str, Tensor]:
     middle = 2 ** (weight.bits - 1)
     tensors = {"weight": (weight.codes - middle).to(torch.int8), "weight_scale": _scales(weight)}
     if not weight.symmetric:
         tensors["weight_zero_point"] = (weight.zero_point - middle).to(torch.int8)
-    spec = scheme.input
-    assert spec is not None
-    if spec.bits != 8 or spec.reduce_range:
-        file.refuse(name, f"inputs of {spec} are not those of int-quantized files", "use int8 or uint8 inputs in their full range")
-    dynamic = scheme.mode == "dynamic"
-    row["input_activations"] = _arguments(8, spec.symmetric, spec.granularity, dynamic=dynamic)
-    if not dynamic:
-        tensors |= _static_input(parameters, spec)
-    return {**row, "format": "int-quantized"}, tensors
+    return tensors
 
 
 def _arguments(bits: int, symmetric: bool, strategy: str, *, dynamic: bool, group: int | None = None) -> dict[str, Any]:
@@ -99,32 +141,3 @@ def _static_input(parameters: OpParameters, spec: QuantSpec) -> dict[str, Tensor
         shift = 128 if spec.dtype.startswith("u") else 0
         tensors["input_zero_point"] = (torch.as_tensor(found.zero_point).reshape(1).to(torch.int32) - shift).to(torch.int8)
     return tensors
-
-
-def _configuration(file: Checkpoint, groups: dict[str, list[str]]) -> dict[str, Any]:
-    linears = [path for path, module in file.empty.named_modules() if isinstance(module, nn.Linear)]
-    quantized = {name for names in groups.values() for name in names}
-    schemes = [json.loads(key) for key in groups]
-    formats = {scheme["format"] for scheme in schemes}
-    zeros = next((n for scheme, names in zip(schemes, groups.values(), strict=True) if _has_packed_zeros(scheme) for n in names), None)
-    if zeros is not None and len(schemes) > 1:
-        why = "transformers reads packed zero points only where all quantized ops have one scheme"
-        file.refuse(zeros, why, "make its weight symmetric, or give every op this scheme")
-    return {
-        "quant_method": "compressed-tensors",
-        "format": next(iter(formats)) if len(formats) == 1 else "mixed-precision",
-        "quantization_status": "compressed",
-        "config_groups": {
-            f"group_{i}": {"targets": ["Linear"] if len(groups) == 1 else names, **scheme}
-            for i, (scheme, names) in enumerate(zip(schemes, groups.values(), strict=True))
-        },
-        "ignore": [path for path in linears if path not in quantized],
-        "kv_cache_scheme": None,
-        # Unpacked as they are read: left packed until the first call, zero points have no room (compressed-tensors 0.20), and
-        # classes that initialise their layers by hand (T5) fail to load (transformers 5.23). That reading knows one scheme.
-        **({"dequantize": True} if formats == {"pack-quantized"} and len(schemes) == 1 else {}),
-    }
-
-
-def _has_packed_zeros(scheme: dict[str, Any]) -> bool:
-    return scheme["format"] == "pack-quantized" and not scheme["weights"]["symmetric"]

@@ -63,7 +63,7 @@ def distill(
         SchemeError: If no layer can be learned.
         DataError: If there is no batch.
     """
-    wanted = {n: p for n, p in parameters.items() if learnable(layers[n], p)}
+    wanted = learnable(layers, parameters)
     if not wanted:
         raise SchemeError("there is no integer weight-only linear layer to distill")
     batches = list(calls)

@@ -11,7 +11,8 @@ scales     float16   (inputs / g, outputs)
 g_idx      int32     (inputs,)                        the group of each input
 ========== ========= ================================ =================================================================
 
-value = scales * (code - zero point). Groups are neighbouring inputs here, whatever order GPTQ went through them in.
+value = scales * (code - zero point). GPT-2's Conv1D, which stores (inputs, outputs), is laid down as the linear layer that it is: readers put
+the same quantized layer in its place. Groups are neighbouring inputs here, whatever order GPTQ went through them in.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from torch import nn
 from octavo.core.adapter import OpParameters
 
 from .checkpoint import Checkpoint, IntegerMatrix, words
+from .layers import is_transposed_linear
 
 Tensor = torch.Tensor
 _WIDTHS = (2, 3, 4, 8)
@@ -47,6 +49,10 @@ def export(result: Any, folder: Path) -> None:
         SchemeError: If an op's scheme has no place in the format; the message names the op and the remedy.
     """
     file = Checkpoint.of(result, "gptq")
+    for tied in file.ties():
+        name = next(n for n in tied if n in file.candidate.parameters)
+        others = ", ".join(repr(n) for n in tied if n != name)
+        file.refuse(name, f"its weight is tied to that of {others}, and readers look for quantized layers inside the repeated blocks only")
     weights = {name: _weight(file, name, parameters) for name, parameters in file.candidate.parameters.items()}
     block, inner = _blocks(file)
     first = next(iter(weights))
@@ -84,6 +90,12 @@ def _said(weight: IntegerMatrix) -> str:
 
 
 def _weight(file: Checkpoint, name: str, parameters: OpParameters) -> IntegerMatrix:
+    module = file.module(name)
+    if module is None:
+        why = "it is one slice of a mixture's parameter, and readers look for layers of their own"
+        file.refuse(name, why, "export compressed-tensors, which holds experts one by one, or keep it float")
+    if not isinstance(module, nn.Linear) and not is_transposed_linear(module):
+        file.refuse(name, f"readers take nn.Linear layers and GPT-2's Conv1D, and this is a {type(module).__name__}")
     weight = file.weight(name, parameters)
     if parameters.scheme.mode != "weight_only":
         file.refuse(
@@ -119,7 +131,8 @@ def _blocks(file: Checkpoint) -> tuple[str, list[str]]:
         if own != block:
             file.refuse(name, f"readers look for quantized layers in one list of blocks, {block!r}, and it lies in {own!r}")
     for path, module in file.empty.named_modules():
-        if isinstance(module, nn.Linear) and path.startswith(f"{block}.") and path not in found and path.endswith(tuple(inner)):
+        linear = isinstance(module, nn.Linear) or is_transposed_linear(module)
+        if linear and path.startswith(f"{block}.") and path not in found and path.endswith(tuple(inner)):
             same = next(name for name, (_, _, rest) in found.items() if path.endswith(rest))
             file.refuse(same, f"{path!r} is float, and readers take the same layers of every block", "quantize both, or neither")
     return block, inner

@@ -16,7 +16,7 @@ from octavo.core.graph import Op
 from .capture import Call, Capture
 from .folding import folds
 from .functional import WITH_WEIGHTS, products, stands_for_call
-from .layers import Layer, find_layers, with_shapes
+from .layers import Layer, find_layers, tied_groups, with_shapes
 from .online import Factors, install
 from .rescale import Link, input_link, is_norm
 from .rewrite import rewrite
@@ -60,7 +60,7 @@ class GraphCapture(Capture):
         self.layers, remarks = self._find()
         self.notes = tuple(remarks)
         self.links = {link.group.name: link for link in self._links()}
-        self.groups = tuple(link.group for link in self.links.values())
+        self.groups = (*(link.group for link in self.links.values()), *tied_groups(self.layers.values()))
         result = next(n for n in graph.nodes if n.op == "output").args[0]
         self.outputs = tuple(value_name(self, n) for n in _nodes_in(result))
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 
 import torch
 from torch import nn
 
-from octavo.core.graph import Attribute, Op, Weight
+from octavo.core.graph import Attribute, Group, Op, Weight
 
 from .attention import bypassed
 from .experts import expert_groups
@@ -103,7 +103,7 @@ def _op(name: str, path: str, module: nn.Module, kind: str, first: Mapping[str, 
     elif isinstance(module, nn.RNNBase):
         attributes = {"layers": module.num_layers, "bidirectional": module.bidirectional, "batch_first": module.batch_first}
         if module.proj_size:
-            reason = "a recurrent layer that projects its state (proj_size) has no integer kernel"
+            attributes["proj_size"] = module.proj_size
     elif kind == "embedding" and getattr(module, "max_norm", None) is not None:
         reason = "max_norm changes the table at every call"
     if not reason and not getattr(module, names[0]).is_floating_point():
@@ -147,6 +147,17 @@ def _shared(ops: dict[str, Op]) -> dict[str, Op]:
         else op
         for path, op in ops.items()
     }
+
+
+def tied_groups(layers: Iterable[Layer]) -> Iterator[Group]:
+    """Yield a group for each weight that several layers use (a language model's embedding and head): one decision for all of them."""
+    users: dict[str, list[str]] = {}
+    for op in (layer.op for layer in layers):
+        if op.weight is not None and op.weight.shared_with:
+            users.setdefault(op.weight.name, []).append(op.name)
+    for weight, members in users.items():
+        if len(members) > 1:
+            yield Group(f"tied:{weight}", "scheme", tuple(members))
 
 
 def with_shapes(op: Op, output_shape: tuple[int, ...] | None) -> Op:

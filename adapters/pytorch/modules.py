@@ -14,12 +14,12 @@ from octavo.core.graph import Group, Op
 
 from .activation import Activation
 from .batches import tensors_in
-from .build import quantized_module, static_form
+from .build import quantized_module, static_form, tie
 from .capture import Call, Capture
 from .experts import expert_groups
 from .folding import folds
 from .kernels import POSTS
-from .layers import Layer, find_layers, with_shapes
+from .layers import Layer, find_layers, tied_groups, with_shapes
 from .online import Factors, install
 from .rescale import Link, input_link, is_norm
 from .skeleton import copy_hooks, set_submodule, skeleton
@@ -61,7 +61,7 @@ class ModuleCapture(Capture):
         self.notes = tuple(notes)
         self.links = {link.group.name: link for link in self._links()}
         together = (Group(name, "scheme", tuple(ops[p].name for p in paths)) for name, paths in mixtures.items())
-        self.groups = (*(link.group for link in self.links.values()), *together)
+        self.groups = (*(link.group for link in self.links.values()), *together, *tied_groups(self.layers.values()))
         self.outputs = tuple(f"output_{i}" for i in range(seen.results)) if seen else ("output_0",)
 
     def facts(self) -> Mapping[str, Any]:
@@ -154,6 +154,7 @@ class ModuleCapture(Capture):
                 idle = nn.Identity()
                 copy_hooks(twin.get_submodule(layer.act), idle)
                 set_submodule(twin, layer.act, idle.eval())
+        tie(made, parameters)
         if self._seen is not None:
             share((self.layers[name].op.inputs[0], module) for name, module in made.items())
         return twin, {}

@@ -14,6 +14,7 @@ from octavo.core.graph import Op
 from octavo.core.scheme import OpScheme, QuantSpec
 
 from . import kernels, products
+from .projected import has_projected
 from .recurrent import has_recurrent
 
 _CHANNEL = QuantSpec(dtype="int8", granularity="channel")
@@ -101,7 +102,11 @@ def _recurrent(device: str, kind: str) -> tuple[Offer, ...]:
     if device != "cpu":
         return ()
     weights = (_CHANNEL, _TENSOR)
-    return tuple(Offer(OpScheme(mode="dynamic", weight=w, input=_UNSIGNED), when=lambda _: has_recurrent(kind)) for w in weights)
+
+    def lacking(op: Op) -> str:
+        return has_projected() if "proj_size" in op.attributes else has_recurrent(kind)
+
+    return tuple(Offer(OpScheme(mode="dynamic", weight=w, input=_UNSIGNED), when=lacking) for w in weights)
 
 
 def _fits(device: str, op: Op) -> str:

@@ -1,7 +1,8 @@
 """LSTM and GRU layers whose weights are stored in few bits, and their integer kernels.
 
 The kernels are those of torch's dynamic quantization: input and state of each step are quantized on their own range
-(uint8, asymmetric, per tensor) and multiplied by int8 weights; gates and states are float32.
+(uint8, asymmetric, per tensor) and multiplied by int8 weights; gates and states are float32. LSTMs that project their state run
+on :mod:`~.projected`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from octavo.core.numerics.tensor import QuantizedTensor
 from . import kernels
 from .layouts import content, forget, layout
 from .operators import register
-from .weight_only import StoredWeight
+from .projected import ProjectedCell, run_projected
+from .stored import StoredWeight
 
 Tensor = torch.Tensor
 States = tuple[Tensor, ...]
@@ -30,7 +32,7 @@ KINDS: dict[type[nn.Module], str] = {nn.LSTM: "lstm", nn.GRU: "gru"}
 
 
 def weight_names(module: nn.Module) -> tuple[str, ...]:
-    """Return a recurrent module's weights: input and recurrent matrix of each layer and direction, in torch's order."""
+    """Return a recurrent module's weights: input, recurrent and, where it has one, projection matrix of each layer and direction."""
     return tuple(name for name in _flat_names(module) if name.startswith("weight_"))
 
 
@@ -58,7 +60,7 @@ class StoredRecurrent(nn.Module):
     def __init__(self, module: nn.LSTM | nn.GRU, weights: Sequence[QuantizedTensor]) -> None:
         super().__init__()
         self.kind = KINDS[type(module)]
-        self.num_layers, self.hidden_size = module.num_layers, module.hidden_size
+        self.num_layers, self.hidden_size, self.proj_size = module.num_layers, module.hidden_size, module.proj_size
         self.batch_first, self.bidirectional = module.batch_first, module.bidirectional
         weight = module.weight_ih_l0
         assert isinstance(weight, Tensor)
@@ -94,8 +96,8 @@ class StoredRecurrent(nn.Module):
                     f"{self.kind} takes {'a hidden and a cell state' if self.kind == 'lstm' else 'one state'}, got {len(states)}"
                 )
             return states
-        zeros = like.new_zeros(self.num_layers * self._directions, batch, self.hidden_size)
-        return (zeros, zeros) if self.kind == "lstm" else (zeros,)
+        widths = (self.proj_size or self.hidden_size, self.hidden_size)[: 2 if self.kind == "lstm" else 1]
+        return tuple(like.new_zeros(self.num_layers * self._directions, batch, width) for width in widths)
 
     def _given(self, states: States) -> Any:
         return states if self.kind == "lstm" else states[0]
@@ -103,6 +105,12 @@ class StoredRecurrent(nn.Module):
     @property
     def _directions(self) -> int:
         return 2 if self.bidirectional else 1
+
+    def _matrices(self, cell: int) -> list[StoredWeight]:
+        """Return input, recurrent and, where there is one, projection matrix of one layer and direction."""
+        count = 3 if self.proj_size else 2
+        found: list[Any] = list(self.weight_codes[count * cell : count * (cell + 1)])
+        return found
 
     def _biases(self, cell: int) -> list[Tensor]:
         return [getattr(self, name) for name in self.floats[2 * cell : 2 * cell + 2]]
@@ -115,10 +123,8 @@ class StoredRecurrent(nn.Module):
         for layer in range(self.num_layers):
             flat: list[Tensor] = []
             for cell in range(layer * d, (layer + 1) * d):
-                for stored in self.weight_codes[2 * cell : 2 * cell + 2]:
-                    assert isinstance(stored, StoredWeight)
-                    flat.append(stored.decode(stored.codes, slice(0, stored.rows)).to(self.dtype))
-                flat += self._biases(cell)
+                decoded = [w.decode(w.codes, slice(0, w.rows)).to(self.dtype) for w in self._matrices(cell)]
+                flat += [*decoded[:2], *self._biases(cell), *decoded[2:]]
             own = [s[layer * d : (layer + 1) * d].contiguous() for s in states]
             given: Any = own if self.kind == "lstm" else own[0]
             head: tuple[Any, ...] = (x,) if sizes is None else (x, sizes)
@@ -179,27 +185,36 @@ def run_layers(
         x: See :func:`run_cells`, as the arguments that are not named here.
         sizes: See there.
         states: See there.
-        matrices: uint8 codes (rows, features), 128 for zero, and float32 scales of input and recurrent matrix of each cell.
+        matrices: int8 codes in uint8 (rows, features), and float32 scales, of input, recurrent and any projection matrix of each cell.
         biases: Input and recurrent bias of each cell; or none.
         kind: See there.
         layers: See there.
         bidirectional: See there.
         batch_first: See there.
     """
-    cells = []
-    for i in range(0, len(matrices), 4):
-        codes, scales = matrices[i : i + 4 : 2], matrices[i + 1 : i + 4 : 2]
-        both = biases[i // 2 : i // 2 + 2] or [torch.zeros(codes[0].shape[0])] * 2
-        cells.append(make_cell(*(_rows(*each) for each in zip(codes, scales, both, strict=True)), *(b.float() for b in both)))
-    y, last = run_cells(kind, x, sizes, states, cells, layers, bidirectional, batch_first)
+    projected = kind == "lstm" and states[0].shape[2] != states[1].shape[2]
+    each, cells = 3 if projected else 2, []
+    for cell in range(len(matrices) // (2 * each)):
+        at = 2 * each * cell
+        codes, scales = matrices[at : at + 2 * each : 2], matrices[at + 1 : at + 2 * each : 2]
+        own = [b.float() for b in biases[2 * cell : 2 * cell + 2]]
+        if projected:
+            with_bias = [own[0] + own[1] if own else None, None, None]
+            cells.append(ProjectedCell(*(_rows(*parts) for parts in zip(codes, scales, with_bias, strict=True))))
+        else:
+            own = own or [torch.zeros(codes[0].shape[0])] * 2
+            cells.append(make_cell(*(_rows(*parts) for parts in zip(codes, scales, own, strict=True)), *own))
+    if projected:
+        y, last = run_projected(x, sizes, states, cells, bidirectional=bidirectional, batch_first=batch_first)
+    else:
+        y, last = run_cells(kind, x, sizes, states, cells, layers, bidirectional, batch_first)
     return [y, *last]
 
 
-def _rows(codes: Tensor, scale: Tensor, bias: Tensor) -> Any:
-    def pack() -> Any:
-        return kernels.pack_rows((codes.short() - 128).to(torch.int8), scale.reshape(-1), bias.float())
-
-    return layout(codes, ("rows", content(scale), content(bias)), pack)
+def _rows(codes: Tensor, scale: Tensor, bias: Tensor | None) -> Any:
+    return layout(
+        codes, ("rows", content(scale), content(bias)), lambda: kernels.pack_rows(codes.view(torch.int8), scale.reshape(-1), bias)
+    )
 
 
 def _layers_form(x: Tensor, sizes: Tensor | None, states: Sequence[Tensor], matrices: Sequence[Tensor], *rest: Any) -> list[Tensor]:

@@ -11,7 +11,7 @@ from torch import fx, nn
 from octavo.core.adapter import OpParameters
 
 from .activation import Activation, Quantize
-from .build import quantized_module, static_form
+from .build import quantized_module, static_form, tie
 from .int8 import Int8Linear
 from .online import install
 from .skeleton import copy_hooks, skeleton
@@ -115,6 +115,7 @@ class _Rewriter:
         shared = skeleton(c.root)
         install(shared, c.layers, {n: f for n, f in c.factors.items() if n not in self._parameters})
         self._parts: dict[str, nn.Module | torch.Tensor] = {}
+        self._made: dict[str, nn.Module] = {}
         parts = self._parts
         swallowed = {node for name in self._ends.values() for node in c.inner[name]}
         often = {c.layers[n].path: n for n in self._parameters if n not in c.inner}
@@ -143,6 +144,7 @@ class _Rewriter:
                     parts.setdefault(path, shared.get_submodule(path))
                 elif node.op == "get_attr":
                     parts[str(node.target)] = _attribute(shared, str(node.target))
+        tie(self._made, self._parameters)
         graph.lint()
         self._share()
         return fx.GraphModule(parts, graph, type(c.root).__name__).eval()
@@ -163,6 +165,7 @@ class _Rewriter:
         gives, own = self._gives.get(name), self._c.factors.get(name, ())
         new = quantized_module(layer, old, self._parameters[name], self._biases[name], gives=gives, own=own)
         copy_hooks(old, new)
+        self._made[name] = new
         return new
 
     def _call(self, name: str, path: str, env: Mapping[fx.Node, fx.Node]) -> fx.Node:

@@ -7,122 +7,20 @@ the format on this machine, that runs instead.
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import prod
 from typing import Any
 
 import torch
 from torch import nn
 
-from octavo.core.numerics.affine import is_integer
-from octavo.core.numerics.codec import decode_values
-from octavo.core.numerics.tensor import PackedTensor, QuantizedTensor
-from octavo.core.scheme import QuantSpec
+from octavo.core.numerics.tensor import QuantizedTensor
 
 from . import kernels, products
-from .layouts import content, forget, layout
+from .layouts import content, layout
 from .operators import register
+from .stored import StoredWeight
 
 Tensor = torch.Tensor
-_BLOCK = 2**18
-"""Weight values decoded at a time: 1 MiB in float32, so that they stay in the cache."""
 _INT4_GROUPS = (32, 64, 128, 256)
-
-
-class StoredWeight(nn.Module):
-    """A matrix (rows, features) in few bits. Codes lie in 2, 4 or 8 bits each; 3 bits take the room of 4, 6 that of 8.
-
-    Args:
-        weight: What the core quantized; its channel axis is the rows.
-        transposed: The tensor is stored as (features, rows).
-    """
-
-    codes: Tensor
-    scale: Tensor
-    offset: Tensor | None
-    table: Tensor
-
-    def __init__(self, weight: QuantizedTensor, *, transposed: bool = False) -> None:
-        super().__init__()
-        spec = weight.params.spec
-        rows, features = weight.shape[0], prod(weight.shape[1:])
-        self.rows, self.features = (features, rows) if transposed else (rows, features)
-        self.spec = spec
-        self.width = 2 if spec.bits == 2 else 4 if spec.bits <= 4 else 8
-        low = -(2 ** (spec.bits - 1)) if is_integer(spec) and not spec.dtype.startswith("u") else 0
-        self.lowest = -128 if spec.dtype == "mxint8" else low
-        if isinstance(weight, PackedTensor) and not transposed and features * self.width % 8 == 0:
-            packed = weight.packed.view(rows, -1)  # the same bytes; every candidate shares them
-        else:
-            codes = weight.codes.reshape(rows, -1)
-            packed = _nibbles(((codes.t() if transposed else codes).to(torch.int16) - self.lowest).to(torch.uint8), self.width)
-        self.register_buffer("codes", packed)
-        scale = weight.params.scale.to(torch.float32)
-        # One row of scales for each row of the matrix, or one row for all: (1 or rows, groups).
-        self.register_buffer("scale", scale.reshape(1, 1) if scale.ndim == 0 else scale.reshape(scale.shape[0], -1))
-        zero_point = weight.params.zero_point
-        asymmetric = is_integer(spec) and bool((zero_point != 0).any())
-        offset = (-zero_point.to(torch.float32) * scale).reshape(self.scale.shape) if asymmetric else None
-        self.register_buffer("offset", offset)
-        self.register_buffer("table", _table(spec, self.lowest, self.width), persistent=False)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        for tensor in self.buffers():
-            forget(tensor)
-
-    @property
-    def group(self) -> int:
-        """Features that share one scale."""
-        return self.features // int(self.scale.shape[1])
-
-    def decode(self, codes: Tensor, rows: slice | Tensor) -> Tensor:
-        """Return float32 values (n, features) of packed codes (n, bytes), which are those of ``rows``."""
-        n = codes.shape[0]
-        values = nn.functional.embedding(codes.to(torch.int32), self.table).view(n, -1)[:, : self.features]
-        one = self.scale.shape[0] == 1
-        grouped = values.view(n, self.scale.shape[1], -1) if values.is_contiguous() else values.reshape(n, self.scale.shape[1], -1)
-        scale = (self.scale if one else self.scale[rows])[..., None]
-        if self.offset is None:
-            return grouped.mul_(scale).view(n, -1)
-        offset = (self.offset if one else self.offset[rows])[..., None]
-        return torch.addcmul(offset, grouped, scale).view(n, -1)
-
-    def blocks(self) -> range:
-        """Return the first rows of the blocks that are decoded one at a time."""
-        return range(0, self.rows, self.step)
-
-    @property
-    def step(self) -> int:
-        """Rows of a block."""
-        return max(1, min(self.rows, _BLOCK // max(1, self.features)))
-
-    def extra_repr(self) -> str:
-        """Return shape and format."""
-        return f"({self.rows}, {self.features}), {self.spec}"
-
-
-def _nibbles(codes: Tensor, width: int) -> Tensor:
-    """Pack unsigned codes, the first one into the lowest bits."""
-    if width == 8:
-        return codes.contiguous()
-    per = 8 // width
-    codes = nn.functional.pad(codes, (0, -codes.shape[1] % per)).view(codes.shape[0], -1, per)
-    packed: Tensor = codes[..., 0].clone()
-    for i in range(1, per):
-        packed |= codes[..., i] << (width * i)
-    return packed
-
-
-def _table(spec: QuantSpec, lowest: int, width: int) -> Tensor:
-    """Return the numbers that each byte of codes stands for, scale 1: float32 (256, codes in a byte)."""
-    per = 8 // width
-    parts = torch.stack([(torch.arange(256) >> (width * i)) & (2**width - 1) for i in range(per)], 1) + lowest
-    if is_integer(spec) or spec.dtype == "mxint8":
-        return parts.float()
-    limit = 2**spec.bits - 1
-    one, zero = torch.ones(()), torch.zeros((), dtype=torch.int32)
-    numbers: Tensor = decode_values(parts.clamp(max=limit).to(torch.uint8), one, zero, spec)
-    return numbers.float().nan_to_num(0.0).contiguous()
 
 
 class WeightOnlyLinear(nn.Module):

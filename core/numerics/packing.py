@@ -37,6 +37,14 @@ def pack(codes: Array, bits: int, order: Order = "low") -> Array:
         parts = xp.reshape(low, (*low.shape[:-1], -1, per))
         shifts = _steps(xp, per, bits, order, codes)
         return xp.astype(xp.sum(parts << shifts, axis=-1), xp.uint8)
+    if bits in (3, 6) and order == "low":  # whole codes in whole bytes every 24 bits
+        per = 24 // bits
+        parts = xp.reshape(_pad(low, -n % per), (*low.shape[:-1], -1, per))
+        word = parts[..., 0]
+        for i in range(1, per):
+            word = word | (parts[..., i] << (bits * i))
+        octets = xp.stack([xp.astype((word >> shift) & 255, xp.uint8) for shift in (0, 8, 16)], axis=-1)
+        return xp.reshape(octets, (*low.shape[:-1], -1))[..., : -(-n * bits // 8)]
     stream = (low[..., None] >> _steps(xp, bits, 1, order, codes)) & 1
     stream = _pad(xp.reshape(stream, (*codes.shape[:-1], n * bits)), -(n * bits) % 8)
     octets = xp.reshape(stream, (*stream.shape[:-1], -1, 8))
@@ -58,17 +66,29 @@ def unpack(packed: Array, bits: int, count: int, *, signed: bool = False, order:
     """
     xp = array_namespace(packed)
     _check(bits)
-    octets = xp.astype(packed, xp.int32)[..., None]
-    if 8 % bits == 0:
+    if bits in (3, 6) and order == "low":
+        codes = _of_words(xp, packed, bits)[..., :count]
+    elif 8 % bits == 0:
+        octets = xp.astype(packed, xp.int32)[..., None]
         parts = (octets >> _steps(xp, 8 // bits, bits, order, packed)) & (2**bits - 1)
         codes = xp.reshape(parts, (*packed.shape[:-1], -1))[..., :count]
     else:
+        octets = xp.astype(packed, xp.int32)[..., None]
         stream = xp.reshape((octets >> _steps(xp, 8, 1, order, packed)) & 1, (*packed.shape[:-1], -1))
         stream = xp.reshape(stream[..., : count * bits], (*packed.shape[:-1], count, bits))
         codes = xp.sum(stream << _steps(xp, bits, 1, order, packed), axis=-1)
     if not signed:
         return xp.astype(codes, xp.uint8)
     return xp.astype(xp.where(codes >= 2 ** (bits - 1), codes - 2**bits, codes), xp.int8)
+
+
+def _of_words(xp: Any, packed: Array, bits: int) -> Array:
+    """Return codes of 3 or 6 bits out of groups of three bytes, each of which holds whole ones."""
+    octets = xp.astype(_pad(packed, -packed.shape[-1] % 3), xp.int32)
+    octets = xp.reshape(octets, (*packed.shape[:-1], -1, 3))
+    word = octets[..., 0] | (octets[..., 1] << 8) | (octets[..., 2] << 16)
+    codes = xp.stack([(word >> (bits * i)) & (2**bits - 1) for i in range(24 // bits)], axis=-1)
+    return xp.reshape(codes, (*packed.shape[:-1], -1))
 
 
 def _steps(xp: Any, count: int, bits: int, order: Order, like: Array) -> Array:

@@ -60,10 +60,10 @@ _CHUNK = 2**20
 
 
 class PackedTensor(QuantizedTensor):
-    """A quantized tensor that keeps its codes in two or four bits each, and unpacks them whenever they are asked for.
+    """A quantized tensor that keeps its codes in two, three, four or six bits each, and unpacks them whenever they are asked for.
 
     Args:
-        tensor: Codes of 2 or 4 bits.
+        tensor: Codes of 2, 3, 4 or 6 bits.
 
     Attributes:
         packed: uint8, flat: the flattened codes less the smallest one of their type, the first one in the lowest bits.
@@ -111,5 +111,5 @@ class PackedTensor(QuantizedTensor):
 
 
 def compact(tensor: QuantizedTensor) -> QuantizedTensor:
-    """Return the tensor with codes of two or four bits packed; others, which would take long to unpack, as it is."""
-    return PackedTensor(tensor) if tensor.params.spec.bits in (2, 4) else tensor
+    """Return the tensor with codes of 2, 3, 4 or 6 bits packed; others, which would take long to unpack, as it is."""
+    return PackedTensor(tensor) if tensor.params.spec.bits in (2, 3, 4, 6) else tensor

@@ -17,7 +17,8 @@ from octavo.adapters.pytorch.activation import Activation, Memo
 from octavo.adapters.pytorch.int8 import Int8Linear
 from octavo.adapters.pytorch.layouts import layouts
 from octavo.adapters.pytorch.offers import capability
-from octavo.adapters.pytorch.weight_only import StoredWeight, WeightOnlyConv, WeightOnlyEmbedding, WeightOnlyLinear
+from octavo.adapters.pytorch.stored import StoredWeight
+from octavo.adapters.pytorch.weight_only import WeightOnlyConv, WeightOnlyEmbedding, WeightOnlyLinear
 from octavo.core.algorithms.base import WeightContext
 from octavo.core.algorithms.rtn import RoundToNearest
 from octavo.core.numerics.affine import affine_params, quantize
@@ -143,7 +144,7 @@ def test_stored_weights_are_what_their_codes_stand_for(spec: QuantSpec) -> None:
 def test_stored_convolutions_are_what_their_codes_stand_for(
     dims: int, groups: int, spec: QuantSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("octavo.adapters.pytorch.weight_only._BLOCK", 2048)  # several blocks
+    monkeypatch.setattr("octavo.adapters.pytorch.stored._BLOCK", 2048)  # several blocks
     torch.manual_seed(0)
     weight, bias, x = torch.randn(16, 128, *(2,) * dims), torch.randn(16), torch.randn(2, 128 * groups, *(5,) * dims)
     stored = rounded(weight.flatten(1), spec)
@@ -154,6 +155,31 @@ def test_stored_convolutions_are_what_their_codes_stand_for(
     convolve = (F.conv1d, F.conv2d, F.conv3d)[dims - 1]
     expected = convolve(x, whole, bias, 1, 1, 1, groups)
     torch.testing.assert_close(layer(x, expected), torch.relu(2 * expected), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("features", [8, 12, 13, 64])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("dtype", ["int2", "uint3", "int3", "int4", "int5", "mxfp6", "int6", "uint8"])
+def test_rows_of_any_length_come_back_from_their_bits(dtype: str, transposed: bool, features: int) -> None:
+    torch.manual_seed(0)
+    spec = QuantSpec(dtype=dtype, granularity="group:32" if dtype == "mxfp6" else "channel", symmetric=not dtype.startswith("u"))
+    made = rounded(torch.randn(10, 32 if dtype == "mxfp6" else features), spec)
+    codes = made.codes.t().contiguous() if transposed else made.codes
+    stored = StoredWeight(dataclasses.replace(made, codes=codes), transposed=transposed)
+    whole, rows = made.dequantize(), torch.tensor([7, 0, 7])
+    torch.testing.assert_close(stored.decode(stored.codes, slice(0, 10)), whole, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(stored.decode(stored.codes[rows], rows), whole[rows], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [("int2", 2), ("int3", 3), ("uint3", 3), ("int4", 4), ("mxfp6", 6), ("int8", 8)])
+def test_codes_take_their_bits_in_memory(dtype: str, bits: int) -> None:
+    spec = QuantSpec(dtype=dtype, granularity="group:32", symmetric=not dtype.startswith("u"))
+    made = rounded(torch.randn(16, 96), spec)
+    assert StoredWeight(made).codes.nbytes == 16 * 96 * bits // 8
+    assert compact(made).nbytes == made.nbytes
+    held = compact(made)
+    assert (held.packed if isinstance(held, PackedTensor) else held.codes).nbytes == 16 * 96 * bits // 8
+    assert torch.equal(held.codes, made.codes)
 
 
 def test_the_gradient_of_a_stored_weight_is_that_of_its_numbers() -> None:

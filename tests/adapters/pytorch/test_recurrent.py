@@ -173,9 +173,75 @@ def test_an_exported_program_computes_with_the_stored_weights(cell: type[nn.LSTM
     assert np.abs(got - expected).max() < 0.03 * np.abs(expected).max()
 
 
-def test_projected_states_stay_float_with_a_reason() -> None:
-    op = opened(nn.LSTM(32, 64, proj_size=16), (torch.randn(2, 3, 32),)).view.ops[0]
-    assert "proj_size" in op.out_of_reach
+PROJECTED: list[dict[str, Any]] = [{}, {"batch_first": True, "bias": False}, {"num_layers": 2, "bidirectional": True, "batch_first": True}]
+
+
+@pytest.mark.parametrize("form", PROJECTED, ids=lambda f: "-".join(f) or "plain")
+@pytest.mark.parametrize(("preset", "share"), [("int8-dynamic", 0.03), ("int8-weight-only", 0.01), ("int4-weight-only", 0.15)])
+def test_projected_states_run_on_integers_and_are_saved_and_loaded(preset: str, share: float, form: dict[str, Any], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = nn.LSTM(32, 64, proj_size=32, **form).eval(), torch.randn(3, 7, 32)
+    op = opened(model, (x,)).view.ops[0]
+    assert [w.shape for w in op.weights[:3]] == [(256, 32), (256, 32), (32, 64)]
+    assert op.parameters == sum(p.numel() for n, p in model.named_parameters() if n.startswith("weight"))
+    candidate = quantized(model, (x,), preset)
+    assert candidate.ledger["lstm"].realization == "kernel"
+    got = candidate.run((x,))
+    y0, last0 = model(x)
+    for y, expected in zip(got, (y0, *last0), strict=True):
+        assert y.shape == tuple(expected.shape)
+        assert np.abs(y - expected.detach().numpy()).max() <= share * float(expected.abs().max())
+    candidate.save(tmp_path)
+    loaded = TorchAdapter(TorchConfig()).load(tmp_path, lambda: nn.LSTM(32, 64, proj_size=32, **form))
+    for y, again in zip(got, loaded.run((x,)), strict=True):
+        np.testing.assert_allclose(again, y, rtol=1e-6, atol=1e-6)
+
+
+def test_a_packed_sequence_of_projected_states_keeps_its_order_and_last_states() -> None:
+    torch.manual_seed(0)
+    model, lengths = nn.LSTM(32, 64, proj_size=16, bidirectional=True), torch.tensor([2, 5, 3])
+    packed = pack_padded_sequence(torch.randn(5, 3, 32), lengths, enforce_sorted=False)
+    given = torch.randn(2, 3, 16) * 0.3, torch.randn(2, 3, 64) * 0.3
+    y, last = quantized(model, (torch.randn(5, 3, 32),), "int8-dynamic").native(packed, given)
+    expected, last0 = model(packed, given)
+    assert isinstance(y, PackedSequence)
+    for a, b in zip((y.data, *last), (expected.data, *last0), strict=True):
+        assert float((a - b).abs().max()) < 0.03 * float(b.abs().max())
+
+
+def test_a_projected_step_is_the_arithmetic_that_its_codes_say() -> None:
+    """Two steps by hand (Sak et al. 2014, as torch has it): the inputs' range is the sequence's, that of state and cell output the step's."""
+    torch.manual_seed(0)
+    model, x = nn.LSTM(32, 64, proj_size=16, bias=False), torch.randn(2, 3, 32)
+    candidate = quantized(model, (x,), "int8-dynamic")
+    parameters = candidate.parameters["lstm"]
+    assert parameters.weight is not None
+    w, u, p = (q.dequantize().double() for q in (parameters.weight, *parameters.further))
+
+    def rounded(v: torch.Tensor) -> torch.Tensor:
+        low, high = min(0.0, float(v.min())), max(0.0, float(v.max()))
+        step = (high - low) / 255
+        zero = round(-low / step)
+        return ((torch.round(v / step) + zero).clamp(0, 255) - zero).double() * step
+
+    c, outputs = torch.zeros(3, 64, dtype=torch.float64), []
+    for t, source in enumerate(rounded(x)):
+        i, f, g, o = (source @ w.T + (rounded(outputs[-1]) @ u.T if t else 0)).chunk(4, 1)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        outputs.append(rounded(torch.sigmoid(o) * torch.tanh(c)) @ p.T)
+    # One step of a state's code may fall the other way.
+    np.testing.assert_allclose(candidate.run((x,))[0], torch.stack(outputs), atol=2e-3)
+
+
+def test_an_exported_program_of_projected_states_computes_with_the_stored_weights() -> None:
+    torch.manual_seed(0)
+    model, x = nn.LSTM(32, 64, proj_size=16, batch_first=True).eval(), torch.randn(3, 7, 32)
+    candidate = quantized(model, (x,), "int8-dynamic")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(candidate.native, (x,))
+    got, expected = program.module()(x)[0].detach().numpy(), candidate.run((x,))[0]
+    assert np.abs(got - expected).max() < 0.03 * np.abs(expected).max()
 
 
 def test_sensitivities_count_every_matrix() -> None:
