@@ -194,7 +194,7 @@ class ConvArithmetic(Integers):
     def convolved(self, x: Tensor, other: Tensor | None) -> Tensor:
         """Return the layer's output. ``other`` is uint8 where the result is, else float, and may be overwritten."""
         source, form = self.source or Activation.around(x, self.symmetric), format_of(self.codes)
-        codes = x if x.dtype == torch.uint8 else source.quantize(x.contiguous(memory_format=form))
+        codes = x if x.dtype == torch.uint8 else source.quantize(x)  # before it is laid out anew, since bytes move faster
         if self.pads:
             codes = nn.functional.pad(codes, self.pads, value=source.zero_point)
         codes = codes.contiguous(memory_format=form)

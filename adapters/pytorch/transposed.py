@@ -31,8 +31,7 @@ class TransposedArithmetic(Integers):
     def upsampled(self, x: Tensor, geometry: Geometry) -> Tensor:
         """Return the layer's output: float, or uint8 codes if it gives codes."""
         source, form, n = self.source or Activation.around(x, self.symmetric), format_of(self.codes), len(geometry[0])
-        codes = x if x.dtype == torch.uint8 else source.quantize(x.contiguous(memory_format=form))
-        codes = codes.contiguous(memory_format=form)
+        codes = (x if x.dtype == torch.uint8 else source.quantize(x)).contiguous(memory_format=form)
         key = ("transposed", geometry, content(self.scale), content(self.bias))
         groups, result = geometry[4], self.result()
         # oneDNN has kernels of its own where every group is one channel in and one out: those are not put together.
