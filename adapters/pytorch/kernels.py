@@ -157,9 +157,15 @@ def linear_u8(
     return y
 
 
+def _pads_wrongly(tensor: Tensor, inputs: int) -> bool:
+    """True for 3d kernels over one input channel a group: oneDNN was seen to answer wrongly where padding is deeper than the input."""
+    return tensor.ndim == 5 and inputs == 1
+
+
 def pack_conv(codes: Tensor, scale: Tensor, x_scale: float, x_zero_point: int, geometry: Geometry) -> Tensor:
     """Lay int8 codes (outputs, inputs / groups, *kernel) out for :func:`conv_u8`."""
     stride, padding, dilation, groups = geometry
+    padding = [0] * len(padding) if _pads_wrongly(codes, codes.shape[1]) else padding
     packed: Tensor = torch.ops.onednn.qconv_prepack(codes, scale, x_scale, x_zero_point, stride, padding, dilation, groups, None)
     return packed
 
@@ -190,6 +196,9 @@ def conv_u8(
     ``other`` has the result's dtype; the kernel may write into it.
     """
     stride, padding, dilation, groups = geometry
+    if _pads_wrongly(x, x.shape[1] // groups) and any(padding):
+        x = torch.nn.functional.pad(x, [p for n in reversed(padding) for p in (n, n)], value=x_zero_point)
+        padding = [0] * len(padding)
     head: tuple[Any, ...] = (x, x_scale, x_zero_point, packed, scale, zero_point)
     shape: tuple[Any, ...] = (bias, stride, padding, dilation, groups, out_scale, out_zero_point, dtype)
     then = "relu" if relu else "none"

@@ -96,6 +96,19 @@ def test_few_rows_and_many_give_the_same_numbers() -> None:
     assert {key[0] for key in layouts(layer.codes)} == {"linear", "rows"}
 
 
+@pytest.mark.parametrize(("inputs", "outputs", "groups"), [(1, 1, 1), (1, 2, 1), (1, 2, 3), (2, 3, 1), (1, 1, 8)])
+@pytest.mark.parametrize("size", [(1, 1, 2), (1, 6, 6), (3, 2, 4)])
+def test_padding_deeper_than_the_input_is_zeros(inputs: int, outputs: int, groups: int, size: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    x = torch.randint(0, 256, (2, inputs * groups, *size), dtype=torch.uint8)
+    codes, scale = torch.randint(-127, 128, (outputs * groups, inputs, 2, 2, 5), dtype=torch.int8), torch.tensor([0.004])
+    geometry: kernels.Geometry = ([1, 1, 1], [1, 1, 4], [1, 1, 1], groups)
+    packed, zero = kernels.pack_conv(codes, scale, 0.02, 77, geometry), torch.zeros(1, dtype=torch.int32)
+    y = kernels.conv_u8(x, 0.02, 77, packed, scale, zero, None, geometry)
+    expected = F.conv3d((x.double() - 77) * 0.02, codes.double() * 0.004, None, 1, [1, 1, 4], 1, groups)
+    torch.testing.assert_close(y.double(), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
 def test_two_layers_with_one_weight_keep_their_own_bias() -> None:
     torch.manual_seed(0)
     stored, x = rounded(torch.randn(48, 64), QuantSpec(dtype="int8", granularity="channel")), torch.randn(2, 64)
