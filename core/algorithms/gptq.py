@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
-from array_api_compat import array_namespace, device
+from array_api_compat import array_namespace
 
 from ..errors import SchemeError
 from ..numerics.affine import Array, QuantParams, integer_range, is_integer, narrow
