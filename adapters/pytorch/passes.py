@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves
 
 from octavo.core.adapter import Sink
 
@@ -153,6 +153,7 @@ class BlockWatch(Watch):
         for path, recall in zip(blocks[:start], self._recalls, strict=True):
             set_submodule(twin, path, recall)
         self._reached: dict[int, Any] = {}
+        self._spare: list[Any] = []
         if stop > len(blocks):
             return
         for place in range(max(start, stop - 2) + 1, stop + 1):
@@ -162,7 +163,8 @@ class BlockWatch(Watch):
             twin.get_submodule(blocks[stop]).register_forward_pre_hook(_halt)
 
     def _keep(self, place: int, ends: bool, _: nn.Module, __: Any, output: Any) -> None:
-        self._reached[place] = copied(output)  # what follows may work in place
+        # A copy: what follows may work in place. New memory for every block would leave holes between what lives longer.
+        self._reached[place] = _copied_into(self._spare.pop() if self._spare else None, output)
         if ends:
             raise Halt
 
@@ -173,6 +175,7 @@ class BlockWatch(Watch):
     def run(self, call: Call, kept: Mapping[int, Any]) -> tuple[Mapping[int, Any], Any]:
         """Return what :meth:`__call__` does, and the model's result where the run went that far."""
         self._reached = {self._start: kept[self._start]} if self._start else {}
+        self._spare = [output for place, output in kept.items() if place != self._start]
         for recall in self._recalls:
             recall.output = kept[self._start]
         result = None
@@ -181,10 +184,27 @@ class BlockWatch(Watch):
         except Halt:
             pass
         finally:
-            reached, self._reached = self._reached, {}
+            reached, self._reached, self._spare = self._reached, {}, []
             for recall in self._recalls:
                 recall.output = None
         return reached, result
+
+
+def _copied_into(old: Any, output: Any) -> Any:
+    """Return a copy, in the memory of ``old`` where that is built and shaped alike."""
+    (new, form), (there, other) = tree_flatten(output), tree_flatten(old)
+    alike = form == other and all(
+        (type(a), a.shape, a.dtype, a.device) == (type(b), b.shape, b.dtype, b.device)
+        if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)
+        else a is b
+        for a, b in zip(new, there, strict=True)
+    )
+    if not alike:
+        return copied(output)
+    for a, b in zip(new, there, strict=True):
+        if isinstance(a, torch.Tensor):
+            b.copy_(a)
+    return old
 
 
 def _halt(_: nn.Module, __: Any) -> None:
