@@ -153,7 +153,6 @@ class BlockWatch(Watch):
         for path, recall in zip(blocks[:start], self._recalls, strict=True):
             set_submodule(twin, path, recall)
         self._reached: dict[int, Any] = {}
-        self._spare: list[Any] = []
         if stop > len(blocks):
             return
         for place in range(max(start, stop - 2) + 1, stop + 1):
@@ -163,8 +162,7 @@ class BlockWatch(Watch):
             twin.get_submodule(blocks[stop]).register_forward_pre_hook(_halt)
 
     def _keep(self, place: int, ends: bool, _: nn.Module, __: Any, output: Any) -> None:
-        # A copy: what follows may work in place. New memory for every block would leave holes between what lives longer.
-        self._reached[place] = _copied_into(self._spare.pop() if self._spare else None, output)
+        self._reached[place] = output if ends else copied(output)  # what follows may work in place
         if ends:
             raise Halt
 
@@ -175,7 +173,6 @@ class BlockWatch(Watch):
     def run(self, call: Call, kept: Mapping[int, Any]) -> tuple[Mapping[int, Any], Any]:
         """Return what :meth:`__call__` does, and the model's result where the run went that far."""
         self._reached = {self._start: kept[self._start]} if self._start else {}
-        self._spare = [output for place, output in kept.items() if place != self._start]
         for recall in self._recalls:
             recall.output = kept[self._start]
         result = None
@@ -184,9 +181,14 @@ class BlockWatch(Watch):
         except Halt:
             pass
         finally:
-            reached, self._reached, self._spare = self._reached, {}, []
+            reached, self._reached = self._reached, {}
             for recall in self._recalls:
                 recall.output = None
+        # What was made in the middle of a run pins all memory below it: it moves, and to where the last block's was.
+        spare = [output for place, output in kept.items() if place != self._start]
+        for place in reached:
+            if place != self._start:
+                reached[place] = _copied_into(spare.pop() if spare else None, reached[place])
         return reached, result
 
 
