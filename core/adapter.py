@@ -127,6 +127,18 @@ class Session(ABC):
         after batch-norm folding and fused activations.
         """
 
+    def watcher(self, batches: Iterable[Batch], limit: int) -> Callable[[Iterable[str], Sink], int]:
+        """Return a function that observes values over the same batches as :meth:`observe` would, some of them at a time.
+
+        A backend may keep, between two calls, what the rest of the model needs of each batch, and start the next call there if
+        its values all come later: values that are asked for in execution order then cost one pass altogether.
+
+        Args:
+            batches: Batches that can be read again.
+            limit: Bytes that it may keep.
+        """
+        return lambda values, sink: self.observe(batches, values, sink)
+
     @abstractmethod
     def tensor(self, name: str) -> Array:
         """Return a weight or bias by name, as the ops use it (batch norm folded, rescaled). Not to be changed."""

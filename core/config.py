@@ -85,6 +85,8 @@ class TuningConfig(Frozen):
         holdout: Share of a SampleScore's samples that the search never sees; the winner is scored on them at the end.
         confirm: Reload the saved winner and score it again before it is called done.
         non_finite: What becomes of an op whose weight holds NaN or Inf: refuse the model, or keep the op in float.
+        gram_megabytes: How much of memory (in units of 2**20 bytes) the Gram matrices of calibration may take at a time, which
+            gptq, awq and others need; the same again is for activations from which a further pass over the data goes on.
         executor: Where trials run.
         budgets: Hard limits (``bits``: average weight bits; ``size``: share of the float file; ``latency``: share of the
             float time): a trial that overruns one does not pass.
@@ -107,6 +109,7 @@ class TuningConfig(Frozen):
     holdout: float = Field(default=0.0, ge=0, lt=1)
     confirm: bool = True
     non_finite: Literal["error", "float"] = "error"
+    gram_megabytes: float = Field(default=1024, ge=0, allow_inf_nan=False)
     executor: ExecutorConfig = ExecutorConfig()
     budgets: dict[Literal["bits", "size", "latency"], float] = Field(default_factory=dict)
     plugins: PluginPolicy = Field(default_factory=lambda: PluginPolicy())
@@ -170,6 +173,11 @@ class TuningConfig(Frozen):
             return cls.model_validate(raw)
         except ValidationError as error:
             raise ConfigError(explain(error, cls, where)) from error
+
+    @property
+    def gram_bytes(self) -> int:
+        """``gram_megabytes`` in bytes."""
+        return int(self.gram_megabytes * 2**20)
 
     def criterion(self, host: PluginHost) -> PartConfig:
         """Return the criterion's checked settings."""

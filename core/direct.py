@@ -57,7 +57,7 @@ def quantize_model(
             space = _space_of(recipe, target)
         else:
             recipe = space.recipe(space.first(), space.transforms[-1])
-        realizer = Realizer(target, space, host, non_finite=settings.non_finite)
+        realizer = Realizer(target, space, host, non_finite=settings.non_finite, gram_bytes=settings.gram_bytes)
         if data or realizer.probes():
             realizer.calibrate(data[target.name] if data else ())
         candidate = realizer.candidate(recipe)

@@ -7,7 +7,7 @@ and turns a recipe into :class:`~octavo.core.adapter.OpParameters`, which ``Sess
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
@@ -67,6 +67,7 @@ class Realizer:
         self._ranges: dict[tuple[object, ...], QuantParams] = {}
         self._prepared: dict[tuple[PartChoice, ...], Prepared] = {}
         self._batches: Iterable[Batch] | None = None
+        self._watch: Callable[[Iterable[str], Sink], int] | None = None
         self._kept_float: Mapping[str, str] | None = None
         self.statistics: Statistics | None = None
         self.observe_passes = 0
@@ -91,19 +92,22 @@ class Realizer:
         """
         self.check_weights()
         self._batches = None if iter(batches) is batches else batches
-        probes, pages = self.probes(), None
+        probes, pages, kept = self.probes(), None, 0
         if self._batches is not None:
             probes, later = paged(probes, self.opened.view.ops, self._gram_bytes)
-            pages = Pages(later, lambda page, changes: self._observed_again(page, changes).observers) if later else None
+            if later:
+                pages, kept = Pages(later, lambda page, changes: self._observed_again(page, changes).observers), self._gram_bytes
+        self._watch = self.opened.session.watcher(batches, kept)
         self.statistics = Statistics(probes, self._make, pages)
-        self._observe(self.opened.session, self.statistics, batches)
+        self._observe(self.statistics)
         self._prepared.clear()
         return self.statistics
 
-    def _observe(self, session: Session, statistics: Statistics, batches: Iterable[Batch], sink: Sink | None = None) -> None:
+    def _observe(self, statistics: Statistics, sink: Sink | None = None) -> None:
+        assert self._watch is not None
         self.observe_passes += 1
         tap = _Tap(sink or statistics.update)
-        statistics.batches = session.observe(batches, statistics.values, tap)
+        statistics.batches = self._watch(statistics.values, tap)
         tap.close()
         if not statistics.batches:
             raise DataError(
@@ -189,7 +193,8 @@ class Realizer:
             raise SchemeError(f"the recipe names op {unknown[0]!r}, which this model does not have; was it made for another model?")
         prepared = self._prepare(recipe.transforms)
         asked = self._asked(recipe)
-        return {name: self._of_op(self.opened.view.by_name[name], recipe, prepared, asked) for name in recipe}
+        # In execution order, as pages of Gram matrices are observed; a recipe has its ops in the order of their names.
+        return {op.name: self._of_op(op, recipe, prepared, asked) for op in self.opened.view.ops if op.name in recipe.schemes}
 
     def _asked(self, recipe: Recipe) -> dict[str, tuple[QuantSpec, PartChoice, int | None] | None]:
         """How the static consumers of each value want it; None where they differ."""
@@ -315,7 +320,6 @@ class Realizer:
 
     def _observed_again(self, probes: tuple[Probe, ...], changes: Changes) -> Statistics:
         """Observe values of the original model once more, changed as the rescaled one has them."""
-        assert self._batches is not None
         fresh = Statistics(probes, self._make)
 
         def sink(value: str, x: Array) -> None:
@@ -324,7 +328,7 @@ class Realizer:
                 x = change.apply(x, axis)
             fresh.update(value, x)
 
-        self._observe(self.opened.session, fresh, self._batches, sink)
+        self._observe(fresh, sink)
         return fresh
 
 

@@ -116,7 +116,9 @@ def autotune(
         directions = [_direction(settings), *("minimize" if o.lower_is_better else "maximize" for o in objectives.values())]
         history = StudyHistory(storage or default_storage(), name=study, fingerprint=fingerprint, directions=directions, resume=resume)
         stack.callback(history.close)
-        realizers = {o.name: Realizer(o, spaces[o.name], host, non_finite=settings.non_finite) for o in opened}
+        realizers = {
+            o.name: Realizer(o, spaces[o.name], host, non_finite=settings.non_finite, gram_bytes=settings.gram_bytes) for o in opened
+        }
         for realizer in realizers.values():
             realizer.check_weights()
         run_with = executor or stack.enter_context(_executor(settings))

@@ -25,6 +25,26 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of the model's forward."""
 
 
+class Halt(BaseException):
+    """Ends a run that has met all it was to meet. No error: a model that handles its own must not take it for one."""
+
+
+class Watch(ABC):
+    """A run of the float model, or of a stretch of it, that hands out values on its way."""
+
+    @abstractmethod
+    def __call__(self, call: Call, kept: Mapping[int, Any] | None = None) -> Mapping[int, Any]:
+        """Run from where the watch starts to the last value that it was asked for.
+
+        Args:
+            call: One batch.
+            kept: For a later start than the model's own: what another watch returned for this batch.
+
+        Returns:
+            Place -> what a run that starts there needs of this one.
+        """
+
+
 class Capture(ABC):
     """A model that was looked at once. ``root`` is a skeleton that nobody else changes.
 
@@ -35,6 +55,7 @@ class Capture(ABC):
         factors: Op name -> what it does to its input's channels first.
         outputs: Names of the model's outputs.
         notes: What was out of reach and why.
+        end: Place behind all others, see :meth:`span`.
     """
 
     root: nn.Module
@@ -44,6 +65,7 @@ class Capture(ABC):
     factors: Factors
     outputs: tuple[str, ...]
     notes: tuple[str, ...]
+    end: int
 
     @property
     def ops(self) -> tuple[Op, ...]:
@@ -51,8 +73,25 @@ class Capture(ABC):
         return tuple(layer.op for layer in self.layers.values())
 
     @abstractmethod
-    def watch(self, values: Collection[str], sink: Callable[[str, torch.Tensor], None]) -> Callable[[Call], Any]:
-        """Return a runner of the float model that hands each named value to ``sink``."""
+    def span(self, values: Collection[str]) -> tuple[int, int]:
+        """Return the last place at which a run may start that is to meet all these values, and the first at which it may stop.
+
+        Places are numbers that grow along a run; 0 is the model's inputs.
+        """
+
+    @abstractmethod
+    def watch(self, values: Collection[str], sink: Callable[[str, torch.Tensor], None], start: int = 0) -> Watch:
+        """Return a runner of the float model that hands each named value to ``sink``.
+
+        Args:
+            values: What to hand out.
+            sink: Takes (name, tensor).
+            start: Place where runs start: 0, or one that another watch kept, and no later than the first value.
+        """
+
+    @abstractmethod
+    def resumes(self, call: Call) -> bool:
+        """Return whether runs that start where others stopped give what a whole run gives, bit for bit."""
 
     @abstractmethod
     def build(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,11 +14,12 @@ from torch import fx, nn
 from octavo.core.adapter import OpParameters
 from octavo.core.graph import Op
 
-from .capture import Call, Capture
+from .capture import Call, Capture, Watch
 from .folding import folds
 from .functional import WITH_WEIGHTS, products, stands_for_call
 from .layers import Layer, find_layers, tied_groups, with_shapes
 from .online import Factors, install
+from .passes import GraphWatch
 from .rescale import Link, input_link, is_norm
 from .rewrite import rewrite
 from .skeleton import skeleton
@@ -204,35 +206,39 @@ class GraphCapture(Capture):
 
     # Running the float model
 
-    def watch(self, values: Collection[str], sink: Callable[[str, torch.Tensor], None]) -> Callable[[Call], Any]:
+    @property
+    def end(self) -> int:  # type: ignore[override]
+        """Place behind the last node."""
+        return len(self.order)
+
+    def span(self, values: Collection[str]) -> tuple[int, int]:
+        """Return the first node that gives one of the values, and the one after the last."""
+        wanted, met = set(values), set[str]()
+        places = []
+        for node, place in self.order.items():
+            op = self.joined.get(node)
+            if here := {node.name, f"{op}:in", f"{op}:out"} & wanted:
+                met |= here
+                places.append(place)
+        return (min(places), max(places) + 1) if places and met == wanted else (0, self.end)
+
+    @cached_property
+    def joined(self) -> Mapping[fx.Node, str]:
+        """Call site -> op, for ops with several."""
+        return {node: layer.op.name for layer in self.layers.values() for node in self.calls[layer.path] if layer.op.name not in self.inner}
+
+    def watch(self, values: Collection[str], sink: Callable[[str, torch.Tensor], None], start: int = 0) -> Watch:
         """Return a runner of the float model that hands each named value to ``sink``."""
-        wanted = set(values)
-        joined = {
-            node: layer.op.name for layer in self.layers.values() for node in self.calls[layer.path] if layer.op.name not in self.inner
-        }
+        return GraphWatch(self._fresh(), self, values, sink, start)
 
-        class Watcher(fx.Interpreter):
-            def run_node(self, n: fx.Node) -> Any:
-                name = joined.get(n)
-                if name and f"{name}:in" in wanted:
-                    sink(f"{name}:in", self.fetch_args_kwargs_from_env(n)[0][0])
-                result = super().run_node(n)
-                if n.name in wanted:
-                    sink(n.name, result)
-                if name and f"{name}:out" in wanted:
-                    sink(f"{name}:out", result)
-                return result
-
+    def _fresh(self) -> fx.GraphModule:
         twin = skeleton(self.root)
         install(twin, self.layers, self.factors)
-        watcher = Watcher(fx.GraphModule(twin, self.graph))
-        names = [str(n.target) for n in self.graph.nodes if n.op == "placeholder"]
+        return fx.GraphModule(twin, self.graph)
 
-        def run(call: Call) -> Any:
-            args, kwargs = call
-            return watcher.run(*args, *(kwargs[n] for n in names[len(args) :]))
-
-        return run
+    def resumes(self, call: Call) -> bool:
+        """True: what is alive at a node is all that those after it read."""
+        return True
 
     # Quantizing
 

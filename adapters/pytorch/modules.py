@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,13 +15,15 @@ from octavo.core.graph import Group, Op
 
 from .activation import Activation
 from .batches import tensors_in
+from .blockwise import blocks_of
 from .build import quantized_module, static_form, tie
-from .capture import Call, Capture
+from .capture import Call, Capture, Watch
 from .experts import expert_groups
 from .folding import folds
 from .kernels import POSTS
 from .layers import Layer, find_layers, tied_groups, with_shapes
 from .online import Factors, install
+from .passes import BlockWatch, repeats
 from .rescale import Link, input_link, is_norm
 from .skeleton import copy_hooks, set_submodule, skeleton
 from .stacked import share
@@ -113,10 +116,62 @@ class ModuleCapture(Capture):
             else:
                 yield input_link(members, value)
 
-    def watch(self, values: Collection[str], sink: Callable[[str, torch.Tensor], None]) -> Callable[[Call], Any]:
-        """Return a runner of the float model that hands each named value to ``sink``."""
+    @property
+    def end(self) -> int:  # type: ignore[override]
+        """Place behind all that follows the last repeated block."""
+        return len(self._blocks) + 1
+
+    @cached_property
+    def _blocks(self) -> list[str]:
+        """Paths of the repeated blocks in the order of their calls; none where there is no telling what is called once."""
+        if self._seen is None:
+            return []
+        paths = blocks_of(self.root, self.layers.values())
+        inside = [layer.path for layer in self.layers.values() if any(layer.path.startswith(f"{p}.") for p in paths)]
+        return [] if any(self._seen.calls.get(path, 0) > 1 for path in inside) else paths
+
+    @cached_property
+    def _places(self) -> Mapping[str, int]:
+        """Value -> 2n + 1 in the block of number n, 2n between the one before and that; what repeated calls see has none."""
+        places: dict[str, int] = {}
+        often: set[str] = set()
+        numbers = {path: 2 * i + 1 for i, path in enumerate(self._blocks)}
+        last = 0
+
+        def place(path: str) -> int:
+            inside = [n for block, n in numbers.items() if path.startswith(f"{block}.")]
+            return inside[0] if inside else last + last % 2
+
+        for layer in self.layers.values() if self._seen else ():
+            if self._seen is not None and self._seen.calls.get(layer.path, 0) > 1:
+                often.update((*layer.op.inputs, *layer.op.outputs))
+                continue
+            at = place(layer.path)
+            last = max(last, at)
+            places.setdefault(layer.op.inputs[0], at)
+            places.setdefault(layer.op.outputs[0], place(layer.act or layer.norm or layer.path))
+        return {value: at for value, at in places.items() if value not in often}
+
+    def span(self, values: Collection[str]) -> tuple[int, int]:
+        """Return the number of the first block that must run, and of the one before which a run may stop."""
+        places = [self._places.get(value) for value in values]
+        known = [at for at in places if at is not None]
+        if not known or len(known) < len(places):
+            return 0, self.end
+        return min(known) // 2, self.end if max(known) == 2 * len(self._blocks) else (max(known) + 1) // 2
+
+    def resumes(self, call: Call) -> bool:
+        """Return whether a run from any block on gives what a whole run gives; established by running one batch both ways."""
+        return repeats(self._fresh, self._blocks, call)
+
+    def _fresh(self) -> nn.Module:
         twin = skeleton(self.root)
         install(twin, self.layers, self.factors)
+        return twin
+
+    def watch(self, values: Collection[str], sink: Callable[[str, torch.Tensor], None], start: int = 0) -> Watch:
+        """Return a runner of the float model that hands each named value to ``sink``."""
+        twin = self._fresh()
         wanted, taken = set(values), set()
         for layer in self.layers.values():
             module = twin.get_submodule(layer.path)
@@ -128,7 +183,9 @@ class ModuleCapture(Capture):
                 taken.add(result)
                 end = twin.get_submodule(layer.act or layer.norm or layer.path)
                 end.register_forward_hook(_drain(result, sink))
-        return lambda call: twin(*call[0], **call[1])
+        stop = self.span(values)[1]
+        between = any(self._places.get(value) == 2 * stop for value in wanted)
+        return BlockWatch(twin, self._blocks, start, stop, beyond=between)
 
     def build(
         self, parameters: Mapping[str, OpParameters], biases: Mapping[str, torch.Tensor | None]

@@ -21,17 +21,27 @@ from .skeleton import set_submodule, skeleton
 
 LIMIT = 2**28  # bytes of remembered activations, all batches together
 
+_PLAIN = (int, float, str, tuple, type(None))
+
 
 class Recall(nn.Module):
-    """Returns what a module put out for one batch, whatever it is called with."""
+    """Returns what a module put out for one batch, whatever it is called with.
 
-    def __init__(self, output: Any) -> None:
+    Args:
+        module: The module in whose place it stands; models look at numbers and names that their blocks carry.
+        output: What it put out.
+    """
+
+    def __init__(self, module: nn.Module, output: Any) -> None:
         super().__init__()
-        self._output = output
+        for key, value in module.__dict__.items():
+            if not key.startswith("_") and isinstance(value, _PLAIN):
+                setattr(self, key, value)
+        self.output = output
 
     def forward(self, *_: Any, **__: Any) -> Any:
         """Return a copy: what follows may work in place."""
-        return _copied(self._output)
+        return copied(self.output)
 
 
 class Reuse:
@@ -75,7 +85,7 @@ class Reuse:
             remembered.append(seen)
         known, room = 0, LIMIT
         for path in order:
-            room -= sum(_bytes(seen.get(path)) for seen in remembered)
+            room -= sum(bytes_of(seen.get(path)) for seen in remembered)
             # A place that is called again later has no one result.
             if room < 0 or path in often or any(path not in seen for seen in remembered):
                 break
@@ -99,7 +109,7 @@ class Reuse:
         twin = skeleton(module)
         for path in paths:
             if type(twin.get_submodule(path)) is self._types[path]:
-                set_submodule(twin, path, Recall(self._outputs[number][path]))
+                set_submodule(twin, path, Recall(twin.get_submodule(path), self._outputs[number][path]))
         return twin
 
 
@@ -107,7 +117,7 @@ def _keep(path: str, seen: dict[str, Any], often: set[str]) -> Any:
     def hook(_: nn.Module, __: Any, output: Any) -> None:
         if path in seen:
             often.add(path)
-        seen[path] = _copied(output)
+        seen[path] = copied(output)
 
     return hook
 
@@ -117,11 +127,13 @@ def _run(module: nn.Module, call: Call) -> tuple[np.ndarray, ...]:
         return to_arrays(module(*call[0], **call[1]))
 
 
-def _copied(output: Any) -> Any:
+def copied(output: Any) -> Any:
+    """Return nested tensors cloned."""
     return tree_map(lambda v: v.clone() if isinstance(v, torch.Tensor) else v, output)
 
 
-def _bytes(output: Any) -> int:
+def bytes_of(output: Any) -> int:
+    """Return the bytes of nested tensors."""
     return sum(t.numel() * t.element_size() for t in tree_leaves(output) if isinstance(t, torch.Tensor))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from .gradients import gradients
 from .layers import Layer
 from .offers import capability
 from .online import install
+from .passes import Resumable
 from .rescale import rescaled
 from .reuse import Reuse
 from .skeleton import aliases, has_hooks, named_tensors, set_tensor, skeleton
@@ -80,13 +81,14 @@ class TorchSession(Session):
 
     def observe(self, batches: Iterable[Batch], values: Iterable[str], sink: Sink) -> int:
         """Run the float model over the batches and hand each wanted value to ``sink``."""
-        run = self.capture.watch(tuple(values), sink)
-        count = 0
-        with torch.no_grad():
-            for batch in batches:
-                run(to_call(batch, self.capture.root, self._device))
-                count += 1
-        return count
+        return Resumable(self.capture, lambda: self._calls(batches), 0)(values, sink)
+
+    def watcher(self, batches: Iterable[Batch], limit: int) -> Resumable:
+        """Return what observes values over the same batches, each time from where it stopped before."""
+        return Resumable(self.capture, lambda: self._calls(batches), limit)
+
+    def _calls(self, batches: Iterable[Batch]) -> Iterator[Call]:
+        return (to_call(b, self.capture.root, self._device) for b in batches)
 
     def tensor(self, name: str) -> Array:
         """Return a weight or bias as the op uses it, float32 where a batch norm is folded in."""
@@ -143,7 +145,7 @@ class TorchSession(Session):
 
     def runner(self, batches: Sequence[Batch]) -> Reuse:
         """Return what runs candidates over the same batches, each from its first changed layer on."""
-        return Reuse(self.capture, [to_call(b, self.capture.root, self._device) for b in batches])
+        return Reuse(self.capture, list(self._calls(batches)))
 
     def rescale(self, factors: Mapping[str, Given]) -> TorchSession:
         """Return a session over the same function with other channels."""
@@ -154,7 +156,7 @@ class TorchSession(Session):
         self, batches: Iterable[Batch], tensors: Iterable[str], sink: Sink, *, seed: int = 0, along: Mapping[str, Array] | None = None
     ) -> int:
         """Hand gradients with respect to weights to ``sink``, or Hessian-vector products (feature ``gradients``)."""
-        calls = (to_call(b, self.capture.root, self._device) for b in batches)
+        calls = self._calls(batches)
         return gradients(self.capture, calls, tensors, sink, seed, along or {})
 
     def over(self, root: nn.Module) -> TorchSession:
@@ -176,7 +178,7 @@ class TorchSession(Session):
         """
         if self.capture.factors:
             raise SchemeError("reconstruct before rescaling: this session's layers change their inputs")
-        calls = (to_call(b, self.capture.root, self._device) for b in batches)
+        calls = self._calls(batches)
         return reconstruct(self.capture.root, self.capture.layers, parameters, calls, settings or Reconstruction())
 
     def distill(
@@ -194,7 +196,7 @@ class TorchSession(Session):
         """
         if self.capture.factors:
             raise SchemeError("distill before rescaling: this session's layers change their inputs")
-        calls = (to_call(b, self.capture.root, self._device) for b in batches)
+        calls = self._calls(batches)
         return distill(self.capture.root, self.capture.layers, parameters, calls, settings or Distillation())
 
     def export(self, format: str, path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
-from array_api_compat import array_namespace, device
+from array_api_compat import array_namespace
 
 from ..errors import SchemeError
 from ..numerics.affine import Array, QuantParams, integer_range, is_integer, narrow
@@ -200,16 +200,23 @@ def feedback_matrix(gram: Array, damping: float) -> Array:
     diagonal = xp.linalg.diagonal(gram)
     mean = float(xp.mean(diagonal))
     # Inputs that never fired carry no information: a unit diagonal leaves their columns alone.
-    dead = xp.astype(diagonal == 0, xp.float32)
-    eye = xp.eye(gram.shape[0], dtype=xp.float32, device=device(gram))
+    dead = xp.astype(diagonal == 0, xp.float32) * max(mean, 1.0)
+    # Beside the Gram matrix two of its size are alive at a time: for wide layers they are the peak of a whole run's memory.
     for strength in (damping, 10 * damping):
+        flat = xp.reshape(xp.asarray(gram, copy=True), (-1,))
+        flat[:: gram.shape[0] + 1] = diagonal + (strength * mean + dead)
+        # The Cholesky factor of the matrix turned round is, turned back, the upper factor.
+        turned = xp.reshape(xp.flip(flat), gram.shape)
+        del flat
         try:
-            # The Cholesky factor of the matrix turned round is, turned back, the upper factor.
-            factor = xp.linalg.cholesky(xp.flip(gram + eye * (strength * mean + dead * max(mean, 1.0)), axis=(0, 1)))
+            factor = xp.linalg.cholesky(turned)
         except Exception as error:
             failure = error
             continue
+        finally:
+            del turned
         upper = xp.flip(factor, axis=(0, 1))
+        del factor
         return upper / xp.linalg.diagonal(upper)[None, :]
     raise SchemeError(
         f"the Gram matrix is not positive definite with damping {10 * damping}: {failure}; give more calibration data or more damping"

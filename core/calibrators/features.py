@@ -30,6 +30,7 @@ class FeatureObserver(Observer):
         self.rows = rows
         self.count = 0
         self._value: Array = None
+        self._own = False  # whether no other observer holds the same array
 
     @property
     def value(self) -> Array:
@@ -45,18 +46,18 @@ class FeatureObserver(Observer):
     def update(self, x: Array) -> None:
         """Take one batch."""
         for chunk in self.rows.chunks(x):
-            self._take(self._of(chunk))
+            self._take(self._of(chunk), own=True)
             self.count += chunk.shape[1]
 
     def merge(self, other: Self) -> None:
         """Take in another's."""
         if other._value is not None:
-            self._take(other._value)
+            self._take(other._value, own=False)
             self.count += other.count
 
     def joined(self, other: Self | None) -> Self:
         """Return what both saw together; neither is changed."""
-        together = copy(self)
+        together = self._derived(self._value)
         if other is not None:
             together.merge(other)
         return together
@@ -66,15 +67,20 @@ class FeatureObserver(Observer):
         plain = change.carries <= {"scale"}
         if self._value is None or not (plain or (change.carries <= self._follows and not self.rows.kernel)):
             return None
+        if not plain:
+            return self._derived(self._changed(change))
+        return self._derived(self._value if change.scale is None else self._divided(self.rows.features_of(change.scale)))
+
+    def _derived(self, value: Array) -> Self:
         derived = copy(self)
-        if plain:
-            derived._value = self._value if change.scale is None else self._divided(self.rows.features_of(change.scale))
-        else:
-            derived._value = self._changed(change)
+        derived._value, derived._own = value, False
         return derived
 
-    def _take(self, seen: Array) -> None:
-        self._value = seen if self._value is None else self._join(self._value, seen)
+    def _take(self, seen: Array, *, own: bool) -> None:
+        if self._value is None:
+            self._value, self._own = seen, own
+        else:
+            self._value, self._own = self._join(self._value, seen), True
 
     def _of(self, chunk: Array) -> Array:
         raise NotImplementedError
@@ -98,6 +104,12 @@ class Gram(FeatureObserver):
         xp = array_namespace(chunk)
         return xp.matmul(xp.matrix_transpose(chunk), chunk)
 
+    def _join(self, one: Array, other: Array) -> Array:
+        if not self._own:
+            return one + other
+        one += other  # the largest arrays of a calibration: a third one for the sum would be its peak
+        return one
+
     def _divided(self, factors: Array) -> Array:
         return self._value / (factors[:, :, None] * factors[:, None, :])
 
@@ -119,9 +131,7 @@ class Gram(FeatureObserver):
         moved = gram - cross - xp.matrix_transpose(cross) + self.count * z[:, None] * z[None, :]
         if bool(xp.any(xp.linalg.diagonal(moved) < _CANCELLED * xp.linalg.diagonal(gram))):
             return None
-        derived = copy(self)
-        derived._value = xp.astype(moved, xp.float32)[None, ...]
-        return derived
+        return self._derived(xp.astype(moved, xp.float32)[None, ...])
 
 
 class FeatureAbsMax(FeatureObserver):
@@ -137,9 +147,7 @@ class FeatureAbsMax(FeatureObserver):
     def within(self, low: Array, high: Array) -> Self:
         """Return what would have been seen of channels within these ranges, shape (channels,); features are channels here."""
         xp = array_namespace(low)
-        derived = copy(self)
-        derived._value = xp.maximum(xp.abs(low), xp.abs(high))[None, ...]
-        return derived
+        return self._derived(xp.maximum(xp.abs(low), xp.abs(high))[None, ...])
 
 
 class FeatureSum(FeatureObserver):

@@ -162,6 +162,20 @@ class AdapterConformance:
         assert opened.session.observe(case.batches, (), lambda value, array: nothing.append(value)) == len(case.batches)
         assert not nothing, "values were handed over that nobody asked for"
 
+    def test_values_are_observed_a_few_at_a_time(self, case: AdapterCase, opened: Opened) -> None:
+        """In execution order, in several calls: what one pass gives, up to rounding (a runtime may fuse otherwise what it is asked for less)."""
+        values = list(dict.fromkeys(v for op in opened.view.ops if not op.out_of_reach for v in op.inputs))
+        whole: dict[str, list[np.ndarray]] = {v: [] for v in values}
+        opened.session.observe(case.batches, values, lambda value, array: whole[value].append(np.array(to_numpy(array))))
+        watch = opened.session.watcher(case.batches, 2**28)
+        half = len(values) // 2
+        for some in filter(None, (values[: half // 2], values[half // 2 : half], values[half:], values[:1])):
+            parts: dict[str, list[np.ndarray]] = {v: [] for v in some}
+            assert watch(some, lambda value, array, parts=parts: parts[value].append(np.array(to_numpy(array)))) == len(case.batches)  # type: ignore[misc]
+            for value, arrays in parts.items():
+                for a, b in zip(arrays, whole[value], strict=True):
+                    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5, err_msg=value)
+
     def test_every_offer_is_carried_out(
         self, case: AdapterCase, opened: Opened, space: TuningSpace, realizer: Realizer, expected: list[np.ndarray]
     ) -> None:

@@ -67,6 +67,7 @@ def test_every_form_reads_alike(tmp_path: Path, form: str) -> None:
     ({"max_trials": 0}, "max_trials"),
     ({"timeout": "soon"}, "no duration"),
     ({"seed": -1}, "seed"),
+    ({"gram_megabytes": -1}, "gram_megabytes"),
 ])  # fmt: skip
 def test_a_wrong_setting_is_named_with_the_nearest(bad: dict, near: str) -> None:
     with pytest.raises(ConfigError, match=near):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from octavo.core import direct
 from octavo.core.adapter import Opened
 from octavo.core.algorithms.base import WeightContext
 from octavo.core.algorithms.gptq import Gptq, GptqConfig
@@ -94,6 +95,16 @@ def test_gram_matrices_that_do_not_fit_are_observed_a_page_at_a_time() -> None:
     assert len(alive) == 1
     little.parameters(all_of(little, scheme))
     assert little.observe_passes == 3
+
+
+@pytest.mark.parametrize(("megabytes", "passes"), [(0, 3), (1, 1)])
+def test_the_memory_of_gram_matrices_is_a_setting(megabytes: float, passes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Realizer] = []
+    monkeypatch.setattr(direct, "Realizer", lambda *given, **named: made.append(Realizer(*given, **named)) or made[0])
+    weight = {"dtype": "int4", "granularity": "channel"}
+    rule = {"types": "linear", "mode": "weight_only", "weight": weight, "algorithm": "gptq"}
+    direct.quantize_model(net(), {"gram_megabytes": megabytes, "rules": [rule]}, batches(32, 8), host=HOST)
+    assert made[0].observe_passes == passes
 
 
 def added(alive: weakref.WeakSet[Gram], observer: Any) -> Any:

@@ -62,7 +62,7 @@ def sensitivity(
         space = build_space(target, settings.rules, simulated=settings.simulated)
         if not space.tunable:
             raise ModelError(f"{model} has nothing to quantize on {target.name}; see octavo capabilities {model}")
-        realizer = Realizer(target, space, host, non_finite=settings.non_finite)
+        realizer = Realizer(target, space, host, non_finite=settings.non_finite, gram_bytes=settings.gram_bytes)
         realizer.calibrate(given[target.name])
         service = SensitivityService(target, realizer, tuple(given[target.name]), save)
         found = {unit.name: _scores(service, kind, unit, every) for unit in space.tunable}

@@ -138,7 +138,7 @@ def test_experts_take_a_scheme_of_their_own(tmp_path: Path) -> None:
         (scheme(UINT4, types=("linear",)), "experts", "symmetric"),
         (
             scheme(INT4, {"ops": ["*.q_proj"], "weight": INT8}, types=("linear",)),
-            "experts.*and 'lm_head' has another",
+            "experts.*and 'model.layers.0.self_attn.q_proj' has another",
             "one weight_only scheme",
         ),
         (scheme(INT4, {"ops": ["*.down_proj.*"], "weight": INT8}, types=("linear",)), "experts", "one weight dtype"),

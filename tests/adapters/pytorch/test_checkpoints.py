@@ -217,7 +217,7 @@ HEADLESS = rules("weight_only", GROUPS, None, FLOAT_HEAD)
     [
         (BOTH, rules("weight_only", {"dtype": "nf4"}), "lm_head|model.layers", "int or uint weight"),
         (BOTH, rules("cast", {"dtype": "bfloat16"}), "lm_head|model", "int or uint weight"),
-        (("gptq",), DYNAMIC, "lm_head", "weight_only scheme"),
+        (("gptq",), DYNAMIC, "q_proj", "weight_only scheme"),
         (("gptq",), rules("weight_only", GROUPS), "lm_head", 'keep = "float"'),
         (("gptq",), "int4-weight-only", "embed_tokens", 'keep = "float"'),
         (("gptq",), {"rules": [*HEADLESS["rules"], {"ops": ["*.up_proj"], "weight": {"dtype": "uint3", "granularity": "group:32"}}]}, "proj", "one weight dtype"),
