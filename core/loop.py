@@ -108,7 +108,8 @@ class Loop:
         """Score the float model, unless the history holds its score, and measure it.
 
         Args:
-            noise_runs: How often it is scored.
+            noise_runs: How often it is scored. Where single samples can be scored and a share of them comes out the same again,
+                all of them would: then it is once.
             race: How evaluations may be stopped early; None scores every sample of every candidate.
 
         Raises:
@@ -129,6 +130,8 @@ class Loop:
         scores: Scores | None = None
         for _ in range(noise_runs):
             try:
+                if scores is not None and len(runs) == 1 and self.scoring.repeats(candidate, scores):
+                    break
                 again = self.scoring.full(candidate)
             except EvaluationError:
                 raise
