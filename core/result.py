@@ -18,7 +18,7 @@ from .config import TuningConfig
 from .errors import ConfigError
 from .evaluation import ArrayModel
 from .graph import ModelView
-from .loop import pareto
+from .choice import pareto
 from .scoring import Holdout
 from .textfiles import read_text
 from .trial import Trial

@@ -63,14 +63,15 @@ def shortlist(problem: Problem, costs: Sequence[np.ndarray], transforms: Transfo
 
     Args:
         problem: Gives the units and the weight errors.
-        costs: The cost of each choice of each unit.
+        costs: The cost of each choice of each unit; infinite where it is out of the question.
         transforms: The transforms under which they are compared.
     """
     listed = []
     for unit, cost in zip(problem.space.tunable, costs, strict=True):
         ways: dict[tuple[str, int], list[int]] = {}
         for index, scheme in enumerate(unit.choices[:-1]):
-            ways.setdefault((scheme.mode, scheme.weight_bits), []).append(index)
+            if np.isfinite(cost[index]):
+                ways.setdefault((scheme.mode, scheme.weight_bits), []).append(index)
         # The cheapest of each is among them, so that whatever limit can be kept at all can be kept by what is listed.
         first = {i for found in ways.values() for i in found[:VARIANTS]}
         listed.append(sorted(first | {min(found, key=cost.__getitem__) for found in ways.values()}))

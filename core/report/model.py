@@ -10,7 +10,7 @@ from typing import Any
 
 from ..adapter import Applied
 from ..errors import ConfigError
-from ..loop import pareto
+from ..choice import pareto
 from ..scheme import FLOAT
 from ..trial import Trial
 
