@@ -15,7 +15,6 @@ from .evaluation import ArrayModel, Evaluation, Scores, check_scores
 from .executor import Executor
 from .racing import Race, RaceConfig, Rejection, SampleScore
 
-
 REPEATED, FEWEST_REPEATED = 0.1, 64
 """Share of the samples, and how many at least, that are scored twice to see whether the score function is deterministic."""
 

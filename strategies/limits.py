@@ -85,9 +85,7 @@ class Limits:
 
     def fits(self, picks: Picks) -> bool:
         """True if a recipe is believed to keep every limit."""
-        return all(
-            sum(float(u[i]) for u, i in zip(uses, picks, strict=True)) <= limit * (1 + 1e-9) for uses, limit in self.rows()
-        )
+        return all(sum(float(u[i]) for u, i in zip(uses, picks, strict=True)) <= limit * (1 + 1e-9) for uses, limit in self.rows())
 
     def _used(self, name: str, picks: Picks) -> float:
         uses, fixed = self._uses(name)

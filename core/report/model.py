@@ -9,8 +9,8 @@ from functools import cached_property
 from typing import Any
 
 from ..adapter import Applied
-from ..errors import ConfigError
 from ..choice import pareto
+from ..errors import ConfigError
 from ..scheme import FLOAT
 from ..trial import Trial
 
