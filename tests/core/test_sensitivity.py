@@ -172,7 +172,7 @@ def test_a_search_goes_on_where_nothing_can_be_found_out(opened, batches):
     pairs = [(u, scheme_of(service, u.name, "dynamic")) for u in realizer.space.tunable]
     expected = service("weight_error", [(u.name, s) for u, s in pairs])
 
-    def fail(recipe):
+    def fail(recipe, **_):
         raise RuntimeError("probes do not run here")
 
     realizer.candidate = fail
