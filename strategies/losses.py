@@ -59,7 +59,7 @@ def shortlist(problem: Problem, costs: Sequence[np.ndarray], transforms: Transfo
     """Return for each tunable unit the choices worth a run of the model, as indices in their order; float is among them.
 
     A backend may offer dozens. Of one mode and width the first few in its order and the cheapest are looked at; of those the front
-    of cost and weight error, which is cheap to tell, is kept.
+    of cost and weight error, which is cheap to tell, is kept, and of each mode that is not on it the one of the least weight error.
 
     Args:
         problem: Gives the units and the weight errors.
@@ -86,6 +86,9 @@ def shortlist(problem: Problem, costs: Sequence[np.ndarray], transforms: Transfo
                 if error < 0.9 * best:
                     best = error
                     front.append(index)
-            listed[row] = sorted(front)
+            # How much a mode loses shows at the model's outputs alone: scales found at run time escape outliers of other batches.
+            modes = {units[row].choices[i].mode: i for _, _, i in sorted(rated, key=lambda r: -r[1])}
+            seen = {units[row].choices[i].mode for i in front}
+            listed[row] = sorted([*front, *(i for mode, i in modes.items() if mode not in seen)])
         listed[row].append(len(units[row].choices) - 1)
     return listed
