@@ -18,9 +18,9 @@ ERRORS = dict(zip(CHOICES, (0.010, 0.0095, 0.002, 0.05, 0.0), strict=True))
 COSTS = np.array([0.35, 0.45, 0.95, 0.97, 1.0])
 
 
-def listed(costs: np.ndarray) -> list[int]:
+def listed(costs: np.ndarray, **budgets: float) -> list[int]:
     unit = Unit("u", "linear", ("u",), CHOICES, "b", 1024, 1024)
-    problem = Problem(TuningSpace("x", (unit,)), sensitivity=lambda kind, pairs: [ERRORS[s] for _, s in pairs])
+    problem = Problem(TuningSpace("x", (unit,)), sensitivity=lambda kind, pairs: [ERRORS[s] for _, s in pairs], budgets=budgets)
     return shortlist(problem, [costs])[0]
 
 
@@ -31,3 +31,8 @@ def test_of_each_mode_something_is_looked_at() -> None:
 
 def test_what_is_out_of_the_question_is_not() -> None:
     assert listed(np.where(COSTS > 0.9, np.inf, COSTS)) == [0, 1, 4]
+
+
+def test_under_a_budget_what_is_smaller_is_looked_at_too() -> None:
+    assert 3 not in listed(COSTS)
+    assert 3 in listed(COSTS, size=0.2)
