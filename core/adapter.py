@@ -154,6 +154,10 @@ class Session(ABC):
             SchemeError: If a scheme is outside the capability.
         """
 
+    def draft(self, recipe: Recipe, parameters: Mapping[str, OpParameters]) -> Candidate:
+        """Return what :meth:`apply` returns, for a :meth:`runner`: what only other uses need may wait until they come."""
+        return self.apply(recipe, parameters)
+
     @abstractmethod
     def reference(self) -> Candidate:
         """Return the model as it was given: the baseline."""

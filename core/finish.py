@@ -11,8 +11,9 @@ from typing import Any
 
 from .adapter import Candidate, Opened
 from .budgets import explain
+from .choice import choose
 from .config import TuningConfig
-from .loop import Loop, choose, tell
+from .loop import Loop, tell
 from .plugins import PluginHost
 from .result import MODEL, Result, load_candidate, save_candidate
 from .rules import fixed_ops

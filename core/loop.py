@@ -13,6 +13,7 @@ from typing import Protocol
 
 from .adapter import Candidate, Opened
 from .budgets import overruns
+from .choice import choose
 from .criteria.base import Criterion
 from .data import CalibrationData
 from .errors import EvaluationError, PluginError, StoreError
@@ -108,7 +109,8 @@ class Loop:
         """Score the float model, unless the history holds its score, and measure it.
 
         Args:
-            noise_runs: How often it is scored.
+            noise_runs: How often it is scored. Where single samples can be scored and a share of them comes out the same again,
+                all of them would: then it is once.
             race: How evaluations may be stopped early; None scores every sample of every candidate.
 
         Raises:
@@ -129,6 +131,8 @@ class Loop:
         scores: Scores | None = None
         for _ in range(noise_runs):
             try:
+                if scores is not None and len(runs) == 1 and self.scoring.repeats(candidate, scores):
+                    break
                 again = self.scoring.full(candidate)
             except EvaluationError:
                 raise
@@ -292,39 +296,6 @@ def tell(progress: Sequence[Progress], text: str) -> None:
         warnings.warn(text, stacklevel=4)
 
 
-def choose(trials: Sequence[Trial], objectives: Sequence[str]) -> Trial | None:
-    """Return the best passing trial: the best first objective, ties by the next, then by accuracy.
-
-    Two trials tie in an objective if the better one's spread reaches the other's value: noise decides nothing.
-    """
-    left = [t for t in trials if t.number > 0 and t.passed and t.state == "complete"]
-    if not left:
-        return None
-    for name in objectives:
-        measured = [t for t in left if name in t.objectives]
-        if measured:
-            best = min((t.objectives[name] for t in measured), key=lambda m: m.cost)
-            left = [t for t in measured if t.objectives[name].ties(best)]
-    return max(left, key=lambda t: (t.margin, -t.number))
-
-
-def pareto(trials: Sequence[Trial], objectives: Sequence[str]) -> tuple[Trial, ...]:
-    """Return the trials that no other one beats in margin and every objective at once, by number."""
-    done = [t for t in trials if t.state == "complete" and all(n in t.objectives for n in objectives)]
-    points = [(-t.margin, *t.costs(tuple(objectives))) for t in done]
-
-    def beaten(i: int) -> bool:
-        return any(q != points[i] and all(a <= b for a, b in zip(q, points[i], strict=True)) for q in points)
-
-    seen: set[tuple[float, ...]] = set()
-    front = []
-    for i, t in enumerate(done):
-        if not beaten(i) and points[i] not in seen:
-            seen.add(points[i])
-            front.append(t)
-    return tuple(front)
-
-
 def _lap(mark: float) -> tuple[float, float]:
     now = time.perf_counter()
     return now - mark, now
@@ -338,4 +309,4 @@ def _estimate(trials: Sequence[Trial], left: int, began: float, timeout: float |
     return guess if timeout is None else min(guess, max(0.0, timeout - (time.perf_counter() - began)))
 
 
-__all__ = ["Asks", "Backend", "Loop", "Progress", "choose", "pareto", "tell"]
+__all__ = ["Asks", "Backend", "Loop", "Progress", "tell"]

@@ -147,17 +147,24 @@ class Realizer:
 
     # From a recipe to parameters
 
-    def candidate(self, recipe: Recipe) -> Candidate:
-        """Quantize what the recipe asks for, reusing everything already quantized, and apply it."""
+    def candidate(self, recipe: Recipe, *, draft: bool = False) -> Candidate:
+        """Quantize what the recipe asks for, reusing everything already quantized, and apply it.
+
+        Args:
+            recipe: What is asked for.
+            draft: It is for a runner of its session alone.
+        """
         kept = {name: why for name, why in self.check_weights().items() if not recipe[name].is_float}
         carried = Recipe({n: s for n, s in recipe.schemes.items() if n not in kept}, recipe.transforms, recipe.backend) if kept else recipe
-        candidate = self._prepare(recipe.transforms).session.apply(carried, self.parameters(carried))
+        session = self._prepare(recipe.transforms).session
+        candidate = (session.draft if draft else session.apply)(carried, self.parameters(carried))
         if kept:
             candidate.recipe = recipe
             candidate.ledger = {**candidate.ledger, **{name: Applied(recipe[name], FLOAT, "kernel", why) for name, why in kept.items()}}
         without = [n for n in carried if self._corrects_bias(carried[n]) and not self.opened.view.by_name[n].bias and n in candidate.ledger]
         remarks = {n: why for n, why in self._prepare(recipe.transforms).remarks.items() if n in candidate.ledger}
-        for said in (dict.fromkeys(without, "it has no bias to correct"), remarks, self._copies(carried, candidate)):
+        said_of = (dict.fromkeys(without, "it has no bias to correct"), remarks, self._copies(carried, candidate))
+        for said in filter(None, said_of):
             candidate.ledger = {**candidate.ledger, **{n: _remarked(candidate.ledger[n], why) for n, why in said.items()}}
         return candidate
 

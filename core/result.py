@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .adapter import Applied, Candidate
+from .choice import pareto
 from .config import TuningConfig
 from .errors import ConfigError
 from .evaluation import ArrayModel
 from .graph import ModelView
-from .loop import pareto
 from .scoring import Holdout
 from .textfiles import read_text
 from .trial import Trial

@@ -15,6 +15,9 @@ from .evaluation import ArrayModel, Evaluation, Scores, check_scores
 from .executor import Executor
 from .racing import Race, RaceConfig, Rejection, SampleScore
 
+REPEATED, FEWEST_REPEATED = 0.1, 64
+"""Share of the samples, and how many at least, that are scored twice to see whether the score function is deterministic."""
+
 
 @dataclass(frozen=True, slots=True)
 class Holdout:
@@ -59,6 +62,18 @@ class Scoring:
             EvaluationError: If what the function returns is no score.
         """
         return self._run(self.score, candidate)
+
+    def repeats(self, candidate: Candidate, scores: Scores) -> bool:
+        """Score a share of the samples again; True if every one of them comes out as in ``scores``.
+
+        False where single samples cannot be scored. Runs over other batch sizes round otherwise: differences of that order count
+        as none.
+        """
+        if not isinstance(self.score, SampleScore) or scores.per_sample is None:
+            return False
+        part = np.arange(min(self.score.samples, max(FEWEST_REPEATED, round(REPEATED * self.score.samples))))
+        again = self.executor.submit(_some, self.score, candidate, self.native, part).result()
+        return bool(np.allclose(again, scores.per_sample[part], rtol=1e-5, atol=1e-8))
 
     def _run(self, score: Callable[[Any], Any], candidate: Candidate) -> Scores:
         return check_scores(self.executor.submit(_evaluate, score, candidate, self.native).result(), self.metric)
@@ -134,6 +149,10 @@ def _model(candidate: Candidate, native: bool) -> Any:
 
 def _evaluate(score: Callable[[Any], Any], candidate: Candidate, native: bool) -> Any:
     return score(_model(candidate, native))
+
+
+def _some(score: SampleScore, candidate: Candidate, native: bool, indices: np.ndarray) -> np.ndarray:
+    return score.of(_model(candidate, native), indices)
 
 
 def _race(race: Race, score: SampleScore, candidate: Candidate, native: bool) -> Evaluation | Rejection:

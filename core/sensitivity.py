@@ -198,7 +198,7 @@ class SensitivityService:
         """Return ||y - y0||^2 / ||y0 - mean y0||^2 over the batches, the mean over the model's float outputs."""
         references = self._references()
         try:
-            candidate = self.realizer.candidate(recipe)
+            candidate = self.realizer.candidate(recipe, draft=True)
         except SchemeError:
             return float("inf")
         if self._runner is None or self._runner[0] != recipe.transforms:

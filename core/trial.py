@@ -38,9 +38,10 @@ class Measurement:
         """The value with its sign turned where more is better: what is minimised."""
         return self.value if self.lower_is_better else -self.value
 
-    def ties(self, best: Measurement) -> bool:
-        """True if this is no worse than ``best`` beyond the two spreads."""
-        return self.low <= best.high if self.lower_is_better else self.high >= best.low
+    def ties(self, best: Measurement, slack: float = 0.0) -> bool:
+        """True if this is no worse than ``best`` beyond the two spreads, and a share of ``best`` more."""
+        room = slack * abs(best.value)
+        return self.low <= best.high + room if self.lower_is_better else self.high >= best.low - room
 
 
 @dataclass(frozen=True)

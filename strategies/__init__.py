@@ -24,7 +24,8 @@ class AutoConfig(SuggestsTransforms):
         patience: Evaluations beyond log2 of the number of units.
         worthwhile: Expected saving, as a share of the cost, for which an evaluation is still made.
         transforms: At most so many model-wide transforms are evaluated, where their outputs can be compared first.
-        explore: At most so many other modes and widths are tried for speed once the goal is reached.
+        explore: At most so many other modes and widths are tried for speed once the goal is reached, and so many recipes for each
+            further objective among the ties of the one before it.
         suggested: Op type -> transform that is compared where the configuration names none.
     """
 

@@ -5,7 +5,8 @@
 3. Sensitivities turn the search into a knapsack: the least cost whose believed loss is tolerated. Each evaluation corrects
    the belief (its scale at first, then the units on which the last recipes differ), and the next knapsack is solved under
    it. A recipe is worth an evaluation by its chance to pass times what it would save.
-4. It ends when nothing left can pay.
+4. Where nothing left can pay, the next objective decides among ties: with latency and size, smaller recipes that are believed
+   to be as fast are sought in the same way.
 
 Budgets are hard: recipes that are believed to overrun one are not evaluated, and one that did is no solution.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Generator, Iterator
+from itertools import pairwise
 from statistics import NormalDist
 
 import numpy as np
@@ -50,8 +52,9 @@ class Auto(Sequential):
         if not space.tunable:
             self.note = "nothing can be quantized in this space"
             return
-        self._objective = (self.problem.objectives or ("size",))[0]
-        self._costs = CostBelief(space, self._objective)
+        objectives = self.problem.objectives or ("size",)
+        self._beliefs = {name: CostBelief(space, name) for name in objectives}
+        self._aim_at(objectives[0])
         self._limits = Limits(self.problem)
         cheapest = self._cheapest()
         trial = yield from self._try(cheapest, ())
@@ -75,12 +78,39 @@ class Auto(Sequential):
             trial, transforms = yield from self._transform(cheapest, trial)
         if trial.passed:
             yield from self._faster(cheapest, trial.recipe.transforms)
+        else:
+            yield from self._mix(transforms)
+        for held, following in pairwise(objectives):
+            yield from self._polish(held, following)
+
+    def _aim_at(self, objective: str) -> None:
+        self._objective, self._costs = objective, self._beliefs[objective]
+
+    def _polish(self, held: str, following: str) -> Search:
+        """Search for less of the next objective among recipes that are believed to tie with the best in one."""
+        best = self.incumbent
+        if best is None or held not in best.objectives:
             return
-        yield from self._mix(transforms)
+        picks = self._picks(best.recipe)
+        self._limits.hold(self._beliefs[held], picks, best.objectives[held])
+        self._aim_at(following)
+        costs = self._costs.costs()
+        try:
+            least = exact(costs, self._limits.rows())
+        except ConfigError:  # what was measured within a budget may be believed to overrun it: then nothing smaller is known
+            return
+        now, then = (sum(float(c[i]) for c, i in zip(costs, p, strict=True)) for p in (picks, least))
+        if now - then < self.config.worthwhile * now:
+            return
+        before, tried = self.note, len(self.known)
+        yield from self._mix(best.recipe.transforms, self.config.explore)
+        more = len(self.known) - tried
+        self.note = f"{before}; of equal {held}, {more} of less {following} were tried" if more else before
 
     def _try(self, picks: Picks, transforms: tuple[PartChoice, ...]) -> Generator[Batch, list[Trial], Trial]:
         trial = yield from self.one(self._recipe(picks, transforms))
-        self._costs.observe(picks, trial)
+        for costs in self._beliefs.values():
+            costs.observe(picks, trial)
         self._limits.observe(picks, trial)
         return trial
 
@@ -166,16 +196,20 @@ class Auto(Sequential):
             yield tuple(o[0] if o else i for o, i in zip(offered, cheapest, strict=True))
         yield cheapest
 
-    def _mix(self, transforms: Transforms) -> Search:
-        """Knapsack, evaluate, learn, again."""
+    def _mix(self, transforms: Transforms, most: int | None = None) -> Search:
+        """Knapsack, evaluate, learn, again; ``most`` bounds the evaluations further."""
         seen = {self._picks(t.recipe): t for t in self.trials if t.recipe.transforms == transforms and len(t.recipe)}
+        limit = math.ceil(math.log2(max(2, len(self.problem.space.tunable)))) + self.config.patience
+        if most is not None:
+            if len(seen) >= limit:
+                return
+            limit = min(limit, len(seen) + most)
         proxies = self._proxies(transforms, seen)
         belief = self._rebuilt(proxies, seen)
-        limit = math.ceil(math.log2(max(2, len(proxies)))) + self.config.patience
         misses, strikes = 0, 2
         avoided: set[Family] = set()
         while True:
-            best = self.incumbent if self.incumbent is not None and self.incumbent.passed else None
+            best = self.incumbent
             if best is not None and sum(t.state != "failed" for t in seen.values()) >= limit:
                 self.note = f"{limit} evaluations were used; the best recipe is within reach of the knapsack's bound"
                 return
@@ -204,7 +238,7 @@ class Auto(Sequential):
         units = self.problem.space.tunable
         listed = [
             sorted({*kept, *(picks[i] for picks in seen)})
-            for i, kept in enumerate(shortlist(self.problem, self._costs.costs(), transforms))
+            for i, kept in enumerate(shortlist(self.problem, self._limits.reachable(self._costs.costs()), transforms))
         ]
         pairs = [(u, u.choices[i]) for u, kept in zip(units, listed, strict=True) for i in kept]
         flat = np.array(pair_losses(self.problem, self.config.sensitivity, pairs, transforms))

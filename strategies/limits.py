@@ -1,16 +1,20 @@
-"""Budgets as limits of an integer program: what each choice uses, and how much all may use together."""
+"""Limits of an integer program, a run's budgets among them: what each choice uses, and how much all may use together."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from octavo.core.choice import NEGLIGIBLE
 from octavo.core.strategy import Problem
-from octavo.core.trial import Trial
+from octavo.core.trial import Measurement, Trial
 
 from .belief import OVERHEAD, CostBelief, Picks
 
 Row = tuple[list[np.ndarray], float]
 MARGIN = 0.999  # of a limit that was overrun, what is allowed the next time
+NOISE = 0.02  # share by which believed times may differ and still be sought as equal: a busy machine's spread is no licence
 
 
 class Limits:
@@ -31,9 +35,22 @@ class Limits:
         self._bytes = bytes_
         self._whole = max(sum(4.0 * u.parameters for u in problem.space.units), 1.0)
         self._beside = sum(4.0 * u.parameters for u in problem.space.units if not u.tunable)
+        self._held: list[tuple[CostBelief, float]] = []
 
     def __bool__(self) -> bool:
-        return bool(self._allowed)
+        return bool(self._allowed or self._held)
+
+    def hold(self, costs: CostBelief, picks: Picks, best: Measurement) -> None:
+        """Let an objective become no worse than that of the best recipe: what follows is searched among its ties.
+
+        Args:
+            costs: What is believed of the objective.
+            picks: The best recipe's choices.
+            best: What was measured of it. Its spread is what others may be believed to lie above it, up to :data:`NOISE`.
+        """
+        spread = (best.high - best.low) / 2 / abs(best.value) if best.value else 0.0
+        limit = sum(float(c[i]) for c, i in zip(costs.costs(), picks, strict=True))
+        self._held.append((costs, limit * (1 + min(NOISE, max(NEGLIGIBLE, spread)))))
 
     def observe(self, picks: Picks, trial: Trial) -> None:
         """Learn from a trial."""
@@ -54,11 +71,21 @@ class Limits:
             uses, fixed = self._uses(name)
             # What is used in any case is counted with the first unit, so that sums are what a user knows as the figure.
             found.append(([uses[0] + fixed, *uses[1:]], limit))
+        return found + [(costs.costs(), limit) for costs, limit in self._held]
+
+    def reachable(self, costs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return costs that are infinite where a choice by itself, all others at their least, is more than ties with what is held."""
+        found = [c.copy() for c in costs]
+        for belief, limit in self._held:
+            uses = belief.costs()
+            room = limit * (1 + 1e-9) - sum(float(u.min()) for u in uses)
+            for cost, use in zip(found, uses, strict=True):
+                cost[use - use.min() > room] = np.inf
         return found
 
     def fits(self, picks: Picks) -> bool:
         """True if a recipe is believed to keep every limit."""
-        return all(self._used(name, picks) <= limit * (1 + 1e-9) for name, limit in self._allowed.items())
+        return all(sum(float(u[i]) for u, i in zip(uses, picks, strict=True)) <= limit * (1 + 1e-9) for uses, limit in self.rows())
 
     def _used(self, name: str, picks: Picks) -> float:
         uses, fixed = self._uses(name)

@@ -59,18 +59,19 @@ def shortlist(problem: Problem, costs: Sequence[np.ndarray], transforms: Transfo
     """Return for each tunable unit the choices worth a run of the model, as indices in their order; float is among them.
 
     A backend may offer dozens. Of one mode and width the first few in its order and the cheapest are looked at; of those the front
-    of cost and weight error, which is cheap to tell, is kept.
+    of cost and weight error, which is cheap to tell, is kept, under budgets that of bytes and weight error too, and of each mode that is not on it the one of the least weight error.
 
     Args:
         problem: Gives the units and the weight errors.
-        costs: The cost of each choice of each unit.
+        costs: The cost of each choice of each unit; infinite where it is out of the question.
         transforms: The transforms under which they are compared.
     """
     listed = []
     for unit, cost in zip(problem.space.tunable, costs, strict=True):
         ways: dict[tuple[str, int], list[int]] = {}
         for index, scheme in enumerate(unit.choices[:-1]):
-            ways.setdefault((scheme.mode, scheme.weight_bits), []).append(index)
+            if np.isfinite(cost[index]):
+                ways.setdefault((scheme.mode, scheme.weight_bits), []).append(index)
         # The cheapest of each is among them, so that whatever limit can be kept at all can be kept by what is listed.
         first = {i for found in ways.values() for i in found[:VARIANTS]}
         listed.append(sorted(first | {min(found, key=cost.__getitem__) for found in ways.values()}))
@@ -79,12 +80,24 @@ def shortlist(problem: Problem, costs: Sequence[np.ndarray], transforms: Transfo
     errors = iter(pair_losses(problem, "weight_error", pairs, transforms) if pairs else ())
     for row, (kept, cost) in enumerate(zip(listed, costs, strict=True)):
         if len(kept) > VARIANTS:
-            rated = sorted((float(cost[i]), next(errors), i) for i in kept)
-            best, front = math.inf, []
-            for _, error, index in rated:
-                if error < 0.9 * best:
-                    best = error
-                    front.append(index)
-            listed[row] = sorted(front)
+            lost = {i: next(errors) for i in kept}
+            front = _front(kept, cost, lost)
+            if problem.budgets:
+                # What is hardly slower may be larger: under a limit of size the front of bytes counts as well.
+                front |= _front(kept, [units[row].weight_bytes(s) for s in units[row].choices], lost)
+            # How much a mode loses shows at the model's outputs alone: scales found at run time escape outliers of other batches.
+            modes = {units[row].choices[i].mode: i for i in sorted(kept, key=lambda i: -lost[i])}
+            seen = {units[row].choices[i].mode for i in front}
+            listed[row] = sorted([*front, *(i for mode, i in modes.items() if mode not in seen)])
         listed[row].append(len(units[row].choices) - 1)
     return listed
+
+
+def _front(kept: Sequence[int], cost: Sequence[float] | np.ndarray, lost: Mapping[int, float]) -> set[int]:
+    """Return what clearly loses less than all that costs less."""
+    best, front = math.inf, set()
+    for index in sorted(kept, key=lambda i: (float(cost[i]), lost[i], i)):
+        if lost[index] < 0.9 * best:
+            best = lost[index]
+            front.add(index)
+    return front

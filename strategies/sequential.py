@@ -18,6 +18,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 
+from octavo.core.choice import choose
 from octavo.core.parts import PartConfig
 from octavo.core.recipe import Recipe
 from octavo.core.strategy import WAIT, Problem, Strategy, Wait
@@ -82,8 +83,8 @@ class Sequential(Strategy):
 
     @property
     def incumbent(self) -> Trial | None:
-        """The best trial so far; None before the first."""
-        return min(self.trials, key=self.rank, default=None)
+        """The best passing trial so far, as the run's end would choose it; None before the first."""
+        return choose(self.trials, self.problem.objectives)
 
     def rank(self, trial: Trial) -> tuple[float, ...]:
         """Sort key: passing trials first, by their costs; then the others by their distance to the goal."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +42,17 @@ class OnnxCallable:
         config: Providers and threads.
     """
 
-    def __init__(self, graph: ir.Model, config: OnnxConfig, compiled: Compiled | None = None) -> None:
+    def __init__(self, graph: ir.Model, config: OnnxConfig, compiled: Callable[[], Compiled] | None = None) -> None:
         self.graph = graph
         self.config = config
-        self._session = compiled.session if compiled is not None else None
+        self._compiled = compiled if compiled is not None else lambda: compile_model(graph, config)
+        self._session: ort.InferenceSession | None = None
 
     @property
     def session(self) -> ort.InferenceSession:
         """The ONNX Runtime session, created at the first use."""
         if self._session is None:
-            self._session = compile_model(self.graph, self.config).session
+            self._session = self._compiled().session
         return self._session
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
+from onnx_ir import serde
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from octavo.core.errors import DeviceError, ModelError
@@ -59,6 +60,13 @@ def compile_model(model: ir.Model, config: OnnxConfig, *, inspect: bool = False,
         DeviceError: If an execution provider is not there.
         ModelError: If ONNX Runtime refuses the model.
     """
+    return compile_proto(*skeleton(model), config, inspect=inspect, lean=lean)
+
+
+def compile_proto(
+    proto: onnx.ModelProto, held: Mapping[str, ir.TensorProtocol], config: OnnxConfig, *, inspect: bool = False, lean: bool = False
+) -> Compiled:
+    """Create a session for what :func:`skeleton` or :func:`part` made; raises as :func:`compile_model` does."""
     missing = [p for p in config.providers if p not in ort.get_available_providers()]
     if missing:
         raise DeviceError(
@@ -70,7 +78,6 @@ def compile_model(model: ir.Model, config: OnnxConfig, *, inspect: bool = False,
     options.add_session_config_entry("session.disable_prepacking", "1" if lean else "0")
     options.intra_op_num_threads = config.threads or 0
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if config.spinning else "0")
-    proto, held = skeleton(model)
     lent = [_lend(tensor) for tensor in held.values()]
     options.add_external_initializers(list(held), lent)
     with tempfile.TemporaryDirectory(prefix="octavo-") as folder:
@@ -92,20 +99,59 @@ def compile_model(model: ir.Model, config: OnnxConfig, *, inspect: bool = False,
 
 def skeleton(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]:
     """Serialize a graph with its large tensors left out; return both. The model is as before afterwards."""
-    held: dict[str, ir.TensorProtocol] = {}
     initializers = model.graph.initializers
-    for name, value in initializers.items():
-        tensor = value.const_value
-        if tensor is not None and value.uses() and tensor.nbytes >= _BORROW_FROM and _lendable(tensor.dtype):
-            held[name] = tensor
+    held = _held(initializers.values())
     try:
         for name, tensor in held.items():
-            shape = ir.Shape(tensor.shape.numpy())
-            initializers[name].const_value = ir.ExternalTensor("elsewhere", 0, tensor.nbytes, tensor.dtype, shape=shape, name=name)
+            initializers[name].const_value = _elsewhere(tensor, name)
         return ir.to_proto(model), held
     finally:
         for name, tensor in held.items():
             initializers[name].const_value = tensor
+
+
+def part(
+    model: ir.Model, nodes: Sequence[ir.Node], inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]
+) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]:
+    """Serialize some nodes of a graph as a model of their own, as :func:`skeleton` does; nothing is cloned.
+
+    Args:
+        model: The whole; not changed.
+        nodes: In its order; none holds a subgraph.
+        inputs: Values that they read and do not write, beside initializers.
+        outputs: Values that are put out.
+    """
+    used = {v.name: v for n in nodes for v in n.inputs if v is not None and v.is_initializer()}
+    held = _held(used.values())
+    graph = onnx.GraphProto(name="part")
+    graph.node.extend(serde.serialize_node(n) for n in nodes)
+    graph.input.extend(serde.serialize_value(v) for v in inputs)
+    graph.output.extend(serde.serialize_value(v) for v in outputs)
+    graph.value_info.extend(
+        serde.serialize_value(v) for n in nodes for v in n.outputs if v.name and v.type is not None and v not in outputs
+    )
+    for name, value in used.items():
+        tensor = value.const_value
+        assert name is not None
+        assert tensor is not None
+        graph.initializer.append(serde.serialize_tensor(_elsewhere(tensor, name) if name in held else tensor))
+        graph.initializer[-1].name = name
+    imports = [onnx.OperatorSetIdProto(domain=d, version=v) for d, v in model.graph.opset_imports.items()]
+    return onnx.ModelProto(ir_version=model.ir_version, graph=graph, opset_import=imports), held
+
+
+def _held(initializers: Iterable[ir.Value]) -> dict[str, ir.TensorProtocol]:
+    """Return the tensors that are lent, by name."""
+    found: dict[str, ir.TensorProtocol] = {}
+    for value in initializers:
+        tensor = value.const_value
+        if tensor is not None and value.uses() and tensor.nbytes >= _BORROW_FROM and _lendable(tensor.dtype):
+            found[value.name or ""] = tensor
+    return found
+
+
+def _elsewhere(tensor: ir.TensorProtocol, name: str) -> ir.ExternalTensor:
+    return ir.ExternalTensor("elsewhere", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name)
 
 
 def _lendable(dtype: ir.DataType) -> bool:

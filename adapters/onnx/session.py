@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -18,16 +18,17 @@ from octavo.core.scheme import FLOAT
 
 from . import OnnxConfig
 from .candidate import OnnxCallable, OnnxCandidate
+from .carried import Carried
 from .emit import emit
 from .fingerprint import digest
 from .finite import refuse_non_finite
 from .folding import constant
-from .kernels import capability, low_precision_kernels
+from .kernels import capability
 from .observe import Observed, observe
 from .preparation import prepare
 from .qoperator import to_operators
 from .rescaling import rescale
-from .runtime import compile_model
+from .reuse import Reuse
 from .sites import find_sites
 
 
@@ -83,6 +84,12 @@ class OnnxSession(Session):
 
     def apply(self, recipe: Recipe, parameters: Mapping[str, OpParameters]) -> OnnxCandidate:
         """Carry a recipe out and read in the optimized graph what became of each op."""
+        candidate = self.draft(recipe, parameters)
+        candidate.ledger = dict(candidate.ledger)
+        return candidate
+
+    def draft(self, recipe: Recipe, parameters: Mapping[str, OpParameters]) -> OnnxCandidate:
+        """Carry a recipe out; ONNX Runtime is given the model when it is run or its ledger is read."""
         offered = self.capability()
         for name, given in parameters.items():
             if name not in self._sites.sites:
@@ -92,22 +99,12 @@ class OnnxSession(Session):
         paired: Mapping[str, str] = {}
         if self.config.form == "qoperator":
             paired = to_operators(model, [emitted[n].node for n, p in parameters.items() if p.scheme.mode == "static"])
-        compiled = compile_model(model, self.config, inspect=True)
-        found = low_precision_kernels(compiled.nodes, emitted)
-        ledger: dict[str, Applied] = {}
-        for name in self._sites.sites:
-            given_or_none = parameters.get(name)
-            if given_or_none is None or given_or_none.scheme.is_float:
-                ledger[name] = Applied(FLOAT, FLOAT, "kernel", self._sites.sites[name].op.out_of_reach)
-            elif name in found:
-                ledger[name] = Applied(given_or_none.scheme, given_or_none.scheme, "kernel", found[name])
-            else:
-                scheme = given_or_none.scheme
-                why = "ONNX Runtime computes it in float32" if scheme.mode == "cast" else "ONNX Runtime fused no integer kernel here"
-                ledger[name] = Applied(scheme, scheme, "simulated", why)
-            if name in emitted and emitted[name].node in paired:
-                ledger[name] = replace(ledger[name], reason=f"{ledger[name].reason}; {paired[emitted[name].node]}")
-        return OnnxCandidate(OnnxCallable(model, self.config, compiled), recipe, ledger)
+        ledger = Carried(model, self.config, self._sites, parameters, emitted, paired)
+        return OnnxCandidate(OnnxCallable(model, self.config, lambda: ledger.compiled), recipe, ledger)
+
+    def runner(self, batches: Sequence[Batch]) -> Reuse:
+        """Return what starts each candidate at the last narrow place of the graph before the first node that it changes."""
+        return Reuse(emit(self._prepared, self._sites, {})[0], self.config, batches)
 
     def rescale(self, factors: Mapping[str, Factors]) -> OnnxSession:
         """Return a session with other channels and the same function; every other tensor is shared."""

@@ -32,7 +32,8 @@ class ToleranceConfig(PartConfig):
         metrics: Goals per metric, where there are several.
         combine: ``all``: every metric must pass. ``weighted``: the weighted mean of the losses, each as a share of its
             own tolerance, must pass.
-        noise_runs: How often the float model is scored; from 2 on, a score that varies more than the tolerance is reported.
+        noise_runs: How often the float model is scored; from 2 on, a score that varies more than the tolerance is reported. A
+            :class:`~octavo.SampleScore` whose first samples come out the same a second time is not repeated over all.
     """
 
     kind: Literal["tolerance"] = "tolerance"

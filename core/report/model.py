@@ -9,8 +9,8 @@ from functools import cached_property
 from typing import Any
 
 from ..adapter import Applied
+from ..choice import pareto
 from ..errors import ConfigError
-from ..loop import pareto
 from ..scheme import FLOAT
 from ..trial import Trial
 

@@ -121,3 +121,17 @@ def test_a_candidate_above_the_best_score_is_a_failed_trial_and_no_wrong_rejecti
     result = tune(score, tmp_path / "h.db", max_trials=1)
     assert result.trials[0].state == "failed"
     assert "better than the best" in result.trials[0].error
+
+
+def test_the_float_model_is_scored_once_where_a_share_of_its_samples_comes_out_the_same(tmp_path: Path) -> None:
+    tune(sampled(), tmp_path / "h.db", max_trials=1, confirm=False, accuracy={"noise_runs": 4}, racing=None)
+    samples = max(map(len, seen))
+    assert [len(part) for part in seen] == [samples, round(0.1 * samples), samples]  # float twice, and one candidate
+
+
+def test_a_score_that_varies_is_repeated_over_all_samples(tmp_path: Path) -> None:
+    steady = sampled()
+    wrong = iter([0.0, 0.3, 0.3, *[0.0] * 50])
+    noisy = octavo.SampleScore(lambda model, i: steady.score(model, i) * (1 - next(wrong)), steady.samples)
+    with pytest.warns(UserWarning, match="between 4 runs"):
+        tune(noisy, tmp_path / "h.db", max_trials=1, confirm=False, accuracy={"noise_runs": 4}, racing=None)

@@ -140,10 +140,10 @@ def test_a_probe_that_raises_is_told_once_and_ends_nothing(opened, batches, tmp_
     first, second = realizer.space.tunable
     broken, whole = scheme_of(service, first.name, "dynamic"), realizer.candidate
 
-    def candidate(recipe):
+    def candidate(recipe, **named):
         if not recipe[first.ops[0]].is_float:
             raise MemoryError("no room for this one")
-        return whole(recipe)
+        return whole(recipe, **named)
 
     realizer.candidate = candidate
     asked = [(first.name, broken), (second.name, broken), (first.name, broken)]
@@ -172,7 +172,7 @@ def test_a_search_goes_on_where_nothing_can_be_found_out(opened, batches):
     pairs = [(u, scheme_of(service, u.name, "dynamic")) for u in realizer.space.tunable]
     expected = service("weight_error", [(u.name, s) for u, s in pairs])
 
-    def fail(recipe):
+    def fail(recipe, **_):
         raise RuntimeError("probes do not run here")
 
     realizer.candidate = fail

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from octavo.core.adapter import Opened
 from octavo.core.capability import Capability, Offer
+from octavo.core.choice import choose, pareto
 from octavo.core.errors import ConfigError, ModelError, SchemeError
 from octavo.core.graph import Group, ModelView, Op, Weight
-from octavo.core.loop import choose, pareto
 from octavo.core.presets import preset_recipe
 from octavo.core.recipe import Recipe
 from octavo.core.rules import Rule, build_space, build_spaces

@@ -1,11 +1,13 @@
 """Every strategy on problems whose optimum is known."""
 
 import math
+import statistics
 from dataclasses import replace
 
 import pytest
 
 from octavo.core.budgets import average_bits, overruns
+from octavo.core.choice import choose
 from octavo.core.errors import ConfigError
 from octavo.core.plugins import PluginHost
 from octavo.core.recipe import Recipe
@@ -209,6 +211,53 @@ def test_a_budget_that_is_overrun_is_not_mended_with_more_float(name):
     assert len(found.trials) == 1
     assert found.trials[0].margin >= 0
     assert "overruns the budget" in searched.explain()
+
+
+def two_objectives(simulation, objectives, latency, spread):
+    """Run auto where every trial also has a latency, the mean of what units of so many bits take; return its trials and itself."""
+    searched = strategy("auto", replace(simulation.problem(), objectives=objectives))
+    trials = []
+    while isinstance(recipe := searched.ask(), Recipe):
+        trial = simulation.trial(len(trials) + 1, recipe)
+        time = statistics.mean(latency(recipe[u.ops[0]].weight_bits) for u in simulation.space.units)
+        measured = {**trial.objectives, "latency": Measurement(time, time * (1 - spread), time * (1 + spread), "ms", time)}
+        trials.append(replace(trial, objectives=measured))
+        searched.tell(trials[-1])
+    return trials, searched
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_of_equally_fast_recipes_auto_seeks_the_smaller(seed):
+    simulation = simulate(16, seed=seed, pressure=2.0)
+    trials, searched = two_objectives(simulation, ("latency", "size"), lambda bits: 0.95, 0.01)
+    best = choose(trials, ("latency", "size"))
+    assert len(trials) <= 1 + 3 + 3
+    assert best.objectives["size"].value <= 1.1 * simulation.optimum
+    assert best.objectives["size"].value < 0.75 * next(t for t in trials if t.passed).objectives["size"].value
+    assert "of equal latency" in searched.explain()
+    assert searched.problem.sensitivity.asked["output_distance"]
+
+
+def test_what_is_smaller_and_slower_is_not_chosen_and_soon_left():
+    simulation = simulate(16, seed=1, pressure=0.1)
+    trials, _ = two_objectives(simulation, ("latency", "size"), lambda bits: 0.5 if bits >= 8 else 2.0, 0.01)
+    best = choose(trials, ("latency", "size"))
+    assert best.objectives["latency"].value == pytest.approx(0.5)
+    assert len(trials) <= 1 + 3 + 3
+
+
+def test_of_equally_large_recipes_auto_seeks_the_faster():
+    # The knapsack's optimum of size comes first; every scheme is in one mode, so that nothing is believed to be faster than it.
+    simulation = simulate(16, seed=1)
+    trials, _ = two_objectives(simulation, ("size", "latency"), lambda bits: bits / 8, 0.01)
+    assert choose(trials, ("size", "latency")).objectives["size"].value <= 1.02 * simulation.optimum
+
+
+def test_one_objective_is_not_polished():
+    simulation = simulate(16, seed=0, pressure=0.01)
+    trials, searched = two_objectives(simulation, ("size",), lambda bits: 1.0, 0.0)
+    assert len(trials) == 1
+    assert not searched.problem.sensitivity.asked
 
 
 def test_quantizing_again_starts_with_the_least_loss_without_whole_recipe_distances():

@@ -8,7 +8,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from octavo.core.loop import choose
+from octavo.core.choice import choose
 from octavo.core.report import ReportData, text
 
 from .console import table
