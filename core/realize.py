@@ -161,6 +161,8 @@ class Realizer:
         if kept:
             candidate.recipe = recipe
             candidate.ledger = {**candidate.ledger, **{name: Applied(recipe[name], FLOAT, "kernel", why) for name, why in kept.items()}}
+        if draft:
+            return candidate
         without = [n for n in carried if self._corrects_bias(carried[n]) and not self.opened.view.by_name[n].bias and n in candidate.ledger]
         remarks = {n: why for n, why in self._prepare(recipe.transforms).remarks.items() if n in candidate.ledger}
         said_of = (dict.fromkeys(without, "it has no bias to correct"), remarks, self._copies(carried, candidate))

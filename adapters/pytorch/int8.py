@@ -12,7 +12,7 @@ from octavo.core.numerics.tensor import QuantizedTensor
 from . import kernels
 from .activation import Activation
 from .arithmetic import ConvArithmetic, Integers, LinearArithmetic
-from .layouts import Held, forget
+from .layouts import forget, version_of
 from .operators import source_arguments
 
 Tensor = torch.Tensor
@@ -110,7 +110,7 @@ class Int8Linear(Int8Layer, LinearArithmetic):
         self.register_buffer("factors", factors)
         self.memo = None
         self.stacked = None
-        self._held: Held | None = None
+        self._held: tuple[Tensor, Tensor, Tensor | None, tuple[int, int, int], Any] | None = None
         self.choose()
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
@@ -127,19 +127,32 @@ class Int8Linear(Int8Layer, LinearArithmetic):
         # The packed layout is the machine's own.
         return {**self.__dict__, "_held": None}
 
-    def packed_rows(self) -> Any:
-        """Return the weight as the kernel for few rows takes it."""
-        own = self._buffers
-        tensors = (own["codes"], own["scale"], own["bias"])
-        if self._held is None or not self._held.fits(tensors):
-            self._held = Held(tensors, super().packed_rows())
-        return self._held.made
-
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output: float, or uint8 codes if it gives codes and the rows are many."""
-        if not torch.compiler.is_compiling():
-            return self.multiplied(x)
-        return self._portable(x) if kernels.is_portable() else self._operator(x)
+        if torch.compiler.is_compiling():
+            return self._portable(x) if kernels.is_portable() else self._operator(x)
+        if self._held is not None and x.numel() <= self.few and x.dtype == torch.float32:
+            # For few rows every further frame of Python shows: the caches hold little of it between two layers.
+            own = self._buffers
+            codes, scale, bias, versions, packed = self._held
+            same = own["codes"] is codes and own["scale"] is scale and own["bias"] is bias
+            if same and versions == (codes._version, scale._version, 0 if bias is None else bias._version):
+                factors, source = own["factors"], self.source
+                if factors is not None:
+                    x = x * factors
+                if source is None:
+                    y: Tensor = torch.ops.quantized.linear_dynamic(x, packed, False)
+                else:
+                    y = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(x, source.scale, source.zero_point, packed)
+                return kernels.post(self.then, y) if self.then else y
+        return self.multiplied(x)
+
+    def packed_rows(self) -> Any:
+        """Return the weight as the kernel for few rows takes it."""
+        packed, codes, scale, bias = super().packed_rows(), self.codes, self.scale, self.bias
+        if self.stacked is None and not (codes.is_inference() or scale.is_inference() or (bias is not None and bias.is_inference())):
+            self._held = codes, scale, bias, (codes._version, scale._version, version_of(bias)), packed
+        return packed
 
     def _operator(self, x: Tensor) -> Tensor:
         # What the result is must be known here, so that a program is made for few rows or for many where that matters.

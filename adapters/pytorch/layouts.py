@@ -7,7 +7,7 @@ codes share one layout, and so that no layout is part of a module's state, of a 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ _known: dict[int, tuple[weakref.ref[Tensor], int, dict[object, Any]]] = {}
 def layouts(tensor: Tensor) -> dict[object, Any]:
     """Return the layouts of a tensor as it is now: empty ones for a new tensor and for one that was written to."""
     key = id(tensor)
-    version = 0 if tensor.is_inference() else tensor._version  # tensors of inference mode keep no count
+    version = version_of(tensor)
     entry = _known.get(key)
     if entry is None or entry[0]() is not tensor or entry[1] != version:
 
@@ -54,23 +54,6 @@ def content(tensor: Tensor | None) -> bytes:
     return read
 
 
-class Held:
-    """What was made of some tensors, for as long as they are the same and were not written to: found faster than in their layouts.
-
-    Args:
-        tensors: The tensors, or None.
-        made: What was made of them.
-    """
-
-    __slots__ = ("_of", "made")
-
-    def __init__(self, tensors: Sequence[Tensor | None], made: Any) -> None:
-        self.made = made
-        self._of = tuple((t, -1 if t is None or t.is_inference() else t._version) for t in tensors)
-
-    def fits(self, tensors: Iterable[Tensor | None]) -> bool:
-        """True if it was made of these tensors as they are now."""
-        for now, (then, version) in zip(tensors, self._of, strict=True):
-            if now is not then or (version >= 0 and then._version != version):  # type: ignore[union-attr]
-                return False
-        return True
+def version_of(tensor: Tensor | None) -> int:
+    """Return how often a tensor was written to; 0 where nobody counts."""
+    return 0 if tensor is None or tensor.is_inference() else tensor._version

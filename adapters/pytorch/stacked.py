@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from torch import nn
 from . import kernels
 from .activation import Memo
 from .int8 import Int8Linear
-from .layouts import Held
+from .layouts import version_of
 
 Tensor = torch.Tensor
 
@@ -54,7 +55,7 @@ class Stack:
         for place, layer in enumerate(layers):
             layer.stacked = (self, place)
         self._wasted = 0
-        self._packed: Held | None = None
+        self._packed: tuple[list[Tensor | None], list[int], Any] | None = None
         self._entry: tuple[weakref.ref[Tensor], int, dict[int, Tensor]] | None = None
 
     def take(self, place: int, x: Tensor) -> Tensor | None:
@@ -74,11 +75,12 @@ class Stack:
         return own
 
     def _product(self, x: Tensor) -> Sequence[Tensor]:
-        tensors = [layer._buffers[name] for layer in self._layers for name in ("codes", "scale", "bias")]
-        if self._packed is None or not self._packed.fits(tensors):
-            self._packed = Held(tensors, self._pack())
+        tensors = [t for layer in self._layers for t in (layer.codes, layer.scale, layer.bias)]
+        versions = [version_of(t) for t in tensors]
+        if self._packed is None or self._packed[1] != versions or not all(map(operator.is_, self._packed[0], tensors)):
+            self._packed = tensors, versions, self._pack()
         sizes = [layer.outputs for layer in self._layers]
-        return torch.ops.aten.split_with_sizes_copy(self._layers[0].rows(x, self._packed.made), sizes, -1)  # type: ignore[no-any-return]
+        return torch.ops.aten.split_with_sizes_copy(self._layers[0].rows(x, self._packed[2]), sizes, -1)  # type: ignore[no-any-return]
 
     def _pack(self) -> Any:
         codes = torch.cat([layer.matrix() for layer in self._layers])
