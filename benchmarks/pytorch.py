@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import itertools
 import json
 import logging
 import math
@@ -270,21 +271,31 @@ def perplexity(model: nn.Module, folder: str, length: int = 256) -> float:
 
 
 def residency() -> None:
-    print("\nGPTQ int4, group 128, of transformer blocks (width 512): peak memory over the model")
+    print("\nGPTQ int4, group 128, of transformer blocks (width 512): memory at the peak, beside the float model and the quantized one")
+    print(
+        "  live: tensors, counted by torch's allocator; resident: of the process, median and range of 3, with what the C library holds back"
+    )
     spawn = multiprocessing.get_context("spawn")
-    found: dict[tuple[int, bool], tuple[float, float]] = {}
+    found: dict[int, float] = {}
+    block = 4 * (4 * 512**2 + 3 * 512 * 1408) / 1e6
     for depth, limited in ((4, True), (8, True), (16, True), (4, False), (16, False)):
-        with spawn.Pool(1) as pool:  # a peak is a process's own
-            block, found[depth, limited] = pool.apply(_peak, (depth, limited))
-        made, more = found[depth, limited]
+        with spawn.Pool(1, maxtasksperchild=1) as pool:  # a peak is a process's own
+            live, *resident = pool.starmap(_measured, [(_live, depth, limited), *[(_resident, depth, limited)] * 3], chunksize=1)
+        resident.sort()
+        if limited:
+            found[depth] = live
         what = "Gram matrices of a block at a time" if limited else "all Gram matrices"
-        print(f"  {depth:2d} blocks of {block:.0f} MB, {what}: {made:.0f} MB the quantized model, {more:.0f} MB beside it")
-    grown = (found[16, True][1] - found[4, True][1]) / block
-    row("twelve blocks more: peak beside model and result, in blocks", grown, "<= 1", grown <= 1)
+        print(
+            f"  {depth:2d} blocks of {block:.0f} MB, {what:34s}: live {live:6.1f} MB ({live / block:.1f} blocks), "
+            f"resident {resident[1]:4.0f} MB ({resident[0]:.0f} to {resident[-1]:.0f})",
+            flush=True,
+        )
+    grown = (found[16] - found[4]) / block
+    row("twelve blocks more: live at the peak, in blocks", grown, "<= 1", grown <= 1)
 
 
-def _peak(depth: int, limited: bool) -> tuple[float, tuple[float, float]]:
-    """Return MB of a block, MB of the quantized model, and MB of the peak beyond that and the float model."""
+def _quantized(depth: int, limited: bool) -> tuple[int, int, int]:
+    """Quantize a model; return bytes of the float model, of what the result adds to it, and by which the process grew at the peak."""
     from transformers import LlamaConfig, LlamaModel
 
     torch.set_num_threads(2)
@@ -302,7 +313,27 @@ def _peak(depth: int, limited: bool) -> tuple[float, tuple[float, float]]:
     extra = _highest() - before
     own = {t.data_ptr() for t in model.parameters()}
     result = sum(t.nbytes for t in candidate.native.state_dict().values() if t.data_ptr() not in own)
-    return sum(p.nbytes for p in model.layers[0].parameters()) / 1e6, (result / 1e6, (extra - result) / 1e6)
+    return sum(p.nbytes for p in model.parameters()), result, extra
+
+
+def _measured(measure: Callable[[int, bool], float], depth: int, limited: bool) -> float:
+    return measure(depth, limited)
+
+
+def _resident(depth: int, limited: bool) -> float:
+    """Return MB of resident memory at the peak, beyond the float model and the result."""
+    _, result, extra = _quantized(depth, limited)
+    return (extra - result) / 1e6
+
+
+def _live(depth: int, limited: bool) -> float:
+    """Return MB of live tensors at the peak, beyond the float model and the result."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        model, result, _ = _quantized(depth, limited)
+    events = sorted((e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns())
+    return (max(itertools.accumulate(e.nbytes() for e in events)) - model - result) / 1e6
 
 
 def _highest() -> int:
