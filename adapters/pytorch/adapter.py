@@ -19,6 +19,7 @@ from .attention import bypassed
 from .batches import to_call
 from .candidate import TorchCandidate
 from .experts import unreached
+from .lending import lends
 from .offers import capability
 from .seeing import capture_again, capture_of, ready_for
 from .session import GIVEN, TorchSession, given_candidate, open_root
@@ -43,16 +44,26 @@ class TorchAdapter(Adapter):
             DeviceError: If the device is not there.
             DataError: If the example does not fit the model.
         """
-        given, device = self._root(source)
-        root = with_stand_ins(skeleton(given))
-        call = to_call(example, root, device) if example is not None else None
-        notes = [
+        given, home = self._root(source, move=False)
+        device = self._device(home)
+        root, notes = with_stand_ins(skeleton(given)), []
+        call = to_call(example, root, home) if example is not None else None
+        capture = capture_of(root, call, self._settings.capture)
+        if device != home:
+            why = lends(capture, call, device)
+            if why:
+                notes.append(f"the whole model was moved to {device}: {why}")
+                given = open_root(given, device)
+                root = with_stand_ins(skeleton(given))
+                call = to_call(example, root, device) if example is not None else None
+                capture = capture_of(root, call, self._settings.capture)
+        notes += [
             f"{path or 'the model'} ({kind}) reads its layers' weights and may never call them: they stay float"
             for path, kind in bypassed(root).items()
         ]
         if bare := list(unreached(root)):
             notes.append(f"weights of three axes that no layer holds stay float: {', '.join(bare)}")
-        return TorchSession(capture_of(root, call, self._settings.capture), device, call, tuple(notes), given)
+        return TorchSession(capture, device, call, tuple(notes), given)
 
     def capability(self) -> Capability:
         """Return what runs on the configured device; ``auto`` answers for CUDA where there is one."""
@@ -88,13 +99,19 @@ class TorchAdapter(Adapter):
         candidate.recipe = saved.recipe
         return candidate
 
-    def _root(self, source: Any) -> tuple[nn.Module, torch.device]:
+    def _root(self, source: Any, *, move: bool = True) -> tuple[nn.Module, torch.device]:
+        """Return a skeleton of the model and the device of its tensors: where candidates run, if they may ``move``."""
         model = source if isinstance(source, nn.Module) else read_model(source, trust=self._settings.trust)
         own = next((t.device for t in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
+        device = self._device(own)
+        return (open_root(model, device), device) if move else (open_root(model), own)
+
+    def _device(self, own: torch.device) -> torch.device:
+        """Return where candidates of a model run whose tensors are on ``own``."""
         if self._settings.device == "cuda" and not torch.cuda.is_available():
             raise DeviceError("device 'cuda' was asked for and torch sees no CUDA device; use device 'auto' or 'cpu'")
         device = own if self._settings.device == "auto" else torch.device(self._settings.device)
-        return open_root(model, device), device
+        return own if device.index is None and device.type == own.type else device
 
 
 def read_model(source: Any, *, trust: bool) -> nn.Module:

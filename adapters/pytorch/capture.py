@@ -18,6 +18,7 @@ from octavo.core.adapter import OpParameters
 from octavo.core.graph import Group, Op
 
 from .layers import Layer
+from .lending import Lender
 from .online import Factors
 from .rescale import Link
 
@@ -56,7 +57,10 @@ class Capture(ABC):
         outputs: Names of the model's outputs.
         notes: What was out of reach and why.
         end: Place behind all others, see :meth:`span`.
+        lender: Brings the tensors of ``root`` to where runs of the float model compute; None where they are there.
     """
+
+    lender: Lender | None = None
 
     root: nn.Module
     layers: Mapping[str, Layer]

@@ -73,7 +73,9 @@ class ModuleCapture(Capture):
 
     def on(self, root: nn.Module, factors: Factors) -> ModuleCapture:
         """Return the same view over another skeleton."""
-        return ModuleCapture(root, self._seen, self._why, factors)
+        capture = ModuleCapture(root, self._seen, self._why, factors)
+        capture.lender = self.lender
+        return capture
 
     def _layer(self, op: Op, path: str) -> Layer:
         seen = self._seen
@@ -167,6 +169,8 @@ class ModuleCapture(Capture):
     def _fresh(self) -> nn.Module:
         twin = skeleton(self.root)
         install(twin, self.layers, self.factors)
+        if self.lender is not None:
+            self.lender.lend(twin)
         return twin
 
     def watch(self, values: Collection[str], sink: Callable[[str, torch.Tensor], None], start: int = 0) -> Watch:

@@ -102,12 +102,30 @@ class TorchSession(Session):
             if name not in first:
                 raise ModelError(f"the model has no tensor called {name!r}{nearest(name, tensors)}")
             name = first[name]
-        return tensors[name].detach()
+        return self._brought(tensors[name].detach())
 
     def _fold(self, layer: Layer) -> tuple[torch.Tensor, torch.Tensor | None]:
         if layer.op.name not in self._folded:
             self._folded[layer.op.name] = folded(layer, self.capture.root)
-        return self._folded[layer.op.name]
+        weight, bias = self._folded[layer.op.name]
+        return self._brought(weight), None if bias is None else self._brought(bias)
+
+    def _brought(self, tensor: torch.Tensor) -> torch.Tensor:
+        lender = self.capture.lender
+        return tensor if lender is None else lender.bring(tensor)
+
+    def _settled(self, root: nn.Module) -> nn.Module:
+        """Return a module with all of its tensors where candidates run."""
+        lender = self.capture.lender
+        return root if lender is None else lender.settled(root)
+
+    def _whole(self) -> Capture:
+        """Return the view over a model that is where candidates run as a whole: what learns needs all of it."""
+        if self.capture.lender is None:
+            return self.capture
+        capture = self.capture.on(self._settled(self.capture.root), self.capture.factors)
+        capture.lender = None
+        return capture
 
     def apply(self, recipe: Recipe, parameters: Mapping[str, OpParameters]) -> TorchCandidate:
         """Carry a recipe out."""
@@ -129,15 +147,16 @@ class TorchSession(Session):
         module, remarks = self.capture.build(active, biases)
         for name, remark in remarks.items():
             ledger[name] = Applied(ledger[name].requested, ledger[name].applied, ledger[name].realization, remark)
-        return TorchCandidate(module, recipe, ledger, active, biases, self._device, self.capture.facts(), self.capture.factors)
+        facts, factors = self.capture.facts(), self.capture.factors
+        return TorchCandidate(self._settled(module), recipe, ledger, active, biases, self._device, facts, factors)
 
     def reference(self) -> TorchCandidate:
         """Return the model as it was given, in eval mode."""
         if self._given is not None:
-            return given_candidate(skeleton(self._given), self._device)
+            return given_candidate(self._settled(skeleton(self._given)), self._device)
         root, facts = skeleton(self.capture.root), self.capture.facts()
         install(root, self.capture.layers, self.capture.factors)
-        return TorchCandidate(root, Recipe(backend="torch"), {}, {}, {}, self._device, facts, self.capture.factors)
+        return TorchCandidate(self._settled(root), Recipe(backend="torch"), {}, {}, {}, self._device, facts, self.capture.factors)
 
     def fingerprint(self) -> str:
         """Return a content digest of structure and weights."""
@@ -145,7 +164,7 @@ class TorchSession(Session):
 
     def runner(self, batches: Sequence[Batch]) -> Reuse:
         """Return what runs candidates over the same batches, each from its first changed layer on."""
-        return Reuse(self.capture, list(self._calls(batches)))
+        return Reuse(self._whole(), list(self._calls(batches)))
 
     def rescale(self, factors: Mapping[str, Given]) -> TorchSession:
         """Return a session over the same function with other channels."""
@@ -157,7 +176,7 @@ class TorchSession(Session):
     ) -> int:
         """Hand gradients with respect to weights to ``sink``, or Hessian-vector products (feature ``gradients``)."""
         calls = self._calls(batches)
-        return gradients(self.capture, calls, tensors, sink, seed, along or {})
+        return gradients(self._whole(), calls, tensors, sink, seed, along or {})
 
     def over(self, root: nn.Module) -> TorchSession:
         """Return a session over another skeleton of the same structure (trained weights)."""
@@ -179,7 +198,8 @@ class TorchSession(Session):
         if self.capture.factors:
             raise SchemeError("reconstruct before rescaling: this session's layers change their inputs")
         calls = self._calls(batches)
-        return reconstruct(self.capture.root, self.capture.layers, parameters, calls, settings or Reconstruction())
+        whole = self._whole()
+        return reconstruct(whole.root, whole.layers, parameters, calls, settings or Reconstruction())
 
     def distill(
         self, parameters: Mapping[str, OpParameters], batches: Iterable[Batch], settings: Distillation | None = None
@@ -197,7 +217,8 @@ class TorchSession(Session):
         if self.capture.factors:
             raise SchemeError("distill before rescaling: this session's layers change their inputs")
         calls = self._calls(batches)
-        return distill(self.capture.root, self.capture.layers, parameters, calls, settings or Distillation())
+        whole = self._whole()
+        return distill(whole.root, whole.layers, parameters, calls, settings or Distillation())
 
     def export(self, format: str, path: Path) -> None:
         """Write the float model as ONNX."""
