@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from .adapter import Applied
@@ -19,8 +19,8 @@ class Measurement:
 
     Attributes:
         value: The figure (a median where it was repeated).
-        low: Lower end of its spread (first quartile); equals value where it is exact.
-        high: Upper end (third quartile).
+        low: Lower end of its spread (first quartile, of what was measured in turns with the float model by its ratio to that).
+        high: Upper end (third quartile). Both equal value where it is exact.
         unit: ``ms``, ``bytes``, ...
         ratio: value / the float model's value measured in the same interleaved run; None where there is none.
         lower_is_better: Direction.
@@ -37,6 +37,14 @@ class Measurement:
     def cost(self) -> float:
         """The value with its sign turned where more is better: what is minimised."""
         return self.value if self.lower_is_better else -self.value
+
+    @property
+    def relative(self) -> Measurement:
+        """The same as shares of the float model's figure, which takes turns with it: what a drift of the machine leaves as it is."""
+        if self.ratio is None or not self.value:
+            return self
+        scale = self.ratio / self.value
+        return replace(self, value=self.ratio, low=self.low * scale, high=self.high * scale)
 
     def ties(self, best: Measurement, slack: float = 0.0) -> bool:
         """True if this is no worse than ``best`` beyond the two spreads, and a share of ``best`` more."""

@@ -26,10 +26,11 @@ class Latency(Objective):
     config: LatencyConfig
 
     def measure(self, subject: Subject, reference: Subject) -> Measurement:
-        """Return the median with its quartiles, and the ratio of the medians."""
-        times, ratio, _ = interleave(subject, reference, self.config)
-        low, middle, high = np.percentile(times * 1e3, [25, 50, 75])
-        return Measurement(float(middle), float(low), float(high), self.unit, ratio)
+        """Return the median, its share of the float model's, and the spread of that share from round to round."""
+        seconds, ratios, _ = interleave(subject, reference, self.config)
+        low, ratio, high = (float(r) for r in np.percentile(ratios, [25, 50, 75]))
+        value = seconds * 1e3
+        return Measurement(value, value * low / ratio, value * high / ratio, self.unit, ratio)
 
 
 class Throughput(Objective):
@@ -40,18 +41,18 @@ class Throughput(Objective):
     config: ThroughputConfig
 
     def measure(self, subject: Subject, reference: Subject) -> Measurement:
-        """Return the median with its quartiles, and the ratio of the medians."""
-        times, ratio, count = interleave(subject, reference, self.config)
-        low, middle, high = np.percentile(count / times, [25, 50, 75])
-        return Measurement(float(middle), float(low), float(high), self.unit, 1 / ratio, lower_is_better=False)
+        """Return the median, its share of the float model's, and the spread of that share from round to round."""
+        seconds, ratios, count = interleave(subject, reference, self.config)
+        low, ratio, high = (float(r) for r in np.percentile(1 / ratios, [25, 50, 75]))
+        value = count / seconds
+        return Measurement(value, value * low / ratio, value * high / ratio, self.unit, ratio, lower_is_better=False)
 
 
-def interleave(subject: Subject, reference: Subject, config: TimedConfig) -> tuple[np.ndarray, float, int]:
+def interleave(subject: Subject, reference: Subject, config: TimedConfig) -> tuple[float, np.ndarray, int]:
     """Time both in turns.
 
     Returns:
-        The candidate's median seconds of each round, shape (rounds,); the median over the rounds of candidate / float;
-        the number of samples in a call.
+        The candidate's median seconds; candidate / float in each round, shape (rounds,); the number of samples in a call.
     """
     mine, other = _sized(subject.batch, config.batch_size), _sized(reference.batch, config.batch_size)
     own: list[float] = []
@@ -59,7 +60,7 @@ def interleave(subject: Subject, reference: Subject, config: TimedConfig) -> tup
     for _ in range(config.rounds):
         base.append(_block(lambda: reference.candidate.run(other), config.block))
         own.append(_block(lambda: subject.candidate.run(mine), config.block))
-    return np.array(own), float(np.median(np.array(own) / np.array(base))), rows(mine)
+    return float(np.median(own)), np.array(own) / np.array(base), rows(mine)
 
 
 def _sized(batch: Batch, size: int | None) -> Batch:

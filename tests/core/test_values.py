@@ -218,3 +218,14 @@ def test_an_op_counts_all_its_weights() -> None:
     assert cell.parameters == 32 + 16 + 6
     assert ModelView((cell, tied)).parameters == 54
     assert ModelView((cell,)).digest != ModelView((Op("cell", "lstm", weight=first),)).digest
+
+
+def test_a_drift_of_the_machine_decides_nothing() -> None:
+    def trial(number: int, milliseconds: float, ratio: float, margin: float) -> Trial:
+        spread = Measurement(milliseconds, 0.99 * milliseconds, 1.01 * milliseconds, "ms", ratio)
+        return Trial(number, Recipe(backend="numpy"), "complete", {"score": 0.9}, True, margin, {"latency": spread})
+
+    # The second was measured while everything took half as long again; it is the faster one by far.
+    slow, fast = trial(1, 10.0, 0.5, 1.0), trial(2, 12.0, 0.4, 0.5)
+    assert choose([slow, fast], ("latency",)) is fast
+    assert pareto([slow, fast, trial(3, 11.0, 0.6, 0.1)], ("latency",)) == (slow, fast)
