@@ -141,9 +141,9 @@ class Int8Linear(Int8Layer, LinearArithmetic):
                 if factors is not None:
                     x = x * factors
                 if source is None:
-                    y: Tensor = torch.ops.quantized.linear_dynamic(x, packed, False)
+                    y: Tensor = kernels.ROWS_DYNAMIC(x, packed, False)
                 else:
-                    y = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(x, source.scale, source.zero_point, packed)
+                    y = kernels.ROWS_STATIC(x, source.scale, source.zero_point, packed)
                 return kernels.post(self.then, y) if self.then else y
         return self.multiplied(x)
 

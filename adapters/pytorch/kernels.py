@@ -22,6 +22,10 @@ _TINY = 1e-30
 
 Tensor = torch.Tensor
 
+# Looked up once: for few rows the way to an operator's name is as long as what it computes. None where a build of torch lacks it.
+ROWS_DYNAMIC: Any = getattr(torch.ops.quantized, "linear_dynamic", None)
+ROWS_STATIC: Any = getattr(torch.ops.quantized, "linear_with_input_q_dq_qweight_dq_output_fp32", None)
+
 
 @cache
 def _constant(value: float, device: torch.device) -> Tensor:
@@ -237,9 +241,9 @@ def linear_rows(x: Tensor, packed: Any, scale: float | None = None, zero_point: 
     """
     y: Tensor
     if scale is None:
-        y = torch.ops.quantized.linear_dynamic(x, packed, False)
+        y = ROWS_DYNAMIC(x, packed, False)
     else:
-        y = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(x, scale, zero_point, packed)
+        y = ROWS_STATIC(x, scale, zero_point, packed)
     return y
 
 
