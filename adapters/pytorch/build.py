@@ -17,12 +17,10 @@ from .int8 import Int8Conv, Int8Linear
 from .layers import Layer, conv_pads, is_transposed_linear
 from .online import Online, Own, multipliers
 from .recurrent import Int8Recurrent, StoredRecurrent
-from .skeleton import skeleton
+from .skeleton import copy_settings, skeleton
 from .stored import StoredWeight
 from .transposed import TRANSPOSED, Int8ConvTranspose
 from .weight_only import Cast, WeightOnlyConv, WeightOnlyEmbedding, WeightOnlyLinear
-
-_PLAIN = (int, float, str, tuple, type(None))
 
 
 def quantized_module(
@@ -51,9 +49,7 @@ def quantized_module(
         assert layer.op.weight is not None
         new.register_forward_pre_hook(Online(own, module.weight, layer.op.weight.channel_axis))
     # Models look at a layer's stride or at its weight's dtype. What stands for the weight has no numbers to be used by mistake.
-    for key, value in module.__dict__.items():
-        if not key.startswith("_") and isinstance(value, _PLAIN) and not hasattr(new, key):
-            setattr(new, key, value)
+    copy_settings(module, new)
     if isinstance(weight := getattr(module, "weight", None), torch.Tensor):
         new.__dict__.setdefault("weight", torch.empty(0, dtype=weight.dtype, device=weight.device))
     return new.eval()

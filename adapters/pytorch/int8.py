@@ -34,12 +34,7 @@ class Int8Layer(nn.Module, Integers):
 
     Args:
         weight: int8 codes, symmetric, per tensor or per output channel.
-        bias: float32 or None.
-        dtype: Of a float result.
-        source: Static parameters of the input; None for dynamic ones.
-        gives: Parameters of a uint8 result; None for a float one.
-        symmetric: A dynamic range is centred on zero.
-        then: Activation function applied to the result.
+        bias: See :class:`~.arithmetic.Integers`, as for the other arguments.
     """
 
     def __init__(

@@ -17,11 +17,9 @@ from .blockwise import blocks_of
 from .candidate import TorchCandidate
 from .capture import Call, Capture
 from .online import install
-from .skeleton import set_submodule, skeleton
+from .skeleton import copy_settings, set_submodule, skeleton
 
 LIMIT = 2**28  # bytes of remembered activations, all batches together
-
-_PLAIN = (int, float, str, tuple, type(None))
 
 
 class Recall(nn.Module):
@@ -34,9 +32,7 @@ class Recall(nn.Module):
 
     def __init__(self, module: nn.Module, output: Any) -> None:
         super().__init__()
-        for key, value in module.__dict__.items():
-            if not key.startswith("_") and isinstance(value, _PLAIN):
-                setattr(self, key, value)
+        copy_settings(module, self)
         self.output = output
 
     def forward(self, *_: Any, **__: Any) -> Any:

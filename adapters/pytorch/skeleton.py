@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 _TABLES = ("_parameters", "_buffers", "_modules")
+_SETTINGS = (int, float, str, tuple, type(None))
 _HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",
@@ -119,6 +120,13 @@ def aliases(root: nn.Module) -> Mapping[str, str]:
         else:
             first[id(tensor)] = name
     return found
+
+
+def copy_settings(source: nn.Module, target: nn.Module) -> None:
+    """Give a module that stands for another one the numbers and names that it carries, which models look at."""
+    for key, value in source.__dict__.items():
+        if not key.startswith("_") and isinstance(value, _SETTINGS) and not hasattr(target, key):
+            setattr(target, key, value)
 
 
 def has_hooks(module: nn.Module) -> bool:
