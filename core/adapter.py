@@ -53,6 +53,28 @@ class OpParameters:
     bias: Array | None = None
     further: tuple[QuantizedTensor, ...] = ()
 
+    @property
+    def carried(self) -> OpScheme:
+        """The scheme with the range over which its weight was really quantized, see ``Capability.carried``."""
+        if self.weight is None or self.scheme.weight is None:
+            return self.scheme
+        reduced = self.weight.params.spec.reduce_range
+        if reduced == self.scheme.weight.reduce_range:
+            return self.scheme
+        weight = self.scheme.weight.reduced() if reduced else self.scheme.weight.whole()
+        return self.scheme.variant(weight=weight)
+
+    def line(self, realization: Realization, reason: str = "") -> Applied:
+        """Return the ledger's line of an op that is carried out as it was decided."""
+        carried = self.carried
+        reduced = REDUCED if carried != self.scheme else ""
+        said = "; ".join(filter(None, (reason, reduced)))
+        return Applied(self.scheme, carried, realization, said)
+
+
+REDUCED = "its weight keeps to 7 of its 8 bits, which a CPU without VNNI sums without saturating"
+"""Said in the ledger where a device carries a scheme out with a reduced range."""
+
 
 @dataclass(frozen=True, slots=True)
 class Applied:
@@ -72,9 +94,14 @@ class Applied:
 
     @property
     def honoured(self) -> bool:
-        """True if what was asked for is what runs."""
+        """True if what was asked for is what runs.
+
+        A weight of reduced range is of the type and on the kernel that were asked for: that counts, and the reason says it.
+        """
         r, a = self.requested, self.applied
-        return (r.mode, r.weight, r.input, r.output) == (a.mode, a.weight, a.input, a.output)
+        weights = [s.weight.whole() if s.weight else None for s in (r, a)]
+        same_weight = weights[0] == weights[1]
+        return same_weight and (r.mode, r.input, r.output) == (a.mode, a.input, a.output)
 
 
 class Candidate(ABC):

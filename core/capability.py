@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -24,11 +24,15 @@ class Offer:
             are decoded inside the operator. ``simulated`` if values are rounded and everything else stays float; such
             offers are left out unless the user asks for them.
         when: Returns why an op cannot take this offer, or an empty string.
+        narrowed: Returns why this device carries the scheme out with a weight of reduced range (see
+            :class:`~.scheme.QuantSpec`), or an empty string where it keeps the whole range. The scheme and
+            its recipes stay the same on every machine; the ledger says what runs on this one.
     """
 
     scheme: OpScheme
     realization: Realization = "kernel"
     when: Callable[[Op], str] | None = None
+    narrowed: Callable[[], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,19 +69,37 @@ class Capability:
         """
         if scheme.is_float:
             return "kernel"
-        bare = _bare(scheme)
         reason = op.out_of_reach
-        for offer in self.offers.get(op.type, ()) if not reason else ():
-            if _bare(offer.scheme) == bare:
-                reason = offer.when(op) if offer.when else ""
-                if not reason:
-                    return offer.realization
+        for offer in self._offers_of(op, scheme) if not reason else ():
+            reason = offer.when(op) if offer.when else ""
+            if not reason:
+                return offer.realization
         offered = "; ".join(str(s) for s in self.for_op(op, simulated=True))
         raise SchemeError(
             f"{self.backend} on {self.device} cannot carry out [{scheme}] for op {op.name!r} ({op.type})"
             f"{': ' + reason if reason else ''}. It can: {offered}"
         )
 
+    def carried(self, op: Op, scheme: OpScheme) -> tuple[OpScheme, str]:
+        """Return the scheme that this device carries out for ``scheme``, and why it is another one.
+
+        Returns:
+            ``scheme`` itself and an empty string; or the same with a weight of reduced range, and the reason.
+        """
+        if scheme.weight is None or scheme.weight.reduce_range:
+            return scheme, ""
+        for offer in self._offers_of(op, scheme):
+            reason = offer.narrowed() if offer.narrowed else ""
+            if reason:
+                return scheme.variant(weight=scheme.weight.reduced()), reason
+        return scheme, ""
+
+    def _offers_of(self, op: Op, scheme: OpScheme) -> Iterator[Offer]:
+        bare = _bare(scheme)
+        return (o for o in self.offers.get(op.type, ()) if _bare(o.scheme) == bare)
+
 
 def _bare(scheme: OpScheme) -> tuple[object, ...]:
-    return (scheme.mode, scheme.weight, scheme.input, scheme.output)
+    """Return what decides whether a kernel takes a scheme: codes of a reduced range are codes of the whole one too."""
+    weight = scheme.weight.whole() if scheme.weight else None
+    return (scheme.mode, weight, scheme.input, scheme.output)

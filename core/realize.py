@@ -260,6 +260,7 @@ class Realizer:
         self, op: Op, scheme: OpScheme, transforms: tuple[PartChoice, ...], prepared: Prepared
     ) -> tuple[QuantizedTensor, Array | None]:
         assert op.weight is not None
+        scheme, _ = self.opened.capability.carried(op, scheme)
         assert scheme.weight is not None
         # A weight that no transform touches is the original's, quantized once for all of them.
         users = self._plan.users(op.weight)

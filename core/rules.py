@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from pydantic import Field, field_validator
 from .adapter import Opened
 from .errors import ConfigError, nearest
 from .graph import Op
+from .numerics.affine import is_integer
 from .scheme import FLOAT, Frozen, Mode, OpScheme, PartChoice, QuantSpec
 from .space import TuningSpace
 from .units import find_units
@@ -44,10 +46,17 @@ class SpecRule(Frozen):
 
     def admits(self, spec: QuantSpec) -> bool:
         """True if every field that this rule names is among the allowed ones."""
-        return all(
-            allowed is None or getattr(spec, field) in allowed
-            for field, allowed in ((f, getattr(self, f)) for f in type(self).model_fields)
-        )
+        # A reduced range is no offer of its own: whoever asks for it gets it of every 8-bit weight, see _variants.
+        fields = (f for f in type(self).model_fields if f != "reduce_range")
+        named = ((f, getattr(self, f)) for f in fields)
+        return all(allowed is None or getattr(spec, f) in allowed for f, allowed in named)
+
+    def variants(self, spec: QuantSpec) -> tuple[QuantSpec, ...]:
+        """Return the specs that this rule makes of an admitted 8-bit weight: over the whole range, a reduced one, or both."""
+        if self.reduce_range is None or spec.bits != 8 or not is_integer(spec):
+            return (spec,)
+        made = {False: spec, True: spec.reduced()}
+        return tuple(made[wanted] for wanted in dict.fromkeys(self.reduce_range))
 
 
 class Rule(Frozen):
@@ -230,10 +239,11 @@ def _admits(merged: dict[str, Any], scheme: OpScheme) -> bool:
 def _variants(scheme: OpScheme, merged: dict[str, Any]) -> Iterable[OpScheme]:
     algorithms = merged.get("algorithm", (scheme.algorithm,)) if scheme.weight else (scheme.algorithm,)
     calibrators = merged.get("calibrator", (scheme.calibrator,)) if scheme.mode == "static" else (scheme.calibrator,)
-    for algorithm in algorithms:
-        for calibrator in calibrators:
-            yield (
-                scheme
-                if (algorithm, calibrator) == (scheme.algorithm, scheme.calibrator)
-                else scheme.variant(algorithm=algorithm, calibrator=calibrator)
-            )
+    rule = merged.get("weight")
+    weights = rule.variants(scheme.weight) if rule and scheme.weight else (scheme.weight,)
+    for weight, algorithm, calibrator in product(weights, algorithms, calibrators):
+        said = (weight, algorithm, calibrator)
+        if said == (scheme.weight, scheme.algorithm, scheme.calibrator):
+            yield scheme
+        else:
+            yield scheme.variant(weight=weight, algorithm=algorithm, calibrator=calibrator)

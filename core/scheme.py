@@ -91,6 +91,14 @@ class QuantSpec(Frozen):
             return int(found[1])
         return _NAMED_BITS[self.dtype]
 
+    def reduced(self) -> QuantSpec:
+        """Return the same spec with one bit given up."""
+        return self.model_copy(update={"reduce_range": True})
+
+    def whole(self) -> QuantSpec:
+        """Return the same spec over the whole range of its dtype."""
+        return self.model_copy(update={"reduce_range": False}) if self.reduce_range else self
+
     @property
     def group_size(self) -> int | None:
         """N of ``group:N``, else None."""

@@ -68,9 +68,9 @@ class Carried(Mapping[str, Applied]):
     def _line(self, name: str, given: OpParameters) -> Applied:
         scheme = given.scheme
         if name in self._kernels:
-            return Applied(scheme, scheme, "kernel", self._kernels[name])
+            return given.line("kernel", self._kernels[name])
         why = "ONNX Runtime computes it in float32" if scheme.mode == "cast" else "ONNX Runtime fused no integer kernel here"
-        return Applied(scheme, scheme, "simulated", why)
+        return given.line("simulated", why)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._sites)

@@ -14,6 +14,7 @@ from .activation import Activation
 from .arithmetic import ConvArithmetic, Integers, LinearArithmetic
 from .layouts import forget, version_of
 from .operators import source_arguments
+from .saturation import in_reach
 
 Tensor = torch.Tensor
 
@@ -57,11 +58,27 @@ class Int8Layer(nn.Module, Integers):
         self.gives = gives
         self.symmetric = symmetric
         self.then = then
+        self.saturating = self._saturates()
+
+    def _saturates(self) -> bool:
+        """Return whether this machine's kernels would saturate on these codes, so that float arithmetic takes their place."""
+        return self.codes.device.type == "cpu" and not in_reach(self.codes)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        self.saturating = self._saturates()
+        return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         for tensor in self.buffers(recurse=False):
             forget(tensor)
+        self.saturating = self._saturates()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        # A pickled layer may have come from another machine.
+        self.saturating = self._saturates()
 
     def _portable_source(self, x: Tensor) -> tuple[Tensor, Tensor | float]:
         """Return codes less their zero point, as float32, and their scale, in operations that any compiler knows."""
@@ -109,7 +126,7 @@ class Int8Linear(Int8Layer, LinearArithmetic):
         self.choose()
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        super()._apply(*args, **kwargs)
         self.choose()
         self._held = None
         return self
@@ -124,6 +141,8 @@ class Int8Linear(Int8Layer, LinearArithmetic):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output: float, or uint8 codes if it gives codes and the rows are many."""
+        if self.saturating:
+            return self._portable(x)
         if torch.compiler.is_compiling():
             return self._portable(x) if kernels.is_portable() else self._operator(x)
         if self._held is not None and x.numel() <= self.few and x.dtype == torch.float32:
@@ -193,6 +212,8 @@ class Int8Conv(Int8Layer, ConvArithmetic):
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """Return the layer's output. ``other`` is uint8 where the result is, else float, and may be overwritten."""
+        if self.saturating:
+            return self._portable(x, other)
         if not torch.compiler.is_compiling():
             return self.convolved(x, other)
         return self._portable(x, other) if kernels.is_portable() else self._operator(x, other)

@@ -273,7 +273,8 @@ def fault(kernel: str, share: float, run: Callable[[torch.Generator], tuple[Tens
 
 
 def _weight(generator: torch.Generator, *shape: int) -> tuple[Tensor, Tensor]:
-    codes = torch.randint(-127, 128, shape, dtype=torch.int8, generator=generator)
+    # Seven bits: whether whole bytes are summed without saturating is asked by itself, see saturation.py.
+    codes = torch.randint(-63, 64, shape, dtype=torch.int8, generator=generator)
     return codes, torch.rand(shape[0], generator=generator) * 1e-3 + 1e-4
 
 

@@ -16,6 +16,7 @@ from octavo.core.scheme import OpScheme, QuantSpec
 from . import kernels, products
 from .projected import has_projected
 from .recurrent import has_recurrent
+from .saturation import saturates
 
 _CHANNEL = QuantSpec(dtype="int8", granularity="channel")
 _TENSOR = QuantSpec(dtype="int8")
@@ -60,8 +61,9 @@ def capability(device: str) -> Capability:
     """
     kind = torch.device(device).type
     fits, observed = partial(_fits, device), partial(_observed, device)
+    narrowed = saturates if kind == "cpu" else None
     int8 = [
-        Offer(OpScheme(mode=mode, weight=weight, input=source), when=observed if mode == "static" else fits)
+        Offer(OpScheme(mode=mode, weight=weight, input=source), when=observed if mode == "static" else fits, narrowed=narrowed)
         for mode in ("static", "dynamic")
         for weight in (_CHANNEL, _TENSOR)
         for source in (_UNSIGNED, _SIGNED)
@@ -71,7 +73,7 @@ def capability(device: str) -> Capability:
         for bits in (4, 3)
         for granularity in ("channel", "tensor")
     ]
-    rows = [Offer(OpScheme(mode="dynamic", weight=weight, input=_TOKEN), when=fits) for weight in (_CHANNEL, _TENSOR)]
+    rows = [Offer(OpScheme(mode="dynamic", weight=weight, input=_TOKEN), when=fits, narrowed=narrowed) for weight in (_CHANNEL, _TENSOR)]
     # A CPU has the fp8 product too, and takes longer over it than over float32: nothing is gained but the numbers.
     fp8 = [
         Offer(
@@ -106,7 +108,8 @@ def _recurrent(device: str, kind: str) -> tuple[Offer, ...]:
     def lacking(op: Op) -> str:
         return has_projected() if "proj_size" in op.attributes else has_recurrent(kind)
 
-    return tuple(Offer(OpScheme(mode="dynamic", weight=w, input=_UNSIGNED), when=lacking) for w in weights)
+    schemes = (OpScheme(mode="dynamic", weight=w, input=_UNSIGNED) for w in weights)
+    return tuple(Offer(scheme, when=lacking, narrowed=saturates) for scheme in schemes)
 
 
 def _fits(device: str, op: Op) -> str:

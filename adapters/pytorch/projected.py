@@ -103,12 +103,12 @@ def has_projected() -> str:
 
     def run(generator: torch.Generator) -> tuple[Tensor, Tensor]:
         x, h, c = torch.randn(2, 5, 16, generator=generator), torch.zeros(1, 2, 4), torch.zeros(1, 2, 8)
-        codes = [torch.randint(-127, 128, shape, dtype=torch.int8, generator=generator) for shape in ((32, 16), (32, 4), (4, 8))]
+        codes = [torch.randint(-63, 64, shape, dtype=torch.int8, generator=generator) for shape in ((32, 16), (32, 4), (4, 8))]
         bias = torch.linspace(-1, 1, 32)
-        rows = [kernels.pack_rows(m, torch.full((len(m),), 2e-3), b) for m, b in zip(codes, (bias, None, None), strict=True)]
+        rows = [kernels.pack_rows(m, torch.full((len(m),), 4e-3), b) for m, b in zip(codes, (bias, None, None), strict=True)]
         cell = ProjectedCell(*rows)
         y, _ = run_projected(x, None, (h, c), [cell], bidirectional=False, batch_first=True)
-        first, second, third = (m.double() * 2e-3 for m in codes)
+        first, second, third = (m.double() * 4e-3 for m in codes)
         flat = [first, second, bias.double(), torch.zeros(32, dtype=torch.float64), third]
         function: Any = torch.lstm
         return y, function(x.double(), [h.double(), c.double()], flat, True, 1, 0.0, False, False, True)[0]

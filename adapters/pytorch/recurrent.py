@@ -22,6 +22,7 @@ from . import kernels
 from .layouts import content, forget, layout
 from .operators import register
 from .projected import ProjectedCell, run_projected
+from .saturation import in_reach
 from .stored import StoredWeight
 
 Tensor = torch.Tensor
@@ -154,9 +155,10 @@ class Int8Recurrent(StoredRecurrent):
 
     def _run(self, x: Tensor, sizes: Tensor | None, states: States) -> tuple[Tensor, States]:
         compiling = torch.compiler.is_compiling()
-        if compiling and kernels.is_portable():
-            return super()._run(x, sizes, states)
         stored: Any = self.weight_codes
+        saturating = not compiling and not all(_in_reach(w.codes) for w in stored)
+        if saturating or (compiling and kernels.is_portable()):
+            return super()._run(x, sizes, states)
         matrices = [t for w in stored for t in (w.codes, w.scale)]
         biases = [getattr(self, name) for name in self.floats]
         run: Any = torch.ops.octavo.int8_recurrent if compiling else run_layers
@@ -209,6 +211,13 @@ def run_layers(
     else:
         y, last = run_cells(kind, x, sizes, states, cells, layers, bidirectional, batch_first)
     return [y, *last]
+
+
+def _in_reach(codes: Tensor) -> bool:
+    """Return :func:`~.saturation.in_reach`, looked up once for each weight."""
+    # A list, because a layout that is false in itself would be made again.
+    (answer,) = layout(codes, "reach", lambda: [in_reach(codes)])
+    return bool(answer)
 
 
 def _rows(codes: Tensor, scale: Tensor, bias: Tensor | None) -> Any:
@@ -279,12 +288,12 @@ def has_recurrent(kind: str) -> str:
     def run(generator: torch.Generator) -> tuple[Tensor, Tensor]:
         gates = 4 if kind == "lstm" else 3
         x, h = torch.randn(2, 5, 16, generator=generator), torch.zeros(1, 2, 8)
-        codes = [torch.randint(-127, 128, (8 * gates, n), dtype=torch.int8, generator=generator) for n in (16, 8)]
-        scale, bias = torch.full((8 * gates,), 2e-3), torch.linspace(-1, 1, 8 * gates)
+        codes = [torch.randint(-63, 64, (8 * gates, n), dtype=torch.int8, generator=generator) for n in (16, 8)]
+        scale, bias = torch.full((8 * gates,), 4e-3), torch.linspace(-1, 1, 8 * gates)
         cell = make_cell(kernels.pack_rows(codes[0], scale, bias), kernels.pack_rows(codes[1], scale, bias), bias, bias)
         states = [h, h] if kind == "lstm" else [h]
         y, _ = run_cells(kind, x, None, states, [cell], 1, False, True)
-        flat = [*(c.double() * 2e-3 for c in codes), bias.double(), bias.double()]
+        flat = [*(c.double() * 4e-3 for c in codes), bias.double(), bias.double()]
         function: Any = torch.lstm if kind == "lstm" else torch.gru
         given = [s.double() for s in states] if kind == "lstm" else h.double()
         return y, function(x.double(), given, flat, True, 1, 0.0, False, False, True)[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from .online import install
 from .passes import Resumable
 from .rescale import rescaled
 from .reuse import Reuse
+from .saturation import missing_reach
 from .skeleton import aliases, has_hooks, named_tensors, set_tensor, skeleton
 
 
@@ -138,7 +140,7 @@ class TorchSession(Session):
                 raise SchemeError(f"this model has no op called {name!r}{nearest(name, view.by_name)}")
             op = view.by_name[name]
             realization = offered.realization(op, decided.scheme)
-            ledger[name] = Applied(decided.scheme, decided.scheme, realization)
+            ledger[name] = decided.line(realization, missing_reach(decided))
             if decided.bias is not None:
                 biases[name] = torch.as_tensor(decided.bias)
             else:
@@ -146,7 +148,9 @@ class TorchSession(Session):
         ledger |= {op.name: Applied(FLOAT, FLOAT, reason=op.out_of_reach) for op in view.ops if op.out_of_reach}
         module, remarks = self.capture.build(active, biases)
         for name, remark in remarks.items():
-            ledger[name] = Applied(ledger[name].requested, ledger[name].applied, ledger[name].realization, remark)
+            line = ledger[name]
+            said = "; ".join(filter(None, (line.reason, remark)))
+            ledger[name] = replace(line, reason=said)
         facts, factors = self.capture.facts(), self.capture.factors
         return TorchCandidate(self._settled(module), recipe, ledger, active, biases, self._device, facts, factors)
 

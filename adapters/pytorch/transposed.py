@@ -111,6 +111,8 @@ class Int8ConvTranspose(Int8Layer, TransposedArithmetic):
     def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """Return the layer's output: float, or uint8 codes if it gives codes."""
         geometry = self._sized(x, output_size)
+        if self.saturating:
+            return self._portable(x, geometry)
         if not torch.compiler.is_compiling():
             return self.upsampled(x, geometry)
         return self._portable(x, geometry) if kernels.is_portable() else self._operator(x, geometry)
