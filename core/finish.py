@@ -5,19 +5,36 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .adapter import Candidate, Opened
 from .budgets import explain
-from .choice import choose
 from .config import TuningConfig
 from .loop import Loop, tell
 from .plugins import PluginHost
 from .result import MODEL, Result, load_candidate, save_candidate
 from .rules import fixed_ops
+from .scoring import Holdout
 from .trial import Trial
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A trial that stands.
+
+    Attributes:
+        trial: It.
+        candidate: Its model.
+        confirmed: Its metrics after it was saved, loaded and scored again; None where that was turned off.
+        holdout: What it scored on held-out data; None where none was held out.
+    """
+
+    trial: Trial
+    candidate: Candidate
+    confirmed: Mapping[str, float] | None
+    holdout: Holdout | None
 
 
 @dataclass(frozen=True)
@@ -33,6 +50,7 @@ class Finish:
         began: ``time.perf_counter()`` at the run's start.
         model: The float model, which some backends need to load what they saved.
         host: Plugins.
+        holdouts: What refused trials scored on held-out data, by number.
     """
 
     loop: Loop
@@ -43,37 +61,81 @@ class Finish:
     began: float
     model: Any
     host: PluginHost
+    holdouts: dict[int, Holdout] = field(default_factory=dict)
 
-    def choose(self, reason: str, *, interrupted: bool) -> Result:
-        """Return the best passing trial that also passes once it was saved and loaded; else the closest, and by how much."""
+    def accept(self) -> Accepted | None:
+        """Return the best passing trial that stands: saved and loaded it still passes, and on the held-out data.
+
+        One that does not is refused, in the history too, and the next best takes its place. None when none is left: the search may
+        then go on with what it was not told before.
+        """
+        loop = self.loop
+        while (winner := loop.best()) is not None:
+            found = self._examine(winner)
+            if isinstance(found, Accepted):
+                return found
+            loop.refuse(winner, found)
+            tell(loop.progress, f"trial {winner.number} passed in the search, but not {found}; it is refused")
+        return None
+
+    def _examine(self, winner: Trial) -> Accepted | str:
+        """Return a trial that stands, or where it failed and why."""
+        loop = self.loop
+        candidate = self._candidate(winner)
+        confirmed: Mapping[str, float] | None = None
+        if self.settings.confirm:
+            confirmed, problem = self._confirm(candidate)
+            if problem:
+                return f"after saving and loading it again: {problem}"
+        holdout = loop.scoring.on_holdout(loop.reference.candidate, candidate, loop.criterion)
+        if holdout is not None and not holdout.passed:
+            self.holdouts[winner.number] = holdout
+            return f"on the held-out data: {holdout.reason}"
+        return Accepted(winner, candidate, confirmed, holdout)
+
+    def reached(self, accepted: Accepted, reason: str) -> Result:
+        """Return the result of a run whose goal was reached."""
+        return self.result(
+            accepted.candidate,
+            accepted.trial,
+            goal_met=True,
+            reason=reason,
+            confirmed=accepted.confirmed,
+            holdout=accepted.holdout,
+        )
+
+    def interrupted(self, reason: str) -> Result:
+        """Return the best so far of a run that a signal ended, without examining it."""
+        winner = self.loop.best()
+        if winner is None:
+            return self.missed(reason, interrupted=True)
+        return self.result(self._candidate(winner), winner, goal_met=True, reason=reason, interrupted=True)
+
+    def missed(self, reason: str, *, interrupted: bool = False) -> Result:
+        """Return the closest of a run whose goal was not reached, and by how much it missed."""
         loop = self.loop
         trials = [t for t in loop.history.trials if t.number > 0]
-        refused: set[int] = set()
-        while True:
-            winner = choose([t for t in trials if t.number not in refused], tuple(loop.objectives))
-            if winner is None:
-                break
-            candidate = self._candidate(winner)
-            if not self.settings.confirm or interrupted:
-                return self.result(candidate, winner, goal_met=True, reason=reason, interrupted=interrupted)
-            confirmed, problem = self._confirm(candidate)
-            if not problem:
-                return self.result(candidate, winner, goal_met=True, reason=reason, confirmed=confirmed)
-            refused.add(winner.number)
-            tell(
-                loop.progress, f"trial {winner.number} passed, but not after saving and loading it again: {problem}; the next best is taken"
-            )
-        done = [t for t in trials if t.state != "failed" and t.number not in refused]
+        done = [t for t in trials if t.state != "failed"]
         if not done:
             return self._nothing(trials, reason, interrupted)
         # A budget is hard: what keeps it comes before what is more accurate.
         closest = max(done, key=lambda t: (not t.over, t.margin, -t.number))
-        assert loop.baseline is not None
-        verdict = loop.criterion.judge(closest.metrics, loop.baseline.metrics)
-        miss = "; ".join(filter(None, ("" if verdict.passed else verdict.reason, explain(closest.over, loop.budgets))))
         return self.result(
-            self._candidate(closest), closest, reason=f"no trial reached the goal; the closest: {miss} ({reason})", interrupted=interrupted
+            self._candidate(closest),
+            closest,
+            reason=f"no trial reached the goal; the closest: {self._miss(closest)} ({reason})",
+            holdout=self.holdouts.get(closest.number),
+            interrupted=interrupted,
         )
+
+    def _miss(self, trial: Trial) -> str:
+        """Say why a trial does not pass."""
+        if trial.refused:
+            return f"trial {trial.number} passed in the search, but not {trial.refused}"
+        assert self.loop.baseline is not None
+        verdict = self.loop.criterion.judge(trial.metrics, self.loop.baseline.metrics)
+        short = "" if verdict.passed else verdict.reason
+        return "; ".join(filter(None, (short, explain(trial.over, self.loop.budgets))))
 
     def _nothing(self, trials: list[Trial], reason: str, interrupted: bool) -> Result:
         failed = next((t for t in reversed(trials) if t.error), None)
@@ -110,6 +172,7 @@ class Finish:
         reason: str,
         goal_met: bool = False,
         confirmed: Mapping[str, float] | None = None,
+        holdout: Holdout | None = None,
         interrupted: bool = False,
     ) -> Result:
         """Gather the evidence."""
@@ -127,9 +190,7 @@ class Finish:
             config=self.settings,
             goal=self.goal,
             confirmed=confirmed,
-            holdout=None
-            if interrupted or not best.number
-            else loop.scoring.on_holdout(loop.reference.candidate, candidate, loop.criterion),
+            holdout=holdout,
             views={o.name: o.view for o in self.opened},
             fixed={o.name: fixed_ops(o, loop.backends[o.name].space) for o in self.opened if o.name in loop.backends},
             storage=loop.history.location,

@@ -13,6 +13,7 @@ import sqlite3
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -51,6 +52,10 @@ class History:
 
     def finish(self, trial: Trial) -> None:
         """Record a finished trial."""
+        self._trials[trial.number] = trial
+
+    def refuse(self, trial: Trial) -> None:
+        """Record that a finished trial is refused after all; ``trial`` says why."""
         self._trials[trial.number] = trial
 
     def close(self) -> None:
@@ -131,11 +136,12 @@ class StudyHistory(History):
         from optuna.trial import TrialState
 
         self._dead: dict[str, int] = {}
+        refusals = self._storage.get_study_user_attrs(self._study)
         for frozen in self._storage.get_all_trials(self._study, deepcopy=False):
             attributes = frozen.user_attrs
             if "octavo:trial" in attributes and frozen.state.is_finished():
                 trial = Trial.from_json(json.loads(attributes["octavo:trial"]))
-                self._trials[trial.number] = trial
+                self._trials[trial.number] = _as_refused(trial, refusals)
                 continue
             # Its process died in mid-trial: it is run again. A recipe that ended its process twice is not tried a third time.
             digest = attributes.get("octavo:recipe", "")
@@ -167,9 +173,28 @@ class StudyHistory(History):
             self._storage.set_trial_state_values(row, TrialState.COMPLETE if values else ended, values)
         super().finish(trial)
 
+    def refuse(self, trial: Trial) -> None:
+        """Record that a finished trial is refused; beside it, for a finished trial cannot be written again."""
+        verdict = {"why": trial.refused, "margin": trial.margin}
+        with _store_errors(self.location):
+            self._storage.set_study_user_attr(self._study, _refusal_key(trial.number), verdict)
+        super().refuse(trial)
+
     def close(self) -> None:
         """Release the store."""
         self._stack.close()
+
+
+def _refusal_key(number: int) -> str:
+    return f"octavo:refused:{number}"
+
+
+def _as_refused(trial: Trial, attributes: Mapping[str, Any]) -> Trial:
+    """Return a trial with what was found out about it after it had ended."""
+    verdict = attributes.get(_refusal_key(trial.number))
+    if verdict is None:
+        return trial
+    return replace(trial, passed=False, margin=verdict["margin"], refused=verdict["why"])
 
 
 def _values(trial: Trial, count: int) -> list[float] | None:
@@ -304,12 +329,13 @@ def read_history(storage: str | Path, name: str | None = None) -> tuple[str, tup
             chosen = name or next(iter(studies), DEFAULT_NAME)
             if chosen not in studies:
                 raise StoreError(f"{text} holds no study called {chosen!r}{nearest(chosen, studies)}")
+            attributes = store.get_study_user_attrs(studies[chosen])
             found = [
-                Trial.from_json(json.loads(t.user_attrs["octavo:trial"]))
+                _as_refused(Trial.from_json(json.loads(t.user_attrs["octavo:trial"])), attributes)
                 for t in store.get_all_trials(studies[chosen], deepcopy=False)
                 if "octavo:trial" in t.user_attrs
             ]
-            return chosen, tuple(sorted(found, key=lambda t: t.number)), store.get_study_user_attrs(studies[chosen])
+            return chosen, tuple(sorted(found, key=lambda t: t.number)), attributes
 
 
 def _check_readable(path: Path) -> None:

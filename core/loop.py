@@ -40,6 +40,10 @@ class Backend:
     data: CalibrationData
 
 
+REFUSED_MARGIN = -0.01
+"""The margin of a trial that passed in the search and was refused after it, at most. Strategies rank by it, so it is next to a pass; and
+it is a constant, so that nothing of the held-out data but the refusal itself reaches the search."""
+
 UNSTEADY = 0.25  # spread of the float model's timing, as a share of it, from which on it is told
 
 
@@ -104,6 +108,8 @@ class Loop:
     checked: Mapping[str, Objective] = field(default_factory=dict)
     baseline: Trial | None = None
     _known: dict[str, Trial] = field(default_factory=dict)
+    _began: float | None = None
+    _shown: set[int] = field(default_factory=set)
 
     def measure_baseline(self, noise_runs: int, race: RaceConfig | None = None) -> Trial:
         """Score the float model, unless the history holds its score, and measure it.
@@ -172,16 +178,20 @@ class Loop:
     def run(self, strategy: Asks, *, max_trials: int, timeout: float | None, stop_at_goal: bool, goal: str, space_size: int) -> str:
         """Ask, try, record, tell, until the strategy, the goal or a limit ends it. Returns the reason.
 
-        Trials that the history holds already are told, never run again: so a run goes on after a crash where it was.
+        Trials that the history holds already are told, never run again: so a run goes on after a crash where it was, and after a
+        winner was refused, with a strategy that is made anew. They count, whether or not the strategy asks for them again.
         """
         assert self.baseline is not None
         self._known = {t.recipe.digest: t for t in self.history.trials if t.number > 0}
-        for p in self.progress:
-            p.started(self.baseline, goal, max_trials, space_size)
-        began, used, told = time.perf_counter(), 0, set[str]()
+        if self._began is None:
+            self._began = time.perf_counter()
+            for p in self.progress:
+                p.started(self.baseline, goal, max_trials, space_size)
+        began, told = self._began, set[str]()
         repeats = 0
         while True:
-            if used >= max_trials:
+            used = len(self._known)
+            if used >= max_trials and len(told) == used:
                 return f"{max_trials} trials were used up"
             if timeout is not None and time.perf_counter() - began > timeout:
                 return f"the time limit of {timeout:g} s was reached"
@@ -198,23 +208,30 @@ class Loop:
                 if repeats > 3 * max_trials:
                     return "the strategy only repeats recipes whose results are known"
                 continue
+            if known is None and used >= max_trials:
+                return f"{max_trials} trials were used up"
             trial = known or self._attempt(recipe)
             self._known[recipe.digest] = trial
             told.add(recipe.digest)
-            used += 1
             strategy.tell(trial)
             if known is None:
                 self.notify(trial)
             best = self.best()
-            left = _estimate(self.history.trials, max_trials - used, began, timeout)
-            for p in self.progress:
-                p.finished(trial, best, left)
+            left = _estimate(self.history.trials, max_trials - len(self._known), began, timeout)
+            if trial.number not in self._shown:
+                self._shown.add(trial.number)
+                for p in self.progress:
+                    p.finished(trial, best, left)
             if stop_at_goal and trial.passed:
                 return f"trial {trial.number} reached the goal"
 
     def best(self) -> Trial | None:
         """Return the best passing trial so far."""
         return choose(self.history.trials, tuple(self.objectives))
+
+    def refuse(self, trial: Trial, why: str, margin: float = REFUSED_MARGIN) -> None:
+        """Let a trial that passed count as missed, for this run and for every one that goes on from its history."""
+        self.history.refuse(replace(trial, passed=False, margin=min(margin, REFUSED_MARGIN), refused=why))
 
     def _attempt(self, recipe: Recipe) -> Trial:
         number = max((t.number for t in self.history.trials), default=0) + 1

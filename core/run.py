@@ -140,13 +140,14 @@ def autotune(
             for note in (*name.notes, *spaces[name.name].notes, *data[name.name].notes):
                 tell(callbacks, note)
         baseline = loop.measure_baseline(int(getattr(settings.criterion(host), "noise_runs", 1)), settings.racing)
+        loop.scoring.check_holdout(reference.candidate, criterion)
         goal = ", ".join(filter(None, (criterion.describe(baseline.metrics), describe(loop.budgets))))
         finish = Finish(loop, settings, goal, native, tuple(opened), began, model, host)
         if not any(space.tunable for space in spaces.values()):
             reason = "nothing to quantize: no op of this model has a scheme to choose (see the ledger and the rules)"
             tell(callbacks, reason)
             return finish.result(reference.candidate, baseline, reason=reason)
-        interrupted, reason = False, ""
+        reason, accepted = "", None
         with terminate_as_interrupt():
             try:
                 for name in opened:
@@ -156,20 +157,30 @@ def autotune(
                 if sensitivities is not None:
                     for service in services.values():
                         stack.callback(service.save)
-                strategy = _strategies(strategy_settings, settings, loop, objectives, host, services)
-                reason = loop.run(
-                    strategy,
-                    max_trials=settings.max_trials,
-                    timeout=settings.timeout,
-                    stop_at_goal=settings.stop == "goal",
-                    goal=goal,
-                    space_size=sum(space.size for space in spaces.values()),
-                )
+                refused = True
+                # A refused winner is told to a strategy made anew, with all the rest: the search goes on where it was, but for that.
+                while accepted is None and refused:
+                    reason = loop.run(
+                        _strategies(strategy_settings, settings, loop, objectives, host, services),
+                        max_trials=settings.max_trials,
+                        timeout=settings.timeout,
+                        stop_at_goal=settings.stop == "goal",
+                        goal=goal,
+                        space_size=sum(space.size for space in spaces.values()),
+                    )
+                    refused = loop.best() is not None
+                    accepted = finish.accept()
             except KeyboardInterrupt:
-                interrupted, reason = True, "interrupted; the best so far is kept"
-        for p in callbacks:
-            p.ended(reason)
-        return finish.choose(reason, interrupted=interrupted)
+                reason = "interrupted; the best so far is kept"
+                _end(callbacks, reason)
+                return finish.interrupted(reason)
+        _end(callbacks, reason)
+        return finish.missed(reason) if accepted is None else finish.reached(accepted, reason)
+
+
+def _end(callbacks: Sequence[Progress], reason: str) -> None:
+    for p in callbacks:
+        p.ended(reason)
 
 
 def load(folder: str | Path, model: Any = None) -> Any:

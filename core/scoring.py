@@ -10,7 +10,7 @@ import numpy as np
 
 from .adapter import Candidate
 from .criteria.base import Criterion
-from .errors import ConfigError
+from .errors import ConfigError, EvaluationError
 from .evaluation import ArrayModel, Evaluation, Scores, check_scores
 from .executor import Executor
 from .racing import Race, RaceConfig, Rejection, SampleScore
@@ -54,6 +54,7 @@ class Scoring:
     metric: str = "score"
     held_out: Callable[[Any], Any] | None = None
     _race: Race | None = None
+    _held_out_baseline: Mapping[str, float] | None = None
 
     def full(self, candidate: Candidate) -> Scores:
         """Score all samples.
@@ -102,11 +103,32 @@ class Scoring:
         outcome = self.executor.submit(_race, self._race, self.score, candidate, self.native).result()
         return outcome if isinstance(outcome, Rejection) else check_scores(outcome, self.metric)
 
+    def check_holdout(self, reference: Candidate, criterion: Criterion) -> None:
+        """Score the float model on the data that was held out, where there is some, before anything is searched.
+
+        Raises:
+            EvaluationError: If the score of that data fails on the float model.
+            ConfigError: If the criterion makes no sense at that score.
+        """
+        if self.held_out is None or self._held_out_baseline is not None:
+            return
+        try:
+            scores = self._run(self.held_out, reference)
+        except EvaluationError:
+            raise
+        except Exception as error:
+            raise EvaluationError(f"the holdout's score fails on the float model: {type(error).__name__}: {error}") from error
+        criterion.check_baseline(scores.metrics)
+        self._held_out_baseline = scores.metrics
+
     def on_holdout(self, reference: Candidate, best: Candidate, criterion: Criterion) -> Holdout | None:
-        """Score the float model and the winner on the data that was held out; None where there is none."""
+        """Score a winner on the data that was held out, against the float model; None where there is none."""
         if self.held_out is None:
             return None
-        baseline, found = self._run(self.held_out, reference).metrics, self._run(self.held_out, best).metrics
+        self.check_holdout(reference, criterion)
+        baseline = self._held_out_baseline
+        assert baseline is not None
+        found = self._run(self.held_out, best).metrics
         verdict = criterion.judge(found, baseline)
         return Holdout(baseline, found, verdict.passed, verdict.reason)
 

@@ -71,6 +71,7 @@ class Trial:
         seconds: Phase -> wall time: ``apply`` (quantizing included), ``evaluate``, ``measure``.
         evaluated: Share of the samples that the evaluation used (1.0 unless racing stopped it).
         reused: Number of the earlier trial whose result answered this recipe, or None.
+        refused: Why it does not count although it passed in the search: it failed when it was confirmed, or on held-out data.
     """
 
     number: int
@@ -86,6 +87,7 @@ class Trial:
     seconds: Mapping[str, float] = field(default_factory=dict)
     evaluated: float = 1.0
     reused: int | None = None
+    refused: str = ""
 
     def costs(self, names: tuple[str, ...]) -> tuple[float, ...]:
         """Objective costs (lower is better) in the given order; inf where one was not measured."""
@@ -110,6 +112,7 @@ class Trial:
             "seconds": dict(self.seconds),
             "evaluated": self.evaluated,
             "reused": self.reused,
+            "refused": self.refused,
         }
 
     @classmethod
@@ -127,6 +130,7 @@ class Trial:
             objectives={k: Measurement(*v) for k, v in raw["objectives"].items()},
             ledger=ledger,
             over=raw.get("over", {}),
+            refused=raw.get("refused", ""),
             margin=float("-inf") if margin is None else float(margin),
             **fields,
         )

@@ -77,15 +77,19 @@ def test_racing_can_be_turned_off_and_changes_no_verdict(tmp_path: Path) -> None
 
 def test_the_holdout_is_never_seen_by_the_search(tmp_path: Path) -> None:
     score = sampled()
-    touched: list[set[int]] = []
+    everything: set[int] = set()
+    search: set[int] = set()
 
     class Watch(octavo.Progress):
-        def ended(self, reason: str) -> None:
-            touched.append({int(i) for part in seen for i in part})
+        def trying(self, number: int, recipe: octavo.Recipe) -> None:
+            everything.update(int(i) for part in seen for i in part)
+            seen.clear()
+
+        def finished(self, trial: octavo.Trial, best: octavo.Trial | None, seconds_left: float | None) -> None:
+            search.update(int(i) for part in seen for i in part)
 
     result = tune(score, tmp_path / "h.db", holdout=0.25, callbacks=(Watch(),), config={"confirm": False})
-    (search,) = touched
-    everything = {int(i) for part in seen for i in part}
+    everything.update(int(i) for part in seen for i in part)
     assert len(search) == round(score.samples * 0.75)
     assert everything == set(range(score.samples))
     assert result.holdout is not None
