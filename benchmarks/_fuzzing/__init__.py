@@ -1,0 +1,1 @@
+"""The parts of ``benchmarks.fuzz``: what is mutated, how, and what it is put through."""
