@@ -7,7 +7,8 @@ Every message names the thing at fault and the way out. Anything octavo raises o
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class OctavoError(Exception):
@@ -72,6 +73,37 @@ class TrialTimeout(OctavoError, TimeoutError):
 
 class WorkerDied(OctavoError, RuntimeError):
     """The child process that carried a trial ended without an answer."""
+
+
+_SHOWN = 400
+"""Characters of a foreign error's text that a message repeats: some hold a whole file."""
+
+
+def said(error: BaseException) -> str:
+    """Return an exception's type and text in one line."""
+    text = " ".join(str(error).split())
+    shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    return f"{type(error).__name__}: {shown}" if shown else type(error).__name__
+
+
+@contextmanager
+def raised_as(family: type[OctavoError], what: str, remedy: str = "") -> Iterator[None]:
+    """Raise whatever the block raises as one of octavo's own errors, the first one as its cause.
+
+    For the places where something from outside is read: parsers of damaged or hostile files, and frameworks that are
+    given odd models, raise more kinds than can be listed. Octavo's own errors pass as they are.
+
+    Args:
+        family: Which error to raise.
+        what: What is at fault, before the colon.
+        remedy: What to do, after it.
+    """
+    try:
+        yield
+    except OctavoError:
+        raise
+    except Exception as error:
+        raise family(f"{what}: {said(error)}" + (f"; {remedy}" if remedy else "")) from error
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

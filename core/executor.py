@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Any, Protocol, TypeVar
 
-from .errors import TrialTimeout, WorkerDied
+from .errors import EvaluationError, TrialTimeout, WorkerDied, said
 
 T = TypeVar("T")
 
@@ -50,13 +50,13 @@ class ProcessExecutor:
     """Runs in one child process, which is started again when it dies or outlives the time limit."""
 
     def __init__(self, timeout: float | None = None) -> None:
-        import multiprocessing
-
         from pebble import ProcessPool
+
+        from .spawning import BareSpawnContext
 
         self._timeout = timeout
         # spawn: a fork would inherit the frameworks' thread pools in a broken state.
-        self._pool = ProcessPool(max_workers=1, context=multiprocessing.get_context("spawn"))
+        self._pool = ProcessPool(max_workers=1, context=BareSpawnContext())
 
     def submit(self, function: Callable[..., T], /, *arguments: Any) -> Future[T]:
         """Start in the child."""
@@ -75,7 +75,7 @@ class ProcessExecutor:
 
         error = inner.exception()
         if error is None:
-            outer.set_result(inner.result())
+            _unpack(inner.result(), outer)
         elif isinstance(error, TimeoutError):
             outer.set_exception(TrialTimeout(f"the trial ran past its time limit of {self._timeout:g} s and its process was ended"))
         elif isinstance(error, ProcessExpired):
@@ -96,11 +96,41 @@ def _import(modules: list[str]) -> None:
             import_module(name)
 
 
-def _unpickle_and_call(blob: bytes) -> Any:
+def _unpickle_and_call(blob: bytes) -> tuple[bool, bytes]:
+    """Return whether the call succeeded, and its result or what it raised.
+
+    Pickled here: plain pickle, which the pool would use, knows no class of the caller's script.
+    """
     import cloudpickle
 
-    function, arguments = cloudpickle.loads(blob)
-    return function(*arguments)
+    try:
+        function, arguments = cloudpickle.loads(blob)
+        return True, cloudpickle.dumps(function(*arguments))
+    except Exception as error:
+        told = traceback_text(error)
+        try:
+            error.__traceback__ = error.__cause__ = error.__context__ = None
+            error.add_note(f"In the child process:\n{told}")
+            packed = cloudpickle.dumps(error)
+            cloudpickle.loads(packed)
+        except Exception:  # an exception whose constructor takes something else than its args, or that holds a lock
+            packed = cloudpickle.dumps(EvaluationError(f"raised in the child process:\n{told}"))
+        return False, packed
+
+
+def _unpack(outcome: tuple[bool, bytes], future: Future[Any]) -> None:
+    import cloudpickle
+
+    succeeded, packed = outcome
+    try:
+        held = cloudpickle.loads(packed)
+    except Exception as error:
+        future.set_exception(EvaluationError(f"what the child process returned cannot be read here: {said(error)}"))
+        return
+    if succeeded:
+        future.set_result(held)
+    else:
+        future.set_exception(held)
 
 
 @contextmanager

@@ -47,7 +47,7 @@ def autotune(
     callbacks: Sequence[Progress] = (),
     holdout_fn: Callable[[Any], Any] | None = None,
     sensitivities: str | Path | None = None,
-    executor: Executor | None = None,
+    executor: Executor | str | Mapping[str, Any] | None = None,
     host: PluginHost | None = None,
     arrays: bool = False,
     **overrides: Any,
@@ -69,7 +69,8 @@ def autotune(
         holdout_fn: Scores a model on data that ``eval_fn`` never uses; the winner's score on it is reported beside the search's.
         sensitivities: A file of sensitivities: read where it is there, and written at the end, one for each backend
             (``NAME.BACKEND.json``). Other budgets, goals and strategies on the same model and data start from it.
-        executor: Where evaluations run; None takes the configured one.
+        executor: Where evaluations run: an object with ``submit``, or the setting (``inline``, ``process``); None takes the
+            configured one.
         host: Plugins; None loads them as the configuration says.
         arrays: Hand the score function arrays in, arrays out in a run on one backend too.
         **overrides: Settings by keyword: ``strategy=``, ``tolerance=``, ``max_trials=``, ``timeout=``, ``seed=``, ...
@@ -84,6 +85,8 @@ def autotune(
     began = time.perf_counter()
     if backends is not None:
         overrides["backends"] = tuple(backends)
+    if executor is not None and not hasattr(executor, "submit"):
+        overrides["executor"], executor = executor, None
     settings = TuningConfig.read(config, **overrides)
     if not callable(eval_fn):
         raise EvaluationError(f"eval_fn must be callable: candidate -> score; got {type(eval_fn).__name__}")
@@ -121,7 +124,7 @@ def autotune(
         }
         for realizer in realizers.values():
             realizer.check_weights()
-        run_with = executor or stack.enter_context(_executor(settings))
+        run_with: Any = executor or stack.enter_context(_executor(settings))
         reference = Subject(source.session.reference(), first.first())
         stack.callback(reference.close)
         loop = Loop(
