@@ -148,7 +148,10 @@ def _place(told: str) -> str:
 
 def _show(kind: str, seed: int, number: int, family: str, detail: str) -> None:
     lines = [line for line in detail.strip().splitlines() if line.strip()]
-    print(f"NEW  {kind}\n     {lines[-1][:300] if lines else ''}\n     python -m benchmarks.fuzz --seed {seed} --case {number}  ({family})", flush=True)
+    print(
+        f"NEW  {kind}\n     {lines[-1][:300] if lines else ''}\n     python -m benchmarks.fuzz --seed {seed} --case {number}  ({family})",
+        flush=True,
+    )
 
 
 def main() -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 from .adapter import Opened
 from .config import TuningConfig
+from .errors import ModelError, raised_as
 from .opening import open_all, plugin_host
 from .plugins import PluginHost
 from .presets import preset_recipe
@@ -58,9 +59,10 @@ def quantize_model(
         else:
             recipe = space.recipe(space.first(), space.transforms[-1])
         realizer = Realizer(target, space, host, non_finite=settings.non_finite, gram_bytes=settings.gram_bytes)
-        if data or realizer.probes():
-            realizer.calibrate(data[target.name] if data else ())
-        candidate = realizer.candidate(recipe)
+        with raised_as(ModelError, f"{target.name} cannot quantize this model"):
+            if data or realizer.probes():
+                realizer.calibrate(data[target.name] if data else ())
+            candidate = realizer.candidate(recipe)
         return Quantized(candidate, native, (*target.notes, *notes))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from .adapter import Adapter, Batch, Opened
 from .config import TuningConfig
 from .data import CalibrationData, calibration_data, materialize
-from .errors import ConfigError, ModelError
+from .errors import ConfigError, ModelError, raised_as
 from .parts import AdapterPart, PartConfig
 from .plugins import PluginHost
 
@@ -96,9 +96,12 @@ def open_model(model: Any, host: PluginHost, *, backend: str | Mapping[str, Any]
 
 
 def _opened(card: AdapterPart[Adapter], settings: PartConfig | None, source: Any, example: Batch | None) -> Opened:
-    session = card.build(settings).open(source, example)
-    view = session.describe()
-    return Opened(card.name, session, view, session.capability())
+    adapter = card.build(settings)
+    named = str(source) if isinstance(source, (str, Path)) else f"a {type(source).__module__}.{type(source).__qualname__}"
+    with raised_as(ModelError, f"{card.name} cannot open {named}", "does it run by itself on the first calibration batch?"):
+        session = adapter.open(source, example)
+        view = session.describe()
+        return Opened(card.name, session, view, session.capability())
 
 
 def open_all(

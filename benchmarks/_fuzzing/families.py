@@ -235,7 +235,9 @@ def numpy_graphs(bench: Bench) -> None:
     if not bench.mutator.off and bench.random.random() < 0.4:
         name = bench.pick(arrays)
         kinds = (np.float64, np.float16, np.int8, object, complex, "U5", bool)
-        arrays[name] = bench.pick((arrays[name].T, arrays[name][:0], arrays[name] * np.nan, None, 3, arrays[name].astype(bench.pick(kinds))))
+        arrays[name] = bench.pick(
+            (arrays[name].T, arrays[name][:0], arrays[name] * np.nan, None, 3, arrays[name].astype(bench.pick(kinds)))
+        )
     else:
         nodes = bench.mutator.json(nodes)
     try:
@@ -398,7 +400,11 @@ def configurations(bench: Bench) -> None:
         data = text.encode(errors="surrogatepass")
         path.write_bytes(data if bench.random.random() < 0.6 else bench.mutator.bytes(data))
         if not bench.mutator.off and bench.random.random() < 0.1:
-            path.write_bytes(bench.pick((b"a=" + b"[" * 100_000, b"[" * 100_000, b"{a: " * 5000, b"&a [*a, *a]", b"!!python/object:x {}", b"a: &a [b, *a]")))
+            path.write_bytes(
+                bench.pick(
+                    (b"a=" + b"[" * 100_000, b"[" * 100_000, b"{a: " * 5000, b"&a [*a, *a]", b"!!python/object:x {}", b"a: &a [b, *a]")
+                )
+            )
         settings = octavo.TuningConfig.read(path)
     _tune(bench, settings)
 
@@ -475,7 +481,9 @@ def sensitivities(bench: Bench) -> None:
 def other_files(bench: Bench) -> None:
     """Files that are models of something else, and commands over mutated models."""
     name = bench.pick(("convolutional.onnx", "controlled.onnx", "graph.npz", "state.pt"))
-    path = bench.file(bench.home / name, bench.pick((name, "model.onnx", "model.npz", "model.pt", "model.pt2", "model.safetensors", "model")))
+    path = bench.file(
+        bench.home / name, bench.pick((name, "model.onnx", "model.npz", "model.pt", "model.pt2", "model.safetensors", "model"))
+    )
     way = bench.random.randrange(4)
     if way == 0:
         command("inspect", str(path), *bench.pick(([], ["--json"], ["--backend", "numpy"])))
@@ -495,4 +503,3 @@ FAMILIES: Mapping[str, Callable[[Bench], None]] = {
     )
 }  # fmt: skip
 """Name -> runs one case; whatever it raises is judged by the caller."""
-

@@ -165,7 +165,9 @@ class Mutator:
             return self.random.random() < 0.5
         if field.type == field.TYPE_BYTES:
             return self.random.choice((b"", b"\xff\xfe\xff", b"SAME", b"\x00" * 64, b"x" * 3))
-        return self.random.choice(("", "x", "Relu", "Conv", "MatMul", "input", "é", "a b", "ai.onnx.ml", "com.microsoft", "../w", "w" * 300))
+        return self.random.choice(
+            ("", "x", "Relu", "Conv", "MatMul", "input", "é", "a b", "ai.onnx.ml", "com.microsoft", "../w", "w" * 300)
+        )
 
 
 def _flip(source: random.Random, data: bytearray) -> bytearray:
