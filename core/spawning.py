@@ -20,7 +20,7 @@ class BareSpawnProcess(SpawnProcess):
     """
 
     @staticmethod
-    def _Popen(process_obj: Any) -> Any:  # noqa: N802 - the standard library's name for what starts a process
+    def _Popen(process_obj: Any) -> Any:
         # There is no setting for it: what a child is told to prepare is asked for by this one function.
         with _starting:
             whole, starter = spawn.get_preparation_data, threading.get_ident()
