@@ -34,7 +34,7 @@ class BareSpawnProcess(SpawnProcess):
 
             spawn.get_preparation_data = without_script
             try:
-                return SpawnProcess._Popen(process_obj)  # type: ignore[attr-defined]
+                return SpawnProcess._Popen(process_obj)
             finally:
                 spawn.get_preparation_data = whole
 
@@ -42,4 +42,4 @@ class BareSpawnProcess(SpawnProcess):
 class BareSpawnContext(SpawnContext):
     """The ``spawn`` start method with :class:`BareSpawnProcess`."""
 
-    Process = BareSpawnProcess  # type: ignore[assignment]
+    Process = BareSpawnProcess
