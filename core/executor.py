@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import Any, Protocol, TypeVar
 
 from .errors import EvaluationError, TrialTimeout, WorkerDied, said
+from .redaction import redacted
 
 T = TypeVar("T")
 
@@ -40,6 +41,8 @@ class InlineExecutor:
                 future.set_result(function(*arguments))
         except Exception as error:
             future.set_exception(error)
+        except SystemExit as error:
+            future.set_exception(EvaluationError(f"the score function called sys.exit({error.code!r}); let it return or raise"))
         return future
 
     def close(self) -> None:
@@ -172,7 +175,7 @@ def terminate_as_interrupt() -> Iterator[None]:
 
 def traceback_text(error: BaseException) -> str:
     """Return an exception with its traceback, as a trial records it."""
-    return "".join(traceback.format_exception(error)).strip()
+    return redacted("".join(traceback.format_exception(error)).strip())
 
 
 __all__ = ["Executor", "InlineExecutor", "ProcessExecutor", "terminate_as_interrupt", "time_limit", "traceback_text"]

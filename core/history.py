@@ -7,36 +7,40 @@ and every tool of that library can read it. A store that was made for another mo
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
-import os
-import sqlite3
-import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
-from filelock import FileLock, Timeout
-
+from .crashes import CrashWatch, cause_of_death
 from .errors import StoreError, nearest
 from .recipe import Recipe
+from .redaction import redacted
+from .server_lock import ServerLock
+from .stores import check_readable, connect, default_storage, home, writable
 from .trial import Trial
 
 if TYPE_CHECKING:
-    from optuna.storages import RDBStorage
+    from optuna.trial import FrozenTrial
 
 SCHEMA = 1
 """Version of what octavo writes into a study's user attributes."""
 
 DEFAULT_NAME = "octavo"
 
+CRASHES = 2
+"""How often the process must have crashed in a recipe until that is not tried again."""
+
 
 class History:
     """Trials of one run, in memory only. The base of the durable one, and enough for tests and dry runs."""
 
     location = ""
+    notes: tuple[str, ...] = ()
+    """What the user should know of how the run before ended."""
 
     def __init__(self) -> None:
         self._trials: dict[int, Trial] = {}
@@ -47,8 +51,11 @@ class History:
         return tuple(self._trials[n] for n in sorted(self._trials))
 
     def begin(self, number: int, recipe: Recipe) -> str:
-        """Note that a trial starts. Returns an error text if this recipe ended its process twice before; else ''."""
+        """Note that a trial starts. Returns an error text if its process crashed in this recipe twice before; else ''."""
         return ""
+
+    def interrupt(self, number: int) -> None:
+        """Note that a trial was ended from outside (Ctrl-C, a signal), through no fault of its recipe."""
 
     def finish(self, trial: Trial) -> None:
         """Record a finished trial."""
@@ -87,9 +94,10 @@ class StudyHistory(History):
         resume: bool = True,
     ) -> None:
         super().__init__()
-        self.location = str(storage)
+        self.location = redacted(storage)
         self.name = name
         self._ids: dict[int, int] = {}
+        self._lock: ServerLock | None = None
         self._stack = contextlib.ExitStack()
         try:
             self._open(storage, fingerprint, directions, resume)
@@ -98,12 +106,17 @@ class StudyHistory(History):
             raise
 
     def _open(self, storage: str | Path, fingerprint: Mapping[str, str], directions: Sequence[str], resume: bool) -> None:
-        url = _writable(storage, self._stack)
-        self._storage = _connect(url, self._stack)
-        with _store_errors(self.location):
+        url = writable(storage, self._stack)
+        self._url = url
+        self._storage = connect(url, self._stack)
+        with self._errors():
             from optuna.exceptions import DuplicatedStudyError
             from optuna.study import StudyDirection
 
+            if self._storage.engine.dialect.name == "postgresql":
+                # Before anything is written: of two first runs on one study one finds it in use.
+                self._lock = ServerLock(self._storage.engine, self.name)
+                self._stack.callback(self._lock.close)
             ways = [StudyDirection.MAXIMIZE if d == "maximize" else StudyDirection.MINIMIZE for d in directions]
             try:
                 self._study = self._storage.create_new_study(ways, self.name)
@@ -112,8 +125,9 @@ class StudyHistory(History):
             except DuplicatedStudyError:
                 self._study = self._storage.get_study_id_from_name(self.name)
                 self._check(fingerprint)
-            _lock_server(self._storage, self.name, self._stack)
             self._read(resume)
+        self._watch = CrashWatch(_faults_file(url, self.name))
+        self._stack.callback(self._watch.close)
 
     def _check(self, fingerprint: Mapping[str, str]) -> None:
         attributes = self._storage.get_study_user_attrs(self._study)
@@ -133,39 +147,81 @@ class StudyHistory(History):
             )
 
     def _read(self, resume: bool) -> None:
-        from optuna.trial import TrialState
-
-        self._dead: dict[str, int] = {}
         refusals = self._storage.get_study_user_attrs(self._study)
+        unfinished: list[FrozenTrial] = []
         for frozen in self._storage.get_all_trials(self._study, deepcopy=False):
             attributes = frozen.user_attrs
             if "octavo:trial" in attributes and frozen.state.is_finished():
                 trial = Trial.from_json(json.loads(attributes["octavo:trial"]))
                 self._trials[trial.number] = _as_refused(trial, refusals)
-                continue
-            # Its process died in mid-trial: it is run again. A recipe that ended its process twice is not tried a third time.
-            digest = attributes.get("octavo:recipe", "")
-            self._dead[digest] = self._dead.get(digest, 0) + 1
-            if not frozen.state.is_finished():
-                self._storage.set_trial_state_values(frozen._trial_id, TrialState.FAIL)
+            else:
+                unfinished.append(frozen)
+        self._learn_how_they_ended(unfinished)
         if self._trials and not resume:
             raise StoreError(
                 f"{self.location}: study {self.name!r} already holds {len(self._trials)} trials; resume it (--resume, resume=True) or give another history file (--storage, storage=)"
             )
 
+    def _learn_how_they_ended(self, unfinished: Sequence[FrozenTrial]) -> None:
+        """Tell trials in which the process crashed from those that were ended from outside: those are just run again."""
+        from optuna.trial import TrialState
+
+        self._crashed: dict[str, list[str]] = {}
+        vanished = 0
+        for frozen in unfinished:
+            attributes = frozen.user_attrs
+            cause = str(attributes.get("octavo:crashed", ""))
+            if not frozen.state.is_finished():
+                cause = cause_of_death(attributes.get("octavo:process", {}))
+                vanished += not cause
+                if cause:
+                    self._storage.set_trial_user_attr(frozen._trial_id, "octavo:crashed", cause)
+                self._storage.set_trial_state_values(frozen._trial_id, TrialState.FAIL)
+            if cause:
+                self._crashed.setdefault(attributes.get("octavo:recipe", ""), []).append(cause)
+        if vanished:
+            self.notes = (
+                "the process before this one ended in mid-trial without a sign of a fault of its own (killed, "
+                "preempted or cut off); that trial is run again. Should it be the recipe that needs too much "
+                "memory, executor='process' lets it end the trial and not the run",
+            )
+
     def begin(self, number: int, recipe: Recipe) -> str:
-        """Note that a trial starts, so that a crash can be told from a trial that never began."""
-        died = self._dead.get(recipe.digest, 0)
-        with _store_errors(self.location):
-            self._ids[number] = self._storage.create_new_trial(self._study)
-            self._storage.set_trial_user_attr(self._ids[number], "octavo:recipe", recipe.digest)
-        return f"the process that ran this recipe died {died} times before; it is not tried again" if died >= 2 else ""
+        """Note that a trial starts, so that a crash can be told from a trial that never began.
+
+        Raises:
+            StoreError: If the store cannot be written, or another run took the study.
+        """
+        causes = self._crashed.get(recipe.digest, [])
+        with self._errors():
+            if self._lock is not None:
+                self._lock.check()
+            row = self._ids[number] = self._storage.create_new_trial(self._study)
+            self._storage.set_trial_user_attr(row, "octavo:recipe", recipe.digest)
+            self._storage.set_trial_user_attr(row, "octavo:process", self._watch.mark())
+        if len(causes) < CRASHES:
+            return ""
+        return (
+            f"the process crashed by itself in this recipe {len(causes)} times before ({', '.join(causes)}); it is not "
+            "tried again. executor='process' lets a crash end a trial and not the run"
+        )
+
+    def interrupt(self, number: int) -> None:
+        """Note that a trial was ended from outside; its recipe is run again when the study is resumed."""
+        from optuna.trial import TrialState
+
+        row = self._ids.pop(number, None)
+        if row is not None:
+            with self._errors():
+                self._storage.set_trial_state_values(row, TrialState.FAIL)
 
     def finish(self, trial: Trial) -> None:
         """Record a finished trial; when this returns it is on disk."""
         from optuna.trial import TrialState
 
-        with _store_errors(self.location):
+        with self._errors():
+            if self._lock is not None:
+                self._lock.check()
             row = self._ids.pop(trial.number)
             self._storage.set_trial_user_attr(row, "octavo:trial", json.dumps(_finite(trial.to_json())))
             values = _values(trial, len(self._storage.get_study_directions(self._study)))
@@ -176,13 +232,16 @@ class StudyHistory(History):
     def refuse(self, trial: Trial) -> None:
         """Record that a finished trial is refused; beside it, for a finished trial cannot be written again."""
         verdict = {"why": trial.refused, "margin": trial.margin}
-        with _store_errors(self.location):
+        with self._errors():
             self._storage.set_study_user_attr(self._study, _refusal_key(trial.number), verdict)
         super().refuse(trial)
 
     def close(self) -> None:
         """Release the store."""
         self._stack.close()
+
+    def _errors(self) -> contextlib.AbstractContextManager[None]:
+        return _store_errors(self.location, self._url)
 
 
 def _refusal_key(number: int) -> str:
@@ -214,84 +273,8 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and value in (float("inf"), float("-inf")) else value
 
 
-def default_storage() -> Path:
-    """Return a fresh SQLite path under $OCTAVO_HOME (~/.cache/octavo), for runs that were given none."""
-    home = Path(os.environ.get("OCTAVO_HOME") or Path.home() / ".cache" / "octavo")
-    return home / "runs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{time.monotonic_ns() % 10**6}.db"
-
-
-def _writable(storage: str | Path, stack: contextlib.ExitStack) -> str:
-    """Return the URL of a store that can be written, and hold its lock until the stack closes."""
-    text = str(storage)
-    if "://" in text and not text.startswith("sqlite"):
-        return text
-    path = Path(text.split(":///", 1)[1] if text.startswith("sqlite") else text).expanduser().absolute()
-    if path.is_dir():
-        raise StoreError(f"{path} is a folder; give a file, for example {path / 'history.db'}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{path}.lock", timeout=0)
-        lock.acquire()
-    except Timeout as error:
-        raise StoreError(f"{path} is in use by another run; wait for it, or give another file") from error
-    except OSError as error:
-        raise StoreError(f"{path} cannot be written: {error}; give a storage file in a writable folder") from error
-    stack.callback(lock.release)
-    if path.exists():
-        if not os.access(path, os.W_OK):
-            raise StoreError(f"{path} is read-only; make it writable or give another storage file")
-        _check_file(path)
-    return f"sqlite:///{path}"
-
-
-def _check_file(path: Path) -> None:
-    try:
-        with contextlib.closing(sqlite3.connect(path)) as connection:
-            verdict = connection.execute("PRAGMA integrity_check").fetchone()[0]
-    except sqlite3.DatabaseError as error:
-        verdict = str(error)
-    if verdict != "ok":
-        aside = path.with_name(f"{path.name}.corrupt-{time.strftime('%Y%m%d-%H%M%S')}")
-        path.rename(aside)
-        raise StoreError(
-            f"{path} is corrupt ({verdict}); it was set aside as {aside.name}. Start again with a fresh file, or recover it with sqlite3 .recover"
-        )
-
-
-def _connect(url: str, stack: contextlib.ExitStack) -> RDBStorage:
-    import optuna
-    from optuna.storages import RDBStorage
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        storage = RDBStorage(url)
-    except RuntimeError as error:
-        raise StoreError(f"{url}: the store was made by another version of Optuna: {error}") from error
-    except Exception as error:  # SQLAlchemy and its drivers have families of their own
-        raise StoreError(f"{_plain(url)} cannot be opened: {error}") from error
-    stack.callback(storage.engine.dispose)
-    return storage
-
-
-def _plain(url: str) -> str:
-    parts = urlsplit(url)
-    return url.replace(f":{parts.password}@", ":***@") if parts.password else url
-
-
-def _lock_server(storage: RDBStorage, name: str, stack: contextlib.ExitStack) -> None:
-    """One run on one study of a database server, as the lock file says for SQLite."""
-    if storage.engine.dialect.name != "postgresql":
-        return
-    from sqlalchemy import text
-
-    connection = storage.engine.connect()
-    stack.callback(connection.close)
-    if not connection.execute(text("SELECT pg_try_advisory_lock(hashtext(:name))"), {"name": f"octavo:{name}"}).scalar():
-        raise StoreError(f"study {name!r} is in use by another run; wait for it, or give another history file (--storage, storage=)")
-
-
 @contextlib.contextmanager
-def _store_errors(location: str) -> Iterator[None]:
+def _store_errors(location: str, url: str) -> Iterator[None]:
     """Turn what the database raises (disk full, lost connection) into a StoreError that names the store."""
     try:
         with warnings.catch_warnings():
@@ -304,7 +287,10 @@ def _store_errors(location: str) -> Iterator[None]:
         from sqlalchemy.exc import SQLAlchemyError
 
         if isinstance(error, (OptunaError, SQLAlchemyError, OSError)):
-            raise StoreError(f"{location}: the history cannot be written or read: {error}. What was recorded before is kept") from error
+            why = redacted(error, url)
+            # Without the cause where it would show what is hidden here.
+            cause = error if why == str(error) else None
+            raise StoreError(f"{location}: the history cannot be written or read: {why}. What was recorded before is kept") from cause
         raise
 
 
@@ -321,14 +307,14 @@ def read_history(storage: str | Path, name: str | None = None) -> tuple[str, tup
     with contextlib.ExitStack() as stack:
         url = text
         if "://" not in text:
-            _check_readable(path)
+            check_readable(path)
             url = f"sqlite:///file:{path.absolute()}?mode=ro&uri=true"
-        store = _connect(url, stack)
-        with _store_errors(text):
+        store = connect(url, stack)
+        with _store_errors(redacted(text), url):
             studies = {s.study_name: s._study_id for s in store.get_all_studies()}
             chosen = name or next(iter(studies), DEFAULT_NAME)
             if chosen not in studies:
-                raise StoreError(f"{text} holds no study called {chosen!r}{nearest(chosen, studies)}")
+                raise StoreError(f"{redacted(text)} holds no study called {chosen!r}{nearest(chosen, studies)}")
             attributes = store.get_study_user_attrs(studies[chosen])
             found = [
                 _as_refused(Trial.from_json(json.loads(t.user_attrs["octavo:trial"])), attributes)
@@ -338,9 +324,13 @@ def read_history(storage: str | Path, name: str | None = None) -> tuple[str, tup
             return chosen, tuple(sorted(found, key=lambda t: t.number)), attributes
 
 
-def _check_readable(path: Path) -> None:
-    try:
-        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
-            connection.execute("SELECT name FROM sqlite_master LIMIT 1").fetchone()
-    except sqlite3.DatabaseError as error:
-        raise StoreError(f"{path} is no readable history: {error}") from error
+def _faults_file(url: str, name: str) -> Path:
+    """Return where a crash of this run's process leaves its trace: beside a file, else with octavo's own files."""
+    if url.startswith("sqlite:///"):
+        path = Path(url.removeprefix("sqlite:///"))
+        return path.with_name(f"{path.name}.faults")
+    digest = hashlib.sha256(f"{redacted(url)} {name}".encode()).hexdigest()[:16]
+    return home() / "faults" / f"{digest}.txt"
+
+
+__all__ = ["DEFAULT_NAME", "History", "StudyHistory", "default_storage", "read_history"]

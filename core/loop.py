@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -238,7 +239,13 @@ class Loop:
         for p in self.progress:
             p.trying(number, recipe)
         fatal = self.history.begin(number, recipe)
-        trial = Trial(number, recipe, "failed", error=fatal) if fatal else self._try(number, recipe)
+        try:
+            trial = Trial(number, recipe, "failed", error=fatal) if fatal else self._try(number, recipe)
+        except BaseException:
+            # Ctrl-C, a signal or a lost store: the recipe is run again when the run goes on.
+            with suppress(StoreError):
+                self.history.interrupt(number)
+            raise
         self.history.finish(trial)
         return trial
 

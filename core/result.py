@@ -19,6 +19,7 @@ from .config import TuningConfig
 from .errors import ConfigError
 from .evaluation import ArrayModel
 from .graph import ModelView
+from .redaction import redacted
 from .scoring import Holdout
 from .textfiles import read_text
 from .trial import Trial
@@ -159,7 +160,7 @@ class Result(Quantized):
             "notes": list(self.notes),
             "seconds": self.seconds,
             "storage": self.storage,
-            "command": self.command,
+            "command": redacted(self.command),
         }
 
     def save(self, folder: str | Path) -> Path:

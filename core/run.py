@@ -142,6 +142,8 @@ def autotune(
         for name in opened:
             for note in (*name.notes, *spaces[name.name].notes, *data[name.name].notes):
                 tell(callbacks, note)
+        for note in history.notes:
+            tell(callbacks, note)
         baseline = loop.measure_baseline(int(getattr(settings.criterion(host), "noise_runs", 1)), settings.racing)
         loop.scoring.check_holdout(reference.candidate, criterion)
         goal = ", ".join(filter(None, (criterion.describe(baseline.metrics), describe(loop.budgets))))
