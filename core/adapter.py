@@ -19,7 +19,7 @@ import numpy as np
 from .capability import Capability, Realization
 from .channels import Factors
 from .errors import SchemeError
-from .graph import ModelView
+from .graph import HeldWeight, ModelView
 from .numerics.affine import Array, QuantParams
 from .numerics.tensor import QuantizedTensor
 from .parts import PartConfig
@@ -192,6 +192,14 @@ class Session(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """Return a content digest of structure and weights, the same in any process."""
+
+    def census(self) -> Sequence[HeldWeight] | None:
+        """Return every distinct floating weight of two or more dimensions that the model's forward uses, wherever it stands.
+
+        It is counted in the model's tensors, and not in what :meth:`describe` found: the core holds the two against each
+        other whenever a candidate is built. None where a backend cannot count: then what it describes is believed.
+        """
+        return None
 
     def runner(self, batches: Sequence[Batch]) -> Callable[[Candidate], Iterator[tuple[np.ndarray, ...]]]:
         """Return a function that runs candidates of this session over the same few batches, as :meth:`Candidate.run` would.

@@ -63,7 +63,8 @@ def quantize_model(
             if data or realizer.probes():
                 realizer.calibrate(data[target.name] if data else ())
             candidate = realizer.candidate(recipe)
-        return Quantized(candidate, native, (*target.notes, *notes))
+            coverage = realizer.coverage(candidate)
+        return Quantized(candidate, native, (*target.notes, *notes, coverage.summary()), coverage)
 
 
 def _space_of(recipe: Recipe, opened: Opened) -> TuningSpace:

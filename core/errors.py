@@ -35,6 +35,10 @@ class PluginError(OctavoError):
     """A plugin breaks the rules of the seam."""
 
 
+class AdapterFault(PluginError, UserWarning):
+    """A backend contradicts itself. The model may be right all the same, so a run warns of it; octavo's tests fail."""
+
+
 class ModelError(OctavoError, ValueError):
     """The model cannot be opened, or holds something that cannot be quantized honestly."""
 

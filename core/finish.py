@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -164,6 +164,12 @@ class Finish:
             return scores.metrics, f"its files hold {size / self.loop.reference.bytes:.4g} of the float model's, and {limit:g} is allowed"
         return scores.metrics, "" if verdict.passed else verdict.reason
 
+    def _notes(self) -> Iterator[str]:
+        backends = self.loop.backends
+        for opened in self.opened:
+            known = backends[opened.name].space if opened.name in backends else opened.view
+            yield from (*opened.notes, *known.notes)
+
     def result(
         self,
         candidate: Candidate,
@@ -178,10 +184,15 @@ class Finish:
         """Gather the evidence."""
         loop = self.loop
         assert loop.baseline is not None
+        own = loop.backends.get(candidate.recipe.backend) or loop.backends[self.opened[0].name]
+        coverage = own.realizer.coverage(candidate)
+        if coverage.kept or loop.progress:
+            tell(loop.progress, coverage.summary())
         return Result(
             candidate,
             self.native,
-            tuple(n for o in self.opened for n in (*o.notes, *(loop.backends[o.name].space if o.name in loop.backends else o.view).notes)),
+            (*self._notes(), coverage.summary()),
+            coverage,
             goal_met=goal_met,
             reason=reason,
             best=best,

@@ -33,6 +33,8 @@ class Weight:
         dtype: Its stored dtype, by NumPy's name (``bfloat16`` included).
         channel_axis: Axis of the output channels, along which ``channel`` granularity has one scale each.
         shared_with: Names of other ops that use the same tensor (tied weights, a module called twice).
+        made_of: Names of the model's tensors that it is computed from, where it is none of them itself (a transposed
+            copy, a normalised weight): what coverage counts in its place.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Weight:
     dtype: str = "float32"
     channel_axis: int = 0
     shared_with: tuple[str, ...] = ()
+    made_of: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
@@ -48,6 +51,23 @@ class Weight:
         for d in self.shape:
             n *= d
         return n
+
+
+@dataclass(frozen=True, slots=True)
+class HeldWeight:
+    """A tensor of the model that its forward uses, whoever reads it.
+
+    Attributes:
+        name: The tensor's name in the model.
+        shape: Its shape.
+        dtype: Its stored dtype, by NumPy's name.
+        reason: Why no op claims it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +165,8 @@ class ModelView:
         inputs: The model's inputs, in call order.
         outputs: Names of the model's outputs.
         notes: What was out of reach and why, for the ledger.
+        unclaimed: Floating weights of two or more dimensions that the model's forward uses and no op claims, each with
+            its reason. A weight that an op claims may stand here too, where something else reads it as it is.
     """
 
     ops: tuple[Op, ...]
@@ -152,6 +174,7 @@ class ModelView:
     inputs: tuple[InputInfo, ...] = ()
     outputs: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    unclaimed: tuple[HeldWeight, ...] = ()
 
     def __post_init__(self) -> None:
         names = [op.name for op in self.ops]

@@ -7,8 +7,9 @@ and turns a recipe into :class:`~octavo.core.adapter.OpParameters`, which ``Sess
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from array_api_compat import array_namespace
@@ -18,14 +19,16 @@ from .algorithms.base import Rescaling, WeightConfig
 from .calibrators.base import Observer
 from .calibrators.features import FEATURES
 from .channels import Changes
+from .coverage import Coverage, account
 from .errors import DataError, NonFiniteWeight, SchemeError
-from .graph import Op
+from .graph import HeldWeight, Op
 from .numerics.affine import Array, QuantParams, affine_params
 from .numerics.tensor import QuantizedTensor, compact
 from .pages import GRAM_BYTES, Pages, paged
 from .prepared import Prepared, rescaled
 from .probing import ProbePlan, axis_of
 from .recipe import Recipe
+from .rules import why_float
 from .scheme import FLOAT, OpScheme, PartChoice, QuantSpec
 from .space import TuningSpace
 from .statistics import Probe, Statistics
@@ -168,7 +171,16 @@ class Realizer:
         said_of = (dict.fromkeys(without, "it has no bias to correct"), remarks, self._copies(carried, candidate))
         for said in filter(None, said_of):
             candidate.ledger = {**candidate.ledger, **{n: _remarked(candidate.ledger[n], why) for n, why in said.items()}}
+        self.coverage(candidate)  # holds the ops against the census
         return candidate
+
+    def coverage(self, candidate: Candidate) -> Coverage:
+        """Return what became of each weight of the model in a candidate of this session, or in the float model."""
+        return account(self.opened.view, candidate.ledger, lambda op: why_float(op, self.opened), self._census)
+
+    @cached_property
+    def _census(self) -> Sequence[HeldWeight] | None:
+        return self.opened.session.census()
 
     def _copies(self, recipe: Recipe, candidate: Candidate) -> Mapping[str, str]:
         """Return op name -> that its codes are a further copy of a weight that another op has in another form."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from .adapter import Applied, Candidate
 from .choice import pareto
 from .config import TuningConfig
+from .coverage import Coverage
 from .errors import ConfigError
 from .evaluation import ArrayModel
 from .graph import ModelView
@@ -40,11 +41,13 @@ class Quantized:
         candidate: The backend's object.
         native: Whether :attr:`model` is the backend's own (an nn.Module, a callable session) or arrays in, arrays out.
         notes: What the user should know.
+        coverage: Which weights of the model are quantized and which stay float, and why.
     """
 
     candidate: Candidate
     native: bool = True
     notes: tuple[str, ...] = ()
+    coverage: Coverage = field(default_factory=Coverage)
 
     @property
     def model(self) -> Any:
@@ -62,7 +65,7 @@ class Quantized:
         Raises:
             ConfigError: If the folder exists and is no octavo result.
         """
-        return save_candidate(self.candidate, Path(folder), {})
+        return save_candidate(self.candidate, Path(folder), {"coverage": self.coverage.to_json()})
 
     def export(self, to: str, folder: str | Path, *, host: PluginHost | None = None) -> Path:
         """Write the model for another runtime: ``standalone``, ``compressed-tensors``, ``gptq``, ...; as a whole or not at all.
@@ -157,6 +160,7 @@ class Result(Quantized):
             "config": self.config.model_dump(mode="json", exclude_defaults=True),
             "trials": [t.to_json() for t in self.trials],
             "ops": {op.name: [op.type, op.parameters, fixed.get(op.name, "")] for op in view.ops} if view else {},
+            "coverage": self.coverage.to_json(),
             "notes": list(self.notes),
             "seconds": self.seconds,
             "storage": self.storage,

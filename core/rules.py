@@ -185,6 +185,13 @@ def _why_fixed(op: Op, opened: Opened) -> str:
     return "; ".join(refusals) or f"{opened.name} only simulates schemes for {op.type} (simulated = true admits them)"
 
 
+def why_float(op: Op, opened: Opened) -> str:
+    """Return why an op runs in float whose line of the ledger does not say so."""
+    if not op.out_of_reach and len(opened.capability.for_op(op)) > 1:
+        return "the recipe keeps it in float"
+    return _why_fixed(op, opened)
+
+
 def _refuse(index: int, rule: Rule, opened: Sequence[Opened]) -> None:
     ops = [op for o in opened for op in o.view.ops]
     for pattern in rule.ops or ():

@@ -13,12 +13,13 @@ from octavo.core.adapter import Adapter, Applied, Batch, Candidate, OpParameters
 from octavo.core.capability import Capability
 from octavo.core.channels import FEATURES, Factors
 from octavo.core.errors import ModelError, NonFiniteWeight, SchemeError, nearest
-from octavo.core.graph import Group, ModelView
+from octavo.core.graph import Group, HeldWeight, ModelView
 from octavo.core.parts import PartConfig
 from octavo.core.recipe import Recipe
 from octavo.core.scheme import FLOAT, OpScheme
 
 from . import NumpyConfig
+from .census import census
 from .describe import describe
 from .fallback import REASON, native
 from .files import load_graph, save_graph
@@ -196,6 +197,10 @@ class NumpySession(Session):
                 ledger[op.name] = Applied(FLOAT, FLOAT, reason=REASON if op.name in self._foreign else op.out_of_reach)
         kept = {name: parameters[name] for name in recipe}
         return NumpyCandidate(quantized(self.graph, kept), recipe, ledger, self._kernels)
+
+    def census(self) -> Sequence[HeldWeight]:
+        """Return the floating constants of two or more dimensions that the outputs depend on."""
+        return census(self.graph)
 
     def runner(self, batches: Sequence[Batch]) -> Reuse:
         """Return what runs candidates over the same batches, each from its first changed node on."""

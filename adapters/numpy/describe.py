@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from octavo.core.coverage import unclaimed_of
 from octavo.core.graph import Group, ModelView, Op, Weight
 
+from .census import census
 from .graph import Graph, Node
 from .operators.convolution import Geometry
 from .operators.registry import Build
@@ -38,7 +40,9 @@ def describe(graph: Graph, shapes: Shapes) -> ModelView:
     batch = next((shapes[i.name][0] for i in graph.inputs if shapes.get(i.name)), 1)
     ops = tuple(_op(graph, node, users, shapes, batch) for node in graph.nodes)
     tied = tuple(Group(f"tied:{w}", "scheme", tuple(names)) for w, names in users.items() if len(names) > 1)
-    return ModelView(ops, (*tied, *rescale_groups(graph, ops)), graph.inputs, graph.outputs, _notes(graph))
+    groups = (*tied, *rescale_groups(graph, ops))
+    unclaimed = unclaimed_of(census(graph), ops)
+    return ModelView(ops, groups, graph.inputs, graph.outputs, _notes(graph), unclaimed)
 
 
 def weight_of(graph: Graph, node: Node) -> str:

@@ -11,14 +11,16 @@ import onnx_ir as ir
 from octavo.core.adapter import Applied, Batch, OpParameters, Session, Sink
 from octavo.core.capability import Capability
 from octavo.core.channels import Factors
+from octavo.core.coverage import unclaimed_of
 from octavo.core.errors import ModelError, nearest
-from octavo.core.graph import Group, ModelView
+from octavo.core.graph import Group, HeldWeight, ModelView
 from octavo.core.recipe import Recipe
 from octavo.core.scheme import FLOAT
 
 from . import OnnxConfig
 from .candidate import OnnxCallable, OnnxCandidate
 from .carried import Carried
+from .census import census
 from .emit import emit
 from .fingerprint import digest
 from .finite import refuse_non_finite
@@ -50,7 +52,10 @@ class OnnxSession(Session):
         self._prepared = prepared if prepared is not None else prepare(source.clone())
         self._sites = find_sites(self._prepared.graph)
         self._observed: Observed | None = None
-        self._view = self._sites.view if groups is None else replace(self._sites.view, groups=groups)
+        self._census = census(self._prepared.graph)
+        found = self._sites.view
+        unclaimed = unclaimed_of(self._census, found.ops)
+        self._view = replace(found, unclaimed=unclaimed, groups=found.groups if groups is None else groups)
 
     def check(self) -> None:
         """Refuse parameters that hold NaN or Inf, where no setting can keep them out of the way.
@@ -101,6 +106,10 @@ class OnnxSession(Session):
             paired = to_operators(model, [emitted[n].node for n, p in parameters.items() if p.scheme.mode == "static"])
         ledger = Carried(model, self.config, self._sites, parameters, emitted, paired)
         return OnnxCandidate(OnnxCallable(model, self.config, lambda: ledger.compiled), recipe, ledger)
+
+    def census(self) -> Sequence[HeldWeight]:
+        """Return the floating constants of two or more dimensions that the prepared model's outputs depend on."""
+        return self._census
 
     def runner(self, batches: Sequence[Batch]) -> Reuse:
         """Return what starts each candidate at the last narrow place of the graph before the first node that it changes."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -18,6 +19,8 @@ from . import TorchConfig
 from .attention import bypassed
 from .batches import to_call
 from .candidate import TorchCandidate
+from .capture import Call, Capture
+from .census import Reads, census
 from .experts import unreached
 from .lending import lends
 from .offers import capability
@@ -48,7 +51,8 @@ class TorchAdapter(Adapter):
         device = self._device(home)
         root, notes = with_stand_ins(skeleton(given)), []
         call = to_call(example, root, home) if example is not None else None
-        capture = capture_of(root, call, self._settings.capture)
+        reads = Reads() if call is not None else None
+        capture = _seen(root, call, self._settings.capture, reads)
         if device != home:
             why = lends(capture, call, device)
             if why:
@@ -56,14 +60,14 @@ class TorchAdapter(Adapter):
                 given = open_root(given, device)
                 root = with_stand_ins(skeleton(given))
                 call = to_call(example, root, device) if example is not None else None
-                capture = capture_of(root, call, self._settings.capture)
+                capture = _seen(root, call, self._settings.capture, reads)
         notes += [
             f"{path or 'the model'} ({kind}) reads its layers' weights and may never call them: they stay float"
             for path, kind in bypassed(root).items()
         ]
         if bare := list(unreached(root)):
             notes.append(f"weights of three axes that no layer holds stay float: {', '.join(bare)}")
-        return TorchSession(capture, device, call, tuple(notes), given)
+        return TorchSession(capture, device, call, tuple(notes), given, census(given, reads))
 
     def capability(self) -> Capability:
         """Return what runs on the configured device; ``auto`` answers for CUDA where there is one."""
@@ -112,6 +116,12 @@ class TorchAdapter(Adapter):
             raise DeviceError("device 'cuda' was asked for and torch sees no CUDA device; use device 'auto' or 'cpu'")
         device = own if self._settings.device == "auto" else torch.device(self._settings.device)
         return own if device.index is None and device.type == own.type else device
+
+
+def _seen(root: nn.Module, call: Call | None, how: Literal["auto", "modules"], reads: Reads | None) -> Capture:
+    """Look at a model, and note which tensors its runs read."""
+    with reads or nullcontext():
+        return capture_of(root, call, how)
 
 
 def read_model(source: Any, *, trust: bool) -> nn.Module:

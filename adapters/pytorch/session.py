@@ -14,7 +14,7 @@ from octavo.core.adapter import Applied, Batch, OpParameters, Session, Sink
 from octavo.core.capability import Capability
 from octavo.core.channels import Factors as Given
 from octavo.core.errors import ModelError, SchemeError, nearest
-from octavo.core.graph import InputInfo, ModelView
+from octavo.core.graph import HeldWeight, InputInfo, ModelView
 from octavo.core.numerics.affine import Array
 from octavo.core.recipe import Recipe
 from octavo.core.scheme import FLOAT
@@ -23,6 +23,7 @@ from .batches import parameters_of, to_call
 from .blockwise import Reconstruction, reconstruct
 from .candidate import TorchCandidate, digest
 from .capture import Call, Capture
+from .census import unclaimed
 from .distill import Distillation, distill
 from .folding import folded
 from .gradients import gradients
@@ -45,16 +46,24 @@ class TorchSession(Session):
         example: One batch as a call, or None.
         notes: What a reader must know, for the ledger.
         given: The model as it was given; ``capture`` may see stand-ins for some of its modules. None where the model was changed since.
+        counted: What its forward uses; None where the model was changed since.
     """
 
     def __init__(
-        self, capture: Capture, device: torch.device, example: Call | None, notes: tuple[str, ...] = (), given: nn.Module | None = None
+        self,
+        capture: Capture,
+        device: torch.device,
+        example: Call | None,
+        notes: tuple[str, ...] = (),
+        given: nn.Module | None = None,
+        counted: Sequence[HeldWeight] | None = None,
     ) -> None:
         self.capture = capture
         self._device = device
         self._example = example
         self._notes = notes
         self._given = given
+        self._counted = counted
         self._folded: dict[str, tuple[torch.Tensor, torch.Tensor | None]] = {}
         self._view: ModelView | None = None
 
@@ -62,8 +71,19 @@ class TorchSession(Session):
         """Return the layers that may be quantized, in execution order."""
         if self._view is None:
             notes = (*self._notes, *self.capture.notes, *_hook_notes(self.capture))
-            self._view = ModelView(self.capture.ops, self.capture.groups, self._inputs(), self.capture.outputs, notes)
+            seen = self.capture
+            self._view = ModelView(seen.ops, seen.groups, self._inputs(), seen.outputs, notes, self._unclaimed())
         return self._view
+
+    def census(self) -> Sequence[HeldWeight] | None:
+        """Return the parameters and buffers of two or more dimensions that the forward uses, as the module names them."""
+        return self._counted
+
+    def _unclaimed(self) -> tuple[HeldWeight, ...]:
+        if self._counted is None or self._given is None:
+            return ()
+        claimed = [weight.name for op in self.capture.ops for weight in op.weights]
+        return unclaimed(self._counted, self._given, self.capture.root, claimed)
 
     def _inputs(self) -> tuple[InputInfo, ...]:
         if self._example is None:

@@ -13,6 +13,7 @@ import pytest
 
 from ..adapter import Adapter, Batch, Candidate, Opened
 from ..channels import FEATURES, ChannelMap
+from ..coverage import difference
 from ..errors import DataError, SchemeError
 from ..evaluation import to_numpy
 from ..graph import Group, Op
@@ -263,6 +264,21 @@ class AdapterConformance:
         again: Candidate = cloudpickle.loads(cloudpickle.dumps(candidate))
         for a, b in zip(outputs(again, case.batches), outputs(candidate, case.batches), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+
+    def test_every_weight_is_accounted_for(self, opened: Opened, space: TuningSpace, realizer: Realizer) -> None:
+        """What ops claim and what none claims is what the census counts, in a candidate and in the float model."""
+        census = opened.session.census()
+        if census is None:
+            pytest.skip("the adapter takes no census of its own")
+        assert len({weight.name for weight in census}) == len(census), "the census counts a tensor twice"
+        assert all(weight.reason for weight in opened.view.unclaimed), "an unclaimed weight without a reason"
+        candidate = realizer.candidate(space.recipe(space.first()))
+        for model in (candidate, opened.session.reference()):
+            coverage = realizer.coverage(model)
+            assert difference(coverage, census) == ""
+            assert coverage.quantized + coverage.kept == coverage.total
+        assert realizer.coverage(candidate).quantized > 0
+        assert coverage.quantized == 0, "the float model is said to be quantized"
 
     def test_wrong_inputs_are_a_data_error(self, opened: Opened, space: TuningSpace, realizer: Realizer) -> None:
         """An unknown input name is refused with a typed error."""

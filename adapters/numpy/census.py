@@ -1,0 +1,67 @@
+"""The weights of a graph, counted in its constants: what stands in bodies of If, Loop and Scan included."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from octavo.core.coverage import counts
+from octavo.core.graph import HeldWeight
+
+from .graph import Graph, Node
+
+_BIAS = {"Gemm": 2, "Conv": 2, "ConvTranspose": 2, "LSTM": 3, "GRU": 3, "RNN": 3}
+"""Operator -> the input that is added to a product, and is no weight of one."""
+
+
+def census(graph: Graph) -> tuple[HeldWeight, ...]:
+    """Return every floating constant of two or more dimensions that the outputs depend on, once.
+
+    Args:
+        graph: After :func:`.passes.optimised`.
+
+    Returns:
+        In execution order, each with the reason why no integer kernel takes it where no op claims it. What a body holds
+        is named ``node/name``.
+    """
+    found: dict[str, HeldWeight] = {}
+    for place, owner, node, name in _reads(graph, ""):
+        array, key = owner.initializers[name], f"{place}{name}"
+        if counts(array.shape, str(array.dtype)) and key not in found:
+            found[key] = HeldWeight(key, tuple(array.shape), str(array.dtype), _reason(place, node, name))
+    return tuple(found.values())
+
+
+def _reads(graph: Graph, place: str) -> Iterator[tuple[str, Graph, Node | None, str]]:
+    """Yield (place, the graph that holds it, who reads it, name) for the constants that a graph's outputs depend on."""
+    for node in _needed(graph):
+        for name in dict.fromkeys(graph.reads(node)):
+            if name in graph.initializers:
+                yield place, graph, node, name
+        for attribute in node.attributes.values():
+            if isinstance(attribute, Graph):
+                yield from _reads(attribute, f"{place}{node.name}/")
+    for name in graph.outputs:
+        if name in graph.initializers:
+            yield place, graph, None, name
+
+
+def _needed(graph: Graph) -> list[Node]:
+    """Return the nodes whose values reach an output, in execution order."""
+    wanted = set(graph.outputs)
+    needed = []
+    for node in reversed(graph.nodes):
+        if wanted.intersection(node.outputs):
+            needed.append(node)
+            wanted.update(graph.reads(node))
+    return needed[::-1]
+
+
+def _reason(place: str, node: Node | None, name: str) -> str:
+    if node is None:
+        return "it is an output of the model as it is"
+    bias = _BIAS.get(node.op)
+    if bias is not None and len(node.inputs) > bias and node.inputs[bias] == name:
+        return "a bias stays float"
+    if place:
+        return f"it stands in the body of {place.rstrip('/')!r}, which stays float"
+    return f"the NumPy backend has no integer kernel for {node.op} with a constant"

@@ -1,0 +1,92 @@
+"""The weights of a model, counted in its tensors: initializers and constants that its outputs depend on, bodies included."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from octavo.core.coverage import counts
+from octavo.core.graph import HeldWeight
+
+_NAMES = {"float": "float32", "double": "float64"}
+_BIAS = {"Gemm": 2, "Conv": 2, "ConvTranspose": 2, "LSTM": 3, "GRU": 3, "RNN": 3}
+"""Operator -> the input that is added to a product, and is no weight of one."""
+
+
+def dtype_name(dtype: ir.DataType) -> str:
+    """Return NumPy's name of a tensor's type."""
+    name = dtype.name.lower()
+    return _NAMES.get(name, name)
+
+
+def census(graph: ir.Graph) -> tuple[HeldWeight, ...]:
+    """Return every floating constant of two or more dimensions that the outputs depend on, once.
+
+    Args:
+        graph: A prepared graph, whose Constant nodes are initializers.
+
+    Returns:
+        In execution order, each with the reason why no integer kernel takes it where no op claims it.
+    """
+    found: dict[ir.Value, HeldWeight] = {}
+    for node, value in _reads(graph):
+        tensor = value.const_value
+        if tensor is None or value in found or not counts(tensor.shape.numpy(), dtype_name(tensor.dtype)):
+            continue
+        name, shape = value.name or "", tuple(tensor.shape.numpy())
+        found[value] = HeldWeight(name, shape, dtype_name(tensor.dtype), _reason(graph, node, value))
+    return tuple(found.values())
+
+
+def _reads(graph: ir.Graph) -> Iterator[tuple[ir.Node | None, ir.Value]]:
+    """Yield (reader, value) for everything that nodes read which the outputs depend on; bodies with the node they belong to."""
+    for node in _needed(graph):
+        for value in node.inputs:
+            if value is not None:
+                yield node, value
+        for body in _bodies(node):
+            yield from _reads(body)
+    for value in graph.outputs:
+        yield None, value
+
+
+def _needed(graph: ir.Graph) -> list[ir.Node]:
+    """Return the nodes whose values reach an output, in execution order."""
+    needed = []
+    wanted: set[ir.Value] = set(graph.outputs)
+    for node in reversed(graph):
+        if wanted.intersection(node.outputs):
+            needed.append(node)
+            wanted.update(v for v in node.inputs if v is not None)
+            for body in _bodies(node):
+                wanted.update(_captured(body))
+    return needed[::-1]
+
+
+def _captured(body: ir.Graph) -> Iterator[ir.Value]:
+    """Yield all values that a body reads; those of the graph around it are among them."""
+    yield from body.outputs
+    for node in body:
+        yield from (v for v in node.inputs if v is not None)
+        for inner in _bodies(node):
+            yield from _captured(inner)
+
+
+def _bodies(node: ir.Node) -> Iterator[ir.Graph]:
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
+def _reason(graph: ir.Graph, node: ir.Node | None, value: ir.Value) -> str:
+    if node is None:
+        return "it is an output of the model as it is"
+    bias = _BIAS.get(node.op_type)
+    if bias is not None and len(node.inputs) > bias and node.inputs[bias] is value:
+        return "a bias stays float"
+    if node.graph is not graph:
+        return f"it is read in the body of an operator ({node.op_type} {node.name!r}), which stays float"
+    return f"no integer kernel is known for {node.op_type} with a constant"
