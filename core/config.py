@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+import threading
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
 from .criteria.config import ToleranceConfig
 from .errors import ConfigError
@@ -17,6 +19,7 @@ from .parts import PartConfig
 from .racing import RaceConfig
 from .rules import Rule
 from .scheme import Frozen, PartChoice
+from .settings import checked, shown
 from .textfiles import read_text
 
 if TYPE_CHECKING:
@@ -32,18 +35,25 @@ def seconds(value: str | float | None) -> float | None:
     """Read a duration: a number of seconds, or text such as ``10min``, ``2h``, ``500ms``.
 
     Raises:
-        ValueError: If it is neither, or negative.
+        ConfigError: If it is neither, negative, or longer than a timer can run.
     """
     if value is None:
         return None
     if isinstance(value, str):
         found = _DURATION.fullmatch(value)
         if not found:
-            raise ValueError(f"{value!r} is no duration; write 90, '90s', '10min' or '2h'")
-        return float(found[1]) * _SECONDS[found[2]]
-    if value < 0:
-        raise ValueError(f"a duration cannot be negative: {value}")
-    return float(value)
+            raise ConfigError(f"{shown(value)} is no duration; write 90, '90s', '10min' or '2h'")
+        length = float(found[1]) * _SECONDS[found[2]]
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        # An integer of thousands of digits is no float; it is too long in any case.
+        length = float(value) if value <= threading.TIMEOUT_MAX else math.inf
+    else:
+        raise ConfigError(f"a {type(value).__name__} is no duration; write 90, '90s', '10min' or '2h'")
+    if length < 0:
+        raise ConfigError(f"a duration cannot be negative: {value}")
+    if not length <= threading.TIMEOUT_MAX:
+        raise ConfigError(f"{shown(value)} is no duration that a timer can run: leave it out (None) for no limit")
+    return length
 
 
 class ObjectiveGoals(Frozen):
@@ -73,7 +83,7 @@ class TuningConfig(Frozen):
         trial_timeout: The same for one evaluation. Hard with the ``process`` executor; with ``inline`` it interrupts
             Python code and waits for a running kernel.
         stop: ``goal``: end at the first recipe that passes. ``budget``: use the trials to find a better one.
-        seed: The only source of randomness.
+        seed: The only source of randomness; below 2**32, as some generators take no more.
         accuracy: The criterion; a table without ``kind`` is the tolerance criterion's.
         objective: What to minimise.
         rules: Restrict or widen what ops may take; the later rule wins.
@@ -94,11 +104,11 @@ class TuningConfig(Frozen):
     """
 
     strategy: PartTable = "auto"
-    max_trials: int = Field(default=50, ge=1)
+    max_trials: int = Field(default=50, ge=1, le=10**9)
     timeout: float | None = None
     trial_timeout: float | None = None
     stop: Literal["goal", "budget"] = "budget"
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     accuracy: dict[str, Any] = Field(default_factory=dict)
     objective: ObjectiveGoals = ObjectiveGoals()
     rules: tuple[Rule, ...] = ()
@@ -109,15 +119,23 @@ class TuningConfig(Frozen):
     holdout: float = Field(default=0.0, ge=0, lt=1)
     confirm: bool = True
     non_finite: Literal["error", "float"] = "error"
-    gram_megabytes: float = Field(default=1024, ge=0, allow_inf_nan=False)
+    gram_megabytes: float = Field(default=1024, ge=0, le=2**40)
     executor: ExecutorConfig = ExecutorConfig()
-    budgets: dict[Literal["bits", "size", "latency"], float] = Field(default_factory=dict)
+    budgets: dict[Literal["bits", "size", "latency"], Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     plugins: PluginPolicy = Field(default_factory=lambda: PluginPolicy())
 
     @field_validator("timeout", "trial_timeout", mode="before", json_schema_input_type=float | str | None)
     @classmethod
     def _duration(cls, value: Any) -> Any:
         return seconds(value)
+
+    @field_validator("trial_timeout")
+    @classmethod
+    def _timer_can_run(cls, value: float | None) -> float | None:
+        # To a timer, 0 means none at all, and so does what rounds to it.
+        if value is not None and value < 1e-3:
+            raise ValueError("a trial needs at least 1 ms; leave trial_timeout out for no limit")
+        return value
 
     @field_validator("transforms", mode="before", json_schema_input_type=list[PartTable] | None)
     @classmethod
@@ -151,28 +169,23 @@ class TuningConfig(Frozen):
         Raises:
             ConfigError: If a setting is unknown (with the nearest name) or malformed, or the file cannot be read.
         """
-        from .plugins import explain
-
         if isinstance(source, TuningConfig):
             raw: dict[str, Any] = source.model_dump(exclude_unset=True)
             where = "config"
         elif isinstance(source, (str, Path)):
             raw, where = _parse(Path(source)), str(source)
         elif source is None or isinstance(source, Mapping):
-            raw, where = dict(source or {}), "config"
+            raw, where = {str(k): v for k, v in (source or {}).items()}, "config"
         else:
             raise ConfigError(f"config must be a TuningConfig, a mapping or a path, not {type(source).__name__}")
         for key, value in overrides.items():
             if key in ("metric", "tolerance", "mode", "higher_is_better"):
                 raw["accuracy"] = {**_table(raw.get("accuracy", {})), key: value}
             elif key in ("minimise", "minimize"):
-                raw["objective"] = {"minimise": [value] if isinstance(value, str) else list(value)}
+                raw["objective"] = {"minimise": [value] if isinstance(value, (str, Mapping)) else value}
             else:
                 raw[key] = value
-        try:
-            return cls.model_validate(raw)
-        except ValidationError as error:
-            raise ConfigError(explain(error, cls, where)) from error
+        return checked(cls, raw, where)
 
     @property
     def gram_bytes(self) -> int:
@@ -202,7 +215,11 @@ TuningConfig.model_rebuild()
 
 
 def _table(value: Any) -> dict[str, Any]:
-    return value.model_dump(exclude_unset=True) if isinstance(value, PartConfig) else dict(value)
+    if isinstance(value, PartConfig):
+        return value.model_dump(exclude_unset=True)
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"accuracy: a table of settings is needed (got {shown(value)})")
+    return {str(k): v for k, v in value.items()}
 
 
 def _parse(path: Path) -> dict[str, Any]:

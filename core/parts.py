@@ -5,21 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import model_validator
 
 from .errors import MissingFramework, PluginError
+from .settings import Checked
 
 T = TypeVar("T")
 
 
-class PartConfig(BaseModel):
+class PartConfig(Checked):
     """Base of every part's settings. Each subclass adds ``kind: Literal["its-name"] = "its-name"``."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     kind: str
+
+    @model_validator(mode="after")
+    def _counts_fit_a_machine(self) -> Self:
+        for name, value in self:
+            if isinstance(value, int) and not -(2**63) <= value < 2**63:
+                raise ValueError(f"{name} is larger than any count that a machine holds")
+        return self
 
 
 @dataclass(frozen=True, slots=True)

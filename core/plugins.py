@@ -16,11 +16,12 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
 import pluggy
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 
 from . import hookspecs
 from .errors import ConfigError, DuplicatePart, PluginError, UnknownPart, nearest
 from .parts import AdapterPart, Part, PartConfig
+from .settings import checked, shown
 
 P = TypeVar("P", bound=Part[Any])
 Kind = Literal["adapters", "strategies", "calibrators", "algorithms", "transforms", "objectives", "criteria", "exporters"]
@@ -198,14 +199,13 @@ class PluginHost:
         """
         if isinstance(raw, PartConfig):
             return raw
+        if not isinstance(raw, (str, Mapping)):
+            raise ConfigError(f"a {_singular(kind)} is a name or a table with a kind, not {shown(raw)}")
         table = {"kind": raw} if isinstance(raw, str) else dict(raw)
         if not isinstance(table.get("kind"), str):
             raise ConfigError(f"a {_singular(kind)} needs a kind: one of {', '.join(sorted(self.parts(kind)))}")
         part = self.part(kind, table["kind"])
-        try:
-            return part.config.model_validate(table)
-        except ValidationError as error:
-            raise ConfigError(explain(error, part.config, f"{_singular(kind)} {part.name!r}")) from error
+        return checked(part.config, table, f"{_singular(kind)} {part.name!r}")
 
     def schema(self, kind: Kind) -> dict[str, Any]:
         """Return the JSON schema of every config class of a kind, third parties' included."""
@@ -214,28 +214,6 @@ class PluginHost:
             return configs[0].model_json_schema()
         union: Any = reduce(or_, configs)
         return TypeAdapter(Annotated[union, Field(discriminator="kind")]).json_schema()
-
-
-def explain(error: ValidationError, model: type[Any], where: str) -> str:
-    """Turn a pydantic error into one message that names the setting and, for unknown keys, the nearest ones."""
-    lines = []
-    for item in error.errors():
-        path = ".".join(str(p) for p in item["loc"])
-        if item["type"] == "extra_forbidden":
-            lines.append(f"unknown setting {path!r}{nearest(str(item['loc'][-1]), _fields(model, item['loc'][:-1]))}")
-        else:
-            lines.append(f"{path or 'value'}: {item['msg']} (got {item['input']!r})")
-    return f"{where}: " + "; ".join(lines)
-
-
-def _fields(model: Any, path: tuple[Any, ...]) -> Collection[str]:
-    for step in path:
-        inner = model.model_fields.get(step) if hasattr(model, "model_fields") else None
-        candidates = [inner.annotation, *getattr(inner.annotation, "__args__", ())] if inner is not None else []
-        model = next((c for c in candidates if hasattr(c, "model_fields")), None) or next(
-            (c for a in candidates for c in getattr(a, "__args__", ()) if hasattr(c, "model_fields")), model
-        )
-    return getattr(model, "model_fields", {}).keys()
 
 
 def _missing(row: Mapping[str, Any]) -> str:
@@ -262,4 +240,4 @@ def _singular(kind: str) -> str:
     return {"strategies": "strategy", "criteria": "criterion"}.get(kind, kind.removesuffix("s"))
 
 
-__all__ = ["KINDS", "NO_AUTOLOAD", "Kind", "PluginError", "PluginHost", "PluginInfo", "explain"]
+__all__ = ["KINDS", "NO_AUTOLOAD", "Kind", "PluginError", "PluginHost", "PluginInfo"]

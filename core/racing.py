@@ -54,9 +54,9 @@ class RaceConfig(Frozen):
     """
 
     error: float = Field(default=0.05, gt=0, lt=1)
-    first: int = Field(default=64, ge=1)
-    batch: int = Field(default=64, ge=1)
-    seed: int = Field(default=0, ge=0)
+    first: int = Field(default=64, ge=1, lt=2**63)
+    batch: int = Field(default=64, ge=1, lt=2**63)
+    seed: int = Field(default=0, ge=0, lt=2**63)
 
 
 class SampleScore:

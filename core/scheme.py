@@ -9,7 +9,9 @@ import json
 import re
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, field_validator, model_serializer, model_validator
+from pydantic import field_validator, model_serializer, model_validator
+
+from .settings import Checked
 
 Mode = Literal["float", "cast", "weight_only", "dynamic", "static"]
 Scalar = str | int | float | bool | None
@@ -19,10 +21,8 @@ _BITS = re.compile(r"(?:u?int|mxint|nf)(\d+)")
 _NAMED_BITS = {"fp4": 4, "fp6": 6, "bfloat16": 16, "float16": 16, "float32": 32, "nvfp4": 4}
 
 
-class Frozen(BaseModel):
+class Frozen(Checked):
     """Base of frozen, hashable values that refuse unknown fields."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class PartChoice(Frozen):
@@ -41,7 +41,7 @@ class PartChoice(Frozen):
             return {"kind": raw}
         if isinstance(raw, dict) and "kind" in raw and "options" not in raw:
             rest = {k: v for k, v in raw.items() if k != "kind"}
-            return {"kind": raw["kind"], "options": tuple(sorted(rest.items()))}
+            return {"kind": raw["kind"], "options": tuple(sorted(rest.items(), key=lambda row: str(row[0])))}
         return raw
 
     @model_serializer

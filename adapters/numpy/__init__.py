@@ -20,8 +20,8 @@ class NumpyConfig(PartConfig):
     """
 
     kind: Literal["numpy"] = "numpy"
-    scratch: int = Field(default=2 << 20, ge=1 << 16)
-    threads: int = Field(default=0, ge=0)
+    scratch: int = Field(default=2 << 20, ge=1 << 16, le=1 << 40)
+    threads: int = Field(default=0, ge=0, le=1024)
 
 
 @hookimpl

@@ -25,10 +25,10 @@ class OnnxConfig(PartConfig):
 
     kind: Literal["onnx"] = "onnx"
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
-    threads: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1, le=1024)
     spinning: bool = False
     form: Literal["qdq", "qoperator"] = "qdq"
-    observe_megabytes: int = Field(default=256, ge=1)
+    observe_megabytes: int = Field(default=256, ge=1, le=2**40)
 
 
 @hookimpl

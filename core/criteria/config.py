@@ -43,7 +43,7 @@ class ToleranceConfig(PartConfig):
     higher_is_better: bool | None = None
     metrics: dict[str, MetricGoal] = Field(default_factory=dict)
     combine: Literal["all", "weighted"] = "all"
-    noise_runs: int = Field(default=2, ge=1)
+    noise_runs: int = Field(default=2, ge=1, le=1000)
 
     @model_validator(mode="after")
     def _direction_is_said(self) -> ToleranceConfig:
