@@ -35,10 +35,9 @@ def test_a_trials_limit_that_a_timer_takes_for_none_is_refused() -> None:
 @pytest.mark.parametrize("field", sorted(TuningConfig.model_fields))
 def test_every_setting_refuses_what_it_is_not(field: str) -> None:
     for value in (object(), b"\xff", {1, 2}, 10**5000, [[[]]], {1: object()}, math.nan):
-        with pytest.raises(octavo.OctavoError):
+        with pytest.raises(octavo.OctavoError) as caught:
             TuningConfig(**{field: value})
-        with pytest.raises(ValueError):
-            TuningConfig(**{field: value})
+        assert isinstance(caught.value, ValueError)
 
 
 @pytest.mark.parametrize("wrong", [
