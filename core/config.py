@@ -99,7 +99,7 @@ class TuningConfig(Frozen):
             gptq, awq and others need; the same again is for activations from which a further pass over the data goes on.
         executor: Where trials run.
         budgets: Hard limits (``bits``: average weight bits; ``size``: share of the float file; ``latency``: share of the
-            float time): a trial that overruns one does not pass.
+            float time): a trial that overruns one does not pass. None can be above the float model's own figure.
         plugins: Plugin policy: ``autoload``, ``allow``, ``deny``.
     """
 
@@ -141,6 +141,19 @@ class TuningConfig(Frozen):
     @classmethod
     def _transforms_as_written(cls, value: Any) -> Any:
         return (value,) if isinstance(value, (str, dict)) else value
+
+    @field_validator("budgets")
+    @classmethod
+    def _budgets_limit_something(cls, value: dict[str, float]) -> dict[str, float]:
+        most = {"bits": 32.0, "size": 1.0, "latency": 1.0}
+        for name, limit in value.items():
+            if not 0 < limit <= most[name]:
+                what = "bits of a weight" if name == "bits" else f"share of the float model's {name}"
+                raise ValueError(
+                    f"{name} = {limit:g} limits nothing: it is the {what}, above 0 and at most "
+                    f"{most[name]:g}" + ("" if name == "bits" else " (30 % is 0.3)")
+                )
+        return value
 
     @field_validator("strategy", mode="before")
     @classmethod

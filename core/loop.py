@@ -5,6 +5,7 @@ ask -> quantize (cached) -> apply -> evaluate -> measure -> judge -> record (dur
 
 from __future__ import annotations
 
+import re
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -44,6 +45,9 @@ class Backend:
 REFUSED_MARGIN = -0.01
 """The margin of a trial that passed in the search and was refused after it, at most. Strategies rank by it, so it is next to a pass; and
 it is a constant, so that nothing of the held-out data but the refusal itself reaches the search."""
+
+ALIKE = 5
+"""So many candidates in a row that fail alike, and none that did not fail, end the run: the fault is not in the recipes."""
 
 UNSTEADY = 0.25  # spread of the float model's timing, as a share of it, from which on it is told
 
@@ -218,6 +222,8 @@ class Loop:
             if known is None:
                 self.notify(trial)
             best = self.best()
+            if ended := self._alike(told):
+                return ended
             left = _estimate(self.history.trials, max_trials - len(self._known), began, timeout)
             if trial.number not in self._shown:
                 self._shown.add(trial.number)
@@ -229,6 +235,16 @@ class Loop:
     def best(self) -> Trial | None:
         """Return the best passing trial so far."""
         return choose(self.history.trials, tuple(self.objectives))
+
+    def _alike(self, told: set[str]) -> str:
+        """Return why the search ends where every candidate so far failed with the same error; '' where it goes on."""
+        trials = [t for t in self.history.trials if t.recipe.digest in told]
+        if len(trials) < ALIKE or any(t.state != "failed" for t in trials):
+            return ""
+        last = [_told_error(t.error) for t in trials[-ALIKE:]]
+        if len({_without_numbers(error) for error in last}) > 1:
+            return ""
+        return f"every candidate failed, the last {ALIKE} alike: {last[-1]}"
 
     def refuse(self, trial: Trial, why: str, margin: float = REFUSED_MARGIN) -> None:
         """Let a trial that passed count as missed, for this run and for every one that goes on from its history."""
@@ -318,6 +334,16 @@ def tell(progress: Sequence[Progress], text: str) -> None:
         p.note(text)
     if not progress:
         warnings.warn(text, stacklevel=4)
+
+
+def _told_error(text: str) -> str:
+    """Return the last line of a traceback: the error itself."""
+    return text.strip().splitlines()[-1] if text.strip() else "no error text"
+
+
+def _without_numbers(error: str) -> str:
+    """Return an error without what differs between two of the same: counts, times and addresses."""
+    return re.sub(r"0x[0-9a-fA-F]+|\d+(\.\d+)?", "#", error)
 
 
 def _lap(mark: float) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from itertools import product
 from types import MappingProxyType
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from .adapter import Opened
 from .errors import ConfigError, nearest
@@ -59,6 +59,13 @@ class SpecRule(Frozen):
         return tuple(made[wanted] for wanted in dict.fromkeys(self.reduce_range))
 
 
+SETTINGS = ("mode", "weight", "input", "algorithm", "calibrator")
+"""What a rule may say of the ops that it names."""
+
+LIFTS = ("mode", "weight")
+"""What says that ops are quantized after all. An algorithm or a calibrator says how, of those that are."""
+
+
 class Rule(Frozen):
     """What some ops may take. The later rule wins, field by field.
 
@@ -66,7 +73,7 @@ class Rule(Frozen):
         ops: Names or patterns (``encoder.layer.0.*``); None for any.
         types: Op types (``linear``, ``conv``); None for any.
         backends: Only for these backends; None for any.
-        keep: ``float`` leaves the ops alone.
+        keep: ``float`` leaves the ops alone, until a later rule says mode, weight or keep.
         mode: Allowed modes.
         weight: Allowed weight specs.
         input: Allowed input specs.
@@ -83,6 +90,16 @@ class Rule(Frozen):
     input: SpecRule | None = None
     algorithm: tuple[PartChoice, ...] | None = Field(default=None, min_length=1)
     calibrator: tuple[PartChoice, ...] | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _kept_ops_take_nothing(self) -> Rule:
+        beside = [f for f in SETTINGS if self.keep is not None and getattr(self, f) is not None]
+        if beside:
+            raise ValueError(
+                f"keep = 'float' leaves its ops alone, and {', '.join(beside)} beside it would be "
+                "dropped: write two rules, or leave one of them out"
+            )
+        return self
 
     @field_validator("ops", "types", "backends", mode="before", json_schema_input_type=str | list[str] | None)
     @classmethod
@@ -157,6 +174,7 @@ def build_space(
         alternatives += [(t,) for t in transforms]
     else:
         alternatives += dict.fromkeys((t,) for kind, t in suggested.items() if _could_gain(kind, opened, choices))
+    notes += _without_effect(opened, rules)
     units, remarks = find_units(opened.view, choices)
     return TuningSpace(opened.name, units, tuple(alternatives), (*notes, *remarks))
 
@@ -217,10 +235,10 @@ def _choices(op: Op, opened: Opened, rules: Sequence[Rule], simulated: bool) -> 
     for rule in rules:
         if not rule.matches(op, opened.name):
             continue
-        said = {f: getattr(rule, f) for f in ("mode", "weight", "input", "algorithm", "calibrator") if getattr(rule, f) is not None}
+        said = {f: getattr(rule, f) for f in SETTINGS if getattr(rule, f) is not None}
         if rule.keep:
             merged["keep"] = rule.keep
-        elif said:
+        elif any(f in said for f in LIFTS):
             merged.pop("keep", None)
         merged.update(said)
     if merged.get("keep") == "float":
@@ -232,6 +250,25 @@ def _choices(op: Op, opened: Opened, rules: Sequence[Rule], simulated: bool) -> 
         shown = "; ".join(str(s) for s in offers)
         raise ConfigError(f"the rules leave op {op.name!r} ({op.type}) nothing that {opened.name} can carry out. It can: {shown}")
     return (*dict.fromkeys(v for s in kept for v in _variants(s, merged)), FLOAT)
+
+
+def _without_effect(opened: Opened, rules: Sequence[Rule]) -> list[str]:
+    """Say which rules speak only of ops that an earlier one keeps in float."""
+    found = []
+    kept: set[str] = set()
+    for number, rule in enumerate(rules, 1):
+        names = {op.name for op in opened.view.ops if rule.matches(op, opened.name)}
+        said = [f for f in SETTINGS if getattr(rule, f) is not None]
+        if rule.keep:
+            kept |= names
+        elif any(f in said for f in LIFTS):
+            kept -= names
+        elif names and names <= kept and said:
+            found.append(
+                f"rule {number} changes nothing: an earlier rule keeps its ops in float, and "
+                f"{', '.join(said)} does not lift that (say mode or weight)"
+            )
+    return found
 
 
 def _admits(merged: dict[str, Any], scheme: OpScheme) -> bool:

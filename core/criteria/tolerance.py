@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from ..errors import ConfigError, nearest
 from .base import Criterion, Verdict
-from .config import LOSSES, MetricGoal, ToleranceConfig
+from .config import MetricGoal, ToleranceConfig
+from .direction import ask_for_direction, known_as_higher_is_better
 
 
 class Tolerance(Criterion):
@@ -21,25 +22,37 @@ class Tolerance(Criterion):
         for name in names:
             if name not in baseline:
                 raise ConfigError(f"the score function returns no metric {name!r}{nearest(name, baseline)}")
-            own = c.metrics.get(name, MetricGoal())
-            direction = own.higher_is_better if own.higher_is_better is not None else c.higher_is_better
-            if direction is None and name.lower() in LOSSES:
-                raise ConfigError(
-                    f"metric {name!r} reads like a loss: set accuracy.higher_is_better to false (or true) so that nothing is guessed"
-                )
-            goals[name] = MetricGoal(
-                tolerance=c.tolerance if own.tolerance is None else own.tolerance,
-                mode=own.mode or c.mode,
-                higher_is_better=True if direction is None else direction,
-                weight=own.weight,
-            )
+            goal = c.goal_of(name)
+            if goal.higher_is_better is None:
+                if not known_as_higher_is_better(name):
+                    raise ConfigError(ask_for_direction(name))
+                goal = goal.model_copy(update={"higher_is_better": True})
+            if goal.floor is None:
+                goal = goal.model_copy(update={"floor": float(goal.tolerance or 0.0) * len(names)})
+            goals[name] = goal
         return goals
 
     def check_baseline(self, baseline: Mapping[str, float]) -> None:
-        """Refuse a relative goal at a float score of 0."""
+        """Refuse a relative goal at a float score of 0, and one that any score from 0 on meets."""
         for name, goal in self._goals(baseline).items():
             if goal.mode == "relative" and baseline[name] == 0:
                 raise ConfigError(f"the float model's {name!r} is 0, and a relative tolerance of 0 is 0: set accuracy.mode to 'absolute'")
+            allowed = _allowed(goal, baseline[name])
+            if goal.higher_is_better and 0 < baseline[name] <= allowed:
+                raise ConfigError(
+                    f"the float model's {name!r} is {baseline[name]:.6g}, and a loss of {allowed:g} is tolerated: "
+                    "any model meets that. Lower accuracy.tolerance (1 % is 0.01)"
+                )
+
+    def _margin(self, rows: list[tuple[str, float, float, MetricGoal]]) -> float:
+        """Return the distance to the goal of all metrics together."""
+        shares = [share for _, _, share, _ in rows]
+        if self.config.combine != "weighted":
+            return min(shares)
+        weights = [goal.weight for *_, goal in rows]
+        mean = sum(s * w for s, w in zip(shares, weights, strict=True)) / sum(weights)
+        # What others gain has no limit, so the mean alone would let one metric collapse.
+        return min(mean, *(_above_floor(loss, goal) for _, loss, _, goal in rows))
 
     def _shares(self, metrics: Mapping[str, float], baseline: Mapping[str, float]) -> list[tuple[str, float, float, MetricGoal]]:
         """(name, loss, share of the tolerance that is left, goal); with tolerance 0 the share is -loss."""
@@ -61,13 +74,11 @@ class Tolerance(Criterion):
         if missing:
             return Verdict(False, float("-inf"), f"metric {missing[0]!r} is missing{nearest(missing[0], metrics)}")
         rows = self._shares(metrics, baseline)
-        if self.config.combine == "weighted":
-            total = sum(goal.weight for *_, goal in rows)
-            margin = sum(share * goal.weight for _, _, share, goal in rows) / total
-        else:
-            margin = min(share for _, _, share, _ in rows)
+        margin = self._margin(rows)
+        weighted = self.config.combine == "weighted" and len(rows) > 1
         parts = [
-            f"{n} {metrics[n]:.6g} against {baseline[n]:.6g} (loss {loss:.3g}, tolerated {goal.tolerance:g} {goal.mode})"
+            f"{n} {metrics[n]:.6g} against {baseline[n]:.6g} (loss {loss:.3g}, tolerated {goal.tolerance:g} {goal.mode}"
+            + (f", never more than {goal.floor:g})" if weighted else ")")
             for n, loss, _, goal in rows
         ]
         return Verdict(margin >= 0, margin, "; ".join(parts))
@@ -76,7 +87,7 @@ class Tolerance(Criterion):
         """Say the goal."""
         lines = []
         for name, goal in self._goals(baseline).items():
-            allowed = float(goal.tolerance or 0) * (abs(baseline[name]) if goal.mode == "relative" else 1.0)
+            allowed = _allowed(goal, baseline[name])
             bound = baseline[name] - allowed if goal.higher_is_better else baseline[name] + allowed
             lines.append(f"{name} {'>=' if goal.higher_is_better else '<='} {bound:.6g}")
         return ("weighted mean of " if self.config.combine == "weighted" and len(lines) > 1 else "") + " and ".join(lines)
@@ -87,7 +98,7 @@ class Tolerance(Criterion):
         for name, goal in self._goals(runs[0]).items():
             values = [r[name] for r in runs]
             spread = max(values) - min(values)
-            allowed = float(goal.tolerance or 0) * (abs(values[0]) if goal.mode == "relative" else 1.0)
+            allowed = _allowed(goal, values[0])
             if spread > allowed:
                 lines.append(
                     f"{name} of the float model varied by {spread:.3g} between {len(values)} runs, and only {allowed:.3g} is tolerated"
@@ -100,4 +111,16 @@ class Tolerance(Criterion):
         if len(goals) != 1:
             return None
         ((name, goal),) = goals.items()
-        return float(goal.tolerance or 0.0) * (abs(baseline[name]) if goal.mode == "relative" else 1.0), bool(goal.higher_is_better)
+        return _allowed(goal, baseline[name]), bool(goal.higher_is_better)
+
+
+def _allowed(goal: MetricGoal, baseline: float) -> float:
+    """Return the tolerated loss in the score's own unit."""
+    return float(goal.tolerance or 0.0) * (abs(baseline) if goal.mode == "relative" else 1.0)
+
+
+def _above_floor(loss: float, goal: MetricGoal) -> float:
+    """Return how much is left to the floor as a share of it; with a floor of 0, the gain."""
+    floor = float(goal.floor or 0.0)
+    left = (floor - loss) / floor if floor else -loss
+    return 0.0 if -1e-9 < left < 0 else left

@@ -145,7 +145,8 @@ def report_data(facts: Mapping[str, Any], title: str = "Quantization report") ->
     trials = tuple(Trial.from_json(t) for t in facts["trials"])
     accuracy = dict(facts.get("config", {}).get("accuracy", {}))
     metric = str(accuracy.get("metric") or next(iter(baseline.metrics)))
-    higher = accuracy.get("higher_is_better") is not False
+    own = accuracy.get("metrics", {}).get(metric, {}).get("higher_is_better")
+    higher = (accuracy.get("higher_is_better") if own is None else own) is not False
     storage = facts.get("storage", "")
     return ReportData(
         title=title,

@@ -11,7 +11,7 @@ from octavo.core.errors import ConfigError
 
 def judge(score: float, baseline: float, **settings: object):
     criterion = Tolerance(ToleranceConfig(**settings))
-    return criterion.judge({"m": score}, {"m": baseline})
+    return criterion.judge({"score": score}, {"score": baseline})
 
 
 @pytest.mark.parametrize(("settings", "baseline", "score", "passed"), [
@@ -45,8 +45,8 @@ def test_margin_ranks_as_the_score_does(baseline: float, a: float, b: float) -> 
 
 def test_a_relative_goal_at_zero_is_refused() -> None:
     with pytest.raises(ConfigError, match="absolute"):
-        Tolerance(ToleranceConfig()).check_baseline({"m": 0.0})
-    Tolerance(ToleranceConfig(mode="absolute")).check_baseline({"m": 0.0})
+        Tolerance(ToleranceConfig()).check_baseline({"score": 0.0})
+    Tolerance(ToleranceConfig(mode="absolute")).check_baseline({"score": 0.0})
 
 
 def test_a_metric_named_like_a_loss_is_not_guessed() -> None:
@@ -66,10 +66,10 @@ def test_several_metrics() -> None:
     assert weighted.judge({"accuracy": 0.89, "wer": 0.12}, baseline).passed
     assert not every.judge({"accuracy": 0.9}, baseline).passed
     with pytest.raises(ConfigError, match="'accuracy'"):
-        Tolerance(ToleranceConfig(metric="acuracy")).check_baseline(baseline)
+        Tolerance(ToleranceConfig(metric="acuracy", higher_is_better=True)).check_baseline(baseline)
 
 
 def test_noise_is_compared_with_the_tolerance() -> None:
     criterion = Tolerance(ToleranceConfig(tolerance=0.01))
-    assert criterion.noise(({"m": 0.9}, {"m": 0.905})) == ""
-    assert "varied by 0.05" in criterion.noise(({"m": 0.9}, {"m": 0.95}))
+    assert criterion.noise(({"score": 0.9}, {"score": 0.905})) == ""
+    assert "varied by 0.05" in criterion.noise(({"score": 0.9}, {"score": 0.95}))

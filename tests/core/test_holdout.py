@@ -111,7 +111,7 @@ def test_a_saved_result_says_what_was_refused(tmp_path: Path) -> None:
     pytest.importorskip("jinja2")
     with pytest.warns(UserWarning, match="refused"):
         result = tune(tmp_path / "h.db", fails_where(lambda recipe: len(recipe) == 4))
-    (refused,) = (t for t in result.trials if t.refused)
+    refused = next(t for t in result.trials if t.refused)
     page = result.report(tmp_path / "report.html").read_text()
     assert "<summary>refused</summary>" in page
     assert refused.refused[:30] in page

@@ -56,7 +56,14 @@ def tune(
     strategy: Annotated[str | None, typer.Option(help="Search strategy; see octavo plugins.")] = None,
     tolerance: Annotated[float | None, typer.Option(help="Tolerated loss of the score; default 0.01.")] = None,
     mode: Annotated[Literal["relative", "absolute"] | None, typer.Option(help="Of the float score, or in its own units.")] = None,
-    lower_is_better: Annotated[bool, typer.Option("--lower-is-better", help="The score of --evaluate is a loss.")] = False,
+    lower_is_better: Annotated[
+        bool | None,
+        typer.Option(
+            "--lower-is-better/--higher-is-better",
+            help="Whether the score of --evaluate is a loss; asked for where its name does not say.",
+            show_default=False,
+        ),
+    ] = None,
     minimise: Annotated[list[str] | None, typer.Option(help="What to minimise, most important first; may be repeated.")] = None,
     max_trials: Annotated[int | None, typer.Option(help="Evaluations after the float model's.")] = None,
     timeout: Annotated[str | None, typer.Option(help="Limit of the search: 90s, 10min, 2h.")] = None,
@@ -76,7 +83,7 @@ def tune(
     settings = {
         "strategy": strategy, "tolerance": tolerance, "mode": mode, "minimise": minimise, "max_trials": max_trials, "timeout": timeout,
         "stop": stop, "seed": seed, "backends": tuple(backend) if backend else None, "metric": metric_name, "holdout": holdout,
-        "higher_is_better": False if lower_is_better else None,
+        "higher_is_better": None if lower_is_better is None else not lower_is_better,
     }  # fmt: skip
     configured = TuningConfig.read(config, **{k: v for k, v in settings.items() if v is not None})
     opened = source(model)
