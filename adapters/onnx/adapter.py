@@ -11,6 +11,7 @@ from octavo.core.capability import Capability
 from . import OnnxConfig
 from .candidate import OnnxCandidate, load_candidate
 from .kernels import capability
+from .runtime import judge
 from .session import OnnxSession
 from .source import read
 
@@ -26,7 +27,9 @@ class OnnxAdapter(Adapter):
         Raises:
             ModelError: If it is no valid model or the runtime cannot run its opset; UnsafeFile and NonFiniteWeight among them.
         """
-        session = OnnxSession(read(source), self.config)
+        model = read(source)
+        judge(model, self.config)
+        session = OnnxSession(model, self.config)
         session.check()
         return session
 

@@ -57,7 +57,7 @@ def _dequantized_weight(e: Editor, site: Site, weight: QuantizedTensor) -> ir.Va
         name=f"{site.op.name}_weight_DequantizeLinear",
     )
     node.outputs[0].name, node.outputs[0].type = f"{site.op.name}_weight", ir.TensorType(ir.DataType.FLOAT)
-    e.graph.insert_before(e.nodes[site.op.name], [node])
+    e.before(e.nodes[site.op.name], [node])
     return node.outputs[0]
 
 
@@ -65,7 +65,7 @@ def _dequantized_bias(e: Editor, site: Site, codes: ir.TensorProtocol, scale: ir
     inputs = [e.initializer(f"{site.op.name}_bias_quantized", codes), e.initializer(f"{site.op.name}_bias_scale", scale)]
     node = ir.node("DequantizeLinear", inputs, {"axis": 0} if scale.shape.rank() else None, name=f"{site.op.name}_bias_DequantizeLinear")
     node.outputs[0].name, node.outputs[0].type = f"{site.op.name}_bias", ir.TensorType(ir.DataType.FLOAT)
-    e.graph.insert_before(e.nodes[site.op.name], [node])
+    e.before(e.nodes[site.op.name], [node])
     return node.outputs[0]
 
 

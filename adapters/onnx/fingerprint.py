@@ -34,5 +34,9 @@ def _graph(graph: ir.Graph) -> Iterator[bytes | memoryview]:
             if attribute.type == ir.AttributeType.GRAPH:
                 yield name.encode()
                 yield from _graph(attribute.as_graph())
+            elif attribute.type == ir.AttributeType.GRAPHS:
+                for body in attribute.as_graphs():
+                    yield name.encode()
+                    yield from _graph(body)
             else:
                 yield ir.to_proto(attribute).SerializeToString(deterministic=True)

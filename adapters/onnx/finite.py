@@ -14,6 +14,7 @@ import onnx_ir as ir
 from octavo.core.errors import NonFiniteWeight
 
 from .folding import constant
+from .scopes import walk
 from .sites import Sites
 
 _PARAMETERS: Mapping[str, tuple[int, ...]] = {
@@ -29,7 +30,7 @@ def refuse_non_finite(sites: Sites) -> None:
     Raises:
         NonFiniteWeight: If one holds NaN or Inf; the message names the tensor and the op.
     """
-    for node in sites.graph:
+    for node in walk(sites.graph):
         for index in _PARAMETERS.get(node.op_type, ()) if node.domain == "" else ():
             _refuse(node.inputs[index] if index < len(node.inputs) else None, node.name)
     for name, site in sites.sites.items():

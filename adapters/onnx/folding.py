@@ -110,11 +110,9 @@ def _evaluate(node: ir.Node, arrays: dict[str, np.ndarray], opset: int) -> Seque
 
 
 def bypass_identities(graph: ir.Graph) -> None:
-    """Let whoever reads an Identity read its input. Bodies of control flow need theirs, and so do the model's outputs."""
+    """Let whoever reads an Identity read its input. The outputs of the model, and of a body, need theirs."""
     for node in list(graph):
         if node.op_type == "Identity" and node.domain == "" and node.inputs[0] is not None and not node.outputs[0].is_graph_output():
-            if any(user.graph is not graph for user, _ in node.outputs[0].uses()):
-                continue
             node.outputs[0].replace_all_uses_with(node.inputs[0])
             graph.remove(node, safe=True)
 

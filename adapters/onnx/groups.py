@@ -20,13 +20,17 @@ FREE_PRODUCERS = frozenset({"gelu", "silu", "mul"})
 """Activations that factors do not pass through: the group's value is divided by a multiplication of its own."""
 
 
-def find_groups(sites: Mapping[str, Site]) -> tuple[Group, ...]:
+def find_groups(sites: Mapping[str, Site], outside: Mapping[str, Site]) -> tuple[Group, ...]:
     """Return the groups of a graph.
+
+    Args:
+        sites: All sites.
+        outside: Those of the main graph: channels are not traded in the bodies of If, Loop and Scan.
 
     ``scheme``: ops of one type with a tied weight. ``rescale``: a norm and the linear ops that read it (whoever else reads it is given
     the unscaled value back), a GELU or gate and its linear readers (divided by one multiplication more), or a convolution or linear op, ReLU and max pool in between, and the ops that alone read it.
     """
-    return (*_tied(sites), *_rescalable(sites), *(stream.group() for stream in find_streams(sites)))
+    return (*_tied(sites), *_rescalable(outside), *(stream.group() for stream in find_streams(outside)))
 
 
 def _tied(sites: Mapping[str, Site]) -> Iterator[Group]:

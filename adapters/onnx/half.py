@@ -9,14 +9,16 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from .scopes import scopes, walk
+
 _HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 def widen(model: ir.Model) -> bool:
     """Turn half-precision arithmetic into float32, in place; True if there was any."""
     graph = model.graph
-    nodes = list(ir.traversal.RecursiveGraphIterator(graph))
-    held = [v for g in {n.graph for n in nodes if n.graph is not None} | {graph} for v in getattr(g, "initializers", {}).values()]
+    nodes, graphs = list(walk(graph)), list(scopes(graph))
+    held = [v for g in graphs for v in g.initializers.values()]
     found = [v for v in held if v.const_value is not None and v.const_value.dtype in _HALVES]
     ends = [v for v in (*graph.inputs, *graph.outputs) if v.dtype in _HALVES]
     if not found and not ends:
@@ -31,6 +33,10 @@ def widen(model: ir.Model) -> bool:
         for output in node.outputs:
             if output.dtype in _HALVES:
                 output.type = ir.TensorType(ir.DataType.FLOAT)
+    for body in graphs[1:]:
+        for value in body.inputs:
+            if value.dtype in _HALVES:
+                value.type = ir.TensorType(ir.DataType.FLOAT)
     for value in graph.inputs:
         if value.dtype in _HALVES:
             _cast_input(graph, value)

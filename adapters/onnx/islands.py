@@ -11,6 +11,7 @@ import onnx_ir as ir
 from octavo.core.adapter import OpParameters
 
 from .packing import cached, tensor
+from .scopes import owner
 from .sites import Site
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class Islands:
         result.type, result.shape = ir.TensorType(ir.DataType.FLOAT), half.shape
         half.replace_all_uses_with(result, replace_graph_outputs=True)
         node.replace_input_with(0, half)
-        e.graph.insert_after(last, [node])
+        owner(last).insert_after(last, [node])
         name = half.name or ""
         result.name, half.name = name, f"{name}_half"
         e.values[name] = result
@@ -88,7 +89,6 @@ class Islands:
 
     def join(self) -> None:
         """Merge islands of one type that touch: numbers of 16 bits pass from one to the next without a Cast."""
-        graph = self._editor.graph
         for (_, dtype), node in self._narrow.items():
             wide = node.inputs[0]
             producer = wide.producer() if wide is not None else None
@@ -98,9 +98,9 @@ class Islands:
             if half is None or half.dtype != dtype:
                 continue
             node.outputs[0].replace_all_uses_with(half)
-            graph.remove(node, safe=True)
+            owner(node).remove(node, safe=True)
             if not wide.uses() and not wide.is_graph_output():
-                graph.remove(producer, safe=True)
+                owner(producer).remove(producer, safe=True)
 
 
 def runs_in_half(node: onnx.NodeProto) -> bool:

@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -17,7 +18,9 @@ from octavo.core.errors import DataError, ModelError, nearest
 
 from . import OnnxConfig
 from .candidate import feeds
+from .replay import Replay, find_region
 from .runtime import compile_model
+from .scopes import scopes, walk
 
 logger = logging.getLogger(__name__)
 
@@ -49,33 +52,37 @@ def observe(model: ir.Model, config: OnnxConfig, batches: Iterable[Batch], value
     """Hand every array of every named value to ``sink``; return what that took.
 
     All values come out of one run per batch while their arrays fit ``config.observe_megabytes``; beyond that, the values
-    are split into parts and the batch is run once for each part, so that memory stays bounded whatever the model.
+    are split into parts and the batch is run once for each part, so that memory stays bounded whatever the model. A body of If,
+    Loop or Scan is carried out by itself (:mod:`.replay`), with all values of one step at once.
 
     Raises:
         DataError: If a batch is not finite or not of the model's shapes.
         ModelError: If a value does not exist.
     """
     inputs = {v.name or "": v for v in model.graph.inputs}
-    inner = [v for v in dict.fromkeys(values) if v not in inputs]
-    known = {v.name: v for node in model.graph for v in node.outputs}
-    for name in inner:
-        if name not in known:
-            raise ModelError(f"the model has no value {name!r}{nearest(name, [k for k in known if k])}")
+    region = find_region(model.graph, frozenset(values))
+    _check_known(model, values)
+    inner = [v for v in region.wanted if v not in inputs]
+    # What bodies read comes out of the same run, and is kept until they have been carried out.
+    read = [v.name or "" for v in region.needed if v.name not in inputs]
+    wanted, kept = frozenset(inner), frozenset(read)
+    replay = Replay(model, config, sink)
     bound = config.observe_megabytes * 2**20
     parts: list[tuple[ort.InferenceSession, list[str]]] | None = None
-    seen = Observed(values=len(inner))
+    seen = Observed(values=len(frozenset(values) - inputs.keys()))
     for batch in batches:
         if parts is None:
-            parts = _parts(model, config, batch, inner, bound)
+            parts = _parts(model, config, batch, list(dict.fromkeys((*inner, *read))), bound)
             seen.parts = len(parts)
         given = feeds(parts[0][0].get_inputs(), batch)
         _check_finite(given, seen.batches)
         for name in values:
             if name in inputs:
                 sink(name, given[name])
+        known: dict[str, Any] = dict(given)
         for session, names in parts:
             arrays = session.run(names, given) if names else []
-            held = sum(a.nbytes for a in arrays)
+            held = sum(a.nbytes for a in arrays if isinstance(a, np.ndarray))
             if held > max(bound, seen.held) and len(names) == 1:
                 warnings.warn(
                     f"value {names[0]!r} alone takes {held / 2**20:.0f} MiB in calibration, more than observe_megabytes = "
@@ -84,10 +91,25 @@ def observe(model: ir.Model, config: OnnxConfig, batches: Iterable[Batch], value
                 )
             seen.held = max(seen.held, held)
             for name in reversed(names):  # each array goes before the next is looked at
-                sink(name, arrays.pop())
+                array = arrays.pop()
+                if name in kept:
+                    known[name] = array
+                if name in wanted:
+                    sink(name, array)
+                del array
+        replay(region, known)
+        seen.held = max(seen.held, replay.held)
         seen.batches += 1
     logger.info("%s", seen)
     return seen
+
+
+def _check_known(model: ir.Model, values: Sequence[str]) -> None:
+    known = {v.name or "" for scope in scopes(model.graph) for v in scope.inputs}
+    known |= {v.name or "" for node in walk(model.graph) for v in node.outputs}
+    for name in values:
+        if name not in known:
+            raise ModelError(f"the model has no value {name!r}{nearest(name, known)}")
 
 
 def _check_finite(given: Mapping[str, np.ndarray], index: int) -> None:
@@ -113,8 +135,6 @@ def parts_session(model: ir.Model, config: OnnxConfig, names: Sequence[str], *, 
             clone.graph.append(node)
             clone.graph.outputs.append(node.outputs[0])
         elif name not in present:
-            if value.type is None:
-                value.type = ir.TensorType(ir.DataType.FLOAT)
             clone.graph.outputs.append(value)
     return compile_model(clone, config, lean=True).session
 

@@ -15,6 +15,7 @@ from .attention import simplify_masked_softmax
 from .convolutions import fold_affine, fold_batch_norm, fold_pad, pool_from_mean
 from .folding import add_from_sum, bypass_dropout, bypass_identities, drop_unused_initializers, fold_constants
 from .half import widen
+from .scopes import lift_initializers, scopes, walk
 from .transposes import swap_last_axes
 
 logger = logging.getLogger(__name__)
@@ -35,18 +36,21 @@ def prepare(model: ir.Model) -> ir.Model:
     """Fold what is constant, what stands around convolutions, spatial means and swaps of axes; infer shapes."""
     model = passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model).model
     widen(model)
-    fold_constants(model.graph)
-    bypass_identities(model.graph)
+    for scope in scopes(model.graph):
+        fold_constants(scope)
+        bypass_identities(scope)
     model = infer_shapes(model)
     graph = model.graph
-    for node in list(graph):
+    for node in list(walk(graph)):
         if node.domain == "" and node.op_type in _REWRITES:
             _REWRITES[node.op_type](node)
-    simplify_masked_softmax(graph)
-    swap_last_axes(graph)
+    for scope in scopes(graph):
+        simplify_masked_softmax(scope)
+        swap_last_axes(scope)
     model = passes.RemoveUnusedNodesPass()(model).model
+    lift_initializers(graph)
     drop_unused_initializers(graph)
-    for node in ir.traversal.RecursiveGraphIterator(graph):
+    for node in walk(graph):
         # Exporters leave stack traces on every node: up to 1 % of a model, and paths of the machine that made it.
         node.metadata_props.clear()
         node.doc_string = None
@@ -55,7 +59,7 @@ def prepare(model: ir.Model) -> ir.Model:
 
 def infer_shapes(model: ir.Model) -> ir.Model:
     """Infer what can be inferred; where inference fails, shapes stay unknown and nothing else changes."""
-    for node in model.graph:
+    for node in walk(model.graph):
         if node.domain == "ai.onnx.ml" and node.op_type in ("Scaler", "Normalizer") and node.inputs[0] is not None:
             node.outputs[0].type, node.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), node.inputs[0].shape  # onnx infers neither
     try:

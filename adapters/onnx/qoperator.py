@@ -16,6 +16,7 @@ from onnx_ir.passes import common as passes
 
 from .blockwise import MS
 from .folding import drop_unused_initializers
+from .scopes import owner, walk
 from .sites import CARRIERS
 
 _BYTES = (ir.DataType.UINT8, ir.DataType.INT8)
@@ -55,16 +56,16 @@ def to_operators(model: ir.Model, ops: Iterable[str]) -> dict[str, str]:
         Name of a node -> why it keeps its QuantizeLinear and DequantizeLinear.
     """
     graph, kept = model.graph, {}
-    nodes = {node.name or "": node for node in graph}
+    nodes = {node.name or "": node for node in walk(graph)}
     for name in ops:
         node = nodes[name]
-        if node.domain != MS and not _write(graph, node):
+        if node.domain != MS and not _write(owner(node), node):
             kept[name] = f"ONNX Runtime has no QOperator form of this {node.op_type}: QuantizeLinear and DequantizeLinear stay around it"
-    for node in [n for n in graph if n.op_type in CARRIERS and n.domain == ""]:
-        _carry(graph, node)
+    for node in [n for n in walk(graph) if n.op_type in CARRIERS and n.domain == ""]:
+        _carry(owner(node), node)
     passes.RemoveUnusedNodesPass()(model)
     drop_unused_initializers(graph)
-    if any(node.domain == MS for node in graph):
+    if any(node.domain == MS for node in walk(graph)):
         graph.opset_imports.setdefault(MS, 1)
     return kept
 
@@ -162,8 +163,7 @@ def _elementwise(op_type: str) -> Callable[[ir.Node, Sequence[_Codes], _Result],
         inputs = [v for g in given for v in g.triple()]
         attributes = list(node.attributes.values())
         if op_type == "QLinearSoftmax":
-            assert node.graph is not None
-            attributes.append(ir.AttrInt64("opset", node.graph.opset_imports[""]))
+            attributes.append(ir.AttrInt64("opset", owner(node).opset_imports[""]))
         return ir.Node(MS, op_type, [*inputs, *result.pair()], attributes)
 
     return write

@@ -28,7 +28,7 @@ def rescale(model: ir.Model, sites: Sites, groups: Iterable[Group], factors: Map
     Raises:
         SchemeError: If a group is unknown or cannot take its factors.
     """
-    streams = {s.group().name: s for s in find_streams(sites.sites)}
+    streams = {s.group().name: s for s in find_streams(sites.outside)}
     clone = model.clone()
     editor = _Editor(clone.graph)
     for group, change in channel_maps(groups, factors):

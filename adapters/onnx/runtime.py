@@ -19,6 +19,8 @@ from onnxruntime.capi import onnxruntime_pybind11_state as _state
 from octavo.core.errors import DeviceError, ModelError
 
 from . import OnnxConfig
+from .mending import graphs
+from .scopes import tensors_of
 
 RUNTIME_ERRORS: tuple[type[Exception], ...] = (
     *(c for c in vars(_state).values() if isinstance(c, type) and issubclass(c, Exception)),
@@ -40,7 +42,7 @@ class Compiled:
 
     Attributes:
         session: Ready to run.
-        nodes: Optimized nodes, weights left out; empty where they were not asked for.
+        nodes: Optimized nodes, those of bodies among them, weights left out; empty where they were not asked for.
     """
 
     session: ort.InferenceSession
@@ -64,9 +66,18 @@ def compile_model(model: ir.Model, config: OnnxConfig, *, inspect: bool = False,
 
 
 def compile_proto(
-    proto: onnx.ModelProto, held: Mapping[str, ir.TensorProtocol], config: OnnxConfig, *, inspect: bool = False, lean: bool = False
+    proto: onnx.ModelProto,
+    held: Mapping[str, ir.TensorProtocol],
+    config: OnnxConfig,
+    *,
+    inspect: bool = False,
+    lean: bool = False,
+    optimize: bool = True,
 ) -> Compiled:
-    """Create a session for what :func:`skeleton` or :func:`part` made; raises as :func:`compile_model` does."""
+    """Create a session for what :func:`skeleton` or :func:`part` made; raises as :func:`compile_model` does.
+
+    Where ``optimize`` is false the graph is run as it is written.
+    """
     missing = [p for p in config.providers if p not in ort.get_available_providers()]
     if missing:
         raise DeviceError(
@@ -78,6 +89,8 @@ def compile_proto(
     options.add_session_config_entry("session.disable_prepacking", "1" if lean else "0")
     options.intra_op_num_threads = config.threads or 0
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if config.spinning else "0")
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     lent = [_lend(tensor) for tensor in held.values()]
     options.add_external_initializers(list(held), lent)
     with tempfile.TemporaryDirectory(prefix="octavo-") as folder:
@@ -93,8 +106,22 @@ def compile_proto(
         except RUNTIME_ERRORS as error:
             raise ModelError(f"ONNX Runtime {ort.__version__} cannot run the model: {str(error).strip()[:600]}") from error
         _borrowed[session] = lent
-        nodes = tuple(onnx.load(optimized, load_external_data=False).graph.node) if inspect else ()
+        nodes = _nodes(onnx.load(optimized, load_external_data=False).graph) if inspect else ()
     return Compiled(session, nodes)
+
+
+def _nodes(graph: onnx.GraphProto) -> tuple[onnx.NodeProto, ...]:
+    return tuple(node for scope in graphs(graph) for node in scope.node)
+
+
+def judge(model: ir.Model, config: OnnxConfig) -> None:
+    """Let ONNX Runtime say whether it can run a model.
+
+    Raises:
+        DeviceError: If an execution provider is not there.
+        ModelError: If it cannot.
+    """
+    compile_proto(*skeleton(model), config, lean=True, optimize=False)
 
 
 def skeleton(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]:
@@ -117,11 +144,11 @@ def part(
 
     Args:
         model: The whole; not changed.
-        nodes: In its order; none holds a subgraph.
+        nodes: In its order; bodies in them come along.
         inputs: Values that they read and do not write, beside initializers.
         outputs: Values that are put out.
     """
-    used = {v.name: v for n in nodes for v in n.inputs if v is not None and v.is_initializer()}
+    used = tensors_of(nodes) | {v.name or "": v for v in outputs if v.is_initializer()}
     held = _held(used.values())
     graph = onnx.GraphProto(name="part")
     graph.node.extend(serde.serialize_node(n) for n in nodes)
@@ -132,7 +159,6 @@ def part(
     )
     for name, value in used.items():
         tensor = value.const_value
-        assert name is not None
         assert tensor is not None
         graph.initializer.append(serde.serialize_tensor(_elsewhere(tensor, name) if name in held else tensor))
         graph.initializer[-1].name = name

@@ -17,6 +17,7 @@ from octavo.core.graph import Attribute, InputInfo, ModelView, Op, Weight
 
 from .folding import is_constant
 from .groups import find_groups
+from .scopes import NOTES, walk
 
 CARRIERS = frozenset({"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "MaxPool", "Resize"})
 """Ops that ONNX Runtime runs on codes as they are; Resize where it repeats the nearest value and interpolates nothing."""
@@ -79,22 +80,26 @@ class Sites:
     notes: tuple[str, ...] = field(default=())
 
     @cached_property
+    def outside(self) -> Mapping[str, Site]:
+        """The sites that stand in no body of If, Loop or Scan."""
+        return {name: site for name, site in self.sites.items() if site.node.graph is self.graph}
+
+    @cached_property
     def view(self) -> ModelView:
         """The model as the core sees it."""
         ops = tuple(s.op for s in self.sites.values())
         inputs = tuple(_input_info(v) for v in self.graph.inputs)
         outputs = tuple(v.name or "" for v in self.graph.outputs)
-        return ModelView(ops, find_groups(self.sites), inputs, outputs, self.notes)
+        return ModelView(ops, find_groups(self.sites, self.outside), inputs, outputs, self.notes)
 
 
 def find_sites(graph: ir.Graph) -> Sites:
-    """Recognize the operations of a prepared graph, which is not changed."""
+    """Recognize the operations of a prepared graph and of the bodies in it, which are not changed."""
     found: dict[str, Site] = {}
     fused: set[ir.Node] = set()
-    notes: list[str] = []
     users: dict[str, list[str]] = {}
     integers: set[str] = set()
-    for node in graph:
+    for node in walk(graph):
         if node in fused or STEP in node.meta:
             continue
         site = _site(node, fused)
@@ -103,14 +108,11 @@ def find_sites(graph: ir.Graph) -> Sites:
             found[site.op.name] = site
             if site.op.weight:
                 users.setdefault(site.op.weight.name, []).append(site.op.name)
-        for attribute in node.attributes.values():
-            if attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
-                notes.append(f"{node.name} ({node.op_type}): its body stays float; outer-scope names are kept")  # noqa: PERF401
     for names in users.values():
         if len(names) > 1:
             for name in names:
                 found[name] = _share(found[name], tuple(n for n in names if n != name))
-    return Sites(graph, found, tuple(dict.fromkeys(notes)))
+    return Sites(graph, found, tuple(graph.meta.get(NOTES, ())))
 
 
 _COMPANIONS = frozenset({"add", "mul", "concat", "softmax", "sigmoid", "leaky_relu"})
@@ -218,8 +220,6 @@ def _site(node: ir.Node, fused: set[ir.Node]) -> Site | None:
         return _product(node, fused)
     if kind == "Gather":
         return _embedding(node)
-    if kind in ("If", "Loop", "Scan"):
-        return _make(node, kind.lower(), node, (), why="its body stays float")
     if carries(node):
         if not _is_float(node.inputs[0]):
             return None

@@ -7,45 +7,69 @@ payloads, external files that are too short or lie outside the model's folder.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx.checker import ValidationError
 from onnx_ir.passes import common as passes
 
 from octavo.core.errors import ModelError, UnsafeFile
 
+from .inlining import inline
+from .mending import graphs, mend
 from .opset import pin
+from .scopes import NOTES, lift_initializers, name_all, scopes, share_imports
 
 _TWO_GIB = 2**31 - 1
 _PAYLOADS = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
 
 
 def read(source: Any) -> ir.Model:
-    """Return the model of a ``.onnx`` path, a ModelProto or an ``onnx_ir.Model``, checked, inlined and pinned to an opset.
+    """Return the model of a ``.onnx`` path, a ModelProto or an ``onnx_ir.Model``, inlined and pinned to an opset.
+
+    What ``onnx.checker`` objects to becomes a note of the model (:func:`notes`): whether a file can be used is for ONNX
+    Runtime to say.
 
     Raises:
-        ModelError: If it is not a valid ONNX model.
+        ModelError: If it is no ONNX model, or one whose tensors cannot be trusted.
         UnsafeFile: If external data points outside the model's folder.
     """
     if isinstance(source, ir.Model):
-        return _settle(source.clone())
+        return _settle(source.clone(), "")
     if isinstance(source, onnx.ModelProto):
-        _check_tensors(source, None)
-        _check(source, "the given ModelProto")
-        return _settle(ir.from_proto(source))
-    path = Path(source)
-    proto = _parse(path)
-    _check_tensors(proto, path.parent)
-    _check(path, str(path))
-    model = ir.from_proto(proto)
-    ir.external_data.set_base_dir(model.graph, path.parent)
-    _map_external(model.graph)
-    return _settle(model)
+        proto = onnx.ModelProto()
+        proto.CopyFrom(source)
+        where, folder = "the given ModelProto", None
+    else:
+        path = Path(source)
+        proto, where, folder = _parse(path), str(path), path.parent
+    _check_tensors(proto, folder)
+    objection = _objection(proto if folder is None else Path(source), where)
+    try:
+        mend(proto)
+        model = ir.from_proto(proto)
+    except ModelError:
+        raise
+    except Exception as error:  # a damaged message fails in a dozen ways below here, none of which is of a kind
+        said = f"; onnx.checker says: {objection}" if objection else ""
+        raise ModelError(
+            f"{where} is not a valid ONNX model: {error}{said}; export it again, or repair it with onnx"
+        ) from error
+    if folder is not None:
+        ir.external_data.set_base_dir(model.graph, folder)
+        _map_external(model.graph)
+    return _settle(model, objection)
+
+
+def notes(model: ir.Model) -> tuple[str, ...]:
+    """Return what was noticed while a model was read."""
+    return tuple(model.graph.meta.get(NOTES, ()))
+
+
+def _note(model: ir.Model, said: str) -> None:
+    model.graph.meta[NOTES] = (*notes(model), said)
 
 
 def _map_external(graph: ir.Graph) -> None:
@@ -53,7 +77,7 @@ def _map_external(graph: ir.Graph) -> None:
 
     torch.onnx.export writes every tensor outside by default.
     """
-    for inner in (graph, *graph.subgraphs()):
+    for inner in scopes(graph):
         for value in inner.initializers.values():
             tensor = value.const_value
             if isinstance(tensor, ir.ExternalTensor):
@@ -74,28 +98,23 @@ def _parse(path: Path) -> onnx.ModelProto:
     return proto
 
 
-def _check(subject: onnx.ModelProto | Path, where: str) -> None:
+def _objection(subject: onnx.ModelProto | Path, where: str) -> str:
+    """Return what ``onnx.checker`` has against a model; empty if nothing.
+
+    Raises:
+        ModelError: If the message is too large to be looked at.
+    """
+    if isinstance(subject, onnx.ModelProto) and subject.ByteSize() > _TWO_GIB:
+        raise ModelError(f"{where} is over 2 GB; save it with external data and give its path")
     try:
-        if isinstance(subject, onnx.ModelProto):
-            if subject.ByteSize() > _TWO_GIB:
-                raise ModelError(f"{where} is over 2 GB; save it with external data and give its path")
-            onnx.checker.check_model(subject)
-        else:
-            onnx.checker.check_model(str(subject))
-    except ValidationError as error:
-        raise ModelError(f"{where} is not a valid ONNX model: {str(error).strip()}; export it again, or repair it with onnx") from error
-
-
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
-                yield from _graphs(inner)
+        onnx.checker.check_model(subject if isinstance(subject, onnx.ModelProto) else str(subject))
+    except Exception as error:  # a ValidationError, or what Python makes of a damaged message, such as UnicodeDecodeError
+        return " ".join(str(error).split())[:300] or type(error).__name__
+    return ""
 
 
 def _check_tensors(proto: onnx.ModelProto, folder: Path | None) -> None:
-    for graph in _graphs(proto.graph):
+    for graph in graphs(proto.graph):
         seen: set[str] = set()
         for tensor in graph.initializer:
             if tensor.name in seen:
@@ -159,21 +178,42 @@ def _check_external(tensor: onnx.TensorProto, folder: Path | None) -> None:
         )
 
 
-def _settle(model: ir.Model) -> ir.Model:
-    """Inline functions, name every node and value once, make constants initializers and pin the opset."""
-    if model.functions:
-        model = passes.InlinePass()(model).model
-    if (model.ir_version or 0) < 4:  # before IR 4 every initializer had to be listed as an input
+def _settle(model: ir.Model, objection: str) -> ir.Model:
+    """Inline functions, name every node and value once, let the main graph hold all tensors, and pin the opset."""
+    model = inline(model)
+    if (model.ir_version or 0) < _LISTED_BEFORE:
         model = passes.RemoveInitializersFromInputsPass()(model).model
+    model.graph.sort()
     pinned = pin(model)
+    if objection:
+        _note(pinned, f"onnx.checker objects to the model ({objection}); ONNX Runtime runs it, and that decides")
+    _take_as_constants(pinned)
     _own_tensors(pinned)
-    return passes.NameFixPass()(pinned).model
+    name_all(pinned.graph)
+    lift_initializers(pinned.graph)
+    share_imports(pinned.graph)
+    return pinned
+
+
+_LISTED_BEFORE = 4
+"""IR version: before, every initializer had to be listed as an input."""
+
+
+def _take_as_constants(model: ir.Model) -> None:
+    """Unlist initializers from the inputs where an exporter listed all of them, as ``keep_initializers_as_inputs`` does.
+
+    Where only some are listed they are defaults of inputs that somebody means to give; they stay what they are.
+    """
+    graph = model.graph
+    listed = [v for v in graph.inputs if v.is_initializer()]
+    if listed and len(listed) == len(graph.initializers):
+        passes.RemoveInitializersFromInputsPass()(model)
+        _note(model, f"all {len(listed)} initializers are listed as inputs too; they are taken as constants, no longer to be fed")
 
 
 def _own_tensors(model: ir.Model) -> None:
     """Let the model hold its tensors as arrays, so that the protobuf message they came in can go: protobuf copies at each access."""
-    graphs = {node.graph for node in ir.traversal.RecursiveGraphIterator(model.graph) if isinstance(node.graph, ir.Graph)} | {model.graph}
-    for graph in graphs:
+    for graph in scopes(model.graph):
         for name, value in graph.initializers.items():
             held = value.const_value
             if isinstance(held, ir.TensorProtoTensor) and held.dtype != ir.DataType.STRING and held.dtype.itemsize >= 1:
