@@ -7,9 +7,11 @@ from typing import Any
 
 from octavo.core.adapter import Adapter, Batch
 from octavo.core.capability import Capability
+from octavo.core.errors import ModelError
 
 from . import OnnxConfig
 from .candidate import OnnxCandidate, load_candidate
+from .half import holds_halves
 from .kernels import capability
 from .runtime import judge
 from .session import OnnxSession
@@ -28,7 +30,11 @@ class OnnxAdapter(Adapter):
             ModelError: If it is no valid model or the runtime cannot run its opset; UnsafeFile and NonFiniteWeight among them.
         """
         model = read(source)
-        judge(model, self.config)
+        try:
+            judge(model, self.config)
+        except ModelError:
+            if not holds_halves(model):  # what the runtime has no bfloat16 kernel for is computed in float32 here
+                raise
         session = OnnxSession(model, self.config)
         session.check()
         return session

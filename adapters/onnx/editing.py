@@ -80,6 +80,7 @@ class Editor:
         self._dynamic: dict[str, Codes] = {}
         self._scalars: dict[tuple[str, ir.DataType, float | int], ir.Value] = {}
         self._weights: dict[tuple[int, str], ir.Value] = {}
+        self._inner: dict[tuple[int, str], ir.Value] = {}
         self.emitted: dict[str, Emitted] = {}
         self.islands = Islands(self)
 
@@ -287,6 +288,26 @@ class Editor:
             # codes of another type flow here (signed, unsigned): this consumer gets its own
             self._at_edge[key] = self._pair(self.values[name] if flowing is None else flowing.dequantized, params)
         return self._at_edge[key]
+
+    def dequantized_at(self, node: ir.Node, codes: Codes) -> ir.Value:
+        """Return a float value of codes that is written in a node's own graph.
+
+        ONNX Runtime fuses a DequantizeLinear with a node of the same graph alone; a node of a body reads one of that body.
+        """
+        written = codes.dequantized.producer()
+        if written is None or written.graph is owner(node):
+            return codes.dequantized
+        key = (id(owner(node)), codes.codes.name or "")
+        if key not in self._inner:
+            made = ir.node(
+                "DequantizeLinear", [codes.codes, codes.scale, codes.zero_point], domain=written.domain, name=f"{node.name}_{written.name}"
+            )
+            made.outputs[0].name = f"{node.name}_{codes.dequantized.name}"
+            made.outputs[0].type, made.outputs[0].shape = codes.dequantized.type, codes.dequantized.shape
+            graph = owner(node)
+            graph.insert_before(graph[0], [made])
+            self._inner[key] = made.outputs[0]
+        return self._inner[key]
 
     def dynamic_activation(self, site: Site, position: int = 0) -> Codes:
         """Return codes whose scale is found at run time; shared by all who read the value."""

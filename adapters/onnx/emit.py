@@ -77,7 +77,7 @@ def _static(e: Editor, site: Site, params: OpParameters) -> None:
         return
     node = e.nodes[site.op.name]
     for position, index in enumerate(site.inputs):
-        node.replace_input_with(index, e.activation(site, position, params.inputs[position]).dequantized)
+        node.replace_input_with(index, e.dequantized_at(node, e.activation(site, position, params.inputs[position])))
     result = node
     if site.weight is not None and params.weight is not None:
         weight, bias = params.weight, e.bias(site, params)

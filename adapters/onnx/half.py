@@ -14,6 +14,13 @@ from .scopes import scopes, walk
 _HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
+def holds_halves(model: ir.Model) -> bool:
+    """True if a tensor, an input or an output of a model is of half precision."""
+    ends = (*model.graph.inputs, *model.graph.outputs)
+    held = (v for scope in scopes(model.graph) for v in scope.initializers.values())
+    return any(v.dtype in _HALVES for v in ends) or any(v.dtype in _HALVES for v in held)
+
+
 def widen(model: ir.Model) -> bool:
     """Turn half-precision arithmetic into float32, in place; True if there was any."""
     graph = model.graph

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import onnx
 import onnx.inliner
 import onnx_ir as ir
@@ -9,13 +11,15 @@ from onnx_ir.passes import common as passes
 
 from octavo.core.errors import ModelError
 
+from .opset import unchanged
 from .runtime import skeleton
 
 
 def inline(model: ir.Model) -> ir.Model:
     """Return a model without local functions.
 
-    A function that was written for another opset than the model is converted on the way.
+    A function that was written for another opset than the model is relabelled where its operators mean the same at both,
+    and converted on the way otherwise.
 
     Raises:
         ModelError: If a function calls itself, or cannot be brought to the model's opset.
@@ -23,7 +27,7 @@ def inline(model: ir.Model) -> ir.Model:
     if not model.functions:
         return model
     try:
-        if not any(_differs(function, model) for function in model.functions.values()):
+        if all(_agrees(function, model) for function in model.functions.values()):
             return passes.InlinePass()(model).model
         proto, held = skeleton(model)  # weights stay out: protobuf ends at 2 GB
         inlined: ir.Model = ir.from_proto(onnx.inliner.inline_local_functions(proto, convert_version=True))
@@ -35,6 +39,15 @@ def inline(model: ir.Model) -> ir.Model:
     return inlined
 
 
-def _differs(function: ir.Function, model: ir.Model) -> bool:
-    imports = model.opset_imports
-    return any(imports.get(domain, version) != version for domain, version in function.opset_imports.items())
+def _agrees(function: ir.Function, model: ir.Model) -> bool:
+    """Bring a function to the model's opsets where that changes nothing; False if it stands at others still."""
+    for domain, version in function.opset_imports.items():
+        own = model.opset_imports.get(domain, version)
+        if own != version and not (domain == "" and all(unchanged(n, version, own) for n in _standard(function))):
+            return False
+    function.opset_imports.update((d, v) for d, v in model.opset_imports.items() if d in function.opset_imports)
+    return True
+
+
+def _standard(function: ir.Function) -> Iterator[ir.Node]:
+    return (node for node in ir.traversal.RecursiveGraphIterator(function) if node.domain in ("", "ai.onnx"))

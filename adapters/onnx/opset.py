@@ -43,7 +43,7 @@ def pin(model: ir.Model) -> ir.Model:
 
 def _relabel(model: ir.Model, version: int) -> None:
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        if node.domain in _DOMAINS and not _unchanged(node, version):
+        if node.domain in _DOMAINS and not unchanged(node, version, NEWEST):
             raise ModelError(
                 f"op {node.name!r} ({node.op_type}) of opset {version} means something else, or does not exist, at opset {NEWEST}, which the "
                 f"runtime executes; export the model with opset {NEWEST} or older"
@@ -53,9 +53,10 @@ def _relabel(model: ir.Model, version: int) -> None:
     model.opset_imports[""] = NEWEST
 
 
-def _unchanged(node: ir.Node, version: int) -> bool:
+def unchanged(node: ir.Node, version: int, other: int) -> bool:
+    """True if a node means the same at two opsets, the tensor types that it takes left aside."""
     try:
-        now, then = (onnx.defs.get_schema(node.op_type, v, "") for v in (version, NEWEST))
+        now, then = (onnx.defs.get_schema(node.op_type, v, "") for v in (version, other))
     except onnx.defs.SchemaError:
         return False
     return now.since_version == then.since_version or _signature(now) == _signature(then)

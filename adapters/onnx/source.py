@@ -54,9 +54,7 @@ def read(source: Any) -> ir.Model:
         raise
     except Exception as error:  # a damaged message fails in a dozen ways below here, none of which is of a kind
         said = f"; onnx.checker says: {objection}" if objection else ""
-        raise ModelError(
-            f"{where} is not a valid ONNX model: {error}{said}; export it again, or repair it with onnx"
-        ) from error
+        raise ModelError(f"{where} is not a valid ONNX model: {error}{said}; export it again, or repair it with onnx") from error
     if folder is not None:
         ir.external_data.set_base_dir(model.graph, folder)
         _map_external(model.graph)
