@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
+
+from .held import mapped
 
 _TABLES = ("_parameters", "_buffers", "_modules")
 _SETTINGS = (int, float, str, tuple, type(None))
@@ -18,6 +19,8 @@ _HOOKS = (
     "_forward_pre_hooks_with_kwargs",
     "_forward_hooks_always_called",
 )
+_REFERENCES = "_octavo_references"
+_OWN = frozenset({*_TABLES, *_HOOKS, _REFERENCES})
 
 
 def skeleton(root: nn.Module) -> nn.Module:
@@ -46,14 +49,27 @@ def skeleton(root: nn.Module) -> nn.Module:
         return twin
 
     copy = build(root)
-    for old_id, twin in made.items():
-        for key, value in twin.__dict__.items():
-            # A method bound to an instance (patched forwards) or a plain reference to a module of the tree must lead to the twin.
-            if isinstance(value, types.MethodType) and id(value.__self__) in made:
-                twin.__dict__[key] = types.MethodType(value.__func__, made[id(value.__self__)])
-            elif isinstance(value, nn.Module) and id(value) in made and id(value) != old_id:
-                twin.__dict__[key] = made[id(value)]
+    for twin in made.values():
+        # Methods bound to an instance (patched forwards), plain references and containers must lead to the twins.
+        new = {key: mapped(value, made) for key, value in twin.__dict__.items() if key not in _OWN}
+        changed = tuple(key for key, value in new.items() if value is not twin.__dict__[key])
+        twin.__dict__.update(new)
+        note_references(twin, changed)
     return copy
+
+
+def references(module: nn.Module) -> tuple[str, ...]:
+    """Return the attributes of a module that :func:`note_references` noted."""
+    found: tuple[str, ...] = module.__dict__.get(_REFERENCES, ())
+    return found
+
+
+def note_references(module: nn.Module, keys: tuple[str, ...]) -> None:
+    """Note which attributes of a module lead to other modules of its tree without these being its children."""
+    if keys:
+        module.__dict__[_REFERENCES] = keys
+    else:
+        module.__dict__.pop(_REFERENCES, None)
 
 
 def frozen(root: nn.Module) -> nn.Module:
@@ -68,12 +84,15 @@ def frozen(root: nn.Module) -> nn.Module:
 
 
 def set_submodule(root: nn.Module, path: str, module: nn.Module) -> None:
-    """Put ``module`` at ``path`` below ``root``, under every name that the old one is registered by."""
+    """Put ``module`` at ``path`` below ``root``, under every name that the old one is registered by or held under."""
     old = root.get_submodule(path)
+    table = {id(old): module}
     for parent in list(root.modules()):
         for name, child in parent._modules.items():
             if child is old:
                 parent._modules[name] = module
+        for key in references(parent):
+            parent.__dict__[key] = mapped(parent.__dict__[key], table)
 
 
 def set_tensor(root: nn.Module, name: str, tensor: torch.Tensor, *, trained: bool = False) -> None:

@@ -6,6 +6,8 @@ from torch import nn
 
 from .attention import Attention, with_linear_projections
 from .experts import Experts, is_experts
+from .hidden import adopt_hidden
+from .parametrized import fold_parametrized
 from .skeleton import copy_hooks, set_submodule
 
 STAND_INS = (Attention, Experts)
@@ -14,7 +16,7 @@ STAND_INS = (Attention, Experts)
 
 def with_stand_ins(root: nn.Module) -> nn.Module:
     """Return a skeleton with a stand-in for every ``nn.MultiheadAttention`` and every mixture of experts that is known."""
-    root = with_linear_projections(root)
+    root = with_linear_projections(fold_parametrized(adopt_hidden(root)))
     for path, module in list(root.named_modules()):
         if is_experts(module):
             new = Experts(module)
