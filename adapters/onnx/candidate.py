@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from octavo.core.scheme import FLOAT, OpScheme, canonical_json
 from . import OnnxConfig
 from .fingerprint import digest
 from .runtime import Compiled, compile_model, skeleton
+from .saturation import WIDENED, is_signed_product, saturates, widen_weights
 from .writing import write
 
 FILE = "model.onnx"
@@ -208,4 +210,14 @@ def load_candidate(folder: Path, config: OnnxConfig, read: Any) -> OnnxCandidate
     for op, (realization, reason, changed) in json.loads(raw_ledger).items():
         applied = recipe[op] if changed is None else OpScheme.model_validate(changed) if changed else FLOAT
         ledger[op] = Applied(recipe[op], applied, realization, reason)
+    if saturates(config.providers) and widen_weights(model):
+        ledger = {op: _widened(line) for op, line in ledger.items()}
     return OnnxCandidate(OnnxCallable(model, config), recipe, ledger)
+
+
+def _widened(line: Applied) -> Applied:
+    """Return a line that says that its weight was written anew for this CPU, where it was."""
+    whole = line.applied.weight is not None and not line.applied.weight.reduce_range
+    if not (whole and is_signed_product(line.applied)):
+        return line
+    return replace(line, reason="; ".join(filter(None, (line.reason, WIDENED))))

@@ -11,7 +11,7 @@ import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,7 @@ from .islands import HALVES, runs_in_half
 from .opset import CONVERTED, IR_VERSION
 from .preparation import prepare
 from .runtime import RUNTIME_ERRORS, compile_model
+from .saturation import is_signed_product, saturates
 from .sites import Sites, find_sites
 
 logger = logging.getLogger(__name__)
@@ -182,7 +183,9 @@ class _Probe:
         """Quantize the model and see what the runtime makes of it; None if it cannot run or answers wrongly."""
         seen = {**self.given, "probe_output": self.expected}
         op = self.sites.sites["probe"].op
-        rounded = [_round(self.model, w.name, scheme.weight, w.channel_axis) for w in op.weights if scheme.weight]
+        narrowed = partial(saturates, self.config.providers) if is_signed_product(scheme) else None
+        spec = scheme.weight.reduced() if scheme.weight and narrowed and narrowed() else scheme.weight
+        rounded = [_round(self.model, w.name, spec, w.channel_axis) for w in op.weights if spec]
         parameters = OpParameters(
             scheme,
             rounded[0] if rounded else None,
@@ -201,7 +204,8 @@ class _Probe:
         if np.linalg.norm(answer - self.expected) > {16: 0.02, 8: 0.1, 4: 0.3, 2: 1.0}[bits] * np.linalg.norm(self.expected):
             return None
         when = _no_relu if scheme.output is not None and scheme.output.symmetric else None
-        return Offer(scheme, "kernel" if low_precision_kernels(compiled.nodes, emitted) else "simulated", when)
+        fused = low_precision_kernels(compiled.nodes, emitted)
+        return Offer(scheme, "kernel" if fused else "simulated", when, narrowed)
 
 
 def _no_relu(op: Op) -> str:
