@@ -43,6 +43,11 @@ def codes(random: np.random.Generator, shape: tuple[int, ...], kind: Any) -> np.
     return random.integers(info.min, info.max + 1, shape).astype(kind)
 
 
+def weights(random: np.random.Generator, shape: tuple[int, ...], kind: Any) -> np.ndarray:
+    """Return codes that every CPU multiplies right: ONNX Runtime's signed weights saturate in 16 bits without VNNI."""
+    return random.integers(-64, 65, shape).astype(kind) if kind is np.int8 else codes(random, shape, kind)
+
+
 def zero(random: np.random.Generator, kind: Any, shape: tuple[int, ...] = ()) -> np.ndarray:
     return codes(random, shape, kind)
 
@@ -52,7 +57,7 @@ def matmul_integer(seed: int) -> tuple[Any, Any]:
     m, k, n = (int(v) for v in random.integers(1, [40, 900, 60]))
     a_kind, b_kind = random.choice([np.uint8, np.int8]), random.choice([np.uint8, np.int8])
     stack = (2,) if seed % 3 == 0 else ()
-    constants = {"b": codes(random, (k, n), b_kind), "c": zero(random, a_kind), "d": zero(random, b_kind, (n,) if seed % 2 else ())}
+    constants = {"b": weights(random, (k, n), b_kind), "c": zero(random, a_kind), "d": zero(random, b_kind, (n,) if seed % 2 else ())}
     return both("MatMulInteger", {"a": codes(random, (*stack, m, k), a_kind)}, constants, np.dtype(np.int32))
 
 
@@ -64,7 +69,7 @@ def qlinear_matmul(seed: int) -> tuple[Any, Any]:
     channels = (n,) if seed % 2 else ()
     scale = np.float32(random.uniform(1e-3, 1e-1))
     constants = {
-        "b": scale, "c": zero(random, kind), "d": codes(random, (k, n), b_kind),
+        "b": scale, "c": zero(random, kind), "d": weights(random, (k, n), b_kind),
         "e": random.uniform(1e-3, 1e-1, channels).astype(np.float32), "f": zero(random, b_kind, channels),
         "g": np.float32(random.uniform(0.5, 5) * scale * np.sqrt(k)), "h": zero(random, kind),
     }  # fmt: skip
@@ -90,7 +95,7 @@ def conv_integer(seed: int) -> tuple[Any, Any]:
     shape, weight, attributes = _convolution(random, seed)
     # ONNX Runtime's ConvInteger takes unsigned activations; its weights may be signed.
     w_kind = random.choice([np.uint8, np.int8])
-    constants = {"b": codes(random, weight, w_kind), "c": zero(random, np.uint8), "d": zero(random, w_kind)}
+    constants = {"b": weights(random, weight, w_kind), "c": zero(random, np.uint8), "d": zero(random, w_kind)}
     return both("ConvInteger", {"a": codes(random, shape, np.uint8)}, constants, np.dtype(np.int32), **attributes)
 
 
@@ -102,7 +107,7 @@ def qlinear_conv(seed: int) -> tuple[Any, Any]:
     x_scale, y_scale = np.float32(0.02), np.float32(0.02 * np.sqrt(depth))
     w_scale = random.uniform(5e-3, 2e-2, (weight[0],) if seed % 2 else ()).astype(np.float32)
     constants = {
-        "b": x_scale, "c": zero(random, kind), "d": codes(random, weight, np.int8), "e": w_scale, "f": np.zeros(w_scale.shape, np.int8),
+        "b": x_scale, "c": zero(random, kind), "d": weights(random, weight, np.int8), "e": w_scale, "f": np.zeros(w_scale.shape, np.int8),
         "g": y_scale, "h": zero(random, kind), "i": random.integers(-2000, 2000, weight[0]).astype(np.int32),
     }  # fmt: skip
     return both(

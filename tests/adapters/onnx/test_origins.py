@@ -166,7 +166,7 @@ def test_both_exporters_of_pytorch(dynamo: bool, tmp_path: Path, capsys: pytest.
     torch.onnx.export(module, (torch.from_numpy(data[0][0]),), path, dynamo=dynamo, input_names=["x"], output_names=["y"], **shapes)  # type: ignore[arg-type]
     capsys.readouterr()
     result = octavo.quantize_model(path, "int8-static", calibration=data)
-    assert {result.ledger[op].reason for op in result.ledger if not result.ledger[op].applied.is_float} >= {"QLinearConv", "QGemm"}
+    assert {line.reason.split("; ")[0] for line in result.ledger.values() if not line.applied.is_float} >= {"QLinearConv", "QGemm"}
     x = data[0][0][:3]
     with torch.no_grad():
         y = module(torch.from_numpy(x)).numpy()

@@ -15,6 +15,7 @@ from octavo.adapters.onnx import OnnxConfig
 from octavo.adapters.onnx.adapter import OnnxAdapter
 from octavo.adapters.onnx.kernels import capability
 from octavo.adapters.onnx.runtime import compile_model
+from octavo.adapters.onnx.saturation import saturates
 from octavo.adapters.onnx.source import read
 from tests.adapters.onnx import models
 
@@ -61,9 +62,11 @@ def test_an_lstm_is_at_least_as_close_as_onnx_runtimes_own(directions: int, tmp_
     expected = run(proto, {"x": X})
     result = octavo.quantize_model(proto, "int8-dynamic", calibration=[(X,)])
     assert result.ledger["cell"].realization == "kernel"
-    assert result.ledger["cell"].reason == "DynamicQuantizeLSTM"
+    assert result.ledger["cell"].reason.split("; ")[0] == "DynamicQuantizeLSTM"
     onnx.save(proto, tmp_path / "float.onnx")
-    quantize_dynamic(tmp_path / "float.onnx", tmp_path / "theirs.onnx", weight_type=QuantType.QInt8)
+    # Without VNNI both keep to seven bits, as ONNX Runtime's documentation advises.
+    narrow = bool(saturates(("CPUExecutionProvider",)))
+    quantize_dynamic(tmp_path / "float.onnx", tmp_path / "theirs.onnx", weight_type=QuantType.QInt8, reduce_range=narrow)
     theirs = error(run(onnx.load(tmp_path / "theirs.onnx"), {"x": X}), expected)
     assert error(list(result.candidate.run((X,))), expected) <= 1.05 * theirs
     onnx.checker.check_model(result.model.model)
@@ -79,7 +82,7 @@ def test_lengths_states_peepholes_and_clipping_are_kept(directions: int) -> None
     state = (directions, BATCH, HIDDEN)
     feeds = {"x": X, "h0": RNG.normal(size=state).astype(np.float32), "c0": RNG.normal(size=state).astype(np.float32)}
     result = octavo.quantize_model(proto, "int8-dynamic", calibration=[feeds])
-    assert result.ledger["cell"].reason == "DynamicQuantizeLSTM"
+    assert result.ledger["cell"].reason.split("; ")[0] == "DynamicQuantizeLSTM"
     assert error(list(result.candidate.run(feeds)), run(proto, feeds)) < 0.03
 
 
