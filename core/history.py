@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .crashes import CrashWatch, cause_of_death
-from .errors import StoreError, nearest
+from .errors import StoreError, nearest, said
 from .recipe import Recipe
 from .redaction import redacted
 from .server_lock import ServerLock
@@ -283,15 +283,11 @@ def _store_errors(location: str, url: str) -> Iterator[None]:
     except StoreError:
         raise
     except Exception as error:
-        from optuna.exceptions import OptunaError
-        from sqlalchemy.exc import SQLAlchemyError
-
-        if isinstance(error, (OptunaError, SQLAlchemyError, OSError)):
-            why = redacted(error, url)
-            # Without the cause where it would show what is hidden here.
-            cause = error if why == str(error) else None
-            raise StoreError(f"{location}: the history cannot be written or read: {why}. What was recorded before is kept") from cause
-        raise
+        # The database, and rows that are not what was written: their kinds cannot be listed.
+        why = redacted(said(error), url)
+        # Without the cause where it would show what is hidden here.
+        cause = error if why == said(error) else None
+        raise StoreError(f"{location}: the history cannot be written or read: {why}. What was recorded before is kept") from cause
 
 
 def read_history(storage: str | Path, name: str | None = None) -> tuple[str, tuple[Trial, ...], Mapping[str, Any]]:

@@ -9,9 +9,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
-from pydantic import ValidationError
-
-from .errors import ConfigError
+from .errors import ConfigError, said
 from .scheme import FLOAT, OpScheme, PartChoice, canonical_json
 
 
@@ -80,10 +78,13 @@ class Recipe:
             table = {label: OpScheme.model_validate(s) for label, s in raw["schemes"].items()}
             schemes = {name: table[label] for name, label in raw["ops"].items()}
             transforms = tuple(PartChoice.model_validate(t) for t in raw.get("transforms", ()))
-            return cls(schemes, transforms, raw.get("backend", ""))
-        except (KeyError, TypeError, AttributeError, ValidationError) as error:
+            backend = raw.get("backend", "")
+            if not isinstance(backend, str):
+                raise TypeError(f"a backend has a name, not {backend!r}")
+            return cls(schemes, transforms, backend)
+        except Exception as error:  # missing keys, and values of any other type
             raise ConfigError(
-                f"not a recipe: {error!r}; a recipe has backend, transforms, schemes and ops, as Recipe.to_json() writes them"
+                f"not a recipe: {said(error)}; a recipe has backend, transforms, schemes and ops, as Recipe.to_json() writes them"
             ) from error
 
 

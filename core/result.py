@@ -13,16 +13,20 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ConfigDict
+
 from .adapter import Applied, Candidate
 from .choice import pareto
 from .config import TuningConfig
 from .coverage import Coverage
-from .errors import ConfigError
+from .errors import ConfigError, ModelError, raised_as
 from .evaluation import ArrayModel
 from .graph import ModelView
 from .redaction import redacted
+from .scheme import Frozen
 from .scoring import Holdout
-from .textfiles import read_text
+from .settings import checked
+from .textfiles import absolute, read_table
 from .trial import Trial
 
 if TYPE_CHECKING:
@@ -83,7 +87,7 @@ class Quantized:
         from .plugins import PluginHost
 
         exporter = (host or PluginHost()).part("exporters", to).load()
-        folder = Path(folder).expanduser().absolute()
+        folder = absolute(folder, "the folder of an export")
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ConfigError(f"{folder} exists and is not empty; choose another folder")
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -169,7 +173,7 @@ class Result(Quantized):
 
     def save(self, folder: str | Path) -> Path:
         """Write model, manifest, recipe and all trials; an existing result is replaced as a whole or not at all."""
-        return save_candidate(self.candidate, Path(folder), self.facts())
+        return save_candidate(self.candidate, absolute(folder, "a result's folder"), self.facts())
 
     def report(self, path: str | Path, title: str = "Quantization report") -> Path:
         """Write the HTML report, one file that needs no network (extra ``report``)."""
@@ -185,7 +189,7 @@ def check_target(folder: Path) -> Path:
     Raises:
         ConfigError: If it exists and is no octavo result.
     """
-    folder = folder.expanduser().absolute()
+    folder = absolute(folder, "a result's folder")
     if folder.exists() and not (folder / MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} exists and is no octavo result; choose another folder or empty it")
     return folder
@@ -252,14 +256,24 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
         raise ConfigError(f"{folder} holds no {MANIFEST}; give a folder that result.save() wrote")
-    try:
-        manifest: dict[str, Any] = json.loads(read_text(path))
-        format_ = int(manifest["format"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is damaged: {error!r}; save the result again") from error
-    if format_ > FORMAT:
-        raise ConfigError(f"{path} was written by a newer octavo (format {format_}, this one reads {FORMAT}); upgrade octavo")
+    manifest = read_table(path, remedy="save the result again")
+    head = checked(_Head, manifest, f"{path} is damaged, save the result again")
+    if head.format > FORMAT:
+        raise ConfigError(f"{path} was written by a newer octavo (format {head.format}, this one reads {FORMAT}); upgrade octavo")
     return manifest
+
+
+class _Head(Frozen):
+    """What every manifest holds; that of a run holds more."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    format: int
+    octavo: str
+    backend: str
+    recipe: dict[str, Any]
+    made: str
+    environment: dict[str, str]
 
 
 def load_candidate(folder: str | Path, model: Any = None, *, host: PluginHost | None = None) -> Candidate:
@@ -276,15 +290,15 @@ def load_candidate(folder: str | Path, model: Any = None, *, host: PluginHost | 
     """
     from .plugins import PluginHost
 
-    folder = Path(folder).expanduser().absolute()
+    folder = absolute(folder, "a saved result")
     host = host or PluginHost()
     if folder.is_file():
         claims = [c for c in host.adapters().values() if c.claims(folder)]
         if not claims:
             raise ConfigError(f"no backend loads a file called {folder.name}; give the folder that result.save() wrote")
-        single: Candidate = claims[0].build().load(folder, model)
-        return single
-    manifest = read_manifest(folder)
-    card = host.part("adapters", manifest["backend"])
-    candidate: Candidate = card.build().load(folder / MODEL, model)
+        adapter, place = claims[0].build(), folder
+    else:
+        adapter, place = host.part("adapters", read_manifest(folder)["backend"]).build(), folder / MODEL
+    with raised_as(ModelError, f"{folder} is damaged, or does not belong to the given model", "save the result again"):
+        candidate: Candidate = adapter.load(place, model)
     return candidate

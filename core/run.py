@@ -15,7 +15,7 @@ from .counterparts import Scores, SharedSensitivity, lend_traces
 from .criteria.base import Criterion
 from .data import CalibrationData
 from .direct import quantize_model
-from .errors import EvaluationError
+from .errors import EvaluationError, ModelError, StoreError, raised_as
 from .executor import Executor, InlineExecutor, ProcessExecutor, terminate_as_interrupt
 from .finish import Finish
 from .history import StudyHistory, default_storage
@@ -157,11 +157,12 @@ def autotune(
             try:
                 for name in opened:
                     if spaces[name.name].tunable:
-                        realizers[name.name].calibrate(data[name.name])
+                        with raised_as(ModelError, f"{name.name} cannot run this model on the calibration data"):
+                            realizers[name.name].calibrate(data[name.name])
                 services = _services(loop, sensitivities, settings.seed)
                 if sensitivities is not None:
                     for service in services.values():
-                        stack.callback(service.save)
+                        stack.callback(_keep, service, callbacks)
                 refused = True
                 # A refused winner is told to a strategy made anew, with all the rest: the search goes on where it was, but for that.
                 while accepted is None and refused:
@@ -186,6 +187,14 @@ def autotune(
 def _end(callbacks: Sequence[Progress], reason: str) -> None:
     for p in callbacks:
         p.ended(reason)
+
+
+def _keep(service: SensitivityService, callbacks: Sequence[Progress]) -> None:
+    """Write the scores; that they cannot be written costs the next run its start, and not this one its result."""
+    try:
+        service.save()
+    except StoreError as error:
+        tell(callbacks, f"the sensitivities are not kept: {error}")
 
 
 def load(folder: str | Path, model: Any = None) -> Any:

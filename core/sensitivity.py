@@ -26,14 +26,14 @@ import numpy as np
 
 from .adapter import Batch, Candidate, Opened
 from .curvature import Curvature
-from .errors import ConfigError, DataError, SchemeError, StoreError
+from .errors import ConfigError, DataError, SchemeError, StoreError, raised_as, said
 from .evaluation import to_numpy
 from .op_errors import OpErrors, Transforms
 from .realize import Realizer
 from .recipe import Recipe
 from .scheme import OpScheme, canonical_json
 from .strategy import Sensitivity
-from .textfiles import read_text
+from .textfiles import read_text, write_text
 
 Pair = tuple[str, OpScheme]
 Runner = Callable[[Candidate], Iterator[tuple[np.ndarray, ...]]]
@@ -225,14 +225,14 @@ class SensitivityService:
 
         Raises:
             ConfigError: If there is no path.
+            StoreError: If the file cannot be written.
         """
         target = path or self.path
         if target is None:
             raise ConfigError("SensitivityService.save needs a path, here or when it is made")
         raw = {"schema": 1, "of": self._identity(), "scores": {k: v if np.isfinite(v) else None for k, v in self._scores.items()}}
-        partial = target.with_name(f".{target.name}.partial")
-        partial.write_text(json.dumps(raw, indent=1), encoding="utf-8")
-        partial.replace(target)
+        with raised_as(StoreError, f"{target} cannot be written"):
+            write_text(target, json.dumps(raw, indent=1))
 
     def _identity(self) -> str:
         return canonical_json([self.opened.session.fingerprint(), data_digest(self.batches)])
@@ -242,8 +242,10 @@ class SensitivityService:
             raw: Any = json.loads(read_text(path))
             scores = {str(k): float("inf") if v is None else float(v) for k, v in raw["scores"].items()}
             schema, of = raw["schema"], raw["of"]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StoreError(f"{path} holds no sensitivities: {error!r}; delete it, or name another file") from error
+            if wrong := [key for key, loss in scores.items() if not loss >= 0]:
+                raise ValueError(f"the loss of {wrong[0]} is {scores[wrong[0]]}")
+        except Exception as error:  # a damaged file fails in many ways
+            raise StoreError(f"{path} holds no sensitivities: {said(error)}; delete it, or name another file") from error
         if schema != 1 or of != self._identity():
             raise StoreError(f"{path} was made for another model, other batches or by another version; name another file")
         return scores

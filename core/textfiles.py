@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 from pathlib import Path
+from typing import Any
 
-from .errors import ConfigError
+from .errors import ConfigError, OctavoError, raised_as
+
+
+def absolute(path: Any, what: str) -> Path:
+    """Return a path that a caller gave, with ``~`` resolved.
+
+    Args:
+        path: A text or path.
+        what: What it is for, for the message.
+
+    Raises:
+        ConfigError: If it is no path, or names a home that is not there.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise ConfigError(f"{what} is given by its path; got a {type(path).__name__}")
+    with raised_as(ConfigError, f"{path!r} is no path"):
+        return Path(path).expanduser().absolute()
 
 
 def read_text(path: Path) -> str:
@@ -17,8 +35,26 @@ def read_text(path: Path) -> str:
     """
     try:
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # UnicodeDecodeError among them, and names that no file can have
         raise ConfigError(f"{path} cannot be read: {error}") from error
+
+
+def read_table(path: Path, family: type[OctavoError] = ConfigError, remedy: str = "") -> dict[str, Any]:
+    """Read a file that holds one JSON object.
+
+    Args:
+        path: The file.
+        family: Which error says that it is none.
+        remedy: What to do then.
+
+    Raises:
+        OctavoError: Of that family, if the file is missing, damaged, nested too deeply or holds something else.
+    """
+    with raised_as(family, f"{path} is damaged", remedy):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise TypeError(f"it holds a {type(found).__name__}, not a table")
+        return found
 
 
 def write_text(path: Path, text: str) -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
 
 from .adapter import Applied
+from .capability import Realization
 from .recipe import Recipe
-from .scheme import OpScheme
+from .scheme import Frozen, OpScheme
+from .settings import checked
 
 State = Literal["complete", "failed", "rejected"]
 
@@ -117,20 +121,56 @@ class Trial:
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Trial:
-        """Read what :meth:`to_json` wrote."""
-        recipe = Recipe.from_json(raw["recipe"])
-        ledger = {}
-        for op, (realization, reason, applied) in raw["ledger"].items():
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            ConfigError: If a field is missing or malformed.
+        """
+        row = checked(_Row, raw, "not a trial")
+        recipe = Recipe.from_json(row.recipe)
+        lines = {}
+        for op, (realization, reason, applied) in row.ledger.items():
             requested = recipe[op]
-            ledger[op] = Applied(requested, requested if applied is None else OpScheme.model_validate(applied), realization, reason)
-        fields = {k: raw[k] for k in ("number", "state", "metrics", "passed", "error", "seconds", "evaluated", "reused")}
-        margin = raw["margin"]
+            lines[op] = Applied(requested, requested if applied is None else applied, realization, reason)
         return cls(
+            number=row.number,
             recipe=recipe,
-            objectives={k: Measurement(*v) for k, v in raw["objectives"].items()},
-            ledger=ledger,
-            over=raw.get("over", {}),
-            refused=raw.get("refused", ""),
-            margin=float("-inf") if margin is None else float(margin),
-            **fields,
+            state=row.state,
+            metrics=row.metrics,
+            passed=row.passed,
+            margin=float("-inf") if row.margin is None else row.margin,
+            objectives={name: _measurement(figures) for name, figures in row.objectives.items()},
+            ledger=lines,
+            over={budget: float("inf") if share is None else share for budget, share in row.over.items()},
+            error=row.error,
+            seconds=row.seconds,
+            evaluated=row.evaluated,
+            reused=row.reused,
+            refused=row.refused,
         )
+
+
+class _Row(Frozen):
+    """A trial as JSON holds it, where None stands for an infinity. Files of later versions may hold more."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=True)
+
+    number: Annotated[int, Field(ge=0, lt=2**63)]
+    recipe: dict[str, Any]
+    state: State
+    metrics: dict[str, float]
+    passed: bool
+    margin: float | None
+    objectives: dict[str, tuple[float | None, float | None, float | None, str, float | None, bool]]
+    ledger: dict[str, tuple[Realization, str, OpScheme | None]]
+    over: dict[str, float | None] = Field(default_factory=dict)
+    error: str
+    seconds: dict[str, float]
+    evaluated: float
+    reused: int | None
+    refused: str = ""
+
+
+def _measurement(figures: tuple[float | None, float | None, float | None, str, float | None, bool]) -> Measurement:
+    value, low, high = (float("inf") if figure is None else figure for figure in figures[:3])
+    return Measurement(value, low, high, *figures[3:])

@@ -8,10 +8,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from pydantic import ConfigDict, Field
+
 from ..adapter import Applied
 from ..choice import pareto
-from ..errors import ConfigError
-from ..scheme import FLOAT
+from ..errors import ConfigError, raised_as
+from ..scheme import FLOAT, Frozen
+from ..settings import checked
 from ..trial import Trial
 
 
@@ -137,38 +140,68 @@ def report_data(facts: Mapping[str, Any], title: str = "Quantization report") ->
         title: Heading.
 
     Raises:
-        ConfigError: If the manifest is one of a model that was quantized without a search.
+        ConfigError: If the manifest is one of a model that was quantized without a search, or is damaged.
     """
     if "trials" not in facts:
         raise ConfigError("this result holds no trials: it was quantized without a search, and there is nothing to report")
-    baseline, best = Trial.from_json(facts["baseline"]), Trial.from_json(facts["best"])
-    trials = tuple(Trial.from_json(t) for t in facts["trials"])
-    accuracy = dict(facts.get("config", {}).get("accuracy", {}))
+    with raised_as(ConfigError, "the record of this result is damaged", "save the result again"):
+        return _gathered(checked(_Facts, facts, "the record of this result is damaged"), title)
+
+
+class _Facts(Frozen):
+    """What a report takes from a result's record, which may hold more."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=True)
+
+    goal_met: bool
+    reason: str
+    goal: str
+    best: dict[str, Any]
+    baseline: dict[str, Any]
+    trials: tuple[dict[str, Any], ...]
+    config: dict[str, Any] = Field(default_factory=dict)
+    holdout: dict[str, Any] | None = None
+    confirmed: dict[str, float] | None = None
+    ops: dict[str, tuple[str, int, str]] = Field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    command: str = ""
+    storage: str = ""
+    environment: dict[str, str] = Field(default_factory=dict)
+    made: str = ""
+
+
+def _gathered(facts: _Facts, title: str) -> ReportData:
+    baseline, best = Trial.from_json(facts.baseline), Trial.from_json(facts.best)
+    trials = tuple(Trial.from_json(t) for t in facts.trials)
+    accuracy = dict(facts.config.get("accuracy", {}))
     metric = str(accuracy.get("metric") or next(iter(baseline.metrics)))
     own = accuracy.get("metrics", {}).get(metric, {}).get("higher_is_better")
     higher = (accuracy.get("higher_is_better") if own is None else own) is not False
-    storage = facts.get("storage", "")
     return ReportData(
         title=title,
-        goal_met=bool(facts["goal_met"]),
-        reason=str(facts["reason"]),
-        goal=str(facts["goal"]),
+        goal_met=facts.goal_met,
+        reason=facts.reason,
+        goal=facts.goal,
         metric=metric,
         higher_is_better=higher,
         bound=_bound(accuracy, metric, baseline, higher),
         baseline=baseline,
         best=best if best.number else None,
         trials=trials,
-        confirmed=facts.get("confirmed") or {},
-        holdout=(kept["baseline"], kept["best"]) if (kept := facts.get("holdout")) else None,
+        confirmed=facts.confirmed or {},
+        holdout=scores,
         pareto=frozenset(t.number for t in pareto(trials, tuple(baseline.objectives))),
-        ops=_ops(facts.get("ops", {}), best),
-        notes=tuple(facts.get("notes", ())),
-        command=str(facts.get("command", "")),
-        settings=_flat(facts.get("config", {})) | ({"history": storage} if storage else {}),
-        versions=dict(facts.get("environment", {})),
-        created=str(facts.get("made", "")),
+        ops=_ops(facts.ops, best),
+        notes=facts.notes,
+        command=facts.command,
+        settings=_flat(facts.config) | ({"history": facts.storage} if facts.storage else {}),
+        versions=facts.environment,
+        created=facts.made,
     )
+
+
+def _scores(table: Mapping[str, Any]) -> dict[str, float]:
+    return {str(metric): float(value) for metric, value in table.items()}
 
 
 def _ops(table: Mapping[str, Sequence[Any]], best: Trial) -> tuple[OpLine, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..errors import MissingFramework
+from ..errors import ConfigError, MissingFramework, raised_as
 from ..textfiles import write_text
 from . import text
 from .model import ReportData
@@ -16,6 +16,7 @@ def render(data: ReportData) -> str:
 
     Raises:
         MissingFramework: If the extra ``octavo[report]`` is not installed.
+        ConfigError: If the figures cannot be drawn.
     """
     try:
         import jinja2
@@ -23,6 +24,11 @@ def render(data: ReportData) -> str:
         from markupsafe import Markup
     except ImportError as error:
         raise MissingFramework(f"a report cannot be drawn: {error}; pip install 'octavo[report]'") from error
+    with raised_as(ConfigError, "the report cannot be drawn from the record of this result"):
+        return _drawn(data, jinja2, Markup)
+
+
+def _drawn(data: ReportData, jinja2: Any, markup: Any) -> str:
     from . import charts
 
     environment = jinja2.Environment(
@@ -38,11 +44,12 @@ def render(data: ReportData) -> str:
     objectives = tuple(dict.fromkeys(name for t in (data.baseline, *data.trials) for name in t.objectives))
     horizontal = "latency" if "latency" in objectives else (objectives[0] if objectives else "")
     drawn: dict[str, Any] = {
-        "trade_off": Markup(charts.trade_off(data, horizontal)) if horizontal else "",
-        "search": Markup(charts.search(data)),
-        "layers": Markup(charts.layers(data.ops)),
+        "trade_off": markup(charts.trade_off(data, horizontal)) if horizontal else "",
+        "search": markup(charts.search(data)),
+        "layers": markup(charts.layers(data.ops)),
     }
-    return environment.get_template("page.html.j2").render(run=data, charts=drawn, objectives=objectives, light=charts.LIGHT)
+    page: str = environment.get_template("page.html.j2").render(run=data, charts=drawn, objectives=objectives, light=charts.LIGHT)
+    return page
 
 
 def write(data: ReportData, path: str | Path) -> Path:

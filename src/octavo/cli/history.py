@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from octavo.core.errors import ConfigError
+from octavo.core.errors import ConfigError, raised_as
 from octavo.core.history import read_history
 from octavo.core.report import text
 from octavo.core.result import read_manifest
@@ -33,7 +33,8 @@ def history(
         manifest = read_manifest(Path(store))
         if "trials" not in manifest:
             raise ConfigError(f"{store} was quantized without a search: it has no trials")
-        trials = tuple(Trial.from_json(t) for t in (manifest["baseline"], *manifest["trials"]))
+        with raised_as(ConfigError, f"the record of {store} is damaged", "save the result again"):
+            trials = tuple(Trial.from_json(t) for t in (manifest["baseline"], *manifest["trials"]))
         name = store
     else:
         name, trials, _ = read_history(store, study)
