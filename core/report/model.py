@@ -177,6 +177,9 @@ def _gathered(facts: _Facts, title: str) -> ReportData:
     metric = str(accuracy.get("metric") or next(iter(baseline.metrics)))
     own = accuracy.get("metrics", {}).get(metric, {}).get("higher_is_better")
     higher = (accuracy.get("higher_is_better") if own is None else own) is not False
+    scores = None
+    if facts.holdout:
+        scores = _scores(facts.holdout["baseline"]), _scores(facts.holdout["best"])
     return ReportData(
         title=title,
         goal_met=facts.goal_met,
