@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from .calls import Batch as Batch  # where plugins have always found it
 from .capability import Capability, Realization
 from .channels import Factors
 from .errors import SchemeError
@@ -25,9 +26,6 @@ from .numerics.tensor import QuantizedTensor
 from .parts import PartConfig
 from .recipe import Recipe
 from .scheme import OpScheme
-
-Batch = Mapping[str, Any] | tuple[Any, ...]
-"""One batch of model inputs: by name, or in call order. NumPy arrays, or the framework's own tensors."""
 
 Sink = Callable[[str, Array], None]
 """Takes (value name, array) as ``Session.observe`` meets them."""

@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace
 
-from .adapter import Batch
-from .errors import DataError, UnsafeFile, nearest
+from .batches import Batches
+from .calls import Batch, Call, arrays_in, changed, flat, named_leaves
+from .errors import DataError, UnsafeFile
 from .evaluation import to_numpy
 from .graph import InputInfo
+from .reading import REMEDY, Reading, Takes, choose
+from .trees import PLAIN, is_array, is_container, mapped
 
 BATCH_SIZE = 32
 """Rows per batch where a whole array is given."""
@@ -32,12 +36,16 @@ class CalibrationData:
         factory: Makes a fresh iterable of raw batches.
         inputs: What the model takes.
         notes: What was left out of the batches (labels), for the ledger.
+        reading: How raw batches are read; None where batches need none.
+        order: Names of what the model takes in order; None takes those of ``inputs``.
     """
 
     batches: tuple[Batch, ...] | None
     factory: Callable[[], Iterable[Any]] | None
     inputs: tuple[InputInfo, ...]
     notes: tuple[str, ...] = ()
+    reading: Reading | None = None
+    order: tuple[str, ...] | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         if self.batches is not None:
@@ -45,7 +53,19 @@ class CalibrationData:
             return
         assert self.factory is not None
         for index, raw in enumerate(self.factory()):
-            yield _batch(raw, self.inputs, index)[0]
+            yield self._read(raw, index)
+
+    def _read(self, raw: Any, index: int) -> Batch:
+        if self.reading is None:
+            return raw  # type: ignore[no-any-return]
+        batch = self.reading(raw, index)
+        _check(batch, self.inputs, self.names, index)
+        return batch
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of what the model takes in order."""
+        return self.order if self.order is not None else tuple(i.name for i in self.inputs)
 
     def first(self) -> Batch:
         """Return the first batch."""
@@ -53,29 +73,78 @@ class CalibrationData:
             return batch
         raise DataError("calibration data is empty: give at least one batch")
 
+    def others(self, most: int, among: int = 64) -> tuple[Batch, ...]:
+        """Return batches that differ from the first, and from each other, in shapes or plain values.
+
+        Args:
+            most: How many at most.
+            among: How many batches of a factory are looked at.
+        """
+        found: dict[object, Batch] = {}
+        source = iter(self) if self.batches is not None else islice(self, among)
+        for batch in source:
+            found.setdefault(_form(batch), batch)
+            if len(found) > most:
+                break
+        return tuple(found.values())[1:]
+
     def numpy(self) -> CalibrationData:
         """Return the same data with every array as NumPy."""
-        if self.batches is not None:
-            return CalibrationData(tuple(numpy_batch(b) for b in self.batches), None, self.inputs, self.notes)
-        make = self.factory
-        assert make is not None
-        return CalibrationData(
-            None, lambda: (numpy_batch(_batch(raw, self.inputs, i)[0]) for i, raw in enumerate(make())), self.inputs, self.notes
-        )
+        return self._changed(numpy_batch, self.inputs, self.order)
 
     def for_inputs(self, inputs: tuple[InputInfo, ...]) -> CalibrationData:
-        """Return the data for another backend's view of the same model: positional batches keep their order."""
-        return CalibrationData(self.batches, self.factory, inputs, self.notes)
+        """Return the data for another backend's view of the same model, whose inputs are single arrays.
+
+        Batches in call order keep their order; trees are given as their arrays. Plain values are constants of that model.
+
+        Raises:
+            DataError: If a plain value differs from batch to batch.
+        """
+        constants = _plain(self.first(), self.names)
+        names = tuple(i.name for i in inputs)
+
+        def change(batch: Batch) -> Batch:
+            for path, value in _plain(batch, self.names).items():
+                if constants.get(path, value) != value:
+                    raise DataError(
+                        f"input {path!r} is {value!r} in one calibration batch and {constants[path]!r} in the first: in the model's "
+                        "export it is a constant; calibrate with batches of one kind, or stay on the model's own backend"
+                    )
+            return flat(batch, names)
+
+        return self._changed(change, inputs, None)
+
+    def _changed(self, change: Callable[[Batch], Batch], inputs: tuple[InputInfo, ...], order: tuple[str, ...] | None) -> CalibrationData:
+        if self.batches is not None:
+            return CalibrationData(tuple(change(b) for b in self.batches), None, inputs, self.notes, None, order)
+        return CalibrationData(None, lambda: (change(b) for b in self), inputs, self.notes, None, order)
 
     def digest(self) -> str:
-        """Content digest of the kept arrays (of a factory's first batch only), 16 hex digits."""
+        """Content digest of the kept leaves (of a factory's first batch only), 16 hex digits."""
         digest = hashlib.sha256()
         for batch in self.batches if self.batches is not None else (self.first(),):
-            for name, array in named(batch, self.inputs):
-                array = np.ascontiguousarray(to_numpy(array))
-                digest.update(f"{name}{array.dtype}{array.shape}".encode())
-                digest.update(array.view(np.uint8).data if array.dtype != object else str(array).encode())
+            for name, leaf in named_leaves(batch, self.names):
+                digest_leaf(digest, name, leaf)
         return digest.hexdigest()[:16]
+
+
+def digest_leaf(digest: hashlib._Hash, name: str, leaf: Any, between: str = "") -> None:
+    """Take a named leaf into a digest: an array by its content, a plain value by what it prints."""
+    if not is_array(leaf):
+        digest.update(between.join((name, type(leaf).__name__, repr(leaf))).encode())
+        return
+    array = np.ascontiguousarray(to_numpy(leaf))
+    digest.update(between.join((name, str(array.dtype), str(array.shape))).encode())
+    digest.update(array.view(np.uint8).data if array.dtype != object else str(array).encode())
+
+
+def _plain(batch: Batch, names: tuple[str, ...]) -> dict[str, Any]:
+    return {path: leaf for path, leaf in named_leaves(batch, names) if not is_array(leaf)}
+
+
+def _form(batch: Batch) -> object:
+    """Return what tells batches apart without their numbers."""
+    return tuple((path, tuple(leaf.shape) if is_array(leaf) else repr(leaf)) for path, leaf in named_leaves(batch))
 
 
 @dataclass(frozen=True)
@@ -85,10 +154,10 @@ class Raw:
     batches: tuple[Any, ...] | None
     factory: Callable[[], Iterable[Any]] | None
 
-    def example(self) -> Batch:
-        """Return the first batch; it may still hold labels at its end."""
+    def example(self) -> Any:
+        """Return the first batch as the loader yields it, a lone array as a tuple of one; it may still hold labels."""
         first = self.batches[0] if self.batches else next(iter(self.factory() if self.factory else ()), None)
-        return _batch(first, (), 0)[0]
+        return first if is_container(first) or isinstance(first, Call) else (first,)
 
 
 def materialize(source: Any, *, limit: int = LIMIT_BYTES) -> Raw:
@@ -96,7 +165,7 @@ def materialize(source: Any, *, limit: int = LIMIT_BYTES) -> Raw:
 
     Args:
         source: An iterable of batches (lists, generators, a DataLoader), an object with ``get_next()`` (ONNX Runtime's
-            CalibrationDataReader), one array of samples, a mapping of input names to arrays of samples, an ``.npz``
+            CalibrationDataReader, :class:`Batches`), one array of samples, a mapping of input names to arrays of samples, an ``.npz``
             path, or a function that returns any of the iterables (a factory: nothing is kept in memory).
         limit: Bytes that an iterable may take in memory.
 
@@ -107,15 +176,19 @@ def materialize(source: Any, *, limit: int = LIMIT_BYTES) -> Raw:
         return source
     if source is None:
         raise DataError("calibration data is missing: pass calibration=, an iterable of batches, an array, an .npz path or a factory")
-    if callable(source) and not hasattr(source, "__iter__") and not hasattr(source, "get_next") and not hasattr(source, "shape"):
-        if next(iter(_raw(source())), None) is None:
+    factory: Callable[[], Iterable[Any]] | None = None
+    if isinstance(source, Batches):
+        factory = (lambda: iter(source)) if source.is_factory else None
+    elif is_factory(source):
+        factory = lambda: raw_batches(source())  # noqa: E731
+    if factory is not None:
+        if next(iter(factory()), None) is None:
             raise DataError("the calibration factory gave no batch; it must return a fresh, non-empty iterable each time it is called")
-        return Raw(None, lambda: _raw(source()))
+        return Raw(None, factory)
     kept: list[Any] = []
     total = 0
-    for index, raw in enumerate(_raw(source)):
-        items = raw.values() if isinstance(raw, Mapping) else raw if isinstance(raw, (tuple, list)) else (raw,)
-        total += sum(int(getattr(a, "nbytes", 0)) for a in items)
+    for index, raw in enumerate(raw_batches(source)):
+        total += sum(_nbytes(leaf) for _, leaf in named_leaves(raw if isinstance(raw, Call) else (raw,)))
         if total > limit:
             raise DataError(
                 f"calibration data passes {limit / 2**30:.1f} GiB at batch {index}: pass a factory (a function that returns a fresh "
@@ -127,41 +200,60 @@ def materialize(source: Any, *, limit: int = LIMIT_BYTES) -> Raw:
     return Raw(tuple(kept), None)
 
 
-def calibration_data(source: Any, inputs: tuple[InputInfo, ...], *, limit: int = LIMIT_BYTES) -> CalibrationData:
+def calibration_data(
+    source: Any, inputs: tuple[InputInfo, ...], reading: Reading | None = None, *, limit: int = LIMIT_BYTES
+) -> CalibrationData:
     """Read calibration data of any form and check it against the model's inputs.
 
     Args:
         source: What :func:`materialize` takes, or its result.
         inputs: What the model takes.
+        reading: How raw batches are read; None reads them as single arrays for ``inputs``.
         limit: Bytes that an iterable may take in memory.
 
     Raises:
         DataError: If it is empty, not finite, or does not fit the model's inputs.
     """
     raw = materialize(source, limit=limit)
-    if raw.batches is None:
-        assert raw.factory is not None
-        _, notes = _batch(next(iter(raw.factory())), inputs, 0)
-        return CalibrationData(None, raw.factory, inputs, notes)
-    checked = [_batch(b, inputs, index) for index, b in enumerate(raw.batches)]
-    return CalibrationData(tuple(b for b, _ in checked), None, inputs, checked[0][1])
+    if raw.batches is not None:
+        return _kept(raw.batches, inputs, reading)
+    assert raw.factory is not None
+    reading = reading or choose(next(iter(raw.factory())), Takes.of_inputs(inputs), None)
+    return CalibrationData(None, raw.factory, inputs, _notes(reading), reading, reading.takes.positional)
 
 
-def _raw(source: Any) -> Iterable[Any]:
+def _kept(raw: tuple[Any, ...], inputs: tuple[InputInfo, ...], reading: Reading | None) -> CalibrationData:
+    reading = reading or choose(raw[0], Takes.of_inputs(inputs), None)
+    batches = tuple(reading(b, index) for index, b in enumerate(raw))
+    for index, batch in enumerate(batches):
+        _check(batch, inputs, reading.takes.positional, index)
+    return CalibrationData(batches, None, inputs, _notes(reading), reading, reading.takes.positional)
+
+
+def _notes(reading: Reading) -> tuple[str, ...]:
+    return (reading.note,) if reading.note else ()
+
+
+def is_factory(source: Any) -> bool:
+    """True for a function that makes a fresh iterable of batches each time it is called."""
+    return callable(source) and not any(hasattr(source, known) for known in ("__iter__", "get_next", "shape"))
+
+
+def raw_batches(source: Any) -> Iterator[Any]:
+    """Yield the batches of a source of any form but a factory, as they are.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
     if isinstance(source, (str, Path)):
         source = load_arrays(Path(source))
     if hasattr(source, "get_next"):
         if hasattr(source, "rewind"):
             source.rewind()
         yield from iter(source.get_next, None)
-    elif isinstance(source, Mapping) and hasattr(source, "keys"):
-        arrays = {k: source[k] for k in source.keys()}  # noqa: SIM118 - a BatchEncoding iterates over keys, an NpzFile has no items order
-        rows = {k: len(a) for k, a in arrays.items() if getattr(a, "ndim", 1)}
-        if len(set(rows.values())) > 1:
-            raise DataError(f"calibration arrays differ in their number of samples: {rows}; the first axis counts samples")
-        for start in range(0, max(rows.values(), default=0), BATCH_SIZE):
-            yield {k: a[start : start + BATCH_SIZE] for k, a in arrays.items()}
-    elif hasattr(source, "shape") and hasattr(source, "dtype"):
+    elif isinstance(source, Mapping):
+        yield from _slices(source)
+    elif is_array(source):
         for start in range(0, source.shape[0] if source.shape else 0, BATCH_SIZE):
             yield source[start : start + BATCH_SIZE]
     elif hasattr(source, "__iter__"):
@@ -170,6 +262,21 @@ def _raw(source: Any) -> Iterable[Any]:
         raise DataError(
             f"calibration data of type {type(source).__name__} cannot be read; give an iterable of batches, an array, an .npz path or a factory"
         )
+
+
+def _slices(source: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield some samples at a time of a mapping of names to arrays of samples; plain values go with each of them."""
+    table = {str(k): source[k] for k in source.keys()}  # noqa: SIM118 - a BatchEncoding iterates over keys, an NpzFile has no items order
+    found = [(path, leaf) for path, leaf in named_leaves(table) if is_array(leaf) and len(leaf.shape)]
+    rows = {path: int(leaf.shape[0]) for path, leaf in found}
+    if len(set(rows.values())) > 1:
+        raise DataError(
+            f"calibration arrays differ in their number of samples: {rows}; the first axis counts samples. A mapping is a whole set of "
+            "samples; give one batch as [batch]"
+        )
+    for start in range(0, max(rows.values(), default=0), BATCH_SIZE):
+        part = slice(start, start + BATCH_SIZE)
+        yield {k: mapped(v, lambda leaf: leaf[part] if is_array(leaf) and len(leaf.shape) else leaf) for k, v in table.items()}  # noqa: B023
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -194,79 +301,58 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
         raise DataError(f"{path} is damaged: {error}; write it again with numpy.savez") from error
 
 
-def _batch(raw: Any, inputs: tuple[InputInfo, ...], index: int) -> tuple[Batch, tuple[str, ...]]:
-    """Bring one raw batch into form and check it."""
-    notes: tuple[str, ...] = ()
-    known = [i.name for i in inputs]
-    if isinstance(raw, Mapping) and hasattr(raw, "keys"):
-        table = {str(k): raw[k] for k in raw.keys()}  # noqa: SIM118
-        batch: Batch = {k: v for k, v in table.items() if not known or k in known}
-        extra = [k for k in table if k not in batch]
-        if not batch:
-            raise DataError(f"calibration batch {index} has keys {list(table)}, and the model takes {known}")
-        if extra:
-            notes = (f"calibration keys that are not inputs of the model were left out: {', '.join(extra)}",)
-    elif isinstance(raw, (tuple, list)):
-        batch = tuple(raw)
-        if known and len(batch) > len(known):
-            notes = (f"calibration batches have {len(batch)} items and the model takes {len(known)}: the rest (labels?) was left out",)
-            batch = batch[: len(known)]
-    else:
-        batch = (raw,)
-    _check(batch, inputs, index)
-    return batch, notes
+def _check(batch: Batch, inputs: tuple[InputInfo, ...], names: tuple[str, ...], index: int) -> None:
+    """Look at every leaf of a batch.
 
-
-def _check(batch: Batch, inputs: tuple[InputInfo, ...], index: int) -> None:
+    Raises:
+        DataError: If one is not finite, of a shape that the model's file does not take, or neither array nor plain value.
+    """
     expected = {i.name: i for i in inputs}
-    for name, array in named(batch, inputs):
-        if not hasattr(array, "shape") or not hasattr(array, "dtype"):
-            raise DataError(f"calibration batch {index}, input {name!r}: {type(array).__name__} is no array; give NumPy arrays or tensors")
-        info = expected.get(name)
-        shape = tuple(int(d) for d in array.shape)
-        if (
-            info is not None
-            and info.shape is not None
-            and (len(shape) != len(info.shape) or any(e is not None and e != g for e, g in zip(info.shape, shape, strict=True)))
-        ):
+    for path, leaf in named_leaves(batch, names):
+        if not is_array(leaf):
+            if not isinstance(leaf, PLAIN):
+                raise DataError(
+                    f"calibration batch {index}, input {path!r}: {type(leaf).__name__} is no array, container or plain value; {REMEDY}"
+                )
+            continue
+        info = expected.get(path)
+        shape = tuple(int(d) for d in leaf.shape)
+        if info is not None and info.shape is not None and not _fits(info.shape, shape):
             want = "(" + ", ".join("any" if d is None else str(d) for d in info.shape) + ")"
-            raise DataError(f"calibration batch {index}, input {name!r}: expected shape {want}, got {shape}")
-        if not _finite(array):
-            raise DataError(f"calibration batch {index}, input {name!r} holds NaN or Inf; remove those samples")
+            raise DataError(f"calibration batch {index}, input {path!r}: expected shape {want}, got {shape}")
+        if not _finite(leaf):
+            raise DataError(f"calibration batch {index}, input {path!r} holds NaN or Inf; remove those samples")
+
+
+def _fits(declared: tuple[int | None, ...], shape: tuple[int, ...]) -> bool:
+    return len(declared) == len(shape) and all(e is None or e == g for e, g in zip(declared, shape, strict=True))
 
 
 def _finite(array: Any) -> bool:
+    if isinstance(array, np.ndarray):
+        if array.dtype.kind == "V":
+            # bfloat16 and the 8-bit floats of ml_dtypes are no dtypes of the Array API standard.
+            array = array.astype(np.float32)
+        elif array.dtype.kind not in "fc":
+            return True
+    if getattr(array, "is_sparse", False):
+        array = array.coalesce().values()
     xp = array_namespace(array)
-    if isinstance(array, np.ndarray) and array.dtype.kind == "V":
-        # bfloat16 and the 8-bit floats of ml_dtypes are no dtypes of the Array API standard.
-        array = array.astype(np.float32)
     floating = xp.isdtype(array.dtype, ("real floating", "complex floating"))
     return not floating or bool(xp.all(xp.isfinite(array)))
 
 
-def named(batch: Batch, inputs: tuple[InputInfo, ...]) -> list[tuple[str, Any]]:
-    """Return (input name, array) pairs of a batch, in its order.
-
-    Raises:
-        DataError: If a name is not an input of the model.
-    """
-    if isinstance(batch, Mapping):
-        known = [i.name for i in inputs]
-        for name in batch:
-            if known and name not in known:
-                raise DataError(f"{name!r} is not an input of the model{nearest(str(name), known)}")
-        return list(batch.items())
-    return [(inputs[i].name if i < len(inputs) else f"input {i}", a) for i, a in enumerate(batch)]
+def _nbytes(leaf: Any) -> int:
+    found = getattr(leaf, "nbytes", 0)
+    return int(found) if isinstance(found, (int, np.integer)) else 0
 
 
 def numpy_batch(batch: Batch) -> Batch:
     """Return the batch with every array as NumPy."""
-    if isinstance(batch, Mapping):
-        return {k: to_numpy(v) for k, v in batch.items()}
-    return tuple(to_numpy(v) for v in batch)
+    return changed(batch, lambda leaf: to_numpy(leaf) if is_array(leaf) else leaf)
 
 
 def rows(batch: Batch) -> int:
     """Number of samples in a batch: the length of its first array's first axis."""
-    first = next(iter(batch.values() if isinstance(batch, Mapping) else batch))
-    return int(first.shape[0]) if len(first.shape) else 1
+    first = next(iter(arrays_in(batch)), None)
+    return int(first.shape[0]) if first is not None and len(first.shape) else 1

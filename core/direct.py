@@ -34,7 +34,7 @@ def quantize_model(
         model: As for :func:`autotune`.
         scheme: A named scheme (``int8-static``, ``int8-dynamic``, ``int4-weight-only``, ...), a :class:`Recipe`, or a
             configuration whose rules say what each op takes (its first choice).
-        calibration: Needed where a scheme asks for ranges found in calibration.
+        calibration: As for :func:`autotune`; needed where a scheme asks for ranges found in calibration.
         backend: The backend; None for the model's own.
         host: Plugins.
 
@@ -64,7 +64,8 @@ def quantize_model(
                 realizer.calibrate(data[target.name] if data else ())
             candidate = realizer.candidate(recipe)
             coverage = realizer.coverage(candidate)
-        return Quantized(candidate, native, (*target.notes, *notes, coverage.summary()), coverage)
+        left_out = data[target.name].notes if data else ()
+        return Quantized(candidate, native, (*target.notes, *notes, *left_out, coverage.summary()), coverage)
 
 
 def _space_of(recipe: Recipe, opened: Opened) -> TuningSpace:

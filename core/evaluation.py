@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from .adapter import Batch, Candidate
+from .adapter import Candidate
+from .calls import Call, parts, plainest
 from .errors import EvaluationError
 
 
@@ -102,8 +103,7 @@ class ArrayModel:
         return self.candidate.recipe.backend
 
     def __call__(self, *arrays: Any, **named: Any) -> np.ndarray | tuple[np.ndarray, ...]:
-        """Run one batch: arrays in call order, or by input name."""
-        """Run one batch."""
-        batch: Batch = named if named else arrays
-        outputs = self.candidate.run(batch)
+        """Run one batch: values in call order, by input name, or both; a lone :class:`~octavo.Call` is the batch itself."""
+        lone = arrays[0] if len(arrays) == 1 and not named and isinstance(arrays[0], Call) else None
+        outputs = self.candidate.run(plainest(*parts(lone)) if lone is not None else plainest(arrays, named))
         return outputs[0] if len(outputs) == 1 else outputs

@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from .errors import ModelError, nearest
 from .scheme import canonical_json
+
+if TYPE_CHECKING:
+    from .reading import Reading
 
 # The neutral vocabulary. An adapter maps its framework's operations onto these; what does not fit keeps
 # its own lower-case name and is float unless the adapter's capability offers a scheme for that name.
@@ -167,6 +170,7 @@ class ModelView:
         notes: What was out of reach and why, for the ledger.
         unclaimed: Floating weights of two or more dimensions that the model's forward uses and no op claims, each with
             its reason. A weight that an op claims may stand here too, where something else reads it as it is.
+        reading: How a loader's batches become calls, where the backend chose that by the example; None where each input is one array.
     """
 
     ops: tuple[Op, ...]
@@ -175,6 +179,7 @@ class ModelView:
     outputs: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     unclaimed: tuple[HeldWeight, ...] = ()
+    reading: Reading | None = None
 
     def __post_init__(self) -> None:
         names = [op.name for op in self.ops]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .adapter import Adapter, Batch, Opened
+from .calls import arrays_in
 from .config import TuningConfig
 from .data import CalibrationData, calibration_data, materialize
 from .errors import ConfigError, ModelError, raised_as
@@ -122,7 +123,7 @@ def open_all(
     opened = [source]
     data: dict[str, CalibrationData] = {}
     if raw is not None or need_data:
-        data[source.name] = calibration_data(raw, source.view.inputs)
+        data[source.name] = calibration_data(raw, source.view.inputs, source.view.reading)
         if not _same_framework(card, data[source.name].first()):
             data[source.name] = data[source.name].numpy()
     for config in asked:
@@ -171,6 +172,5 @@ def _reads(card: AdapterPart[Adapter], model: Any) -> bool:
 
 
 def _same_framework(card: AdapterPart[Adapter], batch: Batch) -> bool:
-    values = batch.values() if isinstance(batch, Mapping) else batch
     roots = {m.split(".")[0] for m in card.models}
-    return all(type(v).__module__.split(".")[0] in roots for v in values)
+    return all(type(array).__module__.split(".")[0] in roots for array in arrays_in(batch))

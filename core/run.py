@@ -59,7 +59,10 @@ def autotune(
             third-party backend claims. It is never changed.
         eval_fn: Scores a candidate: returns a float, a mapping of floats, or :class:`~octavo.Evaluation`. In a run on the
             model's own backend it is given the backend's model; in a run over several, arrays in, arrays out.
-        calibration: An iterable of batches, a DataLoader, a CalibrationDataReader, an array, an .npz path, or a factory.
+        calibration: An iterable of batches, a DataLoader, a CalibrationDataReader, an array, an .npz path, or a factory. A batch is
+            what the model's call takes: a value, a tuple of values in call order, a mapping of values by name, or
+            :class:`~octavo.Call`; values are trees of arrays and plain values. Labels behind the inputs are dropped and said;
+            where a batch must be taken apart, :class:`~octavo.Batches` does.
         config: A :class:`TuningConfig`, a path (.toml, .yaml, .json) or a mapping.
         backends: Backends to search over; None for the model's own.
         storage: SQLite path or SQLAlchemy URL of the history; None makes a fresh file under ~/.cache/octavo.

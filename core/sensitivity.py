@@ -25,15 +25,17 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from .adapter import Batch, Candidate, Opened
+from .calls import parts
 from .curvature import Curvature
+from .data import digest_leaf
 from .errors import ConfigError, DataError, SchemeError, StoreError, raised_as, said
-from .evaluation import to_numpy
 from .op_errors import OpErrors, Transforms
 from .realize import Realizer
 from .recipe import Recipe
 from .scheme import OpScheme, canonical_json
 from .strategy import Sensitivity
 from .textfiles import read_text, write_text
+from .trees import leaves
 
 Pair = tuple[str, OpScheme]
 Runner = Callable[[Candidate], Iterator[tuple[np.ndarray, ...]]]
@@ -255,11 +257,10 @@ def data_digest(batches: Sequence[Batch]) -> str:
     """Content digest of batches, 16 hex digits."""
     digest = hashlib.sha256()
     for batch in batches:
-        items = sorted(batch.items()) if isinstance(batch, Mapping) else list(enumerate(batch))
-        for name, value in items:
-            array = np.ascontiguousarray(to_numpy(value))
-            digest.update(f"{name} {array.dtype} {array.shape}".encode())
-            digest.update(array.data)
+        args, kwargs = parts(batch)
+        for name, value in (*enumerate(args), *sorted(kwargs.items())):
+            for path, leaf in leaves(value, str(name)):
+                digest_leaf(digest, path, leaf, between=" ")
     return digest.hexdigest()[:16]
 
 

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from octavo.core.adapter import Adapter, Applied, Batch, Candidate, OpParameters, Session, Sink
+from octavo.core.calls import Call, plainest
 from octavo.core.capability import Capability
 from octavo.core.channels import FEATURES, Factors
 from octavo.core.errors import ModelError, NonFiniteWeight, SchemeError, nearest
 from octavo.core.graph import Group, HeldWeight, ModelView
 from octavo.core.parts import PartConfig
+from octavo.core.reading import Takes, choose
 from octavo.core.recipe import Recipe
 from octavo.core.scheme import FLOAT, OpScheme
 
@@ -60,7 +62,8 @@ class NumpyCandidate(Candidate):
 
     def __call__(self, *arrays: Any, **named: Any) -> Any:
         """Run the model on arrays in the order of its inputs, or by name; one output comes as an array, several as a tuple."""
-        batch: Any = named if named else arrays[0] if len(arrays) == 1 and isinstance(arrays[0], (Mapping, tuple, list)) else arrays
+        alone = len(arrays) == 1 and not named and isinstance(arrays[0], (Mapping, tuple, list, Call))
+        batch: Any = arrays[0] if alone else plainest(arrays, named)
         result = self.run(batch)
         return result[0] if len(result) == 1 else result
 
@@ -243,6 +246,9 @@ class NumpyAdapter(Adapter):
         for name, array in graph.initializers.items():
             if array.dtype.kind == "f" and not np.isfinite(array).all() and _is_weight(graph, name):
                 raise NonFiniteWeight(f"tensor {name!r} holds NaN or Inf; repair the model")
+        if example is not None:
+            # It may still hold labels.
+            example = choose(example, Takes.of_inputs(graph.inputs), None)(example, 0)
         return NumpySession(graph, self._kernels(), example)
 
     def capability(self) -> Capability:

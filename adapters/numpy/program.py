@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from octavo.core.calls import Batch, Call, flat
 from octavo.core.errors import DataError, ModelError, nearest
 from octavo.core.graph import InputInfo
 
@@ -124,13 +125,15 @@ class Program:
         self._outputs = tuple(names[v] for v in graph.outputs)
         self._plans: dict[object, Plan] = {}
 
-    def feed(self, batch: Mapping[str, Any] | tuple[Any, ...] | Any) -> list[np.ndarray]:
+    def feed(self, batch: Batch | Any) -> list[np.ndarray]:
         """Return a batch as arrays in the order of the inputs.
 
         Raises:
             DataError: If names, number, rank or lengths are not the graph's.
         """
         inputs = self.graph.inputs
+        if isinstance(batch, (Mapping, tuple, list, Call)):
+            batch = flat(tuple(batch) if isinstance(batch, list) else batch, tuple(i.name for i in inputs))
         if isinstance(batch, Mapping):
             missing = [i.name for i in inputs if i.name not in batch]
             if missing:
@@ -139,7 +142,7 @@ class Program:
                 )
             values = [batch[i.name] for i in inputs]
         else:
-            values = list(batch) if isinstance(batch, (tuple, list)) else [batch]
+            values = list(batch) if isinstance(batch, tuple) else [batch]
             if len(values) != len(inputs):
                 raise DataError(
                     f"the model takes {len(inputs)} input(s) ({', '.join(i.name for i in inputs)}), the batch has {len(values)}"

@@ -14,6 +14,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from octavo.core.adapter import Applied, Batch, Candidate
+from octavo.core.calls import Call, flat
 from octavo.core.errors import DataError, ModelError, nearest
 from octavo.core.recipe import Recipe
 from octavo.core.scheme import FLOAT, OpScheme, canonical_json
@@ -114,6 +115,8 @@ def feeds(inputs: Sequence[Any], batch: Batch | Any) -> dict[str, np.ndarray]:
         DataError: Expected against got.
     """
     expected = {i.name: i for i in inputs}
+    if isinstance(batch, Mapping | tuple | list | Call):
+        batch = flat(tuple(batch) if isinstance(batch, list) else batch, tuple(expected))
     listed = ", ".join(f"{i.name}: {i.type} {i.shape}" for i in inputs)
     if isinstance(batch, Mapping):
         strange = [n for n in batch if n not in expected]

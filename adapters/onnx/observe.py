@@ -14,6 +14,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from octavo.core.adapter import Batch, Sink
+from octavo.core.calls import flat, named
 from octavo.core.errors import DataError, ModelError, nearest
 
 from . import OnnxConfig
@@ -165,7 +166,8 @@ def _parts(model: ir.Model, config: OnnxConfig, batch: Batch, names: list[str], 
 
 def _declared(model: ir.Model, batch: Batch, names: Sequence[str]) -> dict[str, int]:
     """Return value -> elements, for those whose axes are numbers or axes of an input."""
-    rows = batch if isinstance(batch, Mapping) else dict(zip((v.name for v in model.graph.inputs), batch, strict=False))
+    order = tuple(v.name or "" for v in model.graph.inputs)
+    rows = dict(named(flat(batch, order), order))
     axes: dict[object, int] = {}
     for value in model.graph.inputs:
         for axis, length in zip(value.shape or (), getattr(rows.get(value.name or ""), "shape", ()), strict=False):

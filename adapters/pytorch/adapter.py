@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,10 +15,11 @@ from octavo.core.adapter import Adapter, Batch
 from octavo.core.capability import Capability
 from octavo.core.errors import DeviceError, ModelError, UnsafeFile
 from octavo.core.parts import PartConfig
+from octavo.core.reading import choose
 
 from . import TorchConfig
 from .attention import bypassed
-from .batches import to_call
+from .batches import run_once, takes, to_call
 from .candidate import TorchCandidate
 from .capture import Call, Capture
 from .census import Reads, census
@@ -50,7 +52,9 @@ class TorchAdapter(Adapter):
         given, home = self._root(source, move=False)
         device = self._device(home)
         root, notes = with_stand_ins(skeleton(given)), []
-        call = to_call(example, root, home) if example is not None else None
+        reading = choose(example, takes(root), partial(run_once, root, home)) if example is not None else None
+        batch = reading(example, 0) if reading is not None else None
+        call = to_call(batch, root, home) if batch is not None else None
         reads = Reads() if call is not None else None
         capture = _seen(root, call, self._settings.capture, reads)
         if device != home:
@@ -59,7 +63,7 @@ class TorchAdapter(Adapter):
                 notes.append(f"the whole model was moved to {device}: {why}")
                 given = open_root(given, device)
                 root = with_stand_ins(skeleton(given))
-                call = to_call(example, root, device) if example is not None else None
+                call = to_call(batch, root, device) if batch is not None else None
                 capture = _seen(root, call, self._settings.capture, reads)
         notes += [
             f"{path or 'the model'} ({kind}) reads its layers' weights and may never call them: they stay float"
@@ -67,7 +71,7 @@ class TorchAdapter(Adapter):
         ]
         if bare := list(unreached(root)):
             notes.append(f"weights of three axes that no layer holds stay float: {', '.join(bare)}")
-        return TorchSession(capture, device, call, tuple(notes), given, census(given, reads))
+        return TorchSession(capture, device, call, tuple(notes), given, census(given, reads), reading)
 
     def capability(self) -> Capability:
         """Return what runs on the configured device; ``auto`` answers for CUDA where there is one."""

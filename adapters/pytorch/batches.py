@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,14 @@ import torch
 from torch import nn
 
 from octavo.core.adapter import Batch
-from octavo.core.errors import DataError, nearest
+from octavo.core.calls import Call as Given
+from octavo.core.calls import parts
+from octavo.core.errors import DataError
+from octavo.core.reading import Takes
+from octavo.core.trees import children, is_container, mapped
 
 from .capture import Call
+from .skeleton import skeleton
 
 
 def parameters_of(model: nn.Module) -> tuple[inspect.Parameter, ...]:
@@ -22,25 +27,52 @@ def parameters_of(model: nn.Module) -> tuple[inspect.Parameter, ...]:
     return tuple(inspect.signature(model.forward).parameters.values())
 
 
+def takes(model: nn.Module) -> Takes:
+    """Return what a model's forward takes, as its signature says."""
+    known = parameters_of(model)
+    by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    by_name = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return Takes(
+        tuple(p.name for p in known if p.kind in by_place),
+        tuple(p.name for p in known if p.kind in by_name),
+        frozenset(p.name for p in known if p.kind in (*by_place, *by_name) and p.default is p.empty),
+        any(p.kind is p.VAR_POSITIONAL for p in known),
+        any(p.kind is p.VAR_KEYWORD for p in known),
+    )
+
+
 def to_call(batch: Batch | Any, model: nn.Module, device: torch.device) -> Call:
-    """Return a batch as arguments of ``model``'s forward, arrays as tensors on ``device``.
+    """Return a batch as arguments of ``model``'s forward, arrays as tensors on ``device``, wherever they lie in it.
 
     Raises:
         DataError: If a name is not one of forward's parameters, or there are more values than it takes.
     """
-    known = parameters_of(model)
-    positional = [p for p in known if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    if isinstance(batch, Mapping):
-        if not any(p.kind is p.VAR_KEYWORD for p in known):
-            names = [p.name for p in known]
-            for name in batch:
-                if name not in names:
-                    raise DataError(f"the model takes {', '.join(names)}; got an input called {name!r}{nearest(name, names)}")
-        return (), {k: to_tensor(v, device) for k, v in batch.items()}
-    values = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
-    if len(values) > len(positional) and not any(p.kind is p.VAR_POSITIONAL for p in known):
-        raise DataError(f"the model takes {len(positional)} inputs ({', '.join(p.name for p in positional)}); the batch has {len(values)}")
-    return tuple(to_tensor(v, device) for v in values), {}
+    if isinstance(batch, Mapping | Given):
+        args, kwargs = parts(batch)
+    else:
+        args, kwargs = (tuple(batch) if isinstance(batch, tuple | list) else (batch,)), {}
+    problem = takes(model).problem(Given(*args, **kwargs))
+    if problem:
+        raise DataError(problem)
+    brought = partial(to_tensor, device=device)
+    return tuple(mapped(v, brought) for v in args), {k: mapped(v, brought) for k, v in kwargs.items()}
+
+
+def run_once(root: nn.Module, device: torch.device, batch: Batch) -> tuple[np.ndarray, ...]:
+    """Run a batch on a skeleton of a model; the model may write into its inputs, which stay as they are."""
+    args, kwargs = copied_call(to_call(batch, root, device))
+    with torch.no_grad():
+        return to_arrays(skeleton(root)(*args, **kwargs))
+
+
+def copied_call(call: Call) -> Call:
+    """Return a call whose tensors are copies: the model may write into them."""
+    args, kwargs = call
+    return tuple(mapped(v, _copied) for v in args), {k: mapped(v, _copied) for k, v in kwargs.items()}
+
+
+def _copied(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, torch.Tensor) else leaf
 
 
 def to_tensor(value: Any, device: torch.device) -> Any:
@@ -66,15 +98,9 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
     """Yield the tensors of a result, in order: of tuples, lists, mappings and dataclasses."""
     if isinstance(value, torch.Tensor):
         yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
+    elif is_container(value):
+        for _, item in children(value):
             yield from tensors_in(item)
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from tensors_in(item)
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for f in dataclasses.fields(value):
-            yield from tensors_in(getattr(value, f.name))
 
 
 def to_arrays(result: Any) -> tuple[np.ndarray, ...]:

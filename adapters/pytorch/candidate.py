@@ -12,10 +12,12 @@ import torch
 from torch import nn
 
 from octavo.core.adapter import Applied, Batch, Candidate, OpParameters
+from octavo.core.calls import Call as Given
+from octavo.core.calls import shown
 from octavo.core.errors import DataError
 from octavo.core.recipe import Recipe
 
-from .batches import parameters_of, to_arrays, to_call
+from .batches import takes, to_arrays, to_call
 from .online import Factors
 from .skeleton import named_tensors
 
@@ -65,9 +67,9 @@ class TorchCandidate(Candidate):
         with torch.no_grad():
             try:
                 return to_arrays(self.module(*args, **kwargs))
-            except (RuntimeError, IndexError, ValueError) as error:
-                got = ", ".join(f"{k}: {tuple(getattr(v, 'shape', ()))}" for k, v in [*enumerate(args), *kwargs.items()])
-                wanted = ", ".join(p.name for p in parameters_of(self.module))
+            except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+                wanted = takes(self.module)
+                got = shown(Given(*args, **kwargs), wanted.positional)
                 raise DataError(f"the model takes {wanted}; the batch ({got}) does not run: {error}") from error
 
     def save(self, folder: Path) -> None:

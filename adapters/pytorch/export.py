@@ -11,9 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from octavo.core.calls import Call as Given
+from octavo.core.calls import named_leaves
 from octavo.core.errors import ModelError
+from octavo.core.trees import mapped
 
-from .batches import parameters_of, tensors_in
+from .batches import takes, tensors_in
 from .capture import Call
 
 OPSET = 20
@@ -21,19 +24,27 @@ OPSET = 20
 
 
 class _Plain(nn.Module):
-    """Takes its inputs in order and returns a flat tuple, which every exporter understands."""
+    """Takes the tensors of its inputs in order and returns a flat tuple, which every exporter understands."""
 
-    def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
+    def __init__(self, model: nn.Module, example: Call) -> None:
         super().__init__()
         self.model = model
-        self.names = names
+        self.example = example
 
     def forward(self, *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(tensors_in(self.model(**dict(zip(self.names, values, strict=True)))))
+        given = iter(values)
+
+        def filled(leaf: Any) -> Any:
+            return next(given) if isinstance(leaf, torch.Tensor) else leaf
+
+        args, kwargs = self.example
+        ordered = [mapped(v, filled) for v in args]
+        by_name = {k: mapped(v, filled) for k, v in kwargs.items()}
+        return tuple(tensors_in(self.model(*ordered, **by_name)))
 
 
 def export_onnx(model: nn.Module, example: Call, path: Path) -> None:
-    """Write ``model`` with its inputs' own names and a dynamic first axis.
+    """Write ``model`` with a dynamic first axis; inputs are its arguments' tensors, named by their paths.
 
     The TorchScript exporter needs no other package and goes first; torch.export takes what it cannot.
 
@@ -41,9 +52,9 @@ def export_onnx(model: nn.Module, example: Call, path: Path) -> None:
         ModelError: If neither can.
     """
     args, kwargs = example
-    names = [p.name for p in parameters_of(model)]
-    values: dict[str, torch.Tensor] = {**dict(zip(names, args, strict=False)), **kwargs}
-    plain = _Plain(model, tuple(values)).eval()
+    found = named_leaves(Given(*args, **kwargs), takes(model).positional)
+    values = {path: leaf for path, leaf in found if isinstance(leaf, torch.Tensor)}
+    plain = _Plain(model, example).eval()
     with torch.no_grad():
         results = plain(*values.values())
     outputs = ["output"] if len(results) == 1 else [f"output_{i}" for i in range(len(results))]

@@ -13,6 +13,9 @@ from torch import fx, nn
 from torch.utils._pytree import tree_flatten, tree_leaves
 
 from octavo.core.adapter import Sink
+from octavo.core.calls import Call as Given
+from octavo.core.calls import shown
+from octavo.core.errors import DataError, OctavoError
 
 from .batches import tensors_in
 from .capture import Call, Capture, Halt, Watch
@@ -60,7 +63,7 @@ class Resumable:
         keeps, room, count = stop < self._capture.end and self._limit > 0 and self._resumes is not False, self._limit, 0
         with torch.no_grad():
             for call, before in source:
-                after = watch(call, before)
+                after = _watched(watch, call, before, count)
                 del before
                 count += 1
                 if not keeps:
@@ -77,6 +80,18 @@ class Resumable:
         if self._resumes is None:
             self._resumes = self._capture.resumes(call)
         return self._resumes
+
+
+def _watched(watch: Watch, call: Call, before: Any, number: int) -> Mapping[int, Any]:
+    try:
+        return watch(call, before)
+    except OctavoError:
+        raise
+    except Exception as error:
+        args, kwargs = call
+        said = (str(error) or type(error).__name__).splitlines()[0]
+        given = shown(Given(*args, **kwargs))
+        raise DataError(f"calibration batch {number} ({given}) does not run on the float model: {said}") from error
 
 
 def _taken(kept: list[tuple[Call, Any]]) -> Iterator[tuple[Call, Any]]:

@@ -9,7 +9,11 @@ from typing import Any, Literal
 import torch
 from torch import fx, nn
 
-from .batches import parameters_of, tensors_in
+from octavo.core.calls import Call as Given
+from octavo.core.calls import shown
+from octavo.core.errors import DataError
+
+from .batches import copied_call, parameters_of, takes, tensors_in
 from .capture import Call, Capture
 from .functional import layers_of_calls
 from .graph import GraphCapture
@@ -63,19 +67,17 @@ def _traced_graph(root: nn.Module) -> tuple[nn.Module, fx.Graph]:
 
 
 def _traced(root: nn.Module, call: Call) -> Trace:
-    """Trace on two samples if the inputs' first axis is a batch; most models take any, and it saves most of a forward."""
-    tensors = list(tensors_in(call))
-    if tensors and all(t.ndim and t.shape[0] == tensors[0].shape[0] > 2 for t in tensors):
-        try:
-            few: Call = (tuple(_two(v) for v in call[0]), {k: _two(v) for k, v in call[1].items()})
-            return trace(root, find_layers(root).keys(), few)
-        except Exception:
-            pass
-    return trace(root, find_layers(root).keys(), call)
+    """Watch the whole example: a part of it could take another branch of the model's.
 
-
-def _two(value: Any) -> Any:
-    return value[:2] if isinstance(value, torch.Tensor) else value
+    Raises:
+        DataError: If the model does not run on it.
+    """
+    try:
+        return trace(root, find_layers(root).keys(), copied_call(call))
+    except Exception as error:
+        args, kwargs = call
+        given = shown(Given(*args, **kwargs), takes(root).positional)
+        raise DataError(f"the model, which takes {takes(root)}, does not run on the first batch ({given}): {_said(error)}") from error
 
 
 _CONTAINERS = (nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
@@ -127,8 +129,8 @@ def _checked(root: nn.Module, graph: fx.Graph, call: Call) -> dict[str, tuple[in
 
     names = [str(n.target) for n in graph.nodes if n.op == "placeholder"]
     with torch.no_grad():
-        expected = list(tensors_in(skeleton(root)(*_copies(call)[0], **_copies(call)[1])))
-        args, kwargs = _copies(call)
+        expected = list(tensors_in(skeleton(root)(*copied_call(call)[0], **copied_call(call)[1])))
+        args, kwargs = copied_call(call)
         got = list(tensors_in(Shapes(fx.GraphModule(root, graph)).run(*args, *(kwargs[n] for n in names[len(args) :]))))
     same = len(got) == len(expected) and all(
         a.shape == b.shape and torch.allclose(a.float(), b.float(), rtol=1e-4, atol=1e-5, equal_nan=True)
@@ -137,11 +139,6 @@ def _checked(root: nn.Module, graph: fx.Graph, call: Call) -> dict[str, tuple[in
     if not same:
         raise ValueError("the traced graph gives other outputs than the module")
     return shapes
-
-
-def _copies(call: Call) -> Call:
-    """The model may write into its inputs."""
-    return tuple(a.clone() for a in call[0]), {k: v.clone() for k, v in call[1].items()}
 
 
 def _said(error: Exception) -> str:

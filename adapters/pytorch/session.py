@@ -11,15 +11,18 @@ import torch
 from torch import nn
 
 from octavo.core.adapter import Applied, Batch, OpParameters, Session, Sink
+from octavo.core.calls import Call as Given
+from octavo.core.calls import named_leaves
 from octavo.core.capability import Capability
-from octavo.core.channels import Factors as Given
+from octavo.core.channels import Factors as Rescaling
 from octavo.core.errors import ModelError, SchemeError, nearest
 from octavo.core.graph import HeldWeight, InputInfo, ModelView
 from octavo.core.numerics.affine import Array
+from octavo.core.reading import Reading
 from octavo.core.recipe import Recipe
 from octavo.core.scheme import FLOAT
 
-from .batches import parameters_of, to_call
+from .batches import parameters_of, takes, to_call
 from .blockwise import Reconstruction, reconstruct
 from .candidate import TorchCandidate, digest
 from .capture import Call, Capture
@@ -47,6 +50,7 @@ class TorchSession(Session):
         notes: What a reader must know, for the ledger.
         given: The model as it was given; ``capture`` may see stand-ins for some of its modules. None where the model was changed since.
         counted: What its forward uses; None where the model was changed since.
+        reading: How a loader's batches become calls; None where there was no example to tell.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class TorchSession(Session):
         notes: tuple[str, ...] = (),
         given: nn.Module | None = None,
         counted: Sequence[HeldWeight] | None = None,
+        reading: Reading | None = None,
     ) -> None:
         self.capture = capture
         self._device = device
@@ -64,6 +69,7 @@ class TorchSession(Session):
         self._notes = notes
         self._given = given
         self._counted = counted
+        self._reading = reading
         self._folded: dict[str, tuple[torch.Tensor, torch.Tensor | None]] = {}
         self._view: ModelView | None = None
 
@@ -71,8 +77,8 @@ class TorchSession(Session):
         """Return the layers that may be quantized, in execution order."""
         if self._view is None:
             notes = (*self._notes, *self.capture.notes, *_hook_notes(self.capture))
-            seen = self.capture
-            self._view = ModelView(seen.ops, seen.groups, self._inputs(), seen.outputs, notes, self._unclaimed())
+            seen, unclaimed = self.capture, self._unclaimed()
+            self._view = ModelView(seen.ops, seen.groups, self._inputs(), seen.outputs, notes, unclaimed, self._reading)
         return self._view
 
     def census(self) -> Sequence[HeldWeight] | None:
@@ -89,12 +95,10 @@ class TorchSession(Session):
         if self._example is None:
             return tuple(InputInfo(p.name, None) for p in parameters_of(self.capture.root) if p.default is p.empty)
         args, kwargs = self._example
-        names = [p.name for p in parameters_of(self.capture.root)]
-        given = [*zip(names, args, strict=False), *kwargs.items()]
+        given = named_leaves(Given(*args, **kwargs), takes(self.capture.root).positional)
+        # A module declares no shapes: every axis is free.
         return tuple(
-            InputInfo(name, (None, *value.shape[1:]) if value.ndim else (), str(value.dtype).removeprefix("torch."))
-            for name, value in given
-            if isinstance(value, torch.Tensor)
+            InputInfo(path, None, str(leaf.dtype).removeprefix("torch.")) for path, leaf in given if isinstance(leaf, torch.Tensor)
         )
 
     def capability(self) -> Capability:
@@ -190,7 +194,7 @@ class TorchSession(Session):
         """Return what runs candidates over the same batches, each from its first changed layer on."""
         return Reuse(self._whole(), list(self._calls(batches)))
 
-    def rescale(self, factors: Mapping[str, Given]) -> TorchSession:
+    def rescale(self, factors: Mapping[str, Rescaling]) -> TorchSession:
         """Return a session over the same function with other channels."""
         root, own = rescaled(self.capture.root, self.capture.links, factors, self.capture.factors)
         return TorchSession(self.capture.on(root, own), self._device, self._example, self._notes)

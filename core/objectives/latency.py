@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from ..adapter import Batch
+from ..calls import Batch, changed
 from ..data import rows
+from ..trees import is_array
 from ..trial import Measurement
 from .base import Objective, Subject
 from .config import LatencyConfig, ThroughputConfig, TimedConfig
@@ -66,13 +67,14 @@ def interleave(subject: Subject, reference: Subject, config: TimedConfig) -> tup
 def _sized(batch: Batch, size: int | None) -> Batch:
     if size is None:
         return batch
-    if isinstance(batch, Mapping):
-        return {k: _rows(v, size) for k, v in batch.items()}
-    return tuple(_rows(v, size) for v in batch)
+    count = rows(batch)
 
+    def resized(leaf: Any) -> Any:
+        # What has another first axis than the samples is no list of them: a table, a temperature.
+        has_samples = is_array(leaf) and len(leaf.shape) > 0 and leaf.shape[0] == count
+        return leaf[np.arange(size) % count] if has_samples else leaf
 
-def _rows(array: Any, size: int) -> Any:
-    return array[np.arange(size) % array.shape[0]]
+    return changed(batch, resized)
 
 
 def _block(call: Callable[[], object], seconds: float) -> float:

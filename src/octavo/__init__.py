@@ -11,6 +11,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from octavo.core.batches import Batches
+    from octavo.core.calls import Call
     from octavo.core.config import TuningConfig
     from octavo.core.errors import OctavoError
     from octavo.core.evaluation import ArrayModel, Evaluation
@@ -26,6 +28,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ArrayModel",
+    "Batches",
+    "Call",
     "Evaluation",
     "Measurement",
     "OctavoError",
@@ -47,6 +51,8 @@ __all__ = [
 
 _HOME = {
     "ArrayModel": "evaluation",
+    "Batches": "batches",
+    "Call": "calls",
     "Evaluation": "evaluation",
     "Measurement": "trial",
     "OctavoError": "errors",

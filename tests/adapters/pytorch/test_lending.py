@@ -17,6 +17,7 @@ from octavo.adapters.pytorch.lending import Lender, lends
 from octavo.adapters.pytorch.session import TorchSession
 from octavo.adapters.pytorch.skeleton import named_tensors
 from octavo.core.adapter import Opened
+from octavo.core.errors import DataError
 from octavo.core.plugins import PluginHost
 from octavo.core.presets import preset_recipe
 from octavo.core.realize import Realizer
@@ -178,7 +179,7 @@ def test_a_run_that_ends_early_or_fails_leaves_the_model_at_home() -> None:
     values: list[str] = []
     session.observe([(torch.randint(50, (2, 7)),)], [session.describe().ops[1].inputs[0]], lambda name, _: values.append(name))
     assert len(values) == 1
-    with pytest.raises(IndexError):
+    with pytest.raises(DataError, match="index out of range"):
         session.observe([(torch.full((2, 7), 99),)], [session.describe().ops[-1].outputs[0]], lambda *_: None)
     gc.collect()
     assert lender.now == 0
