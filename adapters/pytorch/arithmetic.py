@@ -13,6 +13,7 @@ from torch import nn
 from . import kernels, products
 from .activation import Activation, Memo
 from .layouts import content, layout
+from .windows import Geometry, padded
 
 if TYPE_CHECKING:
     from .stacked import Stack
@@ -187,7 +188,7 @@ class ConvArithmetic(Integers):
         other: Parameters of the uint8 tensor that is added, or None.
     """
 
-    geometry: kernels.Geometry
+    geometry: Geometry
     pads: tuple[int, ...]
     other: Activation | None
 
@@ -197,11 +198,13 @@ class ConvArithmetic(Integers):
         codes = x if x.dtype == torch.uint8 else source.quantize(x)  # before it is laid out anew, since bytes move faster
         if self.pads:
             codes = nn.functional.pad(codes, self.pads, value=source.zero_point)
+        # Here rather than in the kernel alone, so that the weight is laid out for the very geometry that runs.
+        codes, geometry = padded(codes, source.zero_point, self.codes.shape, self.geometry)
         codes = codes.contiguous(memory_format=form)
         if other is not None:
             other = other.contiguous(memory_format=form)
         added = (1.0, 0) if self.other is None or self.gives is None else (self.other.scale, self.other.zero_point)
-        key = ("conv", repr(self.geometry), self.scale.numel())
-        packed = layout(self.codes, key, lambda: kernels.pack_conv(self.codes, self.scale, source.scale, source.zero_point, self.geometry))
-        head = (codes, source.scale, source.zero_point, packed, self.scale, self._zero_point(), self.bias, self.geometry)
+        key = ("conv", repr(geometry), self.scale.numel())
+        packed = layout(self.codes, key, lambda: kernels.pack_conv(self.codes, self.scale, source.scale, source.zero_point, geometry))
+        head = (codes, source.scale, source.zero_point, packed, self.scale, self._zero_point(), self.bias, geometry)
         return kernels.conv_u8(*head, *self.result(), self.then == "relu", other, *added)

@@ -15,6 +15,7 @@ from .arithmetic import ConvArithmetic, Integers, LinearArithmetic
 from .layouts import forget, version_of
 from .operators import source_arguments
 from .saturation import in_reach
+from .windows import Geometry
 
 Tensor = torch.Tensor
 
@@ -202,9 +203,7 @@ class Int8Conv(Int8Layer, ConvArithmetic):
         other: Parameters of the uint8 tensor that is added, or None.
     """
 
-    def __init__(
-        self, *args: Any, geometry: kernels.Geometry, pads: tuple[int, ...] = (), other: Activation | None = None, **kwargs: Any
-    ) -> None:
+    def __init__(self, *args: Any, geometry: Geometry, pads: tuple[int, ...] = (), other: Activation | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.geometry = geometry
         self.pads = pads

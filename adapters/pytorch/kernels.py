@@ -7,11 +7,13 @@ numbers shifted by 128. Weights are int8, symmetric, with one scale for each out
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import torch
+
+from .windows import Geometry, output_places, padded
 
 _MAGIC = 12582912.0  # 1.5 * 2**23: adding it leaves round-to-nearest-even(x) in the low bits of a float32
 
@@ -137,7 +139,7 @@ def post(name: str, x: Tensor) -> Tensor:
 
 def pack_linear(codes: Tensor) -> Tensor:
     """Lay int8 codes (outputs, inputs) out for :func:`linear_u8`."""
-    packed: Tensor = torch.ops.onednn.qlinear_prepack(codes, None)
+    packed: Tensor = torch.ops.onednn.qlinear_prepack(codes.contiguous(), None)
     return packed
 
 
@@ -155,27 +157,20 @@ def linear_u8(
     then: str = "",
 ) -> Tensor:
     """Multiply uint8 codes (..., inputs) by a packed weight and apply ``then``; the result is float, or uint8 with the given scale."""
-    y: Tensor = torch.ops.onednn.qlinear_pointwise(
-        x, x_scale, x_zero_point, packed, scale, zero_point, bias, out_scale, out_zero_point, dtype, POSTS[then][0], [], POSTS[then][1]
-    )
-    return y
-
-
-def _pads_wrongly(tensor: Tensor, inputs: int) -> bool:
-    """True for 3d kernels over one input channel a group: oneDNN was seen to answer wrongly where padding is deeper than the input."""
-    return tensor.ndim == 5 and inputs == 1
+    if not x.numel():
+        return x.new_empty((*x.shape[:-1], packed.shape[1]), dtype=dtype)  # the kernel drops axes of such a tensor
+    written = _written(dtype, 0)
+    # The kernel reads scale and bias as they lie in memory, whatever their strides.
+    head = (x, x_scale, x_zero_point, packed, scale.contiguous(), zero_point, None if bias is None else bias.contiguous())
+    y: Tensor = torch.ops.onednn.qlinear_pointwise(*head, out_scale, out_zero_point, written, POSTS[then][0], [], POSTS[then][1])
+    return y if written == dtype else y.to(dtype)
 
 
 def pack_conv(codes: Tensor, scale: Tensor, x_scale: float, x_zero_point: int, geometry: Geometry) -> Tensor:
     """Lay int8 codes (outputs, inputs / groups, *kernel) out for :func:`conv_u8`."""
     stride, padding, dilation, groups = geometry
-    padding = [0] * len(padding) if _pads_wrongly(codes, codes.shape[1]) else padding
     packed: Tensor = torch.ops.onednn.qconv_prepack(codes, scale, x_scale, x_zero_point, stride, padding, dilation, groups, None)
     return packed
-
-
-Geometry = tuple[Sequence[int], Sequence[int], Sequence[int], int]
-"""Stride, padding, dilation and groups of a convolution."""
 
 
 def conv_u8(
@@ -195,24 +190,83 @@ def conv_u8(
     other_scale: float = 1.0,
     other_zero_point: int = 0,
 ) -> Tensor:
-    """Convolve uint8 codes with a packed weight, add ``other`` and clamp at zero if asked, in one kernel.
+    """Convolve uint8 codes with a packed weight, add ``other`` and clamp at zero if asked.
 
-    ``other`` has the result's dtype; the kernel may write into it.
+    One kernel does it all, but for what it lacks: over one and three axes it adds nothing, over three it clamps nothing, and
+    some processors write no 16-bit results. That is done to its result then.
+
+    Args:
+        x: uint8 (batch, channels, *places).
+        x_scale: Its scale.
+        x_zero_point: Its code of zero.
+        packed: From :func:`pack_conv`.
+        scale: Scales of the weight.
+        zero_point: Zeros, as many.
+        bias: float32 or None.
+        geometry: Of the convolution.
+        out_scale: Scale of a uint8 result.
+        out_zero_point: Code of zero of a uint8 result.
+        dtype: Of the result: uint8 or a floating type.
+        relu: Clamp at zero.
+        other: Has the result's dtype; the kernel may write into it.
+        other_scale: Scale of a uint8 ``other``.
+        other_zero_point: Code of zero of a uint8 ``other``.
     """
-    stride, padding, dilation, groups = geometry
-    if _pads_wrongly(x, x.shape[1] // groups) and any(padding):
-        x = torch.nn.functional.pad(x, [p for n in reversed(padding) for p in (n, n)], value=x_zero_point)
-        padding = [0] * len(padding)
-    head: tuple[Any, ...] = (x, x_scale, x_zero_point, packed, scale, zero_point)
-    shape: tuple[Any, ...] = (bias, stride, padding, dilation, groups, out_scale, out_zero_point, dtype)
-    then = "relu" if relu else "none"
-    y: Tensor
+    dims = x.ndim - 2
+    taps = packed.shape[-dims:]  # a weight of one axis is packed with two
+    x, geometry = padded(x, x_zero_point, (packed.shape[0], packed.shape[1], *taps), geometry)
+    if not x.numel():
+        return x.new_empty((x.shape[0], packed.shape[0], *output_places(x.shape[2:], taps, geometry)), dtype=dtype)
+    # The kernel reads scale and bias as they lie in memory, whatever their strides.
+    head: tuple[Any, ...] = (x, x_scale, x_zero_point, packed, scale.contiguous(), zero_point)
+    shape: tuple[Any, ...] = (None if bias is None else bias.contiguous(), *geometry)
+    added = other is not None and dims == 2
+    if other is not None and not added:
+        values = other.float() if dtype != torch.uint8 else (other.float() - other_zero_point) * other_scale
+        y: Tensor = torch.ops.onednn.qconv_pointwise(*head, *shape, 1.0, 0, torch.float32, "none", [], "").add_(values)
+        y = y.relu_() if relu else y
+        return y.to(dtype) if dtype != torch.uint8 else quantize_u8(y, out_scale, out_zero_point, 0, 255)
+    written = _written(dtype, dims)
+    then = "relu" if relu and dims < 3 else "none"
+    result: tuple[Any, ...] = (out_scale, out_zero_point, written)
     if other is None:
-        y = torch.ops.onednn.qconv_pointwise(*head, *shape, then, [], "")
-        return y
-    tail: tuple[Any, ...] = (other_scale, other_zero_point, "sum", 1.0, then, [], "")
-    y = torch.ops.onednn.qconv2d_pointwise.binary(*head, other, *shape, *tail)
-    return y
+        y = torch.ops.onednn.qconv_pointwise(*head, *shape, *result, then, [], "")
+    else:
+        tail: tuple[Any, ...] = (other_scale, other_zero_point, "sum", 1.0, then, [], "")
+        sums = other.to(written).contiguous(memory_format=torch.channels_last)
+        y = torch.ops.onednn.qconv2d_pointwise.binary(*head, sums, *shape, *result, *tail)
+    if relu and dims == 3:
+        y = y.clamp_(min=out_zero_point if dtype == torch.uint8 else 0)
+    return y if written == dtype else y.to(dtype)
+
+
+def _written(dtype: torch.dtype, dims: int) -> torch.dtype:
+    """Return the dtype that a kernel writes for a result: of convolutions over so many axes, or of linear layers for 0."""
+    return torch.float32 if _missing_dtype(dtype, dims) else dtype
+
+
+@cache
+def _missing_dtype(dtype: torch.dtype, dims: int) -> str:
+    """Return why a kernel writes no such results here; empty where it was run and was right."""
+    if dtype in (torch.float32, torch.uint8):
+        return ""
+    if dtype not in (torch.bfloat16, torch.float16):
+        return f"the integer kernels write no {dtype}"
+
+    def run(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        x = torch.randint(0, 256, (2, 16, *[3] * dims), dtype=torch.uint8, generator=generator)
+        codes = torch.randint(-63, 64, (16, 16, *[1] * dims), dtype=torch.int8, generator=generator)
+        scale, none = torch.full((1,), 1e-3), torch.zeros(1, dtype=torch.int32)
+        expected = torch.einsum("oi,bi...->bo...", codes.flatten(1).double(), x.double() - 77) * 1e-3
+        if not dims:
+            y = torch.ops.onednn.qlinear_pointwise(x, 1.0, 77, pack_linear(codes), scale, none, None, 1.0, 0, dtype, "none", [], "")
+            return y, expected
+        one, zero = [1] * dims, [0] * dims
+        packed = pack_conv(codes, scale, 1.0, 77, (one, zero, one, 1))
+        head = (x, 1.0, 77, packed, scale, none, None, one, zero, one, 1)
+        return torch.ops.onednn.qconv_pointwise(*head, 1.0, 0, dtype, "none", [], ""), expected
+
+    return fault(f"results of {dtype}", 0.02, run)
 
 
 def pack_rows(codes: Tensor, scale: Tensor, bias: Tensor | None) -> Any:

@@ -14,6 +14,7 @@ import torch
 
 from .activation import Activation
 from .arithmetic import ConvArithmetic, LinearArithmetic, format_of
+from .windows import output_places
 
 Tensor = torch.Tensor
 _LIBRARY: Any = torch.library.Library("octavo", "DEF")  # type: ignore[no-untyped-call]
@@ -108,10 +109,10 @@ def _conv(
 
 
 def _conv_form(x: Tensor, codes: Tensor, *rest: Any) -> Tensor:
-    (stride, padding, dilation, _), pads, dtype = rest[5:9], rest[9], rest[-2]
+    geometry, pads, dtype = rest[5:9], rest[9], rest[-2]
     n = codes.ndim - 2
     room = [x.shape[2 + i] + (pads[2 * (n - 1 - i)] + pads[2 * (n - 1 - i) + 1] if pads else 0) for i in range(n)]
-    places = [(room[i] + 2 * padding[i] - dilation[i] * (codes.shape[2 + i] - 1) - 1) // stride[i] + 1 for i in range(n)]
+    places = output_places(room, codes.shape[2:], geometry)
     return torch.empty((x.shape[0], codes.shape[0], *places), dtype=dtype, device=x.device, memory_format=format_of(codes))
 
 

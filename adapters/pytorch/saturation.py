@@ -16,6 +16,7 @@ import torch
 from octavo.core.adapter import OpParameters
 
 from . import kernels
+from .windows import Geometry
 
 Tensor = torch.Tensor
 
@@ -96,7 +97,7 @@ def _conv_is_right() -> bool:
     x = torch.full((1, _SHAPE[1], 4, 4), 255, dtype=torch.uint8)
     w = torch.full((32, _SHAPE[1], 1, 1), 127, dtype=torch.int8)
     one, none = torch.ones(len(w)), torch.zeros(len(w), dtype=torch.int32)
-    plain: kernels.Geometry = ([1, 1], [0, 0], [1, 1], 1)
+    plain: Geometry = ([1, 1], [0, 0], [1, 1], 1)
     packed = kernels.pack_conv(w, one, 1.0, 0, plain)
     x = x.contiguous(memory_format=torch.channels_last)
     y = kernels.conv_u8(x, 1.0, 0, packed, one, none, None, plain)

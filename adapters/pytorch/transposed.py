@@ -18,7 +18,9 @@ from .arithmetic import Integers, format_of
 from .int8 import Int8Layer
 from .layouts import content, layout
 from .operators import RESULT, SOURCE, Arguments, register, source_arguments
-from .subpixel import Geometry, Phase, Step, output_places, steps
+from .subpixel import Geometry as Upsampling
+from .subpixel import Phase, Step, output_places, steps
+from .windows import Geometry, padded
 
 Tensor = torch.Tensor
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -28,23 +30,24 @@ _FLOAT = (nn.functional.conv_transpose1d, nn.functional.conv_transpose2d, nn.fun
 class TransposedArithmetic(Integers):
     """A transposed convolution on integer kernels; its codes are (inputs, outputs / groups, *kernel), and groups share their scales."""
 
-    def upsampled(self, x: Tensor, geometry: Geometry) -> Tensor:
+    def upsampled(self, x: Tensor, geometry: Upsampling) -> Tensor:
         """Return the layer's output: float, or uint8 codes if it gives codes."""
         source, form, n = self.source or Activation.around(x, self.symmetric), format_of(self.codes), len(geometry[0])
         codes = (x if x.dtype == torch.uint8 else source.quantize(x)).contiguous(memory_format=form)
-        key = ("transposed", geometry, content(self.scale), content(self.bias))
         groups, result = geometry[4], self.result()
         # oneDNN has kernels of its own where every group is one channel in and one out: those are not put together.
         plan, empty = steps(self._kernel, geometry, self.codes.shape[0] > groups or self.codes.shape[1] > 1)
-        made = layout(self.codes, key, lambda: [self._laid_out(step, geometry, source) for step in plan])
         places = output_places(tuple(x.shape[2:]), self._kernel, geometry)
         y = torch.empty((x.shape[0], self.codes.shape[1] * groups, *places), dtype=result[2], device=x.device, memory_format=form)
         grouped = torch.unflatten(y, 1, (groups, -1))
-        for step, packed, (scale, zeros, bias), plain in made:
+        for step in plan:
             counts = [[max(0, x.shape[2 + i] + phase.more[i]) for i in range(n)] for phase in step.phases]
             if not any(all(each) for each in counts):
                 continue  # the padding leaves nothing of these phases
-            part = kernels.conv_u8(codes, source.scale, source.zero_point, packed, scale, zeros, bias, plain, *result, self.then == "relu")
+            own, plain = padded(codes, source.zero_point, self._shape(step, groups), ([1] * n, step.padding, step.dilation, groups))
+            packed, scale, zeros, bias = self._laid_out(step, plain, source)
+            head = (own.contiguous(memory_format=form), source.scale, source.zero_point, packed, scale, zeros, bias, plain)
+            part = kernels.conv_u8(*head, *result, self.then == "relu")
             if max(geometry[0]) == 1 and part.shape == y.shape:
                 return part
             parts = torch.unflatten(part, 1, (groups, len(step.phases), -1))
@@ -63,11 +66,19 @@ class TransposedArithmetic(Integers):
     def _kernel(self) -> tuple[int, ...]:
         return tuple(self.codes.shape[2:])
 
-    def _laid_out(
-        self, step: Step, geometry: Geometry, source: Activation
-    ) -> tuple[Step, Any, tuple[Tensor, Tensor, Tensor | None], kernels.Geometry]:
-        """Return the weight of one step as the kernel wants it, with its scales, zero points and bias, and its geometry."""
-        groups, n, outputs = geometry[4], len(geometry[0]), self.codes.shape[1]
+    def _shape(self, step: Step, groups: int) -> tuple[int, ...]:
+        """Return the shape of one step's weight."""
+        taps = (len(each) for each in step.phases[0].taps)
+        return (groups * len(step.phases) * self.codes.shape[1], self.codes.shape[0] // groups, *taps)
+
+    def _laid_out(self, step: Step, plain: Geometry, source: Activation) -> tuple[Any, Tensor, Tensor, Tensor | None]:
+        """Return the weight of one step as the kernel wants it, with its scales, zero points and bias; made at the first call."""
+        key = ("transposed", step, repr(plain), content(self.scale), content(self.bias))
+        made: tuple[Any, Tensor, Tensor, Tensor | None] = layout(self.codes, key, lambda: self._lay_out(step, plain, source))
+        return made
+
+    def _lay_out(self, step: Step, plain: Geometry, source: Activation) -> tuple[Any, Tensor, Tensor, Tensor | None]:
+        groups, outputs = plain[3], self.codes.shape[1]
         whole = torch.unflatten(self.codes, 0, (groups, -1)).transpose(1, 2)
         phases = []
         for phase in step.phases:
@@ -75,13 +86,13 @@ class TransposedArithmetic(Integers):
             for axis, taps in enumerate(phase.taps):
                 chosen = chosen.index_select(3 + axis, torch.tensor(taps, device=chosen.device))
             phases.append(chosen)
-        weight = torch.stack(phases, 1).flatten(0, 2).contiguous()  # (groups * phases * outputs, inputs / groups, *taps)
+        # (groups * phases * outputs, inputs / groups, *taps)
+        weight = torch.stack(phases, 1).flatten(0, 2).contiguous()
         each = self.scale.numel() > 1
         scale = self.scale.repeat(groups * len(phases)) if each else self.scale
         bias = None if self.bias is None else self.bias.view(groups, 1, outputs).expand(-1, len(phases), -1).reshape(-1)
-        plain: kernels.Geometry = ([1] * n, list(step.padding), list(step.dilation), groups)
         packed = kernels.pack_conv(weight, scale, source.scale, source.zero_point, plain)
-        return step, packed, (scale, torch.zeros(scale.numel(), dtype=torch.int32), bias), plain
+        return packed, scale, torch.zeros(scale.numel(), dtype=torch.int32), bias
 
     def _untouched(self, groups: int) -> Tensor:
         """Return what no tap reaches: the bias of each output, as the result holds it."""
@@ -91,7 +102,7 @@ class TransposedArithmetic(Integers):
         return bias if self.gives is None else self.gives.quantize(bias)
 
 
-def _places(grouped: Tensor, phase: Phase, geometry: Geometry) -> Tensor:
+def _places(grouped: Tensor, phase: Phase, geometry: Upsampling) -> Tensor:
     """Return the view of an output (batch, groups, channels, *places) at the places of one phase."""
     chosen: list[Any] = [slice(r, None, s) for r, s in zip(phase.residues, geometry[0], strict=True)]
     return grouped[(..., *chosen)]
@@ -104,7 +115,7 @@ class Int8ConvTranspose(Int8Layer, TransposedArithmetic):
         geometry: See :data:`~.subpixel.Geometry`.
     """
 
-    def __init__(self, *args: Any, geometry: Geometry, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, geometry: Upsampling, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.geometry = geometry
 
@@ -117,7 +128,7 @@ class Int8ConvTranspose(Int8Layer, TransposedArithmetic):
             return self.upsampled(x, geometry)
         return self._portable(x, geometry) if kernels.is_portable() else self._operator(x, geometry)
 
-    def _sized(self, x: Tensor, output_size: Sequence[int] | None) -> Geometry:
+    def _sized(self, x: Tensor, output_size: Sequence[int] | None) -> Upsampling:
         """Return the geometry whose output has the size that was asked for (torch's ``output_size``)."""
         if output_size is None:
             return self.geometry
@@ -132,13 +143,13 @@ class Int8ConvTranspose(Int8Layer, TransposedArithmetic):
             )
         return stride, padding, tuple(extra), dilation, groups
 
-    def _operator(self, x: Tensor, geometry: Geometry) -> Tensor:
+    def _operator(self, x: Tensor, geometry: Upsampling) -> Tensor:
         source = source_arguments(self.source, self.symmetric)
         head = (x.detach(), self.codes, self.scale, self.bias, *geometry)
         y: Tensor = torch.ops.octavo.int8_conv_transpose(*head, *source, *self.result(), self.then)
         return y
 
-    def _portable(self, x: Tensor, geometry: Geometry) -> Tensor:
+    def _portable(self, x: Tensor, geometry: Upsampling) -> Tensor:
         codes, scale = self._portable_source(x)
         stride, padding, extra, dilation, groups = geometry
         y = _FLOAT[len(stride) - 1](codes, self.codes.float(), None, stride, padding, extra, groups, dilation)
@@ -153,7 +164,7 @@ class _Transposed(Arguments, TransposedArithmetic):
     pass
 
 
-def _geometry(rest: Sequence[Any]) -> Geometry:
+def _geometry(rest: Sequence[Any]) -> Upsampling:
     stride, padding, extra, dilation, groups = rest
     return tuple(stride), tuple(padding), tuple(extra), tuple(dilation), groups
 

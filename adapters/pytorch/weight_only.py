@@ -17,6 +17,7 @@ from octavo.core.numerics.tensor import QuantizedTensor
 from . import kernels, products
 from .int4 import int4_linear
 from .stored import StoredWeight
+from .windows import Geometry
 
 Tensor = torch.Tensor
 _INT4_GROUPS = (32, 64, 128, 256)
@@ -179,7 +180,7 @@ class WeightOnlyConv(nn.Module):
         bias: Tensor | None,
         dtype: torch.dtype,
         *,
-        geometry: kernels.Geometry,
+        geometry: Geometry,
         pads: tuple[int, ...] = (),
         then: str = "",
     ) -> None:
