@@ -18,6 +18,7 @@ from .result import MODEL, Result, load_candidate, save_candidate
 from .rules import fixed_ops
 from .scoring import Holdout
 from .trial import Trial
+from .yardstick import Judged
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,13 @@ class Accepted:
     Attributes:
         trial: It.
         candidate: Its model.
-        confirmed: Its metrics after it was saved, loaded and scored again; None where that was turned off.
+        confirmation: The verdict after it was saved, loaded and scored again; None where that was turned off.
         holdout: What it scored on held-out data; None where none was held out.
     """
 
     trial: Trial
     candidate: Candidate
-    confirmed: Mapping[str, float] | None
+    confirmation: Judged | None
     holdout: Holdout | None
 
 
@@ -80,18 +81,31 @@ class Finish:
 
     def _examine(self, winner: Trial) -> Accepted | str:
         """Return a trial that stands, or where it failed and why."""
-        loop = self.loop
         candidate = self._candidate(winner)
-        confirmed: Mapping[str, float] | None = None
+        confirmed: Judged | None = None
         if self.settings.confirm:
-            confirmed, problem = self._confirm(candidate)
+            confirmed, problem = self._confirm(candidate, winner)
             if problem:
                 return f"after saving and loading it again: {problem}"
-        holdout = loop.scoring.on_holdout(loop.reference.candidate, candidate, loop.criterion)
+        holdout = self._on_holdout(candidate)
         if holdout is not None and not holdout.passed:
             self.holdouts[winner.number] = holdout
             return f"on the held-out data: {holdout.reason}"
         return Accepted(winner, candidate, confirmed, holdout)
+
+    def _on_holdout(self, candidate: Candidate) -> Holdout | None:
+        """Score a winner on the held-out data, against the float model; None where there is none."""
+        loop = self.loop
+        if loop.held_out is None:
+            return None
+        loop.measure_held_out()
+        first = loop.scoring.held_out_scores(candidate)
+        judged = loop.held_out.confirm(candidate, first, self._tries())
+        return Holdout(loop.held_out.baseline, judged.metrics, judged.passed, judged.reason)
+
+    def _tries(self) -> int:
+        """Return how many winners were examined, this one among them."""
+        return 1 + sum(bool(t.refused) for t in self.loop.history.trials)
 
     def reached(self, accepted: Accepted, reason: str) -> Result:
         """Return the result of a run whose goal was reached."""
@@ -99,8 +113,8 @@ class Finish:
             accepted.candidate,
             accepted.trial,
             goal_met=True,
-            reason=reason,
-            confirmed=accepted.confirmed,
+            reason="; ".join(filter(None, (reason, self._noise(accepted.confirmation)))),
+            confirmed=accepted.confirmation.metrics if accepted.confirmation else None,
             holdout=accepted.holdout,
         )
 
@@ -132,10 +146,13 @@ class Finish:
         """Say why a trial does not pass."""
         if trial.refused:
             return f"trial {trial.number} passed in the search, but not {trial.refused}"
-        assert self.loop.baseline is not None
-        verdict = self.loop.criterion.judge(trial.metrics, self.loop.baseline.metrics)
+        loop = self.loop
+        assert loop.baseline is not None
+        verdict = loop.criterion.judge(trial.metrics, loop.baseline.metrics)
         short = "" if verdict.passed else verdict.reason
-        return "; ".join(filter(None, (short, explain(trial.over, self.loop.budgets))))
+        if verdict.passed and loop.yardstick.noise and not trial.over:
+            short = f"{verdict.reason}, by less than the noise of {trial.runs} evaluations"
+        return "; ".join(filter(None, (short, explain(trial.over, loop.budgets), loop.yardstick.explain())))
 
     def _nothing(self, trials: list[Trial], reason: str, interrupted: bool) -> Result:
         failed = next((t for t in reversed(trials) if t.error), None)
@@ -146,23 +163,35 @@ class Finish:
     def _candidate(self, trial: Trial) -> Candidate:
         return self.loop.backends[trial.recipe.backend].realizer.candidate(trial.recipe)
 
-    def _confirm(self, candidate: Candidate) -> tuple[Mapping[str, float], str]:
-        """Return the scores after a round trip through the disk, and why they do not do ('' if they do)."""
-        assert self.loop.baseline is not None
+    def _noise(self, confirmation: Judged | None) -> str:
+        """Say how far noise was ruled out; '' where there is none."""
+        yardstick = self.loop.yardstick
+        if not yardstick.noise:
+            return ""
+        if confirmation is None:
+            return f"{yardstick.explain()}, and the winner was not confirmed"
+        own = f"the winner was confirmed by {confirmation.runs} evaluations of its own: {confirmation.reason}"
+        return f"{yardstick.explain()}; {own}"
+
+    def _confirm(self, candidate: Candidate, winner: Trial) -> tuple[Judged | None, str]:
+        """Return the verdict after a round trip through the disk, and why it does not do ('' if it does)."""
+        loop = self.loop
         own = candidate.recipe.backend == self.opened[0].name
         with tempfile.TemporaryDirectory(prefix="octavo-") as folder:
             try:
                 saved = save_candidate(candidate, Path(folder) / "result", {})
                 loaded = load_candidate(saved, self.model if own else None, host=self.host)
-                scores = self.loop.scoring.full(loaded)
+                first = loop.scoring.full(loaded)
+                loop.doubt(winner, first.metrics)
+                judged = loop.yardstick.confirm(loaded, first, self._tries())
                 size = sum(p.stat().st_size for p in (saved / MODEL).rglob("*") if p.is_file())
             except Exception as error:
-                return {}, f"{type(error).__name__}: {error}"
-        verdict = self.loop.criterion.judge(scores.metrics, self.loop.baseline.metrics)
-        limit = self.loop.budgets.get("size", float("inf"))
-        if size > limit * self.loop.reference.bytes * (1 + 1e-9):
-            return scores.metrics, f"its files hold {size / self.loop.reference.bytes:.4g} of the float model's, and {limit:g} is allowed"
-        return scores.metrics, "" if verdict.passed else verdict.reason
+                return None, f"{type(error).__name__}: {error}"
+        limit = loop.budgets.get("size", float("inf"))
+        if size > limit * loop.reference.bytes * (1 + 1e-9):
+            share = size / loop.reference.bytes
+            return judged, f"its files hold {share:.4g} of the float model's, and {limit:g} is allowed"
+        return judged, "" if judged.passed else judged.reason
 
     def _notes(self) -> Iterator[str]:
         backends = self.loop.backends

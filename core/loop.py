@@ -19,9 +19,9 @@ from .choice import choose
 from .criteria.base import Criterion
 from .data import CalibrationData
 from .errors import EvaluationError, PluginError, StoreError
-from .evaluation import Scores
 from .executor import traceback_text
 from .history import History
+from .noise import FEWEST, Noise
 from .objectives.base import Objective, Subject
 from .racing import RaceConfig, Rejection
 from .realize import Realizer
@@ -30,6 +30,7 @@ from .scoring import Scoring
 from .space import TuningSpace
 from .strategy import Wait
 from .trial import Measurement, Trial
+from .yardstick import Yardstick
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,8 @@ class Loop:
         reference: The float model as given, for interleaved measurements.
         scoring: Scores candidates.
         criterion: Judges.
+        yardstick: The float model's score on the search's data.
+        held_out: The same on held-out data; None where there is none.
         objectives: By name, most important first.
         history: Where trials are kept.
         progress: Told how it goes.
@@ -105,6 +108,8 @@ class Loop:
     reference: Subject
     scoring: Scoring
     criterion: Criterion
+    yardstick: Yardstick
+    held_out: Yardstick | None
     objectives: Mapping[str, Objective]
     history: History
     progress: Sequence[Progress] = ()
@@ -128,37 +133,27 @@ class Loop:
             EvaluationError: If the score function fails on the float model, or changes it.
             ConfigError: If the criterion makes no sense at this score.
         """
+        candidate = self.reference.candidate
         for trial in self.history.trials:
             if trial.number == 0:
-                self.criterion.check_baseline(trial.metrics)
+                self.yardstick.restore(trial.metrics, Noise(trial.noise, trial.runs))
                 self.baseline = trial
                 if race is not None:
-                    self.scoring.prepare_race(None, self.reference.candidate, self.criterion, race)
+                    self.scoring.prepare_race(None, candidate, self.criterion, race)
                 return trial
-        candidate = self.reference.candidate
         before = candidate.fingerprint()
         began = time.perf_counter()
-        runs: list[Mapping[str, float]] = []
-        scores: Scores | None = None
-        for _ in range(noise_runs):
-            try:
-                if scores is not None and len(runs) == 1 and self.scoring.repeats(candidate, scores):
-                    break
-                again = self.scoring.full(candidate)
-            except EvaluationError:
-                raise
-            except Exception as error:
-                raise EvaluationError(f"the score function fails on the float model: {type(error).__name__}: {error}") from error
-            scores = scores or again
-            runs.append(again.metrics)
+        self.yardstick.measure(candidate, 1)
+        scores = self.yardstick.scores
         assert scores is not None
+        if noise_runs > 1 and not self.scoring.repeats(candidate, scores):
+            self.yardstick.measure(candidate, noise_runs)
         if candidate.fingerprint() != before:
             raise EvaluationError(
                 "the score function changes the model's parameters (training, in-place edits?); give one that only reads the model"
             )
-        self.criterion.check_baseline(runs[0])
-        if noise := self.criterion.noise(tuple(runs)):
-            tell(self.progress, noise)
+        if varies := self.yardstick.warning():
+            tell(self.progress, varies)
         if race is not None:
             self.scoring.prepare_race(scores, candidate, self.criterion, race)
         evaluated = time.perf_counter() - began
@@ -166,12 +161,15 @@ class Loop:
         if unsteady := _unsteady(measured):
             tell(self.progress, unsteady)
         seconds = {"evaluate": evaluated, "measure": time.perf_counter() - began - evaluated}
+        metrics, noise = self.yardstick.baseline, self.yardstick.noise
         trial = Trial(
             0,
             candidate.recipe,
-            metrics=runs[0],
+            runs=noise.runs,
+            noise=noise.deviation,
+            metrics=metrics,
             passed=True,
-            margin=self.criterion.judge(runs[0], runs[0]).margin,
+            margin=self.criterion.judge(metrics, metrics).margin,
             objectives=measured,
             seconds=seconds,
         )
@@ -232,6 +230,29 @@ class Loop:
             if stop_at_goal and trial.passed:
                 return f"trial {trial.number} reached the goal"
 
+    def measure_held_out(self) -> None:
+        """Score the float model on the held-out data, where there is some, as often as the score's noise asks for.
+
+        Raises:
+            EvaluationError: If the score of that data fails on the float model.
+            ConfigError: If the criterion makes no sense at that score.
+        """
+        if self.held_out is not None:
+            self.held_out.measure(self.reference.candidate, FEWEST if self.yardstick.noise else 1)
+
+    def doubt(self, trial: Trial, now: Mapping[str, float]) -> None:
+        """Notice that a score varies after all, where a trial's model scores otherwise a second time."""
+        self.yardstick.doubt(self.reference.candidate, trial.metrics, now)
+        noise = self.yardstick.noise
+        if self.baseline is not None and noise.deviation != self.baseline.noise:
+            self.baseline = replace(
+                self.baseline,
+                metrics=self.yardstick.baseline,
+                runs=noise.runs,
+                noise=noise.deviation,
+            )
+            tell(self.progress, self.yardstick.warning())
+
     def best(self) -> Trial | None:
         """Return the best passing trial so far."""
         return choose(self.history.trials, tuple(self.objectives))
@@ -276,18 +297,19 @@ class Loop:
             seconds["apply"], mark = _lap(mark)
             subject = Subject(candidate, backend.data.first())
             scores = self.scoring.raced(candidate)
-            seconds["evaluate"], mark = _lap(mark)
-            assert self.baseline is not None
             if isinstance(scores, Rejection):
+                seconds["evaluate"], mark = _lap(mark)
                 return self._rejected(number, recipe, candidate, scores, seconds)
-            verdict = self.criterion.judge(scores.metrics, self.baseline.metrics)
+            verdict = self.yardstick.judge(candidate, scores, looks=number)
+            seconds["evaluate"], mark = _lap(mark)
             measured = self._measure(subject)
             seconds["measure"], mark = _lap(mark)
             over = overruns(self.budgets, backend.space, {op: line.applied for op, line in candidate.ledger.items()}, measured)
             return Trial(
                 number,
                 recipe,
-                metrics=scores.metrics,
+                metrics=verdict.metrics,
+                runs=verdict.runs,
                 passed=verdict.passed and not over,
                 over=over,
                 margin=verdict.margin,

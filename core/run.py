@@ -32,6 +32,7 @@ from .scheme import canonical_json
 from .scoring import Scoring, split_samples
 from .sensitivity import SensitivityService
 from .strategy import Problem, Strategy, SuggestsTransforms
+from .yardstick import SECONDS, SHARE, Yardstick
 
 
 def autotune(
@@ -130,11 +131,17 @@ def autotune(
         run_with: Any = executor or stack.enter_context(_executor(settings))
         reference = Subject(source.session.reference(), first.first())
         stack.callback(reference.close)
+        metric = str(settings.accuracy.get("metric") or "score")
+        scoring = Scoring(search_fn, run_with, native, metric, holdout_fn)
+        allowed = SECONDS if settings.timeout is None else SHARE * settings.timeout
+        held_out = Yardstick(scoring.held_out_scores, criterion, allowed, "the holdout's score")
         loop = Loop(
             {o.name: Backend(o, spaces[o.name], realizers[o.name], data[o.name]) for o in opened},
             reference,
-            Scoring(search_fn, run_with, native, str(settings.accuracy.get("metric") or "score"), holdout_fn),
+            scoring,
             criterion,
+            Yardstick(scoring.full, criterion, allowed),
+            held_out if holdout_fn is not None else None,
             objectives,
             history,
             progress=tuple(callbacks),
@@ -148,7 +155,7 @@ def autotune(
         for note in history.notes:
             tell(callbacks, note)
         baseline = loop.measure_baseline(int(getattr(settings.criterion(host), "noise_runs", 1)), settings.racing)
-        loop.scoring.check_holdout(reference.candidate, criterion)
+        loop.measure_held_out()
         goal = ", ".join(filter(None, (criterion.describe(baseline.metrics), describe(loop.budgets))))
         finish = Finish(loop, settings, goal, native, tuple(opened), began, model, host)
         if not any(space.tunable for space in spaces.values()):

@@ -10,7 +10,7 @@ import numpy as np
 
 from .adapter import Candidate
 from .criteria.base import Criterion
-from .errors import ConfigError, EvaluationError
+from .errors import ConfigError
 from .evaluation import ArrayModel, Evaluation, Scores, check_scores
 from .executor import Executor
 from .racing import Race, RaceConfig, Rejection, SampleScore
@@ -54,7 +54,6 @@ class Scoring:
     metric: str = "score"
     held_out: Callable[[Any], Any] | None = None
     _race: Race | None = None
-    _held_out_baseline: Mapping[str, float] | None = None
 
     def full(self, candidate: Candidate) -> Scores:
         """Score all samples.
@@ -72,7 +71,9 @@ class Scoring:
         """
         if not isinstance(self.score, SampleScore) or scores.per_sample is None:
             return False
-        part = np.arange(min(self.score.samples, max(FEWEST_REPEATED, round(REPEATED * self.score.samples))))
+        count = min(self.score.samples, max(FEWEST_REPEATED, round(REPEATED * self.score.samples)))
+        # Drawn, for samples often come in an order: the first may be the ones that no randomness touches.
+        part = np.sort(np.random.default_rng(self.score.samples).permutation(self.score.samples)[:count])
         again = self.executor.submit(_some, self.score, candidate, self.native, part).result()
         return bool(np.allclose(again, scores.per_sample[part], rtol=1e-5, atol=1e-8))
 
@@ -103,34 +104,10 @@ class Scoring:
         outcome = self.executor.submit(_race, self._race, self.score, candidate, self.native).result()
         return outcome if isinstance(outcome, Rejection) else check_scores(outcome, self.metric)
 
-    def check_holdout(self, reference: Candidate, criterion: Criterion) -> None:
-        """Score the float model on the data that was held out, where there is some, before anything is searched.
-
-        Raises:
-            EvaluationError: If the score of that data fails on the float model.
-            ConfigError: If the criterion makes no sense at that score.
-        """
-        if self.held_out is None or self._held_out_baseline is not None:
-            return
-        try:
-            scores = self._run(self.held_out, reference)
-        except EvaluationError:
-            raise
-        except Exception as error:
-            raise EvaluationError(f"the holdout's score fails on the float model: {type(error).__name__}: {error}") from error
-        criterion.check_baseline(scores.metrics)
-        self._held_out_baseline = scores.metrics
-
-    def on_holdout(self, reference: Candidate, best: Candidate, criterion: Criterion) -> Holdout | None:
-        """Score a winner on the data that was held out, against the float model; None where there is none."""
-        if self.held_out is None:
-            return None
-        self.check_holdout(reference, criterion)
-        baseline = self._held_out_baseline
-        assert baseline is not None
-        found = self._run(self.held_out, best).metrics
-        verdict = criterion.judge(found, baseline)
-        return Holdout(baseline, found, verdict.passed, verdict.reason)
+    def held_out_scores(self, candidate: Candidate) -> Scores:
+        """Score the data that is kept from the search; there must be some."""
+        assert self.held_out is not None
+        return self._run(self.held_out, candidate)
 
 
 def split_samples(score: Any, share: float, seed: int) -> tuple[Any, Any]:

@@ -75,6 +75,8 @@ class Trial:
         seconds: Phase -> wall time: ``apply`` (quantizing included), ``evaluate``, ``measure``.
         evaluated: Share of the samples that the evaluation used (1.0 unless racing stopped it).
         reused: Number of the earlier trial whose result answered this recipe, or None.
+        runs: Evaluations that the metrics are the mean of; more than one where the score varies.
+        noise: Standard deviation of the float model's margin from one evaluation to the next, of the baseline only.
         refused: Why it does not count although it passed in the search: it failed when it was confirmed, or on held-out data.
     """
 
@@ -92,6 +94,8 @@ class Trial:
     evaluated: float = 1.0
     reused: int | None = None
     refused: str = ""
+    runs: int = 1
+    noise: float = 0.0
 
     def costs(self, names: tuple[str, ...]) -> tuple[float, ...]:
         """Objective costs (lower is better) in the given order; inf where one was not measured."""
@@ -117,6 +121,8 @@ class Trial:
             "evaluated": self.evaluated,
             "reused": self.reused,
             "refused": self.refused,
+            "runs": self.runs,
+            "noise": self.noise,
         }
 
     @classmethod
@@ -147,6 +153,8 @@ class Trial:
             evaluated=row.evaluated,
             reused=row.reused,
             refused=row.refused,
+            runs=row.runs,
+            noise=row.noise,
         )
 
 
@@ -169,6 +177,8 @@ class _Row(Frozen):
     evaluated: float
     reused: int | None
     refused: str = ""
+    runs: int = 1
+    noise: float = 0.0
 
 
 def _measurement(figures: tuple[float | None, float | None, float | None, str, float | None, bool]) -> Measurement:
