@@ -141,8 +141,9 @@ def _line(stream: IO[str], seconds: float) -> dict[str, Any] | None:
 
 def _place(told: str) -> str:
     """Return the innermost frame of octavo's own in what faulthandler wrote."""
-    frames = re.findall(r'File "([^"]+)", line \d+ in (\S+)', told)
-    own = next(((p, f) for p, f in frames if re.search(r"/(octavo|core|adapters|strategies)/", p) and "site-packages" not in p), None)
+    current = told[told.find("Current thread") :] if "Current thread" in told else told
+    frames = re.findall(r'File "([^"]+)", line \d+ in (\S+)', current)
+    own = next(((p, f) for p, f in frames if p.startswith(str(ROOT)) or "/octavo/" in p), None)
     return f"{Path(own[0]).parent.name}/{Path(own[0]).name}:{own[1]}" if own else "outside octavo"
 
 

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from .criteria.config import ToleranceConfig
-from .errors import ConfigError
+from .errors import ConfigError, shown
 from .parts import PartConfig
 from .racing import RaceConfig
 from .rules import Rule
 from .scheme import Frozen, PartChoice
-from .settings import checked, shown
+from .settings import checked
 from .textfiles import read_text
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class OctavoError(Exception):
@@ -79,6 +80,9 @@ class WorkerDied(OctavoError, RuntimeError):
     """The child process that carried a trial ended without an answer."""
 
 
+_VALUE = 80
+"""Characters of a refused value that a message repeats."""
+
 _SHOWN = 400
 """Characters of a foreign error's text that a message repeats: some hold a whole file."""
 
@@ -88,6 +92,15 @@ def said(error: BaseException) -> str:
     text = " ".join(str(error).split())
     shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
     return f"{type(error).__name__}: {shown}" if shown else type(error).__name__
+
+
+def shown(value: Any) -> str:
+    """Return a value as a message repeats it: short, whatever it is."""
+    try:
+        text = repr(value)
+    except Exception:  # integers of thousands of digits, nesting without end, objects with a faulty repr
+        return f"a {type(value).__name__}"
+    return text if len(text) <= _VALUE else f"{text[:_VALUE]}..."
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from .data import CalibrationData, calibration_data, materialize
 from .errors import ConfigError, ModelError, raised_as
 from .parts import AdapterPart, PartConfig
 from .plugins import PluginHost
+from .textfiles import absolute
 
 
 def plugin_host(settings: TuningConfig) -> PluginHost:
@@ -30,7 +31,7 @@ def find_adapter(model: Any, host: PluginHost) -> AdapterPart[Adapter]:
     Raises:
         ModelError: If none claims it, or a path does not exist.
     """
-    if isinstance(model, (str, Path)) and not Path(model).exists():
+    if isinstance(model, (str, Path)) and not absolute(model, "a model").exists():
         raise ModelError(f"{model} does not exist")
     found = [card for card in host.adapters().values() if card.claims(model)]
     if not found:

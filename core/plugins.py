@@ -19,9 +19,9 @@ import pluggy
 from pydantic import Field, TypeAdapter
 
 from . import hookspecs
-from .errors import ConfigError, DuplicatePart, PluginError, UnknownPart, nearest
+from .errors import ConfigError, DuplicatePart, PluginError, UnknownPart, nearest, shown
 from .parts import AdapterPart, Part, PartConfig
-from .settings import checked, shown
+from .settings import checked
 
 P = TypeVar("P", bound=Part[Any])
 Kind = Literal["adapters", "strategies", "calibrators", "algorithms", "transforms", "objectives", "criteria", "exporters"]

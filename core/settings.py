@@ -7,11 +7,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from .errors import ConfigError, nearest, raised_as
+from .errors import ConfigError, nearest, raised_as, shown
 
 M = TypeVar("M", bound=BaseModel)
-_SHOWN = 80
-"""Characters of a refused value that a message repeats."""
 
 
 class Checked(BaseModel):
@@ -60,15 +58,6 @@ def explain(error: ValidationError, model: type[Any], where: str) -> str:
         else:
             lines.append(f"{path or 'value'}: {item['msg']} (got {shown(item['input'])})")
     return f"{where}: " + "; ".join(lines)
-
-
-def shown(value: Any) -> str:
-    """Return a value as a message repeats it: short, whatever it is."""
-    try:
-        text = repr(value)
-    except Exception:  # integers of thousands of digits, nesting without end, objects with a faulty repr
-        return f"a {type(value).__name__}"
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _fields(model: Any, path: tuple[Any, ...]) -> Collection[str]:

@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from .errors import StoreError
 from .redaction import redacted
+from .textfiles import absolute
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
@@ -39,7 +40,11 @@ def writable(storage: str | Path, stack: contextlib.ExitStack) -> str:
     text = str(storage)
     if "://" in text and not text.startswith("sqlite"):
         return text
-    path = Path(text.split(":///", 1)[1] if text.startswith("sqlite") else text).expanduser().absolute()
+    # A file may be called sqlite.db; only a URL has the three slashes.
+    scheme, slashes, rest = text.partition(":///")
+    if "://" in text and not slashes:
+        raise StoreError(f"{text} keeps nothing after the process ends; give a file, for example history.db")
+    path = absolute(rest if slashes and scheme.startswith("sqlite") else text, "a history")
     if path.is_dir():
         raise StoreError(f"{path} is a folder; give a file, for example {path / 'history.db'}")
     try:

@@ -8,7 +8,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigError, OctavoError, raised_as
+from .errors import ConfigError, OctavoError, raised_as, shown
 
 
 def absolute(path: Any, what: str) -> Path:
@@ -23,8 +23,10 @@ def absolute(path: Any, what: str) -> Path:
     """
     if not isinstance(path, (str, os.PathLike)):
         raise ConfigError(f"{what} is given by its path; got a {type(path).__name__}")
-    with raised_as(ConfigError, f"{path!r} is no path"):
-        return Path(path).expanduser().absolute()
+    with raised_as(ConfigError, f"{what} cannot lie at {shown(path)}"):
+        found = Path(path).expanduser().absolute()
+        found.exists()  # raises where no file can have this name
+        return found
 
 
 def read_text(path: Path) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from octavo.core.calls import Batch, Call, flat
-from octavo.core.errors import DataError, ModelError, nearest
+from octavo.core.errors import DataError, ModelError, OctavoError, nearest, said
 from octavo.core.graph import InputInfo
 
 from .fallback import native, reference_kernel
@@ -195,9 +195,11 @@ class Program:
                 named["empty"] = np.empty if memory is None else memory.allocator(number)
             try:
                 result = step.kernel(*given, **named)
-            except (ValueError, TypeError, IndexError, AttributeError) as error:
+            except OctavoError:
+                raise
+            except Exception as error:  # a stranger's attributes and shapes fail in any way, out of memory among them
                 shapes = ", ".join(str(getattr(v, "shape", None)) for v in given)
-                raise ModelError(f"node {step.node.name!r} ({step.node.op}) failed on inputs of shape {shapes}: {error}") from error
+                raise ModelError(f"node {step.node.name!r} ({step.node.op}) failed on inputs of shape {shapes}: {said(error)}") from error
             if type(result) is tuple:
                 for i, array in zip(step.writes, result, strict=False):
                     values[i] = array

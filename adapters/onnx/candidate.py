@@ -15,13 +15,13 @@ import onnxruntime as ort
 
 from octavo.core.adapter import Applied, Batch, Candidate
 from octavo.core.calls import Call, flat
-from octavo.core.errors import DataError, ModelError, nearest
+from octavo.core.errors import DataError, ModelError, nearest, said
 from octavo.core.recipe import Recipe
 from octavo.core.scheme import FLOAT, OpScheme, canonical_json
 
 from . import OnnxConfig
 from .fingerprint import digest
-from .runtime import Compiled, compile_model, skeleton
+from .runtime import RUNTIME_ERRORS, Compiled, compile_model, skeleton
 from .saturation import WIDENED, is_signed_product, saturates, widen_weights
 from .writing import write
 
@@ -86,8 +86,17 @@ class OnnxCallable:
         return outputs[0] if len(outputs) == 1 else outputs
 
     def run(self, batch: Batch) -> tuple[np.ndarray, ...]:
-        """Run one batch and return all outputs."""
-        return tuple(self.session.run(None, feeds(self.session.get_inputs(), batch)))
+        """Run one batch and return all outputs.
+
+        Raises:
+            DataError: If names, ranks or shapes are not the model's, or ONNX Runtime cannot run it on them.
+        """
+        given = feeds(self.session.get_inputs(), batch)
+        try:
+            return tuple(self.session.run(None, given))
+        except RUNTIME_ERRORS as error:
+            shapes = ", ".join(f"{name} {array.shape}" for name, array in given.items())
+            raise DataError(f"ONNX Runtime cannot run the model on {shapes}: {said(error)}") from error
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Tensors travel beside the graph, so that no size limit of protobuf applies.

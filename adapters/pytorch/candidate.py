@@ -14,7 +14,7 @@ from torch import nn
 from octavo.core.adapter import Applied, Batch, Candidate, OpParameters
 from octavo.core.calls import Call as Given
 from octavo.core.calls import shown
-from octavo.core.errors import DataError
+from octavo.core.errors import DataError, OctavoError, said
 from octavo.core.recipe import Recipe
 
 from .batches import takes, to_arrays, to_call
@@ -67,10 +67,12 @@ class TorchCandidate(Candidate):
         with torch.no_grad():
             try:
                 return to_arrays(self.module(*args, **kwargs))
-            except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+            except OctavoError:
+                raise
+            except Exception as error:  # what a stranger's forward raises on a batch that is not its own has no bounds
                 wanted = takes(self.module)
                 got = shown(Given(*args, **kwargs), wanted.positional)
-                raise DataError(f"the model takes {wanted}; the batch ({got}) does not run: {error}") from error
+                raise DataError(f"the model takes {wanted}; the batch ({got}) does not run: {said(error)}") from error
 
     def save(self, folder: Path) -> None:
         """Write ``model.safetensors`` and ``octavo.json``."""

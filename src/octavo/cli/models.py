@@ -10,6 +10,7 @@ from typing import Any
 
 from octavo.core.errors import ConfigError, ModelError, nearest
 from octavo.core.result import MANIFEST
+from octavo.core.textfiles import absolute
 
 
 def named_object(spec: str, option: str) -> Any:
@@ -42,7 +43,7 @@ def source(model: str) -> Any:
     Raises:
         ModelError: If it names nothing.
     """
-    if Path(model).exists():
+    if absolute(model, "a model").exists():
         return Path(model)
     if ":" in model and not model.endswith((".onnx", ".npz")):
         found = named_object(model, "model")

@@ -17,6 +17,7 @@ from octavo.core.opening import open_model, plugin_host
 from octavo.core.report import report_data, write
 from octavo.core.result import Result, check_target, read_manifest
 from octavo.core.run import autotune
+from octavo.core.textfiles import absolute
 
 from .console import out, say, warn
 from .data import Samples, read_samples, split
@@ -157,7 +158,7 @@ def _file_score(model: Any, settings: TuningConfig, samples: Samples, batch_size
 
 
 def _calibration(spec: str, batch_size: int) -> Iterable[Any]:
-    if Path(spec).exists() or ":" not in spec:
+    if absolute(spec, "calibration data").exists() or ":" not in spec:
         return list(read_samples(Path(spec)).batches(batch_size))
     found: Iterable[Any] = named_object(spec, "--calibration")
     return found
