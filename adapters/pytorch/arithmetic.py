@@ -12,6 +12,7 @@ from torch import nn
 
 from . import kernels, products
 from .activation import Activation, Memo
+from .autocast import result_dtype
 from .layouts import content, layout
 from .windows import Geometry, padded
 
@@ -49,7 +50,7 @@ class Integers:
     def result(self) -> tuple[float, int, torch.dtype]:
         """Return scale, zero point and dtype of the result."""
         if self.gives is None:
-            return 1.0, 0, self.dtype
+            return 1.0, 0, result_dtype(self.dtype, self.codes.device)
         return self.gives.scale, self.gives.zero_point, torch.uint8
 
     def _zero_point(self) -> Tensor:
@@ -101,7 +102,7 @@ class LinearArithmetic(Integers):
 
     def is_few(self, x: Tensor) -> bool:
         """True if one kernel quantizes ``x`` and multiplies; its result is float."""
-        return x.numel() <= self.few and x.dtype == torch.float32
+        return x.numel() <= self.few and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
 
     def multiplied(self, x: Tensor) -> Tensor:
         """Return the layer's output: float, or uint8 codes if it gives codes and the rows are many."""
@@ -171,7 +172,7 @@ class LinearArithmetic(Integers):
         y: Tensor = products.on(codes.device).linear_u8(codes, 1.0, 128, self._packed(), self.scale, self._zero_point(), None)
         # In place: a fresh result of this size would cost more than the arithmetic.
         y = y.mul_(scale) if self.bias is None else torch.addcmul(self.bias, y, scale, out=y)
-        return kernels.post(self.then, y).to(self.dtype)
+        return kernels.post(self.then, y).to(result_dtype(self.dtype, y.device))
 
 
 def format_of(codes: Tensor) -> torch.memory_format:

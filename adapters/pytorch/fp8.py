@@ -13,6 +13,7 @@ from torch import nn
 from octavo.core.numerics.tensor import QuantizedTensor
 
 from . import kernels, products
+from .autocast import result_dtype
 from .kernels import post
 from .layouts import content, forget, layout
 from .operators import register
@@ -74,7 +75,7 @@ class Fp8Linear(nn.Module):
         else:
             y = torch.ops.octavo.fp8_linear(flat.detach(), self.codes, self.scale, self.per_token)
         y = post(self.then, y if self.bias is None else y + self.bias)
-        return y.to(self.dtype).view(*x.shape[:-1], -1)
+        return y.to(result_dtype(self.dtype, y.device)).view(*x.shape[:-1], -1)
 
     def extra_repr(self) -> str:
         """Return its shape and scales."""

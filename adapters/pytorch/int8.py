@@ -12,6 +12,7 @@ from octavo.core.numerics.tensor import QuantizedTensor
 from . import kernels
 from .activation import Activation
 from .arithmetic import ConvArithmetic, Integers, LinearArithmetic
+from .autocast import result_dtype
 from .layouts import forget, version_of
 from .operators import source_arguments
 from .saturation import in_reach
@@ -92,7 +93,7 @@ class Int8Layer(nn.Module, Integers):
 
     def _portable_result(self, y: Tensor) -> Tensor:
         if self.gives is None:
-            return y.to(self.dtype)
+            return y.to(result_dtype(self.dtype, y.device))
         return (torch.round(y / self.gives.scale) + self.gives.zero_point).clamp(0, 255).to(torch.uint8)
 
     def extra_repr(self) -> str:
@@ -146,7 +147,8 @@ class Int8Linear(Int8Layer, LinearArithmetic):
             return self._portable(x)
         if torch.compiler.is_compiling():
             return self._portable(x) if kernels.is_portable() else self._operator(x)
-        if self._held is not None and x.numel() <= self.few and x.dtype == torch.float32:
+        few = x.numel() <= self.few and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        if self._held is not None and few:
             # For few rows every further frame of Python shows: the caches hold little of it between two layers.
             own = self._buffers
             codes, scale, bias, versions, packed = self._held

@@ -15,6 +15,7 @@ from torch import nn
 from octavo.core.numerics.tensor import QuantizedTensor
 
 from . import kernels, products
+from .autocast import result_dtype
 from .int4 import int4_linear
 from .stored import StoredWeight
 from .windows import Geometry
@@ -84,8 +85,8 @@ class WeightOnlyLinear(nn.Module):
 
     def _int4(self, x: Tensor, multiply: Callable[..., Tensor]) -> Tensor:
         w = self.weight_codes
-        y = multiply(x.detach(), w.codes, w.scale, w.offset, w.lowest).to(self.dtype)
-        return y if self.bias is None else y + self.bias
+        y = multiply(x.detach(), w.codes, w.scale, w.offset, w.lowest).to(result_dtype(self.dtype, x.device))
+        return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def _in_blocks(self, x: Tensor) -> Tensor:
         w = self.weight_codes
@@ -228,7 +229,9 @@ class Cast(nn.Module):
         weight = self.layer.weight
         assert isinstance(weight, Tensor)
         mine = () if self.adds else others
-        y = self.layer(x.to(weight.dtype) if x.is_floating_point() else x, *mine, **named).to(self.dtype)
+        y = self.layer(x.to(weight.dtype) if x.is_floating_point() else x, *mine, **named)
+        looks_up = isinstance(self.layer, nn.Embedding | nn.EmbeddingBag)  # autocast leaves their results alone
+        y = y.to(self.dtype if looks_up else result_dtype(self.dtype, y.device))
         if self.adds:
             y = y + others[0]
         return kernels.post(self.then, y)
