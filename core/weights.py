@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .plugins import PluginHost
 
 
-_INDEPENDENT = ("embedding", "lstm", "gru")
+_INDEPENDENT = ("embedding", "lstm", "gru", "rnn", "batched_linear")
 """Their features count as independent and weigh alike: a looked-up row is an output by itself, and a recurrent state is not observed."""
 
 SeenBy = Callable[[str, str], Statistics]

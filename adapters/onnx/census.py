@@ -9,6 +9,8 @@ import onnx_ir as ir
 from octavo.core.coverage import counts
 from octavo.core.graph import HeldWeight
 
+from .scopes import bodies
+
 _NAMES = {"float": "float32", "double": "float64"}
 _BIAS = {"Gemm": 2, "Conv": 2, "ConvTranspose": 2, "LSTM": 3, "GRU": 3, "RNN": 3}
 """Operator -> the input that is added to a product, and is no weight of one."""
@@ -35,7 +37,7 @@ def census(graph: ir.Graph) -> tuple[HeldWeight, ...]:
         if tensor is None or value in found or not counts(tensor.shape.numpy(), dtype_name(tensor.dtype)):
             continue
         name, shape = value.name or "", tuple(tensor.shape.numpy())
-        found[value] = HeldWeight(name, shape, dtype_name(tensor.dtype), _reason(graph, node, value))
+        found[value] = HeldWeight(name, shape, dtype_name(tensor.dtype), _reason(node, value))
     return tuple(found.values())
 
 
@@ -45,7 +47,7 @@ def _reads(graph: ir.Graph) -> Iterator[tuple[ir.Node | None, ir.Value]]:
         for value in node.inputs:
             if value is not None:
                 yield node, value
-        for body in _bodies(node):
+        for _, body in bodies(node):
             yield from _reads(body)
     for value in graph.outputs:
         yield None, value
@@ -59,7 +61,7 @@ def _needed(graph: ir.Graph) -> list[ir.Node]:
         if wanted.intersection(node.outputs):
             needed.append(node)
             wanted.update(v for v in node.inputs if v is not None)
-            for body in _bodies(node):
+            for _, body in bodies(node):
                 wanted.update(_captured(body))
     return needed[::-1]
 
@@ -69,24 +71,18 @@ def _captured(body: ir.Graph) -> Iterator[ir.Value]:
     yield from body.outputs
     for node in body:
         yield from (v for v in node.inputs if v is not None)
-        for inner in _bodies(node):
+        for _, inner in bodies(node):
             yield from _captured(inner)
 
 
-def _bodies(node: ir.Node) -> Iterator[ir.Graph]:
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
-
-
-def _reason(graph: ir.Graph, node: ir.Node | None, value: ir.Value) -> str:
+def _reason(node: ir.Node | None, value: ir.Value) -> str:
     if node is None:
         return "it is an output of the model as it is"
     bias = _BIAS.get(node.op_type)
     if bias is not None and len(node.inputs) > bias and node.inputs[bias] is value:
         return "a bias stays float"
-    if node.graph is not graph:
-        return f"it is read in the body of an operator ({node.op_type} {node.name!r}), which stays float"
+    if node.op_type == "QuantizeLinear":
+        return "the model itself quantizes it at run time (QuantizeLinear), and stores it in float"
+    if node.domain not in ("", "ai.onnx"):
+        return f"it is read by {node.op_type} of {node.domain}, which is left as it is"
     return f"no integer kernel is known for {node.op_type} with a constant"

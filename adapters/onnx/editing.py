@@ -17,6 +17,8 @@ from .blockwise import MS
 from .folding import constant, drop_unused_initializers
 from .islands import Islands
 from .packing import dtype_of, tensor
+from .products import LEFT, restore_left
+from .quantized import dequantized
 from .scopes import owner, scopes, walk
 from .sites import Site, Sites, carries
 
@@ -97,6 +99,9 @@ class Editor:
             if node is not None and not codes.dequantized.uses() and not codes.dequantized.is_graph_output():
                 owner(node).remove(node, safe=True)  # the runtime would run it although nobody reads it
         self.islands.join()
+        for name, node in self.nodes.items():
+            if LEFT in node.meta and name not in self.emitted:
+                restore_left(node, node.meta[LEFT], self.graph)
         self._keep_norms_apart()
         drop_unused_initializers(self.graph)
         if any(node.domain == MS for node in walk(self.graph)):
@@ -111,7 +116,9 @@ class Editor:
         """
         for norm in [n for n in walk(self.graph) if n.op_type == "LayerNormalization" and n.domain == ""]:
             add = norm.inputs[0].producer() if norm.inputs[0] is not None else None
-            if add is None or add.op_type != "Add" or add.domain != "" or add.outputs[0].is_graph_output():
+            if add is None or dequantized(add.inputs[0]) is not None:
+                continue
+            if add.op_type != "Add" or add.domain != "" or add.outputs[0].is_graph_output():
                 continue
             total = ir.node("Sum", list(add.inputs), name=add.name)
             old, new = add.outputs[0], total.outputs[0]

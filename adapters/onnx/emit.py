@@ -72,7 +72,7 @@ def _dequantized_bias(e: Editor, site: Site, codes: ir.TensorProtocol, scale: ir
 def _static(e: Editor, site: Site, params: OpParameters) -> None:
     plain = not e.flows(site.op.outputs[0]) or site.bias is not None  # QLinearMatMul takes no bias
     bytes_ = all(p is None or p.spec.bits == 8 for p in (params.weight.params if params.weight is not None else None, *params.inputs))
-    if site.op.type == "linear" and site.node.op_type == "MatMul" and plain and bytes_:
+    if site.op.type in _PRODUCTS and site.node.op_type == "MatMul" and plain and bytes_:
         _integer_product(e, site, params, e.activation(site, 0, params.inputs[0]))
         return
     node = e.nodes[site.op.name]
@@ -121,7 +121,28 @@ def _integer_product(e: Editor, site: Site, params: OpParameters, x: Codes) -> N
     e.emitted[site.op.name] = Emitted(site.op.name, site.op.outputs[0])
 
 
+_PRODUCTS = ("linear", "batched_linear")
+
+
+def _decoded(e: Editor, site: Site, params: OpParameters) -> None:
+    """Store the weights of an op in codes, and write them back to float before it."""
+    assert site.weight is not None and params.weight is not None
+    node = e.nodes[site.op.name]
+    for offset, (held, weight) in enumerate(zip(site.op.weights, (params.weight, *params.further), strict=True)):
+        codes, scale, zero, axis = weight_tensors(weight)
+        inputs = [e.shared(f"{held.name}_quantized", codes), e.shared(f"{held.name}_scale", scale), e.shared(f"{held.name}_zero", zero)]
+        attributes = {"axis": axis} if axis is not None else None
+        made = ir.node("DequantizeLinear", inputs, attributes, name=f"{site.op.name}_weight_{offset}_DequantizeLinear")
+        made.outputs[0].name, made.outputs[0].type = f"{site.op.name}_weight_{offset}", ir.TensorType(ir.DataType.FLOAT)
+        e.before(node, [made])
+        node.replace_input_with(site.weight + offset, made.outputs[0])
+    e.emitted[site.op.name] = Emitted(site.op.name, site.op.outputs[0])
+
+
 def _weight_only(e: Editor, site: Site, params: OpParameters) -> None:
+    if params.weight is not None and params.weight.params.spec.group_size is None:
+        _decoded(e, site, params)
+        return
     node = gather_blocks(e, site, params) if site.op.type == "embedding" else matmul_nbits(e, site, params)
     e.replace(site, [node], until=site.before_activation)
     e.emitted[site.op.name] = Emitted(site.op.name, site.op.outputs[0])
@@ -135,7 +156,7 @@ def _dynamic(e: Editor, site: Site, params: OpParameters) -> None:
         dynamic_lstm(e, site, params)
         return
     x = e.dynamic_activation(site)
-    if site.op.type == "linear":
+    if site.op.type in _PRODUCTS:
         _integer_product(e, site, params, x)
         return
     assert params.weight is not None and site.op.weight is not None

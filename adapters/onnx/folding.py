@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -56,8 +56,13 @@ def replace_input(node: ir.Node, index: int, value: ir.Value) -> None:
     node.replace_input_with(index, value)
 
 
-def fold_constants(graph: ir.Graph) -> None:
-    """Evaluate nodes whose inputs are all constants, with onnx's reference evaluator."""
+def fold_constants(graph: ir.Graph, note: Callable[[ir.Value, ir.Value], None] = lambda made, source: None) -> None:
+    """Evaluate nodes whose inputs are all constants, with onnx's reference evaluator.
+
+    Args:
+        graph: Changed in place.
+        note: Told (result, source) where a result holds the numbers of one constant in another layout or type.
+    """
     for node in list(graph):
         if (
             node.domain != ""
@@ -79,10 +84,15 @@ def fold_constants(graph: ir.Graph) -> None:
         for output, result in zip(outputs, results, strict=True):
             name = output.name or "folded"
             output.name = f"{name}_unfolded"
-            output.replace_all_uses_with(add_initializer(graph, name, np.ascontiguousarray(result)))
+            made = add_initializer(graph, name, np.ascontiguousarray(result))
+            output.replace_all_uses_with(made)
+            if node.op_type in _LAYOUTS and node.inputs[0] is not None:
+                note(made, node.inputs[0])
         graph.remove(node, safe=True)
 
 
+_LAYOUTS = frozenset({"Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast"})
+"""What changes nothing about a constant but its layout and its type."""
 _GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 _UNFOLDED_TYPES = (ir.DataType.STRING, ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.BFLOAT16, ir.DataType.FLOAT8E4M3FN)
 

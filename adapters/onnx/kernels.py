@@ -104,13 +104,20 @@ def _candidates() -> dict[str, list[OpScheme]]:
     rows = [OpScheme(mode="weight_only", weight=w) for w in tables]
     plain = [OpScheme(mode="static", input=x, output=x) for x in (_U8, _U8_MID, _S8)]
     casts = [OpScheme(mode="cast", weight=QuantSpec(dtype=half)) for half in HALVES]
+    # A stack of matrices takes one scale: the kernels know none for each matrix' columns.
+    whole = [s for s in (*products, *dynamic) if s.weight is not None and s.weight.granularity == "tensor"]
+    # Codes in the file, decoded before the op: no speed, and a quarter of the bytes.
+    stored = OpScheme(mode="weight_only", weight=_S8.model_copy(update={"granularity": "channel"}))
     found = {
         "conv": static + dynamic + casts,
         "conv_transpose": static + casts,
         "linear": products + dynamic + level4 + blocks + casts,
         "embedding": rows + casts,
         "matmul": [s.variant(output=None) for s in plain],
-        "lstm": dynamic,
+        "batched_linear": whole,
+        "lstm": [*dynamic, stored],
+        "gru": [stored],
+        "rnn": [stored],
     }
     for kind in ("add", "mul", "concat", "avg_pool", "sigmoid", "leaky_relu", "softmax"):
         found[kind] = plain
@@ -151,6 +158,9 @@ _PROBES: Mapping[str, tuple[str, Mapping[str, Any], Sequence[tuple[int, ...]], S
     "avg_pool": ("GlobalAveragePool", {}, [(1, 8, 6, 6)], []),
     "sigmoid": ("Sigmoid", {}, [(1, 8, 6, 6)], []),
     "leaky_relu": ("LeakyRelu", {}, [(1, 8, 6, 6)], []),
+    "batched_linear": ("MatMul", {}, [(2, 2, 3, 16)], [(2, 16, 8)]),
+    "gru": ("GRU", {"hidden_size": 8}, [(5, 2, 16)], [(1, 24, 16), (1, 24, 8), (1, 48)]),
+    "rnn": ("RNN", {"hidden_size": 8}, [(5, 2, 16)], [(1, 8, 16), (1, 8, 8), (1, 16)]),
     "lstm": ("LSTM", {"hidden_size": 8}, [(5, 2, 16)], [(1, 32, 16), (1, 32, 8), (1, 64)]),
     "softmax": ("Softmax", {"axis": -1}, [(4, 16)], []),
 }

@@ -17,6 +17,7 @@ from octavo.core.graph import Attribute, InputInfo, ModelView, Op, Weight
 
 from .folding import is_constant
 from .groups import find_groups
+from .quantized import ALREADY, describe, in_pairs
 from .scopes import NOTES, walk
 
 CARRIERS = frozenset({"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "MaxPool", "Resize"})
@@ -30,7 +31,7 @@ _MOVING: Mapping[str, str] = {"MaxPool": "max_pool", "Resize": "resize"}
 _PLAIN: Mapping[str, str] = {
     "Add": "add", "Mul": "mul", "Concat": "concat", "GlobalAveragePool": "avg_pool", "AveragePool": "avg_pool", "Softmax": "softmax",
     "Sigmoid": "sigmoid", "LeakyRelu": "leaky_relu", "Tanh": "tanh", "Relu": "relu", "Gelu": "gelu", "Erf": "erf", "LayerNormalization": "layer_norm",
-    "BatchNormalization": "batch_norm", "Resize": "resize", "LSTM": "lstm", "GRU": "gru", "RMSNormalization": "rms_norm",
+    "BatchNormalization": "batch_norm", "Resize": "resize", "LSTM": "lstm", "GRU": "gru", "RNN": "rnn", "RMSNormalization": "rms_norm",
 }  # fmt: skip
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
@@ -112,7 +113,7 @@ def find_sites(graph: ir.Graph) -> Sites:
         if len(names) > 1:
             for name in names:
                 found[name] = _share(found[name], tuple(n for n in names if n != name))
-    return Sites(graph, found, tuple(graph.meta.get(NOTES, ())))
+    return Sites(graph, found, tuple(filter(None, (*graph.meta.get(NOTES, ()), describe(graph)))))
 
 
 _COMPANIONS = frozenset({"add", "mul", "concat", "softmax", "sigmoid", "leaky_relu"})
@@ -214,12 +215,14 @@ def _site(node: ir.Node, fused: set[ir.Node]) -> Site | None:
     if node.domain not in ("", "ai.onnx") or not node.outputs:
         return None
     kind = node.op_type
-    if kind in ("Conv", "ConvTranspose") and is_constant(node.inputs[1]):
+    if kind in ("Conv", "ConvTranspose"):
         return _convolution(node, fused)
     if kind in ("MatMul", "Gemm"):
         return _product(node, fused)
     if kind == "Gather":
         return _embedding(node)
+    if kind == "Einsum":
+        return _einsum(node)
     if carries(node):
         if not _is_float(node.inputs[0]):
             return None
@@ -229,8 +232,10 @@ def _site(node: ir.Node, fused: set[ir.Node]) -> Site | None:
     if node.outputs[0].dtype is not None and not _is_float(node.outputs[0]):
         return None
     acts = tuple(i for i, v in enumerate(node.inputs) if v is not None and not is_constant(v))
-    if kind in ("LSTM", "GRU"):
+    if kind in ("LSTM", "GRU", "RNN"):
         return _recurrent(node, acts)
+    if in_pairs(node):
+        return _make(node, _PLAIN[kind], node, acts, why=f"{ALREADY} (QDQ)")
     why, last, activation = "", node, ""
     if kind in ("Add", "Mul"):
         if not _is_float(node.outputs[0]):
@@ -242,23 +247,25 @@ def _site(node: ir.Node, fused: set[ir.Node]) -> Site | None:
 
 def _recurrent(node: ir.Node, acts: tuple[int, ...]) -> Site:
     if not all(is_constant(v) for v in node.inputs[1:3]):
-        return _make(node, _PLAIN[node.op_type], node, acts, why="its weights are not constants")
-    why = "ONNX Runtime has no GRU kernel for integers" if node.op_type == "GRU" else ""
-    if "layout" in node.attributes and node.attributes["layout"].as_int() != 0:
+        stored = in_pairs(node, (1, 2))
+        return _make(node, _PLAIN[node.op_type], node, acts, why=f"{ALREADY} (QDQ)" if stored else "its weights are computed at run time")
+    why = ""
+    if node.op_type == "LSTM" and "layout" in node.attributes and node.attributes["layout"].as_int() != 0:
         why = "the integer kernel takes steps first (layout 0)"
     # W and R: (directions, gates * hidden, features). Each row of a gate is an output channel.
     return _make(node, _PLAIN[node.op_type], node, acts, 1, why=why, channel_axis=1, further=(2,))
 
 
 def _convolution(node: ir.Node, fused: set[ir.Node]) -> Site:
-    weight = node.inputs[1]
-    assert weight is not None
+    kind = "conv_transpose" if node.op_type == "ConvTranspose" else "conv"
+    if not is_constant(node.inputs[1]):
+        stored = in_pairs(node, (1,))
+        return _make(node, kind, node, (0,), why=f"{ALREADY} (QDQ)" if stored else "its weight is computed at run time")
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     why = "its bias is not a constant" if bias is not None and not is_constant(bias) else ""
     last, activation = _fuse_activation(node, fused)
     transposed = node.op_type == "ConvTranspose"
     group = node.attributes["group"].as_int() if "group" in node.attributes else 1
-    kind = "conv_transpose" if transposed else "conv"
     extra: dict[str, Attribute] = {"groups": group}
     for name in ("strides", "pads", "dilations"):
         if name in node.attributes:
@@ -270,13 +277,18 @@ def _product(node: ir.Node, fused: set[ir.Node]) -> Site | None:
     left, right = node.inputs[0], node.inputs[1]
     if left is None or right is None or (node.outputs[0].dtype is not None and not _is_float(node.outputs[0])):
         return None
+    if not is_constant(right) and in_pairs(node, (0, 1)):
+        return _make(node, "matmul", node, (0, 1), why=f"{ALREADY} (QDQ)")
     if is_constant(left):
-        return None if is_constant(right) else _make(node, "matmul", node, (1,), why="its left side is a constant")
+        why = "its left side is a stack of constant matrices, or the right side's rank is unknown"
+        return None if is_constant(right) else _make(node, "matmul", node, (1,), _ranked(left, 0), why=why)
     if not is_constant(right):
         why = "a Gemm of two activations" if node.op_type == "Gemm" else ""
         return _make(node, "matmul", node, (0, 1), why=why)
-    if right.shape is None or len(right.shape) != 2:
+    if right.shape is None or len(right.shape) < 2:
         return _make(node, "matmul", node, (0,), why="its constant side is not a matrix")
+    if len(right.shape) > 2:
+        return _make(node, "batched_linear", node, (0,), 1, channel_axis=len(right.shape) - 1)
     if node.op_type == "Gemm":
         return _gemm(node, fused)
     last, bias = node, None
@@ -313,12 +325,31 @@ def _gemm(node: ir.Node, fused: set[ir.Node]) -> Site:
 
 def _embedding(node: ir.Node) -> Site | None:
     table, indices = node.inputs[0], node.inputs[1]
+    if in_pairs(node, (0,)):
+        return _make(node, "embedding", node, (), why=f"{ALREADY} (QDQ)")
     if not is_constant(table) or is_constant(indices) or table is None or not _is_float(table):
         return None
     axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
-    if axis != 0 or table.shape is None or len(table.shape) != 2:
+    if table.shape is None or len(table.shape) < 2:
         return None
+    if axis != 0 or len(table.shape) != 2:
+        return _make(node, "embedding", node, (), 0, why="how many axes its indices have is unknown", channel_axis=axis)
     return _make(node, "embedding", node, (), 0, None, "", "", 0, {})
+
+
+def _einsum(node: ir.Node) -> Site | None:
+    """An Einsum that is no product of an activation and a matrix; those are MatMul by now."""
+    constants = [i for i, v in enumerate(node.inputs) if is_constant(v) and _is_float(v)]
+    acts = tuple(i for i in range(len(node.inputs)) if i not in constants)
+    if not acts:
+        return None
+    weight = next((i for i in constants if _ranked(node.inputs[i], i) is not None), None)
+    return _make(node, "einsum", node, acts, weight, why="its equation is no product of an activation and a constant matrix")
+
+
+def _ranked(value: ir.Value | None, index: int) -> int | None:
+    """Return the index of a constant that counts as a weight: one of two or more dimensions."""
+    return index if value is not None and value.const_value is not None and len(value.const_value.shape) >= 2 else None
 
 
 def _make(

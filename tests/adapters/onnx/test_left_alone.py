@@ -6,7 +6,6 @@ from onnx import helper
 
 import octavo
 from octavo.adapters.onnx import OnnxConfig
-from octavo.adapters.onnx.adapter import OnnxAdapter
 from octavo.adapters.onnx.runtime import compile_model
 from octavo.adapters.onnx.source import read
 from tests.adapters.onnx import models
@@ -46,11 +45,3 @@ def test_fused_operators_pass_through_intact() -> None:
     assert {"Attention", "SkipLayerNormalization", "FusedMatMul", "DynamicQuantizeMatMul"} <= set(optimized)
     (expected,) = compile_model(read(proto), OnnxConfig()).session.run(None, {"x": x})
     assert np.linalg.norm(result.model(x) - expected) < 0.05 * np.linalg.norm(expected)
-
-
-def test_a_gru_says_why_it_stays_float() -> None:
-    t = models.weights(w=(1, 24, 4), r=(1, 24, 8))
-    nodes = [helper.make_node("GRU", ["x", "w", "r"], ["y"], "cell", hidden_size=8)]
-    session = OnnxAdapter(OnnxConfig()).open(models.build(nodes, t, {"x": ["s", 2, 4]}, {"y": ["s", 1, 2, 8]}))
-    assert "no GRU kernel" in session.describe().by_name["cell"].out_of_reach
-    assert "no GRU kernel" in session.reference().ledger["cell"].reason
