@@ -62,5 +62,8 @@ def preset_recipe(name: str, space: TuningSpace, opened: Opened) -> Recipe:
             chosen[unit.name] = scheme
     if not chosen:
         offered = sorted({str(s) for u in space.tunable for s in u.choices})
-        raise SchemeError(f"{opened.name} can carry out {name!r} for no op of this model. It can: {'; '.join(offered) or 'nothing here'}")
+        known = "".join(f" ({note})" for note in opened.view.notes)
+        raise SchemeError(
+            f"{opened.name} can carry out {name!r} for no op of this model{known}. It can: {'; '.join(offered) or 'nothing here'}"
+        )
     return space.recipe(chosen)

@@ -159,10 +159,10 @@ def restore_left(product: ir.Node, tensor: ir.TensorProtocol, register: ir.Graph
     owner(product).remove(product, safe=True)
     if not inner.outputs[0].uses():
         owner(inner).remove(inner, safe=True)
-    if turned is not None and not turned.uses() and turned.name in register.initializers:
-        name = turned.name
-        del register.initializers[name]
-        held.name = name
+    if turned is not None and turned.name is not None and not turned.uses():
+        held_by = turned.name
+        del register.initializers[held_by]
+        held.name = held_by
 
 
 def _held(graph: ir.Graph, tensor: ir.TensorProtocol, turned: ir.Value | None) -> ir.Value:
