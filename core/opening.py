@@ -17,6 +17,7 @@ from .data import CalibrationData, calibration_data, materialize
 from .errors import ConfigError, ModelError, raised_as
 from .parts import AdapterPart, PartConfig
 from .plugins import PluginHost
+from .strangers import remedy
 from .textfiles import absolute
 
 
@@ -35,9 +36,13 @@ def find_adapter(model: Any, host: PluginHost) -> AdapterPart[Adapter]:
         raise ModelError(f"{model} does not exist")
     found = [card for card in host.adapters().values() if card.claims(model)]
     if not found:
+        cards = host.adapters().values()
         what = f"file {Path(model).name!r}" if isinstance(model, (str, Path)) else f"{type(model).__module__}.{type(model).__qualname__}"
-        takes = "; ".join(f"{c.name}: {', '.join((*c.models, *c.suffixes))}" for c in host.adapters().values())
-        raise ModelError(f"no backend takes a {what}. There are: {takes}. For another framework, install its plugin (octavo plugins)")
+        takes = "; ".join(f"{c.name}: {', '.join((*c.models, *c.suffixes))}" for c in cards)
+        way_out = remedy(model, lambda other: any(card.claims(other) for card in cards))
+        raise ModelError(
+            f"no backend takes a {what}{way_out}. There are: {takes}. For another framework, install its plugin (octavo plugins)"
+        )
     check_memory(model)
     return found[0]
 

@@ -34,7 +34,7 @@ def octavo_adapters() -> Iterable[AdapterPart[Any]]:
             config=TorchConfig,
             summary="PyTorch modules: integer kernels on the CPU; int8, fp8 and 4-bit products on CUDA where they run",
             hint="Install it with: pip install 'octavo[torch]'",
-            models=("torch.nn.modules.module.Module",),
+            models=("torch.nn.modules.module.Module", "torch.export.exported_program.ExportedProgram"),
             suffixes=(".pt", ".pth", ".pt2"),
         ),
     )

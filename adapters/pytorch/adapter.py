@@ -30,6 +30,7 @@ from .seeing import capture_again, capture_of, ready_for
 from .session import GIVEN, TorchSession, given_candidate, open_root
 from .skeleton import skeleton
 from .stand_ins import with_stand_ins
+from .wrapping import opened
 
 
 class TorchAdapter(Adapter):
@@ -90,7 +91,7 @@ class TorchAdapter(Adapter):
         from .files import read, restore
 
         saved = read(folder)
-        if not isinstance(model, nn.Module) and callable(model):
+        if not isinstance(model, nn.Module | torch.export.ExportedProgram) and callable(model):
             model = model()
         if model is None and saved.architecture is not None:
             model = rebuild(saved.architecture)
@@ -109,7 +110,8 @@ class TorchAdapter(Adapter):
 
     def _root(self, source: Any, *, move: bool = True) -> tuple[nn.Module, torch.device]:
         """Return a skeleton of the model and the device of its tensors: where candidates run, if they may ``move``."""
-        model = source if isinstance(source, nn.Module) else read_model(source, trust=self._settings.trust)
+        claimed = isinstance(source, nn.Module | torch.export.ExportedProgram)
+        model = opened(source if claimed else read_model(source, trust=self._settings.trust))
         own = next((t.device for t in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
         device = self._device(own)
         return (open_root(model, device), device) if move else (open_root(model), own)

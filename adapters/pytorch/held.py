@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import types
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -25,7 +26,7 @@ def mapped(value: Any, table: Mapping[int, nn.Module], depth: int = 0) -> Any:
 
     Args:
         value: A module; a list, tuple or dictionary that holds some, at any depth; a method or function that is bound to
-            one or closes over one; or what has a method ``rebound(table)``, which returns the same over other modules.
+            one, partial over one or closes over one; or what has a method ``rebound(table)``, which returns the same over other modules.
             Any other value is returned as it is.
         table: Identity of a module -> what replaces it.
         depth: Of the value in what was given at first.
@@ -40,7 +41,10 @@ def mapped(value: Any, table: Mapping[int, nn.Module], depth: int = 0) -> Any:
     if kind is types.MethodType:
         return _method(value, table, depth + 1)
     if kind is types.FunctionType:
-        return _function(value, table, depth + 1)
+        original = _before_compiling(value)
+        return mapped(original, table, depth + 1) if original is not None else _function(value, table, depth + 1)
+    if kind is functools.partial:
+        return _partial(value, table, depth + 1)
     rebound = getattr(kind, "rebound", None)
     return value if rebound is None else rebound(value, table)
 
@@ -67,6 +71,28 @@ def _method(value: types.MethodType, table: Mapping[int, nn.Module], depth: int)
     new = mapped(function, table, depth)
     same = owner is value.__self__ and new is function
     return value if same else types.MethodType(new, owner)
+
+
+def _before_compiling(value: types.FunctionType) -> Any:
+    """Return what torch.compile made a function of, which runs any modules, not only those it was compiled with; else None."""
+    original = value.__dict__.get("_torchdynamo_orig_callable")
+    # torch wraps the methods of its own modules once more; the wrapper goes by their names.
+    code = getattr(original, "__code__", None)
+    is_wrapper = code is not None and code.co_filename.endswith("external_utils.py")
+    return getattr(original, "__wrapped__", original) if is_wrapper else original
+
+
+def _partial(value: functools.partial[Any], table: Mapping[int, nn.Module], depth: int) -> functools.partial[Any]:
+    """Return a partial function over other modules: hooks of accelerate are made so."""
+    old = [value.func, *value.args, *value.keywords.values()]
+    new = [mapped(item, table, depth) for item in old]
+    if all(a is b for a, b in zip(old, new, strict=True)):
+        return value
+    function, *rest = new
+    args, named = rest[: len(value.args)], rest[len(value.args) :]
+    made = functools.partial(function, *args, **dict(zip(value.keywords, named, strict=True)))
+    made.__dict__.update({key: mapped(item, table, depth) for key, item in value.__dict__.items()})
+    return made
 
 
 def _function(value: types.FunctionType, table: Mapping[int, nn.Module], depth: int) -> types.FunctionType:

@@ -106,6 +106,8 @@ def _op(name: str, path: str, module: nn.Module, kind: str, first: Mapping[str, 
             attributes["proj_size"] = module.proj_size
     elif kind == "embedding" and getattr(module, "max_norm", None) is not None:
         reason = "max_norm changes the table at every call"
+    if "forward" in module.__dict__:
+        reason = "its forward was replaced on the object: what it computes is not what its class does"
     if not reason and not getattr(module, names[0]).is_floating_point():
         reason = f"its weight is {weights[0].dtype}, not a floating-point type"
     bias = f"{prefix}bias" if isinstance(getattr(module, "bias", None), torch.Tensor) else None

@@ -104,6 +104,8 @@ def _obstacle(root: nn.Module, call: Call | None) -> str:
     for path, module in root.named_modules():
         if isinstance(module, _CONTAINERS):
             return f"{path or 'the model'} is an nn.{type(module).__name__}, whose layers a graph does not show"
+        if isinstance(module, torch.jit.ScriptModule):
+            return f"{path} is a module of torch.jit, into which a graph does not see"
         if has_hooks(module) and not _Tracer().is_leaf_module(module, path):
             return f"{path or 'the model'} has forward hooks, which a graph would lose"
     if call is not None and not all(isinstance(v, torch.Tensor) for v in [*call[0], *call[1].values()]):

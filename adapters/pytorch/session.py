@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from octavo.core.adapter import Applied, Batch, OpParameters, Session, Sink
 from octavo.core.calls import Call as Given
@@ -28,6 +28,7 @@ from .candidate import TorchCandidate, digest
 from .capture import Call, Capture
 from .census import unclaimed
 from .distill import Distillation, distill
+from .exported import is_exported, recovered
 from .folding import folded
 from .gradients import gradients
 from .layers import Layer
@@ -37,7 +38,7 @@ from .passes import Resumable
 from .rescale import rescaled
 from .reuse import Reuse
 from .saturation import missing_reach
-from .skeleton import aliases, has_hooks, named_tensors, set_tensor, skeleton
+from .skeleton import aliases, has_hooks, named_tensors, set_submodule, set_tensor, skeleton
 
 
 class TorchSession(Session):
@@ -277,14 +278,18 @@ def _hook_notes(capture: Capture) -> Iterable[str]:
 
 
 def open_root(model: nn.Module, device: torch.device | None = None) -> nn.Module:
-    """Return a skeleton of a model, out of its DataParallel wrapper, with its tensors on ``device``.
+    """Return a skeleton of a model, out of what it is wrapped in, with its tensors on ``device``.
 
     Raises:
         ModelError: If a tensor holds no data.
     """
-    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        model = model.module
     root = skeleton(model)
+    for path, module in list(root.named_modules()):
+        if isinstance(module, fx.GraphModule) and is_exported(module):
+            if not path:
+                root = recovered(module)
+            else:
+                set_submodule(root, path, recovered(module))
     for name, tensor in named_tensors(root).items():
         if tensor.is_meta:
             raise ModelError(f"tensor {name!r} is on the meta device and holds no numbers; load the checkpoint first")

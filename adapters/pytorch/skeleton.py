@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from .held import mapped
+from .wrapping import bare_hooks, inside, opaque_twin
 
 _TABLES = ("_parameters", "_buffers", "_modules")
 _SETTINGS = (int, float, str, tuple, type(None))
@@ -35,6 +36,12 @@ def skeleton(root: nn.Module) -> nn.Module:
     def build(module: nn.Module) -> nn.Module:
         if id(module) in made:
             return made[id(module)]
+        if (bare := inside(module)) is not module:
+            made[id(module)] = build(bare)
+            return made[id(module)]
+        if (opaque := opaque_twin(module)) is not None:
+            made[id(module)] = opaque
+            return opaque
         twin: nn.Module = object.__new__(module.__class__)
         made[id(module)] = twin
         state = dict(module.__dict__)
@@ -43,6 +50,8 @@ def skeleton(root: nn.Module) -> nn.Module:
                 state[key] = value.copy()
         twin.__dict__.update(state)
         twin.__dict__["training"] = False
+        twin.__dict__["_compiled_call_impl"] = None  # it would run the original
+        bare_hooks(twin)
         for name, child in module._modules.items():
             if child is not None:
                 twin._modules[name] = build(child)
@@ -50,10 +59,14 @@ def skeleton(root: nn.Module) -> nn.Module:
 
     copy = build(root)
     for twin in made.values():
+        if isinstance(twin, torch.jit.ScriptModule):
+            continue
         # Methods bound to an instance (patched forwards), plain references and containers must lead to the twins.
         new = {key: mapped(value, made) for key, value in twin.__dict__.items() if key not in _OWN}
         changed = tuple(key for key, value in new.items() if value is not twin.__dict__[key])
         twin.__dict__.update(new)
+        if getattr(new.get("forward"), "__func__", None) is type(twin).forward:
+            del twin.__dict__["forward"]  # what was compiled, or hooked, is its class's own
         note_references(twin, changed)
     return copy
 
