@@ -5,17 +5,16 @@ Anything with ``submit(function, *arguments) -> concurrent.futures.Future`` can 
 
 from __future__ import annotations
 
-import signal
-import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from importlib import import_module
 from typing import Any, Protocol, TypeVar
 
 from .errors import EvaluationError, TrialTimeout, WorkerDied, said
 from .redaction import redacted
+from .signals import time_limit
 
 T = TypeVar("T")
 
@@ -38,11 +37,13 @@ class InlineExecutor:
         future: Future[T] = Future()
         try:
             with time_limit(self._timeout):
-                future.set_result(function(*arguments))
+                found = function(*arguments)
         except Exception as error:
             future.set_exception(error)
         except SystemExit as error:
             future.set_exception(EvaluationError(f"the score function called sys.exit({error.code!r}); let it return or raise"))
+        else:
+            future.set_result(found)
         return future
 
     def close(self) -> None:
@@ -136,46 +137,9 @@ def _unpack(outcome: tuple[bool, bytes], future: Future[Any]) -> None:
         future.set_exception(held)
 
 
-@contextmanager
-def time_limit(seconds: float | None) -> Iterator[None]:
-    """Raise TrialTimeout in the running code after ``seconds``; without effect outside the main thread."""
-    usable = seconds is not None and threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGALRM")
-    if not usable:
-        yield
-        return
-
-    def expired(signum: int, frame: object) -> None:
-        raise TrialTimeout(f"the trial ran past its time limit of {seconds:g} s")
-
-    before = signal.signal(signal.SIGALRM, expired)
-    signal.setitimer(signal.ITIMER_REAL, float(seconds or 0))
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-@contextmanager
-def terminate_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM end a run as Ctrl-C does: the best so far is kept."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(signum: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def traceback_text(error: BaseException) -> str:
     """Return an exception with its traceback, as a trial records it."""
     return redacted("".join(traceback.format_exception(error)).strip())
 
 
-__all__ = ["Executor", "InlineExecutor", "ProcessExecutor", "terminate_as_interrupt", "time_limit", "traceback_text"]
+__all__ = ["Executor", "InlineExecutor", "ProcessExecutor", "traceback_text"]

@@ -123,6 +123,8 @@ class Finish:
         winner = self.loop.best()
         if winner is None:
             return self.missed(reason, interrupted=True)
+        if self.settings.confirm or self.loop.scoring.held_out is not None:
+            reason = f"{reason}; trial {winner.number} passed in the search and was not confirmed: resume the run for that"
         return self.result(self._candidate(winner), winner, goal_met=True, reason=reason, interrupted=True)
 
     def missed(self, reason: str, *, interrupted: bool = False) -> Result:

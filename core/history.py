@@ -20,6 +20,7 @@ from .errors import StoreError, nearest, said
 from .recipe import Recipe
 from .redaction import redacted
 from .server_lock import ServerLock
+from .signals import deferred_interrupts
 from .stores import check_readable, connect, default_storage, home, writable
 from .trial import Trial
 
@@ -216,7 +217,12 @@ class StudyHistory(History):
                 self._storage.set_trial_state_values(row, TrialState.FAIL)
 
     def finish(self, trial: Trial) -> None:
-        """Record a finished trial; when this returns it is on disk."""
+        """Record a finished trial; when this returns it is on disk. A signal that comes meanwhile is heard after it."""
+        with deferred_interrupts():
+            self._write(trial)
+            super().finish(trial)
+
+    def _write(self, trial: Trial) -> None:
         from optuna.trial import TrialState
 
         with self._errors():
@@ -227,7 +233,6 @@ class StudyHistory(History):
             values = _values(trial, len(self._storage.get_study_directions(self._study)))
             ended = TrialState.PRUNED if trial.state == "rejected" else TrialState.FAIL
             self._storage.set_trial_state_values(row, TrialState.COMPLETE if values else ended, values)
-        super().finish(trial)
 
     def refuse(self, trial: Trial) -> None:
         """Record that a finished trial is refused; beside it, for a finished trial cannot be written again."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 import tempfile
@@ -187,11 +188,14 @@ def check_target(folder: Path) -> Path:
     """Return the absolute path of a folder that a result may be saved to.
 
     Raises:
-        ConfigError: If it exists and is no octavo result.
+        ConfigError: If it exists and is no octavo result, or could not be made.
     """
     folder = absolute(folder, "a result's folder")
     if folder.exists() and not (folder / MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} exists and is no octavo result; choose another folder or empty it")
+    there = next(p for p in folder.parents if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ConfigError(f"{folder} cannot be written: {there} is no writable folder; choose another")
     return folder
 
 

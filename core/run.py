@@ -16,8 +16,9 @@ from .criteria.base import Criterion
 from .data import CalibrationData
 from .direct import quantize_model
 from .errors import EvaluationError, ModelError, StoreError, raised_as
-from .executor import Executor, InlineExecutor, ProcessExecutor, terminate_as_interrupt
+from .executor import Executor, InlineExecutor, ProcessExecutor
 from .finish import Finish
+from .guarded import Guarded, guarded
 from .history import StudyHistory, default_storage
 from .joint import JointStrategy
 from .loop import Backend, Loop, Progress, tell
@@ -30,7 +31,8 @@ from .result import Result, load_candidate
 from .rules import build_spaces
 from .scheme import canonical_json
 from .scoring import Scoring, split_samples
-from .sensitivity import SensitivityService
+from .sensitivity import SensitivityService, check_place
+from .signals import terminate_as_interrupt
 from .strategy import Problem, Strategy, SuggestsTransforms
 from .yardstick import SECONDS, SHARE, Yardstick
 
@@ -97,11 +99,15 @@ def autotune(
     search_fn: Callable[[Any], Any] = eval_fn
     if settings.holdout:
         search_fn, holdout_fn = split_samples(eval_fn, settings.holdout, settings.seed)
+    callbacks = tuple(Guarded(p) for p in callbacks)
     host = host or plugin_host(settings)
     criterion: Criterion = host.part("criteria", settings.criterion(host).kind).build(settings.criterion(host))
     objectives = _objectives(settings.objective.minimise, host)
     strategy_settings = host.read("strategies", settings.strategy)
+    if sensitivities is not None:
+        check_place(Path(sensitivities))
     with ExitStack() as stack:
+        stack.enter_context(terminate_as_interrupt())
         opened, data, native = open_all(model, calibration, settings, host, stack)
         native = native and not arrays
         suggested = strategy_settings.suggested if isinstance(strategy_settings, SuggestsTransforms) else {}
@@ -144,8 +150,8 @@ def autotune(
             held_out if holdout_fn is not None else None,
             objectives,
             history,
-            progress=tuple(callbacks),
-            notify=lambda trial: host.notify("octavo_trial_finished", trial=trial),
+            progress=callbacks,
+            notify=guarded(lambda trial: host.notify("octavo_trial_finished", trial=trial), lambda text: tell(callbacks, text)),
             budgets={str(name): limit for name, limit in settings.budgets.items()},
             checked=_objectives([n for n in settings.budgets if n in MEASURED and n not in objectives], host),
         )
@@ -154,6 +160,7 @@ def autotune(
                 tell(callbacks, note)
         for note in history.notes:
             tell(callbacks, note)
+        services = _services(loop, sensitivities, settings.seed)
         baseline = loop.measure_baseline(int(getattr(settings.criterion(host), "noise_runs", 1)), settings.racing)
         loop.measure_held_out()
         goal = ", ".join(filter(None, (criterion.describe(baseline.metrics), describe(loop.budgets))))
@@ -162,41 +169,34 @@ def autotune(
             reason = "nothing to quantize: no op of this model has a scheme to choose (see the ledger and the rules)"
             tell(callbacks, reason)
             return finish.result(reference.candidate, baseline, reason=reason)
+        if sensitivities is not None:
+            for service in services.values():
+                stack.callback(_keep, service, callbacks)
         reason, accepted = "", None
-        with terminate_as_interrupt():
-            try:
-                for name in opened:
-                    if spaces[name.name].tunable:
-                        with raised_as(ModelError, f"{name.name} cannot run this model on the calibration data"):
-                            realizers[name.name].calibrate(data[name.name])
-                services = _services(loop, sensitivities, settings.seed)
-                if sensitivities is not None:
-                    for service in services.values():
-                        stack.callback(_keep, service, callbacks)
-                refused = True
-                # A refused winner is told to a strategy made anew, with all the rest: the search goes on where it was, but for that.
-                while accepted is None and refused:
-                    reason = loop.run(
-                        _strategies(strategy_settings, settings, loop, objectives, host, services),
-                        max_trials=settings.max_trials,
-                        timeout=settings.timeout,
-                        stop_at_goal=settings.stop == "goal",
-                        goal=goal,
-                        space_size=sum(space.size for space in spaces.values()),
-                    )
-                    refused = loop.best() is not None
-                    accepted = finish.accept()
-            except KeyboardInterrupt:
-                reason = "interrupted; the best so far is kept"
-                _end(callbacks, reason)
-                return finish.interrupted(reason)
+        try:
+            for name in opened:
+                if spaces[name.name].tunable:
+                    with raised_as(ModelError, f"{name.name} cannot run this model on the calibration data"):
+                        realizers[name.name].calibrate(data[name.name])
+            refused = True
+            # A refused winner is told to a strategy made anew, with all the rest: the search goes on where it was, but for that.
+            while accepted is None and refused:
+                reason = loop.run(
+                    _strategies(strategy_settings, settings, loop, objectives, host, services),
+                    max_trials=settings.max_trials,
+                    timeout=settings.timeout,
+                    stop_at_goal=settings.stop == "goal",
+                    goal=goal,
+                    space_size=sum(space.size for space in spaces.values()),
+                )
+                refused = loop.best() is not None
+                accepted = finish.accept()
+        except KeyboardInterrupt:
+            reason = "interrupted; the best so far is kept"
+            _end(callbacks, reason)
+            return finish.interrupted(reason)
         _end(callbacks, reason)
         return finish.missed(reason) if accepted is None else finish.reached(accepted, reason)
-
-
-def _end(callbacks: Sequence[Progress], reason: str) -> None:
-    for p in callbacks:
-        p.ended(reason)
 
 
 def _keep(service: SensitivityService, callbacks: Sequence[Progress]) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -251,6 +252,19 @@ class SensitivityService:
         if schema != 1 or of != self._identity():
             raise StoreError(f"{path} was made for another model, other batches or by another version; name another file")
         return scores
+
+
+def check_place(path: Path) -> None:
+    """Make sure that sensitivities can be written at the end of a run, before it begins.
+
+    Raises:
+        ConfigError: If the folder of their file is not there, or cannot be written.
+    """
+    folder = path.expanduser().absolute().parent
+    if not folder.is_dir():
+        raise ConfigError(f"sensitivities: there is no folder {folder}; make it, or name a file elsewhere")
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"sensitivities: {folder} cannot be written; name a file in a writable folder")
 
 
 def data_digest(batches: Sequence[Batch]) -> str:

@@ -17,6 +17,7 @@ from octavo.core.opening import open_model, plugin_host
 from octavo.core.report import report_data, write
 from octavo.core.result import Result, check_target, read_manifest
 from octavo.core.run import autotune
+from octavo.core.signals import deferred_interrupts, terminate_as_interrupt
 from octavo.core.textfiles import absolute
 
 from .console import out, say, warn
@@ -90,19 +91,23 @@ def tune(
     opened = source(model)
     target = check_target(output or Path(f"{Path(model).stem if isinstance(opened, Path) else model.split(':')[-1]}-quantized"))
     score, batches, configured = _evaluation(opened, configured, data, evaluate, calibration, labels, batch_size, calibration_size)
-    with Show(quiet) as show:
-        result = autotune(
-            opened,
-            score,
-            batches,
-            configured,
-            storage=storage or f"{target}.db",
-            resume=resume,
-            callbacks=(show,),
-            arrays=isinstance(score, FileScore),
-        )
-    result = replace(result, command=shlex.join(["octavo", *(context.obj or ["tune", model])]))
-    _hand_over(result, result.save(target), report, Path(model).name)
+    # Signals end the run as a whole in peace: what was found is saved before the process ends.
+    with terminate_as_interrupt():
+        with Show(quiet) as show:
+            result = autotune(
+                opened,
+                score,
+                batches,
+                configured,
+                storage=storage or f"{target}.db",
+                resume=resume,
+                callbacks=(show,),
+                arrays=isinstance(score, FileScore),
+            )
+        result = replace(result, command=shlex.join(["octavo", *(context.obj or ["tune", model])]))
+        with deferred_interrupts():
+            folder = result.save(target)
+        _hand_over(result, folder, report, Path(model).name)
     if result.interrupted:
         raise typer.Exit(INTERRUPTED)
     if not result.goal_met:
