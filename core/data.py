@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -46,14 +46,29 @@ class CalibrationData:
     notes: tuple[str, ...] = ()
     reading: Reading | None = None
     order: tuple[str, ...] | None = None
+    _digests: list[str] = field(default_factory=list, repr=False, compare=False)
 
     def __iter__(self) -> Iterator[Batch]:
         if self.batches is not None:
             yield from self.batches
             return
         assert self.factory is not None
+        digest = hashlib.sha256()
         for index, raw in enumerate(self.factory()):
-            yield self._read(raw, index)
+            batch = self._read(raw, index)
+            self._digest_into(digest, batch)
+            yield batch
+        # Only a pass to the end comes here: its digest is had for the price of the pass.
+        self._digests.append(digest.hexdigest()[:16])
+
+    @property
+    def read(self) -> str:
+        """Digest of all batches of a factory, as its first whole pass gave them; '' before that."""
+        return self._digests[0] if self._digests else ""
+
+    def _digest_into(self, digest: hashlib._Hash, batch: Batch) -> None:
+        for name, leaf in named_leaves(batch, self.names):
+            digest_leaf(digest, name, leaf)
 
     def _read(self, raw: Any, index: int) -> Batch:
         if self.reading is None:
@@ -120,11 +135,10 @@ class CalibrationData:
         return CalibrationData(None, lambda: (change(b) for b in self), inputs, self.notes, None, order)
 
     def digest(self) -> str:
-        """Content digest of the kept leaves (of a factory's first batch only), 16 hex digits."""
+        """Content digest of the kept leaves (of a factory's first batch; :attr:`read` has the rest), 16 hex digits."""
         digest = hashlib.sha256()
         for batch in self.batches if self.batches is not None else (self.first(),):
-            for name, leaf in named_leaves(batch, self.names):
-                digest_leaf(digest, name, leaf)
+            self._digest_into(digest, batch)
         return digest.hexdigest()[:16]
 
 

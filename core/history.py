@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from .crashes import CrashWatch, cause_of_death
 from .errors import StoreError, nearest, said
+from .fingerprint import explain
 from .recipe import Recipe
 from .redaction import redacted
 from .server_lock import ServerLock
@@ -32,6 +33,11 @@ SCHEMA = 1
 
 DEFAULT_NAME = "octavo"
 
+REMEDY = (
+    "Its trials cannot be compared with this run's. Start a study of its own: another name (study=) or another history "
+    "file (--storage, storage=); where a fresh start is meant, resume=False refuses every study that has trials"
+)
+
 CRASHES = 2
 """How often the process must have crashed in a recipe until that is not tried again."""
 
@@ -43,8 +49,11 @@ class History:
     notes: tuple[str, ...] = ()
     """What the user should know of how the run before ended."""
 
+    name = ""
+
     def __init__(self) -> None:
         self._trials: dict[int, Trial] = {}
+        self._facts: dict[str, Any] = {}
 
     @property
     def trials(self) -> tuple[Trial, ...]:
@@ -62,6 +71,23 @@ class History:
         """Record a finished trial."""
         self._trials[trial.number] = trial
 
+    def fact(self, key: str) -> Any:
+        """Return a recorded fact of the run, None where there is none."""
+        return self._facts.get(key)
+
+    def keep(self, key: str, value: Any) -> Any:
+        """Record a JSON-ready fact of the run if there is none of that name yet; return what is recorded."""
+        if self.fact(key) is None:
+            self._record(key, value)
+        return self.fact(key)
+
+    def _record(self, key: str, value: Any) -> None:
+        self._facts[key] = value
+
+    def refuse_resume(self, why: str) -> StoreError:
+        """Return the error of a run that may not go on from this history."""
+        return StoreError(f"study {self.name!r} was made for another run: {why}. {REMEDY}")
+
     def refuse(self, trial: Trial) -> None:
         """Record that a finished trial is refused after all; ``trial`` says why."""
         self._trials[trial.number] = trial
@@ -77,6 +103,7 @@ class StudyHistory(History):
         storage: A file path (SQLite), or an SQLAlchemy URL (``postgresql+psycopg://...``).
         name: The study's name in that store.
         fingerprint: What must be the same for trials to be comparable: digests of model, data, space, goal.
+        settings: What shaped the search space, to say which setting changed it.
         directions: ``maximize``/``minimize`` of the values, metric first; shown by dashboards.
         resume: Whether a study that has trials may be continued.
 
@@ -91,6 +118,7 @@ class StudyHistory(History):
         *,
         name: str = DEFAULT_NAME,
         fingerprint: Mapping[str, str],
+        settings: Mapping[str, Any] | None = None,
         directions: Sequence[str] = ("maximize",),
         resume: bool = True,
     ) -> None:
@@ -101,12 +129,14 @@ class StudyHistory(History):
         self._lock: ServerLock | None = None
         self._stack = contextlib.ExitStack()
         try:
-            self._open(storage, fingerprint, directions, resume)
+            self._open(storage, fingerprint, settings or {}, directions, resume)
         except BaseException:
             self._stack.close()
             raise
 
-    def _open(self, storage: str | Path, fingerprint: Mapping[str, str], directions: Sequence[str], resume: bool) -> None:
+    def _open(
+        self, storage: str | Path, fingerprint: Mapping[str, str], settings: Mapping[str, Any], directions: Sequence[str], resume: bool
+    ) -> None:
         url = writable(storage, self._stack)
         self._url = url
         self._storage = connect(url, self._stack)
@@ -123,14 +153,15 @@ class StudyHistory(History):
                 self._study = self._storage.create_new_study(ways, self.name)
                 self._storage.set_study_user_attr(self._study, "octavo:schema", SCHEMA)
                 self._storage.set_study_user_attr(self._study, "octavo:fingerprint", dict(fingerprint))
+                self._storage.set_study_user_attr(self._study, "octavo:settings", dict(settings))
             except DuplicatedStudyError:
                 self._study = self._storage.get_study_id_from_name(self.name)
-                self._check(fingerprint)
+                self._check(fingerprint, settings)
             self._read(resume)
         self._watch = CrashWatch(_faults_file(url, self.name))
         self._stack.callback(self._watch.close)
 
-    def _check(self, fingerprint: Mapping[str, str]) -> None:
+    def _check(self, fingerprint: Mapping[str, str], settings: Mapping[str, Any]) -> None:
         attributes = self._storage.get_study_user_attrs(self._study)
         schema = attributes.get("octavo:schema")
         if schema is None:
@@ -140,12 +171,15 @@ class StudyHistory(History):
                 f"{self.location}: study {self.name!r} was written by a newer octavo (schema {schema}, this one reads {SCHEMA}); upgrade octavo"
             )
         stored = attributes.get("octavo:fingerprint", {})
-        other = sorted(k for k in {*stored, *fingerprint} if stored.get(k) != fingerprint.get(k))
-        if other:
-            raise StoreError(
-                f"{self.location}: study {self.name!r} was made for another {', '.join(other)}; its trials cannot be compared with this run's. "
-                "Give another history file (--storage, storage=) or another name of the study"
+        if other := explain(stored, fingerprint, attributes.get("octavo:settings", {}), settings):
+            raise StoreError(f"{self.location}: study {self.name!r} was made for {other}. {REMEDY}")
+        if unsaid := [key for key in fingerprint if key not in stored]:
+            self.notes = (
+                *self.notes,
+                f"study {self.name!r} was made by an older octavo, which did not record {', '.join(unsaid)}: taken as "
+                "this run's, and compared from now on",
             )
+            self._storage.set_study_user_attr(self._study, "octavo:fingerprint", {**stored, **fingerprint})
 
     def _read(self, resume: bool) -> None:
         refusals = self._storage.get_study_user_attrs(self._study)
@@ -182,6 +216,7 @@ class StudyHistory(History):
                 self._crashed.setdefault(attributes.get("octavo:recipe", ""), []).append(cause)
         if vanished:
             self.notes = (
+                *self.notes,
                 "the process before this one ended in mid-trial without a sign of a fault of its own (killed, "
                 "preempted or cut off); that trial is run again. Should it be the recipe that needs too much "
                 "memory, executor='process' lets it end the trial and not the run",
@@ -206,6 +241,15 @@ class StudyHistory(History):
             f"the process crashed by itself in this recipe {len(causes)} times before ({', '.join(causes)}); it is not "
             "tried again. executor='process' lets a crash end a trial and not the run"
         )
+
+    def fact(self, key: str) -> Any:
+        """Return a recorded fact of the run, None where there is none."""
+        with self._errors():
+            return self._storage.get_study_user_attrs(self._study).get(f"octavo:{key}")
+
+    def _record(self, key: str, value: Any) -> None:
+        with self._errors():
+            self._storage.set_study_user_attr(self._study, f"octavo:{key}", value)
 
     def interrupt(self, number: int) -> None:
         """Note that a trial was ended from outside; its recipe is run again when the study is resumed."""

@@ -18,15 +18,16 @@ from .budgets import overruns
 from .choice import choose
 from .criteria.base import Criterion
 from .data import CalibrationData
-from .errors import EvaluationError, PluginError, StoreError
+from .errors import EvaluationError, PluginError, StoreError, said
 from .executor import traceback_text
+from .fingerprint import another_count, another_score
 from .history import History
 from .noise import FEWEST, Noise
 from .objectives.base import Objective, Subject
 from .racing import RaceConfig, Rejection
 from .realize import Realizer
 from .recipe import Recipe
-from .scoring import Scoring
+from .scoring import Scoring, first_samples
 from .space import TuningSpace
 from .strategy import Wait
 from .trial import Measurement, Trial
@@ -137,9 +138,8 @@ class Loop:
         for trial in self.history.trials:
             if trial.number == 0:
                 self.yardstick.restore(trial.metrics, Noise(trial.noise, trial.runs))
+                self._check_score(trial, race)
                 self.baseline = trial
-                if race is not None:
-                    self.scoring.prepare_race(None, candidate, self.criterion, race)
                 return trial
         before = candidate.fingerprint()
         began = time.perf_counter()
@@ -175,8 +175,46 @@ class Loop:
         )
         self.history.begin(0, candidate.recipe)
         self.history.finish(trial)
+        self.history.keep("samples", first_samples(scores))
         self.baseline = trial
         return trial
+
+    def _check_score(self, before: Trial, race: RaceConfig | None) -> None:
+        """Score the float model again as a run goes on: wholly, or a part where single samples can be scored.
+
+        Raises:
+            StoreError: If another score comes out than the history holds: its trials were judged by another score.
+            EvaluationError: If the score function fails on the float model.
+        """
+        candidate, kept = self.reference.candidate, self.history.fact("samples")
+        try:
+            if self.scoring.part_is_alike(candidate, kept, race):
+                return
+            scores = self.scoring.full(candidate)
+            why = another_count(kept, scores)
+            why = why or another_score(before.metrics, scores.metrics, lambda: self.scoring.full(candidate).metrics)
+        except EvaluationError:
+            raise
+        except Exception as error:
+            raise EvaluationError(f"the score function fails on the float model: {said(error)}") from error
+        if why:
+            raise self.history.refuse_resume(f"the float model's score is another: {why}")
+        if race is not None:
+            self.scoring.prepare_race(scores, candidate, self.criterion, race)
+
+    def check_held_out(self) -> None:
+        """Compare the float model's score on held-out data with that of the run which this one goes on from.
+
+        Raises:
+            StoreError: If the run that goes on has other held-out data than before.
+        """
+        if self.held_out is None:
+            return
+        now = self.held_out.baseline
+        before = self.history.keep("held_out", dict(now))
+        score = self.held_out.score
+        if why := another_score(before, now, lambda: score(self.reference.candidate).metrics):
+            raise self.history.refuse_resume(f"the float model's score on held-out data is another: {why}")
 
     def run(self, strategy: Asks, *, max_trials: int, timeout: float | None, stop_at_goal: bool, goal: str, space_size: int) -> str:
         """Ask, try, record, tell, until the strategy, the goal or a limit ends it. Returns the reason.

@@ -17,6 +17,7 @@ from .data import CalibrationData
 from .direct import quantize_model
 from .errors import EvaluationError, ModelError, StoreError, raised_as
 from .executor import Executor, InlineExecutor, ProcessExecutor
+from .fingerprint import explain, fingerprint, shaping
 from .finish import Finish
 from .guarded import Guarded, guarded
 from .history import StudyHistory, default_storage
@@ -120,14 +121,16 @@ def autotune(
         )
         source = opened[0]
         first = data[source.name]
-        fingerprint = {
-            "model": source.session.fingerprint(),
-            "data": first.digest(),
-            "space": canonical_json([spaces[o.name].digest for o in opened]),
-            "goal": canonical_json([settings.accuracy, list(objectives), *([settings.budgets] if settings.budgets else [])]),
-        }
+        prints = fingerprint(settings, opened, spaces, objectives, search_fn, data=first.digest(), holdout_fn=holdout_fn is not None)
         directions = [_direction(settings), *("minimize" if o.lower_is_better else "maximize" for o in objectives.values())]
-        history = StudyHistory(storage or default_storage(), name=study, fingerprint=fingerprint, directions=directions, resume=resume)
+        history = StudyHistory(
+            storage or default_storage(),
+            name=study,
+            fingerprint=prints,
+            settings=shaping(settings),
+            directions=directions,
+            resume=resume,
+        )
         stack.callback(history.close)
         realizers = {
             o.name: Realizer(o, spaces[o.name], host, non_finite=settings.non_finite, gram_bytes=settings.gram_bytes) for o in opened
@@ -163,6 +166,7 @@ def autotune(
         services = _services(loop, sensitivities, settings.seed)
         baseline = loop.measure_baseline(int(getattr(settings.criterion(host), "noise_runs", 1)), settings.racing)
         loop.measure_held_out()
+        loop.check_held_out()
         goal = ", ".join(filter(None, (criterion.describe(baseline.metrics), describe(loop.budgets))))
         finish = Finish(loop, settings, goal, native, tuple(opened), began, model, host)
         if not any(space.tunable for space in spaces.values()):
@@ -178,6 +182,7 @@ def autotune(
                 if spaces[name.name].tunable:
                     with raised_as(ModelError, f"{name.name} cannot run this model on the calibration data"):
                         realizers[name.name].calibrate(data[name.name])
+            _check_batches(history, data)
             refused = True
             # A refused winner is told to a strategy made anew, with all the rest: the search goes on where it was, but for that.
             while accepted is None and refused:
@@ -197,6 +202,19 @@ def autotune(
             return finish.interrupted(reason)
         _end(callbacks, reason)
         return finish.missed(reason) if accepted is None else finish.reached(accepted, reason)
+
+
+def _end(callbacks: Sequence[Progress], reason: str) -> None:
+    for p in callbacks:
+        p.ended(reason)
+
+
+def _check_batches(history: StudyHistory, data: Mapping[str, CalibrationData]) -> None:
+    """Compare what calibration read of factories, all of it, with what the history's run read."""
+    read = {name: batches.read for name, batches in data.items() if batches.read}
+    before = history.keep("batches", read) if read else {}
+    if why := explain({"batches": canonical_json(before)}, {"batches": canonical_json({**before, **read})}, {}, {}):
+        raise history.refuse_resume(why)
 
 
 def _keep(service: SensitivityService, callbacks: Sequence[Progress]) -> None:

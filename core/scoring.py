@@ -18,6 +18,8 @@ from .racing import Race, RaceConfig, Rejection, SampleScore
 REPEATED, FEWEST_REPEATED = 0.1, 64
 """Share of the samples, and how many at least, that are scored twice to see whether the score function is deterministic."""
 
+MOST_KEPT = 2000  # samples whose scores a history keeps
+
 
 @dataclass(frozen=True, slots=True)
 class Holdout:
@@ -104,10 +106,37 @@ class Scoring:
         outcome = self.executor.submit(_race, self._race, self.score, candidate, self.native).result()
         return outcome if isinstance(outcome, Rejection) else check_scores(outcome, self.metric)
 
+    def part_is_alike(self, candidate: Candidate, kept: Mapping[str, Any] | None, race: RaceConfig | None) -> bool:
+        """True if single samples can be scored, and those that an earlier run kept come out as they did.
+
+        False where all must be scored: for a race, which compares with every sample of the float model.
+
+        Args:
+            candidate: The float model.
+            kept: What :func:`first_samples` gave; None where it was not kept.
+            race: How evaluations may be stopped early.
+        """
+        if not isinstance(self.score, SampleScore) or kept is None or kept["count"] != self.score.samples:
+            return False
+        if race is not None and self.score.best is not None:
+            return False
+        before = np.asarray(kept["first"])
+        again = self.executor.submit(_some, self.score, candidate, self.native, np.arange(len(before))).result()
+        return len(before) > 0 and bool(np.allclose(again, before, rtol=1e-5, atol=1e-8))
+
     def held_out_scores(self, candidate: Candidate) -> Scores:
         """Score the data that is kept from the search; there must be some."""
         assert self.held_out is not None
         return self._run(self.held_out, candidate)
+
+
+def first_samples(scores: Scores) -> dict[str, Any] | None:
+    """Return how many samples were scored, and the scores of the first of them, JSON-ready: what a later run is compared with."""
+    if scores.per_sample is None:
+        return None
+    count = len(scores.per_sample)
+    first = min(count, MOST_KEPT, max(FEWEST_REPEATED, round(REPEATED * count)))
+    return {"count": count, "first": [float(v) for v in scores.per_sample[:first]]}
 
 
 def split_samples(score: Any, share: float, seed: int) -> tuple[Any, Any]:

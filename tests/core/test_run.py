@@ -228,7 +228,7 @@ def test_a_finished_run_is_answered_from_its_history(tune: Callable[..., octavo.
     before = len(calls)
     again = tune(counted)
     assert again.trials == first.trials
-    assert len(calls) == before + 1  # the winner is scored again after loading, and nothing else
+    assert len(calls) == before + 2  # the float model, and the winner after loading; nothing else
     with pytest.raises(StoreError, match="already holds"):
         tune(counted, resume=False)
     with pytest.raises(StoreError, match="another data"):
@@ -296,7 +296,7 @@ def test_resume_after_sigkill_repeats_nothing(tmp_path: Path) -> None:
     assert [t.number for t in read_history(tmp_path / "killed.db")[1]] == [0, 1, 2, 3]
     lines = _child(tmp_path / "killed.db", "run").communicate()[0].splitlines()
     assert lines[-1] == whole
-    assert lines[-2] == "evaluating 5"  # trials 4 to 7, and the reloaded winner
+    assert lines[-2] == "evaluating 6"  # the float model once more, trials 4 to 7, and the reloaded winner
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
