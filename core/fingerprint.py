@@ -64,7 +64,7 @@ def fingerprint(
     timed = TIMED & {*objectives, *settings.budgets}
     kept = {"share": settings.holdout, "seed": settings.seed} if settings.holdout else {"holdout_fn": holdout_fn}
     sampled = isinstance(score, SampleScore)
-    raced = sampled and score.best is not None and settings.racing is not None
+    raced = settings.racing if sampled and score.best is not None else None
     return {
         "model": opened[0].session.fingerprint(),
         "data": data,
@@ -73,7 +73,7 @@ def fingerprint(
         "objectives": canonical_json({n: o.config.model_dump(mode="json", exclude_defaults=True) for n, o in objectives.items()}),
         "holdout": canonical_json(kept),
         "samples": canonical_json({"count": score.samples, "best": score.best} if sampled else {}),
-        "racing": canonical_json(settings.racing if raced else {}),
+        "racing": canonical_json(raced.model_dump(mode="json") if raced is not None else {}),
         "versions": canonical_json({"octavo": version("octavo"), **{o.name: dict(o.capability.versions) for o in opened}}),
         "machine": canonical_json(machine(timed=bool(timed), devices={o.name: o.capability.device for o in opened})),
     }
