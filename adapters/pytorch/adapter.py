@@ -29,7 +29,7 @@ from .offers import capability
 from .seeing import capture_again, capture_of, ready_for
 from .session import GIVEN, TorchSession, given_candidate, open_root
 from .skeleton import skeleton
-from .stand_ins import with_stand_ins
+from .stand_ins import with_plain_weights, with_stand_ins
 from .wrapping import opened
 
 
@@ -52,7 +52,8 @@ class TorchAdapter(Adapter):
         """
         given, home = self._root(source, move=False)
         device = self._device(home)
-        root, notes = with_stand_ins(skeleton(given)), []
+        plain, notes = with_plain_weights(skeleton(given)), []
+        root = with_stand_ins(skeleton(plain))
         reading = choose(example, takes(root), partial(run_once, root, home)) if example is not None else None
         batch = reading(example, 0) if reading is not None else None
         call = to_call(batch, root, home) if batch is not None else None
@@ -63,16 +64,17 @@ class TorchAdapter(Adapter):
             if why:
                 notes.append(f"the whole model was moved to {device}: {why}")
                 given = open_root(given, device)
-                root = with_stand_ins(skeleton(given))
+                plain = with_plain_weights(skeleton(given))
+                root = with_stand_ins(skeleton(plain))
                 call = to_call(batch, root, device) if batch is not None else None
                 capture = _seen(root, call, self._settings.capture, reads)
         notes += [
             f"{path or 'the model'} ({kind}) reads its layers' weights and may never call them: they stay float"
             for path, kind in bypassed(root).items()
         ]
-        if bare := list(unreached(root)):
+        if bare := list(unreached(capture.root)):
             notes.append(f"weights of three axes that no layer holds stay float: {', '.join(bare)}")
-        return TorchSession(capture, device, call, tuple(notes), given, census(given, reads), reading)
+        return TorchSession(capture, device, call, tuple(notes), given, census(plain, reads), reading, plain)
 
     def capability(self) -> Capability:
         """Return what runs on the configured device; ``auto`` answers for CUDA where there is one."""
@@ -101,7 +103,7 @@ class TorchAdapter(Adapter):
         if saved.facts == GIVEN:
             restore(root, saved, device)
             return given_candidate(root, device)
-        root = ready_for(with_stand_ins(root), saved.facts)
+        root = ready_for(with_stand_ins(with_plain_weights(root)), saved.facts)
         restore(root, saved, device)
         session = TorchSession(capture_again(root, saved.facts, saved.factors), device, None)
         candidate = session.apply(saved.recipe, saved.parameters) if saved.recipe.schemes else session.reference()

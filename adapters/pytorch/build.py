@@ -12,6 +12,7 @@ from octavo.core.adapter import OpParameters
 from octavo.core.numerics.tensor import QuantizedTensor
 
 from .activation import Activation
+from .coded import Coded
 from .fp8 import Fp8Linear
 from .int8 import Int8Conv, Int8Linear
 from .layers import Layer, conv_pads, is_transposed_linear
@@ -48,10 +49,10 @@ def quantized_module(
         assert isinstance(module.weight, torch.Tensor)
         assert layer.op.weight is not None
         new.register_forward_pre_hook(Online(own, module.weight, layer.op.weight.channel_axis))
-    # Models look at a layer's stride or at its weight's dtype. What stands for the weight has no numbers to be used by mistake.
+    # Models look at a layer's stride, or at its weight.
     copy_settings(module, new)
-    if isinstance(weight := getattr(module, "weight", None), torch.Tensor):
-        new.__dict__.setdefault("weight", torch.empty(0, dtype=weight.dtype, device=weight.device))
+    if isinstance(new, Coded) and isinstance(weight := module.weight, torch.Tensor):
+        new.weight_shape = tuple(weight.shape)
     return new.eval()
 
 

@@ -14,6 +14,7 @@ from octavo.core.numerics.tensor import QuantizedTensor
 
 from . import kernels, products
 from .autocast import result_dtype
+from .coded import Coded, scaled
 from .kernels import post
 from .layouts import content, forget, layout
 from .operators import register
@@ -21,7 +22,7 @@ from .operators import register
 Tensor = torch.Tensor
 
 
-class Fp8Linear(nn.Module):
+class Fp8Linear(Coded):
     """y = then(x W^T + b) with products of fp8_e4m3fn; the input's scales are found at run time.
 
     Args:
@@ -57,12 +58,19 @@ class Fp8Linear(nn.Module):
         self.register_buffer("factors", factors)
         self.dtype = dtype
         self.per_token = per_token
+        self.transposed = transposed
         self.then = then
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         forget(self.codes)
         forget(self.scale)
+
+    def decoded_weight(self) -> Tensor:
+        """Return the weight as float numbers; what its input is multiplied by first belongs to it."""
+        weight = scaled(self.codes.view(torch.float8_e4m3fn), self.scale, 0)
+        weight = weight if self.factors is None else weight * self.factors
+        return (weight.t() if self.transposed else weight).to(self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output."""

@@ -12,6 +12,7 @@ from torch import fx, nn
 from octavo.core.graph import Op
 
 from .attention import attend
+from .graph_products import in_parts, mark, products_of_parameters
 
 _CONVS: dict[Any, Any] = {torch.conv1d: nn.Conv1d, torch.conv2d: nn.Conv2d, torch.conv3d: nn.Conv3d}
 WITH_WEIGHTS = (nn.functional.linear, *_CONVS, nn.functional.embedding)
@@ -25,7 +26,7 @@ _WHY = "torch has no batched integer product of two activations"
 
 
 def layers_of_calls(root: nn.Module, graph: fx.Graph) -> None:
-    """Let a graph call layers in place of functions, where a parameter is a linear layer's or a convolution's weight and nothing else.
+    """Let a graph call layers in place of functions, where all that reads a parameter are products that layers compute.
 
     The layers hold the parameters themselves and are added to the modules that own these; done twice, it finds them again.
 
@@ -33,6 +34,7 @@ def layers_of_calls(root: nn.Module, graph: fx.Graph) -> None:
         root: A skeleton; layers are added to it.
         graph: Its graph; changed in place.
     """
+    in_parts(graph)
     readers: dict[str, list[fx.Node]] = {}
     for node in graph.nodes:
         if node.op == "get_attr":
@@ -54,6 +56,7 @@ def layers_of_calls(root: nn.Module, graph: fx.Graph) -> None:
             call = graph.call_module(path, (given["input"],))
         node.replace_all_uses_with(call)
         graph.erase_node(node)
+    products_of_parameters(root, graph)
     for node in reversed(list(graph.nodes)):
         if node.op == "get_attr" and not node.users:
             graph.erase_node(node)
@@ -102,13 +105,8 @@ def _put(root: nn.Module, path: str, function: Any, given: dict[str, Any]) -> No
     layer._parameters["weight"] = weight
     if bias is not None:
         layer._parameters["bias"] = bias
-    layer.__dict__["stands_for_call"] = True
+    mark(layer, str(given["weight"].target).rpartition(".")[2])
     root.get_submodule(owner).add_module(leaf, layer.eval())
-
-
-def stands_for_call(layer: nn.Module) -> bool:
-    """True for a layer that a graph calls in place of a function."""
-    return bool(layer.__dict__.get("stands_for_call"))
 
 
 def products(graph: fx.Graph) -> Iterable[tuple[fx.Node, Op]]:

@@ -16,7 +16,8 @@ from octavo.core.graph import Op
 
 from .capture import Call, Capture, Watch
 from .folding import folds
-from .functional import WITH_WEIGHTS, products, stands_for_call
+from .functional import WITH_WEIGHTS, products
+from .graph_products import stands_for_call
 from .layers import Layer, find_layers, tied_groups, with_shapes
 from .online import Factors, install
 from .passes import GraphWatch

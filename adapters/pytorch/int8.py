@@ -13,6 +13,7 @@ from . import kernels
 from .activation import Activation
 from .arithmetic import ConvArithmetic, Integers, LinearArithmetic
 from .autocast import result_dtype
+from .coded import Coded, scaled
 from .layouts import forget, version_of
 from .operators import source_arguments
 from .saturation import in_reach
@@ -32,7 +33,7 @@ def _portable_range(x: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:
     return scale, torch.round(-low / scale).clamp(0, 255)
 
 
-class Int8Layer(nn.Module, Integers):
+class Int8Layer(Coded, Integers):
     """What both kinds share: codes, scales, bias, how the input becomes codes and what comes out.
 
     Args:
@@ -67,7 +68,7 @@ class Int8Layer(nn.Module, Integers):
         return self.codes.device.type == "cpu" and not in_reach(self.codes)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        super()._apply(*args, **kwargs)
         self.saturating = self._saturates()
         return self
 
@@ -81,6 +82,13 @@ class Int8Layer(nn.Module, Integers):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         # A pickled layer may have come from another machine.
         self.saturating = self._saturates()
+
+    def decoded_weight(self) -> Tensor:
+        """Return the weight as float numbers."""
+        return scaled(self.codes, self.scale, self._channel_axis()).to(self.dtype)
+
+    def _channel_axis(self) -> int:
+        return 0
 
     def _portable_source(self, x: Tensor) -> tuple[Tensor, Tensor | float]:
         """Return codes less their zero point, as float32, and their scale, in operations that any compiler knows."""
@@ -163,6 +171,17 @@ class Int8Linear(Int8Layer, LinearArithmetic):
                     y = kernels.ROWS_STATIC(x, source.scale, source.zero_point, packed)
                 return kernels.post(self.then, y) if self.then else y
         return self.multiplied(x)
+
+    def _channel_axis(self) -> int:
+        return 1 if self.transposed else 0
+
+    def decoded_weight(self) -> Tensor:
+        """Return the weight as float numbers; what its input is multiplied by first belongs to it."""
+        weight = super().decoded_weight()
+        if self.factors is None:
+            return weight
+        factors = self.factors.to(weight.dtype)
+        return weight * (factors[:, None] if self.transposed else factors)
 
     def packed_rows(self) -> Any:
         """Return the weight as the kernel for few rows takes it."""

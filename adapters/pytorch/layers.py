@@ -48,6 +48,9 @@ def is_transposed_linear(module: nn.Module) -> bool:
 
 def kind_of(module: nn.Module) -> str:
     """Return the neutral op type of a module with a weight that may be quantized; empty for any other."""
+    # Where a stand-in is in place of the weight, layers of their own hold it.
+    if "weight" in module.__dict__:
+        return ""
     # Subclasses may compute something else in their forward (parametrized layers, low-rank adapters).
     cls = type(module)
     if cls is nn.Linear or is_transposed_linear(module):
@@ -59,6 +62,26 @@ def kind_of(module: nn.Module) -> str:
     if cls in (nn.Embedding, nn.EmbeddingBag):
         return "embedding"
     return KINDS.get(cls, "")
+
+
+_SOURCE = "octavo_source"
+
+
+def note_source(layer: nn.Module, leaf: str) -> None:
+    """Note of which attribute of its owner a layer holds the parameter, wholly or in part."""
+    for module in layer.modules():
+        module.__dict__[_SOURCE] = leaf
+
+
+def _made_of(path: str, module: nn.Module) -> tuple[str, ...]:
+    """Return the parameter that a layer was made for; nothing for a layer of the model's own."""
+    leaf = module.__dict__.get(_SOURCE)
+    if leaf is None:
+        return ()
+    # Layers for one parameter are called w_layer and, where it holds many matrices, w_layer.0, w_layer.1 and so on.
+    parts = path.split(".")
+    last = max(i for i, part in enumerate(parts) if part.startswith(f"{leaf}_layer"))
+    return (".".join([*parts[:last], leaf]),)
 
 
 def find_layers(root: nn.Module) -> dict[str, Op]:
@@ -83,7 +106,8 @@ def find_layers(root: nn.Module) -> dict[str, Op]:
 def _op(name: str, path: str, module: nn.Module, kind: str, first: Mapping[str, str]) -> Op:
     prefix = f"{path}." if path else ""
     names = weight_names(module) if kind in KINDS.values() else ("weight",)
-    weights = [_weight(module, leaf, first.get(f"{prefix}{leaf}", f"{prefix}{leaf}")) for leaf in names]
+    made_of = _made_of(path, module)
+    weights = [replace(_weight(module, leaf, first.get(f"{prefix}{leaf}", f"{prefix}{leaf}")), made_of=made_of) for leaf in names]
     attributes: dict[str, Attribute] = {}
     reason = ""
     if kind == "conv":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -22,7 +22,9 @@ from .experts import expert_groups
 from .folding import folds
 from .kernels import POSTS
 from .layers import Layer, find_layers, tied_groups, with_shapes
+from .loose import Batched
 from .online import Factors, install
+from .parameters import forms_in
 from .passes import BlockWatch, repeats
 from .rescale import Link, input_link, is_norm
 from .skeleton import copy_hooks, set_submodule, skeleton
@@ -63,13 +65,16 @@ class ModuleCapture(Capture):
             notes.append(f"products outside of the layers stay float, by name and number of calls: {counts}")
         self.notes = tuple(notes)
         self.links = {link.group.name: link for link in self._links()}
-        together = (Group(name, "scheme", tuple(ops[p].name for p in paths)) for name, paths in mixtures.items())
+        together = [Group(name, "scheme", tuple(ops[p].name for p in paths)) for name, paths in mixtures.items()]
+        together += [Group(n, "scheme", members) for n, members in matrix_groups(root, self.layers.values())]
         self.groups = (*(link.group for link in self.links.values()), *together, *tied_groups(self.layers.values()))
         self.outputs = tuple(f"output_{i}" for i in range(seen.results)) if seen else ("output_0",)
 
     def facts(self) -> Mapping[str, Any]:
         """Return what a saved model needs to be seen the same way again."""
-        return {"kind": "modules", "trace": self._seen.to_json() if self._seen else None, "why": self._why}
+        facts = {"kind": "modules", "trace": self._seen.to_json() if self._seen else None, "why": self._why}
+        loose = forms_in(self.root)
+        return {**facts, "parameters": loose} if loose else facts
 
     def on(self, root: nn.Module, factors: Factors) -> ModuleCapture:
         """Return the same view over another skeleton."""
@@ -237,6 +242,17 @@ class ModuleCapture(Capture):
                 return None
             forms[form.key()] = form
         return next(iter(forms.values())) if len(forms) == 1 else None
+
+
+def matrix_groups(root: nn.Module, layers: Iterable[Layer]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield (name, ops) for each parameter that holds many matrices: they take one decision."""
+    paths = {layer.path: layer.op.name for layer in layers}
+    for path, module in root.named_modules():
+        if isinstance(module, Batched):
+            members = (paths.get(f"{path}.{i}") for i in range(len(module)))
+            found = tuple(name for name in members if name is not None)
+            if len(found) > 1:
+                yield path, found
 
 
 def fuses(parameters: OpParameters) -> bool:

@@ -20,6 +20,14 @@ from .graph import GraphCapture
 from .layers import find_layers
 from .modules import ModuleCapture
 from .online import Factors
+from .parameters import (
+    from_json,
+    known_uses,
+    loose_parameters,
+    obstacle,
+    uses_of,
+    with_layers,
+)
 from .skeleton import has_hooks, skeleton
 from .stand_ins import STAND_INS
 from .tracing import Trace, trace
@@ -36,12 +44,55 @@ def capture_of(root: nn.Module, call: Call | None, how: Literal["auto", "modules
         try:
             twin, graph = _traced_graph(root)
             shapes = _checked(twin, graph, call) if call is not None else {}
-            return GraphCapture(twin, graph, shapes)
+            capture = GraphCapture(twin, graph, shapes)
+            why = _missed(root, capture, call)
+            if not why:
+                return capture
         except Exception as error:
             why = f"its graph cannot be traced ({_said(error)})"
     remark = f"layers are replaced one by one, nothing is fused: {why}" if how != "modules" else ""
+    root = _with_parameters(root, call)
     seen = _traced(root, call) if call is not None else None
     return ModuleCapture(root, seen, remark)
+
+
+_SHARE = 0.1
+"""A graph that leaves so much of a model's weights in float, which its modules would not, is not worth what it fuses."""
+
+
+def _missed(root: nn.Module, capture: GraphCapture, call: Call | None) -> str:
+    """Return that a graph shows too little of the products by parameters; empty where it shows enough of them."""
+    weights = [weight for op in capture.ops for weight in op.weights]
+    claimed = {name for weight in weights for name in (weight.name, *weight.made_of)}
+    every = ((name, held) for name, _, _, held in loose_parameters(capture.root))
+    loose = {name: held for name, held in every if name not in claimed}
+    if not loose or call is None:
+        return ""
+    seen = uses_of(root, call)
+    found = sum(op.parameters for op in capture.ops)
+    lost = [
+        name
+        for name, held in loose.items()
+        if name in seen
+        and any(not obstacle(form, held) for form in seen[name].forms)
+        # Beside a graph's layer, what else reads the parameter would hold it in float.
+        and not (found and seen[name].reads)
+    ]
+    if sum(loose[n].numel() for n in lost) <= _SHARE * found:
+        return ""
+    return f"its graph shows no layer for the products by {', '.join(lost)}"
+
+
+def _with_parameters(root: nn.Module, call: Call | None) -> nn.Module:
+    """Return a skeleton with layers for the parameters that the example's run multiplies by."""
+    wanted = known_uses(root)
+    if call is not None:
+        try:
+            seen = uses_of(root, call)
+        except Exception:
+            return root  # it does not run over stand-ins: what its parameters do is not seen
+        wanted = {name: use.forms for name, use in seen.items() if use.forms}
+    return with_layers(skeleton(root), wanted) if wanted else root
 
 
 def capture_again(root: nn.Module, facts: Mapping[str, Any], factors: Factors) -> Capture:
@@ -55,7 +106,9 @@ def capture_again(root: nn.Module, facts: Mapping[str, Any], factors: Factors) -
 
 def ready_for(root: nn.Module, facts: Mapping[str, Any]) -> nn.Module:
     """Return a skeleton with every module that a saved model may name."""
-    return _traced_graph(root)[0] if facts["kind"] == "graph" else root
+    if facts["kind"] == "graph":
+        return _traced_graph(root)[0]
+    return with_layers(skeleton(root), from_json(facts.get("parameters", {})))
 
 
 def _traced_graph(root: nn.Module) -> tuple[nn.Module, fx.Graph]:
@@ -87,7 +140,8 @@ class _Tracer(fx.Tracer):
     """Follows the model's own modules; those of torch.nn are leaves."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, STAND_INS):
+        # What multiplies by parameters of its own must be seen.
+        if isinstance(m, (*STAND_INS, nn.Bilinear, nn.RNNCellBase)):
             return False
         return super().is_leaf_module(m, module_qualified_name) or type(m).__module__.startswith("octavo.")
 

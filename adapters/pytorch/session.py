@@ -52,6 +52,7 @@ class TorchSession(Session):
         given: The model as it was given; ``capture`` may see stand-ins for some of its modules. None where the model was changed since.
         counted: What its forward uses; None where the model was changed since.
         reading: How a loader's batches become calls; None where there was no example to tell.
+        plain: The module that was counted: as it was given, with weights that are computed in eval mode as plain ones.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class TorchSession(Session):
         given: nn.Module | None = None,
         counted: Sequence[HeldWeight] | None = None,
         reading: Reading | None = None,
+        plain: nn.Module | None = None,
     ) -> None:
         self.capture = capture
         self._device = device
@@ -71,6 +73,7 @@ class TorchSession(Session):
         self._given = given
         self._counted = counted
         self._reading = reading
+        self._plain = plain
         self._folded: dict[str, tuple[torch.Tensor, torch.Tensor | None]] = {}
         self._view: ModelView | None = None
 
@@ -87,10 +90,13 @@ class TorchSession(Session):
         return self._counted
 
     def _unclaimed(self) -> tuple[HeldWeight, ...]:
-        if self._counted is None or self._given is None:
+        if self._counted is None or self._plain is None:
             return ()
-        claimed = [weight.name for op in self.capture.ops for weight in op.weights]
-        return unclaimed(self._counted, self._given, self.capture.root, claimed)
+        weights = [weight for op in self.capture.ops for weight in op.weights]
+        claimed = [weight.name for weight in weights]
+        sources = {name for weight in weights for name in weight.made_of}
+        found = unclaimed(self._counted, self._plain, self.capture.root, claimed)
+        return tuple(weight for weight in found if weight.name not in sources)
 
     def _inputs(self) -> tuple[InputInfo, ...]:
         if self._example is None:

@@ -14,9 +14,18 @@ STAND_INS = (Attention, Experts)
 """Float modules of octavo's own, whose layers are seen as any others."""
 
 
+def with_plain_weights(root: nn.Module) -> nn.Module:
+    """Return a skeleton whose modules are all children of others, and whose weights are tensors that they hold."""
+    return fold_parametrized(adopt_hidden(root))
+
+
 def with_stand_ins(root: nn.Module) -> nn.Module:
-    """Return a skeleton with a stand-in for every ``nn.MultiheadAttention`` and every mixture of experts that is known."""
-    root = with_linear_projections(fold_parametrized(adopt_hidden(root)))
+    """Return a skeleton with a stand-in for every ``nn.MultiheadAttention`` and every mixture of experts that is known.
+
+    Args:
+        root: From :func:`with_plain_weights`.
+    """
+    root = with_linear_projections(root)
     for path, module in list(root.named_modules()):
         if is_experts(module):
             new = Experts(module)

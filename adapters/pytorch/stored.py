@@ -87,6 +87,10 @@ class StoredWeight(nn.Module):
         offset = (self.offset if one else self.offset[rows])[..., None]
         return torch.addcmul(offset, grouped, scale).view(n, -1)
 
+    def whole(self) -> Tensor:
+        """Return the whole matrix, float32 (rows, features)."""
+        return self.decode(self.codes, slice(0, self.rows))
+
     def blocks(self) -> range:
         """Return the first rows of the blocks that are decoded one at a time."""
         return range(0, self.rows, self.step)

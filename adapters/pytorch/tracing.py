@@ -92,24 +92,33 @@ class _Names:
 
 
 class _Reads(TorchFunctionMode):
-    """Notices functions that read a watched tensor, or multiply, outside of the watched modules."""
+    """Notices functions that read a watched tensor, or multiply, outside of the watched modules.
+
+    Attributes:
+        inside: How many watched modules are running.
+        handed: Identities of the tensors that layers were given.
+    """
 
     def __init__(self, born: _Names, escaped: set[str], products: dict[str, int]) -> None:
         super().__init__()
         self.inside = 0
+        self.handed: list[int] = []
         self._born = born
         self._escaped = escaped
         self._products = products
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        before = len(self.handed)
         result = func(*args, **(kwargs or {}))
+        # A product by a parameter may be carried out by a layer, which is watched itself.
+        handed = self.handed[before:]
         name = str(getattr(func, "__name__", "")).strip("_")
-        if not self.inside and name in _PRODUCTS:
+        if not self.inside and not handed and name in _PRODUCTS:
             self._products[name] = self._products.get(name, 0) + 1
         if not self.inside and next(tensors_in(result), None) is not None:
             for tensor in tensors_in((args, kwargs or {})):
                 source = self._born.get(tensor)
-                if source is not None:
+                if source is not None and id(tensor) not in handed:
                     self._escaped.add(source)
         return result
 
@@ -146,6 +155,7 @@ def trace(root: nn.Module, layers: Collection[str], call: Call) -> Trace:
     def enter(path: str) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             mode.inside += 1
+            mode.handed.extend(id(tensor) for tensor in tensors_in((args, kwargs)))
             seen.calls[path] = seen.calls.get(path, 0) + 1
             x = next(tensors_in((args, kwargs)), None)
             if x is None:

@@ -119,6 +119,9 @@ class Int8ConvTranspose(Int8Layer, TransposedArithmetic):
         super().__init__(*args, **kwargs)
         self.geometry = geometry
 
+    def _channel_axis(self) -> int:
+        return 1
+
     def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """Return the layer's output: float, or uint8 codes if it gives codes."""
         geometry = self._sized(x, output_size)

@@ -16,6 +16,7 @@ from octavo.core.numerics.tensor import QuantizedTensor
 
 from . import kernels, products
 from .autocast import result_dtype
+from .coded import Coded
 from .int4 import int4_linear
 from .stored import StoredWeight
 from .windows import Geometry
@@ -24,7 +25,7 @@ Tensor = torch.Tensor
 _INT4_GROUPS = (32, 64, 128, 256)
 
 
-class WeightOnlyLinear(nn.Module):
+class WeightOnlyLinear(Coded):
     """y = then(x W^T + b) with W in few bits.
 
     Args:
@@ -53,6 +54,7 @@ class WeightOnlyLinear(nn.Module):
         self.weight_codes = StoredWeight(weight, transposed=transposed)
         self.register_buffer("bias", None if bias is None else bias.detach().to(dtype))
         self.register_buffer("factors", factors)
+        self.transposed = transposed
         self.dtype = dtype
         self.then = then
         self._on_kernel = self._fits_int4()
@@ -68,9 +70,16 @@ class WeightOnlyLinear(nn.Module):
         self._on_kernel = self._fits_int4()
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        super()._apply(*args, **kwargs)
+        _follow(self)
         self._on_kernel = self._fits_int4()  # another device has other kernels
         return self
+
+    def decoded_weight(self) -> Tensor:
+        """Return the weight as float numbers; what its input is multiplied by first belongs to it."""
+        weight = self.weight_codes.whole()
+        weight = weight if self.factors is None else weight * self.factors
+        return (weight.t() if self.transposed else weight).to(self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output."""
@@ -100,6 +109,12 @@ class WeightOnlyLinear(nn.Module):
         return y.view(*x.shape[:-1], w.rows)
 
 
+def _follow(layer: Any) -> None:
+    """Give a layer's bias the type of its result."""
+    if layer.bias is not None:
+        layer.bias = layer.bias.to(layer.dtype)
+
+
 class _Recomputed(torch.autograd.Function):
     """x W^T whose backward decodes the weight again, so that the graph holds no float weight."""
 
@@ -120,7 +135,7 @@ class _Recomputed(torch.autograd.Function):
         return total.view(*grad.shape[:-1], w.features).to(ctx.kind), None
 
 
-class WeightOnlyEmbedding(nn.Module):
+class WeightOnlyEmbedding(Coded):
     """A table whose rows are decoded as they are looked up.
 
     Args:
@@ -135,6 +150,10 @@ class WeightOnlyEmbedding(nn.Module):
         self.dtype = dtype
         self.bag = None if bag is None else (str(bag.mode), bool(bag.include_last_offset))
         self.padding = None if bag is None else bag.padding_idx
+
+    def decoded_weight(self) -> Tensor:
+        """Return the table as float numbers."""
+        return self.weight_codes.whole().to(self.dtype)
 
     def _rows(self, ids: Tensor) -> Tensor:
         w = self.weight_codes
@@ -161,7 +180,7 @@ class WeightOnlyEmbedding(nn.Module):
         )
 
 
-class WeightOnlyConv(nn.Module):
+class WeightOnlyConv(Coded):
     """A convolution with its weight in few bits; output channels are decoded a block at a time.
 
     Args:
@@ -192,6 +211,16 @@ class WeightOnlyConv(nn.Module):
         self.dtype, self.geometry, self.pads, self.then = dtype, geometry, pads, then
         self._convolve = (nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d)[len(self.shape) - 2]
 
+    def decoded_weight(self) -> Tensor:
+        """Return the weight as float numbers."""
+        w = self.weight_codes
+        return w.whole().view(-1, *self.shape).to(self.dtype)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        super()._apply(*args, **kwargs)
+        _follow(self)
+        return self
+
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """Return the layer's output, ``other`` added before the activation function."""
         w = self.weight_codes
@@ -207,7 +236,7 @@ class WeightOnlyConv(nn.Module):
         return kernels.post(self.then, y if other is None else y + other)
 
 
-class Cast(nn.Module):
+class Cast(Coded):
     """A layer computed in bfloat16 or float16; its neighbours keep their own type.
 
     Args:
@@ -223,6 +252,12 @@ class Cast(nn.Module):
         self.layer = layer
         self.dtype = dtype
         self.then = then
+
+    def decoded_weight(self) -> Tensor:
+        """Return the weight in the type of the result."""
+        weight = self.layer.weight
+        assert isinstance(weight, Tensor)
+        return weight.detach().to(self.dtype)
 
     def forward(self, x: Tensor, *others: Any, **named: Any) -> Tensor:
         """Return the layer's output."""
