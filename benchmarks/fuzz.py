@@ -1,7 +1,7 @@
 """Mutated models, results, histories and settings: each must work or end in an OctavoError. Run: python -m benchmarks.fuzz
 
 Cases run in a child process, which is started again when it crashes or hangs, so that a parser's segmentation fault is a
-finding and not the end. A case is drawn from the seed and its number alone: ``--case N`` runs one again and shows what it raised.
+finding and not the end. A case is drawn from the seed, its number and the families alone: ``--case N`` runs one again and shows what it raised.
 Bar (issue of only typed errors): no bare exception, no crash, no hang.
 """
 
@@ -108,7 +108,7 @@ def _child(findings: Findings, seed: int, first: int, last: int, home: Path, fam
                 elif "end" in said:
                     running, following = None, said["end"] + 1
                     if findings.add(said["end"], said["family"], said["outcome"], said["kind"], said["detail"]):
-                        _show(said["kind"], seed, said["end"], said["family"], said["detail"])
+                        _show(said["kind"], seed, families, said["end"], said["family"], said["detail"])
                 elif "done" in said:
                     return last
             else:
@@ -127,7 +127,7 @@ def _child(findings: Findings, seed: int, first: int, last: int, home: Path, fam
     outcome = "hang" if hung else "crash"
     kind = f"{outcome} in {_place(told)}"
     if findings.add(*running, outcome, kind, told):
-        _show(kind, seed, *running, told)
+        _show(kind, seed, families, *running, told)
     return running[0] + 1
 
 
@@ -147,10 +147,11 @@ def _place(told: str) -> str:
     return f"{Path(own[0]).parent.name}/{Path(own[0]).name}:{own[1]}" if own else "outside octavo"
 
 
-def _show(kind: str, seed: int, number: int, family: str, detail: str) -> None:
+def _show(kind: str, seed: int, families: tuple[str, ...], number: int, family: str, detail: str) -> None:
     lines = [line for line in detail.strip().splitlines() if line.strip()]
+    only = f" --only {','.join(families)}" if families != FAMILIES else ""
     print(
-        f"NEW  {kind}\n     {lines[-1][:300] if lines else ''}\n     python -m benchmarks.fuzz --seed {seed} --case {number}  ({family})",
+        f"NEW  {kind}\n     {lines[-1][:300] if lines else ''}\n     python -m benchmarks.fuzz --seed {seed}{only} --case {number}  ({family})",
         flush=True,
     )
 
