@@ -162,7 +162,7 @@ class Certifier:
             samples: How many held-out samples there are.
 
         Returns:
-            (tolerance - bound) / tolerance; -inf where nothing bounds the loss.
+            (tolerance - bound) / tolerance, the tolerance being above 0.
         """
         goal = self.goal
         error = self._error(1)
@@ -170,9 +170,8 @@ class Certifier:
         scaled = error ** (len(self.reference) / samples)
         losses = self._losses(self.reference, scores)
         bound = self._bound(losses, scaled, (losses, self._scale))
-        if bound is None or not goal.tolerance:
-            return -math.inf
-        return (goal.tolerance - bound) / goal.tolerance
+        worst = 1.0 if goal.mode == "relative" else self.high - self.low
+        return (goal.tolerance - (worst if bound is None else bound)) / goal.tolerance
 
     def samples_needed(self) -> int:
         """Return how many samples certify a candidate that loses nothing on any; more than there are if these are too few."""

@@ -20,7 +20,8 @@ class Evaluation:
 
     Attributes:
         value: The score, or several by name.
-        per_sample: The score of each sample, shape (samples,), in a fixed order; what racing and noise estimates use.
+        per_sample: The score of each sample, shape (samples,), in a fixed order, the same samples each time; their mean is the
+            value. What a certificate (``accuracy.confidence``) and a holdout need.
     """
 
     value: float | Mapping[str, float]
@@ -56,8 +57,27 @@ def check_scores(raw: object, metric: str = "score") -> Scores:
     if isinstance(raw, Mapping):
         if not raw:
             raise EvaluationError("the score function returned an empty mapping; return at least one metric")
-        return Scores({str(name): _number(value, str(name)) for name, value in raw.items()}, per_sample)
-    return Scores({metric: _number(raw, metric)}, per_sample)
+        metrics = {str(name): _number(value, str(name)) for name, value in raw.items()}
+    else:
+        metrics = {metric: _number(raw, metric)}
+    if per_sample is not None:
+        _check_mean(metrics, per_sample, metric)
+    return Scores(metrics, per_sample)
+
+
+def _check_mean(metrics: Mapping[str, float], per_sample: np.ndarray, metric: str) -> None:
+    """Refuse scores of samples that are not those of the value: of several values, of the one that counts, or of any."""
+    if not per_sample.size:
+        raise EvaluationError("Evaluation.per_sample is empty; leave it out, or give a score for each sample")
+    mean = float(per_sample.mean())
+    values = [metrics[metric]] if metric in metrics else list(metrics.values())
+    # Sums in single precision over many samples differ from each other by less.
+    if not any(math.isclose(value, mean, rel_tol=1e-4, abs_tol=1e-6) for value in values):
+        shown = ", ".join(f"{value:g}" for value in values)
+        raise EvaluationError(
+            f"the mean of Evaluation.per_sample is {mean:g}, and the value is {shown}: give the scores whose mean it is, "
+            "or leave per_sample out"
+        )
 
 
 def _number(raw: object, name: str) -> float:

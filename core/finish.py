@@ -11,6 +11,8 @@ from typing import Any
 
 from .adapter import Candidate, Opened
 from .budgets import explain
+from .certificate import Certificate
+from .certifying import Certifying, coarseness
 from .config import TuningConfig
 from .loop import Loop, tell
 from .plugins import PluginHost
@@ -30,12 +32,14 @@ class Accepted:
         candidate: Its model.
         confirmation: The verdict after it was saved, loaded and scored again; None where that was turned off.
         holdout: What it scored on held-out data; None where none was held out.
+        certificate: How sure it is on new data; None where that was not asked for.
     """
 
     trial: Trial
     candidate: Candidate
     confirmation: Judged | None
     holdout: Holdout | None
+    certificate: Certificate | None
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,8 @@ class Finish:
         began: ``time.perf_counter()`` at the run's start.
         model: The float model, which some backends need to load what they saved.
         host: Plugins.
-        holdouts: What refused trials scored on held-out data, by number.
+        certifying: Certifies winners; None where no confidence is asked for.
+        examined: What examined trials scored on held-out data, by number.
     """
 
     loop: Loop
@@ -62,7 +67,8 @@ class Finish:
     began: float
     model: Any
     host: PluginHost
-    holdouts: dict[int, Holdout] = field(default_factory=dict)
+    certifying: Certifying | None = None
+    examined: dict[int, tuple[Holdout, Certificate | None]] = field(default_factory=dict)
 
     def accept(self) -> Accepted | None:
         """Return the best passing trial that stands: saved and loaded it still passes, and on the held-out data.
@@ -87,21 +93,29 @@ class Finish:
             confirmed, problem = self._confirm(candidate, winner)
             if problem:
                 return f"after saving and loading it again: {problem}"
-        holdout = self._on_holdout(candidate)
-        if holdout is not None and not holdout.passed:
-            self.holdouts[winner.number] = holdout
-            return f"on the held-out data: {holdout.reason}"
-        return Accepted(winner, candidate, confirmed, holdout)
+        holdout, certificate = self._on_holdout(candidate, confirmed)
+        if holdout is not None:
+            self.examined[winner.number] = (holdout, certificate)
+            if not holdout.passed:
+                return f"on the held-out data: {holdout.reason}"
+        possible = self.certifying is not None and not self.certifying.why
+        if possible and certificate is not None and not certificate.holds:
+            return f"surely enough: {certificate.reason}"
+        return Accepted(winner, candidate, confirmed, holdout, certificate)
 
-    def _on_holdout(self, candidate: Candidate) -> Holdout | None:
-        """Score a winner on the held-out data, against the float model; None where there is none."""
-        loop = self.loop
+    def _on_holdout(self, candidate: Candidate, confirmed: Judged | None) -> tuple[Holdout | None, Certificate | None]:
+        """Score a winner on the held-out data, against the float model, and certify it where that is asked for."""
+        loop, tries = self.loop, self._tries()
         if loop.held_out is None:
-            return None
+            return None, self.certifying.none(tries) if self.certifying is not None else None
         loop.measure_held_out()
         first = loop.scoring.held_out_scores(candidate)
-        judged = loop.held_out.confirm(candidate, first, self._tries())
-        return Holdout(loop.held_out.baseline, judged.metrics, judged.passed, judged.reason)
+        judged = loop.held_out.confirm(candidate, first, tries)
+        holdout = Holdout(loop.held_out.baseline, judged.metrics, judged.passed, judged.reason)
+        if self.certifying is None:
+            return holdout, None
+        searched = confirmed.scores if confirmed is not None else None
+        return holdout, self.certifying.certify(first, searched, tries)
 
     def _tries(self) -> int:
         """Return how many winners were examined, this one among them."""
@@ -109,14 +123,34 @@ class Finish:
 
     def reached(self, accepted: Accepted, reason: str) -> Result:
         """Return the result of a run whose goal was reached."""
+        certificate = accepted.certificate
+        said = [reason, self._noise(accepted.confirmation)]
+        if certificate is not None and certificate.holds:
+            said.append(f"certified: {certificate.reason}")
+        elif certificate is not None:
+            number = accepted.trial.number
+            said.insert(
+                0,
+                f"trial {number} meets the goal on what it was scored on, and it is not certified: {certificate.reason}",
+            )
+        said.append(self._coarseness(accepted))
         return self.result(
             accepted.candidate,
             accepted.trial,
-            goal_met=True,
-            reason="; ".join(filter(None, (reason, self._noise(accepted.confirmation)))),
+            goal_met=certificate is None or certificate.holds,
+            reason="; ".join(filter(None, said)),
+            certificate=certificate,
             confirmed=accepted.confirmation.metrics if accepted.confirmation else None,
             holdout=accepted.holdout,
         )
+
+    def _coarseness(self, accepted: Accepted) -> str:
+        """Say where there are too few samples to tell a pass from a miss; '' where there are enough."""
+        loop = self.loop
+        confirmed = accepted.confirmation
+        scores = confirmed.scores if confirmed is not None else loop.yardstick.scores
+        goal = loop.criterion.allowed(loop.yardstick.baseline)
+        return coarseness(scores, goal[0] if goal is not None else None)
 
     def interrupted(self, reason: str) -> Result:
         """Return the best so far of a run that a signal ended, without examining it."""
@@ -125,7 +159,7 @@ class Finish:
             return self.missed(reason, interrupted=True)
         if self.settings.confirm or self.loop.scoring.held_out is not None:
             reason = f"{reason}; trial {winner.number} passed in the search and was not confirmed: resume the run for that"
-        return self.result(self._candidate(winner), winner, goal_met=True, reason=reason, interrupted=True)
+        return self.result(self._candidate(winner), winner, goal_met=self.certifying is None, reason=reason, interrupted=True)
 
     def missed(self, reason: str, *, interrupted: bool = False) -> Result:
         """Return the closest of a run whose goal was not reached, and by how much it missed."""
@@ -136,11 +170,13 @@ class Finish:
             return self._nothing(trials, reason, interrupted)
         # A budget is hard: what keeps it comes before what is more accurate.
         closest = max(done, key=lambda t: (not t.over, t.margin, -t.number))
+        holdout, certificate = self.examined.get(closest.number, (None, None))
         return self.result(
             self._candidate(closest),
             closest,
             reason=f"no trial reached the goal; the closest: {self._miss(closest)} ({reason})",
-            holdout=self.holdouts.get(closest.number),
+            holdout=holdout,
+            certificate=certificate,
             interrupted=interrupted,
         )
 
@@ -210,6 +246,7 @@ class Finish:
         goal_met: bool = False,
         confirmed: Mapping[str, float] | None = None,
         holdout: Holdout | None = None,
+        certificate: Certificate | None = None,
         interrupted: bool = False,
     ) -> Result:
         """Gather the evidence."""
@@ -233,6 +270,7 @@ class Finish:
             goal=self.goal,
             confirmed=confirmed,
             holdout=holdout,
+            certificate=certificate,
             views={o.name: o.view for o in self.opened},
             fixed={o.name: fixed_ops(o, loop.backends[o.name].space) for o in self.opened if o.name in loop.backends},
             storage=loop.history.location,

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from .adapter import Candidate, Opened
 from .budgets import overruns
+from .certifying import Certifying, certifying, coarseness
 from .choice import choose
 from .criteria.base import Criterion
 from .data import CalibrationData
@@ -154,6 +155,9 @@ class Loop:
             )
         if varies := self.yardstick.warning():
             tell(self.progress, varies)
+        goal = self.criterion.allowed(self.yardstick.baseline)
+        if few := coarseness(scores, goal[0] if goal is not None else None):
+            tell(self.progress, few)
         if race is not None:
             self.scoring.prepare_race(scores, candidate, self.criterion, race)
         evaluated = time.perf_counter() - began
@@ -277,6 +281,33 @@ class Loop:
         """
         if self.held_out is not None:
             self.held_out.measure(self.reference.candidate, FEWEST if self.yardstick.noise else 1)
+
+    def prepare_certificate(self, *, optional: bool) -> Certifying | None:
+        """Score the float model on the held-out data, and make ready to certify winners there if a confidence is asked for.
+
+        Args:
+            optional: Whether the samples were parted for the certificate alone: a score without single samples then stays whole.
+
+        Raises:
+            EvaluationError: If the score of the held-out data fails on the float model.
+            ConfigError: If the criterion makes no sense at that score, or the range of a sample's score must be said.
+        """
+        asked = getattr(self.criterion.config, "confidence", None) is not None
+        if asked and self.yardstick.scores is None:
+            self.yardstick.scores = self.scoring.full(self.reference.candidate)
+        scores = self.yardstick.scores
+        if optional and scores is not None and scores.per_sample is None:
+            self.held_out = None
+        self.measure_held_out()
+        if not asked or scores is None:
+            return None
+        held_out = self.held_out.scores if self.held_out is not None else None
+        found = certifying(self.criterion, self.yardstick.baseline, scores, held_out)
+        if found is not None and found.why:
+            tell(self.progress, f"nothing can be certified: {found.why}")
+        elif found is not None:
+            self.yardstick.foreseen = found.foreseen
+        return found
 
     def doubt(self, trial: Trial, now: Mapping[str, float]) -> None:
         """Notice that a score varies after all, where a trial's model scores otherwise a second time."""

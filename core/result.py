@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ConfigDict
 
 from .adapter import Applied, Candidate
+from .certificate import Certificate
 from .choice import pareto
 from .config import TuningConfig
 from .coverage import Coverage
@@ -117,6 +118,7 @@ class Result(Quantized):
         goal: The goal in one line.
         confirmed: The winner's metrics after it was saved, loaded and scored again; None if that was turned off.
         holdout: The winner's and the float model's scores on data that the search never saw, where some was held out.
+        certificate: How sure it is that the winner keeps the goal on new data, where ``accuracy.confidence`` asked for that.
         views: Backend -> the model's ops.
         fixed: Backend -> op -> why no scheme could be chosen for it.
         storage: Where the history is kept.
@@ -134,6 +136,7 @@ class Result(Quantized):
     goal: str = ""
     confirmed: Mapping[str, float] | None = None
     holdout: Holdout | None = None
+    certificate: Certificate | None = None
     views: Mapping[str, ModelView] = field(default_factory=dict)
     fixed: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     storage: str = ""
@@ -161,6 +164,7 @@ class Result(Quantized):
             "best": self.best.to_json(),
             "baseline": self.baseline.to_json(),
             "holdout": asdict(self.holdout) if self.holdout else None,
+            "certificate": asdict(self.certificate) if self.certificate else None,
             "confirmed": dict(self.confirmed) if self.confirmed is not None else None,
             "config": self.config.model_dump(mode="json", exclude_defaults=True),
             "trials": [t.to_json() for t in self.trials],

@@ -31,9 +31,10 @@ from .realize import Realizer
 from .result import Result, load_candidate
 from .rules import build_spaces
 from .scheme import canonical_json
-from .scoring import Scoring, split_samples
+from .scoring import Scoring
 from .sensitivity import SensitivityService, check_place
 from .signals import terminate_as_interrupt
+from .splits import CERTIFIED, split_samples
 from .strategy import Problem, Strategy, SuggestsTransforms
 from .yardstick import SECONDS, SHARE, Yardstick
 
@@ -98,11 +99,15 @@ def autotune(
     if not callable(eval_fn):
         raise EvaluationError(f"eval_fn must be callable: candidate -> score; got {type(eval_fn).__name__}")
     search_fn: Callable[[Any], Any] = eval_fn
-    if settings.holdout:
-        search_fn, holdout_fn = split_samples(eval_fn, settings.holdout, settings.seed)
     callbacks = tuple(Guarded(p) for p in callbacks)
     host = host or plugin_host(settings)
     criterion: Criterion = host.part("criteria", settings.criterion(host).kind).build(settings.criterion(host))
+    confidence = getattr(criterion.config, "confidence", None)
+    share = settings.holdout
+    if confidence is not None and not share and holdout_fn is None:
+        share = CERTIFIED
+    if share:
+        search_fn, holdout_fn = split_samples(eval_fn, share, settings.seed, required=bool(settings.holdout))
     objectives = _objectives(settings.objective.minimise, host)
     strategy_settings = host.read("strategies", settings.strategy)
     if sensitivities is not None:
@@ -165,10 +170,10 @@ def autotune(
             tell(callbacks, note)
         services = _services(loop, sensitivities, settings.seed)
         baseline = loop.measure_baseline(int(getattr(settings.criterion(host), "noise_runs", 1)), settings.racing)
-        loop.measure_held_out()
+        certified = loop.prepare_certificate(optional=share != settings.holdout)
         loop.check_held_out()
         goal = ", ".join(filter(None, (criterion.describe(baseline.metrics), describe(loop.budgets))))
-        finish = Finish(loop, settings, goal, native, tuple(opened), began, model, host)
+        finish = Finish(loop, settings, goal, native, tuple(opened), began, model, host, certified)
         if not any(space.tunable for space in spaces.values()):
             reason = "nothing to quantize: no op of this model has a scheme to choose (see the ledger and the rules)"
             tell(callbacks, reason)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from .adapter import Candidate
 from .criteria.base import Criterion
-from .errors import ConfigError
+from .errors import EvaluationError
 from .evaluation import ArrayModel, Evaluation, Scores, check_scores
 from .executor import Executor
 from .racing import Race, RaceConfig, Rejection, SampleScore
@@ -56,6 +56,7 @@ class Scoring:
     metric: str = "score"
     held_out: Callable[[Any], Any] | None = None
     _race: Race | None = None
+    _samples: dict[str, int] = field(default_factory=dict)
 
     def full(self, candidate: Candidate) -> Scores:
         """Score all samples.
@@ -63,7 +64,7 @@ class Scoring:
         Raises:
             EvaluationError: If what the function returns is no score.
         """
-        return self._run(self.score, candidate)
+        return self._run(self.score, candidate, "")
 
     def repeats(self, candidate: Candidate, scores: Scores) -> bool:
         """Score a share of the samples again; True if every one of them comes out as in ``scores``.
@@ -79,8 +80,18 @@ class Scoring:
         again = self.executor.submit(_some, self.score, candidate, self.native, part).result()
         return bool(np.allclose(again, scores.per_sample[part], rtol=1e-5, atol=1e-8))
 
-    def _run(self, score: Callable[[Any], Any], candidate: Candidate) -> Scores:
-        return check_scores(self.executor.submit(_evaluate, score, candidate, self.native).result(), self.metric)
+    def _run(self, score: Callable[[Any], Any], candidate: Candidate, which: str) -> Scores:
+        raw = self.executor.submit(_evaluate, score, candidate, self.native).result()
+        found = check_scores(raw, self.metric)
+        if found.per_sample is not None:
+            count = len(found.per_sample)
+            before = self._samples.setdefault(which, count)
+            if count != before:
+                raise EvaluationError(
+                    f"Evaluation.per_sample holds {count} {which}samples, and {before} the time before: they are "
+                    "compared one by one, so each evaluation scores the same samples in the same order"
+                )
+        return found
 
     def prepare_race(self, baseline: Scores | None, reference: Candidate, criterion: Criterion, config: RaceConfig) -> None:
         """Make ready to stop evaluations early, where the score function scores samples and the criterion is a mean loss.
@@ -127,7 +138,7 @@ class Scoring:
     def held_out_scores(self, candidate: Candidate) -> Scores:
         """Score the data that is kept from the search; there must be some."""
         assert self.held_out is not None
-        return self._run(self.held_out, candidate)
+        return self._run(self.held_out, candidate, "held-out ")
 
 
 def first_samples(scores: Scores) -> dict[str, Any] | None:
@@ -137,35 +148,6 @@ def first_samples(scores: Scores) -> dict[str, Any] | None:
     count = len(scores.per_sample)
     first = min(count, MOST_KEPT, max(FEWEST_REPEATED, round(REPEATED * count)))
     return {"count": count, "first": [float(v) for v in scores.per_sample[:first]]}
-
-
-def split_samples(score: Any, share: float, seed: int) -> tuple[Any, Any]:
-    """Hold a share of the samples out of the search.
-
-    Args:
-        score: A :class:`SampleScore`.
-        share: Of all samples, in (0, 1).
-        seed: Of the draw.
-
-    Returns:
-        Two sample scores: of the search, and of the confirmation.
-
-    Raises:
-        ConfigError: If single samples cannot be scored, or a part would be empty.
-    """
-    if not isinstance(score, SampleScore):
-        raise ConfigError(
-            "holdout needs a score of single samples: wrap it in octavo.SampleScore, or pass holdout_fn=, a score over other data"
-        )
-    count = round(score.samples * share)
-    if not 0 < count < score.samples:
-        raise ConfigError(f"a holdout of {share:g} of {score.samples} samples leaves one part empty; choose another share")
-    order = np.random.default_rng(seed).permutation(score.samples)
-    return _part(score, np.sort(order[count:])), _part(score, np.sort(order[:count]))
-
-
-def _part(score: SampleScore, indices: np.ndarray) -> SampleScore:
-    return SampleScore(lambda model, chosen: score.score(model, indices[chosen]), len(indices), best=score.best)
 
 
 # Functions of their own, so that a child process can be given them.
@@ -188,4 +170,4 @@ def _race(race: Race, score: SampleScore, candidate: Candidate, native: bool) ->
     return race.run(lambda indices: score.of(model, indices))
 
 
-__all__ = ["Holdout", "Scoring", "split_samples"]
+__all__ = ["Holdout", "Scoring"]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .adapter import Candidate
 from .criteria.base import Criterion
-from .errors import EvaluationError
+from .errors import EvaluationError, OctavoError
 from .evaluation import Scores
 from .noise import FEWEST, Metrics, Noise, mean_of
 
@@ -58,12 +58,14 @@ class Yardstick:
         criterion: Judges.
         seconds: What repeated evaluations of one model may take.
         what: Names the score in errors.
+        foreseen: The margin that a candidate's scores let expect where the verdict is given on other data; None where it is not.
     """
 
     score: Callable[[Candidate], Scores]
     criterion: Criterion
     seconds: float = SECONDS
     what: str = "the score function"
+    foreseen: Callable[[Scores], float] | None = None
     scores: Scores | None = None
     baseline: Metrics = field(default_factory=dict)
     noise: Noise = field(default_factory=Noise)
@@ -108,9 +110,16 @@ class Yardstick:
             out_of_reach = self.noise.needed(most, error) - self.noise.deviations(len(runs))
             raw = found.margin + self.noise.needed(len(runs), error)
             if found.passed or len(runs) >= most or raw < out_of_reach:
-                return found
+                return self._with_foresight(found)
             target = min(most, 2 * len(runs))
             runs += [self.score(candidate).metrics for _ in range(target - len(runs))]
+
+    def _with_foresight(self, found: Judged) -> Judged:
+        """Let a candidate pass only if it may be expected to be certified."""
+        if self.foreseen is None:
+            return found
+        margin = min(found.margin, self.foreseen(found.scores))
+        return replace(found, margin=margin, passed=found.passed and margin >= 0)
 
     def confirm(self, candidate: Candidate, first: Scores, tries: int) -> Judged:
         """Judge a winner by evaluations of its own, as many as the noise asks for.
@@ -165,7 +174,7 @@ class Yardstick:
         began = time.perf_counter()
         try:
             found = self.score(reference)
-        except EvaluationError:
+        except OctavoError:
             raise
         except Exception as error:
             raise EvaluationError(f"{self.what} fails on the float model: {type(error).__name__}: {error}") from error

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ..certificate import SampleGoal
 from ..parts import PartConfig
 
 
@@ -45,6 +46,10 @@ class Criterion(ABC):
     def noise(self, runs: tuple[Mapping[str, float], ...]) -> str:
         """Return a warning if repeated float scores differ by more than the criterion tolerates; else ''."""
         return ""
+
+    def sample_goal(self, baseline: Mapping[str, float]) -> SampleGoal | None:
+        """Return the goal of a mean over samples where that is what the criterion asks for, so that it may be certified; else None."""
+        return None
 
     def allowed(self, baseline: Mapping[str, float]) -> tuple[float, bool] | None:
         """Return (mean loss a sample that passes at most, whether higher scores are better) where the goal is that of one

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ..certificate import SampleGoal
 from ..errors import ConfigError, nearest
 from .base import Criterion, Verdict
 from .config import MetricGoal, ToleranceConfig
@@ -104,6 +105,20 @@ class Tolerance(Criterion):
                     f"{name} of the float model varied by {spread:.3g} between {len(values)} runs, and only {allowed:.3g} is tolerated"
                 )
         return "; ".join(lines) + (": seed the score function or score more samples" if lines else "")
+
+    def sample_goal(self, baseline: Mapping[str, float]) -> SampleGoal | None:
+        """Return the goal of a lone metric, with the confidence that is asked for; None where there are several, or none is."""
+        goals = list(self._goals(baseline).values())
+        if self.config.confidence is None or len(goals) != 1:
+            return None
+        (goal,) = goals
+        return SampleGoal(
+            float(goal.tolerance or 0.0),
+            goal.mode or "relative",
+            bool(goal.higher_is_better),
+            self.config.confidence,
+            self.config.score_range,
+        )
 
     def allowed(self, baseline: Mapping[str, float]) -> tuple[float, bool] | None:
         """Return the allowed loss of a lone metric, in its own unit."""

@@ -64,6 +64,7 @@ class ReportData:
         trials: All trials after the baseline.
         confirmed: The best model's scores after it was saved and loaded again; empty where that was turned off.
         holdout: (float model's, best model's) scores on data that the search never saw; None where none was held out.
+        certificate: How sure the goal is on new data, in one line; empty where that was not asked for.
         pareto: Numbers of the trials that no other trial beats in everything.
         ops: The best model, op by op.
         notes: Remarks of the backends and of the space.
@@ -85,6 +86,7 @@ class ReportData:
     trials: Sequence[Trial]
     confirmed: Mapping[str, float] = field(default_factory=dict)
     holdout: tuple[Mapping[str, float], Mapping[str, float]] | None = None
+    certificate: str = ""
     pareto: frozenset[int] = frozenset()
     ops: Sequence[OpLine] = ()
     notes: Sequence[str] = ()
@@ -193,6 +195,7 @@ def _gathered(facts: _Facts, title: str) -> ReportData:
         trials=trials,
         confirmed=facts.confirmed or {},
         holdout=scores,
+        certificate=_certificate(facts.get("certificate")),
         pareto=frozenset(t.number for t in pareto(trials, tuple(baseline.objectives))),
         ops=_ops(facts.ops, best),
         notes=facts.notes,
@@ -205,6 +208,13 @@ def _gathered(facts: _Facts, title: str) -> ReportData:
 
 def _scores(table: Mapping[str, Any]) -> dict[str, float]:
     return {str(metric): float(value) for metric, value in table.items()}
+
+
+def _certificate(found: Mapping[str, Any] | None) -> str:
+    if not found:
+        return ""
+    said = "Certified" if found["holds"] else "Not certified"
+    return f"{said}: {found['reason']}" + (f" ({found['method']})" if found["samples"] else "")
 
 
 def _ops(table: Mapping[str, Sequence[Any]], best: Trial) -> tuple[OpLine, ...]:

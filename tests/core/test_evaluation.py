@@ -28,4 +28,4 @@ def test_tensors_of_no_dimension_are_numbers() -> None:
         check_scores(torch.tensor(True))
     with pytest.raises(EvaluationError, match=r"shape \(1,\)"):
         check_scores(torch.tensor([0.25]))
-    np.testing.assert_array_equal(check_scores(Evaluation(1.0, torch.tensor([0.0, 1.0]))).per_sample, [0.0, 1.0])
+    np.testing.assert_array_equal(check_scores(Evaluation(0.5, torch.tensor([0.0, 1.0]))).per_sample, [0.0, 1.0])
