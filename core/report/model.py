@@ -164,6 +164,7 @@ class _Facts(Frozen):
     config: dict[str, Any] = Field(default_factory=dict)
     holdout: dict[str, Any] | None = None
     confirmed: dict[str, float] | None = None
+    certificate: dict[str, Any] | None = None
     ops: dict[str, tuple[str, int, str]] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()
     command: str = ""
@@ -195,7 +196,7 @@ def _gathered(facts: _Facts, title: str) -> ReportData:
         trials=trials,
         confirmed=facts.confirmed or {},
         holdout=scores,
-        certificate=_certificate(facts.get("certificate")),
+        certificate=_certificate(facts.certificate),
         pareto=frozenset(t.number for t in pareto(trials, tuple(baseline.objectives))),
         ops=_ops(facts.ops, best),
         notes=facts.notes,
