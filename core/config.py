@@ -121,7 +121,7 @@ class TuningConfig(Frozen):
     non_finite: Literal["error", "float"] = "error"
     gram_megabytes: float = Field(default=1024, ge=0, le=2**40)
     executor: ExecutorConfig = ExecutorConfig()
-    budgets: dict[Literal["bits", "size", "latency"], Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    budgets: dict[Literal["bits", "size", "latency"], Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     plugins: PluginPolicy = Field(default_factory=lambda: PluginPolicy())
 
     @field_validator("timeout", "trial_timeout", mode="before", json_schema_input_type=float | str | None)

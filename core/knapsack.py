@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -12,7 +13,9 @@ from scipy.sparse import csr_matrix
 from .errors import ConfigError
 
 FEW = 200  # units up to which a step of one of them matters
-OUT_OF_TIME = 1  # status of scipy's milp
+INFEASIBLE = 2  # status of scipy's milp: proved, where 1 is out of time or iterations and 4 numerical trouble
+ROUNDS, WIDE = 400, 100  # of a search by prices: full steps at first, which reach any price that matters; then ever smaller
+RISE, FALL = 0.4, 0.07
 FINEST, COARSEST = 8192, 2048  # bins: many units round losses both ways and need fewer
 
 
@@ -121,37 +124,53 @@ def exact(
         costs: For each unit, the cost of each choice; an infinite one is never taken.
         limits: Pairs of (what each choice uses, how much all may use together).
         gap: Relative gap at which the solver may stop.
-        seconds: Time limit. The best choices found until then are returned.
+        seconds: Time limit. The best choices found until then are returned; where the solver has none, those of a search by prices.
 
     Raises:
-        ConfigError: If no choice keeps the limits, or none was found in time; the message says which.
+        ConfigError: If no choice keeps the limits; or if the solver ended without a choice and without a proof that there is none,
+            and none was found by prices either. The message says which.
     """
     cost = np.concatenate([np.asarray(c, dtype=np.float64) for c in costs])
+    counts = [len(c) for c in costs]
+    rows = [(np.concatenate([np.asarray(u, dtype=np.float64) for u in uses]), float(limit)) for uses, limit in limits]
     allowed = np.isfinite(cost)
-    picks = _solve(cost, allowed, [len(c) for c in costs], limits, gap, seconds)
+    for row, _ in rows:
+        allowed &= np.isfinite(row)
+    picks = _solve(cost, allowed, counts, rows, gap, seconds)
+    if picks is None:
+        picks = _by_prices(cost, allowed, counts, rows)
+        if picks is None:
+            raise ConfigError(
+                f"the integer program found no choice that keeps the limits within {seconds:g} s, nor that there is none: "
+                "raise the budget, or let rules offer fewer schemes"
+            )
     total = float(cost[picks].sum())
     # The solver's tolerances are absolute. Where the optimum is tiny beside some costs, these are in no optimum: without them
-    # the numbers are of one size, and small differences count.
+    # the numbers are of one size, and small differences count. What was found stands where this ends without an answer.
     if 0 < total < 1e-3 * float(cost[allowed].max()):
-        picks = _solve(cost, allowed & (cost <= total), [len(c) for c in costs], limits, gap, seconds)
-    starts = np.concatenate([[0], np.cumsum([len(c) for c in costs])])
+        with contextlib.suppress(ConfigError):
+            finer = _solve(cost, allowed & (cost <= total), counts, rows, gap, seconds)
+            picks = picks if finer is None else finer
+    starts = np.concatenate([[0], np.cumsum(counts)])
     return [int(i) for i in picks - starts[:-1]]
 
 
+Row = tuple[np.ndarray, float]
+
+
 def _solve(
-    cost: np.ndarray,
-    allowed: np.ndarray,
-    counts: Sequence[int],
-    limits: Sequence[tuple[Sequence[np.ndarray], float]],
-    gap: float,
-    seconds: float,
-) -> np.ndarray:
-    """Return the positions of the chosen among all choices."""
+    cost: np.ndarray, allowed: np.ndarray, counts: Sequence[int], rows: Sequence[Row], gap: float, seconds: float
+) -> np.ndarray | None:
+    """Return the positions of the chosen among all choices; None where the solver ended without one and without a proof.
+
+    Raises:
+        ConfigError: If it is proved that there is none.
+    """
     total, starts = len(cost), np.concatenate([[0], np.cumsum(counts)])
     one_each = csr_matrix((np.ones(total), np.arange(total), starts), shape=(len(counts), total))
     constraints = [LinearConstraint(one_each, 1, 1)]
-    for uses, limit in limits:
-        row = np.concatenate([np.asarray(u, dtype=np.float64) for u in uses])
+    for uses, limit in rows:
+        row = np.where(allowed, uses, 0.0)
         scale = max(float(np.abs(row).max()), 1e-300)
         constraints.append(LinearConstraint(csr_matrix(row[None] / scale), -np.inf, limit / scale))
     finite = np.where(allowed, cost, 0.0)
@@ -159,12 +178,48 @@ def _solve(
     options = {"mip_rel_gap": gap, "time_limit": seconds}
     bounds = Bounds(np.zeros(total), allowed.astype(float))
     found = milp(finite / scale, integrality=np.ones(total), bounds=bounds, constraints=constraints, options=options)
-    if found.x is None and found.status == OUT_OF_TIME:
-        raise ConfigError(
-            f"the integer program found no choice that keeps the limits within {seconds:g} s, nor that there is none: "
-            "raise the budget, or let rules offer fewer schemes"
-        )
-    if found.x is None:
-        least = "; ".join(f"at least {sum(float(np.min(u)) for u in uses):.6g} against {limit:.6g}" for uses, limit in limits)
+    if found.x is None and found.status == INFEASIBLE:
+        floors = [sum(float(part.min()) for part in np.split(uses, starts[1:-1])) for uses, _ in rows]
+        least = "; ".join(f"at least {floor:.6g} against {limit:.6g}" for floor, (_, limit) in zip(floors, rows, strict=True))
         raise ConfigError(f"no choice keeps the limits: {least}; raise the budget, or offer smaller schemes")
+    if found.x is None:  # out of time, or in numerical trouble
+        return None
     return np.array([a + int(np.argmax(found.x[a:b])) for a, b in pairwise(starts)], dtype=np.int64)
+
+
+def _by_prices(cost: np.ndarray, allowed: np.ndarray, counts: Sequence[int], rows: Sequence[Row]) -> np.ndarray | None:
+    """Return the positions of choices that keep the limits; None where none were found.
+
+    Each unit takes what costs least at the present prices of what it uses. The price of what is used too much rises, the
+    others fall, and the cheapest choices that kept all limits are returned: not the optimum, and no proof. Under a single
+    limit something is found wherever there is anything, as a price without bound leaves what uses least.
+    """
+    shape = (len(counts), max(counts))
+    held = np.arange(shape[1]) < np.array(counts)[:, None]
+
+    def table(flat: np.ndarray, absent: float) -> np.ndarray:
+        padded = np.full(shape, absent)
+        padded[held] = flat
+        return padded
+
+    costs = table(np.where(allowed, cost, np.inf), np.inf)
+    uses = [table(np.where(allowed, row, 0.0), 0.0) for row, _ in rows]
+    scales = [max(float(np.abs(u).max()), 1e-300) for u in uses]
+    unit_cost = max(float(np.abs(costs[np.isfinite(costs)]).max(initial=0.0)), 1e-300)
+    units, starts = np.arange(shape[0]), np.concatenate([[0], np.cumsum(counts)])[:-1]
+    if not np.isfinite(costs).any(axis=1).all():
+        return None
+    prices, best, least = np.full(len(rows), 1e-6), None, np.inf
+    for round_ in range(ROUNDS):
+        priced = costs / unit_cost
+        for price, used, scale in zip(prices, uses, scales, strict=True):
+            priced = priced + price * used / scale
+        picks = priced.argmin(axis=1)
+        sums = [float(used[units, picks].sum()) for used in uses]
+        over = np.array([total > limit + 1e-9 * abs(limit) for total, (_, limit) in zip(sums, rows, strict=True)], dtype=bool)
+        total = float(costs[units, picks].sum())
+        if not over.any() and total < least:
+            best, least = starts + picks, total
+        step = 1.0 if round_ < WIDE else 20 / (20 + round_ - WIDE)
+        prices = np.where(over, prices * (1 + RISE * step), prices * (1 - FALL * step))
+    return best
