@@ -78,7 +78,7 @@ def paged(probes: Iterable[Probe], ops: Iterable[Op], limit: int) -> tuple[Page,
     sizes: dict[Probe, int] = {}
     for op in ops:
         for weight in op.weights:
-            features = prod(weight.shape) // weight.shape[weight.channel_axis]
+            features = prod(weight.shape) // max(1, weight.shape[weight.channel_axis])
             for probe in feature_probes(op, ("gram",)):
                 assert probe.rows is not None
                 sizes[probe] = 4 * probe.rows.groups * features**2

@@ -101,8 +101,9 @@ class LinearArithmetic(Integers):
         return ranged and self.dtype == torch.float32 and self.codes.device.type == "cpu" and not kernels.has_rows()
 
     def is_few(self, x: Tensor) -> bool:
-        """True if one kernel quantizes ``x`` and multiplies; its result is float."""
-        return x.numel() <= self.few and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        """True if one kernel quantizes ``x`` and multiplies; its result is float. It takes no single row without an axis for rows."""
+        small = x.numel() <= self.few and x.ndim > 1
+        return small and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
 
     def multiplied(self, x: Tensor) -> Tensor:
         """Return the layer's output: float, or uint8 codes if it gives codes and the rows are many."""

@@ -83,7 +83,7 @@ class Fp8Linear(Coded):
         else:
             y = torch.ops.octavo.fp8_linear(flat.detach(), self.codes, self.scale, self.per_token)
         y = post(self.then, y if self.bias is None else y + self.bias)
-        return y.to(result_dtype(self.dtype, y.device)).view(*x.shape[:-1], -1)
+        return y.to(result_dtype(self.dtype, y.device)).view(*x.shape[:-1], self.codes.shape[0])
 
     def extra_repr(self) -> str:
         """Return its shape and scales."""
@@ -96,6 +96,8 @@ def _laid_out(codes: Tensor, scale: Tensor, per_token: bool) -> tuple[Tensor, Te
 
 
 def _multiplied(x: Tensor, outputs: int, packed: Tensor, scale: Tensor, per_token: bool) -> Tensor:
+    if not x.shape[0]:
+        return x.new_empty((0, outputs), dtype=torch.bfloat16)  # neither a range nor the kernel takes no rows
     rows, scales = products.quantize_fp8(x, per_token)
     return products.linear_fp8(rows, scales, packed, scale)[:, :outputs].contiguous()
 

@@ -155,7 +155,8 @@ class Int8Linear(Int8Layer, LinearArithmetic):
             return self._portable(x)
         if torch.compiler.is_compiling():
             return self._portable(x) if kernels.is_portable() else self._operator(x)
-        few = x.numel() <= self.few and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        # Written out: see LinearArithmetic.is_few.
+        few = x.numel() <= self.few and x.ndim > 1 and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
         if self._held is not None and few:
             # For few rows every further frame of Python shows: the caches hold little of it between two layers.
             own = self._buffers
@@ -232,6 +233,8 @@ class Int8Conv(Int8Layer, ConvArithmetic):
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """Return the layer's output. ``other`` is uint8 where the result is, else float, and may be overwritten."""
+        if x.ndim < self.codes.ndim:  # a single sample without an axis for the batch, as float layers take it
+            return self(x[None], None if other is None else other[None]).squeeze(0)
         if self.saturating:
             return self._portable(x, other)
         if not torch.compiler.is_compiling():

@@ -134,6 +134,8 @@ def _op(name: str, path: str, module: nn.Module, kind: str, first: Mapping[str, 
         reason = "its forward was replaced on the object: what it computes is not what its class does"
     if not reason and not getattr(module, names[0]).is_floating_point():
         reason = f"its weight is {weights[0].dtype}, not a floating-point type"
+    if not reason and not all(w.size for w in weights):
+        reason = "its weight has no elements"
     bias = f"{prefix}bias" if isinstance(getattr(module, "bias", None), torch.Tensor) else None
     return Op(
         name=name,
@@ -188,7 +190,7 @@ def tied_groups(layers: Iterable[Layer]) -> Iterator[Group]:
 
 def with_shapes(op: Op, output_shape: tuple[int, ...] | None) -> Op:
     """Return the op with its multiply-accumulates for one sample, from the shape of its output."""
-    if output_shape is None or op.weight is None or op.type == "embedding" or not output_shape:
+    if output_shape is None or op.weight is None or op.type == "embedding" or not output_shape or not op.weight.size:
         return op
     if op.type in KINDS.values():
         steps = output_shape[1 if op.attributes["batch_first"] else 0] if len(output_shape) == 3 else output_shape[0]

@@ -68,7 +68,7 @@ def linear_u8(
     y = post(then, y if bias is None else y + bias)
     if dtype == torch.uint8:
         y = (torch.round(y / out_scale) + out_zero_point).clamp_(0, 255)
-    return y.to(dtype).view(*x.shape[:-1], -1)
+    return y.to(dtype).view(*x.shape[:-1], sums.shape[0])
 
 
 def pack_fp8(codes: Tensor) -> Tensor:

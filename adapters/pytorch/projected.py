@@ -93,7 +93,7 @@ def run_projected(
             parts.append(y)
             last.append((h, c))
         flat = parts[0] if directions == 1 else torch.cat(parts, -1)
-    y = flat if sizes is not None else flat.view(*steps.shape[:2], -1)
+    y = flat if sizes is not None else flat.view(*steps.shape[:2], flat.shape[-1])
     return y.transpose(0, 1) if turned else y, tuple(torch.stack(parts) for parts in zip(*last, strict=True))
 
 

@@ -78,14 +78,16 @@ class StoredWeight(nn.Module):
         """Return float32 values (n, features) of packed codes (n, bytes), which are those of ``rows``."""
         n = codes.shape[0]
         words = _words(codes) if self.width in (3, 6) else codes.to(torch.int32)
-        values = nn.functional.embedding(words, self.table).view(n, -1)[:, : self.features]
+        # Sizes are written out, since there may be no rows.
+        values = nn.functional.embedding(words, self.table).view(n, words.shape[1] * self.table.shape[1])[:, : self.features]
         one = self.scale.shape[0] == 1
-        grouped = values.view(n, self.scale.shape[1], -1) if values.is_contiguous() else values.reshape(n, self.scale.shape[1], -1)
+        form = (n, self.scale.shape[1], self.group)
+        grouped = values.view(form) if values.is_contiguous() else values.reshape(form)
         scale = (self.scale if one else self.scale[rows])[..., None]
         if self.offset is None:
-            return grouped.mul_(scale).view(n, -1)
+            return grouped.mul_(scale).view(n, self.features)
         offset = (self.offset if one else self.offset[rows])[..., None]
-        return torch.addcmul(offset, grouped, scale).view(n, -1)
+        return torch.addcmul(offset, grouped, scale).view(n, self.features)
 
     def whole(self) -> Tensor:
         """Return the whole matrix, float32 (rows, features)."""
@@ -124,12 +126,13 @@ def _packed(codes: Tensor, width: int) -> Tensor:
 
 def _words(codes: Tensor) -> Tensor:
     """Return the 12-bit words of rows of bytes, int32."""
-    octets = codes.view(codes.shape[0], -1, 3)
+    rows, pairs = codes.shape[0], codes.shape[1] // 3
+    octets = codes.view(rows, pairs, 3)
     middle = octets[..., 1]
     # 16 bits hold a word; half as much memory goes through the cache as with 32.
     first = (middle & 15).to(torch.int16).mul_(256).add_(octets[..., 0])
     second = octets[..., 2].to(torch.int16).mul_(16).add_(middle >> 4)
-    return torch.stack((first, second), -1).view(codes.shape[0], -1).to(torch.int32)
+    return torch.stack((first, second), -1).view(rows, 2 * pairs).to(torch.int32)
 
 
 @cache

@@ -163,7 +163,7 @@ class WeightOnlyEmbedding(Coded):
     def forward(self, ids: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
         """Return the rows of ``ids``, or one sum of rows for each bag."""
         if self.bag is None:
-            return self._rows(ids).view(*ids.shape, -1)
+            return self._rows(ids).view(*ids.shape, self.weight_codes.features)
         used, places = torch.unique(ids, return_inverse=True)
         padding = None
         if self.padding is not None and bool((used == self.padding).any()):
@@ -232,7 +232,8 @@ class WeightOnlyConv(Coded):
             rows = slice(first, min(first + step, w.rows))
             block = w.decode(w.codes[rows], rows).view(-1, *self.shape).to(self.dtype)
             parts.append(self._convolve(x, block, None if self.bias is None else self.bias[rows], *self.geometry))
-        y = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        channels = -len(self.shape)  # also of a single sample without an axis for the batch
+        y = parts[0] if len(parts) == 1 else torch.cat(parts, channels)
         return kernels.post(self.then, y if other is None else y + other)
 
 

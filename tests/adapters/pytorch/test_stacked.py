@@ -34,7 +34,9 @@ def layers(static: bool, x: torch.Tensor) -> list[Int8Linear]:
     form, factors = (Activation.around(x, symmetric=False) if static else None), torch.rand(64) + 0.5
     rtn, made = RoundToNearest(PluginHost(third_party=False).read("algorithms", "rtn")), []
     for outputs, bias, then, spec in ((48, True, "", "channel"), (16, False, "", "tensor"), (32, True, "gelu", "channel")):
-        weight = rtn.quantize(torch.randn(outputs, 64), QuantSpec(dtype="int8", granularity=spec), WeightContext())
+        # In reach of every CPU: whole bytes are computed in float32 where the kernels would saturate.
+        reach = QuantSpec(dtype="int8", granularity=spec, reduce_range=True)
+        weight = rtn.quantize(torch.randn(outputs, 64), reach, WeightContext())
         one = Int8Linear(weight, torch.randn(outputs) if bias else None, torch.float32, form, then=then, factors=factors)
         made.append(one.eval())
     return made
