@@ -234,7 +234,7 @@ class Int8Conv(Int8Layer, ConvArithmetic):
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """Return the layer's output. ``other`` is uint8 where the result is, else float, and may be overwritten."""
         if x.ndim < self.codes.ndim:  # a single sample without an axis for the batch, as float layers take it
-            return self(x[None], None if other is None else other[None]).squeeze(0)
+            return self.forward(x[None], None if other is None else other[None]).squeeze(0)
         if self.saturating:
             return self._portable(x, other)
         if not torch.compiler.is_compiling():

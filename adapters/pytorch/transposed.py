@@ -125,7 +125,7 @@ class Int8ConvTranspose(Int8Layer, TransposedArithmetic):
     def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """Return the layer's output: float, or uint8 codes if it gives codes."""
         if x.ndim < self.codes.ndim:  # a single sample without an axis for the batch, as float layers take it
-            return self(x[None], output_size).squeeze(0)
+            return self.forward(x[None], output_size).squeeze(0)
         geometry = self._sized(x, output_size)
         if self.saturating:
             return self._portable(x, geometry)
