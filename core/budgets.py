@@ -44,6 +44,11 @@ def overruns(
     return {name: used[name] / limit for name, limit in budgets.items() if used[name] > limit * (1 + 1e-9)}
 
 
+def float_keeps(budgets: Mapping[str, float]) -> bool:
+    """Return whether the float model keeps every limit: it has 1 of its own size and latency, and 32 bits a weight."""
+    return all(limit >= (32 if name == "bits" else 1) for name, limit in budgets.items())
+
+
 def describe(budgets: Mapping[str, float]) -> str:
     """Return the limits in words, for the goal's line."""
     words = {"bits": "at most {:g} bits a weight", "size": "at most {:g} of the size", "latency": "at most {:g} of the latency"}

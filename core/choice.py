@@ -6,26 +6,94 @@ from collections.abc import Sequence
 
 from .trial import Measurement, Trial
 
-NEGLIGIBLE = 0.001  # share of an objective that is worth less than any difference in the next
+NEGLIGIBLE = 0.001
+"""Share of the first objective that is worth less than any difference in the next."""
+
+HARDLY = 0.01
+"""Share of a further objective that decides nothing between trials which tie in those before it.
+
+Files of the same widths differ by about 0.4 % (names, scales, alignment). Where latencies tie, that must not choose a
+trial that may be slower over one that is more accurate.
+"""
 
 
-def choose(trials: Sequence[Trial], objectives: Sequence[str]) -> Trial | None:
+def choose(trials: Sequence[Trial], objectives: Sequence[str], baseline: Trial | None = None) -> Trial | None:
     """Return the best passing trial: the best first objective, ties by the next, then by accuracy.
 
-    Two trials tie in an objective if their spreads meet: noise decides nothing. Where a further objective is left to decide, so do
-    trials that :data:`NEGLIGIBLE` separates, such as the few bytes by which files of the same widths differ.
+    Two trials tie in an objective if their spreads meet: noise decides nothing. So do trials that a small share separates,
+    :data:`NEGLIGIBLE` of the first objective and :data:`HARDLY` of those after it.
+
+    Args:
+        trials: All of them.
+        objectives: Most important first.
+        baseline: The float model, where it is a candidate too: a trial that is not :func:`worth_it` is left out, and None
+            is returned where nothing is.
     """
     left = [t for t in trials if t.number > 0 and t.passed and t.state == "complete"]
+    if baseline is not None:
+        left = [t for t in left if worth_it(t, baseline, objectives)]
     if not left:
         return None
-    for position, name in enumerate(objectives, 1):
-        slack = NEGLIGIBLE if position < len(objectives) else 0.0
+    for position, name in enumerate(objectives):
         measured = [t for t in left if name in t.objectives]
         if measured:
             figures = _comparable(measured, name)
             best = min(figures, key=lambda m: m.cost)
+            slack = _slack(position, len(objectives))
             left = [t for t, m in zip(measured, figures, strict=True) if m.ties(best, slack)]
     return max(left, key=lambda t: (t.margin, -t.number))
+
+
+def _slack(position: int, count: int) -> float:
+    """Return the share of an objective that decides nothing; where it is the only one, every byte counts."""
+    if position > 0:
+        return HARDLY
+    return NEGLIGIBLE if count > 1 else 0.0
+
+
+def worth_it(trial: Trial, baseline: Trial, objectives: Sequence[str]) -> bool:
+    """Return whether a trial improves on the float model beyond what was measured as noise.
+
+    The first objective decides in which the two do not tie. One that ties in all of them is no improvement.
+
+    Args:
+        trial: A trial that was measured.
+        baseline: The float model's trial, measured against itself: its spread is what noise amounts to.
+        objectives: Most important first; those that were not measured of both decide nothing.
+    """
+    compared = [name for name in objectives if name in trial.objectives and name in baseline.objectives]
+    signs = (_better(trial.objectives[name], baseline.objectives[name]) for name in compared)
+    return next((sign > 0 for sign in signs if sign), not compared)
+
+
+def _better(own: Measurement, base: Measurement) -> int:
+    """Return 1 if a measurement is better than the float model's beyond both spreads, -1 if worse, 0 if they tie."""
+    if own.ratio is None:
+        low, high, spread = own.low, own.high, (base.low, base.high)
+    else:
+        low, high = own.relative.low, own.relative.high
+        # Turns of the float model with itself: what they differ from 1 is noise.
+        spread = (base.relative.low, base.relative.high) if base.ratio is not None else (1.0, 1.0)
+        spread = (min(1.0, spread[0]), max(1.0, spread[1]))
+    if high < spread[0] * (1 - NEGLIGIBLE):
+        return 1 if own.lower_is_better else -1
+    if low > spread[1] * (1 + NEGLIGIBLE):
+        return -1 if own.lower_is_better else 1
+    return 0
+
+
+def compared(trial: Trial, objectives: Sequence[str]) -> str:
+    """Return in words what a trial has of the float model's figures: ``0.80 of float's speed, 1.02 of its size``."""
+    told: list[str] = []
+    for name in objectives:
+        found = trial.objectives.get(name)
+        if found is None or found.ratio is None or not found.ratio:
+            continue
+        share = 1 / found.ratio if name == "latency" else found.ratio
+        what = "speed" if name in ("latency", "throughput") else name
+        whose = "its" if told else "float's"
+        told.append(f"{share:.2f} of {whose} {what}")
+    return ", ".join(told)
 
 
 def pareto(trials: Sequence[Trial], objectives: Sequence[str]) -> tuple[Trial, ...]:

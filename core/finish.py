@@ -13,13 +13,14 @@ from .adapter import Candidate, Opened
 from .budgets import explain
 from .certificate import Certificate
 from .certifying import Certifying, coarseness
+from .choice import compared
 from .config import TuningConfig
 from .loop import Loop, tell
 from .plugins import PluginHost
 from .result import MODEL, Result, load_candidate, save_candidate
 from .rules import fixed_ops
 from .scoring import Holdout
-from .trial import Trial
+from .trial import Trial, widths
 from .yardstick import Judged
 
 
@@ -156,10 +157,27 @@ class Finish:
         """Return the best so far of a run that a signal ended, without examining it."""
         winner = self.loop.best()
         if winner is None:
-            return self.missed(reason, interrupted=True)
+            return self.unhelped(reason, interrupted=True)
         if self.settings.confirm or self.loop.scoring.held_out is not None:
             reason = f"{reason}; trial {winner.number} passed in the search and was not confirmed: resume the run for that"
         return self.result(self._candidate(winner), winner, goal_met=self.certifying is None, reason=reason, interrupted=True)
+
+    def unhelped(self, reason: str, *, interrupted: bool = False) -> Result:
+        """Return the result of a run without a winner: the float model where what passes is no gain, else the closest."""
+        passed = self.loop.no_gain()
+        return self.missed(reason, interrupted=interrupted) if passed is None else self.kept_float(passed, reason, interrupted=interrupted)
+
+    def kept_float(self, passed: Trial, reason: str, *, interrupted: bool = False) -> Result:
+        """Return the float model, which meets the goal and is no worse than the best trial that does."""
+        assert self.loop.baseline is not None
+        figures = compared(passed, tuple(self.loop.objectives))
+        return self.result(
+            self.loop.reference.candidate,
+            self.loop.baseline,
+            goal_met=True,
+            reason=f"the float model is kept: {widths(passed)} is {figures} here (trial {passed.number}, the best that passes; {reason})",
+            interrupted=interrupted,
+        )
 
     def missed(self, reason: str, *, interrupted: bool = False) -> Result:
         """Return the closest of a run whose goal was not reached, and by how much it missed."""

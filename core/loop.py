@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from .adapter import Candidate, Opened
-from .budgets import overruns
+from .budgets import float_keeps, overruns
 from .certifying import Certifying, certifying, coarseness
 from .choice import choose
 from .criteria.base import Criterion
@@ -269,7 +269,7 @@ class Loop:
                 self._shown.add(trial.number)
                 for p in self.progress:
                     p.finished(trial, best, left)
-            if stop_at_goal and trial.passed:
+            if stop_at_goal and trial.passed and best is not None:
                 return f"trial {trial.number} reached the goal"
 
     def measure_held_out(self) -> None:
@@ -323,8 +323,13 @@ class Loop:
             tell(self.progress, self.yardstick.warning())
 
     def best(self) -> Trial | None:
-        """Return the best passing trial so far."""
-        return choose(self.history.trials, tuple(self.objectives))
+        """Return the best passing trial so far; None while none of them is worth it, where the float model itself passes."""
+        return choose(self.history.trials, tuple(self.objectives), self.baseline if float_keeps(self.budgets) else None)
+
+    def no_gain(self) -> Trial | None:
+        """Return the best passing trial where none improves on the float model; else None."""
+        found = choose(self.history.trials, tuple(self.objectives))
+        return found if found is not None and self.best() is None else None
 
     def _alike(self, told: set[str]) -> str:
         """Return why the search ends where every candidate so far failed with the same error; '' where it goes on."""

@@ -109,9 +109,9 @@ class Result(Quantized):
     """The outcome of a tuning run.
 
     Attributes:
-        goal_met: Whether a trial passed the criterion.
+        goal_met: Whether the model meets the goal: a trial that passed and is a gain, or the float model where none is.
         reason: Why the search ended and, where the goal was missed, by how much.
-        best: The winner's trial; the baseline where there was nothing to quantize.
+        best: The winner's trial; the baseline where nothing could be quantized, or what was is no gain.
         baseline: The float model's trial.
         trials: All trials, without the baseline.
         config: The settings.

@@ -84,8 +84,9 @@ def autotune(
         **overrides: Settings by keyword: ``strategy=``, ``tolerance=``, ``max_trials=``, ``timeout=``, ``seed=``, ...
 
     Returns:
-        The best model with the evidence. When no trial reaches the goal it is the best one found, with ``goal_met``
-        False and the reason.
+        The best model with the evidence. The float model is a candidate too: it is the result when what reaches the goal is
+        no gain, and the reason says so. When no trial reaches the goal it is the best one found, with ``goal_met`` False
+        and the reason.
 
     Raises:
         OctavoError: Of one family, naming the thing at fault and the remedy, before long work starts.
@@ -206,7 +207,7 @@ def autotune(
             _end(callbacks, reason)
             return finish.interrupted(reason)
         _end(callbacks, reason)
-        return finish.missed(reason) if accepted is None else finish.reached(accepted, reason)
+        return finish.unhelped(reason) if accepted is None else finish.reached(accepted, reason)
 
 
 def _end(callbacks: Sequence[Progress], reason: str) -> None:

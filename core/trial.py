@@ -184,3 +184,14 @@ class _Row(Frozen):
 def _measurement(figures: tuple[float | None, float | None, float | None, str, float | None, bool]) -> Measurement:
     value, low, high = (float("inf") if figure is None else figure for figure in figures[:3])
     return Measurement(value, low, high, *figures[3:])
+
+
+def widths(trial: Trial) -> str:
+    """Return the widths of what a trial quantized, in words: ``8-bit``, ``4- and 8-bit``."""
+    applied = (line.applied for line in trial.ledger.values())
+    specs = [scheme.weight or scheme.input for scheme in applied]
+    bits = sorted({spec.bits for spec in specs if spec is not None})
+    if not bits:
+        return "float throughout"
+    narrower = ", ".join(f"{b}-" for b in bits[:-1])
+    return f"{narrower} and {bits[-1]}-bit" if narrower else f"{bits[-1]}-bit"

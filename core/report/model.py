@@ -53,7 +53,7 @@ class ReportData:
 
     Attributes:
         title: Heading.
-        goal_met: Whether the best trial passed.
+        goal_met: Whether the model that was handed back meets the goal.
         reason: One line on why the run ended as it did.
         goal: The goal in words.
         metric: Name of the metric on the accuracy axis.

@@ -54,9 +54,8 @@ def tune(folder: Path, tolerance: float, **settings: Any) -> octavo.Result:
 def test_smoothing_is_tried_where_it_helps(tmp_path: Path) -> None:
     result = tune(tmp_path, 0.03)
     assert [t.recipe.transforms for t in result.trials] == [(), (SMOOTH,)]
-    assert not result.trials[0].passed
-    assert result.goal_met
-    assert result.best.recipe.transforms == (SMOOTH,)
+    # Of 128 weights the saved file does not get smaller: what passes is no gain, and the float model is kept.
+    assert [t.passed for t in result.trials] == [False, True]
 
 
 def test_where_the_plain_recipe_passes_nothing_else_is_evaluated(tmp_path: Path) -> None:
