@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from .trial import Measurement, Trial
 
@@ -51,30 +51,35 @@ def _slack(position: int, count: int) -> float:
     return NEGLIGIBLE if count > 1 else 0.0
 
 
-def worth_it(trial: Trial, baseline: Trial, objectives: Sequence[str]) -> bool:
+def worth_it(trial: Trial, baseline: Trial | None, objectives: Sequence[str]) -> bool:
     """Return whether a trial improves on the float model beyond what was measured as noise.
 
     The first objective decides in which the two do not tie. One that ties in all of them is no improvement.
 
     Args:
         trial: A trial that was measured.
-        baseline: The float model's trial, measured against itself: its spread is what noise amounts to.
-        objectives: Most important first; those that were not measured of both decide nothing.
+        baseline: The float model's trial, measured against itself: its spread is what noise amounts to. None for who does
+            not know it: then shares of its figures are compared with 1.
+        objectives: Most important first; those that cannot be compared decide nothing.
     """
-    compared = [name for name in objectives if name in trial.objectives and name in baseline.objectives]
-    signs = (_better(trial.objectives[name], baseline.objectives[name]) for name in compared)
-    return next((sign > 0 for sign in signs if sign), not compared)
+    known: Mapping[str, Measurement] = baseline.objectives if baseline is not None else {}
+    pairs = [(trial.objectives[name], known.get(name)) for name in objectives if name in trial.objectives]
+    pairs = [(own, base) for own, base in pairs if base is not None or own.ratio is not None]
+    signs = (_better(own, base) for own, base in pairs)
+    return next((sign > 0 for sign in signs if sign), not pairs)
 
 
-def _better(own: Measurement, base: Measurement) -> int:
+def _better(own: Measurement, base: Measurement | None) -> int:
     """Return 1 if a measurement is better than the float model's beyond both spreads, -1 if worse, 0 if they tie."""
-    if own.ratio is None:
-        low, high, spread = own.low, own.high, (base.low, base.high)
-    else:
+    if own.ratio is not None:
         low, high = own.relative.low, own.relative.high
-        # Turns of the float model with itself: what they differ from 1 is noise.
-        spread = (base.relative.low, base.relative.high) if base.ratio is not None else (1.0, 1.0)
-        spread = (min(1.0, spread[0]), max(1.0, spread[1]))
+        spread = (1.0, 1.0)
+        if base is not None and base.ratio is not None:
+            # Turns of the float model with itself: what they differ from 1 is noise.
+            spread = (min(1.0, base.relative.low), max(1.0, base.relative.high))
+    else:
+        assert base is not None
+        low, high, spread = own.low, own.high, (base.low, base.high)
     if high < spread[0] * (1 - NEGLIGIBLE):
         return 1 if own.lower_is_better else -1
     if low > spread[1] * (1 + NEGLIGIBLE):

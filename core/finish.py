@@ -186,8 +186,8 @@ class Finish:
         done = [t for t in trials if t.state != "failed"]
         if not done:
             return self._nothing(trials, reason, interrupted)
-        # A budget is hard: what keeps it comes before what is more accurate.
-        closest = max(done, key=lambda t: (not t.over, t.margin, -t.number))
+        # A budget is hard: what keeps it comes before what is more accurate, and what was not measured is not known to.
+        closest = max(done, key=lambda t: (self._keeps_budgets(t), t.margin, -t.number))
         holdout, certificate = self.examined.get(closest.number, (None, None))
         return self.result(
             self._candidate(closest),
@@ -197,6 +197,10 @@ class Finish:
             certificate=certificate,
             interrupted=interrupted,
         )
+
+    def _keeps_budgets(self, trial: Trial) -> bool:
+        """Return whether a trial was found to keep every budget; one whose evaluation was stopped was not measured."""
+        return not trial.over and (trial.state == "complete" or not self.loop.budgets)
 
     def _miss(self, trial: Trial) -> str:
         """Say why a trial does not pass."""

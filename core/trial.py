@@ -98,8 +98,11 @@ class Trial:
     noise: float = 0.0
 
     def costs(self, names: tuple[str, ...]) -> tuple[float, ...]:
-        """Objective costs (lower is better) in the given order; inf where one was not measured."""
-        return tuple(self.objectives[n].cost if n in self.objectives else float("inf") for n in names)
+        """Objective costs (lower is better) in the given order; inf where one was not measured.
+
+        Shares of the float model's figure where they are known: trials lie minutes apart, and a machine drifts.
+        """
+        return tuple(self.objectives[n].relative.cost if n in self.objectives else float("inf") for n in names)
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready mapping. The ledger is stored as its differences from the recipe."""

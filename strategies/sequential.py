@@ -18,7 +18,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 
-from octavo.core.choice import choose
+from octavo.core.choice import choose, worth_it
 from octavo.core.parts import PartConfig
 from octavo.core.recipe import Recipe
 from octavo.core.strategy import WAIT, Problem, Strategy, Wait
@@ -110,9 +110,13 @@ class Sequential(Strategy):
         self.known[digest] = trial
         if digest in self._drawn:
             self._judge(trial)
-        if self.problem.stop_at_goal and trial.passed and len(trial.recipe):
+        if self.problem.stop_at_goal and trial.passed and len(trial.recipe) and self._helps(trial):
             self._ended = True
             self.note = self.note or "stopped at the first recipe that reaches the goal"
+
+    def _helps(self, trial: Trial) -> bool:
+        """Return whether the run can end with a trial; one that is no gain over the float model is no winner."""
+        return bool(self.problem.budgets) or worth_it(trial, None, self.problem.objectives)
 
     def explain(self) -> str:
         """Say where the search stands or why it ended."""

@@ -27,7 +27,14 @@ def score(model: Any) -> float:
 def result(tmp_path_factory: pytest.TempPathFactory) -> octavo.Result:
     storage = tmp_path_factory.mktemp("digits") / "h.db"
     return octavo.autotune(
-        digits.network(), score, digits.data().calibration(), strategy="basic", backends=BACKENDS, max_trials=3, storage=storage
+        digits.network(),
+        score,
+        digits.data().calibration(),
+        strategy="basic",
+        backends=BACKENDS,
+        max_trials=3,
+        storage=storage,
+        minimise=["size", "latency"],
     )
 
 

@@ -270,7 +270,23 @@ def test_what_is_wrong_is_named(octavo: Command, arguments: tuple[str, ...], cod
 def tune(octavo: Command, model: Path, *more: object) -> tuple[int, str, str]:
     data = model.with_suffix(".npz")
     return octavo(
-        "tune", model, "--data", data, "--metric", "accuracy", "--strategy", "basic", "--max-trials", "3", "--tolerance", "0.05", *more
+        "tune",
+        model,
+        "--data",
+        data,
+        "--metric",
+        "accuracy",
+        "--strategy",
+        "basic",
+        "--max-trials",
+        "3",
+        "--tolerance",
+        "0.05",
+        "--minimise",
+        "size",
+        "--minimise",
+        "latency",
+        *more,
     )
 
 

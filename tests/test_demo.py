@@ -51,7 +51,9 @@ def test_an_example_reaches_its_goal(name: str) -> None:
     result = main()
     assert isinstance(result, octavo.Result)
     assert result.goal_met
-    assert result.best.objectives["size"].ratio < 0.35
+    # Whether it is faster too is the processor's business; where it is not, the float model is handed back.
+    assert any(t.passed and t.objectives["size"].ratio < 0.35 for t in result.trials)
+    assert result.best.number or "the float model is kept" in result.reason
 
 
 @pytest.mark.slow

@@ -167,6 +167,7 @@ def test_the_report_of_a_run_says_why_an_op_had_no_choice(tmp_path: Path) -> Non
         tiny.accuracy,
         tiny.calibration(),
         {"strategy": "basic", "max_trials": 2, "rules": [{"ops": ["layer.1"], "keep": "float"}]},
+        minimise="size",
         host=tiny.host(),
         storage=tmp_path / "history.db",
         tolerance=0.05,

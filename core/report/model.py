@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field
 
 from ..adapter import Applied
 from ..choice import pareto
+from ..coverage import Coverage
 from ..errors import ConfigError, raised_as
 from ..scheme import FLOAT, Frozen
 from ..settings import checked
@@ -72,6 +73,7 @@ class ReportData:
         settings: Setting -> value, for the record.
         versions: Package -> version.
         created: When, in UTC, ISO 8601.
+        coverage: Which weights of the best model are quantized; empty for results of versions that did not count.
     """
 
     title: str
@@ -94,6 +96,19 @@ class ReportData:
     settings: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     created: str = ""
+    coverage: Coverage = field(default_factory=Coverage)
+
+    @property
+    def kept_float(self) -> bool:
+        """True if the result is the float model, because nothing that reaches the goal is a gain."""
+        return self.goal_met and self.best is None
+
+    @property
+    def verdict(self) -> str:
+        """The outcome in a few words."""
+        if self.kept_float:
+            return "the float model is kept"
+        return "goal reached" if self.goal_met else "goal not reached"
 
     @cached_property
     def left_in_float(self) -> tuple[tuple[str, str, tuple[str, ...], int], ...]:
@@ -171,6 +186,7 @@ class _Facts(Frozen):
     storage: str = ""
     environment: dict[str, str] = Field(default_factory=dict)
     made: str = ""
+    coverage: dict[str, Any] = Field(default_factory=dict)
 
 
 def _gathered(facts: _Facts, title: str) -> ReportData:
@@ -204,6 +220,7 @@ def _gathered(facts: _Facts, title: str) -> ReportData:
         settings=_flat(facts.config) | ({"history": facts.storage} if facts.storage else {}),
         versions=facts.environment,
         created=facts.made,
+        coverage=Coverage.from_json(facts.coverage),
     )
 
 

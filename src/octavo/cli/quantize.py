@@ -17,6 +17,7 @@ from .console import out, say
 from .data import read_samples
 from .ledger import ledger_table
 from .models import source
+from .summary import float_weights
 
 
 def register(app: typer.Typer) -> None:
@@ -47,7 +48,10 @@ def quantize(
         raise ConfigError(f"scheme {scheme!r} needs calibration samples: give --data, or take a dynamic or weight-only scheme")
     quantized = quantize_model(opened, chosen, batches, backend=backend)
     for note in quantized.notes:
-        say(note)
+        if note != quantized.coverage.summary():  # the table tells it
+            say(note)
     console = out()
     console.print(ledger_table(quantized.ledger))
+    if quantized.coverage.total:
+        console.print(float_weights(quantized.coverage))
     console.print(f"model: {quantized.save(target)}", soft_wrap=True)

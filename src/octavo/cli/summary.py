@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from octavo.core.choice import choose
+from octavo.core.coverage import Coverage
 from octavo.core.report import ReportData, text
 
 from .console import table
@@ -28,7 +29,8 @@ def comparison(data: ReportData) -> Table:
     rows.append(("ops", "float", text.bits(best) if best else "-", ""))
     if best and best.recipe.transforms:
         rows.append(("transforms", "none", ", ".join(map(str, best.recipe.transforms)), ""))
-    title = f"trial {best.number}" if best else "none"
+    without = "float" if data.kept_float else "none"
+    title = f"trial {best.number}" if best else without
     return table(("", "float", f"best ({title})", "ratio"), rows, right=("float", f"best ({title})", "ratio"))
 
 
@@ -38,6 +40,24 @@ def left_in_float(data: ReportData) -> Table | Text:
         return Text("left in float: nothing")
     rows = [(kind, len(names), f"{size:,}", why, _few(names)) for kind, why, names, size in data.left_in_float]
     return table(("left in float", "ops", "weights", "why", "which"), rows, right=("ops", "weights"))
+
+
+def float_weights(coverage: Coverage, most: int = 8) -> Table | Text:
+    """Which weights stay float, by reason, the largest first; the rest in one row."""
+    if not coverage.kept:
+        return Text(coverage.summary())
+    told, rest = coverage.reasons[:most], coverage.reasons[most:]
+    rows: list[tuple[object, ...]] = []
+    for why, own in told:
+        names = _few(tuple(row.weight for row in own))
+        rows.append((f"{sum(row.elements for row in own):,}", len(own), why, names))
+    if rest:
+        others = [row for _, own in rest for row in own]
+        elements = sum(row.elements for row in others)
+        rows.append((f"{elements:,}", len(others), f"{len(rest)} further reasons", _few(tuple(row.weight for row in others))))
+    share = f"{100 * coverage.kept / coverage.total:.3g} %"
+    title = f"{coverage.kept:,} of {coverage.total:,} weights ({share}) stay float"
+    return table(("weights", "tensors", "why", "which"), rows, right=("weights", "tensors"), title=title)
 
 
 def _few(names: tuple[str, ...], most: int = 3) -> str:
@@ -75,12 +95,14 @@ def summary(data: ReportData) -> Group:
     """All of it, for a terminal."""
 
     def parts() -> Iterator[Table | Text]:
-        verdict = Text("goal reached", style="bold green") if data.goal_met else Text("goal not reached", style="bold red")
-        yield verdict + Text(f" ({data.goal}); {data.reason}", style="")
+        style = "bold green" if data.goal_met else "bold red"
+        yield Text(data.verdict, style=style) + Text(f" ({data.goal}); {data.reason}", style="")
         yield comparison(data)
         if several := backends(data):
             yield several
         yield left_in_float(data)
+        if data.coverage.total:
+            yield float_weights(data.coverage)
         if data.command:
             yield Text(f"again: {data.command}")
 
