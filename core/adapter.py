@@ -291,6 +291,13 @@ class Adapter(ABC):
         """
         raise SchemeError(f"{type(self).__name__} answers for a model only; give one")
 
+    def sample(self, kind: str) -> tuple[Any, Batch] | None:
+        """Return a model of one op of a type, of the size that models have, and a batch for it; None where there is none.
+
+        It is timed, some milliseconds a scheme, when somebody asks how fast schemes are.
+        """
+        return None
+
 
 @dataclass(frozen=True)
 class Opened:

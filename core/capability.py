@@ -27,12 +27,15 @@ class Offer:
         narrowed: Returns why this device carries the scheme out with a weight of reduced range (see
             :class:`~.scheme.QuantSpec`), or an empty string where it keeps the whole range. The scheme and
             its recipes stay the same on every machine; the ledger says what runs on this one.
+        slower: Why it is slower than float wherever this backend runs, with the figure; empty where that is not known.
+            A table's entry and never a clock's, so that it is the same in every process.
     """
 
     scheme: OpScheme
     realization: Realization = "kernel"
     when: Callable[[Op], str] | None = None
     narrowed: Callable[[], str] | None = None
+    slower: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,11 @@ class Capability:
             return (FLOAT,)
         found = [o.scheme for o in self.offers.get(op.type, ()) if (simulated or o.realization == "kernel") and not (o.when and o.when(op))]
         return (*found, FLOAT)
+
+    def slower(self, kind: str, scheme: OpScheme) -> str:
+        """Return why a scheme is known to be slower than float for an op type; empty where that is not known."""
+        offers = self.offers.get(kind, ())
+        return next((o.slower for o in offers if _bare(o.scheme) == _bare(scheme)), "")
 
     def realization(self, op: Op, scheme: OpScheme) -> Realization:
         """Return how ``scheme`` is carried out for ``op``.

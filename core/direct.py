@@ -18,6 +18,7 @@ from .result import Quantized
 from .rules import build_space
 from .scheme import FLOAT
 from .space import TuningSpace, Unit
+from .speeds import slower
 
 
 def quantize_model(
@@ -65,7 +66,9 @@ def quantize_model(
             candidate = realizer.candidate(recipe)
             coverage = realizer.coverage(candidate)
         left_out = data[target.name].notes if data else ()
-        return Quantized(candidate, native, (*target.notes, *notes, *left_out, coverage.summary()), coverage)
+        slow = slower(target, host.adapters()[target.name], recipe)
+        said = (*target.notes, *notes, *left_out, *slow, coverage.summary())
+        return Quantized(candidate, native, said, coverage)
 
 
 def _space_of(recipe: Recipe, opened: Opened) -> TuningSpace:

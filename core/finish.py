@@ -20,6 +20,7 @@ from .plugins import PluginHost
 from .result import MODEL, Result, load_candidate, save_candidate
 from .rules import fixed_ops
 from .scoring import Holdout
+from .speeds import known_slower
 from .trial import Trial, widths
 from .yardstick import Judged
 
@@ -58,6 +59,7 @@ class Finish:
         host: Plugins.
         certifying: Certifies winners; None where no confidence is asked for.
         examined: What examined trials scored on held-out data, by number.
+        left_out: What the search did not try, and why.
     """
 
     loop: Loop
@@ -69,6 +71,7 @@ class Finish:
     model: Any
     host: PluginHost
     certifying: Certifying | None = None
+    left_out: tuple[str, ...] = ()
     examined: dict[int, tuple[Holdout, Certificate | None]] = field(default_factory=dict)
 
     def accept(self) -> Accepted | None:
@@ -253,11 +256,14 @@ class Finish:
             return judged, f"its files hold {share:.4g} of the float model's, and {limit:g} is allowed"
         return judged, "" if judged.passed else judged.reason
 
-    def _notes(self) -> Iterator[str]:
+    def _notes(self, best: Trial) -> Iterator[str]:
         backends = self.loop.backends
         for opened in self.opened:
             known = backends[opened.name].space if opened.name in backends else opened.view
             yield from (*opened.notes, *known.notes)
+            if opened.name == best.recipe.backend:
+                yield from known_slower(opened, best.recipe)
+        yield from self.left_out
 
     def result(
         self,
@@ -281,7 +287,7 @@ class Finish:
         return Result(
             candidate,
             self.native,
-            (*self._notes(), coverage.summary()),
+            (*self._notes(best), coverage.summary()),
             coverage,
             goal_met=goal_met,
             reason=reason,

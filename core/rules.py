@@ -203,6 +203,12 @@ def _why_fixed(op: Op, opened: Opened) -> str:
     return "; ".join(refusals) or f"{opened.name} only simulates schemes for {op.type} (simulated = true admits them)"
 
 
+def names_schemes(op: Op, opened: Opened, rules: Iterable[Rule]) -> bool:
+    """Return whether a rule names the mode, weight or input of an op's schemes: then the user asked for them."""
+    matching = (rule for rule in rules if rule.matches(op, opened.name))
+    return any(rule.mode or rule.weight or rule.input for rule in matching)
+
+
 def why_float(op: Op, opened: Opened) -> str:
     """Return why an op runs in float whose line of the ledger does not say so."""
     if not op.out_of_reach and len(opened.capability.for_op(op)) > 1:

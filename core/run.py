@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .adapter import Batch
-from .budgets import MEASURED, describe
+from .budgets import MEASURED, describe, float_keeps
 from .config import PartTable, TuningConfig
 from .counterparts import Scores, SharedSensitivity, lend_traces
 from .criteria.base import Criterion
@@ -34,6 +34,8 @@ from .scheme import canonical_json
 from .scoring import Scoring
 from .sensitivity import SensitivityService, check_place
 from .signals import terminate_as_interrupt
+from .space import TuningSpace
+from .speeds import is_fast_first, worth_trying
 from .splits import CERTIFIED, split_samples
 from .strategy import Problem, Strategy, SuggestsTransforms
 from .yardstick import SECONDS, SHARE, Yardstick
@@ -170,11 +172,14 @@ def autotune(
         for note in history.notes:
             tell(callbacks, note)
         services = _services(loop, sensitivities, settings.seed)
+        left_out = tuple(note for o in opened for note in _searched(loop, o.name, settings)[1])
+        for note in left_out:
+            tell(callbacks, note)
         baseline = loop.measure_baseline(int(getattr(settings.criterion(host), "noise_runs", 1)), settings.racing)
         certified = loop.prepare_certificate(optional=share != settings.holdout)
         loop.check_held_out()
         goal = ", ".join(filter(None, (criterion.describe(baseline.metrics), describe(loop.budgets))))
-        finish = Finish(loop, settings, goal, native, tuple(opened), began, model, host, certified)
+        finish = Finish(loop, settings, goal, native, tuple(opened), began, model, host, certified, left_out)
         if not any(space.tunable for space in spaces.values()):
             reason = "nothing to quantize: no op of this model has a scheme to choose (see the ledger and the rules)"
             tell(callbacks, reason)
@@ -182,6 +187,9 @@ def autotune(
         if sensitivities is not None:
             for service in services.values():
                 stack.callback(_keep, service, callbacks)
+        if not any(_searched(loop, o.name, settings)[0].tunable for o in opened):
+            reason = f"the float model is kept: {'; '.join(left_out)}"
+            return finish.result(reference.candidate, baseline, reason=reason, goal_met=float_keeps(loop.budgets))
         reason, accepted = "", None
         try:
             for name in opened:
@@ -256,7 +264,7 @@ def _strategies(
     scores: Scores = {}
     built: dict[str, Strategy] = {}
     for name, service in services.items():
-        space = loop.backends[name].space
+        space = _searched(loop, name, settings)[0]
         problem = Problem(
             space,
             tuple(objectives),
@@ -267,6 +275,14 @@ def _strategies(
         )
         built[name] = part.build(strategy, problem)
     return JointStrategy(built)
+
+
+def _searched(loop: Loop, name: str, settings: TuningConfig) -> tuple[TuningSpace, tuple[str, ...]]:
+    """Return the space that a strategy sees, and what was left out of the backend's own."""
+    backend = loop.backends[name]
+    if not is_fast_first(loop.objectives):
+        return backend.space, ()
+    return worth_trying(backend.opened, backend.space, settings.rules)
 
 
 def _services(loop: Loop, path: str | Path | None, seed: int) -> dict[str, SensitivityService]:

@@ -34,6 +34,7 @@ from .passes import optimised
 from .program import Kernels, Program
 from .rescaling import rescaled
 from .reuse import Reuse
+from .samples import sample
 
 MODEL = "model.npz"
 
@@ -255,6 +256,10 @@ class NumpyAdapter(Adapter):
         """Integer arithmetic on any processor."""
         versions = {"numpy": np.__version__, "blas": blas_kernels() or "unknown"}
         return Capability("numpy", "cpu", OFFERS, frozenset(FEATURES.values()), versions)
+
+    def sample(self, kind: str) -> tuple[Any, Batch] | None:
+        """Return a graph of one op and a batch for it."""
+        return sample(kind)
 
     def load(self, folder: Path, model: Any = None) -> NumpyCandidate:
         """Read ``model.npz``."""

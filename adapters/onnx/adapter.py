@@ -14,6 +14,7 @@ from .candidate import OnnxCandidate, load_candidate
 from .half import holds_halves
 from .kernels import capability
 from .runtime import judge
+from .samples import sample
 from .session import OnnxSession
 from .source import read
 
@@ -42,6 +43,10 @@ class OnnxAdapter(Adapter):
     def capability(self) -> Capability:
         """Return what ONNX Runtime's integer kernels carry out."""
         return capability(self.config)
+
+    def sample(self, kind: str) -> tuple[Any, Batch] | None:
+        """Return a model of one op and a batch for it."""
+        return sample(kind)
 
     def load(self, folder: Path, model: Any = None) -> OnnxCandidate:
         """Read a saved candidate; its files hold the whole model."""

@@ -26,6 +26,7 @@ from .census import Reads, census
 from .experts import unreached
 from .lending import lends
 from .offers import capability
+from .samples import sample
 from .seeing import capture_again, capture_of, ready_for
 from .session import GIVEN, TorchSession, given_candidate, open_root
 from .skeleton import skeleton
@@ -80,6 +81,10 @@ class TorchAdapter(Adapter):
         """Return what runs on the configured device; ``auto`` answers for CUDA where there is one."""
         automatic = "cuda" if torch.cuda.is_available() else "cpu"
         return capability(automatic if self._settings.device == "auto" else self._settings.device)
+
+    def sample(self, kind: str) -> tuple[Any, Batch] | None:
+        """Return a module of one layer and a batch for it."""
+        return sample(kind)
 
     def load(self, folder: Path, model: Any = None) -> TorchCandidate:
         """Read what ``Candidate.save`` wrote.

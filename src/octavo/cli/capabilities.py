@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
 from rich.text import Text
 
-from octavo.core.capability import Capability
+from octavo.core.capability import Capability, Offer
 from octavo.core.errors import OctavoError
 from octavo.core.opening import open_model
 from octavo.core.plugins import PluginHost
+from octavo.core.speeds import measured
 
 from .console import out, show_json, table, warn
 from .models import source
@@ -24,6 +26,7 @@ def register(app: typer.Typer) -> None:
 def capabilities(
     model: Annotated[str | None, typer.Argument(help="A model file, or module:name: only what this model has.")] = None,
     backend: Annotated[str | None, typer.Option("--backend", "-b", help="Only this backend.")] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Time every scheme beside float on a small sample, some 0.3 s each.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List, per op type, the schemes that run here, the one to try first first, and whether a low-precision kernel runs them."""
@@ -34,11 +37,30 @@ def capabilities(
     else:
         cards = [host.part("adapters", backend)] if backend else list(host.adapters().values())
         found = [(answer, set(answer.offers)) for card in cards if (answer := _ask(card)) is not None]
+    speeds = _Speeds(host if measure else None)
     if as_json:
-        show_json([_as_json(answer, types) for answer, types in found])
+        show_json([_as_json(answer, types, speeds) for answer, types in found])
         return
     for answer, types in found:
-        _show(answer, types)
+        _show(answer, types, speeds)
+
+
+@dataclass(frozen=True)
+class _Speeds:
+    """Shares of float's speed, where somebody asked for them."""
+
+    host: PluginHost | None
+
+    def of(self, backend: str, kind: str, offer: Offer) -> float | None:
+        """Return what a sample shows; None where it was not asked for, or there is no sample."""
+        return None if self.host is None else measured(self.host.adapters()[backend], kind, offer.scheme)
+
+    def remark(self, backend: str, kind: str, offer: Offer) -> str:
+        """Return what a reader must know of an offer."""
+        speed = self.of(backend, kind, offer)
+        shown = "" if speed is None else f"{speed:.2f} of float's speed on a sample"
+        slow = f"slower than float: {offer.slower}" if offer.slower else ""
+        return "; ".join(filter(None, (shown, slow, "some ops cannot" if offer.when else "")))
 
 
 def _ask(card: Any) -> Capability | None:
@@ -51,14 +73,14 @@ def _ask(card: Any) -> Capability | None:
     return answer
 
 
-def _show(answer: Capability, types: set[str]) -> None:
+def _show(answer: Capability, types: set[str], speeds: _Speeds) -> None:
     console = out()
     rows = [
         (
             kind,
             offer.scheme,
             Text(offer.realization, "green" if offer.realization == "kernel" else "yellow"),
-            "some ops cannot" if offer.when else "",
+            speeds.remark(answer.backend, kind, offer),
         )
         for kind in sorted(types & set(answer.offers))
         for offer in answer.offers[kind]
@@ -70,14 +92,16 @@ def _show(answer: Capability, types: set[str]) -> None:
     console.print("established on: " + ", ".join(f"{k} {v}" for k, v in answer.versions.items()), soft_wrap=True)
 
 
-def _as_json(answer: Capability, types: set[str]) -> dict[str, Any]:
+def _as_json(answer: Capability, types: set[str], speeds: _Speeds) -> dict[str, Any]:
+    def row(kind: str, offer: Offer) -> dict[str, Any]:
+        found: dict[str, Any] = {"scheme": str(offer.scheme), "realization": offer.realization, "slower": offer.slower}
+        speed = speeds.of(answer.backend, kind, offer)
+        return found if speed is None else {**found, "speed": round(speed, 3)}
+
     return {
         "backend": answer.backend,
         "device": answer.device,
         "features": sorted(answer.features),
         "versions": dict(answer.versions),
-        "offers": {
-            kind: [{"scheme": str(o.scheme), "realization": o.realization} for o in answer.offers[kind]]
-            for kind in sorted(types & set(answer.offers))
-        },
+        "offers": {kind: [row(kind, offer) for offer in answer.offers[kind]] for kind in sorted(types & set(answer.offers))},
     }
