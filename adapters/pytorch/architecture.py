@@ -13,6 +13,7 @@ from torch import nn
 
 from octavo.core.errors import MissingFramework, ModelError, UnsafeFile
 
+from .parameters import loose_weights
 from .skeleton import set_tensor
 
 _ATTENTIONS = ("eager", "sdpa")
@@ -40,9 +41,10 @@ def architecture_of(module: nn.Module) -> dict[str, Any] | None:
     config: Any = module.config
     generation: Any = getattr(module, "generation_config", None)
     kinds: dict[str, list[str]] = {}
+    sources = _parameters_of_layers(module)
     for path, child in module.named_modules():
         if type(child).__module__.startswith("octavo.") and isinstance(weight := getattr(child, "weight", None), torch.Tensor):
-            kinds.setdefault(str(weight.dtype).removeprefix("torch."), []).append(path)
+            kinds.setdefault(str(weight.dtype).removeprefix("torch."), []).append(sources.get(path, path))
     return {
         "class": type(module).__name__,
         "config": json.loads(config.to_json_string(use_diff=False)),
@@ -50,6 +52,18 @@ def architecture_of(module: nn.Module) -> dict[str, Any] | None:
         "attention": config._attn_implementation if config._attn_implementation in _ATTENTIONS else None,
         "dtypes": kinds,
     }
+
+
+def _parameters_of_layers(root: nn.Module) -> dict[str, str]:
+    """Return path of a layer that was made for a parameter -> that parameter's name."""
+    found: dict[str, str] = {}
+    for owner, leaf, place in loose_weights(root):
+        prefix = f"{owner}." if owner else ""
+        for child in place.layers.values():
+            layer = root.get_submodule(f"{prefix}{child}")
+            inner = [f".{name}" for name, _ in layer.named_children()]
+            found |= {f"{prefix}{child}{end}": f"{prefix}{leaf}" for end in ("", *inner)}
+    return found
 
 
 def rebuild(facts: Mapping[str, Any], device: str = "cpu") -> nn.Module:
@@ -75,7 +89,7 @@ def rebuild(facts: Mapping[str, Any], device: str = "cpu") -> nn.Module:
     if not known or cls is None:
         raise UnsafeFile(f"{facts['class']!r} is no model class of transformers {transformers.__version__}; pass the float module")
     try:
-        config = cls.config_class.from_dict(dict(facts["config"]))
+        config = cls.config_class.from_dict(_with_floats(facts["config"]))
         if facts.get("attention") in _ATTENTIONS:
             config._attn_implementation = facts["attention"]
         with _uninitialised(), torch.device(device):
@@ -95,9 +109,20 @@ def rebuild(facts: Mapping[str, Any], device: str = "cpu") -> nn.Module:
     return made
 
 
+def _with_floats(value: Any) -> Any:
+    """Return a configuration with the numbers that JSON lacks, which transformers writes as ``{"__float__": "Infinity"}``."""
+    if isinstance(value, Mapping):
+        if value.keys() == {"__float__"}:
+            return float(value["__float__"])
+        return {key: _with_floats(item) for key, item in value.items()}
+    return [_with_floats(item) for item in value] if isinstance(value, list) else value
+
+
 def _set_dtype(module: nn.Module, path: str, dtype: torch.dtype) -> None:
     # One of a mixture's experts is a slice of a parameter, and no module.
-    name = f"{path}.weight" if path in dict(module.named_modules()) else path.rpartition(".")[0]
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    whole = path if path in parameters else path.rpartition(".")[0]
+    name = f"{path}.weight" if path in dict(module.named_modules()) else whole
     owner, _, leaf = name.rpartition(".")
     weight = getattr(module.get_submodule(owner), leaf)
     assert isinstance(weight, torch.Tensor)

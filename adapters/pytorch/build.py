@@ -18,8 +18,9 @@ from .int8 import Int8Conv, Int8Linear
 from .layers import Layer, conv_pads, is_transposed_linear
 from .online import Online, Own, multipliers
 from .recurrent import Int8Recurrent, StoredRecurrent
-from .skeleton import copy_settings, skeleton
+from .skeleton import copy_hooks, copy_settings, skeleton
 from .stored import StoredWeight
+from .subclasses import around, is_table
 from .transposed import TRANSPOSED, Int8ConvTranspose
 from .weight_only import Cast, WeightOnlyConv, WeightOnlyEmbedding, WeightOnlyLinear
 
@@ -54,6 +55,18 @@ def quantized_module(
     if isinstance(new, Coded) and isinstance(weight := module.weight, torch.Tensor):
         new.weight_shape = tuple(weight.shape)
     return new.eval()
+
+
+def placed(module: nn.Module, new: nn.Module) -> nn.Module:
+    """Return what takes a float module's place, with its hooks: its quantized layer, or what does the rest around that.
+
+    Args:
+        module: The float module.
+        new: From :func:`quantized_module`.
+    """
+    outer = around(module, new) if isinstance(new, WeightOnlyEmbedding) and is_table(module) else new
+    copy_hooks(module, outer)
+    return outer
 
 
 def _made(

@@ -15,6 +15,7 @@ from .attention import bypassed
 from .experts import expert_groups
 from .recurrent import KINDS, weight_names
 from .skeleton import aliases
+from .subclasses import is_table
 from .transposed import TRANSPOSED
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -59,7 +60,7 @@ def kind_of(module: nn.Module) -> str:
         return "conv"
     if cls in TRANSPOSED:
         return "conv_transpose"
-    if cls in (nn.Embedding, nn.EmbeddingBag):
+    if cls in (nn.Embedding, nn.EmbeddingBag) or is_table(module):
         return "embedding"
     return KINDS.get(cls, "")
 

@@ -16,7 +16,7 @@ from octavo.core.graph import Group, Op
 from .activation import Activation
 from .batches import tensors_in
 from .blockwise import blocks_of
-from .build import quantized_module, static_form, tie
+from .build import placed, quantized_module, static_form, tie
 from .capture import Call, Capture, Watch
 from .experts import expert_groups
 from .folding import folds
@@ -55,10 +55,11 @@ class ModuleCapture(Capture):
         routed = [p for paths in mixtures.values() for p in paths]
         # Experts that no token of the example was routed to are there for other tokens.
         order = [*dict.fromkeys([*(p for p in seen.order if p in ops), *routed])] if seen else list(ops)
+        order += [path for path in _tied_tables(ops, order) if path not in order]
         layers = [self._layer(ops[p], p) for p in order]
         self.layers = {layer.op.name: layer for layer in layers}
         notes = [why] if why else []
-        if seen and (idle := [p for p in ops if p not in seen.calls and p not in routed]):
+        if seen and (idle := [p for p in ops if p not in seen.calls and p not in order]):
             notes.append(f"not called by the example, left in float: {', '.join(idle)}")
         if seen and seen.products:
             counts = ", ".join(f"{name} ({count})" for name, count in seen.products.items())
@@ -209,11 +210,10 @@ class ModuleCapture(Capture):
             old = twin.get_submodule(layer.path)
             gift, own = gives.get(name), self.factors.get(name, ())
             new = quantized_module(layer, old, decided, biases[name], gives=gift, own=own)
-            copy_hooks(old, new)
             made[name] = new
             if not layer.path:
-                return new, {}
-            set_submodule(twin, layer.path, new)
+                return placed(old, new), {}
+            set_submodule(twin, layer.path, placed(old, new))
             if layer.norm:
                 set_submodule(twin, layer.norm, nn.Identity().eval())
             if layer.act:
@@ -242,6 +242,13 @@ class ModuleCapture(Capture):
                 return None
             forms[form.key()] = form
         return next(iter(forms.values())) if len(forms) == 1 else None
+
+
+def _tied_tables(ops: Mapping[str, Op], called: Collection[str]) -> list[str]:
+    """Return tables that share their weight with a layer that is called: left alone, they would hold it in float."""
+    held = {weight.name for path in called for weight in ops[path].weights}
+    tables = (path for path, op in ops.items() if op.type == "embedding")
+    return [path for path in tables if any(w.name in held for w in ops[path].weights)]
 
 
 def matrix_groups(root: nn.Module, layers: Iterable[Layer]) -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -122,13 +122,19 @@ def with_layers(root: nn.Module, wanted: Mapping[str, Collection[Form]]) -> nn.M
 def forms_in(root: nn.Module) -> dict[str, list[Any]]:
     """Return parameter -> JSON-ready forms of what :func:`with_layers` made; from them it makes the same again."""
     found: dict[str, list[Any]] = {}
+    for path, leaf, place in loose_weights(root):
+        name = f"{path}.{leaf}" if path else leaf
+        found[name] = [form.to_json() for form in place.layers]
+    return found
+
+
+def loose_weights(root: nn.Module) -> Iterator[tuple[str, str, Place]]:
+    """Yield (path of the owner, attribute, place) of every stand-in for a weight."""
     for path, module in root.named_modules():
         for leaf in references(module):
             held = module.__dict__.get(leaf)
             if isinstance(held, LooseWeight):
-                name = f"{path}.{leaf}" if path else leaf
-                found[name] = [form.to_json() for form in held._place.layers]
-    return found
+                yield path, leaf, held._place
 
 
 def from_json(raw: Mapping[str, Any]) -> dict[str, list[Form]]:

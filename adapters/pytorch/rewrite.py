@@ -11,10 +11,10 @@ from torch import fx, nn
 from octavo.core.adapter import OpParameters
 
 from .activation import Activation, Quantize
-from .build import quantized_module, static_form, tie
+from .build import placed, quantized_module, static_form, tie
 from .int8 import Int8Linear
 from .online import install
-from .skeleton import copy_hooks, skeleton
+from .skeleton import skeleton
 from .stacked import share
 
 if TYPE_CHECKING:
@@ -164,9 +164,8 @@ class _Rewriter:
         old = shared.get_submodule(layer.path)
         gives, own = self._gives.get(name), self._c.factors.get(name, ())
         new = quantized_module(layer, old, self._parameters[name], self._biases[name], gives=gives, own=own)
-        copy_hooks(old, new)
         self._made[name] = new
-        return new
+        return placed(old, new)
 
     def _call(self, name: str, path: str, env: Mapping[fx.Node, fx.Node]) -> fx.Node:
         c = self._c

@@ -17,7 +17,7 @@ from .batches import copied_call, parameters_of, takes, tensors_in
 from .capture import Call, Capture
 from .functional import layers_of_calls
 from .graph import GraphCapture
-from .layers import find_layers
+from .layers import find_layers, kind_of
 from .modules import ModuleCapture
 from .online import Factors
 from .parameters import (
@@ -140,6 +140,8 @@ class _Tracer(fx.Tracer):
     """Follows the model's own modules; those of torch.nn are leaves."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if kind_of(m):
+            return True
         # What multiplies by parameters of its own must be seen.
         if isinstance(m, (*STAND_INS, nn.Bilinear, nn.RNNCellBase)):
             return False

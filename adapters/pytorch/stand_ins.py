@@ -9,6 +9,7 @@ from .experts import Experts, is_experts
 from .hidden import adopt_hidden
 from .parametrized import fold_parametrized
 from .skeleton import copy_hooks, set_submodule
+from .subclasses import as_plain_layers
 
 STAND_INS = (Attention, Experts)
 """Float modules of octavo's own, whose layers are seen as any others."""
@@ -25,7 +26,7 @@ def with_stand_ins(root: nn.Module) -> nn.Module:
     Args:
         root: From :func:`with_plain_weights`.
     """
-    root = with_linear_projections(root)
+    root = with_linear_projections(as_plain_layers(root))
     for path, module in list(root.named_modules()):
         if is_experts(module):
             new = Experts(module)

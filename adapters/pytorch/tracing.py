@@ -158,7 +158,9 @@ def trace(root: nn.Module, layers: Collection[str], call: Call) -> Trace:
             mode.handed.extend(id(tensor) for tensor in tensors_in((args, kwargs)))
             seen.calls[path] = seen.calls.get(path, 0) + 1
             x = next(tensors_in((args, kwargs)), None)
-            if x is None:
+            if x is None:  # a table that makes its ids itself may be given a shape
+                if path in layers and path not in seen.order:
+                    seen.order.append(path)
                 return
             source = born.get(x)
             if path in seen.kinds:
