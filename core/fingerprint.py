@@ -47,6 +47,7 @@ def fingerprint(
     score: Any,
     *,
     data: str,
+    share: float,
     holdout_fn: bool,
 ) -> dict[str, str]:
     """Return by key what makes trials comparable; each value is a digest or JSON.
@@ -58,11 +59,12 @@ def fingerprint(
         objectives: By name.
         score: The search's score function.
         data: Digest of the calibration batches.
+        share: Of the samples that are held out.
         holdout_fn: Whether a score over other data has a say at the end.
     """
     limits = [settings.budgets] if settings.budgets else []
     timed = TIMED & {*objectives, *settings.budgets}
-    kept = {"share": settings.holdout, "seed": settings.seed} if settings.holdout else {"holdout_fn": holdout_fn}
+    kept = {"share": share, "seed": settings.seed} if share else {"holdout_fn": holdout_fn}
     sampled = isinstance(score, SampleScore)
     raced = settings.racing if sampled and score.best is not None else None
     return {

@@ -93,10 +93,13 @@ class Finish:
         """Return a trial that stands, or where it failed and why."""
         candidate = self._candidate(winner)
         confirmed: Judged | None = None
-        if self.settings.confirm:
+        clock = self.loop.clock
+        if self.settings.confirm and not clock.lacks_time_for("the winner's confirmation"):
             confirmed, problem = self._confirm(candidate, winner)
             if problem:
                 return f"after saving and loading it again: {problem}"
+        if self._no_time_to_hold_out():
+            return Accepted(winner, candidate, confirmed, None, None)
         holdout, certificate = self._on_holdout(candidate, confirmed)
         if holdout is not None:
             self.examined[winner.number] = (holdout, certificate)
@@ -106,6 +109,12 @@ class Finish:
         if possible and certificate is not None and not certificate.holds:
             return f"surely enough: {certificate.reason}"
         return Accepted(winner, candidate, confirmed, holdout, certificate)
+
+    def _no_time_to_hold_out(self) -> bool:
+        """True if the held-out data is left out for lack of time; never where a certificate was asked for."""
+        if self.certifying is not None or self.loop.held_out is None:
+            return False
+        return self.loop.clock.lacks_time_for("the winner's score on the held-out data")
 
     def _on_holdout(self, candidate: Candidate, confirmed: Judged | None) -> tuple[Holdout | None, Certificate | None]:
         """Score a winner on the held-out data, against the float model, and certify it where that is asked for."""
@@ -222,6 +231,14 @@ class Finish:
         why = f"no trial was completed; the last error: {failed.error.splitlines()[-1]}" if failed else "no trial was completed"
         assert self.loop.baseline is not None
         return self.result(self.loop.reference.candidate, self.loop.baseline, reason=f"{why} ({reason})", interrupted=interrupted)
+
+    def unready(self, reason: str, *, interrupted: bool = False) -> Result:
+        """Return the float model where no recipe can be carried out yet, whatever trials the history holds."""
+        assert self.loop.baseline is not None
+        kept = len([t for t in self.loop.history.trials if t.number > 0])
+        if kept:
+            reason = f"{reason}; {kept} trials are kept in the history: resume the run"
+        return self.result(self.loop.reference.candidate, self.loop.baseline, reason=reason, interrupted=interrupted)
 
     def _candidate(self, trial: Trial) -> Candidate:
         return self.loop.backends[trial.recipe.backend].realizer.candidate(trial.recipe)

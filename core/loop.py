@@ -17,6 +17,7 @@ from .adapter import Candidate, Opened
 from .budgets import float_keeps, overruns
 from .certifying import Certifying, certifying, coarseness
 from .choice import choose
+from .clock import Clock
 from .criteria.base import Criterion
 from .data import CalibrationData
 from .errors import EvaluationError, PluginError, StoreError, said
@@ -29,6 +30,7 @@ from .racing import RaceConfig, Rejection
 from .realize import Realizer
 from .recipe import Recipe
 from .scoring import Scoring, first_samples
+from .signals import OutOfTime, deadline
 from .space import TuningSpace
 from .strategy import Wait
 from .trial import Measurement, Trial
@@ -104,6 +106,7 @@ class Loop:
         notify: Called after each trial with it (plugins' hook).
         budgets: Hard limits; a trial passes only if it keeps them.
         checked: What must be measured for the budgets beside the objectives, by name.
+        clock: The run's time limit.
     """
 
     backends: Mapping[str, Backend]
@@ -118,9 +121,10 @@ class Loop:
     notify: Callable[[Trial], None] = lambda trial: None
     budgets: Mapping[str, float] = field(default_factory=dict)
     checked: Mapping[str, Objective] = field(default_factory=dict)
+    clock: Clock = field(default_factory=Clock)
     baseline: Trial | None = None
     _known: dict[str, Trial] = field(default_factory=dict)
-    _began: float | None = None
+    _started: bool = False
     _shown: set[int] = field(default_factory=set)
 
     def measure_baseline(self, noise_runs: int, race: RaceConfig | None = None) -> Trial:
@@ -147,7 +151,8 @@ class Loop:
         self.yardstick.measure(candidate, 1)
         scores = self.yardstick.scores
         assert scores is not None
-        if noise_runs > 1 and not self.scoring.repeats(candidate, scores):
+        alone = noise_runs == 1 or self.clock.lacks_time_for("a second look at the float model's score, to see whether it varies")
+        if not alone and not self.scoring.repeats(candidate, scores):
             self.yardstick.measure(candidate, noise_runs)
         if candidate.fingerprint() != before:
             raise EvaluationError(
@@ -220,7 +225,7 @@ class Loop:
         if why := another_score(before, now, lambda: score(self.reference.candidate).metrics):
             raise self.history.refuse_resume(f"the float model's score on held-out data is another: {why}")
 
-    def run(self, strategy: Asks, *, max_trials: int, timeout: float | None, stop_at_goal: bool, goal: str, space_size: int) -> str:
+    def run(self, strategy: Asks, *, max_trials: int, stop_at_goal: bool, goal: str, space_size: int) -> str:
         """Ask, try, record, tell, until the strategy, the goal or a limit ends it. Returns the reason.
 
         Trials that the history holds already are told, never run again: so a run goes on after a crash where it was, and after a
@@ -228,19 +233,23 @@ class Loop:
         """
         assert self.baseline is not None
         self._known = {t.recipe.digest: t for t in self.history.trials if t.number > 0}
-        if self._began is None:
-            self._began = time.perf_counter()
+        if not self._started:
+            self._started = True
             for p in self.progress:
                 p.started(self.baseline, goal, max_trials, space_size)
-        began, told = self._began, set[str]()
+        told = set[str]()
         repeats = 0
         while True:
             used = len(self._known)
             if used >= max_trials and len(told) == used:
                 return f"{max_trials} trials were used up"
-            if timeout is not None and time.perf_counter() - began > timeout:
-                return f"the time limit of {timeout:g} s was reached"
-            recipe = strategy.ask()
+            if ended := self._out_of_time():
+                return ended
+            try:
+                with deadline(self.clock.until(self._reserve())):
+                    recipe = strategy.ask()
+            except OutOfTime:
+                return f"{self.clock} while the strategy looked for the next recipe"
             if recipe is None:
                 return strategy.explain() or "the strategy has nothing left to try"
             if isinstance(recipe, Wait):
@@ -264,13 +273,44 @@ class Loop:
             best = self.best()
             if ended := self._alike(told):
                 return ended
-            left = _estimate(self.history.trials, max_trials - len(self._known), began, timeout)
+            left = self._estimate(max_trials - len(self._known))
             if trial.number not in self._shown:
                 self._shown.add(trial.number)
                 for p in self.progress:
                     p.finished(trial, best, left)
             if stop_at_goal and trial.passed and best is not None:
                 return f"trial {trial.number} reached the goal"
+
+    def _reserve(self) -> float:
+        """Seconds that the end of the run needs: without a winner there is nothing to confirm."""
+        return self.clock.reserve if self.best() is not None else 0.0
+
+    def _out_of_time(self) -> str:
+        """Return why the search ends for lack of time; '' where it goes on.
+
+        With a winner in hand, a trial is only begun if it is believed to end in time for the confirmation. Without one,
+        until the limit: the last trial may then run past it.
+        """
+        if self.clock.ran_out:
+            return str(self.clock)
+        if self.best() is not None and self.clock.left < self._trial_seconds() + self._reserve():
+            return f"{self.clock} but for the confirmation: another trial would end after it"
+        return ""
+
+    def _trial_seconds(self) -> float:
+        """Return what a trial is believed to take: as the ones before, else as the float model's evaluation and timing."""
+        spent = [sum(t.seconds.values()) for t in self.history.trials if t.number > 0 and t.seconds]
+        if spent:
+            return sum(spent) / len(spent)
+        assert self.baseline is not None
+        seconds = self.baseline.seconds
+        return seconds.get("evaluate", 0.0) / max(1, self.baseline.runs) + seconds.get("measure", 0.0)
+
+    def _estimate(self, trials: int) -> float | None:
+        """Return how many seconds so many further trials take, within the limit; None while nothing is known."""
+        if not any(t.number > 0 and t.seconds for t in self.history.trials):
+            return None
+        return min(trials * self._trial_seconds(), max(0.0, self.clock.left))
 
     def measure_held_out(self) -> None:
         """Score the float model on the held-out data, where there is some, as often as the score's noise asks for.
@@ -445,14 +485,6 @@ def _without_numbers(error: str) -> str:
 def _lap(mark: float) -> tuple[float, float]:
     now = time.perf_counter()
     return now - mark, now
-
-
-def _estimate(trials: Sequence[Trial], left: int, began: float, timeout: float | None) -> float | None:
-    spent = [sum(t.seconds.values()) for t in trials if t.number > 0 and t.seconds]
-    if not spent:
-        return None
-    guess = left * sum(spent) / len(spent)
-    return guess if timeout is None else min(guess, max(0.0, timeout - (time.perf_counter() - began)))
 
 
 __all__ = ["Asks", "Backend", "Loop", "Progress", "tell"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from .adapter import Batch
 from .budgets import MEASURED, describe, float_keeps
+from .clock import Clock
 from .config import PartTable, TuningConfig
 from .counterparts import Scores, SharedSensitivity, lend_traces
 from .criteria.base import Criterion
@@ -33,7 +33,7 @@ from .rules import build_spaces
 from .scheme import canonical_json
 from .scoring import Scoring
 from .sensitivity import SensitivityService, check_place
-from .signals import terminate_as_interrupt
+from .signals import OutOfTime, deadline, terminate_as_interrupt
 from .space import TuningSpace
 from .speeds import is_fast_first, worth_trying
 from .splits import CERTIFIED, split_samples
@@ -93,12 +93,13 @@ def autotune(
     Raises:
         OctavoError: Of one family, naming the thing at fault and the remedy, before long work starts.
     """
-    began = time.perf_counter()
+    clock = Clock()
     if backends is not None:
         overrides["backends"] = tuple(backends)
     if executor is not None and not hasattr(executor, "submit"):
         overrides["executor"], executor = executor, None
     settings = TuningConfig.read(config, **overrides)
+    clock.limit = settings.timeout
     if not callable(eval_fn):
         raise EvaluationError(f"eval_fn must be callable: candidate -> score; got {type(eval_fn).__name__}")
     search_fn: Callable[[Any], Any] = eval_fn
@@ -129,7 +130,9 @@ def autotune(
         )
         source = opened[0]
         first = data[source.name]
-        prints = fingerprint(settings, opened, spaces, objectives, search_fn, data=first.digest(), holdout_fn=holdout_fn is not None)
+        prints = fingerprint(
+            settings, opened, spaces, objectives, search_fn, data=first.digest(), share=share, holdout_fn=holdout_fn is not None
+        )
         directions = [_direction(settings), *("minimize" if o.lower_is_better else "maximize" for o in objectives.values())]
         history = StudyHistory(
             storage or default_storage(),
@@ -164,6 +167,7 @@ def autotune(
             progress=callbacks,
             notify=guarded(lambda trial: host.notify("octavo_trial_finished", trial=trial), lambda text: tell(callbacks, text)),
             budgets={str(name): limit for name, limit in settings.budgets.items()},
+            clock=clock,
             checked=_objectives([n for n in settings.budgets if n in MEASURED and n not in objectives], host),
         )
         for name in opened:
@@ -176,10 +180,13 @@ def autotune(
         for note in left_out:
             tell(callbacks, note)
         baseline = loop.measure_baseline(int(getattr(settings.criterion(host), "noise_runs", 1)), settings.racing)
-        certified = loop.prepare_certificate(optional=share != settings.holdout)
-        loop.check_held_out()
+        certified = None
+        if loop.held_out is None or not clock.lacks_time_for("the float model's score on the held-out data"):
+            certified = loop.prepare_certificate(optional=share != settings.holdout)
+            loop.check_held_out()
+        clock.reserve = sum(y.confirmation_seconds for y in (loop.yardstick if settings.confirm else None, loop.held_out) if y)
         goal = ", ".join(filter(None, (criterion.describe(baseline.metrics), describe(loop.budgets))))
-        finish = Finish(loop, settings, goal, native, tuple(opened), began, model, host, certified, left_out)
+        finish = Finish(loop, settings, goal, native, tuple(opened), clock.began, model, host, certified, left_out)
         if not any(space.tunable for space in spaces.values()):
             reason = "nothing to quantize: no op of this model has a scheme to choose (see the ledger and the rules)"
             tell(callbacks, reason)
@@ -190,12 +197,13 @@ def autotune(
         if not any(_searched(loop, o.name, settings)[0].tunable for o in opened):
             reason = f"the float model is kept: {'; '.join(left_out)}"
             return finish.result(reference.candidate, baseline, reason=reason, goal_met=float_keeps(loop.budgets))
-        reason, accepted = "", None
+        reason, accepted, calibrated = "", None, False
         try:
             for name in opened:
                 if spaces[name.name].tunable:
-                    with raised_as(ModelError, f"{name.name} cannot run this model on the calibration data"):
+                    with deadline(clock.until()), raised_as(ModelError, f"{name.name} cannot run this model on the calibration data"):
                         realizers[name.name].calibrate(data[name.name])
+            calibrated = True
             _check_batches(history, data)
             refused = True
             # A refused winner is told to a strategy made anew, with all the rest: the search goes on where it was, but for that.
@@ -203,17 +211,22 @@ def autotune(
                 reason = loop.run(
                     _strategies(strategy_settings, settings, loop, objectives, host, services),
                     max_trials=settings.max_trials,
-                    timeout=settings.timeout,
                     stop_at_goal=settings.stop == "goal",
                     goal=goal,
                     space_size=sum(space.size for space in spaces.values()),
                 )
                 refused = loop.best() is not None
                 accepted = finish.accept()
+        except OutOfTime:
+            reason = clock.told(f"{clock} before calibration was done")
         except KeyboardInterrupt:
-            reason = "interrupted; the best so far is kept"
+            reason = "interrupted; the best so far is kept" if calibrated else "interrupted before calibration was done"
             _end(callbacks, reason)
-            return finish.interrupted(reason)
+            return finish.interrupted(reason) if calibrated else finish.unready(reason, interrupted=True)
+        if not calibrated:
+            _end(callbacks, reason)
+            return finish.unready(reason)
+        reason = clock.told(reason)
         _end(callbacks, reason)
         return finish.unhelped(reason) if accepted is None else finish.reached(accepted, reason)
 

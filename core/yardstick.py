@@ -143,6 +143,11 @@ class Yardstick:
         if not self.noise and abs(margins[0] - margins[1]) > UNLIKE:
             self.measure(reference, FEWEST)
 
+    @property
+    def confirmation_seconds(self) -> float:
+        """What a winner's confirmation is believed to take: as many evaluations as the noise asks for."""
+        return self._most() * self._took / max(1, len(self._runs))
+
     def warning(self) -> str:
         """Return what the user should know of a score that varies; '' where it does not."""
         too_much = self.criterion.noise(tuple(self._runs))
