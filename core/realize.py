@@ -158,6 +158,7 @@ class Realizer:
             draft: It is for a runner of its session alone.
         """
         kept = {name: why for name, why in self.check_weights().items() if not recipe[name].is_float}
+        kept |= self._unreached(recipe)
         carried = Recipe({n: s for n, s in recipe.schemes.items() if n not in kept}, recipe.transforms, recipe.backend) if kept else recipe
         session = self._prepare(recipe.transforms).session
         candidate = (session.draft if draft else session.apply)(carried, self.parameters(carried))
@@ -173,6 +174,22 @@ class Realizer:
             candidate.ledger = {**candidate.ledger, **{n: _remarked(candidate.ledger[n], why) for n, why in said.items()}}
         self.coverage(candidate)  # holds the ops against the census
         return candidate
+
+    def _unreached(self, recipe: Recipe) -> Mapping[str, str]:
+        """Return op -> why it has no range, for static ops that no calibration batch came to: a branch that none took."""
+        if self.statistics is None:
+            return {}
+        found: dict[str, str] = {}
+        for name in recipe:
+            op, scheme = self.opened.view.by_name.get(name), recipe[name]
+            if op is None or scheme.mode != "static":
+                continue
+            wanted = (*op.inputs, *(op.outputs if scheme.output is not None else ()))
+            unseen = [value for value in wanted if value not in self.statistics.seen]
+            if unseen:
+                batches = self.statistics.batches
+                found[name] = f"calibration never came to it: none of {batches} batches computed {unseen[0]!r}; it stays float"
+        return found
 
     def coverage(self, candidate: Candidate) -> Coverage:
         """Return what became of each weight of the model in a candidate of this session, or in the float model."""
@@ -214,8 +231,13 @@ class Realizer:
             raise SchemeError(f"the recipe names op {unknown[0]!r}, which this model does not have; was it made for another model?")
         prepared = self._prepare(recipe.transforms)
         asked = self._asked(recipe)
+        unreached = self._unreached(recipe)
         # In execution order, as pages of Gram matrices are observed; a recipe has its ops in the order of their names.
-        return {op.name: self._of_op(op, recipe, prepared, asked) for op in self.opened.view.ops if op.name in recipe.schemes}
+        return {
+            op.name: self._of_op(op, recipe, prepared, asked)
+            for op in self.opened.view.ops
+            if op.name in recipe.schemes and op.name not in unreached
+        }
 
     def _asked(self, recipe: Recipe) -> dict[str, tuple[QuantSpec, PartChoice, int | None] | None]:
         """How the static consumers of each value want it; None where they differ."""
@@ -250,11 +272,12 @@ class Realizer:
         return OpParameters(scheme, weight, inputs, tuple(outputs), bias, further)
 
     def _range(self, value: str, spec: QuantSpec, calibrator: PartChoice, axis: int | None, statistics: Statistics) -> QuantParams:
-        observers = tuple(statistics.observer(Probe(v, calibrator, axis)) for v in self._plan.sharing.get(value, (value,)))
+        together = tuple(v for v in self._plan.sharing.get(value, (value,)) if v == value or v in statistics.seen)
+        observers = tuple(statistics.observer(Probe(v, calibrator, axis)) for v in together)
         # What no transform touches is watched by the same observers before and after it, and has one range.
         key = (observers, spec)
         if key not in self._ranges:
-            found = [statistics.range(v, calibrator, spec, axis) for v in self._plan.sharing.get(value, (value,))]
+            found = [statistics.range(v, calibrator, spec, axis) for v in together]
             low, high = found[0]
             xp = array_namespace(low)
             for other_low, other_high in found[1:]:

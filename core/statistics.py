@@ -85,6 +85,8 @@ class Statistics:
                 f"value {value!r} is not finite in calibration batch {self.seen.get(value, 0)}: the float model itself overflows there; "
                 "check the batch, or keep the op that writes it out of the calibration data's range"
             )
+        if 0 in x.shape:
+            return  # nothing was computed: an empty sequence, a loop without a step
         self.seen[value] = self.seen.get(value, 0) + 1
         for observer in self._by_value.get(value, ()):
             observer.update(x)

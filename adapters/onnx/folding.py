@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Sequence
 
@@ -56,11 +57,38 @@ def replace_input(node: ir.Node, index: int, value: ir.Value) -> None:
     node.replace_input_with(index, value)
 
 
-def fold_constants(graph: ir.Graph, note: Callable[[ir.Value, ir.Value], None] = lambda made, source: None) -> None:
+class Folded:
+    """Results of folding: equal ones are one constant of the main graph, in whatever body they were computed.
+
+    Args:
+        main: The main graph, which holds all constants.
+    """
+
+    def __init__(self, main: ir.Graph) -> None:
+        self._main = main
+        self._known: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
+
+    def constant(self, name: str, array: np.ndarray) -> ir.Value:
+        """Return an array as an initializer, under a name where it is new."""
+        held = np.ascontiguousarray(array).reshape(array.shape)
+        if held.nbytes < _COMPARED_FROM:
+            return add_initializer(self._main, name, held)
+        key = (held.dtype.str, held.shape, hashlib.sha256(held.reshape(-1).view(np.uint8).data).digest())
+        if key not in self._known:
+            self._known[key] = add_initializer(self._main, name, held)
+        return self._known[key]
+
+
+_COMPARED_FROM = 1024
+"""Bytes from which a folded constant is looked up among the others: branches often prepare one weight each for itself."""
+
+
+def fold_constants(graph: ir.Graph, folded: Folded, note: Callable[[ir.Value, ir.Value], None]) -> None:
     """Evaluate nodes whose inputs are all constants, with onnx's reference evaluator.
 
     Args:
-        graph: Changed in place.
+        graph: The main graph or a body; changed in place.
+        folded: Takes the results.
         note: Told (result, source) where a result holds the numbers of one constant in another layout or type.
     """
     for node in list(graph):
@@ -84,7 +112,7 @@ def fold_constants(graph: ir.Graph, note: Callable[[ir.Value, ir.Value], None] =
         for output, result in zip(outputs, results, strict=True):
             name = output.name or "folded"
             output.name = f"{name}_unfolded"
-            made = add_initializer(graph, name, np.ascontiguousarray(result))
+            made = folded.constant(name, result)
             output.replace_all_uses_with(made)
             if node.op_type in _LAYOUTS and node.inputs[0] is not None:
                 note(made, node.inputs[0])

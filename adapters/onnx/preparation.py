@@ -15,7 +15,7 @@ from .attention import simplify_masked_softmax
 from .building import Layouts
 from .convolutions import fold_affine, fold_batch_norm, fold_pad, pool_from_mean
 from .einsum import product_from_einsum
-from .folding import add_from_sum, bypass_dropout, bypass_identities, drop_unused_initializers, fold_constants
+from .folding import Folded, add_from_sum, bypass_dropout, bypass_identities, drop_unused_initializers, fold_constants
 from .half import widen
 from .products import matrix_on_the_right, plain_gemm
 from .quantized import dequantized
@@ -41,9 +41,9 @@ def prepare(model: ir.Model) -> ir.Model:
     """Fold what is constant, what stands around convolutions, spatial means and swaps of axes; infer shapes."""
     model = passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model).model
     widen(model)
-    layouts = Layouts()
+    layouts, folded = Layouts(), Folded(model.graph)
     for scope in scopes(model.graph):
-        fold_constants(scope, layouts.note)
+        fold_constants(scope, folded, layouts.note)
         bypass_identities(scope)
     model = infer_shapes(model)
     graph = model.graph
