@@ -81,7 +81,8 @@ class Applied:
     Attributes:
         requested: The recipe's scheme.
         applied: What really runs.
-        realization: ``kernel`` or ``simulated``.
+        realization: ``kernel`` or ``simulated``; ``codes`` for an op that has nothing to choose and moves the codes of its
+            input as they are (a reshape, a max pool).
         reason: Why applied differs from requested, or what else a reader must know; else empty.
     """
 
@@ -89,6 +90,11 @@ class Applied:
     applied: OpScheme
     realization: Realization = "kernel"
     reason: str = ""
+
+    @property
+    def carries_codes(self) -> bool:
+        """True if the op computes nothing and moves integer codes: it is not quantized, and it is not left in float."""
+        return self.realization == "codes"
 
     @property
     def honoured(self) -> bool:

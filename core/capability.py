@@ -10,7 +10,8 @@ from .errors import SchemeError
 from .graph import Op
 from .scheme import FLOAT, OpScheme
 
-Realization = Literal["kernel", "simulated"]
+Realization = Literal["kernel", "simulated", "codes"]
+"""How an op is carried out. ``codes`` is said of ops that compute nothing and move the codes of their input as they are."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,9 @@ from octavo.core.scheme import FLOAT
 
 from . import OnnxConfig
 from .editing import Emitted
-from .kernels import low_precision_kernels
+from .kernels import given_codes, low_precision_kernels
 from .runtime import Compiled, compile_model
-from .sites import Sites
+from .sites import Sites, carries
 
 
 class Carried(Mapping[str, Applied]):
@@ -60,10 +60,22 @@ class Carried(Mapping[str, Applied]):
         site = self._sites[name]
         given = self._parameters.get(name)
         if given is None or given.scheme.is_float:
-            return Applied(FLOAT, FLOAT, "kernel", site.op.out_of_reach)
+            if not carries(site.node):
+                return Applied(FLOAT, FLOAT, "kernel", site.op.out_of_reach)
+            if name in self._moving:
+                return Applied(FLOAT, FLOAT, "codes", site.op.out_of_reach)
+            return Applied(FLOAT, FLOAT, "kernel", "it computes nothing, and its input is float here")
         line = self._line(name, given)
         remark = self._paired.get(self._emitted[name].node) if name in self._emitted else None
         return replace(line, reason=f"{line.reason}; {remark}") if remark else line
+
+    @cached_property
+    def _moving(self) -> frozenset[str]:
+        """Carriers that are given codes in the graph that ONNX Runtime executes; those that it left out altogether among them."""
+        if all(given.scheme.is_float for given in self._parameters.values()):
+            return frozenset()
+        carriers = {site.node.name: name for name, site in self._sites.items() if carries(site.node)}
+        return frozenset(carriers[node] for node in given_codes(self.compiled.nodes, carriers) if node is not None)
 
     def _line(self, name: str, given: OpParameters) -> Applied:
         scheme = given.scheme

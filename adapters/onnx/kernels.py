@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -71,6 +71,38 @@ def low_precision_kernels(nodes: Iterable[onnx.NodeProto], emitted: Mapping[str,
         elif node.op_type in INTEGER_KERNELS:
             found[op] = node.op_type
     return found
+
+
+_FLOAT_RESULTS = frozenset({
+    "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulNBits", "GatherBlockQuantized", "QAttention",
+})  # fmt: skip
+"""Integer kernels whose results are float."""
+
+
+def given_codes(nodes: Sequence[onnx.NodeProto], wanted: Collection[str | None]) -> frozenset[str]:
+    """Return those of some nodes whose first input is codes in an optimized graph.
+
+    Args:
+        nodes: The optimized graph's nodes.
+        wanted: Names of nodes that move the values of their first input: a chain of them is followed to its beginning.
+    """
+    makers = {value: node for node in nodes for value in node.output}
+    found = set()
+    for node in nodes:
+        name = _TOKEN.sub("", node.name)
+        if name in wanted and node.input and _is_codes(makers, node.input[0], wanted):
+            found.add(name)
+    return frozenset(found)
+
+
+def _is_codes(makers: Mapping[str, onnx.NodeProto], value: str, wanted: Collection[str | None]) -> bool:
+    node = makers.get(value)
+    while node is not None and (_TOKEN.sub("", node.name) in wanted or node.op_type in ("Transpose", "Reshape")) and node.input:
+        node = makers.get(node.input[0])
+    if node is None:
+        return False
+    integer = node.op_type in INTEGER_KERNELS and node.op_type not in _FLOAT_RESULTS
+    return integer or node.op_type in ("QuantizeLinear", "ConvInteger", "MatMulInteger")
 
 
 _REFUSALS: tuple[type[Exception], ...] = (ModelError, *RUNTIME_ERRORS)

@@ -37,8 +37,13 @@ class OpLine:
 
     @property
     def is_float(self) -> bool:
-        """True if it runs in float."""
-        return self.line.applied.is_float
+        """True if it runs in float; one that only moves codes does not."""
+        return self.line.applied.is_float and not self.line.carries_codes
+
+    @property
+    def applied(self) -> str:
+        """What runs, in words."""
+        return "carries codes" if self.line.carries_codes else str(self.line.applied)
 
     @property
     def why_float(self) -> str:
@@ -126,7 +131,7 @@ class ReportData:
         count: Counter[tuple[str, str]] = Counter()
         size: Counter[tuple[str, str]] = Counter()
         for op in self.ops:
-            key = (str(op.line.applied), "" if op.is_float else op.line.realization)
+            key = (op.applied, "" if op.is_float else op.line.realization)
             count[key] += 1
             size[key] += op.parameters
         return tuple((s, r, n, size[s, r]) for (s, r), n in sorted(count.items(), key=lambda kv: (-size[kv[0]], kv[0])))

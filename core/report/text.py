@@ -45,6 +45,7 @@ def bits(trial: Trial) -> str:
     """Return how many ops a trial quantized, by mode: ``9 static, 1 float``."""
     count: dict[str, int] = {}
     for line in trial.ledger.values():
-        count[line.applied.mode] = count.get(line.applied.mode, 0) + 1
-    order = sorted(count, key=lambda mode: (mode == "float", -count[mode], mode))
+        mode = "carrying codes" if line.carries_codes else line.applied.mode
+        count[mode] = count.get(mode, 0) + 1
+    order = sorted(count, key=lambda mode: (mode in ("float", "carrying codes"), -count[mode], mode))
     return ", ".join(f"{count[mode]} {mode.replace('_', '-')}" for mode in order)

@@ -16,6 +16,18 @@ def ledger_table(ledger: Mapping[str, Applied]) -> Table:
     """Return one row an op, in the ledger's order."""
     rows = []
     for name, line in ledger.items():
-        applied = Text("as requested", "green") if line.honoured else Text(str(line.applied), "yellow")
-        rows.append((name, line.requested, applied, "float" if line.applied.is_float else line.realization, line.reason))
+        rows.append((name, line.requested, _applied(line), _by(line), line.reason))
     return table(("op", "requested", "applied", "by", "remark"), rows)
+
+
+def _applied(line: Applied) -> Text:
+    if line.carries_codes:
+        return Text("carries codes")
+    return Text("as requested", "green") if line.honoured else Text(str(line.applied), "yellow")
+
+
+def _by(line: Applied) -> str:
+    """Return what carries an op out: a kernel, a simulation, its input's codes, or float arithmetic."""
+    if line.carries_codes:
+        return "codes"
+    return "float" if line.applied.is_float else line.realization
