@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from math import isfinite, nan
 from typing import Any
 
 import torch
@@ -40,8 +41,10 @@ class Activation:
 
     @classmethod
     def around(cls, x: Tensor, symmetric: bool) -> Activation:
-        """Return parameters whose range is that of ``x``."""
+        """Return parameters whose range is that of ``x``; their scale is NaN where ``x`` is not finite."""
         low, high = (float(v) for v in torch.aminmax(x)) if x.numel() else (0.0, 0.0)
+        if not (isfinite(low) and isfinite(high)):
+            return cls(nan, 128)  # no range holds them: results are NaN, as sums over them are in float
         if symmetric:
             return cls(max(-low, high) / 127 or 1.0, 128, 1, 255)
         low, high = min(low, 0.0), max(high, 0.0)

@@ -16,7 +16,7 @@ from .autocast import result_dtype
 from .coded import Coded, scaled
 from .layouts import forget, version_of
 from .operators import source_arguments
-from .saturation import in_reach
+from .saturation import in_reach, sums_fit
 from .windows import Geometry
 
 Tensor = torch.Tensor
@@ -118,6 +118,8 @@ class Int8Linear(Int8Layer, LinearArithmetic):
         factors: float32 (inputs,): the input is multiplied by it first (a rescaling that no other layer could take in).
     """
 
+    transposed = False
+
     def __init__(
         self,
         *args: Any,
@@ -129,11 +131,15 @@ class Int8Linear(Int8Layer, LinearArithmetic):
         super().__init__(*args, **kwargs)
         self.per_token = per_token
         self.transposed = transposed
+        self.saturating = self._saturates()
         self.register_buffer("factors", factors)
         self.memo = None
         self.stacked = None
         self._held: tuple[Tensor, Tensor, Tensor | None, tuple[int, int, int], Any] | None = None
         self.choose()
+
+    def _saturates(self) -> bool:
+        return super()._saturates() or not sums_fit(self.codes, 1 if self.transposed else 0)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         super()._apply(*args, **kwargs)
@@ -167,7 +173,10 @@ class Int8Linear(Int8Layer, LinearArithmetic):
                 if factors is not None:
                     x = x * factors
                 if source is None:
-                    y: Tensor = kernels.ROWS_DYNAMIC(x, packed, False)
+                    try:
+                        y: Tensor = kernels.ROWS_DYNAMIC(x, packed, False)
+                    except RuntimeError:
+                        y = kernels.linear_rows(x, packed)  # knows why
                 else:
                     y = kernels.ROWS_STATIC(x, source.scale, source.zero_point, packed)
                 return kernels.post(self.then, y) if self.then else y

@@ -163,7 +163,12 @@ class Int8Recurrent(StoredRecurrent):
         biases = [getattr(self, name) for name in self.floats]
         run: Any = torch.ops.octavo.int8_recurrent if compiling else run_layers
         given = [s.detach().float() for s in states]
-        y, *last = run(x.detach().float(), sizes, given, matrices, [b.detach() for b in biases], *self._form())
+        try:
+            y, *last = run(x.detach().float(), sizes, given, matrices, [b.detach() for b in biases], *self._form())
+        except RuntimeError:
+            if compiling or all(bool(t.isfinite().all()) for t in (x, *states)):
+                raise
+            return super()._run(x, sizes, states)  # the kernels find no range in what is not finite
         return y.to(self.dtype), tuple(s.to(self.dtype) for s in last)
 
     def _form(self) -> tuple[str, int, bool, bool]:

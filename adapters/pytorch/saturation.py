@@ -27,6 +27,9 @@ FLOAT_INSTEAD = (
     "its weight uses all 8 bits, whose products this CPU adds in 16 bits (no VNNI): computed in float32 on the same "
     "codes; quantize the model on this machine for its integer kernels"
 )
+LONG = "sums over its rows may need more than 32 bits: computed in float32 on the same codes"
+_LARGEST_SUM = (2**31 - 1) // 255
+"""Of the magnitudes of one output's codes, each of which an input of 255 may meet."""
 REASON = "this CPU adds 8-bit products in 16 bits (no VNNI): weights use 7 of their 8 bits"
 
 
@@ -47,16 +50,36 @@ def in_reach(codes: Tensor) -> bool:
     return int(signed.amin()) >= -REACH and int(signed.amax()) <= REACH
 
 
-def missing_reach(decided: OpParameters) -> str:
+def sums_fit(codes: Tensor, axis: int) -> bool:
+    """Return whether no sum of a matrix's products needs more than 32 bits: those of long rows may, on any machine.
+
+    Args:
+        codes: Codes of a weight with two axes.
+        axis: That of its outputs.
+    """
+    summed = codes.shape[1 - axis]
+    if summed * 127 <= _LARGEST_SUM:
+        return True
+    magnitudes = codes.view(torch.int8).abs().sum(1 - axis, dtype=torch.int64)
+    return int(magnitudes.amax()) <= _LARGEST_SUM
+
+
+def missing_reach(decided: OpParameters, axis: int) -> str:
     """Return that an op's integer products would saturate here, so that it computes in float32; empty otherwise.
 
-    Only codes that were made on another machine do: here they are made in reach.
+    Only codes that were made on another machine do: here they are made in reach. Sums of very long rows do on all machines.
+
+    Args:
+        decided: The op's weights and scheme.
+        axis: That of a weight's outputs.
     """
     scheme = decided.scheme
-    on_bytes = scheme.mode in ("static", "dynamic") and scheme.input is not None and scheme.input.bits == 8
+    on_bytes = scheme.mode in ("static", "dynamic") and scheme.input is not None and scheme.input.dtype in ("int8", "uint8")
     weights = (decided.weight, *decided.further) if on_bytes else ()
     codes = [w.codes for w in weights if w is not None and w.codes.dtype in (torch.int8, torch.uint8)]
-    return "" if all(map(in_reach, codes)) else FLOAT_INSTEAD
+    if not all(map(in_reach, codes)):
+        return FLOAT_INSTEAD
+    return "" if all(sums_fit(c, axis) for c in codes if c.ndim == 2) else LONG
 
 
 _SHAPE = (4, 64)  # more than a vector of bytes long, so that the vectorized kernel runs and not its remainder

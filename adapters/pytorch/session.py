@@ -171,7 +171,7 @@ class TorchSession(Session):
                 raise SchemeError(f"this model has no op called {name!r}{nearest(name, view.by_name)}")
             op = view.by_name[name]
             realization = offered.realization(op, decided.scheme)
-            ledger[name] = decided.line(realization, missing_reach(decided))
+            ledger[name] = decided.line(realization, missing_reach(decided, op.weight.channel_axis if op.weight else 0))
             if decided.bias is not None:
                 biases[name] = torch.as_tensor(decided.bias)
             else:

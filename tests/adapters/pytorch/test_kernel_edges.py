@@ -208,3 +208,35 @@ def test_any_number_of_values_is_quantized(shape: tuple[int, ...]) -> None:
         codes, scale = kernels.quantize_rows(x)
         assert codes.shape == shape
         assert scale.shape == (*shape[:-1], 1)
+
+
+BROKEN = [float("nan"), float("inf"), -float("inf")]
+DYNAMIC = ["linear 33 to 32", "conv2d (32, 64, 1)", "conv3d (3, 1, 1)", "transposed 2d (32, 64, 1)", "LSTM 32 to 32", "projected"]
+
+
+@pytest.mark.parametrize("value", BROKEN)
+@pytest.mark.parametrize("name", DYNAMIC)
+def test_what_is_not_finite_is_no_error_and_does_not_get_lost(name: str, value: float) -> None:
+    torch.manual_seed(0)
+    edge = EDGES[name]
+    rules = [{"mode": "dynamic", "input": {"dtype": "uint8", "granularity": "tensor"}}]
+    model, x = edge.make().eval(), edge.calibration()
+    made = octavo.quantize_model(model, {"rules": rules}, calibration=[x]).model
+    x.view(-1)[0] = value
+    with torch.no_grad():
+        finite, y = model(x).isfinite(), made(x)
+        again = made(edge.calibration())
+    assert not bool(y.isfinite()[~finite].any())
+    assert bool(again.isfinite().all())
+
+
+@pytest.mark.parametrize("rows", [2, 200])
+def test_sums_of_very_long_rows_do_not_overflow(rows: int) -> None:
+    width = 140_000  # 255 * 63 * 140000 is more than 2**31
+    model, x = nn.Linear(width, 2, bias=False).eval(), torch.ones(rows, width)
+    with torch.no_grad():
+        model.weight.fill_(0.5 / width)
+    rules = [{"mode": "dynamic", "input": {"dtype": "uint8", "granularity": "tensor"}}]
+    made = octavo.quantize_model(model, {"rules": rules}, calibration=[x[:2]])
+    torch.testing.assert_close(made.model(x), torch.full((rows, 2), 0.5), rtol=0.01, atol=0)
+    assert "32 bits" in made.ledger["linear"].reason
