@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from .adapter import Opened
@@ -16,6 +17,7 @@ from .realize import Realizer
 from .recipe import Recipe
 from .result import Quantized
 from .rules import build_space
+from .saved_recipes import read_scheme
 from .scheme import FLOAT
 from .space import TuningSpace, Unit
 from .speeds import slower
@@ -23,7 +25,7 @@ from .speeds import slower
 
 def quantize_model(
     model: Any,
-    scheme: str | Recipe | TuningConfig | Mapping[str, Any] = "int8-static",
+    scheme: str | Path | Recipe | TuningConfig | Mapping[str, Any] = "int8-static",
     calibration: Any = None,
     *,
     backend: str | Mapping[str, Any] | None = None,
@@ -33,8 +35,9 @@ def quantize_model(
 
     Args:
         model: As for :func:`autotune`.
-        scheme: A named scheme (``int8-static``, ``int8-dynamic``, ``int4-weight-only``, ...), a :class:`Recipe`, or a
-            configuration whose rules say what each op takes (its first choice).
+        scheme: A named scheme (``int8-static``, ``int8-dynamic``, ``int4-weight-only``, ...), a :class:`Recipe`, a saved
+            one (a result's folder, its ``octavo.json``, or a JSON file of ``Recipe.to_json()``), or a configuration
+            whose rules say what each op takes (its first choice).
         calibration: As for :func:`autotune`; needed where a scheme asks for ranges found in calibration.
         backend: The backend; None for the model's own.
         host: Plugins.
@@ -42,6 +45,11 @@ def quantize_model(
     Returns:
         The quantized model with its ledger.
     """
+    if isinstance(scheme, (str, Path)):
+        scheme = read_scheme(scheme)
+        if isinstance(scheme, Recipe) and backend is None:
+            # A saved recipe knows the backend that it was made for.
+            backend = scheme.backend or None
     settings = TuningConfig.read(scheme if isinstance(scheme, (TuningConfig, Mapping)) else None)
     if backend is not None:
         settings = TuningConfig.read(settings, backends=(backend,))

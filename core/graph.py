@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import ModelError, nearest
 from .scheme import canonical_json
@@ -191,6 +191,10 @@ class ModelView:
             for member in group.members:
                 if member not in known:
                     raise ModelError(f"group {group.name!r} names op {member!r}{nearest(member, known)}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Without what is derived: read-only views of mappings cannot be pickled.
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
     @cached_property
     def by_name(self) -> Mapping[str, Op]:

@@ -285,6 +285,7 @@ def _strategies(
             SharedSensitivity(service, space, scores) if len(services) > 1 else service,
             settings.stop == "goal",
             loop.budgets,
+            max(1, settings.max_trials // len(services)),
         )
         built[name] = part.build(strategy, problem)
     return JointStrategy(built)

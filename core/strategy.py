@@ -50,6 +50,7 @@ class Problem:
         seed: The only source of randomness.
         sensitivity: The service, or None where there is none (then order by parameters).
         stop_at_goal: The search ends at the first passing recipe.
+        max_trials: Evaluations that there are, at most; None where that is not known.
         budgets: Hard limits by name (``bits``, ``size``, ``latency``). A trial that overran one has not passed, and its
             ``over`` says by how much.
     """
@@ -60,6 +61,7 @@ class Problem:
     sensitivity: Sensitivity | None = None
     stop_at_goal: bool = False
     budgets: Mapping[str, float] = field(default_factory=dict)
+    max_trials: int | None = None
 
 
 class Strategy(ABC):

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Generator, Iterator
+from collections.abc import Collection, Generator, Iterator, Sequence
 from itertools import pairwise
 from statistics import NormalDist
 
@@ -24,7 +24,7 @@ import numpy as np
 from octavo.core.errors import ConfigError
 from octavo.core.knapsack import HullTable, LossTable, exact, table
 from octavo.core.recipe import Recipe
-from octavo.core.scheme import PartChoice
+from octavo.core.scheme import OpScheme, PartChoice
 from octavo.core.sensitivity import RecipeSensitivity
 from octavo.core.trial import Trial
 
@@ -38,6 +38,8 @@ AIMS = np.concatenate([np.linspace(0.7, 1.3, 25), np.geomspace(0.01, 0.65, 10)])
 PRICES = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)  # of what a budget limits, in shares of the cost
 FAR = 0.1  # output distance beyond which no goal worth its name is reached
 CLEARLY = 0.7  # of the plain distance, for transforms that no evaluation has compared
+FEW = 2  # trials that are spent on what most likely passes, and not on a search
+SUREST = ("static", "dynamic", "weight_only")  # modes of 8 bits, in the order in which they are tried then
 ROUNDS = 4  # recipes tried for a budget that the artifact overran
 
 
@@ -56,6 +58,9 @@ class Auto(Sequential):
         self._beliefs = {name: CostBelief(space, name) for name in objectives}
         self._aim_at(objectives[0])
         self._limits = Limits(self.problem)
+        if self.problem.max_trials is not None and self.problem.max_trials <= FEW:
+            yield from self._surest()
+            return
         cheapest = self._cheapest()
         trial = yield from self._try(cheapest, ())
         for _ in range(ROUNDS):
@@ -82,6 +87,33 @@ class Auto(Sequential):
             yield from self._mix(transforms)
         for held, following in pairwise(objectives):
             yield from self._polish(held, following)
+
+    def _surest(self) -> Search:
+        """Spend one or two evaluations on what most likely passes: 8 bits; what is cheaper only after that has passed."""
+        self.note = f"with {self.problem.max_trials} trials at most, 8 bits come first"
+        options = dict.fromkeys(self._eight_bits(mode) for mode in SUREST)
+        for picks in filter(self._limits.fits, options):
+            trial = yield from self._try(picks, ())
+            if trial.passed:
+                break
+        else:
+            # Within the budgets, or with nothing of 8 bits on offer.
+            yield from self._try(self._cheapest(), ())
+            return
+        cheapest = self._cheapest()
+        costs = self._costs.costs()
+        held, least = (sum(float(c[i]) for c, i in zip(costs, p, strict=True)) for p in (picks, cheapest))
+        if least < held:
+            yield from self._try(cheapest, ())
+
+    def _eight_bits(self, mode: str) -> Picks:
+        """Return the recipe that takes a mode at 8 bits or more wherever it is offered, else any at 8 bits, else float."""
+
+        def pick(choices: Sequence[OpScheme]) -> int:
+            wide = [i for i, s in enumerate(choices) if not s.is_float and s.weight_bits >= 8]
+            return next((i for i in wide if choices[i].mode == mode), wide[0] if wide else len(choices) - 1)
+
+        return tuple(pick(u.choices) for u in self.problem.space.tunable)
 
     def _aim_at(self, objective: str) -> None:
         self._objective, self._costs = objective, self._beliefs[objective]

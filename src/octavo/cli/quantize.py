@@ -28,7 +28,10 @@ def register(app: typer.Typer) -> None:
 def quantize(
     model: Annotated[str, typer.Argument(help="A model file (.onnx, .npz), or module:name.")],
     scheme: Annotated[
-        str, typer.Option(help=f"One of {', '.join(PRESETS)}; or a configuration file whose rules say what each op takes.")
+        str,
+        typer.Option(
+            help=f"One of {', '.join(PRESETS)}; or a saved result, a recipe (.json), or a configuration whose rules say what each op takes."
+        ),
     ] = "int8-static",
     data: Annotated[Path | None, typer.Option(help="Calibration samples: an .npz or a folder of .npy.")] = None,
     labels: Annotated[str | None, typer.Option(help="Name of an array in --data that is no input.")] = None,
@@ -39,7 +42,7 @@ def quantize(
     """Quantize MODEL by a named scheme and print what became of each op."""
     opened = source(model)
     chosen: Any = scheme
-    if scheme not in PRESETS and Path(scheme).suffix:
+    if scheme not in PRESETS and Path(scheme).suffix in (".toml", ".yaml", ".yml"):
         chosen = TuningConfig.read(Path(scheme))
     stem = Path(model).stem if isinstance(opened, Path) else model.split(":")[-1]
     target = check_target(output or Path(f"{stem}-{Path(scheme).stem}"))
