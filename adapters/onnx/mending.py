@@ -15,7 +15,7 @@ from onnx import numpy_helper
 
 from octavo.core.errors import ModelError
 
-_LATEST = {"com.microsoft": 1, "ai.onnx.ml": 3, "": 17}
+_LATEST = {"com.microsoft": 1, "ai.onnx.ml": 3}
 """What a domain is taken as where a file uses it and does not import it; ONNX Runtime takes its newest."""
 
 _MOST = 2**31
@@ -65,7 +65,11 @@ def _declared_once(graph: onnx.GraphProto) -> None:
 
 
 def _import_domains(proto: onnx.ModelProto) -> None:
-    """Import every domain that a node uses, once, and write the standard one as ''."""
+    """Import every domain that a node uses, once, and write the standard one as ''.
+
+    Raises:
+        ModelError: If standard operators are used, and no opset says what they mean.
+    """
     versions: dict[str, int] = {}
     for imported in proto.opset_import:
         domain = "" if imported.domain == "ai.onnx" else imported.domain
@@ -74,6 +78,10 @@ def _import_domains(proto: onnx.ModelProto) -> None:
     for node in (node for graph in graphs(proto.graph) for node in graph.node):
         if node.domain == "ai.onnx":
             node.domain = ""
+        if node.domain == "" and "" not in versions:
+            raise ModelError(
+                f"the model imports no opset for the standard operators, of which it uses {node.op_type}; what that means depends on it"
+            )
         if node.domain not in versions:
             versions[node.domain] = 1 if node.domain in local else _LATEST.get(node.domain, 1)
     del proto.opset_import[:]

@@ -121,7 +121,11 @@ def judge(model: ir.Model, config: OnnxConfig) -> None:
         DeviceError: If an execution provider is not there.
         ModelError: If it cannot.
     """
-    compile_proto(*skeleton(model), config, lean=True, optimize=False)
+    try:
+        proto, held = skeleton(model)
+    except Exception as error:  # a name that is no text, a type that does not exist: no error of one kind
+        raise ModelError(f"the model is not valid: it cannot be written ({error.__cause__ or error})") from error
+    compile_proto(proto, held, config, lean=True, optimize=False)
 
 
 def skeleton(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]:

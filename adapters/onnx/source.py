@@ -15,7 +15,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx_ir.passes import common as passes
 
-from octavo.core.errors import ModelError, UnsafeFile
+from octavo.core.errors import ModelError, OctavoError, UnsafeFile
 
 from .inlining import inline
 from .mending import graphs, mend
@@ -50,15 +50,15 @@ def read(source: Any) -> ir.Model:
     try:
         mend(proto)
         model = ir.from_proto(proto)
-    except ModelError:
+        if folder is not None:
+            ir.external_data.set_base_dir(model.graph, folder)
+            _map_external(model.graph)
+        return _settle(model, objection)
+    except OctavoError:
         raise
     except Exception as error:  # a damaged message fails in a dozen ways below here, none of which is of a kind
         said = f"; onnx.checker says: {objection}" if objection else ""
         raise ModelError(f"{where} is not a valid ONNX model: {error}{said}; export it again, or repair it with onnx") from error
-    if folder is not None:
-        ir.external_data.set_base_dir(model.graph, folder)
-        _map_external(model.graph)
-    return _settle(model, objection)
 
 
 def notes(model: ir.Model) -> tuple[str, ...]:
@@ -197,16 +197,17 @@ _LISTED_BEFORE = 4
 """IR version: before, every initializer had to be listed as an input."""
 
 
-def _take_as_constants(model: ir.Model) -> None:
-    """Unlist initializers from the inputs where an exporter listed all of them, as ``keep_initializers_as_inputs`` does.
+_TOLD = 5
+"""Names that a note lists."""
 
-    Where only some are listed they are defaults of inputs that somebody means to give; they stay what they are.
-    """
-    graph = model.graph
-    listed = [v for v in graph.inputs if v.is_initializer()]
-    if listed and len(listed) == len(graph.initializers):
+
+def _take_as_constants(model: ir.Model) -> None:
+    """Unlist initializers from the inputs: whoever may replace a weight at run time would replace codes that stand for another."""
+    listed = [v.name or "" for v in model.graph.inputs if v.is_initializer()]
+    if listed:
         passes.RemoveInitializersFromInputsPass()(model)
-        _note(model, f"all {len(listed)} initializers are listed as inputs too; they are taken as constants, no longer to be fed")
+        named = ", ".join(listed[:_TOLD]) + (f" and {len(listed) - _TOLD} more" if len(listed) > _TOLD else "")
+        _note(model, f"inputs with a default are taken as constants, and can no longer be given: {named}")
 
 
 def _own_tensors(model: ir.Model) -> None:
