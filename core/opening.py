@@ -14,7 +14,8 @@ from .adapter import Adapter, Batch, Opened
 from .calls import arrays_in
 from .config import TuningConfig
 from .data import CalibrationData, calibration_data, materialize
-from .errors import ConfigError, ModelError, raised_as
+from .errors import ConfigError, ModelError, raised_as, shown
+from .graph import ModelView
 from .parts import AdapterPart, PartConfig
 from .plugins import PluginHost
 from .strangers import remedy
@@ -108,7 +109,20 @@ def _opened(card: AdapterPart[Adapter], settings: PartConfig | None, source: Any
     with raised_as(ModelError, f"{card.name} cannot open {named}", "does it run by itself on the first calibration batch?"):
         session = adapter.open(source, example)
         view = session.describe()
+        _check_names(view)
         return Opened(card.name, session, view, session.capability())
+
+
+def _check_names(view: ModelView) -> None:
+    """Refuse names that are no texts: rules, recipes and files know ops by name.
+
+    Raises:
+        ModelError: If there is one; files hold bytes that are no UTF-8, and callers' graphs anything.
+    """
+    for op in view.ops:
+        for name in (op.name, op.type, *op.inputs, *op.outputs):
+            if not isinstance(name, str):
+                raise ModelError(f"op {op.name!r} has a name that is no text: {shown(name)}; rename it, or export the model again")
 
 
 def open_all(

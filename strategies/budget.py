@@ -17,6 +17,7 @@ from .losses import Transforms, offers, pair_losses, shortlist
 from .sequential import Search, Sequential
 
 ROUNDS = 6  # solutions under limits that the measured artifact corrected
+CAUTION = 4.0  # times the worst loss that is known: what a choice counts whose probe failed
 GRADIENT_KINDS = ("gradient", "hessian_trace")
 
 
@@ -49,10 +50,10 @@ class Budget(Sequential):
         left_out = [k for k in self.config.sensitivities if k not in self._kinds]
         for transforms in self.problem.space.transforms:
             for kind in self._kinds:
-                losses = self._losses(kind, transforms)
+                known, cautious = self._losses(kind, transforms)
                 for round_ in range(ROUNDS):
                     try:
-                        picks = self._solve(losses, limits)
+                        picks = self._solve(known, cautious, limits)
                     except ConfigError:
                         if not round_ and not self.trials:
                             raise
@@ -74,8 +75,12 @@ class Budget(Sequential):
     def _choice(self, picks: Picks) -> dict[str, OpScheme]:
         return {u.name: u.choices[i] for u, i in zip(self.problem.space.tunable, picks, strict=True)}
 
-    def _losses(self, kind: Proxy, transforms: Transforms) -> list[np.ndarray]:
-        """Return the believed loss of every choice; infinite for those that are not worth it or cannot be carried out."""
+    def _losses(self, kind: Proxy, transforms: Transforms) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Return the believed loss of every choice twice.
+
+        First infinite for those that are not worth it, cannot be carried out or whose probe failed; then with what could not
+        be found out taken for worse than all that could.
+        """
         units = self.problem.space.tunable
         listed = shortlist(self.problem, [np.array([u.weight_bytes(s) for s in u.choices]) for u in units], transforms)
         pairs = [(u, u.choices[i]) for u, kept in zip(units, listed, strict=True) for i in kept]
@@ -83,8 +88,16 @@ class Budget(Sequential):
         losses = [np.full(len(u.choices), np.inf) for u in units]
         for row, kept, found in zip(losses, listed, np.split(flat, np.cumsum([len(k) for k in listed])[:-1]), strict=True):
             row[kept] = found
-        return losses
+        worst = flat[np.isfinite(flat)].max(initial=0.0)
+        cautious = [row.copy() for row in losses]
+        for row, kept in zip(cautious, listed, strict=True):
+            row[kept] = np.where(np.isfinite(row[kept]), row[kept], CAUTION * worst or 1.0)
+        return losses, cautious
 
     @staticmethod
-    def _solve(losses: list[np.ndarray], limits: Limits) -> Picks:
-        return tuple(exact(losses, limits.rows()))
+    def _solve(known: list[np.ndarray], cautious: list[np.ndarray], limits: Limits) -> Picks:
+        """Return the choices of least loss within the limits; what could not be probed only where nothing else fits."""
+        try:
+            return tuple(exact(known, limits.rows()))
+        except ConfigError:
+            return tuple(exact(cautious, limits.rows()))
