@@ -212,6 +212,14 @@ class Session(ABC):
         """
         return lambda candidate: (candidate.run(batch) for batch in batches)
 
+    def further(self, batches: Sequence[Batch]) -> Session:
+        """Return a session of the same model that has looked at these batches too; itself where they change nothing.
+
+        Args:
+            batches: Some that differ from the example in shapes or plain values: they may take other branches of the model.
+        """
+        return self
+
     def facts(self) -> tuple[str, ...]:
         """Return what else ``octavo inspect`` should show of this model (a memory plan, a device), one line each."""
         return ()

@@ -88,7 +88,7 @@ class CalibrationData:
             return batch
         raise DataError("calibration data is empty: give at least one batch")
 
-    def others(self, most: int, among: int = 64) -> tuple[Batch, ...]:
+    def others(self, most: int, among: int = 8) -> tuple[Batch, ...]:
         """Return batches that differ from the first, and from each other, in shapes or plain values.
 
         Args:

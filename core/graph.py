@@ -23,6 +23,9 @@ OP_TYPES = (
     "max_pool", "avg_pool", "batch_norm", "layer_norm", "rms_norm", "reshape", "resize",
 )  # fmt: skip
 
+UNREACHED = "calibration never reached it"
+"""Why an op stays float that no calibration batch came by: a branch that was not taken, or nothing calls it."""
+
 Attribute = int | float | str | bool | tuple[int, ...]
 
 

@@ -21,6 +21,9 @@ from .plugins import PluginHost
 from .strangers import remedy
 from .textfiles import absolute
 
+OTHERS = 3
+"""Batches of other shapes than the first that a model is looked at with: each costs about a run of it."""
+
 
 def plugin_host(settings: TuningConfig) -> PluginHost:
     """Load plugins as the configuration says."""
@@ -140,12 +143,13 @@ def open_all(
     example = raw.example() if raw is not None else None
     own = asked[names.index(card.name)] if card.name in names else None
     source = _opened(card, own, model, example)
-    opened = [source]
     data: dict[str, CalibrationData] = {}
     if raw is not None or need_data:
         data[source.name] = calibration_data(raw, source.view.inputs, source.view.reading)
+        source = _looked_further(source, data[source.name])
         if not _same_framework(card, data[source.name].first()):
             data[source.name] = data[source.name].numpy()
+    opened = [source]
     for config in asked:
         name = config.kind
         if name == source.name:
@@ -165,6 +169,15 @@ def open_all(
         if need_data:
             opened = [_without_choices(opened[0]), *opened[1:]]
     return opened, data, len(opened) == 1
+
+
+def _looked_further(opened: Opened, data: CalibrationData) -> Opened:
+    """Let a session look at some batches that differ from the example: they may take other branches of the model."""
+    others = data.others(OTHERS)
+    session = opened.session.further(others) if others else opened.session
+    if session is opened.session:
+        return opened
+    return replace(opened, session=session, view=session.describe())
 
 
 def _without_choices(opened: Opened) -> Opened:

@@ -22,6 +22,7 @@ from .channels import Changes
 from .coverage import Coverage, account
 from .errors import DataError, NonFiniteWeight, SchemeError
 from .graph import HeldWeight, Op
+from .meeting import Met, Numbered
 from .numerics.affine import Array, QuantParams, affine_params
 from .numerics.tensor import QuantizedTensor, compact
 from .pages import GRAM_BYTES, Pages, paged
@@ -72,6 +73,7 @@ class Realizer:
         self._batches: Iterable[Batch] | None = None
         self._watch: Callable[[Iterable[str], Sink], int] | None = None
         self._kept_float: Mapping[str, str] | None = None
+        self._met: Met | None = None
         self.statistics: Statistics | None = None
         self.observe_passes = 0
         self.weights_quantized = 0
@@ -100,9 +102,11 @@ class Realizer:
             probes, later = paged(probes, self.opened.view.ops, self._gram_bytes)
             if later:
                 pages, kept = Pages(later, lambda page, changes: self._observed_again(page, changes).observers), self._gram_bytes
-        self._watch = self.opened.session.watcher(batches, kept)
+        numbered = Numbered(batches)
+        self._watch = self.opened.session.watcher(numbered, kept)
         self.statistics = Statistics(probes, self._make, pages)
-        self._observe(self.statistics)
+        self._met = Met(numbered, self.statistics.update)
+        self._observe(self.statistics, self._met)
         self._prepared.clear()
         return self.statistics
 
@@ -169,7 +173,12 @@ class Realizer:
             return candidate
         without = [n for n in carried if self._corrects_bias(carried[n]) and not self.opened.view.by_name[n].bias and n in candidate.ledger]
         remarks = {n: why for n, why in self._prepare(recipe.transforms).remarks.items() if n in candidate.ledger}
-        said_of = (dict.fromkeys(without, "it has no bias to correct"), remarks, self._copies(carried, candidate))
+        said_of = (
+            dict.fromkeys(without, "it has no bias to correct"),
+            remarks,
+            self._copies(carried, candidate),
+            {n: why for n, why in self._sometimes(carried).items() if n in candidate.ledger},
+        )
         for said in filter(None, said_of):
             candidate.ledger = {**candidate.ledger, **{n: _remarked(candidate.ledger[n], why) for n, why in said.items()}}
         self.coverage(candidate)  # holds the ops against the census
@@ -198,6 +207,18 @@ class Realizer:
     @cached_property
     def _census(self) -> Sequence[HeldWeight] | None:
         return self.opened.session.census()
+
+    def _sometimes(self, recipe: Recipe) -> Mapping[str, str]:
+        """Return static op -> in how many calibration batches it was called, where that is not all: a branch that some took."""
+        if self._met is None or self.statistics is None:
+            return {}
+        found: dict[str, str] = {}
+        for name in (n for n in recipe if recipe[n].mode == "static"):
+            watched = [v for v in self.opened.view.by_name[name].inputs if v in self.statistics.values]
+            times = min((self._met.batches.get(value, 0) for value in watched), default=self._met.all)
+            if times < self._met.all:
+                found[name] = f"called in {times} of {self._met.all} calibration batches"
+        return found
 
     def _copies(self, recipe: Recipe, candidate: Candidate) -> Mapping[str, str]:
         """Return op name -> that its codes are a further copy of a weight that another op has in another form."""

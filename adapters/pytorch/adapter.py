@@ -75,7 +75,9 @@ class TorchAdapter(Adapter):
         ]
         if bare := list(unreached(capture.root)):
             notes.append(f"weights of three axes that no layer holds stay float: {', '.join(bare)}")
-        return TorchSession(capture, device, call, tuple(notes), given, census(plain, reads), reading, plain)
+        session = TorchSession(capture, device, call, tuple(notes), given, census(plain, reads), reading, plain)
+        session.reads = reads
+        return session
 
     def capability(self) -> Capability:
         """Return what runs on the configured device; ``auto`` answers for CUDA where there is one."""

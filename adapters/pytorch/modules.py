@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from octavo.core.adapter import OpParameters
-from octavo.core.graph import Group, Op
+from octavo.core.graph import UNREACHED, Group, Op
 
 from .activation import Activation
 from .batches import tensors_in
@@ -59,8 +59,10 @@ class ModuleCapture(Capture):
         layers = [self._layer(ops[p], p) for p in order]
         self.layers = {layer.op.name: layer for layer in layers}
         notes = [why] if why else []
-        if seen and (idle := [p for p in ops if p not in seen.calls and p not in order]):
-            notes.append(f"not called by the example, left in float: {', '.join(idle)}")
+        idle = [p for p in ops if p not in seen.calls and p not in order] if seen else []
+        self._idle = tuple(_unreached(ops[p]) for p in idle)
+        if idle:
+            notes.append(f"{UNREACHED}, which stays float: {', '.join(idle)}")
         if seen and seen.products:
             counts = ", ".join(f"{name} ({count})" for name, count in seen.products.items())
             notes.append(f"products outside of the layers stay float, by name and number of calls: {counts}")
@@ -70,6 +72,21 @@ class ModuleCapture(Capture):
         together += [Group(n, "scheme", members) for n, members in matrix_groups(root, self.layers.values())]
         self.groups = (*(link.group for link in self.links.values()), *together, *tied_groups(self.layers.values()))
         self.outputs = tuple(f"output_{i}" for i in range(seen.results)) if seen else ("output_0",)
+
+    @property
+    def ops(self) -> tuple[Op, ...]:
+        """The layers in execution order, then those that no batch reached: a branch that was not taken, or nothing calls them."""
+        return (*super().ops, *self._idle)
+
+    @property
+    def seen(self) -> Trace | None:
+        """What runs of batches showed; None where there was none."""
+        return self._seen
+
+    @property
+    def why(self) -> str:
+        """Why the graph could not be traced."""
+        return self._why
 
     def facts(self) -> Mapping[str, Any]:
         """Return what a saved model needs to be seen the same way again."""
@@ -135,8 +152,9 @@ class ModuleCapture(Capture):
         if self._seen is None:
             return []
         paths = blocks_of(self.root, self.layers.values())
-        inside = [layer.path for layer in self.layers.values() if any(layer.path.startswith(f"{p}.") for p in paths)]
-        return [] if any(self._seen.calls.get(path, 0) > 1 for path in inside) else paths
+        inside = [layer.path for layer in self.layers.values() if any(_is_in(layer.path, p) for p in paths)]
+        every = self._seen.calls
+        return [] if any(every.get(path, 0) > 1 or path in self._seen.sometimes for path in inside) else paths
 
     @cached_property
     def _places(self) -> Mapping[str, int]:
@@ -147,7 +165,7 @@ class ModuleCapture(Capture):
         last = 0
 
         def place(path: str) -> int:
-            inside = [n for block, n in numbers.items() if path.startswith(f"{block}.")]
+            inside = [n for block, n in numbers.items() if _is_in(path, block)]
             return inside[0] if inside else last + last % 2
 
         for layer in self.layers.values() if self._seen else ():
@@ -260,6 +278,16 @@ def matrix_groups(root: nn.Module, layers: Iterable[Layer]) -> Iterator[tuple[st
             found = tuple(name for name in members if name is not None)
             if len(found) > 1:
                 yield path, found
+
+
+def _is_in(path: str, block: str) -> bool:
+    """True for what lies in a block, and for the block itself where that is a layer."""
+    return path == block or path.startswith(f"{block}.")
+
+
+def _unreached(op: Op) -> Op:
+    # It claims no weight: what nothing reads is none of the weights that the forward uses.
+    return replace(op, weight=None, further=(), bias=None, out_of_reach=UNREACHED)
 
 
 def fuses(parameters: OpParameters) -> bool:

@@ -70,7 +70,8 @@ class Resumable:
                     continue
                 reached.append((call, after))
                 room -= bytes_of(reached[-1])
-                if room < 0:
+                # A batch that did not come by the same places cannot go on where the others do.
+                if room < 0 or after.keys() != reached[0][1].keys():
                     keeps = False
                     reached.clear()
         self._kept = reached

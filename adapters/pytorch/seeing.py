@@ -52,7 +52,7 @@ def capture_of(root: nn.Module, call: Call | None, how: Literal["auto", "modules
             why = f"its graph cannot be traced ({_said(error)})"
     remark = f"layers are replaced one by one, nothing is fused: {why}" if how != "modules" else ""
     root = _with_parameters(root, call)
-    seen = _traced(root, call) if call is not None else None
+    seen = traced(root, call) if call is not None else None
     return ModuleCapture(root, seen, remark)
 
 
@@ -119,7 +119,7 @@ def _traced_graph(root: nn.Module) -> tuple[nn.Module, fx.Graph]:
     return twin, graph
 
 
-def _traced(root: nn.Module, call: Call) -> Trace:
+def traced(root: nn.Module, call: Call) -> Trace:
     """Watch the whole example: a part of it could take another branch of the model's.
 
     Raises:
@@ -197,6 +197,21 @@ def _checked(root: nn.Module, graph: fx.Graph, call: Call) -> dict[str, tuple[in
     if not same:
         raise ValueError("the traced graph gives other outputs than the module")
     return shapes
+
+
+def holds_for(root: nn.Module, graph: fx.Graph, call: Call) -> str:
+    """Return why a graph is not the module for one more batch; empty where it is, or where the module does not run on it."""
+    try:
+        with torch.no_grad():
+            args, kwargs = copied_call(call)
+            skeleton(root)(*args, **kwargs)
+    except Exception:
+        return ""  # calibration meets the batch again, and says which one it is
+    try:
+        _checked(root, graph, call)
+    except Exception as error:
+        return f"its traced graph does not hold for a batch of other shapes ({_said(error)})"
+    return ""
 
 
 def _said(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,15 @@ from octavo.core.reading import Reading
 from octavo.core.recipe import Recipe
 from octavo.core.scheme import FLOAT
 
-from .batches import parameters_of, takes, to_call
+from .batches import parameters_of, takes, tensors_in, to_call
 from .blockwise import Reconstruction, reconstruct
 from .candidate import TorchCandidate, digest
 from .capture import Call, Capture
-from .census import unclaimed
+from .census import Reads, census, unclaimed
 from .distill import Distillation, distill
 from .exported import is_exported, recovered
 from .folding import folded
+from .further import look_further
 from .gradients import gradients
 from .layers import Layer
 from .offers import capability
@@ -53,6 +55,10 @@ class TorchSession(Session):
         counted: What its forward uses; None where the model was changed since.
         reading: How a loader's batches become calls; None where there was no example to tell.
         plain: The module that was counted: as it was given, with weights that are computed in eval mode as plain ones.
+
+    Attributes:
+        reads: What runs of the model read, where it was counted.
+        others: Calls that differ from the example in shapes or plain values.
     """
 
     def __init__(
@@ -74,6 +80,8 @@ class TorchSession(Session):
         self._counted = counted
         self._reading = reading
         self._plain = plain
+        self.reads: Reads | None = None
+        self.others: tuple[Call, ...] = ()
         self._folded: dict[str, tuple[torch.Tensor, torch.Tensor | None]] = {}
         self._view: ModelView | None = None
 
@@ -119,6 +127,20 @@ class TorchSession(Session):
     def watcher(self, batches: Iterable[Batch], limit: int) -> Resumable:
         """Return what observes values over the same batches, each time from where it stopped before."""
         return Resumable(self.capture, lambda: self._calls(batches), limit)
+
+    def further(self, batches: Sequence[Batch]) -> TorchSession:
+        """Return a session that knows the branches that these batches take, and the axes in which they differ."""
+        if self._example is None:
+            return self
+        device = next((t.device for t in tensors_in(self._example)), self._device)
+        calls = [to_call(batch, self.capture.root, device) for batch in batches]
+        with self.reads or nullcontext():
+            capture = look_further(self.capture, self._example, calls)
+        counted = census(self._plain, self.reads) if self._plain is not None and self.reads is not None else self._counted
+        seen = (self._example, self._notes, self._given, counted, self._reading, self._plain)
+        session = TorchSession(capture, self._device, *seen)
+        session.reads, session.others = self.reads, tuple(calls)
+        return session
 
     def _calls(self, batches: Iterable[Batch]) -> Iterator[Call]:
         return (to_call(b, self.capture.root, self._device) for b in batches)
@@ -265,7 +287,7 @@ class TorchSession(Session):
             raise ModelError("exporting to ONNX needs one batch of example inputs; give calibration data")
         root = skeleton(self.capture.root)
         install(root, self.capture.layers, self.capture.factors)
-        export_onnx(root, self._example, path)
+        export_onnx(root, self._example, path, self.others)
 
 
 GIVEN: Mapping[str, Any] = {"kind": "given"}

@@ -41,6 +41,7 @@ class Trace:
         escaped: Watched modules whose output something else than a layer or an activation module reads.
         results: How many tensors the model returned.
         products: Function -> how often it multiplied outside of the watched modules.
+        sometimes: Watched modules that some batches call and others do not.
     """
 
     order: list[str] = field(default_factory=list)
@@ -52,6 +53,7 @@ class Trace:
     escaped: set[str] = field(default_factory=set)
     results: int = 1
     products: dict[str, int] = field(default_factory=dict)
+    sometimes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready mapping."""
