@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import onnx_ir as ir
 
-from octavo.core.coverage import counts
 from octavo.core.graph import HeldWeight
 
+from .provenance import held, sources
 from .scopes import bodies
 
-_NAMES = {"float": "float32", "double": "float64"}
+_PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Gather", "LSTM", "GRU", "RNN", "Einsum"})
+"""Operators that multiply by a constant, or look rows up in one."""
+
 _BIAS = {"Gemm": 2, "Conv": 2, "ConvTranspose": 2, "LSTM": 3, "GRU": 3, "RNN": 3}
 """Operator -> the input that is added to a product, and is no weight of one."""
-
-
-def dtype_name(dtype: ir.DataType) -> str:
-    """Return NumPy's name of a tensor's type."""
-    name = dtype.name.lower()
-    return _NAMES.get(name, name)
 
 
 def census(graph: ir.Graph) -> tuple[HeldWeight, ...]:
@@ -31,14 +28,23 @@ def census(graph: ir.Graph) -> tuple[HeldWeight, ...]:
     Returns:
         In execution order, each with the reason why no integer kernel takes it where no op claims it.
     """
-    found: dict[ir.Value, HeldWeight] = {}
+    found: dict[str, HeldWeight] = {}
     for node, value in _reads(graph):
-        tensor = value.const_value
-        if tensor is None or value in found or not counts(tensor.shape.numpy(), dtype_name(tensor.dtype)):
-            continue
-        name, shape = value.name or "", tuple(tensor.shape.numpy())
-        found[value] = HeldWeight(name, shape, dtype_name(tensor.dtype), _reason(node, value))
+        for weight in _counted(node, value):
+            found.setdefault(weight.name, replace(weight, reason=_reason(node, value)))
     return tuple(found.values())
+
+
+def _counted(node: ir.Node | None, value: ir.Value) -> tuple[HeldWeight, ...]:
+    """Return the weights that a value stands for: itself, or what it was folded from.
+
+    What was computed from no weight (a mask, a table of positions) is one only where a product reads it.
+    """
+    own, known = held(value), sources(value)
+    if own is None or known:
+        return known or ()
+    computed = known is not None
+    return (own,) if not computed or (node is not None and node.op_type in _PRODUCTS) else ()
 
 
 def _reads(graph: ir.Graph) -> Iterator[tuple[ir.Node | None, ir.Value]]:

@@ -10,6 +10,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
+from .provenance import record
+
 logger = logging.getLogger(__name__)
 
 _NEVER_FOLDED = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout",
@@ -114,6 +116,7 @@ def fold_constants(graph: ir.Graph, folded: Folded, note: Callable[[ir.Value, ir
             output.name = f"{name}_unfolded"
             made = folded.constant(name, result)
             output.replace_all_uses_with(made)
+            record(made, values)
             if node.op_type in _LAYOUTS and node.inputs[0] is not None:
                 note(made, node.inputs[0])
         graph.remove(node, safe=True)

@@ -17,6 +17,7 @@ from octavo.core.graph import Attribute, InputInfo, ModelView, Op, Weight
 
 from .folding import is_constant
 from .groups import find_groups
+from .provenance import sources
 from .quantized import ALREADY, describe, in_pairs
 from .scopes import NOTES, walk
 
@@ -381,7 +382,8 @@ def _make(
 def _weight(held: ir.Value | None, channel_axis: int) -> Weight:
     assert held is not None and held.const_value is not None
     dtype = {"float": "float32", "double": "float64"}.get(name := held.const_value.dtype.name.lower(), name)
-    return Weight(held.name or "", tuple(held.const_value.shape.numpy()), dtype, channel_axis)
+    made_of = tuple(source.name for source in sources(held) or ())
+    return Weight(held.name or "", tuple(held.const_value.shape.numpy()), dtype, channel_axis, made_of=made_of)
 
 
 def _known(value: ir.Value, start: int) -> list[int] | None:

@@ -57,3 +57,19 @@ def test_weights_in_bodies_are_counted() -> None:
     coverage = octavo.quantize_model(model(nodes, tensors, 4), "int8-dynamic", batches()).coverage
     assert coverage.total == 16 * 32 + 2 * 32 * 4
     assert {row.weight for row in coverage.rows} == {"w", "a", "b"}
+
+
+def test_one_weight_in_two_layouts_is_one_weight_and_what_is_computed_from_none_is_none() -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], "first"),
+        helper.make_node("Transpose", ["w"], ["turned"], "turn", perm=[1, 0]),
+        helper.make_node("MatMul", ["h", "turned"], ["b"], "second"),
+        helper.make_node("Tile", ["row", "twice"], ["rows"], "tile"),
+        helper.make_node("Sub", ["b", "rows"], ["s"], "shifted"),
+        helper.make_node("ConstantOfShape", ["size"], ["mask"], "fill", value=numpy_helper.from_array(np.array([2.0], np.float32))),
+        helper.make_node("Mul", ["s", "mask"], ["y"], "masked"),
+    ]
+    sizes = [numpy_helper.from_array(np.array(v), n) for n, v in (("twice", [8, 1]), ("size", [8, 16]))]
+    coverage = octavo.quantize_model(model(nodes, [held("w", 16, 32), held("row", 1, 16), *sizes], 16), "int8-dynamic", batches()).coverage
+    assert coverage.total == 16 * 32 + 16
+    assert {row.weight: row.is_float for row in coverage.rows} == {"w": False, "row": True}
