@@ -322,3 +322,4 @@ class Opened:
     view: ModelView
     capability: Capability
     notes: tuple[str, ...] = field(default=())
+    settings: PartConfig | None = None

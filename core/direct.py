@@ -76,7 +76,7 @@ def quantize_model(
         left_out = data[target.name].notes if data else ()
         slow = slower(target, host.adapters()[target.name], recipe)
         said = (*target.notes, *notes, *left_out, *slow, coverage.summary())
-        return Quantized(candidate, native, said, coverage)
+        return Quantized(candidate, native, said, coverage, target.settings.to_save() if target.settings else {})
 
 
 def _space_of(recipe: Recipe, opened: Opened) -> TuningSpace:

@@ -240,6 +240,11 @@ class Finish:
             reason = f"{reason}; {kept} trials are kept in the history: resume the run"
         return self.result(self.loop.reference.candidate, self.loop.baseline, reason=reason, interrupted=interrupted)
 
+    def _settings_of(self, candidate: Candidate) -> dict[str, Any]:
+        """Return the settings of the backend that a model was made with."""
+        settings = next((o.settings for o in self.opened if o.name == candidate.recipe.backend), None)
+        return settings.to_save() if settings is not None else {}
+
     def _candidate(self, trial: Trial) -> Candidate:
         return self.loop.backends[trial.recipe.backend].realizer.candidate(trial.recipe)
 
@@ -259,7 +264,7 @@ class Finish:
         own = candidate.recipe.backend == self.opened[0].name
         with tempfile.TemporaryDirectory(prefix="octavo-") as folder:
             try:
-                saved = save_candidate(candidate, Path(folder) / "result", {})
+                saved = save_candidate(candidate, Path(folder) / "result", {"backend_settings": self._settings_of(candidate)})
                 loaded = load_candidate(saved, self.model if own else None, host=self.host)
                 first = loop.scoring.full(loaded)
                 loop.doubt(winner, first.metrics)
@@ -306,6 +311,7 @@ class Finish:
             self.native,
             (*self._notes(best), coverage.summary()),
             coverage,
+            self._settings_of(candidate),
             goal_met=goal_met,
             reason=reason,
             best=best,

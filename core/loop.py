@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from .adapter import Candidate, Opened
+from .adapter import Batch, Candidate, Opened
 from .budgets import float_keeps, overruns
 from .certifying import Certifying, certifying, coarseness
 from .choice import choose
@@ -210,6 +210,31 @@ class Loop:
             raise self.history.refuse_resume(f"the float model's score is another: {why}")
         if race is not None:
             self.scoring.prepare_race(scores, candidate, self.criterion, race)
+
+    def compare_with_given(self, given: Opened, batch: Batch) -> None:
+        """Tell how the model as given does beside the baseline, which is its export's float model on another backend.
+
+        Args:
+            given: The model on its own backend.
+            batch: In its form.
+        """
+        assert self.baseline is not None
+        subject = Subject(given.session.reference(), batch)
+        try:
+            scores = self.scoring.full(subject.candidate).metrics
+            measured = self._measure(subject)
+        finally:
+            subject.close()
+        figures = [f"{name} {value:.6g}" for name, value in scores.items()]
+        figures += [f"{name} {m.value:.4g} {m.unit}" for name, m in measured.items()]
+        here = ", ".join(f"{name} {value:.6g}" for name, value in self.baseline.metrics.items())
+        tell(self.progress, f"the float model as given, on {given.name}: {', '.join(figures)}; the baseline on {self._searched()}: {here}")
+        verdict = self.criterion.judge(self.baseline.metrics, scores)
+        if not verdict.passed:
+            tell(self.progress, f"the export alone loses more than is tolerated: {verdict.reason}; the goal is kept against the export")
+
+    def _searched(self) -> str:
+        return ", ".join(name for name, backend in self.backends.items() if backend.space.tunable)
 
     def check_held_out(self) -> None:
         """Compare the float model's score on held-out data with that of the run which this one goes on from.

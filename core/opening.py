@@ -113,7 +113,7 @@ def _opened(card: AdapterPart[Adapter], settings: PartConfig | None, source: Any
         session = adapter.open(source, example)
         view = session.describe()
         _check_names(view)
-        return Opened(card.name, session, view, session.capability())
+        return Opened(card.name, session, view, session.capability(), (), adapter.config)
 
 
 def _check_names(view: ModelView) -> None:
@@ -159,13 +159,9 @@ def open_all(
             data[name] = data[source.name].numpy().for_inputs(opened[-1].view.inputs)
     if card.name not in names:
         # The model's own backend is not searched: it only exports and gives the baseline.
-        opened[0] = Opened(
-            source.name,
-            source.session,
-            source.view,
-            source.capability,
-            ("the model's own backend is not searched; it is the float baseline",),
-        )
+        alone = len(opened) == 2
+        baseline = "its float model there is the baseline, beside the one given" if alone else "it is the float baseline"
+        opened[0] = replace(source, notes=(f"the model's own backend is not searched; {baseline}",))
         if need_data:
             opened = [_without_choices(opened[0]), *opened[1:]]
     return opened, data, len(opened) == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from pydantic import model_validator
 
@@ -18,7 +18,14 @@ T = TypeVar("T")
 class PartConfig(Checked):
     """Base of every part's settings. Each subclass adds ``kind: Literal["its-name"] = "its-name"``."""
 
+    unsaved: ClassVar[frozenset[str]] = frozenset()
+    """Settings that a saved result neither keeps nor may set when it is loaded: a file must not grant itself trust."""
+
     kind: str
+
+    def to_save(self) -> dict[str, Any]:
+        """Return the settings that a saved result keeps, JSON-ready."""
+        return self.model_dump(mode="json", exclude=set(self.unsaved))
 
     @model_validator(mode="after")
     def _counts_fit_a_machine(self) -> Self:

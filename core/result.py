@@ -8,7 +8,8 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,7 +22,7 @@ from .certificate import Certificate
 from .choice import pareto
 from .config import TuningConfig
 from .coverage import Coverage
-from .errors import ConfigError, ModelError, raised_as
+from .errors import ConfigError, DeviceError, ModelError, OctavoError, raised_as
 from .evaluation import ArrayModel
 from .graph import ModelView
 from .redaction import redacted
@@ -48,12 +49,14 @@ class Quantized:
         native: Whether :attr:`model` is the backend's own (an nn.Module, a callable session) or arrays in, arrays out.
         notes: What the user should know.
         coverage: Which weights of the model are quantized and which stay float, and why.
+        backend_settings: Of the backend that it was made with: threads, device, providers, ...; it is loaded with them again.
     """
 
     candidate: Candidate
     native: bool = True
     notes: tuple[str, ...] = ()
     coverage: Coverage = field(default_factory=Coverage)
+    backend_settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def model(self) -> Any:
@@ -71,7 +74,8 @@ class Quantized:
         Raises:
             ConfigError: If the folder exists and is no octavo result.
         """
-        return save_candidate(self.candidate, Path(folder), {"coverage": self.coverage.to_json()})
+        facts = {"coverage": self.coverage.to_json(), "backend_settings": dict(self.backend_settings)}
+        return save_candidate(self.candidate, Path(folder), facts)
 
     def export(self, to: str, folder: str | Path, *, host: PluginHost | None = None) -> Path:
         """Write the model for another runtime: ``standalone``, ``compressed-tensors``, ``gptq``, ...; as a whole or not at all.
@@ -158,6 +162,7 @@ class Result(Quantized):
         """Return everything but the model, JSON-ready: what the manifest keeps and the report is drawn from."""
         view, fixed = self.views.get(self.best.recipe.backend), self.fixed.get(self.best.recipe.backend, {})
         return {
+            "backend_settings": dict(self.backend_settings),
             "goal_met": self.goal_met,
             "reason": self.reason,
             "goal": self.goal,
@@ -284,29 +289,59 @@ class _Head(Frozen):
     environment: dict[str, str]
 
 
-def load_candidate(folder: str | Path, model: Any = None, *, host: PluginHost | None = None) -> Candidate:
+def load_candidate(
+    folder: str | Path, model: Any = None, *, backend: Mapping[str, Any] | None = None, host: PluginHost | None = None
+) -> Candidate:
     """Load a saved result as its backend's candidate.
 
     Args:
         folder: What ``save`` wrote; or the model's own file where it is one (``.onnx``).
         model: The float model (or a factory of one) for backends whose files do not hold the architecture (torch).
+        backend: Settings of its backend (``threads``, ``device``, ``providers``, ...) in place of those that it was saved with.
         host: Plugins; None loads the default ones.
 
     Raises:
-        ConfigError: If the folder is no result.
+        ConfigError: If the folder is no result, or its backend has no such setting.
+        DeviceError: If it was made on a device that is not here; ``backend={"device": ...}`` names another.
         UnknownPart: If its backend is not loaded; MissingFramework if it is not installed.
     """
     from .plugins import PluginHost
 
     folder = absolute(folder, "a saved result")
     host = host or PluginHost()
+    recorded: Mapping[str, Any] = {}
     if folder.is_file():
         claims = [c for c in host.adapters().values() if c.claims(folder)]
         if not claims:
             raise ConfigError(f"no backend loads a file called {folder.name}; give the folder that result.save() wrote")
-        adapter, place = claims[0].build(), folder
+        name, place = claims[0].name, folder
     else:
-        adapter, place = host.part("adapters", read_manifest(folder)["backend"]).build(), folder / MODEL
-    with raised_as(ModelError, f"{folder} is damaged, or does not belong to the given model", "save the result again"):
+        manifest = read_manifest(folder)
+        name, recorded, place = manifest["backend"], _recorded(manifest), folder / MODEL
+    card = host.part("adapters", name)
+    kept = {k: v for k, v in recorded.items() if k in card.config.model_fields and k not in card.config.unsaved}
+    adapter = card.build(host.read("adapters", {**kept, **(backend or {}), "kind": name}))
+    elsewhere = f"or load it elsewhere: octavo.load({str(folder)!r}, backend={{'device': 'cpu'}})"
+    with (
+        with_remedy(DeviceError, elsewhere),
+        raised_as(ModelError, f"{folder} is damaged, or does not belong to the given model", "save the result again"),
+    ):
         candidate: Candidate = adapter.load(place, model)
     return candidate
+
+
+@contextmanager
+def with_remedy(family: type[OctavoError], remedy: str) -> Iterator[None]:
+    """Add a way out to errors of a family."""
+    try:
+        yield
+    except family as error:
+        raise type(error)(f"{error}; {remedy}") from error
+
+
+def _recorded(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the backend's settings that a result was made with; older ones keep them in the run's configuration only."""
+    if "backend_settings" in manifest:
+        return dict(manifest["backend_settings"])
+    asked = manifest.get("config", {}).get("backends") or ()
+    return next((b for b in asked if isinstance(b, Mapping) and b.get("kind") == manifest["backend"]), {})

@@ -128,7 +128,8 @@ def autotune(
             suggested=suggested if settings.transforms is None else {},
             simulated=settings.simulated,
         )
-        source = opened[0]
+        # A search over one foreign backend is measured against the float model there: same threads, device and runtime.
+        source = opened[1] if len(opened) == 2 and not opened[0].capability.offers else opened[0]
         first = data[source.name]
         prints = fingerprint(
             settings, opened, spaces, objectives, search_fn, data=first.digest(), share=share, holdout_fn=holdout_fn is not None
@@ -184,6 +185,8 @@ def autotune(
         if loop.held_out is None or not clock.lacks_time_for("the float model's score on the held-out data"):
             certified = loop.prepare_certificate(optional=share != settings.holdout)
             loop.check_held_out()
+        if source is not opened[0] and not clock.lacks_time_for("the score of the model as given"):
+            loop.compare_with_given(opened[0], data[opened[0].name].first())
         clock.reserve = sum(y.confirmation_seconds for y in (loop.yardstick if settings.confirm else None, loop.held_out) if y)
         goal = ", ".join(filter(None, (criterion.describe(baseline.metrics), describe(loop.budgets))))
         finish = Finish(loop, settings, goal, native, tuple(opened), clock.began, model, host, certified, left_out)
@@ -252,17 +255,19 @@ def _keep(service: SensitivityService, callbacks: Sequence[Progress]) -> None:
         tell(callbacks, f"the sensitivities are not kept: {error}")
 
 
-def load(folder: str | Path, model: Any = None) -> Any:
+def load(folder: str | Path, model: Any = None, *, backend: Mapping[str, Any] | None = None) -> Any:
     """Load a saved result and return its runnable model.
 
     Args:
         folder: What ``Result.save`` wrote.
         model: The float model (or a factory of one) where the files do not hold the architecture (torch).
+        backend: Settings of its backend (``{"threads": 4}``, ``{"device": "cpu"}``) in place of those that it was made
+            and scored with, which it is loaded with else.
 
     Raises:
         OctavoError: If the folder is no result, is damaged, or needs what is not installed.
     """
-    return load_candidate(folder, model).native
+    return load_candidate(folder, model, backend=backend).native
 
 
 def _strategies(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from octavo.core.hookspecs import hookimpl
 from octavo.core.parts import AdapterPart, Part, PartConfig
@@ -17,6 +17,8 @@ class TorchConfig(PartConfig):
         capture: ``auto`` traces the model's graph and falls back to its modules where that fails; ``modules`` never traces.
         trust: Open ``.pt2`` files, which may run code of their author when they are read.
     """
+
+    unsaved: ClassVar[frozenset[str]] = frozenset({"trust"})
 
     kind: Literal["torch"] = "torch"
     device: Literal["auto", "cpu", "cuda"] = "auto"
