@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
+import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -22,7 +23,7 @@ import onnxruntime as ort
 from octavo.core.adapter import OpParameters
 from octavo.core.capability import Capability, Offer
 from octavo.core.channels import FEATURES
-from octavo.core.errors import ModelError
+from octavo.core.errors import AdapterFault, ModelError
 from octavo.core.graph import Op
 from octavo.core.numerics.affine import QuantParams, affine_params, quantize
 from octavo.core.numerics.layout import from_matrix, to_matrix
@@ -105,7 +106,8 @@ def _is_codes(makers: Mapping[str, onnx.NodeProto], value: str, wanted: Collecti
     return integer or node.op_type in ("QuantizeLinear", "ConvInteger", "MatMulInteger")
 
 
-_REFUSALS: tuple[type[Exception], ...] = (ModelError, *RUNTIME_ERRORS)
+_NO_KERNEL = ("NOT_IMPLEMENTED", "Type Error", "No Op registered", "is not a registered function/op", "while running")
+"""What ONNX Runtime says where it has no kernel: for an operator, for a tensor's type, or for the settings, in the kernel itself."""
 
 _U8 = QuantSpec(dtype="uint8", symmetric=False)
 _U8_MID = QuantSpec(dtype="uint8", symmetric=True)
@@ -239,8 +241,13 @@ class _Probe:
         try:
             compiled = compile_model(model, self.config, inspect=True)
             (answer,) = compiled.session.run(None, dict(self.given))
-        except _REFUSALS as error:  # not valid, or not implemented
-            logger.debug("%s: %s is not offered: %s", self.kind, scheme, error)
+        except RUNTIME_ERRORS as error:
+            self._not_offered(scheme, error)
+            return None
+        except ModelError as error:
+            if not isinstance(error.__cause__, RUNTIME_ERRORS):
+                raise
+            self._not_offered(scheme, error)
             return None
         bits = scheme.weight.bits if scheme.weight else 8
         if np.linalg.norm(answer - self.expected) > {16: 0.02, 8: 0.1, 4: 0.3, 2: 1.0}[bits] * np.linalg.norm(self.expected):
@@ -248,6 +255,13 @@ class _Probe:
         when = _no_relu if scheme.output is not None and scheme.output.symmetric else None
         fused = low_precision_kernels(compiled.nodes, emitted)
         return Offer(scheme, "kernel" if fused else "simulated", when, narrowed, _known_slower(self.kind, scheme))
+
+    def _not_offered(self, scheme: OpScheme, error: Exception) -> None:
+        """Note that the runtime has no kernel; whatever else it says of what was written is a fault of the writer, and told."""
+        if any(said in str(error) for said in _NO_KERNEL):
+            logger.debug("%s: %s is not offered: %s", self.kind, scheme, error)
+            return
+        warnings.warn(AdapterFault(f"onnx: {scheme} for {self.kind} is written wrongly, and not offered: {error}"), stacklevel=2)
 
 
 def _known_slower(kind: str, scheme: OpScheme) -> str:
