@@ -15,7 +15,7 @@ from math import prod
 from typing import Any
 
 from .adapter import Applied
-from .errors import AdapterFault
+from .errors import AdapterFault, ConfigError
 from .graph import HeldWeight, ModelView, Op, Weight
 
 _BITS: Mapping[str, int] = {"float64": 64, "float32": 32, "float16": 16, "bfloat16": 16}
@@ -113,12 +113,20 @@ class Coverage:
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Coverage:
-        """Read what :meth:`to_json` wrote."""
-        rows = (
-            CoverageRow(str(weight), tuple(shape), int(elements), op, int(bits), str(reason))
-            for weight, shape, elements, op, bits, reason in raw.get("rows", ())
-        )
-        return cls(tuple(rows))
+        """Read what :meth:`to_json` wrote; an empty mapping of a version that did not count is an empty coverage.
+
+        Raises:
+            ConfigError: If it is damaged.
+        """
+        try:
+            return cls(tuple(_read_row(*row) for row in raw.get("rows", ())))
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise ConfigError(f"the record of a result's weights is damaged ({error}); save the result again") from error
+
+
+def _read_row(weight: str, shape: Sequence[int], elements: int, op: str | None, bits: int, reason: str) -> CoverageRow:
+    sizes = tuple(int(size) for size in shape)
+    return CoverageRow(str(weight), sizes, int(elements), None if op is None else str(op), int(bits), str(reason))
 
 
 def _elements(rows: Iterable[CoverageRow]) -> int:

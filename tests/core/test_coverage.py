@@ -112,6 +112,22 @@ def test_it_comes_back_from_json() -> None:
     assert Coverage.from_json({}) == Coverage()
 
 
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [["w", [2, 2], 4, None, 8]],
+        [["w", 7, 4, None, 8, ""]],
+        [["w", [2, 2], "x", None, 8, ""]],
+        [["w", [2], float("inf"), None, 8, ""]],
+        5,
+        [None],
+    ],
+)
+def test_a_damaged_record_is_a_typed_error(rows: object) -> None:
+    with pytest.raises(OctavoError, match="save the result again"):
+        Coverage.from_json({"rows": rows})
+
+
 def test_the_summary_names_the_largest_reasons_first_and_stays_one_line() -> None:
     ops = tuple(linear(f"layer{i}", f"w{i}", (10, 10)) for i in range(200))
     loose = tuple(HeldWeight(f"p{i}", (100, 100 * (i + 1)), reason=f"reason {i}") for i in range(6))

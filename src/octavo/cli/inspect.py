@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
 from octavo.core.adapter import Candidate
+from octavo.core.coverage import Coverage
 from octavo.core.errors import OctavoError
 from octavo.core.graph import ModelView
 from octavo.core.opening import open_model
@@ -18,6 +21,7 @@ from octavo.core.result import load_candidate, read_manifest
 from .console import out, show_json, table
 from .ledger import ledger_table
 from .models import is_result, source
+from .summary import float_weights
 
 
 def register(app: typer.Typer) -> None:
@@ -65,10 +69,18 @@ def inspect(
     console.print(
         f"{len(view.ops)} ops, {view.parameters:,} weight elements ({text.size(4 * view.parameters)} in float32), {sum(known):,} MACs a sample"
     )
+    if view.unclaimed:
+        console.print(_unclaimed(view))
     for note in view.notes:
         console.print(f"note: {note}", soft_wrap=True)
     for fact in facts:
         console.print(fact, soft_wrap=True)
+
+
+def _unclaimed(view: ModelView) -> Table:
+    """Weights that the model uses and no op claims: they stay float whatever is chosen."""
+    rows = [(w.name, "x".join(map(str, w.shape)), f"{prod(w.shape):,}", w.reason) for w in view.unclaimed]
+    return table(("in no op", "shape", "elements", "why it stays float"), rows, right=("elements",))
 
 
 def _saved_file(path: Path) -> Candidate | None:
@@ -94,6 +106,7 @@ def _as_json(view: ModelView) -> dict[str, Any]:
         "inputs": [{"name": i.name, "shape": i.shape, "dtype": i.dtype} for i in view.inputs],
         "outputs": view.outputs,
         "parameters": view.parameters,
+        "unclaimed": [{"name": w.name, "shape": list(w.shape), "dtype": w.dtype, "reason": w.reason} for w in view.unclaimed],
         "notes": view.notes,
     }  # fmt: skip
 
@@ -107,6 +120,9 @@ def _result(folder: Path, float_model: Any, as_json: bool) -> None:
     candidate = load_candidate(folder, float_model)
     console = out()
     console.print(ledger_table(candidate.ledger))
+    coverage = Coverage.from_json(manifest.get("coverage") or {})
+    if coverage.total:
+        console.print(float_weights(coverage))
     console.print(
         f"backend {manifest['backend']}, {text.size(size)}, made {manifest['made']} by octavo {manifest['octavo']}", soft_wrap=True
     )
