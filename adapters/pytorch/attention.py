@@ -99,7 +99,8 @@ def attend(
     n, length = q.shape[0], k.shape[1]
     if more[0] is not None and more[1] is not None:
         k, v = torch.cat([k, more[0].expand(n, 1, -1)], 1), torch.cat([v, more[1].expand(n, 1, -1)], 1)
-    q, k, v = (p.reshape(n, p.shape[1], heads, -1).transpose(1, 2) for p in (q, k, v))
+    # Widths are written out, since there may be no samples and no steps.
+    q, k, v = (p.reshape(n, p.shape[1], heads, p.shape[2] // heads).transpose(1, 2) for p in (q, k, v))
     if more[2]:
         k, v = nn.functional.pad(k, (0, 0, 0, 1)), nn.functional.pad(v, (0, 0, 0, 1))
     bias = _added(padding, (n, 1, 1, length), q.dtype)

@@ -88,6 +88,17 @@ class Recurrent(nn.Module):
         return self.cell(x)[0]
 
 
+class Attending(nn.Module):
+    """Attention of a sequence to itself."""
+
+    def __init__(self, **form: Any) -> None:
+        super().__init__()
+        self.attention, self.weights = nn.MultiheadAttention(32, 4, batch_first=True, **form), bool(form)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(x, x, x, need_weights=self.weights)[0]
+
+
 @dataclass(frozen=True)
 class Edge:
     """One row of the table."""
@@ -126,6 +137,11 @@ def embedding(count: int, width: int) -> Edge:
     return Edge(lambda: nn.Embedding(count, width), calibration, lambda: ids_of(count), [*STORED, *CAST])
 
 
+def attention(make: Callable[[], nn.Module]) -> Edge:
+    # Single steps: a mean over several has a smaller range.
+    return Edge(make, lambda: whole(values(40, 1, 32)), lambda: sequences_of(32), [*INTEGER, "int8-weight-only", *CAST])
+
+
 WIDTHS = [(1, 1, 1), (3, 1, 1), (1, 5, 1), (4, 4, 4), (32, 64, 1)]
 EDGES: dict[str, Edge] = {
     **{f"linear {k} to {n}": linear(k, n) for k, n in ((1, 1), (1, 32), (32, 1), (33, 32), (96, 33), (100, 64), (128, 64), (20000, 3))},
@@ -134,6 +150,9 @@ EDGES: dict[str, Edge] = {
     **{f"{c.__name__} {k} to {n}": recurrent(c, k, n) for c in (nn.LSTM, nn.GRU) for k, n in ((1, 1), (5, 3), (32, 32))},
     "two directions": recurrent(nn.GRU, 5, 3, bidirectional=True, num_layers=2),
     "projected": recurrent(nn.LSTM, 5, 8, proj_size=3, bidirectional=True),
+    "attention": attention(Attending),
+    "attention that adds": attention(lambda: Attending(add_bias_kv=True, add_zero_attn=True)),
+    "encoder": attention(lambda: nn.TransformerEncoderLayer(32, 4, 32, batch_first=True)),
     **{f"embedding {n} by {k}": embedding(n, k) for n, k in ((1, 1), (1, 32), (50, 3), (7, 64))},
 }
 TABLE = [pytest.param(edge, scheme, id=f"{name}-{scheme}") for name, edge in EDGES.items() for scheme in edge.schemes]
@@ -155,6 +174,17 @@ def test_a_quantized_layer_takes_what_its_float_layer_takes(edge: Edge, scheme: 
         assert (y.shape, y.dtype) == (expected.shape, expected.dtype), case
         if y.numel():
             assert float((y - expected).abs().max()) <= share * (float(expected.abs().max()) + 0.3), case
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_a_single_sample_meets_a_convolution_that_is_decoded_in_blocks(dims: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("octavo.adapters.pytorch.stored._BLOCK", 64)
+    torch.manual_seed(0)
+    model = CONVS[dims - 1](8, 12, 2).eval()
+    made = octavo.quantize_model(model, "int8-weight-only", calibration=[values(2, 8, *[4] * dims)]).model
+    x = values(8, *[4] * dims)
+    with torch.no_grad():
+        torch.testing.assert_close(made(x), model(x), rtol=0, atol=0.02)
 
 
 @pytest.mark.parametrize("make", [lambda: nn.Linear(0, 4), lambda: nn.Linear(4, 0)])
