@@ -13,6 +13,7 @@ from torch import nn
 from octavo.core.numerics.affine import QuantParams, integer_range
 
 from . import kernels
+from .differentiable import needs_gradient
 
 Tensor = torch.Tensor
 
@@ -77,6 +78,8 @@ class Quantize(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the codes of ``x``, or ``x``."""
+        if needs_gradient(x):
+            return x  # its readers quantize it alike, each with a gradient
         portable = torch.compiler.is_compiling() and kernels.is_portable()
         if not portable and x.numel() <= self.few and x.dtype == torch.float32 and x.device.type == "cpu":
             return x

@@ -15,6 +15,7 @@ from octavo.core.numerics.tensor import QuantizedTensor
 from . import kernels, products
 from .autocast import result_dtype
 from .coded import Coded, scaled
+from .differentiable import differentiable, needs_gradient
 from .kernels import post
 from .layouts import content, forget, layout
 from .operators import register
@@ -74,6 +75,8 @@ class Fp8Linear(Coded):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output."""
+        if needs_gradient(x):
+            return differentiable(self.forward, self._in_float, x)
         flat = x.reshape(-1, x.shape[-1])
         flat = flat if self.factors is None else flat * self.factors
         if not torch.compiler.is_compiling():
@@ -84,6 +87,12 @@ class Fp8Linear(Coded):
             y = torch.ops.octavo.fp8_linear(flat.detach(), self.codes, self.scale, self.per_token)
         y = post(self.then, y if self.bias is None else y + self.bias)
         return y.to(result_dtype(self.dtype, y.device)).view(*x.shape[:-1], self.codes.shape[0])
+
+    def _in_float(self, x: Tensor) -> Tensor:
+        weight = self.decoded_weight()
+        weight = (weight.t() if self.transposed else weight).float()
+        y = post(self.then, nn.functional.linear(x.float(), weight, self.bias))
+        return y.to(result_dtype(self.dtype, y.device))
 
     def extra_repr(self) -> str:
         """Return its shape and scales."""

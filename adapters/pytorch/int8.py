@@ -14,6 +14,7 @@ from .activation import Activation
 from .arithmetic import ConvArithmetic, Integers, LinearArithmetic
 from .autocast import result_dtype
 from .coded import Coded, scaled
+from .differentiable import as_values, clipped, differentiable, needs_gradient
 from .layouts import forget, version_of
 from .operators import source_arguments
 from .saturation import in_reach, sums_fit
@@ -92,6 +93,8 @@ class Int8Layer(Coded, Integers):
 
     def _portable_source(self, x: Tensor) -> tuple[Tensor, Tensor | float]:
         """Return codes less their zero point, as float32, and their scale, in operations that any compiler knows."""
+        if needs_gradient(x):
+            return clipped(x.float(), self.source), 1.0
         if self.source is not None:
             codes = x if x.dtype == torch.uint8 else self.source.quantize(x)
             return codes.float() - self.source.zero_point, self.source.scale
@@ -100,7 +103,7 @@ class Int8Layer(Coded, Integers):
         return (torch.round(x.float() / scale) + zero_point).clamp(low, 255) - zero_point, scale
 
     def _portable_result(self, y: Tensor) -> Tensor:
-        if self.gives is None:
+        if self.gives is None or needs_gradient(y):
             return y.to(result_dtype(self.dtype, y.device))
         return (torch.round(y / self.gives.scale) + self.gives.zero_point).clamp(0, 255).to(torch.uint8)
 
@@ -157,6 +160,8 @@ class Int8Linear(Int8Layer, LinearArithmetic):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output: float, or uint8 codes if it gives codes and the rows are many."""
+        if x.requires_grad and needs_gradient(x):
+            return differentiable(self._values, self._portable, x)
         if self.saturating:
             return self._portable(x)
         if torch.compiler.is_compiling():
@@ -200,6 +205,9 @@ class Int8Linear(Int8Layer, LinearArithmetic):
             self._held = codes, scale, bias, (codes._version, scale._version, version_of(bias)), packed
         return packed
 
+    def _values(self, x: Tensor) -> Tensor:
+        return as_values(self.forward(x), self.gives, self.dtype)
+
     def _operator(self, x: Tensor) -> Tensor:
         # What the result is must be known here, so that a program is made for few rows or for many where that matters.
         result = (1.0, 0, self.dtype) if self.gives is not None and self.is_few(x) else self.result()
@@ -212,7 +220,9 @@ class Int8Linear(Int8Layer, LinearArithmetic):
         if self.factors is not None:
             x = x * self.factors
         scale: Tensor | float
-        if self.per_token:
+        if needs_gradient(x):
+            steps, scale = clipped(x.float(), self.source), 1.0
+        elif self.per_token:
             codes, scale = kernels.quantize_rows(x)
             steps = codes.float() - 128
         elif self.factors is not None and self.source is not None:
@@ -244,11 +254,20 @@ class Int8Conv(Int8Layer, ConvArithmetic):
         """Return the layer's output. ``other`` is uint8 where the result is, else float, and may be overwritten."""
         if x.ndim < self.codes.ndim:  # a single sample without an axis for the batch, as float layers take it
             return self.forward(x[None], None if other is None else other[None]).squeeze(0)
+        if needs_gradient(x, other):
+            tensors = (x,) if other is None else (x, other)
+            return differentiable(self._values, self._portable, *tensors)
         if self.saturating:
             return self._portable(x, other)
         if not torch.compiler.is_compiling():
             return self.convolved(x, other)
         return self._portable(x, other) if kernels.is_portable() else self._operator(x, other)
+
+    def _values(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        if other is not None and other.dtype != torch.uint8:
+            codes = self.gives is not None and self.other is not None
+            other = self.other.quantize(other) if codes and self.other is not None else other.clone()
+        return as_values(self.forward(x, other), self.gives, self.dtype)
 
     def _operator(self, x: Tensor, other: Tensor | None) -> Tensor:
         added = (None, 0) if self.other is None else (self.other.scale, self.other.zero_point)
@@ -256,7 +275,7 @@ class Int8Conv(Int8Layer, ConvArithmetic):
         y: Tensor = torch.ops.octavo.int8_conv(*head, *source_arguments(self.source, self.symmetric), *self.result(), self.then)
         return y
 
-    def _portable(self, x: Tensor, other: Tensor | None) -> Tensor:
+    def _portable(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         steps, scale = self._portable_source(x)
         if self.pads:
             steps = nn.functional.pad(steps, self.pads)

@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import PackedSequence
 from octavo.core.numerics.tensor import QuantizedTensor
 
 from . import kernels
+from .differentiable import needs_gradient
 from .layouts import content, forget, layout
 from .operators import register
 from .projected import ProjectedCell, run_projected
@@ -154,6 +155,14 @@ class Int8Recurrent(StoredRecurrent):
             forget(tensor)
 
     def _run(self, x: Tensor, sizes: Tensor | None, states: States) -> tuple[Tensor, States]:
+        if needs_gradient(x, *states):
+            # The integer kernel's values, with the gradient of the decoded layer.
+            smooth, last = super()._run(x, sizes, states)
+            with torch.no_grad():
+                exact, own = self._run(x, sizes, states)
+            pairs = zip((exact, *own), (smooth, *last), strict=True)
+            y, *after = (value + (like - like.detach()) for value, like in pairs)
+            return y, tuple(after)
         compiling = torch.compiler.is_compiling()
         stored: Any = self.weight_codes
         saturating = not compiling and not all(_in_reach(w.codes) for w in stored)

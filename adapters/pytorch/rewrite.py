@@ -181,8 +181,9 @@ class _Rewriter:
                 assert wanted is not None
                 other = self._as_codes(other, wanted)
             last = c.inner[name][-1]
-            if original.op == "placeholder" or any(c.order[u] > c.order[last] for u in original.users):
-                # The kernel may write into what it adds, and this value is read again.
+            read_again = any(c.order[u] > c.order[last] for u in original.users) or other is args[0]
+            if original.op == "placeholder" or read_again:
+                # The kernel may write into what it adds, and this value is read again, perhaps by the kernel itself.
                 other = self._graph.call_method("clone", (other,))
             args.append(other)
         # Initial states, offsets of bags: whatever else the float layer is given.

@@ -33,6 +33,7 @@ from .exported import is_exported, recovered
 from .folding import folded
 from .further import look_further
 from .gradients import gradients
+from .hugging_face import refuse_what_fails
 from .layers import Layer
 from .offers import capability
 from .online import install
@@ -200,6 +201,7 @@ class TorchSession(Session):
                 biases[name] = self._fold(self.capture.layers[name])[1] if op.bias else None
         ledger |= {op.name: Applied(FLOAT, FLOAT, reason=op.out_of_reach) for op in view.ops if op.out_of_reach}
         module, remarks = self.capture.build(active, biases)
+        module = refuse_what_fails(module) if active else module
         for name, remark in remarks.items():
             line = ledger[name]
             said = "; ".join(filter(None, (line.reason, remark)))

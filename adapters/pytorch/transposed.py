@@ -15,6 +15,7 @@ from torch import nn
 from . import kernels
 from .activation import Activation
 from .arithmetic import Integers, format_of
+from .differentiable import as_values, differentiable, needs_gradient
 from .int8 import Int8Layer
 from .layouts import content, layout
 from .operators import RESULT, SOURCE, Arguments, register, source_arguments
@@ -127,6 +128,12 @@ class Int8ConvTranspose(Int8Layer, TransposedArithmetic):
         if x.ndim < self.codes.ndim:  # a single sample without an axis for the batch, as float layers take it
             return self.forward(x[None], output_size).squeeze(0)
         geometry = self._sized(x, output_size)
+        if needs_gradient(x):
+            return differentiable(
+                lambda x: as_values(self.forward(x, output_size), self.gives, self.dtype),
+                lambda x: self._portable(x, geometry),
+                x,
+            )
         if self.saturating:
             return self._portable(x, geometry)
         if not torch.compiler.is_compiling():
