@@ -41,7 +41,7 @@ def architecture_of(module: nn.Module) -> dict[str, Any] | None:
     config: Any = module.config
     generation: Any = getattr(module, "generation_config", None)
     kinds: dict[str, list[str]] = {}
-    sources = _parameters_of_layers(module)
+    sources = parameters_of_layers(module)
     for path, child in module.named_modules():
         if type(child).__module__.startswith("octavo.") and isinstance(weight := getattr(child, "weight", None), torch.Tensor):
             kinds.setdefault(str(weight.dtype).removeprefix("torch."), []).append(sources.get(path, path))
@@ -54,7 +54,7 @@ def architecture_of(module: nn.Module) -> dict[str, Any] | None:
     }
 
 
-def _parameters_of_layers(root: nn.Module) -> dict[str, str]:
+def parameters_of_layers(root: nn.Module) -> dict[str, str]:
     """Return path of a layer that was made for a parameter -> that parameter's name."""
     found: dict[str, str] = {}
     for owner, leaf, place in loose_weights(root):

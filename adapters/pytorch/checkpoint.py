@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,11 +20,13 @@ from octavo.core.numerics.affine import integer_range, is_integer
 from octavo.core.numerics.packing import pack
 from octavo.core.numerics.tensor import QuantizedTensor
 
-from .architecture import architecture_of, rebuild
+from .architecture import architecture_of, parameters_of_layers, rebuild
 from .candidate import TorchCandidate
 from .experts import packed_experts
 from .layers import is_transposed_linear
+from .parameters import loose_weights
 from .skeleton import aliases, named_tensors
+from .subclasses import is_table
 
 Tensor = torch.Tensor
 
@@ -61,7 +64,8 @@ class Checkpoint:
                 f"{format} holds models whose class the transformers package defines, and this is a {kind.__module__}.{kind.__qualname__}; "
                 "save it with result.save() and load it with octavo.load(folder, model=...)"
             )
-        made = cls(format, candidate, rebuild(facts, "meta"))
+        made = cls(format, _with_modules_alone(candidate), rebuild(facts, "meta"))
+        candidate = made.candidate
         if not candidate.parameters:
             raise SchemeError(f"nothing in this model is quantized: {format} would hold the float model; use its save_pretrained")
         for name in candidate.factors:
@@ -110,7 +114,8 @@ class Checkpoint:
         """Return every tensor that stays float under the name that the reader gives it, tied ones once, and the ops' biases."""
         owned = tuple(f"{name}." for name in self.candidate.parameters)
         kept = self.empty.state_dict().keys()
-        held = {**named_tensors(self.candidate.module), **dict(packed_experts(self.candidate.module))}
+        root = self.candidate.module
+        held = {**named_tensors(root), **dict(packed_experts(root)), **dict(_loose(root))}
         found = {n: t for n, t in held.items() if n in kept and not n.startswith(owned)}
         for name, bias in self.candidate.biases.items():
             if bias is not None:
@@ -156,6 +161,34 @@ class Checkpoint:
         config.save_pretrained(folder)
         if (generation := getattr(module, "generation_config", None)) is not None:
             generation.save_pretrained(folder)
+
+
+def _with_modules_alone(candidate: TorchCandidate) -> TorchCandidate:
+    """Return a candidate without the ops for which a reader makes no layer: those of a parameter, and tables that make their ids.
+
+    The numbers that their codes stand for are written in place of them.
+    """
+    made = copy.copy(candidate)
+    root = candidate.module
+    layers = parameters_of_layers(root)
+    modules = dict(root.named_modules())
+    made.parameters = {
+        name: own
+        for name, own in candidate.parameters.items()
+        if name not in layers and not (name in modules and _makes_ids(modules[name]))
+    }
+    return made
+
+
+def _makes_ids(module: nn.Module) -> bool:
+    """Return whether a table is given more than ids: readers call theirs with ids alone."""
+    return is_table(module) and len(inspect.signature(module.forward).parameters) > 1
+
+
+def _loose(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the parameters of which layers of octavo's own hold the codes, as float numbers."""
+    for path, leaf, place in loose_weights(root):
+        yield (f"{path}.{leaf}" if path else leaf), place.decoded().detach()
 
 
 @dataclass(frozen=True)
