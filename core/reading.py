@@ -163,8 +163,11 @@ def choose(raw: Any, takes: Takes, attempt: Attempt | None, index: int = 0) -> R
                 ran.append((reading, attempt(reading(raw, index))))
             except Exception as error:
                 first_error = first_error or str(error).splitlines()[0] if str(error) else type(error).__name__
-        if len(ran) > 1 and not _agree([outputs for _, outputs in ran]) and not _masks(ran, raw):
-            _refuse(raw, takes, [reading for reading, _ in ran], index)
+        if len(ran) > 1 and not _masks(ran, raw):
+            if not _agree([outputs for _, outputs in ran]):
+                _refuse(raw, takes, [reading for reading, _ in ran], index)
+            if _called_mask(ran, raw):
+                return ran[-1][0]  # numbers that are no mask, and made no difference as one
         if ran:
             return ran[0][0]
     call = groups[0][0](raw, index)
@@ -273,6 +276,13 @@ def _masks(ran: Sequence[tuple[Reading, Any]], raw: Any) -> bool:
     data = next((leaf for _, leaf in leaves(values[0]) if is_array(leaf)), None)
     beyond = range(len(shortest.call(raw).args), len(values))
     return data is not None and all(i < len(names) and "mask" in names[i] and _is_mask(values[i], data) for i in beyond)
+
+
+def _called_mask(ran: Sequence[tuple[Reading, Any]], raw: Any) -> bool:
+    """True if what the longest reading takes beyond the shortest would be given as a mask."""
+    longest, shortest = ran[0][0], ran[-1][0]
+    beyond = longest.takes.positional[len(shortest.call(raw).args) : len(longest.call(raw).args)]
+    return any("mask" in name for name in beyond)
 
 
 def _is_mask(value: Any, data: Any) -> bool:

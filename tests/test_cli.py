@@ -380,6 +380,22 @@ def test_quantize_applies_a_named_scheme(octavo: Command, model: Path, tmp_path:
     assert "int8-static" in error
 
 
+def test_quantize_takes_batches_of_a_python_object(octavo: Command, model: Path, tmp_path: Path) -> None:
+    data = str(model.with_suffix(".npz").absolute())
+    (tmp_path / "my_batches.py").write_text(
+        "import numpy as np, octavo\n"
+        f"table = np.load({data!r})\n"
+        "loader = [{'picture': table['image'][i : i + 8], 'label': i} for i in range(0, 32, 8)]\n"
+        "batches = octavo.Batches(loader, inputs=lambda batch: batch['picture'])\n"
+    )
+    code, _, error = octavo("quantize", model, "--data", "my_batches:batches", "-o", "by-object")
+    assert code == 0, error
+    code, _, error = octavo("quantize", model, "--data", "my_batches:loader", "-o", "by-loader")
+    assert code == 1
+    assert "octavo.Batches" in error
+    assert "picture" in error
+
+
 def test_export_writes_a_runner_that_needs_numpy_only(octavo: Command, model: Path, tmp_path: Path) -> None:
     data = model.with_suffix(".npz")
     assert octavo("quantize", model, "--backend", "numpy", "--data", data, "-o", "quantized")[0] == 0

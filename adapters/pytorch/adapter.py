@@ -75,7 +75,8 @@ class TorchAdapter(Adapter):
         ]
         if bare := list(unreached(capture.root)):
             notes.append(f"weights of three axes that no layer holds stay float: {', '.join(bare)}")
-        session = TorchSession(capture, device, call, tuple(notes), given, census(plain, reads), reading, plain)
+        counted = census(plain, reads, branches=capture.facts()["kind"] == "modules")
+        session = TorchSession(capture, device, call, tuple(notes), given, counted, reading, plain)
         session.reads = reads
         return session
 

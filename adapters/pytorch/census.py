@@ -11,9 +11,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from octavo.core.coverage import counts
-from octavo.core.graph import HeldWeight
+from octavo.core.graph import UNREACHED, HeldWeight
 
 from .batches import tensors_in
+from .referred import is_referred_to
 from .skeleton import aliases
 
 Tensor = torch.Tensor
@@ -74,21 +75,24 @@ def _overlaps(extents: Collection[tuple[int, int]], tensors: Iterable[Tensor]) -
     return found
 
 
-def census(given: nn.Module, reads: Reads | None) -> tuple[HeldWeight, ...]:
+def census(given: nn.Module, reads: Reads | None, *, branches: bool = False) -> tuple[HeldWeight, ...]:
     """Return the parameters and buffers of two or more dimensions that the forward of a module uses, each once.
 
     Args:
         given: The module as it was given, without stand-ins.
         reads: What was read in runs of an example; None where there was none: then all of them count.
+        branches: The runs may have taken some branches of several: what they did not read counts too, where the code of
+            the model's classes speaks of it.
     """
     held = {name: tensor for name, tensor in _tensors(given) if counts(tensor.shape, _dtype(tensor))}
     used = [True] * len(held) if reads is None else reads.within(held.values())
     buffers = {name for name, _ in given.named_buffers()}
-    return tuple(
-        HeldWeight(name, tuple(tensor.shape), _dtype(tensor), _reason(given, name, buffers))
-        for (name, tensor), is_used in zip(held.items(), used, strict=True)
-        if is_used
-    )
+    found = []
+    for (name, tensor), is_used in zip(held.items(), used, strict=True):
+        if is_used or (branches and is_referred_to(given, name)):
+            reason = _reason(given, name, buffers) if is_used else UNREACHED
+            found.append(HeldWeight(name, tuple(tensor.shape), _dtype(tensor), reason))
+    return tuple(found)
 
 
 def unclaimed(found: Iterable[HeldWeight], given: nn.Module, root: nn.Module, claimed: Collection[str]) -> tuple[HeldWeight, ...]:

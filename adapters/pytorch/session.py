@@ -137,7 +137,9 @@ class TorchSession(Session):
         calls = [to_call(batch, self.capture.root, device) for batch in batches]
         with self.reads or nullcontext():
             capture = look_further(self.capture, self._example, calls)
-        counted = census(self._plain, self.reads) if self._plain is not None and self.reads is not None else self._counted
+        counted = self._counted
+        if self._plain is not None and self.reads is not None:
+            counted = census(self._plain, self.reads, branches=capture.facts()["kind"] == "modules")
         seen = (self._example, self._notes, self._given, counted, self._reading, self._plain)
         session = TorchSession(capture, self._device, *seen)
         session.reads, session.others = self.reads, tuple(calls)

@@ -125,6 +125,13 @@ def test_what_makes_no_difference_may_be_given() -> None:
     assert len(batch) == 2
 
 
+def test_labels_that_make_no_difference_as_a_mask_are_no_mask() -> None:
+    labels = np.full((4, 3), 7)
+    batch, note = read((X, labels), takes("input_ids", "attention_mask", required=()), runner(uses_mask=False))
+    assert batch == (X,)
+    assert "left out" in note
+
+
 def test_any_number_of_values() -> None:
     star = Takes((), (), any_positional=True)
     assert len(read((X, X), star, lambda b: (sum(b),))[0]) == 2  # type: ignore[arg-type]

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from octavo.core.data import load_arrays
 from octavo.core.errors import DataError, nearest
+from octavo.core.textfiles import absolute
+
+from .models import named_object
 
 LABELS = ("labels", "label", "targets", "target", "y")
 """Names by which an array of labels is known without being told."""
@@ -68,6 +72,20 @@ def read_samples(path: Path, labels: str | None = None) -> Samples:
         told = ", ".join(f"{k} {n}" for k, n in lengths.items())
         raise DataError(f"the arrays of {path} must have one length, at least 1: the first axis counts samples; there are {told}")
     return Samples(inputs, arrays[name] if name else None, str(path))
+
+
+def calibration_source(spec: str, option: str, batch_size: int, labels: str | None = None) -> Any:
+    """Return what ``--calibration`` or ``--data`` names: samples of a file as batches, or the object of ``module:name``.
+
+    Args:
+        spec: A path, or ``module:name`` of whatever ``octavo.autotune`` takes as calibration, ``octavo.Batches`` included.
+        option: The option, for messages.
+        batch_size: Samples of a batch, where they come from a file.
+        labels: Name of the array of labels in a file.
+    """
+    if ":" not in spec or absolute(spec, "calibration data").exists():
+        return list(read_samples(Path(spec), labels).batches(batch_size))
+    return named_object(spec, option)
 
 
 def split(samples: Samples, calibration: int) -> tuple[Samples, Samples]:

@@ -14,7 +14,7 @@ from octavo.core.presets import PRESETS
 from octavo.core.result import check_target
 
 from .console import out, say
-from .data import read_samples
+from .data import calibration_source
 from .ledger import ledger_table
 from .models import source
 from .summary import float_weights
@@ -33,7 +33,7 @@ def quantize(
             help=f"One of {', '.join(PRESETS)}; or a saved result, a recipe (.json), or a configuration whose rules say what each op takes."
         ),
     ] = "int8-static",
-    data: Annotated[Path | None, typer.Option(help="Calibration samples: an .npz or a folder of .npy.")] = None,
+    data: Annotated[str | None, typer.Option(help="Calibration samples: an .npz, a folder of .npy, or module:name.")] = None,
     labels: Annotated[str | None, typer.Option(help="Name of an array in --data that is no input.")] = None,
     backend: Annotated[str | None, typer.Option("--backend", "-b", help="Backend; default: the model's own.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the result; default: MODEL-SCHEME.")] = None,
@@ -46,7 +46,7 @@ def quantize(
         chosen = TuningConfig.read(Path(scheme))
     stem = Path(model).stem if isinstance(opened, Path) else model.split(":")[-1]
     target = check_target(output or Path(f"{stem}-{Path(scheme).stem}"))
-    batches = list(read_samples(data, labels).batches(batch_size)) if data is not None else None
+    batches = calibration_source(data, "--data", batch_size, labels) if data is not None else None
     if batches is None and isinstance(chosen, str) and "static" in chosen:
         raise ConfigError(f"scheme {scheme!r} needs calibration samples: give --data, or take a dynamic or weight-only scheme")
     quantized = quantize_model(opened, chosen, batches, backend=backend)

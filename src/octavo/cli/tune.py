@@ -18,10 +18,9 @@ from octavo.core.report import report_data, write
 from octavo.core.result import Result, check_target, read_manifest
 from octavo.core.run import autotune
 from octavo.core.signals import deferred_interrupts, terminate_as_interrupt
-from octavo.core.textfiles import absolute
 
 from .console import out, say, warn
-from .data import Samples, read_samples, split
+from .data import Samples, calibration_source, read_samples, split
 from .metrics import METRICS, FileScore, metric
 from .models import named_object, source
 from .progress import Show
@@ -127,7 +126,7 @@ def _evaluation(
     """Return the score function, the calibration batches, and the settings with the score's name and direction."""
     samples = read_samples(data, labels) if data is not None else None
     if calibration is not None:
-        batches = _calibration(calibration, batch_size)
+        batches = calibration_source(calibration, "--calibration", batch_size)
     elif samples is not None:
         kept, samples = split(samples, calibration_size)
         batches = list(kept.batches(batch_size))
@@ -160,13 +159,6 @@ def _file_score(model: Any, settings: TuningConfig, samples: Samples, batch_size
         opened = open_model(model, plugin_host(settings), example=next(samples.batches(batch_size)))
         reference = ArrayModel(opened.session.reference())
     return FileScore(name, samples, batch_size, reference)
-
-
-def _calibration(spec: str, batch_size: int) -> Iterable[Any]:
-    if absolute(spec, "calibration data").exists() or ":" not in spec:
-        return list(read_samples(Path(spec)).batches(batch_size))
-    found: Iterable[Any] = named_object(spec, "--calibration")
-    return found
 
 
 def _hand_over(result: Result, folder: Path, report: bool, title: str) -> None:

@@ -145,6 +145,9 @@ def test_a_branch_that_calibration_never_took_stays_float_and_is_said(scheme: st
     assert quantized.ledger["short"].reason == UNREACHED
     assert quantized.ledger["short"].applied.is_float
     assert any(UNREACHED in note and "short" in note for note in quantized.notes)
+    assert quantized.coverage is not None
+    assert {row.weight: row.reason for row in quantized.coverage.rows if row.is_float} == {"short.weight": UNREACHED}
+    assert quantized.coverage.kept == 32 * 32
     for n in (3, 8):
         x = some(4, n, 32)
         assert follows(run(quantized.model, x), run(model, x))
