@@ -8,16 +8,24 @@ from .scheme import OpScheme
 from .space import TuningSpace
 from .trial import Measurement
 
+BITS = ("bits", "all_bits")
+"""Budgets of average weight bits: over the ops that may be quantized, and over all ops."""
+
 MEASURED = ("size", "latency")
 """Budgets that are shares of the float model's figure and are checked against what was measured."""
 
 
-def average_bits(space: TuningSpace, schemes: Mapping[str, OpScheme]) -> float:
-    """Return the weight bits of the tunable units' ops under ``schemes`` (float where not named), a mean over their weights.
+def average_bits(space: TuningSpace, schemes: Mapping[str, OpScheme], *, kept: bool = False) -> float:
+    """Return the weight bits of ops under ``schemes`` (float where not named), a mean over their weights.
 
     Scales are no part of it; a ``size`` budget counts every byte of the file.
+
+    Args:
+        space: Its tunable units count.
+        schemes: Op -> scheme.
+        kept: Count the ops that no scheme is chosen for, too: those that a rule keeps in float among them.
     """
-    units = [u for u in space.tunable if u.parameters]
+    units = [u for u in (space.units if kept else space.tunable) if u.parameters]
     total = sum(u.parameters for u in units)
     used = sum((schemes[u.ops[0]].weight_bits if u.ops[0] in schemes else u.choices[-1].weight_bits) * u.parameters for u in units)
     return used / total if total else 0.0
@@ -36,8 +44,8 @@ def overruns(
     """
     used: dict[str, float] = {}
     for name in budgets:
-        if name == "bits":
-            used[name] = average_bits(space, applied)
+        if name in BITS:
+            used[name] = average_bits(space, applied, kept=name == "all_bits")
         else:
             ratio = measured[name].ratio if name in measured else None
             used[name] = float("inf") if ratio is None else ratio
@@ -46,12 +54,17 @@ def overruns(
 
 def float_keeps(budgets: Mapping[str, float]) -> bool:
     """Return whether the float model keeps every limit: it has 1 of its own size and latency, and 32 bits a weight."""
-    return all(limit >= (32 if name == "bits" else 1) for name, limit in budgets.items())
+    return all(limit >= (32 if name in BITS else 1) for name, limit in budgets.items())
 
 
 def describe(budgets: Mapping[str, float]) -> str:
     """Return the limits in words, for the goal's line."""
-    words = {"bits": "at most {:g} bits a weight", "size": "at most {:g} of the size", "latency": "at most {:g} of the latency"}
+    words = {
+        "bits": "at most {:g} bits a weight over the ops that may be quantized",
+        "all_bits": "at most {:g} bits a weight over all ops, those kept in float among them",
+        "size": "at most {:g} of the size",
+        "latency": "at most {:g} of the latency",
+    }
     return ", ".join(words[name].format(limit) for name, limit in budgets.items())
 
 

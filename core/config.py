@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from .budgets import BITS
 from .criteria.config import ToleranceConfig
 from .errors import ConfigError, shown
 from .parts import PartConfig
@@ -98,7 +99,8 @@ class TuningConfig(Frozen):
         gram_megabytes: How much of memory (in units of 2**20 bytes) the Gram matrices of calibration may take at a time, which
             gptq, awq and others need; the same again is for activations from which a further pass over the data goes on.
         executor: Where trials run.
-        budgets: Hard limits (``bits``: average weight bits; ``size``: share of the float file; ``latency``: share of the
+        budgets: Hard limits (``bits``: average weight bits over the ops that may be quantized, or with ``bits_of = "all"`` over all,
+            those kept in float among them (``all_bits`` says both); ``size``: share of the float file; ``latency``: share of the
             float time): a trial that overruns one does not pass. None can be above the float model's own figure.
         plugins: Plugin policy: ``autoload``, ``allow``, ``deny``.
     """
@@ -121,7 +123,7 @@ class TuningConfig(Frozen):
     non_finite: Literal["error", "float"] = "error"
     gram_megabytes: float = Field(default=1024, ge=0, le=2**40)
     executor: ExecutorConfig = ExecutorConfig()
-    budgets: dict[Literal["bits", "size", "latency"], Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    budgets: dict[Literal["bits", "all_bits", "size", "latency"], Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     plugins: PluginPolicy = Field(default_factory=lambda: PluginPolicy())
 
     @field_validator("timeout", "trial_timeout", mode="before", json_schema_input_type=float | str | None)
@@ -142,16 +144,29 @@ class TuningConfig(Frozen):
     def _transforms_as_written(cls, value: Any) -> Any:
         return (value,) if isinstance(value, (str, dict)) else value
 
+    @field_validator("budgets", mode="before")
+    @classmethod
+    def _bits_of(cls, value: Any) -> Any:
+        """Read ``bits_of = "all"`` beside ``bits`` as the budget ``all_bits``."""
+        if not isinstance(value, Mapping) or "bits_of" not in value:
+            return value
+        of, rest = value["bits_of"], {k: v for k, v in value.items() if k != "bits_of"}
+        if of not in ("all", "tunable"):
+            raise ValueError(f"bits_of is {shown(of)}; it says which weights bits counts: 'tunable' or 'all'")
+        if "bits" not in rest:
+            raise ValueError("bits_of says which weights bits counts, and there is no bits")
+        return {("all_bits" if k == "bits" and of == "all" else k): v for k, v in rest.items()}
+
     @field_validator("budgets")
     @classmethod
     def _budgets_limit_something(cls, value: dict[str, float]) -> dict[str, float]:
-        most = {"bits": 32.0, "size": 1.0, "latency": 1.0}
+        most = {"bits": 32.0, "all_bits": 32.0, "size": 1.0, "latency": 1.0}
         for name, limit in value.items():
             if not 0 < limit <= most[name]:
-                what = "bits of a weight" if name == "bits" else f"share of the float model's {name}"
+                what = "bits of a weight" if name in BITS else f"share of the float model's {name}"
                 raise ValueError(
                     f"{name} = {limit:g} limits nothing: it is the {what}, above 0 and at most "
-                    f"{most[name]:g}" + ("" if name == "bits" else " (30 % is 0.3)")
+                    f"{most[name]:g}" + ("" if name in BITS else " (30 % is 0.3)")
                 )
         return value
 

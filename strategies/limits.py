@@ -97,6 +97,11 @@ class Limits:
         if name == "bits":
             total = max(sum(u.parameters for u in units), 1)
             return [np.array([s.weight_bits * u.parameters / total for s in u.choices]) for u in units], 0.0
+        if name == "all_bits":
+            every = [u for u in self._space.units if u.parameters]
+            total = max(sum(u.parameters for u in every), 1)
+            kept = sum(u.choices[-1].weight_bits * u.parameters for u in every if not u.tunable) / total
+            return [np.array([s.weight_bits * u.parameters / total for s in u.choices]) for u in units], kept
         if name == "size":
             return [b / self._whole for b in self._bytes], self._beside / self._whole
         return self._latency.costs(), OVERHEAD
