@@ -62,8 +62,8 @@ def preset_recipe(name: str, space: TuningSpace, opened: Opened) -> Recipe:
             chosen[unit.name] = scheme
     if not chosen:
         offered = sorted({str(s) for u in space.tunable for s in u.choices})
-        known = "".join(f" ({note})" for note in opened.view.notes)
+        noted = "".join(f". Note: {note}" for note in opened.view.notes)
         raise SchemeError(
-            f"{opened.name} can carry out {name!r} for no op of this model{known}. It can: {'; '.join(offered) or 'nothing here'}"
+            f"{opened.name} can carry out {name!r} for no op of this model. It can: {'; '.join(offered) or 'nothing here'}{noted}"
         )
     return space.recipe(chosen)

@@ -153,7 +153,8 @@ def _input(info: Any, value: Any) -> np.ndarray:
             raise DataError(f"input {info.name!r} takes {info.type}, got {array.dtype}; convert it")
         array = array.astype(wanted)
     shape = list(info.shape or ())
-    if info.shape is not None and (
+    # A value of unknown rank is declared like one without axes: what it takes, the runtime says.
+    if shape and (
         len(shape) != array.ndim or any(isinstance(d, int) and d >= 0 and d != n for d, n in zip(shape, array.shape, strict=False))
     ):
         raise DataError(f"input {info.name!r} takes shape {shape}, got {list(array.shape)}")

@@ -33,23 +33,27 @@ def product_from_einsum(node: ir.Node, layouts: Layouts) -> None:
     if any(len(set(term)) != len(term) for term in (of_x, of_w, result)):
         return  # a diagonal
     summed = [letter for letter in of_x if letter in of_w and letter not in result]
+    stacked = [letter for letter in of_x if letter in of_w and letter in result]
     kept = [letter for letter in of_x if letter not in of_w]
     columns = [letter for letter in of_w if letter not in of_x]
-    if not summed or len(kept) + len(summed) < len(of_x) or set(kept) | set(columns) != set(result):
-        return  # a stack of matrices, a sum over x alone, or no product
+    if not summed or set(kept) | set(columns) | set(stacked) != set(result):
+        return  # no product, or a sum over one side alone
+    if stacked and not len(kept) == len(summed) == 1:
+        return  # a stack of matrices takes one axis of rows and one that is summed
     assert weight.const_value is not None
     sizes = dict(zip(of_w, weight.const_value.shape.numpy(), strict=True))
-    order = [of_w.index(letter) for letter in (*summed, *columns)]
+    order = [of_w.index(letter) for letter in (*stacked, *summed, *columns)]
     rows, width = prod(sizes[n] for n in summed), prod(sizes[n] for n in columns)
-    tag = "rows_" + "".join((*summed, *columns))
-    matrix = layouts.of(node, weight, tag, lambda a: np.ascontiguousarray(a.transpose(order)).reshape(rows, width))
-    value = _turned(node, x, of_x, [*kept, *summed], "in")
+    shape = [*(sizes[n] for n in stacked), rows, width]
+    tag = "rows_" + "".join(map(str, order)) + f"_{len(summed)}"
+    matrix = layouts.of(node, weight, tag, lambda a: np.ascontiguousarray(a.transpose(order)).reshape(shape))
+    value = _turned(node, x, of_x, [*stacked, *kept, *summed], "in")
     if len(summed) > 1:
         value = _reshaped(node, value, [*[0] * len(kept), rows], "rows")
     value = before(node, "MatMul", [value, matrix], "product")
     if len(columns) != 1:
-        value = _reshaped(node, value, [*[0] * len(kept), *(sizes[n] for n in columns)], "columns")
-    value = _turned(node, value, [*kept, *columns], result, "out")
+        value = _reshaped(node, value, [*[0] * (len(stacked) + len(kept)), *(sizes[n] for n in columns)], "columns")
+    value = _turned(node, value, [*stacked, *kept, *columns], result, "out")
     if value.producer() is None:
         return
     replace_with(node, value)

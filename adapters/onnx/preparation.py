@@ -12,6 +12,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from .attention import simplify_masked_softmax
+from .branches import take_constant_branches
 from .building import Layouts
 from .convolutions import fold_affine, fold_batch_norm, fold_pad, pool_from_mean
 from .einsum import product_from_einsum
@@ -44,6 +45,10 @@ def prepare(model: ir.Model) -> ir.Model:
     layouts, folded = Layouts(), Folded(model.graph)
     for scope in scopes(model.graph):
         fold_constants(scope, folded, layouts.note)
+    if take_constant_branches(model.graph):
+        for scope in scopes(model.graph):
+            fold_constants(scope, folded, layouts.note)
+    for scope in scopes(model.graph):
         bypass_identities(scope)
     model = infer_shapes(model)
     graph = model.graph

@@ -357,6 +357,8 @@ def _make(
     node: ir.Node, kind: str, last: ir.Node, acts: tuple[int, ...], weight: int | None = None, bias: ir.Value | None = None,
     activation: str = "", why: str = "", channel_axis: int = 0, extra: Mapping[str, Attribute] | None = None, further: tuple[int, ...] = (),
 ) -> Site:  # fmt: skip
+    if not why and any(v is not None and v.dtype == ir.DataType.DOUBLE for v in (*node.inputs, *node.outputs)):
+        why = "it computes in double precision, which no quantized kernel takes"
     described = _weight(node.inputs[weight], channel_axis) if weight is not None else None
     values = [node.inputs[i] for i in acts]
     attributes: dict[str, Attribute] = {"onnx": node.op_type, **(extra or {})}

@@ -250,3 +250,50 @@ def test_an_old_opset_is_converted_in_bodies_too() -> None:
     for given in feeds:
         (expected,) = float_outputs(proto, given)
         assert cosine(expected, result.model(given)) > 0.99
+
+
+def convolutions(condition: bool | None = None) -> onnx.ModelProto:
+    """A convolution, then a branch with batch norm, a residual add over the branch's edge and ReLU; a constant condition or an input."""
+    tensors = models.weights(first=(8, 3, 3, 3), inner=(8, 8, 3, 3), last=(4, 8, 1, 1), other=(8, 8, 1, 1))
+    ones, zeros = np.ones(8, np.float32), np.zeros(8, np.float32)
+    norm = [numpy_helper.from_array(a, n) for n, a in (("g", 2 * ones), ("h", zeros), ("m", zeros), ("v", ones))]
+    then = helper.make_graph(
+        [
+            helper.make_node("Conv", ["a", "inner"], ["c"], "conv", pads=[1, 1, 1, 1]),
+            helper.make_node("BatchNormalization", ["c", "g", "h", "m", "v"], ["n"], "norm"),
+            helper.make_node("Add", ["n", "a"], ["s"], "residual"),
+            helper.make_node("Relu", ["s"], ["r"], "relu"),
+        ],
+        "then", [], [info("r", None)], [numpy_helper.from_array(tensors["inner"], "inner"), *norm],
+    )  # fmt: skip
+    other = helper.make_graph([helper.make_node("Conv", ["a", "other"], ["r"], "conv")], "else", [], [info("r", None)])
+    nodes = [
+        helper.make_node("Conv", ["x", "first"], ["a"], "before", pads=[1, 1, 1, 1]),
+        helper.make_node("If", ["go"], ["b"], "branch", then_branch=then, else_branch=other),
+        helper.make_node("Conv", ["b", "last"], ["y"], "after"),
+    ]
+    held_outside = [numpy_helper.from_array(tensors[n], n) for n in ("first", "last", "other")]
+    inputs = [info("x", ["n", 3, 8, 8])]
+    if condition is None:
+        inputs.append(info("go", [], TensorProto.BOOL))
+    else:
+        held_outside.append(numpy_helper.from_array(np.array(condition), "go"))
+    graph = helper.make_graph(nodes, "g", inputs, [info("y", ["n", 4, 8, 8])], held_outside)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize("form", ["qdq", "qoperator"])
+@pytest.mark.parametrize("condition", [None, True, False])
+def test_convolutions_in_bodies_and_over_their_edges(condition: bool | None, form: str) -> None:
+    """With a constant condition the branch that is taken becomes part of the graph, and its ops are found all the same."""
+    proto = convolutions(condition)
+    rng = np.random.default_rng(0)
+    feeds = [{"x": rng.normal(size=(2, 3, 8, 8)).astype(np.float32)} for _ in range(4)]
+    if condition is None:
+        feeds = [{**feed, "go": np.array(i % 2 == 0)} for i, feed in enumerate(feeds)]
+    result = octavo.quantize_model(proto, "int8-static", calibration=feeds, backend={"kind": "onnx", "form": form})
+    assert {line.realization for line in result.ledger.values() if line.applied.weight} == {"kernel"}
+    assert result.coverage.kept == 0
+    for feed in feeds:
+        (expected,) = float_outputs(proto, feed)
+        assert cosine(expected, result.model(feed)) > 0.97

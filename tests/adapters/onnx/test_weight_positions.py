@@ -56,7 +56,10 @@ def einsum(equation: str, weight: tuple[int, ...], x: tuple[int, ...], left: boo
         first, second = equation.split("->")[0].split(",")
         own = first if left else second
         other = second if left else first
-        summed = [i for i, c in enumerate(own) if c in other]
+        result = equation.partition("->")[2]
+        summed = [i for i, c in enumerate(own) if c in other and c not in result]
+        if any(c in other and c in result for c in own):  # a stack of matrices, as they stand
+            return model([node("Einsum", ["x", "w"], ["y"], "op", equation=equation)], {"w": columns(*weight)}, x), x
         rest = [i for i in range(len(own)) if i not in summed]
         rows, width = int(np.prod([weight[i] for i in summed])), int(np.prod([weight[i] for i in rest]))
         shape = [weight[i] for i in (*summed, *rest)]
@@ -96,6 +99,9 @@ PRODUCTS = {
     "einsum to one": einsum("bshk,hkd->bsd", (4, K // 4, N), (2, 3, 4, K // 4)),
     "einsum of rows": einsum("bsd,hd->bsh", (N, K), (2, 3, K)),
     "einsum with the constant first": einsum("hd,bds->bhs", (N, K), (2, K, 3), left=True),
+    "einsum of stacked matrices": einsum("bhd,hdk->bhk", (6, K, N), (2, 6, K)),
+    "einsum of any rank": einsum("...d,dh->...h", (K, N), (2, 3, K)),
+    "einsum without a result": einsum("bd,dh", (K, N), (4, K)),
     "identity": plain([node("Identity", ["v"], ["w"]), node("MatMul", ["x", "w"], ["y"], "op")], (4, K), v=spared(K, N)),
     "transpose": plain(
         [node("Transpose", ["v"], ["w"], perm=[1, 0]), node("MatMul", ["x", "w"], ["y"], "op")], (4, K), v=spared(K, N).T.copy()
@@ -134,12 +140,12 @@ def test_products_are_tuned_and_answer_as_before(case: str, scheme: str) -> None
     (expected,) = ort.InferenceSession(proto.SerializeToString()).run(None, data[-1])
     plain = OnnxAdapter(OnnxConfig()).open(proto).apply(octavo.Recipe(backend="onnx"), {})
     np.testing.assert_allclose(plain.native(data[-1]), expected, rtol=1e-4, atol=1e-4)
-    if case == "stacked" and scheme == "int8-weight-only":
+    if "stacked" in case and scheme == "int8-weight-only":
         with pytest.raises(SchemeError):
             octavo.quantize_model(proto, scheme, calibration=data)
         return
     result = octavo.quantize_model(proto, scheme, calibration=data)
-    assert result.coverage.quantized == K * N * (6 if case == "stacked" else 1)
+    assert result.coverage.quantized == K * N * (6 if "stacked" in case else 1)
     assert {row.weight for row in result.coverage.rows if row.is_float} <= {"b"}
     assert {line.realization for line in result.ledger.values() if line.applied.weight} == {"kernel"}
     assert result.model(data[-1]).shape == expected.shape
@@ -212,6 +218,30 @@ def test_recurrent_weights_can_be_stored_in_codes(kind: str) -> None:
     if kind != "LSTM":
         with pytest.raises(SchemeError, match="for no op of this model"):
             octavo.quantize_model(proto, "int8-dynamic", [{"x": x}])
+
+
+def test_double_precision_stays_and_says_so() -> None:
+    nodes = [
+        node("Cast", ["x"], ["d"], to=TensorProto.DOUBLE), node("MatMul", ["d", "w"], ["a"], "wide"),
+        node("Cast", ["a"], ["f"], to=TensorProto.FLOAT), node("MatMul", ["f", "v"], ["y"], "open"),
+    ]  # fmt: skip
+    proto = model(nodes, {"w": spared(K, K).astype(np.float64), "v": spared(K, N)}, (4, K))
+    x = rng().normal(size=(4, K)).astype(np.float32)
+    (expected,) = ort.InferenceSession(proto.SerializeToString()).run(None, {"x": x})
+    for scheme in ("int8-static", "int8-dynamic", "int4-weight-only"):
+        result = octavo.quantize_model(proto, scheme, calibration=[(x,)])
+        assert "double precision" in result.ledger["wide"].reason
+        assert not result.ledger["open"].applied.is_float
+        assert cosine(expected, result.model(x)) > 0.98
+
+
+def test_an_input_of_unknown_rank() -> None:
+    proto = model([node("MatMul", ["x", "w"], ["y"], "op")], {"w": spared(K, N)}, (4, K))
+    proto.graph.input[0].type.tensor_type.ClearField("shape")
+    x = rng().normal(size=(4, K)).astype(np.float32)
+    for scheme in ("int8-static", "int8-dynamic"):
+        result = octavo.quantize_model(proto, scheme, calibration=[(x,)])
+        assert cosine(x @ spared(K, N), result.model(x)) > 0.995
 
 
 def test_what_has_no_constant_or_no_kernel_says_so() -> None:
