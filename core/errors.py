@@ -69,7 +69,7 @@ class DeviceError(OctavoError, RuntimeError):
 
 
 class StoreError(OctavoError, RuntimeError):
-    """The history store is corrupt, busy, read-only, too new or belongs to another run."""
+    """A history is corrupt, busy, read-only, too new or of another run; or a result cannot be written."""
 
 
 class TrialTimeout(OctavoError, TimeoutError):

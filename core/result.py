@@ -22,7 +22,7 @@ from .certificate import Certificate
 from .choice import pareto
 from .config import TuningConfig
 from .coverage import Coverage
-from .errors import ConfigError, DeviceError, ModelError, OctavoError, raised_as
+from .errors import ConfigError, DeviceError, ModelError, OctavoError, StoreError, raised_as
 from .evaluation import ArrayModel
 from .graph import ModelView
 from .redaction import redacted
@@ -75,7 +75,7 @@ class Quantized:
             ConfigError: If the folder exists and is no octavo result.
         """
         facts = {"coverage": self.coverage.to_json(), "backend_settings": dict(self.backend_settings)}
-        return save_candidate(self.candidate, Path(folder), facts)
+        return save_candidate(self.candidate, absolute(folder, "a result's folder"), facts)
 
     def export(self, to: str, folder: str | Path, *, host: PluginHost | None = None) -> Path:
         """Write the model for another runtime: ``standalone``, ``compressed-tensors``, ``gptq``, ...; as a whole or not at all.
@@ -209,8 +209,18 @@ def check_target(folder: Path) -> Path:
 
 
 def save_candidate(candidate: Candidate, folder: Path, facts: Mapping[str, Any]) -> Path:
-    """Write a candidate with its manifest beside the target, then put it in place."""
+    """Write a candidate with its manifest beside the target, then put it in place.
+
+    Raises:
+        ConfigError: If the folder is no place for it.
+        StoreError: If it cannot be written: a full disk, a folder that is gone.
+    """
     folder = check_target(folder)
+    with raised_as(StoreError, f"the result cannot be written to {folder}"):
+        return _written(candidate, folder, facts)
+
+
+def _written(candidate: Candidate, folder: Path, facts: Mapping[str, Any]) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from .counterparts import Scores, SharedSensitivity, lend_traces
 from .criteria.base import Criterion
 from .data import CalibrationData
 from .direct import quantize_model
-from .errors import EvaluationError, ModelError, StoreError, raised_as
+from .errors import ConfigError, EvaluationError, ModelError, StoreError, raised_as, shown
 from .executor import Executor, InlineExecutor, ProcessExecutor
 from .fingerprint import explain, fingerprint, shaping
 from .finish import Finish
@@ -38,6 +38,7 @@ from .space import TuningSpace
 from .speeds import is_fast_first, worth_trying
 from .splits import CERTIFIED, split_samples
 from .strategy import Problem, Strategy, SuggestsTransforms
+from .textfiles import absolute
 from .yardstick import SECONDS, SHARE, Yardstick
 
 
@@ -95,7 +96,7 @@ def autotune(
     """
     clock = Clock()
     if backends is not None:
-        overrides["backends"] = tuple(backends)
+        overrides["backends"] = (backends,) if isinstance(backends, (str, Mapping)) else backends
     if executor is not None and not hasattr(executor, "submit"):
         overrides["executor"], executor = executor, None
     settings = TuningConfig.read(config, **overrides)
@@ -103,7 +104,7 @@ def autotune(
     if not callable(eval_fn):
         raise EvaluationError(f"eval_fn must be callable: candidate -> score; got {type(eval_fn).__name__}")
     search_fn: Callable[[Any], Any] = eval_fn
-    callbacks = tuple(Guarded(p) for p in callbacks)
+    callbacks = _listeners(callbacks)
     host = host or plugin_host(settings)
     criterion: Criterion = host.part("criteria", settings.criterion(host).kind).build(settings.criterion(host))
     confidence = getattr(criterion.config, "confidence", None)
@@ -115,7 +116,7 @@ def autotune(
     objectives = _objectives(settings.objective.minimise, host)
     strategy_settings = host.read("strategies", settings.strategy)
     if sensitivities is not None:
-        check_place(Path(sensitivities))
+        check_place(absolute(sensitivities, "a file of sensitivities"))
     with ExitStack() as stack:
         stack.enter_context(terminate_as_interrupt())
         opened, data, native = open_all(model, calibration, settings, host, stack)
@@ -232,6 +233,19 @@ def autotune(
         reason = clock.told(reason)
         _end(callbacks, reason)
         return finish.unhelped(reason) if accepted is None else finish.reached(accepted, reason)
+
+
+def _listeners(callbacks: Any) -> tuple[Progress, ...]:
+    """Return the caller's callbacks, each guarded.
+
+    Raises:
+        ConfigError: If one is no :class:`Progress`.
+    """
+    alone = isinstance(callbacks, Progress) or not isinstance(callbacks, Iterable)
+    given = (callbacks,) if alone else tuple(callbacks)
+    if not all(hasattr(p, "finished") for p in given):
+        raise ConfigError(f"callbacks is a sequence of octavo.Progress objects (got {shown(callbacks)})")
+    return tuple(Guarded(p) for p in given)
 
 
 def _end(callbacks: Sequence[Progress], reason: str) -> None:

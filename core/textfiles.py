@@ -25,7 +25,9 @@ def absolute(path: Any, what: str) -> Path:
         raise ConfigError(f"{what} is given by its path; got a {type(path).__name__}")
     with raised_as(ConfigError, f"{what} cannot lie at {shown(path)}"):
         found = Path(path).expanduser().absolute()
-        found.exists()  # raises where no file can have this name
+        if "\0" in str(found):
+            raise ValueError("a name of a file holds no null character")
+        found.exists()  # raises where a name is too long
         return found
 
 

@@ -135,7 +135,7 @@ class Trial:
         Raises:
             ConfigError: If a field is missing or malformed.
         """
-        row = checked(_Row, raw, "not a trial")
+        row = checked(_Row, raw, "a stored trial is damaged")
         recipe = Recipe.from_json(row.recipe)
         lines = {}
         for op, (realization, reason, applied) in row.ledger.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import shutil
 import sqlite3
 from collections.abc import Callable, Mapping
@@ -443,9 +444,11 @@ def overrides(bench: Bench) -> None:
     if bench.mutator.off:
         return
     name = bench.pick((*octavo.TuningConfig.model_fields, "tolerance", "metric", "mode", "minimise", "higher_is_better", "unknown"))
-    way = bench.random.randrange(5)
+    way = bench.random.randrange(7)
     if way == 0:
         octavo.TuningConfig(**{name: junk()})
+    elif way >= 5:
+        _odd_argument(bench, junk())
     elif way == 1:
         octavo.TuningConfig.read(None, **{name: junk()})
     elif way == 2:
@@ -454,6 +457,33 @@ def overrides(bench: Bench) -> None:
         octavo.quantize_model(junk(), "int8-dynamic", [corpus.rows()], backend=bench.pick((None, "numpy", "torch", "onnx", junk())))
     else:
         octavo.load(junk(), bench.pick((None, junk())))
+
+
+def _odd_argument(bench: Bench, value: Any) -> None:
+    """Tune with one argument of the call that is none."""
+    names = (
+        "storage",
+        "study",
+        "sensitivities",
+        "executor",
+        "callbacks",
+        "backends",
+        "holdout_fn",
+        "config",
+        "eval_fn",
+        "calibration",
+        "resume",
+    )
+    given: dict[str, Any] = {
+        "eval_fn": corpus.score, "calibration": [corpus.rows()], "storage": bench.folder / "history.db", "max_trials": 1,
+        "minimise": "size", "tolerance": 0.5, "confirm": False, bench.pick(names): value,
+    }  # fmt: skip
+    before = Path.cwd()
+    os.chdir(bench.folder)  # a text may name a file
+    try:
+        octavo.autotune(corpus.graph(), **given)
+    finally:
+        os.chdir(before)
 
 
 def data_files(bench: Bench) -> None:

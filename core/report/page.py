@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, MissingFramework, raised_as
-from ..textfiles import write_text
+from ..errors import ConfigError, MissingFramework, StoreError, raised_as
+from ..textfiles import absolute, write_text
 from . import text
 from .model import ReportData
 
@@ -54,6 +54,8 @@ def _drawn(data: ReportData, jinja2: Any, markup: Any) -> str:
 
 def write(data: ReportData, path: str | Path) -> Path:
     """Render and write the page, whole or not at all, and return its path."""
-    path = Path(path)
-    write_text(path, render(data))
+    path = absolute(path, "a report")
+    page = render(data)
+    with raised_as(StoreError, f"the report cannot be written to {path}"):
+        write_text(path, page)
     return path
