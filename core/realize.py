@@ -275,9 +275,9 @@ class Realizer:
         self, op: Op, recipe: Recipe, prepared: Prepared, asked: Mapping[str, tuple[QuantSpec, PartChoice, int | None] | None]
     ) -> OpParameters:
         scheme = recipe[op.name]
-        weight, bias = self._weight(op, scheme, recipe.transforms, prepared) if op.weight and scheme.weight else (None, None)
+        weight, bias = self._weight(op, recipe, prepared) if op.weight and scheme.weight else (None, None)
         alone = (replace(op, weight=w, bias=None, further=()) for w in op.further if scheme.weight)
-        further = tuple(self._weight(one, scheme, recipe.transforms, prepared)[0] for one in alone)
+        further = tuple(self._weight(one, recipe, prepared)[0] for one in alone)
         if scheme.mode != "static":
             return OpParameters(scheme, weight, bias=bias, further=further)
         assert scheme.input is not None
@@ -312,11 +312,23 @@ class Realizer:
             self._ranges[key] = affine_params(low, high, spec, axis)
         return self._ranges[key]
 
-    def _weight(
-        self, op: Op, scheme: OpScheme, transforms: tuple[PartChoice, ...], prepared: Prepared
-    ) -> tuple[QuantizedTensor, Array | None]:
+    def _carried(self, op: Op, recipe: Recipe) -> OpScheme:
+        """Return the scheme that the device carries out for an op; ops that share a weight and its spec share its range too."""
+        scheme = recipe[op.name]
         assert op.weight is not None
-        scheme, _ = self.opened.capability.carried(op, scheme)
+        assert scheme.weight is not None
+        for user in self._plan.users(op.weight):
+            other = recipe[user.name] if user.name in recipe.schemes else FLOAT
+            if other.weight is None or other.weight.whole() != scheme.weight.whole():
+                continue
+            carried, _ = self.opened.capability.carried(user, other)
+            if carried.weight is not None and carried.weight.reduce_range:
+                return scheme.variant(weight=scheme.weight.reduced())
+        return scheme
+
+    def _weight(self, op: Op, recipe: Recipe, prepared: Prepared) -> tuple[QuantizedTensor, Array | None]:
+        assert op.weight is not None
+        scheme, transforms = self._carried(op, recipe), recipe.transforms
         assert scheme.weight is not None
         # A weight that no transform touches is the original's, quantized once for all of them.
         users = self._plan.users(op.weight)
