@@ -14,13 +14,14 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from .adapter import Batch, Candidate, Opened
+from .broken import CHEAP, SHUFFLES, broken_model, called_better, refusal
 from .budgets import float_keeps, overruns
 from .certifying import Certifying, certifying, coarseness
 from .choice import choose
 from .clock import Clock
 from .criteria.base import Criterion
 from .data import CalibrationData
-from .errors import EvaluationError, PluginError, StoreError, said
+from .errors import ConfigError, EvaluationError, PluginError, StoreError, said
 from .executor import traceback_text
 from .fingerprint import another_count, another_score
 from .history import History
@@ -373,6 +374,46 @@ class Loop:
         elif found is not None:
             self.yardstick.foreseen = found.foreseen
         return found
+
+    def check_direction(self, realizer: Realizer, seed: int) -> None:
+        """Score a model that is broken on purpose, where evaluations are cheap, and refuse a score that calls it better.
+
+        Args:
+            realizer: Of the model's own backend, calibrated.
+            seed: Of the shuffles.
+
+        Raises:
+            ConfigError: If it does.
+        """
+        asked = getattr(self.criterion.config, "guard", False)
+        if not asked or self.history.fact("guard:done"):
+            return
+        if self.yardstick.seconds_each > CHEAP:
+            self.history.keep("guard:done", True)
+            return
+        if self.history.fact("guard:began") and not self.history.fact("guard:refused"):
+            tell(self.progress, "the check with a broken model ended the last run, and is left out of this one")
+            return
+        self.history.keep("guard:began", True)
+        for number in range(SHUFFLES):
+            found = self._broken_scores(realizer, seed + number)
+            if found is None or not called_better(self.yardstick, found[1]):
+                self.history.keep("guard:done", True)
+                return
+        self.history.keep("guard:refused", True)
+        assert found is not None
+        raise ConfigError(refusal(found[0], self.yardstick, found[1]))
+
+    def _broken_scores(self, realizer: Realizer, seed: int) -> tuple[str, Mapping[str, float]] | None:
+        """Return the op that was broken and the scores; None where there is no such model, or it cannot be scored."""
+        try:
+            made = broken_model(realizer, seed)
+            return None if made is None else (made[0], self.scoring.full(made[1]).metrics)
+        except StoreError:
+            raise
+        except Exception:
+            # A broken model may overflow, or a recipe fail as any may: that says nothing of the direction, and trials tell it.
+            return None
 
     def doubt(self, trial: Trial, now: Mapping[str, float]) -> None:
         """Notice that a score varies after all, where a trial's model scores otherwise a second time."""

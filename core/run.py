@@ -209,6 +209,8 @@ def autotune(
                         realizers[name.name].calibrate(data[name.name])
             calibrated = True
             _check_batches(history, data)
+            own = next((o for o in opened if spaces[o.name].tunable), source)
+            loop.check_direction(realizers[own.name], settings.seed)
             refused = True
             # A refused winner is told to a strategy made anew, with all the rest: the search goes on where it was, but for that.
             while accepted is None and refused:

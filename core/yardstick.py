@@ -144,9 +144,14 @@ class Yardstick:
             self.measure(reference, FEWEST)
 
     @property
+    def seconds_each(self) -> float:
+        """Seconds that an evaluation of the float model took; 0 where it was not scored in this run."""
+        return self._took / max(1, len(self._runs))
+
+    @property
     def confirmation_seconds(self) -> float:
         """What a winner's confirmation is believed to take: as many evaluations as the noise asks for."""
-        return self._most() * self._took / max(1, len(self._runs))
+        return self._most() * self.seconds_each
 
     def warning(self) -> str:
         """Return what the user should know of a score that varies; '' where it does not."""

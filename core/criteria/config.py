@@ -44,6 +44,8 @@ class ToleranceConfig(PartConfig):
             own tolerance, must pass, and no metric may lose more than its floor.
         noise_runs: How often the float model is scored; from 2 on, a score that varies more than the tolerance is reported. A
             :class:`~octavo.SampleScore` whose first samples come out the same a second time is not repeated over all.
+        guard: Whether a model that is broken on purpose is scored once, where that is cheap; a score that calls it better is
+            refused.
         confidence: How sure it must be that the loss on new data like the held-out samples is within the tolerance; None: what
             was measured decides. It needs scores of single samples.
         score_range: The least and the greatest score of a sample, where these are not all 0 or 1; a certificate needs it.
@@ -57,6 +59,7 @@ class ToleranceConfig(PartConfig):
     metrics: dict[str, MetricGoal] = Field(default_factory=dict)
     combine: Literal["all", "weighted"] = "all"
     noise_runs: int = Field(default=2, ge=1, le=1000)
+    guard: bool = True
     confidence: float | None = Field(default=None, gt=0, lt=1)
     score_range: tuple[float, float] | None = None
 
