@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from octavo.core.coverage import counts
 from octavo.core.graph import HeldWeight
 
 from .graph import Graph, Node
+
+_PRODUCTS = frozenset({"Gemm", "MatMul", "Conv", "ConvTranspose", "Gather", "LSTM", "GRU", "RNN", "Einsum"})
+"""Operators that multiply by a constant, or look rows up in one."""
 
 _BIAS = {"Gemm": 2, "Conv": 2, "ConvTranspose": 2, "LSTM": 3, "GRU": 3, "RNN": 3}
 """Operator -> the input that is added to a product, and is no weight of one."""
@@ -25,10 +29,22 @@ def census(graph: Graph) -> tuple[HeldWeight, ...]:
     """
     found: dict[str, HeldWeight] = {}
     for place, owner, node, name in _reads(graph, ""):
-        array, key = owner.initializers[name], f"{place}{name}"
-        if counts(array.shape, str(array.dtype)) and key not in found:
-            found[key] = HeldWeight(key, tuple(array.shape), str(array.dtype), _reason(place, node, name))
+        for weight in _counted(owner, node, name):
+            key = f"{place}{weight.name}"
+            found.setdefault(key, replace(weight, name=key, reason=_reason(place, node, name)))
     return tuple(found.values())
+
+
+def _counted(owner: Graph, node: Node | None, name: str) -> tuple[HeldWeight, ...]:
+    """Return the weights that a constant stands for: itself, or what it was folded from.
+
+    What was computed from no weight (a mask, a table of positions) is one only where a product reads it.
+    """
+    array, known = owner.initializers[name], owner.origins.get(name)
+    own = HeldWeight(name, tuple(array.shape), str(array.dtype))
+    if known or not counts(own.shape, own.dtype):
+        return known or ()
+    return (own,) if known is None or (node is not None and node.op in _PRODUCTS) else ()
 
 
 def _reads(graph: Graph, place: str) -> Iterator[tuple[str, Graph, Node | None, str]]:

@@ -68,7 +68,8 @@ def _op(graph: Graph, node: Node, users: Mapping[str, list[str]], shapes: Shapes
     if name:
         array = graph.initializers[name]
         others = tuple(n for n in users[name] if n != node.name)
-        weight = Weight(name, array.shape, str(array.dtype), channel_axis(node), others)
+        made_of = tuple(source.name for source in graph.origins.get(name, ()))
+        weight = Weight(name, array.shape, str(array.dtype), channel_axis(node), others, made_of)
         kind = "embedding" if node.op == "Gather" else kind
     bias = node.inputs[2] if node.op in ("Gemm", "Conv") and len(node.inputs) > 2 and node.inputs[2] in graph.initializers else None
     attributes = {

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from octavo.core.errors import ModelError, nearest
-from octavo.core.graph import InputInfo
+from octavo.core.graph import HeldWeight, InputInfo
 
 OPSET = 21
 """The operator set that a graph built by hand is read with."""
@@ -51,6 +51,7 @@ class Graph:
         inputs: In call order.
         outputs: Value names.
         opset: Version of the ONNX operator set whose semantics the nodes follow.
+        origins: Folded constant -> the weights that it was computed from; what coverage counts in its place.
     """
 
     nodes: tuple[Node, ...]
@@ -58,6 +59,7 @@ class Graph:
     inputs: tuple[InputInfo, ...]
     outputs: tuple[str, ...]
     opset: int = OPSET
+    origins: Mapping[str, tuple[HeldWeight, ...]] = field(default_factory=dict)
 
     def with_(self, **changes: Any) -> Graph:
         """Return a copy with some fields changed."""

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from octavo.core.coverage import counts
+from octavo.core.graph import HeldWeight
+
 from .fallback import native
 from .fusion import fuse_attention, fuse_gelu
 from .graph import Graph, Node
@@ -37,7 +40,7 @@ def _replace(graph: Graph, nodes: list[Node], constants: Mapping[str, np.ndarray
 
 def fold_constants(graph: Graph, limit: int = 1 << 22) -> Graph:
     """Compute what depends on initializers alone, where the result has at most ``limit`` elements."""
-    constants = dict(graph.initializers)
+    constants, origins = dict(graph.initializers), dict(graph.origins)
     nodes = []
     for node in graph.nodes:
         pure = not any(isinstance(a, Graph) for a in node.attributes.values()) and not node.op.startswith(
@@ -50,9 +53,24 @@ def fold_constants(graph: Graph, limit: int = 1 << 22) -> Graph:
             results = result if isinstance(result, tuple) else (result,)
             if all(isinstance(r, (np.ndarray, np.generic)) and r.size <= limit for r in results):
                 constants.update({v: np.asarray(r) for v, r in zip(node.outputs, results, strict=False) if v})
+                made_of = _sources(node, constants, origins)
+                origins.update({v: made_of for v in node.outputs if v})
                 continue
         nodes.append(node)
-    return graph.with_(nodes=tuple(nodes), initializers=constants)
+    return graph.with_(nodes=tuple(nodes), initializers=constants, origins=origins)
+
+
+def _sources(node: Node, constants: Mapping[str, np.ndarray], origins: Mapping[str, tuple[HeldWeight, ...]]) -> tuple[HeldWeight, ...]:
+    """Return the weights that a folded node was computed from: none for a mask or a table of positions."""
+    found: dict[str, HeldWeight] = {}
+    for name in (v for v in node.inputs if v):
+        known = origins.get(name)
+        if known is None:
+            array = constants[name]
+            own = HeldWeight(name, tuple(array.shape), str(array.dtype))
+            known = (own,) if counts(own.shape, own.dtype) else ()
+        found.update((weight.name, weight) for weight in known)
+    return tuple(found.values())
 
 
 def drop_identities(graph: Graph) -> Graph:

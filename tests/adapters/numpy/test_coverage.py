@@ -37,3 +37,16 @@ def test_recurrent_weights_are_told_of() -> None:
     assert coverage.total == 24 * 8 + 24 * 6 + 48 + 6 * 4
     assert coverage.quantized == 6 * 4
     assert any("bias" in row.reason for row in coverage.rows)
+
+
+def test_one_weight_in_two_layouts_is_one_weight_and_what_is_computed_from_none_is_none() -> None:
+    b = Builder()
+    x, w = b.input("x", (None, 16)), b.constant(array(16, 32), "w")
+    hidden = b.Gemm(x, w, array(32), name="first")
+    back = b.Gemm(hidden, b.Transpose(w, perm=(1, 0), name="turn"), array(16), name="second")
+    rows = b.Tile(b.constant(array(1, 16), "row"), b.constant(np.array([8, 1]), "twice"), name="tile")
+    ones = b.Expand(b.constant(np.float32(1), "one"), b.constant(np.array([8, 16]), "size"), name="mask")
+    graph = b.graph(b.Mul(b.Sub(back, rows), ones))
+    coverage = octavo.quantize_model(graph, "int8-dynamic", [(array(8, 16),)]).coverage
+    assert coverage.total == 16 * 32 + 16
+    assert {row.weight: row.is_float for row in coverage.rows} == {"w": False, "row": True}
