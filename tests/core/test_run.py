@@ -430,10 +430,11 @@ def test_a_third_party_distribution_is_found_and_tuned(tmp_path: Path) -> None:
         import numpy as np, octavo, sys
         from octavo_tiny.model import Chain
         random = np.random.default_rng(0)
-        chain = Chain([random.normal(size=(16, 8)).astype("f"), random.normal(size=(4, 16)).astype("f")], [np.zeros(16, "f"), np.zeros(4, "f")])
+        chain = Chain([random.normal(size=(256, 8)).astype("f"), random.normal(size=(4, 256)).astype("f")], [np.zeros(256, "f"), np.zeros(4, "f")])
         x = random.normal(size=(64, 8)).astype("f")
         expected = chain(x).argmax(1)
-        r = octavo.autotune(chain, lambda m: float((m(x).argmax(1) == expected).mean()), [x], strategy="basic", tolerance=0.1, storage=sys.argv[1])
+        r = octavo.autotune(chain, lambda m: float((m(x).argmax(1) == expected).mean()), [x], strategy="basic", tolerance=0.1,
+                            minimise="size", storage=sys.argv[1])
         r.save(sys.argv[2])
         loaded = octavo.load(sys.argv[2])
         assert (loaded(x) == r.model(x)).all()
