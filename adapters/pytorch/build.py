@@ -79,7 +79,7 @@ def _made(
 ) -> nn.Module:
     weight, scheme = parameters.weight, parameters.scheme
     assert weight is not None
-    if isinstance(module, nn.LSTM | nn.GRU):
+    if isinstance(module, nn.RNNBase):
         kind = Int8Recurrent if scheme.mode == "dynamic" else StoredRecurrent
         return kind(module, (weight, *parameters.further))
     assert isinstance(module.weight, torch.Tensor)

@@ -218,6 +218,9 @@ def restore(root: nn.Module, saved: Saved, device: torch.device) -> None:
         own = first.get(name, name)
         if own not in known and add_bias(root, own, tensor.to(device)):
             continue
+        if own not in known and isinstance(root.__dict__.get(own), torch.Tensor):
+            root.__dict__[own] = tensor.to(device)  # a constant that tracing made of the model's own code
+            continue
         if own not in known:
             raise ModelError(f"the saved model has a tensor {name!r}, which the given module lacks{nearest(name, known)}")
         if known[own].shape != tensor.shape:

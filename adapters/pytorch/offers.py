@@ -92,6 +92,7 @@ def capability(device: str) -> Capability:
         "embedding": (*stored, *casts),
         "lstm": (*_recurrent(device, "lstm"), *stored),
         "gru": (*_recurrent(device, "gru"), *stored),
+        "rnn": tuple(stored),
     }
     features = frozenset({*FEATURES.values(), "gradients", "export:onnx", "block_reconstruction", "training"})
     versions = {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}

@@ -30,7 +30,7 @@ Tensor = torch.Tensor
 States = tuple[Tensor, ...]
 """Hidden states, and cell states of an LSTM: each (layers * directions, batch, hidden)."""
 
-KINDS: dict[type[nn.Module], str] = {nn.LSTM: "lstm", nn.GRU: "gru"}
+KINDS: dict[type[nn.Module], str] = {nn.LSTM: "lstm", nn.GRU: "gru", nn.RNN: "rnn"}
 
 
 def weight_names(module: nn.Module) -> tuple[str, ...]:
@@ -49,7 +49,7 @@ def _flat_names(module: nn.Module) -> Iterator[str]:
 
 
 class StoredRecurrent(nn.Module):
-    """An LSTM or GRU that decodes one layer's weights at a time and computes in float.
+    """An LSTM, GRU or plain recurrent network that decodes one layer's weights at a time and computes in float.
 
     Args:
         module: The float module, whose biases it shares.
@@ -59,9 +59,10 @@ class StoredRecurrent(nn.Module):
         floats: Names of the tensors that it shares with the float module.
     """
 
-    def __init__(self, module: nn.LSTM | nn.GRU, weights: Sequence[QuantizedTensor]) -> None:
+    def __init__(self, module: nn.RNNBase, weights: Sequence[QuantizedTensor]) -> None:
         super().__init__()
         self.kind = KINDS[type(module)]
+        self.function = self.kind if not isinstance(module, nn.RNN) else f"rnn_{module.nonlinearity}"
         self.num_layers, self.hidden_size, self.proj_size = module.num_layers, module.hidden_size, module.proj_size
         self.batch_first, self.bidirectional = module.batch_first, module.bidirectional
         weight = module.weight_ih_l0
@@ -121,7 +122,7 @@ class StoredRecurrent(nn.Module):
         """Run layer by layer, so that one layer's float weights are there at a time."""
         d = self._directions
         last: list[States] = []
-        run: Any = torch.lstm if self.kind == "lstm" else torch.gru
+        run: Any = getattr(torch, self.function)
         for layer in range(self.num_layers):
             flat: list[Tensor] = []
             for cell in range(layer * d, (layer + 1) * d):

@@ -14,7 +14,7 @@ from .skeleton import note_references, skeleton
 Tensor = torch.Tensor
 _LAYERS: tuple[type[nn.Module], ...] = (
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
-    nn.Embedding, nn.EmbeddingBag, nn.LSTM, nn.GRU,
+    nn.Embedding, nn.EmbeddingBag, nn.LSTM, nn.GRU, nn.RNN, nn.MultiheadAttention,
 )  # fmt: skip
 _COMPUTES = ("__call__", "forward", "_conv_forward", "forward_impl")
 _SMALL = (5, 7)

@@ -50,3 +50,22 @@ def test_every_matrix_of_a_cell_is_quantized(scheme: str, calibrated: bool, tmp_
     assert 0 < float((got - expected).norm() / expected.norm()) < 0.05
     quantized.save(tmp_path / "saved")
     assert torch.equal(octavo.load(tmp_path / "saved", model=Steps().eval())(x), got)
+
+
+@pytest.mark.parametrize("act", ["tanh", "relu"])
+def test_a_plain_recurrent_network_stores_its_weights(act: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    settings = {"bidirectional": True, "batch_first": True, "nonlinearity": act}
+
+    def made() -> nn.Module:
+        return nn.Sequential(nn.Linear(8, 16), nn.RNN(16, 16, 2, **settings))  # type: ignore[arg-type]
+
+    model, x = made().eval(), torch.randn(3, 5, 8)
+    with torch.no_grad():
+        expected = model(x)[0]
+    quantized = octavo.quantize_model(model, "int8-weight-only", calibration=[(x,)])
+    assert set(quantized.candidate.ledger) == {"0", "1"}
+    got = quantized.model(x)[0].detach()
+    assert 0 < float((got - expected).norm() / expected.norm()) < 0.02
+    quantized.save(tmp_path / "saved")
+    assert torch.equal(octavo.load(tmp_path / "saved", model=made().eval())(x)[0], got)
