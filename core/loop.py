@@ -200,7 +200,7 @@ class Loop:
         try:
             if self.scoring.part_is_alike(candidate, kept, race):
                 return
-            scores = self.scoring.full(candidate)
+            scores = self.yardstick.again(candidate)
             why = another_count(kept, scores)
             why = why or another_score(before.metrics, scores.metrics, lambda: self.scoring.full(candidate).metrics)
         except EvaluationError:
@@ -224,6 +224,9 @@ class Loop:
         try:
             scores = self.scoring.full(subject.candidate).metrics
             measured = self._measure(subject)
+        except Exception as error:
+            tell(self.progress, f"the float model as given could not be scored on {given.name}: {said(error)}")
+            return
         finally:
             subject.close()
         figures = [f"{name} {value:.6g}" for name, value in scores.items()]

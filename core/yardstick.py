@@ -92,6 +92,13 @@ class Yardstick:
         self.criterion.check_baseline(metrics)
         self.baseline, self.noise = metrics, noise
 
+    def again(self, reference: Candidate) -> Scores:
+        """Score the float model once more as a run goes on: for a comparison, and to know how long it takes."""
+        began = time.perf_counter()
+        self.scores = self.score(reference)
+        self._took += time.perf_counter() - began
+        return self.scores
+
     def judge(self, candidate: Candidate, first: Scores, looks: int) -> Judged:
         """Judge a candidate of the search; one that may yet pass is scored again, until that is settled.
 
