@@ -147,7 +147,7 @@ def digest_leaf(digest: hashlib._Hash, name: str, leaf: Any, between: str = "") 
     if not is_array(leaf):
         digest.update(between.join((name, type(leaf).__name__, repr(leaf))).encode())
         return
-    array = np.ascontiguousarray(to_numpy(leaf))
+    array = np.ascontiguousarray(to_numpy(_dense(leaf)))
     digest.update(between.join((name, str(array.dtype), str(array.shape))).encode())
     digest.update(array.view(np.uint8).data if array.dtype != object else str(array).encode())
 
@@ -349,15 +349,19 @@ def _finite(array: Any) -> bool:
             array = array.astype(np.float32)
         elif array.dtype.kind not in "fc":
             return True
-    if getattr(array, "is_sparse", False):
-        array = array.coalesce().values()
+    array = _dense(array)
     xp = array_namespace(array)
     floating = xp.isdtype(array.dtype, ("real floating", "complex floating"))
     return not floating or bool(xp.all(xp.isfinite(array)))
 
 
+def _dense(array: Any) -> Any:
+    """Return a tensor with all of its numbers in place; sparse ones have layouts of their own."""
+    return array if str(getattr(array, "layout", "torch.strided")) == "torch.strided" else array.to_dense()
+
+
 def _nbytes(leaf: Any) -> int:
-    found = getattr(leaf, "nbytes", 0)
+    found = getattr(_dense(leaf), "nbytes", 0)
     return int(found) if isinstance(found, (int, np.integer)) else 0
 
 

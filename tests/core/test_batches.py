@@ -271,3 +271,14 @@ def test_trees_for_a_graph_are_their_arrays_in_order() -> None:
     assert by_name["b.l[0]"] is Y  # type: ignore[call-overload]
     assert set(by_name) == {"b.x.a", "b.l[0]"}
     assert flat(([[1.0, 2.0]],), ("x",)) == ([[1.0, 2.0]],)
+
+
+@pytest.mark.parametrize("layout", ["to_sparse", "to_sparse_csr"])
+def test_sparse_tensors_are_leaves_too(layout: str) -> None:
+    torch = pytest.importorskip("torch")
+    sparse = getattr(torch.eye(4), layout)()
+    reading = choose((sparse,), takes("x"), None)
+    data = calibration_data([(sparse,)], (), reading)
+    assert data.digest() == calibration_data([(getattr(torch.eye(4), layout)(),)], (), reading).digest()
+    with pytest.raises(DataError, match="holds NaN"):
+        calibration_data([(getattr(torch.eye(4) / 0, layout)(),)], (), reading)

@@ -205,7 +205,7 @@ def test_control_flow_on_data_is_reported_with_its_line() -> None:
     model = Branches()
     view = opened(model).describe()
     assert any("x.sum() > 100" in note for note in view.notes)
-    assert any("a" in note and "not called" in note for note in view.notes)
+    assert any("a" in note and "never reached" in note for note in view.notes)
     near(quantized(model), model)
 
 
