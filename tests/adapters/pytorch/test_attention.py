@@ -163,24 +163,38 @@ def test_padded_positions_are_zero_where_torchs_encoder_leaves_zeros() -> None:
     assert (got[1, :4] != 0).all()
 
 
+class Parts(nn.Module):
+    """Modules by name, each of which is given what the one before makes."""
+
+    def __init__(self, **parts: nn.Module) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for part in self.children():
+            x = part(x, x, x)[0] if isinstance(part, nn.MultiheadAttention) else part(x)
+        return x
+
+
 def test_projections_share_the_models_memory_and_ties() -> None:
-    model = nn.ModuleDict({"a": nn.MultiheadAttention(32, 4), "b": nn.MultiheadAttention(32, 4)})
-    model["b"].in_proj_weight = model["a"].in_proj_weight
+    model = Parts(a=nn.MultiheadAttention(32, 4), b=nn.MultiheadAttention(32, 4))
+    model.b.in_proj_weight = model.a.in_proj_weight
     o = opened(model, None)
-    packed = model["a"].in_proj_weight
+    packed = model.a.in_proj_weight
     q, v = (o.session.tensor(f"a.{n}.weight") for n in ("q_proj", "v_proj"))
     assert q.data_ptr() == packed.data_ptr()
     assert v.data_ptr() == packed[64:].data_ptr()
     weight = o.view.by_name["b.q_proj"].weight
     assert weight is not None
     assert weight.shared_with == ("a.q_proj",)
-    assert type(model["a"]) is nn.MultiheadAttention
+    assert type(model.a) is nn.MultiheadAttention
 
 
 def test_a_subclass_stays_as_it_is_and_says_so() -> None:
     class Own(nn.MultiheadAttention):
         pass
 
-    view = opened(nn.ModuleDict({"mine": Own(32, 4), "head": nn.Linear(32, 8)}), None).view
+    view = opened(Parts(mine=Own(32, 4), head=nn.Linear(32, 8)), None).view
     assert [op.name for op in view.ops] == ["head"]
     assert any("mine (Own)" in note for note in view.notes)
