@@ -17,6 +17,7 @@ from onnx_ir.passes import common as passes
 
 from octavo.core.errors import ModelError, OctavoError, UnsafeFile
 
+from .half import holds_halves
 from .inlining import inline
 from .mending import graphs, mend
 from .opset import pin
@@ -185,6 +186,8 @@ def _settle(model: ir.Model, objection: str) -> ir.Model:
     pinned = pin(model)
     if objection:
         _note(pinned, f"onnx.checker objects to the model ({objection}); ONNX Runtime runs it, and that decides")
+    if holds_halves(pinned):
+        _note(pinned, "the model is stored in half precision; what stays float of it is computed, and saved, in float32")
     _take_as_constants(pinned)
     _own_tensors(pinned)
     name_all(pinned.graph)

@@ -174,3 +174,11 @@ def test_weights_that_the_model_itself_quantizes_at_run_time_are_told() -> None:
     assert "QuantizeLinear" in rows["w"].reason
     assert not rows["v"].is_float
     assert result.ledger["done"].reason == "already quantized (QDQ)"
+
+
+def test_a_model_in_half_precision_says_so() -> None:
+    proto = models.build([node("MatMul", ["x", "w"], ["y"], "op")], {}, {"x": ["n", K]}, {"y": ["n", N]},
+                         input_type=TensorProto.FLOAT16, output_type=TensorProto.FLOAT16)  # fmt: skip
+    proto.graph.initializer.append(numpy_helper.from_array(spared(K, N).astype(np.float16), "w"))
+    (note,) = OnnxAdapter(OnnxConfig()).open(proto).describe().notes
+    assert "half precision" in note
