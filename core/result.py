@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from .adapter import Applied, Candidate
 from .certificate import Certificate
@@ -297,6 +297,7 @@ class _Head(Frozen):
     recipe: dict[str, Any]
     made: str
     environment: dict[str, str]
+    backend_settings: dict[str, Any] = Field(default_factory=dict)
 
 
 def load_candidate(
@@ -327,7 +328,9 @@ def load_candidate(
         name, place = claims[0].name, folder
     else:
         manifest = read_manifest(folder)
-        name, recorded, place = manifest["backend"], _recorded(manifest), folder / MODEL
+        name, place = manifest["backend"], folder / MODEL
+        with raised_as(ConfigError, f"{folder / MANIFEST} is damaged", "save the result again"):
+            recorded = _recorded(manifest)
     card = host.part("adapters", name)
     kept = {k: v for k, v in recorded.items() if k in card.config.model_fields and k not in card.config.unsaved}
     adapter = card.build(host.read("adapters", {**kept, **(backend or {}), "kind": name}))

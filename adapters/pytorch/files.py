@@ -199,12 +199,25 @@ def _read_weight(key: str, row: Mapping[str, Any], tensors: Mapping[str, torch.T
     if "packed" in row:
         signed = row["dtype"] == "int8"
         codes = unpack(codes, row["packed"], row["shape"][-1], signed=signed).to(getattr(torch, row["dtype"]))
+    _check_codes(key, codes, spec)
     scale = tensors[f"op:{key}:scale"].to(torch.float32)
     stored = tensors.get(f"op:{key}:zero_point")
     zero_point = torch.zeros_like(scale, dtype=torch.int32) if stored is None else stored.to(torch.int32)
     prefix = f"op:{key}:extra:"
     extra = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     return QuantizedTensor(codes.reshape(row["shape"]), QuantParams(scale, zero_point, spec, row["axis"]), extra or None)
+
+
+def _check_codes(key: str, codes: torch.Tensor, spec: QuantSpec) -> None:
+    """Refuse codes of another type than their format has: kernels would refuse them later, in the first forward.
+
+    Raises:
+        ModelError: If the file was changed.
+    """
+    integers = {"int": torch.int8, "uin": torch.uint8}
+    wanted = integers.get(spec.dtype[:3]) if spec.bits <= 8 else None
+    if (wanted is not None and codes.dtype != wanted) or codes.dtype is torch.bool or codes.dtype.is_complex:
+        raise ModelError(f"the codes of {key!r} are {codes.dtype}, which {spec.dtype} is not; the file is damaged: save the model again")
 
 
 def restore(root: nn.Module, saved: Saved, device: torch.device) -> None:

@@ -67,7 +67,7 @@ def put(value: Any, *path: Any) -> Callable[[dict[str, Any]], None]:
 
 
 HEADS = [
-    dropped("backend"), dropped("recipe"), dropped("environment"), put(3, "backend"), put([], "recipe"), put("x", "environment"),
+    dropped("backend"), dropped("recipe"), dropped("environment"), put(3, "backend"), put([], "recipe"), put("x", "environment"), put(3, "backend_settings"),
     put(None, "format"), put(10**400, "format"), lambda raw: "[" * 100_000, lambda raw: "[]", lambda raw: " ", lambda raw: "nul",
 ]  # fmt: skip
 RECORDS = [
