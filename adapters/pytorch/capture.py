@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -57,10 +58,12 @@ class Capture(ABC):
         outputs: Names of the model's outputs.
         notes: What was out of reach and why.
         end: Place behind all others, see :meth:`span`.
+        reasons: Parameter that no layer holds -> why not, where the example's run showed it.
         lender: Brings the tensors of ``root`` to where runs of the float model compute; None where they are there.
     """
 
     lender: Lender | None = None
+    reasons: Mapping[str, str] = MappingProxyType({})
 
     root: nn.Module
     layers: Mapping[str, Layer]

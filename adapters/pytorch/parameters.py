@@ -154,6 +154,16 @@ def obstacle(form: Form, held: Tensor) -> str:
     return ""
 
 
+def why_float(use: Uses, held: Tensor) -> str:
+    """Return why no layer holds a parameter, from what the example's run showed; empty where one can, or nothing reads it."""
+    bars = [why for form in use.forms if (why := obstacle(form, held))]
+    if bars:
+        return bars[0]
+    if use.forms or not use.reads:
+        return ""
+    return f"it is a factor of no product that a layer computes: it is read by {', '.join(use.reads[:4])}"
+
+
 def layer_for(form: Form, held: nn.Parameter) -> nn.Module:
     """Return the layer that uses a parameter in that form; its weight is a view of it, or the parameter itself."""
     if form.kind == "product":

@@ -26,6 +26,7 @@ from .parameters import (
     loose_parameters,
     obstacle,
     uses_of,
+    why_float,
     with_layers,
 )
 from .skeleton import has_hooks, skeleton
@@ -51,9 +52,11 @@ def capture_of(root: nn.Module, call: Call | None, how: Literal["auto", "modules
         except Exception as error:
             why = f"its graph cannot be traced ({_said(error)})"
     remark = f"layers are replaced one by one, nothing is fused: {why}" if how != "modules" else ""
-    root = _with_parameters(root, call)
+    root, reasons = _with_parameters(root, call)
     seen = traced(root, call) if call is not None else None
-    return ModuleCapture(root, seen, remark)
+    made = ModuleCapture(root, seen, remark)
+    made.reasons = reasons
+    return made
 
 
 _SHARE = 0.1
@@ -83,16 +86,19 @@ def _missed(root: nn.Module, capture: GraphCapture, call: Call | None) -> str:
     return f"its graph shows no layer for the products by {', '.join(lost)}"
 
 
-def _with_parameters(root: nn.Module, call: Call | None) -> nn.Module:
-    """Return a skeleton with layers for the parameters that the example's run multiplies by."""
+def _with_parameters(root: nn.Module, call: Call | None) -> tuple[nn.Module, Mapping[str, str]]:
+    """Return a skeleton with layers for the parameters that the example's run multiplies by, and why others have none."""
+    reasons: dict[str, str] = {}
     wanted = known_uses(root)
     if call is not None:
         try:
             seen = uses_of(root, call)
         except Exception:
-            return root  # it does not run over stand-ins: what its parameters do is not seen
+            return root, {}  # it does not run over stand-ins: what its parameters do is not seen
         wanted = {name: use.forms for name, use in seen.items() if use.forms}
-    return with_layers(skeleton(root), wanted) if wanted else root
+        held = dict(root.named_parameters(remove_duplicate=False))
+        reasons = {name: why_float(use, held[name]) for name, use in seen.items()}
+    return (with_layers(skeleton(root), wanted) if wanted else root), reasons
 
 
 def capture_again(root: nn.Module, facts: Mapping[str, Any], factors: Factors) -> Capture:

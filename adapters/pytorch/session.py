@@ -105,7 +105,8 @@ class TorchSession(Session):
         claimed = [weight.name for weight in weights]
         sources = {name for weight in weights for name in weight.made_of}
         found = unclaimed(self._counted, self._plain, self.capture.root, claimed)
-        return tuple(weight for weight in found if weight.name not in sources)
+        reasons = self.capture.reasons
+        return tuple(replace(weight, reason=reasons.get(weight.name) or weight.reason) for weight in found if weight.name not in sources)
 
     def _inputs(self) -> tuple[InputInfo, ...]:
         if self._example is None:
