@@ -345,12 +345,12 @@ def test_anything_with_submit_is_an_executor(tune: Callable[..., octavo.Result])
 
 def test_the_search_keeps_its_time_limit(tune: Callable[..., octavo.Result]) -> None:
     def slow(model: Any) -> float:
-        time.sleep(0.05)
+        time.sleep(0.2)
         return tiny.accuracy(model)
 
-    result = tune(slow, strategy="exhaustive", timeout=0.4, max_trials=1000)
+    result = tune(slow, strategy="exhaustive", timeout=4, max_trials=1000)
     assert "time limit" in result.reason
-    assert 1 <= len(result.trials) < 50
+    assert 1 <= len(result.trials) < 20
 
 
 def test_quantize_model(tmp_path: Path) -> None:
