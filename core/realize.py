@@ -21,7 +21,7 @@ from .calibrators.features import FEATURES
 from .channels import Changes
 from .coverage import Coverage, account
 from .errors import DataError, NonFiniteWeight, SchemeError
-from .graph import HeldWeight, Op
+from .graph import UNREACHED, HeldWeight, Op
 from .meeting import Met, Numbered
 from .numerics.affine import Array, QuantParams, affine_params
 from .numerics.tensor import QuantizedTensor, compact
@@ -197,7 +197,7 @@ class Realizer:
             unseen = [value for value in wanted if value not in self.statistics.seen]
             if unseen:
                 batches = self.statistics.batches
-                found[name] = f"calibration never came to it: none of {batches} batches computed {unseen[0]!r}; it stays float"
+                found[name] = f"{UNREACHED}: none of {batches} batches computed {unseen[0]!r}; it stays float"
         return found
 
     def coverage(self, candidate: Candidate) -> Coverage:

@@ -18,9 +18,9 @@ def test_the_branch_that_calibration_took_alone_has_ranges(sign: int) -> None:
         # The product that reads the model's own input has a range, whichever branch it stands in.
         if f"outer_if/{untaken}/" in name and name != f"outer_if/{untaken}/MatMul":
             assert line.applied.is_float, name
-            assert "calibration never came to it" in line.reason
+            assert "calibration never reached it" in line.reason
     assert result.coverage.kept > 0
-    assert "calibration never came to it" in result.coverage.summary()
+    assert "calibration never reached it" in result.coverage.summary()
     session = ort.InferenceSession(proto.SerializeToString())
     for feed in feeds:
         (expected,) = session.run(None, feed)
@@ -30,7 +30,7 @@ def test_the_branch_that_calibration_took_alone_has_ranges(sign: int) -> None:
 def test_a_loop_without_a_step_has_no_ranges() -> None:
     feeds = [{**feed, "times": np.array(0)} for feed in loop_feeds("Loop")]
     result = octavo.quantize_model(looping("Loop"), "int8-static", calibration=feeds)
-    assert "calibration never came to it" in result.ledger["loop/body/third"].reason
+    assert "calibration never reached it" in result.ledger["loop/body/third"].reason
     assert not result.ledger["before"].applied.is_float
     (y, everything) = result.model(loop_feeds("Loop")[-1])
     assert y.shape == (2, 6)
