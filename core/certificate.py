@@ -14,8 +14,8 @@ section 4; Howard, Ramdas, McAuliffe and Sekhon 2021, "Time-uniform, nonparametr
 49(2), for the inequality). The bound on the loss is the least t that is refuted. Nothing is assumed of the scores' distribution but
 their range.
 
-Half of the capital follows the bet that would have grown most on the samples of the search, which are others; the rest is spread over
-fixed bets, so that the worst of guesses costs a factor (here: at most ``2 * len(BETS)``) and never the guarantee.
+Most of the capital follows the bet that would have grown most on the samples of the search, which are others; the rest is spread
+over fixed bets, so that the worst of guesses costs a factor (``len(BETS) / (1 - LEAD)``, 40) and never the guarantee.
 
 Selection. The candidate was chosen by samples of the search, which say nothing of the held-out ones: that costs nothing. Where a
 winner is refused on the held-out samples the next one is examined on the same: the j-th has the error ``error / (j (j + 1))``, and
@@ -36,7 +36,10 @@ from .errors import EvaluationError
 BETS = np.array([0.02, 0.05, 0.1, 0.2, 0.35, 0.55, 0.8, 0.99])
 """Fixed bets as shares of the largest: small ones win against many disagreements, large ones where there are none."""
 
-LEAD = 0.5
+MANY = 10**6
+"""Samples from which on it makes no difference how many more it would take."""
+
+LEAD = 0.8
 """Share of the capital that follows the bet learned from other samples."""
 
 METHOD = "betting, time-uniform (Waudby-Smith and Ramdas 2024)"
@@ -175,14 +178,14 @@ class Certifier:
 
     def samples_needed(self) -> int:
         """Return how many samples certify a candidate that loses nothing on any; more than there are if these are too few."""
-        zeros = np.zeros(len(self.reference))
-        error = self._error(1)
-        grown = self._log_capital(zeros, self.goal.tolerance, self._scale, (zeros, self._scale))
-        if grown <= 0:
-            return 2**62
-        # The capital of the best bet grows by the same factor for each round of the samples.
-        best = grown + math.log(1 / LEAD)
-        return math.ceil(len(zeros) * (math.log(1 / error) + math.log(1 / LEAD)) / best)
+        wanted, tolerance = math.log(1 / self._error(1)), self.goal.tolerance
+        samples = 8
+        while samples < MANY:
+            scale, zeros = np.resize(self._scale, samples), np.zeros(samples)
+            if self._log_capital(zeros, tolerance, scale, (zeros, scale)) >= wanted:
+                break
+            samples = math.ceil(samples * 1.05)
+        return samples
 
     def _error(self, tries: int) -> float:
         """Return what the winner of that number may be wrong by: 1/2 + 1/6 + 1/12 + ... = 1."""
