@@ -14,8 +14,8 @@ section 4; Howard, Ramdas, McAuliffe and Sekhon 2021, "Time-uniform, nonparametr
 49(2), for the inequality). The bound on the loss is the least t that is refuted. Nothing is assumed of the scores' distribution but
 their range.
 
-Most of the capital follows the bet that would have grown most on the samples of the search, which are others; the rest is spread
-over fixed bets, so that the worst of guesses costs a factor (``len(BETS) / (1 - LEAD)``, 40) and never the guarantee.
+Half of the capital follows the bet that would have grown most on the samples of the search, which are others; the rest is spread
+over fixed bets, so that the worst of guesses costs a factor (``len(BETS) / (1 - LEAD)``, 16) and never the guarantee.
 
 Selection. The candidate was chosen by samples of the search, which say nothing of the held-out ones: that costs nothing. Where a
 winner is refused on the held-out samples the next one is examined on the same: the j-th has the error ``error / (j (j + 1))``, and
@@ -39,7 +39,7 @@ BETS = np.array([0.02, 0.05, 0.1, 0.2, 0.35, 0.55, 0.8, 0.99])
 MANY = 10**6
 """Samples from which on it makes no difference how many more it would take."""
 
-LEAD = 0.8
+LEAD = 0.5
 """Share of the capital that follows the bet learned from other samples."""
 
 METHOD = "betting, time-uniform (Waudby-Smith and Ramdas 2024)"
