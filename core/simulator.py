@@ -159,8 +159,13 @@ class Simulation:
                 trials.append(self.trial(len(trials) + 1, recipe, strategy.problem.budgets))
                 strategy.tell(trials[-1])
         passing = [t for t in trials if t.passed]
-        best = min(passing, key=lambda t: t.costs((self.objective,)), default=None)
-        return Search(tuple(trials), best.costs((self.objective,))[0] if best else float("inf"), best.number if best else 0, ended)
+        best = min(passing, key=self._cost_of, default=None)
+        least = self._cost_of(best) if best else float("inf")
+        return Search(tuple(trials), least, best.number if best else 0, ended)
+
+    def _cost_of(self, trial: Trial) -> float:
+        """Return what a trial costs, in the units of :attr:`optimum` and not as a share of the float model's."""
+        return trial.objectives[self.objective].cost
 
     @cached_property
     def optimum(self) -> float:
