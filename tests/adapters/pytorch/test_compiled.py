@@ -182,13 +182,13 @@ def test_compiled_recurrent_layers_run_on_their_kernel(kind: Any) -> None:
 
 
 @RECORDS
-def test_a_layer_compiled_outside_of_no_grad_has_no_gradient_as_the_eager_one_has_none() -> None:
+def test_a_layer_compiled_outside_of_no_grad_runs_and_has_no_gradient() -> None:
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 8)).eval(), torch.randn(300, 16)
     rules = [{"ops": ["1"], "mode": "dynamic", "input": {"dtype": "int8", "granularity": "token"}}, {"ops": ["0"], "keep": "float"}]
     made = octavo.quantize_model(model, {"rules": rules}, calibration=[(x,)])
     y = torch.compile(made.model, backend="aot_eager")(x)
-    assert not y.requires_grad and not made.model(x).requires_grad
+    assert not y.requires_grad
     torch.testing.assert_close(y, made.model(x))
 
 
