@@ -136,8 +136,8 @@ def test_noise_that_the_float_models_two_scores_did_not_show_is_noticed_at_the_e
         shift = 0.0 if next(calls) < 2 else float(random.normal(0, 0.01))
         return 0.9 + shift - (0.3 if len(model.__closure__[0].cell_contents.recipe) else 0.0)
 
+    accuracy = {"tolerance": 0.345, "mode": "relative", "guard": False}
     with pytest.warns(UserWarning, match="varies between evaluations"):
-        accuracy = {"tolerance": 0.345, "mode": "relative", "guard": False}
         result = tune(tmp_path / "h.db", score, accuracy=accuracy)
     assert result.baseline.runs >= 8
 
