@@ -32,6 +32,12 @@ def read_scheme(scheme: str | Path) -> Scheme:
     path = Path(scheme).expanduser()
     if str(scheme) in PRESETS:
         return str(scheme)
+    try:
+        path.stat()
+    except FileNotFoundError:
+        pass
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        raise ConfigError(f"{str(scheme)[:80]} cannot be read: {error.strerror}; give a named scheme or a path") from error
     if path.is_dir():
         return Recipe.from_json(read_manifest(path)["recipe"])
     if path.is_file():

@@ -67,7 +67,8 @@ def _check_file(path: Path) -> None:
     try:
         with contextlib.closing(sqlite3.connect(path)) as connection:
             verdict = connection.execute("PRAGMA integrity_check").fetchone()[0]
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+        # SQLite's own report may quote bytes of the file that are no text.
         verdict = str(error)
     if verdict != "ok":
         aside = path.with_name(f"{path.name}.corrupt-{time.strftime('%Y%m%d-%H%M%S')}")

@@ -13,7 +13,7 @@ from octavo.core.adapter import Adapter, Applied, Batch, Candidate, OpParameters
 from octavo.core.calls import Call, plainest
 from octavo.core.capability import Capability
 from octavo.core.channels import FEATURES, Factors
-from octavo.core.errors import ModelError, NonFiniteWeight, SchemeError, nearest
+from octavo.core.errors import ModelError, NonFiniteWeight, SchemeError, nearest, raised_as
 from octavo.core.graph import Group, HeldWeight, ModelView
 from octavo.core.parts import PartConfig
 from octavo.core.reading import Takes, choose
@@ -53,7 +53,9 @@ class NumpyCandidate(Candidate):
     def program(self) -> Program:
         """The runnable form, built at first use."""
         if self._program is None:
-            self._program = Program(self.graph, self._kernels)
+            remedy = "the file is damaged; save the model again"
+            with raised_as(ModelError, "the graph cannot be run", remedy):
+                self._program = Program(self.graph, self._kernels)
         return self._program
 
     @property

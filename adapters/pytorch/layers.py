@@ -52,6 +52,9 @@ def kind_of(module: nn.Module) -> str:
     # Where a stand-in is in place of the weight, layers of their own hold it.
     if "weight" in module.__dict__:
         return ""
+    # torch's functions take a vector for a matrix of one row: then a layer's channels have no axis.
+    if isinstance(weight := getattr(module, "weight", None), torch.Tensor) and weight.ndim < 2:
+        return ""
     # Subclasses may compute something else in their forward (parametrized layers, low-rank adapters).
     cls = type(module)
     if cls is nn.Linear or is_transposed_linear(module):

@@ -143,6 +143,8 @@ def _groups_fit(group: int | None) -> Callable[[Op], str] | None:
 
     def check(op: Op) -> str:
         for weight in op.weights:
+            if weight.channel_axis >= len(weight.shape):
+                return f"its weight has the shape {weight.shape}, without an axis of channels"
             features = prod(weight.shape) // weight.shape[weight.channel_axis]
             if features % group:
                 return f"its rows of {features} values are not whole groups of {group}"

@@ -90,7 +90,10 @@ class Mutator:
             with_other = other[name] if _holds(other, name) else None
             holder[key] = _copy(with_other)
         elif way == 4 and isinstance(holder[key], (int, float)) and not isinstance(holder[key], bool):
-            holder[key] = self.random.choice((-holder[key], holder[key] + 1, holder[key] * 1000, float(holder[key]), str(holder[key])))
+            number = holder[key]
+            # No float holds an integer of more than 1023 bits.
+            real = float(number) if abs(number) < 2**1023 else 1e308
+            holder[key] = self.random.choice((-number, number + 1, number * 1000, real, str(number)))
         else:
             holder[key] = self.junk(objects)
         return value

@@ -54,7 +54,8 @@ def test_the_second_trial_is_safer_where_the_first_has_not_passed(net: MLPClassi
         seen.append(accuracy(model))
         return seen[-1] - (0.5 if len(seen) == 3 else 0.0)  # the float model twice, then the first trial
 
-    first, second = tune(net, tmp_path / "h.db", score, max_trials=2, tolerance=0.01).trials
+    accuracy_ = {"tolerance": 0.01, "guard": False}
+    first, second = tune(net, tmp_path / "h.db", score, max_trials=2, accuracy=accuracy_).trials
     assert not first.passed
     assert modes(first) == {("static", 8)}
     assert all(bits == 8 for _, bits in modes(second))
