@@ -17,17 +17,15 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 from onnx_ir.traversal import RecursiveGraphIterator
 
+from octavo.core.saturation import REACH, REASON
 from octavo.core.scheme import OpScheme
 
 from .opset import CONVERTED, IR_VERSION
 
-REASON = "this CPU adds 8-bit products in 16 bits (no VNNI): weights use 7 of their 8 bits"
 WIDENED = (
     "its weight uses all 8 bits, whose signed products this CPU adds in 16 bits (no VNNI): it is held as unsigned bytes "
     "around 128, the same numbers on another kernel"
 )
-REACH = 64
-"""Largest magnitude of a signed weight's code that cannot saturate: 255 * 65 * 2 = 33150 is more than 32767."""
 
 _MIDDLE = 128
 """From a signed byte to the unsigned one of the same order."""

@@ -14,14 +14,13 @@ from functools import cache
 import torch
 
 from octavo.core.adapter import OpParameters
+from octavo.core.saturation import REACH, REASON
 
 from . import kernels
 from .windows import Geometry
 
 Tensor = torch.Tensor
 
-REACH = 64
-"""Largest magnitude of a weight's code that cannot saturate: 255 * 64 * 2 = 32640, and 255 * 65 * 2 = 33150."""
 
 FLOAT_INSTEAD = (
     "its weight uses all 8 bits, whose products this CPU adds in 16 bits (no VNNI): computed in float32 on the same "
@@ -30,7 +29,6 @@ FLOAT_INSTEAD = (
 LONG = "sums over its rows may need more than 32 bits: computed in float32 on the same codes"
 _LARGEST_SUM = (2**31 - 1) // 255
 """Of the magnitudes of one output's codes, each of which an input of 255 may meet."""
-REASON = "this CPU adds 8-bit products in 16 bits (no VNNI): weights use 7 of their 8 bits"
 
 
 @cache
