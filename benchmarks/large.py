@@ -40,8 +40,17 @@ def build(path: Path, gigabytes: float) -> int:
     with (path.parent / "weights.bin").open("wb") as file:
         for name, shape in shapes.items():
             (rng.standard_normal(shape, np.float32) / np.float32(np.sqrt(WIDTH))).tofile(file)
-            tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=shape, data_location=TensorProto.EXTERNAL)
-            for key, value in {"location": "weights.bin", "offset": offset, "length": 4 * shape[0] * shape[1]}.items():
+            tensor = TensorProto(
+                name=name,
+                data_type=TensorProto.FLOAT,
+                dims=shape,
+                data_location=TensorProto.EXTERNAL,
+            )
+            for key, value in {
+                "location": "weights.bin",
+                "offset": offset,
+                "length": 4 * shape[0] * shape[1],
+            }.items():
                 tensor.external_data.add(key=key, value=str(value))
             held.append(tensor)
             offset += 4 * shape[0] * shape[1]
@@ -53,8 +62,12 @@ def build(path: Path, gigabytes: float) -> int:
         helper.make_tensor_value_info(n, t, ["n", *s])
         for n, t, s in (("ids", TensorProto.INT64, []), (f"h{layers}", TensorProto.FLOAT, [WIDTH]))
     ]
-    graph = helper.make_graph(nodes, "large", ends[:1], ends[1:], [*held, numpy_helper.from_array(np.float32(2), "two")])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    graph = helper.make_graph(
+        nodes, "large", ends[:1], ends[1:], [*held, numpy_helper.from_array(np.float32(2), "two")]
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path
+    )
     return offset
 
 
@@ -70,7 +83,10 @@ def child(path: Path, kind: str) -> None:
     before, start = _memory("VmRSS"), time.perf_counter()
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = octavo.quantize_model(path, KINDS[kind], backend={"kind": "onnx", "threads": 2})
-        kernels = sum(line.realization == "kernel" and not line.applied.is_float for line in made.ledger.values())
+        kernels = sum(
+            line.realization == "kernel" and not line.applied.is_float
+            for line in made.ledger.values()
+        )
         y = made.model(ids)
         saved = made.save(Path(folder) / "out")
         files = {f.name: f.stat().st_size for f in saved.rglob("model.onnx*")}
@@ -78,7 +94,15 @@ def child(path: Path, kind: str) -> None:
         del made
         same = np.array_equal(octavo.load(saved)(ids), y)
     del y
-    print(kernels, seconds, peak, max(peak, _memory("VmHWM") - before), sum(files.values()), len(files), same)
+    print(
+        kernels,
+        seconds,
+        peak,
+        max(peak, _memory("VmHWM") - before),
+        sum(files.values()),
+        len(files),
+        same,
+    )
 
 
 def main(gigabytes: float) -> None:
@@ -88,7 +112,10 @@ def main(gigabytes: float) -> None:
         print(f"{size / 1e9:.2f} GB of float32 weights in an external file")
         for kind in KINDS:
             done = subprocess.run(
-                [sys.executable, "-m", "benchmarks.large", "child", str(path), kind], capture_output=True, text=True, check=True
+                [sys.executable, "-m", "benchmarks.large", "child", str(path), kind],
+                capture_output=True,
+                text=True,
+                check=True,
             )
             kernels, seconds, peak, loading, written, files, same = done.stdout.split()[-7:]
             row(f"{kind}: kernels, seconds, size, files, loads and answers the same",

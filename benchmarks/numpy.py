@@ -22,9 +22,9 @@ import onnxruntime as ort
 import octavo
 from examples import digits
 from octavo.adapters.numpy.adapter import NumpyAdapter, NumpyConfig, NumpySession
-from octavo.adapters.numpy.parallel import blas_kernels
-from octavo.core.plugins import PluginHost
-from octavo.core.recipe import Recipe
+from octavo.adapters.numpy.run.parallel import blas_kernels
+from octavo.core.contract.plugins import PluginHost
+from octavo.core.values.recipe import Recipe
 
 ROUNDS = 30
 CACHE = digits.CACHE
@@ -39,19 +39,29 @@ def row(what: str, figure: str, bar: str, met: bool | None) -> None:
 def coverage() -> None:
     from onnx.backend.test.loader import load_model_tests
 
-    from tests.adapters.numpy import test_onnx_backend as backend
+    from tests.adapters.numpy.kernels import test_onnx_backend as backend
 
     own, evaluator = backend.count()
     total = len(load_model_tests(kind="node"))
     quantization, _ = backend.count(backend.QUANTIZATION)
-    row("ONNX node cases on own kernels", f"{len(own)} of {total}", ">= 400 in total", len(own) >= 400)
+    row(
+        "ONNX node cases on own kernels",
+        f"{len(own)} of {total}",
+        ">= 400 in total",
+        len(own) >= 400,
+    )
     row("  further ones on onnx's reference evaluator", str(len(evaluator)), "", None)
-    row("  left out, each with its reason in the test", str(total - len(own) - len(evaluator)), "", None)
+    row(
+        "  left out, each with its reason in the test",
+        str(total - len(own) - len(evaluator)),
+        "",
+        None,
+    )
     row("ONNX quantization cases", f"{len(quantization)} of 45", "all 45", len(quantization) == 45)
 
 
 def exactness() -> None:
-    from tests.adapters.numpy import test_against_onnxruntime as exact
+    from tests.adapters.numpy.kernels import test_against_onnxruntime as exact
 
     for name, case in (
         ("MatMulInteger", exact.matmul_integer),
@@ -59,11 +69,21 @@ def exactness() -> None:
         ("ConvInteger", exact.conv_integer),
     ):
         different = sum(int((ours != theirs).sum()) for ours, theirs in map(case, range(60)))
-        row(f"{name}: values that differ from ONNX Runtime, 60 random cases", str(different), "0", different == 0)
+        row(
+            f"{name}: values that differ from ONNX Runtime, 60 random cases",
+            str(different),
+            "0",
+            different == 0,
+        )
     pairs = [exact.qlinear_conv(seed) for seed in range(60)]
     steps = [np.abs(ours.astype(int) - theirs.astype(int)) for ours, theirs in pairs]
     count, largest = sum(int((s > 0).sum()) for s in steps), max(int(s.max()) for s in steps)
-    row("QLinearConv: values that differ, 60 random cases", f"{count} of {sum(s.size for s in steps)}", "", None)
+    row(
+        "QLinearConv: values that differ, 60 random cases",
+        f"{count} of {sum(s.size for s in steps)}",
+        "",
+        None,
+    )
     row("  largest difference in steps", str(largest), "<= 1", largest <= 1)
 
 
@@ -128,7 +148,9 @@ def session(path: Path) -> ort.InferenceSession:
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def interleaved(runs: Mapping[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, list[float]]:
+def interleaved(
+    runs: Mapping[str, Callable[[], object]], rounds: int = ROUNDS
+) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(3):
         for run in runs.values():
@@ -148,18 +170,27 @@ def ratio(times: Mapping[str, list[float]], a: str, b: str) -> float:
     return statistics.median(x / y for x, y in zip(times[a], times[b], strict=True))
 
 
-def latency(name: str, path: Path, batch: dict[str, np.ndarray], calibration: list[Any], bar: float) -> None:
+def latency(
+    name: str, path: Path, batch: dict[str, np.ndarray], calibration: list[Any], bar: float
+) -> None:
     runtime = session(path)
     opened: NumpySession = NumpyAdapter(NumpyConfig(threads=2)).open(path, batch)
     floating = opened.reference()
-    np.testing.assert_allclose(floating.run(batch)[0], runtime.run(None, batch)[0], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        floating.run(batch)[0], runtime.run(None, batch)[0], rtol=1e-3, atol=1e-4
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = {
-            scheme: octavo.quantize_model(str(path), scheme, calibration, backend={"kind": "numpy", "threads": 2}, host=HOST).candidate
+            scheme: octavo.quantize_model(
+                str(path), scheme, calibration, backend={"kind": "numpy", "threads": 2}, host=HOST
+            ).candidate
             for scheme in ("int8-static", "int8-dynamic", "int8-weight-only")
         }
-    runs: dict[str, Callable[[], object]] = {"runtime": lambda: runtime.run(None, batch), "float": lambda: floating.run(batch)}
+    runs: dict[str, Callable[[], object]] = {
+        "runtime": lambda: runtime.run(None, batch),
+        "float": lambda: floating.run(batch),
+    }
     runs |= {scheme: (lambda c=candidate: c.run(batch)) for scheme, candidate in made.items()}
     times = interleaved(runs)
     of = {name: 1e3 * statistics.median(t) for name, t in times.items()}
@@ -180,26 +211,46 @@ def latency(name: str, path: Path, batch: dict[str, np.ndarray], calibration: li
             own <= 1.5 if integer else None,
         )
     plan = floating.program.plan(floating.program.feed(batch))
-    row(f"{name}: activations at the peak, of all buffers", f"{plan.arena / 2**20:.1f} of {plan.total / 2**20:.1f} MiB", "", None)
+    row(
+        f"{name}: activations at the peak, of all buffers",
+        f"{plan.arena / 2**20:.1f} of {plan.total / 2**20:.1f} MiB",
+        "",
+        None,
+    )
 
 
 def accuracy(path: Path) -> None:
     """One recipe, two backends: int8 weights per channel, uint8 activations, ranges by minmax."""
     data = digits.data()
     batches = [(b,) for b in data.calibration()]
-    numpy_model = octavo.quantize_model(str(path), "int8-static", batches, backend="numpy", host=HOST)
+    numpy_model = octavo.quantize_model(
+        str(path), "int8-static", batches, backend="numpy", host=HOST
+    )
     recipe = numpy_model.candidate.recipe
-    names = [op.name for op in NumpyAdapter(NumpyConfig()).open(path, batches[0]).describe().ops if op.name in recipe]
+    names = [
+        op.name
+        for op in NumpyAdapter(NumpyConfig()).open(path, batches[0]).describe().ops
+        if op.name in recipe
+    ]
     other = HOST.adapters()["onnx"].build().open(path, batches[0])
     offered = other.capability()
     schemes = {}
-    for ours, op in zip(names, (op for op in other.describe().ops if op.type in ("conv", "linear")), strict=True):
+    for ours, op in zip(
+        names, (op for op in other.describe().ops if op.type in ("conv", "linear")), strict=True
+    ):
         # The same weight and input; ONNX Runtime's integer kernels also ask for an output.
         wanted = recipe[ours]
-        schemes[op.name] = next(s for s in offered.for_op(op) if (s.mode, s.weight, s.input) == (wanted.mode, wanted.weight, wanted.input))
+        schemes[op.name] = next(
+            s
+            for s in offered.for_op(op)
+            if (s.mode, s.weight, s.input) == (wanted.mode, wanted.weight, wanted.input)
+        )
     same = Recipe(schemes, backend="onnx")
     runtime_model = octavo.quantize_model(str(path), same, batches, backend="onnx", host=HOST)
-    scores = [100 * digits.accuracy(np.asarray(m.candidate.run((data.test_x,))[0]), data.test_y) for m in (numpy_model, runtime_model)]
+    scores = [
+        100 * digits.accuracy(np.asarray(m.candidate.run((data.test_x,))[0]), data.test_y)
+        for m in (numpy_model, runtime_model)
+    ]
     row(
         "digits int8 accuracy, NumPy and ONNX Runtime, points",
         f"{scores[0]:.2f} / {scores[1]:.2f}",
@@ -219,10 +270,15 @@ def main() -> None:
     path = digits_file()
     accuracy(path)
     data = digits.data()
-    latency("digits, batch 32", path, {"x": data.test_x[:32]}, [(b,) for b in data.calibration()], 4.0)
+    latency(
+        "digits, batch 32", path, {"x": data.test_x[:32]}, [(b,) for b in data.calibration()], 4.0
+    )
     encoder = minilm_file()
     if encoder is not None:
-        texts = [{"ids": random.integers(1000, 20000, (8, 64)), "mask": np.ones((8, 64), np.int64)} for _ in range(3)]
+        texts = [
+            {"ids": random.integers(1000, 20000, (8, 64)), "mask": np.ones((8, 64), np.int64)}
+            for _ in range(3)
+        ]
         latency("MiniLM, 8 x 64", encoder, texts[0], texts, 2.5)
 
 

@@ -31,14 +31,14 @@ from benchmarks._architectures import architectures
 from octavo.adapters.onnx import OnnxConfig
 from octavo.adapters.onnx.adapter import OnnxAdapter
 from octavo.adapters.onnx.candidate import OnnxCandidate
-from octavo.core.adapter import Batch, Opened
-from octavo.core.graph import Op
-from octavo.core.plugins import PluginHost
-from octavo.core.realize import Realizer
-from octavo.core.recipe import Recipe
-from octavo.core.rules import build_space
-from octavo.core.scheme import FLOAT, OpScheme, PartChoice
-from octavo.core.space import TuningSpace, Unit
+from octavo.core.contract.adapter import Batch, Opened
+from octavo.core.contract.plugins import PluginHost
+from octavo.core.quantizing.realize import Realizer
+from octavo.core.tuning.rules import build_space
+from octavo.core.values.graph import Op
+from octavo.core.values.recipe import Recipe
+from octavo.core.values.scheme import FLOAT, OpScheme, PartChoice
+from octavo.core.values.space import TuningSpace, Unit
 
 HOST = PluginHost(third_party=False)
 CONFIG = OnnxConfig(threads=2)
@@ -46,7 +46,10 @@ LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
 
 
 def row(what: str, figure: str, bar: str = "", met: bool | None = None) -> None:
-    print(f"{what:<66} {figure:>24}   {bar:<28} {'' if met is None else 'met' if met else 'MISSED'}", flush=True)
+    print(
+        f"{what:<66} {figure:>24}   {bar:<28} {'' if met is None else 'met' if met else 'MISSED'}",
+        flush=True,
+    )
 
 
 def session(path: Path) -> ort.InferenceSession:
@@ -57,7 +60,12 @@ def session(path: Path) -> ort.InferenceSession:
     return ort.InferenceSession(path, options)
 
 
-def latencies(sessions: Mapping[str, ort.InferenceSession], feeds: Mapping[str, np.ndarray], rounds: int, inner: int) -> dict[str, float]:
+def latencies(
+    sessions: Mapping[str, ort.InferenceSession],
+    feeds: Mapping[str, np.ndarray],
+    rounds: int,
+    inner: int,
+) -> dict[str, float]:
     """Return median milliseconds, measured in turn."""
     found: dict[str, list[float]] = {name: [] for name in sessions}
     for _ in range(rounds):
@@ -71,14 +79,19 @@ def latencies(sessions: Mapping[str, ort.InferenceSession], feeds: Mapping[str, 
 
 
 def quantized(
-    source: Any, choose: Callable[[Op, Sequence[OpScheme]], OpScheme], calibration: Sequence[Batch], transforms: tuple[PartChoice, ...] = ()
+    source: Any,
+    choose: Callable[[Op, Sequence[OpScheme]], OpScheme],
+    calibration: Sequence[Batch],
+    transforms: tuple[PartChoice, ...] = (),
 ) -> OnnxCandidate:
     """Open a model and carry one recipe out: what a single trial does, from file to candidate."""
     opened = _open(source)
     units = []
     for op in opened.view.ops:
         picked = choose(op, opened.capability.for_op(op))
-        units.append(Unit(op.name, op.type, (op.name,), (picked, FLOAT) if not picked.is_float else (FLOAT,)))
+        units.append(
+            Unit(op.name, op.type, (op.name,), (picked, FLOAT) if not picked.is_float else (FLOAT,))
+        )
     space = TuningSpace("onnx", tuple(units), ((), transforms) if transforms else ((),))
     realizer = Realizer(opened, space, HOST)
     if any(u.choices[0].mode == "static" for u in space.tunable) or transforms or calibration:
@@ -122,17 +135,32 @@ def digits(folder: Path) -> None:
 
     d = data()
     path = folder / "digits.onnx"
-    _export(network(), (torch.from_numpy(d.test_x[:2]),), path, ["x"], ["logits"], ({0: torch.export.Dim("batch")},))
+    _export(
+        network(),
+        (torch.from_numpy(d.test_x[:2]),),
+        path,
+        ["x"],
+        ["logits"],
+        ({0: torch.export.Dim("batch")},),
+    )
     calibration: list[Batch] = [(b,) for b in d.calibration()]
     ours = save(quantized(path, first, calibration), folder / "digits-octavo")
     theirs = folder / "digits-ort.onnx"
     _ort_static(path, theirs, [{"x": b[0]} for b in calibration])
     sessions = {"float": session(path), "octavo": session(ours), "ort": session(theirs)}
-    scores = {name: accuracy(one.run(None, {"x": d.test_x})[0], d.test_y) for name, one in sessions.items()}
+    scores = {
+        name: accuracy(one.run(None, {"x": d.test_x})[0], d.test_y)
+        for name, one in sessions.items()
+    }
     for batch, rounds in ((32, 30), (1, 60)):
         t = latencies(sessions, {"x": d.test_x[:batch]}, rounds, 5)
         ratio = t["octavo"] / t["ort"]
-        row(f"digits, batch {batch}: latency over ONNX Runtime's static", f"{ratio:.2f}", "<= 1.05", ratio <= 1.05)
+        row(
+            f"digits, batch {batch}: latency over ONNX Runtime's static",
+            f"{ratio:.2f}",
+            "<= 1.05",
+            ratio <= 1.05,
+        )
         row("  over float: octavo, ONNX Runtime's static", f"{t['octavo'] / t['float']:.2f}, {t['ort'] / t['float']:.2f}", "<= 0.50 at 32" if batch == 32 else "",
             t["octavo"] / t["float"] <= 0.5 if batch == 32 else None)  # fmt: skip
     row(
@@ -146,18 +174,38 @@ def digits(folder: Path) -> None:
     for even in (True, False):
         net = tasks.rescale(network(), 30.0, even=even)
         spread = folder / f"rescaled-{even}.onnx"
-        _export(net, (torch.from_numpy(d.test_x[:2]),), spread, ["x"], ["logits"], ({0: torch.export.Dim("batch")},))
+        _export(
+            net,
+            (torch.from_numpy(d.test_x[:2]),),
+            spread,
+            ["x"],
+            ["logits"],
+            ({0: torch.export.Dim("batch")},),
+        )
         plain = accuracy(session(spread).run(None, {"x": d.test_x})[0], d.test_y)
         rounded = quantized(spread, first, calibration)
         equal = quantized(spread, first, calibration, (PartChoice(kind="equalization"),))
         score = accuracy(equal.native(d.test_x), d.test_y)
-        kernels = sum(line.realization == "kernel" and not line.applied.is_float for line in equal.ledger.values())
+        kernels = sum(
+            line.realization == "kernel" and not line.applied.is_float
+            for line in equal.ledger.values()
+        )
         what = "evenly" if even else "one channel in ten large"
-        row(f"digits rescaled 30:1, {what}: equalized int8, float", f"{score:.4f}, {plain:.4f}", ">= 0.99 of float", score >= 0.99 * plain)
-        row("  without equalization; integer kernels", f"{accuracy(rounded.native(d.test_x), d.test_y):.4f}; {kernels}")
+        row(
+            f"digits rescaled 30:1, {what}: equalized int8, float",
+            f"{score:.4f}, {plain:.4f}",
+            ">= 0.99 of float",
+            score >= 0.99 * plain,
+        )
+        row(
+            "  without equalization; integer kernels",
+            f"{accuracy(rounded.native(d.test_x), d.test_y):.4f}; {kernels}",
+        )
 
 
-def _ort_static(path: Path, out: Path, batches: Sequence[Mapping[str, np.ndarray]], **options: Any) -> None:
+def _ort_static(
+    path: Path, out: Path, batches: Sequence[Mapping[str, np.ndarray]], **options: Any
+) -> None:
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -173,13 +221,29 @@ def _ort_static(path: Path, out: Path, batches: Sequence[Mapping[str, np.ndarray
 
 
 def _export(
-    module: torch.nn.Module, example: tuple[torch.Tensor, ...], path: Path, inputs: list[str], outputs: list[str], shapes: Any
+    module: torch.nn.Module,
+    example: tuple[torch.Tensor, ...],
+    path: Path,
+    inputs: list[str],
+    outputs: list[str],
+    shapes: Any,
 ) -> None:
     quiet = io.StringIO()
-    with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet), warnings.catch_warnings():
+    with (
+        contextlib.redirect_stdout(quiet),
+        contextlib.redirect_stderr(quiet),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            module.eval(), example, path, dynamo=True, external_data=False, input_names=inputs, output_names=outputs, dynamic_shapes=shapes
+            module.eval(),
+            example,
+            path,
+            dynamo=True,
+            external_data=False,
+            input_names=inputs,
+            output_names=outputs,
+            dynamic_shapes=shapes,
         )
 
 
@@ -204,9 +268,21 @@ def int4(op: Op, choices: Sequence[OpScheme]) -> OpScheme:
     """GPTQ in groups of 32 for linear ops, groups of 16 for tables."""
     group = {"linear": "group:32", "embedding": "group:16"}.get(op.type)
     found = next(
-        (s for s in choices if s.mode == "weight_only" and s.weight and s.weight.dtype == "uint4" and s.weight.granularity == group), FLOAT
+        (
+            s
+            for s in choices
+            if s.mode == "weight_only"
+            and s.weight
+            and s.weight.dtype == "uint4"
+            and s.weight.granularity == group
+        ),
+        FLOAT,
     )
-    return found.variant(algorithm=PartChoice(kind="gptq")) if op.type == "linear" and not found.is_float else found
+    return (
+        found.variant(algorithm=PartChoice(kind="gptq"))
+        if op.type == "linear" and not found.is_float
+        else found
+    )
 
 
 def _texts(length: int = 128) -> tuple[Path, Any]:
@@ -223,7 +299,10 @@ def _texts(length: int = 128) -> tuple[Path, Any]:
     def tokens(start: int, count: int) -> dict[str, np.ndarray]:
         tokenizer.enable_padding()
         made = tokenizer.encode_batch(pairs[start : start + count])
-        return {"input_ids": np.array([e.ids for e in made]), "attention_mask": np.array([e.attention_mask for e in made])}
+        return {
+            "input_ids": np.array([e.ids for e in made]),
+            "attention_mask": np.array([e.attention_mask for e in made]),
+        }
 
     return folder, tokens
 
@@ -247,10 +326,21 @@ def export_minilm(path: Path) -> None:
     model = Hidden(AutoModel.from_pretrained(folder, add_pooling_layer=False))
     ids = torch.ones(2, 16, dtype=torch.long)
     free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens", max=512)}
-    _export(model, (ids, ids.clone()), path, ["input_ids", "attention_mask"], ["hidden"], (free, dict(free)))
+    _export(
+        model,
+        (ids, ids.clone()),
+        path,
+        ["input_ids", "attention_mask"],
+        ["hidden"],
+        (free, dict(free)),
+    )
 
 
-def cosine(one: ort.InferenceSession, other: ort.InferenceSession, batches: Sequence[Mapping[str, np.ndarray]]) -> float:
+def cosine(
+    one: ort.InferenceSession,
+    other: ort.InferenceSession,
+    batches: Sequence[Mapping[str, np.ndarray]],
+) -> float:
     """Mean cosine similarity of mean-pooled sentence vectors."""
     found = []
     for batch in batches:
@@ -270,7 +360,13 @@ def minilm(folder: Path) -> None:
     calibration: list[Any] = [tokens(8 * i, 8) for i in range(4)]
     held = [tokens(32 + 32 * i, 32) for i in range(4)]
     size = path.stat().st_size
-    made = {"float": path, "octavo static": save(quantized(path, int8, calibration, (PartChoice.model_validate(INT8),)), folder / "static")}
+    made = {
+        "float": path,
+        "octavo static": save(
+            quantized(path, int8, calibration, (PartChoice.model_validate(INT8),)),
+            folder / "static",
+        ),
+    }
     made["octavo dynamic"] = save(quantized(path, dynamic, ()), folder / "dynamic")
     made["octavo 4 bits"] = save(quantized(path, int4, calibration), folder / "int4")
     made["ort dynamic"] = folder / "ort-dynamic.onnx"
@@ -281,10 +377,26 @@ def minilm(folder: Path) -> None:
     for name in made:
         if name == "float":
             continue
-        close, share = cosine(sessions["float"], sessions[name], held), made[name].stat().st_size / size
-        goal = {"octavo static": (0.997, 0.26, 2.4, 2.2), "octavo 4 bits": (0.985, 0.21, None, None)}.get(name)
-        row(f"MiniLM {name}: cosine to float", f"{close:.4f}", f">= {goal[0]}" if goal else "", close >= goal[0] if goal else None)
-        row("  size", f"{share:.3f}", f"<= {goal[1]}" if goal else "", share <= goal[1] if goal else None)
+        close, share = (
+            cosine(sessions["float"], sessions[name], held),
+            made[name].stat().st_size / size,
+        )
+        goal = {
+            "octavo static": (0.997, 0.26, 2.4, 2.2),
+            "octavo 4 bits": (0.985, 0.21, None, None),
+        }.get(name)
+        row(
+            f"MiniLM {name}: cosine to float",
+            f"{close:.4f}",
+            f">= {goal[0]}" if goal else "",
+            close >= goal[0] if goal else None,
+        )
+        row(
+            "  size",
+            f"{share:.3f}",
+            f"<= {goal[1]}" if goal else "",
+            share <= goal[1] if goal else None,
+        )
         for batch, times, bar in ((32, t32, 2), (1, t1, 3)):
             if name in times:
                 speed, least = times["float"] / times[name], goal[bar] if goal else None
@@ -306,7 +418,12 @@ def minilm(folder: Path) -> None:
             ratio <= 0.7,
         )
         peak = spent["octavo"][1] / size
-        row(f"  peak memory beyond the imports, in models (ONNX Runtime: {spent['ort'][1] / size:.1f})", f"{peak:.1f}", "< 4", peak < 4)
+        row(
+            f"  peak memory beyond the imports, in models (ONNX Runtime: {spent['ort'][1] / size:.1f})",
+            f"{peak:.1f}",
+            "< 4",
+            peak < 4,
+        )
 
 
 def _ort_dynamic(path: Path, out: Path) -> None:
@@ -318,9 +435,13 @@ def _ort_dynamic(path: Path, out: Path) -> None:
 def _child(kind: str, who: str, path: Path) -> tuple[float, float]:
     """Quantize in a fresh process; return seconds and peak bytes, both without the imports and the data."""
     command = [sys.executable, "-m", "benchmarks.onnx", "child", kind, who, str(path.resolve())]
-    with tempfile.TemporaryDirectory() as folder:  # ONNX Runtime's quantizer leaves files where it is started
+    with (
+        tempfile.TemporaryDirectory() as folder
+    ):  # ONNX Runtime's quantizer leaves files where it is started
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
-        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder, env=environment)
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True, cwd=folder, env=environment
+        )
     seconds, peak = done.stdout.split()[-2:]
     return float(seconds), float(peak)
 
@@ -349,7 +470,10 @@ def child(kind: str, who: str, path: Path) -> None:
         elif kind == "dynamic":
             save(quantized(path, dynamic, ()), Path(folder) / "out")
         else:
-            save(quantized(path, int8, batches, (PartChoice.model_validate(INT8),)), Path(folder) / "out")
+            save(
+                quantized(path, int8, batches, (PartChoice.model_validate(INT8),)),
+                Path(folder) / "out",
+            )
     seconds = time.perf_counter() - start
     print(seconds, _memory("VmHWM") - before)
 
@@ -362,11 +486,15 @@ def carried(path: Path, feeds: Batch | None = None) -> tuple[int, float]:
     opened = _open(path)
     if feeds is None:
         rng = np.random.default_rng(0)
-        feeds = tuple(rng.random([d or 1 for d in i.shape or ()]).astype(i.dtype) for i in opened.view.inputs)
+        feeds = tuple(
+            rng.random([d or 1 for d in i.shape or ()]).astype(i.dtype) for i in opened.view.inputs
+        )
     space = build_space(opened)
     realizer = Realizer(opened, space, HOST)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the light models' weights are constant, and so are many values
+        warnings.simplefilter(
+            "ignore"
+        )  # the light models' weights are constant, and so are many values
         realizer.calibrate([feeds])
         candidate = realizer.candidate(space.recipe(space.first()))
     outputs = candidate.run(feeds)
@@ -376,12 +504,20 @@ def carried(path: Path, feeds: Batch | None = None) -> tuple[int, float]:
         loaded = OnnxAdapter(CONFIG).load(Path(folder))
         for a, b in zip(outputs, loaded.run(feeds), strict=True):
             np.testing.assert_array_equal(a, b)
-    counted = Counter((line.applied.is_float, line.realization) for line in candidate.ledger.values())
+    counted = Counter(
+        (line.applied.is_float, line.realization) for line in candidate.ledger.values()
+    )
     assert counted[False, "kernel"], f"{path.name}: no integer kernel"
-    assert not counted[False, "simulated"], f"{path.name}: {counted[False, 'simulated']} ops stay float arithmetic"
-    expected = np.concatenate([np.ravel(y).astype(np.float64) for y in opened.session.reference().run(feeds)])
+    assert not counted[False, "simulated"], (
+        f"{path.name}: {counted[False, 'simulated']} ops stay float arithmetic"
+    )
+    expected = np.concatenate(
+        [np.ravel(y).astype(np.float64) for y in opened.session.reference().run(feeds)]
+    )
     got = np.concatenate([np.ravel(y).astype(np.float64) for y in outputs])
-    return counted[False, "kernel"], float(expected @ got / max(1e-30, np.linalg.norm(expected) * np.linalg.norm(got)))
+    return counted[False, "kernel"], float(
+        expected @ got / max(1e-30, np.linalg.norm(expected) * np.linalg.norm(got))
+    )
 
 
 def models(folder: Path) -> None:
@@ -394,7 +530,12 @@ def models(folder: Path) -> None:
             row(f"  {path.stem}: integer kernels, cosine", f"{count}, {close:.4f}")
         except Exception as error:
             row(f"  {path.stem}", f"{type(error).__name__}: {str(error)[:50]}", "", False)
-    row("ONNX's light topologies, int8, saved, loaded, run", f"{done} of {len(paths)}", "all 9", done == 9)
+    row(
+        "ONNX's light topologies, int8, saved, loaded, run",
+        f"{done} of {len(paths)}",
+        "all 9",
+        done == 9,
+    )
     done = 0
     for name, (module, example) in architectures().items():
         path = folder / f"{name}.onnx"
@@ -413,7 +554,9 @@ def main(parts: Sequence[str]) -> None:
     logging.disable(logging.WARNING)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     sections = {"digits": digits, "minilm": minilm, "models": models}
-    print(f"onnxruntime {ort.__version__}, onnx {onnx.__version__}, torch {torch.__version__}, 2 threads")
+    print(
+        f"onnxruntime {ort.__version__}, onnx {onnx.__version__}, torch {torch.__version__}, 2 threads"
+    )
     with tempfile.TemporaryDirectory(prefix="octavo-bench-") as folder:
         for name in parts or sections:
             sections[name](Path(folder))

@@ -32,12 +32,16 @@ class Clock(octavo.Progress):
         """Start the clock."""
         self.ends.append(time.perf_counter())
 
-    def finished(self, trial: octavo.Trial, best: octavo.Trial | None, seconds_left: float | None) -> None:
+    def finished(
+        self, trial: octavo.Trial, best: octavo.Trial | None, seconds_left: float | None
+    ) -> None:
         """Take the time."""
         self.ends.append(time.perf_counter())
 
 
-def measure(name: str, model: Any, score: Callable[[Any], float], calibration: Any, **settings: Any) -> None:
+def measure(
+    name: str, model: Any, score: Callable[[Any], float], calibration: Any, **settings: Any
+) -> None:
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         result = octavo.autotune(

@@ -28,18 +28,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from octavo.adapters.pytorch import TorchConfig, kernels
+from octavo.adapters.pytorch import TorchConfig
 from octavo.adapters.pytorch.adapter import TorchAdapter
-from octavo.adapters.pytorch.int8 import Int8Linear
-from octavo.adapters.pytorch.layouts import layouts
-from octavo.adapters.pytorch.qat import QuantizationAwareTraining
-from octavo.core.adapter import Batch, Opened
-from octavo.core.plugins import PluginHost
-from octavo.core.presets import preset_recipe
-from octavo.core.realize import Realizer
-from octavo.core.rules import Rule, build_space
-from octavo.core.scheme import PartChoice
-from octavo.core.space import TuningSpace
+from octavo.adapters.pytorch.kernels import onednn
+from octavo.adapters.pytorch.kernels.layouts import layouts
+from octavo.adapters.pytorch.qlayers.int8 import Int8Linear
+from octavo.adapters.pytorch.training.qat import QuantizationAwareTraining
+from octavo.core.contract.adapter import Batch, Opened
+from octavo.core.contract.plugins import PluginHost
+from octavo.core.quantizing.realize import Realizer
+from octavo.core.tuning.presets import preset_recipe
+from octavo.core.tuning.rules import Rule, build_space
+from octavo.core.values.scheme import PartChoice
+from octavo.core.values.space import TuningSpace
 
 HOST = PluginHost(third_party=False)
 
@@ -80,7 +81,9 @@ def realizer(
 
 
 def one_layer() -> None:
-    print("\nOne linear layer, dynamic int8: the module's call over the fastest torch.ops.quantized.linear_dynamic")
+    print(
+        "\nOne linear layer, dynamic int8: the module's call over the fastest torch.ops.quantized.linear_dynamic"
+    )
     for shape in ((1, 1024, 4096), (128, 384, 1536), (512, 1024, 4096)):
         _shape(*shape)
 
@@ -89,7 +92,9 @@ def _shape(rows: int, inputs: int, outputs: int) -> None:
     torch.manual_seed(0)
     layer, x = nn.Linear(inputs, outputs), torch.randn(rows, inputs)
     o = opened(layer, None)
-    rule = Rule(mode="dynamic", weight={"dtype": "int8", "granularity": "channel"}, input={"dtype": "uint8"})
+    rule = Rule(
+        mode="dynamic", weight={"dtype": "int8", "granularity": "channel"}, input={"dtype": "uint8"}
+    )
     space, made = realizer(o, [rule], [])
     candidate = made.candidate(space.recipe(space.first())).native
     space, made = realizer(o, [Rule(mode="dynamic", input={"granularity": "token"})], [])
@@ -98,15 +103,28 @@ def _shape(rows: int, inputs: int, outputs: int) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         codes, scale = candidate.codes, candidate.scale.double()
-        weight = torch._make_per_channel_quantized_tensor(codes, scale, torch.zeros(outputs, dtype=torch.int64), 0)
+        weight = torch._make_per_channel_quantized_tensor(
+            codes, scale, torch.zeros(outputs, dtype=torch.int64), 0
+        )
         for engine in ("x86", "fbgemm", "onednn"):
             torch.backends.quantized.engine = engine
             packed = torch.ops.quantized.linear_prepack(weight, layer.bias)
-            engines.append(lambda packed=packed: torch.ops.quantized.linear_dynamic(x, packed, False))
-    fp32, ours, rowwise, *limits = milliseconds([lambda: layer(x), lambda: candidate(x), lambda: token(x), *engines], 61)
+            engines.append(
+                lambda packed=packed: torch.ops.quantized.linear_dynamic(x, packed, False)
+            )
+    fp32, ours, rowwise, *limits = milliseconds(
+        [lambda: layer(x), lambda: candidate(x), lambda: token(x), *engines], 61
+    )
     share = min(limits) / ours
-    row(f"{rows}x{inputs}x{outputs}: x{fp32 / ours:.2f} of fp32, kernels x{fp32 / min(limits):.2f}", share, ">= 0.9", share >= 0.9)
-    print(f"{'  the same with a scale for each row (more accurate): over fp32':66s} {fp32 / rowwise:9.3f}")
+    row(
+        f"{rows}x{inputs}x{outputs}: x{fp32 / ours:.2f} of fp32, kernels x{fp32 / min(limits):.2f}",
+        share,
+        ">= 0.9",
+        share >= 0.9,
+    )
+    print(
+        f"{'  the same with a scale for each row (more accurate): over fp32':66s} {fp32 / rowwise:9.3f}"
+    )
 
 
 def decoding() -> None:
@@ -114,7 +132,9 @@ def decoding() -> None:
     torch.manual_seed(0)
     layer, x = nn.Linear(1024, 4096), torch.randn(1, 1024)
     o = opened(layer, None)
-    space, made = realizer(o, [Rule(mode="weight_only", weight={"dtype": "uint4", "granularity": "group:32"})], [])
+    space, made = realizer(
+        o, [Rule(mode="weight_only", weight={"dtype": "uint4", "granularity": "group:32"})], []
+    )
     candidate = made.candidate(space.recipe(space.first())).native
     half, y = nn.Linear(1024, 4096).bfloat16(), x.bfloat16()
     fp32, bf16, ours = milliseconds([lambda: layer(x), lambda: half(y), lambda: candidate(x)], 101)
@@ -149,13 +169,21 @@ def minilm() -> None:
     tokenizer.enable_truncation(128)
     tokenizer.enable_padding(length=128)
     encoded = tokenizer.encode_batch(texts())
-    ids, mask = torch.tensor([e.ids for e in encoded]), torch.tensor([e.attention_mask for e in encoded])
-    batches = [{"input_ids": ids[i : i + 32], "attention_mask": mask[i : i + 32]} for i in range(0, len(ids) - 31, 32)]
+    ids, mask = (
+        torch.tensor([e.ids for e in encoded]),
+        torch.tensor([e.attention_mask for e in encoded]),
+    )
+    batches = [
+        {"input_ids": ids[i : i + 32], "attention_mask": mask[i : i + 32]}
+        for i in range(0, len(ids) - 31, 32)
+    ]
 
     def embed(m: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         with torch.no_grad():
             seen = batch["attention_mask"][..., None]
-            return nn.functional.normalize((m(**batch).last_hidden_state * seen).sum(1) / seen.sum(1), dim=1)
+            return nn.functional.normalize(
+                (m(**batch).last_hidden_state * seen).sum(1) / seen.sum(1), dim=1
+            )
 
     start = time.perf_counter()
     before = opened(model, None)
@@ -165,24 +193,48 @@ def minilm() -> None:
     dynamic.run({k: v[:1] for k, v in batches[0].items()})
     layers = [m for m in dynamic.native.modules() if isinstance(m, Int8Linear)]
     laid_out = sum(len(layouts(m.codes)) * m.codes.nbytes for m in layers)
-    extra = (sum(b.nbytes for b in dynamic.native.buffers()) + laid_out) / sum(p.nbytes for p in model.parameters())
+    extra = (sum(b.nbytes for b in dynamic.native.buffers()) + laid_out) / sum(
+        p.nbytes for p in model.parameters()
+    )
     row("int8 dynamic, from model to ready, seconds", seconds, "< 1", seconds < 1)
     row("the same, extra memory over the model's, kernel layouts too", extra, "< 0.5", extra < 0.5)
 
     o = opened(model, batches[0])
-    rule = Rule(types="linear", mode="static", weight={"dtype": "int8", "granularity": "channel"}, input={"dtype": "uint8"})
+    rule = Rule(
+        types="linear",
+        mode="static",
+        weight={"dtype": "int8", "granularity": "channel"},
+        input={"dtype": "uint8"},
+    )
     # Scales alone: they go into the quantization of a value that is not a norm's own, where a shift would be one more step.
     transform = PartChoice(kind="outlier_suppression_plus", options=(("shift", False),))
-    space, made = realizer(o, [rule, Rule(types="embedding", keep="float")], [*batches[:3]], [transform])
+    space, made = realizer(
+        o, [rule, Rule(types="embedding", keep="float")], [*batches[:3]], [transform]
+    )
     static = made.candidate(space.recipe(space.first(), (transform,))).native
     rest = batches[3:]
     cosine = torch.cat([(embed(model, b) * embed(static, b)).sum(1) for b in rest]).mean().item()
-    row("int8 static, outliers suppressed: mean cosine similarity", cosine, ">= 0.997", cosine >= 0.997)
+    row(
+        "int8 static, outliers suppressed: mean cosine similarity",
+        cosine,
+        ">= 0.997",
+        cosine >= 0.997,
+    )
     small = {k: v[:1, :16] for k, v in batches[0].items()}
     fp32, int8 = milliseconds([lambda: model(**batches[0]), lambda: static(**batches[0])], 7)
-    row(f"batch 32 x 128: {fp32:.0f} ms against {int8:.0f} ms, speed over fp32", fp32 / int8, ">= 2.5", fp32 / int8 >= 2.5)
+    row(
+        f"batch 32 x 128: {fp32:.0f} ms against {int8:.0f} ms, speed over fp32",
+        fp32 / int8,
+        ">= 2.5",
+        fp32 / int8 >= 2.5,
+    )
     fp32, int8 = milliseconds([lambda: model(**small), lambda: static(**small)], 61)
-    row(f"batch 1 x 16: {fp32:.2f} ms against {int8:.2f} ms, speed over fp32", fp32 / int8, ">= 2", fp32 / int8 >= 2)
+    row(
+        f"batch 1 x 16: {fp32:.2f} ms against {int8:.2f} ms, speed over fp32",
+        fp32 / int8,
+        ">= 2",
+        fp32 / int8 >= 2,
+    )
 
 
 def digits() -> None:
@@ -198,9 +250,16 @@ def digits() -> None:
     loss = score - accuracy(static.run((d.test_x,))[0], d.test_y)
     x = torch.from_numpy(d.test_x[:32])
     fp32, int8 = milliseconds([lambda: net(x), lambda: static.native(x)], 41)
-    row(f"static int8, batch 32: {fp32:.1f} ms against {int8:.1f} ms, speed over fp32", fp32 / int8, ">= 2", fp32 / int8 >= 2)
+    row(
+        f"static int8, batch 32: {fp32:.1f} ms against {int8:.1f} ms, speed over fp32",
+        fp32 / int8,
+        ">= 2",
+        fp32 / int8 >= 2,
+    )
     row("static int8, accuracy lost", loss, "<= 0.01", loss <= 0.01)
-    rule = Rule(types=["linear", "conv"], mode="static", weight={"dtype": "int3", "granularity": "tensor"})
+    rule = Rule(
+        types=["linear", "conv"], mode="static", weight={"dtype": "int3", "granularity": "tensor"}
+    )
     space, made = realizer(o, [rule], calibration)
     recipe = space.recipe(space.first())
     parameters = made.parameters(recipe)
@@ -208,8 +267,18 @@ def digits() -> None:
     training = QuantizationAwareTraining(o.session, recipe, parameters)
     seconds = train(training.module, torch.from_numpy(d.train_x), torch.from_numpy(d.train_y))
     left = score - accuracy(training.convert().run((d.test_x,))[0], d.test_y)
-    row("3-bit weights, per tensor, after training quantization: accuracy lost", lost, "> 0.03 (the case)", lost > 0.03)
-    row(f"the same, trained for {seconds:.0f} s and converted: accuracy lost", left, "<= 0.01", left <= 0.01)
+    row(
+        "3-bit weights, per tensor, after training quantization: accuracy lost",
+        lost,
+        "> 0.03 (the case)",
+        lost > 0.03,
+    )
+    row(
+        f"the same, trained for {seconds:.0f} s and converted: accuracy lost",
+        left,
+        "<= 0.01",
+        left <= 0.01,
+    )
 
 
 def train(model: nn.Module, x: torch.Tensor, y: torch.Tensor, epochs: int = 6) -> float:
@@ -231,7 +300,9 @@ def language_model() -> None:
     folder = os.environ.get("OCTAVO_LM")
     print("\nLanguage model, 2 bits, group 32")
     if not folder:
-        print("left out: set OCTAVO_LM to the folder of a causal language model with train_head.npy and heldout.npy")
+        print(
+            "left out: set OCTAVO_LM to the folder of a causal language model with train_head.npy and heldout.npy"
+        )
         return
     from transformers import AutoModelForCausalLM
 
@@ -245,7 +316,12 @@ def language_model() -> None:
         start = time.perf_counter()
         o = opened(model, batches[0])
         rules = [
-            Rule(types="linear", mode="weight_only", weight={"dtype": "uint2", "granularity": "group:32"}, algorithm=algorithm),
+            Rule(
+                types="linear",
+                mode="weight_only",
+                weight={"dtype": "uint2", "granularity": "group:32"},
+                algorithm=algorithm,
+            ),
             Rule(ops="lm_head", keep="float"),
             Rule(types="embedding", keep="float"),
         ]
@@ -262,16 +338,22 @@ def language_model() -> None:
 
 @torch.no_grad()
 def perplexity(model: nn.Module, folder: str, length: int = 256) -> float:
-    tokens = torch.from_numpy(np.load(Path(folder) / "heldout.npy").astype(np.int64))[: 64 * length].view(-1, length)
+    tokens = torch.from_numpy(np.load(Path(folder) / "heldout.npy").astype(np.int64))[
+        : 64 * length
+    ].view(-1, length)
     total = 0.0
     for x in tokens.split(8):
         logits = model(x).logits[:, :-1].float()
-        total += nn.functional.cross_entropy(logits.flatten(0, 1), x[:, 1:].flatten(), reduction="sum").item()
+        total += nn.functional.cross_entropy(
+            logits.flatten(0, 1), x[:, 1:].flatten(), reduction="sum"
+        ).item()
     return math.exp(total / (tokens.shape[0] * (length - 1)))
 
 
 def residency() -> None:
-    print("\nGPTQ int4, group 128, of transformer blocks (width 512): memory at the peak, beside the float model and the quantized one")
+    print(
+        "\nGPTQ int4, group 128, of transformer blocks (width 512): memory at the peak, beside the float model and the quantized one"
+    )
     print(
         "  live: tensors, counted by torch's allocator; resident: of the process, median and range of 3, with what the C library holds back"
     )
@@ -280,7 +362,11 @@ def residency() -> None:
     block = 4 * (4 * 512**2 + 3 * 512 * 1408) / 1e6
     for depth, limited in ((4, True), (8, True), (16, True), (4, False), (16, False)):
         with spawn.Pool(1, maxtasksperchild=1) as pool:  # a peak is a process's own
-            live, *resident = pool.starmap(_measured, [(_live, depth, limited), *[(_resident, depth, limited)] * 3], chunksize=1)
+            live, *resident = pool.starmap(
+                _measured,
+                [(_live, depth, limited), *[(_resident, depth, limited)] * 3],
+                chunksize=1,
+            )
         resident.sort()
         if limited:
             found[depth] = live
@@ -300,19 +386,36 @@ def _quantized(depth: int, limited: bool) -> tuple[int, int, int]:
 
     torch.set_num_threads(2)
     torch.manual_seed(0)
-    model = LlamaModel(LlamaConfig(hidden_size=512, intermediate_size=1408, num_hidden_layers=depth, num_attention_heads=8, vocab_size=256))
-    batches: list[Batch] = [{"input_ids": torch.randint(256, (4, 128)), "use_cache": False} for _ in range(4)]
+    model = LlamaModel(
+        LlamaConfig(
+            hidden_size=512,
+            intermediate_size=1408,
+            num_hidden_layers=depth,
+            num_attention_heads=8,
+            vocab_size=256,
+        )
+    )
+    batches: list[Batch] = [
+        {"input_ids": torch.randint(256, (4, 128)), "use_cache": False} for _ in range(4)
+    ]
     opened(model.eval(), batches[0]).session.reference().run(batches[0])
     before = _highest()
     o = opened(model, batches[0])
-    rule = Rule(types="linear", mode="weight_only", weight={"dtype": "uint4", "granularity": "group:128"}, algorithm="gptq")
+    rule = Rule(
+        types="linear",
+        mode="weight_only",
+        weight={"dtype": "uint4", "granularity": "group:128"},
+        algorithm="gptq",
+    )
     space = build_space(o, [rule, Rule(types="embedding", keep="float")])
     made = Realizer(o, space, HOST, gram_bytes=22 * 10**6) if limited else Realizer(o, space, HOST)
     made.calibrate(batches)
     candidate = made.candidate(space.recipe(space.first()))
     extra = _highest() - before
     own = {t.data_ptr() for t in model.parameters()}
-    result = sum(t.nbytes for t in candidate.native.state_dict().values() if t.data_ptr() not in own)
+    result = sum(
+        t.nbytes for t in candidate.native.state_dict().values() if t.data_ptr() not in own
+    )
     return sum(p.nbytes for p in model.parameters()), result, extra
 
 
@@ -332,27 +435,36 @@ def _live(depth: int, limited: bool) -> float:
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         model, result, _ = _quantized(depth, limited)
-    events = sorted((e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns())
+    events = sorted(
+        (e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"),
+        key=lambda e: e.start_ns(),
+    )
     return (max(itertools.accumulate(e.nbytes() for e in events)) - model - result) / 1e6
 
 
 def _highest() -> int:
     """Return the largest resident size of this process so far, in bytes (Linux; getrusage also counts the parent's)."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
-    return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+    return 1024 * int(
+        next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parts = {f.__name__: f for f in (one_layer, decoding, digits, minilm, language_model, residency)}
-    parser.add_argument("parts", nargs="*", choices=[*parts, []], help="which parts; all of them when left out")
+    parts = {
+        f.__name__: f for f in (one_layer, decoding, digits, minilm, language_model, residency)
+    }
+    parser.add_argument(
+        "parts", nargs="*", choices=[*parts, []], help="which parts; all of them when left out"
+    )
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     chosen = given.parts or list(parts)
     warnings.filterwarnings("ignore", category=UserWarning)
     torch.set_num_threads(given.threads)
     print(
-        f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {given.threads} threads; int8 linear kernel: {kernels.has_linear() or 'there'}"
+        f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {given.threads} threads; int8 linear kernel: {onednn.has_linear() or 'there'}"
     )
     for name in chosen:
         parts[name]()

@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 
-from octavo.core.racing import Race, RaceConfig, Rejection
+from octavo.core.scoring.racing import Race, RaceConfig, Rejection
 
 SAMPLES = 1500
 CANDIDATES = 10_000
@@ -29,7 +29,9 @@ def reference(kind: str, random: np.random.Generator) -> tuple[np.ndarray, float
     return scores, 0.0, 0.01 * scores.mean(), False
 
 
-def candidate(kind: str, scores: np.ndarray, severity: float, random: np.random.Generator) -> np.ndarray:
+def candidate(
+    kind: str, scores: np.ndarray, severity: float, random: np.random.Generator
+) -> np.ndarray:
     """Return a candidate's scores: it changes some samples for the worse and, fewer, for the better."""
     touched = random.random(len(scores))
     if kind == "accuracy":
@@ -42,7 +44,9 @@ def candidate(kind: str, scores: np.ndarray, severity: float, random: np.random.
     return np.maximum(0.0, scores + random.normal(0.02 * severity, 0.2, len(scores)))
 
 
-def at_the_boundary(kind: str, scores: np.ndarray, allowed: float, random: np.random.Generator) -> np.ndarray:
+def at_the_boundary(
+    kind: str, scores: np.ndarray, allowed: float, random: np.random.Generator
+) -> np.ndarray:
     """Return a candidate that loses as much as is allowed and no more: the hardest to tell from one that misses."""
     if kind == "likelihood":
         other = np.maximum(0.0, scores + random.normal(0.02, 0.2, len(scores)))
@@ -68,7 +72,13 @@ def row(kind: str, error: float, boundary: bool) -> bool:
         else:
             other = candidate(kind, scores, float(random.uniform(0.0, 4.0)), random)
         loss = float((scores - other).mean()) * (1 if higher else -1)
-        race = Race(scores, allowed, best, higher_is_better=higher, config=RaceConfig(error=error, seed=number))
+        race = Race(
+            scores,
+            allowed,
+            best,
+            higher_is_better=higher,
+            config=RaceConfig(error=error, seed=number),
+        )
         began = time.perf_counter()
         result = race.run(lambda indices, other=other: other[indices])
         spent += time.perf_counter() - began
@@ -95,12 +105,19 @@ def row(kind: str, error: float, boundary: bool) -> bool:
 
 
 def main() -> int:
-    print(f"{CANDIDATES} candidates a row, {SAMPLES} samples each; losses from 0 to 4 times what is allowed, or exactly what is allowed")
+    print(
+        f"{CANDIDATES} candidates a row, {SAMPLES} samples each; losses from 0 to 4 times what is allowed, or exactly what is allowed"
+    )
     print(
         f"{'score':<20} {'error':>6} {'pass':>6} {'rejected of them':>17} {'miss':>6} {'saved':>6} {'saved at 2x':>11} {'time each':>10}   bar"
     )
     rows = [(kind, 0.05, False) for kind in ("accuracy", "reciprocal rank", "likelihood")]
-    rows += [("accuracy", 0.01, False), ("accuracy", 0.1, False), ("accuracy", 0.05, True), ("likelihood", 0.05, True)]
+    rows += [
+        ("accuracy", 0.01, False),
+        ("accuracy", 0.1, False),
+        ("accuracy", 0.05, True),
+        ("likelihood", 0.05, True),
+    ]
     kept = [row(*r) for r in rows]
     return 0 if all(kept) else 1
 

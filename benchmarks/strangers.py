@@ -68,13 +68,17 @@ def drawn(inputs: Sequence[Any], length: int, channels: int, whole: int, seed: i
     for info in inputs:
         shape = _shape(info.shape, length, channels)
         if "float" in info.type or "double" in info.type:
-            kind = {"tensor(float16)": np.float16, "tensor(double)": np.float64}.get(info.type, np.float32)
+            kind = {"tensor(float16)": np.float16, "tensor(double)": np.float64}.get(
+                info.type, np.float32
+            )
             feeds[info.name] = (0.3 * rng.normal(size=shape)).astype(kind)
         elif "bool" in info.type:
             feeds[info.name] = np.ones(shape, bool)
         else:
             kind = np.dtype(info.type.removeprefix("tensor(").removesuffix(")"))
-            values = rng.integers(0, 2 if "mask" in info.name else 100, size=shape) if shape else whole
+            values = (
+                rng.integers(0, 2 if "mask" in info.name else 100, size=shape) if shape else whole
+            )
             feeds[info.name] = np.asarray(values).astype(kind)
     return feeds
 
@@ -96,7 +100,9 @@ def plausible(session: ort.InferenceSession) -> Callable[[int], Feeds] | None:
     for length, channels, whole in itertools.product(LENGTHS, CHANNELS, WHOLE):
         try:
             session.run(None, drawn(inputs, length, channels, whole, 0))
-        except Exception:  # whatever a model says about a shape that it cannot take, the next one is tried
+        except (
+            Exception
+        ):  # whatever a model says about a shape that it cannot take, the next one is tried
             continue
         return lambda seed, at=(length, channels, whole): drawn(inputs, *at, seed)  # type: ignore[misc]
     return None
@@ -127,7 +133,13 @@ def time_ratio(first: Callable[[], Any], second: Callable[[], Any], seconds: flo
     return statistics.median(ratios)
 
 
-def row(file: Path, scheme: str, session: ort.InferenceSession, draw: Callable[[int], Feeds], seconds: float) -> str:
+def row(
+    file: Path,
+    scheme: str,
+    session: ort.InferenceSession,
+    draw: Callable[[int], Feeds],
+    seconds: float,
+) -> str:
     """Quantize a file with a preset; return what came of it in one line."""
     try:
         made = octavo.quantize_model(file, scheme,
@@ -141,7 +153,9 @@ def row(file: Path, scheme: str, session: ort.InferenceSession, draw: Callable[[
     answers = got if isinstance(got, tuple) else (got,)
     with tempfile.TemporaryDirectory() as folder:
         made.save(Path(folder) / "saved")
-        size = sum(p.stat().st_size for p in (Path(folder) / "saved" / "model").rglob("*") if p.is_file())
+        size = sum(
+            p.stat().st_size for p in (Path(folder) / "saved" / "model").rglob("*") if p.is_file()
+        )
     faster = time_ratio(lambda: session.run(None, feeds), lambda: made.model(feeds), seconds)
     covered = made.coverage
     share = 100 * covered.quantized / covered.total if covered.total else 0.0
@@ -155,7 +169,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("paths", nargs="*")
     parser.add_argument("--schemes", default=",".join(SCHEMES))
-    parser.add_argument("--seconds", type=float, default=2.0, help="how long each pair of models is timed")
+    parser.add_argument(
+        "--seconds", type=float, default=2.0, help="how long each pair of models is timed"
+    )
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)

@@ -30,7 +30,18 @@ SAMPLES = 2000
 TRIALS = 12
 LEVELS = (0.25, 0.5, 1.0)
 STRATEGIES = ("auto", "random", "bayesian", "prefix", "basic")
-HIDDEN = ((24,), (32,), (48,), (64,), (24, 16), (32, 24), (48, 24), (32, 24, 16), (40, 40), (64, 32))
+HIDDEN = (
+    (24,),
+    (32,),
+    (48,),
+    (64,),
+    (24, 16),
+    (32, 24),
+    (48, 24),
+    (32, 24, 16),
+    (40, 40),
+    (64, 32),
+)
 
 
 @dataclass(frozen=True)
@@ -87,7 +98,9 @@ def search(given: Task, score: Any, **settings: Any) -> octavo.Result:
     settings = {"minimise": "size", "max_trials": TRIALS, "strategy": "auto", **settings}
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return octavo.autotune(given.model, score, given.calibration, storage=Path(folder) / "h.db", **settings)
+        return octavo.autotune(
+            given.model, score, given.calibration, storage=Path(folder) / "h.db", **settings
+        )
 
 
 def reached(given: Task, result: octavo.Result) -> bool:
@@ -104,7 +117,9 @@ def certified(models: int, draws: int) -> bool:
         for draw in range(draws):
             random = np.random.default_rng((number, draw))
             drawn = random.integers(0, len(given.y), SAMPLES)
-            score = octavo.SampleScore(lambda model, i, g=given, d=drawn: g.right(model, d[i]), SAMPLES)
+            score = octavo.SampleScore(
+                lambda model, i, g=given, d=drawn: g.right(model, d[i]), SAMPLES
+            )
             accuracy = {"tolerance": TOLERANCE, "confidence": 0.95}
             sure = search(given, score, accuracy=accuracy, seed=draw)
             plain = search(given, score, tolerance=TOLERANCE, seed=draw)
@@ -115,12 +130,20 @@ def certified(models: int, draws: int) -> bool:
             if sure.goal_met and plain.goal_met:
                 sizes = [r.best.objectives["size"].value for r in (sure, plain)]
                 ratios.append(sizes[0] / sizes[1])
-        print(f"model {number}: {held} certified so far, {broken} broken", file=sys.stderr, flush=True)
+        print(
+            f"model {number}: {held} certified so far, {broken} broken", file=sys.stderr, flush=True
+        )
     searches = models * draws
-    print(f"{searches} searches on {models} models: {held} certified at 95 %, {broken} of them broken in truth")
-    print(f"without a certificate: {plain_held} reached the goal, {plain_broken} of them broken in truth")
+    print(
+        f"{searches} searches on {models} models: {held} certified at 95 %, {broken} of them broken in truth"
+    )
+    print(
+        f"without a certificate: {plain_held} reached the goal, {plain_broken} of them broken in truth"
+    )
     size = float(np.mean(ratios)) if ratios else float("nan")
-    print(f"certified winners have {size:.3f} of the size of the others, on average of {len(ratios)}")
+    print(
+        f"certified winners have {size:.3f} of the size of the others, on average of {len(ratios)}"
+    )
     return broken <= 0.05 * max(held, 1) and size <= 1.10
 
 
@@ -138,7 +161,13 @@ def noisy(seeds: int) -> bool:
                 random = np.random.default_rng((seed, pictures))
                 count = [0]
 
-                def score(model: Any, g: Task = one, n: int = pictures, r: Any = random, c: list[int] = count) -> float:
+                def score(
+                    model: Any,
+                    g: Task = one,
+                    n: int = pictures,
+                    r: Any = random,
+                    c: list[int] = count,
+                ) -> float:
                     c[0] += 1
                     return float(g.right(model, r.integers(0, len(g.y), n)).mean())
 
@@ -174,7 +203,9 @@ def exact() -> bool:
 
 def main() -> int:
     """Run all and return 1 if a bar is missed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--full", action="store_true", help="10 models, 20 draws, 20 seeds")
     parser.add_argument("--only", choices=("certified", "noisy", "exact"), help="one part of it")
     chosen = parser.parse_args()
@@ -189,7 +220,10 @@ def main() -> int:
         if chosen.only in (None, name):
             began = time.perf_counter()
             kept.append(part())
-            print(f"{name}: {'kept' if kept[-1] else 'MISSED'} ({time.perf_counter() - began:.0f} s)", flush=True)
+            print(
+                f"{name}: {'kept' if kept[-1] else 'MISSED'} ({time.perf_counter() - began:.0f} s)",
+                flush=True,
+            )
     return 0 if all(kept) else 1
 
 

@@ -98,7 +98,9 @@ def shown(value: Any) -> str:
     """Return a value as a message repeats it: short, whatever it is."""
     try:
         text = repr(value)
-    except Exception:  # integers of thousands of digits, nesting without end, objects with a faulty repr
+    except (
+        Exception
+    ):  # integers of thousands of digits, nesting without end, objects with a faulty repr
         return f"a {type(value).__name__}"
     return text if len(text) <= _VALUE else f"{text[:_VALUE]}..."
 

@@ -35,7 +35,9 @@ def main(folder: Path = OUT) -> octavo.Result:
 
     def accuracy(model: octavo.ArrayModel) -> octavo.Evaluation:
         """Score arrays in, arrays out: the same function for every backend."""
-        logits = np.concatenate([model(digits.test_x[i : i + 128]) for i in range(0, len(digits.test_x), 128)])
+        logits = np.concatenate(
+            [model(digits.test_x[i : i + 128]) for i in range(0, len(digits.test_x), 128)]
+        )
         right = (logits.argmax(1) == digits.test_y).astype(float)
         return octavo.Evaluation(right.mean(), per_sample=right)
 
@@ -54,7 +56,9 @@ def main(folder: Path = OUT) -> octavo.Result:
 
     console = out()
     console.print(summary(report_data(result.facts())))
-    console.print(f"model: {saved}\nreport: {page}\n{time.perf_counter() - start:.0f} s", soft_wrap=True)
+    console.print(
+        f"model: {saved}\nreport: {page}\n{time.perf_counter() - start:.0f} s", soft_wrap=True
+    )
     return result
 
 

@@ -36,11 +36,15 @@ class Data:
 def data() -> Data:
     images, labels = load_digits(return_X_y=True)
     x = np.kron(images.reshape(-1, 1, 8, 8), np.ones((1, 1, 4, 4))).astype(np.float32) / 16
-    train_x, test_x, train_y, test_y = train_test_split(x, labels.astype(np.int64), test_size=0.4, random_state=0, stratify=labels)
+    train_x, test_x, train_y, test_y = train_test_split(
+        x, labels.astype(np.int64), test_size=0.4, random_state=0, stratify=labels
+    )
     return Data(train_x, train_y, test_x, test_y)
 
 
-def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+def conv(
+    inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1
+) -> list[nn.Module]:
     layer = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
     return [layer, nn.BatchNorm2d(outputs)]
 
@@ -52,7 +56,9 @@ class DigitsNet(nn.Module):
         super().__init__()
         self.stem = nn.Sequential(*conv(1, 32), nn.ReLU(), *conv(32, 64, stride=2), nn.ReLU())
         self.residual = nn.Sequential(*conv(64, 64), nn.ReLU(), *conv(64, 64))
-        self.depthwise = nn.Sequential(*conv(64, 64, groups=64), nn.ReLU(), *conv(64, 128, kernel=1), nn.ReLU())
+        self.depthwise = nn.Sequential(
+            *conv(64, 64, groups=64), nn.ReLU(), *conv(64, 128, kernel=1), nn.ReLU()
+        )
         self.head = nn.Sequential(*conv(128, 96, stride=2), nn.ReLU())
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(96, 10)
@@ -103,4 +109,9 @@ if __name__ == "__main__":
     net, d = network(), data()
     with torch.no_grad():
         print("accuracy", accuracy(net(torch.from_numpy(d.test_x)).numpy(), d.test_y))
-    print("parameters", sum(p.numel() for p in net.parameters()), "seconds", round(time.perf_counter() - start, 1))
+    print(
+        "parameters",
+        sum(p.numel() for p in net.parameters()),
+        "seconds",
+        round(time.perf_counter() - start, 1),
+    )

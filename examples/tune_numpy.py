@@ -21,7 +21,9 @@ def main() -> octavo.Result:
         return octavo.Evaluation(right.mean(), per_sample=right)
 
     with Show() as show:
-        result = octavo.autotune(net, score, calibration=x[:256], tolerance=0.01, minimise="size", callbacks=[show])
+        result = octavo.autotune(
+            net, score, calibration=x[:256], tolerance=0.01, minimise="size", callbacks=[show]
+        )
     result.save("out/numpy")
 
     again = octavo.load("out/numpy")

@@ -23,11 +23,23 @@ def main(folder: Path = Path("out")) -> octavo.Result:
     folder.mkdir(exist_ok=True)
     path = folder / "digits.onnx"
     example = (torch.from_numpy(digits.test_x[:2]),)
-    torch.onnx.export(network(), example, path, input_names=["image"], dynamic_shapes=({0: "n"},), dynamo=True, verbose=False)
+    torch.onnx.export(
+        network(),
+        example,
+        path,
+        input_names=["image"],
+        dynamic_shapes=({0: "n"},),
+        dynamo=True,
+        verbose=False,
+    )
 
     with Show() as show:
         result = octavo.autotune(
-            path, lambda model: accuracy(model(digits.test_x), digits.test_y), digits.calibration(), SETTINGS, callbacks=[show]
+            path,
+            lambda model: accuracy(model(digits.test_x), digits.test_y),
+            digits.calibration(),
+            SETTINGS,
+            callbacks=[show],
         )
     result.save(folder / "onnx")
     print(f"report: {result.report(folder / 'onnx.html')}")

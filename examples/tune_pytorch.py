@@ -19,7 +19,14 @@ def main() -> octavo.Result:
             return accuracy(model(images).numpy(), digits.test_y)
 
     with Show() as show:
-        result = octavo.autotune(net, score, calibration=digits.calibration(), tolerance=0.01, max_trials=8, callbacks=[show])
+        result = octavo.autotune(
+            net,
+            score,
+            calibration=digits.calibration(),
+            tolerance=0.01,
+            max_trials=8,
+            callbacks=[show],
+        )
     result.save("out/pytorch")
 
     again = octavo.load("out/pytorch", network)

@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from octavo.core.hookspecs import hookimpl
-from octavo.core.parts import Part, PartConfig
-from octavo.core.scheme import PartChoice
-from octavo.core.strategy import SuggestsTransforms
+from octavo.core.contract.hookspecs import hookimpl
+from octavo.core.contract.parts import Part, PartConfig
+from octavo.core.contract.strategy import SuggestsTransforms
+from octavo.core.values.scheme import PartChoice
 
 _HERE = "octavo.strategies"
 Proxy = Literal["output_distance", "weight_error", "hessian", "gradient", "hessian_trace"]
@@ -31,7 +31,10 @@ class AutoConfig(SuggestsTransforms):
 
     kind: Literal["auto"] = "auto"
     suggested: dict[str, PartChoice] = Field(
-        default_factory=lambda: {"linear": PartChoice(kind="smoothquant"), "conv": PartChoice(kind="equalization")}
+        default_factory=lambda: {
+            "linear": PartChoice(kind="smoothquant"),
+            "conv": PartChoice(kind="equalization"),
+        }
     )
     sensitivity: Proxy = "output_distance"
     patience: int = Field(default=5, ge=0)
@@ -156,17 +159,69 @@ class CoordinateConfig(PartConfig):
 def octavo_strategies() -> Iterable[Part[Any]]:
     """Offer the built-in strategies."""
     return (
-        Part("auto", f"{_HERE}.auto:Auto", AutoConfig, "sensitivities, knapsack, few evaluations (the default)"),
-        Part("basic", f"{_HERE}.basic:Basic", BasicConfig, "whole-model schemes, then float fallbacks by sensitivity"),
-        Part("bayesian", f"{_HERE}.bayesian:Bayesian", BayesianConfig, "Optuna: tpe, gp, random or nsgaii"),
-        Part("budget", f"{_HERE}.budget:Budget", BudgetConfig, "integer program under bits, size or latency"),
-        Part("prefix", f"{_HERE}.prefix:Prefix", PrefixConfig, "mixed precision: sensitivity order, binary search"),
-        Part("accuracy_control", f"{_HERE}.accuracy_control:AccuracyControl", AccuracyControlConfig, "greedy: revert what helps most"),
+        Part(
+            "auto",
+            f"{_HERE}.auto:Auto",
+            AutoConfig,
+            "sensitivities, knapsack, few evaluations (the default)",
+        ),
+        Part(
+            "basic",
+            f"{_HERE}.basic:Basic",
+            BasicConfig,
+            "whole-model schemes, then float fallbacks by sensitivity",
+        ),
+        Part(
+            "bayesian",
+            f"{_HERE}.bayesian:Bayesian",
+            BayesianConfig,
+            "Optuna: tpe, gp, random or nsgaii",
+        ),
+        Part(
+            "budget",
+            f"{_HERE}.budget:Budget",
+            BudgetConfig,
+            "integer program under bits, size or latency",
+        ),
+        Part(
+            "prefix",
+            f"{_HERE}.prefix:Prefix",
+            PrefixConfig,
+            "mixed precision: sensitivity order, binary search",
+        ),
+        Part(
+            "accuracy_control",
+            f"{_HERE}.accuracy_control:AccuracyControl",
+            AccuracyControlConfig,
+            "greedy: revert what helps most",
+        ),
         Part("mse", f"{_HERE}.mse:Mse", MseConfig, "float fallbacks by each op's output error"),
-        Part("mse_v2", f"{_HERE}.mse:MseV2", MseV2Config, "float fallbacks by the model's output error, ranked at each step"),
-        Part("hawq_v2", f"{_HERE}.mse:HawqV2", HawqV2Config, "float fallbacks by Hessian trace times weight error"),
-        Part("conservative", f"{_HERE}.conservative:Conservative", ConservativeConfig, "from float, one op type after the other"),
-        Part("coordinate", f"{_HERE}.coordinate:Coordinate", CoordinateConfig, "coordinate descent over settings"),
+        Part(
+            "mse_v2",
+            f"{_HERE}.mse:MseV2",
+            MseV2Config,
+            "float fallbacks by the model's output error, ranked at each step",
+        ),
+        Part(
+            "hawq_v2",
+            f"{_HERE}.mse:HawqV2",
+            HawqV2Config,
+            "float fallbacks by Hessian trace times weight error",
+        ),
+        Part(
+            "conservative",
+            f"{_HERE}.conservative:Conservative",
+            ConservativeConfig,
+            "from float, one op type after the other",
+        ),
+        Part(
+            "coordinate",
+            f"{_HERE}.coordinate:Coordinate",
+            CoordinateConfig,
+            "coordinate descent over settings",
+        ),
         Part("random", f"{_HERE}.random_search:Random", RandomConfig, "seeded draws, none twice"),
-        Part("exhaustive", f"{_HERE}.exhaustive:Exhaustive", ExhaustiveConfig, "every recipe, once"),
+        Part(
+            "exhaustive", f"{_HERE}.exhaustive:Exhaustive", ExhaustiveConfig, "every recipe, once"
+        ),
     )

@@ -6,8 +6,8 @@ runs over a few batches and no evaluation.
 
 from __future__ import annotations
 
-from octavo.core.sensitivity import RecipeSensitivity
-from octavo.core.space import Unit
+from octavo.core.sensitivity.service import RecipeSensitivity
+from octavo.core.values.space import Unit
 
 from . import AccuracyControlConfig
 from .fallback import Choice, Fallback
@@ -43,15 +43,25 @@ class AccuracyControl(Fallback):
                 best, fresh = trial, False
             elif not fresh:
                 # The order was made before the last reversals, and no longer holds.
-                ranking, fresh = [u for u in self._ranked(base, reverted, transforms) if u is not unit], True
+                ranking, fresh = (
+                    [u for u in self._ranked(base, reverted, transforms) if u is not unit],
+                    True,
+                )
         self.conclude(best)
 
     def _ranked(self, base: Choice, reverted: list[str], transforms: Transforms) -> list[Unit]:
         left = [u for u in self.quantized(base) if u.name not in reverted]
         service = self.problem.sensitivity
         if isinstance(service, RecipeSensitivity):
-            far = service.distances([self.without(base, {u.name, *reverted}, transforms) for u in left])
+            far = service.distances(
+                [self.without(base, {u.name, *reverted}, transforms) for u in left]
+            )
         else:
             losses = unit_losses(self.problem, "output_distance", base, transforms)
             far = [-losses[u.name] for u in left]
-        return [u for _, _, u in sorted(zip(far, range(len(left)), left, strict=True), key=lambda row: row[:2])]
+        return [
+            u
+            for _, _, u in sorted(
+                zip(far, range(len(left)), left, strict=True), key=lambda row: row[:2]
+            )
+        ]

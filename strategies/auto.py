@@ -22,11 +22,11 @@ from statistics import NormalDist
 import numpy as np
 
 from octavo.core.errors import ConfigError
-from octavo.core.knapsack import HullTable, LossTable, exact, table
-from octavo.core.recipe import Recipe
-from octavo.core.scheme import OpScheme, PartChoice
-from octavo.core.sensitivity import RecipeSensitivity
-from octavo.core.trial import Trial
+from octavo.core.numerics.knapsack import HullTable, LossTable, exact, table
+from octavo.core.sensitivity.service import RecipeSensitivity
+from octavo.core.values.recipe import Recipe
+from octavo.core.values.scheme import OpScheme, PartChoice
+from octavo.core.values.trial import Trial
 
 from . import AutoConfig
 from .belief import HOPELESS, CostBelief, Family, LossBelief, Picks, family, padded, ratio
@@ -34,12 +34,18 @@ from .limits import Limits
 from .losses import Transforms, pair_losses, shortlist
 from .sequential import Batch, Search, Sequential
 
-AIMS = np.concatenate([np.linspace(0.7, 1.3, 25), np.geomspace(0.01, 0.65, 10)])  # believed losses that a recipe is sought for
+AIMS = np.concatenate(
+    [np.linspace(0.7, 1.3, 25), np.geomspace(0.01, 0.65, 10)]
+)  # believed losses that a recipe is sought for
 PRICES = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)  # of what a budget limits, in shares of the cost
 FAR = 0.1  # output distance beyond which no goal worth its name is reached
 CLEARLY = 0.7  # of the plain distance, for transforms that no evaluation has compared
 FEW = 2  # trials that are spent on what most likely passes, and not on a search
-SUREST = ("static", "dynamic", "weight_only")  # modes of 8 bits, in the order in which they are tried then
+SUREST = (
+    "static",
+    "dynamic",
+    "weight_only",
+)  # modes of 8 bits, in the order in which they are tried then
 ROUNDS = 4  # recipes tried for a budget that the artifact overran
 
 
@@ -102,7 +108,9 @@ class Auto(Sequential):
             return
         cheapest = self._cheapest()
         costs = self._costs.costs()
-        held, least = (sum(float(c[i]) for c, i in zip(costs, p, strict=True)) for p in (picks, cheapest))
+        held, least = (
+            sum(float(c[i]) for c, i in zip(costs, p, strict=True)) for p in (picks, cheapest)
+        )
         if least < held:
             yield from self._try(cheapest, ())
 
@@ -111,7 +119,9 @@ class Auto(Sequential):
 
         def pick(choices: Sequence[OpScheme]) -> int:
             wide = [i for i, s in enumerate(choices) if not s.is_float and s.weight_bits >= 8]
-            return next((i for i in wide if choices[i].mode == mode), wide[0] if wide else len(choices) - 1)
+            return next(
+                (i for i in wide if choices[i].mode == mode), wide[0] if wide else len(choices) - 1
+            )
 
         return tuple(pick(u.choices) for u in self.problem.space.tunable)
 
@@ -131,15 +141,21 @@ class Auto(Sequential):
             least = exact(costs, self._limits.rows())
         except ConfigError:  # what was measured within a budget may be believed to overrun it: then nothing smaller is known
             return
-        now, then = (sum(float(c[i]) for c, i in zip(costs, p, strict=True)) for p in (picks, least))
+        now, then = (
+            sum(float(c[i]) for c, i in zip(costs, p, strict=True)) for p in (picks, least)
+        )
         if now - then < self.config.worthwhile * now:
             return
         before, tried = self.note, len(self.known)
         yield from self._mix(best.recipe.transforms, self.config.explore)
         more = len(self.known) - tried
-        self.note = f"{before}; of equal {held}, {more} of less {following} were tried" if more else before
+        self.note = (
+            f"{before}; of equal {held}, {more} of less {following} were tried" if more else before
+        )
 
-    def _try(self, picks: Picks, transforms: tuple[PartChoice, ...]) -> Generator[Batch, list[Trial], Trial]:
+    def _try(
+        self, picks: Picks, transforms: tuple[PartChoice, ...]
+    ) -> Generator[Batch, list[Trial], Trial]:
         trial = yield from self.one(self._recipe(picks, transforms))
         for costs in self._beliefs.values():
             costs.observe(picks, trial)
@@ -148,9 +164,13 @@ class Auto(Sequential):
 
     def _recipe(self, picks: Picks, transforms: tuple[PartChoice, ...]) -> Recipe:
         space = self.problem.space
-        return space.recipe({u.name: u.choices[i] for u, i in zip(space.tunable, picks, strict=True)}, transforms)
+        return space.recipe(
+            {u.name: u.choices[i] for u, i in zip(space.tunable, picks, strict=True)}, transforms
+        )
 
-    def _transform(self, picks: Picks, plain: Trial) -> Generator[Batch, list[Trial], tuple[Trial, Transforms]]:
+    def _transform(
+        self, picks: Picks, plain: Trial
+    ) -> Generator[Batch, list[Trial], tuple[Trial, Transforms]]:
         """Try the recipe under transforms until one passes; return the best trial, and the transforms to go on with."""
         alternatives = list(self.problem.space.transforms[1:])
         service = self.problem.sensitivity
@@ -163,7 +183,9 @@ class Auto(Sequential):
                 best = min(first, key=lambda t: first[t])
                 return plain, best if first[best] < CLEARLY * first[()] else ()
             alternatives.sort(key=lambda t: nearness[t])
-            alternatives = [t for t in alternatives if nearness[t] < nearness[()]][: self.config.transforms]
+            alternatives = [t for t in alternatives if nearness[t] < nearness[()]][
+                : self.config.transforms
+            ]
         trials = [plain]
         for transforms in alternatives:
             trials.append((yield from self._try(picks, transforms)))
@@ -175,7 +197,9 @@ class Auto(Sequential):
 
     def _nearness(self, service: RecipeSensitivity, picks: Picks) -> dict[Transforms, float]:
         every = self.problem.space.transforms
-        return dict(zip(every, service.distances([self._recipe(picks, t) for t in every]), strict=True))
+        return dict(
+            zip(every, service.distances([self._recipe(picks, t) for t in every]), strict=True)
+        )
 
     def _cheapest(self) -> Picks:
         """Return each unit's cheapest choice, save where the backend's first choice costs next to nothing more.
@@ -186,19 +210,27 @@ class Auto(Sequential):
         costs = self._costs.costs()
         picks = [int(np.argmin(c)) for c in costs]
         room = 0.01 * sum(float(c.min()) for c in costs)
-        for extra, unit in sorted((float(c[0] - c.min()), i) for i, c in enumerate(costs) if len(c) > 1):
+        for extra, unit in sorted(
+            (float(c[0] - c.min()), i) for i, c in enumerate(costs) if len(c) > 1
+        ):
             room -= extra
             if room < 0:
                 break
             picks[unit] = 0
-        return tuple(picks) if self._limits.fits(tuple(picks)) else tuple(exact(costs, self._limits.rows()))
+        return (
+            tuple(picks)
+            if self._limits.fits(tuple(picks))
+            else tuple(exact(costs, self._limits.rows()))
+        )
 
     def _faster(self, cheapest: Picks, transforms: tuple[PartChoice, ...]) -> Search:
         """The cheapest recipe passes. Where costs are only believed, try what might be cheaper still."""
         self.note = "the cheapest recipe reaches the goal"
         if self._costs.exact:
             return
-        tried = {self._families(cheapest)}  # what was evaluated: by now another may be believed the cheapest
+        tried = {
+            self._families(cheapest)
+        }  # what was evaluated: by now another may be believed the cheapest
         for _ in range(self.config.explore):
             best = self.incumbent
             assert best is not None
@@ -217,20 +249,31 @@ class Auto(Sequential):
             yield from self._try(picks, transforms)
 
     def _families(self, picks: Picks) -> tuple[Family, ...]:
-        return tuple(family(u, u.choices[i]) for u, i in zip(self.problem.space.tunable, picks, strict=True))
+        return tuple(
+            family(u, u.choices[i]) for u, i in zip(self.problem.space.tunable, picks, strict=True)
+        )
 
     def _uniform(self) -> Iterator[Picks]:
         """Yield recipes that take one mode and width wherever it is offered (the backend's first of it), else the cheapest choice."""
         cheapest = self._cheapest()
         units = self.problem.space.tunable
-        for mode, bits in dict.fromkeys((s.mode, s.weight_bits) for u in units for s in u.choices if not s.is_float):
-            offered = [[i for i, s in enumerate(u.choices) if (s.mode, s.weight_bits) == (mode, bits)] for u in units]
+        for mode, bits in dict.fromkeys(
+            (s.mode, s.weight_bits) for u in units for s in u.choices if not s.is_float
+        ):
+            offered = [
+                [i for i, s in enumerate(u.choices) if (s.mode, s.weight_bits) == (mode, bits)]
+                for u in units
+            ]
             yield tuple(o[0] if o else i for o, i in zip(offered, cheapest, strict=True))
         yield cheapest
 
     def _mix(self, transforms: Transforms, most: int | None = None) -> Search:
         """Knapsack, evaluate, learn, again; ``most`` bounds the evaluations further."""
-        seen = {self._picks(t.recipe): t for t in self.trials if t.recipe.transforms == transforms and len(t.recipe)}
+        seen = {
+            self._picks(t.recipe): t
+            for t in self.trials
+            if t.recipe.transforms == transforms and len(t.recipe)
+        }
         limit = math.ceil(math.log2(max(2, len(self.problem.space.tunable)))) + self.config.patience
         if most is not None:
             if len(seen) >= limit:
@@ -253,7 +296,11 @@ class Auto(Sequential):
                 belief = self._rebuilt(self._barred(proxies, avoided), seen)
                 continue
             if proposed is None:
-                self.note = "nothing left can pay" if best else "no recipe of this space is believed to reach the goal"
+                self.note = (
+                    "nothing left can pay"
+                    if best
+                    else "no recipe of this space is believed to reach the goal"
+                )
                 return
             trial = yield from self._try(proposed, transforms)
             seen[proposed] = trial
@@ -265,28 +312,40 @@ class Auto(Sequential):
                 misses = 0 if trial.margin >= 0 else misses + 1
                 belief.observe(proposed, _loss(trial))
 
-    def _proxies(self, transforms: tuple[PartChoice, ...], seen: Collection[Picks]) -> list[np.ndarray]:
+    def _proxies(
+        self, transforms: tuple[PartChoice, ...], seen: Collection[Picks]
+    ) -> list[np.ndarray]:
         """Return the proxy loss of every choice that is worth it, scaled to a mean of 1; the others are out of reach."""
         units = self.problem.space.tunable
         listed = [
             sorted({*kept, *(picks[i] for picks in seen)})
-            for i, kept in enumerate(shortlist(self.problem, self._limits.reachable(self._costs.costs()), transforms))
+            for i, kept in enumerate(
+                shortlist(self.problem, self._limits.reachable(self._costs.costs()), transforms)
+            )
         ]
         pairs = [(u, u.choices[i]) for u, kept in zip(units, listed, strict=True) for i in kept]
         flat = np.array(pair_losses(self.problem, self.config.sensitivity, pairs, transforms))
         finite = flat[np.isfinite(flat)]
         flat = np.where(np.isfinite(flat), flat / max(float(finite.mean()), 1e-300), HOPELESS)
         rows = [np.full(len(u.choices), HOPELESS) for u in units]
-        for row, kept, losses in zip(rows, listed, np.split(flat, np.cumsum([len(k) for k in listed])[:-1]), strict=True):
+        for row, kept, losses in zip(
+            rows, listed, np.split(flat, np.cumsum([len(k) for k in listed])[:-1]), strict=True
+        ):
             row[kept] = losses
         return rows
 
-    def _propose(self, belief: LossBelief, seen: dict[Picks, Trial], best: Trial | None, misses: int) -> Picks | None:
+    def _propose(
+        self, belief: LossBelief, seen: dict[Picks, Trial], best: Trial | None, misses: int
+    ) -> Picks | None:
         """Return the recipe most worth an evaluation, or None where none is."""
         costs = self._costs.costs()
         by_choice, units = padded(costs), np.arange(len(costs))
         solutions = self._solutions(costs, belief.losses())
-        best_cost = float(by_choice[units, self._picks(best.recipe)].sum()) if best is not None else sum(float(c[-1]) for c in costs)
+        best_cost = (
+            float(by_choice[units, self._picks(best.recipe)].sum())
+            if best is not None
+            else sum(float(c[-1]) for c in costs)
+        )
         # With each miss the aim is lowered, so that a goal that can be reached is reached whatever the proxies are worth.
         lowered = 0.7 ** max(0, misses - 2) if best is None else 1.0
         nothing = tuple(len(c) - 1 for c in costs)
@@ -298,13 +357,17 @@ class Auto(Sequential):
                 continue
             mean, deviation = belief.predict(picks) if belief.known else (float(aim), 0.5)
             chance = NormalDist(mean, deviation).cdf(1.0)
-            found[picks] = chance * (1.0 - float(by_choice[units, picks].sum()) / max(best_cost, 1e-300))
+            found[picks] = chance * (
+                1.0 - float(by_choice[units, picks].sum()) / max(best_cost, 1e-300)
+            )
         if not found:
             return None
         picks = max(found, key=lambda p: (found[p], p))
         return None if best is not None and found[picks] < self.config.worthwhile else picks
 
-    def _solutions(self, costs: list[np.ndarray], losses: list[np.ndarray]) -> list[LossTable | HullTable]:
+    def _solutions(
+        self, costs: list[np.ndarray], losses: list[np.ndarray]
+    ) -> list[LossTable | HullTable]:
         """Return the knapsack over losses; under budgets several, with ever higher prices on what is limited."""
         if not self._limits:
             return [table(costs, losses, 1.3)]
@@ -323,14 +386,21 @@ class Auto(Sequential):
         """Return the families that so many failed trials used, and no finished one."""
         used = [(t.state == "failed", set(self._families(p))) for p, t in seen.items()]
         worked = {f for failed, families in used if not failed for f in families}
-        failures = Counter(f for failed, families in used if failed for f in families - worked if f[1] != "float")
+        failures = Counter(
+            f for failed, families in used if failed for f in families - worked if f[1] != "float"
+        )
         return {f for f, count in failures.items() if count >= strikes}
 
     def _barred(self, proxies: list[np.ndarray], avoided: set[Family]) -> list[np.ndarray]:
         """Return the proxies with some families out of reach."""
         units = self.problem.space.tunable
         return [
-            np.array([HOPELESS if family(u, s) in avoided else p for s, p in zip(u.choices, row, strict=True)])
+            np.array(
+                [
+                    HOPELESS if family(u, s) in avoided else p
+                    for s, p in zip(u.choices, row, strict=True)
+                ]
+            )
             for u, row in zip(units, proxies, strict=True)
         ]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 
-from octavo.core.recipe import Recipe
-from octavo.core.scheme import FLOAT, OpScheme
-from octavo.core.space import Unit
+from octavo.core.values.recipe import Recipe
+from octavo.core.values.scheme import FLOAT, OpScheme
+from octavo.core.values.space import Unit
 
 from . import BasicConfig
 from .exhaustive import graded
@@ -36,7 +36,10 @@ class Basic(Fallback):
         mixtures = list(self._mixtures(base, best.recipe.transforms))
         trials = [best, *(yield from self.run(mixtures, until))]
         best = min(trials, key=self.rank)
-        dynamic = {name: self._dynamic(space.by_name[name], scheme) for name, scheme in self.choice(best).items()}
+        dynamic = {
+            name: self._dynamic(space.by_name[name], scheme)
+            for name, scheme in self.choice(best).items()
+        }
         trials = yield from self.run((space.recipe(dynamic, best.recipe.transforms),), until)
         best = min([best, *trials], key=self.rank)
         if best.passed:
@@ -50,36 +53,61 @@ class Basic(Fallback):
         options = {}
         for kind, units in space.types.items():
             mode = units[0].choices[0].mode
-            options[kind] = tuple(dict.fromkeys(s for u in units for s in u.choices if s.mode == mode)) or (FLOAT,)
-        for picks in islice(graded([len(o) for o in options.values()]), 1, 1 + self.config.type_trials):
+            options[kind] = tuple(
+                dict.fromkeys(s for u in units for s in u.choices if s.mode == mode)
+            ) or (FLOAT,)
+        for picks in islice(
+            graded([len(o) for o in options.values()]), 1, 1 + self.config.type_trials
+        ):
             wanted = {kind: options[kind][i] for kind, i in zip(options, picks, strict=True)}
-            yield space.recipe({u.name: wanted[u.type] if wanted[u.type] in u.choices else base[u.name] for u in space.tunable}, transforms)
+            yield space.recipe(
+                {
+                    u.name: wanted[u.type] if wanted[u.type] in u.choices else base[u.name]
+                    for u in space.tunable
+                },
+                transforms,
+            )
 
     @staticmethod
     def _dynamic(unit: Unit, scheme: OpScheme) -> OpScheme:
         if scheme.mode != "static":
             return scheme
         offered = [s for s in unit.choices if s.mode == "dynamic"]
-        return next((s for s in offered if s.weight == scheme.weight), offered[0] if offered else scheme)
+        return next(
+            (s for s in offered if s.weight == scheme.weight), offered[0] if offered else scheme
+        )
 
     def _fall_back(self, base: Choice, transforms: Transforms) -> Search:
         space = self.problem.space
         losses = unit_losses(self.problem, self.config.sensitivity, base, transforms)
-        units = sorted((u for u in space.tunable if not base[u.name].is_float), key=lambda u: (-losses[u.name], u.parameters))
+        units = sorted(
+            (u for u in space.tunable if not base[u.name].is_float),
+            key=lambda u: (-losses[u.name], u.parameters),
+        )
 
         blocks: dict[str, set[str]] = {}
         for unit in units:
             blocks.setdefault(unit.block or unit.name, set()).add(unit.name)
         repeated = [names for names in blocks.values() if 1 < len(names) < len(units)]
         repeated.sort(key=lambda names: -sum(losses[n] for n in names))
-        trials = yield from self.run((self.without(base, names, transforms) for names in repeated), until=passed)
+        trials = yield from self.run(
+            (self.without(base, names, transforms) for names in repeated), until=passed
+        )
         # Where a whole block was enough, look inside it for the one op that matters.
         enough = next(
-            (names for names in repeated if trials and trials[-1].passed and self.without(base, names, transforms) == trials[-1].recipe),
+            (
+                names
+                for names in repeated
+                if trials
+                and trials[-1].passed
+                and self.without(base, names, transforms) == trials[-1].recipe
+            ),
             None,
         )
         singles = [u for u in units if enough is None or u.name in enough]
-        trials = yield from self.run((self.without(base, {u.name}, transforms) for u in singles), until=passed)
+        trials = yield from self.run(
+            (self.without(base, {u.name}, transforms) for u in singles), until=passed
+        )
         if enough is not None or any(t.passed for t in trials):
             self.note = "the goal is reached with one op or one block in float"
             return

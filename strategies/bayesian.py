@@ -16,13 +16,13 @@ from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
+from octavo.core.contract.parts import PartConfig
+from octavo.core.contract.strategy import WAIT, Problem, Strategy, Wait
 from octavo.core.errors import MissingFramework
-from octavo.core.parts import PartConfig
-from octavo.core.recipe import Recipe
-from octavo.core.scheme import FLOAT, OpScheme, PartChoice
-from octavo.core.space import Unit
-from octavo.core.strategy import WAIT, Problem, Strategy, Wait
-from octavo.core.trial import Trial
+from octavo.core.values.recipe import Recipe
+from octavo.core.values.scheme import FLOAT, OpScheme, PartChoice
+from octavo.core.values.space import Unit
+from octavo.core.values.trial import Trial
 
 from . import BayesianConfig
 from .exhaustive import scale
@@ -68,7 +68,9 @@ class Bayesian(Strategy):
             sizes[TRANSFORMS] = len(problem.space.transforms)
         self._sizes = sizes
         self._size = math.prod(sizes.values())
-        self._space: dict[str, BaseDistribution] = {n: CategoricalDistribution(range(size)) for n, size in sizes.items()}
+        self._space: dict[str, BaseDistribution] = {
+            n: CategoricalDistribution(range(size)) for n, size in sizes.items()
+        }
         self._rng = np.random.default_rng(problem.seed)
         with _quiet():
             directions = [StudyDirection.MINIMIZE] * max(1, len(problem.objectives))
@@ -84,15 +86,24 @@ class Bayesian(Strategy):
     def _make_knobs(self) -> list[Knob]:
         groups: dict[str, list[Unit]] = {}
         for unit in self.problem.space.tunable:
-            name = {"type": unit.type, "block": f"{unit.block or unit.name}:{unit.type}", "op": unit.name}[self.config.over]
+            name = {
+                "type": unit.type,
+                "block": f"{unit.block or unit.name}:{unit.type}",
+                "op": unit.name,
+            }[self.config.over]
             groups.setdefault(name, []).append(unit)
-        return [Knob(name, tuple(units), tuple(dict.fromkeys(s for u in units for s in u.choices))) for name, units in groups.items()]
+        return [
+            Knob(name, tuple(units), tuple(dict.fromkeys(s for u in units for s in u.choices)))
+            for name, units in groups.items()
+        ]
 
     def _sampler(self) -> BaseSampler:
         kind, startup, seed = self.config.sampler, self.config.startup, self.problem.seed
         if kind == "gp":
             if find_spec("torch") is None:
-                raise MissingFramework("the gp sampler needs torch: pip install 'octavo[torch]', or take sampler = \"tpe\"")
+                raise MissingFramework(
+                    "the gp sampler needs torch: pip install 'octavo[torch]', or take sampler = \"tpe\""
+                )
             return GPSampler(seed=seed, n_startup_trials=startup)
         if kind == "nsgaii":
             return NSGAIISampler(seed=seed, population_size=self.config.population)
@@ -102,10 +113,16 @@ class Bayesian(Strategy):
 
     def ask(self) -> Recipe | Wait | None:
         """Return the sampler's next recipe that was not returned before; None once every point of the study is known."""
-        if self.problem.stop_at_goal and any(t.passed and len(t.recipe) for t in self._known.values()):
+        if self.problem.stop_at_goal and any(
+            t.passed and len(t.recipe) for t in self._known.values()
+        ):
             self._note = "stopped at the first recipe that reaches the goal"
             return None
-        if not self._met and self._sizes and (first := self._enqueue(dict.fromkeys(self._sizes, 0))) is not None:
+        if (
+            not self._met
+            and self._sizes
+            and (first := self._enqueue(dict.fromkeys(self._sizes, 0))) is not None
+        ):
             return first
         while self._warm is None or self._warm:
             if self._warm is None:
@@ -166,7 +183,10 @@ class Bayesian(Strategy):
         """Yield points not met before, the nearest to the best one first."""
         start = self._best[1] if self._best else next(iter(self._points.values()), {})
         if self._size <= ENUMERABLE:
-            rest = [dict(zip(self._sizes, p, strict=True)) for p in itertools.product(*map(range, self._sizes.values()))]
+            rest = [
+                dict(zip(self._sizes, p, strict=True))
+                for p in itertools.product(*map(range, self._sizes.values()))
+            ]
             rest = [p for p in rest if _key(p) not in self._met]
             yield from sorted(rest, key=lambda p: sum(p[n] != start[n] for n in p))
             return
@@ -174,7 +194,9 @@ class Bayesian(Strategy):
         changes = 1
         while True:
             picked = self._rng.choice(len(names), size=min(changes, len(names)), replace=False)
-            point = start | {names[i]: int(self._rng.integers(self._sizes[names[i]])) for i in picked}
+            point = start | {
+                names[i]: int(self._rng.integers(self._sizes[names[i]])) for i in picked
+            }
             if _key(point) not in self._met:
                 yield point
             changes += 1
@@ -196,7 +218,9 @@ class Bayesian(Strategy):
         if digest not in self._live:
             return
         self._report(self._live[digest], trial)
-        rank = (0.0, *trial.costs(self.problem.objectives)) if trial.passed else (1.0, -trial.margin)
+        rank = (
+            (0.0, *trial.costs(self.problem.objectives)) if trial.passed else (1.0, -trial.margin)
+        )
         if self._best is None or rank < self._best[0]:
             self._best = (rank, self._points[digest])
 
@@ -205,8 +229,13 @@ class Bayesian(Strategy):
             self._study.tell(live, state=TrialState.FAIL)
             return
         margin = trial.margin if math.isfinite(trial.margin) else math.copysign(1e9, trial.margin)
-        miss = -margin / (1.0 + abs(margin))  # the same order, without the outliers that a surrogate model would chase
-        values = [c if math.isfinite(c) else self._worst(i) for i, c in enumerate(trial.costs(self.problem.objectives))] or [miss]
+        miss = -margin / (
+            1.0 + abs(margin)
+        )  # the same order, without the outliers that a surrogate model would chase
+        values = [
+            c if math.isfinite(c) else self._worst(i)
+            for i, c in enumerate(trial.costs(self.problem.objectives))
+        ] or [miss]
         live.set_constraint("goal", miss)
         self._study.tell(live, values)
 

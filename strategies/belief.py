@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from octavo.core.scheme import OpScheme
-from octavo.core.space import TuningSpace, Unit
-from octavo.core.trial import Trial
+from octavo.core.values.scheme import OpScheme
+from octavo.core.values.space import TuningSpace, Unit
+from octavo.core.values.trial import Trial
 
 Picks = tuple[int, ...]
 Family = tuple[str, str, int]
@@ -75,7 +75,9 @@ class LossBelief:
 
     def guess(self, loss: float) -> None:
         """Believe, for want of a trial, that the worst choices everywhere lose this much."""
-        self.scale = loss / max(float(np.where(self._table < HOPELESS, self._table, 0.0).max(axis=1).sum()), 1e-300)
+        self.scale = loss / max(
+            float(np.where(self._table < HOPELESS, self._table, 0.0).max(axis=1).sum()), 1e-300
+        )
         self.theta = np.full(len(self._proxies), self.scale)
 
     def _covariance(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -97,7 +99,9 @@ class LossBelief:
         rows = np.stack(self._rows)
         cross = self._covariance(row, rows)[0]
         mean = self.scale * float(row.sum()) + float(cross @ self._solved)
-        variance = float(self._covariance(row, row)[0, 0] - cross @ np.linalg.solve(self._kernel, cross))
+        variance = float(
+            self._covariance(row, row)[0, 0] - cross @ np.linalg.solve(self._kernel, cross)
+        )
         return mean, math.sqrt(max(variance, 0.0) + self.NOISE**2)
 
 
@@ -139,11 +143,18 @@ class CostBelief:
         total = max(sum(u.weight_bytes(u.choices[-1]) for u in space.units), 1e-9)
         self._bytes = [b / total for b in bytes_]
         # Looking up rows takes no time to speak of, however large the table.
-        work = np.array([0.0 if u.type == "embedding" else float(u.macs or u.parameters or 1) for u in space.tunable])
+        work = np.array(
+            [
+                0.0 if u.type == "embedding" else float(u.macs or u.parameters or 1)
+                for u in space.tunable
+            ]
+        )
         self._work = (1.0 - OVERHEAD) * work / max(work.sum(), 1.0)
         self.families = sorted({family(u, s) for u in space.tunable for s in u.choices})
         self._index = {f: i for i, f in enumerate(self.families)}
-        self._prior = np.array([RATES[f[1]][0] * (1.0 if f[2] >= 8 else 1.02) for f in self.families])
+        self._prior = np.array(
+            [RATES[f[1]][0] * (1.0 if f[2] >= 8 else 1.02) for f in self.families]
+        )
         self._deviation = np.array([RATES[f[1]][1] for f in self.families])
         self.rates = self._prior.copy()
         self._covariance = np.diag(self._deviation**2)
@@ -165,11 +176,20 @@ class CostBelief:
         measured = trial.objectives[self._objective]
         self._rows.append(self._row(picks))
         self._seen.append(share)
-        self._noise.append(max(self.NOISE, 0.5 * share * (measured.high - measured.low) / max(measured.value, 1e-300)))
+        self._noise.append(
+            max(
+                self.NOISE,
+                0.5 * share * (measured.high - measured.low) / max(measured.value, 1e-300),
+            )
+        )
         rows = np.stack(self._rows)
         prior = np.diag(self._deviation**2)
-        gain = prior @ rows.T @ np.linalg.inv(rows @ prior @ rows.T + np.diag(np.square(self._noise)))
-        self.rates = np.maximum(self._prior + gain @ (np.array(self._seen) - OVERHEAD - rows @ self._prior), 0.02)
+        gain = (
+            prior @ rows.T @ np.linalg.inv(rows @ prior @ rows.T + np.diag(np.square(self._noise)))
+        )
+        self.rates = np.maximum(
+            self._prior + gain @ (np.array(self._seen) - OVERHEAD - rows @ self._prior), 0.02
+        )
         self._covariance = prior - gain @ rows @ prior
 
     def costs(self) -> list[np.ndarray]:
@@ -187,7 +207,9 @@ class CostBelief:
         if self.exact:
             return sum(float(b[i]) for b, i in zip(self._bytes, picks, strict=True)), 0.0
         row = self._row(picks)
-        return OVERHEAD + float(row @ self.rates), math.sqrt(max(float(row @ self._covariance @ row), 0.0))
+        return OVERHEAD + float(row @ self.rates), math.sqrt(
+            max(float(row @ self._covariance @ row), 0.0)
+        )
 
 
 def ratio(trial: Trial, objective: str) -> float:

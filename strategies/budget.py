@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from octavo.core.contract.parts import PartConfig
+from octavo.core.contract.strategy import Problem
 from octavo.core.errors import ConfigError
-from octavo.core.knapsack import exact
-from octavo.core.parts import PartConfig
-from octavo.core.scheme import OpScheme
-from octavo.core.strategy import Problem
+from octavo.core.numerics.knapsack import exact
+from octavo.core.values.scheme import OpScheme
 
 from . import BudgetConfig, Proxy
 from .belief import Picks
@@ -36,8 +36,12 @@ class Budget(Sequential):
     def __init__(self, config: PartConfig, problem: Problem) -> None:
         super().__init__(config, problem)
         if not problem.budgets:
-            raise ConfigError("the budget strategy needs a budget: set budgets.bits, budgets.size or budgets.latency")
-        self._kinds = [k for k in self.config.sensitivities if k not in GRADIENT_KINDS or offers(problem, k)]
+            raise ConfigError(
+                "the budget strategy needs a budget: set budgets.bits, budgets.size or budgets.latency"
+            )
+        self._kinds = [
+            k for k in self.config.sensitivities if k not in GRADIENT_KINDS or offers(problem, k)
+        ]
         if not self._kinds:
             raise ConfigError(
                 f"sensitivities {', '.join(self.config.sensitivities)} need gradients, which {problem.space.backend} does not offer; "
@@ -62,7 +66,9 @@ class Budget(Sequential):
                     if recipe.digest in self.known:
                         break
                     limits.observe(picks, (yield from self.one(recipe)))
-        self.note = self._concluded() + (f" ({', '.join(left_out)}: no gradients are offered)" if left_out else "")
+        self.note = self._concluded() + (
+            f" ({', '.join(left_out)}: no gradients are offered)" if left_out else ""
+        )
 
     def _concluded(self) -> str:
         shown = ", ".join(f"{k} {v:g}" for k, v in self.problem.budgets.items())
@@ -70,23 +76,35 @@ class Budget(Sequential):
         if not kept:
             return f"no recipe kept the budget ({shown}) when it was measured"
         best = max(kept, key=lambda t: t.margin)
-        return f"within {shown}: trial {best.number}" + ("" if best.passed else ", which misses the accuracy goal; raise the budget")
+        return f"within {shown}: trial {best.number}" + (
+            "" if best.passed else ", which misses the accuracy goal; raise the budget"
+        )
 
     def _choice(self, picks: Picks) -> dict[str, OpScheme]:
-        return {u.name: u.choices[i] for u, i in zip(self.problem.space.tunable, picks, strict=True)}
+        return {
+            u.name: u.choices[i] for u, i in zip(self.problem.space.tunable, picks, strict=True)
+        }
 
-    def _losses(self, kind: Proxy, transforms: Transforms) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    def _losses(
+        self, kind: Proxy, transforms: Transforms
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Return the believed loss of every choice twice.
 
         First infinite for those that are not worth it, cannot be carried out or whose probe failed; then with what could not
         be found out taken for worse than all that could.
         """
         units = self.problem.space.tunable
-        listed = shortlist(self.problem, [np.array([u.weight_bytes(s) for s in u.choices]) for u in units], transforms)
+        listed = shortlist(
+            self.problem,
+            [np.array([u.weight_bytes(s) for s in u.choices]) for u in units],
+            transforms,
+        )
         pairs = [(u, u.choices[i]) for u, kept in zip(units, listed, strict=True) for i in kept]
         flat = np.array(pair_losses(self.problem, kind, pairs, transforms))
         losses = [np.full(len(u.choices), np.inf) for u in units]
-        for row, kept, found in zip(losses, listed, np.split(flat, np.cumsum([len(k) for k in listed])[:-1]), strict=True):
+        for row, kept, found in zip(
+            losses, listed, np.split(flat, np.cumsum([len(k) for k in listed])[:-1]), strict=True
+        ):
             row[kept] = found
         worst = flat[np.isfinite(flat)].max(initial=0.0)
         cautious = [row.copy() for row in losses]

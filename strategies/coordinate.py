@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from octavo.core.recipe import Recipe
-from octavo.core.scheme import OpScheme
-from octavo.core.trial import Trial
+from octavo.core.values.recipe import Recipe
+from octavo.core.values.scheme import OpScheme
+from octavo.core.values.trial import Trial
 
 from . import CoordinateConfig
 from .fallback import Choice, Fallback
@@ -32,10 +32,14 @@ class Coordinate(Fallback):
             before = best
             best = min([best, *(yield from self.run(self._transformed(best)))], key=self._better)
             for kind in space.types:
-                best = min([best, *(yield from self.run(self._varied(best, kind)))], key=self._better)
+                best = min(
+                    [best, *(yield from self.run(self._varied(best, kind)))], key=self._better
+                )
             if best is before:
                 break
-        self.note = f"settings chosen in {sweeps} sweeps" + ("" if best.passed else "; none reaches the goal with every op quantized")
+        self.note = f"settings chosen in {sweeps} sweeps" + (
+            "" if best.passed else "; none reaches the goal with every op quantized"
+        )
 
     @staticmethod
     def _better(trial: Trial) -> float:
@@ -51,12 +55,19 @@ class Coordinate(Fallback):
         space = self.problem.space
         base: Choice = self.choice(best)
         units = space.types[kind]
-        settings = dict.fromkeys((s.algorithm, s.calibrator) for u in units for s in u.choices if _alike(s, base[u.name]))
+        settings = dict.fromkeys(
+            (s.algorithm, s.calibrator) for u in units for s in u.choices if _alike(s, base[u.name])
+        )
         found = []
         for algorithm, calibrator in settings:
             changed = dict(base)
             for unit in units:
-                wanted = [s for s in unit.choices if _alike(s, base[unit.name]) and (s.algorithm, s.calibrator) == (algorithm, calibrator)]
+                wanted = [
+                    s
+                    for s in unit.choices
+                    if _alike(s, base[unit.name])
+                    and (s.algorithm, s.calibrator) == (algorithm, calibrator)
+                ]
                 changed[unit.name] = wanted[0] if wanted else base[unit.name]
             if changed != base:
                 found.append(self._recipe(changed, best.recipe.transforms))
@@ -67,4 +78,9 @@ class Coordinate(Fallback):
 
 
 def _alike(one: OpScheme, other: OpScheme) -> bool:
-    return (one.mode, one.weight, one.input, one.output) == (other.mode, other.weight, other.input, other.output)
+    return (one.mode, one.weight, one.input, one.output) == (
+        other.mode,
+        other.weight,
+        other.input,
+        other.output,
+    )

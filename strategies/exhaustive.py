@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from octavo.core.recipe import Recipe
+from octavo.core.values.recipe import Recipe
 
 from .sequential import Search, Sequential
 
@@ -48,10 +48,16 @@ class Exhaustive(Sequential):
 
     def explain(self) -> str:
         """Print the size of the space and how much of it is done."""
-        return self.note or f"{len(self.known):,} of {scale(self.problem.space.size)} recipes of the space tried"
+        return (
+            self.note
+            or f"{len(self.known):,} of {scale(self.problem.space.size)} recipes of the space tried"
+        )
 
     def _all(self) -> Iterator[Recipe]:
         space = self.problem.space
         units = space.tunable
         for index, *picks in graded([len(space.transforms), *(len(u.choices) for u in units)]):
-            yield space.recipe({u.name: u.choices[i] for u, i in zip(units, picks, strict=True)}, space.transforms[index])
+            yield space.recipe(
+                {u.name: u.choices[i] for u, i in zip(units, picks, strict=True)},
+                space.transforms[index],
+            )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Generator
 
-from octavo.core.recipe import Recipe
-from octavo.core.scheme import FLOAT, OpScheme
-from octavo.core.space import Unit
-from octavo.core.trial import Trial
+from octavo.core.values.recipe import Recipe
+from octavo.core.values.scheme import FLOAT, OpScheme
+from octavo.core.values.space import Unit
+from octavo.core.values.trial import Trial
 
 from .losses import Transforms
 from .sequential import Batch, Sequential, passed
@@ -21,7 +21,9 @@ class Fallback(Sequential):
     def start(self) -> Generator[Batch, list[Trial], Trial]:
         """Try every unit's first choice under each alternative of transforms until one passes; return the best trial."""
         space = self.problem.space
-        trials = yield from self.run((space.recipe(space.first(), t) for t in space.transforms), until=passed)
+        trials = yield from self.run(
+            (space.recipe(space.first(), t) for t in space.transforms), until=passed
+        )
         return min(trials, key=self.rank)
 
     def settled(self, start: Trial) -> bool:
@@ -42,11 +44,18 @@ class Fallback(Sequential):
 
     def without(self, base: Choice, names: Collection[str], transforms: Transforms) -> Recipe:
         """Return ``base`` with the named units in float."""
-        return self.problem.space.recipe({n: FLOAT if n in names else s for n, s in base.items()}, transforms)
+        return self.problem.space.recipe(
+            {n: FLOAT if n in names else s for n, s in base.items()}, transforms
+        )
 
-    def cumulative(self, base: Choice, order: list[Unit], transforms: Transforms) -> Generator[Batch, list[Trial], Trial | None]:
+    def cumulative(
+        self, base: Choice, order: list[Unit], transforms: Transforms
+    ) -> Generator[Batch, list[Trial], Trial | None]:
         """Put ever more units in float, in this order, until a trial passes; return it, or None."""
-        prefixes = (self.without(base, {u.name for u in order[:k]}, transforms) for k in range(1, len(order)))
+        prefixes = (
+            self.without(base, {u.name for u in order[:k]}, transforms)
+            for k in range(1, len(order))
+        )
         trials = yield from self.run(prefixes, until=passed)
         return next((t for t in trials if t.passed), None)
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from octavo.core.choice import NEGLIGIBLE
-from octavo.core.strategy import Problem
-from octavo.core.trial import Measurement, Trial
+from octavo.core.contract.strategy import Problem
+from octavo.core.tuning.choice import NEGLIGIBLE
+from octavo.core.values.trial import Measurement, Trial
 
 from .belief import OVERHEAD, CostBelief, Picks
 
@@ -58,7 +58,9 @@ class Limits:
         size = trial.objectives.get("size")
         if size is not None and size.ratio:
             self._whole = size.value / size.ratio
-            self._beside = size.value - sum(float(b[i]) for b, i in zip(self._bytes, picks, strict=True))
+            self._beside = size.value - sum(
+                float(b[i]) for b, i in zip(self._bytes, picks, strict=True)
+            )
         for name, share in trial.over.items():
             # The correction above may be all that was missing: only what still seems to fit is given less room.
             if np.isfinite(share) and self._used(name, picks) <= self._allowed[name]:
@@ -85,7 +87,10 @@ class Limits:
 
     def fits(self, picks: Picks) -> bool:
         """True if a recipe is believed to keep every limit."""
-        return all(sum(float(u[i]) for u, i in zip(uses, picks, strict=True)) <= limit * (1 + 1e-9) for uses, limit in self.rows())
+        return all(
+            sum(float(u[i]) for u, i in zip(uses, picks, strict=True)) <= limit * (1 + 1e-9)
+            for uses, limit in self.rows()
+        )
 
     def _used(self, name: str, picks: Picks) -> float:
         uses, fixed = self._uses(name)
@@ -96,12 +101,19 @@ class Limits:
         units = self._space.tunable
         if name == "bits":
             total = max(sum(u.parameters for u in units), 1)
-            return [np.array([s.weight_bits * u.parameters / total for s in u.choices]) for u in units], 0.0
+            return [
+                np.array([s.weight_bits * u.parameters / total for s in u.choices]) for u in units
+            ], 0.0
         if name == "all_bits":
             every = [u for u in self._space.units if u.parameters]
             total = max(sum(u.parameters for u in every), 1)
-            kept = sum(u.choices[-1].weight_bits * u.parameters for u in every if not u.tunable) / total
-            return [np.array([s.weight_bits * u.parameters / total for s in u.choices]) for u in units], kept
+            kept = (
+                sum(u.choices[-1].weight_bits * u.parameters for u in every if not u.tunable)
+                / total
+            )
+            return [
+                np.array([s.weight_bits * u.parameters / total for s in u.choices]) for u in units
+            ], kept
         if name == "size":
             return [b / self._whole for b in self._bytes], self._beside / self._whole
         return self._latency.costs(), OVERHEAD

@@ -7,18 +7,24 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from octavo.core.scheme import OpScheme, PartChoice
-from octavo.core.sensitivity import RecipeSensitivity
-from octavo.core.space import Unit
-from octavo.core.strategy import Problem
+from octavo.core.contract.strategy import Problem
+from octavo.core.sensitivity.service import RecipeSensitivity
+from octavo.core.values.scheme import OpScheme, PartChoice
+from octavo.core.values.space import Unit
 
 Transforms = tuple[PartChoice, ...]
-VARIANTS = 3  # of one mode and width, so many are looked at; as many choices or fewer are not thinned out
+VARIANTS = (
+    3  # of one mode and width, so many are looked at; as many choices or fewer are not thinned out
+)
 
 
 def bits(scheme: OpScheme) -> float:
     """Bits of the coarsest tensor of a scheme: 32 in float."""
-    return float(min(spec.bits for spec in (scheme.weight, scheme.input, scheme.output) if spec)) if not scheme.is_float else 32.0
+    return (
+        float(min(spec.bits for spec in (scheme.weight, scheme.input, scheme.output) if spec))
+        if not scheme.is_float
+        else 32.0
+    )
 
 
 def offers(problem: Problem, kind: str) -> bool:
@@ -26,7 +32,9 @@ def offers(problem: Problem, kind: str) -> bool:
     return isinstance(problem.sensitivity, RecipeSensitivity) and kind in problem.sensitivity.kinds
 
 
-def pair_losses(problem: Problem, kind: str, pairs: Sequence[tuple[Unit, OpScheme]], transforms: Transforms = ()) -> list[float]:
+def pair_losses(
+    problem: Problem, kind: str, pairs: Sequence[tuple[Unit, OpScheme]], transforms: Transforms = ()
+) -> list[float]:
     """Return one loss >= 0 for each (unit, scheme) after ``transforms``; 0 in float.
 
     Without a sensitivity service, or where neither this kind nor ``weight_error`` could be found out for a single pair (the
@@ -48,14 +56,18 @@ def pair_losses(problem: Problem, kind: str, pairs: Sequence[tuple[Unit, OpSchem
     return [0.0 if scheme.is_float else found[unit.name, scheme] for unit, scheme in pairs]
 
 
-def unit_losses(problem: Problem, kind: str, choice: Mapping[str, OpScheme], transforms: Transforms = ()) -> dict[str, float]:
+def unit_losses(
+    problem: Problem, kind: str, choice: Mapping[str, OpScheme], transforms: Transforms = ()
+) -> dict[str, float]:
     """Return the loss of each tunable unit under its chosen scheme."""
     units = [u for u in problem.space.tunable if u.name in choice]
     losses = pair_losses(problem, kind, [(u, choice[u.name]) for u in units], transforms)
     return {u.name: loss for u, loss in zip(units, losses, strict=True)}
 
 
-def shortlist(problem: Problem, costs: Sequence[np.ndarray], transforms: Transforms = ()) -> list[list[int]]:
+def shortlist(
+    problem: Problem, costs: Sequence[np.ndarray], transforms: Transforms = ()
+) -> list[list[int]]:
     """Return for each tunable unit the choices worth a run of the model, as indices in their order; float is among them.
 
     A backend may offer dozens. Of one mode and width the first few in its order and the cheapest are looked at; of those the front
@@ -76,7 +88,12 @@ def shortlist(problem: Problem, costs: Sequence[np.ndarray], transforms: Transfo
         first = {i for found in ways.values() for i in found[:VARIANTS]}
         listed.append(sorted(first | {min(found, key=cost.__getitem__) for found in ways.values()}))
     units = problem.space.tunable
-    pairs = [(u, u.choices[i]) for u, kept in zip(units, listed, strict=True) if len(kept) > VARIANTS for i in kept]
+    pairs = [
+        (u, u.choices[i])
+        for u, kept in zip(units, listed, strict=True)
+        if len(kept) > VARIANTS
+        for i in kept
+    ]
     errors = iter(pair_losses(problem, "weight_error", pairs, transforms) if pairs else ())
     for row, (kept, cost) in enumerate(zip(listed, costs, strict=True)):
         if len(kept) > VARIANTS:
@@ -84,7 +101,9 @@ def shortlist(problem: Problem, costs: Sequence[np.ndarray], transforms: Transfo
             front = _front(kept, cost, lost)
             if problem.budgets:
                 # What is hardly slower may be larger: under a limit of size the front of bytes counts as well.
-                front |= _front(kept, [units[row].weight_bytes(s) for s in units[row].choices], lost)
+                front |= _front(
+                    kept, [units[row].weight_bytes(s) for s in units[row].choices], lost
+                )
             # How much a mode loses shows at the model's outputs alone: scales found at run time escape outliers of other batches.
             modes = {units[row].choices[i].mode: i for i in sorted(kept, key=lambda i: -lost[i])}
             seen = {units[row].choices[i].mode for i in front}
@@ -93,7 +112,9 @@ def shortlist(problem: Problem, costs: Sequence[np.ndarray], transforms: Transfo
     return listed
 
 
-def _front(kept: Sequence[int], cost: Sequence[float] | np.ndarray, lost: Mapping[int, float]) -> set[int]:
+def _front(
+    kept: Sequence[int], cost: Sequence[float] | np.ndarray, lost: Mapping[int, float]
+) -> set[int]:
     """Return what clearly loses less than all that costs less."""
     best, front = math.inf, set()
     for index in sorted(kept, key=lambda i: (float(cost[i]), lost[i], i)):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from octavo.core.recipe import Recipe
-from octavo.core.sensitivity import RecipeSensitivity
-from octavo.core.space import Unit
+from octavo.core.sensitivity.service import RecipeSensitivity
+from octavo.core.values.recipe import Recipe
+from octavo.core.values.space import Unit
 
 from . import HawqV2Config, MseConfig, MseV2Config
 from .fallback import Choice, Fallback
@@ -46,7 +46,10 @@ class HawqV2(Mse):
         """Return the true trace where it is offered."""
         if offers(self.problem, "hessian_trace"):
             return "hessian_trace", " (ordered by the trace of the Hessian at the model's outputs)"
-        return "hessian", " (no backend offers gradients: ordered by the trace of the Hessian of each op's own output)"
+        return (
+            "hessian",
+            " (no backend offers gradients: ordered by the trace of the Hessian of each op's own output)",
+        )
 
 
 class MseV2(Fallback):
@@ -70,13 +73,18 @@ class MseV2(Fallback):
             if len(left) <= 1:
                 self.conclude(None)
                 return
-            recipes = [self.without(base, {u.name, *(r.name for r in reverted)}, transforms) for u in left]
+            recipes = [
+                self.without(base, {u.name, *(r.name for r in reverted)}, transforms) for u in left
+            ]
             far = self._distances(recipes, left, base, transforms)
             chosen = min(range(len(left)), key=lambda i: (far[i], i))
             reverted.append(left[chosen])
             best = yield from self.one(recipes[chosen])
         while reverted:
-            recipes = [self.without(base, {r.name for r in reverted if r is not u}, transforms) for u in reverted]
+            recipes = [
+                self.without(base, {r.name for r in reverted if r is not u}, transforms)
+                for u in reverted
+            ]
             far = self._distances(recipes, reverted, base, transforms, taken_back=False)
             chosen = min(range(len(reverted)), key=lambda i: (far[i], i))
             trial = yield from self.one(recipes[chosen])
@@ -87,7 +95,13 @@ class MseV2(Fallback):
         self.conclude(best)
 
     def _distances(
-        self, recipes: Sequence[Recipe], units: Sequence[Unit], base: Choice, transforms: Transforms, *, taken_back: bool = True
+        self,
+        recipes: Sequence[Recipe],
+        units: Sequence[Unit],
+        base: Choice,
+        transforms: Transforms,
+        *,
+        taken_back: bool = True,
     ) -> list[float]:
         """Return how far each recipe, which takes one of the units back or quantizes it again, is from the float model."""
         service = self.problem.sensitivity

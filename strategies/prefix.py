@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from octavo.core.recipe import Recipe
-from octavo.core.space import Unit
+from octavo.core.values.recipe import Recipe
+from octavo.core.values.space import Unit
 
 from . import PrefixConfig
 from .fallback import Fallback
@@ -24,7 +24,9 @@ class Prefix(Fallback):
         """Start from the smallest schemes and search for the shortest passing prefix of steps."""
         space = self.problem.space
         smallest = {u.name: min(u.choices, key=u.weight_bytes) for u in space.tunable}
-        trials = yield from self.run((space.recipe(smallest, t) for t in space.transforms), until=lambda t: t.passed)
+        trials = yield from self.run(
+            (space.recipe(smallest, t) for t in space.transforms), until=lambda t: t.passed
+        )
         best = min(trials, key=self.rank)
         if self.settled(best):
             return
@@ -39,7 +41,11 @@ class Prefix(Fallback):
                 high, found = middle, trial
             else:
                 low = middle
-        self.note = f"{high} of {len(steps)} steps to safer schemes reach the goal" if found else "no prefix but all-float reaches the goal"
+        self.note = (
+            f"{high} of {len(steps)} steps to safer schemes reach the goal"
+            if found
+            else "no prefix but all-float reaches the goal"
+        )
 
     def _steps(self, transforms: Transforms) -> list[Step]:
         """Return (unit, choice) steps, the most loss removed for a byte first; a unit's own steps stay in order."""
@@ -47,7 +53,8 @@ class Prefix(Fallback):
         sizes = [np.array([u.weight_bytes(s) for s in u.choices]) for u in units]
         # The smallest choice is where a unit starts, listed or not.
         listed = [
-            sorted({*kept, int(np.argmin(size))}) for kept, size in zip(shortlist(self.problem, sizes, transforms), sizes, strict=True)
+            sorted({*kept, int(np.argmin(size))})
+            for kept, size in zip(shortlist(self.problem, sizes, transforms), sizes, strict=True)
         ]
         pairs = [(u, u.choices[i]) for u, kept in zip(units, listed, strict=True) for i in kept]
         losses = iter(pair_losses(self.problem, self.config.sensitivity, pairs, transforms))
@@ -75,4 +82,6 @@ class Prefix(Fallback):
     def _after(self, steps: list[Step], transforms: Transforms) -> Recipe:
         space = self.problem.space
         choice = {u.name: min(u.choices, key=u.weight_bytes) for u in space.tunable}
-        return space.recipe(choice | {name: space.by_name[name].choices[i] for name, i in steps}, transforms)
+        return space.recipe(
+            choice | {name: space.by_name[name].choices[i] for name, i in steps}, transforms
+        )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from octavo.core.recipe import Recipe
+from octavo.core.values.recipe import Recipe
 
 from . import RandomConfig
 from .exhaustive import scale
@@ -34,7 +34,10 @@ class Random(Sequential):
         space = self.problem.space
         units = space.tunable
         if self.config.over == "type":
-            knobs = [tuple(dict.fromkeys(s for u in us for s in u.choices)) for us in space.types.values()]
+            knobs = [
+                tuple(dict.fromkeys(s for u in us for s in u.choices))
+                for us in space.types.values()
+            ]
             index = {kind: i for i, kind in enumerate(space.types)}
         else:
             knobs = [u.choices for u in units]

@@ -18,11 +18,11 @@ from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 
-from octavo.core.choice import choose, worth_it
-from octavo.core.parts import PartConfig
-from octavo.core.recipe import Recipe
-from octavo.core.strategy import WAIT, Problem, Strategy, Wait
-from octavo.core.trial import Trial
+from octavo.core.contract.parts import PartConfig
+from octavo.core.contract.strategy import WAIT, Problem, Strategy, Wait
+from octavo.core.tuning.choice import choose, worth_it
+from octavo.core.values.recipe import Recipe
+from octavo.core.values.trial import Trial
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,9 @@ class Sequential(Strategy):
     def search(self) -> Search:
         """Yield batches; each ``yield`` returns their finished trials, in the order of drawing."""
 
-    def run(self, recipes: Iterable[Recipe], until: Callable[[Trial], bool] | None = None) -> Answer:
+    def run(
+        self, recipes: Iterable[Recipe], until: Callable[[Trial], bool] | None = None
+    ) -> Answer:
         """Evaluate recipes (``yield from`` it) and return the trials of those that were drawn."""
         trials: list[Trial] = yield Batch(recipes, until)
         return trials

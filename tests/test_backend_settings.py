@@ -12,8 +12,8 @@ import pytest
 
 import octavo
 from octavo.core.errors import ConfigError, DeviceError
-from octavo.core.loop import Progress
-from octavo.core.result import load_candidate
+from octavo.core.tuning.loop import Progress
+from octavo.core.tuning.result import load_candidate
 from tests import tiny
 
 torch = pytest.importorskip("torch")
@@ -23,7 +23,9 @@ ort = pytest.importorskip("onnxruntime")
 @pytest.fixture(scope="module")
 def network() -> Any:
     torch.manual_seed(0)
-    return torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10)).eval()
+    return torch.nn.Sequential(
+        torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10)
+    ).eval()
 
 
 @pytest.fixture
@@ -55,13 +57,23 @@ def tune(network: Any, storage: Path, **settings: Any) -> octavo.Result:
     def agrees(model: Any) -> float:
         return float((model(x).argmax(1) == expected).mean())
 
-    settings = {"strategy": "basic", "max_trials": 1, "minimise": "size", "tolerance": 0.05, **settings}
+    settings = {
+        "strategy": "basic",
+        "max_trials": 1,
+        "minimise": "size",
+        "tolerance": 0.05,
+        **settings,
+    }
     return octavo.autotune(network, agrees, [x[:64]], storage=storage, arrays=True, **settings)
 
 
-def test_a_foreign_backend_is_measured_against_its_own_float_model(network: Any, tmp_path: Path, started: list[int]) -> None:
+def test_a_foreign_backend_is_measured_against_its_own_float_model(
+    network: Any, tmp_path: Path, started: list[int]
+) -> None:
     notes = Notes()
-    result = tune(network, tmp_path / "h.db", backends=[{"kind": "onnx", "threads": 1}], callbacks=[notes])
+    result = tune(
+        network, tmp_path / "h.db", backends=[{"kind": "onnx", "threads": 1}], callbacks=[notes]
+    )
     assert result.baseline.recipe.backend == "onnx"
     assert result.goal_met
     # The baseline, candidates and the loaded winner, all of them with the threads that were asked for.
@@ -103,7 +115,9 @@ def test_an_export_that_loses_by_itself_is_told(network: Any, tmp_path: Path) ->
     assert seen.count(True) == 1
 
 
-def test_one_search_over_several_backends_keeps_the_model_as_given(network: Any, tmp_path: Path) -> None:
+def test_one_search_over_several_backends_keeps_the_model_as_given(
+    network: Any, tmp_path: Path
+) -> None:
     result = tune(network, tmp_path / "h.db", backends=["torch", "onnx"], max_trials=2)
     assert result.baseline.recipe.backend == "torch"
 
@@ -113,9 +127,14 @@ def test_settings_of_a_model_quantized_without_a_search_are_kept(tmp_path: Path)
 
     x, y = tiny.digits()
     net = MLPClassifier((16,), max_iter=20, random_state=0).fit(x, y)
-    made = octavo.quantize_model(net, "int8-static", [x[:64]], backend={"kind": "numpy", "threads": 1})
+    made = octavo.quantize_model(
+        net, "int8-static", [x[:64]], backend={"kind": "numpy", "threads": 1}
+    )
     folder = made.save(tmp_path / "out")
-    assert json.loads((folder / "octavo.json").read_text())["backend_settings"] == made.backend_settings
+    assert (
+        json.loads((folder / "octavo.json").read_text())["backend_settings"]
+        == made.backend_settings
+    )
     loaded: Any = load_candidate(folder)
     assert loaded.__getstate__()["threads"] == 1
     other: Any = load_candidate(folder, backend={"threads": 3})
@@ -131,11 +150,15 @@ def test_a_result_of_an_older_octavo_loads(network: Any, tmp_path: Path) -> None
     assert torch.isfinite(octavo.load(folder, network)(x)).all()
 
 
-def test_a_file_cannot_grant_itself_trust(network: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_cannot_grant_itself_trust(
+    network: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from octavo.adapters.pytorch import adapter
 
     x = torch.from_numpy(tiny.digits()[0][:64])
-    made = octavo.quantize_model(network, "int8-static", [x], backend={"kind": "torch", "trust": True})
+    made = octavo.quantize_model(
+        network, "int8-static", [x], backend={"kind": "torch", "trust": True}
+    )
     folder = made.save(tmp_path / "out")
     manifest = json.loads((folder / "octavo.json").read_text())
     assert "trust" not in manifest["backend_settings"]
@@ -143,7 +166,11 @@ def test_a_file_cannot_grant_itself_trust(network: Any, tmp_path: Path, monkeypa
     (folder / "octavo.json").write_text(json.dumps(manifest))
     built: list[Any] = []
     real = adapter.TorchAdapter.__init__
-    monkeypatch.setattr(adapter.TorchAdapter, "__init__", lambda self, config: (built.append(config), real(self, config))[1])
+    monkeypatch.setattr(
+        adapter.TorchAdapter,
+        "__init__",
+        lambda self, config: (built.append(config), real(self, config))[1],
+    )
     load_candidate(folder, network)
     assert [config.trust for config in built] == [False]
 

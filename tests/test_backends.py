@@ -45,7 +45,9 @@ def test_the_float_network_is_good() -> None:
     assert 100_000 <= sum(p.numel() for p in net.parameters()) <= 300_000
 
 
-def test_every_backend_reaches_the_goal_at_its_first_trial_with_everything_int8(result: octavo.Result) -> None:
+def test_every_backend_reaches_the_goal_at_its_first_trial_with_everything_int8(
+    result: octavo.Result,
+) -> None:
     assert result.goal_met
     assert {t.recipe.backend for t in result.trials} == set(BACKENDS)
     for trial in result.trials:
@@ -66,12 +68,14 @@ def test_every_backend_reaches_the_goal_at_its_first_trial_with_everything_int8(
 
 def test_the_winner_survives_the_disk(result: octavo.Result, tmp_path: Path) -> None:
     folder = result.save(tmp_path / "out")
-    loaded = octavo.core.result.load_candidate(folder, digits.network())
+    loaded = octavo.core.tuning.result.load_candidate(folder, digits.network())
     batch = digits.data().test_x[:64]
     if result.best.recipe.backend == "onnx":
         (file,) = (folder / "model").glob("*.onnx")
         np.testing.assert_array_equal(octavo.load(file)(batch), loaded.run((batch,))[0])
-    np.testing.assert_allclose(loaded.run((batch,))[0], result.candidate.run((batch,))[0], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        loaded.run((batch,))[0], result.candidate.run((batch,))[0], rtol=1e-4, atol=1e-4
+    )
     report = result.report(tmp_path / "report.html").read_text()
     for op in result.ledger:
         assert op in report
@@ -111,7 +115,10 @@ def encoder() -> tuple[Any, dict[str, np.ndarray]]:
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
     tokens = tokenizer(list(SENTENCES), padding=True, return_tensors="np")
-    return model, {"input_ids": tokens["input_ids"].astype(np.int64), "attention_mask": tokens["attention_mask"].astype(np.int64)}
+    return model, {
+        "input_ids": tokens["input_ids"].astype(np.int64),
+        "attention_mask": tokens["attention_mask"].astype(np.int64),
+    }
 
 
 def _embed(hidden: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -120,11 +127,16 @@ def _embed(hidden: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("backend", ["torch", "onnx"])
-def test_a_sentence_encoder_is_tuned(encoder: tuple[Any, dict[str, np.ndarray]], backend: str, tmp_path: Path) -> None:
+def test_a_sentence_encoder_is_tuned(
+    encoder: tuple[Any, dict[str, np.ndarray]], backend: str, tmp_path: Path
+) -> None:
     model, tokens = encoder
     mask = tokens["attention_mask"]
     with torch.no_grad():
-        expected = _embed(model(**{k: torch.from_numpy(v) for k, v in tokens.items()}).last_hidden_state.numpy(), mask)
+        expected = _embed(
+            model(**{k: torch.from_numpy(v) for k, v in tokens.items()}).last_hidden_state.numpy(),
+            mask,
+        )
 
     def cosine(candidate: Any) -> float:
         found = candidate(**tokens)
@@ -140,4 +152,10 @@ def test_a_sentence_encoder_is_tuned(encoder: tuple[Any, dict[str, np.ndarray]],
     size = result.best.objectives["size"]
     assert size.ratio is not None
     assert size.ratio < 0.7
-    assert sum(line.realization == "kernel" and not line.applied.is_float for line in result.ledger.values()) >= 36
+    assert (
+        sum(
+            line.realization == "kernel" and not line.applied.is_float
+            for line in result.ledger.values()
+        )
+        >= 36
+    )

@@ -22,15 +22,17 @@ from octavo.cli import main
 from octavo.cli.data import read_samples, split
 from octavo.cli.metrics import METRICS, FileScore
 from octavo.core.errors import ConfigError, DataError, UnsafeFile
-from octavo.core.evaluation import Evaluation
-from octavo.core.history import read_history
+from octavo.core.scoring.evaluation import Evaluation
+from octavo.core.storage.history import read_history
 
 ROOT = Path(__file__).resolve().parent.parent
 Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def octavo(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
+def octavo(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Command:
     """Run a command in an empty folder and return (exit code, standard output, standard error)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OCTAVO_HOME", str(tmp_path / "home"))
@@ -62,9 +64,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights = {
         "w0": rng.normal(size=(8, 1, 3, 3)), "b0": rng.normal(size=8) * 0.1, "w1": rng.normal(size=(5, 288)) * 0.1, "b1": rng.normal(size=5) * 0.1,
     }  # fmt: skip
-    graph.initializer.extend(onnx.numpy_helper.from_array(w.astype(np.float32), name) for name, w in weights.items())
+    graph.initializer.extend(
+        onnx.numpy_helper.from_array(w.astype(np.float32), name) for name, w in weights.items()
+    )
     path = folder / "small.onnx"
-    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=10), path)
+    onnx.save(
+        onnx.helper.make_model(
+            graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=10
+        ),
+        path,
+    )
     images = rng.normal(size=(400, 1, 8, 8)).astype(np.float32)
     labels = onnxruntime.InferenceSession(path).run(None, {"image": images})[0].argmax(1)
     np.savez(folder / "small.npz", image=images, labels=labels)
@@ -91,7 +100,9 @@ def test_one_input_goes_by_position_and_several_by_name(tmp_path: Path) -> None:
     np.savez(tmp_path / "one.npz", image=np.zeros((3, 2)))
     np.savez(tmp_path / "two.npz", ids=np.zeros((3, 2)), mask=np.ones((3, 2)))
     assert [b[0].shape for b in read_samples(tmp_path / "one.npz").batches(2)] == [(2, 2), (1, 2)]  # type: ignore[index]
-    assert [sorted(b) for b in read_samples(tmp_path / "two.npz").batches(2)] == [["ids", "mask"]] * 2
+    assert [sorted(b) for b in read_samples(tmp_path / "two.npz").batches(2)] == [
+        ["ids", "mask"]
+    ] * 2
 
 
 @pytest.mark.parametrize(
@@ -140,7 +151,9 @@ def score(name: str, outputs: np.ndarray, labels: np.ndarray | None) -> tuple[fl
     assert isinstance(found, Evaluation)
     # Any samples in any order score as they do in the whole.
     order = np.random.default_rng(1).permutation(len(outputs))[: len(outputs) // 2 + 1]
-    np.testing.assert_allclose(scorer.of(lambda x: x, order), np.asarray(found.per_sample)[order], atol=1e-12)
+    np.testing.assert_allclose(
+        scorer.of(lambda x: x, order), np.asarray(found.per_sample)[order], atol=1e-12
+    )
     assert isinstance(found.value, float)
     return found.value, np.asarray(found.per_sample)
 
@@ -148,7 +161,11 @@ def score(name: str, outputs: np.ndarray, labels: np.ndarray | None) -> tuple[fl
 def test_scores_are_those_of_scikit_learn() -> None:
     metrics = pytest.importorskip("sklearn.metrics")
     rng = np.random.default_rng(3)
-    logits, labels, targets = rng.normal(size=(51, 10)), rng.integers(0, 10, 51), rng.normal(size=(51, 10))
+    logits, labels, targets = (
+        rng.normal(size=(51, 10)),
+        rng.integers(0, 10, 51),
+        rng.normal(size=(51, 10)),
+    )
     expected = {
         "accuracy": (labels, metrics.accuracy_score(labels, logits.argmax(1))),
         "top5": (labels, metrics.top_k_accuracy_score(labels, logits, k=5, labels=range(10))),
@@ -156,7 +173,12 @@ def test_scores_are_those_of_scikit_learn() -> None:
         "mae": (targets, metrics.mean_absolute_error(targets, logits)),
         "cosine": (
             targets,
-            np.mean([metrics.pairwise.cosine_similarity(a[None], b[None])[0, 0] for a, b in zip(logits, targets, strict=True)]),
+            np.mean(
+                [
+                    metrics.pairwise.cosine_similarity(a[None], b[None])[0, 0]
+                    for a, b in zip(logits, targets, strict=True)
+                ]
+            ),
         ),
     }
     for name, (wanted, value) in expected.items():
@@ -231,7 +253,10 @@ def test_capabilities_say_what_runs_on_kernels(octavo: Command, model: Path) -> 
     (found,) = json.loads(shown)
     assert code == 0
     assert {"conv", "linear"} <= set(found["offers"])
-    assert any(o["realization"] == "kernel" and o["scheme"].startswith("static") for o in found["offers"]["conv"])
+    assert any(
+        o["realization"] == "kernel" and o["scheme"].startswith("static")
+        for o in found["offers"]["conv"]
+    )
     assert "kernel" in octavo("capabilities", model)[1]
 
 
@@ -256,7 +281,9 @@ def test_capabilities_of_this_machine_need_no_model(octavo: Command) -> None:
         (("tunee",), 2, "tune"),
     ],
 )
-def test_what_is_wrong_is_named(octavo: Command, arguments: tuple[str, ...], code: int, said: str) -> None:
+def test_what_is_wrong_is_named(
+    octavo: Command, arguments: tuple[str, ...], code: int, said: str
+) -> None:
     found, shown, error = octavo(*arguments)
     assert found == code
     assert said in error
@@ -290,12 +317,22 @@ def tune(octavo: Command, model: Path, *more: object) -> tuple[int, str, str]:
     )
 
 
-def test_a_model_file_is_tuned_saved_reported_and_loaded_again(octavo: Command, model: Path, tmp_path: Path) -> None:
+def test_a_model_file_is_tuned_saved_reported_and_loaded_again(
+    octavo: Command, model: Path, tmp_path: Path
+) -> None:
     import octavo as library
 
     code, shown, error = tune(octavo, model, "--output", "result")
     assert code == 0, error
-    for figure in ("goal reached", "accuracy", "latency", "size", "float", "left in float", "again: octavo tune"):
+    for figure in (
+        "goal reached",
+        "accuracy",
+        "latency",
+        "size",
+        "float",
+        "left in float",
+        "again: octavo tune",
+    ):
         assert figure in shown
     assert "trial 1 on onnx" in error
     assert "samples calibrate" in error
@@ -311,7 +348,9 @@ def test_a_model_file_is_tuned_saved_reported_and_loaded_again(octavo: Command, 
     assert code == 0
     assert "float model" in listed
     assert "passes" in listed
-    assert json.loads(octavo("history", "result", "--json")[1]) == json.loads(octavo("history", "result.db", "--json")[1])
+    assert json.loads(octavo("history", "result", "--json")[1]) == json.loads(
+        octavo("history", "result.db", "--json")[1]
+    )
     assert "as requested" in octavo("inspect", "result")[1]
     single = next((tmp_path / "result" / "model").glob("*.onnx"))
     assert "as requested" in octavo("inspect", single)[1], "an .onnx file carries its recipe"
@@ -319,7 +358,9 @@ def test_a_model_file_is_tuned_saved_reported_and_loaded_again(octavo: Command, 
     assert (tmp_path / "again.html").exists()
 
 
-def test_a_second_run_on_the_same_history_is_refused_and_resumed_when_asked(octavo: Command, model: Path) -> None:
+def test_a_second_run_on_the_same_history_is_refused_and_resumed_when_asked(
+    octavo: Command, model: Path
+) -> None:
     assert tune(octavo, model, "--output", "result", "--no-report")[0] == 0
     first = read_history("result.db")[1]
     code, _, error = tune(octavo, model, "--output", "result", "--no-report")
@@ -330,7 +371,9 @@ def test_a_second_run_on_the_same_history_is_refused_and_resumed_when_asked(octa
     assert read_history("result.db")[1] == first, "nothing is run twice"
 
 
-def test_a_goal_that_cannot_be_reached_has_an_exit_code_of_its_own(octavo: Command, model: Path, tmp_path: Path) -> None:
+def test_a_goal_that_cannot_be_reached_has_an_exit_code_of_its_own(
+    octavo: Command, model: Path, tmp_path: Path
+) -> None:
     (tmp_path / "scores.py").write_text(
         "def worse(model):\n    worse.calls = getattr(worse, 'calls', 0) + 1\n    return 1.0 if worse.calls <= 2 else 0.1\n"
     )
@@ -355,7 +398,9 @@ def test_a_goal_that_cannot_be_reached_has_an_exit_code_of_its_own(octavo: Comma
     assert (tmp_path / "missed" / "octavo.json").exists(), "the closest is handed over all the same"
 
 
-def test_a_folder_of_something_else_is_not_overwritten(octavo: Command, model: Path, tmp_path: Path) -> None:
+def test_a_folder_of_something_else_is_not_overwritten(
+    octavo: Command, model: Path, tmp_path: Path
+) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_bytes(b"cat")
     code, _, error = tune(octavo, model, "--output", "photos")
@@ -366,10 +411,16 @@ def test_a_folder_of_something_else_is_not_overwritten(octavo: Command, model: P
 
 def test_quantize_applies_a_named_scheme(octavo: Command, model: Path, tmp_path: Path) -> None:
     data = model.with_suffix(".npz")
-    code, shown, error = octavo("quantize", model, "--scheme", "int8-static", "--data", data, "-o", "small-int8")
+    code, shown, error = octavo(
+        "quantize", model, "--scheme", "int8-static", "--data", data, "-o", "small-int8"
+    )
     assert code == 0, error
     quantized = json.loads((tmp_path / "small-int8" / "octavo.json").read_text())["recipe"]["ops"]
-    weighted = {op["name"] for op in json.loads(octavo("inspect", model, "--json")[1])["ops"] if op["parameters"]}
+    weighted = {
+        op["name"]
+        for op in json.loads(octavo("inspect", model, "--json")[1])["ops"]
+        if op["parameters"]
+    }
     assert weighted <= set(quantized)
     assert all(name in shown for name in quantized)
     code, _, error = octavo("quantize", model, "--scheme", "int8-static")
@@ -380,7 +431,9 @@ def test_quantize_applies_a_named_scheme(octavo: Command, model: Path, tmp_path:
     assert "int8-static" in error
 
 
-def test_quantize_takes_batches_of_a_python_object(octavo: Command, model: Path, tmp_path: Path) -> None:
+def test_quantize_takes_batches_of_a_python_object(
+    octavo: Command, model: Path, tmp_path: Path
+) -> None:
     data = str(model.with_suffix(".npz").absolute())
     (tmp_path / "my_batches.py").write_text(
         "import numpy as np, octavo\n"
@@ -396,9 +449,13 @@ def test_quantize_takes_batches_of_a_python_object(octavo: Command, model: Path,
     assert "picture" in error
 
 
-def test_export_writes_a_runner_that_needs_numpy_only(octavo: Command, model: Path, tmp_path: Path) -> None:
+def test_export_writes_a_runner_that_needs_numpy_only(
+    octavo: Command, model: Path, tmp_path: Path
+) -> None:
     data = model.with_suffix(".npz")
-    assert octavo("quantize", model, "--backend", "numpy", "--data", data, "-o", "quantized")[0] == 0
+    assert (
+        octavo("quantize", model, "--backend", "numpy", "--data", data, "-o", "quantized")[0] == 0
+    )
     code, shown, error = octavo("export", "quantized", "--standalone", "-o", "alone")
     assert code == 0, error
     assert "run.py" in shown
@@ -422,8 +479,18 @@ def test_export_writes_a_runner_that_needs_numpy_only(octavo: Command, model: Pa
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_sensitivity_ranks_units_and_keeps_its_scores(octavo: Command, model: Path, tmp_path: Path) -> None:
-    arguments = ("sensitivity", model, "--data", model.with_suffix(".npz"), "--save", "scores.json", "--json")
+def test_sensitivity_ranks_units_and_keeps_its_scores(
+    octavo: Command, model: Path, tmp_path: Path
+) -> None:
+    arguments = (
+        "sensitivity",
+        model,
+        "--data",
+        model.with_suffix(".npz"),
+        "--save",
+        "scores.json",
+        "--json",
+    )
     code, shown, error = octavo(*arguments)
     assert code == 0, error
     found = json.loads(shown)
@@ -442,12 +509,21 @@ def test_sensitivity_ranks_units_and_keeps_its_scores(octavo: Command, model: Pa
 
 
 def test_an_interrupted_run_keeps_the_best_so_far(model: Path, tmp_path: Path) -> None:
-    (tmp_path / "slow.py").write_text("import time\ndef score(model):\n    time.sleep(0.3)\n    return 1.0\n")
+    (tmp_path / "slow.py").write_text(
+        "import time\ndef score(model):\n    time.sleep(0.3)\n    return 1.0\n"
+    )
     command = [
         sys.executable, "-m", "octavo", "tune", str(model), "--data", str(model.with_suffix(".npz")), "--evaluate", "slow:score", "--strategy", "exhaustive",
         "--max-trials", "500", "-o", "cut", "--no-report",
     ]  # fmt: skip
-    running = subprocess.Popen(command, cwd=tmp_path, env={**os.environ}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    running = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env={**os.environ},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         assert running.stderr is not None
         seen = ""

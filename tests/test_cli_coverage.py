@@ -25,17 +25,31 @@ def run(*arguments: object) -> Result:
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A product of 512 weights, and 32 numbers that are subtracted."""
     monkeypatch.chdir(tmp_path)
-    held = [numpy_helper.from_array(RANDOM.normal(size=s).astype(np.float32), n) for n, s in (("w", (16, 32)), ("shift", (1, 32)))]
-    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"], "layer"), helper.make_node("Sub", ["h", "shift"], ["y"], "shifted")]
-    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", w]) for n, w in (("x", 16), ("y", 32))]
+    held = [
+        numpy_helper.from_array(RANDOM.normal(size=s).astype(np.float32), n)
+        for n, s in (("w", (16, 32)), ("shift", (1, 32)))
+    ]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], "layer"),
+        helper.make_node("Sub", ["h", "shift"], ["y"], "shifted"),
+    ]
+    values = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", w])
+        for n, w in (("x", 16), ("y", 32))
+    ]
     graph = helper.make_graph(nodes, "g", values[:1], values[1:], held)
-    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), "model.onnx")
+    save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9),
+        "model.onnx",
+    )
     np.savez("data.npz", x=RANDOM.normal(size=(32, 16)).astype(np.float32))
     return Path("model.onnx")
 
 
 def test_quantize_shows_a_table_and_keeps_it(model: Path) -> None:
-    shown = run("quantize", model, "--scheme", "int8-dynamic", "--data", "data.npz", "-o", "out").stdout
+    shown = run(
+        "quantize", model, "--scheme", "int8-dynamic", "--data", "data.npz", "-o", "out"
+    ).stdout
     assert "32 of 544 weights (5.88 %) stay float" in shown
     assert "shift" in shown
     kept = json.loads(Path("out/octavo.json").read_text())["coverage"]
@@ -54,6 +68,18 @@ def test_inspect_names_what_is_in_no_op(model: Path) -> None:
 
 
 def test_tune_ends_with_it(model: Path) -> None:
-    arguments = ("--metric", "cosine", "--minimise", "size", "--tolerance", "0.5", "--max-trials", "1", "--no-report", "-o", "tuned")
+    arguments = (
+        "--metric",
+        "cosine",
+        "--minimise",
+        "size",
+        "--tolerance",
+        "0.5",
+        "--max-trials",
+        "1",
+        "--no-report",
+        "-o",
+        "tuned",
+    )
     shown = run("tune", model, "--data", "data.npz", "--calibration-size", "16", *arguments).output
     assert "of 544 weights" in shown

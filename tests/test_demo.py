@@ -23,7 +23,9 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.slow
-def test_the_demo_reaches_the_goal_in_int8_on_three_backends(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demo_reaches_the_goal_in_int8_on_three_backends(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from examples.demo import main
 
     result = main(elsewhere / "demo")
@@ -35,9 +37,16 @@ def test_the_demo_reaches_the_goal_in_int8_on_three_backends(elsewhere: Path, ca
         assert len(weighted) == 8
         passing = [t for t in result.trials if t.recipe.backend == backend and t.passed]
         whole = [
-            t for t in passing if all(not t.ledger[name].applied.is_float and t.ledger[name].honoured for name in weighted & set(t.ledger))
+            t
+            for t in passing
+            if all(
+                not t.ledger[name].applied.is_float and t.ledger[name].honoured
+                for name in weighted & set(t.ledger)
+            )
         ]
-        assert any(weighted <= set(t.ledger) and t.objectives["size"].ratio <= 0.30 for t in whole), backend  # type: ignore[operator]
+        assert any(
+            weighted <= set(t.ledger) and t.objectives["size"].ratio <= 0.30 for t in whole
+        ), backend  # type: ignore[operator]
         assert backend in shown
     assert "again: make demo" in shown
     page = (elsewhere / "demo" / "report.html").read_text()
@@ -45,7 +54,9 @@ def test_the_demo_reaches_the_goal_in_int8_on_three_backends(elsewhere: Path, ca
     assert all(name in page for name in result.ledger)
 
 
-@pytest.mark.parametrize("name", ["tune_numpy", "tune_onnx", pytest.param("tune_pytorch", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["tune_numpy", "tune_onnx", pytest.param("tune_pytorch", marks=pytest.mark.slow)]
+)
 def test_an_example_reaches_its_goal(name: str) -> None:
     main = runpy.run_module(f"examples.{name}")["main"]
     result = main()
@@ -67,12 +78,25 @@ def test_the_code_of_the_readme_runs(elsewhere: Path) -> None:
         result = names["result"]
         assert isinstance(result, octavo.Result)
         assert result.goal_met, block
-    assert {p.name for p in (elsewhere / "out").iterdir()} == {"pytorch", "onnx", "onnx.html", "numpy"}
+    assert {p.name for p in (elsewhere / "out").iterdir()} == {
+        "pytorch",
+        "onnx",
+        "onnx.html",
+        "numpy",
+    }
 
 
 def test_the_table_of_the_readme_was_printed_by_the_demo() -> None:
     readme = (ROOT / "README.md").read_text()
     shown = re.search(r"<!-- demo -->\n```\n(.*?)```\n<!-- /demo -->", readme, re.DOTALL)
     assert shown is not None
-    for words in ("goal reached", "The best of each backend", "torch", "onnx", "numpy", "left in float", "again: make demo"):
+    for words in (
+        "goal reached",
+        "The best of each backend",
+        "torch",
+        "onnx",
+        "numpy",
+        "left in float",
+        "again: make demo",
+    ):
         assert words in shown[1]

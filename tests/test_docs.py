@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from octavo.cli import app
-from octavo.core.config import TuningConfig
+from octavo.core.tuning.config import TuningConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -55,20 +55,35 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: octavo-mine\nVersion: 0.1\n")
     (about / "entry_points.txt").write_text("[octavo]\nmine = octavo_mine\n")
-    (folder / "tune.toml").write_text(next(b for b in blocks(ROOT / "docs" / "plugins.md", "toml") if b.startswith("# tune.toml")))
+    (folder / "tune.toml").write_text(
+        next(b for b in blocks(ROOT / "docs" / "plugins.md", "toml") if b.startswith("# tune.toml"))
+    )
     return folder
 
 
 def run(folder: Path, *command: str) -> str:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]), "OCTAVO_HOME": str(folder / "home")}
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=folder, env=environment, check=False)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]),
+        "OCTAVO_HOME": str(folder / "home"),
+    }
+    done = subprocess.run(
+        [sys.executable, *command],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=environment,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 def test_the_plugin_of_the_page_is_found(stranger: Path) -> None:
     found = json.loads(run(stranger, "-m", "octavo", "plugins", "--json"))
-    assert {"name": "mine", "origin": "octavo-mine 0.1", "loaded": True, "reason": ""} in found["plugins"]
+    assert {"name": "mine", "origin": "octavo-mine 0.1", "loaded": True, "reason": ""} in found[
+        "plugins"
+    ]
     assert "sigma" in found["parts"]["calibrators"]
     assert "coin" in found["parts"]["strategies"]
     assert "strategies.coin" in json.loads(run(stranger, "-m", "octavo", "schema"))["$defs"]

@@ -16,7 +16,7 @@ import octavo
 from octavo.adapters.numpy.graph import Builder
 from octavo.cli import app
 from octavo.core.report import report_data
-from octavo.core.result import read_manifest
+from octavo.core.tuning.result import read_manifest
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(64, 8)).astype(np.float32)
@@ -34,11 +34,21 @@ def torch_model(folder: Path) -> nn.Module:
 def onnx_model(folder: Path) -> Path:
     from onnx import TensorProto, helper, numpy_helper, save
 
-    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", w]) for n, w in (("x", 8), ("y", 4))]
+    values = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", w])
+        for n, w in (("x", 8), ("y", 4))
+    ]
     graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["y"], "layer")], "g", values[:1], values[1:], [numpy_helper.from_array(W, "w")]
+        [helper.make_node("MatMul", ["x", "w"], ["y"], "layer")],
+        "g",
+        values[:1],
+        values[1:],
+        [numpy_helper.from_array(W, "w")],
     )
-    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), folder / "tiny.onnx")
+    save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9),
+        folder / "tiny.onnx",
+    )
     return folder / "tiny.onnx"
 
 
@@ -55,7 +65,11 @@ def score_torch(model: Any) -> float:
     return float((model(torch.from_numpy(X)).detach().numpy().argmax(1) == TRUTH).mean())
 
 
-CASES = {"torch": (torch_model, score_torch), "onnx": (onnx_model, accuracy), "numpy": (numpy_model, accuracy)}
+CASES = {
+    "torch": (torch_model, score_torch),
+    "onnx": (onnx_model, accuracy),
+    "numpy": (numpy_model, accuracy),
+}
 
 
 @pytest.fixture(params=CASES)
@@ -64,11 +78,20 @@ def case(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Any, Callable[
     return make(tmp_path), score
 
 
-def test_thirty_two_weights_are_kept_in_float(case: tuple[Any, Callable[[Any], float]], tmp_path: Path) -> None:
+def test_thirty_two_weights_are_kept_in_float(
+    case: tuple[Any, Callable[[Any], float]], tmp_path: Path
+) -> None:
     """Codes, scales and names of a layer this small take more than its numbers: every recipe passes, and none is smaller."""
     model, score = case
     result = octavo.autotune(
-        model, score, [X[:32]], minimise="size", tolerance=0.5, max_trials=4, storage=tmp_path / "h.db", metric="accuracy"
+        model,
+        score,
+        [X[:32]],
+        minimise="size",
+        tolerance=0.5,
+        max_trials=4,
+        storage=tmp_path / "h.db",
+        metric="accuracy",
     )
     assert any(t.passed for t in result.trials)
     assert all(t.objectives["size"].ratio >= 0.999 for t in result.trials if t.passed)
@@ -94,8 +117,27 @@ def test_thirty_two_weights_are_kept_in_float(case: tuple[Any, Callable[[Any], f
 
 def test_the_command_line_says_so_and_is_done(tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", x=X, label=TRUTH)
-    arguments = ["tune", str(onnx_model(tmp_path)), "--data", str(tmp_path / "data.npz"), "--labels", "label", "--minimise", "size"]
-    limits = ["--tolerance", "0.5", "--max-trials", "3", "--calibration-size", "16", "--no-report", "-o", str(tmp_path / "out")]
+    arguments = [
+        "tune",
+        str(onnx_model(tmp_path)),
+        "--data",
+        str(tmp_path / "data.npz"),
+        "--labels",
+        "label",
+        "--minimise",
+        "size",
+    ]
+    limits = [
+        "--tolerance",
+        "0.5",
+        "--max-trials",
+        "3",
+        "--calibration-size",
+        "16",
+        "--no-report",
+        "-o",
+        str(tmp_path / "out"),
+    ]
     done = CliRunner().invoke(app, [*arguments, *limits])
     assert done.exit_code == 0, done.output
     assert "the float model is kept" in done.output

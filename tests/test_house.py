@@ -13,13 +13,27 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FRAMEWORKS = ("torch", "onnx", "onnxruntime", "onnx_ir", "sklearn", "transformers", "matplotlib", "typer")
+FRAMEWORKS = (
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "onnx_ir",
+    "sklearn",
+    "transformers",
+    "matplotlib",
+    "typer",
+)
 
 
 def python(code: str, **environment: str) -> str:
     """Run code in a fresh interpreter, outside the checkout, and return what it printed."""
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd="/", env={**os.environ, **environment}, check=False
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd="/",
+        env={**os.environ, **environment},
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -66,7 +80,16 @@ print(json.dumps([sorted(set({FRAMEWORKS!r}) & set(sys.modules)), names, [i.reas
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("wheel")
     done = subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(ROOT)],
+        [
+            sys.executable,
+            "-m",
+            "build",
+            "--wheel",
+            "--no-isolation",
+            "--outdir",
+            str(out),
+            str(ROOT),
+        ],
         capture_output=True,
         text=True,
         check=False,
@@ -78,10 +101,21 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_the_four_folders(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     for folder in ("core", "adapters", "strategies"):
-        kept = {f"octavo/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / folder).rglob("*.py") if "__pycache__" not in path.parts}
+        kept = {
+            f"octavo/{path.relative_to(ROOT).as_posix()}"
+            for path in (ROOT / folder).rglob("*.py")
+            if "__pycache__" not in path.parts
+        }
         assert kept <= names
-    assert {"octavo/__init__.py", "octavo/__main__.py", "octavo/py.typed", "octavo/plugins.toml"} <= names
-    assert any(name.endswith(".j2") for name in names), "the report's template must travel with the wheel"
+    assert {
+        "octavo/__init__.py",
+        "octavo/__main__.py",
+        "octavo/py.typed",
+        "octavo/plugins.toml",
+    } <= names
+    assert any(name.endswith(".j2") for name in names), (
+        "the report's template must travel with the wheel"
+    )
     strangers = {name.split("/")[0] for name in names}
     assert strangers == {"octavo", next(n for n in strangers if n.endswith(".dist-info"))}
 
@@ -100,8 +134,17 @@ print(json.dumps([octavo.__file__, octavo.__version__, sorted(PluginHost(third_p
 
 
 def test_every_version_that_we_develop_with_is_pinned() -> None:
-    pinned = {line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
+    pinned = {
+        line.split("==")[0].lower().replace("_", "-")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    }
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *(r for rs in project["optional-dependencies"].values() for r in rs)]
-    bare = {r.split(";")[0].split("[")[0].split(">")[0].split("=")[0].strip().lower() for r in wanted}
+    wanted = [
+        *project["dependencies"],
+        *(r for rs in project["optional-dependencies"].values() for r in rs),
+    ]
+    bare = {
+        r.split(";")[0].split("[")[0].split(">")[0].split("=")[0].strip().lower() for r in wanted
+    }
     assert bare - {"octavo"} <= pinned

@@ -12,17 +12,23 @@ from pathlib import Path
 import pytest
 
 import octavo
-from octavo.core.adapter import Applied
-from octavo.core.recipe import Recipe
+from octavo.core.contract.adapter import Applied
 from octavo.core.report import OpLine, ReportData, render, report_data, write
-from octavo.core.result import read_manifest
-from octavo.core.scheme import FLOAT, OpScheme, QuantSpec
-from octavo.core.trial import Measurement, Trial
+from octavo.core.tuning.result import read_manifest
+from octavo.core.values.recipe import Recipe
+from octavo.core.values.scheme import FLOAT, OpScheme, QuantSpec
+from octavo.core.values.trial import Measurement, Trial
 from tests import tiny
 
-INT8 = OpScheme(mode="static", weight=QuantSpec(dtype="int8", granularity="channel"), input=QuantSpec(dtype="uint8", symmetric=False))
+INT8 = OpScheme(
+    mode="static",
+    weight=QuantSpec(dtype="int8", granularity="channel"),
+    input=QuantSpec(dtype="uint8", symmetric=False),
+)
 HOSTILE = "<script>document.title='owned'</script> & \"$x_1$\" conv[0]"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 
 
 def measured(latency: float, size: float) -> dict[str, Measurement]:
@@ -39,13 +45,25 @@ def data(ops: int = 6, trials: int = 9, hostile: bool = True) -> ReportData:
             n,
             "conv",
             9 * 64 * (i + 1),
-            Applied(INT8, INT8 if i else FLOAT, "kernel", "" if i else "no integer kernel takes 3-D input here"),
+            Applied(
+                INT8,
+                INT8 if i else FLOAT,
+                "kernel",
+                "" if i else "no integer kernel takes 3-D input here",
+            ),
         )
         for i, n in enumerate(names)
     ]
     ledger = {line.name: line.line for line in lines}
     recipe = Recipe(dict.fromkeys(names, INT8), (), "onnx")
-    baseline = Trial(0, Recipe({}, (), "onnx"), metrics={"accuracy": 0.9958}, passed=True, margin=1.0, objectives=measured(4.0, 800_000))
+    baseline = Trial(
+        0,
+        Recipe({}, (), "onnx"),
+        metrics={"accuracy": 0.9958},
+        passed=True,
+        margin=1.0,
+        objectives=measured(4.0, 800_000),
+    )
     tried = [
         Trial(
             i, Recipe(recipe.schemes, (), ("onnx", "torch", "numpy")[i % 3]),
@@ -54,7 +72,14 @@ def data(ops: int = 6, trials: int = 9, hostile: bool = True) -> ReportData:
         )
         for i in range(1, trials)
     ]  # fmt: skip
-    tried.append(Trial(trials, recipe, state="failed", error=f"Traceback (most recent call last):\n  ValueError: {HOSTILE}"))
+    tried.append(
+        Trial(
+            trials,
+            recipe,
+            state="failed",
+            error=f"Traceback (most recent call last):\n  ValueError: {HOSTILE}",
+        )
+    )
     return ReportData(
         title="digits.onnx",
         goal_met=True,
@@ -116,9 +141,13 @@ class Page(HTMLParser):
 def test_a_report_is_complete_in_itself_and_well_formed() -> None:
     drawn = render(data())
     page = Page(drawn)
-    assert all(reference.startswith("#") for reference in page.references), "nothing is fetched from elsewhere"
+    assert all(reference.startswith("#") for reference in page.references), (
+        "nothing is fetched from elsewhere"
+    )
     assert "://" not in re.sub(r"http://www\.w3\.org/(2000/svg|1999/xlink)", "", drawn)
-    assert len(page.ids) == len(set(page.ids)), "ids are unique though several charts share the page"
+    assert len(page.ids) == len(set(page.ids)), (
+        "ids are unique though several charts share the page"
+    )
     known = set(page.ids)
     assert all(r[1:] in known for r in page.references)
     for tag, attributes in page.tags:
@@ -142,7 +171,9 @@ def test_every_figure_of_a_trial_is_there_and_what_stayed_in_float_says_why() ->
     assert "no integer kernel takes 3-D input here" in text
     assert "softmax has no int8 scheme on this device" in text
     assert run.command in text
-    assert run.left_in_float == (("conv", "no integer kernel takes 3-D input here", ("features.0.conv",), 576),)
+    assert run.left_in_float == (
+        ("conv", "no integer kernel takes 3-D input here", ("features.0.conv",), 576),
+    )
 
 
 def test_charts_have_a_name_and_a_description() -> None:
@@ -155,7 +186,16 @@ def test_charts_have_a_name_and_a_description() -> None:
 
 def test_a_run_without_any_completed_trial_still_has_a_report() -> None:
     run = data()
-    failed = replace(run, goal_met=False, reason="every trial failed", best=None, trials=run.trials[-1:], ops=(), bound=None, versions={})
+    failed = replace(
+        run,
+        goal_met=False,
+        reason="every trial failed",
+        best=None,
+        trials=run.trials[-1:],
+        ops=(),
+        bound=None,
+        versions={},
+    )
     text = " ".join(Page(render(failed)).text)
     assert "Goal not reached" in text
     assert "every trial failed" in text
@@ -185,7 +225,9 @@ def test_the_report_of_a_run_says_why_an_op_had_no_choice(tmp_path: Path) -> Non
     page = result.report(tmp_path / "page.html")
     assert "layer.1" in page.read_text()
     (tmp_path / "ordinary").touch()
-    assert page.stat().st_mode == (tmp_path / "ordinary").stat().st_mode, "others may read it where they may read other files"
+    assert page.stat().st_mode == (tmp_path / "ordinary").stat().st_mode, (
+        "others may read it where they may read other files"
+    )
     assert not list(tmp_path.glob(".page*")), "nothing half-written is left"
 
 
@@ -193,7 +235,10 @@ def test_the_same_run_gives_the_same_page() -> None:
     assert render(data()) == render(data())
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: `make system` installs one where apt is at hand")
+@pytest.mark.skipif(
+    CHROMIUM is None,
+    reason="no Chromium on this machine: `make system` installs one where apt is at hand",
+)
 def test_a_real_browser_shows_it_without_errors(tmp_path: Path) -> None:
     page = write(data(ops=40), tmp_path / "a report ü.html")
     shot = tmp_path / "shot.png"
@@ -214,6 +259,14 @@ def test_a_real_browser_shows_it_without_errors(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "CONSOLE" not in done.stderr, "a script error or a blocked resource"
     assert shot.read_bytes().startswith(b"\x89PNG")
-    dom = subprocess.run([CHROMIUM, *flags, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120, check=False).stdout
+    dom = subprocess.run(
+        [CHROMIUM, *flags, "--dump-dom", page.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    ).stdout
     assert "<title>digits.onnx · octavo</title>" in dom, "the hostile op name did not run"
-    assert re.search(r'<p class="filter">', dom), "the script ran: the ledger of a large model can be searched"
+    assert re.search(r'<p class="filter">', dom), (
+        "the script ran: the ledger of a large model can be searched"
+    )

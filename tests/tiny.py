@@ -12,7 +12,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.neural_network import MLPClassifier
 
-from octavo.core.plugins import PluginHost
+from octavo.core.contract.plugins import PluginHost
 
 HERE = Path(__file__).parent / "thirdparty"
 if str(HERE) not in sys.path:
@@ -30,12 +30,17 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 @lru_cache(1)
 def _fitted() -> MLPClassifier:
     x, y = digits()
-    return MLPClassifier((48, 32, 24), max_iter=60, random_state=0, early_stopping=True).fit(x[:1200], y[:1200])
+    return MLPClassifier((48, 32, 24), max_iter=60, random_state=0, early_stopping=True).fit(
+        x[:1200], y[:1200]
+    )
 
 
 def chain() -> Chain:
     net = _fitted()
-    return Chain([w.T.astype(np.float32).copy() for w in net.coefs_], [b.astype(np.float32).copy() for b in net.intercepts_])
+    return Chain(
+        [w.T.astype(np.float32).copy() for w in net.coefs_],
+        [b.astype(np.float32).copy() for b in net.intercepts_],
+    )
 
 
 def calibration() -> list[np.ndarray]:

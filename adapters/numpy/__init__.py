@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from octavo.core.hookspecs import hookimpl
-from octavo.core.parts import AdapterPart, Part, PartConfig
+from octavo.core.contract.hookspecs import hookimpl
+from octavo.core.contract.parts import AdapterPart, Part, PartConfig
 
 
 class NumpyConfig(PartConfig):
@@ -58,7 +58,7 @@ def octavo_exporters() -> Iterable[Part[Any]]:
     return (
         Part(
             "standalone",
-            "octavo.adapters.numpy.standalone:export",
+            "octavo.adapters.numpy.formats.standalone:export",
             StandaloneConfig,
             "the model and a runner of one file that needs NumPy only",
         ),

@@ -9,31 +9,39 @@ from typing import Any
 
 import numpy as np
 
-from octavo.core.adapter import Adapter, Applied, Batch, Candidate, OpParameters, Session, Sink
-from octavo.core.calls import Call, plainest
-from octavo.core.capability import Capability
-from octavo.core.channels import FEATURES, Factors
+from octavo.adapters.numpy.apply.lowering import quantized
+from octavo.adapters.numpy.apply.rescaling import rescaled
+from octavo.adapters.numpy.describe.census import census
+from octavo.adapters.numpy.describe.ops import describe
+from octavo.adapters.numpy.files.archive import load_graph, save_graph
+from octavo.adapters.numpy.kernels.casting import dtype_of
+from octavo.adapters.numpy.kernels.fallback import REASON, native
+from octavo.adapters.numpy.prepare.rewrites import optimised
+from octavo.adapters.numpy.run.parallel import blas_kernels
+from octavo.adapters.numpy.run.prefix_reuse import Reuse
+from octavo.adapters.numpy.run.program import Kernels, Program
+from octavo.core.calibration.reading import Takes, choose
+from octavo.core.contract.adapter import (
+    Adapter,
+    Applied,
+    Batch,
+    Candidate,
+    OpParameters,
+    Session,
+    Sink,
+)
+from octavo.core.contract.parts import PartConfig
 from octavo.core.errors import ModelError, NonFiniteWeight, SchemeError, nearest, raised_as
-from octavo.core.graph import Group, HeldWeight, ModelView
-from octavo.core.parts import PartConfig
-from octavo.core.reading import Takes, choose
-from octavo.core.recipe import Recipe
-from octavo.core.scheme import FLOAT, OpScheme
+from octavo.core.numerics.channels import FEATURES, Factors
+from octavo.core.values.calls import Call, plainest
+from octavo.core.values.capability import Capability
+from octavo.core.values.graph import Group, HeldWeight, ModelView
+from octavo.core.values.recipe import Recipe
+from octavo.core.values.scheme import FLOAT, OpScheme
 
 from . import NumpyConfig
-from .census import census
-from .describe import describe
-from .fallback import REASON, native
-from .files import load_graph, save_graph
 from .graph import Graph
-from .lowering import quantized
 from .offers import OFFERS
-from .operators.casting import dtype_of
-from .parallel import blas_kernels
-from .passes import optimised
-from .program import Kernels, Program
-from .rescaling import rescaled
-from .reuse import Reuse
 from .samples import sample
 
 MODEL = "model.npz"
@@ -42,7 +50,9 @@ MODEL = "model.npz"
 class NumpyCandidate(Candidate):
     """A program with its recipe and ledger."""
 
-    def __init__(self, graph: Graph, recipe: Recipe, ledger: Mapping[str, Applied], kernels: Kernels) -> None:
+    def __init__(
+        self, graph: Graph, recipe: Recipe, ledger: Mapping[str, Applied], kernels: Kernels
+    ) -> None:
         self.graph = graph
         self.recipe = recipe
         self.ledger = ledger
@@ -65,7 +75,9 @@ class NumpyCandidate(Candidate):
 
     def __call__(self, *arrays: Any, **named: Any) -> Any:
         """Run the model on arrays in the order of its inputs, or by name; one output comes as an array, several as a tuple."""
-        alone = len(arrays) == 1 and not named and isinstance(arrays[0], (Mapping, tuple, list, Call))
+        alone = (
+            len(arrays) == 1 and not named and isinstance(arrays[0], (Mapping, tuple, list, Call))
+        )
         batch: Any = arrays[0] if alone else plainest(arrays, named)
         result = self.run(batch)
         return result[0] if len(result) == 1 else result
@@ -103,7 +115,13 @@ class NumpyCandidate(Candidate):
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        NumpyCandidate.__init__(self, state["graph"], state["recipe"], state["ledger"], Kernels(state["scratch"], state["threads"]))
+        NumpyCandidate.__init__(
+            self,
+            state["graph"],
+            state["recipe"],
+            state["ledger"],
+            Kernels(state["scratch"], state["threads"]),
+        )
 
 
 class NumpySession(Session):
@@ -116,7 +134,13 @@ class NumpySession(Session):
         groups: Of the graph as it was opened, where this one is rescaled: nodes may lie between their ends now.
     """
 
-    def __init__(self, graph: Graph, kernels: Kernels, example: Batch | None = None, groups: tuple[Group, ...] | None = None) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        kernels: Kernels,
+        example: Batch | None = None,
+        groups: tuple[Group, ...] | None = None,
+    ) -> None:
         self.graph = graph
         self._groups = groups
         self._kernels = kernels
@@ -145,11 +169,18 @@ class NumpySession(Session):
         """Return the shapes of all values for one batch, and what its memory plan comes to."""
         batch = self._example
         if batch is None:
-            if any(i.shape is None or any(s is None for s in i.shape[1:]) for i in self.graph.inputs):
+            if any(
+                i.shape is None or any(s is None for s in i.shape[1:]) for i in self.graph.inputs
+            ):
                 return {}, ()
-            batch = tuple(np.zeros([s or 1 for s in i.shape or ()], dtype_of(i.dtype)) for i in self.graph.inputs)
+            batch = tuple(
+                np.zeros([s or 1 for s in i.shape or ()], dtype_of(i.dtype))
+                for i in self.graph.inputs
+            )
         shapes: dict[str, tuple[int, ...]] = {}
-        names = {i.name for i in self.graph.inputs} | {v for n in self.graph.nodes for v in n.outputs if v}
+        names = {i.name for i in self.graph.inputs} | {
+            v for n in self.graph.nodes for v in n.outputs if v
+        }
 
         def note(name: str, array: np.ndarray) -> None:
             shapes[name] = array.shape
@@ -157,8 +188,12 @@ class NumpySession(Session):
         arrays = self._program.feed(batch)
         self._program.run(arrays, dict.fromkeys(names, note))
         plan = self._program.plan(arrays)
-        given = ", ".join(f"{i.name} {a.shape}" for i, a in zip(self.graph.inputs, arrays, strict=True))
-        return shapes, (f"static memory plan for {given}: {plan.arena:,} bytes of activations at the peak, {plan.total:,} without reuse",)
+        given = ", ".join(
+            f"{i.name} {a.shape}" for i, a in zip(self.graph.inputs, arrays, strict=True)
+        )
+        return shapes, (
+            f"static memory plan for {given}: {plan.arena:,} bytes of activations at the peak, {plan.total:,} without reuse",
+        )
 
     def capability(self) -> Capability:
         """Integer arithmetic on linear and convolution layers; exact on any processor."""
@@ -167,7 +202,9 @@ class NumpySession(Session):
     def observe(self, batches: Iterable[Batch], values: Iterable[str], sink: Sink) -> int:
         """Run the float graph once over the batches."""
         watch = dict.fromkeys(values, lambda name, array: sink(name, _plain(array)))
-        known = {i.name for i in self.graph.inputs} | {v for n in self.graph.nodes for v in n.outputs}
+        known = {i.name for i in self.graph.inputs} | {
+            v for n in self.graph.nodes for v in n.outputs
+        }
         for name in watch:
             if name not in known:
                 raise ModelError(f"there is no value {name!r} to observe{nearest(name, known)}")
@@ -180,7 +217,9 @@ class NumpySession(Session):
     def tensor(self, name: str) -> np.ndarray:
         """Return an initializer."""
         if name not in self.graph.initializers:
-            raise ModelError(f"the graph has no tensor {name!r}{nearest(name, self.graph.initializers)}")
+            raise ModelError(
+                f"the graph has no tensor {name!r}{nearest(name, self.graph.initializers)}"
+            )
         return _plain(self.graph.initializers[name])
 
     def apply(self, recipe: Recipe, parameters: Mapping[str, OpParameters]) -> NumpyCandidate:
@@ -192,7 +231,9 @@ class NumpySession(Session):
             if not scheme.is_float:
                 realization = capability.realization(op, scheme)
                 if op.name not in parameters:
-                    raise SchemeError(f"op {op.name!r} is to run as [{scheme}], but no parameters were given for it")
+                    raise SchemeError(
+                        f"op {op.name!r} is to run as [{scheme}], but no parameters were given for it"
+                    )
                 reason = (
                     "codes stay packed and are unpacked inside the operator; its arithmetic is float"
                     if scheme.mode == "weight_only"
@@ -200,7 +241,9 @@ class NumpySession(Session):
                 )
                 ledger[op.name] = Applied(scheme, scheme, realization, reason)
             elif op.type in OFFERS or op.out_of_reach or op.name in self._foreign:
-                ledger[op.name] = Applied(FLOAT, FLOAT, reason=REASON if op.name in self._foreign else op.out_of_reach)
+                ledger[op.name] = Applied(
+                    FLOAT, FLOAT, reason=REASON if op.name in self._foreign else op.out_of_reach
+                )
         kept = {name: parameters[name] for name in recipe}
         return NumpyCandidate(quantized(self.graph, kept), recipe, ledger, self._kernels)
 
@@ -210,7 +253,9 @@ class NumpySession(Session):
 
     def runner(self, batches: Sequence[Batch]) -> Reuse:
         """Return what runs candidates over the same batches, each from its first changed node on."""
-        return Reuse(self.graph, self._program, self._kernels, [self._program.feed(b) for b in batches])
+        return Reuse(
+            self.graph, self._program, self._kernels, [self._program.feed(b) for b in batches]
+        )
 
     def reference(self) -> NumpyCandidate:
         """Return the float graph, batch norms folded and activations fused."""
@@ -225,7 +270,9 @@ class NumpySession(Session):
     def rescale(self, factors: Mapping[str, Factors]) -> NumpySession:
         """Change the values of the groups and their readers' weights."""
         groups = self.describe().groups
-        return NumpySession(rescaled(self.graph, groups, factors), self._kernels, self._example, groups)
+        return NumpySession(
+            rescaled(self.graph, groups, factors), self._kernels, self._example, groups
+        )
 
 
 def _plain(array: np.ndarray) -> np.ndarray:
@@ -268,11 +315,16 @@ class NumpyAdapter(Adapter):
         graph, table = load_graph(Path(folder) / MODEL)
         ledger = {
             name: Applied(
-                OpScheme.model_validate(row["requested"]), OpScheme.model_validate(row["applied"]), row["realization"], row["reason"]
+                OpScheme.model_validate(row["requested"]),
+                OpScheme.model_validate(row["applied"]),
+                row["realization"],
+                row["reason"],
             )
             for name, row in table.get("ledger", {}).items()
         }
-        recipe = Recipe.from_json(table["recipe"]) if "recipe" in table else Recipe({}, backend="numpy")
+        recipe = (
+            Recipe.from_json(table["recipe"]) if "recipe" in table else Recipe({}, backend="numpy")
+        )
         return NumpyCandidate(graph, recipe, ledger, self._kernels())
 
 
@@ -290,15 +342,15 @@ def read(source: Any) -> Graph:
             raise ModelError(f"there is no file {str(path)!r}")
         if path.suffix == ".npz":
             return load_graph(path)[0]
-        from .reader import from_onnx
+        from octavo.adapters.numpy.files.onnx_reader import from_onnx
 
         return from_onnx(path)
     if isinstance(source, bytes) or type(source).__name__ == "ModelProto":
-        from .reader import from_onnx
+        from octavo.adapters.numpy.files.onnx_reader import from_onnx
 
         return from_onnx(source)
     if hasattr(source, "get_params") and hasattr(source, "fit"):
-        from .estimators import from_estimator
+        from octavo.adapters.numpy.files.estimators import from_estimator
 
         return from_estimator(source)
     raise ModelError(
@@ -308,7 +360,11 @@ def read(source: Any) -> Graph:
 
 def _is_weight(graph: Graph, name: str) -> bool:
     """True for tensors whose NaN or Inf is a fault; an additive mask may well hold -inf."""
-    return any(name in n.inputs[1:] and n.op in ("Gemm", "Conv", "MatMul", "LayerNormalization", "ConvTranspose") for n in graph.nodes)
+    return any(
+        name in n.inputs[1:]
+        and n.op in ("Gemm", "Conv", "MatMul", "LayerNormalization", "ConvTranspose")
+        for n in graph.nodes
+    )
 
 
 __all__ = ["NumpyAdapter", "NumpyCandidate", "NumpySession", "read"]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from octavo.core.errors import ModelError, nearest
-from octavo.core.graph import HeldWeight, InputInfo
+from octavo.core.values.graph import HeldWeight, InputInfo
 
 OPSET = 21
 """The operator set that a graph built by hand is read with."""
@@ -90,7 +90,9 @@ class Graph:
             known.update(v for v in node.outputs if v)
         missing = [v for v in self.outputs if v not in known]
         if missing:
-            raise ModelError(f"the graph's output {missing[0]!r} is written by no node{nearest(missing[0], known)}")
+            raise ModelError(
+                f"the graph's output {missing[0]!r} is written by no node{nearest(missing[0], known)}"
+            )
         return self
 
     @staticmethod
@@ -103,7 +105,11 @@ class Graph:
 
     def captured(self) -> tuple[str, ...]:
         """Return the values that this body reads from the graph around it."""
-        own = {i.name for i in self.inputs} | set(self.initializers) | {v for n in self.nodes for v in n.outputs}
+        own = (
+            {i.name for i in self.inputs}
+            | set(self.initializers)
+            | {v for n in self.nodes for v in n.outputs}
+        )
         wanted = dict.fromkeys(v for n in self.nodes for v in self.reads(n))
         wanted.update(dict.fromkeys(self.outputs))
         return tuple(v for v in wanted if v and v not in own)
@@ -125,12 +131,20 @@ class Graph:
         digest = hashlib.sha256()
         for node in self.nodes:
             table = {k: _digestible(v) for k, v in sorted(node.attributes.items())}
-            digest.update(json.dumps([node.op, node.inputs, node.outputs, node.name, table], sort_keys=True).encode())
+            digest.update(
+                json.dumps(
+                    [node.op, node.inputs, node.outputs, node.name, table], sort_keys=True
+                ).encode()
+            )
         for name in sorted(self.initializers):
             array = np.ascontiguousarray(self.initializers[name])
             digest.update(f"{name} {array.dtype} {array.shape}".encode())
-            digest.update(array.view(np.uint8).data if array.ndim and array.size else array.tobytes())
-        digest.update(json.dumps([[i.name for i in self.inputs], list(self.outputs), self.opset]).encode())
+            digest.update(
+                array.view(np.uint8).data if array.ndim and array.size else array.tobytes()
+            )
+        digest.update(
+            json.dumps([[i.name for i in self.inputs], list(self.outputs), self.opset]).encode()
+        )
         return digest.hexdigest()[:16]
 
 
@@ -138,7 +152,11 @@ def _digestible(value: Any) -> Any:
     if isinstance(value, Graph):
         return value.fingerprint()
     if isinstance(value, np.ndarray):
-        return [str(value.dtype), list(value.shape), hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()]
+        return [
+            str(value.dtype),
+            list(value.shape),
+            hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest(),
+        ]
     return list(value) if isinstance(value, tuple) else value
 
 
@@ -160,7 +178,9 @@ class Builder:
         self._inputs: list[InputInfo] = []
         self._count = itertools.count()
 
-    def input(self, name: str, shape: tuple[int | None, ...] | None = None, dtype: str = "float32") -> str:
+    def input(
+        self, name: str, shape: tuple[int | None, ...] | None = None, dtype: str = "float32"
+    ) -> str:
         """Declare an input and return its name."""
         self._inputs.append(InputInfo(name, shape, dtype))
         return name
@@ -171,7 +191,9 @@ class Builder:
         self._initializers[name] = np.asarray(array)
         return name
 
-    def node(self, op: str, *inputs: Any, name: str = "", outputs: int = 1, **attributes: Any) -> Any:
+    def node(
+        self, op: str, *inputs: Any, name: str = "", outputs: int = 1, **attributes: Any
+    ) -> Any:
         """Add a node; inputs are value names, arrays, or None for an optional input left out.
 
         Returns:
@@ -184,8 +206,14 @@ class Builder:
             if value is None or isinstance(value, str):
                 read.append(value or "")
             else:
-                read.append(self.constant(value, f"{name}.{kinds[i - 1]}" if 0 < i <= len(kinds) else f"{name}.{i}"))
-        written = (f"{name}_out",) if outputs == 1 else tuple(f"{name}_out{i}" for i in range(outputs))
+                read.append(
+                    self.constant(
+                        value, f"{name}.{kinds[i - 1]}" if 0 < i <= len(kinds) else f"{name}.{i}"
+                    )
+                )
+        written = (
+            (f"{name}_out",) if outputs == 1 else tuple(f"{name}_out{i}" for i in range(outputs))
+        )
         plain = {k: tuple(v) if isinstance(v, list) else v for k, v in attributes.items()}
         self._nodes.append(Node(op, tuple(read), written, name, plain))
         return written[0] if outputs == 1 else written
@@ -201,7 +229,13 @@ class Builder:
         Raises:
             ModelError: If a value is read that nothing writes.
         """
-        return Graph(tuple(self._nodes), dict(self._initializers), tuple(self._inputs), tuple(outputs), self._opset).check()
+        return Graph(
+            tuple(self._nodes),
+            dict(self._initializers),
+            tuple(self._inputs),
+            tuple(outputs),
+            self._opset,
+        ).check()
 
 
 def unique(name: str, taken: Iterable[str]) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from octavo.core.capability import Offer
-from octavo.core.scheme import OpScheme, QuantSpec
+from octavo.core.values.capability import Offer
+from octavo.core.values.scheme import OpScheme, QuantSpec
 
 
 def _offers(*weight_only: Offer) -> tuple[Offer, ...]:
@@ -14,14 +14,24 @@ def _offers(*weight_only: Offer) -> tuple[Offer, ...]:
         QuantSpec(dtype="int8", symmetric=False),
     ]
     inputs = [QuantSpec(dtype="uint8", symmetric=False), QuantSpec(dtype="int8")]
-    found = [Offer(OpScheme(mode=mode, weight=w, input=x)) for mode in ("static", "dynamic") for w in weights for x in inputs]
+    found = [
+        Offer(OpScheme(mode=mode, weight=w, input=x))
+        for mode in ("static", "dynamic")
+        for w in weights
+        for x in inputs
+    ]
     # 16-bit activations: products of 23 bits, carried by BLAS in float64.
     wide = Offer(OpScheme(mode="static", weight=weights[0], input=QuantSpec(dtype="int16")))
     return (*found, *weight_only, wide)
 
 
 def _weight_only(dtype: str, granularity: str, symmetric: bool = True) -> Offer:
-    return Offer(OpScheme(mode="weight_only", weight=QuantSpec(dtype=dtype, symmetric=symmetric, granularity=granularity)))
+    return Offer(
+        OpScheme(
+            mode="weight_only",
+            weight=QuantSpec(dtype=dtype, symmetric=symmetric, granularity=granularity),
+        )
+    )
 
 
 _INT8 = _weight_only("int8", "channel")
@@ -34,7 +44,11 @@ _NARROW = (
     _weight_only("int2", "group:32", symmetric=False),
 )
 _TOKEN = Offer(
-    OpScheme(mode="dynamic", weight=QuantSpec(dtype="int8", granularity="channel"), input=QuantSpec(dtype="int8", granularity="token"))
+    OpScheme(
+        mode="dynamic",
+        weight=QuantSpec(dtype="int8", granularity="channel"),
+        input=QuantSpec(dtype="int8", granularity="token"),
+    )
 )
 OFFERS: dict[str, tuple[Offer, ...]] = {
     "linear": (*_offers(_TOKEN, _INT8, *_NARROW),),

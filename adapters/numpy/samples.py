@@ -16,11 +16,19 @@ def sample(kind: str) -> tuple[Graph, tuple[np.ndarray, ...]] | None:
 
     b = Builder()
     if kind == "linear":
-        return b.graph(b.Gemm(b.input("x", (None, 512)), array(512, 512), array(512), name="sample")), (array(64, 512),)
+        return b.graph(
+            b.Gemm(b.input("x", (None, 512)), array(512, 512), array(512), name="sample")
+        ), (array(64, 512),)
     if kind == "conv":
         x = b.input("x", (None, 64, 28, 28))
-        return b.graph(b.Conv(x, array(64, 64, 3, 3), array(64), name="sample", pads=(1, 1, 1, 1))), (array(1, 64, 28, 28),)
+        return b.graph(
+            b.Conv(x, array(64, 64, 3, 3), array(64), name="sample", pads=(1, 1, 1, 1))
+        ), (array(1, 64, 28, 28),)
     if kind == "embedding":
-        rows = b.Gather(b.constant(array(4096, 256), "sample.table"), b.input("x", (None, 64), "int64"), name="sample")
+        rows = b.Gather(
+            b.constant(array(4096, 256), "sample.table"),
+            b.input("x", (None, 64), "int64"),
+            name="sample",
+        )
         return b.graph(rows), (random.integers(0, 4096, (8, 64)),)
     return None

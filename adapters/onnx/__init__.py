@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from octavo.core.hookspecs import hookimpl
-from octavo.core.parts import AdapterPart, PartConfig
+from octavo.core.contract.hookspecs import hookimpl
+from octavo.core.contract.parts import AdapterPart, PartConfig
 
 
 class OnnxConfig(PartConfig):
@@ -41,7 +41,12 @@ def octavo_adapters() -> Iterable[AdapterPart[Any]]:
             OnnxConfig,
             "ONNX models on ONNX Runtime's integer kernels",
             hint="pip install 'octavo[onnx]'",
-            models=("onnx.onnx_ml_pb2.ModelProto", "onnx.ModelProto", "onnx_ir._core.Model", "onnx_ir.Model"),
+            models=(
+                "onnx.onnx_ml_pb2.ModelProto",
+                "onnx.ModelProto",
+                "onnx_ir._core.Model",
+                "onnx_ir.Model",
+            ),
             suffixes=(".onnx",),
             accepts=("onnx",),
         ),

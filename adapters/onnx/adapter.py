@@ -5,18 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from octavo.core.adapter import Adapter, Batch
-from octavo.core.capability import Capability
+from octavo.adapters.onnx.prepare.half import holds_halves
+from octavo.adapters.onnx.prepare.source import read
+from octavo.core.contract.adapter import Adapter, Batch
 from octavo.core.errors import ModelError
+from octavo.core.values.capability import Capability
 
 from . import OnnxConfig
 from .candidate import OnnxCandidate, load_candidate
-from .half import holds_halves
-from .kernels import capability
-from .runtime import judge
+from .offers import capability
+from .run import judge
 from .samples import sample
 from .session import OnnxSession
-from .source import read
 
 
 class OnnxAdapter(Adapter):
@@ -34,7 +34,9 @@ class OnnxAdapter(Adapter):
         try:
             judge(model, self.config)
         except ModelError:
-            if not holds_halves(model):  # what the runtime has no bfloat16 kernel for is computed in float32 here
+            if not holds_halves(
+                model
+            ):  # what the runtime has no bfloat16 kernel for is computed in float32 here
                 raise
         session = OnnxSession(model, self.config)
         session.check()

@@ -13,17 +13,22 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
-from octavo.core.adapter import Applied, Batch, Candidate
-from octavo.core.calls import Call, flat
+from octavo.adapters.onnx.kernels.saturation import (
+    WIDENED,
+    is_signed_product,
+    saturates,
+    widen_weights,
+)
+from octavo.core.contract.adapter import Applied, Batch, Candidate
 from octavo.core.errors import DataError, ModelError, nearest, said
-from octavo.core.recipe import Recipe
-from octavo.core.scheme import FLOAT, OpScheme, canonical_json
+from octavo.core.values.calls import Call, flat
+from octavo.core.values.recipe import Recipe
+from octavo.core.values.scheme import FLOAT, OpScheme, canonical_json
 
 from . import OnnxConfig
+from .files import write
 from .fingerprint import digest
-from .runtime import RUNTIME_ERRORS, Compiled, compile_model, skeleton
-from .saturation import WIDENED, is_signed_product, saturates, widen_weights
-from .writing import write
+from .run import RUNTIME_ERRORS, Compiled, compile_model, skeleton
 
 FILE = "model.onnx"
 RECIPE_KEY, LEDGER_KEY = "octavo.recipe", "octavo.ledger"
@@ -45,7 +50,9 @@ class OnnxCallable:
         config: Providers and threads.
     """
 
-    def __init__(self, graph: ir.Model, config: OnnxConfig, compiled: Callable[[], Compiled] | None = None) -> None:
+    def __init__(
+        self, graph: ir.Model, config: OnnxConfig, compiled: Callable[[], Compiled] | None = None
+    ) -> None:
         self.graph = graph
         self.config = config
         self._compiled = compiled if compiled is not None else lambda: compile_model(graph, config)
@@ -96,12 +103,21 @@ class OnnxCallable:
             return tuple(self.session.run(None, given))
         except RUNTIME_ERRORS as error:
             shapes = ", ".join(f"{name} {array.shape}" for name, array in given.items())
-            raise DataError(f"ONNX Runtime cannot run the model on {shapes}: {said(error)}") from error
+            raise DataError(
+                f"ONNX Runtime cannot run the model on {shapes}: {said(error)}"
+            ) from error
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Tensors travel beside the graph, so that no size limit of protobuf applies.
         proto, held = skeleton(self.graph)
-        return (_rebuild, (proto.SerializeToString(), {name: np.array(tensor.numpy()) for name, tensor in held.items()}, self.config))
+        return (
+            _rebuild,
+            (
+                proto.SerializeToString(),
+                {name: np.array(tensor.numpy()) for name, tensor in held.items()},
+                self.config,
+            ),
+        )
 
 
 def _rebuild(skeleton: bytes, tensors: dict[str, np.ndarray], config: OnnxConfig) -> OnnxCallable:
@@ -137,11 +153,15 @@ def feeds(inputs: Sequence[Any], batch: Batch | Any) -> dict[str, np.ndarray]:
     else:
         rows = batch if isinstance(batch, tuple | list) else (batch,)
         if len(rows) > len(inputs):
-            raise DataError(f"the batch holds {len(rows)} arrays, the model takes {len(inputs)}: {listed}")
+            raise DataError(
+                f"the batch holds {len(rows)} arrays, the model takes {len(inputs)}: {listed}"
+            )
         given = dict(zip(expected, rows, strict=False))
     missing = [n for n in expected if n not in given]
     if missing:
-        raise DataError(f"the batch lacks input {missing[0]!r}: expected {listed}, got {', '.join(given) or 'nothing'}")
+        raise DataError(
+            f"the batch lacks input {missing[0]!r}: expected {listed}, got {', '.join(given) or 'nothing'}"
+        )
     return {name: _input(expected[name], value) for name, value in given.items()}
 
 
@@ -155,7 +175,11 @@ def _input(info: Any, value: Any) -> np.ndarray:
     shape = list(info.shape or ())
     # A value of unknown rank is declared like one without axes: what it takes, the runtime says.
     if shape and (
-        len(shape) != array.ndim or any(isinstance(d, int) and d >= 0 and d != n for d, n in zip(shape, array.shape, strict=False))
+        len(shape) != array.ndim
+        or any(
+            isinstance(d, int) and d >= 0 and d != n
+            for d, n in zip(shape, array.shape, strict=False)
+        )
     ):
         raise DataError(f"input {info.name!r} takes shape {shape}, got {list(array.shape)}")
     return array
@@ -183,9 +207,15 @@ class OnnxCandidate(Candidate):
         model = self._native.graph
         kept = dict(model.metadata_props)
         model.metadata_props[RECIPE_KEY] = canonical_json(self.recipe.to_json())
-        model.metadata_props[LEDGER_KEY] = canonical_json({op: _line(a) for op, a in self.ledger.items()})
+        model.metadata_props[LEDGER_KEY] = canonical_json(
+            {op: _line(a) for op, a in self.ledger.items()}
+        )
         try:
-            size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+            size = sum(
+                v.const_value.nbytes
+                for v in model.graph.initializers.values()
+                if v.const_value is not None
+            )
             if size >= _EXTERNAL_FROM:
                 ir.save(model, folder / FILE, external_data=f"{FILE}.data")
             else:
@@ -200,7 +230,11 @@ class OnnxCandidate(Candidate):
 
 
 def _line(applied: Applied) -> list[Any]:
-    changed = None if applied.applied == applied.requested else applied.applied.model_dump(exclude_defaults=True)
+    changed = (
+        None
+        if applied.applied == applied.requested
+        else applied.applied.model_dump(exclude_defaults=True)
+    )
     return [applied.realization, applied.reason, changed]
 
 
@@ -213,7 +247,10 @@ def load_candidate(folder: Path, config: OnnxConfig, read: Any) -> OnnxCandidate
     path = Path(folder) if Path(folder).is_file() else Path(folder) / FILE
     model = read(path)
     try:
-        raw_recipe, raw_ledger = model.metadata_props.pop(RECIPE_KEY), model.metadata_props.pop(LEDGER_KEY)
+        raw_recipe, raw_ledger = (
+            model.metadata_props.pop(RECIPE_KEY),
+            model.metadata_props.pop(LEDGER_KEY),
+        )
     except KeyError as error:
         raise ModelError(
             f"{path} carries no {error} in its metadata: it was not saved by octavo; open it as a float model instead"
@@ -221,7 +258,13 @@ def load_candidate(folder: Path, config: OnnxConfig, read: Any) -> OnnxCandidate
     recipe = Recipe.from_json(json.loads(raw_recipe))
     ledger = {}
     for op, (realization, reason, changed) in json.loads(raw_ledger).items():
-        applied = recipe[op] if changed is None else OpScheme.model_validate(changed) if changed else FLOAT
+        applied = (
+            recipe[op]
+            if changed is None
+            else OpScheme.model_validate(changed)
+            if changed
+            else FLOAT
+        )
         ledger[op] = Applied(recipe[op], applied, realization, reason)
     if saturates(config.providers) and widen_weights(model):
         ledger = {op: _widened(line) for op, line in ledger.items()}

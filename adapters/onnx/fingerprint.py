@@ -7,29 +7,36 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from octavo.core.scheme import canonical_json
-
-from .packing import content
+from octavo.adapters.onnx.apply.packing import content
+from octavo.core.values.scheme import canonical_json
 
 
 def digest(model: ir.Model) -> str:
     """Return a content digest of a graph and its tensors, 16 hex digits, the same in any process."""
     found = hashlib.sha256()
     for piece in _graph(model.graph):
-        found.update(len(piece).to_bytes(8, "little"))  # so that no two lists of pieces run into one another
+        found.update(
+            len(piece).to_bytes(8, "little")
+        )  # so that no two lists of pieces run into one another
         found.update(piece)
     return found.hexdigest()[:16]
 
 
 def _graph(graph: ir.Graph) -> Iterator[bytes | memoryview]:
-    yield canonical_json([[v.name, str(v.dtype), str(v.shape)] for v in (*graph.inputs, *graph.outputs)]).encode()
+    yield canonical_json(
+        [[v.name, str(v.dtype), str(v.shape)] for v in (*graph.inputs, *graph.outputs)]
+    ).encode()
     for name, value in sorted(graph.initializers.items()):
         if value.const_value is not None:
-            yield canonical_json([name, str(value.const_value.dtype), list(value.const_value.shape.numpy())]).encode()
+            yield canonical_json(
+                [name, str(value.const_value.dtype), list(value.const_value.shape.numpy())]
+            ).encode()
             yield content(value.const_value)
     for node in graph:
         inputs = [v.name if v is not None else "" for v in node.inputs]
-        yield canonical_json([node.domain, node.op_type, node.name, inputs, [v.name for v in node.outputs]]).encode()
+        yield canonical_json(
+            [node.domain, node.op_type, node.name, inputs, [v.name for v in node.outputs]]
+        ).encode()
         for name, attribute in sorted(node.attributes.items()):
             if attribute.type == ir.AttributeType.GRAPH:
                 yield name.encode()

@@ -8,30 +8,30 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from octavo.core.adapter import Applied, Batch, OpParameters, Session, Sink
-from octavo.core.capability import Capability
-from octavo.core.channels import Factors
-from octavo.core.coverage import unclaimed_of
+from octavo.adapters.onnx.apply.emit import emit
+from octavo.adapters.onnx.apply.executed_ops import Carried
+from octavo.adapters.onnx.apply.qoperator import to_operators
+from octavo.adapters.onnx.apply.rescaling import rescale
+from octavo.adapters.onnx.describe.census import census
+from octavo.adapters.onnx.describe.finite import refuse_non_finite
+from octavo.adapters.onnx.describe.sites import find_sites
+from octavo.adapters.onnx.observe.passes import Observed, observe
+from octavo.adapters.onnx.observe.prefix_reuse import Reuse
+from octavo.adapters.onnx.prepare.folding import constant
+from octavo.adapters.onnx.prepare.preparation import prepare
+from octavo.core.contract.adapter import Applied, Batch, OpParameters, Session, Sink
 from octavo.core.errors import ModelError, nearest
-from octavo.core.graph import Group, HeldWeight, ModelView
-from octavo.core.recipe import Recipe
-from octavo.core.scheme import FLOAT
+from octavo.core.numerics.channels import Factors
+from octavo.core.values.capability import Capability
+from octavo.core.values.coverage import unclaimed_of
+from octavo.core.values.graph import Group, HeldWeight, ModelView
+from octavo.core.values.recipe import Recipe
+from octavo.core.values.scheme import FLOAT
 
 from . import OnnxConfig
 from .candidate import OnnxCallable, OnnxCandidate
-from .carried import Carried
-from .census import census
-from .emit import emit
 from .fingerprint import digest
-from .finite import refuse_non_finite
-from .folding import constant
-from .kernels import capability
-from .observe import Observed, observe
-from .preparation import prepare
-from .qoperator import to_operators
-from .rescaling import rescale
-from .reuse import Reuse
-from .sites import find_sites
+from .offers import capability
 
 
 class OnnxSession(Session):
@@ -45,7 +45,11 @@ class OnnxSession(Session):
     """
 
     def __init__(
-        self, source: ir.Model, config: OnnxConfig, prepared: ir.Model | None = None, groups: tuple[Group, ...] | None = None
+        self,
+        source: ir.Model,
+        config: OnnxConfig,
+        prepared: ir.Model | None = None,
+        groups: tuple[Group, ...] | None = None,
     ) -> None:
         self.config = config
         self._source = source
@@ -55,7 +59,9 @@ class OnnxSession(Session):
         self._census = census(self._prepared.graph)
         found = self._sites.view
         unclaimed = unclaimed_of(self._census, found.ops)
-        self._view = replace(found, unclaimed=unclaimed, groups=found.groups if groups is None else groups)
+        self._view = replace(
+            found, unclaimed=unclaimed, groups=found.groups if groups is None else groups
+        )
 
     def check(self) -> None:
         """Refuse parameters that hold NaN or Inf, where no setting can keep them out of the way.
@@ -71,7 +77,9 @@ class OnnxSession(Session):
 
     def capability(self) -> Capability:
         """Return what ONNX Runtime's integer kernels carry out, established on one-op models."""
-        types = frozenset(site.op.type for site in self._sites.sites.values() if not site.op.out_of_reach)
+        types = frozenset(
+            site.op.type for site in self._sites.sites.values() if not site.op.out_of_reach
+        )
         return capability(self.config, types)
 
     def observe(self, batches: Iterable[Batch], values: Iterable[str], sink: Sink) -> int:
@@ -100,12 +108,20 @@ class OnnxSession(Session):
             if name not in self._sites.sites:
                 raise ModelError(f"the model has no op {name!r}{nearest(name, self._sites.sites)}")
             offered.realization(self._sites.sites[name].op, given.scheme)
-        model, emitted = emit(self._prepared, self._sites, {n: p for n, p in parameters.items() if not p.scheme.is_float})
+        model, emitted = emit(
+            self._prepared,
+            self._sites,
+            {n: p for n, p in parameters.items() if not p.scheme.is_float},
+        )
         paired: Mapping[str, str] = {}
         if self.config.form == "qoperator":
-            paired = to_operators(model, [emitted[n].node for n, p in parameters.items() if p.scheme.mode == "static"])
+            paired = to_operators(
+                model, [emitted[n].node for n, p in parameters.items() if p.scheme.mode == "static"]
+            )
         ledger = Carried(model, self.config, self._sites, parameters, emitted, paired)
-        return OnnxCandidate(OnnxCallable(model, self.config, lambda: ledger.compiled), recipe, ledger)
+        return OnnxCandidate(
+            OnnxCallable(model, self.config, lambda: ledger.compiled), recipe, ledger
+        )
 
     def census(self) -> Sequence[HeldWeight]:
         """Return the floating constants of two or more dimensions that the prepared model's outputs depend on."""
@@ -118,12 +134,19 @@ class OnnxSession(Session):
     def rescale(self, factors: Mapping[str, Factors]) -> OnnxSession:
         """Return a session with other channels and the same function; every other tensor is shared."""
         groups = self._view.groups
-        return OnnxSession(self._source, self.config, rescale(self._prepared, self._sites, groups, factors), groups)
+        return OnnxSession(
+            self._source, self.config, rescale(self._prepared, self._sites, groups, factors), groups
+        )
 
     def reference(self) -> OnnxCandidate:
         """Return the model as it was given."""
-        ledger = {name: Applied(FLOAT, FLOAT, "kernel", site.op.out_of_reach) for name, site in self._sites.sites.items()}
-        return OnnxCandidate(OnnxCallable(self._source, self.config), Recipe(backend="onnx"), ledger)
+        ledger = {
+            name: Applied(FLOAT, FLOAT, "kernel", site.op.out_of_reach)
+            for name, site in self._sites.sites.items()
+        }
+        return OnnxCandidate(
+            OnnxCallable(self._source, self.config), Recipe(backend="onnx"), ledger
+        )
 
     def fingerprint(self) -> str:
         """Digest of structure and weights of the source."""

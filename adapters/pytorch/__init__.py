@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
-from octavo.core.hookspecs import hookimpl
-from octavo.core.parts import AdapterPart, Part, PartConfig
+from octavo.core.contract.hookspecs import hookimpl
+from octavo.core.contract.parts import AdapterPart, Part, PartConfig
 
 
 class TorchConfig(PartConfig):
@@ -36,7 +36,10 @@ def octavo_adapters() -> Iterable[AdapterPart[Any]]:
             config=TorchConfig,
             summary="PyTorch modules: integer kernels on the CPU; int8, fp8 and 4-bit products on CUDA where they run",
             hint="Install it with: pip install 'octavo[torch]'",
-            models=("torch.nn.modules.module.Module", "torch.export.exported_program.ExportedProgram"),
+            models=(
+                "torch.nn.modules.module.Module",
+                "torch.export.exported_program.ExportedProgram",
+            ),
             suffixes=(".pt", ".pth", ".pt2"),
         ),
     )
@@ -61,14 +64,14 @@ def octavo_exporters() -> Iterable[Part[Any]]:
     return (
         Part(
             "compressed-tensors",
-            "octavo.adapters.pytorch.compressed_tensors:export",
+            "octavo.adapters.pytorch.formats.compressed_tensors:export",
             CompressedTensorsConfig,
             "a checkpoint for transformers and vLLM: int8 with quantized inputs, packed weights of 2 to 8 bits",
             hint,
         ),
         Part(
             "gptq",
-            "octavo.adapters.pytorch.gptq:export",
+            "octavo.adapters.pytorch.formats.gptq:export",
             GptqConfig,
             "a checkpoint for gptqmodel, vLLM and transformers: weights of 2, 3, 4 or 8 bits",
             hint,

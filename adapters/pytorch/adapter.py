@@ -11,27 +11,27 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from octavo.core.adapter import Adapter, Batch
-from octavo.core.capability import Capability
+from octavo.adapters.pytorch.capture.capture import Call, Capture
+from octavo.adapters.pytorch.capture.census import Reads, census
+from octavo.adapters.pytorch.capture.choosing import capture_again, capture_of, ready_for
+from octavo.adapters.pytorch.capture.shared_copy import skeleton
+from octavo.adapters.pytorch.capture.standins.attention import bypassed
+from octavo.adapters.pytorch.capture.standins.experts import unreached
+from octavo.adapters.pytorch.capture.standins.modules import with_plain_weights, with_stand_ins
+from octavo.adapters.pytorch.capture.wrapping import opened
+from octavo.adapters.pytorch.run.batches import run_once, takes, to_call
+from octavo.adapters.pytorch.run.device_offload import lends
+from octavo.core.calibration.reading import choose
+from octavo.core.contract.adapter import Adapter, Batch
+from octavo.core.contract.parts import PartConfig
 from octavo.core.errors import DeviceError, ModelError, UnsafeFile
-from octavo.core.parts import PartConfig
-from octavo.core.reading import choose
+from octavo.core.values.capability import Capability
 
 from . import TorchConfig
-from .attention import bypassed
-from .batches import run_once, takes, to_call
 from .candidate import TorchCandidate
-from .capture import Call, Capture
-from .census import Reads, census
-from .experts import unreached
-from .lending import lends
 from .offers import capability
 from .samples import sample
-from .seeing import capture_again, capture_of, ready_for
 from .session import GIVEN, TorchSession, given_candidate, open_root
-from .skeleton import skeleton
-from .stand_ins import with_plain_weights, with_stand_ins
-from .wrapping import opened
 
 
 class TorchAdapter(Adapter):
@@ -55,7 +55,11 @@ class TorchAdapter(Adapter):
         device = self._device(home)
         plain, notes = with_plain_weights(skeleton(given)), []
         root = with_stand_ins(skeleton(plain))
-        reading = choose(example, takes(root), partial(run_once, root, home)) if example is not None else None
+        reading = (
+            choose(example, takes(root), partial(run_once, root, home))
+            if example is not None
+            else None
+        )
         batch = reading(example, 0) if reading is not None else None
         call = to_call(batch, root, home) if batch is not None else None
         reads = Reads() if call is not None else None
@@ -97,7 +101,8 @@ class TorchAdapter(Adapter):
             model: The float module, whose tensors may hold anything, or a function that makes one. None where the files name the
                 architecture (a model of transformers).
         """
-        from .architecture import rebuild
+        from octavo.adapters.pytorch.formats.architecture import rebuild
+
         from .files import read, restore
 
         saved = read(folder)
@@ -106,7 +111,9 @@ class TorchAdapter(Adapter):
         if model is None and saved.architecture is not None:
             model = rebuild(saved.architecture)
         if model is None:
-            raise ModelError(f"{folder} holds tensors and a recipe but no architecture: pass the float module, or a function that makes it")
+            raise ModelError(
+                f"{folder} holds tensors and a recipe but no architecture: pass the float module, or a function that makes it"
+            )
         root, device = self._root(model)
         if saved.facts == GIVEN:
             restore(root, saved, device)
@@ -114,7 +121,11 @@ class TorchAdapter(Adapter):
         root = ready_for(with_stand_ins(with_plain_weights(root)), saved.facts)
         restore(root, saved, device)
         session = TorchSession(capture_again(root, saved.facts, saved.factors), device, None)
-        candidate = session.apply(saved.recipe, saved.parameters) if saved.recipe.schemes else session.reference()
+        candidate = (
+            session.apply(saved.recipe, saved.parameters)
+            if saved.recipe.schemes
+            else session.reference()
+        )
         candidate.recipe = saved.recipe
         return candidate
 
@@ -129,12 +140,16 @@ class TorchAdapter(Adapter):
     def _device(self, own: torch.device) -> torch.device:
         """Return where candidates of a model run whose tensors are on ``own``."""
         if self._settings.device == "cuda" and not torch.cuda.is_available():
-            raise DeviceError("device 'cuda' was asked for and torch sees no CUDA device; use device 'auto' or 'cpu'")
+            raise DeviceError(
+                "device 'cuda' was asked for and torch sees no CUDA device; use device 'auto' or 'cpu'"
+            )
         device = own if self._settings.device == "auto" else torch.device(self._settings.device)
         return own if device.index is None and device.type == own.type else device
 
 
-def _seen(root: nn.Module, call: Call | None, how: Literal["auto", "modules"], reads: Reads | None) -> Capture:
+def _seen(
+    root: nn.Module, call: Call | None, how: Literal["auto", "modules"], reads: Reads | None
+) -> Capture:
     """Look at a model, and note which tensors its runs read."""
     with reads or nullcontext():
         return capture_of(root, call, how)
@@ -167,4 +182,6 @@ def read_model(source: Any, *, trust: bool) -> nn.Module:
             f"(torch.load(..., weights_only=True)) into it, and pass the module ({str(error).splitlines()[0]})"
         ) from error
     kind = "a state_dict" if isinstance(found, Mapping) else type(found).__name__
-    raise ModelError(f"{path.name} holds {kind} and no architecture: load it into a module and pass the module")
+    raise ModelError(
+        f"{path.name} holds {kind} and no architecture: load it into a module and pass the module"
+    )

@@ -11,15 +11,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from octavo.core.adapter import Applied, Batch, Candidate, OpParameters
-from octavo.core.calls import Call as Given
-from octavo.core.calls import shown
+from octavo.adapters.pytorch.apply.input_maps import Factors
+from octavo.adapters.pytorch.capture.shared_copy import named_tensors
+from octavo.adapters.pytorch.run.batches import takes, to_arrays, to_call
+from octavo.core.contract.adapter import Applied, Batch, Candidate, OpParameters
 from octavo.core.errors import DataError, OctavoError, said
-from octavo.core.recipe import Recipe
-
-from .batches import takes, to_arrays, to_call
-from .online import Factors
-from .skeleton import named_tensors
+from octavo.core.values.calls import Call as Given
+from octavo.core.values.calls import shown
+from octavo.core.values.recipe import Recipe
 
 
 class TorchCandidate(Candidate):
@@ -72,7 +71,9 @@ class TorchCandidate(Candidate):
             except Exception as error:  # what a stranger's forward raises on a batch that is not its own has no bounds
                 wanted = takes(self.module)
                 got = shown(Given(*args, **kwargs), wanted.positional)
-                raise DataError(f"the model takes {wanted}; the batch ({got}) does not run: {said(error)}") from error
+                raise DataError(
+                    f"the model takes {wanted}; the batch ({got}) does not run: {said(error)}"
+                ) from error
 
     def save(self, folder: Path) -> None:
         """Write ``model.safetensors`` and ``octavo.json``."""
@@ -102,4 +103,6 @@ def bit_sum(tensor: torch.Tensor) -> int:
     """Return the sum of a tensor's bits, taken as integers."""
     plain = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
     whole = plain.numel() // 4 * 4
-    return int(plain[:whole].view(torch.int32).sum(dtype=torch.int64)) + int(plain[whole:].sum(dtype=torch.int64))
+    return int(plain[:whole].view(torch.int32).sum(dtype=torch.int64)) + int(
+        plain[whole:].sum(dtype=torch.int64)
+    )

@@ -8,15 +8,15 @@ from math import prod
 
 import torch
 
-from octavo.core.capability import Capability, Offer
-from octavo.core.channels import FEATURES
-from octavo.core.graph import Op
-from octavo.core.scheme import OpScheme, QuantSpec
+from octavo.adapters.pytorch.kernels.saturation import saturates
+from octavo.adapters.pytorch.qlayers.projected_lstm import has_projected
+from octavo.adapters.pytorch.qlayers.recurrent import has_recurrent
+from octavo.core.numerics.channels import FEATURES
+from octavo.core.values.capability import Capability, Offer
+from octavo.core.values.graph import Op
+from octavo.core.values.scheme import OpScheme, QuantSpec
 
-from . import kernels, products
-from .projected import has_projected
-from .recurrent import has_recurrent
-from .saturation import saturates
+from .kernels import accelerators, onednn
 
 _CHANNEL = QuantSpec(dtype="int8", granularity="channel")
 _TENSOR = QuantSpec(dtype="int8")
@@ -31,9 +31,14 @@ _FP8_TOKEN = QuantSpec(dtype="fp8_e4m3fn", granularity="token")
 _CASTS = ("bfloat16", "float16")
 
 
-def _stored(dtype: str, granularity: str, *, symmetric: bool = True, scale_dtype: str | None = None) -> OpScheme:
+def _stored(
+    dtype: str, granularity: str, *, symmetric: bool = True, scale_dtype: str | None = None
+) -> OpScheme:
     return OpScheme(
-        mode="weight_only", weight=QuantSpec(dtype=dtype, granularity=granularity, symmetric=symmetric, scale_dtype=scale_dtype)
+        mode="weight_only",
+        weight=QuantSpec(
+            dtype=dtype, granularity=granularity, symmetric=symmetric, scale_dtype=scale_dtype
+        ),
     )
 
 
@@ -41,14 +46,23 @@ _WEIGHT_ONLY = (
     _stored("int8", "channel"),
     _stored("int8", "group:32"),
     _stored("int8", "group:128"),
-    *(_stored("uint4" if not s else "int4", f"group:{n}", symmetric=s) for n in (32, 64, 128) for s in (False, True)),
+    *(
+        _stored("uint4" if not s else "int4", f"group:{n}", symmetric=s)
+        for n in (32, 64, 128)
+        for s in (False, True)
+    ),
     _stored("int4", "channel"),
     _stored("nf4", "group:64"),
     _stored("nf4", "group:64", scale_dtype="uint8"),
     _stored("fp8_e4m3fn", "channel"),
     _stored("fp8_e5m2", "channel"),
     *(_stored(dtype, "group:32") for dtype in ("mxint8", "mxfp8", "mxfp6", "mxfp4")),
-    *(_stored(f"{'' if s else 'u'}int{bits}", f"group:{n}", symmetric=s) for bits in (3, 2) for n in (32, 64, 128) for s in (False, True)),
+    *(
+        _stored(f"{'' if s else 'u'}int{bits}", f"group:{n}", symmetric=s)
+        for bits in (3, 2)
+        for n in (32, 64, 128)
+        for s in (False, True)
+    ),
 )
 """Formats of stored weights, in the order in which they lose accuracy."""
 
@@ -63,17 +77,31 @@ def capability(device: str) -> Capability:
     fits, observed = partial(_fits, device), partial(_observed, device)
     narrowed = saturates if kind == "cpu" else None
     int8 = [
-        Offer(OpScheme(mode=mode, weight=weight, input=source), when=observed if mode == "static" else fits, narrowed=narrowed)
+        Offer(
+            OpScheme(mode=mode, weight=weight, input=source),
+            when=observed if mode == "static" else fits,
+            narrowed=narrowed,
+        )
         for mode in ("static", "dynamic")
         for weight in (_CHANNEL, _TENSOR)
         for source in (_UNSIGNED, _SIGNED)
     ]
     few = [  # fewer bits on the 8-bit kernels: smaller files, the same speed
-        Offer(OpScheme(mode="static", weight=QuantSpec(dtype=f"int{bits}", granularity=granularity), input=_UNSIGNED), when=observed)
+        Offer(
+            OpScheme(
+                mode="static",
+                weight=QuantSpec(dtype=f"int{bits}", granularity=granularity),
+                input=_UNSIGNED,
+            ),
+            when=observed,
+        )
         for bits in (4, 3)
         for granularity in ("channel", "tensor")
     ]
-    rows = [Offer(OpScheme(mode="dynamic", weight=weight, input=_TOKEN), when=fits, narrowed=narrowed) for weight in (_CHANNEL, _TENSOR)]
+    rows = [
+        Offer(OpScheme(mode="dynamic", weight=weight, input=_TOKEN), when=fits, narrowed=narrowed)
+        for weight in (_CHANNEL, _TENSOR)
+    ]
     # A CPU has the fp8 product too, and takes longer over it than over float32: nothing is gained but the numbers.
     fp8 = [
         Offer(
@@ -83,8 +111,13 @@ def capability(device: str) -> Capability:
         )
         for weight, source in ((_FP8_CHANNEL, _FP8_TOKEN), (_FP8_TENSOR, _FP8_TENSOR))
     ]
-    stored = [Offer(scheme, when=_groups_fit(scheme.weight.group_size if scheme.weight else None)) for scheme in _WEIGHT_ONLY]
-    casts = [Offer(OpScheme(mode="cast", weight=QuantSpec(dtype=dtype)), when=_casts) for dtype in _CASTS]
+    stored = [
+        Offer(scheme, when=_groups_fit(scheme.weight.group_size if scheme.weight else None))
+        for scheme in _WEIGHT_ONLY
+    ]
+    casts = [
+        Offer(OpScheme(mode="cast", weight=QuantSpec(dtype=dtype)), when=_casts) for dtype in _CASTS
+    ]
     offers = {
         "linear": (*int8[:4], *rows[:1], *int8[4:], *rows[1:], *fp8, *stored, *few, *casts),
         "conv": (*int8, *few, *casts, *stored),
@@ -94,10 +127,14 @@ def capability(device: str) -> Capability:
         "gru": (*_recurrent(device, "gru"), *stored),
         "rnn": tuple(stored),
     }
-    features = frozenset({*FEATURES.values(), "gradients", "export:onnx", "block_reconstruction", "training"})
+    features = frozenset(
+        {*FEATURES.values(), "gradients", "export:onnx", "block_reconstruction", "training"}
+    )
     versions = {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}
     if kind == "cuda":
-        versions["gpu"] = f"{torch.cuda.get_device_name(device)}, compute capability {torch.cuda.get_device_capability(device)}"
+        versions["gpu"] = (
+            f"{torch.cuda.get_device_name(device)}, compute capability {torch.cuda.get_device_capability(device)}"
+        )
     return Capability("torch", device, offers, features, versions)
 
 
@@ -118,8 +155,12 @@ def _fits(device: str, op: Op) -> str:
     assert op.weight is not None
     on_cpu = torch.device(device).type == "cpu"
     if op.type == "linear":
-        return kernels.has_linear() if on_cpu else products.has_linear(device)
-    return kernels.has_conv(len(op.weight.shape) - 2) if on_cpu else f"torch has no integer convolution on {device}"
+        return onednn.has_linear() if on_cpu else accelerators.has_linear(device)
+    return (
+        onednn.has_conv(len(op.weight.shape) - 2)
+        if on_cpu
+        else f"torch has no integer convolution on {device}"
+    )
 
 
 def _observed(device: str, op: Op) -> str:
@@ -133,7 +174,7 @@ def _observed(device: str, op: Op) -> str:
 
 def _fp8(device: str, per_row: bool, op: Op) -> str:
     """Return why a device's fp8 product cannot take an op; empty if it can."""
-    return products.has_fp8(device, per_row)
+    return accelerators.has_fp8(device, per_row)
 
 
 def _groups_fit(group: int | None) -> Callable[[Op], str] | None:
@@ -155,4 +196,8 @@ def _groups_fit(group: int | None) -> Callable[[Op], str] | None:
 
 def _casts(op: Op) -> str:
     """Return why an op gains nothing from 16 bits; empty if it does."""
-    return f"its weight is {op.weight.dtype} already" if op.weight is not None and op.weight.dtype in _CASTS else ""
+    return (
+        f"its weight is {op.weight.dtype} already"
+        if op.weight is not None and op.weight.dtype in _CASTS
+        else ""
+    )

@@ -11,37 +11,44 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from octavo.core.adapter import Applied, Batch, OpParameters, Session, Sink
-from octavo.core.calls import Call as Given
-from octavo.core.calls import named_leaves
-from octavo.core.capability import Capability
-from octavo.core.channels import Factors as Rescaling
+from octavo.adapters.pytorch.apply.input_maps import install
+from octavo.adapters.pytorch.capture.capture import Call, Capture
+from octavo.adapters.pytorch.capture.census import Reads, census, unclaimed
+from octavo.adapters.pytorch.capture.exported import is_exported, recovered
+from octavo.adapters.pytorch.capture.folding import folded
+from octavo.adapters.pytorch.capture.further_batches import look_further
+from octavo.adapters.pytorch.capture.layers import Layer
+from octavo.adapters.pytorch.capture.links import rescaled
+from octavo.adapters.pytorch.capture.shared_copy import (
+    aliases,
+    has_hooks,
+    named_tensors,
+    set_submodule,
+    set_tensor,
+    skeleton,
+)
+from octavo.adapters.pytorch.kernels.saturation import missing_reach
+from octavo.adapters.pytorch.observe.gradients import gradients
+from octavo.adapters.pytorch.observe.prefix_reuse import Reuse
+from octavo.adapters.pytorch.observe.staged import Resumable
+from octavo.adapters.pytorch.run.batches import parameters_of, takes, tensors_in, to_call
+from octavo.adapters.pytorch.run.transformers_methods import refuse_what_fails
+from octavo.adapters.pytorch.training.distillation import Distillation, distill
+from octavo.adapters.pytorch.training.reconstruction import Reconstruction, reconstruct
+from octavo.core.calibration.reading import Reading
+from octavo.core.contract.adapter import Applied, Batch, OpParameters, Session, Sink
 from octavo.core.errors import ModelError, SchemeError, nearest
-from octavo.core.graph import HeldWeight, InputInfo, ModelView
 from octavo.core.numerics.affine import Array
-from octavo.core.reading import Reading
-from octavo.core.recipe import Recipe
-from octavo.core.scheme import FLOAT
+from octavo.core.numerics.channels import Factors as Rescaling
+from octavo.core.values.calls import Call as Given
+from octavo.core.values.calls import named_leaves
+from octavo.core.values.capability import Capability
+from octavo.core.values.graph import HeldWeight, InputInfo, ModelView
+from octavo.core.values.recipe import Recipe
+from octavo.core.values.scheme import FLOAT
 
-from .batches import parameters_of, takes, tensors_in, to_call
-from .blockwise import Reconstruction, reconstruct
 from .candidate import TorchCandidate, digest
-from .capture import Call, Capture
-from .census import Reads, census, unclaimed
-from .distill import Distillation, distill
-from .exported import is_exported, recovered
-from .folding import folded
-from .further import look_further
-from .gradients import gradients
-from .hugging_face import refuse_what_fails
-from .layers import Layer
 from .offers import capability
-from .online import install
-from .passes import Resumable
-from .rescale import rescaled
-from .reuse import Reuse
-from .saturation import missing_reach
-from .skeleton import aliases, has_hooks, named_tensors, set_submodule, set_tensor, skeleton
 
 
 class TorchSession(Session):
@@ -91,7 +98,9 @@ class TorchSession(Session):
         if self._view is None:
             notes = (*self._notes, *self.capture.notes, *_hook_notes(self.capture))
             seen, unclaimed = self.capture, self._unclaimed()
-            self._view = ModelView(seen.ops, seen.groups, self._inputs(), seen.outputs, notes, unclaimed, self._reading)
+            self._view = ModelView(
+                seen.ops, seen.groups, self._inputs(), seen.outputs, notes, unclaimed, self._reading
+            )
         return self._view
 
     def census(self) -> Sequence[HeldWeight] | None:
@@ -106,16 +115,26 @@ class TorchSession(Session):
         sources = {name for weight in weights for name in weight.made_of}
         found = unclaimed(self._counted, self._plain, self.capture.root, claimed)
         reasons = self.capture.reasons
-        return tuple(replace(weight, reason=reasons.get(weight.name) or weight.reason) for weight in found if weight.name not in sources)
+        return tuple(
+            replace(weight, reason=reasons.get(weight.name) or weight.reason)
+            for weight in found
+            if weight.name not in sources
+        )
 
     def _inputs(self) -> tuple[InputInfo, ...]:
         if self._example is None:
-            return tuple(InputInfo(p.name, None) for p in parameters_of(self.capture.root) if p.default is p.empty)
+            return tuple(
+                InputInfo(p.name, None)
+                for p in parameters_of(self.capture.root)
+                if p.default is p.empty
+            )
         args, kwargs = self._example
         given = named_leaves(Given(*args, **kwargs), takes(self.capture.root).positional)
         # A module declares no shapes: every axis is free.
         return tuple(
-            InputInfo(path, None, str(leaf.dtype).removeprefix("torch.")) for path, leaf in given if isinstance(leaf, torch.Tensor)
+            InputInfo(path, None, str(leaf.dtype).removeprefix("torch."))
+            for path, leaf in given
+            if isinstance(leaf, torch.Tensor)
         )
 
     def capability(self) -> Capability:
@@ -194,15 +213,23 @@ class TorchSession(Session):
         active = {n: p for n, p in parameters.items() if not p.scheme.is_float}
         for name, decided in active.items():
             if name not in view.by_name:
-                raise SchemeError(f"this model has no op called {name!r}{nearest(name, view.by_name)}")
+                raise SchemeError(
+                    f"this model has no op called {name!r}{nearest(name, view.by_name)}"
+                )
             op = view.by_name[name]
             realization = offered.realization(op, decided.scheme)
-            ledger[name] = decided.line(realization, missing_reach(decided, op.weight.channel_axis if op.weight else 0))
+            ledger[name] = decided.line(
+                realization, missing_reach(decided, op.weight.channel_axis if op.weight else 0)
+            )
             if decided.bias is not None:
                 biases[name] = torch.as_tensor(decided.bias)
             else:
                 biases[name] = self._fold(self.capture.layers[name])[1] if op.bias else None
-        ledger |= {op.name: Applied(FLOAT, FLOAT, reason=op.out_of_reach) for op in view.ops if op.out_of_reach}
+        ledger |= {
+            op.name: Applied(FLOAT, FLOAT, reason=op.out_of_reach)
+            for op in view.ops
+            if op.out_of_reach
+        }
         module, remarks = self.capture.build(active, biases)
         module = refuse_what_fails(module) if active else module
         for name, remark in remarks.items():
@@ -210,7 +237,9 @@ class TorchSession(Session):
             said = "; ".join(filter(None, (line.reason, remark)))
             ledger[name] = replace(line, reason=said)
         facts, factors = self.capture.facts(), self.capture.factors
-        return TorchCandidate(self._settled(module), recipe, ledger, active, biases, self._device, facts, factors)
+        return TorchCandidate(
+            self._settled(module), recipe, ledger, active, biases, self._device, facts, factors
+        )
 
     def reference(self) -> TorchCandidate:
         """Return the model as it was given, in eval mode."""
@@ -218,7 +247,16 @@ class TorchSession(Session):
             return given_candidate(self._settled(skeleton(self._given)), self._device)
         root, facts = skeleton(self.capture.root), self.capture.facts()
         install(root, self.capture.layers, self.capture.factors)
-        return TorchCandidate(self._settled(root), Recipe(backend="torch"), {}, {}, {}, self._device, facts, self.capture.factors)
+        return TorchCandidate(
+            self._settled(root),
+            Recipe(backend="torch"),
+            {},
+            {},
+            {},
+            self._device,
+            facts,
+            self.capture.factors,
+        )
 
     def fingerprint(self) -> str:
         """Return a content digest of structure and weights."""
@@ -234,7 +272,13 @@ class TorchSession(Session):
         return TorchSession(self.capture.on(root, own), self._device, self._example, self._notes)
 
     def gradients(
-        self, batches: Iterable[Batch], tensors: Iterable[str], sink: Sink, *, seed: int = 0, along: Mapping[str, Array] | None = None
+        self,
+        batches: Iterable[Batch],
+        tensors: Iterable[str],
+        sink: Sink,
+        *,
+        seed: int = 0,
+        along: Mapping[str, Array] | None = None,
     ) -> int:
         """Hand gradients with respect to weights to ``sink``, or Hessian-vector products (feature ``gradients``)."""
         calls = self._calls(batches)
@@ -242,10 +286,15 @@ class TorchSession(Session):
 
     def over(self, root: nn.Module) -> TorchSession:
         """Return a session over another skeleton of the same structure (trained weights)."""
-        return TorchSession(self.capture.on(root, self.capture.factors), self._device, self._example, self._notes)
+        return TorchSession(
+            self.capture.on(root, self.capture.factors), self._device, self._example, self._notes
+        )
 
     def reconstruct(
-        self, parameters: Mapping[str, OpParameters], batches: Iterable[Batch], settings: Reconstruction | None = None
+        self,
+        parameters: Mapping[str, OpParameters],
+        batches: Iterable[Batch],
+        settings: Reconstruction | None = None,
     ) -> dict[str, OpParameters]:
         """Learn the rounding of weight-only linear layers block by block (feature ``block_reconstruction``).
 
@@ -258,13 +307,20 @@ class TorchSession(Session):
             SchemeError: If the model has no repeated block with such a layer, or its layers change their inputs.
         """
         if self.capture.factors:
-            raise SchemeError("reconstruct before rescaling: this session's layers change their inputs")
+            raise SchemeError(
+                "reconstruct before rescaling: this session's layers change their inputs"
+            )
         calls = self._calls(batches)
         whole = self._whole()
-        return reconstruct(whole.root, whole.layers, parameters, calls, settings or Reconstruction())
+        return reconstruct(
+            whole.root, whole.layers, parameters, calls, settings or Reconstruction()
+        )
 
     def distill(
-        self, parameters: Mapping[str, OpParameters], batches: Iterable[Batch], settings: Distillation | None = None
+        self,
+        parameters: Mapping[str, OpParameters],
+        batches: Iterable[Batch],
+        settings: Distillation | None = None,
     ) -> dict[str, OpParameters]:
         """Learn scales and rounding of all weight-only linear layers together, from the float model's predictions.
 
@@ -286,10 +342,12 @@ class TorchSession(Session):
         """Write the float model as ONNX."""
         if format != "onnx":
             raise SchemeError(f"the torch backend exports onnx, not {format!r}")
-        from .export import export_onnx
+        from octavo.adapters.pytorch.formats.onnx_export import export_onnx
 
         if self._example is None:
-            raise ModelError("exporting to ONNX needs one batch of example inputs; give calibration data")
+            raise ModelError(
+                "exporting to ONNX needs one batch of example inputs; give calibration data"
+            )
         root = skeleton(self.capture.root)
         install(root, self.capture.layers, self.capture.factors)
         export_onnx(root, self._example, path, self.others)
@@ -325,7 +383,9 @@ def open_root(model: nn.Module, device: torch.device | None = None) -> nn.Module
                 set_submodule(root, path, recovered(module))
     for name, tensor in named_tensors(root).items():
         if tensor.is_meta:
-            raise ModelError(f"tensor {name!r} is on the meta device and holds no numbers; load the checkpoint first")
+            raise ModelError(
+                f"tensor {name!r} is on the meta device and holds no numbers; load the checkpoint first"
+            )
         if device is not None and tensor.device != device:
             set_tensor(root, name, tensor.detach().to(device))
     return root

@@ -19,7 +19,13 @@ LIMIT = 60  # seconds of one case; all end within a few, and other work may shar
 
 def main() -> None:
     """Run cases ``first``, ``first + 1``, ... until the parent ends this process or ``last`` is done."""
-    seed, first, last, home, names = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]), sys.argv[5].split(",")
+    seed, first, last, home, names = (
+        int(sys.argv[1]),
+        int(sys.argv[2]),
+        int(sys.argv[3]),
+        Path(sys.argv[4]),
+        sys.argv[5].split(","),
+    )
     # Libraries print to standard output: only what is said here may reach the parent.
     said = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
@@ -80,9 +86,17 @@ def run(name: str, source: random.Random, home: Path, *, off: bool = False) -> d
     try:
         FAMILIES[name](Bench(Mutator(source, off=off), home, folder))
     except OctavoError as error:
-        return {"outcome": "typed", "kind": type(error).__name__, "detail": f"{type(error).__name__}: {error}"[:400]}
+        return {
+            "outcome": "typed",
+            "kind": type(error).__name__,
+            "detail": f"{type(error).__name__}: {error}"[:400],
+        }
     except Exception as error:
-        return {"outcome": "bare", "kind": _kind(error), "detail": "".join(traceback.format_exception(error))[-3000:]}
+        return {
+            "outcome": "bare",
+            "kind": _kind(error),
+            "detail": "".join(traceback.format_exception(error))[-3000:],
+        }
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return {"outcome": "passed", "kind": "", "detail": ""}
@@ -91,7 +105,11 @@ def run(name: str, source: random.Random, home: Path, *, off: bool = False) -> d
 def _kind(error: BaseException) -> str:
     """Return the type and the innermost frame of octavo's own."""
     own = [f for f in traceback.extract_tb(error.__traceback__) if is_own(f.filename)]
-    place = f"{Path(own[-1].filename).parent.name}/{Path(own[-1].filename).name}:{own[-1].name}" if own else "outside octavo"
+    place = (
+        f"{Path(own[-1].filename).parent.name}/{Path(own[-1].filename).name}:{own[-1].name}"
+        if own
+        else "outside octavo"
+    )
     return f"{type(error).__name__} in {place}"
 
 
@@ -101,7 +119,11 @@ def is_own(path: str) -> bool:
 
     root = str(Path(octavo.__file__).resolve().parent.parent.parent)
     resolved = os.path.realpath(path)
-    return "benchmarks" not in Path(resolved).parts and "site-packages" not in resolved and resolved.startswith(root)
+    return (
+        "benchmarks" not in Path(resolved).parts
+        and "site-packages" not in resolved
+        and resolved.startswith(root)
+    )
 
 
 if __name__ == "__main__":

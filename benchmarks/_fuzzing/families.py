@@ -21,12 +21,12 @@ from torch import nn
 import octavo
 from octavo.adapters.numpy.graph import Graph, Node
 from octavo.cli import main
-from octavo.core.data import load_arrays
-from octavo.core.history import StudyHistory, read_history
-from octavo.core.opening import open_model
-from octavo.core.plugins import PluginHost
+from octavo.core.calibration.data import load_arrays
+from octavo.core.contract.plugins import PluginHost
 from octavo.core.report import report_data, write
-from octavo.core.result import read_manifest
+from octavo.core.storage.history import StudyHistory, read_history
+from octavo.core.tuning.opening import open_model
+from octavo.core.tuning.result import read_manifest
 
 from . import corpus
 from .mutations import OBJECTS, Mutator, dump
@@ -111,7 +111,11 @@ def onnx_bytes(bench: Bench) -> None:
     if bench.random.random() < 0.2:
         # Names in a file need not be UTF-8: each of a name's places is changed alike, so that the graph stays connected.
         word = bench.pick((b"conv1", b"x", b"w1", b"MatMul", b"inner", b"reshape"))
-        path.write_bytes(path.read_bytes().replace(word, b"\xff" * len(word)) if not bench.mutator.off else path.read_bytes())
+        path.write_bytes(
+            path.read_bytes().replace(word, b"\xff" * len(word))
+            if not bench.mutator.off
+            else path.read_bytes()
+        )
     _use(bench, path, corpus.inputs_of(name), backend=bench.pick((None, "numpy")))
 
 
@@ -162,23 +166,66 @@ def _change_module(bench: Bench, model: nn.Module) -> None:
     way = bench.random.randrange(6)
     parameter = child._parameters[name]
     if way == 0 and parameter is not None:
-        dtype = bench.pick((torch.float64, torch.float16, torch.bfloat16, torch.int32, torch.complex64, torch.bool, torch.float8_e4m3fn))
+        dtype = bench.pick(
+            (
+                torch.float64,
+                torch.float16,
+                torch.bfloat16,
+                torch.int32,
+                torch.complex64,
+                torch.bool,
+                torch.float8_e4m3fn,
+            )
+        )
         child._parameters[name] = nn.Parameter(parameter.detach().to(dtype), requires_grad=False)
     elif way == 1 and parameter is not None:
-        form = bench.pick(((0,), (1,), (), (3, 2), (*parameter.shape, 1), (0, *parameter.shape[1:]), tuple(reversed(parameter.shape))))
+        form = bench.pick(
+            (
+                (0,),
+                (1,),
+                (),
+                (3, 2),
+                (*parameter.shape, 1),
+                (0, *parameter.shape[1:]),
+                tuple(reversed(parameter.shape)),
+            )
+        )
         child._parameters[name] = nn.Parameter(torch.randn(form))
     elif way == 2 and parameter is not None:
         with torch.no_grad():
-            parameter.view(-1)[bench.random.randrange(parameter.numel())] = bench.pick((float("nan"), float("inf"), 1e38, 1e-45))
+            parameter.view(-1)[bench.random.randrange(parameter.numel())] = bench.pick(
+                (float("nan"), float("inf"), 1e38, 1e-45)
+            )
     elif way == 3:
         child._parameters[name] = None
     elif way == 4:
         attribute = bench.pick([a for a in ATTRIBUTES if hasattr(child, a)] or ["training"])
         with contextlib.suppress(TypeError, KeyError):  # torch guards some of them itself
-            setattr(child, attribute, bench.pick((0, -1, None, "same", "weird", (0, 0), (1,), (2, 2, 2), 3, 1e9, True, OBJECTS[3])))
+            setattr(
+                child,
+                attribute,
+                bench.pick(
+                    (
+                        0,
+                        -1,
+                        None,
+                        "same",
+                        "weird",
+                        (0, 0),
+                        (1,),
+                        (2, 2, 2),
+                        3,
+                        1e9,
+                        True,
+                        OBJECTS[3],
+                    )
+                ),
+            )
     else:
         inner = bench.pick([m for m in model.modules() if m._modules])
-        inner._modules[bench.pick(inner._modules)] = bench.pick((None, nn.Identity(), nn.Flatten(), nn.Linear(3, 3), inner))
+        inner._modules[bench.pick(inner._modules)] = bench.pick(
+            (None, nn.Identity(), nn.Flatten(), nn.Linear(3, 3), inner)
+        )
 
 
 def _odd_batch(bench: Bench, batch: np.ndarray) -> Any:
@@ -196,7 +243,9 @@ def odd_batches(bench: Bench) -> None:
     given = batch if bench.mutator.off else _odd_batch(bench, batch)
     whole: Any = bench.pick(([given], given, [batch, given], lambda: [given], iter([given])))
     if bench.random.random() < 0.5:
-        octavo.quantize_model(model, bench.pick(PRESETS), whole if not bench.mutator.off else [given])
+        octavo.quantize_model(
+            model, bench.pick(PRESETS), whole if not bench.mutator.off else [given]
+        )
         return
     candidate = octavo.quantize_model(model, "int8-weight-only", [batch]).candidate
     candidate.run(given if isinstance(given, (dict, tuple)) else (given,))
@@ -231,13 +280,22 @@ def _changed_npz(bench: Bench, path: Path, target: Path) -> Path:
 def numpy_graphs(bench: Bench) -> None:
     """A NumPy graph as a caller builds it, with odd nodes and arrays."""
     found = corpus.graph()
-    nodes = [[n.op, list(n.inputs), list(n.outputs), n.name, dict(n.attributes)] for n in found.nodes]
+    nodes = [
+        [n.op, list(n.inputs), list(n.outputs), n.name, dict(n.attributes)] for n in found.nodes
+    ]
     arrays: dict[str, Any] = dict(found.initializers)
     if not bench.mutator.off and bench.random.random() < 0.4:
         name = bench.pick(arrays)
         kinds = (np.float64, np.float16, np.int8, object, complex, "U5", bool)
         arrays[name] = bench.pick(
-            (arrays[name].T, arrays[name][:0], arrays[name] * np.nan, None, 3, arrays[name].astype(bench.pick(kinds)))
+            (
+                arrays[name].T,
+                arrays[name][:0],
+                arrays[name] * np.nan,
+                None,
+                3,
+                arrays[name].astype(bench.pick(kinds)),
+            )
         )
     else:
         nodes = bench.mutator.json(nodes)
@@ -290,7 +348,9 @@ def _change_safetensors(bench: Bench, path: Path) -> None:
     if bench.random.random() < 0.5:
         raw = path.read_bytes()
         length = int.from_bytes(raw[:8], "little")
-        header = json.dumps(bench.mutator.json(json.loads(raw[8 : 8 + length])), default=str).encode()
+        header = json.dumps(
+            bench.mutator.json(json.loads(raw[8 : 8 + length])), default=str
+        ).encode()
         path.write_bytes(len(header).to_bytes(8, "little") + header + raw[8 + length :])
         return
     tensors = load_file(path)
@@ -312,7 +372,11 @@ def _change_metadata(bench: Bench, path: Path) -> None:
     proto = onnx.load(path)
     entry = bench.pick([e for e in proto.metadata_props if e.key.startswith("octavo.")])
     changed = dump(bench.mutator.json(json.loads(entry.value)))
-    entry.value = changed if bench.mutator.off or bench.random.random() < 0.8 else bench.pick(("", "null", "[" * 100_000, "3"))
+    entry.value = (
+        changed
+        if bench.mutator.off or bench.random.random() < 0.8
+        else bench.pick(("", "null", "[" * 100_000, "3"))
+    )
     path.write_bytes(proto.SerializeToString())
 
 
@@ -363,19 +427,34 @@ def _change_rows(bench: Bench, path: Path) -> None:
     with contextlib.closing(sqlite3.connect(path)) as connection:
         way = bench.random.randrange(4)
         if way == 0:
-            names = [r[0] for r in connection.execute("SELECT name FROM sqlite_master WHERE type='table' ORDER BY name")]
+            names = [
+                r[0]
+                for r in connection.execute(
+                    "SELECT name FROM sqlite_master WHERE type='table' ORDER BY name"
+                )
+            ]
             connection.execute(f"{bench.pick(('DROP TABLE', 'DELETE FROM'))} {bench.pick(names)}")
         elif way == 1:
             places = [(t, c) for t in ("trials", "trial_values", "study_directions", "studies", "version_info", "alembic_version")
                       for c in [r[1] for r in connection.execute(f"PRAGMA table_info({t})")]]  # fmt: skip
             table, column = bench.pick(places)
             with contextlib.suppress(sqlite3.IntegrityError):
-                connection.execute(f"UPDATE {table} SET {column} = ?", (bench.pick((None, "x", -1, b"\xff\xfe", 10**15, "FAIL")),))
+                connection.execute(
+                    f"UPDATE {table} SET {column} = ?",
+                    (bench.pick((None, "x", -1, b"\xff\xfe", 10**15, "FAIL")),),
+                )
         else:
-            table = bench.pick(("trial_user_attributes", "trial_user_attributes", "study_user_attributes"))
-            rows = connection.execute(f"SELECT rowid, value_json FROM {table} ORDER BY rowid").fetchall()
+            table = bench.pick(
+                ("trial_user_attributes", "trial_user_attributes", "study_user_attributes")
+            )
+            rows = connection.execute(
+                f"SELECT rowid, value_json FROM {table} ORDER BY rowid"
+            ).fetchall()
             row, value = bench.pick(rows)
-            connection.execute(f"UPDATE {table} SET value_json = ? WHERE rowid = ?", (_changed_value(bench, value), row))
+            connection.execute(
+                f"UPDATE {table} SET value_json = ? WHERE rowid = ?",
+                (_changed_value(bench, value), row),
+            )
         connection.commit()
 
 
@@ -392,18 +471,35 @@ def configurations(bench: Bench) -> None:
     way = bench.random.randrange(5)
     if way < 2:
         raw = bench.mutator.json(corpus.CONFIG, objects=True)
-        settings = octavo.TuningConfig(**{str(k): v for k, v in raw.items()}) if way else octavo.TuningConfig.read(raw)
+        settings = (
+            octavo.TuningConfig(**{str(k): v for k, v in raw.items()})
+            if way
+            else octavo.TuningConfig.read(raw)
+        )
     else:
         raw = bench.mutator.json(corpus.CONFIG)
         suffix = bench.pick((".json", ".yaml", ".toml"))
         path = bench.folder / f"octavo{suffix}"
-        text = _toml(raw) if suffix == ".toml" else yaml.safe_dump(raw) if suffix == ".yaml" else dump(raw)
+        text = (
+            _toml(raw)
+            if suffix == ".toml"
+            else yaml.safe_dump(raw)
+            if suffix == ".yaml"
+            else dump(raw)
+        )
         data = text.encode(errors="surrogatepass")
         path.write_bytes(data if bench.random.random() < 0.6 else bench.mutator.bytes(data))
         if not bench.mutator.off and bench.random.random() < 0.1:
             path.write_bytes(
                 bench.pick(
-                    (b"a=" + b"[" * 100_000, b"[" * 100_000, b"{a: " * 5000, b"&a [*a, *a]", b"!!python/object:x {}", b"a: &a [b, *a]")
+                    (
+                        b"a=" + b"[" * 100_000,
+                        b"[" * 100_000,
+                        b"{a: " * 5000,
+                        b"&a [*a, *a]",
+                        b"!!python/object:x {}",
+                        b"a: &a [b, *a]",
+                    )
                 )
             )
         settings = octavo.TuningConfig.read(path)
@@ -422,7 +518,9 @@ def _tune(bench: Bench, settings: octavo.TuningConfig) -> None:
         return corpus.score(model)
 
     with contextlib.suppress(KeyboardInterrupt):
-        octavo.autotune(corpus.graph(), judge, [corpus.rows()], settings, storage=bench.folder / "history.db")
+        octavo.autotune(
+            corpus.graph(), judge, [corpus.rows()], settings, storage=bench.folder / "history.db"
+        )
 
 
 def _toml(value: Any) -> str:
@@ -430,12 +528,26 @@ def _toml(value: Any) -> str:
 
     def inline(inner: Any) -> str:
         if isinstance(inner, dict):
-            return "{" + ", ".join(f"{json.dumps(str(k))} = {inline(v)}" for k, v in inner.items()) + "}"
+            return (
+                "{"
+                + ", ".join(f"{json.dumps(str(k))} = {inline(v)}" for k, v in inner.items())
+                + "}"
+            )
         if isinstance(inner, list):
             return "[" + ", ".join(map(inline, inner)) + "]"
-        return json.dumps(inner) if isinstance(inner, (str, bool)) else '""' if inner is None else str(inner)
+        return (
+            json.dumps(inner)
+            if isinstance(inner, (str, bool))
+            else '""'
+            if inner is None
+            else str(inner)
+        )
 
-    return "\n".join(f"{json.dumps(str(k))} = {inline(v)}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+    return (
+        "\n".join(f"{json.dumps(str(k))} = {inline(v)}" for k, v in value.items())
+        if isinstance(value, dict)
+        else str(value)
+    )
 
 
 def overrides(bench: Bench) -> None:
@@ -443,7 +555,17 @@ def overrides(bench: Bench) -> None:
     junk = lambda: bench.mutator.junk(objects=True)  # noqa: E731
     if bench.mutator.off:
         return
-    name = bench.pick((*octavo.TuningConfig.model_fields, "tolerance", "metric", "mode", "minimise", "higher_is_better", "unknown"))
+    name = bench.pick(
+        (
+            *octavo.TuningConfig.model_fields,
+            "tolerance",
+            "metric",
+            "mode",
+            "minimise",
+            "higher_is_better",
+            "unknown",
+        )
+    )
     way = bench.random.randrange(7)
     if way == 0:
         octavo.TuningConfig(**{name: junk()})
@@ -454,7 +576,12 @@ def overrides(bench: Bench) -> None:
     elif way == 2:
         octavo.quantize_model(corpus.graph(), junk(), [corpus.rows()])
     elif way == 3:
-        octavo.quantize_model(junk(), "int8-dynamic", [corpus.rows()], backend=bench.pick((None, "numpy", "torch", "onnx", junk())))
+        octavo.quantize_model(
+            junk(),
+            "int8-dynamic",
+            [corpus.rows()],
+            backend=bench.pick((None, "numpy", "torch", "onnx", junk())),
+        )
     else:
         octavo.load(junk(), bench.pick((None, junk())))
 
@@ -495,7 +622,14 @@ def data_files(bench: Bench) -> None:
     elif way == 1:
         octavo.quantize_model(corpus.graph(), "int8-static", path)
     else:
-        command("quantize", str(bench.home / "graph.npz"), "--data", str(path), "--output", str(bench.folder / "result"))
+        command(
+            "quantize",
+            str(bench.home / "graph.npz"),
+            "--data",
+            str(path),
+            "--output",
+            str(bench.folder / "result"),
+        )
 
 
 def sensitivities(bench: Bench) -> None:
@@ -512,7 +646,10 @@ def other_files(bench: Bench) -> None:
     """Files that are models of something else, and commands over mutated models."""
     name = bench.pick(("convolutional.onnx", "controlled.onnx", "graph.npz", "state.pt"))
     path = bench.file(
-        bench.home / name, bench.pick((name, "model.onnx", "model.npz", "model.pt", "model.pt2", "model.safetensors", "model"))
+        bench.home / name,
+        bench.pick(
+            (name, "model.onnx", "model.npz", "model.pt", "model.pt2", "model.safetensors", "model")
+        ),
     )
     way = bench.random.randrange(4)
     if way == 0:
@@ -520,9 +657,23 @@ def other_files(bench: Bench) -> None:
     elif way == 1:
         command("capabilities", str(path))
     elif way == 2:
-        command("quantize", str(path), "--scheme", "int8-dynamic", "--output", str(bench.folder / "result"))
+        command(
+            "quantize",
+            str(path),
+            "--scheme",
+            "int8-dynamic",
+            "--output",
+            str(bench.folder / "result"),
+        )
     else:
-        command("sensitivity", str(path), "--data", str(bench.home / "rows.npz"), "--kind", "weight_error")
+        command(
+            "sensitivity",
+            str(path),
+            "--data",
+            str(bench.home / "rows.npz"),
+            "--kind",
+            "weight_error",
+        )
 
 
 FAMILIES: Mapping[str, Callable[[Bench], None]] = {

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 DEPTH = 100_000  # brackets of a nested text: deeper than any interpreter's stack
-NESTED = 200  # levels of a nested value: deep enough for recursive code to notice, and cheap to make
+NESTED = (
+    200  # levels of a nested value: deep enough for recursive code to notice, and cheap to make
+)
 
 SCALARS: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2, 8, 127, 255, 2**31, 2**63, -(2**63), 2**70, 10**400, 0.0, -0.0, 0.5, -1.5, 1e-320, 1e308,
@@ -19,7 +21,21 @@ SCALARS: tuple[Any, ...] = (
 )  # fmt: skip
 """Values that code tends to take for something else."""
 
-OBJECTS: tuple[Any, ...] = (b"", b"\xff\xfe", {1, 2}, object(), 1 + 2j, range(3), Path("x"), ..., len, ValueError, [[]], {1: 2}, ({},))
+OBJECTS: tuple[Any, ...] = (
+    b"",
+    b"\xff\xfe",
+    {1, 2},
+    object(),
+    1 + 2j,
+    range(3),
+    Path("x"),
+    ...,
+    len,
+    ValueError,
+    [[]],
+    {1: 2},
+    ({},),
+)
 """Python values that no file can hold: only a caller can give them."""
 
 
@@ -54,7 +70,19 @@ class Mutator:
         if way == 1:
             return ('{"a":' * DEPTH).encode()
         if way == 2:
-            return self.random.choice((b"", b"null", b"[]", b"{}", b"3", b'"x"', b"NaN", b"\xef\xbb\xbf{}", text.encode("utf-16")))
+            return self.random.choice(
+                (
+                    b"",
+                    b"null",
+                    b"[]",
+                    b"{}",
+                    b"3",
+                    b'"x"',
+                    b"NaN",
+                    b"\xef\xbb\xbf{}",
+                    text.encode("utf-16"),
+                )
+            )
         return self.bytes(text.encode())
 
     def json(self, value: Any, *, objects: bool = False) -> Any:
@@ -89,11 +117,15 @@ class Mutator:
             other, name = self.random.choice(places)
             with_other = other[name] if _holds(other, name) else None
             holder[key] = _copy(with_other)
-        elif way == 4 and isinstance(holder[key], (int, float)) and not isinstance(holder[key], bool):
+        elif (
+            way == 4 and isinstance(holder[key], (int, float)) and not isinstance(holder[key], bool)
+        ):
             number = holder[key]
             # No float holds an integer of more than 1023 bits.
             real = float(number) if abs(number) < 2**1023 else 1e308
-            holder[key] = self.random.choice((-number, number + 1, number * 1000, real, str(number)))
+            holder[key] = self.random.choice(
+                (-number, number + 1, number * 1000, real, str(number))
+            )
         else:
             holder[key] = self.junk(objects)
         return value
@@ -106,7 +138,10 @@ class Mutator:
         if way == 3:
             return [self.random.choice(SCALARS) for _ in range(self.random.randrange(4))]
         if way == 4:
-            return {str(self.random.choice(SCALARS)): self.random.choice(SCALARS) for _ in range(self.random.randrange(3))}
+            return {
+                str(self.random.choice(SCALARS)): self.random.choice(SCALARS)
+                for _ in range(self.random.randrange(3))
+            }
         if way == 5:
             return _nested(self.random.choice(SCALARS), self.random.random() < 0.5)
         return self.random.choice(SCALARS)
@@ -146,7 +181,9 @@ class Mutator:
         if len(values) and way == 0:
             del values[self.random.randrange(len(values))]
         elif len(values) and way == 1 and field.message_type is not None:
-            values.add().ParseFromString(self.random.choice(list(values)).SerializePartialToString())
+            values.add().ParseFromString(
+                self.random.choice(list(values)).SerializePartialToString()
+            )
         elif len(values) > 1 and way == 2 and field.message_type is not None:
             held = [type(v).FromString(v.SerializePartialToString()) for v in values]
             self.random.shuffle(held)
@@ -166,7 +203,9 @@ class Mutator:
         if kind == field.CPPTYPE_INT32:
             return self.random.choice((0, 1, 2, 3, 6, 7, 9, 16, -1, 99, 2**31 - 1))
         if kind == field.CPPTYPE_INT64:
-            return self.random.choice((0, 1, 2, 3, 5, 7, -1, -2, 99, 2**20, 2**31, 2**40, 2**63 - 1, -(2**63)))
+            return self.random.choice(
+                (0, 1, 2, 3, 5, 7, -1, -2, 99, 2**20, 2**31, 2**40, 2**63 - 1, -(2**63))
+            )
         if kind in (field.CPPTYPE_UINT32, field.CPPTYPE_UINT64):
             return self.random.choice((0, 1, 7, 2**31))
         if kind in (field.CPPTYPE_FLOAT, field.CPPTYPE_DOUBLE):
@@ -176,7 +215,20 @@ class Mutator:
         if field.type == field.TYPE_BYTES:
             return self.random.choice((b"", b"\xff\xfe\xff", b"SAME", b"\x00" * 64, b"x" * 3))
         return self.random.choice(
-            ("", "x", "Relu", "Conv", "MatMul", "input", "é", "a b", "ai.onnx.ml", "com.microsoft", "../w", "w" * 300)
+            (
+                "",
+                "x",
+                "Relu",
+                "Conv",
+                "MatMul",
+                "input",
+                "é",
+                "a b",
+                "ai.onnx.ml",
+                "com.microsoft",
+                "../w",
+                "w" * 300,
+            )
         )
 
 
@@ -195,7 +247,9 @@ def _overwrite(source: random.Random, data: bytearray) -> bytearray:
 
 
 def _truncate(source: random.Random, data: bytearray) -> bytearray:
-    return data[: source.choice((0, 1, 4, 8, source.randrange(len(data) + 1), max(0, len(data) - 1)))]
+    return data[
+        : source.choice((0, 1, 4, 8, source.randrange(len(data) + 1), max(0, len(data) - 1)))
+    ]
 
 
 def _cut(source: random.Random, data: bytearray) -> bytearray:
@@ -212,11 +266,21 @@ def _repeat(source: random.Random, data: bytearray) -> bytearray:
 def _front(source: random.Random, data: bytearray) -> bytearray:
     # Headers lie at the front, and hold most of what a parser trusts.
     if data:
-        data[source.randrange(min(len(data), 256))] = source.choice((0, 1, 0x7F, 0x80, 0xFF, source.randrange(256)))
+        data[source.randrange(min(len(data), 256))] = source.choice(
+            (0, 1, 0x7F, 0x80, 0xFF, source.randrange(256))
+        )
     return data
 
 
-_BYTES: tuple[Callable[[random.Random, bytearray], bytearray], ...] = (_flip, _flip, _overwrite, _truncate, _cut, _repeat, _front)
+_BYTES: tuple[Callable[[random.Random, bytearray], bytearray], ...] = (
+    _flip,
+    _flip,
+    _overwrite,
+    _truncate,
+    _cut,
+    _repeat,
+    _front,
+)
 
 
 def _places(value: Any) -> Iterator[tuple[Any, Any]]:
@@ -225,7 +289,13 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
     while level:
         below = []
         for holder in level:
-            keys: list[Any] = list(holder) if isinstance(holder, dict) else list(range(len(holder))) if isinstance(holder, list) else []
+            keys: list[Any] = (
+                list(holder)
+                if isinstance(holder, dict)
+                else list(range(len(holder)))
+                if isinstance(holder, list)
+                else []
+            )
             for key in keys:
                 yield holder, key
                 below.append(holder[key])

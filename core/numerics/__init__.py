@@ -1,1 +1,1 @@
-"""Quantization arithmetic on any array-API namespace (NumPy, torch)."""
+"""Arithmetic on arrays, by the Array API standard: it knows no model and no backend."""

@@ -12,8 +12,9 @@ from typing import Any, Literal
 import numpy as np
 from array_api_compat import array_namespace
 
-from ..errors import SchemeError
-from ..scheme import QuantSpec
+from octavo.core.errors import SchemeError
+from octavo.core.values.scheme import QuantSpec
+
 from .layout import spread
 from .rounding import Rounding, nearest
 
@@ -58,7 +59,9 @@ def integer_range(spec: QuantSpec) -> tuple[int, int]:
     """
     name = spec.dtype
     if not is_integer(spec):
-        raise SchemeError(f"{name!r} is no integer type; affine quantization takes int2 to int16 and uint2 to uint16")
+        raise SchemeError(
+            f"{name!r} is no integer type; affine quantization takes int2 to int16 and uint2 to uint16"
+        )
     bits = spec.bits - (1 if spec.reduce_range else 0)
     if name.startswith("u"):
         return 0, 2**bits - 1
@@ -67,7 +70,13 @@ def integer_range(spec: QuantSpec) -> tuple[int, int]:
 
 
 def affine_params(
-    low: Array, high: Array, spec: QuantSpec, axis: int | None = None, *, convention: Convention = "octavo", include_zero: bool = True
+    low: Array,
+    high: Array,
+    spec: QuantSpec,
+    axis: int | None = None,
+    *,
+    convention: Convention = "octavo",
+    include_zero: bool = True,
 ) -> QuantParams:
     """Choose scale and zero point so that [low, high] fills the integer range.
 
@@ -110,13 +119,21 @@ def affine_params(
         scale = xp.maximum(low, high) / qmax
     else:
         middle = 0 if qmin < 0 else (qmin + qmax + 1) // 2
-        steps = qmax - middle if convention != "pytorch" else (2 ** (spec.bits - spec.reduce_range) - 1) / 2
+        steps = (
+            qmax - middle
+            if convention != "pytorch"
+            else (2 ** (spec.bits - spec.reduce_range) - 1) / 2
+        )
         scale = xp.maximum(xp.abs(low), xp.abs(high)) / steps
     scale = xp.where(scale < float(np.finfo(np.float32).tiny), zero + 1, scale)
     if spec.symmetric:
         zero_point = xp.full_like(xp.astype(low, xp.int32), middle)
     else:
-        start = qmin - xp.round(low / scale) if convention == "pytorch" else xp.round(qmin - low / scale)
+        start = (
+            qmin - xp.round(low / scale)
+            if convention == "pytorch"
+            else xp.round(qmin - low / scale)
+        )
         zero_point = xp.astype(xp.clip(start, qmin, qmax) if include_zero else start, xp.int32)
     return QuantParams(scale, zero_point, spec, axis)
 
@@ -132,12 +149,17 @@ def quantize(x: Array, params: QuantParams, rounding: Rounding = nearest) -> Arr
     xp = array_namespace(x, params.scale)
 
     def codes(values: Array, scale: Array, zero_point: Array) -> Array:
-        return xp.astype(steps(values, scale, zero_point, params.spec, rounding), xp.int32) + zero_point
+        return (
+            xp.astype(steps(values, scale, zero_point, params.spec, rounding), xp.int32)
+            + zero_point
+        )
 
     return spread(codes, x, params.spec, params.axis, params.scale, params.zero_point)
 
 
-def steps(x: Array, scale: Array, zero_point: Array, spec: QuantSpec, rounding: Rounding = nearest) -> Array:
+def steps(
+    x: Array, scale: Array, zero_point: Array, spec: QuantSpec, rounding: Rounding = nearest
+) -> Array:
     """Return code - zero_point as whole float32 numbers: round(x / scale), clipped; parameters broadcast."""
     xp = array_namespace(x, scale)
     qmin, qmax = integer_range(spec)

@@ -15,8 +15,9 @@ from functools import partial
 import numpy as np
 from array_api_compat import array_namespace, device, is_numpy_array, is_torch_array
 
-from ..errors import NonFiniteWeight
-from ..scheme import QuantSpec
+from octavo.core.errors import NonFiniteWeight
+from octavo.core.values.scheme import QuantSpec
+
 from .affine import Array, QuantParams, affine_params, integer_range, is_integer
 
 _NUMPY_BLOCK = 2**18
@@ -38,17 +39,26 @@ def threads() -> int:
         wanted = int(os.environ.get("OMP_NUM_THREADS", "0"))
     except ValueError:
         wanted = 0
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    available = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return min(wanted or available, 8)
 
 
 def takes(matrix: Array, spec: QuantSpec) -> bool:
     """Whether :func:`round_blocked` applies: integers up to 8 bits, one scale per channel or per whole group, float32 data."""
-    if not (is_numpy_array(matrix) or is_torch_array(matrix)) or 0 in matrix.shape or not is_integer(spec) or spec.bits > 8:
+    if (
+        not (is_numpy_array(matrix) or is_torch_array(matrix))
+        or 0 in matrix.shape
+        or not is_integer(spec)
+        or spec.bits > 8
+    ):
         return False
     if spec.scale_dtype not in (None, "float32") or not str(matrix.dtype).endswith("float32"):
         return False
-    return spec.granularity == "channel" or (spec.group_size is not None and matrix.shape[1] % spec.group_size == 0)
+    return spec.granularity == "channel" or (
+        spec.group_size is not None and matrix.shape[1] % spec.group_size == 0
+    )
 
 
 def round_blocked(matrix: Array, spec: QuantSpec) -> tuple[Array, QuantParams]:
@@ -68,9 +78,15 @@ def round_blocked(matrix: Array, spec: QuantSpec) -> tuple[Array, QuantParams]:
     rows, features = matrix.shape
     qmin, qmax = integer_range(spec)
     size = spec.group_size or features
-    codes = xp.empty((rows, features), dtype=xp.uint8 if qmin == 0 else xp.int8, device=device(matrix))
+    codes = xp.empty(
+        (rows, features), dtype=xp.uint8 if qmin == 0 else xp.int8, device=device(matrix)
+    )
     scale = xp.empty((rows, features // size), dtype=xp.float32, device=device(matrix))
-    zero_point = None if spec.symmetric else xp.empty(tuple(scale.shape), dtype=xp.int32, device=device(matrix))
+    zero_point = (
+        None
+        if spec.symmetric
+        else xp.empty(tuple(scale.shape), dtype=xp.int32, device=device(matrix))
+    )
     numpy = is_numpy_array(matrix)
     workers = threads() if numpy else 1
     step = max(1, (_numpy_block(rows * features, workers) if numpy else _TORCH_BLOCK) // features)
@@ -78,7 +94,11 @@ def round_blocked(matrix: Array, spec: QuantSpec) -> tuple[Array, QuantParams]:
     extremes = _numpy_extremes if numpy else _extremes
 
     def work(first: int, last: int) -> None:
-        out = xp.empty((min(step, last - first), features // size, size), dtype=xp.float32, device=device(matrix))
+        out = xp.empty(
+            (min(step, last - first), features // size, size),
+            dtype=xp.float32,
+            device=device(matrix),
+        )
         for i in range(first, last, step):
             end = min(i + step, last)
             block = xp.reshape(matrix[i:end, :], (end - i, features // size, size))
@@ -111,7 +131,9 @@ def round_blocked(matrix: Array, spec: QuantSpec) -> tuple[Array, QuantParams]:
 
     _spread_over_threads(quietly if numpy else work, rows, step, workers)
     if not bool(xp.all(xp.isfinite(scale))):
-        raise NonFiniteWeight("a weight holds NaN or Inf; repair it, or keep its op in float with a rule")
+        raise NonFiniteWeight(
+            "a weight holds NaN or Inf; repair it, or keep its op in float with a rule"
+        )
     if zero_point is None:
         zero_point = xp.full_like(xp.astype(scale, xp.int32), middle)
         scale, codes = _without_zero_scales(scale, codes, size, middle)
@@ -143,7 +165,9 @@ def _extremes(block: Array, buffer: Array, magnitude: bool) -> tuple[Array, Arra
     return low, xp.maximum(-low, high) if magnitude else high
 
 
-def _numpy_extremes(block: np.ndarray, buffer: np.ndarray, magnitude: bool) -> tuple[np.ndarray, np.ndarray]:
+def _numpy_extremes(
+    block: np.ndarray, buffer: np.ndarray, magnitude: bool
+) -> tuple[np.ndarray, np.ndarray]:
     """:func:`_extremes` on bit patterns.
 
     As int32 the largest positive number is the greatest, as uint32 the largest negative one: NaN of either sign above all. Where a
@@ -154,7 +178,10 @@ def _numpy_extremes(block: np.ndarray, buffer: np.ndarray, magnitude: bool) -> t
     if magnitude and size < _SHORT:
         high = reduce(np.abs(block, out=buffer).view(np.int32)).view(np.float32)
         return high, high
-    low, high = reduce(block.view(np.uint32)).view(np.float32), reduce(block.view(np.int32)).view(np.float32)
+    low, high = (
+        reduce(block.view(np.uint32)).view(np.float32),
+        reduce(block.view(np.int32)).view(np.float32),
+    )
     return low, np.maximum(np.abs(low), np.abs(high)) if magnitude else high
 
 
@@ -182,11 +209,15 @@ def _without_zero_scales(scale: Array, codes: Array, size: int, middle: int) -> 
     if bool(xp.any(bad)):
         scale = xp.where(bad, xp.ones_like(scale), scale)
         grouped = xp.reshape(codes, (codes.shape[0], -1, size))
-        codes = xp.reshape(xp.where(bad[:, :, None], xp.full_like(grouped, middle), grouped), tuple(codes.shape))
+        codes = xp.reshape(
+            xp.where(bad[:, :, None], xp.full_like(grouped, middle), grouped), tuple(codes.shape)
+        )
     return scale, codes
 
 
-def _spread_over_threads(work: Callable[[int, int], None], rows: int, step: int, count: int) -> None:
+def _spread_over_threads(
+    work: Callable[[int, int], None], rows: int, step: int, count: int
+) -> None:
     blocks = -(-rows // step)
     count = min(count, blocks)
     if count <= 1:

@@ -23,10 +23,20 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace, device
 
-from ..errors import SchemeError
-from ..scheme import QuantSpec
+from octavo.core.errors import SchemeError
+from octavo.core.values.scheme import QuantSpec
+
 from .affine import Array, Convention, QuantParams, affine_params, is_integer, narrow, steps
-from .floats import FLOAT_FORMATS, FloatFormat, exp2, float_format, floor_log2, from_codes, look_up, to_codes
+from .floats import (
+    FLOAT_FORMATS,
+    FloatFormat,
+    exp2,
+    float_format,
+    floor_log2,
+    from_codes,
+    look_up,
+    to_codes,
+)
 from .layout import spread
 from .rounding import Rounding, nearest
 
@@ -54,7 +64,11 @@ DOUBLE_BLOCK = 256
 
 def known_dtype(name: str) -> bool:
     """True if a tensor can be quantized to the dtype called ``name``."""
-    return name.lstrip("u").startswith("int") or name in ("nf4", "nvfp4", "mxint8", *_MX, *_HALVES) or float_format(name) is not None
+    return (
+        name.lstrip("u").startswith("int")
+        or name in ("nf4", "nvfp4", "mxint8", *_MX, *_HALVES)
+        or float_format(name) is not None
+    )
 
 
 def element_format(spec: QuantSpec) -> FloatFormat | None:
@@ -83,7 +97,9 @@ def choose(
     xp = array_namespace(low, high)
     absmax = xp.maximum(xp.abs(xp.astype(low, xp.float32)), xp.abs(xp.astype(high, xp.float32)))
     if is_integer(spec):
-        return rounded_scale(_levelled(affine_params(low, high, spec, axis, convention=convention), absmax))
+        return rounded_scale(
+            _levelled(affine_params(low, high, spec, axis, convention=convention), absmax)
+        )
     zero_point = xp.zeros_like(xp.astype(absmax, xp.int32))
     fmt = element_format(spec)
     if spec.dtype in _HALVES:
@@ -99,7 +115,9 @@ def choose(
         scale = _positive(absmax / fmt.largest)
     else:
         others = ", ".join((*FLOAT_FORMATS, *_MX, *_HALVES))
-        raise SchemeError(f"unknown dtype {spec.dtype!r}; known are int2 to int16, uint2 to uint16, nf4, nvfp4, mxint8, {others}")
+        raise SchemeError(
+            f"unknown dtype {spec.dtype!r}; known are int2 to int16, uint2 to uint16, nf4, nvfp4, mxint8, {others}"
+        )
     return rounded_scale(_levelled(QuantParams(scale, zero_point, spec, axis), absmax))
 
 
@@ -136,11 +154,15 @@ def project(x: Array, params: QuantParams) -> Array:
     return spread(values, x, params.spec, params.axis, params.scale, params.zero_point)
 
 
-def encode_values(x: Array, scale: Array, zero_point: Array, spec: QuantSpec, rounding: Rounding = nearest) -> Array:
+def encode_values(
+    x: Array, scale: Array, zero_point: Array, spec: QuantSpec, rounding: Rounding = nearest
+) -> Array:
     """:func:`encode` with parameters that broadcast against ``x``."""
     xp = array_namespace(x, scale)
     if is_integer(spec):
-        return narrow(xp.astype(steps(x, scale, zero_point, spec, rounding), xp.int32) + zero_point, spec)
+        return narrow(
+            xp.astype(steps(x, scale, zero_point, spec, rounding), xp.int32) + zero_point, spec
+        )
     if spec.dtype in _HALVES:
         return xp.astype(x, half_dtype(x, spec.dtype))
     ratio = xp.astype(x, xp.float32) / scale
@@ -180,7 +202,11 @@ def shares_scales(spec: QuantSpec) -> bool:
 
 def has_free_scales(spec: QuantSpec) -> bool:
     """True if any positive float32 may be a scale: not rounded to a format, no power of two, not fixed at one."""
-    return spec.scale_dtype in (None, "float32") and not spec.dtype.startswith(("mx", "nvfp")) and spec.dtype not in _HALVES
+    return (
+        spec.scale_dtype in (None, "float32")
+        and not spec.dtype.startswith(("mx", "nvfp"))
+        and spec.dtype not in _HALVES
+    )
 
 
 def rounded_scale(params: QuantParams) -> tuple[QuantParams, dict[str, Any] | None]:
@@ -199,16 +225,26 @@ def rounded_scale(params: QuantParams) -> tuple[QuantParams, dict[str, Any] | No
     xp = array_namespace(scale)
     if name in _HALVES:
         limits = np.finfo(np.float16) if name == "float16" else np.finfo(np.float32)
-        bounded = xp.clip(scale, float(limits.smallest_subnormal if name == "float16" else limits.tiny), float(limits.max))
-        return _with_scale(params, xp.astype(xp.astype(bounded, half_dtype(scale, name)), xp.float32)), None
+        bounded = xp.clip(
+            scale,
+            float(limits.smallest_subnormal if name == "float16" else limits.tiny),
+            float(limits.max),
+        )
+        return _with_scale(
+            params, xp.astype(xp.astype(bounded, half_dtype(scale, name)), xp.float32)
+        ), None
     if name == "e8m0":
         exponent = floor_log2(scale)
-        return _with_scale(params, exp2(xp.where(exp2(exponent) < scale, exponent + 1, exponent))), None
+        return _with_scale(
+            params, exp2(xp.where(exp2(exponent) < scale, exponent + 1, exponent))
+        ), None
     if name == "fp8_e4m3fn":
         return _two_level(scale, params.zero_point, spec, params.axis)
     if name == "uint8":
         return _double(params)
-    raise SchemeError(f"scales in {name!r} are unknown; use float32, float16, bfloat16, e8m0, fp8_e4m3fn or uint8 (double quantization)")
+    raise SchemeError(
+        f"scales in {name!r} are unknown; use float32, float16, bfloat16, e8m0, fp8_e4m3fn or uint8 (double quantization)"
+    )
 
 
 def _levelled(params: QuantParams, absmax: Array) -> QuantParams:
@@ -221,12 +257,21 @@ def _levelled(params: QuantParams, absmax: Array) -> QuantParams:
     return _with_scale(params, xp.where(empty & xp.isfinite(least), least, params.scale))
 
 
-def _two_level(scale: Array, zero_point: Array, spec: QuantSpec, axis: int | None) -> tuple[QuantParams, dict[str, Any]]:
+def _two_level(
+    scale: Array, zero_point: Array, spec: QuantSpec, axis: int | None
+) -> tuple[QuantParams, dict[str, Any]]:
     xp = array_namespace(scale)
-    whole = _positive(xp.max(scale) / _E4M3.largest) if 0 not in scale.shape else xp.ones((), dtype=xp.float32, device=device(scale))
+    whole = (
+        _positive(xp.max(scale) / _E4M3.largest)
+        if 0 not in scale.shape
+        else xp.ones((), dtype=xp.float32, device=device(scale))
+    )
     smallest = 2.0 ** (_E4M3.smallest_exponent - _E4M3.mantissa)
     codes = to_codes(xp.maximum(scale / whole, xp.full_like(scale, smallest)), _E4M3)
-    return QuantParams(from_codes(codes, _E4M3) * whole, zero_point, spec, axis), {"scale_codes": codes, "scale_scale": whole}
+    return QuantParams(from_codes(codes, _E4M3) * whole, zero_point, spec, axis), {
+        "scale_codes": codes,
+        "scale_scale": whole,
+    }
 
 
 def _double(params: QuantParams) -> tuple[QuantParams, dict[str, Any]]:
@@ -234,12 +279,17 @@ def _double(params: QuantParams) -> tuple[QuantParams, dict[str, Any]]:
     xp = array_namespace(scale)
     flat = xp.reshape(scale, (1, -1))
     pad = -flat.shape[1] % DOUBLE_BLOCK
-    filled = xp.reshape(xp.concat([flat, xp.broadcast_to(flat[:, -1:], (1, pad))], axis=1) if pad else flat, (-1, DOUBLE_BLOCK))
+    filled = xp.reshape(
+        xp.concat([flat, xp.broadcast_to(flat[:, -1:], (1, pad))], axis=1) if pad else flat,
+        (-1, DOUBLE_BLOCK),
+    )
     low, high = xp.min(filled, axis=1), xp.max(filled, axis=1)
     step = _positive((high - low) / 255)
     codes = xp.clip(xp.round((filled - low[:, None]) / step[:, None]), 0, 255)
     restored = xp.reshape(codes * step[:, None] + low[:, None], (-1,))[: flat.shape[1]]
-    kept = xp.reshape(xp.astype(xp.reshape(codes, (-1,))[: flat.shape[1]], xp.uint8), tuple(scale.shape))
+    kept = xp.reshape(
+        xp.astype(xp.reshape(codes, (-1,))[: flat.shape[1]], xp.uint8), tuple(scale.shape)
+    )
     second = {"scale_codes": kept, "scale_scale": step, "scale_offset": low}
     return _with_scale(params, xp.reshape(restored, tuple(scale.shape))), second
 

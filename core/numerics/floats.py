@@ -113,7 +113,9 @@ def look_up(values: np.ndarray, codes: Array) -> Array:
     """Return ``values[codes]`` as float32 in the namespace and on the device of ``codes``."""
     xp = array_namespace(codes)
     book = xp.asarray(values.copy(), dtype=xp.float32, device=device(codes))
-    return xp.reshape(xp.take(book, xp.astype(xp.reshape(codes, (-1,)), xp.int64)), tuple(codes.shape))
+    return xp.reshape(
+        xp.take(book, xp.astype(xp.reshape(codes, (-1,)), xp.int64)), tuple(codes.shape)
+    )
 
 
 def floor_log2(x: Array) -> Array:

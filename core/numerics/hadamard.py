@@ -59,7 +59,9 @@ def rotate(x: Array, seed: int | None = None) -> Array:
     while step < power:
         pairs = xp.reshape(y, (y.shape[0], power // (2 * step), 2, step, n // power))
         first, second = pairs[:, :, 0, :, :], pairs[:, :, 1, :, :]
-        y = xp.reshape(xp.stack([first + second, first - second], axis=2), (y.shape[0], power, n // power))
+        y = xp.reshape(
+            xp.stack([first + second, first - second], axis=2), (y.shape[0], power, n // power)
+        )
         step *= 2
     if n > power:
         y = xp.matmul(y, _placed(_cosine(n // power), x))
@@ -77,7 +79,9 @@ def _sylvester(n: int) -> np.ndarray:
 def _cosine(m: int) -> np.ndarray:
     """Return the orthogonal discrete cosine basis of order m (DCT-II)."""
     k, i = np.arange(m)[:, None], np.arange(m)[None, :]
-    return np.cos(math.pi * (2 * i + 1) * k / (2 * m)) * np.where(k == 0, math.sqrt(1 / m), math.sqrt(2 / m))
+    return np.cos(math.pi * (2 * i + 1) * k / (2 * m)) * np.where(
+        k == 0, math.sqrt(1 / m), math.sqrt(2 / m)
+    )
 
 
 def _signs(n: int, seed: int) -> np.ndarray:

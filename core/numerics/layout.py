@@ -8,8 +8,8 @@ from typing import Any
 
 from array_api_compat import array_namespace
 
-from ..errors import SchemeError
-from ..scheme import QuantSpec
+from octavo.core.errors import SchemeError
+from octavo.core.values.scheme import QuantSpec
 
 Array = Any
 
@@ -59,10 +59,14 @@ def scale_shape(rows: int, features: int, spec: QuantSpec) -> tuple[int, ...]:
     if is_grouped(spec):
         r, c = block_shape(spec)
         return (-(-rows // r), -(-features // c))
-    raise SchemeError(f"granularity {spec.granularity!r} has no scales for a weight; use tensor, channel, group:N or block:RxC")
+    raise SchemeError(
+        f"granularity {spec.granularity!r} has no scales for a weight; use tensor, channel, group:N or block:RxC"
+    )
 
 
-def spread(function: Callable[..., Array], x: Array, spec: QuantSpec, axis: int | None, *parameters: Array) -> Array:
+def spread(
+    function: Callable[..., Array], x: Array, spec: QuantSpec, axis: int | None, *parameters: Array
+) -> Array:
     """Apply ``function(x, *parameters)`` with parameters broadcast to the elements that share them.
 
     Args:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from array_api_compat import array_namespace, device
 
-from ..errors import SchemeError
+from octavo.core.errors import SchemeError
 
 Array = Any
 Order = Literal["low", "high"]
@@ -43,7 +43,9 @@ def pack(codes: Array, bits: int, order: Order = "low") -> Array:
         word = parts[..., 0]
         for i in range(1, per):
             word = word | (parts[..., i] << (bits * i))
-        octets = xp.stack([xp.astype((word >> shift) & 255, xp.uint8) for shift in (0, 8, 16)], axis=-1)
+        octets = xp.stack(
+            [xp.astype((word >> shift) & 255, xp.uint8) for shift in (0, 8, 16)], axis=-1
+        )
         return xp.reshape(octets, (*low.shape[:-1], -1))[..., : -(-n * bits // 8)]
     stream = (low[..., None] >> _steps(xp, bits, 1, order, codes)) & 1
     stream = _pad(xp.reshape(stream, (*codes.shape[:-1], n * bits)), -(n * bits) % 8)
@@ -51,7 +53,9 @@ def pack(codes: Array, bits: int, order: Order = "low") -> Array:
     return xp.astype(xp.sum(octets << _steps(xp, 8, 1, order, codes), axis=-1), xp.uint8)
 
 
-def unpack(packed: Array, bits: int, count: int, *, signed: bool = False, order: Order = "low") -> Array:
+def unpack(
+    packed: Array, bits: int, count: int, *, signed: bool = False, order: Order = "low"
+) -> Array:
     """Undo :func:`pack`.
 
     Args:
@@ -74,7 +78,9 @@ def unpack(packed: Array, bits: int, count: int, *, signed: bool = False, order:
         codes = xp.reshape(parts, (*packed.shape[:-1], -1))[..., :count]
     else:
         octets = xp.astype(packed, xp.int32)[..., None]
-        stream = xp.reshape((octets >> _steps(xp, 8, 1, order, packed)) & 1, (*packed.shape[:-1], -1))
+        stream = xp.reshape(
+            (octets >> _steps(xp, 8, 1, order, packed)) & 1, (*packed.shape[:-1], -1)
+        )
         stream = xp.reshape(stream[..., : count * bits], (*packed.shape[:-1], count, bits))
         codes = xp.sum(stream << _steps(xp, bits, 1, order, packed), axis=-1)
     if not signed:
@@ -100,7 +106,9 @@ def _pad(x: Array, width: int) -> Array:
     if not width:
         return x
     xp = array_namespace(x)
-    return xp.concat([x, xp.zeros((*x.shape[:-1], width), dtype=x.dtype, device=device(x))], axis=-1)
+    return xp.concat(
+        [x, xp.zeros((*x.shape[:-1], width), dtype=x.dtype, device=device(x))], axis=-1
+    )
 
 
 def _check(bits: int) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from array_api_compat import array_namespace, device
 
-from ..errors import NonFiniteWeight
-from ..scheme import QuantSpec
+from octavo.core.errors import NonFiniteWeight
+from octavo.core.values.scheme import QuantSpec
+
 from .affine import Array, QuantParams
 from .codec import choose
 from .layout import block_shape, is_grouped, scale_shape
@@ -30,7 +31,9 @@ def ranges(matrix: Array, spec: QuantSpec) -> tuple[Array, Array]:
         low, high = _blockwise(matrix, spec)
     low, high = xp.astype(low, xp.float32), xp.astype(high, xp.float32)
     if not bool(xp.all(xp.isfinite(low)) & xp.all(xp.isfinite(high))):
-        raise NonFiniteWeight("a weight holds NaN or Inf; repair it, or keep its op in float with a rule")
+        raise NonFiniteWeight(
+            "a weight holds NaN or Inf; repair it, or keep its op in float with a rule"
+        )
     return low, high
 
 
@@ -45,7 +48,9 @@ def token_params(x: Array, spec: QuantSpec) -> QuantParams:
         Parameters of shape (..., 1).
     """
     xp = array_namespace(x)
-    params, _ = choose(xp.min(x, axis=-1, keepdims=True), xp.max(x, axis=-1, keepdims=True), spec, None)
+    params, _ = choose(
+        xp.min(x, axis=-1, keepdims=True), xp.max(x, axis=-1, keepdims=True), spec, None
+    )
     return params
 
 
@@ -55,8 +60,14 @@ def _blockwise(matrix: Array, spec: QuantSpec) -> tuple[Array, Array]:
     rows, columns = block_shape(spec)
     # Short last groups are filled up with their own last value, which changes no extreme.
     if tail := -matrix.shape[1] % columns:
-        matrix = xp.concat([matrix, xp.broadcast_to(matrix[:, -1:], (matrix.shape[0], tail))], axis=1)
+        matrix = xp.concat(
+            [matrix, xp.broadcast_to(matrix[:, -1:], (matrix.shape[0], tail))], axis=1
+        )
     if tail := -matrix.shape[0] % rows:
-        matrix = xp.concat([matrix, xp.broadcast_to(matrix[-1:, :], (tail, matrix.shape[1]))], axis=0)
-    blocks = xp.reshape(matrix, (matrix.shape[0] // rows, rows, matrix.shape[1] // columns, columns))
+        matrix = xp.concat(
+            [matrix, xp.broadcast_to(matrix[-1:, :], (tail, matrix.shape[1]))], axis=0
+        )
+    blocks = xp.reshape(
+        matrix, (matrix.shape[0] // rows, rows, matrix.shape[1] // columns, columns)
+    )
     return xp.min(blocks, axis=(1, 3)), xp.max(blocks, axis=(1, 3))

@@ -10,8 +10,8 @@ from typing import Any
 
 from array_api_compat import array_namespace, device
 
-from ..errors import SchemeError
-from ..graph import Op
+from octavo.core.errors import SchemeError
+from octavo.core.values.graph import Op
 
 Array = Any
 
@@ -75,7 +75,12 @@ class Rows:
         for i in range(n):
             before, after = self.pads[i], self.pads[n + i]
             if before < 0 or after < 0:
-                x = x[(*[slice(None)] * (2 + i), slice(max(0, -before), x.shape[2 + i] - max(0, -after)))]
+                x = x[
+                    (
+                        *[slice(None)] * (2 + i),
+                        slice(max(0, -before), x.shape[2 + i] - max(0, -after)),
+                    )
+                ]
                 before, after = max(0, before), max(0, after)
             if before or after:
                 shape = list(x.shape)
@@ -91,15 +96,24 @@ class Rows:
             if self.stuffing:
                 offsets = tuple(k - 1 - o for o, k in zip(offsets, self.kernel, strict=True))
             starts = [o * d for o, d in zip(offsets, self.dilations, strict=True)]
-            window = [slice(b, b + (size - 1) * s + 1, s) for b, s, size in zip(starts, self.strides, sizes, strict=True)]
+            window = [
+                slice(b, b + (size - 1) * s + 1, s)
+                for b, s, size in zip(starts, self.strides, sizes, strict=True)
+            ]
             view = x[(slice(None), slice(None), *window)]
-            views.append(xp.reshape(view, (samples, self.groups, channels // self.groups, prod(sizes))))
+            views.append(
+                xp.reshape(view, (samples, self.groups, channels // self.groups, prod(sizes)))
+            )
         patches = xp.stack(views, axis=3)  # (samples, groups, channels, kernel positions, places)
-        return xp.reshape(xp.permute_dims(patches, (1, 0, 4, 2, 3)), (self.groups, samples * prod(sizes), -1))
+        return xp.reshape(
+            xp.permute_dims(patches, (1, 0, 4, 2, 3)), (self.groups, samples * prod(sizes), -1)
+        )
 
     def _stuffed(self, x: Array) -> Array:
         xp = array_namespace(x)
-        sizes = [(size - 1) * apart + 1 for size, apart in zip(x.shape[2:], self.stuffing, strict=True)]
+        sizes = [
+            (size - 1) * apart + 1 for size, apart in zip(x.shape[2:], self.stuffing, strict=True)
+        ]
         wide = xp.zeros((*x.shape[:2], *sizes), dtype=x.dtype, device=device(x))
         wide[(slice(None), slice(None), *(slice(None, None, apart) for apart in self.stuffing))] = x
         return wide
@@ -121,7 +135,13 @@ def rows_of(op: Op) -> Rows | None:
     n = len(kernel)
     strides, dilations = _ints(op, "strides", n, 1), _ints(op, "dilations", n, 1)
     groups = op.attributes.get("groups", 1)
-    return Rows(kernel, strides, _ints(op, "pads", 2 * n, 0), dilations, int(groups) if not isinstance(groups, tuple) else 1)
+    return Rows(
+        kernel,
+        strides,
+        _ints(op, "pads", 2 * n, 0),
+        dilations,
+        int(groups) if not isinstance(groups, tuple) else 1,
+    )
 
 
 def rounding_rows(op: Op) -> Rows | None:

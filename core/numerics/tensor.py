@@ -49,8 +49,16 @@ class QuantizedTensor:
             return 2 * prod(self.shape)
         second = 0
         if self.extra:
-            second = 4 * sum(prod(self.extra[k].shape) for k in ("scale_scale", "scale_offset") if k in self.extra)
-        width = 1 if spec.dtype.startswith(("mx", "nvfp")) else _SCALE_BYTES.get(spec.scale_dtype or "float32", 4)
+            second = 4 * sum(
+                prod(self.extra[k].shape)
+                for k in ("scale_scale", "scale_offset")
+                if k in self.extra
+            )
+        width = (
+            1
+            if spec.dtype.startswith(("mx", "nvfp"))
+            else _SCALE_BYTES.get(spec.scale_dtype or "float32", 4)
+        )
         zero_points = 0 if spec.symmetric or not is_integer(spec) else scales * spec.bits / 8
         return int(-(-prod(self.shape) * spec.bits // 8) + width * scales + second + zero_points)
 
@@ -100,7 +108,9 @@ class PackedTensor(QuantizedTensor):
         bits, count = self.params.spec.bits, prod(self._shape)
         xp, step = array_namespace(self.packed), _CHUNK * bits // 8
         parts = [self.packed[i : i + step] for i in range(0, self.packed.shape[0], step)]
-        codes = [unpack(part, bits, min(_CHUNK, count - i * _CHUNK)) for i, part in enumerate(parts)]
+        codes = [
+            unpack(part, bits, min(_CHUNK, count - i * _CHUNK)) for i, part in enumerate(parts)
+        ]
         whole = xp.reshape(xp.concat(codes) if codes else unpack(self.packed, bits, 0), self._shape)
         return xp.astype(whole, xp.int8) - 2 ** (bits - 1) if self._signed else whole
 

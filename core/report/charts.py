@@ -14,7 +14,8 @@ from functools import wraps
 from html import escape
 from typing import TYPE_CHECKING, Any, ParamSpec
 
-from ..trial import Trial
+from octavo.core.values.trial import Trial
+
 from .model import OpLine, ReportData
 from .text import measured, size
 
@@ -23,11 +24,25 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # matplotlib takes colours, not CSS variables: each of these stands for a variable and is replaced in the SVG.
-INK, FAINT, GRID, PAPER, GOOD, BAD, ACCENT = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606", "#070707"
+INK, FAINT, GRID, PAPER, GOOD, BAD, ACCENT = (
+    "#010101",
+    "#020202",
+    "#030303",
+    "#040404",
+    "#050505",
+    "#060606",
+    "#070707",
+)
 SERIES = ("#080801", "#080802", "#080803", "#080804", "#080805", "#080806")
-_VARIABLES = {INK: "ink", FAINT: "faint", GRID: "grid", PAPER: "paper", GOOD: "good", BAD: "bad", ACCENT: "accent"} | {
-    colour: f"series-{i}" for i, colour in enumerate(SERIES)
-}
+_VARIABLES = {
+    INK: "ink",
+    FAINT: "faint",
+    GRID: "grid",
+    PAPER: "paper",
+    GOOD: "good",
+    BAD: "bad",
+    ACCENT: "accent",
+} | {colour: f"series-{i}" for i, colour in enumerate(SERIES)}
 LIGHT = {
     "ink": "#1b1f26", "faint": "#5b6472", "grid": "#e1e5eb", "paper": "#ffffff", "accent": "#0a58ca", "good": "#14713f", "bad": "#b3261e",
     "series-0": "#0a58ca", "series-1": "#b45309", "series-2": "#0f766e", "series-3": "#7c3aed", "series-4": "#be185d", "series-5": "#4d7c0f",
@@ -88,15 +103,25 @@ def trade_off(data: ReportData, objective: str) -> str:
     Returns:
         An ``<svg>`` element, or an empty string where no trial has both numbers.
     """
-    shown = [t for t in (data.baseline, *data.completed) if objective in t.objectives and data.metric in t.metrics]
+    shown = [
+        t
+        for t in (data.baseline, *data.completed)
+        if objective in t.objectives and data.metric in t.metrics
+    ]
     if len(shown) < 2:
         return ""
     figure, axes = _figure(9.6, 4.6)
     backends = sorted({t.recipe.backend for t in shown if t is not data.baseline})
-    largest = max((t.objectives["size"].value for t in shown if "size" in t.objectives), default=1.0)
+    largest = max(
+        (t.objectives["size"].value for t in shown if "size" in t.objectives), default=1.0
+    )
 
     def area(trial: Trial) -> float:
-        return 40 + 360 * trial.objectives["size"].value / largest if "size" in trial.objectives else 90.0
+        return (
+            40 + 360 * trial.objectives["size"].value / largest
+            if "size" in trial.objectives
+            else 90.0
+        )
 
     # Ratios are taken in one interleaved run, so they can be compared across trials when the machine's speed drifts.
     relative = all(t is data.baseline or t.objectives[objective].ratio is not None for t in shown)
@@ -108,28 +133,74 @@ def trade_off(data: ReportData, objective: str) -> str:
 
     front = _front([place(t) for t in shown if t.passed], data.higher_is_better)
     if len(front) > 1:
-        axes.plot(*zip(*front, strict=True), color=FAINT, linewidth=1, linestyle=(0, (4, 3)), zorder=1, label="best trade-offs")
+        axes.plot(
+            *zip(*front, strict=True),
+            color=FAINT,
+            linewidth=1,
+            linestyle=(0, (4, 3)),
+            zorder=1,
+            label="best trade-offs",
+        )
     for index, backend in enumerate(backends):
         colour, marker = SERIES[index % len(SERIES)], MARKERS[index % len(MARKERS)]
         for passed in (True, False):
-            group = [t for t in shown if t is not data.baseline and t.recipe.backend == backend and t.passed is passed]
+            group = [
+                t
+                for t in shown
+                if t is not data.baseline and t.recipe.backend == backend and t.passed is passed
+            ]
             if group:
                 xs, ys = zip(*map(place, group), strict=True)
                 label = f"{backend or 'trial'}, {'passes' if passed else 'does not pass'}"
                 sizes, filling = [area(t) for t in group], colour if passed else "none"
-                axes.scatter(xs, ys, s=sizes, marker=marker, linewidths=1.6, edgecolors=colour, facecolors=filling, alpha=0.75, label=label)
-    axes.scatter(*place(data.baseline), s=area(data.baseline), marker="X", color=INK, label="float model", zorder=3)
+                axes.scatter(
+                    xs,
+                    ys,
+                    s=sizes,
+                    marker=marker,
+                    linewidths=1.6,
+                    edgecolors=colour,
+                    facecolors=filling,
+                    alpha=0.75,
+                    label=label,
+                )
+    axes.scatter(
+        *place(data.baseline),
+        s=area(data.baseline),
+        marker="X",
+        color=INK,
+        label="float model",
+        zorder=3,
+    )
     if data.best is not None and any(t.number == data.best.number for t in shown):
         x, y = place(data.best)
-        axes.scatter(x, y, s=area(data.best) * 1.9, marker="o", facecolors="none", edgecolors=ACCENT, linewidths=2, zorder=4, label="best")
+        axes.scatter(
+            x,
+            y,
+            s=area(data.best) * 1.9,
+            marker="o",
+            facecolors="none",
+            edgecolors=ACCENT,
+            linewidths=2,
+            zorder=4,
+            label="best",
+        )
         axes.annotate(
-            f"best: #{data.best.number}", (x, y), xytext=(0, -24), textcoords="offset points", ha="center", color=ACCENT, fontweight="bold"
+            f"best: #{data.best.number}",
+            (x, y),
+            xytext=(0, -24),
+            textcoords="offset points",
+            ha="center",
+            color=ACCENT,
+            fontweight="bold",
         )
     if data.bound is not None:
         axes.axhline(data.bound, color=GOOD, linewidth=1.2, label="goal")
     costs = [place(t)[0] for t in shown]
     unit = shown[0].objectives[objective].unit
-    axes.set_xlabel(f"{objective}{', share of the float model' if relative else f' ({unit})' if unit else ''}; less is better")
+    axes.set_xlabel(
+        f"{objective}{', share of the float model' if relative else f' ({unit})' if unit else ''}; less is better"
+    )
     axes.set_ylabel(f"{data.metric}; {'more' if data.higher_is_better else 'less'} is better")
     if min(costs) > 0 and max(costs) / min(costs) > 8:
         _logarithmic(axes, (1.0, 2.0, 5.0))
@@ -139,18 +210,30 @@ def trade_off(data: ReportData, objective: str) -> str:
         if unit == "bytes" and not relative:
             axes.xaxis.set_major_formatter(lambda value, _: size(value))
     axes.margins(y=0.18)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, markerscale=0.6, fontsize=9)
-    best = f" The best, trial {data.best.number}, takes {measured(data.best.objectives.get(objective))}." if data.best else ""
-    told = f"{data.metric} against {objective} of {len(shown) - 1} trials and the float model.{best}"
+    axes.legend(
+        loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, markerscale=0.6, fontsize=9
+    )
+    best = (
+        f" The best, trial {data.best.number}, takes {measured(data.best.objectives.get(objective))}."
+        if data.best
+        else ""
+    )
+    told = (
+        f"{data.metric} against {objective} of {len(shown) - 1} trials and the float model.{best}"
+    )
     return _svg(
         figure,
         "trade-off",
-        "Accuracy, latency and size of every trial" if objective == "latency" else f"{data.metric} and {objective}",
+        "Accuracy, latency and size of every trial"
+        if objective == "latency"
+        else f"{data.metric} and {objective}",
         told,
     )
 
 
-def _front(points: Sequence[tuple[float, float]], higher_is_better: bool) -> list[tuple[float, float]]:
+def _front(
+    points: Sequence[tuple[float, float]], higher_is_better: bool
+) -> list[tuple[float, float]]:
     """Points that no other one beats in both axes, from the cheapest on."""
     sign = 1 if higher_is_better else -1
     front: list[tuple[float, float]] = []
@@ -180,7 +263,13 @@ def search(data: ReportData) -> str:
                 s=36,
                 label="passes" if passed else "does not pass",
             )
-    axes.axhline(data.baseline.metrics[data.metric], color=INK, linewidth=1, linestyle=":", label="float model")
+    axes.axhline(
+        data.baseline.metrics[data.metric],
+        color=INK,
+        linewidth=1,
+        linestyle=":",
+        label="float model",
+    )
     if data.bound is not None:
         axes.axhline(data.bound, color=GOOD, linewidth=1.2, label="goal")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -189,7 +278,10 @@ def search(data: ReportData) -> str:
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.26), ncols=4, fontsize=9)
     reached = sum(t.passed for t in trials)
     return _svg(
-        figure, "search", "The search, trial by trial", f"{data.metric} of {len(trials)} trials in order; {reached} reach the goal."
+        figure,
+        "search",
+        "The search, trial by trial",
+        f"{data.metric} of {len(trials)} trials in order; {reached} reach the goal.",
     )
 
 
@@ -207,7 +299,11 @@ def layers(ops: Sequence[OpLine], most: int = 48) -> str:
     axes.barh(position, [4 * op.parameters for op in shown], color=GRID, height=0.78, label="float")
     for scheme in schemes:
         rows = [(i, op) for i, op in enumerate(shown) if str(op.line.applied) == scheme]
-        colour = FAINT if scheme == "float" else SERIES[[s for s in schemes if s != "float"].index(scheme) % len(SERIES)]
+        colour = (
+            FAINT
+            if scheme == "float"
+            else SERIES[[s for s in schemes if s != "float"].index(scheme) % len(SERIES)]
+        )
         axes.barh(
             [i for i, _ in rows],
             [op.parameters * op.line.applied.weight_bits / 8 for _, op in rows],
@@ -222,7 +318,13 @@ def layers(ops: Sequence[OpLine], most: int = 48) -> str:
     axes.set_xlabel("weights")
     handles, labels = axes.get_legend_handles_labels()
     pairs = dict(zip(labels, handles, strict=True))
-    axes.legend(pairs.values(), pairs.keys(), loc="upper center", bbox_to_anchor=(0.4, -0.5 / max(1.0, 0.24 * len(shown))), fontsize=8)
+    axes.legend(
+        pairs.values(),
+        pairs.keys(),
+        loc="upper center",
+        bbox_to_anchor=(0.4, -0.5 / max(1.0, 0.24 * len(shown))),
+        fontsize=8,
+    )
     left_out = f", the {most} largest of {len(weighted)}" if len(weighted) > most else ""
     return _svg(
         figure,
@@ -246,9 +348,19 @@ def sensitivities(rows: Sequence[tuple[str, str, float]], kind: str, most: int =
     height = 0.8 / len(schemes)
     figure, axes = _figure(8.6, 0.9 + max(0.24, 0.1 * len(schemes)) * len(units))
     for index, scheme in enumerate(schemes):
-        own = [(units.index(u), v) for u, s, v in rows if s == scheme and u in units and math.isfinite(v)]
+        own = [
+            (units.index(u), v)
+            for u, s, v in rows
+            if s == scheme and u in units and math.isfinite(v)
+        ]
         place = [i + (index - (len(schemes) - 1) / 2) * height for i, _ in own]
-        axes.barh(place, [v for _, v in own], height=height * 0.9, color=SERIES[index % len(SERIES)], label=scheme)
+        axes.barh(
+            place,
+            [v for _, v in own],
+            height=height * 0.9,
+            color=SERIES[index % len(SERIES)],
+            label=scheme,
+        )
     values = [v for _, _, v in rows if 0 < v < math.inf]
     if values and max(values) > 50 * min(values):
         _logarithmic(axes, (1.0,))
@@ -257,7 +369,12 @@ def sensitivities(rows: Sequence[tuple[str, str, float]], kind: str, most: int =
     axes.grid(visible=False, axis="y")
     axes.set_xlabel(f"{kind}; less is better")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), fontsize=8)
-    drawn = _svg(figure, "sensitivity", f"Sensitivity of {len(units)} units", f"{kind} when one unit alone takes a scheme.")
+    drawn = _svg(
+        figure,
+        "sensitivity",
+        f"Sensitivity of {len(units)} units",
+        f"{kind} when one unit alone takes a scheme.",
+    )
     for variable, colour in LIGHT.items():
         drawn = drawn.replace(f"var(--{variable})", colour)
     return drawn
@@ -288,7 +405,11 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
 def _svg(figure: Figure, name: str, title: str, description: str) -> str:
     buffer = io.StringIO()
     figure.savefig(
-        buffer, format="svg", bbox_inches="tight", pad_inches=0.08, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+        buffer,
+        format="svg",
+        bbox_inches="tight",
+        pad_inches=0.08,
+        metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
     )
     drawn = buffer.getvalue()
     drawn = drawn[drawn.index("<svg") :]

@@ -10,13 +10,13 @@ from typing import Any
 
 from pydantic import ConfigDict, Field
 
-from ..adapter import Applied
-from ..choice import pareto
-from ..coverage import Coverage
-from ..errors import ConfigError, raised_as
-from ..scheme import FLOAT, Frozen
-from ..settings import checked
-from ..trial import Trial
+from octavo.core.contract.adapter import Applied
+from octavo.core.errors import ConfigError, raised_as
+from octavo.core.tuning.choice import pareto
+from octavo.core.values.coverage import Coverage
+from octavo.core.values.scheme import FLOAT, Frozen
+from octavo.core.values.settings import checked
+from octavo.core.values.trial import Trial
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,10 @@ class ReportData:
         for op in self.ops:
             if op.is_float:
                 groups.setdefault((op.type, op.why_float), []).append(op)
-        rows = [(kind, why, tuple(o.name for o in ops), sum(o.parameters for o in ops)) for (kind, why), ops in groups.items()]
+        rows = [
+            (kind, why, tuple(o.name for o in ops), sum(o.parameters for o in ops))
+            for (kind, why), ops in groups.items()
+        ]
         return tuple(sorted(rows, key=lambda row: (-row[3], row[0])))
 
     @cached_property
@@ -134,7 +137,10 @@ class ReportData:
             key = (op.applied, "" if op.is_float else op.line.realization)
             count[key] += 1
             size[key] += op.parameters
-        return tuple((s, r, n, size[s, r]) for (s, r), n in sorted(count.items(), key=lambda kv: (-size[kv[0]], kv[0])))
+        return tuple(
+            (s, r, n, size[s, r])
+            for (s, r), n in sorted(count.items(), key=lambda kv: (-size[kv[0]], kv[0]))
+        )
 
     @property
     def scores(self) -> tuple[tuple[str, float, float | None], ...]:
@@ -142,10 +148,15 @@ class ReportData:
         best = self.best.metrics if self.best is not None else {}
         rows = [(name, value, best.get(name)) for name, value in self.baseline.metrics.items()]
         rows += [
-            (f"{n}, saved and loaded again", self.baseline.metrics[n], v) for n, v in self.confirmed.items() if n in self.baseline.metrics
+            (f"{n}, saved and loaded again", self.baseline.metrics[n], v)
+            for n, v in self.confirmed.items()
+            if n in self.baseline.metrics
         ]
         if self.holdout is not None:
-            rows += [(f"{n}, on data held out", v, self.holdout[1].get(n)) for n, v in self.holdout[0].items()]
+            rows += [
+                (f"{n}, on data held out", v, self.holdout[1].get(n))
+                for n, v in self.holdout[0].items()
+            ]
         return tuple(rows)
 
     @property
@@ -158,14 +169,16 @@ def report_data(facts: Mapping[str, Any], title: str = "Quantization report") ->
     """Gather what a report tells.
 
     Args:
-        facts: What ``Result.facts()`` returns, or the manifest of a saved result (``octavo.core.result.read_manifest``).
+        facts: What ``Result.facts()`` returns, or the manifest of a saved result (``octavo.core.tuning.result.read_manifest``).
         title: Heading.
 
     Raises:
         ConfigError: If the manifest is one of a model that was quantized without a search, or is damaged.
     """
     if "trials" not in facts:
-        raise ConfigError("this result holds no trials: it was quantized without a search, and there is nothing to report")
+        raise ConfigError(
+            "this result holds no trials: it was quantized without a search, and there is nothing to report"
+        )
     with raised_as(ConfigError, "the record of this result is damaged", "save the result again"):
         return _gathered(checked(_Facts, facts, "the record of this result is damaged"), title)
 
@@ -244,14 +257,23 @@ def _ops(table: Mapping[str, Sequence[Any]], best: Trial) -> tuple[OpLine, ...]:
     """Every op of the model in its order; those the recipe does not name run in float."""
     names = table or {name: ["", 0, ""] for name in best.ledger}
     return tuple(
-        OpLine(name, str(kind), int(parameters), best.ledger.get(name) or Applied(best.recipe[name], FLOAT, "kernel", str(why)))
+        OpLine(
+            name,
+            str(kind),
+            int(parameters),
+            best.ledger.get(name) or Applied(best.recipe[name], FLOAT, "kernel", str(why)),
+        )
         for name, (kind, parameters, why) in names.items()
     )
 
 
 def _bound(accuracy: Mapping[str, Any], metric: str, baseline: Trial, higher: bool) -> float | None:
     """The least (greatest) passing score of the tolerance criterion; None for other criteria, and for weighted means."""
-    if accuracy.get("kind", "tolerance") != "tolerance" or accuracy.get("combine") == "weighted" or metric not in baseline.metrics:
+    if (
+        accuracy.get("kind", "tolerance") != "tolerance"
+        or accuracy.get("combine") == "weighted"
+        or metric not in baseline.metrics
+    ):
         return None
     own = {k: v for k, v in accuracy.get("metrics", {}).get(metric, {}).items() if v is not None}
     settings = {"tolerance": 0.01, "mode": "relative", **accuracy, **own}
@@ -267,5 +289,7 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         if isinstance(value, Mapping) and value:
             rows |= _flat(value, f"{prefix}{key}.")
         else:
-            rows[f"{prefix}{key}"] = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+            rows[f"{prefix}{key}"] = (
+                ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+            )
     return rows

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, MissingFramework, StoreError, raised_as
-from ..textfiles import absolute, write_text
+from octavo.core.errors import ConfigError, MissingFramework, StoreError, raised_as
+from octavo.core.system.textfiles import absolute, write_text
+
 from . import text
 from .model import ReportData
 
@@ -23,7 +24,9 @@ def render(data: ReportData) -> str:
         import matplotlib as _  # noqa: F401 - the charts need it; said here, before any work
         from markupsafe import Markup
     except ImportError as error:
-        raise MissingFramework(f"a report cannot be drawn: {error}; pip install 'octavo[report]'") from error
+        raise MissingFramework(
+            f"a report cannot be drawn: {error}; pip install 'octavo[report]'"
+        ) from error
     with raised_as(ConfigError, "the report cannot be drawn from the record of this result"):
         return _drawn(data, jinja2, Markup)
 
@@ -39,16 +42,25 @@ def _drawn(data: ReportData, jinja2: Any, markup: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        size=text.size, measured=text.measured, relative=text.relative, ratio=text.ratio, score=text.score, bits=text.bits
+        size=text.size,
+        measured=text.measured,
+        relative=text.relative,
+        ratio=text.ratio,
+        score=text.score,
+        bits=text.bits,
     )
-    objectives = tuple(dict.fromkeys(name for t in (data.baseline, *data.trials) for name in t.objectives))
+    objectives = tuple(
+        dict.fromkeys(name for t in (data.baseline, *data.trials) for name in t.objectives)
+    )
     horizontal = "latency" if "latency" in objectives else (objectives[0] if objectives else "")
     drawn: dict[str, Any] = {
         "trade_off": markup(charts.trade_off(data, horizontal)) if horizontal else "",
         "search": markup(charts.search(data)),
         "layers": markup(charts.layers(data.ops)),
     }
-    page: str = environment.get_template("page.html.j2").render(run=data, charts=drawn, objectives=objectives, light=charts.LIGHT)
+    page: str = environment.get_template("page.html.j2").render(
+        run=data, charts=drawn, objectives=objectives, light=charts.LIGHT
+    )
     return page
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..trial import Measurement, Trial
+from octavo.core.values.trial import Measurement, Trial
 
 
 def size(number: float) -> str:
@@ -27,7 +27,9 @@ def measured(measurement: Measurement | None, spread: bool = False) -> str:
 
 def relative(measurement: Measurement | None) -> str:
     """Return a measurement with its share of the float model's: ``1.52 ms (0.25)``."""
-    share = "" if measurement is None or measurement.ratio is None else f" ({measurement.ratio:.2f})"
+    share = (
+        "" if measurement is None or measurement.ratio is None else f" ({measurement.ratio:.2f})"
+    )
     return measured(measurement) + share
 
 
@@ -47,5 +49,7 @@ def bits(trial: Trial) -> str:
     for line in trial.ledger.values():
         mode = "carrying codes" if line.carries_codes else line.applied.mode
         count[mode] = count.get(mode, 0) + 1
-    order = sorted(count, key=lambda mode: (mode in ("float", "carrying codes"), -count[mode], mode))
+    order = sorted(
+        count, key=lambda mode: (mode in ("float", "carrying codes"), -count[mode], mode)
+    )
     return ", ".join(f"{count[mode]} {mode.replace('_', '-')}" for mode in order)

@@ -11,18 +11,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from octavo.core.batches import Batches
-    from octavo.core.calls import Call
-    from octavo.core.config import TuningConfig
+    from octavo.core.calibration.batches import Batches
     from octavo.core.errors import OctavoError
-    from octavo.core.evaluation import ArrayModel, Evaluation
-    from octavo.core.loop import Progress
-    from octavo.core.racing import RaceConfig, SampleScore
-    from octavo.core.recipe import Recipe
-    from octavo.core.result import Quantized, Result
-    from octavo.core.run import autotune, load, quantize_model
-    from octavo.core.scheme import OpScheme, PartChoice, QuantSpec
-    from octavo.core.trial import Measurement, Trial
+    from octavo.core.scoring.evaluation import ArrayModel, Evaluation
+    from octavo.core.scoring.racing import RaceConfig, SampleScore
+    from octavo.core.tuning.config import TuningConfig
+    from octavo.core.tuning.loop import Progress
+    from octavo.core.tuning.result import Quantized, Result
+    from octavo.core.tuning.run import autotune, load, quantize_model
+    from octavo.core.values.calls import Call
+    from octavo.core.values.recipe import Recipe
+    from octavo.core.values.scheme import OpScheme, PartChoice, QuantSpec
+    from octavo.core.values.trial import Measurement, Trial
 
 __version__ = "0.1.0"
 
@@ -50,26 +50,26 @@ __all__ = [
 ]
 
 _HOME = {
-    "ArrayModel": "evaluation",
-    "Batches": "batches",
-    "Call": "calls",
-    "Evaluation": "evaluation",
-    "Measurement": "trial",
+    "ArrayModel": "scoring.evaluation",
+    "Batches": "calibration.batches",
+    "Call": "values.calls",
+    "Evaluation": "scoring.evaluation",
+    "Measurement": "values.trial",
     "OctavoError": "errors",
-    "OpScheme": "scheme",
-    "PartChoice": "scheme",
-    "Progress": "loop",
-    "QuantSpec": "scheme",
-    "Quantized": "result",
-    "RaceConfig": "racing",
-    "Recipe": "recipe",
-    "Result": "result",
-    "SampleScore": "racing",
-    "Trial": "trial",
-    "TuningConfig": "config",
-    "autotune": "run",
-    "load": "run",
-    "quantize_model": "run",
+    "OpScheme": "values.scheme",
+    "PartChoice": "values.scheme",
+    "Progress": "tuning.loop",
+    "QuantSpec": "values.scheme",
+    "Quantized": "tuning.result",
+    "RaceConfig": "scoring.racing",
+    "Recipe": "values.recipe",
+    "Result": "tuning.result",
+    "SampleScore": "scoring.racing",
+    "Trial": "values.trial",
+    "TuningConfig": "tuning.config",
+    "autotune": "tuning.run",
+    "load": "tuning.run",
+    "quantize_model": "tuning.run",
 }
 
 

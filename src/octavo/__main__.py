@@ -1,6 +1,6 @@
 """``python -m octavo`` and the ``octavo`` command."""
 
-from octavo.cli import main
+from .cli import main
 
 if __name__ == "__main__":
     main()

@@ -17,7 +17,9 @@ import pytest
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
     """A PostgreSQL server of our own, on a free port of the loopback, for as long as the tests run."""
-    initdb = shutil.which("initdb") or next((str(p) for p in sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))), None)
+    initdb = shutil.which("initdb") or next(
+        (str(p) for p in sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))), None
+    )
     pytest.importorskip("psycopg")
     if initdb is None:
         pytest.skip("PostgreSQL's server programs are not installed")
@@ -37,10 +39,26 @@ def postgres() -> Iterator[str]:
             pytest.skip("running as root, and there is no user postgres to run the server as")
         shutil.chown(folder, user)
     subprocess.run(
-        [binaries / "initdb", "-D", folder / "db", "-U", "octavo", "-A", "trust"], check=True, capture_output=True, user=user, cwd="/"
+        [binaries / "initdb", "-D", folder / "db", "-U", "octavo", "-A", "trust"],
+        check=True,
+        capture_output=True,
+        user=user,
+        cwd="/",
     )
     server = subprocess.Popen(
-        [binaries / "postgres", "-D", folder / "db", "-p", str(port), "-c", "listen_addresses=127.0.0.1", "-k", folder, "-c", "fsync=off"],
+        [
+            binaries / "postgres",
+            "-D",
+            folder / "db",
+            "-p",
+            str(port),
+            "-c",
+            "listen_addresses=127.0.0.1",
+            "-k",
+            folder,
+            "-c",
+            "fsync=off",
+        ],
         stderr=subprocess.DEVNULL,
         user=user,
         cwd="/",
@@ -61,4 +79,8 @@ def postgres() -> Iterator[str]:
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return str(tmp_path / "ünï code.db") if request.param == "sqlite" else request.getfixturevalue("postgres")
+    return (
+        str(tmp_path / "ünï code.db")
+        if request.param == "sqlite"
+        else request.getfixturevalue("postgres")
+    )

@@ -4,9 +4,9 @@ from functools import partial
 
 import pytest
 
-from octavo.core.conformance import StrategyCase
-from octavo.core.conformance.strategy import judge, search
-from octavo.core.plugins import PluginHost
+from octavo.core.contract.plugins import PluginHost
+from octavo.core.testing.conformance import StrategyCase
+from octavo.core.testing.conformance.strategy import judge, search
 
 HOST = PluginHost(third_party=False)
 
@@ -14,13 +14,16 @@ HOST = PluginHost(third_party=False)
 @pytest.mark.parametrize("sampler", ["tpe", "nsgaii"])
 def test_it_starts_where_sensitivities_point(sampler: str) -> None:
     case = StrategyCase(
-        HOST.part("strategies", "bayesian"), HOST.read("strategies", {"kind": "bayesian", "over": "op", "sampler": sampler})
+        HOST.part("strategies", "bayesian"),
+        HOST.read("strategies", {"kind": "bayesian", "over": "op", "sampler": sampler}),
     )
     problem = case.problem()
     asked = search(case.strategy(problem), problem.space, 4, partial(judge, problem.space))
     assert problem.sensitivity is not None
     pairs = [(u.name, u.choices[0]) for u in problem.space.tunable]
-    losses = dict(zip((n for n, _ in pairs), problem.sensitivity("weight_error", pairs), strict=True))
+    losses = dict(
+        zip((n for n, _ in pairs), problem.sensitivity("weight_error", pairs), strict=True)
+    )
     worst_first = sorted(losses, key=lambda name: -losses[name])
     left = [[name for name in worst_first if name not in recipe.schemes] for recipe in asked]
     assert left == [[], worst_first[:2], worst_first[:3], worst_first[:4]]

@@ -2,13 +2,16 @@
 
 import pytest
 
-from octavo.core.conformance import StrategyCase, StrategyConformance
-from octavo.core.plugins import PluginHost
+from octavo.core.contract.plugins import PluginHost
+from octavo.core.testing.conformance import StrategyCase, StrategyConformance
 
 HOST = PluginHost(third_party=False)
 SETTINGS = [
     *({"kind": name} for name in sorted(HOST.parts("strategies")) if name != "bayesian"),
-    *({"kind": "bayesian", "sampler": sampler, "over": over} for sampler, over in [("tpe", "type"), ("random", "op"), ("nsgaii", "block")]),
+    *(
+        {"kind": "bayesian", "sampler": sampler, "over": over}
+        for sampler, over in [("tpe", "type"), ("random", "op"), ("nsgaii", "block")]
+    ),
     {"kind": "random", "over": "type"},
 ]
 
@@ -17,7 +20,9 @@ class TestBuiltInStrategies(StrategyConformance):
     @pytest.fixture(params=SETTINGS, ids=lambda s: "-".join(map(str, s.values())))
     def case(self, request):
         config = HOST.read("strategies", request.param)
-        return StrategyCase(HOST.part("strategies", config.kind), config, budgets={"bits": 12.0}, limit=30)
+        return StrategyCase(
+            HOST.part("strategies", config.kind), config, budgets={"bits": 12.0}, limit=30
+        )
 
 
 class TestGaussianProcess(StrategyConformance):

@@ -3,16 +3,20 @@
 import re
 from pathlib import Path
 
-from octavo.core.parts import PartConfig
-from octavo.core.recipe import Recipe
-from octavo.core.simulator import simulate
-from octavo.core.strategy import WAIT
+from octavo.core.contract.parts import PartConfig
+from octavo.core.contract.strategy import WAIT
+from octavo.core.testing.simulator import simulate
+from octavo.core.values.recipe import Recipe
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "strategies.md"
 
 
 def test_a_search_written_as_a_generator():
-    block = next(b for b in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL) if "class Halves" in b)
+    block = next(
+        b
+        for b in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+        if "class Halves" in b
+    )
     found = {}
     exec(block, found)
     simulation = simulate(8, seed=0, pressure=0.1)
@@ -28,7 +32,7 @@ def test_a_search_written_as_a_generator():
 
 
 def test_the_page_names_every_strategy():
-    from octavo.core.plugins import PluginHost
+    from octavo.core.contract.plugins import PluginHost
 
     text = PAGE.read_text()
     assert all(f"`{name}`" in text for name in PluginHost(third_party=False).parts("strategies"))

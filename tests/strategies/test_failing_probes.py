@@ -9,9 +9,21 @@ import pytest
 import octavo
 from octavo.adapters.numpy.adapter import NumpySession
 from octavo.adapters.numpy.graph import Builder, Graph
-from octavo.core.op_errors import OpErrors
+from octavo.core.sensitivity.op_errors import OpErrors
 
-STRATEGIES = ["auto", "basic", "bayesian", "budget", "prefix", "accuracy_control", "mse", "mse_v2", "hawq_v2", "conservative", "coordinate"]
+STRATEGIES = [
+    "auto",
+    "basic",
+    "bayesian",
+    "budget",
+    "prefix",
+    "accuracy_control",
+    "mse",
+    "mse_v2",
+    "hawq_v2",
+    "conservative",
+    "coordinate",
+]
 DRAW = np.random.default_rng(0)
 ROWS = DRAW.standard_normal((32, 16)).astype(np.float32)
 WEIGHTS = [DRAW.standard_normal((16, 16)).astype(np.float32) for _ in range(3)]
@@ -90,5 +102,7 @@ def test_an_op_that_cannot_be_probed_is_quantized_only_where_the_budget_asks_for
     strategy: Any = {"kind": "budget", "sensitivities": ["output_distance"]}
     wide = tune(tmp_path / "wide", strategy, Notes(), budgets={"bits": 17.0})
     narrow = tune(tmp_path / "narrow", strategy, Notes(), budgets={"bits": 9.0})
-    assert "second" not in wide.trials[0].recipe.schemes  # a third in float and 8 bits for the rest are 16 bits
+    assert (
+        "second" not in wide.trials[0].recipe.schemes
+    )  # a third in float and 8 bits for the rest are 16 bits
     assert set(narrow.trials[0].recipe.schemes) == {"first", "second", "third"}

@@ -4,23 +4,36 @@ from __future__ import annotations
 
 import numpy as np
 
-from octavo.core.scheme import FLOAT, OpScheme, QuantSpec
-from octavo.core.space import TuningSpace, Unit
-from octavo.core.strategy import Problem
+from octavo.core.contract.strategy import Problem
+from octavo.core.values.scheme import FLOAT, OpScheme, QuantSpec
+from octavo.core.values.space import TuningSpace, Unit
 from octavo.strategies.losses import shortlist
 
-W8, W4 = QuantSpec(dtype="int8", granularity="channel"), QuantSpec(dtype="int4", granularity="group:32")
+W8, W4 = (
+    QuantSpec(dtype="int8", granularity="channel"),
+    QuantSpec(dtype="int4", granularity="group:32"),
+)
 X8 = QuantSpec(dtype="uint8", symmetric=False)
 STATIC = OpScheme(mode="static", weight=W8, input=X8)
 DYNAMIC = OpScheme(mode="dynamic", weight=W8, input=X8)
-CHOICES = (STATIC, DYNAMIC, OpScheme(mode="weight_only", weight=W8), OpScheme(mode="weight_only", weight=W4), FLOAT)
+CHOICES = (
+    STATIC,
+    DYNAMIC,
+    OpScheme(mode="weight_only", weight=W8),
+    OpScheme(mode="weight_only", weight=W4),
+    FLOAT,
+)
 ERRORS = dict(zip(CHOICES, (0.010, 0.0095, 0.002, 0.05, 0.0), strict=True))
 COSTS = np.array([0.35, 0.45, 0.95, 0.97, 1.0])
 
 
 def listed(costs: np.ndarray, **budgets: float) -> list[int]:
     unit = Unit("u", "linear", ("u",), CHOICES, "b", 1024, 1024)
-    problem = Problem(TuningSpace("x", (unit,)), sensitivity=lambda kind, pairs: [ERRORS[s] for _, s in pairs], budgets=budgets)
+    problem = Problem(
+        TuningSpace("x", (unit,)),
+        sensitivity=lambda kind, pairs: [ERRORS[s] for _, s in pairs],
+        budgets=budgets,
+    )
     return shortlist(problem, [costs])[0]
 
 

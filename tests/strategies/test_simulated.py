@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from octavo.core.budgets import average_bits, overruns
-from octavo.core.choice import choose
+from octavo.core.contract.plugins import PluginHost
+from octavo.core.contract.strategy import WAIT
 from octavo.core.errors import ConfigError
-from octavo.core.plugins import PluginHost
-from octavo.core.recipe import Recipe
-from octavo.core.simulator import simulate
-from octavo.core.strategy import WAIT
-from octavo.core.trial import Measurement
+from octavo.core.testing.simulator import simulate
+from octavo.core.tuning.choice import choose
+from octavo.core.values.budgets import average_bits, overruns
+from octavo.core.values.recipe import Recipe
+from octavo.core.values.trial import Measurement
 
 HOST = PluginHost(third_party=False)
 NAMES = sorted(HOST.parts("strategies"))
@@ -29,7 +29,9 @@ def problem_of(simulation, name, **more):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("trouble", [{}, {"noise": 0.1, "failures": 0.2, "transforms": 2}], ids=["plain", "noisy"])
+@pytest.mark.parametrize(
+    "trouble", [{}, {"noise": 0.1, "failures": 0.2, "transforms": 2}], ids=["plain", "noisy"]
+)
 def test_asks_for_points_of_the_space_and_never_twice(name, trouble):
     simulation = simulate(12, coupling=0.5, seed=1, **trouble)
     found = simulation.search(strategy(name, problem_of(simulation, name)), 40)
@@ -72,7 +74,12 @@ def test_three_workers_get_different_recipes_and_the_search_ends(name):
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in NAMES if n not in ("exhaustive", "coordinate", "budget", "conservative", "random", "bayesian")]
+    "name",
+    [
+        n
+        for n in NAMES
+        if n not in ("exhaustive", "coordinate", "budget", "conservative", "random", "bayesian")
+    ],
 )
 def test_reaches_a_goal_that_some_fallbacks_reach(name):
     # int3 everywhere misses the goal by far; one op or more must be taken back.
@@ -82,7 +89,9 @@ def test_reaches_a_goal_that_some_fallbacks_reach(name):
     assert math.isfinite(found.best_cost), found
 
 
-@pytest.mark.parametrize("name", ["auto", "basic", "prefix", "accuracy_control", "mse", "mse_v2", "hawq_v2"])
+@pytest.mark.parametrize(
+    "name", ["auto", "basic", "prefix", "accuracy_control", "mse", "mse_v2", "hawq_v2"]
+)
 def test_an_easy_model_needs_one_evaluation(name):
     simulation = simulate(16, seed=5, pressure=0.01)
     found = simulation.search(strategy(name, simulation.problem(stop_at_goal=True)), 10)
@@ -91,19 +100,30 @@ def test_an_easy_model_needs_one_evaluation(name):
     assert found.best_cost == pytest.approx(simulation.optimum)
 
 
-@pytest.mark.parametrize("name", ["auto", "basic", "prefix", "accuracy_control", "mse", "mse_v2", "hawq_v2", "coordinate"])
+@pytest.mark.parametrize(
+    "name",
+    ["auto", "basic", "prefix", "accuracy_control", "mse", "mse_v2", "hawq_v2", "coordinate"],
+)
 def test_a_transform_that_saves_the_model_is_found(name):
     simulation = simulate(16, seed=6, transforms=2)
     first = simulation.space.first()
-    pressure = 0.75 / simulation.loss(simulation.space.recipe(first)) * 6.0  # passes only where losses are halved
+    pressure = (
+        0.75 / simulation.loss(simulation.space.recipe(first)) * 6.0
+    )  # passes only where losses are halved
     eased = simulate(16, seed=6, transforms=2, pressure=pressure * 2)
-    assert eased.loss(eased.space.recipe(first)) > 1.0 > eased.loss(eased.space.recipe(first, eased.space.transforms[2]))
+    assert (
+        eased.loss(eased.space.recipe(first))
+        > 1.0
+        > eased.loss(eased.space.recipe(first, eased.space.transforms[2]))
+    )
     found = eased.search(strategy(name, eased.problem(stop_at_goal=True)), 6)
     assert found.best_at
     assert found.trials[found.best_at - 1].recipe.transforms == eased.space.transforms[2]
 
 
-@pytest.mark.parametrize(("coupling", "bar"), [(0.0, 0.02), (0.5, 0.05)], ids=["additive", "interacting"])
+@pytest.mark.parametrize(
+    ("coupling", "bar"), [(0.0, 0.02), (0.5, 0.05)], ids=["additive", "interacting"]
+)
 @pytest.mark.parametrize("units", [16, 64, 256])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_auto_comes_near_the_optimum_in_few_evaluations(units, coupling, bar, seed):
@@ -115,7 +135,9 @@ def test_auto_comes_near_the_optimum_in_few_evaluations(units, coupling, bar, se
 
 def test_auto_is_not_misled_by_noise_failures_and_bad_proxies():
     for seed in range(4):
-        simulation = simulate(64, coupling=0.5, noise=0.05, failures=0.2, proxy_noise=0.4, seed=seed)
+        simulation = simulate(
+            64, coupling=0.5, noise=0.05, failures=0.2, proxy_noise=0.4, seed=seed
+        )
         found = simulation.search(strategy("auto", simulation.problem()), 30)
         assert found.best_cost <= 1.1 * simulation.optimum
 
@@ -132,13 +154,18 @@ def test_budget_keeps_average_bits():
         found = simulation.search(strategy("budget", simulation.problem(bits=bits)), 10)
         units = simulation.space.units
         for trial in found.trials:
-            used = sum(trial.recipe[u.name].weight_bits * u.parameters for u in units) / sum(u.parameters for u in units)
+            used = sum(trial.recipe[u.name].weight_bits * u.parameters for u in units) / sum(
+                u.parameters for u in units
+            )
             assert used <= bits + 1e-9
         # Mixed precision beats every uniform scheme of that size or less.
         for scheme in simulation.space.units[0].choices[:-1]:
             if scheme.weight_bits <= bits:
                 uniform = simulation.space.recipe(dict.fromkeys((u.name for u in units), scheme))
-                assert min(simulation.loss(t.recipe) for t in found.trials) <= simulation.loss(uniform) + 1e-12
+                assert (
+                    min(simulation.loss(t.recipe) for t in found.trials)
+                    <= simulation.loss(uniform) + 1e-12
+                )
 
 
 def test_exhaustive_prints_the_size_of_the_space_and_covers_it():
@@ -161,7 +188,10 @@ def test_wait_is_returned_while_an_answer_is_needed():
 def measured(simulation, number, recipe, budgets, beside):
     """A trial whose file holds ``beside`` bytes that are no weights."""
     trial = simulation.trial(number, recipe)
-    size, whole = simulation.cost(recipe) + beside, simulation.cost(simulation.space.recipe({})) + beside
+    size, whole = (
+        simulation.cost(recipe) + beside,
+        simulation.cost(simulation.space.recipe({})) + beside,
+    )
     objectives = {"size": Measurement(size, size, size, "bytes", size / whole)}
     over = overruns(budgets, simulation.space, recipe.schemes, objectives)
     return replace(trial, objectives=objectives, over=over, passed=trial.margin >= 0 and not over)
@@ -219,8 +249,13 @@ def two_objectives(simulation, objectives, latency, spread):
     trials = []
     while isinstance(recipe := searched.ask(), Recipe):
         trial = simulation.trial(len(trials) + 1, recipe)
-        time = statistics.mean(latency(recipe[u.ops[0]].weight_bits) for u in simulation.space.units)
-        measured = {**trial.objectives, "latency": Measurement(time, time * (1 - spread), time * (1 + spread), "ms", time)}
+        time = statistics.mean(
+            latency(recipe[u.ops[0]].weight_bits) for u in simulation.space.units
+        )
+        measured = {
+            **trial.objectives,
+            "latency": Measurement(time, time * (1 - spread), time * (1 + spread), "ms", time),
+        }
         trials.append(replace(trial, objectives=measured))
         searched.tell(trials[-1])
     return trials, searched
@@ -233,14 +268,19 @@ def test_of_equally_fast_recipes_auto_seeks_the_smaller(seed):
     best = choose(trials, ("latency", "size"))
     assert len(trials) <= 1 + 3 + 3
     assert best.objectives["size"].value <= 1.1 * simulation.optimum
-    assert best.objectives["size"].value < 0.75 * next(t for t in trials if t.passed).objectives["size"].value
+    assert (
+        best.objectives["size"].value
+        < 0.75 * next(t for t in trials if t.passed).objectives["size"].value
+    )
     assert "of equal latency" in searched.explain()
     assert searched.problem.sensitivity.asked["output_distance"]
 
 
 def test_what_is_smaller_and_slower_is_not_chosen_and_soon_left():
     simulation = simulate(16, seed=1, pressure=0.1)
-    trials, _ = two_objectives(simulation, ("latency", "size"), lambda bits: 0.5 if bits >= 8 else 2.0, 0.01)
+    trials, _ = two_objectives(
+        simulation, ("latency", "size"), lambda bits: 0.5 if bits >= 8 else 2.0, 0.01
+    )
     best = choose(trials, ("latency", "size"))
     assert best.objectives["latency"].value == pytest.approx(0.5)
     assert len(trials) <= 1 + 3 + 3
@@ -276,6 +316,8 @@ def test_a_budget_by_gradients_alone_needs_a_backend_that_offers_them():
     simulation = simulate(8, seed=0)
     with pytest.raises(ConfigError, match="need gradients, which simulated does not offer"):
         strategy("budget", simulation.problem(bits=4.0), sensitivities=["gradient"])
-    searched = strategy("budget", simulation.problem(bits=4.0), sensitivities=["gradient", "output_distance"])
+    searched = strategy(
+        "budget", simulation.problem(bits=4.0), sensitivities=["gradient", "output_distance"]
+    )
     assert simulation.search(searched, 10).trials
     assert "gradient: no gradients are offered" in searched.explain()

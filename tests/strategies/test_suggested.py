@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 import octavo
-from octavo.core.adapter import Opened
-from octavo.core.plugins import PluginHost
-from octavo.core.rules import Rule, build_space
-from octavo.core.scheme import PartChoice
+from octavo.core.contract.adapter import Opened
+from octavo.core.contract.plugins import PluginHost
+from octavo.core.tuning.rules import Rule, build_space
+from octavo.core.values.scheme import PartChoice
 
 HOST = PluginHost(third_party=False)
 SMOOTH, EQUAL = PartChoice(kind="smoothquant"), PartChoice(kind="equalization")
@@ -42,7 +42,9 @@ def tune(folder: Path, tolerance: float, **settings: Any) -> octavo.Result:
         model,
         lambda candidate: float((candidate(x).argmax(1) == truth).float().mean()),
         [(x[:64],), (x[64:128],)],
-        config={"rules": [{"mode": "static", "weight": {"dtype": "int8", "granularity": "channel"}}]},
+        config={
+            "rules": [{"mode": "static", "weight": {"dtype": "int8", "granularity": "channel"}}]
+        },
         tolerance=tolerance,
         minimise="size",
         host=HOST,
@@ -68,7 +70,9 @@ def test_an_empty_list_means_none(tmp_path: Path) -> None:
 
 
 def test_they_are_offered_where_there_is_something_to_gain() -> None:
-    session = HOST.adapters()["torch"].build().open(Outliers().eval(), (np.zeros((2, 32), np.float32),))
+    session = (
+        HOST.adapters()["torch"].build().open(Outliers().eval(), (np.zeros((2, 32), np.float32),))
+    )
     opened = Opened("torch", session, session.describe(), session.capability())
     static = build_space(opened, [Rule(mode="static")], suggested=SUGGESTED)
     stored = build_space(opened, [Rule(mode="weight_only")], suggested=SUGGESTED)

@@ -14,7 +14,18 @@ import typer
 
 from octavo.core.errors import ConfigError, OctavoError, UnknownPart
 
-from . import capabilities, export, history, inspect, plugins, quantize, report, schema, sensitivity, tune
+from . import (
+    capabilities,
+    export,
+    history,
+    inspect,
+    plugins,
+    quantize,
+    report,
+    schema,
+    sensitivity,
+    tune,
+)
 from .console import fail, warn
 
 app = typer.Typer(
@@ -24,7 +35,18 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (tune, quantize, inspect, capabilities, sensitivity, export, history, report, plugins, schema):
+for command in (
+    tune,
+    quantize,
+    inspect,
+    capabilities,
+    sensitivity,
+    export,
+    history,
+    report,
+    plugins,
+    schema,
+):
     command.register(app)
 
 

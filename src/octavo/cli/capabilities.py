@@ -8,11 +8,11 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from octavo.core.capability import Capability, Offer
+from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import OctavoError
-from octavo.core.opening import open_model
-from octavo.core.plugins import PluginHost
-from octavo.core.speeds import measured
+from octavo.core.tuning.opening import open_model
+from octavo.core.tuning.speeds import measured
+from octavo.core.values.capability import Capability, Offer
 
 from .console import out, show_json, table, warn
 from .models import source
@@ -24,9 +24,18 @@ def register(app: typer.Typer) -> None:
 
 
 def capabilities(
-    model: Annotated[str | None, typer.Argument(help="A model file, or module:name: only what this model has.")] = None,
-    backend: Annotated[str | None, typer.Option("--backend", "-b", help="Only this backend.")] = None,
-    measure: Annotated[bool, typer.Option("--measure", help="Time every scheme beside float on a small sample, some 0.3 s each.")] = False,
+    model: Annotated[
+        str | None, typer.Argument(help="A model file, or module:name: only what this model has.")
+    ] = None,
+    backend: Annotated[
+        str | None, typer.Option("--backend", "-b", help="Only this backend.")
+    ] = None,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure", help="Time every scheme beside float on a small sample, some 0.3 s each."
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List, per op type, the schemes that run here, the one to try first first, and whether a low-precision kernel runs them."""
@@ -36,7 +45,9 @@ def capabilities(
         found = [(opened.capability, {op.type for op in opened.view.ops})]
     else:
         cards = [host.part("adapters", backend)] if backend else list(host.adapters().values())
-        found = [(answer, set(answer.offers)) for card in cards if (answer := _ask(card)) is not None]
+        found = [
+            (answer, set(answer.offers)) for card in cards if (answer := _ask(card)) is not None
+        ]
     speeds = _Speeds(host if measure else None)
     if as_json:
         show_json([_as_json(answer, types, speeds) for answer, types in found])
@@ -53,7 +64,11 @@ class _Speeds:
 
     def of(self, backend: str, kind: str, offer: Offer) -> float | None:
         """Return what a sample shows; None where it was not asked for, or there is no sample."""
-        return None if self.host is None else measured(self.host.adapters()[backend], kind, offer.scheme)
+        return (
+            None
+            if self.host is None
+            else measured(self.host.adapters()[backend], kind, offer.scheme)
+        )
 
     def remark(self, backend: str, kind: str, offer: Offer) -> str:
         """Return what a reader must know of an offer."""
@@ -85,16 +100,29 @@ def _show(answer: Capability, types: set[str], speeds: _Speeds) -> None:
         for kind in sorted(types & set(answer.offers))
         for offer in answer.offers[kind]
     ]
-    console.print(table(("op type", "scheme", "carried out by", "remark"), rows, title=f"{answer.backend} on {answer.device}"))
+    console.print(
+        table(
+            ("op type", "scheme", "carried out by", "remark"),
+            rows,
+            title=f"{answer.backend} on {answer.device}",
+        )
+    )
     if rest := sorted(types - set(answer.offers)):
         console.print(f"float only: {', '.join(rest)}", soft_wrap=True)
     console.print(f"features: {', '.join(sorted(answer.features)) or 'none'}", soft_wrap=True)
-    console.print("established on: " + ", ".join(f"{k} {v}" for k, v in answer.versions.items()), soft_wrap=True)
+    console.print(
+        "established on: " + ", ".join(f"{k} {v}" for k, v in answer.versions.items()),
+        soft_wrap=True,
+    )
 
 
 def _as_json(answer: Capability, types: set[str], speeds: _Speeds) -> dict[str, Any]:
     def row(kind: str, offer: Offer) -> dict[str, Any]:
-        found: dict[str, Any] = {"scheme": str(offer.scheme), "realization": offer.realization, "slower": offer.slower}
+        found: dict[str, Any] = {
+            "scheme": str(offer.scheme),
+            "realization": offer.realization,
+            "slower": offer.slower,
+        }
         speed = speeds.of(answer.backend, kind, offer)
         return found if speed is None else {**found, "speed": round(speed, 3)}
 
@@ -103,5 +131,8 @@ def _as_json(answer: Capability, types: set[str], speeds: _Speeds) -> dict[str, 
         "device": answer.device,
         "features": sorted(answer.features),
         "versions": dict(answer.versions),
-        "offers": {kind: [row(kind, offer) for offer in answer.offers[kind]] for kind in sorted(types & set(answer.offers))},
+        "offers": {
+            kind: [row(kind, offer) for offer in answer.offers[kind]]
+            for kind in sorted(types & set(answer.offers))
+        },
     }

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from octavo.core.result import plain
+from octavo.core.tuning.result import plain
 
 WIDE = 200
 """Columns where no terminal limits them (a pipe, a file): names must not be cut there."""
@@ -19,7 +19,13 @@ WIDE = 200
 
 def out() -> Console:
     """Return a console on standard output. Made anew, so that a redirected ``sys.stdout`` is honoured."""
-    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else WIDE)
+    return Console(
+        file=sys.stdout,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        width=None if sys.stdout.isatty() else WIDE,
+    )
 
 
 def err() -> Console:
@@ -47,7 +53,12 @@ def show_json(value: Any) -> None:
     sys.stdout.write(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "", right: Iterable[str] = ()) -> Table:
+def table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    title: str = "",
+    right: Iterable[str] = (),
+) -> Table:
     """Return a table.
 
     Args:
@@ -56,9 +67,15 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str =
         title: Above the table.
         right: Headings of the columns that are aligned right.
     """
-    made = Table(title=Text(title, style="bold") if title else None, title_justify="left", header_style="bold")
+    made = Table(
+        title=Text(title, style="bold") if title else None,
+        title_justify="left",
+        header_style="bold",
+    )
     for column in columns:
-        made.add_column(Text(column), justify="right" if column in set(right) else "left", overflow="fold")
+        made.add_column(
+            Text(column), justify="right" if column in set(right) else "left", overflow="fold"
+        )
     for row in rows:
         made.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
     return made

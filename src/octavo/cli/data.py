@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from octavo.core.data import load_arrays
+from octavo.core.calibration.data import load_arrays
 from octavo.core.errors import DataError, nearest
-from octavo.core.textfiles import absolute
+from octavo.core.system.textfiles import absolute
 
 from .models import named_object
 
@@ -70,7 +70,9 @@ def read_samples(path: Path, labels: str | None = None) -> Samples:
     lengths = {k: len(v) if v.ndim else 0 for k, v in arrays.items()}
     if len(set(lengths.values())) > 1 or not all(lengths.values()):
         told = ", ".join(f"{k} {n}" for k, n in lengths.items())
-        raise DataError(f"the arrays of {path} must have one length, at least 1: the first axis counts samples; there are {told}")
+        raise DataError(
+            f"the arrays of {path} must have one length, at least 1: the first axis counts samples; there are {told}"
+        )
     return Samples(inputs, arrays[name] if name else None, str(path))
 
 
@@ -98,7 +100,11 @@ def split(samples: Samples, calibration: int) -> tuple[Samples, Samples]:
     """
     total = len(samples)
     if total < 2:
-        raise DataError(f"{samples.origin} holds {total} sample; give at least two, or calibration data of its own (--calibration)")
+        raise DataError(
+            f"{samples.origin} holds {total} sample; give at least two, or calibration data of its own (--calibration)"
+        )
     picked = np.zeros(total, bool)
-    picked[np.linspace(0, total - 1, max(1, min(calibration, total // 4))).round().astype(int)] = True
+    picked[np.linspace(0, total - 1, max(1, min(calibration, total // 4))).round().astype(int)] = (
+        True
+    )
     return samples.where(picked), samples.where(~picked)

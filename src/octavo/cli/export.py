@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
+from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import ConfigError
-from octavo.core.opening import open_model
-from octavo.core.plugins import PluginHost
 from octavo.core.report import text
-from octavo.core.result import Quantized, load_candidate
+from octavo.core.tuning.opening import open_model
+from octavo.core.tuning.result import Quantized, load_candidate
 
 from .console import out
 from .models import is_result, source
@@ -24,18 +24,32 @@ def register(app: typer.Typer) -> None:
 
 def export(
     result: Annotated[str, typer.Argument(help="Folder of a saved result; or a float model.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; it must be new or empty.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder to write; it must be new or empty.")
+    ],
     to: Annotated[str | None, typer.Option(help="Exporter; see octavo plugins.")] = None,
-    standalone: Annotated[bool, typer.Option("--standalone", help="Short for --to standalone: model and runner, NumPy only.")] = False,
-    backend: Annotated[str | None, typer.Option("--backend", "-b", help="Open a float model with this backend.")] = None,
+    standalone: Annotated[
+        bool,
+        typer.Option(
+            "--standalone", help="Short for --to standalone: model and runner, NumPy only."
+        ),
+    ] = False,
+    backend: Annotated[
+        str | None, typer.Option("--backend", "-b", help="Open a float model with this backend.")
+    ] = None,
     float_model: Annotated[
-        str | None, typer.Option("--float", help="The float model (module:name), where a saved result does not hold it.")
+        str | None,
+        typer.Option(
+            "--float", help="The float model (module:name), where a saved result does not hold it."
+        ),
     ] = None,
 ) -> None:
     """Write RESULT for another runtime."""
     host = PluginHost()
     if standalone == (to is not None):
-        raise ConfigError(f"say which exporter: --standalone, or --to with one of {', '.join(sorted(host.parts('exporters')))}")
+        raise ConfigError(
+            f"say which exporter: --standalone, or --to with one of {', '.join(sorted(host.parts('exporters')))}"
+        )
     opened = source(result)
     if is_result(opened):
         candidate = load_candidate(opened, source(float_model) if float_model else None, host=host)

@@ -9,10 +9,10 @@ import typer
 from rich.text import Text
 
 from octavo.core.errors import ConfigError, raised_as
-from octavo.core.history import read_history
 from octavo.core.report import text
-from octavo.core.result import read_manifest
-from octavo.core.trial import Trial
+from octavo.core.storage.history import read_history
+from octavo.core.tuning.result import read_manifest
+from octavo.core.values.trial import Trial
 
 from .console import out, show_json, table
 from .models import is_result
@@ -24,8 +24,12 @@ def register(app: typer.Typer) -> None:
 
 
 def history(
-    store: Annotated[str, typer.Argument(help="History file (or database URL), or the folder of a saved result.")],
-    study: Annotated[str | None, typer.Option(help="Name of the study in the store; default: its only one.")] = None,
+    store: Annotated[
+        str, typer.Argument(help="History file (or database URL), or the folder of a saved result.")
+    ],
+    study: Annotated[
+        str | None, typer.Option(help="Name of the study in the store; default: its only one.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the trials of a run. The store is only read."""
@@ -55,11 +59,27 @@ def trials_table(name: str, trials: tuple[Trial, ...]) -> object:
             if not t.number
             else Text("passes", "green")
             if t.passed
-            else Text(t.state if t.state != "complete" else "over budget" if t.over else "does not pass")
+            else Text(
+                t.state if t.state != "complete" else "over budget" if t.over else "does not pass"
+            )
         )
-        figures = [text.score(t, m) for m in metrics] + [text.relative(t.objectives.get(o)) for o in objectives]
-        rows.append((t.number, t.recipe.backend, text.bits(t), *figures, f"{sum(t.seconds.values()):.2f}", state))
+        figures = [text.score(t, m) for m in metrics] + [
+            text.relative(t.objectives.get(o)) for o in objectives
+        ]
+        rows.append(
+            (
+                t.number,
+                t.recipe.backend,
+                text.bits(t),
+                *figures,
+                f"{sum(t.seconds.values()):.2f}",
+                state,
+            )
+        )
     columns = ("#", "backend", "ops", *metrics, *objectives, "seconds", "state")
     return table(
-        columns, rows, title=f"{name}: {len([t for t in trials if t.number])} trials", right=("#", *metrics, *objectives, "seconds")
+        columns,
+        rows,
+        title=f"{name}: {len([t for t in trials if t.number])} trials",
+        right=("#", *metrics, *objectives, "seconds"),
     )

@@ -9,14 +9,14 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from octavo.core.adapter import Candidate
-from octavo.core.coverage import Coverage
+from octavo.core.contract.adapter import Candidate
+from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import OctavoError
-from octavo.core.graph import ModelView
-from octavo.core.opening import open_model
-from octavo.core.plugins import PluginHost
 from octavo.core.report import text
-from octavo.core.result import load_candidate, read_manifest
+from octavo.core.tuning.opening import open_model
+from octavo.core.tuning.result import load_candidate, read_manifest
+from octavo.core.values.coverage import Coverage
+from octavo.core.values.graph import ModelView
 
 from .console import out, show_json, table
 from .ledger import ledger_table
@@ -30,10 +30,17 @@ def register(app: typer.Typer) -> None:
 
 
 def inspect(
-    model: Annotated[str, typer.Argument(help="A model file, module:name, or the folder of a saved result.")],
-    backend: Annotated[str | None, typer.Option("--backend", "-b", help="Open with this backend.")] = None,
+    model: Annotated[
+        str, typer.Argument(help="A model file, module:name, or the folder of a saved result.")
+    ],
+    backend: Annotated[
+        str | None, typer.Option("--backend", "-b", help="Open with this backend.")
+    ] = None,
     float_model: Annotated[
-        str | None, typer.Option("--float", help="The float model (module:name), where a saved result does not hold it.")
+        str | None,
+        typer.Option(
+            "--float", help="The float model (module:name), where a saved result does not hold it."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -44,7 +51,10 @@ def inspect(
         return
     if isinstance(opened, Path) and (saved := _saved_file(opened)) is not None:
         out().print(ledger_table(saved.ledger))
-        out().print(f"backend {saved.recipe.backend}, {text.size(opened.stat().st_size)}, recipe {saved.recipe.digest}", soft_wrap=True)
+        out().print(
+            f"backend {saved.recipe.backend}, {text.size(opened.stat().st_size)}, recipe {saved.recipe.digest}",
+            soft_wrap=True,
+        )
         return
     found = open_model(opened, PluginHost(), backend=backend)
     view, facts = found.view, found.session.facts()
@@ -58,14 +68,21 @@ def inspect(
         for op in view.ops
     ]  # fmt: skip
     console.print(
-        table(("op", "type", "weight", "parameters", "MACs", "in float32", "remark"), rows, right=("parameters", "MACs", "in float32"))
+        table(
+            ("op", "type", "weight", "parameters", "MACs", "in float32", "remark"),
+            rows,
+            right=("parameters", "MACs", "in float32"),
+        )
     )
     if view.groups:
         groups = [(g.name, g.kind, ", ".join(g.members), g.producer) for g in view.groups]
         console.print(table(("group", "kind", "members", "producer"), groups))
     known = [op.macs for op in view.ops if op.macs is not None]
     inputs = ", ".join(f"{i.name} {i.dtype}{_shape(i.shape)}" for i in view.inputs)
-    console.print(f"inputs: {inputs or 'unknown'}; outputs: {', '.join(view.outputs) or 'unknown'}", soft_wrap=True)
+    console.print(
+        f"inputs: {inputs or 'unknown'}; outputs: {', '.join(view.outputs) or 'unknown'}",
+        soft_wrap=True,
+    )
     console.print(
         f"{len(view.ops)} ops, {view.parameters:,} weight elements ({text.size(4 * view.parameters)} in float32), {sum(known):,} MACs a sample"
     )
@@ -79,7 +96,10 @@ def inspect(
 
 def _unclaimed(view: ModelView) -> Table:
     """Weights that the model uses and no op claims: they stay float whatever is chosen."""
-    rows = [(w.name, "x".join(map(str, w.shape)), f"{prod(w.shape):,}", w.reason) for w in view.unclaimed]
+    rows = [
+        (w.name, "x".join(map(str, w.shape)), f"{prod(w.shape):,}", w.reason)
+        for w in view.unclaimed
+    ]
     return table(("in no op", "shape", "elements", "why it stays float"), rows, right=("elements",))
 
 
@@ -92,7 +112,11 @@ def _saved_file(path: Path) -> Candidate | None:
 
 
 def _shape(shape: tuple[int | None, ...] | None) -> str:
-    return "" if shape is None else "[" + ", ".join("any" if d is None else str(d) for d in shape) + "]"
+    return (
+        ""
+        if shape is None
+        else "[" + ", ".join("any" if d is None else str(d) for d in shape) + "]"
+    )
 
 
 def _as_json(view: ModelView) -> dict[str, Any]:
@@ -115,7 +139,12 @@ def _result(folder: Path, float_model: Any, as_json: bool) -> None:
     manifest = read_manifest(folder)
     size = sum(f.stat().st_size for f in (folder / "model").rglob("*") if f.is_file())
     if as_json:
-        show_json({**{k: manifest[k] for k in ("octavo", "backend", "recipe", "made", "environment")}, "bytes": size})
+        show_json(
+            {
+                **{k: manifest[k] for k in ("octavo", "backend", "recipe", "made", "environment")},
+                "bytes": size,
+            }
+        )
         return
     candidate = load_candidate(folder, float_model)
     console = out()
@@ -124,5 +153,6 @@ def _result(folder: Path, float_model: Any, as_json: bool) -> None:
     if coverage.total:
         console.print(float_weights(coverage))
     console.print(
-        f"backend {manifest['backend']}, {text.size(size)}, made {manifest['made']} by octavo {manifest['octavo']}", soft_wrap=True
+        f"backend {manifest['backend']}, {text.size(size)}, made {manifest['made']} by octavo {manifest['octavo']}",
+        soft_wrap=True,
     )

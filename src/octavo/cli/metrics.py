@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from octavo.core.errors import ConfigError, DataError, nearest
-from octavo.core.evaluation import to_numpy
-from octavo.core.racing import SampleScore
+from octavo.core.scoring.evaluation import to_numpy
+from octavo.core.scoring.racing import SampleScore
 
 from .data import Samples
 
@@ -58,7 +58,9 @@ def _accuracy(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def _top5(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     if outputs.ndim != 2 or labels.ndim != 1:
-        raise DataError(f"top5 takes outputs (samples, classes) and labels (samples,), not {outputs.shape} and {labels.shape}")
+        raise DataError(
+            f"top5 takes outputs (samples, classes) and labels (samples,), not {outputs.shape} and {labels.shape}"
+        )
     best = np.argpartition(outputs, -min(5, outputs.shape[1]), axis=1)[:, -5:]
     hit: np.ndarray = (best == labels[:, None]).any(1)
     return hit.astype(np.float64)
@@ -66,7 +68,9 @@ def _top5(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def _same_shape(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     if outputs.size != labels.size:
-        raise DataError(f"outputs of shape {outputs.shape} cannot be compared with targets of shape {labels.shape}")
+        raise DataError(
+            f"outputs of shape {outputs.shape} cannot be compared with targets of shape {labels.shape}"
+        )
     difference: np.ndarray = outputs.astype(np.float64) - labels.reshape(outputs.shape)
     return difference
 
@@ -86,9 +90,21 @@ METRICS: Mapping[str, Metric] = {
     "accuracy": Metric("share of right classes", _accuracy, needs_labels=True),
     "top5": Metric("share with the right class among the five likeliest", _top5, needs_labels=True),
     "agreement": Metric("share of classes that are the float model's", _accuracy),
-    "cosine": Metric("cosine similarity with the targets, or with the float model's outputs", _cosine),
-    "mse": Metric("mean squared error", lambda o, y: _mean(_same_shape(o, y) ** 2), higher_is_better=False, needs_labels=True),
-    "mae": Metric("mean absolute error", lambda o, y: _mean(np.abs(_same_shape(o, y))), higher_is_better=False, needs_labels=True),
+    "cosine": Metric(
+        "cosine similarity with the targets, or with the float model's outputs", _cosine
+    ),
+    "mse": Metric(
+        "mean squared error",
+        lambda o, y: _mean(_same_shape(o, y) ** 2),
+        higher_is_better=False,
+        needs_labels=True,
+    ),
+    "mae": Metric(
+        "mean absolute error",
+        lambda o, y: _mean(np.abs(_same_shape(o, y))),
+        higher_is_better=False,
+        needs_labels=True,
+    ),
 }
 
 
@@ -99,7 +115,9 @@ def metric(name: str) -> Metric:
         ConfigError: With the nearest names.
     """
     if name not in METRICS:
-        raise ConfigError(f"no metric called {name!r}{nearest(name, METRICS)}; for another score give --evaluate module:function")
+        raise ConfigError(
+            f"no metric called {name!r}{nearest(name, METRICS)}; for another score give --evaluate module:function"
+        )
     return METRICS[name]
 
 
@@ -121,7 +139,13 @@ class FileScore(SampleScore):
         reference: The float model, whose outputs stand in where there are no labels.
     """
 
-    def __init__(self, name: str, samples: Samples, batch_size: int, reference: Callable[..., Any] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        samples: Samples,
+        batch_size: int,
+        reference: Callable[..., Any] | None = None,
+    ) -> None:
         chosen = metric(name)
         super().__init__(self._some, len(samples), best=1.0 if chosen.higher_is_better else 0.0)
         self.data = samples
@@ -135,7 +159,9 @@ class FileScore(SampleScore):
         if labels is None:
             if reference is None:
                 raise DataError(f"{name} needs targets, and {samples.origin} holds none")
-            outputs = np.concatenate([first_output(reference, batch) for batch in samples.batches(batch_size)])
+            outputs = np.concatenate(
+                [first_output(reference, batch) for batch in samples.batches(batch_size)]
+            )
             labels = _classes(outputs) if name == "agreement" else outputs
         self._labels = labels
 

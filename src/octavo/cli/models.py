@@ -9,8 +9,8 @@ from types import FunctionType
 from typing import Any
 
 from octavo.core.errors import ConfigError, ModelError, nearest
-from octavo.core.result import MANIFEST
-from octavo.core.textfiles import absolute
+from octavo.core.system.textfiles import absolute
+from octavo.core.tuning.result import MANIFEST
 
 
 def named_object(spec: str, option: str) -> Any:
@@ -32,7 +32,9 @@ def named_object(spec: str, option: str) -> Any:
         ) from error
     for step in attribute.split("."):
         if not hasattr(found, step):
-            raise ConfigError(f"{option} {spec!r}: {module} has no {attribute!r}{nearest(step, [n for n in dir(found) if n[0] != '_'])}")
+            raise ConfigError(
+                f"{option} {spec!r}: {module} has no {attribute!r}{nearest(step, [n for n in dir(found) if n[0] != '_'])}"
+            )
         found = getattr(found, step)
     return found
 
@@ -48,7 +50,9 @@ def source(model: str) -> Any:
     if ":" in model and not model.endswith((".onnx", ".npz")):
         found = named_object(model, "model")
         return found() if isinstance(found, (FunctionType, type)) else found
-    raise ModelError(f"{model} does not exist; give a path, or module:name of a Python object or of a function that makes one")
+    raise ModelError(
+        f"{model} does not exist; give a path, or module:name of a Python object or of a function that makes one"
+    )
 
 
 def is_result(path: Any) -> bool:

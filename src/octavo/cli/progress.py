@@ -7,10 +7,10 @@ from types import TracebackType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from octavo.core.loop import Progress as Callback
-from octavo.core.recipe import Recipe
 from octavo.core.report import text
-from octavo.core.trial import Trial
+from octavo.core.tuning.loop import Progress as Callback
+from octavo.core.values.recipe import Recipe
+from octavo.core.values.trial import Trial
 
 from .console import err, warn
 
@@ -28,17 +28,34 @@ def line(trial: Trial, metric: str) -> str:
         return f"trial {trial.number} on {trial.recipe.backend} failed: {trial.error.strip().splitlines()[-1] if trial.error else 'no error text'}"
     figures = [f"{metric} {text.score(trial, metric)}"]
     for name, m in trial.objectives.items():
-        figures.append(f"{name} {text.measured(m)}" + (f" ({m.ratio:.2f} of float)" if m.ratio is not None and trial.number else ""))
+        figures.append(
+            f"{name} {text.measured(m)}"
+            + (f" ({m.ratio:.2f} of float)" if m.ratio is not None and trial.number else "")
+        )
     if trial.state == "rejected":
         return f"trial {trial.number} on {trial.recipe.backend}: {', '.join(figures)}, stopped after {trial.evaluated:.0%} of the samples"
-    verdict = "" if not trial.number else ", passes" if trial.passed else over_budget(trial) or ", does not pass"
-    who = "float model" if not trial.number else f"trial {trial.number} on {trial.recipe.backend}: {text.bits(trial) or 'float'}"
+    verdict = (
+        ""
+        if not trial.number
+        else ", passes"
+        if trial.passed
+        else over_budget(trial) or ", does not pass"
+    )
+    who = (
+        "float model"
+        if not trial.number
+        else f"trial {trial.number} on {trial.recipe.backend}: {text.bits(trial) or 'float'}"
+    )
     return f"{who}: {', '.join(figures)}{verdict}"
 
 
 def over_budget(trial: Trial) -> str:
     """Return which budgets a trial overran and by how much; empty if none."""
-    return f", over budget: {', '.join(f'{name} by {share - 1:.1%}' for name, share in trial.over.items())}" if trial.over else ""
+    return (
+        f", over budget: {', '.join(f'{name} by {share - 1:.1%}' for name, share in trial.over.items())}"
+        if trial.over
+        else ""
+    )
 
 
 class Show(Callback):
@@ -54,7 +71,12 @@ class Show(Callback):
     def __enter__(self) -> Show:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self._live is not None:
             self._live.stop()
 
@@ -67,7 +89,11 @@ class Show(Callback):
         self._metric = next(iter(baseline.metrics))
         self._line(line(baseline, self._metric))
         size = (
-            f"{space_size:,}" if space_size < 10**9 else f"{space_size:.2e}" if space_size < 10**300 else f"10^{len(str(space_size)) - 1}"
+            f"{space_size:,}"
+            if space_size < 10**9
+            else f"{space_size:.2e}"
+            if space_size < 10**300
+            else f"10^{len(str(space_size)) - 1}"
         )
         self._line(f"goal: {goal}; {size} recipes in the space, at most {max_trials} evaluations")
         if self._console.is_terminal and not self._quiet:
@@ -77,7 +103,13 @@ class Show(Callback):
                 TextColumn("{task.completed:.0f}/{task.total:.0f}"),
                 TimeElapsedColumn(),
             )
-            self._live = Progress(*columns, TextColumn("{task.fields[left]}"), console=self._console, transient=True, refresh_per_second=2)
+            self._live = Progress(
+                *columns,
+                TextColumn("{task.fields[left]}"),
+                console=self._console,
+                transient=True,
+                refresh_per_second=2,
+            )
             self._task = self._live.add_task("searching", total=max_trials, left="")
             self._live.start()
 
@@ -90,7 +122,10 @@ class Show(Callback):
         """Show the trial and the best so far."""
         left = "" if seconds_left is None else f"about {duration(seconds_left)} left"
         so_far = f"best so far: trial {best.number}" if best else "none passes so far"
-        self._line(f"{line(trial, self._metric)}; {so_far}" + (f"; {left}" if left and self._live is None else ""))
+        self._line(
+            f"{line(trial, self._metric)}; {so_far}"
+            + (f"; {left}" if left and self._live is None else "")
+        )
         if self._live is not None and self._task is not None:
             self._live.update(self._task, advance=1, left=f"{so_far}; {left}")
 

@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from octavo.core.config import TuningConfig
-from octavo.core.direct import quantize_model
 from octavo.core.errors import ConfigError
-from octavo.core.presets import PRESETS
-from octavo.core.result import check_target
+from octavo.core.tuning.config import TuningConfig
+from octavo.core.tuning.presets import PRESETS
+from octavo.core.tuning.quantize import quantize_model
+from octavo.core.tuning.result import check_target
 
 from .console import out, say
 from .data import calibration_source
@@ -33,10 +33,20 @@ def quantize(
             help=f"One of {', '.join(PRESETS)}; or a saved result, a recipe (.json), or a configuration whose rules say what each op takes."
         ),
     ] = "int8-static",
-    data: Annotated[str | None, typer.Option(help="Calibration samples: an .npz, a folder of .npy, or module:name.")] = None,
-    labels: Annotated[str | None, typer.Option(help="Name of an array in --data that is no input.")] = None,
-    backend: Annotated[str | None, typer.Option("--backend", "-b", help="Backend; default: the model's own.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the result; default: MODEL-SCHEME.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Calibration samples: an .npz, a folder of .npy, or module:name."),
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Name of an array in --data that is no input.")
+    ] = None,
+    backend: Annotated[
+        str | None, typer.Option("--backend", "-b", help="Backend; default: the model's own.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder for the result; default: MODEL-SCHEME."),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples per calibration batch.")] = 32,
 ) -> None:
     """Quantize MODEL by a named scheme and print what became of each op."""
@@ -48,7 +58,9 @@ def quantize(
     target = check_target(output or Path(f"{stem}-{Path(scheme).stem}"))
     batches = calibration_source(data, "--data", batch_size, labels) if data is not None else None
     if batches is None and isinstance(chosen, str) and "static" in chosen:
-        raise ConfigError(f"scheme {scheme!r} needs calibration samples: give --data, or take a dynamic or weight-only scheme")
+        raise ConfigError(
+            f"scheme {scheme!r} needs calibration samples: give --data, or take a dynamic or weight-only scheme"
+        )
     quantized = quantize_model(opened, chosen, batches, backend=backend)
     for note in quantized.notes:
         if note != quantized.coverage.summary():  # the table tells it

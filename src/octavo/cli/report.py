@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from octavo.core.report import report_data, write
-from octavo.core.result import read_manifest
+from octavo.core.tuning.result import read_manifest
 
 from .console import out
 from .summary import summary
@@ -22,7 +22,10 @@ def register(app: typer.Typer) -> None:
 def report(
     result: Annotated[Path, typer.Argument(help="Folder of a saved result.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Where to write the page; default: report.html in the folder.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Where to write the page; default: report.html in the folder."
+        ),
     ] = None,
     title: Annotated[str, typer.Option(help="Heading of the page.")] = "Quantization report",
 ) -> None:

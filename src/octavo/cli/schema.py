@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from octavo.core.config import config_schema
-from octavo.core.plugins import PluginHost
+from octavo.core.contract.plugins import PluginHost
+from octavo.core.tuning.config import config_schema
 
 from .console import show_json
 
@@ -18,7 +18,10 @@ def register(app: typer.Typer) -> None:
 
 
 def schema(
-    autoload: Annotated[bool, typer.Option("--autoload/--no-autoload", help="Include plugins of other distributions.")] = True,
+    autoload: Annotated[
+        bool,
+        typer.Option("--autoload/--no-autoload", help="Include plugins of other distributions."),
+    ] = True,
 ) -> None:
     """Print the JSON schema of a tuning configuration, with the settings of every loaded part."""
     show_json(config_schema(PluginHost(third_party=autoload)))

@@ -12,15 +12,15 @@ from typing import Annotated, Literal
 import typer
 from rich.text import Text
 
-from octavo.core.config import TuningConfig
 from octavo.core.errors import ModelError
-from octavo.core.opening import open_all, plugin_host
-from octavo.core.realize import Realizer
-from octavo.core.rules import build_space
-from octavo.core.scheme import OpScheme
-from octavo.core.sensitivity import SensitivityService
-from octavo.core.space import Unit
-from octavo.core.textfiles import write_text
+from octavo.core.quantizing.realize import Realizer
+from octavo.core.sensitivity.service import SensitivityService
+from octavo.core.system.textfiles import write_text
+from octavo.core.tuning.config import TuningConfig
+from octavo.core.tuning.opening import open_all, plugin_host
+from octavo.core.tuning.rules import build_space
+from octavo.core.values.scheme import OpScheme
+from octavo.core.values.space import Unit
 
 from .console import out, say, show_json, table
 from .data import read_samples
@@ -39,15 +39,30 @@ def sensitivity(
     data: Annotated[Path, typer.Option(help="Calibration samples: an .npz or a folder of .npy.")],
     kind: Annotated[
         Literal["output_distance", "weight_error", "hessian", "gradient", "hessian_trace"],
-        typer.Option(help="Distance of the model's outputs (a run each), estimates from weights and inputs, or (torch) from gradients."),
+        typer.Option(
+            help="Distance of the model's outputs (a run each), estimates from weights and inputs, or (torch) from gradients."
+        ),
     ] = "output_distance",
-    labels: Annotated[str | None, typer.Option(help="Name of an array in --data that is no input.")] = None,
-    config: Annotated[Path | None, typer.Option("--config", "-c", help="Configuration whose rules restrict the schemes.")] = None,
-    backend: Annotated[str | None, typer.Option("--backend", "-b", help="Backend; default: the model's own.")] = None,
-    every: Annotated[bool, typer.Option("--all", help="Every scheme of every unit; default: the first of each mode.")] = False,
+    labels: Annotated[
+        str | None, typer.Option(help="Name of an array in --data that is no input.")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", help="Configuration whose rules restrict the schemes."),
+    ] = None,
+    backend: Annotated[
+        str | None, typer.Option("--backend", "-b", help="Backend; default: the model's own.")
+    ] = None,
+    every: Annotated[
+        bool,
+        typer.Option("--all", help="Every scheme of every unit; default: the first of each mode."),
+    ] = False,
     batches: Annotated[int, typer.Option(min=1, help="Batches of --data that are used.")] = 2,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples per batch.")] = 32,
-    save: Annotated[Path | None, typer.Option(help="Keep the scores in this file, and start from it if it is there.")] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(help="Keep the scores in this file, and start from it if it is there."),
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the scores into this .svg.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -56,13 +71,21 @@ def sensitivity(
     host = plugin_host(settings)
     with ExitStack() as stack:
         opened, given, _ = open_all(
-            source(model), list(islice(read_samples(data, labels).batches(batch_size), batches)), settings, host, stack
+            source(model),
+            list(islice(read_samples(data, labels).batches(batch_size), batches)),
+            settings,
+            host,
+            stack,
         )
         target = opened[-1]
         space = build_space(target, settings.rules, simulated=settings.simulated)
         if not space.tunable:
-            raise ModelError(f"{model} has nothing to quantize on {target.name}; see octavo capabilities {model}")
-        realizer = Realizer(target, space, host, non_finite=settings.non_finite, gram_bytes=settings.gram_bytes)
+            raise ModelError(
+                f"{model} has nothing to quantize on {target.name}; see octavo capabilities {model}"
+            )
+        realizer = Realizer(
+            target, space, host, non_finite=settings.non_finite, gram_bytes=settings.gram_bytes
+        )
         realizer.calibrate(given[target.name])
         service = SensitivityService(target, realizer, tuple(given[target.name]), save)
         found = {unit.name: _scores(service, kind, unit, every) for unit in space.tunable}
@@ -74,7 +97,14 @@ def sensitivity(
     else:
         bar = _bars([v for losses in found.values() for v in losses.values()])
         rows = [
-            (unit.name, unit.type, f"{unit.parameters:,}" if unit.parameters else "", scheme, _shown(value), bar(value))
+            (
+                unit.name,
+                unit.type,
+                f"{unit.parameters:,}" if unit.parameters else "",
+                scheme,
+                _shown(value),
+                bar(value),
+            )
             for unit in ranked
             for scheme, value in sorted(found[unit.name].items(), key=lambda pair: -pair[1])
         ]
@@ -83,11 +113,19 @@ def sensitivity(
     if plot is not None:
         from octavo.core.report.charts import sensitivities
 
-        write_text(plot, sensitivities([(u.name, str(s), v) for u in ranked for s, v in found[u.name].items()], kind.replace("_", " ")))
+        write_text(
+            plot,
+            sensitivities(
+                [(u.name, str(s), v) for u in ranked for s, v in found[u.name].items()],
+                kind.replace("_", " "),
+            ),
+        )
         say(f"plot: {plot}")
 
 
-def _scores(service: SensitivityService, kind: str, unit: Unit, every: bool) -> dict[OpScheme, float]:
+def _scores(
+    service: SensitivityService, kind: str, unit: Unit, every: bool
+) -> dict[OpScheme, float]:
     modes: dict[str, OpScheme] = {}
     for scheme in unit.choices:
         if not scheme.is_float:
@@ -104,10 +142,16 @@ def _bars(losses: Sequence[float]) -> Callable[[float], str]:
     def bar(value: float) -> str:
         if not 0 < value < math.inf:
             return ""
-        return "█" * (1 + round((BAR - 1) * (math.log(value) - low) / (high - low))) if high > low else "█"
+        return (
+            "█" * (1 + round((BAR - 1) * (math.log(value) - low) / (high - low)))
+            if high > low
+            else "█"
+        )
 
     return bar
 
 
 def _shown(value: float) -> Text:
-    return Text("cannot be carried out", "yellow") if value == float("inf") else Text(f"{value:.3g}")
+    return (
+        Text("cannot be carried out", "yellow") if value == float("inf") else Text(f"{value:.3g}")
+    )

@@ -8,9 +8,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from octavo.core.choice import choose
-from octavo.core.coverage import Coverage
 from octavo.core.report import ReportData, text
+from octavo.core.tuning.choice import choose
+from octavo.core.values.coverage import Coverage
 
 from .console import table
 
@@ -31,15 +31,22 @@ def comparison(data: ReportData) -> Table:
         rows.append(("transforms", "none", ", ".join(map(str, best.recipe.transforms)), ""))
     without = "float" if data.kept_float else "none"
     title = f"trial {best.number}" if best else without
-    return table(("", "float", f"best ({title})", "ratio"), rows, right=("float", f"best ({title})", "ratio"))
+    return table(
+        ("", "float", f"best ({title})", "ratio"), rows, right=("float", f"best ({title})", "ratio")
+    )
 
 
 def left_in_float(data: ReportData) -> Table | Text:
     """What stayed in float, and why."""
     if not data.left_in_float:
         return Text("left in float: nothing")
-    rows = [(kind, len(names), f"{size:,}", why, _few(names)) for kind, why, names, size in data.left_in_float]
-    return table(("left in float", "ops", "weights", "why", "which"), rows, right=("ops", "weights"))
+    rows = [
+        (kind, len(names), f"{size:,}", why, _few(names))
+        for kind, why, names, size in data.left_in_float
+    ]
+    return table(
+        ("left in float", "ops", "weights", "why", "which"), rows, right=("ops", "weights")
+    )
 
 
 def float_weights(coverage: Coverage, most: int = 8) -> Table | Text:
@@ -54,14 +61,25 @@ def float_weights(coverage: Coverage, most: int = 8) -> Table | Text:
     if rest:
         others = [row for _, own in rest for row in own]
         elements = sum(row.elements for row in others)
-        rows.append((f"{elements:,}", len(others), f"{len(rest)} further reasons", _few(tuple(row.weight for row in others))))
+        rows.append(
+            (
+                f"{elements:,}",
+                len(others),
+                f"{len(rest)} further reasons",
+                _few(tuple(row.weight for row in others)),
+            )
+        )
     share = f"{100 * coverage.kept / coverage.total:.3g} %"
     title = f"{coverage.kept:,} of {coverage.total:,} weights ({share}) stay float"
-    return table(("weights", "tensors", "why", "which"), rows, right=("weights", "tensors"), title=title)
+    return table(
+        ("weights", "tensors", "why", "which"), rows, right=("weights", "tensors"), title=title
+    )
 
 
 def _few(names: tuple[str, ...], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (f", and {len(names) - most} more" if len(names) > most else "")
+    return ", ".join(names[:most]) + (
+        f", and {len(names) - most} more" if len(names) > most else ""
+    )
 
 
 def backends(data: ReportData) -> Table | None:
@@ -73,11 +91,15 @@ def backends(data: ReportData) -> Table | None:
     rows: list[tuple[object, ...]] = []
     for name in names:
         own = [t for t in data.completed if t.recipe.backend == name]
-        best = choose(own, objectives) or max(own, key=lambda t: (t.margin, -t.number), default=None)
+        best = choose(own, objectives) or max(
+            own, key=lambda t: (t.margin, -t.number), default=None
+        )
         if best is None:
             rows.append((name, "-", *["-"] * (2 + 2 * len(objectives))))
             continue
-        figures = [f(best.objectives.get(o)) for o in objectives for f in (text.measured, text.ratio)]
+        figures = [
+            f(best.objectives.get(o)) for o in objectives for f in (text.measured, text.ratio)
+        ]
         rows.append(
             (
                 name,
@@ -87,8 +109,19 @@ def backends(data: ReportData) -> Table | None:
                 text.bits(best) + ("" if best.passed else " (does not pass)"),
             )
         )
-    columns = ("backend", "trial", data.metric, *[c for o in objectives for c in (o, f"{o} ratio")], "ops")
-    return table(columns, rows, title="The best of each backend; ratios to the float model as given", right=columns[1:-1])
+    columns = (
+        "backend",
+        "trial",
+        data.metric,
+        *[c for o in objectives for c in (o, f"{o} ratio")],
+        "ops",
+    )
+    return table(
+        columns,
+        rows,
+        title="The best of each backend; ratios to the float model as given",
+        right=columns[1:-1],
+    )
 
 
 def summary(data: ReportData) -> Group:

@@ -10,14 +10,14 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from octavo.core.config import TuningConfig
 from octavo.core.errors import ConfigError, DataError, MissingFramework
-from octavo.core.evaluation import ArrayModel
-from octavo.core.opening import open_model, plugin_host
 from octavo.core.report import report_data, write
-from octavo.core.result import Result, check_target, read_manifest
-from octavo.core.run import autotune
-from octavo.core.signals import deferred_interrupts, terminate_as_interrupt
+from octavo.core.scoring.evaluation import ArrayModel
+from octavo.core.system.signals import deferred_interrupts, terminate_as_interrupt
+from octavo.core.tuning.config import TuningConfig
+from octavo.core.tuning.opening import open_model, plugin_host
+from octavo.core.tuning.result import Result, check_target, read_manifest
+from octavo.core.tuning.run import autotune
 
 from .console import out, say, warn
 from .data import Samples, calibration_source, read_samples, split
@@ -38,25 +38,60 @@ def register(app: typer.Typer) -> None:
 def tune(
     context: typer.Context,
     model: Annotated[
-        str, typer.Argument(help="A model file (.onnx, .npz), or module:name of a Python object or of a function that makes one.")
+        str,
+        typer.Argument(
+            help="A model file (.onnx, .npz), or module:name of a Python object or of a function that makes one."
+        ),
     ],
     data: Annotated[
-        Path | None, typer.Option(help="Samples: an .npz or a folder of .npy, one array per model input and one of labels.")
+        Path | None,
+        typer.Option(
+            help="Samples: an .npz or a folder of .npy, one array per model input and one of labels."
+        ),
     ] = None,
     metric_name: Annotated[
-        str | None, typer.Option("--metric", help=f"Score on --data: {', '.join(METRICS)}; or a name for --evaluate's.")
+        str | None,
+        typer.Option(
+            "--metric", help=f"Score on --data: {', '.join(METRICS)}; or a name for --evaluate's."
+        ),
     ] = None,
-    evaluate: Annotated[str | None, typer.Option(help="module:function that scores a candidate, instead of a built-in metric.")] = None,
+    evaluate: Annotated[
+        str | None,
+        typer.Option(help="module:function that scores a candidate, instead of a built-in metric."),
+    ] = None,
     calibration: Annotated[
-        str | None, typer.Option(help="Calibration samples (.npz, folder, or module:name); default: a part of --data.")
+        str | None,
+        typer.Option(
+            help="Calibration samples (.npz, folder, or module:name); default: a part of --data."
+        ),
     ] = None,
-    labels: Annotated[str | None, typer.Option(help="Name of the array of labels in --data.")] = None,
-    config: Annotated[Path | None, typer.Option("--config", "-c", help="Configuration (.toml, .yaml, .json); options override it.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the result; default: MODEL-quantized.")] = None,
-    backend: Annotated[list[str] | None, typer.Option("--backend", "-b", help="Search over this backend; may be repeated.")] = None,
-    strategy: Annotated[str | None, typer.Option(help="Search strategy; see octavo plugins.")] = None,
-    tolerance: Annotated[float | None, typer.Option(help="Tolerated loss of the score; default 0.01.")] = None,
-    mode: Annotated[Literal["relative", "absolute"] | None, typer.Option(help="Of the float score, or in its own units.")] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Name of the array of labels in --data.")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config", "-c", help="Configuration (.toml, .yaml, .json); options override it."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder for the result; default: MODEL-quantized."),
+    ] = None,
+    backend: Annotated[
+        list[str] | None,
+        typer.Option("--backend", "-b", help="Search over this backend; may be repeated."),
+    ] = None,
+    strategy: Annotated[
+        str | None, typer.Option(help="Search strategy; see octavo plugins.")
+    ] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(help="Tolerated loss of the score; default 0.01.")
+    ] = None,
+    mode: Annotated[
+        Literal["relative", "absolute"] | None,
+        typer.Option(help="Of the float score, or in its own units."),
+    ] = None,
     lower_is_better: Annotated[
         bool | None,
         typer.Option(
@@ -65,20 +100,45 @@ def tune(
             show_default=False,
         ),
     ] = None,
-    minimise: Annotated[list[str] | None, typer.Option(help="What to minimise, most important first; may be repeated.")] = None,
-    max_trials: Annotated[int | None, typer.Option(help="Evaluations after the float model's.")] = None,
-    timeout: Annotated[str | None, typer.Option(help="Limit of the search: 90s, 10min, 2h.")] = None,
-    stop: Annotated[Literal["goal", "budget"] | None, typer.Option(help="End at the first recipe that passes, or use the budget.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The only source of randomness.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples per call, in calibration, scoring and timing.")] = 32,
-    calibration_size: Annotated[int, typer.Option(min=1, help="Samples of --data set aside for calibration.")] = 128,
-    holdout: Annotated[
-        float | None, typer.Option(help="Share of the scored samples kept from the search, to confirm the winner on.")
+    minimise: Annotated[
+        list[str] | None,
+        typer.Option(help="What to minimise, most important first; may be repeated."),
     ] = None,
-    storage: Annotated[str | None, typer.Option(help="History file or database URL; default: beside the output.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where a run on the same history stopped.")] = False,
-    report: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html into the output folder.")] = True,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the tables at the end.")] = False,
+    max_trials: Annotated[
+        int | None, typer.Option(help="Evaluations after the float model's.")
+    ] = None,
+    timeout: Annotated[
+        str | None, typer.Option(help="Limit of the search: 90s, 10min, 2h.")
+    ] = None,
+    stop: Annotated[
+        Literal["goal", "budget"] | None,
+        typer.Option(help="End at the first recipe that passes, or use the budget."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="The only source of randomness.")] = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Samples per call, in calibration, scoring and timing.")
+    ] = 32,
+    calibration_size: Annotated[
+        int, typer.Option(min=1, help="Samples of --data set aside for calibration.")
+    ] = 128,
+    holdout: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the scored samples kept from the search, to confirm the winner on."
+        ),
+    ] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="History file or database URL; default: beside the output.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where a run on the same history stopped.")
+    ] = False,
+    report: Annotated[
+        bool, typer.Option("--report/--no-report", help="Write report.html into the output folder.")
+    ] = True,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print only the tables at the end.")
+    ] = False,
 ) -> None:
     """Find the smallest, fastest quantized version of MODEL that is still good enough."""
     settings = {
@@ -88,8 +148,15 @@ def tune(
     }  # fmt: skip
     configured = TuningConfig.read(config, **{k: v for k, v in settings.items() if v is not None})
     opened = source(model)
-    target = check_target(output or Path(f"{Path(model).stem if isinstance(opened, Path) else model.split(':')[-1]}-quantized"))
-    score, batches, configured = _evaluation(opened, configured, data, evaluate, calibration, labels, batch_size, calibration_size)
+    target = check_target(
+        output
+        or Path(
+            f"{Path(model).stem if isinstance(opened, Path) else model.split(':')[-1]}-quantized"
+        )
+    )
+    score, batches, configured = _evaluation(
+        opened, configured, data, evaluate, calibration, labels, batch_size, calibration_size
+    )
     # Signals end the run as a whole in peace: what was found is saved before the process ends.
     with terminate_as_interrupt():
         with Show(quiet) as show:
@@ -130,21 +197,35 @@ def _evaluation(
     elif samples is not None:
         kept, samples = split(samples, calibration_size)
         batches = list(kept.batches(batch_size))
-        say(f"{data}: {len(kept)} samples calibrate, {len(samples)} others score (--calibration gives calibration data of its own)")
+        say(
+            f"{data}: {len(kept)} samples calibrate, {len(samples)} others score (--calibration gives calibration data of its own)"
+        )
     else:
-        raise DataError("calibration data is missing: give --data, or --calibration beside --evaluate")
+        raise DataError(
+            "calibration data is missing: give --data, or --calibration beside --evaluate"
+        )
     if evaluate is not None:
         score = named_object(evaluate, "--evaluate")
         if not callable(score):
-            raise ConfigError(f"--evaluate {evaluate!r} is a {type(score).__name__}, not a function: candidate -> score")
+            raise ConfigError(
+                f"--evaluate {evaluate!r} is a {type(score).__name__}, not a function: candidate -> score"
+            )
         return score, batches, settings
     if samples is None:
-        raise ConfigError("say how a candidate is scored: --data with --metric, or --evaluate module:function")
-    return _file_score(model, settings, samples, batch_size), batches, _with_direction(settings, samples)
+        raise ConfigError(
+            "say how a candidate is scored: --data with --metric, or --evaluate module:function"
+        )
+    return (
+        _file_score(model, settings, samples, batch_size),
+        batches,
+        _with_direction(settings, samples),
+    )
 
 
 def _name(settings: TuningConfig, samples: Samples) -> str:
-    return str(settings.accuracy.get("metric") or ("accuracy" if samples.labels is not None else "cosine"))
+    return str(
+        settings.accuracy.get("metric") or ("accuracy" if samples.labels is not None else "cosine")
+    )
 
 
 def _with_direction(settings: TuningConfig, samples: Samples) -> TuningConfig:

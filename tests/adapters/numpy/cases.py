@@ -8,8 +8,8 @@ from typing import Any
 from onnx.backend.test.loader import load_model_tests
 
 import octavo
+from octavo.adapters.numpy.files.onnx_reader import from_onnx
 from octavo.adapters.numpy.graph import Graph
-from octavo.adapters.numpy.reader import from_onnx
 
 
 @cache
@@ -30,4 +30,8 @@ def node_cases() -> tuple[tuple[Any, Graph], ...]:
 def matching(pattern: str, left_out: tuple[str, ...]) -> list[tuple[Any, Graph]]:
     """Return the cases whose names match a pattern and none of those left out."""
     wanted, unwanted = re.compile(pattern), re.compile("|".join(left_out))
-    return [(case, graph) for case, graph in node_cases() if wanted.search(case.name) and not unwanted.search(case.name)]
+    return [
+        (case, graph)
+        for case, graph in node_cases()
+        if wanted.search(case.name) and not unwanted.search(case.name)
+    ]

@@ -14,12 +14,18 @@ import octavo
 from octavo.adapters.numpy import NumpyConfig
 from octavo.adapters.numpy.adapter import NumpyAdapter, NumpySession
 from octavo.adapters.numpy.graph import Builder, Graph
-from octavo.core.adapter import OpParameters
+from octavo.core.contract.adapter import OpParameters
 from octavo.core.errors import DataError, ModelError, NonFiniteWeight, SchemeError
-from octavo.core.numerics.affine import QuantParams, affine_params, dequantize, integer_range, quantize
+from octavo.core.numerics.affine import (
+    QuantParams,
+    affine_params,
+    dequantize,
+    integer_range,
+    quantize,
+)
 from octavo.core.numerics.tensor import QuantizedTensor
-from octavo.core.recipe import Recipe
-from octavo.core.scheme import FLOAT, OpScheme, QuantSpec
+from octavo.core.values.recipe import Recipe
+from octavo.core.values.scheme import FLOAT, OpScheme, QuantSpec
 
 RNG = np.random.default_rng(7)
 
@@ -58,18 +64,26 @@ def parameters(s: NumpySession, scheme: OpScheme, batch: np.ndarray) -> dict[str
     seen: dict[str, np.ndarray] = {}
     view = s.describe()
     ops = [op for op in view.ops if op.weight]
-    s.observe([(batch,)], {op.inputs[0] for op in ops}, lambda name, x: seen.update({name: np.array(x)}))
+    s.observe(
+        [(batch,)], {op.inputs[0] for op in ops}, lambda name, x: seen.update({name: np.array(x)})
+    )
     found = {}
     for op in ops:
         assert op.weight is not None
         weight = _quantized(s.tensor(op.weight.name), scheme.weight, op.weight.channel_axis)
         x = seen[op.inputs[0]]
-        inputs: tuple[QuantParams | None, ...] = (affine_params(x.min(), x.max(), scheme.input),) if scheme.mode == "static" else ()
+        inputs: tuple[QuantParams | None, ...] = (
+            (affine_params(x.min(), x.max(), scheme.input),) if scheme.mode == "static" else ()
+        )
         found[op.name] = OpParameters(scheme, weight, inputs)
     return found
 
 
-SCHEMES = [offer.scheme for offer in NumpyAdapter(NumpyConfig()).open(network()).capability().offers["conv"] if offer.scheme.input]
+SCHEMES = [
+    offer.scheme
+    for offer in NumpyAdapter(NumpyConfig()).open(network()).capability().offers["conv"]
+    if offer.scheme.input
+]
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
@@ -86,11 +100,17 @@ def test_an_integer_op_computes_the_product_of_the_dequantized_codes(scheme: OpS
         assert weight is not None
         candidate = s.apply(Recipe({name: scheme}, backend="numpy"), {name: given[name]})
         seen: dict[str, np.ndarray] = {}
-        watch = dict.fromkeys([value, op.outputs[0]], lambda n, x, seen=seen: seen.update({n: np.array(x)}))
+        watch = dict.fromkeys(
+            [value, op.outputs[0]], lambda n, x, seen=seen: seen.update({n: np.array(x)})
+        )
         candidate.program.run([batch], watch)
         x = seen[value]
         assert scheme.input is not None
-        params = given[name].inputs[0] if scheme.mode == "static" else affine_params(x.min(), x.max(), scheme.input)
+        params = (
+            given[name].inputs[0]
+            if scheme.mode == "static"
+            else affine_params(x.min(), x.max(), scheme.input)
+        )
         assert params is not None
         codes = np.clip(np.rint(x / params.scale) + params.zero_point, *integer_range(scheme.input))
         real = (codes - params.zero_point).astype(np.float64) * float(params.scale)
@@ -98,11 +118,16 @@ def test_an_integer_op_computes_the_product_of_the_dequantized_codes(scheme: OpS
         node = next(n for n in graph.nodes if n.name == name)
         changed = graph.with_(
             nodes=(node,),
-            initializers={**graph.initializers, op.weight.name: np.asarray(dequantize(weight.codes, weight.params)).astype(np.float64)},
+            initializers={
+                **graph.initializers,
+                op.weight.name: np.asarray(dequantize(weight.codes, weight.params)).astype(
+                    np.float64
+                ),
+            },
             inputs=(type(graph.inputs[0])(value, None, "float64"),),
             outputs=op.outputs,
         )
-        from octavo.adapters.numpy.program import Kernels, Program
+        from octavo.adapters.numpy.run.program import Kernels, Program
 
         expected = Program(changed, Kernels(1 << 22)).run([real])[0]
         got = seen[op.outputs[0]]
@@ -127,7 +152,11 @@ def test_recurrent_layers_say_why_they_stay_float() -> None:
     b = Builder()
     x = b.input("x", (5, 2, 4))
     y = b.LSTM(
-        x, RNG.normal(0, 0.3, (1, 32, 4)).astype(np.float32), RNG.normal(0, 0.3, (1, 32, 8)).astype(np.float32), hidden_size=8, name="cell"
+        x,
+        RNG.normal(0, 0.3, (1, 32, 4)).astype(np.float32),
+        RNG.normal(0, 0.3, (1, 32, 8)).astype(np.float32),
+        hidden_size=8,
+        name="cell",
     )
     s = session(b.graph(y))
     assert s.capability().for_op(s.describe().by_name["cell"]) == (FLOAT,)
@@ -167,7 +196,9 @@ def test_rescaling_keeps_the_function() -> None:
     y = b.Relu(b.Conv(y, f(8, 1, 3, 3), f(8), group=8, name="b"))
     y = b.Relu(b.Conv(y, f(6, 4, 1, 1), f(6), group=2, name="c"))
     y = b.Flatten(y)
-    y = b.LayerNormalization(b.Relu(b.Gemm(y, f(24, 12), f(12), name="d")), f(12), f(12), name="norm")
+    y = b.LayerNormalization(
+        b.Relu(b.Gemm(y, f(24, 12), f(12), name="d")), f(12), f(12), name="norm"
+    )
     graph = b.graph(b.Gemm(y, f(12, 4), name="e"))
     s = session(graph)
     groups = {g.producer: g for g in s.describe().groups}
@@ -192,7 +223,9 @@ def test_wrong_batches_are_refused_with_expected_against_got() -> None:
 
 def test_a_weight_with_nan_is_refused_by_name() -> None:
     b = Builder()
-    graph = b.graph(b.Gemm(b.input("x", (None, 2)), np.full((2, 2), np.nan, np.float32), name="layer"))
+    graph = b.graph(
+        b.Gemm(b.input("x", (None, 2)), np.full((2, 2), np.nan, np.float32), name="layer")
+    )
     with pytest.raises(NonFiniteWeight, match=r"layer\.weight"):
         session(graph)
 
@@ -218,10 +251,23 @@ def test_a_model_of_half_precision_keeps_its_type(dtype: str, mode: str) -> None
     kind = np.dtype(getattr(ml_dtypes, dtype)) if dtype == "bfloat16" else np.dtype(dtype)
     b = Builder()
     x = b.input("x", (None, 16), dtype)
-    y = b.Relu(b.Gemm(x, RNG.normal(0, 0.3, (16, 8)).astype(kind), RNG.normal(0, 0.3, 8).astype(kind), name="a"))
+    y = b.Relu(
+        b.Gemm(
+            x,
+            RNG.normal(0, 0.3, (16, 8)).astype(kind),
+            RNG.normal(0, 0.3, 8).astype(kind),
+            name="a",
+        )
+    )
     model = b.graph(b.Gemm(y, RNG.normal(0, 0.3, (8, 4)).astype(kind), name="b"))
-    batch = RNG.normal(0, 1, (32, 16)).astype(np.float16)  # converted where the model takes bfloat16
-    scheme = {"static": "int8-static", "dynamic": "int8-dynamic", "weight_only": "int8-weight-only"}[mode]
+    batch = RNG.normal(0, 1, (32, 16)).astype(
+        np.float16
+    )  # converted where the model takes bfloat16
+    scheme = {
+        "static": "int8-static",
+        "dynamic": "int8-dynamic",
+        "weight_only": "int8-weight-only",
+    }[mode]
     candidate = octavo.quantize_model(model, scheme, [(batch,)]).candidate
     got, expected = candidate.run((batch,))[0], session(model).reference().run((batch,))[0]
     assert got.dtype == expected.dtype == kind
@@ -234,9 +280,15 @@ def test_what_a_candidate_packed_goes_when_it_goes() -> None:
     given = parameters(s, SCHEMES[0], batch)
     candidate = s.apply(Recipe(dict.fromkeys(given, SCHEMES[0]), backend="numpy"), given)
     candidate.run((batch,))
-    codes = [weakref.ref(a) for n, a in candidate.graph.initializers.items() if n.endswith(".codes")]
+    codes = [
+        weakref.ref(a) for n, a in candidate.graph.initializers.items() if n.endswith(".codes")
+    ]
     again = s.apply(candidate.recipe, given)
-    assert all(again.graph.initializers[n] is a for n, a in candidate.graph.initializers.items() if n.endswith(".codes"))
+    assert all(
+        again.graph.initializers[n] is a
+        for n, a in candidate.graph.initializers.items()
+        if n.endswith(".codes")
+    )
     del candidate, again, given
     gc.collect()
     assert codes

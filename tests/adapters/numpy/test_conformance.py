@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from octavo.adapters.numpy.graph import Builder, Graph
-from octavo.core.conformance import AdapterCase, AdapterConformance
-from octavo.core.plugins import PluginHost
+from octavo.core.contract.plugins import PluginHost
+from octavo.core.testing.conformance import AdapterCase, AdapterConformance
 
 HOST = PluginHost(third_party=False)
 
@@ -37,21 +37,34 @@ def transformer() -> Graph:
     width, heads = 64, 4
     b = Builder()
     ids, mask = b.input("ids", (None, None), "int64"), b.input("mask", (None, None), "float32")
-    x = b.Gather(b.constant(random.normal(0, 1, (50, width)).astype(np.float32), "embedding"), ids, name="embed")
+    x = b.Gather(
+        b.constant(random.normal(0, 1, (50, width)).astype(np.float32), "embedding"),
+        ids,
+        name="embed",
+    )
     normed = b.LayerNormalization(x, np.ones(width, np.float32) + f(width), f(width), name="norm1")
 
     def split(value: str, name: str, order: tuple[int, ...]) -> str:
         layer = b.Add(b.MatMul(value, f(width, width), name=name), f(width))
-        return str(b.Transpose(b.Reshape(layer, np.array([0, 0, heads, width // heads])), perm=order))
+        return str(
+            b.Transpose(b.Reshape(layer, np.array([0, 0, heads, width // heads])), perm=order)
+        )
 
-    q, k, v = (split(normed, n, p) for n, p in (("q", (0, 2, 1, 3)), ("k", (0, 2, 3, 1)), ("v", (0, 2, 1, 3))))
+    q, k, v = (
+        split(normed, n, p)
+        for n, p in (("q", (0, 2, 1, 3)), ("k", (0, 2, 3, 1)), ("v", (0, 2, 1, 3)))
+    )
     bias = b.Unsqueeze(b.Mul(b.Sub(np.float32(1), mask), np.float32(-1e9)), np.array([1, 2]))
     scores = b.Add(b.Div(b.MatMul(q, k), np.float32(4)), bias)
-    y = b.Reshape(b.Transpose(b.MatMul(b.Softmax(scores), v), perm=(0, 2, 1, 3)), np.array([0, 0, width]))
+    y = b.Reshape(
+        b.Transpose(b.MatMul(b.Softmax(scores), v), perm=(0, 2, 1, 3)), np.array([0, 0, width])
+    )
     x = b.Add(x, b.MatMul(y, f(width, width), name="out"))
     normed = b.LayerNormalization(x, np.ones(width, np.float32) + f(width), f(width), name="norm2")
     h = b.Add(b.MatMul(normed, f(width, 128), name="up"), f(128))
-    h = b.Mul(b.Mul(h, b.Add(b.Erf(b.Div(h, np.float32(np.sqrt(2)))), np.float32(1))), np.float32(0.5))
+    h = b.Mul(
+        b.Mul(h, b.Add(b.Erf(b.Div(h, np.float32(np.sqrt(2)))), np.float32(1))), np.float32(0.5)
+    )
     return b.graph(b.Add(x, b.MatMul(h, f(128, width), name="down")))
 
 
@@ -69,7 +82,9 @@ class TestConvolutional(AdapterConformance):
     @pytest.fixture(scope="class")
     @classmethod
     def case(cls) -> AdapterCase:
-        return AdapterCase(HOST.adapters()["numpy"], convolutional(), images(), host=HOST, ops_per_type=3)
+        return AdapterCase(
+            HOST.adapters()["numpy"], convolutional(), images(), host=HOST, ops_per_type=3
+        )
 
 
 class TestTransformer(AdapterConformance):

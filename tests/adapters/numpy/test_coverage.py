@@ -30,7 +30,16 @@ def test_constants_that_no_op_claims_are_rows_and_what_reaches_no_output_is_not(
 def test_recurrent_weights_are_told_of() -> None:
     b = Builder()
     x = b.input("x", (5, None, 8))
-    outputs = b.node("LSTM", x, array(1, 24, 8), array(1, 24, 6), array(1, 48), name="rnn", outputs=3, hidden_size=6)
+    outputs = b.node(
+        "LSTM",
+        x,
+        array(1, 24, 8),
+        array(1, 24, 6),
+        array(1, 48),
+        name="rnn",
+        outputs=3,
+        hidden_size=6,
+    )
     last = b.Squeeze(outputs[1], b.constant(np.array([0]), "axes"))
     graph = b.graph(b.Gemm(last, array(6, 4), array(4), name="output"))
     coverage = octavo.quantize_model(graph, "int8-dynamic", [(array(5, 2, 8),)]).coverage
@@ -44,8 +53,12 @@ def test_one_weight_in_two_layouts_is_one_weight_and_what_is_computed_from_none_
     x, w = b.input("x", (None, 16)), b.constant(array(16, 32), "w")
     hidden = b.Gemm(x, w, array(32), name="first")
     back = b.Gemm(hidden, b.Transpose(w, perm=(1, 0), name="turn"), array(16), name="second")
-    rows = b.Tile(b.constant(array(1, 16), "row"), b.constant(np.array([8, 1]), "twice"), name="tile")
-    ones = b.Expand(b.constant(np.float32(1), "one"), b.constant(np.array([8, 16]), "size"), name="mask")
+    rows = b.Tile(
+        b.constant(array(1, 16), "row"), b.constant(np.array([8, 1]), "twice"), name="tile"
+    )
+    ones = b.Expand(
+        b.constant(np.float32(1), "one"), b.constant(np.array([8, 16]), "size"), name="mask"
+    )
     graph = b.graph(b.Mul(b.Sub(back, rows), ones))
     coverage = octavo.quantize_model(graph, "int8-dynamic", [(array(8, 16),)]).coverage
     assert coverage.total == 16 * 32 + 16

@@ -6,25 +6,33 @@ import numpy as np
 import pytest
 
 import octavo
-from octavo.core.conformance.adapter import cosine, outputs
-from octavo.core.plugins import PluginHost
-from octavo.core.scheme import OpScheme, PartChoice, QuantSpec
+from octavo.core.contract.plugins import PluginHost
+from octavo.core.testing.conformance.adapter import cosine, outputs
+from octavo.core.values.scheme import OpScheme, PartChoice, QuantSpec
 from tests.adapters.numpy.test_conformance import convolutional, images, tokens, transformer
 
 HOST = PluginHost(third_party=False)
 W8, X8 = QuantSpec(dtype="int8", granularity="channel"), QuantSpec(dtype="uint8", symmetric=False)
 W4 = QuantSpec(dtype="int4", granularity="group:32")
-MODELS: dict[str, tuple[Any, Any]] = {"convolutional": (convolutional, images), "transformer": (transformer, tokens)}
+MODELS: dict[str, tuple[Any, Any]] = {
+    "convolutional": (convolutional, images),
+    "transformer": (transformer, tokens),
+}
 
 
 def quantize(
-    name: str, scheme: OpScheme, types: tuple[str, ...] = ("linear", "conv"), transforms: tuple[str, ...] = ()
+    name: str,
+    scheme: OpScheme,
+    types: tuple[str, ...] = ("linear", "conv"),
+    transforms: tuple[str, ...] = (),
 ) -> tuple[float, octavo.Quantized]:
     model, data = MODELS[name]
     batches = data()
     session = HOST.adapters()["numpy"].build().open(model(), batches[0])
     ops = [op.name for op in session.describe().ops if op.type in types]
-    recipe = octavo.Recipe(dict.fromkeys(ops, scheme), tuple(PartChoice(kind=t) for t in transforms), "numpy")
+    recipe = octavo.Recipe(
+        dict.fromkeys(ops, scheme), tuple(PartChoice(kind=t) for t in transforms), "numpy"
+    )
     made = octavo.quantize_model(model(), recipe, batches, host=HOST)
     assert all(made.ledger[op].honoured for op in ops)
     return cosine(outputs(made.candidate, batches), outputs(session.reference(), batches)), made
@@ -55,13 +63,18 @@ def test_algorithms_on_packed_layers(algorithm: str) -> None:
     assert len(packed) == 6
     # Two codes a byte, in memory as on disk.
     for node in packed:
-        assert made.candidate.graph.initializers[node.inputs[0]].nbytes * 2 == np.prod(node.attributes["shape"])
+        assert made.candidate.graph.initializers[node.inputs[0]].nbytes * 2 == np.prod(
+            node.attributes["shape"]
+        )
 
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("transform", HOST.parts("transforms"))
 def test_rescalings(name: str, transform: str) -> None:
-    assert quantize(name, OpScheme(mode="static", weight=W8, input=X8), transforms=(transform,))[0] > 0.98
+    assert (
+        quantize(name, OpScheme(mode="static", weight=W8, input=X8), transforms=(transform,))[0]
+        > 0.98
+    )
 
 
 def test_the_loop_reaches_its_goal() -> None:

@@ -27,18 +27,33 @@ def build(
         [helper.make_tensor_value_info(n, output_type, s) for n, s in outputs.items()],
         [numpy_helper.from_array(np.asarray(a), n) for n, a in tensors.items()],
     )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8, **extra)
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8, **extra
+    )
 
 
 def weights(seed: int = 0, **shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
-    return {n: (rng.normal(size=s) / np.sqrt(max(1, np.prod(s[1:])))).astype(np.float32) for n, s in shapes.items()}
+    return {
+        n: (rng.normal(size=s) / np.sqrt(max(1, np.prod(s[1:])))).astype(np.float32)
+        for n, s in shapes.items()
+    }
 
 
 def convolutional() -> onnx.ModelProto:
     """Batch norm, residual add, depthwise convolution, max pool, mean, Gemm."""
     t = weights(
-        w1=(8, 3, 3, 3), w2=(8, 8, 3, 3), b2=(8,), w3=(8, 1, 3, 3), b3=(8,), w5=(8, 8, 1, 1), w4=(5, 8), b4=(5,), g=(8,), h=(8,), m=(8,)
+        w1=(8, 3, 3, 3),
+        w2=(8, 8, 3, 3),
+        b2=(8,),
+        w3=(8, 1, 3, 3),
+        b3=(8,),
+        w5=(8, 8, 1, 1),
+        w4=(5, 8),
+        b4=(5,),
+        g=(8,),
+        h=(8,),
+        m=(8,),
     )
     t |= {"v": np.linspace(0.5, 2, 8, dtype=np.float32), "axes": np.array([2, 3], np.int64)}
     pads = {"pads": [1, 1, 1, 1]}
@@ -78,7 +93,11 @@ def transformer_block(seed: int = 1, hidden: int = 32, tokens: str | int = "s") 
         w2=(4 * h, h),
         b2=(h,),
     )
-    t |= {"g": np.linspace(0.5, 1.5, h, dtype=np.float32), "s": np.zeros(h, np.float32), "root": np.float32(np.sqrt(h))}
+    t |= {
+        "g": np.linspace(0.5, 1.5, h, dtype=np.float32),
+        "s": np.zeros(h, np.float32),
+        "root": np.float32(np.sqrt(h)),
+    }
     nodes = [
         helper.make_node("Gather", ["table", "ids"], ["e"], "embed"),
         helper.make_node("LayerNormalization", ["e", "g", "s"], ["n"], "norm"),
@@ -103,7 +122,9 @@ def transformer_block(seed: int = 1, hidden: int = 32, tokens: str | int = "s") 
         helper.make_node("MatMul", ["f2", "w2"], ["f3"], "down"),
         helper.make_node("Add", ["f3", "b2"], ["y"], "down_bias"),
     ]  # fmt: skip
-    return build(nodes, t, {"ids": ["n", tokens]}, {"y": ["n", tokens, h]}, input_type=TensorProto.INT64)
+    return build(
+        nodes, t, {"ids": ["n", tokens]}, {"y": ["n", tokens, h]}, input_type=TensorProto.INT64
+    )
 
 
 def images(batches: int = 2, size: int = 4, seed: int = 0) -> list[tuple[np.ndarray]]:

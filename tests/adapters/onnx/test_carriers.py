@@ -66,7 +66,7 @@ def test_it_survives_the_disk_and_the_report(tmp_path) -> None:  # type: ignore[
     assert result.best.number
     folder = result.save(tmp_path / "out")
     (file,) = (folder / "model").glob("*.onnx")
-    from octavo.core.result import load_candidate, read_manifest
+    from octavo.core.tuning.result import load_candidate, read_manifest
 
     assert load_candidate(file).ledger["pool"].carries_codes
     from octavo.core.report import report_data
@@ -90,9 +90,17 @@ def _input_type(quantized: octavo.Quantized, operator: str) -> int:
         options = ort.SessionOptions()
         options.optimized_model_filepath = path
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-        ort.InferenceSession(quantized.model.model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        ort.InferenceSession(
+            quantized.model.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
         seen = onnx.shape_inference.infer_shapes(onnx.load(path))
     (node,) = (n for n in seen.graph.node if operator in n.op_type)
     maker = next(n for n in seen.graph.node if node.input[0] in n.output)
     types = {t.name: t.data_type for t in seen.graph.initializer}
-    return types[next(i for i in reversed(maker.input) if types.get(i) in (TensorProto.UINT8, TensorProto.INT8))]
+    return types[
+        next(
+            i
+            for i in reversed(maker.input)
+            if types.get(i) in (TensorProto.UINT8, TensorProto.INT8)
+        )
+    ]

@@ -13,7 +13,9 @@ def held(name: str, *shape: int) -> onnx.TensorProto:
     return numpy_helper.from_array(RANDOM.normal(size=shape).astype(np.float32), name)
 
 
-def model(nodes: list[onnx.NodeProto], tensors: list[onnx.TensorProto], width: int) -> onnx.ModelProto:
+def model(
+    nodes: list[onnx.NodeProto], tensors: list[onnx.TensorProto], width: int
+) -> onnx.ModelProto:
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 16])]
     outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", width])]
     graph = helper.make_graph(nodes, "g", inputs, outputs, tensors)
@@ -33,25 +35,37 @@ def test_constants_that_no_op_claims_are_rows_and_dead_ones_are_not() -> None:
         helper.make_node("MatMul", ["s", "dead"], ["nobody"], "dead_end"),
         helper.make_node("MatMul", ["s", "v"], ["y"], "second"),
     ]
-    made = model(nodes, [held("w", 16, 32), held("dead", 32, 99), held("v", 32, 4), held("orphan", 7, 7)], 4)
+    made = model(
+        nodes, [held("w", 16, 32), held("dead", 32, 99), held("v", 32, 4), held("orphan", 7, 7)], 4
+    )
     quantized = octavo.quantize_model(made, "int8-dynamic", batches())
     coverage = quantized.coverage
     assert coverage.total == 16 * 32 + 32 + 32 * 4
     assert coverage.quantized == 16 * 32 + 32 * 4
-    assert [(row.weight, row.elements, row.op) for row in coverage.rows if row.is_float] == [("shift", 32, None)]
+    assert [(row.weight, row.elements, row.op) for row in coverage.rows if row.is_float] == [
+        ("shift", 32, None)
+    ]
     assert coverage.summary() in quantized.notes
 
 
 def test_weights_in_bodies_are_counted() -> None:
     def body(name: str, weight: str) -> onnx.GraphProto:
         out = helper.make_tensor_value_info(f"{name}_out", TensorProto.FLOAT, ["N", 4])
-        return helper.make_graph([helper.make_node("MatMul", ["h", weight], [f"{name}_out"], name)], name, [], [out], [held(weight, 32, 4)])
+        return helper.make_graph(
+            [helper.make_node("MatMul", ["h", weight], [f"{name}_out"], name)],
+            name,
+            [],
+            [out],
+            [held(weight, 32, 4)],
+        )
 
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["h"], "first"),
         helper.make_node("ReduceMax", ["x"], ["m"], "largest", keepdims=0),
         helper.make_node("Greater", ["m", "zero"], ["c"], "test"),
-        helper.make_node("If", ["c"], ["y"], "branch", then_branch=body("yes", "a"), else_branch=body("no", "b")),
+        helper.make_node(
+            "If", ["c"], ["y"], "branch", then_branch=body("yes", "a"), else_branch=body("no", "b")
+        ),
     ]
     tensors = [held("w", 16, 32), numpy_helper.from_array(np.float32(0), "zero")]
     coverage = octavo.quantize_model(model(nodes, tensors, 4), "int8-dynamic", batches()).coverage
@@ -66,10 +80,20 @@ def test_one_weight_in_two_layouts_is_one_weight_and_what_is_computed_from_none_
         helper.make_node("MatMul", ["h", "turned"], ["b"], "second"),
         helper.make_node("Tile", ["row", "twice"], ["rows"], "tile"),
         helper.make_node("Sub", ["b", "rows"], ["s"], "shifted"),
-        helper.make_node("ConstantOfShape", ["size"], ["mask"], "fill", value=numpy_helper.from_array(np.array([2.0], np.float32))),
+        helper.make_node(
+            "ConstantOfShape",
+            ["size"],
+            ["mask"],
+            "fill",
+            value=numpy_helper.from_array(np.array([2.0], np.float32)),
+        ),
         helper.make_node("Mul", ["s", "mask"], ["y"], "masked"),
     ]
-    sizes = [numpy_helper.from_array(np.array(v), n) for n, v in (("twice", [8, 1]), ("size", [8, 16]))]
-    coverage = octavo.quantize_model(model(nodes, [held("w", 16, 32), held("row", 1, 16), *sizes], 16), "int8-dynamic", batches()).coverage
+    sizes = [
+        numpy_helper.from_array(np.array(v), n) for n, v in (("twice", [8, 1]), ("size", [8, 16]))
+    ]
+    coverage = octavo.quantize_model(
+        model(nodes, [held("w", 16, 32), held("row", 1, 16), *sizes], 16), "int8-dynamic", batches()
+    ).coverage
     assert coverage.total == 16 * 32 + 16
     assert {row.weight: row.is_float for row in coverage.rows} == {"w": False, "row": True}

@@ -6,8 +6,8 @@ from onnx import helper
 
 import octavo
 from octavo.adapters.onnx import OnnxConfig
-from octavo.adapters.onnx.runtime import compile_model
-from octavo.adapters.onnx.source import read
+from octavo.adapters.onnx.prepare.source import read
+from octavo.adapters.onnx.run import compile_model
 from tests.adapters.onnx import models
 
 HIDDEN = 16
@@ -16,7 +16,9 @@ HIDDEN = 16
 def fused() -> onnx.ModelProto:
     """Attention, SkipLayerNormalization and FusedMatMul between two plain products."""
     h = HIDDEN
-    t = models.weights(w1=(h, h), wa=(h, 3 * h), ba=(3 * h,), s=(h,), wf=(h, h), w2=(h, h)) | {"g": np.ones(h, np.float32)}
+    t = models.weights(w1=(h, h), wa=(h, 3 * h), ba=(3 * h,), s=(h,), wf=(h, h), w2=(h, h)) | {
+        "g": np.ones(h, np.float32)
+    }
     ms = {"domain": "com.microsoft"}
     nodes = [
         helper.make_node("MatMul", ["x", "w1"], ["a"], "first"),
@@ -39,9 +41,15 @@ def test_fused_operators_pass_through_intact() -> None:
     assert after.keys() == before.keys()
     for name, node in before.items():
         assert (after[name].op_type, after[name].domain) == (node.op_type, node.domain)
-        assert sorted(a.SerializeToString() for a in after[name].attribute) == sorted(a.SerializeToString() for a in node.attribute)
+        assert sorted(a.SerializeToString() for a in after[name].attribute) == sorted(
+            a.SerializeToString() for a in node.attribute
+        )
         assert list(after[name].input[1:]) == list(node.input[1:])
-    optimized = [n.op_type for n in compile_model(result.model.graph, OnnxConfig(), inspect=True).nodes]
-    assert {"Attention", "SkipLayerNormalization", "FusedMatMul", "DynamicQuantizeMatMul"} <= set(optimized)
+    optimized = [
+        n.op_type for n in compile_model(result.model.graph, OnnxConfig(), inspect=True).nodes
+    ]
+    assert {"Attention", "SkipLayerNormalization", "FusedMatMul", "DynamicQuantizeMatMul"} <= set(
+        optimized
+    )
     (expected,) = compile_model(read(proto), OnnxConfig()).session.run(None, {"x": x})
     assert np.linalg.norm(result.model(x) - expected) < 0.05 * np.linalg.norm(expected)

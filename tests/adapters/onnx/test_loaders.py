@@ -25,7 +25,10 @@ def rand(*shape: int) -> np.ndarray:
 def path(tmp_path: Path) -> Path:
     """x (batch, any, 8) times a matrix, times a mask (batch, any, 1)."""
     graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("Mul", ["h", "mask"], ["y"])],
+        [
+            helper.make_node("MatMul", ["x", "w"], ["h"]),
+            helper.make_node("Mul", ["h", "mask"], ["y"]),
+        ],
         "g",
         [
             helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "length", 8]),
@@ -46,8 +49,15 @@ def sample(length: int) -> tuple[np.ndarray, np.ndarray]:
 LOADERS: dict[str, Any] = {
     "labels": lambda n: (*sample(n), np.arange(3)),
     "pairs": lambda n: (sample(n), np.arange(3)),
-    "mapping": lambda n: {**dict(zip(("x", "mask"), sample(n), strict=True)), "label": np.arange(3), "name": "a"},
-    "mapping and labels": lambda n: (dict(zip(("x", "mask"), sample(n), strict=True)), np.arange(3)),
+    "mapping": lambda n: {
+        **dict(zip(("x", "mask"), sample(n), strict=True)),
+        "label": np.arange(3),
+        "name": "a",
+    },
+    "mapping and labels": lambda n: (
+        dict(zip(("x", "mask"), sample(n), strict=True)),
+        np.arange(3),
+    ),
     "call": lambda n: octavo.Call(sample(n)[0], mask=sample(n)[1]),
 }
 
@@ -55,7 +65,9 @@ LOADERS: dict[str, Any] = {
 @pytest.mark.parametrize("backend", ["onnx", "numpy"])
 @pytest.mark.parametrize("name", LOADERS)
 def test_what_a_graph_cannot_take_is_dropped_and_said(name: str, backend: str, path: Path) -> None:
-    quantized = octavo.quantize_model(path, "int8-static", [LOADERS[name](n) for n in (4, 7, 2)], backend=backend)
+    quantized = octavo.quantize_model(
+        path, "int8-static", [LOADERS[name](n) for n in (4, 7, 2)], backend=backend
+    )
     assert sum("left out" in note for note in quantized.notes) == (name != "call")
     x, mask = sample(5)
     mask[1] = 0
@@ -77,5 +89,9 @@ def test_batches_pick_the_inputs(backend: str, path: Path) -> None:
 
 @pytest.mark.parametrize("backend", ["onnx", "numpy"])
 def test_a_dimension_that_the_file_fixes_is_checked(backend: str, path: Path) -> None:
-    with pytest.raises(DataError, match=r"batch 1, input 'x': expected shape \(any, any, 8\), got \(3, 4, 9\)"):
-        octavo.quantize_model(path, "int8-static", [sample(4), (rand(3, 4, 9), rand(3, 4, 1))], backend=backend)
+    with pytest.raises(
+        DataError, match=r"batch 1, input 'x': expected shape \(any, any, 8\), got \(3, 4, 9\)"
+    ):
+        octavo.quantize_model(
+            path, "int8-static", [sample(4), (rand(3, 4, 9), rand(3, 4, 1))], backend=backend
+        )

@@ -8,12 +8,14 @@ from onnx.reference import ReferenceEvaluator
 
 import octavo
 from octavo.adapters.onnx import OnnxConfig
-from octavo.adapters.onnx.runtime import compile_model
+from octavo.adapters.onnx.run import compile_model
 from tests.adapters.onnx import models
 
 
 def upsampling(**attributes: str) -> onnx.ModelProto:
-    t = models.weights(w1=(8, 3, 3, 3), b1=(8,), w2=(6, 8, 3, 3), b2=(6,)) | {"scales": np.array([1, 1, 2, 2], np.float32)}
+    t = models.weights(w1=(8, 3, 3, 3), b1=(8,), w2=(6, 8, 3, 3), b2=(6,)) | {
+        "scales": np.array([1, 1, 2, 2], np.float32)
+    }
     nodes = [
         helper.make_node("Conv", ["x", "w1", "b1"], ["c1"], "conv1", pads=[1, 1, 1, 1]),
         helper.make_node("Relu", ["c1"], ["r1"], "relu1"),
@@ -27,7 +29,9 @@ def upsampling(**attributes: str) -> onnx.ModelProto:
 def test_codes_pass_through_the_nearest_mode_alone(mode: str, flows: bool) -> None:
     proto, batches = upsampling(mode=mode), models.images()
     result = octavo.quantize_model(proto, "int8-static", calibration=batches)
-    optimized = [n.op_type for n in compile_model(result.model.graph, OnnxConfig(), inspect=True).nodes]
+    optimized = [
+        n.op_type for n in compile_model(result.model.graph, OnnxConfig(), inspect=True).nodes
+    ]
     assert optimized.count("QLinearConv") == 2
     assert optimized.count("QuantizeLinear") == (1 if flows else 2)
     x = batches[0][0]
@@ -43,6 +47,11 @@ def test_cropping_makes_values_of_its_own() -> None:
     plain = OnnxAdapter(OnnxConfig()).open(upsampling()).describe().by_name["up"]
     assert (plain.type, plain.out_of_reach) == ("resize", "it carries the codes of its input")
     proto = upsampling(coordinate_transformation_mode="tf_crop_and_resize")
-    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array([0, 0, 0, 0, 1, 1, 1, 1], np.float32), "roi"))
+    proto.graph.initializer.append(
+        onnx.numpy_helper.from_array(np.array([0, 0, 0, 0, 1, 1, 1, 1], np.float32), "roi")
+    )
     proto.graph.node[2].input[1] = "roi"
-    assert OnnxAdapter(OnnxConfig()).open(proto).describe().by_name["up"].out_of_reach != "it carries the codes of its input"
+    assert (
+        OnnxAdapter(OnnxConfig()).open(proto).describe().by_name["up"].out_of_reach
+        != "it carries the codes of its input"
+    )

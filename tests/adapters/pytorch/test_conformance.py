@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from octavo.core.conformance import AdapterCase, AdapterConformance
-from octavo.core.plugins import PluginHost
+from octavo.core.contract.plugins import PluginHost
+from octavo.core.testing.conformance import AdapterCase, AdapterConformance
 
 CARD = PluginHost(third_party=False).adapters()["torch"]
 
@@ -17,8 +17,15 @@ class Residual(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
-        self.block = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1))
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()
+        )
+        self.block = nn.Sequential(
+            nn.Conv2d(16, 16, 3, padding=1),
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+            nn.Conv2d(16, 16, 3, padding=1),
+        )
         self.depthwise = nn.Sequential(nn.Conv2d(16, 16, 3, groups=16), nn.ReLU(), nn.MaxPool2d(2))
         self.head = nn.Linear(16 * 49, 10)
 
@@ -80,7 +87,11 @@ class TestTraced(AdapterConformance):
         model = residual()
         torch.manual_seed(1)
         return AdapterCase(
-            card=CARD, model=model, batches=[(torch.randn(8, 3, 16, 16),) for _ in range(3)], float_model=model, ops_per_type=4
+            card=CARD,
+            model=model,
+            batches=[(torch.randn(8, 3, 16, 16),) for _ in range(3)],
+            float_model=model,
+            ops_per_type=4,
         )
 
 
@@ -112,4 +123,6 @@ class TestOneLayer(AdapterConformance):
     def case(cls) -> AdapterCase:
         torch.manual_seed(0)
         model = nn.Linear(64, 64).eval()
-        return AdapterCase(card=CARD, model=model, batches=[(torch.randn(16, 64).numpy(),)], float_model=model)
+        return AdapterCase(
+            card=CARD, model=model, batches=[(torch.randn(16, 64).numpy(),)], float_model=model
+        )

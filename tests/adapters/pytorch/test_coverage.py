@@ -31,7 +31,9 @@ class Odd(nn.Module):
 
 
 def batches() -> list[torch.Tensor]:
-    return [torch.randint(0, 50, (4, 8), generator=torch.Generator().manual_seed(i)) for i in range(2)]
+    return [
+        torch.randint(0, 50, (4, 8), generator=torch.Generator().manual_seed(i)) for i in range(2)
+    ]
 
 
 @pytest.fixture
@@ -43,7 +45,11 @@ def odd() -> Odd:
 def test_every_weight_that_forward_uses_counts_once(odd: Odd) -> None:
     quantized = octavo.quantize_model(odd, "int8-weight-only", batches())
     coverage = quantized.coverage
-    matrices = [p.numel() for name, p in odd.named_parameters() if p.ndim > 1 and not name.startswith("unused")]
+    matrices = [
+        p.numel()
+        for name, p in odd.named_parameters()
+        if p.ndim > 1 and not name.startswith("unused")
+    ]
     assert coverage.total == sum(matrices) + odd.places.numel()
     assert coverage.quantized + coverage.kept == coverage.total
     loose = {row.weight: row.elements for row in coverage.rows if row.op is None}
@@ -55,7 +61,9 @@ def test_every_weight_that_forward_uses_counts_once(odd: Odd) -> None:
 
 def test_the_module_tree_counts_the_same(odd: Odd) -> None:
     seen = [
-        octavo.quantize_model(odd, "int8-weight-only", batches(), backend={"kind": "torch", "capture": how}).coverage
+        octavo.quantize_model(
+            odd, "int8-weight-only", batches(), backend={"kind": "torch", "capture": how}
+        ).coverage
         for how in ("auto", "modules")
     ]
     assert seen[0].total == seen[1].total

@@ -16,12 +16,12 @@ from octavo.adapters.pytorch import TorchConfig
 from octavo.adapters.pytorch.adapter import TorchAdapter
 from octavo.adapters.pytorch.candidate import TorchCandidate
 from octavo.adapters.pytorch.session import TorchSession
-from octavo.core.adapter import Batch, Opened
+from octavo.core.contract.adapter import Batch, Opened
+from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import DeviceError, ModelError, NonFiniteWeight, UnsafeFile
-from octavo.core.plugins import PluginHost
-from octavo.core.presets import preset_recipe
-from octavo.core.realize import Realizer
-from octavo.core.rules import Rule, build_space
+from octavo.core.quantizing.realize import Realizer
+from octavo.core.tuning.presets import preset_recipe
+from octavo.core.tuning.rules import Rule, build_space
 
 X = (torch.linspace(-1, 1, 4 * 64).view(4, 64),)
 
@@ -44,7 +44,9 @@ def quantized(model: nn.Module, batch: Batch = X, preset: str = "int8-static") -
 def near(candidate: TorchCandidate, model: nn.Module, batch: Batch = X) -> None:
     with torch.no_grad():
         expected = model(*batch).float().numpy()
-    np.testing.assert_allclose(candidate.run(batch)[0], expected, atol=0.05 * np.abs(expected).max())
+    np.testing.assert_allclose(
+        candidate.run(batch)[0], expected, atol=0.05 * np.abs(expected).max()
+    )
 
 
 def test_a_weight_that_is_not_finite_is_named() -> None:
@@ -118,17 +120,26 @@ def test_weights_that_are_not_contiguous_are_copied(tmp_path: Path) -> None:
         folder = tmp_path / str(id(c))
         folder.mkdir()
         c.save(folder)
-        np.testing.assert_array_equal(TorchAdapter(TorchConfig()).load(folder, model).run(batch)[0], c.run(batch)[0])
+        np.testing.assert_array_equal(
+            TorchAdapter(TorchConfig()).load(folder, model).run(batch)[0], c.run(batch)[0]
+        )
 
 
-@pytest.mark.parametrize(("dtype", "bits"), [("mxfp4", 4.25), ("mxint8", 8.25), ("uint2", 3.25), ("int3", 4), ("nf4", 4.5)])
-def test_stored_weights_take_the_room_of_their_bits(dtype: str, bits: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "bits"),
+    [("mxfp4", 4.25), ("mxint8", 8.25), ("uint2", 3.25), ("int3", 4), ("nf4", 4.5)],
+)
+def test_stored_weights_take_the_room_of_their_bits(
+    dtype: str, bits: float, tmp_path: Path
+) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(512, 512, bias=False))
     session = opened(model, (torch.randn(2, 512),))
     o = Opened("torch", session, session.describe(), session.capability())
     space = build_space(o, [Rule(types="linear", mode="weight_only", weight={"dtype": dtype})])
-    candidate = Realizer(o, space, PluginHost(third_party=False)).candidate(space.recipe(space.first()))
+    candidate = Realizer(o, space, PluginHost(third_party=False)).candidate(
+        space.recipe(space.first())
+    )
     candidate.save(tmp_path)
     assert (tmp_path / "model.safetensors").stat().st_size * 8 / 512**2 < bits + 0.05
     loaded = TorchAdapter(TorchConfig()).load(tmp_path, model)
@@ -225,13 +236,20 @@ def test_training_mode_and_the_users_module_are_left_alone() -> None:
 
 
 def test_every_float_tensor_is_shared() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.PReLU(), nn.Flatten(), nn.Linear(8 * 36, 8)).eval()
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.PReLU(), nn.Flatten(), nn.Linear(8 * 36, 8)
+    ).eval()
     session = opened(model, (torch.randn(2, 3, 8, 8),))
     own = {t.data_ptr() for t in [*model.parameters(), *model.buffers()]}
-    assert {t.data_ptr() for t in [*session.reference().native.parameters(), *session.reference().native.buffers()]} == own
+    assert {
+        t.data_ptr()
+        for t in [*session.reference().native.parameters(), *session.reference().native.buffers()]
+    } == own
 
 
-@pytest.mark.parametrize("preset", ["int8-static", "int8-dynamic", "int4-weight-only", "nf4-weight-only"])
+@pytest.mark.parametrize(
+    "preset", ["int8-static", "int8-dynamic", "int4-weight-only", "nf4-weight-only"]
+)
 def test_candidates_are_deep_copied_pickled_and_given_their_state_again(preset: str) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64))
@@ -239,7 +257,10 @@ def test_candidates_are_deep_copied_pickled_and_given_their_state_again(preset: 
     expected = candidate.run(X)[0]
     for twin in (copy.deepcopy(candidate.native), pickle.loads(pickle.dumps(candidate.native))):
         np.testing.assert_array_equal(twin(*X).detach(), expected)
-        state = {k: torch.zeros_like(v) if v.dtype != torch.int8 else v for k, v in candidate.native.state_dict().items()}
+        state = {
+            k: torch.zeros_like(v) if v.dtype != torch.int8 else v
+            for k, v in candidate.native.state_dict().items()
+        }
         twin.load_state_dict(state)
         twin.load_state_dict(candidate.native.state_dict())
         np.testing.assert_array_equal(twin(*X).detach(), expected)
@@ -247,25 +268,37 @@ def test_candidates_are_deep_copied_pickled_and_given_their_state_again(preset: 
 
 def test_a_folded_network_is_exported_too() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 8, 3), nn.Flatten()).eval()
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 8, 3),
+        nn.Flatten(),
+    ).eval()
     batch = (torch.randn(2, 3, 8, 8),)
     candidate = quantized(model, batch)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.export.export(candidate.native, batch)
     expected = candidate.run(batch)[0]
-    np.testing.assert_allclose(program.module()(*batch).detach(), expected, atol=0.02 * np.abs(expected).max())
+    np.testing.assert_allclose(
+        program.module()(*batch).detach(), expected, atol=0.02 * np.abs(expected).max()
+    )
 
 
 @pytest.mark.parametrize("preset", ["int8-static", "int8-dynamic", "int4-weight-only"])
 def test_torch_export_gives_the_same_outputs(preset: str) -> None:
     torch.manual_seed(0)
-    candidate = quantized(nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64)), preset=preset)
+    candidate = quantized(
+        nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64)), preset=preset
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.export.export(candidate.native, X)
     expected = candidate.run(X)[0]
-    np.testing.assert_allclose(program.module()(*X).detach(), expected, atol=0.03 * np.abs(expected).max())
+    np.testing.assert_allclose(
+        program.module()(*X).detach(), expected, atol=0.03 * np.abs(expected).max()
+    )
 
 
 def test_a_pickled_checkpoint_is_refused(tmp_path: Path) -> None:
@@ -286,7 +319,9 @@ def test_an_exported_program_needs_trust(tmp_path: Path) -> None:
         torch.export.save(torch.export.export(nn.Linear(64, 4).eval(), X), tmp_path / "m.pt2")
         with pytest.raises(UnsafeFile, match="trust"):
             TorchAdapter(TorchConfig()).open(tmp_path / "m.pt2")
-        assert TorchAdapter(TorchConfig(trust=True)).open(tmp_path / "m.pt2", X).reference().run(X)[0].shape == (4, 4)
+        assert TorchAdapter(TorchConfig(trust=True)).open(tmp_path / "m.pt2", X).reference().run(X)[
+            0
+        ].shape == (4, 4)
 
 
 @pytest.mark.parametrize("harm", ["truncated", "missing", "version", "other"])

@@ -14,13 +14,13 @@ from torch import nn
 import octavo
 from octavo.adapters.pytorch import TorchConfig
 from octavo.adapters.pytorch.adapter import TorchAdapter
-from octavo.adapters.pytorch.distill import Distillation
-from octavo.core.adapter import Opened
-from octavo.core.plugins import PluginHost
-from octavo.core.presets import preset_recipe
-from octavo.core.realize import Realizer
-from octavo.core.rules import build_space
-from octavo.core.sensitivity import SensitivityService
+from octavo.adapters.pytorch.training.distillation import Distillation
+from octavo.core.contract.adapter import Opened
+from octavo.core.contract.plugins import PluginHost
+from octavo.core.quantizing.realize import Realizer
+from octavo.core.sensitivity.service import SensitivityService
+from octavo.core.tuning.presets import preset_recipe
+from octavo.core.tuning.rules import build_space
 
 IDS = (torch.arange(12).view(3, 4),)
 ROWS, WIDTH = 96, 64
@@ -49,12 +49,19 @@ class Untraced(Tied):
 
 
 BOTH = pytest.mark.parametrize("model", [Tied(), Untraced()], ids=["graph", "modules"])
-PRESETS = pytest.mark.parametrize("preset", ["int8-dynamic", "int8-static", "int8-weight-only", "int4-weight-only", "bfloat16"])
+PRESETS = pytest.mark.parametrize(
+    "preset", ["int8-dynamic", "int8-static", "int8-weight-only", "int4-weight-only", "bfloat16"]
+)
 
 
 def stored(module: nn.Module) -> int:
     """Return the bytes of a module's distinct storages."""
-    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in module.state_dict().values()}.values())
+    return sum(
+        {
+            t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
+            for t in module.state_dict().values()
+        }.values()
+    )
 
 
 @BOTH
@@ -88,8 +95,15 @@ def test_stored_codes_stay_tied_on_their_way_to_another_process_or_device(model:
 
 
 @pytest.mark.parametrize(("kept", "other"), [("head", "embed"), ("embed", "head")])
-def test_one_of_them_in_float_is_a_second_copy_and_the_ledger_says_so(kept: str, other: str) -> None:
-    config = {"rules": [{"ops": ["embed", "head"], "mode": "weight_only"}, {"ops": [kept], "keep": "float"}]}
+def test_one_of_them_in_float_is_a_second_copy_and_the_ledger_says_so(
+    kept: str, other: str
+) -> None:
+    config = {
+        "rules": [
+            {"ops": ["embed", "head"], "mode": "weight_only"},
+            {"ops": [kept], "keep": "float"},
+        ]
+    }
     result = octavo.quantize_model(Tied(), config, calibration=[IDS])
     assert set(result.candidate.parameters) == {"middle", other}
     size = result.candidate.parameters[other].weight.nbytes
@@ -107,7 +121,9 @@ def test_every_sensitivity_knows_what_the_embedding_takes() -> None:
     realizer = Realizer(opened, space, PluginHost(third_party=False))
     realizer.calibrate([IDS])
     service = SensitivityService(opened, realizer, [IDS])
-    pairs = [("head", s) for s in space.by_name["head"].choices if s.mode in ("static", "dynamic")][:4]
+    pairs = [("head", s) for s in space.by_name["head"].choices if s.mode in ("static", "dynamic")][
+        :4
+    ]
     assert pairs
     for kind in service.kinds:
         found = service(kind, pairs)
@@ -118,7 +134,9 @@ def test_distillation_leaves_a_tied_weight_as_it_is() -> None:
     session = TorchAdapter(TorchConfig()).open(Tied(), IDS)
     opened = Opened("torch", session, session.describe(), session.capability())
     space = build_space(opened)
-    parameters = Realizer(opened, space, PluginHost(third_party=False)).parameters(preset_recipe("int4-weight-only", space, opened))
+    parameters = Realizer(opened, space, PluginHost(third_party=False)).parameters(
+        preset_recipe("int4-weight-only", space, opened)
+    )
     learned = session.distill(parameters, [IDS], Distillation(steps=2))
     assert learned["head"].weight is learned["embed"].weight is parameters["head"].weight
     assert learned["middle"] is not parameters["middle"]

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from octavo.core.numerics.affine import QuantParams, affine_params, dequantize, narrow, quantize
-from octavo.core.scheme import QuantSpec
+from octavo.core.values.scheme import QuantSpec
 
 # Asymmetric specs use every code, as QuantizeLinear saturates.
 TYPES = {
@@ -26,7 +26,9 @@ TYPES = {
 }  # fmt: skip
 
 
-def model(dtype: str, axis: int | None, block: int, shape: tuple[int, ...], scale_shape: tuple[int, ...]) -> ReferenceEvaluator:
+def model(
+    dtype: str, axis: int | None, block: int, shape: tuple[int, ...], scale_shape: tuple[int, ...]
+) -> ReferenceEvaluator:
     code = TYPES[dtype][0]
     attributes: dict[str, int] = {} if axis is None else {"axis": axis}
     if block:
@@ -40,19 +42,30 @@ def model(dtype: str, axis: int | None, block: int, shape: tuple[int, ...], scal
         helper.make_tensor_value_info("s", TensorProto.FLOAT, scale_shape),
         helper.make_tensor_value_info("z", code, scale_shape),
     ]
-    outputs = [helper.make_tensor_value_info("q", code, shape), helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)]
+    outputs = [
+        helper.make_tensor_value_info("q", code, shape),
+        helper.make_tensor_value_info("y", TensorProto.FLOAT, shape),
+    ]
     graph = helper.make_graph(nodes, "q", inputs, outputs)
     return ReferenceEvaluator(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 25)]))
 
 
-def compare(x: np.ndarray, params: QuantParams, dtype: str, axis: int | None, block: int = 0) -> None:
+def compare(
+    x: np.ndarray, params: QuantParams, dtype: str, axis: int | None, block: int = 0
+) -> None:
     shape = tuple(params.scale.shape)
-    feeds = {"x": x, "s": np.asarray(params.scale), "z": np.asarray(params.zero_point).astype(TYPES[dtype][1])}
+    feeds = {
+        "x": x,
+        "s": np.asarray(params.scale),
+        "z": np.asarray(params.zero_point).astype(TYPES[dtype][1]),
+    }
     expected_codes, expected = model(dtype, axis, block, x.shape, shape).run(None, feeds)
     codes = quantize(x, params)
     np.testing.assert_array_equal(codes, expected_codes.astype(np.int32))
     np.testing.assert_array_equal(dequantize(codes, params), expected)
-    on_torch = QuantParams(torch.asarray(params.scale), torch.asarray(params.zero_point), params.spec, params.axis)
+    on_torch = QuantParams(
+        torch.asarray(params.scale), torch.asarray(params.zero_point), params.spec, params.axis
+    )
     torch_codes = quantize(torch.from_numpy(x), on_torch)
     np.testing.assert_array_equal(torch_codes.numpy(), codes)
     np.testing.assert_array_equal(dequantize(torch_codes, on_torch).numpy(), expected)
@@ -68,7 +81,12 @@ def compare(x: np.ndarray, params: QuantParams, dtype: str, axis: int | None, bl
 @settings(max_examples=25, deadline=None)
 def test_tensor(dtype: str, x: np.ndarray, low: float, high: float) -> None:
     spec = QuantSpec(dtype=dtype, symmetric=False)
-    compare(x, affine_params(np.asarray(low, np.float32), np.asarray(high, np.float32), spec), dtype, None)
+    compare(
+        x,
+        affine_params(np.asarray(low, np.float32), np.asarray(high, np.float32), spec),
+        dtype,
+        None,
+    )
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -81,10 +99,16 @@ def test_ties_and_ends(dtype: str) -> None:
 
 def test_the_largest_numbers_saturate() -> None:
     # Beyond the range of int32, where onnx's evaluator wraps around.
-    params = QuantParams(np.full((), 2.0, np.float32), np.zeros((), np.int32), QuantSpec(dtype="int8", symmetric=False))
+    params = QuantParams(
+        np.full((), 2.0, np.float32),
+        np.zeros((), np.int32),
+        QuantSpec(dtype="int8", symmetric=False),
+    )
     x = np.asarray([1e30, -1e30, 3.4e38, -3.4e38], np.float32)
     assert quantize(x, params).tolist() == [127, -128, 127, -128]
-    assert quantize(torch.from_numpy(x), QuantParams(torch.tensor(2.0), torch.tensor(0), params.spec)).tolist() == [127, -128, 127, -128]
+    assert quantize(
+        torch.from_numpy(x), QuantParams(torch.tensor(2.0), torch.tensor(0), params.spec)
+    ).tolist() == [127, -128, 127, -128]
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint4", "int16"])
@@ -110,14 +134,24 @@ def test_the_opset_of_these_tests_is_the_one_that_the_module_cites() -> None:
 
 def test_symmetric_codes_are_balanced_from_seven_bits_on() -> None:
     x = np.asarray([-1.0, 1.0], np.float32)
-    for dtype, lowest in (("int8", -127), ("int16", -32767), ("int7", -63), ("int4", -7), ("int2", -1)):
+    for dtype, lowest in (
+        ("int8", -127),
+        ("int16", -32767),
+        ("int7", -63),
+        ("int4", -7),
+        ("int2", -1),
+    ):
         spec = QuantSpec(dtype=dtype)
         assert quantize(x, affine_params(x.min(), x.max(), spec)).tolist() == [lowest, -lowest]
 
 
 def test_reduced_range_gives_up_one_bit() -> None:
     x = np.linspace(-1, 1, 99, dtype=np.float32)
-    for dtype, symmetric, low, high in (("int8", True, -63, 63), ("uint8", False, 0, 127), ("int8", False, -64, 63)):
+    for dtype, symmetric, low, high in (
+        ("int8", True, -63, 63),
+        ("uint8", False, 0, 127),
+        ("int8", False, -64, 63),
+    ):
         spec: Any = QuantSpec(dtype=dtype, symmetric=symmetric, reduce_range=True)
         codes = quantize(x, affine_params(x.min(), x.max(), spec))
         assert (codes.min(), codes.max()) == (low, high)

@@ -10,13 +10,20 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from octavo.core.algorithms.base import WeightContext
-from octavo.core.algorithms.rtn import RoundToNearest, RtnConfig
+from octavo.core.contract.algorithm import WeightContext
 from octavo.core.errors import SchemeError
 from octavo.core.numerics.codec import DOUBLE_BLOCK, NF4, decode, known_dtype
-from octavo.core.numerics.floats import FLOAT_FORMATS, FloatFormat, floor_log2, from_codes, table, to_codes
+from octavo.core.numerics.floats import (
+    FLOAT_FORMATS,
+    FloatFormat,
+    floor_log2,
+    from_codes,
+    table,
+    to_codes,
+)
 from octavo.core.numerics.tensor import QuantizedTensor
-from octavo.core.scheme import QuantSpec
+from octavo.core.quantizing.algorithms.rtn import RoundToNearest, RtnConfig
+from octavo.core.values.scheme import QuantSpec
 
 REFERENCE = {
     "fp8_e4m3fn": ml_dtypes.float8_e4m3fn, "fp8_e4m3fnuz": ml_dtypes.float8_e4m3fnuz, "fp8_e5m2": ml_dtypes.float8_e5m2,
@@ -30,16 +37,27 @@ TORCH = {
 
 
 def rtn(x: Any, dtype: str, granularity: str = "group:32", **fields: Any) -> QuantizedTensor:
-    return RoundToNearest(RtnConfig()).quantize(x, QuantSpec(dtype=dtype, granularity=granularity, **fields), WeightContext())
+    return RoundToNearest(RtnConfig()).quantize(
+        x, QuantSpec(dtype=dtype, granularity=granularity, **fields), WeightContext()
+    )
 
 
 def numbers(fmt: FloatFormat) -> np.ndarray:
     """Every number, every midpoint and its neighbours, and random ones over all exponents."""
     known = np.sort(table(fmt)[np.isfinite(table(fmt))])
     middles = (known[1:] + known[:-1]) / 2
-    random = np.random.default_rng(0).normal(size=20_000) * 2.0 ** np.random.default_rng(1).integers(-24, 16, 20_000)
+    random = np.random.default_rng(0).normal(size=20_000) * 2.0 ** np.random.default_rng(
+        1
+    ).integers(-24, 16, 20_000)
     x = np.concatenate(
-        [known, middles, np.nextafter(middles, np.float32(1e30)), np.nextafter(middles, np.float32(-1e30)), random, [0.0, -0.0, 1e-40]]
+        [
+            known,
+            middles,
+            np.nextafter(middles, np.float32(1e30)),
+            np.nextafter(middles, np.float32(-1e30)),
+            random,
+            [0.0, -0.0, 1e-40],
+        ]
     )
     return np.clip(x, -fmt.largest, fmt.largest).astype(np.float32)
 
@@ -47,18 +65,25 @@ def numbers(fmt: FloatFormat) -> np.ndarray:
 @pytest.mark.parametrize("name", REFERENCE)
 def test_codes_equal_ml_dtypes(name: str) -> None:
     fmt = FLOAT_FORMATS[name]
-    np.testing.assert_array_equal(table(fmt), np.arange(2**fmt.bits, dtype=np.uint8).view(REFERENCE[name]).astype(np.float32))
+    np.testing.assert_array_equal(
+        table(fmt), np.arange(2**fmt.bits, dtype=np.uint8).view(REFERENCE[name]).astype(np.float32)
+    )
     x = numbers(fmt)
     expected = x.astype(REFERENCE[name]).view(np.uint8)
     np.testing.assert_array_equal(to_codes(x, fmt), expected)
     np.testing.assert_array_equal(to_codes(torch.from_numpy(x), fmt).numpy(), expected)
-    np.testing.assert_array_equal(from_codes(torch.from_numpy(expected.copy()), fmt).numpy(), x.astype(REFERENCE[name]).astype(np.float32))
+    np.testing.assert_array_equal(
+        from_codes(torch.from_numpy(expected.copy()), fmt).numpy(),
+        x.astype(REFERENCE[name]).astype(np.float32),
+    )
 
 
 @pytest.mark.parametrize("name", TORCH)
 def test_codes_equal_torch(name: str) -> None:
     x = torch.from_numpy(numbers(FLOAT_FORMATS[name]))
-    np.testing.assert_array_equal(to_codes(x, FLOAT_FORMATS[name]).numpy(), x.to(TORCH[name]).view(torch.uint8).numpy())
+    np.testing.assert_array_equal(
+        to_codes(x, FLOAT_FORMATS[name]).numpy(), x.to(TORCH[name]).view(torch.uint8).numpy()
+    )
 
 
 def test_large_values_saturate() -> None:
@@ -69,7 +94,11 @@ def test_large_values_saturate() -> None:
 
 def test_exponents_are_exact_next_to_powers_of_two() -> None:
     powers = (2.0 ** np.arange(-126, 127)).astype(np.float32)
-    for x, shift in ((powers, 0), (np.nextafter(powers, np.float32(0))[1:], -1), (np.nextafter(powers, np.float32(np.inf)), 0)):
+    for x, shift in (
+        (powers, 0),
+        (np.nextafter(powers, np.float32(0))[1:], -1),
+        (np.nextafter(powers, np.float32(np.inf)), 0),
+    ):
         expected = np.arange(-126, 127)[len(powers) - len(x) :] + shift
         np.testing.assert_array_equal(floor_log2(x), expected)
         np.testing.assert_array_equal(floor_log2(torch.from_numpy(x)).numpy(), expected)
@@ -103,18 +132,28 @@ MX = {
 def test_microscaling(name: str) -> None:
     """OCP MX 1.0, section 6.3: shared exponent floor(log2(max)) - emax, stored as e8m0; elements rounded and saturated."""
     element, emax = MX[name]
-    x = (np.random.default_rng(0).normal(size=(4, 96)) * 10.0 ** np.arange(-2, 2)[:, None]).astype(np.float32)
+    x = (np.random.default_rng(0).normal(size=(4, 96)) * 10.0 ** np.arange(-2, 2)[:, None]).astype(
+        np.float32
+    )
     x[0, :32] = 0
     found = rtn(x, name)
     blocks = x.reshape(4, 3, 32)
     peak = np.abs(blocks).max(2)
-    scale = np.where(peak > 0, 2.0 ** (np.floor(np.log2(np.where(peak > 0, peak, 1))) - emax), found.params.scale)
+    scale = np.where(
+        peak > 0, 2.0 ** (np.floor(np.log2(np.where(peak > 0, peak, 1))) - emax), found.params.scale
+    )
     np.testing.assert_array_equal(found.params.scale, scale)
     np.testing.assert_array_equal(scale.astype(ml_dtypes.float8_e8m0fnu).astype(np.float32), scale)
     limit = FLOAT_FORMATS[element].largest
-    expected = np.clip(blocks / scale[:, :, None], -limit, limit).astype(np.float32).astype(REFERENCE[element])
+    expected = (
+        np.clip(blocks / scale[:, :, None], -limit, limit)
+        .astype(np.float32)
+        .astype(REFERENCE[element])
+    )
     np.testing.assert_array_equal(found.codes.reshape(4, 3, 32), expected.view(np.uint8))
-    np.testing.assert_array_equal(found.dequantize().reshape(4, 3, 32), expected.astype(np.float32) * scale[:, :, None])
+    np.testing.assert_array_equal(
+        found.dequantize().reshape(4, 3, 32), expected.astype(np.float32) * scale[:, :, None]
+    )
     assert found.nbytes == -(-x.size * found.params.spec.bits // 8) + 12
 
 
@@ -123,7 +162,10 @@ def test_mxint8_has_steps_of_a_64th() -> None:
     found = rtn(x, "mxint8")
     scale = 2.0 ** np.floor(np.log2(np.abs(x.reshape(2, 2, 32)).max(2))) / 64
     np.testing.assert_array_equal(found.params.scale, scale)
-    np.testing.assert_array_equal(found.codes.reshape(2, 2, 32), np.clip(np.rint(x.reshape(2, 2, 32) / scale[:, :, None]), -127, 127))
+    np.testing.assert_array_equal(
+        found.codes.reshape(2, 2, 32),
+        np.clip(np.rint(x.reshape(2, 2, 32) / scale[:, :, None]), -127, 127),
+    )
 
 
 def test_nvfp4_has_two_levels() -> None:
@@ -136,7 +178,11 @@ def test_nvfp4_has_two_levels() -> None:
     np.testing.assert_array_equal(found.extra["scale_codes"], level.view(np.uint8))
     assert float(found.extra["scale_scale"]) == pytest.approx(float(whole), rel=1e-6)
     scale = level.astype(np.float32) * found.extra["scale_scale"]
-    elements = np.clip(x.reshape(4, 4, 16) / scale[:, :, None], -6, 6).astype(np.float32).astype(ml_dtypes.float4_e2m1fn)
+    elements = (
+        np.clip(x.reshape(4, 4, 16) / scale[:, :, None], -6, 6)
+        .astype(np.float32)
+        .astype(ml_dtypes.float4_e2m1fn)
+    )
     np.testing.assert_array_equal(found.codes.reshape(4, 4, 16), elements.view(np.uint8))
     assert found.nbytes == 4 * 64 // 2 + 16 + 4
 
@@ -149,13 +195,21 @@ def test_double_quantization_of_scales() -> None:
     blocks = np.arange(codes.size) // DOUBLE_BLOCK
     restored = codes * double.extra["scale_scale"][blocks] + double.extra["scale_offset"][blocks]
     np.testing.assert_array_equal(double.params.scale.reshape(-1), restored)
-    assert np.abs(double.params.scale - plain.params.scale).max() <= double.extra["scale_scale"].max() / 2 * 1.001
+    assert (
+        np.abs(double.params.scale - plain.params.scale).max()
+        <= double.extra["scale_scale"].max() / 2 * 1.001
+    )
     assert double.nbytes < plain.nbytes - 3 * codes.size + 24
 
 
 @pytest.mark.parametrize("make", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
-@pytest.mark.parametrize(("dtype", "scales"), [("int4", "uint8"), ("int4", "fp8_e4m3fn"), ("nf4", "uint8"), ("nvfp4", None)])
-def test_groups_of_zeros_do_not_widen_the_second_level(dtype: str, scales: str | None, make: Any) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "scales"),
+    [("int4", "uint8"), ("int4", "fp8_e4m3fn"), ("nf4", "uint8"), ("nvfp4", None)],
+)
+def test_groups_of_zeros_do_not_widen_the_second_level(
+    dtype: str, scales: str | None, make: Any
+) -> None:
     x = np.random.default_rng(0).normal(size=(16, 256)).astype(np.float32) * 1e-3
     x[0, :64], x[7] = 0, 0
     found = rtn(make(x), dtype, scale_dtype=scales).dequantize()
@@ -185,7 +239,9 @@ def test_rounded_scales_are_numbers_of_their_format(name: str) -> None:
 ALL = "int2 uint2 int3 uint3 int4 uint4 int5 int6 int7 int8 uint8 int16 nf4 nvfp4 mxint8 mxfp8 mxfp6 mxfp4 fp8_e4m3fn fp8_e5m2 fp6 fp4 float16 bfloat16"
 
 
-@pytest.mark.parametrize("granularity", ["tensor", "channel", "group:32", "group:48", "block:16x20"])
+@pytest.mark.parametrize(
+    "granularity", ["tensor", "channel", "group:32", "group:48", "block:16x20"]
+)
 @pytest.mark.parametrize("dtype", ALL.split())
 def test_numpy_and_torch_agree(dtype: str, granularity: str) -> None:
     assert known_dtype(dtype)
@@ -208,7 +264,9 @@ def test_numpy_and_torch_agree(dtype: str, granularity: str) -> None:
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 def test_half_precision_weights_are_read_as_float32(dtype: Any) -> None:
     x = np.random.default_rng(0).normal(size=(4, 64)).astype(dtype)
-    np.testing.assert_array_equal(rtn(x, "int8").dequantize(), rtn(x.astype(np.float32), "int8").dequantize())
+    np.testing.assert_array_equal(
+        rtn(x, "int8").dequantize(), rtn(x.astype(np.float32), "int8").dequantize()
+    )
 
 
 @pytest.mark.parametrize("shape", [(0, 32), (4, 0)])

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from octavo.core.numerics.affine import QuantParams, affine_params, dequantize, quantize
-from octavo.core.scheme import QuantSpec
+from octavo.core.values.scheme import QuantSpec
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "fundamentals.md"
 W = np.asarray([[0.6839, 0.4741, 0.7451], [0.9301, 0.1742, 0.6835]], np.float32)
@@ -23,7 +23,9 @@ UINT8 = QuantSpec(dtype="uint8", symmetric=False)
 
 def test_the_page_prints_what_it_shows() -> None:
     names: dict[str, Any] = {}
-    pairs = re.findall(r"^```python\n(.*?)^```\n\n```text\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    pairs = re.findall(
+        r"^```python\n(.*?)^```\n\n```text\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL
+    )
     assert len(pairs) >= 5
     for code, shown in pairs:
         out = io.StringIO()
@@ -40,9 +42,13 @@ def test_per_tensor_without_zero(make: Any) -> None:
     assert float(params.scale) == pytest.approx(0.00296431384049356, rel=1e-7)
     assert int(params.zero_point) == -59
     assert codes.tolist() == [[172, 101, 192], [255, 0, 172]]
-    assert float(((dequantize(codes, params) - w) ** 2).mean()) == pytest.approx(7.385297635664756e-07, rel=1e-6)
+    assert float(((dequantize(codes, params) - w) ** 2).mean()) == pytest.approx(
+        7.385297635664756e-07, rel=1e-6
+    )
     other = replace(params, scale=0 * params.scale + 0.001, zero_point=0 * params.zero_point - 50)
-    assert float(((dequantize(codes, other) - w) ** 2).mean()) == pytest.approx(0.1983354538679123, rel=1e-6)
+    assert float(((dequantize(codes, other) - w) ** 2).mean()) == pytest.approx(
+        0.1983354538679123, rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("make", [np.asarray, torch.asarray], ids=["numpy", "torch"])
@@ -52,7 +58,9 @@ def test_per_channel(make: Any) -> None:
     params = QuantParams(make(scales), make(np.round(-W.min(1) / scales).astype(np.int32)), spec, 0)
     codes = quantize(make(W), params)
     assert codes.tolist() == [[72, 0, 93], [207, 0, 139]]
-    assert float(((dequantize(codes, params) - make(W)) ** 2).mean()) == pytest.approx(5.637690492221736e-07, rel=1e-6)
+    assert float(((dequantize(codes, params) - make(W)) ** 2).mean()) == pytest.approx(
+        5.637690492221736e-07, rel=1e-6
+    )
 
 
 CONVENTIONS = {
@@ -68,7 +76,9 @@ CONVENTIONS = {
 def test_conventions(name: Any) -> None:
     low, high = np.float32(-0.5), np.float32(2)
     signed, unsigned, zero = CONVENTIONS[name]
-    assert float(affine_params(low, high, QuantSpec(dtype="int8"), convention=name).scale) == pytest.approx(signed, rel=1e-6)
+    assert float(
+        affine_params(low, high, QuantSpec(dtype="int8"), convention=name).scale
+    ) == pytest.approx(signed, rel=1e-6)
     found = affine_params(low, high, QuantSpec(dtype="uint8"), convention=name)
     assert (float(found.scale), int(found.zero_point)) == (pytest.approx(unsigned, rel=1e-6), zero)
     asymmetric = affine_params(low, high, UINT8, convention=name)

@@ -27,28 +27,43 @@ from octavo.core.numerics.ranges import ranges, token_params
 from octavo.core.numerics.rounding import given, nearest, stochastic
 from octavo.core.numerics.rows import Rows
 from octavo.core.numerics.tensor import PackedTensor, QuantizedTensor, compact
-from octavo.core.scheme import QuantSpec
+from octavo.core.values.scheme import QuantSpec
 
 
 @given_data(
-    bits=st.integers(1, 8), count=st.integers(0, 40), signed=st.booleans(), order=st.sampled_from(["low", "high"]), seed=st.integers(0, 99)
+    bits=st.integers(1, 8),
+    count=st.integers(0, 40),
+    signed=st.booleans(),
+    order=st.sampled_from(["low", "high"]),
+    seed=st.integers(0, 99),
 )
 @settings(max_examples=60, deadline=None)
 def test_packing_round_trip(bits: int, count: int, signed: bool, order: Any, seed: int) -> None:
     low = -(2 ** (bits - 1)) if signed else 0
-    codes = np.random.default_rng(seed).integers(low, low + 2**bits, (3, count)).astype(np.int8 if signed else np.uint8)
+    codes = (
+        np.random.default_rng(seed)
+        .integers(low, low + 2**bits, (3, count))
+        .astype(np.int8 if signed else np.uint8)
+    )
     packed = pack(codes, bits, order)
     assert packed.shape == (3, -(-count * bits // 8))
     np.testing.assert_array_equal(unpack(packed, bits, count, signed=signed, order=order), codes)
     on_torch = pack(torch.from_numpy(codes), bits, order)
     np.testing.assert_array_equal(on_torch.numpy(), packed)
-    np.testing.assert_array_equal(unpack(on_torch, bits, count, signed=signed, order=order).numpy(), codes)
+    np.testing.assert_array_equal(
+        unpack(on_torch, bits, count, signed=signed, order=order).numpy(), codes
+    )
 
 
-@pytest.mark.parametrize(("code", "bits"), [(TensorProto.INT4, 4), (TensorProto.UINT4, 4), (TensorProto.INT2, 2), (TensorProto.UINT2, 2)])
+@pytest.mark.parametrize(
+    ("code", "bits"),
+    [(TensorProto.INT4, 4), (TensorProto.UINT4, 4), (TensorProto.INT2, 2), (TensorProto.UINT2, 2)],
+)
 def test_low_first_is_how_onnx_stores(code: int, bits: int) -> None:
     signed = code in (TensorProto.INT4, TensorProto.INT2)
-    values = np.random.default_rng(0).integers(-(2 ** (bits - 1)) if signed else 0, 2 ** (bits - signed), 24)
+    values = np.random.default_rng(0).integers(
+        -(2 ** (bits - 1)) if signed else 0, 2 ** (bits - signed), 24
+    )
     raw = pack(values.astype(np.int8), bits).tobytes()
     tensor = helper.make_tensor("t", code, (24,), raw, raw=True)
     np.testing.assert_array_equal(numpy_helper.to_array(tensor).astype(int), values)
@@ -57,7 +72,9 @@ def test_low_first_is_how_onnx_stores(code: int, bits: int) -> None:
 def test_three_bit_codes_run_over_byte_borders() -> None:
     # 8 codes of 3 bits, as one little-endian number of 24
     codes = np.asarray([1, 2, 3, 4, 5, 6, 7, 0], np.uint8)
-    assert int.from_bytes(pack(codes, 3).tobytes(), "little") == sum(int(c) << 3 * i for i, c in enumerate(codes))
+    assert int.from_bytes(pack(codes, 3).tobytes(), "little") == sum(
+        int(c) << 3 * i for i, c in enumerate(codes)
+    )
 
 
 def test_packing_refuses_wide_codes() -> None:
@@ -79,20 +96,42 @@ def test_given_rounding_decides_up_or_down() -> None:
     spec = QuantSpec(dtype="int4")
     x = np.asarray([0.2, 0.7, -0.2, 1.0], np.float32)
     params = affine_params(np.float32(-7), np.float32(7), spec)
-    assert quantize(x, params, given(np.asarray([True, False, True, False]))).tolist() == [1, 0, 0, 1]
+    assert quantize(x, params, given(np.asarray([True, False, True, False]))).tolist() == [
+        1,
+        0,
+        0,
+        1,
+    ]
     assert nearest(np.asarray([0.5, 1.5, -2.5], np.float32)).tolist() == [0.0, 2.0, -2.0]
 
 
-CASES = [("int8", True), ("uint8", False), ("uint8", True), ("int4", True), ("uint4", False), ("int2", True), ("int8", False)]
+CASES = [
+    ("int8", True),
+    ("uint8", False),
+    ("uint8", True),
+    ("int4", True),
+    ("uint4", False),
+    ("int2", True),
+    ("int8", False),
+]
 
 
-@pytest.mark.parametrize("granularity", ["channel", "group:32", "group:6", "group:8", "group:96", "group:320"])
+@pytest.mark.parametrize(
+    "granularity", ["channel", "group:32", "group:6", "group:8", "group:96", "group:320"]
+)
 @pytest.mark.parametrize(("dtype", "symmetric"), CASES)
-def test_blocked_rounding_equals_the_plain_one(dtype: str, symmetric: bool, granularity: str) -> None:
+def test_blocked_rounding_equals_the_plain_one(
+    dtype: str, symmetric: bool, granularity: str
+) -> None:
     spec = QuantSpec(dtype=dtype, symmetric=symmetric, granularity=granularity)
     x = np.random.default_rng(0).normal(size=(300, 960)).astype(np.float32)
     x[1], x[2], x[0, :64], x[0, 64] = 0, 3.0, 0, 1e-45
-    x[3], x[4], x[5], x[6] = -np.abs(x[3]), np.abs(x[4]), np.round(x[5]) * 0.5, -0.0  # one sign, ties, negative zeros
+    x[3], x[4], x[5], x[6] = (
+        -np.abs(x[3]),
+        np.abs(x[4]),
+        np.round(x[5]) * 0.5,
+        -0.0,
+    )  # one sign, ties, negative zeros
     params, _ = choose(*ranges(x, spec), spec, 0)
     expected = encode(x, params)
     for matrix in (x, np.asfortranarray(x), np.repeat(x, 2, axis=1)[:, ::2], torch.from_numpy(x)):
@@ -130,15 +169,24 @@ def test_blocked_rounding_needs_little_memory() -> None:
     for granularity in ("channel", "group:32"):
         tracemalloc.start()
         codes, params = round_blocked(x, QuantSpec(dtype="int4", granularity=granularity))
-        extra = tracemalloc.get_traced_memory()[1] - codes.nbytes - params.scale.nbytes - params.zero_point.nbytes
+        extra = (
+            tracemalloc.get_traced_memory()[1]
+            - codes.nbytes
+            - params.scale.nbytes
+            - params.zero_point.nbytes
+        )
         tracemalloc.stop()
         assert extra <= x.nbytes / 4
 
 
 @pytest.mark.parametrize("make", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
-@pytest.mark.parametrize(("dtype", "symmetric"), [("int8", True), ("uint8", False), ("fp8_e4m3fn", True)])
+@pytest.mark.parametrize(
+    ("dtype", "symmetric"), [("int8", True), ("uint8", False), ("fp8_e4m3fn", True)]
+)
 def test_each_token_has_a_scale(dtype: str, symmetric: bool, make: Any) -> None:
-    x = (np.random.default_rng(0).normal(size=(2, 5, 16)) * np.logspace(-3, 3, 5)[None, :, None]).astype(np.float32)
+    x = (
+        np.random.default_rng(0).normal(size=(2, 5, 16)) * np.logspace(-3, 3, 5)[None, :, None]
+    ).astype(np.float32)
     spec = QuantSpec(dtype=dtype, symmetric=symmetric, granularity="token")
     params = token_params(make(x), spec)
     assert tuple(params.scale.shape) == (2, 5, 1)
@@ -146,7 +194,9 @@ def test_each_token_has_a_scale(dtype: str, symmetric: bool, make: Any) -> None:
     numbers = np.asarray(decode(codes, params))
     for i in range(2):
         for j in range(5):
-            whole, _ = choose(x[i, j].min(), x[i, j].max(), QuantSpec(dtype=dtype, symmetric=symmetric), None)
+            whole, _ = choose(
+                x[i, j].min(), x[i, j].max(), QuantSpec(dtype=dtype, symmetric=symmetric), None
+            )
             np.testing.assert_array_equal(numbers[i, j], decode(encode(x[i, j], whole), whole))
 
 
@@ -172,29 +222,46 @@ CONVOLUTIONS = [
 
 
 @pytest.mark.parametrize(("kernel", "strides", "pads", "dilations", "groups"), CONVOLUTIONS)
-def test_rows_are_what_the_weight_multiplies(kernel: Any, strides: Any, pads: Any, dilations: Any, groups: int) -> None:
+def test_rows_are_what_the_weight_multiplies(
+    kernel: Any, strides: Any, pads: Any, dilations: Any, groups: int
+) -> None:
     n = len(kernel)
     x, w = torch.randn(3, 8, *[7] * n), torch.randn(16, 8 // groups, *kernel)
     convolve = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}[n]
     ends = [width for i in reversed(range(n)) for width in (pads[i], pads[n + i])]
-    y = convolve(torch.nn.functional.pad(x, ends), w, stride=strides, dilation=dilations, groups=groups)
+    y = convolve(
+        torch.nn.functional.pad(x, ends), w, stride=strides, dilation=dilations, groups=groups
+    )
     rows = torch.cat(list(Rows(kernel, strides, pads, dilations, groups).chunks(x)), 1)
-    product = torch.einsum("grf,gof->rgo", rows, w.reshape(groups, 16 // groups, -1)).reshape(3, -1, 16)
+    product = torch.einsum("grf,gof->rgo", rows, w.reshape(groups, 16 // groups, -1)).reshape(
+        3, -1, 16
+    )
     torch.testing.assert_close(product, y.flatten(2).transpose(1, 2), rtol=1e-4, atol=1e-4)
-    on_numpy = np.concatenate(list(Rows(kernel, strides, pads, dilations, groups).chunks(x.numpy())), 1)
+    on_numpy = np.concatenate(
+        list(Rows(kernel, strides, pads, dilations, groups).chunks(x.numpy())), 1
+    )
     np.testing.assert_array_equal(on_numpy, rows.numpy())
 
 
 @pytest.mark.parametrize("dtype", ["int4", "uint4", "int2", "uint2", "nf4"])
 @pytest.mark.parametrize("backend", [np.asarray, torch.from_numpy])
-def test_a_packed_tensor_is_the_tensor_in_fewer_bytes(dtype: str, backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_packed_tensor_is_the_tensor_in_fewer_bytes(
+    dtype: str, backend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tensor, "_CHUNK", 64)
     spec = QuantSpec(dtype=dtype, granularity="channel")
     signed = dtype.startswith("int")
     low = -(2 ** (spec.bits - 1)) if signed else 0
-    codes = backend(np.random.default_rng(0).integers(low, low + 2**spec.bits, (7, 3, 11)).astype(np.int8 if signed else np.uint8))
+    codes = backend(
+        np.random.default_rng(0)
+        .integers(low, low + 2**spec.bits, (7, 3, 11))
+        .astype(np.int8 if signed else np.uint8)
+    )
     params = affine_params(
-        backend(-np.ones(7, np.float32)), backend(np.ones(7, np.float32)), QuantSpec(dtype="int8", granularity="channel"), 0
+        backend(-np.ones(7, np.float32)),
+        backend(np.ones(7, np.float32)),
+        QuantSpec(dtype="int8", granularity="channel"),
+        0,
     )
     plain = QuantizedTensor(codes, replace(params, spec=spec))
     packed = compact(plain)

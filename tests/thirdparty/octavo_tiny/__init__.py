@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from octavo.core.hookspecs import hookimpl
-from octavo.core.parts import AdapterPart, PartConfig
+from octavo.core.contract.hookspecs import hookimpl
+from octavo.core.contract.parts import AdapterPart, PartConfig
 
 
 class TinyConfig(PartConfig):

@@ -10,23 +10,37 @@ from typing import Any
 
 import numpy as np
 
-from octavo.core.adapter import Adapter, Applied, Batch, Candidate, OpParameters, Session, Sink
-from octavo.core.capability import Capability, Offer
+from octavo.core.contract.adapter import (
+    Adapter,
+    Applied,
+    Batch,
+    Candidate,
+    OpParameters,
+    Session,
+    Sink,
+)
 from octavo.core.errors import DataError
-from octavo.core.graph import InputInfo, ModelView, Op, Weight
 from octavo.core.numerics.affine import QuantParams, affine_params, quantize
-from octavo.core.recipe import Recipe
-from octavo.core.scheme import OpScheme, QuantSpec
-
-from .model import Chain
+from octavo.core.values.capability import Capability, Offer
+from octavo.core.values.graph import InputInfo, ModelView, Op, Weight
+from octavo.core.values.recipe import Recipe
+from octavo.core.values.scheme import OpScheme, QuantSpec
+from tests.thirdparty.octavo_tiny.model import Chain
 
 _X = QuantSpec(dtype="uint8", symmetric=False)
 _W = (QuantSpec(dtype="int8", granularity="channel"), QuantSpec(dtype="int8"))
-_OFFERS = tuple(Offer(OpScheme(mode=mode, weight=w, input=_X)) for mode in ("static", "dynamic") for w in _W)
+_OFFERS = tuple(
+    Offer(OpScheme(mode=mode, weight=w, input=_X)) for mode in ("static", "dynamic") for w in _W
+)
 
 
 class TinyCandidate(Candidate):
-    def __init__(self, chain: Chain, recipe: Recipe, layers: Mapping[int, tuple[str, np.ndarray, np.ndarray, np.ndarray | None]]) -> None:
+    def __init__(
+        self,
+        chain: Chain,
+        recipe: Recipe,
+        layers: Mapping[int, tuple[str, np.ndarray, np.ndarray, np.ndarray | None]],
+    ) -> None:
         self.chain, self.recipe, self.layers = chain, recipe, dict(layers)
         self.ledger = {name: Applied(recipe[name], recipe[name]) for name in recipe}
 
@@ -46,11 +60,17 @@ class TinyCandidate(Candidate):
         return (x.astype(np.float32),)
 
     def fingerprint(self) -> str:
-        return hashlib.sha256(b"".join(a.tobytes() for a in (*self.chain.weights, *self.chain.biases))).hexdigest()
+        return hashlib.sha256(
+            b"".join(a.tobytes() for a in (*self.chain.weights, *self.chain.biases))
+        ).hexdigest()
 
     def _product(self, x: np.ndarray, i: int) -> np.ndarray:
         _, codes, scale, known = self.layers[i]
-        params = affine_params(x.min(), x.max(), _X) if known is None else QuantParams(known[0], known[1].astype(np.int32), _X)
+        params = (
+            affine_params(x.min(), x.max(), _X)
+            if known is None
+            else QuantParams(known[0], known[1].astype(np.int32), _X)
+        )
         q = quantize(x, params) - params.zero_point
         return (q @ codes.T.astype(np.int32)).astype(np.float32) * (params.scale * scale)
 
@@ -60,7 +80,9 @@ class TinyCandidate(Candidate):
             arrays[f"b{i}"] = b
             if i in self.layers:
                 _, codes, scale, known = self.layers[i]
-                arrays |= {f"q{i}": codes, f"s{i}": np.atleast_1d(scale)} | ({f"k{i}": known} if known is not None else {})
+                arrays |= {f"q{i}": codes, f"s{i}": np.atleast_1d(scale)} | (
+                    {f"k{i}": known} if known is not None else {}
+                )
             else:
                 arrays[f"w{i}"] = w
         np.savez(folder / "chain.npz", **arrays)
@@ -73,10 +95,20 @@ class TinySession(Session):
 
     def describe(self) -> ModelView:
         ops = tuple(
-            Op(f"layer.{i}", "linear", (f"h{i}",), (f"h{i + 1}",), Weight(f"layer.{i}.weight", w.shape), f"layer.{i}.bias", w.size)
+            Op(
+                f"layer.{i}",
+                "linear",
+                (f"h{i}",),
+                (f"h{i + 1}",),
+                Weight(f"layer.{i}.weight", w.shape),
+                f"layer.{i}.bias",
+                w.size,
+            )
             for i, w in enumerate(self.chain.weights)
         )
-        return ModelView(ops, inputs=(InputInfo("x", (None, self.chain.weights[0].shape[1])),), outputs=("y",))
+        return ModelView(
+            ops, inputs=(InputInfo("x", (None, self.chain.weights[0].shape[1])),), outputs=("y",)
+        )
 
     def capability(self) -> Capability:
         return Capability("tiny", offers={"linear": _OFFERS})
@@ -84,7 +116,9 @@ class TinySession(Session):
     def observe(self, batches: Iterable[Batch], values: Iterable[str], sink: Sink) -> int:
         wanted, count = set(values), 0
         for batch in batches:
-            x = np.asarray(next(iter(batch.values())) if isinstance(batch, Mapping) else batch[0], np.float32)
+            x = np.asarray(
+                next(iter(batch.values())) if isinstance(batch, Mapping) else batch[0], np.float32
+            )
             for i, (w, b) in enumerate(zip(self.chain.weights, self.chain.biases, strict=True)):
                 if f"h{i}" in wanted:
                     sink(f"h{i}", x)
@@ -102,14 +136,21 @@ class TinySession(Session):
             assert p.weight is not None
             x = p.inputs[0] if p.inputs else None
             known = None if x is None else np.array([x.scale, x.zero_point], np.float32)
-            layers[int(name.split(".")[1])] = (p.scheme.mode, p.weight.codes, p.weight.params.scale, known)
+            layers[int(name.split(".")[1])] = (
+                p.scheme.mode,
+                p.weight.codes,
+                p.weight.params.scale,
+                known,
+            )
         return TinyCandidate(self.chain, recipe, layers)
 
     def reference(self) -> Candidate:
         return TinyCandidate(self.chain, Recipe(backend="tiny"), {})
 
     def fingerprint(self) -> str:
-        return hashlib.sha256(b"".join(a.tobytes() for a in (*self.chain.weights, *self.chain.biases))).hexdigest()[:16]
+        return hashlib.sha256(
+            b"".join(a.tobytes() for a in (*self.chain.weights, *self.chain.biases))
+        ).hexdigest()[:16]
 
 
 class TinyAdapter(Adapter):
@@ -124,7 +165,12 @@ class TinyAdapter(Adapter):
             biases.append(found[f"b{i}"])
             if f"q{i}" in found.files:
                 scale = found[f"s{i}"]
-                layers[i] = ("", found[f"q{i}"], scale if scale.size > 1 else scale[0], found.get(f"k{i}"))
+                layers[i] = (
+                    "",
+                    found[f"q{i}"],
+                    scale if scale.size > 1 else scale[0],
+                    found.get(f"k{i}"),
+                )
                 weights.append(np.zeros(found[f"q{i}"].shape, np.float32))
             else:
                 weights.append(found[f"w{i}"])

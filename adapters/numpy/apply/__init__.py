@@ -1,0 +1,1 @@
+"""A recipe carried out: quantized nodes in the places of float ones."""

@@ -1,0 +1,1 @@
+"""Where graphs come from and go to: archives, ONNX files, estimators of scikit-learn."""

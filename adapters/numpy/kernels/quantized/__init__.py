@@ -1,0 +1,1 @@
+"""Operators whose products are integer."""

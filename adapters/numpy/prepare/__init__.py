@@ -1,0 +1,1 @@
+"""From any graph to one that computes the same in fewer nodes."""

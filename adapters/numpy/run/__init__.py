@@ -1,0 +1,1 @@
+"""A graph, run: slots, memory, threads."""

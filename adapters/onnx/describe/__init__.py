@@ -1,0 +1,1 @@
+"""The graph as ops, values and groups."""

@@ -1,0 +1,1 @@
+"""What the kernels of ONNX Runtime do on this processor."""

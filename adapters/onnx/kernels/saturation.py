@@ -1,0 +1,141 @@
+"""Whether ONNX Runtime's 8-bit products saturate on this processor, and what keeps models right there.
+
+x86 processors before VNNI multiply bytes with ``vpmaddubsw``: two neighbouring products, of an unsigned and a signed
+byte each, are added in 16 bits *with saturation*. Weights that keep to seven bits cannot reach its end (255 * 64 * 2 =
+32640). Nor do unsigned weights: for those the runtime widens both operands first. (ONNX Runtime's documentation,
+"Quantize ONNX models", section on U8S8 and reduce_range.)
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+from onnx import TensorProto, helper, numpy_helper
+from onnx_ir.traversal import RecursiveGraphIterator
+
+from octavo.adapters.onnx.prepare.opset import CONVERTED, IR_VERSION
+from octavo.core.numerics.saturation import REACH, REASON
+from octavo.core.values.scheme import OpScheme
+
+WIDENED = (
+    "its weight uses all 8 bits, whose signed products this CPU adds in 16 bits (no VNNI): it is held as unsigned bytes "
+    "around 128, the same numbers on another kernel"
+)
+
+_MIDDLE = 128
+"""From a signed byte to the unsigned one of the same order."""
+
+_HELD: dict[str, tuple[tuple[int, int], ...]] = {
+    "DequantizeLinear": ((0, 2),),
+    "MatMulInteger": ((1, 3),),
+    "MatMulIntegerToFloat": ((1, 5),),
+    "ConvInteger": ((1, 3),),
+    "QLinearConv": ((3, 5),),
+    "QLinearMatMul": ((3, 5),),
+    "QGemm": ((3, 5),),
+    "DynamicQuantizeMatMul": ((1, 3),),
+    "DynamicQuantizeLSTM": ((1, 9), (2, 11)),
+}
+"""Op type -> where its weights stand, and each one's zero point (ONNX and com.microsoft operator specifications)."""
+
+
+def is_signed_product(scheme: OpScheme) -> bool:
+    """Return whether a scheme multiplies 8-bit inputs by signed 8-bit weights that share scales by channel or tensor."""
+    weight, x = scheme.weight, scheme.input
+    if weight is None or x is None or scheme.mode not in ("static", "dynamic"):
+        return False
+    return weight.dtype == "int8" and weight.group_size is None and x.bits == 8
+
+
+@lru_cache
+def saturates(providers: tuple[str, ...]) -> str:
+    """Return why signed weights must keep to seven bits with these providers; empty where whole bytes are summed right."""
+    if providers != ("CPUExecutionProvider",):
+        return ""
+    rows, features, outputs = 8, 64, 32
+    x = np.full((rows, features), 255, np.uint8)
+    w = np.full((features, outputs), 127, np.int8)
+    node = helper.make_node("MatMulInteger", ["x", "w"], ["y"])
+    graph = helper.make_graph(
+        [node],
+        "extremes",
+        [helper.make_tensor_value_info("x", TensorProto.UINT8, x.shape)],
+        [helper.make_tensor_value_info("y", TensorProto.INT32, (rows, outputs))],
+        [numpy_helper.from_array(w, "w")],
+    )
+    opset = helper.make_opsetid("", CONVERTED)
+    proto: onnx.ModelProto = helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(proto.SerializeToString(), options, providers=list(providers))
+    (y,) = session.run(None, {"x": x})
+    return "" if np.all(y == 255 * 127 * features) else REASON
+
+
+def widen_weights(model: ir.Model) -> int:
+    """Write signed weights that would saturate as unsigned bytes around 128: the same numbers, on a kernel that does not.
+
+    Args:
+        model: Changed in place.
+
+    Returns:
+        At how many places a weight was rewritten.
+    """
+    made: dict[ir.Value, ir.Value] = {}
+
+    def unsigned(value: ir.Value) -> ir.Value:
+        if value not in made:
+            made[value] = _unsigned(value)
+        return made[value]
+
+    rewritten = 0
+    for node in RecursiveGraphIterator(model.graph):
+        for at, zero_at in _HELD.get(node.op_type, ()):
+            weight = node.inputs[at] if at < len(node.inputs) else None
+            if weight is None or not _out_of_reach(weight):
+                continue
+            zero = node.inputs[zero_at] if zero_at < len(node.inputs) else None
+            if zero is not None and zero.const_value is None:
+                continue  # a zero point that is computed cannot be moved along
+            node.resize_inputs(max(len(node.inputs), zero_at + 1))
+            node.replace_input_with(at, unsigned(weight))
+            node.replace_input_with(zero_at, _middle(weight) if zero is None else unsigned(zero))
+            rewritten += 1
+    return rewritten
+
+
+def _out_of_reach(value: ir.Value) -> bool:
+    tensor = value.const_value
+    if tensor is None or tensor.dtype != ir.DataType.INT8 or not value.is_initializer():
+        return False
+    codes = tensor.numpy()
+    if codes.ndim < 2 or codes.size == 0:
+        return False
+    return int(codes.min()) < -REACH or int(codes.max()) > REACH
+
+
+def _middle(weight: ir.Value) -> ir.Value:
+    """Return the zero point 128 for a weight that had none, which means 0."""
+    return _held(weight, f"{weight.name}_middle", np.full((), _MIDDLE, np.uint8))
+
+
+def _unsigned(value: ir.Value) -> ir.Value:
+    """Return an initializer with the bytes of ``value`` counted from 128."""
+    tensor = value.const_value
+    assert tensor is not None
+    codes = tensor.numpy().astype(np.int16) + _MIDDLE
+    return _held(value, f"{value.name}_unsigned", codes.astype(np.uint8))
+
+
+def _held(beside: ir.Value, name: str, array: np.ndarray) -> ir.Value:
+    """Return a new initializer in the graph of another one."""
+    tensor = ir.Tensor(array, name=name)
+    of_bytes = ir.TensorType(ir.DataType.UINT8)
+    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=of_bytes, const_value=tensor)
+    assert beside.graph is not None
+    beside.graph.register_initializer(value)
+    return value

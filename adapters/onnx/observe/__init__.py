@@ -1,0 +1,1 @@
+"""The float model, watched: values as extra outputs, bodies of control flow included."""

@@ -1,0 +1,74 @@
+"""Pieces that rewrites of the float graph share: a node put before another, and constants made of constants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from .folding import add_initializer, constant, take_over
+from .scopes import owner
+
+
+def before(
+    node: ir.Node,
+    op_type: str,
+    inputs: Sequence[ir.Value | None],
+    tag: str,
+    attributes: Mapping[str, Any] | None = None,
+) -> ir.Value:
+    """Put a standard operator right before a node; return its result, of the type of its first input and of unknown shape."""
+    made = ir.node(op_type, list(inputs), dict(attributes or {}), name=f"{node.name}_{tag}")
+    result = made.outputs[0]
+    first = inputs[0]
+    result.name = f"{node.name}_{tag}_output"
+    result.type = first.type if first is not None else None
+    owner(node).insert_before(node, [made])
+    return result
+
+
+def replace_with(node: ir.Node, value: ir.Value) -> None:
+    """Let a value be read wherever a node's was, and remove the node."""
+    take_over(value, node.outputs[0])
+    owner(node).remove(node, safe=True)
+
+
+def swap_last(rank: int) -> list[int]:
+    """Return the permutation that swaps the last two axes."""
+    return [*range(rank - 2), rank - 1, rank - 2]
+
+
+class Layouts:
+    """Constants in other layouts, each made once.
+
+    One whose source nobody reads any more takes over its name in the end, so that a weight is called what the model calls it.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[ir.Value, str], ir.Value] = {}
+        self._sources: dict[ir.Value, str] = {}
+
+    def of(
+        self, node: ir.Node, source: ir.Value, tag: str, change: Callable[[np.ndarray], np.ndarray]
+    ) -> ir.Value:
+        """Return ``change(source)`` as an initializer, for a node to read."""
+        key = (source, tag)
+        if key not in self._made:
+            array = constant(source)
+            assert array is not None
+            made = add_initializer(owner(node), f"{source.name}_{tag}", change(array))
+            self._made[key] = made
+            self.note(made, source)
+        return self._made[key]
+
+    def note(self, made: ir.Value, source: ir.Value) -> None:
+        """Remember that a constant holds the numbers of another one."""
+        self._sources[made] = self._sources.get(source, source.name or "")
+
+    def name(self, graph: ir.Graph) -> None:
+        """Give what took the place of a constant its name."""
+        for made, name in self._sources.items():
+            if made.name in graph.initializers and name not in graph.initializers:
+                made.name = name

@@ -1,0 +1,178 @@
+"""A graph and the bodies of If, Loop and Scan in it: one set of names, one place for tensors.
+
+Every node and value of a model has a name of its own, whatever scope it stands in, and every tensor is an initializer of
+the main graph, which all bodies see. So an operation in a body is found, described and rewritten like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Iterator
+
+import onnx_ir as ir
+
+NOTES = "octavo.notes"
+"""Where a model's graph keeps what was noticed while it was read; a clone of the model has it too."""
+
+
+def bodies(node: ir.Node) -> Iterator[tuple[str, ir.Graph]]:
+    """Yield (attribute name, graph) of the bodies that a node holds."""
+    for name, attribute in node.attributes.items():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield name, attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            for index, graph in enumerate(attribute.as_graphs()):
+                yield f"{name}_{index}", graph
+
+
+def has_bodies(node: ir.Node) -> bool:
+    """True if a node holds a body."""
+    return next(bodies(node), None) is not None
+
+
+def scopes(graph: ir.Graph) -> Iterator[ir.Graph]:
+    """Yield a graph, and after it every body in it at any depth."""
+    yield graph
+    for node in graph:
+        for _, body in bodies(node):
+            yield from scopes(body)
+
+
+def walk(graph: ir.Graph) -> Iterator[ir.Node]:
+    """Yield all nodes in the order in which they run: those of a body come before the node that holds it."""
+    for node in graph:
+        for _, body in bodies(node):
+            yield from walk(body)
+        yield node
+
+
+def owner(node: ir.Node) -> ir.Graph:
+    """Return the graph that a node stands in."""
+    assert isinstance(node.graph, ir.Graph)
+    return node.graph
+
+
+def name_all(graph: ir.Graph) -> None:
+    """Give every node and value of a main graph and its bodies a name of its own.
+
+    A node of a body is named after the path to it, ``holder/then_branch/node``. The names of the model's own inputs and
+    outputs stay; so does every name that is free.
+    """
+    values = _Names()
+    for value in (*graph.inputs, *graph.outputs):
+        values.keep(value)
+    _name(graph, "", values, _Names())
+
+
+class _Names:
+    """Names that are taken, and the values and nodes that have theirs already."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+        self._done: set[ir.Value] = set()
+
+    def free(self, wanted: str) -> str:
+        """Return a name that nobody has, and take it."""
+        name = free_name(wanted, self._taken)
+        self._taken.add(name)
+        return name
+
+    def keep(self, value: ir.Value, scope: str = "", default: str = "value") -> None:
+        """Let a value keep its name if it is free, and give it another one otherwise."""
+        if value in self._done:
+            return
+        self._done.add(value)
+        wanted = value.name or default
+        name = self.free(f"{scope}{wanted}" if wanted in self._taken else wanted)
+        if name != value.name:
+            value.name = name
+
+
+def _name(graph: ir.Graph, scope: str, values: _Names, nodes: _Names) -> None:
+    for value in (*graph.inputs, *graph.outputs, *tuple(graph.initializers.values())):
+        values.keep(value, scope)
+    for node in graph:
+        node.name = nodes.free(f"{scope}{node.name or node.op_type}")
+        for index, value in enumerate(node.outputs):
+            if value.name or value.uses() or index == 0:
+                values.keep(value, scope, f"{node.name}_output_{index}")
+        for label, body in bodies(node):
+            _name(body, f"{node.name}/{label}/", values, nodes)
+
+
+def share_imports(graph: ir.Graph) -> None:
+    """Let every body say which opsets it is written in: the main graph's."""
+    for body in scopes(graph):
+        if body is not graph:
+            body.opset_imports.update(graph.opset_imports)
+
+
+def lift_initializers(graph: ir.Graph) -> None:
+    """Move the initializers of all bodies to the main graph.
+
+    One that is put out by its body stays there: a body's outputs are computed in it.
+    """
+    for body in scopes(graph):
+        for name in tuple(body.initializers) if body is not graph else ():
+            value = body.initializers[name]
+            if not value.is_graph_input() and not value.is_graph_output():
+                del body.initializers[name]
+                value.name = free_name(name, graph.initializers)
+                graph.register_initializer(value)
+
+
+def free_name(wanted: str, taken: Container[str]) -> str:
+    """Return a name that is not taken: the wanted one, or that with a number."""
+    name, number = wanted, 0
+    while name in taken:
+        number += 1
+        name = f"{wanted}_{number}"
+    return name
+
+
+def captured(nodes: Iterable[ir.Node], put_out: Iterable[ir.Value] = ()) -> tuple[ir.Value, ...]:
+    """Return the values that nodes, and the bodies in them, read and do not write, in the order in which they are met.
+
+    Initializers are not among them.
+
+    Args:
+        nodes: In execution order.
+        put_out: Values that are put out after them; read too.
+    """
+    written: set[ir.Value] = set()
+    read: dict[ir.Value, None] = {}
+    _reads(nodes, put_out, written, read)
+    return tuple(value for value in read if value not in written)
+
+
+def _reads(
+    nodes: Iterable[ir.Node],
+    put_out: Iterable[ir.Value],
+    written: set[ir.Value],
+    read: dict[ir.Value, None],
+) -> None:
+    for node in nodes:
+        read.update((v, None) for v in node.inputs if v is not None and not _is_tensor(v))
+        for _, body in bodies(node):
+            written.update(body.inputs)
+            written.update(body.initializers.values())
+            _reads(body, body.outputs, written, read)
+        written.update(node.outputs)
+    read.update((v, None) for v in put_out if not _is_tensor(v))
+
+
+def _is_tensor(value: ir.Value) -> bool:
+    return value.is_initializer() and not value.is_graph_input()
+
+
+def tensors_of(nodes: Iterable[ir.Node]) -> dict[str, ir.Value]:
+    """Return the initializers that nodes, and the bodies in them, read, by name."""
+    found: dict[str, ir.Value] = {}
+    for node in nodes:
+        found.update((v.name or "", v) for v in node.inputs if v is not None and v.is_initializer())
+        for _, body in bodies(node):
+            own = set(body.initializers.values())
+            found.update((n, v) for n, v in tensors_of(body).items() if v not in own)
+            found.update(
+                (v.name or "", v) for v in body.outputs if v.is_initializer() and v not in own
+            )
+    return found

@@ -1,0 +1,1 @@
+"""A recipe carried out: quantized layers in the places of float ones."""

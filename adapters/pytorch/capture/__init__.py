@@ -1,0 +1,1 @@
+"""What a module looks like as ops, values and groups."""

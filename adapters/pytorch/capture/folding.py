@@ -1,0 +1,73 @@
+"""Batch norms in eval mode as part of the layer before them."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from octavo.adapters.pytorch.qlayers.transposed import TRANSPOSED
+from octavo.core.values.graph import Op
+
+from .layers import Layer, is_transposed_linear
+
+Tensor = torch.Tensor
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def is_batch_norm(module: nn.Module) -> bool:
+    """True for a batch norm that uses running statistics."""
+    return type(module) in _NORMS and module.running_mean is not None
+
+
+def folds(op: Op, norm: nn.Module, output_shape: tuple[int, ...] | None) -> bool:
+    """True if a batch norm that alone reads an op's output can be folded into its weight."""
+    if (
+        op.type not in ("conv", "conv_transpose", "linear")
+        or op.weight is None
+        or op.weight.shared_with
+        or not is_batch_norm(norm)
+    ):
+        return False
+    # A linear layer's channels are the last axis, a batch norm's the second.
+    return op.type != "linear" or (output_shape is not None and len(output_shape) == 2)
+
+
+def channel_gain(norm: nn.Module) -> Tensor:
+    """Return what a batch norm multiplies each channel with: float32 (channels,)."""
+    assert isinstance(norm, _NORMS)
+    assert norm.running_var is not None
+    gain = torch.rsqrt(norm.running_var.float() + norm.eps)
+    return gain if norm.weight is None else gain * norm.weight.detach().float()
+
+
+def over_weight(gain: Tensor, module: nn.Module) -> Tensor:
+    """Return one number for each output channel in a shape that multiplies the layer's weight."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    if isinstance(
+        module, TRANSPOSED
+    ):  # (inputs, outputs / groups, *kernel): each group's inputs have outputs of their own
+        rows = gain.view(module.groups, -1).repeat_interleave(weight.shape[0] // module.groups, 0)
+        return rows.view(*rows.shape, *[1] * (weight.ndim - 2))
+    return gain if is_transposed_linear(module) else gain.reshape(-1, *[1] * (weight.ndim - 1))
+
+
+def folded(layer: Layer, root: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """Return a layer's weight and bias as the op uses them.
+
+    With a batch norm: w' = w * g / sqrt(var + eps) per output channel, b' = beta + (b - mean) * g / sqrt(var + eps)
+    (Jacob et al. 2018, arXiv:1712.05877, section 3.2), float32. Else the module's own.
+    """
+    module = root.get_submodule(layer.path)
+    weight, bias = module.weight, getattr(module, "bias", None)
+    assert isinstance(weight, Tensor)
+    if not layer.norm:
+        return weight.detach(), None if bias is None else bias.detach()
+    norm = root.get_submodule(layer.norm)
+    assert isinstance(norm, _NORMS)
+    assert norm.running_mean is not None
+    with torch.no_grad():
+        gain = channel_gain(norm)
+        shift = (0.0 if bias is None else bias.float()) - norm.running_mean.float()
+        new = shift * gain if norm.bias is None else torch.addcmul(norm.bias.float(), shift, gain)
+        return weight.float() * over_weight(gain, module), new

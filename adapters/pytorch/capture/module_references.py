@@ -1,0 +1,180 @@
+"""References to modules outside of the tables of children: attributes, plain containers, bound methods and closures."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+_PLAIN = (list, tuple, dict)
+_BARE = frozenset({int, float, str, bool, type(None), OrderedDict, set, torch.dtype, torch.Size})
+"""Most attributes of modules are of these types, and none leads to a module that a forward calls."""
+_DEPTH = 5
+"""Containers and closures may hold themselves."""
+_MACHINERY = frozenset(nn.Module().__dict__)
+"""What every module keeps for itself: tables of hooks and the like."""
+_TABLES = ("_parameters", "_buffers", "_modules")
+
+
+def mapped(value: Any, table: Mapping[int, nn.Module], depth: int = 0) -> Any:
+    """Return a value that refers to the modules of ``table`` in place of others; the value itself where it refers to none.
+
+    Args:
+        value: A module; a list, tuple or dictionary that holds some, at any depth; a method or function that is bound to
+            one, partial over one or closes over one; or what has a method ``rebound(table)``, which returns the same over other modules.
+            Any other value is returned as it is.
+        table: Identity of a module -> what replaces it.
+        depth: Of the value in what was given at first.
+    """
+    kind = type(value)
+    if kind in _BARE or depth > _DEPTH:
+        return value
+    if isinstance(value, nn.Module):
+        return table.get(id(value), value)
+    if kind in _PLAIN or _is_named_tuple(value):
+        return _container(value, table, depth + 1)
+    if kind is types.MethodType:
+        return _method(value, table, depth + 1)
+    if kind is types.FunctionType:
+        original = _before_compiling(value)
+        return (
+            mapped(original, table, depth + 1)
+            if original is not None
+            else _function(value, table, depth + 1)
+        )
+    if kind is functools.partial:
+        return _partial(value, table, depth + 1)
+    rebound = getattr(kind, "rebound", None)
+    return value if rebound is None else rebound(value, table)
+
+
+def _is_named_tuple(value: Any) -> bool:
+    return isinstance(value, tuple) and hasattr(value, "_fields")
+
+
+def _container(value: Any, table: Mapping[int, nn.Module], depth: int) -> Any:
+    items = list(value.values()) if isinstance(value, dict) else list(value)
+    new = [mapped(item, table, depth) for item in items]
+    if all(a is b for a, b in zip(items, new, strict=True)):
+        return value
+    if isinstance(value, dict):
+        return dict(zip(value, new, strict=True))
+    if _is_named_tuple(value):
+        return type(value)(*new)
+    return type(value)(new)
+
+
+def _method(
+    value: types.MethodType, table: Mapping[int, nn.Module], depth: int
+) -> types.MethodType:
+    owner = (
+        mapped(value.__self__, table) if isinstance(value.__self__, nn.Module) else value.__self__
+    )
+    function = value.__func__
+    new = mapped(function, table, depth)
+    same = owner is value.__self__ and new is function
+    return value if same else types.MethodType(new, owner)
+
+
+def _before_compiling(value: types.FunctionType) -> Any:
+    """Return what torch.compile made a function of, which runs any modules, not only those it was compiled with; else None."""
+    original = value.__dict__.get("_torchdynamo_orig_callable")
+    # torch wraps the methods of its own modules once more; the wrapper goes by their names.
+    code = getattr(original, "__code__", None)
+    is_wrapper = code is not None and code.co_filename.endswith("external_utils.py")
+    return getattr(original, "__wrapped__", original) if is_wrapper else original
+
+
+def _partial(
+    value: functools.partial[Any], table: Mapping[int, nn.Module], depth: int
+) -> functools.partial[Any]:
+    """Return a partial function over other modules: hooks of accelerate are made so."""
+    old = [value.func, *value.args, *value.keywords.values()]
+    new = [mapped(item, table, depth) for item in old]
+    if all(a is b for a, b in zip(old, new, strict=True)):
+        return value
+    function, *rest = new
+    args, named = rest[: len(value.args)], rest[len(value.args) :]
+    made = functools.partial(function, *args, **dict(zip(value.keywords, named, strict=True)))
+    made.__dict__.update({key: mapped(item, table, depth) for key, item in value.__dict__.items()})
+    return made
+
+
+def _function(
+    value: types.FunctionType, table: Mapping[int, nn.Module], depth: int
+) -> types.FunctionType:
+    """Return a function whose closure holds other modules: its cells are its own."""
+    cells = value.__closure__ or ()
+    # A function that calls itself closes over itself.
+    held = [
+        None if _is_empty(cell) or cell.cell_contents is value else cell.cell_contents
+        for cell in cells
+    ]
+    new = [mapped(item, table, depth) for item in held]
+    if all(a is b for a, b in zip(held, new, strict=True)):
+        return value
+    closure = tuple(
+        old if before is after else types.CellType(after)
+        for old, before, after in zip(cells, held, new, strict=True)
+    )
+    made = types.FunctionType(
+        value.__code__, value.__globals__, value.__name__, value.__defaults__, closure
+    )
+    made.__kwdefaults__ = value.__kwdefaults__
+    made.__dict__.update(value.__dict__)
+    return made
+
+
+def _is_empty(cell: types.CellType) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return True
+    return False
+
+
+def modules_beside(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield modules that a module reaches without having them as children, with names such as ``parts[0]``.
+
+    Looked at are its attributes and what its ``forward`` closes over, whether the class or the object has it.
+    """
+    for key, value in module.__dict__.items():
+        if key not in _TABLES and key not in _MACHINERY:
+            yield from _modules_in(value, key, 0)
+    forward = module.forward
+    yield from _modules_in(getattr(forward, "__func__", forward), "", 0)
+
+
+def _modules_in(value: Any, name: str, depth: int) -> Iterator[tuple[str, nn.Module]]:
+    if depth > _DEPTH:
+        return
+    if isinstance(value, nn.Module):
+        yield name, value
+    elif type(value) is dict:
+        for key, item in value.items():
+            yield from _modules_in(item, f"{name}[{_said(key)}]", depth + 1)
+    elif type(value) in (list, tuple) or _is_named_tuple(value):
+        for i, item in enumerate(value):
+            yield from _modules_in(item, f"{name}[{i}]", depth + 1)
+    elif isinstance(value, types.FunctionType | types.MethodType):
+        function = getattr(value, "__func__", value)
+        names = function.__code__.co_freevars if isinstance(function, types.FunctionType) else ()
+        cells = getattr(function, "__closure__", None) or ()
+        for variable, cell in zip(names, cells, strict=True):
+            # ``__class__`` is the cell of super(); a function that calls itself closes over itself.
+            if (
+                variable != "__class__"
+                and not _is_empty(cell)
+                and cell.cell_contents is not function
+            ):
+                yield from _modules_in(cell.cell_contents, variable, depth + 1)
+
+
+def _said(key: Any) -> str:
+    """Return a key as part of a path, in which dots part names."""
+    return str(key).replace(".", "_")

@@ -1,0 +1,369 @@
+"""Models that cannot be traced: their layers are replaced in the module tree, and a run of the example tells what feeds what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+from octavo.adapters.pytorch.apply.build import placed, quantized_module, static_form, tie
+from octavo.adapters.pytorch.apply.input_maps import Factors, install
+from octavo.adapters.pytorch.apply.shared_inputs import share
+from octavo.adapters.pytorch.capture.standins.experts import expert_groups
+from octavo.adapters.pytorch.capture.standins.parameters import forms_in
+from octavo.adapters.pytorch.capture.standins.weight_tensors import Batched
+from octavo.adapters.pytorch.kernels.onednn import POSTS
+from octavo.adapters.pytorch.observe.staged import BlockWatch, repeats
+from octavo.adapters.pytorch.qlayers.activation import Activation
+from octavo.adapters.pytorch.run.batches import tensors_in
+from octavo.adapters.pytorch.training.reconstruction import blocks_of
+from octavo.core.contract.adapter import OpParameters
+from octavo.core.values.graph import UNREACHED, Group, Op
+
+from .capture import Call, Capture, Watch
+from .folding import folds
+from .layers import Layer, find_layers, tied_groups, with_shapes
+from .links import Link, input_link, is_norm
+from .shared_copy import copy_hooks, set_submodule, skeleton
+from .watching import BATCH_NORM, Trace
+
+_TAKEN: Mapping[str, Collection[str]] = {
+    "linear": POSTS,
+    "conv": ("relu",),
+    "conv_transpose": ("relu",),
+}
+"""Op type -> activation functions that its kernel takes in."""
+
+
+class ModuleCapture(Capture):
+    """A module tree.
+
+    Args:
+        root: A skeleton.
+        seen: What the example's run showed; None without an example.
+        why: Why the graph could not be traced, for the ledger.
+        factors: Op name -> what it does to its input's channels first.
+    """
+
+    def __init__(
+        self, root: nn.Module, seen: Trace | None, why: str, factors: Factors | None = None
+    ) -> None:
+        self.root = root
+        self.factors = dict(factors or {})
+        self._seen = seen
+        self._why = why
+        ops = find_layers(root)
+        mixtures = dict(expert_groups(root))
+        routed = [p for paths in mixtures.values() for p in paths]
+        # Experts that no token of the example was routed to are there for other tokens.
+        order = (
+            [*dict.fromkeys([*(p for p in seen.order if p in ops), *routed])] if seen else list(ops)
+        )
+        order += [path for path in _tied_tables(ops, order) if path not in order]
+        layers = [self._layer(ops[p], p) for p in order]
+        self.layers = {layer.op.name: layer for layer in layers}
+        notes = [why] if why else []
+        idle = [p for p in ops if p not in seen.calls and p not in order] if seen else []
+        self._idle = tuple(_unreached(ops[p]) for p in idle)
+        if idle:
+            notes.append(f"{UNREACHED}, which stays float: {', '.join(idle)}")
+        if seen and seen.products:
+            counts = ", ".join(f"{name} ({count})" for name, count in seen.products.items())
+            notes.append(
+                f"products outside of the layers stay float, by name and number of calls: {counts}"
+            )
+        self.notes = tuple(notes)
+        self.links = {link.group.name: link for link in self._links()}
+        together = [
+            Group(name, "scheme", tuple(ops[p].name for p in paths))
+            for name, paths in mixtures.items()
+        ]
+        together += [
+            Group(n, "scheme", members) for n, members in matrix_groups(root, self.layers.values())
+        ]
+        self.groups = (
+            *(link.group for link in self.links.values()),
+            *together,
+            *tied_groups(self.layers.values()),
+        )
+        self.outputs = tuple(f"output_{i}" for i in range(seen.results)) if seen else ("output_0",)
+
+    @property
+    def ops(self) -> tuple[Op, ...]:
+        """The layers in execution order, then those that no batch reached: a branch that was not taken, or nothing calls them."""
+        return (*super().ops, *self._idle)
+
+    @property
+    def seen(self) -> Trace | None:
+        """What runs of batches showed; None where there was none."""
+        return self._seen
+
+    @property
+    def why(self) -> str:
+        """Why the graph could not be traced."""
+        return self._why
+
+    def facts(self) -> Mapping[str, Any]:
+        """Return what a saved model needs to be seen the same way again."""
+        facts = {
+            "kind": "modules",
+            "trace": self._seen.to_json() if self._seen else None,
+            "why": self._why,
+        }
+        loose = forms_in(self.root)
+        return {**facts, "parameters": loose} if loose else facts
+
+    def on(self, root: nn.Module, factors: Factors) -> ModuleCapture:
+        """Return the same view over another skeleton."""
+        capture = ModuleCapture(root, self._seen, self._why, factors)
+        capture.lender = self.lender
+        return capture
+
+    def _layer(self, op: Op, path: str) -> Layer:
+        seen = self._seen
+        if seen is None or not path:
+            return Layer(op if seen is None else with_shapes(op, seen.shapes.get(path)), path)
+        if path not in seen.calls:
+            return Layer(op, path)
+        if seen.calls[path] == 1:
+            op = replace(op, inputs=(seen.values.get(path, f"{path}:in"),))
+        op = with_shapes(op, seen.shapes.get(path))
+        end, norm, act = path, "", ""
+        after = seen.follower(end)
+        if (
+            after
+            and seen.kinds[after] == BATCH_NORM
+            and folds(op, self.root.get_submodule(after), seen.shapes.get(path))
+        ):
+            norm = end = after
+            op = replace(op, bias=op.bias or f"{path}.bias")
+            after = seen.follower(end)
+        if after and seen.kinds[after] in _TAKEN.get(op.type, ()):
+            act = end = after
+            op = replace(op, attributes={**op.attributes, "fused": seen.kinds[act]})
+        if end == path:
+            return Layer(op, path)
+        return Layer(
+            replace(op, outputs=(f"{end}:out",)), path, norm, (seen.kinds[act],) if act else (), act
+        )
+
+    def _links(self) -> Iterator[Link]:
+        """Yield norm -> layers links, and for every other value that only linear layers read a scaling of its own."""
+        if self._seen is None:
+            return
+        readers: dict[str, list[Layer]] = {}
+        for layer in self.layers.values():
+            if layer.op.type == "linear" and "routed" not in layer.op.attributes:
+                readers.setdefault(layer.op.inputs[0], []).append(layer)
+        modules = dict(self.root.named_modules())
+        for value, members in readers.items():
+            if any(
+                self._seen.calls[m.path] != 1 or (m.op.weight and m.op.weight.shared_with)
+                for m in members
+            ):
+                continue
+            source = value.removesuffix(":out")
+            exclusive = source in modules and set(self._seen.readers(source)) == {
+                m.path for m in members
+            }
+            if exclusive and is_norm(modules[source]):
+                yield Link.of_norm(source, modules[source], members, value)
+            else:
+                yield input_link(members, value)
+
+    @property
+    def end(self) -> int:  # type: ignore[override]
+        """Place behind all that follows the last repeated block."""
+        return len(self._blocks) + 1
+
+    @cached_property
+    def _blocks(self) -> list[str]:
+        """Paths of the repeated blocks in the order of their calls; none where there is no telling what is called once."""
+        if self._seen is None:
+            return []
+        paths = blocks_of(self.root, self.layers.values())
+        inside = [
+            layer.path
+            for layer in self.layers.values()
+            if any(_is_in(layer.path, p) for p in paths)
+        ]
+        every = self._seen.calls
+        return (
+            []
+            if any(every.get(path, 0) > 1 or path in self._seen.sometimes for path in inside)
+            else paths
+        )
+
+    @cached_property
+    def _places(self) -> Mapping[str, int]:
+        """Value -> 2n + 1 in the block of number n, 2n between the one before and that; what repeated calls see has none."""
+        places: dict[str, int] = {}
+        often: set[str] = set()
+        numbers = {path: 2 * i + 1 for i, path in enumerate(self._blocks)}
+        last = 0
+
+        def place(path: str) -> int:
+            inside = [n for block, n in numbers.items() if _is_in(path, block)]
+            return inside[0] if inside else last + last % 2
+
+        for layer in self.layers.values() if self._seen else ():
+            if self._seen is not None and self._seen.calls.get(layer.path, 0) > 1:
+                often.update((*layer.op.inputs, *layer.op.outputs))
+                continue
+            at = place(layer.path)
+            last = max(last, at)
+            places.setdefault(layer.op.inputs[0], at)
+            places.setdefault(layer.op.outputs[0], place(layer.act or layer.norm or layer.path))
+        return {value: at for value, at in places.items() if value not in often}
+
+    def span(self, values: Collection[str]) -> tuple[int, int]:
+        """Return the number of the first block that must run, and of the one before which a run may stop."""
+        places = [self._places.get(value) for value in values]
+        known = [at for at in places if at is not None]
+        if not known or len(known) < len(places):
+            return 0, self.end
+        return min(known) // 2, self.end if max(known) == 2 * len(self._blocks) else (
+            max(known) + 1
+        ) // 2
+
+    def resumes(self, call: Call) -> bool:
+        """Return whether a run from any block on gives what a whole run gives; established by running one batch both ways."""
+        return repeats(self._fresh, self._blocks, call)
+
+    def _fresh(self) -> nn.Module:
+        twin = skeleton(self.root)
+        install(twin, self.layers, self.factors)
+        if self.lender is not None:
+            self.lender.lend(twin)
+        return twin
+
+    def watch(
+        self, values: Collection[str], sink: Callable[[str, torch.Tensor], None], start: int = 0
+    ) -> Watch:
+        """Return a runner of the float model that hands each named value to ``sink``."""
+        twin = self._fresh()
+        wanted, taken = set(values), set()
+        for layer in self.layers.values():
+            module = twin.get_submodule(layer.path)
+            source, result = layer.op.inputs[0], layer.op.outputs[0]
+            if source in wanted and source not in taken:
+                taken.add(source)
+                module.register_forward_pre_hook(_feed(source, sink), with_kwargs=True)
+            if result in wanted and result not in taken:
+                taken.add(result)
+                end = twin.get_submodule(layer.act or layer.norm or layer.path)
+                end.register_forward_hook(_drain(result, sink))
+        stop = self.span(values)[1]
+        between = any(self._places.get(value) == 2 * stop for value in wanted)
+        return BlockWatch(twin, self._blocks, start, stop, beyond=between)
+
+    def build(
+        self, parameters: Mapping[str, OpParameters], biases: Mapping[str, torch.Tensor | None]
+    ) -> tuple[nn.Module, Mapping[str, str]]:
+        """Return the module tree with the given layers replaced."""
+        twin = skeleton(self.root)
+        install(twin, self.layers, {n: f for n, f in self.factors.items() if n not in parameters})
+        gives = {
+            n: form for n in parameters if (form := self._form_wanted(n, parameters)) is not None
+        }
+        made: dict[str, nn.Module] = {}
+        for name, decided in parameters.items():
+            layer = self.layers[name]
+            old = twin.get_submodule(layer.path)
+            gift, own = gives.get(name), self.factors.get(name, ())
+            new = quantized_module(layer, old, decided, biases[name], gives=gift, own=own)
+            made[name] = new
+            if not layer.path:
+                return placed(old, new), {}
+            set_submodule(twin, layer.path, placed(old, new))
+            if layer.norm:
+                set_submodule(twin, layer.norm, nn.Identity().eval())
+            if layer.act:
+                idle = nn.Identity()
+                copy_hooks(twin.get_submodule(layer.act), idle)
+                set_submodule(twin, layer.act, idle.eval())
+        tie(made, parameters)
+        if self._seen is not None:
+            share((self.layers[name].op.inputs[0], module) for name, module in made.items())
+        return twin, {}
+
+    def _form_wanted(self, name: str, parameters: Mapping[str, OpParameters]) -> Activation | None:
+        """Return the codes that all readers of a layer's result take; None if one takes float values, or there may be others."""
+        layer, decided = self.layers[name], parameters[name]
+        if (
+            self._seen is None
+            or layer.op.type not in ("linear", "conv", "conv_transpose")
+            or not fuses(decided)
+        ):
+            return None
+        if decided.scheme.input is None or decided.scheme.input.granularity == "token":
+            return None
+        end = layer.act or layer.norm or layer.path
+        if not layer.act and self._seen.follower(end):
+            return None
+        forms: dict[object, Activation] = {}
+        for reader in self._seen.readers(end):
+            form = (
+                static_form(parameters[reader], 0)
+                if reader in parameters and reader not in self.factors
+                else None
+            )
+            if form is None:
+                return None
+            forms[form.key()] = form
+        return next(iter(forms.values())) if len(forms) == 1 else None
+
+
+def _tied_tables(ops: Mapping[str, Op], called: Collection[str]) -> list[str]:
+    """Return tables that share their weight with a layer that is called: left alone, they would hold it in float."""
+    held = {weight.name for path in called for weight in ops[path].weights}
+    tables = (path for path, op in ops.items() if op.type == "embedding")
+    return [path for path in tables if any(w.name in held for w in ops[path].weights)]
+
+
+def matrix_groups(
+    root: nn.Module, layers: Iterable[Layer]
+) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield (name, ops) for each parameter that holds many matrices: they take one decision."""
+    paths = {layer.path: layer.op.name for layer in layers}
+    for path, module in root.named_modules():
+        if isinstance(module, Batched):
+            members = (paths.get(f"{path}.{i}") for i in range(len(module)))
+            found = tuple(name for name in members if name is not None)
+            if len(found) > 1:
+                yield path, found
+
+
+def _is_in(path: str, block: str) -> bool:
+    """True for what lies in a block, and for the block itself where that is a layer."""
+    return path == block or path.startswith(f"{block}.")
+
+
+def _unreached(op: Op) -> Op:
+    # It claims no weight: what nothing reads is none of the weights that the forward uses.
+    return replace(op, weight=None, further=(), bias=None, out_of_reach=UNREACHED)
+
+
+def fuses(parameters: OpParameters) -> bool:
+    """True if the scheme runs on integer kernels, which take in an activation function."""
+    return parameters.scheme.mode in ("static", "dynamic")
+
+
+def _feed(value: str, sink: Callable[[str, torch.Tensor], None]) -> Callable[..., None]:
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = next(tensors_in((args, kwargs)), None)
+        if x is not None:
+            sink(value, x)
+
+    return hook
+
+
+def _drain(value: str, sink: Callable[[str, torch.Tensor], None]) -> Callable[..., None]:
+    def hook(_: nn.Module, args: Any, output: Any) -> None:
+        sink(value, output)
+
+    return hook

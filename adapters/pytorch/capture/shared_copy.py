@@ -1,0 +1,181 @@
+"""A module tree of its own that shares every tensor with the original."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from .module_references import mapped
+from .wrapping import bare_hooks, inside, opaque_twin
+
+_TABLES = ("_parameters", "_buffers", "_modules")
+_SETTINGS = (int, float, str, tuple, type(None))
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+)
+_REFERENCES = "_octavo_references"
+_OWN = frozenset({*_TABLES, *_HOOKS, _REFERENCES})
+
+
+def skeleton(root: nn.Module) -> nn.Module:
+    """Return a new module tree in eval mode that shares parameters and buffers with ``root``, object for object.
+
+    Modules, their tables of children, parameters, buffers and hooks are new, so that replacing a child or switching
+    to eval mode never shows in the original. A module that is used twice is one module in the copy too; tied
+    parameters stay tied. Costs microseconds a module, whatever the model's size.
+    """
+    made: dict[int, nn.Module] = {}
+
+    def build(module: nn.Module) -> nn.Module:
+        if id(module) in made:
+            return made[id(module)]
+        if (bare := inside(module)) is not module:
+            made[id(module)] = build(bare)
+            return made[id(module)]
+        if (opaque := opaque_twin(module)) is not None:
+            made[id(module)] = opaque
+            return opaque
+        twin: nn.Module = object.__new__(module.__class__)
+        made[id(module)] = twin
+        state = dict(module.__dict__)
+        for key, value in state.items():
+            if key in (*_TABLES, *_HOOKS) and value is not None:
+                state[key] = value.copy()
+        twin.__dict__.update(state)
+        twin.__dict__["training"] = False
+        twin.__dict__["_compiled_call_impl"] = None  # it would run the original
+        bare_hooks(twin)
+        for name, child in module._modules.items():
+            if child is not None:
+                twin._modules[name] = build(child)
+        return twin
+
+    copy = build(root)
+    for twin in made.values():
+        if isinstance(twin, torch.jit.ScriptModule):
+            continue
+        # Methods bound to an instance (patched forwards), plain references and containers must lead to the twins.
+        new = {key: mapped(value, made) for key, value in twin.__dict__.items() if key not in _OWN}
+        changed = tuple(key for key, value in new.items() if value is not twin.__dict__[key])
+        twin.__dict__.update(new)
+        if getattr(new.get("forward"), "__func__", None) is type(twin).forward:
+            del twin.__dict__["forward"]  # what was compiled, or hooked, is its class's own
+        note_references(twin, changed)
+    return copy
+
+
+def references(module: nn.Module) -> tuple[str, ...]:
+    """Return the attributes of a module that :func:`note_references` noted."""
+    found: tuple[str, ...] = module.__dict__.get(_REFERENCES, ())
+    return found
+
+
+def note_references(module: nn.Module, keys: tuple[str, ...]) -> None:
+    """Note which attributes of a module lead to other modules of its tree without these being its children."""
+    if keys:
+        module.__dict__[_REFERENCES] = keys
+    else:
+        module.__dict__.pop(_REFERENCES, None)
+
+
+def frozen(root: nn.Module) -> nn.Module:
+    """Return a skeleton whose parameters are views that ask for no gradient; tied ones are one view, and the original's stay as they are."""
+    twin = skeleton(root)
+    views: dict[int, nn.Parameter] = {}
+    for module in twin.modules():
+        for key, value in module._parameters.items():
+            if value is not None:
+                module._parameters[key] = views.setdefault(
+                    id(value), nn.Parameter(value.detach(), requires_grad=False)
+                )
+    return twin
+
+
+def set_submodule(root: nn.Module, path: str, module: nn.Module) -> None:
+    """Put ``module`` at ``path`` below ``root``, under every name that the old one is registered by or held under."""
+    old = root.get_submodule(path)
+    table = {id(old): module}
+    for parent in list(root.modules()):
+        for name, child in parent._modules.items():
+            if child is old:
+                parent._modules[name] = module
+        for key in references(parent):
+            parent.__dict__[key] = mapped(parent.__dict__[key], table)
+
+
+def set_tensor(root: nn.Module, name: str, tensor: torch.Tensor, *, trained: bool = False) -> None:
+    """Replace a parameter or buffer of a skeleton under every name it is tied to; parameters are frozen unless ``trained``."""
+    path, _, leaf = name.rpartition(".")
+    owner = root.get_submodule(path)
+    old = getattr(owner, leaf)
+    new: Any = (
+        nn.Parameter(tensor, requires_grad=trained) if isinstance(old, nn.Parameter) else tensor
+    )
+    for module in root.modules():
+        for table in (module._parameters, module._buffers):
+            for key, value in table.items():
+                if value is old:
+                    table[key] = new
+
+
+def add_bias(root: nn.Module, name: str, bias: torch.Tensor) -> bool:
+    """Give a linear layer without a bias one, as a shift of its input does; False if ``name`` is no such layer's bias."""
+    path, _, leaf = name.rpartition(".")
+    owner = dict(root.named_modules()).get(path)
+    if (
+        leaf != "bias"
+        or not isinstance(owner, nn.Linear)
+        or owner.bias is not None
+        or bias.shape != (owner.out_features,)
+    ):
+        return False
+    owner._parameters["bias"] = nn.Parameter(bias, requires_grad=False)
+    return True
+
+
+def named_tensors(root: nn.Module) -> Mapping[str, torch.Tensor]:
+    """Return every parameter and buffer by its first name; tied ones once, non-persistent buffers included."""
+    found: dict[str, torch.Tensor] = dict(root.named_parameters())
+    found.update(root.named_buffers())
+    return found
+
+
+def aliases(root: nn.Module) -> Mapping[str, str]:
+    """Return, for every further name of a tied tensor, its first name."""
+    first: dict[int, str] = {}
+    found: dict[str, str] = {}
+    pairs: Iterable[tuple[str, torch.Tensor]] = [
+        *root.named_parameters(remove_duplicate=False),
+        *root.named_buffers(remove_duplicate=False),
+    ]
+    for name, tensor in pairs:
+        if id(tensor) in first:
+            found[name] = first[id(tensor)]
+        else:
+            first[id(tensor)] = name
+    return found
+
+
+def copy_settings(source: nn.Module, target: nn.Module) -> None:
+    """Give a module that stands for another one the numbers and names that it carries, which models look at."""
+    for key, value in source.__dict__.items():
+        if not key.startswith("_") and isinstance(value, _SETTINGS) and not hasattr(target, key):
+            setattr(target, key, value)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """True if a forward hook is registered on the module itself."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def copy_hooks(source: nn.Module, target: nn.Module) -> None:
+    """Register the forward hooks of ``source`` on ``target``."""
+    for table in _HOOKS:
+        getattr(target, table).update(getattr(source, table))

@@ -1,0 +1,1 @@
+"""Layers for weights that no layer of torch holds: parameters, functional calls, experts."""

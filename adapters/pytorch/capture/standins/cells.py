@@ -1,0 +1,75 @@
+"""Functions of several weights in terms of functions of one: cells of recurrent networks, bilinear forms, products with a sum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+Tensor = torch.Tensor
+_linear = nn.functional.linear
+
+
+def lstm_cell(
+    x: Tensor, state: Any, w_ih: Tensor, w_hh: Tensor, b_ih: Any = None, b_hh: Any = None
+) -> tuple[Tensor, Tensor]:
+    """Return hidden and cell state after one step, as ``torch.lstm_cell`` does."""
+    hidden, cell = state
+    gates = _linear(x, w_ih, b_ih) + _linear(hidden, w_hh, b_hh)
+    i, f, g, o = gates.chunk(4, -1)
+    cell = torch.sigmoid(f) * cell + torch.sigmoid(i) * torch.tanh(g)
+    return torch.sigmoid(o) * torch.tanh(cell), cell
+
+
+def gru_cell(
+    x: Tensor, hidden: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Any = None, b_hh: Any = None
+) -> Tensor:
+    """Return the state after one step, as ``torch.gru_cell`` does."""
+    r, z, n = _linear(x, w_ih, b_ih).chunk(3, -1)
+    h_r, h_z, h_n = _linear(hidden, w_hh, b_hh).chunk(3, -1)
+    update = torch.sigmoid(z + h_z)
+    new = torch.tanh(n + torch.sigmoid(r + h_r) * h_n)
+    return new + update * (hidden - new)
+
+
+def _rnn_cell(act: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
+    def cell(
+        x: Tensor, hidden: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Any = None, b_hh: Any = None
+    ) -> Tensor:
+        total: Tensor = _linear(x, w_ih, b_ih) + _linear(hidden, w_hh, b_hh)
+        return act(total)
+
+    return cell
+
+
+def bilinear(x1: Tensor, x2: Tensor, weight: Tensor, bias: Any = None) -> Tensor:
+    """Return x1 W_o x2 for each output o, as ``F.bilinear`` does; ``weight`` is (outputs, inputs 1, inputs 2)."""
+    half = torch.tensordot(x1, weight, ([-1], [1]))  # (..., outputs, inputs 2)
+    y: Tensor = (half * x2.unsqueeze(-2)).sum(-1)
+    return y if bias is None else y + bias
+
+
+def addmm(
+    start: Tensor, left: Tensor, right: Tensor, *, beta: float = 1, alpha: float = 1
+) -> Tensor:
+    """Return beta start + alpha left @ right, as ``torch.addmm`` and ``torch.baddbmm`` do."""
+    y = torch.matmul(left, right)
+    y = y if alpha == 1 else y * alpha
+    # A beta of zero ignores whatever start holds.
+    if beta == 0:
+        return y
+    return y + (start if beta == 1 else start * beta)
+
+
+IN_PARTS: dict[str, Callable[..., Any]] = {
+    "lstm_cell": lstm_cell,
+    "gru_cell": gru_cell,
+    "rnn_tanh_cell": _rnn_cell(torch.tanh),
+    "rnn_relu_cell": _rnn_cell(torch.relu),
+    "bilinear": bilinear,
+    "addmm": addmm,
+    "baddbmm": addmm,
+}
+"""Name of a function -> the same in parts."""

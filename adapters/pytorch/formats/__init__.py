@@ -1,0 +1,1 @@
+"""Other tools' formats: checkpoints that transformers and vLLM read, and ONNX."""

@@ -1,0 +1,46 @@
+"""The product by weights of 4 bits, decoded inside the kernel: a function for eager layers and an operator for compiled programs."""
+
+from __future__ import annotations
+
+import torch
+
+from . import accelerators
+from .layouts import content, layout
+from .operators import register
+
+Tensor = torch.Tensor
+
+
+def int4_linear(
+    x: Tensor, codes: Tensor, scale: Tensor, offset: Tensor | None, lowest: int
+) -> Tensor:
+    """Return x W^T in bfloat16.
+
+    Args:
+        x: Float values (..., inputs).
+        codes: uint8 (outputs, inputs / 2), the first of two 4-bit codes in the lower bits.
+        scale: float32 (outputs, groups).
+        offset: float32 (outputs, groups) that is added to code times scale, or None for 0.
+        lowest: What code 0 stands for.
+    """
+
+    def pack() -> tuple[Tensor, Tensor]:
+        each = torch.stack([codes & 15, codes >> 4], -1).view(codes.shape[0], -1).int()
+        # The kernel computes (code - 8) * scale + zero.
+        zero = scale * (8 + lowest) if offset is None else offset + scale * (8 + lowest)
+        packed: tuple[Tensor, Tensor] = product.pack_int4(each, scale, zero)
+        return packed
+
+    product = accelerators.on(codes.device)
+    packed, scales = layout(codes, ("int4", content(scale), content(offset)), pack)
+    y: Tensor = product.linear_int4(
+        x.reshape(-1, x.shape[-1]), packed, x.shape[-1] // scale.shape[1], scales
+    )
+    return y.view(*x.shape[:-1], codes.shape[0])
+
+
+register(
+    "int4_linear(Tensor x, Tensor codes, Tensor scale, Tensor? offset, int lowest) -> Tensor",
+    int4_linear,
+    lambda x, codes, *_: x.new_empty((*x.shape[:-1], codes.shape[0]), dtype=torch.bfloat16),
+)

@@ -1,0 +1,151 @@
+"""The integer kernels as operators of ``torch.ops.octavo``, which compilers carry in their graphs without looking inside.
+
+They take plain tensors (codes, scales, bias) and numbers; what a kernel wants laid out is made of the codes at the first call and is
+no part of a graph (:mod:`~.layouts`). Each runs the very code of the eager layer. Registered with ``torch.library.Library``
+rather than ``custom_op``, whose wrapper costs several times the dispatch of a call. They have no gradient, as the kernels have none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from octavo.adapters.pytorch.qlayers.activation import Activation
+
+from .arithmetic import ConvArithmetic, LinearArithmetic, format_of
+from .windows import output_places
+
+Tensor = torch.Tensor
+_LIBRARY: Any = torch.library.Library("octavo", "DEF")  # type: ignore[no-untyped-call]
+SOURCE = "float? source_scale, int[] source_codes, bool symmetric"
+RESULT = "float result_scale, int result_zero_point, ScalarType dtype, str then"
+"""How schemas name what :class:`Arguments` takes."""
+SourceArguments = tuple[float | None, Sequence[int], bool]
+ResultArguments = tuple[float, int, torch.dtype, str]
+
+
+def register(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    """Add an operator.
+
+    Args:
+        schema: Its name and arguments, as torch writes them.
+        run: What it computes, on every device.
+        fake: A tensor of the result's form from tensors without numbers.
+    """
+    name = schema.partition("(")[0]
+    _LIBRARY.define(schema)
+    _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"octavo::{name}", fake, lib=_LIBRARY)
+
+
+def source_arguments(source: Activation | None, symmetric: bool) -> SourceArguments:
+    """Return how operators take the parameters of an input."""
+    return (
+        (None, (), symmetric)
+        if source is None
+        else (source.scale, (source.zero_point, source.low, source.high), symmetric)
+    )
+
+
+class Arguments:
+    """What the arguments of one call have in common with a layer."""
+
+    def __init__(
+        self,
+        tensors: tuple[Tensor, Tensor, Tensor | None],
+        source: SourceArguments,
+        result: ResultArguments,
+    ) -> None:
+        self.codes, self.scale, self.bias = tensors
+        scale, codes, self.symmetric = source
+        self.source = None if scale is None else Activation(scale, *codes)
+        out_scale, out_zero_point, self.dtype, self.then = result
+        self.gives = Activation(out_scale, out_zero_point) if self.dtype == torch.uint8 else None
+
+
+class _Linear(Arguments, LinearArithmetic):
+    memo = stacked = None
+
+
+class _Conv(Arguments, ConvArithmetic):
+    pass
+
+
+def _linear(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    factors: Tensor | None,
+    per_token: bool,
+    transposed: bool,
+    *rest: Any,
+) -> Tensor:
+    layer = _Linear((codes, scale, bias), rest[:3], rest[3:])
+    layer.factors, layer.per_token, layer.transposed = factors, per_token, transposed
+    layer.choose()
+    return layer.multiplied(x)
+
+
+def _linear_form(x: Tensor, codes: Tensor, *rest: Any) -> Tensor:
+    transposed, dtype = rest[4], rest[-2]
+    return x.new_empty((*x.shape[:-1], codes.shape[1 if transposed else 0]), dtype=dtype)
+
+
+register(
+    f"int8_linear(Tensor x, Tensor codes, Tensor scale, Tensor? bias, Tensor? factors, bool per_token, bool transposed, "
+    f"{SOURCE}, {RESULT}) -> Tensor",
+    _linear,
+    _linear_form,
+)
+
+
+def _conv(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    other: Tensor | None,
+    other_scale: float | None,
+    other_zero_point: int,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    pads: list[int],
+    *rest: Any,
+) -> Tensor:
+    layer = _Conv((codes, scale, bias), rest[:3], rest[3:])
+    layer.geometry, layer.pads = (stride, padding, dilation, groups), tuple(pads)
+    layer.other = None if other_scale is None else Activation(other_scale, other_zero_point)
+    # The kernel writes into what it adds, and an operator must not.
+    form = format_of(codes)
+    return layer.convolved(
+        x, None if other is None else other.clone(memory_format=form)
+    ).contiguous(memory_format=form)
+
+
+def _conv_form(x: Tensor, codes: Tensor, *rest: Any) -> Tensor:
+    geometry, pads, dtype = rest[5:9], rest[9], rest[-2]
+    n = codes.ndim - 2
+    room = [
+        x.shape[2 + i] + (pads[2 * (n - 1 - i)] + pads[2 * (n - 1 - i) + 1] if pads else 0)
+        for i in range(n)
+    ]
+    places = output_places(room, codes.shape[2:], geometry)
+    return torch.empty(
+        (x.shape[0], codes.shape[0], *places),
+        dtype=dtype,
+        device=x.device,
+        memory_format=format_of(codes),
+    )
+
+
+register(
+    "int8_conv(Tensor x, Tensor codes, Tensor scale, Tensor? bias, Tensor? other, float? other_scale, int other_zero_point, "
+    f"int[] stride, int[] padding, int[] dilation, int groups, int[] pads, {SOURCE}, {RESULT}) -> Tensor",
+    _conv,
+    _conv_form,
+)

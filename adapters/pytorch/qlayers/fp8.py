@@ -1,0 +1,145 @@
+"""Linear layers whose products are fp8.
+
+Micikevicius et al. 2022, "FP8 Formats for Deep Learning": e4m3 for weights and activations, one scale for a tensor or for each row.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from octavo.adapters.pytorch.kernels import accelerators, onednn
+from octavo.adapters.pytorch.kernels.layouts import content, forget, layout
+from octavo.adapters.pytorch.kernels.onednn import post
+from octavo.adapters.pytorch.kernels.operators import register
+from octavo.core.numerics.tensor import QuantizedTensor
+
+from .autocast import result_dtype
+from .differentiable import differentiable, needs_gradient
+from .low_bit_layer import Coded, scaled
+
+Tensor = torch.Tensor
+
+
+class Fp8Linear(Coded):
+    """y = then(x W^T + b) with products of fp8_e4m3fn; the input's scales are found at run time.
+
+    Args:
+        weight: Bit patterns (outputs, inputs), one scale for each output or for all.
+        bias: Or None.
+        dtype: Of the result.
+        per_token: Every row of the input has a scale of its own, and every output too; else the tensors have one.
+        transposed: The weight is stored as (inputs, outputs).
+        factors: float32 (inputs,): the input is multiplied by it first.
+        then: Activation function applied to the result.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    bias: Tensor | None
+    factors: Tensor | None
+
+    def __init__(
+        self,
+        weight: QuantizedTensor,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        *,
+        per_token: bool,
+        transposed: bool = False,
+        factors: Tensor | None = None,
+        then: str = "",
+    ) -> None:
+        super().__init__()
+        self.register_buffer(
+            "codes", (weight.codes.t() if transposed else weight.codes).contiguous()
+        )
+        self.register_buffer("scale", weight.params.scale.to(torch.float32))
+        self.register_buffer("bias", None if bias is None else bias.detach().to(torch.float32))
+        self.register_buffer("factors", factors)
+        self.dtype = dtype
+        self.per_token = per_token
+        self.transposed = transposed
+        self.then = then
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        forget(self.codes)
+        forget(self.scale)
+
+    def decoded_weight(self) -> Tensor:
+        """Return the weight as float numbers; what its input is multiplied by first belongs to it."""
+        weight = scaled(self.codes.view(torch.float8_e4m3fn), self.scale, 0)
+        weight = weight if self.factors is None else weight * self.factors
+        return (weight.t() if self.transposed else weight).to(self.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the layer's output."""
+        if needs_gradient(x):
+            return differentiable(self.forward, self._in_float, x)
+        flat = x.reshape(-1, x.shape[-1])
+        flat = flat if self.factors is None else flat * self.factors
+        if not torch.compiler.is_compiling():
+            y = fp8_linear(flat, self.codes, self.scale, self.per_token)
+        elif onednn.is_portable():
+            y = _multiplied(
+                flat,
+                self.codes.shape[0],
+                *_laid_out(self.codes, self.scale, self.per_token),
+                self.per_token,
+            )
+        else:
+            y = torch.ops.octavo.fp8_linear(flat.detach(), self.codes, self.scale, self.per_token)
+        y = post(self.then, y if self.bias is None else y + self.bias)
+        return y.to(result_dtype(self.dtype, y.device)).view(*x.shape[:-1], self.codes.shape[0])
+
+    def _in_float(self, x: Tensor) -> Tensor:
+        weight = self.decoded_weight()
+        weight = (weight.t() if self.transposed else weight).float()
+        y = post(self.then, nn.functional.linear(x.float(), weight, self.bias))
+        return y.to(result_dtype(self.dtype, y.device))
+
+    def extra_repr(self) -> str:
+        """Return its shape and scales."""
+        return (
+            f"{tuple(self.codes.shape)}, fp8 dynamic per {'token' if self.per_token else 'tensor'}"
+        )
+
+
+def _laid_out(codes: Tensor, scale: Tensor, per_token: bool) -> tuple[Tensor, Tensor]:
+    packed = accelerators.pack_fp8(codes)
+    return packed, nn.functional.pad(
+        scale, (0, packed.shape[0] - codes.shape[0])
+    ) if per_token else scale
+
+
+def _multiplied(x: Tensor, outputs: int, packed: Tensor, scale: Tensor, per_token: bool) -> Tensor:
+    if not x.shape[0]:
+        return x.new_empty(
+            (0, outputs), dtype=torch.bfloat16
+        )  # neither a range nor the kernel takes no rows
+    rows, scales = accelerators.quantize_fp8(x, per_token)
+    return accelerators.linear_fp8(rows, scales, packed, scale)[:, :outputs].contiguous()
+
+
+def fp8_linear(x: Tensor, codes: Tensor, scale: Tensor, per_token: bool) -> Tensor:
+    """Return x W^T in bfloat16, its weight laid out at the first call.
+
+    Args:
+        x: Float values (rows, inputs).
+        codes: uint8 bit patterns of fp8_e4m3fn (outputs, inputs).
+        scale: float32 (outputs,), or one.
+        per_token: Every row of ``x`` has a scale of its own, and every output too.
+    """
+    key = ("fp8", per_token, content(scale))
+    packed, scales = layout(codes, key, lambda: _laid_out(codes, scale, per_token))
+    return _multiplied(x, codes.shape[0], packed, scales, per_token)
+
+
+register(
+    "fp8_linear(Tensor x, Tensor codes, Tensor scale, bool per_token) -> Tensor",
+    fp8_linear,
+    lambda x, codes, *_: x.new_empty((x.shape[0], codes.shape[0]), dtype=torch.bfloat16),
+)

@@ -1,0 +1,140 @@
+"""A model that stays where it is while its modules compute on another device: each one's tensors go there for its own call."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from octavo.adapters.pytorch.capture.shared_copy import skeleton
+from octavo.adapters.pytorch.kernels.arithmetic import LinearArithmetic
+
+if TYPE_CHECKING:
+    from octavo.adapters.pytorch.capture.capture import Call, Capture
+
+Tensor = torch.Tensor
+_TABLES = ("_parameters", "_buffers")
+
+
+class Lender:
+    """Brings tensors to a device.
+
+    What a run of the float model needs is there for one module's call; what a candidate keeps of the float model is there once
+    for all candidates, and gone with the last of them.
+
+    Args:
+        device: Where to.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._settled: Any = WeakTensorKeyDictionary()
+
+    def is_there(self, tensor: Tensor) -> bool:
+        """True if a tensor need not be moved."""
+        return tensor.device == self.device
+
+    def bring(self, tensor: Tensor) -> Tensor:
+        """Return a copy of a tensor on the device, of a parameter a frozen one; the tensor itself where it is there already."""
+        if self.is_there(tensor):
+            return tensor
+        there = tensor.detach().to(self.device)
+        return (
+            nn.Parameter(there, requires_grad=False) if isinstance(tensor, nn.Parameter) else there
+        )
+
+    def lend(self, root: nn.Module) -> None:
+        """Let each module of a skeleton have its own tensors on the device while it runs, and no longer."""
+        for module in root.modules():
+            if any(
+                value is not None for table in _TABLES for value in getattr(module, table).values()
+            ):
+                loan = _Loan(self)
+                module.register_forward_pre_hook(loan.begin, prepend=True)
+                module.register_forward_hook(loan.end, always_call=True)
+
+    def settled(self, root: nn.Module) -> nn.Module:
+        """Return a skeleton with every tensor on the device; ties stay."""
+        twin = skeleton(root)
+        for module in twin.modules():
+            for table in (module._parameters, module._buffers):
+                for key, value in table.items():
+                    if value is not None:
+                        table[key] = self._there(value)  # type: ignore[assignment]
+            weight = module.__dict__.get("weight")
+            if isinstance(
+                weight, Tensor
+            ):  # what stands for a quantized layer's weight tells its device
+                module.__dict__["weight"] = self.bring(weight)
+            if isinstance(module, LinearArithmetic):
+                module.choose()
+        return twin
+
+    def _there(self, tensor: Tensor) -> Tensor:
+        if self.is_there(tensor):
+            return tensor
+        known = self._settled.get(tensor)
+        found: Tensor | None = known() if known is not None else None
+        if found is None:
+            found = self.bring(tensor)
+            self._settled[tensor] = weakref.ref(found)
+        return found
+
+
+def lends(capture: Capture, example: Call | None, device: torch.device) -> str:
+    """Let a model stay where it is, if its modules run one by one on ``device``.
+
+    Args:
+        capture: The model where it is; it gets a lender.
+        example: One batch, where the model is.
+        device: Where to compute.
+
+    Returns:
+        Why the model must be moved as a whole; empty if it need not.
+    """
+    if capture.facts()["kind"] != "modules":
+        return "it runs as one graph"
+    if example is None:
+        return "without an example there is no telling whether its modules run one by one"
+    capture.lender = Lender(device)
+    try:
+        with torch.no_grad():
+            capture.watch((), lambda _, __: None)(
+                tree_map(lambda v: v.to(device) if isinstance(v, Tensor) else v, example)
+            )
+    except (
+        Exception
+    ) as error:  # a module that reads another's tensors meets them on the wrong device
+        capture.lender = None
+        return f"its modules do not run one by one ({(str(error) or type(error).__name__).splitlines()[0]})"
+    return ""
+
+
+class _Loan:
+    """One module's tensors on their way."""
+
+    def __init__(self, lender: Lender) -> None:
+        self._lender = lender
+        self._lent: list[tuple[str, str, Tensor, Tensor]] = []
+
+    def begin(self, module: nn.Module, _: Any) -> None:
+        # A run that was ended in the middle (by what needed no more of it) has left them where they are.
+        if self._lent:
+            return
+        for table in _TABLES:
+            own: dict[str, Any] = getattr(module, table)
+            for key, value in own.items():
+                if value is not None and not self._lender.is_there(value):
+                    own[key] = self._lender.bring(value)
+                    self._lent.append((table, key, value, own[key]))
+
+    def end(self, module: nn.Module, *_: Any) -> None:
+        lent, self._lent = self._lent, []
+        for table, key, value, there in lent:
+            own = getattr(module, table)
+            if own.get(key) is there:  # else the module has put something new in its place
+                own[key] = value

@@ -1,0 +1,1 @@
+"""What needs autograd: reconstruction, distillation, quantization-aware training, QLoRA."""

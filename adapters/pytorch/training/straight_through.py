@@ -1,0 +1,75 @@
+"""Quantizing a weight so that gradients pass: the shared ground of block reconstruction and quantization-aware training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from octavo.core.numerics.affine import integer_range
+from octavo.core.values.scheme import QuantSpec
+
+Tensor = torch.Tensor
+
+
+class RoundToGrid(torch.autograd.Function):
+    """w_q = s (clip(round(w / s + v) + z, qmin, qmax) - z) with straight-through gradients.
+
+    dw_q/dw = dw_q/dv / s = 1 inside the range and 0 outside; dw_q/ds = q - z - w / s inside and q - z outside (Esser et al.
+    2020, "Learned Step Size Quantization", eq. 3, with a zero point).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, w: Tensor, v: Tensor | None, scale: Tensor, zero: Tensor, low: int, high: int
+    ) -> Tensor:
+        """Return the grid's values.
+
+        Args:
+            ctx: Of autograd.
+            w: Values, any shape.
+            v: Offsets in units of the scale, like ``w``; None for none.
+            scale: Positive; broadcasts against ``w``.
+            zero: Zero point, broadcasts likewise.
+            low: Smallest code.
+            high: Largest code.
+        """
+        ratio = w / scale
+        raw = torch.round(ratio if v is None else ratio + v).add_(zero)
+        units = raw.clamp(low, high).sub_(zero)
+        inside = (raw >= low) & (raw <= high)
+        ctx.save_for_backward(ratio, units, inside, scale)
+        return units * scale
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of values, offsets and scale."""
+        ratio, units, inside, scale = ctx.saved_tensors
+        passed = grad * inside
+        to_scale = None
+        if ctx.needs_input_grad[2]:
+            to_scale = (grad * units - passed * ratio).sum_to_size(scale.shape)
+        return (
+            passed if ctx.needs_input_grad[0] else None,
+            passed * scale if ctx.needs_input_grad[1] else None,
+            to_scale,
+            None,
+            None,
+            None,
+        )
+
+
+def round_to_grid(
+    w: Tensor, scale: Tensor, zero: Tensor, spec: QuantSpec, v: Tensor | None = None
+) -> Tensor:
+    """Return ``w`` on the grid of an integer spec; see :class:`RoundToGrid`."""
+    low, high = integer_range(spec)
+    result: Tensor = RoundToGrid.apply(w, v, scale, zero, low, high)  # type: ignore[no-untyped-call]
+    return result
+
+
+def grouped(matrix: Tensor, scale: Tensor) -> Tensor:
+    """View a matrix (rows, features) so that its scale, with one axis appended, broadcasts against it."""
+    if scale.ndim == 2:
+        return matrix.view(matrix.shape[0], scale.shape[1], -1)
+    return matrix

@@ -1,0 +1,117 @@
+"""A streaming histogram that does not depend on the order of the data."""
+
+from __future__ import annotations
+
+import numpy as np
+from array_api_compat import array_namespace, device
+
+from octavo.core.numerics.affine import Array
+
+BINS = 4096
+"""Bins over the whole tensor; a power of two. The values fill between half and all of them on their larger side."""
+
+CHANNEL_BINS = 512
+"""Bins of each channel."""
+
+_SMALLEST = -149
+"""Exponent of the smallest float32: no bin needs to be narrower."""
+
+
+class Histogram:
+    """Counts in bins [i, i + 1) * 2**width around zero; the width doubles, merging pairs, when a value falls outside.
+
+    Because every width is a power of two and every bin starts at a multiple of it, the counts depend on the values alone,
+    not on their order, their batches or their share among workers. Memory: 8 bytes a bin and channel.
+
+    Args:
+        bins: Number of bins, a power of two.
+        axis: Channel axis for one histogram per channel; None for one.
+    """
+
+    def __init__(self, bins: int, axis: int | None = None) -> None:
+        self.bins = bins
+        self.axis = axis
+        self.width = _SMALLEST
+        self.counts: np.ndarray = np.zeros((0, bins), np.int64)
+        self.low: np.ndarray = np.zeros(0)
+        self.high: np.ndarray = np.zeros(0)
+
+    def update(self, x: Array) -> None:
+        """Take one array of finite values."""
+        if 0 in x.shape:
+            return
+        xp = array_namespace(x)
+        x = xp.astype(x, xp.float32)
+        rows = (
+            xp.reshape(x, (1, -1))
+            if self.axis is None
+            else xp.reshape(xp.moveaxis(x, self.axis, 0), (x.shape[self.axis], -1))
+        )
+        low, high = _host(xp.min(rows, axis=1)), _host(xp.max(rows, axis=1))
+        needed = self._width_for(max(float(high.max()), -float(low.min())))
+        if needed > self.width or not self.counts.size:
+            self._widen(max(needed, self.width))
+        channels = rows.shape[0]
+        # x * 2**-width is exact unless it underflows (values 2**-100 of the largest), and so is its floor.
+        index = (
+            xp.astype(
+                xp.floor(rows * 2.0**-self.width) if self.width > -126 else 0 * rows, xp.int64
+            )
+            + self.bins // 2
+        )
+        offsets = self.bins * xp.arange(channels, dtype=xp.int64, device=device(x))
+        counts = _host(
+            xp.bincount(xp.reshape(index + offsets[:, None], (-1,)), minlength=channels * self.bins)
+        )
+        self._add(counts.reshape(channels, self.bins), low, high)
+
+    def merge(self, other: Histogram) -> None:
+        """Take in another's counts."""
+        if not other.counts.size:
+            return
+        width = max(self.width, other.width)
+        self._widen(width)
+        self._add(_coarser(other.counts, width - other.width), other.low, other.high)
+
+    def centres(self) -> np.ndarray:
+        """Return the middle of each bin, float64, shape (bins,)."""
+        return (np.arange(self.bins) - self.bins // 2 + 0.5) * 2.0**self.width
+
+    def edges(self) -> np.ndarray:
+        """Return where each bin starts, and where the last ends: float64, shape (bins + 1,)."""
+        return (np.arange(self.bins + 1) - self.bins // 2) * 2.0**self.width
+
+    def _width_for(self, largest: float) -> int:
+        if largest == 0.0:
+            return _SMALLEST
+        return int(np.frexp(largest)[1]) - int(np.log2(self.bins // 2))
+
+    def _widen(self, width: int) -> None:
+        self.counts = _coarser(self.counts, width - self.width)
+        self.width = width
+
+    def _add(self, counts: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
+        if not self.counts.size:
+            self.counts, self.low, self.high = (
+                counts.copy(),
+                low.astype(np.float64),
+                high.astype(np.float64),
+            )
+        else:
+            self.counts += counts
+            self.low, self.high = np.minimum(self.low, low), np.maximum(self.high, high)
+
+
+def _coarser(counts: np.ndarray, doublings: int) -> np.ndarray:
+    """Merge 2**doublings neighbours around zero into one bin."""
+    if doublings <= 0 or not counts.size:
+        return counts
+    half = counts.shape[1] // 2
+    target = (np.arange(-half, half) >> min(doublings, 62)) + half
+    merged = np.zeros_like(counts)
+    np.add.at(merged.T, target, counts.T)
+    return merged
+
+
+def _host(x: Array) -> np.ndarray:
+    return np.asarray(x.cpu() if hasattr(x, "cpu") else x)

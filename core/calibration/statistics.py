@@ -1,0 +1,205 @@
+"""What one calibration pass observed. Streamed, mergeable, bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from copy import copy
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from array_api_compat import array_namespace
+
+from octavo.core.calibration.calibrators.minmax import MinMax
+from octavo.core.contract.calibrator import Calibrator, Observer
+from octavo.core.errors import DataError, nearest
+from octavo.core.numerics.affine import Array
+from octavo.core.numerics.channels import ChannelMap
+from octavo.core.numerics.rows import Rows
+from octavo.core.values.scheme import MINMAX, PartChoice, QuantSpec
+
+from .features import FeatureAbsMax, FeatureSum, Gram
+
+if TYPE_CHECKING:
+    from octavo.core.quantizing.gram_pages import Pages
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One thing to observe.
+
+    Attributes:
+        value: Name of the value.
+        calibrator: Who watches it; with ``rows`` the name of what is watched: ``gram``, ``channel_range``, ``channel_mean``.
+        axis: Channel axis for one range per channel; None for the whole tensor.
+        rows: How an op reads the value, where its input features are watched.
+    """
+
+    value: str
+    calibrator: PartChoice
+    axis: int | None = None
+    rows: Rows | None = None
+
+
+class Statistics:
+    """Observers of activation values, fed by ``Session.observe`` through :meth:`update`.
+
+    Args:
+        probes: What to observe.
+        make: Builds the observer of a probe.
+        pages: Further observers, which are there a few at a time.
+    """
+
+    def __init__(
+        self, probes: Iterable[Probe], make: Callable[[Probe], Observer], pages: Pages | None = None
+    ) -> None:
+        self._observers: dict[Probe, Observer] = {
+            probe: make(probe) for probe in dict.fromkeys(probes)
+        }
+        self._pages = pages
+        self._by_value: dict[str, list[Observer]] = {}
+        self._index()
+        self.batches = 0
+        self.seen: dict[str, int] = {}
+
+    def _index(self) -> None:
+        self._by_value = {}
+        for probe, observer in self._observers.items():
+            self._by_value.setdefault(probe.value, []).append(observer)
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """Names of the values to observe."""
+        return tuple(self._by_value)
+
+    def __contains__(self, probe: Probe) -> bool:
+        return probe in self._observers or (self._pages is not None and probe in self._pages)
+
+    @property
+    def observers(self) -> Mapping[Probe, Observer]:
+        """Observers by probe, without those on pages."""
+        return self._observers
+
+    def update(self, value: str, x: Array) -> None:
+        """Take one array of one value; the sink of ``Session.observe``.
+
+        Raises:
+            DataError: If it is not finite.
+        """
+        if not _finite(x):
+            raise DataError(
+                f"value {value!r} is not finite in calibration batch {self.seen.get(value, 0)}: the float model itself overflows there; "
+                "check the batch, or keep the op that writes it out of the calibration data's range"
+            )
+        if 0 in x.shape:
+            return  # nothing was computed: an empty sequence, a loop without a step
+        self.seen[value] = self.seen.get(value, 0) + 1
+        for observer in self._by_value.get(value, ()):
+            observer.update(x)
+
+    def merge(self, other: Statistics) -> None:
+        """Take in another worker's statistics over the same probes."""
+        for probe, observer in other._observers.items():
+            self._observers[probe].merge(observer)
+        self.batches += other.batches
+        for value, count in other.seen.items():
+            self.seen[value] = self.seen.get(value, 0) + count
+
+    def rescaled(self, changes: Mapping[str, ChannelMap]) -> tuple[Statistics, tuple[Probe, ...]]:
+        """Return what would have been seen had the channels of some values been changed.
+
+        Args:
+            changes: Value name -> how.
+
+        Returns:
+            The statistics, and the probes that cannot be derived; they are gone from the statistics. Derived exactly are
+            means, channel ranges without a rotation, whole-tensor ``minmax`` ranges where channel ranges were seen,
+            and Gram matrices, for a shift where the means were seen.
+        """
+        derived = copy(self)
+        derived._observers = {}
+        missing = []
+        for probe, observer in self._observers.items():
+            found: Observer | None = observer
+            if probe.value in changes:
+                change = changes[probe.value]
+                found = observer.rescaled(change) or self._from_others(probe, observer, change)
+            if found is None:
+                missing.append(probe)
+            else:
+                derived._observers[probe] = found
+        derived._index()
+        derived._pages = self._pages.changed(changes) if self._pages is not None else None
+        return derived, tuple(missing)
+
+    def _from_others(self, probe: Probe, observer: Observer, change: ChannelMap) -> Observer | None:
+        """Derive what an observer alone cannot tell, from another that watched the same value."""
+        if isinstance(observer, Gram) and change.shift is not None:
+            sums = self._observers.get(replace(probe, calibrator=PartChoice(kind="channel_mean")))
+            moved = observer.centred(sums, change.shift) if isinstance(sums, FeatureSum) else None
+            return moved and moved.rescaled(replace(change, shift=None))
+        if probe.rows is not None:
+            ranges = None if probe.rows.kernel else self._channels(probe.value, (-1,), change)
+            return (
+                observer.within(ranges.low, ranges.high)
+                if ranges and isinstance(observer, FeatureAbsMax)
+                else None
+            )
+        if probe.calibrator == MINMAX and probe.axis is None:
+            ranges = self._channels(probe.value, (1, -1), change)
+            return ranges and ranges.whole()
+        return None
+
+    def _channels(self, value: str, axes: tuple[int, ...], change: ChannelMap) -> MinMax | None:
+        for axis in axes:
+            channels = self._observers.get(Probe(value, MINMAX, axis))
+            if isinstance(channels, MinMax) and (scaled := channels.rescaled(change)) is not None:
+                return scaled
+        return None
+
+    def replaced(self, fresh: Statistics) -> Statistics:
+        """Return these statistics with the observers of ``fresh`` in place of their own."""
+        joined = copy(self)
+        joined._observers = {**self._observers, **fresh._observers}
+        joined._index()
+        return joined
+
+    def observer(self, probe: Probe) -> Observer:
+        """Return one observer.
+
+        Raises:
+            DataError: If the value was not observed that way.
+        """
+        found = self._observers.get(probe) or (
+            self._pages.observer(probe) if self._pages is not None else None
+        )
+        if found is None:
+            how = f"with {probe.calibrator}" + (
+                f" along axis {probe.axis}" if probe.axis is not None else ""
+            )
+            raise DataError(
+                f"value {probe.value!r} was not observed {how}{nearest(probe.value, {p.value for p in self._observers})}"
+            )
+        return found
+
+    def range(
+        self, value: str, calibrator: PartChoice, spec: QuantSpec, axis: int | None = None
+    ) -> tuple[Array, Array]:
+        """Return the (low, high) of a value, float32, shape () or (channels,).
+
+        Raises:
+            DataError: If the value was not observed that way.
+        """
+        observer = self.observer(Probe(value, calibrator, axis))
+        if not isinstance(observer, Calibrator):
+            raise DataError(
+                f"value {value!r} was observed by {calibrator}, which gives no range; name a calibrator"
+            )
+        return observer.range(spec)
+
+
+def _finite(x: Array) -> bool:
+    if "float" not in str(x.dtype):
+        return True
+    xp = array_namespace(x)
+    # A finite sum proves finite terms and needs no temporary; only an overflowing one is looked at term by term.
+    return bool(xp.isfinite(xp.sum(x))) or bool(xp.all(xp.isfinite(x)))

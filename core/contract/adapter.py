@@ -1,0 +1,338 @@
+"""A backend, as the core sees it: about eight primitives.
+
+An :class:`Adapter` opens sources; a :class:`Session` is one opened model; a :class:`Candidate` is that model with a
+recipe carried out. Everything else (calibrators, algorithms, strategies, measurement, storage) is written once,
+over these, in the core. A third party subclasses the three and registers a card; ``octavo.core.testing.conformance`` tells
+whether the promises in the docstrings are kept.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from octavo.core.errors import SchemeError
+from octavo.core.numerics.affine import Array, QuantParams
+from octavo.core.numerics.channels import Factors
+from octavo.core.numerics.tensor import QuantizedTensor
+from octavo.core.values.calls import Batch as Batch  # where plugins have always found it
+from octavo.core.values.capability import Capability, Realization
+from octavo.core.values.graph import HeldWeight, ModelView
+from octavo.core.values.recipe import Recipe
+from octavo.core.values.scheme import OpScheme
+
+from .parts import PartConfig
+
+Sink = Callable[[str, Array], None]
+"""Takes (value name, array) as ``Session.observe`` meets them."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpParameters:
+    """Everything the core decided for one op; ``Session.apply`` only carries it out.
+
+    Attributes:
+        scheme: What was asked for.
+        weight: The quantized weight, or None.
+        inputs: For static schemes: parameters of each activation input, in the op's order; None where it stays float.
+        outputs: Parameters of each output where the scheme or a static consumer asks for them; else None.
+        bias: A corrected bias in float32 that replaces the model's own, or None.
+        further: The quantized weights beside the first, in the order of ``Op.further``.
+    """
+
+    scheme: OpScheme
+    weight: QuantizedTensor | None = None
+    inputs: tuple[QuantParams | None, ...] = ()
+    outputs: tuple[QuantParams | None, ...] = ()
+    bias: Array | None = None
+    further: tuple[QuantizedTensor, ...] = ()
+
+    @property
+    def carried(self) -> OpScheme:
+        """The scheme with the range over which its weight was really quantized, see ``Capability.carried``."""
+        if self.weight is None or self.scheme.weight is None:
+            return self.scheme
+        reduced = self.weight.params.spec.reduce_range
+        if reduced == self.scheme.weight.reduce_range:
+            return self.scheme
+        weight = self.scheme.weight.reduced() if reduced else self.scheme.weight.whole()
+        return self.scheme.variant(weight=weight)
+
+    def line(self, realization: Realization, reason: str = "") -> Applied:
+        """Return the ledger's line of an op that is carried out as it was decided."""
+        carried = self.carried
+        reduced = REDUCED if carried != self.scheme else ""
+        said = "; ".join(filter(None, (reason, reduced)))
+        return Applied(self.scheme, carried, realization, said)
+
+
+REDUCED = "its weight keeps to 7 of its 8 bits, which a CPU without VNNI sums without saturating"
+"""Said in the ledger where a device carries a scheme out with a reduced range."""
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """A line of the ledger: what became of one op.
+
+    Attributes:
+        requested: The recipe's scheme.
+        applied: What really runs.
+        realization: ``kernel`` or ``simulated``; ``codes`` for an op that has nothing to choose and moves the codes of its
+            input as they are (a reshape, a max pool).
+        reason: Why applied differs from requested, or what else a reader must know; else empty.
+    """
+
+    requested: OpScheme
+    applied: OpScheme
+    realization: Realization = "kernel"
+    reason: str = ""
+
+    @property
+    def carries_codes(self) -> bool:
+        """True if the op computes nothing and moves integer codes: it is not quantized, and it is not left in float."""
+        return self.realization == "codes"
+
+    @property
+    def honoured(self) -> bool:
+        """True if what was asked for is what runs.
+
+        A weight of reduced range is of the type and on the kernel that were asked for: that counts, and the reason says it.
+        """
+        r, a = self.requested, self.applied
+        weights = [s.weight.whole() if s.weight else None for s in (r, a)]
+        same_weight = weights[0] == weights[1]
+        return same_weight and (r.mode, r.input, r.output) == (a.mode, a.input, a.output)
+
+
+class Candidate(ABC):
+    """A runnable model with a recipe carried out. It shares every float tensor with the original.
+
+    It must be picklable (cloudpickle), so that trials can run in child processes and on clusters.
+    """
+
+    recipe: Recipe
+    ledger: Mapping[str, Applied]
+
+    @property
+    @abstractmethod
+    def native(self) -> Any:
+        """What a score function of a single-backend run is given (the nn.Module, the callable session)."""
+
+    @abstractmethod
+    def run(self, batch: Batch) -> tuple[np.ndarray, ...]:
+        """Run one batch: arrays in, arrays out, in the order of ``ModelView.outputs``.
+
+        Raises:
+            DataError: If names or shapes are not the model's; the message says expected against got.
+        """
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write the model's files into an existing, empty folder, without pickle. Their sum is the model's size."""
+
+    def fingerprint(self) -> str:
+        """Digest of the parameters it runs with, to notice a score function that changes the model; '' if unknown."""
+        return ""
+
+
+class Session(ABC):
+    """One opened model. Its source is never changed."""
+
+    @abstractmethod
+    def describe(self) -> ModelView:
+        """Return the ops, values and groups. The same source gives the same names in any process."""
+
+    @abstractmethod
+    def capability(self) -> Capability:
+        """Return what can be executed on this session's device, established and not assumed."""
+
+    @abstractmethod
+    def observe(self, batches: Iterable[Batch], values: Iterable[str], sink: Sink) -> int:
+        """Run the float model over ``batches`` ONCE and hand each array of each named value to ``sink``.
+
+        A sink must not keep or change the array. Returns the number of batches. Values come as the ops see them:
+        after batch-norm folding and fused activations.
+        """
+
+    def watcher(self, batches: Iterable[Batch], limit: int) -> Callable[[Iterable[str], Sink], int]:
+        """Return a function that observes values over the same batches as :meth:`observe` would, some of them at a time.
+
+        A backend may keep, between two calls, what the rest of the model needs of each batch, and start the next call there if
+        its values all come later: values that are asked for in execution order then cost one pass altogether.
+
+        Args:
+            batches: Batches that can be read again.
+            limit: Bytes that it may keep.
+        """
+        return lambda values, sink: self.observe(batches, values, sink)
+
+    @abstractmethod
+    def tensor(self, name: str) -> Array:
+        """Return a weight or bias by name, as the ops use it (batch norm folded, rescaled). Not to be changed."""
+
+    @abstractmethod
+    def apply(self, recipe: Recipe, parameters: Mapping[str, OpParameters]) -> Candidate:
+        """Carry a recipe out. Ops without parameters stay float.
+
+        Costs what the quantized ops cost, never a copy of the model; what is packed from one
+        :class:`QuantizedTensor` object is reused while that object lives.
+
+        Raises:
+            SchemeError: If a scheme is outside the capability.
+        """
+
+    def draft(self, recipe: Recipe, parameters: Mapping[str, OpParameters]) -> Candidate:
+        """Return what :meth:`apply` returns, for a :meth:`runner`: what only other uses need may wait until they come."""
+        return self.apply(recipe, parameters)
+
+    @abstractmethod
+    def reference(self) -> Candidate:
+        """Return the model as it was given: the baseline."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Return a content digest of structure and weights, the same in any process."""
+
+    def census(self) -> Sequence[HeldWeight] | None:
+        """Return every distinct floating weight of two or more dimensions that the model's forward uses, wherever it stands.
+
+        It is counted in the model's tensors, and not in what :meth:`describe` found: the core holds the two against each
+        other whenever a candidate is built. None where a backend cannot count: then what it describes is believed.
+        """
+        return None
+
+    def runner(
+        self, batches: Sequence[Batch]
+    ) -> Callable[[Candidate], Iterator[tuple[np.ndarray, ...]]]:
+        """Return a function that runs candidates of this session over the same few batches, as :meth:`Candidate.run` would.
+
+        A backend may run the float model once here and let each candidate start where it first differs from it.
+        """
+        return lambda candidate: (candidate.run(batch) for batch in batches)
+
+    def further(self, batches: Sequence[Batch]) -> Session:
+        """Return a session of the same model that has looked at these batches too; itself where they change nothing.
+
+        Args:
+            batches: Some that differ from the example in shapes or plain values: they may take other branches of the model.
+        """
+        return self
+
+    def facts(self) -> tuple[str, ...]:
+        """Return what else ``octavo inspect`` should show of this model (a memory plan, a device), one line each."""
+        return ()
+
+    # Optional primitives: declared in ``Capability.features``.
+
+    def rescale(self, factors: Mapping[str, Factors]) -> Session:
+        """Return a session whose model computes the same function with other channels (feature ``rescale``).
+
+        Args:
+            factors: Name of a ``rescale`` group -> positive float32 factors, shape (channels,): the group's value is
+                divided by them per channel, and the members' weights are multiplied by them. Or a
+                :class:`~.channels.ChannelMap`, which may also shift and rotate where the group takes it (features
+                ``rescale:shift``, ``rescale:rotation``); members without a bias gain one from a shift.
+
+        Returns:
+            A new session that shares every other tensor with this one; ops and values keep their names.
+
+        Raises:
+            SchemeError: If a group is unknown, or cannot take its map (:func:`~.channels.channel_maps` checks).
+        """
+        raise SchemeError(
+            f"{type(self).__name__} does not offer rescale; leave transforms out of the configuration"
+        )
+
+    def gradients(
+        self,
+        batches: Iterable[Batch],
+        tensors: Iterable[str],
+        sink: Sink,
+        *,
+        seed: int = 0,
+        along: Mapping[str, Array] | None = None,
+    ) -> int:
+        """Hand gradients with respect to weights to ``sink``, batch by batch, one weight at a time (feature ``gradients``).
+
+        No labels are needed. The loss is the distance D of the outputs to the float outputs: |y - y0|^2 / (2 |y0 - mean y0|^2), or
+        the mean Kullback-Leibler divergence of a token where the model predicts tokens. At the float weights its gradient is 0
+        and its Hessian H says what a change of the weights costs: D = d^T H d / 2.
+
+        Args:
+            batches: Batches; each is run once.
+            tensors: Names of weights, as :meth:`tensor` takes them.
+            sink: Takes (name, float32 array of the weight's shape); it must not keep or change it.
+            seed: Of the draws.
+            along: Tensor -> direction v of its shape: (H v) is handed over, for all directions together. None: draws g with
+                E[g g^T] = H are, the gradient at labels that are sampled from the model's own prediction.
+
+        Returns:
+            The number of batches.
+        """
+        raise SchemeError(
+            f"{type(self).__name__} does not offer gradients; choose another sensitivity"
+        )
+
+    def export(self, format: str, path: Path) -> None:
+        """Write the float model in an interchange format (feature ``export:<format>``)."""
+        raise SchemeError(f"{type(self).__name__} does not export {format!r}")
+
+
+class Adapter(ABC):
+    """A backend: opens models and loads saved candidates. Built from its card's config."""
+
+    def __init__(self, config: PartConfig) -> None:
+        self.config = config
+
+    @abstractmethod
+    def open(self, source: Any, example: Batch | None = None) -> Session:
+        """Open a native model or a path.
+
+        Args:
+            source: What the card claims.
+            example: One batch, for shapes; None where there is no data.
+
+        Raises:
+            ModelError: If it cannot be read; NonFiniteWeight names the tensor.
+        """
+
+    @abstractmethod
+    def load(self, folder: Path, model: Any = None) -> Candidate:
+        """Read what ``Candidate.save`` wrote.
+
+        Args:
+            folder: The folder; or the file, for backends whose saved form is a single one.
+            model: A float model (or a factory of one) for backends whose files do not hold the architecture.
+        """
+
+    def capability(self) -> Capability:
+        """Return what the configured device executes, whatever the model; a session may know less of its own.
+
+        Raises:
+            SchemeError: If this backend can say so for a model only.
+        """
+        raise SchemeError(f"{type(self).__name__} answers for a model only; give one")
+
+    def sample(self, kind: str) -> tuple[Any, Batch] | None:
+        """Return a model of one op of a type, of the size that models have, and a batch for it; None where there is none.
+
+        It is timed, some milliseconds a scheme, when somebody asks how fast schemes are.
+        """
+        return None
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A session with what the core needs over and over: computed once."""
+
+    name: str
+    session: Session
+    view: ModelView
+    capability: Capability
+    notes: tuple[str, ...] = field(default=())
+    settings: PartConfig | None = None

@@ -1,0 +1,45 @@
+"""What an observer and what a calibrator is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, Self
+
+from octavo.core.numerics.affine import Array
+from octavo.core.numerics.channels import ChannelMap
+from octavo.core.values.scheme import QuantSpec
+
+from .parts import PartConfig
+
+
+class Observer(ABC):
+    """Watches one value over the calibration pass. Memory must not grow with the number of batches."""
+
+    @abstractmethod
+    def update(self, x: Array) -> None:
+        """Take one batch's array, of any shape (the channel axis keeps its length). It must not be kept."""
+
+    @abstractmethod
+    def merge(self, other: Any) -> None:
+        """Take in what another one of the same kind saw (a worker's share of the data)."""
+
+    def rescaled(self, change: ChannelMap) -> Self | None:
+        """Return what would have been seen had the value's channels been changed, or None if this observer alone cannot know."""
+        return None
+
+
+class Calibrator(Observer):
+    """Answers a range. Built from its card's config.
+
+    Args:
+        config: The card's settings.
+        axis: None for one range over the whole tensor, else the channel axis: one range per channel.
+    """
+
+    def __init__(self, config: PartConfig, axis: int | None = None) -> None:
+        self.config = config
+        self.axis = axis
+
+    @abstractmethod
+    def range(self, spec: QuantSpec) -> tuple[Array, Array]:
+        """Return (low, high), float32, shape () or (channels,), for a tensor that will be quantized as ``spec``."""

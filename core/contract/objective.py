@@ -1,0 +1,67 @@
+"""What an objective is."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from abc import ABC, abstractmethod
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+from octavo.core.values.trial import Measurement
+
+from .adapter import Batch, Candidate
+from .parts import PartConfig
+
+
+class Subject:
+    """A candidate under measurement, with its saved files (written once, on first use).
+
+    Attributes:
+        candidate: What is measured.
+        batch: A batch in a form that its backend takes.
+    """
+
+    def __init__(self, candidate: Candidate, batch: Batch) -> None:
+        self.candidate = candidate
+        self.batch = batch
+
+    @cached_property
+    def folder(self) -> Path:
+        """Folder with the saved model."""
+        folder = Path(tempfile.mkdtemp(prefix="octavo-"))
+        self.candidate.save(folder)
+        return folder
+
+    @cached_property
+    def bytes(self) -> int:
+        """Size of the saved files."""
+        return sum(p.stat().st_size for p in self.folder.rglob("*") if p.is_file())
+
+    def close(self) -> None:
+        """Remove the saved files."""
+        if "folder" in self.__dict__:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Objective(ABC):
+    """A number to minimise (or maximise), measured on the real candidate.
+
+    Attributes:
+        unit: Of the value.
+        lower_is_better: Its direction.
+    """
+
+    unit: ClassVar[str] = ""
+    lower_is_better: ClassVar[bool] = True
+
+    def __init__(self, config: PartConfig) -> None:
+        self.config = config
+
+    def check(self) -> None:  # noqa: B027 - most objectives can be measured anywhere
+        """Raise ConfigError if this machine cannot measure it; called before long work starts."""
+
+    @abstractmethod
+    def measure(self, subject: Subject, reference: Subject) -> Measurement:
+        """Measure ``subject``; ``reference`` is the float model, for interleaving and ratios."""

@@ -1,0 +1,108 @@
+"""What a plugin hands over: a description of a part, not the part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, ClassVar, Generic, Self, TypeVar
+
+from pydantic import model_validator
+
+from octavo.core.errors import MissingFramework, PluginError
+from octavo.core.values.settings import Checked
+
+T = TypeVar("T")
+
+
+class PartConfig(Checked):
+    """Base of every part's settings. Each subclass adds ``kind: Literal["its-name"] = "its-name"``."""
+
+    unsaved: ClassVar[frozenset[str]] = frozenset()
+    """Settings that a saved result neither keeps nor may set when it is loaded: a file must not grant itself trust."""
+
+    kind: str
+
+    def to_save(self) -> dict[str, Any]:
+        """Return the settings that a saved result keeps, JSON-ready."""
+        return self.model_dump(mode="json", exclude=set(self.unsaved))
+
+    @model_validator(mode="after")
+    def _counts_fit_a_machine(self) -> Self:
+        for name, value in self:
+            if isinstance(value, int) and not -(2**63) <= value < 2**63:
+                raise ValueError(f"{name} is larger than any count that a machine holds")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Part(Generic[T]):
+    """One thing a plugin offers.
+
+    Attributes:
+        name: What configs call it.
+        target: ``module:attribute``, so that listing parts imports no framework.
+        config: Its settings.
+        summary: One line for ``octavo plugins``.
+        hint: How to install what it needs.
+        needs: What an algorithm or transform asks of calibration: ``gram``, ``channel_range``, ``gradients``, ...
+    """
+
+    name: str
+    target: str
+    config: type[PartConfig]
+    summary: str
+    hint: str = ""
+    needs: frozenset[str] = frozenset()
+
+    def load(self) -> Callable[..., T]:
+        """Import the target.
+
+        Raises:
+            MissingFramework: If an import fails; the message holds the install hint.
+            PluginError: If the module has no such attribute.
+        """
+        module, _, attribute = self.target.partition(":")
+        try:
+            loaded = import_module(module)
+        except ImportError as error:
+            raise MissingFramework(
+                f"{self.name!r} cannot be loaded: {error}. {self.hint}".strip()
+            ) from error
+        try:
+            found: Callable[..., T] = getattr(loaded, attribute)
+        except AttributeError as error:
+            raise PluginError(
+                f"{self.name!r} points to {self.target!r}, but {module} has no {attribute!r}; correct the card's target"
+            ) from error
+        return found
+
+    def build(self, settings: PartConfig | None = None, *arguments: Any, **named: Any) -> T:
+        """Load and call the target with its settings first."""
+        return self.load()(
+            settings if settings is not None else self.config.model_validate({"kind": self.name}),
+            *arguments,
+            **named,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterPart(Part[T]):
+    """An adapter also says which models are its own, without importing anything.
+
+    Attributes:
+        models: Class paths (``torch.nn.modules.module.Module``) of native models; any base class counts.
+        suffixes: File suffixes it opens (``.onnx``).
+        accepts: Interchange formats it opens from another adapter's ``export`` (``onnx``).
+    """
+
+    models: tuple[str, ...] = field(default=())
+    suffixes: tuple[str, ...] = field(default=())
+    accepts: tuple[str, ...] = field(default=())
+
+    def claims(self, model: object) -> bool:
+        """True if ``model`` is an instance of one of :attr:`models` or a path with one of :attr:`suffixes`."""
+        if isinstance(model, str) or hasattr(model, "__fspath__"):
+            return str(model).endswith(self.suffixes) if self.suffixes else False
+        paths = {f"{c.__module__}.{c.__qualname__}" for c in type(model).__mro__}
+        return any(p in paths for p in self.models)

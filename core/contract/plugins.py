@@ -1,0 +1,294 @@
+"""The plugin host: pluggy behind a typed face. Not a global: a run owns one."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial, reduce
+from importlib import import_module
+from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, entry_points
+from importlib.resources import files
+from operator import or_
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, TypeVar
+
+import pluggy
+from pydantic import Field, TypeAdapter
+
+from octavo.core.errors import ConfigError, DuplicatePart, PluginError, UnknownPart, nearest, shown
+from octavo.core.values.settings import checked
+
+from . import hookspecs
+from .parts import AdapterPart, Part, PartConfig
+
+P = TypeVar("P", bound=Part[Any])
+Kind = Literal[
+    "adapters",
+    "strategies",
+    "calibrators",
+    "algorithms",
+    "transforms",
+    "objectives",
+    "criteria",
+    "exporters",
+]
+KINDS: tuple[Kind, ...] = (
+    "adapters",
+    "strategies",
+    "calibrators",
+    "algorithms",
+    "transforms",
+    "objectives",
+    "criteria",
+    "exporters",
+)
+NO_AUTOLOAD = "OCTAVO_NO_AUTOLOAD"
+
+
+@dataclass(frozen=True, slots=True)
+class PluginInfo:
+    """One plugin, loaded or left out.
+
+    Attributes:
+        name: Its name in plugins.toml or its entry point's name.
+        origin: ``built-in`` or the distribution that brings it.
+        loaded: Whether its hooks take part.
+        reason: Why it was left out, or what it still needs; else empty.
+    """
+
+    name: str
+    origin: str
+    loaded: bool
+    reason: str = ""
+
+
+class PluginHost:
+    """Loads plugins and answers what they offer.
+
+    Args:
+        table: plugins.toml as a mapping; None reads the one in the package.
+        third_party: False leaves out the entry points of other distributions, as does the environment variable
+            OCTAVO_NO_AUTOLOAD=1 or ``policy.entry_points = false``.
+        allow: When not empty, only these third-party plugins are loaded (beside the table's own).
+        deny: Never loaded, built-in ones included (beside the table's own).
+
+    Raises:
+        DuplicatePart: If two plugins have one name.
+    """
+
+    def __init__(
+        self,
+        table: Mapping[str, Any] | None = None,
+        *,
+        third_party: bool = True,
+        allow: Collection[str] = (),
+        deny: Collection[str] = (),
+    ) -> None:
+        table = (
+            table
+            if table is not None
+            else tomllib.loads(files("octavo").joinpath("plugins.toml").read_text())
+        )
+        policy = table.get("policy", {})
+        self._allow = {*policy.get("allow", ()), *allow}
+        self._deny = {*policy.get("deny", ()), *deny}
+        self._manager = pluggy.PluginManager("octavo")
+        self._manager.add_hookspecs(hookspecs)
+        self._infos: list[PluginInfo] = []
+        self._parts: dict[str, Mapping[str, Any]] = {}
+        for name, row in table["builtin"].items():
+            self._add(name, "built-in", partial(import_module, row["module"]), _missing(row))
+        if third_party and policy.get("entry_points", True) and not _flag(NO_AUTOLOAD):
+            self._add_entry_points()
+
+    def _add_entry_points(self) -> None:
+        found: dict[str, EntryPoint] = {}
+        for entry in entry_points(group="octavo"):
+            other = found.get(entry.name)
+            if other is not None or any(i.name == entry.name for i in self._infos):
+                holder = _origin(other) if other is not None else "octavo itself"
+                raise DuplicatePart(
+                    f"two plugins are called {entry.name!r}: one of {holder} and one of {_origin(entry)}. "
+                    "Uninstall one, or deny the name in the plugin policy and register the other under a new one"
+                )
+            found[entry.name] = entry
+        for name, entry in sorted(found.items()):
+            if self._allow and name not in self._allow:
+                self._infos.append(PluginInfo(name, _origin(entry), False, "not in the allow list"))
+            else:
+                self._add(name, _origin(entry), entry.load, "")
+
+    def _add(self, name: str, origin: str, load: Callable[[], Any], missing: str) -> None:
+        if name in self._deny:
+            self._infos.append(PluginInfo(name, origin, False, "denied by the policy"))
+            return
+        # Each plugin is loaded, registered and checked by itself, so that a broken one leaves the others alone.
+        module: Any = None
+        try:
+            module = load()
+            self._manager.register(module, name)
+            self._manager.check_pending()
+        except Exception as error:
+            if module is not None and self._manager.is_registered(module):
+                self._manager.unregister(module)
+            reason = f"{type(error).__name__}: {error}"
+            self._infos.append(PluginInfo(name, origin, False, reason))
+            warnings.warn(
+                f"octavo plugin {name!r} of {origin} was left out: {reason}",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+            return
+        self._infos.append(PluginInfo(name, origin, True, missing))
+
+    def plugins(self) -> tuple[PluginInfo, ...]:
+        """Return every plugin met, loaded or not, and why not."""
+        return tuple(self._infos)
+
+    def parts(self, kind: Kind) -> Mapping[str, Part[Any]]:
+        """Return the cards of one kind, by name. A plugin whose hook raises is left out with a warning.
+
+        Raises:
+            DuplicatePart: If two plugins offer one name.
+        """
+        if kind not in self._parts:
+            self._parts[kind] = MappingProxyType(self._collect(kind))
+        return self._parts[kind]
+
+    def adapters(self) -> Mapping[str, AdapterPart[Any]]:
+        """Return the cards of all backends, by name."""
+        return self.parts("adapters")  # type: ignore[return-value]
+
+    def _collect(self, kind: Kind) -> dict[str, Part[Any]]:
+        found: dict[str, Part[Any]] = {}
+        wanted = AdapterPart if kind == "adapters" else Part
+        for plugin, offer in self._call(f"octavo_{kind}"):
+            for part in offer or ():
+                if not isinstance(part, wanted):
+                    warnings.warn(
+                        f"octavo plugin {plugin!r} offers {part!r} among its {kind}; it must be a {wanted.__name__}",
+                        RuntimeWarning,
+                        stacklevel=3,
+                    )
+                elif part.name in found:
+                    raise DuplicatePart(
+                        f"{part.name!r} is offered twice among {kind}: {found[part.name].target} and {part.target}; deny one plugin"
+                    )
+                else:
+                    found[part.name] = part
+        return found
+
+    def _call(self, hook: str, **arguments: Any) -> Iterable[tuple[str, Any]]:
+        """Call a hook plugin by plugin, so that one that raises does not take the others down."""
+        for implementation in getattr(self._manager.hook, hook).get_hookimpls():
+            try:
+                named = {k: v for k, v in arguments.items() if k in implementation.argnames}
+                result = implementation.function(**named)
+                yield (
+                    implementation.plugin_name,
+                    list(result) if not arguments and result is not None else result,
+                )
+            except Exception as error:
+                name = implementation.plugin_name
+                self._infos = [
+                    PluginInfo(
+                        i.name, i.origin, i.loaded, f"{hook} raised {type(error).__name__}: {error}"
+                    )
+                    if i.name == name
+                    else i
+                    for i in self._infos
+                ]
+                warnings.warn(
+                    f"octavo plugin {name!r} raised in {hook}: {error!r}; it is left out there",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
+
+    def notify(self, hook: str, **arguments: Any) -> None:
+        """Tell every plugin that something happened."""
+        for _ in self._call(hook, **arguments):
+            pass
+
+    def part(self, kind: Kind, name: str) -> Part[Any]:
+        """Return one card.
+
+        Raises:
+            UnknownPart: With the nearest names.
+        """
+        parts = self.parts(kind)
+        if name not in parts:
+            hint = next(
+                (
+                    f" (plugin {i.name!r} was left out: {i.reason})"
+                    for i in self._infos
+                    if not i.loaded and i.name == name
+                ),
+                "",
+            )
+            raise UnknownPart(f"no {_singular(kind)} called {name!r}{hint}{nearest(name, parts)}")
+        return parts[name]
+
+    def read(self, kind: Kind, raw: str | Mapping[str, Any] | PartConfig) -> PartConfig:
+        """Check a part's settings against the config class that its card names.
+
+        Args:
+            kind: Which family of parts.
+            raw: A name, a table with ``kind``, or settings already checked.
+
+        Raises:
+            UnknownPart: If no such part is loaded.
+            ConfigError: If a setting is unknown or malformed.
+        """
+        if isinstance(raw, PartConfig):
+            return raw
+        if not isinstance(raw, (str, Mapping)):
+            raise ConfigError(
+                f"a {_singular(kind)} is a name or a table with a kind, not {shown(raw)}"
+            )
+        table = {"kind": raw} if isinstance(raw, str) else dict(raw)
+        if not isinstance(table.get("kind"), str):
+            raise ConfigError(
+                f"a {_singular(kind)} needs a kind: one of {', '.join(sorted(self.parts(kind)))}"
+            )
+        part = self.part(kind, table["kind"])
+        return checked(part.config, table, f"{_singular(kind)} {part.name!r}")
+
+    def schema(self, kind: Kind) -> dict[str, Any]:
+        """Return the JSON schema of every config class of a kind, third parties' included."""
+        configs = [part.config for part in self.parts(kind).values()]
+        if len(configs) == 1:
+            return configs[0].model_json_schema()
+        union: Any = reduce(or_, configs)
+        return TypeAdapter(Annotated[union, Field(discriminator="kind")]).json_schema()
+
+
+def _missing(row: Mapping[str, Any]) -> str:
+    gone = []
+    for name in row.get("needs", ()):
+        try:
+            distribution(name)
+        except PackageNotFoundError:
+            gone.append(name)
+    return (
+        f"needs {', '.join(gone)}: pip install 'octavo[{row.get('extra', 'all')}]'" if gone else ""
+    )
+
+
+def _origin(entry: EntryPoint | None) -> str:
+    if entry is None or entry.dist is None:
+        return "an unknown distribution"
+    return f"{entry.dist.name} {entry.dist.version}"
+
+
+def _flag(name: str) -> bool:
+    return os.environ.get(name, "").lower() not in ("", "0", "false", "no")
+
+
+def _singular(kind: str) -> str:
+    return {"strategies": "strategy", "criteria": "criterion"}.get(kind, kind.removesuffix("s"))
+
+
+__all__ = ["KINDS", "NO_AUTOLOAD", "Kind", "PluginError", "PluginHost", "PluginInfo"]

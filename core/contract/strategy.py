@@ -1,0 +1,107 @@
+"""What a strategy is given and what it must do."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pydantic import Field
+
+from octavo.core.values.recipe import Recipe
+from octavo.core.values.scheme import OpScheme, PartChoice
+from octavo.core.values.space import TuningSpace
+from octavo.core.values.trial import Trial
+
+from .parts import PartConfig
+
+
+class Sensitivity(Protocol):
+    """How much the model suffers when one unit takes one scheme; asked for lazily, computed once, cached."""
+
+    def __call__(self, kind: str, pairs: Sequence[tuple[str, OpScheme]]) -> Sequence[float]:
+        """Return one loss >= 0 for each (unit name, scheme); higher hurts more.
+
+        Args:
+            kind: ``weight_error`` or ``hessian`` (cheap, from weights and statistics) or ``output_distance`` (one forward
+                pass over a few batches each); ``gradient`` and ``hessian_trace`` where the backend offers gradients.
+            pairs: What to score.
+        """
+
+
+class SuggestsTransforms(PartConfig):
+    """Settings of a strategy that compares model-wide transforms without being told to.
+
+    Attributes:
+        suggested: Op type -> transform that the space offers where the configuration names none: on backends that rescale, for
+            models with such ops whose inputs can be rescaled and may be quantized.
+    """
+
+    suggested: dict[str, PartChoice] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """All that a strategy may know. It never sees a model or data.
+
+    Attributes:
+        space: Where to search.
+        objectives: Names of what is minimised, most important first.
+        seed: The only source of randomness.
+        sensitivity: The service, or None where there is none (then order by parameters).
+        stop_at_goal: The search ends at the first passing recipe.
+        max_trials: Evaluations that there are, at most; None where that is not known.
+        budgets: Hard limits by name (``bits``, ``size``, ``latency``). A trial that overran one has not passed, and its
+            ``over`` says by how much.
+    """
+
+    space: TuningSpace
+    objectives: tuple[str, ...] = ()
+    seed: int = 0
+    sensitivity: Sensitivity | None = None
+    stop_at_goal: bool = False
+    budgets: Mapping[str, float] = field(default_factory=dict)
+    max_trials: int | None = None
+
+
+class Strategy(ABC):
+    """A search over a space: the life of a recipe is ``ask`` -> evaluated by the loop -> ``tell``.
+
+    The rules, checked by ``octavo.core.testing.conformance``:
+
+    * ``ask`` returns a recipe of the space, or None when nothing is left that could pay.
+    * ``ask`` may be called again before ``tell``: recipes not yet told are pending, and are not returned again.
+      A strategy that cannot go on before an answer returns :data:`WAIT`.
+    * ``tell`` takes every trial that was asked for, failed ones included. A recipe whose result is known already is
+      answered from the history, marked ``reused``.
+    * The same problem and the same sequence of calls give the same recipes, in any process. The loop rebuilds a
+      strategy after a crash by asking and telling its history again.
+    """
+
+    def __init__(self, config: PartConfig, problem: Problem) -> None:
+        self.config = config
+        self.problem = problem
+
+    @abstractmethod
+    def ask(self) -> Recipe | Wait | None:
+        """Return the next recipe, WAIT, or None at the end."""
+
+    @abstractmethod
+    def tell(self, trial: Trial) -> None:
+        """Take a finished trial."""
+
+    def explain(self) -> str:
+        """Say in one line where the search stands or why it ended, for the log and the report."""
+        return ""
+
+
+class Wait:
+    """Type of :data:`WAIT`."""
+
+    def __repr__(self) -> str:
+        return "WAIT"
+
+
+WAIT = Wait()
+"""Returned by ``ask`` while pending trials must be told first."""

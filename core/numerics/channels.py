@@ -1,0 +1,204 @@
+"""A function-preserving change of a value's channels: what a rescale group carries."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from array_api_compat import array_namespace
+
+from octavo.core.errors import SchemeError, nearest
+from octavo.core.values.graph import Group
+
+from .affine import Array
+from .hadamard import hadamard_parts, rotate
+
+Carried = Literal["scale", "shift", "rotation"]
+FEATURES: Mapping[str, str] = {
+    "scale": "rescale",
+    "shift": "rescale:shift",
+    "rotation": "rescale:rotation",
+}
+"""What a channel map may carry, and the capability feature that stands for it."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChannelMap:
+    """x' = R((x - shift) / scale): the members' weights become (W * scale) R and their biases b + W shift.
+
+    R is a Hadamard rotation, x' W'^T = ((x - shift) / scale) R R^T (W * scale)^T, so that the function stays. Outlier
+    Suppression+ shifts and scales (Wei et al. 2023, eq. 4), QuaRot rotates (Ashkboos et al. 2024, section 3).
+
+    Attributes:
+        scale: float32 > 0, shape (channels,); None for ones.
+        shift: float32, shape (channels,); None for zeros.
+        rotation: Seed of :func:`~octavo.core.numerics.hadamard.hadamard`; None for no rotation.
+    """
+
+    scale: Array | None = None
+    shift: Array | None = None
+    rotation: int | None = None
+
+    @property
+    def carries(self) -> frozenset[str]:
+        """What is changed: of ``scale``, ``shift``, ``rotation``."""
+        return frozenset(name for name in FEATURES if getattr(self, name) is not None)
+
+    def apply(self, x: Array, axis: int = -1) -> Array:
+        """Return the value x' of x, float32, same shape; channels lie along ``axis``, a rotation needs them last."""
+        xp = array_namespace(x)
+        shape = [1] * x.ndim
+        shape[axis] = -1
+        y = xp.astype(x, xp.float32)
+        if self.shift is not None:
+            y = y - xp.reshape(self.shift, tuple(shape))
+        if self.scale is not None:
+            y = y / xp.reshape(self.scale, tuple(shape))
+        return y if self.rotation is None else rotate(y, self.rotation)
+
+    def reader(self, weight: Array) -> Array:
+        """Return the weight that reads x', float32; ``weight`` has shape (outputs, channels)."""
+        xp = array_namespace(weight)
+        scaled = xp.astype(weight, xp.float32)
+        if self.scale is not None:
+            scaled = scaled * self.scale
+        return scaled if self.rotation is None else rotate(scaled, self.rotation)
+
+    def reader_bias(self, weight: Array, bias: Array | None) -> Array | None:
+        """Return b + W shift, float32, shape (outputs,), for a weight of shape (outputs, channels); None where there is none still."""
+        if self.shift is None:
+            return bias
+        xp = array_namespace(weight)
+        moved = xp.matmul(xp.astype(weight, xp.float32), self.shift)
+        return moved if bias is None else xp.astype(bias, xp.float32) + moved
+
+    def writer(self, weight: Array, bias: Array | None) -> tuple[Array, Array | None]:
+        """Return the weight and bias of a linear op that writes x' in place of x, float32.
+
+        Args:
+            weight: Shape (channels, features).
+            bias: Shape (channels,), or None.
+        """
+        xp = array_namespace(weight)
+        turned = xp.matrix_transpose(replace(self, shift=None).apply(xp.matrix_transpose(weight)))
+        if bias is None and self.shift is not None:
+            bias = xp.zeros_like(self.shift)
+        return turned, bias if bias is None else self.apply(bias)
+
+    def steps(self, channels: int, like: Array) -> Steps:
+        """Return what a runtime does to a value to change its channels, in the namespace of ``like``."""
+        factor = None if self.scale is None else 1 / self.scale
+        if self.rotation is None:
+            return Steps(self.shift, factor)
+        signs, left, right = hadamard_parts(channels, like, self.rotation)
+        return Steps(self.shift, signs if factor is None else signs * factor, left, right)
+
+    def then(self, after: ChannelMap) -> tuple[ChannelMap, ...]:
+        """Return this map and ``after`` as one where one can hold both: a rotation lets nothing but itself come last."""
+        if self.rotation is not None:
+            return (self, after)
+        scale = (
+            self.scale
+            if after.scale is None
+            else after.scale
+            if self.scale is None
+            else self.scale * after.scale
+        )
+        shift = (
+            after.shift if after.shift is None or self.scale is None else after.shift * self.scale
+        )
+        shift = self.shift if shift is None else shift if self.shift is None else self.shift + shift
+        return (ChannelMap(scale, shift, after.rotation),)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Steps:
+    """A channel map as operations that every runtime has: y = (x - shift) * factor; then, for a rotation, the flattened left Y right.
+
+    Attributes:
+        shift: Subtracted first, float32, shape (channels,); None where nothing is.
+        factor: Multiplied next, likewise.
+        left: float32, shape (a, a), for Y = reshape(y, (a, b)); None where nothing is rotated.
+        right: float32, shape (b, b).
+    """
+
+    shift: Array | None = None
+    factor: Array | None = None
+    left: Array | None = None
+    right: Array | None = None
+
+
+Factors = Array | ChannelMap
+"""Scales alone, as float32 > 0 of shape (channels,); or a :class:`ChannelMap`."""
+
+
+def as_map(factors: Factors) -> ChannelMap:
+    """Return factors as a map; an array is the scales."""
+    return factors if isinstance(factors, ChannelMap) else ChannelMap(scale=factors)
+
+
+Changes = Mapping[str, tuple[tuple[ChannelMap, ...], int]]
+"""Value -> (what was done to its channels, in order; their axis)."""
+
+
+def chained(maps: Iterable[ChannelMap]) -> tuple[ChannelMap, ...]:
+    """Return maps that follow each other as few as can be."""
+    found: tuple[ChannelMap, ...] = ()
+    for one in maps:
+        found = (*found[:-1], *found[-1].then(one)) if found else (one,)
+    return found
+
+
+def channel_maps(
+    groups: Iterable[Group], factors: Mapping[str, Any]
+) -> Iterator[tuple[Group, ChannelMap]]:
+    """Yield each group with its map in float32; what ``Session.rescale`` begins with.
+
+    Args:
+        groups: Of the model.
+        factors: Group name -> factors.
+
+    Raises:
+        SchemeError: If a group is unknown, cannot take what a map carries, or a map does not fit its channels.
+    """
+    known = {g.name: g for g in groups if g.kind == "rescale"}
+    for name, given in factors.items():
+        if name not in known:
+            raise SchemeError(f"there is no rescale group {name!r}{nearest(name, known)}")
+        group, change = known[name], as_map(given)
+        if beyond := sorted(change.carries - group.takes):
+            raise SchemeError(
+                f"group {name!r} takes {', '.join(sorted(group.takes))} and no {', '.join(beyond)}; leave it out there"
+            )
+        scale = (
+            None
+            if change.scale is None
+            else _checked(group, "positive factors", change.scale, positive=True)
+        )
+        shift = None if change.shift is None else _checked(group, "shifts", change.shift)
+        yield group, ChannelMap(scale, shift, change.rotation)
+
+
+def _checked(group: Group, kind: str, array: Array, *, positive: bool = False) -> Array:
+    xp = array_namespace(array)
+    shape, low = tuple(array.shape), math.nan
+    if shape == (group.channels,):
+        low = float(xp.min(array)) if bool(xp.all(xp.isfinite(array))) else math.nan
+    if math.isnan(low) or (positive and low <= 0):
+        raise SchemeError(
+            f"group {group.name!r} takes {group.channels} finite {kind}, got shape {shape}, smallest {low:g}"
+        )
+    return xp.astype(array, xp.float32)
+
+
+def is_online(group: Group, change: ChannelMap, *, already: bool) -> bool:
+    """True if members apply the map to what they read, step by step at run time, and no producer writes the value changed.
+
+    Args:
+        group: The group.
+        change: Its map.
+        already: Members apply an earlier map so; what comes after it must follow it there.
+    """
+    return already or not group.producer or bool(change.carries & group.online)

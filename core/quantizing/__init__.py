@@ -1,0 +1,1 @@
+"""From a recipe to quantized tensors: transforms, weight algorithms, the realizer that calls both."""

@@ -1,0 +1,66 @@
+"""Built-in weight algorithms. A plugin module, as a third party would write one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from octavo.core.contract.hookspecs import hookimpl
+from octavo.core.contract.parts import Part
+
+from .adaround import AdaRoundConfig
+from .autoround import AutoRoundConfig
+from .awq import AwqConfig
+from .gptq import GptqConfig
+from .hqq import HqqConfig
+from .rtn import RtnConfig
+
+_GRAM = frozenset({"gram"})
+_HERE = "octavo.core.quantizing.algorithms"
+
+
+@hookimpl
+def octavo_algorithms() -> Iterable[Part[Any]]:
+    """Offer the built-in weight algorithms."""
+    return (
+        Part(
+            "rtn",
+            f"{_HERE}.rtn:RoundToNearest",
+            RtnConfig,
+            "round to nearest, with or without a search for the range of least error",
+        ),
+        Part(
+            "hqq",
+            f"{_HERE}.hqq:Hqq",
+            HqqConfig,
+            "half-quadratic fit of zero points and scales; needs no data",
+        ),
+        Part(
+            "awq",
+            f"{_HERE}.awq:Awq",
+            AwqConfig,
+            "range of least output error, then round to nearest",
+            needs=_GRAM,
+        ),
+        Part(
+            "gptq",
+            f"{_HERE}.gptq:Gptq",
+            GptqConfig,
+            "column by column, later columns make up for the error",
+            needs=_GRAM,
+        ),
+        Part(
+            "autoround",
+            f"{_HERE}.autoround:AutoRound",
+            AutoRoundConfig,
+            "signed gradient descent on rounding and range",
+            needs=_GRAM,
+        ),
+        Part(
+            "adaround",
+            f"{_HERE}.adaround:AdaRound",
+            AdaRoundConfig,
+            "learned rounding up or down",
+            needs=_GRAM,
+        ),
+    )

@@ -1,0 +1,64 @@
+"""What algorithms of least output error share: the error, its gradient and its lean, on a Gram matrix and without autograd."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from array_api_compat import array_namespace
+
+from octavo.core.contract.algorithm import WeightContext
+from octavo.core.numerics.affine import Array
+from octavo.core.numerics.codec import has_free_scales
+from octavo.core.numerics.tensor import QuantizedTensor
+
+
+def normalised(gram: Array) -> Array:
+    """Return the Gram matrix divided by the mean of its diagonal, so that step sizes do not depend on the data's scale."""
+    xp = array_namespace(gram)
+    mean = xp.mean(xp.linalg.diagonal(gram))
+    return gram / xp.where(mean > 0, mean, xp.ones_like(mean))
+
+
+def output_error(error: Array, gram: Array) -> tuple[Array, Array]:
+    """Return (loss of each row, half the gradient) of tr(E G E^T), E = W_q - W of shape (rows, features).
+
+    The gradient with respect to W_q is 2 E G; shapes (rows,) and (rows, features).
+    """
+    xp = array_namespace(error, gram)
+    slope = xp.matmul(error, gram)
+    return xp.sum(slope * error, axis=1), slope
+
+
+def unshrunk(found: QuantizedTensor, weight: Array, context: WeightContext) -> QuantizedTensor:
+    """Return the codes with scales under which outputs are as large as they were: tr(W_q G W^T) = tr(W G W^T), row by row.
+
+    The least error is reached with numbers that lean towards zero: a cut range makes large weights smaller, and rounding inside it
+    follows. Errors of either sign average out over a deep model, but outputs that shrink in each layer do not. Source: Banner et al. 2019,
+    "Post training 4-bit quantization of convolutional networks for rapid-deployment", bias correction, which restores the norm of
+    each channel's weights; here it is the size of what the inputs make of them. One product rows x features x features.
+
+    Scales that are prescribed, shared between rows or numbers of a narrow format stay as they are.
+
+    Args:
+        found: Codes and parameters of a (rows, features) matrix.
+        weight: The float matrix, float32.
+        context: Has the Gram matrix.
+    """
+    spec, scale = found.params.spec, found.params.scale
+    by_row = spec.granularity == "channel" or spec.granularity.startswith("group:")
+    if (
+        context.params is not None
+        or context.gram is None
+        or not by_row
+        or not has_free_scales(spec)
+        or 0 in weight.shape
+    ):
+        return found
+    xp = array_namespace(weight)
+    outputs = xp.matmul(weight, context.gram)
+    before, after = xp.sum(outputs * weight, axis=1), xp.sum(outputs * found.dequantize(), axis=1)
+    usable = (before > 0) & (after > 0)
+    one = xp.ones_like(before)
+    growth = xp.where(usable, xp.clip(before / xp.where(usable, after, one), 0.5, 2.0), one)
+    grown = scale * (growth if scale.ndim == 1 else growth[:, None])
+    return QuantizedTensor(found.codes, replace(found.params, scale=grown), found.extra)

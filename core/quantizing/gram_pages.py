@@ -1,0 +1,103 @@
+"""Gram matrices of large models, a few at a time.
+
+A Gram matrix has the square of an op's features; those of all layers together outgrow the model that they serve. Where they
+pass a limit, calibration keeps those of the first layers, and each further page of them is observed by one more pass over the
+data when an algorithm first asks for one of it. The page before is let go first, so memory does not grow with a model's depth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from copy import copy
+from math import prod
+from typing import Self
+
+from octavo.core.calibration.statistics import Probe
+from octavo.core.contract.calibrator import Observer
+from octavo.core.numerics.channels import Changes, ChannelMap, chained
+from octavo.core.values.graph import Op
+
+from .weights import feature_probes
+
+GRAM_BYTES = 2**30
+"""About what one block of a language model of seven billion parameters takes."""
+
+Page = tuple[Probe, ...]
+
+
+class Pages:
+    """Observers of which one page is there at a time.
+
+    Args:
+        pages: What is observed together.
+        observe: (probes, what was done to values) -> their observers, by one pass over the data.
+    """
+
+    def __init__(
+        self, pages: Iterable[Page], observe: Callable[[Page, Changes], Mapping[Probe, Observer]]
+    ) -> None:
+        self._pages = {probe: page for page in pages for probe in page}
+        self._observe = observe
+        self._changes: Changes = {}
+        self._open: dict[Pages, Mapping[Probe, Observer]] = {}
+
+    def __contains__(self, probe: Probe) -> bool:
+        return probe in self._pages
+
+    def observer(self, probe: Probe) -> Observer | None:
+        """Return one observer, with the page that it is on; None if it is on none."""
+        page = self._pages.get(probe)
+        if page is None:
+            return None
+        if probe not in self._open.get(self, {}):
+            self._open.clear()
+            self._open[self] = self._observe(page, self._changes)
+        return self._open[self][probe]
+
+    def changed(self, changes: Mapping[str, ChannelMap]) -> Self:
+        """Return the pages of a model whose values are changed once more; still one of all of them is there at a time."""
+        derived = copy(self)
+        derived._changes = dict(self._changes)
+        for probe in self._pages:
+            if probe.value in changes and probe.rows is not None:
+                before = self._changes[probe.value][0] if probe.value in self._changes else ()
+                derived._changes[probe.value] = (
+                    chained((*before, changes[probe.value])),
+                    probe.rows.channel_axis,
+                )
+        return derived
+
+
+def paged(probes: Iterable[Probe], ops: Iterable[Op], limit: int) -> tuple[Page, tuple[Page, ...]]:
+    """Divide what is to be observed.
+
+    Args:
+        probes: All of it.
+        ops: The model's, in execution order.
+        limit: Bytes that Gram matrices may take at a time.
+
+    Returns:
+        What is observed at once, and the pages of Gram matrices for later: none, where all of them are within the limit; else
+        half of it is for those that stay and half for the open page. A page holds one at least.
+    """
+    wanted = tuple(probes)
+    sizes: dict[Probe, int] = {}
+    for op in ops:
+        for weight in op.weights:
+            features = prod(weight.shape) // max(1, weight.shape[weight.channel_axis])
+            for probe in feature_probes(op, ("gram",)):
+                assert probe.rows is not None
+                sizes[probe] = 4 * probe.rows.groups * features**2
+    heavy = [probe for probe in sizes if probe in set(wanted)]
+    if sum(sizes[p] for p in heavy) <= limit:
+        return wanted, ()
+    pages: list[list[Probe]] = [[]]
+    room = limit // 2
+    for probe in heavy:
+        if pages[-1] and sizes[probe] > room:
+            pages.append([])
+            room = limit // 2
+        pages[-1].append(probe)
+        room -= sizes[probe]
+    late = {probe for page in pages[1:] for probe in page}
+    return tuple(p for p in wanted if p not in late), tuple(tuple(page) for page in pages[1:])

@@ -1,0 +1,103 @@
+"""What calibration must observe: the probes that schemes and transforms of a space ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING, Literal
+
+from octavo.core.calibration.features import FEATURES
+from octavo.core.calibration.statistics import Probe
+from octavo.core.contract.algorithm import NeedsConfig
+from octavo.core.numerics.rows import rows_of
+from octavo.core.values.graph import Group, ModelView, Op, Weight
+from octavo.core.values.scheme import MINMAX, OpScheme, PartChoice, QuantSpec
+from octavo.core.values.space import TuningSpace
+from octavo.core.values.topology import shared_scales
+
+from .weights import feature_probes
+
+if TYPE_CHECKING:
+    from octavo.core.contract.plugins import PluginHost
+
+
+class ProbePlan:
+    """Tells what any recipe of a space could need of calibration.
+
+    Args:
+        view: The model.
+        space: Its schemes and transforms.
+        host: Knows what algorithms and transforms need.
+
+    Attributes:
+        sharing: Value -> all values that share its scale; values that share with none are left out.
+    """
+
+    def __init__(self, view: ModelView, space: TuningSpace, host: PluginHost) -> None:
+        self._view = view
+        self._space = space
+        self._host = host
+        self.sharing = shared_scales(view)
+
+    def after(self, transforms: tuple[PartChoice, ...]) -> tuple[Probe, ...]:
+        """Return what schemes, and transforms that may follow, ask of the statistics after ``transforms``."""
+        wanted: dict[Probe, None] = {}
+        for unit in self._space.tunable:
+            for name in unit.ops:
+                op = self._view.by_name[name]
+                for scheme in unit.choices:
+                    wanted.update(dict.fromkeys(self._probes_of(op, scheme)))
+        ranged = frozenset(probe.value for probe in wanted if probe.calibrator == MINMAX)
+        n = len(transforms)
+        for choice in dict.fromkeys(
+            c for more in self._space.transforms if more[:n] == transforms for c in more[n:]
+        ):
+            wanted.update(dict.fromkeys(self._probes_of_transform(choice, ranged)))
+        return tuple(wanted)
+
+    def _probes_of(self, op: Op, scheme: OpScheme) -> Iterable[Probe]:
+        if scheme.mode == "static":
+            for spec, values in ((scheme.input, op.inputs), (scheme.output, op.outputs)):
+                if spec is not None:
+                    for value in values:
+                        yield from (
+                            Probe(v, scheme.calibrator, axis_of(op, spec))
+                            for v in self.sharing.get(value, (value,))
+                        )
+        if scheme.weight is not None and op.weight is not None:
+            needs = self.needs("algorithms", scheme.algorithm)
+            for user in self.users(op.weight) if needs else ():
+                yield from feature_probes(user, needs)
+
+    def _probes_of_transform(self, choice: PartChoice, ranged: Collection[str]) -> Iterable[Probe]:
+        needs = self.needs("transforms", choice)
+        for group, member in self._rescaled_members():
+            yield from feature_probes(member, needs & FEATURES.keys())
+            rows = rows_of(member)
+            if rows is not None and (group.value in ranged or "channel_range" in needs):
+                # Channel ranges give the rescaled value's range without a second pass.
+                yield Probe(group.value, MINMAX, rows.channel_axis)
+
+    def _rescaled_members(self) -> Iterable[tuple[Group, Op]]:
+        for group in self._view.groups:
+            if group.kind == "rescale":
+                for member in group.members:
+                    yield group, self._view.by_name[member]
+
+    def needs(
+        self, kind: Literal["algorithms", "transforms"], choice: PartChoice
+    ) -> frozenset[str]:
+        """Return what an algorithm or a transform needs with its settings."""
+        settings = self._host.read(kind, choice.table())
+        needs = self._host.part(kind, choice.kind).needs
+        return settings.needs(needs) if isinstance(settings, NeedsConfig) else needs
+
+    def users(self, weight: Weight) -> tuple[Op, ...]:
+        """Every op that uses a weight."""
+        return tuple(o for o in self._view.ops if any(w.name == weight.name for w in o.weights))
+
+
+def axis_of(op: Op, spec: QuantSpec | None) -> int | None:
+    """Return the channel axis of an op's activations where ``spec`` has a range for each channel; else None."""
+    if spec is None or spec.granularity != "channel":
+        return None
+    return 1 if op.type in ("conv", "conv_transpose", "max_pool", "avg_pool", "batch_norm") else -1

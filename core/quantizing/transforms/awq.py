@@ -1,0 +1,74 @@
+"""AWQ's scale search: protect the weights of channels that matter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+from array_api_compat import array_namespace
+from pydantic import Field
+
+from octavo.core.calibration.statistics import Statistics
+from octavo.core.contract.parts import PartConfig
+from octavo.core.numerics.affine import Array
+from octavo.core.values.graph import ModelView, Op
+from octavo.core.values.scheme import QuantSpec
+
+from .base import Rescaling, channel_energy, links, usable
+from .objective import best_of, weight_error
+
+
+class AwqScaleConfig(PartConfig):
+    """Settings of AWQ's scale search.
+
+    Attributes:
+        dtype: Of the weights that the error is taken for.
+        symmetric: Likewise.
+        granularity: Likewise.
+        grid: Number of exponents that are tried, from 0 to 1.
+    """
+
+    kind: Literal["awq"] = "awq"
+    dtype: str = "int4"
+    symmetric: bool = True
+    granularity: str = "group:32"
+    grid: int = Field(20, ge=1)
+
+
+class AwqScale(Rescaling):
+    """f = s**a, normalised to sqrt(max f * min f) = 1, with the a in [0, 1] of least output error ||(Q(W f) / f - W) X||^2.
+
+    Paper: Lin et al. 2024, "AWQ: Activation-aware Weight Quantization", eqs. 4 and 5. s is the root mean square of each
+    channel, off the Gram matrix's diagonal, where the paper takes the mean magnitude.
+
+    Needs the Gram matrix. Cost: a quantization and a product rows x features x features for each exponent.
+    """
+
+    config: AwqScaleConfig
+
+    def factors(
+        self,
+        view: ModelView,
+        tensor: Callable[[str], Array],
+        statistics: Statistics,
+        recipe_ops: Mapping[str, Op],
+    ) -> Mapping[str, Array]:
+        """Return group name -> factors."""
+        spec = QuantSpec(
+            dtype=self.config.dtype,
+            symmetric=self.config.symmetric,
+            granularity=self.config.granularity,
+        )
+        found = {}
+        for link in links(view, tensor, statistics, recipe_ops):
+            size = channel_energy(link) ** 0.5
+            choices = [importance(size, i / self.config.grid) for i in range(self.config.grid + 1)]
+            found[link.group.name] = best_of((weight_error(link, f, spec), f) for f in choices)
+        return found
+
+
+def importance(size: Array, exponent: float) -> Array:
+    """Return size**exponent, normalised so that its largest and smallest are each other's inverse."""
+    xp = array_namespace(size)
+    raw = usable(size**exponent)
+    return usable(raw / (xp.max(raw) * xp.min(raw)) ** 0.5)

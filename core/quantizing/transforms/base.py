@@ -1,0 +1,163 @@
+"""What the built-in rescalings share: a group with its members' weights and what calibration saw of its value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from array_api_compat import array_namespace
+
+from octavo.core.calibration.calibrators.minmax import MinMax
+from octavo.core.calibration.features import FeatureObserver, FeatureSum, Gram
+from octavo.core.calibration.statistics import Probe, Statistics
+from octavo.core.contract.algorithm import Rescaling
+from octavo.core.numerics.affine import Array
+from octavo.core.numerics.layout import to_matrix
+from octavo.core.numerics.rows import rows_of
+from octavo.core.quantizing.weights import feature_probes
+from octavo.core.values.graph import Group, ModelView, Op
+from octavo.core.values.scheme import MINMAX
+
+__all__ = ["Link", "Rescaling", "links"]
+
+
+@dataclass(frozen=True)
+class Link:
+    """A rescale group ready for choosing factors.
+
+    Attributes:
+        group: The group.
+        view: The model.
+        members: Its consumers that may be quantized.
+        tensor: ``Session.tensor``.
+        statistics: What calibration saw.
+    """
+
+    group: Group
+    view: ModelView
+    members: tuple[Op, ...]
+    tensor: Callable[[str], Array]
+    statistics: Statistics
+
+    def weights(self) -> list[Array]:
+        """Return each member's weight as (channels of the value, everything that multiplies the channel), float32."""
+        return [by_input_channel(op, self.tensor) for op in self.members]
+
+    def weight_absmax(self) -> Array:
+        """Return the largest absolute weight that multiplies each channel, over all members: float32, shape (channels,)."""
+        found = None
+        for matrix in self.weights():
+            xp = array_namespace(matrix)
+            mine = xp.max(xp.abs(matrix), axis=1)
+            found = mine if found is None else xp.maximum(found, mine)
+        return found
+
+    def input_absmax(self) -> Array:
+        """Return the largest absolute value of each channel seen in calibration: float32, shape (channels,)."""
+        found = None
+        for op in self.members:
+            mine = _per_channel(
+                self.observed("channel_range", op).value, self.group.channels, "max"
+            )
+            found = mine if found is None else array_namespace(mine).maximum(found, mine)
+        return found
+
+    def input_range(self) -> tuple[Array, Array]:
+        """Return the (smallest, largest) value of each channel seen in calibration: float32, shape (channels,) each."""
+        rows = rows_of(self.members[0])
+        assert rows is not None
+        observer = self.statistics.observer(Probe(self.group.value, MINMAX, rows.channel_axis))
+        assert isinstance(observer, MinMax)
+        return observer.low, observer.high
+
+    def observed(self, need: str, op: Op) -> FeatureObserver:
+        """Return what was observed of a member's input; members read one value, each under a kernel of its own.
+
+        Raises:
+            DataError: If it was not observed.
+        """
+        observer = self.statistics.observer(next(iter(feature_probes(op, (need,)))))
+        assert isinstance(observer, FeatureObserver)
+        return observer
+
+    def grams(self, shift: Array | None = None) -> list[Array]:
+        """Return the Gram matrix of each member's input, (groups, features, features), float32.
+
+        Args:
+            shift: What inputs are centred on first, shape (channels,). Where centring cancels what float32 holds, the plain matrix.
+        """
+        found = []
+        for op in self.members:
+            gram = self.observed("gram", op)
+            assert isinstance(gram, Gram)
+            sums = None if shift is None else self.observed("channel_mean", op)
+            centred = gram.centred(sums, shift) if isinstance(sums, FeatureSum) else None
+            found.append((centred or gram).value)
+        return found
+
+
+def links(
+    view: ModelView,
+    tensor: Callable[[str], Array],
+    statistics: Statistics,
+    recipe_ops: Mapping[str, Op],
+    carries: str = "scale",
+) -> Iterator[Link]:
+    """Yield the rescale groups that take ``carries``, hold an op that may be quantized, and whose inputs can be observed."""
+    for group in view.groups:
+        if group.kind == "rescale" and carries in group.takes:
+            members = tuple(
+                recipe_ops[m]
+                for m in group.members
+                if m in recipe_ops and rows_of(recipe_ops[m]) is not None
+            )
+            if members:
+                yield Link(group, view, members, tensor, statistics)
+
+
+def by_input_channel(op: Op, tensor: Callable[[str], Array]) -> Array:
+    """Return a weight as (input channels, the rest), float32."""
+    assert op.weight is not None
+    array = tensor(op.weight.name)
+    xp = array_namespace(array)
+    rows = rows_of(op)
+    matrix = xp.astype(to_matrix(array, op.weight.channel_axis), xp.float32)
+    if rows is None or not rows.kernel:
+        return xp.matrix_transpose(matrix)
+    # (outputs, inputs / groups * kernel) -> (groups, inputs / groups, everything else)
+    inputs = op.weight.shape[1]
+    parts = xp.reshape(matrix, (rows.groups, matrix.shape[0] // rows.groups, inputs, -1))
+    return xp.reshape(xp.permute_dims(parts, (0, 2, 1, 3)), (rows.groups * inputs, -1))
+
+
+def by_output_channel(op: Op, tensor: Callable[[str], Array]) -> Array:
+    """Return a weight as (output channels, the rest), float32."""
+    assert op.weight is not None
+    array = tensor(op.weight.name)
+    return array_namespace(array).astype(
+        to_matrix(array, op.weight.channel_axis), array_namespace(array).float32
+    )
+
+
+def usable(factors: Array) -> Array:
+    """Return factors with 1 where they are zero or not finite, and within 1e-4 to 1e4: further apart, float32 itself suffers."""
+    xp = array_namespace(factors)
+    good = xp.isfinite(factors) & (factors > 0)
+    return xp.clip(xp.where(good, factors, xp.ones_like(factors)), 1e-4, 1e4)
+
+
+def _per_channel(features: Array, channels: int, join: str) -> Array:
+    """Fold (groups, features) back to (channels,): a channel's features are its places under the kernel."""
+    xp = array_namespace(features)
+    folded = xp.reshape(features, (channels, -1))
+    result: Array = xp.max(folded, axis=1) if join == "max" else xp.mean(folded, axis=1)
+    return result
+
+
+def channel_energy(link: Link) -> Array:
+    """Return E[x^2] of each channel as the first member sees it: float32, shape (channels,)."""
+    gram = link.observed("gram", link.members[0])
+    xp = array_namespace(gram.value)
+    return _per_channel(
+        xp.linalg.diagonal(gram.value) / max(1, gram.count), link.group.channels, "mean"
+    )

@@ -1,0 +1,81 @@
+"""SPIQ: one input scale per channel, folded into the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+from array_api_compat import array_namespace
+from pydantic import Field
+
+from octavo.core.calibration.statistics import Statistics
+from octavo.core.contract.algorithm import NeedsConfig
+from octavo.core.numerics.affine import Array
+from octavo.core.values.graph import ModelView, Op
+
+from .base import Link, Rescaling, links, usable
+from .norms import absmax_from_norm, gain_and_shift
+
+
+class SpiqConfig(NeedsConfig):
+    """Settings of SPIQ.
+
+    Attributes:
+        source: ``calibration`` takes the ranges that were seen; ``norm`` derives them from the parameters of the norm before, without
+            data, where there is one, and leaves other groups alone.
+        deviations: How many standard deviations a range reaches, for ``norm``.
+    """
+
+    kind: Literal["spiq"] = "spiq"
+    source: Literal["calibration", "norm"] = "calibration"
+    deviations: float = Field(6.0, gt=0)
+
+    def needs(self, card: frozenset[str]) -> frozenset[str]:
+        """The norm's parameters take the place of ranges."""
+        return card if self.source == "calibration" else frozenset()
+
+
+class Spiq(Rescaling):
+    """f_j = s_j / mean(s), with s_j the largest absolute input of channel j: each channel then fills the one shared range.
+
+    Paper: Yvinec et al. 2022, "SPIQ: Data-Free Per-Channel Static Input Quantization", eqs. 4 to 6. Per-channel input scales
+    cannot be factored out of an integer product, so the weights take them: W_q quantizes W diag(s). Dividing by the
+    geometric mean keeps the weights' magnitude and changes nothing else.
+
+    Needs channel ranges, or with ``source = "norm"`` no data. Cost: one pass over the ranges.
+    """
+
+    config: SpiqConfig
+
+    def factors(
+        self,
+        view: ModelView,
+        tensor: Callable[[str], Array],
+        statistics: Statistics,
+        recipe_ops: Mapping[str, Op],
+    ) -> Mapping[str, Array]:
+        """Return group name -> factors."""
+        found = {
+            link.group.name: self._scales(link)
+            for link in links(view, tensor, statistics, recipe_ops)
+        }
+        return {
+            name: conversion_scales(scales) for name, scales in found.items() if scales is not None
+        }
+
+    def _scales(self, link: Link) -> Array | None:
+        if self.config.source == "calibration":
+            return link.input_absmax()
+        known = gain_and_shift(link)
+        return None if known is None else absmax_from_norm(*known, self.config.deviations)
+
+
+def conversion_scales(absmax: Array) -> Array:
+    """Return factors proportional to the ranges, with geometric mean 1; channels that never fired get 1."""
+    xp = array_namespace(absmax)
+    alive = absmax > 0
+    logs = xp.where(
+        alive, xp.log(xp.where(alive, absmax, xp.ones_like(absmax))), xp.zeros_like(absmax)
+    )
+    mean = xp.sum(logs) / max(1, int(xp.sum(xp.astype(alive, xp.int32))))
+    return usable(xp.where(alive, xp.exp(logs - mean), xp.ones_like(absmax)))

@@ -1,0 +1,138 @@
+"""Outlier Suppression and Outlier Suppression+: take the outliers out of activations and into weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Literal
+
+from array_api_compat import array_namespace
+from pydantic import Field
+
+from octavo.core.calibration.statistics import Statistics
+from octavo.core.contract.algorithm import NeedsConfig
+from octavo.core.contract.parts import PartConfig
+from octavo.core.numerics.affine import Array
+from octavo.core.numerics.channels import ChannelMap, Factors
+from octavo.core.values.graph import ModelView, Op
+from octavo.core.values.scheme import QuantSpec
+
+from .base import Link, Rescaling, links, usable
+from .norms import gain_and_shift
+from .objective import best_of, input_error, weight_error
+
+
+class OutlierSuppressionConfig(PartConfig):
+    """Gain migration has no settings; its token-wise clipping is the calibrator ``token``."""
+
+    kind: Literal["outlier_suppression"] = "outlier_suppression"
+
+
+class OutlierSuppression(Rescaling):
+    """f = |gain| of the norm before: the norm then scales nothing, and the weights that read it take its gain.
+
+    Paper: Wei et al. 2022, "Outlier Suppression: Pushing the Limit of Low-bit Transformer Language Models", section 4.1,
+    eqs. 3 and 4 (gamma migration). Needs the norm's parameters alone. Cost: none to speak of.
+    """
+
+    def factors(
+        self,
+        view: ModelView,
+        tensor: Callable[[str], Array],
+        statistics: Statistics,
+        recipe_ops: Mapping[str, Op],
+    ) -> Mapping[str, Array]:
+        """Return group name -> factors; groups that no norm produces are left alone."""
+        found = {}
+        for link in links(view, tensor, statistics, recipe_ops):
+            known = gain_and_shift(link)
+            if known is not None:
+                found[link.group.name] = usable(array_namespace(known[0]).abs(known[0]))
+        return found
+
+
+class OutlierSuppressionPlusConfig(NeedsConfig):
+    """Settings of Outlier Suppression+.
+
+    Attributes:
+        grid: Number of thresholds that are tried between the smallest and the largest channel range.
+        shift: Centre each channel on zero first, where a group takes shifts.
+    """
+
+    kind: Literal["outlier_suppression_plus"] = "outlier_suppression_plus"
+    grid: int = Field(20, ge=1)
+    shift: bool = True
+
+    def needs(self, card: frozenset[str]) -> frozenset[str]:
+        """A shifted input's Gram matrix takes the means."""
+        return card if self.shift else card - {"channel_mean"}
+
+
+class OutlierSuppressionPlus(Rescaling):
+    """x' = (x - z) / f: z the middle of each channel's range, f_j = max(1, max|X_j - z_j| / t) with the threshold t searched.
+
+    Paper: Wei et al. 2023, "Outlier Suppression+: Accurate quantization of large language models by equivalent and optimal
+    shifting and scaling", eqs. 3 to 6, for the least error at the outputs of all members together. Groups that take no
+    shift are scaled alone, and so are those that lose by one: what lies mostly at one end of its range, as behind GELU and
+    ReLU, is moved away from zero by it, and the rounding of the weights then weighs more.
+
+    Needs channel ranges, the Gram matrix and means. Cost: a quantization and a product rows x features x features a threshold.
+    """
+
+    config: OutlierSuppressionPlusConfig
+
+    @property
+    def carries(self) -> frozenset[str]:
+        """Scales, and shifts unless they are turned off."""
+        return frozenset({"scale", "shift"} if self.config.shift else {"scale"})
+
+    def factors(
+        self,
+        view: ModelView,
+        tensor: Callable[[str], Array],
+        statistics: Statistics,
+        recipe_ops: Mapping[str, Op],
+    ) -> Mapping[str, Factors]:
+        """Return group name -> channel map."""
+        return {
+            link.group.name: self._of(link) for link in links(view, tensor, statistics, recipe_ops)
+        }
+
+    def _of(self, link: Link) -> ChannelMap:
+        low, high = link.input_range()
+        shifts: list[Array | None] = [None]
+        if self.carries <= link.group.takes and "shift" in self.carries:
+            shifts.append(channel_shift(low, high))
+        return best_of(pair for shift in shifts for pair in self._tried(link, low, high, shift))
+
+    def _tried(
+        self, link: Link, low: Array, high: Array, shift: Array | None
+    ) -> Iterator[tuple[float, ChannelMap]]:
+        """Yield a cost and a map for each threshold."""
+        if shift is not None:
+            low, high = low - shift, high - shift
+        xp = array_namespace(low)
+        absmax, grams = xp.maximum(xp.abs(low), xp.abs(high)), link.grams(shift)
+        weight, activation = (
+            QuantSpec(dtype="int8", granularity="channel"),
+            QuantSpec(dtype="uint8", symmetric=False),
+        )
+        largest = float(xp.max(absmax))
+        for i in range(self.config.grid):
+            f = threshold_factors(absmax, largest * (1 - i / self.config.grid))
+            yield (
+                weight_error(link, f, weight, grams) + input_error(link, f, activation, low, high),
+                ChannelMap(f, shift),
+            )
+
+
+def threshold_factors(absmax: Array, threshold: float) -> Array:
+    """Return max(1, absmax / threshold): float32, shape (channels,)."""
+    xp = array_namespace(absmax)
+    if threshold <= 0:
+        return xp.ones_like(absmax)
+    return usable(xp.maximum(absmax / threshold, xp.ones_like(absmax)))
+
+
+def channel_shift(low: Array, high: Array) -> Array:
+    """Return z = (low + high) / 2 of each channel (Outlier Suppression+, eq. 3): x - z is then centred."""
+    return (low + high) / 2

@@ -1,0 +1,102 @@
+"""Wall time of a call, interleaved with the float model's; and throughput, which is the same measurement turned round."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from octavo.core.calibration.data import rows
+from octavo.core.contract.objective import Objective, Subject
+from octavo.core.values.calls import Batch, changed
+from octavo.core.values.trees import is_array
+from octavo.core.values.trial import Measurement
+
+from .config import LatencyConfig, ThroughputConfig, TimedConfig
+
+
+class Latency(Objective):
+    """Median milliseconds a call.
+
+    Float model and candidate take turns in blocks, so that a drift of the machine's speed reaches both, and the idle,
+    spinning threads of one runtime do not disturb the other's block.
+    """
+
+    unit = "ms"
+    config: LatencyConfig
+
+    def measure(self, subject: Subject, reference: Subject) -> Measurement:
+        """Return the median, its share of the float model's, and the spread of that share from round to round."""
+        seconds, ratios, _ = interleave(subject, reference, self.config)
+        low, ratio, high = (float(r) for r in np.percentile(ratios, [25, 50, 75]))
+        value = seconds * 1e3
+        return Measurement(value, value * low / ratio, value * high / ratio, self.unit, ratio)
+
+
+class Throughput(Objective):
+    """Median samples a second; more is better."""
+
+    unit = "samples/s"
+    lower_is_better = False
+    config: ThroughputConfig
+
+    def measure(self, subject: Subject, reference: Subject) -> Measurement:
+        """Return the median, its share of the float model's, and the spread of that share from round to round."""
+        seconds, ratios, count = interleave(subject, reference, self.config)
+        low, ratio, high = (float(r) for r in np.percentile(1 / ratios, [25, 50, 75]))
+        value = count / seconds
+        return Measurement(
+            value,
+            value * low / ratio,
+            value * high / ratio,
+            self.unit,
+            ratio,
+            lower_is_better=False,
+        )
+
+
+def interleave(
+    subject: Subject, reference: Subject, config: TimedConfig
+) -> tuple[float, np.ndarray, int]:
+    """Time both in turns.
+
+    Returns:
+        The candidate's median seconds; candidate / float in each round, shape (rounds,); the number of samples in a call.
+    """
+    mine, other = (
+        _sized(subject.batch, config.batch_size),
+        _sized(reference.batch, config.batch_size),
+    )
+    own: list[float] = []
+    base: list[float] = []
+    for _ in range(config.rounds):
+        base.append(_block(lambda: reference.candidate.run(other), config.block))
+        own.append(_block(lambda: subject.candidate.run(mine), config.block))
+    return float(np.median(own)), np.array(own) / np.array(base), rows(mine)
+
+
+def _sized(batch: Batch, size: int | None) -> Batch:
+    if size is None:
+        return batch
+    count = rows(batch)
+
+    def resized(leaf: Any) -> Any:
+        # What has another first axis than the samples is no list of them: a table, a temperature.
+        has_samples = is_array(leaf) and len(leaf.shape) > 0 and leaf.shape[0] == count
+        return leaf[np.arange(size) % count] if has_samples else leaf
+
+    return changed(batch, resized)
+
+
+def _block(call: Callable[[], object], seconds: float) -> float:
+    """Return the median time of the calls that fill ``seconds``; the first one warms up and is not counted."""
+    call()
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while not times or time.perf_counter() < end:
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))

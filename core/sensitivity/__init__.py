@@ -1,0 +1,1 @@
+"""How much a model suffers when one unit takes one scheme."""

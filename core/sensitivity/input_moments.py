@@ -1,0 +1,84 @@
+"""What a few batches show of an op's inputs, and what rounding then costs at its output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from octavo.core.calibration.features import FeatureObserver
+from octavo.core.numerics.affine import Array, QuantParams
+from octavo.core.numerics.layout import to_matrix
+from octavo.core.scoring.evaluation import to_numpy
+from octavo.core.values.graph import Weight
+from octavo.core.values.scheme import OpScheme
+
+
+@dataclass
+class Moments:
+    """What a few batches show of one value: enough for the noise of rounding it.
+
+    Attributes:
+        low: Smallest element.
+        high: Largest element.
+        square: Sum of squares.
+        count: Number of elements.
+    """
+
+    low: float = np.inf
+    high: float = -np.inf
+    square: float = 0.0
+    count: int = 0
+
+    def update(self, x: np.ndarray) -> None:
+        """Take one batch."""
+        if x.size:
+            self.low, self.high = min(self.low, float(x.min())), max(self.high, float(x.max()))
+            flat = x.reshape(-1).astype(np.float32, copy=False)
+            self.square += float(np.dot(flat, flat))
+            self.count += x.size
+
+    @property
+    def power(self) -> float:
+        """Mean square."""
+        return self.square / max(1, self.count)
+
+
+class SecondMoments(FeatureObserver):
+    """Sum of the squares of each feature: the diagonal of the Gram matrix, for inputs too wide for all of it."""
+
+    def _of(self, chunk: Array) -> Array:
+        return array_namespace(chunk).sum(chunk * chunk, axis=1)
+
+
+def rounding_noise(scheme: OpScheme, moments: Moments, params: QuantParams | None) -> float:
+    """Return the noise power of rounding a value: step^2 / 12."""
+    if params is not None:
+        return float(np.mean(np.square(to_numpy(params.scale).astype(np.float64)))) / 12.0
+    if scheme.mode != "dynamic" or scheme.input is None or moments.high < moments.low:
+        return 0.0
+    span = max(moments.high, 0.0) - min(moments.low, 0.0)
+    return float((span / (2**scheme.input.bits - 1)) ** 2) / 12.0
+
+
+def weight_matrix(array: Array, weight: Weight) -> np.ndarray:
+    """Return a weight as (channels, features), float32."""
+    return np.asarray(
+        to_matrix(to_numpy(array), weight.channel_axis % array.ndim), dtype=np.float32
+    )
+
+
+def second_moments(observer: FeatureObserver) -> np.ndarray:
+    """Return the mean over rows of what was observed: (groups, features[, features])."""
+    return np.asarray(observer.value) / max(1, observer.count)
+
+
+def energy(matrix: np.ndarray, second: np.ndarray | None) -> float:
+    """Return tr(M S M^T), S the second moments of the rows that M multiplies (all of them, their diagonal, or the identity)."""
+    if second is None:
+        return float(np.square(matrix).sum())
+    parts = matrix.reshape(len(second), -1, matrix.shape[1])
+    if second.ndim == 2:
+        return float((np.square(parts) * second[:, None, :]).sum())
+    return max(0.0, float((np.matmul(parts, second) * parts).sum()))

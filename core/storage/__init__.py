@@ -1,0 +1,1 @@
+"""Where histories of runs are kept, and how they survive crashes."""

@@ -1,0 +1,143 @@
+"""Where histories are kept: SQLite files and database servers, opened with care."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from octavo.core.errors import StoreError
+from octavo.core.system.redaction import redacted
+from octavo.core.system.textfiles import absolute
+
+if TYPE_CHECKING:
+    from optuna.storages import RDBStorage
+
+OPENINGS = 6
+"""How often a server's store is opened: of two first runs on one database one meets half-made tables."""
+
+_PATIENCE = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
+"""How libpq notices within a minute that a server is gone, where a router just forgets a connection."""
+
+
+def home() -> Path:
+    """Return the folder of octavo's own files: $OCTAVO_HOME, or ~/.cache/octavo."""
+    return Path(os.environ.get("OCTAVO_HOME") or Path.home() / ".cache" / "octavo")
+
+
+def default_storage() -> Path:
+    """Return a fresh SQLite path under octavo's own folder, for runs that were given none."""
+    return (
+        home()
+        / "runs"
+        / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{time.monotonic_ns() % 10**6}.db"
+    )
+
+
+def writable(storage: str | Path, stack: contextlib.ExitStack) -> str:
+    """Return the URL of a store that can be written, and hold its lock until the stack closes."""
+    text = str(storage)
+    if "://" in text and not text.startswith("sqlite"):
+        return text
+    # A file may be called sqlite.db; only a URL has the three slashes.
+    scheme, slashes, rest = text.partition(":///")
+    if "://" in text and not slashes:
+        raise StoreError(
+            f"{text} keeps nothing after the process ends; give a file, for example history.db"
+        )
+    path = absolute(rest if slashes and scheme.startswith("sqlite") else text, "a history")
+    if path.is_dir():
+        raise StoreError(f"{path} is a folder; give a file, for example {path / 'history.db'}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{path}.lock", timeout=0)
+        lock.acquire()
+    except Timeout as error:
+        raise StoreError(
+            f"{path} is in use by another run; wait for it, or give another file"
+        ) from error
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be written: {error}; give a storage file in a writable folder"
+        ) from error
+    stack.callback(lock.release)
+    if path.exists():
+        if not os.access(path, os.W_OK):
+            raise StoreError(f"{path} is read-only; make it writable or give another storage file")
+        _check_file(path)
+    return f"sqlite:///{path}"
+
+
+def _check_file(path: Path) -> None:
+    try:
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            verdict = connection.execute("PRAGMA integrity_check").fetchone()[0]
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+        # SQLite's own report may quote bytes of the file that are no text.
+        verdict = str(error)
+    if verdict != "ok":
+        aside = path.with_name(f"{path.name}.corrupt-{time.strftime('%Y%m%d-%H%M%S')}")
+        path.rename(aside)
+        raise StoreError(
+            f"{path} is corrupt ({verdict}); it was set aside as {aside.name}. Start again with a fresh file, or recover it with sqlite3 .recover"
+        )
+
+
+def connect(url: str, stack: contextlib.ExitStack) -> RDBStorage:
+    """Open a store by its URL, until the stack closes.
+
+    Raises:
+        StoreError: If it cannot be opened.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = _opened(url)
+    stack.callback(storage.engine.dispose)
+    return storage
+
+
+def _opened(url: str) -> RDBStorage:
+    from optuna.storages import RDBStorage
+
+    # A connection that the server ended while a trial ran is made again, not found broken.
+    engine: dict[str, Any] = {"pool_pre_ping": True}
+    if url.startswith(("postgresql://", "postgresql+psycopg")):
+        engine["connect_args"] = {k: v for k, v in _PATIENCE.items() if k not in url}
+    for opening in range(1, OPENINGS + 1):
+        try:
+            return RDBStorage(url, engine_kwargs=engine)
+        except RuntimeError as error:
+            raise StoreError(
+                f"{redacted(url)}: the store was made by another version of Optuna: {redacted(error, url)}"
+            ) from None
+        except Exception as error:  # SQLAlchemy and its drivers have families of their own
+            if url.startswith("sqlite") or opening == OPENINGS or not _half_made(error):
+                raise StoreError(
+                    f"{redacted(url)} cannot be opened: {redacted(error, url)}"
+                ) from None
+            time.sleep(0.05 * 2**opening * (1 + os.getpid() % 7 / 7))
+    raise AssertionError("unreachable")
+
+
+def _half_made(error: Exception) -> bool:
+    """True for what a run meets while another one makes the tables of the same database."""
+    from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
+
+    if isinstance(error, OperationalError):
+        return "already exists" in str(error) or "deadlock" in str(error)
+    return isinstance(error, (AssertionError, IntegrityError, ProgrammingError))
+
+
+def check_readable(path: Path) -> None:
+    """Raise StoreError if a file is no SQLite database."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+            connection.execute("SELECT name FROM sqlite_master LIMIT 1").fetchone()
+    except sqlite3.DatabaseError as error:
+        raise StoreError(f"{path} is no readable history: {error}") from error

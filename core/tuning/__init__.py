@@ -1,0 +1,1 @@
+"""The run: settings, the tuning space, the loop, and the result."""

@@ -1,0 +1,351 @@
+"""The configuration of a tuning run: from TOML, YAML, JSON, a mapping or Python; unknown keys are refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import threading
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from octavo.core.contract.parts import PartConfig
+from octavo.core.errors import ConfigError, shown
+from octavo.core.scoring.criteria.config import ToleranceConfig
+from octavo.core.scoring.racing import RaceConfig
+from octavo.core.system.textfiles import read_text
+from octavo.core.values.budgets import BITS
+from octavo.core.values.scheme import Frozen, PartChoice
+from octavo.core.values.settings import checked
+
+from .rules import Rule
+
+if TYPE_CHECKING:
+    from octavo.core.contract.plugins import PluginHost
+
+PartTable = str | dict[str, Any]
+
+_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|sec|min|m|h|d)?\s*")
+_SECONDS = {
+    "ms": 1e-3,
+    None: 1.0,
+    "s": 1.0,
+    "sec": 1.0,
+    "min": 60.0,
+    "m": 60.0,
+    "h": 3600.0,
+    "d": 86400.0,
+}
+
+
+def seconds(value: str | float | None) -> float | None:
+    """Read a duration: a number of seconds, or text such as ``10min``, ``2h``, ``500ms``.
+
+    Raises:
+        ConfigError: If it is neither, negative, or longer than a timer can run.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str):
+        found = _DURATION.fullmatch(value)
+        if not found:
+            raise ConfigError(f"{shown(value)} is no duration; write 90, '90s', '10min' or '2h'")
+        length = float(found[1]) * _SECONDS[found[2]]
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        # An integer of thousands of digits is no float; it is too long in any case.
+        length = float(value) if value <= threading.TIMEOUT_MAX else math.inf
+    else:
+        raise ConfigError(
+            f"a {type(value).__name__} is no duration; write 90, '90s', '10min' or '2h'"
+        )
+    if length < 0:
+        raise ConfigError(f"a duration cannot be negative: {value}")
+    if not length <= threading.TIMEOUT_MAX:
+        raise ConfigError(
+            f"{shown(value)} is no duration that a timer can run: leave it out (None) for no limit"
+        )
+    return length
+
+
+class ObjectiveGoals(Frozen):
+    """What to minimise, most important first. Each entry is an objective's name or its settings."""
+
+    minimise: tuple[PartTable, ...] = ("latency", "size")
+
+
+class ExecutorConfig(Frozen):
+    """Where trials run.
+
+    Attributes:
+        kind: ``inline``: in this process. ``process``: each evaluation in a child process, so that a crash, a hang or
+            running out of memory ends a trial and not the run.
+    """
+
+    kind: Literal["inline", "process"] = "inline"
+
+
+class TuningConfig(Frozen):
+    """All settings of a run.
+
+    Attributes:
+        strategy: A strategy's name, or its settings with ``kind``.
+        max_trials: Evaluations after the baseline.
+        timeout: Seconds (or text: ``10min``) for the whole search; None for no limit.
+        trial_timeout: The same for one evaluation. Hard with the ``process`` executor; with ``inline`` it interrupts
+            Python code and waits for a running kernel.
+        stop: ``goal``: end at the first recipe that passes. ``budget``: use the trials to find a better one.
+        seed: The only source of randomness; below 2**32, as some generators take no more.
+        accuracy: The criterion; a table without ``kind`` is the tolerance criterion's.
+        objective: What to minimise.
+        rules: Restrict or widen what ops may take; the later rule wins.
+        transforms: Model-wide transforms that may be tried, each alone: names or settings. None: what the strategy suggests
+            (``auto`` suggests some); an empty list: none.
+        backends: Backends to search over; None for the model's own. Names, or settings with ``kind``.
+        simulated: Also offer schemes that a backend can only simulate.
+        racing: How evaluations of a :class:`~octavo.SampleScore` may be stopped early; None scores every sample.
+        holdout: Share of a SampleScore's samples that the search never sees; the winner is scored on them at the end.
+        confirm: Reload the saved winner and score it again before it is called done.
+        non_finite: What becomes of an op whose weight holds NaN or Inf: refuse the model, or keep the op in float.
+        gram_megabytes: How much of memory (in units of 2**20 bytes) the Gram matrices of calibration may take at a time, which
+            gptq, awq and others need; the same again is for activations from which a further pass over the data goes on.
+        executor: Where trials run.
+        budgets: Hard limits (``bits``: average weight bits over the ops that may be quantized, or with ``bits_of = "all"`` over all,
+            those kept in float among them (``all_bits`` says both); ``size``: share of the float file; ``latency``: share of the
+            float time): a trial that overruns one does not pass. None can be above the float model's own figure.
+        plugins: Plugin policy: ``autoload``, ``allow``, ``deny``.
+    """
+
+    strategy: PartTable = "auto"
+    max_trials: int = Field(default=50, ge=1, le=10**9)
+    timeout: float | None = None
+    trial_timeout: float | None = None
+    stop: Literal["goal", "budget"] = "budget"
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    accuracy: dict[str, Any] = Field(default_factory=dict)
+    objective: ObjectiveGoals = ObjectiveGoals()
+    rules: tuple[Rule, ...] = ()
+    transforms: tuple[PartChoice, ...] | None = None
+    backends: tuple[PartTable, ...] | None = None
+    simulated: bool = False
+    racing: RaceConfig | None = RaceConfig()
+    holdout: float = Field(default=0.0, ge=0, lt=1)
+    confirm: bool = True
+    non_finite: Literal["error", "float"] = "error"
+    gram_megabytes: float = Field(default=1024, ge=0, le=2**40)
+    executor: ExecutorConfig = ExecutorConfig()
+    budgets: dict[Literal["bits", "all_bits", "size", "latency"], Annotated[float, Field(gt=0)]] = (
+        Field(default_factory=dict)
+    )
+    plugins: PluginPolicy = Field(default_factory=lambda: PluginPolicy())
+
+    @field_validator(
+        "timeout", "trial_timeout", mode="before", json_schema_input_type=float | str | None
+    )
+    @classmethod
+    def _duration(cls, value: Any) -> Any:
+        return seconds(value)
+
+    @field_validator("trial_timeout")
+    @classmethod
+    def _timer_can_run(cls, value: float | None) -> float | None:
+        # To a timer, 0 means none at all, and so does what rounds to it.
+        if value is not None and value < 1e-3:
+            raise ValueError("a trial needs at least 1 ms; leave trial_timeout out for no limit")
+        return value
+
+    @field_validator("transforms", mode="before", json_schema_input_type=list[PartTable] | None)
+    @classmethod
+    def _transforms_as_written(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, (str, dict)) else value
+
+    @field_validator("budgets", mode="before")
+    @classmethod
+    def _bits_of(cls, value: Any) -> Any:
+        """Read ``bits_of = "all"`` beside ``bits`` as the budget ``all_bits``."""
+        if not isinstance(value, Mapping) or "bits_of" not in value:
+            return value
+        of, rest = value["bits_of"], {k: v for k, v in value.items() if k != "bits_of"}
+        if of not in ("all", "tunable"):
+            raise ValueError(
+                f"bits_of is {shown(of)}; it says which weights bits counts: 'tunable' or 'all'"
+            )
+        if "bits" not in rest:
+            raise ValueError("bits_of says which weights bits counts, and there is no bits")
+        return {("all_bits" if k == "bits" and of == "all" else k): v for k, v in rest.items()}
+
+    @field_validator("budgets")
+    @classmethod
+    def _budgets_limit_something(cls, value: dict[str, float]) -> dict[str, float]:
+        most = {"bits": 32.0, "all_bits": 32.0, "size": 1.0, "latency": 1.0}
+        for name, limit in value.items():
+            if not 0 < limit <= most[name]:
+                what = "bits of a weight" if name in BITS else f"share of the float model's {name}"
+                raise ValueError(
+                    f"{name} = {limit:g} limits nothing: it is the {what}, above 0 and at most "
+                    f"{most[name]:g}" + ("" if name in BITS else " (30 % is 0.3)")
+                )
+        return value
+
+    @field_validator("strategy", mode="before")
+    @classmethod
+    def _settings_to_table(cls, value: Any) -> Any:
+        return value.model_dump() if isinstance(value, PartConfig) else value
+
+    @field_validator("accuracy", mode="before")
+    @classmethod
+    def _criterion_to_table(cls, value: Any) -> Any:
+        return value.model_dump(exclude_unset=True) if isinstance(value, PartConfig) else value
+
+    @field_validator(
+        "executor",
+        mode="before",
+        json_schema_input_type=ExecutorConfig | Literal["inline", "process"],
+    )
+    @classmethod
+    def _executor_by_name(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
+
+    @classmethod
+    def read(
+        cls,
+        source: TuningConfig | str | Path | Mapping[str, Any] | None = None,
+        /,
+        **overrides: Any,
+    ) -> TuningConfig:
+        """Read a configuration from anywhere.
+
+        Args:
+            source: A path (.toml, .yaml, .yml, .json), a mapping, a TuningConfig, or None for the defaults.
+            **overrides: Top-level settings, or ``metric``, ``tolerance``, ``mode``, ``higher_is_better`` of the accuracy
+                table, or ``minimise`` of the objective table.
+
+        Raises:
+            ConfigError: If a setting is unknown (with the nearest name) or malformed, or the file cannot be read.
+        """
+        if isinstance(source, TuningConfig):
+            raw: dict[str, Any] = source.model_dump(exclude_unset=True)
+            where = "config"
+        elif isinstance(source, (str, Path)):
+            raw, where = _parse(Path(source)), str(source)
+        elif source is None or isinstance(source, Mapping):
+            raw, where = {str(k): v for k, v in (source or {}).items()}, "config"
+        else:
+            raise ConfigError(
+                f"config must be a TuningConfig, a mapping or a path, not {type(source).__name__}"
+            )
+        for key, value in overrides.items():
+            if key in ("metric", "tolerance", "mode", "higher_is_better"):
+                raw["accuracy"] = {**_table(raw.get("accuracy", {})), key: value}
+            elif key in ("minimise", "minimize"):
+                raw["objective"] = {
+                    "minimise": [value] if isinstance(value, (str, Mapping)) else value
+                }
+            else:
+                raw[key] = value
+        return checked(cls, raw, where)
+
+    @property
+    def gram_bytes(self) -> int:
+        """``gram_megabytes`` in bytes."""
+        return int(self.gram_megabytes * 2**20)
+
+    def criterion(self, host: PluginHost) -> PartConfig:
+        """Return the criterion's checked settings."""
+        return host.read("criteria", {"kind": "tolerance", **self.accuracy})
+
+
+class PluginPolicy(Frozen):
+    """Which plugins a run loads.
+
+    Attributes:
+        autoload: Load entry points of other distributions.
+        allow: When not empty, only these.
+        deny: Never these.
+    """
+
+    autoload: bool = True
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+
+
+TuningConfig.model_rebuild()
+
+
+def _table(value: Any) -> dict[str, Any]:
+    if isinstance(value, PartConfig):
+        return value.model_dump(exclude_unset=True)
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"accuracy: a table of settings is needed (got {shown(value)})")
+    return {str(k): v for k, v in value.items()}
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    text = read_text(path)
+    try:
+        if path.suffix == ".toml":
+            found: Any = tomllib.loads(text)
+        elif path.suffix in (".yaml", ".yml"):
+            import yaml
+
+            found = yaml.safe_load(text)
+        elif path.suffix == ".json":
+            found = json.loads(text)
+        else:
+            raise ConfigError(
+                f"{path}: unknown kind of configuration {path.suffix!r}; use .toml, .yaml or .json"
+            )
+    except ConfigError:
+        raise
+    except Exception as error:  # each parser has its own family
+        raise ConfigError(f"{path} cannot be parsed: {error}") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path} holds a {type(found).__name__}, not a table of settings")
+    return found
+
+
+def config_schema(host: PluginHost) -> dict[str, Any]:
+    """Return the JSON schema of a configuration, with the settings of every loaded part, third parties' included."""
+    schema = TuningConfig.model_json_schema()
+    definitions = schema.setdefault("$defs", {})
+
+    def parts(kind: Any) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = [{"type": "string", "enum": sorted(host.parts(kind))}]
+        for name, part in sorted(host.parts(kind).items()):
+            inner = part.config.model_json_schema()
+            definitions.update(inner.pop("$defs", {}))
+            definitions[f"{kind}.{name}"] = inner
+            found.append({"$ref": f"#/$defs/{kind}.{name}"})
+        return found
+
+    properties = schema["properties"]
+    properties["strategy"] = {"anyOf": parts("strategies"), "default": "auto"}
+    properties["backends"] = {
+        "anyOf": [{"type": "array", "items": {"anyOf": parts("adapters")}}, {"type": "null"}],
+        "default": None,
+    }
+    criteria = [part.config.model_json_schema() for part in host.parts("criteria").values()]
+    for inner in criteria:
+        definitions.update(inner.pop("$defs", {}))
+    properties["accuracy"] = {"anyOf": criteria}
+    definitions["ObjectiveGoals"]["properties"]["minimise"]["items"] = {
+        "anyOf": parts("objectives")
+    }
+    for kind in ("algorithms", "calibrators", "transforms"):
+        if host.parts(kind):
+            parts(kind)
+    return schema
+
+
+__all__ = [
+    "ExecutorConfig",
+    "ObjectiveGoals",
+    "PluginPolicy",
+    "ToleranceConfig",
+    "TuningConfig",
+    "config_schema",
+    "seconds",
+]

@@ -1,0 +1,80 @@
+"""Callbacks of strangers: one that raises costs a warning, and never the result."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from octavo.core.errors import said
+from octavo.core.values.recipe import Recipe
+from octavo.core.values.trial import Trial
+
+from .loop import Progress
+
+
+class Guarded(Progress):
+    """Passes on what it is told; what a callback raises is told once for each of its methods.
+
+    Args:
+        inner: The callback.
+    """
+
+    def __init__(self, inner: Progress) -> None:
+        self._inner = inner
+        self._told: set[str] = set()
+
+    def started(self, baseline: Trial, goal: str, max_trials: int, space_size: int) -> None:
+        """Pass on."""
+        self._call("started", baseline, goal, max_trials, space_size)
+
+    def trying(self, number: int, recipe: Recipe) -> None:
+        """Pass on."""
+        self._call("trying", number, recipe)
+
+    def finished(self, trial: Trial, best: Trial | None, seconds_left: float | None) -> None:
+        """Pass on."""
+        self._call("finished", trial, best, seconds_left)
+
+    def note(self, text: str) -> None:
+        """Pass on; a note that does not arrive becomes a warning of Python."""
+        if not self._call("note", text):
+            warnings.warn(text, stacklevel=4)
+
+    def ended(self, reason: str) -> None:
+        """Pass on."""
+        self._call("ended", reason)
+
+    def _call(self, method: str, *arguments: Any) -> bool:
+        try:
+            getattr(self._inner, method)(*arguments)
+        except Exception as error:
+            self._warn(method, error)
+            return False
+        return True
+
+    def _warn(self, method: str, error: Exception) -> None:
+        if method not in self._told:
+            self._told.add(method)
+            name = type(self._inner).__qualname__
+            warnings.warn(
+                f"callback {name}.{method} raised {said(error)}; the run goes on without it",
+                stacklevel=5,
+            )
+
+
+def guarded(hook: Callable[[Trial], None], tell: Callable[[str], None]) -> Callable[[Trial], None]:
+    """Return a hook of plugins that tells once what it raises, and never raises."""
+    told: set[str] = set()
+
+    def call(trial: Trial) -> None:
+        try:
+            hook(trial)
+        except Exception as error:
+            if not told:
+                told.add("hook")
+                tell(
+                    f"a plugin's octavo_trial_finished raised {said(error)}; the run goes on without it"
+                )
+
+    return call

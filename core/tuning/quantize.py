@@ -1,0 +1,106 @@
+"""Quantize without a search: a named scheme, a recipe, or rules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from octavo.core.contract.adapter import Opened
+from octavo.core.contract.plugins import PluginHost
+from octavo.core.errors import ModelError, raised_as
+from octavo.core.quantizing.realize import Realizer
+from octavo.core.values.recipe import Recipe
+from octavo.core.values.scheme import FLOAT
+from octavo.core.values.space import TuningSpace, Unit
+
+from .config import TuningConfig
+from .opening import open_all, plugin_host
+from .presets import preset_recipe
+from .result import Quantized
+from .rules import build_space
+from .saved_recipes import read_scheme
+from .speeds import slower
+
+
+def quantize_model(
+    model: Any,
+    scheme: str | Path | Recipe | TuningConfig | Mapping[str, Any] = "int8-static",
+    calibration: Any = None,
+    *,
+    backend: str | Mapping[str, Any] | None = None,
+    host: PluginHost | None = None,
+) -> Quantized:
+    """Quantize without a search.
+
+    Args:
+        model: As for :func:`autotune`.
+        scheme: A named scheme (``int8-static``, ``int8-dynamic``, ``int4-weight-only``, ...), a :class:`Recipe`, a saved
+            one (a result's folder, its ``octavo.json``, or a JSON file of ``Recipe.to_json()``), or a configuration
+            whose rules say what each op takes (its first choice).
+        calibration: As for :func:`autotune`; needed where a scheme asks for ranges found in calibration.
+        backend: The backend; None for the model's own.
+        host: Plugins.
+
+    Returns:
+        The quantized model with its ledger.
+    """
+    if isinstance(scheme, (str, Path)):
+        scheme = read_scheme(scheme)
+        if isinstance(scheme, Recipe) and backend is None:
+            # A saved recipe knows the backend that it was made for.
+            backend = scheme.backend or None
+    settings = TuningConfig.read(scheme if isinstance(scheme, (TuningConfig, Mapping)) else None)
+    if backend is not None:
+        settings = TuningConfig.read(settings, backends=(backend,))
+    host = host or plugin_host(settings)
+    with ExitStack() as stack:
+        opened, data, native = open_all(model, calibration, settings, host, stack, need_data=False)
+        target = opened[-1]
+        space = build_space(
+            target,
+            settings.rules,
+            transforms=settings.transforms or (),
+            simulated=settings.simulated,
+        )
+        notes = space.notes
+        if isinstance(scheme, Recipe):
+            recipe = Recipe(scheme.schemes, scheme.transforms, target.name)
+            space = _space_of(recipe, target)
+        elif isinstance(scheme, str):
+            recipe = preset_recipe(scheme, space, target)
+            space = _space_of(recipe, target)
+        else:
+            recipe = space.recipe(space.first(), space.transforms[-1])
+        realizer = Realizer(
+            target, space, host, non_finite=settings.non_finite, gram_bytes=settings.gram_bytes
+        )
+        with raised_as(ModelError, f"{target.name} cannot quantize this model"):
+            if data or realizer.probes():
+                realizer.calibrate(data[target.name] if data else ())
+            candidate = realizer.candidate(recipe)
+            coverage = realizer.coverage(candidate)
+        left_out = data[target.name].notes if data else ()
+        slow = slower(target, host.adapters()[target.name], recipe)
+        said = (*target.notes, *notes, *left_out, *slow, coverage.summary())
+        return Quantized(
+            candidate, native, said, coverage, target.settings.to_save() if target.settings else {}
+        )
+
+
+def _space_of(recipe: Recipe, opened: Opened) -> TuningSpace:
+    """A space that holds just one recipe, so that calibration observes what it needs and no more."""
+    units = tuple(
+        Unit(
+            op.name,
+            op.type,
+            (op.name,),
+            (*([recipe[op.name]] if op.name in recipe.schemes else []), FLOAT),
+            parameters=op.parameters,
+        )
+        for op in opened.view.ops
+    )
+    return TuningSpace(
+        opened.name, units, ((),) if not recipe.transforms else ((), recipe.transforms)
+    )

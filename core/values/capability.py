@@ -1,0 +1,119 @@
+"""What a backend can really carry out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from octavo.core.errors import SchemeError
+
+from .graph import Op
+from .scheme import FLOAT, OpScheme
+
+Realization = Literal["kernel", "simulated", "codes"]
+"""How an op is carried out. ``codes`` is said of ops that compute nothing and move the codes of their input as they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """One scheme that a backend can carry out for an op type.
+
+    Attributes:
+        scheme: With the default algorithm and calibrator; both may be varied freely.
+        realization: ``kernel`` only if low precision really runs: integer (or fp8, bf16) products for static, dynamic and cast
+            schemes; for ``weight_only``, whose arithmetic is float by definition, weights that stay packed in memory and
+            are decoded inside the operator. ``simulated`` if values are rounded and everything else stays float; such
+            offers are left out unless the user asks for them.
+        when: Returns why an op cannot take this offer, or an empty string.
+        narrowed: Returns why this device carries the scheme out with a weight of reduced range (see
+            :class:`~.scheme.QuantSpec`), or an empty string where it keeps the whole range. The scheme and
+            its recipes stay the same on every machine; the ledger says what runs on this one.
+        slower: Why it is slower than float wherever this backend runs, with the figure; empty where that is not known.
+            A table's entry and never a clock's, so that it is the same in every process.
+    """
+
+    scheme: OpScheme
+    realization: Realization = "kernel"
+    when: Callable[[Op], str] | None = None
+    narrowed: Callable[[], str] | None = None
+    slower: str = ""
+
+
+@dataclass(frozen=True)
+class Capability:
+    """Per op type, the schemes that a backend executes on a device, best first; and its optional primitives.
+
+    Attributes:
+        backend: The adapter's name.
+        device: ``cpu``, ``cuda:0``, ...
+        offers: Op type -> offers, in the order in which they should be tried (fastest and smallest first).
+        features: Optional primitives that are there: ``rescale`` (and ``rescale:shift``, ``rescale:rotation``), ``gradients``, ``block_reconstruction``,
+            ``training``, ``export:onnx``.
+        versions: What it was established on (framework versions, processor features).
+    """
+
+    backend: str
+    device: str = "cpu"
+    offers: Mapping[str, tuple[Offer, ...]] = field(default_factory=dict)
+    features: frozenset[str] = frozenset()
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def for_op(self, op: Op, *, simulated: bool = False) -> tuple[OpScheme, ...]:
+        """Return the schemes that ``op`` may take, float last."""
+        if op.out_of_reach:
+            return (FLOAT,)
+        found = [
+            o.scheme
+            for o in self.offers.get(op.type, ())
+            if (simulated or o.realization == "kernel") and not (o.when and o.when(op))
+        ]
+        return (*found, FLOAT)
+
+    def slower(self, kind: str, scheme: OpScheme) -> str:
+        """Return why a scheme is known to be slower than float for an op type; empty where that is not known."""
+        offers = self.offers.get(kind, ())
+        return next((o.slower for o in offers if _bare(o.scheme) == _bare(scheme)), "")
+
+    def realization(self, op: Op, scheme: OpScheme) -> Realization:
+        """Return how ``scheme`` is carried out for ``op``.
+
+        Raises:
+            SchemeError: If it cannot be carried out; the message says what can.
+        """
+        if scheme.is_float:
+            return "kernel"
+        reason = op.out_of_reach
+        for offer in self._offers_of(op, scheme) if not reason else ():
+            reason = offer.when(op) if offer.when else ""
+            if not reason:
+                return offer.realization
+        offered = "; ".join(str(s) for s in self.for_op(op, simulated=True))
+        raise SchemeError(
+            f"{self.backend} on {self.device} cannot carry out [{scheme}] for op {op.name!r} ({op.type})"
+            f"{': ' + reason if reason else ''}. It can: {offered}"
+        )
+
+    def carried(self, op: Op, scheme: OpScheme) -> tuple[OpScheme, str]:
+        """Return the scheme that this device carries out for ``scheme``, and why it is another one.
+
+        Returns:
+            ``scheme`` itself and an empty string; or the same with a weight of reduced range, and the reason.
+        """
+        if scheme.weight is None or scheme.weight.reduce_range:
+            return scheme, ""
+        for offer in self._offers_of(op, scheme):
+            reason = offer.narrowed() if offer.narrowed else ""
+            if reason:
+                return scheme.variant(weight=scheme.weight.reduced()), reason
+        return scheme, ""
+
+    def _offers_of(self, op: Op, scheme: OpScheme) -> Iterator[Offer]:
+        bare = _bare(scheme)
+        return (o for o in self.offers.get(op.type, ()) if _bare(o.scheme) == bare)
+
+
+def _bare(scheme: OpScheme) -> tuple[object, ...]:
+    """Return what decides whether a kernel takes a scheme: codes of a reduced range are codes of the whole one too."""
+    weight = scheme.weight.whole() if scheme.weight else None
+    return (scheme.mode, weight, scheme.input, scheme.output)

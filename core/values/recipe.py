@@ -1,0 +1,110 @@
+"""A recipe: one point of the tuning space, as a value."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any
+
+from octavo.core.errors import ConfigError, said
+
+from .scheme import FLOAT, OpScheme, PartChoice, canonical_json
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """Which scheme each op gets, and which model-wide transforms run first.
+
+    Ops that are not named stay float. Equal recipes have equal digests, and the digest is their hash.
+
+    Attributes:
+        schemes: Op name -> scheme. Float entries are dropped, so that "not named" and "float" are one recipe.
+        transforms: Model-wide, function-preserving rescalings, in order (``smoothquant``, ...).
+        backend: The adapter that carries it out.
+    """
+
+    schemes: Mapping[str, OpScheme] = field(default_factory=dict)
+    transforms: tuple[PartChoice, ...] = ()
+    backend: str = ""
+
+    def __post_init__(self) -> None:
+        kept = {
+            name: self.schemes[name]
+            for name in sorted(self.schemes)
+            if not self.schemes[name].is_float
+        }
+        object.__setattr__(self, "schemes", MappingProxyType(kept))
+
+    def __getitem__(self, op: str) -> OpScheme:
+        return self.schemes.get(op, FLOAT)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.schemes)
+
+    def __len__(self) -> int:
+        return len(self.schemes)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Recipe, (dict(self.schemes), self.transforms, self.backend))
+
+    @cached_property
+    def digest(self) -> str:
+        """Content digest, 16 hex digits."""
+        return hashlib.sha256(canonical_json(self.to_json()).encode()).hexdigest()[:16]
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Recipe) and self.digest == other.digest
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-ready mapping. Ops with one scheme share one entry, so that recipes stay short."""
+        table: dict[str, dict[str, Any]] = {}
+        ops: dict[str, str] = {}
+        for name, scheme in self.schemes.items():
+            label = _label(scheme)
+            if label not in table:
+                table[label] = scheme.model_dump(exclude_defaults=True)
+            ops[name] = label
+        return {
+            "backend": self.backend,
+            "transforms": [t.model_dump() for t in self.transforms],
+            "schemes": table,
+            "ops": ops,
+        }
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Recipe:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            ConfigError: If a field is missing or malformed.
+        """
+        try:
+            table = {label: OpScheme.model_validate(s) for label, s in raw["schemes"].items()}
+            schemes = {name: table[label] for name, label in raw["ops"].items()}
+            transforms = tuple(PartChoice.model_validate(t) for t in raw.get("transforms", ()))
+            backend = raw.get("backend", "")
+            if not isinstance(backend, str):
+                raise TypeError(f"a backend has a name, not {backend!r}")
+            return cls(schemes, transforms, backend)
+        except Exception as error:  # missing keys, and values of any other type
+            raise ConfigError(
+                f"not a recipe: {said(error)}; a recipe has backend, transforms, schemes and ops, as Recipe.to_json() writes them"
+            ) from error
+
+
+_LABELS: dict[OpScheme, str] = {}
+
+
+def _label(scheme: OpScheme) -> str:
+    # Computed for every op of every recipe; schemes are few, so their labels are kept.
+    label = _LABELS.get(scheme)
+    if label is None:
+        tail = hashlib.sha256(canonical_json(scheme.model_dump()).encode()).hexdigest()[:6]
+        label = _LABELS[scheme] = f"{scheme} #{tail}"
+    return label

@@ -1,0 +1,82 @@
+"""Values that are checked when they are made, and refuse with an error of octavo's own."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from octavo.core.errors import ConfigError, nearest, raised_as, shown
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class Checked(BaseModel):
+    """Base of frozen values that refuse unknown fields. A wrong argument of the constructor is a :class:`ConfigError`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def __init__(self, /, **data: Any) -> None:
+        cls = type(self)
+        with raised_as(ConfigError, cls.__name__):
+            try:
+                super().__init__(**data)
+            except ValidationError as error:
+                raise ConfigError(explain(error, cls, cls.__name__)) from error
+
+    # So marked, pydantic does not take this for a constructor of one class's own, which it would have to call for each value
+    # inside another; these are checked as parts of the whole, and the message names the place.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+
+def checked(model: type[M], raw: Any, where: str) -> M:
+    """Read a value from plain data.
+
+    Args:
+        model: Its class.
+        raw: A mapping, or whatever the class takes.
+        where: Where the data came from, for the message.
+
+    Raises:
+        ConfigError: If it does not fit; the message names each wrong place.
+    """
+    with raised_as(ConfigError, where):
+        try:
+            return model.model_validate(raw)
+        except ValidationError as error:
+            raise ConfigError(explain(error, model, where)) from error
+
+
+def explain(error: ValidationError, model: type[Any], where: str) -> str:
+    """Turn a pydantic error into one message that names the setting and, for unknown keys, the nearest ones."""
+    lines = []
+    for item in error.errors():
+        path = ".".join(str(p) for p in item["loc"])
+        if item["type"] == "extra_forbidden":
+            lines.append(
+                f"unknown setting {path!r}{nearest(str(item['loc'][-1]), _fields(model, item['loc'][:-1]))}"
+            )
+        else:
+            lines.append(f"{path or 'value'}: {item['msg']} (got {shown(item['input'])})")
+    return f"{where}: " + "; ".join(lines)
+
+
+def _fields(model: Any, path: tuple[Any, ...]) -> Collection[str]:
+    for step in path:
+        inner = model.model_fields.get(step) if hasattr(model, "model_fields") else None
+        candidates = (
+            [inner.annotation, *getattr(inner.annotation, "__args__", ())]
+            if inner is not None
+            else []
+        )
+        model = next((c for c in candidates if hasattr(c, "model_fields")), None) or next(
+            (
+                c
+                for a in candidates
+                for c in getattr(a, "__args__", ())
+                if hasattr(c, "model_fields")
+            ),
+            model,
+        )
+    return getattr(model, "model_fields", {}).keys()

@@ -1,0 +1,184 @@
+"""The tuning space: what may vary where."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from octavo.core.errors import ConfigError
+
+from .recipe import Recipe
+from .scheme import FLOAT, OpScheme, PartChoice, canonical_json
+
+
+def stored_form(scheme: OpScheme) -> OpScheme:
+    """Return what an op takes that looks rows up where another multiplies with the same codes: their weight-only form."""
+    return (
+        scheme
+        if scheme.input is None
+        else OpScheme(mode="weight_only", weight=scheme.weight, algorithm=scheme.algorithm)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Ops that take one decision: one op, or the members of a ``scheme`` group.
+
+    Attributes:
+        name: The first op's name.
+        type: Their op type.
+        ops: All op names, first the one that takes a choice as it is.
+        choices: Schemes, the one to try first first; float is always among them and always last.
+        block: Name of the repeated block it sits in (``encoder.layer.3``), or its own name.
+        parameters: Number of weight elements, together.
+        channels: Output channels, together: how many scales a per-channel weight needs.
+        macs: Multiply-accumulates for one sample, together; 0 where unknown.
+        lookups: Those of the ops that look rows up in a weight which another of them multiplies with (a tied embedding). Under a
+            scheme that quantizes inputs they take its weight-only form, on the same codes.
+    """
+
+    name: str
+    type: str
+    ops: tuple[str, ...]
+    choices: tuple[OpScheme, ...]
+    block: str = ""
+    parameters: int = 0
+    channels: int = 1
+    macs: int = 0
+    lookups: tuple[str, ...] = ()
+
+    def schemes(self, choice: OpScheme) -> dict[str, OpScheme]:
+        """Return what each op takes under a choice."""
+        form = stored_form(choice) if self.lookups else choice
+        return {op: form if op in self.lookups else choice for op in self.ops}
+
+    @property
+    def tunable(self) -> bool:
+        """True if there is more than one choice."""
+        return len(self.choices) > 1
+
+    def weight_bytes(self, scheme: OpScheme) -> float:
+        """Bytes of the weights under ``scheme``: codes and float32 scales (float32 codes in float)."""
+        if scheme.weight is None:
+            return 4.0 * self.parameters
+        spec = scheme.weight
+        if spec.granularity == "channel":
+            scales = self.channels
+        elif spec.group_size:
+            scales = math.ceil(self.parameters / spec.group_size)
+        else:
+            scales = len(self.ops)
+        scale_bytes = {"float16": 2, "bfloat16": 2, "uint8": 1, "fp8_e4m3fn": 1, "e8m0": 1}.get(
+            spec.scale_dtype or "float32", 4
+        )
+        if spec.dtype in ("bfloat16", "float16"):
+            return 2.0 * self.parameters
+        return self.parameters * spec.bits / 8 + scales * (
+            scale_bytes + (0 if spec.symmetric else spec.bits / 8)
+        )
+
+
+@dataclass(frozen=True)
+class TuningSpace:
+    """Capability x model x the user's rules, for one backend.
+
+    Attributes:
+        backend: The adapter's name.
+        units: In execution order, tunable or not.
+        transforms: Alternatives of model-wide transforms; the first is always () = none.
+        notes: What the rules and the capability left out, for the report.
+    """
+
+    backend: str
+    units: tuple[Unit, ...]
+    transforms: tuple[tuple[PartChoice, ...], ...] = ((),)
+    notes: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        for unit in self.units:
+            if not unit.choices or unit.choices[-1] != FLOAT:
+                raise ConfigError(f"unit {unit.name!r} must offer float last")
+        if not self.transforms or self.transforms[0] != ():
+            raise ConfigError(
+                "the first alternative of a space's transforms must be (), no transform"
+            )
+
+    @cached_property
+    def tunable(self) -> tuple[Unit, ...]:
+        """Units with a choice, in execution order."""
+        return tuple(u for u in self.units if u.tunable)
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Unit]:
+        """Units by name."""
+        return {u.name: u for u in self.units}
+
+    @cached_property
+    def types(self) -> Mapping[str, tuple[Unit, ...]]:
+        """Tunable units by op type, in order of first appearance."""
+        found: dict[str, list[Unit]] = {}
+        for unit in self.tunable:
+            found.setdefault(unit.type, []).append(unit)
+        return {t: tuple(us) for t, us in found.items()}
+
+    @property
+    def size(self) -> int:
+        """Number of recipes."""
+        return math.prod(len(u.choices) for u in self.tunable) * len(self.transforms)
+
+    def schemes(self, ops: Sequence[str], choice: OpScheme) -> dict[str, OpScheme]:
+        """Return what each of a unit's ops takes under a choice; ops that are no unit's take it as it is."""
+        unit = self.by_name.get(ops[0])
+        return (
+            unit.schemes(choice)
+            if unit is not None and unit.ops == tuple(ops)
+            else dict.fromkeys(ops, choice)
+        )
+
+    def recipe(
+        self, choice: Mapping[str, OpScheme], transforms: tuple[PartChoice, ...] = ()
+    ) -> Recipe:
+        """Return the recipe in which each unit takes ``choice[unit.name]``, or float where it is not named."""
+        schemes = {
+            op: s
+            for u in self.tunable
+            if u.name in choice
+            for op, s in u.schemes(choice[u.name]).items()
+        }
+        return Recipe(schemes, transforms, self.backend)
+
+    def first(self) -> dict[str, OpScheme]:
+        """Return every tunable unit's first choice."""
+        return {u.name: u.choices[0] for u in self.tunable}
+
+    def contains(self, recipe: Recipe) -> bool:
+        """True if the recipe is a point of this space."""
+        free = {op for u in self.tunable for op in u.ops}
+        return (
+            recipe.backend == self.backend
+            and recipe.transforms in self.transforms
+            and free.issuperset(recipe.schemes)
+            and all(recipe[u.ops[0]] in u.choices for u in self.tunable)
+            and all(
+                recipe[op] == s
+                for u in self.tunable
+                for op, s in u.schemes(recipe[u.ops[0]]).items()
+            )
+        )
+
+    def weight_bytes(self, recipe: Recipe) -> float:
+        """Bytes of all weights under a recipe."""
+        return sum(u.weight_bytes(recipe[u.ops[0]]) for u in self.units)
+
+    @cached_property
+    def digest(self) -> str:
+        """Content digest, 16 hex digits: a store made for another space is refused by it."""
+        rows = [
+            [u.name, list(u.ops), [s.model_dump(exclude_defaults=True) for s in u.choices]]
+            for u in self.units
+        ]
+        raw = [self.backend, rows, [[t.model_dump() for t in alt] for alt in self.transforms]]
+        return hashlib.sha256(canonical_json(raw).encode()).hexdigest()[:16]

@@ -1,0 +1,222 @@
+"""A trial: a recipe with its measurements, or with its error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from octavo.core.contract.adapter import Applied
+
+from .capability import Realization
+from .recipe import Recipe
+from .scheme import Frozen, OpScheme
+from .settings import checked
+
+State = Literal["complete", "failed", "rejected"]
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One measured number.
+
+    Attributes:
+        value: The figure (a median where it was repeated).
+        low: Lower end of its spread (first quartile, of what was measured in turns with the float model by its ratio to that).
+        high: Upper end (third quartile). Both equal value where it is exact.
+        unit: ``ms``, ``bytes``, ...
+        ratio: value / the float model's value measured in the same interleaved run; None where there is none.
+        lower_is_better: Direction.
+    """
+
+    value: float
+    low: float
+    high: float
+    unit: str
+    ratio: float | None = None
+    lower_is_better: bool = True
+
+    @property
+    def cost(self) -> float:
+        """The value with its sign turned where more is better: what is minimised."""
+        return self.value if self.lower_is_better else -self.value
+
+    @property
+    def relative(self) -> Measurement:
+        """The same as shares of the float model's figure, which takes turns with it: what a drift of the machine leaves as it is."""
+        if self.ratio is None or not self.value:
+            return self
+        scale = self.ratio / self.value
+        return replace(self, value=self.ratio, low=self.low * scale, high=self.high * scale)
+
+    def ties(self, best: Measurement, slack: float = 0.0) -> bool:
+        """True if this is no worse than ``best`` beyond the two spreads, and a share of ``best`` more."""
+        room = slack * abs(best.value)
+        return (
+            self.low <= best.high + room if self.lower_is_better else self.high >= best.low - room
+        )
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One evaluated recipe.
+
+    Attributes:
+        number: 0 is the baseline; then in the order of asking.
+        recipe: What was tried.
+        state: ``complete``; ``failed`` (with ``error``); ``rejected`` (a racing bound ended its evaluation early).
+        metrics: Metric name -> score, checked floats.
+        passed: The criterion is met, and every budget was kept.
+        margin: Signed distance to the goal, as a share of the tolerated loss where that is defined: >= 0 passes, and
+            higher is better whatever the metric's direction. The one number that strategies rank accuracy by.
+        objectives: Objective name -> measurement.
+        ledger: Op -> what was requested and what runs.
+        over: Budget -> what was used as a share of what is allowed, for those that were overrun.
+        error: Traceback text, if it failed.
+        seconds: Phase -> wall time: ``apply`` (quantizing included), ``evaluate``, ``measure``.
+        evaluated: Share of the samples that the evaluation used (1.0 unless racing stopped it).
+        reused: Number of the earlier trial whose result answered this recipe, or None.
+        runs: Evaluations that the metrics are the mean of; more than one where the score varies.
+        noise: Standard deviation of the float model's margin from one evaluation to the next, of the baseline only.
+        refused: Why it does not count although it passed in the search: it failed when it was confirmed, or on held-out data.
+    """
+
+    number: int
+    recipe: Recipe
+    state: State = "complete"
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    passed: bool = False
+    margin: float = float("-inf")
+    objectives: Mapping[str, Measurement] = field(default_factory=dict)
+    ledger: Mapping[str, Applied] = field(default_factory=dict)
+    over: Mapping[str, float] = field(default_factory=dict)
+    error: str = ""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    evaluated: float = 1.0
+    reused: int | None = None
+    refused: str = ""
+    runs: int = 1
+    noise: float = 0.0
+
+    def costs(self, names: tuple[str, ...]) -> tuple[float, ...]:
+        """Objective costs (lower is better) in the given order; inf where one was not measured.
+
+        Shares of the float model's figure where they are known: trials lie minutes apart, and a machine drifts.
+        """
+        return tuple(
+            self.objectives[n].relative.cost if n in self.objectives else float("inf")
+            for n in names
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-ready mapping. The ledger is stored as its differences from the recipe."""
+        return {
+            "number": self.number,
+            "recipe": self.recipe.to_json(),
+            "state": self.state,
+            "metrics": dict(self.metrics),
+            "passed": self.passed,
+            "margin": self.margin,
+            "objectives": {
+                k: [m.value, m.low, m.high, m.unit, m.ratio, m.lower_is_better]
+                for k, m in self.objectives.items()
+            },
+            "ledger": {
+                op: [
+                    a.realization,
+                    a.reason,
+                    None
+                    if a.applied == a.requested
+                    else a.applied.model_dump(exclude_defaults=True),
+                ]
+                for op, a in self.ledger.items()
+            },
+            "over": dict(self.over),
+            "error": self.error,
+            "seconds": dict(self.seconds),
+            "evaluated": self.evaluated,
+            "reused": self.reused,
+            "refused": self.refused,
+            "runs": self.runs,
+            "noise": self.noise,
+        }
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Trial:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            ConfigError: If a field is missing or malformed.
+        """
+        row = checked(_Row, raw, "a stored trial is damaged")
+        recipe = Recipe.from_json(row.recipe)
+        lines = {}
+        for op, (realization, reason, applied) in row.ledger.items():
+            requested = recipe[op]
+            lines[op] = Applied(
+                requested, requested if applied is None else applied, realization, reason
+            )
+        return cls(
+            number=row.number,
+            recipe=recipe,
+            state=row.state,
+            metrics=row.metrics,
+            passed=row.passed,
+            margin=float("-inf") if row.margin is None else row.margin,
+            objectives={name: _measurement(figures) for name, figures in row.objectives.items()},
+            ledger=lines,
+            over={
+                budget: float("inf") if share is None else share
+                for budget, share in row.over.items()
+            },
+            error=row.error,
+            seconds=row.seconds,
+            evaluated=row.evaluated,
+            reused=row.reused,
+            refused=row.refused,
+            runs=row.runs,
+            noise=row.noise,
+        )
+
+
+class _Row(Frozen):
+    """A trial as JSON holds it, where None stands for an infinity. Files of later versions may hold more."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=True)
+
+    number: Annotated[int, Field(ge=0, lt=2**63)]
+    recipe: dict[str, Any]
+    state: State
+    metrics: dict[str, float]
+    passed: bool
+    margin: float | None
+    objectives: dict[str, tuple[float | None, float | None, float | None, str, float | None, bool]]
+    ledger: dict[str, tuple[Realization, str, OpScheme | None]]
+    over: dict[str, float | None] = Field(default_factory=dict)
+    error: str
+    seconds: dict[str, float]
+    evaluated: float
+    reused: int | None
+    refused: str = ""
+    runs: int = 1
+    noise: float = 0.0
+
+
+def _measurement(
+    figures: tuple[float | None, float | None, float | None, str, float | None, bool],
+) -> Measurement:
+    value, low, high = (float("inf") if figure is None else figure for figure in figures[:3])
+    return Measurement(value, low, high, *figures[3:])
+
+
+def widths(trial: Trial) -> str:
+    """Return the widths of what a trial quantized, in words: ``8-bit``, ``4- and 8-bit``."""
+    applied = (line.applied for line in trial.ledger.values())
+    specs = [scheme.weight or scheme.input for scheme in applied]
+    bits = sorted({spec.bits for spec in specs if spec is not None})
+    if not bits:
+        return "float throughout"
+    narrower = ", ".join(f"{b}-" for b in bits[:-1])
+    return f"{narrower} and {bits[-1]}-bit" if narrower else f"{bits[-1]}-bit"

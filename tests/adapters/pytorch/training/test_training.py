@@ -1,0 +1,191 @@
+"""What is learned: quantization-aware training, low-rank adapters, block reconstruction, distillation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from octavo.adapters.pytorch import TorchConfig
+from octavo.adapters.pytorch.adapter import TorchAdapter
+from octavo.adapters.pytorch.session import TorchSession
+from octavo.adapters.pytorch.training.distillation import Distillation
+from octavo.adapters.pytorch.training.qat import QuantizationAwareTraining
+from octavo.adapters.pytorch.training.qlora import add_adapters
+from octavo.adapters.pytorch.training.reconstruction import Reconstruction, blocks_of
+from octavo.core.contract.adapter import Batch, Opened, OpParameters
+from octavo.core.contract.plugins import PluginHost
+from octavo.core.errors import SchemeError
+from octavo.core.quantizing.realize import Realizer
+from octavo.core.tuning.rules import Rule, build_space
+from octavo.core.values.recipe import Recipe
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(32), nn.Linear(32, 64), nn.Linear(64, 32)
+
+    def forward(self, x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+        return x + self.down(torch.relu(self.up(self.norm(x)))) * scale
+
+
+class Stack(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Block() for _ in range(2))
+        self.head = nn.Linear(32, 16)
+
+    def forward(self, x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x, scale)
+        return self.head(x)
+
+
+def prepared(
+    model: nn.Module, batches: list[Batch], *rules: Rule
+) -> tuple[TorchSession, Recipe, dict[str, OpParameters]]:
+    session = TorchAdapter(TorchConfig()).open(model, batches[0])
+    opened = Opened("torch", session, session.describe(), session.capability())
+    space = build_space(opened, rules)
+    realizer = Realizer(opened, space, PluginHost(third_party=False))
+    realizer.calibrate(batches)
+    recipe = space.recipe(space.first())
+    return session, recipe, realizer.parameters(recipe)
+
+
+def stack() -> tuple[nn.Module, list[Batch]]:
+    torch.manual_seed(0)
+    return Stack().eval(), [(torch.randn(8, 4, 32),) for _ in range(4)]
+
+
+TWO_BITS = Rule(
+    types="linear", mode="weight_only", weight={"dtype": "uint2", "granularity": "group:32"}
+)
+
+
+def error(
+    session: TorchSession, recipe: Recipe, parameters: dict[str, OpParameters], batches: list[Batch]
+) -> float:
+    quantized, reference = session.apply(recipe, parameters), session.reference()
+    return float(
+        np.mean([((quantized.run(b)[0] - reference.run(b)[0]) ** 2).mean() for b in batches])
+    )
+
+
+def test_block_reconstruction_lowers_the_error_of_the_outputs() -> None:
+    model, batches = stack()
+    session, recipe, start = prepared(model, batches, TWO_BITS, Rule(ops="head", keep="float"))
+    assert blocks_of(session.capture.root, session.capture.layers.values()) == [
+        "layers.0",
+        "layers.1",
+    ]
+    learned = session.reconstruct(start, batches, Reconstruction(iterations=60, half=False))
+    assert error(session, recipe, learned, batches) < 0.8 * error(session, recipe, start, batches)
+
+
+def test_distillation_lowers_the_error_of_the_outputs() -> None:
+    model, batches = stack()
+    session, recipe, start = prepared(model, batches, TWO_BITS)
+    learned = session.distill(start, batches, Distillation(steps=60, half=False))
+    assert error(session, recipe, learned, batches) < 0.9 * error(session, recipe, start, batches)
+
+
+@pytest.mark.parametrize("learn", ["reconstruct", "distill"])
+def test_learning_changes_neither_its_start_nor_the_model(learn: str) -> None:
+    model, batches = stack()
+    session, recipe, start = prepared(model, batches, TWO_BITS, Rule(ops="head", keep="float"))
+    scales = {n: p.weight.params.scale.clone() for n, p in start.items() if p.weight is not None}
+    before = error(session, recipe, start, batches)
+    asks = [p.requires_grad for p in model.parameters()]
+    getattr(session, learn)(start, batches)
+    assert all(torch.equal(start[n].weight.params.scale, scale) for n, scale in scales.items())  # type: ignore[union-attr]
+    assert error(session, recipe, start, batches) == before
+    assert [p.requires_grad for p in model.parameters()] == asks
+
+
+def test_a_descent_that_does_harm_is_taken_back() -> None:
+    model, batches = stack()
+    session, recipe, start = prepared(model, batches, TWO_BITS, Rule(ops="head", keep="float"))
+    before = error(session, recipe, start, batches)
+    wild = (
+        session.reconstruct(
+            start, batches, Reconstruction(iterations=5, rate=9.0, scale_rate=9.0, half=False)
+        ),
+        session.distill(
+            start, batches, Distillation(steps=5, rate=9.0, scale_rate=9.0, half=False)
+        ),
+    )
+    assert [error(session, recipe, learned, batches) for learned in wild] == [before, before]
+
+
+def test_nothing_to_reconstruct_is_said() -> None:
+    torch.manual_seed(0)
+    model, batches = nn.Sequential(nn.Linear(32, 32)), [(torch.randn(4, 32),)]
+    session, _, start = prepared(model, batches, TWO_BITS)
+    with pytest.raises(SchemeError, match="no repeated block"):
+        session.reconstruct(start, batches)
+
+
+@pytest.mark.parametrize("mode", ["static", "dynamic", "weight_only"])
+def test_training_starts_where_calibration_ended_and_converts_to_the_same_numbers(
+    mode: str,
+) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()] if mode != "weight_only" else []
+    inputs = 8 * 36 if layers else 64
+    model = nn.Sequential(
+        *layers, nn.Flatten(), nn.Linear(inputs, 32), nn.ReLU(), nn.Linear(32, 8)
+    ).eval()
+    batch = (torch.randn(16, 3, 8, 8) if layers else torch.randn(16, 64),)
+    rules = (Rule(types="linear", mode=mode), *((Rule(types="conv", mode=mode),) if layers else ()))
+    session, recipe, parameters = prepared(model, [batch], *rules)
+    training = QuantizationAwareTraining(session, recipe, parameters)
+    before = session.apply(recipe, parameters).run(batch)[0]
+    np.testing.assert_allclose(
+        training.module(*batch).detach(), before, atol=0.03 * np.abs(before).max()
+    )
+    own = {k: v.clone() for k, v in model.state_dict().items()}
+    optimizer = torch.optim.Adam(training.module.parameters(), lr=1e-2)
+    target = torch.randn(16, 8)
+    losses = []
+    for _ in range(15):
+        loss = nn.functional.mse_loss(training.module(*batch), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss))
+    assert losses[-1] < 0.8 * losses[0]
+    with torch.no_grad():
+        expected = training.module(*batch).numpy()
+    np.testing.assert_allclose(
+        training.convert().run(batch)[0], expected, atol=0.04 * np.abs(expected).max()
+    )
+    assert all(torch.equal(v, own[k]) for k, v in model.state_dict().items())
+
+
+def test_adapters_train_and_their_base_does_not() -> None:
+    torch.manual_seed(0)
+    model, batch = (
+        nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)),
+        (torch.randn(16, 64),),
+    )
+    rule = Rule(types="linear", mode="weight_only", weight={"dtype": "nf4", "scale_dtype": "uint8"})
+    session, recipe, parameters = prepared(model, [batch], rule)
+    candidate = session.apply(recipe, parameters)
+    adapted = add_adapters(candidate, rank=4)
+    before = candidate.run(batch)[0]
+    np.testing.assert_allclose(adapted(*batch).detach(), before, rtol=1e-5, atol=1e-6)
+    optimizer = torch.optim.Adam([p for p in adapted.parameters() if p.requires_grad], lr=1e-2)
+    target, losses = torch.randn(16, 8), []
+    for _ in range(30):
+        loss = nn.functional.mse_loss(adapted(*batch), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss))
+    assert losses[-1] < 0.7 * losses[0]
+    np.testing.assert_array_equal(candidate.run(batch)[0], before)
+    with pytest.raises(SchemeError, match="no weight-only linear layer"):
+        add_adapters(session.reference())

@@ -1,0 +1,145 @@
+"""What is measured on a candidate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from octavo.core.contract.adapter import Candidate
+from octavo.core.contract.objective import Subject
+from octavo.core.errors import ConfigError, WorkerDied
+from octavo.core.scoring import objectives
+from octavo.core.scoring.objectives import energy
+from octavo.core.scoring.objectives.config import (
+    EnergyConfig,
+    LatencyConfig,
+    MemoryConfig,
+    SizeConfig,
+    ThroughputConfig,
+)
+from octavo.core.scoring.objectives.latency import Latency, Throughput
+from octavo.core.scoring.objectives.memory import Memory
+from octavo.core.scoring.objectives.size import Size
+from octavo.core.values.recipe import Recipe
+
+
+class Sorts(Candidate):
+    """Does a known amount of work and holds a known amount of memory."""
+
+    def __init__(self, work: int, megabytes: int = 0) -> None:
+        self.recipe, self.ledger, self.work, self.megabytes = Recipe(), {}, work, megabytes
+
+    @property
+    def native(self) -> object:
+        return self
+
+    def run(self, batch: object) -> tuple[np.ndarray, ...]:
+        held = np.ones(self.megabytes * 2**17)
+        return (np.sort(np.arange(self.work)[::-1]) + held.sum(),)
+
+    def save(self, folder: Path) -> None:
+        (folder / "a").write_bytes(b"x" * self.work)
+        (folder / "deep").mkdir()
+        (folder / "deep" / "b").write_bytes(b"y" * 10)
+
+
+BATCH = (np.zeros((8, 2), np.float32),)
+
+
+def subject(work: int, megabytes: int = 0) -> Subject:
+    return Subject(Sorts(work, megabytes), BATCH)
+
+
+def test_the_registry_offers_them_all() -> None:
+    assert {p.name for p in objectives.octavo_objectives()} == {
+        "latency",
+        "throughput",
+        "energy",
+        "size",
+        "memory",
+    }
+
+
+def test_size_is_the_sum_of_the_files_and_they_are_removed() -> None:
+    mine, other = subject(990), subject(1990)
+    found = Size(SizeConfig()).measure(mine, other)
+    assert (found.value, found.ratio) == (1000.0, 0.5)
+    folder = mine.folder
+    mine.close()
+    other.close()
+    assert not folder.exists()
+
+
+def test_twenty_times_the_work_is_several_times_slower() -> None:
+    fast, slow = subject(100_000), subject(2_000_000)
+    latency = Latency(LatencyConfig(batch_size=3)).measure(slow, fast)
+    assert latency.ratio is not None
+    assert latency.ratio > 4
+    assert latency.low <= latency.value <= latency.high
+    more = Throughput(ThroughputConfig()).measure(slow, fast)
+    assert more.ratio is not None
+    assert more.ratio < 1 / 4
+    assert not more.lower_is_better
+    assert more.cost == -more.value
+
+
+def test_peak_memory_is_that_of_a_process_of_its_own() -> None:
+    found = Memory(MemoryConfig()).measure(subject(10, 200), subject(10, 100))
+    assert 180 * 2**20 < found.value < 320 * 2**20
+    assert found.ratio is not None
+    assert found.ratio > 1.4
+
+
+def test_a_child_that_fails_says_why() -> None:
+    broken = subject(10)
+    broken.candidate.work = "not a number"  # type: ignore[attr-defined]
+    with pytest.raises(WorkerDied, match="TypeError"):
+        Memory(MemoryConfig()).measure(broken, subject(10))
+
+
+def test_energy_from_a_counter_that_wraps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files of a powercap zone, with a counter that another thread drives as the kernel does."""
+    import threading
+    import time
+
+    zone = tmp_path / "intel-rapl:0"
+    zone.mkdir()
+    (zone / "max_energy_range_uj").write_text("1000000\n")
+    (zone / "energy_uj").write_text("0\n")
+    monkeypatch.setattr(energy, "POWERCAP", tmp_path)
+    stop = threading.Event()
+
+    def drive() -> None:
+        start = time.perf_counter()
+        while not stop.is_set():
+            fresh = zone / "fresh"
+            fresh.write_text(
+                f"{int((time.perf_counter() - start) * 5e6) % 1_000_000}\n"
+            )  # 5 watts; wraps every 0.2 s
+            fresh.replace(zone / "energy_uj")
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=drive)
+    thread.start()
+    try:
+        while (zone / "energy_uj").read_text() == "0\n":
+            time.sleep(0.001)
+        objective = energy.Energy(EnergyConfig(block=0.1))
+        objective.check()
+        found = objective.measure(subject(200_000), subject(200_000))
+    finally:
+        stop.set()
+        thread.join()
+    assert found.value > 0
+    assert found.ratio is not None
+    assert 0.2 < found.ratio < 5
+
+
+def test_energy_without_a_counter_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(energy, "POWERCAP", tmp_path)
+    with pytest.raises(ConfigError, match="no energy counter"):
+        energy.Energy(EnergyConfig()).check()

@@ -1,0 +1,134 @@
+"""Sensitivities from gradients: against the distance that they predict, the exact trace, and between backends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from octavo.core.contract.adapter import Opened
+from octavo.core.contract.plugins import PluginHost
+from octavo.core.contract.strategy import Problem
+from octavo.core.errors import ConfigError
+from octavo.core.quantizing.realize import Realizer
+from octavo.core.sensitivity.service import SensitivityService
+from octavo.core.sensitivity.shared import lend_traces
+from octavo.core.tuning.rules import Rule, build_space
+
+HOST = PluginHost(third_party=False)
+STORED = Rule(mode="weight_only", weight={"dtype": ["int8", "int4"]})
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(32, 64), nn.Tanh(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 8)
+    ).eval()
+
+
+def batches() -> list[tuple[torch.Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [(torch.randn(32, 32, generator=generator),) for _ in range(2)]
+
+
+def service(
+    adapter: str, source: Any, given: Any, rule: Rule = STORED, **more: Any
+) -> SensitivityService:
+    session = HOST.adapters()[adapter].build().open(source, given[0])
+    opened = Opened(adapter, session, session.describe(), session.capability())
+    space = build_space(opened, (rule,))
+    realizer = Realizer(opened, space, HOST)
+    realizer.calibrate(given)
+    return SensitivityService(opened, realizer, given, **more)
+
+
+def pairs(found: SensitivityService) -> list[Any]:
+    return [(u.name, s) for u in found.realizer.space.tunable for s in u.choices if not s.is_float]
+
+
+def test_gradients_predict_the_distance_of_the_outputs() -> None:
+    made = service("torch", network(), batches())
+    asked = pairs(made)
+    predicted, measured = (
+        np.array(made("gradient", asked)),
+        np.array(made("output_distance", asked)),
+    )
+    # A draw of eight labels on two batches; to second order only.
+    assert np.abs(np.log(predicted / measured)).max() < np.log(2.0)
+    assert np.corrcoef(np.log(predicted), np.log(measured))[0, 1] > 0.98
+
+
+def test_the_trace_is_that_of_the_exact_hessian() -> None:
+    model = network()
+    made = service("torch", model, batches()[:1])
+    (x,) = batches()[0]
+    y0 = model(x).detach()
+    exact = {}
+    for name in ("0.weight", "2.weight", "4.weight"):
+        weight = dict(model.named_parameters())[name].detach()
+        jacobian = torch.func.jacrev(
+            lambda w, n=name: torch.func.functional_call(model, {n: w}, (x,))
+        )(weight)
+        exact[name] = float((jacobian.square().sum() / (y0 - y0.mean()).square().sum()).detach())
+    assert made.curvature.traces() == pytest.approx(exact, rel=0.15)
+
+
+def test_they_are_kept_and_never_computed_twice(tmp_path: Path) -> None:
+    path = tmp_path / "scores.json"
+    made = service("torch", network(), batches(), path=path)
+    asked = pairs(made)
+    first = [made(kind, asked) for kind in ("gradient", "hessian_trace")]
+    made.save()
+    again = service("torch", network(), batches(), path=path)
+    assert [again(kind, asked) for kind in ("gradient", "hessian_trace")] == first
+    assert again.batches_run == 0
+
+
+def test_hawq_takes_the_true_trace_and_says_so() -> None:
+    made = service("torch", network(), batches())
+    part = HOST.part("strategies", "hawq_v2")
+    strategy = part.build(
+        HOST.read("strategies", "hawq_v2"), Problem(made.realizer.space, ("size",), 0, made)
+    )
+    kind, remark = strategy.ordered_by()
+    assert kind == "hessian_trace"
+    assert "model's outputs" in remark
+    other = part.build(
+        HOST.read("strategies", "hawq_v2"), Problem(made.realizer.space, ("size",), 0, None)
+    )
+    assert other.ordered_by()[0] == "hessian"
+    assert "no backend offers gradients" in other.ordered_by()[1]
+
+
+def test_a_backend_without_gradients_borrows_the_traces_of_one_that_has_them(
+    tmp_path: Path,
+) -> None:
+    given = batches()
+    own = service("torch", network(), given)
+    own.opened.session.export("onnx", tmp_path / "model.onnx")
+    other = service(
+        "numpy", tmp_path / "model.onnx", [(b[0].numpy(),) for b in given], Rule(mode="weight_only")
+    )
+    assert "hessian_trace" not in other.kinds
+    with pytest.raises(ConfigError, match="no sensitivity 'hessian_trace' on numpy"):
+        other("hessian_trace", pairs(other))
+    lend_traces((other, own))
+    assert "hessian_trace" in other.kinds
+    assert "gradient" not in other.kinds
+    ran = own.batches_run
+    scheme = next(
+        s
+        for s in other.realizer.space.tunable[0].choices
+        if s in own.realizer.space.tunable[0].choices
+    )
+    names = [
+        (a.name, b.name)
+        for a, b in zip(other.realizer.space.tunable, own.realizer.space.tunable, strict=True)
+    ]
+    mine = other("hessian_trace", [(a, scheme) for a, _ in names])
+    assert own.batches_run > ran
+    assert mine == pytest.approx(own("hessian_trace", [(b, scheme) for _, b in names]), rel=1e-3)
