@@ -20,8 +20,9 @@ import numpy as np
 import torch
 
 from octavo.core.calibration.features import FEATURES
-from octavo.core.calibration.statistics import Probe, Statistics
+from octavo.core.calibration.statistics import Statistics
 from octavo.core.contract.algorithm import WeightContext
+from octavo.core.contract.calibrator import Probe
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.numerics.rows import rows_of
 from octavo.core.quantizing.algorithms.gptq import Gptq, GptqConfig

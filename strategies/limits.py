@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from octavo.core.contract.strategy import Problem
-from octavo.core.tuning.choice import NEGLIGIBLE
+from octavo.core.scoring.choice import NEGLIGIBLE
 from octavo.core.values.trial import Measurement, Trial
 
 from .belief import OVERHEAD, CostBelief, Picks

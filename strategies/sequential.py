@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from octavo.core.contract.parts import PartConfig
 from octavo.core.contract.strategy import WAIT, Problem, Strategy, Wait
-from octavo.core.tuning.choice import choose, worth_it
+from octavo.core.scoring.choice import choose, worth_it
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.trial import Trial
 

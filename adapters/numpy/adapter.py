@@ -20,22 +20,15 @@ from octavo.adapters.numpy.prepare.rewrites import optimised
 from octavo.adapters.numpy.run.parallel import blas_kernels
 from octavo.adapters.numpy.run.prefix_reuse import Reuse
 from octavo.adapters.numpy.run.program import Kernels, Program
-from octavo.core.calibration.reading import Takes, choose
-from octavo.core.contract.adapter import (
-    Adapter,
-    Applied,
-    Batch,
-    Candidate,
-    OpParameters,
-    Session,
-    Sink,
-)
+from octavo.core.calibration.reading import choose, takes_of
+from octavo.core.contract.adapter import Adapter, Batch, Candidate, OpParameters, Session, Sink
 from octavo.core.contract.parts import PartConfig
 from octavo.core.errors import ModelError, NonFiniteWeight, SchemeError, nearest, raised_as
 from octavo.core.numerics.channels import FEATURES, Factors
 from octavo.core.values.calls import Call, plainest
 from octavo.core.values.capability import Capability
 from octavo.core.values.graph import Group, HeldWeight, ModelView
+from octavo.core.values.ledger import Applied
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import FLOAT, OpScheme
 
@@ -298,7 +291,7 @@ class NumpyAdapter(Adapter):
                 raise NonFiniteWeight(f"tensor {name!r} holds NaN or Inf; repair the model")
         if example is not None:
             # It may still hold labels.
-            example = choose(example, Takes.of_inputs(graph.inputs), None)(example, 0)
+            example = choose(example, takes_of(graph.inputs), None)(example, 0)
         return NumpySession(graph, self._kernels(), example)
 
     def capability(self) -> Capability:

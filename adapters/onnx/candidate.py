@@ -19,9 +19,10 @@ from octavo.adapters.onnx.kernels.saturation import (
     saturates,
     widen_weights,
 )
-from octavo.core.contract.adapter import Applied, Batch, Candidate
+from octavo.core.contract.adapter import Batch, Candidate
 from octavo.core.errors import DataError, ModelError, nearest, said
 from octavo.core.values.calls import Call, flat
+from octavo.core.values.ledger import Applied
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import FLOAT, OpScheme, canonical_json
 

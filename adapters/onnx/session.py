@@ -19,12 +19,13 @@ from octavo.adapters.onnx.observe.passes import Observed, observe
 from octavo.adapters.onnx.observe.prefix_reuse import Reuse
 from octavo.adapters.onnx.prepare.folding import constant
 from octavo.adapters.onnx.prepare.preparation import prepare
-from octavo.core.contract.adapter import Applied, Batch, OpParameters, Session, Sink
+from octavo.core.contract.adapter import Batch, OpParameters, Session, Sink
 from octavo.core.errors import ModelError, nearest
 from octavo.core.numerics.channels import Factors
 from octavo.core.values.capability import Capability
 from octavo.core.values.coverage import unclaimed_of
 from octavo.core.values.graph import Group, HeldWeight, ModelView
+from octavo.core.values.ledger import Applied
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import FLOAT
 

@@ -14,10 +14,11 @@ from torch import nn
 from octavo.adapters.pytorch.apply.input_maps import Factors
 from octavo.adapters.pytorch.capture.shared_copy import named_tensors
 from octavo.adapters.pytorch.run.batches import takes, to_arrays, to_call
-from octavo.core.contract.adapter import Applied, Batch, Candidate, OpParameters
+from octavo.core.contract.adapter import Batch, Candidate, OpParameters
 from octavo.core.errors import DataError, OctavoError, said
 from octavo.core.values.calls import Call as Given
 from octavo.core.values.calls import shown
+from octavo.core.values.ledger import Applied
 from octavo.core.values.recipe import Recipe
 
 

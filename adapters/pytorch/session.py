@@ -36,7 +36,7 @@ from octavo.adapters.pytorch.run.transformers_methods import refuse_what_fails
 from octavo.adapters.pytorch.training.distillation import Distillation, distill
 from octavo.adapters.pytorch.training.reconstruction import Reconstruction, reconstruct
 from octavo.core.calibration.reading import Reading
-from octavo.core.contract.adapter import Applied, Batch, OpParameters, Session, Sink
+from octavo.core.contract.adapter import Batch, OpParameters, Session, Sink
 from octavo.core.errors import ModelError, SchemeError, nearest
 from octavo.core.numerics.affine import Array
 from octavo.core.numerics.channels import Factors as Rescaling
@@ -44,6 +44,7 @@ from octavo.core.values.calls import Call as Given
 from octavo.core.values.calls import named_leaves
 from octavo.core.values.capability import Capability
 from octavo.core.values.graph import HeldWeight, InputInfo, ModelView
+from octavo.core.values.ledger import Applied
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import FLOAT
 

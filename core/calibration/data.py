@@ -14,13 +14,14 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from octavo.core.errors import DataError, UnsafeFile
-from octavo.core.scoring.evaluation import to_numpy
+from octavo.core.numerics.arrays import to_numpy
 from octavo.core.values.calls import Batch, Call, arrays_in, changed, flat, named_leaves
 from octavo.core.values.graph import InputInfo
+from octavo.core.values.takes import Reads
 from octavo.core.values.trees import PLAIN, is_array, is_container, mapped
 
 from .batches import Batches
-from .reading import REMEDY, Reading, Takes, choose
+from .reading import REMEDY, choose, takes_of
 
 BATCH_SIZE = 32
 """Rows per batch where a whole array is given."""
@@ -46,7 +47,7 @@ class CalibrationData:
     factory: Callable[[], Iterable[Any]] | None
     inputs: tuple[InputInfo, ...]
     notes: tuple[str, ...] = ()
-    reading: Reading | None = None
+    reading: Reads | None = None
     order: tuple[str, ...] | None = None
     _digests: list[str] = field(default_factory=list, repr=False, compare=False)
 
@@ -243,7 +244,7 @@ def materialize(source: Any, *, limit: int = LIMIT_BYTES) -> Raw:
 def calibration_data(
     source: Any,
     inputs: tuple[InputInfo, ...],
-    reading: Reading | None = None,
+    reading: Reads | None = None,
     *,
     limit: int = LIMIT_BYTES,
 ) -> CalibrationData:
@@ -262,16 +263,16 @@ def calibration_data(
     if raw.batches is not None:
         return _kept(raw.batches, inputs, reading)
     assert raw.factory is not None
-    reading = reading or choose(next(iter(raw.factory())), Takes.of_inputs(inputs), None)
+    reading = reading or choose(next(iter(raw.factory())), takes_of(inputs), None)
     return CalibrationData(
         None, raw.factory, inputs, _notes(reading), reading, reading.takes.positional
     )
 
 
 def _kept(
-    raw: tuple[Any, ...], inputs: tuple[InputInfo, ...], reading: Reading | None
+    raw: tuple[Any, ...], inputs: tuple[InputInfo, ...], reading: Reads | None
 ) -> CalibrationData:
-    reading = reading or choose(raw[0], Takes.of_inputs(inputs), None)
+    reading = reading or choose(raw[0], takes_of(inputs), None)
     batches = tuple(reading(b, index) for index, b in enumerate(raw))
     for index, batch in enumerate(batches):
         _check(batch, inputs, reading.takes.positional, index)
@@ -280,7 +281,7 @@ def _kept(
     )
 
 
-def _notes(reading: Reading) -> tuple[str, ...]:
+def _notes(reading: Reads) -> tuple[str, ...]:
     return (reading.note,) if reading.note else ()
 
 

@@ -4,40 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from copy import copy
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
-
-from array_api_compat import array_namespace
+from dataclasses import replace
+from typing import Protocol, Self
 
 from octavo.core.calibration.calibrators.minmax import MinMax
-from octavo.core.contract.calibrator import Calibrator, Observer
+from octavo.core.contract.calibrator import Calibrator, Observer, Probe
 from octavo.core.errors import DataError, nearest
 from octavo.core.numerics.affine import Array
+from octavo.core.numerics.arrays import is_finite
 from octavo.core.numerics.channels import ChannelMap
-from octavo.core.numerics.rows import Rows
 from octavo.core.values.scheme import MINMAX, PartChoice, QuantSpec
 
 from .features import FeatureAbsMax, FeatureSum, Gram
 
-if TYPE_CHECKING:
-    from octavo.core.quantizing.gram_pages import Pages
 
+class LateObservers(Protocol):
+    """Observers of which some are there at a time: ``octavo.core.quantizing.gram_pages.Pages``."""
 
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """One thing to observe.
+    def __contains__(self, probe: Probe) -> bool:
+        """Whether one of them is for this probe."""
 
-    Attributes:
-        value: Name of the value.
-        calibrator: Who watches it; with ``rows`` the name of what is watched: ``gram``, ``channel_range``, ``channel_mean``.
-        axis: Channel axis for one range per channel; None for the whole tensor.
-        rows: How an op reads the value, where its input features are watched.
-    """
+    def observer(self, probe: Probe) -> Observer | None:
+        """Return the one for a probe; None if there is none."""
 
-    value: str
-    calibrator: PartChoice
-    axis: int | None = None
-    rows: Rows | None = None
+    def changed(self, changes: Mapping[str, ChannelMap]) -> Self:
+        """Return those of a model whose values are changed."""
 
 
 class Statistics:
@@ -50,7 +41,10 @@ class Statistics:
     """
 
     def __init__(
-        self, probes: Iterable[Probe], make: Callable[[Probe], Observer], pages: Pages | None = None
+        self,
+        probes: Iterable[Probe],
+        make: Callable[[Probe], Observer],
+        pages: LateObservers | None = None,
     ) -> None:
         self._observers: dict[Probe, Observer] = {
             probe: make(probe) for probe in dict.fromkeys(probes)
@@ -85,7 +79,7 @@ class Statistics:
         Raises:
             DataError: If it is not finite.
         """
-        if not _finite(x):
+        if not is_finite(x):
             raise DataError(
                 f"value {value!r} is not finite in calibration batch {self.seen.get(value, 0)}: the float model itself overflows there; "
                 "check the batch, or keep the op that writes it out of the calibration data's range"
@@ -195,11 +189,3 @@ class Statistics:
                 f"value {value!r} was observed by {calibrator}, which gives no range; name a calibrator"
             )
         return observer.range(spec)
-
-
-def _finite(x: Array) -> bool:
-    if "float" not in str(x.dtype):
-        return True
-    xp = array_namespace(x)
-    # A finite sum proves finite terms and needs no temporary; only an overflowing one is looked at term by term.
-    return bool(xp.isfinite(xp.sum(x))) or bool(xp.all(xp.isfinite(x)))

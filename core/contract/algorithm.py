@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from array_api_compat import array_namespace
-
-from octavo.core.calibration.statistics import Statistics
 from octavo.core.errors import SchemeError
 from octavo.core.numerics.affine import Array, QuantParams
-from octavo.core.numerics.channels import Factors
 from octavo.core.numerics.tensor import QuantizedTensor
-from octavo.core.values.graph import ModelView, Op
 from octavo.core.values.scheme import QuantSpec
 
 from .parts import PartConfig
+from .transform import Rescaling as Rescaling  # where plugins have always found it
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,56 +85,4 @@ class WeightAlgorithm(ABC):
 
         Returns:
             Codes of the matrix's shape, with ``params.axis`` 0 (None for ``tensor`` granularity).
-        """
-
-
-def corrected_bias(bias: Array, matrix: Array, quantized: QuantizedTensor, mean: Array) -> Array:
-    """Return the bias that keeps the mean output: b + (W - W_q) E[x], float32.
-
-    Args:
-        bias: float32, shape (channels,).
-        matrix: The float weight, shape (channels, features).
-        quantized: Its quantized form, of the same shape.
-        mean: E[x], shape (features,), or (groups, features) for a grouped convolution; a transposed one's rows hold the features
-            of all groups in turn.
-
-    Source: Nagel et al. 2019, eq. 17. One matrix-vector product.
-    """
-    xp = array_namespace(bias, matrix)
-    means = xp.reshape(mean, (-1, mean.shape[-1]))
-    groups, features = means.shape
-    error = matrix - quantized.dequantize()
-    if features == matrix.shape[1]:
-        error = xp.reshape(error, (groups, -1, features))
-    else:
-        error = xp.permute_dims(xp.reshape(error, (-1, groups, features)), (1, 0, 2))
-    return bias + xp.reshape(xp.matmul(error, means[:, :, None]), (-1,))
-
-
-class Rescaling(ABC):
-    """Chooses factors for ``Session.rescale``: a function-preserving change of channels."""
-
-    def __init__(self, config: PartConfig) -> None:
-        self.config = config
-
-    @property
-    def carries(self) -> frozenset[str]:
-        """What it changes: of ``scale``, ``shift``, ``rotation``. It leaves out what a group does not take, and the ledger says so."""
-        return frozenset({"scale"})
-
-    @abstractmethod
-    def factors(
-        self,
-        view: ModelView,
-        tensor: Callable[[str], Array],
-        statistics: Statistics,
-        recipe_ops: Mapping[str, Op],
-    ) -> Mapping[str, Factors]:
-        """Return group name -> factors, float32 > 0, shape (channels,), or a channel map; groups that should stay are left out.
-
-        Args:
-            view: The model.
-            tensor: ``Session.tensor``.
-            statistics: Of the session before rescaling.
-            recipe_ops: The ops that may be quantized; groups without one need no factors.
         """

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any, Self
 
 from octavo.core.numerics.affine import Array
 from octavo.core.numerics.channels import ChannelMap
-from octavo.core.values.scheme import QuantSpec
+from octavo.core.numerics.rows import Rows
+from octavo.core.values.scheme import PartChoice, QuantSpec
 
 from .parts import PartConfig
 
@@ -43,3 +45,20 @@ class Calibrator(Observer):
     @abstractmethod
     def range(self, spec: QuantSpec) -> tuple[Array, Array]:
         """Return (low, high), float32, shape () or (channels,), for a tensor that will be quantized as ``spec``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One thing to observe.
+
+    Attributes:
+        value: Name of the value.
+        calibrator: Who watches it; with ``rows`` the name of what is watched: ``gram``, ``channel_range``, ``channel_mean``.
+        axis: Channel axis for one range per channel; None for the whole tensor.
+        rows: How an op reads the value, where its input features are watched.
+    """
+
+    value: str
+    calibrator: PartChoice
+    axis: int | None = None
+    rows: Rows | None = None

@@ -5,10 +5,28 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-from octavo.core.scoring.certificate import SampleGoal
+from typing import Literal
 
 from .parts import PartConfig
+
+
+@dataclass(frozen=True, slots=True)
+class SampleGoal:
+    """A goal for the mean of one score over samples.
+
+    Attributes:
+        tolerance: Tolerated loss.
+        mode: ``relative``: a share of the float score. ``absolute``: in its own unit.
+        higher_is_better: Direction.
+        confidence: How sure it must be.
+        score_range: The least and the greatest score of a sample; None where nobody said it.
+    """
+
+    tolerance: float
+    mode: Literal["relative", "absolute"]
+    higher_is_better: bool
+    confidence: float
+    score_range: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

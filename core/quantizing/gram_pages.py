@@ -12,8 +12,7 @@ from copy import copy
 from math import prod
 from typing import Self
 
-from octavo.core.calibration.statistics import Probe
-from octavo.core.contract.calibrator import Observer
+from octavo.core.contract.calibrator import Observer, Probe
 from octavo.core.numerics.channels import Changes, ChannelMap, chained
 from octavo.core.values.graph import Op
 

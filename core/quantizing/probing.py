@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Literal
 
 from octavo.core.calibration.features import FEATURES
-from octavo.core.calibration.statistics import Probe
 from octavo.core.contract.algorithm import NeedsConfig
+from octavo.core.contract.calibrator import Probe
 from octavo.core.numerics.rows import rows_of
 from octavo.core.values.graph import Group, ModelView, Op, Weight
 from octavo.core.values.scheme import MINMAX, OpScheme, PartChoice, QuantSpec

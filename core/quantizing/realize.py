@@ -15,30 +15,24 @@ from typing import TYPE_CHECKING, Literal
 from array_api_compat import array_namespace
 
 from octavo.core.calibration.features import FEATURES
-from octavo.core.calibration.statistics import Probe, Statistics
+from octavo.core.calibration.statistics import Statistics
 from octavo.core.calibration.visits import Met, Numbered
-from octavo.core.contract.adapter import (
-    Applied,
-    Batch,
-    Candidate,
-    Opened,
-    OpParameters,
-    Session,
-    Sink,
-)
-from octavo.core.contract.algorithm import Rescaling, WeightConfig
-from octavo.core.contract.calibrator import Observer
+from octavo.core.contract.adapter import Batch, Candidate, Opened, OpParameters, Session, Sink
+from octavo.core.contract.algorithm import WeightConfig
+from octavo.core.contract.calibrator import Observer, Probe
+from octavo.core.contract.transform import Rescaling
 from octavo.core.errors import DataError, NonFiniteWeight, SchemeError
 from octavo.core.numerics.affine import Array, QuantParams, affine_params
 from octavo.core.numerics.channels import Changes
 from octavo.core.numerics.tensor import QuantizedTensor, compact
-from octavo.core.tuning.rules import why_float
 from octavo.core.values.coverage import Coverage, account
 from octavo.core.values.graph import UNREACHED, HeldWeight, Op
+from octavo.core.values.ledger import Applied
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import FLOAT, OpScheme, PartChoice, QuantSpec
 from octavo.core.values.space import TuningSpace
 
+from .float_reasons import why_float
 from .gram_pages import GRAM_BYTES, Pages, paged
 from .probing import ProbePlan, axis_of
 from .rescaled import Prepared, rescaled

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from octavo.core.calibration.statistics import Probe, Statistics
+from octavo.core.calibration.statistics import Statistics
 from octavo.core.contract.adapter import Session
+from octavo.core.contract.calibrator import Probe
 from octavo.core.numerics.channels import Changes, Factors, chained, channel_maps, is_online
 from octavo.core.numerics.rows import rows_of
 from octavo.core.values.graph import ModelView

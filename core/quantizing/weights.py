@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from array_api_compat import array_namespace, device
 
 from octavo.core.calibration.features import FEATURES, FeatureObserver, FeatureSum
-from octavo.core.calibration.statistics import Probe, Statistics
-from octavo.core.contract.algorithm import WeightAlgorithm, WeightContext, corrected_bias
-from octavo.core.contract.calibrator import Observer
+from octavo.core.calibration.statistics import Statistics
+from octavo.core.contract.algorithm import WeightAlgorithm, WeightContext
+from octavo.core.contract.calibrator import Observer, Probe
 from octavo.core.errors import NonFiniteWeight, SchemeError
 from octavo.core.numerics.affine import Array, QuantParams
 from octavo.core.numerics.codec import choose, rounded_scale, shares_scales
@@ -21,6 +21,8 @@ from octavo.core.numerics.rows import rounding_rows
 from octavo.core.numerics.tensor import QuantizedTensor
 from octavo.core.values.graph import Op
 from octavo.core.values.scheme import OpScheme, PartChoice, QuantSpec
+
+from .bias import corrected_bias
 
 if TYPE_CHECKING:
     from octavo.core.contract.plugins import PluginHost

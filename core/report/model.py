@@ -10,10 +10,10 @@ from typing import Any
 
 from pydantic import ConfigDict, Field
 
-from octavo.core.contract.adapter import Applied
 from octavo.core.errors import ConfigError, raised_as
-from octavo.core.tuning.choice import pareto
+from octavo.core.scoring.choice import pareto
 from octavo.core.values.coverage import Coverage
+from octavo.core.values.ledger import Applied
 from octavo.core.values.scheme import FLOAT, Frozen
 from octavo.core.values.settings import checked
 from octavo.core.values.trial import Trial

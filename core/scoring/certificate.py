@@ -27,10 +27,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
+from octavo.core.contract.criterion import SampleGoal
 from octavo.core.errors import EvaluationError
 
 BETS = np.array([0.02, 0.05, 0.1, 0.2, 0.35, 0.55, 0.8, 0.99])
@@ -43,25 +43,6 @@ LEAD = 0.5
 """Share of the capital that follows the bet learned from other samples."""
 
 METHOD = "betting, time-uniform (Waudby-Smith and Ramdas 2024)"
-
-
-@dataclass(frozen=True, slots=True)
-class SampleGoal:
-    """A goal for the mean of one score over samples.
-
-    Attributes:
-        tolerance: Tolerated loss.
-        mode: ``relative``: a share of the float score. ``absolute``: in its own unit.
-        higher_is_better: Direction.
-        confidence: How sure it must be.
-        score_range: The least and the greatest score of a sample; None where nobody said it.
-    """
-
-    tolerance: float
-    mode: Literal["relative", "absolute"]
-    higher_is_better: bool
-    confidence: float
-    score_range: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from octavo.core.contract.criterion import Criterion
+from octavo.core.contract.criterion import Criterion, SampleGoal
 from octavo.core.errors import ConfigError
 
-from .certificate import METHOD, Certificate, Certifier, SampleGoal, score_range
+from .certificate import METHOD, Certificate, Certifier, score_range
 from .evaluation import Scores
 
 COARSE = 0.5

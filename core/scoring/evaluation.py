@@ -11,6 +11,7 @@ import numpy as np
 
 from octavo.core.contract.adapter import Candidate
 from octavo.core.errors import EvaluationError
+from octavo.core.numerics.arrays import to_numpy
 from octavo.core.values.calls import Call, parts, plainest
 
 
@@ -106,16 +107,6 @@ def _number(raw: object, name: str) -> float:
             f"score {name!r} is {value}: the model's output or the score function overflows there"
         )
     return value
-
-
-def to_numpy(x: Any) -> np.ndarray:
-    """Return any array or tensor as a NumPy array, detached and on the CPU; bfloat16 becomes float32."""
-    if hasattr(x, "detach"):
-        x = x.detach().cpu()
-        if str(x.dtype) == "torch.bfloat16":
-            x = x.float()
-        return np.asarray(x.numpy())
-    return np.asarray(x)
 
 
 class ArrayModel:

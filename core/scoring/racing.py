@@ -33,9 +33,10 @@ import numpy as np
 from pydantic import Field
 
 from octavo.core.errors import ConfigError, EvaluationError
+from octavo.core.numerics.arrays import to_numpy
 from octavo.core.values.scheme import Frozen
 
-from .evaluation import Evaluation, to_numpy
+from .evaluation import Evaluation
 
 BETS = np.array([0.05, 0.15, 0.4, 0.95])
 """Shares of the largest bet that the fixed bettors stake. Small ones win against noisy small losses, large ones against plain ones."""

@@ -9,8 +9,8 @@ from array_api_compat import array_namespace
 
 from octavo.core.calibration.features import FeatureObserver
 from octavo.core.numerics.affine import Array, QuantParams
+from octavo.core.numerics.arrays import to_numpy
 from octavo.core.numerics.layout import to_matrix
-from octavo.core.scoring.evaluation import to_numpy
 from octavo.core.values.graph import Weight
 from octavo.core.values.scheme import OpScheme
 

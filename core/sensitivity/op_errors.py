@@ -11,9 +11,9 @@ import numpy as np
 from octavo.core.calibration.features import FeatureObserver, Gram
 from octavo.core.contract.adapter import Batch, Session
 from octavo.core.numerics.affine import Array
+from octavo.core.numerics.arrays import to_numpy
 from octavo.core.numerics.rows import Rows, rows_of
 from octavo.core.quantizing.realize import Realizer
-from octavo.core.scoring.evaluation import to_numpy
 from octavo.core.values.graph import Weight
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import OpScheme, PartChoice

@@ -19,10 +19,10 @@ from octavo.core.errors import StoreError, nearest, said
 from octavo.core.system.crashes import CrashWatch, cause_of_death
 from octavo.core.system.redaction import redacted
 from octavo.core.system.signals import deferred_interrupts
-from octavo.core.tuning.fingerprint import explain
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.trial import Trial
 
+from .differences import explain
 from .server_lock import ServerLock
 from .stores import check_readable, connect, default_storage, home, writable
 

@@ -13,12 +13,12 @@ from octavo.core.contract.adapter import Candidate, Opened
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.scoring.certificate import Certificate
 from octavo.core.scoring.certifying import Certifying, coarseness
+from octavo.core.scoring.choice import compared
 from octavo.core.scoring.scoring import Holdout
 from octavo.core.scoring.yardstick import Judged
 from octavo.core.values.budgets import explain
 from octavo.core.values.trial import Trial, widths
 
-from .choice import compared
 from .config import TuningConfig
 from .loop import Loop, tell
 from .result import MODEL, Result, load_candidate, save_candidate

@@ -22,6 +22,7 @@ from octavo.core.errors import ConfigError, EvaluationError, PluginError, StoreE
 from octavo.core.quantizing.realize import Realizer
 from octavo.core.scoring.broken_model import CHEAP, SHUFFLES, broken_model, called_better, refusal
 from octavo.core.scoring.certifying import Certifying, certifying, coarseness
+from octavo.core.scoring.choice import choose
 from octavo.core.scoring.executor import traceback_text
 from octavo.core.scoring.noise import FEWEST, Noise
 from octavo.core.scoring.racing import RaceConfig, Rejection
@@ -35,7 +36,6 @@ from octavo.core.values.recipe import Recipe
 from octavo.core.values.space import TuningSpace
 from octavo.core.values.trial import Measurement, Trial
 
-from .choice import choose
 from .fingerprint import another_count, another_score
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict, Field
 
-from octavo.core.contract.adapter import Applied, Candidate
+from octavo.core.contract.adapter import Candidate
 from octavo.core.errors import (
     ConfigError,
     DeviceError,
@@ -27,17 +27,18 @@ from octavo.core.errors import (
     raised_as,
 )
 from octavo.core.scoring.certificate import Certificate
+from octavo.core.scoring.choice import pareto
 from octavo.core.scoring.evaluation import ArrayModel
 from octavo.core.scoring.scoring import Holdout
 from octavo.core.system.redaction import redacted
 from octavo.core.system.textfiles import absolute, read_table
 from octavo.core.values.coverage import Coverage
 from octavo.core.values.graph import ModelView
+from octavo.core.values.ledger import Applied
 from octavo.core.values.scheme import Frozen
 from octavo.core.values.settings import checked
 from octavo.core.values.trial import Trial
 
-from .choice import pareto
 from .config import TuningConfig
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from octavo.core.contract.adapter import Opened
 from octavo.core.errors import ConfigError, nearest
 from octavo.core.numerics.affine import is_integer
+from octavo.core.quantizing.float_reasons import why_fixed
 from octavo.core.values.graph import Op
 from octavo.core.values.scheme import FLOAT, Frozen, Mode, OpScheme, PartChoice, QuantSpec
 from octavo.core.values.space import TuningSpace
@@ -223,35 +224,13 @@ def _could_gain(kind: str, opened: Opened, choices: Mapping[str, tuple[OpScheme,
 def fixed_ops(opened: Opened, space: TuningSpace) -> dict[str, str]:
     """Return op -> why it stays float whatever the recipe, for the ops of a space that have no choice."""
     names = [name for unit in space.units if not unit.tunable for name in unit.ops]
-    return {name: _why_fixed(opened.view.by_name[name], opened) for name in names}
-
-
-def _why_fixed(op: Op, opened: Opened) -> str:
-    if op.out_of_reach:
-        return op.out_of_reach
-    offers = opened.capability.offers.get(op.type, ())
-    if not offers:
-        return f"{opened.name} has no low-precision kernel for {op.type}"
-    if len(opened.capability.for_op(op)) > 1:
-        return "kept in float by the rules, or by an op that decides with it"
-    refusals = dict.fromkeys(why for o in offers if o.when is not None and (why := o.when(op)))
-    return (
-        "; ".join(refusals)
-        or f"{opened.name} only simulates schemes for {op.type} (simulated = true admits them)"
-    )
+    return {name: why_fixed(opened.view.by_name[name], opened) for name in names}
 
 
 def names_schemes(op: Op, opened: Opened, rules: Iterable[Rule]) -> bool:
     """Return whether a rule names the mode, weight or input of an op's schemes: then the user asked for them."""
     matching = (rule for rule in rules if rule.matches(op, opened.name))
     return any(rule.mode or rule.weight or rule.input for rule in matching)
-
-
-def why_float(op: Op, opened: Opened) -> str:
-    """Return why an op runs in float whose line of the ledger does not say so."""
-    if not op.out_of_reach and len(opened.capability.for_op(op)) > 1:
-        return "the recipe keeps it in float"
-    return _why_fixed(op, opened)
 
 
 def _refuse(index: int, rule: Rule, opened: Sequence[Opened]) -> None:

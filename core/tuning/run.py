@@ -29,6 +29,7 @@ from octavo.core.scoring.scoring import Scoring
 from octavo.core.scoring.yardstick import SECONDS, SHARE, Yardstick
 from octavo.core.sensitivity.service import SensitivityService, check_place
 from octavo.core.sensitivity.shared import Scores, SharedSensitivity, lend_traces
+from octavo.core.storage.differences import explain
 from octavo.core.storage.history import StudyHistory, default_storage
 from octavo.core.system.clock import Clock
 from octavo.core.system.signals import OutOfTime, deadline, terminate_as_interrupt
@@ -38,7 +39,7 @@ from octavo.core.values.scheme import canonical_json
 from octavo.core.values.space import TuningSpace
 
 from .config import PartTable, TuningConfig
-from .fingerprint import explain, fingerprint, shaping
+from .fingerprint import fingerprint, shaping
 from .finish import Finish
 from .guarded_callbacks import Guarded, guarded
 from .joint import JointStrategy

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
-from octavo.core.contract.adapter import Applied
 from octavo.core.errors import AdapterFault, ConfigError
 
 from .graph import HeldWeight, ModelView, Op, Weight
+from .ledger import Applied
 
 _BITS: Mapping[str, int] = {"float64": 64, "float32": 32, "float16": 16, "bfloat16": 16}
 """Floating types that a weight may be stored in before it is quantized. A tensor in 8 bits or fewer is quantized already."""

@@ -7,14 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from octavo.core.errors import ModelError, nearest
 
 from .scheme import canonical_json
-
-if TYPE_CHECKING:
-    from octavo.core.calibration.reading import Reading
+from .takes import Reads
 
 # The neutral vocabulary. An adapter maps its framework's operations onto these; what does not fit keeps
 # its own lower-case name and is float unless the adapter's capability offers a scheme for that name.
@@ -183,7 +181,7 @@ class ModelView:
     outputs: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     unclaimed: tuple[HeldWeight, ...] = ()
-    reading: Reading | None = None
+    reading: Reads | None = None
 
     def __post_init__(self) -> None:
         names = [op.name for op in self.ops]

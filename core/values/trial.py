@@ -8,9 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from octavo.core.contract.adapter import Applied
-
 from .capability import Realization
+from .ledger import Applied
 from .recipe import Recipe
 from .scheme import Frozen, OpScheme
 from .settings import checked

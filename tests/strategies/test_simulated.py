@@ -9,8 +9,8 @@ import pytest
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.contract.strategy import WAIT
 from octavo.core.errors import ConfigError
+from octavo.core.scoring.choice import choose
 from octavo.core.testing.simulator import simulate
-from octavo.core.tuning.choice import choose
 from octavo.core.values.budgets import average_bits, overruns
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.trial import Measurement

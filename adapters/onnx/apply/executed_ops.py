@@ -13,7 +13,8 @@ from octavo.adapters.onnx import OnnxConfig
 from octavo.adapters.onnx.describe.sites import Sites, carries
 from octavo.adapters.onnx.offers import given_codes, low_precision_kernels
 from octavo.adapters.onnx.run import Compiled, compile_model
-from octavo.core.contract.adapter import Applied, OpParameters
+from octavo.core.contract.adapter import OpParameters
+from octavo.core.values.ledger import Applied
 from octavo.core.values.scheme import FLOAT
 
 from .editing import Emitted

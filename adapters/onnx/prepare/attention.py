@@ -59,13 +59,13 @@ def _rewrite(
     mask = masked.inputs[index]
     assert mask is not None
     if not _hides(mask):  # finite masks leave no row without a finite score, so no NaN either
-        where.outputs[0].replace_all_uses_with(probabilities)  # type: ignore[arg-type]
+        where.outputs[0].replace_all_uses_with(probabilities)
         return True
     if mask not in made:
         made[mask] = _finite_mask(graph, mask)
     finite, keep = made[mask]
     masked.replace_input_with(index, finite)
-    where.outputs[0].replace_all_uses_with(probabilities)  # type: ignore[arg-type]
+    where.outputs[0].replace_all_uses_with(probabilities)
     result = product.outputs[0]
     cleared = ir.node("Mul", [result, keep], name=f"{product.name}_masked_rows")
     output = cleared.outputs[0]

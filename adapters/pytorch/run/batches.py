@@ -13,11 +13,11 @@ from torch import nn
 
 from octavo.adapters.pytorch.capture.capture import Call
 from octavo.adapters.pytorch.capture.shared_copy import skeleton
-from octavo.core.calibration.reading import Takes
 from octavo.core.contract.adapter import Batch
 from octavo.core.errors import DataError
 from octavo.core.values.calls import Call as Given
 from octavo.core.values.calls import parts
+from octavo.core.values.takes import Takes
 from octavo.core.values.trees import children, is_container, mapped
 
 

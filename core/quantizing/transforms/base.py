@@ -9,8 +9,8 @@ from array_api_compat import array_namespace
 
 from octavo.core.calibration.calibrators.minmax import MinMax
 from octavo.core.calibration.features import FeatureObserver, FeatureSum, Gram
-from octavo.core.calibration.statistics import Probe, Statistics
-from octavo.core.contract.algorithm import Rescaling
+from octavo.core.contract.calibrator import Probe
+from octavo.core.contract.transform import Observed, Rescaling
 from octavo.core.numerics.affine import Array
 from octavo.core.numerics.layout import to_matrix
 from octavo.core.numerics.rows import rows_of
@@ -37,7 +37,7 @@ class Link:
     view: ModelView
     members: tuple[Op, ...]
     tensor: Callable[[str], Array]
-    statistics: Statistics
+    statistics: Observed
 
     def weights(self) -> list[Array]:
         """Return each member's weight as (channels of the value, everything that multiplies the channel), float32."""
@@ -99,7 +99,7 @@ class Link:
 def links(
     view: ModelView,
     tensor: Callable[[str], Array],
-    statistics: Statistics,
+    statistics: Observed,
     recipe_ops: Mapping[str, Op],
     carries: str = "scale",
 ) -> Iterator[Link]:

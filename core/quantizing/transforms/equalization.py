@@ -8,8 +8,8 @@ from typing import Literal
 from array_api_compat import array_namespace
 from pydantic import Field
 
-from octavo.core.calibration.statistics import Statistics
 from octavo.core.contract.parts import PartConfig
+from octavo.core.contract.transform import Observed
 from octavo.core.numerics.affine import Array
 from octavo.core.numerics.rows import rows_of
 from octavo.core.values.graph import ModelView, Op
@@ -44,7 +44,7 @@ class Equalization(Rescaling):
         self,
         view: ModelView,
         tensor: Callable[[str], Array],
-        statistics: Statistics,
+        statistics: Observed,
         recipe_ops: Mapping[str, Op],
     ) -> Mapping[str, Array]:
         """Return group name -> factors."""

@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from octavo.core.calibration.statistics import Statistics
 from octavo.core.contract.parts import PartConfig
+from octavo.core.contract.transform import Observed
 from octavo.core.numerics.affine import Array
 from octavo.core.numerics.channels import ChannelMap, Factors
 from octavo.core.values.graph import ModelView, Op
@@ -52,7 +52,7 @@ class Hadamard(Rescaling):
         self,
         view: ModelView,
         tensor: Callable[[str], Array],
-        statistics: Statistics,
+        statistics: Observed,
         recipe_ops: Mapping[str, Op],
     ) -> Mapping[str, Factors]:
         """Return group name -> rotation."""

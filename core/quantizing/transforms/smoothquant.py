@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 from array_api_compat import array_namespace
 from pydantic import Field
 
-from octavo.core.calibration.statistics import Statistics
 from octavo.core.contract.algorithm import NeedsConfig
+from octavo.core.contract.transform import Observed
 from octavo.core.numerics.affine import Array
 from octavo.core.values.graph import ModelView, Op
 from octavo.core.values.scheme import QuantSpec
@@ -50,7 +50,7 @@ class SmoothQuant(Rescaling):
         self,
         view: ModelView,
         tensor: Callable[[str], Array],
-        statistics: Statistics,
+        statistics: Observed,
         recipe_ops: Mapping[str, Op],
     ) -> Mapping[str, Array]:
         """Return group name -> factors."""

@@ -8,9 +8,9 @@ from typing import Literal
 from array_api_compat import array_namespace
 from pydantic import Field
 
-from octavo.core.calibration.statistics import Statistics
 from octavo.core.contract.algorithm import NeedsConfig
 from octavo.core.contract.parts import PartConfig
+from octavo.core.contract.transform import Observed
 from octavo.core.numerics.affine import Array
 from octavo.core.numerics.channels import ChannelMap, Factors
 from octavo.core.values.graph import ModelView, Op
@@ -38,7 +38,7 @@ class OutlierSuppression(Rescaling):
         self,
         view: ModelView,
         tensor: Callable[[str], Array],
-        statistics: Statistics,
+        statistics: Observed,
         recipe_ops: Mapping[str, Op],
     ) -> Mapping[str, Array]:
         """Return group name -> factors; groups that no norm produces are left alone."""
@@ -89,7 +89,7 @@ class OutlierSuppressionPlus(Rescaling):
         self,
         view: ModelView,
         tensor: Callable[[str], Array],
-        statistics: Statistics,
+        statistics: Observed,
         recipe_ops: Mapping[str, Op],
     ) -> Mapping[str, Factors]:
         """Return group name -> channel map."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from octavo.core.contract.criterion import Criterion, Verdict
+from octavo.core.contract.criterion import Criterion, SampleGoal, Verdict
 from octavo.core.errors import ConfigError, nearest
-from octavo.core.scoring.certificate import SampleGoal
 
 from .config import MetricGoal, ToleranceConfig
 from .direction import ask_for_direction, known_as_higher_is_better

@@ -16,9 +16,9 @@ from octavo.core.contract.adapter import Adapter, Batch, Candidate, Opened
 from octavo.core.contract.parts import AdapterPart, PartConfig
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import DataError, SchemeError
+from octavo.core.numerics.arrays import to_numpy
 from octavo.core.numerics.channels import FEATURES, ChannelMap
 from octavo.core.quantizing.realize import Realizer
-from octavo.core.scoring.evaluation import to_numpy
 from octavo.core.tuning.rules import build_space
 from octavo.core.values.coverage import difference
 from octavo.core.values.graph import Group, Op

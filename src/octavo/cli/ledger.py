@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from rich.table import Table
 from rich.text import Text
 
-from octavo.core.contract.adapter import Applied
+from octavo.core.values.ledger import Applied
 
 from .console import table
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from octavo.core.errors import ConfigError, DataError, nearest
-from octavo.core.scoring.evaluation import to_numpy
+from octavo.core.numerics.arrays import to_numpy
 from octavo.core.scoring.racing import SampleScore
 
 from .data import Samples

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from octavo.core.report import ReportData, text
-from octavo.core.tuning.choice import choose
+from octavo.core.scoring.choice import choose
 from octavo.core.values.coverage import Coverage
 
 from .console import table

@@ -21,7 +21,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.aot_autograd import make_boxed_func
 
 import octavo
-import octavo.adapters.pytorch.build
+import octavo.adapters.pytorch.apply.build
 from octavo.adapters.pytorch.kernels.onednn import is_portable
 
 RULES = [

@@ -12,10 +12,11 @@ import pytest
 
 import octavo
 from octavo.core.calibration.data import calibration_data, rows
-from octavo.core.calibration.reading import Takes, choose
+from octavo.core.calibration.reading import choose
 from octavo.core.errors import DataError
 from octavo.core.values.calls import Batch, flat, parts
 from octavo.core.values.graph import InputInfo
+from octavo.core.values.takes import Takes
 
 X, Y, MASK = (
     np.ones((4, 3), np.float32),

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from octavo.core.calibration.calibrators.minmax import MinMax, MinMaxConfig
 from octavo.core.calibration.features import FEATURES
-from octavo.core.calibration.statistics import Probe, Statistics
-from octavo.core.contract.calibrator import Observer
+from octavo.core.calibration.statistics import Statistics
+from octavo.core.contract.calibrator import Observer, Probe
 from octavo.core.errors import SchemeError
 from octavo.core.numerics.channels import ChannelMap, as_map, chained, channel_maps, is_online
 from octavo.core.numerics.hadamard import hadamard, hadamard_parts

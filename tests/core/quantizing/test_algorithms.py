@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from octavo.core.contract.algorithm import WeightContext, corrected_bias
+from octavo.core.contract.algorithm import WeightContext
 from octavo.core.contract.parts import Part
 from octavo.core.errors import NonFiniteWeight, SchemeError
 from octavo.core.numerics.affine import affine_params, integer_range
@@ -17,6 +17,7 @@ from octavo.core.numerics.tensor import QuantizedTensor
 from octavo.core.quantizing.algorithms import octavo_algorithms
 from octavo.core.quantizing.algorithms.gptq import Gptq, GptqConfig, feedback_matrix
 from octavo.core.quantizing.algorithms.learned import output_error
+from octavo.core.quantizing.bias import corrected_bias
 from octavo.core.values.scheme import QuantSpec
 
 PARTS: dict[str, Part[Any]] = {p.name: p for p in octavo_algorithms()}

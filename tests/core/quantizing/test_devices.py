@@ -16,7 +16,7 @@ from array_api_compat import array_namespace
 
 from octavo.core.calibration.calibrators import octavo_calibrators
 from octavo.core.calibration.features import FEATURES
-from octavo.core.contract.algorithm import WeightContext, corrected_bias
+from octavo.core.contract.algorithm import WeightContext
 from octavo.core.numerics.affine import affine_params, dequantize, quantize
 from octavo.core.numerics.codec import choose, decode, encode, project
 from octavo.core.numerics.hadamard import rotate
@@ -25,6 +25,7 @@ from octavo.core.numerics.ranges import ranges, token_params
 from octavo.core.numerics.rounding import given, stochastic
 from octavo.core.numerics.rows import Rows
 from octavo.core.quantizing.algorithms import octavo_algorithms
+from octavo.core.quantizing.bias import corrected_bias
 from octavo.core.values.scheme import QuantSpec
 
 RANDOM = np.random.default_rng(0)

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from octavo.core.calibration.features import Gram
-from octavo.core.calibration.statistics import Probe, Statistics
+from octavo.core.calibration.statistics import Statistics
 from octavo.core.contract.adapter import Opened
 from octavo.core.contract.algorithm import WeightContext
+from octavo.core.contract.calibrator import Probe
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import ConfigError, DataError, NonFiniteWeight, SchemeError
 from octavo.core.numerics.affine import affine_params

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from octavo.adapters.pytorch import offers
-from octavo.core.calibration.statistics import Probe
 from octavo.core.contract.adapter import Opened
+from octavo.core.contract.calibrator import Probe
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import DataError
 from octavo.core.numerics.channels import ChannelMap

@@ -7,8 +7,9 @@ import pytest
 from scipy.optimize import brentq
 from scipy.stats import binom
 
+from octavo.core.contract.criterion import SampleGoal
 from octavo.core.errors import EvaluationError
-from octavo.core.scoring.certificate import BETS, LEAD, Certifier, SampleGoal
+from octavo.core.scoring.certificate import BETS, LEAD, Certifier
 
 
 def goal(tolerance: float = 0.05, mode: str = "absolute", **settings: object) -> SampleGoal:

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from octavo.core.contract.adapter import Applied
 from octavo.core.testing.conformance import AdapterCase, AdapterConformance
+from octavo.core.values.ledger import Applied
 from tests import tiny
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from octavo.core.contract.adapter import Applied
-from octavo.core.tuning.choice import choose, compared, worth_it
+from octavo.core.scoring.choice import choose, compared, worth_it
 from octavo.core.values.budgets import float_keeps
+from octavo.core.values.ledger import Applied
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import FLOAT, OpScheme, QuantSpec
 from octavo.core.values.trial import Measurement, Trial, widths

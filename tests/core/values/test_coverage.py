@@ -5,10 +5,10 @@ import warnings
 
 import pytest
 
-from octavo.core.contract.adapter import Applied
 from octavo.core.errors import AdapterFault, OctavoError
 from octavo.core.values.coverage import Coverage, CoverageRow, account, difference, unclaimed_of
 from octavo.core.values.graph import HeldWeight, ModelView, Op, Weight
+from octavo.core.values.ledger import Applied
 from octavo.core.values.scheme import FLOAT, OpScheme, QuantSpec
 
 INT8 = OpScheme(mode="weight_only", weight=QuantSpec(dtype="int8", granularity="channel"))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from octavo.core.contract.adapter import Opened
 from octavo.core.errors import ConfigError, ModelError, SchemeError
-from octavo.core.tuning.choice import choose, pareto
+from octavo.core.scoring.choice import choose, pareto
 from octavo.core.tuning.presets import preset_recipe
 from octavo.core.tuning.rules import Rule, build_space, build_spaces
 from octavo.core.values.capability import Capability, Offer

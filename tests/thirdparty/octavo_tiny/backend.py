@@ -10,19 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from octavo.core.contract.adapter import (
-    Adapter,
-    Applied,
-    Batch,
-    Candidate,
-    OpParameters,
-    Session,
-    Sink,
-)
+from octavo.core.contract.adapter import Adapter, Batch, Candidate, OpParameters, Session, Sink
 from octavo.core.errors import DataError
 from octavo.core.numerics.affine import QuantParams, affine_params, quantize
 from octavo.core.values.capability import Capability, Offer
 from octavo.core.values.graph import InputInfo, ModelView, Op, Weight
+from octavo.core.values.ledger import Applied
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import OpScheme, QuantSpec
 from tests.thirdparty.octavo_tiny.model import Chain

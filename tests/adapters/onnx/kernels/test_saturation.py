@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 import octavo
 from octavo.adapters.onnx import candidate, offers
 from octavo.adapters.onnx.kernels import saturation
-from octavo.core.contract.adapter import REDUCED
+from octavo.core.values.ledger import REDUCED
 
 Build = Callable[[], onnx.ModelProto]
 RANDOM = np.random.default_rng(0)

@@ -11,7 +11,7 @@ from torch import nn
 
 import octavo
 from octavo.adapters.pytorch.kernels import saturation
-from octavo.core.contract.adapter import REDUCED
+from octavo.core.values.ledger import REDUCED
 
 LOUD = 4.0
 """Weights of one sign and magnitude against inputs at the end of their range: what saturates most."""
