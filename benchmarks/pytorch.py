@@ -464,7 +464,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=UserWarning)
     torch.set_num_threads(given.threads)
     print(
-        f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {given.threads} threads; int8 linear kernel: {onednn.has_linear() or 'there'}"
+        f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {given.threads} threads; int8 linear kernel: {onednn.missing_linear() or 'there'}"
     )
     for name in chosen:
         parts[name]()

@@ -30,7 +30,7 @@ from octavo.core.values.capability import Capability
 from octavo.core.values.graph import Group, HeldWeight, ModelView
 from octavo.core.values.ledger import Applied
 from octavo.core.values.recipe import Recipe
-from octavo.core.values.scheme import FLOAT, OpScheme
+from octavo.core.values.scheme import FLOAT
 
 from . import NumpyConfig
 from .graph import Graph
@@ -83,12 +83,7 @@ class NumpyCandidate(Candidate):
     def save(self, folder: Path) -> None:
         """Write ``model.npz``: structure, arrays, recipe and ledger."""
         ledger = {
-            name: {
-                "requested": line.requested.model_dump(exclude_defaults=True),
-                "applied": line.applied.model_dump(exclude_defaults=True),
-                "realization": line.realization,
-                "reason": line.reason,
-            }
+            name: line.to_json()
             for name, line in self.ledger.items()
             if not line.requested.is_float or not line.applied.is_float or line.reason
         }
@@ -306,15 +301,7 @@ class NumpyAdapter(Adapter):
     def load(self, folder: Path, model: Any = None) -> NumpyCandidate:
         """Read ``model.npz``."""
         graph, table = load_graph(Path(folder) / MODEL)
-        ledger = {
-            name: Applied(
-                OpScheme.model_validate(row["requested"]),
-                OpScheme.model_validate(row["applied"]),
-                row["realization"],
-                row["reason"],
-            )
-            for name, row in table.get("ledger", {}).items()
-        }
+        ledger = {name: Applied.from_json(row) for name, row in table.get("ledger", {}).items()}
         recipe = (
             Recipe.from_json(table["recipe"]) if "recipe" in table else Recipe({}, backend="numpy")
         )

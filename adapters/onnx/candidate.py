@@ -22,9 +22,9 @@ from octavo.adapters.onnx.kernels.saturation import (
 from octavo.core.contract.adapter import Batch, Candidate
 from octavo.core.errors import DataError, ModelError, nearest, said
 from octavo.core.values.calls import Call, flat
+from octavo.core.values.json_form import canonical_json
 from octavo.core.values.ledger import Applied
 from octavo.core.values.recipe import Recipe
-from octavo.core.values.scheme import FLOAT, OpScheme, canonical_json
 
 from . import OnnxConfig
 from .files import write
@@ -209,7 +209,7 @@ class OnnxCandidate(Candidate):
         kept = dict(model.metadata_props)
         model.metadata_props[RECIPE_KEY] = canonical_json(self.recipe.to_json())
         model.metadata_props[LEDGER_KEY] = canonical_json(
-            {op: _line(a) for op, a in self.ledger.items()}
+            {op: line.to_row() for op, line in self.ledger.items()}
         )
         try:
             size = sum(
@@ -230,15 +230,6 @@ class OnnxCandidate(Candidate):
         return digest(self._native.graph)
 
 
-def _line(applied: Applied) -> list[Any]:
-    changed = (
-        None
-        if applied.applied == applied.requested
-        else applied.applied.model_dump(exclude_defaults=True)
-    )
-    return [applied.realization, applied.reason, changed]
-
-
 def load_candidate(folder: Path, config: OnnxConfig, read: Any) -> OnnxCandidate:
     """Read what :meth:`OnnxCandidate.save` wrote: its folder, or the model file by itself.
 
@@ -257,16 +248,8 @@ def load_candidate(folder: Path, config: OnnxConfig, read: Any) -> OnnxCandidate
             f"{path} carries no {error} in its metadata: it was not saved by octavo; open it as a float model instead"
         ) from error
     recipe = Recipe.from_json(json.loads(raw_recipe))
-    ledger = {}
-    for op, (realization, reason, changed) in json.loads(raw_ledger).items():
-        applied = (
-            recipe[op]
-            if changed is None
-            else OpScheme.model_validate(changed)
-            if changed
-            else FLOAT
-        )
-        ledger[op] = Applied(recipe[op], applied, realization, reason)
+    lines = json.loads(raw_ledger)
+    ledger = {op: Applied.from_row(recipe[op], line) for op, line in lines.items()}
     if saturates(config.providers) and widen_weights(model):
         ledger = {op: _widened(line) for op, line in ledger.items()}
     return OnnxCandidate(OnnxCallable(model, config), recipe, ledger)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from octavo.adapters.onnx.apply.packing import content
-from octavo.core.values.scheme import canonical_json
+from octavo.core.values.json_form import canonical_json
 
 
 def digest(model: ir.Model) -> str:

@@ -9,8 +9,8 @@ from math import prod
 import torch
 
 from octavo.adapters.pytorch.kernels.saturation import saturates
-from octavo.adapters.pytorch.qlayers.projected_lstm import has_projected
-from octavo.adapters.pytorch.qlayers.recurrent import has_recurrent
+from octavo.adapters.pytorch.qlayers.projected_lstm import missing_projected
+from octavo.adapters.pytorch.qlayers.recurrent import missing_recurrent
 from octavo.core.numerics.channels import FEATURES
 from octavo.core.values.capability import Capability, Offer
 from octavo.core.values.graph import Op
@@ -79,7 +79,7 @@ def capability(device: str) -> Capability:
     int8 = [
         Offer(
             OpScheme(mode=mode, weight=weight, input=source),
-            when=observed if mode == "static" else fits,
+            refuses=observed if mode == "static" else fits,
             narrowed=narrowed,
         )
         for mode in ("static", "dynamic")
@@ -93,13 +93,15 @@ def capability(device: str) -> Capability:
                 weight=QuantSpec(dtype=f"int{bits}", granularity=granularity),
                 input=_UNSIGNED,
             ),
-            when=observed,
+            refuses=observed,
         )
         for bits in (4, 3)
         for granularity in ("channel", "tensor")
     ]
     rows = [
-        Offer(OpScheme(mode="dynamic", weight=weight, input=_TOKEN), when=fits, narrowed=narrowed)
+        Offer(
+            OpScheme(mode="dynamic", weight=weight, input=_TOKEN), refuses=fits, narrowed=narrowed
+        )
         for weight in (_CHANNEL, _TENSOR)
     ]
     # A CPU has the fp8 product too, and takes longer over it than over float32: nothing is gained but the numbers.
@@ -112,11 +114,12 @@ def capability(device: str) -> Capability:
         for weight, source in ((_FP8_CHANNEL, _FP8_TOKEN), (_FP8_TENSOR, _FP8_TENSOR))
     ]
     stored = [
-        Offer(scheme, when=_groups_fit(scheme.weight.group_size if scheme.weight else None))
+        Offer(scheme, refuses=_groups_fit(scheme.weight.group_size if scheme.weight else None))
         for scheme in _WEIGHT_ONLY
     ]
     casts = [
-        Offer(OpScheme(mode="cast", weight=QuantSpec(dtype=dtype)), when=_casts) for dtype in _CASTS
+        Offer(OpScheme(mode="cast", weight=QuantSpec(dtype=dtype)), refuses=_casts)
+        for dtype in _CASTS
     ]
     offers = {
         "linear": (*int8[:4], *rows[:1], *int8[4:], *rows[1:], *fp8, *stored, *few, *casts),
@@ -144,10 +147,10 @@ def _recurrent(device: str, kind: str) -> tuple[Offer, ...]:
     weights = (_CHANNEL, _TENSOR)
 
     def lacking(op: Op) -> str:
-        return has_projected() if "proj_size" in op.attributes else has_recurrent(kind)
+        return missing_projected() if "proj_size" in op.attributes else missing_recurrent(kind)
 
     schemes = (OpScheme(mode="dynamic", weight=w, input=_UNSIGNED) for w in weights)
-    return tuple(Offer(scheme, when=lacking, narrowed=saturates) for scheme in schemes)
+    return tuple(Offer(scheme, refuses=lacking, narrowed=saturates) for scheme in schemes)
 
 
 def _fits(device: str, op: Op) -> str:
@@ -155,9 +158,9 @@ def _fits(device: str, op: Op) -> str:
     assert op.weight is not None
     on_cpu = torch.device(device).type == "cpu"
     if op.type == "linear":
-        return onednn.has_linear() if on_cpu else accelerators.has_linear(device)
+        return onednn.missing_linear() if on_cpu else accelerators.missing_linear(device)
     return (
-        onednn.has_conv(len(op.weight.shape) - 2)
+        onednn.missing_conv(len(op.weight.shape) - 2)
         if on_cpu
         else f"torch has no integer convolution on {device}"
     )
@@ -174,7 +177,7 @@ def _observed(device: str, op: Op) -> str:
 
 def _fp8(device: str, per_row: bool, op: Op) -> str:
     """Return why a device's fp8 product cannot take an op; empty if it can."""
-    return accelerators.has_fp8(device, per_row)
+    return accelerators.missing_fp8(device, per_row)
 
 
 def _groups_fit(group: int | None) -> Callable[[Op], str] | None:

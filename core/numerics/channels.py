@@ -23,6 +23,12 @@ FEATURES: Mapping[str, str] = {
 }
 """What a channel map may carry, and the capability feature that stands for it."""
 
+EVERY: frozenset[str] = frozenset(FEATURES)
+"""All that a channel map may carry."""
+
+SCALE_ALONE: frozenset[str] = frozenset({"scale"})
+"""What passes convolutions over zero padding, and what lies between ops that work channel by channel."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ChannelMap:
@@ -74,6 +80,23 @@ class ChannelMap:
         moved = xp.matmul(xp.astype(weight, xp.float32), self.shift)
         return moved if bias is None else xp.astype(bias, xp.float32) + moved
 
+    def grouped_reader(self, weight: Array, groups: int) -> Array:
+        """Return the weight of a convolution that reads x', float32; only scales are taken in.
+
+        Group g reads the g-th part of the channels, and output o belongs to group o // (outputs / groups).
+
+        Args:
+            weight: Shape (outputs, channels / groups, *kernel).
+            groups: Number of groups.
+        """
+        assert self.scale is not None and self.carries == {"scale"}
+        xp = array_namespace(weight)
+        outputs = weight.shape[0]
+        by_group = xp.reshape(self.scale, (groups, -1))
+        by_output = xp.repeat(by_group, outputs // groups, axis=0)
+        kernel_axes = (1,) * (weight.ndim - 2)
+        return xp.astype(weight, xp.float32) * xp.reshape(by_output, (outputs, -1, *kernel_axes))
+
     def writer(self, weight: Array, bias: Array | None) -> tuple[Array, Array | None]:
         """Return the weight and bias of a linear op that writes x' in place of x, float32.
 
@@ -99,18 +122,25 @@ class ChannelMap:
         """Return this map and ``after`` as one where one can hold both: a rotation lets nothing but itself come last."""
         if self.rotation is not None:
             return (self, after)
-        scale = (
-            self.scale
-            if after.scale is None
-            else after.scale
-            if self.scale is None
-            else self.scale * after.scale
-        )
-        shift = (
-            after.shift if after.shift is None or self.scale is None else after.shift * self.scale
-        )
-        shift = self.shift if shift is None else shift if self.shift is None else self.shift + shift
+        scale = _product(self.scale, after.scale)
+        # (x - s) / f then - t is x - (s + t f), all of it divided by f.
+        later = _product(after.shift, self.scale) if after.shift is not None else None
+        shift = _total(self.shift, later)
         return (ChannelMap(scale, shift, after.rotation),)
+
+
+def _product(a: Array | None, b: Array | None) -> Array | None:
+    """Return a * b, where None stands for ones."""
+    if a is None or b is None:
+        return b if a is None else a
+    return a * b
+
+
+def _total(a: Array | None, b: Array | None) -> Array | None:
+    """Return a + b, where None stands for zeros."""
+    if a is None or b is None:
+        return b if a is None else a
+    return a + b
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -191,6 +221,15 @@ def _checked(group: Group, kind: str, array: Array, *, positive: bool = False) -
             f"group {group.name!r} takes {group.channels} finite {kind}, got shape {shape}, smallest {low:g}"
         )
     return xp.astype(array, xp.float32)
+
+
+def norm_steps(*, has_shift: bool) -> frozenset[str]:
+    """Return what a norm cannot take into its own parameters, so that it is a step of its own after it.
+
+    Args:
+        has_shift: It adds a shift of its own, which takes in another one.
+    """
+    return frozenset({"rotation"}) if has_shift else frozenset({"shift", "rotation"})
 
 
 def is_online(group: Group, change: ChannelMap, *, already: bool) -> bool:

@@ -30,13 +30,9 @@ def pack(codes: Array, bits: int, order: Order = "low") -> Array:
     xp = array_namespace(codes)
     _check(bits)
     n = codes.shape[-1]
-    low = xp.astype(codes, xp.int32) & (2**bits - 1)
     if 8 % bits == 0:
-        per = 8 // bits
-        low = _pad(low, -n % per)
-        parts = xp.reshape(low, (*low.shape[:-1], -1, per))
-        shifts = _steps(xp, per, bits, order, codes)
-        return xp.astype(xp.sum(parts << shifts, axis=-1), xp.uint8)
+        return _bytes_of_whole_codes(xp, codes, bits, order)
+    low = xp.astype(codes, xp.int32) & (2**bits - 1)
     if bits in (3, 6) and order == "low":  # whole codes in whole bytes every 24 bits
         per = 24 // bits
         parts = xp.reshape(_pad(low, -n % per), (*low.shape[:-1], -1, per))
@@ -51,6 +47,19 @@ def pack(codes: Array, bits: int, order: Order = "low") -> Array:
     stream = _pad(xp.reshape(stream, (*codes.shape[:-1], n * bits)), -(n * bits) % 8)
     octets = xp.reshape(stream, (*stream.shape[:-1], -1, 8))
     return xp.astype(xp.sum(octets << _steps(xp, 8, 1, order, codes), axis=-1), xp.uint8)
+
+
+def _bytes_of_whole_codes(xp: Any, codes: Array, bits: int, order: Order) -> Array:
+    """Pack codes whose width divides eight, byte by byte: nothing wider than the codes is made on the way."""
+    per = 8 // bits
+    low = xp.astype(codes, xp.uint8) & (2**bits - 1)
+    low = _pad(low, -codes.shape[-1] % per)
+    parts = xp.reshape(low, (*low.shape[:-1], -1, per))
+    packed = xp.zeros(parts.shape[:-1], dtype=xp.uint8, device=device(codes))
+    for place in range(per):
+        shift = bits * (place if order == "low" else per - 1 - place)
+        packed = packed | (parts[..., place] << shift)
+    return packed
 
 
 def unpack(

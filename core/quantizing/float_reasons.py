@@ -15,7 +15,9 @@ def why_fixed(op: Op, opened: Opened) -> str:
         return f"{opened.name} has no low-precision kernel for {op.type}"
     if len(opened.capability.for_op(op)) > 1:
         return "kept in float by the rules, or by an op that decides with it"
-    refusals = dict.fromkeys(why for o in offers if o.when is not None and (why := o.when(op)))
+    refusals = dict.fromkeys(
+        why for o in offers if o.refuses is not None and (why := o.refuses(op))
+    )
     return (
         "; ".join(refusals)
         or f"{opened.name} only simulates schemes for {op.type} (simulated = true admits them)"

@@ -18,8 +18,9 @@ from octavo.core.numerics.affine import Array
 from octavo.core.numerics.layout import to_matrix
 from octavo.core.quantizing.realize import Realizer
 from octavo.core.values.graph import Weight
+from octavo.core.values.json_form import canonical_json
 from octavo.core.values.recipe import Recipe
-from octavo.core.values.scheme import OpScheme, canonical_json
+from octavo.core.values.scheme import OpScheme
 
 from .op_errors import OpErrors, Transforms
 

@@ -32,8 +32,9 @@ from octavo.core.errors import ConfigError, DataError, SchemeError, StoreError, 
 from octavo.core.quantizing.realize import Realizer
 from octavo.core.system.textfiles import read_text, write_text
 from octavo.core.values.calls import parts
+from octavo.core.values.json_form import canonical_json
 from octavo.core.values.recipe import Recipe
-from octavo.core.values.scheme import OpScheme, canonical_json
+from octavo.core.values.scheme import OpScheme
 from octavo.core.values.trees import leaves
 
 from .curvature import Curvature

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from octavo.core.values.scheme import canonical_json
+from octavo.core.values.json_form import canonical_json
 
 _WHAT = {
     "model": "its weights or its structure are others",

@@ -19,6 +19,7 @@ from octavo.core.errors import StoreError, nearest, said
 from octavo.core.system.crashes import CrashWatch, cause_of_death
 from octavo.core.system.redaction import redacted
 from octavo.core.system.signals import deferred_interrupts
+from octavo.core.values.json_form import without_infinities
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.trial import Trial
 
@@ -289,7 +290,7 @@ class StudyHistory(History):
                 self._lock.check()
             row = self._ids.pop(trial.number)
             self._storage.set_trial_user_attr(
-                row, "octavo:trial", json.dumps(_finite(trial.to_json()))
+                row, "octavo:trial", json.dumps(without_infinities(trial.to_json()))
             )
             values = _values(trial, len(self._storage.get_study_directions(self._study)))
             ended = TrialState.PRUNED if trial.state == "rejected" else TrialState.FAIL
@@ -330,15 +331,6 @@ def _values(trial: Trial, count: int) -> list[float] | None:
         return None
     values = [next(iter(trial.metrics.values())), *(m.value for m in trial.objectives.values())]
     return values if len(values) == count else None
-
-
-def _finite(value: Any) -> Any:
-    """Replace infinities, which JSON cannot hold, by None."""
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and value in (float("inf"), float("-inf")) else value
 
 
 @contextlib.contextmanager

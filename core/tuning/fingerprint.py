@@ -13,7 +13,7 @@ from octavo.core.contract.adapter import Opened
 from octavo.core.contract.objective import Objective
 from octavo.core.scoring.evaluation import Scores
 from octavo.core.scoring.racing import SampleScore
-from octavo.core.values.scheme import canonical_json
+from octavo.core.values.json_form import canonical_json
 from octavo.core.values.space import TuningSpace
 
 from .config import TuningConfig

@@ -34,6 +34,7 @@ from octavo.core.system.redaction import redacted
 from octavo.core.system.textfiles import absolute, read_table
 from octavo.core.values.coverage import Coverage
 from octavo.core.values.graph import ModelView
+from octavo.core.values.json_form import without_infinities
 from octavo.core.values.ledger import Applied
 from octavo.core.values.scheme import Frozen
 from octavo.core.values.settings import checked
@@ -262,7 +263,9 @@ def _written(candidate: Candidate, folder: Path, facts: Mapping[str, Any]) -> Pa
             "environment": environment(),
             **facts,
         }
-        (fresh / MANIFEST).write_text(json.dumps(plain(manifest), indent=1), encoding="utf-8")
+        (fresh / MANIFEST).write_text(
+            json.dumps(without_infinities(manifest), indent=1), encoding="utf-8"
+        )
         fresh.chmod(0o755)
         if folder.exists():
             old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-old-"))
@@ -275,15 +278,6 @@ def _written(candidate: Candidate, folder: Path, facts: Mapping[str, Any]) -> Pa
         shutil.rmtree(fresh, ignore_errors=True)
         raise
     return folder
-
-
-def plain(value: Any) -> Any:
-    """Replace infinities, which JSON cannot hold, by None."""
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    return None if isinstance(value, float) and value in (float("inf"), float("-inf")) else value
 
 
 def environment() -> dict[str, str]:

@@ -35,7 +35,7 @@ from octavo.core.system.clock import Clock
 from octavo.core.system.signals import OutOfTime, deadline, terminate_as_interrupt
 from octavo.core.system.textfiles import absolute
 from octavo.core.values.budgets import MEASURED, describe, float_keeps
-from octavo.core.values.scheme import canonical_json
+from octavo.core.values.json_form import canonical_json
 from octavo.core.values.space import TuningSpace
 
 from .config import PartTable, TuningConfig

@@ -25,7 +25,7 @@ class Offer:
             schemes; for ``weight_only``, whose arithmetic is float by definition, weights that stay packed in memory and
             are decoded inside the operator. ``simulated`` if values are rounded and everything else stays float; such
             offers are left out unless the user asks for them.
-        when: Returns why an op cannot take this offer, or an empty string.
+        refuses: Returns why an op cannot take this offer, or an empty string.
         narrowed: Returns why this device carries the scheme out with a weight of reduced range (see
             :class:`~.scheme.QuantSpec`), or an empty string where it keeps the whole range. The scheme and
             its recipes stay the same on every machine; the ledger says what runs on this one.
@@ -35,7 +35,7 @@ class Offer:
 
     scheme: OpScheme
     realization: Realization = "kernel"
-    when: Callable[[Op], str] | None = None
+    refuses: Callable[[Op], str] | None = None
     narrowed: Callable[[], str] | None = None
     slower: str = ""
 
@@ -66,7 +66,7 @@ class Capability:
         found = [
             o.scheme
             for o in self.offers.get(op.type, ())
-            if (simulated or o.realization == "kernel") and not (o.when and o.when(op))
+            if (simulated or o.realization == "kernel") and not (o.refuses and o.refuses(op))
         ]
         return (*found, FLOAT)
 
@@ -85,7 +85,7 @@ class Capability:
             return "kernel"
         reason = op.out_of_reach
         for offer in self._offers_of(op, scheme) if not reason else ():
-            reason = offer.when(op) if offer.when else ""
+            reason = offer.refuses(op) if offer.refuses else ""
             if not reason:
                 return offer.realization
         offered = "; ".join(str(s) for s in self.for_op(op, simulated=True))

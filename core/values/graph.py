@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from types import MappingProxyType
@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from octavo.core.errors import ModelError, nearest
 
-from .scheme import canonical_json
+from .json_form import canonical_json
 from .takes import Reads
 
 # The neutral vocabulary. An adapter maps its framework's operations onto these; what does not fit keeps
@@ -149,6 +149,25 @@ class Group:
     shift: str = ""
     takes: frozenset[str] = frozenset({"scale"})
     online: frozenset[str] = frozenset()
+
+
+def tied_groups(ops: Iterable[Op], *, by_type: bool = False) -> Iterator[Group]:
+    """Yield a group for each weight that several ops use: one decision for all of them.
+
+    Args:
+        ops: The ops.
+        by_type: Ops of two types decide apart, because the runtime lays their weights out in two ways (a language
+            model's embedding and head).
+    """
+    users: dict[str, list[str]] = {}
+    for op in ops:
+        if op.weight is None or not op.weight.shared_with:
+            continue
+        label = f"{op.weight.name}:{op.type}" if by_type else op.weight.name
+        users.setdefault(label, []).append(op.name)
+    for label, members in users.items():
+        if len(members) > 1:
+            yield Group(f"tied:{label}", "scheme", tuple(members))
 
 
 @dataclass(frozen=True, slots=True)

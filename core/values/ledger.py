@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from .capability import Realization
 from .scheme import OpScheme
@@ -43,3 +45,40 @@ class Applied:
         weights = [s.weight.whole() if s.weight else None for s in (r, a)]
         same_weight = weights[0] == weights[1]
         return same_weight and (r.mode, r.input, r.output) == (a.mode, a.input, a.output)
+
+    def to_row(self) -> list[Any]:
+        """Return (realization, reason, applied scheme or None where it is the requested one), for JSON beside the recipe."""
+        same = self.applied == self.requested
+        applied = None if same else self.applied.model_dump(exclude_defaults=True)
+        return [self.realization, self.reason, applied]
+
+    @classmethod
+    def from_row(cls, requested: OpScheme, row: Sequence[Any]) -> Applied:
+        """Read what :meth:`to_row` wrote.
+
+        Args:
+            requested: The recipe's scheme of the op.
+            row: As it was written.
+        """
+        realization, reason, applied = row
+        scheme = requested if applied is None else OpScheme.model_validate(applied)
+        return cls(requested, scheme, realization, reason)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the line by itself, both schemes written out."""
+        return {
+            "requested": self.requested.model_dump(exclude_defaults=True),
+            "applied": self.applied.model_dump(exclude_defaults=True),
+            "realization": self.realization,
+            "reason": self.reason,
+        }
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Applied:
+        """Read what :meth:`to_json` wrote."""
+        return cls(
+            OpScheme.model_validate(raw["requested"]),
+            OpScheme.model_validate(raw["applied"]),
+            raw["realization"],
+            raw["reason"],
+        )

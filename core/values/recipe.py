@@ -11,7 +11,8 @@ from typing import Any
 
 from octavo.core.errors import ConfigError, said
 
-from .scheme import FLOAT, OpScheme, PartChoice, canonical_json
+from .json_form import canonical_json
+from .scheme import FLOAT, OpScheme, PartChoice
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,6 @@ These are values: frozen, hashable, and JSON both ways. They name no framework.
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any, Literal, Self
 
@@ -186,8 +185,3 @@ class OpScheme(Frozen):
 
 
 FLOAT = OpScheme()
-
-
-def canonical_json(value: Any) -> str:
-    """Return JSON with sorted keys and no spaces, the form that digests are taken of."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -10,8 +10,9 @@ from functools import cached_property
 
 from octavo.core.errors import ConfigError
 
+from .json_form import canonical_json
 from .recipe import Recipe
-from .scheme import FLOAT, OpScheme, PartChoice, canonical_json
+from .scheme import FLOAT, OpScheme, PartChoice
 
 
 def stored_form(scheme: OpScheme) -> OpScheme:

@@ -122,16 +122,7 @@ class Trial:
                 k: [m.value, m.low, m.high, m.unit, m.ratio, m.lower_is_better]
                 for k, m in self.objectives.items()
             },
-            "ledger": {
-                op: [
-                    a.realization,
-                    a.reason,
-                    None
-                    if a.applied == a.requested
-                    else a.applied.model_dump(exclude_defaults=True),
-                ]
-                for op, a in self.ledger.items()
-            },
+            "ledger": {op: line.to_row() for op, line in self.ledger.items()},
             "over": dict(self.over),
             "error": self.error,
             "seconds": dict(self.seconds),
@@ -151,12 +142,7 @@ class Trial:
         """
         row = checked(_Row, raw, "a stored trial is damaged")
         recipe = Recipe.from_json(row.recipe)
-        lines = {}
-        for op, (realization, reason, applied) in row.ledger.items():
-            requested = recipe[op]
-            lines[op] = Applied(
-                requested, requested if applied is None else applied, realization, reason
-            )
+        lines = {op: Applied.from_row(recipe[op], line) for op, line in row.ledger.items()}
         return cls(
             number=row.number,
             recipe=recipe,

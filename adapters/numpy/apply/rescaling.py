@@ -99,13 +99,8 @@ class _Editor:
         name = node.inputs[1]
         old = self._array(name)
         if node.op == "Conv":
-            assert change.carries <= {"scale"}
-            # Group g of a convolution reads its own slice of the channels.
-            rows = np.asarray(change.scale).reshape(node.attributes.get("group", 1), -1)
-            spread = np.repeat(rows, old.shape[0] // len(rows), axis=0).reshape(
-                old.shape[0], -1, *(1,) * (old.ndim - 2)
-            )
-            self._changed[name] = (old.astype(np.float32) * spread).astype(old.dtype)
+            new = np.asarray(change.grouped_reader(old, node.attributes.get("group", 1)))
+            self._changed[name] = new.astype(old.dtype)
             return
         axis = channel_axis(node)
         matrix = old if axis == 0 else old.T

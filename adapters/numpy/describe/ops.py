@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from octavo.adapters.numpy.graph import Graph, Node
 from octavo.adapters.numpy.kernels.convolution import Geometry
 from octavo.adapters.numpy.kernels.registry import Build
+from octavo.core.numerics.channels import EVERY, SCALE_ALONE, norm_steps
 from octavo.core.values.coverage import unclaimed_of
-from octavo.core.values.graph import Group, ModelView, Op, Weight
+from octavo.core.values.graph import Group, ModelView, Op, Weight, tied_groups
 
 from .census import census
 
@@ -39,10 +40,7 @@ def describe(graph: Graph, shapes: Shapes) -> ModelView:
             users.setdefault(weight, []).append(node.name)
     batch = next((shapes[i.name][0] for i in graph.inputs if shapes.get(i.name)), 1)
     ops = tuple(_op(graph, node, users, shapes, batch) for node in graph.nodes)
-    tied = tuple(
-        Group(f"tied:{w}", "scheme", tuple(names)) for w, names in users.items() if len(names) > 1
-    )
-    groups = (*tied, *rescale_groups(graph, ops))
+    groups = (*tied_groups(ops), *rescale_groups(graph, ops))
     unclaimed = unclaimed_of(census(graph), ops)
     return ModelView(ops, groups, graph.inputs, graph.outputs, _notes(graph), unclaimed)
 
@@ -160,7 +158,6 @@ def _macs(graph: Graph, node: Node, shapes: Shapes, batch: int) -> int | None:
     return None
 
 
-_SCALE, _EVERY = frozenset({"scale"}), frozenset({"scale", "shift", "rotation"})
 _FREE = ("Gelu", "Swish", "Mul")
 _NORMS = ("LayerNormalization", "RMSNormalization")
 
@@ -190,7 +187,7 @@ def rescale_groups(graph: Graph, ops: tuple[Op, ...]) -> tuple[Group, ...]:
             ):
                 norm = tuple(v for v in node.inputs[1:3] if v) if node.op in _NORMS else ()
                 gain, shift = (*norm, "", "")[:2]
-                takes = _SCALE if node.op == "Conv" else _EVERY
+                takes = SCALE_ALONE if node.op == "Conv" else EVERY
                 found.append(
                     Group(
                         f"rescale:{value}", "rescale", tuple(r.name for r in readers), node.name, channels, value,
@@ -219,8 +216,8 @@ def rescale_groups(graph: Graph, ops: tuple[Op, ...]) -> tuple[Group, ...]:
                         "",
                         widths.pop(),
                         value,
-                        takes=_EVERY,
-                        online=_EVERY,
+                        takes=EVERY,
+                        online=EVERY,
                     )
                 )
     return tuple(found)
@@ -229,9 +226,8 @@ def rescale_groups(graph: Graph, ops: tuple[Op, ...]) -> tuple[Group, ...]:
 def _online(node: Node) -> frozenset[str]:
     """Return what a producer cannot take in."""
     if node.op in _NORMS:
-        return frozenset(
-            {"rotation"} if len(node.inputs) > 2 and node.inputs[2] else {"shift", "rotation"}
-        )
+        has_shift = len(node.inputs) > 2 and bool(node.inputs[2])
+        return norm_steps(has_shift=has_shift)
     return frozenset({"shift", "rotation"} if node.attributes.get("activation", "") else ())
 
 

@@ -9,17 +9,16 @@ import numpy as np
 
 from octavo.adapters.numpy.graph import Graph, Node
 from octavo.core.contract.adapter import Candidate
+from octavo.core.contract.recall import Room
 from octavo.core.values.graph import InputInfo
 
 from .program import Kernels, Program
-
-LIMIT = 2**28  # bytes of remembered values, all batches together
 
 
 class Reuse:
     """Runs candidates of one session, each from the nodes on that it does not share with the float graph.
 
-    The float graph is run once for each batch, when this is made. A model whose values are more than :data:`LIMIT` is run
+    The float graph is run once for each batch, when this is made. A model whose values are more than its share of memory (``RECALL_BYTES``) is run
     from the beginning.
 
     Args:
@@ -39,13 +38,12 @@ class Reuse:
             dict(zip(names, arrays, strict=True)) for arrays in batches
         ]
         written = [v for n in graph.nodes for v in n.outputs if v]
-        room = LIMIT
+        room = Room()
         for arrays, known in zip(batches, self._known, strict=True):
             sizes: list[int] = []
             count = partial(_note_size, sizes)
             program.run(arrays, dict.fromkeys(written, count))
-            room -= sum(sizes)
-            if room < 0:
+            if not room.take(sum(sizes)):
                 self._own.clear()  # nothing is shared
                 return
             keep = partial(_keep_copy, known)

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from octavo.core.errors import SchemeError
 from octavo.core.numerics.affine import QuantParams
 from octavo.core.numerics.tensor import QuantizedTensor
-from octavo.core.values.scheme import canonical_json
+from octavo.core.values.json_form import canonical_json
 
 _packed: weakref.WeakKeyDictionary[QuantizedTensor, dict[object, Any]] = weakref.WeakKeyDictionary()
 

@@ -132,12 +132,8 @@ class _Editor:
             if bias is not None and change.shift is not None:
                 self._set_bias(site, bias)
             return
-        assert change.carries <= {"scale"}
         groups = int(str(site.op.attributes.get("groups", 1)))
-        spread = np.repeat(
-            np.asarray(change.scale).reshape(groups, -1), old.shape[0] // groups, axis=0
-        )
-        self._replace(name, old * spread.reshape(*spread.shape, *(1,) * (old.ndim - 2)))
+        self._replace(name, np.asarray(change.grouped_reader(old, groups)))
 
     def change_norm(self, producer: Site, group: Group, change: ChannelMap) -> None:
         """Let a norm write the changed value; whoever reads it and is no member (a residual add) is given what it knew."""

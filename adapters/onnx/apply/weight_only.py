@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from octavo.core.contract.adapter import OpParameters
 from octavo.core.errors import SchemeError
+from octavo.core.numerics.packing import pack as pack_codes
 from octavo.core.numerics.tensor import QuantizedTensor
 
 from .packing import cached, tensor
@@ -22,28 +23,6 @@ if TYPE_CHECKING:
     from .editing import Editor
 
 MS = "com.microsoft"
-
-
-def pack_bits(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Pack uint8 codes along the last axis, the first code in the lowest bits.
-
-    Args:
-        codes: uint8 below 2**bits, shape (..., n).
-        bits: 2, 4 or 8.
-
-    Returns:
-        uint8, shape (..., ceil(n * bits / 8)); missing codes at the end are 0.
-    """
-    per_byte = 8 // bits
-    if per_byte == 1:
-        return np.ascontiguousarray(codes)
-    short = -codes.shape[-1] % per_byte
-    if short:
-        codes = np.concatenate([codes, np.zeros((*codes.shape[:-1], short), np.uint8)], axis=-1)
-    packed = np.zeros((*codes.shape[:-1], codes.shape[-1] // per_byte), np.uint8)
-    for i in range(per_byte):
-        packed |= codes[..., i::per_byte] << np.uint8(i * bits)
-    return packed
 
 
 def _unsigned(weight: QuantizedTensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -76,11 +55,11 @@ def matmul_nbits(e: Editor, site: Site, params: OpParameters) -> ir.Node:
         rows, blocks = scales.shape
         padded = np.repeat(zero, block, axis=1)  # codes beyond the last feature stand for 0
         padded[:, :features] = codes
-        packed = pack_bits(padded.reshape(rows, blocks, block), spec.bits)
+        packed = pack_codes(padded.reshape(rows, blocks, block), spec.bits)
         zeros = (
             None
             if _default_zero(spec.bits, zero)
-            else tensor(pack_bits(zero, spec.bits), ir.DataType.UINT8, "zero")
+            else tensor(pack_codes(zero, spec.bits), ir.DataType.UINT8, "zero")
         )
         return (
             tensor(packed, ir.DataType.UINT8, "codes"),
@@ -122,11 +101,11 @@ def gather_blocks(e: Editor, site: Site, params: OpParameters) -> ir.Node:
 
     def pack() -> tuple[ir.TensorProtocol, ir.TensorProtocol, ir.TensorProtocol]:
         codes, scales, zero = _unsigned(weight)
-        packed = tensor(pack_bits(codes, spec.bits), ir.DataType.UINT8, "codes")
+        packed = tensor(pack_codes(codes, spec.bits), ir.DataType.UINT8, "codes")
         return (
             packed,
             tensor(scales, ir.DataType.FLOAT, "scale"),
-            tensor(pack_bits(zero, spec.bits), ir.DataType.UINT8, "zero"),
+            tensor(pack_codes(zero, spec.bits), ir.DataType.UINT8, "zero"),
         )
 
     codes, scales, zeros = cached(weight, "gather", pack)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from octavo.adapters.onnx.prepare.folding import is_constant
-from octavo.core.values.graph import Group
+from octavo.core.numerics.channels import EVERY, norm_steps
+from octavo.core.values.graph import Group, tied_groups
 
-from .streams import EVERY, find_streams, takes
+from .streams import find_streams, takes
 
 if TYPE_CHECKING:
     from .sites import Site
@@ -31,21 +32,11 @@ def find_groups(sites: Mapping[str, Site], outside: Mapping[str, Site]) -> tuple
     the unscaled value back), a GELU or gate and its linear readers (divided by one multiplication more), or a convolution or linear op, ReLU and max pool in between, and the ops that alone read it.
     """
     return (
-        *_tied(sites),
+        # A table that is looked up and one that is multiplied with are two initializers, laid out by two kernels.
+        *tied_groups((site.op for site in sites.values()), by_type=True),
         *_rescalable(outside),
         *(stream.group() for stream in find_streams(outside)),
     )
-
-
-def _tied(sites: Mapping[str, Site]) -> Iterator[Group]:
-    """A table that is looked up and one that is multiplied with are two initializers, laid out by two kernels: they decide apart."""
-    tied: dict[tuple[str, str], list[str]] = {}
-    for name, site in sites.items():
-        if site.op.weight is not None and site.op.weight.shared_with:
-            tied.setdefault((site.op.weight.name, site.op.type), []).append(name)
-    for (weight, kind), members in tied.items():
-        if len(members) > 1:
-            yield Group(f"tied:{weight}:{kind}", "scheme", tuple(members))
 
 
 def _rescalable(sites: Mapping[str, Site]) -> Iterator[Group]:
@@ -76,11 +67,7 @@ def _rescalable(sites: Mapping[str, Site]) -> Iterator[Group]:
                 [v.name or "" for v in site.node.inputs[1:3] if v is not None] if producer else []
             )
             gain, shift = (*norm, "", "")[:2]
-            online = (
-                EVERY
-                if not producer
-                else frozenset({"rotation"} if shift else {"shift", "rotation"})
-            )
+            online = norm_steps(has_shift=bool(shift)) if producer else EVERY
             yield Group(
                 f"rescale:{name}",
                 "rescale",

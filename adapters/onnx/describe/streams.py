@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from octavo.core.numerics.channels import EVERY, SCALE_ALONE
 from octavo.core.values.graph import Group
 
 if TYPE_CHECKING:
     from .sites import Site
 
-EVERY = frozenset({"scale", "shift", "rotation"})
 """What linear readers can take, in their producer or by nodes of their own before their products."""
 _FLATTENING = frozenset({"Flatten", "Reshape", "Squeeze"})
 
@@ -45,7 +45,7 @@ class Stream:
         value = self.readers[0].op.inputs[0]
         direct = len(self.values) == 1 and not first.activation and first.op.type == "linear"
         together = all(r.op.type == "linear" and r.op.inputs[0] == value for r in self.readers)
-        takes = EVERY if together else frozenset({"scale"})
+        takes = EVERY if together else SCALE_ALONE
         online = frozenset() if direct else takes - {"scale"}
         return Group(
             f"rescale:{first.op.name}",

@@ -20,9 +20,9 @@ from octavo.adapters.onnx import OnnxConfig
 from octavo.adapters.onnx.candidate import OnnxCandidate, feeds
 from octavo.adapters.onnx.run import RUNTIME_ERRORS, compile_model, compile_proto, part
 from octavo.core.contract.adapter import Batch, Candidate
+from octavo.core.contract.recall import Room
 from octavo.core.errors import ModelError
 
-LIMIT = 2**28  # bytes of remembered values, all batches together
 CUTS = 16  # places at most
 NARROW = 4  # values that may pass a place
 
@@ -44,7 +44,7 @@ class Reuse:
     """Runs candidates of one session, each from the last cut before its first changed node.
 
     The float model is run once for each batch, when a first candidate has a cut before it. A cut from which the float outputs do
-    not come again, bit for bit, is not used; nor is any where all values together are more than :data:`LIMIT`.
+    not come again, bit for bit, is not used; nor is any where all values together are more than ``RECALL_BYTES``.
 
     Args:
         model: The float model, edited as candidates are where nothing is quantized.
@@ -108,12 +108,11 @@ class Reuse:
         values = {v.name: v for node in clone.graph for v in node.outputs}
         clone.graph.outputs.extend(values[n] for n in names if n not in present)
         session = compile_model(clone, self._config).session
-        room = LIMIT
+        room = Room()
         for batch in self._batches:
             given = feeds(session.get_inputs(), batch)
             arrays = session.run(names, given)
-            room -= sum(a.nbytes for a in arrays)
-            if room < 0:
+            if not room.take(sum(a.nbytes for a in arrays)):
                 return [], ()
             known.append({**given, **dict(zip(names, arrays, strict=True))})
         whole = compile_model(self._model, self._config).session

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -14,7 +14,7 @@ from octavo.adapters.pytorch.capture.standins.experts import expert_groups
 from octavo.adapters.pytorch.capture.standins.subclasses import is_table
 from octavo.adapters.pytorch.qlayers.recurrent import KINDS, weight_names
 from octavo.adapters.pytorch.qlayers.transposed import TRANSPOSED
-from octavo.core.values.graph import Attribute, Group, Op, Weight
+from octavo.core.values.graph import Attribute, Op, Weight
 
 from .shared_copy import aliases
 
@@ -205,17 +205,6 @@ def _shared(ops: dict[str, Op]) -> dict[str, Op]:
         else op
         for path, op in ops.items()
     }
-
-
-def tied_groups(layers: Iterable[Layer]) -> Iterator[Group]:
-    """Yield a group for each weight that several layers use (a language model's embedding and head): one decision for all of them."""
-    users: dict[str, list[str]] = {}
-    for op in (layer.op for layer in layers):
-        if op.weight is not None and op.weight.shared_with:
-            users.setdefault(op.weight.name, []).append(op.name)
-    for weight, members in users.items():
-        if len(members) > 1:
-            yield Group(f"tied:{weight}", "scheme", tuple(members))
 
 
 def with_shapes(op: Op, output_shape: tuple[int, ...] | None) -> Op:

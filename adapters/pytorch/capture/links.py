@@ -11,7 +11,14 @@ import torch
 from torch import nn
 
 from octavo.adapters.pytorch.apply.input_maps import Factors
-from octavo.core.numerics.channels import ChannelMap, chained, channel_maps, is_online
+from octavo.core.numerics.channels import (
+    EVERY,
+    ChannelMap,
+    chained,
+    channel_maps,
+    is_online,
+    norm_steps,
+)
 from octavo.core.numerics.channels import Factors as Given
 from octavo.core.values.graph import Group
 
@@ -19,7 +26,6 @@ from .layers import Layer
 from .shared_copy import set_tensor, skeleton
 
 Tensor = torch.Tensor
-_EVERY = frozenset({"scale", "shift", "rotation"})
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ class Link:
         offset = gain_of(norm) == "offset"
         gain, shift = ("", "") if offset else (names[0], names[1] if len(names) > 1 else "")
         label, readers = f"{path} -> {members[0].op.name}", tuple(m.op.name for m in members)
-        online = frozenset({"rotation"} if len(names) > 1 else {"shift", "rotation"})
+        online = norm_steps(has_shift=len(names) > 1)
         group = Group(
             label,
             "rescale",
@@ -61,7 +67,7 @@ class Link:
             value,
             gain=gain,
             shift=shift,
-            takes=_EVERY,
+            takes=EVERY,
             online=online,
         )
         return cls(group, names, tuple(members), "norm", offset)
@@ -99,8 +105,8 @@ def input_link(members: Sequence[Layer], value: str) -> Link:
         "",
         weight.shape[1 - weight.channel_axis],
         value,
-        takes=_EVERY,
-        online=_EVERY,
+        takes=EVERY,
+        online=EVERY,
     )
     return Link(group, (), tuple(members), "input")
 
@@ -222,8 +228,5 @@ def _read(root: nn.Module, module: nn.Module, change: ChannelMap, member: Layer)
     else:
         groups = module.groups
         assert isinstance(groups, int)
-        assert change.scale is not None
-        # Output channel o belongs to group o // (outputs / groups) and reads that group's input channels.
-        spread = change.scale.reshape(groups, -1).repeat_interleave(old.shape[0] // groups, 0)
-        new = old.float() * spread.reshape(*old.shape[:2], *[1] * (old.ndim - 2))
+        new = change.grouped_reader(old, groups)
     set_tensor(root, f"{member.path}.weight" if member.path else "weight", new.to(old.dtype))

@@ -22,11 +22,11 @@ from octavo.adapters.pytorch.qlayers.activation import Activation
 from octavo.adapters.pytorch.run.batches import tensors_in
 from octavo.adapters.pytorch.training.reconstruction import blocks_of
 from octavo.core.contract.adapter import OpParameters
-from octavo.core.values.graph import UNREACHED, Group, Op
+from octavo.core.values.graph import UNREACHED, Group, Op, tied_groups
 
 from .capture import Call, Capture, Watch
 from .folding import folds
-from .layers import Layer, find_layers, tied_groups, with_shapes
+from .layers import Layer, find_layers, with_shapes
 from .links import Link, input_link, is_norm
 from .shared_copy import copy_hooks, set_submodule, skeleton
 from .watching import BATCH_NORM, Trace
@@ -88,7 +88,7 @@ class ModuleCapture(Capture):
         self.groups = (
             *(link.group for link in self.links.values()),
             *together,
-            *tied_groups(self.layers.values()),
+            *tied_groups(layer.op for layer in self.layers.values()),
         )
         self.outputs = tuple(f"output_{i}" for i in range(seen.results)) if seen else ("output_0",)
 

@@ -17,11 +17,11 @@ from octavo.adapters.pytorch.capture.standins.functional import WITH_WEIGHTS, pr
 from octavo.adapters.pytorch.capture.standins.graph_products import stands_for_call
 from octavo.adapters.pytorch.observe.staged import GraphWatch
 from octavo.core.contract.adapter import OpParameters
-from octavo.core.values.graph import Op
+from octavo.core.values.graph import Op, tied_groups
 
 from .capture import Call, Capture, Watch
 from .folding import folds
-from .layers import Layer, find_layers, tied_groups, with_shapes
+from .layers import Layer, find_layers, with_shapes
 from .links import Link, input_link, is_norm
 from .shared_copy import skeleton
 from .watching import act_of
@@ -71,7 +71,7 @@ class GraphCapture(Capture):
         self.links = {link.group.name: link for link in self._links()}
         self.groups = (
             *(link.group for link in self.links.values()),
-            *tied_groups(self.layers.values()),
+            *tied_groups(layer.op for layer in self.layers.values()),
         )
         result = next(n for n in graph.nodes if n.op == "output").args[0]
         self.outputs = tuple(value_name(self, n) for n in _nodes_in(result))

@@ -15,7 +15,8 @@ from torch import nn
 
 from octavo.adapters.pytorch.capture.layers import is_transposed_linear
 from octavo.core.contract.adapter import OpParameters
-from octavo.core.values.scheme import QuantSpec, canonical_json
+from octavo.core.values.json_form import canonical_json
+from octavo.core.values.scheme import QuantSpec
 
 from .checkpoint import Checkpoint, IntegerMatrix, words
 from .compressed_layout import Plan, expert_parts, is_decoded

@@ -26,7 +26,7 @@ _TINY = 1e-30
 
 
 def on(device: torch.device) -> ModuleType:
-    """Return the module with ``pack_linear``, ``linear_u8``, ``pack_int4``, ``linear_int4`` and ``has_int4`` for a device."""
+    """Return the module with ``pack_linear``, ``linear_u8``, ``pack_int4``, ``linear_int4`` and ``missing_int4`` for a device."""
     return _TABLE.get(device.type, sys.modules[__name__])
 
 
@@ -121,7 +121,7 @@ def linear_int4(x: Tensor, packed: Tensor, group: int, scales: Tensor) -> Tensor
 
 
 @cache
-def has_linear(device: str) -> str:
+def missing_linear(device: str) -> str:
     """Return why a device multiplies no int8 matrices; empty when it did, at an even and an odd shape, and the numbers were right."""
 
     def run(
@@ -147,7 +147,7 @@ def has_linear(device: str) -> str:
 
 
 @cache
-def has_fp8(device: str, per_row: bool) -> str:
+def missing_fp8(device: str, per_row: bool) -> str:
     """Return why a device multiplies no fp8 matrices with such scales; empty when it did and the numbers were right."""
 
     def run(generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -177,6 +177,6 @@ def _has_int4(device: str) -> str:
     return fault("torch.ops.aten._weight_int4pack_mm", 0.02, run)
 
 
-def has_int4(device: torch.device) -> str:
+def missing_int4(device: torch.device) -> str:
     """Return why a device has no kernel for weights of 4 bits; empty when it was run and was right."""
     return _has_int4(str(device))

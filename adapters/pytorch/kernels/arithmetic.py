@@ -122,7 +122,7 @@ class LinearArithmetic(Integers):
             ranged
             and self.dtype == torch.float32
             and self.codes.device.type == "cpu"
-            and not onednn.has_rows()
+            and not onednn.missing_rows()
         )
 
     def is_few(self, x: Tensor) -> bool:

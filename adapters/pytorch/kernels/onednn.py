@@ -71,7 +71,7 @@ def quantize_u8(
         )
         return torch.round(torch.addcmul(start, x.float(), steps)).clamp(low, high).to(torch.uint8)
     x = x if x.dtype == torch.float32 else x.float()
-    if factors is None and x.device.type == "cpu" and not has_quantize():
+    if factors is None and x.device.type == "cpu" and not missing_quantize():
         codes = _quantized(x, scale, zero_point)
         return codes if (low, high) == (0, 255) else codes.clamp_(low, high)
     return _rounded(x, scale, zero_point, low, high, factors)
@@ -109,7 +109,7 @@ def _rounded(
 
 
 @cache
-def has_quantize() -> str:
+def missing_quantize() -> str:
     """Return why torch's own quantization of a tensor cannot be used; empty when it was run and gave the right codes."""
 
     def run(generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -408,7 +408,7 @@ def _weight(generator: torch.Generator, *shape: int) -> tuple[Tensor, Tensor]:
 
 
 @cache
-def has_linear() -> str:
+def missing_linear() -> str:
     """Return why the int8 linear kernel cannot be used here; empty when it was run and gave the right numbers."""
 
     def run(generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -421,7 +421,7 @@ def has_linear() -> str:
 
 
 @cache
-def has_int4(device: torch.device) -> str:
+def missing_int4(device: torch.device) -> str:
     """Return why the 4-bit weight kernel cannot be used on the CPU, the one ``device`` there is here; empty when it was right."""
 
     def run(generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -436,7 +436,7 @@ def has_int4(device: torch.device) -> str:
 
 
 @cache
-def has_rows() -> str:
+def missing_rows() -> str:
     """Return why the one-call kernel for few rows cannot be used; empty when it was run and was right."""
 
     def run(generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -451,7 +451,7 @@ def has_rows() -> str:
 
 
 @cache
-def has_conv(dims: int = 2) -> str:
+def missing_conv(dims: int = 2) -> str:
     """Return why the int8 convolution kernel of that many spatial axes cannot be used; empty when it was run and was right."""
 
     def run(generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -17,8 +17,7 @@ from octavo.adapters.pytorch.capture.shared_copy import copy_settings, set_submo
 from octavo.adapters.pytorch.run.batches import to_arrays
 from octavo.adapters.pytorch.training.reconstruction import blocks_of
 from octavo.core.contract.adapter import Candidate
-
-LIMIT = 2**28  # bytes of remembered activations, all batches together
+from octavo.core.contract.recall import Room
 
 
 class Recall(nn.Module):
@@ -87,11 +86,12 @@ class Reuse:
             if not number:
                 order, first = list(seen), outputs
             remembered.append(seen)
-        known, room = 0, LIMIT
+        known, room = 0, Room()
         for path in order:
-            room -= sum(bytes_of(seen.get(path)) for seen in remembered)
+            size = sum(bytes_of(seen.get(path)) for seen in remembered)
+            everywhere = all(path in seen for seen in remembered)
             # A place that is called again later has no one result.
-            if room < 0 or path in often or any(path not in seen for seen in remembered):
+            if not room.take(size) or path in often or not everywhere:
                 break
             known += 1
         return [{p: seen[p] for p in order[:known]} for seen in remembered], order, known, first

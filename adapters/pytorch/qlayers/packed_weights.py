@@ -12,6 +12,7 @@ from torch import nn
 from octavo.adapters.pytorch.kernels.layouts import forget
 from octavo.core.numerics.affine import is_integer
 from octavo.core.numerics.codec import decode_values
+from octavo.core.numerics.packing import pack
 from octavo.core.numerics.tensor import PackedTensor, QuantizedTensor
 from octavo.core.values.scheme import QuantSpec
 
@@ -134,15 +135,9 @@ def _span(width: int) -> int:
 def _packed(codes: Tensor, width: int) -> Tensor:
     """Pack rows of unsigned codes (uint8) of 2, 3, 4 or 6 bits; zeros fill the last byte or pair of words."""
     per = _span(width) // width
-    codes = nn.functional.pad(codes, (0, -codes.shape[1] % per)).view(codes.shape[0], -1, per)
-    joined: Tensor = codes[..., 0].to(torch.uint8 if width in (2, 4) else torch.int32)
-    for i in range(1, per):
-        joined = joined | (codes[..., i].to(joined.dtype) << (width * i))
-    if width in (2, 4):
-        return joined
-    return torch.stack(
-        [((joined >> shift) & 255).to(torch.uint8) for shift in (0, 8, 16)], -1
-    ).view(codes.shape[0], -1)
+    whole = nn.functional.pad(codes, (0, -codes.shape[1] % per))
+    packed: Tensor = pack(whole, width)
+    return packed
 
 
 def _words(codes: Tensor) -> Tensor:

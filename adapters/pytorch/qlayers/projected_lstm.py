@@ -108,7 +108,7 @@ def run_projected(
 
 
 @cache
-def has_projected() -> str:
+def missing_projected() -> str:
     """Return why this machine cannot run them; empty when it did and was right."""
 
     def run(generator: torch.Generator) -> tuple[Tensor, Tensor]:

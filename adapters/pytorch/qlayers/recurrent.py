@@ -358,7 +358,7 @@ def run_cells(
 
 
 @cache
-def has_recurrent(kind: str) -> str:
+def missing_recurrent(kind: str) -> str:
     """Return why the int8 kernel of ``lstm`` or ``gru`` cannot be used here; empty when it was run and was right."""
 
     def run(generator: torch.Generator) -> tuple[Tensor, Tensor]:

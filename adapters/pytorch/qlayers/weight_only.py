@@ -68,7 +68,7 @@ class WeightOnlyLinear(Coded):
             and w.scale.shape[0] == w.rows
             and w.rows % 32 == 0
         )
-        return fits and not accelerators.on(w.codes.device).has_int4(w.codes.device)
+        return fits and not accelerators.on(w.codes.device).missing_int4(w.codes.device)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]

@@ -75,7 +75,7 @@ class _Speeds:
         speed = self.of(backend, kind, offer)
         shown = "" if speed is None else f"{speed:.2f} of float's speed on a sample"
         slow = f"slower than float: {offer.slower}" if offer.slower else ""
-        return "; ".join(filter(None, (shown, slow, "some ops cannot" if offer.when else "")))
+        return "; ".join(filter(None, (shown, slow, "some ops cannot" if offer.refuses else "")))
 
 
 def _ask(card: Any) -> Capability | None:

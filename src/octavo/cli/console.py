@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from octavo.core.tuning.result import plain
+from octavo.core.values.json_form import without_infinities
 
 WIDE = 200
 """Columns where no terminal limits them (a pipe, a file): names must not be cut there."""
@@ -50,7 +50,9 @@ def say(message: str) -> None:
 
 def show_json(value: Any) -> None:
     """Print JSON that another program can read."""
-    sys.stdout.write(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    sys.stdout.write(
+        json.dumps(without_infinities(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    )
 
 
 def table(

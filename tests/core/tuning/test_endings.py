@@ -24,7 +24,7 @@ from octavo.core.values.recipe import Recipe
 from octavo.core.values.trial import Trial
 from tests import tiny
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 # Evaluations: the float model twice, trials 1 to 4, then the winner, saved and loaded.
 CHILD = """

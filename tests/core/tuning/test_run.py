@@ -83,7 +83,7 @@ def test_two_processes_find_the_same_recipes(
                             storage=sys.argv[2], minimise="size", host=tiny.host())
         print(*[t.recipe.digest for t in r.trials])
     """)
-    root = str(Path(__file__).parents[2])
+    root = str(Path(__file__).parents[3])
     runs = []
     for seed in ("1", "2"):
         done = subprocess.run(
@@ -315,7 +315,7 @@ print("done", r.interrupted, r.goal_met, *[t.recipe.digest for t in r.trials], f
 
 
 def _child(storage: Path, mode: str) -> subprocess.Popen[str]:
-    root = str(Path(__file__).parents[2])
+    root = str(Path(__file__).parents[3])
     return subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(CHILD), root, str(storage), mode],
         stdout=subprocess.PIPE,
@@ -474,7 +474,7 @@ def test_a_damaged_result_is_a_typed_error(
 
 def test_a_third_party_distribution_is_found_and_tuned(tmp_path: Path) -> None:
     """The stranger's backend, installed as its own distribution, in a fresh process: found by its entry point alone."""
-    source = Path(__file__).parents[1] / "thirdparty"
+    source = Path(__file__).parents[2] / "thirdparty"
     subprocess.run(
         [
             sys.executable,

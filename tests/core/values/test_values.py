@@ -129,7 +129,7 @@ def view() -> ModelView:
 
 
 def opened(**features: Any) -> Opened:
-    narrow = Offer(INT4, when=lambda op: "" if op.name == "head" else "only the head")
+    narrow = Offer(INT4, refuses=lambda op: "" if op.name == "head" else "only the head")
     capability = Capability(
         "toy",
         offers={

@@ -7,7 +7,7 @@ import pytest
 
 from octavo.adapters.numpy.adapter import NumpySession
 from octavo.adapters.numpy.graph import Builder
-from octavo.adapters.numpy.run import prefix_reuse
+from octavo.core.contract import recall
 from octavo.core.contract.adapter import Opened
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.quantizing.realize import Realizer
@@ -59,7 +59,7 @@ def test_a_model_too_large_to_remember_is_run_from_the_beginning(
     prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session, realizer, batches = prepared
-    monkeypatch.setattr(prefix_reuse, "LIMIT", 100)
+    monkeypatch.setattr(recall, "RECALL_BYTES", 100)
     runner = session.runner(batches)
     candidate = realizer.candidate(realizer.space.recipe(realizer.space.first()))
     assert len(runner.rest(candidate.graph)) == len(candidate.graph.nodes)

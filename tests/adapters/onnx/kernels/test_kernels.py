@@ -16,13 +16,13 @@ import octavo
 from octavo.adapters.onnx import OnnxConfig
 from octavo.adapters.onnx.adapter import OnnxAdapter
 from octavo.adapters.onnx.apply.packing import bias_tensors
-from octavo.adapters.onnx.apply.weight_only import pack_bits
 from octavo.adapters.onnx.offers import capability
 from octavo.adapters.onnx.prepare.preparation import prepare
 from octavo.adapters.onnx.prepare.source import read
 from octavo.core.contract.adapter import OpParameters
 from octavo.core.errors import DataError, SchemeError
 from octavo.core.numerics.affine import QuantParams, affine_params, quantize
+from octavo.core.numerics.packing import pack
 from octavo.core.numerics.tensor import QuantizedTensor
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import OpScheme, QuantSpec
@@ -39,7 +39,7 @@ S8 = QuantSpec(dtype="int8", granularity="channel")
 @settings(max_examples=60, deadline=None)
 def test_packed_codes_come_back(codes: np.ndarray, bits: int) -> None:
     codes = codes & np.uint8((1 << bits) - 1)
-    packed = pack_bits(codes, bits)
+    packed = pack(codes, bits)
     unpacked = (packed[..., None] >> (np.arange(0, 8, bits, dtype=np.uint8))) & np.uint8(
         (1 << bits) - 1
     )

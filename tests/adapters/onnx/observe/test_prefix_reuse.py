@@ -12,9 +12,9 @@ import pytest
 from onnx import helper
 
 from octavo.adapters.onnx.candidate import OnnxCandidate
-from octavo.adapters.onnx.observe import prefix_reuse
 from octavo.adapters.onnx.observe.prefix_reuse import Reuse, cuts
 from octavo.adapters.onnx.session import OnnxSession
+from octavo.core.contract import recall
 from octavo.core.contract.adapter import Opened
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.quantizing.realize import Realizer
@@ -125,7 +125,7 @@ def test_a_later_change_leaves_more_to_recall() -> None:
 def test_values_that_are_too_many_are_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     batches: list[Any] = models.tokens()
     session, realizer = opened(stacked(), batches)
-    monkeypatch.setattr(prefix_reuse, "LIMIT", 100)
+    monkeypatch.setattr(recall, "RECALL_BYTES", 100)
     candidate = last_alone(realizer)
     np.testing.assert_array_equal(
         next(session.runner(batches)(candidate))[0], candidate.run(batches[0])[0]
