@@ -64,7 +64,7 @@ print(json.dumps([sorted(set({FRAMEWORKS!r}) & set(sys.modules)), took]))
 def test_listing_plugins_brings_no_framework() -> None:
     code = f"""
 import sys, json
-from octavo.core.plugins import KINDS, PluginHost
+from octavo.core.contract.plugins import KINDS, PluginHost
 host = PluginHost(third_party=False)
 names = {{kind: sorted(host.parts(kind)) for kind in KINDS}}
 print(json.dumps([sorted(set({FRAMEWORKS!r}) & set(sys.modules)), names, [i.reason for i in host.plugins() if not i.loaded]]))
@@ -124,7 +124,7 @@ def test_the_wheel_works_where_it_is_unpacked(wheel: Path, tmp_path: Path) -> No
     zipfile.ZipFile(wheel).extractall(tmp_path)
     code = """
 import json, octavo
-from octavo.core.plugins import PluginHost
+from octavo.core.contract.plugins import PluginHost
 print(json.dumps([octavo.__file__, octavo.__version__, sorted(PluginHost(third_party=False).parts("adapters"))]))
 """
     where, version, adapters = json.loads(python(code, PYTHONPATH=str(tmp_path)))

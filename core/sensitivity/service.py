@@ -6,7 +6,7 @@ Ways to ask, from cheap to dear:
   its input (the Gram matrix X^T X of a few batches) and the scale of its input. One pass over the batches in all.
 * ``hessian``: the mean trace of an op's Hessian times its squared weight error (HAWQ-V2). At the same price.
 * ``gradient``: where the adapter offers gradients, what the op's weight error costs at the model's outputs to second order,
-  from draws of the gradient (:mod:`~octavo.core.curvature`). A few backward passes for all pairs that are asked together.
+  from draws of the gradient (:mod:`~octavo.core.sensitivity.curvature`). A few backward passes for all pairs that are asked together.
 * ``hessian_trace``: the same with the true trace of the Hessian at the model's outputs (HAWQ-V2), by Hutchinson's estimator.
 * ``output_distance``: run the model with that unit alone quantized, compare its outputs with the float model's. One
   run over the batches for each pair.

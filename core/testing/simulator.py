@@ -1,7 +1,7 @@
 """Simulated tuning problems with a known optimum: what strategies are tested and compared on, yours too.
 
 ```python
-from octavo.core.simulator import simulate
+from octavo.core.testing.simulator import simulate
 
 simulation = simulate(64, coupling=0.5, noise=0.02)
 strategy = card.build(None, simulation.problem())

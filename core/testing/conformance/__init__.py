@@ -1,7 +1,7 @@
 """The conformance kit: subclass a class of tests with fixtures and learn whether a part keeps its promises.
 
 ```python
-from octavo.core.conformance import AdapterCase, AdapterConformance
+from octavo.core.testing.conformance import AdapterCase, AdapterConformance
 
 class TestMine(AdapterConformance):
     @pytest.fixture(scope="class")

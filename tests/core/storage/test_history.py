@@ -188,8 +188,8 @@ def test_a_full_disk_stops_with_a_typed_error_and_keeps_what_was_there(tmp_path:
 CHILD = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
-from tests.core.test_history import PRINT, recipe, trial
-from octavo.core.history import StudyHistory
+from tests.core.storage.test_history import PRINT, recipe, trial
+from octavo.core.storage.history import StudyHistory
 history = StudyHistory({storage!r}, name={name!r}, fingerprint=PRINT)
 done = [t.number for t in history.trials]
 for n in range(len(done) + 1, 50):

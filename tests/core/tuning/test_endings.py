@@ -330,7 +330,7 @@ def test_a_server_that_is_gone_is_a_typed_error(postgres: str) -> None:
 
 STARTS = """
 import sys
-from octavo.core.history import StudyHistory
+from octavo.core.storage.history import StudyHistory
 print("ready", flush=True)
 sys.stdin.readline()
 StudyHistory(sys.argv[1], name=sys.argv[2], fingerprint={}).close()
