@@ -21,8 +21,10 @@ import onnxruntime as ort
 
 import octavo
 from examples import digits
-from octavo.adapters.numpy.adapter import NumpyAdapter, NumpyConfig, NumpySession
-from octavo.adapters.numpy.run.parallel import blas_kernels
+from octavo.adapters.numpy import NumpyConfig
+from octavo.adapters.numpy.adapter import NumpyAdapter
+from octavo.adapters.numpy.kernels.parallel import blas_kernels
+from octavo.adapters.numpy.session import NumpySession
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.values.recipe import Recipe
 

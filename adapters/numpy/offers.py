@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from octavo.core.values.capability import Offer
+import numpy as np
+
+from octavo.adapters.numpy.kernels.parallel import blas_kernels
+from octavo.core.numerics.channels import FEATURES
+from octavo.core.values.capability import Capability, Offer
 from octavo.core.values.scheme import OpScheme, QuantSpec
 
 
@@ -55,3 +59,9 @@ OFFERS: dict[str, tuple[Offer, ...]] = {
     "conv": _offers(_INT8),
     "embedding": (_INT8, *_NARROW),
 }
+
+
+def capability() -> Capability:
+    """Return what the backend carries out: integer arithmetic, exact on any processor."""
+    versions = {"numpy": np.__version__, "blas": blas_kernels() or "unknown"}
+    return Capability("numpy", "cpu", OFFERS, frozenset(FEATURES.values()), versions)

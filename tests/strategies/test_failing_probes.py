@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import octavo
-from octavo.adapters.numpy.adapter import NumpySession
 from octavo.adapters.numpy.graph import Builder, Graph
+from octavo.adapters.numpy.session import NumpySession
 from octavo.core.sensitivity.op_errors import OpErrors
 
 STRATEGIES = [

@@ -9,7 +9,7 @@ import numpy as np
 
 from octavo.adapters.numpy.describe.ops import channel_axis
 from octavo.adapters.numpy.graph import Graph, Node
-from octavo.adapters.numpy.run.identity import IdentityCache
+from octavo.adapters.numpy.kernels.identity import IdentityCache
 from octavo.core.contract.adapter import OpParameters
 from octavo.core.numerics.affine import QuantParams, integer_range
 from octavo.core.numerics.codec import decode

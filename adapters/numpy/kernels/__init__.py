@@ -4,21 +4,18 @@ from . import (
     attention,
     casting,
     control,
-    convolution,
     elementwise,
     linear,
     normalization,
     ordering,
-    pooling,
     recurrent,
     reduction,
-    resize,
     shape,
-    transposed,
 )
 from .linear import ACTIVATIONS
 from .quantized import octavo_operators, onnx_operators, packed
 from .registry import Build, Kernel, compiled, kernel, operator, operators, supported
+from .spatial import convolution, pooling, resize, transposed
 
 __all__ = [
     "ACTIVATIONS",

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from octavo.adapters.numpy.run.parallel import scratch, spread
-
+from .parallel import scratch, spread
 from .registry import Build, Kernel, compiled, operator
 
 

@@ -33,6 +33,14 @@ def integer_range_of(dtype: np.dtype[Any]) -> tuple[int, int] | None:
     return None
 
 
+def plain(x: np.ndarray) -> np.ndarray:
+    """Return float32 for types that NumPy has from elsewhere (bfloat16), else ``x`` itself.
+
+    Array functions ask for NumPy's own types.
+    """
+    return x if x.dtype.isbuiltin == 1 else x.astype(np.float32)
+
+
 def to_float(x: np.ndarray) -> np.ndarray:
     """Return float32 of any numeric type (two steps where NumPy has no direct way)."""
     return x.astype(np.float32)

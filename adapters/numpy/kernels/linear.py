@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from octavo.adapters.numpy.run.parallel import spread
-
 from .elementwise import gelu_rows, sigmoid
+from .parallel import spread
 from .registry import Build, Kernel, compiled, operator
 
 _PIECE = 1 << 23  # multiply-accumulates that are worth a piece of their own

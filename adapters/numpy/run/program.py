@@ -11,13 +11,13 @@ import numpy as np
 from octavo.adapters.numpy.graph import Graph, Node
 from octavo.adapters.numpy.kernels.casting import dtype_of
 from octavo.adapters.numpy.kernels.fallback import native, reference_kernel
+from octavo.adapters.numpy.kernels.parallel import available, one_blas_thread
 from octavo.adapters.numpy.kernels.registry import Build, Kernel, kernel
 from octavo.core.errors import DataError, ModelError, OctavoError, nearest, said
 from octavo.core.values.calls import Batch, Call, flat
 from octavo.core.values.graph import InputInfo
 
 from .memory import Plan, Tracer
-from .parallel import available, one_blas_thread
 
 Watch = Callable[[str, np.ndarray], None]
 _PLANS = 4  # input shapes whose memory plan is kept

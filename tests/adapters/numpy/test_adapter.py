@@ -12,8 +12,9 @@ import pytest
 
 import octavo
 from octavo.adapters.numpy import NumpyConfig
-from octavo.adapters.numpy.adapter import NumpyAdapter, NumpySession
+from octavo.adapters.numpy.adapter import NumpyAdapter
 from octavo.adapters.numpy.graph import Builder, Graph
+from octavo.adapters.numpy.session import NumpySession
 from octavo.core.contract.adapter import OpParameters
 from octavo.core.errors import DataError, ModelError, NonFiniteWeight, SchemeError
 from octavo.core.numerics.affine import (

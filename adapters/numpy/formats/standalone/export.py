@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from octavo.adapters.numpy.adapter import NumpyCandidate
+from octavo.adapters.numpy.candidate import NumpyCandidate
 from octavo.adapters.numpy.graph import Graph, Node
 from octavo.adapters.numpy.kernels.casting import dtype_of
 from octavo.core.errors import SchemeError

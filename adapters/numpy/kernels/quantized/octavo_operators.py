@@ -12,18 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from octavo.adapters.numpy.kernels.convolution import (
+from octavo.adapters.numpy.kernels.elementwise import empty_like
+from octavo.adapters.numpy.kernels.identity import IdentityCache
+from octavo.adapters.numpy.kernels.linear import activate, product_pieces
+from octavo.adapters.numpy.kernels.parallel import spread
+from octavo.adapters.numpy.kernels.registry import Build, Kernel, compiled
+from octavo.adapters.numpy.kernels.spatial.convolution import (
     Geometry,
     Run,
     channels_last,
     convolve,
     depthwise,
 )
-from octavo.adapters.numpy.kernels.elementwise import empty_like
-from octavo.adapters.numpy.kernels.linear import activate, product_pieces
-from octavo.adapters.numpy.kernels.registry import Build, Kernel, compiled
-from octavo.adapters.numpy.run.identity import IdentityCache
-from octavo.adapters.numpy.run.parallel import spread
 
 from .integer import carrier, exact_blocks, integer_product
 

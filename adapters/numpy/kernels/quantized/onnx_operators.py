@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from octavo.adapters.numpy.kernels.casting import convert, dtype_of, integer_range_of
-from octavo.adapters.numpy.kernels.convolution import Geometry, Run, convolve, panel_of
 from octavo.adapters.numpy.kernels.elementwise import leaky_relu, sigmoid
 from octavo.adapters.numpy.kernels.normalization import stable_softmax
 from octavo.adapters.numpy.kernels.registry import Build, Kernel, compiled, operator
+from octavo.adapters.numpy.kernels.spatial.convolution import Geometry, Run, convolve, panel_of
 
 from .integer import integer_matmul
 

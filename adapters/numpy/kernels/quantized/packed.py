@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from octavo.adapters.numpy.kernels.identity import IdentityCache
+from octavo.adapters.numpy.kernels.parallel import spread
 from octavo.adapters.numpy.kernels.registry import Build, Kernel, compiled
-from octavo.adapters.numpy.run.identity import IdentityCache
-from octavo.adapters.numpy.run.parallel import spread
 from octavo.core.numerics.packing import unpack
 
 _tables = IdentityCache()

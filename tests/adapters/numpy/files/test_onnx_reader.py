@@ -7,7 +7,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from octavo.adapters.numpy.adapter import NumpyAdapter, NumpyConfig
+from octavo.adapters.numpy import NumpyConfig
+from octavo.adapters.numpy.adapter import NumpyAdapter
 from octavo.adapters.numpy.files.onnx_reader import from_onnx
 from octavo.adapters.numpy.kernels.fallback import REASON
 from octavo.core.errors import ModelError, UnsafeFile

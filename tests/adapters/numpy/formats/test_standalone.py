@@ -13,7 +13,7 @@ import pytest
 from onnx import numpy_helper
 
 import octavo
-from octavo.adapters.numpy.adapter import NumpyCandidate
+from octavo.adapters.numpy.candidate import NumpyCandidate
 from octavo.adapters.numpy.files.archive import save_graph
 from octavo.adapters.numpy.formats.standalone.export import RUNNER, export, refusals
 from octavo.adapters.numpy.graph import Builder

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .registry import Build, Kernel, compiled, operator
+from octavo.adapters.numpy.kernels.registry import Build, Kernel, compiled, operator
 
 
 def _fold(

@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from octavo.adapters.numpy.run.parallel import scratch, spread
-
-from .linear import activate
-from .registry import Build, Kernel, compiled
+from octavo.adapters.numpy.kernels.linear import activate
+from octavo.adapters.numpy.kernels.parallel import scratch, spread
+from octavo.adapters.numpy.kernels.registry import Build, Kernel, compiled
 
 
 @dataclass(frozen=True, slots=True)

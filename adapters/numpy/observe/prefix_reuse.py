@@ -8,11 +8,10 @@ from functools import partial
 import numpy as np
 
 from octavo.adapters.numpy.graph import Graph, Node
+from octavo.adapters.numpy.run.program import Kernels, Program
 from octavo.core.contract.adapter import Candidate
 from octavo.core.contract.recall import Room
 from octavo.core.values.graph import InputInfo
-
-from .program import Kernels, Program
 
 
 class Reuse:

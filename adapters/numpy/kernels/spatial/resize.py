@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .registry import operator
+from octavo.adapters.numpy.kernels.registry import operator
 
 
 def _source(n_in: int, n_out: int, scale: float, mode: str, roi: tuple[float, float]) -> np.ndarray:

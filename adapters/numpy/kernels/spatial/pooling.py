@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from octavo.adapters.numpy.kernels.registry import Build, Kernel, compiled, operator
+
 from .convolution import Geometry, channels_first, channels_last, padded, windows
-from .registry import Build, Kernel, compiled, operator
 
 
 @operator("GlobalAveragePool")

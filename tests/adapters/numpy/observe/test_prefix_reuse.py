@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from octavo.adapters.numpy.adapter import NumpySession
 from octavo.adapters.numpy.graph import Builder
+from octavo.adapters.numpy.session import NumpySession
 from octavo.core.contract import recall
 from octavo.core.contract.adapter import Opened
 from octavo.core.contract.plugins import PluginHost

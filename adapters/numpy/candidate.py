@@ -1,0 +1,94 @@
+"""One candidate: a graph to run, with the recipe it was made by and what became of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from octavo.adapters.numpy.files.archive import save_graph
+from octavo.adapters.numpy.run.program import Kernels, Program
+from octavo.core.contract.adapter import Batch, Candidate
+from octavo.core.errors import ModelError, raised_as
+from octavo.core.values.calls import Call, plainest
+from octavo.core.values.ledger import Applied
+from octavo.core.values.recipe import Recipe
+
+from .graph import Graph
+
+MODEL = "model.npz"
+"""The file that a saved candidate's folder holds."""
+
+
+class NumpyCandidate(Candidate):
+    """A program with its recipe and ledger."""
+
+    def __init__(
+        self, graph: Graph, recipe: Recipe, ledger: Mapping[str, Applied], kernels: Kernels
+    ) -> None:
+        self.graph = graph
+        self.recipe = recipe
+        self.ledger = ledger
+        self._kernels = kernels
+        self._program: Program | None = None
+
+    @property
+    def program(self) -> Program:
+        """The runnable form, built at first use."""
+        if self._program is None:
+            remedy = "the file is damaged; save the model again"
+            with raised_as(ModelError, "the graph cannot be run", remedy):
+                self._program = Program(self.graph, self._kernels)
+        return self._program
+
+    @property
+    def native(self) -> Callable[..., Any]:
+        """The candidate itself: a callable, arrays in, arrays out."""
+        return self
+
+    def __call__(self, *arrays: Any, **named: Any) -> Any:
+        """Run the model on arrays in the order of its inputs, or by name.
+
+        Returns:
+            One output as an array, several as a tuple.
+        """
+        is_alone = len(arrays) == 1 and not named
+        if is_alone and isinstance(arrays[0], (Mapping, tuple, list, Call)):
+            batch: Any = arrays[0]
+        else:
+            batch = plainest(arrays, named)
+        result = self.run(batch)
+        return result[0] if len(result) == 1 else result
+
+    def run(self, batch: Batch) -> tuple[np.ndarray, ...]:
+        """Run one batch."""
+        program = self.program
+        return program.run(program.feed(batch))
+
+    def save(self, folder: Path) -> None:
+        """Write ``model.npz``: structure, arrays, recipe and ledger."""
+        ledger = {}
+        for name, line in self.ledger.items():
+            stays_float = line.requested.is_float and line.applied.is_float
+            if not stays_float or line.reason:
+                ledger[name] = line.to_json()
+        save_graph(self.graph, folder / MODEL, recipe=self.recipe.to_json(), ledger=ledger)
+
+    def fingerprint(self) -> str:
+        """Digest of the graph it runs."""
+        return self.graph.fingerprint()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            "graph": self.graph,
+            "recipe": self.recipe,
+            "ledger": dict(self.ledger),
+            "scratch": self._kernels.scratch,
+            "threads": self._kernels.threads,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        kernels = Kernels(state["scratch"], state["threads"])
+        NumpyCandidate.__init__(self, state["graph"], state["recipe"], state["ledger"], kernels)

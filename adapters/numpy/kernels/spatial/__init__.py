@@ -1,0 +1,1 @@
+"""Operators that walk over spatial axes: convolution, pooling, resizing."""

@@ -1,0 +1,1 @@
+"""The float graph, watched: intermediate values, shapes, and prefixes that candidates share."""
