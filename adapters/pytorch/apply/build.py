@@ -11,7 +11,7 @@ from torch import nn
 from octavo.adapters.pytorch.capture.layers import Layer, conv_pads, is_transposed_linear
 from octavo.adapters.pytorch.capture.shared_copy import copy_hooks, copy_settings, skeleton
 from octavo.adapters.pytorch.capture.standins.subclasses import around, is_table
-from octavo.adapters.pytorch.qlayers.activation import Activation
+from octavo.adapters.pytorch.kernels.activation import Activation
 from octavo.adapters.pytorch.qlayers.fp8 import Fp8Linear
 from octavo.adapters.pytorch.qlayers.int8 import Int8Conv, Int8Linear
 from octavo.adapters.pytorch.qlayers.low_bit_layer import Coded

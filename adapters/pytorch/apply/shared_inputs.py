@@ -12,7 +12,7 @@ from torch import nn
 
 from octavo.adapters.pytorch.kernels import onednn
 from octavo.adapters.pytorch.kernels.layouts import version_of
-from octavo.adapters.pytorch.qlayers.activation import Memo
+from octavo.adapters.pytorch.kernels.memo import Memo
 from octavo.adapters.pytorch.qlayers.int8 import Int8Linear
 
 Tensor = torch.Tensor

@@ -9,8 +9,9 @@ import torch
 from torch import fx, nn
 
 from octavo.adapters.pytorch.capture.shared_copy import skeleton
-from octavo.adapters.pytorch.qlayers.activation import Activation, Quantize
+from octavo.adapters.pytorch.kernels.activation import Activation
 from octavo.adapters.pytorch.qlayers.int8 import Int8Linear
+from octavo.adapters.pytorch.qlayers.quantize import Quantize
 from octavo.core.contract.adapter import OpParameters
 
 from .build import placed, quantized_module, static_form, tie

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from octavo.adapters.pytorch.qlayers.activation import Activation, Memo
-from octavo.adapters.pytorch.qlayers.autocast import result_dtype
-
 from . import accelerators, onednn
+from .activation import Activation
+from .autocast import result_dtype
 from .layouts import content, layout
+from .memo import Memo
 from .windows import Geometry, padded
 
 if TYPE_CHECKING:

@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 
-from octavo.adapters.pytorch.qlayers.activation import Activation
-
+from .activation import Activation
 from .arithmetic import ConvArithmetic, LinearArithmetic, format_of
 from .windows import output_places
 

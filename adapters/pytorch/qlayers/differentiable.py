@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from .activation import Activation
+    from octavo.adapters.pytorch.kernels.activation import Activation
 
 Tensor = torch.Tensor
 

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from octavo.adapters.pytorch.kernels import accelerators, onednn
+from octavo.adapters.pytorch.kernels.autocast import result_dtype
 from octavo.adapters.pytorch.kernels.layouts import content, forget, layout
 from octavo.adapters.pytorch.kernels.onednn import post
 from octavo.adapters.pytorch.kernels.operators import register
 from octavo.core.numerics.tensor import QuantizedTensor
 
-from .autocast import result_dtype
 from .differentiable import differentiable, needs_gradient
 from .low_bit_layer import Coded, scaled
 

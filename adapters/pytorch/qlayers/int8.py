@@ -8,15 +8,15 @@ import torch
 from torch import nn
 
 from octavo.adapters.pytorch.kernels import onednn
+from octavo.adapters.pytorch.kernels.activation import Activation
 from octavo.adapters.pytorch.kernels.arithmetic import ConvArithmetic, Integers, LinearArithmetic
+from octavo.adapters.pytorch.kernels.autocast import result_dtype
 from octavo.adapters.pytorch.kernels.layouts import forget, version_of
 from octavo.adapters.pytorch.kernels.operators import source_arguments
 from octavo.adapters.pytorch.kernels.saturation import in_reach, sums_fit
 from octavo.adapters.pytorch.kernels.windows import Geometry
 from octavo.core.numerics.tensor import QuantizedTensor
 
-from .activation import Activation
-from .autocast import result_dtype
 from .differentiable import as_values, clipped, differentiable, needs_gradient
 from .low_bit_layer import Coded, scaled
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from octavo.adapters.pytorch.capture.standins.weight_tensors import LooseWeight, Place
+from .loose_weights.weight_tensor import LooseWeight, Place
 
 Tensor = torch.Tensor
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from octavo.adapters.pytorch.kernels import onednn
+from octavo.adapters.pytorch.kernels.activation import Activation
 from octavo.adapters.pytorch.kernels.arithmetic import Integers, format_of
 from octavo.adapters.pytorch.kernels.layouts import content, layout
 from octavo.adapters.pytorch.kernels.operators import (
@@ -24,7 +25,6 @@ from octavo.adapters.pytorch.kernels.operators import (
 )
 from octavo.adapters.pytorch.kernels.windows import Geometry, padded
 
-from .activation import Activation
 from .differentiable import as_values, differentiable, needs_gradient
 from .int8 import Int8Layer
 from .subpixel import Geometry as Upsampling

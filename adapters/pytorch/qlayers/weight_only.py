@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from octavo.adapters.pytorch.kernels import accelerators, onednn
+from octavo.adapters.pytorch.kernels.autocast import result_dtype
 from octavo.adapters.pytorch.kernels.int4 import int4_linear
 from octavo.adapters.pytorch.kernels.windows import Geometry
 from octavo.core.numerics.tensor import QuantizedTensor
 
-from .autocast import result_dtype
 from .low_bit_layer import Coded
 from .packed_weights import StoredWeight
 

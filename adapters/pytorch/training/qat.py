@@ -26,7 +26,7 @@ from octavo.adapters.pytorch.capture.shared_copy import (
     set_tensor,
     skeleton,
 )
-from octavo.adapters.pytorch.qlayers.activation import Activation
+from octavo.adapters.pytorch.kernels.activation import Activation
 from octavo.adapters.pytorch.session import TorchSession
 from octavo.core.contract.adapter import OpParameters
 from octavo.core.errors import SchemeError

@@ -10,10 +10,10 @@ from torch import fx, nn
 from torch.fx.proxy import GraphAppendingTracer
 
 from octavo.adapters.pytorch.capture.layers import note_source
+from octavo.adapters.pytorch.qlayers.loose_weights.in_parts import IN_PARTS
+from octavo.adapters.pytorch.qlayers.loose_weights.uses import Form, Ref, Use, turned, use_of
 
-from .cells import IN_PARTS
 from .parameters import layer_for, obstacle
-from .weight_uses import Form, Ref, Use, turned, use_of
 
 _MARK = "stands_for_call"
 

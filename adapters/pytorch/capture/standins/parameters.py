@@ -11,10 +11,9 @@ from torch import nn
 from octavo.adapters.pytorch.capture.capture import Call
 from octavo.adapters.pytorch.capture.layers import kind_of, note_source
 from octavo.adapters.pytorch.capture.shared_copy import note_references, references, skeleton
+from octavo.adapters.pytorch.qlayers.loose_weights.uses import BILINEAR, PLAIN, Form, Uses, matrices
+from octavo.adapters.pytorch.qlayers.loose_weights.weight_tensor import Batched, LooseWeight, Place
 from octavo.adapters.pytorch.run.batches import copied_call
-
-from .weight_tensors import Batched, LooseWeight, Place
-from .weight_uses import BILINEAR, PLAIN, Form, Uses, matrices
 
 Tensor = torch.Tensor
 _MOST = 64

@@ -8,9 +8,8 @@ import torch
 from torch import nn
 
 from octavo.adapters.pytorch.capture.shared_copy import note_references, skeleton
-
-from .weight_tensors import LooseWeight, Place
-from .weight_uses import EMBEDDING
+from octavo.adapters.pytorch.qlayers.loose_weights.uses import EMBEDDING
+from octavo.adapters.pytorch.qlayers.loose_weights.weight_tensor import LooseWeight, Place
 
 Tensor = torch.Tensor
 _LAYERS: tuple[type[nn.Module], ...] = (

@@ -14,8 +14,8 @@ from octavo.adapters.pytorch import TorchConfig
 from octavo.adapters.pytorch.adapter import TorchAdapter
 from octavo.adapters.pytorch.apply.shared_inputs import Stack, share
 from octavo.adapters.pytorch.kernels import onednn
+from octavo.adapters.pytorch.kernels.activation import Activation
 from octavo.adapters.pytorch.kernels.layouts import layouts
-from octavo.adapters.pytorch.qlayers.activation import Activation
 from octavo.adapters.pytorch.qlayers.int8 import Int8Linear
 from octavo.core.contract.adapter import Opened
 from octavo.core.contract.algorithm import WeightContext

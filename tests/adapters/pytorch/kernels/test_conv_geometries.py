@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import octavo
+from octavo.adapters.pytorch.kernels.activation import Activation
 from octavo.adapters.pytorch.kernels.windows import misses
-from octavo.adapters.pytorch.qlayers.activation import Activation
 from octavo.adapters.pytorch.qlayers.int8 import Int8Conv
 from octavo.adapters.pytorch.qlayers.transposed import Int8ConvTranspose
 from octavo.core.numerics.affine import QuantParams

@@ -13,9 +13,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from octavo.adapters.pytorch.kernels import onednn
+from octavo.adapters.pytorch.kernels.activation import Activation
 from octavo.adapters.pytorch.kernels.layouts import layouts
+from octavo.adapters.pytorch.kernels.memo import Memo
 from octavo.adapters.pytorch.offers import capability
-from octavo.adapters.pytorch.qlayers.activation import Activation, Memo
 from octavo.adapters.pytorch.qlayers.int8 import Int8Linear
 from octavo.adapters.pytorch.qlayers.packed_weights import StoredWeight
 from octavo.adapters.pytorch.qlayers.weight_only import (

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import octavo
-from octavo.adapters.pytorch.qlayers.activation import Activation
+from octavo.adapters.pytorch.kernels.activation import Activation
 from octavo.adapters.pytorch.qlayers.subpixel import steps
 from octavo.adapters.pytorch.qlayers.transposed import Int8ConvTranspose
 from octavo.core.numerics.affine import QuantParams

@@ -11,8 +11,8 @@ from torch.utils._pytree import tree_map
 
 from octavo.core.errors import SchemeError
 
-from .cells import IN_PARTS
-from .weight_uses import Form, Ref, Uses, restored, turned, use_of
+from .in_parts import IN_PARTS
+from .uses import Form, Ref, Uses, restored, turned, use_of
 
 Tensor = torch.Tensor
 

@@ -1,0 +1,1 @@
+"""Tensors that stand for weights which layers hold, and what calls do with such weights."""
