@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 import octavo
-from octavo.core.contract.adapter import Opened
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.tuning.rules import Rule, build_space
 from octavo.core.values.scheme import PartChoice
+from tests.helpers import as_opened
 
 HOST = PluginHost(third_party=False)
 SMOOTH, EQUAL = PartChoice(kind="smoothquant"), PartChoice(kind="equalization")
@@ -73,7 +73,7 @@ def test_they_are_offered_where_there_is_something_to_gain() -> None:
     session = (
         HOST.adapters()["torch"].build().open(Outliers().eval(), (np.zeros((2, 32), np.float32),))
     )
-    opened = Opened("torch", session, session.describe(), session.capability())
+    opened = as_opened(session)
     static = build_space(opened, [Rule(mode="static")], suggested=SUGGESTED)
     stored = build_space(opened, [Rule(mode="weight_only")], suggested=SUGGESTED)
     named = build_space(opened, [Rule(mode="static")], transforms=[EQUAL])

@@ -17,7 +17,7 @@ from octavo.core.errors import NonFiniteWeight, SchemeError
 from tests.adapters.onnx import models
 
 
-def opened(proto: onnx.ModelProto) -> OnnxSession:
+def session_of(proto: onnx.ModelProto) -> OnnxSession:
     return OnnxAdapter(OnnxConfig(threads=1)).open(proto)
 
 
@@ -34,7 +34,7 @@ def spoilt(name: str, value: float) -> onnx.ModelProto:
 @pytest.mark.parametrize("name", ["b2", "g", "v", "b4"])
 def test_a_parameter_that_is_not_finite_is_named_at_open(name: str, value: float) -> None:
     with pytest.raises(NonFiniteWeight, match=f"{name!r}"):
-        opened(spoilt(name, value))
+        session_of(spoilt(name, value))
 
 
 @pytest.mark.parametrize("name", ["w1", "w2"])
@@ -50,7 +50,7 @@ def test_an_infinite_mask_is_no_fault() -> None:
         helper.make_node("Add", ["x", "mask"], ["s"], "add"),
         helper.make_node("Softmax", ["s"], ["y"], "softmax"),
     ]
-    opened(models.build(nodes, {"mask": mask}, {"x": ["n", 4, 4]}, {"y": ["n", 4, 4]}))
+    session_of(models.build(nodes, {"mask": mask}, {"x": ["n", 4, 4]}, {"y": ["n", 4, 4]}))
 
 
 def with_constant(value: float) -> onnx.ModelProto:
@@ -102,7 +102,7 @@ def with_fraction(value: float) -> onnx.ModelProto:
 def test_models_that_differ_have_other_fingerprints(
     make: Callable[[float], onnx.ModelProto],
 ) -> None:
-    prints = [opened(make(value)).fingerprint() for value in (0.5, 0.25, 0.5)]
+    prints = [session_of(make(value)).fingerprint() for value in (0.5, 0.25, 0.5)]
     assert prints[0] == prints[2] != prints[1]
 
 
@@ -120,7 +120,7 @@ def test_initializers_of_4_bits_run_whatever_their_size(kind: int, tmp_path: Pat
     proto = models.build(nodes, {}, {"x": ["n", 64]}, {"y": ["n", 64]}, opset=21)
     proto.ir_version = 10
     proto.graph.initializer.extend(held)
-    reference = opened(proto).reference()
+    reference = session_of(proto).reference()
     x = np.random.default_rng(1).normal(size=(3, 64)).astype(np.float32)
     (expected,) = ort.InferenceSession(proto.SerializeToString()).run(None, {"x": x})
     np.testing.assert_array_equal(reference.native(x), expected)

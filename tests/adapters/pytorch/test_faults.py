@@ -16,27 +16,22 @@ from octavo.adapters.pytorch import TorchConfig
 from octavo.adapters.pytorch.adapter import TorchAdapter
 from octavo.adapters.pytorch.candidate import TorchCandidate
 from octavo.adapters.pytorch.session import TorchSession
-from octavo.core.contract.adapter import Batch, Opened
+from octavo.core.contract.adapter import Batch
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import DeviceError, ModelError, NonFiniteWeight, UnsafeFile
 from octavo.core.quantizing.realize import Realizer
-from octavo.core.tuning.presets import preset_recipe
 from octavo.core.tuning.rules import Rule, build_space
+from tests.helpers import as_opened, opened_torch, preset_candidate, torch_session
 
 X = (torch.linspace(-1, 1, 4 * 64).view(4, 64),)
 
 
-def opened(model: nn.Module, batch: Batch = X) -> TorchSession:
-    return TorchAdapter(TorchConfig()).open(model, batch)
+def session_of(model: nn.Module, batch: Batch = X) -> TorchSession:
+    return torch_session(model, batch)
 
 
 def quantized(model: nn.Module, batch: Batch = X, preset: str = "int8-static") -> TorchCandidate:
-    session = opened(model, batch)
-    o = Opened("torch", session, session.describe(), session.capability())
-    space = build_space(o)
-    realizer = Realizer(o, space, PluginHost(third_party=False))
-    realizer.calibrate([batch])
-    candidate = realizer.candidate(preset_recipe(preset, space, o))
+    candidate = preset_candidate(opened_torch(model, batch), preset, [batch])
     assert isinstance(candidate, TorchCandidate)
     return candidate
 
@@ -89,7 +84,7 @@ class Tied(nn.Module):
 
 def test_tied_weights_are_quantized_once_and_stay_tied(tmp_path: Path) -> None:
     model, batch = Tied(), (torch.arange(12).view(3, 4),)
-    view = opened(model, batch).describe()
+    view = session_of(model, batch).describe()
     assert view.by_name["head"].weight is not None
     assert view.by_name["head"].weight.shared_with == ("embed",)
     candidate = quantized(model, batch, "int8-weight-only")
@@ -103,7 +98,7 @@ def test_tied_weights_are_quantized_once_and_stay_tied(tmp_path: Path) -> None:
 
 
 def test_a_float_candidate_keeps_tied_weights_tied(tmp_path: Path) -> None:
-    reference = opened(Tied(), (torch.arange(4)[None],)).reference()
+    reference = session_of(Tied(), (torch.arange(4)[None],)).reference()
     reference.save(tmp_path)
     loaded = TorchAdapter(TorchConfig()).load(tmp_path, Tied).native
     assert loaded.head.weight is loaded.embed.weight
@@ -115,7 +110,7 @@ def test_weights_that_are_not_contiguous_are_copied(tmp_path: Path) -> None:
     model[0].weight = nn.Parameter(torch.randn(64, 64).t() / 8)
     batch = (X[0].numpy().copy(order="F"),)
     candidate = quantized(model, batch)
-    reference = opened(model).reference()
+    reference = session_of(model).reference()
     for c in (candidate, reference):
         folder = tmp_path / str(id(c))
         folder.mkdir()
@@ -134,8 +129,8 @@ def test_stored_weights_take_the_room_of_their_bits(
 ) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(512, 512, bias=False))
-    session = opened(model, (torch.randn(2, 512),))
-    o = Opened("torch", session, session.describe(), session.capability())
+    session = session_of(model, (torch.randn(2, 512),))
+    o = as_opened(session)
     space = build_space(o, [Rule(types="linear", mode="weight_only", weight={"dtype": dtype})])
     candidate = Realizer(o, space, PluginHost(third_party=False)).candidate(
         space.recipe(space.first())
@@ -191,7 +186,7 @@ def test_hooks_on_layers_and_on_the_model_still_run(preset: str) -> None:
 
 def test_dataparallel_is_unwrapped() -> None:
     model = nn.Sequential(nn.Linear(64, 8))
-    assert [op.name for op in opened(nn.DataParallel(model)).describe().ops] == ["0"]
+    assert [op.name for op in session_of(nn.DataParallel(model)).describe().ops] == ["0"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -214,14 +209,14 @@ class Branches(nn.Module):
 def test_control_flow_on_data_is_reported_with_its_line() -> None:
     torch.manual_seed(0)
     model = Branches()
-    view = opened(model).describe()
+    view = session_of(model).describe()
     assert any("x.sum() > 100" in note for note in view.notes)
     assert any("a" in note and "never reached" in note for note in view.notes)
     near(quantized(model), model)
 
 
 def test_a_model_without_layers_opens_and_offers_nothing() -> None:
-    session = opened(nn.Sequential(nn.ReLU(), nn.Flatten()))
+    session = session_of(nn.Sequential(nn.ReLU(), nn.Flatten()))
     assert session.describe().ops == ()
     np.testing.assert_array_equal(session.reference().run(X)[0], torch.relu(X[0]))
 
@@ -239,7 +234,7 @@ def test_every_float_tensor_is_shared() -> None:
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.PReLU(), nn.Flatten(), nn.Linear(8 * 36, 8)
     ).eval()
-    session = opened(model, (torch.randn(2, 3, 8, 8),))
+    session = session_of(model, (torch.randn(2, 3, 8, 8),))
     own = {t.data_ptr() for t in [*model.parameters(), *model.buffers()]}
     assert {
         t.data_ptr()
@@ -304,13 +299,13 @@ def test_torch_export_gives_the_same_outputs(preset: str) -> None:
 def test_a_pickled_checkpoint_is_refused(tmp_path: Path) -> None:
     torch.save(nn.Linear(4, 4), tmp_path / "whole.pt")
     with pytest.raises(UnsafeFile, match="pickle"):
-        TorchAdapter(TorchConfig()).open(tmp_path / "whole.pt")
+        torch_session(tmp_path / "whole.pt")
     torch.save(nn.Linear(4, 4).state_dict(), tmp_path / "state.pt")
     with pytest.raises(ModelError, match="no architecture"):
-        TorchAdapter(TorchConfig()).open(tmp_path / "state.pt")
+        torch_session(tmp_path / "state.pt")
     (tmp_path / "junk.pt").write_bytes(b"\x00" * 100)
     with pytest.raises(UnsafeFile, match="damaged"):
-        TorchAdapter(TorchConfig()).open(str(tmp_path / "junk.pt"))
+        torch_session(str(tmp_path / "junk.pt"))
 
 
 def test_an_exported_program_needs_trust(tmp_path: Path) -> None:
@@ -318,7 +313,7 @@ def test_an_exported_program_needs_trust(tmp_path: Path) -> None:
         warnings.simplefilter("ignore")
         torch.export.save(torch.export.export(nn.Linear(64, 4).eval(), X), tmp_path / "m.pt2")
         with pytest.raises(UnsafeFile, match="trust"):
-            TorchAdapter(TorchConfig()).open(tmp_path / "m.pt2")
+            torch_session(tmp_path / "m.pt2")
         assert TorchAdapter(TorchConfig(trust=True)).open(tmp_path / "m.pt2", X).reference().run(X)[
             0
         ].shape == (4, 4)

@@ -15,12 +15,12 @@ import octavo
 from octavo.adapters.pytorch import TorchConfig
 from octavo.adapters.pytorch.adapter import TorchAdapter
 from octavo.adapters.pytorch.training.distillation import Distillation
-from octavo.core.contract.adapter import Opened
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.quantizing.realize import Realizer
 from octavo.core.sensitivity.service import SensitivityService
 from octavo.core.tuning.presets import preset_recipe
 from octavo.core.tuning.rules import build_space
+from tests.helpers import as_opened, torch_session
 
 IDS = (torch.arange(12).view(3, 4),)
 ROWS, WIDTH = 96, 64
@@ -115,8 +115,8 @@ def test_one_of_them_in_float_is_a_second_copy_and_the_ledger_says_so(
 
 
 def test_every_sensitivity_knows_what_the_embedding_takes() -> None:
-    session = TorchAdapter(TorchConfig()).open(Tied(), IDS)
-    opened = Opened("torch", session, session.describe(), session.capability())
+    session = torch_session(Tied(), IDS)
+    opened = as_opened(session)
     space = build_space(opened)
     realizer = Realizer(opened, space, PluginHost(third_party=False))
     realizer.calibrate([IDS])
@@ -131,8 +131,8 @@ def test_every_sensitivity_knows_what_the_embedding_takes() -> None:
 
 
 def test_distillation_leaves_a_tied_weight_as_it_is() -> None:
-    session = TorchAdapter(TorchConfig()).open(Tied(), IDS)
-    opened = Opened("torch", session, session.describe(), session.capability())
+    session = torch_session(Tied(), IDS)
+    opened = as_opened(session)
     space = build_space(opened)
     parameters = Realizer(opened, space, PluginHost(third_party=False)).parameters(
         preset_recipe("int4-weight-only", space, opened)

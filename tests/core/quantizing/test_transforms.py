@@ -29,6 +29,7 @@ from octavo.core.quantizing.transforms.suppression import channel_shift, thresho
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import MINMAX, OpScheme, PartChoice, QuantSpec
 from octavo.core.values.space import TuningSpace, Unit
+from tests.helpers import as_opened
 
 HOST = PluginHost(third_party=False)
 
@@ -198,7 +199,7 @@ def test_statistics_are_carried_over(name: str) -> None:
     made = realizer(name, choice)
     derived = made._prepare((choice,))
     again = Realizer(
-        Opened("torch", derived.session, derived.session.describe(), derived.session.capability()),
+        as_opened(derived.session),
         made.space,
         HOST,
     )

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import nn
 
-from octavo.core.contract.adapter import Opened
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.contract.strategy import Problem
 from octavo.core.errors import ConfigError
@@ -18,6 +17,7 @@ from octavo.core.quantizing.realize import Realizer
 from octavo.core.sensitivity.service import SensitivityService
 from octavo.core.sensitivity.shared import lend_traces
 from octavo.core.tuning.rules import Rule, build_space
+from tests.helpers import as_opened
 
 HOST = PluginHost(third_party=False)
 STORED = Rule(mode="weight_only", weight={"dtype": ["int8", "int4"]})
@@ -39,7 +39,7 @@ def service(
     adapter: str, source: Any, given: Any, rule: Rule = STORED, **more: Any
 ) -> SensitivityService:
     session = HOST.adapters()[adapter].build().open(source, given[0])
-    opened = Opened(adapter, session, session.describe(), session.capability())
+    opened = as_opened(session)
     space = build_space(opened, (rule,))
     realizer = Realizer(opened, space, HOST)
     realizer.calibrate(given)

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 
-from octavo.core.contract.adapter import Opened
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import ConfigError, DataError, StoreError
 from octavo.core.quantizing.realize import Realizer
@@ -13,6 +12,7 @@ from octavo.core.sensitivity.service import RecipeSensitivity, SensitivityServic
 from octavo.core.tuning.rules import build_space
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import FLOAT
+from tests.helpers import as_opened
 
 HOST = PluginHost(third_party=False)
 
@@ -48,7 +48,7 @@ def opened():
         y, random.normal(0, 1, (12, 3)).astype(np.float32), np.zeros(3, np.float32), name="second"
     )
     session = HOST.adapters()["numpy"].build().open(b.graph(y))
-    return Opened("numpy", session, session.describe(), session.capability())
+    return as_opened(session)
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from octavo.core.tuning.speeds import CLEARLY, measured, remark, timed, worth_tr
 from octavo.core.values.capability import Capability, Offer
 from octavo.core.values.scheme import OpScheme, QuantSpec
 from tests import tiny
+from tests.helpers import as_opened
 
 RANDOM = np.random.default_rng(0)
 HOST = PluginHost(third_party=False)
@@ -93,13 +94,13 @@ def tune(folder: Path, strategy: str, **settings: Any) -> octavo.Result:
 
 
 def opened_tiny(slower: str) -> Opened:
-    session = tiny.host().adapters()["tiny"].build().open(tiny.chain(), None)
-    capability = session.capability()
+    opened = as_opened(tiny.host().adapters()["tiny"].build().open(tiny.chain(), None))
+    capability = opened.capability
     offers = {
         kind: tuple(replace(o, slower=slower if o.scheme.mode == "static" else "") for o in own)
         for kind, own in capability.offers.items()
     }
-    return Opened("tiny", session, session.describe(), replace(capability, offers=offers))
+    return replace(opened, capability=replace(capability, offers=offers))
 
 
 def test_a_space_loses_what_the_table_calls_slower_and_nothing_else() -> None:

@@ -22,7 +22,7 @@ WHOLE = OpScheme(mode="static", weight=QuantSpec(dtype="int8"), input=X8)
 INT4 = OpScheme(mode="weight_only", weight=QuantSpec(dtype="int4", granularity="group:32"))
 
 
-def opened(axis: int = 0, table: tuple[OpScheme, ...] = (STORED8, INT4)) -> Opened:
+def toy(axis: int = 0, table: tuple[OpScheme, ...] = (STORED8, INT4)) -> Opened:
     shape = (64, 64)
     embed = Op("embed", "embedding", (), ("e",), Weight("w", shape, shared_with=("head",)))
     middle = Op("middle", "linear", ("e",), ("m",), Weight("v", shape))
@@ -45,7 +45,7 @@ def opened(axis: int = 0, table: tuple[OpScheme, ...] = (STORED8, INT4)) -> Open
 
 
 def test_a_tied_embedding_and_head_are_one_unit_on_the_same_codes() -> None:
-    space = build_space(opened())
+    space = build_space(toy())
     assert [(u.name, u.ops, u.lookups) for u in space.units] == [
         ("middle", ("middle",), ()),
         ("head", ("head", "embed"), ("embed",)),
@@ -64,14 +64,14 @@ def test_a_tied_embedding_and_head_are_one_unit_on_the_same_codes() -> None:
 
 def test_the_head_names_the_algorithm_for_both() -> None:
     gptq = Rule.model_validate({"types": "linear", "algorithm": "gptq"})
-    space = build_space(opened(), [gptq])
+    space = build_space(toy(), [gptq])
     recipe = space.recipe({"head": space.by_name["head"].choices[0]})
     assert [recipe[name].algorithm.kind for name in ("head", "embed")] == ["gptq", "gptq"]
 
 
 @pytest.mark.parametrize("kept", ["head", "embed"])
 def test_a_rule_that_keeps_one_of_them_in_float_unties_them(kept: str) -> None:
-    space = build_space(opened(), [Rule.model_validate({"ops": kept, "keep": "float"})])
+    space = build_space(toy(), [Rule.model_validate({"ops": kept, "keep": "float"})])
     assert [u.name for u in space.units] == ["embed", "middle", "head"]
     assert not space.by_name[kept].tunable
     assert space.by_name["embed" if kept == "head" else "head"].tunable
@@ -80,13 +80,11 @@ def test_a_rule_that_keeps_one_of_them_in_float_unties_them(kept: str) -> None:
 
 @pytest.mark.parametrize("given", [{"axis": 1}, {"table": ()}])
 def test_ops_that_cannot_share_codes_decide_alone(given: Any) -> None:
-    assert [u.name for u in build_space(opened(**given)).units] == ["embed", "middle", "head"]
+    assert [u.name for u in build_space(toy(**given)).units] == ["embed", "middle", "head"]
 
 
 def test_both_in_float_stay_one_unit() -> None:
-    space = build_space(
-        opened(), [Rule.model_validate({"ops": ["head", "embed"], "keep": "float"})]
-    )
+    space = build_space(toy(), [Rule.model_validate({"ops": ["head", "embed"], "keep": "float"})])
     assert [(u.ops, u.tunable) for u in space.units] == [
         (("middle",), True),
         (("head", "embed"), False),

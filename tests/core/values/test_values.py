@@ -128,7 +128,7 @@ def view() -> ModelView:
     return ModelView(ops, (Group("qk0", "scheme", ("layer.0.q", "layer.0.k")),))
 
 
-def opened(**features: Any) -> Opened:
+def toy(**features: Any) -> Opened:
     narrow = Offer(INT4, refuses=lambda op: "" if op.name == "head" else "only the head")
     capability = Capability(
         "toy",
@@ -146,7 +146,7 @@ def opened(**features: Any) -> Opened:
 
 
 def test_a_space_is_capability_times_model_times_rules() -> None:
-    space = build_space(opened())
+    space = build_space(toy())
     assert [u.name for u in space.units] == ["layer.0.q", "layer.1.q", "layer.1.k", "sum", "head"]
     assert space.by_name["layer.0.q"].ops == ("layer.0.q", "layer.0.k")
     assert space.by_name["layer.0.q"].choices == (STATIC, DYNAMIC, FLOAT)
@@ -154,14 +154,14 @@ def test_a_space_is_capability_times_model_times_rules() -> None:
     assert space.by_name["sum"].choices == (FLOAT,)
     assert space.by_name["layer.1.k"].block == "layer.1"
     assert space.size == 3**3 * 4
-    assert len(build_space(opened(), simulated=True).by_name["head"].choices) == 5
+    assert len(build_space(toy(), simulated=True).by_name["head"].choices) == 5
     recipe = space.recipe({"layer.0.q": STATIC, "head": INT4})
     assert set(recipe) == {"layer.0.q", "layer.0.k", "head"}
     assert space.contains(recipe)
     assert not space.contains(Recipe({"layer.0.q": STATIC}, (), "toy"))
     assert not space.contains(Recipe({"sum": STATIC}, (), "toy"))
-    assert space.digest != build_space(opened(), simulated=True).digest
-    assert space.digest == build_space(opened()).digest
+    assert space.digest != build_space(toy(), simulated=True).digest
+    assert space.digest == build_space(toy()).digest
 
 
 def test_the_later_rule_wins() -> None:
@@ -174,7 +174,7 @@ def test_the_later_rule_wins() -> None:
             mode=["static"],
         ),
     ]
-    space = build_space(opened(), rules)
+    space = build_space(toy(), rules)
     assert space.by_name["head"].choices == (FLOAT,)
     assert space.by_name["layer.1.q"].choices == (DYNAMIC, FLOAT)
     assert [str(s.calibrator) for s in space.by_name["layer.1.k"].choices[:-1]] == [
@@ -189,21 +189,21 @@ def test_the_later_rule_wins() -> None:
 ])  # fmt: skip
 def test_rules_that_do_nothing_are_errors(rule: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        build_spaces([opened()], [Rule(**rule)])
+        build_spaces([toy()], [Rule(**rule)])
 
 
 def test_transforms_need_rescale() -> None:
     smooth = PartChoice(kind="smoothquant")
-    assert build_space(opened(), transforms=[smooth]).transforms == ((),)
-    assert "rescale" in build_space(opened(), transforms=[smooth]).notes[-1]
-    assert build_space(opened(features=frozenset({"rescale"})), transforms=[smooth]).transforms == (
+    assert build_space(toy(), transforms=[smooth]).transforms == ((),)
+    assert "rescale" in build_space(toy(), transforms=[smooth]).notes[-1]
+    assert build_space(toy(features=frozenset({"rescale"})), transforms=[smooth]).transforms == (
         (),
         (smooth,),
     )
 
 
 def test_capability_answers_per_op() -> None:
-    capability, ops = opened().capability, view().by_name
+    capability, ops = toy().capability, view().by_name
     assert capability.realization(ops["head"], INT4) == "kernel"
     assert capability.realization(ops["head"], STATIC.variant(calibrator="percentile")) == "kernel"
     with pytest.raises(SchemeError, match="only the head"):

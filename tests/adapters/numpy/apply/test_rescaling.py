@@ -44,11 +44,7 @@ def graph() -> Any:
 GRAPH = graph()
 
 
-def opened() -> Any:
-    return HOST.adapters()["numpy"].build().open(GRAPH, (X,))
-
-
-SESSION = opened()
+SESSION = HOST.adapters()["numpy"].build().open(GRAPH, (X,))
 EXPECTED = SESSION.reference().run((X,))[0]
 GROUPS = {g.members[0]: g for g in SESSION.describe().groups}
 

@@ -8,11 +8,11 @@ import pytest
 from octavo.adapters.numpy.graph import Builder
 from octavo.adapters.numpy.session import NumpySession
 from octavo.core.contract import recall
-from octavo.core.contract.adapter import Opened
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.quantizing.realize import Realizer
 from octavo.core.tuning.rules import build_space
 from octavo.core.values.recipe import Recipe
+from tests.helpers import as_opened
 
 HOST = PluginHost(third_party=False)
 
@@ -32,7 +32,7 @@ def prepared() -> tuple[NumpySession, Realizer, list[tuple[np.ndarray]]]:
         )
     batches = [(random.normal(0, 1, (6, 8)).astype(np.float32),) for _ in range(2)]
     session = HOST.adapters()["numpy"].build().open(b.graph(y), batches[0])
-    opened = Opened("numpy", session, session.describe(), session.capability())
+    opened = as_opened(session)
     realizer = Realizer(opened, build_space(opened), HOST)
     realizer.calibrate(batches)
     return session, realizer, batches

@@ -15,13 +15,13 @@ from octavo.adapters.onnx.candidate import OnnxCandidate
 from octavo.adapters.onnx.observe.prefix_reuse import Reuse, cuts
 from octavo.adapters.onnx.session import OnnxSession
 from octavo.core.contract import recall
-from octavo.core.contract.adapter import Opened
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.quantizing.realize import Realizer
 from octavo.core.sensitivity.service import SensitivityService
 from octavo.core.tuning.rules import build_space
 from octavo.core.values.recipe import Recipe
 from tests.adapters.onnx import models
+from tests.helpers import as_opened
 
 HOST = PluginHost(third_party=False)
 
@@ -49,10 +49,10 @@ def stacked(blocks: int = 3) -> onnx.ModelProto:
     return helper.make_model(made, opset_imports=one.opset_import, ir_version=one.ir_version)
 
 
-def opened(proto: onnx.ModelProto, batches: list[Any]) -> tuple[OnnxSession, Realizer]:
+def calibrated(proto: onnx.ModelProto, batches: list[Any]) -> tuple[OnnxSession, Realizer]:
     session = HOST.adapters()["onnx"].build().open(proto)
     assert isinstance(session, OnnxSession)
-    found = Opened("onnx", session, session.describe(), session.capability())
+    found = as_opened(session)
     realizer = Realizer(found, build_space(found), HOST)
     realizer.calibrate(batches)
     return session, realizer
@@ -77,7 +77,7 @@ CASES = {
 def test_outputs_are_those_of_the_whole_run(name: str) -> None:
     make, data = CASES[name]
     batches: list[Any] = data()
-    session, realizer = opened(make(), batches)
+    session, realizer = calibrated(make(), batches)
     runner = session.runner(batches)
     recalled = 0
     for unit in realizer.space.tunable:
@@ -98,7 +98,7 @@ def test_outputs_are_those_of_the_whole_run(name: str) -> None:
 
 
 def test_cuts_are_where_one_value_passes() -> None:
-    session, _ = opened(stacked(), models.tokens())
+    session, _ = calibrated(stacked(), models.tokens())
     runner = session.runner(models.tokens())
     assert len(runner.cuts) >= 6
     assert all(len(cut.passing) == 1 for cut in runner.cuts)
@@ -107,7 +107,7 @@ def test_cuts_are_where_one_value_passes() -> None:
 
 def test_a_later_change_leaves_more_to_recall() -> None:
     batches: list[Any] = models.tokens()
-    session, realizer = opened(stacked(), batches)
+    session, realizer = calibrated(stacked(), batches)
     runner = session.runner(batches)
     first = [
         runner.first_changed(
@@ -124,7 +124,7 @@ def test_a_later_change_leaves_more_to_recall() -> None:
 
 def test_values_that_are_too_many_are_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     batches: list[Any] = models.tokens()
-    session, realizer = opened(stacked(), batches)
+    session, realizer = calibrated(stacked(), batches)
     monkeypatch.setattr(recall, "RECALL_BYTES", 100)
     candidate = last_alone(realizer)
     np.testing.assert_array_equal(
@@ -137,7 +137,7 @@ def test_a_cut_that_does_not_give_the_outputs_again_is_not_used(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     batches: list[Any] = models.tokens()
-    session, realizer = opened(stacked(), batches)
+    session, realizer = calibrated(stacked(), batches)
     runner = session.runner(batches)
     known, expected = runner._recorded
     runner.__dict__["_recorded"] = (known, tuple(y + 1 for y in expected))
@@ -169,7 +169,7 @@ def test_graphs_with_subgraphs_are_not_cut() -> None:
 
 
 def test_a_draft_travels_with_its_ledger() -> None:
-    _, realizer = opened(models.convolutional(), models.images())
+    _, realizer = calibrated(models.convolutional(), models.images())
     draft = realizer.candidate(realizer.space.recipe(realizer.space.first()), draft=True)
     again = pickle.loads(pickle.dumps(draft))
     assert again.ledger == dict(draft.ledger)
@@ -177,7 +177,7 @@ def test_a_draft_travels_with_its_ledger() -> None:
 
 def test_sensitivities_are_those_of_whole_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     batches: list[Any] = models.tokens()
-    _, realizer = opened(stacked(), batches)
+    _, realizer = calibrated(stacked(), batches)
     pairs = [(u.name, u.choices[0]) for u in realizer.space.tunable]
     found = SensitivityService(realizer.opened, realizer, batches)("output_distance", pairs)
     monkeypatch.setattr(

@@ -20,6 +20,7 @@ from octavo.core.errors import SchemeError
 from octavo.core.numerics.channels import ChannelMap
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import OpScheme, PartChoice, QuantSpec
+from tests.helpers import torch_session
 
 HOST = PluginHost(third_party=False)
 W8, X8 = QuantSpec(dtype="int8", granularity="channel"), QuantSpec(dtype="uint8", symmetric=False)
@@ -58,11 +59,7 @@ X = torch.randn(6, 8, 96, generator=torch.Generator().manual_seed(1))
 MODEL = Block().eval()
 
 
-def opened(capture: Literal["auto", "modules"] = "auto") -> Any:
-    return HOST.adapters()["torch"].build(TorchConfig(capture=capture)).open(MODEL, (X,))
-
-
-SESSIONS = {how: opened(how) for how in ("auto", "modules")}
+SESSIONS = {how: torch_session(MODEL, (X,), capture=how) for how in ("auto", "modules")}
 EXPECTED = MODEL(X).detach().numpy()
 
 

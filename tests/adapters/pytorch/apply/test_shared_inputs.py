@@ -10,21 +10,16 @@ import pytest
 import torch
 from torch import nn
 
-from octavo.adapters.pytorch import TorchConfig
-from octavo.adapters.pytorch.adapter import TorchAdapter
 from octavo.adapters.pytorch.apply.shared_inputs import Stack, share
 from octavo.adapters.pytorch.kernels import onednn
 from octavo.adapters.pytorch.kernels.activation import Activation
 from octavo.adapters.pytorch.kernels.layouts import layouts
 from octavo.adapters.pytorch.qlayers.int8 import Int8Linear
-from octavo.core.contract.adapter import Opened
 from octavo.core.contract.algorithm import WeightContext
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.quantizing.algorithms.rtn import RoundToNearest
-from octavo.core.quantizing.realize import Realizer
-from octavo.core.tuning.presets import preset_recipe
-from octavo.core.tuning.rules import build_space
 from octavo.core.values.scheme import QuantSpec
+from tests.helpers import opened_torch, preset_candidate
 
 pytestmark = pytest.mark.skipif(bool(onednn.missing_rows()), reason=onednn.missing_rows())
 
@@ -59,12 +54,7 @@ def layers(static: bool, x: torch.Tensor) -> list[Int8Linear]:
 
 def static(model: nn.Module, batch: Any) -> Any:
     """The candidate of the int8 static preset."""
-    session = TorchAdapter(TorchConfig()).open(model, batch)
-    opened = Opened("torch", session, session.describe(), session.capability())
-    space = build_space(opened, [])
-    made = Realizer(opened, space, PluginHost(third_party=False))
-    made.calibrate([batch])
-    return made.candidate(preset_recipe("int8-static", space, opened))
+    return preset_candidate(opened_torch(model, batch), "int8-static", [batch])
 
 
 def kernels_run(run: object, *args: torch.Tensor) -> int:

@@ -12,13 +12,13 @@ import torch
 from octavo.adapters.pytorch import TorchConfig
 from octavo.adapters.pytorch.adapter import TorchAdapter
 from octavo.adapters.pytorch.capture.standins.experts import Experts, packed_experts
-from octavo.core.contract.adapter import Opened
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import ConfigError
 from octavo.core.quantizing.realize import Realizer
 from octavo.core.sensitivity.service import SensitivityService
 from octavo.core.tuning.rules import Rule, build_space
 from octavo.core.values.recipe import Recipe
+from tests.helpers import as_opened, torch_session
 
 transformers = pytest.importorskip("transformers")
 
@@ -85,8 +85,8 @@ def make(name: str) -> torch.nn.Module:
 @pytest.mark.parametrize("name", CASES)
 def test_an_architecture_is_quantized_saved_and_loaded(name: str, tmp_path: Path) -> None:
     model, batch = make(name), CASES[name][3]
-    session = TorchAdapter(TorchConfig()).open(model, batch)
-    opened = Opened("torch", session, session.describe(), session.capability())
+    session = torch_session(model, batch)
+    opened = as_opened(session)
     space = build_space(opened)
     realizer = Realizer(opened, space, PluginHost(third_party=False))
     assert any(u.type in ("linear", "conv") for u in space.tunable)
@@ -123,10 +123,10 @@ def test_an_architecture_is_quantized_saved_and_loaded(name: str, tmp_path: Path
 @pytest.mark.parametrize("name", EXPERTS)
 def test_every_expert_is_quantized_whether_a_token_met_it_or_not(name: str) -> None:
     model, batch = make(name), CASES[name][3]
-    session = TorchAdapter(TorchConfig()).open(
+    session = torch_session(
         model, {"input_ids": torch.tensor([[5]])}
     )  # one token meets two of four experts
-    opened = Opened("torch", session, session.describe(), session.capability())
+    opened = as_opened(session)
     space = build_space(
         opened,
         [Rule(types="linear", mode="weight_only", weight={"dtype": "int8"}, algorithm="gptq")],
@@ -155,7 +155,7 @@ def test_every_expert_is_quantized_whether_a_token_met_it_or_not(name: str) -> N
 @pytest.mark.parametrize("name", EXPERTS)
 def test_the_stand_in_for_a_mixture_computes_what_transformers_computes(name: str) -> None:
     model, batch = make(name), CASES[name][3]
-    session = TorchAdapter(TorchConfig()).open(model, batch)
+    session = torch_session(model, batch)
     plain, given = session.apply(Recipe(backend="torch"), {}), session.reference()
     assert any(isinstance(m, Experts) for m in plain.native.modules())
     assert not any(isinstance(m, Experts) for m in given.native.modules())

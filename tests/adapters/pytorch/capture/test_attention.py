@@ -16,12 +16,8 @@ from octavo.adapters.pytorch import TorchConfig
 from octavo.adapters.pytorch.adapter import TorchAdapter
 from octavo.adapters.pytorch.candidate import TorchCandidate
 from octavo.adapters.pytorch.capture.standins.attention import Attention, with_linear_projections
-from octavo.core.contract.adapter import Opened
-from octavo.core.contract.plugins import PluginHost
-from octavo.core.quantizing.realize import Realizer
-from octavo.core.tuning.presets import preset_recipe
-from octavo.core.tuning.rules import build_space
 from octavo.core.values.recipe import Recipe
+from tests.helpers import opened_torch, preset_candidate
 
 PADDED = torch.tensor([[False] * 6, [False] * 4 + [True] * 2])
 PRESETS = ("int8-static", "int8-dynamic", "int8-weight-only", "int4-weight-only")
@@ -81,11 +77,6 @@ MODELS = {
 }
 
 
-def opened(model: nn.Module, batch: Any) -> Opened:
-    session = TorchAdapter(TorchConfig()).open(model, batch)
-    return Opened("torch", session, session.describe(), session.capability())
-
-
 def run(model: nn.Module, batch: Any) -> list[np.ndarray]:
     with torch.no_grad():
         result = model(*batch)
@@ -93,11 +84,7 @@ def run(model: nn.Module, batch: Any) -> list[np.ndarray]:
 
 
 def quantized(model: nn.Module, batch: Any, preset: str) -> TorchCandidate:
-    o = opened(model, batch)
-    space = build_space(o)
-    realizer = Realizer(o, space, PluginHost(third_party=False))
-    realizer.calibrate([batch])
-    candidate = realizer.candidate(preset_recipe(preset, space, o))
+    candidate = preset_candidate(opened_torch(model, batch), preset, [batch])
     assert isinstance(candidate, TorchCandidate)
     return candidate
 
@@ -151,7 +138,7 @@ def test_projections_are_quantized_saved_and_loaded(name: str, tmp_path: Path) -
     torch.manual_seed(0)
     model = make().eval()
     expected = run(model, batch)
-    o = opened(model, batch)
+    o = opened_torch(model, batch)
     (tmp_path / "float").mkdir()
     o.session.reference().save(tmp_path / "float")
     again = TorchAdapter(TorchConfig()).load(tmp_path / "float", make())
@@ -220,7 +207,7 @@ class Parts(nn.Module):
 def test_projections_share_the_models_memory_and_ties() -> None:
     model = Parts(a=nn.MultiheadAttention(32, 4), b=nn.MultiheadAttention(32, 4))
     model.b.in_proj_weight = model.a.in_proj_weight
-    o = opened(model, None)
+    o = opened_torch(model, None)
     packed = model.a.in_proj_weight
     q, v = (o.session.tensor(f"a.{n}.weight") for n in ("q_proj", "v_proj"))
     assert q.data_ptr() == packed.data_ptr()
@@ -238,6 +225,6 @@ def test_a_subclass_stays_as_it_is_and_says_so() -> None:
         ) -> Any:  # of its own: nobody knows what it computes
             return super().forward(*args, **kwargs)
 
-    view = opened(Parts(mine=Own(32, 4), head=nn.Linear(32, 8)), None).view
+    view = opened_torch(Parts(mine=Own(32, 4), head=nn.Linear(32, 8)), None).view
     assert [op.name for op in view.ops] == ["head"]
     assert any("mine (Own)" in note for note in view.notes)

@@ -15,24 +15,15 @@ from octavo.adapters.pytorch.adapter import TorchAdapter
 from octavo.adapters.pytorch.candidate import TorchCandidate
 from octavo.adapters.pytorch.qlayers.transposed import Int8ConvTranspose
 from octavo.core.contract.adapter import Opened
-from octavo.core.contract.plugins import PluginHost
-from octavo.core.quantizing.realize import Realizer
 from octavo.core.tuning.presets import preset_recipe
 from octavo.core.tuning.rules import build_space
+from tests.helpers import opened_torch, preset_candidate
 
 How = Literal["auto", "modules"]
 
 
-def opened(model: nn.Module, batch: Any, how: How = "auto") -> Opened:
-    session = TorchAdapter(TorchConfig(capture=how)).open(model, batch)
-    return Opened("torch", session, session.describe(), session.capability())
-
-
 def quantized(o: Opened, batch: Any, preset: str) -> TorchCandidate:
-    space = build_space(o)
-    realizer = Realizer(o, space, PluginHost(third_party=False))
-    realizer.calibrate([batch])
-    candidate = realizer.candidate(preset_recipe(preset, space, o))
+    candidate = preset_candidate(o, preset, [batch])
     assert isinstance(candidate, TorchCandidate)
     return candidate
 
@@ -74,7 +65,7 @@ def test_a_transposed_convolution_is_quantized_saved_and_loaded(
     norm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[dims - 1]
     batch = (torch.randn(4, 8, *(5,) * dims),)
     model = settled(nn.Sequential(kind(8, 12, **form), norm(12), nn.Tanh()), *batch)
-    o = opened(model, batch, how)
+    o = opened_torch(model, batch, capture=how)
     (op,) = o.view.ops
     assert op.type == "conv_transpose"
     assert op.bias == "0.bias"
@@ -107,9 +98,8 @@ class Sized(nn.Module):
 def test_an_output_size_is_kept(preset: str, how: How) -> None:
     torch.manual_seed(0)
     model, batch = Sized(), (torch.randn(2, 8, 5, 5),)
-    assert (
-        far(quantized(opened(model, batch, how), batch, preset).run(batch)[0], model, *batch) < 0.05
-    )
+    o = opened_torch(model, batch, capture=how)
+    assert far(quantized(o, batch, preset).run(batch)[0], model, *batch) < 0.05
 
 
 def test_codes_pass_from_a_transposed_convolution_to_the_next() -> None:
@@ -119,7 +109,8 @@ def test_codes_pass_from_a_transposed_convolution_to_the_next() -> None:
         (torch.randn(2, 8, 5, 5),),
     )
     for how in ("auto", "modules"):
-        candidate, seen = quantized(opened(model, batch, how), batch, "int8-static"), []
+        o, seen = opened_torch(model, batch, capture=how), []
+        candidate = quantized(o, batch, "int8-static")
         candidate.native.get_submodule("1").register_forward_pre_hook(
             lambda _, args, seen=seen: seen.append(args[0].dtype)
         )
@@ -155,7 +146,7 @@ def test_batch_norms_fold_into_linear_layers(
     torch.manual_seed(0)
     batch = (torch.randn(40, 64),)
     model = settled(Mlp(deep), *batch)
-    o = opened(model, batch, how)
+    o = opened_torch(model, batch, capture=how)
     layer = o.session.capture.layers  # type: ignore[attr-defined]
     assert layer["first"].norm == "norm"
     assert layer["first"].fused == ("gelu",)
@@ -196,7 +187,7 @@ def test_only_what_a_batch_norm_alone_reads_is_folded_in_a_module_tree(
     torch.manual_seed(0)
     batch = (torch.randn(4, 3, 9, 9),)
     model = settled(Branching(), *batch)
-    o = opened(model, batch)
+    o = opened_torch(model, batch)
     assert any("a branch on data" in note or "float(x.sum())" in note for note in o.view.notes)
     layers = o.session.capture.layers  # type: ignore[attr-defined]
     assert {n: (layer.norm, layer.fused) for n, layer in layers.items()} == {
@@ -229,11 +220,5 @@ def test_an_activation_module_that_is_used_twice_joins_no_layer() -> None:
 
     torch.manual_seed(0)
     model, batch = Reused(), (torch.randn(8, 64),)
-    assert (
-        far(
-            quantized(opened(model, batch, "modules"), batch, "int8-static").run(batch)[0],
-            model,
-            *batch,
-        )
-        < 0.05
-    )
+    candidate = quantized(opened_torch(model, batch, capture="modules"), batch, "int8-static")
+    assert far(candidate.run(batch)[0], model, *batch) < 0.05

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,12 +15,12 @@ from octavo.adapters.pytorch import TorchConfig
 from octavo.adapters.pytorch.adapter import TorchAdapter
 from octavo.adapters.pytorch.candidate import TorchCandidate
 from octavo.adapters.pytorch.training.qat import QuantizationAwareTraining
-from octavo.core.contract.adapter import Opened
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import SchemeError
 from octavo.core.quantizing.realize import Realizer
 from octavo.core.tuning.presets import preset_recipe
 from octavo.core.tuning.rules import build_space
+from tests.helpers import opened_torch
 
 
 class Inner(nn.Module):
@@ -63,13 +62,8 @@ def model() -> nn.Module:
     return Functional().eval()
 
 
-def opened(module: nn.Module, batch: Any = BATCH) -> Opened:
-    session = TorchAdapter(TorchConfig()).open(module, batch)
-    return Opened("torch", session, session.describe(), session.capability())
-
-
 def test_calls_with_parameters_are_layers_and_the_rest_says_why_not() -> None:
-    view = opened(model()).view
+    view = opened_torch(model(), BATCH).view
     kinds = {op.name: op.type for op in view.ops}
     assert kinds == {
         "kernel_layer": "conv", "inner.w_layer": "linear", "twice_layer": "linear", "turned_layer": "linear",
@@ -93,7 +87,7 @@ def test_calls_with_parameters_are_layers_and_the_rest_says_why_not() -> None:
 @pytest.mark.parametrize("preset", ["int8-static", "int8-dynamic", "int8-weight-only"])
 def test_functional_calls_are_quantized_saved_and_loaded(preset: str, tmp_path: Path) -> None:
     float_model = model()
-    o = opened(float_model)
+    o = opened_torch(float_model, BATCH)
     space = build_space(o)
     realizer = Realizer(o, space, PluginHost(third_party=False))
     realizer.calibrate([BATCH])
@@ -115,7 +109,7 @@ def test_functional_calls_are_quantized_saved_and_loaded(preset: str, tmp_path: 
 
 def test_the_model_and_its_baseline_keep_their_parameters(tmp_path: Path) -> None:
     float_model = model()
-    o = opened(float_model)
+    o = opened_torch(float_model, BATCH)
     names = set(float_model.state_dict())
     assert set(o.session.reference().native.state_dict()) == names
     o.session.reference().save(tmp_path)
@@ -127,7 +121,7 @@ def test_the_model_and_its_baseline_keep_their_parameters(tmp_path: Path) -> Non
 
 
 def test_training_does_not_take_what_the_module_tree_does_not_call() -> None:
-    o = opened(model())
+    o = opened_torch(model(), BATCH)
     space = build_space(o)
     realizer = Realizer(o, space, PluginHost(third_party=False))
     realizer.calibrate([BATCH])
@@ -147,7 +141,7 @@ class Bare(nn.Linear):
 
 def test_products_outside_of_layers_are_noted_where_nothing_can_be_traced() -> None:
     torch.manual_seed(0)
-    view = opened(
+    view = opened_torch(
         nn.Sequential(nn.Linear(64, 64), Bare(64, 64, bias=False)), (torch.randn(2, 64),)
     ).view
     assert [op.name for op in view.ops] == [

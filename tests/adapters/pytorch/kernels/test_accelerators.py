@@ -11,20 +11,19 @@ import pytest
 import torch
 from torch import nn
 
-from octavo.adapters.pytorch import TorchConfig
-from octavo.adapters.pytorch.adapter import TorchAdapter
 from octavo.adapters.pytorch.candidate import TorchCandidate
 from octavo.adapters.pytorch.kernels import accelerators, onednn
 from octavo.adapters.pytorch.kernels.layouts import layouts
 from octavo.adapters.pytorch.offers import capability
 from octavo.adapters.pytorch.qlayers.int8 import Int8Linear
-from octavo.core.contract.adapter import Batch, Opened
+from octavo.core.contract.adapter import Batch
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import SchemeError
 from octavo.core.quantizing.realize import Realizer
 from octavo.core.tuning.rules import Rule, build_space
 from octavo.core.values.graph import Op, Weight
 from octavo.core.values.scheme import OpScheme, QuantSpec
+from tests.helpers import as_opened, torch_session
 
 
 @pytest.mark.parametrize(
@@ -63,8 +62,8 @@ def candidate(
     source: dict[str, Any],
     simulated: bool = False,
 ) -> TorchCandidate:
-    session = TorchAdapter(TorchConfig()).open(model, batch)
-    opened = Opened("torch", session, session.describe(), session.capability())
+    session = torch_session(model, batch)
+    opened = as_opened(session)
     space = build_space(
         opened, [Rule(types="linear", mode=mode, weight=weight, input=source)], simulated=simulated
     )

@@ -6,9 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from octavo.adapters.pytorch import TorchConfig
-from octavo.adapters.pytorch.adapter import TorchAdapter
-from octavo.adapters.pytorch.session import TorchSession
+from tests.helpers import torch_session
 
 
 class Words(nn.Module):
@@ -23,10 +21,6 @@ class Words(nn.Module):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         return self.head(torch.tanh(self.inner(self.embed(ids))))
-
-
-def opened(model: nn.Module, batch: torch.Tensor) -> TorchSession:
-    return TorchAdapter(TorchConfig()).open(model.eval(), (batch,))
 
 
 def distance(model: nn.Module, weights: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
@@ -67,7 +61,8 @@ def test_a_hessian_vector_product_is_the_hessian_times_the_vector(make, name) ->
     model, x = make()
     v = torch.randn(dict(model.named_parameters())[name].shape)
     found = {}
-    assert opened(model, x).gradients([(x,)], [name], found.__setitem__, along={name: v}) == 1
+    session = torch_session(model.eval(), (x,))
+    assert session.gradients([(x,)], [name], found.__setitem__, along={name: v}) == 1
     torch.testing.assert_close(
         found[name].reshape(-1), hessian(model, name, x) @ v.reshape(-1), rtol=1e-3, atol=1e-5
     )
@@ -77,7 +72,7 @@ def test_a_hessian_vector_product_is_the_hessian_times_the_vector(make, name) ->
 def test_the_mean_square_of_drawn_gradients_is_the_hessians_diagonal(make, name) -> None:
     model, x = make()
     session, total, draws = (
-        opened(model, x),
+        torch_session(model.eval(), (x,)),
         torch.zeros(dict(model.named_parameters())[name].shape),
         1500,
     )
@@ -102,7 +97,7 @@ def test_a_folded_batch_norm_is_part_of_the_weight() -> None:
         norm.weight.copy_(torch.tensor([0.5, 2.0, -1.5]))
         norm.running_var.copy_(torch.tensor([0.3, 1.0, 4.0]))
     x = torch.randn(6, 2, 4, 4)
-    session = opened(model, x)
+    session = torch_session(model.eval(), (x,))
     weight = session.tensor("0.weight")
     v, found = torch.randn(weight.shape), {}
     session.gradients([(x,)], ["0.weight"], found.__setitem__, along={"0.weight": v})
@@ -118,7 +113,7 @@ def test_a_folded_batch_norm_is_part_of_the_weight() -> None:
 
 def test_the_users_model_collects_no_gradients_and_draws_repeat() -> None:
     model, x = words()
-    session = opened(model, x)
+    session = torch_session(model.eval(), (x,))
     runs: list[dict[str, torch.Tensor]] = [{}, {}, {}]
     for found, seed in zip(runs, (3, 3, 4), strict=True):
         session.gradients([(x,), (x,)], ["inner.weight"], found.__setitem__, seed=seed)

@@ -7,14 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from octavo.adapters.pytorch import TorchConfig
-from octavo.adapters.pytorch.adapter import TorchAdapter
 from octavo.adapters.pytorch.observe.prefix_reuse import Recall
-from octavo.core.contract.adapter import Opened
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.quantizing.realize import Realizer
 from octavo.core.tuning.rules import build_space
 from octavo.core.values.recipe import Recipe
+from tests.helpers import as_opened, torch_session
 
 
 class Block(nn.Module):
@@ -64,8 +62,8 @@ def test_outputs_are_the_same_and_the_prefix_is_not_run(
     torch.manual_seed(0)
     model = CASES[name]().eval()
     batches = [(torch.randn(6, 8),) for _ in range(2)]
-    session = TorchAdapter(TorchConfig()).open(model, batches[0])
-    opened = Opened("torch", session, session.describe(), session.capability())
+    session = torch_session(model, batches[0])
+    opened = as_opened(session)
     space = build_space(opened)
     realizer = Realizer(opened, space, PluginHost(third_party=False))
     realizer.calibrate(batches)

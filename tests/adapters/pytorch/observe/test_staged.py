@@ -10,11 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from octavo.adapters.pytorch import TorchConfig
-from octavo.adapters.pytorch.adapter import TorchAdapter
 from octavo.adapters.pytorch.session import TorchSession
 from octavo.core.contract.adapter import Batch
 from octavo.core.errors import DataError
+from tests.helpers import torch_session
 
 
 class Block(nn.Module):
@@ -66,12 +65,6 @@ def chain() -> nn.Module:
     )
 
 
-def opened(model: nn.Module, batch: Batch) -> TorchSession:
-    session = TorchAdapter(TorchConfig()).open(model.eval(), batch)
-    assert isinstance(session, TorchSession)
-    return session
-
-
 def seen(watch: Any, values: Iterable[str]) -> list[tuple[str, torch.Tensor]]:
     found: list[tuple[str, torch.Tensor]] = []
     watch(values, lambda name, x: found.append((name, x.clone())))
@@ -102,7 +95,7 @@ def test_pages_in_execution_order_give_the_values_of_whole_passes(how: str, step
     torch.manual_seed(0)
     model = chain() if how == "graph" else Stack(how)
     batches: list[Batch] = [(torch.randn(6, 8),), (torch.randn(3, 8),)]
-    session = opened(model, batches[0])
+    session = torch_session(model.eval(), batches[0])
     values = values_of(session)
     pages = [values[i : i + step] for i in range(0, len(values), step)]
     check(session, batches, pages)
@@ -124,7 +117,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_all_pages_cost_one_pass_and_one_batch_to_check_it(counted: list[str]) -> None:
     model = Stack()
     batches: list[Batch] = [(torch.randn(6, 8),) for _ in range(5)]
-    session = opened(model, batches[0])
+    session = torch_session(model.eval(), batches[0])
     counted.clear()
     watch = session.watcher(batches, 2**20)
     for i in range(4):
@@ -140,7 +133,7 @@ def test_a_model_that_looks_back_further_than_a_block_is_run_from_its_inputs(
     counted: list[str],
 ) -> None:
     batches: list[Batch] = [(torch.randn(6, 8),) for _ in range(2)]
-    session = opened(Stack("skip"), batches[0])
+    session = torch_session(Stack("skip").eval(), batches[0])
     watch = session.watcher(batches, 2**20)
     seen(watch, ["layers.2.up:out"])
     seen(watch, ["layers.3.up:out"])
@@ -152,7 +145,7 @@ def test_a_model_that_looks_back_further_than_a_block_is_run_from_its_inputs(
 @pytest.mark.parametrize("fits", [True, False])
 def test_what_does_not_fit_is_not_kept(counted: list[str], fits: bool) -> None:
     batches: list[Batch] = [(torch.randn(6, 8),) for _ in range(2)]
-    session = opened(Stack(), batches[0])
+    session = torch_session(Stack().eval(), batches[0])
     # The batches, and the input and the output of one block.
     watch = session.watcher(batches, 2 * 4 * 6 * (8 + 16 + 16) - (not fits))
     seen(watch, ["layers.1.up:out"])
@@ -163,7 +156,7 @@ def test_what_does_not_fit_is_not_kept(counted: list[str], fits: bool) -> None:
 
 def test_values_of_one_block_may_come_one_after_the_other(counted: list[str]) -> None:
     batches: list[Batch] = [(torch.randn(6, 8),)]
-    session = opened(Stack(), batches[0])
+    session = torch_session(Stack().eval(), batches[0])
     watch = session.watcher(batches, 2**20)
     seen(watch, ["layers.1.up:out"])
     seen(watch, ["layers.2.up:out"])
@@ -177,7 +170,7 @@ def test_values_of_one_block_may_come_one_after_the_other(counted: list[str]) ->
 @pytest.mark.parametrize("make", [Stack, chain])
 def test_a_pass_ends_behind_its_last_value(make: Any, counted: list[str]) -> None:
     batches: list[Batch] = [(torch.randn(6, 8),)]
-    session = opened(make(), batches[0])
+    session = torch_session(make().eval(), batches[0])
     counted.clear()
     first = session.describe().ops[1].inputs[0]
     assert session.observe(batches, [first], lambda *_: None) == 1
@@ -187,7 +180,7 @@ def test_a_pass_ends_behind_its_last_value(make: Any, counted: list[str]) -> Non
 
 def test_a_pass_that_fails_leaves_nothing_behind() -> None:
     batches: list[Batch] = [(torch.randn(6, 8),) for _ in range(3)]
-    session = opened(Stack(), batches[0])
+    session = torch_session(Stack().eval(), batches[0])
     watch = session.watcher(batches, 2**20)
     seen(watch, ["layers.0.up:out"])
 
@@ -235,7 +228,7 @@ def test_architectures(family: str, counted: list[str]) -> None:
         {"input_ids": x, **({"decoder_input_ids": x} if family == "t5" else {}), **more}
         for x in ids
     ]
-    session = opened(model, batches[0])
+    session = torch_session(model.eval(), batches[0])
     values = values_of(session)
     check(session, batches, [values[i : i + 5] for i in range(0, len(values), 5)])
     if family == "t5":

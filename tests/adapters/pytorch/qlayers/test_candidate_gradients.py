@@ -10,13 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from octavo.adapters.pytorch import TorchConfig
-from octavo.adapters.pytorch.adapter import TorchAdapter
-from octavo.core.contract.adapter import Opened
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.quantizing.realize import Realizer
 from octavo.core.tuning.presets import preset_recipe
 from octavo.core.tuning.rules import build_space
+from tests.helpers import as_opened, torch_session
 
 SOME = ("down", "second", "body", "down_proj", "up_proj")
 Tensor = torch.Tensor
@@ -77,8 +75,8 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 def candidate_of(model: nn.Module, scheme: str, batch: Any, mixed: bool) -> Any:
     """Return a quantized model; a mixed one has some of its layers in float."""
-    session = TorchAdapter(TorchConfig()).open(model, batch)
-    opened = Opened("torch", session, session.describe(), session.capability())
+    session = torch_session(model, batch)
+    opened = as_opened(session)
     space = build_space(opened)
     realizer = Realizer(opened, space, PluginHost(third_party=False))
     realizer.calibrate([batch])

@@ -16,12 +16,11 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from octavo.adapters.pytorch import TorchConfig
 from octavo.adapters.pytorch.adapter import TorchAdapter
 from octavo.adapters.pytorch.candidate import TorchCandidate
-from octavo.core.contract.adapter import Opened
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.quantizing.realize import Realizer
 from octavo.core.sensitivity.service import SensitivityService
-from octavo.core.tuning.presets import preset_recipe
 from octavo.core.tuning.rules import Rule, build_space
+from tests.helpers import opened_torch, preset_candidate
 
 CELLS = (nn.LSTM, nn.GRU)
 FORMS: list[dict[str, Any]] = [
@@ -66,17 +65,10 @@ class Lengths(nn.Module):
         )
 
 
-def opened(model: nn.Module, batch: Any) -> Opened:
-    session = TorchAdapter(TorchConfig()).open(model, batch)
-    return Opened("torch", session, session.describe(), session.capability())
-
-
 def quantized(model: nn.Module, batch: Any, preset: str) -> TorchCandidate:
-    o = opened(model, batch)
-    space = build_space(o, [Rule(ops="head", keep="float")] if "head" in o.view.by_name else [])
-    candidate = Realizer(o, space, PluginHost(third_party=False)).candidate(
-        preset_recipe(preset, space, o)
-    )
+    o = opened_torch(model, batch)
+    rules = [Rule(ops="head", keep="float")] if "head" in o.view.by_name else []
+    candidate = preset_candidate(o, preset, rules=rules)
     assert isinstance(candidate, TorchCandidate)
     return candidate
 
@@ -126,7 +118,7 @@ def test_all_matrices_are_described_and_written_in_eight_bits(
     torch.manual_seed(0)
     model = Tagger(cell, num_layers=2, bidirectional=True).eval()
     batch = (torch.randn(3, 7, 32), *states(model.cell, 7))
-    op = opened(model, batch).view.by_name["cell"]
+    op = opened_torch(model, batch).view.by_name["cell"]
     own = {f"cell.{n}": p for n, p in model.cell.named_parameters() if n.startswith("weight")}
     assert op.type == cell.__name__.lower()
     assert [w.name for w in op.weights] == list(own)
@@ -214,7 +206,7 @@ def test_projected_states_run_on_integers_and_are_saved_and_loaded(
 ) -> None:
     torch.manual_seed(0)
     model, x = nn.LSTM(32, 64, proj_size=32, **form).eval(), torch.randn(3, 7, 32)
-    op = opened(model, (x,)).view.ops[0]
+    op = opened_torch(model, (x,)).view.ops[0]
     assert [w.shape for w in op.weights[:3]] == [(256, 32), (256, 32), (32, 64)]
     assert op.parameters == sum(
         p.numel() for n, p in model.named_parameters() if n.startswith("weight")
@@ -284,7 +276,7 @@ def test_an_exported_program_of_projected_states_computes_with_the_stored_weight
 def test_sensitivities_count_every_matrix() -> None:
     torch.manual_seed(0)
     x = (torch.randn(4, 3, 32),)
-    o = opened(nn.LSTM(32, 64, batch_first=True), x)
+    o = opened_torch(nn.LSTM(32, 64, batch_first=True), x)
     space = build_space(o)
     realizer = Realizer(o, space, PluginHost(third_party=False))
     scheme = next(

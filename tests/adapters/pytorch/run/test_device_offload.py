@@ -11,17 +11,15 @@ import pytest
 import torch
 from torch import nn
 
-from octavo.adapters.pytorch import TorchConfig
-from octavo.adapters.pytorch.adapter import TorchAdapter
 from octavo.adapters.pytorch.capture.shared_copy import named_tensors
 from octavo.adapters.pytorch.run.device_offload import Lender, lends
 from octavo.adapters.pytorch.session import TorchSession
-from octavo.core.contract.adapter import Opened
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import DataError
 from octavo.core.quantizing.realize import Realizer
 from octavo.core.tuning.presets import preset_recipe
 from octavo.core.tuning.rules import Rule, build_space
+from tests.helpers import as_opened, torch_session
 
 META = torch.device("meta")
 
@@ -85,12 +83,12 @@ class Counting(Lender):
         self.brought.discard(key)
 
 
-def opened(model: nn.Module) -> TorchSession:
-    return TorchAdapter(TorchConfig(capture="modules")).open(model, (torch.randint(50, (2, 7)),))
+def session_of(model: nn.Module) -> TorchSession:
+    return torch_session(model, (torch.randint(50, (2, 7)),), capture="modules")
 
 
 def quantized(session: TorchSession, batches: list[Any], **rule: Any) -> tuple[Any, Realizer]:
-    o = Opened("torch", session, session.describe(), session.capability())
+    o = as_opened(session)
     space = build_space(o, [Rule(types=["linear"], **rule), Rule(types="embedding", keep="float")])
     made = Realizer(o, space, PluginHost(third_party=False))
     made.calibrate(batches)
@@ -115,11 +113,11 @@ def quantized(session: TorchSession, batches: list[Any], **rule: Any) -> tuple[A
 def test_lent_tensors_give_the_same_numbers_a_module_at_a_time(rule: Any) -> None:
     torch.manual_seed(0)
     model, batches = Net(), [(torch.randint(50, (2, 7)),) for _ in range(3)]
-    expected, _ = quantized(opened(model), batches, **rule)
-    session, lender = opened(model), Counting()
+    expected, _ = quantized(session_of(model), batches, **rule)
+    session, lender = session_of(model), Counting()
     session.capture.lender = lender
     home = {name: (id(t), t.clone()) for name, t in named_tensors(model).items()}
-    o = Opened("torch", session, session.describe(), session.capability())
+    o = as_opened(session)
     Realizer(
         o, build_space(o, [Rule(types=["linear"], **rule)]), PluginHost(third_party=False)
     ).calibrate(batches)
@@ -136,7 +134,7 @@ def test_lent_tensors_give_the_same_numbers_a_module_at_a_time(rule: Any) -> Non
 
 
 def test_candidates_share_what_they_keep_of_the_float_model_and_let_it_go() -> None:
-    session, lender = opened(Net()), Counting()
+    session, lender = session_of(Net()), Counting()
     session.capture.lender = lender
     first, second = session.reference(), session.reference()
     assert first.native.head.weight is first.native.embed.weight
@@ -150,7 +148,7 @@ def test_candidates_share_what_they_keep_of_the_float_model_and_let_it_go() -> N
 
 def test_only_the_running_module_is_on_the_device() -> None:
     model = Net()
-    session = opened(model)
+    session = session_of(model)
     assert lends(session.capture, ((torch.randint(50, (2, 7)),), {}), META) == ""
     seen: list[tuple[str, set[str]]] = []
     twin = session.capture._fresh()  # type: ignore[attr-defined]
@@ -191,17 +189,17 @@ def test_what_does_not_run_module_by_module_is_moved_as_a_whole() -> None:
             y = super().forward(ids)
             return y if float(y.sum()) else -y  # there are no numbers on the meta device
 
-    session = opened(Reader())
+    session = session_of(Reader())
     why = lends(session.capture, ((torch.randint(50, (2, 7)),), {}), META)
     assert "do not run one by one" in why
     assert session.capture.lender is None
-    traced = TorchAdapter(TorchConfig()).open(nn.Sequential(nn.Linear(4, 4)), (torch.randn(2, 4),))
+    traced = torch_session(nn.Sequential(nn.Linear(4, 4)), (torch.randn(2, 4),))
     assert "one graph" in lends(traced.capture, ((torch.randn(2, 4),), {}), META)
 
 
 def test_a_run_that_ends_early_or_fails_leaves_the_model_at_home() -> None:
     model, lender = Net(), Counting()
-    session = opened(model)
+    session = session_of(model)
     session.capture.lender = lender
     values: list[str] = []
     session.observe(
@@ -219,9 +217,9 @@ def test_a_run_that_ends_early_or_fails_leaves_the_model_at_home() -> None:
 
 
 def test_presets_run_on_a_lent_model() -> None:
-    session = opened(Net())
+    session = session_of(Net())
     session.capture.lender = Counting()
-    o = Opened("torch", session, session.describe(), session.capability())
+    o = as_opened(session)
     space = build_space(o, [])
     made = Realizer(o, space, PluginHost(third_party=False))
     batch = (torch.randint(50, (2, 7)),)

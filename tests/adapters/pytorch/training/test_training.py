@@ -7,19 +7,18 @@ import pytest
 import torch
 from torch import nn
 
-from octavo.adapters.pytorch import TorchConfig
-from octavo.adapters.pytorch.adapter import TorchAdapter
 from octavo.adapters.pytorch.session import TorchSession
 from octavo.adapters.pytorch.training.distillation import Distillation
 from octavo.adapters.pytorch.training.qat import QuantizationAwareTraining
 from octavo.adapters.pytorch.training.qlora import add_adapters
 from octavo.adapters.pytorch.training.reconstruction import Reconstruction, blocks_of
-from octavo.core.contract.adapter import Batch, Opened, OpParameters
+from octavo.core.contract.adapter import Batch, OpParameters
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import SchemeError
 from octavo.core.quantizing.realize import Realizer
 from octavo.core.tuning.rules import Rule, build_space
 from octavo.core.values.recipe import Recipe
+from tests.helpers import as_opened, torch_session
 
 
 class Block(nn.Module):
@@ -46,8 +45,8 @@ class Stack(nn.Module):
 def prepared(
     model: nn.Module, batches: list[Batch], *rules: Rule
 ) -> tuple[TorchSession, Recipe, dict[str, OpParameters]]:
-    session = TorchAdapter(TorchConfig()).open(model, batches[0])
-    opened = Opened("torch", session, session.describe(), session.capability())
+    session = torch_session(model, batches[0])
+    opened = as_opened(session)
     space = build_space(opened, rules)
     realizer = Realizer(opened, space, PluginHost(third_party=False))
     realizer.calibrate(batches)
