@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from octavo.core.contract.hookspecs import hookimpl
-from octavo.core.contract.parts import AdapterPart, PartConfig
+from octavo.plugin import AdapterPart, PartConfig, hookimpl
 
 
 class TinyConfig(PartConfig):

@@ -10,15 +10,30 @@ from typing import Any
 
 import numpy as np
 
-from octavo.core.contract.adapter import Adapter, Batch, Candidate, OpParameters, Session, Sink
-from octavo.core.errors import DataError
-from octavo.core.numerics.affine import QuantParams, affine_params, quantize
-from octavo.core.values.capability import Capability, Offer
-from octavo.core.values.graph import InputInfo, ModelView, Op, Weight
-from octavo.core.values.ledger import Applied
-from octavo.core.values.recipe import Recipe
-from octavo.core.values.scheme import OpScheme, QuantSpec
-from tests.thirdparty.octavo_tiny.model import Chain
+from octavo.plugin import (
+    Adapter,
+    Applied,
+    Batch,
+    Candidate,
+    Capability,
+    DataError,
+    InputInfo,
+    ModelView,
+    Offer,
+    Op,
+    OpParameters,
+    OpScheme,
+    QuantParams,
+    QuantSpec,
+    Recipe,
+    Session,
+    Sink,
+    Weight,
+    affine_params,
+    quantize,
+)
+
+from .model import Chain
 
 _X = QuantSpec(dtype="uint8", symmetric=False)
 _W = (QuantSpec(dtype="int8", granularity="channel"), QuantSpec(dtype="int8"))
