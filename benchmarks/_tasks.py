@@ -1,4 +1,5 @@
-"""Real tasks for the benchmarks: the digits network and its rescaled copy, MiniLM as a retriever, the small language model."""
+"""Real tasks for the benchmarks: the digits network and its rescaled copy, MiniLM as a retriever,
+the small language model."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ class Task:
 
 
 def digits(spread: str = "") -> Task:
-    """Return the digits network, or a copy with channel ranges spread over 30:1 (:func:`rescale`); accuracy on 719 images."""
+    """Return the digits network, or a copy with channel ranges spread over 30:1 (:func:`rescale`);
+    accuracy on 719 images."""
     d = data()
     net = rescale(network(), 30.0, even=spread == "evenly") if spread else network()
 
@@ -49,11 +51,12 @@ def digits(spread: str = "") -> Task:
 
 
 def rescale(net: DigitsNet, wanted: float, *, even: bool, seed: int = 0) -> DigitsNet:
-    """Return a copy that computes the same function with channel ranges spread over ``wanted``:1 wherever a ReLU lets it.
+    """Return a copy that computes the same function with channel ranges spread over ``wanted``:1
+    wherever a ReLU lets it.
 
-    A batch norm's output channels are multiplied by factors, and the next layer's input channels divided by them. ``even``
-    factors lie anywhere between; otherwise one channel in ten is large, and a scale for the whole tensor leaves eight levels
-    to the others, which is harder.
+    A batch norm's output channels are multiplied by factors, and the next layer's input channels
+    divided by them. ``even`` factors lie anywhere between; otherwise one channel in ten is large,
+    and a scale for the whole tensor leaves eight levels to the others, which is harder.
     """
     made = copy.deepcopy(net)
     random = np.random.default_rng(seed)
@@ -104,7 +107,8 @@ class Encoder(nn.Module):
 
 
 def text_pairs(count: int) -> list[tuple[str, str]]:
-    """Return (first paragraph, rest) of docstrings of the packages installed here, in a fixed order, each text once."""
+    """Return (first paragraph, rest) of docstrings of the packages installed here, in a fixed
+    order, each text once."""
     found: dict[str, str] = {}
     taken: set[str] = set()
     for path in _sources():
@@ -137,10 +141,12 @@ def _sources() -> Iterator[Path]:
 
 
 class Retrieval:
-    """Encodes first paragraphs with a candidate and looks the rest up in an index that the float model made.
+    """Encodes first paragraphs with a candidate and looks the rest up in an index that the float
+    model made.
 
-    Each sample is the reciprocal rank (cut at 10) of its own text among all. An index is made once and outlives an encoder's
-    quantization, which is why queries alone are encoded; :meth:`both_sides` encodes the index with the candidate too.
+    Each sample is the reciprocal rank (cut at 10) of its own text among all. An index is made once
+    and outlives an encoder's quantization, which is why queries alone are encoded;
+    :meth:`both_sides` encodes the index with the candidate too.
     """
 
     LENGTH = 32
@@ -218,7 +224,8 @@ class Retrieval:
 
 @dataclass(frozen=True)
 class Language:
-    """The language model of OCTAVO_LM: its folder holds a Hugging Face model, ``heldout.npy`` and ``train_head.npy`` (token ids)."""
+    """The language model of OCTAVO_LM: its folder holds a Hugging Face model, ``heldout.npy`` and
+    ``train_head.npy`` (token ids)."""
 
     folder: Path
     length: int = 256

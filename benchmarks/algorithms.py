@@ -1,7 +1,8 @@
-"""Weight algorithms: speed and quality, each figure beside its bar. Run: python -m benchmarks.algorithms [rounding] [gptq] [language]
+"""Weight algorithms: speed and quality, each figure beside its bar. Run: python -m
+benchmarks.algorithms [rounding] [gptq] [language]
 
-The language model is read from the folder in the environment variable OCTAVO_LM (model files, evaluate.py with load,
-calibration and perplexity); without it that part is left out.
+The language model is read from the folder in the environment variable OCTAVO_LM (model files,
+evaluate.py with load, calibration and perplexity); without it that part is left out.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ def row(
 ) -> None:
     met = value <= bar if at_most else value >= bar
     print(
-        f"  {name:58} {value:9.3f}{unit}   bar {'<=' if at_most else '>='} {bar:g}{unit}: {'met' if met else 'MISSED'}{note}",
+        f"  {name:58} {value:9.3f}{unit}   bar {'<=' if at_most else '>='} {bar:g}{unit}: "
+        f"{'met' if met else 'MISSED'}{note}",
         flush=True,
     )
 
@@ -56,7 +58,8 @@ def interleaved(runs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str,
 
 def rounding() -> None:
     print(
-        f"round to nearest, {N}x{N} float32, share of memory-copy bandwidth (both of one run, medians of 15)"
+        f"round to nearest, {N}x{N} float32, share of memory-copy bandwidth (both of one run, "
+        "medians of 15)"
     )
     x = np.random.default_rng(0).normal(size=(N, N)).astype(np.float32)
     target, tx = np.zeros_like(x), torch.from_numpy(x)
@@ -79,7 +82,8 @@ def rounding() -> None:
     )
     bandwidth = 2 * x.nbytes / medians["copy"]
     print(
-        f"  memory copy: numpy.copyto {bandwidth / 1e9:.1f} GB/s, torch {2 * x.nbytes / medians['torch copy'] / 1e9:.1f} GB/s"
+        f"  memory copy: numpy.copyto {bandwidth / 1e9:.1f} GB/s, torch "
+        f"{2 * x.nbytes / medians['torch copy'] / 1e9:.1f} GB/s"
     )
     for name, seconds in medians.items():
         if "copy" not in name:
@@ -106,7 +110,8 @@ def rounding() -> None:
 
 def gptq() -> None:
     print(
-        f"GPTQ int4 group 128, {N}x{N}, given Gram matrix, over its dense linear algebra (medians of 3)"
+        f"GPTQ int4 group 128, {N}x{N}, given Gram matrix, over its dense linear algebra (medians "
+        "of 3)"
     )
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2 * N, N, generator=generator)
@@ -129,7 +134,8 @@ def gptq() -> None:
         3,
     )
     print(
-        f"  two Cholesky factorisations and one product: {medians['algebra']:.2f} s; torch {medians['torch']:.2f} s, numpy {medians['numpy']:.2f} s"
+        f"  two Cholesky factorisations and one product: {medians['algebra']:.2f} s; torch "
+        f"{medians['torch']:.2f} s, numpy {medians['numpy']:.2f} s"
     )
     row(
         "torch GPTQ over its dense linear algebra",
@@ -141,7 +147,8 @@ def gptq() -> None:
 
 
 class LanguageModel:
-    """The float model with what calibration saw of each linear layer, and its weights to be changed in place."""
+    """The float model with what calibration saw of each linear layer, and its weights to be changed
+    in place."""
 
     def __init__(self, folder: Path) -> None:
         spec = importlib.util.spec_from_file_location("language_model", folder / "evaluate.py")

@@ -1,7 +1,10 @@
-"""Mutated models, results, histories and settings: each must work or end in an OctavoError. Run: python -m benchmarks.fuzz
+"""Mutated models, results, histories and settings: each must work or end in an OctavoError. Run:
+python -m benchmarks.fuzz
 
-Cases run in a child process, which is started again when it crashes or hangs, so that a parser's segmentation fault is a
-finding and not the end. A case is drawn from the seed, its number and the families alone: ``--case N`` runs one again and shows what it raised.
+Cases run in a child process, which is started again when it crashes or hangs, so that a parser's
+segmentation fault is a
+finding and not the end. A case is drawn from the seed, its number and the families alone: ``--case
+N`` runs one again and shows what it raised.
 Bar (issue of only typed errors): no bare exception, no crash, no hang.
 """
 
@@ -26,9 +29,22 @@ from benchmarks._fuzzing.child import LIMIT
 ROOT = Path(__file__).resolve().parent.parent
 START = 300  # seconds in which a child is ready: it imports the frameworks and builds the corpus
 FAMILIES = (
-    "onnx_bytes", "onnx_fields", "onnx_outside", "torch_modules", "odd_batches", "numpy_files", "numpy_graphs", "saved_results", "manifests",
-    "histories", "configurations", "overrides", "data_files", "sensitivities", "other_files",
-)  # fmt: skip
+    "onnx_bytes",
+    "onnx_fields",
+    "onnx_outside",
+    "torch_modules",
+    "odd_batches",
+    "numpy_files",
+    "numpy_graphs",
+    "saved_results",
+    "manifests",
+    "histories",
+    "configurations",
+    "overrides",
+    "data_files",
+    "sensitivities",
+    "other_files",
+)
 
 
 @dataclass
@@ -196,13 +212,15 @@ def _show(
     lines = [line for line in detail.strip().splitlines() if line.strip()]
     only = f" --only {','.join(families)}" if families != FAMILIES else ""
     print(
-        f"NEW  {kind}\n     {lines[-1][:300] if lines else ''}\n     python -m benchmarks.fuzz --seed {seed}{only} --case {number}  ({family})",
+        f"NEW  {kind}\n     {lines[-1][:300] if lines else ''}\n     python -m benchmarks.fuzz "
+        f"--seed {seed}{only} --case {number}  ({family})",
         flush=True,
     )
 
 
 def main() -> int:
-    """Fuzz as the command line says; the exit code is 1 where anything but a typed error was seen."""
+    """Fuzz as the command line says; the exit code is 1 where anything but a typed
+    error was seen."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--seconds", type=float, default=20.0, help="wall time (default 20)")
     parser.add_argument("--seed", type=int, default=0)
@@ -236,7 +254,8 @@ def main() -> int:
     total = findings.total("passed", "typed", "bare", "crash", "hang")
     verdict = "met" if not findings.bad and not findings.controls else "MISSED"
     print(
-        f"{total} cases, {findings.bad} bare exceptions, crashes or hangs of {len(findings.kinds)} kinds   bar 0: {verdict}"
+        f"{total} cases, {findings.bad} bare exceptions, crashes or hangs of "
+        f"{len(findings.kinds)} kinds   bar 0: {verdict}"
     )
     return 0 if verdict == "met" else 1
 

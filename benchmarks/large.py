@@ -1,7 +1,9 @@
-"""An ONNX model over 2 GB, from file to file. Run it as ``python -m benchmarks.large [GIGABYTES]`` (needs twice that on disk).
+"""An ONNX model over 2 GB, from file to file. Run it as ``python -m benchmarks.large [GIGABYTES]``
+(needs twice that on disk).
 
-Each row is a process of its own: open by path, describe, quantize, save, load, run. Peak memory is what the process held at
-most beyond its imports, mapped files included, in float models; the bar is 4.
+Each row is a process of its own: open by path, describe, quantize, save, load, run. Peak memory is
+what the process held at most beyond its imports, mapped files included, in float models; the bar is
+4.
 """
 
 from __future__ import annotations
@@ -24,16 +26,21 @@ from benchmarks.onnx import _memory, row
 WIDTH, ROWS = 8192, 20_000
 KINDS: dict[str, Any] = {
     "float, saved again": {"rules": [{"types": ["linear", "embedding"], "keep": "float"}]},
-    "one product dynamic, saved with external data": {"rules": [{"types": ["linear", "embedding"], "keep": "float"},
-                                                                {"ops": ["product0"], "mode": "dynamic", "weight": {"granularity": ["channel"]}}]},
+    "one product dynamic, saved with external data": {
+        "rules": [
+            {"types": ["linear", "embedding"], "keep": "float"},
+            {"ops": ["product0"], "mode": "dynamic", "weight": {"granularity": ["channel"]}},
+        ]
+    },
     "int8-dynamic": "int8-dynamic",
     "int8-weight-only": "int8-weight-only",
     "int4-weight-only": "int4-weight-only",
-}  # fmt: skip
+}
 
 
 def build(path: Path, gigabytes: float) -> int:
-    """Write a table and as many products as it takes, all in one external file; return its bytes."""
+    """Write a table and as many products as it takes, all in one external file; return
+    its bytes."""
     layers = max(1, round((gigabytes * 1e9 / 4 - ROWS * WIDTH) / WIDTH**2))
     shapes = {"table": (ROWS, WIDTH), **{f"w{i}": (WIDTH, WIDTH) for i in range(layers)}}
     rng, held, offset = np.random.default_rng(0), [], 0
@@ -56,8 +63,11 @@ def build(path: Path, gigabytes: float) -> int:
             offset += 4 * shape[0] * shape[1]
     nodes = [helper.make_node("Gather", ["table", "ids"], ["h0"], "embed")]
     for i in range(layers):
-        nodes += [helper.make_node("MatMul", [f"h{i}", f"w{i}"], [f"p{i}"], f"product{i}"), helper.make_node("Tanh", [f"p{i}"], [f"t{i}"], f"tanh{i}"),
-                  helper.make_node("Mul", [f"t{i}", "two"], [f"h{i + 1}"], f"double{i}")]  # fmt: skip
+        nodes += [
+            helper.make_node("MatMul", [f"h{i}", f"w{i}"], [f"p{i}"], f"product{i}"),
+            helper.make_node("Tanh", [f"p{i}"], [f"t{i}"], f"tanh{i}"),
+            helper.make_node("Mul", [f"t{i}", "two"], [f"h{i + 1}"], f"double{i}"),
+        ]
     ends = [
         helper.make_tensor_value_info(n, t, ["n", *s])
         for n, t, s in (("ids", TensorProto.INT64, []), (f"h{layers}", TensorProto.FLOAT, [WIDTH]))
@@ -118,8 +128,12 @@ def main(gigabytes: float) -> None:
                 check=True,
             )
             kernels, seconds, peak, loading, written, files, same = done.stdout.split()[-7:]
-            row(f"{kind}: kernels, seconds, size, files, loads and answers the same",
-                f"{kernels}, {float(seconds):.0f}, {int(written) / size:.3f}, {files}, {same}", "True", same == "True")  # fmt: skip
+            row(
+                f"{kind}: kernels, seconds, size, files, loads and answers the same",
+                f"{kernels}, {float(seconds):.0f}, {int(written) / size:.3f}, {files}, {same}",
+                "True",
+                same == "True",
+            )
             row(
                 "  peak memory to the saved file, and with loading, in models",
                 f"{int(peak) / size:.2f}, {int(loading) / size:.2f}",

@@ -1,7 +1,9 @@
-"""The NumPy backend against ONNX Runtime: coverage, exactness, accuracy, latency. Run it as ``python -m benchmarks.numpy``.
+"""The NumPy backend against ONNX Runtime: coverage, exactness, accuracy, latency. Run it as
+``python -m benchmarks.numpy``.
 
-Latencies are medians of interleaved runs on 2 threads, and ratios are taken within one round; ONNX Runtime's threads do not
-spin, for on two cores a spinning session slows whatever runs next. The bar stands beside each figure.
+Latencies are medians of interleaved runs on 2 threads, and ratios are taken within one round; ONNX
+Runtime's threads do not spin, for on two cores a spinning session slows whatever runs next. The bar
+stands beside each figure.
 """
 
 from __future__ import annotations
@@ -97,9 +99,15 @@ def digits_file() -> Path:
         example = torch.from_numpy(digits.data().test_x[:32])
         buffer = io.BytesIO()
         torch.onnx.export(
-            digits.network(), (example,), buffer, dynamo=False, opset_version=17, input_names=["x"], output_names=["logits"],
+            digits.network(),
+            (example,),
+            buffer,
+            dynamo=False,
+            opset_version=17,
+            input_names=["x"],
+            output_names=["logits"],
             dynamic_axes={"x": {0: "n"}, "logits": {0: "n"}},
-        )  # fmt: skip
+        )
         path.write_bytes(buffer.getvalue())
     return path
 
@@ -159,7 +167,8 @@ def interleaved(
             run()
     names = list(runs)
     for i in range(rounds):
-        # Each round begins with another one: what a run leaves in the caches is the next one's luck.
+        # Each round begins with another one: what a run leaves in the caches is the next one's
+        # luck.
         for name in names[i % len(names) :] + names[: i % len(names)]:
             run = runs[name]
             start = time.perf_counter()
@@ -265,7 +274,8 @@ def main() -> None:
     warnings.filterwarnings("ignore", module="onnx")
     random = np.random.default_rng(0)
     print(
-        f"NumPy {np.__version__}, BLAS kernels {blas_kernels() or 'unknown'}, ONNX Runtime {ort.__version__}, Python {re.split(' ', sys.version)[0]}"
+        f"NumPy {np.__version__}, BLAS kernels {blas_kernels() or 'unknown'}, ONNX Runtime "
+        f"{ort.__version__}, Python {re.split(' ', sys.version)[0]}"
     )
     coverage()
     exactness()

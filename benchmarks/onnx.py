@@ -1,7 +1,9 @@
-"""The ONNX backend beside ONNX Runtime's own quantizer. Run it as ``python -m benchmarks.onnx [digits|minilm|models]``.
+"""The ONNX backend beside ONNX Runtime's own quantizer. Run it as ``python -m benchmarks.onnx
+[digits|minilm|models]``.
 
-Both use the same float file, the same calibration samples and 2 threads. Latencies are medians of interleaved runs without
-spinning threads, and ratios are taken in one run. The bar stands beside each figure.
+Both use the same float file, the same calibration samples and 2 threads. Latencies are medians of
+interleaved runs without spinning threads, and ratios are taken in one run. The bar stands beside
+each figure.
 """
 
 from __future__ import annotations
@@ -161,8 +163,12 @@ def digits(folder: Path) -> None:
             "<= 1.05",
             ratio <= 1.05,
         )
-        row("  over float: octavo, ONNX Runtime's static", f"{t['octavo'] / t['float']:.2f}, {t['ort'] / t['float']:.2f}", "<= 0.50 at 32" if batch == 32 else "",
-            t["octavo"] / t["float"] <= 0.5 if batch == 32 else None)  # fmt: skip
+        row(
+            "  over float: octavo, ONNX Runtime's static",
+            f"{t['octavo'] / t['float']:.2f}, {t['ort'] / t['float']:.2f}",
+            "<= 0.50 at 32" if batch == 32 else "",
+            t["octavo"] / t["float"] <= 0.5 if batch == 32 else None,
+        )
     row(
         "digits: accuracy, octavo, ONNX Runtime, float",
         " ".join(f"{scores[k]:.4f}" for k in ("octavo", "ort", "float")),
@@ -216,8 +222,17 @@ def _ort_static(
     except Exception as error:
         print(f"  ONNX Runtime's pre-processing fails: {str(error)[:60]}")
         prepared = path
-    quantize_static(str(prepared), str(out), Reader(batches), quant_format=QuantFormat.QDQ, per_channel=True, activation_type=QuantType.QUInt8,
-                    weight_type=QuantType.QInt8, calibrate_method=CalibrationMethod.MinMax, **options)  # fmt: skip
+    quantize_static(
+        str(prepared),
+        str(out),
+        Reader(batches),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        calibrate_method=CalibrationMethod.MinMax,
+        **options,
+    )
 
 
 def _export(
@@ -419,7 +434,8 @@ def minilm(folder: Path) -> None:
         )
         peak = spent["octavo"][1] / size
         row(
-            f"  peak memory beyond the imports, in models (ONNX Runtime: {spent['ort'][1] / size:.1f})",
+            "  peak memory beyond the imports, in models (ONNX Runtime: "
+            f"{spent['ort'][1] / size:.1f})",
             f"{peak:.1f}",
             "< 4",
             peak < 4,
@@ -433,7 +449,8 @@ def _ort_dynamic(path: Path, out: Path) -> None:
 
 
 def _child(kind: str, who: str, path: Path) -> tuple[float, float]:
-    """Quantize in a fresh process; return seconds and peak bytes, both without the imports and the data."""
+    """Quantize in a fresh process; return seconds and peak bytes, both without the imports and the
+    data."""
     command = [sys.executable, "-m", "benchmarks.onnx", "child", kind, who, str(path.resolve())]
     with (
         tempfile.TemporaryDirectory() as folder
@@ -447,7 +464,8 @@ def _child(kind: str, who: str, path: Path) -> tuple[float, float]:
 
 
 def _memory(field: str) -> int:
-    """Return a line of /proc/self/status in bytes: VmRSS is held now, VmHWM the most that was held."""
+    """Return a line of /proc/self/status in bytes: VmRSS is held now, VmHWM the most
+    that was held."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(lines[field].split()[0]) * 1024
 
@@ -482,7 +500,8 @@ def child(kind: str, who: str, path: Path) -> None:
 
 
 def carried(path: Path, feeds: Batch | None = None) -> tuple[int, float]:
-    """Describe, quantize, save, load and run a model; return how many ops run on integer kernels, and the cosine to float."""
+    """Describe, quantize, save, load and run a model; return how many ops run on integer kernels,
+    and the cosine to float."""
     opened = _open(path)
     if feeds is None:
         rng = np.random.default_rng(0)
@@ -555,7 +574,8 @@ def main(parts: Sequence[str]) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     sections = {"digits": digits, "minilm": minilm, "models": models}
     print(
-        f"onnxruntime {ort.__version__}, onnx {onnx.__version__}, torch {torch.__version__}, 2 threads"
+        f"onnxruntime {ort.__version__}, onnx {onnx.__version__}, torch {torch.__version__}, 2 "
+        "threads"
     )
     with tempfile.TemporaryDirectory(prefix="octavo-bench-") as folder:
         for name in parts or sections:

@@ -1,7 +1,7 @@
 """What a trial costs beyond its evaluation and measurement. Run: python -m benchmarks.overhead
 
-Bar (issue of the main job): at most 10 % of one evaluation of 719 samples or 30 ms, whichever is more, on the digits
-network; numpy and torch.
+Bar (issue of the main job): at most 10 % of one evaluation of 719 samples or 30 ms, whichever is
+more, on the digits network; numpy and torch.
 """
 
 from __future__ import annotations
@@ -45,9 +45,18 @@ def measure(
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         result = octavo.autotune(
-            model, score, calibration, strategy={"kind": "bayesian", "over": "op", "sampler": "random"}, max_trials=TRIALS, seed=1, minimise="size",
-            storage=Path(folder) / "h.db", callbacks=(clock,), confirm=False, **settings,
-        )  # fmt: skip
+            model,
+            score,
+            calibration,
+            strategy={"kind": "bayesian", "over": "op", "sampler": "random"},
+            max_trials=TRIALS,
+            seed=1,
+            minimise="size",
+            storage=Path(folder) / "h.db",
+            callbacks=(clock,),
+            confirm=False,
+            **settings,
+        )
     trials = [t for t in result.trials if t.state == "complete"]
     walls = np.diff(clock.ends)[1:]
     over = [
@@ -60,7 +69,8 @@ def measure(
     bar = max(0.1 * evaluation, 0.030)
     verdict = "met" if overhead <= bar else "MISSED"
     print(
-        f"{name:6} evaluation {evaluation * 1e3:7.1f} ms   engine overhead {overhead * 1e3:6.1f} ms (worst {max(over) * 1e3:.1f})   "
+        f"{name:6} evaluation {evaluation * 1e3:7.1f} ms   engine overhead {overhead * 1e3:6.1f} "
+        f"ms (worst {max(over) * 1e3:.1f})   "
         f"ratio {overhead / evaluation:.3f}   bar {bar * 1e3:.0f} ms: {verdict}"
     )
 

@@ -1,8 +1,8 @@
 """The PyTorch backend against float and against its own kernels.
 
-Run it as ``python -m benchmarks.pytorch``: fp32 and quantized calls alternate in one process, 2 threads, medians. Each row names its
-bar. The language model's rows need a folder in the environment variable OCTAVO_LM (config.json, model.safetensors,
-train_head.npy, heldout.npy).
+Run it as ``python -m benchmarks.pytorch``: fp32 and quantized calls alternate in one process, 2
+threads, medians. Each row names its bar. The language model's rows need a folder in the environment
+variable OCTAVO_LM (config.json, model.safetensors, train_head.npy, heldout.npy).
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ HOST = PluginHost(third_party=False)
 
 
 def milliseconds(calls: list[Callable[[], object]], rounds: int) -> list[float]:
-    """Medians of calls that take turns, in an order that is drawn anew each round: what ran before leaves its mark in the caches."""
+    """Medians of calls that take turns, in an order that is drawn anew each round: what ran before
+    leaves its mark in the caches."""
     times: list[list[float]] = [[] for _ in calls]
     with torch.no_grad():
         for call in calls:
@@ -82,7 +83,8 @@ def realizer(
 
 def one_layer() -> None:
     print(
-        "\nOne linear layer, dynamic int8: the module's call over the fastest torch.ops.quantized.linear_dynamic"
+        "\nOne linear layer, dynamic int8: the module's call over the fastest "
+        "torch.ops.quantized.linear_dynamic"
     )
     for shape in ((1, 1024, 4096), (128, 384, 1536), (512, 1024, 4096)):
         _shape(*shape)
@@ -123,7 +125,8 @@ def _shape(rows: int, inputs: int, outputs: int) -> None:
         share >= 0.9,
     )
     print(
-        f"{'  the same with a scale for each row (more accurate): over fp32':66s} {fp32 / rowwise:9.3f}"
+        f"{'  the same with a scale for each row (more accurate): over fp32':66s} "
+        f"{fp32 / rowwise:9.3f}"
     )
 
 
@@ -206,7 +209,8 @@ def minilm() -> None:
         weight={"dtype": "int8", "granularity": "channel"},
         input={"dtype": "uint8"},
     )
-    # Scales alone: they go into the quantization of a value that is not a norm's own, where a shift would be one more step.
+    # Scales alone: they go into the quantization of a value that is not a norm's own, where a shift
+    # would be one more step.
     transform = PartChoice(kind="outlier_suppression_plus", options=(("shift", False),))
     space, made = realizer(
         o, [rule, Rule(types="embedding", keep="float")], [*batches[:3]], [transform]
@@ -301,7 +305,8 @@ def language_model() -> None:
     print("\nLanguage model, 2 bits, group 32")
     if not folder:
         print(
-            "left out: set OCTAVO_LM to the folder of a causal language model with train_head.npy and heldout.npy"
+            "left out: set OCTAVO_LM to the folder of a causal language model with train_head.npy "
+            "and heldout.npy"
         )
         return
     from transformers import AutoModelForCausalLM
@@ -352,10 +357,12 @@ def perplexity(model: nn.Module, folder: str, length: int = 256) -> float:
 
 def residency() -> None:
     print(
-        "\nGPTQ int4, group 128, of transformer blocks (width 512): memory at the peak, beside the float model and the quantized one"
+        "\nGPTQ int4, group 128, of transformer blocks (width 512): memory at the peak, beside "
+        "the float model and the quantized one"
     )
     print(
-        "  live: tensors, counted by torch's allocator; resident: of the process, median and range of 3, with what the C library holds back"
+        "  live: tensors, counted by torch's allocator; resident: of the process, median and "
+        "range of 3, with what the C library holds back"
     )
     spawn = multiprocessing.get_context("spawn")
     found: dict[int, float] = {}
@@ -372,7 +379,8 @@ def residency() -> None:
             found[depth] = live
         what = "Gram matrices of a block at a time" if limited else "all Gram matrices"
         print(
-            f"  {depth:2d} blocks of {block:.0f} MB, {what:34s}: live {live:6.1f} MB ({live / block:.1f} blocks), "
+            f"  {depth:2d} blocks of {block:.0f} MB, {what:34s}: live {live:6.1f} MB "
+            f"({live / block:.1f} blocks), "
             f"resident {resident[1]:4.0f} MB ({resident[0]:.0f} to {resident[-1]:.0f})",
             flush=True,
         )
@@ -381,7 +389,8 @@ def residency() -> None:
 
 
 def _quantized(depth: int, limited: bool) -> tuple[int, int, int]:
-    """Quantize a model; return bytes of the float model, of what the result adds to it, and by which the process grew at the peak."""
+    """Quantize a model; return bytes of the float model, of what the result adds to it, and by
+    which the process grew at the peak."""
     from transformers import LlamaConfig, LlamaModel
 
     torch.set_num_threads(2)
@@ -443,7 +452,8 @@ def _live(depth: int, limited: bool) -> float:
 
 
 def _highest() -> int:
-    """Return the largest resident size of this process so far, in bytes (Linux; getrusage also counts the parent's)."""
+    """Return the largest resident size of this process so far, in bytes (Linux; getrusage also
+    counts the parent's)."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return 1024 * int(
         next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]
@@ -464,7 +474,8 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=UserWarning)
     torch.set_num_threads(given.threads)
     print(
-        f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {given.threads} threads; int8 linear kernel: {onednn.missing_linear() or 'there'}"
+        f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {given.threads} "
+        f"threads; int8 linear kernel: {onednn.missing_linear() or 'there'}"
     )
     for name in chosen:
         parts[name]()

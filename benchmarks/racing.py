@@ -1,7 +1,8 @@
 """Racing: measured false rejections and saved samples. Run it as ``python -m benchmarks.racing``.
 
-10,000 simulated candidates for each kind of score. Bars: among candidates that pass on all samples, fewer are rejected early
-than the setting allows; at an error of 0.05, at least half of the samples of those that miss the goal are saved.
+10,000 simulated candidates for each kind of score. Bars: among candidates that pass on all samples,
+fewer are rejected early than the setting allows; at an error of 0.05, at least half of the samples
+of those that miss the goal are saved.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def reference(kind: str, random: np.random.Generator) -> tuple[np.ndarray, float
 def candidate(
     kind: str, scores: np.ndarray, severity: float, random: np.random.Generator
 ) -> np.ndarray:
-    """Return a candidate's scores: it changes some samples for the worse and, fewer, for the better."""
+    """Return a candidate's scores: it changes some samples for the worse and, fewer, for the
+    better."""
     touched = random.random(len(scores))
     if kind == "accuracy":
         flipped = np.where(touched < 0.01 * severity, 0.0, scores)
@@ -47,7 +49,8 @@ def candidate(
 def at_the_boundary(
     kind: str, scores: np.ndarray, allowed: float, random: np.random.Generator
 ) -> np.ndarray:
-    """Return a candidate that loses as much as is allowed and no more: the hardest to tell from one that misses."""
+    """Return a candidate that loses as much as is allowed and no more: the hardest to tell from one
+    that misses."""
     if kind == "likelihood":
         other = np.maximum(0.0, scores + random.normal(0.02, 0.2, len(scores)))
         return other * ((scores.mean() + allowed - 1e-12) / other.mean())
@@ -98,7 +101,8 @@ def row(kind: str, error: float, boundary: bool) -> bool:
     kept = rate < error and (boundary or error != 0.05 or float(np.mean(saved)) >= 0.5)
     verdict = "ok" if kept else "MISSED"
     print(
-        f"{name:<20} {error:>6.2f} {passing:>6} {false:>8} = {rate:<6.2%} {missing:>6} {shares} {1e3 * spent / CANDIDATES:>7.2f} ms   {verdict}",
+        f"{name:<20} {error:>6.2f} {passing:>6} {false:>8} = {rate:<6.2%} {missing:>6} {shares} "
+        f"{1e3 * spent / CANDIDATES:>7.2f} ms   {verdict}",
         flush=True,
     )
     return kept
@@ -106,10 +110,12 @@ def row(kind: str, error: float, boundary: bool) -> bool:
 
 def main() -> int:
     print(
-        f"{CANDIDATES} candidates a row, {SAMPLES} samples each; losses from 0 to 4 times what is allowed, or exactly what is allowed"
+        f"{CANDIDATES} candidates a row, {SAMPLES} samples each; losses from 0 to 4 times what is "
+        "allowed, or exactly what is allowed"
     )
     print(
-        f"{'score':<20} {'error':>6} {'pass':>6} {'rejected of them':>17} {'miss':>6} {'saved':>6} {'saved at 2x':>11} {'time each':>10}   bar"
+        f"{'score':<20} {'error':>6} {'pass':>6} {'rejected of them':>17} {'miss':>6} "
+        f"{'saved':>6} {'saved at 2x':>11} {'time each':>10}   bar"
     )
     rows = [(kind, 0.05, False) for kind in ("accuracy", "reciprocal rank", "likelihood")]
     rows += [

@@ -1,12 +1,16 @@
-"""Models of strangers: every .onnx file given, or of the packages that are installed, with each 8-bit preset.
+"""Models of strangers: every .onnx file given, or of the packages that are installed, with each
+8-bit preset.
 
-    python -m benchmarks.strangers [--schemes int8-static,int8-dynamic] [--seconds 2] [FILE OR FOLDER ...]
+    python -m benchmarks.strangers [--schemes int8-static,int8-dynamic] [--seconds 2] [FILE OR
+    FOLDER ...]
 
-Without files, those are taken that installed distributions carry. Inputs are drawn at random, in the first shapes that
-ONNX Runtime takes; so cosines say whether a candidate computes the same function, not what a user loses. One line for each
-file and preset: float weights of two or more dimensions, the share of them that is quantized, the smallest cosine of an
-output on inputs that calibration did not see, the float file's size and time over the candidate's, and what stays float
-and why. An ``!`` line is an exception that is no OctavoError: a fault.
+Without files, those are taken that installed distributions carry. Inputs are drawn at random, in
+the first shapes that ONNX Runtime takes; so cosines say whether a candidate computes the same
+function, not what a user loses. One line for each
+file and preset: float weights of two or more dimensions, the share of them that is quantized, the
+smallest cosine of an output on inputs that calibration did not see, the float file's size and time
+over the candidate's, and what stays float and why. An ``!`` line is an exception that is no
+OctavoError: a fault.
 """
 
 from __future__ import annotations
@@ -95,7 +99,8 @@ def _shape(declared: Sequence[Any], length: int, channels: int) -> list[int]:
 
 
 def plausible(session: ort.InferenceSession) -> Callable[[int], Feeds] | None:
-    """Return what draws inputs of the first shapes that the model takes; None if it takes none that is tried."""
+    """Return what draws inputs of the first shapes that the model takes; None if it takes none that
+    is tried."""
     inputs = session.get_inputs()
     for length, channels, whole in itertools.product(LENGTHS, CHANNELS, WHOLE):
         try:
@@ -142,8 +147,12 @@ def row(
 ) -> str:
     """Quantize a file with a preset; return what came of it in one line."""
     try:
-        made = octavo.quantize_model(file, scheme,
-                                     calibration=[draw(seed) for seed in range(4)], backend={"kind": "onnx", "threads": 1})  # fmt: skip
+        made = octavo.quantize_model(
+            file,
+            scheme,
+            calibration=[draw(seed) for seed in range(4)],
+            backend={"kind": "onnx", "threads": 1},
+        )
     except OctavoError as error:
         return f"{scheme:17} {type(error).__name__}: {str(error)[:300]}"
     except Exception as error:  # what this program is there to find

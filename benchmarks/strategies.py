@@ -1,9 +1,12 @@
-"""Strategies against each other. Run it as ``python -m benchmarks.strategies [simulated] [digits] [rescaled] [retrieval] [language]``.
+"""Strategies against each other. Run it as ``python -m benchmarks.strategies [simulated] [digits]
+[rescaled] [retrieval] [language]``.
 
-Without a name it runs all but ``retrieval`` and ``language``, which take many minutes. ``language`` needs OCTAVO_LM.
+Without a name it runs all but ``retrieval`` and ``language``, which take many minutes. ``language``
+needs OCTAVO_LM.
 
-A row says: evaluations, full-evaluation equivalents (racing stops some early; each run over sensitivity batches counts by its
-samples), wall time, whether the goal was reached and the objective of the best recipe.
+A row says: evaluations, full-evaluation equivalents (racing stops some early; each run over
+sensitivity batches counts by its samples), wall time, whether the goal was reached and the
+objective of the best recipe.
 """
 
 from __future__ import annotations
@@ -52,10 +55,12 @@ def verdict(kept: bool) -> str:
 def simulated() -> None:
     """The bars on simulated models, then every strategy on one of them."""
     print(
-        "\nauto on simulated models, 4 schemes each, 5 seeds; proxies are wrong by 10 % (sigma of the logarithm)"
+        "\nauto on simulated models, 4 schemes each, 5 seeds; proxies are wrong by 10 % (sigma of "
+        "the logarithm)"
     )
     print(
-        f"{'losses':<12} {'ops':>5} {'gap median':>11} {'worst':>7} {'bar':>5} {'evaluations':>12} {'bar':>4} {'own time':>9}"
+        f"{'losses':<12} {'ops':>5} {'gap median':>11} {'worst':>7} {'bar':>5} "
+        f"{'evaluations':>12} {'bar':>4} {'own time':>9}"
     )
     for name, coupling, bar in (("additive", 0.0, 0.02), ("interacting", 0.5, 0.05)):
         for units in (16, 64, 256, 1024):
@@ -69,11 +74,14 @@ def simulated() -> None:
                 spent.append(own)
             kept = max(gaps) <= bar and max(used) <= limit and (units < 1024 or max(spent) < 1.0)
             print(
-                f"{name:<12} {units:>5} {statistics.median(gaps):>11.2%} {max(gaps):>7.2%} {bar:>5.0%} "
-                f"{min(used):>4} to {max(used):<5} {limit:>4} {max(spent):>7.2f} s   {verdict(kept)}"
+                f"{name:<12} {units:>5} {statistics.median(gaps):>11.2%} {max(gaps):>7.2%} "
+                f"{bar:>5.0%} "
+                f"{min(used):>4} to {max(used):<5} {limit:>4} {max(spent):>7.2f} s   "
+                f"{verdict(kept)}"
             )
     print(
-        "\nthe same with proxies wrong by 40 %, a score noise of 5 % of the tolerance, and every tenth trial failing (no bar)"
+        "\nthe same with proxies wrong by 40 %, a score noise of 5 % of the tolerance, and every "
+        "tenth trial failing (no bar)"
     )
     for units in (16, 64, 256):
         gaps, used = [], []
@@ -85,11 +93,13 @@ def simulated() -> None:
             gaps.append(found.best_cost / simulation.optimum - 1)
             used.append(len(found.trials))
         print(
-            f"{'interacting':<12} {units:>5} {statistics.median(gaps):>11.2%} {max(gaps):>7.2%} {min(used):>10} to {max(used)}"
+            f"{'interacting':<12} {units:>5} {statistics.median(gaps):>11.2%} {max(gaps):>7.2%} "
+            f"{min(used):>10} to {max(used)}"
         )
     print("\nevery strategy on 64 interacting ops, at most 100 evaluations (medians of 3 seeds)")
     print(
-        f"{'strategy':<18} {'evaluations':>11} {'best at':>8} {'own time':>9} {'reached':>8} {'over the optimum':>17}"
+        f"{'strategy':<18} {'evaluations':>11} {'best at':>8} {'own time':>9} {'reached':>8} "
+        f"{'over the optimum':>17}"
     )
     for name in ALL:
         rows = []
@@ -103,13 +113,15 @@ def simulated() -> None:
         reached = sum(math.isfinite(r[3]) for r in rows)
         over = f"{middle[3]:>16.0%}" if math.isfinite(middle[3]) else f"{'-':>16}"
         print(
-            f"{name:<18} {middle[0]:>11.0f} {middle[1]:>8.0f} {middle[2]:>7.2f} s {reached:>5}/3 {over}",
+            f"{name:<18} {middle[0]:>11.0f} {middle[1]:>8.0f} {middle[2]:>7.2f} s {reached:>5}/3 "
+            f"{over}",
             flush=True,
         )
 
 
 def timed_search(simulation: Any, name: str, limit: int) -> tuple[Any, float]:
-    """Search a simulation; returns what was found and the processor seconds that the strategy itself took."""
+    """Search a simulation; returns what was found and the processor seconds that the strategy
+    itself took."""
     strategy = HOST.part("strategies", name).build(
         HOST.read("strategies", name), simulation.problem()
     )
@@ -166,7 +178,10 @@ def _rows(batch: Any) -> int:
     return int(first.shape[0])
 
 
-HEADER = f"{'task':<24} {'backend':<8} {'strategy':<17} {'evals':>5} {'full':>6} {'wall':>7} {'goal':>5} {'score':>8} {'latency':>8} {'size':>6}"
+HEADER = (
+    f"{'task':<24} {'backend':<8} {'strategy':<17} {'evals':>5} {'full':>6} {'wall':>7} "
+    f"{'goal':>5} {'score':>8} {'latency':>8} {'size':>6}"
+)
 
 
 spent: dict[tuple[str, str, str], float] = {}
@@ -202,7 +217,8 @@ def tune(task: Any, backend: str, strategy: Any, **settings: Any) -> octavo.Resu
     )
     score = next(iter(result.best.metrics.values()))
     print(
-        f"{task.name:<24} {backend:<8} {name:<17} {len(result.trials):>5} {full:>6.1f} {wall:>6.1f}s {'yes' if result.goal_met else 'no':>5} "
+        f"{task.name:<24} {backend:<8} {name:<17} {len(result.trials):>5} {full:>6.1f} "
+        f"{wall:>6.1f}s {'yes' if result.goal_met else 'no':>5} "
         f"{score:>8.4f} {cells}" + ("" if result.goal_met else f"   {result.reason}"),
         flush=True,
     )
@@ -215,7 +231,8 @@ def digits() -> None:
 
     task = make()
     print(
-        f"\n{HEADER}   (baseline {task.tolerance:.0%} relative; exhaustive and samplers stop after 8)"
+        f"\n{HEADER}   (baseline {task.tolerance:.0%} relative; exhaustive and samplers stop "
+        "after 8)"
     )
     for backend in ("numpy", "onnx", "torch"):
         for strategy in ALL:
@@ -245,18 +262,21 @@ def rescaled() -> None:
                 if line.applied.is_float and result.views[backend].by_name[op].weight
             ]
             print(
-                f"{'':<24} in float: {', '.join(left) or 'no layer'}   {verdict(result.goal_met and len(result.trials) <= 4 and not left)}"
+                f"{'':<24} in float: {', '.join(left) or 'no layer'}   "
+                f"{verdict(result.goal_met and len(result.trials) <= 4 and not left)}"
             )
 
 
 def retrieval() -> None:
-    """MiniLM: within 0.5 % at a size of at most 0.26 and near the best latency, in few full evaluations; then racing on bad candidates."""
+    """MiniLM: within 0.5 % at a size of at most 0.26 and near the best latency, in few full
+    evaluations; then racing on bad candidates."""
     from benchmarks._tasks import Retrieval
 
     task = Retrieval().task()
     began = time.perf_counter()
     print(
-        f"\n{HEADER}   (budget: size {SIZE}; latency, then size, is minimised; at most {TRIALS} evaluations a row)"
+        f"\n{HEADER}   (budget: size {SIZE}; latency, then size, is minimised; at most {TRIALS} "
+        "evaluations a row)"
     )
     for backend in ("onnx", "torch"):
         found = {}
@@ -282,7 +302,8 @@ def retrieval() -> None:
             (f"score within 0.5 % of float: {loss:+.2%} lost", auto.goal_met and loss <= 0.005),
             (f"size at most {SIZE}: {size:.3f}", size <= SIZE),
             (
-                f"latency within 5 % of the best that any strategy measured: {latency:.3f} against {latencies[fastest]:.3f} ({fastest})",
+                f"latency within 5 % of the best that any strategy measured: {latency:.3f} "
+                f"against {latencies[fastest]:.3f} ({fastest})",
                 latency <= 1.05 * latencies[fastest],
             ),
             (
@@ -292,7 +313,8 @@ def retrieval() -> None:
         ):
             print(f"{'':<24} {backend}, auto: {text}   {verdict(kept)}", flush=True)
     print(
-        f"\n{HEADER}   (weights of 2 and 4 bits, drawn at random: racing; at most {TRIALS} evaluations)"
+        f"\n{HEADER}   (weights of 2 and 4 bits, drawn at random: racing; at most {TRIALS} "
+        "evaluations)"
     )
     stored = {
         "types": ["linear"],
@@ -313,7 +335,8 @@ def retrieval() -> None:
         saved = statistics.mean([1 - t.evaluated for t in missed]) if missed else 0.0
         stopped = sum(t.state == "rejected" for t in missed)
         print(
-            f"{'':<24} {backend}: {stopped} of {len(missed)} that miss the goal were stopped; half of their samples are saved at least: "
+            f"{'':<24} {backend}: {stopped} of {len(missed)} that miss the goal were stopped; "
+            "half of their samples are saved at least: "
             f"{saved:.0%}   {verdict(bool(missed) and saved >= 0.5)}"
         )
     print(f"{'':<24} all rows: {time.perf_counter() - began:.0f} s")
@@ -327,7 +350,8 @@ SIZE, TRIALS = 0.26, 8
 
 
 def language() -> None:
-    """Average 4.0 and 3.0 bits: perplexity better than every uniform assignment of the same size."""
+    """Average 4.0 and 3.0 bits: perplexity better than every uniform assignment of the
+    same size."""
     from benchmarks._tasks import Language
 
     folder = os.environ.get("OCTAVO_LM")
@@ -345,7 +369,8 @@ def language() -> None:
         "noise_runs": 1,
     }
     print(
-        f"\nlanguage model, perplexity {baseline:.3f} in float; embedding and all linear layers, scales counted in the size"
+        f"\nlanguage model, perplexity {baseline:.3f} in float; embedding and all linear layers, "
+        "scales counted in the size"
     )
     for bits in (4, 3):
         best, size = math.inf, 0.0
@@ -366,7 +391,8 @@ def language() -> None:
             )
             best, size = min(best, found), max(size, taken)
             print(
-                f"{bits}.0 bits  uniform, {algorithm:<4} groups of {group:<4} {found:>9.3f} (+{found - baseline:.3f})  "
+                f"{bits}.0 bits  uniform, {algorithm:<4} groups of {group:<4} {found:>9.3f} "
+                f"(+{found - baseline:.3f})  "
                 f"size {taken:.4f}  {time.perf_counter() - began:>6.1f} s",
                 flush=True,
             )
@@ -393,14 +419,17 @@ def language() -> None:
             if s.weight
         )
         print(
-            f"{bits}.0 bits  budget, gptq               {found:>9.3f} (+{found - baseline:.3f})  size {result.best.objectives['size'].ratio:.4f}  "
-            f"{time.perf_counter() - began:>6.1f} s  {len(result.trials)} evaluations  {dict(mixture)}   {verdict(found < best)}",
+            f"{bits}.0 bits  budget, gptq               {found:>9.3f} (+{found - baseline:.3f})  "
+            f"size {result.best.objectives['size'].ratio:.4f}  "
+            f"{time.perf_counter() - began:>6.1f} s  {len(result.trials)} evaluations  "
+            f"{dict(mixture)}   {verdict(found < best)}",
             flush=True,
         )
 
 
 def _stored(dtypes: list[str], algorithm: str, groups: list[int]) -> dict[str, Any]:
-    """Return settings that let every linear layer and embedding store its weights in one of some types, in groups."""
+    """Return settings that let every linear layer and embedding store its weights in one of some
+    types, in groups."""
     weight = {"dtype": dtypes, "granularity": [f"group:{n}" for n in groups]}
     return {
         "rules": [

@@ -1,12 +1,16 @@
-"""Is the goal really reached? False verdicts, counted. Run it as ``python -m benchmarks.verdict [--full]``.
+"""Is the goal really reached? False verdicts, counted. Run it as ``python -m benchmarks.verdict
+[--full]``.
 
-The truth is known: the population is 6,485 noisy pictures of digits that no model was trained on, a search sees draws of it, and what a
-winner loses is computed over the whole population. Bars: certified winners that miss the goal in truth, at most 5 %; "goal
-reached" under a score that varies, false in at most 10 %, for each strategy and level of noise; a score that does not
-vary costs at most one evaluation more than two of the float model, one a trial and one of the winner; certified winners are
-at most 10 % larger on average than those of a search on the same samples without a certificate.
+The truth is known: the population is 6,485 noisy pictures of digits that no model was trained on, a
+search sees draws of it, and what a
+winner loses is computed over the whole population. Bars: certified winners that miss the goal in
+truth, at most 5 %; "goal reached" under a score that varies, false in at most 10 %, for each
+strategy and level of noise; a score that does not vary costs at most one evaluation more than two
+of the float model, one a trial and one of the winner; certified winners are at most 10 % larger on
+average than those of a search on the same samples without a certificate.
 
-The default finishes in some minutes; ``--full`` runs 200 searches on 10 models and 20 draws, and 20 seeds for each row of noise.
+The default finishes in some minutes; ``--full`` runs 200 searches on 10 models and 20 draws, and 20
+seeds for each row of noise.
 """
 
 from __future__ import annotations
@@ -135,10 +139,12 @@ def certified(models: int, draws: int) -> bool:
         )
     searches = models * draws
     print(
-        f"{searches} searches on {models} models: {held} certified at 95 %, {broken} of them broken in truth"
+        f"{searches} searches on {models} models: {held} certified at 95 %, {broken} of them "
+        "broken in truth"
     )
     print(
-        f"without a certificate: {plain_held} reached the goal, {plain_broken} of them broken in truth"
+        f"without a certificate: {plain_held} reached the goal, {plain_broken} of them broken in "
+        "truth"
     )
     size = float(np.mean(ratios)) if ratios else float("nan")
     print(
@@ -176,7 +182,8 @@ def noisy(seeds: int) -> bool:
                 false += result.goal_met and not reached(one, result)
                 evaluations += count[0]
             print(
-                f"{strategy:9} noise {level:4} of the tolerance: {false} false of {met} reached, {seeds} searches, "
+                f"{strategy:9} noise {level:4} of the tolerance: {false} false of {met} reached, "
+                f"{seeds} searches, "
                 f"{evaluations / seeds:.0f} evaluations each"
             )
             kept &= false <= max(0.1 * met, 1 if met < 10 else 0)

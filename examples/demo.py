@@ -1,7 +1,8 @@
 """`make demo`: one network, one configuration, three backends.
 
-The digits network is trained in PyTorch, exported to ONNX and to a graph of NumPy operations, and one search over the three
-finds the fastest int8 model that loses at most 1 % of the accuracy. Leaves the model and report.html in out/demo.
+The digits network is trained in PyTorch, exported to ONNX and to a graph of NumPy operations, and
+one search over the three finds the fastest int8 model that loses at most 1 % of the accuracy.
+Leaves the model and report.html in out/demo.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""The digits network: a small, real convolutional classifier, trained in seconds on scikit-learn's bundled digits.
+"""The digits network: a small, real convolutional classifier, trained in seconds on scikit-learn's
+bundled digits.
 
-Convolution with batch norm, a residual add, a depthwise convolution, 100,000 to 300,000 parameters. The 8x8 images
-are upsampled to 32x32, so that the convolutions do real work. 1078 images train it, 719 score it.
+Convolution with batch norm, a residual add, a depthwise convolution, 100,000 to 300,000 parameters.
+The 8x8 images are upsampled to 32x32, so that the convolutions do real work. 1078 images train it,
+719 score it.
 """
 
 from __future__ import annotations

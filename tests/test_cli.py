@@ -49,7 +49,8 @@ def octavo(
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A convolution and a linear layer as an ONNX file, weights from a fixed seed, with its labels in an .npz beside it."""
+    """A convolution and a linear layer as an ONNX file, weights from a fixed seed, with its labels
+    in an .npz beside it."""
     import onnx
     import onnxruntime
 
@@ -62,8 +63,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         logits = Gemm<transB=1>(flat, w1, b1)
     }""")
     weights = {
-        "w0": rng.normal(size=(8, 1, 3, 3)), "b0": rng.normal(size=8) * 0.1, "w1": rng.normal(size=(5, 288)) * 0.1, "b1": rng.normal(size=5) * 0.1,
-    }  # fmt: skip
+        "w0": rng.normal(size=(8, 1, 3, 3)),
+        "b0": rng.normal(size=8) * 0.1,
+        "w1": rng.normal(size=(5, 288)) * 0.1,
+        "b1": rng.normal(size=5) * 0.1,
+    }
     graph.initializer.extend(
         onnx.numpy_helper.from_array(w.astype(np.float32), name) for name, w in weights.items()
     )
@@ -375,7 +379,8 @@ def test_a_goal_that_cannot_be_reached_has_an_exit_code_of_its_own(
     octavo: Command, model: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "scores.py").write_text(
-        "def worse(model):\n    worse.calls = getattr(worse, 'calls', 0) + 1\n    return 1.0 if worse.calls <= 2 else 0.1\n"
+        "def worse(model):\n    worse.calls = getattr(worse, 'calls', 0) + 1\n    return 1.0 if "
+        "worse.calls <= 2 else 0.1\n"
     )
     data = model.with_suffix(".npz")
     code, shown, _ = octavo(
@@ -460,8 +465,14 @@ def test_export_writes_a_runner_that_needs_numpy_only(
     assert code == 0, error
     assert "run.py" in shown
     np.savez(tmp_path / "in.npz", image=np.load(data)["image"][:7])
-    blocked = "import sys\nfor name in ('octavo', 'onnx', 'torch', 'scipy', 'pydantic'): sys.modules[name] = None\n"
-    code_ = f"{blocked}import runpy\nsys.argv = ['run.py', 'in.npz', 'out.npz']\nrunpy.run_path('alone/run.py', run_name='__main__')"
+    blocked = (
+        "import sys\nfor name in ('octavo', 'onnx', 'torch', 'scipy', 'pydantic'): "
+        "sys.modules[name] = None\n"
+    )
+    code_ = (
+        f"{blocked}import runpy\nsys.argv = ['run.py', 'in.npz', "
+        "'out.npz']\nrunpy.run_path('alone/run.py', run_name='__main__')"
+    )
     subprocess.run([sys.executable, "-c", code_], cwd=tmp_path, check=True)
     import octavo as library
 
@@ -513,9 +524,23 @@ def test_an_interrupted_run_keeps_the_best_so_far(model: Path, tmp_path: Path) -
         "import time\ndef score(model):\n    time.sleep(0.3)\n    return 1.0\n"
     )
     command = [
-        sys.executable, "-m", "octavo", "tune", str(model), "--data", str(model.with_suffix(".npz")), "--evaluate", "slow:score", "--strategy", "exhaustive",
-        "--max-trials", "500", "-o", "cut", "--no-report",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "octavo",
+        "tune",
+        str(model),
+        "--data",
+        str(model.with_suffix(".npz")),
+        "--evaluate",
+        "slow:score",
+        "--strategy",
+        "exhaustive",
+        "--max-trials",
+        "500",
+        "-o",
+        "cut",
+        "--no-report",
+    ]
     running = subprocess.Popen(
         command,
         cwd=tmp_path,

@@ -1,4 +1,5 @@
-"""The command line shows which weights stay float: of a model, of what was quantized, and of what was saved."""
+"""The command line shows which weights stay float: of a model, of what was quantized, and of what
+was saved."""
 
 from __future__ import annotations
 

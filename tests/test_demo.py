@@ -62,7 +62,8 @@ def test_an_example_reaches_its_goal(name: str) -> None:
     result = main()
     assert isinstance(result, octavo.Result)
     assert result.goal_met
-    # Whether it is faster too is the processor's business; where it is not, the float model is handed back.
+    # Whether it is faster too is the processor's business; where it is not, the float model is
+    # handed back.
     assert any(t.passed and t.objectives["size"].ratio < 0.35 for t in result.trials)
     assert result.best.number or "the float model is kept" in result.reason
 

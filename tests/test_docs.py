@@ -44,7 +44,8 @@ def test_the_code_of_the_numpy_page_runs(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def stranger(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The plugin of docs/plugins.md, installed as pip would: its files and its entry point on the path."""
+    """The plugin of docs/plugins.md, installed as pip would: its files and its entry point on the
+    path."""
     folder = tmp_path_factory.mktemp("site")
     for block in blocks(ROOT / "docs" / "plugins.md"):
         if named := re.match(r"# (\S+\.py)\n", block):
@@ -99,10 +100,13 @@ from sklearn.neural_network import MLPClassifier
 x, y = load_digits(return_X_y=True)
 x = (x / 16).astype("float32")
 net = MLPClassifier((32,), max_iter=40, random_state=0).fit(x[:1000], y[:1000])
-result = octavo.autotune(net, lambda m: float((np.asarray(m(x[1000:])).argmax(1) == y[1000:]).mean()), x[:128],
-                         "tune.toml", strategy={"kind": "coin", "recipes": 4}, tolerance=0.05)
+def accuracy(model):
+    return float((np.asarray(model(x[1000:])).argmax(1) == y[1000:]).mean())
+coin = {"kind": "coin", "recipes": 4}
+result = octavo.autotune(net, accuracy, x[:128], "tune.toml", strategy=coin, tolerance=0.05)
 assert result.goal_met, result.reason
-used = {c.kind for t in result.trials for s in t.recipe.schemes.values() for c in [s.calibrator] if s.mode == "static"}
+schemes = [s for t in result.trials for s in t.recipe.schemes.values()]
+used = {s.calibrator.kind for s in schemes if s.mode == "static"}
 print(len(result.trials), *sorted(used))
 """
     trials, *calibrators = run(stranger, "-W", "ignore", "-c", code).split()

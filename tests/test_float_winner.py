@@ -1,4 +1,5 @@
-"""Where quantizing gains nothing, the float model is the result: it is saved, loaded, reported and shown as any other."""
+"""Where quantizing gains nothing, the float model is the result: it is saved, loaded, reported and
+shown as any other."""
 
 from __future__ import annotations
 
@@ -81,7 +82,8 @@ def case(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Any, Callable[
 def test_thirty_two_weights_are_kept_in_float(
     case: tuple[Any, Callable[[Any], float]], tmp_path: Path
 ) -> None:
-    """Codes, scales and names of a layer this small take more than its numbers: every recipe passes, and none is smaller."""
+    """Codes, scales and names of a layer this small take more than its numbers: every recipe
+    passes, and none is smaller."""
     model, score = case
     result = octavo.autotune(
         model,
@@ -145,7 +147,8 @@ def test_the_command_line_says_so_and_is_done(tmp_path: Path) -> None:
 
 
 def test_a_budget_that_float_overruns_is_still_served(tmp_path: Path) -> None:
-    """Half the size was asked for: a recipe that has it wins, whether or not it is faster than the float model."""
+    """Half the size was asked for: a recipe that has it wins, whether or not it is faster than the
+    float model."""
     big = RANDOM.normal(size=(256, 256)).astype(np.float32)
     b = Builder()
     graph = b.graph(b.Gemm(b.input("x", (None, 256)), big, np.zeros(256, np.float32), name="layer"))

@@ -1,4 +1,5 @@
-"""A few dozen mutated models, results, histories and settings: each works, or ends in an error of octavo's own."""
+"""A few dozen mutated models, results, histories and settings: each works, or ends in an error of
+octavo's own."""
 
 from benchmarks.fuzz import FAMILIES, fuzz
 
@@ -10,14 +11,16 @@ def test_nothing_but_typed_errors_comes_of_mutated_inputs() -> None:
     assert not found.controls, "these fail with nothing changed, so they test nothing"
     assert not found.bad, found.first
     assert found.total("passed", "typed") == CASES
-    # Mutations that nothing notices, or that nothing survives, would both be a fuzzer that tests little.
+    # Mutations that nothing notices, or that nothing survives, would both be a fuzzer that tests
+    # little.
     assert found.total("passed") > CASES // 10
     assert found.total("typed") > CASES // 3
     assert {family for family, _ in found.outcomes} == set(FAMILIES)
 
 
 def test_an_exception_of_another_kind_is_found_and_can_be_drawn_again() -> None:
-    """The judge itself: what is no OctavoError counts as bare, with its place, and a crash is no end."""
+    """The judge itself: what is no OctavoError counts as bare, with its place, and a crash is no
+    end."""
     import random
     from pathlib import Path
 

@@ -51,13 +51,15 @@ def test_importing_octavo_brings_no_framework() -> None:
 import sys, time, json
 start = time.perf_counter()
 import octavo
-everything = [getattr(octavo, name) for name in octavo.__all__]  # names are looked up when they are first used
+# Names are looked up when they are first used.
+everything = [getattr(octavo, name) for name in octavo.__all__]
 took = time.perf_counter() - start
 print(json.dumps([sorted(set({FRAMEWORKS!r}) & set(sys.modules)), took]))
 """
     found, took = json.loads(python(code))
     assert found == []
-    # Half a second is the promise on a quiet machine; a busy one gets room, since the list above is what makes it slow.
+    # Half a second is the promise on a quiet machine; a busy one gets room, since the list above is
+    # what makes it slow.
     assert took < 2.0
 
 
@@ -67,7 +69,8 @@ import sys, json
 from octavo.core.contract.plugins import KINDS, PluginHost
 host = PluginHost(third_party=False)
 names = {{kind: sorted(host.parts(kind)) for kind in KINDS}}
-print(json.dumps([sorted(set({FRAMEWORKS!r}) & set(sys.modules)), names, [i.reason for i in host.plugins() if not i.loaded]]))
+left_out = [i.reason for i in host.plugins() if not i.loaded]
+print(json.dumps([sorted(set({FRAMEWORKS!r}) & set(sys.modules)), names, left_out]))
 """
     found, names, left_out = json.loads(python(code))
     assert found == []
@@ -125,7 +128,8 @@ def test_the_wheel_works_where_it_is_unpacked(wheel: Path, tmp_path: Path) -> No
     code = """
 import json, octavo
 from octavo.core.contract.plugins import PluginHost
-print(json.dumps([octavo.__file__, octavo.__version__, sorted(PluginHost(third_party=False).parts("adapters"))]))
+adapters = sorted(PluginHost(third_party=False).parts("adapters"))
+print(json.dumps([octavo.__file__, octavo.__version__, adapters]))
 """
     where, version, adapters = json.loads(python(code, PYTHONPATH=str(tmp_path)))
     assert Path(where).is_relative_to(tmp_path)

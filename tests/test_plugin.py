@@ -44,7 +44,8 @@ print(json.dumps(sorted(set({FRAMEWORKS!r}) & set(sys.modules))))
 
 
 def plugin_texts() -> dict[str, str]:
-    """The code that a stranger would write: the page's blocks, and the distribution in the tests."""
+    """The code that a stranger would write: the page's blocks, and the distribution in
+    the tests."""
     page = ROOT / "docs" / "plugins.md"
     blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
     texts = {f"docs/plugins.md, block {index}": block for index, block in enumerate(blocks)}

@@ -19,7 +19,10 @@ def test_every_public_name_is_there() -> None:
 
 
 def test_importing_octavo_imports_next_to_nothing() -> None:
-    code = "import sys, octavo; print(*sorted(m for m in sys.modules if m.split('.')[0] in ('numpy', 'pydantic', 'optuna', 'torch', 'onnx', 'scipy')))"
+    code = (
+        "import sys, octavo; print(*sorted(m for m in sys.modules if m.split('.')[0] in "
+        "('numpy', 'pydantic', 'optuna', 'torch', 'onnx', 'scipy')))"
+    )
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True

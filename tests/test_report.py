@@ -66,12 +66,17 @@ def data(ops: int = 6, trials: int = 9, hostile: bool = True) -> ReportData:
     )
     tried = [
         Trial(
-            i, Recipe(recipe.schemes, (), ("onnx", "torch", "numpy")[i % 3]),
-            metrics={"accuracy": 0.9958 - 0.003 * (i % 6)}, passed=i % 6 < 4,
-            margin=0.1, objectives=measured(1.2 + 0.3 * i, 220_000 + 9_000 * i), ledger=ledger, seconds={"evaluate": 0.31, "measure": 0.2},
+            i,
+            Recipe(recipe.schemes, (), ("onnx", "torch", "numpy")[i % 3]),
+            metrics={"accuracy": 0.9958 - 0.003 * (i % 6)},
+            passed=i % 6 < 4,
+            margin=0.1,
+            objectives=measured(1.2 + 0.3 * i, 220_000 + 9_000 * i),
+            ledger=ledger,
+            seconds={"evaluate": 0.31, "measure": 0.2},
         )
         for i in range(1, trials)
-    ]  # fmt: skip
+    ]
     tried.append(
         Trial(
             trials,
@@ -253,9 +258,19 @@ def test_a_real_browser_shows_it_without_errors(tmp_path: Path) -> None:
     ]
     assert CHROMIUM is not None
     done = subprocess.run(
-        [CHROMIUM, *flags, "--window-size=1280,2400", f"--screenshot={shot}", "--virtual-time-budget=3000", page.as_uri()],
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+        [
+            CHROMIUM,
+            *flags,
+            "--window-size=1280,2400",
+            f"--screenshot={shot}",
+            "--virtual-time-budget=3000",
+            page.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert "CONSOLE" not in done.stderr, "a script error or a blocked resource"
     assert shot.read_bytes().startswith(b"\x89PNG")

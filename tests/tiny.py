@@ -1,4 +1,5 @@
-"""The tiny third-party backend, as tests use it in this process: a trained chain, its data, a host that knows the backend."""
+"""The tiny third-party backend, as tests use it in this process: a trained chain, its data, a host
+that knows the backend."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The process that runs cases, one line of JSON on standard output for each; it may crash or hang, and is started again."""
+"""The process that runs cases, one line of JSON on standard output for each; it may crash or hang,
+and is started again."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ LIMIT = 60  # seconds of one case; all end within a few, and other work may shar
 
 
 def main() -> None:
-    """Run cases ``first``, ``first + 1``, ... until the parent ends this process or ``last`` is done."""
+    """Run cases ``first``, ``first + 1``, ... until the parent ends this process or ``last`` is
+    done."""
     seed, first, last, home, names = (
         int(sys.argv[1]),
         int(sys.argv[2]),
@@ -51,7 +53,8 @@ def _tell(said: TextIO, **facts: Any) -> None:
 
 
 def _control(name: str, home: Path) -> list[str]:
-    """Run cases of a family with nothing changed: what they raise says that the family is no test of anything."""
+    """Run cases of a family with nothing changed: what they raise says that the family is no test
+    of anything."""
     found: set[str] = set()
     for number in range(4):
         outcome = run(name, random.Random(f"control {number}"), home, off=True)
@@ -75,7 +78,8 @@ def run(name: str, source: random.Random, home: Path, *, off: bool = False) -> d
     """Run one case in a folder of its own.
 
     Returns:
-        ``outcome``: ``passed``, ``typed`` or ``bare``; ``kind``: type and place of what was raised; ``detail``: its text.
+        ``outcome``: ``passed``, ``typed`` or ``bare``; ``kind``: type and place of what was raised;
+            ``detail``: its text.
     """
     from octavo.core.errors import OctavoError
 

@@ -1,4 +1,5 @@
-"""The unchanged things that the fuzzer mutates: small models of all backends, their saved results, a history, data."""
+"""The unchanged things that the fuzzer mutates: small models of all backends, their saved results,
+a history, data."""
 
 from __future__ import annotations
 
@@ -66,7 +67,8 @@ def rows() -> np.ndarray:
 
 
 def score(model: Any) -> float:
-    """Score a model of rows: how near its outputs are to a fixed plane. Any finite number would do."""
+    """Score a model of rows: how near its outputs are to a fixed plane. Any finite
+    number would do."""
     return 1.0 + float(np.tanh(np.asarray(model(rows())).mean()))
 
 
@@ -92,7 +94,8 @@ def module() -> nn.Module:
 
 
 class Tokens(nn.Module):
-    """An embedding, an LSTM and attention: what is not a plain layer. Takes rows of float32 numbers."""
+    """An embedding, an LSTM and attention: what is not a plain layer. Takes rows of float32
+    numbers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -164,7 +167,8 @@ def convolutional() -> onnx.ModelProto:
 
 
 def controlled() -> onnx.ModelProto:
-    """Return an ONNX model of rows with an If, a local function, a Constant node, an LSTM and dynamic shapes."""
+    """Return an ONNX model of rows with an If, a local function, a Constant node, an LSTM and
+    dynamic shapes."""
     draw = np.random.default_rng(4)
     weights = {
         "w": _weight(draw, 16, 16),
@@ -255,7 +259,8 @@ def model_of(name: str) -> Any:
 
 
 def build(folder: Path) -> None:
-    """Write the corpus: models, saved results of every backend, a searched one with its history and sensitivities, data."""
+    """Write the corpus: models, saved results of every backend, a searched one with its history and
+    sensitivities, data."""
     (folder / "saved").mkdir(parents=True)
     for name, (make, _) in PROTOS.items():
         onnx.save(make(), folder / f"{name}.onnx")

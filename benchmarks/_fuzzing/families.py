@@ -1,4 +1,5 @@
-"""What is mutated and what it is put through: one function for each family of cases, through octavo's public face alone."""
+"""What is mutated and what it is put through: one function for each family of cases, through
+octavo's public face alone."""
 
 from __future__ import annotations
 
@@ -33,8 +34,26 @@ from .mutations import OBJECTS, Mutator, dump
 
 PRESETS = ("int8-static", "int8-dynamic", "int8-weight-only", "int4-weight-only")
 CODES = (0, 1, 2, 3, 130)  # what the command line may end with
-ATTRIBUTES = ("stride", "padding", "dilation", "groups", "in_features", "out_features", "in_channels", "kernel_size", "eps", "training",
-              "num_features", "padding_mode", "hidden_size", "num_layers", "batch_first", "padding_idx", "normalized_shape", "bias")  # fmt: skip
+ATTRIBUTES = (
+    "stride",
+    "padding",
+    "dilation",
+    "groups",
+    "in_features",
+    "out_features",
+    "in_channels",
+    "kernel_size",
+    "eps",
+    "training",
+    "num_features",
+    "padding_mode",
+    "hidden_size",
+    "num_layers",
+    "batch_first",
+    "padding_idx",
+    "normalized_shape",
+    "bias",
+)
 
 
 class BadExit(Exception):
@@ -96,7 +115,8 @@ def _use(bench: Bench, model: Any, batch: Any, *, backend: str | None = None) ->
     if bench.random.random() < 0.2:
         open_model(model, PluginHost(third_party=False), backend=backend).session.describe()
         return
-    # Integer kernels are wrong on some processors, where nothing offers them: codes in place of weights work on each.
+    # Integer kernels are wrong on some processors, where nothing offers them: codes in place of
+    # weights work on each.
     scheme = "int8-weight-only" if bench.mutator.off else bench.pick(PRESETS)
     quantized = octavo.quantize_model(model, scheme, [batch], backend=backend)
     quantized.candidate.run((batch,))
@@ -109,7 +129,8 @@ def onnx_bytes(bench: Bench) -> None:
     name = bench.pick(corpus.PROTOS)
     path = bench.file(bench.home / f"{name}.onnx")
     if bench.random.random() < 0.2:
-        # Names in a file need not be UTF-8: each of a name's places is changed alike, so that the graph stays connected.
+        # Names in a file need not be UTF-8: each of a name's places is changed alike, so that the
+        # graph stays connected.
         word = bench.pick((b"conv1", b"x", b"w1", b"MatMul", b"inner", b"reshape"))
         path.write_bytes(
             path.read_bytes().replace(word, b"\xff" * len(word))
@@ -230,10 +251,32 @@ def _change_module(bench: Bench, model: nn.Module) -> None:
 
 def _odd_batch(bench: Bench, batch: np.ndarray) -> Any:
     return bench.pick(
-        (batch[:0], batch[:1], batch.astype(np.float64), batch.astype(np.int64), batch.astype(object), batch[0], batch[..., None],
-         batch * np.nan, batch.tolist(), "text", None, {"x": batch}, {"input": batch}, [batch, batch], torch.tensor(batch).half(),
-         np.array(["a"]), (batch, None), {}, (), {"input": None}, np.float32(3), batch.astype("M8[s]"), batch.astype(complex))
-    )  # fmt: skip
+        (
+            batch[:0],
+            batch[:1],
+            batch.astype(np.float64),
+            batch.astype(np.int64),
+            batch.astype(object),
+            batch[0],
+            batch[..., None],
+            batch * np.nan,
+            batch.tolist(),
+            "text",
+            None,
+            {"x": batch},
+            {"input": batch},
+            [batch, batch],
+            torch.tensor(batch).half(),
+            np.array(["a"]),
+            (batch, None),
+            {},
+            (),
+            {"input": None},
+            np.float32(3),
+            batch.astype("M8[s]"),
+            batch.astype(complex),
+        )
+    )
 
 
 def odd_batches(bench: Bench) -> None:
@@ -308,7 +351,8 @@ def numpy_graphs(bench: Bench) -> None:
 
 
 def saved_results(bench: Bench) -> None:
-    """A saved result with one of its files changed: loaded and run, inspected, or saved once more."""
+    """A saved result with one of its files changed: loaded and run, inspected, or saved
+    once more."""
     name = bench.pick(corpus.SAVED)
     source = corpus.SAVED[name][0]
     folder = bench.folder / "saved"
@@ -342,7 +386,8 @@ def _change_saved(bench: Bench, folder: Path) -> None:
 
 
 def _change_safetensors(bench: Bench, path: Path) -> None:
-    """Change the header, or a tensor's shape or dtype, so that the file is a sound one of other tensors."""
+    """Change the header, or a tensor's shape or dtype, so that the file is a sound one of other
+    tensors."""
     from safetensors.torch import load_file, save_file
 
     if bench.random.random() < 0.5:
@@ -358,9 +403,16 @@ def _change_safetensors(bench: Bench, path: Path) -> None:
         name = bench.pick(sorted(tensors))
         tensor = tensors[name]
         ways: tuple[Callable[[], torch.Tensor], ...] = (
-            lambda: tensor.reshape(-1), lambda: tensor[None], lambda: tensor[:0], lambda: tensor.to(torch.float64), lambda: tensor.to(torch.int64),
-            lambda: tensor.to(torch.bool), lambda: torch.zeros(3), lambda: tensor.float() * float("nan"), lambda: tensor.to(torch.float16),
-        )  # fmt: skip
+            lambda: tensor.reshape(-1),
+            lambda: tensor[None],
+            lambda: tensor[:0],
+            lambda: tensor.to(torch.float64),
+            lambda: tensor.to(torch.int64),
+            lambda: tensor.to(torch.bool),
+            lambda: torch.zeros(3),
+            lambda: tensor.float() * float("nan"),
+            lambda: tensor.to(torch.float16),
+        )
         tensors[name] = bench.pick(ways)().contiguous()
         if bench.random.random() < 0.3:
             del tensors[bench.pick(sorted(tensors))]
@@ -435,8 +487,18 @@ def _change_rows(bench: Bench, path: Path) -> None:
             ]
             connection.execute(f"{bench.pick(('DROP TABLE', 'DELETE FROM'))} {bench.pick(names)}")
         elif way == 1:
-            places = [(t, c) for t in ("trials", "trial_values", "study_directions", "studies", "version_info", "alembic_version")
-                      for c in [r[1] for r in connection.execute(f"PRAGMA table_info({t})")]]  # fmt: skip
+            places = [
+                (t, c)
+                for t in (
+                    "trials",
+                    "trial_values",
+                    "study_directions",
+                    "studies",
+                    "version_info",
+                    "alembic_version",
+                )
+                for c in [r[1] for r in connection.execute(f"PRAGMA table_info({t})")]
+            ]
             table, column = bench.pick(places)
             with contextlib.suppress(sqlite3.IntegrityError):
                 connection.execute(
@@ -467,7 +529,8 @@ def _changed_value(bench: Bench, value: str) -> Any:
 
 
 def configurations(bench: Bench) -> None:
-    """Settings: as a file of each kind, as a mapping, or as keywords of TuningConfig; then a short run with them."""
+    """Settings: as a file of each kind, as a mapping, or as keywords of TuningConfig; then a short
+    run with them."""
     way = bench.random.randrange(5)
     if way < 2:
         raw = bench.mutator.json(corpus.CONFIG, objects=True)
@@ -602,9 +665,15 @@ def _odd_argument(bench: Bench, value: Any) -> None:
         "resume",
     )
     given: dict[str, Any] = {
-        "eval_fn": corpus.score, "calibration": [corpus.rows()], "storage": bench.folder / "history.db", "max_trials": 1,
-        "minimise": "size", "tolerance": 0.5, "confirm": False, bench.pick(names): value,
-    }  # fmt: skip
+        "eval_fn": corpus.score,
+        "calibration": [corpus.rows()],
+        "storage": bench.folder / "history.db",
+        "max_trials": 1,
+        "minimise": "size",
+        "tolerance": 0.5,
+        "confirm": False,
+        bench.pick(names): value,
+    }
     before = Path.cwd()
     os.chdir(bench.folder)  # a text may name a file
     try:
@@ -637,9 +706,16 @@ def sensitivities(bench: Bench) -> None:
     kept = bench.pick(sorted(bench.home.glob("sensitivities.*.json")))
     bench.table(bench.folder / kept.name, json.loads(kept.read_text()))
     octavo.autotune(
-        corpus.graph(), corpus.score, [corpus.rows()], max_trials=2, minimise="size", tolerance=0.5, confirm=False,
-        storage=bench.folder / "history.db", sensitivities=bench.folder / "sensitivities.json",
-    )  # fmt: skip
+        corpus.graph(),
+        corpus.score,
+        [corpus.rows()],
+        max_trials=2,
+        minimise="size",
+        tolerance=0.5,
+        confirm=False,
+        storage=bench.folder / "history.db",
+        sensitivities=bench.folder / "sensitivities.json",
+    )
 
 
 def other_files(bench: Bench) -> None:
@@ -679,8 +755,21 @@ def other_files(bench: Bench) -> None:
 FAMILIES: Mapping[str, Callable[[Bench], None]] = {
     f.__name__: f
     for f in (
-        onnx_bytes, onnx_fields, onnx_outside, torch_modules, odd_batches, numpy_files, numpy_graphs, saved_results, manifests,
-        histories, configurations, overrides, data_files, sensitivities, other_files,
+        onnx_bytes,
+        onnx_fields,
+        onnx_outside,
+        torch_modules,
+        odd_batches,
+        numpy_files,
+        numpy_graphs,
+        saved_results,
+        manifests,
+        histories,
+        configurations,
+        overrides,
+        data_files,
+        sensitivities,
+        other_files,
     )
-}  # fmt: skip
+}
 """Name -> runs one case; whatever it raises is judged by the caller."""

@@ -1,4 +1,5 @@
-"""Mutations of bytes, of JSON-like values and of protobuf messages, all drawn from one random source."""
+"""Mutations of bytes, of JSON-like values and of protobuf messages, all drawn from one random
+source."""
 
 from __future__ import annotations
 
@@ -15,10 +16,57 @@ NESTED = (
 )
 
 SCALARS: tuple[Any, ...] = (
-    None, True, False, 0, 1, -1, 2, 8, 127, 255, 2**31, 2**63, -(2**63), 2**70, 10**400, 0.0, -0.0, 0.5, -1.5, 1e-320, 1e308,
-    math.nan, math.inf, -math.inf, "", " ", "x", "0", "-1", "1e400", "nan", "int8", "float", "float32", "object", "O", "group:0", "group:3",
-    "group:99999999999999999999", "block:0x1", "intx", "int", "int99", "../../etc/passwd", "/dev/zero", "a\x00b", "\ud800", "é" * 40, "x" * 5000, "%s{0}",
-)  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    1,
+    -1,
+    2,
+    8,
+    127,
+    255,
+    2**31,
+    2**63,
+    -(2**63),
+    2**70,
+    10**400,
+    0.0,
+    -0.0,
+    0.5,
+    -1.5,
+    1e-320,
+    1e308,
+    math.nan,
+    math.inf,
+    -math.inf,
+    "",
+    " ",
+    "x",
+    "0",
+    "-1",
+    "1e400",
+    "nan",
+    "int8",
+    "float",
+    "float32",
+    "object",
+    "O",
+    "group:0",
+    "group:3",
+    "group:99999999999999999999",
+    "block:0x1",
+    "intx",
+    "int",
+    "int99",
+    "../../etc/passwd",
+    "/dev/zero",
+    "a\x00b",
+    "\ud800",
+    "é" * 40,
+    "x" * 5000,
+    "%s{0}",
+)
 """Values that code tends to take for something else."""
 
 OBJECTS: tuple[Any, ...] = (
@@ -61,7 +109,8 @@ class Mutator:
         return bytes(changed)
 
     def text(self, text: str) -> bytes:
-        """Return a JSON text with a change below its grammar: bytes, nesting, or a constant that JSON does not have."""
+        """Return a JSON text with a change below its grammar: bytes, nesting, or a constant that
+        JSON does not have."""
         if self.off:
             return text.encode()
         way = self.random.randrange(8)
@@ -328,5 +377,6 @@ def _messages(message: Any) -> Iterator[Any]:
 
 
 def dump(value: Any) -> str:
-    """Return JSON text; NaN and infinities stand in it as Python writes them, and lone surrogates as escapes."""
+    """Return JSON text; NaN and infinities stand in it as Python writes them, and lone surrogates
+    as escapes."""
     return json.dumps(value, default=str)

@@ -1,4 +1,5 @@
-"""Stores that tests share: SQLite files, and a PostgreSQL server of their own where its programs are installed."""
+"""Stores that tests share: SQLite files, and a PostgreSQL server of their own where its programs
+are installed."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ import pytest
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
-    """A PostgreSQL server of our own, on a free port of the loopback, for as long as the tests run."""
+    """A PostgreSQL server of our own, on a free port of the loopback, for as long as
+    the tests run."""
     initdb = shutil.which("initdb") or next(
         (str(p) for p in sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))), None
     )

@@ -55,9 +55,18 @@ class Notes(octavo.Progress):
 def tune(tmp_path: Path, strategy: str, notes: Notes, **settings: Any) -> octavo.Result:
     goal = expected()
     return octavo.autotune(
-        graph(), lambda model: 1 - float(np.abs(model(ROWS) - goal).mean()), [ROWS], strategy=strategy, max_trials=6, minimise="size",
-        tolerance=1e-4, confirm=False, storage=tmp_path / "h.db", callbacks=[notes], **settings,
-    )  # fmt: skip
+        graph(),
+        lambda model: 1 - float(np.abs(model(ROWS) - goal).mean()),
+        [ROWS],
+        strategy=strategy,
+        max_trials=6,
+        minimise="size",
+        tolerance=1e-4,
+        confirm=False,
+        storage=tmp_path / "h.db",
+        callbacks=[notes],
+        **settings,
+    )
 
 
 @pytest.mark.parametrize("faulty", ["second", ""])

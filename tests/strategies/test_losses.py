@@ -38,7 +38,8 @@ def listed(costs: np.ndarray, **budgets: float) -> list[int]:
 
 
 def test_of_each_mode_something_is_looked_at() -> None:
-    # Weight errors say that dynamic is hardly better than static, which outliers of the activations may turn round.
+    # Weight errors say that dynamic is hardly better than static, which outliers of the activations
+    # may turn round.
     assert listed(COSTS) == [0, 1, 2, 4]
 
 

@@ -244,7 +244,8 @@ def test_a_budget_that_is_overrun_is_not_mended_with_more_float(name):
 
 
 def two_objectives(simulation, objectives, latency, spread):
-    """Run auto where every trial also has a latency, the mean of what units of so many bits take; return its trials and itself."""
+    """Run auto where every trial also has a latency, the mean of what units of so many bits take;
+    return its trials and itself."""
     searched = strategy("auto", replace(simulation.problem(), objectives=objectives))
     trials = []
     while isinstance(recipe := searched.ask(), Recipe):
@@ -287,7 +288,8 @@ def test_what_is_smaller_and_slower_is_not_chosen_and_soon_left():
 
 
 def test_of_equally_large_recipes_auto_seeks_the_faster():
-    # The knapsack's optimum of size comes first; every scheme is in one mode, so that nothing is believed to be faster than it.
+    # The knapsack's optimum of size comes first; every scheme is in one mode, so that nothing is
+    # believed to be faster than it.
     simulation = simulate(16, seed=1)
     trials, _ = two_objectives(simulation, ("size", "latency"), lambda bits: bits / 8, 0.01)
     assert choose(trials, ("size", "latency")).objectives["size"].value <= 1.02 * simulation.optimum
@@ -301,7 +303,8 @@ def test_one_objective_is_not_polished():
 
 
 def test_quantizing_again_starts_with_the_least_loss_without_whole_recipe_distances():
-    # A plain sensitivity service knows single units only: their losses are added up, for taking back and for quantizing again.
+    # A plain sensitivity service knows single units only: their losses are added up, for taking
+    # back and for quantizing again.
     simulation = simulate(8, seed=4)
     problem = simulation.problem()
     units, base = simulation.space.units, simulation.space.first()

@@ -1,4 +1,5 @@
-"""Transforms that nobody named: auto compares them where outliers make quantized activations fail, and only there."""
+"""Transforms that nobody named: auto compares them where outliers make quantized activations fail,
+and only there."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ SUGGESTED = {"linear": SMOOTH, "conv": EQUAL}
 
 
 class Outliers(nn.Module):
-    """Normalised features of which two are a hundred times as large as the others, and count for as much as they do."""
+    """Normalised features of which two are a hundred times as large as the others, and count for as
+    much as they do."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +58,8 @@ def tune(folder: Path, tolerance: float, **settings: Any) -> octavo.Result:
 def test_smoothing_is_tried_where_it_helps(tmp_path: Path) -> None:
     result = tune(tmp_path, 0.03)
     assert [t.recipe.transforms for t in result.trials] == [(), (SMOOTH,)]
-    # Of 128 weights the saved file does not get smaller: what passes is no gain, and the float model is kept.
+    # Of 128 weights the saved file does not get smaller: what passes is no gain, and the float
+    # model is kept.
     assert [t.passed for t in result.trials] == [False, True]
 
 

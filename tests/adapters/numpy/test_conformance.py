@@ -11,7 +11,8 @@ HOST = PluginHost(third_party=False)
 
 
 def convolutional() -> Graph:
-    """Convolution, batch norm, ReLU, depthwise and grouped convolutions, residual add, pooling, two linear layers."""
+    """Convolution, batch norm, ReLU, depthwise and grouped convolutions, residual add, pooling, two
+    linear layers."""
     random = np.random.default_rng(3)
 
     def f(*shape: int) -> np.ndarray:
@@ -28,7 +29,8 @@ def convolutional() -> Graph:
 
 
 def transformer() -> Graph:
-    """Embedding, layer norms, attention with a mask, GELU: what a transformer's block is made of."""
+    """Embedding, layer norms, attention with a mask, GELU: what a transformer's block
+    is made of."""
     random = np.random.default_rng(4)
 
     def f(*shape: int) -> np.ndarray:

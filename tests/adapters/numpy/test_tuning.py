@@ -1,4 +1,5 @@
-"""The backend's full part in tuning: every calibrator, algorithm and rescaling of the core, and a run of the loop."""
+"""The backend's full part in tuning: every calibrator, algorithm and rescaling of the core, and a
+run of the loop."""
 
 from typing import Any
 
@@ -48,7 +49,8 @@ def test_calibrators(name: str, calibrator: str) -> None:
 
 @pytest.mark.parametrize("algorithm", ["rtn", "hqq", "gptq", "awq"])
 def test_algorithms_on_integer_layers(algorithm: str) -> None:
-    """The iterative ones run on packed layers below: what a layer is made into is none of their business."""
+    """The iterative ones run on packed layers below: what a layer is made into is none of their
+    business."""
     scheme = OpScheme(mode="static", weight=W8, input=X8, algorithm=PartChoice(kind=algorithm))
     for name in MODELS:
         assert quantize(name, scheme)[0] > 0.98
@@ -82,8 +84,14 @@ def test_the_loop_reaches_its_goal() -> None:
     session = HOST.adapters()["numpy"].build().open(convolutional(), batches[0])
     truth = session.reference().run(batches[0])[0].argmax(1)
     result = octavo.autotune(
-        convolutional(), lambda model: float((np.asarray(model(batches[0][0])).argmax(1) == truth).mean()), batches, tolerance=0.3, max_trials=4,
-        minimise="size", host=HOST, confirm=False,
-    )  # fmt: skip
+        convolutional(),
+        lambda model: float((np.asarray(model(batches[0][0])).argmax(1) == truth).mean()),
+        batches,
+        tolerance=0.3,
+        max_trials=4,
+        minimise="size",
+        host=HOST,
+        confirm=False,
+    )
     assert result.goal_met
     assert result.best.recipe.backend == "numpy"

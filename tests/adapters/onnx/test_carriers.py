@@ -1,4 +1,5 @@
-"""Ops that only move values: shown as carrying codes where ONNX Runtime runs them on integers, and as float where it does not."""
+"""Ops that only move values: shown as carrying codes where ONNX Runtime runs them on integers, and
+as float where it does not."""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ def test_a_pool_between_integer_convolutions_carries_codes() -> None:
     line = OpLine("pool", "max_pool", 0, pool)
     assert not line.is_float
     assert line.applied == "carries codes"
-    # The runtime says so itself: the pool's input has an integer type in the graph that it executes.
+    # The runtime says so itself: the pool's input has an integer type in the graph that it
+    # executes.
     assert _input_type(quantized, "MaxPool") in (TensorProto.UINT8, TensorProto.INT8)
 
 
@@ -60,9 +62,16 @@ def test_among_float_ops_it_is_float_and_says_why() -> None:
 
 def test_it_survives_the_disk_and_the_report(tmp_path) -> None:  # type: ignore[no-untyped-def]
     result = octavo.autotune(
-        model(), lambda m: 1.0, [(X,)], minimise="size", strategy="basic", max_trials=1, storage=tmp_path / "h.db", metric="accuracy",
+        model(),
+        lambda m: 1.0,
+        [(X,)],
+        minimise="size",
+        strategy="basic",
+        max_trials=1,
+        storage=tmp_path / "h.db",
+        metric="accuracy",
         rules=[{"types": ["conv", "linear"], "mode": "static"}],
-    )  # fmt: skip
+    )
     assert result.best.number
     folder = result.save(tmp_path / "out")
     (file,) = (folder / "model").glob("*.onnx")

@@ -1,4 +1,5 @@
-"""What quantization leaves as it is: fused operators of com.microsoft, recurrent layers without a kernel."""
+"""What quantization leaves as it is: fused operators of com.microsoft, recurrent layers without a
+kernel."""
 
 import numpy as np
 import onnx

@@ -1,4 +1,5 @@
-"""Resize between quantized convolutions: codes pass through the nearest mode, the others compute in float."""
+"""Resize between quantized convolutions: codes pass through the nearest mode, the others compute in
+float."""
 
 import numpy as np
 import onnx

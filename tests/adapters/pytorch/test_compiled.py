@@ -1,4 +1,5 @@
-"""Quantized models in ``torch.compile`` and ``torch.export``, as state dicts, copies and pickles: everywhere the same outputs."""
+"""Quantized models in ``torch.compile`` and ``torch.export``, as state dicts, copies and pickles:
+everywhere the same outputs."""
 
 from __future__ import annotations
 
@@ -98,7 +99,8 @@ RECORDS = pytest.mark.skipif(
 
 
 class Recorder:
-    """A compiler that keeps the names of the operators in the graphs it is given, and runs them as they are."""
+    """A compiler that keeps the names of the operators in the graphs it is given, and runs them as
+    they are."""
 
     def __init__(self) -> None:
         self.names: set[str] = set()
@@ -114,7 +116,8 @@ class Recorder:
 
 
 def near(got: torch.Tensor, expected: np.ndarray) -> None:
-    """Equal but for an input that lies between two codes, and for the 4-bit kernel's bfloat16, which exported arithmetic does not share."""
+    """Equal but for an input that lies between two codes, and for the 4-bit kernel's bfloat16,
+    which exported arithmetic does not share."""
     np.testing.assert_allclose(
         got.detach().numpy(), expected, rtol=0, atol=0.02 * np.abs(expected).max()
     )
@@ -127,7 +130,8 @@ def test_compiled_programs_give_the_outputs_of_eager_ones(backend: str) -> None:
     with torch.no_grad():
         compiled = torch.compile(made.model, fullgraph=True, backend=backend)
         for batch in (x, x[:3], torch.randn(200, 3, 8, 8)):  # few rows, another batch, many rows
-            # inductor writes float operations between the kernels anew, so that an input may lie on the other side between two codes
+            # inductor writes float operations between the kernels anew, so that an input may lie on
+            # the other side between two codes
             atol = 0.0 if backend == "aot_eager" else 2e-3
             torch.testing.assert_close(compiled(batch), made.model(batch), rtol=0, atol=atol)
 
@@ -411,9 +415,11 @@ def test_a_candidate_runs_in_a_child_process(tmp_path: Path) -> None:
     made, x = mixed()
     code = (
         "import pickle, sys, numpy, torch; torch.set_num_threads(int(sys.argv[3]));"
-        "candidate, x = pickle.load(open(sys.argv[1], 'rb')); numpy.save(sys.argv[2], candidate.run((x,))[0])"
+        "candidate, x = pickle.load(open(sys.argv[1], 'rb')); numpy.save(sys.argv[2], "
+        "candidate.run((x,))[0])"
     )
-    # The class of this file is not importable there, as a class of a notebook is not: cloudpickle takes it along by value.
+    # The class of this file is not importable there, as a class of a notebook is not: cloudpickle
+    # takes it along by value.
     (tmp_path / "candidate.pkl").write_bytes(by_value((made.candidate, x)))
     arguments = [
         str(tmp_path / "candidate.pkl"),

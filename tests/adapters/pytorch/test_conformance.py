@@ -1,4 +1,5 @@
-"""The kit on three kinds of module: a traced network, a transformer that cannot be traced, a single layer."""
+"""The kit on three kinds of module: a traced network, a transformer that cannot be traced, a single
+layer."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ CARD = PluginHost(third_party=False).adapters()["torch"]
 
 
 class Residual(nn.Module):
-    """Convolutions with batch norm, a residual add, a depthwise convolution, pooling, a linear layer."""
+    """Convolutions with batch norm, a residual add, a depthwise convolution, pooling, a linear
+    layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +58,8 @@ class Encoder(nn.Module):
 
 
 class Speech(nn.Module):
-    """A recurrent layer, attention of torch.nn, a transposed convolution and batch norms after it and after a linear layer."""
+    """A recurrent layer, attention of torch.nn, a transposed convolution and batch norms after it
+    and after a linear layer."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,5 @@
-"""Modules in float64, bfloat16 and float16, whole, mixed and under autocast: what is offered runs, and results keep their dtype."""
+"""Modules in float64, bfloat16 and float16, whole, mixed and under autocast: what is offered runs,
+and results keep their dtype."""
 
 from __future__ import annotations
 

@@ -108,7 +108,8 @@ def test_one_of_them_in_float_is_a_second_copy_and_the_ledger_says_so(
     assert set(result.candidate.parameters) == {"middle", other}
     size = result.candidate.parameters[other].weight.nbytes
     assert result.candidate.ledger[other].reason == (
-        f"its weight is tied to that of {kept!r}, which stays float: a copy of its own, {size:,} bytes"
+        f"its weight is tied to that of {kept!r}, which stays float: a copy of its own, {size:,} "
+        "bytes"
     )
     assert any("each decides alone" in note for note in result.notes)
     assert result.model.get_submodule(kept).weight.numel() == ROWS * WIDTH

@@ -197,11 +197,18 @@ def test_a_list_that_is_the_argument() -> None:
     assert "left out" in note
 
 
-@pytest.mark.parametrize(("raw", "what", "message"), [
-    ({"z": X}, takes("x", "y"), r"keys \['z'\]"), ((X,), takes("x", "y"), "'y' is missing"), ((), takes("x"), "octavo.Batches"),
-    ({"x": X}, takes("x", "y"), "'y' is missing"), (octavo.Call(X, x=X), takes("x"), "twice"), (octavo.Call(X, z=X), takes("x"), "called 'z'"),
-    (octavo.Call(X, Y), takes("x"), "takes 1 inputs"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("raw", "what", "message"),
+    [
+        ({"z": X}, takes("x", "y"), r"keys \['z'\]"),
+        ((X,), takes("x", "y"), "'y' is missing"),
+        ((), takes("x"), "octavo.Batches"),
+        ({"x": X}, takes("x", "y"), "'y' is missing"),
+        (octavo.Call(X, x=X), takes("x"), "twice"),
+        (octavo.Call(X, z=X), takes("x"), "called 'z'"),
+        (octavo.Call(X, Y), takes("x"), "takes 1 inputs"),
+    ],
+)
 def test_what_fits_no_reading_is_refused(raw: Any, what: Takes, message: str) -> None:
     with pytest.raises(DataError, match=message):
         choose(raw, what, None)

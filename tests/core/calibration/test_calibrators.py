@@ -1,4 +1,5 @@
-"""Calibrators: known distributions, independence of order and batches, bounded memory, both namespaces."""
+"""Calibrators: known distributions, independence of order and batches, bounded memory, both
+namespaces."""
 
 from __future__ import annotations
 
@@ -155,7 +156,8 @@ def test_outliers_are_left_out() -> None:
     calibrator = build("outlier_free")
     calibrator.update(x)
     low, high = calibrator.range(INT8)
-    # Quartiles of a normal distribution are +-0.674; fences 0.674 + 3 * 1.349 = 4.72. The bins are 0.5 wide here.
+    # Quartiles of a normal distribution are +-0.674; fences 0.674 + 3 * 1.349 = 4.72. The bins are
+    # 0.5 wide here.
     assert float(high) == pytest.approx(4.72, abs=0.7)
     assert float(low) == pytest.approx(max(-4.72, x.min()), abs=0.7)
 

@@ -26,10 +26,19 @@ class Reader:
         return self.left.pop(0) if self.left else None
 
 
-@pytest.mark.parametrize("source", [
-    ARRAY, {"x": ARRAY}, [ARRAY[:35], ARRAY[35:]], [(ARRAY[:35],), [ARRAY[35:]]], [{"x": ARRAY}], (b for b in [ARRAY]), lambda: iter([ARRAY]),
-    lambda: (b for b in [{"x": ARRAY[:70]}]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "source",
+    [
+        ARRAY,
+        {"x": ARRAY},
+        [ARRAY[:35], ARRAY[35:]],
+        [(ARRAY[:35],), [ARRAY[35:]]],
+        [{"x": ARRAY}],
+        (b for b in [ARRAY]),
+        lambda: iter([ARRAY]),
+        lambda: (b for b in [{"x": ARRAY[:70]}]),
+    ],
+)
 def test_every_form_gives_all_rows_twice(source: object) -> None:
     data = calibration_data(source, (X,))
     for _ in range(2):
@@ -61,11 +70,26 @@ def test_a_torch_loader() -> None:
     assert data.digest() == data.numpy().digest()
 
 
-@pytest.mark.parametrize(("source", "message"), [
-    (None, "missing"), ([], "empty"), (iter(()), "empty"), (lambda: iter(()), "no batch"), (3, "cannot be read"),
-    ([{"y": ARRAY}], r"keys \['y'\]"), ([ARRAY[:, :2]], r"expected shape \(any, 3\), got \(70, 2\)"), ([ARRAY, np.full((1, 3), np.nan)], "batch 1, input 'x' holds NaN"),
-    ([np.full((1, 3), np.inf)], "NaN or Inf"), ([["text"]], "is no array"), ({"x": ARRAY, "z": ARRAY[:3]}, "number of samples"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (None, "missing"),
+        ([], "empty"),
+        (iter(()), "empty"),
+        (lambda: iter(()), "no batch"),
+        (3, "cannot be read"),
+        ([{"y": ARRAY}], r"keys \['y'\]"),
+        (
+            [ARRAY[:, :2]],
+            r"expected shape \(any, 3\), got \(70, "
+            r"2\)",
+        ),
+        ([ARRAY, np.full((1, 3), np.nan)], "batch 1, input 'x' holds NaN"),
+        ([np.full((1, 3), np.inf)], "NaN or Inf"),
+        ([["text"]], "is no array"),
+        ({"x": ARRAY, "z": ARRAY[:3]}, "number of samples"),
+    ],
+)
 def test_bad_data_is_refused(source: object, message: str) -> None:
     with pytest.raises(DataError, match=message):
         calibration_data(source, (X,))

@@ -81,8 +81,10 @@ def test_listing_imports_no_framework_and_covers_every_kind() -> None:
     import subprocess
 
     code = (
-        "import sys, octavo; from octavo.core.contract.plugins import *; h = PluginHost(third_party=False); print(*[len(h.parts(k)) for k in KINDS]);"
-        "assert not {'torch', 'onnx', 'onnxruntime', 'onnx_ir', 'sklearn'} & set(sys.modules), sys.modules.keys()"
+        "import sys, octavo; from octavo.core.contract.plugins import *; h = "
+        "PluginHost(third_party=False); print(*[len(h.parts(k)) for k in KINDS]);"
+        "assert not {'torch', 'onnx', 'onnxruntime', 'onnx_ir', 'sklearn'} & set(sys.modules), "
+        "sys.modules.keys()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -20,10 +20,15 @@ from octavo.core.values.scheme import QuantSpec
 
 # Asymmetric specs use every code, as QuantizeLinear saturates.
 TYPES = {
-    "int8": (TensorProto.INT8, np.int8), "uint8": (TensorProto.UINT8, np.uint8), "int16": (TensorProto.INT16, np.int16),
-    "uint16": (TensorProto.UINT16, np.uint16), "int4": (TensorProto.INT4, ml_dtypes.int4), "uint4": (TensorProto.UINT4, ml_dtypes.uint4),
-    "int2": (TensorProto.INT2, ml_dtypes.int2), "uint2": (TensorProto.UINT2, ml_dtypes.uint2),
-}  # fmt: skip
+    "int8": (TensorProto.INT8, np.int8),
+    "uint8": (TensorProto.UINT8, np.uint8),
+    "int16": (TensorProto.INT16, np.int16),
+    "uint16": (TensorProto.UINT16, np.uint16),
+    "int4": (TensorProto.INT4, ml_dtypes.int4),
+    "uint4": (TensorProto.UINT4, ml_dtypes.uint4),
+    "int2": (TensorProto.INT2, ml_dtypes.int2),
+    "uint2": (TensorProto.UINT2, ml_dtypes.uint2),
+}
 
 
 def model(

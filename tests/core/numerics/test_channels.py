@@ -1,4 +1,5 @@
-"""Channel maps: a function that stays, maps that follow each other, and what they do to what calibration saw."""
+"""Channel maps: a function that stays, maps that follow each other, and what they do to what
+calibration saw."""
 
 from __future__ import annotations
 

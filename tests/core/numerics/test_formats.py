@@ -1,4 +1,5 @@
-"""Narrow floats, code books, microscaling: against ml_dtypes, torch and the formats' own definitions."""
+"""Narrow floats, code books, microscaling: against ml_dtypes, torch and the formats' own
+definitions."""
 
 from __future__ import annotations
 
@@ -26,14 +27,20 @@ from octavo.core.quantizing.algorithms.rtn import RoundToNearest, RtnConfig
 from octavo.core.values.scheme import QuantSpec
 
 REFERENCE = {
-    "fp8_e4m3fn": ml_dtypes.float8_e4m3fn, "fp8_e4m3fnuz": ml_dtypes.float8_e4m3fnuz, "fp8_e5m2": ml_dtypes.float8_e5m2,
-    "fp8_e5m2fnuz": ml_dtypes.float8_e5m2fnuz, "fp6_e2m3": ml_dtypes.float6_e2m3fn, "fp6_e3m2": ml_dtypes.float6_e3m2fn,
+    "fp8_e4m3fn": ml_dtypes.float8_e4m3fn,
+    "fp8_e4m3fnuz": ml_dtypes.float8_e4m3fnuz,
+    "fp8_e5m2": ml_dtypes.float8_e5m2,
+    "fp8_e5m2fnuz": ml_dtypes.float8_e5m2fnuz,
+    "fp6_e2m3": ml_dtypes.float6_e2m3fn,
+    "fp6_e3m2": ml_dtypes.float6_e3m2fn,
     "fp4_e2m1": ml_dtypes.float4_e2m1fn,
-}  # fmt: skip
+}
 TORCH = {
-    "fp8_e4m3fn": torch.float8_e4m3fn, "fp8_e4m3fnuz": torch.float8_e4m3fnuz, "fp8_e5m2": torch.float8_e5m2,
+    "fp8_e4m3fn": torch.float8_e4m3fn,
+    "fp8_e4m3fnuz": torch.float8_e4m3fnuz,
+    "fp8_e5m2": torch.float8_e5m2,
     "fp8_e5m2fnuz": torch.float8_e5m2fnuz,
-}  # fmt: skip
+}
 
 
 def rtn(x: Any, dtype: str, granularity: str = "group:32", **fields: Any) -> QuantizedTensor:
@@ -130,7 +137,8 @@ MX = {
 
 @pytest.mark.parametrize("name", MX)
 def test_microscaling(name: str) -> None:
-    """OCP MX 1.0, section 6.3: shared exponent floor(log2(max)) - emax, stored as e8m0; elements rounded and saturated."""
+    """OCP MX 1.0, section 6.3: shared exponent floor(log2(max)) - emax, stored as e8m0; elements
+    rounded and saturated."""
     element, emax = MX[name]
     x = (np.random.default_rng(0).normal(size=(4, 96)) * 10.0 ** np.arange(-2, 2)[:, None]).astype(
         np.float32
@@ -236,7 +244,10 @@ def test_rounded_scales_are_numbers_of_their_format(name: str) -> None:
     np.testing.assert_allclose(scale.astype(reference).astype(np.float32), scale, rtol=1e-6)
 
 
-ALL = "int2 uint2 int3 uint3 int4 uint4 int5 int6 int7 int8 uint8 int16 nf4 nvfp4 mxint8 mxfp8 mxfp6 mxfp4 fp8_e4m3fn fp8_e5m2 fp6 fp4 float16 bfloat16"
+ALL = (
+    "int2 uint2 int3 uint3 int4 uint4 int5 int6 int7 int8 uint8 int16 nf4 nvfp4 mxint8 mxfp8 "
+    "mxfp6 mxfp4 fp8_e4m3fn fp8_e5m2 fp6 fp4 float16 bfloat16"
+)
 
 
 @pytest.mark.parametrize(

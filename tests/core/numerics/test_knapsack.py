@@ -90,7 +90,8 @@ def test_an_impossible_budget_says_what_is_possible():
 
 
 def test_a_choice_that_must_not_be_taken_does_not_blur_the_others():
-    # Losses of 1e-7, 2e-7, ...: far below the solver's tolerances beside a cost of 1000, which is there as well.
+    # Losses of 1e-7, 2e-7, ...: far below the solver's tolerances beside a cost of 1000, which is
+    # there as well.
     random = np.random.default_rng(0)
     costs = [np.array([np.inf, 1e3, *np.sort(random.random(3))[::-1] * 1e-6]) for _ in range(12)]
     sizes = [np.array([0.0, 1.0, 2.0, 3.0, 4.0])] * 12

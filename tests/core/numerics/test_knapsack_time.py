@@ -25,7 +25,8 @@ def sums(rows: Sequence[np.ndarray], picks: Sequence[int]) -> float:
 def hard(
     count: int = 300, seed: int = 0
 ) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
-    """Costs and two uses that pull against each other: seconds of work for the solver, and it has a microsecond."""
+    """Costs and two uses that pull against each other: seconds of work for the solver, and it has a
+    microsecond."""
     draw = np.random.default_rng(seed)
     return (
         [draw.random(6) for _ in range(count)],

@@ -1,4 +1,5 @@
-"""Weight algorithms: GPTQ against a textbook implementation, the others against what they promise."""
+"""Weight algorithms: GPTQ against a textbook implementation, the others against what
+they promise."""
 
 from __future__ import annotations
 
@@ -51,7 +52,8 @@ def loss(found: QuantizedTensor, weight: np.ndarray, gram: np.ndarray) -> float:
 
 
 def textbook(weight: np.ndarray, gram: np.ndarray, spec: QuantSpec, damping: float) -> np.ndarray:
-    """Algorithm 1 of Frantar et al. 2023 in float64, column by column, with the inverse that the paper has."""
+    """Algorithm 1 of Frantar et al. 2023 in float64, column by column, with the inverse that the
+    paper has."""
     w, h = weight.astype(np.float64).copy(), gram.astype(np.float64).copy()
     features = w.shape[1]
     h[np.diag_indices(features)] += damping * np.diag(h).mean()
@@ -86,7 +88,8 @@ def test_gptq_equals_the_textbook(
     )
     found = Gptq(GptqConfig()).quantize(make(weight), spec, WeightContext(gram=make(gram)))
     expected = textbook(weight, gram, spec, 0.01)
-    # float32 against float64: a value may fall on the other side of a tie, and what follows it in its row with it
+    # float32 against float64: a value may fall on the other side of a tie, and what follows it in
+    # its row with it
     same = (np.asarray(found.codes) == expected).all(1)
     assert same.mean() >= 0.9
     assert np.abs(np.asarray(found.codes)[~same] - expected[~same]).max(initial=0) <= 2

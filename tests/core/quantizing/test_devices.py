@@ -1,7 +1,8 @@
 """Array code stays on its input's device, and runs alike in both namespaces.
 
-A tensor that is made without ``device=`` lands on the default device. Here that is ``meta``, which holds no numbers: whatever
-forgets where its input lives cannot be mixed with it, as it could not on an accelerator.
+A tensor that is made without ``device=`` lands on the default device. Here that is ``meta``, which
+holds no numbers: whatever forgets where its input lives cannot be mixed with it, as it could not on
+an accelerator.
 """
 
 from __future__ import annotations

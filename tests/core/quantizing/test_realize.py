@@ -1,4 +1,5 @@
-"""From a recipe to numbers: what is observed, what algorithms are given, what is done once, what is refused."""
+"""From a recipe to numbers: what is observed, what algorithms are given, what is done once, what is
+refused."""
 
 from __future__ import annotations
 

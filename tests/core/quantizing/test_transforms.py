@@ -1,4 +1,5 @@
-"""Rescalings: the function stays, the factors are the papers', and what was calibrated carries over."""
+"""Rescalings: the function stays, the factors are the papers', and what was calibrated carries
+over."""
 
 from __future__ import annotations
 
@@ -36,9 +37,11 @@ HOST = PluginHost(third_party=False)
 
 @pytest.fixture
 def whole_bytes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Weights of all 8 bits on CPUs without VNNI too, where torch's layers then compute in float32 on the same codes.
+    """Weights of all 8 bits on CPUs without VNNI too, where torch's layers then compute in float32
+    on the same codes.
 
-    What a method gains over the rounding of activations must not depend on how finely this CPU rounds weights.
+    What a method gains over the rounding of activations must not depend on how finely this CPU
+    rounds weights.
     """
     monkeypatch.setattr(offers, "saturates", lambda: "")
     offers.capability.cache_clear()
@@ -58,7 +61,8 @@ ALL = [
 
 
 class Block(nn.Module):
-    """A norm that two linear layers read, with loud channels, and a ReLU between two linear layers."""
+    """A norm that two linear layers read, with loud channels, and a ReLU between two
+    linear layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +80,8 @@ class Block(nn.Module):
 
 
 class Convolutions(nn.Module):
-    """A convolution, a depthwise and a grouped one, of very different channel ranges, with batch norm and ReLU between."""
+    """A convolution, a depthwise and a grouped one, of very different channel ranges, with batch
+    norm and ReLU between."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -193,7 +198,8 @@ def check(name: str, *transforms: PartChoice) -> None:
 def test_statistics_are_carried_over(name: str) -> None:
     """Ranges derived for the rescaled model equal those that a second pass observes.
 
-    A group without a producer divides its value inside the op that reads it, where no pass can see it.
+    A group without a producer divides its value inside the op that reads it, where no pass can see
+    it.
     """
     choice = PartChoice(kind="smoothquant")
     made = realizer(name, choice)
@@ -452,7 +458,8 @@ def test_members_with_other_kernels_are_each_judged_by_their_own_rows(choice: Pa
 
 
 class Outsider(nn.Module):
-    """A norm that two linear layers read, one of them with a weight that is used again elsewhere: it keeps the norm's own output."""
+    """A norm that two linear layers read, one of them with a weight that is used again elsewhere:
+    it keeps the norm's own output."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -529,7 +536,8 @@ def test_a_value_that_no_transform_touches_has_one_range() -> None:
 
 
 class Loud(nn.Module):
-    """Activations as in language models: a few channels are forty times as loud as the rest, or far from zero."""
+    """Activations as in language models: a few channels are forty times as loud as the rest, or far
+    from zero."""
 
     def __init__(self, far: float) -> None:
         super().__init__()
@@ -551,7 +559,8 @@ class Loud(nn.Module):
 def test_rotation_and_shift_help_where_channels_are_loud(
     kind: str, far: float, backend: str, tmp_path: Path
 ) -> None:
-    """Static int8 with one scale an activation; the ratio of errors is far beyond what chance does."""
+    """Static int8 with one scale an activation; the ratio of errors is far beyond what
+    chance does."""
     net, data = Loud(far).eval(), [torch.randn(16, 6, 96) for _ in range(2)]
     torch_session = HOST.adapters()["torch"].build().open(net, (data[0],))
     session: Any = torch_session
@@ -589,7 +598,8 @@ def test_rotation_and_shift_help_where_channels_are_loud(
 
 
 def test_a_channel_that_lies_at_one_end_of_its_range_is_not_shifted() -> None:
-    """Behind ReLU: mostly zero, rarely large. Centred, it is large nearly always, and the rounding of weights shows."""
+    """Behind ReLU: mostly zero, rarely large. Centred, it is large nearly always, and the rounding
+    of weights shows."""
     torch.manual_seed(0)
     rare = (
         (torch.rand(2, 256, 96) < 0.01)

@@ -1,4 +1,5 @@
-"""One weight through one algorithm: grouped and transposed convolutions, scales that groups share, ops without rows."""
+"""One weight through one algorithm: grouped and transposed convolutions, scales that groups share,
+ops without rows."""
 
 from __future__ import annotations
 
@@ -52,7 +53,8 @@ def quantized(
 
 
 def grouped() -> tuple[np.ndarray, np.ndarray]:
-    """A convolution of 4 groups whose weights and inputs differ in size by orders of magnitude, and its input."""
+    """A convolution of 4 groups whose weights and inputs differ in size by orders of magnitude, and
+    its input."""
     random = np.random.default_rng(0)
     weight = (
         random.normal(size=(16, 8, 2, 2)) * np.repeat([0.01, 1.0, 0.1, 0.5], 4)[:, None, None, None]
@@ -107,7 +109,8 @@ def test_groups_of_a_convolution_share_the_second_level(
     np.testing.assert_allclose(found.params.scale, second_level(found), rtol=1e-6)
     assert tuple(found.params.scale.shape) == (16, 32 // (spec.group_size or 1))
     plain = quantized(conv(weight, 4), weight, x, spec, "rtn")
-    # Better than round to nearest on the whole; a group whose scales the second level hardly resolves may lose a little.
+    # Better than round to nearest on the whole; a group whose scales the second level hardly
+    # resolves may lose a little.
     mine, theirs = output_error(found, weight, x, 4), output_error(plain, weight, x, 4)
     assert mine.sum() < theirs.sum()
     assert (mine < 1.5 * theirs).all()

@@ -1,4 +1,5 @@
-"""A model that is broken on purpose guards the direction of a score that has no name, or the wrong one."""
+"""A model that is broken on purpose guards the direction of a score that has no name, or the wrong
+one."""
 
 from __future__ import annotations
 

@@ -20,7 +20,8 @@ def goal(tolerance: float = 0.05, mode: str = "absolute", **settings: object) ->
 def population(
     random: np.random.Generator, samples: int, lost: float, won: float = 0.0, right: float = 0.9
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw (float, candidate) answers that are right or wrong; ``lost`` and ``won`` are shares of all samples."""
+    """Draw (float, candidate) answers that are right or wrong; ``lost`` and ``won`` are shares of
+    all samples."""
     kinds = random.choice(4, samples, p=[right - lost, lost, won, 1 - right - won])
     return np.isin(kinds, (0, 1)).astype(float), np.isin(kinds, (0, 2)).astype(float)
 
@@ -30,7 +31,8 @@ def population(
 def test_a_loss_just_over_the_goal_is_certified_in_at_most_5_of_100(
     mode: str, higher: bool
 ) -> None:
-    """First winners are judged at half of the error; with the search's samples as the lead, as in a run."""
+    """First winners are judged at half of the error; with the search's samples as the lead, as in a
+    run."""
     random = np.random.default_rng(0)
     false = 0
     for _ in range(400):
@@ -56,7 +58,8 @@ def test_the_guarantee_survives_looking_after_every_sample() -> None:
 
 
 def test_the_guarantee_survives_choosing_among_many_and_examining_one_after_the_other() -> None:
-    """Thirty candidates, all over the goal; the luckiest of the search are examined until one is certified."""
+    """Thirty candidates, all over the goal; the luckiest of the search are examined until one is
+    certified."""
     random = np.random.default_rng(2)
     false = 0
     for _ in range(100):
@@ -81,7 +84,8 @@ def test_the_guarantee_survives_choosing_among_many_and_examining_one_after_the_
 def test_it_is_no_tighter_than_the_exact_bound_and_not_much_wider(
     samples: int, failures: int
 ) -> None:
-    """Where the float model is always right, the loss is a binomial share: Clopper and Pearson 1934."""
+    """Where the float model is always right, the loss is a binomial share: Clopper and Pearson
+    1934."""
     scores = np.ones(samples)
     scores[np.random.default_rng(3).permutation(samples)[:failures]] = 0.0
     exact = brentq(lambda p: binom.cdf(failures, samples, p) - 0.025, 1e-9, 1 - 1e-9)
@@ -91,7 +95,8 @@ def test_it_is_no_tighter_than_the_exact_bound_and_not_much_wider(
 
 
 def test_where_nothing_differs_the_capital_has_a_closed_form() -> None:
-    """No sample differs: each factor is 1 + b t / (1 - t), so K_n is a sum of powers; the bound solves K_n = 2 / error."""
+    """No sample differs: each factor is 1 + b t / (1 - t), so K_n is a sum of powers; the bound
+    solves K_n = 2 / error."""
     n = 400
 
     def capital(t: float) -> float:

@@ -1,4 +1,5 @@
-"""With accuracy.confidence a goal is met only where held-out samples prove it; what they cannot prove is said."""
+"""With accuracy.confidence a goal is met only where held-out samples prove it; what they cannot
+prove is said."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ def recipe_of(model: Any) -> octavo.Recipe:
 
 
 def wrong_share(model: Any) -> float:
-    """Return the share of answers that quantizing spoils: one hundredth for each op beyond the second."""
+    """Return the share of answers that quantizing spoils: one hundredth for each op beyond the
+    second."""
     return 0.02 * max(0, len(recipe_of(model)) - 2)
 
 

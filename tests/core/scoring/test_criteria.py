@@ -64,7 +64,8 @@ def test_several_metrics() -> None:
     assert every.judge({"accuracy": 0.895, "wer": 0.14}, baseline).passed
     assert not every.judge({"accuracy": 0.88, "wer": 0.10}, baseline).passed
     weighted = Tolerance(ToleranceConfig(metrics=goals, combine="weighted"))
-    # 2.2 times the tolerated loss of one, none of the other's: the mean is over the goal; half of both is not.
+    # 2.2 times the tolerated loss of one, none of the other's: the mean is over the goal; half of
+    # both is not.
     assert not weighted.judge({"accuracy": 0.88, "wer": 0.10}, baseline).passed
     assert weighted.judge({"accuracy": 0.89, "wer": 0.12}, baseline).passed
     assert not every.judge({"accuracy": 0.9}, baseline).passed

@@ -1,4 +1,5 @@
-"""A metric's direction is never guessed: only names that everybody reads as better when higher need none."""
+"""A metric's direction is never guessed: only names that everybody reads as better when higher need
+none."""
 
 from __future__ import annotations
 

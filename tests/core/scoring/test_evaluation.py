@@ -15,10 +15,30 @@ def test_numbers_are_taken(good: object) -> None:
     assert all(type(v) is float for v in check_scores(good).metrics.values())
 
 
-@pytest.mark.parametrize("bad", [
-    None, "0.5", True, np.True_, np.array(True), (0.5,), [0.5], np.array([0.5]), float("nan"), float("inf"), -float("inf"),
-    np.float32("nan"), {}, {"a": None}, {"a": float("nan")}, 1j, Evaluation(float("nan")), Evaluation(0.5, [[1.0]]), Evaluation(0.5, [np.nan]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "bad",
+    [
+        None,
+        "0.5",
+        True,
+        np.True_,
+        np.array(True),
+        (0.5,),
+        [0.5],
+        np.array([0.5]),
+        float("nan"),
+        float("inf"),
+        -float("inf"),
+        np.float32("nan"),
+        {},
+        {"a": None},
+        {"a": float("nan")},
+        1j,
+        Evaluation(float("nan")),
+        Evaluation(0.5, [[1.0]]),
+        Evaluation(0.5, [np.nan]),
+    ],
+)
 def test_anything_else_is_refused(bad: object) -> None:
     with pytest.raises(EvaluationError):
         check_scores(bad)

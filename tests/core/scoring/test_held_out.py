@@ -1,4 +1,5 @@
-"""The held-out data has the last word: who passes in the search and fails there is not handed back as a success."""
+"""The held-out data has the last word: who passes in the search and fails there is not handed back
+as a success."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ def tune(path: Path, holdout_fn: Callable[[Any], float], **settings: Any) -> oct
 
 
 def fails_where(bad: Callable[[octavo.Recipe], bool]) -> Callable[[Any], float]:
-    """Return a score of held-out data on which some recipes lose half of what the float model has."""
+    """Return a score of held-out data on which some recipes lose half of what the float
+    model has."""
     return lambda model: 0.4 if bad(recipe_of(model)) else 0.8
 
 
@@ -50,7 +52,8 @@ def test_a_winner_that_fails_on_held_out_data_makes_way_for_the_next_best(tmp_pa
 
 
 def test_the_search_goes_on_with_what_is_left_of_the_budget(tmp_path: Path) -> None:
-    """With stop = goal the first pass ended the search; once that is refused, the next trials are spent as ever."""
+    """With stop = goal the first pass ended the search; once that is refused, the next trials are
+    spent as ever."""
     with pytest.warns(UserWarning, match="refused"):
         result = tune(
             tmp_path / "h.db",

@@ -1,4 +1,5 @@
-"""A score that varies: what passes is better than the goal by more than its noise; an exact score costs nothing more."""
+"""A score that varies: what passes is better than the goal by more than its noise; an exact score
+costs nothing more."""
 
 from __future__ import annotations
 
@@ -49,7 +50,8 @@ def examined(stick: Yardstick, truth: float, number: int = 1) -> tuple[Judged, J
 
 @pytest.mark.parametrize("deviation", [0.25, 0.5, 1.0])
 def test_a_model_that_misses_the_goal_seldom_passes_by_luck(deviation: float) -> None:
-    """Twenty candidates just beyond the goal are looked at, and the first that passes is confirmed."""
+    """Twenty candidates just beyond the goal are looked at, and the first that passes
+    is confirmed."""
     false = 0
     for seed in range(60):
         stick = yardstick(deviation, seed)
@@ -79,7 +81,8 @@ def test_the_float_score_is_a_mean_of_repeats() -> None:
 
 
 def test_the_margin_asked_for_is_that_of_students_t() -> None:
-    """Against a simulation: how often a mean of n beats the mean of r by so much, where both are alike."""
+    """Against a simulation: how often a mean of n beats the mean of r by so much, where both are
+    alike."""
     random = np.random.default_rng(0)
     r, n, error = 8, 4, 0.05
     beyond = 0
@@ -132,7 +135,8 @@ def test_a_score_that_varies_is_told_with_the_interval(tmp_path: Path) -> None:
 def test_noise_that_the_float_models_two_scores_did_not_show_is_noticed_at_the_end(
     tmp_path: Path,
 ) -> None:
-    """The first two scores meet by chance; the winner's second score is another, and then all is looked at again."""
+    """The first two scores meet by chance; the winner's second score is another, and then all is
+    looked at again."""
     random = np.random.default_rng(1)
     calls = itertools.count()
 

@@ -100,7 +100,8 @@ def test_a_child_that_fails_says_why() -> None:
 
 
 def test_energy_from_a_counter_that_wraps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The files of a powercap zone, with a counter that another thread drives as the kernel does."""
+    """The files of a powercap zone, with a counter that another thread drives as the
+    kernel does."""
     import threading
     import time
 

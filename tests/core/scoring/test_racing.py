@@ -127,7 +127,8 @@ def test_a_sample_score_is_checked(returned, message):
 
 
 def test_samples_with_much_to_gain_come_early_and_let_a_loss_be_raced():
-    # Negative log-likelihoods with a long tail: a uniform order would have to expect a tail to vanish to the very end.
+    # Negative log-likelihoods with a long tail: a uniform order would have to expect a tail to
+    # vanish to the very end.
     random = np.random.default_rng(3)
     floats = random.exponential(2.0, 1500)
     race = Race(floats, 0.02, 0.0, higher_is_better=False)
@@ -145,7 +146,8 @@ def test_samples_with_much_to_gain_come_early_and_let_a_loss_be_raced():
 
 
 def test_weighted_draws_keep_the_error_rate_at_the_boundary():
-    # The loss sits where it is drawn last or first: nothing but the weights decides when it is seen.
+    # The loss sits where it is drawn last or first: nothing but the weights decides when it is
+    # seen.
     rejected = 0
     random = np.random.default_rng(4)
     for seed in range(600):

@@ -67,7 +67,8 @@ def test_budgets_of_the_float_model_itself_are_taken() -> None:
 
 
 def test_a_gain_cannot_hide_a_collapse() -> None:
-    """The accuracy halves; recall gains forty tolerances, so that the weighted mean of both is far above the goal."""
+    """The accuracy halves; recall gains forty tolerances, so that the weighted mean of both is far
+    above the goal."""
     goals: dict[str, Any] = {"accuracy": {"tolerance": 0.01}, "recall": {"tolerance": 0.01}}
     baseline = {"accuracy": 0.96, "recall": 0.4}
     criterion = Tolerance(ToleranceConfig(metrics=goals, combine="weighted"))

@@ -15,7 +15,8 @@ from tests import tiny
 
 
 def sampled(spoil: Callable[[Any], float] = lambda model: 0.0) -> octavo.SampleScore:
-    """Accuracy of each sample; ``spoil`` says which share of a candidate's answers is made wrong."""
+    """Accuracy of each sample; ``spoil`` says which share of a candidate's answers is
+    made wrong."""
     x, y = tiny.digits()
     x, y = np.tile(x[1200:], (3, 1)), np.tile(y[1200:], 3)
     dice = np.random.default_rng(1).random(len(x))

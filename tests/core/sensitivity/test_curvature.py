@@ -1,4 +1,5 @@
-"""Sensitivities from gradients: against the distance that they predict, the exact trace, and between backends."""
+"""Sensitivities from gradients: against the distance that they predict, the exact trace, and
+between backends."""
 
 from __future__ import annotations
 

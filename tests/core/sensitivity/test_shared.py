@@ -89,9 +89,19 @@ def test_units_are_no_counterparts_where_their_number_differs() -> None:
 def test_scores_are_kept_between_runs(tmp_path: Path) -> None:
     def tune(**changes: object) -> octavo.Result:
         return octavo.autotune(
-            tiny.chain(), tiny.accuracy, tiny.calibration(), **{"strategy": "mse", "minimise": "size", "host": tiny.host(), "max_trials": 3,
-            "sensitivities": tmp_path / "scores.json", "storage": tmp_path / f"{len(list(tmp_path.iterdir()))}.db", **changes},
-        )  # fmt: skip
+            tiny.chain(),
+            tiny.accuracy,
+            tiny.calibration(),
+            **{
+                "strategy": "mse",
+                "minimise": "size",
+                "host": tiny.host(),
+                "max_trials": 3,
+                "sensitivities": tmp_path / "scores.json",
+                "storage": tmp_path / f"{len(list(tmp_path.iterdir()))}.db",
+                **changes,
+            },
+        )
 
     first = tune()
     (kept,) = tmp_path.glob("scores.*.json")

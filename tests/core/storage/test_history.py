@@ -208,7 +208,8 @@ for n in range(len(done) + 1, 50):
 def _ended_at(
     stop: int, storage: str, name: str, sent: signal.Signals | None = signal.SIGKILL
 ) -> list[str]:
-    """Run the child until it began trial ``stop``, then end it (None: it crashes by itself); returns its lines."""
+    """Run the child until it began trial ``stop``, then end it (None: it crashes by itself);
+    returns its lines."""
     root = str(Path(__file__).parents[3])
     code = textwrap.dedent(CHILD).format(
         root=root, storage=storage, name=name, stop=stop, crash=sent is None

@@ -87,9 +87,16 @@ def test_results_and_reports_hold_no_password(postgres: str, tmp_path: Path) -> 
     # The server trusts whoever comes, so that any password opens it.
     storage = postgres.replace("octavo@", f"octavo:{SECRET}@")
     result = octavo.autotune(
-        tiny.chain(), tiny.accuracy, tiny.calibration(), strategy="basic", max_trials=1, minimise="size",
-        storage=storage, study="redaction", host=tiny.host(),
-    )  # fmt: skip
+        tiny.chain(),
+        tiny.accuracy,
+        tiny.calibration(),
+        strategy="basic",
+        max_trials=1,
+        minimise="size",
+        storage=storage,
+        study="redaction",
+        host=tiny.host(),
+    )
     assert "octavo:***@127.0.0.1" in result.storage
     folder = result.save(tmp_path / "out")
     pytest.importorskip("jinja2")

@@ -1,4 +1,5 @@
-"""A script without a ``__main__`` guard runs trials in a child process: the child does not start the script again."""
+"""A script without a ``__main__`` guard runs trials in a child process: the child does not start
+the script again."""
 
 import subprocess
 import sys
@@ -14,7 +15,8 @@ print("the script starts")
 draw = np.random.default_rng(0)
 b = Builder()
 x = b.input("x", (None, 8))
-graph = b.graph(b.Gemm(b.Relu(b.Gemm(x, draw.standard_normal((8, 8)).astype(np.float32))), np.eye(8, dtype=np.float32)))
+weight = draw.standard_normal((8, 8)).astype(np.float32)
+graph = b.graph(b.Gemm(b.Relu(b.Gemm(x, weight)), np.eye(8, dtype=np.float32)))
 batch = draw.standard_normal((16, 8)).astype(np.float32)
 expected = np.maximum(batch @ graph.initializers[graph.nodes[0].inputs[1]], 0)
 
@@ -32,9 +34,11 @@ def score(model):
 
 
 result = octavo.autotune(
-    graph, score, [batch], executor="process", max_trials=2, tolerance=0.5, confirm=False, minimise="size", storage="history.db"
+    graph, score, [batch], executor="process", max_trials=2, tolerance=0.5, confirm=False,
+    minimise="size", storage="history.db",
 )
-print("goal met:", result.goal_met, "states:", [t.state for t in result.trials], result.trials[0].error)
+states = [t.state for t in result.trials]
+print("goal met:", result.goal_met, "states:", states, result.trials[0].error)
 """
 
 

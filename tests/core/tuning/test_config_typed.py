@@ -14,8 +14,23 @@ from octavo.core.tuning.config import TuningConfig, seconds
 from octavo.strategies import BayesianConfig
 
 WRONG: list[Any] = [
-    b"10min", [1], {"a": 1}, object(), math.inf, -math.inf, math.nan, 10**400, -1, True, 1e300, "1e5s", "9" * 400, 1 + 2j, len, (),
-]  # fmt: skip
+    b"10min",
+    [1],
+    {"a": 1},
+    object(),
+    math.inf,
+    -math.inf,
+    math.nan,
+    10**400,
+    -1,
+    True,
+    1e300,
+    "1e5s",
+    "9" * 400,
+    1 + 2j,
+    len,
+    (),
+]
 
 
 @pytest.mark.parametrize("value", WRONG, ids=[str(i) for i in range(len(WRONG))])
@@ -46,10 +61,22 @@ def test_every_setting_refuses_what_it_is_not(field: str) -> None:
         assert isinstance(caught.value, ValueError)
 
 
-@pytest.mark.parametrize("wrong", [
-    {"accuracy": 3}, {"accuracy": [1]}, {"minimise": 3}, {"minimise": object()}, {"tolerance": b"x", "accuracy": 7}, {1: 2},
-    {"objective": 3}, {"budgets": {"size": math.inf}}, {"gram_megabytes": 1e308}, {"max_trials": 2**70}, {"seed": 2**32},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"accuracy": 3},
+        {"accuracy": [1]},
+        {"minimise": 3},
+        {"minimise": object()},
+        {"tolerance": b"x", "accuracy": 7},
+        {1: 2},
+        {"objective": 3},
+        {"budgets": {"size": math.inf}},
+        {"gram_megabytes": 1e308},
+        {"max_trials": 2**70},
+        {"seed": 2**32},
+    ],
+)
 def test_mappings_and_overrides_are_read_or_refused(wrong: dict[Any, Any]) -> None:
     with pytest.raises(ConfigError):
         TuningConfig.read(wrong)
@@ -77,12 +104,24 @@ def test_parts_of_a_run_refuse_in_the_same_way() -> None:
             make()
 
 
-@pytest.mark.parametrize(("name", "text"), [
-    ("a.json", "[" * 100_000), ("a.toml", "a = " + "[" * 100_000), ("a.yaml", "{a: " * 5_000), ("a.yaml", "a: &a [b, *a]"),
-    ("a.yaml", "!!python/object:os.system {}"), ("a.yaml", "? [1, 2]\n: 3"), ("a.json", '{"timeout": Infinity}'), ("a.toml", "timeout = inf"),
-    ("a.yaml", "timeout: .inf"), ("a.yaml", "timeout: 2020-01-01"), ("a.toml", "seed = 2020-01-01"), ("a.json", '{"\\ud800": 1}'),
-    ("a.json", '{"strategy": "\\ud800"}'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.json", "[" * 100_000),
+        ("a.toml", "a = " + "[" * 100_000),
+        ("a.yaml", "{a: " * 5_000),
+        ("a.yaml", "a: &a [b, *a]"),
+        ("a.yaml", "!!python/object:os.system {}"),
+        ("a.yaml", "? [1, 2]\n: 3"),
+        ("a.json", '{"timeout": Infinity}'),
+        ("a.toml", "timeout = inf"),
+        ("a.yaml", "timeout: .inf"),
+        ("a.yaml", "timeout: 2020-01-01"),
+        ("a.toml", "seed = 2020-01-01"),
+        ("a.json", '{"\\ud800": 1}'),
+        ("a.json", '{"strategy": "\\ud800"}'),
+    ],
+)
 def test_hostile_files_are_refused(tmp_path: Path, name: str, text: str) -> None:
     path = tmp_path / name
     path.write_text(text)

@@ -1,4 +1,5 @@
-"""Damaged results and wrong arguments: one typed error that names the file, and exit codes without a traceback."""
+"""Damaged results and wrong arguments: one typed error that names the file, and exit codes without
+a traceback."""
 
 import json
 import os
@@ -83,16 +84,40 @@ def put(value: Any, *path: Any) -> Callable[[dict[str, Any]], None]:
 
 
 HEADS = [
-    dropped("backend"), dropped("recipe"), dropped("environment"), put(3, "backend"), put([], "recipe"), put("x", "environment"), put(3, "backend_settings"),
-    put(None, "format"), put(10**400, "format"), lambda raw: "[" * 100_000, lambda raw: "[]", lambda raw: " ", lambda raw: "nul",
-]  # fmt: skip
+    dropped("backend"),
+    dropped("recipe"),
+    dropped("environment"),
+    put(3, "backend"),
+    put([], "recipe"),
+    put("x", "environment"),
+    put(3, "backend_settings"),
+    put(None, "format"),
+    put(10**400, "format"),
+    lambda raw: "[" * 100_000,
+    lambda raw: "[]",
+    lambda raw: " ",
+    lambda raw: "nul",
+]
 RECORDS = [
-    dropped("baseline"), dropped("reason"), dropped("best", "metrics"), put({}, "baseline", "metrics"), put("soon", "seconds"),
-    put({"x": [1]}, "ops"), put(7, "ops"), put("x", "baseline", "number"), put(-1, "best", "number"), put([1], "trials"),
-    put({"size": [1, 2]}, "best", "objectives"), put("no", "config"), put({"accuracy": {"tolerance": {}}}, "config"),
-    put({"a": ["kernel", "", {"mode": "static"}]}, "best", "ledger"), put({"a": ["magic", "", None]}, "best", "ledger"),
-    put({"baseline": 3}, "holdout"), put({"score": "much"}, "confirmed"), put("gone", "best", "state"),
-]  # fmt: skip
+    dropped("baseline"),
+    dropped("reason"),
+    dropped("best", "metrics"),
+    put({}, "baseline", "metrics"),
+    put("soon", "seconds"),
+    put({"x": [1]}, "ops"),
+    put(7, "ops"),
+    put("x", "baseline", "number"),
+    put(-1, "best", "number"),
+    put([1], "trials"),
+    put({"size": [1, 2]}, "best", "objectives"),
+    put("no", "config"),
+    put({"accuracy": {"tolerance": {}}}, "config"),
+    put({"a": ["kernel", "", {"mode": "static"}]}, "best", "ledger"),
+    put({"a": ["magic", "", None]}, "best", "ledger"),
+    put({"baseline": 3}, "holdout"),
+    put({"score": "much"}, "confirmed"),
+    put("gone", "best", "state"),
+]
 
 
 @pytest.mark.parametrize("change", HEADS, ids=range(len(HEADS)))
@@ -195,10 +220,20 @@ def test_paths_that_cannot_be_are_refused(path: str) -> None:
             call(path)
 
 
-@pytest.mark.parametrize("wrong", [
-    {"callbacks": 3}, {"callbacks": [3]}, {"backends": 3}, {"backends": [object()]}, {"executor": 3}, {"executor": "elsewhere"},
-    {"eval_fn": None}, {"calibration": 3}, {"storage": "sqlite://"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"callbacks": 3},
+        {"callbacks": [3]},
+        {"backends": 3},
+        {"backends": [object()]},
+        {"executor": 3},
+        {"executor": "elsewhere"},
+        {"eval_fn": None},
+        {"calibration": 3},
+        {"storage": "sqlite://"},
+    ],
+)
 def test_arguments_of_another_type_are_refused_before_anything_runs(
     tmp_path: Path, wrong: dict[str, Any]
 ) -> None:

@@ -1,4 +1,5 @@
-"""How runs end: by signals in any phase, by failing callbacks, by a lost database; nothing is lost."""
+"""How runs end: by signals in any phase, by failing callbacks, by a lost database;
+nothing is lost."""
 
 from __future__ import annotations
 
@@ -45,10 +46,12 @@ def held_out(model):
         time.sleep(60)
     return tiny.accuracy(model)
 r = octavo.autotune(
-    tiny.chain(), score, tiny.calibration(), strategy="exhaustive", max_trials=4, storage=sys.argv[2], minimise="size",
+    tiny.chain(), score, tiny.calibration(), strategy="exhaustive", max_trials=4,
+    storage=sys.argv[2], minimise="size",
     host=tiny.host(), holdout_fn=held_out if hangs < 0 else None, accuracy={"guard": False},
 )
-print("result", r.interrupted, r.goal_met, r.best.number, len(r.trials), r.confirmed is not None, flush=True)
+confirmed = r.confirmed is not None
+print("result", r.interrupted, r.goal_met, r.best.number, len(r.trials), confirmed, flush=True)
 print("reason", r.reason, flush=True)
 print("trials", *[t.recipe.digest for t in r.trials], *[t.state for t in r.trials], flush=True)
 """
@@ -149,9 +152,27 @@ def test_the_command_line_saves_what_it_has(tmp_path: Path) -> None:
         """)
     )
     command = [
-        sys.executable, "-m", "octavo", "tune", "job:net", "--evaluate", "job:score", "--metric", "accuracy", "--calibration", "job:batches",
-        "--strategy", "basic", "--max-trials", "2", "--minimise", "size", "-o", str(tmp_path / "out"), "--no-report",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "octavo",
+        "tune",
+        "job:net",
+        "--evaluate",
+        "job:score",
+        "--metric",
+        "accuracy",
+        "--calibration",
+        "job:batches",
+        "--strategy",
+        "basic",
+        "--max-trials",
+        "2",
+        "--minimise",
+        "size",
+        "-o",
+        str(tmp_path / "out"),
+        "--no-report",
+    ]
     run = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
     )
@@ -238,7 +259,10 @@ def test_an_output_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None
 def sessions(url: str, condition: str) -> list[Any]:
     engine = sqlalchemy.create_engine(url)
     with engine.connect() as connection:
-        query = f"SELECT pid, state FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND backend_type = 'client backend' AND {condition}"
+        query = (
+            "SELECT pid, state FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND "
+            f"backend_type = 'client backend' AND {condition}"
+        )
         found = list(connection.execute(sqlalchemy.text(query)))
     engine.dispose()
     return found
@@ -249,7 +273,8 @@ def end_sessions(url: str) -> None:
     with engine.connect() as connection:
         connection.execute(
             sqlalchemy.text(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> "
+                "pg_backend_pid() AND backend_type = 'client backend'"
             )
         )
     engine.dispose()

@@ -1,4 +1,5 @@
-"""A score that fails on every candidate ends the run after five, with its error; a recipe that cannot run does not."""
+"""A score that fails on every candidate ends the run after five, with its error; a recipe that
+cannot run does not."""
 
 from __future__ import annotations
 

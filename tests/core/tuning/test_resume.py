@@ -1,4 +1,5 @@
-"""A resumed run is the same run: what would mix two runs' trials is refused, and the message names it."""
+"""A resumed run is the same run: what would mix two runs' trials is refused, and the message names
+it."""
 
 from __future__ import annotations
 
@@ -277,7 +278,8 @@ def test_a_store_of_an_older_octavo_is_read_with_a_note(tmp_path: Path) -> None:
     history.close()
     with pytest.warns(
         UserWarning,
-        match="older octavo, which did not record objectives, holdout, samples, racing, versions, machine",
+        match="older octavo, which did not record objectives, holdout, samples, racing, versions, "
+        "machine",
     ):
         again = tune(tmp_path / "h.db", top(1))
     assert again.trials == first.trials

@@ -79,8 +79,11 @@ def test_two_processes_find_the_same_recipes(
         import sys; sys.path.insert(0, sys.argv[1])
         from tests import tiny
         import octavo
-        r = octavo.autotune(tiny.chain(), tiny.accuracy, tiny.calibration(), strategy={"kind": "bayesian", "over": "op"}, max_trials=6,
-                            storage=sys.argv[2], minimise="size", host=tiny.host())
+        r = octavo.autotune(
+            tiny.chain(), tiny.accuracy, tiny.calibration(),
+            strategy={"kind": "bayesian", "over": "op"}, max_trials=6,
+            storage=sys.argv[2], minimise="size", host=tiny.host(),
+        )
         print(*[t.recipe.digest for t in r.trials])
     """)
     root = str(Path(__file__).parents[3])
@@ -309,7 +312,10 @@ def score(model):
     if sys.argv[3] == "hang" and evaluated == 6:
         time.sleep(60)
     return tiny.accuracy(model)
-r = octavo.autotune(tiny.chain(), score, tiny.calibration(), strategy="exhaustive", max_trials=7, storage=sys.argv[2], minimise="size", host=tiny.host(), accuracy={"guard": False})
+r = octavo.autotune(
+    tiny.chain(), score, tiny.calibration(), strategy="exhaustive", max_trials=7,
+    storage=sys.argv[2], minimise="size", host=tiny.host(), accuracy={"guard": False},
+)
 print("done", r.interrupted, r.goal_met, *[t.recipe.digest for t in r.trials], flush=True)
 """
 
@@ -473,7 +479,8 @@ def test_a_damaged_result_is_a_typed_error(
 
 
 def test_a_third_party_distribution_is_found_and_tuned(tmp_path: Path) -> None:
-    """The stranger's backend, installed as its own distribution, in a fresh process: found by its entry point alone."""
+    """The stranger's backend, installed as its own distribution, in a fresh process: found by its
+    entry point alone."""
     source = Path(__file__).parents[2] / "thirdparty"
     subprocess.run(
         [
@@ -495,11 +502,14 @@ def test_a_third_party_distribution_is_found_and_tuned(tmp_path: Path) -> None:
         import numpy as np, octavo, sys
         from octavo_tiny.model import Chain
         random = np.random.default_rng(0)
-        chain = Chain([random.normal(size=(256, 8)).astype("f"), random.normal(size=(4, 256)).astype("f")], [np.zeros(256, "f"), np.zeros(4, "f")])
+        weights = [random.normal(size=shape).astype("f") for shape in ((256, 8), (4, 256))]
+        chain = Chain(weights, [np.zeros(256, "f"), np.zeros(4, "f")])
         x = random.normal(size=(64, 8)).astype("f")
         expected = chain(x).argmax(1)
-        r = octavo.autotune(chain, lambda m: float((m(x).argmax(1) == expected).mean()), [x], strategy="basic", tolerance=0.1,
-                            minimise="size", storage=sys.argv[1])
+        r = octavo.autotune(
+            chain, lambda m: float((m(x).argmax(1) == expected).mean()), [x],
+            strategy="basic", tolerance=0.1, minimise="size", storage=sys.argv[1],
+        )
         r.save(sys.argv[2])
         loaded = octavo.load(sys.argv[2])
         assert (loaded(x) == r.model(x)).all()
@@ -525,7 +535,8 @@ def test_a_third_party_distribution_is_found_and_tuned(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["True", "tiny", "2"]
     quiet = subprocess.run(
-        [sys.executable, "-c", "from octavo.core.contract.plugins import PluginHost; print('tiny' in PluginHost().adapters())"],
+        [sys.executable, "-c", "from octavo.core.contract.plugins import PluginHost; print('tiny' "
+                               "in PluginHost().adapters())"],
         capture_output=True, text=True, env={**environment, "OCTAVO_NO_AUTOLOAD": "1"}, check=True,
     )  # fmt: skip
     assert quiet.stdout.strip() == "False"

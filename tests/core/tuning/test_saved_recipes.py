@@ -17,9 +17,15 @@ from tests import tiny
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> octavo.Result:
     return octavo.autotune(
-        tiny.chain(), tiny.accuracy, tiny.calibration(), strategy="basic", max_trials=2, minimise="size",
-        storage=tmp_path_factory.mktemp("run") / "h.db", host=tiny.host(),
-    )  # fmt: skip
+        tiny.chain(),
+        tiny.accuracy,
+        tiny.calibration(),
+        strategy="basic",
+        max_trials=2,
+        minimise="size",
+        storage=tmp_path_factory.mktemp("run") / "h.db",
+        host=tiny.host(),
+    )
 
 
 def test_a_result_survives_pickle(result: octavo.Result) -> None:

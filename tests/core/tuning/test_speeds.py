@@ -1,4 +1,5 @@
-"""What is slower than float is said when it is asked for, and not tried where speed is what is asked for first."""
+"""What is slower than float is said when it is asked for, and not tried where speed is what is
+asked for first."""
 
 from __future__ import annotations
 
@@ -88,9 +89,17 @@ def test_what_a_rule_asks_for_is_tried_and_told(tmp_path: Path) -> None:
 def tune(folder: Path, strategy: str, **settings: Any) -> octavo.Result:
     save(convolution(), folder / "c.onnx")
     return octavo.autotune(
-        folder / "c.onnx", lambda model: 1.0, [X], strategy=strategy, max_trials=4, storage=folder / "h.db", metric="score",
-        higher_is_better=True, seed=1, **settings,
-    )  # fmt: skip
+        folder / "c.onnx",
+        lambda model: 1.0,
+        [X],
+        strategy=strategy,
+        max_trials=4,
+        storage=folder / "h.db",
+        metric="score",
+        higher_is_better=True,
+        seed=1,
+        **settings,
+    )
 
 
 def opened_tiny(slower: str) -> Opened:

@@ -1,4 +1,5 @@
-"""Time limits: of the whole run, from the call to the result, and of a trial, whatever it catches."""
+"""Time limits: of the whole run, from the call to the result, and of a trial, whatever
+it catches."""
 
 from __future__ import annotations
 
@@ -51,7 +52,8 @@ def test_the_limit_counts_from_the_call_to_the_result(tmp_path: Path) -> None:
         began = time.perf_counter()
         result = tune(tmp_path / f"{limit}.db", slow(once, calls), timeout=limit)
         took = time.perf_counter() - began
-        # One evaluation, or a tenth; and two seconds for a machine that is busy with something else.
+        # One evaluation, or a tenth; and two seconds for a machine that is busy with something
+        # else.
         assert took < limit + max(once, 0.1 * limit) + 2.0, (limit, took, result.reason)
         assert "the time limit" in result.reason
         assert result.goal_met

@@ -1,4 +1,5 @@
-"""A winner improves on the float model beyond what was measured as noise, or the float model is the result."""
+"""A winner improves on the float model beyond what was measured as noise, or the float model is the
+result."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from octavo.core.values.trial import Measurement, Trial, widths
 
 
 def timed(share: float, spread: float = 0.0, float_ms: float = 10.0) -> Measurement:
-    """Return a latency that is a share of the float model's, give or take a spread of that share."""
+    """Return a latency that is a share of the float model's, give or take a spread of
+    that share."""
     value = share * float_ms
     return Measurement(value, value - spread * float_ms, value + spread * float_ms, "ms", share)
 
@@ -99,7 +101,8 @@ def test_what_has_no_share_is_compared_as_it_is() -> None:
 
 
 def test_one_that_is_no_gain_does_not_hide_one_that_is() -> None:
-    """The smaller of two that tie in latency is slower than float beyond the noise; the other one is not."""
+    """The smaller of two that tie in latency is slower than float beyond the noise; the other one
+    is not."""
     slower = trial(1, latency=timed(1.06, 0.02), size=sized(0.25))
     equal = trial(2, latency=timed(1.01, 0.04), size=sized(0.5))
     assert choose([slower, equal], BOTH) is slower

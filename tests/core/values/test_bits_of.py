@@ -60,7 +60,8 @@ def test_kept_layers_count_where_all_are_asked_for(
     net: MLPClassifier, tmp_path: Path, strategy: str
 ) -> None:
     rules = [{"ops": [first_layer(net, tmp_path / "probe.db")], "keep": "float"}]
-    # 3,072 of 4,928 weights stay at 32 bits, 19.95 a weight in any case; 22 leave 5.4 to the others.
+    # 3,072 of 4,928 weights stay at 32 bits, 19.95 a weight in any case; 22 leave 5.4 to the
+    # others.
     every = tune(
         net,
         tmp_path / "all.db",

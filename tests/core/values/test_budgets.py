@@ -1,4 +1,5 @@
-"""Budgets are hard: what overruns one does not pass, whatever its accuracy, and the figures are said."""
+"""Budgets are hard: what overruns one does not pass, whatever its accuracy, and the figures are
+said."""
 
 from __future__ import annotations
 

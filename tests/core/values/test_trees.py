@@ -63,9 +63,21 @@ def test_every_leaf_has_the_path_that_leads_to_it() -> None:
     ]
 
 
-@pytest.mark.parametrize("tree", [
-    {"a": A, "b": [B]}, OrderedDict(a=A), defaultdict(list, a=A), UserDict(a=A), (A, [B, None]), Pair(A, B), Frozen(A), Counting(A), Slotted(A), A,
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"a": A, "b": [B]},
+        OrderedDict(a=A),
+        defaultdict(list, a=A),
+        UserDict(a=A),
+        (A, [B, None]),
+        Pair(A, B),
+        Frozen(A),
+        Counting(A),
+        Slotted(A),
+        A,
+    ],
+)
 def test_a_tree_is_rebuilt_of_the_same_containers(tree: Any) -> None:
     doubled = mapped(tree, lambda leaf: leaf * 2 if isinstance(leaf, np.ndarray) else leaf)
     assert type(doubled) is type(tree)

@@ -102,10 +102,17 @@ def test_what_is_no_recipe_is_refused(raw: Any) -> None:
         Recipe.from_json(raw)
 
 
-@pytest.mark.parametrize("bad", [
-    {"mode": "float", "weight": W8}, {"mode": "weight_only", "weight": W8, "input": X8}, {"mode": "static", "weight": W8},
-    {"mode": "static", "weight": W8, "input": QuantSpec(dtype="int8", granularity="token")}, {"mode": "statc"}, {"mode": "dynamic"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"mode": "float", "weight": W8},
+        {"mode": "weight_only", "weight": W8, "input": X8},
+        {"mode": "static", "weight": W8},
+        {"mode": "static", "weight": W8, "input": QuantSpec(dtype="int8", granularity="token")},
+        {"mode": "statc"},
+        {"mode": "dynamic"},
+    ],
+)
 def test_schemes_that_contradict_themselves_are_refused(bad: dict) -> None:
     with pytest.raises(ConfigError):
         OpScheme(**bad)
@@ -122,9 +129,13 @@ def view() -> ModelView:
         return Op(name, "linear", (source,), (f"v{i}",), Weight(f"{name}.weight", (8, 4)), macs=32)
 
     ops = (
-        linear(0, "layer.0.q", "x"), linear(1, "layer.0.k", "x"), linear(2, "layer.1.q", "v0"), linear(3, "layer.1.k", "v0"),
-        Op("sum", "add", ("v2", "v3"), ("y",)), linear(5, "head", "y"),
-    )  # fmt: skip
+        linear(0, "layer.0.q", "x"),
+        linear(1, "layer.0.k", "x"),
+        linear(2, "layer.1.q", "v0"),
+        linear(3, "layer.1.k", "v0"),
+        Op("sum", "add", ("v2", "v3"), ("y",)),
+        linear(5, "head", "y"),
+    )
     return ModelView(ops, (Group("qk0", "scheme", ("layer.0.q", "layer.0.k")),))
 
 
@@ -183,10 +194,16 @@ def test_the_later_rule_wins() -> None:
     ]
 
 
-@pytest.mark.parametrize(("rule", "message"), [
-    ({"ops": ["layr.*"]}, "layr.*"), ({"types": ["conv"]}, "'conv'"), ({"backends": ["torch"]}, "'torch'"), ({"ops": ["sum"], "types": ["linear"]}, "matches no op"),
-    ({"types": ["linear"], "weight": "int2"}, "nothing that toy can carry out"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ({"ops": ["layr.*"]}, "layr.*"),
+        ({"types": ["conv"]}, "'conv'"),
+        ({"backends": ["torch"]}, "'torch'"),
+        ({"ops": ["sum"], "types": ["linear"]}, "matches no op"),
+        ({"types": ["linear"], "weight": "int2"}, "nothing that toy can carry out"),
+    ],
+)
 def test_rules_that_do_nothing_are_errors(rule: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build_spaces([toy()], [Rule(**rule)])

@@ -1,4 +1,5 @@
-"""Scales, shifts and rotations on NumPy graphs: taken in by producers, or carried out by nodes before the products."""
+"""Scales, shifts and rotations on NumPy graphs: taken in by producers, or carried out by nodes
+before the products."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ X = RNG.normal(0, 1, (6, 5, 12)).astype(np.float32)
 
 
 def graph() -> Any:
-    """Every kind of link: norms with and without a shift, a residual reader, GELU, a plain pair of products, ReLU, a gate."""
+    """Every kind of link: norms with and without a shift, a residual reader, GELU, a plain pair of
+    products, ReLU, a gate."""
     b = Builder()
     w = lambda *s: RNG.normal(0, 0.4, s).astype(np.float32)  # noqa: E731
     x = b.input("x", (None, 5, 12))
@@ -54,8 +56,13 @@ def test_groups_say_what_they_take() -> None:
     assert all(g.takes == every for g in GROUPS.values())
     online = {m: set(g.online) for m, g in GROUPS.items()}
     assert online == {
-        "bare": {"rotation"}, "wide": set(), "down": every, "back": {"shift", "rotation"}, "gate": every, "out": every,
-    }  # fmt: skip
+        "bare": {"rotation"},
+        "wide": set(),
+        "down": every,
+        "back": {"shift", "rotation"},
+        "gate": every,
+        "out": every,
+    }
 
 
 @st.composite

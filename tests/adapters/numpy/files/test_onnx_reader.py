@@ -1,4 +1,5 @@
-"""Reading ONNX: bad files are refused with the thing at fault; patterns become what the tuning space sees."""
+"""Reading ONNX: bad files are refused with the thing at fault; patterns become what the tuning
+space sees."""
 
 from pathlib import Path
 
@@ -114,9 +115,11 @@ def test_an_operator_of_a_foreign_domain_is_named() -> None:
 def test_matmul_and_add_are_a_linear_layer_and_names_are_kept() -> None:
     bias = numpy_helper.from_array(np.ones(4, np.float32), "b")
     proto = model(
-        helper.make_node("MatMul", ["x", "w"], ["h"], name="fc"), helper.make_node("Add", ["b", "h"], ["z"], name="add"),
-        helper.make_node("Relu", ["z"], ["y"], name="act"), held=(weight(), bias),
-    )  # fmt: skip
+        helper.make_node("MatMul", ["x", "w"], ["h"], name="fc"),
+        helper.make_node("Add", ["b", "h"], ["z"], name="add"),
+        helper.make_node("Relu", ["z"], ["y"], name="act"),
+        held=(weight(), bias),
+    )
     (op,) = NumpyAdapter(NumpyConfig()).open(proto).describe().ops
     assert (op.name, op.type, op.inputs, op.outputs, op.bias) == (
         "fc",

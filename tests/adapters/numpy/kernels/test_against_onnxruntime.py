@@ -60,7 +60,8 @@ def codes(random: np.random.Generator, shape: tuple[int, ...], kind: Any) -> np.
 
 
 def weights(random: np.random.Generator, shape: tuple[int, ...], kind: Any) -> np.ndarray:
-    """Return codes that every CPU multiplies right: ONNX Runtime's signed weights saturate in 16 bits without VNNI."""
+    """Return codes that every CPU multiplies right: ONNX Runtime's signed weights saturate in 16
+    bits without VNNI."""
     return (
         random.integers(-64, 65, shape).astype(kind)
         if kind is np.int8
@@ -95,10 +96,14 @@ def qlinear_matmul(seed: int) -> tuple[Any, Any]:
     channels = (n,) if seed % 2 else ()
     scale = np.float32(random.uniform(1e-3, 1e-1))
     constants = {
-        "b": scale, "c": zero(random, kind), "d": weights(random, (k, n), b_kind),
-        "e": random.uniform(1e-3, 1e-1, channels).astype(np.float32), "f": zero(random, b_kind, channels),
-        "g": np.float32(random.uniform(0.5, 5) * scale * np.sqrt(k)), "h": zero(random, kind),
-    }  # fmt: skip
+        "b": scale,
+        "c": zero(random, kind),
+        "d": weights(random, (k, n), b_kind),
+        "e": random.uniform(1e-3, 1e-1, channels).astype(np.float32),
+        "f": zero(random, b_kind, channels),
+        "g": np.float32(random.uniform(0.5, 5) * scale * np.sqrt(k)),
+        "h": zero(random, kind),
+    }
     return both(
         "QLinearMatMul",
         {"a": codes(random, (m, k), kind)},
@@ -117,9 +122,12 @@ def _convolution(
     kernel = [int(v) for v in random.integers(1, 4, 2)]
     shape = (2, channels, int(random.integers(5, 12)), int(random.integers(5, 12)))
     attributes = {
-        "group": groups, "kernel_shape": kernel, "strides": [int(v) for v in random.integers(1, 3, 2)],
-        "pads": [int(v) for v in random.integers(0, 2, 4)], "dilations": [int(v) for v in random.integers(1, 3, 2)],
-    }  # fmt: skip
+        "group": groups,
+        "kernel_shape": kernel,
+        "strides": [int(v) for v in random.integers(1, 3, 2)],
+        "pads": [int(v) for v in random.integers(0, 2, 4)],
+        "dilations": [int(v) for v in random.integers(1, 3, 2)],
+    }
     return shape, (outputs, channels // groups, *kernel), attributes
 
 
@@ -150,9 +158,15 @@ def qlinear_conv(seed: int) -> tuple[Any, Any]:
     x_scale, y_scale = np.float32(0.02), np.float32(0.02 * np.sqrt(depth))
     w_scale = random.uniform(5e-3, 2e-2, (weight[0],) if seed % 2 else ()).astype(np.float32)
     constants = {
-        "b": x_scale, "c": zero(random, kind), "d": weights(random, weight, np.int8), "e": w_scale, "f": np.zeros(w_scale.shape, np.int8),
-        "g": y_scale, "h": zero(random, kind), "i": random.integers(-2000, 2000, weight[0]).astype(np.int32),
-    }  # fmt: skip
+        "b": x_scale,
+        "c": zero(random, kind),
+        "d": weights(random, weight, np.int8),
+        "e": w_scale,
+        "f": np.zeros(w_scale.shape, np.int8),
+        "g": y_scale,
+        "h": zero(random, kind),
+        "i": random.integers(-2000, 2000, weight[0]).astype(np.int32),
+    }
     return both(
         "QLinearConv",
         {"a": codes(random, shape, kind)},

@@ -1,7 +1,9 @@
-"""ONNX's own backend tests, run as onnx documents it for backends: a Backend subclass and BackendTest.
+"""ONNX's own backend tests, run as onnx documents it for backends: a Backend subclass and
+BackendTest.
 
-Everything that is left out is named below with its reason. The cases run on the graph's own kernels, or, where the
-graph has none, on onnx's reference evaluator, which the ledger says of each such node; both are counted.
+Everything that is left out is named below with its reason. The cases run on the graph's own
+kernels, or, where the graph has none, on onnx's reference evaluator, which the ledger says of each
+such node; both are counted.
 """
 
 from typing import Any
@@ -18,13 +20,20 @@ from octavo.adapters.numpy.run.program import Kernels, Program
 from tests.adapters.numpy.cases import matching
 
 LEFT_OUT = {
-    "sequences and optionals are no tensors": r"sequence|optional|_seq|identity_opt|if_opt|range_.*_expanded|linear_attention_.*_expanded",
+    "sequences and optionals are no tensors": (
+        r"sequence|optional|_seq|identity_opt|if_opt"
+        r"|range_.*_expanded|linear_attention_.*_expanded"
+    ),
     "strings are no numbers": r"string|strnorm|regex",
     "training operators": r"adam|adagrad|momentum|nesterov|training_dropout",
     "random results": r"bernoulli",
-    "operators of the ai.onnx.ml and ai.onnx.preview domains": r"flexattention|ai_onnx_ml|array_feature|binarizer|label_encoder|tree_ensemble",
+    "operators of the ai.onnx.ml and ai.onnx.preview domains": (
+        r"flexattention|ai_onnx_ml|array_feature|binarizer|label_encoder|tree_ensemble"
+    ),
     "Scan of operator set 8, whose batches the graph's Scan-9 does not have": r"test_scan_sum_",
-    "onnx's expectation is rounded at each step of half precision": r"swiglu_float16_expanded|causal_conv_with_state_silu_fp16_expanded",
+    "onnx's expectation is rounded at each step of half precision": (
+        r"swiglu_float16_expanded|causal_conv_with_state_silu_fp16_expanded"
+    ),
     "decodes image files": r"image_decoder",
 }
 QUANTIZATION = (

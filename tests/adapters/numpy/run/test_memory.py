@@ -1,4 +1,5 @@
-"""The static memory plan: no two living buffers share bytes, results do not change, the graph's outputs are the caller's own."""
+"""The static memory plan: no two living buffers share bytes, results do not change, the graph's
+outputs are the caller's own."""
 
 import threading
 

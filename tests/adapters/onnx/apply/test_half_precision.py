@@ -1,4 +1,5 @@
-"""Half-precision islands: single ops in float16 or bfloat16 in a model that is float32 elsewhere."""
+"""Half-precision islands: single ops in float16 or bfloat16 in a model that is float32
+elsewhere."""
 
 import ml_dtypes
 import numpy as np
@@ -53,7 +54,8 @@ def chain() -> onnx.ModelProto:
 
 
 def test_neighbouring_islands_are_one() -> None:
-    """Two casts around three ops; the answer is float32's to within float16's 11 bits, and the weights take half the bytes."""
+    """Two casts around three ops; the answer is float32's to within float16's 11 bits, and the
+    weights take half the bytes."""
     proto, x = chain(), models.images(1)[0][0]
     candidate = cast(
         OnnxAdapter(OnnxConfig(threads=1)).open(proto),
@@ -96,7 +98,8 @@ def test_islands_of_two_types_or_with_float_readers_keep_their_casts() -> None:
 
 
 def test_only_what_computes_in_half_precision_is_a_kernel() -> None:
-    """ONNX Runtime's CPU provider puts Casts around products; it moves rows of a table in any type; it has no bfloat16 product."""
+    """ONNX Runtime's CPU provider puts Casts around products; it moves rows of a table in any type;
+    it has no bfloat16 product."""
     offers = capability(OnnxConfig()).offers
     found = {
         kind: {
@@ -125,8 +128,13 @@ def test_the_ledger_reads_the_optimized_graph() -> None:
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_a_table_in_half_precision_gives_its_rounded_rows(dtype: str) -> None:
     table = models.weights(table=(20, 8))
-    proto = models.build([helper.make_node("Gather", ["table", "ids"], ["y"], "embed")], table, {"ids": ["n"]}, {"y": ["n", 8]},
-                         input_type=onnx.TensorProto.INT64)  # fmt: skip
+    proto = models.build(
+        [helper.make_node("Gather", ["table", "ids"], ["y"], "embed")],
+        table,
+        {"ids": ["n"]},
+        {"y": ["n", 8]},
+        input_type=onnx.TensorProto.INT64,
+    )
     result = octavo.quantize_model(proto, dtype, calibration=[(np.array([1, 2]),)])
     ids = np.array([3, 19, 0])
     np.testing.assert_array_equal(

@@ -17,7 +17,8 @@ FORMS = ("qdq", "qoperator")
 
 
 def branches() -> onnx.ModelProto:
-    """Sigmoid gate, leaky ReLU, average pool, concat, ReLU6, a transposed convolution, flattening and a plain product."""
+    """Sigmoid gate, leaky ReLU, average pool, concat, ReLU6, a transposed convolution, flattening
+    and a plain product."""
     t = models.weights(
         w1=(8, 3, 3, 3),
         b1=(8,),
@@ -60,7 +61,8 @@ def made(
 
 @pytest.mark.parametrize("name", ["convolutional", "branches", "transformer_block"])
 def test_both_forms_answer_alike(name: str, tmp_path: Path) -> None:
-    """Within one step of the last quantized value, for which a 127th of the answer's range stands."""
+    """Within one step of the last quantized value, for which a 127th of the answer's
+    range stands."""
     proto = branches() if name == "branches" else getattr(models, name)()
     data = models.tokens() if name == "transformer_block" else models.images()
     answers = {}

@@ -1,4 +1,5 @@
-"""LSTMs as DynamicQuantizeLSTM: close to the float operator, not worse than ONNX Runtime's own quantizer, every input kept."""
+"""LSTMs as DynamicQuantizeLSTM: close to the float operator, not worse than ONNX Runtime's own
+quantizer, every input kept."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ X = RNG.normal(size=(STEPS, BATCH, FEATURES)).astype(np.float32)
 
 
 def tagger(directions: int = 1, *, full: bool = False) -> onnx.ModelProto:
-    """An LSTM whose three results are read; ``full`` gives it lengths, initial states and peepholes too."""
+    """An LSTM whose three results are read; ``full`` gives it lengths, initial states and peepholes
+    too."""
     d, g = directions, 4 * HIDDEN
     tensors = models.weights(w=(d, g, FEATURES), r=(d, g, HIDDEN), b=(d, 2 * g))
     given = ["x", "w", "r", "b"]

@@ -1,4 +1,5 @@
-"""Scales, shifts and rotations in ONNX graphs: taken in by producers, or carried out by nodes before the products."""
+"""Scales, shifts and rotations in ONNX graphs: taken in by producers, or carried out by nodes
+before the products."""
 
 from __future__ import annotations
 
@@ -23,11 +24,22 @@ X = np.random.default_rng(5).normal(0, 1, (6, 5, 12)).astype(np.float32)
 
 
 def network() -> onnx.ModelProto:
-    """Every kind of link: norms with and without a shift, a residual reader, GELU, a plain pair of products, ReLU, a gate."""
+    """Every kind of link: norms with and without a shift, a residual reader, GELU, a plain pair of
+    products, ReLU, a gate."""
     t = weights(
-        g=(12,), h=(12,), bare=(12, 24), wide=(24, 20), down=(20, 16), db=(16,), back=(16, 12), bb=(12,), k=(12,), gate=(12, 12), up=(12, 12),
+        g=(12,),
+        h=(12,),
+        bare=(12, 24),
+        wide=(24, 20),
+        down=(20, 16),
+        db=(16,),
+        back=(16, 12),
+        bb=(12,),
+        k=(12,),
+        gate=(12, 12),
+        up=(12, 12),
         out=(12, 3),
-    )  # fmt: skip
+    )
     t |= {"one": np.ones(12, np.float32), "wb": t["down"][:, 0].copy()}
     node = helper.make_node
     nodes = [
@@ -72,8 +84,13 @@ def test_groups_say_what_they_take() -> None:
     assert all(g.takes == every for g in GROUPS.values())
     online = {m: set(g.online) for m, g in GROUPS.items()}
     assert online == {
-        "bare": {"rotation"}, "wide": set(), "down": every, "back": {"shift", "rotation"}, "gate": {"shift", "rotation"}, "out": every,
-    }  # fmt: skip
+        "bare": {"rotation"},
+        "wide": set(),
+        "down": every,
+        "back": {"shift", "rotation"},
+        "gate": {"shift", "rotation"},
+        "out": every,
+    }
     convolutions = (
         HOST.adapters()["onnx"]
         .build()
@@ -128,7 +145,8 @@ def test_any_sequence_of_changes_keeps_the_function(sequence: list[dict[str, Cha
 
 
 def test_what_a_producer_takes_in_costs_no_node() -> None:
-    """A bias that a shift needs is one node more for a MatMul; ONNX Runtime's products take it in."""
+    """A bias that a shift needs is one node more for a MatMul; ONNX Runtime's products
+    take it in."""
 
     def count(session: Any) -> int:
         return len(session._prepared.graph)

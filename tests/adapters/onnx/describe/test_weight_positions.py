@@ -1,6 +1,8 @@
-"""A weight is tuned wherever it stands: on either side, transposed, stacked, behind other nodes, in any kind of constant.
+"""A weight is tuned wherever it stands: on either side, transposed, stacked, behind other nodes, in
+any kind of constant.
 
-Expected values are ONNX Runtime's for the float model. The weights are such that no kernel saturates (``spared``).
+Expected values are ONNX Runtime's for the float model. The weights are such that no kernel
+saturates (``spared``).
 """
 
 from collections.abc import Callable, Sequence
@@ -28,7 +30,8 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 
 def columns(*shape: int, axis: int = -1, seed: int = 0) -> np.ndarray:
-    """A weight whose columns along ``axis`` are summed over the axis before the last, as :func:`spared` has them."""
+    """A weight whose columns along ``axis`` are summed over the axis before the last, as
+    :func:`spared` has them."""
     stacked = np.stack(
         [spared(*shape[-2:], seed=seed + i) for i in range(int(np.prod(shape[:-2])))]
     )
@@ -111,7 +114,9 @@ PRODUCTS = {
     "gemm bias of one": gemm(bias=(1,), beta=2.0),
     "gemm bias of rows": gemm(bias=(4, 1), beta=2.0),
     "gemm bias matrix": gemm(bias=(4, N)),
-    "gemm constant on the left": plain([node("Gemm", ["w", "x"], ["y"], "op", transA=1)], (K, 5), w=spared(K, N)),
+    "gemm constant on the left": plain(
+        [node("Gemm", ["w", "x"], ["y"], "op", transA=1)], (K, 5), w=spared(K, N)
+    ),
     "left": plain([node("MatMul", ["w", "x"], ["y"], "op")], (K, 5), w=left(N, K)),
     "left under rank 3": plain([node("MatMul", ["w", "x"], ["y"], "op")], (3, K, 5), w=left(N, K)),
     "left of rank 3": plain([node("MatMul", ["w", "x"], ["y"], "op")], (3, K, 5), w=left(1, N, K)),
@@ -126,9 +131,15 @@ PRODUCTS = {
     "einsum of stacked matrices": einsum("bhd,hdk->bhk", (6, K, N), (2, 6, K)),
     "einsum of any rank": einsum("...d,dh->...h", (K, N), (2, 3, K)),
     "einsum without a result": einsum("bd,dh", (K, N), (4, K)),
-    "identity": plain([node("Identity", ["v"], ["w"]), node("MatMul", ["x", "w"], ["y"], "op")], (4, K), v=spared(K, N)),
+    "identity": plain(
+        [node("Identity", ["v"], ["w"]), node("MatMul", ["x", "w"], ["y"], "op")],
+        (4, K),
+        v=spared(K, N),
+    ),
     "transpose": plain(
-        [node("Transpose", ["v"], ["w"], perm=[1, 0]), node("MatMul", ["x", "w"], ["y"], "op")], (4, K), v=spared(K, N).T.copy()
+        [node("Transpose", ["v"], ["w"], perm=[1, 0]), node("MatMul", ["x", "w"], ["y"], "op")],
+        (4, K),
+        v=spared(K, N).T.copy(),
     ),
     "cast": plain(
         [node("Cast", ["v"], ["w"], to=TensorProto.FLOAT), node("MatMul", ["x", "w"], ["y"], "op")],
@@ -137,13 +148,22 @@ PRODUCTS = {
     ),
     "reshape": plain(
         [node("Reshape", ["v", "s"], ["w"]), node("MatMul", ["x", "w"], ["y"], "op")],
-        (4, K), v=spared(K, N).reshape(2, -1), s=np.array([K, N]),
+        (4, K),
+        v=spared(K, N).reshape(2, -1),
+        s=np.array([K, N]),
     ),
     "unsqueeze": plain(
-        [node("Unsqueeze", ["v", "s"], ["w"]), node("MatMul", ["x", "w"], ["y"], "op")], (2, 4, K), v=spared(K, N), s=np.array([0])
+        [node("Unsqueeze", ["v", "s"], ["w"]), node("MatMul", ["x", "w"], ["y"], "op")],
+        (2, 4, K),
+        v=spared(K, N),
+        s=np.array([0]),
     ),
     "constant node": plain(
-        [node("Constant", [], ["w"], value=numpy_helper.from_array(spared(K, N))), node("MatMul", ["x", "w"], ["y"], "op")], (4, K)
+        [
+            node("Constant", [], ["w"], value=numpy_helper.from_array(spared(K, N))),
+            node("MatMul", ["x", "w"], ["y"], "op"),
+        ],
+        (4, K),
     ),
     "constant of floats": plain(
         [
@@ -151,9 +171,10 @@ PRODUCTS = {
             node("Reshape", ["v", "s"], ["w"]),
             node("MatMul", ["x", "w"], ["y"], "op"),
         ],
-        (4, K), s=np.array([K, N]),
+        (4, K),
+        s=np.array([K, N]),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("scheme", ["int8-static", "int8-dynamic", "int8-weight-only"])
@@ -193,7 +214,8 @@ def test_a_constant_on_the_left_stays_there_where_it_stays_float() -> None:
 
 
 def test_one_weight_in_two_layouts_and_under_three_nodes() -> None:
-    """Each layout decides by itself; what is float of a tied weight is told, and the float model does not grow."""
+    """Each layout decides by itself; what is float of a tied weight is told, and the float model
+    does not grow."""
     nodes = [
         node("Gemm", ["x", "w"], ["a"], "first", transB=1),
         node("Relu", ["a"], ["r"]),
@@ -224,9 +246,12 @@ def test_tables_are_looked_up_along_any_axis(axis: int, scalar: bool) -> None:
     shape[axis] = 40
     table = models.weights(w=tuple(shape))["w"]
     proto = models.build(
-        [node("Gather", ["t", "ids"], ["y"], "table", axis=axis)], {"t": table}, {"ids": [] if scalar else ["a", 2]}, {},
+        [node("Gather", ["t", "ids"], ["y"], "table", axis=axis)],
+        {"t": table},
+        {"ids": [] if scalar else ["a", 2]},
+        {},
         input_type=TensorProto.INT64,
-    )  # fmt: skip
+    )
     proto.graph.output.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, None))
     ids = np.array(7) if scalar else np.array([[1, 39], [0, -1]])
     expected = np.take(table, ids, axis)
@@ -259,9 +284,11 @@ def test_recurrent_weights_can_be_stored_in_codes(kind: str) -> None:
 
 def test_double_precision_stays_and_says_so() -> None:
     nodes = [
-        node("Cast", ["x"], ["d"], to=TensorProto.DOUBLE), node("MatMul", ["d", "w"], ["a"], "wide"),
-        node("Cast", ["a"], ["f"], to=TensorProto.FLOAT), node("MatMul", ["f", "v"], ["y"], "open"),
-    ]  # fmt: skip
+        node("Cast", ["x"], ["d"], to=TensorProto.DOUBLE),
+        node("MatMul", ["d", "w"], ["a"], "wide"),
+        node("Cast", ["a"], ["f"], to=TensorProto.FLOAT),
+        node("MatMul", ["f", "v"], ["y"], "open"),
+    ]
     proto = model(nodes, {"w": spared(K, K).astype(np.float64), "v": spared(K, N)}, (4, K))
     x = rng().normal(size=(4, K)).astype(np.float32)
     (expected,) = ort.InferenceSession(proto.SerializeToString()).run(None, {"x": x})

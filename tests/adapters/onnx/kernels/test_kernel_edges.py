@@ -1,7 +1,9 @@
-"""Each kernel of ONNX Runtime that octavo calls, at the edges of its shapes: one row, one channel, odd widths, no rows, all padding.
+"""Each kernel of ONNX Runtime that octavo calls, at the edges of its shapes: one row, one channel,
+odd widths, no rows, all padding.
 
-What a kernel gives is held against the float operator on the *decoded* weight. The bound is arithmetic, not taste: an
-input rounded to steps of s moves an output by at most s / 2 times the sum of the weight's magnitudes.
+What a kernel gives is held against the float operator on the *decoded* weight. The bound is
+arithmetic, not taste: an input rounded to steps of s moves an output by at most s / 2 times the sum
+of the weight's magnitudes.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ HOST = plugin_host(TuningConfig())
 
 @dataclass(frozen=True)
 class Edge:
-    """An operator at an edge: its attributes, the shapes of its constants, and of the input that it is run on.
+    """An operator at an edge: its attributes, the shapes of its constants, and of the input that it
+    is run on.
 
     Attributes:
         calibrated: Shape of the input that ranges are found on; None takes ``given``.
@@ -44,8 +47,15 @@ class Edge:
 
 def products() -> Iterator[Edge]:
     for rows, features, outputs in (
-        (1, 1, 1), (1, 32, 1), (3, 33, 5), (1, 17, 7), (5, 64, 1), (2, 257, 9), (1, 4096, 3), (129, 8, 2),
-    ):  # fmt: skip
+        (1, 1, 1),
+        (1, 32, 1),
+        (3, 33, 5),
+        (1, 17, 7),
+        (5, 64, 1),
+        (2, 257, 9),
+        (1, 4096, 3),
+        (129, 8, 2),
+    ):
         yield Edge(
             f"matmul {rows}x{features}x{outputs}",
             "MatMul",
@@ -262,5 +272,6 @@ def test_recurrent_layers_at_the_edges(steps: int, batch: int, features: int, hi
     for scheme in schemes:
         _junk()
         (got,) = realizer.candidate(Recipe({unit.name: scheme}, backend="onnx")).run((given,))
-        # Gates are in (-1, 1) and have slopes of 1 at most: 8-bit inputs, states and weights move them by a few hundredths.
+        # Gates are in (-1, 1) and have slopes of 1 at most: 8-bit inputs, states and weights move
+        # them by a few hundredths.
         assert np.abs(got - want).max() < 0.05, scheme

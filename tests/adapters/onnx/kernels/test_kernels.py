@@ -97,7 +97,8 @@ def test_a_linear_op_is_the_integer_product_of_its_codes(mode: str) -> None:
 
 @pytest.mark.parametrize("residual", ["Add", "Sum"])
 def test_codes_flow_from_end_to_end(residual: str) -> None:
-    """Residual add (older exporters write Sum), pools and reshape run on codes: one quantization at the input, one float result."""
+    """Residual add (older exporters write Sum), pools and reshape run on codes: one quantization at
+    the input, one float result."""
     proto = models.convolutional()
     next(n for n in proto.graph.node if n.name == "residual").op_type = residual
     result = octavo.quantize_model(proto, "int8-static", calibration=models.images())
@@ -158,7 +159,8 @@ def test_a_scheme_that_is_not_offered_is_refused() -> None:
 
 
 def test_masked_rows_stay_zero() -> None:
-    """The guard against rows that are masked throughout is taken apart without changing the function."""
+    """The guard against rows that are masked throughout is taken apart without changing the
+    function."""
     t = {
         "zero": np.float32(0),
         "minus": np.float32(-np.inf),
@@ -229,7 +231,8 @@ def test_memory_bounded_observation_sees_the_same(tmp_path: Path) -> None:
 def test_observation_says_what_it_held(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A tool that another test runs in this process (import-linter) switches every logger off that is there.
+    # A tool that another test runs in this process (import-linter) switches every logger off that
+    # is there.
     monkeypatch.setattr(logging.getLogger("octavo.adapters.onnx.observe.passes"), "disabled", False)
     batches = [(np.concatenate([b[0]] * 90),) for b in models.images(1)]
     for megabytes, runs, most in ((64, 1, 8 * 144 * 360 * 4 * 12), (1, 4, 1.1 * 8 * 144 * 360 * 4)):
@@ -300,7 +303,8 @@ def test_calibration_that_is_not_finite_is_located() -> None:
 @pytest.mark.parametrize("dtype", ["uint4", "int4", "int8", "int2"])
 @pytest.mark.parametrize("features", [64, 80])
 def test_weight_only_ops_multiply_the_dequantized_weight(dtype: str, features: int) -> None:
-    """MatMulNBits and GatherBlockQuantized against the float product of scale * (codes - zero point), short last block included."""
+    """MatMulNBits and GatherBlockQuantized against the float product of scale * (codes - zero
+    point), short last block included."""
     spec = QuantSpec(dtype=dtype, symmetric=dtype.startswith("i"), granularity="group:32")
     t = models.weights(table=(20, features), w=(features, 8), b=(8,))
     nodes = [

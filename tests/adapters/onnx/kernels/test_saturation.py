@@ -1,4 +1,5 @@
-"""CPUs without VNNI add 8-bit products in 16 bits: models are right on them too, and on all others."""
+"""CPUs without VNNI add 8-bit products in 16 bits: models are right on them too, and on
+all others."""
 
 from __future__ import annotations
 

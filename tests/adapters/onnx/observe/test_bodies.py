@@ -1,4 +1,5 @@
-"""Weights in the bodies of If, Loop and Scan and in local functions are tuned like others, static schemes included."""
+"""Weights in the bodies of If, Loop and Scan and in local functions are tuned like others, static
+schemes included."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,8 +35,9 @@ def info(
 
 
 def spared(rows: int, columns: int, seed: int = 0) -> np.ndarray:
-    """A matrix whose codes no kernel sums beyond 16 bits, as those of CPUs without VNNI do for pairs of rows: its largest number
-    in each column stands beside a zero, and the others are less than half of it."""
+    """A matrix whose codes no kernel sums beyond 16 bits, as those of CPUs without VNNI do for
+    pairs of rows: its largest number in each column stands beside a zero, and the others are less
+    than half of it."""
     w = models.weights(seed, w=(rows, columns))["w"]
     w[0] = 2.1 * np.abs(w).max(0)
     w[1] = 0
@@ -47,7 +49,8 @@ def held(name: str, *shape: int, seed: int = 0) -> onnx.TensorProto:
 
 
 def branching() -> onnx.ModelProto:
-    """Both branches hold a weight of the same name, one reads one of the outer graph too; one holds a further If."""
+    """Both branches hold a weight of the same name, one reads one of the outer graph too; one holds
+    a further If."""
     deep = helper.make_graph(
         [helper.make_node("MatMul", ["h", "deep"], ["d"])],
         "deep",
@@ -109,7 +112,8 @@ def branch_feeds() -> list[dict[str, np.ndarray]]:
 
 
 def looping(kind: str) -> onnx.ModelProto:
-    """A product; a Loop or Scan whose body reads a weight of its own, the outer weight and an outer value; a product."""
+    """A product; a Loop or Scan whose body reads a weight of its own, the outer weight and an outer
+    value; a product."""
     nodes = [
         helper.make_node("MatMul", ["state", "own"], ["p"], "first"),
         helper.make_node("MatMul", ["p", "w"], ["q"], "second"),
@@ -210,7 +214,8 @@ def test_products_in_bodies_run_on_integers_and_answer_as_before(
 
 @pytest.mark.parametrize("kind", ["If", "Loop", "Scan"])
 def test_every_value_of_a_body_is_observed_as_it_is_computed(kind: str) -> None:
-    """The float body is carried out in NumPy, and each step's values are compared with what the sink is given."""
+    """The float body is carried out in NumPy, and each step's values are compared with what the
+    sink is given."""
     proto = branching() if kind == "If" else looping(kind)
     feeds = branch_feeds() if kind == "If" else loop_feeds(kind)
     session = OnnxAdapter(OnnxConfig()).open(proto)
@@ -252,12 +257,19 @@ def test_a_model_with_bodies_and_nothing_quantized_answers_as_before() -> None:
 
 @pytest.mark.parametrize("opset", [17, 11])
 def test_weights_that_local_functions_read_are_tuned(opset: int) -> None:
-    """One function holds a weight itself and calls another; it may be written for another opset than the model."""
+    """One function holds a weight itself and calls another; it may be written for another opset
+    than the model."""
     inner = helper.make_function(
-        "local", "Twice", ["a", "b"], ["c"],
-        [helper.make_node("MatMul", ["a", "b"], ["m"], "mm"), helper.make_node("Add", ["m", "m"], ["c"], "twice")],
+        "local",
+        "Twice",
+        ["a", "b"],
+        ["c"],
+        [
+            helper.make_node("MatMul", ["a", "b"], ["m"], "mm"),
+            helper.make_node("Add", ["m", "m"], ["c"], "twice"),
+        ],
         [helper.make_opsetid("", opset)],
-    )  # fmt: skip
+    )
     outer = helper.make_function(
         "local", "Layer", ["a", "b"], ["c"],
         [
@@ -286,9 +298,15 @@ def test_weights_that_local_functions_read_are_tuned(opset: int) -> None:
 def test_an_old_opset_is_converted_in_bodies_too() -> None:
     """Squeeze took its axes as an attribute before opset 13; the branch is written so."""
     then = helper.make_graph(
-        [helper.make_node("Squeeze", ["x3"], ["x2"], axes=[0]), helper.make_node("MatMul", ["x2", "w"], ["y"])],
-        "then", [], [info("y", ["n", 8])], [held("w", WIDTH, 8)],
-    )  # fmt: skip
+        [
+            helper.make_node("Squeeze", ["x3"], ["x2"], axes=[0]),
+            helper.make_node("MatMul", ["x2", "w"], ["y"]),
+        ],
+        "then",
+        [],
+        [info("y", ["n", 8])],
+        [held("w", WIDTH, 8)],
+    )
     other = helper.make_graph(
         [helper.make_node("MatMul", ["x", "v"], ["y"])],
         "else",
@@ -319,7 +337,8 @@ def test_an_old_opset_is_converted_in_bodies_too() -> None:
 
 
 def convolutions(condition: bool | None = None) -> onnx.ModelProto:
-    """A convolution, then a branch with batch norm, a residual add over the branch's edge and ReLU; a constant condition or an input."""
+    """A convolution, then a branch with batch norm, a residual add over the branch's edge and ReLU;
+    a constant condition or an input."""
     tensors = models.weights(
         first=(8, 3, 3, 3), inner=(8, 8, 3, 3), last=(4, 8, 1, 1), other=(8, 8, 1, 1)
     )
@@ -358,7 +377,8 @@ def convolutions(condition: bool | None = None) -> onnx.ModelProto:
 @pytest.mark.parametrize("form", ["qdq", "qoperator"])
 @pytest.mark.parametrize("condition", [None, True, False])
 def test_convolutions_in_bodies_and_over_their_edges(condition: bool | None, form: str) -> None:
-    """With a constant condition the branch that is taken becomes part of the graph, and its ops are found all the same."""
+    """With a constant condition the branch that is taken becomes part of the graph, and its ops are
+    found all the same."""
     proto = convolutions(condition)
     rng = np.random.default_rng(0)
     feeds = [{"x": rng.normal(size=(2, 3, 8, 8)).astype(np.float32)} for _ in range(4)]

@@ -1,4 +1,5 @@
-"""Candidates that start at a cut before their first changed node give what they give from the beginning."""
+"""Candidates that start at a cut before their first changed node give what they give from the
+beginning."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ HOST = PluginHost(third_party=False)
 
 
 def stacked(blocks: int = 3) -> onnx.ModelProto:
-    """The transformer block several times in a row: the later ones read the hidden state in place of an embedding."""
+    """The transformer block several times in a row: the later ones read the hidden state in place
+    of an embedding."""
     one = models.transformer_block()
     graph, names = one.graph, {n for node in one.graph.node for n in node.output}
     nodes = list(graph.node)

@@ -1,4 +1,5 @@
-"""A file that is quantized already, wholly or partly, is recognised; what it holds is left as it is, and the rest is tuned."""
+"""A file that is quantized already, wholly or partly, is recognised; what it holds is left as it
+is, and the rest is tuned."""
 
 from collections.abc import Callable
 
@@ -30,7 +31,8 @@ def codes(w: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pairs() -> onnx.ModelProto:
-    """Two convolutions, a product and a residual add: the first convolution and the add are in QDQ, the rest is float."""
+    """Two convolutions, a product and a residual add: the first convolution and the add are in QDQ,
+    the rest is float."""
     tensors = models.weights(w1=(4, 4, 3, 3), w2=(4, 4, 3, 3), v=(4, N))
     c, s = codes(tensors.pop("w1"), 0)
     tensors |= {
@@ -60,7 +62,8 @@ def pairs() -> onnx.ModelProto:
 
 
 def integers() -> onnx.ModelProto:
-    """MatMulInteger over DynamicQuantizeLinear, as ONNX Runtime's quantizer writes it, and a float product after it."""
+    """MatMulInteger over DynamicQuantizeLinear, as ONNX Runtime's quantizer writes it, and a float
+    product after it."""
     c, s = codes(spared(K, K), 1)
     nodes = [
         node("DynamicQuantizeLinear", ["x"], ["q", "qs", "qz"]),
@@ -203,8 +206,14 @@ def test_weights_that_the_model_itself_quantizes_at_run_time_are_told() -> None:
 
 
 def test_a_model_in_half_precision_says_so() -> None:
-    proto = models.build([node("MatMul", ["x", "w"], ["y"], "op")], {}, {"x": ["n", K]}, {"y": ["n", N]},
-                         input_type=TensorProto.FLOAT16, output_type=TensorProto.FLOAT16)  # fmt: skip
+    proto = models.build(
+        [node("MatMul", ["x", "w"], ["y"], "op")],
+        {},
+        {"x": ["n", K]},
+        {"y": ["n", N]},
+        input_type=TensorProto.FLOAT16,
+        output_type=TensorProto.FLOAT16,
+    )
     proto.graph.initializer.append(numpy_helper.from_array(spared(K, N).astype(np.float16), "w"))
     (note,) = OnnxAdapter(OnnxConfig()).open(proto).describe().notes
     assert "half precision" in note

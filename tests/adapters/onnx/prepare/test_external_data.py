@@ -1,4 +1,5 @@
-"""Models whose tensors lie in a file beside them, large and small, as torch.onnx.export writes them by default."""
+"""Models whose tensors lie in a file beside them, large and small, as torch.onnx.export writes them
+by default."""
 
 from pathlib import Path
 

@@ -1,4 +1,5 @@
-"""Large constants of any type and place: 4-bit initializers run and travel, and the fingerprint sees every number."""
+"""Large constants of any type and place: 4-bit initializers run and travel, and the fingerprint
+sees every number."""
 
 import pickle
 from pathlib import Path
@@ -29,8 +30,10 @@ def test_four_bit_initializers_of_many_bytes_run(kind: int, tmp_path: Path) -> N
         numpy_helper.from_array(spared(K, 8), "v"),
     ]
     nodes = [
-        node("DequantizeLinear", ["c", "s"], ["w"]), node("MatMul", ["x", "w"], ["a"], "done"), node("MatMul", ["a", "v"], ["y"], "open"),
-    ]  # fmt: skip
+        node("DequantizeLinear", ["c", "s"], ["w"]),
+        node("MatMul", ["x", "w"], ["a"], "done"),
+        node("MatMul", ["a", "v"], ["y"], "open"),
+    ]
     info = helper.make_tensor_value_info
     graph = helper.make_graph(
         nodes,

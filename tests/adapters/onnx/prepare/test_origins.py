@@ -1,4 +1,5 @@
-"""Graphs as the exporters write them: PyTorch's two, tf2onnx's (channels last, explicit Pad, BiasAdd), scikit-learn's."""
+"""Graphs as the exporters write them: PyTorch's two, tf2onnx's (channels last, explicit Pad,
+BiasAdd), scikit-learn's."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,8 +28,9 @@ def expected(proto: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
 
 
 def channels_last(opset: int) -> onnx.ModelProto:
-    """What tf2onnx makes of a small MobileNet-like network: NHWC outside, Pad before a strided convolution, BiasAdd and scale
-    as Add and Mul, ReLU6, mean over the middle axes, Dense as MatMul and Add."""
+    """What tf2onnx makes of a small MobileNet-like network: NHWC outside, Pad before a strided
+    convolution, BiasAdd and scale as Add and Mul, ReLU6, mean over the middle axes, Dense as MatMul
+    and Add."""
     t = models.weights(
         w1=(8, 3, 3, 3),
         w2=(8, 1, 3, 3),
@@ -43,8 +45,12 @@ def channels_last(opset: int) -> onnx.ModelProto:
     inputs = opset >= 11
     if inputs:
         t |= {"pads": np.array(pads, np.int64), "low": np.float32(0), "high": np.float32(6)}
-    clips = [helper.make_node("Clip", [f"a{i}", "low", "high"], [f"r{i}"], f"relu6_{i}") if inputs
-             else helper.make_node("Clip", [f"a{i}"], [f"r{i}"], f"relu6_{i}", min=0.0, max=6.0) for i in (1, 2, 3)]  # fmt: skip
+    clips = [
+        helper.make_node("Clip", [f"a{i}", "low", "high"], [f"r{i}"], f"relu6_{i}")
+        if inputs
+        else helper.make_node("Clip", [f"a{i}"], [f"r{i}"], f"relu6_{i}", min=0.0, max=6.0)
+        for i in (1, 2, 3)
+    ]
     nodes = [
         helper.make_node("Transpose", ["x"], ["nchw"], "to_nchw", perm=[0, 3, 1, 2]),
         helper.make_node("Pad", ["nchw", "pads"], ["p"], "pad")
@@ -160,7 +166,8 @@ def test_only_numbers_per_channel_are_folded(
 
 
 def classifier() -> onnx.ModelProto:
-    """What scikit-learn's exporter makes of a scaler and an MLP classifier: ai.onnx.ml operators, biases of shape (1, n), labels."""
+    """What scikit-learn's exporter makes of a scaler and an MLP classifier: ai.onnx.ml operators,
+    biases of shape (1, n), labels."""
     t = models.weights(w1=(10, 32), b1=(1, 32), w2=(32, 3), b2=(1, 3)) | {
         "classes": np.array([3, 5, 8], np.int64)
     }

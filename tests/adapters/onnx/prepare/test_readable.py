@@ -1,4 +1,5 @@
-"""What ONNX Runtime runs, octavo reads: its session is the judge, and onnx.checker's objections are notes."""
+"""What ONNX Runtime runs, octavo reads: its session is the judge, and onnx.checker's objections are
+notes."""
 
 import contextlib
 from collections.abc import Callable
@@ -103,27 +104,39 @@ CASES: dict[str, Callable[[], onnx.ModelProto]] = {
     "IR 3, initializers listed": lambda: changed(listed, opset=8, ir=3),
     "IR 8, initializers listed": lambda: changed(listed),
     "IR version 0": lambda: model(ir=0),
-    "a domain that is not imported": lambda: model([
-        node("FusedMatMul", ["x", "w"], ["b"], "fused", domain="com.microsoft"),
-        node("MatMul", ["x", "w"], ["a"], "op"), node("Add", ["a", "b"], ["y"]),
-    ]),
-    "the standard domain by its name": lambda: model([
-        node("MatMul", ["x", "w"], ["a"], "op", domain="ai.onnx"), node("Relu", ["a"], ["y"]),
-    ]),
-    "an opset imported twice": lambda: changed(lambda p: p.opset_import.append(helper.make_opsetid("", 17))),
+    "a domain that is not imported": lambda: model(
+        [
+            node("FusedMatMul", ["x", "w"], ["b"], "fused", domain="com.microsoft"),
+            node("MatMul", ["x", "w"], ["a"], "op"),
+            node("Add", ["a", "b"], ["y"]),
+        ]
+    ),
+    "the standard domain by its name": lambda: model(
+        [
+            node("MatMul", ["x", "w"], ["a"], "op", domain="ai.onnx"),
+            node("Relu", ["a"], ["y"]),
+        ]
+    ),
+    "an opset imported twice": lambda: changed(
+        lambda p: p.opset_import.append(helper.make_opsetid("", 17))
+    ),
     "a graph without a name": lambda: changed(lambda p: p.graph.ClearField("name")),
     "an initializer without a name": lambda: changed(
         lambda p: p.graph.initializer.append(numpy_helper.from_array(np.ones(3, np.float32), ""))
     ),
     "an initializer that nobody reads": lambda: changed(
-        lambda p: p.graph.initializer.append(numpy_helper.from_array(np.ones((300, 3), np.float32), "unused"))
+        lambda p: p.graph.initializer.append(
+            numpy_helper.from_array(np.ones((300, 3), np.float32), "unused")
+        )
     ),
-    "nodes without names": lambda: model([node("MatMul", ["x", "w"], ["a"]), node("Relu", ["a"], ["y"])]),
+    "nodes without names": lambda: model(
+        [node("MatMul", ["x", "w"], ["a"]), node("Relu", ["a"], ["y"])]
+    ),
     "an output twice": lambda: changed(lambda p: p.graph.output.append(p.graph.output[0])),
     "a sparse initializer": lambda: changed(sparse),
     "a sparse constant": lambda: model([sparse_node(), *PRODUCT], weight=False),
     "opset 7": lambda: model(opset=7),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("scheme", ["int8-static", "int8-dynamic"])
@@ -156,8 +169,10 @@ def test_what_the_checker_objects_to_is_a_note() -> None:
 
 def test_one_name_for_two_sizes() -> None:
     nodes = [
-        node("MatMul", ["x", "w"], ["a"], "op"), node("MatMul", ["z", "w"], ["b"], "op2"), node("Concat", ["a", "b"], ["y"], axis=0),
-    ]  # fmt: skip
+        node("MatMul", ["x", "w"], ["a"], "op"),
+        node("MatMul", ["z", "w"], ["b"], "op2"),
+        node("Concat", ["a", "b"], ["y"], axis=0),
+    ]
     proto = model(nodes)
     proto.graph.input.append(info("z", ["n", K]))
     rng = np.random.default_rng(0)

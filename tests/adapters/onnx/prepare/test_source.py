@@ -1,4 +1,5 @@
-"""Bad model files: a typed error that names the thing at fault (rows 15 to 25 of the table of faults)."""
+"""Bad model files: a typed error that names the thing at fault (rows 15 to 25 of the table of
+faults)."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""Swaps of the last two axes as PyTorch's exporter writes them become one Transpose, and nothing else does."""
+"""Swaps of the last two axes as PyTorch's exporter writes them become one Transpose, and nothing
+else does."""
 
 import numpy as np
 import onnx

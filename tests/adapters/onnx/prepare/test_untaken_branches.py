@@ -1,4 +1,5 @@
-"""A branch that no calibration batch took stays float under static schemes, and its ledger lines say so."""
+"""A branch that no calibration batch took stays float under static schemes, and its ledger lines
+say so."""
 
 import numpy as np
 import onnxruntime as ort

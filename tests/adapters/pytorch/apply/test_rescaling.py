@@ -37,7 +37,8 @@ SCHEMES = {
 
 
 class Block(nn.Module):
-    """A norm with a shift, one without, layers without biases, a residual and a GELU; 96 channels, no power of two."""
+    """A norm with a shift, one without, layers without biases, a residual and a GELU; 96 channels,
+    no power of two."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -25,7 +25,8 @@ pytestmark = pytest.mark.skipif(bool(onednn.missing_rows()), reason=onednn.missi
 
 
 def layers(static: bool, x: torch.Tensor) -> list[Int8Linear]:
-    """Three layers of different widths, the second without a bias, the third with an activation function."""
+    """Three layers of different widths, the second without a bias, the third with an activation
+    function."""
     torch.manual_seed(0)
     form, factors = (
         (Activation.around(x, symmetric=False) if static else None),
@@ -37,7 +38,8 @@ def layers(static: bool, x: torch.Tensor) -> list[Int8Linear]:
         (16, False, "", "tensor"),
         (32, True, "gelu", "channel"),
     ):
-        # In reach of every CPU: whole bytes are computed in float32 where the kernels would saturate.
+        # In reach of every CPU: whole bytes are computed in float32 where the kernels would
+        # saturate.
         reach = QuantSpec(dtype="int8", granularity=spec, reduce_range=True)
         weight = rtn.quantize(torch.randn(outputs, 64), reach, WeightContext())
         one = Int8Linear(

@@ -1,4 +1,5 @@
-"""Transformers by architecture, tiny and with random weights: described, quantized, run, saved and loaded with equal outputs."""
+"""Transformers by architecture, tiny and with random weights: described, quantized, run, saved and
+loaded with equal outputs."""
 
 from __future__ import annotations
 
@@ -23,9 +24,13 @@ from tests.helpers import as_opened, torch_session
 transformers = pytest.importorskip("transformers")
 
 TEXT = {
-    "vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
     "max_position_embeddings": 64,
-}  # fmt: skip
+}
 LLAMA = {**TEXT, "num_key_value_heads": 2, "head_dim": 16}
 IDS = {"input_ids": torch.arange(24).view(2, 12)}
 PIXELS = {"pixel_values": torch.linspace(-1, 1, 2 * 3 * 32 * 32).view(2, 3, 32, 32)}
@@ -40,36 +45,105 @@ SEEN = {
 CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, torch.Tensor]]] = {
     "bert": ("BertConfig", "BertModel", TEXT, IDS),
     "roberta": ("RobertaConfig", "RobertaModel", {**TEXT, "pad_token_id": 1}, IDS),
-    "gpt2": ("GPT2Config", "GPT2LMHeadModel", {"vocab_size": 96, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}, IDS),
+    "gpt2": (
+        "GPT2Config",
+        "GPT2LMHeadModel",
+        {"vocab_size": 96, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64},
+        IDS,
+    ),
     "llama": ("LlamaConfig", "LlamaForCausalLM", LLAMA, IDS),
     "mistral": ("MistralConfig", "MistralForCausalLM", LLAMA, IDS),
     "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", LLAMA, IDS),
     "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", LLAMA, IDS),
     "gemma": ("GemmaConfig", "GemmaForCausalLM", LLAMA, IDS),
     "opt": ("OPTConfig", "OPTForCausalLM", {**TEXT, "ffn_dim": 64, "word_embed_proj_dim": 32}, IDS),
-    "bloom": ("BloomConfig", "BloomForCausalLM", {"vocab_size": 96, "hidden_size": 32, "n_layer": 2, "n_head": 2}, IDS),
+    "bloom": (
+        "BloomConfig",
+        "BloomForCausalLM",
+        {"vocab_size": 96, "hidden_size": 32, "n_layer": 2, "n_head": 2},
+        IDS,
+    ),
     "t5": (
-        "T5Config", "T5Model",
+        "T5Config",
+        "T5Model",
         {"vocab_size": 96, "d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2},
         {**IDS, "decoder_input_ids": torch.arange(10).view(2, 5)},
     ),
     "vit": ("ViTConfig", "ViTModel", SEEN, PIXELS),
-    "swin": ("SwinConfig", "SwinModel", {"image_size": 32, "patch_size": 2, "embed_dim": 32, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4}, PIXELS),
-    "convnext": ("ConvNextConfig", "ConvNextModel", {"hidden_sizes": [32, 32], "depths": [1, 1], "num_stages": 2}, PIXELS),
-    "resnet": ("ResNetConfig", "ResNetModel", {"embedding_size": 16, "hidden_sizes": [32, 32], "depths": [1, 1]}, PIXELS),
-    "mobilenet": ("MobileNetV2Config", "MobileNetV2Model", {"image_size": 32, "depth_multiplier": 0.35}, PIXELS),
-    "whisper": (
-        "WhisperConfig", "WhisperModel",
+    "swin": (
+        "SwinConfig",
+        "SwinModel",
         {
-            "vocab_size": 96, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
-            "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "num_mel_bins": 8, "max_source_positions": 20, "max_target_positions": 20,
-            "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1,
+            "image_size": 32,
+            "patch_size": 2,
+            "embed_dim": 32,
+            "depths": [1, 1],
+            "num_heads": [2, 2],
+            "window_size": 4,
         },
-        {"input_features": torch.linspace(-1, 1, 2 * 8 * 40).view(2, 8, 40), "decoder_input_ids": torch.arange(10).view(2, 5)},
+        PIXELS,
     ),
-    "mixture of experts": ("MixtralConfig", "MixtralForCausalLM", {**LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2}, IDS),
-    "mixture, transposed with biases": ("GptOssConfig", "GptOssForCausalLM", {**LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, IDS),
-}  # fmt: skip
+    "convnext": (
+        "ConvNextConfig",
+        "ConvNextModel",
+        {"hidden_sizes": [32, 32], "depths": [1, 1], "num_stages": 2},
+        PIXELS,
+    ),
+    "resnet": (
+        "ResNetConfig",
+        "ResNetModel",
+        {"embedding_size": 16, "hidden_sizes": [32, 32], "depths": [1, 1]},
+        PIXELS,
+    ),
+    "mobilenet": (
+        "MobileNetV2Config",
+        "MobileNetV2Model",
+        {"image_size": 32, "depth_multiplier": 0.35},
+        PIXELS,
+    ),
+    "whisper": (
+        "WhisperConfig",
+        "WhisperModel",
+        {
+            "vocab_size": 96,
+            "d_model": 32,
+            "encoder_layers": 1,
+            "decoder_layers": 1,
+            "encoder_attention_heads": 2,
+            "decoder_attention_heads": 2,
+            "encoder_ffn_dim": 64,
+            "decoder_ffn_dim": 64,
+            "num_mel_bins": 8,
+            "max_source_positions": 20,
+            "max_target_positions": 20,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "decoder_start_token_id": 1,
+        },
+        {
+            "input_features": torch.linspace(-1, 1, 2 * 8 * 40).view(2, 8, 40),
+            "decoder_input_ids": torch.arange(10).view(2, 5),
+        },
+    ),
+    "mixture of experts": (
+        "MixtralConfig",
+        "MixtralForCausalLM",
+        {**LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2},
+        IDS,
+    ),
+    "mixture, transposed with biases": (
+        "GptOssConfig",
+        "GptOssForCausalLM",
+        {
+            **LLAMA,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+        },
+        IDS,
+    ),
+}
 EXPERTS = [n for n in CASES if n.startswith("mixture")]
 
 

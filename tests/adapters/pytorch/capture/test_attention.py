@@ -1,4 +1,5 @@
-"""Attention of torch.nn: its projections are linear layers, in whatever it sits, and its function stays what it was."""
+"""Attention of torch.nn: its projections are linear layers, in whatever it sits, and its function
+stays what it was."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""``nn.MultiheadAttention`` with each of its options: every projection is quantized, and the outputs follow the float module's."""
+"""``nn.MultiheadAttention`` with each of its options: every projection is quantized, and the
+outputs follow the float module's."""
 
 from __future__ import annotations
 

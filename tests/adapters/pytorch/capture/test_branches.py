@@ -1,4 +1,5 @@
-"""Models whose branches follow sizes: each branch that calibration took is quantized, and what it never took stays float and is said."""
+"""Models whose branches follow sizes: each branch that calibration took is quantized, and what it
+never took stays float and is said."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Transposed convolutions, and batch norms that vanish into the layer before them, in traced graphs and in module trees."""
+"""Transposed convolutions, and batch norms that vanish into the layer before them, in traced graphs
+and in module trees."""
 
 from __future__ import annotations
 
@@ -119,7 +120,8 @@ def test_codes_pass_from_a_transposed_convolution_to_the_next() -> None:
 
 
 class Mlp(nn.Module):
-    """Linear layers with batch norms; ``size`` makes it untraceable, ``deep`` gives the second norm an axis that is not a channel."""
+    """Linear layers with batch norms; ``size`` makes it untraceable, ``deep`` gives the second norm
+    an axis that is not a channel."""
 
     def __init__(self, deep: bool = False) -> None:
         super().__init__()
@@ -163,7 +165,8 @@ def test_batch_norms_fold_into_linear_layers(
 
 
 class Branching(nn.Module):
-    """Convolutions with batch norms that fx cannot trace; one norm is used twice and one result is read twice."""
+    """Convolutions with batch norms that fx cannot trace; one norm is used twice and one result is
+    read twice."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -33,7 +33,8 @@ class Inner(nn.Module):
 
 
 class Functional(nn.Module):
-    """Convolution, linear layers, attention without a module, and one weight that something else reads too."""
+    """Convolution, linear layers, attention without a module, and one weight that something else
+    reads too."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,10 +67,15 @@ def test_calls_with_parameters_are_layers_and_the_rest_says_why_not() -> None:
     view = opened_torch(model(), BATCH).view
     kinds = {op.name: op.type for op in view.ops}
     assert kinds == {
-        "kernel_layer": "conv", "inner.w_layer": "linear", "twice_layer": "linear", "turned_layer": "linear",
-        "matmul": "matmul", "bmm": "matmul",
-        "scaled_dot_product_attention": "attention", "out": "linear",
-    }  # fmt: skip
+        "kernel_layer": "conv",
+        "inner.w_layer": "linear",
+        "twice_layer": "linear",
+        "turned_layer": "linear",
+        "matmul": "matmul",
+        "bmm": "matmul",
+        "scaled_dot_product_attention": "attention",
+        "out": "linear",
+    }
     assert list(kinds) == [op.name for op in view.ops]
     weight = view.by_name["inner.w_layer"].weight
     assert weight is not None

@@ -1,4 +1,5 @@
-"""Weights that are computed before each call: norms, masks and parametrizations are folded in the candidate alone."""
+"""Weights that are computed before each call: norms, masks and parametrizations are folded in the
+candidate alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Modules that a forward calls without having them as children: plain lists, dictionaries, tuples, closures."""
+"""Modules that a forward calls without having them as children: plain lists, dictionaries, tuples,
+closures."""
 
 from __future__ import annotations
 

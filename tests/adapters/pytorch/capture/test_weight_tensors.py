@@ -1,4 +1,5 @@
-"""Parameters that a forward multiplies by itself, in models that are traced and in models that cannot be."""
+"""Parameters that a forward multiplies by itself, in models that are traced and in models that
+cannot be."""
 
 from __future__ import annotations
 

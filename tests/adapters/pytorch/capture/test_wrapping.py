@@ -1,4 +1,5 @@
-"""However a module is wrapped: it is quantized as the module inside, or refused before any work with the way out."""
+"""However a module is wrapped: it is quantized as the module inside, or refused before any work
+with the way out."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ def net() -> nn.Module:
 
 
 class Everything(nn.Module):
-    """Most layers that a program calls operators for, one of them twice, one table tied to the head."""
+    """Most layers that a program calls operators for, one of them twice, one table tied to the
+    head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -292,9 +294,14 @@ def scripted_inside() -> nn.Module:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize(("make", "why"), [
-    (hooked_by_the_user, "its forward was replaced"), (patched_layer, "its forward was replaced"), (scripted_inside, "RecursiveScriptModule"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (hooked_by_the_user, "its forward was replaced"),
+        (patched_layer, "its forward was replaced"),
+        (scripted_inside, "RecursiveScriptModule"),
+    ],
+)
 def test_a_layer_that_computes_something_else_stays_float_and_says_so(
     make: Callable[[], nn.Module], why: str, scheme: str
 ) -> None:

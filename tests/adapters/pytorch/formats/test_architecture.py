@@ -1,4 +1,5 @@
-"""Saved models of transformers make their own architecture again; what is not transformers' own is never made."""
+"""Saved models of transformers make their own architecture again; what is not transformers' own is
+never made."""
 
 from __future__ import annotations
 

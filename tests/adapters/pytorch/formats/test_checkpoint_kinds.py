@@ -1,4 +1,5 @@
-"""Checkpoints of architectures whose weights are no plain linear layers: tied heads, embeddings, experts, GPT-2's Conv1D."""
+"""Checkpoints of architectures whose weights are no plain linear layers: tied heads, embeddings,
+experts, GPT-2's Conv1D."""
 
 from __future__ import annotations
 
@@ -97,7 +98,8 @@ def with_values(model: nn.Module, result: octavo.Quantized) -> nn.Module:
 
 
 def same(model: nn.Module, result: octavo.Quantized, folder: Path) -> nn.Module:
-    """Export, load with plain transformers and compare logits with float arithmetic on the values of the codes."""
+    """Export, load with plain transformers and compare logits with float arithmetic on the values
+    of the codes."""
     pytest.importorskip("compressed_tensors")
     result.export("compressed-tensors", folder)
     loaded: nn.Module = type(model).from_pretrained(folder)  # type: ignore[attr-defined]
@@ -146,7 +148,8 @@ def test_an_embedding_beside_int8_layers(tmp_path: Path) -> None:
     loaded = type(model).from_pretrained(tmp_path / "out")
     expected = logits(result.model)
     error, largest = (logits(loaded) - expected).abs().amax(-1), float(expected.abs().max())
-    # The reader divides where octavo multiplies: an input between two codes may take the other one, and shows in its row.
+    # The reader divides where octavo multiplies: an input between two codes may take the other one,
+    # and shows in its row.
     assert float(error.median()) < 1e-6 * largest
     assert float(error.max()) < 0.02 * largest
 
@@ -257,7 +260,8 @@ def test_encoder_decoders_whose_forward_knows_the_tie_are_refused(tmp_path: Path
 def test_gptq_holds_conv1d_as_the_linear_layer_that_it_is(
     weight: dict[str, Any], tmp_path: Path
 ) -> None:
-    """The file, decoded by the format's description and computed with nn.Linear, gives the logits."""
+    """The file, decoded by the format's description and computed with nn.Linear, gives
+    the logits."""
     model = gpt2()
     result = quantized(model, scheme(weight, FLOAT_HEAD, types=("linear",)))
     result.export("gptq", tmp_path / "out")

@@ -1,4 +1,5 @@
-"""Checkpoints for other tools, read back by those tools, or by an unpacking that is written here from the format's description."""
+"""Checkpoints for other tools, read back by those tools, or by an unpacking that is written here
+from the format's description."""
 
 from __future__ import annotations
 
@@ -73,7 +74,8 @@ def logits(model: nn.Module) -> torch.Tensor:
 
 
 def with_weights(model: nn.Module, result: octavo.Quantized) -> nn.Module:
-    """Return the float model with the numbers that the quantized weights stand for: what float arithmetic must give."""
+    """Return the float model with the numbers that the quantized weights stand for: what float
+    arithmetic must give."""
     twin = copy.deepcopy(model)
     for name, parameters in result.candidate.parameters.items():
         twin.get_submodule(name).weight.data = parameters.weight.dequantize().to(twin.dtype)
@@ -105,14 +107,16 @@ def test_integer_layers_load_in_transformers_with_the_same_logits(
     loaded = type(model).from_pretrained(tmp_path / "out")
     expected = logits(result.model)
     error, largest = (logits(loaded) - expected).abs().amax(-1), float(expected.abs().max())
-    # The reader divides where octavo multiplies: an input that lies between two codes may take the other one, and shows in its row.
+    # The reader divides where octavo multiplies: an input that lies between two codes may take the
+    # other one, and shows in its row.
     assert float(error.median()) < 1e-6 * largest
     assert float(error.max()) < 0.02 * largest
     assert float((expected - logits(model)).abs().median()) > 1e-3 * largest
 
 
 def test_scales_of_tokens_are_the_readers_own(tmp_path: Path) -> None:
-    """compressed-tensors divides a token's largest magnitude by 127.5, octavo by 127: the weights are the same, inputs differ by rounding."""
+    """compressed-tensors divides a token's largest magnitude by 127.5, octavo by 127: the weights
+    are the same, inputs differ by rounding."""
     pytest.importorskip("compressed_tensors")
     model = llama()
     result = quantized(model, rules("dynamic", INT8, {"dtype": "int8", "granularity": "token"}))
@@ -192,13 +196,15 @@ def test_type_and_generation_settings_are_kept(tmp_path: Path) -> None:
 
 
 def unpacked(words: np.ndarray, bits: int) -> np.ndarray:
-    """Return the codes (rows, words * 32 / bits) of rows of int32 words, read as one stream of bits from the lowest up."""
+    """Return the codes (rows, words * 32 / bits) of rows of int32 words, read as one stream of bits
+    from the lowest up."""
     stream = np.unpackbits(words.astype("<i4").view(np.uint8), axis=1, bitorder="little")
     return stream.reshape(len(words), -1, bits) @ (1 << np.arange(bits))
 
 
 def read_gptq(folder: Path, name: str) -> np.ndarray:
-    """Return the weight (outputs, inputs) of a layer as AutoGPTQ's files mean it: scales * (code - (stored zero point + 1))."""
+    """Return the weight (outputs, inputs) of a layer as AutoGPTQ's files mean it: scales * (code -
+    (stored zero point + 1))."""
     tensors = {
         k: v.numpy()
         for k, v in load_file(folder / "model.safetensors").items()
@@ -282,7 +288,8 @@ def test_a_zero_point_of_zero_takes_the_second_version(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["uint4", "int4", "uint3", "int8"])
 def test_gptq_files_load_in_transformers(dtype: str, tmp_path: Path) -> None:
-    """Runs where gptqmodel and optimum are installed; they bring a tower of packages that the tests do not ask for."""
+    """Runs where gptqmodel and optimum are installed; they bring a tower of packages that the tests
+    do not ask for."""
     pytest.importorskip("gptqmodel")
     pytest.importorskip("optimum")
     model = llama()
@@ -307,16 +314,46 @@ HEADLESS = rules("weight_only", GROUPS, None, FLOAT_HEAD)
 @pytest.mark.parametrize(
     ("formats", "scheme", "named", "remedy"),
     [
-        (BOTH, rules("weight_only", {"dtype": "nf4"}), "lm_head|model.layers", "int or uint weight"),
+        (
+            BOTH,
+            rules("weight_only", {"dtype": "nf4"}),
+            "lm_head|model.layers",
+            "int or uint weight",
+        ),
         (BOTH, rules("cast", {"dtype": "bfloat16"}), "lm_head|model", "int or uint weight"),
         (("gptq",), DYNAMIC, "q_proj", "weight_only scheme"),
         (("gptq",), rules("weight_only", GROUPS), "lm_head", 'keep = "float"'),
         (("gptq",), "int4-weight-only", "embed_tokens", 'keep = "float"'),
-        (("gptq",), {"rules": [*HEADLESS["rules"], {"ops": ["*.up_proj"], "weight": {"dtype": "uint3", "granularity": "group:32"}}]}, "proj", "one weight dtype"),
-        (("gptq",), {"rules": [*HEADLESS["rules"], {"ops": ["*.1.mlp.up_proj"], "keep": "float"}]}, "up_proj", "quantize both, or neither"),
-        (("compressed-tensors",), {"rules": [*DYNAMIC["rules"], {"ops": ["*.up_proj"], "mode": "weight_only", "weight": GROUPS}]}, "up_proj", "symmetric"),
+        (
+            ("gptq",),
+            {
+                "rules": [
+                    *HEADLESS["rules"],
+                    {"ops": ["*.up_proj"], "weight": {"dtype": "uint3", "granularity": "group:32"}},
+                ]
+            },
+            "proj",
+            "one weight dtype",
+        ),
+        (
+            ("gptq",),
+            {"rules": [*HEADLESS["rules"], {"ops": ["*.1.mlp.up_proj"], "keep": "float"}]},
+            "up_proj",
+            "quantize both, or neither",
+        ),
+        (
+            ("compressed-tensors",),
+            {
+                "rules": [
+                    *DYNAMIC["rules"],
+                    {"ops": ["*.up_proj"], "mode": "weight_only", "weight": GROUPS},
+                ]
+            },
+            "up_proj",
+            "symmetric",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_a_format_cannot_hold_is_refused_by_name(
     formats: Any, scheme: Any, named: str, remedy: str, tmp_path: Path
 ) -> None:

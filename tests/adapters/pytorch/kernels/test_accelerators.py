@@ -1,4 +1,5 @@
-"""The products of other devices, run where they exist on the CPU too: the same numbers, and the same layers."""
+"""The products of other devices, run where they exist on the CPU too: the same numbers, and the
+same layers."""
 
 from __future__ import annotations
 
@@ -86,8 +87,13 @@ INT8 = {"dtype": "int8", "granularity": "channel"}
 
 @pytest.mark.parametrize(
     ("mode", "source"),
-    [("static", {"dtype": "uint8"}), ("static", {"dtype": "int8"}), ("dynamic", {"dtype": "uint8"}), ("dynamic", {"dtype": "int8", "granularity": "token"})],
-)  # fmt: skip
+    [
+        ("static", {"dtype": "uint8"}),
+        ("static", {"dtype": "int8"}),
+        ("dynamic", {"dtype": "uint8"}),
+        ("dynamic", {"dtype": "int8", "granularity": "token"}),
+    ],
+)
 def test_a_layer_is_the_same_on_both_kinds_of_kernels(
     mode: str, source: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,7 +153,8 @@ def test_a_layer_that_moves_lays_its_weight_out_again() -> None:
 
 
 def test_another_device_says_what_it_lacks() -> None:
-    """A device whose products cannot run offers none, with torch's own reason: here one that holds no numbers."""
+    """A device whose products cannot run offers none, with torch's own reason: here one that holds
+    no numbers."""
     offered = capability("meta")
     linear = Op("fc", "linear", ("x",), ("y",), Weight("fc.weight", (64, 64), "float32"))
     assert {s.mode for s in offered.for_op(linear)} == {"weight_only", "cast", "float"}

@@ -1,7 +1,9 @@
 """Integer convolutions of every geometry against torch's float ones, over memory that holds junk.
 
-On some processors oneDNN's kernel leaves outputs unwritten whose windows meet no input. So that this is tried on every
-processor, those outputs are spoilt after each call of the real kernel: none of them may be asked for.
+On some processors oneDNN's kernel leaves outputs unwritten whose windows meet no input. So that
+this is tried on every
+processor, those outputs are spoilt after each call of the real kernel: none of them may be asked
+for.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from octavo.core.values.scheme import QuantSpec
 CONVOLVE = (F.conv1d, F.conv2d, F.conv3d)
 UPSAMPLE = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 STEP = 2.0**-4
-"""Scale of the inputs: a power of two, so that a range of 255 steps gives exactly this scale again."""
+"""Scale of the inputs: a power of two, so that a range of 255 steps gives exactly this scale again.
+"""
 JUNK = 113
 FORMS = ("plain", "grouped", "depthwise", "multiplied")
 EACH = 170
@@ -68,7 +71,8 @@ def leave_junk(count: int) -> None:
 
 
 def axis_of(rng: np.random.Generator) -> tuple[int, int, int, int, int]:
-    """Return kernel, stride, padding, dilation and places of one axis, with at least one output; padding may exceed all else."""
+    """Return kernel, stride, padding, dilation and places of one axis, with at least one output;
+    padding may exceed all else."""
     kernel, stride, dilation, places = (int(rng.integers(1, most + 1)) for most in (5, 4, 3, 7))
     least = -(-max(0, dilation * (kernel - 1) + 1 - places) // 2)
     return kernel, stride, int(rng.integers(least, least + 4)), dilation, places
@@ -139,7 +143,10 @@ def test_convolutions_of_every_geometry_are_exact(
         )
         missed += bool(untouched(places, kernel, stride, padding, dilation).any())
         leave_junk(expected.numel())
-        case = f"{kernel=} {stride=} {padding=} {dilation=} {places=} {groups=} {inputs=} {outputs=} {static=} {per_channel=}"
+        case = (
+            f"{kernel=} {stride=} {padding=} {dilation=} {places=} {groups=} {inputs=} "
+            f"{outputs=} {static=} {per_channel=}"
+        )
         torch.testing.assert_close(
             layer(x).double(),
             expected,

@@ -1,7 +1,8 @@
-"""Every kernel that the adapter calls, at the edges of its shapes: one table of layers, the inputs they meet, and how they are quantized.
+"""Every kernel that the adapter calls, at the edges of its shapes: one table of layers, the inputs
+they meet, and how they are quantized.
 
-What a float layer takes, its quantized one takes: one row, one channel, rows that fill no block, no samples at all, a sample
-without an axis for the batch, and memory in any order.
+What a float layer takes, its quantized one takes: one row, one channel, rows that fill no block, no
+samples at all, a sample without an axis for the batch, and memory in any order.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ RULES: dict[str, Any] = {
     },
 }
 SHARE = {"int4": 0.25, "nf4-": 0.25, "int3": 0.5, "mxfp": 0.15}
-"""How far from the float layer's largest output a scheme may be; 0.08 where it is not named. Junk is farther."""
+"""How far from the float layer's largest output a scheme may be; 0.08 where it is not named. Junk
+is farther."""
 
 
 def values(*shape: int) -> Tensor:
@@ -58,7 +60,8 @@ def values(*shape: int) -> Tensor:
 
 
 def whole(x: Tensor) -> Tensor:
-    """Return numbers of which some are -1 and 1, so that a range that is found in them holds all others."""
+    """Return numbers of which some are -1 and 1, so that a range that is found in them holds all
+    others."""
     x.view(-1)[:2] = torch.tensor([-1.0, 1.0])
     return x
 

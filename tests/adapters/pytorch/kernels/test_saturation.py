@@ -1,4 +1,5 @@
-"""CPUs without VNNI add 8-bit products in 16 bits: layers are right on them too, and on all others."""
+"""CPUs without VNNI add 8-bit products in 16 bits: layers are right on them too, and on
+all others."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from octavo.adapters.pytorch.kernels import saturation
 from octavo.core.values.ledger import REDUCED
 
 LOUD = 4.0
-"""Weights of one sign and magnitude against inputs at the end of their range: what saturates most."""
+"""Weights of one sign and magnitude against inputs at the end of their range: what saturates most.
+"""
 
 
 def loud_network() -> nn.Sequential:

@@ -1,4 +1,5 @@
-"""Gradients and Hessian-vector products of the model's own predictions, against closed forms and torch.func."""
+"""Gradients and Hessian-vector products of the model's own predictions, against closed forms and
+torch.func."""
 
 from __future__ import annotations
 

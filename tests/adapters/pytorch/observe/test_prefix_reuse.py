@@ -25,7 +25,8 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-    """Not traceable: the number of blocks is asked for at run time. ``twice`` runs all blocks again."""
+    """Not traceable: the number of blocks is asked for at run time. ``twice`` runs all blocks
+    again."""
 
     def __init__(self, *, twice: bool = False) -> None:
         super().__init__()
@@ -82,7 +83,8 @@ def test_outputs_are_the_same_and_the_prefix_is_not_run(
         for found, batch in zip(runner(candidate), batches, strict=True):
             np.testing.assert_array_equal(found[0], candidate.run(batch)[0])
         counts.append(len(recalled) // len(batches))
-    # Blocks and the layers outside of them that come before; a block that runs twice has no one result.
+    # Blocks and the layers outside of them that come before; a block that runs twice has no one
+    # result.
     assert (
         counts
         == {

@@ -1,4 +1,5 @@
-"""Values that are observed a few at a time are those of one whole pass, bit for bit, and cost about one."""
+"""Values that are observed a few at a time are those of one whole pass, bit for bit, and cost about
+one."""
 
 from __future__ import annotations
 
@@ -237,5 +238,6 @@ def test_architectures(family: str, counted: list[str]) -> None:
     counted.clear()
     for value in (v for v in values if "self_attn.q_proj" in v):
         seen(watch, [value])
-    # Seven linear layers in each of four blocks; each batch meets them once, and one batch and the head twice more for the check.
+    # Seven linear layers in each of four blocks; each batch meets them once, and one batch and the
+    # head twice more for the check.
     assert len(counted) == 7 * 4 * (3 + 2) + 2

@@ -1,4 +1,5 @@
-"""Gradients through quantized layers follow those of the float model, also where some layers stay float."""
+"""Gradients through quantized layers follow those of the float model, also where some layers stay
+float."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ Tensor = torch.Tensor
 
 
 class Residual(nn.Module):
-    """Layers with and without a branch around them: what a layer drops, the branch would carry on."""
+    """Layers with and without a branch around them: what a layer drops, the branch
+    would carry on."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,5 @@
-"""LSTM and GRU layers on integer kernels and on stored weights, against torch's float layers and against integer arithmetic."""
+"""LSTM and GRU layers on integer kernels and on stored weights, against torch's float layers and
+against integer arithmetic."""
 
 from __future__ import annotations
 
@@ -157,7 +158,8 @@ def test_one_sequence_without_a_batch_axis() -> None:
 
 
 def test_the_integer_cell_is_the_arithmetic_that_its_codes_say() -> None:
-    """One step of a GRU by hand: inputs rounded to uint8 on their own range, int8 weights, float gates (Cho et al. 2014, as torch has it)."""
+    """One step of a GRU by hand: inputs rounded to uint8 on their own range, int8 weights, float
+    gates (Cho et al. 2014, as torch has it)."""
     torch.manual_seed(0)
     model, x = nn.GRU(32, 64, bias=False), torch.randn(1, 3, 32)
     candidate = quantized(model, (x,), "int8-dynamic")
@@ -239,7 +241,8 @@ def test_a_packed_sequence_of_projected_states_keeps_its_order_and_last_states()
 
 
 def test_a_projected_step_is_the_arithmetic_that_its_codes_say() -> None:
-    """Two steps by hand (Sak et al. 2014, as torch has it): the inputs' range is the sequence's, that of state and cell output the step's."""
+    """Two steps by hand (Sak et al. 2014, as torch has it): the inputs' range is the sequence's,
+    that of state and cell output the step's."""
     torch.manual_seed(0)
     model, x = nn.LSTM(32, 64, proj_size=16, bias=False), torch.randn(2, 3, 32)
     candidate = quantized(model, (x,), "int8-dynamic")

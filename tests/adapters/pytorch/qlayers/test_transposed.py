@@ -1,4 +1,5 @@
-"""Transposed convolutions as integer convolutions of their phases, against torch's float ones on the numbers that the codes stand for."""
+"""Transposed convolutions as integer convolutions of their phases, against torch's float ones on
+the numbers that the codes stand for."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ UPSAMPLE = (
 
 @st.composite
 def geometries(draw: Any) -> tuple[tuple[int, ...], Any, tuple[int, ...]]:
-    """Kernel, geometry and input size of a transposed convolution that torch accepts and that has an output."""
+    """Kernel, geometry and input size of a transposed convolution that torch accepts and that has
+    an output."""
     axes = []
     for _ in range(draw(st.integers(1, 3))):
         kernel, stride, dilation = (
@@ -61,7 +63,8 @@ def weight_of(shape: tuple[int, ...], per_channel: bool) -> QuantizedTensor:
 
 
 def fake_quantized(layer: Int8ConvTranspose, source: Activation, x: torch.Tensor) -> torch.Tensor:
-    """Return torch's transposed convolution in float64 on what the codes of weight and input stand for."""
+    """Return torch's transposed convolution in float64 on what the codes of weight and input stand
+    for."""
     stride, padding, extra, dilation, groups = layer.geometry
     numbers = (source.quantize(x).double() - source.zero_point) * source.scale
     weight = layer.codes.double() * layer.scale.double().view(1, -1, *[1] * len(stride))

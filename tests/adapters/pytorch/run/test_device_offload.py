@@ -1,4 +1,5 @@
-"""A model that stays where it is while its modules compute elsewhere: one module's tensors at a time, and the same numbers."""
+"""A model that stays where it is while its modules compute elsewhere: one module's tensors at a
+time, and the same numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Whatever a module's forward takes: trees, plain values, other shapes in each batch, loaders with labels."""
+"""Whatever a module's forward takes: trees, plain values, other shapes in each batch, loaders with
+labels."""
 
 from __future__ import annotations
 
@@ -306,10 +307,16 @@ def test_a_list_of_images_with_targets() -> None:
 
 
 @pytest.mark.parametrize(("bad", "message"), [
-    ({"x": {"a": torch.full((3, 32), torch.nan)}, "l": [torch.zeros(3, 16)]}, r"batch 1, input 'batch\.x\.a' holds NaN"),
-    ({"x": {"a": torch.zeros(3, 32)}, "l": [torch.full((3, 16), torch.inf)]}, r"batch 1, input 'batch\.l\[0\]' holds NaN or Inf"),
-    ({"x": {"a": torch.zeros(3, 32)}, "l": [object()]}, r"batch 1, input 'batch\.l\[0\]': object is no array"),
-    ({"x": {"a": torch.zeros(3, 31)}, "l": [torch.zeros(3, 16)]}, r"batch 1 .*does not run on the float model"),
+    ({"x": {"a": torch.full((3, 32), torch.nan)}, "l": [torch.zeros(3, 16)]}, r"batch 1, input "
+                                                                              r"'batch\.x\.a' "
+                                                                              r"holds NaN"),
+    ({"x": {"a": torch.zeros(3, 32)}, "l": [torch.full((3, 16), torch.inf)]}, r"batch 1, input "
+                                                                              r"'batch\.l\[0\]' "
+                                                                              r"holds NaN or Inf"),
+    ({"x": {"a": torch.zeros(3, 32)}, "l": [object()]}, r"batch 1, input 'batch\.l\[0\]': object "
+                                                        r"is no array"),
+    ({"x": {"a": torch.zeros(3, 31)}, "l": [torch.zeros(3, 16)]}, r"batch 1 .*does not run on the "
+                                                                  r"float model"),
     ({"x": {}, "l": []}, r"batch 1 .*does not run on the float model"),
 ])  # fmt: skip
 def test_what_is_wrong_with_a_batch_is_said_with_its_number_and_path(

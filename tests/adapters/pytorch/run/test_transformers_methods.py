@@ -1,4 +1,5 @@
-"""Models of transformers by what their users do with a quantized one: architectures with layers of their own, saving, casting."""
+"""Models of transformers by what their users do with a quantized one: architectures with layers of
+their own, saving, casting."""
 
 from __future__ import annotations
 
@@ -62,7 +63,8 @@ MODELS: dict[str, tuple[str, str, dict[str, Any], dict[str, Tensor]]] = {
     "clip": ("CLIPConfig", "CLIPModel", CLIP, {**IDS, **PIXELS}),
 }  # fmt: skip
 FLOAT = ("A_log", "bias", "conv1d.weight")
-"""What nothing multiplies by: it, or a layer that the forward reads and never calls, stays float."""
+"""What nothing multiplies by: it, or a layer that the forward reads and never calls, stays float.
+"""
 
 
 def made(name: str) -> Any:
@@ -106,7 +108,8 @@ def test_a_tied_head_and_a_scaled_table_are_one_set_of_codes(tmp_path: Path) -> 
     size = (tmp_path / "saved" / "model" / "model.safetensors").stat().st_size
     weights = sum(p.numel() for p in model.parameters() if p.ndim >= 2)  # tied ones once
     assert {"lm_head", "model.embed_tokens"} <= set(quantized.candidate.ledger)
-    # Codes, their scales (one float for each row of 32 or 64 numbers), norms, and the file's own header.
+    # Codes, their scales (one float for each row of 32 or 64 numbers), norms, and the file's own
+    # header.
     assert size < weights * (1 + 4 / 32) + 10_000
     assert quantized.coverage.total == weights
 

@@ -1,4 +1,5 @@
-"""What is learned: quantization-aware training, low-rank adapters, block reconstruction, distillation."""
+"""What is learned: quantization-aware training, low-rank adapters, block reconstruction,
+distillation."""
 
 from __future__ import annotations
 
