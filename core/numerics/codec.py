@@ -25,6 +25,7 @@ from array_api_compat import array_namespace, device
 
 from octavo.core.errors import SchemeError
 from octavo.core.values.scheme import QuantSpec
+from octavo.core.values.sizes import DOUBLE_BLOCK
 
 from .affine import Array, Convention, QuantParams, affine_params, is_integer, narrow, steps
 from .floats import (
@@ -57,9 +58,6 @@ _MX = {
 _HALVES = ("float16", "bfloat16")
 _FP4 = FLOAT_FORMATS["fp4_e2m1"]
 _E4M3 = FLOAT_FORMATS["fp8_e4m3fn"]
-
-DOUBLE_BLOCK = 256
-"""Scales that share one second-level scale in double quantization."""
 
 
 def known_dtype(name: str) -> bool:

@@ -8,8 +8,8 @@ from typing import Any
 
 from array_api_compat import array_namespace
 
-from octavo.core.errors import SchemeError
 from octavo.core.values.scheme import QuantSpec
+from octavo.core.values.sizes import block_shape, is_grouped
 
 Array = Any
 
@@ -35,33 +35,6 @@ def contiguous(x: Array) -> Array:
     xp = array_namespace(x)
     # A flattened view exists only of row-major memory, so this copies exactly when it must.
     return xp.reshape(xp.reshape(x, (-1,)), tuple(x.shape))
-
-
-def block_shape(spec: QuantSpec) -> tuple[int, int]:
-    """Return (rows, columns) of ``block:RxC``; (1, N) of ``group:N``."""
-    if spec.group_size:
-        return 1, spec.group_size
-    rows, _, columns = spec.granularity.removeprefix("block:").partition("x")
-    return int(rows), int(columns)
-
-
-def is_grouped(spec: QuantSpec) -> bool:
-    """True for ``group:N`` and ``block:RxC``."""
-    return spec.granularity.startswith(("group:", "block:"))
-
-
-def scale_shape(rows: int, features: int, spec: QuantSpec) -> tuple[int, ...]:
-    """Return the shape of a (rows, features) matrix's scales. The last group or block may be short."""
-    if spec.granularity == "tensor":
-        return ()
-    if spec.granularity == "channel":
-        return (rows,)
-    if is_grouped(spec):
-        r, c = block_shape(spec)
-        return (-(-rows // r), -(-features // c))
-    raise SchemeError(
-        f"granularity {spec.granularity!r} has no scales for a weight; use tensor, channel, group:N or block:RxC"
-    )
 
 
 def spread(

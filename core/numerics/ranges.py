@@ -6,10 +6,10 @@ from array_api_compat import array_namespace, device
 
 from octavo.core.errors import NonFiniteWeight
 from octavo.core.values.scheme import QuantSpec
+from octavo.core.values.sizes import block_shape, is_grouped, scale_shape
 
 from .affine import Array, QuantParams
 from .codec import choose
-from .layout import block_shape, is_grouped, scale_shape
 
 
 def ranges(matrix: Array, spec: QuantSpec) -> tuple[Array, Array]:

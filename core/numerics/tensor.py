@@ -8,11 +8,11 @@ from typing import Any
 
 from array_api_compat import array_namespace
 
-from .affine import Array, QuantParams, is_integer
+from octavo.core.values.sizes import stored_bytes
+
+from .affine import Array, QuantParams
 from .codec import decode
 from .packing import pack, unpack
-
-_SCALE_BYTES = {"float16": 2, "bfloat16": 2, "uint8": 1, "fp8_e4m3fn": 1, "e8m0": 1}
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -43,24 +43,7 @@ class QuantizedTensor:
     @property
     def nbytes(self) -> int:
         """Bytes when packed at the spec's bit width, scales (in their own format) and zero points (in the codes') included."""
-        spec = self.params.spec
-        scales = prod(self.params.scale.shape)
-        if spec.dtype in ("float16", "bfloat16"):
-            return 2 * prod(self.shape)
-        second = 0
-        if self.extra:
-            second = 4 * sum(
-                prod(self.extra[k].shape)
-                for k in ("scale_scale", "scale_offset")
-                if k in self.extra
-            )
-        width = (
-            1
-            if spec.dtype.startswith(("mx", "nvfp"))
-            else _SCALE_BYTES.get(spec.scale_dtype or "float32", 4)
-        )
-        zero_points = 0 if spec.symmetric or not is_integer(spec) else scales * spec.bits / 8
-        return int(-(-prod(self.shape) * spec.bits // 8) + width * scales + second + zero_points)
+        return stored_bytes(self.params.spec, self.shape, self.params.axis)
 
 
 _CHUNK = 2**20

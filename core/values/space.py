@@ -13,6 +13,7 @@ from octavo.core.errors import ConfigError
 from .json_form import canonical_json
 from .recipe import Recipe
 from .scheme import FLOAT, OpScheme, PartChoice
+from .sizes import stored_bytes
 
 
 def stored_form(scheme: OpScheme) -> OpScheme:
@@ -39,6 +40,8 @@ class Unit:
         macs: Multiply-accumulates for one sample, together; 0 where unknown.
         lookups: Those of the ops that look rows up in a weight which another of them multiplies with (a tied embedding). Under a
             scheme that quantizes inputs they take its weight-only form, on the same codes.
+        matrices: (output channels, features) of each distinct weight; () for one matrix of :attr:`parameters` elements in
+            :attr:`channels` rows.
     """
 
     name: str
@@ -50,6 +53,7 @@ class Unit:
     channels: int = 1
     macs: int = 0
     lookups: tuple[str, ...] = ()
+    matrices: tuple[tuple[int, int], ...] = ()
 
     def schemes(self, choice: OpScheme) -> dict[str, OpScheme]:
         """Return what each op takes under a choice."""
@@ -62,24 +66,12 @@ class Unit:
         return len(self.choices) > 1
 
     def weight_bytes(self, scheme: OpScheme) -> float:
-        """Bytes of the weights under ``scheme``: codes and float32 scales (float32 codes in float)."""
+        """Bytes of the weights under ``scheme``: see :func:`.sizes.stored_bytes`; four an element in float."""
         if scheme.weight is None:
             return 4.0 * self.parameters
-        spec = scheme.weight
-        if spec.granularity == "channel":
-            scales = self.channels
-        elif spec.group_size:
-            scales = math.ceil(self.parameters / spec.group_size)
-        else:
-            scales = len(self.ops)
-        scale_bytes = {"float16": 2, "bfloat16": 2, "uint8": 1, "fp8_e4m3fn": 1, "e8m0": 1}.get(
-            spec.scale_dtype or "float32", 4
-        )
-        if spec.dtype in ("bfloat16", "float16"):
-            return 2.0 * self.parameters
-        return self.parameters * spec.bits / 8 + scales * (
-            scale_bytes + (0 if spec.symmetric else spec.bits / 8)
-        )
+        rows = max(1, self.channels)
+        matrices = self.matrices or ((rows, -(-self.parameters // rows)),)
+        return float(sum(stored_bytes(scheme.weight, matrix) for matrix in matrices))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from .graph import ModelView, Op
+from .graph import ModelView, Op, Weight
 from .scheme import FLOAT, OpScheme
 from .space import Unit, stored_form
 
@@ -73,9 +73,10 @@ def _unit(ops: Sequence[Op], choices: Choices) -> Unit:
     channels = sum(
         sum(w.shape[w.channel_axis] if w.shape else 1 for w in o.weights) or 1 for o in ops
     )
-    sizes = {w.name: w.size for o in ops for w in o.weights}
+    weights = {w.name: w for o in ops for w in o.weights}
+    matrices = tuple(_matrix_shape(w) for w in weights.values())
     if (
-        len(sizes) == 1 and first.weight and first.weight.shape
+        len(weights) == 1 and first.weight and first.weight.shape
     ):  # tied: one weight has one set of scales
         channels = first.weight.shape[first.weight.channel_axis]
     names = tuple(op.name for op in (*multiplies, *lookups))
@@ -85,11 +86,17 @@ def _unit(ops: Sequence[Op], choices: Choices) -> Unit:
         names,
         shared,
         block_of(first.name),
-        sum(sizes.values()),
+        sum(w.size for w in weights.values()),
         channels,
         sum(o.macs or 0 for o in ops),
         tuple(op.name for op in lookups),
+        matrices,
     )
+
+
+def _matrix_shape(weight: Weight) -> tuple[int, int]:
+    rows = weight.shape[weight.channel_axis] if weight.shape else 1
+    return rows, weight.size // max(1, rows)
 
 
 def _stores(scheme: OpScheme, own: Sequence[OpScheme]) -> bool:

@@ -13,10 +13,11 @@ from octavo.adapters.numpy.kernels.identity import IdentityCache
 from octavo.core.contract.adapter import OpParameters
 from octavo.core.numerics.affine import QuantParams, integer_range
 from octavo.core.numerics.codec import decode
-from octavo.core.numerics.layout import block_shape, is_grouped, to_matrix
+from octavo.core.numerics.layout import to_matrix
 from octavo.core.numerics.packing import pack as pack_bits
 from octavo.core.numerics.tensor import QuantizedTensor
 from octavo.core.values.scheme import OpScheme, QuantSpec
+from octavo.core.values.sizes import block_shape, is_grouped
 
 _packed = IdentityCache()
 _KEPT = ("group", "strides", "dilations", "pads", "auto_pad", "transB", "activation")

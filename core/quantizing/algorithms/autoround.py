@@ -18,9 +18,10 @@ from octavo.core.numerics.affine import (
     is_integer,
     narrow,
 )
-from octavo.core.numerics.layout import is_grouped, spread
+from octavo.core.numerics.layout import spread
 from octavo.core.numerics.tensor import QuantizedTensor
 from octavo.core.values.scheme import QuantSpec
+from octavo.core.values.sizes import is_grouped
 
 from .learned import normalised, output_error, unshrunk
 from .search import output_grid, sum_by_scale

@@ -10,9 +10,9 @@ from array_api_compat import array_namespace, device
 from octavo.core.contract.algorithm import WeightContext
 from octavo.core.numerics.affine import Array, QuantParams
 from octavo.core.numerics.codec import choose, project, project_values
-from octavo.core.numerics.layout import block_shape, is_grouped
 from octavo.core.numerics.ranges import ranges
 from octavo.core.values.scheme import QuantSpec
+from octavo.core.values.sizes import block_shape, is_grouped
 
 RATIOS = tuple(1.0 - i / 40 for i in range(25))
 """Shares of the range that are tried: 1 down to 0.4."""

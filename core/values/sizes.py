@@ -1,0 +1,107 @@
+"""What a quantized tensor takes in memory, from its spec and shape alone: codes, scales and zero points.
+
+The one place that knows: the tuning space believes these sizes before anything is quantized, and a quantized tensor states
+them afterwards.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+from octavo.core.errors import SchemeError
+
+from .scheme import QuantSpec
+
+DOUBLE_BLOCK = 256
+"""Scales that share one second-level scale in double quantization."""
+
+_HALVES = ("float16", "bfloat16")
+_SCALE_BYTES = {"float16": 2, "bfloat16": 2, "uint8": 1, "fp8_e4m3fn": 1, "e8m0": 1}
+_FLOAT32_BYTES = 4
+
+
+def block_shape(spec: QuantSpec) -> tuple[int, int]:
+    """Return (rows, columns) of ``block:RxC``; (1, N) of ``group:N``."""
+    if spec.group_size:
+        return 1, spec.group_size
+    rows, _, columns = spec.granularity.removeprefix("block:").partition("x")
+    return int(rows), int(columns)
+
+
+def is_grouped(spec: QuantSpec) -> bool:
+    """True for ``group:N`` and ``block:RxC``."""
+    return spec.granularity.startswith(("group:", "block:"))
+
+
+def scale_shape(rows: int, features: int, spec: QuantSpec) -> tuple[int, ...]:
+    """Return the shape of a (rows, features) matrix's scales. The last group or block may be short.
+
+    Raises:
+        SchemeError: For ``token`` granularity, which no weight has.
+    """
+    if spec.granularity == "tensor":
+        return ()
+    if spec.granularity == "channel":
+        return (rows,)
+    if is_grouped(spec):
+        tall, wide = block_shape(spec)
+        return (-(-rows // tall), -(-features // wide))
+    raise SchemeError(
+        f"granularity {spec.granularity!r} has no scales for a weight; "
+        "use tensor, channel, group:N or block:RxC"
+    )
+
+
+def stored_bytes(spec: QuantSpec, shape: tuple[int, ...], channel_axis: int | None = 0) -> int:
+    """Return the bytes of a tensor when its codes are packed at the spec's bit width.
+
+    Args:
+        spec: How it is quantized.
+        shape: The tensor's own shape.
+        channel_axis: Axis of its output channels; None where all elements share one scale or each token has its own.
+
+    Returns:
+        Codes, scales in their own format, the second level of two-level scales, and zero points in the codes' format.
+    """
+    elements = prod(shape)
+    if spec.dtype in _HALVES:
+        return 2 * elements
+    scales = _scale_count(spec, shape, channel_axis)
+    codes = _packed(elements, spec.bits)
+    return codes + _scale_bytes(spec, scales) + _zero_point_bytes(spec, scales)
+
+
+def _packed(count: int, bits: int) -> int:
+    """Return the bytes of codes that lie side by side; the last byte may be filled in part."""
+    return -(-count * bits // 8)
+
+
+def _scale_count(spec: QuantSpec, shape: tuple[int, ...], channel_axis: int | None) -> int:
+    if spec.granularity == "token":
+        return prod(shape[:-1])
+    if channel_axis is None or not shape:
+        return 1
+    rows = shape[channel_axis]
+    features = prod(shape) // rows if rows else 0
+    return prod(scale_shape(rows, features, spec))
+
+
+def _scale_bytes(spec: QuantSpec, scales: int) -> int:
+    # The block formats fix the format of their scales: e8m0, or fp8_e4m3fn in nvfp4.
+    is_one_byte = spec.dtype.startswith(("mx", "nvfp"))
+    width = 1 if is_one_byte else _SCALE_BYTES.get(spec.scale_dtype or "", _FLOAT32_BYTES)
+    return scales * width + _second_level_bytes(spec, scales)
+
+
+def _second_level_bytes(spec: QuantSpec, scales: int) -> int:
+    if spec.dtype == "nvfp4" or spec.scale_dtype == "fp8_e4m3fn":
+        return _FLOAT32_BYTES
+    if spec.scale_dtype == "uint8":
+        blocks = -(-scales // DOUBLE_BLOCK)
+        return 2 * _FLOAT32_BYTES * blocks  # a scale and an offset each
+    return 0
+
+
+def _zero_point_bytes(spec: QuantSpec, scales: int) -> int:
+    is_integer = spec.dtype.lstrip("u").startswith("int")
+    return _packed(scales, spec.bits) if is_integer and not spec.symmetric else 0
