@@ -33,7 +33,6 @@ from octavo.adapters.pytorch.adapter import TorchAdapter
 from octavo.adapters.pytorch.kernels import onednn
 from octavo.adapters.pytorch.kernels.layouts import layouts
 from octavo.adapters.pytorch.qlayers.int8 import Int8Linear
-from octavo.adapters.pytorch.training.qat import QuantizationAwareTraining
 from octavo.core.contract.adapter import Batch, Opened
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.quantizing.realize import Realizer
@@ -268,9 +267,9 @@ def digits() -> None:
     recipe = space.recipe(space.first())
     parameters = made.parameters(recipe)
     lost = score - accuracy(o.session.apply(recipe, parameters).run((d.test_x,))[0], d.test_y)
-    training = QuantizationAwareTraining(o.session, recipe, parameters)
-    seconds = train(training.module, torch.from_numpy(d.train_x), torch.from_numpy(d.train_y))
-    left = score - accuracy(training.convert().run((d.test_x,))[0], d.test_y)
+    prepared = o.session.training().prepare_qat(recipe, parameters)
+    seconds = train(prepared.native, torch.from_numpy(d.train_x), torch.from_numpy(d.train_y))
+    left = score - accuracy(prepared.convert().run((d.test_x,))[0], d.test_y)
     row(
         "3-bit weights, per tensor, after training quantization: accuracy lost",
         lost,

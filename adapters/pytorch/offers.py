@@ -11,6 +11,7 @@ import torch
 from octavo.adapters.pytorch.kernels.saturation import saturates
 from octavo.adapters.pytorch.qlayers.projected_lstm import missing_projected
 from octavo.adapters.pytorch.qlayers.recurrent import missing_recurrent
+from octavo.core.contract.training import TRAINING
 from octavo.core.numerics.channels import FEATURES
 from octavo.core.values.capability import Capability, Offer
 from octavo.core.values.graph import Op
@@ -130,9 +131,7 @@ def capability(device: str) -> Capability:
         "gru": (*_recurrent(device, "gru"), *stored),
         "rnn": tuple(stored),
     }
-    features = frozenset(
-        {*FEATURES.values(), "gradients", "export:onnx", "block_reconstruction", "training"}
-    )
+    features = frozenset({*FEATURES.values(), *TRAINING, "gradients", "export:onnx"})
     versions = {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}
     if kind == "cuda":
         versions["gpu"] = (

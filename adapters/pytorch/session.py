@@ -33,10 +33,9 @@ from octavo.adapters.pytorch.observe.prefix_reuse import Reuse
 from octavo.adapters.pytorch.observe.staged import Resumable
 from octavo.adapters.pytorch.run.batches import parameters_of, takes, tensors_in, to_call
 from octavo.adapters.pytorch.run.transformers_methods import refuse_what_fails
-from octavo.adapters.pytorch.training.distillation import Distillation, distill
-from octavo.adapters.pytorch.training.reconstruction import Reconstruction, reconstruct
 from octavo.core.calibration.reading import Reading
 from octavo.core.contract.adapter import Batch, OpParameters, Session, Sink
+from octavo.core.contract.training import Training
 from octavo.core.errors import ModelError, SchemeError, nearest
 from octavo.core.numerics.affine import Array
 from octavo.core.numerics.channels import Factors as Rescaling
@@ -291,53 +290,11 @@ class TorchSession(Session):
             self.capture.on(root, self.capture.factors), self._device, self._example, self._notes
         )
 
-    def reconstruct(
-        self,
-        parameters: Mapping[str, OpParameters],
-        batches: Iterable[Batch],
-        settings: Reconstruction | None = None,
-    ) -> dict[str, OpParameters]:
-        """Learn the rounding of weight-only linear layers block by block (feature ``block_reconstruction``).
+    def training(self) -> Training:
+        """Return what learns from data; its modules are imported only now."""
+        from .training.door import TorchTraining
 
-        Args:
-            parameters: Where to start from: ``Realizer.parameters(recipe)``.
-            batches: Calibration batches.
-            settings: See :class:`~.blockwise.Reconstruction`.
-
-        Raises:
-            SchemeError: If the model has no repeated block with such a layer, or its layers change their inputs.
-        """
-        if self.capture.factors:
-            raise SchemeError(
-                "reconstruct before rescaling: this session's layers change their inputs"
-            )
-        calls = self._calls(batches)
-        whole = self._whole()
-        return reconstruct(
-            whole.root, whole.layers, parameters, calls, settings or Reconstruction()
-        )
-
-    def distill(
-        self,
-        parameters: Mapping[str, OpParameters],
-        batches: Iterable[Batch],
-        settings: Distillation | None = None,
-    ) -> dict[str, OpParameters]:
-        """Learn scales and rounding of all weight-only linear layers together, from the float model's predictions.
-
-        Args:
-            parameters: Where to start from: ``Realizer.parameters(recipe)``.
-            batches: Calibration batches.
-            settings: See :class:`~.distill.Distillation`.
-
-        Raises:
-            SchemeError: If there is no such layer, or this session's layers change their inputs.
-        """
-        if self.capture.factors:
-            raise SchemeError("distill before rescaling: this session's layers change their inputs")
-        calls = self._calls(batches)
-        whole = self._whole()
-        return distill(whole.root, whole.layers, parameters, calls, settings or Distillation())
+        return TorchTraining(self.capture, self._whole, self._calls, self.over)
 
     def export(self, format: str, path: Path) -> None:
         """Write the float model as ONNX."""

@@ -17,90 +17,21 @@ from typing import Any
 import numpy as np
 
 from octavo.core.errors import SchemeError
-from octavo.core.numerics.affine import Array, QuantParams
+from octavo.core.numerics.affine import Array
 from octavo.core.numerics.channels import Factors
-from octavo.core.numerics.tensor import QuantizedTensor
 from octavo.core.values.calls import Batch as Batch  # where plugins have always found it
-from octavo.core.values.capability import Capability, Realization
+from octavo.core.values.capability import Capability
 from octavo.core.values.graph import HeldWeight, ModelView
-from octavo.core.values.ledger import REDUCED, Applied
+from octavo.core.values.ledger import Applied as Applied
 from octavo.core.values.recipe import Recipe
-from octavo.core.values.scheme import OpScheme
 
+from .candidate import Candidate as Candidate
+from .candidate import OpParameters as OpParameters
 from .parts import PartConfig
+from .training import Training
 
 Sink = Callable[[str, Array], None]
 """Takes (value name, array) as ``Session.observe`` meets them."""
-
-
-@dataclass(frozen=True, slots=True)
-class OpParameters:
-    """Everything the core decided for one op; ``Session.apply`` only carries it out.
-
-    Attributes:
-        scheme: What was asked for.
-        weight: The quantized weight, or None.
-        inputs: For static schemes: parameters of each activation input, in the op's order; None where it stays float.
-        outputs: Parameters of each output where the scheme or a static consumer asks for them; else None.
-        bias: A corrected bias in float32 that replaces the model's own, or None.
-        further: The quantized weights beside the first, in the order of ``Op.further``.
-    """
-
-    scheme: OpScheme
-    weight: QuantizedTensor | None = None
-    inputs: tuple[QuantParams | None, ...] = ()
-    outputs: tuple[QuantParams | None, ...] = ()
-    bias: Array | None = None
-    further: tuple[QuantizedTensor, ...] = ()
-
-    @property
-    def carried(self) -> OpScheme:
-        """The scheme with the range over which its weight was really quantized, see ``Capability.carried``."""
-        if self.weight is None or self.scheme.weight is None:
-            return self.scheme
-        reduced = self.weight.params.spec.reduce_range
-        if reduced == self.scheme.weight.reduce_range:
-            return self.scheme
-        weight = self.scheme.weight.reduced() if reduced else self.scheme.weight.whole()
-        return self.scheme.variant(weight=weight)
-
-    def line(self, realization: Realization, reason: str = "") -> Applied:
-        """Return the ledger's line of an op that is carried out as it was decided."""
-        carried = self.carried
-        reduced = REDUCED if carried != self.scheme else ""
-        said = "; ".join(filter(None, (reason, reduced)))
-        return Applied(self.scheme, carried, realization, said)
-
-
-class Candidate(ABC):
-    """A runnable model with a recipe carried out. It shares every float tensor with the original.
-
-    It must be picklable (cloudpickle), so that trials can run in child processes and on clusters.
-    """
-
-    recipe: Recipe
-    ledger: Mapping[str, Applied]
-
-    @property
-    @abstractmethod
-    def native(self) -> Any:
-        """What a score function of a single-backend run is given (the nn.Module, the callable session)."""
-
-    @abstractmethod
-    def run(self, batch: Batch) -> tuple[np.ndarray, ...]:
-        """Run one batch: arrays in, arrays out, in the order of ``ModelView.outputs``.
-
-        Raises:
-            DataError: If names or shapes are not the model's; the message says expected against got.
-        """
-
-    @abstractmethod
-    def save(self, folder: Path) -> None:
-        """Write the model's files into an existing, empty folder, without pickle. Their sum is the model's size."""
-
-    def fingerprint(self) -> str:
-        """Digest of the parameters it runs with, to notice a score function that changes the model; '' if unknown."""
-        return ""
 
 
 class Session(ABC):
@@ -239,6 +170,17 @@ class Session(ABC):
         """
         raise SchemeError(
             f"{type(self).__name__} does not offer gradients; choose another sensitivity"
+        )
+
+    def training(self) -> Training:
+        """Return what learns from data (a feature of :data:`~.training.TRAINING` says which of it there is).
+
+        Raises:
+            SchemeError: If this backend offers none of it.
+        """
+        raise SchemeError(
+            f"{type(self).__name__} offers no training; choose an algorithm that needs no gradients "
+            "(gptq, autoround), or a backend whose features name it (torch)"
         )
 
     def export(self, format: str, path: Path) -> None:

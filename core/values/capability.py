@@ -48,8 +48,9 @@ class Capability:
         backend: The adapter's name.
         device: ``cpu``, ``cuda:0``, ...
         offers: Op type -> offers, in the order in which they should be tried (fastest and smallest first).
-        features: Optional primitives that are there: ``rescale`` (and ``rescale:shift``, ``rescale:rotation``), ``gradients``, ``block_reconstruction``,
-            ``training``, ``export:onnx``.
+        features: Optional primitives of a session that are there: ``rescale`` (and ``rescale:shift``, ``rescale:rotation``),
+            ``gradients``, ``export:onnx``; and what its ``training()`` returns can do: ``block_reconstruction``,
+            ``distillation``, ``training`` (quantization-aware), ``low_rank`` (trainable updates over a quantized base).
         versions: What it was established on (framework versions, processor features).
     """
 

@@ -8,7 +8,7 @@ alive at once, so this is for models that would fit a training step.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -18,30 +18,12 @@ from octavo.adapters.pytorch.capture.layers import Layer, is_transposed_linear
 from octavo.adapters.pytorch.capture.shared_copy import frozen, set_submodule
 from octavo.adapters.pytorch.run.batches import tensors_in
 from octavo.core.contract.adapter import OpParameters
+from octavo.core.contract.training import Distillation
 from octavo.core.errors import DataError, SchemeError
 
 from .reconstruction import LearnedLinear, learn_or_leave, learnable
 
 Tensor = torch.Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class Distillation:
-    """Settings.
-
-    Attributes:
-        steps: Number of steps, one batch each, in turn.
-        rate: Step size of the rounding offsets, in units of the scale; 0 leaves the codes' centres alone.
-        scale_rate: Step size of the scales, relative to them.
-        temperature: Of both predictions.
-        half: Multiply in bfloat16 while learning.
-    """
-
-    steps: int = 24
-    rate: float = 0.02
-    scale_rate: float = 0.01
-    temperature: float = 1.0
-    half: bool = True
 
 
 def distill(

@@ -23,7 +23,7 @@ try:
     from peft.tuners.lora import Linear
 except ImportError as error:
     raise MissingFramework(
-        f"peft is not installed ({error}): pip install peft; or use octavo.adapters.pytorch.training.qlora"
+        f"peft is not installed ({error}): pip install peft; or give octavo.core.contract.training.LowRank"
     ) from error
 
 _FROM_NOTHING = (True, False, "gaussian", "orthogonal")
@@ -49,13 +49,12 @@ class LoraWeightOnly(Linear):
         )
 
 
-def peft_model(candidate: TorchCandidate, config: Any, adapter_name: str = "default") -> Any:
+def peft_model(candidate: TorchCandidate, config: Any) -> Any:
     """Return peft's model over a candidate; only the updates are trainable.
 
     Args:
         candidate: A candidate with weight-only linear layers (nf4 with double quantization for QLoRA); not changed.
         config: A ``peft.LoraConfig``; without ``target_modules``, every weight-only linear layer gets an update.
-        adapter_name: As peft calls it.
 
     Returns:
         What ``peft.get_peft_model`` returns: it trains, saves its adapters and generates as any other.
@@ -67,7 +66,7 @@ def peft_model(candidate: TorchCandidate, config: Any, adapter_name: str = "defa
     settings = _registered(config)
     if settings.target_modules is None:
         settings.target_modules = set(paths)
-    return peft.get_peft_model(base, settings, adapter_name)
+    return peft.get_peft_model(base, settings)
 
 
 def load_peft_model(candidate: TorchCandidate, folder: str | Path, **options: Any) -> Any:

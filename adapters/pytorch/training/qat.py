@@ -1,22 +1,22 @@
 """Quantization-aware training: the layers see quantized weights and inputs while an ordinary training loop runs.
 
 ```python
-training = QuantizationAwareTraining(session, recipe, realizer.parameters(recipe))
-optimizer = torch.optim.Adam(training.module.parameters(), lr=1e-4)
-...                              # your loop over training.module
-candidate = training.convert()   # on the same integer kernels as after post-training quantization
+prepared = session.training().prepare_qat(recipe, realizer.parameters(recipe))
+optimizer = torch.optim.Adam(prepared.native.parameters(), lr=1e-4)
+...                              # your loop over prepared.native
+candidate = prepared.convert()   # on the same integer kernels as after post-training quantization
 ```
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
 from torch import nn
 
-from octavo.adapters.pytorch.candidate import TorchCandidate
+from octavo.adapters.pytorch.capture.capture import Capture
 from octavo.adapters.pytorch.capture.folding import folded
 from octavo.adapters.pytorch.capture.layers import Layer, is_transposed_linear
 from octavo.adapters.pytorch.capture.shared_copy import (
@@ -27,8 +27,8 @@ from octavo.adapters.pytorch.capture.shared_copy import (
     skeleton,
 )
 from octavo.adapters.pytorch.kernels.activation import Activation
-from octavo.adapters.pytorch.session import TorchSession
-from octavo.core.contract.adapter import OpParameters
+from octavo.core.contract.adapter import Candidate, OpParameters, Session
+from octavo.core.contract.training import QatModel
 from octavo.core.errors import SchemeError
 from octavo.core.numerics.affine import QuantParams, integer_range, is_integer
 from octavo.core.numerics.tensor import QuantizedTensor
@@ -174,13 +174,14 @@ class TrainedLayer(nn.Module):
         )
 
 
-class QuantizationAwareTraining:
+class TorchQatModel(QatModel):
     """A trainable copy of a model under a recipe, and the way back to kernels.
 
     Args:
-        session: The float model; not changed.
+        capture: The float model; not changed.
         recipe: What to quantize.
         parameters: From calibration: ``Realizer.parameters(recipe)``.
+        over: Returns a session over another skeleton of the same structure.
 
     Attributes:
         module: Train this one. Layers that the recipe leaves in float train too.
@@ -190,14 +191,16 @@ class QuantizationAwareTraining:
     """
 
     def __init__(
-        self, session: TorchSession, recipe: Recipe, parameters: Mapping[str, OpParameters]
+        self,
+        capture: Capture,
+        recipe: Recipe,
+        parameters: Mapping[str, OpParameters],
+        over: Callable[[nn.Module], Session],
     ) -> None:
-        self._session = session
+        self._float_root = capture.root
+        self._over = over
         self._recipe = recipe
         self._parameters = dict(parameters)
-        capture = session.capture
-        if capture.factors:
-            raise SchemeError("train before rescaling: this session's layers change their inputs")
         root = skeleton(capture.root)
         for name, tensor in named_tensors(root).items():
             set_tensor(root, name, tensor.detach().clone(), trained=tensor.requires_grad)
@@ -229,9 +232,14 @@ class QuantizationAwareTraining:
                 set_submodule(root, layer.norm, nn.Identity())
         self.module = root
 
-    def convert(self) -> TorchCandidate:
+    @property
+    def native(self) -> nn.Module:
+        """The module to train."""
+        return self.module
+
+    def convert(self) -> Candidate:
         """Return the trained model on the kernels that the recipe names."""
-        root = skeleton(self._session.capture.root)
+        root = skeleton(self._float_root)
         tied = aliases(root)
         trained = named_tensors(self.module)
         own = {
@@ -246,4 +254,4 @@ class QuantizationAwareTraining:
         learned = {
             name: layer.result(self._parameters[name]) for name, layer in self._layers.items()
         }
-        return self._session.over(root).apply(self._recipe, learned)
+        return self._over(root).apply(self._recipe, learned)

@@ -1,4 +1,4 @@
-"""QLoRA: trainable low-rank adapters over a frozen base in few bits.
+"""QLoRA: trainable low-rank updates over a frozen base in few bits.
 
 Dettmers et al. 2023, "QLoRA: Efficient Finetuning of Quantized LLMs", eq. 5: y = x W_q^T + s x A^T B^T, with W_q in nf4 and double
 quantization of its scales (scheme ``nf4 group:64`` with ``scale_dtype="uint8"``).
@@ -6,38 +6,35 @@ quantization of its scales (scheme ``nf4 group:64`` with ``scale_dtype="uint8"``
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import nn
 
 from octavo.adapters.pytorch.candidate import TorchCandidate
 from octavo.adapters.pytorch.capture.shared_copy import frozen, set_submodule
 from octavo.adapters.pytorch.qlayers.weight_only import WeightOnlyLinear
+from octavo.core.contract.training import LowRank
 from octavo.core.errors import SchemeError, nearest
 
 Tensor = torch.Tensor
 
 
-class LowRank(nn.Module):
+class LowRankLinear(nn.Module):
     """A frozen quantized linear layer with a trainable low-rank update.
 
     Args:
         base: The quantized layer.
-        rank: Rank of the update.
-        alpha: The update is multiplied by alpha / rank.
-        dropout: Of the update's input while training.
+        settings: Of the update.
     """
 
-    def __init__(self, base: WeightOnlyLinear, rank: int, alpha: float, dropout: float) -> None:
+    def __init__(self, base: WeightOnlyLinear, settings: LowRank) -> None:
         super().__init__()
         self.base = base
         outputs, inputs = base.weight_codes.rows, base.weight_codes.features
-        self.down = nn.Parameter(torch.empty(rank, inputs))
-        self.up = nn.Parameter(torch.zeros(outputs, rank))
+        self.down = nn.Parameter(torch.empty(settings.rank, inputs))
+        self.up = nn.Parameter(torch.zeros(outputs, settings.rank))
         nn.init.kaiming_uniform_(self.down, a=5**0.5)
-        self.gain = alpha / rank
-        self.dropout = nn.Dropout(dropout)
+        self.gain = settings.alpha / settings.rank
+        self.dropout = nn.Dropout(settings.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the base's output and the update; zero update at the start."""
@@ -46,35 +43,25 @@ class LowRank(nn.Module):
         return y
 
 
-def add_adapters(
-    candidate: TorchCandidate,
-    rank: int = 8,
-    *,
-    alpha: float = 16.0,
-    dropout: float = 0.0,
-    ops: Iterable[str] | None = None,
-) -> nn.Module:
-    """Return the candidate's module with trainable adapters on its weight-only linear layers; everything else is frozen.
+def add_low_rank(candidate: TorchCandidate, settings: LowRank) -> nn.Module:
+    """Return the candidate's module with trainable updates on its weight-only linear layers; everything else is frozen.
 
     Args:
         candidate: A candidate with weight-only linear layers; not changed, and its tensors are shared.
-        rank: Of the updates.
-        alpha: Their gain is alpha / rank.
-        dropout: Of the updates' inputs.
-        ops: Names of the ops that get one; None for all.
+        settings: Rank and gain of the updates, and which ops get one.
 
     Raises:
         SchemeError: If there is no such layer.
     """
     root, found = frozen_base(candidate)
-    chosen = list(found) if ops is None else list(ops)
+    chosen = found if settings.ops is None else settings.ops
     for path in chosen:
         if path not in found:
             raise SchemeError(
                 f"op {path!r} is no weight-only linear layer of this candidate{nearest(path, found)}"
             )
     for path in chosen:
-        set_submodule(root, path, LowRank(found[path], rank, alpha, dropout))
+        set_submodule(root, path, LowRankLinear(found[path], settings))
     return root
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from octavo.adapters.pytorch.capture.layers import Layer, is_transposed_linear
 from octavo.adapters.pytorch.capture.shared_copy import frozen, set_submodule, skeleton
 from octavo.adapters.pytorch.run.batches import tensors_in
 from octavo.core.contract.adapter import OpParameters
+from octavo.core.contract.training import Reconstruction
 from octavo.core.errors import SchemeError
 from octavo.core.numerics.affine import QuantParams, integer_range, is_integer
 from octavo.core.numerics.tensor import QuantizedTensor
@@ -27,25 +28,6 @@ from octavo.core.numerics.tensor import QuantizedTensor
 from .straight_through import grouped, round_to_grid
 
 Tensor = torch.Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class Reconstruction:
-    """Settings.
-
-    Attributes:
-        iterations: Steps for each block, one batch each.
-        rate: Step size of the offsets at the start, falling linearly to zero; in units of the scale.
-        scale_rate: Step size of the scales, relative to them.
-        half: Multiply in bfloat16 while learning; the result is always rounded from float32.
-        seed: Of the order of batches.
-    """
-
-    iterations: int = 40
-    rate: float = 0.02
-    scale_rate: float = 0.002
-    half: bool = True
-    seed: int = 0
 
 
 class LearnedLinear(nn.Module):

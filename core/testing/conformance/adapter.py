@@ -12,9 +12,10 @@ import cloudpickle
 import numpy as np
 import pytest
 
-from octavo.core.contract.adapter import Adapter, Batch, Candidate, Opened
+from octavo.core.contract.adapter import Adapter, Batch, Candidate, Opened, Session
 from octavo.core.contract.parts import AdapterPart, PartConfig
 from octavo.core.contract.plugins import PluginHost
+from octavo.core.contract.training import TRAINING, Training
 from octavo.core.errors import DataError, SchemeError
 from octavo.core.numerics.arrays import to_numpy
 from octavo.core.numerics.channels import FEATURES, ChannelMap
@@ -131,6 +132,22 @@ class AdapterConformance:
     def test_something_can_be_quantized(self, space: TuningSpace) -> None:
         """A case without a choice would test nothing."""
         assert space.tunable, "no op of the case's model has a scheme to choose"
+
+    def test_what_features_declare_is_there(self, opened: Opened) -> None:
+        """Each declared feature is a method that the backend brings; without one that learns there is no training."""
+        session, features = opened.session, opened.capability.features
+        for name in ("rescale", "gradients", "export"):
+            declared = any(f == name or f.startswith(f"{name}:") for f in features)
+            assert not declared or _brings(session, Session, name), f"feature {name!r} is missing"
+        learned = sorted(features & TRAINING.keys())
+        if not learned:
+            with pytest.raises(SchemeError):
+                session.training()
+            return
+        training = session.training()
+        for feature in learned:
+            for name in TRAINING[feature]:
+                assert _brings(training, Training, name), f"feature {feature!r}: no {name}"
 
     def test_weights_are_what_describe_says(self, opened: Opened) -> None:
         """``tensor`` returns the described shape, with finite values."""
@@ -479,6 +496,11 @@ class AdapterConformance:
                 0 if "rotation" in carried else None,
             )
         return found
+
+
+def _brings(offered: object, contract: type, name: str) -> bool:
+    """Return whether a part has a method of its own in the place of the contract's, which refuses."""
+    return getattr(type(offered), name) is not getattr(contract, name)
 
 
 def _like(array: np.ndarray, other: Any) -> Any:

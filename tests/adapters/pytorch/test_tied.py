@@ -14,8 +14,8 @@ from torch import nn
 import octavo
 from octavo.adapters.pytorch import TorchConfig
 from octavo.adapters.pytorch.adapter import TorchAdapter
-from octavo.adapters.pytorch.training.distillation import Distillation
 from octavo.core.contract.plugins import PluginHost
+from octavo.core.contract.training import Distillation
 from octavo.core.quantizing.realize import Realizer
 from octavo.core.sensitivity.service import SensitivityService
 from octavo.core.tuning.presets import preset_recipe
@@ -138,6 +138,6 @@ def test_distillation_leaves_a_tied_weight_as_it_is() -> None:
     parameters = Realizer(opened, space, PluginHost(third_party=False)).parameters(
         preset_recipe("int4-weight-only", space, opened)
     )
-    learned = session.distill(parameters, [IDS], Distillation(steps=2))
+    learned = session.training().distill(parameters, [IDS], Distillation(steps=2))
     assert learned["head"].weight is learned["embed"].weight is parameters["head"].weight
     assert learned["middle"] is not parameters["middle"]

@@ -1,8 +1,11 @@
 """The kit itself: it passes an honest backend and catches dishonest ones."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from octavo.core.contract.training import Training
 from octavo.core.testing.conformance import AdapterCase, AdapterConformance
 from octavo.core.values.ledger import Applied
 from tests import tiny
@@ -67,3 +70,19 @@ def test_a_backend_that_changes_the_model_is_caught(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(TinySession, "apply", careless)
     with pytest.raises(AssertionError):
         AdapterConformance().test_nothing_is_changed(c, opened, space, realizer, expected)
+
+
+def test_a_backend_that_declares_what_it_lacks_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    c = case()
+    for features, missing in (
+        ({"rescale:shift"}, "rescale"),
+        ({"distillation"}, "no distill"),
+        ({"low_rank"}, "no add_low_rank"),
+    ):
+        opened = c.open()
+        monkeypatch.setattr(type(opened.session), "training", lambda _: Training(), raising=False)
+        declared = replace(opened.capability, features=frozenset(features))
+        with pytest.raises(AssertionError, match=missing):
+            AdapterConformance().test_what_features_declare_is_there(
+                replace(opened, capability=declared)
+            )

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from octavo.adapters.pytorch import TorchConfig
 from octavo.adapters.pytorch.adapter import TorchAdapter
 from octavo.adapters.pytorch.candidate import TorchCandidate
-from octavo.adapters.pytorch.training.qat import QuantizationAwareTraining
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import SchemeError
 from octavo.core.quantizing.realize import Realizer
@@ -133,7 +132,7 @@ def test_training_does_not_take_what_the_module_tree_does_not_call() -> None:
     realizer.calibrate([BATCH])
     recipe = preset_recipe("int8-static", space, o)
     with pytest.raises(SchemeError, match="functional call"):
-        QuantizationAwareTraining(o.session, recipe, realizer.parameters(recipe))  # type: ignore[arg-type]
+        o.session.training().prepare_qat(recipe, realizer.parameters(recipe))
 
 
 class Bare(nn.Linear):

@@ -9,15 +9,22 @@ import torch
 from torch import nn
 
 import octavo
+from octavo.adapters.pytorch import TorchConfig
+from octavo.adapters.pytorch.adapter import TorchAdapter
 from octavo.adapters.pytorch.qlayers.weight_only import WeightOnlyLinear
+from octavo.core.contract.training import Training
 from octavo.core.errors import SchemeError
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 
-from octavo.adapters.pytorch.training.peft_layers import load_peft_model, peft_model  # noqa: E402
-
 IDS = torch.arange(3, 27).view(2, 12)
+
+
+def training() -> Training:
+    """The door; which float model's session it comes from makes no difference to updates over a candidate."""
+    model = nn.Sequential(nn.Linear(64, 64))
+    return TorchAdapter(TorchConfig()).open(model, (torch.randn(2, 64),)).training()
 
 
 def candidate(*more: dict[str, object], tied: bool = False) -> octavo.Quantized:
@@ -47,7 +54,9 @@ def test_peft_trains_saves_and_loads_over_an_nf4_base(tmp_path: Path) -> None:
     base = candidate()
     with torch.no_grad():
         before = base.model(IDS).logits
-    model = peft_model(base.candidate, peft.LoraConfig(r=4, lora_alpha=16, task_type="CAUSAL_LM"))
+    model = training().add_low_rank(
+        base.candidate, peft.LoraConfig(r=4, lora_alpha=16, task_type="CAUSAL_LM")
+    )
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
     assert trained
     assert all("lora_" in n for n in trained)
@@ -65,7 +74,7 @@ def test_peft_trains_saves_and_loads_over_an_nf4_base(tmp_path: Path) -> None:
     model.eval()
     model.save_pretrained(tmp_path)
     assert (tmp_path / "adapter_model.safetensors").stat().st_size < 200_000
-    again = load_peft_model(base.candidate, tmp_path)
+    again = training().load_low_rank(base.candidate, tmp_path)
     given = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
     with torch.no_grad():
         expected = model(**given).logits
@@ -81,7 +90,9 @@ def test_peft_trains_saves_and_loads_over_an_nf4_base(tmp_path: Path) -> None:
 
 def test_only_the_named_layers_get_an_update() -> None:
     base = candidate({"ops": ["lm_head", "*.mlp.*"], "keep": "float"}, tied=True)
-    model = peft_model(base.candidate, peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    model = training().add_low_rank(
+        base.candidate, peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"])
+    )
     assert model.base_model.model.lm_head.weight is model.base_model.model.model.embed_tokens.weight
     adapted = {
         n.split(".lora_A")[0].rpartition(".")[2]
@@ -94,7 +105,7 @@ def test_only_the_named_layers_get_an_update() -> None:
 @pytest.mark.parametrize("settings", [{"use_dora": True}, {"init_lora_weights": "pissa"}])
 def test_what_reads_the_weight_is_refused(settings: dict[str, object]) -> None:
     with pytest.raises(SchemeError, match="read the base's weight"):
-        peft_model(candidate().candidate, peft.LoraConfig(r=2, **settings))
+        training().add_low_rank(candidate().candidate, peft.LoraConfig(r=2, **settings))
 
 
 def test_a_base_without_stored_weights_is_refused() -> None:
@@ -102,4 +113,4 @@ def test_a_base_without_stored_weights_is_refused() -> None:
         nn.Sequential(nn.Linear(64, 64)), "int8-dynamic", calibration=[(torch.randn(2, 64),)]
     )
     with pytest.raises(SchemeError, match="no weight-only linear layer"):
-        peft_model(base.candidate, peft.LoraConfig(r=2))
+        training().add_low_rank(base.candidate, peft.LoraConfig(r=2))

@@ -9,12 +9,10 @@ import torch
 from torch import nn
 
 from octavo.adapters.pytorch.session import TorchSession
-from octavo.adapters.pytorch.training.distillation import Distillation
-from octavo.adapters.pytorch.training.qat import QuantizationAwareTraining
-from octavo.adapters.pytorch.training.qlora import add_adapters
-from octavo.adapters.pytorch.training.reconstruction import Reconstruction, blocks_of
+from octavo.adapters.pytorch.training.reconstruction import blocks_of
 from octavo.core.contract.adapter import Batch, OpParameters
 from octavo.core.contract.plugins import PluginHost
+from octavo.core.contract.training import Distillation, LowRank, Reconstruction
 from octavo.core.errors import SchemeError
 from octavo.core.quantizing.realize import Realizer
 from octavo.core.tuning.rules import Rule, build_space
@@ -81,14 +79,16 @@ def test_block_reconstruction_lowers_the_error_of_the_outputs() -> None:
         "layers.0",
         "layers.1",
     ]
-    learned = session.reconstruct(start, batches, Reconstruction(iterations=60, half=False))
+    learned = session.training().reconstruct(
+        start, batches, Reconstruction(iterations=60, half=False)
+    )
     assert error(session, recipe, learned, batches) < 0.8 * error(session, recipe, start, batches)
 
 
 def test_distillation_lowers_the_error_of_the_outputs() -> None:
     model, batches = stack()
     session, recipe, start = prepared(model, batches, TWO_BITS)
-    learned = session.distill(start, batches, Distillation(steps=60, half=False))
+    learned = session.training().distill(start, batches, Distillation(steps=60, half=False))
     assert error(session, recipe, learned, batches) < 0.9 * error(session, recipe, start, batches)
 
 
@@ -99,7 +99,7 @@ def test_learning_changes_neither_its_start_nor_the_model(learn: str) -> None:
     scales = {n: p.weight.params.scale.clone() for n, p in start.items() if p.weight is not None}
     before = error(session, recipe, start, batches)
     asks = [p.requires_grad for p in model.parameters()]
-    getattr(session, learn)(start, batches)
+    getattr(session.training(), learn)(start, batches)
     assert all(torch.equal(start[n].weight.params.scale, scale) for n, scale in scales.items())  # type: ignore[union-attr]
     assert error(session, recipe, start, batches) == before
     assert [p.requires_grad for p in model.parameters()] == asks
@@ -110,10 +110,10 @@ def test_a_descent_that_does_harm_is_taken_back() -> None:
     session, recipe, start = prepared(model, batches, TWO_BITS, Rule(ops="head", keep="float"))
     before = error(session, recipe, start, batches)
     wild = (
-        session.reconstruct(
+        session.training().reconstruct(
             start, batches, Reconstruction(iterations=5, rate=9.0, scale_rate=9.0, half=False)
         ),
-        session.distill(
+        session.training().distill(
             start, batches, Distillation(steps=5, rate=9.0, scale_rate=9.0, half=False)
         ),
     )
@@ -125,7 +125,7 @@ def test_nothing_to_reconstruct_is_said() -> None:
     model, batches = nn.Sequential(nn.Linear(32, 32)), [(torch.randn(4, 32),)]
     session, _, start = prepared(model, batches, TWO_BITS)
     with pytest.raises(SchemeError, match="no repeated block"):
-        session.reconstruct(start, batches)
+        session.training().reconstruct(start, batches)
 
 
 @pytest.mark.parametrize("mode", ["static", "dynamic", "weight_only"])
@@ -141,26 +141,26 @@ def test_training_starts_where_calibration_ended_and_converts_to_the_same_number
     batch = (torch.randn(16, 3, 8, 8) if layers else torch.randn(16, 64),)
     rules = (Rule(types="linear", mode=mode), *((Rule(types="conv", mode=mode),) if layers else ()))
     session, recipe, parameters = prepared(model, [batch], *rules)
-    training = QuantizationAwareTraining(session, recipe, parameters)
+    prepared_model = session.training().prepare_qat(recipe, parameters)
     before = session.apply(recipe, parameters).run(batch)[0]
     np.testing.assert_allclose(
-        training.module(*batch).detach(), before, atol=0.03 * np.abs(before).max()
+        prepared_model.native(*batch).detach(), before, atol=0.03 * np.abs(before).max()
     )
     own = {k: v.clone() for k, v in model.state_dict().items()}
-    optimizer = torch.optim.Adam(training.module.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(prepared_model.native.parameters(), lr=1e-2)
     target = torch.randn(16, 8)
     losses = []
     for _ in range(15):
-        loss = nn.functional.mse_loss(training.module(*batch), target)
+        loss = nn.functional.mse_loss(prepared_model.native(*batch), target)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(float(loss))
     assert losses[-1] < 0.8 * losses[0]
     with torch.no_grad():
-        expected = training.module(*batch).numpy()
+        expected = prepared_model.native(*batch).numpy()
     np.testing.assert_allclose(
-        training.convert().run(batch)[0], expected, atol=0.04 * np.abs(expected).max()
+        prepared_model.convert().run(batch)[0], expected, atol=0.04 * np.abs(expected).max()
     )
     assert all(torch.equal(v, own[k]) for k, v in model.state_dict().items())
 
@@ -174,7 +174,7 @@ def test_adapters_train_and_their_base_does_not() -> None:
     rule = Rule(types="linear", mode="weight_only", weight={"dtype": "nf4", "scale_dtype": "uint8"})
     session, recipe, parameters = prepared(model, [batch], rule)
     candidate = session.apply(recipe, parameters)
-    adapted = add_adapters(candidate, rank=4)
+    adapted = session.training().add_low_rank(candidate, LowRank(rank=4))
     before = candidate.run(batch)[0]
     np.testing.assert_allclose(adapted(*batch).detach(), before, rtol=1e-5, atol=1e-6)
     optimizer = torch.optim.Adam([p for p in adapted.parameters() if p.requires_grad], lr=1e-2)
@@ -188,4 +188,37 @@ def test_adapters_train_and_their_base_does_not() -> None:
     assert losses[-1] < 0.7 * losses[0]
     np.testing.assert_array_equal(candidate.run(batch)[0], before)
     with pytest.raises(SchemeError, match="no weight-only linear layer"):
-        add_adapters(session.reference())
+        session.training().add_low_rank(session.reference())
+
+
+def test_only_the_named_ops_get_an_update() -> None:
+    model, batches = stack()
+    session, recipe, parameters = prepared(model, batches, TWO_BITS)
+    candidate = session.apply(recipe, parameters)
+    some = LowRank(rank=2, alpha=4.0, ops=("head", "layers.1.up"))
+    adapted = session.training().add_low_rank(candidate, some)
+    trained = {n.rpartition(".")[0] for n, p in adapted.named_parameters() if p.requires_grad}
+    assert trained == {"head", "layers.1.up"}
+    assert adapted.head.gain == 2.0
+    with pytest.raises(SchemeError, match="no weight-only linear layer"):
+        session.training().add_low_rank(candidate, LowRank(ops=("layers.0.norm",)))
+
+
+@pytest.mark.parametrize("learn", ["reconstruct", "distill", "prepare_qat"])
+def test_what_learns_says_that_it_comes_before_rescaling(learn: str) -> None:
+    torch.manual_seed(0)
+    model, batch = nn.Sequential(nn.Linear(32, 32)), (torch.randn(4, 32),)
+    session, recipe, parameters = prepared(model, [batch], TWO_BITS)
+    groups = [g for g in session.describe().groups if g.kind == "rescale"]
+    factors = {g.name: torch.full((g.channels,), 2.0) for g in groups}
+    training = session.rescale(factors).training()
+    given = (recipe, parameters) if learn == "prepare_qat" else (parameters, [batch])
+    with pytest.raises(SchemeError, match="before rescaling"):
+        getattr(training, learn)(*given)
+
+
+def test_updates_go_over_candidates_of_torch() -> None:
+    model, batches = stack()
+    session, _, _ = prepared(model, batches, TWO_BITS)
+    with pytest.raises(SchemeError, match="a candidate of the torch backend, not str"):
+        session.training().add_low_rank("a folder")  # type: ignore[arg-type]

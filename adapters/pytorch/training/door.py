@@ -1,0 +1,111 @@
+"""What the torch backend learns from data, behind the contract's door; each part is imported when it is first used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from octavo.adapters.pytorch.candidate import TorchCandidate
+from octavo.adapters.pytorch.capture.capture import Call, Capture
+from octavo.core.contract.adapter import Batch, Candidate, OpParameters, Session
+from octavo.core.contract.training import (
+    Distillation,
+    LowRank,
+    QatModel,
+    Reconstruction,
+    Training,
+)
+from octavo.core.errors import SchemeError
+from octavo.core.values.recipe import Recipe
+
+
+class TorchTraining(Training):
+    """Learns over one session's float model.
+
+    Args:
+        capture: The float model where it is.
+        whole: Returns the same as a whole where candidates run.
+        calls: Returns batches as calls of the model.
+        over: Returns a session over another skeleton of the same structure.
+    """
+
+    def __init__(
+        self,
+        capture: Capture,
+        whole: Callable[[], Capture],
+        calls: Callable[[Iterable[Batch]], Iterable[Call]],
+        over: Callable[[nn.Module], Session],
+    ) -> None:
+        self._capture = capture
+        self._whole = whole
+        self._calls = calls
+        self._over = over
+
+    def reconstruct(
+        self,
+        parameters: Mapping[str, OpParameters],
+        batches: Iterable[Batch],
+        settings: Reconstruction | None = None,
+    ) -> dict[str, OpParameters]:
+        """Learn the rounding of weight-only linear layers block by block."""
+        from .reconstruction import reconstruct
+
+        self._refuse_rescaled("reconstruct")
+        calls, whole = self._calls(batches), self._whole()
+        return reconstruct(
+            whole.root, whole.layers, parameters, calls, settings or Reconstruction()
+        )
+
+    def distill(
+        self,
+        parameters: Mapping[str, OpParameters],
+        batches: Iterable[Batch],
+        settings: Distillation | None = None,
+    ) -> dict[str, OpParameters]:
+        """Learn scales and rounding of all weight-only linear layers together, from the float model's predictions."""
+        from .distillation import distill
+
+        self._refuse_rescaled("distill")
+        calls, whole = self._calls(batches), self._whole()
+        return distill(whole.root, whole.layers, parameters, calls, settings or Distillation())
+
+    def prepare_qat(self, recipe: Recipe, parameters: Mapping[str, OpParameters]) -> QatModel:
+        """Return a copy whose layers learn their step sizes (LSQ) while it is trained; batch norms are folded in and frozen."""
+        from .qat import TorchQatModel
+
+        self._refuse_rescaled("train")
+        return TorchQatModel(self._capture, recipe, parameters, self._over)
+
+    def add_low_rank(self, candidate: Candidate, settings: LowRank | Any = None) -> Any:
+        """Return a candidate's module with trainable updates on its weight-only linear layers; peft's model for peft's settings."""
+        base = _torch_candidate(candidate)
+        if settings is None or isinstance(settings, LowRank):
+            from .qlora import add_low_rank
+
+            return add_low_rank(base, settings or LowRank())
+        from .peft_layers import peft_model
+
+        return peft_model(base, settings)
+
+    def load_low_rank(self, candidate: Candidate, folder: Path, **options: Any) -> Any:
+        """Return peft's model over a candidate with the updates that its ``save_pretrained`` wrote."""
+        from .peft_layers import load_peft_model
+
+        return load_peft_model(_torch_candidate(candidate), folder, **options)
+
+    def _refuse_rescaled(self, action: str) -> None:
+        if self._capture.factors:
+            raise SchemeError(
+                f"{action} before rescaling: this session's layers change their inputs"
+            )
+
+
+def _torch_candidate(candidate: Candidate) -> TorchCandidate:
+    if not isinstance(candidate, TorchCandidate):
+        raise SchemeError(
+            f"low-rank updates go over a candidate of the torch backend, not {type(candidate).__name__}"
+        )
+    return candidate
