@@ -17,9 +17,11 @@ class OnnxConfig(PartConfig):
     Attributes:
         providers: Execution providers of ONNX Runtime, the preferred one first.
         threads: Intra-op threads; None leaves the choice to ONNX Runtime.
-        spinning: Let idle threads spin. Off by default: two sessions that spin on the same cores disturb each other's timing.
-        form: How static ops are written: ``qdq`` (QuantizeLinear and DequantizeLinear around float operators, which the runtime
-            fuses) or ``qoperator`` (QLinearConv, QLinearMatMul, QLinearAdd, ...).
+        spinning: Let idle threads spin. Off by default: two sessions that spin on the same cores
+            disturb each other's timing.
+        form: How static ops are written: ``qdq`` (QuantizeLinear and DequantizeLinear around float
+            operators, which the runtime fuses) or ``qoperator`` (QLinearConv, QLinearMatMul,
+            QLinearAdd, ...).
         observe_megabytes: Bound on the intermediate arrays held at once during calibration, in MiB.
     """
 

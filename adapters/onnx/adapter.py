@@ -7,6 +7,7 @@ from typing import Any
 
 from octavo.adapters.onnx.prepare.half import holds_halves
 from octavo.adapters.onnx.prepare.source import read
+from octavo.adapters.onnx.run.compiling import judge
 from octavo.core.contract.adapter import Adapter, Batch
 from octavo.core.errors import ModelError
 from octavo.core.values.capability import Capability
@@ -14,7 +15,6 @@ from octavo.core.values.capability import Capability
 from . import OnnxConfig
 from .candidate import OnnxCandidate, load_candidate
 from .offers import capability
-from .run import judge
 from .samples import sample
 from .session import OnnxSession
 
@@ -28,15 +28,15 @@ class OnnxAdapter(Adapter):
         """Open a path, a ModelProto or an ``onnx_ir.Model``.
 
         Raises:
-            ModelError: If it is no valid model or the runtime cannot run its opset; UnsafeFile and NonFiniteWeight among them.
+            ModelError: If it is no valid model or the runtime cannot run its opset; UnsafeFile and
+                NonFiniteWeight among them.
         """
         model = read(source)
         try:
             judge(model, self.config)
         except ModelError:
-            if not holds_halves(
-                model
-            ):  # what the runtime has no bfloat16 kernel for is computed in float32 here
+            # What the runtime has no bfloat16 kernel for is computed in float32 here.
+            if not holds_halves(model):
                 raise
         session = OnnxSession(model, self.config)
         session.check()

@@ -9,15 +9,16 @@ import numpy as np
 import onnx_ir as ir
 
 from octavo.adapters.onnx.apply.emit import emit
-from octavo.adapters.onnx.apply.executed_ops import Carried
 from octavo.adapters.onnx.apply.qoperator import to_operators
 from octavo.adapters.onnx.apply.rescaling import rescale
 from octavo.adapters.onnx.describe.census import census
 from octavo.adapters.onnx.describe.finite import refuse_non_finite
 from octavo.adapters.onnx.describe.sites import find_sites
+from octavo.adapters.onnx.files.fingerprint import digest
+from octavo.adapters.onnx.kernels.ledger import Decided, ExecutedLedger
 from octavo.adapters.onnx.observe.passes import Observed, observe
 from octavo.adapters.onnx.observe.prefix_reuse import Reuse
-from octavo.adapters.onnx.prepare.folding import constant
+from octavo.adapters.onnx.prepare.constants import constant
 from octavo.adapters.onnx.prepare.preparation import prepare
 from octavo.core.contract.adapter import Batch, OpParameters, Session, Sink
 from octavo.core.errors import ModelError, nearest
@@ -31,7 +32,6 @@ from octavo.core.values.scheme import FLOAT
 
 from . import OnnxConfig
 from .candidate import OnnxCallable, OnnxCandidate
-from .fingerprint import digest
 from .offers import capability
 
 
@@ -42,7 +42,8 @@ class OnnxSession(Session):
         source: The checked model; never changed.
         config: The card's settings.
         prepared: The same model, already prepared; None prepares it here.
-        groups: Of the model as it was opened, where ``prepared`` is rescaled: nodes may lie between their ends now.
+        groups: Of the model as it was opened, where ``prepared`` is rescaled: nodes may lie between
+            their ends now.
     """
 
     def __init__(
@@ -59,9 +60,10 @@ class OnnxSession(Session):
         self._observed: Observed | None = None
         self._census = census(self._prepared.graph)
         found = self._sites.view
-        unclaimed = unclaimed_of(self._census, found.ops)
         self._view = replace(
-            found, unclaimed=unclaimed, groups=found.groups if groups is None else groups
+            found,
+            unclaimed=unclaimed_of(self._census, found.ops),
+            groups=found.groups if groups is None else groups,
         )
 
     def check(self) -> None:
@@ -78,13 +80,11 @@ class OnnxSession(Session):
 
     def capability(self) -> Capability:
         """Return what ONNX Runtime's integer kernels carry out, established on one-op models."""
-        types = frozenset(
-            site.op.type for site in self._sites.sites.values() if not site.op.out_of_reach
-        )
-        return capability(self.config, types)
+        ops = (site.op for site in self._sites.sites.values())
+        return capability(self.config, frozenset(op.type for op in ops if not op.out_of_reach))
 
     def observe(self, batches: Iterable[Batch], values: Iterable[str], sink: Sink) -> int:
-        """Run the float model once over the batches; intermediate values become extra outputs."""
+        """Run the float model over the batches; intermediate values become extra outputs."""
         self._observed = observe(self._prepared, self.config, batches, tuple(values), sink)
         return self._observed.batches
 
@@ -103,41 +103,51 @@ class OnnxSession(Session):
         return candidate
 
     def draft(self, recipe: Recipe, parameters: Mapping[str, OpParameters]) -> OnnxCandidate:
-        """Carry a recipe out; ONNX Runtime is given the model when it is run or its ledger is read."""
-        offered = self.capability()
-        for name, given in parameters.items():
-            if name not in self._sites.sites:
-                raise ModelError(f"the model has no op {name!r}{nearest(name, self._sites.sites)}")
-            offered.realization(self._sites.sites[name].op, given.scheme)
-        model, emitted = emit(
-            self._prepared,
-            self._sites,
-            {n: p for n, p in parameters.items() if not p.scheme.is_float},
-        )
+        """Carry a recipe out.
+
+        ONNX Runtime is given the model when it is run or its ledger is read.
+        """
+        self._check_parameters(parameters)
+        quantized = {name: p for name, p in parameters.items() if not p.scheme.is_float}
+        model, emitted = emit(self._prepared, self._sites, quantized)
         paired: Mapping[str, str] = {}
         if self.config.form == "qoperator":
-            paired = to_operators(
-                model, [emitted[n].node for n, p in parameters.items() if p.scheme.mode == "static"]
-            )
-        ledger = Carried(model, self.config, self._sites, parameters, emitted, paired)
-        return OnnxCandidate(
-            OnnxCallable(model, self.config, lambda: ledger.compiled), recipe, ledger
-        )
+            static = [name for name, p in parameters.items() if p.scheme.mode == "static"]
+            paired = to_operators(model, [emitted[name].node for name in static])
+        decided = Decided(self._sites.sites, parameters, emitted, paired)
+        ledger = ExecutedLedger(model, self.config, decided)
+        native = OnnxCallable(model, self.config, lambda: ledger.compiled)
+        return OnnxCandidate(native, recipe, ledger)
+
+    def _check_parameters(self, parameters: Mapping[str, OpParameters]) -> None:
+        """Refuse parameters for an op that is not there, or of a scheme that is not offered."""
+        offered = self.capability()
+        sites = self._sites.sites
+        for name, given in parameters.items():
+            if name not in sites:
+                raise ModelError(f"the model has no op {name!r}{nearest(name, sites)}")
+            offered.realization(sites[name].op, given.scheme)
 
     def census(self) -> Sequence[HeldWeight]:
-        """Return the floating constants of two or more dimensions that the prepared model's outputs depend on."""
+        """Return the floating constants that the prepared model's outputs depend on.
+
+        Those of two or more dimensions.
+        """
         return self._census
 
     def runner(self, batches: Sequence[Batch]) -> Reuse:
-        """Return what starts each candidate at the last narrow place of the graph before the first node that it changes."""
-        return Reuse(emit(self._prepared, self._sites, {})[0], self.config, batches)
+        """Return what starts each candidate at the last narrow place before its first change."""
+        unchanged, _ = emit(self._prepared, self._sites, {})
+        return Reuse(unchanged, self.config, batches)
 
     def rescale(self, factors: Mapping[str, Factors]) -> OnnxSession:
-        """Return a session with other channels and the same function; every other tensor is shared."""
+        """Return a session with other channels and the same function.
+
+        Every other tensor is shared.
+        """
         groups = self._view.groups
-        return OnnxSession(
-            self._source, self.config, rescale(self._prepared, self._sites, groups, factors), groups
-        )
+        rescaled = rescale(self._prepared, self._sites, groups, factors)
+        return OnnxSession(self._source, self.config, rescaled, groups)
 
     def reference(self) -> OnnxCandidate:
         """Return the model as it was given."""
@@ -145,9 +155,8 @@ class OnnxSession(Session):
             name: Applied(FLOAT, FLOAT, "kernel", site.op.out_of_reach)
             for name, site in self._sites.sites.items()
         }
-        return OnnxCandidate(
-            OnnxCallable(self._source, self.config), Recipe(backend="onnx"), ledger
-        )
+        native = OnnxCallable(self._source, self.config)
+        return OnnxCandidate(native, Recipe(backend="onnx"), ledger)
 
     def fingerprint(self) -> str:
         """Digest of structure and weights of the source."""

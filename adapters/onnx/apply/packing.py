@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -13,14 +12,19 @@ import onnx_ir as ir
 from octavo.core.errors import SchemeError
 from octavo.core.numerics.affine import QuantParams
 from octavo.core.numerics.tensor import QuantizedTensor
-from octavo.core.values.json_form import canonical_json
 
 _packed: weakref.WeakKeyDictionary[QuantizedTensor, dict[object, Any]] = weakref.WeakKeyDictionary()
 
 _DTYPES = {
-    "int2": ir.DataType.INT2, "uint2": ir.DataType.UINT2, "int4": ir.DataType.INT4, "uint4": ir.DataType.UINT4, "int8": ir.DataType.INT8,
-    "uint8": ir.DataType.UINT8, "int16": ir.DataType.INT16, "uint16": ir.DataType.UINT16,
-}  # fmt: skip
+    "int2": ir.DataType.INT2,
+    "uint2": ir.DataType.UINT2,
+    "int4": ir.DataType.INT4,
+    "uint4": ir.DataType.UINT4,
+    "int8": ir.DataType.INT8,
+    "uint8": ir.DataType.UINT8,
+    "int16": ir.DataType.INT16,
+    "uint16": ir.DataType.UINT16,
+}
 
 
 def cached(weight: QuantizedTensor, key: object, make: Callable[[], Any]) -> Any:
@@ -47,43 +51,43 @@ def tensor(array: Any, dtype: ir.DataType, name: str) -> ir.TensorProtocol:
     return ir.Tensor(np.asarray(array).astype(dtype.numpy(), order="C"), dtype=dtype, name=name)
 
 
-def content(tensor: ir.TensorProtocol) -> bytes | memoryview:
-    """Return a tensor's bytes, without a copy where they lie in memory as they are."""
-    if tensor.dtype == ir.DataType.STRING:
-        return canonical_json([bytes(s).decode("latin-1") for s in tensor.numpy().ravel()]).encode()
-    array = tensor.numpy()
-    if tensor.dtype.bitwidth < 8 or not array.flags.c_contiguous or sys.byteorder != "little":
-        return tensor.tobytes()
-    return array.reshape(-1).view(np.uint8).data
+class WeightTensors(NamedTuple):
+    """A weight as tensors: codes, scale, zero point, and the axis that scales go along."""
+
+    codes: ir.TensorProtocol
+    scale: ir.TensorProtocol
+    zero_point: ir.TensorProtocol
+    axis: int | None
 
 
-def weight_tensors(
-    weight: QuantizedTensor, *, transposed: bool = False
-) -> tuple[ir.TensorProtocol, ir.TensorProtocol, ir.TensorProtocol, int | None]:
-    """Return (codes, scale, zero point, channel axis) of a per-tensor or per-channel weight.
+def weight_tensors(weight: QuantizedTensor, *, transposed: bool = False) -> WeightTensors:
+    """Return a per-tensor or per-channel weight as tensors; made once.
 
     Args:
         weight: 8-bit or narrower.
         transposed: Swap the two axes of a matrix, for kernels that take it the other way round.
     """
 
-    def make() -> tuple[ir.TensorProtocol, ir.TensorProtocol, ir.TensorProtocol, int | None]:
-        dtype = dtype_of(weight.params.spec.dtype)
-        codes, axis = np.asarray(weight.codes), weight.params.axis
+    def make() -> WeightTensors:
+        params = weight.params
+        dtype = dtype_of(params.spec.dtype)
+        codes, axis = np.asarray(weight.codes), params.axis
         if transposed:
-            codes, axis = codes.T, None if axis is None else 1 - axis
-        scale = tensor(weight.params.scale, ir.DataType.FLOAT, "scale")
-        return (
+            codes = codes.T
+            axis = None if axis is None else 1 - axis
+        return WeightTensors(
             tensor(codes, dtype, "codes"),
-            scale,
-            tensor(weight.params.zero_point, dtype, "zero_point"),
+            tensor(params.scale, ir.DataType.FLOAT, "scale"),
+            tensor(params.zero_point, dtype, "zero_point"),
             axis,
         )
 
-    found: tuple[ir.TensorProtocol, ir.TensorProtocol, ir.TensorProtocol, int | None] = cached(
-        weight, ("affine", transposed), make
-    )
+    found: WeightTensors = cached(weight, ("affine", transposed), make)
     return found
+
+
+_BIAS_LIMIT = 2.0**30
+"""Half of int32's range, so that the sums of products that a bias is added to have room."""
 
 
 def bias_tensors(
@@ -91,41 +95,37 @@ def bias_tensors(
 ) -> tuple[ir.TensorProtocol, ir.TensorProtocol, QuantizedTensor]:
     """Return (int32 bias, its scale, the weight to use with it).
 
-    The bias' scale must be the activation's times the weight's. Where a channel's weights are so small that its bias
-    would not fit int32 at that scale, that channel's weight scale is enlarged and its codes are rounded again.
+    The bias' scale must be the activation's times the weight's. Where a channel's weights are so
+    small that its bias would not fit int32 at that scale, that channel's weight scale is enlarged
+    and its codes are rounded again.
     """
+    exact = bias.astype(np.float64)
     w_scale = np.asarray(weight.params.scale, np.float64)
-    limit = 2.0**30
-    needed = np.abs(bias.astype(np.float64)) / (limit * x_scale)
+    needed = np.abs(exact) / (_BIAS_LIMIT * x_scale)
     if w_scale.ndim == 0:
         needed = needed.max(initial=0.0)
     if np.any(needed > w_scale):
-        weight = cached(
-            weight,
-            ("enlarged", x_scale, bias.tobytes()),
-            lambda: _enlarge(weight, np.maximum(w_scale, needed).astype(np.float32)),
-        )
+        enlarged = np.maximum(w_scale, needed).astype(np.float32)
+        key = ("enlarged", x_scale, bias.tobytes())
+        original = weight
+        weight = cached(original, key, lambda: _enlarge(original, enlarged))
         w_scale = np.asarray(weight.params.scale, np.float64)
     scale = (w_scale * x_scale).astype(np.float32)
-    codes = np.rint(bias.astype(np.float64) / scale.astype(np.float64))
-    return (
-        tensor(codes, ir.DataType.INT32, "bias"),
-        tensor(scale, ir.DataType.FLOAT, "bias_scale"),
-        weight,
-    )
+    # Divided by the scale as it is stored, in float32, not by the one that it was rounded from.
+    codes = np.rint(exact / scale.astype(np.float64))
+    held = tensor(codes, ir.DataType.INT32, "bias")
+    return held, tensor(scale, ir.DataType.FLOAT, "bias_scale"), weight
 
 
 def _enlarge(weight: QuantizedTensor, scale: np.ndarray) -> QuantizedTensor:
+    """Return a weight's codes at other scales, which are no smaller."""
     old, axis = weight.params, weight.params.axis
-    codes = np.asarray(weight.codes).astype(np.float64)
+    codes = np.asarray(weight.codes)
     shape = [1] * codes.ndim
     if axis is not None:
         shape[axis] = -1
     ratio = (np.asarray(old.scale, np.float64) / scale).reshape(shape)
     zero = np.asarray(old.zero_point).reshape(shape)
-    rounded = np.rint((codes - zero) * ratio) + zero
-    return QuantizedTensor(
-        rounded.astype(np.asarray(weight.codes).dtype),
-        QuantParams(scale, old.zero_point, old.spec, axis),
-        weight.extra,
-    )
+    rounded = np.rint((codes.astype(np.float64) - zero) * ratio) + zero
+    params = QuantParams(scale, old.zero_point, old.spec, axis)
+    return QuantizedTensor(rounded.astype(codes.dtype), params, weight.extra)

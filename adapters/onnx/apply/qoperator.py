@@ -1,8 +1,9 @@
-"""The QOperator form: one integer operator where QDQ writes DequantizeLinear, float operator, QuantizeLinear.
+"""The QOperator form: one integer operator where QDQ writes a float operator between pairs.
 
-Older runtimes and tools that fuse no pairs read it. Operators: QLinearConv and QLinearMatMul of the ONNX standard (opset 10);
-QLinearAdd, QLinearMul, QLinearConcat, QLinearSigmoid, QLinearLeakyRelu, QLinearSoftmax, QLinearAveragePool,
-QLinearGlobalAveragePool, QGemm and MatMulIntegerToFloat of com.microsoft (ONNX Runtime's ContribOperators.md).
+Older runtimes and tools that fuse no pairs read it. Operators: QLinearConv and QLinearMatMul of the
+ONNX standard (opset 10); QLinearAdd, QLinearMul, QLinearConcat, QLinearSigmoid, QLinearLeakyRelu,
+QLinearSoftmax, QLinearAveragePool, QLinearGlobalAveragePool, QGemm and MatMulIntegerToFloat of
+com.microsoft (ONNX Runtime's ContribOperators.md).
 """
 
 from __future__ import annotations
@@ -14,17 +15,18 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from octavo.adapters.onnx.describe.sites import CARRIERS
-from octavo.adapters.onnx.prepare.folding import drop_unused_initializers
+from octavo.adapters.onnx.describe.carriers import CARRIERS
+from octavo.adapters.onnx.prepare.constants import drop_unused_initializers
 from octavo.adapters.onnx.prepare.scopes import owner, walk
 
-from .weight_only import MS
+from .finishing import import_runtime_domain
+from .nodes import MS, declare_like, swap_names, without_trailing_gaps
 
 _BYTES = (ir.DataType.UINT8, ir.DataType.INT8)
 
 
 @dataclass(frozen=True, slots=True)
-class _Codes:
+class _Operand:
     """A quantized value: codes with their scale and zero point (None for int32 biases)."""
 
     codes: ir.Value
@@ -33,6 +35,10 @@ class _Codes:
 
     def triple(self) -> list[ir.Value | None]:
         return [self.codes, self.scale, self.zero]
+
+    @property
+    def is_bytes(self) -> bool:
+        return self.codes.dtype in _BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +52,9 @@ class _Result:
         return [self.quantizer.inputs[1], self.quantizer.inputs[2]]
 
 
+_Writer = Callable[[ir.Node, Sequence[_Operand], _Result], ir.Node | None]
+
+
 def to_operators(model: ir.Model, ops: Iterable[str]) -> dict[str, str]:
     """Write the static ops of a QDQ model as integer operators, in place.
 
@@ -56,189 +65,177 @@ def to_operators(model: ir.Model, ops: Iterable[str]) -> dict[str, str]:
     Returns:
         Name of a node -> why it keeps its QuantizeLinear and DequantizeLinear.
     """
-    graph, kept = model.graph, {}
+    graph = model.graph
+    kept: dict[str, str] = {}
     nodes = {node.name or "": node for node in walk(graph)}
     for name in ops:
         node = nodes[name]
         if node.domain != MS and not _write(owner(node), node):
             kept[name] = (
-                f"ONNX Runtime has no QOperator form of this {node.op_type}: QuantizeLinear and DequantizeLinear stay around it"
+                f"ONNX Runtime has no QOperator form of this {node.op_type}: "
+                "QuantizeLinear and DequantizeLinear stay around it"
             )
-    for node in [n for n in walk(graph) if n.op_type in CARRIERS and n.domain == ""]:
-        _carry(owner(node), node)
+    for node in list(walk(graph)):
+        if node.op_type in CARRIERS and node.domain == "":
+            _carry(owner(node), node)
     passes.RemoveUnusedNodesPass()(model)
     drop_unused_initializers(graph)
-    if any(node.domain == MS for node in walk(graph)):
-        graph.opset_imports.setdefault(MS, 1)
+    import_runtime_domain(graph)
     return kept
 
 
 def _write(graph: ir.Graph, node: ir.Node) -> bool:
+    """Put an integer operator in a node's place; False where there is none."""
     given = [_dequantized(v) for v in node.inputs]
-    if not given or given[0] is None or given[0].codes.dtype not in _BYTES:
+    if not given or given[0] is None or not given[0].is_bytes:
         return False
-    writer = _WRITERS.get(node.op_type)
     result = _quantized(node)
     if node.op_type in ("MatMul", "Gemm"):
-        made = _product(node, given, result)
+        # A ReLU behind a product stays: the product's codes need not begin at 0.
         if result is not None and result.between:
             result = None
+        made = _product(node, given, result)
+    elif result is not None and node.op_type in _WRITERS:
+        made = _WRITERS[node.op_type](node, [g for g in given if g is not None], result)
     else:
-        made = (
-            writer(node, [g for g in given if g is not None], result)
-            if writer is not None and result is not None
-            else None
-        )
+        made = None
     if made is None:
         return False
-    made.name = node.name
-    end = result.quantizer if result is not None else node
-    old, new = end.outputs[0], made.outputs[0]
-    graph.insert_before(node, [made])
-    new.type, new.shape = old.type, old.shape
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-    new.name, old.name = old.name, f"{old.name}_replaced"
-    graph.remove(
-        [
-            end,
-            *(reversed(result.between) if result is not None else ()),
-            *([node] if end is not node else []),
-        ],
-        safe=True,
-    )
+    _put_in_place(graph, node, made, result)
     return True
 
 
-def _dequantized(value: ir.Value | None) -> _Codes | None:
+def _put_in_place(graph: ir.Graph, node: ir.Node, made: ir.Node, result: _Result | None) -> None:
+    """Let an operator take the place of a node and of all up to its QuantizeLinear."""
+    made.name = node.name
+    replaced = [node]
+    if result is not None:
+        replaced = [result.quantizer, *reversed(result.between), node]
+    old, new = replaced[0].outputs[0], made.outputs[0]
+    graph.insert_before(node, [made])
+    declare_like(new, old)
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    swap_names(new, old, "replaced")
+    graph.remove(replaced, safe=True)
+
+
+def _dequantized(value: ir.Value | None) -> _Operand | None:
     node = value.producer() if value is not None else None
     if node is None or node.op_type != "DequantizeLinear" or node.domain != "":
         return None
     codes, scale = node.inputs[0], node.inputs[1]
     assert codes is not None and scale is not None
-    return _Codes(codes, scale, node.inputs[2] if len(node.inputs) > 2 else None)
+    return _Operand(codes, scale, node.inputs[2] if len(node.inputs) > 2 else None)
 
 
 def _quantized(node: ir.Node) -> _Result | None:
-    """Return where the op's only reader quantizes its result, past a ReLU that the codes' own range carries out."""
-    between: list[ir.Node] = []
-    while True:
-        value = (between or [node])[-1].outputs[0]
-        uses = tuple(value.uses())
-        if len(uses) != 1 or value.is_graph_output() or uses[0][0].domain != "":
+    """Return where the op's only reader quantizes its result.
+
+    A ReLU that the codes' own range carries out may lie between.
+    """
+    user = _only_reader(node)
+    if user is not None and user.op_type == "Relu":
+        quantizer = _only_reader(user)
+        if quantizer is None or quantizer.op_type != "QuantizeLinear":
             return None
-        user = uses[0][0]
-        if user.op_type == "QuantizeLinear":
-            zero = user.inputs[2]
-            held = (
-                zero.const_value.numpy()
-                if zero is not None and zero.const_value is not None
-                else None
-            )
-            if between and (held is None or np.any(held != np.iinfo(held.dtype).min)):
-                return None
-            return _Result(user, between)
-        if user.op_type != "Relu" or between:
-            return None
-        between.append(user)
+        return _Result(quantizer, [user]) if _begins_at_zero(quantizer) else None
+    if user is None or user.op_type != "QuantizeLinear":
+        return None
+    return _Result(user, [])
+
+
+def _only_reader(node: ir.Node) -> ir.Node | None:
+    """Return the standard operator that alone reads a node's first output."""
+    value = node.outputs[0]
+    uses = tuple(value.uses())
+    if len(uses) != 1 or value.is_graph_output():
+        return None
+    user, _ = uses[0]
+    return user if user.domain == "" else None
+
+
+def _begins_at_zero(quantizer: ir.Node) -> bool:
+    """True if the lowest code stands for 0, so that quantizing does what a ReLU does."""
+    zero = quantizer.inputs[2]
+    if zero is None or zero.const_value is None:
+        return False
+    held = zero.const_value.numpy()
+    return bool(np.all(held == np.iinfo(held.dtype).min))
 
 
 def _product(
-    node: ir.Node, given: Sequence[_Codes | None], result: _Result | None
+    node: ir.Node, given: Sequence[_Operand | None], result: _Result | None
 ) -> ir.Node | None:
-    """QGemm takes an int32 bias, and no scale where its result stays float; a MatMul whose result does has another name."""
+    """Return the operator of a product; one whose result stays float has a name of its own."""
     a, b = given[0], given[1]
     if a is None or b is None:
         return None
+    ends = result.pair() if result is not None else []
     if node.op_type == "Gemm":
         bias = given[2] if len(given) > 2 else None
-        ends = result.pair() if result is not None and not result.between else []
         if len(given) > 2 and bias is None:
             return None
+        # QGemm takes an int32 bias, and no scale where its result stays float.
+        inputs = [*a.triple(), *b.triple(), bias.codes if bias is not None else None, *ends]
         kept = [node.attributes[k] for k in ("alpha", "transA", "transB") if k in node.attributes]
-        return ir.Node(
-            MS,
-            "QGemm",
-            _trimmed([*a.triple(), *b.triple(), bias.codes if bias is not None else None, *ends]),
-            kept,
-        )
-    if result is not None and not result.between:
-        return ir.node("QLinearMatMul", [*a.triple(), *b.triple(), *result.pair()])
-    return ir.node(
-        "MatMulIntegerToFloat", [a.codes, b.codes, a.scale, b.scale, a.zero, b.zero], domain=MS
-    )
+        return ir.Node(MS, "QGemm", without_trailing_gaps(inputs), kept)
+    if ends:
+        return ir.node("QLinearMatMul", [*a.triple(), *b.triple(), *ends])
+    inputs = [a.codes, b.codes, a.scale, b.scale, a.zero, b.zero]
+    return ir.node("MatMulIntegerToFloat", inputs, domain=MS)
 
 
-def _trimmed(inputs: list[ir.Value | None]) -> list[ir.Value | None]:
-    while inputs and inputs[-1] is None:
-        inputs.pop()
-    return inputs
-
-
-def _convolution(node: ir.Node, given: Sequence[_Codes], result: _Result) -> ir.Node | None:
+def _convolution(node: ir.Node, given: Sequence[_Operand], result: _Result) -> ir.Node | None:
     inputs = [*given[0].triple(), *given[1].triple(), *result.pair()]
     if len(given) > 2:
         inputs.append(given[2].codes)
     return ir.Node("", "QLinearConv", inputs, list(node.attributes.values()))
 
 
-def _elementwise(op_type: str) -> Callable[[ir.Node, Sequence[_Codes], _Result], ir.Node | None]:
-    """An operator that takes each input with its scale and zero point, then those of the result."""
-
-    def write(node: ir.Node, given: Sequence[_Codes], result: _Result) -> ir.Node | None:
-        if len(given) != len(node.inputs):
-            return None
-        inputs = [v for g in given for v in g.triple()]
-        attributes = list(node.attributes.values())
-        if op_type == "QLinearSoftmax":
-            attributes.append(ir.AttrInt64("opset", owner(node).opset_imports[""]))
-        return ir.Node(MS, op_type, [*inputs, *result.pair()], attributes)
-
-    return write
-
-
-def _concat(node: ir.Node, given: Sequence[_Codes], result: _Result) -> ir.Node | None:
+def _elementwise(node: ir.Node, given: Sequence[_Operand], result: _Result) -> ir.Node | None:
+    """Return an operator that takes each input with its scale and zero point, then the result's."""
     if len(given) != len(node.inputs):
         return None
-    return ir.Node(
-        MS,
-        "QLinearConcat",
-        [*result.pair(), *(v for g in given for v in g.triple())],
-        list(node.attributes.values()),
-    )
+    inputs = [value for operand in given for value in operand.triple()]
+    attributes = list(node.attributes.values())
+    if node.op_type == "Softmax":
+        # Softmax over an axis means something else before opset 13; the kernel asks which.
+        attributes.append(ir.AttrInt64("opset", owner(node).opset_imports[""]))
+    return ir.Node(MS, f"QLinear{node.op_type}", [*inputs, *result.pair()], attributes)
 
 
-_WRITERS: Mapping[str, Callable[[ir.Node, Sequence[_Codes], _Result], ir.Node | None]] = {
+def _concat(node: ir.Node, given: Sequence[_Operand], result: _Result) -> ir.Node | None:
+    if len(given) != len(node.inputs):
+        return None
+    inputs = [value for operand in given for value in operand.triple()]
+    attributes = list(node.attributes.values())
+    return ir.Node(MS, "QLinearConcat", [*result.pair(), *inputs], attributes)
+
+
+_WRITERS: Mapping[str, _Writer] = {
     "Conv": _convolution,
     "Concat": _concat,
-    **{
-        kind: _elementwise(f"QLinear{kind}")
-        for kind in (
-            "Add",
-            "Mul",
-            "Sigmoid",
-            "LeakyRelu",
-            "Softmax",
-            "AveragePool",
-            "GlobalAveragePool",
-        )
-    },
+    "Add": _elementwise,
+    "Mul": _elementwise,
+    "Sigmoid": _elementwise,
+    "LeakyRelu": _elementwise,
+    "Softmax": _elementwise,
+    "AveragePool": _elementwise,
+    "GlobalAveragePool": _elementwise,
 }
 
 
 def _carry(graph: ir.Graph, node: ir.Node) -> None:
     """Let an op that only moves values move codes."""
     given, result = _dequantized(node.inputs[0]), _quantized(node)
-    if (
-        given is None
-        or result is None
-        or result.between
-        or result.pair() != [given.scale, given.zero]
-        or given.codes.dtype not in _BYTES
-    ):
+    if given is None or result is None or result.between or not given.is_bytes:
+        return
+    if result.pair() != [given.scale, given.zero]:
         return
     moved, old = node.outputs[0], result.quantizer.outputs[0]
     node.replace_input_with(0, given.codes)
     old.replace_all_uses_with(moved, replace_graph_outputs=True)
-    name, old.name = old.name, f"{old.name}_replaced"
+    dtype = old.type
+    swap_names(moved, old, "replaced")
     graph.remove(result.quantizer, safe=True)
-    moved.name, moved.type = name, old.type
+    moved.type = dtype

@@ -1,142 +1,169 @@
 """Weight-only operations: weights packed in blocks along the reduced axis, arithmetic in float.
 
-Source: com.microsoft operators MatMulNBits-1 and GatherBlockQuantized-1 in ONNX Runtime's ContribOperators.md.
+Source: com.microsoft operators MatMulNBits-1 and GatherBlockQuantized-1 in ONNX Runtime's
+ContribOperators.md.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 
+from octavo.adapters.onnx.describe.site import Site
 from octavo.core.contract.adapter import OpParameters
 from octavo.core.errors import SchemeError
 from octavo.core.numerics.packing import pack as pack_codes
 from octavo.core.numerics.tensor import QuantizedTensor
+from octavo.core.values.graph import Weight
 
-from .packing import cached, tensor
-
-if TYPE_CHECKING:
-    from octavo.adapters.onnx.describe.sites import Site
-
-    from .editing import Editor
-
-MS = "com.microsoft"
+from .editing import Editor
+from .nodes import MS, Emitted, dequantize_linear, without_trailing_gaps
+from .packing import cached, tensor, weight_tensors
 
 
-def _unsigned(weight: QuantizedTensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return (codes, scales, zero points) as matrices (channels, ...), codes and zero points shifted to unsigned."""
-    spec, axis = weight.params.spec, weight.params.axis
-    codes = np.asarray(weight.codes)
-    if axis:
-        codes = codes.T
-    zero = np.asarray(weight.params.zero_point)
-    if not spec.dtype.startswith("u"):
-        shift = 2 ** (spec.bits - 1)
-        codes, zero = codes.astype(np.int16) + shift, zero + shift
-    return (
-        codes.astype(np.uint8),
-        np.asarray(weight.params.scale, np.float32),
-        zero.astype(np.uint8),
-    )
+def write_weight_only(e: Editor, site: Site, params: OpParameters) -> Emitted:
+    """Write an op whose weight is stored in codes, and multiplied in float or block by block."""
+    assert params.weight is not None
+    if params.weight.params.spec.group_size is None:
+        return _write_decoded(e, site, params)
+    is_table = site.op.type == "embedding"
+    node = gather_blocks(e, site, params) if is_table else matmul_nbits(e, site, params)
+    e.replace(site, [node], until=site.before_activation)
+    return Emitted(site.op.name)
 
 
-def matmul_nbits(e: Editor, site: Site, params: OpParameters) -> ir.Node:
-    """Write a linear op as MatMulNBits. A dynamic scheme is its accuracy level 4: activations in int8, block by block."""
-    weight, op = params.weight, site.op
-    assert weight is not None
-    assert op.weight is not None
-    spec, block = weight.params.spec, _block(op.name, weight)
-    features = op.weight.shape[1 - op.weight.channel_axis]
-
-    def pack() -> tuple[ir.TensorProtocol, ir.TensorProtocol, ir.TensorProtocol | None]:
-        codes, scales, zero = _unsigned(weight)
-        rows, blocks = scales.shape
-        padded = np.repeat(zero, block, axis=1)  # codes beyond the last feature stand for 0
-        padded[:, :features] = codes
-        packed = pack_codes(padded.reshape(rows, blocks, block), spec.bits)
-        zeros = (
-            None
-            if _default_zero(spec.bits, zero)
-            else tensor(pack_codes(zero, spec.bits), ir.DataType.UINT8, "zero")
+def _write_decoded(e: Editor, site: Site, params: OpParameters) -> Emitted:
+    """Store the weights of an op in codes, and write them back to float before it."""
+    assert site.weight is not None and params.weight is not None
+    node = e.nodes[site.op.name]
+    weights = (params.weight, *params.further)
+    for offset, (held, weight) in enumerate(zip(site.op.weights, weights, strict=True)):
+        packed = weight_tensors(weight)
+        name = f"{site.op.name}_weight_{offset}"
+        decoded = dequantize_linear(
+            e.shared_weight(held.name, packed),
+            name=f"{name}_DequantizeLinear",
+            result=name,
+            axis=packed.axis,
         )
-        return (
-            tensor(packed, ir.DataType.UINT8, "codes"),
-            tensor(scales, ir.DataType.FLOAT, "scale"),
-            zeros,
-        )
-
-    codes, scales, zeros = cached(weight, "nbits", pack)
-    name = op.weight.name
-    original = site.node.inputs[0]
-    assert original is not None
-    inputs: list[ir.Value | None] = [
-        e.current(original.name or ""),
-        e.shared(f"{name}_quantized", codes),
-        e.shared(f"{name}_scale", scales),
-    ]
-    bias = e.bias(site, params)
-    inputs += [e.shared(f"{name}_zero", zeros) if zeros is not None else None, None]
-    if bias is not None:
-        inputs.append(e.initializer(f"{op.name}_bias", tensor(bias, ir.DataType.FLOAT, "bias")))
-    while inputs and inputs[-1] is None:
-        inputs.pop()
-    attributes: dict[str, Any] = {
-        "K": features,
-        "N": op.weight.shape[op.weight.channel_axis],
-        "bits": spec.bits,
-        "block_size": block,
-    }
-    attributes["accuracy_level"] = 4 if params.scheme.mode == "dynamic" else 0
-    return ir.node("MatMulNBits", inputs, attributes, domain=MS)
+        e.before(node, [decoded])
+        node.replace_input_with(site.weight + offset, decoded.outputs[0])
+    return Emitted(site.op.name)
 
 
-def gather_blocks(e: Editor, site: Site, params: OpParameters) -> ir.Node:
-    """Write an embedding as GatherBlockQuantized: the table stays packed, rows are unpacked as they are looked up."""
-    weight, op = params.weight, site.op
-    assert weight is not None
-    assert op.weight is not None
-    spec, block = weight.params.spec, _block(op.name, weight)
+class _Blocks(NamedTuple):
+    """A weight in blocks: packed codes, scales, and packed zero points where they are not the middle."""
 
-    def pack() -> tuple[ir.TensorProtocol, ir.TensorProtocol, ir.TensorProtocol]:
-        codes, scales, zero = _unsigned(weight)
-        packed = tensor(pack_codes(codes, spec.bits), ir.DataType.UINT8, "codes")
-        return (
-            packed,
-            tensor(scales, ir.DataType.FLOAT, "scale"),
-            tensor(pack_codes(zero, spec.bits), ir.DataType.UINT8, "zero"),
-        )
-
-    codes, scales, zeros = cached(weight, "gather", pack)
-    name, ids = op.weight.name, site.node.inputs[1]
-    assert ids is not None
-    inputs = [
-        e.shared(f"{name}_quantized", codes),
-        e.values[ids.name or ""],
-        e.shared(f"{name}_scale", scales),
-    ]
-    if not _default_zero(spec.bits, _unsigned_zero(weight)):
-        inputs.append(e.shared(f"{name}_zero", zeros))
-    attributes = {"gather_axis": 0, "quantize_axis": 1, "block_size": block, "bits": spec.bits}
-    return ir.node("GatherBlockQuantized", inputs, attributes, domain=MS)
+    codes: ir.TensorProtocol
+    scales: ir.TensorProtocol
+    zeros: ir.TensorProtocol | None
 
 
-def _unsigned_zero(weight: QuantizedTensor) -> np.ndarray:
-    spec = weight.params.spec
-    zero = np.asarray(weight.params.zero_point)
-    return zero if spec.dtype.startswith("u") else zero + 2 ** (spec.bits - 1)
+def _blocks(codes: np.ndarray, scales: np.ndarray, zero: np.ndarray, bits: int) -> _Blocks:
+    packed = tensor(pack_codes(codes, bits), ir.DataType.UINT8, "codes")
+    factors = tensor(scales, ir.DataType.FLOAT, "scale")
+    if _is_default_zero(bits, zero):
+        return _Blocks(packed, factors, None)
+    return _Blocks(packed, factors, tensor(pack_codes(zero, bits), ir.DataType.UINT8, "zero"))
 
 
-def _default_zero(bits: int, zero: np.ndarray) -> bool:
+def _is_default_zero(bits: int, zero: np.ndarray) -> bool:
     """True if every zero point is the middle code, which the kernels take where none is given."""
     return bool(np.all(zero == 2 ** (bits - 1)))
 
 
-def _block(name: str, weight: QuantizedTensor) -> int:
+def _unsigned(weight: QuantizedTensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return (codes, scales, zero points) as matrices (channels, ...).
+
+    Codes and zero points are shifted to unsigned: the kernels know no signed codes.
+    """
+    spec, axis = weight.params.spec, weight.params.axis
+    codes = np.asarray(weight.codes)
+    if axis:
+        codes = codes.T
+    scales = np.asarray(weight.params.scale, np.float32)
+    zero = np.asarray(weight.params.zero_point)
+    if not spec.dtype.startswith("u"):
+        shift = 2 ** (spec.bits - 1)
+        # int16: the shifted codes of int8 go up to 255.
+        codes = codes.astype(np.int16) + shift
+        zero = zero + shift
+    return codes.astype(np.uint8), scales, zero.astype(np.uint8)
+
+
+def _block_size(name: str, weight: QuantizedTensor) -> int:
     size = weight.params.spec.group_size
-    if size is None or size < 16 or size & (size - 1):
+    is_power_of_two = size is not None and not size & (size - 1)
+    if size is None or size < 16 or not is_power_of_two:
         raise SchemeError(
-            f"op {name!r}: ONNX Runtime packs weights in groups of 16, 32, 64, ...; {weight.params.spec} is none of these"
+            f"op {name!r}: ONNX Runtime packs weights in groups of 16, 32, 64, ...; "
+            f"{weight.params.spec} is none of these"
         )
     return size
+
+
+def _operands(site: Site, params: OpParameters) -> tuple[QuantizedTensor, Weight, int]:
+    """Return an op's quantized weight, the weight that it stands for, and its block size."""
+    assert params.weight is not None
+    assert site.op.weight is not None
+    return params.weight, site.op.weight, _block_size(site.op.name, params.weight)
+
+
+def matmul_nbits(e: Editor, site: Site, params: OpParameters) -> ir.Node:
+    """Write a linear op as MatMulNBits.
+
+    A dynamic scheme is its accuracy level 4: activations in int8, block by block.
+    """
+    weight, held, block = _operands(site, params)
+    bits = weight.params.spec.bits
+    features = held.shape[1 - held.channel_axis]
+
+    def pack() -> _Blocks:
+        codes, scales, zero = _unsigned(weight)
+        rows, blocks = scales.shape
+        padded = np.repeat(zero, block, axis=1)  # codes beyond the last feature stand for 0
+        padded[:, :features] = codes
+        return _blocks(padded.reshape(rows, blocks, block), scales, zero, bits)
+
+    packed: _Blocks = cached(weight, "nbits", pack)
+    inputs: list[ir.Value | None] = [
+        e.current(site.input_value(0).name or ""),
+        e.shared(f"{held.name}_quantized", packed.codes),
+        e.shared(f"{held.name}_scale", packed.scales),
+    ]
+    bias = e.bias(site, params)
+    zeros = packed.zeros
+    inputs.append(e.shared(f"{held.name}_zero", zeros) if zeros is not None else None)
+    inputs.append(None)  # g_idx, an order of the features; none here
+    inputs.append(e.float_bias(site, bias) if bias is not None else None)
+    attributes = {
+        "K": features,
+        "N": held.shape[held.channel_axis],
+        "bits": bits,
+        "block_size": block,
+        "accuracy_level": 4 if params.scheme.mode == "dynamic" else 0,
+    }
+    return ir.node("MatMulNBits", without_trailing_gaps(inputs), attributes, domain=MS)
+
+
+def gather_blocks(e: Editor, site: Site, params: OpParameters) -> ir.Node:
+    """Write an embedding as GatherBlockQuantized.
+
+    The table stays packed, rows are unpacked as they are looked up.
+    """
+    weight, held, block = _operands(site, params)
+    bits = weight.params.spec.bits
+    packed: _Blocks = cached(weight, "gather", lambda: _blocks(*_unsigned(weight), bits))
+    ids = site.node.inputs[1]
+    assert ids is not None
+    inputs = [
+        e.shared(f"{held.name}_quantized", packed.codes),
+        e.values[ids.name or ""],
+        e.shared(f"{held.name}_scale", packed.scales),
+    ]
+    if packed.zeros is not None:
+        inputs.append(e.shared(f"{held.name}_zero", packed.zeros))
+    attributes = {"gather_axis": 0, "quantize_axis": 1, "block_size": block, "bits": bits}
+    return ir.node("GatherBlockQuantized", inputs, attributes, domain=MS)

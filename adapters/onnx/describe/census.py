@@ -1,4 +1,7 @@
-"""The weights of a model, counted in its tensors: initializers and constants that its outputs depend on, bodies included."""
+"""The weights of a model, counted in its tensors.
+
+Initializers and constants that its outputs depend on, those that bodies read included.
+"""
 
 from __future__ import annotations
 
@@ -41,15 +44,20 @@ def _counted(node: ir.Node | None, value: ir.Value) -> tuple[HeldWeight, ...]:
 
     What was computed from no weight (a mask, a table of positions) is one only where a product reads it.
     """
-    own, known = held(value), sources(value)
+    own = held(value)
+    known = sources(value)
     if own is None or known:
         return known or ()
-    computed = known is not None
-    return (own,) if not computed or (node is not None and node.op_type in _PRODUCTS) else ()
+    is_computed = known is not None
+    is_factor = node is not None and node.op_type in _PRODUCTS
+    return (own,) if is_factor or not is_computed else ()
 
 
 def _reads(graph: ir.Graph) -> Iterator[tuple[ir.Node | None, ir.Value]]:
-    """Yield (reader, value) for everything that nodes read which the outputs depend on; bodies with the node they belong to."""
+    """Yield (reader, value) for everything that nodes read which the outputs depend on.
+
+    What a body reads comes after what its node reads.
+    """
     for node in _needed(graph):
         for value in node.inputs:
             if value is not None:
@@ -85,8 +93,8 @@ def _captured(body: ir.Graph) -> Iterator[ir.Value]:
 def _reason(node: ir.Node | None, value: ir.Value) -> str:
     if node is None:
         return "it is an output of the model as it is"
-    bias = _BIAS.get(node.op_type)
-    if bias is not None and len(node.inputs) > bias and node.inputs[bias] is value:
+    bias_at = _BIAS.get(node.op_type)
+    if bias_at is not None and bias_at < len(node.inputs) and node.inputs[bias_at] is value:
         return "a bias stays float"
     if node.op_type == "QuantizeLinear":
         return "the model itself quantizes it at run time (QuantizeLinear), and stores it in float"

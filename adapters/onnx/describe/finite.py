@@ -1,7 +1,8 @@
 """Parameters that must be finite: looked at when a model is opened, named as the model names them.
 
-A weight that may be quantized is left to the core, whose ``non_finite`` setting can keep its op in float. Whatever else
-holds NaN or Inf (a bias, a norm's scale, a weight out of reach) makes every candidate useless.
+A weight that may be quantized is left to the core, whose ``non_finite`` setting can keep its op in
+float. Whatever else holds NaN or Inf (a bias, a norm's scale, a weight out of reach) makes every
+candidate useless.
 """
 
 from __future__ import annotations
@@ -11,16 +12,22 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from octavo.adapters.onnx.prepare.folding import constant
+from octavo.adapters.onnx.prepare.constants import constant
 from octavo.adapters.onnx.prepare.scopes import walk
 from octavo.core.errors import NonFiniteWeight
 
 from .sites import Sites
 
 _PARAMETERS: Mapping[str, tuple[int, ...]] = {
-    "BatchNormalization": (1, 2, 3, 4), "LayerNormalization": (1, 2), "RMSNormalization": (1,), "InstanceNormalization": (1, 2),
-    "GroupNormalization": (1, 2), "LSTM": (1, 2, 3), "GRU": (1, 2, 3), "RNN": (1, 2, 3),
-}  # fmt: skip
+    "BatchNormalization": (1, 2, 3, 4),
+    "LayerNormalization": (1, 2),
+    "RMSNormalization": (1,),
+    "InstanceNormalization": (1, 2),
+    "GroupNormalization": (1, 2),
+    "LSTM": (1, 2, 3),
+    "GRU": (1, 2, 3),
+    "RNN": (1, 2, 3),
+}
 """Constants that are no masks, whose infinities may be meant."""
 
 
@@ -31,23 +38,24 @@ def refuse_non_finite(sites: Sites) -> None:
         NonFiniteWeight: If one holds NaN or Inf; the message names the tensor and the op.
     """
     for node in walk(sites.graph):
-        for index in _PARAMETERS.get(node.op_type, ()) if node.domain == "" else ():
-            _refuse(node.inputs[index] if index < len(node.inputs) else None, node.name)
+        indices = _PARAMETERS.get(node.op_type, ()) if node.domain == "" else ()
+        for index in indices:
+            if index < len(node.inputs):
+                _refuse(node.inputs[index], node.name)
+    initializers = sites.graph.initializers
     for name, site in sites.sites.items():
         if site.bias is not None:
-            _refuse(sites.graph.initializers.get(site.bias), name)
+            _refuse(initializers.get(site.bias), name)
         if site.op.weight is not None and site.op.out_of_reach:
-            _refuse(sites.graph.initializers.get(site.op.weight.name), name)
+            _refuse(initializers.get(site.op.weight.name), name)
 
 
 def _refuse(value: ir.Value | None, op: str | None) -> None:
     array = constant(value)
-    if (
-        value is not None
-        and array is not None
-        and array.dtype.kind == "f"
-        and not np.isfinite(array).all()
-    ):
+    if value is None or array is None or array.dtype.kind != "f":
+        return
+    if not np.isfinite(array).all():
         raise NonFiniteWeight(
-            f"tensor {value.name!r} of op {op!r} holds NaN or Inf; repair it and export the model again"
+            f"tensor {value.name!r} of op {op!r} holds NaN or Inf; "
+            "repair it and export the model again"
         )

@@ -1,25 +1,24 @@
-"""Streams: values that share one factor per channel, because residual sums, ReLU and pooling tie them together.
+"""Streams: values that share one factor per channel.
 
-A stream is written by convolutions (or linear ops), summed, pooled, and read by convolutions or linear ops. Dividing what
-is written and multiplying what reads by one factor per channel leaves the function as it is.
+Residual sums, ReLU and pooling tie them together. A stream is written by convolutions (or linear
+ops), summed, pooled, and read by convolutions or linear ops. Dividing what is written and
+multiplying what reads by one factor per channel leaves the function as it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from octavo.core.numerics.channels import EVERY, SCALE_ALONE
 from octavo.core.values.graph import Group
 
-if TYPE_CHECKING:
-    from .sites import Site
+from .site import Site
 
-"""What linear readers can take, in their producer or by nodes of their own before their products."""
 _FLATTENING = frozenset({"Flatten", "Reshape", "Squeeze"})
+_POOLING = frozenset({"MaxPool", "GlobalAveragePool", "AveragePool"})
 
 
 @dataclass
@@ -43,10 +42,12 @@ class Stream:
         first = self.writers[0]
         members = tuple(dict.fromkeys(r.op.name for r in self.readers))
         value = self.readers[0].op.inputs[0]
-        direct = len(self.values) == 1 and not first.activation and first.op.type == "linear"
-        together = all(r.op.type == "linear" and r.op.inputs[0] == value for r in self.readers)
-        takes = EVERY if together else SCALE_ALONE
-        online = frozenset() if direct else takes - {"scale"}
+        is_direct = len(self.values) == 1 and not first.activation and first.op.type == "linear"
+        # Linear readers of one value can take shifts and rotations, in their producer or by nodes
+        # of their own before their products.
+        are_linear = all(r.op.type == "linear" for r in self.readers)
+        is_shared = all(r.op.inputs[0] == value for r in self.readers)
+        takes = EVERY if are_linear and is_shared else SCALE_ALONE
         return Group(
             f"rescale:{first.op.name}",
             "rescale",
@@ -56,7 +57,7 @@ class Stream:
             value,
             tuple(self.values),
             takes=takes,
-            online=online,
+            online=frozenset() if is_direct else takes - {"scale"},
         )
 
 
@@ -77,7 +78,7 @@ def find_streams(sites: Mapping[str, Site]) -> tuple[Stream, ...]:
 
 
 class _Walk:
-    """Follows values both ways until the stream is closed, or an op is met that cannot take part."""
+    """Follows values both ways until the stream is closed, or an op cannot take part."""
 
     def __init__(
         self, kind: str, by_last: Mapping[ir.Node, Site], by_node: Mapping[ir.Node, Site]
@@ -90,80 +91,71 @@ class _Walk:
 
     def follow(self, start: ir.Value) -> Stream | None:
         """Return the closed stream that holds ``start``; None if there is none."""
+        stream = self.stream
         pending = [start]
         while pending:
             value = pending.pop()
-            if (value.name or "") in self.stream.values:
+            name = value.name or ""
+            if name in stream.values:
                 continue
-            self.stream.values[value.name or ""] = None
+            stream.values[name] = None
             before, after = self._written(value), self._read(value)
             if before is None or after is None:
                 return None
             pending += [*before, *after]
-        widths = {
-            w.op.weight.shape[w.op.weight.channel_axis]
-            for w in self.stream.writers
-            if w.op.weight is not None
-        }
-        if len(widths) != 1 or not self.stream.readers:
+        weights = [w.op.weight for w in stream.writers if w.op.weight is not None]
+        widths = {weight.shape[weight.channel_axis] for weight in weights}
+        if len(widths) != 1 or not stream.readers:
             return None
-        self.stream.channels = widths.pop()
-        return self.stream if all(self._fits(r) for r in self.stream.readers) else None
+        stream.channels = widths.pop()
+        return stream if all(self._fits(r) for r in stream.readers) else None
 
     def _fits(self, reader: Site) -> bool:
+        """True if a reader's input has as many channels as the stream."""
         weight = reader.op.weight
         assert weight is not None
         if reader.op.type == "linear":
             return weight.shape[1 - weight.channel_axis] == self.stream.channels
-        return (
-            weight.shape[1] * int(str(reader.op.attributes.get("groups", 1)))
-            == self.stream.channels
-        )
+        groups = int(str(reader.op.attributes.get("groups", 1)))
+        return weight.shape[1] * groups == self.stream.channels
 
     def _written(self, value: ir.Value) -> list[ir.Value] | None:
+        """Return the values that a value is made of; None where the stream cannot be followed."""
         node = value.producer()
-        site = self.by_last.get(node) if node is not None else None
         if node is None:
             return None
-        if site is not None and site.op.type == self.kind and _writes(site):
+        site = self.by_last.get(node)
+        if site is not None and site.op.type == self.kind and _can_write(site):
             self.stream.writers.append(site)
             return []
-        if (
-            site is not None
-            and site.op.type == "add"
-            and len(site.inputs) == 2
-            and site.activation in ("", "relu")
-        ):
-            return _values(site.node, (0, 1))
-        return _values(node, (0,)) if self._passes(node) else None
+        if site is not None and _is_sum(site):
+            return _inputs(site.node, (0, 1))
+        return _inputs(node, (0,)) if self._passes(node) else None
 
     def _read(self, value: ir.Value) -> list[ir.Value] | None:
+        """Return the values that are made of a value; None where a reader cannot take part."""
         if value.is_graph_output():
             return None
+        is_pooled = (value.name or "") in self.pooled
         further: list[ir.Value] = []
         for node, index in value.uses():
             site = self.by_node.get(node)
-            if (
-                site is not None
-                and site.op.type == "add"
-                and len(site.inputs) == 2
-                and site.activation in ("", "relu")
-            ):
+            if site is not None and _is_sum(site):
                 further.append(site.last.outputs[0])
             elif index == 0 and self._passes(node):
-                further.append(node.outputs[0])
-                if node.op_type == "GlobalAveragePool" or (value.name or "") in self.pooled:
-                    self.pooled.add(node.outputs[0].name or "")
-            elif (site is not None and index == 0 and takes(site, (self.kind,))) or (
-                site is not None
-                and index == 0
-                and (value.name or "") in self.pooled
-                and takes(site, ("linear",))
-            ):
+                result = node.outputs[0]
+                further.append(result)
+                if node.op_type == "GlobalAveragePool" or is_pooled:
+                    self.pooled.add(result.name or "")
+            elif site is not None and index == 0 and self._can_read(site, is_pooled=is_pooled):
                 self.stream.readers.append(site)
             else:
                 return None
         return further
+
+    def _can_read(self, site: Site, *, is_pooled: bool) -> bool:
+        """True for ops of the stream's own type, and for linear ones behind a global pooling."""
+        return takes(site, (self.kind,)) or (is_pooled and takes(site, ("linear",)))
 
     def _passes(self, node: ir.Node) -> bool:
         """True for ops that keep channels apart and commute with positive factors."""
@@ -173,48 +165,52 @@ class _Walk:
             # After global pooling a sample is one number per channel, in whatever shape.
             source = node.inputs[0].producer() if node.inputs[0] is not None else None
             return source is not None and source.op_type == "GlobalAveragePool"
-        return node.op_type in ("MaxPool", "GlobalAveragePool", "AveragePool")
+        return node.op_type in _POOLING
 
 
-def _values(node: ir.Node, indices: tuple[int, ...]) -> list[ir.Value]:
+def _inputs(node: ir.Node, indices: tuple[int, ...]) -> list[ir.Value]:
     return [v for i in indices if (v := node.inputs[i]) is not None]
 
 
-def _writes(site: Site) -> bool:
-    return site.activation in ("", "relu") and owns_tensors(site)
+def _keeps_factors(site: Site) -> bool:
+    # A positive factor passes a ReLU; the limits of a ReLU6 would have to move with it.
+    return site.activation in ("", "relu")
+
+
+def _is_sum(site: Site) -> bool:
+    return site.op.type == "add" and len(site.inputs) == 2 and _keeps_factors(site)
+
+
+def _can_write(site: Site) -> bool:
+    return _keeps_factors(site) and owns_tensors(site)
 
 
 def owns_tensors(site: Site) -> bool:
-    """True if nobody else uses the site's weight and bias, so that both can be scaled under their names."""
+    """True if nobody else uses the site's weight and bias.
+
+    Then both can be scaled under their names.
+    """
     weight = site.node.inputs[site.weight] if site.weight is not None else None
     if weight is None or len(weight.uses()) != 1 or site.op.out_of_reach:
         return False
-    bias = next(
-        (
-            v
-            for n in (site.node, *_nodes_between(site))
-            for v in n.inputs
-            if v is not None and v.name == site.bias
-        ),
-        None,
-    )
-    return bias is None or len(bias.uses()) == 1
+    for node in (site.node, *_fused_nodes(site)):
+        for value in node.inputs:
+            if value is not None and value.name == site.bias:
+                return len(value.uses()) == 1
+    return True
 
 
-def _nodes_between(site: Site) -> Iterator[ir.Node]:
+def _fused_nodes(site: Site) -> Iterator[ir.Node]:
+    """Yield the nodes behind the main node that are fused into it, the last first."""
     node: ir.Node | None = site.last
     while node is not None and node is not site.node:
         yield node
-        node = next(
-            (p for v in node.inputs if v is not None and (p := v.producer()) is not None), None
-        )
+        producers = (v.producer() for v in node.inputs if v is not None)
+        node = next((p for p in producers if p is not None), None)
 
 
 def takes(site: Site, types: tuple[str, ...]) -> bool:
     """True if a site of one of these types can have its input channels multiplied."""
-    return (
-        site.op.type in types
-        and site.weight is not None
-        and site.op.weight is not None
-        and owns_tensors(site)
-    )
+    if site.op.type not in types or site.weight is None or site.op.weight is None:
+        return False
+    return owns_tensors(site)

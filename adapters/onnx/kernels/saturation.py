@@ -22,8 +22,8 @@ from octavo.core.numerics.saturation import REACH, REASON
 from octavo.core.values.scheme import OpScheme
 
 WIDENED = (
-    "its weight uses all 8 bits, whose signed products this CPU adds in 16 bits (no VNNI): it is held as unsigned bytes "
-    "around 128, the same numbers on another kernel"
+    "its weight uses all 8 bits, whose signed products this CPU adds in 16 bits (no VNNI): "
+    "it is held as unsigned bytes around 128, the same numbers on another kernel"
 )
 
 _MIDDLE = 128
@@ -44,7 +44,10 @@ _HELD: dict[str, tuple[tuple[int, int], ...]] = {
 
 
 def is_signed_product(scheme: OpScheme) -> bool:
-    """Return whether a scheme multiplies 8-bit inputs by signed 8-bit weights that share scales by channel or tensor."""
+    """Return whether a scheme multiplies 8-bit inputs by signed 8-bit weights.
+
+    Of weights that share scales by channel or tensor: those in groups have kernels of their own.
+    """
     weight, x = scheme.weight, scheme.input
     if weight is None or x is None or scheme.mode not in ("static", "dynamic"):
         return False
@@ -53,31 +56,40 @@ def is_signed_product(scheme: OpScheme) -> bool:
 
 @lru_cache
 def saturates(providers: tuple[str, ...]) -> str:
-    """Return why signed weights must keep to seven bits with these providers; empty where whole bytes are summed right."""
+    """Return why signed weights must keep to seven bits with these providers.
+
+    Empty where whole bytes are summed right.
+    """
     if providers != ("CPUExecutionProvider",):
         return ""
     rows, features, outputs = 8, 64, 32
     x = np.full((rows, features), 255, np.uint8)
     w = np.full((features, outputs), 127, np.int8)
-    node = helper.make_node("MatMulInteger", ["x", "w"], ["y"])
-    graph = helper.make_graph(
-        [node],
-        "extremes",
-        [helper.make_tensor_value_info("x", TensorProto.UINT8, x.shape)],
-        [helper.make_tensor_value_info("y", TensorProto.INT32, (rows, outputs))],
-        [numpy_helper.from_array(w, "w")],
-    )
-    opset = helper.make_opsetid("", CONVERTED)
-    proto: onnx.ModelProto = helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION)
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
-    session = ort.InferenceSession(proto.SerializeToString(), options, providers=list(providers))
+    message = _product_of(w, rows).SerializeToString()
+    session = ort.InferenceSession(message, options, providers=list(providers))
     (y,) = session.run(None, {"x": x})
     return "" if np.all(y == 255 * 127 * features) else REASON
 
 
+def _product_of(w: np.ndarray, rows: int) -> onnx.ModelProto:
+    """Return a model that multiplies unsigned bytes ``x`` by a constant of signed ones."""
+    features, outputs = w.shape
+    node = helper.make_node("MatMulInteger", ["x", "w"], ["y"])
+    inputs = [helper.make_tensor_value_info("x", TensorProto.UINT8, (rows, features))]
+    results = [helper.make_tensor_value_info("y", TensorProto.INT32, (rows, outputs))]
+    held = [numpy_helper.from_array(w, "w")]
+    graph = helper.make_graph([node], "extremes", inputs, results, held)
+    imports = [helper.make_opsetid("", CONVERTED)]
+    made: onnx.ModelProto = helper.make_model(graph, opset_imports=imports, ir_version=IR_VERSION)
+    return made
+
+
 def widen_weights(model: ir.Model) -> int:
-    """Write signed weights that would saturate as unsigned bytes around 128: the same numbers, on a kernel that does not.
+    """Write signed weights that would saturate as unsigned bytes around 128.
+
+    The same numbers, on a kernel that does not saturate.
 
     Args:
         model: Changed in place.
@@ -86,26 +98,28 @@ def widen_weights(model: ir.Model) -> int:
         At how many places a weight was rewritten.
     """
     made: dict[ir.Value, ir.Value] = {}
-
-    def unsigned(value: ir.Value) -> ir.Value:
-        if value not in made:
-            made[value] = _unsigned(value)
-        return made[value]
-
     rewritten = 0
     for node in RecursiveGraphIterator(model.graph):
         for at, zero_at in _HELD.get(node.op_type, ()):
-            weight = node.inputs[at] if at < len(node.inputs) else None
-            if weight is None or not _out_of_reach(weight):
-                continue
-            zero = node.inputs[zero_at] if zero_at < len(node.inputs) else None
-            if zero is not None and zero.const_value is None:
-                continue  # a zero point that is computed cannot be moved along
-            node.resize_inputs(max(len(node.inputs), zero_at + 1))
-            node.replace_input_with(at, unsigned(weight))
-            node.replace_input_with(zero_at, _middle(weight) if zero is None else unsigned(zero))
-            rewritten += 1
+            rewritten += _widen(node, at, zero_at, made)
     return rewritten
+
+
+def _widen(node: ir.Node, at: int, zero_at: int, made: dict[ir.Value, ir.Value]) -> bool:
+    """Exchange a weight and its zero point; what was made of them before is used again."""
+    weight = node.inputs[at] if at < len(node.inputs) else None
+    if weight is None or not _out_of_reach(weight):
+        return False
+    zero = node.inputs[zero_at] if zero_at < len(node.inputs) else None
+    if zero is not None and zero.const_value is None:
+        return False  # a zero point that is computed cannot be moved along
+    for value in (weight, zero):
+        if value is not None and value not in made:
+            made[value] = _unsigned(value)
+    node.resize_inputs(max(len(node.inputs), zero_at + 1))
+    node.replace_input_with(at, made[weight])
+    node.replace_input_with(zero_at, _middle(weight) if zero is None else made[zero])
+    return True
 
 
 def _out_of_reach(value: ir.Value) -> bool:

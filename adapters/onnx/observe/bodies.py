@@ -20,7 +20,8 @@ import onnxruntime as ort
 
 from octavo.adapters.onnx import OnnxConfig
 from octavo.adapters.onnx.prepare.scopes import bodies, captured
-from octavo.adapters.onnx.run import compile_proto, part
+from octavo.adapters.onnx.run.compiling import compile_proto
+from octavo.adapters.onnx.run.parts import part
 from octavo.core.contract.adapter import Sink
 
 Arrays = Mapping[str, Any]

@@ -14,9 +14,9 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from octavo.adapters.onnx import OnnxConfig
-from octavo.adapters.onnx.candidate import feeds
 from octavo.adapters.onnx.prepare.scopes import scopes, walk
-from octavo.adapters.onnx.run import compile_model
+from octavo.adapters.onnx.run.compiling import compile_model
+from octavo.adapters.onnx.run.feeds import feeds
 from octavo.core.contract.adapter import Batch, Sink
 from octavo.core.errors import DataError, ModelError, nearest
 from octavo.core.values.calls import flat, named

@@ -17,8 +17,10 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from octavo.adapters.onnx import OnnxConfig
-from octavo.adapters.onnx.candidate import OnnxCandidate, feeds
-from octavo.adapters.onnx.run import RUNTIME_ERRORS, compile_model, compile_proto, part
+from octavo.adapters.onnx.candidate import OnnxCandidate
+from octavo.adapters.onnx.run.compiling import RUNTIME_ERRORS, compile_model, compile_proto
+from octavo.adapters.onnx.run.feeds import feeds
+from octavo.adapters.onnx.run.parts import part
 from octavo.core.contract.adapter import Batch, Candidate
 from octavo.core.contract.recall import Room
 from octavo.core.errors import ModelError

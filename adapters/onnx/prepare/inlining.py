@@ -9,7 +9,7 @@ import onnx.inliner
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from octavo.adapters.onnx.run import skeleton
+from octavo.adapters.onnx.files.message import skeleton
 from octavo.core.errors import ModelError
 
 from .opset import unchanged

@@ -6,7 +6,7 @@ import onnx
 import onnx.version_converter
 import onnx_ir as ir
 
-from octavo.adapters.onnx.run import skeleton
+from octavo.adapters.onnx.files.message import skeleton
 from octavo.core.errors import ModelError
 
 OLDEST = 13

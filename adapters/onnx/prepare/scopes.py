@@ -120,10 +120,10 @@ def lift_initializers(graph: ir.Graph) -> None:
                 graph.register_initializer(value)
 
 
-def free_name(wanted: str, taken: Container[str]) -> str:
-    """Return a name that is not taken: the wanted one, or that with a number."""
+def free_name(wanted: str, *taken: Container[str]) -> str:
+    """Return a name that is taken nowhere: the wanted one, or that with a number."""
     name, number = wanted, 0
-    while name in taken:
+    while any(name in names for names in taken):
         number += 1
         name = f"{wanted}_{number}"
     return name

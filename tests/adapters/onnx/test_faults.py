@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 import octavo
 from octavo.adapters.onnx import OnnxConfig, offers
 from octavo.adapters.onnx.adapter import OnnxAdapter
+from octavo.adapters.onnx.kernels import probing
 from octavo.adapters.onnx.session import OnnxSession
 from octavo.core.errors import NonFiniteWeight, SchemeError
 from tests.adapters.onnx import models
@@ -140,6 +141,6 @@ def test_faults_of_our_own_are_not_taken_for_an_answer_of_the_runtime(
     def broken(*_: object) -> None:
         raise fault
 
-    monkeypatch.setattr(offers, "emit", broken)
+    monkeypatch.setattr(probing, "emit", broken)
     with pytest.raises(type(fault)):
-        offers._Probe.of("softmax", OnnxConfig(threads=1)).ask(offers._candidates()["softmax"][0])
+        probing.Probe.of("softmax", OnnxConfig(threads=1)).ask(offers._candidates()["softmax"][0])

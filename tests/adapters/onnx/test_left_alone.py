@@ -8,7 +8,7 @@ from onnx import helper
 import octavo
 from octavo.adapters.onnx import OnnxConfig
 from octavo.adapters.onnx.prepare.source import read
-from octavo.adapters.onnx.run import compile_model
+from octavo.adapters.onnx.run.compiling import compile_model
 from tests.adapters.onnx import models
 
 HIDDEN = 16

@@ -9,7 +9,7 @@ from onnx.reference import ReferenceEvaluator
 
 import octavo
 from octavo.adapters.onnx import OnnxConfig
-from octavo.adapters.onnx.run import compile_model
+from octavo.adapters.onnx.run.compiling import compile_model
 from tests.adapters.onnx import models
 
 

@@ -17,7 +17,7 @@ from octavo.adapters.onnx.adapter import OnnxAdapter
 from octavo.adapters.onnx.kernels.saturation import saturates
 from octavo.adapters.onnx.offers import capability
 from octavo.adapters.onnx.prepare.source import read
-from octavo.adapters.onnx.run import compile_model
+from octavo.adapters.onnx.run.compiling import compile_model
 from tests.adapters.onnx import models
 
 STEPS, BATCH, FEATURES, HIDDEN = 6, 3, 16, 32

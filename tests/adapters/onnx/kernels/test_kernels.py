@@ -103,7 +103,7 @@ def test_codes_flow_from_end_to_end(residual: str) -> None:
     next(n for n in proto.graph.node if n.name == "residual").op_type = residual
     result = octavo.quantize_model(proto, "int8-static", calibration=models.images())
     ops = [n.op_type for n in result.model.model.graph.node]
-    from octavo.adapters.onnx.run import compile_model
+    from octavo.adapters.onnx.run.compiling import compile_model
 
     optimized = [
         n.op_type for n in compile_model(result.model.graph, OnnxConfig(), inspect=True).nodes

@@ -6,7 +6,8 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
-from octavo.adapters.onnx import OnnxConfig, offers
+from octavo.adapters.onnx import OnnxConfig
+from octavo.adapters.onnx.kernels import probing
 from octavo.core.errors import AdapterFault
 from octavo.core.values.scheme import OpScheme, QuantSpec
 
@@ -21,12 +22,12 @@ def test_a_scheme_without_a_kernel_is_not_offered_and_nobody_is_warned(
     recwarn: pytest.WarningsRecorder,
 ) -> None:
     bfloat16 = OpScheme(mode="cast", weight=QuantSpec(dtype="bfloat16"))
-    assert offers._Probe.of("conv", OnnxConfig(threads=1)).ask(bfloat16) is None
+    assert probing.Probe.of("conv", OnnxConfig(threads=1)).ask(bfloat16) is None
     assert not recwarn.list
 
 
 def test_a_model_written_wrongly_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    written = offers.emit
+    written = probing.emit
 
     def wrongly(model: ir.Model, sites: Any, parameters: Mapping[str, Any]) -> Any:
         made, emitted = written(model, sites, parameters)
@@ -34,9 +35,9 @@ def test_a_model_written_wrongly_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
         node.attributes["no_such_attribute"] = ir.AttrInt64("no_such_attribute", 1)
         return made, emitted
 
-    probe = offers._Probe.of("linear", OnnxConfig(threads=1))
+    probe = probing.Probe.of("linear", OnnxConfig(threads=1))
     assert probe.ask(DYNAMIC) is not None
-    monkeypatch.setattr(offers, "emit", wrongly)
+    monkeypatch.setattr(probing, "emit", wrongly)
     with pytest.warns(AdapterFault, match="written wrongly"):
         assert probe.ask(DYNAMIC) is None
 
@@ -45,7 +46,7 @@ def test_an_exception_of_octavo_itself_is_raised(monkeypatch: pytest.MonkeyPatch
     def fails(*_: Any) -> Any:
         raise RuntimeError("a fault in the writer")
 
-    probe = offers._Probe.of("linear", OnnxConfig(threads=1))
-    monkeypatch.setattr(offers, "emit", fails)
+    probe = probing.Probe.of("linear", OnnxConfig(threads=1))
+    monkeypatch.setattr(probing, "emit", fails)
     with pytest.raises(RuntimeError, match="a fault in the writer"):
         probe.ask(DYNAMIC)

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import octavo
 from octavo.adapters.onnx import candidate, offers
-from octavo.adapters.onnx.kernels import saturation
+from octavo.adapters.onnx.kernels import probing, saturation
 from octavo.core.values.ledger import REDUCED
 
 Build = Callable[[], onnx.ModelProto]
@@ -115,7 +115,7 @@ def test_a_model_of_another_machine_is_loaded_without_saturating(
     batches = [{"x": RANDOM.random(shape).astype(np.float32)} for _ in range(4)]
     with monkeypatch.context() as elsewhere:
         # A CPU with VNNI: whole bytes are stored.
-        elsewhere.setattr(offers, "saturates", lambda providers: "")
+        elsewhere.setattr(probing, "saturates", lambda providers: "")
         offers._offers.cache_clear()
         try:
             rules = [

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 import octavo
 from octavo.adapters.onnx import OnnxConfig
 from octavo.adapters.onnx.adapter import OnnxAdapter
-from octavo.adapters.onnx.run import compile_model
+from octavo.adapters.onnx.run.compiling import compile_model
 from octavo.core.values.recipe import Recipe
 from tests.adapters.onnx import models
 

@@ -12,7 +12,7 @@ import pytest
 import octavo
 from octavo.adapters.onnx import OnnxConfig, candidate, octavo_adapters
 from octavo.adapters.onnx.adapter import OnnxAdapter
-from octavo.adapters.onnx.files import write
+from octavo.adapters.onnx.files.writing import write
 from octavo.adapters.onnx.prepare.source import read
 from octavo.core.values.recipe import Recipe
 from tests.adapters.onnx import models

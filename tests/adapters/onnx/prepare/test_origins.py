@@ -16,7 +16,7 @@ from octavo.adapters.onnx import OnnxConfig
 from octavo.adapters.onnx.adapter import OnnxAdapter
 from octavo.adapters.onnx.prepare.preparation import prepare
 from octavo.adapters.onnx.prepare.source import read
-from octavo.adapters.onnx.run import compile_model
+from octavo.adapters.onnx.run.compiling import compile_model
 from octavo.core.values.recipe import Recipe
 from tests.adapters.onnx import models
 

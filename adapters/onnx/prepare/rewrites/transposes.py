@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from .folding import constant, is_constant, take_over
+from octavo.adapters.onnx.prepare.constants import constant, is_constant, take_over
 
 _Dim = int | str
 """A number, or ``axis 2`` for what the second-to-last axis of a rank-4 value turns out to have."""

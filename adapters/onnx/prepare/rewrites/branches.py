@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from .folding import constant
-from .scopes import owner, walk
+from octavo.adapters.onnx.prepare.constants import constant
+from octavo.adapters.onnx.prepare.scopes import owner, walk
 
 
 def take_constant_branches(graph: ir.Graph) -> bool:

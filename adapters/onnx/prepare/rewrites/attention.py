@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from .folding import add_initializer, constant
+from octavo.adapters.onnx.prepare.constants import add_initializer, constant
 
 _LOWEST = np.float32(np.finfo(np.float32).min)
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from .folding import add_initializer, constant, take_over
-from .scopes import owner
+from octavo.adapters.onnx.prepare.constants import add_initializer, constant, take_over
+from octavo.adapters.onnx.prepare.scopes import owner
 
 
 def before(

@@ -8,9 +8,15 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from .building import Layouts, before, replace_with, swap_last
-from .folding import add_initializer, constant, is_constant, replace_input
-from .scopes import owner
+from octavo.adapters.onnx.prepare.constants import (
+    add_initializer,
+    constant,
+    is_constant,
+    replace_input,
+)
+from octavo.adapters.onnx.prepare.scopes import owner
+
+from .layouts import Layouts, before, replace_with, swap_last
 
 LEFT = "octavo.left"
 """Marks a product whose constant stood on the left, and holds that constant: the swaps around it go again where it stays float."""

@@ -7,9 +7,10 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
-from .building import Layouts, before, replace_with
-from .folding import add_initializer, is_constant
-from .scopes import owner
+from octavo.adapters.onnx.prepare.constants import add_initializer, is_constant
+from octavo.adapters.onnx.prepare.scopes import owner
+
+from .layouts import Layouts, before, replace_with
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 

@@ -13,9 +13,10 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
-from .building import Layouts, before, replace_with
-from .folding import add_initializer, is_constant
-from .scopes import owner
+from octavo.adapters.onnx.prepare.constants import add_initializer, is_constant
+from octavo.adapters.onnx.prepare.scopes import owner
+
+from .layouts import Layouts, before, replace_with
 
 
 def product_from_einsum(node: ir.Node, layouts: Layouts) -> None:

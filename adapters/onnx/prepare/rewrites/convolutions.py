@@ -9,7 +9,13 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from .folding import add_initializer, constant, is_constant, replace_input, take_over
+from octavo.adapters.onnx.prepare.constants import (
+    add_initializer,
+    constant,
+    is_constant,
+    replace_input,
+    take_over,
+)
 
 
 def fold_batch_norm(node: ir.Node) -> bool:
@@ -149,40 +155,3 @@ def fold_pad(node: ir.Node) -> bool:
 
 def _text(node: ir.Node, name: str, default: str) -> str:
     return node.attributes[name].as_string() if name in node.attributes else default
-
-
-def pool_from_mean(node: ir.Node) -> None:
-    """Turn ReduceMean over the two spatial axes, of either layout, into GlobalAveragePool, which has an integer kernel."""
-    x, graph = node.inputs[0], node.graph
-    if x is None or not isinstance(graph, ir.Graph) or x.shape is None or len(x.shape) != 4:
-        return
-    axes = _axes(node)
-    keep = node.attributes["keepdims"].as_int() if "keepdims" in node.attributes else 1
-    spatial, turn = [2, 3], x.producer()
-    turned = (
-        list(turn.attributes["perm"].as_ints())
-        if turn is not None and "perm" in turn.attributes
-        else []
-    )
-    if (
-        turn is not None and turned == [0, 2, 3, 1] and not keep
-    ):  # channels last, as TensorFlow has them
-        x, spatial = turn.inputs[0], [1, 2]
-    if axes is None or x is None or sorted(a % 4 for a in axes) != spatial:
-        return
-    pool = ir.node("GlobalAveragePool", [x], name=node.name)
-    new = [pool]
-    if not keep:
-        new.append(ir.node("Flatten", [pool.outputs[0]], name=f"{node.name}_flatten"))
-        pool.outputs[0].name = f"{node.outputs[0].name}_pooled"
-        pool.outputs[0].type = x.type
-    graph.insert_before(node, new)
-    take_over(new[-1].outputs[0], node.outputs[0])
-    graph.remove(node, safe=True)
-
-
-def _axes(node: ir.Node) -> list[int] | None:
-    if "axes" in node.attributes:
-        return [int(a) for a in node.attributes["axes"].as_ints()]
-    axes = constant(node.inputs[1]) if len(node.inputs) > 1 else None
-    return [int(a) for a in axes.ravel()] if axes is not None else None

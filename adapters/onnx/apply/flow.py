@@ -1,0 +1,129 @@
+"""Where codes flow: values whose producer and whose consumers all speak integers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+import onnx_ir as ir
+
+from octavo.adapters.onnx.describe.carriers import carries
+from octavo.adapters.onnx.describe.site import Site
+from octavo.adapters.onnx.prepare.constants import scalar
+from octavo.adapters.onnx.prepare.scopes import owner
+from octavo.core.contract.adapter import OpParameters
+from octavo.core.numerics.affine import QuantParams, integer_range
+
+from .activations import CodesEditor, codes_key
+
+
+def let_codes_flow(editor: CodesEditor) -> None:
+    """Quantize the results of static ops for all who read them, where that is what they want."""
+    flow = _Flow(editor)
+    for name, params in editor.parameters.items():
+        if params.scheme.mode == "static":
+            flow.decide(editor.sites.sites[name], params)
+
+
+class _Flow:
+    def __init__(self, editor: CodesEditor) -> None:
+        self._editor = editor
+
+    def decide(self, site: Site, params: OpParameters) -> None:
+        """Let the codes of a static op's result flow, where it is quantized."""
+        value = site.op.outputs[0]
+        chosen = None
+        if params.outputs and params.scheme.output is not None:
+            chosen = params.outputs[0]
+        if chosen is None and self._is_read_alike(value):
+            # A result that may stay float stays float where anybody reads it so.
+            chosen = self._wanted[value][0]
+        if chosen is None:
+            return
+        self._let_flow(self._editor.values[value], chosen)
+        if site.activation == "clip":
+            _drop_clip(self._editor.nodes[site.last.name or ""], chosen)
+
+    @cached_property
+    def _static(self) -> Sequence[tuple[Site, OpParameters]]:
+        sites = self._editor.sites.sites
+        given = self._editor.parameters.items()
+        return [(sites[name], p) for name, p in given if p.scheme.mode == "static"]
+
+    @cached_property
+    def _wanted(self) -> Mapping[str, Sequence[QuantParams]]:
+        """Per root value, the parameters its static consumers ask for."""
+        found: dict[str, list[QuantParams]] = {}
+        for site, params in self._static:
+            for value, wanted in zip(site.roots, params.inputs, strict=True):
+                if wanted is not None:
+                    found.setdefault(value, []).append(wanted)
+        return found
+
+    @cached_property
+    def _leading(self) -> frozenset[str]:
+        """Names of the values that static ops read, by themselves or through carriers."""
+        found: set[str] = set()
+        for site, _ in self._static:
+            for index in site.inputs:
+                value = site.node.inputs[index]
+                while value is not None:
+                    found.add(value.name or "")
+                    value = _carried(value)
+        return frozenset(found)
+
+    def _is_read_alike(self, name: str) -> bool:
+        """True if all that reads a value, through carriers too, is static and wants the same codes."""
+        wanted = self._wanted.get(name, ())
+        value = self._editor.values[name]
+        if not wanted or value.is_graph_output():
+            return False
+        if len({codes_key(p) for p in wanted}) > 1 or _is_put_out(value):
+            return False
+        return _leaves(value) <= len(wanted)
+
+    def _let_flow(self, value: ir.Value, params: QuantParams) -> None:
+        """Quantize a value for all who read it, and the values that carriers make of it."""
+        carriers = [user for user, index in value.uses() if index == 0 and carries(user)]
+        self._editor.let_flow(value, params)
+        for carrier in carriers:
+            moved = carrier.outputs[0]
+            if (moved.name or "") in self._leading:
+                self._let_flow(moved, params)
+
+
+def _carried(value: ir.Value) -> ir.Value | None:
+    """Return what a carrier made a value of; None where no carrier did."""
+    producer = value.producer()
+    return producer.inputs[0] if producer is not None and carries(producer) else None
+
+
+def _moved(value: ir.Value) -> list[ir.Value]:
+    """Return the values that carriers make of a value."""
+    uses = value.uses()
+    return [user.outputs[0] for user, index in uses if index == 0 and carries(user)]
+
+
+def _is_put_out(value: ir.Value) -> bool:
+    """True if the model puts a value out, or what carriers make of it."""
+    return value.is_graph_output() or any(_is_put_out(moved) for moved in _moved(value))
+
+
+def _leaves(value: ir.Value) -> int:
+    """Count the ops that read a value, by themselves or through carriers."""
+    moved = _moved(value)
+    return len(value.uses()) - len(moved) + sum(_leaves(inner) for inner in moved)
+
+
+def _drop_clip(clip: ir.Node, params: QuantParams) -> None:
+    """Leave a Clip out whose limits the codes' own range keeps, to within half a step."""
+    scale, zero, _ = codes_key(params)
+    qmin, qmax = integer_range(params.spec)
+    low = scalar(clip.inputs[1]) if len(clip.inputs) > 1 else None
+    high = scalar(clip.inputs[2]) if len(clip.inputs) > 2 else None
+    keeps_low = low is None or (qmin - zero) * scale >= low - scale / 2
+    keeps_high = high is None or (qmax - zero) * scale <= high + scale / 2
+    value = clip.inputs[0]
+    if keeps_low and keeps_high and value is not None:
+        clip.outputs[0].replace_all_uses_with(value)
+        owner(clip).remove(clip, safe=True)

@@ -1,0 +1,34 @@
+"""Matrix products on integers with a float result, in one kernel: MatMulIntegerToFloat."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from octavo.adapters.onnx.describe.site import Site
+from octavo.core.contract.adapter import OpParameters
+
+from .activations import Codes, CodesEditor
+from .nodes import MS, Emitted
+from .packing import weight_tensors
+
+PRODUCTS = ("linear", "batched_linear")
+"""Op types that are written as a product of codes."""
+
+
+def write_integer_product(e: CodesEditor, site: Site, params: OpParameters, x: Codes) -> Emitted:
+    """Write ``y = MatMulIntegerToFloat(x, w) + bias``."""
+    assert params.weight is not None and site.op.weight is not None
+    is_transposed = site.op.weight.channel_axis == 0
+    weight = weight_tensors(params.weight, transposed=is_transposed)
+    name = site.op.weight.name
+    # The kernel takes (features, outputs): "kn" tells these codes from those of a Gemm.
+    codes = e.shared(f"{name}kn_quantized" if is_transposed else f"{name}_quantized", weight.codes)
+    scale = e.shared(f"{name}_scale", weight.scale)
+    zero = e.shared(f"{name}_zero", weight.zero_point)
+    inputs: list[ir.Value | None] = [x.codes, codes, x.scale, scale, x.zero_point, zero]
+    bias = e.bias(site, params)
+    if bias is not None:
+        inputs.append(e.float_bias(site, bias))
+    product = ir.node("MatMulIntegerToFloat", inputs, domain=MS)
+    e.replace(site, [product], until=site.before_activation)
+    return Emitted(site.op.name)

@@ -1,0 +1,71 @@
+"""Nodes that quantized operations are made of, and what was written for each operation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+MS = "com.microsoft"
+"""The domain of ONNX Runtime's own operators."""
+
+
+@dataclass(frozen=True, slots=True)
+class Emitted:
+    """What was written for one op.
+
+    Attributes:
+        node: Name of the main node.
+        half: The half-precision type it is written in; empty for integers.
+    """
+
+    node: str
+    half: str = ""
+
+
+def declare(
+    value: ir.Value, name: str, dtype: ir.DataType, shape: ir.Shape | None = None
+) -> ir.Value:
+    """Name a new value and say of which type and shape it is; return it."""
+    value.name = name
+    value.type = ir.TensorType(dtype)
+    value.shape = shape
+    return value
+
+
+def declare_like(value: ir.Value, other: ir.Value) -> None:
+    """Give a value the type and shape of another one."""
+    value.type = other.type
+    value.shape = other.shape
+
+
+def swap_names(value: ir.Value, old: ir.Value, tag: str) -> None:
+    """Let a value bear the name of another one, which is given a tag."""
+    name = old.name
+    # The old one gives the name up first: a graph holds each name once.
+    old.name = f"{name}_{tag}"
+    value.name = name
+
+
+def dequantize_linear(
+    inputs: Sequence[ir.Value | None],
+    *,
+    name: str,
+    result: str,
+    axis: int | None = None,
+    domain: str = "",
+) -> ir.Node:
+    """Make a DequantizeLinear of codes, scale and zero point; its result is float32."""
+    attributes = {"axis": axis} if axis is not None else None
+    node = ir.node("DequantizeLinear", inputs, attributes, domain=domain, name=name)
+    declare(node.outputs[0], result, ir.DataType.FLOAT)
+    return node
+
+
+def without_trailing_gaps(inputs: Sequence[ir.Value | None]) -> list[ir.Value | None]:
+    """Return inputs without those left out at the end."""
+    trimmed = list(inputs)
+    while trimmed and trimmed[-1] is None:
+        trimmed.pop()
+    return trimmed

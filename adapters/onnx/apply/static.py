@@ -1,0 +1,107 @@
+"""Static operations: float operators between DequantizeLinear and QuantizeLinear, for fusion."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from octavo.adapters.onnx.describe.site import Site
+from octavo.adapters.onnx.prepare.constants import replace_input
+from octavo.core.contract.adapter import OpParameters
+from octavo.core.errors import SchemeError
+from octavo.core.numerics.tensor import QuantizedTensor
+
+from .activations import CodesEditor
+from .integer_products import PRODUCTS, write_integer_product
+from .nodes import Emitted, dequantize_linear
+from .packing import bias_tensors, tensor, weight_tensors
+
+
+def write_static(e: CodesEditor, site: Site, params: OpParameters) -> Emitted:
+    """Write an op whose activations have scales that are known beforehand."""
+    if _suits_integer_product(e, site, params):
+        return write_integer_product(e, site, params, e.activation(site, 0, params.inputs[0]))
+    node = e.nodes[site.op.name]
+    for position, index in enumerate(site.inputs):
+        codes = e.activation(site, position, params.inputs[position])
+        node.replace_input_with(index, e.dequantized_at(node, codes))
+    if site.weight is not None and params.weight is not None:
+        weight = _write_bias(e, site, params, params.weight)
+        node.replace_input_with(site.weight, _dequantized_weight(e, site, weight))
+    return Emitted(node.name or "")
+
+
+def _suits_integer_product(e: CodesEditor, site: Site, params: OpParameters) -> bool:
+    """True for a MatMul of bytes whose result stays float, or that has a bias."""
+    if site.op.type not in PRODUCTS or site.node.op_type != "MatMul":
+        return False
+    # QLinearMatMul, which pairs around a MatMul fuse into, takes no bias.
+    if e.flows(site.op.outputs[0]) and site.bias is None:
+        return False
+    given = list(params.inputs)
+    if params.weight is not None:
+        given.append(params.weight.params)
+    return all(p is None or p.spec.bits == 8 for p in given)
+
+
+def _write_bias(
+    e: CodesEditor, site: Site, params: OpParameters, weight: QuantizedTensor
+) -> QuantizedTensor:
+    """Write an op's bias in codes; return the weight to use with it."""
+    bias = e.bias(site, params)
+    if bias is None:
+        return weight
+    if site.node.op_type == "MatMul":
+        if params.bias is not None:
+            _correct_added_bias(e, site, params.bias)
+        return weight
+    # The scale is the producer's, where its codes flow here.
+    scale = e.activation(site, 0, params.inputs[0]).scale.const_value
+    assert scale is not None
+    codes, bias_scale, weight = bias_tensors(bias, weight, float(scale.numpy()))
+    replace_input(e.nodes[site.op.name], 2, _dequantized_bias(e, site, codes, bias_scale))
+    return weight
+
+
+def _correct_added_bias(e: CodesEditor, site: Site, bias: np.ndarray) -> None:
+    """Exchange the constant of the Add behind a product."""
+    if site.bias is None:
+        raise SchemeError(
+            f"op {site.op.name!r} has no bias to correct in this form; "
+            "leave bias correction out for it"
+        )
+    product = e.nodes[site.op.name].outputs[0]
+    for user, index in tuple(e.values[site.bias].uses()):
+        if product in user.inputs:
+            corrected = tensor(bias, ir.DataType.FLOAT, "bias")
+            user.replace_input_with(index, e.initializer(f"{site.bias}_corrected", corrected))
+
+
+def _dequantized_weight(e: CodesEditor, site: Site, weight: QuantizedTensor) -> ir.Value:
+    assert site.op.weight is not None
+    packed = weight_tensors(weight)
+    name = site.op.name
+    node = dequantize_linear(
+        e.shared_weight(site.op.weight.name, packed),
+        name=f"{name}_weight_DequantizeLinear",
+        result=f"{name}_weight",
+        axis=packed.axis,
+        domain=e.pair_domain(packed.codes.dtype),
+    )
+    e.before(e.nodes[name], [node])
+    return node.outputs[0]
+
+
+def _dequantized_bias(
+    e: CodesEditor, site: Site, codes: ir.TensorProtocol, scale: ir.TensorProtocol
+) -> ir.Value:
+    name = site.op.name
+    held = e.initializer(f"{name}_bias_quantized", codes)
+    node = dequantize_linear(
+        [held, e.initializer(f"{name}_bias_scale", scale)],
+        name=f"{name}_bias_DequantizeLinear",
+        result=f"{name}_bias",
+        axis=0 if scale.shape.rank() else None,
+    )
+    e.before(e.nodes[name], [node])
+    return node.outputs[0]

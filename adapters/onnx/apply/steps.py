@@ -1,0 +1,113 @@
+"""Nodes of their own that change the channels of a value, or change them back."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from octavo.adapters.onnx.describe.site import STEP
+from octavo.adapters.onnx.prepare.constants import add_initializer
+from octavo.adapters.onnx.prepare.scopes import free_name
+from octavo.core.numerics.channels import ChannelMap
+from octavo.core.values.graph import Group
+
+
+class StepWriter:
+    """Makes the nodes of one value, then inserts them behind its writer.
+
+    Args:
+        graph: Changed in place.
+    """
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._graph = graph
+        self._taken = {node.name or "" for node in graph}
+        for node in graph:
+            self._taken.update(v.name or "" for v in node.outputs)
+        self._made: list[ir.Node] = []
+
+    def unique(self, name: str) -> str:
+        """Return a name that no node, value or tensor of the graph has, and take it."""
+        found = free_name(name, self._taken, self._graph.initializers)
+        self._taken.add(found)
+        return found
+
+    def changed(self, value: ir.Value, group: Group, change: ChannelMap) -> ir.Value:
+        """Shift, scale and rotate the channels of a value."""
+        steps = change.steps(group.channels, np.empty(0, np.float32))
+        y = value
+        if steps.shift is not None:
+            y = self._step("Sub", [y, np.asarray(steps.shift)], value)
+        if steps.factor is not None:
+            y = self._step("Mul", [y, np.asarray(steps.factor)], value)
+        if steps.left is not None and steps.right is not None:
+            y = self._rotated(y, np.asarray(steps.left), np.asarray(steps.right), value)
+        return y
+
+    def _rotated(
+        self, y: ir.Value, left: np.ndarray, right: np.ndarray, like: ir.Value
+    ) -> ir.Value:
+        """Multiply the channels by a Kronecker product: rows by ``left``, columns by ``right``."""
+        blocks, width = len(left), len(right)
+        shape = self._step("Shape", [y], None, ir.DataType.INT64)
+        rows = self._step("Reshape", [y, np.asarray([-1, width], np.int64)], None)
+        y = self._step("MatMul", [rows, right], None)
+        if blocks > 1:
+            stacked = np.asarray([-1, blocks, width], np.int64)
+            y = self._step("Reshape", [y, stacked], None)
+            y = self._step("MatMul", [left, y], None)
+        return self._step("Reshape", [y, shape], like)
+
+    def restored(self, changed: ir.Value, change: ChannelMap) -> ir.Value:
+        """Bring a value that was scaled and shifted back to what it was."""
+        restored = changed
+        if change.scale is not None:
+            restored = self._step("Mul", [restored, np.asarray(change.scale)], changed)
+        if change.shift is not None:
+            restored = self._step("Add", [restored, np.asarray(change.shift)], changed)
+        return restored
+
+    def _step(
+        self,
+        op_type: str,
+        inputs: list[ir.Value | np.ndarray],
+        like: ir.Value | None,
+        dtype: ir.DataType | None = None,
+    ) -> ir.Value:
+        """Make a node, for :meth:`place`; its result has the shape of ``like``."""
+        source = next(v for v in inputs if isinstance(v, ir.Value))
+        first_name = (source.name or "").split("/step/")[0]
+        name = self.unique(f"{first_name}/step/{op_type.lower()}")
+        read = []
+        for i, given in enumerate(inputs):
+            if not isinstance(given, ir.Value):
+                given = add_initializer(self._graph, f"{name}_{i}", given)
+            read.append(given)
+        node = ir.node(op_type, read, name=name)
+        node.meta[STEP] = True
+        result = node.outputs[0]
+        result.name = name
+        result.type = source.type if dtype is None else ir.TensorType(dtype)
+        result.shape = None if like is None else like.shape
+        self._made.append(node)
+        return result
+
+    def place(self, value: ir.Value) -> None:
+        """Insert the nodes made so far behind the one that writes ``value``."""
+        writer, steps = value.producer(), self._made
+        self._made = []
+        if writer is None:
+            self._graph.insert_before(self._graph[0], steps)
+        else:
+            self._graph.insert_after(writer, steps)
+
+    def swap_output(self, old: ir.Value, new: ir.Value) -> None:
+        """Let ``new`` be the model's output in place of ``old``, under its name."""
+        if not old.is_graph_output():
+            return
+        name = old.name or ""
+        for i, output in enumerate(self._graph.outputs):
+            if output is old:
+                self._graph.outputs[i] = new
+        old.name = self.unique(f"{name}_rescaled")
+        new.name = name

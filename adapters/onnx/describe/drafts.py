@@ -1,0 +1,123 @@
+"""From what was recognized of a node to a site: its weight, its cost, its attributes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from octavo.adapters.onnx.prepare.already_quantized import ALREADY
+from octavo.adapters.onnx.prepare.provenance import dtype_name, sources
+from octavo.core.values.graph import Attribute, Op, Weight
+
+from .carriers import root
+from .site import Site
+
+IN_PAIRS = f"{ALREADY} (QDQ)"
+"""Why an op between DequantizeLinear and QuantizeLinear is left as it is."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What was recognized of an operation.
+
+    Attributes:
+        node: The main node.
+        kind: The op type, in the neutral vocabulary.
+        inputs: Indices of the main node's activation inputs.
+        last: The last node that is fused; None where there is none beside the main node.
+        weight: Index of the weight input.
+        bias: The bias, wherever it is added.
+        activation: The fused activation.
+        why: Why no scheme can be chosen for it; empty where one can.
+        channel_axis: Axis of the weight's output channels.
+        extra: Attributes beside the ONNX operator's name.
+        further: Indices of weight inputs beside the first.
+    """
+
+    node: ir.Node
+    kind: str
+    inputs: tuple[int, ...]
+    last: ir.Node | None = None
+    weight: int | None = None
+    bias: ir.Value | None = None
+    activation: str = ""
+    why: str = ""
+    channel_axis: int = 0
+    extra: Mapping[str, Attribute] = field(default_factory=dict)
+    further: tuple[int, ...] = ()
+
+    def site(self) -> Site:
+        """Describe the operation as the core sees it, beside its nodes."""
+        node = self.node
+        last = self.last if self.last is not None else node
+        read = [v for i in self.inputs if (v := node.inputs[i]) is not None]
+        weight = None
+        if self.weight is not None:
+            weight = _weight(node.inputs[self.weight], self.channel_axis)
+        bias = self.bias.name if self.bias is not None else None
+        attributes: dict[str, Attribute] = {"onnx": node.op_type, **self.extra}
+        if self.activation:
+            attributes["activation"] = self.activation
+        op = Op(
+            name=node.name or "",
+            type=self.kind,
+            inputs=tuple(v.name or "" for v in read),
+            outputs=(last.outputs[0].name or "",),
+            weight=weight,
+            bias=bias,
+            macs=_macs(node, self.kind, weight),
+            attributes=attributes,
+            out_of_reach=self._refusal(),
+            further=tuple(_weight(node.inputs[i], self.channel_axis) for i in self.further),
+        )
+        roots = tuple(root(v).name or "" for v in read)
+        return Site(op, node, last, self.inputs, roots, self.weight, bias, self.activation)
+
+    def _refusal(self) -> str:
+        if self.why:
+            return self.why
+        for value in (*self.node.inputs, *self.node.outputs):
+            if value is not None and value.dtype == ir.DataType.DOUBLE:
+                return "it computes in double precision, which no quantized kernel takes"
+        return ""
+
+
+def _weight(held: ir.Value | None, channel_axis: int) -> Weight:
+    assert held is not None and held.const_value is not None
+    tensor = held.const_value
+    shape = tuple(tensor.shape.numpy())
+    made_of = tuple(source.name for source in sources(held) or ())
+    return Weight(held.name or "", shape, dtype_name(tensor.dtype), channel_axis, made_of=made_of)
+
+
+def _macs(node: ir.Node, kind: str, weight: Weight | None) -> int | None:
+    """Multiply-accumulates for one sample (the first axis left out).
+
+    None where a shape is unknown.
+    """
+    written = _elements(node.outputs[0], 1)
+    if weight is None or written is None:
+        return None
+    if kind == "conv":
+        return written * math.prod(weight.shape[1:])
+    if kind == "conv_transpose":
+        pixels = _elements(node.inputs[0], 2)
+        return None if pixels is None else pixels * weight.size
+    if kind == "linear":
+        return written * (weight.size // weight.shape[weight.channel_axis])
+    return None
+
+
+def _elements(value: ir.Value | None, start: int) -> int | None:
+    """Return how many elements the axes from ``start`` on count together; None if one is unknown."""
+    if value is None or value.shape is None:
+        return None
+    product = 1
+    for length in list(value.shape)[start:]:
+        if not isinstance(length, int):
+            return None
+        product *= length
+    return product

@@ -1,0 +1,65 @@
+"""One operation of the graph, with what is fused into it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from octavo.core.values.graph import Op
+
+STEP = "octavo.step"
+"""Marks nodes that a rescaling has put before a product: no operations of the model."""
+
+FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+
+
+@dataclass(frozen=True)
+class Site:
+    """One operation of the graph.
+
+    Attributes:
+        op: As the core sees it.
+        node: The main node.
+        last: The node whose first output is the op's output (a fused Add or Relu, else ``node``).
+        inputs: Indices of the main node's activation inputs.
+        roots: For each of them, the value that carriers brought there.
+        weight: Index of its weight input, or None.
+        bias: Value name of its bias, or None.
+        activation: ``relu`` or ``clip`` (ReLU6) where one is fused, else empty.
+    """
+
+    op: Op
+    node: ir.Node
+    last: ir.Node
+    inputs: tuple[int, ...]
+    roots: tuple[str, ...] = ()
+    weight: int | None = None
+    bias: str | None = None
+    activation: str = ""
+
+    @property
+    def before_activation(self) -> ir.Node:
+        """The node whose output the fused activation reads; the last node where none is fused."""
+        if not self.activation:
+            return self.last
+        before = self.last.inputs[0]
+        producer = before.producer() if before is not None else None
+        assert producer is not None
+        return producer
+
+    def input_value(self, position: int) -> ir.Value:
+        """Return the value that stands at one of the activation inputs."""
+        value = self.node.inputs[self.inputs[position]]
+        assert value is not None
+        return value
+
+
+def is_float(value: ir.Value | None) -> bool:
+    """True if a value is there and known to be of a floating type."""
+    return value is not None and value.dtype in FLOATS
+
+
+def is_non_float(value: ir.Value) -> bool:
+    """True if a value is known to be of a type that is not floating."""
+    return value.dtype is not None and value.dtype not in FLOATS

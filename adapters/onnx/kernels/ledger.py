@@ -1,0 +1,107 @@
+"""What became of each op: read in the graph that ONNX Runtime executes, when somebody asks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import onnx_ir as ir
+
+from octavo.adapters.onnx import OnnxConfig
+from octavo.adapters.onnx.apply.nodes import Emitted
+from octavo.adapters.onnx.describe.carriers import carries
+from octavo.adapters.onnx.describe.site import Site
+from octavo.adapters.onnx.run.compiling import Compiled, compile_model
+from octavo.core.contract.adapter import OpParameters
+from octavo.core.values.ledger import Applied
+from octavo.core.values.scheme import FLOAT
+
+from .executed import given_codes, low_precision_kernels
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What was to become of each op.
+
+    Attributes:
+        sites: The operations of the float model, by name.
+        parameters: What the core decided, by op name.
+        emitted: What was written for each op.
+        paired: Main node -> remark, where pairs could not become operators of the QOperator form.
+    """
+
+    sites: Mapping[str, Site]
+    parameters: Mapping[str, OpParameters]
+    emitted: Mapping[str, Emitted]
+    paired: Mapping[str, str]
+
+
+class ExecutedLedger(Mapping[str, Applied]):
+    """The ledger of a model. Its lines are known by name at once; reading one compiles the model.
+
+    Args:
+        model: With the recipe carried out.
+        config: Providers and threads.
+        decided: What was to become of each op.
+    """
+
+    def __init__(self, model: ir.Model, config: OnnxConfig, decided: Decided) -> None:
+        self._model = model
+        self._config = config
+        self._decided = decided
+
+    @cached_property
+    def compiled(self) -> Compiled:
+        """The model as ONNX Runtime executes it, with the optimized graph."""
+        return compile_model(self._model, self._config, inspect=True)
+
+    @cached_property
+    def _kernels(self) -> Mapping[str, str]:
+        return low_precision_kernels(self.compiled.nodes, self._decided.emitted)
+
+    @cached_property
+    def _moving_codes(self) -> frozenset[str]:
+        """Carriers that are given codes in the graph that ONNX Runtime executes.
+
+        Those that it left out altogether are not among them.
+        """
+        if all(given.scheme.is_float for given in self._decided.parameters.values()):
+            return frozenset()
+        sites = self._decided.sites.items()
+        carriers = {site.node.name: name for name, site in sites if carries(site.node)}
+        return frozenset(carriers[n] for n in given_codes(self.compiled.nodes, carriers))
+
+    def __getitem__(self, name: str) -> Applied:
+        site = self._decided.sites[name]
+        given = self._decided.parameters.get(name)
+        if given is None or given.scheme.is_float:
+            return self._float_line(name, site)
+        line = self._line(name, given)
+        written = self._decided.emitted.get(name)
+        remark = self._decided.paired.get(written.node) if written is not None else None
+        return replace(line, reason=f"{line.reason}; {remark}") if remark else line
+
+    def _float_line(self, name: str, site: Site) -> Applied:
+        if not carries(site.node):
+            return Applied(FLOAT, FLOAT, "kernel", site.op.out_of_reach)
+        if name in self._moving_codes:
+            return Applied(FLOAT, FLOAT, "codes", site.op.out_of_reach)
+        return Applied(FLOAT, FLOAT, "kernel", "it computes nothing, and its input is float here")
+
+    def _line(self, name: str, given: OpParameters) -> Applied:
+        if name in self._kernels:
+            return given.line("kernel", self._kernels[name])
+        if given.scheme.mode == "cast":
+            return given.line("simulated", "ONNX Runtime computes it in float32")
+        return given.line("simulated", "ONNX Runtime fused no integer kernel here")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._decided.sites)
+
+    def __len__(self) -> int:
+        return len(self._decided.sites)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)

@@ -1,0 +1,238 @@
+"""One-op models by which ONNX Runtime is asked what it makes of a scheme."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from octavo.adapters.onnx import OnnxConfig
+from octavo.adapters.onnx.apply.emit import emit
+from octavo.adapters.onnx.apply.half_precision import HALVES
+from octavo.adapters.onnx.describe.sites import Sites, find_sites
+from octavo.adapters.onnx.prepare.opset import CONVERTED, IR_VERSION
+from octavo.adapters.onnx.prepare.preparation import prepare
+from octavo.adapters.onnx.run.compiling import RUNTIME_ERRORS, Compiled, compile_model
+from octavo.core.contract.adapter import OpParameters
+from octavo.core.errors import AdapterFault, ModelError
+from octavo.core.numerics.affine import QuantParams, affine_params, quantize
+from octavo.core.numerics.layout import from_matrix, to_matrix
+from octavo.core.numerics.ranges import ranges
+from octavo.core.numerics.tensor import QuantizedTensor
+from octavo.core.values.capability import Offer
+from octavo.core.values.graph import Op
+from octavo.core.values.scheme import OpScheme, QuantSpec
+
+from .executed import low_precision_kernels
+from .saturation import is_signed_product, saturates
+
+logger = logging.getLogger(__name__)
+
+_NO_KERNEL = (
+    "NOT_IMPLEMENTED",
+    "Type Error",
+    "No Op registered",
+    "is not a registered function/op",
+    "while running",
+)
+"""What ONNX Runtime says where it has no kernel.
+
+For an operator, for a tensor's type, or for the settings, in the kernel itself.
+"""
+
+_LARGEST_ERROR = {16: 0.02, 8: 0.1, 4: 0.3, 2: 1.0}
+"""Bits of the weight -> how far an answer may be from float's, as a share of its norm."""
+
+_Shapes = Sequence[tuple[int, ...]]
+
+_PROBES: Mapping[str, tuple[str, Mapping[str, Any], _Shapes, _Shapes]] = {
+    # op type: (ONNX op, attributes, shapes of activations, shapes of constants)
+    "conv": ("Conv", {"pads": [1, 1, 1, 1]}, [(1, 8, 6, 6)], [(16, 8, 3, 3), (16,)]),
+    "conv_transpose": ("ConvTranspose", {}, [(1, 8, 6, 6)], [(8, 16, 2, 2), (16,)]),
+    "linear": ("MatMul", {}, [(2, 3, 256)], [(256, 16)]),
+    "matmul": ("MatMul", {}, [(2, 4, 16), (2, 16, 8)], []),
+    "embedding": ("Gather", {}, [], [(40, 256)]),
+    "add": ("Add", {}, [(1, 8, 6, 6), (1, 8, 6, 6)], []),
+    "mul": ("Mul", {}, [(1, 8, 6, 6), (1, 8, 6, 6)], []),
+    "concat": ("Concat", {"axis": 1}, [(1, 8, 6, 6), (1, 8, 6, 6)], []),
+    "avg_pool": ("GlobalAveragePool", {}, [(1, 8, 6, 6)], []),
+    "sigmoid": ("Sigmoid", {}, [(1, 8, 6, 6)], []),
+    "leaky_relu": ("LeakyRelu", {}, [(1, 8, 6, 6)], []),
+    "batched_linear": ("MatMul", {}, [(2, 2, 3, 16)], [(2, 16, 8)]),
+    "gru": ("GRU", {"hidden_size": 8}, [(5, 2, 16)], [(1, 24, 16), (1, 24, 8), (1, 48)]),
+    "rnn": ("RNN", {"hidden_size": 8}, [(5, 2, 16)], [(1, 8, 16), (1, 8, 8), (1, 16)]),
+    "lstm": ("LSTM", {"hidden_size": 8}, [(5, 2, 16)], [(1, 32, 16), (1, 32, 8), (1, 64)]),
+    "softmax": ("Softmax", {"axis": -1}, [(4, 16)], []),
+}
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A one-op model with an input and what it answers in float."""
+
+    kind: str
+    config: OnnxConfig
+    model: ir.Model
+    sites: Sites
+    given: Mapping[str, np.ndarray]
+    expected: np.ndarray
+
+    @classmethod
+    def of(cls, kind: str, config: OnnxConfig) -> Probe:
+        """Build the probe of an op type; always the same one."""
+        rng = np.random.default_rng(0)
+        op_type, attributes, activations, shapes = _PROBES[kind]
+        constants = [rng.normal(size=s).astype(np.float32) for s in shapes]
+        model = _one_op(op_type, attributes, activations, constants)
+        given: dict[str, np.ndarray] = {}
+        for i, shape in enumerate(activations):
+            given[f"x{i}"] = rng.normal(size=shape).astype(np.float32)
+        if kind == "embedding":
+            given = {"ids": np.arange(0, 40, 3)}
+        (expected,) = compile_model(model, config).session.run(None, given)
+        return cls(kind, config, model, find_sites(model.graph), given, expected)
+
+    def ask(self, scheme: OpScheme) -> Offer | None:
+        """Quantize the model and see what the runtime makes of it.
+
+        What fuses into an integer kernel and answers close to float is offered as ``kernel``; what
+        runs but stays float arithmetic as ``simulated``; None if it cannot run or answers wrongly.
+        """
+        providers = self.config.providers
+        narrowed = partial(saturates, providers) if is_signed_product(scheme) else None
+        is_narrow = narrowed is not None and bool(narrowed())
+        parameters = self._parameters(scheme, is_narrow=is_narrow)
+        model, emitted = emit(self.model, self.sites, {"probe": parameters})
+        ran = self._run(model, scheme)
+        if ran is None:
+            return None
+        compiled, answer = ran
+        bits = scheme.weight.bits if scheme.weight else 8
+        error = np.linalg.norm(answer - self.expected)
+        if error > _LARGEST_ERROR[bits] * np.linalg.norm(self.expected):
+            return None
+        is_symmetric = scheme.output is not None and scheme.output.symmetric
+        fused = low_precision_kernels(compiled.nodes, emitted)
+        return Offer(
+            scheme,
+            "kernel" if fused else "simulated",
+            _why_not_with_activation if is_symmetric else None,
+            narrowed,
+            _why_slower(self.kind, scheme),
+        )
+
+    def _parameters(self, scheme: OpScheme, *, is_narrow: bool) -> OpParameters:
+        """Calibrate the probe on its own input."""
+        seen = {**self.given, "probe_output": self.expected}
+        op = self.sites.sites["probe"].op
+        spec = scheme.weight
+        if spec is not None and is_narrow:
+            spec = spec.reduced()
+        rounded = []
+        if spec is not None:
+            rounded = [_round(self.model, w.name, spec, w.channel_axis) for w in op.weights]
+        inputs: tuple[QuantParams | None, ...] = ()
+        if scheme.mode == "static":
+            inputs = tuple(_params(seen[v], scheme.input) for v in op.inputs)
+        outputs: tuple[QuantParams | None, ...] = ()
+        if scheme.output:
+            outputs = tuple(_params(seen[v], scheme.output) for v in op.outputs)
+        first = rounded[0] if rounded else None
+        return OpParameters(scheme, first, inputs, outputs, further=tuple(rounded[1:]))
+
+    def _run(self, model: ir.Model, scheme: OpScheme) -> tuple[Compiled, np.ndarray] | None:
+        """Return the compiled model and its answer; None where the runtime refuses it."""
+        try:
+            compiled = compile_model(model, self.config, inspect=True)
+            (answer,) = compiled.session.run(None, dict(self.given))
+        except RUNTIME_ERRORS as error:
+            self._note_refusal(scheme, error)
+            return None
+        except ModelError as error:
+            if not isinstance(error.__cause__, RUNTIME_ERRORS):
+                raise
+            self._note_refusal(scheme, error)
+            return None
+        return compiled, answer
+
+    def _note_refusal(self, scheme: OpScheme, error: Exception) -> None:
+        """Note that the runtime has no kernel.
+
+        Whatever else it says of what was written is a fault of the writer, and told.
+        """
+        if any(said in str(error) for said in _NO_KERNEL):
+            logger.debug("%s: %s is not offered: %s", self.kind, scheme, error)
+            return
+        fault = f"onnx: {scheme} for {self.kind} is written wrongly, and not offered: {error}"
+        warnings.warn(AdapterFault(fault), stacklevel=3)
+
+
+def _why_slower(kind: str, scheme: OpScheme) -> str:
+    """Return why a scheme is slower than float on every processor that was tried; else empty.
+
+    ConvInteger, to which dynamic schemes of convolutions come down, multiplies signed weights
+    without the packing that QLinearConv has: 0.09 of float's speed on AVX2, 0.2 with VNNI (ONNX
+    Runtime 1.32, 3x3 of 64 channels and whole networks). Of unsigned weights it is about as fast as
+    float.
+    """
+    if kind != "conv" or scheme.mode != "dynamic" or scheme.weight is None:
+        return ""
+    if scheme.weight.dtype != "int8":
+        return ""
+    return (
+        "ONNX Runtime's ConvInteger has 0.1 to 0.2 of float's speed with signed weights; "
+        "take a static scheme"
+    )
+
+
+def _why_not_with_activation(op: Op) -> str:
+    """ReLU and ReLU6 vanish into the output's clipping only where codes begin at 0."""
+    if op.attributes.get("activation"):
+        return "its fused activation needs an asymmetric output"
+    return ""
+
+
+def _one_op(
+    op_type: str, attributes: Mapping[str, Any], activations: _Shapes, constants: Sequence[Any]
+) -> ir.Model:
+    declare = onnx.helper.make_tensor_value_info
+    element = onnx.TensorProto.FLOAT
+    inputs = [declare(f"x{i}", element, shape) for i, shape in enumerate(activations)]
+    held = [onnx.numpy_helper.from_array(c, f"c{i}") for i, c in enumerate(constants)]
+    names = [*(v.name for v in inputs), *(t.name for t in held)]
+    if op_type == "Gather":
+        inputs = [declare("ids", onnx.TensorProto.INT64, ["n"])]
+        names = ["c0", "ids"]
+    node = onnx.helper.make_node(op_type, names, ["probe_output"], "probe", **attributes)
+    output = declare("probe_output", element, None)
+    graph = onnx.helper.make_graph([node], "probe", inputs, [output], held)
+    imports = [onnx.helper.make_opsetid("", CONVERTED)]
+    proto = onnx.helper.make_model(graph, opset_imports=imports, ir_version=IR_VERSION)
+    return prepare(ir.from_proto(proto))
+
+
+def _params(array: np.ndarray, spec: QuantSpec | None) -> QuantParams | None:
+    return affine_params(array.min(), array.max(), spec) if spec is not None else None
+
+
+def _round(model: ir.Model, name: str, spec: QuantSpec, axis: int) -> QuantizedTensor:
+    """Round a weight to the nearest codes of its range."""
+    held = model.graph.initializers[name].const_value
+    assert held is not None
+    array = held.numpy()
+    if spec.dtype in HALVES:
+        plain = QuantParams(np.float32(1), np.int32(0), spec)
+        return QuantizedTensor(array.astype(HALVES[spec.dtype].numpy()), plain)
+    matrix = to_matrix(array, axis)
+    low, high = ranges(matrix, spec)
+    params = affine_params(low, high, spec, None if spec.granularity == "tensor" else 0)
+    codes = from_matrix(quantize(matrix, params), tuple(held.shape.numpy()), axis)
+    codes = codes.astype(np.uint8 if spec.dtype.startswith("u") else np.int8)
+    return QuantizedTensor(codes, params if params.axis is None else replace(params, axis=axis))

@@ -1,0 +1,47 @@
+"""Nodes that do nothing, or what a plainer operator does."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from octavo.adapters.onnx.prepare.constants import constant
+
+
+def bypass_identities(graph: ir.Graph) -> None:
+    """Let whoever reads an Identity read its input.
+
+    The outputs of the model, and of a body, need theirs.
+    """
+    for node in list(graph):
+        if node.op_type != "Identity" or node.domain != "":
+            continue
+        source, result = node.inputs[0], node.outputs[0]
+        if source is not None and not result.is_graph_output():
+            result.replace_all_uses_with(source)
+            graph.remove(node, safe=True)
+
+
+def bypass_dropout(node: ir.Node) -> None:
+    """Let whoever reads an inference-mode Dropout read its input."""
+    source, result = node.inputs[0], node.outputs[0]
+    if source is None or result.is_graph_output() or _may_train(node):
+        return
+    if not any(output.uses() for output in node.outputs[1:]):
+        result.replace_all_uses_with(source)
+
+
+def _may_train(dropout: ir.Node) -> bool:
+    """True if a Dropout's ``training_mode`` is true, or not known before the model is run."""
+    if len(dropout.inputs) < 3 or dropout.inputs[2] is None:
+        return False
+    training = constant(dropout.inputs[2])
+    return training is None or bool(training)
+
+
+def add_from_sum(node: ir.Node) -> None:
+    """Turn a Sum of two, as older exporters write residual sums, into Add.
+
+    Add has an integer kernel.
+    """
+    if len(node.inputs) == 2:
+        node.op_type = "Add"

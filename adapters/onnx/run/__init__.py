@@ -1,0 +1,1 @@
+"""Running a model on ONNX Runtime: sessions that borrow its tensors, and what they are fed."""

@@ -1,0 +1,103 @@
+"""What a session is fed: one batch, checked against its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from octavo.core.contract.adapter import Batch
+from octavo.core.errors import DataError, nearest
+from octavo.core.values.calls import Call, flat
+
+_NUMPY = {
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(int16)": np.int16,
+    "tensor(int8)": np.int8,
+    "tensor(uint8)": np.uint8,
+    "tensor(uint16)": np.uint16,
+    "tensor(uint32)": np.uint32,
+    "tensor(uint64)": np.uint64,
+    "tensor(bool)": np.bool_,
+}
+
+
+def feeds(inputs: Sequence[Any], batch: Batch | Any) -> dict[str, np.ndarray]:
+    """Check one batch against a session's inputs and return it by name.
+
+    Args:
+        inputs: ``InferenceSession.get_inputs()``.
+        batch: By name, in call order, or one array for a model with one input.
+
+    Raises:
+        DataError: Expected against got.
+    """
+    expected = {i.name: i for i in inputs}
+    if isinstance(batch, Mapping | tuple | list | Call):
+        call = tuple(batch) if isinstance(batch, list) else batch
+        batch = flat(call, tuple(expected))
+    if isinstance(batch, Mapping):
+        given = _by_name(batch, expected)
+    else:
+        rows = batch if isinstance(batch, tuple | list) else (batch,)
+        given = _in_order(rows, expected)
+    missing = [n for n in expected if n not in given]
+    if missing:
+        got = ", ".join(given) or "nothing"
+        raise DataError(
+            f"the batch lacks input {missing[0]!r}: expected {_listed(expected)}, got {got}"
+        )
+    return {name: _checked(expected[name], value) for name, value in given.items()}
+
+
+def _by_name(batch: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str, Any]:
+    for name in batch:
+        if name not in expected:
+            raise DataError(
+                f"the batch holds {name!r}, which is no input of this model"
+                f"{nearest(name, expected)} (expected {_listed(expected)})"
+            )
+    return dict(batch)
+
+
+def _in_order(rows: Sequence[Any], expected: Mapping[str, Any]) -> dict[str, Any]:
+    if len(rows) > len(expected):
+        raise DataError(
+            f"the batch holds {len(rows)} arrays, "
+            f"the model takes {len(expected)}: {_listed(expected)}"
+        )
+    return dict(zip(expected, rows, strict=False))
+
+
+def _listed(expected: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}: {i.type} {i.shape}" for name, i in expected.items())
+
+
+def _checked(info: Any, value: Any) -> np.ndarray:
+    """Return a value as an array of an input's type; one of another shape is refused."""
+    array = value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
+    wanted = _NUMPY.get(info.type)
+    if wanted is not None and array.dtype != wanted:
+        if not np.can_cast(array.dtype, wanted, "same_kind"):
+            raise DataError(f"input {info.name!r} takes {info.type}, got {array.dtype}; convert it")
+        array = array.astype(wanted)
+    shape = list(info.shape or ())
+    # A value of unknown rank is declared like one without axes: what it takes, the runtime says.
+    if shape and not _fits(shape, array.shape):
+        raise DataError(f"input {info.name!r} takes shape {shape}, got {list(array.shape)}")
+    return array
+
+
+def _fits(declared: Sequence[object], shape: tuple[int, ...]) -> bool:
+    """True if a shape is one that is declared; axes with a name take any length."""
+    if len(declared) != len(shape):
+        return False
+    for axis, length in zip(declared, shape, strict=True):
+        if isinstance(axis, int) and axis >= 0 and axis != length:
+            return False
+    return True

@@ -1,0 +1,54 @@
+"""Some nodes of a graph as a model of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx
+import onnx_ir as ir
+from onnx_ir import serde
+
+from octavo.adapters.onnx.files.message import large_tensors, placeholder
+from octavo.adapters.onnx.prepare.scopes import tensors_of
+
+
+def part(
+    model: ir.Model,
+    nodes: Sequence[ir.Node],
+    inputs: Sequence[ir.Value],
+    outputs: Sequence[ir.Value],
+) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]:
+    """Serialize some nodes of a graph as a model of their own; nothing is cloned.
+
+    Large tensors are left out, as a skeleton of the whole leaves them out.
+
+    Args:
+        model: The whole; not changed.
+        nodes: In its order; bodies in them come along.
+        inputs: Values that they read and do not write, beside initializers.
+        outputs: Values that are put out.
+    """
+    used = tensors_of(nodes)
+    used |= {v.name or "": v for v in outputs if v.is_initializer()}
+    held = large_tensors(used.values())
+    graph = onnx.GraphProto(name="part")
+    graph.node.extend(serde.serialize_node(n) for n in nodes)
+    graph.input.extend(serde.serialize_value(v) for v in inputs)
+    graph.output.extend(serde.serialize_value(v) for v in outputs)
+    graph.value_info.extend(serde.serialize_value(v) for v in _declared_inside(nodes, outputs))
+    for name, value in used.items():
+        tensor = value.const_value
+        assert tensor is not None
+        written = placeholder(tensor, name) if name in held else tensor
+        graph.initializer.append(serde.serialize_tensor(written))
+        graph.initializer[-1].name = name
+    proto = onnx.ModelProto(ir_version=model.ir_version, graph=graph)
+    for domain, version in model.graph.opset_imports.items():
+        proto.opset_import.append(onnx.OperatorSetIdProto(domain=domain, version=version))
+    return proto, held
+
+
+def _declared_inside(nodes: Sequence[ir.Node], outputs: Sequence[ir.Value]) -> list[ir.Value]:
+    """Return the values of known type that nodes write and the part does not put out."""
+    written = [value for node in nodes for value in node.outputs]
+    return [v for v in written if v.name and v.type is not None and v not in outputs]
