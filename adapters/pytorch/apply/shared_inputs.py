@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from octavo.adapters.pytorch.kernels import onednn
+from octavo.adapters.pytorch.kernels import fbgemm
 from octavo.adapters.pytorch.kernels.layouts import version_of
 from octavo.adapters.pytorch.kernels.memo import Memo
 from octavo.adapters.pytorch.qlayers.int8 import Int8Linear
@@ -95,7 +95,7 @@ class Stack:
             scale.new_zeros(layer.outputs) if layer.bias is None else layer.bias
             for layer in self._layers
         ]
-        return onednn.pack_rows(codes, scale, torch.cat(biases))
+        return fbgemm.pack_rows(codes, scale, torch.cat(biases))
 
     def __getstate__(self) -> dict[str, Any]:
         # The packed layout is the machine's own.

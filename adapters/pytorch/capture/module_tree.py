@@ -16,7 +16,7 @@ from octavo.adapters.pytorch.apply.shared_inputs import share
 from octavo.adapters.pytorch.capture.standins.experts import expert_groups
 from octavo.adapters.pytorch.capture.standins.parameters import forms_in
 from octavo.adapters.pytorch.kernels.activation import Activation
-from octavo.adapters.pytorch.kernels.onednn import POSTS
+from octavo.adapters.pytorch.kernels.posts import POSTS
 from octavo.adapters.pytorch.observe.staged import BlockWatch, repeats
 from octavo.adapters.pytorch.qlayers.loose_weights.weight_tensor import Batched
 from octavo.adapters.pytorch.run.batches import tensors_in

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from octavo.adapters.pytorch.kernels.onednn import POSTS, post
+from octavo.adapters.pytorch.kernels.posts import POSTS, post
 from octavo.adapters.pytorch.run.batches import tensors_in
 
 from .capture import Call

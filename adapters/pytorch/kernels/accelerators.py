@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from . import onednn
-from .onednn import fault, post
+from .faults import fault
+from .posts import post
 
 Tensor = torch.Tensor
 _TABLE: dict[str, ModuleType] = {"cpu": onednn}

@@ -8,7 +8,7 @@ import torch
 
 from octavo.core.numerics.affine import QuantParams, integer_range
 
-from . import onednn
+from .rounding import quantize_u8
 
 Tensor = torch.Tensor
 
@@ -55,4 +55,4 @@ class Activation:
 
     def quantize(self, x: Tensor, factors: Tensor | None = None) -> Tensor:
         """Return the codes of ``x``."""
-        return onednn.quantize_u8(x, self.scale, self.zero_point, self.low, self.high, factors)
+        return quantize_u8(x, self.scale, self.zero_point, self.low, self.high, factors)

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from . import accelerators, onednn
+from . import accelerators, fbgemm, onednn
 from .activation import Activation
 from .autocast import result_dtype
 from .layouts import content, layout
 from .memo import Memo
+from .posts import post
+from .rounding import quantize_rows
 from .windows import Geometry, padded
 
 if TYPE_CHECKING:
@@ -122,7 +124,7 @@ class LinearArithmetic(Integers):
             ranged
             and self.dtype == torch.float32
             and self.codes.device.type == "cpu"
-            and not onednn.missing_rows()
+            and not fbgemm.missing_rows()
         )
 
     def is_few(self, x: Tensor) -> bool:
@@ -158,14 +160,14 @@ class LinearArithmetic(Integers):
             y = self.stacked[0].take(self.stacked[1], x)
         if y is None:
             y = self.rows(x, self.packed_rows())
-        return onednn.post(self.then, y) if self.then else y
+        return post(self.then, y) if self.then else y
 
     def packed_rows(self) -> Any:
         """Return the weight as the kernel for few rows takes it."""
         # Scales and bias lie beside the weight, so a weight with two biases is laid out twice.
         key = ("rows", self.transposed, content(self.scale), content(self.bias))
         return layout(
-            self.codes, key, lambda: onednn.pack_rows(self.matrix(), self.scale, self.bias)
+            self.codes, key, lambda: fbgemm.pack_rows(self.matrix(), self.scale, self.bias)
         )
 
     def rows(self, x: Tensor, packed: Any) -> Tensor:
@@ -174,9 +176,9 @@ class LinearArithmetic(Integers):
             x = x * self.factors
         source = self.source
         return (
-            onednn.linear_rows(x, packed)
+            fbgemm.linear_rows(x, packed)
             if source is None
-            else onednn.linear_rows(x, packed, source.scale, source.zero_point)
+            else fbgemm.linear_rows(x, packed, source.scale, source.zero_point)
         )
 
     def matrix(self) -> Tensor:
@@ -189,7 +191,7 @@ class LinearArithmetic(Integers):
 
     def _rows(self, x: Tensor) -> tuple[Tensor, Tensor]:
         # The kernels have no gradient, and a float layer before this one may have been called outside of no_grad.
-        return onednn.quantize_rows((x if self.factors is None else x * self.factors).detach())
+        return quantize_rows((x if self.factors is None else x * self.factors).detach())
 
     def _measured(self, x: Tensor) -> tuple[Activation, Tensor]:
         source = Activation.around(x, self.symmetric)
@@ -222,7 +224,7 @@ class LinearArithmetic(Integers):
         )
         # In place: a fresh result of this size would cost more than the arithmetic.
         y = y.mul_(scale) if self.bias is None else torch.addcmul(self.bias, y, scale, out=y)
-        return onednn.post(self.then, y).to(result_dtype(self.dtype, y.device))
+        return post(self.then, y).to(result_dtype(self.dtype, y.device))
 
 
 def format_of(codes: Tensor) -> torch.memory_format:

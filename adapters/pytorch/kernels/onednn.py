@@ -6,164 +6,17 @@ numbers shifted by 128. Weights are int8, symmetric, with one scale for each out
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
 from functools import cache
-from math import nan
 from typing import Any
 
 import torch
 
+from .faults import fault, seven_bit_weight
+from .posts import POSTS
+from .rounding import quantize_u8
 from .windows import Geometry, output_places, padded
 
-_MAGIC = 12582912.0  # 1.5 * 2**23: adding it leaves round-to-nearest-even(x) in the low bits of a float32
-
-_SMALL = 2**17
-_BLOCK = 2**19
-"""So many elements are worked on at a time: what is made of them on the way stays in the cache, and no large temporary is allocated."""
-_TINY = 1e-30
-
 Tensor = torch.Tensor
-
-# Looked up once: for few rows the way to an operator's name is as long as what it computes. None where a build of torch lacks it.
-ROWS_DYNAMIC: Any = getattr(torch.ops.quantized, "linear_dynamic", None)
-ROWS_STATIC: Any = getattr(
-    torch.ops.quantized, "linear_with_input_q_dq_qweight_dq_output_fp32", None
-)
-
-
-@cache
-def _constant(value: float, device: torch.device) -> Tensor:
-    return torch.full((), value, device=device)
-
-
-def is_portable() -> bool:
-    """True where a program is recorded that must run without octavo: in ``torch.export``, and in any tracer of a torch before 2.7.
-
-    torch 2.6 does not tell an export from a compilation.
-    """
-    return not hasattr(torch.compiler, "is_exporting") or torch.compiler.is_exporting()
-
-
-def quantize_u8(
-    x: Tensor, scale: float, zero_point: int, low: int, high: int, factors: Tensor | None = None
-) -> Tensor:
-    """Return uint8 codes clip(round(x / scale) + zero_point, low, high), same shape.
-
-    One pass over memory on a CPU. Elsewhere, and with factors, three: the rounding is a float32 addition, the conversion takes the
-    low byte. On a CPU large tensors go through them a block at a time, which stays in the cache.
-
-    Args:
-        x: Float values.
-        scale: Their scale.
-        zero_point: Code of zero.
-        low: Smallest code.
-        high: Largest code.
-        factors: One float32 multiplier per channel of the last axis, in place of 1 / scale.
-    """
-    if torch.compiler.is_compiling():
-        # Torch's kernel adds the zero point before it rounds, and multiplies by the inverse in float32: so a compiler can fuse the same.
-        start = torch.full((), float(zero_point), device=x.device)
-        steps = (
-            torch.full((), 1.0, device=x.device) / torch.full((), scale, device=x.device)
-            if factors is None
-            else factors
-        )
-        return torch.round(torch.addcmul(start, x.float(), steps)).clamp(low, high).to(torch.uint8)
-    x = x if x.dtype == torch.float32 else x.float()
-    if factors is None and x.device.type == "cpu" and not missing_quantize():
-        codes = _quantized(x, scale, zero_point)
-        return codes if (low, high) == (0, 255) else codes.clamp_(low, high)
-    return _rounded(x, scale, zero_point, low, high, factors)
-
-
-def _quantized(x: Tensor, scale: float, zero_point: int) -> Tensor:
-    """Quantize over the whole of uint8 and return the codes as a plain tensor, without copying them."""
-    made = torch.quantize_per_tensor(x, scale, zero_point, torch.quint8)
-    return torch.empty(0, dtype=torch.uint8).set_(
-        made.untyped_storage(), 0, made.shape, made.stride()
-    )
-
-
-def _rounded(
-    x: Tensor, scale: float, zero_point: int, low: int, high: int, factors: Tensor | None
-) -> Tensor:
-    start = _constant(_MAGIC + zero_point, x.device)
-
-    def shifted(x: Tensor, out: Tensor | None = None) -> Tensor:
-        y = (
-            torch.add(start, x, alpha=1.0 / scale, out=out)
-            if factors is None
-            else torch.addcmul(start, x, factors, out=out)
-        )
-        return y.clamp_(_MAGIC + low, _MAGIC + high).view(torch.int32)
-
-    if x.device.type != "cpu" or x.numel() <= _BLOCK:
-        return shifted(x).to(torch.uint8)
-    rows = x.reshape(-1, x.shape[-1])
-    size = max(1, _BLOCK // rows.shape[-1])
-    codes, room = torch.empty(rows.shape, dtype=torch.uint8), torch.empty(size, rows.shape[-1])
-    for block, into in zip(torch.split(rows, size), torch.split(codes, size), strict=True):
-        into.copy_(shifted(block, room[: len(block)]))
-    return codes.view(x.shape)
-
-
-@cache
-def missing_quantize() -> str:
-    """Return why torch's own quantization of a tensor cannot be used; empty when it was run and gave the right codes."""
-
-    def run(generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        x = torch.randn(3, 33, generator=generator).t()
-        with warnings.catch_warnings():
-            # torch announces the end of its quantized tensors, once in a process.
-            warnings.simplefilter("ignore")
-            return _quantized(x, 0.02, 77), (torch.round(x.double() / 0.02) + 77).clamp(0, 255)
-
-    return fault("torch.quantize_per_tensor", 0.005, run)
-
-
-def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return uint8 codes with zero point 128 and one scale for each row of the last axis, float32, shape (..., 1).
-
-    A row's largest magnitude becomes 127, so that nothing needs clamping; a row of zeros stays zeros.
-    """
-    x = x if x.dtype == torch.float32 else x.float()
-    if x.numel() < _SMALL:
-        largest = x.abs().amax(
-            -1, keepdim=True
-        )  # fewer calls; for large tensors two readings beat a copy
-    else:
-        largest = torch.maximum(x.amax(-1, keepdim=True), x.amin(-1, keepdim=True).neg_())
-    largest = largest.clamp_(min=_TINY)
-    steps = 127.0 / largest
-    if torch.compiler.is_compiling():
-        return (torch.round(x * steps) + 128).clamp(0, 255).to(torch.uint8), largest / 127.0
-    shifted = torch.addcmul(_constant(_MAGIC + 128, x.device), x, steps)
-    codes: Tensor = shifted.view(torch.int32).to(torch.uint8)
-    return codes, largest / 127.0
-
-
-POSTS = {
-    "": ("none", ""),
-    "relu": ("relu", ""),
-    "gelu": ("gelu", "none"),
-    "gelu_tanh": ("gelu", "tanh"),
-    "silu": ("swish", ""),
-}
-"""Activation functions that the linear kernel applies to its result: name -> the kernel's name and variant."""
-
-
-def post(name: str, x: Tensor) -> Tensor:
-    """Apply an activation function of :data:`POSTS`."""
-    if name == "relu":
-        return torch.relu(x)
-    if name == "silu":
-        return torch.nn.functional.silu(x)
-    return (
-        torch.nn.functional.gelu(x, approximate="tanh" if name == "gelu_tanh" else "none")
-        if name
-        else x
-    )
 
 
 def pack_linear(codes: Tensor) -> Tensor:
@@ -330,48 +183,6 @@ def _missing_dtype(dtype: torch.dtype, dims: int) -> str:
     return fault(f"results of {dtype}", 0.02, run)
 
 
-def pack_rows(codes: Tensor, scale: Tensor, bias: Tensor | None) -> Any:
-    """Lay int8 codes out for :func:`linear_rows`, with scales and bias."""
-    with warnings.catch_warnings():
-        # torch announces the end of its quantized tensors; while they are there this kernel is the fastest for few rows.
-        warnings.simplefilter("ignore")
-        scales, zero_points = (
-            scale.double().expand(codes.shape[0]).contiguous(),
-            torch.zeros(codes.shape[0], dtype=torch.int64),
-        )
-        weight = torch._make_per_channel_quantized_tensor(codes, scales, zero_points, 0)
-        engine = torch.backends.quantized.engine
-        torch.backends.quantized.engine = "fbgemm"
-        try:
-            return torch.ops.quantized.linear_prepack(weight, bias)
-        finally:
-            torch.backends.quantized.engine = engine
-
-
-def linear_rows(x: Tensor, packed: Any, scale: float | None = None, zero_point: int = 0) -> Tensor:
-    """Quantize float32 ``x`` (asymmetric, per tensor) and multiply, in one call.
-
-    Args:
-        x: Values, shape (..., inputs).
-        packed: From :func:`pack_rows`.
-        scale: Their scale; None takes their own range.
-        zero_point: Code of zero, beside a scale.
-    """
-    y: Tensor
-    if scale is not None:
-        y = ROWS_STATIC(x, scale, zero_point, packed)
-        return y
-    try:
-        y = ROWS_DYNAMIC(x, packed, False)
-    except RuntimeError:
-        if bool(x.isfinite().all()):
-            raise
-        # The kernel finds no range; sums over such numbers are NaN in float.
-        outputs = torch.ops.quantized.linear_unpack(packed)[0].shape[0]
-        y = x.new_full((*x.shape[:-1], outputs), nan)
-    return y
-
-
 def pack_int4(codes: Tensor, scale: Tensor, zero: Tensor) -> tuple[Tensor, Tensor]:
     """Lay codes 0 to 15 (outputs, inputs), int32, out for :func:`linear_int4`, with scales and zeros (outputs, groups)."""
     packed: Tensor = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
@@ -386,34 +197,13 @@ def linear_int4(x: Tensor, packed: Tensor, group: int, scales: Tensor) -> Tensor
     return y
 
 
-def fault(
-    kernel: str, share: float, run: Callable[[torch.Generator], tuple[Tensor, Tensor]]
-) -> str:
-    """Return why a kernel cannot be used here; empty when it ran and was within ``share`` of the largest expected number.
-
-    ``run`` returns (what the kernel gives, the same in float64). A kernel that this build of torch or this processor lacks raises.
-    """
-    try:
-        y, expected = run(torch.Generator().manual_seed(0))
-    except (RuntimeError, AttributeError, NotImplementedError, ValueError, TypeError) as error:
-        return f"{kernel}: {(str(error) or type(error).__name__).splitlines()[0]}"
-    right = bool((y.double() - expected).abs().max() <= share * expected.abs().max())
-    return "" if right else f"{kernel}: its result is wrong on this machine"
-
-
-def _weight(generator: torch.Generator, *shape: int) -> tuple[Tensor, Tensor]:
-    # Seven bits: whether whole bytes are summed without saturating is asked by itself, see saturation.py.
-    codes = torch.randint(-63, 64, shape, dtype=torch.int8, generator=generator)
-    return codes, torch.rand(shape[0], generator=generator) * 1e-3 + 1e-4
-
-
 @cache
 def missing_linear() -> str:
     """Return why the int8 linear kernel cannot be used here; empty when it was run and gave the right numbers."""
 
     def run(generator: torch.Generator) -> tuple[Tensor, Tensor]:
         x = torch.randint(0, 256, (5, 64), dtype=torch.uint8, generator=generator)
-        w, scale = _weight(generator, 32, 64)
+        w, scale = seven_bit_weight(generator, 32, 64)
         y = linear_u8(x, 0.02, 77, pack_linear(w), scale, torch.zeros(32, dtype=torch.int32), None)
         return y, (x.double() - 77) * 0.02 @ (w.double() * scale[:, None]).T
 
@@ -436,27 +226,12 @@ def missing_int4(device: torch.device) -> str:
 
 
 @cache
-def missing_rows() -> str:
-    """Return why the one-call kernel for few rows cannot be used; empty when it was run and was right."""
-
-    def run(generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        x = torch.randn(3, 64, generator=generator)
-        w, scale = _weight(generator, 32, 64)
-        packed, expected = pack_rows(w, scale, None), x.double() @ (w.double() * scale[:, None]).T
-        return torch.cat([linear_rows(x, packed), linear_rows(x, packed, 0.04, 128)]), torch.cat(
-            [expected, expected]
-        )
-
-    return fault("torch.ops.quantized.linear_dynamic", 0.02, run)
-
-
-@cache
 def missing_conv(dims: int = 2) -> str:
     """Return why the int8 convolution kernel of that many spatial axes cannot be used; empty when it was run and was right."""
 
     def run(generator: torch.Generator) -> tuple[Tensor, Tensor]:
         x = torch.randint(0, 256, (2, 8, *(6,) * dims), dtype=torch.uint8, generator=generator)
-        w, scale = _weight(generator, 16, 8, *(3,) * dims)
+        w, scale = seven_bit_weight(generator, 16, 8, *(3,) * dims)
         one = [1] * dims
         geometry = (one, one, one, 1)
         y = conv_u8(

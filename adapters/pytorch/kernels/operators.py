@@ -25,6 +25,14 @@ SourceArguments = tuple[float | None, Sequence[int], bool]
 ResultArguments = tuple[float, int, torch.dtype, str]
 
 
+def is_portable() -> bool:
+    """True where a program is recorded that must run without octavo: in ``torch.export``, and in any tracer of a torch before 2.7.
+
+    torch 2.6 does not tell an export from a compilation.
+    """
+    return not hasattr(torch.compiler, "is_exporting") or torch.compiler.is_exporting()
+
+
 def register(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
     """Add an operator.
 

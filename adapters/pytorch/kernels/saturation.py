@@ -16,7 +16,7 @@ import torch
 from octavo.core.contract.adapter import OpParameters
 from octavo.core.numerics.saturation import REACH, REASON
 
-from . import onednn
+from . import fbgemm, onednn
 from .windows import Geometry
 
 Tensor = torch.Tensor
@@ -113,11 +113,11 @@ def _linear_is_right() -> bool:
 
 
 def _rows_are_right() -> bool:
-    if onednn.missing_rows():
+    if fbgemm.missing_rows():
         return True
     x, w = _extremes()
-    packed = onednn.pack_rows(w, torch.ones(len(w)), None)
-    y = onednn.linear_rows(x.float(), packed, 1.0, 0)
+    packed = fbgemm.pack_rows(w, torch.ones(len(w)), None)
+    y = fbgemm.linear_rows(x.float(), packed, 1.0, 0)
     return _agrees(y, 255.0 * 127 * _SHAPE[1])
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from octavo.adapters.pytorch.kernels import accelerators, onednn
+from octavo.adapters.pytorch.kernels import accelerators
 from octavo.adapters.pytorch.kernels.autocast import result_dtype
 from octavo.adapters.pytorch.kernels.layouts import content, forget, layout
-from octavo.adapters.pytorch.kernels.onednn import post
-from octavo.adapters.pytorch.kernels.operators import register
+from octavo.adapters.pytorch.kernels.operators import is_portable, register
+from octavo.adapters.pytorch.kernels.posts import post
 from octavo.core.numerics.tensor import QuantizedTensor
 
 from .differentiable import differentiable, needs_gradient
@@ -83,7 +83,7 @@ class Fp8Linear(Coded):
         flat = flat if self.factors is None else flat * self.factors
         if not torch.compiler.is_compiling():
             y = fp8_linear(flat, self.codes, self.scale, self.per_token)
-        elif onednn.is_portable():
+        elif is_portable():
             y = _multiplied(
                 flat,
                 self.codes.shape[0],

@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from octavo.adapters.pytorch.kernels import onednn
+from octavo.adapters.pytorch.kernels import fbgemm
 from octavo.adapters.pytorch.kernels.activation import Activation
 from octavo.adapters.pytorch.kernels.arithmetic import ConvArithmetic, Integers, LinearArithmetic
 from octavo.adapters.pytorch.kernels.autocast import result_dtype
 from octavo.adapters.pytorch.kernels.layouts import forget, version_of
-from octavo.adapters.pytorch.kernels.operators import source_arguments
+from octavo.adapters.pytorch.kernels.operators import is_portable, source_arguments
+from octavo.adapters.pytorch.kernels.posts import post
+from octavo.adapters.pytorch.kernels.rounding import quantize_rows
 from octavo.adapters.pytorch.kernels.saturation import in_reach, sums_fit
 from octavo.adapters.pytorch.kernels.windows import Geometry
 from octavo.core.numerics.tensor import QuantizedTensor
@@ -169,7 +171,7 @@ class Int8Linear(Int8Layer, LinearArithmetic):
         if self.saturating:
             return self._portable(x)
         if torch.compiler.is_compiling():
-            return self._portable(x) if onednn.is_portable() else self._operator(x)
+            return self._portable(x) if is_portable() else self._operator(x)
         # Written out: see LinearArithmetic.is_few.
         few = (
             x.numel() <= self.few
@@ -192,12 +194,12 @@ class Int8Linear(Int8Layer, LinearArithmetic):
                     x = x * factors
                 if source is None:
                     try:
-                        y: Tensor = onednn.ROWS_DYNAMIC(x, packed, False)
+                        y: Tensor = fbgemm.ROWS_DYNAMIC(x, packed, False)
                     except RuntimeError:
-                        y = onednn.linear_rows(x, packed)  # knows why
+                        y = fbgemm.linear_rows(x, packed)  # knows why
                 else:
-                    y = onednn.ROWS_STATIC(x, source.scale, source.zero_point, packed)
-                return onednn.post(self.then, y) if self.then else y
+                    y = fbgemm.ROWS_STATIC(x, source.scale, source.zero_point, packed)
+                return post(self.then, y) if self.then else y
         return self.multiplied(x)
 
     def _channel_axis(self) -> int:
@@ -258,7 +260,7 @@ class Int8Linear(Int8Layer, LinearArithmetic):
         if needs_gradient(x):
             steps, scale = clipped(x.float(), self.source), 1.0
         elif self.per_token:
-            codes, scale = onednn.quantize_rows(x)
+            codes, scale = quantize_rows(x)
             steps = codes.float() - 128
         elif self.factors is not None and self.source is not None:
             steps, scale = (
@@ -270,7 +272,7 @@ class Int8Linear(Int8Layer, LinearArithmetic):
         weight = (self.codes.t() if self.transposed else self.codes).float()
         y = nn.functional.linear(steps, weight) * self.scale * scale
         y = y if self.bias is None else y + self.bias
-        return self._portable_result(onednn.post(self.then, y))
+        return self._portable_result(post(self.then, y))
 
 
 class Int8Conv(Int8Layer, ConvArithmetic):
@@ -308,7 +310,7 @@ class Int8Conv(Int8Layer, ConvArithmetic):
             return self._portable(x, other)
         if not torch.compiler.is_compiling():
             return self.convolved(x, other)
-        return self._portable(x, other) if onednn.is_portable() else self._operator(x, other)
+        return self._portable(x, other) if is_portable() else self._operator(x, other)
 
     def _values(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         if other is not None and other.dtype != torch.uint8:

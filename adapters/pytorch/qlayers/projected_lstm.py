@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from octavo.adapters.pytorch.kernels import onednn
+from octavo.adapters.pytorch.kernels import fbgemm
+from octavo.adapters.pytorch.kernels.faults import fault
 
 Tensor = torch.Tensor
 
@@ -49,14 +50,14 @@ class ProjectedCell:
         Returns:
             Hidden states in the order of ``x``, and the last hidden and cell state.
         """
-        gates = torch.split(onednn.linear_rows(x, self.inputs), list(sizes))
+        gates = torch.split(fbgemm.linear_rows(x, self.inputs), list(sizes))
         outputs: list[Tensor] = [x] * len(sizes)
         steps = range(len(sizes))
         for step in reversed(steps) if backwards else steps:
             n = sizes[step]
-            i, f, g, o = (gates[step] + onednn.linear_rows(h[:n], self.state)).chunk(4, 1)
+            i, f, g, o = (gates[step] + fbgemm.linear_rows(h[:n], self.state)).chunk(4, 1)
             cell = torch.sigmoid(f) * c[:n] + torch.sigmoid(i) * torch.tanh(g)
-            outputs[step] = onednn.linear_rows(torch.sigmoid(o) * torch.tanh(cell), self.projection)
+            outputs[step] = fbgemm.linear_rows(torch.sigmoid(o) * torch.tanh(cell), self.projection)
             h, c = _beginning(h, outputs[step]), _beginning(c, cell)
         return torch.cat(outputs), h, c
 
@@ -123,7 +124,7 @@ def missing_projected() -> str:
         ]
         bias = torch.linspace(-1, 1, 32)
         rows = [
-            onednn.pack_rows(m, torch.full((len(m),), 4e-3), b)
+            fbgemm.pack_rows(m, torch.full((len(m),), 4e-3), b)
             for m, b in zip(codes, (bias, None, None), strict=True)
         ]
         cell = ProjectedCell(*rows)
@@ -135,4 +136,4 @@ def missing_projected() -> str:
             x.double(), [h.double(), c.double()], flat, True, 1, 0.0, False, False, True
         )[0]
 
-    return onednn.fault("quantized::linear_dynamic in an LSTM with projections", 0.05, run)
+    return fault("quantized::linear_dynamic in an LSTM with projections", 0.05, run)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from octavo.adapters.pytorch.kernels import onednn
 from octavo.adapters.pytorch.kernels.activation import Activation
+from octavo.adapters.pytorch.kernels.operators import is_portable
 
 from .differentiable import needs_gradient
 
@@ -32,7 +32,7 @@ class Quantize(nn.Module):
         """Return the codes of ``x``, or ``x``."""
         if needs_gradient(x):
             return x  # its readers quantize it alike, each with a gradient
-        portable = torch.compiler.is_compiling() and onednn.is_portable()
+        portable = torch.compiler.is_compiling() and is_portable()
         if (
             not portable
             and x.numel() <= self.few

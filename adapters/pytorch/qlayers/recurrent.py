@@ -16,9 +16,10 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
-from octavo.adapters.pytorch.kernels import onednn
+from octavo.adapters.pytorch.kernels import fbgemm
+from octavo.adapters.pytorch.kernels.faults import fault
 from octavo.adapters.pytorch.kernels.layouts import content, forget, layout
-from octavo.adapters.pytorch.kernels.operators import register
+from octavo.adapters.pytorch.kernels.operators import is_portable, register
 from octavo.adapters.pytorch.kernels.saturation import in_reach
 from octavo.core.numerics.tensor import QuantizedTensor
 
@@ -191,7 +192,7 @@ class Int8Recurrent(StoredRecurrent):
         compiling = torch.compiler.is_compiling()
         stored: Any = self.weight_codes
         saturating = not compiling and not all(_in_reach(w.codes) for w in stored)
-        if saturating or (compiling and onednn.is_portable()):
+        if saturating or (compiling and is_portable()):
             return super()._run(x, sizes, states)
         matrices = [t for w in stored for t in (w.codes, w.scale)]
         biases = [getattr(self, name) for name in self.floats]
@@ -278,7 +279,7 @@ def _rows(codes: Tensor, scale: Tensor, bias: Tensor | None) -> Any:
     return layout(
         codes,
         ("rows", content(scale), content(bias)),
-        lambda: onednn.pack_rows(codes.view(torch.int8), scale.reshape(-1), bias),
+        lambda: fbgemm.pack_rows(codes.view(torch.int8), scale.reshape(-1), bias),
     )
 
 
@@ -370,8 +371,8 @@ def missing_recurrent(kind: str) -> str:
         ]
         scale, bias = torch.full((8 * gates,), 4e-3), torch.linspace(-1, 1, 8 * gates)
         cell = make_cell(
-            onednn.pack_rows(codes[0], scale, bias),
-            onednn.pack_rows(codes[1], scale, bias),
+            fbgemm.pack_rows(codes[0], scale, bias),
+            fbgemm.pack_rows(codes[1], scale, bias),
             bias,
             bias,
         )
@@ -382,4 +383,4 @@ def missing_recurrent(kind: str) -> str:
         given = [s.double() for s in states] if kind == "lstm" else h.double()
         return y, function(x.double(), given, flat, True, 1, 0.0, False, False, True)[0]
 
-    return onednn.fault(f"torch.quantized_{kind}", 0.03, run)
+    return fault(f"torch.quantized_{kind}", 0.03, run)

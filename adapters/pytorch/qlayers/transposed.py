@@ -20,9 +20,11 @@ from octavo.adapters.pytorch.kernels.operators import (
     RESULT,
     SOURCE,
     Arguments,
+    is_portable,
     register,
     source_arguments,
 )
+from octavo.adapters.pytorch.kernels.posts import post
 from octavo.adapters.pytorch.kernels.windows import Geometry, padded
 
 from .differentiable import as_values, differentiable, needs_gradient
@@ -153,7 +155,7 @@ class TransposedArithmetic(Integers):
         """Return what no tap reaches: the bias of each output, as the result holds it."""
         outputs = self.codes.shape[1] * groups
         bias = torch.zeros(outputs, device=self.codes.device) if self.bias is None else self.bias
-        bias = onednn.post(self.then, bias)
+        bias = post(self.then, bias)
         return bias if self.gives is None else self.gives.quantize(bias)
 
 
@@ -196,7 +198,7 @@ class Int8ConvTranspose(Int8Layer, TransposedArithmetic):
             return self._portable(x, geometry)
         if not torch.compiler.is_compiling():
             return self.upsampled(x, geometry)
-        return self._portable(x, geometry) if onednn.is_portable() else self._operator(x, geometry)
+        return self._portable(x, geometry) if is_portable() else self._operator(x, geometry)
 
     def _sized(self, x: Tensor, output_size: Sequence[int] | None) -> Upsampling:
         """Return the geometry whose output has the size that was asked for (torch's ``output_size``)."""
@@ -229,7 +231,7 @@ class Int8ConvTranspose(Int8Layer, TransposedArithmetic):
         each = self.scale.repeat(groups) if self.scale.numel() > 1 else self.scale
         y = y * each.view(shape) * scale
         y = y if self.bias is None else y + self.bias.view(shape)
-        return self._portable_result(onednn.post(self.then, y))
+        return self._portable_result(post(self.then, y))
 
 
 class _Transposed(Arguments, TransposedArithmetic):

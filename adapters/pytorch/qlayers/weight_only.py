@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from octavo.adapters.pytorch.kernels import accelerators, onednn
+from octavo.adapters.pytorch.kernels import accelerators
 from octavo.adapters.pytorch.kernels.autocast import result_dtype
 from octavo.adapters.pytorch.kernels.int4 import int4_linear
+from octavo.adapters.pytorch.kernels.operators import is_portable
+from octavo.adapters.pytorch.kernels.posts import post
 from octavo.adapters.pytorch.kernels.windows import Geometry
 from octavo.core.numerics.tensor import QuantizedTensor
 
@@ -91,13 +93,13 @@ class WeightOnlyLinear(Coded):
         if self.factors is not None:
             x = x * self.factors.to(x.dtype)
         if x.requires_grad and torch.is_grad_enabled():
-            return onednn.post(self.then, _Recomputed.apply(x, self))  # type: ignore[no-untyped-call]
+            return post(self.then, _Recomputed.apply(x, self))  # type: ignore[no-untyped-call]
         compiling = torch.compiler.is_compiling()
-        if self._on_kernel and not (compiling and onednn.is_portable()):
-            return onednn.post(
+        if self._on_kernel and not (compiling and is_portable()):
+            return post(
                 self.then, self._int4(x, torch.ops.octavo.int4_linear if compiling else int4_linear)
             )
-        return onednn.post(self.then, self._in_blocks(x))
+        return post(self.then, self._in_blocks(x))
 
     def _int4(self, x: Tensor, multiply: Callable[..., Tensor]) -> Tensor:
         w = self.weight_codes
@@ -255,7 +257,7 @@ class WeightOnlyConv(Coded):
             )
         channels = -len(self.shape)  # also of a single sample without an axis for the batch
         y = parts[0] if len(parts) == 1 else torch.cat(parts, channels)
-        return onednn.post(self.then, y if other is None else y + other)
+        return post(self.then, y if other is None else y + other)
 
 
 class Cast(Coded):
@@ -295,4 +297,4 @@ class Cast(Coded):
         y = y.to(self.dtype if looks_up else result_dtype(self.dtype, y.device))
         if self.adds:
             y = y + others[0]
-        return onednn.post(self.then, y)
+        return post(self.then, y)

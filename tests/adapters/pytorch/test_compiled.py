@@ -23,7 +23,7 @@ from torch._functorch.aot_autograd import make_boxed_func
 
 import octavo
 import octavo.adapters.pytorch.apply.build
-from octavo.adapters.pytorch.kernels.onednn import is_portable
+from octavo.adapters.pytorch.kernels.operators import is_portable
 
 RULES = [
     {"ops": ["conv"], "mode": "static"},

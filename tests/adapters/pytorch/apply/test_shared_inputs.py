@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from octavo.adapters.pytorch.apply.shared_inputs import Stack, share
-from octavo.adapters.pytorch.kernels import onednn
+from octavo.adapters.pytorch.kernels import fbgemm
 from octavo.adapters.pytorch.kernels.activation import Activation
 from octavo.adapters.pytorch.kernels.layouts import layouts
 from octavo.adapters.pytorch.qlayers.int8 import Int8Linear
@@ -21,7 +21,7 @@ from octavo.core.quantizing.algorithms.rtn import RoundToNearest
 from octavo.core.values.scheme import QuantSpec
 from tests.helpers import opened_torch, preset_candidate
 
-pytestmark = pytest.mark.skipif(bool(onednn.missing_rows()), reason=onednn.missing_rows())
+pytestmark = pytest.mark.skipif(bool(fbgemm.missing_rows()), reason=fbgemm.missing_rows())
 
 
 def layers(static: bool, x: torch.Tensor) -> list[Int8Linear]:

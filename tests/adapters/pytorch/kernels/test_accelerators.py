@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from octavo.adapters.pytorch.candidate import TorchCandidate
-from octavo.adapters.pytorch.kernels import accelerators, onednn
+from octavo.adapters.pytorch.kernels import accelerators, fbgemm
 from octavo.adapters.pytorch.kernels.layouts import layouts
+from octavo.adapters.pytorch.kernels.posts import post
 from octavo.adapters.pytorch.offers import capability
 from octavo.adapters.pytorch.qlayers.int8 import Int8Linear
 from octavo.core.contract.adapter import Batch
@@ -43,9 +44,7 @@ def test_int8_products_of_any_shape(rows: int, inputs: int, outputs: int, then: 
     assert packed[0].is_contiguous()
     assert all(n % 8 == 0 for n in packed[0].shape)
     y = accelerators.linear_u8(x, 0.02, 77, packed, scale, zero, bias, then=then)
-    expected = onednn.post(
-        then, ((x.double() - 77) * 0.02 @ (w.double() * scale[:, None]).T + bias)
-    )
+    expected = post(then, ((x.double() - 77) * 0.02 @ (w.double() * scale[:, None]).T + bias))
     torch.testing.assert_close(y, expected.float(), rtol=1e-5, atol=1e-5)
     codes = accelerators.linear_u8(
         x, 0.02, 77, packed, scale, zero, bias, 0.05, 100, torch.uint8, then
@@ -100,7 +99,7 @@ def test_a_layer_is_the_same_on_both_kinds_of_kernels(
     model, batch = network()
     expected = candidate(model, batch, mode, INT8, source).run(batch)[0]
     monkeypatch.setitem(accelerators._TABLE, "cpu", accelerators)
-    monkeypatch.setattr(onednn, "missing_rows", lambda: "not on this device")
+    monkeypatch.setattr(fbgemm, "missing_rows", lambda: "not on this device")
     np.testing.assert_allclose(
         candidate(model, batch, mode, INT8, source).run(batch)[0],
         expected,

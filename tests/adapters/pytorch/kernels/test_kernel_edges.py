@@ -17,6 +17,7 @@ from torch import nn
 
 import octavo
 from octavo.adapters.pytorch.kernels import accelerators, onednn
+from octavo.adapters.pytorch.kernels.rounding import quantize_rows, quantize_u8
 from octavo.core.errors import ConfigError, SchemeError
 
 Tensor = torch.Tensor
@@ -334,9 +335,9 @@ def test_products_of_other_devices_take_any_number_of_rows(shape: tuple[int, ...
 @pytest.mark.parametrize("shape", [(0,), (0, 8), (3, 0), (1, 1)])
 def test_any_number_of_values_is_quantized(shape: tuple[int, ...]) -> None:
     x = values(*shape)
-    assert onednn.quantize_u8(x, 0.01, 128, 0, 255).shape == shape
+    assert quantize_u8(x, 0.01, 128, 0, 255).shape == shape
     if shape[-1]:
-        codes, scale = onednn.quantize_rows(x)
+        codes, scale = quantize_rows(x)
         assert codes.shape == shape
         assert scale.shape == (*shape[:-1], 1)
 

@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from octavo.adapters.pytorch.kernels import onednn
+from octavo.adapters.pytorch.kernels import onednn, rounding
 from octavo.adapters.pytorch.kernels.activation import Activation
 from octavo.adapters.pytorch.kernels.layouts import layouts
 from octavo.adapters.pytorch.kernels.memo import Memo
+from octavo.adapters.pytorch.kernels.posts import post
+from octavo.adapters.pytorch.kernels.rounding import quantize_rows, quantize_u8
+from octavo.adapters.pytorch.kernels.windows import Geometry
 from octavo.adapters.pytorch.offers import capability
 from octavo.adapters.pytorch.qlayers.int8 import Int8Linear
 from octavo.adapters.pytorch.qlayers.packed_weights import StoredWeight
@@ -50,7 +53,7 @@ def test_quantize_u8_is_the_cores_quantization(
     params = affine_params(torch.tensor(low), torch.tensor(high), S8 if symmetric else U8)
     form = Activation.of(params)
     expected = quantize(x, params) + (128 if symmetric else 0)
-    portable = onednn._rounded(x, form.scale, form.zero_point, form.low, form.high, None)
+    portable = rounding._rounded(x, form.scale, form.zero_point, form.low, form.high, None)
     for got in (form.quantize(x).int(), portable.int()):
         # x / scale and x * (1 / scale) may fall on two sides of a tie.
         assert int((got - expected).abs().max()) <= 1
@@ -60,22 +63,20 @@ def test_quantize_u8_is_the_cores_quantization(
 @pytest.mark.parametrize("shape", [(3, 1000, 401), (401, 3001), (2**20 + 7,)])
 def test_large_tensors_get_the_codes_of_their_rows(shape: tuple[int, ...]) -> None:
     x, factors = torch.randn(shape).clamp(-3, 2.5), torch.rand(shape[-1]) * 40 + 5
-    codes = onednn.quantize_u8(x, 1.0, 100, 1, 250, factors)
+    codes = quantize_u8(x, 1.0, 100, 1, 250, factors)
     assert codes.shape == x.shape
     expected = (torch.round(x.double() * factors) + 100).clamp(1, 250)
     assert float((codes != expected).float().mean()) < 1e-4
     assert float((codes - expected).abs().max()) <= 1
     if x.ndim > 1:
-        assert torch.equal(
-            codes[-1], onednn.quantize_u8(x[-1].contiguous(), 1.0, 100, 1, 250, factors)
-        )
+        assert torch.equal(codes[-1], quantize_u8(x[-1].contiguous(), 1.0, 100, 1, 250, factors))
 
 
 @given(st.integers(0, 2**32 - 1))
 def test_rows_are_quantized_on_their_own_range(seed: int) -> None:
     x = torch.from_numpy(np.random.default_rng(seed).standard_normal((5, 33)).astype(np.float32))
     x[2] = 0
-    codes, scale = onednn.quantize_rows(x)
+    codes, scale = quantize_rows(x)
     assert bool((codes[2] == 128).all())
     assert bool(torch.isfinite(scale).all())
     np.testing.assert_allclose((codes.float() - 128) * scale, x, atol=float(scale.max()) * 0.5001)
@@ -91,7 +92,7 @@ def test_a_static_layer_is_exact_integer_arithmetic(spec: QuantSpec, then: str) 
     form = Activation.around(x, symmetric=False)
     y = Int8Linear(stored, bias, torch.float32, form, then=then)(x)
     sums = (form.quantize(x).long() - form.zero_point) @ stored.codes.long().T
-    expected = onednn.post(
+    expected = post(
         then, (sums.double() * form.scale * stored.params.scale.double() + bias).float()
     )
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-4)
@@ -125,7 +126,7 @@ def test_padding_deeper_than_the_input_is_zeros(
         torch.randint(-63, 64, (outputs * groups, inputs, 2, 2, 5), dtype=torch.int8),
         torch.tensor([0.004]),
     )
-    geometry: onednn.Geometry = ([1, 1, 1], [1, 1, 4], [1, 1, 1], groups)
+    geometry: Geometry = ([1, 1, 1], [1, 1, 4], [1, 1, 1], groups)
     packed, zero = (
         onednn.pack_conv(codes, scale, 0.02, 77, geometry),
         torch.zeros(1, dtype=torch.int32),

@@ -1,0 +1,122 @@
+"""Values of activations as uint8 codes: over one given scale, or over a scale of each row."""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+
+import torch
+
+from .faults import fault
+
+_MAGIC = 12582912.0  # 1.5 * 2**23: adding it leaves round-to-nearest-even(x) in the low bits of a float32
+
+_SMALL = 2**17
+_BLOCK = 2**19
+"""So many elements are worked on at a time: what is made of them on the way stays in the cache, and no large temporary is allocated."""
+_TINY = 1e-30
+
+Tensor = torch.Tensor
+
+
+@cache
+def _constant(value: float, device: torch.device) -> Tensor:
+    return torch.full((), value, device=device)
+
+
+def quantize_u8(
+    x: Tensor, scale: float, zero_point: int, low: int, high: int, factors: Tensor | None = None
+) -> Tensor:
+    """Return uint8 codes clip(round(x / scale) + zero_point, low, high), same shape.
+
+    One pass over memory on a CPU. Elsewhere, and with factors, three: the rounding is a float32 addition, the conversion takes the
+    low byte. On a CPU large tensors go through them a block at a time, which stays in the cache.
+
+    Args:
+        x: Float values.
+        scale: Their scale.
+        zero_point: Code of zero.
+        low: Smallest code.
+        high: Largest code.
+        factors: One float32 multiplier per channel of the last axis, in place of 1 / scale.
+    """
+    if torch.compiler.is_compiling():
+        # Torch's kernel adds the zero point before it rounds, and multiplies by the inverse in float32: so a compiler can fuse the same.
+        start = torch.full((), float(zero_point), device=x.device)
+        steps = (
+            torch.full((), 1.0, device=x.device) / torch.full((), scale, device=x.device)
+            if factors is None
+            else factors
+        )
+        return torch.round(torch.addcmul(start, x.float(), steps)).clamp(low, high).to(torch.uint8)
+    x = x if x.dtype == torch.float32 else x.float()
+    if factors is None and x.device.type == "cpu" and not missing_quantize():
+        codes = _quantized(x, scale, zero_point)
+        return codes if (low, high) == (0, 255) else codes.clamp_(low, high)
+    return _rounded(x, scale, zero_point, low, high, factors)
+
+
+def _quantized(x: Tensor, scale: float, zero_point: int) -> Tensor:
+    """Quantize over the whole of uint8 and return the codes as a plain tensor, without copying them."""
+    made = torch.quantize_per_tensor(x, scale, zero_point, torch.quint8)
+    return torch.empty(0, dtype=torch.uint8).set_(
+        made.untyped_storage(), 0, made.shape, made.stride()
+    )
+
+
+def _rounded(
+    x: Tensor, scale: float, zero_point: int, low: int, high: int, factors: Tensor | None
+) -> Tensor:
+    start = _constant(_MAGIC + zero_point, x.device)
+
+    def shifted(x: Tensor, out: Tensor | None = None) -> Tensor:
+        y = (
+            torch.add(start, x, alpha=1.0 / scale, out=out)
+            if factors is None
+            else torch.addcmul(start, x, factors, out=out)
+        )
+        return y.clamp_(_MAGIC + low, _MAGIC + high).view(torch.int32)
+
+    if x.device.type != "cpu" or x.numel() <= _BLOCK:
+        return shifted(x).to(torch.uint8)
+    rows = x.reshape(-1, x.shape[-1])
+    size = max(1, _BLOCK // rows.shape[-1])
+    codes, room = torch.empty(rows.shape, dtype=torch.uint8), torch.empty(size, rows.shape[-1])
+    for block, into in zip(torch.split(rows, size), torch.split(codes, size), strict=True):
+        into.copy_(shifted(block, room[: len(block)]))
+    return codes.view(x.shape)
+
+
+@cache
+def missing_quantize() -> str:
+    """Return why torch's own quantization of a tensor cannot be used; empty when it was run and gave the right codes."""
+
+    def run(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        x = torch.randn(3, 33, generator=generator).t()
+        with warnings.catch_warnings():
+            # torch announces the end of its quantized tensors, once in a process.
+            warnings.simplefilter("ignore")
+            return _quantized(x, 0.02, 77), (torch.round(x.double() / 0.02) + 77).clamp(0, 255)
+
+    return fault("torch.quantize_per_tensor", 0.005, run)
+
+
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return uint8 codes with zero point 128 and one scale for each row of the last axis, float32, shape (..., 1).
+
+    A row's largest magnitude becomes 127, so that nothing needs clamping; a row of zeros stays zeros.
+    """
+    x = x if x.dtype == torch.float32 else x.float()
+    if x.numel() < _SMALL:
+        largest = x.abs().amax(
+            -1, keepdim=True
+        )  # fewer calls; for large tensors two readings beat a copy
+    else:
+        largest = torch.maximum(x.amax(-1, keepdim=True), x.amin(-1, keepdim=True).neg_())
+    largest = largest.clamp_(min=_TINY)
+    steps = 127.0 / largest
+    if torch.compiler.is_compiling():
+        return (torch.round(x * steps) + 128).clamp(0, 255).to(torch.uint8), largest / 127.0
+    shifted = torch.addcmul(_constant(_MAGIC + 128, x.device), x, steps)
+    codes: Tensor = shifted.view(torch.int32).to(torch.uint8)
+    return codes, largest / 127.0
