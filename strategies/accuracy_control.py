@@ -6,7 +6,7 @@ runs over a few batches and no evaluation.
 
 from __future__ import annotations
 
-from octavo.core.sensitivity.service import RecipeSensitivity
+from octavo.core.contract.strategy import RecipeSensitivity
 from octavo.core.values.space import Unit
 
 from . import AccuracyControlConfig

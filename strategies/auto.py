@@ -21,9 +21,9 @@ from statistics import NormalDist
 
 import numpy as np
 
+from octavo.core.contract.strategy import RecipeSensitivity
 from octavo.core.errors import ConfigError
 from octavo.core.numerics.knapsack import HullTable, LossTable, exact, table
-from octavo.core.sensitivity.service import RecipeSensitivity
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import OpScheme, PartChoice
 from octavo.core.values.trial import Trial

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from octavo.core.contract.strategy import Problem
-from octavo.core.sensitivity.service import RecipeSensitivity
+from octavo.core.contract.strategy import Problem, RecipeSensitivity
 from octavo.core.values.scheme import OpScheme, PartChoice
 from octavo.core.values.space import Unit
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from octavo.core.sensitivity.service import RecipeSensitivity
+from octavo.core.contract.strategy import RecipeSensitivity
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.space import Unit
 

@@ -13,7 +13,7 @@ import pytest
 
 import octavo
 from octavo.core.errors import ConfigError, DeviceError
-from octavo.core.tuning.loop import Progress
+from octavo.core.tuning.progress import Progress
 from octavo.core.tuning.result import load_candidate
 from tests import tiny
 

@@ -42,6 +42,11 @@ def test_the_code_of_the_numpy_page_runs(tmp_path: Path) -> None:
     assert "(16, 10)" in run(tmp_path, "-W", "ignore", "-c", code)
 
 
+def test_the_loop_of_the_strategies_page_runs(tmp_path: Path) -> None:
+    (code,) = [b for b in blocks(ROOT / "docs" / "strategies.md") if "octavo.prepare(" in b]
+    assert "True" in run(tmp_path, "-W", "ignore", "-c", code).splitlines()[-1]
+
+
 @pytest.fixture(scope="module")
 def stranger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The plugin of docs/plugins.md, installed as pip would: its files and its entry point on the

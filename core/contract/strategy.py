@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from pydantic import Field
 
@@ -28,6 +28,21 @@ class Sensitivity(Protocol):
                 pass over a few batches each); ``gradient`` and ``hessian_trace`` where the backend offers gradients.
             pairs: What to score.
         """
+
+
+@runtime_checkable
+class RecipeSensitivity(Sensitivity, Protocol):
+    """A service that can also judge whole recipes without the score function."""
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What can be asked for here."""
+
+    def distances(self, recipes: Sequence[Recipe]) -> Sequence[float]:
+        """Return the output distance of each whole recipe."""
+
+    def under(self, transforms: tuple[PartChoice, ...]) -> Sensitivity:
+        """Return the service for units of a model to which the transforms were applied first."""
 
 
 class SuggestsTransforms(PartConfig):

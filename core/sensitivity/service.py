@@ -21,7 +21,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
@@ -42,21 +42,6 @@ from .op_errors import OpErrors, Transforms
 
 Pair = tuple[str, OpScheme]
 Runner = Callable[[Candidate], Iterator[tuple[np.ndarray, ...]]]
-
-
-@runtime_checkable
-class RecipeSensitivity(Sensitivity, Protocol):
-    """A service that can also judge whole recipes without the score function."""
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """What can be asked for here."""
-
-    def distances(self, recipes: Sequence[Recipe]) -> Sequence[float]:
-        """Return the output distance of each whole recipe."""
-
-    def under(self, transforms: Transforms) -> Sensitivity:
-        """Return the service for units of a model to which the transforms were applied first."""
 
 
 class SensitivityService:

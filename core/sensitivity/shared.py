@@ -11,12 +11,12 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from octavo.core.contract.strategy import Sensitivity
+from octavo.core.contract.strategy import RecipeSensitivity, Sensitivity
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import OpScheme, PartChoice
 from octavo.core.values.space import TuningSpace
 
-from .service import RecipeSensitivity, SensitivityService
+from .service import SensitivityService
 
 Signature = tuple[str, int, int, int, int]
 Scores = dict[tuple[str, Signature, OpScheme, tuple[PartChoice, ...]], float]

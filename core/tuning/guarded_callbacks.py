@@ -10,7 +10,7 @@ from octavo.core.errors import said
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.trial import Trial
 
-from .loop import Progress
+from .progress import Progress, level_of_the_caller
 
 
 class Guarded(Progress):
@@ -39,7 +39,7 @@ class Guarded(Progress):
     def note(self, text: str) -> None:
         """Pass on; a note that does not arrive becomes a warning of Python."""
         if not self._call("note", text):
-            warnings.warn(text, stacklevel=4)
+            warnings.warn(text, stacklevel=level_of_the_caller())
 
     def ended(self, reason: str) -> None:
         """Pass on."""
@@ -59,7 +59,7 @@ class Guarded(Progress):
             name = type(self._inner).__qualname__
             warnings.warn(
                 f"callback {name}.{method} raised {said(error)}; the run goes on without it",
-                stacklevel=5,
+                stacklevel=level_of_the_caller(),
             )
 
 

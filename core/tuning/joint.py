@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from octavo.core.contract.strategy import WAIT, Strategy, Wait
+from octavo.core.contract.parts import PartConfig
+from octavo.core.contract.plugins import PluginHost
+from octavo.core.contract.strategy import WAIT, Problem, Strategy, Wait
+from octavo.core.sensitivity.service import SensitivityService
+from octavo.core.sensitivity.shared import Scores, SharedSensitivity
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.trial import Trial
+
+from .bench import Bench
+from .config import TuningConfig
 
 
 class JointStrategy:
     """Asks each backend's strategy in turn, and tells each the trials of its own backend.
 
-    The backend is a dimension of the search, and no strategy has to know it: every built-in and every stranger's works
-    over several backends. A backend whose strategy has nothing left drops out, and the others take its evaluations.
+    The backend is a dimension of the search, and no strategy has to know it: every built-in and
+    every stranger's works over several backends. A backend whose strategy has nothing left drops
+    out, and the others take its evaluations.
     """
 
     def __init__(self, strategies: Mapping[str, Strategy]) -> None:
@@ -23,23 +31,23 @@ class JointStrategy:
 
     def ask(self) -> Recipe | Wait | None:
         """Return the next backend's next recipe."""
-        waiting = False
-        for _ in range(len(self._open)):
-            if not self._open:
-                break
-            name = self._open[self._next % len(self._open)]
-            found = self._strategies[name].ask()
-            if found is None:
-                self._open.remove(name)
-                continue
-            self._next += 1
-            if isinstance(found, Wait):
-                waiting = True
-                continue
-            return found
-        if self._open and not waiting:
-            return self.ask()
-        return WAIT if waiting else None
+        while self._open:
+            is_waiting = False
+            for _ in range(len(self._open)):
+                if not self._open:
+                    break
+                name = self._open[self._next % len(self._open)]
+                found = self._strategies[name].ask()
+                if found is None:
+                    self._open.remove(name)
+                    continue
+                self._next += 1
+                if not isinstance(found, Wait):
+                    return found
+                is_waiting = True
+            if is_waiting:
+                return WAIT
+        return None
 
     def tell(self, trial: Trial) -> None:
         """Pass a trial on."""
@@ -51,3 +59,38 @@ class JointStrategy:
         if len(lines) == 1:
             return lines[0][1]
         return "; ".join(f"{name}: {line}" for name, line in lines if line)
+
+
+def build_strategy(
+    bench: Bench,
+    settings: TuningConfig,
+    strategy: PartConfig,
+    host: PluginHost,
+    services: Mapping[str, SensitivityService],
+) -> JointStrategy:
+    """Return the run's strategy, made anew: one for each backend that has a choice.
+
+    Args:
+        bench: The run's.
+        settings: The run's.
+        strategy: The strategy's settings.
+        host: Plugins.
+        services: By backend.
+    """
+    part = host.part("strategies", strategy.kind)
+    scores: Scores = {}
+    built: dict[str, Strategy] = {}
+    for name, service in services.items():
+        space = bench.backends[name].searched
+        is_one_of_many = len(services) > 1
+        problem = Problem(
+            space,
+            tuple(bench.objectives),
+            settings.seed,
+            SharedSensitivity(service, space, scores) if is_one_of_many else service,
+            settings.stop == "goal",
+            bench.budgets,
+            max(1, settings.max_trials // len(services)),
+        )
+        built[name] = part.build(strategy, problem)
+    return JointStrategy(built)

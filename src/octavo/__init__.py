@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from octavo.core.scoring.evaluation import ArrayModel, Evaluation
     from octavo.core.scoring.racing import RaceConfig, SampleScore
     from octavo.core.tuning.config import TuningConfig
-    from octavo.core.tuning.loop import Progress
+    from octavo.core.tuning.progress import Progress
     from octavo.core.tuning.result import Quantized, Result
-    from octavo.core.tuning.run import autotune, load, quantize_model
+    from octavo.core.tuning.run import Run, autotune, load, prepare, quantize_model
     from octavo.core.values.calls import Call
     from octavo.core.values.recipe import Recipe
     from octavo.core.values.scheme import OpScheme, PartChoice, QuantSpec
@@ -41,11 +41,13 @@ __all__ = [
     "RaceConfig",
     "Recipe",
     "Result",
+    "Run",
     "SampleScore",
     "Trial",
     "TuningConfig",
     "autotune",
     "load",
+    "prepare",
     "quantize_model",
 ]
 
@@ -58,17 +60,19 @@ _HOME = {
     "OctavoError": "errors",
     "OpScheme": "values.scheme",
     "PartChoice": "values.scheme",
-    "Progress": "tuning.loop",
+    "Progress": "tuning.progress",
     "QuantSpec": "values.scheme",
     "Quantized": "tuning.result",
     "RaceConfig": "scoring.racing",
     "Recipe": "values.recipe",
     "Result": "tuning.result",
+    "Run": "tuning.run",
     "SampleScore": "scoring.racing",
     "Trial": "values.trial",
     "TuningConfig": "tuning.config",
     "autotune": "tuning.run",
     "load": "tuning.run",
+    "prepare": "tuning.run",
     "quantize_model": "tuning.run",
 }
 

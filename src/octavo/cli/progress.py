@@ -8,7 +8,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.text import Text
 
 from octavo.core.report import text
-from octavo.core.tuning.loop import Progress as Callback
+from octavo.core.tuning.progress import Progress as Callback
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.trial import Trial
 

@@ -82,9 +82,9 @@ def test_the_right_direction_goes_through_and_costs_one_evaluation(tmp_path: Pat
 def test_it_is_left_out_where_evaluations_are_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from octavo.core.tuning import loop
+    from octavo.core.tuning import direction
 
-    monkeypatch.setattr(loop, "CHEAP", -1.0)
+    monkeypatch.setattr(direction, "CHEAP", -1.0)
     assert tune(tmp_path / "h.db", nll, max_trials=2).trials
 
 

@@ -20,7 +20,7 @@ import octavo
 from octavo.core.errors import ConfigError, EvaluationError, StoreError
 from octavo.core.storage import server_lock
 from octavo.core.storage.history import StudyHistory, read_history
-from octavo.core.tuning.loop import Progress
+from octavo.core.tuning.progress import Progress
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.trial import Trial
 from tests import tiny

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import octavo
-from octavo.core.tuning import loop
+from octavo.core.tuning import baseline
 from octavo.core.values.budgets import average_bits, explain, overruns
 from octavo.core.values.scheme import FLOAT, OpScheme, QuantSpec
 from octavo.core.values.space import TuningSpace, Unit
@@ -90,9 +90,10 @@ def test_timings_of_a_busy_machine_are_told() -> None:
     steady = Measurement(10.0, 9.5, 10.5, "ms", 1.0)
     busy = Measurement(10.0, 9.0, 14.0, "ms", 1.0)
     assert (
-        loop._unsteady({"latency": steady, "size": Measurement(5.0, 5.0, 5.0, "bytes", 1.0)}) == ""
+        baseline.unsteadiness({"latency": steady, "size": Measurement(5.0, 5.0, 5.0, "bytes", 1.0)})
+        == ""
     )
-    assert "varied from 9 to 14 ms" in loop._unsteady({"latency": busy})
+    assert "varied from 9 to 14 ms" in baseline.unsteadiness({"latency": busy})
 
 
 def test_progress_says_which_budget_was_overrun() -> None:

@@ -1,0 +1,141 @@
+"""What every step of a run works with: models, scores, yardsticks and the record of trials."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from octavo.core.calibration.data import CalibrationData
+from octavo.core.contract.adapter import Opened
+from octavo.core.contract.criterion import Criterion
+from octavo.core.contract.objective import Objective, Subject
+from octavo.core.quantizing.realize import Realizer
+from octavo.core.scoring.choice import choose
+from octavo.core.scoring.scoring import Scoring
+from octavo.core.scoring.yardstick import Yardstick
+from octavo.core.storage.history import History
+from octavo.core.system.clock import Clock
+from octavo.core.values.budgets import float_keeps
+from octavo.core.values.space import TuningSpace
+from octavo.core.values.trial import Measurement, Trial
+
+from .progress import Progress, tell
+
+REFUSED_MARGIN = -0.01
+"""The margin of a trial that passed in the search and was refused after it, at most.
+
+Strategies rank by it, so it is next to a pass; and it is a constant, so that nothing of the
+held-out data but the refusal itself reaches the search.
+"""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One backend of a run.
+
+    Attributes:
+        opened: The opened model.
+        space: All that its ops may take.
+        searched: The part of the space that strategies see.
+        realizer: Quantizes.
+        data: Calibration batches in its form.
+        left_out: What of the space is not searched, and why.
+    """
+
+    opened: Opened
+    space: TuningSpace
+    searched: TuningSpace
+    realizer: Realizer
+    data: CalibrationData
+    left_out: tuple[str, ...] = ()
+
+
+@dataclass
+class Bench:
+    """Holds what a run works with, and measures, ranks and refuses with it.
+
+    Attributes:
+        backends: By name.
+        reference: The float model as given, for interleaved measurements.
+        scoring: Scores candidates.
+        criterion: Judges.
+        yardstick: The float model's score on the search's data.
+        held_out: The same on held-out data; None where there is none.
+        objectives: By name, most important first.
+        history: Where trials are kept.
+        progress: Told how it goes.
+        notify: Called after each trial with it (plugins' hook).
+        budgets: Hard limits; a trial passes only if it keeps them.
+        checked: What must be measured for the budgets beside the objectives, by name.
+        clock: The run's time limit.
+        scored: The float model's trial; None until it is scored.
+    """
+
+    backends: Mapping[str, Backend]
+    reference: Subject
+    scoring: Scoring
+    criterion: Criterion
+    yardstick: Yardstick
+    held_out: Yardstick | None
+    objectives: Mapping[str, Objective]
+    history: History
+    progress: Sequence[Progress] = ()
+    notify: Callable[[Trial], None] = lambda trial: None
+    budgets: Mapping[str, float] = field(default_factory=dict)
+    checked: Mapping[str, Objective] = field(default_factory=dict)
+    clock: Clock = field(default_factory=Clock)
+    scored: Trial | None = None
+
+    @property
+    def baseline(self) -> Trial:
+        """The float model's trial, which every step after the first relies on."""
+        assert self.scored is not None
+        return self.scored
+
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        """All trials of the history but the baseline."""
+        return tuple(t for t in self.history.trials if t.number > 0)
+
+    def tell(self, text: str) -> None:
+        """Pass a note on to whoever listens."""
+        tell(self.progress, text)
+
+    def measure(self, subject: Subject) -> dict[str, Measurement]:
+        """Measure every objective, and what budgets need beside them, against the float model."""
+        wanted = {**self.objectives, **self.checked}
+        return {
+            name: objective.measure(subject, self.reference) for name, objective in wanted.items()
+        }
+
+    def best(self) -> Trial | None:
+        """Return the best passing trial so far.
+
+        None while none of them is worth it, where the float model itself passes.
+        """
+        baseline = self.scored if float_keeps(self.budgets) else None
+        return choose(self.history.trials, tuple(self.objectives), baseline)
+
+    def no_gain(self) -> Trial | None:
+        """Return the best passing trial where none improves on the float model; else None."""
+        found = choose(self.history.trials, tuple(self.objectives))
+        return found if found is not None and self.best() is None else None
+
+    def refuse(self, trial: Trial, why: str, margin: float = REFUSED_MARGIN) -> None:
+        """Let a trial that passed count as missed, for this run and for all that go on from it."""
+        below = min(margin, REFUSED_MARGIN)
+        self.history.refuse(replace(trial, passed=False, margin=below, refused=why))
+
+    def doubt(self, trial: Trial, now: Mapping[str, float]) -> None:
+        """Notice that a score varies after all: a trial's model scores otherwise a second time."""
+        self.yardstick.doubt(self.reference.candidate, trial.metrics, now)
+        noise = self.yardstick.noise
+        if self.scored is None or noise.deviation == self.scored.noise:
+            return
+        self.scored = replace(
+            self.scored,
+            metrics=self.yardstick.baseline,
+            runs=noise.runs,
+            noise=noise.deviation,
+        )
+        self.tell(self.yardstick.warning())

@@ -1,0 +1,421 @@
+"""From what a caller gives to a run that is ready to be searched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from octavo.core.calibration.data import CalibrationData
+from octavo.core.contract.adapter import Opened
+from octavo.core.contract.criterion import Criterion
+from octavo.core.contract.objective import Objective, Subject
+from octavo.core.contract.parts import PartConfig
+from octavo.core.contract.plugins import PluginHost
+from octavo.core.contract.strategy import SuggestsTransforms
+from octavo.core.errors import ConfigError, EvaluationError, shown
+from octavo.core.quantizing.realize import Realizer
+from octavo.core.scoring.certifying import Certifying
+from octavo.core.scoring.executor import Executor, InlineExecutor, ProcessExecutor
+from octavo.core.scoring.held_out import CERTIFIED, split_samples
+from octavo.core.scoring.scoring import Scoring
+from octavo.core.scoring.yardstick import SECONDS, SHARE, Yardstick
+from octavo.core.sensitivity.service import check_place
+from octavo.core.storage.history import StudyHistory, default_storage
+from octavo.core.system.clock import Clock
+from octavo.core.system.signals import terminate_as_interrupt
+from octavo.core.system.textfiles import absolute
+from octavo.core.values.budgets import MEASURED, describe
+from octavo.core.values.scheme import PartChoice
+from octavo.core.values.space import TuningSpace
+from octavo.core.values.trial import Trial
+
+from .acceptance import Acceptance
+from .baseline import compare_with_given, measure_baseline
+from .bench import Backend, Bench
+from .config import PartTable, TuningConfig
+from .fingerprint import fingerprint, shaping
+from .finish import Finish
+from .guarded_callbacks import Guarded, guarded
+from .held_out import check_held_out, prepare_certificate
+from .joint import build_strategy
+from .loop import Limits
+from .opening import open_all, plugin_host
+from .prepared import Plan, Run
+from .progress import Progress, tell
+from .rules import build_spaces
+from .sensitivities import keep_scores, sensitivity_services
+from .speeds import is_fast_first, worth_trying
+
+Score = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """What is scored on which data.
+
+    Attributes:
+        search: Scores candidates of the search.
+        holdout: Scores winners on data that the search never sees; None where there is none.
+        share: Of the samples, what is held out.
+    """
+
+    search: Score
+    holdout: Score | None
+    share: float
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the caller asked for, read and checked; no model is opened yet.
+
+    Attributes:
+        settings: Of the run.
+        host: Plugins.
+        criterion: Judges.
+        objectives: By name, most important first.
+        strategy: The strategy's settings.
+        scores: What is scored.
+        listeners: Told how it goes.
+        clock: Runs since the call.
+    """
+
+    settings: TuningConfig
+    host: PluginHost
+    criterion: Criterion
+    objectives: Mapping[str, Objective]
+    strategy: PartConfig
+    scores: _Scores
+    listeners: tuple[Progress, ...]
+    clock: Clock
+
+
+@dataclass(frozen=True)
+class _Ground:
+    """The model, opened on every backend of the run.
+
+    Attributes:
+        opened: The model's own backend first.
+        data: By backend.
+        spaces: By backend.
+        native: Score functions are given the backend's own model.
+    """
+
+    opened: tuple[Opened, ...]
+    data: Mapping[str, CalibrationData]
+    spaces: Mapping[str, TuningSpace]
+    native: bool
+
+    @property
+    def source(self) -> Opened:
+        """The backend whose float model is the baseline.
+
+        A search over one foreign backend is measured against the float model there: same threads,
+        device and runtime.
+        """
+        is_one_foreign = len(self.opened) == 2 and not self.opened[0].capability.offers
+        return self.opened[1] if is_one_foreign else self.opened[0]
+
+    @property
+    def guarded(self) -> Opened:
+        """The first backend that has a choice."""
+        return next((o for o in self.opened if self.spaces[o.name].tunable), self.source)
+
+
+def prepare(
+    model: Any,
+    eval_fn: Score,
+    calibration: Any = None,
+    config: TuningConfig | str | Path | Mapping[str, Any] | None = None,
+    *,
+    backends: Sequence[str | Mapping[str, Any]] | None = None,
+    storage: str | Path | None = None,
+    study: str = "octavo",
+    resume: bool = True,
+    callbacks: Sequence[Progress] = (),
+    holdout_fn: Score | None = None,
+    sensitivities: str | Path | None = None,
+    executor: Executor | str | Mapping[str, Any] | None = None,
+    host: PluginHost | None = None,
+    arrays: bool = False,
+    **overrides: Any,
+) -> Run:
+    """Open the model, score it, and return a run to be searched, by it or by its caller.
+
+    The arguments are those of :func:`octavo.autotune`, which is this with a search and a finish.
+
+    Returns:
+        The run. It holds the history's lock, and lets SIGTERM and SIGHUP raise KeyboardInterrupt,
+        until it is closed: use it in a ``with`` statement.
+
+    Raises:
+        OctavoError: Of one family, naming the thing at fault and the remedy.
+    """
+    clock = Clock()
+    if backends is not None:
+        overrides["backends"] = (backends,) if isinstance(backends, (str, Mapping)) else backends
+    if executor is not None and not hasattr(executor, "submit"):
+        overrides["executor"], executor = executor, None
+    settings = TuningConfig.read(config, **overrides)
+    clock.limit = settings.timeout
+    if not callable(eval_fn):
+        raise EvaluationError(
+            f"eval_fn must be callable: candidate -> score; got {type(eval_fn).__name__}"
+        )
+    listeners = _listeners(callbacks)
+    asked = _read(settings, host or plugin_host(settings), (eval_fn, holdout_fn), listeners, clock)
+    if sensitivities is not None:
+        check_place(absolute(sensitivities, "a file of sensitivities"))
+    with ExitStack() as stack:
+        stack.enter_context(terminate_as_interrupt())
+        ground = _open(asked, model, calibration, arrays, stack)
+        history = _history(asked, ground, storage, study, resume)
+        stack.callback(history.close)
+        bench = _bench(asked, ground, history, executor, stack)
+        _tell_notes(bench, ground)
+        services = sensitivity_services(bench, sensitivities, settings.seed)
+        left_out = tuple(note for b in bench.backends.values() for note in b.left_out)
+        for note in left_out:
+            bench.tell(note)
+        certifying = _score_float(asked, ground, bench)
+        goals = (asked.criterion.describe(bench.baseline.metrics), describe(bench.budgets))
+        goal = ", ".join(filter(None, goals))
+        acceptance = Acceptance(
+            bench, ground.opened, settings.confirm, model, asked.host, certifying
+        )
+        if sensitivities is not None:
+            for service in services.values():
+                stack.callback(keep_scores, service, bench)
+        plan = Plan(
+            partial(build_strategy, bench, settings, asked.strategy, asked.host, services),
+            Limits(settings.max_trials, settings.stop == "goal"),
+            settings.seed,
+            ground.guarded.name,
+        )
+        finish = Finish(bench, acceptance, settings, goal, ground.native, left_out)
+        return Run(bench, plan, finish, stack.pop_all())
+    raise AssertionError("unreachable")  # ExitStack may swallow errors, for all that mypy knows
+
+
+def _read(
+    settings: TuningConfig,
+    host: PluginHost,
+    scores: tuple[Score, Score | None],
+    listeners: tuple[Progress, ...],
+    clock: Clock,
+) -> _Asked:
+    """Check what the settings name: criterion, objectives and strategy."""
+    config = settings.criterion(host)
+    criterion: Criterion = host.part("criteria", config.kind).build(config)
+    return _Asked(
+        settings,
+        host,
+        criterion,
+        _objectives(settings.objective.minimise, host),
+        host.read("strategies", settings.strategy),
+        _parted(*scores, settings, criterion),
+        listeners,
+        clock,
+    )
+
+
+def _parted(
+    score: Score, holdout: Score | None, settings: TuningConfig, criterion: Criterion
+) -> _Scores:
+    """Hold samples out of the search where the settings or a certificate ask for it."""
+    share = settings.holdout
+    is_to_be_certified = getattr(criterion.config, "confidence", None) is not None
+    if is_to_be_certified and not share and holdout is None:
+        share = CERTIFIED
+    if share:
+        is_required = bool(settings.holdout)
+        score, holdout = split_samples(score, share, settings.seed, required=is_required)
+    return _Scores(score, holdout, share)
+
+
+def _open(asked: _Asked, model: Any, calibration: Any, arrays: bool, stack: ExitStack) -> _Ground:
+    """Open the model on every backend, and build the spaces."""
+    settings = asked.settings
+    opened, data, native = open_all(model, calibration, settings, asked.host, stack)
+    suggested: Mapping[str, PartChoice] = {}
+    if settings.transforms is None and isinstance(asked.strategy, SuggestsTransforms):
+        suggested = asked.strategy.suggested
+    spaces = build_spaces(
+        opened,
+        settings.rules,
+        transforms=settings.transforms or (),
+        suggested=suggested,
+        simulated=settings.simulated,
+    )
+    return _Ground(tuple(opened), data, spaces, native and not arrays)
+
+
+def _history(
+    asked: _Asked, ground: _Ground, storage: str | Path | None, study: str, resume: bool
+) -> StudyHistory:
+    """Open the history, which refuses a store that was made for another run."""
+    settings = asked.settings
+    prints = fingerprint(
+        settings,
+        ground.opened,
+        ground.spaces,
+        asked.objectives,
+        asked.scores.search,
+        data=ground.data[ground.source.name].digest(),
+        share=asked.scores.share,
+        holdout_fn=asked.scores.holdout is not None,
+    )
+    is_loss = settings.accuracy.get("higher_is_better") is False
+    lower_is_better = [is_loss, *(o.lower_is_better for o in asked.objectives.values())]
+    return StudyHistory(
+        storage or default_storage(),
+        name=study,
+        fingerprint=prints,
+        settings=shaping(settings),
+        directions=["minimize" if lower else "maximize" for lower in lower_is_better],
+        resume=resume,
+    )
+
+
+def _bench(
+    asked: _Asked, ground: _Ground, history: StudyHistory, executor: Any, stack: ExitStack
+) -> Bench:
+    """Set up what the steps of the run work with."""
+    settings = asked.settings
+    backends = _backends(asked, ground)
+    for backend in backends.values():
+        backend.realizer.check_weights()
+    run_with: Executor = executor or stack.enter_context(_executor(settings))
+    source = ground.source
+    reference = Subject(source.session.reference(), ground.data[source.name].first())
+    stack.callback(reference.close)
+    metric = str(settings.accuracy.get("metric") or "score")
+    scores = asked.scores
+    scoring = Scoring(scores.search, run_with, ground.native, metric, scores.holdout)
+    allowed = SECONDS if settings.timeout is None else SHARE * settings.timeout
+    held_out = None
+    if scores.holdout is not None:
+        what = "the holdout's score"
+        held_out = Yardstick(scoring.held_out_scores, asked.criterion, allowed, what)
+    # What budgets limit is measured, whether or not it is minimised.
+    beside = [n for n in settings.budgets if n in MEASURED and n not in asked.objectives]
+    return Bench(
+        backends,
+        reference,
+        scoring,
+        asked.criterion,
+        Yardstick(scoring.full, asked.criterion, allowed),
+        held_out,
+        asked.objectives,
+        history,
+        progress=asked.listeners,
+        notify=_hook(asked.host, asked.listeners),
+        budgets={str(name): limit for name, limit in settings.budgets.items()},
+        checked=_objectives(beside, asked.host),
+        clock=asked.clock,
+    )
+
+
+def _backends(asked: _Asked, ground: _Ground) -> dict[str, Backend]:
+    settings = asked.settings
+    found = {}
+    for opened in ground.opened:
+        name = opened.name
+        space = ground.spaces[name]
+        realizer = Realizer(
+            opened,
+            space,
+            asked.host,
+            non_finite=settings.non_finite,
+            gram_bytes=settings.gram_bytes,
+        )
+        searched, left_out = space, tuple[str, ...]()
+        if is_fast_first(asked.objectives):
+            searched, left_out = worth_trying(opened, space, settings.rules)
+        found[name] = Backend(opened, space, searched, realizer, ground.data[name], left_out)
+    return found
+
+
+def _hook(host: PluginHost, listeners: Sequence[Progress]) -> Callable[[Trial], None]:
+    """Return the plugins' hook, which tells what it raises."""
+    return guarded(
+        lambda trial: host.notify("octavo_trial_finished", trial=trial),
+        lambda text: tell(listeners, text),
+    )
+
+
+def _tell_notes(bench: Bench, ground: _Ground) -> None:
+    """Tell what was noticed of the model, the space, the data and the history."""
+    for opened in ground.opened:
+        space, data = ground.spaces[opened.name], ground.data[opened.name]
+        for note in (*opened.notes, *space.notes, *data.notes):
+            bench.tell(note)
+    for note in bench.history.notes:
+        bench.tell(note)
+
+
+def _score_float(asked: _Asked, ground: _Ground, bench: Bench) -> Certifying | None:
+    """Score the float model: on the search's data, on what is held out, and as it was given.
+
+    Returns:
+        What certifies winners; None where that is not asked for, or there was no time for it.
+    """
+    settings, clock = asked.settings, asked.clock
+    noise_runs = int(getattr(asked.criterion.config, "noise_runs", 1))
+    measure_baseline(bench, noise_runs, settings.racing)
+    certifying = None
+    lacks_time = bench.held_out is not None and clock.lacks_time_for(
+        "the float model's score on the held-out data"
+    )
+    if not lacks_time:
+        is_optional = asked.scores.share != settings.holdout
+        certifying = prepare_certificate(bench, optional=is_optional)
+        check_held_out(bench)
+    given = ground.opened[0]
+    is_elsewhere = ground.source is not given
+    if is_elsewhere and not clock.lacks_time_for("the score of the model as given"):
+        compare_with_given(bench, given, ground.data[given.name].first())
+    confirming = (bench.yardstick if settings.confirm else None, bench.held_out)
+    clock.reserve = sum(y.confirmation_seconds for y in confirming if y is not None)
+    return certifying
+
+
+def _listeners(callbacks: Any) -> tuple[Progress, ...]:
+    """Return the caller's callbacks, each guarded.
+
+    Raises:
+        ConfigError: If one is no :class:`Progress`.
+    """
+    is_one = isinstance(callbacks, Progress) or not isinstance(callbacks, Iterable)
+    given = (callbacks,) if is_one else tuple(callbacks)
+    if not all(hasattr(p, "finished") for p in given):
+        raise ConfigError(
+            f"callbacks is a sequence of octavo.Progress objects (got {shown(callbacks)})"
+        )
+    return tuple(Guarded(p) for p in given)
+
+
+def _objectives(wanted: Sequence[PartTable], host: PluginHost) -> dict[str, Objective]:
+    found: dict[str, Objective] = {}
+    for raw in wanted:
+        config = host.read("objectives", raw)
+        objective: Objective = host.part("objectives", config.kind).build(config)
+        objective.check()
+        found[config.kind] = objective
+    return found
+
+
+@contextmanager
+def _executor(settings: TuningConfig) -> Iterator[Executor]:
+    in_child = settings.executor.kind == "process"
+    chosen = (ProcessExecutor if in_child else InlineExecutor)(settings.trial_timeout)
+    try:
+        yield chosen
+    finally:
+        chosen.close()
+
+
+__all__ = ["prepare"]
