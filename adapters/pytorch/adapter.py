@@ -11,15 +11,15 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from octavo.adapters.pytorch.capture.capture import Call, Capture
+from octavo.adapters.pytorch.capture.capture import Capture
 from octavo.adapters.pytorch.capture.census import Reads, census
 from octavo.adapters.pytorch.capture.choosing import capture_again, capture_of, ready_for
-from octavo.adapters.pytorch.capture.shared_copy import skeleton
 from octavo.adapters.pytorch.capture.standins.attention import bypassed
 from octavo.adapters.pytorch.capture.standins.experts import unreached
 from octavo.adapters.pytorch.capture.standins.modules import with_plain_weights, with_stand_ins
-from octavo.adapters.pytorch.capture.wrapping import opened
-from octavo.adapters.pytorch.run.batches import run_once, takes, to_call
+from octavo.adapters.pytorch.modules.shared_copy import skeleton
+from octavo.adapters.pytorch.modules.wrapping import opened
+from octavo.adapters.pytorch.run.batches import Call, run_once, takes, to_call
 from octavo.adapters.pytorch.run.device_offload import lends
 from octavo.core.calibration.reading import choose
 from octavo.core.contract.adapter import Adapter, Batch

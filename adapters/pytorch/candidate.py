@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from octavo.adapters.pytorch.apply.input_maps import Factors
-from octavo.adapters.pytorch.capture.shared_copy import named_tensors
+from octavo.adapters.pytorch.capture.links import Factors
+from octavo.adapters.pytorch.modules.shared_copy import named_tensors
 from octavo.adapters.pytorch.run.batches import takes, to_arrays, to_call
 from octavo.core.contract.adapter import Batch, Candidate, OpParameters
 from octavo.core.errors import DataError, OctavoError, said

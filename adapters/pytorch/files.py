@@ -13,10 +13,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from octavo.adapters.pytorch.apply.input_maps import Factors
-from octavo.adapters.pytorch.capture.shared_copy import add_bias, aliases, named_tensors, set_tensor
+from octavo.adapters.pytorch.capture.links import Factors
 from octavo.adapters.pytorch.capture.standins.modules import STAND_INS
 from octavo.adapters.pytorch.formats.architecture import architecture_of
+from octavo.adapters.pytorch.modules.shared_copy import add_bias, aliases, named_tensors, set_tensor
 from octavo.core.contract.adapter import OpParameters
 from octavo.core.errors import ModelError, nearest
 from octavo.core.numerics.affine import QuantParams

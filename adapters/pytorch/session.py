@@ -12,14 +12,15 @@ import torch
 from torch import fx, nn
 
 from octavo.adapters.pytorch.apply.input_maps import install
-from octavo.adapters.pytorch.capture.capture import Call, Capture
+from octavo.adapters.pytorch.capture.capture import Capture
 from octavo.adapters.pytorch.capture.census import Reads, census, unclaimed
 from octavo.adapters.pytorch.capture.exported import is_exported, recovered
 from octavo.adapters.pytorch.capture.folding import folded
 from octavo.adapters.pytorch.capture.further_batches import look_further
 from octavo.adapters.pytorch.capture.layers import Layer
 from octavo.adapters.pytorch.capture.links import rescaled
-from octavo.adapters.pytorch.capture.shared_copy import (
+from octavo.adapters.pytorch.kernels.saturation import missing_reach
+from octavo.adapters.pytorch.modules.shared_copy import (
     aliases,
     has_hooks,
     named_tensors,
@@ -27,11 +28,10 @@ from octavo.adapters.pytorch.capture.shared_copy import (
     set_tensor,
     skeleton,
 )
-from octavo.adapters.pytorch.kernels.saturation import missing_reach
 from octavo.adapters.pytorch.observe.gradients import gradients
 from octavo.adapters.pytorch.observe.prefix_reuse import Reuse
 from octavo.adapters.pytorch.observe.staged import Resumable
-from octavo.adapters.pytorch.run.batches import parameters_of, takes, tensors_in, to_call
+from octavo.adapters.pytorch.run.batches import Call, parameters_of, takes, tensors_in, to_call
 from octavo.adapters.pytorch.run.transformers_methods import refuse_what_fails
 from octavo.core.calibration.reading import Reading
 from octavo.core.contract.adapter import Batch, OpParameters, Session, Sink

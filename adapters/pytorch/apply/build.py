@@ -8,16 +8,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from octavo.adapters.pytorch.capture.layers import Layer, conv_pads, is_transposed_linear
-from octavo.adapters.pytorch.capture.shared_copy import copy_hooks, copy_settings, skeleton
-from octavo.adapters.pytorch.capture.standins.subclasses import around, is_table
+from octavo.adapters.pytorch.capture.layers import Layer, conv_pads
+from octavo.adapters.pytorch.capture.links import Own
 from octavo.adapters.pytorch.kernels.activation import Activation
+from octavo.adapters.pytorch.modules.kinds import TRANSPOSED, is_table, is_transposed_linear
+from octavo.adapters.pytorch.modules.shared_copy import copy_hooks, copy_settings, skeleton
 from octavo.adapters.pytorch.qlayers.fp8 import Fp8Linear
 from octavo.adapters.pytorch.qlayers.int8 import Int8Conv, Int8Linear
 from octavo.adapters.pytorch.qlayers.low_bit_layer import Coded
 from octavo.adapters.pytorch.qlayers.packed_weights import StoredWeight
 from octavo.adapters.pytorch.qlayers.recurrent import Int8Recurrent, StoredRecurrent
-from octavo.adapters.pytorch.qlayers.transposed import TRANSPOSED, Int8ConvTranspose
+from octavo.adapters.pytorch.qlayers.transposed import Int8ConvTranspose
 from octavo.adapters.pytorch.qlayers.weight_only import (
     Cast,
     WeightOnlyConv,
@@ -27,7 +28,8 @@ from octavo.adapters.pytorch.qlayers.weight_only import (
 from octavo.core.contract.adapter import OpParameters
 from octavo.core.numerics.tensor import QuantizedTensor
 
-from .input_maps import Online, Own, multipliers
+from .input_maps import Online, multipliers
+from .tables import around
 
 
 def quantized_module(

@@ -8,12 +8,10 @@ import torch
 from torch import nn
 
 from octavo.adapters.pytorch.capture.layers import Layer
-from octavo.core.numerics.channels import ChannelMap, Steps
+from octavo.adapters.pytorch.capture.links import Factors, Own
+from octavo.core.numerics.channels import Steps
 
 Tensor = torch.Tensor
-Own = tuple[ChannelMap, ...]
-Factors = Mapping[str, Own]
-"""Op name -> maps of a linear layer's input, in order, as few as can be."""
 
 
 def multipliers(own: Own) -> Tensor | None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx, nn
 
-from octavo.adapters.pytorch.capture.shared_copy import skeleton
 from octavo.adapters.pytorch.kernels.activation import Activation
+from octavo.adapters.pytorch.modules.shared_copy import skeleton
 from octavo.adapters.pytorch.qlayers.int8 import Int8Linear
 from octavo.adapters.pytorch.qlayers.quantize import Quantize
 from octavo.core.contract.adapter import OpParameters

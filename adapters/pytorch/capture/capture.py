@@ -15,16 +15,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from octavo.adapters.pytorch.apply.input_maps import Factors
+from octavo.adapters.pytorch.run.batches import Call
 from octavo.adapters.pytorch.run.device_offload import Lender
 from octavo.core.contract.adapter import OpParameters
 from octavo.core.values.graph import Group, Op
 
 from .layers import Layer
-from .links import Link
-
-Call = tuple[tuple[Any, ...], dict[str, Any]]
-"""Positional and keyword arguments of the model's forward."""
+from .links import Factors, Link
 
 
 class Halt(BaseException):

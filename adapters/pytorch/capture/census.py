@@ -10,12 +10,12 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from octavo.adapters.pytorch.modules.shared_copy import aliases
 from octavo.adapters.pytorch.run.batches import tensors_in
 from octavo.core.values.coverage import counts
 from octavo.core.values.graph import UNREACHED, HeldWeight
 
 from .mentioned_tensors import is_referred_to
-from .shared_copy import aliases
 
 Tensor = torch.Tensor
 

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 from torch import fx, nn
 
-from octavo.adapters.pytorch.apply.input_maps import Factors
 from octavo.adapters.pytorch.capture.standins.functional import layers_of_calls
 from octavo.adapters.pytorch.capture.standins.modules import STAND_INS
 from octavo.adapters.pytorch.capture.standins.parameters import (
@@ -21,15 +20,17 @@ from octavo.adapters.pytorch.capture.standins.parameters import (
     why_float,
     with_layers,
 )
-from octavo.adapters.pytorch.run.batches import copied_call, parameters_of, takes, tensors_in
+from octavo.adapters.pytorch.modules.kinds import kind_of
+from octavo.adapters.pytorch.modules.shared_copy import has_hooks, skeleton
+from octavo.adapters.pytorch.run.batches import Call, copied_call, parameters_of, takes, tensors_in
 from octavo.core.errors import DataError
 from octavo.core.values.calls import Call as Given
 from octavo.core.values.calls import shown
 
-from .capture import Call, Capture
-from .layers import find_layers, kind_of
+from .capture import Capture
+from .layers import find_layers
+from .links import Factors
 from .module_tree import ModuleCapture
-from .shared_copy import has_hooks, skeleton
 from .traced import GraphCapture
 from .watching import Trace, trace
 

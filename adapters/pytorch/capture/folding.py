@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from octavo.adapters.pytorch.qlayers.transposed import TRANSPOSED
+from octavo.adapters.pytorch.modules.kinds import TRANSPOSED, is_transposed_linear
 from octavo.core.values.graph import Op
 
-from .layers import Layer, is_transposed_linear
+from .layers import Layer
 
 Tensor = torch.Tensor
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

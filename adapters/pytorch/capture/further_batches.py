@@ -8,11 +8,12 @@ from dataclasses import replace
 from torch import nn
 
 from octavo.adapters.pytorch.capture.standins.graph_products import stands_for_call
+from octavo.adapters.pytorch.modules.shared_copy import skeleton
+from octavo.adapters.pytorch.run.batches import Call
 
-from .capture import Call, Capture
+from .capture import Capture
 from .choosing import capture_of, holds_for, traced
 from .module_tree import ModuleCapture
-from .shared_copy import skeleton
 from .traced import GraphCapture
 from .watching import Trace
 

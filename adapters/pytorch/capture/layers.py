@@ -11,14 +11,17 @@ from torch import nn
 
 from octavo.adapters.pytorch.capture.standins.attention import bypassed
 from octavo.adapters.pytorch.capture.standins.experts import expert_groups
-from octavo.adapters.pytorch.capture.standins.subclasses import is_table
-from octavo.adapters.pytorch.qlayers.recurrent import KINDS, weight_names
-from octavo.adapters.pytorch.qlayers.transposed import TRANSPOSED
+from octavo.adapters.pytorch.capture.standins.sources import parameter_of
+from octavo.adapters.pytorch.modules.kinds import (
+    CONVS,
+    RECURRENT_KINDS,
+    TRANSPOSED,
+    is_transposed_linear,
+    kind_of,
+    weight_names,
+)
+from octavo.adapters.pytorch.modules.shared_copy import aliases
 from octavo.core.values.graph import Attribute, Op, Weight
-
-from .shared_copy import aliases
-
-_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
@@ -42,55 +45,6 @@ class Layer:
     functional: bool = False
 
 
-def is_transposed_linear(module: nn.Module) -> bool:
-    """True for transformers' ``Conv1D``, a linear layer whose weight is stored as (inputs, outputs)."""
-    return any(
-        c.__name__ == "Conv1D" and c.__module__ == "transformers.pytorch_utils"
-        for c in type(module).__mro__
-    )
-
-
-def kind_of(module: nn.Module) -> str:
-    """Return the neutral op type of a module with a weight that may be quantized; empty for any other."""
-    # Where a stand-in is in place of the weight, layers of their own hold it.
-    if "weight" in module.__dict__:
-        return ""
-    # torch's functions take a vector for a matrix of one row: then a layer's channels have no axis.
-    if isinstance(weight := getattr(module, "weight", None), torch.Tensor) and weight.ndim < 2:
-        return ""
-    # Subclasses may compute something else in their forward (parametrized layers, low-rank adapters).
-    cls = type(module)
-    if cls is nn.Linear or is_transposed_linear(module):
-        return "linear"
-    if cls in _CONVS:
-        return "conv"
-    if cls in TRANSPOSED:
-        return "conv_transpose"
-    if cls in (nn.Embedding, nn.EmbeddingBag) or is_table(module):
-        return "embedding"
-    return KINDS.get(cls, "")
-
-
-_SOURCE = "octavo_source"
-
-
-def note_source(layer: nn.Module, leaf: str) -> None:
-    """Note of which attribute of its owner a layer holds the parameter, wholly or in part."""
-    for module in layer.modules():
-        module.__dict__[_SOURCE] = leaf
-
-
-def _made_of(path: str, module: nn.Module) -> tuple[str, ...]:
-    """Return the parameter that a layer was made for; nothing for a layer of the model's own."""
-    leaf = module.__dict__.get(_SOURCE)
-    if leaf is None:
-        return ()
-    # Layers for one parameter are called w_layer and, where it holds many matrices, w_layer.0, w_layer.1 and so on.
-    parts = path.split(".")
-    last = max(i for i, part in enumerate(parts) if part.startswith(f"{leaf}_layer"))
-    return (".".join([*parts[:last], leaf]),)
-
-
 def find_layers(root: nn.Module) -> dict[str, Op]:
     """Return path -> op of every layer below ``root``; values are named after the paths.
 
@@ -112,8 +66,8 @@ def find_layers(root: nn.Module) -> dict[str, Op]:
 
 def _op(name: str, path: str, module: nn.Module, kind: str, first: Mapping[str, str]) -> Op:
     prefix = f"{path}." if path else ""
-    names = weight_names(module) if kind in KINDS.values() else ("weight",)
-    made_of = _made_of(path, module)
+    names = weight_names(module) if kind in RECURRENT_KINDS.values() else ("weight",)
+    made_of = parameter_of(path, module)
     weights = [
         replace(
             _weight(module, leaf, first.get(f"{prefix}{leaf}", f"{prefix}{leaf}")), made_of=made_of
@@ -123,7 +77,7 @@ def _op(name: str, path: str, module: nn.Module, kind: str, first: Mapping[str, 
     attributes: dict[str, Attribute] = {}
     reason = ""
     if kind == "conv":
-        assert isinstance(module, _CONVS)
+        assert isinstance(module, CONVS)
         attributes = {
             "strides": tuple(module.stride),
             "pads": conv_pads(module),
@@ -217,7 +171,7 @@ def with_shapes(op: Op, output_shape: tuple[int, ...] | None) -> Op:
         or not op.weight.size
     ):
         return op
-    if op.type in KINDS.values():
+    if op.type in RECURRENT_KINDS.values():
         steps = (
             output_shape[1 if op.attributes["batch_first"] else 0]
             if len(output_shape) == 3

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from octavo.adapters.pytorch.apply.input_maps import Factors
+from octavo.adapters.pytorch.modules.shared_copy import set_tensor, skeleton
 from octavo.core.numerics.channels import (
     EVERY,
     ChannelMap,
@@ -23,9 +23,11 @@ from octavo.core.numerics.channels import Factors as Given
 from octavo.core.values.graph import Group
 
 from .layers import Layer
-from .shared_copy import set_tensor, skeleton
 
 Tensor = torch.Tensor
+Own = tuple[ChannelMap, ...]
+Factors = Mapping[str, Own]
+"""Op name -> maps of a linear layer's input, in order, as few as can be."""
 
 
 @dataclass(frozen=True)

@@ -11,24 +11,24 @@ import torch
 from torch import nn
 
 from octavo.adapters.pytorch.apply.build import placed, quantized_module, static_form, tie
-from octavo.adapters.pytorch.apply.input_maps import Factors, install
+from octavo.adapters.pytorch.apply.input_maps import install
 from octavo.adapters.pytorch.apply.shared_inputs import share
 from octavo.adapters.pytorch.capture.standins.experts import expert_groups
 from octavo.adapters.pytorch.capture.standins.parameters import forms_in
 from octavo.adapters.pytorch.kernels.activation import Activation
 from octavo.adapters.pytorch.kernels.posts import POSTS
+from octavo.adapters.pytorch.loose_weights.weight_tensor import Batched
+from octavo.adapters.pytorch.modules.shared_copy import copy_hooks, set_submodule, skeleton
 from octavo.adapters.pytorch.observe.staged import BlockWatch, repeats
-from octavo.adapters.pytorch.qlayers.loose_weights.weight_tensor import Batched
-from octavo.adapters.pytorch.run.batches import tensors_in
-from octavo.adapters.pytorch.training.reconstruction import blocks_of
+from octavo.adapters.pytorch.run.batches import Call, tensors_in
 from octavo.core.contract.adapter import OpParameters
 from octavo.core.values.graph import UNREACHED, Group, Op, tied_groups
 
-from .capture import Call, Capture, Watch
+from .blocks import blocks_of
+from .capture import Capture, Watch
 from .folding import folds
 from .layers import Layer, find_layers, with_shapes
-from .links import Link, input_link, is_norm
-from .shared_copy import copy_hooks, set_submodule, skeleton
+from .links import Factors, Link, input_link, is_norm
 from .watching import BATCH_NORM, Trace
 
 _TAKEN: Mapping[str, Collection[str]] = {

@@ -11,19 +11,20 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from octavo.adapters.pytorch.apply.input_maps import Factors, install
+from octavo.adapters.pytorch.apply.input_maps import install
 from octavo.adapters.pytorch.apply.traced_rewrite import rewrite
 from octavo.adapters.pytorch.capture.standins.functional import WITH_WEIGHTS, products
 from octavo.adapters.pytorch.capture.standins.graph_products import stands_for_call
+from octavo.adapters.pytorch.modules.shared_copy import skeleton
 from octavo.adapters.pytorch.observe.staged import GraphWatch
+from octavo.adapters.pytorch.run.batches import Call
 from octavo.core.contract.adapter import OpParameters
 from octavo.core.values.graph import Op, tied_groups
 
-from .capture import Call, Capture, Watch
+from .capture import Capture, Watch
 from .folding import folds
 from .layers import Layer, find_layers, with_shapes
-from .links import Link, input_link, is_norm
-from .shared_copy import skeleton
+from .links import Factors, Link, input_link, is_norm
 from .watching import act_of
 
 _ADDS = {operator.add, operator.iadd, torch.add}

@@ -12,12 +12,11 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from octavo.adapters.pytorch.kernels.posts import POSTS, post
-from octavo.adapters.pytorch.run.batches import tensors_in
+from octavo.adapters.pytorch.modules.shared_copy import skeleton
+from octavo.adapters.pytorch.run.batches import Call, tensors_in
 
-from .capture import Call
 from .folding import is_batch_norm
 from .links import is_norm
-from .shared_copy import skeleton
 
 Tensor = torch.Tensor
 BATCH_NORM = "batch_norm"

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from octavo.adapters.pytorch.capture.shared_copy import set_tensor
 from octavo.adapters.pytorch.capture.standins.parameters import loose_weights
+from octavo.adapters.pytorch.modules.shared_copy import set_tensor
 from octavo.core.errors import MissingFramework, ModelError, UnsafeFile
 
 _ATTENTIONS = ("eager", "sdpa")

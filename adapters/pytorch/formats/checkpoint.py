@@ -15,11 +15,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from octavo.adapters.pytorch.candidate import TorchCandidate
-from octavo.adapters.pytorch.capture.layers import is_transposed_linear
-from octavo.adapters.pytorch.capture.shared_copy import aliases, named_tensors
 from octavo.adapters.pytorch.capture.standins.experts import packed_experts
 from octavo.adapters.pytorch.capture.standins.parameters import loose_weights
-from octavo.adapters.pytorch.capture.standins.subclasses import is_table
+from octavo.adapters.pytorch.modules.kinds import is_table, is_transposed_linear
+from octavo.adapters.pytorch.modules.shared_copy import aliases, named_tensors
 from octavo.core.contract.adapter import OpParameters
 from octavo.core.errors import SchemeError
 from octavo.core.numerics.affine import integer_range, is_integer

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from octavo.adapters.pytorch.capture.layers import is_transposed_linear
+from octavo.adapters.pytorch.modules.kinds import is_transposed_linear
 from octavo.core.contract.adapter import OpParameters
 from octavo.core.values.json_form import canonical_json
 from octavo.core.values.scheme import QuantSpec

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from octavo.adapters.pytorch.capture.capture import Call
-from octavo.adapters.pytorch.run.batches import takes, tensors_in
+from octavo.adapters.pytorch.run.batches import Call, takes, tensors_in
 from octavo.core.errors import ModelError
 from octavo.core.values.calls import Call as Given
 from octavo.core.values.calls import named_leaves

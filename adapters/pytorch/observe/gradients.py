@@ -19,11 +19,11 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from octavo.adapters.pytorch.apply.input_maps import install
-from octavo.adapters.pytorch.capture.capture import Call, Capture
+from octavo.adapters.pytorch.capture.capture import Capture
 from octavo.adapters.pytorch.capture.folding import channel_gain, over_weight
 from octavo.adapters.pytorch.capture.layers import Layer
-from octavo.adapters.pytorch.capture.shared_copy import named_tensors, set_tensor, skeleton
-from octavo.adapters.pytorch.run.batches import tensors_in
+from octavo.adapters.pytorch.modules.shared_copy import named_tensors, set_tensor, skeleton
+from octavo.adapters.pytorch.run.batches import Call, tensors_in
 from octavo.core.errors import SchemeError
 
 Tensor = torch.Tensor

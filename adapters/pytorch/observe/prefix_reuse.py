@@ -12,10 +12,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from octavo.adapters.pytorch.apply.input_maps import install
 from octavo.adapters.pytorch.candidate import TorchCandidate
-from octavo.adapters.pytorch.capture.capture import Call, Capture
-from octavo.adapters.pytorch.capture.shared_copy import copy_settings, set_submodule, skeleton
-from octavo.adapters.pytorch.run.batches import to_arrays
-from octavo.adapters.pytorch.training.reconstruction import blocks_of
+from octavo.adapters.pytorch.capture.blocks import blocks_of
+from octavo.adapters.pytorch.capture.capture import Capture
+from octavo.adapters.pytorch.modules.shared_copy import copy_settings, set_submodule, skeleton
+from octavo.adapters.pytorch.run.batches import Call, to_arrays
 from octavo.core.contract.adapter import Candidate
 from octavo.core.contract.recall import Room
 

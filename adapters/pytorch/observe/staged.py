@@ -12,9 +12,9 @@ import torch
 from torch import fx, nn
 from torch.utils._pytree import tree_flatten, tree_leaves
 
-from octavo.adapters.pytorch.capture.capture import Call, Capture, Halt, Watch
-from octavo.adapters.pytorch.capture.shared_copy import set_submodule
-from octavo.adapters.pytorch.run.batches import tensors_in
+from octavo.adapters.pytorch.capture.capture import Capture, Halt, Watch
+from octavo.adapters.pytorch.modules.shared_copy import set_submodule
+from octavo.adapters.pytorch.run.batches import Call, tensors_in
 from octavo.core.contract.adapter import Sink
 from octavo.core.errors import DataError, OctavoError
 from octavo.core.values.calls import Call as Given

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .loose_weights.weight_tensor import LooseWeight, Place
+from octavo.adapters.pytorch.loose_weights.weight_tensor import LooseWeight, Place
 
 Tensor = torch.Tensor
 

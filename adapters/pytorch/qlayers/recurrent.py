@@ -8,7 +8,7 @@ on :mod:`~.projected`.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -21,6 +21,7 @@ from octavo.adapters.pytorch.kernels.faults import fault
 from octavo.adapters.pytorch.kernels.layouts import content, forget, layout
 from octavo.adapters.pytorch.kernels.operators import is_portable, register
 from octavo.adapters.pytorch.kernels.saturation import in_reach
+from octavo.adapters.pytorch.modules.kinds import RECURRENT_KINDS, bias_names
 from octavo.core.numerics.tensor import QuantizedTensor
 
 from .differentiable import needs_gradient
@@ -30,23 +31,6 @@ from .projected_lstm import ProjectedCell, run_projected
 Tensor = torch.Tensor
 States = tuple[Tensor, ...]
 """Hidden states, and cell states of an LSTM: each (layers * directions, batch, hidden)."""
-
-KINDS: dict[type[nn.Module], str] = {nn.LSTM: "lstm", nn.GRU: "gru", nn.RNN: "rnn"}
-
-
-def weight_names(module: nn.Module) -> tuple[str, ...]:
-    """Return a recurrent module's weights: input, recurrent and, where it has one, projection matrix of each layer and direction."""
-    return tuple(name for name in _flat_names(module) if name.startswith("weight_"))
-
-
-def _bias_names(module: nn.Module) -> tuple[str, ...]:
-    return tuple(name for name in _flat_names(module) if name.startswith("bias_"))
-
-
-def _flat_names(module: nn.Module) -> Iterator[str]:
-    assert isinstance(module, nn.RNNBase)
-    for names in module._all_weights:
-        yield from names
 
 
 class StoredRecurrent(nn.Module):
@@ -62,7 +46,7 @@ class StoredRecurrent(nn.Module):
 
     def __init__(self, module: nn.RNNBase, weights: Sequence[QuantizedTensor]) -> None:
         super().__init__()
-        self.kind = KINDS[type(module)]
+        self.kind = RECURRENT_KINDS[type(module)]
         self.function = (
             self.kind if not isinstance(module, nn.RNN) else f"rnn_{module.nonlinearity}"
         )
@@ -76,7 +60,7 @@ class StoredRecurrent(nn.Module):
         assert isinstance(weight, Tensor)
         self.dtype = weight.dtype
         self.weight_codes = nn.ModuleList(StoredWeight(w) for w in weights)
-        self.floats = _bias_names(module)
+        self.floats = bias_names(module)
         for name in self.floats:
             self.register_parameter(name, getattr(module, name))
 

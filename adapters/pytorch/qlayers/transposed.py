@@ -33,7 +33,6 @@ from .subpixel import Geometry as Upsampling
 from .subpixel import Phase, Step, output_places, steps
 
 Tensor = torch.Tensor
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _FLOAT = (
     nn.functional.conv_transpose1d,
     nn.functional.conv_transpose2d,

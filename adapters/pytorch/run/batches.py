@@ -11,14 +11,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from octavo.adapters.pytorch.capture.capture import Call
-from octavo.adapters.pytorch.capture.shared_copy import skeleton
+from octavo.adapters.pytorch.modules.shared_copy import skeleton
 from octavo.core.contract.adapter import Batch
 from octavo.core.errors import DataError
 from octavo.core.values.calls import Call as Given
 from octavo.core.values.calls import parts
 from octavo.core.values.takes import Takes
 from octavo.core.values.trees import children, is_container, mapped
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments of the model's forward."""
 
 
 def parameters_of(model: nn.Module) -> tuple[inspect.Parameter, ...]:

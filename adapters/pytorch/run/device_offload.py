@@ -10,11 +10,13 @@ from torch import nn
 from torch.utils._pytree import tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from octavo.adapters.pytorch.capture.shared_copy import skeleton
 from octavo.adapters.pytorch.kernels.arithmetic import LinearArithmetic
+from octavo.adapters.pytorch.modules.shared_copy import skeleton
 
 if TYPE_CHECKING:
-    from octavo.adapters.pytorch.capture.capture import Call, Capture
+    from octavo.adapters.pytorch.capture.capture import Capture
+
+    from .batches import Call
 
 Tensor = torch.Tensor
 _TABLES = ("_parameters", "_buffers")

@@ -13,10 +13,10 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from octavo.adapters.pytorch.capture.capture import Call
-from octavo.adapters.pytorch.capture.layers import Layer, is_transposed_linear
-from octavo.adapters.pytorch.capture.shared_copy import frozen, set_submodule
-from octavo.adapters.pytorch.run.batches import tensors_in
+from octavo.adapters.pytorch.capture.layers import Layer
+from octavo.adapters.pytorch.modules.kinds import is_transposed_linear
+from octavo.adapters.pytorch.modules.shared_copy import frozen, set_submodule
+from octavo.adapters.pytorch.run.batches import Call, tensors_in
 from octavo.core.contract.adapter import OpParameters
 from octavo.core.contract.training import Distillation
 from octavo.core.errors import DataError, SchemeError

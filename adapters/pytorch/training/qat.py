@@ -18,15 +18,16 @@ from torch import nn
 
 from octavo.adapters.pytorch.capture.capture import Capture
 from octavo.adapters.pytorch.capture.folding import folded
-from octavo.adapters.pytorch.capture.layers import Layer, is_transposed_linear
-from octavo.adapters.pytorch.capture.shared_copy import (
+from octavo.adapters.pytorch.capture.layers import Layer
+from octavo.adapters.pytorch.kernels.activation import Activation
+from octavo.adapters.pytorch.modules.kinds import is_transposed_linear
+from octavo.adapters.pytorch.modules.shared_copy import (
     aliases,
     named_tensors,
     set_submodule,
     set_tensor,
     skeleton,
 )
-from octavo.adapters.pytorch.kernels.activation import Activation
 from octavo.core.contract.adapter import Candidate, OpParameters, Session
 from octavo.core.contract.training import QatModel
 from octavo.core.errors import SchemeError

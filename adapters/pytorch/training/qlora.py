@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from octavo.adapters.pytorch.candidate import TorchCandidate
-from octavo.adapters.pytorch.capture.shared_copy import frozen, set_submodule
+from octavo.adapters.pytorch.modules.shared_copy import frozen, set_submodule
 from octavo.adapters.pytorch.qlayers.weight_only import WeightOnlyLinear
 from octavo.core.contract.training import LowRank
 from octavo.core.errors import SchemeError, nearest

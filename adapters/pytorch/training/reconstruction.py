@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from octavo.adapters.pytorch.capture.capture import Call
-from octavo.adapters.pytorch.capture.layers import Layer, is_transposed_linear
-from octavo.adapters.pytorch.capture.shared_copy import frozen, set_submodule, skeleton
-from octavo.adapters.pytorch.run.batches import tensors_in
+from octavo.adapters.pytorch.capture.blocks import blocks_of
+from octavo.adapters.pytorch.capture.layers import Layer
+from octavo.adapters.pytorch.modules.kinds import is_transposed_linear
+from octavo.adapters.pytorch.modules.shared_copy import frozen, set_submodule, skeleton
+from octavo.adapters.pytorch.run.batches import Call, tensors_in
 from octavo.core.contract.adapter import OpParameters
 from octavo.core.contract.training import Reconstruction
 from octavo.core.errors import SchemeError
@@ -102,18 +103,6 @@ def learn_or_leave(
             for module, (offset, scale) in zip(modules, start, strict=True):
                 module.offset.copy_(offset)
                 module.scale.copy_(scale)
-
-
-def blocks_of(root: nn.Module, layers: Iterable[Layer]) -> list[str]:
-    """Return the paths of the repeated blocks that hold the layers: the items of the outermost lists of modules."""
-    lists = [p for p, m in root.named_modules() if isinstance(m, nn.ModuleList) and len(m) > 1]
-    outer = [p for p in lists if not any(p.startswith(f"{q}.") for q in lists if q != p)]
-    found: dict[str, None] = {}
-    for layer in layers:
-        for path in outer:
-            if layer.path.startswith(f"{path}."):
-                found[f"{path}.{layer.path[len(path) + 1 :].split('.')[0]}"] = None
-    return list(found)
 
 
 class _Inputs:

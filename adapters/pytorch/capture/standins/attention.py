@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from octavo.adapters.pytorch.capture.shared_copy import copy_hooks, set_submodule
+from octavo.adapters.pytorch.modules.shared_copy import copy_hooks, set_submodule
 
 Tensor = torch.Tensor
 _Views = dict[tuple[int, int], nn.Parameter]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from octavo.adapters.pytorch.capture.shared_copy import skeleton
+from octavo.adapters.pytorch.modules.shared_copy import skeleton
 
 Tensor = torch.Tensor
 

@@ -9,11 +9,11 @@ from typing import Any
 from torch import fx, nn
 from torch.fx.proxy import GraphAppendingTracer
 
-from octavo.adapters.pytorch.capture.layers import note_source
-from octavo.adapters.pytorch.qlayers.loose_weights.in_parts import IN_PARTS
-from octavo.adapters.pytorch.qlayers.loose_weights.uses import Form, Ref, Use, turned, use_of
+from octavo.adapters.pytorch.loose_weights.in_parts import IN_PARTS
+from octavo.adapters.pytorch.loose_weights.uses import Form, Ref, Use, turned, use_of
 
 from .parameters import layer_for, obstacle
+from .sources import note_source
 
 _MARK = "stands_for_call"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from octavo.adapters.pytorch.capture.shared_copy import copy_hooks, set_submodule
+from octavo.adapters.pytorch.modules.shared_copy import copy_hooks, set_submodule
 
 from .attention import Attention, with_linear_projections
 from .experts import Experts, is_experts

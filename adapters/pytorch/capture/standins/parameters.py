@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from octavo.adapters.pytorch.capture.capture import Call
-from octavo.adapters.pytorch.capture.layers import kind_of, note_source
-from octavo.adapters.pytorch.capture.shared_copy import note_references, references, skeleton
-from octavo.adapters.pytorch.qlayers.loose_weights.uses import BILINEAR, PLAIN, Form, Uses, matrices
-from octavo.adapters.pytorch.qlayers.loose_weights.weight_tensor import Batched, LooseWeight, Place
-from octavo.adapters.pytorch.run.batches import copied_call
+from octavo.adapters.pytorch.loose_weights.uses import BILINEAR, PLAIN, Form, Uses, matrices
+from octavo.adapters.pytorch.loose_weights.weight_tensor import Batched, LooseWeight, Place
+from octavo.adapters.pytorch.modules.kinds import kind_of
+from octavo.adapters.pytorch.modules.shared_copy import note_references, references, skeleton
+from octavo.adapters.pytorch.run.batches import Call, copied_call
+
+from .sources import note_source
 
 Tensor = torch.Tensor
 _MOST = 64

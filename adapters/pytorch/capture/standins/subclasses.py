@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
-from octavo.adapters.pytorch.capture.shared_copy import note_references, skeleton
-from octavo.adapters.pytorch.qlayers.loose_weights.uses import EMBEDDING
-from octavo.adapters.pytorch.qlayers.loose_weights.weight_tensor import LooseWeight, Place
+from octavo.adapters.pytorch.modules.shared_copy import skeleton
 
 Tensor = torch.Tensor
 _LAYERS: tuple[type[nn.Module], ...] = (
@@ -68,27 +64,3 @@ def _is_linear(module: nn.Module) -> bool:
     expected = nn.functional.linear(x, weight, bias)
     same = isinstance(y, Tensor) and y.shape == expected.shape and y.dtype == expected.dtype
     return same and torch.allclose(y, expected, rtol=1e-4, atol=1e-5)
-
-
-def is_table(module: nn.Module) -> bool:
-    """True for a subclass of a table with a forward of its own: it scales rows, shifts ids, or makes ids itself."""
-    return isinstance(module, nn.Embedding) and type(module) is not nn.Embedding
-
-
-def around(module: nn.Module, table: nn.Module) -> nn.Module:
-    """Return a twin of such a module that looks its rows up in another table, and does all else itself.
-
-    Args:
-        module: The float module.
-        table: What its weight became.
-    """
-    twin: Any = skeleton(module)
-    weight = twin._parameters.pop("weight")
-    twin.add_module("weight_layer", table)
-    place = Place(twin, "weight", weight.shape, {EMBEDDING: "weight_layer"})
-    twin.__dict__["weight"] = LooseWeight(place)
-    note_references(twin, ("weight",))
-    twin._forward_hooks.clear()
-    twin._forward_pre_hooks.clear()
-    made: nn.Module = twin.eval()
-    return made

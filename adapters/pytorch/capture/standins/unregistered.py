@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from octavo.adapters.pytorch.capture.module_references import mapped, modules_beside
-from octavo.adapters.pytorch.capture.shared_copy import note_references, references, skeleton
+from octavo.adapters.pytorch.modules.module_references import mapped, modules_beside
+from octavo.adapters.pytorch.modules.shared_copy import note_references, references, skeleton
 
 
 def adopt_hidden(root: nn.Module) -> nn.Module:

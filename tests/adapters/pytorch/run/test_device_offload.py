@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from octavo.adapters.pytorch.capture.shared_copy import named_tensors
+from octavo.adapters.pytorch.modules.shared_copy import named_tensors
 from octavo.adapters.pytorch.run.device_offload import Lender, lends
 from octavo.adapters.pytorch.session import TorchSession
 from octavo.core.contract.plugins import PluginHost

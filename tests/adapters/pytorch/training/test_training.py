@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from octavo.adapters.pytorch.capture.blocks import blocks_of
 from octavo.adapters.pytorch.session import TorchSession
-from octavo.adapters.pytorch.training.reconstruction import blocks_of
 from octavo.core.contract.adapter import Batch, OpParameters
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.contract.training import Distillation, LowRank, Reconstruction
