@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 
 from octavo.adapters.pytorch.candidate import TorchCandidate
-from octavo.adapters.pytorch.capture.capture import Call, Capture
+from octavo.adapters.pytorch.capture.capture import Capture
+from octavo.adapters.pytorch.run.batches import Call
 from octavo.core.contract.adapter import Batch, Candidate, OpParameters, Session
 from octavo.core.contract.training import (
     Distillation,
