@@ -1,13 +1,14 @@
-"""How a model's output distance curves over its weights: what gradients tell, by the adapter's one primitive for them.
+"""How a model's output distance curves over its weights: what an adapter's gradients tell.
 
-``Session.gradients`` gives draws g with E[g g^T] = H and products H v; H is the Hessian of the distance D of the outputs to the
-float outputs, without labels. To second order an error d of the weights costs 2 D = d^T H d.
+``Session.gradients`` gives draws g with E[g g^T] = H and products H v; H is the Hessian of the
+distance D of the outputs to the float outputs, without labels. To second order an error d of the
+weights costs 2 D = d^T H d.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 
 import numpy as np
 from array_api_compat import array_namespace, device
@@ -16,21 +17,27 @@ from octavo.core.contract.adapter import Batch, Session
 from octavo.core.errors import SchemeError
 from octavo.core.numerics.affine import Array
 from octavo.core.numerics.layout import to_matrix
+from octavo.core.numerics.tensor import QuantizedTensor
 from octavo.core.quantizing.realize import Realizer
 from octavo.core.values.graph import Weight
 from octavo.core.values.json_form import canonical_json
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import OpScheme
 
-from .op_errors import OpErrors, Transforms
+from .op_errors import OpErrors, Transforms, WeightError
 
-DRAWS = 8  # of gradients or directions, each on every batch
-GRADIENT_RUNS, PRODUCT_RUNS = (
-    3,
-    6,
-)  # runs of the model that a gradient, or a Hessian-vector product, costs about as much as
+DRAWS = 8
+"""Gradients, or directions of a Hessian-vector product, that are drawn on every batch."""
 
-Errors = Mapping[str, Callable[[], tuple[Array, int]]]
+# What a backward pass is counted as: runs of the model that cost about as much.
+GRADIENT_RUNS = 3
+PRODUCT_RUNS = 6
+
+ErrorOf = Callable[[], tuple[Array, int]]
+"""Returns an error of a weight's shape, and the weight's channel axis."""
+
+Errors = Mapping[str, ErrorOf]
+"""Label -> error; several errors of one weight."""
 
 
 class Curvature:
@@ -45,7 +52,8 @@ class Curvature:
 
     Attributes:
         batches_run: What the backward passes cost, in runs of a batch.
-        lent: Traces of another backend of the same model, by this backend's weight names; None where the own ones are taken.
+        lent: Traces of another backend of the same model, by this backend's weight names; None
+            where the own ones are taken.
     """
 
     def __init__(
@@ -65,32 +73,42 @@ class Curvature:
         self._seed = seed
 
     def traced(self, ops: Sequence[str], scheme: OpScheme, transforms: Transforms) -> float:
-        """Return the mean trace of the Hessian at the model's outputs times the squared weight error (HAWQ-V2, eq. 4).
+        """Return the mean trace of the Hessian at the model's outputs times the squared error.
 
-        What rounding an op's input adds is reckoned in as if it hurt like the same energy of weight error.
+        That is HAWQ-V2's eq. 4. What rounding an op's input adds is reckoned in as if it hurt
+        like the same energy of weight error.
 
         Raises:
             SchemeError: If an op has no weight.
         """
-        found = (self.lent or self.traces)(transforms)
-        return _once(
-            (w.name, found[w.name] / w.size * e.square * e.with_input)
-            for e in self._errors.of(ops, scheme, transforms)
-            for w in (_weight(e.weight),)
-        )
+        traces_of = self.lent or self.traces
+        found = traces_of(transforms)
+
+        def loss(weight: Weight, error: WeightError) -> float:
+            mean_trace = found[weight.name] / weight.size
+            return mean_trace * error.square * error.with_input
+
+        return self._total(ops, scheme, transforms, loss)
 
     def traces(self, transforms: Transforms = ()) -> Mapping[str, float]:
         """Return the trace of each tunable weight's block of the Hessian, by name; computed once."""
-        by_name = self._realizer.opened.view.by_name
-        names = dict.fromkeys(
-            w.name for u in self._realizer.space.tunable for o in u.ops for w in by_name[o].weights
-        )
-        keys = {name: _key("trace", name, None, transforms) for name in names}
-        if missing := [n for n, key in keys.items() if key not in self._scores]:
-            found = traces(self._realizer.session(transforms), self._batches, missing, self._seed)
+        keys = {name: _key("trace", name, None, transforms) for name in self._tunable_weights()}
+        missing = [name for name, key in keys.items() if key not in self._scores]
+        if missing:
+            session = self._realizer.session(transforms)
+            found = traces(session, self._batches, missing, self._seed)
             self.batches_run += PRODUCT_RUNS * DRAWS * len(self._batches)
-            self._scores.update({keys[n]: value for n, value in found.items()})
-        return {n: self._scores[key] for n, key in keys.items()}
+            self._scores.update({keys[name]: value for name, value in found.items()})
+        return {name: self._scores[key] for name, key in keys.items()}
+
+    def _tunable_weights(self) -> Iterable[str]:
+        """Return the names of the weights of every tunable unit, each once."""
+        by_name = self._realizer.opened.view.by_name
+        names: dict[str, None] = {}
+        for unit in self._realizer.space.tunable:
+            for op in unit.ops:
+                names.update((weight.name, None) for weight in by_name[op].weights)
+        return names
 
     def first_order(self, ops: Sequence[str], scheme: OpScheme, transforms: Transforms) -> float:
         """Return an estimate of d^T H d of the ops' weight errors, and what rounding their inputs adds.
@@ -99,67 +117,102 @@ class Curvature:
             SchemeError: If an op has no weight.
         """
         self.prepare([(ops, scheme)], transforms)
-        return _once(
-            (w.name, self._scores[_key("form", w.name, scheme, transforms)] * e.with_input)
-            for e in self._errors.of(ops, scheme, transforms)
-            for w in (_weight(e.weight),)
-        )
+
+        def loss(weight: Weight, error: WeightError) -> float:
+            form = self._scores[_key("form", weight.name, scheme, transforms)]
+            return form * error.with_input
+
+        return self._total(ops, scheme, transforms, loss)
+
+    def _total(
+        self,
+        ops: Sequence[str],
+        scheme: OpScheme,
+        transforms: Transforms,
+        loss: Callable[[Weight, WeightError], float],
+    ) -> float:
+        """Return the sum of the losses of the ops' weights, a tied weight's once.
+
+        The gradients of a tied weight are those of all its users together.
+        """
+        largest: dict[str, float] = {}
+        for error in self._errors.of(ops, scheme, transforms):
+            weight = error.weight
+            if weight is None:
+                raise SchemeError(
+                    "sensitivities from gradients are of weights, and this op has none; "
+                    "ask for output_distance"
+                )
+            value = loss(weight, error)
+            largest[weight.name] = max(value, largest.get(weight.name, 0.0))
+        return sum(largest.values())
 
     def prepare(
         self, wanted: Sequence[tuple[Sequence[str], OpScheme]], transforms: Transforms
     ) -> None:
-        """Find d^T H d for all weights together: the backward passes are the price, whatever the number of errors."""
-        session, errors = (
-            self._realizer.session(transforms),
-            dict[str, dict[str, Callable[[], tuple[Array, int]]]](),
-        )
+        """Find d^T H d for all weights together.
+
+        The backward passes are the price, whatever the number of errors.
+        """
+        session = self._realizer.session(transforms)
+        errors: dict[str, dict[str, ErrorOf]] = {}
         for ops, scheme in wanted:
-            space = self._realizer.space
-            given = self._realizer.parameters(
-                Recipe(space.schemes(ops, scheme), transforms, space.backend)
-            )
-            for name, decided in given.items():
-                quantized = () if decided.weight is None else (decided.weight, *decided.further)
-                for weight, rounded in zip(
-                    self._realizer.opened.view.by_name[name].weights if quantized else (),
-                    quantized,
-                    strict=True,
-                ):
-                    key = _key("form", weight.name, scheme, transforms)
-                    if key not in self._scores:
-                        errors.setdefault(weight.name, {})[key] = lambda w=weight, q=rounded: (  # type: ignore[misc]
-                            session.tensor(w.name) - q.dequantize(),
-                            w.channel_axis,
-                        )
+            for weight, rounded in self._rounded(ops, scheme, transforms):
+                key = _key("form", weight.name, scheme, transforms)
+                if key not in self._scores:
+                    of_weight = errors.setdefault(weight.name, {})
+                    of_weight[key] = _error_of(session, weight, rounded)
         if errors:
             found = quadratic_forms(session, self._batches, errors, self._seed)
             self.batches_run += GRADIENT_RUNS * DRAWS * len(self._batches)
             self._scores.update(found)
 
+    def _rounded(
+        self, ops: Sequence[str], scheme: OpScheme, transforms: Transforms
+    ) -> Iterator[tuple[Weight, QuantizedTensor]]:
+        """Yield each weight that a scheme quantizes, and its codes."""
+        space = self._realizer.space
+        recipe = Recipe(space.schemes(ops, scheme), transforms, space.backend)
+        for name, decided in self._realizer.parameters(recipe).items():
+            if decided.weight is None:
+                continue
+            weights = self._realizer.opened.view.by_name[name].weights
+            yield from zip(weights, (decided.weight, *decided.further), strict=True)
+
+
+def _error_of(session: Session, weight: Weight, rounded: QuantizedTensor) -> ErrorOf:
+    """Return a function that computes a weight's error anew, so that none is kept in memory."""
+    return lambda: (session.tensor(weight.name) - rounded.dequantize(), weight.channel_axis)
+
 
 def quadratic_forms(
     session: Session, batches: Sequence[Batch], errors: Mapping[str, Errors], seed: int = 0
 ) -> dict[str, float]:
-    """Return an estimate of d^T H d for several errors of several weights, in one pass of draws over the batches.
+    """Estimate d^T H d for several errors of several weights, in one pass of draws.
 
-    The mean over draws of the sum over output channels of (g . d)^2. A channel's part, written with the gradient at the op's
-    output and the output's change, is ModelOpt's score (gradient x output change)^2. Rounding errors of different channels
-    are independent, so that the products between channels cancel.
+    It is the mean over draws of the sum over output channels of (g . d)^2. A channel's part,
+    written with the gradient at the op's output and the output's change, is ModelOpt's score
+    (gradient x output change)^2. Rounding errors of different channels are independent, so that
+    the products between channels cancel.
 
     Args:
         session: Offers ``gradients``.
         batches: Batches.
-        errors: Weight name -> label -> a function that returns (error of the weight's shape, channel axis). It is called
-            for each draw, so that no error is kept.
+        errors: Weight name -> label -> a function that returns (error of the weight's shape,
+            channel axis). It is called for each draw, so that no error is kept.
         seed: Of the draws.
+
+    Returns:
+        Label -> the estimate.
     """
-    sums = dict.fromkeys((label for wanted in errors.values() for label in wanted), 0.0)
+    sums = {label: 0.0 for wanted in errors.values() for label in wanted}
     count = 0
 
     def sink(name: str, gradient: Array) -> None:
         for label, error in errors[name].items():
             d, axis = error()
             xp = array_namespace(gradient)
+            # One share per output channel.
             shares = xp.sum(to_matrix(gradient, axis) * to_matrix(d, axis), axis=1)
             sums[label] += float(xp.sum(shares * shares))
 
@@ -171,10 +224,11 @@ def quadratic_forms(
 def traces(
     session: Session, batches: Sequence[Batch], weights: Sequence[str], seed: int = 0
 ) -> dict[str, float]:
-    """Return the trace of each weight's own block of H, by Hutchinson's estimator: E[v . H v] for random signs v.
+    """Return the trace of each weight's own block of H, by Hutchinson's estimator.
 
-    HAWQ-V2 (Dong et al. 2020, arXiv:1911.03852, section 3.3). All weights move together: the blocks between two of them are
-    multiplied by independent signs and cancel.
+    It is E[v . H v] for random signs v; HAWQ-V2 (Dong et al. 2020, arXiv:1911.03852, section 3.3).
+    All weights move together: the blocks between two of them are multiplied by independent signs
+    and cancel.
 
     Args:
         session: Offers ``gradients``.
@@ -191,31 +245,20 @@ def traces(
             sums[name] += float(array_namespace(product).sum(signs[name] * product))
 
         count += session.gradients(batches, weights, sink, along=signs)
+    # Where the true trace is near 0 the estimate may fall below it; losses are never negative.
     return {name: max(0.0, total / max(1, count)) for name, total in sums.items()}
 
 
 def _signs(like: Array, seed: int, draw: int, name: str) -> Array:
+    """Return random signs of a tensor's shape, float32, on its device."""
+    # A CRC and not hash(), which differs from process to process.
     random = np.random.default_rng([seed, draw, zlib.crc32(name.encode())])
-    drawn = random.integers(0, 2, tuple(like.shape), dtype=np.int8).astype(np.float32) * 2 - 1
-    return array_namespace(like).asarray(drawn, device=device(like))
-
-
-def _once(terms: Iterable[tuple[str, float]]) -> float:
-    """Return the sum over weights: the gradients of a tied one are those of all its users together, and count once."""
-    largest: dict[str, float] = {}
-    for name, value in terms:
-        largest[name] = max(value, largest.get(name, 0.0))
-    return sum(largest.values())
-
-
-def _weight(weight: Weight | None) -> Weight:
-    if weight is None:
-        raise SchemeError(
-            "sensitivities from gradients are of weights, and this op has none; ask for output_distance"
-        )
-    return weight
+    bits = random.integers(0, 2, tuple(like.shape), dtype=np.int8)
+    signs = bits.astype(np.float32) * 2 - 1
+    return array_namespace(like).asarray(signs, device=device(like))
 
 
 def _key(kind: str, name: str, scheme: OpScheme | None, transforms: Transforms) -> str:
-    shown = scheme.model_dump(exclude_defaults=True) if scheme is not None else None
-    return f"{kind} {name} {canonical_json([shown, [t.model_dump() for t in transforms]])}"
+    scheme_fields = scheme.model_dump(exclude_defaults=True) if scheme is not None else None
+    transform_fields = [t.model_dump() for t in transforms]
+    return f"{kind} {name} {canonical_json([scheme_fields, transform_fields])}"

@@ -33,11 +33,13 @@ class Moments:
 
     def update(self, x: np.ndarray) -> None:
         """Take one batch."""
-        if x.size:
-            self.low, self.high = min(self.low, float(x.min())), max(self.high, float(x.max()))
-            flat = x.reshape(-1).astype(np.float32, copy=False)
-            self.square += float(np.dot(flat, flat))
-            self.count += x.size
+        if not x.size:
+            return
+        self.low = min(self.low, float(x.min()))
+        self.high = max(self.high, float(x.max()))
+        flat = x.reshape(-1).astype(np.float32, copy=False)
+        self.square += float(np.dot(flat, flat))
+        self.count += x.size
 
     @property
     def power(self) -> float:
@@ -53,20 +55,23 @@ class SecondMoments(FeatureObserver):
 
 
 def rounding_noise(scheme: OpScheme, moments: Moments, params: QuantParams | None) -> float:
-    """Return the noise power of rounding a value: step^2 / 12."""
+    """Return the noise power of rounding a value: step^2 / 12, of an error uniform over a step."""
     if params is not None:
-        return float(np.mean(np.square(to_numpy(params.scale).astype(np.float64)))) / 12.0
-    if scheme.mode != "dynamic" or scheme.input is None or moments.high < moments.low:
+        steps = to_numpy(params.scale).astype(np.float64)
+        return float(np.mean(np.square(steps))) / 12.0
+    nothing_seen = moments.high < moments.low
+    if scheme.mode != "dynamic" or scheme.input is None or nothing_seen:
         return 0.0
+    # Codes always hold 0, so that a span reaches it.
     span = max(moments.high, 0.0) - min(moments.low, 0.0)
-    return float((span / (2**scheme.input.bits - 1)) ** 2) / 12.0
+    step = span / (2**scheme.input.bits - 1)
+    return float(step**2) / 12.0
 
 
 def weight_matrix(array: Array, weight: Weight) -> np.ndarray:
     """Return a weight as (channels, features), float32."""
-    return np.asarray(
-        to_matrix(to_numpy(array), weight.channel_axis % array.ndim), dtype=np.float32
-    )
+    axis = weight.channel_axis % array.ndim
+    return np.asarray(to_matrix(to_numpy(array), axis), dtype=np.float32)
 
 
 def second_moments(observer: FeatureObserver) -> np.ndarray:
@@ -75,10 +80,19 @@ def second_moments(observer: FeatureObserver) -> np.ndarray:
 
 
 def energy(matrix: np.ndarray, second: np.ndarray | None) -> float:
-    """Return tr(M S M^T), S the second moments of the rows that M multiplies (all of them, their diagonal, or the identity)."""
+    """Return tr(M S M^T) of a (channels, features) matrix M.
+
+    Args:
+        matrix: M.
+        second: S, the second moments of the rows that M multiplies: (groups, features, features),
+            their diagonal (groups, features), or None for the identity.
+    """
     if second is None:
         return float(np.square(matrix).sum())
-    parts = matrix.reshape(len(second), -1, matrix.shape[1])
+    groups = len(second)
+    parts = matrix.reshape(groups, -1, matrix.shape[1])
     if second.ndim == 2:
         return float((np.square(parts) * second[:, None, :]).sum())
-    return max(0.0, float((np.matmul(parts, second) * parts).sum()))
+    products = np.matmul(parts, second) * parts
+    # Rounding in float32 may leave a tiny negative sum.
+    return max(0.0, float(products.sum()))

@@ -9,12 +9,12 @@ from itertools import zip_longest
 import numpy as np
 
 from octavo.core.calibration.features import FeatureObserver, Gram
-from octavo.core.contract.adapter import Batch, Session
+from octavo.core.contract.adapter import Batch, OpParameters, Session
 from octavo.core.numerics.affine import Array
 from octavo.core.numerics.arrays import to_numpy
 from octavo.core.numerics.rows import Rows, rows_of
 from octavo.core.quantizing.realize import Realizer
-from octavo.core.values.graph import Weight
+from octavo.core.values.graph import Op, Weight
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import OpScheme, PartChoice
 
@@ -28,7 +28,10 @@ from .input_moments import (
 )
 
 Transforms = tuple[PartChoice, ...]
-WIDEST_GRAM = 4096  # features; wider inputs are described by their second moments alone (64 MiB of float32 here)
+
+WIDEST_GRAM = 4096
+"""Features of which the whole Gram matrix is kept (64 MiB of float32); wider inputs are described
+by the squares of their features alone."""
 
 
 @dataclass(frozen=True)
@@ -56,20 +59,14 @@ class WeightError:
 
     @property
     def curved(self) -> float:
-        """Mean trace of the Hessian of the op's own squared output error, times its squared weight error, plus the input's noise.
+        """Mean trace of the Hessian of the op's own squared output error, times the squared error.
 
-        HAWQ-V2 (Dong et al. 2020, eq. 4) with the Hessian 2 X^T X / rows that OBQ and GPTQ use, which needs no gradients;
-        divided by the energy of the output, so that ops compare.
+        HAWQ-V2 (Dong et al. 2020, eq. 4) with the Hessian 2 X^T X / rows that OBQ and GPTQ use,
+        which needs no gradients. The input's noise is added, and the sum is divided by the energy
+        of the output, so that ops compare.
         """
-        second = self.second
-        diagonal = (
-            np.ones(1)
-            if second is None
-            else second
-            if second.ndim == 2
-            else np.diagonal(second, axis1=1, axis2=2)
-        )
-        return (self.noise + 2.0 * float(diagonal.mean()) * self.square) / self.whole
+        mean_trace = 2.0 * _mean_of_diagonal(self.second)
+        return (self.noise + mean_trace * self.square) / self.whole
 
     @property
     def square(self) -> float:
@@ -83,8 +80,21 @@ class WeightError:
 
     @property
     def with_input(self) -> float:
-        """What to multiply a measure of the weight's error with, to reckon in the input's: noise hurts as much wherever it is from."""
-        return 1.0 + self.noise / self.lost if self.lost else 1.0
+        """What to multiply a measure of the weight's error with, to reckon in the input's.
+
+        Noise hurts as much wherever it is from.
+        """
+        lost = self.lost
+        return 1.0 + self.noise / lost if lost else 1.0
+
+
+def _mean_of_diagonal(second: np.ndarray | None) -> float:
+    """Return the mean second moment of a feature: of whole matrices, diagonals, or the identity."""
+    if second is None:
+        return 1.0
+    if second.ndim == 2:
+        return float(second.mean())
+    return float(np.diagonal(second, axis1=1, axis2=2).mean())
 
 
 @dataclass
@@ -93,6 +103,41 @@ class _Observed:
 
     moments: dict[str, Moments] = field(default_factory=dict)
     features: dict[tuple[str, Rows], FeatureObserver] = field(default_factory=dict)
+
+    def expect(self, op: Op) -> None:
+        """Make room for the inputs of an op."""
+        self.moments.update((value, Moments()) for value in op.inputs)
+        rows = rows_of(op)
+        if rows is None or op.weight is None:
+            return
+        channels = op.weight.shape[op.weight.channel_axis]
+        width = op.weight.size // max(1, channels)
+        observer = Gram if width <= WIDEST_GRAM else SecondMoments
+        self.features[op.inputs[0], rows] = observer(rows)
+
+    def update(self, value: str, x: Array) -> None:
+        """Take one batch of one value."""
+        array = to_numpy(x)
+        self.moments[value].update(array)
+        for (name, _), observer in self.features.items():
+            if name == value:
+                observer.update(array)
+
+    def noises(self, op: Op, given: OpParameters) -> list[tuple[float, Moments]]:
+        """Return the noise power of rounding each input that was observed, and its moments."""
+        moments = [self.moments[value] for value in op.inputs if value in self.moments]
+        return [
+            (rounding_noise(given.scheme, own, params), own)
+            for own, params in zip_longest(moments, given.inputs[: len(moments)])
+        ]
+
+    def second_moments(self, op: Op) -> np.ndarray | None:
+        """Return the second moments of the rows that an op multiplies; None where none were met."""
+        rows = rows_of(op)
+        if rows is None:
+            return None
+        observer = self.features[op.inputs[0], rows]
+        return second_moments(observer) if observer.count else None
 
 
 class OpErrors:
@@ -116,64 +161,60 @@ class OpErrors:
         self, ops: Sequence[str], scheme: OpScheme, transforms: Transforms
     ) -> Iterator[WeightError]:
         """Yield the error of each weight that the scheme changes, and of each op without one."""
-        recipe = Recipe(
-            self.realizer.space.schemes(ops, scheme), transforms, self.realizer.space.backend
-        )
+        space = self.realizer.space
+        recipe = Recipe(space.schemes(ops, scheme), transforms, space.backend)
         parameters = self.realizer.parameters(recipe)
         session = self.realizer.session(transforms)
         observed = self._observe(session, transforms)
         for name in ops:
-            op, given = self.realizer.opened.view.by_name[name], parameters.get(name)
+            given = parameters.get(name)
             if given is None:
                 continue
-            moments = [observed.moments[v] for v in op.inputs if v in observed.moments]
-            noises = [
-                rounding_noise(given.scheme, m, p)
-                for m, p in zip_longest(moments, given.inputs[: len(moments)])
-            ]
+            op = self.realizer.opened.view.by_name[name]
             if op.weight is None or given.weight is None:
-                share = sum(
-                    noise / m.power for noise, m in zip(noises, moments, strict=True) if m.power
-                )
-                yield WeightError(None, np.zeros((1, 1)), None, 1.0, share)
-                continue
-            for held, quantized in zip(op.weights, (given.weight, *given.further), strict=True):
-                weight = weight_matrix(session.tensor(held.name), held)
-                error = weight - weight_matrix(quantized.dequantize(), held)
-                rows = rows_of(op)
-                met = observed.features[op.inputs[0], rows] if rows is not None else None
-                second = second_moments(met) if met is not None and met.count else None
-                if whole := energy(weight, second):
-                    noise = (
-                        noises[0] * float(np.square(weight).sum())
-                        if noises and rows is not None
-                        else 0.0
-                    )
-                    yield WeightError(held, error, second, whole, noise)
+                yield _without_weight(op, given, observed)
+            else:
+                yield from _of_weights(op, given, session, observed)
 
     def _observe(self, session: Session, transforms: Transforms) -> _Observed:
         """Run the batches once and keep the moments of every input of a tunable op."""
         if transforms not in self._observed:
             observed = _Observed()
             view = self.realizer.opened.view
-            for op in (
-                view.by_name[name] for unit in self.realizer.space.tunable for name in unit.ops
-            ):
-                observed.moments.update((value, Moments()) for value in op.inputs)
-                rows = rows_of(op)
-                if rows is not None and op.weight is not None:
-                    width = op.weight.size // max(1, op.weight.shape[op.weight.channel_axis])
-                    observed.features[op.inputs[0], rows] = (
-                        Gram if width <= WIDEST_GRAM else SecondMoments
-                    )(rows)
-
-            def sink(value: str, x: Array) -> None:
-                array = to_numpy(x)
-                observed.moments[value].update(array)
-                for (name, _), observer in observed.features.items():
-                    if name == value:
-                        observer.update(array)
-
-            self.batches_run += session.observe(self.batches, tuple(observed.moments), sink)
+            for unit in self.realizer.space.tunable:
+                for name in unit.ops:
+                    observed.expect(view.by_name[name])
+            values = tuple(observed.moments)
+            self.batches_run += session.observe(self.batches, values, observed.update)
             self._observed[transforms] = observed
         return self._observed[transforms]
+
+
+def _without_weight(op: Op, given: OpParameters, observed: _Observed) -> WeightError:
+    """Return what rounding the inputs of an op without a weight does, as shares of their energy."""
+    share = 0.0
+    for noise, moments in observed.noises(op, given):
+        if moments.power:
+            share += noise / moments.power
+    return WeightError(None, np.zeros((1, 1)), None, 1.0, share)
+
+
+def _of_weights(
+    op: Op, given: OpParameters, session: Session, observed: _Observed
+) -> Iterator[WeightError]:
+    """Yield the error of each weight of an op; none for weights that give no output."""
+    assert given.weight is not None
+    noises = observed.noises(op, given)
+    second = observed.second_moments(op)
+    is_product = rows_of(op) is not None
+    for held, quantized in zip(op.weights, (given.weight, *given.further), strict=True):
+        weight = weight_matrix(session.tensor(held.name), held)
+        error = weight - weight_matrix(quantized.dequantize(), held)
+        whole = energy(weight, second)
+        if not whole:
+            continue
+        noise = 0.0
+        if noises and is_product:
+            input_noise, _ = noises[0]
+            noise = input_noise * float(np.square(weight).sum())
+        yield WeightError(held, error, second, whole, noise)

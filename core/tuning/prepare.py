@@ -23,7 +23,7 @@ from octavo.core.scoring.executor import Executor, InlineExecutor, ProcessExecut
 from octavo.core.scoring.held_out import CERTIFIED, split_samples
 from octavo.core.scoring.scoring import Scoring
 from octavo.core.scoring.yardstick import SECONDS, SHARE, Yardstick
-from octavo.core.sensitivity.service import check_place
+from octavo.core.sensitivity.saved_scores import check_place
 from octavo.core.storage.history import StudyHistory, default_storage
 from octavo.core.system.clock import Clock
 from octavo.core.system.signals import terminate_as_interrupt
