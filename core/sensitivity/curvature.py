@@ -91,7 +91,7 @@ class Curvature:
         return self._total(ops, scheme, transforms, loss)
 
     def traces(self, transforms: Transforms = ()) -> Mapping[str, float]:
-        """Return the trace of each tunable weight's block of the Hessian, by name; computed once."""
+        """Return the trace of each tunable weight's block of H, by name; computed once."""
         keys = {name: _key("trace", name, None, transforms) for name in self._tunable_weights()}
         missing = [name for name, key in keys.items() if key not in self._scores]
         if missing:
@@ -111,7 +111,7 @@ class Curvature:
         return names
 
     def first_order(self, ops: Sequence[str], scheme: OpScheme, transforms: Transforms) -> float:
-        """Return an estimate of d^T H d of the ops' weight errors, and what rounding their inputs adds.
+        """Estimate d^T H d of the ops' weight errors, and what rounding their inputs adds.
 
         Raises:
             SchemeError: If an op has no weight.

@@ -48,7 +48,7 @@ class Moments:
 
 
 class SecondMoments(FeatureObserver):
-    """Sum of the squares of each feature: the diagonal of the Gram matrix, for inputs too wide for all of it."""
+    """Sum of the squares of each feature, for inputs too wide for a Gram matrix: its diagonal."""
 
     def _of(self, chunk: Array) -> Array:
         return array_namespace(chunk).sum(chunk * chunk, axis=1)

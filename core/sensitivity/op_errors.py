@@ -41,7 +41,8 @@ class WeightError:
     Attributes:
         weight: The weight; None for an op that has none.
         error: Error of the weight, (channels, features); zeros where there is none.
-        second: Second moments of the rows that the weight multiplies, or None where they are not observed.
+        second: Second moments of the rows that the weight multiplies, or None where they are not
+            observed.
         whole: Energy of the product under the weight and these moments; 1 for an op without weight.
         noise: Energy that rounding the input adds to the output.
     """

@@ -1,4 +1,4 @@
-"""Sensitivities in a JSON file: other budgets and goals of the same model and data start from it."""
+"""Sensitivities in a JSON file, from which other goals of the same model and data start."""
 
 from __future__ import annotations
 

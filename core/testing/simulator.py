@@ -1,4 +1,4 @@
-"""Simulated tuning problems with a known optimum: what strategies are tested and compared on, yours too.
+"""Simulated tuning problems with a known optimum, to test and compare strategies on, yours too.
 
 ```python
 from octavo.core.testing.simulator import simulate
@@ -9,9 +9,10 @@ result = simulation.search(strategy, limit=20)
 print(result.best_cost / simulation.optimum, len(result.trials))
 ```
 
-The true loss of a recipe, as a share of what is tolerated, is the sum of its units' losses plus, inside each block, a
-coupling of each pair: J * sqrt(loss * loss). A score is 1 - 0.01 * loss, and it collapses at 0 as a real one does. Sensitivities
-are the losses alone (no coupling), in another unit, and as wrong as ``proxy_noise`` says.
+The true loss of a recipe, as a share of what is tolerated, is the sum of its units' losses plus,
+inside each block, a coupling of each pair: J * sqrt(loss * loss). A score is 1 - 0.01 * loss, and
+it collapses at 0 as a real one does. Sensitivities are the losses alone (no coupling), in another
+unit, and as wrong as ``proxy_noise`` says.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -33,13 +35,24 @@ from octavo.core.values.space import TuningSpace, Unit
 from octavo.core.values.trial import Measurement, Trial
 
 BLOCK = 4
+"""Units of a block."""
+
 SCHEMES = (
     OpScheme(mode="weight_only", weight=QuantSpec(dtype="int3", granularity="group:32")),
     OpScheme(mode="weight_only", weight=QuantSpec(dtype="int4", granularity="group:32")),
     OpScheme(mode="weight_only", weight=QuantSpec(dtype="int8", granularity="channel")),
     FLOAT,
 )
-STEP = 0.01  # score lost at the tolerated loss
+STEP = 0.01
+"""Score lost at the tolerated loss."""
+
+# What real sensitivities are like, by kind: the error of the logarithm in multiples of
+# ``proxy_noise``, the power of the true loss that they follow, and their unit.
+PROXIES = {
+    "output_distance": (1.0, 1.0, 37.0),
+    "weight_error": (4.0, 0.8, 0.02),
+    "hessian": (3.0, 0.9, 5.0),
+}
 
 
 @dataclass(frozen=True)
@@ -63,7 +76,8 @@ class SimulatedSensitivity:
     """Single-unit losses, scaled and wrong by the simulation's ``proxy_noise``.
 
     Attributes:
-        asked: Number of distinct pairs by kind: each ``output_distance`` stands for one run over a few batches.
+        asked: Distinct pairs by kind: each ``output_distance`` stands for one run over a few
+            batches.
     """
 
     def __init__(self, simulation: Simulation, transforms: tuple[PartChoice, ...] = ()) -> None:
@@ -73,22 +87,16 @@ class SimulatedSensitivity:
 
     def __call__(self, kind: str, pairs: Sequence[tuple[str, OpScheme]]) -> Sequence[float]:
         """Return one loss >= 0 for each (unit name, scheme)."""
-        spread, power, unit = {
-            "output_distance": (1.0, 1.0, 37.0),
-            "weight_error": (4.0, 0.8, 0.02),
-            "hessian": (3.0, 0.9, 5.0),
-        }[kind]
         self.asked.setdefault(kind, set()).update(pairs)
-        found = []
-        for name, scheme in pairs:
-            loss = self._simulation.loss_of(name, scheme, self._transforms)
-            wrong = np.exp(
-                spread
-                * self._simulation.proxy_noise
-                * _draw(f"{self._simulation.seed} {kind} {name} {scheme}")
-            )
-            found.append(float(unit * loss**power * wrong))
-        return found
+        return [self._one(kind, name, scheme) for name, scheme in pairs]
+
+    def _one(self, kind: str, name: str, scheme: OpScheme) -> float:
+        spread, power, unit = PROXIES[kind]
+        simulation = self._simulation
+        loss = simulation.loss_of(name, scheme, self._transforms)
+        drawn = _normal(f"{simulation.seed} {kind} {name} {scheme}")
+        wrong = np.exp(spread * simulation.proxy_noise * drawn)
+        return float(unit * loss**power * wrong)
 
 
 @dataclass(frozen=True)
@@ -100,7 +108,8 @@ class Simulation:
         losses: Unit name -> loss of each choice, as a share of the tolerated loss.
         couplings: (unit, unit) -> J, within blocks.
         factors: For each alternative of ``space.transforms``: what it multiplies the losses with.
-        noise: Standard deviation of a score, as a share of the tolerated loss. One recipe always has one score.
+        noise: Standard deviation of a score, as a share of the tolerated loss. One recipe always
+            has one score.
         failures: Share of recipes whose trial fails.
         proxy_noise: Standard deviation of the logarithm of a sensitivity.
         seed: Of everything.
@@ -124,7 +133,10 @@ class Simulation:
         sensitivity: bool = True,
         **budgets: float,
     ) -> Problem:
-        """Return what a strategy is given. Each call has its own sensitivity service, which counts what it is asked."""
+        """Return what a strategy is given.
+
+        Each call has its own sensitivity service, which counts what it is asked.
+        """
         service = SimulatedSensitivity(self) if sensitivity else None
         return Problem(self.space, (self.objective,), seed, service, stop_at_goal, budgets)
 
@@ -140,12 +152,13 @@ class Simulation:
 
     def loss(self, recipe: Recipe) -> float:
         """Return the true loss, without noise, as a share of the tolerated one."""
-        alone = {
-            u.name: float(self.losses[u.name][u.choices.index(recipe[u.ops[0]])])
-            for u in self.space.units
-        }
+        alone = {}
+        for unit in self.space.units:
+            choice = unit.choices.index(recipe[unit.ops[0]])
+            alone[unit.name] = float(self.losses[unit.name][choice])
         together = sum(j * np.sqrt(alone[a] * alone[b]) for (a, b), j in self.couplings.items())
-        return float((sum(alone.values()) + together) * self._factor(recipe.transforms))
+        total = sum(alone.values()) + together
+        return float(total * self._factor(recipe.transforms))
 
     def cost(self, recipe: Recipe) -> float:
         """Return the objective of a recipe."""
@@ -156,101 +169,112 @@ class Simulation:
     ) -> Trial:
         """Evaluate a recipe as the loop would, under the budgets of a problem if they are given."""
         tag = f"{self.seed} {recipe.digest}"
-        if len(recipe) and _uniform(f"fail {tag}") < self.failures:
+        # The float model never fails and has no noise: it is what all else is compared with.
+        is_float = not len(recipe)
+        if not is_float and _uniform(f"fail {tag}") < self.failures:
             return Trial(number, recipe, "failed", error="RuntimeError: simulated failure")
-        loss = self.loss(recipe) + (self.noise * _draw(f"noise {tag}") if len(recipe) else 0.0)
-        score = max(0.0, 1.0 - STEP * loss)
+        noise = 0.0 if is_float else self.noise * _normal(f"noise {tag}")
+        score = max(0.0, 1.0 - STEP * (self.loss(recipe) + noise))
         margin = 1.0 - (1.0 - score) / STEP
-        cost = self.cost(recipe)
-        measured = {
-            self.objective: Measurement(
-                cost, cost, cost, "bytes", cost / self.cost(Recipe({}, (), self.space.backend))
-            )
-        }
+        measured = {self.objective: self._measured(recipe)}
         over = overruns(budgets or {}, self.space, recipe.schemes, measured)
-        passed = margin >= 0 and not over
         return Trial(
             number,
             recipe,
             metrics={"score": score},
-            passed=passed,
+            passed=margin >= 0 and not over,
             margin=margin,
             objectives=measured,
             over=over,
         )
 
+    def _measured(self, recipe: Recipe) -> Measurement:
+        cost = self.cost(recipe)
+        float_cost = self.cost(Recipe({}, (), self.space.backend))
+        return Measurement(cost, cost, cost, "bytes", cost / float_cost)
+
     def search(self, strategy: Strategy, limit: int) -> Search:
         """Run a strategy as the loop would, one trial at a time."""
         trials: list[Trial] = []
         ended = False
-        while len(trials) < limit and not ended:
+        while len(trials) < limit:
             recipe = strategy.ask()
             if recipe is None:
                 ended = True
-            elif isinstance(recipe, Wait):
+                break
+            if isinstance(recipe, Wait):
                 raise RuntimeError("the strategy waits although no trial is pending")
-            else:
-                trials.append(self.trial(len(trials) + 1, recipe, strategy.problem.budgets))
-                strategy.tell(trials[-1])
-        passing = [t for t in trials if t.passed]
+            trial = self.trial(len(trials) + 1, recipe, strategy.problem.budgets)
+            trials.append(trial)
+            strategy.tell(trial)
+        passing = [trial for trial in trials if trial.passed]
         best = min(passing, key=self._cost_of, default=None)
-        least = self._cost_of(best) if best else float("inf")
-        return Search(tuple(trials), least, best.number if best else 0, ended)
+        if best is None:
+            return Search(tuple(trials), float("inf"), 0, ended)
+        return Search(tuple(trials), self._cost_of(best), best.number, ended)
 
     def _cost_of(self, trial: Trial) -> float:
-        """Return what a trial costs, in the units of :attr:`optimum` and not as a share of the float model's."""
+        """Return what a trial costs, in bytes as :attr:`optimum`, and not as a share."""
         return trial.objectives[self.objective].cost
 
     @cached_property
     def optimum(self) -> float:
-        """The least cost of any recipe whose true loss is tolerated: integer programming over whole blocks, gap 1e-4."""
+        """The least cost of any recipe whose true loss is tolerated."""
         return self.cost(self.optimal_recipe)
 
     @cached_property
     def optimal_recipe(self) -> Recipe:
-        """A recipe of that cost. Couplings stay inside blocks, so that a block's combinations are exact choices."""
+        """A recipe of that cost, by integer programming over whole blocks (gap 1e-4)."""
         best = int(np.argmin(self.factors))
-        costs, losses, names = [], [], []
-        for block in self._blocks():
-            rows = self._combinations(block, self.factors[best])
-            names.append((block, [r[2] for r in rows]))
-            costs.append(np.array([r[0] for r in rows]))
-            losses.append(np.array([r[1] for r in rows]))
+        factor = self.factors[best]
+        blocks = self._blocks()
+        # Couplings stay inside blocks, so that a block's combinations are exact choices.
+        combinations = [self._combinations(block, factor) for block in blocks]
+        costs = [np.array([row.cost for row in rows]) for rows in combinations]
+        losses = [np.array([row.loss for row in rows]) for rows in combinations]
         picks = exact(costs, [(losses, 1.0)], gap=1e-4)
-        choice = {
-            u.name: u.choices[i]
-            for (block, rows), p in zip(names, picks, strict=True)
-            for u, i in zip(block, rows[p], strict=True)
-        }
+        choice = {}
+        for block, rows, pick in zip(blocks, combinations, picks, strict=True):
+            for unit, i in zip(block, rows[pick].choices, strict=True):
+                choice[unit.name] = unit.choices[i]
         return self.space.recipe(choice, self.space.transforms[best])
 
     def _blocks(self) -> list[tuple[Unit, ...]]:
+        """Return the units whose choices depend on each other, together."""
         if not self.couplings:
-            return [(u,) for u in self.space.units]
-        return [
-            tuple(group) for _, group in itertools.groupby(self.space.units, key=lambda u: u.block)
-        ]
+            return [(unit,) for unit in self.space.units]
+        groups = itertools.groupby(self.space.units, key=lambda unit: unit.block)
+        return [tuple(units) for _, units in groups]
 
-    def _combinations(
-        self, block: tuple[Unit, ...], factor: float
-    ) -> list[tuple[float, float, tuple[int, ...]]]:
-        """Return (cost, loss, choices) of a block's combinations that no other one beats."""
-        rows = []
-        for picks in itertools.product(*(range(len(u.choices)) for u in block)):
-            alone = [float(self.losses[u.name][i]) for u, i in zip(block, picks, strict=True)]
-            together = sum(
-                self.couplings.get((block[i].name, block[j].name), 0.0)
-                * np.sqrt(alone[i] * alone[j])
-                for i, j in itertools.combinations(range(len(block)), 2)
-            )
-            cost = sum(u.weight_bytes(u.choices[i]) for u, i in zip(block, picks, strict=True))
-            rows.append((cost, float(sum(alone) + together) * factor, picks))
-        rows.sort()
-        kept: list[tuple[float, float, tuple[int, ...]]] = []
+    def _combinations(self, block: tuple[Unit, ...], factor: float) -> list[_Combination]:
+        """Return a block's combinations that no other one beats, by cost."""
+        choices = itertools.product(*(range(len(unit.choices)) for unit in block))
+        rows = sorted(self._combination(block, picks, factor) for picks in choices)
+        kept: list[_Combination] = []
         for row in rows:
-            if not kept or row[1] < kept[-1][1]:
+            if not kept or row.loss < kept[-1].loss:
                 kept.append(row)
         return kept
+
+    def _combination(
+        self, block: tuple[Unit, ...], picks: tuple[int, ...], factor: float
+    ) -> _Combination:
+        chosen = list(zip(block, picks, strict=True))
+        alone = [float(self.losses[unit.name][i]) for unit, i in chosen]
+        together = 0.0
+        for i, j in itertools.combinations(range(len(block)), 2):
+            coupling = self.couplings.get((block[i].name, block[j].name), 0.0)
+            together += coupling * np.sqrt(alone[i] * alone[j])
+        cost = sum(unit.weight_bytes(unit.choices[i]) for unit, i in chosen)
+        return _Combination(cost, float(sum(alone) + together) * factor, picks)
+
+
+class _Combination(NamedTuple):
+    """What the units of a block choose together."""
+
+    cost: float
+    loss: float
+    choices: tuple[int, ...]
 
 
 def simulate(
@@ -268,67 +292,87 @@ def simulate(
 
     Args:
         units: Number of units; blocks hold four.
-        coupling: Strength of the interactions: J is uniform in [0, 2 * coupling] for each pair of a block.
+        coupling: Strength of the interactions: J is uniform in [0, 2 * coupling] for each pair of a
+            block.
         noise: Noise of the score, as a share of the tolerated loss.
         failures: Share of recipes whose trial fails.
         proxy_noise: Error of the sensitivities (standard deviation of their logarithm).
-        transforms: Number of model-wide transforms; one of them halves the losses, the others do harm.
-        pressure: Loss of the second-smallest scheme everywhere, in tolerated losses: how far all-int4 is from passing.
+        transforms: Number of model-wide transforms; one of them halves the losses, the others do
+            harm.
+        pressure: Loss of the second-smallest scheme everywhere, in tolerated losses: how far
+            all-int4 is from passing.
         seed: Of everything.
     """
     random = np.random.default_rng([seed, units])
-    parameters = 32 * np.maximum(1, np.rint(np.exp(random.normal(6.0, 0.8, units)))).astype(int)
-    base = np.exp(
-        random.normal(0.0, 1.5, units)
-    )  # a few units carry most of the loss, as in real networks
+    # Weights of very different sizes, whole groups of 32.
+    groups = np.rint(np.exp(random.normal(6.0, 0.8, units)))
+    parameters = 32 * np.maximum(1, groups).astype(int)
+    losses = _draw_losses(random, units, pressure)
+    made = tuple(_unit(i, int(parameters[i])) for i in range(units))
+    couplings = _draw_couplings(random, made, coupling) if coupling else {}
+    alternatives = [()] + [(PartChoice(kind=f"transform{i}"),) for i in range(transforms)]
+    # The last transform helps.
+    factors = [1.0] + [float(random.uniform(1.0, 2.0)) for _ in range(transforms - 1)]
+    if transforms:
+        factors.append(0.5)
+    return Simulation(
+        TuningSpace("simulated", made, tuple(alternatives)),
+        {unit.name: losses[i] for i, unit in enumerate(made)},
+        couplings,
+        tuple(factors),
+        noise,
+        failures,
+        proxy_noise,
+        seed,
+    )
+
+
+def _draw_losses(random: np.random.Generator, units: int, pressure: float) -> np.ndarray:
+    """Draw the loss of each unit under each of :data:`SCHEMES`, shape (units, 4)."""
+    # A few units carry most of the loss, as in real networks.
+    base = np.exp(random.normal(0.0, 1.5, units))
     jitter = np.exp(random.normal(0.0, 0.3, (units, 3)))
-    raw = base[:, None] * 4.0 ** -np.array([3.0, 4.0, 8.0]) * jitter
-    raw[:, :3] = np.sort(raw, axis=1)[:, ::-1]  # fewer bits never hurt less
-    losses = np.concatenate([raw / raw[:, 1].sum() * pressure, np.zeros((units, 1))], axis=1)
-    made = tuple(
-        Unit(
-            f"b{i // BLOCK}.u{i}",
-            ("linear", "conv")[i % 2],
-            (f"b{i // BLOCK}.u{i}",),
-            SCHEMES,
-            f"b{i // BLOCK}",
-            int(parameters[i]),
-            32,
-        )
-        for i in range(units)
-    )
-    pairs = (
-        [(a, b) for a in range(units) for b in range(a + 1, min(units, (a // BLOCK + 1) * BLOCK))]
-        if coupling
-        else []
-    )
-    couplings = {
-        (made[a].name, made[b].name): float(random.uniform(0, 2 * coupling)) for a, b in pairs
-    }
-    alternatives = ((), *((PartChoice(kind=f"transform{i}"),) for i in range(transforms)))
-    factors = (
-        1.0,
-        *(
-            0.5 if i == transforms - 1 else float(random.uniform(1.0, 2.0))
-            for i in range(transforms)
-        ),
-    )
-    space = TuningSpace("simulated", made, alternatives)
-    named = {u.name: losses[i] for i, u in enumerate(made)}
-    return Simulation(space, named, couplings, factors, noise, failures, proxy_noise, seed)
+    # Each bit halves the step and quarters its square.
+    bits = np.array([3.0, 4.0, 8.0])
+    raw = base[:, None] * 4.0**-bits * jitter
+    # Fewer bits never hurt less.
+    raw = np.sort(raw, axis=1)[:, ::-1]
+    int4 = raw[:, 1].sum()
+    in_float = np.zeros((units, 1))
+    return np.concatenate([raw / int4 * pressure, in_float], axis=1)
+
+
+def _unit(i: int, parameters: int) -> Unit:
+    block = f"b{i // BLOCK}"
+    name = f"{block}.u{i}"
+    kind = ("linear", "conv")[i % 2]
+    return Unit(name, kind, (name,), SCHEMES, block, parameters, channels=32)
+
+
+def _draw_couplings(
+    random: np.random.Generator, units: Sequence[Unit], coupling: float
+) -> dict[tuple[str, str], float]:
+    """Draw J for each pair of a block."""
+    couplings = {}
+    for a, b in itertools.combinations(range(len(units)), 2):
+        if units[a].block == units[b].block:
+            couplings[units[a].name, units[b].name] = float(random.uniform(0, 2 * coupling))
+    return couplings
+
+
+def _bits_of(tag: str) -> int:
+    """Return 64 bits that depend on the tag alone, in any process."""
+    return int.from_bytes(hashlib.sha256(tag.encode()).digest()[:8], "big")
 
 
 def _uniform(tag: str) -> float:
-    return int.from_bytes(hashlib.sha256(tag.encode()).digest()[:8], "big") / 2**64
+    """Return a number in [0, 1) that depends on the tag alone."""
+    return _bits_of(tag) / 2**64
 
 
-def _draw(tag: str) -> float:
+def _normal(tag: str) -> float:
     """Return a standard normal number that depends on the tag alone."""
-    return float(
-        np.random.default_rng(
-            int.from_bytes(hashlib.sha256(tag.encode()).digest()[:8], "big")
-        ).normal()
-    )
+    return float(np.random.default_rng(_bits_of(tag)).normal())
 
 
 __all__ = ["Search", "SimulatedSensitivity", "Simulation", "simulate"]

@@ -1,4 +1,4 @@
-"""The conformance kit: subclass a class of tests with fixtures and learn whether a part keeps its promises.
+"""The conformance kit: subclass a class of tests and learn whether a part keeps its promises.
 
 ```python
 from octavo.core.testing.conformance import AdapterCase, AdapterConformance

@@ -17,6 +17,9 @@ from octavo.core.values.scheme import FLOAT, OpScheme, PartChoice, QuantSpec
 from octavo.core.values.space import TuningSpace, Unit
 from octavo.core.values.trial import Measurement, Trial
 
+MOST_PENDING = 3
+"""Recipes that wait for an answer at once, as with a few workers."""
+
 
 @dataclass(frozen=True)
 class StrategyCase:
@@ -42,25 +45,7 @@ class StrategyCase:
 
     def problem(self, seed: int = 0) -> Problem:
         """Return a small problem: two op types, static and dynamic int8, one transform."""
-        weight = QuantSpec(dtype="int8", granularity="channel")
-        static = OpScheme(
-            mode="static", weight=weight, input=QuantSpec(dtype="uint8", symmetric=False)
-        )
-        dynamic = OpScheme(
-            mode="dynamic", weight=weight, input=QuantSpec(dtype="uint8", symmetric=False)
-        )
-        units = tuple(
-            Unit(
-                f"block.{i // 2}.op{i}",
-                ("linear", "conv")[i % 2],
-                (f"block.{i // 2}.op{i}",),
-                (static, dynamic, FLOAT),
-                f"block.{i // 2}",
-                100 * (i + 1),
-                10,
-            )
-            for i in range(self.units)
-        )
+        units = tuple(_unit(i) for i in range(self.units))
         space = TuningSpace("toy", units, ((), (PartChoice(kind="smoothing"),)))
         losses = _losses(space)
 
@@ -70,27 +55,51 @@ class StrategyCase:
         return Problem(space, ("latency", "size"), seed, sensitivity, False, self.budgets)
 
 
+def _unit(i: int) -> Unit:
+    weight = QuantSpec(dtype="int8", granularity="channel")
+    source = QuantSpec(dtype="uint8", symmetric=False)
+    static = OpScheme(mode="static", weight=weight, input=source)
+    dynamic = OpScheme(mode="dynamic", weight=weight, input=source)
+    name = f"block.{i // 2}.op{i}"
+    return Unit(
+        name,
+        ("linear", "conv")[i % 2],
+        (name,),
+        (static, dynamic, FLOAT),
+        block=f"block.{i // 2}",
+        parameters=100 * (i + 1),
+        channels=10,
+    )
+
+
 def _losses(space: TuningSpace) -> dict[tuple[str, str], float]:
     random = np.random.default_rng(7)
-    return {
-        (u.name, mode): float(random.exponential(0.2))
-        for u in space.units
-        for mode in ("static", "dynamic")
-    }
+    losses = {}
+    for unit in space.units:
+        for mode in ("static", "dynamic"):
+            losses[unit.name, mode] = float(random.exponential(0.2))
+    return losses
 
 
 def judge(space: TuningSpace, number: int, recipe: Recipe) -> Trial:
-    """Score a recipe of the toy space: each op costs its loss, and quantizing makes it faster and smaller."""
+    """Score a recipe of the toy space.
+
+    Each op costs its loss, and quantizing makes it faster and smaller.
+    """
     losses = _losses(space)
-    loss = sum(
-        losses[u.name, recipe[u.name].mode] for u in space.units if not recipe[u.name].is_float
-    )
-    loss *= 0.8 if recipe.transforms else 1.0
     speed = {"float": 1.0, "dynamic": 0.5, "static": 0.3}
-    latency = sum(speed[recipe[u.name].mode] * u.parameters for u in space.units)
+    loss = 0.0
+    latency = 0.0
+    for unit in space.units:
+        scheme = recipe[unit.name]
+        latency += speed[scheme.mode] * unit.parameters
+        if not scheme.is_float:
+            loss += losses[unit.name, scheme.mode]
+    if recipe.transforms:
+        loss *= 0.8
     size = space.weight_bytes(recipe)
     margin = 1.0 - loss
-    exact = {
+    objectives = {
         "latency": Measurement(latency, latency, latency, "ms"),
         "size": Measurement(size, size, size, "bytes"),
     }
@@ -100,7 +109,7 @@ def judge(space: TuningSpace, number: int, recipe: Recipe) -> Trial:
         metrics={"score": 1 - loss},
         passed=margin >= 0,
         margin=margin,
-        objectives=exact,
+        objectives=objectives,
     )
 
 
@@ -119,6 +128,12 @@ def search(
     return asked
 
 
+def _searched(case: StrategyCase, problem: Problem) -> list[Recipe]:
+    """Return what a fresh strategy asks for on a problem."""
+    space = problem.space
+    return search(case.strategy(problem), space, case.limit, partial(judge, space))
+
+
 class StrategyConformance:
     """Subclass it and give the fixture ``case``."""
 
@@ -128,58 +143,43 @@ class StrategyConformance:
         raise NotImplementedError("a subclass of StrategyConformance gives the fixture `case`")
 
     def test_asks_points_of_the_space_and_ends(self, case: StrategyCase) -> None:
-        """Every recipe belongs to the space, and the search ends or goes on to the limit without an error."""
+        """Every recipe belongs to the space, and no error comes before the end or the limit."""
         problem = case.problem()
-        asked = search(
-            case.strategy(problem), problem.space, case.limit, partial(judge, problem.space)
-        )
+        asked = _searched(case, problem)
         assert asked, "the strategy asked for nothing"
-        assert all(problem.space.contains(r) for r in asked)
+        assert all(problem.space.contains(recipe) for recipe in asked)
 
     def test_the_same_seed_gives_the_same_search(self, case: StrategyCase) -> None:
         """Determinism."""
-        runs = []
-        for _ in range(2):
-            problem = case.problem(seed=3)
-            runs.append(
-                [
-                    r.digest
-                    for r in search(
-                        case.strategy(problem),
-                        problem.space,
-                        case.limit,
-                        partial(judge, problem.space),
-                    )
-                ]
-            )
-        assert runs[0] == runs[1]
+        first = _searched(case, case.problem(seed=3))
+        second = _searched(case, case.problem(seed=3))
+        assert [recipe.digest for recipe in first] == [recipe.digest for recipe in second]
 
     def test_a_search_is_rebuilt_from_any_prefix_of_its_history(self, case: StrategyCase) -> None:
         """After a crash the loop asks and tells the history again: the continuation is the same."""
         problem = case.problem()
-        whole = search(
-            case.strategy(problem), problem.space, case.limit, partial(judge, problem.space)
-        )
-        for cut in sorted({1, len(whole) // 2, len(whole) - 1} - {0}):
+        space = problem.space
+        answer = partial(judge, space)
+        whole = _searched(case, problem)
+        cuts = {1, len(whole) // 2, len(whole) - 1} - {0}
+        for cut in sorted(cuts):
             fresh = case.strategy(case.problem())
-            replayed = search(fresh, problem.space, cut, partial(judge, problem.space))
+            replayed = search(fresh, space, cut, answer)
             assert replayed == whole[:cut]
-            rest = search(fresh, problem.space, case.limit - cut, partial(judge, problem.space))
+            rest = search(fresh, space, case.limit - cut, answer)
             assert rest == whole[cut:]
 
     def test_failed_trials_do_not_stop_it(self, case: StrategyCase) -> None:
         """All trials fail: the search ends, or goes on to the limit, without an exception."""
         problem = case.problem()
-        asked = search(
-            case.strategy(problem),
-            problem.space,
-            case.limit,
-            lambda n, r: Trial(n, r, "failed", error="out of memory"),
-        )
-        assert asked
+
+        def fail(number: int, recipe: Recipe) -> Trial:
+            return Trial(number, recipe, "failed", error="out of memory")
+
+        assert search(case.strategy(problem), problem.space, case.limit, fail)
 
     def test_may_be_asked_before_it_is_told(self, case: StrategyCase) -> None:
-        """Pending recipes are not returned again; WAIT is returned where an answer is needed first."""
+        """Pending recipes are not returned again; WAIT comes where an answer is needed first."""
         problem = case.problem()
         strategy = case.strategy(problem)
         pending: list[Recipe] = []
@@ -188,14 +188,12 @@ class StrategyConformance:
             recipe = strategy.ask()
             if recipe is None and not pending:
                 break
-            if recipe is None or isinstance(recipe, Wait) or len(pending) >= 3:
-                if isinstance(recipe, Recipe):
-                    pending.append(recipe)
+            if isinstance(recipe, Recipe):
+                assert recipe not in pending, "a pending recipe was asked for again"
+                pending.append(recipe)
+            if not isinstance(recipe, Recipe) or len(pending) > MOST_PENDING:
                 told += 1
                 strategy.tell(judge(problem.space, told, pending.pop(0)))
-                continue
-            assert recipe not in pending, "a pending recipe was asked for again"
-            pending.append(recipe)
 
     def test_explains_itself(self, case: StrategyCase) -> None:
         """One line, at any time."""

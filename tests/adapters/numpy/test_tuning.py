@@ -8,7 +8,7 @@ import pytest
 
 import octavo
 from octavo.core.contract.plugins import PluginHost
-from octavo.core.testing.conformance.adapter import cosine, outputs
+from octavo.core.testing.conformance.case import cosine, outputs
 from octavo.core.values.scheme import OpScheme, PartChoice, QuantSpec
 from tests.adapters.numpy.test_conformance import convolutional, images, tokens, transformer
 

@@ -1,0 +1,125 @@
+"""The promise that an adapter carries out what it offers, all of it and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from octavo.core.contract.adapter import Candidate, Opened
+from octavo.core.errors import DataError, SchemeError
+from octavo.core.quantizing.realize import Realizer
+from octavo.core.values.graph import Op
+from octavo.core.values.recipe import Recipe
+from octavo.core.values.scheme import OpScheme, QuantSpec
+from octavo.core.values.space import TuningSpace, Unit
+
+from .case import AdapterCase, Arrays, check_close_to_largest, check_equal, cosine, outputs
+
+
+class CarryingOut:
+    """Capability and ledger are honest, results repeat, and the float model stays what it was."""
+
+    def test_all_float_is_the_float_model(
+        self, case: AdapterCase, opened: Opened, expected: Arrays
+    ) -> None:
+        """An empty recipe changes nothing but rounding (folding may reorder sums)."""
+        plain = opened.session.apply(Recipe(backend=opened.name), {})
+        check_close_to_largest(outputs(plain, case.batches), expected, 1e-4)
+
+    def test_every_offer_is_carried_out(
+        self,
+        case: AdapterCase,
+        opened: Opened,
+        space: TuningSpace,
+        realizer: Realizer,
+        expected: Arrays,
+    ) -> None:
+        """What is offered runs, the ledger says so, and the outputs are near the float model's."""
+        for unit, scheme in _offers(case, space):
+            candidate = realizer.candidate(space.recipe({unit.name: scheme}))
+            _check_ledger(candidate, opened, opened.view.by_name[unit.name], scheme)
+            got = outputs(candidate, case.batches)
+            is_finite = all(np.isfinite(y).all() for y in got)
+            assert is_finite, f"{unit.name} as [{scheme}] gives outputs that are not finite"
+            # Fewer bits may hurt a small model as much as they like.
+            if scheme.weight_bits >= 8:
+                near = cosine(got, expected)
+                assert near >= case.closeness, f"{unit.name} as [{scheme}]: cosine {near:.4f}"
+
+    def test_what_is_not_offered_is_refused(self, opened: Opened, space: TuningSpace) -> None:
+        """A scheme outside the capability is a SchemeError, and nothing else is carried out."""
+        op = opened.view.by_name[space.tunable[0].name]
+        odd = OpScheme(
+            mode="static",
+            weight=QuantSpec(dtype="int5", granularity="group:7"),
+            input=QuantSpec(dtype="int3", symmetric=False),
+        )
+        with pytest.raises(SchemeError):
+            opened.capability.realization(op, odd)
+
+    def test_everything_at_once(
+        self, case: AdapterCase, space: TuningSpace, realizer: Realizer, expected: Arrays
+    ) -> None:
+        """The first choice of every op, together."""
+        candidate = realizer.candidate(space.recipe(space.first()))
+        for unit in space.tunable:
+            assert set(unit.ops) <= set(candidate.ledger), unit.name
+        assert cosine(outputs(candidate, case.batches), expected) >= case.closeness
+
+    def test_the_same_recipe_gives_the_same_outputs(
+        self, case: AdapterCase, space: TuningSpace, realizer: Realizer
+    ) -> None:
+        """Determinism, bit for bit, and a weight is quantized once however often it is used."""
+        recipe = space.recipe(space.first())
+        first = outputs(realizer.candidate(recipe), case.batches)
+        quantized = realizer.weights_quantized
+        second = outputs(realizer.candidate(recipe), case.batches)
+        assert realizer.weights_quantized == quantized
+        check_equal(first, second)
+
+    def test_nothing_is_changed(
+        self,
+        case: AdapterCase,
+        opened: Opened,
+        space: TuningSpace,
+        realizer: Realizer,
+        expected: Arrays,
+    ) -> None:
+        """After applying and running candidates, the float model is what it was."""
+        before = opened.session.fingerprint()
+        outputs(realizer.candidate(space.recipe(space.first())), case.batches)
+        assert opened.session.fingerprint() == before
+        assert case.open().session.fingerprint() == before
+        check_equal(outputs(opened.session.reference(), case.batches), expected)
+
+    def test_wrong_inputs_are_a_data_error(
+        self, opened: Opened, space: TuningSpace, realizer: Realizer
+    ) -> None:
+        """An unknown input name is refused with a typed error."""
+        candidate = realizer.candidate(space.recipe(space.first()))
+        with pytest.raises(DataError):
+            candidate.run({"no such input": np.zeros((1, 1), np.float32)})
+
+
+def _offers(case: AdapterCase, space: TuningSpace) -> Iterator[tuple[Unit, OpScheme]]:
+    """Yield every scheme but float for the first ops of each type."""
+    for units in space.types.values():
+        for unit in units[: case.ops_per_type]:
+            for scheme in unit.choices[:-1]:
+                yield unit, scheme
+
+
+def _check_ledger(candidate: Candidate, opened: Opened, op: Op, scheme: OpScheme) -> None:
+    line = candidate.ledger.get(op.name)
+    assert line is not None, f"the ledger has no line for {op.name!r}, which the recipe quantizes"
+    assert line.requested == scheme
+    assert line.honoured, (
+        f"{op.name} was asked for as [{scheme}], which the capability offers, "
+        f"and became [{line.applied}]: {line.reason}"
+    )
+    said = opened.capability.realization(op, scheme)
+    assert line.realization == said, (
+        f"{op.name} as [{scheme}]: the ledger and the capability disagree"
+    )

@@ -1,0 +1,108 @@
+"""A model that exercises an adapter, and what the promises compare."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace, device
+
+from octavo.core.contract.adapter import Adapter, Batch, Candidate, Opened
+from octavo.core.contract.parts import AdapterPart, PartConfig
+from octavo.core.contract.plugins import PluginHost
+from octavo.core.numerics.arrays import to_numpy
+from octavo.core.quantizing.realize import Realizer
+from octavo.core.values.space import TuningSpace
+
+Arrays = Sequence[np.ndarray]
+
+
+@dataclass(frozen=True)
+class AdapterCase:
+    """A model that exercises an adapter.
+
+    Attributes:
+        card: The adapter's card.
+        model: A native model or a path. It must have at least one op that the adapter can quantize.
+        batches: Inputs for calibration and for comparing outputs.
+        config: The adapter's settings; None for the defaults.
+        closeness: Least cosine similarity of quantized and float outputs, for 8 bits and more; an
+            adapter's arithmetic is wrong long before it falls below 0.95.
+        float_model: What ``Adapter.load`` needs beside the files, if anything.
+        smaller: Whether quantizing everything must make the saved files smaller (false for models
+            of a few bytes).
+        ops_per_type: How many ops of each type try every offer.
+        host: The plugins whose algorithms and calibrators are used.
+    """
+
+    card: AdapterPart[Any]
+    model: Any
+    batches: Sequence[Batch]
+    config: PartConfig | None = None
+    closeness: float = 0.95
+    float_model: Any = None
+    smaller: bool = True
+    ops_per_type: int = 1
+    host: PluginHost = field(default_factory=lambda: PluginHost(third_party=False))
+
+    def adapter(self) -> Adapter:
+        """Build the adapter."""
+        return self.card.build(self.config)  # type: ignore[no-any-return]
+
+    def open(self) -> Opened:
+        """Open the model."""
+        session = self.adapter().open(self.model, self.batches[0])
+        return Opened(self.card.name, session, session.describe(), session.capability())
+
+    def realizer(self, opened: Opened, space: TuningSpace) -> Realizer:
+        """Return a calibrated realizer."""
+        realizer = Realizer(opened, space, self.host)
+        realizer.calibrate(self.batches)
+        return realizer
+
+
+def outputs(candidate: Candidate, batches: Sequence[Batch]) -> list[np.ndarray]:
+    """Run every batch and return all outputs, float64."""
+    found: list[np.ndarray] = []
+    for batch in batches:
+        arrays = candidate.run(batch)
+        found.extend(np.asarray(to_numpy(y), dtype=np.float64) for y in arrays)
+    return found
+
+
+def cosine(a: Arrays, b: Arrays) -> float:
+    """Cosine similarity of two lists of arrays, taken as one vector each."""
+    x = np.concatenate([array.ravel() for array in a])
+    y = np.concatenate([array.ravel() for array in b])
+    lengths = np.linalg.norm(x) * np.linalg.norm(y)
+    # A model whose outputs are all 0 is like nothing, and no division by 0.
+    return float(x @ y / max(lengths, 1e-30))
+
+
+def check_equal(got: Arrays, expected: Arrays) -> None:
+    """Two lists of arrays agree bit for bit."""
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def check_close(got: Arrays, expected: Arrays, rtol: float, atol: float, of: str = "") -> None:
+    """Two lists of arrays agree up to rounding; ``of`` is named if they do not."""
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=atol, err_msg=of)
+
+
+def check_close_to_largest(got: Arrays, expected: Arrays, share: float) -> None:
+    """Two lists of arrays agree to 1e-3, or to a share of the largest element.
+
+    Where sums are reordered, small elements carry the rounding errors of large terms.
+    """
+    for a, b in zip(got, expected, strict=True):
+        largest = float(np.abs(b).max())
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=share * max(1.0, largest))
+
+
+def like(array: np.ndarray, other: Any) -> Any:
+    """Return ``array`` in the array namespace and on the device of ``other``."""
+    return array_namespace(other).asarray(array, device=device(other))
