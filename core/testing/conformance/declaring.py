@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from octavo.core.contract.adapter import Opened, Session
@@ -12,26 +14,27 @@ from octavo.core.errors import SchemeError
 class Declaring:
     """``Capability.features`` against the methods of session and training."""
 
-    def test_declared_primitives_are_there(self, opened: Opened) -> None:
-        """Each declared feature of a session is a method that the backend brings."""
+    def test_what_features_declare_is_there(self, opened: Opened) -> None:
+        """Each declared feature is a method that the backend brings, of session or training."""
         features = opened.capability.features
         for name in ("rescale", "gradients", "export"):
             # Some come in kinds: ``export:onnx``, ``rescale:shift``.
             is_declared = any(f == name or f.startswith(f"{name}:") for f in features)
             if is_declared:
                 assert _brings(opened.session, Session, name), f"feature {name!r} is missing"
+        _check_training(opened.session, sorted(features & TRAINING.keys()))
 
-    def test_declared_training_is_there(self, opened: Opened) -> None:
-        """Each declared feature that learns is a method; without one there is no training."""
-        learned = sorted(opened.capability.features & TRAINING.keys())
-        if not learned:
-            with pytest.raises(SchemeError):
-                opened.session.training()
-            return
-        training = opened.session.training()
-        for feature in learned:
-            for name in TRAINING[feature]:
-                assert _brings(training, Training, name), f"feature {feature!r}: no {name}"
+
+def _check_training(session: Session, features: Sequence[str]) -> None:
+    """Features that learn are methods of a training; without one there is no training."""
+    if not features:
+        with pytest.raises(SchemeError):
+            session.training()
+        return
+    training = session.training()
+    for feature in features:
+        for name in TRAINING[feature]:
+            assert _brings(training, Training, name), f"feature {feature!r}: no {name}"
 
 
 def _brings(offered: object, contract: type, name: str) -> bool:

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from octavo.core.contract.plugins import PluginHost
+from octavo.core.contract.strategy import RecipeSensitivity
 from octavo.core.errors import ConfigError, DataError, StoreError
 from octavo.core.quantizing.realize import Realizer
-from octavo.core.sensitivity.service import RecipeSensitivity, SensitivityService
+from octavo.core.sensitivity.service import SensitivityService
 from octavo.core.tuning.rules import build_space
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import FLOAT
