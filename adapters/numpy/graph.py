@@ -14,6 +14,9 @@ import numpy as np
 from octavo.core.errors import ModelError, nearest
 from octavo.core.values.graph import HeldWeight, InputInfo
 
+Array = np.ndarray
+"""An array of any type, the narrow floats and integers of ml_dtypes included."""
+
 OPSET = 21
 """The operator set that a graph built by hand is read with."""
 

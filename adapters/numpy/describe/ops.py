@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from octavo.adapters.numpy.graph import Graph, Node
 from octavo.adapters.numpy.kernels.registry import Build
-from octavo.adapters.numpy.kernels.spatial.convolution import Geometry
+from octavo.adapters.numpy.kernels.spatial.geometry import Geometry
 from octavo.core.numerics.channels import EVERY, SCALE_ALONE, norm_steps
 from octavo.core.values.coverage import unclaimed_of
 from octavo.core.values.graph import Group, ModelView, Op, Weight, tied_groups

@@ -1,10 +1,15 @@
-"""Operators of the NumPy graph, as ONNX defines them, vectorised. Importing this package fills the table."""
+"""Operators of the NumPy graph, as ONNX defines them, vectorised.
+
+Importing this package fills the table.
+"""
 
 from . import (
+    activations,
     attention,
     casting,
     control,
     elementwise,
+    indexing,
     linear,
     normalization,
     ordering,
@@ -13,7 +18,7 @@ from . import (
     shape,
 )
 from .linear import ACTIVATIONS
-from .quantized import octavo_operators, onnx_operators, packed
+from .quantized import centred_codes, octavo_operators, onnx_operators, packed
 from .registry import Build, Kernel, compiled, kernel, operator, operators, supported
 from .spatial import convolution, pooling, resize, transposed
 
@@ -21,22 +26,25 @@ __all__ = [
     "ACTIVATIONS",
     "Build",
     "Kernel",
+    "activations",
     "attention",
     "casting",
+    "centred_codes",
     "compiled",
     "control",
     "convolution",
     "elementwise",
+    "indexing",
     "kernel",
     "linear",
     "normalization",
     "octavo_operators",
+    "onnx_operators",
     "operator",
     "operators",
     "ordering",
     "packed",
     "pooling",
-    "onnx_operators",
     "recurrent",
     "reduction",
     "resize",

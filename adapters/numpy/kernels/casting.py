@@ -6,24 +6,29 @@ from typing import Any
 
 import numpy as np
 
+from octavo.adapters.numpy.graph import Array
+
 from .registry import operator
 
-_OWN_SATURATION = ("float4_e2m1fn", "float6_e2m3fn", "float6_e3m2fn", "float8_e8m0fnu")
+DType = np.dtype[Any]
+
 INTEGER_RANGES = {"int2": (-2, 1), "uint2": (0, 3), "int4": (-8, 7), "uint4": (0, 15)}
+"""Integers of ml_dtypes that NumPy's iinfo does not know: smallest and largest."""
 
 
-def dtype_of(name: str) -> np.dtype[Any]:
+def dtype_of(name: str) -> DType:
     """Return a dtype by name; names that NumPy does not know come from ml_dtypes."""
     try:
         return np.dtype(name)
     except TypeError:
+        # Imported only here: models of plain types need NumPy alone.
         import ml_dtypes
 
-        found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
+        found: DType = np.dtype(getattr(ml_dtypes, name))
         return found
 
 
-def integer_range_of(dtype: np.dtype[Any]) -> tuple[int, int] | None:
+def integer_range_of(dtype: DType) -> tuple[int, int] | None:
     """Return the range of an integer dtype, or None for floats."""
     if dtype.name in INTEGER_RANGES:
         return INTEGER_RANGES[dtype.name]
@@ -33,7 +38,7 @@ def integer_range_of(dtype: np.dtype[Any]) -> tuple[int, int] | None:
     return None
 
 
-def plain(x: np.ndarray) -> np.ndarray:
+def plain(x: Array) -> Array:
     """Return float32 for types that NumPy has from elsewhere (bfloat16), else ``x`` itself.
 
     Array functions ask for NumPy's own types.
@@ -41,43 +46,39 @@ def plain(x: np.ndarray) -> np.ndarray:
     return x if x.dtype.isbuiltin == 1 else x.astype(np.float32)
 
 
-def to_float(x: np.ndarray) -> np.ndarray:
-    """Return float32 of any numeric type (two steps where NumPy has no direct way)."""
-    return x.astype(np.float32)
+def convert(x: Array, dtype: DType, saturate: bool = True, round_mode: str = "up") -> Array:
+    """Convert as ONNX Cast does.
 
-
-def convert(
-    x: np.ndarray, dtype: np.dtype[Any], saturate: bool = True, round_mode: str = "up"
-) -> np.ndarray:
-    """Convert as the ONNX operator Cast does: 8-bit floats saturate or overflow, narrow integers keep their low bits."""
+    8-bit floats saturate or overflow, narrow integers keep their low bits.
+    """
     if x.dtype == dtype:
         return x
-    if dtype.name.startswith("float8") and dtype.name not in _OWN_SATURATION:
-        return _to_float8(x, dtype, saturate)
     if dtype.name == "float8_e8m0fnu":
         return _to_e8m0(x.astype(np.float32), dtype, saturate, round_mode)
+    if dtype.name.startswith("float8"):
+        return _to_float8(x, dtype, saturate)
     if dtype.name in INTEGER_RANGES:
-        bits = int(dtype.name[-1])
-        whole = (
-            x.astype(np.float32).astype(np.int32)
-            if x.dtype.kind not in "iub"
-            else x.astype(np.int32)
-        )
-        low = whole & (2**bits - 1)
-        if not dtype.name.startswith("u"):
-            low = np.where(low >= 2 ** (bits - 1), low - 2**bits, low)
-        return np.asarray(low.astype(np.int8).astype(dtype))
+        return _to_narrow_integer(x, dtype)
     if x.dtype.name in INTEGER_RANGES:
-        return (
-            x.astype(np.int8).astype(dtype)
-            if not x.dtype.name.startswith("u")
-            else x.astype(np.uint8).astype(dtype)
-        )
+        # ml_dtypes converts its narrow integers to whole bytes, and not to every other type.
+        byte = np.uint8 if x.dtype.name.startswith("u") else np.int8
+        return x.astype(byte).astype(dtype)
     with np.errstate(over="ignore", invalid="ignore"):
         return x.astype(dtype)
 
 
-def _to_float8(x: np.ndarray, dtype: np.dtype[Any], saturate: bool) -> np.ndarray:
+def _to_narrow_integer(x: Array, dtype: DType) -> Array:
+    bits = int(dtype.name[-1])
+    is_whole = x.dtype.kind in "iub"
+    whole = x.astype(np.int32) if is_whole else x.astype(np.float32).astype(np.int32)
+    low = whole & (2**bits - 1)
+    if not dtype.name.startswith("u"):
+        # Two's complement: the upper half of the codes are the negative numbers.
+        low = np.where(low >= 2 ** (bits - 1), low - 2**bits, low)
+    return np.asarray(low.astype(np.int8).astype(dtype))
+
+
+def _to_float8(x: Array, dtype: DType, saturate: bool) -> Array:
     import ml_dtypes
 
     wide = x.astype(np.float32)
@@ -86,42 +87,46 @@ def _to_float8(x: np.ndarray, dtype: np.dtype[Any], saturate: bool) -> np.ndarra
             return wide.astype(dtype)
     info: Any = ml_dtypes.finfo
     largest = float(info(dtype).max)
-    return (
-        np.where(np.isnan(wide), wide, np.clip(wide, -largest, largest))
-        .astype(np.float32)
-        .astype(dtype)
-    )
+    clipped = np.where(np.isnan(wide), wide, np.clip(wide, -largest, largest))
+    return clipped.astype(np.float32).astype(dtype)
 
 
-def _to_e8m0(x: np.ndarray, dtype: np.dtype[Any], saturate: bool, round_mode: str) -> np.ndarray:
-    """Powers of two from 2**-127 to 2**127, one byte, 255 for NaN. Source: the ONNX technical note on float8."""
+_E8M0_NAN = 255
+_E8M0_LARGEST = 254
+_HALF_FRACTION = 0x400000  # of the 23 fraction bits of a float32
+
+
+def _to_e8m0(x: Array, dtype: DType, saturate: bool, round_mode: str) -> Array:
+    """Powers of two from 2**-127 to 2**127, one byte, 255 for NaN.
+
+    Source: the ONNX technical note on float8.
+    """
     bits = np.abs(x).astype(np.float32).view(np.uint32)
     exponent = (bits >> 23).astype(np.int32)
     fraction = bits & 0x7FFFFF
     if round_mode == "up":
         # Below 2**-127 there is nothing to round up from: the smallest power holds.
-        more = (fraction > 0) & ~((exponent == 0) & (fraction <= 0x400000))
+        is_smallest = (exponent == 0) & (fraction <= _HALF_FRACTION)
+        more = (fraction > 0) & ~is_smallest
     elif round_mode == "nearest":
-        more = fraction >= 0x400000
+        more = fraction >= _HALF_FRACTION
     else:
         more = np.zeros_like(fraction, dtype=bool)
-    raised = exponent + more
-    raised = np.where(raised > 254, 254 if saturate else 255, raised)
-    raised = np.where(
-        np.isnan(x) | (~np.isfinite(x) & (not saturate)),
-        255,
-        np.where(np.isinf(x) & saturate, 254, raised),
-    )
-    return raised.astype(np.uint8).view(dtype)
+    code = exponent + more
+    overflow = _E8M0_LARGEST if saturate else _E8M0_NAN
+    code = np.where(code > _E8M0_LARGEST, overflow, code)
+    code = np.where(np.isinf(x), overflow, code)
+    code = np.where(np.isnan(x), _E8M0_NAN, code)
+    return code.astype(np.uint8).view(dtype)
 
 
 @operator("Cast")
-def cast(x: np.ndarray, *, to: str, saturate: int = 1, round_mode: str = "up") -> Any:
-    """Convert to another type. ``to`` is a dtype name (the reader translates ONNX's numbers)."""
+def cast(x: Array, *, to: str, saturate: int = 1, round_mode: str = "up") -> Any:
+    """ONNX Cast: convert to the type named ``to`` (the reader translates ONNX's numbers)."""
     return convert(x, dtype_of(to), bool(saturate), round_mode)
 
 
 @operator("CastLike")
-def cast_like(x: np.ndarray, like: np.ndarray, *, saturate: int = 1, round_mode: str = "up") -> Any:
-    """Convert to the type of another array."""
+def cast_like(x: Array, like: Array, *, saturate: int = 1, round_mode: str = "up") -> Any:
+    """ONNX CastLike: convert to the type of another array."""
     return convert(x, like.dtype, bool(saturate), round_mode)

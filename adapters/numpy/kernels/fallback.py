@@ -1,4 +1,7 @@
-"""Operators that the NumPy graph does not have itself, run by onnx's reference evaluator where onnx is installed."""
+"""Operators that the NumPy graph does not have, run by onnx's reference evaluator.
+
+They need onnx installed.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,16 @@ from .registry import Kernel, supported
 
 REASON = "runs on onnx's reference evaluator: correct, slow, and not part of a standalone export"
 
+_TYPES = ("to", "dtype", "output_dtype")
+"""Attributes that name a type: ONNX numbers its types, a graph names them."""
+
 
 def native(node: Node, opset: int) -> bool:
-    """True if the NumPy backend has a kernel of its own for the node, and for every node of its bodies."""
+    """True if there is a kernel for the node, and for every node of its bodies."""
+    if not supported(node.op, opset):
+        return False
     bodies = [a for a in node.attributes.values() if isinstance(a, Graph)]
-    return supported(node.op, opset) and all(native(n, opset) for b in bodies for n in b.nodes)
+    return all(native(n, opset) for body in bodies for n in body.nodes)
 
 
 def reference_kernel(node: Node, opset: int) -> Kernel:
@@ -27,49 +35,66 @@ def reference_kernel(node: Node, opset: int) -> Kernel:
         ModelError: If onnx cannot evaluate it either.
     """
     try:
-        from onnx import ValueInfoProto, helper
-        from onnx.reference import ReferenceEvaluator
+        from onnx import helper
     except ImportError as error:
         raise MissingFramework(
-            f"node {node.name!r}: the NumPy backend has no operator {node.op!r}; with onnx installed it would run on the reference evaluator. "
-            "pip install 'octavo[onnx]'"
+            f"node {node.name!r}: the NumPy backend has no operator {node.op!r}; with onnx "
+            "installed it would run on the reference evaluator. pip install 'octavo[onnx]'"
         ) from error
-    domain, _, op = node.op.rpartition(".")
-    attributes: dict[str, Any] = {}
-    for key, value in node.attributes.items():
-        if isinstance(value, Graph):
-            raise ModelError(
-                f"node {node.name!r}: the NumPy backend has no operator {node.op!r}, and operators with bodies have no fallback"
-            )
-        if isinstance(value, str) and key in ("to", "dtype", "output_dtype"):
-            attributes[key] = helper.np_dtype_to_tensor_dtype(dtype_of(value))
-        else:
-            attributes[key] = list(value) if isinstance(value, tuple) else value
+    attributes = _attributes(node, helper)
     inputs = [f"i{i}" if v else "" for i, v in enumerate(node.inputs)]
     outputs = [f"o{i}" if v else "" for i, v in enumerate(node.outputs)]
-    named_in, named_out = [v for v in inputs if v], [v for v in outputs if v]
+    written = [v for v in outputs if v]
     try:
-        proto = helper.make_node(op, inputs, outputs, domain=domain, **attributes)
-        given_infos, made_infos = (
-            [ValueInfoProto(name=v) for v in names] for names in (named_in, named_out)
-        )
-        graph = helper.make_graph([proto], "fallback", given_infos, made_infos)
-        evaluator = ReferenceEvaluator(
-            helper.make_model(graph, opset_imports=[helper.make_opsetid(domain, opset)])
-        )
+        evaluator = _evaluator(node.op, opset, inputs, outputs, attributes)
     except Exception as error:  # onnx raises many kinds
         raise ModelError(
-            f"node {node.name!r}: neither the NumPy backend nor onnx's reference evaluator runs {node.op!r}: {error}"
+            f"node {node.name!r}: neither the NumPy backend nor onnx's reference evaluator runs "
+            f"{node.op!r}: {error}"
         ) from error
 
     def run(*values: Any) -> Any:
         given = {name: value for name, value in zip(inputs, values, strict=True) if name}
         try:
-            results = dict(zip(named_out, evaluator.run(named_out, given), strict=True))
+            results = dict(zip(written, evaluator.run(written, given), strict=True))
         except Exception as error:
             raise ModelError(
                 f"node {node.name!r} ({node.op}) failed on onnx's reference evaluator: {error}"
             ) from error
-        return tuple(results.get(v) for v in outputs) if len(outputs) > 1 else results[outputs[0]]
+        if len(outputs) == 1:
+            return results[outputs[0]]
+        return tuple(results.get(v) for v in outputs)
 
     return run
+
+
+def _attributes(node: Node, helper: Any) -> dict[str, Any]:
+    """Return a node's attributes as onnx takes them."""
+    attributes: dict[str, Any] = {}
+    for key, value in node.attributes.items():
+        if isinstance(value, Graph):
+            raise ModelError(
+                f"node {node.name!r}: the NumPy backend has no operator {node.op!r}, and "
+                "operators with bodies have no fallback"
+            )
+        if isinstance(value, str) and key in _TYPES:
+            attributes[key] = helper.np_dtype_to_tensor_dtype(dtype_of(value))
+        else:
+            attributes[key] = list(value) if isinstance(value, tuple) else value
+    return attributes
+
+
+def _evaluator(
+    name: str, opset: int, inputs: list[str], outputs: list[str], attributes: dict[str, Any]
+) -> Any:
+    """Return onnx's evaluator of a model of one node."""
+    from onnx import ValueInfoProto, helper
+    from onnx.reference import ReferenceEvaluator
+
+    domain, _, op = name.rpartition(".")
+    node = helper.make_node(op, inputs, outputs, domain=domain, **attributes)
+    read = [ValueInfoProto(name=v) for v in inputs if v]
+    written = [ValueInfoProto(name=v) for v in outputs if v]
+    graph = helper.make_graph([node], "fallback", read, written)
+    opsets = [helper.make_opsetid(domain, opset)]
+    return ReferenceEvaluator(helper.make_model(graph, opset_imports=opsets))

@@ -8,20 +8,23 @@ from typing import Any
 
 
 class IdentityCache:
-    """Keyed by identity, holds no strong reference: arrays are not hashable, and equal is not the same."""
+    """Keyed by identity; arrays are not hashable, and equal is not the same.
+
+    It holds no strong reference to the objects.
+    """
 
     def __init__(self) -> None:
         self._table: dict[int, tuple[weakref.ref[Any], dict[Hashable, Any]]] = {}
 
     def get(self, owner: Any, key: Hashable, make: Callable[[], Any]) -> Any:
         """Return ``make()``'s result for (owner, key), made once in the owner's life."""
-        entry = self._table.get(id(owner))
+        number = id(owner)
+        entry = self._table.get(number)
+        # The number of an object that is gone may be another object's now.
         if entry is None or entry[0]() is not owner:
-            number = id(owner)
-            entry = self._table[number] = (
-                weakref.ref(owner, lambda _: self._table.pop(number, None)),
-                {},
-            )
-        if key not in entry[1]:
-            entry[1][key] = make()
-        return entry[1][key]
+            alive = weakref.ref(owner, lambda _: self._table.pop(number, None))
+            entry = self._table[number] = (alive, {})
+        made = entry[1]
+        if key not in made:
+            made[key] = make()
+        return made[key]

@@ -1,4 +1,4 @@
-"""Normalisations and softmax."""
+"""Normalisations and softmax. Source: the ONNX operator specification of each name."""
 
 from __future__ import annotations
 
@@ -7,86 +7,98 @@ from typing import Any
 
 import numpy as np
 
+from octavo.adapters.numpy.graph import Array
+
 from .parallel import spread
 from .registry import Build, Kernel, compiled, operator
 
+_CHUNK = 1 << 15  # elements of one piece of rows; a piece and its temporaries stay in the cache
 
-def _per_channel(v: np.ndarray, ndim: int) -> np.ndarray:
+
+def _per_channel(v: Array, ndim: int) -> Array:
     return v.reshape(1, -1, *(1,) * (ndim - 2))
+
+
+def _at_least_float32(x: Array) -> np.dtype[Any]:
+    return np.dtype(np.float32) if x.dtype.itemsize < 4 else x.dtype
 
 
 @operator("BatchNormalization")
 def batch_normalization(
-    x: np.ndarray, scale: np.ndarray, b: np.ndarray, mean: np.ndarray, variance: np.ndarray,
+    x: Array, scale: Array, b: Array, mean: Array, variance: Array,
     *, epsilon: float = 1e-5, momentum: float = 0.9, training_mode: int = 0, spatial: int = 1,
 ) -> Any:  # fmt: skip
-    """scale (x - mean) / sqrt(variance + epsilon) + b, per channel; with ``training_mode``, on the batch's own moments."""
+    """ONNX BatchNormalization: scale (x - mean) / sqrt(variance + epsilon) + b, per channel.
+
+    With ``training_mode`` on the batch's own moments; the running ones come along.
+    """
     if training_mode:
         axes = (0, *range(2, x.ndim))
         batch_mean, batch_variance = x.mean(axis=axes), x.var(axis=axes)
-        running = [
-            (old * momentum + new * (1 - momentum)).astype(old.dtype)
-            for old, new in ((mean, batch_mean), (variance, batch_variance))
-        ]
-        return batch_normalization(
-            x, scale, b, batch_mean, batch_variance, epsilon=epsilon
-        ), *running
+        y = batch_normalization(x, scale, b, batch_mean, batch_variance, epsilon=epsilon)
+        next_mean = _running(mean, batch_mean, momentum)
+        next_variance = _running(variance, batch_variance, momentum)
+        return y, next_mean, next_variance
     factor = scale / np.sqrt(variance + variance.dtype.type(epsilon))
     shift = b - mean * factor
-    return (x * _per_channel(factor, x.ndim) + _per_channel(shift, x.ndim)).astype(
-        x.dtype, copy=False
-    )
+    y = x * _per_channel(factor, x.ndim) + _per_channel(shift, x.ndim)
+    return y.astype(x.dtype, copy=False)
+
+
+def _running(old: Array, new: Array, momentum: float) -> Array:
+    return (old * momentum + new * (1 - momentum)).astype(old.dtype)
+
+
+def _standardised(x: Array, axes: int | tuple[int, ...], epsilon: float) -> Array:
+    """Return (x - mean) / sqrt(variance + epsilon) over axes."""
+    centred = x - x.mean(axis=axes, keepdims=True)
+    variance = np.square(centred).mean(axis=axes, keepdims=True)
+    centred /= np.sqrt(variance + x.dtype.type(epsilon))
+    return np.asarray(centred)
 
 
 @operator("InstanceNormalization")
-def instance_normalization(
-    x: np.ndarray, scale: np.ndarray, b: np.ndarray, *, epsilon: float = 1e-5
-) -> Any:
-    """Normalise each channel of each sample."""
-    axes = tuple(range(2, x.ndim))
-    centred = x - x.mean(axis=axes, keepdims=True)
-    centred /= np.sqrt(np.square(centred).mean(axis=axes, keepdims=True) + x.dtype.type(epsilon))
-    return centred * _per_channel(scale, x.ndim) + _per_channel(b, x.ndim)
+def instance_normalization(x: Array, scale: Array, b: Array, *, epsilon: float = 1e-5) -> Any:
+    """ONNX InstanceNormalization: normalise each channel of each sample."""
+    y = _standardised(x, tuple(range(2, x.ndim)), epsilon)
+    return y * _per_channel(scale, x.ndim) + _per_channel(b, x.ndim)
 
 
 @operator("GroupNormalization")
 def group_normalization(
-    x: np.ndarray,
-    scale: np.ndarray,
-    b: np.ndarray,
-    *,
-    num_groups: int,
-    epsilon: float = 1e-5,
-    stash_type: int = 1,
+    x: Array, scale: Array, b: Array, *, num_groups: int, epsilon: float = 1e-5, stash_type: int = 1
 ) -> Any:
-    """Normalise groups of channels; scale and bias per group (operator set 18) or per channel (21)."""
-    n, c = x.shape[:2]
-    grouped = x.reshape(n, num_groups, -1)
-    centred = grouped - grouped.mean(axis=2, keepdims=True)
-    centred /= np.sqrt(np.square(centred).mean(axis=2, keepdims=True) + x.dtype.type(epsilon))
-    if scale.shape[0] != c:
-        scale, b = np.repeat(scale, c // num_groups), np.repeat(b, c // num_groups)
-    return centred.reshape(x.shape) * _per_channel(scale, x.ndim) + _per_channel(b, x.ndim)
+    """ONNX GroupNormalization: normalise groups of channels.
+
+    Scale and bias are per group (operator set 18) or per channel (21).
+    """
+    n, channels = x.shape[:2]
+    y = _standardised(x.reshape(n, num_groups, -1), 2, epsilon).reshape(x.shape)
+    if scale.shape[0] != channels:
+        each = channels // num_groups
+        scale, b = np.repeat(scale, each), np.repeat(b, each)
+    return y * _per_channel(scale, x.ndim) + _per_channel(b, x.ndim)
 
 
 @compiled("LayerNormalization", empty=True)
 def layer_normalization(build: Build) -> Kernel:
-    """Normalise the trailing axes, in pieces of rows; the mean and 1 / standard deviation come along."""
+    """ONNX LayerNormalization: normalise the trailing axes, in pieces of rows.
+
+    The mean and 1 / standard deviation come along.
+    """
     axis, epsilon = build.get("axis", -1), build.get("epsilon", 1e-5)
 
-    def run(x: np.ndarray, scale: np.ndarray, b: np.ndarray | None = None, *, empty: Any) -> Any:
+    def run(x: Array, scale: Array, b: Array | None = None, *, empty: Any) -> Any:
         kept = x.shape[: axis % x.ndim]
-        rows = np.ascontiguousarray(
-            x, dtype=np.float32 if x.dtype.itemsize < 4 else x.dtype
-        ).reshape(math.prod(kept), -1)
+        count = math.prod(kept)
+        rows = np.ascontiguousarray(x, dtype=_at_least_float32(x)).reshape(count, -1)
         kind, width = rows.dtype.type, rows.shape[1]
-        y: np.ndarray = empty(rows.shape, rows.dtype)
-        mean, inverse = (
-            np.empty((rows.shape[0], 1), rows.dtype),
-            np.empty((rows.shape[0], 1), rows.dtype),
-        )
-        gain, shift = scale.reshape(1, -1), None if b is None else b.reshape(1, -1)
-        step = max(1, (1 << 15) // max(1, width))
+        y: Array = empty(rows.shape, rows.dtype)
+        mean = np.empty((count, 1), rows.dtype)
+        inverse = np.empty((count, 1), rows.dtype)
+        gain = scale.reshape(1, -1)
+        shift = None if b is None else b.reshape(1, -1)
+        step = max(1, _CHUNK // max(1, width))
 
         def work(i: int) -> None:
             part = slice(i * step, (i + 1) * step)
@@ -101,58 +113,56 @@ def layer_normalization(build: Build) -> Kernel:
             if shift is not None:
                 piece += shift
 
-        spread(-(-rows.shape[0] // step), work, build.threads)
-        shape = (*kept, *(1,) * (x.ndim - len(kept)))
-        return (
-            y.reshape(x.shape).astype(x.dtype, copy=False),
-            mean.reshape(shape),
-            inverse.reshape(shape),
-        )
+        spread(-(-count // step), work, build.threads)
+        moments = (*kept, *(1,) * (x.ndim - len(kept)))
+        normal = y.reshape(x.shape).astype(x.dtype, copy=False)
+        return normal, mean.reshape(moments), inverse.reshape(moments)
 
     return run
 
 
 @operator("RMSNormalization", "SimplifiedLayerNormalization")
 def rms_normalization(
-    x: np.ndarray, scale: np.ndarray, *, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1
+    x: Array, scale: Array, *, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1
 ) -> Any:
-    """X / sqrt(mean of squares + epsilon), scaled, over the trailing axes."""
+    """ONNX RMSNormalization: x / sqrt(mean of squares + epsilon), scaled, over trailing axes."""
     axes = tuple(range(axis % x.ndim, x.ndim))
-    wide = x.astype(np.float32) if x.dtype.itemsize < 4 else x
-    inverse = 1 / np.sqrt(np.square(wide).mean(axis=axes, keepdims=True) + wide.dtype.type(epsilon))
+    wide = x.astype(_at_least_float32(x), copy=False)
+    mean_square = np.square(wide).mean(axis=axes, keepdims=True)
+    inverse = 1 / np.sqrt(mean_square + wide.dtype.type(epsilon))
     return (wide * inverse).astype(x.dtype, copy=False) * scale
 
 
 @operator("LRN")
 def local_response_normalization(
-    x: np.ndarray, *, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0
+    x: Array, *, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0
 ) -> Any:
-    """Normalise by neighbouring channels: Krizhevsky et al. 2012, section 3.3."""
-    square = np.square(x)
-    before, after = (size - 1) // 2, size - 1 - (size - 1) // 2
-    pad = np.zeros((x.shape[0], x.shape[1] + before + after, *x.shape[2:]), x.dtype)
-    pad[:, before : before + x.shape[1]] = square
-    total = sum(pad[:, i : i + x.shape[1]] for i in range(size))
+    """ONNX LRN: normalise by neighbouring channels (Krizhevsky et al. 2012, section 3.3)."""
+    channels = x.shape[1]
+    before = (size - 1) // 2
+    square = np.zeros((x.shape[0], channels + size - 1, *x.shape[2:]), x.dtype)
+    square[:, before : before + channels] = np.square(x)
+    total = sum(square[:, i : i + channels] for i in range(size))
     return x / (bias + alpha / size * total) ** x.dtype.type(beta)
 
 
 @operator("LpNormalization")
-def lp_normalization(x: np.ndarray, *, axis: int = -1, p: int = 2) -> Any:
-    """Divide by the p-norm along an axis; zero stays zero."""
+def lp_normalization(x: Array, *, axis: int = -1, p: int = 2) -> Any:
+    """ONNX LpNormalization: divide by the p-norm along an axis; zero stays zero."""
     norm = np.linalg.norm(x, ord=p, axis=axis, keepdims=True)
     return np.divide(x, norm, out=np.zeros_like(x), where=norm != 0)
 
 
 @operator("MeanVarianceNormalization")
-def mean_variance_normalization(x: np.ndarray, *, axes: tuple[int, ...] = (0, 2, 3)) -> Any:
-    """(x - mean) / standard deviation."""
+def mean_variance_normalization(x: Array, *, axes: tuple[int, ...] = (0, 2, 3)) -> Any:
+    """ONNX MeanVarianceNormalization: (x - mean) / standard deviation."""
     centred = x - x.mean(axis=axes, keepdims=True)
-    return centred / (
-        np.sqrt(np.square(centred).mean(axis=axes, keepdims=True)) + x.dtype.type(1e-9)
-    )
+    deviation = np.sqrt(np.square(centred).mean(axis=axes, keepdims=True))
+    # The operator's definition adds 1e-9 to the deviation, so that constants give 0.
+    return centred / (deviation + x.dtype.type(1e-9))
 
 
-def stable_softmax(x: np.ndarray, axis: int) -> Any:
+def stable_softmax(x: Array, axis: int) -> Any:
     """e^(x - max) / sum, in one temporary."""
     y = x - x.max(axis=axis, keepdims=True)
     np.exp(y, out=y)
@@ -160,38 +170,44 @@ def stable_softmax(x: np.ndarray, axis: int) -> Any:
     return y
 
 
-def _log_softmax(x: np.ndarray, axis: int) -> Any:
+def _log_softmax(x: Array, axis: int) -> Any:
     shifted = x - x.max(axis=axis, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True))
 
 
+def _flat_from(x: Array, axis: int) -> Array:
+    """Reshape so that all axes from ``axis`` on are one."""
+    return x.reshape(*x.shape[: axis % x.ndim], -1)
+
+
 @operator("Softmax", since=13)
-def softmax(x: np.ndarray, *, axis: int = -1) -> Any:
-    """Softmax along one axis."""
+def softmax(x: Array, *, axis: int = -1) -> Any:
+    """ONNX Softmax-13: along one axis."""
     return stable_softmax(x, axis)
 
 
 @operator("LogSoftmax", since=13)
-def log_softmax(x: np.ndarray, *, axis: int = -1) -> Any:
-    """Logarithm of the softmax along one axis."""
+def log_softmax(x: Array, *, axis: int = -1) -> Any:
+    """ONNX LogSoftmax-13: along one axis."""
     return _log_softmax(x, axis)
 
 
 @operator("Softmax")
-def softmax_1(x: np.ndarray, *, axis: int = 1) -> Any:
-    """Softmax over all trailing axes from ``axis`` on (operator sets 1 to 12)."""
-    return stable_softmax(x.reshape(*x.shape[: axis % x.ndim], -1), -1).reshape(x.shape)
+def softmax_1(x: Array, *, axis: int = 1) -> Any:
+    """ONNX Softmax-1 and -11: over all trailing axes from ``axis`` on."""
+    return stable_softmax(_flat_from(x, axis), -1).reshape(x.shape)
 
 
 @operator("LogSoftmax")
-def log_softmax_1(x: np.ndarray, *, axis: int = 1) -> Any:
-    """Logarithm of the softmax over all trailing axes (operator sets 1 to 12)."""
-    return _log_softmax(x.reshape(*x.shape[: axis % x.ndim], -1), -1).reshape(x.shape)
+def log_softmax_1(x: Array, *, axis: int = 1) -> Any:
+    """ONNX LogSoftmax-1 and -11: over all trailing axes from ``axis`` on."""
+    return _log_softmax(_flat_from(x, axis), -1).reshape(x.shape)
 
 
 @operator("Hardmax", since=13)
-def hardmax(x: np.ndarray, *, axis: int = -1) -> Any:
-    """One at the first maximum along an axis, zero elsewhere."""
+def hardmax(x: Array, *, axis: int = -1) -> Any:
+    """ONNX Hardmax-13: one at the first maximum along an axis, zero elsewhere."""
     y = np.zeros_like(x)
-    np.put_along_axis(y, np.expand_dims(x.argmax(axis=axis), axis), 1, axis=axis)
+    first = np.expand_dims(x.argmax(axis=axis), axis)
+    np.put_along_axis(y, first, 1, axis=axis)
     return y

@@ -1,4 +1,4 @@
-"""Sorting and picking."""
+"""Sorting and picking. Source: the ONNX operator specification of each name."""
 
 from __future__ import annotations
 
@@ -6,20 +6,25 @@ from typing import Any
 
 import numpy as np
 
+from octavo.adapters.numpy.graph import Array
+
+from .axes import scalar_int
 from .registry import operator
 
 
 @operator("TopK")
-def top_k(
-    x: np.ndarray, count: np.ndarray, *, axis: int = -1, largest: int = 1, sorted: int = 1
-) -> Any:
-    """The k largest or smallest along an axis, best first, ties by index; values and indices."""
+def top_k(x: Array, count: Array, *, axis: int = -1, largest: int = 1, sorted: int = 1) -> Any:
+    """ONNX TopK: the k largest or smallest along an axis, best first, ties by index.
+
+    Returns:
+        Values and indices.
+    """
     k = int(np.asarray(count).reshape(-1)[0])
     if largest:
-        # Stable from the other end: a stable ascending sort of the reversed array puts equal values in falling index order.
-        order = np.flip(
-            x.shape[axis] - 1 - np.argsort(np.flip(x, axis), axis=axis, kind="stable"), axis
-        )
+        # Stable from the other end: a stable ascending sort of the reversed array puts equal
+        # values in falling index order.
+        rising = np.argsort(np.flip(x, axis), axis=axis, kind="stable")
+        order = np.flip(x.shape[axis] - 1 - rising, axis)
     else:
         order = np.argsort(x, axis=axis, kind="stable")
     best = np.take(order, np.arange(k), axis=axis)
@@ -27,11 +32,15 @@ def top_k(
 
 
 @operator("Unique")
-def unique(x: np.ndarray, *, axis: int | None = None, sorted: int = 1) -> Any:
-    """Values, first indices, inverse, counts; sorted, or in order of first appearance."""
+def unique(x: Array, *, axis: int | None = None, sorted: int = 1) -> Any:
+    """ONNX Unique: values, first indices, inverse, counts.
+
+    The values are sorted, or in order of first appearance.
+    """
     values, first, inverse, counts = np.unique(
         x, return_index=True, return_inverse=True, return_counts=True, axis=axis
     )
+    # NumPy 2.0 gives the inverse the input's shape.
     inverse = inverse.reshape(-1)
     if not sorted:
         order = np.argsort(first)
@@ -43,20 +52,20 @@ def unique(x: np.ndarray, *, axis: int | None = None, sorted: int = 1) -> Any:
 
 
 @operator("CumProd")
-def cumulative_product(
-    x: np.ndarray, axis: np.ndarray, *, exclusive: int = 0, reverse: int = 0
-) -> Any:
-    """Running product along an axis."""
-    a = int(np.asarray(axis).reshape(()))
+def cumulative_product(x: Array, axis: Array, *, exclusive: int = 0, reverse: int = 0) -> Any:
+    """ONNX CumProd: running product along an axis."""
+    a = scalar_int(axis)
     y = np.flip(x, a) if reverse else x
     if exclusive:
+        # Each place gets the product of those before it.
         ones = np.ones_like(np.take(y, [0], axis=a))
-        y = np.concatenate((ones, np.take(y, np.arange(y.shape[a] - 1), axis=a)), axis=a)
+        before = np.take(y, np.arange(y.shape[a] - 1), axis=a)
+        y = np.concatenate((ones, before), axis=a)
     total = np.cumprod(y, axis=a, dtype=x.dtype)
     return np.flip(total, a) if reverse else total
 
 
 @operator("Det")
-def determinant(x: np.ndarray) -> Any:
-    """Determinant of square matrices."""
+def determinant(x: Array) -> Any:
+    """ONNX Det: the determinant of square matrices."""
     return np.asarray(np.linalg.det(x)).astype(x.dtype)

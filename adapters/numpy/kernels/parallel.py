@@ -1,8 +1,9 @@
 """Pieces of work on the processor's cores.
 
-NumPy releases the interpreter's lock inside its loops and inside BLAS, so threads share one operator's rows. BLAS itself is held
-to one thread meanwhile: its own threads wait for each other at every product, which costs more than it gives for the sizes met
-here, and anything else that runs on the machine stalls them all. Pieces are handed out one by one, so a slow core gets fewer.
+NumPy releases the interpreter's lock inside its loops and inside BLAS, so threads share one
+operator's rows. BLAS itself is held to one thread meanwhile: its own threads wait for each other at
+every product, which costs more than it gives for the sizes met here, and anything else that runs on
+the machine stalls them all. Pieces are handed out one by one, so a slow core gets fewer.
 """
 
 from __future__ import annotations
@@ -15,48 +16,58 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-_SETTERS = (
-    "scipy_openblas_set_num_threads64_",
-    "scipy_openblas_set_num_threads",
-    "openblas_set_num_threads64_",
-    "openblas_set_num_threads",
+from octavo.adapters.numpy.graph import Array
+
+_FLAVOURS = (
+    ("scipy_openblas", "64_"),
+    ("scipy_openblas", ""),
+    ("openblas", "64_"),
+    ("openblas", ""),
 )
+"""Prefix and suffix of OpenBLAS's symbols: NumPy's wheels rename them, distributions do not."""
+
+
+class _Control(NamedTuple):
+    """Sets and reads the number of BLAS threads."""
+
+    put: Callable[[int], Any]
+    get: Callable[[], int]
 
 
 def _library() -> ctypes.CDLL | None:
-    """Return NumPy's own extension module: looking a symbol up in it also searches the libraries that it is linked with."""
+    """Return NumPy's own extension module.
+
+    Looking a symbol up in it also searches the libraries that it is linked with.
+    """
     try:
         return ctypes.CDLL(import_module("numpy._core._multiarray_umath").__file__ or "")
     except (ImportError, OSError):
         return None
 
 
-def _blas() -> tuple[Callable[[int], Any], Callable[[], int]] | None:
-    """Return (set, get) of the number of threads of the OpenBLAS that NumPy is linked with, or None for another BLAS."""
+def _blas() -> _Control | None:
+    """Return the control of the OpenBLAS that NumPy is linked with, or None for another BLAS."""
     library = _library()
-    for name in _SETTERS:
-        put, get = (getattr(library, n, None) for n in (name, name.replace("_set_", "_get_")))
+    for prefix, suffix in _FLAVOURS:
+        put = getattr(library, f"{prefix}_set_num_threads{suffix}", None)
+        get = getattr(library, f"{prefix}_get_num_threads{suffix}", None)
         if put is not None and get is not None:
-            return put, get
+            return _Control(put, get)
     return None
 
 
 def blas_kernels() -> str:
     """Return the processor family whose kernels OpenBLAS chose ('' for another BLAS).
 
-    OpenBLAS takes its AVX2 kernels on processors that it does not know. Where that processor has AVX-512, setting the environment
-    variable ``OPENBLAS_CORETYPE=SkylakeX`` before NumPy is imported about doubles the speed of products.
+    OpenBLAS takes its AVX2 kernels on processors that it does not know. Where that processor has
+    AVX-512, setting the environment variable ``OPENBLAS_CORETYPE=SkylakeX`` before NumPy is
+    imported about doubles the speed of products.
     """
-    for prefix, suffix in (
-        ("scipy_openblas", "64_"),
-        ("scipy_openblas", ""),
-        ("openblas", "64_"),
-        ("openblas", ""),
-    ):
+    for prefix, suffix in _FLAVOURS:
         function = getattr(_library(), f"{prefix}_get_corename{suffix}", None)
         if function is not None:
             function.restype = ctypes.c_char_p
@@ -64,19 +75,29 @@ def blas_kernels() -> str:
     return ""
 
 
+class _Pool(NamedTuple):
+    """The helper threads, of how many threads with the caller's own, and whose they are."""
+
+    process: int
+    threads: int
+    executor: ThreadPoolExecutor
+
+
 _control = _blas()
 _lock = threading.Lock()
 _depth = 0
 _before = 1
 _local = threading.local()
-_pool: tuple[int, int, ThreadPoolExecutor] | None = None
+_pool: _Pool | None = None
 
 
 def available() -> int:
-    """Return the number of cores that this process may use; 1 where BLAS cannot be held to one thread."""
+    """Return how many cores this process may use; 1 where BLAS cannot be held to one thread."""
     if _control is None:
         return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @contextmanager
@@ -86,11 +107,10 @@ def one_blas_thread() -> Iterator[None]:
     if _control is None:
         yield
         return
-    put, get = _control
     with _lock:
         if _depth == 0:
-            _before = get()
-            put(1)
+            _before = _control.get()
+            _control.put(1)
         _depth += 1
     try:
         yield
@@ -98,11 +118,14 @@ def one_blas_thread() -> Iterator[None]:
         with _lock:
             _depth -= 1
             if _depth == 0:
-                put(_before)
+                _control.put(_before)
 
 
 def spread(count: int, work: Callable[[int], object], threads: int) -> None:
-    """Call ``work(i)`` for i in range(count), on up to ``threads`` threads. An exception in any piece is raised here."""
+    """Call ``work(i)`` for i in range(count), on up to ``threads`` threads.
+
+    An exception in any piece is raised here.
+    """
     helpers = min(threads, count) - 1
     if helpers < 1 or getattr(_local, "inside", False):
         for i in range(count):
@@ -129,20 +152,21 @@ def spread(count: int, work: Callable[[int], object], threads: int) -> None:
 
 def _executor(threads: int) -> ThreadPoolExecutor:
     global _pool
+    process = os.getpid()
     with _lock:
         # A forked child has the object but not its threads.
-        if _pool is None or _pool[0] != os.getpid() or _pool[1] < threads:
-            _pool = (
-                os.getpid(),
-                threads,
-                ThreadPoolExecutor(threads - 1, thread_name_prefix="octavo-numpy"),
-            )
-        return _pool[2]
+        if _pool is None or _pool.process != process or _pool.threads < threads:
+            helpers = ThreadPoolExecutor(threads - 1, thread_name_prefix="octavo-numpy")
+            _pool = _Pool(process, threads, helpers)
+        return _pool.executor
 
 
-def scratch(nbytes: int) -> np.ndarray:
-    """Return this thread's scratch memory, uint8, at least ``nbytes`` long; its content lasts until the next call."""
-    buffer: np.ndarray | None = getattr(_local, "scratch", None)
+def scratch(nbytes: int) -> Array:
+    """Return this thread's scratch memory, uint8, at least ``nbytes`` long.
+
+    Its content lasts until the next call.
+    """
+    buffer: Array | None = getattr(_local, "scratch", None)
     if buffer is None or buffer.size < nbytes:
         buffer = _local.scratch = np.empty(nbytes, np.uint8)
     return buffer

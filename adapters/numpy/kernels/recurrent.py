@@ -1,14 +1,20 @@
-"""LSTM, GRU and RNN: a loop over time, whole batches at a time; the input products of all steps are one BLAS call."""
+"""LSTM, GRU and RNN: a loop over time, whole batches at a time.
+
+The input products of all steps are one BLAS call. Source: the ONNX operators LSTM, GRU and RNN.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from .elementwise import (
+from octavo.adapters.numpy.graph import Array
+
+from .activations import (
     elu,
     hard_sigmoid,
     leaky_relu,
@@ -20,6 +26,20 @@ from .elementwise import (
 )
 from .registry import Build, Kernel, compiled
 
+Activation = Callable[[Array], Array]
+States = tuple[Array, ...]
+
+
+def _affine(x: Array, alpha: float, beta: float) -> Any:
+    kind = x.dtype.type
+    return x * kind(alpha) + kind(beta)
+
+
+def _scaled_tanh(x: Array, alpha: float, beta: float) -> Any:
+    kind = x.dtype.type
+    return kind(alpha) * np.tanh(x * kind(beta))
+
+
 _PLAIN: dict[str, Any] = {
     "sigmoid": sigmoid,
     "tanh": np.tanh,
@@ -27,54 +47,84 @@ _PLAIN: dict[str, Any] = {
     "softplus": softplus,
     "softsign": softsign,
 }
-_WITH: dict[str, Any] = {
-    "leakyrelu": lambda x, a, b: leaky_relu(x, alpha=a),
-    "thresholdedrelu": lambda x, a, b: thresholded_relu(x, alpha=a),
-    "elu": lambda x, a, b: elu(x, alpha=a),
-    "hardsigmoid": lambda x, a, b: hard_sigmoid(x, alpha=a, beta=b),
-    "affine": lambda x, a, b: x * x.dtype.type(a) + x.dtype.type(b),
-    "scaledtanh": lambda x, a, b: x.dtype.type(a) * np.tanh(x * x.dtype.type(b)),
+"""Activations that take no parameter."""
+
+_WITH: dict[str, tuple[Callable[..., Any], dict[str, float]]] = {
+    "leakyrelu": (leaky_relu, {"alpha": 0.01}),
+    "thresholdedrelu": (thresholded_relu, {"alpha": 1.0}),
+    "elu": (elu, {"alpha": 1.0}),
+    "hardsigmoid": (hard_sigmoid, {"alpha": 0.2, "beta": 0.5}),
+    "affine": (_affine, {"alpha": 1.0, "beta": 0.0}),
+    "scaledtanh": (_scaled_tanh, {"alpha": 1.0, "beta": 1.0}),
 }
-_ALPHA = {
-    "leakyrelu": 0.01,
-    "thresholdedrelu": 1.0,
-    "elu": 1.0,
-    "hardsigmoid": 0.2,
-    "affine": 1.0,
-    "scaledtanh": 1.0,
-}
-_BETA = {"hardsigmoid": 0.5, "affine": 0.0, "scaledtanh": 1.0}
-Activation = Callable[[np.ndarray], np.ndarray]
+"""Activations that take parameters, and the parameters' defaults."""
 
 
 def _activations(build: Build, default: tuple[str, ...], directions: int) -> list[list[Activation]]:
-    names = [n.lower() for n in build.get("activations", default * directions)]
-    alphas, betas = list(build.get("activation_alpha", ())), list(build.get("activation_beta", ()))
+    """Return the activations of each direction."""
+    names = build.get("activations", default * directions)
+    # Alphas and betas are listed for those activations that take one, in order.
+    listed = {
+        "alpha": list(build.get("activation_alpha", ())),
+        "beta": list(build.get("activation_beta", ())),
+    }
     found: list[Activation] = []
     for name in names:
-        if name in _PLAIN:
-            found.append(_PLAIN[name])
+        key = name.lower()
+        if key in _PLAIN:
+            found.append(_PLAIN[key])
             continue
-        # Alphas and betas are listed for those activations that take one, in order.
-        a = alphas.pop(0) if alphas else _ALPHA[name]
-        b = (betas.pop(0) if betas else _BETA[name]) if name in _BETA else 0.0
-        found.append(partial(_WITH[name], a=a, b=b))
+        function, parameters = _WITH[key]
+        given = {k: listed[k].pop(0) if listed[k] else v for k, v in parameters.items()}
+        found.append(partial(function, **given))
     each = len(default)
     return [found[i * each : (i + 1) * each] for i in range(directions)]
 
 
-Cell = Callable[[np.ndarray, tuple[np.ndarray, ...]], tuple[np.ndarray, ...]]
+@dataclass(frozen=True, slots=True, eq=False)
+class _Direction:
+    """What a cell is made of.
+
+    Attributes:
+        weight: Recurrent weight, (gates * size, size).
+        bias: Of the input's and of the recurrent products, (2 * gates * size,).
+        peepholes: (3 * size,), of an LSTM that has them.
+        activations: One for each kind of gate.
+        clip: Limits what goes into an activation.
+        size: Length of the hidden state.
+        build: The node.
+    """
+
+    weight: Array
+    bias: Array
+    peepholes: Array | None
+    activations: list[Activation]
+    clip: Activation
+    size: int
+    build: Build
+
+
+Cell = Callable[[Array, States], States]
 """(input product of one step, states) -> new states; the first state is the hidden output."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """A kind of recurrent layer: gates, default activations, states, and how its cell is made."""
+
+    gates: int
+    activations: tuple[str, ...]
+    states: int
+    make: Callable[[_Direction], Cell]
+
+
 def _sweep(
-    gates: np.ndarray,
-    states: tuple[np.ndarray, ...],
-    cell: Cell,
-    lengths: np.ndarray | None,
-    backwards: bool,
-) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-    """Run a cell over time (steps, batch, gates); steps beyond a sequence's length leave its states and write zero."""
+    gates: Array, states: States, cell: Cell, lengths: Array | None, backwards: bool
+) -> tuple[Array, States]:
+    """Run a cell over time (steps, batch, gates); return its outputs and last states.
+
+    Steps beyond a sequence's length leave its states and write zero.
+    """
     steps, batch = gates.shape[:2]
     outputs = np.zeros((steps, batch, states[0].shape[-1]), gates.dtype)
     rows = np.arange(batch)
@@ -83,61 +133,51 @@ def _sweep(
             t = steps - 1 - i if backwards else i
             states = cell(gates[t], states)
             outputs[t] = states[0]
-        else:
-            # Each sequence is walked from its own end.
-            at = np.where(i < lengths, lengths - 1 - i, i) if backwards else np.full(batch, i)
-            live = (i < lengths)[:, None]
-            new = cell(gates[at, rows], states)
-            states = tuple(np.where(live, n, s) for n, s in zip(new, states, strict=True))
-            outputs[at, rows] = np.where(live, new[0], 0)
+            continue
+        is_live = i < lengths
+        # Each sequence is walked from its own end.
+        at = np.where(is_live, lengths - 1 - i, i) if backwards else np.full(batch, i)
+        live = is_live[:, None]
+        new = cell(gates[at, rows], states)
+        states = tuple(np.where(live, n, s) for n, s in zip(new, states, strict=True))
+        outputs[at, rows] = np.where(live, new[0], 0)
     return outputs, states
 
 
-def _recurrent(
-    build: Build,
-    gate_count: int,
-    default: tuple[str, ...],
-    make: Callable[..., Cell],
-    state_count: int,
-) -> Kernel:
+def _recurrent(build: Build, kind: _Kind) -> Kernel:
     hidden = build.get("hidden_size", 0)
     direction = build.get("direction", "forward")
     batch_first = build.get("layout", 0)
     directions = 2 if direction == "bidirectional" else 1
-    activations = _activations(build, default, directions)
+    activations = _activations(build, kind.activations, directions)
+    clip = _clipped(build)
 
     def run(
-        x: Any,
-        w: Any,
-        r: Any,
-        b: Any = None,
-        lengths: Any = None,
-        h: Any = None,
-        c: Any = None,
-        p: Any = None,
-    ) -> Any:
+        x: Any, w: Any, r: Any, b: Any = None, lengths: Any = None, h: Any = None, c: Any = None, p: Any = None,
+    ) -> Any:  # fmt: skip
         size = hidden or r.shape[-1]
         if batch_first:
             x = x.swapaxes(0, 1)
-            h, c = (None if s is None else s.swapaxes(0, 1) for s in (h, c))
+            h = None if h is None else h.swapaxes(0, 1)
+            c = None if c is None else c.swapaxes(0, 1)
         steps, batch = x.shape[:2]
         if lengths is not None and (lengths == steps).all():
             lengths = None
+        rows = x.reshape(steps * batch, -1)
         outputs, finals = [], []
         for d in range(directions):
-            bias = np.zeros(2 * gate_count * size, x.dtype) if b is None else b[d]
-            gates = (x.reshape(steps * batch, -1) @ w[d].T).reshape(steps, batch, -1)
-            starts = [
-                np.zeros((batch, size), x.dtype) if s is None else s[d]
-                for s in (h, c)[:state_count]
-            ]
-            cell = make(r[d], bias, None if p is None else p[d], activations[d], size, build)
+            bias = np.zeros(2 * kind.gates * size, x.dtype) if b is None else b[d]
+            peepholes = None if p is None else p[d]
+            parts = _Direction(r[d], bias, peepholes, activations[d], clip, size, build)
+            gates = (rows @ w[d].T).reshape(steps, batch, -1)
+            nothing = np.zeros((batch, size), x.dtype)
+            starts = tuple(nothing if s is None else s[d] for s in (h, c)[: kind.states])
             backwards = direction == "reverse" or d == 1
-            y, states = _sweep(gates, tuple(starts), cell, lengths, backwards)
+            y, states = _sweep(gates, starts, kind.make(parts), lengths, backwards)
             outputs.append(y)
             finals.append(states)
         y = np.stack(outputs, axis=1)  # steps, directions, batch, hidden
-        last = [np.stack([f[i] for f in finals]) for i in range(state_count)]
+        last = [np.stack(states) for states in zip(*finals, strict=True)]
         if batch_first:
             y = y.transpose(2, 0, 1, 3)
             last = [s.swapaxes(0, 1) for s in last]
@@ -148,76 +188,92 @@ def _recurrent(
 
 def _clipped(build: Build) -> Activation:
     limit = build.get("clip", None)
-    return (
-        (lambda x: x)
-        if limit is None
-        else (lambda x: np.clip(x, -x.dtype.type(limit), x.dtype.type(limit)))
-    )
+    if limit is None:
+        return lambda x: x
+    return lambda x: np.clip(x, -x.dtype.type(limit), x.dtype.type(limit))
 
 
-def _rnn_cell(
-    r: np.ndarray, b: np.ndarray, p: Any, f: list[Activation], n: int, build: Build
-) -> Cell:
-    bias, clip, transposed = b[:n] + b[n:], _clipped(build), r.T
-    return lambda g, s: (f[0](clip(g + s[0] @ transposed + bias)),)
+def _rnn_cell(of: _Direction) -> Cell:
+    n, clip = of.size, of.clip
+    (activation,) = of.activations
+    bias = of.bias[:n] + of.bias[n:]
+    weight = of.weight.T
+
+    def cell(g: Array, s: States) -> States:
+        y = g + s[0] @ weight + bias
+        return (activation(clip(y)),)
+
+    return cell
 
 
-def _gru_cell(
-    r: np.ndarray, b: np.ndarray, p: Any, f: list[Activation], n: int, build: Build
-) -> Cell:
-    clip = _clipped(build)
-    both, candidate = np.ascontiguousarray(r[: 2 * n].T), np.ascontiguousarray(r[2 * n :].T)
-    w_bias, r_bias = b[: 3 * n], b[3 * n :]
+def _gru_cell(of: _Direction) -> Cell:
+    n, clip = of.size, of.clip
+    gate, hidden = of.activations
+    # Gates z (update), r (reset), h (candidate), in this order.
+    gate_weight = np.ascontiguousarray(of.weight[: 2 * n].T)
+    candidate_weight = np.ascontiguousarray(of.weight[2 * n :].T)
+    w_bias, r_bias = of.bias[: 3 * n], of.bias[3 * n :]
     gate_bias = w_bias[: 2 * n] + r_bias[: 2 * n]
-    after = build.get("linear_before_reset", 0)
+    candidate_bias, inner_bias = w_bias[2 * n :], r_bias[2 * n :]
+    resets_product = of.build.get("linear_before_reset", 0)
 
-    def cell(g: np.ndarray, s: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+    def cell(g: Array, s: States) -> States:
         (h,) = s
-        zr = f[0](clip(g[:, : 2 * n] + h @ both + gate_bias))
-        z, reset = zr[:, :n], zr[:, n:]
-        inner = (
-            reset * (h @ candidate + r_bias[2 * n :])
-            if after
-            else (reset * h) @ candidate + r_bias[2 * n :]
-        )
-        new = f[1](clip(g[:, 2 * n :] + inner + w_bias[2 * n :]))
+        gates = gate(clip(g[:, : 2 * n] + h @ gate_weight + gate_bias))
+        z, reset = gates[:, :n], gates[:, n:]
+        if resets_product:
+            inner = reset * (h @ candidate_weight + inner_bias)
+        else:
+            inner = (reset * h) @ candidate_weight + inner_bias
+        new = hidden(clip(g[:, 2 * n :] + inner + candidate_bias))
         return ((1 - z) * new + z * h,)
 
     return cell
 
 
-def _lstm_cell(
-    r: np.ndarray, b: np.ndarray, p: Any, f: list[Activation], n: int, build: Build
-) -> Cell:
-    clip, transposed, bias = _clipped(build), np.ascontiguousarray(r.T), b[: 4 * n] + b[4 * n :]
-    pi, po, pf = (np.zeros(n, r.dtype),) * 3 if p is None else (p[:n], p[n : 2 * n], p[2 * n :])
-    coupled = build.get("input_forget", 0)
+def _lstm_cell(of: _Direction) -> Cell:
+    n, clip = of.size, of.clip
+    gate, candidate, output = of.activations
+    weight = np.ascontiguousarray(of.weight.T)
+    bias = of.bias[: 4 * n] + of.bias[4 * n :]
+    none = np.zeros(3 * n, of.weight.dtype)
+    peepholes = none if of.peepholes is None else of.peepholes
+    peep_i, peep_o, peep_f = peepholes[:n], peepholes[n : 2 * n], peepholes[2 * n :]
+    coupled = of.build.get("input_forget", 0)
 
-    def cell(g: np.ndarray, s: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+    def cell(g: Array, s: States) -> States:
         h, c = s
-        y = g + h @ transposed + bias  # gates i, o, f, c
-        i = f[0](clip(y[:, :n] + pi * c))
-        forget = 1 - i if coupled else f[0](clip(y[:, 2 * n : 3 * n] + pf * c))
-        new = forget * c + i * f[1](clip(y[:, 3 * n :]))
-        o = f[0](clip(y[:, n : 2 * n] + po * new))
-        return o * f[2](new), new
+        y = g + h @ weight + bias  # gates i, o, f, c
+        i = gate(clip(y[:, :n] + peep_i * c))
+        f = 1 - i if coupled else gate(clip(y[:, 2 * n : 3 * n] + peep_f * c))
+        new = f * c + i * candidate(clip(y[:, 3 * n :]))
+        o = gate(clip(y[:, n : 2 * n] + peep_o * new))
+        return o * output(new), new
 
     return cell
 
 
+_RNN = _Kind(1, ("Tanh",), 1, _rnn_cell)
+_GRU = _Kind(3, ("Sigmoid", "Tanh"), 1, _gru_cell)
+_LSTM = _Kind(4, ("Sigmoid", "Tanh", "Tanh"), 2, _lstm_cell)
+
+
 @compiled("RNN")
 def rnn(build: Build) -> Kernel:
-    """Elman's network: outputs of all steps, the last one."""
-    return _recurrent(build, 1, ("Tanh",), _rnn_cell, 1)
+    """ONNX RNN, Elman's network: outputs of all steps, the last one."""
+    return _recurrent(build, _RNN)
 
 
 @compiled("GRU")
 def gru(build: Build) -> Kernel:
-    """Gated recurrent unit, with either place of the reset."""
-    return _recurrent(build, 3, ("Sigmoid", "Tanh"), _gru_cell, 1)
+    """ONNX GRU, the gated recurrent unit, with either place of the reset."""
+    return _recurrent(build, _GRU)
 
 
 @compiled("LSTM")
 def lstm(build: Build) -> Kernel:
-    """Long short-term memory, with peepholes and coupled gates; outputs of all steps, last hidden state, last cell."""
-    return _recurrent(build, 4, ("Sigmoid", "Tanh", "Tanh"), _lstm_cell, 2)
+    """ONNX LSTM, with peepholes and coupled gates.
+
+    Outputs of all steps, last hidden state, last cell.
+    """
+    return _recurrent(build, _LSTM)

@@ -1,4 +1,7 @@
-"""Reductions. Axes are an attribute in older operator sets and an input in newer ones; both are taken."""
+"""Reductions. Source: the ONNX operator specification of each name.
+
+Axes are an attribute in older operator sets and an input in newer ones; both are taken.
+"""
 
 from __future__ import annotations
 
@@ -7,52 +10,81 @@ from typing import Any
 
 import numpy as np
 
-from .registry import operator
+from octavo.adapters.numpy.graph import Array
+
+from .registry import Kernel, operator
+
+Reduction = Callable[..., Any]
+"""(x, axis=tuple, keepdims=bool) -> the reduced array."""
 
 
-def _log_sum_exp(x: np.ndarray, axis: Any, keepdims: bool) -> Any:
+def _bounds(dtype: np.dtype[Any]) -> tuple[Any, Any]:
+    """Return a type's smallest and largest value: the maximum and the minimum of nothing."""
+    if dtype == np.bool_:
+        return False, True
+    if dtype.kind in "iu":
+        info = np.iinfo(dtype)
+        return info.min, info.max
+    return -np.inf, np.inf
+
+
+def _largest(x: Array, axis: Any, keepdims: Any) -> Any:
+    smallest, _ = _bounds(x.dtype)
+    return np.maximum.reduce(x, axis=axis, keepdims=keepdims, initial=smallest)
+
+
+def _smallest(x: Array, axis: Any, keepdims: Any) -> Any:
+    _, largest = _bounds(x.dtype)
+    return np.minimum.reduce(x, axis=axis, keepdims=keepdims, initial=largest)
+
+
+def _sum_of_magnitudes(x: Array, axis: Any, keepdims: bool) -> Any:
+    return np.abs(x).sum(axis=axis, keepdims=keepdims)
+
+
+def _sum_of_squares(x: Array, axis: Any, keepdims: bool) -> Any:
+    return np.square(x).sum(axis=axis, keepdims=keepdims)
+
+
+def _root_of_squares(x: Array, axis: Any, keepdims: bool) -> Any:
+    return np.sqrt(_sum_of_squares(x, axis, keepdims))
+
+
+def _log_sum(x: Array, axis: Any, keepdims: bool) -> Any:
+    with np.errstate(divide="ignore"):
+        return np.log(x.sum(axis=axis, keepdims=keepdims))
+
+
+def _log_sum_exp(x: Array, axis: Any, keepdims: bool) -> Any:
     top = x.max(axis=axis, keepdims=True, initial=-np.inf)
+    # Of nothing, or of infinities, there is no maximum to take off.
     top = np.where(np.isfinite(top), top, 0).astype(x.dtype)
     with np.errstate(divide="ignore"):
-        result = np.log(np.exp(x - top).sum(axis=axis, keepdims=True)) + top
+        total = np.exp(x - top).sum(axis=axis, keepdims=True)
+        result = np.log(total) + top
     return result if keepdims else np.squeeze(result, axis=axis)
 
 
-def _extreme(ufunc: Any, sign: int) -> Callable[..., Any]:
-    def reduce(x: np.ndarray, axis: Any, keepdims: bool) -> Any:
-        if x.dtype == np.bool_:
-            initial: Any = sign < 0
-        elif x.dtype.kind in "iu":
-            initial = np.iinfo(x.dtype).min if sign > 0 else np.iinfo(x.dtype).max
-        else:
-            initial = -np.inf if sign > 0 else np.inf
-        return ufunc.reduce(x, axis=axis, keepdims=keepdims, initial=initial)
-
-    return reduce
-
-
-def _keep(function: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda x, axis, keepdims: function(x, axis=axis, keepdims=keepdims)
-
-
-_REDUCTIONS: dict[str, Callable[..., Any]] = {
-    "ReduceSum": _keep(np.sum),
-    "ReduceMean": _keep(np.mean),
-    "ReduceProd": _keep(np.prod),
-    "ReduceMax": _extreme(np.maximum, 1),
-    "ReduceMin": _extreme(np.minimum, -1),
-    "ReduceL1": lambda x, axis, keepdims: np.abs(x).sum(axis=axis, keepdims=keepdims),
-    "ReduceL2": lambda x, axis, keepdims: np.sqrt(np.square(x).sum(axis=axis, keepdims=keepdims)),
-    "ReduceSumSquare": lambda x, axis, keepdims: np.square(x).sum(axis=axis, keepdims=keepdims),
-    "ReduceLogSum": lambda x, axis, keepdims: np.log(x.sum(axis=axis, keepdims=keepdims)),
+_REDUCTIONS: dict[str, Reduction] = {
+    "ReduceL1": _sum_of_magnitudes,
+    "ReduceL2": _root_of_squares,
+    "ReduceLogSum": _log_sum,
     "ReduceLogSumExp": _log_sum_exp,
+    "ReduceMax": _largest,
+    "ReduceMean": np.mean,
+    "ReduceMin": _smallest,
+    "ReduceProd": np.prod,
+    "ReduceSum": np.sum,
+    "ReduceSumSquare": _sum_of_squares,
 }
 
 
-def _reducer(reduce: Callable[..., Any]) -> Callable[..., Any]:
+def _reducer(reduce: Reduction) -> Kernel:
+    """Return the kernel of a reduction; no axes are all axes, or none with the attribute set."""
+
     def call(
-        x: np.ndarray,
-        given: np.ndarray | None = None,
+        x: Array,
+        given: Array | None = None,
         *,
         axes: Any = None,
         keepdims: int = 1,
@@ -63,46 +95,41 @@ def _reducer(reduce: Callable[..., Any]) -> Callable[..., Any]:
             if noop_with_empty_axes:
                 return x
             wanted = tuple(range(x.ndim))
-        return np.asarray(reduce(x, tuple(wanted), bool(keepdims))).astype(x.dtype, copy=False)
+        result = reduce(x, axis=tuple(wanted), keepdims=bool(keepdims))
+        return np.asarray(result).astype(x.dtype, copy=False)
 
     return call
 
 
-def _silent(reduce: Callable[..., Any]) -> Callable[..., Any]:
-    def call(x: np.ndarray, axis: Any, keepdims: bool) -> Any:
-        with np.errstate(divide="ignore"):
-            return reduce(x, axis, keepdims)
-
-    return call
+for _name, _reduction in _REDUCTIONS.items():
+    operator(_name)(_reducer(_reduction))
 
 
-for _name, _reduce in _REDUCTIONS.items():
-    operator(_name)(_reducer(_silent(_reduce) if _name == "ReduceLogSum" else _reduce))
-
-
-def _arg(x: np.ndarray, pick: Callable[..., Any], axis: int, keepdims: int, last: int) -> Any:
+def _arg(x: Array, pick: Callable[..., Any], axis: int, keepdims: int, last: int) -> Any:
+    """Return where an extreme stands along an axis; with ``last``, where it stands last."""
     if last:
         found = x.shape[axis] - 1 - pick(np.flip(x, axis), axis=axis)
     else:
         found = pick(x, axis=axis)
-    return (np.expand_dims(found, axis) if keepdims else np.asarray(found)).astype(np.int64)
+    kept = np.expand_dims(found, axis) if keepdims else np.asarray(found)
+    return kept.astype(np.int64)
 
 
 @operator("ArgMax")
-def arg_max(x: np.ndarray, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> Any:
-    """Index of the maximum along an axis."""
+def arg_max(x: Array, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> Any:
+    """ONNX ArgMax: index of the maximum along an axis."""
     return _arg(x, np.argmax, axis, keepdims, select_last_index)
 
 
 @operator("ArgMin")
-def arg_min(x: np.ndarray, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> Any:
-    """Index of the minimum along an axis."""
+def arg_min(x: Array, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> Any:
+    """ONNX ArgMin: index of the minimum along an axis."""
     return _arg(x, np.argmin, axis, keepdims, select_last_index)
 
 
 @operator("CumSum")
-def cumulative_sum(x: np.ndarray, axis: np.ndarray, *, exclusive: int = 0, reverse: int = 0) -> Any:
-    """Running sum along an axis."""
+def cumulative_sum(x: Array, axis: Array, *, exclusive: int = 0, reverse: int = 0) -> Any:
+    """ONNX CumSum: running sum along an axis."""
     a = int(axis)
     y = np.flip(x, a) if reverse else x
     total = np.cumsum(y, axis=a, dtype=x.dtype)

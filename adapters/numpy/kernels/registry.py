@@ -8,9 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import numpy as np
-
-from octavo.adapters.numpy.graph import Graph, Node
+from octavo.adapters.numpy.graph import Array, Graph, Node
 from octavo.core.errors import ModelError, nearest
 
 Kernel = Callable[..., Any]
@@ -27,18 +25,18 @@ class Build:
         opset: The graph's operator-set version.
         scratch: Upper bound of the kernel's scratch memory, in bytes, per thread.
         threads: Threads that may share its rows.
-        body: Compiles a body (If, Loop, Scan) to ``run(values, inputs) -> outputs``, where ``values`` are those
-            captured from around it.
+        body: Compiles a body (If, Loop, Scan) to ``run(inputs, captured) -> outputs``, where
+            ``captured`` are the values that it reads from around it, by name.
     """
 
     node: Node
-    constants: Mapping[str, np.ndarray] = field(default_factory=dict)
+    constants: Mapping[str, Array] = field(default_factory=dict)
     opset: int = 21
     scratch: int = 1 << 20
     threads: int = 1
     body: Callable[[Graph], Kernel] | None = None
 
-    def constant(self, index: int) -> np.ndarray | None:
+    def constant(self, index: int) -> Array | None:
         """Return the array of input ``index`` if it is an initializer, else None."""
         inputs = self.node.inputs
         return self.constants.get(inputs[index]) if index < len(inputs) else None
@@ -48,29 +46,32 @@ class Build:
         return self.node.attributes.get(attribute, default)
 
 
+Factory = Callable[[Build], Kernel]
+"""Prepares the kernel of one node."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Entry:
     since: int
-    build: Callable[[Build], Kernel]
+    build: Factory
     allocates: bool
 
 
 _TABLE: dict[str, list[_Entry]] = {}
 
 
-def compiled(
-    op: str, since: int = 1, *, empty: bool = False
-) -> Callable[[Callable[[Build], Kernel]], Callable[[Build], Kernel]]:
+def compiled(op: str, since: int = 1, *, empty: bool = False) -> Callable[[Factory], Factory]:
     """Register a factory that prepares a kernel (packs weights, plans geometry) once per node.
 
     Args:
         op: The operator's name.
         since: The first operator-set version with this meaning.
-        empty: The kernel takes ``empty=``, a stand-in for numpy.empty, and makes its results with it and nothing else: the
-            memory plan then knows them, and that they are no views of the inputs.
+        empty: The kernel takes ``empty=``, a stand-in for numpy.empty, and makes its results with
+            it and nothing else: the memory plan then knows them, and that they are no views of the
+            inputs.
     """
 
-    def register(build: Callable[[Build], Kernel]) -> Callable[[Build], Kernel]:
+    def register(build: Factory) -> Factory:
         _insert(op, _Entry(since, build, empty))
         return build
 
@@ -87,25 +88,32 @@ def operator(*ops: str, since: int = 1, empty: bool = False) -> Callable[[Kernel
     """
 
     def register(function: Kernel) -> Kernel:
-        parameters = inspect.signature(function).parameters if ops else {}
-        named = {n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY} - {"empty"}
-        anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-
-        def build(context: Build) -> Kernel:
-            attributes = dict(context.node.attributes)
-            unknown = [] if anything else [a for a in attributes if a not in named]
-            if unknown:
-                raise ModelError(
-                    f"node {context.node.name!r} ({context.node.op}) has attribute {unknown[0]!r}, which the NumPy backend does not know"
-                    f"{nearest(unknown[0], named)}"
-                )
-            return partial(function, **attributes) if attributes else function
-
+        build = _factory_of(function)
         for op in ops:
             _insert(op, _Entry(since, build, empty))
         return function
 
     return register
+
+
+def _factory_of(function: Kernel) -> Factory:
+    """Return what binds a node's attributes to a function, and refuses those it has not."""
+    parameters = inspect.signature(function).parameters.values()
+    named = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} - {"empty"}
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+    def build(context: Build) -> Kernel:
+        node = context.node
+        attributes = dict(node.attributes)
+        unknown = [] if takes_any else [a for a in attributes if a not in named]
+        if unknown:
+            raise ModelError(
+                f"node {node.name!r} ({node.op}) has attribute {unknown[0]!r}, which the NumPy "
+                f"backend does not know{nearest(unknown[0], named)}"
+            )
+        return partial(function, **attributes) if attributes else function
+
+    return build
 
 
 def _insert(op: str, entry: _Entry) -> None:
@@ -124,11 +132,13 @@ def operators() -> tuple[str, ...]:
     return tuple(sorted(_TABLE))
 
 
-def _entry(op: str, opset: int, name: str) -> _Entry:
-    rows = [e for e in _TABLE.get(op, ()) if e.since <= opset]
+def _entry(node: Node, opset: int) -> _Entry:
+    """Return the newest meaning of a node's operator that its operator set has."""
+    rows = [e for e in _TABLE.get(node.op, ()) if e.since <= opset]
     if not rows:
         raise ModelError(
-            f"node {name!r}: the NumPy backend has no operator {op!r} at operator set {opset}{nearest(op, _TABLE)}"
+            f"node {node.name!r}: the NumPy backend has no operator {node.op!r} at operator set "
+            f"{opset}{nearest(node.op, _TABLE)}"
         )
     return rows[-1]
 
@@ -139,5 +149,5 @@ def kernel(context: Build) -> tuple[Kernel, bool]:
     Raises:
         ModelError: If there is none, or an attribute is unknown.
     """
-    entry = _entry(context.node.op, context.opset, context.node.name)
+    entry = _entry(context.node, context.opset)
     return entry.build(context), entry.allocates

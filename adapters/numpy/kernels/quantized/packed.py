@@ -1,44 +1,69 @@
-"""Weights that stay packed at their bit width and are unpacked inside the operator that reads them.
+"""Weights that stay packed at their bit width, unpacked inside the operator that reads them.
 
-A code of up to eight bits is looked up in a table of its numbers (integers, nf4, narrow floats alike), the zero point is taken off
-and the scale applied. Where the width divides eight, one look-up turns a byte into all of its numbers.
+A code of up to eight bits is looked up in a table of its numbers (integers, nf4, narrow floats
+alike), the zero point is taken off and the scale applied. Where the width divides eight, one look-up
+turns a byte into all of its numbers.
 """
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from octavo.adapters.numpy.graph import Array
 from octavo.adapters.numpy.kernels.identity import IdentityCache
 from octavo.adapters.numpy.kernels.parallel import spread
 from octavo.adapters.numpy.kernels.registry import Build, Kernel, compiled
 from octavo.core.numerics.packing import unpack
 
 _tables = IdentityCache()
-_ROWS = 1 << 18  # elements that one piece unpacks
+_PIECE = 1 << 18  # elements that one piece unpacks
 
 
-def byte_table(numbers: np.ndarray, bits: int) -> np.ndarray:
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """How rows are packed.
+
+    Attributes:
+        bits: Width of a code.
+        columns: Neighbours that share a scale; 0 for a whole row.
+        features: Numbers in a row.
+    """
+
+    bits: int
+    columns: int
+    features: int
+
+
+def byte_table(numbers: Array, bits: int) -> Array:
     """Return the numbers that each byte holds, float32 (256, 8 / bits), lowest bits first."""
     shifts = np.arange(8 // bits) * bits
-    return np.ascontiguousarray(
-        numbers.astype(np.float32)[(np.arange(256)[:, None] >> shifts) & (2**bits - 1)]
-    )
+    codes = (np.arange(256)[:, None] >> shifts) & (2**bits - 1)
+    return np.ascontiguousarray(numbers.astype(np.float32)[codes])
 
 
-def numbers_of(packed: np.ndarray, table: np.ndarray, bits: int, features: int) -> np.ndarray:
+def numbers_of(packed: Array, table: Array, bits: int, features: int) -> Array:
     """Return the numbers of packed rows, float32 (rows, features)."""
-    if 8 % bits == 0:
-        wide = _tables.get(table, bits, lambda: byte_table(table, bits))
-        return np.asarray(np.take(wide, packed, axis=0).reshape(packed.shape[0], -1)[:, :features])
-    return np.asarray(np.take(table, unpack(packed, bits, features)))
+    if 8 % bits:
+        return np.asarray(np.take(table, unpack(packed, bits, features)))
+    wide = _tables.get(table, bits, lambda: byte_table(table, bits))
+    numbers = np.take(wide, packed, axis=0).reshape(packed.shape[0], -1)
+    # The last byte of a row may hold more numbers than are left.
+    return np.asarray(numbers[:, :features])
 
 
-def scaled(
-    numbers: np.ndarray, scale: np.ndarray, zero: np.ndarray | None, columns: int
-) -> np.ndarray:
-    """Take zero points off and apply scales, in place where it can be; ``columns`` neighbours share one (0: a whole row)."""
+def scaled(numbers: Array, scale: Array, zero: Array | None, columns: int) -> Array:
+    """Take zero points off and apply scales, in place where it can be.
+
+    Args:
+        numbers: (rows, features).
+        scale: One, one a row, or (rows, groups).
+        zero: float32, of the scale's shape; None where all are zero.
+        columns: Neighbours that share a scale; 0 for a whole row.
+    """
     if not numbers.flags.writeable or not numbers.flags.c_contiguous:
         numbers = np.array(numbers)
     rows, features = numbers.shape
@@ -48,51 +73,52 @@ def scaled(
             grouped -= zero.reshape(rows, -1, 1)
         grouped *= scale.reshape(rows, -1, 1)
         return numbers
-
-    def spread_out(v: np.ndarray) -> np.ndarray:
-        return (
-            np.repeat(v.reshape(rows, -1), columns, axis=1)[:, :features]
-            if columns
-            else v.reshape(-1, 1)
-            if v.ndim
-            else v
-        )
-
     if zero is not None:
-        numbers -= spread_out(zero.astype(np.float32))
-    numbers *= spread_out(scale)
+        numbers -= _for_each_number(zero, numbers.shape, columns)
+    numbers *= _for_each_number(scale, numbers.shape, columns)
     return numbers
+
+
+def _for_each_number(values: Array, shape: tuple[int, ...], columns: int) -> Array:
+    """Return values so that they broadcast against (rows, features)."""
+    if columns:
+        rows, features = shape
+        return np.repeat(values.reshape(rows, -1), columns, axis=1)[:, :features]
+    return values.reshape(-1, 1) if values.ndim else values
+
+
+def _unpacked(
+    packed: Array, scale: Array, zero: Array | None, table: Array, where: Any, layout: _Layout
+) -> Array:
+    """Return chosen rows as float32 (rows, features)."""
+    numbers = numbers_of(packed[where], table, layout.bits, layout.features)
+    is_per_row = scale.ndim > 0
+    rows_zero = zero
+    if zero is not None:
+        rows_zero = (zero[where] if is_per_row else zero).astype(np.float32)
+    return scaled(numbers, scale[where] if is_per_row else scale, rows_zero, layout.columns)
 
 
 @compiled("octavo.Dequantize", empty=True)
 def dequantize(build: Build) -> Kernel:
     """(packed codes, scale, zero point, table) -> the float32 weight, in the model's own shape.
 
-    ``shape`` is the weight's; rows are its channels along ``axis``; ``bits`` wide codes; ``columns`` neighbours share a scale.
+    ``shape`` is the weight's; rows are its channels along ``axis``; codes are ``bits`` wide;
+    ``columns`` neighbours share a scale.
     """
     shape, axis = tuple(build.get("shape", ())), build.get("axis", 0)
-    bits, columns = build.get("bits", 8), build.get("columns", 0)
-    moved = (shape[axis], *(s for i, s in enumerate(shape) if i != axis))
+    moved = (shape[axis], *shape[:axis], *shape[axis + 1 :])
+    features = math.prod(moved[1:])
+    layout = _Layout(build.get("bits", 8), build.get("columns", 0), features)
+    step = max(1, _PIECE // max(1, features))
 
-    def run(
-        packed: np.ndarray,
-        scale: np.ndarray,
-        zero: np.ndarray | None,
-        table: np.ndarray,
-        *,
-        empty: Any,
-    ) -> np.ndarray:
+    def run(packed: Array, scale: Array, zero: Array | None, table: Array, *, empty: Any) -> Array:
         rows = packed.shape[0]
-        features = int(np.prod(moved[1:]))
-        out: np.ndarray = empty((rows, features), np.float32)
-        step = max(1, _ROWS // max(1, features))
+        out: Array = empty((rows, features), np.float32)
 
         def work(i: int) -> None:
             part = slice(i * step, (i + 1) * step)
-            numbers = numbers_of(packed[part], table, bits, features)
-            per_row = scale.ndim > 0
-            z = None if zero is None else (zero[part] if per_row else zero).astype(np.float32)
-            out[part] = scaled(numbers, scale[part] if per_row else scale, z, columns)
+            out[part] = _unpacked(packed, scale, zero, table, part, layout)
 
         spread(-(-rows // step), work, build.threads)
         return np.moveaxis(out.reshape(moved), 0, axis)
@@ -102,29 +128,15 @@ def dequantize(build: Build) -> Kernel:
 
 @compiled("octavo.DequantizeRows")
 def dequantize_rows(build: Build) -> Kernel:
-    """An embedding: the rows that the indices name, unpacked; (packed codes, scale, zero point, table, indices)."""
-    features, bits, columns = (
-        build.get("features", 0),
-        build.get("bits", 8),
-        build.get("columns", 0),
-    )
+    """An embedding: the rows that the indices name, unpacked.
 
-    def run(
-        packed: np.ndarray,
-        scale: np.ndarray,
-        zero: np.ndarray | None,
-        table: np.ndarray,
-        indices: np.ndarray,
-    ) -> np.ndarray:
-        flat = indices.reshape(-1)
-        per_row = scale.ndim > 0
-        z = None if zero is None else (zero[flat] if per_row else zero).astype(np.float32)
-        rows = scaled(
-            numbers_of(packed[flat], table, bits, features),
-            scale[flat] if per_row else scale,
-            z,
-            columns,
-        )
+    (packed codes, scale, zero point, table, indices) -> (indices..., features).
+    """
+    features = build.get("features", 0)
+    layout = _Layout(build.get("bits", 8), build.get("columns", 0), features)
+
+    def run(packed: Array, scale: Array, zero: Array | None, table: Array, indices: Array) -> Array:
+        rows = _unpacked(packed, scale, zero, table, indices.reshape(-1), layout)
         return rows.reshape(*indices.shape, features)
 
     return run

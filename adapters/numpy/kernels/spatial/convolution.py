@@ -1,8 +1,9 @@
 """Convolution by im2col in bounded scratch memory, on channels-last memory.
 
-Values keep ONNX's shape (N, C, ...), but a convolution writes channels-last memory and returns a transposed view:
-element-wise operators keep that memory order, and the next convolution copies whole runs of channels instead of
-single values. No layout pass is needed, and nothing else in the graph notices.
+Values keep ONNX's shape (N, C, ...), but a convolution writes channels-last memory and returns a
+transposed view: element-wise operators keep that memory order, and the next convolution copies whole
+runs of channels instead of single values. No layout pass is needed, and nothing else in the graph
+notices.
 """
 
 from __future__ import annotations
@@ -13,126 +14,45 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
+from octavo.adapters.numpy.graph import Array
 from octavo.adapters.numpy.kernels.linear import activate
 from octavo.adapters.numpy.kernels.parallel import scratch, spread
 from octavo.adapters.numpy.kernels.registry import Build, Kernel, compiled
 
+from .geometry import Geometry, Lengths, channels_first, channels_last, padded, windows
 
-@dataclass(frozen=True, slots=True)
-class Geometry:
-    """Where a window goes: kernel, strides, dilations and padding per spatial axis."""
-
-    kernel: tuple[int, ...]
-    strides: tuple[int, ...]
-    dilations: tuple[int, ...]
-    pads: tuple[int, ...]
-    auto_pad: str = "NOTSET"
-    ceil_mode: int = 0
-
-    @classmethod
-    def read(cls, build: Build, kernel: tuple[int, ...]) -> Geometry:
-        """Read a node's attributes; ones and zeros where they are left out."""
-        n = len(kernel)
-        return cls(
-            kernel,
-            tuple(build.get("strides", (1,) * n)),
-            tuple(build.get("dilations", (1,) * n)),
-            tuple(build.get("pads", (0,) * (2 * n))),
-            build.get("auto_pad", "NOTSET"),
-            build.get("ceil_mode", 0),
-        )
-
-    def padding(self, spatial: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
-        """Return (before, after) per axis for an input of this size."""
-        n = len(self.kernel)
-        if self.auto_pad == "VALID":
-            return ((0, 0),) * n
-        if self.auto_pad in ("SAME_UPPER", "SAME_LOWER"):
-            pairs = []
-            for size, k, s, d in zip(
-                spatial, self.kernel, self.strides, self.dilations, strict=True
-            ):
-                total = max((-(-size // s) - 1) * s + (k - 1) * d + 1 - size, 0)
-                less, more = total // 2, total - total // 2
-                pairs.append((less, more) if self.auto_pad == "SAME_UPPER" else (more, less))
-            return tuple(pairs)
-        return tuple(zip(self.pads[:n], self.pads[n:], strict=True))
-
-    def outputs(
-        self, spatial: tuple[int, ...], padding: tuple[tuple[int, int], ...]
-    ) -> tuple[int, ...]:
-        """Return the output size per axis."""
-        sizes = []
-        for size, k, s, d, (before, after) in zip(
-            spatial, self.kernel, self.strides, self.dilations, padding, strict=True
-        ):
-            room = size + before + after - (k - 1) * d - 1
-            count = (-(-room // s) if self.ceil_mode else room // s) + 1
-            # With ceil_mode a window must not begin in the padding behind the input.
-            if self.ceil_mode and (count - 1) * s >= size + before:
-                count -= 1
-            sizes.append(count)
-        return tuple(sizes)
+Index = tuple[slice, ...]
 
 
-def channels_last(x: np.ndarray) -> np.ndarray:
-    """View (N, C, ...) as (N, ..., C)."""
-    return x.transpose(0, *range(2, x.ndim), 1)
+def pieces(images: int, outputs: Lengths, row_bytes: int, scratch: int) -> list[tuple[Index, int]]:
+    """Cut (images, outputs...) so that a piece's rows fit into scratch memory.
 
+    Args:
+        images: How many.
+        outputs: Size of the output.
+        row_bytes: Of one output position.
+        scratch: Bytes that a piece may take.
 
-def channels_first(x: np.ndarray) -> np.ndarray:
-    """View (N, ..., C) as (N, C, ...)."""
-    return x.transpose(0, x.ndim - 1, *range(1, x.ndim - 1))
-
-
-def padded(x: np.ndarray, padding: tuple[tuple[int, int], ...], fill: Any = 0) -> np.ndarray:
-    """Return channels-last ``x`` in contiguous memory with its border filled."""
-    if not any(b or a for b, a in padding):
-        return np.ascontiguousarray(x)
-    sizes = [s + b + a for s, (b, a) in zip(x.shape[1:-1], padding, strict=True)]
-    result = np.full((x.shape[0], *sizes, x.shape[-1]), fill, dtype=x.dtype)
-    result[
-        (slice(None), *(slice(b, b + s) for s, (b, _) in zip(x.shape[1:-1], padding, strict=True)))
-    ] = x
-    return result
-
-
-def windows(x: np.ndarray, geometry: Geometry, outputs: tuple[int, ...]) -> np.ndarray:
-    """View padded channels-last ``x`` as (N, outputs..., kernel..., C) without a copy."""
-    steps = x.strides[1:-1]
-    return as_strided(
-        x,
-        (x.shape[0], *outputs, *geometry.kernel, x.shape[-1]),
-        (
-            x.strides[0],
-            *(st * s for st, s in zip(steps, geometry.strides, strict=True)),
-            *(st * d for st, d in zip(steps, geometry.dilations, strict=True)),
-            x.strides[-1],
-        ),
-        writeable=False,
-    )
-
-
-def pieces(
-    images: int, outputs: tuple[int, ...], row_bytes: int, scratch: int
-) -> list[tuple[tuple[slice, ...], int]]:
-    """Cut (images, outputs...) so that a piece's rows of ``row_bytes`` fit into ``scratch``: indices and numbers of rows."""
+    Returns:
+        Indices into (images, outputs...) and the number of rows that each takes.
+    """
     lines, inner = outputs[0], math.prod(outputs[1:])
     per_image = max(1, lines * inner)
     whole = scratch // (per_image * row_bytes)
+    found: list[tuple[Index, int]] = []
     if whole >= 1:
-        return [
-            ((slice(n, min(n + whole, images)),), (min(n + whole, images) - n) * per_image)
-            for n in range(0, images, whole)
-        ]
+        for first in range(0, images, whole):
+            end = min(first + whole, images)
+            found.append(((slice(first, end),), (end - first) * per_image))
+        return found
     depth = max(1, scratch // max(1, inner * row_bytes))
-    return [
-        ((slice(n, n + 1), slice(r, min(r + depth, lines))), (min(r + depth, lines) - r) * inner)
-        for n in range(images)
-        for r in range(0, lines, depth)
-    ]
+    for image in range(images):
+        for first in range(0, lines, depth):
+            end = min(first + depth, lines)
+            index = (slice(image, image + 1), slice(first, end))
+            found.append((index, (end - first) * inner))
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,73 +67,86 @@ class Run:
         dtype: Type of the result; the input's where None.
     """
 
-    finish: Callable[[np.ndarray], object]
+    finish: Callable[[Array], object]
     scratch: int
     threads: int = 1
-    empty: Callable[..., np.ndarray] = np.empty
+    empty: Callable[..., Array] = np.empty
     dtype: Any = None
 
 
+def _framed(x: Array, geometry: Geometry) -> tuple[Array, Array, Lengths]:
+    """Return the padded channels-last input, its windows, and the output's size."""
+    spatial = x.shape[2:]
+    padding = geometry.padding(spatial)
+    outputs = geometry.outputs(spatial, padding)
+    source = padded(channels_last(x), padding)
+    return source, windows(source, geometry, outputs), outputs
+
+
+def _scratch_like(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    nbytes = math.prod(shape) * dtype.itemsize
+    return scratch(nbytes)[:nbytes].view(dtype).reshape(shape)
+
+
 def convolve(
-    x: np.ndarray,
+    x: Array,
     geometry: Geometry,
     channels: int,
     groups: int,
-    product: Callable[[np.ndarray, np.ndarray], object],
+    product: Callable[[Array, Array], object],
     how: Run,
-) -> np.ndarray:
+) -> Array:
     """Run a convolution piece by piece: im2col into this thread's scratch, product, finish.
 
     Args:
         x: (N, C, ...), float32 or float64.
         geometry: The windows.
         channels: Output channels.
-        groups: Groups; product gets (groups, rows, K) and (groups, rows, channels / groups) where this exceeds 1.
-        product: Writes the product of the rows, shape (rows, K), with the weight into its second argument.
+        groups: Groups; product gets (groups, rows, K) and (groups, rows, channels / groups) where
+            this exceeds 1.
+        product: Writes the product of the rows, shape (rows, K), with the weight into its second
+            argument.
         how: What else belongs to it.
 
     Returns:
         (N, channels, ...) as a view of channels-last memory.
     """
-    spatial = x.shape[2:]
-    padding = geometry.padding(spatial)
-    outputs = geometry.outputs(spatial, padding)
-    source = padded(channels_last(x), padding)
-    view = windows(source, geometry, outputs)
+    source, view, outputs = _framed(x, geometry)
     out = how.empty((x.shape[0], *outputs, channels), how.dtype or x.dtype)
     taps, width = math.prod(geometry.kernel), x.shape[1]
-    pointwise = taps == 1 and all(s == 1 for s in geometry.strides)
-    work = pieces(x.shape[0], outputs, max(1, taps * width * x.itemsize), how.scratch)
+    # A kernel of one position reads the input itself: nothing is to be copied.
+    is_pointwise = groups == 1 and taps == 1 and all(s == 1 for s in geometry.strides)
+    row_bytes = max(1, taps * width * x.itemsize)
+    work = pieces(x.shape[0], outputs, row_bytes, how.scratch)
 
-    def columns(index: tuple[slice, ...], rows: int) -> np.ndarray:
-        if pointwise and groups == 1:
+    def columns(index: Index, rows: int) -> Array:
+        if is_pointwise:
             return source[index].reshape(rows, width)
         part = view[index]
         if groups > 1:
             part = part.reshape(*part.shape[:-1], groups, width // groups)
             part = np.moveaxis(part, -2, 0)
-        buffer = scratch(part.size * x.itemsize)[: part.size * x.itemsize].view(x.dtype)
-        np.copyto(buffer.reshape(part.shape), part)
-        return buffer.reshape(
-            (rows, taps * width) if groups == 1 else (groups, rows, taps * width // groups)
-        )
+        buffer = _scratch_like(part.shape, x.dtype)
+        np.copyto(buffer, part)
+        if groups == 1:
+            return buffer.reshape(rows, taps * width)
+        return buffer.reshape(groups, rows, taps * width // groups)
 
     def run(i: int) -> None:
         index, rows = work[i]
         target = out[index].reshape(rows, channels)
-        split = (
-            target
-            if groups == 1
-            else target.reshape(rows, groups, channels // groups).transpose(1, 0, 2)
-        )
-        product(columns(index, rows), split)
+        if groups == 1:
+            product(columns(index, rows), target)
+        else:
+            split = target.reshape(rows, groups, channels // groups).transpose(1, 0, 2)
+            product(columns(index, rows), split)
         how.finish(target)
 
     spread(len(work), run, how.threads)
     return channels_first(out)
 
 
-def depthwise(x: np.ndarray, weight: np.ndarray, geometry: Geometry, how: Run) -> np.ndarray:
+def depthwise(x: Array, weight: Array, geometry: Geometry, how: Run) -> Array:
     """Convolve each channel by itself: shifted products, whole rows of (width, channel) at a time.
 
     Args:
@@ -222,29 +155,25 @@ def depthwise(x: np.ndarray, weight: np.ndarray, geometry: Geometry, how: Run) -
         geometry: The windows.
         how: What else belongs to it.
     """
-    spatial = x.shape[2:]
-    padding = geometry.padding(spatial)
-    outputs = geometry.outputs(spatial, padding)
-    source = padded(channels_last(x), padding)
-    view = windows(source, geometry, outputs)
+    _, view, outputs = _framed(x, geometry)
     n, width = len(outputs), x.shape[1]
     out = how.empty((x.shape[0], *outputs, width), x.dtype)
-    wide = np.broadcast_to(weight[..., None, :], (*geometry.kernel, outputs[-1], width)).astype(
-        x.dtype, copy=True
-    )
-    offsets = list(np.ndindex(*geometry.kernel))
-
+    # Each tap's channels repeated along the last spatial axis: a product then runs over whole rows.
+    repeated = np.broadcast_to(weight[..., None, :], (*geometry.kernel, outputs[-1], width))
+    wide = repeated.astype(x.dtype, copy=True)
+    first, *others = np.ndindex(*geometry.kernel)
+    # An eighth of the scratch: output, product and the windows' rows stay in the cache together.
     work = pieces(x.shape[0], outputs, width * x.itemsize, how.scratch // 8)
 
     def run(i: int) -> None:
         index, _ = work[i]
         piece = out[index]
-        product = scratch(piece.nbytes)[: piece.nbytes].view(x.dtype).reshape(piece.shape)
+        product = _scratch_like(piece.shape, x.dtype)
         everything = (*index, *(slice(None),) * (n + 1 - len(index)))
-        for step, offset in enumerate(offsets):
-            np.multiply(view[(*everything, *offset)], wide[offset], out=product if step else piece)
-            if step:
-                piece += product
+        np.multiply(view[(*everything, *first)], wide[first], out=piece)
+        for offset in others:
+            np.multiply(view[(*everything, *offset)], wide[offset], out=product)
+            piece += product
         how.finish(piece.reshape(-1, width))
 
     spread(len(work), run, how.threads)
@@ -253,41 +182,48 @@ def depthwise(x: np.ndarray, weight: np.ndarray, geometry: Geometry, how: Run) -
 
 @compiled("Conv", empty=True)
 def conv(build: Build) -> Kernel:
-    """Convolution with groups, strides, dilations, any padding, any number of spatial axes, an activation fused."""
+    """ONNX Conv, with an activation fused where the graph was optimised.
+
+    Groups, strides, dilations, any padding, any number of spatial axes.
+    """
     groups = build.get("group", 1)
     activation = build.get("activation", "")
     known = build.constant(1)
     panel = None if known is None else panel_of(known, groups)
 
-    def run(x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None, *, empty: Any) -> np.ndarray:
+    def run(x: Array, w: Array, b: Array | None = None, *, empty: Any) -> Array:
         geometry = Geometry.read(build, w.shape[2:])
 
-        def finish(y: np.ndarray) -> None:
+        def finish(y: Array) -> None:
             if b is not None:
                 y += b
             activate(y, activation)
 
         how = Run(finish, build.scratch, build.threads, empty)
         weight = panel if panel is not None else panel_of(w, groups)
-        if groups > 1 and groups == x.shape[1] and groups == w.shape[0]:
-            return depthwise(
-                x,
-                weight.reshape(groups, *geometry.kernel).transpose(*range(1, w.ndim - 1), 0),
-                geometry,
-                how,
-            )
-        return convolve(
-            x, geometry, w.shape[0], groups, lambda rows, out: np.matmul(rows, weight, out=out), how
-        )
+        if groups > 1 and groups == x.shape[1] == w.shape[0]:
+            by_channel = weight.reshape(groups, *geometry.kernel)
+            taps = by_channel.transpose(*range(1, w.ndim - 1), 0)
+            return depthwise(x, taps, geometry, how)
+
+        def product(rows: Array, out: Array) -> None:
+            np.matmul(rows, weight, out=out)
+
+        return convolve(x, geometry, w.shape[0], groups, product, how)
 
     return run
 
 
-def panel_of(w: np.ndarray, groups: int) -> np.ndarray:
+def panel_of(w: Array, groups: int) -> Array:
     """Lay a weight (O, C / g, kernel...) out as (kernel * C, O), or (g, kernel * C / g, O / g)."""
-    o, c = w.shape[:2]
-    last = w.transpose(*range(2, w.ndim), 1, 0).reshape(-1, c, o)
+    taps_first = w.transpose(*range(2, w.ndim), 1, 0)
+    return grouped_panel(taps_first, groups)
+
+
+def grouped_panel(w: Array, groups: int) -> Array:
+    """Lay a weight (kernel..., C / g, O) out as :func:`panel_of` does."""
+    per_group, channels = w.shape[-2:]
     if groups == 1:
-        return np.ascontiguousarray(last.reshape(-1, o))
-    split = last.reshape(-1, c, groups, o // groups).transpose(2, 0, 1, 3)
-    return np.ascontiguousarray(split.reshape(groups, -1, o // groups))
+        return np.ascontiguousarray(w.reshape(-1, channels))
+    split = w.reshape(-1, per_group, groups, channels // groups).transpose(2, 0, 1, 3)
+    return np.ascontiguousarray(split.reshape(groups, -1, channels // groups))

@@ -1,4 +1,4 @@
-"""Pooling."""
+"""Pooling. Source: the ONNX operator specification of each name."""
 
 from __future__ import annotations
 
@@ -7,130 +7,149 @@ from typing import Any
 
 import numpy as np
 
+from octavo.adapters.numpy.graph import Array
+from octavo.adapters.numpy.kernels.axes import along
 from octavo.adapters.numpy.kernels.registry import Build, Kernel, compiled, operator
 
-from .convolution import Geometry, channels_first, channels_last, padded, windows
+from .geometry import Geometry, Lengths, Padding, channels_first, channels_last, padded, windows
+
+
+def _spatial_axes(x: Array) -> tuple[int, ...]:
+    return tuple(range(2, x.ndim))
 
 
 @operator("GlobalAveragePool")
-def global_average_pool(x: np.ndarray) -> Any:
-    """Mean over the spatial axes."""
-    return x.mean(axis=tuple(range(2, x.ndim)), keepdims=True, dtype=x.dtype)
+def global_average_pool(x: Array) -> Any:
+    """ONNX GlobalAveragePool: mean over the spatial axes."""
+    return x.mean(axis=_spatial_axes(x), keepdims=True, dtype=x.dtype)
 
 
 @operator("GlobalMaxPool")
-def global_max_pool(x: np.ndarray) -> Any:
-    """Maximum over the spatial axes."""
-    return x.max(axis=tuple(range(2, x.ndim)), keepdims=True)
+def global_max_pool(x: Array) -> Any:
+    """ONNX GlobalMaxPool: maximum over the spatial axes."""
+    return x.max(axis=_spatial_axes(x), keepdims=True)
 
 
 @operator("GlobalLpPool")
-def global_lp_pool(x: np.ndarray, *, p: int = 2) -> Any:
-    """p-norm over the spatial axes."""
-    return (
-        np.linalg.norm(x.reshape(*x.shape[:2], -1), ord=p, axis=2)
-        .reshape(*x.shape[:2], *(1,) * (x.ndim - 2))
-        .astype(x.dtype, copy=False)
-    )
+def global_lp_pool(x: Array, *, p: int = 2) -> Any:
+    """ONNX GlobalLpPool: p-norm over the spatial axes."""
+    flat = x.reshape(*x.shape[:2], -1)
+    norm = np.linalg.norm(flat, ord=p, axis=2)
+    return norm.reshape(*norm.shape, *(1,) * (x.ndim - 2)).astype(x.dtype, copy=False)
 
 
-def _spread(
-    x: np.ndarray, geometry: Geometry, fill: Any
-) -> tuple[np.ndarray, tuple[int, ...], tuple[tuple[int, int], ...]]:
-    """Return the windows (N, outputs..., kernel..., C) of the padded input; ceil_mode pads behind as far as windows reach."""
+def _framed(x: Array, geometry: Geometry, fill: Any) -> tuple[Array, Lengths, Padding]:
+    """Return the windows (N, outputs..., kernel..., C) of the padded input, outputs, padding."""
     spatial = x.shape[2:]
     padding = geometry.padding(spatial)
     outputs = geometry.outputs(spatial, padding)
-    reach = tuple(
-        (before, max(after, (o - 1) * s + (k - 1) * d + 1 - size - before))
-        for (before, after), o, s, k, d, size in zip(
-            padding,
-            outputs,
-            geometry.strides,
-            geometry.kernel,
-            geometry.dilations,
-            spatial,
-            strict=True,
-        )
-    )
-    return windows(padded(channels_last(x), reach, fill), geometry, outputs), outputs, padding
+    reached = geometry.reached(spatial, padding, outputs)
+    source = padded(channels_last(x), reached, fill)
+    return windows(source, geometry, outputs), outputs, padding
+
+
+def _geometry(build: Build) -> Geometry:
+    return Geometry.read(build, tuple(build.get("kernel_shape", ())))
+
+
+def _window_axes(outputs: Lengths) -> tuple[int, ...]:
+    n = len(outputs)
+    return tuple(range(n + 1, 2 * n + 1))
 
 
 @compiled("AveragePool")
 def average_pool(build: Build) -> Kernel:
-    """Mean over windows; padding counts where ``count_include_pad`` is set."""
-    geometry = Geometry.read(build, tuple(build.get("kernel_shape", ())))
-    include = build.get("count_include_pad", 0)
+    """ONNX AveragePool: mean over windows; padding counts with ``count_include_pad``."""
+    geometry = _geometry(build)
+    include = bool(build.get("count_include_pad", 0))
 
-    def run(x: np.ndarray) -> np.ndarray:
-        view, outputs, padding = _spread(x, geometry, 0)
-        n = len(outputs)
-        sums = view.sum(axis=tuple(range(n + 1, 2 * n + 1)), dtype=x.dtype)
+    def run(x: Array) -> Array:
+        view, outputs, padding = _framed(x, geometry, 0)
+        sums = view.sum(axis=_window_axes(outputs), dtype=x.dtype)
         counts = np.ones(outputs, dtype=x.dtype)
-        for axis, (size, o, (before, after)) in enumerate(
-            zip(x.shape[2:], outputs, padding, strict=True)
-        ):
-            start = np.arange(o) * geometry.strides[axis]
-            taps = start[:, None] + np.arange(geometry.kernel[axis]) * geometry.dilations[axis]
-            low, high = (0, size + before + after) if include else (before, before + size)
-            valid = ((taps >= low) & (taps < high)).sum(axis=1)
-            counts *= valid.reshape([-1 if i == axis else 1 for i in range(n)]).astype(x.dtype)
+        for axis, counted in enumerate(_counted(geometry, x.shape[2:], padding, outputs, include)):
+            counts *= along(counted, axis, len(outputs)).astype(x.dtype)
         sums /= counts[..., None]
         return channels_first(sums)
 
     return run
 
 
+def _counted(
+    geometry: Geometry, spatial: Lengths, padding: Padding, outputs: Lengths, include: bool
+) -> list[Array]:
+    """Return per axis how many positions of each window count."""
+    found = []
+    for size, axis, count, (before, after) in zip(
+        spatial, geometry.axes(), outputs, padding, strict=True
+    ):
+        starts = np.arange(count) * axis.stride
+        taps = starts[:, None] + np.arange(axis.kernel) * axis.dilation
+        # What lies behind the padding, where ceil_mode reaches, never counts.
+        low, high = (0, size + before + after) if include else (before, before + size)
+        found.append(((taps >= low) & (taps < high)).sum(axis=1))
+    return found
+
+
 @compiled("LpPool")
 def lp_pool(build: Build) -> Kernel:
-    """p-norm over windows."""
-    geometry = Geometry.read(build, tuple(build.get("kernel_shape", ())))
+    """ONNX LpPool: p-norm over windows."""
+    geometry = _geometry(build)
     p = build.get("p", 2)
 
-    def run(x: np.ndarray) -> np.ndarray:
-        view, outputs, _ = _spread(np.abs(x) ** p, geometry, 0)
-        n = len(outputs)
-        return channels_first(view.sum(axis=tuple(range(n + 1, 2 * n + 1))) ** x.dtype.type(1 / p))
+    def run(x: Array) -> Array:
+        view, outputs, _ = _framed(np.abs(x) ** p, geometry, 0)
+        sums = view.sum(axis=_window_axes(outputs))
+        return channels_first(sums ** x.dtype.type(1 / p))
 
     return run
 
 
 @compiled("MaxPool")
 def max_pool(build: Build) -> Kernel:
-    """Maximum over windows, and where it stands in the flattened input if that is asked for."""
-    geometry = Geometry.read(build, tuple(build.get("kernel_shape", ())))
-    column_major = build.get("storage_order", 0)
-    wants_indices = len(build.node.outputs) > 1 and build.node.outputs[1]
+    """ONNX MaxPool: maximum over windows.
 
-    def run(x: np.ndarray) -> Any:
+    With a second output, where it stands in the flattened input.
+    """
+    geometry = _geometry(build)
+    order = "F" if build.get("storage_order", 0) else "C"
+    written = build.node.outputs
+    wants_indices = len(written) > 1 and bool(written[1])
+
+    def run(x: Array) -> Any:
         lowest = np.iinfo(x.dtype).min if x.dtype.kind in "iu" else -np.inf
-        view, outputs, padding = _spread(x, geometry, lowest)
-        n = len(outputs)
-        if not wants_indices:
-            everything: tuple[Any, ...] = (slice(None),) * (n + 1)
-            # Shifted maxima over whole rows; a reduction over the small window axes would be many times slower.
-            result = np.array(view[(*everything, *(0,) * n)])
-            for offset in list(np.ndindex(*geometry.kernel))[1:]:
-                np.maximum(result, view[(*everything, *offset)], out=result)
-            return channels_first(result)
-        flat = np.moveaxis(view, -1, 1).reshape(
-            x.shape[0], x.shape[1], *outputs, math.prod(geometry.kernel)
-        )
-        best = flat.argmax(axis=-1)
-        taps = np.unravel_index(best, geometry.kernel)
-        place = []
-        for axis in range(n):
-            start = (np.arange(outputs[axis]) * geometry.strides[axis] - padding[axis][0]).reshape(
-                [-1 if i == axis else 1 for i in range(n)]
-            )
-            place.append(start + taps[axis] * geometry.dilations[axis])
-        where = [np.clip(p, 0, s - 1) for p, s in zip(place, x.shape[2:], strict=True)]
-        within = np.ravel_multi_index(where, x.shape[2:], order="F" if column_major else "C")
-        plane = np.arange(x.shape[0] * x.shape[1]).reshape(
-            x.shape[0], x.shape[1], *(1,) * n
-        ) * math.prod(x.shape[2:])
-        return np.take_along_axis(flat, best[..., None], axis=-1)[..., 0], (within + plane).astype(
-            np.int64
-        )
+        view, outputs, padding = _framed(x, geometry, lowest)
+        if wants_indices:
+            return _maxima_and_indices(x, view, geometry, padding, order)
+        everything = (slice(None),) * (len(outputs) + 1)
+        # Shifted maxima over whole rows; a reduction over the small window axes would be many
+        # times slower.
+        first, *others = np.ndindex(*geometry.kernel)
+        result = np.array(view[(*everything, *first)])
+        for offset in others:
+            np.maximum(result, view[(*everything, *offset)], out=result)
+        return channels_first(result)
 
     return run
+
+
+def _maxima_and_indices(
+    x: Array, view: Array, geometry: Geometry, padding: Padding, order: Any
+) -> tuple[Array, Array]:
+    """Return the maxima of windows and their places in the flattened input, (N, C, outputs...)."""
+    spatial = x.shape[2:]
+    n = len(spatial)
+    outputs = view.shape[1 : n + 1]
+    flat = np.moveaxis(view, -1, 1).reshape(*x.shape[:2], *outputs, math.prod(geometry.kernel))
+    best = flat.argmax(axis=-1)
+    taps = np.unravel_index(best, geometry.kernel)
+    place = []
+    for i, axis in enumerate(geometry.axes()):
+        start = along(np.arange(outputs[i]) * axis.stride - padding[i][0], i, n)
+        # A window that holds nothing but padding has its maximum outside the input.
+        place.append(np.clip(start + taps[i] * axis.dilation, 0, spatial[i] - 1))
+    within = np.ravel_multi_index(tuple(place), spatial, order=order)
+    planes = np.arange(x.shape[0] * x.shape[1]).reshape(*x.shape[:2], *(1,) * n)
+    indices = (within + planes * math.prod(spatial)).astype(np.int64)
+    maxima = np.take_along_axis(flat, best[..., None], axis=-1)[..., 0]
+    return maxima, indices

@@ -1,42 +1,79 @@
-"""Resize and Upsample: each axis is a sparse matrix of a few taps per output position, applied by gathering."""
+"""Resize and Upsample, as sparse matrices applied by gathering.
+
+Each axis is a matrix of a few taps per output position. Source: the ONNX operator Resize.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from octavo.adapters.numpy.graph import Array
+from octavo.adapters.numpy.kernels.axes import along, integers
 from octavo.adapters.numpy.kernels.registry import operator
 
+_WHOLE = (0.0, 1.0)  # the region of interest that is all of an axis
 
-def _source(n_in: int, n_out: int, scale: float, mode: str, roi: tuple[float, float]) -> np.ndarray:
+
+@dataclass(frozen=True, slots=True)
+class _AxisPlan:
+    """One axis to resample.
+
+    Attributes:
+        axis: Which.
+        before: Its length.
+        after: Its length in the result.
+        scale: after / before, before rounding to whole positions.
+        region: Start and end of the region of interest, as shares of the axis.
+    """
+
+    axis: int
+    before: int
+    after: int
+    scale: float
+    region: tuple[float, float] = _WHOLE
+
+
+@dataclass(frozen=True, slots=True)
+class _Sampling:
+    """How one axis is resampled; the operator's attributes."""
+
+    mode: str
+    rounding: str
+    cubic_a: float
+    antialias: bool
+    exclude_outside: bool
+
+
+def _source(plan: _AxisPlan, coordinates: str) -> Array:
     """Return where each output position lies in the input, float64."""
+    n_in, n_out, scale = plan.before, plan.after, plan.scale
     x = np.arange(n_out, dtype=np.float64)
     length = scale * n_in  # not rounded to whole pixels
-    if mode == "align_corners":
+    if coordinates == "align_corners":
         return np.zeros(n_out) if n_out == 1 else x * (n_in - 1) / (length - 1)
-    if mode == "asymmetric":
+    if coordinates == "asymmetric":
         return x / scale
-    if mode == "tf_half_pixel_for_nn":
+    if coordinates == "tf_half_pixel_for_nn":
         return (x + 0.5) / scale
-    if mode == "tf_crop_and_resize":
-        start, end = roi
-        return (
-            start * (n_in - 1) + x * (end - start) * (n_in - 1) / (length - 1)
-            if n_out > 1
-            else np.full(1, 0.5 * (start + end) * (n_in - 1))
-        )
-    if mode == "pytorch_half_pixel":
-        return (x + 0.5) / scale - 0.5 if length > 1 else np.full(n_out, -0.5)
-    if mode == "half_pixel_symmetric":
+    if coordinates == "tf_crop_and_resize":
+        start, end = plan.region
+        if n_out == 1:
+            return np.full(1, 0.5 * (start + end) * (n_in - 1))
+        return start * (n_in - 1) + x * (end - start) * (n_in - 1) / (length - 1)
+    if coordinates == "pytorch_half_pixel" and length <= 1:
+        return np.full(n_out, -0.5)
+    if coordinates == "half_pixel_symmetric":
         adjustment = n_out / length
         return n_in / 2 * (1 - adjustment) + (x + 0.5) / scale - 0.5
     return (x + 0.5) / scale - 0.5
 
 
-_ROUND: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+_ROUND: dict[str, Callable[[Array], Array]] = {
     "round_prefer_floor": lambda x: np.ceil(x - 0.5),
     "round_prefer_ceil": lambda x: np.floor(x + 0.5),
     "floor": np.floor,
@@ -44,93 +81,103 @@ _ROUND: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def _cubic(d: np.ndarray, a: float) -> np.ndarray:
-    """Keys' cubic convolution kernel at distance d."""
-    d = np.abs(d)
+def _cubic(distance: Array, a: float) -> Array:
+    """Keys' cubic convolution kernel: Keys 1981, with his parameter a."""
+    d = np.abs(distance)
     near = ((a + 2) * d - (a + 3)) * d * d + 1
     far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
-    return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
+    beyond = np.where(d < 2, far, 0.0)
+    return np.where(d <= 1, near, beyond)
 
 
-def _linear(d: np.ndarray) -> np.ndarray:
-    return np.asarray(np.maximum(0.0, 1 - np.abs(d)))
+def _linear(distance: Array) -> Array:
+    return np.asarray(np.maximum(0.0, 1 - np.abs(distance)))
 
 
-def _taps(
-    x: np.ndarray, mode: str, scale: float, n_in: int, a: float, antialias: bool, exclude: bool
-) -> tuple[np.ndarray, np.ndarray]:
+def _taps(place: Array, plan: _AxisPlan, how: _Sampling) -> tuple[Array, Array]:
     """Return input indices and weights, each (outputs, taps)."""
-    stretch = min(scale, 1.0) if antialias else 1.0
-    reach = (1 if mode == "linear" else 2) / stretch
-    first = np.floor(x - reach).astype(np.int64) + 1
-    count = math.ceil(2 * reach) + (1 if antialias and stretch < 1 else 0)
+    # Where an axis shrinks, antialiasing widens the kernel by as much.
+    stretch = min(plan.scale, 1.0) if how.antialias else 1.0
+    is_stretched = stretch < 1
+    reach = (1 if how.mode == "linear" else 2) / stretch
+    first = np.floor(place - reach).astype(np.int64) + 1
+    count = math.ceil(2 * reach) + (1 if is_stretched else 0)
     index = first[:, None] + np.arange(count)
-    distance = (index - x[:, None]) * stretch
-    weight = _linear(distance) if mode == "linear" else _cubic(distance, a)
-    if exclude or (antialias and stretch < 1):
-        weight = np.where((index >= 0) & (index < n_in), weight, 0.0) if exclude else weight
+    distance = (index - place[:, None]) * stretch
+    weight = _linear(distance) if how.mode == "linear" else _cubic(distance, how.cubic_a)
+    if how.exclude_outside:
+        is_inside = (index >= 0) & (index < plan.before)
+        weight = np.where(is_inside, weight, 0.0)
+    if how.exclude_outside or is_stretched:
         weight = weight / weight.sum(axis=1, keepdims=True)
-    return np.clip(index, 0, n_in - 1), weight
+    return np.clip(index, 0, plan.before - 1), weight
 
 
-def _axis(x: np.ndarray, axis: int, index: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    shape = [-1 if i == axis else 1 for i in range(x.ndim)]
-    total: np.ndarray | None = None
+def _weighted(x: Array, axis: int, index: Array, weight: Array) -> Array:
+    """Return the weighted sum of an axis's taps."""
+    total: Array | None = None
     for tap in range(index.shape[1]):
-        part = np.take(x, index[:, tap], axis=axis) * weight[:, tap].reshape(shape)
+        part = np.take(x, index[:, tap], axis=axis) * along(weight[:, tap], axis, x.ndim)
         total = part if total is None else total + part
     assert total is not None
     return total
 
 
-@operator("Resize", since=11)
-def resize(
-    x: np.ndarray, roi: np.ndarray | None = None, scales: np.ndarray | None = None, sizes: np.ndarray | None = None,
-    *, mode: str = "nearest", coordinate_transformation_mode: str = "half_pixel", nearest_mode: str = "round_prefer_floor",
-    cubic_coeff_a: float = -0.75, exclude_outside: int = 0, extrapolation_value: float = 0.0, antialias: int = 0,
-    axes: tuple[int, ...] | None = None, keep_aspect_ratio_policy: str = "stretch",
-) -> Any:  # fmt: skip
-    """Resample along axes: nearest, linear or cubic."""
-    along = tuple(a % x.ndim for a in axes) if axes is not None else tuple(range(x.ndim))
-    if sizes is not None and sizes.size:
-        wanted = [int(s) for s in sizes]
-        ratios = [w / x.shape[a] for w, a in zip(wanted, along, strict=True)]
-        if keep_aspect_ratio_policy != "stretch":
-            ratio = (min if keep_aspect_ratio_policy == "not_larger" else max)(ratios)
-            ratios = [ratio] * len(along)
-            wanted = [math.floor(ratio * x.shape[a] + 0.5) for a in along]
-    else:
+def _resampled(x: Array, place: Array, plan: _AxisPlan, how: _Sampling) -> Array:
+    if how.mode != "nearest":
+        return _weighted(x, plan.axis, *_taps(place, plan, how))
+    nearest = np.clip(_ROUND[how.rounding](place), 0, plan.before - 1)
+    return np.asarray(np.take(x, nearest.astype(np.int64), axis=plan.axis))
+
+
+def _plans(
+    x: Array, axes: tuple[int, ...], scales: Array | None, sizes: Array | None, policy: str
+) -> list[_AxisPlan]:
+    """Return what becomes of each axis, from sizes where they are given, else from scales."""
+    lengths = [x.shape[axis] for axis in axes]
+    wanted = integers(sizes)
+    if not wanted:
         assert scales is not None
         ratios = [float(s) for s in scales]
-        wanted = [math.floor(x.shape[a] * s) for a, s in zip(along, ratios, strict=True)]
-    y = x.astype(np.float64) if mode != "nearest" else x
+        wanted = tuple(math.floor(n * s) for n, s in zip(lengths, ratios, strict=True))
+    else:
+        ratios = [w / n for w, n in zip(wanted, lengths, strict=True)]
+        if policy != "stretch":
+            ratio = min(ratios) if policy == "not_larger" else max(ratios)
+            ratios = [ratio] * len(axes)
+            wanted = tuple(math.floor(ratio * n + 0.5) for n in lengths)
+    return [_AxisPlan(*plan) for plan in zip(axes, lengths, wanted, ratios, strict=True)]
+
+
+@operator("Resize", since=11)
+def resize(
+    x: Array, roi: Array | None = None, scales: Array | None = None, sizes: Array | None = None,
+    *, mode: str = "nearest", coordinate_transformation_mode: str = "half_pixel",
+    nearest_mode: str = "round_prefer_floor", cubic_coeff_a: float = -0.75,
+    exclude_outside: int = 0, extrapolation_value: float = 0.0, antialias: int = 0,
+    axes: tuple[int, ...] | None = None, keep_aspect_ratio_policy: str = "stretch",
+) -> Any:  # fmt: skip
+    """ONNX Resize-11 and later: resample along axes, nearest, linear or cubic."""
+    coordinates = coordinate_transformation_mode
+    how = _Sampling(mode, nearest_mode, cubic_coeff_a, bool(antialias), bool(exclude_outside))
+    chosen = tuple(range(x.ndim)) if axes is None else tuple(a % x.ndim for a in axes)
+    plans = _plans(x, chosen, scales, sizes, keep_aspect_ratio_policy)
+    is_cropping = coordinates == "tf_crop_and_resize"
+    if is_cropping and roi is not None and roi.size:
+        # All starts, then all ends.
+        regions = np.asarray(roi, np.float64).reshape(2, -1).T
+        plans = [replace(p, region=tuple(r)) for p, r in zip(plans, regions, strict=True)]
+    y = x if mode == "nearest" else x.astype(np.float64)
     outside = np.zeros((), bool)
-    for i, (axis, n_out, ratio) in enumerate(zip(along, wanted, ratios, strict=True)):
-        n_in = x.shape[axis]
-        span = (
-            (float(roi[i]), float(roi[i + len(along)]))
-            if roi is not None and roi.size
-            else (0.0, 1.0)
-        )
-        cropping = coordinate_transformation_mode == "tf_crop_and_resize"
-        if n_in == n_out and ratio == 1.0 and not (cropping and span != (0.0, 1.0)):
+    for plan in plans:
+        is_same = plan.before == plan.after and plan.scale == 1.0
+        if is_same and plan.region == _WHOLE:
             continue
-        place = _source(n_in, n_out, ratio, coordinate_transformation_mode, span)
-        if mode == "nearest":
-            y = np.take(
-                y, np.clip(_ROUND[nearest_mode](place), 0, n_in - 1).astype(np.int64), axis=axis
-            )
-        else:
-            y = _axis(
-                y,
-                axis,
-                *_taps(
-                    place, mode, ratio, n_in, cubic_coeff_a, bool(antialias), bool(exclude_outside)
-                ),
-            )
-        if cropping:
-            beyond = (place < 0) | (place > n_in - 1)
-            outside = outside | beyond.reshape([-1 if j == axis else 1 for j in range(x.ndim)])
+        place = _source(plan, coordinates)
+        y = _resampled(y, place, plan, how)
+        if is_cropping:
+            beyond = (place < 0) | (place > plan.before - 1)
+            outside = outside | along(beyond, plan.axis, x.ndim)
     if outside.any():
         y = np.where(outside, y.dtype.type(extrapolation_value), y)
     if np.issubdtype(x.dtype, np.integer) and mode != "nearest":
@@ -140,8 +187,8 @@ def resize(
 
 
 @operator("Resize", since=10)
-def resize_10(x: np.ndarray, scales: np.ndarray, *, mode: str = "nearest") -> Any:
-    """Operator set 10: asymmetric coordinates, floor."""
+def resize_10(x: Array, scales: Array, *, mode: str = "nearest") -> Any:
+    """ONNX Resize-10: asymmetric coordinates, floor."""
     return resize(
         x,
         None,
@@ -153,6 +200,6 @@ def resize_10(x: np.ndarray, scales: np.ndarray, *, mode: str = "nearest") -> An
 
 
 @operator("Upsample")
-def upsample(x: np.ndarray, scales: np.ndarray, *, mode: str = "nearest") -> Any:
-    """The older name of Resize-10."""
+def upsample(x: Array, scales: Array, *, mode: str = "nearest") -> Any:
+    """ONNX Upsample: the older name of Resize-10."""
     return resize_10(x, scales, mode=mode)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from octavo.adapters.numpy.graph import Node
-from octavo.adapters.numpy.kernels.quantized.octavo_operators import dynamic_quantize, quantize
+from octavo.adapters.numpy.kernels.quantized.centred_codes import dynamic_quantize, quantize
 from octavo.adapters.numpy.kernels.registry import Build
 
 ARRAY = np.random.default_rng(0).normal(size=(4, 6, 5)).astype(np.float32)

@@ -1,0 +1,123 @@
+"""From floats to centred codes: this backend's own Quantize and DynamicQuantize."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from octavo.adapters.numpy.graph import Array
+from octavo.adapters.numpy.kernels.elementwise import empty_like
+from octavo.adapters.numpy.kernels.parallel import spread
+from octavo.adapters.numpy.kernels.registry import Build, Kernel, compiled
+from octavo.adapters.numpy.kernels.spatial.geometry import channels_last
+
+_CHUNK = 1 << 14  # elements of one piece of an element-wise pass
+_CHUNKS = 16  # pieces that a thread takes at a time
+_TINY = np.finfo(np.float32).tiny
+
+
+def _quantize_rows(x: Array, y: Array, scale: Any, low: Any, high: Any, threads: int) -> None:
+    """Y = clip(round(x / scale), low, high), in pieces that stay in the cache.
+
+    Scale and bounds are those of the array, or one for each row.
+    """
+    rows = x.shape[0]
+    step = max(1, _CHUNK // max(1, x.shape[1]))
+    share = _CHUNKS * step
+    by_row = np.ndim(scale) > 0
+
+    def work(i: int) -> None:
+        for start in range(i * share, min((i + 1) * share, rows), step):
+            part = slice(start, min(start + step, rows))
+            s, a, b = (scale[part], low[part], high[part]) if by_row else (scale, low, high)
+            piece = np.divide(x[part], s, out=y[part])
+            np.rint(piece, out=piece)
+            np.clip(piece, a, b, out=piece)
+
+    spread(-(-rows // share) if rows else 0, work, threads)
+
+
+def _flat(x: Array) -> Array:
+    """View as a matrix in memory order: any rows will do where one scale is used."""
+    if x.flags.c_contiguous:
+        return x.reshape(-1, x.shape[-1]) if x.ndim > 1 else x.reshape(1, -1)
+    last = channels_last(x) if x.ndim > 2 else x
+    return last.reshape(-1, last.shape[-1])
+
+
+def _settled(x: Array, rows: bool = False) -> Array:
+    """Return float32 that :func:`_flat` can view as a matrix (with ``rows``, row by row).
+
+    As it lies, or copied in order. A reshape of any other layout would be a copy, and codes written
+    into that would be lost.
+    """
+    x = np.asarray(x, np.float32)
+    if x.flags.c_contiguous:
+        return x
+    if not rows and x.ndim > 2 and channels_last(x).flags.c_contiguous:
+        return x
+    return np.ascontiguousarray(x)
+
+
+@compiled("octavo.Quantize", empty=True)
+def quantize(build: Build) -> Kernel:
+    """Static: (x, scale, zero point) -> centred codes.
+
+    These are clip(round(x / scale), low - zero_point, high - zero_point).
+    """
+    low, high = build.get("low", 0), build.get("high", 255)
+
+    def run(x: Array, scale: Array, zero_point: Array, *, empty: Any) -> Array:
+        x = _settled(x)
+        y = empty_like(empty, x.shape, np.float32, x)
+        zero = int(zero_point)
+        bottom, top = np.float32(low - zero), np.float32(high - zero)
+        _quantize_rows(_flat(x), _flat(y), scale, bottom, top, build.threads)
+        return y
+
+    return run
+
+
+@compiled("octavo.DynamicQuantize", empty=True)
+def dynamic_quantize(build: Build) -> Kernel:
+    """X -> (centred codes, scale): the range is the array's own.
+
+    With granularity ``token`` it is each row's. Source: the ONNX operator DynamicQuantizeLinear,
+    with either symmetry and any integer range.
+    """
+    low, high = build.get("low", 0), build.get("high", 255)
+    symmetric = bool(build.get("symmetric", 0))
+    rows = build.get("granularity", "tensor") == "token"
+    middle = 0 if low < 0 else (low + high + 1) // 2
+    bottom, top = np.float32(low), np.float32(high)
+
+    def parameters(x: Array) -> tuple[Any, Any]:
+        """Return scale and zero point of the range of x, zero included."""
+        axis = -1 if rows else None
+        least = np.minimum(x.min(axis=axis, keepdims=rows), np.float32(0))
+        most = np.maximum(x.max(axis=axis, keepdims=rows), np.float32(0))
+        if symmetric:
+            scale = np.maximum(-least, most) / np.float32(high - middle)
+        else:
+            scale = (most - least) / np.float32(high - low)
+        # Of a range of nothing any scale will do.
+        scale = np.where(scale < _TINY, np.float32(1), scale)
+        if symmetric:
+            return scale, np.full_like(scale, middle)
+        return scale, np.clip(np.rint(bottom - least / scale), low, high)
+
+    def run(x: Array, *, empty: Any) -> tuple[Array, Array]:
+        x = _settled(x, rows)
+        scale, zero = parameters(x)
+        least, most = bottom - zero, top - zero
+        y = empty_like(empty, x.shape, np.float32, x)
+        if rows:
+            flat = x.reshape(-1, x.shape[-1])
+            s, a, b = (v.reshape(-1, 1) for v in (scale, least, most))
+            _quantize_rows(flat, y.reshape(flat.shape), s, a, b, build.threads)
+        else:
+            _quantize_rows(_flat(x), _flat(y), scale, least, most, build.threads)
+        return y, scale
+
+    return run
