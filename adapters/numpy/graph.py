@@ -1,4 +1,7 @@
-"""The graph of NumPy operations: nodes, initializers and attributes in ONNX terms. A value; passes return a new one."""
+"""The graph of NumPy operations: nodes, initializers and attributes in ONNX terms.
+
+A graph is a value; passes return a new one.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,8 @@ class Node:
     """One operation.
 
     Attributes:
-        op: The ONNX operator's name (``Conv``), or one of this backend's own (``octavo.QuantizedConv``).
+        op: The ONNX operator's name (``Conv``), or one of this backend's own
+            (``octavo.QuantizedConv``).
         inputs: Value names; '' where an optional input is left out.
         outputs: Value names; '' where an optional output is not wanted.
         name: Unique in its graph; what recipes refer to.
@@ -43,6 +47,18 @@ class Node:
         """Return a copy with some fields changed."""
         return replace(self, **changes)
 
+    def get(self, attribute: str, default: Any) -> Any:
+        """Return an attribute."""
+        return self.attributes.get(attribute, default)
+
+    def input(self, index: int) -> str:
+        """Return the name of an input, '' where it is left out."""
+        return self.inputs[index] if index < len(self.inputs) else ""
+
+    def bodies(self) -> tuple[Graph, ...]:
+        """Return the graphs among the attributes."""
+        return tuple(a for a in self.attributes.values() if isinstance(a, Graph))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Graph:
@@ -54,11 +70,12 @@ class Graph:
         inputs: In call order.
         outputs: Value names.
         opset: Version of the ONNX operator set whose semantics the nodes follow.
-        origins: Folded constant -> the weights that it was computed from; what coverage counts in its place.
+        origins: Folded constant -> the weights that it was computed from; what coverage counts in
+            its place.
     """
 
     nodes: tuple[Node, ...]
-    initializers: Mapping[str, np.ndarray]
+    initializers: Mapping[str, Array]
     inputs: tuple[InputInfo, ...]
     outputs: tuple[str, ...]
     opset: int = OPSET
@@ -67,6 +84,23 @@ class Graph:
     def with_(self, **changes: Any) -> Graph:
         """Return a copy with some fields changed."""
         return replace(self, **changes)
+
+    def replaced(
+        self, changed: Mapping[str, Node | None], constants: Mapping[str, Array] | None = None
+    ) -> Graph:
+        """Return a copy with some nodes replaced.
+
+        Args:
+            changed: Name of a node -> what stands in its place; None takes it out.
+            constants: Initializers that are new or changed.
+        """
+        nodes = []
+        for old in self.nodes:
+            node = changed.get(old.name, old)
+            if node is not None:
+                nodes.append(node)
+        initializers = {**self.initializers, **(constants or {})}
+        return self.with_(nodes=tuple(nodes), initializers=initializers)
 
     def check(self) -> Graph:
         """Return self if names are unique and each value is written before it is read.
@@ -80,45 +114,51 @@ class Graph:
             if node.name in names:
                 raise ModelError(f"two nodes are called {node.name!r}; give each its own name")
             names.add(node.name)
-            for value in self.reads(node):
-                if value not in known:
-                    raise ModelError(
-                        f"node {node.name!r} ({node.op}) reads value {value!r}, which nothing before it writes{nearest(value, known)}"
-                    )
-            twice = [v for v in node.outputs if v and v in known]
-            if twice:
-                raise ModelError(
-                    f"node {node.name!r} ({node.op}) writes value {twice[0]!r}, which is written already; a value is written once"
-                )
+            self._check_node(node, known)
             known.update(v for v in node.outputs if v)
-        missing = [v for v in self.outputs if v not in known]
-        if missing:
-            raise ModelError(
-                f"the graph's output {missing[0]!r} is written by no node{nearest(missing[0], known)}"
-            )
+        for value in self.outputs:
+            if value not in known:
+                raise ModelError(
+                    f"the graph's output {value!r} is written by no node{nearest(value, known)}"
+                )
         return self
+
+    def _check_node(self, node: Node, known: set[str]) -> None:
+        """Refuse a node that reads what is not known yet, or writes what is."""
+        where = f"node {node.name!r} ({node.op})"
+        for value in self.reads(node):
+            if value not in known:
+                raise ModelError(
+                    f"{where} reads value {value!r}, which nothing before it writes"
+                    f"{nearest(value, known)}"
+                )
+        for value in node.outputs:
+            if value and value in known:
+                raise ModelError(
+                    f"{where} writes value {value!r}, which is written already; "
+                    "a value is written once"
+                )
 
     @staticmethod
     def reads(node: Node) -> Iterator[str]:
-        """Yield the names of the values that a node reads, those that its bodies take from outside included."""
+        """Yield the values that a node reads, those that its bodies take from outside included."""
         yield from (v for v in node.inputs if v)
-        for attribute in node.attributes.values():
-            if isinstance(attribute, Graph):
-                yield from attribute.captured()
+        for body in node.bodies():
+            yield from body.captured()
 
     def captured(self) -> tuple[str, ...]:
         """Return the values that this body reads from the graph around it."""
-        own = (
-            {i.name for i in self.inputs}
-            | set(self.initializers)
-            | {v for n in self.nodes for v in n.outputs}
-        )
-        wanted = dict.fromkeys(v for n in self.nodes for v in self.reads(n))
+        own = {i.name for i in self.inputs} | set(self.initializers)
+        # A dict keeps the order of first use.
+        wanted: dict[str, None] = {}
+        for node in self.nodes:
+            own.update(node.outputs)
+            wanted.update(dict.fromkeys(self.reads(node)))
         wanted.update(dict.fromkeys(self.outputs))
         return tuple(v for v in wanted if v and v not in own)
 
     def consumers(self) -> dict[str, list[Node]]:
-        """Return the nodes that read each value; an output of the graph counts as read by nobody."""
+        """Return the nodes that read each value; the graph's outputs count as read by nobody."""
         found: dict[str, list[Node]] = {}
         for node in self.nodes:
             for value in dict.fromkeys(self.reads(node)):
@@ -130,37 +170,35 @@ class Graph:
         return {v: node for node in self.nodes for v in node.outputs if v}
 
     def fingerprint(self) -> str:
-        """Return a content digest of structure and weights, 16 hex digits, the same in any process."""
+        """Return a digest of structure and weights, 16 hex digits, the same in any process."""
         digest = hashlib.sha256()
         for node in self.nodes:
-            table = {k: _digestible(v) for k, v in sorted(node.attributes.items())}
-            digest.update(
-                json.dumps(
-                    [node.op, node.inputs, node.outputs, node.name, table], sort_keys=True
-                ).encode()
-            )
+            attributes = {k: _digestible(v) for k, v in sorted(node.attributes.items())}
+            row = [node.op, node.inputs, node.outputs, node.name, attributes]
+            digest.update(json.dumps(row, sort_keys=True).encode())
         for name in sorted(self.initializers):
             array = np.ascontiguousarray(self.initializers[name])
             digest.update(f"{name} {array.dtype} {array.shape}".encode())
-            digest.update(
-                array.view(np.uint8).data if array.ndim and array.size else array.tobytes()
-            )
-        digest.update(
-            json.dumps([[i.name for i in self.inputs], list(self.outputs), self.opset]).encode()
-        )
+            # The memory itself where it can be viewed as bytes; tobytes() is a copy.
+            is_viewable = array.ndim and array.size
+            digest.update(array.view(np.uint8).data if is_viewable else array.tobytes())
+        ends = [[i.name for i in self.inputs], list(self.outputs), self.opset]
+        digest.update(json.dumps(ends).encode())
         return digest.hexdigest()[:16]
 
 
 def _digestible(value: Any) -> Any:
+    """Return an attribute as JSON takes it."""
     if isinstance(value, Graph):
         return value.fingerprint()
     if isinstance(value, np.ndarray):
-        return [
-            str(value.dtype),
-            list(value.shape),
-            hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest(),
-        ]
+        content = hashlib.sha256(np.ascontiguousarray(value).tobytes())
+        return [str(value.dtype), list(value.shape), content.hexdigest()]
     return list(value) if isinstance(value, tuple) else value
+
+
+_PARAMETERS = {"Gemm": ("weight", "bias"), "Conv": ("weight", "bias"), "MatMul": ("weight", "bias")}
+"""Operator -> what its arrays are called, from the second input on; others' are numbered."""
 
 
 class Builder:
@@ -177,7 +215,7 @@ class Builder:
     def __init__(self, opset: int = OPSET) -> None:
         self._opset = opset
         self._nodes: list[Node] = []
-        self._initializers: dict[str, np.ndarray] = {}
+        self._initializers: dict[str, Array] = {}
         self._inputs: list[InputInfo] = []
         self._count = itertools.count()
 
@@ -203,20 +241,18 @@ class Builder:
             The output's name, or a tuple of names where ``outputs`` is more than one.
         """
         name = name or f"{op.lower()}_{next(self._count)}"
-        kinds = ("weight", "bias") if op in ("Gemm", "Conv", "MatMul") else ()
+        kinds = ("0", *_PARAMETERS.get(op, ()))
         read = []
         for i, value in enumerate(inputs):
             if value is None or isinstance(value, str):
                 read.append(value or "")
             else:
-                read.append(
-                    self.constant(
-                        value, f"{name}.{kinds[i - 1]}" if 0 < i <= len(kinds) else f"{name}.{i}"
-                    )
-                )
-        written = (
-            (f"{name}_out",) if outputs == 1 else tuple(f"{name}_out{i}" for i in range(outputs))
-        )
+                kind = kinds[i] if i < len(kinds) else str(i)
+                read.append(self.constant(value, f"{name}.{kind}"))
+        if outputs == 1:
+            written: tuple[str, ...] = (f"{name}_out",)
+        else:
+            written = tuple(f"{name}_out{i}" for i in range(outputs))
         plain = {k: tuple(v) if isinstance(v, list) else v for k, v in attributes.items()}
         self._nodes.append(Node(op, tuple(read), written, name, plain))
         return written[0] if outputs == 1 else written
@@ -232,13 +268,8 @@ class Builder:
         Raises:
             ModelError: If a value is read that nothing writes.
         """
-        return Graph(
-            tuple(self._nodes),
-            dict(self._initializers),
-            tuple(self._inputs),
-            tuple(outputs),
-            self._opset,
-        ).check()
+        nodes, inputs = tuple(self._nodes), tuple(self._inputs)
+        return Graph(nodes, dict(self._initializers), inputs, outputs, self._opset).check()
 
 
 def unique(name: str, taken: Iterable[str]) -> str:
@@ -246,4 +277,5 @@ def unique(name: str, taken: Iterable[str]) -> str:
     known = set(taken)
     if name not in known:
         return name
-    return next(f"{name}_{i}" for i in itertools.count(1) if f"{name}_{i}" not in known)
+    numbered = (f"{name}_{i}" for i in itertools.count(1))
+    return next(n for n in numbered if n not in known)

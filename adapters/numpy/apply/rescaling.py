@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
-from octavo.adapters.numpy.describe.ops import channel_axis, channels_of
-from octavo.adapters.numpy.graph import Graph, Node, unique
+from octavo.adapters.numpy.describe.groups import channels_of
+from octavo.adapters.numpy.describe.weights import channel_axis
+from octavo.adapters.numpy.graph import Array, Graph, Node, unique
 from octavo.core.numerics.channels import ChannelMap, Factors, channel_maps, is_online
 from octavo.core.values.graph import Group
 
 
 def rescaled(graph: Graph, groups: Iterable[Group], factors: Mapping[str, Factors]) -> Graph:
-    """Change what the members of groups read, in their producer or by nodes before them, and the members' weights.
+    """Change what the members of groups read, and the members' weights with it.
+
+    The value is changed in its producer, or by nodes before the members.
 
     Args:
-        graph: After :func:`.passes.optimised`, or rescaled before.
+        graph: As :func:`.prepare.rewrites.optimised` returns it, or rescaled before.
         groups: Of the model as it was opened.
         factors: Group name -> factors.
 
@@ -30,7 +34,7 @@ def rescaled(graph: Graph, groups: Iterable[Group], factors: Mapping[str, Factor
     for group, change in channel_maps(groups, factors):
         already = editor.nodes[group.members[0]].inputs[0] != group.value
         if is_online(group, change, already=already):
-            editor.insert(group, change)
+            _Insertion(editor, group).insert(change)
         else:
             editor.write(editor.nodes[group.producer], group, change)
         for member in group.members:
@@ -39,11 +43,14 @@ def rescaled(graph: Graph, groups: Iterable[Group], factors: Mapping[str, Factor
 
 
 class _Editor:
+    """A graph whose weights are changed, and nodes inserted."""
+
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
         self.nodes = {n.name: n for n in graph.nodes}
+        # Value -> the nodes that come behind its producer; '' for the beginning.
         self._inserted: dict[str, list[Node]] = {}
-        self._changed: dict[str, np.ndarray] = {}
+        self._changed: dict[str, Array] = {}
 
     def graph(self) -> Graph:
         """Return the changed graph."""
@@ -51,24 +58,30 @@ class _Editor:
         for old in self._graph.nodes:
             node = self.nodes[old.name]
             # A new node object: kernels are kept by node, and its own would hold the old weights.
-            nodes.append(node.with_() if set(self._changed) & set(node.inputs) else node)
+            reads_changed = not self._changed.keys().isdisjoint(node.inputs)
+            nodes.append(node.with_() if reads_changed else node)
             for value in old.outputs:
                 nodes += self._inserted.get(value, ())
-        return self._graph.with_(
-            nodes=tuple(nodes), initializers={**self._graph.initializers, **self._changed}
-        )
+        initializers = {**self._graph.initializers, **self._changed}
+        return self._graph.with_(nodes=tuple(nodes), initializers=initializers)
 
-    def _array(self, name: str) -> np.ndarray:
-        return self._changed.get(name, self._graph.initializers.get(name))  # type: ignore[return-value]
+    def array(self, name: str) -> Array:
+        """Return a constant as it is now."""
+        changed = self._changed.get(name)
+        return self._graph.initializers[name] if changed is None else changed
 
-    def _bias(self, node: Node) -> np.ndarray | None:
-        return self._array(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] else None
+    def set_array(self, name: str, array: Array) -> None:
+        """Add a constant, or change one."""
+        self._changed[name] = array
 
-    def _set_bias(self, node: Node, bias: np.ndarray, dtype: np.dtype) -> None:
+    def _bias(self, node: Node) -> Array | None:
+        name = node.input(2)
+        return self.array(name) if name else None
+
+    def _set_bias(self, node: Node, bias: Array, dtype: np.dtype) -> None:
         """Give a node a bias; one that has none gains one."""
-        if len(node.inputs) > 2 and node.inputs[2]:
-            name = node.inputs[2]
-        else:
+        name = node.input(2)
+        if not name:
             name = unique(f"{node.name}.bias", (*self._graph.initializers, *self._changed))
             self.nodes[node.name] = node.with_(inputs=(*node.inputs[:2], name))
         self._changed[name] = bias.astype(dtype)
@@ -77,91 +90,110 @@ class _Editor:
         """Let a producer write the changed value."""
         assert channels_of(self._graph, node) == group.channels
         name, bias = node.inputs[1], self._bias(node)
-        old = self._array(name)
-        axis = channel_axis(node) if node.op in ("Conv", "Gemm") else 0
+        old = self.array(name)
         if node.op == "Gemm":
-            matrix, moved = change.writer(old if axis == 0 else old.T, bias)
-            new = matrix if axis == 0 else matrix.T
+            channels_first = channel_axis(node) == 0
+            matrix, moved = change.writer(old if channels_first else old.T, bias)
+            new = matrix if channels_first else matrix.T
         else:  # a norm's gain or a convolution, whose rows are divided; neither is rotated
             assert change.rotation is None
             moved = None if bias is None else change.apply(bias)
-            new = (
-                old
-                if change.scale is None
-                else old / np.asarray(change.scale).reshape(-1, *(1,) * (old.ndim - 1))
-            )
-        self._changed[name] = np.ascontiguousarray(new).astype(old.dtype)
+            new = old
+            if change.scale is not None:
+                new = old / np.asarray(change.scale).reshape(-1, *(1,) * (old.ndim - 1))
+        self.set_array(name, np.ascontiguousarray(new).astype(old.dtype))
         if moved is not None:
             self._set_bias(node, moved, old.dtype)
 
     def read(self, node: Node, change: ChannelMap) -> None:
         """Let a member's weight read the changed value."""
         name = node.inputs[1]
-        old = self._array(name)
+        old = self.array(name)
         if node.op == "Conv":
-            new = np.asarray(change.grouped_reader(old, node.attributes.get("group", 1)))
-            self._changed[name] = new.astype(old.dtype)
+            new = np.asarray(change.grouped_reader(old, node.get("group", 1)))
+            self.set_array(name, new.astype(old.dtype))
             return
-        axis = channel_axis(node)
-        matrix = old if axis == 0 else old.T
+        channels_first = channel_axis(node) == 0
+        matrix = old if channels_first else old.T
         bias = change.reader_bias(matrix, self._bias(node))
         new = change.reader(matrix)
-        self._changed[name] = np.ascontiguousarray(new if axis == 0 else new.T).astype(old.dtype)
+        moved = new if channels_first else new.T
+        self.set_array(name, np.ascontiguousarray(moved).astype(old.dtype))
         if bias is not None and change.shift is not None:
             self._set_bias(node, bias, old.dtype)
 
-    def insert(self, group: Group, change: ChannelMap) -> None:
-        """Change a value by nodes of its own, for the members alone."""
-        first = self.nodes[group.members[0]]
-        value, dtype = first.inputs[0], self._array(first.inputs[1]).dtype
-        steps = change.steps(group.channels, np.empty(0, np.float32))
-        nodes = self._inserted.setdefault(self._place(value), [])
-        taken = {
-            *self._graph.initializers,
-            *self._changed,
-            *self.nodes,
-            *(v for n in self._all() for v in n.outputs),
-        }
-        count = 0
-
-        def step(op: str, *inputs: str | np.ndarray) -> str:
-            nonlocal count
-            count += 1
-            name = unique(f"{group.value}.{op.lower()}{count}", taken)
-            read = []
-            for i, given in enumerate(inputs):
-                held = given if isinstance(given, str) else f"{name}.{i}"
-                if not isinstance(given, str):
-                    self._changed[held] = given
-                read.append(held)
-            nodes.append(Node(op, tuple(read), (name,), name))
-            taken.add(name)
-            return name
-
-        y = value
-        if steps.shift is not None:
-            y = step("Sub", y, np.asarray(steps.shift).astype(dtype))
-        if steps.factor is not None:
-            y = step("Mul", y, np.asarray(steps.factor).astype(dtype))
-        if steps.left is not None:
-            left, right = (np.asarray(m).astype(dtype) for m in (steps.left, steps.right))
-            shape = step("Shape", y)
-            y = step("MatMul", step("Reshape", y, np.asarray([-1, len(right)], np.int64)), right)
-            if len(left) > 1:
-                y = step(
-                    "MatMul",
-                    left,
-                    step("Reshape", y, np.asarray([-1, len(left), len(right)], np.int64)),
-                )
-            y = step("Reshape", y, shape)
-        for member in group.members:
-            node = self.nodes[member]
-            self.nodes[member] = node.with_(inputs=(y, *node.inputs[1:]))
-
-    def _all(self) -> list[Node]:
-        return [*self.nodes.values(), *(n for nodes in self._inserted.values() for n in nodes)]
-
-    def _place(self, value: str) -> str:
-        """Return the value of the graph's own nodes behind which nodes that read ``value`` are inserted; '' for the beginning."""
+    def behind(self, value: str) -> list[Node]:
+        """Return the list of nodes that are inserted behind the producer of a value."""
         own = {v for n in self._graph.nodes for v in n.outputs}
-        return value if value in own else ""
+        # What nodes inserted before write, and inputs, have no producer of the graph's own.
+        return self._inserted.setdefault(value if value in own else "", [])
+
+    def names(self) -> set[str]:
+        """Return every name that is taken."""
+        taken = {*self._graph.initializers, *self._changed, *self.nodes}
+        for node in self.nodes.values():
+            taken.update(node.outputs)
+        for nodes in self._inserted.values():
+            for node in nodes:
+                taken.update(node.outputs)
+        return taken
+
+
+class _Insertion:
+    """Nodes that change a group's value for its members alone."""
+
+    def __init__(self, editor: _Editor, group: Group) -> None:
+        self._editor = editor
+        self._group = group
+        first = editor.nodes[group.members[0]]
+        self._value = first.inputs[0]
+        self._dtype = editor.array(first.inputs[1]).dtype
+        self._nodes = editor.behind(self._value)
+        self._taken = editor.names()
+        self._count = 0
+
+    def insert(self, change: ChannelMap) -> None:
+        """Insert the steps of a change, and let the members read what they write."""
+        steps = change.steps(self._group.channels, np.empty(0, np.float32))
+        y = self._value
+        if steps.shift is not None:
+            y = self._node("Sub", y, self._of_model(steps.shift))
+        if steps.factor is not None:
+            y = self._node("Mul", y, self._of_model(steps.factor))
+        if steps.left is not None:
+            y = self._rotated(y, self._of_model(steps.left), self._of_model(steps.right))
+        nodes = self._editor.nodes
+        for member in self._group.members:
+            node = nodes[member]
+            nodes[member] = node.with_(inputs=(y, *node.inputs[1:]))
+
+    def _of_model(self, array: Any) -> Array:
+        """Return an array in the type of the members' weights."""
+        return np.asarray(array).astype(self._dtype)
+
+    def _rotated(self, y: str, left: Array, right: Array) -> str:
+        """Multiply by a Kronecker product of two matrices: along columns, then along rows."""
+        rows, columns = len(left), len(right)
+        shape = self._node("Shape", y)
+        flat = self._node("Reshape", y, np.asarray([-1, columns], np.int64))
+        y = self._node("MatMul", flat, right)
+        if rows > 1:
+            matrices = self._node("Reshape", y, np.asarray([-1, rows, columns], np.int64))
+            y = self._node("MatMul", left, matrices)
+        return self._node("Reshape", y, shape)
+
+    def _node(self, op: str, *inputs: str | Array) -> str:
+        """Add a node and return its value; arrays become constants."""
+        self._count += 1
+        name = unique(f"{self._group.value}.{op.lower()}{self._count}", self._taken)
+        read = []
+        for i, given in enumerate(inputs):
+            if isinstance(given, str):
+                read.append(given)
+            else:
+                constant = f"{name}.{i}"
+                self._editor.set_array(constant, given)
+                read.append(constant)
+        self._nodes.append(Node(op, tuple(read), (name,), name))
+        self._taken.add(name)
+        return name

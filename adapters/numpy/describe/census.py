@@ -1,9 +1,10 @@
-"""The weights of a graph, counted in its constants: what stands in bodies of If, Loop and Scan included."""
+"""Every floating constant that the outputs depend on: what coverage is counted against."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
 from octavo.adapters.numpy.graph import Graph, Node
 from octavo.core.values.coverage import counts
@@ -18,48 +19,66 @@ _BIAS = {"Gemm": 2, "Conv": 2, "ConvTranspose": 2, "LSTM": 3, "GRU": 3, "RNN": 3
 """Operator -> the input that is added to a product, and is no weight of one."""
 
 
+class _Read(NamedTuple):
+    """A constant, and who reads it.
+
+    Attributes:
+        place: The bodies that it stands in, ``node/`` for each; '' outside.
+        owner: The graph that holds it.
+        node: Who reads it; None for an output of the model.
+        name: Its name.
+    """
+
+    place: str
+    owner: Graph
+    node: Node | None
+    name: str
+
+
 def census(graph: Graph) -> tuple[HeldWeight, ...]:
-    """Return every floating constant of two or more dimensions that the outputs depend on, once.
+    """Return the floating constants of two or more dimensions that the outputs depend on, once.
 
     Args:
-        graph: After :func:`.passes.optimised`.
+        graph: As :func:`.prepare.rewrites.optimised` returns it.
 
     Returns:
-        In execution order, each with the reason why no integer kernel takes it where no op claims it. What a body holds
-        is named ``node/name``.
+        In execution order, each with the reason why no integer kernel takes it where no op claims
+        it. What a body holds is named ``node/name``.
     """
     found: dict[str, HeldWeight] = {}
-    for place, owner, node, name in _reads(graph, ""):
-        for weight in _counted(owner, node, name):
-            key = f"{place}{weight.name}"
-            found.setdefault(key, replace(weight, name=key, reason=_reason(place, node, name)))
+    for read in _reads(graph, ""):
+        for weight in _counted(read):
+            name = f"{read.place}{weight.name}"
+            found.setdefault(name, replace(weight, name=name, reason=_why_float(read)))
     return tuple(found.values())
 
 
-def _counted(owner: Graph, node: Node | None, name: str) -> tuple[HeldWeight, ...]:
+def _counted(read: _Read) -> tuple[HeldWeight, ...]:
     """Return the weights that a constant stands for: itself, or what it was folded from.
 
-    What was computed from no weight (a mask, a table of positions) is one only where a product reads it.
+    What was computed from no weight (a mask, a table of positions) is one only where a product
+    reads it.
     """
-    array, known = owner.initializers[name], owner.origins.get(name)
-    own = HeldWeight(name, tuple(array.shape), str(array.dtype))
-    if known or not counts(own.shape, own.dtype):
-        return known or ()
-    return (own,) if known is None or (node is not None and node.op in _PRODUCTS) else ()
+    array = read.owner.initializers[read.name]
+    origins = read.owner.origins.get(read.name)
+    own = HeldWeight(read.name, tuple(array.shape), str(array.dtype))
+    if origins or not counts(own.shape, own.dtype):
+        return origins or ()
+    is_multiplied = read.node is not None and read.node.op in _PRODUCTS
+    return (own,) if origins is None or is_multiplied else ()
 
 
-def _reads(graph: Graph, place: str) -> Iterator[tuple[str, Graph, Node | None, str]]:
-    """Yield (place, the graph that holds it, who reads it, name) for the constants that a graph's outputs depend on."""
+def _reads(graph: Graph, place: str) -> Iterator[_Read]:
+    """Yield the constants that a graph's outputs depend on, in execution order."""
     for node in _needed(graph):
         for name in dict.fromkeys(graph.reads(node)):
             if name in graph.initializers:
-                yield place, graph, node, name
-        for attribute in node.attributes.values():
-            if isinstance(attribute, Graph):
-                yield from _reads(attribute, f"{place}{node.name}/")
+                yield _Read(place, graph, node, name)
+        for body in node.bodies():
+            yield from _reads(body, f"{place}{node.name}/")
     for name in graph.outputs:
         if name in graph.initializers:
-            yield place, graph, None, name
+            yield _Read(place, graph, None, name)
 
 
 def _needed(graph: Graph) -> list[Node]:
@@ -73,12 +92,14 @@ def _needed(graph: Graph) -> list[Node]:
     return needed[::-1]
 
 
-def _reason(place: str, node: Node | None, name: str) -> str:
+def _why_float(read: _Read) -> str:
+    """Return why no integer kernel takes a constant."""
+    node = read.node
     if node is None:
         return "it is an output of the model as it is"
     bias = _BIAS.get(node.op)
-    if bias is not None and len(node.inputs) > bias and node.inputs[bias] == name:
+    if bias is not None and node.input(bias) == read.name:
         return "a bias stays float"
-    if place:
-        return f"it stands in the body of {place.rstrip('/')!r}, which stays float"
+    if read.place:
+        return f"it stands in the body of {read.place.rstrip('/')!r}, which stays float"
     return f"the NumPy backend has no integer kernel for {node.op} with a constant"

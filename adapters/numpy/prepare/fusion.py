@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,128 +15,158 @@ class _Finder:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.consumers = graph.consumers()
-        self.producers = graph.producers()
+        self._consumers = graph.consumers()
+        self._producers = graph.producers()
 
     def scalar(self, name: str) -> float | None:
-        """Return a constant of one element, or None."""
+        """Return a floating constant of one element, or None."""
         array = self.graph.initializers.get(name)
-        return (
-            None
-            if array is None or array.size != 1 or array.dtype.kind != "f"
-            else float(array.reshape(()))
-        )
+        if array is None or array.size != 1 or array.dtype.kind != "f":
+            return None
+        return float(array.reshape(()))
 
-    def only_reader(self, value: str) -> Node | None:
-        """Return the one node that reads a value, if it does not leave the graph."""
-        readers = self.consumers.get(value, [])
-        return readers[0] if len(readers) == 1 and value not in self.graph.outputs else None
+    def producer(self, value: str, op: str) -> Node | None:
+        """Return the node that writes a value, if it is one of that operator."""
+        node = self._producers.get(value)
+        return node if node is not None and node.op == op else None
+
+    def only_reader(self, value: str, op: str = "") -> Node | None:
+        """Return the one node that reads a value, if the value does not leave the graph.
+
+        With ``op``, only if it is one of that operator.
+        """
+        readers = self._consumers.get(value, [])
+        if len(readers) != 1 or value in self.graph.outputs:
+            return None
+        return readers[0] if not op or readers[0].op == op else None
 
     def scaled(self, value: str) -> tuple[str, float]:
         """Return (x, c) where ``value`` is x * c for a constant c; (value, 1) where it is not."""
-        node = self.producers.get(value)
-        if node is not None and node.op in ("Mul", "Div"):
-            for i in (0, 1) if node.op == "Mul" else (1,):
-                c = self.scalar(node.inputs[i])
-                if c is not None:
-                    return node.inputs[1 - i], c if node.op == "Mul" else 1 / c
+        product = self.producer(value, "Mul")
+        if product is not None:
+            for i in (0, 1):
+                factor = self.scalar(product.inputs[i])
+                if factor is not None:
+                    return product.inputs[1 - i], factor
+        quotient = self.producer(value, "Div")
+        if quotient is not None:
+            divisor = self.scalar(quotient.inputs[1])
+            if divisor is not None:
+                return quotient.inputs[0], 1 / divisor
         return value, 1.0
 
-    def other(self, node: Node, value: str) -> str:
-        """Return the other input of a binary node."""
-        return node.inputs[1] if node.inputs[0] == value else node.inputs[0]
+
+def _other(node: Node, value: str) -> str:
+    """Return the other input of a binary node."""
+    return node.inputs[1] if node.inputs[0] == value else node.inputs[0]
 
 
 def _near(a: float, b: float) -> bool:
+    # Exporters write these constants in float32 or half precision, or as quotients.
     return math.isclose(a, b, rel_tol=1e-5)
-
-
-def _rewritten(graph: Graph, changed: Mapping[str, Node]) -> Graph:
-    return (
-        graph.with_(nodes=tuple(changed.get(n.name, n) for n in graph.nodes)) if changed else graph
-    )
 
 
 def fuse_gelu(graph: Graph) -> Graph:
     """x (1 + erf(x / sqrt(2))) / 2, in either order of its factors, becomes Gelu."""
     find = _Finder(graph)
-    changed: dict[str, Node] = {}
+    changed: dict[str, Node | None] = {}
     for node in graph.nodes:
         if node.op != "Erf":
             continue
         x, factor = find.scaled(node.inputs[0])
-        add = find.only_reader(node.outputs[0])
-        if (
-            not _near(factor, math.sqrt(0.5))
-            or add is None
-            or add.op != "Add"
-            or find.scalar(find.other(add, node.outputs[0])) != 1.0
-        ):
-            continue
-        product = find.only_reader(add.outputs[0])
-        if product is None or product.op != "Mul":
-            continue
-        other, share = find.scaled(find.other(product, add.outputs[0]))
-        last = product
-        if other == x and _near(share, 1.0):
-            half = find.only_reader(product.outputs[0])
-            if (
-                half is None
-                or half.op != "Mul"
-                or find.scalar(find.other(half, product.outputs[0])) != 0.5
-            ):
-                continue
-            last = half
-        elif other != x or not _near(share, 0.5):
-            continue
-        changed[last.name] = last.with_(op="Gelu", inputs=(x,), attributes={})
-    return _rewritten(graph, changed)
+        last = _end_of_gelu(find, node, x) if _near(factor, math.sqrt(0.5)) else None
+        if last is not None:
+            changed[last.name] = last.with_(op="Gelu", inputs=(x,), attributes={})
+    return graph.replaced(changed)
+
+
+def _end_of_gelu(find: _Finder, erf: Node, x: str) -> Node | None:
+    """Return the last node of a GELU of ``x`` whose error function is ``erf``, or None."""
+    add = find.only_reader(erf.outputs[0], "Add")
+    if add is None or find.scalar(_other(add, erf.outputs[0])) != 1.0:
+        return None
+    product = find.only_reader(add.outputs[0], "Mul")
+    if product is None:
+        return None
+    factor, share = find.scaled(_other(product, add.outputs[0]))
+    if factor != x:
+        return None
+    if _near(share, 0.5):
+        return product
+    if not _near(share, 1.0):
+        return None
+    # The half comes after the product.
+    half = find.only_reader(product.outputs[0], "Mul")
+    if half is None or find.scalar(_other(half, product.outputs[0])) != 0.5:
+        return None
+    return half
+
+
+class _Attention(NamedTuple):
+    """softmax(scale Q K^T + mask) V.
+
+    Attributes:
+        end: The node that writes it.
+        inputs: Q, K^T, V and the mask, '' where there is none.
+        scale: Of the products.
+    """
+
+    end: Node
+    inputs: tuple[str, str, str, str]
+    scale: float
 
 
 def fuse_attention(graph: Graph) -> Graph:
-    """softmax(scale Q K^T + mask) V becomes one node, which never holds more than one sample's scores."""
+    """softmax(scale Q K^T + mask) V becomes one node.
+
+    That never holds more than one sample's scores.
+    """
+    # Softmax before operator set 13 goes over all trailing axes.
+    if graph.opset < 13:
+        return graph
     find = _Finder(graph)
-    changed: dict[str, Node] = {}
+    changed: dict[str, Node | None] = {}
     for node in graph.nodes:
-        if node.op != "Softmax" or node.attributes.get("axis", -1) not in (-1, 3):
-            continue
-        product = find.only_reader(node.outputs[0])
-        if (
-            product is None
-            or product.op != "MatMul"
-            or product.inputs[0] != node.outputs[0]
-            or graph.opset < 13
-        ):
-            continue
-        value, mask = node.inputs[0], ""
-        before = find.producers.get(value)
-        if before is not None and before.op == "Add" and find.only_reader(value) is node:
-            for i in (0, 1):
-                inner, scale = find.scaled(before.inputs[i])
-                source = find.producers.get(inner)
-                if source is not None and source.op == "MatMul":
-                    value, mask = before.inputs[i], before.inputs[1 - i]
-                    break
-        inner, scale = find.scaled(value)
-        scores = find.producers.get(inner)
-        if (
-            scores is None
-            or scores.op != "MatMul"
-            or find.only_reader(inner) is None
-            or find.only_reader(value) is None
-        ):
-            continue
-        if any(v in graph.initializers for v in (*scores.inputs, product.inputs[1])) or (
-            mask and not _plain_mask(graph, mask)
-        ):
-            continue
-        inputs = (*scores.inputs, product.inputs[1], mask)
-        changed[product.name] = product.with_(
-            op="octavo.Attention", inputs=inputs, attributes={"scale": scale}
-        )
-    return _rewritten(graph, changed)
+        found = _attention_of(find, node) if node.op == "Softmax" else None
+        if found is not None:
+            attributes = {"scale": found.scale}
+            changed[found.end.name] = found.end.with_(
+                op="octavo.Attention", inputs=found.inputs, attributes=attributes
+            )
+    return graph.replaced(changed)
 
 
-def _plain_mask(graph: Graph, mask: str) -> bool:
-    array = graph.initializers.get(mask)
-    return array is None or array.dtype == np.float32
+def _attention_of(find: _Finder, softmax: Node) -> _Attention | None:
+    """Return the attention around a softmax, or None."""
+    weights = softmax.outputs[0]
+    end = find.only_reader(weights, "MatMul")
+    is_last_axis = softmax.get("axis", -1) in (-1, 3)
+    if not is_last_axis or end is None or end.inputs[0] != weights:
+        return None
+    value, mask = _without_mask(find, softmax)
+    inner, scale = find.scaled(value)
+    scores = find.producer(inner, "MatMul")
+    if scores is None or not find.only_reader(inner) or not find.only_reader(value):
+        return None
+    q, k = scores.inputs
+    v = end.inputs[1]
+    # A product with a constant is a linear layer.
+    constants = find.graph.initializers
+    if q in constants or k in constants or v in constants:
+        return None
+    if mask in constants and constants[mask].dtype != np.float32:
+        return None
+    return _Attention(end, (q, k, v, mask), scale)
+
+
+def _without_mask(find: _Finder, softmax: Node) -> tuple[str, str]:
+    """Return (scores, mask) of what goes into a softmax; mask '' where there is none."""
+    value = softmax.inputs[0]
+    add = find.producer(value, "Add")
+    if add is None or find.only_reader(value) is not softmax:
+        return value, ""
+    for i in (0, 1):
+        inner, _ = find.scaled(add.inputs[i])
+        if find.producer(inner, "MatMul") is not None:
+            return add.inputs[i], add.inputs[1 - i]
+    return value, ""
