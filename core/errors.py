@@ -37,7 +37,8 @@ class PluginError(OctavoError):
 
 
 class AdapterFault(PluginError, UserWarning):
-    """A backend contradicts itself. The model may be right all the same, so a run warns of it; octavo's tests fail."""
+    """A backend contradicts itself. The model may be right all the same, so a run warns of it;
+    octavo's tests fail."""
 
 
 class ModelError(OctavoError, ValueError):
@@ -69,7 +70,8 @@ class DeviceError(OctavoError, RuntimeError):
 
 
 class StoreError(OctavoError, RuntimeError):
-    """A history is corrupt, busy, read-only, too new or of another run; or a result cannot be written."""
+    """A history is corrupt, busy, read-only, too new or of another run; or a result cannot be
+    written."""
 
 
 class TrialTimeout(OctavoError, TimeoutError):
@@ -109,8 +111,9 @@ def shown(value: Any) -> str:
 def raised_as(family: type[OctavoError], what: str, remedy: str = "") -> Iterator[None]:
     """Raise whatever the block raises as one of octavo's own errors, the first one as its cause.
 
-    For the places where something from outside is read: parsers of damaged or hostile files, and frameworks that are
-    given odd models, raise more kinds than can be listed. Octavo's own errors pass as they are.
+    For the places where something from outside is read: parsers of damaged or hostile files, and
+    frameworks that are given odd models, raise more kinds than can be listed. Octavo's own errors
+    pass as they are.
 
     Args:
         family: Which error to raise.

@@ -1,4 +1,5 @@
-"""Where modules were before they had rooms: the import paths that earlier documentation names keep working.
+"""Where modules were before they had rooms: the import paths that earlier documentation names keep
+working.
 
 New code imports from :mod:`octavo.plugin`, or from a module's own room.
 """
@@ -50,7 +51,8 @@ ROOMS = {
 
 
 class _Alias(Loader):
-    """Gives out a module of another name: both names are one module, so its classes are the same."""
+    """Gives out a module of another name: both names are one module, so its classes are
+    the same."""
 
     def __init__(self, target: str) -> None:
         self._target = target
@@ -70,7 +72,8 @@ class _Alias(Loader):
 
 
 def room(name: str) -> str:
-    """Return today's path of a module below ``octavo.core`` that is asked for by an earlier one; '' if it never moved."""
+    """Return today's path of a module below ``octavo.core`` that is asked for by an earlier one; ''
+    if it never moved."""
     inside = ""
     path = name
     while path not in ROOMS:
@@ -101,8 +104,8 @@ class _Moved(MetaPathFinder):
 def keep_earlier_paths() -> None:
     """Make the earlier paths importable; asked again, it changes nothing.
 
-    The finder goes first: behind the others, a module inside a package that moved would be found in the package's
-    folder and run a second time, under the earlier name.
+    The finder goes first: behind the others, a module inside a package that moved would be found in
+    the package's folder and run a second time, under the earlier name.
     """
     if not any(isinstance(finder, _Moved) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Moved())

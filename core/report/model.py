@@ -68,9 +68,12 @@ class ReportData:
         baseline: The float model.
         best: The best trial; None if none completed.
         trials: All trials after the baseline.
-        confirmed: The best model's scores after it was saved and loaded again; empty where that was turned off.
-        holdout: (float model's, best model's) scores on data that the search never saw; None where none was held out.
-        certificate: How sure the goal is on new data, in one line; empty where that was not asked for.
+        confirmed: The best model's scores after it was saved and loaded again; empty where that was
+            turned off.
+        holdout: (float model's, best model's) scores on data that the search never saw; None where
+            none was held out.
+        certificate: How sure the goal is on new data, in one line; empty where that was not asked
+            for.
         pareto: Numbers of the trials that no other trial beats in everything.
         ops: The best model, op by op.
         notes: Remarks of the backends and of the space.
@@ -78,7 +81,8 @@ class ReportData:
         settings: Setting -> value, for the record.
         versions: Package -> version.
         created: When, in UTC, ISO 8601.
-        coverage: Which weights of the best model are quantized; empty for results of versions that did not count.
+        coverage: Which weights of the best model are quantized; empty for results of versions that
+            did not count.
     """
 
     title: str
@@ -105,7 +109,8 @@ class ReportData:
 
     @property
     def kept_float(self) -> bool:
-        """True if the result is the float model, because nothing that reaches the goal is a gain."""
+        """True if the result is the float model, because nothing that reaches the goal
+        is a gain."""
         return self.goal_met and self.best is None
 
     @property
@@ -122,10 +127,11 @@ class ReportData:
         for op in self.ops:
             if op.is_float:
                 groups.setdefault((op.type, op.why_float), []).append(op)
-        rows = [
-            (kind, why, tuple(o.name for o in ops), sum(o.parameters for o in ops))
-            for (kind, why), ops in groups.items()
-        ]
+        rows = []
+        for (kind, why), ops in groups.items():
+            names = tuple(op.name for op in ops)
+            parameters = sum(op.parameters for op in ops)
+            rows.append((kind, why, names, parameters))
         return tuple(sorted(rows, key=lambda row: (-row[3], row[0])))
 
     @cached_property
@@ -137,26 +143,23 @@ class ReportData:
             key = (op.applied, "" if op.is_float else op.line.realization)
             count[key] += 1
             size[key] += op.parameters
-        return tuple(
-            (s, r, n, size[s, r])
-            for (s, r), n in sorted(count.items(), key=lambda kv: (-size[kv[0]], kv[0]))
-        )
+        largest_first = sorted(count, key=lambda key: (-size[key], key))
+        return tuple((*key, count[key], size[key]) for key in largest_first)
 
     @property
     def scores(self) -> tuple[tuple[str, float, float | None], ...]:
-        """Rows (what, float model's score, best model's score): the search's, after a reload, on data held out."""
+        """Rows (what, float model's score, best model's score): the search's, after a reload, on
+        data held out."""
+        own = self.baseline.metrics
         best = self.best.metrics if self.best is not None else {}
-        rows = [(name, value, best.get(name)) for name, value in self.baseline.metrics.items()]
-        rows += [
-            (f"{n}, saved and loaded again", self.baseline.metrics[n], v)
-            for n, v in self.confirmed.items()
-            if n in self.baseline.metrics
-        ]
+        rows = [(name, value, best.get(name)) for name, value in own.items()]
+        for name, value in self.confirmed.items():
+            if name in own:
+                rows.append((f"{name}, saved and loaded again", own[name], value))
         if self.holdout is not None:
-            rows += [
-                (f"{n}, on data held out", v, self.holdout[1].get(n))
-                for n, v in self.holdout[0].items()
-            ]
+            own_held_out, best_held_out = self.holdout
+            for name, value in own_held_out.items():
+                rows.append((f"{name}, on data held out", value, best_held_out.get(name)))
         return tuple(rows)
 
     @property
@@ -169,15 +172,18 @@ def report_data(facts: Mapping[str, Any], title: str = "Quantization report") ->
     """Gather what a report tells.
 
     Args:
-        facts: What ``Result.facts()`` returns, or the manifest of a saved result (``octavo.core.tuning.result.read_manifest``).
+        facts: What ``Result.facts()`` returns, or the manifest of a saved result
+            (``octavo.core.tuning.result.read_manifest``).
         title: Heading.
 
     Raises:
-        ConfigError: If the manifest is one of a model that was quantized without a search, or is damaged.
+        ConfigError: If the manifest is one of a model that was quantized without a search, or is
+            damaged.
     """
     if "trials" not in facts:
         raise ConfigError(
-            "this result holds no trials: it was quantized without a search, and there is nothing to report"
+            "this result holds no trials: it was quantized without a search, and there is nothing "
+            "to report"
         )
     with raised_as(ConfigError, "the record of this result is damaged", "save the result again"):
         return _gathered(checked(_Facts, facts, "the record of this result is damaged"), title)
@@ -212,11 +218,13 @@ def _gathered(facts: _Facts, title: str) -> ReportData:
     trials = tuple(Trial.from_json(t) for t in facts.trials)
     accuracy = dict(facts.config.get("accuracy", {}))
     metric = str(accuracy.get("metric") or next(iter(baseline.metrics)))
-    own = accuracy.get("metrics", {}).get(metric, {}).get("higher_is_better")
-    higher = (accuracy.get("higher_is_better") if own is None else own) is not False
+    higher = _is_higher_better(accuracy, metric)
     scores = None
     if facts.holdout:
         scores = _scores(facts.holdout["baseline"]), _scores(facts.holdout["best"])
+    settings = _flat(facts.config)
+    if facts.storage:
+        settings["history"] = facts.storage
     return ReportData(
         title=title,
         goal_met=facts.goal_met,
@@ -235,11 +243,18 @@ def _gathered(facts: _Facts, title: str) -> ReportData:
         ops=_ops(facts.ops, best),
         notes=facts.notes,
         command=facts.command,
-        settings=_flat(facts.config) | ({"history": facts.storage} if facts.storage else {}),
+        settings=settings,
         versions=facts.environment,
         created=facts.made,
         coverage=Coverage.from_json(facts.coverage),
     )
+
+
+def _is_higher_better(accuracy: Mapping[str, Any], metric: str) -> bool:
+    """Return the direction of a metric: its own setting, else the criterion's, else upwards."""
+    own = accuracy.get("metrics", {}).get(metric, {}).get("higher_is_better")
+    said = accuracy.get("higher_is_better") if own is None else own
+    return said is not False
 
 
 def _scores(table: Mapping[str, Any]) -> dict[str, float]:
@@ -250,35 +265,34 @@ def _certificate(found: Mapping[str, Any] | None) -> str:
     if not found:
         return ""
     said = "Certified" if found["holds"] else "Not certified"
-    return f"{said}: {found['reason']}" + (f" ({found['method']})" if found["samples"] else "")
+    method = f" ({found['method']})" if found["samples"] else ""
+    return f"{said}: {found['reason']}{method}"
 
 
 def _ops(table: Mapping[str, Sequence[Any]], best: Trial) -> tuple[OpLine, ...]:
     """Every op of the model in its order; those the recipe does not name run in float."""
     names = table or {name: ["", 0, ""] for name in best.ledger}
-    return tuple(
-        OpLine(
-            name,
-            str(kind),
-            int(parameters),
-            best.ledger.get(name) or Applied(best.recipe[name], FLOAT, "kernel", str(why)),
-        )
-        for name, (kind, parameters, why) in names.items()
-    )
+    lines = []
+    for name, (kind, parameters, why) in names.items():
+        in_float = Applied(best.recipe[name], FLOAT, "kernel", str(why))
+        line = best.ledger.get(name) or in_float
+        lines.append(OpLine(name, str(kind), int(parameters), line))
+    return tuple(lines)
 
 
 def _bound(accuracy: Mapping[str, Any], metric: str, baseline: Trial, higher: bool) -> float | None:
-    """The least (greatest) passing score of the tolerance criterion; None for other criteria, and for weighted means."""
-    if (
-        accuracy.get("kind", "tolerance") != "tolerance"
-        or accuracy.get("combine") == "weighted"
-        or metric not in baseline.metrics
-    ):
+    """The least (greatest) passing score of the tolerance criterion; None for other criteria, and
+    for weighted means."""
+    is_tolerance = accuracy.get("kind", "tolerance") == "tolerance"
+    is_weighted = accuracy.get("combine") == "weighted"
+    if not is_tolerance or is_weighted or metric not in baseline.metrics:
         return None
-    own = {k: v for k, v in accuracy.get("metrics", {}).get(metric, {}).items() if v is not None}
-    settings = {"tolerance": 0.01, "mode": "relative", **accuracy, **own}
+    own = accuracy.get("metrics", {}).get(metric, {})
+    said = {name: value for name, value in own.items() if value is not None}
+    settings = {"tolerance": 0.01, "mode": "relative", **accuracy, **said}
     value = baseline.metrics[metric]
-    allowed = float(settings["tolerance"]) * (abs(value) if settings["mode"] == "relative" else 1.0)
+    unit = abs(value) if settings["mode"] == "relative" else 1.0
+    allowed = float(settings["tolerance"]) * unit
     return value - allowed if higher else value + allowed
 
 
@@ -289,7 +303,6 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         if isinstance(value, Mapping) and value:
             rows |= _flat(value, f"{prefix}{key}.")
         else:
-            rows[f"{prefix}{key}"] = (
-                ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-            )
+            items = value if isinstance(value, (list, tuple)) else [value]
+            rows[f"{prefix}{key}"] = ", ".join(map(str, items))
     return rows

@@ -32,7 +32,8 @@ def render(data: ReportData) -> str:
 
 
 def _drawn(data: ReportData, jinja2: Any, markup: Any) -> str:
-    from . import charts
+    from . import charts, drawing
+    from .trade_off import trade_off
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("octavo.core.report", "."),
@@ -49,19 +50,22 @@ def _drawn(data: ReportData, jinja2: Any, markup: Any) -> str:
         score=text.score,
         bits=text.bits,
     )
-    objectives = tuple(
-        dict.fromkeys(name for t in (data.baseline, *data.trials) for name in t.objectives)
-    )
-    horizontal = "latency" if "latency" in objectives else (objectives[0] if objectives else "")
+    trials = (data.baseline, *data.trials)
+    objectives = tuple(dict.fromkeys(name for t in trials for name in t.objectives))
     drawn: dict[str, Any] = {
-        "trade_off": markup(charts.trade_off(data, horizontal)) if horizontal else "",
+        "trade_off": markup(trade_off(data, _horizontal(objectives))) if objectives else "",
         "search": markup(charts.search(data)),
         "layers": markup(charts.layers(data.ops)),
     }
     page: str = environment.get_template("page.html.j2").render(
-        run=data, charts=drawn, objectives=objectives, light=charts.LIGHT
+        run=data, charts=drawn, objectives=objectives, light=drawing.LIGHT
     )
     return page
+
+
+def _horizontal(objectives: tuple[str, ...]) -> str:
+    """Return the objective that the trade-off is drawn against: time, where it was measured."""
+    return "latency" if "latency" in objectives else objectives[0]
 
 
 def write(data: ReportData, path: str | Path) -> Path:

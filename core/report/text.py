@@ -15,7 +15,8 @@ def size(number: float) -> str:
 
 
 def measured(measurement: Measurement | None, spread: bool = False) -> str:
-    """Return a measurement with its unit, and its quartiles if asked for: ``1.52 ms [1.49, 1.60]``."""
+    """Return a measurement with its unit, and its quartiles if asked for: ``1.52 ms
+    [1.49, 1.60]``."""
     if measurement is None:
         return "-"
     m = measurement
@@ -27,20 +28,24 @@ def measured(measurement: Measurement | None, spread: bool = False) -> str:
 
 def relative(measurement: Measurement | None) -> str:
     """Return a measurement with its share of the float model's: ``1.52 ms (0.25)``."""
-    share = (
-        "" if measurement is None or measurement.ratio is None else f" ({measurement.ratio:.2f})"
-    )
-    return measured(measurement) + share
+    shown = measured(measurement)
+    if measurement is None or measurement.ratio is None:
+        return shown
+    return f"{shown} ({measurement.ratio:.2f})"
 
 
 def ratio(measurement: Measurement | None) -> str:
     """Return the ratio to the float model, or a dash."""
-    return "-" if measurement is None or measurement.ratio is None else f"{measurement.ratio:.3g}"
+    if measurement is None or measurement.ratio is None:
+        return "-"
+    return f"{measurement.ratio:.3g}"
 
 
 def score(trial: Trial | None, metric: str) -> str:
     """Return a trial's score, or a dash."""
-    return "-" if trial is None or metric not in trial.metrics else f"{trial.metrics[metric]:.5g}"
+    if trial is None or metric not in trial.metrics:
+        return "-"
+    return f"{trial.metrics[metric]:.5g}"
 
 
 def bits(trial: Trial) -> str:
@@ -49,7 +54,10 @@ def bits(trial: Trial) -> str:
     for line in trial.ledger.values():
         mode = "carrying codes" if line.carries_codes else line.applied.mode
         count[mode] = count.get(mode, 0) + 1
-    order = sorted(
-        count, key=lambda mode: (mode in ("float", "carrying codes"), -count[mode], mode)
-    )
-    return ", ".join(f"{count[mode]} {mode.replace('_', '-')}" for mode in order)
+
+    def place(mode: str) -> tuple[bool, int, str]:
+        not_quantized = mode in ("float", "carrying codes")
+        return not_quantized, -count[mode], mode
+
+    told = [f"{count[mode]} {mode.replace('_', '-')}" for mode in sorted(count, key=place)]
+    return ", ".join(told)

@@ -1,13 +1,14 @@
-"""What authors of plugins import: everything for a backend, strategy, calibrator, algorithm, transform, objective,
-criterion or exporter, from one place.
+"""What authors of plugins import: everything for a backend, strategy, calibrator, algorithm,
+transform, objective, criterion or exporter, from one place.
 
 ```python
 from octavo.plugin import Calibrator, Part, PartConfig, hookimpl
 ```
 
-These names stay where they are when octavo's own modules move. No framework is imported; what only tests need
-(:class:`AdapterConformance`, :class:`StrategyConformance` and their cases, :func:`simulate`) is imported when it is
-first used, since it needs pytest. ``docs/plugins.md`` shows a whole plugin.
+These names stay where they are when octavo's own modules move. No framework is imported; what only
+tests need (:class:`AdapterConformance`, :class:`StrategyConformance` and their cases,
+:func:`simulate`) is imported when it is first used, since it needs pytest. ``docs/plugins.md``
+shows a whole plugin.
 """
 
 from __future__ import annotations

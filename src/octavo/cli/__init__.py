@@ -1,7 +1,7 @@
 """The command line: one module per command, each a thin face over the library.
 
-Exit codes: 0 done (and the goal reached), 1 an error in the run, 2 wrong usage or settings, 3 the goal was not reached,
-130 interrupted (the best so far is saved).
+Exit codes: 0 done (and the goal reached), 1 an error in the run, 2 wrong usage or settings, 3 the
+goal was not reached, 130 interrupted (the best so far is saved).
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from .console import fail, warn
 
 app = typer.Typer(
     name="octavo",
-    help="Find the smallest, fastest quantized version of a model that is still good enough, and prove it.",
+    help="Find the smallest, fastest quantized version of a model that is still good enough, and "
+    "prove it.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -38,7 +38,8 @@ def capabilities(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List, per op type, the schemes that run here, the one to try first first, and whether a low-precision kernel runs them."""
+    """List, per op type, the schemes that run here, the one to try first first, and whether a
+    low-precision kernel runs them."""
     host = PluginHost()
     if model is not None:
         opened = open_model(source(model), host, backend=backend)
@@ -64,11 +65,9 @@ class _Speeds:
 
     def of(self, backend: str, kind: str, offer: Offer) -> float | None:
         """Return what a sample shows; None where it was not asked for, or there is no sample."""
-        return (
-            None
-            if self.host is None
-            else measured(self.host.adapters()[backend], kind, offer.scheme)
-        )
+        if self.host is None:
+            return None
+        return measured(self.host.adapters()[backend], kind, offer.scheme)
 
     def remark(self, backend: str, kind: str, offer: Offer) -> str:
         """Return what a reader must know of an offer."""
@@ -79,7 +78,8 @@ class _Speeds:
 
 
 def _ask(card: Any) -> Capability | None:
-    """Ask a backend; one that is not installed, or answers for a model only, is left out with its reason."""
+    """Ask a backend; one that is not installed, or answers for a model only, is left out with its
+    reason."""
     try:
         answer: Capability = card.build().capability()
     except OctavoError as error:
@@ -90,30 +90,20 @@ def _ask(card: Any) -> Capability | None:
 
 def _show(answer: Capability, types: set[str], speeds: _Speeds) -> None:
     console = out()
-    rows = [
-        (
-            kind,
-            offer.scheme,
-            Text(offer.realization, "green" if offer.realization == "kernel" else "yellow"),
-            speeds.remark(answer.backend, kind, offer),
-        )
-        for kind in sorted(types & set(answer.offers))
-        for offer in answer.offers[kind]
-    ]
-    console.print(
-        table(
-            ("op type", "scheme", "carried out by", "remark"),
-            rows,
-            title=f"{answer.backend} on {answer.device}",
-        )
-    )
+    rows = []
+    for kind in sorted(types & set(answer.offers)):
+        for offer in answer.offers[kind]:
+            colour = "green" if offer.realization == "kernel" else "yellow"
+            carried_out_by = Text(offer.realization, colour)
+            remark = speeds.remark(answer.backend, kind, offer)
+            rows.append((kind, offer.scheme, carried_out_by, remark))
+    title = f"{answer.backend} on {answer.device}"
+    console.print(table(("op type", "scheme", "carried out by", "remark"), rows, title=title))
     if rest := sorted(types - set(answer.offers)):
         console.print(f"float only: {', '.join(rest)}", soft_wrap=True)
     console.print(f"features: {', '.join(sorted(answer.features)) or 'none'}", soft_wrap=True)
-    console.print(
-        "established on: " + ", ".join(f"{k} {v}" for k, v in answer.versions.items()),
-        soft_wrap=True,
-    )
+    versions = ", ".join(f"{name} {version}" for name, version in answer.versions.items())
+    console.print(f"established on: {versions}", soft_wrap=True)
 
 
 def _as_json(answer: Capability, types: set[str], speeds: _Speeds) -> dict[str, Any]:

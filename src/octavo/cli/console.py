@@ -18,7 +18,8 @@ WIDE = 200
 
 
 def out() -> Console:
-    """Return a console on standard output. Made anew, so that a redirected ``sys.stdout`` is honoured."""
+    """Return a console on standard output. Made anew, so that a redirected ``sys.stdout`` is
+    honoured."""
     return Console(
         file=sys.stdout,
         highlight=False,
@@ -65,7 +66,8 @@ def table(
 
     Args:
         columns: Headings.
-        rows: Cells; anything is turned into text and never read as markup. A ``Text`` keeps its style.
+        rows: Cells; anything is turned into text and never read as markup. A ``Text`` keeps its
+            style.
         title: Above the table.
         right: Headings of the columns that are aligned right.
     """

@@ -1,4 +1,5 @@
-"""Samples from files: an .npz, or a folder of .npy, with one array per model input and one of labels."""
+"""Samples from files: an .npz, or a folder of .npy, with one array per model input and one of
+labels."""
 
 from __future__ import annotations
 
@@ -65,22 +66,27 @@ def read_samples(path: Path, labels: str | None = None) -> Samples:
     inputs = {k: v for k, v in arrays.items() if k != name}
     if not inputs:
         raise DataError(
-            f"{path} holds no array of inputs{f' beside the labels {name!r}' if name else ''}; name each array after a model input"
+            f"{path} holds no array of inputs{f' beside the labels {name!r}' if name else ''}; "
+            "name each array after a model input"
         )
     lengths = {k: len(v) if v.ndim else 0 for k, v in arrays.items()}
-    if len(set(lengths.values())) > 1 or not all(lengths.values()):
+    differ = len(set(lengths.values())) > 1
+    if differ or not all(lengths.values()):
         told = ", ".join(f"{k} {n}" for k, n in lengths.items())
         raise DataError(
-            f"the arrays of {path} must have one length, at least 1: the first axis counts samples; there are {told}"
+            f"the arrays of {path} must have one length, at least 1: the first axis counts "
+            f"samples; there are {told}"
         )
     return Samples(inputs, arrays[name] if name else None, str(path))
 
 
 def calibration_source(spec: str, option: str, batch_size: int, labels: str | None = None) -> Any:
-    """Return what ``--calibration`` or ``--data`` names: samples of a file as batches, or the object of ``module:name``.
+    """Return what ``--calibration`` or ``--data`` names: samples of a file as batches, or the
+    object of ``module:name``.
 
     Args:
-        spec: A path, or ``module:name`` of whatever ``octavo.autotune`` takes as calibration, ``octavo.Batches`` included.
+        spec: A path, or ``module:name`` of whatever ``octavo.autotune`` takes as calibration,
+            ``octavo.Batches`` included.
         option: The option, for messages.
         batch_size: Samples of a batch, where they come from a file.
         labels: Name of the array of labels in a file.
@@ -91,9 +97,11 @@ def calibration_source(spec: str, option: str, batch_size: int, labels: str | No
 
 
 def split(samples: Samples, calibration: int) -> tuple[Samples, Samples]:
-    """Return (calibration, evaluation): ``calibration`` samples spread evenly over the file (a quarter at most), and the rest.
+    """Return (calibration, evaluation): ``calibration`` samples spread evenly over the file (a
+    quarter at most), and the rest.
 
-    They are kept apart, so that the score is not taken on the samples that the ranges were fitted to.
+    They are kept apart, so that the score is not taken on the samples that the ranges were fitted
+    to.
 
     Raises:
         DataError: If there are fewer than two samples.
@@ -101,10 +109,11 @@ def split(samples: Samples, calibration: int) -> tuple[Samples, Samples]:
     total = len(samples)
     if total < 2:
         raise DataError(
-            f"{samples.origin} holds {total} sample; give at least two, or calibration data of its own (--calibration)"
+            f"{samples.origin} holds {total} sample; give at least two, or calibration data of "
+            "its own (--calibration)"
         )
+    count = max(1, min(calibration, total // 4))
+    spread = np.linspace(0, total - 1, count).round().astype(int)
     picked = np.zeros(total, bool)
-    picked[np.linspace(0, total - 1, max(1, min(calibration, total // 4))).round().astype(int)] = (
-        True
-    )
+    picked[spread] = True
     return samples.where(picked), samples.where(~picked)

@@ -48,7 +48,8 @@ def export(
     host = PluginHost()
     if standalone == (to is not None):
         raise ConfigError(
-            f"say which exporter: --standalone, or --to with one of {', '.join(sorted(host.parts('exporters')))}"
+            "say which exporter: --standalone, or --to with one of "
+            f"{', '.join(sorted(host.parts('exporters')))}"
         )
     opened = source(result)
     if is_result(opened):

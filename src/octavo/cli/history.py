@@ -53,33 +53,26 @@ def trials_table(name: str, trials: tuple[Trial, ...]) -> object:
     metrics = tuple(dict.fromkeys(m for t in trials for m in t.metrics))
     objectives = tuple(dict.fromkeys(o for t in trials for o in t.objectives))
     rows = []
-    for t in trials:
-        state = (
-            Text("float model")
-            if not t.number
-            else Text("passes", "green")
-            if t.passed
-            else Text(
-                t.state if t.state != "complete" else "over budget" if t.over else "does not pass"
-            )
-        )
-        figures = [text.score(t, m) for m in metrics] + [
-            text.relative(t.objectives.get(o)) for o in objectives
-        ]
-        rows.append(
-            (
-                t.number,
-                t.recipe.backend,
-                text.bits(t),
-                *figures,
-                f"{sum(t.seconds.values()):.2f}",
-                state,
-            )
-        )
-    columns = ("#", "backend", "ops", *metrics, *objectives, "seconds", "state")
-    return table(
-        columns,
-        rows,
-        title=f"{name}: {len([t for t in trials if t.number])} trials",
-        right=("#", *metrics, *objectives, "seconds"),
-    )
+    for trial in trials:
+        scores = [text.score(trial, m) for m in metrics]
+        costs = [text.relative(trial.objectives.get(o)) for o in objectives]
+        seconds = f"{sum(trial.seconds.values()):.2f}"
+        ops = text.bits(trial)
+        backend = trial.recipe.backend
+        rows.append((trial.number, backend, ops, *scores, *costs, seconds, _state(trial)))
+    searched = sum(trial.number > 0 for trial in trials)
+    figures = (*metrics, *objectives, "seconds")
+    columns = ("#", "backend", "ops", *figures, "state")
+    title = f"{name}: {searched} trials"
+    return table(columns, rows, title=title, right=("#", *figures))
+
+
+def _state(trial: Trial) -> Text:
+    """Return what became of a trial."""
+    if not trial.number:
+        return Text("float model")
+    if trial.passed:
+        return Text("passes", "green")
+    if trial.state != "complete":
+        return Text(trial.state)
+    return Text("over budget" if trial.over else "does not pass")

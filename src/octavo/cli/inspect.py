@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +17,7 @@ from octavo.core.report import text
 from octavo.core.tuning.opening import open_model
 from octavo.core.tuning.result import load_candidate, read_manifest
 from octavo.core.values.coverage import Coverage
-from octavo.core.values.graph import ModelView
+from octavo.core.values.graph import ModelView, Op
 
 from .console import out, show_json, table
 from .ledger import ledger_table
@@ -44,7 +45,8 @@ def inspect(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show a model's ops, groups and sizes; of a saved result or a quantized .onnx file, what was asked of each op and what runs."""
+    """Show a model's ops, groups and sizes; of a saved result or a quantized .onnx file, what was
+    asked of each op and what runs."""
     opened = source(model)
     if is_result(opened):
         _result(opened, source(float_model) if float_model else None, as_json)
@@ -52,7 +54,8 @@ def inspect(
     if isinstance(opened, Path) and (saved := _saved_file(opened)) is not None:
         out().print(ledger_table(saved.ledger))
         out().print(
-            f"backend {saved.recipe.backend}, {text.size(opened.stat().st_size)}, recipe {saved.recipe.digest}",
+            f"backend {saved.recipe.backend}, {text.size(opened.stat().st_size)}, recipe "
+            f"{saved.recipe.digest}",
             soft_wrap=True,
         )
         return
@@ -62,36 +65,41 @@ def inspect(
         show_json({**_as_json(view), "facts": facts})
         return
     console = out()
-    rows = [
-        (op.name, op.type, "x".join(map(str, op.weight.shape)) if op.weight else "", f"{op.parameters:,}" if op.weight else "",
-         f"{op.macs:,}" if op.macs is not None else "", text.size(4 * op.parameters) if op.weight else "", op.out_of_reach)
-        for op in view.ops
-    ]  # fmt: skip
-    console.print(
-        table(
-            ("op", "type", "weight", "parameters", "MACs", "in float32", "remark"),
-            rows,
-            right=("parameters", "MACs", "in float32"),
-        )
-    )
-    if view.groups:
-        groups = [(g.name, g.kind, ", ".join(g.members), g.producer) for g in view.groups]
-        console.print(table(("group", "kind", "members", "producer"), groups))
-    known = [op.macs for op in view.ops if op.macs is not None]
-    inputs = ", ".join(f"{i.name} {i.dtype}{_shape(i.shape)}" for i in view.inputs)
-    console.print(
-        f"inputs: {inputs or 'unknown'}; outputs: {', '.join(view.outputs) or 'unknown'}",
-        soft_wrap=True,
-    )
-    console.print(
-        f"{len(view.ops)} ops, {view.parameters:,} weight elements ({text.size(4 * view.parameters)} in float32), {sum(known):,} MACs a sample"
-    )
-    if view.unclaimed:
-        console.print(_unclaimed(view))
-    for note in view.notes:
-        console.print(f"note: {note}", soft_wrap=True)
+    for part in _shown(view):
+        console.print(part, soft_wrap=isinstance(part, str))
     for fact in facts:
         console.print(fact, soft_wrap=True)
+
+
+def _shown(view: ModelView) -> Iterator[Table | str]:
+    """Yield a model's tables and lines, in the order of reading."""
+    columns = ("op", "type", "weight", "parameters", "MACs", "in float32", "remark")
+    figures = ("parameters", "MACs", "in float32")
+    yield table(columns, [_row(op) for op in view.ops], right=figures)
+    if view.groups:
+        groups = [(g.name, g.kind, ", ".join(g.members), g.producer) for g in view.groups]
+        yield table(("group", "kind", "members", "producer"), groups)
+    inputs = ", ".join(f"{i.name} {i.dtype}{_shape(i.shape)}" for i in view.inputs)
+    outputs = ", ".join(view.outputs)
+    yield f"inputs: {inputs or 'unknown'}; outputs: {outputs or 'unknown'}"
+    macs = sum(op.macs for op in view.ops if op.macs is not None)
+    size = text.size(4 * view.parameters)
+    elements = f"{view.parameters:,} weight elements ({size} in float32)"
+    yield f"{len(view.ops)} ops, {elements}, {macs:,} MACs a sample"
+    if view.unclaimed:
+        yield _unclaimed(view)
+    for note in view.notes:
+        yield f"note: {note}"
+
+
+def _row(op: Op) -> tuple[str, ...]:
+    """Return an op's line of the table; what it does not have is empty."""
+    macs = "" if op.macs is None else f"{op.macs:,}"
+    if op.weight is None:
+        return op.name, op.type, "", "", macs, "", op.out_of_reach
+    shape = "x".join(map(str, op.weight.shape))
+    size = text.size(4 * op.parameters)
+    return op.name, op.type, shape, f"{op.parameters:,}", macs, size, op.out_of_reach
 
 
 def _unclaimed(view: ModelView) -> Table:
@@ -104,7 +112,8 @@ def _unclaimed(view: ModelView) -> Table:
 
 
 def _saved_file(path: Path) -> Candidate | None:
-    """Return what a single file holds if a backend saved it there with its recipe (an .onnx file carries its own); else None."""
+    """Return what a single file holds if a backend saved it there with its recipe (an .onnx file
+    carries its own); else None."""
     try:
         return load_candidate(path)
     except (OctavoError, OSError):
@@ -112,27 +121,41 @@ def _saved_file(path: Path) -> Candidate | None:
 
 
 def _shape(shape: tuple[int | None, ...] | None) -> str:
-    return (
-        ""
-        if shape is None
-        else "[" + ", ".join("any" if d is None else str(d) for d in shape) + "]"
-    )
+    if shape is None:
+        return ""
+    lengths = ["any" if length is None else str(length) for length in shape]
+    return f"[{', '.join(lengths)}]"
 
 
 def _as_json(view: ModelView) -> dict[str, Any]:
     return {
-        "ops": [
-            {"name": op.name, "type": op.type, "inputs": op.inputs, "outputs": op.outputs, "weight": list(op.weight.shape) if op.weight else None,
-             "parameters": op.parameters, "macs": op.macs, "out_of_reach": op.out_of_reach}
-            for op in view.ops
+        "ops": [_op_as_json(op) for op in view.ops],
+        "groups": [
+            {"name": g.name, "kind": g.kind, "members": g.members, "producer": g.producer}
+            for g in view.groups
         ],
-        "groups": [{"name": g.name, "kind": g.kind, "members": g.members, "producer": g.producer} for g in view.groups],
         "inputs": [{"name": i.name, "shape": i.shape, "dtype": i.dtype} for i in view.inputs],
         "outputs": view.outputs,
         "parameters": view.parameters,
-        "unclaimed": [{"name": w.name, "shape": list(w.shape), "dtype": w.dtype, "reason": w.reason} for w in view.unclaimed],
+        "unclaimed": [
+            {"name": w.name, "shape": list(w.shape), "dtype": w.dtype, "reason": w.reason}
+            for w in view.unclaimed
+        ],
         "notes": view.notes,
-    }  # fmt: skip
+    }
+
+
+def _op_as_json(op: Op) -> dict[str, Any]:
+    return {
+        "name": op.name,
+        "type": op.type,
+        "inputs": op.inputs,
+        "outputs": op.outputs,
+        "weight": None if op.weight is None else list(op.weight.shape),
+        "parameters": op.parameters,
+        "macs": op.macs,
+        "out_of_reach": op.out_of_reach,
+    }
 
 
 def _result(folder: Path, float_model: Any, as_json: bool) -> None:
@@ -153,6 +176,7 @@ def _result(folder: Path, float_model: Any, as_json: bool) -> None:
     if coverage.total:
         console.print(float_weights(coverage))
     console.print(
-        f"backend {manifest['backend']}, {text.size(size)}, made {manifest['made']} by octavo {manifest['octavo']}",
+        f"backend {manifest['backend']}, {text.size(size)}, made {manifest['made']} by octavo "
+        f"{manifest['octavo']}",
         soft_wrap=True,
     )

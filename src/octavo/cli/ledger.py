@@ -27,7 +27,8 @@ def _applied(line: Applied) -> Text:
 
 
 def _by(line: Applied) -> str:
-    """Return what carries an op out: a kernel, a simulation, its input's codes, or float arithmetic."""
+    """Return what carries an op out: a kernel, a simulation, its input's codes, or float
+    arithmetic."""
     if line.carries_codes:
         return "codes"
     return "float" if line.applied.is_float else line.realization

@@ -36,7 +36,8 @@ class Metric:
 
 
 def _classes(outputs: np.ndarray) -> np.ndarray:
-    """Class indices: outputs that are integers already (a classifier's label output), or the largest of the last axis."""
+    """Class indices: outputs that are integers already (a classifier's label output), or the
+    largest of the last axis."""
     found: np.ndarray = outputs if np.issubdtype(outputs.dtype, np.integer) else outputs.argmax(-1)
     return found
 
@@ -51,7 +52,8 @@ def _accuracy(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     wanted = labels if labels.ndim == found.ndim else _classes(labels)
     if found.shape != wanted.shape:
         raise DataError(
-            f"accuracy: the model's classes have shape {found.shape} and the labels {labels.shape}; give one class index a prediction"
+            f"accuracy: the model's classes have shape {found.shape} and the labels "
+            f"{labels.shape}; give one class index a prediction"
         )
     return _mean((found == wanted).astype(np.float64))
 
@@ -59,7 +61,8 @@ def _accuracy(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def _top5(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     if outputs.ndim != 2 or labels.ndim != 1:
         raise DataError(
-            f"top5 takes outputs (samples, classes) and labels (samples,), not {outputs.shape} and {labels.shape}"
+            f"top5 takes outputs (samples, classes) and labels (samples,), not {outputs.shape} "
+            f"and {labels.shape}"
         )
     best = np.argpartition(outputs, -min(5, outputs.shape[1]), axis=1)[:, -5:]
     hit: np.ndarray = (best == labels[:, None]).any(1)
@@ -69,7 +72,8 @@ def _top5(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def _same_shape(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     if outputs.size != labels.size:
         raise DataError(
-            f"outputs of shape {outputs.shape} cannot be compared with targets of shape {labels.shape}"
+            f"outputs of shape {outputs.shape} cannot be compared with targets of shape "
+            f"{labels.shape}"
         )
     difference: np.ndarray = outputs.astype(np.float64) - labels.reshape(outputs.shape)
     return difference
@@ -116,7 +120,8 @@ def metric(name: str) -> Metric:
     """
     if name not in METRICS:
         raise ConfigError(
-            f"no metric called {name!r}{nearest(name, METRICS)}; for another score give --evaluate module:function"
+            f"no metric called {name!r}{nearest(name, METRICS)}; for another score give "
+            "--evaluate module:function"
         )
     return METRICS[name]
 
@@ -130,7 +135,8 @@ def first_output(model: Any, batch: tuple[np.ndarray, ...] | dict[str, np.ndarra
 
 
 class FileScore(SampleScore):
-    """The score of a candidate on samples from a file; single samples can be scored, so that hopeless candidates cost less.
+    """The score of a candidate on samples from a file; single samples can be scored, so that
+    hopeless candidates cost less.
 
     Args:
         name: The metric's name.
@@ -154,7 +160,8 @@ class FileScore(SampleScore):
         labels = None if name == "agreement" else samples.labels
         if labels is None and chosen.needs_labels:
             raise DataError(
-                f"{name} needs labels, and {samples.origin} holds none; name their array with --labels, or take --metric agreement or cosine"
+                f"{name} needs labels, and {samples.origin} holds none; name their array with "
+                "--labels, or take --metric agreement or cosine"
             )
         if labels is None:
             if reference is None:

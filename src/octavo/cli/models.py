@@ -28,19 +28,22 @@ def named_object(spec: str, option: str) -> Any:
         found: Any = importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"{option} {spec!r}: {error}; modules are searched for in this folder and among the installed packages"
+            f"{option} {spec!r}: {error}; modules are searched for in this folder and among the "
+            "installed packages"
         ) from error
     for step in attribute.split("."):
         if not hasattr(found, step):
             raise ConfigError(
-                f"{option} {spec!r}: {module} has no {attribute!r}{nearest(step, [n for n in dir(found) if n[0] != '_'])}"
+                f"{option} {spec!r}: {module} has no "
+                f"{attribute!r}{nearest(step, [n for n in dir(found) if n[0] != '_'])}"
             )
         found = getattr(found, step)
     return found
 
 
 def source(model: str) -> Any:
-    """Return what a model argument names: a path, or the object of ``module:name``, or what a function of that name makes.
+    """Return what a model argument names: a path, or the object of ``module:name``, or what a
+    function of that name makes.
 
     Raises:
         ModelError: If it names nothing.
@@ -51,10 +54,23 @@ def source(model: str) -> Any:
         found = named_object(model, "model")
         return found() if isinstance(found, (FunctionType, type)) else found
     raise ModelError(
-        f"{model} does not exist; give a path, or module:name of a Python object or of a function that makes one"
+        f"{model} does not exist; give a path, or module:name of a Python object or of a function "
+        "that makes one"
     )
 
 
 def is_result(path: Any) -> bool:
     """True for a folder that ``octavo tune`` or ``octavo quantize`` wrote."""
     return isinstance(path, Path) and (path / MANIFEST).is_file()
+
+
+def default_folder(model: str, opened: Any, what: str) -> Path:
+    """Return where a result goes that was given no folder: the model's name and what was done to it.
+
+    Args:
+        model: As it was named on the command line.
+        opened: What :func:`source` made of it.
+        what: Last part of the name.
+    """
+    stem = Path(model).stem if isinstance(opened, Path) else model.split(":")[-1]
+    return Path(f"{stem}-{what}")

@@ -24,38 +24,44 @@ def duration(seconds: float) -> str:
 
 def line(trial: Trial, metric: str) -> str:
     """Return one trial in one line."""
+    who = f"trial {trial.number} on {trial.recipe.backend}"
     if trial.state == "failed":
-        return f"trial {trial.number} on {trial.recipe.backend} failed: {trial.error.strip().splitlines()[-1] if trial.error else 'no error text'}"
-    figures = [f"{metric} {text.score(trial, metric)}"]
-    for name, m in trial.objectives.items():
-        figures.append(
-            f"{name} {text.measured(m)}"
-            + (f" ({m.ratio:.2f} of float)" if m.ratio is not None and trial.number else "")
-        )
+        lines = trial.error.strip().splitlines()
+        return f"{who} failed: {lines[-1] if lines else 'no error text'}"
+    told = ", ".join(figures(trial, metric))
     if trial.state == "rejected":
-        return f"trial {trial.number} on {trial.recipe.backend}: {', '.join(figures)}, stopped after {trial.evaluated:.0%} of the samples"
-    verdict = (
-        ""
-        if not trial.number
-        else ", passes"
-        if trial.passed
-        else over_budget(trial) or ", does not pass"
-    )
-    who = (
-        "float model"
-        if not trial.number
-        else f"trial {trial.number} on {trial.recipe.backend}: {text.bits(trial) or 'float'}"
-    )
-    return f"{who}: {', '.join(figures)}{verdict}"
+        return f"{who}: {told}, stopped after {trial.evaluated:.0%} of the samples"
+    if not trial.number:
+        return f"float model: {told}"
+    return f"{who}: {text.bits(trial) or 'float'}: {told}, {verdict(trial)}"
 
 
-def over_budget(trial: Trial) -> str:
-    """Return which budgets a trial overran and by how much; empty if none."""
-    return (
-        f", over budget: {', '.join(f'{name} by {share - 1:.1%}' for name, share in trial.over.items())}"
-        if trial.over
-        else ""
-    )
+def figures(trial: Trial, metric: str) -> list[str]:
+    """Return a trial's score and what it costs, with the shares of float's."""
+    found = [f"{metric} {text.score(trial, metric)}"]
+    for name, m in trial.objectives.items():
+        is_share_known = m.ratio is not None and trial.number > 0
+        share = f" ({m.ratio:.2f} of float)" if is_share_known else ""
+        found.append(f"{name} {text.measured(m)}{share}")
+    return found
+
+
+def verdict(trial: Trial) -> str:
+    """Return whether a trial passes; if it does not, which budgets it overran and by how much."""
+    if trial.passed:
+        return "passes"
+    if not trial.over:
+        return "does not pass"
+    overruns = [f"{name} by {share - 1:.1%}" for name, share in trial.over.items()]
+    return f"over budget: {', '.join(overruns)}"
+
+
+def magnitude(count: int) -> str:
+    """Return a count as people read it; huge ones as a power of ten."""
+    if count < 10**9:
+        return f"{count:,}"
+    # Beyond the range of a float, only the number of digits is told.
+    return f"{count:.2e}" if count < 10**300 else f"10^{len(str(count)) - 1}"
 
 
 class Show(Callback):
@@ -88,13 +94,7 @@ class Show(Callback):
         """Say where the search starts from, and how large the space is."""
         self._metric = next(iter(baseline.metrics))
         self._line(line(baseline, self._metric))
-        size = (
-            f"{space_size:,}"
-            if space_size < 10**9
-            else f"{space_size:.2e}"
-            if space_size < 10**300
-            else f"10^{len(str(space_size)) - 1}"
-        )
+        size = magnitude(space_size)
         self._line(f"goal: {goal}; {size} recipes in the space, at most {max_trials} evaluations")
         if self._console.is_terminal and not self._quiet:
             columns = (
@@ -122,12 +122,11 @@ class Show(Callback):
         """Show the trial and the best so far."""
         left = "" if seconds_left is None else f"about {duration(seconds_left)} left"
         so_far = f"best so far: trial {best.number}" if best else "none passes so far"
-        self._line(
-            f"{line(trial, self._metric)}; {so_far}"
-            + (f"; {left}" if left and self._live is None else "")
-        )
-        if self._live is not None and self._task is not None:
-            self._live.update(self._task, advance=1, left=f"{so_far}; {left}")
+        if self._live is None or self._task is None:
+            self._line("; ".join(filter(None, (line(trial, self._metric), so_far, left))))
+            return
+        self._line(f"{line(trial, self._metric)}; {so_far}")
+        self._live.update(self._task, advance=1, left=f"{so_far}; {left}")
 
     def note(self, text: str) -> None:
         """Show a remark."""

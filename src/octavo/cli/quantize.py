@@ -16,7 +16,7 @@ from octavo.core.tuning.result import check_target
 from .console import out, say
 from .data import calibration_source
 from .ledger import ledger_table
-from .models import source
+from .models import default_folder, source
 from .summary import float_weights
 
 
@@ -30,7 +30,8 @@ def quantize(
     scheme: Annotated[
         str,
         typer.Option(
-            help=f"One of {', '.join(PRESETS)}; or a saved result, a recipe (.json), or a configuration whose rules say what each op takes."
+            help=f"One of {', '.join(PRESETS)}; or a saved result, a recipe (.json), or a "
+            "configuration whose rules say what each op takes."
         ),
     ] = "int8-static",
     data: Annotated[
@@ -54,12 +55,12 @@ def quantize(
     chosen: Any = scheme
     if scheme not in PRESETS and Path(scheme).suffix in (".toml", ".yaml", ".yml"):
         chosen = TuningConfig.read(Path(scheme))
-    stem = Path(model).stem if isinstance(opened, Path) else model.split(":")[-1]
-    target = check_target(output or Path(f"{stem}-{Path(scheme).stem}"))
+    target = check_target(output or default_folder(model, opened, Path(scheme).stem))
     batches = calibration_source(data, "--data", batch_size, labels) if data is not None else None
     if batches is None and isinstance(chosen, str) and "static" in chosen:
         raise ConfigError(
-            f"scheme {scheme!r} needs calibration samples: give --data, or take a dynamic or weight-only scheme"
+            f"scheme {scheme!r} needs calibration samples: give --data, or take a dynamic or "
+            "weight-only scheme"
         )
     quantized = quantize_model(opened, chosen, batches, backend=backend)
     for note in quantized.notes:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from rich.table import Table
 from rich.text import Text
 
 from octavo.core.errors import ModelError
@@ -40,7 +41,8 @@ def sensitivity(
     kind: Annotated[
         Literal["output_distance", "weight_error", "hessian", "gradient", "hessian_trace"],
         typer.Option(
-            help="Distance of the model's outputs (a run each), estimates from weights and inputs, or (torch) from gradients."
+            help="Distance of the model's outputs (a run each), estimates from weights and "
+            "inputs, or (torch) from gradients."
         ),
     ] = "output_distance",
     labels: Annotated[
@@ -66,7 +68,8 @@ def sensitivity(
     plot: Annotated[Path | None, typer.Option(help="Draw the scores into this .svg.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Rank the units of MODEL by what quantizing each one alone costs: 0 is no change, the most sensitive first."""
+    """Rank the units of MODEL by what quantizing each one alone costs: 0 is no change, the most
+    sensitive first."""
     settings = TuningConfig.read(config, **({"backends": (backend,)} if backend else {}))
     host = plugin_host(settings)
     with ExitStack() as stack:
@@ -92,35 +95,37 @@ def sensitivity(
         if save is not None:
             service.save(save)
     ranked = sorted(space.tunable, key=lambda unit: -max(found[unit.name].values()))
+    loss = kind.replace("_", " ")
     if as_json:
         show_json({unit.name: {str(s): v for s, v in found[unit.name].items()} for unit in ranked})
     else:
-        bar = _bars([v for losses in found.values() for v in losses.values()])
-        rows = [
-            (
-                unit.name,
-                unit.type,
-                f"{unit.parameters:,}" if unit.parameters else "",
-                scheme,
-                _shown(value),
-                bar(value),
-            )
-            for unit in ranked
-            for scheme, value in sorted(found[unit.name].items(), key=lambda pair: -pair[1])
-        ]
-        columns = ("unit", "type", "weights", "scheme", kind.replace("_", " "), "log scale")
-        out().print(table(columns, rows, right=("weights", kind.replace("_", " "))))
+        out().print(_ranking(ranked, found, loss))
     if plot is not None:
-        from octavo.core.report.charts import sensitivities
+        _draw(plot, ranked, found, loss)
 
-        write_text(
-            plot,
-            sensitivities(
-                [(u.name, str(s), v) for u in ranked for s, v in found[u.name].items()],
-                kind.replace("_", " "),
-            ),
-        )
-        say(f"plot: {plot}")
+
+Losses = Mapping[str, Mapping[OpScheme, float]]
+"""Unit -> scheme -> loss."""
+
+
+def _ranking(ranked: Sequence[Unit], found: Losses, loss: str) -> Table:
+    bar = _bars([value for losses in found.values() for value in losses.values()])
+    rows: list[tuple[object, ...]] = []
+    for unit in ranked:
+        weights = f"{unit.parameters:,}" if unit.parameters else ""
+        worst_first = sorted(found[unit.name].items(), key=lambda pair: -pair[1])
+        for scheme, value in worst_first:
+            rows.append((unit.name, unit.type, weights, scheme, _shown(value), bar(value)))
+    columns = ("unit", "type", "weights", "scheme", loss, "log scale")
+    return table(columns, rows, right=("weights", loss))
+
+
+def _draw(path: Path, ranked: Sequence[Unit], found: Losses, loss: str) -> None:
+    from octavo.core.report.charts import sensitivities
+
+    rows = [(u.name, str(s), v) for u in ranked for s, v in found[u.name].items()]
+    write_text(path, sensitivities(rows, loss))
+    say(f"plot: {path}")
 
 
 def _scores(
@@ -130,23 +135,26 @@ def _scores(
     for scheme in unit.choices:
         if not scheme.is_float:
             modes.setdefault(scheme.mode, scheme)
-    wanted = [s for s in unit.choices if not s.is_float] if every else list(modes.values())
-    return dict(zip(wanted, service(kind, [(unit.name, s) for s in wanted]), strict=True))
+    quantized = [s for s in unit.choices if not s.is_float]
+    wanted = quantized if every else list(modes.values())
+    losses = service(kind, [(unit.name, s) for s in wanted])
+    return dict(zip(wanted, losses, strict=True))
 
 
 def _bars(losses: Sequence[float]) -> Callable[[float], str]:
-    """Return a function that draws a loss as a bar whose length grows with its logarithm, over the losses that were found."""
+    """Return a function that draws a loss as a bar whose length grows with its logarithm, over the
+    losses that were found."""
     logs = [math.log(v) for v in losses if 0 < v < math.inf]
-    low, high = min(logs, default=0.0), max(logs, default=0.0)
+    low = min(logs, default=0.0)
+    high = max(logs, default=0.0)
 
     def bar(value: float) -> str:
         if not 0 < value < math.inf:
             return ""
-        return (
-            "█" * (1 + round((BAR - 1) * (math.log(value) - low) / (high - low)))
-            if high > low
-            else "█"
-        )
+        if high == low:
+            return "█"
+        share = (math.log(value) - low) / (high - low)
+        return "█" * (1 + round((BAR - 1) * share))
 
     return bar
 

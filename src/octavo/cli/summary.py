@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.console import Group
 from rich.table import Table
@@ -11,6 +11,7 @@ from rich.text import Text
 from octavo.core.report import ReportData, text
 from octavo.core.scoring.choice import choose
 from octavo.core.values.coverage import Coverage
+from octavo.core.values.trial import Trial
 
 from .console import table
 
@@ -40,10 +41,9 @@ def left_in_float(data: ReportData) -> Table | Text:
     """What stayed in float, and why."""
     if not data.left_in_float:
         return Text("left in float: nothing")
-    rows = [
-        (kind, len(names), f"{size:,}", why, _few(names))
-        for kind, why, names, size in data.left_in_float
-    ]
+    rows = []
+    for kind, why, names, size in data.left_in_float:
+        rows.append((kind, len(names), f"{size:,}", why, _few(names)))
     return table(
         ("left in float", "ops", "weights", "why", "which"), rows, right=("ops", "weights")
     )
@@ -61,14 +61,8 @@ def float_weights(coverage: Coverage, most: int = 8) -> Table | Text:
     if rest:
         others = [row for _, own in rest for row in own]
         elements = sum(row.elements for row in others)
-        rows.append(
-            (
-                f"{elements:,}",
-                len(others),
-                f"{len(rest)} further reasons",
-                _few(tuple(row.weight for row in others)),
-            )
-        )
+        names = _few(tuple(row.weight for row in others))
+        rows.append((f"{elements:,}", len(others), f"{len(rest)} further reasons", names))
     share = f"{100 * coverage.kept / coverage.total:.3g} %"
     title = f"{coverage.kept:,} of {coverage.total:,} weights ({share}) stay float"
     return table(
@@ -77,9 +71,10 @@ def float_weights(coverage: Coverage, most: int = 8) -> Table | Text:
 
 
 def _few(names: tuple[str, ...], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (
-        f", and {len(names) - most} more" if len(names) > most else ""
-    )
+    first = ", ".join(names[:most])
+    if len(names) <= most:
+        return first
+    return f"{first}, and {len(names) - most} more"
 
 
 def backends(data: ReportData) -> Table | None:
@@ -91,37 +86,24 @@ def backends(data: ReportData) -> Table | None:
     rows: list[tuple[object, ...]] = []
     for name in names:
         own = [t for t in data.completed if t.recipe.backend == name]
-        best = choose(own, objectives) or max(
-            own, key=lambda t: (t.margin, -t.number), default=None
-        )
+        best = choose(own, objectives) or _nearest_to_the_goal(own)
         if best is None:
             rows.append((name, "-", *["-"] * (2 + 2 * len(objectives))))
             continue
-        figures = [
-            f(best.objectives.get(o)) for o in objectives for f in (text.measured, text.ratio)
-        ]
-        rows.append(
-            (
-                name,
-                f"#{best.number}",
-                text.score(best, data.metric),
-                *figures,
-                text.bits(best) + ("" if best.passed else " (does not pass)"),
-            )
-        )
-    columns = (
-        "backend",
-        "trial",
-        data.metric,
-        *[c for o in objectives for c in (o, f"{o} ratio")],
-        "ops",
-    )
-    return table(
-        columns,
-        rows,
-        title="The best of each backend; ratios to the float model as given",
-        right=columns[1:-1],
-    )
+        figures = []
+        for objective in objectives:
+            measurement = best.objectives.get(objective)
+            figures += [text.measured(measurement), text.ratio(measurement)]
+        ops = text.bits(best) + ("" if best.passed else " (does not pass)")
+        rows.append((name, f"#{best.number}", text.score(best, data.metric), *figures, ops))
+    measured = [column for o in objectives for column in (o, f"{o} ratio")]
+    columns = ("backend", "trial", data.metric, *measured, "ops")
+    title = "The best of each backend; ratios to the float model as given"
+    return table(columns, rows, title=title, right=columns[1:-1])
+
+
+def _nearest_to_the_goal(trials: Sequence[Trial]) -> Trial | None:
+    return max(trials, key=lambda t: (t.margin, -t.number), default=None)
 
 
 def summary(data: ReportData) -> Group:

@@ -22,7 +22,7 @@ from octavo.core.tuning.run import autotune
 from .console import out, say, warn
 from .data import Samples, calibration_source, read_samples, split
 from .metrics import METRICS, FileScore, metric
-from .models import named_object, source
+from .models import default_folder, named_object, source
 from .progress import Show
 from .summary import summary
 
@@ -40,13 +40,15 @@ def tune(
     model: Annotated[
         str,
         typer.Argument(
-            help="A model file (.onnx, .npz), or module:name of a Python object or of a function that makes one."
+            help="A model file (.onnx, .npz), or module:name of a Python object or of a function "
+            "that makes one."
         ),
     ],
     data: Annotated[
         Path | None,
         typer.Option(
-            help="Samples: an .npz or a folder of .npy, one array per model input and one of labels."
+            help="Samples: an .npz or a folder of .npy, one array per model input and one of "
+            "labels."
         ),
     ] = None,
     metric_name: Annotated[
@@ -96,7 +98,8 @@ def tune(
         bool | None,
         typer.Option(
             "--lower-is-better/--higher-is-better",
-            help="Whether the score of --evaluate is a loss; asked for where its name does not say.",
+            help="Whether the score of --evaluate is a loss; asked for where its name does not "
+            "say.",
             show_default=False,
         ),
     ] = None,
@@ -142,18 +145,23 @@ def tune(
 ) -> None:
     """Find the smallest, fastest quantized version of MODEL that is still good enough."""
     settings = {
-        "strategy": strategy, "tolerance": tolerance, "mode": mode, "minimise": minimise, "max_trials": max_trials, "timeout": timeout,
-        "stop": stop, "seed": seed, "backends": tuple(backend) if backend else None, "metric": metric_name, "holdout": holdout,
+        "strategy": strategy,
+        "tolerance": tolerance,
+        "mode": mode,
+        "minimise": minimise,
+        "max_trials": max_trials,
+        "timeout": timeout,
+        "stop": stop,
+        "seed": seed,
+        "backends": tuple(backend) if backend else None,
+        "metric": metric_name,
+        "holdout": holdout,
         "higher_is_better": None if lower_is_better is None else not lower_is_better,
-    }  # fmt: skip
-    configured = TuningConfig.read(config, **{k: v for k, v in settings.items() if v is not None})
+    }
+    given = {name: value for name, value in settings.items() if value is not None}
+    configured = TuningConfig.read(config, **given)
     opened = source(model)
-    target = check_target(
-        output
-        or Path(
-            f"{Path(model).stem if isinstance(opened, Path) else model.split(':')[-1]}-quantized"
-        )
-    )
+    target = check_target(output or default_folder(model, opened, "quantized"))
     score, batches, configured = _evaluation(
         opened, configured, data, evaluate, calibration, labels, batch_size, calibration_size
     )
@@ -190,7 +198,8 @@ def _evaluation(
     batch_size: int,
     calibration_size: int,
 ) -> tuple[Callable[[Any], Any], Iterable[Any], TuningConfig]:
-    """Return the score function, the calibration batches, and the settings with the score's name and direction."""
+    """Return the score function, the calibration batches, and the settings with the score's name
+    and direction."""
     samples = read_samples(data, labels) if data is not None else None
     if calibration is not None:
         batches = calibration_source(calibration, "--calibration", batch_size)
@@ -198,7 +207,8 @@ def _evaluation(
         kept, samples = split(samples, calibration_size)
         batches = list(kept.batches(batch_size))
         say(
-            f"{data}: {len(kept)} samples calibrate, {len(samples)} others score (--calibration gives calibration data of its own)"
+            f"{data}: {len(kept)} samples calibrate, {len(samples)} others score (--calibration "
+            "gives calibration data of its own)"
         )
     else:
         raise DataError(
@@ -208,7 +218,8 @@ def _evaluation(
         score = named_object(evaluate, "--evaluate")
         if not callable(score):
             raise ConfigError(
-                f"--evaluate {evaluate!r} is a {type(score).__name__}, not a function: candidate -> score"
+                f"--evaluate {evaluate!r} is a {type(score).__name__}, not a function: candidate "
+                "-> score"
             )
         return score, batches, settings
     if samples is None:
@@ -223,9 +234,8 @@ def _evaluation(
 
 
 def _name(settings: TuningConfig, samples: Samples) -> str:
-    return str(
-        settings.accuracy.get("metric") or ("accuracy" if samples.labels is not None else "cosine")
-    )
+    usual = "accuracy" if samples.labels is not None else "cosine"
+    return str(settings.accuracy.get("metric") or usual)
 
 
 def _with_direction(settings: TuningConfig, samples: Samples) -> TuningConfig:
@@ -236,7 +246,8 @@ def _with_direction(settings: TuningConfig, samples: Samples) -> TuningConfig:
 def _file_score(model: Any, settings: TuningConfig, samples: Samples, batch_size: int) -> FileScore:
     name = _name(settings, samples)
     reference = None
-    if not metric(name).needs_labels and (samples.labels is None or name == "agreement"):
+    compares_with_float = samples.labels is None or name == "agreement"
+    if compares_with_float and not metric(name).needs_labels:
         opened = open_model(model, plugin_host(settings), example=next(samples.batches(batch_size)))
         reference = ArrayModel(opened.session.reference())
     return FileScore(name, samples, batch_size, reference)
