@@ -22,7 +22,7 @@ from torch import nn
 import octavo
 from octavo.adapters.numpy.graph import Graph, Node
 from octavo.cli import main
-from octavo.core.calibration.data import load_arrays
+from octavo.core.calibration.sources import load_arrays
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.report import report_data, write
 from octavo.core.storage.history import StudyHistory, read_history

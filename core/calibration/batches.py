@@ -8,6 +8,8 @@ from typing import Any
 from octavo.core.errors import DataError
 from octavo.core.values.calls import Call
 
+from .sources import is_factory, raw_batches
+
 
 class Batches:
     """Calibration data with a function that picks the model's inputs out of each batch.
@@ -18,10 +20,12 @@ class Batches:
     ```
 
     Args:
-        source: Whatever ``calibration`` takes: an iterable of batches, a DataLoader, a CalibrationDataReader, an array, an .npz
-            path, or a function that returns a fresh iterable.
-        inputs: Returns of one batch what the model takes: an array, a tuple or list of values in call order, a mapping of values by
-            name, or a :class:`Call` of both. It is taken as it is: nothing is dropped and nothing guessed.
+        source: Whatever ``calibration`` takes: an iterable of batches, a DataLoader, a
+            CalibrationDataReader, an array, an .npz path, or a function that returns a fresh
+            iterable.
+        inputs: Returns of one batch what the model takes: an array, a tuple or list of values in
+            call order, a mapping of values by name, or a :class:`Call` of both. It is taken as it
+            is: nothing is dropped and nothing guessed.
 
     Raises:
         DataError: If ``inputs`` is no function.
@@ -36,8 +40,6 @@ class Batches:
         self.inputs = inputs
 
     def __iter__(self) -> Iterator[Call]:
-        from .data import raw_batches
-
         source = self.source() if self.is_factory else self.source
         for index, raw in enumerate(raw_batches(source)):
             yield self.call(raw, index)
@@ -45,8 +47,6 @@ class Batches:
     @property
     def is_factory(self) -> bool:
         """True if the source is a function that returns a fresh iterable each time."""
-        from .data import is_factory
-
         return is_factory(self.source)
 
     def call(self, raw: Any, index: int) -> Call:
@@ -64,5 +64,6 @@ class Batches:
         if isinstance(picked, Call):
             return picked
         if isinstance(picked, Mapping):
-            return Call(**{str(k): picked[k] for k in picked.keys()})  # noqa: SIM118 - a BatchEncoding iterates over other things
+            # A BatchEncoding iterates over other things than its keys.
+            return Call(**{str(k): picked[k] for k in picked.keys()})  # noqa: SIM118
         return Call(*picked) if isinstance(picked, (tuple, list)) else Call(picked)

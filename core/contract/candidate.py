@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -83,6 +83,21 @@ class Candidate(ABC):
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Write the model's files into an existing, empty folder, without pickle. Their sum is the model's size."""
+
+    def with_ledger(self, ledger: Mapping[str, Applied], recipe: Recipe | None = None) -> Self:
+        """Return the same model under another ledger; every other attribute is shared with this one.
+
+        A backend that keeps attributes elsewhere than in ``__dict__`` (slots) overrides it.
+
+        Args:
+            ledger: What became of each op.
+            recipe: What was asked for; None keeps the recipe.
+        """
+        twin = object.__new__(type(self))
+        vars(twin).update(vars(self))
+        twin.ledger = ledger
+        twin.recipe = self.recipe if recipe is None else recipe
+        return twin
 
     def fingerprint(self) -> str:
         """Digest of the parameters it runs with, to notice a score function that changes the model; '' if unknown."""

@@ -16,7 +16,7 @@ from octavo.core.contract.calibrator import Observer, Probe
 from octavo.core.numerics.channels import Changes, ChannelMap, chained
 from octavo.core.values.graph import Op
 
-from .weights import feature_probes
+from .input_features import feature_probes
 
 GRAM_BYTES = 2**30
 """About what one block of a language model of seven billion parameters takes."""

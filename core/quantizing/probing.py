@@ -14,7 +14,7 @@ from octavo.core.values.scheme import MINMAX, OpScheme, PartChoice, QuantSpec
 from octavo.core.values.space import TuningSpace
 from octavo.core.values.topology import shared_scales
 
-from .weights import feature_probes
+from .input_features import feature_probes
 
 if TYPE_CHECKING:
     from octavo.core.contract.plugins import PluginHost

@@ -13,9 +13,9 @@ import numpy as np
 from array_api_compat import array_namespace, device
 
 from octavo.core.contract.adapter import Candidate
+from octavo.core.contract.quantizer import Quantizer
 from octavo.core.numerics.affine import Array
 from octavo.core.numerics.tensor import QuantizedTensor
-from octavo.core.quantizing.realize import Realizer
 from octavo.core.values.scheme import OpScheme
 from octavo.core.values.space import Unit
 
@@ -28,7 +28,7 @@ SHUFFLES = 3
 """So many shuffles must all score better. A model that knows nothing yet may gain by one of them."""
 
 
-def broken_model(realizer: Realizer, seed: int) -> tuple[str, Candidate] | None:
+def broken_model(realizer: Quantizer, seed: int) -> tuple[str, Candidate] | None:
     """Return the name of the widest op and a model with its weights shuffled; None where no weight can be quantized.
 
     Args:

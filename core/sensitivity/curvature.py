@@ -14,11 +14,11 @@ import numpy as np
 from array_api_compat import array_namespace, device
 
 from octavo.core.contract.adapter import Batch, Session
+from octavo.core.contract.quantizer import Quantizer
 from octavo.core.errors import SchemeError
 from octavo.core.numerics.affine import Array
 from octavo.core.numerics.layout import to_matrix
 from octavo.core.numerics.tensor import QuantizedTensor
-from octavo.core.quantizing.realize import Realizer
 from octavo.core.values.graph import Weight
 from octavo.core.values.json_form import canonical_json
 from octavo.core.values.recipe import Recipe
@@ -58,7 +58,7 @@ class Curvature:
 
     def __init__(
         self,
-        realizer: Realizer,
+        realizer: Quantizer,
         errors: OpErrors,
         batches: Sequence[Batch],
         scores: MutableMapping[str, float],

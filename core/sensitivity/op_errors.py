@@ -10,10 +10,10 @@ import numpy as np
 
 from octavo.core.calibration.features import FeatureObserver, Gram
 from octavo.core.contract.adapter import Batch, OpParameters, Session
+from octavo.core.contract.quantizer import Quantizer
 from octavo.core.numerics.affine import Array
 from octavo.core.numerics.arrays import to_numpy
 from octavo.core.numerics.rows import Rows, rows_of
-from octavo.core.quantizing.realize import Realizer
 from octavo.core.values.graph import Op, Weight
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import OpScheme, PartChoice
@@ -152,7 +152,7 @@ class OpErrors:
         batches_run: Batches that were observed.
     """
 
-    def __init__(self, realizer: Realizer, batches: Sequence[Batch]) -> None:
+    def __init__(self, realizer: Quantizer, batches: Sequence[Batch]) -> None:
         self.realizer = realizer
         self.batches = batches
         self.batches_run = 0

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from octavo.core.contract.adapter import Batch, Candidate, Session
+from octavo.core.contract.quantizer import Quantizer
 from octavo.core.errors import SchemeError
-from octavo.core.quantizing.realize import Realizer
 from octavo.core.values.recipe import Recipe
 
 from .op_errors import Transforms
@@ -28,7 +28,7 @@ class OutputDistance:
         batches_run: Batches that candidates were run on.
     """
 
-    def __init__(self, session: Session, realizer: Realizer, batches: Sequence[Batch]) -> None:
+    def __init__(self, session: Session, realizer: Quantizer, batches: Sequence[Batch]) -> None:
         self.batches_run = 0
         self._session = session
         self._realizer = realizer

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from octavo.core.calibration.data import digest_leaf
+from octavo.core.calibration.checks import digest_leaf
 from octavo.core.contract.adapter import Batch, Session
 from octavo.core.errors import ConfigError, StoreError, raised_as, said
 from octavo.core.system.textfiles import read_text, write_text

@@ -27,8 +27,8 @@ import numpy as np
 
 from octavo.core.contract.adapter import Batch, Opened
 from octavo.core.contract.strategy import Sensitivity
+from octavo.core.contract.quantizer import Quantizer
 from octavo.core.errors import ConfigError, DataError
-from octavo.core.quantizing.realize import Realizer
 from octavo.core.values.json_form import canonical_json
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import OpScheme
@@ -64,7 +64,7 @@ class SensitivityService:
     def __init__(
         self,
         opened: Opened,
-        realizer: Realizer,
+        realizer: Quantizer,
         batches: Sequence[Batch],
         path: Path | None = None,
         *,

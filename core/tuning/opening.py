@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from octavo.core.calibration.data import CalibrationData, calibration_data, materialize
+from octavo.core.calibration.data import CalibrationData, calibration_data
+from octavo.core.calibration.raw import materialize
 from octavo.core.contract.adapter import Adapter, Batch, Opened
 from octavo.core.contract.parts import AdapterPart, PartConfig
 from octavo.core.contract.plugins import PluginHost

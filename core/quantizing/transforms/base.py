@@ -14,7 +14,7 @@ from octavo.core.contract.transform import Observed, Rescaling
 from octavo.core.numerics.affine import Array
 from octavo.core.numerics.layout import to_matrix
 from octavo.core.numerics.rows import rows_of
-from octavo.core.quantizing.weights import feature_probes
+from octavo.core.quantizing.input_features import feature_probes
 from octavo.core.values.graph import Group, ModelView, Op
 from octavo.core.values.scheme import MINMAX
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from octavo.core.calibration.data import load_arrays
+from octavo.core.calibration.sources import load_arrays
 from octavo.core.errors import DataError, nearest
 from octavo.core.system.textfiles import absolute
 

@@ -117,7 +117,8 @@ def test_gram_matrices_that_do_not_fit_are_observed_a_page_at_a_time() -> None:
     assert [o.value.shape for o in little.statistics.observers.values()] == [(1, 8, 8)]  # type: ignore[attr-defined]
     expected = whole.parameters(all_of(whole, scheme))
     alive = weakref.WeakSet[Gram]()
-    little._make, make = lambda probe: added(alive, make(probe)), little._make
+    make = little.observation.make
+    little.observation.make = lambda probe: added(alive, make(probe))  # type: ignore[method-assign]
     for name, parameters in little.parameters(all_of(little, scheme)).items():
         assert parameters.weight is not None
         assert expected[name].weight is not None

@@ -203,7 +203,7 @@ def test_statistics_are_carried_over(name: str) -> None:
     """
     choice = PartChoice(kind="smoothquant")
     made = realizer(name, choice)
-    derived = made._prepare((choice,))
+    derived = made.prepared((choice,))
     again = Realizer(
         as_opened(derived.session),
         made.space,

@@ -17,7 +17,9 @@ from octavo.core.errors import SchemeError
 from octavo.core.numerics.codec import DOUBLE_BLOCK
 from octavo.core.numerics.floats import FLOAT_FORMATS, from_codes
 from octavo.core.numerics.tensor import QuantizedTensor
-from octavo.core.quantizing.weights import correct_bias, feature_probes, quantize_weight
+from octavo.core.quantizing.bias import correct_bias
+from octavo.core.quantizing.input_features import WeightRequest, feature_probes
+from octavo.core.quantizing.weights import quantize_weight
 from octavo.core.values.graph import Op, Weight
 from octavo.core.values.scheme import OpScheme, PartChoice, QuantSpec
 
@@ -49,7 +51,8 @@ def quantized(
         statistics.update("x", x)
     choice = PartChoice(kind=algorithm, options=tuple(options.items()))
     scheme = OpScheme(mode="weight_only", weight=spec, algorithm=choice)
-    return quantize_weight(op, (op,), weight, scheme, needs, lambda _op, _value: statistics, HOST)
+    request = WeightRequest(op, (op,), scheme, needs, lambda _op, _value: statistics)
+    return quantize_weight(request, weight, HOST)
 
 
 def grouped() -> tuple[np.ndarray, np.ndarray]:

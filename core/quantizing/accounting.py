@@ -1,0 +1,97 @@
+"""What the ledger says beside what an adapter wrote: ops kept in float, and what a reader must know of others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from octavo.core.calibration.statistics import Statistics
+from octavo.core.calibration.visits import Met
+from octavo.core.contract.adapter import OpParameters
+from octavo.core.values.graph import UNREACHED, ModelView
+from octavo.core.values.ledger import Applied
+from octavo.core.values.recipe import Recipe
+from octavo.core.values.scheme import FLOAT
+
+Ledger = Mapping[str, Applied]
+Remarks = Mapping[str, str]
+"""Op name -> what its line of the ledger says besides."""
+
+
+def with_kept(ledger: Ledger, recipe: Recipe, kept: Remarks) -> Ledger:
+    """Return a ledger with the lines of ops that were asked for and stay float.
+
+    Args:
+        ledger: As the adapter wrote it.
+        recipe: What was asked for.
+        kept: Op name -> why it stays float.
+    """
+    lines = {name: Applied(recipe[name], FLOAT, "kernel", why) for name, why in kept.items()}
+    return {**ledger, **lines}
+
+
+def remarked(ledger: Ledger, remarks: Iterable[Remarks]) -> Ledger:
+    """Return a ledger whose lines say more; remarks on ops without a line are left out."""
+    lines = dict(ledger)
+    for said in remarks:
+        for name, why in said.items():
+            if name in lines:
+                reasons = filter(None, (lines[name].reason, why))
+                lines[name] = replace(lines[name], reason="; ".join(reasons))
+    return lines
+
+
+def unreached(view: ModelView, recipe: Recipe, statistics: Statistics) -> Remarks:
+    """Return op -> why it has no range.
+
+    These are static ops that no calibration batch came to: a branch that none took.
+    """
+    found: dict[str, str] = {}
+    for name in recipe:
+        op = view.by_name.get(name)
+        scheme = recipe[name]
+        if op is None or scheme.mode != "static":
+            continue
+        wanted = (*op.inputs, *(op.outputs if scheme.output is not None else ()))
+        unseen = [value for value in wanted if value not in statistics.seen]
+        if unseen:
+            found[name] = (
+                f"{UNREACHED}: none of {statistics.batches} batches computed {unseen[0]!r}; "
+                "it stays float"
+            )
+    return found
+
+
+def reached_by_some(view: ModelView, recipe: Recipe, statistics: Statistics, met: Met) -> Remarks:
+    """Return static op -> in how many calibration batches it was called, where that is not all."""
+    found: dict[str, str] = {}
+    for name in recipe:
+        if recipe[name].mode != "static":
+            continue
+        watched = [v for v in view.by_name[name].inputs if v in statistics.values]
+        times = min((met.batches.get(value, 0) for value in watched), default=met.all)
+        if times < met.all:
+            found[name] = f"called in {times} of {met.all} calibration batches"
+    return found
+
+
+def second_copies(
+    view: ModelView, recipe: Recipe, parameters: Mapping[str, OpParameters]
+) -> Remarks:
+    """Return op -> that its codes are a further copy of a weight that another op has otherwise."""
+    found: dict[str, str] = {}
+    for name in recipe:
+        weight = view.by_name[name].weight
+        own = parameters[name].weight if name in parameters else None
+        if weight is None or own is None:
+            continue
+        for other in weight.shared_with:
+            its = parameters[other].weight if other in parameters else None
+            if its is own:
+                continue
+            form = "stays float" if its is None else f"takes [{recipe[other]}]"
+            found[name] = (
+                f"its weight is tied to that of {other!r}, which {form}: "
+                f"a copy of its own, {own.nbytes:,} bytes"
+            )
+    return found

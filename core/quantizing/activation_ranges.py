@@ -1,0 +1,137 @@
+"""Quantization parameters of activations, out of what calibration saw of them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from array_api_compat import array_namespace
+
+from octavo.core.calibration.statistics import Statistics
+from octavo.core.contract.calibrator import Probe
+from octavo.core.numerics.affine import Array, QuantParams, affine_params
+from octavo.core.values.graph import ModelView, Op
+from octavo.core.values.recipe import Recipe
+from octavo.core.values.scheme import OpScheme, PartChoice, QuantSpec
+
+from .probing import axis_of
+from .rescaled import Prepared
+
+
+class Wish(NamedTuple):
+    """How an op wants a value quantized."""
+
+    spec: QuantSpec
+    calibrator: PartChoice
+    axis: int | None
+
+
+def wish_of(op: Op, scheme: OpScheme, spec: QuantSpec) -> Wish:
+    """Return how an op wants its inputs or its outputs under a spec of its scheme."""
+    return Wish(spec, scheme.calibrator, axis_of(op, spec))
+
+
+def wishes_of_readers(view: ModelView, recipe: Recipe) -> Mapping[str, Wish | None]:
+    """Return how the static consumers of each value want it; None where they differ."""
+    found: dict[str, Wish | None] = {}
+    for name in recipe:
+        scheme = recipe[name]
+        if scheme.mode != "static" or scheme.input is None:
+            continue
+        op = view.by_name[name]
+        wish = wish_of(op, scheme, scheme.input)
+        for value in op.inputs:
+            agrees = found.setdefault(value, wish) == wish
+            found[value] = wish if agrees else None
+    return found
+
+
+class ActivationRanges:
+    """Parameters by value, spec and what was observed; each is chosen once.
+
+    Args:
+        sharing: Value -> all values that share its scale.
+    """
+
+    def __init__(self, sharing: Mapping[str, Sequence[str]]) -> None:
+        self._sharing = sharing
+        self._params: dict[tuple[object, ...], QuantParams] = {}
+
+    def of_inputs(self, op: Op, scheme: OpScheme, prepared: Prepared) -> tuple[QuantParams, ...]:
+        """Return the parameters of each input of an op with a static scheme."""
+        assert scheme.input is not None
+        wish = wish_of(op, scheme, scheme.input)
+        return tuple(self._of(v, wish, prepared.seen_by(op.name, v)) for v in op.inputs)
+
+    def of_outputs(
+        self,
+        op: Op,
+        scheme: OpScheme,
+        prepared: Prepared,
+        readers: Mapping[str, Wish | None],
+    ) -> tuple[QuantParams | None, ...]:
+        """Return the parameters of each output of an op with a static scheme; None where it stays.
+
+        An output takes what its op's scheme says, else what all its static readers want alike.
+        """
+        found: list[QuantParams | None] = []
+        for value in op.outputs:
+            if scheme.output is not None:
+                wish: Wish | None = wish_of(op, scheme, scheme.output)
+            else:
+                divided = _divided_by_readers(op, value, prepared)
+                wish = None if divided else readers.get(value)
+            if wish is None:
+                found.append(None)
+            else:
+                found.append(self._of(value, wish, prepared.seen_by(op.name, value)))
+        return tuple(found)
+
+    def _of(self, value: str, wish: Wish, statistics: Statistics) -> QuantParams:
+        together = [
+            other
+            for other in self._sharing.get(value, (value,))
+            if other == value or other in statistics.seen
+        ]
+        probes = [Probe(other, wish.calibrator, wish.axis) for other in together]
+        # What no transform touches is watched by the same observers before and after it, and has
+        # one range.
+        key = (tuple(statistics.observer(probe) for probe in probes), wish.spec)
+        if key not in self._params:
+            low, high = _joined_range(together, wish, statistics)
+            if wish.axis is None and float(low) == float(high):
+                high = _widened(value, low, high)
+            self._params[key] = affine_params(low, high, wish.spec, wish.axis)
+        return self._params[key]
+
+
+def _joined_range(values: Sequence[str], wish: Wish, statistics: Statistics) -> tuple[Array, Array]:
+    """Return the range that holds those of all values."""
+    found = [statistics.range(v, wish.calibrator, wish.spec, wish.axis) for v in values]
+    low, high = found[0]
+    xp = array_namespace(low)
+    for other_low, other_high in found[1:]:
+        low = xp.minimum(low, other_low)
+        high = xp.maximum(high, other_high)
+    return low, high
+
+
+def _widened(value: str, low: Array, high: Array) -> Array:
+    """Return the upper end of a constant's range: the range takes in zero, and zero's takes in one."""
+    warnings.warn(
+        f"value {value!r} was constant ({float(low):g}) in calibration; "
+        "its range is widened to include zero",
+        stacklevel=2,
+    )
+    return array_namespace(high).ones_like(high) if float(low) == 0.0 else high
+
+
+def _divided_by_readers(op: Op, value: str, prepared: Prepared) -> bool:
+    """True if readers change a value themselves.
+
+    They do not take the codes that its writer would write.
+    """
+    return any(
+        value in state.seers and op.name not in state.seers[value] for state in prepared.states()
+    )

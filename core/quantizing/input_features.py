@@ -1,0 +1,154 @@
+"""What algorithms are told of an op's input features: which probes watch them, and what these saw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from array_api_compat import array_namespace, device
+
+from octavo.core.calibration.features import FEATURES, FeatureObserver
+from octavo.core.calibration.statistics import Statistics
+from octavo.core.contract.algorithm import WeightContext
+from octavo.core.contract.calibrator import Observer, Probe
+from octavo.core.numerics.affine import Array
+from octavo.core.numerics.rows import rounding_rows
+from octavo.core.values.graph import Op
+from octavo.core.values.scheme import OpScheme, PartChoice
+
+INDEPENDENT = ("embedding", "lstm", "gru", "rnn", "batched_linear")
+"""Their features count as independent and weigh alike.
+
+A looked-up row is an output by itself, and a recurrent state is not observed.
+"""
+
+WEIGHING = frozenset({"gram", "channel_range"})
+"""Needs that say how much each feature weighs: without them an algorithm cannot work."""
+
+SeenBy = Callable[[str, str], Statistics]
+"""(op name, value name) -> what calibration saw of the value as the op meets it."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightRequest:
+    """One weight that is to be quantized.
+
+    Attributes:
+        op: The op that asks.
+        users: Every op that uses the weight; what they see of calibration is put together.
+        scheme: Its weight spec and algorithm.
+        needs: What the algorithm needs of calibration.
+        seen_by: What calibration saw.
+    """
+
+    op: Op
+    users: tuple[Op, ...]
+    scheme: OpScheme
+    needs: frozenset[str]
+    seen_by: SeenBy
+
+    def observers(self, user: Op) -> Iterator[tuple[Probe, Observer]]:
+        """Yield what was asked of one user's input features, and who saw it."""
+        for probe in feature_probes(user, self.needs):
+            yield probe, self.seen_by(user.name, probe.value).observer(probe)
+
+
+def feature_probes(op: Op, needs: Iterable[str]) -> Iterator[Probe]:
+    """Yield the probes of an op's input features.
+
+    There are none for ops whose weight multiplies no rows (embeddings).
+    """
+    rows = rounding_rows(op)
+    if rows is None or not op.inputs:
+        return
+    for need in sorted(needs):
+        if need in FEATURES:
+            yield Probe(op.inputs[0], PartChoice(kind=need), None, rows)
+
+
+def weight_contexts(request: WeightRequest, matrix: Array) -> list[WeightContext]:
+    """Return what an algorithm is given.
+
+    Args:
+        request: The weight.
+        matrix: It as a matrix.
+
+    Returns:
+        One context per group of a grouped convolution; one for every other op.
+    """
+    asked = [user for user in request.users if _is_asked(request, user)]
+    seen = [user for user in asked if _saw_rows(request, user)]
+    if seen:
+        return _of_observers(request.op, _together(request, seen))
+    # An expert may have met no token: then its features, too, count as independent and weigh alike.
+    weigh_alike = bool(asked) or request.op.type in INDEPENDENT
+    if weigh_alike and request.needs & WEIGHING:
+        return [_independent(matrix)]
+    return [WeightContext()]
+
+
+def _is_asked(request: WeightRequest, user: Op) -> bool:
+    probes = feature_probes(user, request.needs)
+    return any(probe in request.seen_by(user.name, probe.value) for probe in probes)
+
+
+def _saw_rows(request: WeightRequest, user: Op) -> bool:
+    observers = (observer for _, observer in request.observers(user))
+    return any(o.count for o in observers if isinstance(o, FeatureObserver))
+
+
+def _independent(matrix: Array) -> WeightContext:
+    xp = array_namespace(matrix)
+    features = matrix.shape[1]
+    where = device(matrix)
+    ones = xp.ones((features,), dtype=xp.float32, device=where)
+    return WeightContext(xp.eye(features, dtype=xp.float32, device=where), ones, 0 * ones, 1)
+
+
+def _together(request: WeightRequest, seen: Iterable[Op]) -> dict[str, FeatureObserver]:
+    """Return need -> what all users saw together; an op that uses the weight twice counts once."""
+    found: dict[str, FeatureObserver] = {}
+    for user in {user.name: user for user in seen}.values():
+        for probe, observer in request.observers(user):
+            assert isinstance(observer, FeatureObserver)
+            need = probe.calibrator.kind
+            found[need] = observer.joined(found.get(need))
+    return found
+
+
+def _of_observers(op: Op, found: dict[str, FeatureObserver]) -> list[WeightContext]:
+    count = max(observer.count for observer in found.values())
+    gram = _value(found.get("gram"))
+    absmax = _value(found.get("channel_range"))
+    sums = found.get("channel_mean")
+    mean = sums.value / max(1, sums.count) if sums else None
+    if op.type == "conv_transpose":
+        # A row of its matrix holds the weights of every group, and the groups' inputs never meet in
+        # one output.
+        blocks = None if gram is None else _block_diagonal(gram)
+        return [WeightContext(blocks, _flat(absmax), _flat(mean), count)]
+    groups = max(len(observer.value) for observer in found.values())
+    return [
+        WeightContext(_part(gram, i), _part(absmax, i), _part(mean, i), count)
+        for i in range(groups)
+    ]
+
+
+def _value(observer: FeatureObserver | None) -> Array | None:
+    return None if observer is None else observer.value
+
+
+def _flat(x: Array | None) -> Array | None:
+    return None if x is None else array_namespace(x).reshape(x, (-1,))
+
+
+def _part(x: Array | None, group: int) -> Array | None:
+    return None if x is None else x[group, ...]
+
+
+def _block_diagonal(blocks: Array) -> Array:
+    xp = array_namespace(blocks)
+    count, size, _ = blocks.shape
+    eye = xp.eye(count, dtype=blocks.dtype, device=device(blocks))
+    apart = eye[:, None, :, None] * blocks[:, :, None, :]
+    return xp.reshape(apart, (count * size, count * size))

@@ -1,0 +1,127 @@
+"""Sessions after transforms, each made once from the one before it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from octavo.core.contract.adapter import Opened
+from octavo.core.contract.transform import Rescaling
+from octavo.core.errors import SchemeError
+from octavo.core.numerics.channels import Factors
+from octavo.core.values.scheme import PartChoice
+from octavo.core.values.space import TuningSpace
+
+from .observing import Observation
+from .probing import ProbePlan
+from .rescaled import Prepared, rescaled
+
+if TYPE_CHECKING:
+    from octavo.core.contract.plugins import PluginHost
+
+Transforms = tuple[PartChoice, ...]
+
+
+class TransformedSessions:
+    """The states of one model, by the transforms that were applied to it.
+
+    Args:
+        opened: The session.
+        space: Its tunable ops may be rescaled.
+        host: Builds transforms by name.
+        plan: What is observed for them.
+        observation: What calibration saw.
+    """
+
+    def __init__(
+        self,
+        opened: Opened,
+        space: TuningSpace,
+        host: PluginHost,
+        plan: ProbePlan,
+        observation: Observation,
+    ) -> None:
+        self._opened = opened
+        self._space = space
+        self._host = host
+        self._plan = plan
+        self._observation = observation
+        self._states: dict[Transforms, Prepared] = {}
+
+    def forget(self) -> None:
+        """Drop every state: calibration saw something new."""
+        self._states.clear()
+
+    def after(self, transforms: Transforms) -> Prepared:
+        """Return the state after ``transforms``; it is made once.
+
+        Raises:
+            SchemeError: If the backend lacks what a transform needs.
+            DataError: If a value must be observed again, and the data can be read only once.
+        """
+        if transforms not in self._states:
+            self._states[transforms] = self._extended(transforms) if transforms else self._first()
+        return self._states[transforms]
+
+    def _first(self) -> Prepared:
+        seen = self._observation.statistics
+        return Prepared(self._opened.session, seen or self._observation.nothing())
+
+    def _extended(self, transforms: Transforms) -> Prepared:
+        before = self.after(transforms[:-1])
+        choice = transforms[-1]
+        self._check_offered(choice)
+        settings = self._host.read("transforms", choice.table())
+        rescaling: Rescaling = self._host.part("transforms", choice.kind).build(settings)
+        factors = self._factors(rescaling, choice, before)
+        wanted = frozenset(self._plan.after(transforms))
+        after = rescaled(
+            before,
+            factors,
+            self._opened.view,
+            wanted,
+            lambda probes, changes: self._observation.after(choice, probes, changes),
+        )
+        return replace(after, remarks=self._remarks(rescaling, choice, before.remarks))
+
+    def _check_offered(self, choice: PartChoice) -> None:
+        steps = [n for n in self._plan.needs("transforms", choice) if n.startswith("rescale:")]
+        lacking = sorted({"rescale", *steps} - self._opened.capability.features)
+        if lacking:
+            raise SchemeError(
+                f"{self._opened.name} offers no {', '.join(lacking)}, which {choice} needs; "
+                "leave that transform out of the configuration"
+            )
+
+    def _factors(
+        self, rescaling: Rescaling, choice: PartChoice, before: Prepared
+    ) -> Mapping[str, Factors]:
+        view = self._opened.view
+        free = {name: view.by_name[name] for unit in self._space.tunable for name in unit.ops}
+        factors = rescaling.factors(view, before.session.tensor, before.statistics, free)
+        if not factors:
+            warnings.warn(
+                f"transform {choice} found nothing to rescale on {self._opened.name}: "
+                "the recipe runs without it",
+                stacklevel=2,
+            )
+        return factors
+
+    def _remarks(
+        self, rescaling: Rescaling, choice: PartChoice, before: Mapping[str, str]
+    ) -> Mapping[str, str]:
+        """Return op -> what this transform and those before it could not do for it."""
+        remarks = dict(before)
+        for group in self._opened.view.groups:
+            if group.kind != "rescale":
+                continue
+            left = sorted(rescaling.carries - group.takes)
+            if not left:
+                continue
+            takes = ", ".join(sorted(group.takes))
+            why = f"{choice.kind}: no {', '.join(left)} over {group.name}, which takes {takes}"
+            for name in group.members:
+                remarks[name] = "; ".join(filter(None, (remarks.get(name), why)))
+        return remarks
