@@ -1,7 +1,10 @@
-"""Uniform affine quantization: q = clip(round(x / scale) + zero_point, qmin, qmax); x' = scale * (q - zero_point).
+"""Uniform affine quantization of real numbers to integers and back.
 
-Source: ONNX operator specification, QuantizeLinear-25 and DequantizeLinear-25; rounding is to nearest, ties to even.
-Functions take and return arrays of one array-API namespace (NumPy, torch on any device).
+q = clip(round(x / scale) + zero_point, qmin, qmax) and x' = scale * (q - zero_point).
+
+Source: ONNX operator specification, QuantizeLinear-25 and DequantizeLinear-25; rounding is to
+nearest, ties to even. Functions take and return arrays of one array-API namespace (NumPy, torch on
+any device).
 """
 
 from __future__ import annotations
@@ -23,15 +26,19 @@ Array = Any  # an array of any array-API namespace; the standard has no common b
 Convention = Literal["octavo", "tensorflow", "pytorch", "ipex"]
 """Who decides how a range becomes a scale; see :func:`affine_params`."""
 
+SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
+"""The smallest normal number: scales below it count as zero."""
+
 
 @dataclass(frozen=True, slots=True)
 class QuantParams:
     """Scale and zero point of one tensor.
 
     Attributes:
-        scale: float32; shape () for ``tensor``, (channels,) for ``channel``, (channels, ceil(features / N)) for ``group:N``,
-            (ceil(channels / R), ceil(features / C)) for ``block:RxC``, the tensor's shape with a last axis of 1 for ``token``.
-            A weight's features are its other axes, flattened in their order.
+        scale: float32; shape () for ``tensor``, (channels,) for ``channel``, (channels,
+            ceil(features / N)) for ``group:N``, (ceil(channels / R), ceil(features / C)) for
+            ``block:RxC``, the tensor's shape with a last axis of 1 for ``token``. A weight's
+            features are its other axes, flattened in their order.
         zero_point: int32, the same shape.
         spec: What they belong to.
         axis: Channel axis; None for ``tensor`` and ``token``.
@@ -51,22 +58,25 @@ def is_integer(spec: QuantSpec) -> bool:
 def integer_range(spec: QuantSpec) -> tuple[int, int]:
     """Return (qmin, qmax) of an integer spec.
 
-    A symmetric signed range leaves its lowest code out ([-127, 127]), so that negation stays exact and
-    products of two int8 values cannot reach 2**14, for 8 bits and more; narrower types need each code.
+    A symmetric signed range leaves its lowest code out ([-127, 127]), so that negation stays exact
+    and products of two int8 values cannot reach 2**14, for 8 bits and more; narrower types need
+    each code.
 
     Raises:
         SchemeError: If the dtype is no integer type.
     """
-    name = spec.dtype
     if not is_integer(spec):
         raise SchemeError(
-            f"{name!r} is no integer type; affine quantization takes int2 to int16 and uint2 to uint16"
+            f"{spec.dtype!r} is no integer type; "
+            "affine quantization takes int2 to int16 and uint2 to uint16"
         )
     bits = spec.bits - (1 if spec.reduce_range else 0)
-    if name.startswith("u"):
+    if spec.dtype.startswith("u"):
         return 0, 2**bits - 1
-    low = -(2 ** (bits - 1))
-    return (low + 1 if spec.symmetric and bits >= 7 else low), 2 ** (bits - 1) - 1
+    high = 2 ** (bits - 1) - 1
+    # Seven bits count as a reduced range of eight.
+    is_balanced = spec.symmetric and bits >= 7
+    return (-high if is_balanced else -high - 1), high
 
 
 def affine_params(
@@ -80,7 +90,8 @@ def affine_params(
 ) -> QuantParams:
     """Choose scale and zero point so that [low, high] fills the integer range.
 
-    With a = max(|low|, |high|), the conventions differ in symmetric types (b bits; for 8 bits in brackets):
+    With a = max(|low|, |high|), the conventions differ in symmetric types (b bits; for 8 bits in
+    brackets):
 
     ============ ==================================== ===================================
     convention   signed                               unsigned
@@ -91,8 +102,8 @@ def affine_params(
     ipex         as tensorflow                        as tensorflow
     ============ ==================================== ===================================
 
-    Asymmetric: scale = (high - low) / (qmax - qmin); zero_point = round(qmin - low / scale), in ``pytorch``
-    qmin - round(low / scale), which differs where low / scale ends in one half.
+    Asymmetric: scale = (high - low) / (qmax - qmin); zero_point = round(qmin - low / scale), in
+    ``pytorch`` qmin - round(low / scale), which differs where low / scale ends in one half.
 
     Args:
         low: Lower ends, float, any shape.
@@ -100,42 +111,61 @@ def affine_params(
         spec: Integer dtype and symmetry.
         axis: Channel axis, kept with the result.
         convention: Whose formula.
-        include_zero: Widen the range so that 0.0 has a code of its own. Without it the zero point may lie outside of
-            the integer range, which no runtime accepts.
+        include_zero: Widen the range so that 0.0 has a code of its own. Without it the zero point
+            may lie outside of the integer range, which no runtime accepts.
 
     Returns:
         Parameters of the same shape. All-zero ranges get scale 1.
     """
     xp = array_namespace(low, high)
-    low, high = xp.astype(low, xp.float32), xp.astype(high, xp.float32)
-    zero = xp.zeros_like(low)
+    low = xp.astype(low, xp.float32)
+    high = xp.astype(high, xp.float32)
     if include_zero:
-        low, high = xp.minimum(low, zero), xp.maximum(high, zero)
-    qmin, qmax = integer_range(spec)
-    middle = 0
-    if not spec.symmetric:
-        scale = (high - low) / (qmax - qmin)
-    elif qmin == 0 and convention in ("tensorflow", "ipex"):
-        scale = xp.maximum(low, high) / qmax
-    else:
-        middle = 0 if qmin < 0 else (qmin + qmax + 1) // 2
-        steps = (
-            qmax - middle
-            if convention != "pytorch"
-            else (2 ** (spec.bits - spec.reduce_range) - 1) / 2
-        )
-        scale = xp.maximum(xp.abs(low), xp.abs(high)) / steps
-    scale = xp.where(scale < float(np.finfo(np.float32).tiny), zero + 1, scale)
+        zero = xp.zeros_like(low)
+        low = xp.minimum(low, zero)
+        high = xp.maximum(high, zero)
     if spec.symmetric:
+        scale, middle = _symmetric_scale(low, high, spec, convention)
+        scale = nonzero(scale)
         zero_point = xp.full_like(xp.astype(low, xp.int32), middle)
+        return QuantParams(scale, zero_point, spec, axis)
+    qmin, qmax = integer_range(spec)
+    scale = nonzero((high - low) / (qmax - qmin))
+    if convention == "pytorch":
+        start = qmin - xp.round(low / scale)
     else:
-        start = (
-            qmin - xp.round(low / scale)
-            if convention == "pytorch"
-            else xp.round(qmin - low / scale)
-        )
-        zero_point = xp.astype(xp.clip(start, qmin, qmax) if include_zero else start, xp.int32)
-    return QuantParams(scale, zero_point, spec, axis)
+        start = xp.round(qmin - low / scale)
+    if include_zero:
+        start = xp.clip(start, qmin, qmax)
+    return QuantParams(scale, xp.astype(start, xp.int32), spec, axis)
+
+
+def _symmetric_scale(
+    low: Array, high: Array, spec: QuantSpec, convention: Convention
+) -> tuple[Array, int]:
+    """Return the scale and the zero point of all."""
+    xp = array_namespace(low)
+    qmin, qmax = integer_range(spec)
+    if qmin == 0 and convention in ("tensorflow", "ipex"):
+        return xp.maximum(low, high) / qmax, 0
+    middle = middle_code(spec)
+    if convention == "pytorch":
+        steps_up: float = (2 ** (spec.bits - spec.reduce_range) - 1) / 2
+    else:
+        steps_up = qmax - middle
+    return xp.maximum(xp.abs(low), xp.abs(high)) / steps_up, middle
+
+
+def middle_code(spec: QuantSpec) -> int:
+    """Return the zero point of a symmetric integer spec: 0, or the middle of an unsigned range."""
+    qmin, qmax = integer_range(spec)
+    return 0 if qmin < 0 else (qmin + qmax + 1) // 2
+
+
+def nonzero(scale: Array) -> Array:
+    """Return scales with ones in place of zeros: an all-zero range takes any scale."""
+    xp = array_namespace(scale)
+    return xp.where(scale < SMALLEST_SCALE, xp.ones_like(scale), scale)
 
 
 def quantize(x: Array, params: QuantParams, rounding: Rounding = nearest) -> Array:
@@ -149,10 +179,8 @@ def quantize(x: Array, params: QuantParams, rounding: Rounding = nearest) -> Arr
     xp = array_namespace(x, params.scale)
 
     def codes(values: Array, scale: Array, zero_point: Array) -> Array:
-        return (
-            xp.astype(steps(values, scale, zero_point, params.spec, rounding), xp.int32)
-            + zero_point
-        )
+        whole = steps(values, scale, zero_point, params.spec, rounding)
+        return xp.astype(whole, xp.int32) + zero_point
 
     return spread(codes, x, params.spec, params.axis, params.scale, params.zero_point)
 
@@ -160,26 +188,34 @@ def quantize(x: Array, params: QuantParams, rounding: Rounding = nearest) -> Arr
 def steps(
     x: Array, scale: Array, zero_point: Array, spec: QuantSpec, rounding: Rounding = nearest
 ) -> Array:
-    """Return code - zero_point as whole float32 numbers: round(x / scale), clipped; parameters broadcast."""
+    """Return code - zero_point as whole float32 numbers: round(x / scale), clipped.
+
+    Parameters broadcast.
+    """
     xp = array_namespace(x, scale)
     qmin, qmax = integer_range(spec)
     # Clipped as float: a value far outside would overflow an integer.
-    low, high = xp.astype(qmin - zero_point, xp.float32), xp.astype(qmax - zero_point, xp.float32)
-    return xp.minimum(xp.maximum(rounding(xp.astype(x, xp.float32) / scale), low), high)
+    low = xp.astype(qmin - zero_point, xp.float32)
+    high = xp.astype(qmax - zero_point, xp.float32)
+    whole = rounding(xp.astype(x, xp.float32) / scale)
+    return xp.minimum(xp.maximum(whole, low), high)
 
 
 def dequantize(codes: Array, params: QuantParams) -> Array:
     """Return scale * (codes - zero_point), float32, same shape; any granularity."""
-    xp = array_namespace(codes, params.scale)
+    return spread(numbers, codes, params.spec, params.axis, params.scale, params.zero_point)
 
-    def values(q: Array, scale: Array, zero_point: Array) -> Array:
-        return scale * xp.astype(xp.astype(q, xp.int32) - zero_point, xp.float32)
 
-    return spread(values, codes, params.spec, params.axis, params.scale, params.zero_point)
+def numbers(codes: Array, scale: Array, zero_point: Array) -> Array:
+    """:func:`dequantize` with parameters that broadcast against ``codes``."""
+    xp = array_namespace(codes, scale)
+    # In int32: uint8 less its zero point would wrap.
+    whole = xp.astype(codes, xp.int32) - zero_point
+    return scale * xp.astype(whole, xp.float32)
 
 
 def narrow(codes: Array, spec: QuantSpec) -> Array:
-    """Return integer codes in the narrowest of int8, uint8, int16 and uint16 that holds the spec's range."""
+    """Return integer codes in the narrowest of int8, uint8, int16, uint16 with the spec's range."""
     xp = array_namespace(codes)
     low, high = integer_range(spec)
     if low >= 0:

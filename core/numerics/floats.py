@@ -1,7 +1,8 @@
-"""Narrow floating-point formats as codes: bit patterns in uint8, by arithmetic on any array namespace.
+"""Narrow floating-point formats as codes: bit patterns in uint8, by array arithmetic.
 
-Sources: OCP 8-bit Floating Point Specification 1.0 (e4m3fn, e5m2); Noune et al. 2022 (fnuz); OCP Microscaling Formats
-1.0 (fp6 e2m3 and e3m2, fp4 e2m1). Rounding is to nearest, ties to even; what is too large saturates.
+Sources: OCP 8-bit Floating Point Specification 1.0 (e4m3fn, e5m2); Noune et al. 2022 (fnuz); OCP
+Microscaling Formats 1.0 (fp6 e2m3 and e3m2, fp4 e2m1). Rounding is to nearest, ties to even; what
+is too large saturates.
 """
 
 from __future__ import annotations
@@ -45,6 +46,11 @@ class FloatFormat:
         return 1 - self.bias
 
     @property
+    def smallest(self) -> float:
+        """The smallest positive number, a subnormal one."""
+        return 2.0 ** (self.smallest_exponent - self.mantissa)
+
+    @property
     def largest_exponent(self) -> int:
         """Exponent of the largest number: the ``emax`` of the microscaling formats."""
         return int(np.floor(np.log2(self.largest)))
@@ -78,12 +84,17 @@ def to_codes(x: Array, fmt: FloatFormat) -> Array:
     """
     xp = array_namespace(x)
     size = xp.minimum(xp.abs(x), xp.full_like(x, fmt.largest))
-    exponent = floor_log2(xp.maximum(size, xp.full_like(x, 2.0**fmt.smallest_exponent)))
-    # Consecutive codes are consecutive numbers, so a code is the number of steps of its exponent, plus those below it.
+    smallest_normal = xp.full_like(x, 2.0**fmt.smallest_exponent)
+    exponent = floor_log2(xp.maximum(size, smallest_normal))
+    # Consecutive codes are consecutive numbers, so a code is the number of steps of its exponent,
+    # plus those below it.
     steps = xp.round(size * exp2(fmt.mantissa - exponent))
-    code = xp.astype((exponent - fmt.smallest_exponent) * 2**fmt.mantissa + steps, xp.int32)
+    below = (exponent - fmt.smallest_exponent) * 2**fmt.mantissa
+    code = xp.astype(below + steps, xp.int32)
+    # Without a negative zero, what rounds to zero from below has the pattern of +0.
     negative = xp.signbit(x) if fmt.negative_zero else (x < 0) & (code > 0)
-    return xp.astype(xp.where(negative, code + 2 ** (fmt.bits - 1), code), xp.uint8)
+    sign_bit = 2 ** (fmt.bits - 1)
+    return xp.astype(xp.where(negative, code + sign_bit, code), xp.uint8)
 
 
 def from_codes(codes: Array, fmt: FloatFormat) -> Array:
@@ -95,12 +106,14 @@ def from_codes(codes: Array, fmt: FloatFormat) -> Array:
 def table(fmt: FloatFormat) -> np.ndarray:
     """Return the number of each code, float32, length 2**bits; NaN where a pattern is none."""
     codes = np.arange(2 ** (fmt.bits - 1))
-    exponents, mantissas = codes >> fmt.mantissa, codes & (2**fmt.mantissa - 1)
+    exponents = codes >> fmt.mantissa
+    mantissas = codes & (2**fmt.mantissa - 1)
     normal = (2**fmt.mantissa + mantissas) * 2.0 ** (exponents - fmt.bias - fmt.mantissa)
-    subnormal = mantissas * 2.0 ** (fmt.smallest_exponent - fmt.mantissa)
+    subnormal = mantissas * fmt.smallest
     positive = np.where(exponents > 0, normal, subnormal)
     positive[positive > fmt.largest] = np.nan
     if fmt.exponent == 5 and fmt.negative_zero:
+        # e5m2 alone has infinities, as IEEE 754 does: all exponent bits set, no mantissa bit.
         positive[0x7C] = np.inf
     both = np.concatenate([positive, -positive]).astype(np.float32)
     if not fmt.negative_zero:
@@ -112,10 +125,10 @@ def table(fmt: FloatFormat) -> np.ndarray:
 def look_up(values: np.ndarray, codes: Array) -> Array:
     """Return ``values[codes]`` as float32 in the namespace and on the device of ``codes``."""
     xp = array_namespace(codes)
+    # A copy: torch warns of arrays that may not be written to, as cached tables are.
     book = xp.asarray(values.copy(), dtype=xp.float32, device=device(codes))
-    return xp.reshape(
-        xp.take(book, xp.astype(xp.reshape(codes, (-1,)), xp.int64)), tuple(codes.shape)
-    )
+    index = xp.astype(xp.reshape(codes, (-1,)), xp.int64)
+    return xp.reshape(xp.take(book, index), tuple(codes.shape))
 
 
 def floor_log2(x: Array) -> Array:

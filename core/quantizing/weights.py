@@ -11,10 +11,11 @@ from array_api_compat import array_namespace
 from octavo.core.contract.algorithm import WeightAlgorithm, WeightContext
 from octavo.core.errors import NonFiniteWeight, SchemeError
 from octavo.core.numerics.affine import Array, QuantParams
-from octavo.core.numerics.codec import choose, rounded_scale, shares_scales
+from octavo.core.numerics.codec import choose
 from octavo.core.numerics.layout import from_matrix, to_matrix
 from octavo.core.numerics.ranges import ranges
 from octavo.core.numerics.rows import rounding_rows
+from octavo.core.numerics.scales import rounded_scale, shares_scales
 from octavo.core.numerics.tensor import QuantizedTensor
 from octavo.core.values.graph import Op
 from octavo.core.values.scheme import OpScheme, QuantSpec

@@ -10,8 +10,9 @@ from array_api_compat import array_namespace
 from octavo.core.contract.algorithm import WeightAlgorithm, WeightConfig, WeightContext
 from octavo.core.errors import SchemeError
 from octavo.core.numerics.affine import Array, QuantParams, integer_range, is_integer, narrow
-from octavo.core.numerics.codec import decode_values, encode, encode_values, shares_scales
+from octavo.core.numerics.codec import decode_values, encode, encode_values
 from octavo.core.numerics.layout import contiguous
+from octavo.core.numerics.scales import shares_scales
 from octavo.core.numerics.tensor import QuantizedTensor
 from octavo.core.values.scheme import QuantSpec
 from octavo.core.values.sizes import is_grouped

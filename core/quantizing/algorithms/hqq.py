@@ -10,8 +10,9 @@ from pydantic import Field
 
 from octavo.core.contract.algorithm import WeightAlgorithm, WeightConfig, WeightContext
 from octavo.core.numerics.affine import Array, QuantParams, integer_range, is_integer
-from octavo.core.numerics.codec import encode, project, rounded_scale
+from octavo.core.numerics.codec import encode, project
 from octavo.core.numerics.layout import spread
+from octavo.core.numerics.scales import rounded_scale
 from octavo.core.numerics.tensor import QuantizedTensor
 from octavo.core.values.scheme import QuantSpec
 

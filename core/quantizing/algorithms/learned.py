@@ -8,7 +8,7 @@ from array_api_compat import array_namespace
 
 from octavo.core.contract.algorithm import WeightContext
 from octavo.core.numerics.affine import Array
-from octavo.core.numerics.codec import has_free_scales
+from octavo.core.numerics.scales import has_free_scales
 from octavo.core.numerics.tensor import QuantizedTensor
 
 

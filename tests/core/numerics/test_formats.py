@@ -13,7 +13,7 @@ from scipy.stats import norm
 
 from octavo.core.contract.algorithm import WeightContext
 from octavo.core.errors import SchemeError
-from octavo.core.numerics.codec import DOUBLE_BLOCK, NF4, decode, known_dtype
+from octavo.core.numerics.codec import NF4, decode, known_dtype
 from octavo.core.numerics.floats import (
     FLOAT_FORMATS,
     FloatFormat,
@@ -25,6 +25,7 @@ from octavo.core.numerics.floats import (
 from octavo.core.numerics.tensor import QuantizedTensor
 from octavo.core.quantizing.algorithms.rtn import RoundToNearest, RtnConfig
 from octavo.core.values.scheme import QuantSpec
+from octavo.core.values.sizes import DOUBLE_BLOCK
 
 REFERENCE = {
     "fp8_e4m3fn": ml_dtypes.float8_e4m3fn,

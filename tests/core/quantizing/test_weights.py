@@ -14,7 +14,6 @@ from octavo.core.calibration.features import FEATURES
 from octavo.core.calibration.statistics import Statistics
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import SchemeError
-from octavo.core.numerics.codec import DOUBLE_BLOCK
 from octavo.core.numerics.floats import FLOAT_FORMATS, from_codes
 from octavo.core.numerics.tensor import QuantizedTensor
 from octavo.core.quantizing.bias import correct_bias
@@ -22,6 +21,7 @@ from octavo.core.quantizing.input_features import WeightRequest, feature_probes
 from octavo.core.quantizing.weights import quantize_weight
 from octavo.core.values.graph import Op, Weight
 from octavo.core.values.scheme import OpScheme, PartChoice, QuantSpec
+from octavo.core.values.sizes import DOUBLE_BLOCK
 
 HOST = PluginHost(third_party=False)
 MAKE = {"numpy": np.asarray, "torch": torch.from_numpy}

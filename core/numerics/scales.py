@@ -1,0 +1,162 @@
+"""Scales in the format in which they will be stored: halves, powers of two, codes of a second level."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace, device
+
+from octavo.core.errors import SchemeError
+from octavo.core.values.scheme import QuantSpec
+from octavo.core.values.sizes import DOUBLE_BLOCK
+
+from .affine import SMALLEST_SCALE, Array, QuantParams, nonzero
+from .floats import FLOAT_FORMATS, exp2, floor_log2, from_codes, to_codes
+
+HALVES = ("float16", "bfloat16")
+_E4M3 = FLOAT_FORMATS["fp8_e4m3fn"]
+
+SecondLevel = dict[str, Any]
+"""``scale_codes`` (uint8, the shape of the scales), ``scale_scale``, ``scale_offset`` (float32)."""
+
+
+def shares_scales(spec: QuantSpec) -> bool:
+    """True if the scales of one tensor share a second level.
+
+    None of them can then be chosen without the others.
+    """
+    return spec.dtype == "nvfp4" or spec.scale_dtype in ("uint8", "fp8_e4m3fn")
+
+
+def has_free_scales(spec: QuantSpec) -> bool:
+    """True if any positive float32 may be a scale.
+
+    It is not rounded to a format, no power of two, not fixed at one.
+    """
+    is_block_format = spec.dtype.startswith(("mx", "nvfp"))
+    is_plain = spec.scale_dtype in (None, "float32")
+    return is_plain and not is_block_format and spec.dtype not in HALVES
+
+
+def rounded_scale(params: QuantParams) -> tuple[QuantParams, SecondLevel | None]:
+    """Round the scales to the spec's ``scale_dtype``.
+
+    Codes are then made with the scales that will be stored. ``float16``, ``bfloat16``; ``e8m0``:
+    the next power of two, so that nothing is clipped; ``fp8_e4m3fn`` (and always for the dtype
+    nvfp4): with one float32 per tensor; ``uint8``: double quantization, 8-bit codes of the scales
+    in blocks of 256 with a float32 scale and offset each.
+
+    Raises:
+        SchemeError: If the scales' format is unknown.
+    """
+    name = params.spec.scale_dtype
+    if params.spec.dtype == "nvfp4" or name == "fp8_e4m3fn":
+        return _two_level(params)
+    if name in (None, "float32"):
+        return params, None
+    if name in HALVES:
+        return replace(params, scale=_half_scale(params.scale, name)), None
+    if name == "e8m0":
+        return replace(params, scale=_power_of_two(params.scale)), None
+    if name == "uint8":
+        return _double(params)
+    raise SchemeError(
+        f"scales in {name!r} are unknown; use float32, float16, bfloat16, e8m0, fp8_e4m3fn or "
+        "uint8 (double quantization)"
+    )
+
+
+def _half_scale(scale: Array, name: str) -> Array:
+    xp = array_namespace(scale)
+    # bfloat16 reaches as far as float32; float16 has useful subnormal numbers.
+    limits = np.finfo(np.float16) if name == "float16" else np.finfo(np.float32)
+    least = limits.smallest_subnormal if name == "float16" else limits.tiny
+    bounded = xp.clip(scale, float(least), float(limits.max))
+    return xp.astype(xp.astype(bounded, half_dtype(scale, name)), xp.float32)
+
+
+def _power_of_two(scale: Array) -> Array:
+    xp = array_namespace(scale)
+    exponent = floor_log2(scale)
+    is_between = exp2(exponent) < scale
+    return exp2(xp.where(is_between, exponent + 1, exponent))
+
+
+def levelled(params: QuantParams, absmax: Array) -> QuantParams:
+    """Give groups of zeros a scale of the others' size where all scales share a second level.
+
+    Any scale serves them; the 1 that they have could dwarf the others.
+
+    Args:
+        params: As chosen for each group by itself.
+        absmax: Largest magnitude of each group, in the shape of the scales.
+    """
+    if not shares_scales(params.spec) or 0 in absmax.shape:
+        return params
+    xp = array_namespace(absmax)
+    empty = absmax < SMALLEST_SCALE
+    least = xp.min(xp.where(empty, xp.full_like(absmax, float("inf")), params.scale))
+    scale = xp.where(empty & xp.isfinite(least), least, params.scale)
+    return replace(params, scale=scale)
+
+
+def _two_level(params: QuantParams) -> tuple[QuantParams, SecondLevel]:
+    """Round scales to fp8_e4m3fn times one float32."""
+    scale = params.scale
+    xp = array_namespace(scale)
+    if 0 in scale.shape:
+        whole = xp.ones((), dtype=xp.float32, device=device(scale))
+    else:
+        whole = nonzero(xp.max(scale) / _E4M3.largest)
+    # A scale must not round to zero: nothing could be divided by it.
+    at_least = xp.full_like(scale, _E4M3.smallest)
+    codes = to_codes(xp.maximum(scale / whole, at_least), _E4M3)
+    rounded = replace(params, scale=from_codes(codes, _E4M3) * whole)
+    return rounded, {"scale_codes": codes, "scale_scale": whole}
+
+
+def _double(params: QuantParams) -> tuple[QuantParams, SecondLevel]:
+    """Round scales to 8-bit steps between the ends of their block."""
+    xp = array_namespace(params.scale)
+    shape = tuple(params.scale.shape)
+    blocks, count = _in_blocks(params.scale)
+    low = xp.min(blocks, axis=1)
+    high = xp.max(blocks, axis=1)
+    step = nonzero((high - low) / 255)
+    codes = xp.clip(xp.round((blocks - low[:, None]) / step[:, None]), 0, 255)
+    restored = xp.reshape(codes * step[:, None] + low[:, None], (-1,))[:count]
+    kept = xp.astype(xp.reshape(codes, (-1,))[:count], xp.uint8)
+    second = {
+        "scale_codes": xp.reshape(kept, shape),
+        "scale_scale": step,
+        "scale_offset": low,
+    }
+    return replace(params, scale=xp.reshape(restored, shape)), second
+
+
+def _in_blocks(scale: Array) -> tuple[Array, int]:
+    """Return scales in rows of one block each, and how many there are.
+
+    The last block is filled up with its own last scale, which changes none of its ends.
+    """
+    xp = array_namespace(scale)
+    flat = xp.reshape(scale, (1, -1))
+    count = flat.shape[1]
+    pad = -count % DOUBLE_BLOCK
+    if pad:
+        flat = xp.concat([flat, xp.broadcast_to(flat[:, -1:], (1, pad))], axis=1)
+    return xp.reshape(flat, (-1, DOUBLE_BLOCK)), count
+
+
+def half_dtype(like: Array, name: str) -> Any:
+    """Return the namespace's dtype called ``float16`` or ``bfloat16``."""
+    xp = array_namespace(like)
+    found = getattr(xp, name, None)
+    if found is None:
+        # NumPy has no bfloat16 of its own.
+        import ml_dtypes
+
+        found = np.dtype(getattr(ml_dtypes, name))
+    return found
