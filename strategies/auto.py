@@ -23,7 +23,8 @@ import numpy as np
 
 from octavo.core.contract.strategy import RecipeSensitivity
 from octavo.core.errors import ConfigError
-from octavo.core.numerics.knapsack import HullTable, LossTable, exact, table
+from octavo.core.numerics.knapsack import exact
+from octavo.core.numerics.loss_tables import HullTable, LossTable, table
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import OpScheme, PartChoice
 from octavo.core.values.trial import Trial

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo.core.errors import ConfigError
-from octavo.core.numerics.knapsack import HullTable, LossTable, exact
+from octavo.core.numerics.knapsack import exact
+from octavo.core.numerics.loss_tables import HullTable, LossTable
 
 numbers = st.floats(0.0, 10.0, allow_nan=False)
 units = st.lists(

@@ -52,8 +52,7 @@ def test_prices_find_something_wherever_brute_force_does(
     costs = [np.array([c for c, _ in row]) for row in rows]
     uses = [np.array([w for _, w in row]) for row in rows]
     fits = [p for p in itertools.product(*(range(len(c)) for c in costs)) if sums(uses, p) <= limit]
-    flat, counts = np.concatenate(costs), [len(c) for c in costs]
-    found = knapsack._by_prices(flat, np.isfinite(flat), counts, [(np.concatenate(uses), limit)])
+    found = knapsack._by_prices(knapsack._Problem.of(costs, [(uses, limit)]))
     if fits:
         assert found is not None
         assert sum(np.concatenate(uses)[found]) <= limit * (1 + 1e-9) + 1e-9
