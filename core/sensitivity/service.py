@@ -26,8 +26,8 @@ from pathlib import Path
 import numpy as np
 
 from octavo.core.contract.adapter import Batch, Opened
-from octavo.core.contract.strategy import Sensitivity
 from octavo.core.contract.quantizer import Quantizer
+from octavo.core.contract.strategy import Sensitivity
 from octavo.core.errors import ConfigError, DataError
 from octavo.core.values.json_form import canonical_json
 from octavo.core.values.recipe import Recipe
