@@ -19,8 +19,9 @@ from octavo.adapters.pytorch.capture.standins.experts import unreached
 from octavo.adapters.pytorch.capture.standins.modules import with_plain_weights, with_stand_ins
 from octavo.adapters.pytorch.modules.shared_copy import skeleton
 from octavo.adapters.pytorch.modules.wrapping import opened
+from octavo.adapters.pytorch.observe.lending import why_not_lent
 from octavo.adapters.pytorch.run.batches import Call, run_once, takes, to_call
-from octavo.adapters.pytorch.run.device_offload import lends
+from octavo.adapters.pytorch.run.device_offload import Lender
 from octavo.core.calibration.reading import choose
 from octavo.core.contract.adapter import Adapter, Batch
 from octavo.core.contract.parts import PartConfig
@@ -65,8 +66,10 @@ class TorchAdapter(Adapter):
         reads = Reads() if call is not None else None
         capture = _seen(root, call, self._settings.capture, reads)
         if device != home:
-            why = lends(capture, call, device)
-            if why:
+            why = why_not_lent(capture, call, device)
+            if not why:
+                capture = capture.lent_by(Lender(device))
+            else:
                 notes.append(f"the whole model was moved to {device}: {why}")
                 given = open_root(given, device)
                 plain = with_plain_weights(skeleton(given))

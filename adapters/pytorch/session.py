@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 
 from octavo.adapters.pytorch.apply.input_maps import install
+from octavo.adapters.pytorch.apply.whole_model import quantized_model
 from octavo.adapters.pytorch.capture.capture import Capture
 from octavo.adapters.pytorch.capture.census import Reads, census, unclaimed
 from octavo.adapters.pytorch.capture.exported import is_exported, recovered
@@ -230,12 +231,8 @@ class TorchSession(Session):
             for op in view.ops
             if op.out_of_reach
         }
-        module, remarks = self.capture.build(active, biases)
+        module = quantized_model(self.capture, active, biases)
         module = refuse_what_fails(module) if active else module
-        for name, remark in remarks.items():
-            line = ledger[name]
-            said = "; ".join(filter(None, (line.reason, remark)))
-            ledger[name] = replace(line, reason=said)
         facts, factors = self.capture.facts(), self.capture.factors
         return TorchCandidate(
             self._settled(module), recipe, ledger, active, biases, self._device, facts, factors

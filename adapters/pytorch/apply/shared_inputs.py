@@ -33,7 +33,9 @@ def share(readers: Iterable[tuple[object, nn.Module]]) -> None:
             memo = Memo(len(layers))
             for layer in layers:
                 layer.memo = memo
-            Stack(layers)
+            stack = Stack(layers)
+            for place, layer in enumerate(layers):
+                layer.stacked = (stack, place)
 
 
 _WASTE = 4
@@ -47,13 +49,11 @@ class Stack:
     are called with other values after all, every layer is left to itself.
 
     Args:
-        layers: The layers; each is told its place.
+        layers: The layers, in the order of their places.
     """
 
     def __init__(self, layers: Sequence[Int8Linear]) -> None:
         self._layers = tuple(layers)
-        for place, layer in enumerate(layers):
-            layer.stacked = (self, place)
         self._wasted = 0
         self._packed: tuple[list[Tensor | None], list[int], Any] | None = None
         self._entry: tuple[weakref.ref[Tensor], int, dict[int, Tensor]] | None = None

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import fx, nn
 
+from octavo.adapters.pytorch.capture.traced import GraphCapture, is_idle
 from octavo.adapters.pytorch.kernels.activation import Activation
 from octavo.adapters.pytorch.modules.shared_copy import skeleton
 from octavo.adapters.pytorch.qlayers.int8 import Int8Linear
@@ -17,9 +17,6 @@ from octavo.core.contract.adapter import OpParameters
 from .build import placed, quantized_module, static_form, tie
 from .input_maps import install
 from .shared_inputs import share
-
-if TYPE_CHECKING:
-    from octavo.adapters.pytorch.capture.traced import GraphCapture
 
 _MOVING_MODULES = (nn.Flatten, nn.Unflatten)
 _MOVING = {
@@ -102,8 +99,6 @@ class _Rewriter:
 
     def _moves(self, node: fx.Node) -> bool:
         """True for nodes that only move or choose values: codes pass through them as well."""
-        from octavo.adapters.pytorch.capture.traced import is_idle
-
         if node.op == "call_module":
             return is_idle(self._c, node) or isinstance(
                 self._c.modules[str(node.target)], _MOVING_MODULES
@@ -125,8 +120,6 @@ class _Rewriter:
 
     def module(self) -> nn.Module:
         """Return the rewritten graph as a module."""
-        from octavo.adapters.pytorch.capture.traced import is_idle
-
         c = self._c
         graph = fx.Graph()
         env: dict[fx.Node, fx.Node] = {}

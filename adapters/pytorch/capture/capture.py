@@ -8,40 +8,18 @@ tree, which every model has.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
+from copy import copy
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
-import torch
 from torch import nn
 
-from octavo.adapters.pytorch.run.batches import Call
 from octavo.adapters.pytorch.run.device_offload import Lender
-from octavo.core.contract.adapter import OpParameters
 from octavo.core.values.graph import Group, Op
 
 from .layers import Layer
 from .links import Factors, Link
-
-
-class Halt(BaseException):
-    """Ends a run that has met all it was to meet. No error: a model that handles its own must not take it for one."""
-
-
-class Watch(ABC):
-    """A run of the float model, or of a stretch of it, that hands out values on its way."""
-
-    @abstractmethod
-    def __call__(self, call: Call, kept: Mapping[int, Any] | None = None) -> Mapping[int, Any]:
-        """Run from where the watch starts to the last value that it was asked for.
-
-        Args:
-            call: One batch.
-            kept: For a later start than the model's own: what another watch returned for this batch.
-
-        Returns:
-            Place -> what a run that starts there needs of this one.
-        """
 
 
 class Capture(ABC):
@@ -84,30 +62,14 @@ class Capture(ABC):
         """
 
     @abstractmethod
-    def watch(
-        self, values: Collection[str], sink: Callable[[str, torch.Tensor], None], start: int = 0
-    ) -> Watch:
-        """Return a runner of the float model that hands each named value to ``sink``.
-
-        Args:
-            values: What to hand out.
-            sink: Takes (name, tensor).
-            start: Place where runs start: 0, or one that another watch kept, and no later than the first value.
-        """
-
-    @abstractmethod
-    def resumes(self, call: Call) -> bool:
-        """Return whether runs that start where others stopped give what a whole run gives, bit for bit."""
-
-    @abstractmethod
-    def build(
-        self, parameters: Mapping[str, OpParameters], biases: Mapping[str, torch.Tensor | None]
-    ) -> tuple[nn.Module, Mapping[str, str]]:
-        """Return a runnable module with the given ops quantized, and op -> remark for the ledger."""
-
-    @abstractmethod
     def on(self, root: nn.Module, factors: Factors) -> Capture:
         """Return the same view over another skeleton of the same structure (rescaled weights)."""
+
+    def lent_by(self, lender: Lender) -> Self:
+        """Return the same view, of which a lender brings the tensors to where runs compute."""
+        lent = copy(self)
+        lent.lender = lender
+        return lent
 
     @abstractmethod
     def facts(self) -> Mapping[str, Any]:

@@ -44,6 +44,11 @@ class Layer:
     act: str = ""
     functional: bool = False
 
+    @property
+    def end(self) -> str:
+        """Path of the module that puts the op's result out."""
+        return self.act or self.norm or self.path
+
 
 def find_layers(root: nn.Module) -> dict[str, Op]:
     """Return path -> op of every layer below ``root``; values are named after the paths.

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import nn
 
-from octavo.adapters.pytorch.apply.build import placed, quantized_module, static_form, tie
-from octavo.adapters.pytorch.apply.input_maps import install
-from octavo.adapters.pytorch.apply.shared_inputs import share
 from octavo.adapters.pytorch.capture.standins.experts import expert_groups
 from octavo.adapters.pytorch.capture.standins.parameters import forms_in
-from octavo.adapters.pytorch.kernels.activation import Activation
 from octavo.adapters.pytorch.kernels.posts import POSTS
 from octavo.adapters.pytorch.loose_weights.weight_tensor import Batched
-from octavo.adapters.pytorch.modules.shared_copy import copy_hooks, set_submodule, skeleton
-from octavo.adapters.pytorch.observe.staged import BlockWatch, repeats
-from octavo.adapters.pytorch.run.batches import Call, tensors_in
-from octavo.core.contract.adapter import OpParameters
 from octavo.core.values.graph import UNREACHED, Group, Op, tied_groups
 
 from .blocks import blocks_of
-from .capture import Capture, Watch
+from .capture import Capture
 from .folding import folds
 from .layers import Layer, find_layers, with_shapes
 from .links import Factors, Link, input_link, is_norm
@@ -178,10 +169,10 @@ class ModuleCapture(Capture):
     @property
     def end(self) -> int:  # type: ignore[override]
         """Place behind all that follows the last repeated block."""
-        return len(self._blocks) + 1
+        return len(self.blocks) + 1
 
     @cached_property
-    def _blocks(self) -> list[str]:
+    def blocks(self) -> list[str]:
         """Paths of the repeated blocks in the order of their calls; none where there is no telling what is called once."""
         if self._seen is None:
             return []
@@ -199,11 +190,11 @@ class ModuleCapture(Capture):
         )
 
     @cached_property
-    def _places(self) -> Mapping[str, int]:
+    def places(self) -> Mapping[str, int]:
         """Value -> 2n + 1 in the block of number n, 2n between the one before and that; what repeated calls see has none."""
         places: dict[str, int] = {}
         often: set[str] = set()
-        numbers = {path: 2 * i + 1 for i, path in enumerate(self._blocks)}
+        numbers = {path: 2 * i + 1 for i, path in enumerate(self.blocks)}
         last = 0
 
         def place(path: str) -> int:
@@ -217,105 +208,18 @@ class ModuleCapture(Capture):
             at = place(layer.path)
             last = max(last, at)
             places.setdefault(layer.op.inputs[0], at)
-            places.setdefault(layer.op.outputs[0], place(layer.act or layer.norm or layer.path))
+            places.setdefault(layer.op.outputs[0], place(layer.end))
         return {value: at for value, at in places.items() if value not in often}
 
     def span(self, values: Collection[str]) -> tuple[int, int]:
         """Return the number of the first block that must run, and of the one before which a run may stop."""
-        places = [self._places.get(value) for value in values]
+        places = [self.places.get(value) for value in values]
         known = [at for at in places if at is not None]
         if not known or len(known) < len(places):
             return 0, self.end
-        return min(known) // 2, self.end if max(known) == 2 * len(self._blocks) else (
+        return min(known) // 2, self.end if max(known) == 2 * len(self.blocks) else (
             max(known) + 1
         ) // 2
-
-    def resumes(self, call: Call) -> bool:
-        """Return whether a run from any block on gives what a whole run gives; established by running one batch both ways."""
-        return repeats(self._fresh, self._blocks, call)
-
-    def _fresh(self) -> nn.Module:
-        twin = skeleton(self.root)
-        install(twin, self.layers, self.factors)
-        if self.lender is not None:
-            self.lender.lend(twin)
-        return twin
-
-    def watch(
-        self, values: Collection[str], sink: Callable[[str, torch.Tensor], None], start: int = 0
-    ) -> Watch:
-        """Return a runner of the float model that hands each named value to ``sink``."""
-        twin = self._fresh()
-        wanted, taken = set(values), set()
-        for layer in self.layers.values():
-            module = twin.get_submodule(layer.path)
-            source, result = layer.op.inputs[0], layer.op.outputs[0]
-            if source in wanted and source not in taken:
-                taken.add(source)
-                module.register_forward_pre_hook(_feed(source, sink), with_kwargs=True)
-            if result in wanted and result not in taken:
-                taken.add(result)
-                end = twin.get_submodule(layer.act or layer.norm or layer.path)
-                end.register_forward_hook(_drain(result, sink))
-        stop = self.span(values)[1]
-        between = any(self._places.get(value) == 2 * stop for value in wanted)
-        return BlockWatch(twin, self._blocks, start, stop, beyond=between)
-
-    def build(
-        self, parameters: Mapping[str, OpParameters], biases: Mapping[str, torch.Tensor | None]
-    ) -> tuple[nn.Module, Mapping[str, str]]:
-        """Return the module tree with the given layers replaced."""
-        twin = skeleton(self.root)
-        install(twin, self.layers, {n: f for n, f in self.factors.items() if n not in parameters})
-        gives = {
-            n: form for n in parameters if (form := self._form_wanted(n, parameters)) is not None
-        }
-        made: dict[str, nn.Module] = {}
-        for name, decided in parameters.items():
-            layer = self.layers[name]
-            old = twin.get_submodule(layer.path)
-            gift, own = gives.get(name), self.factors.get(name, ())
-            new = quantized_module(layer, old, decided, biases[name], gives=gift, own=own)
-            made[name] = new
-            if not layer.path:
-                return placed(old, new), {}
-            set_submodule(twin, layer.path, placed(old, new))
-            if layer.norm:
-                set_submodule(twin, layer.norm, nn.Identity().eval())
-            if layer.act:
-                idle = nn.Identity()
-                copy_hooks(twin.get_submodule(layer.act), idle)
-                set_submodule(twin, layer.act, idle.eval())
-        tie(made, parameters)
-        if self._seen is not None:
-            share((self.layers[name].op.inputs[0], module) for name, module in made.items())
-        return twin, {}
-
-    def _form_wanted(self, name: str, parameters: Mapping[str, OpParameters]) -> Activation | None:
-        """Return the codes that all readers of a layer's result take; None if one takes float values, or there may be others."""
-        layer, decided = self.layers[name], parameters[name]
-        if (
-            self._seen is None
-            or layer.op.type not in ("linear", "conv", "conv_transpose")
-            or not fuses(decided)
-        ):
-            return None
-        if decided.scheme.input is None or decided.scheme.input.granularity == "token":
-            return None
-        end = layer.act or layer.norm or layer.path
-        if not layer.act and self._seen.follower(end):
-            return None
-        forms: dict[object, Activation] = {}
-        for reader in self._seen.readers(end):
-            form = (
-                static_form(parameters[reader], 0)
-                if reader in parameters and reader not in self.factors
-                else None
-            )
-            if form is None:
-                return None
-            forms[form.key()] = form
-        return next(iter(forms.values())) if len(forms) == 1 else None
 
 
 def _tied_tables(ops: Mapping[str, Op], called: Collection[str]) -> list[str]:
@@ -346,24 +250,3 @@ def _is_in(path: str, block: str) -> bool:
 def _unreached(op: Op) -> Op:
     # It claims no weight: what nothing reads is none of the weights that the forward uses.
     return replace(op, weight=None, further=(), bias=None, out_of_reach=UNREACHED)
-
-
-def fuses(parameters: OpParameters) -> bool:
-    """True if the scheme runs on integer kernels, which take in an activation function."""
-    return parameters.scheme.mode in ("static", "dynamic")
-
-
-def _feed(value: str, sink: Callable[[str, torch.Tensor], None]) -> Callable[..., None]:
-    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x = next(tensors_in((args, kwargs)), None)
-        if x is not None:
-            sink(value, x)
-
-    return hook
-
-
-def _drain(value: str, sink: Callable[[str, torch.Tensor], None]) -> Callable[..., None]:
-    def hook(_: nn.Module, args: Any, output: Any) -> None:
-        sink(value, output)
-
-    return hook

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -11,17 +11,11 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from octavo.adapters.pytorch.apply.input_maps import install
-from octavo.adapters.pytorch.apply.traced_rewrite import rewrite
 from octavo.adapters.pytorch.capture.standins.functional import WITH_WEIGHTS, products
 from octavo.adapters.pytorch.capture.standins.graph_products import stands_for_call
-from octavo.adapters.pytorch.modules.shared_copy import skeleton
-from octavo.adapters.pytorch.observe.staged import GraphWatch
-from octavo.adapters.pytorch.run.batches import Call
-from octavo.core.contract.adapter import OpParameters
 from octavo.core.values.graph import Op, tied_groups
 
-from .capture import Capture, Watch
+from .capture import Capture
 from .folding import folds
 from .layers import Layer, find_layers, with_shapes
 from .links import Factors, Link, input_link, is_norm
@@ -260,7 +254,7 @@ class GraphCapture(Capture):
         tied = any((w := self.layers[n].op.weight) is not None and w.shared_with for n in found)
         return [] if tied else found
 
-    # Running the float model
+    # Places
 
     @property
     def end(self) -> int:  # type: ignore[override]
@@ -287,29 +281,6 @@ class GraphCapture(Capture):
             for node in self.calls[layer.path]
             if layer.op.name not in self.inner
         }
-
-    def watch(
-        self, values: Collection[str], sink: Callable[[str, torch.Tensor], None], start: int = 0
-    ) -> Watch:
-        """Return a runner of the float model that hands each named value to ``sink``."""
-        return GraphWatch(self._fresh(), self, values, sink, start)
-
-    def _fresh(self) -> fx.GraphModule:
-        twin = skeleton(self.root)
-        install(twin, self.layers, self.factors)
-        return fx.GraphModule(twin, self.graph)
-
-    def resumes(self, call: Call) -> bool:
-        """True: what is alive at a node is all that those after it read."""
-        return True
-
-    # Quantizing
-
-    def build(
-        self, parameters: Mapping[str, OpParameters], biases: Mapping[str, torch.Tensor | None]
-    ) -> tuple[nn.Module, Mapping[str, str]]:
-        """Return the graph with the given ops quantized."""
-        return rewrite(self, parameters, biases), {}
 
 
 def _nodes_in(value: Any) -> Iterable[fx.Node]:

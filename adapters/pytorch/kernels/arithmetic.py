@@ -5,7 +5,7 @@ The classes are mixed into what holds the tensors and settings that they name: a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -19,12 +19,16 @@ from .posts import post
 from .rounding import quantize_rows
 from .windows import Geometry, padded
 
-if TYPE_CHECKING:
-    from octavo.adapters.pytorch.apply.shared_inputs import Stack
-
 Tensor = torch.Tensor
 _FEW_ROWS = 128
 """Up to so many rows a call of one kernel that also quantizes beats separate ones, codes that pass on to the next layer included."""
+
+
+class Stack(Protocol):
+    """Layers that read one value alike, whose few rows are multiplied once for all of them."""
+
+    def take(self, place: int, x: Tensor) -> Tensor | None:
+        """Return the product of ``x`` and the weight at one place; None where each layer is left to itself."""
 
 
 class Integers:

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from octavo.adapters.pytorch.kernels.arithmetic import LinearArithmetic
 from octavo.adapters.pytorch.modules.shared_copy import skeleton
-
-if TYPE_CHECKING:
-    from octavo.adapters.pytorch.capture.capture import Capture
-
-    from .batches import Call
 
 Tensor = torch.Tensor
 _TABLES = ("_parameters", "_buffers")
@@ -85,35 +79,6 @@ class Lender:
             found = self.bring(tensor)
             self._settled[tensor] = weakref.ref(found)
         return found
-
-
-def lends(capture: Capture, example: Call | None, device: torch.device) -> str:
-    """Let a model stay where it is, if its modules run one by one on ``device``.
-
-    Args:
-        capture: The model where it is; it gets a lender.
-        example: One batch, where the model is.
-        device: Where to compute.
-
-    Returns:
-        Why the model must be moved as a whole; empty if it need not.
-    """
-    if capture.facts()["kind"] != "modules":
-        return "it runs as one graph"
-    if example is None:
-        return "without an example there is no telling whether its modules run one by one"
-    capture.lender = Lender(device)
-    try:
-        with torch.no_grad():
-            capture.watch((), lambda _, __: None)(
-                tree_map(lambda v: v.to(device) if isinstance(v, Tensor) else v, example)
-            )
-    except (
-        Exception
-    ) as error:  # a module that reads another's tensors meets them on the wrong device
-        capture.lender = None
-        return f"its modules do not run one by one ({(str(error) or type(error).__name__).splitlines()[0]})"
-    return ""
 
 
 class _Loan:

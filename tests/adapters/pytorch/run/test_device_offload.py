@@ -13,7 +13,9 @@ import torch
 from torch import nn
 
 from octavo.adapters.pytorch.modules.shared_copy import named_tensors
-from octavo.adapters.pytorch.run.device_offload import Lender, lends
+from octavo.adapters.pytorch.observe.float_runs import float_model
+from octavo.adapters.pytorch.observe.lending import why_not_lent
+from octavo.adapters.pytorch.run.device_offload import Lender
 from octavo.adapters.pytorch.session import TorchSession
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import DataError
@@ -116,7 +118,7 @@ def test_lent_tensors_give_the_same_numbers_a_module_at_a_time(rule: Any) -> Non
     model, batches = Net(), [(torch.randint(50, (2, 7)),) for _ in range(3)]
     expected, _ = quantized(session_of(model), batches, **rule)
     session, lender = session_of(model), Counting()
-    session.capture.lender = lender
+    session.capture = session.capture.lent_by(lender)
     home = {name: (id(t), t.clone()) for name, t in named_tensors(model).items()}
     o = as_opened(session)
     Realizer(
@@ -136,7 +138,7 @@ def test_lent_tensors_give_the_same_numbers_a_module_at_a_time(rule: Any) -> Non
 
 def test_candidates_share_what_they_keep_of_the_float_model_and_let_it_go() -> None:
     session, lender = session_of(Net()), Counting()
-    session.capture.lender = lender
+    session.capture = session.capture.lent_by(lender)
     first, second = session.reference(), session.reference()
     assert first.native.head.weight is first.native.embed.weight
     assert first.native.blocks[0].gain is second.native.blocks[0].gain
@@ -150,9 +152,9 @@ def test_candidates_share_what_they_keep_of_the_float_model_and_let_it_go() -> N
 def test_only_the_running_module_is_on_the_device() -> None:
     model = Net()
     session = session_of(model)
-    assert lends(session.capture, ((torch.randint(50, (2, 7)),), {}), META) == ""
+    assert why_not_lent(session.capture, ((torch.randint(50, (2, 7)),), {}), META) == ""
     seen: list[tuple[str, set[str]]] = []
-    twin = session.capture._fresh()  # type: ignore[attr-defined]
+    twin = float_model(session.capture.lent_by(Lender(META)))
     for path, module in twin.named_modules():
 
         def note(_: nn.Module, __: Any, ___: Any, path: str = path) -> None:
@@ -191,17 +193,17 @@ def test_what_does_not_run_module_by_module_is_moved_as_a_whole() -> None:
             return y if float(y.sum()) else -y  # there are no numbers on the meta device
 
     session = session_of(Reader())
-    why = lends(session.capture, ((torch.randint(50, (2, 7)),), {}), META)
+    why = why_not_lent(session.capture, ((torch.randint(50, (2, 7)),), {}), META)
     assert "do not run one by one" in why
     assert session.capture.lender is None
     traced = torch_session(nn.Sequential(nn.Linear(4, 4)), (torch.randn(2, 4),))
-    assert "one graph" in lends(traced.capture, ((torch.randn(2, 4),), {}), META)
+    assert "one graph" in why_not_lent(traced.capture, ((torch.randn(2, 4),), {}), META)
 
 
 def test_a_run_that_ends_early_or_fails_leaves_the_model_at_home() -> None:
     model, lender = Net(), Counting()
     session = session_of(model)
-    session.capture.lender = lender
+    session.capture = session.capture.lent_by(lender)
     values: list[str] = []
     session.observe(
         [(torch.randint(50, (2, 7)),)],
@@ -219,7 +221,7 @@ def test_a_run_that_ends_early_or_fails_leaves_the_model_at_home() -> None:
 
 def test_presets_run_on_a_lent_model() -> None:
     session = session_of(Net())
-    session.capture.lender = Counting()
+    session.capture = session.capture.lent_by(Counting())
     o = as_opened(session)
     space = build_space(o, [])
     made = Realizer(o, space, PluginHost(third_party=False))
