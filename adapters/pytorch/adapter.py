@@ -104,9 +104,10 @@ class TorchAdapter(Adapter):
             model: The float module, whose tensors may hold anything, or a function that makes one. None where the files name the
                 architecture (a model of transformers).
         """
-        from octavo.adapters.pytorch.formats.architecture import rebuild
+        from octavo.adapters.pytorch.files.architecture import rebuild
 
-        from .files import read, restore
+        from .files.restoring import restore
+        from .files.saved import read
 
         saved = read(folder)
         if not isinstance(model, nn.Module | torch.export.ExportedProgram) and callable(model):

@@ -5,21 +5,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from octavo.adapters.pytorch.capture.links import Factors
 from octavo.adapters.pytorch.modules.shared_copy import named_tensors
 from octavo.adapters.pytorch.run.batches import takes, to_arrays, to_call
-from octavo.core.contract.adapter import Batch, Candidate, OpParameters
+from octavo.core.contract.adapter import Batch, Candidate
 from octavo.core.errors import DataError, OctavoError, said
 from octavo.core.values.calls import Call as Given
 from octavo.core.values.calls import shown
 from octavo.core.values.ledger import Applied
-from octavo.core.values.recipe import Recipe
+
+from .files.origin import Origin
 
 
 class TorchCandidate(Candidate):
@@ -27,34 +26,31 @@ class TorchCandidate(Candidate):
 
     Args:
         module: The module.
-        recipe: What it carries out.
         ledger: What became of each op.
-        parameters: What the core decided, for saving.
-        biases: Op name -> bias as the op uses it, for saving.
         device: Where it runs.
-        facts: How the model was seen, for saving.
-        factors: Op name -> what it does to its input's channels first, for saving.
+        origin: What it was made from.
     """
 
     def __init__(
         self,
         module: nn.Module,
-        recipe: Recipe,
         ledger: Mapping[str, Applied],
-        parameters: Mapping[str, OpParameters],
-        biases: Mapping[str, torch.Tensor | None],
         device: torch.device,
-        facts: Mapping[str, Any],
-        factors: Factors,
+        origin: Origin,
     ) -> None:
         self.module = module
-        self.recipe = recipe
         self.ledger = dict(ledger)
-        self.parameters = dict(parameters)
-        self.biases = dict(biases)
-        self.facts = dict(facts)
-        self.factors = dict(factors)
+        self.recipe = origin.recipe
+        self.parameters = dict(origin.parameters)
+        self.biases = dict(origin.biases)
+        self.factors = dict(origin.factors)
+        self._facts = dict(origin.facts)
         self._device = device
+
+    @property
+    def origin(self) -> Origin:
+        """What it was made from."""
+        return Origin(self.recipe, self._facts, self.parameters, self.biases, self.factors)
 
     @property
     def native(self) -> nn.Module:
@@ -77,10 +73,10 @@ class TorchCandidate(Candidate):
                 ) from error
 
     def save(self, folder: Path) -> None:
-        """Write ``model.safetensors`` and ``octavo.json``."""
-        from .files import save
+        """Write ``model.safetensors`` and ``model.json``."""
+        from .files.saved import save
 
-        save(self, folder)
+        save(self.module, self.origin, folder)
 
     def fingerprint(self) -> str:
         """Sums of the bits of all parameters and buffers: cheap enough to take before and after every evaluation."""

@@ -49,6 +49,7 @@ from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import FLOAT
 
 from .candidate import TorchCandidate, digest
+from .files.origin import Origin
 from .offers import capability
 
 
@@ -233,27 +234,19 @@ class TorchSession(Session):
         }
         module = quantized_model(self.capture, active, biases)
         module = refuse_what_fails(module) if active else module
-        facts, factors = self.capture.facts(), self.capture.factors
-        return TorchCandidate(
-            self._settled(module), recipe, ledger, active, biases, self._device, facts, factors
-        )
+        seen = self.capture
+        origin = Origin(recipe, seen.facts(), active, biases, seen.factors)
+        return TorchCandidate(self._settled(module), ledger, self._device, origin)
 
     def reference(self) -> TorchCandidate:
         """Return the model as it was given, in eval mode."""
         if self._given is not None:
             return given_candidate(self._settled(skeleton(self._given)), self._device)
-        root, facts = skeleton(self.capture.root), self.capture.facts()
-        install(root, self.capture.layers, self.capture.factors)
-        return TorchCandidate(
-            self._settled(root),
-            Recipe(backend="torch"),
-            {},
-            {},
-            {},
-            self._device,
-            facts,
-            self.capture.factors,
-        )
+        seen = self.capture
+        root = skeleton(seen.root)
+        install(root, seen.layers, seen.factors)
+        origin = Origin(Recipe(backend="torch"), seen.facts(), factors=seen.factors)
+        return TorchCandidate(self._settled(root), {}, self._device, origin)
 
     def fingerprint(self) -> str:
         """Return a content digest of structure and weights."""
@@ -314,7 +307,7 @@ GIVEN: Mapping[str, Any] = {"kind": "given"}
 
 def given_candidate(root: nn.Module, device: torch.device) -> TorchCandidate:
     """Return a float model as a candidate, without stand-ins."""
-    return TorchCandidate(root, Recipe(backend="torch"), {}, {}, {}, device, GIVEN, {})
+    return TorchCandidate(root, {}, device, Origin(Recipe(backend="torch"), GIVEN))
 
 
 def _hook_notes(capture: Capture) -> Iterable[str]:

@@ -33,9 +33,15 @@ def share(readers: Iterable[tuple[object, nn.Module]]) -> None:
             memo = Memo(len(layers))
             for layer in layers:
                 layer.memo = memo
-            stack = Stack(layers)
-            for place, layer in enumerate(layers):
-                layer.stacked = (stack, place)
+            stack(layers)
+
+
+def stack(layers: Sequence[Int8Linear]) -> Stack:
+    """Return the stack of layers that read one value alike, each told its place in it."""
+    made = Stack(layers)
+    for place, layer in enumerate(layers):
+        layer.stacked = (made, place)
+    return made
 
 
 _WASTE = 4

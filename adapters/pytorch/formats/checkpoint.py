@@ -17,6 +17,11 @@ from torch import nn
 from octavo.adapters.pytorch.candidate import TorchCandidate
 from octavo.adapters.pytorch.capture.standins.experts import packed_experts
 from octavo.adapters.pytorch.capture.standins.parameters import loose_weights
+from octavo.adapters.pytorch.files.architecture import (
+    architecture_of,
+    parameters_of_layers,
+    rebuild,
+)
 from octavo.adapters.pytorch.modules.kinds import is_table, is_transposed_linear
 from octavo.adapters.pytorch.modules.shared_copy import aliases, named_tensors
 from octavo.core.contract.adapter import OpParameters
@@ -24,8 +29,6 @@ from octavo.core.errors import SchemeError
 from octavo.core.numerics.affine import integer_range, is_integer
 from octavo.core.numerics.packing import pack
 from octavo.core.numerics.tensor import QuantizedTensor
-
-from .architecture import architecture_of, parameters_of_layers, rebuild
 
 Tensor = torch.Tensor
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from octavo.adapters.pytorch.apply.shared_inputs import Stack, share
+from octavo.adapters.pytorch.apply.shared_inputs import share, stack
 from octavo.adapters.pytorch.kernels import fbgemm
 from octavo.adapters.pytorch.kernels.activation import Activation
 from octavo.adapters.pytorch.kernels.layouts import layouts
@@ -84,7 +84,7 @@ def test_one_product_gives_what_each_layer_gives_alone(static: bool) -> None:
 def test_results_are_memory_of_their_own_and_given_once() -> None:
     x = torch.randn(5, 64)
     query, key, value = layers(True, x)
-    Stack([query, key, value])
+    stack([query, key, value])
     expected = [layer(x).clone() for layer in (query, key, value)]
     first = query(x)
     assert first.is_contiguous()
@@ -98,7 +98,7 @@ def test_an_input_that_was_changed_in_place_is_a_new_one() -> None:
     x = torch.randn(5, 64)
     query, key, value = layers(True, x)
     alone = copy.deepcopy(key)
-    Stack([query, key, value])
+    stack([query, key, value])
     with torch.no_grad():
         query(x)
         x.mul_(0.5)
@@ -115,7 +115,7 @@ def test_an_input_that_was_changed_in_place_is_a_new_one() -> None:
 def test_the_result_is_let_go_when_the_last_layer_has_read_it() -> None:
     x = torch.randn(5, 64)
     made = layers(True, x)
-    stack = Stack(made)
+    made = stack(made)
     for layer in made:
         layer(x)
     assert stack._entry is None
@@ -125,7 +125,7 @@ def test_layers_that_are_called_with_other_values_are_left_to_themselves() -> No
     x = torch.randn(5, 64)
     query, key, value = layers(True, x)
     alone = copy.deepcopy(key)
-    Stack([query, key, value])
+    stack([query, key, value])
     for _ in range(9):
         query(x + 0)
         torch.testing.assert_close(key(x), alone(x))
@@ -139,10 +139,10 @@ def test_layers_that_are_called_with_other_values_are_left_to_themselves() -> No
 def test_copies_have_a_stack_of_their_own(again: object) -> None:
     x = torch.randn(5, 64)
     model = nn.ModuleList(layers(True, x))
-    stack = Stack(list(model))  # type: ignore[arg-type]
+    made = stack(list(model))  # type: ignore[arg-type]
     expected = [layer(x) for layer in model]
     twin = again(model)  # type: ignore[operator]
-    assert twin[0].stacked[0] is twin[2].stacked[0] is not stack
+    assert twin[0].stacked[0] is twin[2].stacked[0] is not made
     assert kernels_run(lambda: [layer(x) for layer in twin]) == 1
     for layer, y in zip(twin, expected, strict=True):
         torch.testing.assert_close(layer(x), y, rtol=0, atol=0)
@@ -153,7 +153,7 @@ def test_loaded_weights_are_laid_out_anew() -> None:
     model, other = nn.ModuleList(layers(True, x)), nn.ModuleList(layers(True, x))
     other[1].codes.neg_()
     expected = [layer(x) for layer in other]
-    Stack(list(model))  # type: ignore[arg-type]
+    stack(list(model))  # type: ignore[arg-type]
     for layer in model:
         layer(x)
     model.load_state_dict(other.state_dict())
@@ -164,7 +164,7 @@ def test_loaded_weights_are_laid_out_anew() -> None:
 def test_weights_that_were_written_to_are_laid_out_anew() -> None:
     x = torch.randn(5, 64)
     query, key, value = layers(True, x)
-    Stack([query, key, value])
+    stack([query, key, value])
     first = [layer(x) for layer in (query, key, value)]
     key.codes.neg_()
     query(x)
