@@ -115,10 +115,10 @@ def test_an_input_that_was_changed_in_place_is_a_new_one() -> None:
 def test_the_result_is_let_go_when_the_last_layer_has_read_it() -> None:
     x = torch.randn(5, 64)
     made = layers(True, x)
-    made = stack(made)
+    joint = stack(made)
     for layer in made:
         layer(x)
-    assert stack._entry is None
+    assert joint._entry is None
 
 
 def test_layers_that_are_called_with_other_values_are_left_to_themselves() -> None:
@@ -139,10 +139,10 @@ def test_layers_that_are_called_with_other_values_are_left_to_themselves() -> No
 def test_copies_have_a_stack_of_their_own(again: object) -> None:
     x = torch.randn(5, 64)
     model = nn.ModuleList(layers(True, x))
-    made = stack(list(model))  # type: ignore[arg-type]
+    joint = stack(list(model))  # type: ignore[arg-type]
     expected = [layer(x) for layer in model]
     twin = again(model)  # type: ignore[operator]
-    assert twin[0].stacked[0] is twin[2].stacked[0] is not made
+    assert twin[0].stacked[0] is twin[2].stacked[0] is not joint
     assert kernels_run(lambda: [layer(x) for layer in twin]) == 1
     for layer, y in zip(twin, expected, strict=True):
         torch.testing.assert_close(layer(x), y, rtol=0, atol=0)
