@@ -16,7 +16,8 @@ class NumpyConfig(PartConfig):
 
     Attributes:
         scratch: Upper bound of the scratch memory of one convolution, per thread, in bytes.
-        threads: Threads that share the rows of one operator; 0 for all cores that the process may use.
+        threads: Threads that share the rows of one operator; 0 for all cores that the process may
+            use.
     """
 
     kind: Literal["numpy"] = "numpy"

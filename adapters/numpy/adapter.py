@@ -10,7 +10,7 @@ import numpy as np
 from octavo.adapters.numpy.files.archive import load_graph
 from octavo.adapters.numpy.files.source import read
 from octavo.adapters.numpy.prepare.rewrites import optimised
-from octavo.adapters.numpy.run.program import Kernels
+from octavo.adapters.numpy.run.kernels import Kernels
 from octavo.core.calibration.reading import choose, takes_of
 from octavo.core.contract.adapter import Adapter, Batch
 from octavo.core.contract.parts import PartConfig

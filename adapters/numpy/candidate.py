@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from octavo.adapters.numpy.files.archive import save_graph
-from octavo.adapters.numpy.run.program import Kernels, Program
+from octavo.adapters.numpy.run.kernels import Kernels
+from octavo.adapters.numpy.run.program import Program
 from octavo.core.contract.adapter import Batch, Candidate
 from octavo.core.errors import ModelError, raised_as
 from octavo.core.values.calls import Call, plainest

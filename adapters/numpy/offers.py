@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import product
+from typing import Literal
+
 import numpy as np
 
 from octavo.adapters.numpy.kernels.parallel import blas_kernels
@@ -9,36 +12,29 @@ from octavo.core.numerics.channels import FEATURES
 from octavo.core.values.capability import Capability, Offer
 from octavo.core.values.scheme import OpScheme, QuantSpec
 
+_INT8 = QuantSpec(dtype="int8")
+_INT8_CHANNEL = QuantSpec(dtype="int8", granularity="channel")
+_WEIGHTS = (
+    _INT8_CHANNEL,
+    _INT8,
+    QuantSpec(dtype="int8", symmetric=False, granularity="channel"),
+    QuantSpec(dtype="int8", symmetric=False),
+)
+_INPUTS = (QuantSpec(dtype="uint8", symmetric=False), _INT8)
 
-def _offers(*weight_only: Offer) -> tuple[Offer, ...]:
-    weights = [
-        QuantSpec(dtype="int8", granularity="channel"),
-        QuantSpec(dtype="int8"),
-        QuantSpec(dtype="int8", symmetric=False, granularity="channel"),
-        QuantSpec(dtype="int8", symmetric=False),
-    ]
-    inputs = [QuantSpec(dtype="uint8", symmetric=False), QuantSpec(dtype="int8")]
-    found = [
-        Offer(OpScheme(mode=mode, weight=w, input=x))
-        for mode in ("static", "dynamic")
-        for w in weights
-        for x in inputs
-    ]
-    # 16-bit activations: products of 23 bits, carried by BLAS in float64.
-    wide = Offer(OpScheme(mode="static", weight=weights[0], input=QuantSpec(dtype="int16")))
-    return (*found, *weight_only, wide)
+
+def _integer(mode: Literal["static", "dynamic"]) -> list[Offer]:
+    """Return integer arithmetic on 8-bit weights and inputs, best first."""
+    pairs = product(_WEIGHTS, _INPUTS)
+    return [Offer(OpScheme(mode=mode, weight=weight, input=x)) for weight, x in pairs]
 
 
 def _weight_only(dtype: str, granularity: str, symmetric: bool = True) -> Offer:
-    return Offer(
-        OpScheme(
-            mode="weight_only",
-            weight=QuantSpec(dtype=dtype, symmetric=symmetric, granularity=granularity),
-        )
-    )
+    weight = QuantSpec(dtype=dtype, symmetric=symmetric, granularity=granularity)
+    return Offer(OpScheme(mode="weight_only", weight=weight))
 
 
-_INT8 = _weight_only("int8", "channel")
+_BYTES = _weight_only("int8", "channel")
 _NARROW = (
     _weight_only("int4", "group:32"),
     _weight_only("uint4", "group:32", symmetric=False),
@@ -50,15 +46,20 @@ _NARROW = (
 _TOKEN = Offer(
     OpScheme(
         mode="dynamic",
-        weight=QuantSpec(dtype="int8", granularity="channel"),
+        weight=_INT8_CHANNEL,
         input=QuantSpec(dtype="int8", granularity="token"),
     )
 )
+# 16-bit activations: products of 23 bits, carried by BLAS in float64.
+_WIDE = Offer(OpScheme(mode="static", weight=_INT8_CHANNEL, input=QuantSpec(dtype="int16")))
+_INTEGER = (*_integer("static"), *_integer("dynamic"))
+
 OFFERS: dict[str, tuple[Offer, ...]] = {
-    "linear": (*_offers(_TOKEN, _INT8, *_NARROW),),
-    "conv": _offers(_INT8),
-    "embedding": (_INT8, *_NARROW),
+    "linear": (*_INTEGER, _TOKEN, _BYTES, *_NARROW, _WIDE),
+    "conv": (*_INTEGER, _BYTES, _WIDE),
+    "embedding": (_BYTES, *_NARROW),
 }
+"""Type of op -> what it can run as, best first."""
 
 
 def capability() -> Capability:

@@ -1,34 +1,60 @@
-"""Graphs of one op, of the size that models have: what is timed when somebody asks how fast schemes are."""
+"""Graphs of one op, of the size that models have.
+
+What is timed when somebody asks how fast schemes are.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
-from .graph import Builder, Graph
+from .graph import Array, Builder, Graph
+
+Sample = tuple[Graph, tuple[Array, ...]]
 
 
-def sample(kind: str) -> tuple[Graph, tuple[np.ndarray, ...]] | None:
-    """Return a graph with one op of a type and a batch for it; None for types that have no integer kernel here."""
-    random = np.random.default_rng(0)
+def sample(kind: str) -> Sample | None:
+    """Return a graph with one op of a type and a batch for it.
 
-    def array(*shape: int) -> np.ndarray:
-        return random.normal(size=shape).astype(np.float32)
+    None for types that have no integer kernel here.
+    """
+    make = _SAMPLES.get(kind)
+    return make(np.random.default_rng(0)) if make else None
 
+
+def _normal(random: np.random.Generator, *shape: int) -> Array:
+    return random.normal(size=shape).astype(np.float32)
+
+
+def _linear(random: np.random.Generator) -> Sample:
     b = Builder()
-    if kind == "linear":
-        return b.graph(
-            b.Gemm(b.input("x", (None, 512)), array(512, 512), array(512), name="sample")
-        ), (array(64, 512),)
-    if kind == "conv":
-        x = b.input("x", (None, 64, 28, 28))
-        return b.graph(
-            b.Conv(x, array(64, 64, 3, 3), array(64), name="sample", pads=(1, 1, 1, 1))
-        ), (array(1, 64, 28, 28),)
-    if kind == "embedding":
-        rows = b.Gather(
-            b.constant(array(4096, 256), "sample.table"),
-            b.input("x", (None, 64), "int64"),
-            name="sample",
-        )
-        return b.graph(rows), (random.integers(0, 4096, (8, 64)),)
-    return None
+    x = b.input("x", (None, 512))
+    weight = _normal(random, 512, 512)
+    bias = _normal(random, 512)
+    graph = b.graph(b.Gemm(x, weight, bias, name="sample"))
+    return graph, (_normal(random, 64, 512),)
+
+
+def _conv(random: np.random.Generator) -> Sample:
+    b = Builder()
+    x = b.input("x", (None, 64, 28, 28))
+    weight = _normal(random, 64, 64, 3, 3)
+    bias = _normal(random, 64)
+    graph = b.graph(b.Conv(x, weight, bias, name="sample", pads=(1, 1, 1, 1)))
+    return graph, (_normal(random, 1, 64, 28, 28),)
+
+
+def _embedding(random: np.random.Generator) -> Sample:
+    b = Builder()
+    table = b.constant(_normal(random, 4096, 256), "sample.table")
+    indices = b.input("x", (None, 64), "int64")
+    graph = b.graph(b.Gather(table, indices, name="sample"))
+    return graph, (random.integers(0, 4096, (8, 64)),)
+
+
+_SAMPLES: dict[str, Callable[[np.random.Generator], Sample]] = {
+    "linear": _linear,
+    "conv": _conv,
+    "embedding": _embedding,
+}

@@ -15,7 +15,8 @@ from octavo.adapters.numpy.kernels.casting import plain
 from octavo.adapters.numpy.kernels.fallback import REASON, native
 from octavo.adapters.numpy.observe.passes import observe, trace
 from octavo.adapters.numpy.observe.prefix_reuse import Reuse
-from octavo.adapters.numpy.run.program import Kernels, Program
+from octavo.adapters.numpy.run.kernels import Kernels
+from octavo.adapters.numpy.run.program import Program
 from octavo.core.contract.adapter import Batch, OpParameters, Session, Sink
 from octavo.core.errors import ModelError, SchemeError, nearest
 from octavo.core.numerics.channels import Factors

@@ -1,4 +1,7 @@
-"""A graph as one .npz file: ``graph.json`` (structure) and ``data.npy`` (every array, one after the other). No pickle."""
+"""A graph as one .npz file, without pickle.
+
+It holds ``graph.json`` (structure) and ``data.npy`` (every array, one after the other).
+"""
 
 from __future__ import annotations
 
@@ -11,25 +14,26 @@ from typing import Any
 
 import numpy as np
 
-from octavo.adapters.numpy.graph import Graph, Node
+from octavo.adapters.numpy.graph import Array, Graph, Node
+from octavo.adapters.numpy.kernels.casting import dtype_of
 from octavo.core.errors import ModelError
 from octavo.core.values.graph import InputInfo
 
 FORMAT = 1
-_ALIGN = 16
+_ALIGN = 16  # bytes; arrays are read as views of the data
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # fixed, so that equal models are equal files
 
 
 def save_graph(graph: Graph, path: Path, **extra: Any) -> None:
     """Write a graph, and JSON-ready ``extra`` entries beside it."""
     writer = _Writer()
-    table = {"format": FORMAT, **writer.graph(graph), "arrays": writer.arrays, **extra}
+    structure = writer.graph(graph)
+    table = {"format": FORMAT, **structure, "arrays": writer.arrays, **extra}
+    text = json.dumps(table, separators=(",", ":"), ensure_ascii=False)
+    content = np.frombuffer(b"".join(writer.chunks), dtype=np.uint8)
     data = io.BytesIO()
-    np.lib.format.write_array(
-        data, np.frombuffer(b"".join(writer.chunks), dtype=np.uint8), allow_pickle=False
-    )
+    np.lib.format.write_array(data, content, allow_pickle=False)
     with zipfile.ZipFile(path, "w") as archive:
-        text = json.dumps(table, separators=(",", ":"), ensure_ascii=False)
         archive.writestr(zipfile.ZipInfo("graph.json", _EPOCH), text, zipfile.ZIP_DEFLATED)
         archive.writestr(zipfile.ZipInfo("data.npy", _EPOCH), data.getvalue(), zipfile.ZIP_STORED)
 
@@ -46,7 +50,8 @@ def load_graph(path: Path) -> tuple[Graph, dict[str, Any]]:
             data = archive["data"]
         if table["format"] != FORMAT:
             raise ModelError(
-                f"{path} is written in format {table['format']}; this octavo reads format {FORMAT}. Upgrade octavo"
+                f"{path} is written in format {table['format']}; this octavo reads format "
+                f"{FORMAT}. Upgrade octavo"
             )
         arrays = [_array(row, data) for row in table["arrays"]]
         return _graph(table, arrays).check(), table
@@ -59,83 +64,78 @@ def load_graph(path: Path) -> tuple[Graph, dict[str, Any]]:
 
 
 class _Writer:
+    """Collects arrays, and turns graphs into JSON that refers to them by number."""
+
     def __init__(self) -> None:
         self.arrays: list[list[Any]] = []
         self.chunks: list[bytes] = []
         self._offset = 0
 
-    def array(self, array: np.ndarray) -> dict[str, int]:
-        raw = np.ascontiguousarray(array).tobytes()
-        self.arrays.append([array.dtype.name, list(array.shape), self._offset])
-        padding = -len(raw) % _ALIGN
-        self.chunks += [raw, bytes(padding)]
-        self._offset += len(raw) + padding
-        return {"array": len(self.arrays) - 1}
-
     def graph(self, graph: Graph) -> dict[str, Any]:
+        inputs = []
+        for info in graph.inputs:
+            shape = None if info.shape is None else list(info.shape)
+            inputs.append([info.name, shape, info.dtype])
         return {
             "opset": graph.opset,
-            "inputs": [
-                [i.name, None if i.shape is None else list(i.shape), i.dtype] for i in graph.inputs
-            ],
+            "inputs": inputs,
             "outputs": list(graph.outputs),
-            "initializers": {k: self.array(v)["array"] for k, v in graph.initializers.items()},
-            "nodes": [
-                [
-                    n.op,
-                    n.name,
-                    list(n.inputs),
-                    list(n.outputs),
-                    {k: self._attribute(v) for k, v in n.attributes.items()},
-                ]
-                for n in graph.nodes
-            ],
+            "initializers": {name: self._array(a) for name, a in graph.initializers.items()},
+            "nodes": [self._node(node) for node in graph.nodes],
         }
+
+    def _node(self, node: Node) -> list[Any]:
+        attributes = {key: self._attribute(value) for key, value in node.attributes.items()}
+        return [node.op, node.name, list(node.inputs), list(node.outputs), attributes]
 
     def _attribute(self, value: Any) -> Any:
         if isinstance(value, Graph):
             return {"graph": self.graph(value)}
         if isinstance(value, np.ndarray):
-            return self.array(value)
+            return {"array": self._array(value)}
         return list(value) if isinstance(value, tuple) else value
 
+    def _array(self, array: Array) -> int:
+        """Add an array and return its number."""
+        raw = np.ascontiguousarray(array).tobytes()
+        padding = -len(raw) % _ALIGN
+        self.arrays.append([array.dtype.name, list(array.shape), self._offset])
+        self.chunks += [raw, bytes(padding)]
+        self._offset += len(raw) + padding
+        return len(self.arrays) - 1
 
-def _array(row: list[Any], data: np.ndarray) -> np.ndarray:
+
+def _array(row: list[Any], data: Array) -> Array:
+    """Return an array as a view of the file's data; nobody may write to it."""
     name, shape, offset = row
-    dtype = _dtype(name)
-    size = dtype.itemsize * math.prod(shape)
-    if offset < 0 or any(s < 0 for s in shape) or offset + size > data.size:
+    dtype = dtype_of(name)
+    end = offset + dtype.itemsize * math.prod(shape)
+    is_negative = offset < 0 or any(size < 0 for size in shape)
+    if is_negative or end > data.size:
         raise ModelError(
             f"an array of shape {tuple(shape)} reaches beyond the file's data; the file is damaged"
         )
-    array = data[offset : offset + size].view(dtype).reshape(shape)
+    array = data[offset:end].view(dtype).reshape(shape)
     array.flags.writeable = False
     return array
 
 
-def _dtype(name: str) -> np.dtype[Any]:
-    try:
-        return np.dtype(name)
-    except TypeError:
-        import ml_dtypes  # bfloat16, int4, float8: NumPy knows them by name only after this import
+def _graph(table: dict[str, Any], arrays: list[Array]) -> Graph:
+    nodes = []
+    for op, name, inputs, outputs, raw in table["nodes"]:
+        attributes = {key: _attribute(value, arrays) for key, value in raw.items()}
+        nodes.append(Node(op, tuple(inputs), tuple(outputs), name, attributes))
+    infos = []
+    for name, shape, dtype in table["inputs"]:
+        infos.append(InputInfo(name, None if shape is None else tuple(shape), dtype))
+    initializers = {name: arrays[number] for name, number in table["initializers"].items()}
+    outputs = tuple(table["outputs"])
+    return Graph(tuple(nodes), initializers, tuple(infos), outputs, table["opset"])
 
-        found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
-        return found
 
-
-def _graph(table: dict[str, Any], arrays: list[np.ndarray]) -> Graph:
-    def attribute(value: Any) -> Any:
-        if isinstance(value, dict):
-            return arrays[value["array"]] if "array" in value else _graph(value["graph"], arrays)
-        return tuple(value) if isinstance(value, list) else value
-
-    return Graph(
-        tuple(
-            Node(op, tuple(i), tuple(o), name, {k: attribute(v) for k, v in a.items()})
-            for op, name, i, o, a in table["nodes"]
-        ),
-        {k: arrays[i] for k, i in table["initializers"].items()},
-        tuple(InputInfo(n, None if s is None else tuple(s), d) for n, s, d in table["inputs"]),
-        tuple(table["outputs"]),
-        table["opset"],
-    )
+def _attribute(value: Any, arrays: list[Array]) -> Any:
+    if isinstance(value, list):
+        return tuple(value)
+    if not isinstance(value, dict):
+        return value
+    return arrays[value["array"]] if "array" in value else _graph(value["graph"], arrays)

@@ -1,15 +1,20 @@
-"""From fitted scikit-learn estimators to the graph. Reads their attributes; imports nothing of scikit-learn."""
+"""From fitted scikit-learn estimators to the graph.
+
+Reads their attributes; imports nothing of scikit-learn.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from octavo.adapters.numpy.graph import Builder, Graph
+from octavo.adapters.numpy.graph import Array, Builder, Graph
 from octavo.core.errors import ModelError
 
 _HIDDEN = {"relu": "Relu", "tanh": "Tanh", "logistic": "Sigmoid", "identity": ""}
+"""scikit-learn's activation -> the operator, '' for none."""
 
 
 def from_estimator(estimator: Any) -> Graph:
@@ -18,24 +23,27 @@ def from_estimator(estimator: Any) -> Graph:
     Out come ``predict_proba`` of classifiers and ``predict`` of regressors, float32.
 
     Raises:
-        ModelError: If the estimator is not fitted, or is none of those that the graph has a form for.
+        ModelError: If the estimator is not fitted, or the graph has no form for it.
     """
-    steps = (
-        [step for _, step in estimator.steps]
-        if type(estimator).__name__ == "Pipeline"
-        else [estimator]
-    )
-    steps = [s for s in steps if s not in (None, "passthrough")]
+    steps = [estimator]
+    if type(estimator).__name__ == "Pipeline":
+        steps = [step for _, step in estimator.steps if step not in (None, "passthrough")]
     b = Builder()
-    value = b.input("x", (None, int(_fitted(steps[0], "n_features_in_"))))
+    features = int(_fitted(steps[0], "n_features_in_"))
+    value = b.input("x", (None, features))
     for i, step in enumerate(steps):
-        kind = next((c.__name__ for c in type(step).__mro__ if c.__name__ in _FORMS), None)
-        if kind is None:
-            raise ModelError(
-                f"{type(step).__name__} has no form in the NumPy graph; there are: {', '.join(_FORMS)}"
-            )
-        value = _FORMS[kind](b, value, step, f"step{i}." if len(steps) > 1 else "")
+        prefix = f"step{i}." if len(steps) > 1 else ""
+        value = _form_of(step)(b, value, step, prefix)
     return b.graph(value)
+
+
+def _form_of(step: Any) -> Callable[[Builder, str, Any, str], str]:
+    """Return what writes an estimator as nodes: that of the first class which has one."""
+    for kind in type(step).__mro__:
+        if kind.__name__ in _FORMS:
+            return _FORMS[kind.__name__]
+    known = ", ".join(_FORMS)
+    raise ModelError(f"{type(step).__name__} has no form in the NumPy graph; there are: {known}")
 
 
 def _fitted(estimator: Any, name: str) -> Any:
@@ -47,61 +55,71 @@ def _fitted(estimator: Any, name: str) -> Any:
         ) from None
 
 
-def _f32(array: Any) -> np.ndarray:
+def _f32(array: Any) -> Array:
     return np.ascontiguousarray(array, dtype=np.float32)
 
 
 def _perceptron(b: Builder, x: str, e: Any, prefix: str) -> str:
-    weights, biases = _fitted(e, "coefs_"), e.intercepts_
-    for i, (w, bias) in enumerate(zip(weights, biases, strict=True)):
-        x = b.Gemm(x, _f32(w), _f32(bias), name=f"{prefix}layer{i}")
-        if i < len(weights) - 1 and _HIDDEN[e.activation]:
-            x = b.node(_HIDDEN[e.activation], x)
-    return _finish(b, x, e, e.out_activation_, weights[-1].shape[1])
+    weights = _fitted(e, "coefs_")
+    hidden = _HIDDEN[e.activation]
+    last = len(weights) - 1
+    for i, (weight, bias) in enumerate(zip(weights, e.intercepts_, strict=True)):
+        x = b.Gemm(x, _f32(weight), _f32(bias), name=f"{prefix}layer{i}")
+        if i < last and hidden:
+            x = b.node(hidden, x)
+    return _finish(b, x, e.out_activation_, weights[-1].shape[1])
 
 
-def _finish(b: Builder, x: str, e: Any, activation: str, width: int) -> str:
+def _finish(b: Builder, x: str, activation: str, width: int) -> str:
+    """Add the output's activation, and give the output scikit-learn's shape."""
     if activation == "softmax":
         return str(b.Softmax(x, axis=1))
     if activation == "logistic":
         x = b.Sigmoid(x)
-        return x if width > 1 else str(b.Concat(b.Sub(np.float32(1), x), x, axis=1))
+        if width > 1:
+            return x
+        # Two classes share one output: the probabilities of both are given.
+        rest = b.Sub(np.float32(1), x)
+        return str(b.Concat(rest, x, axis=1))
     if activation == "exp":
         x = b.Exp(x)
     return x if width > 1 else str(b.Reshape(x, np.array([-1])))
 
 
-def _linear(b: Builder, x: str, e: Any, prefix: str) -> str:
+def _linear_layer(b: Builder, x: str, e: Any, prefix: str) -> tuple[str, int]:
+    """Add a linear estimator's product; return its value and how many outputs it has."""
     coefficients = np.atleast_2d(_fitted(e, "coef_"))
-    bias = np.broadcast_to(np.asarray(e.intercept_, np.float32), (coefficients.shape[0],))
-    x = b.Gemm(x, _f32(coefficients.T), _f32(bias), name=f"{prefix}linear")
-    if np.ndim(e.coef_) == 2 and not hasattr(e, "classes_"):
-        return x
-    return _finish(b, x, e, "identity", coefficients.shape[0])
+    width = coefficients.shape[0]
+    bias = np.broadcast_to(np.asarray(e.intercept_, np.float32), (width,))
+    y = b.Gemm(x, _f32(coefficients.T), _f32(bias), name=f"{prefix}linear")
+    return y, width
+
+
+def _linear(b: Builder, x: str, e: Any, prefix: str) -> str:
+    y, width = _linear_layer(b, x, e, prefix)
+    # A regressor that was fitted to a matrix keeps its column even where it is one.
+    is_matrix = np.ndim(e.coef_) == 2 and not hasattr(e, "classes_")
+    return y if is_matrix else _finish(b, y, "identity", width)
 
 
 def _logistic(b: Builder, x: str, e: Any, prefix: str) -> str:
-    coefficients = _fitted(e, "coef_")
-    bias = np.broadcast_to(np.asarray(e.intercept_, np.float32), (coefficients.shape[0],))
-    x = b.Gemm(x, _f32(coefficients.T), _f32(bias), name=f"{prefix}linear")
-    return _finish(
-        b, x, e, "logistic" if coefficients.shape[0] == 1 else "softmax", coefficients.shape[0]
-    )
+    y, width = _linear_layer(b, x, e, prefix)
+    return _finish(b, y, "logistic" if width == 1 else "softmax", width)
 
 
 def _standard(b: Builder, x: str, e: Any, prefix: str) -> str:
     _fitted(e, "n_features_in_")
     if e.with_mean:
         x = b.Sub(x, _f32(e.mean_), name=f"{prefix}centre")
-    return str(b.Div(x, _f32(e.scale_), name=f"{prefix}scale")) if e.with_std else x
+    if e.with_std:
+        x = b.Div(x, _f32(e.scale_), name=f"{prefix}scale")
+    return x
 
 
 def _min_max(b: Builder, x: str, e: Any, prefix: str) -> str:
-    x = b.Add(
-        b.Mul(x, _f32(_fitted(e, "scale_")), name=f"{prefix}scale"),
-        _f32(e.min_),
-        name=f"{prefix}shift",
-    )
+    scale = _f32(_fitted(e, "scale_"))
+    x = b.Mul(x, scale, name=f"{prefix}scale")
+    x = b.Add(x, _f32(e.min_), name=f"{prefix}shift")
     if e.clip:
         low, high = e.feature_range
         x = b.Clip(x, np.float32(low), np.float32(high))
@@ -111,16 +129,15 @@ def _min_max(b: Builder, x: str, e: Any, prefix: str) -> str:
 def _pca(b: Builder, x: str, e: Any, prefix: str) -> str:
     components = _fitted(e, "components_")
     if e.whiten:
-        components = (
-            components
-            / np.sqrt(np.maximum(e.explained_variance_, np.finfo(np.float64).eps))[:, None]
-        )
-    return str(
-        b.Gemm(x, _f32(components.T), _f32(-e.mean_ @ components.T), name=f"{prefix}project")
-    )
+        # As scikit-learn does: a variance of 0 is not divided by.
+        variance = np.maximum(e.explained_variance_, np.finfo(np.float64).eps)
+        components = components / np.sqrt(variance)[:, None]
+    weight = components.T
+    shift = -e.mean_ @ weight
+    return str(b.Gemm(x, _f32(weight), _f32(shift), name=f"{prefix}project"))
 
 
-_FORMS: dict[str, Any] = {
+_FORMS: dict[str, Callable[[Builder, str, Any, str], str]] = {
     "StandardScaler": _standard,
     "MinMaxScaler": _min_max,
     "PCA": _pca,
@@ -129,3 +146,4 @@ _FORMS: dict[str, Any] = {
     "LinearClassifierMixin": _linear,
     "LinearModel": _linear,
 }
+"""Class -> what writes it as nodes, from (builder, value, estimator, prefix of names)."""

@@ -1,30 +1,42 @@
-"""A graph, ready to run: kernels looked up once, values in numbered slots, each freed after its last use."""
+"""A graph, ready to run: kernels looked up once, values in slots, each freed after its last use."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from octavo.adapters.numpy.graph import Graph, Node
-from octavo.adapters.numpy.kernels.casting import dtype_of
-from octavo.adapters.numpy.kernels.fallback import native, reference_kernel
-from octavo.adapters.numpy.kernels.parallel import available, one_blas_thread
-from octavo.adapters.numpy.kernels.registry import Build, Kernel, kernel
-from octavo.core.errors import DataError, ModelError, OctavoError, nearest, said
-from octavo.core.values.calls import Batch, Call, flat
+from octavo.adapters.numpy.graph import Array, Graph, Node
+from octavo.adapters.numpy.kernels.parallel import one_blas_thread
+from octavo.adapters.numpy.kernels.registry import Kernel
+from octavo.core.errors import ModelError, OctavoError, said
+from octavo.core.values.calls import Batch
 from octavo.core.values.graph import InputInfo
 
-from .memory import Plan, Tracer
+from .feeding import feed
+from .kernels import Kernels
+from .memory import Allocators, Plan, Tracer
 
-Watch = Callable[[str, np.ndarray], None]
+Watch = Callable[[str, Array], None]
 _PLANS = 4  # input shapes whose memory plan is kept
 
 
 @dataclass(frozen=True, slots=True)
 class _Step:
+    """A node, ready to run.
+
+    Attributes:
+        node: The node.
+        kernel: Its kernel.
+        allocates: The kernel takes ``empty=``.
+        reads: Slots of its inputs.
+        writes: Slots of its outputs.
+        frees: Slots whose values nothing reads afterwards.
+        captures: Names and slots of what its bodies read from around them; None without bodies.
+    """
+
     node: Node
     kernel: Kernel
     allocates: bool
@@ -32,68 +44,6 @@ class _Step:
     writes: tuple[int, ...]
     frees: tuple[int, ...]
     captures: tuple[tuple[str, int], ...] | None
-
-
-class Kernels:
-    """Makes kernels; those of a session's own nodes are kept, so that every candidate shares its packed float weights.
-
-    Args:
-        scratch: Upper bound of a kernel's scratch memory per thread, in bytes.
-        threads: Threads that share the rows of one operator; 0 for all cores.
-    """
-
-    def __init__(self, scratch: int, threads: int = 0) -> None:
-        self.scratch = scratch
-        self.threads = threads
-        self._known: dict[int, tuple[Node, tuple[Kernel, bool] | None]] = {}
-
-    def keep(self, nodes: Iterable[Node]) -> None:
-        """Keep the kernels of these nodes. A candidate's own nodes are not kept: they go when it goes."""
-        for node in nodes:
-            self._known.setdefault(id(node), (node, None))
-
-    def of(self, node: Node, graph: Graph) -> tuple[Kernel, bool]:
-        """Return the node's kernel, and whether it takes ``empty=``."""
-        kept = self._known.get(id(node))
-        if kept is not None and kept[1] is not None:
-            return kept[1]
-        made = self._make(node, graph)
-        if kept is not None:
-            self._known[id(node)] = (node, made)
-        return made
-
-    def _make(self, node: Node, graph: Graph) -> tuple[Kernel, bool]:
-        if not native(node, graph.opset):
-            return reference_kernel(node, graph.opset), False
-        constants = {v: graph.initializers[v] for v in node.inputs if v in graph.initializers}
-        threads = min(self.threads or available(), available())
-        return kernel(
-            Build(
-                node,
-                constants,
-                graph.opset,
-                self.scratch,
-                threads,
-                lambda body: self._body(body, graph),
-            )
-        )
-
-    def _body(
-        self, body: Graph, outer: Graph
-    ) -> Callable[[list[Any], Mapping[str, Any]], tuple[Any, ...]]:
-        """Compile a body; constants around it are its constants too, other outer values are handed in by name."""
-        outside = body.captured()
-        known = {v: outer.initializers[v] for v in outside if v in outer.initializers}
-        free = tuple(v for v in outside if v not in known)
-        whole = body.with_(
-            inputs=(*body.inputs, *(InputInfo(v, None) for v in free)),
-            initializers={**body.initializers, **known},
-            opset=outer.opset,
-        )
-        program = Program(whole, self)
-        return lambda inputs, values: program.run(
-            [*inputs, *(values[v] for v in free)], planned=False
-        )
 
 
 class Program:
@@ -106,80 +56,51 @@ class Program:
 
     def __init__(self, graph: Graph, kernels: Kernels) -> None:
         self.graph = graph
-        names: dict[str, int] = {"": 0}
-        for value in (*(i.name for i in graph.inputs), *graph.initializers):
-            names.setdefault(value, len(names))
-        for node in graph.nodes:
-            for value in node.outputs:
-                names.setdefault(value, len(names))
-        self._slots = names
-        last: dict[str, int] = {}
+        self._slots = slots = _slots_of(graph)
+        ends = _last_uses(graph)
+        steps = []
         for i, node in enumerate(graph.nodes):
-            last.update(dict.fromkeys(graph.reads(node), i))
-            for value in node.outputs:
-                last.setdefault(value, i)
-        keep = {*graph.outputs, *graph.initializers, ""}
-        ends: dict[int, list[int]] = {}
-        for value, i in last.items():
-            if value not in keep:
-                ends.setdefault(i, []).append(names[value])
-        self._steps = tuple(
-            _Step(
-                n,
-                *kernels.of(n, graph),
-                tuple(names[v] for v in n.inputs),
-                tuple(names[v] for v in n.outputs),
-                tuple(ends.get(i, ())),
-                _captures(n, graph, names),
+            made = kernels.of(node, graph, lambda body: _compiled(body, graph, kernels))
+            steps.append(
+                _Step(
+                    node,
+                    made.kernel,
+                    made.allocates,
+                    tuple(slots[v] for v in node.inputs),
+                    tuple(slots[v] for v in node.outputs),
+                    tuple(slots[v] for v in ends.get(i, ())),
+                    _captures(node, slots),
+                )
             )
-            for i, n in enumerate(graph.nodes)
-        )
-        self._template: list[Any] = [None] * len(names)
+        self._steps = tuple(steps)
+        self._template: list[Any] = [None] * len(slots)
         for value, array in graph.initializers.items():
-            self._template[names[value]] = array
-        self._outputs = tuple(names[v] for v in graph.outputs)
+            self._template[slots[value]] = array
+        self._inputs = tuple((info.name, slots[info.name]) for info in graph.inputs)
+        self._outputs = tuple(slots[v] for v in graph.outputs)
         self._plans: dict[object, Plan] = {}
 
-    def feed(self, batch: Batch | Any) -> list[np.ndarray]:
+    def feed(self, batch: Batch | Any) -> list[Array]:
         """Return a batch as arrays in the order of the inputs.
 
         Raises:
             DataError: If names, number, rank or lengths are not the graph's.
         """
-        inputs = self.graph.inputs
-        if isinstance(batch, (Mapping, tuple, list, Call)):
-            batch = flat(
-                tuple(batch) if isinstance(batch, list) else batch, tuple(i.name for i in inputs)
-            )
-        if isinstance(batch, Mapping):
-            missing = [i.name for i in inputs if i.name not in batch]
-            if missing:
-                raise DataError(
-                    f"the batch lacks input {missing[0]!r}{nearest(missing[0], batch)}; the model takes {', '.join(i.name for i in inputs)}"
-                )
-            values = [batch[i.name] for i in inputs]
-        else:
-            values = list(batch) if isinstance(batch, tuple) else [batch]
-            if len(values) != len(inputs):
-                raise DataError(
-                    f"the model takes {len(inputs)} input(s) ({', '.join(i.name for i in inputs)}), the batch has {len(values)}"
-                )
-        return [
-            _checked(info, np.asarray(value)) for info, value in zip(inputs, values, strict=True)
-        ]
+        return feed(self.graph.inputs, batch)
 
     def run(
         self,
-        arrays: list[np.ndarray],
+        arrays: list[Array],
         watch: Mapping[str, Watch] | None = None,
         planned: bool = True,
-    ) -> tuple[np.ndarray, ...]:
+    ) -> tuple[Array, ...]:
         """Run the graph.
 
         Args:
             arrays: Inputs in order, as :meth:`feed` returns them.
             watch: Called with (name, array) for each of these values as it is written.
-            planned: Reuse the buffers of the memory plan of these input shapes, made in the first run with them.
+            planned: Reuse the buffers of the memory plan of these input shapes, made in the first
+                run with them.
 
         Raises:
             ModelError: If an operator fails; the message names the node.
@@ -187,86 +108,129 @@ class Program:
         with one_blas_thread():
             if not planned:
                 return self._run(arrays, watch, None)
-            key = tuple((a.shape, a.dtype, a.strides) for a in arrays)
-            plan = self._plans.get(key)
+            layout = _layout_of(arrays)
+            plan = self._plans.get(layout)
             if plan is None:
-                tracer = Tracer()
-                result = self._run(arrays, watch, tracer)
-                if len(self._plans) >= _PLANS:
-                    self._plans.pop(next(iter(self._plans)))
-                self._plans[key] = tracer.plan(self.graph)
-                return result
+                return self._traced(layout, arrays, watch)
             with plan.lease() as memory:
                 return self._run(arrays, watch, memory)
 
-    def plan(self, arrays: list[np.ndarray]) -> Plan:
+    def plan(self, arrays: list[Array]) -> Plan:
         """Return the memory plan for inputs of these shapes."""
         self.run(arrays)
-        return self._plans[tuple((a.shape, a.dtype, a.strides) for a in arrays)]
+        return self._plans[_layout_of(arrays)]
+
+    def _traced(
+        self, layout: object, arrays: list[Array], watch: Mapping[str, Watch] | None
+    ) -> tuple[Array, ...]:
+        """Run the graph, and keep the memory plan of the run."""
+        tracer = Tracer()
+        result = self._run(arrays, watch, tracer)
+        if len(self._plans) >= _PLANS:
+            oldest = next(iter(self._plans))
+            self._plans.pop(oldest)
+        self._plans[layout] = tracer.plan(self.graph)
+        return result
 
     def _run(
-        self, arrays: list[np.ndarray], watch: Mapping[str, Watch] | None, memory: Any
-    ) -> tuple[np.ndarray, ...]:
+        self, arrays: list[Array], watch: Mapping[str, Watch] | None, memory: Allocators | None
+    ) -> tuple[Array, ...]:
         values = list(self._template)
-        for info, array in zip(self.graph.inputs, arrays, strict=True):
-            values[self._slots[info.name]] = array
-            if watch and info.name in watch:
-                watch[info.name](info.name, array)
+        for (name, slot), array in zip(self._inputs, arrays, strict=True):
+            values[slot] = array
+            if watch and name in watch:
+                watch[name](name, array)
         for number, step in enumerate(self._steps):
-            given = [values[i] for i in step.reads]
-            named: dict[str, Any] = {}
-            if step.captures is not None:
-                named["captured"] = {name: values[i] for name, i in step.captures}
-            if step.allocates:
-                named["empty"] = np.empty if memory is None else memory.allocator(number)
-            try:
-                result = step.kernel(*given, **named)
-            except OctavoError:
-                raise
-            except Exception as error:  # a stranger's attributes and shapes fail in any way, out of memory among them
-                shapes = ", ".join(str(getattr(v, "shape", None)) for v in given)
-                raise ModelError(
-                    f"node {step.node.name!r} ({step.node.op}) failed on inputs of shape {shapes}: {said(error)}"
-                ) from error
+            result = _called(number, step, values, memory)
             if type(result) is tuple:
-                for i, array in zip(step.writes, result, strict=False):
-                    values[i] = array
+                for slot, array in zip(step.writes, result, strict=False):
+                    values[slot] = array
             else:
                 values[step.writes[0]] = result
             if watch:
                 for name in step.node.outputs:
                     if name in watch:
                         watch[name](name, values[self._slots[name]])
-            for i in step.frees:
-                values[i] = None
-        return tuple(np.asarray(values[i]) for i in self._outputs)
+            for slot in step.frees:
+                values[slot] = None
+        return tuple(np.asarray(values[slot]) for slot in self._outputs)
 
 
-def _checked(info: InputInfo, array: np.ndarray) -> np.ndarray:
-    wanted = dtype_of(info.dtype)
-    if array.dtype != wanted:
-        floats = "fV"  # NumPy calls bfloat16 a void type
-        same = array.dtype.kind == wanted.kind or (
-            array.dtype.kind in floats and wanted.kind in floats
-        )
-        if not same and not (array.dtype.kind in "iub" and wanted.kind in "iuf"):
-            raise DataError(f"input {info.name!r} is {array.dtype}, the model takes {info.dtype}")
-        array = array.astype(wanted)
-    if info.shape is not None and (
-        len(info.shape) != array.ndim
-        or any(w is not None and w != n for w, n in zip(info.shape, array.shape, strict=False))
-    ):
-        shown = ", ".join("any" if w is None else str(w) for w in info.shape)
-        raise DataError(f"input {info.name!r} has shape {array.shape}, the model takes ({shown})")
-    return array
+def _called(number: int, step: _Step, values: list[Any], memory: Allocators | None) -> Any:
+    """Call a step's kernel on what stands in its slots."""
+    given = [values[slot] for slot in step.reads]
+    named: dict[str, Any] = {}
+    if step.captures is not None:
+        named["captured"] = {name: values[slot] for name, slot in step.captures}
+    if step.allocates:
+        named["empty"] = np.empty if memory is None else memory.allocator(number)
+    try:
+        return step.kernel(*given, **named)
+    except OctavoError:
+        raise
+    # A stranger's attributes and shapes fail in any way, out of memory among them.
+    except Exception as error:
+        node = step.node
+        shapes = ", ".join(str(getattr(v, "shape", None)) for v in given)
+        raise ModelError(
+            f"node {node.name!r} ({node.op}) failed on inputs of shape {shapes}: {said(error)}"
+        ) from error
 
 
-def _captures(
-    node: Node, graph: Graph, names: Mapping[str, int]
-) -> tuple[tuple[str, int], ...] | None:
-    """Return the values that a node's bodies read from around it, or None where it has no body."""
-    bodies = [a for a in node.attributes.values() if isinstance(a, Graph)]
+def _layout_of(arrays: list[Array]) -> object:
+    return tuple((a.shape, a.dtype, a.strides) for a in arrays)
+
+
+def _slots_of(graph: Graph) -> dict[str, int]:
+    """Number the values; what is left out ('') has a slot of its own, which stays None."""
+    slots = {"": 0}
+    written = [v for node in graph.nodes for v in node.outputs]
+    for value in (*(info.name for info in graph.inputs), *graph.initializers, *written):
+        slots.setdefault(value, len(slots))
+    return slots
+
+
+def _last_uses(graph: Graph) -> dict[int, list[str]]:
+    """Return for each node's number the values that nothing reads after it."""
+    last: dict[str, int] = {}
+    for i, node in enumerate(graph.nodes):
+        for value in graph.reads(node):
+            last[value] = i
+        for value in node.outputs:
+            last.setdefault(value, i)
+    kept = {*graph.outputs, *graph.initializers, ""}
+    ends: dict[int, list[str]] = {}
+    for value, i in last.items():
+        if value not in kept:
+            ends.setdefault(i, []).append(value)
+    return ends
+
+
+def _captures(node: Node, slots: Mapping[str, int]) -> tuple[tuple[str, int], ...] | None:
+    """Return what a node's bodies read from around it; None where it has none."""
+    bodies = node.bodies()
     if not bodies:
         return None
-    wanted = dict.fromkeys(v for body in bodies for v in body.captured())
-    return tuple((v, names[v]) for v in wanted)
+    wanted: dict[str, None] = {}
+    for body in bodies:
+        wanted.update(dict.fromkeys(body.captured()))
+    return tuple((value, slots[value]) for value in wanted)
+
+
+def _compiled(body: Graph, outer: Graph, kernels: Kernels) -> Kernel:
+    """Compile a body.
+
+    Constants around it are its constants too, other outer values are handed in by name.
+    """
+    outside = body.captured()
+    known = {v: outer.initializers[v] for v in outside if v in outer.initializers}
+    handed = tuple(v for v in outside if v not in known)
+    inputs = (*body.inputs, *(InputInfo(v, None) for v in handed))
+    initializers = {**body.initializers, **known}
+    whole = body.with_(inputs=inputs, initializers=initializers, opset=outer.opset)
+    program = Program(whole, kernels)
+
+    def run(given: list[Any], captured: Mapping[str, Any]) -> tuple[Any, ...]:
+        return program.run([*given, *(captured[v] for v in handed)], planned=False)
+
+    return run

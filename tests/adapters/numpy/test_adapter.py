@@ -128,7 +128,8 @@ def test_an_integer_op_computes_the_product_of_the_dequantized_codes(scheme: OpS
             inputs=(type(graph.inputs[0])(value, None, "float64"),),
             outputs=op.outputs,
         )
-        from octavo.adapters.numpy.run.program import Kernels, Program
+        from octavo.adapters.numpy.run.kernels import Kernels
+        from octavo.adapters.numpy.run.program import Program
 
         expected = Program(changed, Kernels(1 << 22)).run([real])[0]
         got = seen[op.outputs[0]]

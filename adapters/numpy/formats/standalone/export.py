@@ -5,15 +5,12 @@ from __future__ import annotations
 import ast
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from octavo.adapters.numpy.candidate import NumpyCandidate
 from octavo.adapters.numpy.graph import Graph, Node
 from octavo.adapters.numpy.kernels.casting import dtype_of
 from octavo.core.errors import SchemeError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 RUNNER = Path(__file__).with_name("runner.py")
 
@@ -31,12 +28,14 @@ def export(result: Any, folder: Path) -> None:
     candidate = getattr(result, "candidate", result)
     if not isinstance(candidate, NumpyCandidate):
         raise SchemeError(
-            f"a standalone export takes a model of the numpy backend, not a {type(candidate).__name__}; tune with backends=['numpy']"
+            "a standalone export takes a model of the numpy backend, not a "
+            f"{type(candidate).__name__}; tune with backends=['numpy']"
         )
-    lacking = refusals(candidate.graph)
+    lacking = ", ".join(refusals(candidate.graph))
     if lacking:
         raise SchemeError(
-            f"the standalone runner does not have: {', '.join(lacking)}. Save the model and load it with octavo instead"
+            f"the standalone runner does not have: {lacking}. Save the model and load it with "
+            "octavo instead"
         )
     folder.mkdir(parents=True, exist_ok=True)
     candidate.save(folder)
@@ -45,62 +44,92 @@ def export(result: Any, folder: Path) -> None:
 
 def refusals(graph: Graph) -> list[str]:
     """Return what the runner lacks for a graph, by name and reason."""
-    known = runner_operators()
-    lacking = sorted(
-        {f"{node.op} ({why})" for node in graph.nodes if (why := _refused(node, known))}
-    )
-    if graph.opset < 13 and any(n.op in ("Softmax", "LogSoftmax") for n in graph.nodes):
-        lacking.append(f"Softmax (of operator set {graph.opset}; convert the model to 13 or later)")
-    return lacking + [
-        f"initializer {k!r} ({v.dtype})"
-        for k, v in graph.initializers.items()
-        if v.dtype.isbuiltin != 1
-    ]
+    lacking = set()
+    for node in graph.nodes:
+        reason = _why_not(node)
+        if reason:
+            lacking.add(f"{node.op} ({reason})")
+    found = sorted(lacking)
+    has_softmax = any(node.op in ("Softmax", "LogSoftmax") for node in graph.nodes)
+    if has_softmax and graph.opset < 13:
+        found.append(f"Softmax (of operator set {graph.opset}; convert the model to 13 or later)")
+    for name, array in graph.initializers.items():
+        if not _is_own(array.dtype):
+            found.append(f"initializer {name!r} ({array.dtype})")
+    return found
 
 
 @cache
 def runner_operators() -> frozenset[str]:
-    """Return the operators that the runner has, read from its source."""
-    return frozenset(_keys(ast.parse(RUNNER.read_text())))
-
-
-def _keys(module: ast.Module) -> Iterator[str]:
-    table = next(
-        s
-        for s in module.body
-        if isinstance(s, ast.Assign) and getattr(s.targets[0], "id", "") == "OPS"
-    )
-    for node in ast.walk(table.value):
+    """Return the operators that the runner has: the text keys of its table OPS."""
+    names: set[str] = set()
+    for node in ast.walk(_table(ast.parse(RUNNER.read_text()))):
         if isinstance(node, ast.Dict):
-            yield from (
-                k.value
-                for k in node.keys
-                if isinstance(k, ast.Constant) and isinstance(k.value, str)
-            )
+            keys = [k.value for k in node.keys if isinstance(k, ast.Constant)]
+            names.update(k for k in keys if isinstance(k, str))
+    return frozenset(names)
 
 
-def _refused(node: Node, known: frozenset[str]) -> str:
+def _table(module: ast.Module) -> ast.expr:
+    for statement in module.body:
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "OPS":
+            return statement.value
+    raise AssertionError("the runner has no table of operators")
+
+
+def _is_own(dtype: Any) -> bool:
+    """True for NumPy's own types: those of ml_dtypes need a package that the runner has not."""
+    return bool(dtype.isbuiltin == 1)
+
+
+def _why_not(node: Node) -> str:
     """Return why the runner cannot run a node, or ''."""
-    if node.op not in known:
+    if node.op not in runner_operators():
         return "no such operator"
-    if any(isinstance(a, Graph) for a in node.attributes.values()):
+    if node.bodies():
         return "it has a body"
-    if node.op == "Cast" and dtype_of(node.attributes["to"]).isbuiltin != 1:
-        return f"to {node.attributes['to']}"
-    if node.op == "MaxPool" and len([v for v in node.outputs if v]) > 1:
-        return "with indices"
-    if node.op == "CumSum" and any(node.attributes.get(k) for k in ("exclusive", "reverse")):
-        return "exclusive or reversed"
-    if (
-        node.op == "AveragePool"
-        and node.attributes.get("ceil_mode")
-        and node.attributes.get("count_include_pad")
-    ):
-        return "with both ceil_mode and count_include_pad"
-    if node.op == "Slice" and node.attributes:
-        return "of operator set 1 to 9"
-    if node.op == "Pad" and "pads" in node.attributes:
-        return "of operator set 1 to 10"
-    if node.op == "BatchNormalization" and node.attributes.get("training_mode"):
-        return "in training mode"
-    return ""
+    partial = _PARTIAL.get(node.op)
+    return partial(node) if partial else ""
+
+
+def _cast(node: Node) -> str:
+    to = node.attributes["to"]
+    return "" if _is_own(dtype_of(to)) else f"to {to}"
+
+
+def _max_pool(node: Node) -> str:
+    return "with indices" if any(node.outputs[1:]) else ""
+
+
+def _cum_sum(node: Node) -> str:
+    is_special = node.get("exclusive", 0) or node.get("reverse", 0)
+    return "exclusive or reversed" if is_special else ""
+
+
+def _average_pool(node: Node) -> str:
+    both = node.get("ceil_mode", 0) and node.get("count_include_pad", 0)
+    return "with both ceil_mode and count_include_pad" if both else ""
+
+
+def _slice(node: Node) -> str:
+    return "of operator set 1 to 9" if node.attributes else ""
+
+
+def _pad(node: Node) -> str:
+    return "of operator set 1 to 10" if "pads" in node.attributes else ""
+
+
+def _batch_normalization(node: Node) -> str:
+    return "in training mode" if node.get("training_mode", 0) else ""
+
+
+_PARTIAL = {
+    "AveragePool": _average_pool,
+    "BatchNormalization": _batch_normalization,
+    "Cast": _cast,
+    "CumSum": _cum_sum,
+    "MaxPool": _max_pool,
+    "Pad": _pad,
+    "Slice": _slice,
+}
+"""Operators that the runner has in part: what it lacks of each."""

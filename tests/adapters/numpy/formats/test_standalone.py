@@ -18,7 +18,7 @@ from octavo.adapters.numpy.files.archive import save_graph
 from octavo.adapters.numpy.formats.standalone.export import RUNNER, export, refusals
 from octavo.adapters.numpy.graph import Builder
 from octavo.adapters.numpy.prepare.rewrites import optimised
-from octavo.adapters.numpy.run.program import Kernels
+from octavo.adapters.numpy.run.kernels import Kernels
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import SchemeError
 from octavo.core.values.recipe import Recipe

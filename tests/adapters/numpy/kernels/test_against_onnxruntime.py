@@ -9,7 +9,8 @@ import pytest
 from onnx import helper
 
 from octavo.adapters.numpy.files.onnx_reader import from_onnx
-from octavo.adapters.numpy.run.program import Kernels, Program
+from octavo.adapters.numpy.run.kernels import Kernels
+from octavo.adapters.numpy.run.program import Program
 
 OPSET = 21
 CASES = 25

@@ -16,7 +16,8 @@ from onnx.backend.base import Backend, BackendRep
 
 from octavo.adapters.numpy.files.onnx_reader import from_onnx
 from octavo.adapters.numpy.kernels.fallback import native
-from octavo.adapters.numpy.run.program import Kernels, Program
+from octavo.adapters.numpy.run.kernels import Kernels
+from octavo.adapters.numpy.run.program import Program
 from tests.adapters.numpy.cases import matching
 
 LEFT_OUT = {

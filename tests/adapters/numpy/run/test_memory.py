@@ -8,8 +8,9 @@ import pytest
 
 from octavo.adapters.numpy.graph import Builder, Graph, Node
 from octavo.adapters.numpy.prepare.rewrites import optimised
+from octavo.adapters.numpy.run.kernels import Kernels
 from octavo.adapters.numpy.run.memory import Plan
-from octavo.adapters.numpy.run.program import Kernels, Program
+from octavo.adapters.numpy.run.program import Program
 from tests.adapters.numpy.test_conformance import convolutional, images, tokens, transformer
 
 
