@@ -20,7 +20,7 @@ from octavo.adapters.pytorch.capture.folding import folded
 from octavo.adapters.pytorch.capture.further_batches import look_further
 from octavo.adapters.pytorch.capture.layers import Layer
 from octavo.adapters.pytorch.capture.links import rescaled
-from octavo.adapters.pytorch.kernels.saturation import missing_reach
+from octavo.adapters.pytorch.kernels.saturation import why_in_float
 from octavo.adapters.pytorch.modules.shared_copy import (
     aliases,
     has_hooks,
@@ -221,7 +221,7 @@ class TorchSession(Session):
             op = view.by_name[name]
             realization = offered.realization(op, decided.scheme)
             ledger[name] = decided.line(
-                realization, missing_reach(decided, op.weight.channel_axis if op.weight else 0)
+                realization, why_in_float(decided, op.weight.channel_axis if op.weight else 0)
             )
             if decided.bias is not None:
                 biases[name] = torch.as_tensor(decided.bias)

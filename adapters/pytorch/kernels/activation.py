@@ -26,7 +26,10 @@ class Activation:
     __slots__ = ("high", "low", "scale", "zero_point")
 
     def __init__(self, scale: float, zero_point: int, low: int = 0, high: int = 255) -> None:
-        self.scale, self.zero_point, self.low, self.high = scale, zero_point, low, high
+        self.scale = scale
+        self.zero_point = zero_point
+        self.low = low
+        self.high = high
 
     @classmethod
     def of(cls, params: QuantParams) -> Activation:
@@ -37,17 +40,24 @@ class Activation:
 
     @classmethod
     def around(cls, x: Tensor, symmetric: bool) -> Activation:
-        """Return parameters whose range is that of ``x``; their scale is NaN where ``x`` is not finite."""
-        low, high = (float(v) for v in torch.aminmax(x)) if x.numel() else (0.0, 0.0)
+        """Return parameters whose range is that of ``x``.
+
+        Their scale is NaN where ``x`` is not finite.
+        """
+        low = high = 0.0
+        if x.numel():
+            low, high = (float(v) for v in torch.aminmax(x))
         if not (isfinite(low) and isfinite(high)):
-            return cls(
-                nan, 128
-            )  # no range holds them: results are NaN, as sums over them are in float
+            # No range holds them: results are NaN, as sums over them are in float.
+            return cls(nan, 128)
         if symmetric:
             return cls(max(-low, high) / 127 or 1.0, 128, 1, 255)
-        low, high = min(low, 0.0), max(high, 0.0)
+        # Zero has a code of its own: padding and ReLU put it in.
+        low = min(low, 0.0)
+        high = max(high, 0.0)
         scale = (high - low) / 255 or 1.0
-        return cls(scale, min(255, max(0, round(-low / scale))))
+        zero_point = round(-low / scale)
+        return cls(scale, min(255, max(0, zero_point)))
 
     def key(self) -> tuple[float, int, int, int]:
         """Return what makes two of them equal."""

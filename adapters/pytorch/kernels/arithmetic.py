@@ -1,10 +1,12 @@
-"""How linear layers and convolutions compute on integer kernels: one code for eager layers and for operators in compiled programs.
+"""How linear layers and convolutions compute on integer kernels.
 
-The classes are mixed into what holds the tensors and settings that they name: a module, or the arguments of one operator call.
+One code for eager layers and for operators in compiled programs: the classes are mixed into what
+holds the tensors and settings that they name, a module or the arguments of one operator call.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -21,14 +23,20 @@ from .windows import Geometry, padded
 
 Tensor = torch.Tensor
 _FEW_ROWS = 128
-"""Up to so many rows a call of one kernel that also quantizes beats separate ones, codes that pass on to the next layer included."""
+"""Up to so many rows a call of one kernel that also quantizes beats separate ones.
+
+Codes that pass on to the next layer are counted in.
+"""
 
 
-class Stack(Protocol):
-    """Layers that read one value alike, whose few rows are multiplied once for all of them."""
+class Stacked(Protocol):
+    """Layers that read one value alike, whose weights are multiplied once."""
 
     def take(self, place: int, x: Tensor) -> Tensor | None:
-        """Return the product of ``x`` and the weight at one place; None where each layer is left to itself."""
+        """Return the product of ``x`` and the weight at one place, float32.
+
+        None where it is left to the layer.
+        """
 
 
 class Integers:
@@ -63,11 +71,11 @@ class Integers:
     def _zero_point(self) -> Tensor:
         """Return the weight's zero points as kernels ask for them."""
         scale = self.scale
-        zeros: Tensor = layout(
-            scale,
-            "zeros",
-            lambda: torch.zeros(scale.numel(), dtype=torch.int32, device=scale.device),
-        )
+
+        def make() -> Tensor:
+            return torch.zeros(scale.numel(), dtype=torch.int32, device=scale.device)
+
+        zeros: Tensor = layout(scale, "zeros", make)
         return zeros
 
 
@@ -80,14 +88,15 @@ class LinearArithmetic(Integers):
         factors: float32 (inputs,): the input is multiplied by it first.
         memo: Shared by layers that read one value alike, or None.
         stacked: The stack of such layers and the place in it, or None.
-        few: Up to so many input elements one kernel quantizes and multiplies; 0 where there is none for this layer.
+        few: Up to so many input elements one kernel quantizes and multiplies; 0 where there is
+            none for this layer.
     """
 
     per_token: bool
     transposed: bool
     factors: Tensor | None
     memo: Memo | None
-    stacked: tuple[Stack, int] | None
+    stacked: tuple[Stacked, int] | None
     few: int
     _steps: Tensor | None
 
@@ -107,61 +116,63 @@ class LinearArithmetic(Integers):
 
     def choose(self) -> None:
         """Find out what depends on the device."""
-        self._steps = (
-            self.factors / self.source.scale
-            if self.factors is not None and self.source is not None
-            else None
-        )
-        self.few = (
-            _FEW_ROWS * self.codes.shape[0 if self.transposed else 1] if self._fits_whole() else 0
-        )
+        self._steps = None
+        if self.factors is not None and self.source is not None:
+            self._steps = self.factors / self.source.scale
+        inputs = self.codes.shape[0 if self.transposed else 1]
+        self.few = _FEW_ROWS * inputs if self._fits_one_kernel() else 0
 
-    def _fits_whole(self) -> bool:
-        """True if one kernel quantizes this layer's input and multiplies: over all 256 codes, per tensor, from float32 to float32."""
-        source = self.source
-        ranged = (
-            not (self.symmetric or self.per_token)
-            if source is None
-            else (source.low, source.high) == (0, 255)
-        )
-        return (
-            ranged
-            and self.dtype == torch.float32
-            and self.codes.device.type == "cpu"
-            and not fbgemm.missing_rows()
-        )
+    def _fits_one_kernel(self) -> bool:
+        """True if one kernel quantizes this layer's input and multiplies.
+
+        It does so over all 256 codes, per tensor, from float32 to float32.
+        """
+        if self.source is None:
+            takes_whole_range = not (self.symmetric or self.per_token)
+        else:
+            takes_whole_range = (self.source.low, self.source.high) == (0, 255)
+        if not takes_whole_range or self.dtype != torch.float32:
+            return False
+        return self.codes.device.type == "cpu" and not fbgemm.missing_rows()
 
     def is_few(self, x: Tensor) -> bool:
-        """True if one kernel quantizes ``x`` and multiplies; its result is float. It takes no single row without an axis for rows."""
-        small = x.numel() <= self.few and x.ndim > 1
-        return small and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        """True if one kernel quantizes ``x`` and multiplies; its result is float.
+
+        It takes no single row without an axis for rows.
+        """
+        is_small = x.numel() <= self.few and x.ndim > 1
+        return is_small and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
 
     def multiplied(self, x: Tensor) -> Tensor:
-        """Return the layer's output: float, or uint8 codes if it gives codes and the rows are many."""
+        """Return the layer's output.
+
+        It is float, or uint8 codes if the layer gives codes and the rows are many.
+        """
         if self.is_few(x):
-            return self._whole(x)
+            return self._by_one_kernel(x)
         if x.dtype == torch.uint8:
             assert self.source is not None
             return self._multiply(x, self.source)
         if self.source is not None:
-            codes = self.memo.get(x, self._codes) if self.memo is not None else self._codes(x)
-            return self._multiply(codes, self.source)
+            return self._multiply(self._shared(x, self._codes), self.source)
         if self.per_token:
-            codes, scale = self.memo.get(x, self._rows) if self.memo is not None else self._rows(x)
+            codes, scale = self._shared(x, self._rows)
             return self._per_row(codes, scale)
         if self.factors is not None:
             x = x * self.factors
-        source, codes = (
-            self.memo.get(x, self._measured) if self.memo is not None else self._measured(x)
-        )
+        source, codes = self._shared(x, self._measured)
         return self._multiply(codes, source)
 
-    def _whole(self, x: Tensor) -> Tensor:
+    def _shared(self, x: Tensor, make: Callable[[Tensor], Any]) -> Any:
+        """Return what ``make`` makes of ``x``, once for all layers that read it alike."""
+        return make(x) if self.memo is None else self.memo.get(x, make)
+
+    def _by_one_kernel(self, x: Tensor) -> Tensor:
         y = None
-        if (
-            self.stacked is not None and not x.is_inference()
-        ):  # such a tensor has no version to tell that it was changed
-            y = self.stacked[0].take(self.stacked[1], x)
+        # A tensor of inference mode has no version to tell that it was changed.
+        if self.stacked is not None and not x.is_inference():
+            stack, place = self.stacked
+            y = stack.take(place, x)
         if y is None:
             y = self.rows(x, self.packed_rows())
         return post(self.then, y) if self.then else y
@@ -170,20 +181,22 @@ class LinearArithmetic(Integers):
         """Return the weight as the kernel for few rows takes it."""
         # Scales and bias lie beside the weight, so a weight with two biases is laid out twice.
         key = ("rows", self.transposed, content(self.scale), content(self.bias))
-        return layout(
-            self.codes, key, lambda: fbgemm.pack_rows(self.matrix(), self.scale, self.bias)
-        )
+
+        def make() -> Any:
+            return fbgemm.pack_rows(self.matrix(), self.scale, self.bias)
+
+        return layout(self.codes, key, make)
 
     def rows(self, x: Tensor, packed: Any) -> Tensor:
-        """Return the product of a few rows and a weight laid out for them, which may be more than this layer's own."""
+        """Return the product of a few rows and a weight laid out for them.
+
+        The weight may be more than this layer's own.
+        """
         if self.factors is not None:
             x = x * self.factors
-        source = self.source
-        return (
-            fbgemm.linear_rows(x, packed)
-            if source is None
-            else fbgemm.linear_rows(x, packed, source.scale, source.zero_point)
-        )
+        if self.source is None:
+            return fbgemm.linear_rows(x, packed)
+        return fbgemm.linear_rows(x, packed, self.source.scale, self.source.zero_point)
 
     def matrix(self) -> Tensor:
         """Return the codes as (outputs, inputs)."""
@@ -194,8 +207,10 @@ class LinearArithmetic(Integers):
         return self.source.quantize(x, self._steps)
 
     def _rows(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        # The kernels have no gradient, and a float layer before this one may have been called outside of no_grad.
-        return quantize_rows((x if self.factors is None else x * self.factors).detach())
+        scaled = x if self.factors is None else x * self.factors
+        # The kernels have no gradient, and a float layer before this one may have been called
+        # outside of no_grad.
+        return quantize_rows(scaled.detach())
 
     def _measured(self, x: Tensor) -> tuple[Activation, Tensor]:
         source = Activation.around(x, self.symmetric)
@@ -203,31 +218,27 @@ class LinearArithmetic(Integers):
 
     def _packed(self) -> Any:
         codes = self.codes
-        return layout(
-            codes,
-            ("linear", self.transposed),
-            lambda: accelerators.on(codes.device).pack_linear(self.matrix()),
-        )
+
+        def make() -> Any:
+            return accelerators.on(codes.device).pack_linear(self.matrix())
+
+        return layout(codes, ("linear", self.transposed), make)
 
     def _multiply(self, codes: Tensor, source: Activation) -> Tensor:
-        head = (
-            codes,
-            source.scale,
-            source.zero_point,
-            self._packed(),
-            self.scale,
-            self._zero_point(),
-            self.bias,
-        )
-        y: Tensor = accelerators.on(codes.device).linear_u8(*head, *self.result(), self.then)
+        inputs = (codes, source.scale, source.zero_point)
+        weight = (self._packed(), self.scale, self._zero_point(), self.bias)
+        product = accelerators.on(codes.device).linear_u8
+        y: Tensor = product(*inputs, *weight, *self.result(), self.then)
         return y
 
     def _per_row(self, codes: Tensor, scale: Tensor) -> Tensor:
-        y: Tensor = accelerators.on(codes.device).linear_u8(
-            codes, 1.0, 128, self._packed(), self.scale, self._zero_point(), None
-        )
+        weight = (self._packed(), self.scale, self._zero_point(), None)
+        y: Tensor = accelerators.on(codes.device).linear_u8(codes, 1.0, 128, *weight)
         # In place: a fresh result of this size would cost more than the arithmetic.
-        y = y.mul_(scale) if self.bias is None else torch.addcmul(self.bias, y, scale, out=y)
+        if self.bias is None:
+            y = y.mul_(scale)
+        else:
+            y = torch.addcmul(self.bias, y, scale, out=y)
         return post(self.then, y).to(result_dtype(self.dtype, y.device))
 
 
@@ -241,7 +252,8 @@ class ConvArithmetic(Integers):
 
     Attributes:
         geometry: Stride, symmetric padding, dilation, groups.
-        pads: Extra zeros (as ``torch.nn.functional.pad`` takes them) where the padding is not symmetric.
+        pads: Extra zeros (as ``torch.nn.functional.pad`` takes them) where the padding is not
+            symmetric.
         other: Parameters of the uint8 tensor that is added, or None.
     """
 
@@ -250,39 +262,42 @@ class ConvArithmetic(Integers):
     other: Activation | None
 
     def convolved(self, x: Tensor, other: Tensor | None) -> Tensor:
-        """Return the layer's output. ``other`` is uint8 where the result is, else float, and may be overwritten."""
-        source, form = self.source or Activation.around(x, self.symmetric), format_of(self.codes)
-        codes = (
-            x if x.dtype == torch.uint8 else source.quantize(x)
-        )  # before it is laid out anew, since bytes move faster
+        """Return the layer's output.
+
+        Args:
+            x: Float values or uint8 codes.
+            other: What is added: uint8 where the result is, else float. It may be overwritten.
+        """
+        source = self.source or Activation.around(x, self.symmetric)
+        form = format_of(self.codes)
+        # Made before they are laid out anew, since bytes move faster.
+        codes = x if x.dtype == torch.uint8 else source.quantize(x)
         if self.pads:
             codes = nn.functional.pad(codes, self.pads, value=source.zero_point)
-        # Here rather than in the kernel alone, so that the weight is laid out for the very geometry that runs.
+        # Here rather than in the kernel alone, so that the weight is laid out for the very geometry
+        # that runs.
         codes, geometry = padded(codes, source.zero_point, self.codes.shape, self.geometry)
         codes = codes.contiguous(memory_format=form)
         if other is not None:
             other = other.contiguous(memory_format=form)
-        added = (
-            (1.0, 0)
-            if self.other is None or self.gives is None
-            else (self.other.scale, self.other.zero_point)
-        )
+        added = (1.0, 0)
+        if self.other is not None and self.gives is not None:
+            added = (self.other.scale, self.other.zero_point)
+        inputs = (codes, source.scale, source.zero_point)
+        weight = (self._packed(source, geometry), self.scale, self._zero_point(), self.bias)
+        clamps = self.then == "relu"
+        return onednn.conv_u8(*inputs, *weight, geometry, *self.result(), clamps, other, *added)
+
+    def _packed(self, source: Activation, geometry: Geometry) -> Tensor:
+        """Return the weight as the kernel takes it."""
+        # The key leaves the input's parameters out: dynamic ones are others at each call, and the
+        # kernel is given those of the call.
         key = ("conv", repr(geometry), self.scale.numel())
-        packed = layout(
-            self.codes,
-            key,
-            lambda: onednn.pack_conv(
+
+        def make() -> Tensor:
+            return onednn.pack_conv(
                 self.codes, self.scale, source.scale, source.zero_point, geometry
-            ),
-        )
-        head = (
-            codes,
-            source.scale,
-            source.zero_point,
-            packed,
-            self.scale,
-            self._zero_point(),
-            self.bias,
-            geometry,
-        )
-        return onednn.conv_u8(*head, *self.result(), self.then == "relu", other, *added)
+            )
+
+        packed: Tensor = layout(self.codes, key, make)
+        return packed

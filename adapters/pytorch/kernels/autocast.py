@@ -1,4 +1,7 @@
-"""What a layer's result is under ``torch.autocast``, which changes the results of the float layers that quantized ones stand for."""
+"""What a layer's result is under ``torch.autocast``.
+
+It changes the results of the float layers that quantized ones stand for.
+"""
 
 from __future__ import annotations
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from .faults import fault, seven_bit_weight
+from .faults import Pair, exact_product, fault, seven_bit_weight
 
 Tensor = torch.Tensor
 
-# Looked up once: for few rows the way to an operator's name is as long as what it computes. None where a build of torch lacks it.
+# Looked up once: for few rows the way to an operator's name is as long as what it computes. None
+# where a build of torch lacks it.
 ROWS_DYNAMIC: Any = getattr(torch.ops.quantized, "linear_dynamic", None)
 ROWS_STATIC: Any = getattr(
     torch.ops.quantized, "linear_with_input_q_dq_qweight_dq_output_fp32", None
@@ -22,14 +23,15 @@ ROWS_STATIC: Any = getattr(
 
 def pack_rows(codes: Tensor, scale: Tensor, bias: Tensor | None) -> Any:
     """Lay int8 codes out for :func:`linear_rows`, with scales and bias."""
+    outputs = codes.shape[0]
+    scales = scale.double().expand(outputs).contiguous()
+    zero_points = torch.zeros(outputs, dtype=torch.int64)
     with warnings.catch_warnings():
-        # torch announces the end of its quantized tensors; while they are there this kernel is the fastest for few rows.
+        # torch announces the end of its quantized tensors; while they are there this kernel is the
+        # fastest for few rows.
         warnings.simplefilter("ignore")
-        scales, zero_points = (
-            scale.double().expand(codes.shape[0]).contiguous(),
-            torch.zeros(codes.shape[0], dtype=torch.int64),
-        )
         weight = torch._make_per_channel_quantized_tensor(codes, scales, zero_points, 0)
+        # The form of a packed weight is that of the engine which is chosen at this moment.
         engine = torch.backends.quantized.engine
         torch.backends.quantized.engine = "fbgemm"
         try:
@@ -64,14 +66,18 @@ def linear_rows(x: Tensor, packed: Any, scale: float | None = None, zero_point: 
 
 @cache
 def missing_rows() -> str:
-    """Return why the one-call kernel for few rows cannot be used; empty when it was run and was right."""
+    """Return why the one-call kernel for few rows cannot be used.
 
-    def run(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    Empty when it was run and was right.
+    """
+
+    def run(generator: torch.Generator) -> Pair:
         x = torch.randn(3, 64, generator=generator)
         w, scale = seven_bit_weight(generator, 32, 64)
-        packed, expected = pack_rows(w, scale, None), x.double() @ (w.double() * scale[:, None]).T
-        return torch.cat([linear_rows(x, packed), linear_rows(x, packed, 0.04, 128)]), torch.cat(
-            [expected, expected]
-        )
+        packed = pack_rows(w, scale, None)
+        dynamic = linear_rows(x, packed)
+        static = linear_rows(x, packed, 0.04, 128)
+        exact = exact_product(x, w, scale)
+        return torch.cat([dynamic, static]), torch.cat([exact, exact])
 
     return fault("torch.ops.quantized.linear_dynamic", 0.02, run)

@@ -1,4 +1,7 @@
-"""The product by weights of 4 bits, decoded inside the kernel: a function for eager layers and an operator for compiled programs."""
+"""The product by weights of 4 bits, decoded inside the kernel.
+
+A function for eager layers and an operator for compiled programs.
+"""
 
 from __future__ import annotations
 
@@ -23,24 +26,31 @@ def int4_linear(
         offset: float32 (outputs, groups) that is added to code times scale, or None for 0.
         lowest: What code 0 stands for.
     """
+    product = accelerators.on(codes.device)
+    outputs, groups = scale.shape
 
     def pack() -> tuple[Tensor, Tensor]:
-        each = torch.stack([codes & 15, codes >> 4], -1).view(codes.shape[0], -1).int()
+        each = torch.stack([codes & 15, codes >> 4], -1).view(outputs, -1)
         # The kernel computes (code - 8) * scale + zero.
-        zero = scale * (8 + lowest) if offset is None else offset + scale * (8 + lowest)
-        packed: tuple[Tensor, Tensor] = product.pack_int4(each, scale, zero)
+        zero = scale * (8 + lowest)
+        if offset is not None:
+            zero = offset + zero
+        packed: tuple[Tensor, Tensor] = product.pack_int4(each.int(), scale, zero)
         return packed
 
-    product = accelerators.on(codes.device)
     packed, scales = layout(codes, ("int4", content(scale), content(offset)), pack)
-    y: Tensor = product.linear_int4(
-        x.reshape(-1, x.shape[-1]), packed, x.shape[-1] // scale.shape[1], scales
-    )
-    return y.view(*x.shape[:-1], codes.shape[0])
+    inputs = x.shape[-1]
+    rows = x.reshape(-1, inputs)
+    y: Tensor = product.linear_int4(rows, packed, inputs // groups, scales)
+    return y.view(*x.shape[:-1], outputs)
+
+
+def _int4_form(x: Tensor, codes: Tensor, *_: object) -> Tensor:
+    return x.new_empty((*x.shape[:-1], codes.shape[0]), dtype=torch.bfloat16)
 
 
 register(
     "int4_linear(Tensor x, Tensor codes, Tensor scale, Tensor? offset, int lowest) -> Tensor",
     int4_linear,
-    lambda x, codes, *_: x.new_empty((*x.shape[:-1], codes.shape[0]), dtype=torch.bfloat16),
+    _int4_form,
 )

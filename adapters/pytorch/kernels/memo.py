@@ -12,7 +12,9 @@ Tensor = torch.Tensor
 
 
 class Memo:
-    """Remembers what was made of one tensor, for the layers that read it one after the other (query, key, value).
+    """Remembers what was made of one tensor, for the layers that read it one after the other.
+
+    Query, key and value do.
 
     Args:
         readers: How many layers read it; after the last one the result is let go.

@@ -1,8 +1,9 @@
-"""The integer kernels as operators of ``torch.ops.octavo``, which compilers carry in their graphs without looking inside.
+"""The integer kernels as operators of ``torch.ops.octavo``.
 
-They take plain tensors (codes, scales, bias) and numbers; what a kernel wants laid out is made of the codes at the first call and is
-no part of a graph (:mod:`~.layouts`). Each runs the very code of the eager layer. Registered with ``torch.library.Library``
-rather than ``custom_op``, whose wrapper costs several times the dispatch of a call. They have no gradient, as the kernels have none.
+Compilers carry them in their graphs without looking inside. They take plain tensors (codes, scales,
+bias) and numbers; what a kernel wants laid out is made of the codes at the first call and is no
+part of a graph (:mod:`~.layouts`). Each runs the very code of the eager layer. They have no
+gradient, as the kernels have none.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from .arithmetic import ConvArithmetic, LinearArithmetic, format_of
 from .windows import output_places
 
 Tensor = torch.Tensor
+# Rather than ``custom_op``, whose wrapper costs several times the dispatch of a call.
 _LIBRARY: Any = torch.library.Library("octavo", "DEF")  # type: ignore[no-untyped-call]
 SOURCE = "float? source_scale, int[] source_codes, bool symmetric"
 RESULT = "float result_scale, int result_zero_point, ScalarType dtype, str then"
@@ -26,9 +28,10 @@ ResultArguments = tuple[float, int, torch.dtype, str]
 
 
 def is_portable() -> bool:
-    """True where a program is recorded that must run without octavo: in ``torch.export``, and in any tracer of a torch before 2.7.
+    """True where a program is recorded that must run without octavo.
 
-    torch 2.6 does not tell an export from a compilation.
+    In ``torch.export``, and in any tracer of a torch before 2.7: torch 2.6 does not tell an export
+    from a compilation.
     """
     return not hasattr(torch.compiler, "is_exporting") or torch.compiler.is_exporting()
 
@@ -49,11 +52,10 @@ def register(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> 
 
 def source_arguments(source: Activation | None, symmetric: bool) -> SourceArguments:
     """Return how operators take the parameters of an input."""
-    return (
-        (None, (), symmetric)
-        if source is None
-        else (source.scale, (source.zero_point, source.low, source.high), symmetric)
-    )
+    if source is None:
+        return None, (), symmetric
+    codes = (source.zero_point, source.low, source.high)
+    return source.scale, codes, symmetric
 
 
 class Arguments:
@@ -91,7 +93,9 @@ def _linear(
     *rest: Any,
 ) -> Tensor:
     layer = _Linear((codes, scale, bias), rest[:3], rest[3:])
-    layer.factors, layer.per_token, layer.transposed = factors, per_token, transposed
+    layer.factors = factors
+    layer.per_token = per_token
+    layer.transposed = transposed
     layer.choose()
     return layer.multiplied(x)
 
@@ -102,8 +106,8 @@ def _linear_form(x: Tensor, codes: Tensor, *rest: Any) -> Tensor:
 
 
 register(
-    f"int8_linear(Tensor x, Tensor codes, Tensor scale, Tensor? bias, Tensor? factors, bool per_token, bool transposed, "
-    f"{SOURCE}, {RESULT}) -> Tensor",
+    "int8_linear(Tensor x, Tensor codes, Tensor scale, Tensor? bias, Tensor? factors, "
+    f"bool per_token, bool transposed, {SOURCE}, {RESULT}) -> Tensor",
     _linear,
     _linear_form,
 )
@@ -125,34 +129,30 @@ def _conv(
     *rest: Any,
 ) -> Tensor:
     layer = _Conv((codes, scale, bias), rest[:3], rest[3:])
-    layer.geometry, layer.pads = (stride, padding, dilation, groups), tuple(pads)
+    layer.geometry = (stride, padding, dilation, groups)
+    layer.pads = tuple(pads)
     layer.other = None if other_scale is None else Activation(other_scale, other_zero_point)
-    # The kernel writes into what it adds, and an operator must not.
     form = format_of(codes)
-    return layer.convolved(
-        x, None if other is None else other.clone(memory_format=form)
-    ).contiguous(memory_format=form)
+    # The kernel writes into what it adds, and an operator must not.
+    added = None if other is None else other.clone(memory_format=form)
+    return layer.convolved(x, added).contiguous(memory_format=form)
 
 
 def _conv_form(x: Tensor, codes: Tensor, *rest: Any) -> Tensor:
     geometry, pads, dtype = rest[5:9], rest[9], rest[-2]
-    n = codes.ndim - 2
-    room = [
-        x.shape[2 + i] + (pads[2 * (n - 1 - i)] + pads[2 * (n - 1 - i) + 1] if pads else 0)
-        for i in range(n)
-    ]
-    places = output_places(room, codes.shape[2:], geometry)
-    return torch.empty(
-        (x.shape[0], codes.shape[0], *places),
-        dtype=dtype,
-        device=x.device,
-        memory_format=format_of(codes),
-    )
+    # Both ends of the last axis come first.
+    added = [first + second for first, second in zip(pads[::2], pads[1::2], strict=True)]
+    around = added[::-1] or [0] * (codes.ndim - 2)
+    room = [size + zeros for size, zeros in zip(x.shape[2:], around, strict=True)]
+    shape = (x.shape[0], codes.shape[0], *output_places(room, codes.shape[2:], geometry))
+    form = format_of(codes)
+    return torch.empty(shape, dtype=dtype, device=x.device, memory_format=form)
 
 
 register(
-    "int8_conv(Tensor x, Tensor codes, Tensor scale, Tensor? bias, Tensor? other, float? other_scale, int other_zero_point, "
-    f"int[] stride, int[] padding, int[] dilation, int groups, int[] pads, {SOURCE}, {RESULT}) -> Tensor",
+    "int8_conv(Tensor x, Tensor codes, Tensor scale, Tensor? bias, Tensor? other, "
+    "float? other_scale, int other_zero_point, int[] stride, int[] padding, int[] dilation, "
+    f"int groups, int[] pads, {SOURCE}, {RESULT}) -> Tensor",
     _conv,
     _conv_form,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.nn import functional as F
 
 Tensor = torch.Tensor
 
@@ -13,17 +14,15 @@ POSTS = {
     "gelu_tanh": ("gelu", "tanh"),
     "silu": ("swish", ""),
 }
-"""Activation functions that the linear kernel applies to its result: name -> the kernel's name and variant."""
+"""Those that oneDNN's linear kernel knows: name -> the kernel's name and variant."""
 
 
 def post(name: str, x: Tensor) -> Tensor:
     """Apply an activation function of :data:`POSTS`."""
+    if not name:
+        return x
     if name == "relu":
         return torch.relu(x)
     if name == "silu":
-        return torch.nn.functional.silu(x)
-    return (
-        torch.nn.functional.gelu(x, approximate="tanh" if name == "gelu_tanh" else "none")
-        if name
-        else x
-    )
+        return F.silu(x)
+    return F.gelu(x, approximate="tanh" if name == "gelu_tanh" else "none")

@@ -7,16 +7,20 @@ from functools import cache
 
 import torch
 
-from .faults import fault
-
-_MAGIC = 12582912.0  # 1.5 * 2**23: adding it leaves round-to-nearest-even(x) in the low bits of a float32
-
-_SMALL = 2**17
-_BLOCK = 2**19
-"""So many elements are worked on at a time: what is made of them on the way stays in the cache, and no large temporary is allocated."""
-_TINY = 1e-30
+from .faults import Pair, fault
 
 Tensor = torch.Tensor
+
+_MAGIC = 12582912.0
+"""1.5 * 2**23: adding it leaves round-to-nearest-even(x) in the low bits of a float32."""
+_SMALL = 2**17
+"""Below so many elements fewer calls are faster; above, two readings beat a copy."""
+_BLOCK = 2**19
+"""So many elements are worked on at a time.
+
+What is made of them on the way stays in the cache, and no large temporary is allocated.
+"""
+_TINY = 1e-30
 
 
 @cache
@@ -29,8 +33,9 @@ def quantize_u8(
 ) -> Tensor:
     """Return uint8 codes clip(round(x / scale) + zero_point, low, high), same shape.
 
-    One pass over memory on a CPU. Elsewhere, and with factors, three: the rounding is a float32 addition, the conversion takes the
-    low byte. On a CPU large tensors go through them a block at a time, which stays in the cache.
+    One pass over memory on a CPU. Elsewhere, and with factors, three: the rounding is a float32
+    addition, the conversion takes the low byte. On a CPU large tensors go through them a block at a
+    time, which stays in the cache.
 
     Args:
         x: Float values.
@@ -41,14 +46,7 @@ def quantize_u8(
         factors: One float32 multiplier per channel of the last axis, in place of 1 / scale.
     """
     if torch.compiler.is_compiling():
-        # Torch's kernel adds the zero point before it rounds, and multiplies by the inverse in float32: so a compiler can fuse the same.
-        start = torch.full((), float(zero_point), device=x.device)
-        steps = (
-            torch.full((), 1.0, device=x.device) / torch.full((), scale, device=x.device)
-            if factors is None
-            else factors
-        )
-        return torch.round(torch.addcmul(start, x.float(), steps)).clamp(low, high).to(torch.uint8)
+        return _traced(x, scale, zero_point, factors).clamp(low, high).to(torch.uint8)
     x = x if x.dtype == torch.float32 else x.float()
     if factors is None and x.device.type == "cpu" and not missing_quantize():
         codes = _quantized(x, scale, zero_point)
@@ -56,12 +54,23 @@ def quantize_u8(
     return _rounded(x, scale, zero_point, low, high, factors)
 
 
+def _traced(x: Tensor, scale: float, zero_point: int, factors: Tensor | None) -> Tensor:
+    """Return the rounded numbers in operations that a compiler can fuse."""
+    # Torch's kernel adds the zero point before it rounds, and multiplies by the inverse in float32:
+    # so does this.
+    start = torch.full((), float(zero_point), device=x.device)
+    steps = factors
+    if steps is None:
+        one = torch.full((), 1.0, device=x.device)
+        steps = one / torch.full((), scale, device=x.device)
+    return torch.round(torch.addcmul(start, x.float(), steps))
+
+
 def _quantized(x: Tensor, scale: float, zero_point: int) -> Tensor:
-    """Quantize over the whole of uint8 and return the codes as a plain tensor, without copying them."""
+    """Quantize over the whole of uint8 and return the codes as a plain tensor, without copying."""
     made = torch.quantize_per_tensor(x, scale, zero_point, torch.quint8)
-    return torch.empty(0, dtype=torch.uint8).set_(
-        made.untyped_storage(), 0, made.shape, made.stride()
-    )
+    storage = made.untyped_storage()
+    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, made.shape, made.stride())
 
 
 def _rounded(
@@ -70,18 +79,19 @@ def _rounded(
     start = _constant(_MAGIC + zero_point, x.device)
 
     def shifted(x: Tensor, out: Tensor | None = None) -> Tensor:
-        y = (
-            torch.add(start, x, alpha=1.0 / scale, out=out)
-            if factors is None
-            else torch.addcmul(start, x, factors, out=out)
-        )
+        if factors is None:
+            y = torch.add(start, x, alpha=1.0 / scale, out=out)
+        else:
+            y = torch.addcmul(start, x, factors, out=out)
+        # The bits of the sum end in the code, so that its low byte is the code.
         return y.clamp_(_MAGIC + low, _MAGIC + high).view(torch.int32)
 
     if x.device.type != "cpu" or x.numel() <= _BLOCK:
         return shifted(x).to(torch.uint8)
     rows = x.reshape(-1, x.shape[-1])
     size = max(1, _BLOCK // rows.shape[-1])
-    codes, room = torch.empty(rows.shape, dtype=torch.uint8), torch.empty(size, rows.shape[-1])
+    room = torch.empty(size, rows.shape[-1])
+    codes = torch.empty(rows.shape, dtype=torch.uint8)
     for block, into in zip(torch.split(rows, size), torch.split(codes, size), strict=True):
         into.copy_(shifted(block, room[: len(block)]))
     return codes.view(x.shape)
@@ -89,34 +99,39 @@ def _rounded(
 
 @cache
 def missing_quantize() -> str:
-    """Return why torch's own quantization of a tensor cannot be used; empty when it was run and gave the right codes."""
+    """Return why torch's own quantization of a tensor cannot be used; empty when it was right."""
 
-    def run(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def run(generator: torch.Generator) -> Pair:
         x = torch.randn(3, 33, generator=generator).t()
+        exact = torch.round(x.double() / 0.02) + 77
         with warnings.catch_warnings():
             # torch announces the end of its quantized tensors, once in a process.
             warnings.simplefilter("ignore")
-            return _quantized(x, 0.02, 77), (torch.round(x.double() / 0.02) + 77).clamp(0, 255)
+            codes = _quantized(x, 0.02, 77)
+        return codes, exact.clamp(0, 255)
 
     return fault("torch.quantize_per_tensor", 0.005, run)
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return uint8 codes with zero point 128 and one scale for each row of the last axis, float32, shape (..., 1).
+    """Return uint8 codes with zero point 128, and a scale of each row of the last axis.
 
-    A row's largest magnitude becomes 127, so that nothing needs clamping; a row of zeros stays zeros.
+    A row's largest magnitude becomes 127, so that nothing needs clamping; a row of zeros stays
+    zeros.
+
+    Returns:
+        The codes, same shape; the scales, float32, shape (..., 1).
     """
     x = x if x.dtype == torch.float32 else x.float()
     if x.numel() < _SMALL:
-        largest = x.abs().amax(
-            -1, keepdim=True
-        )  # fewer calls; for large tensors two readings beat a copy
+        largest = x.abs().amax(-1, keepdim=True)
     else:
         largest = torch.maximum(x.amax(-1, keepdim=True), x.amin(-1, keepdim=True).neg_())
     largest = largest.clamp_(min=_TINY)
     steps = 127.0 / largest
     if torch.compiler.is_compiling():
-        return (torch.round(x * steps) + 128).clamp(0, 255).to(torch.uint8), largest / 127.0
-    shifted = torch.addcmul(_constant(_MAGIC + 128, x.device), x, steps)
-    codes: Tensor = shifted.view(torch.int32).to(torch.uint8)
+        shifted = torch.round(x * steps) + 128
+        return shifted.clamp(0, 255).to(torch.uint8), largest / 127.0
+    start = _constant(_MAGIC + 128, x.device)
+    codes: Tensor = torch.addcmul(start, x, steps).view(torch.int32).to(torch.uint8)
     return codes, largest / 127.0

@@ -1,8 +1,10 @@
-"""Which windows of a convolution meet its input, and zeros laid around inputs that the integer kernels do not pad rightly.
+"""Which windows of a convolution meet its input, and zeros laid around inputs.
 
-``torch.ops.onednn.qconv_pointwise`` leaves outputs unwritten, on some processors, whose windows lie wholly in the padding: they are
-whatever the memory held. Over one channel a group, three-dimensional kernels answer wrongly where padding is deeper than the input.
-Zeros that are part of the input are read like any other number, so both go away.
+The integer kernels do not pad all inputs rightly. ``torch.ops.onednn.qconv_pointwise`` leaves
+outputs unwritten, on some processors, whose windows lie wholly in the padding: they are whatever
+the memory held. Over one channel a group, three-dimensional kernels answer wrongly where padding
+is deeper than the input. Zeros that are part of the input are read like any other number, so both
+go away.
 """
 
 from __future__ import annotations
@@ -16,6 +18,12 @@ from torch import nn
 Tensor = torch.Tensor
 Geometry = tuple[Sequence[int], Sequence[int], Sequence[int], int]
 """Stride, padding, dilation and groups of a convolution."""
+
+
+def unit_geometry(dims: int, padding: int = 0) -> Geometry:
+    """Return the geometry of a convolution over so many axes that skips nothing."""
+    one = [1] * dims
+    return one, [padding] * dims, one, 1
 
 
 def output_places(places: Sequence[int], kernel: Sequence[int], geometry: Geometry) -> list[int]:
@@ -43,17 +51,19 @@ def misses(size: int, kernel: int, stride: int, padding: int, dilation: int) -> 
     windows = _windows(size, kernel, stride, padding, dilation)
     if windows <= 0:
         return False
-    last = (windows - 1) * stride - padding
-    if last >= size:
+    last_start = (windows - 1) * stride - padding
+    if last_start >= size:
         return True
-    early = min(
-        windows, -(-padding // stride)
-    )  # those that begin in the padding; the others begin in the input
-    for start in range(-padding, -padding + early * stride, stride):
-        first = -(start // dilation)  # the first tap that has reached the input
-        if first >= kernel or start + first * dilation >= size:
-            return True
-    return False
+    # Only those that begin in the padding are looked at; the others begin in the input.
+    early = min(windows, -(-padding // stride))
+    starts = range(-padding, -padding + early * stride, stride)
+    return any(_misses_from(start, size, kernel, dilation) for start in starts)
+
+
+def _misses_from(start: int, size: int, kernel: int, dilation: int) -> bool:
+    """Return whether a window that begins before the input has no tap inside of it."""
+    first_inside = -(start // dilation)
+    return first_inside >= kernel or start + first_inside * dilation >= size
 
 
 def pads_itself(places: Sequence[int], weight: Sequence[int], geometry: Geometry) -> bool:
@@ -67,7 +77,8 @@ def pads_itself(places: Sequence[int], weight: Sequence[int], geometry: Geometry
     stride, padding, dilation, _ = geometry
     if not any(padding):
         return True
-    if len(weight) == 5 and weight[1] == 1:
+    is_depthwise_3d = len(weight) == 5 and weight[1] == 1
+    if is_depthwise_3d:
         return False
     axes = zip(places, weight[2:], stride, padding, dilation, strict=True)
     return not any(misses(*axis) for axis in axes)
@@ -87,10 +98,7 @@ def padded(
     if pads_itself(codes.shape[2:], weight, geometry):
         return codes, geometry
     stride, padding, dilation, groups = geometry
+    # torch.nn.functional.pad takes both ends of the last axis first.
     around = [zeros for each in reversed(padding) for zeros in (each, each)]
-    return nn.functional.pad(codes, around, value=zero_point), (
-        stride,
-        [0] * len(padding),
-        dilation,
-        groups,
-    )
+    wider = nn.functional.pad(codes, around, value=zero_point)
+    return wider, (stride, [0] * len(padding), dilation, groups)
