@@ -284,9 +284,11 @@ class ConvArithmetic(Integers):
         if self.other is not None and self.gives is not None:
             added = (self.other.scale, self.other.zero_point)
         inputs = (codes, source.scale, source.zero_point)
-        weight = (self._packed(source, geometry), self.scale, self._zero_point(), self.bias)
+        weight = (self._packed(source, geometry), self.scale, self._zero_point())
         clamps = self.then == "relu"
-        return onednn.conv_u8(*inputs, *weight, geometry, *self.result(), clamps, other, *added)
+        return onednn.conv_u8(
+            *inputs, *weight, self.bias, geometry, *self.result(), clamps, other, *added
+        )
 
     def _packed(self, source: Activation, geometry: Geometry) -> Tensor:
         """Return the weight as the kernel takes it."""

@@ -125,14 +125,15 @@ def conv_u8(
         added = other.float()
         if dtype == torch.uint8:
             added = (added - other_zero_point) * other_scale
-        y = _sum_in_float(head, shape, added, relu)
+        total = _sum_in_float(head, shape, added, relu)
         if dtype == torch.uint8:
-            return quantize_u8(y, out_scale, out_zero_point, 0, 255)
-        return y.to(dtype)
+            return quantize_u8(total, out_scale, out_zero_point, 0, 255)
+        return total.to(dtype)
 
     written = _written(dtype, dims)
     then = "relu" if relu and dims < 3 else "none"
     result = (out_scale, out_zero_point, written)
+    y: Tensor
     if other is None:
         y = torch.ops.onednn.qconv_pointwise(*head, *shape, *result, then, [], "")
     else:
@@ -182,7 +183,7 @@ def _missing_dtype(dtype: torch.dtype, dims: int) -> str:
         scale = torch.full((1,), 1e-3)
         none = torch.zeros(1, dtype=torch.int32)
         plain = unit_geometry(dims)
-        result = (1.0, 0, dtype, "none", [], "")
+        result: tuple[Any, ...] = (1.0, 0, dtype, "none", [], "")
         if dims:
             packed = pack_conv(codes, scale, 1.0, 77, plain)
             head = (x, 1.0, 77, packed, scale, none, None)
