@@ -10,7 +10,7 @@ import torch
 
 from octavo.adapters.pytorch.kernels.saturation import saturates
 from octavo.adapters.pytorch.qlayers.projected_lstm import missing_projected
-from octavo.adapters.pytorch.qlayers.recurrent import missing_recurrent
+from octavo.adapters.pytorch.qlayers.recurrent_kernels import missing_recurrent
 from octavo.core.contract.training import TRAINING
 from octavo.core.numerics.channels import FEATURES
 from octavo.core.values.capability import Capability, Offer

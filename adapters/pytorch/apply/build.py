@@ -13,14 +13,15 @@ from octavo.adapters.pytorch.capture.links import Own
 from octavo.adapters.pytorch.kernels.activation import Activation
 from octavo.adapters.pytorch.modules.kinds import TRANSPOSED, is_table, is_transposed_linear
 from octavo.adapters.pytorch.modules.shared_copy import copy_hooks, copy_settings, skeleton
+from octavo.adapters.pytorch.qlayers.cast import Cast
 from octavo.adapters.pytorch.qlayers.fp8 import Fp8Linear
 from octavo.adapters.pytorch.qlayers.int8 import Int8Conv, Int8Linear
+from octavo.adapters.pytorch.qlayers.int8_recurrent import Int8Recurrent
 from octavo.adapters.pytorch.qlayers.low_bit_layer import Coded
 from octavo.adapters.pytorch.qlayers.packed_weights import StoredWeight
-from octavo.adapters.pytorch.qlayers.recurrent import Int8Recurrent, StoredRecurrent
+from octavo.adapters.pytorch.qlayers.recurrent import StoredRecurrent
 from octavo.adapters.pytorch.qlayers.transposed import Int8ConvTranspose
 from octavo.adapters.pytorch.qlayers.weight_only import (
-    Cast,
     WeightOnlyConv,
     WeightOnlyEmbedding,
     WeightOnlyLinear,

@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from octavo.adapters.pytorch.loose_weights.uses import EMBEDDING
-from octavo.adapters.pytorch.loose_weights.weight_tensor import LooseWeight, Place
+from octavo.adapters.pytorch.loose_weights.forms import EMBEDDING
+from octavo.adapters.pytorch.loose_weights.place import Place
+from octavo.adapters.pytorch.loose_weights.weight_tensor import LooseWeight
 from octavo.adapters.pytorch.modules.shared_copy import note_references, skeleton
 
 

@@ -10,14 +10,13 @@ import torch
 from torch import fx, nn
 
 from octavo.adapters.pytorch.capture.standins.functional import layers_of_calls
+from octavo.adapters.pytorch.capture.standins.layers_for_uses import obstacle, why_float
 from octavo.adapters.pytorch.capture.standins.modules import STAND_INS
 from octavo.adapters.pytorch.capture.standins.parameters import (
     from_json,
     known_uses,
     loose_parameters,
-    obstacle,
     uses_of,
-    why_float,
     with_layers,
 )
 from octavo.adapters.pytorch.modules.kinds import kind_of

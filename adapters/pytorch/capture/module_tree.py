@@ -12,7 +12,7 @@ from torch import nn
 from octavo.adapters.pytorch.capture.standins.experts import expert_groups
 from octavo.adapters.pytorch.capture.standins.parameters import forms_in
 from octavo.adapters.pytorch.kernels.posts import POSTS
-from octavo.adapters.pytorch.loose_weights.weight_tensor import Batched
+from octavo.adapters.pytorch.loose_weights.place import Batched
 from octavo.core.values.graph import UNREACHED, Group, Op, tied_groups
 
 from .blocks import blocks_of

@@ -1,4 +1,7 @@
-"""Functions of several weights in terms of functions of one: cells of recurrent networks, bilinear forms, products with a sum."""
+"""Functions of several weights in terms of functions of one.
+
+These are cells of recurrent networks, bilinear forms, and products with a sum.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,9 @@ def lstm_cell(
     hidden, cell = state
     gates = _linear(x, w_ih, b_ih) + _linear(hidden, w_hh, b_hh)
     i, f, g, o = gates.chunk(4, -1)
-    cell = torch.sigmoid(f) * cell + torch.sigmoid(i) * torch.tanh(g)
+    kept = torch.sigmoid(f) * cell
+    added = torch.sigmoid(i) * torch.tanh(g)
+    cell = kept + added
     return torch.sigmoid(o) * torch.tanh(cell), cell
 
 
@@ -29,8 +34,9 @@ def gru_cell(
     """Return the state after one step, as ``torch.gru_cell`` does."""
     r, z, n = _linear(x, w_ih, b_ih).chunk(3, -1)
     h_r, h_z, h_n = _linear(hidden, w_hh, b_hh).chunk(3, -1)
+    reset = torch.sigmoid(r + h_r)
     update = torch.sigmoid(z + h_z)
-    new = torch.tanh(n + torch.sigmoid(r + h_r) * h_n)
+    new = torch.tanh(n + reset * h_n)
     return new + update * (hidden - new)
 
 
@@ -45,7 +51,14 @@ def _rnn_cell(act: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
 
 
 def bilinear(x1: Tensor, x2: Tensor, weight: Tensor, bias: Any = None) -> Tensor:
-    """Return x1 W_o x2 for each output o, as ``F.bilinear`` does; ``weight`` is (outputs, inputs 1, inputs 2)."""
+    """Return x1 W_o x2 for each output o, as ``F.bilinear`` does.
+
+    Args:
+        x1: (..., inputs 1).
+        x2: (..., inputs 2).
+        weight: (outputs, inputs 1, inputs 2).
+        bias: (outputs,), or None.
+    """
     half = torch.tensordot(x1, weight, ([-1], [1]))  # (..., outputs, inputs 2)
     y: Tensor = (half * x2.unsqueeze(-2)).sum(-1)
     return y if bias is None else y + bias
@@ -56,7 +69,8 @@ def addmm(
 ) -> Tensor:
     """Return beta start + alpha left @ right, as ``torch.addmm`` and ``torch.baddbmm`` do."""
     y = torch.matmul(left, right)
-    y = y if alpha == 1 else y * alpha
+    if alpha != 1:
+        y = y * alpha
     # A beta of zero ignores whatever start holds.
     if beta == 0:
         return y

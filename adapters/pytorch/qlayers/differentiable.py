@@ -1,17 +1,17 @@
-"""Gradients through layers whose kernels have none: backward goes through the same layer in float, with its decoded weight.
+"""Gradients through layers whose kernels have none.
 
-Rounding the input is passed straight through (Bengio et al. 2013, arXiv:1308.3432); what a static range clips gets no gradient.
+Backward goes through the same layer in float, with its decoded weight. Rounding the input is passed
+straight through (Bengio et al. 2013, arXiv:1308.3432); what a static range clips gets no gradient.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-if TYPE_CHECKING:
-    from octavo.adapters.pytorch.kernels.activation import Activation
+from octavo.adapters.pytorch.kernels.activation import Activation
 
 Tensor = torch.Tensor
 
@@ -20,7 +20,10 @@ Compute = Callable[..., Tensor]
 
 
 def needs_gradient(*tensors: Tensor | None) -> bool:
-    """Return whether a gradient may be asked for with respect to one of the tensors; a compiled program gives none."""
+    """Return whether a gradient may be asked for with respect to one of the tensors.
+
+    A compiled program gives none.
+    """
     wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     return wanted and not torch.compiler.is_compiling()
 
@@ -33,12 +36,16 @@ def differentiable(on_kernel: Compute, in_float: Compute, *tensors: Tensor) -> T
         in_float: About the same in operations that have gradients.
         tensors: What both are given.
     """
-    result: Tensor = _ThroughKernel.apply(on_kernel, in_float, *tensors)  # type: ignore[no-untyped-call]
+    through: Any = _ThroughKernel
+    result: Tensor = through.apply(on_kernel, in_float, *tensors)
     return result
 
 
 class _ThroughKernel(torch.autograd.Function):
-    """Computes on the kernel; backward computes the float form again, so that the graph holds no float weight."""
+    """Computes on the kernel; backward computes the float form again.
+
+    So the graph holds no float weight.
+    """
 
     @staticmethod
     def forward(ctx: Any, on_kernel: Compute, in_float: Compute, *tensors: Tensor) -> Tensor:
@@ -48,24 +55,34 @@ class _ThroughKernel(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        given: list[Tensor] = []
+        wanted: list[Tensor] = []
+        for saved in ctx.saved_tensors:
+            tensor = saved.detach()
+            given.append(tensor)
+            # Codes are given as well, and have no gradient.
+            if tensor.is_floating_point():
+                wanted.append(tensor.requires_grad_())
         with torch.enable_grad():
-            given = [t.detach().requires_grad_(t.is_floating_point()) for t in ctx.saved_tensors]
             y = ctx.in_float(*given)
-        wanted = [t for t in given if t.requires_grad]
         found = iter(torch.autograd.grad(y, wanted, grad.to(y.dtype)))
-        return (None, None, *(next(found) if t.requires_grad else None for t in given))
+        gradients = [next(found) if t.requires_grad else None for t in given]
+        # The two functions have none.
+        return (None, None, *gradients)
 
 
 def clipped(x: Tensor, source: Activation | None) -> Tensor:
     """Return values within a static range, whose gradient is 0 outside of it."""
     if source is None:
         return x
-    low, high = ((code - source.zero_point) * source.scale for code in (source.low, source.high))
+    low = (source.low - source.zero_point) * source.scale
+    high = (source.high - source.zero_point) * source.scale
     return x.clamp(low, high)
 
 
 def as_values(result: Tensor, gives: Activation | None, dtype: torch.dtype) -> Tensor:
-    """Return a kernel's result as float values, also where it gives codes: codes have no gradient."""
+    """Return a kernel's result as float values: codes, if it gives them, have no gradient."""
     if gives is None or result.dtype != torch.uint8:
         return result
-    return ((result.float() - gives.zero_point) * gives.scale).to(dtype)
+    steps = result.float() - gives.zero_point
+    return (steps * gives.scale).to(dtype)

@@ -1,6 +1,7 @@
 """Linear layers whose products are fp8.
 
-Micikevicius et al. 2022, "FP8 Formats for Deep Learning": e4m3 for weights and activations, one scale for a tensor or for each row.
+Micikevicius et al. 2022, "FP8 Formats for Deep Learning": e4m3 for weights and activations, one
+scale for a tensor or for each row.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class Fp8Linear(Coded):
         weight: Bit patterns (outputs, inputs), one scale for each output or for all.
         bias: Or None.
         dtype: Of the result.
-        per_token: Every row of the input has a scale of its own, and every output too; else the tensors have one.
+        per_token: Every row of the input has a scale of its own, and every output too; else the
+            tensors have one.
         transposed: The weight is stored as (inputs, outputs).
         factors: float32 (inputs,): the input is multiplied by it first.
         then: Activation function applied to the result.
@@ -53,9 +55,8 @@ class Fp8Linear(Coded):
         then: str = "",
     ) -> None:
         super().__init__()
-        self.register_buffer(
-            "codes", (weight.codes.t() if transposed else weight.codes).contiguous()
-        )
+        codes = weight.codes.t() if transposed else weight.codes
+        self.register_buffer("codes", codes.contiguous())
         self.register_buffer("scale", weight.params.scale.to(torch.float32))
         self.register_buffer("bias", None if bias is None else bias.detach().to(torch.float32))
         self.register_buffer("factors", factors)
@@ -70,58 +71,68 @@ class Fp8Linear(Coded):
         forget(self.scale)
 
     def decoded_weight(self) -> Tensor:
-        """Return the weight as float numbers; what its input is multiplied by first belongs to it."""
+        """Return the weight as float numbers, with what its input is multiplied by first."""
         weight = scaled(self.codes.view(torch.float8_e4m3fn), self.scale, 0)
-        weight = weight if self.factors is None else weight * self.factors
-        return (weight.t() if self.transposed else weight).to(self.dtype)
+        if self.factors is not None:
+            weight = weight * self.factors
+        if self.transposed:
+            weight = weight.t()
+        return weight.to(self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output."""
         if needs_gradient(x):
             return differentiable(self.forward, self._in_float, x)
         flat = x.reshape(-1, x.shape[-1])
-        flat = flat if self.factors is None else flat * self.factors
+        if self.factors is not None:
+            flat = flat * self.factors
+        y = self._product(flat)
+        if self.bias is not None:
+            y = y + self.bias
+        y = post(self.then, y)
+        y = y.to(result_dtype(self.dtype, y.device))
+        return y.view(*x.shape[:-1], self.codes.shape[0])
+
+    def _product(self, flat: Tensor) -> Tensor:
         if not torch.compiler.is_compiling():
-            y = fp8_linear(flat, self.codes, self.scale, self.per_token)
-        elif is_portable():
-            y = _multiplied(
-                flat,
-                self.codes.shape[0],
-                *_laid_out(self.codes, self.scale, self.per_token),
-                self.per_token,
-            )
-        else:
-            y = torch.ops.octavo.fp8_linear(flat.detach(), self.codes, self.scale, self.per_token)
-        y = post(self.then, y if self.bias is None else y + self.bias)
-        return y.to(result_dtype(self.dtype, y.device)).view(*x.shape[:-1], self.codes.shape[0])
+            return fp8_linear(flat, self.codes, self.scale, self.per_token)
+        if is_portable():
+            # Laid out inside the program, which must run where octavo is not.
+            packed, scale = _laid_out(self.codes, self.scale, self.per_token)
+            return _multiplied(flat, self.codes.shape[0], packed, scale, self.per_token)
+        run: Any = torch.ops.octavo.fp8_linear
+        y: Tensor = run(flat.detach(), self.codes, self.scale, self.per_token)
+        return y
 
     def _in_float(self, x: Tensor) -> Tensor:
         weight = self.decoded_weight()
-        weight = (weight.t() if self.transposed else weight).float()
-        y = post(self.then, nn.functional.linear(x.float(), weight, self.bias))
+        if self.transposed:
+            weight = weight.t()
+        y = nn.functional.linear(x.float(), weight.float(), self.bias)
+        y = post(self.then, y)
         return y.to(result_dtype(self.dtype, y.device))
 
     def extra_repr(self) -> str:
         """Return its shape and scales."""
-        return (
-            f"{tuple(self.codes.shape)}, fp8 dynamic per {'token' if self.per_token else 'tensor'}"
-        )
+        scales = "token" if self.per_token else "tensor"
+        return f"{tuple(self.codes.shape)}, fp8 dynamic per {scales}"
 
 
 def _laid_out(codes: Tensor, scale: Tensor, per_token: bool) -> tuple[Tensor, Tensor]:
     packed = accelerators.pack_fp8(codes)
-    return packed, nn.functional.pad(
-        scale, (0, packed.shape[0] - codes.shape[0])
-    ) if per_token else scale
+    if not per_token:
+        return packed, scale
+    more_outputs = packed.shape[0] - codes.shape[0]
+    return packed, nn.functional.pad(scale, (0, more_outputs))
 
 
 def _multiplied(x: Tensor, outputs: int, packed: Tensor, scale: Tensor, per_token: bool) -> Tensor:
     if not x.shape[0]:
-        return x.new_empty(
-            (0, outputs), dtype=torch.bfloat16
-        )  # neither a range nor the kernel takes no rows
+        # Neither a range nor the kernel takes no rows.
+        return x.new_empty((0, outputs), dtype=torch.bfloat16)
     rows, scales = accelerators.quantize_fp8(x, per_token)
-    return accelerators.linear_fp8(rows, scales, packed, scale)[:, :outputs].contiguous()
+    y = accelerators.linear_fp8(rows, scales, packed, scale)
+    return y[:, :outputs].contiguous()
 
 
 def fp8_linear(x: Tensor, codes: Tensor, scale: Tensor, per_token: bool) -> Tensor:
@@ -138,8 +149,12 @@ def fp8_linear(x: Tensor, codes: Tensor, scale: Tensor, per_token: bool) -> Tens
     return _multiplied(x, codes.shape[0], packed, scales, per_token)
 
 
+def _result_form(x: Tensor, codes: Tensor, scale: Tensor, per_token: bool) -> Tensor:
+    return x.new_empty((x.shape[0], codes.shape[0]), dtype=torch.bfloat16)
+
+
 register(
     "fp8_linear(Tensor x, Tensor codes, Tensor scale, bool per_token) -> Tensor",
     fp8_linear,
-    lambda x, codes, *_: x.new_empty((x.shape[0], codes.shape[0]), dtype=torch.bfloat16),
+    _result_form,
 )

@@ -1,4 +1,4 @@
-"""Weights that are held in few bits and decoded a block of rows at a time, by looking up what a word of codes stands for."""
+"""Weights held in few bits, decoded a block of rows at a time by looking up words of codes."""
 
 from __future__ import annotations
 
@@ -20,13 +20,16 @@ Tensor = torch.Tensor
 _BLOCK = 2**18
 """Weight values decoded at a time: 1 MiB in float32, so that they stay in the cache."""
 _WIDTHS = (2, 3, 4, 6, 8)
+_WORD_BITS = 12
+"""Bits of a word of codes of 3 and 6 bits, which fill no byte: two words lie in three bytes."""
 
 
 class StoredWeight(nn.Module):
     """A matrix (rows, features) in few bits: 2, 3, 4, 6 or 8 a code; codes of 5 and 7 bits take 8.
 
-    The codes of a row are one stream of bits, the first code in the lowest ones. What a look-up decodes is a byte of it where that holds
-    whole codes, and for 3 and 6 bits a word of 12 bits, two of which lie in three bytes.
+    The codes of a row are one stream of bits, the first code in the lowest ones. What a look-up
+    decodes is a byte of it where that holds whole codes, and for 3 and 6 bits a word of 12 bits,
+    two of which lie in three bytes.
 
     Args:
         weight: What the core quantized; its channel axis is the rows.
@@ -41,46 +44,48 @@ class StoredWeight(nn.Module):
     def __init__(self, weight: QuantizedTensor, *, transposed: bool = False) -> None:
         super().__init__()
         spec = weight.params.spec
-        rows, features = weight.shape[0], prod(weight.shape[1:])
-        self.rows, self.features = (features, rows) if transposed else (rows, features)
         self.spec = spec
+        self.rows = weight.shape[0]
+        self.features = prod(weight.shape[1:])
+        if transposed:
+            self.rows, self.features = self.features, self.rows
         self.width = next(w for w in _WIDTHS if w == spec.bits or w == 8)
-        signed = spec.dtype == "mxint8" or (is_integer(spec) and not spec.dtype.startswith("u"))
-        # Bytes are the codes as they are, in memory that they share with whoever else has them; narrower codes count from the lowest.
-        self.lowest = -(2 ** (spec.bits - 1)) if signed and self.width < 8 else 0
-        if (
-            isinstance(weight, PackedTensor)
-            and not transposed
-            and features * self.width % _span(self.width) == 0
-        ):
-            packed = weight.packed.view(rows, -1)  # the same bytes; every candidate shares them
-        else:
-            codes = weight.codes.reshape(rows, -1)
-            codes = codes.t().contiguous() if transposed else codes
-            packed = (
-                codes.view(torch.uint8)
-                if self.width == 8
-                else _packed((codes - self.lowest).to(torch.uint8), self.width)
-            )
-        self.register_buffer("codes", packed)
+        is_signed = _is_signed(spec)
+        # Bytes are the codes as they are, in memory that they share with whoever else has them;
+        # narrower codes count from the lowest.
+        self.lowest = 0
+        if is_signed and self.width < 8:
+            self.lowest = -(2 ** (spec.bits - 1))
+        codes = self._stored_codes(weight, transposed)
+        self.register_buffer("codes", codes)
         scale = weight.params.scale.to(torch.float32)
-        # One row of scales for each row of the matrix, or one row for all: (1 or rows, groups).
-        self.register_buffer(
-            "scale", scale.reshape(1, 1) if scale.ndim == 0 else scale.reshape(scale.shape[0], -1)
-        )
-        zero_point = weight.params.zero_point
-        asymmetric = is_integer(spec) and bool((zero_point != 0).any())
-        offset = (
-            (-zero_point.to(torch.float32) * scale).reshape(self.scale.shape)
-            if asymmetric
-            else None
-        )
-        self.register_buffer("offset", offset)
-        self.register_buffer(
-            "table",
-            _table(spec, self.lowest, self.width, signed).to(packed.device),
-            persistent=False,
-        )
+        self.register_buffer("scale", _by_row(scale))
+        self.register_buffer("offset", self._offset_of(weight, scale))
+        table = _table(spec, self.lowest, self.width, is_signed)
+        self.register_buffer("table", table.to(codes.device), persistent=False)
+
+    def _stored_codes(self, weight: QuantizedTensor, transposed: bool) -> Tensor:
+        rows = weight.shape[0]
+        row_bits = prod(weight.shape[1:]) * self.width
+        ends_whole = row_bits % _span(self.width) == 0
+        if isinstance(weight, PackedTensor) and ends_whole and not transposed:
+            shared: Tensor = weight.packed
+            return shared.view(rows, -1)  # the same bytes; every candidate shares them
+        codes: Tensor = weight.codes.reshape(rows, -1)
+        if transposed:
+            codes = codes.t().contiguous()
+        if self.width == 8:
+            return codes.view(torch.uint8)
+        from_zero = codes - self.lowest
+        return _packed(from_zero.to(torch.uint8), self.width)
+
+    def _offset_of(self, weight: QuantizedTensor, scale: Tensor) -> Tensor | None:
+        """Return what a code of zero stands for, shaped as the scales; None where all are zero."""
+        zero_point: Tensor = weight.params.zero_point
+        if not is_integer(self.spec) or not bool((zero_point != 0).any()):
+            return None
+        offset = -zero_point.to(torch.float32) * scale
+        return offset.reshape(self.scale.shape)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -90,24 +95,26 @@ class StoredWeight(nn.Module):
     @property
     def group(self) -> int:
         """Features that share one scale."""
-        return self.features // int(self.scale.shape[1])
+        groups = int(self.scale.shape[1])
+        return self.features // groups
 
     def decode(self, codes: Tensor, rows: slice | Tensor) -> Tensor:
-        """Return float32 values (n, features) of packed codes (n, bytes), which are those of ``rows``."""
+        """Return float32 values (n, features) of the packed codes (n, bytes) of some rows."""
         n = codes.shape[0]
         words = _words(codes) if self.width in (3, 6) else codes.to(torch.int32)
+        values = nn.functional.embedding(words, self.table)
         # Sizes are written out, since there may be no rows.
-        values = nn.functional.embedding(words, self.table).view(
-            n, words.shape[1] * self.table.shape[1]
-        )[:, : self.features]
-        one = self.scale.shape[0] == 1
+        width = words.shape[1] * self.table.shape[1]
+        values = values.view(n, width)[:, : self.features]
         form = (n, self.scale.shape[1], self.group)
         grouped = values.view(form) if values.is_contiguous() else values.reshape(form)
-        scale = (self.scale if one else self.scale[rows])[..., None]
+        is_one = self.scale.shape[0] == 1
+        scale = self.scale if is_one else self.scale[rows]
         if self.offset is None:
-            return grouped.mul_(scale).view(n, self.features)
-        offset = (self.offset if one else self.offset[rows])[..., None]
-        return torch.addcmul(offset, grouped, scale).view(n, self.features)
+            return grouped.mul_(scale[..., None]).view(n, self.features)
+        offset = self.offset if is_one else self.offset[rows]
+        decoded = torch.addcmul(offset[..., None], grouped, scale[..., None])
+        return decoded.view(n, self.features)
 
     def whole(self) -> Tensor:
         """Return the whole matrix, float32 (rows, features)."""
@@ -127,47 +134,78 @@ class StoredWeight(nn.Module):
         return f"({self.rows}, {self.features}), {self.spec}"
 
 
+def _is_signed(spec: QuantSpec) -> bool:
+    if spec.dtype == "mxint8":
+        return True
+    return is_integer(spec) and not spec.dtype.startswith("u")
+
+
+def _by_row(scale: Tensor) -> Tensor:
+    """Return one row of scales for each row of the matrix, or one for all: (1 or rows, groups)."""
+    if scale.ndim == 0:
+        return scale.reshape(1, 1)
+    return scale.reshape(scale.shape[0], -1)
+
+
 def _span(width: int) -> int:
     """Return after how many bits a row may end: whole bytes, or pairs of words."""
-    return 24 if width in (3, 6) else 8
+    return 2 * _WORD_BITS if width in (3, 6) else 8
 
 
 def _packed(codes: Tensor, width: int) -> Tensor:
-    """Pack rows of unsigned codes (uint8) of 2, 3, 4 or 6 bits; zeros fill the last byte or pair of words."""
-    per = _span(width) // width
-    whole = nn.functional.pad(codes, (0, -codes.shape[1] % per))
-    packed: Tensor = pack(whole, width)
+    """Pack rows of unsigned codes (uint8) of 2, 3, 4 or 6 bits.
+
+    Zeros fill the last byte or pair of words.
+    """
+    per_span = _span(width) // width
+    missing = -codes.shape[1] % per_span
+    filled = nn.functional.pad(codes, (0, missing))
+    packed: Tensor = pack(filled, width)
     return packed
 
 
 def _words(codes: Tensor) -> Tensor:
     """Return the 12-bit words of rows of bytes, int32."""
-    rows, pairs = codes.shape[0], codes.shape[1] // 3
+    rows = codes.shape[0]
+    pairs = codes.shape[1] // 3
     octets = codes.view(rows, pairs, 3)
     middle = octets[..., 1]
     # 16 bits hold a word; half as much memory goes through the cache as with 32.
-    first = (middle & 15).to(torch.int16).mul_(256).add_(octets[..., 0])
-    second = octets[..., 2].to(torch.int16).mul_(16).add_(middle >> 4)
-    return torch.stack((first, second), -1).view(rows, 2 * pairs).to(torch.int32)
+    first = (middle & 15).to(torch.int16)
+    first = first.mul_(256).add_(octets[..., 0])
+    second = octets[..., 2].to(torch.int16)
+    second = second.mul_(16).add_(middle >> 4)
+    words = torch.stack((first, second), -1)
+    return words.view(rows, 2 * pairs).to(torch.int32)
 
 
 @cache
 @torch.inference_mode(False)
-def _table(spec: QuantSpec, lowest: int, width: int, signed: bool) -> Tensor:
-    """Return the numbers that each word of codes stands for, scale 1: float32 (256 or 4096, codes in a word); one for all layers."""
-    if width == 8 and signed:
+def _table(spec: QuantSpec, lowest: int, width: int, is_signed: bool) -> Tensor:
+    """Return the numbers that each word of codes stands for, scale 1; one table for all layers.
+
+    It is float32 (256 or 4096, codes in a word).
+    """
+    if width == 8 and is_signed:
         return torch.arange(256).to(torch.int8).float().reshape(-1, 1)
-    room = 12 if width in (3, 6) else 8
-    parts = (
-        torch.stack(
-            [(torch.arange(2**room) >> (width * i)) & (2**width - 1) for i in range(room // width)],
-            1,
-        )
-        + lowest
-    )
+    codes = _codes_of_words(width) + lowest
     if is_integer(spec) or spec.dtype == "mxint8":
-        return parts.float()
-    limit = 2**spec.bits - 1
-    one, zero = torch.ones(()), torch.zeros((), dtype=torch.int32)
-    numbers: Tensor = decode_values(parts.clamp(max=limit).to(torch.uint8), one, zero, spec)
+        return codes.float()
+    one = torch.ones(())
+    zero = torch.zeros((), dtype=torch.int32)
+    largest = 2**spec.bits - 1
+    valid = codes.clamp(max=largest).to(torch.uint8)
+    numbers: Tensor = decode_values(valid, one, zero, spec)
     return numbers.float().nan_to_num(0.0).contiguous()
+
+
+def _codes_of_words(width: int) -> Tensor:
+    """Return the unsigned codes in each word: (words, codes in a word)."""
+    bits = _WORD_BITS if width in (3, 6) else 8
+    words = torch.arange(2**bits)
+    mask = 2**width - 1
+    parts = []
+    for place in range(bits // width):
+        shifted = words >> (width * place)
+        parts.append(shifted & mask)
+    return torch.stack(parts, 1)

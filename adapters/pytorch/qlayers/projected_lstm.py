@@ -1,8 +1,11 @@
-"""LSTMs that project their state (``proj_size``) on integer kernels, which torch's quantized LSTM does not take.
+"""LSTMs that project their state (``proj_size``) on integer kernels.
 
-Sak, Senior and Beaufays 2014, "Long Short-Term Memory Recurrent Neural Network Architectures for Large Scale Acoustic Modeling"
-(arXiv:1402.1128), section 3: the hidden state is W_hr (o * tanh(c)). A layer's inputs are multiplied for all steps at once, quantized
-on their range over the whole sequence; state and projection step by step, each quantized on its own range. All three products are
+Torch's quantized LSTM does not take them.
+
+Sak, Senior and Beaufays 2014, "Long Short-Term Memory Recurrent Neural Network Architectures for
+Large Scale Acoustic Modeling" (arXiv:1402.1128), section 3: the hidden state is W_hr (o * tanh(c)).
+A layer's inputs are multiplied for all steps at once, quantized on their range over the whole
+sequence; state and projection step by step, each quantized on its own range. All three products are
 int8 (uint8 inputs, asymmetric, per tensor); gates and states are float32.
 """
 
@@ -23,7 +26,7 @@ Tensor = torch.Tensor
 
 @dataclass(frozen=True)
 class ProjectedCell:
-    """One layer and direction: its three matrices, each from ``kernels.pack_rows``.
+    """One layer and direction: its three matrices, each from ``fbgemm.pack_rows``.
 
     Attributes:
         inputs: (4 * hidden, inputs), with the sum of both biases.
@@ -42,8 +45,10 @@ class ProjectedCell:
 
         Args:
             x: The steps' inputs one after the other: float32 (sum of sizes, inputs).
-            sizes: How many sequences each step has, the longest sequences first, as packed sequences have them.
-            h: First hidden state (batch, projected); a sequence keeps its own from its last step on.
+            sizes: How many sequences each step has, the longest sequences first, as packed
+                sequences have them.
+            h: First hidden state (batch, projected); a sequence keeps its own from its last step
+                on.
             c: First cell state (batch, hidden).
             backwards: From the last step to the first.
 
@@ -55,16 +60,21 @@ class ProjectedCell:
         steps = range(len(sizes))
         for step in reversed(steps) if backwards else steps:
             n = sizes[step]
-            i, f, g, o = (gates[step] + fbgemm.linear_rows(h[:n], self.state)).chunk(4, 1)
+            total = gates[step] + fbgemm.linear_rows(h[:n], self.state)
+            i, f, g, o = total.chunk(4, 1)
             cell = torch.sigmoid(f) * c[:n] + torch.sigmoid(i) * torch.tanh(g)
-            outputs[step] = fbgemm.linear_rows(torch.sigmoid(o) * torch.tanh(cell), self.projection)
-            h, c = _beginning(h, outputs[step]), _beginning(c, cell)
+            hidden = torch.sigmoid(o) * torch.tanh(cell)
+            outputs[step] = fbgemm.linear_rows(hidden, self.projection)
+            h = _beginning(h, outputs[step])
+            c = _beginning(c, cell)
         return torch.cat(outputs), h, c
 
 
 def _beginning(states: Tensor, new: Tensor) -> Tensor:
     """Return states whose first sequences have new ones."""
-    return new if len(new) == len(states) else torch.cat([new, states[len(new) :]])
+    if len(new) == len(states):
+        return new
+    return torch.cat([new, states[len(new) :]])
 
 
 def run_projected(
@@ -79,9 +89,11 @@ def run_projected(
     """Run a whole network.
 
     Args:
-        x: float32 (batch, steps, inputs), or (steps, batch, inputs), or the data of a packed sequence.
+        x: float32 (batch, steps, inputs), or (steps, batch, inputs), or the data of a packed
+            sequence.
         sizes: Batch sizes of a packed sequence, else None.
-        states: Hidden (layers * directions, batch, projected) and cell states (layers * directions, batch, hidden), float32.
+        states: Hidden (layers * directions, batch, projected) and cell states (layers * directions,
+            batch, hidden), float32.
         cells: One for each layer and direction.
         bidirectional: Two directions a layer.
         batch_first: The first axis of ``x`` is the batch.
@@ -89,51 +101,71 @@ def run_projected(
     Returns:
         Outputs in the form of ``x``, and the last states.
     """
-    turned = sizes is None and batch_first
-    steps = x.transpose(0, 1) if turned else x
-    each = [steps.shape[1]] * steps.shape[0] if sizes is None else [int(n) for n in sizes]
-    flat = steps.reshape(-1, x.shape[-1])
     directions = 2 if bidirectional else 1
+    if sizes is not None:
+        counts = [int(n) for n in sizes]
+        return _run_steps(x.reshape(-1, x.shape[-1]), counts, states, cells, directions)
+    steps = x.transpose(0, 1) if batch_first else x
+    count, batch = steps.shape[:2]
+    flat = steps.reshape(-1, x.shape[-1])
+    y, last = _run_steps(flat, [batch] * count, states, cells, directions)
+    y = y.view(count, batch, y.shape[-1])
+    return y.transpose(0, 1) if batch_first else y, last
+
+
+def _run_steps(
+    flat: Tensor,
+    counts: list[int],
+    states: Sequence[Tensor],
+    cells: Sequence[ProjectedCell],
+    directions: int,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Run all layers over steps that lie one after the other, each of so many sequences."""
+    hidden, cell_states = states
     last: list[tuple[Tensor, Tensor]] = []
-    for layer in range(0, len(cells), directions):
+    for first in range(0, len(cells), directions):
         parts = []
-        for at in range(layer, layer + directions):
-            y, h, c = cells[at].run(flat, each, states[0][at], states[1][at], backwards=at > layer)
+        for at in range(first, first + directions):
+            is_backwards = at > first
+            y, h, c = cells[at].run(
+                flat, counts, hidden[at], cell_states[at], backwards=is_backwards
+            )
             parts.append(y)
             last.append((h, c))
         flat = parts[0] if directions == 1 else torch.cat(parts, -1)
-    y = flat if sizes is not None else flat.view(*steps.shape[:2], flat.shape[-1])
-    return y.transpose(0, 1) if turned else y, tuple(
-        torch.stack(parts) for parts in zip(*last, strict=True)
-    )
+    return flat, tuple(torch.stack(parts) for parts in zip(*last, strict=True))
 
 
 @cache
 def missing_projected() -> str:
     """Return why this machine cannot run them; empty when it did and was right."""
+    return fault("quantized::linear_dynamic in an LSTM with projections", 0.05, _probe)
 
-    def run(generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        x, h, c = (
-            torch.randn(2, 5, 16, generator=generator),
-            torch.zeros(1, 2, 4),
-            torch.zeros(1, 2, 8),
-        )
-        codes = [
-            torch.randint(-63, 64, shape, dtype=torch.int8, generator=generator)
-            for shape in ((32, 16), (32, 4), (4, 8))
-        ]
-        bias = torch.linspace(-1, 1, 32)
-        rows = [
-            fbgemm.pack_rows(m, torch.full((len(m),), 4e-3), b)
-            for m, b in zip(codes, (bias, None, None), strict=True)
-        ]
-        cell = ProjectedCell(*rows)
-        y, _ = run_projected(x, None, (h, c), [cell], bidirectional=False, batch_first=True)
-        first, second, third = (m.double() * 4e-3 for m in codes)
-        flat = [first, second, bias.double(), torch.zeros(32, dtype=torch.float64), third]
-        function: Any = torch.lstm
-        return y, function(
-            x.double(), [h.double(), c.double()], flat, True, 1, 0.0, False, False, True
-        )[0]
 
-    return fault("quantized::linear_dynamic in an LSTM with projections", 0.05, run)
+def _probe(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return a small network's outputs on the kernel, and in float64."""
+    x = torch.randn(2, 5, 16, generator=generator)
+    h = torch.zeros(1, 2, 4)
+    c = torch.zeros(1, 2, 8)
+    bias = torch.linspace(-1, 1, 32)
+    inputs = seven_bits((32, 16), generator)
+    state = seven_bits((32, 4), generator)
+    projection = seven_bits((4, 8), generator)
+    cell = ProjectedCell(
+        fbgemm.pack_rows(inputs, torch.full((32,), 4e-3), bias),
+        fbgemm.pack_rows(state, torch.full((32,), 4e-3), None),
+        fbgemm.pack_rows(projection, torch.full((4,), 4e-3), None),
+    )
+    y, _ = run_projected(x, None, (h, c), [cell], bidirectional=False, batch_first=True)
+    biases = [bias.double(), torch.zeros(32, dtype=torch.float64)]
+    first, second, third = (m.double() * 4e-3 for m in (inputs, state, projection))
+    flat = [first, second, *biases, third]
+    exact: Any = torch.lstm
+    given = [h.double(), c.double()]
+    expected = exact(x.double(), given, flat, True, 1, 0.0, False, False, True)[0]
+    return y, expected
+
+
+def seven_bits(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Return random int8 codes of seven bits, on which the kernels of no CPU saturate."""
+    return torch.randint(-63, 64, shape, dtype=torch.int8, generator=generator)

@@ -20,7 +20,8 @@ class Quantize(nn.Module):
         activation: The codes' parameters.
 
     Attributes:
-        few: So few elements are passed on as they are: all readers quantize and multiply them in one kernel.
+        few: So few elements are passed on as they are: all readers quantize and multiply them in
+            one kernel.
     """
 
     def __init__(self, activation: Activation) -> None:

@@ -1,9 +1,11 @@
 """A transposed convolution as ordinary convolutions, one for each phase of its stride.
 
-Output place o reads input place i through tap t where o + padding = i * stride + t * dilation. Places o of one residue modulo the
-stride read the same taps, so that each residue is an ordinary convolution of the input with those taps, reversed (Shi et al. 2016,
-"Is the deconvolution layer the same as a convolutional layer?", arXiv:1609.07009; Dumoulin and Visin 2016, arXiv:1603.07285,
-section 4). No product is computed that is not needed, and nothing is summed outside of the kernel's integers.
+Output place o reads input place i through tap t where o + padding = i * stride + t * dilation.
+Places o of one residue modulo the stride read the same taps, so that each residue is an ordinary
+convolution of the input with those taps, reversed (Shi et al. 2016, "Is the deconvolution layer the
+same as a convolutional layer?", arXiv:1609.07009; Dumoulin and Visin 2016, arXiv:1603.07285,
+section 4). No product is computed that is not needed, and nothing is summed outside of the kernel's
+integers.
 """
 
 from __future__ import annotations
@@ -19,7 +21,10 @@ Geometry = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, .
 
 @dataclass(frozen=True)
 class _Residue:
-    """One residue of one axis: its taps, and how its outputs lie in those of a convolution that is padded alike at both ends."""
+    """One residue of one axis.
+
+    Its taps, and how its outputs lie in those of a convolution that is padded alike at both ends.
+    """
 
     residue: int
     taps: tuple[int, ...]
@@ -37,7 +42,8 @@ class Phase:
         residues: Of each axis.
         first: Where they begin among the convolution's outputs, on each axis.
         more: How many they are beyond the input's places, on each axis; may be negative.
-        taps: Which they read, in the order of the convolution; no taps on some axis: the outputs are the bias.
+        taps: Which they read, in the order of the convolution; no taps on some axis: the outputs
+            are the bias.
     """
 
     residues: tuple[int, ...]
@@ -61,6 +67,16 @@ class Step:
     phases: tuple[Phase, ...]
 
 
+@dataclass(frozen=True)
+class _Likeness:
+    """What phases have in common that one convolution computes."""
+
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    taps: tuple[int, ...]
+    alone: tuple[int, ...]
+
+
 @cache
 def steps(
     kernel: tuple[int, ...], geometry: Geometry, together: bool = True
@@ -70,45 +86,61 @@ def steps(
     Args:
         kernel: Size of the kernel on each axis.
         geometry: Of the transposed convolution.
-        together: One convolution computes all phases with as many taps, dilated and padded alike; else one phase each.
+        together: One convolution computes all phases with as many taps, dilated and padded alike;
+            else one phase each.
     """
     stride, padding, extra, dilation, _ = geometry
-    found: dict[tuple[object, ...], list[Phase]] = {}
-    forms: dict[tuple[object, ...], tuple[tuple[int, ...], tuple[int, ...]]] = {}
+    settings = zip(kernel, stride, padding, extra, dilation, strict=True)
+    axes = [_residues(*each) for each in settings]
+    alike: dict[_Likeness, list[Phase]] = {}
     empty: list[Phase] = []
-    axes = [_residues(*each) for each in zip(kernel, stride, padding, extra, dilation, strict=True)]
     for parts in product(*axes):
-        residues, first, more = (
-            tuple(getattr(p, name) for p in parts) for name in ("residue", "first", "more")
-        )
-        phase = Phase(residues, first, more, tuple(p.taps for p in parts))
+        phase = _phase(parts)
         if all(phase.taps):
-            form = tuple(p.padding for p in parts), tuple(p.dilation for p in parts)
-            key = (*form, tuple(len(p.taps) for p in parts), () if together else residues)
-            forms[key] = form
-            found.setdefault(key, []).append(phase)
+            likeness = _Likeness(
+                padding=tuple(p.padding for p in parts),
+                dilation=tuple(p.dilation for p in parts),
+                taps=tuple(len(p.taps) for p in parts),
+                alone=() if together else phase.residues,
+            )
+            alike.setdefault(likeness, []).append(phase)
         else:
             empty.append(phase)
-    return tuple(Step(*forms[key], tuple(phases)) for key, phases in found.items()), tuple(empty)
+    found = [Step(like.padding, like.dilation, tuple(phases)) for like, phases in alike.items()]
+    return tuple(found), tuple(empty)
+
+
+def _phase(parts: tuple[_Residue, ...]) -> Phase:
+    return Phase(
+        residues=tuple(p.residue for p in parts),
+        first=tuple(p.first for p in parts),
+        more=tuple(p.more for p in parts),
+        taps=tuple(p.taps for p in parts),
+    )
 
 
 def _residues(kernel: int, stride: int, padding: int, extra: int, dilation: int) -> list[_Residue]:
+    """Return the residues of one axis, from its settings."""
     apart = gcd(dilation, stride)
+    reach = dilation * (kernel - 1) + 1
     found = []
     for residue in range(stride):
-        taps = [t for t in range(kernel) if (t * dilation - residue - padding) % stride == 0]
-        # Outputs are (inputs - 1) * stride - 2 * padding + reach + extra; those of this residue, less the inputs:
-        more = -(-(dilation * (kernel - 1) + extra + 1 - stride - 2 * padding - residue) // stride)
+        start = residue + padding
+        taps = [t for t in range(kernel) if (t * dilation - start) % stride == 0]
+        # Outputs are (inputs - 1) * stride - 2 * padding + reach + extra; those of this residue,
+        # less the inputs, divided by the stride and rounded up:
+        more = -(-(reach + extra - stride - padding - start) // stride)
         if not taps:
             found.append(_Residue(residue, (), 1, 0, 0, more))
             continue
-        # The q-th output of this residue reads input q + shift through its first tap, and earlier inputs through later taps.
-        shift = (residue + padding - taps[0] * dilation) // stride
-        before, after = (len(taps) - 1) * dilation // apart - shift, more + shift
+        # The q-th output of this residue reads input q + shift through its first tap, and earlier
+        # inputs through later taps.
+        shift = (start - taps[0] * dilation) // stride
+        before = (len(taps) - 1) * dilation // apart - shift
+        after = more + shift
         room = max(before, after, 0)
-        found.append(
-            _Residue(residue, tuple(reversed(taps)), dilation // apart, room, room - before, more)
-        )
+        backwards = tuple(reversed(taps))
+        found.append(_Residue(residue, backwards, dilation // apart, room, room - before, more))
     return found
 
 

@@ -1,7 +1,7 @@
 """Layers whose weight is stored in few bits and whose arithmetic is float.
 
-The weight is never made whole: a block of rows is decoded into the cache, used and dropped. Where torch has a kernel for
-the format on this machine, that runs instead.
+The weight is never made whole: a block of rows is decoded into the cache, used and dropped. Where
+torch has a kernel for the format on this machine, that runs instead.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from .packed_weights import StoredWeight
 
 Tensor = torch.Tensor
 _INT4_GROUPS = (32, 64, 128, 256)
+"""Features that share a scale, as torch's 4-bit kernels know them."""
 
 
 class WeightOnlyLinear(Coded):
@@ -62,51 +63,56 @@ class WeightOnlyLinear(Coded):
         self._on_kernel = self._fits_int4()
 
     def _fits_int4(self) -> bool:
-        """True if the device multiplies by these 4-bit codes as they are."""
+        """Return whether the device multiplies by these 4-bit codes as they are."""
         w = self.weight_codes
-        fits = (
-            w.spec.dtype in ("int4", "uint4")
-            and w.group in _INT4_GROUPS
-            and w.scale.shape[0] == w.rows
-            and w.rows % 32 == 0
-        )
-        return fits and not accelerators.on(w.codes.device).missing_int4(w.codes.device)
+        if w.spec.dtype not in ("int4", "uint4") or w.group not in _INT4_GROUPS:
+            return False
+        if w.scale.shape[0] != w.rows or w.rows % 32 != 0:
+            return False
+        device = w.codes.device
+        return not accelerators.on(device).missing_int4(device)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
+        # A pickled layer may have come from another machine.
         self._on_kernel = self._fits_int4()
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         super()._apply(*args, **kwargs)
         _follow(self)
-        self._on_kernel = self._fits_int4()  # another device has other kernels
+        # Another device has other kernels.
+        self._on_kernel = self._fits_int4()
         return self
 
     def decoded_weight(self) -> Tensor:
-        """Return the weight as float numbers; what its input is multiplied by first belongs to it."""
+        """Return the weight as float numbers, with what its input is multiplied by first."""
         weight = self.weight_codes.whole()
-        weight = weight if self.factors is None else weight * self.factors
-        return (weight.t() if self.transposed else weight).to(self.dtype)
+        if self.factors is not None:
+            weight = weight * self.factors
+        if self.transposed:
+            weight = weight.t()
+        return weight.to(self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output."""
         if self.factors is not None:
             x = x * self.factors.to(x.dtype)
         if x.requires_grad and torch.is_grad_enabled():
-            return post(self.then, _Recomputed.apply(x, self))  # type: ignore[no-untyped-call]
+            y = _Recomputed.apply(x, self)  # type: ignore[no-untyped-call]
+            return post(self.then, y)
         compiling = torch.compiler.is_compiling()
         if self._on_kernel and not (compiling and is_portable()):
-            return post(
-                self.then, self._int4(x, torch.ops.octavo.int4_linear if compiling else int4_linear)
-            )
+            multiply = torch.ops.octavo.int4_linear if compiling else int4_linear
+            return post(self.then, self._int4(x, multiply))
         return post(self.then, self._in_blocks(x))
 
     def _int4(self, x: Tensor, multiply: Callable[..., Tensor]) -> Tensor:
         w = self.weight_codes
-        y = multiply(x.detach(), w.codes, w.scale, w.offset, w.lowest).to(
-            result_dtype(self.dtype, x.device)
-        )
-        return y if self.bias is None else y + self.bias.to(y.dtype)
+        y = multiply(x.detach(), w.codes, w.scale, w.offset, w.lowest)
+        y = y.to(result_dtype(self.dtype, x.device))
+        if self.bias is None:
+            return y
+        return y + self.bias.to(y.dtype)
 
     def _in_blocks(self, x: Tensor) -> Tensor:
         w = self.weight_codes
@@ -115,9 +121,8 @@ class WeightOnlyLinear(Coded):
         for first in w.blocks():
             rows = slice(first, min(first + w.step, w.rows))
             block = w.decode(w.codes[rows], rows).to(self.dtype)
-            parts.append(
-                nn.functional.linear(flat, block, None if self.bias is None else self.bias[rows])
-            )
+            bias = None if self.bias is None else self.bias[rows]
+            parts.append(nn.functional.linear(flat, block, bias))
         y = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
         return y.view(*x.shape[:-1], w.rows)
 
@@ -144,8 +149,10 @@ class _Recomputed(torch.autograd.Function):
         total = flat.new_zeros(flat.shape[0], w.features)
         for first in w.blocks():
             rows = slice(first, min(first + w.step, w.rows))
-            total.addmm_(flat[:, rows], w.decode(w.codes[rows], rows).to(flat.dtype))
-        return total.view(*grad.shape[:-1], w.features).to(ctx.kind), None
+            block = w.decode(w.codes[rows], rows)
+            total.addmm_(flat[:, rows], block.to(flat.dtype))
+        result = total.view(*grad.shape[:-1], w.features)
+        return result.to(ctx.kind), None
 
 
 class WeightOnlyEmbedding(Coded):
@@ -163,8 +170,11 @@ class WeightOnlyEmbedding(Coded):
         super().__init__()
         self.weight_codes = StoredWeight(weight)
         self.dtype = dtype
-        self.bag = None if bag is None else (str(bag.mode), bool(bag.include_last_offset))
-        self.padding = None if bag is None else bag.padding_idx
+        self.bag: tuple[str, bool] | None = None
+        self.padding: int | None = None
+        if bag is not None:
+            self.bag = (str(bag.mode), bool(bag.include_last_offset))
+            self.padding = bag.padding_idx
 
     def decoded_weight(self) -> Tensor:
         """Return the table as float numbers."""
@@ -173,7 +183,8 @@ class WeightOnlyEmbedding(Coded):
     def _rows(self, ids: Tensor) -> Tensor:
         w = self.weight_codes
         flat = ids.reshape(-1)
-        return w.decode(nn.functional.embedding(flat, w.codes), flat).to(self.dtype)
+        codes = nn.functional.embedding(flat, w.codes)
+        return w.decode(codes, flat).to(self.dtype)
 
     def forward(
         self, ids: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
@@ -181,20 +192,26 @@ class WeightOnlyEmbedding(Coded):
         """Return the rows of ``ids``, or one sum of rows for each bag."""
         if self.bag is None:
             return self._rows(ids).view(*ids.shape, self.weight_codes.features)
+        mode, includes_last = self.bag
         used, places = torch.unique(ids, return_inverse=True)
-        padding = None
-        if self.padding is not None and bool((used == self.padding).any()):
-            padding = int((used == self.padding).nonzero()[0, 0])
-        mode, last = self.bag
         return nn.functional.embedding_bag(
             places,
             self._rows(used),
             offsets,
             mode=mode,
             per_sample_weights=per_sample_weights,
-            include_last_offset=last,
-            padding_idx=padding,
+            include_last_offset=includes_last,
+            padding_idx=self._padding_among(used),
         )
+
+    def _padding_among(self, used: Tensor) -> int | None:
+        """Return where the padding's row is among those that are looked up; None if it is not."""
+        if self.padding is None:
+            return None
+        is_padding = used == self.padding
+        if not bool(is_padding.any()):
+            return None
+        return int(is_padding.nonzero()[0, 0])
 
 
 class WeightOnlyConv(Coded):
@@ -205,7 +222,8 @@ class WeightOnlyConv(Coded):
         bias: Or None.
         dtype: Of the result.
         geometry: Stride, symmetric padding, dilation, groups.
-        pads: Extra zeros (as ``torch.nn.functional.pad`` takes them) where the padding is not symmetric.
+        pads: Extra zeros (as ``torch.nn.functional.pad`` takes them) where the padding is not
+            symmetric.
         then: ``relu``, or empty.
     """
 
@@ -225,15 +243,17 @@ class WeightOnlyConv(Coded):
         self.weight_codes = StoredWeight(weight)
         self.register_buffer("bias", None if bias is None else bias.detach().to(dtype))
         self.shape = tuple(weight.shape[1:])
-        self.dtype, self.geometry, self.pads, self.then = dtype, geometry, pads, then
-        self._convolve = (nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d)[
-            len(self.shape) - 2
-        ]
+        self.dtype = dtype
+        self.geometry = geometry
+        self.pads = pads
+        self.then = then
+        by_axes = (nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d)
+        self._convolve = by_axes[len(self.shape) - 2]
 
     def decoded_weight(self) -> Tensor:
         """Return the weight as float numbers."""
-        w = self.weight_codes
-        return w.whole().view(-1, *self.shape).to(self.dtype)
+        whole = self.weight_codes.whole()
+        return whole.view(-1, *self.shape).to(self.dtype)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         super()._apply(*args, **kwargs)
@@ -243,58 +263,20 @@ class WeightOnlyConv(Coded):
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """Return the layer's output, ``other`` added before the activation function."""
         w = self.weight_codes
-        x = nn.functional.pad(x, self.pads) if self.pads else x
+        if self.pads:
+            x = nn.functional.pad(x, self.pads)
         # Groups read other channels each: their weights, which are small, are decoded together.
         step = w.step if self.geometry[3] == 1 else w.rows
         parts = []
         for first in range(0, w.rows, step):
             rows = slice(first, min(first + step, w.rows))
-            block = w.decode(w.codes[rows], rows).view(-1, *self.shape).to(self.dtype)
-            parts.append(
-                self._convolve(
-                    x, block, None if self.bias is None else self.bias[rows], *self.geometry
-                )
-            )
-        channels = -len(self.shape)  # also of a single sample without an axis for the batch
+            block = w.decode(w.codes[rows], rows)
+            weight = block.view(-1, *self.shape).to(self.dtype)
+            bias = None if self.bias is None else self.bias[rows]
+            parts.append(self._convolve(x, weight, bias, *self.geometry))
+        # Counted from the end, since a single sample may have no axis for the batch.
+        channels = -len(self.shape)
         y = parts[0] if len(parts) == 1 else torch.cat(parts, channels)
-        return post(self.then, y if other is None else y + other)
-
-
-class Cast(Coded):
-    """A layer computed in bfloat16 or float16; its neighbours keep their own type.
-
-    Args:
-        layer: The layer with weights of that type.
-        dtype: Of the result.
-        then: Activation function applied to the result.
-        adds: The second argument is added to the result; else it is the layer's own (offsets of bags, an output size).
-    """
-
-    def __init__(
-        self, layer: nn.Module, dtype: torch.dtype, then: str = "", *, adds: bool = False
-    ) -> None:
-        super().__init__()
-        self.adds = adds
-        self.layer = layer
-        self.dtype = dtype
-        self.then = then
-
-    def decoded_weight(self) -> Tensor:
-        """Return the weight in the type of the result."""
-        weight = self.layer.weight
-        assert isinstance(weight, Tensor)
-        return weight.detach().to(self.dtype)
-
-    def forward(self, x: Tensor, *others: Any, **named: Any) -> Tensor:
-        """Return the layer's output."""
-        weight = self.layer.weight
-        assert isinstance(weight, Tensor)
-        mine = () if self.adds else others
-        y = self.layer(x.to(weight.dtype) if x.is_floating_point() else x, *mine, **named)
-        looks_up = isinstance(
-            self.layer, nn.Embedding | nn.EmbeddingBag
-        )  # autocast leaves their results alone
-        y = y.to(self.dtype if looks_up else result_dtype(self.dtype, y.device))
-        if self.adds:
-            y = y + others[0]
+        if other is not None:
+            y = y + other
         return post(self.then, y)

@@ -1,8 +1,11 @@
-"""Mixtures of experts of transformers, whose experts are slices of three-dimensional parameters, as linear layers."""
+"""Mixtures of experts of transformers as linear layers.
+
+Their experts are slices of three-dimensional parameters.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -10,11 +13,23 @@ from torch import nn
 
 from octavo.adapters.pytorch.modules.shared_copy import skeleton
 
+from .layers_for_uses import linear_over
+
 Tensor = torch.Tensor
+_WEIGHTS = ("gate_up_proj", "down_proj")
+_SMALL = {
+    "gate_up_proj": (3, 32, 16),
+    "down_proj": (3, 16, 16),
+    "gate_up_proj_bias": (3, 32),
+    "down_proj_bias": (3, 16),
+}
+"""Shapes of the parameters on which a module is tried: 3 experts of 16 features."""
 
 
 class Experts(nn.Module):
-    """Computes what a transformers experts module computes, each expert with two linear layers over views of the parameters.
+    """Computes what a transformers experts module computes.
+
+    Each expert does with two linear layers over views of the parameters.
 
     Args:
         module: One that :func:`is_experts` knows.
@@ -22,9 +37,9 @@ class Experts(nn.Module):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.__dict__.update(
-            {k: v for k, v in module.__dict__.items() if not k.startswith("_") and k != "training"}
-        )
+        for name, value in module.__dict__.items():
+            if not name.startswith("_") and name != "training":
+                self.__dict__[name] = value
         for name, child in module.named_children():
             self.add_module(name, child)
         kind: Any = type(module)
@@ -41,115 +56,155 @@ class Experts(nn.Module):
             top_k_index: Each token's experts, (tokens, k).
             top_k_weights: Their weights, (tokens, k).
         """
+        if torch.compiler.is_compiling():
+            return self._all_experts(hidden_states, top_k_index, top_k_weights)
         result = torch.zeros_like(hidden_states)
         count = len(self.gate_up_proj)
-        if (
-            torch.compiler.is_compiling()
-        ):  # which experts are met is not known yet: all of them run, most with weight 0
-            for i in range(count):
-                share = (top_k_weights * (top_k_index == i)).sum(-1, keepdim=True)
-                result = result + (self._expert(i, hidden_states) * share).to(result.dtype)
-            return result
         for i in torch.unique(top_k_index).tolist():
-            if i < count:  # the number of experts itself stands for one of another machine
-                token, place = torch.where(top_k_index == i)
-                y = self._expert(i, hidden_states[token]) * top_k_weights[token, place, None]
-                result.index_add_(0, token, y.to(result.dtype))
+            # The number of experts itself stands for one of another machine.
+            if i >= count:
+                continue
+            token, place = torch.where(top_k_index == i)
+            y = self._expert(i, hidden_states[token])
+            y = y * top_k_weights[token, place, None]
+            result.index_add_(0, token, y.to(result.dtype))
+        return result
+
+    def _all_experts(self, x: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        """Let all experts run, most with weight 0.
+
+        While a program is compiled it is not known which are met.
+        """
+        result = torch.zeros_like(x)
+        for i in range(len(self.gate_up_proj)):
+            is_own = top_k_index == i
+            share = (top_k_weights * is_own).sum(-1, keepdim=True)
+            y = self._expert(i, x) * share
+            result = result + y.to(result.dtype)
         return result
 
     def _expert(self, index: int, x: Tensor) -> Tensor:
-        y: Tensor = self.down_proj[index](self._gate(self, self.gate_up_proj[index](x)))
+        inner = self._gate(self, self.gate_up_proj[index](x))
+        y: Tensor = self.down_proj[index](inner)
         return y
 
 
+def _layers(module: Any, name: str) -> nn.ModuleList:
+    """Return each expert's part of a parameter as a layer."""
+    packed = getattr(module, name)
+    weight = packed.detach()
+    if module.is_transposed:
+        weight = weight.transpose(1, 2)
+    packed_bias = getattr(module, f"{name}_bias", None)
+    made = nn.ModuleList()
+    for i in range(weight.shape[0]):
+        own = nn.Parameter(weight[i], requires_grad=packed.requires_grad)
+        bias = None
+        if packed_bias is not None:
+            part = packed_bias.detach()[i]
+            bias = nn.Parameter(part, requires_grad=packed_bias.requires_grad)
+        made.append(linear_over(own, bias))
+    return made
+
+
 def is_experts(module: nn.Module) -> bool:
-    """True for an experts module of transformers that :class:`Experts` reproduces, established by running both on small weights."""
-    own = dict(module.named_parameters(recurse=False))
-    usual = (getattr(module, "has_gate", False), getattr(module, "has_post_expert_norm", True))
-    names = {
-        "gate_up_proj",
-        "down_proj",
-        *(("gate_up_proj_bias", "down_proj_bias") if getattr(module, "has_bias", False) else ()),
-    }
-    if (
-        usual != (True, False)
-        or set(own) != names
-        or own["down_proj"].ndim != 3
-        or not own["down_proj"].is_floating_point()
-    ):
+    """Return whether :class:`Experts` reproduces an experts module of transformers.
+
+    That is established by running both on small weights.
+    """
+    if not _looks_like_experts(module):
         return False
-    twin, generator = skeleton(module), torch.Generator().manual_seed(0)
-    shapes = {
-        "gate_up_proj": (3, 32, 16),
-        "down_proj": (3, 16, 16),
-        "gate_up_proj_bias": (3, 32),
-        "down_proj_bias": (3, 16),
-    }
-    for name in names:
-        small = torch.randn(shapes[name], generator=generator)
-        turned = module.is_transposed and small.ndim == 3
-        twin._parameters[name] = nn.Parameter(
-            small.transpose(1, 2).contiguous() if turned else small
-        )
-    if hasattr(twin, "num_experts"):
-        twin.__dict__["num_experts"] = 3
-    x, share = torch.randn(6, 16, generator=generator), torch.rand(6, 2, generator=generator)
+    generator = torch.Generator().manual_seed(0)
+    twin = _small_twin(module, generator)
+    x = torch.randn(6, 16, generator=generator)
+    share = torch.rand(6, 2, generator=generator)
     index = torch.tensor([[0, 1], [1, 2], [2, 0], [0, 2], [1, 0], [2, 1]])
     with torch.no_grad():
         try:
-            return torch.allclose(
-                Experts(twin)(x, index, share), twin(x, index, share), rtol=1e-3, atol=1e-3
-            )
+            own = Experts(twin)(x, index, share)
+            theirs = twin(x, index, share)
+            return torch.allclose(own, theirs, rtol=1e-3, atol=1e-3)
         except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):
             return False
 
 
-def expert_groups(root: nn.Module) -> Iterable[tuple[str, tuple[str, ...]]]:
-    """Yield (name, paths of linear layers) for all first and all second layers of each mixture: they take one decision."""
-    for path, module in root.named_modules():
-        if isinstance(module, Experts):
-            for name in ("gate_up_proj", "down_proj"):
-                stem = f"{path}.{name}" if path else name
-                yield stem, tuple(f"{stem}.{i}" for i in range(len(module.gate_up_proj)))
+def _parameter_names(module: nn.Module) -> list[str]:
+    """Return the names of an experts module's parameters."""
+    names = list(_WEIGHTS)
+    if getattr(module, "has_bias", False):
+        names += [f"{name}_bias" for name in _WEIGHTS]
+    return names
 
 
-def unreached(root: nn.Module) -> Iterable[str]:
-    """Yield names of weights with three axes that no layer holds: what multiplies by them is not seen."""
+def _looks_like_experts(module: nn.Module) -> bool:
+    has_gate = getattr(module, "has_gate", False)
+    has_norm = getattr(module, "has_post_expert_norm", True)
+    if not has_gate or has_norm:
+        return False
+    own = dict(module.named_parameters(recurse=False))
+    if set(own) != set(_parameter_names(module)):
+        return False
+    down = own["down_proj"]
+    return down.ndim == 3 and down.is_floating_point()
+
+
+def _small_twin(module: Any, generator: torch.Generator) -> nn.Module:
+    """Return a skeleton with small random parameters in the place of the module's own."""
+    twin = skeleton(module)
+    for name in _parameter_names(module):
+        small = torch.randn(_SMALL[name], generator=generator)
+        if module.is_transposed and small.ndim == 3:
+            small = small.transpose(1, 2).contiguous()
+        twin._parameters[name] = nn.Parameter(small)
+    if hasattr(twin, "num_experts"):
+        twin.__dict__["num_experts"] = 3
+    return twin
+
+
+def expert_groups(root: nn.Module) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield (name, paths of linear layers) for all first and all second layers of each mixture.
+
+    They take one decision.
+    """
     for path, module in root.named_modules():
-        if not type(module).__module__.startswith(("torch.nn.", "octavo.")):
-            for name, held in module.named_parameters(recurse=False):
-                if held.ndim == 3 and min(held.shape) > 1 and held.is_floating_point():
-                    yield f"{path}.{name}" if path else name
+        if not isinstance(module, Experts):
+            continue
+        for name in _WEIGHTS:
+            stem = f"{path}.{name}" if path else name
+            yield stem, tuple(f"{stem}.{i}" for i in range(len(module.gate_up_proj)))
+
+
+def unreached(root: nn.Module) -> Iterator[str]:
+    """Yield names of weights with three axes that no layer holds.
+
+    What multiplies by them is not seen.
+    """
+    for path, module in root.named_modules():
+        if type(module).__module__.startswith(("torch.nn.", "octavo.")):
+            continue
+        for name, held in module.named_parameters(recurse=False):
+            # With an axis of one it is no matrix for each of several.
+            if held.ndim == 3 and min(held.shape) > 1 and held.is_floating_point():
+                yield f"{path}.{name}" if path else name
 
 
 def packed_experts(root: nn.Module) -> Iterable[tuple[str, Tensor]]:
-    """Yield the parameters of mixtures whose layers are float, as the original modules name and hold them."""
+    """Yield the parameters of mixtures whose layers are float.
+
+    They are named and held as by the original modules.
+    """
     for stem, paths in expert_groups(root):
         layers = [root.get_submodule(p) for p in paths]
-        turned = root.get_submodule(stem.rpartition(".")[0]).is_transposed
-        if all(type(layer) is nn.Linear for layer in layers):
-            for name, leaf in ((stem, "weight"), (f"{stem}_bias", "bias")):
-                parts = [getattr(layer, leaf) for layer in layers]
-                if parts[0] is not None:
-                    yield (
-                        name,
-                        torch.stack(
-                            [
-                                p.detach().t() if turned and p.ndim == 2 else p.detach()
-                                for p in parts
-                            ]
-                        ),
-                    )
+        if not all(type(layer) is nn.Linear for layer in layers):
+            continue
+        mixture: Any = root.get_submodule(stem.rpartition(".")[0])
+        weights = [layer.weight for layer in layers]
+        yield stem, _stacked(weights, turned=mixture.is_transposed)
+        if layers[0].bias is not None:
+            yield f"{stem}_bias", _stacked([layer.bias for layer in layers])
 
 
-def _layers(module: Any, name: str) -> nn.ModuleList:
-    weight, bias = getattr(module, name).detach(), getattr(module, f"{name}_bias", None)
-    weight = weight.transpose(1, 2) if module.is_transposed else weight
-    made = nn.ModuleList()
-    for i in range(weight.shape[0]):
-        layer = nn.Linear(weight.shape[2], weight.shape[1], bias is not None, device="meta")
-        layer.weight = nn.Parameter(weight[i], requires_grad=getattr(module, name).requires_grad)
-        if bias is not None:
-            layer.bias = nn.Parameter(bias.detach()[i], requires_grad=bias.requires_grad)
-        made.append(layer)
-    return made
+def _stacked(parts: list[Any], *, turned: bool = False) -> Tensor:
+    """Return the experts' parts of a parameter as one, each matrix turned if asked for."""
+    own = [part.detach() for part in parts]
+    return torch.stack([part.t() for part in own] if turned else own)

@@ -1,4 +1,7 @@
-"""Functional calls with weights of their own (``F.linear(x, self.weight)``), as layers that a graph calls."""
+"""Functional calls with weights of their own, as layers that a graph calls.
+
+Such a call is ``F.linear(x, self.weight)``.
+"""
 
 from __future__ import annotations
 
@@ -11,144 +14,189 @@ from torch import fx, nn
 
 from octavo.core.values.graph import Op
 
-from .attention import attend
+from .attention_arithmetic import attend
 from .graph_products import in_parts, mark, products_of_parameters
+from .layers_for_uses import linear_over
 
 _CONVS: dict[Any, Any] = {torch.conv1d: nn.Conv1d, torch.conv2d: nn.Conv2d, torch.conv3d: nn.Conv3d}
 WITH_WEIGHTS = (nn.functional.linear, *_CONVS, nn.functional.embedding)
 _NAMES = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_SETTINGS = _NAMES[3:]
 _PRODUCTS: dict[object, str] = {
-    operator.matmul: "matmul", torch.matmul: "matmul", torch.bmm: "matmul", torch.baddbmm: "matmul", torch.einsum: "matmul",
-    "matmul": "matmul", "bmm": "matmul", "__matmul__": "matmul",
-    nn.functional.scaled_dot_product_attention: "attention", attend: "attention",
-}  # fmt: skip
+    operator.matmul: "matmul",
+    torch.matmul: "matmul",
+    torch.bmm: "matmul",
+    torch.baddbmm: "matmul",
+    torch.einsum: "matmul",
+    "matmul": "matmul",
+    "bmm": "matmul",
+    "__matmul__": "matmul",
+    nn.functional.scaled_dot_product_attention: "attention",
+    attend: "attention",
+}
 _WHY = "torch has no batched integer product of two activations"
 
 
 def layers_of_calls(root: nn.Module, graph: fx.Graph) -> None:
-    """Let a graph call layers in place of functions, where all that reads a parameter are products that layers compute.
+    """Let a graph call layers in place of functions, where all readers of a parameter are products.
 
-    The layers hold the parameters themselves and are added to the modules that own these; done twice, it finds them again.
+    The layers hold the parameters themselves and are added to the modules that own these; done
+    twice, it finds them again.
 
     Args:
         root: A skeleton; layers are added to it.
         graph: Its graph; changed in place.
     """
     in_parts(graph)
-    readers: dict[str, list[fx.Node]] = {}
-    for node in graph.nodes:
-        if node.op == "get_attr":
-            readers.setdefault(str(node.target), []).extend(node.users)
-    taken: dict[str, list[tuple[Any, ...]]] = {}
+    readers = _readers(graph)
+    forms: dict[str, list[tuple[Any, ...]]] = {}
     for node in list(graph.nodes):
         given = _given(root, node)
-        if given is None or not all(
-            _weight_name(n) == _weight_name(node) for n in readers[str(given["weight"].target)]
-        ):
+        if given is None:
             continue
         name = str(given["weight"].target)
-        key = (
-            node.target,
-            *(
-                given.get(k) if not isinstance(given.get(k), fx.Node) else str(given[k].target)
-                for k in _NAMES[2:]
-            ),
-        )
-        forms = taken.setdefault(name, [])
-        if key not in forms:
-            forms.append(key)
-        number = forms.index(key)
-        path = f"{name}_layer{number or ''}"
+        if not all(_weight_name(reader) == name for reader in readers[name]):
+            continue
+        path = _layer_path(name, _form(node, given), forms)
         _put(root, path, node.target, given)
         with graph.inserting_before(node):
             call = graph.call_module(path, (given["input"],))
         node.replace_all_uses_with(call)
         graph.erase_node(node)
     products_of_parameters(root, graph)
+    _drop_unread(graph)
+
+
+def _readers(graph: fx.Graph) -> dict[str, list[fx.Node]]:
+    """Return name of a parameter -> the nodes that read it."""
+    found: dict[str, list[fx.Node]] = {}
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            found.setdefault(str(node.target), []).extend(node.users)
+    return found
+
+
+def _drop_unread(graph: fx.Graph) -> None:
     for node in reversed(list(graph.nodes)):
         if node.op == "get_attr" and not node.users:
             graph.erase_node(node)
 
 
+def _form(node: fx.Node, given: dict[str, Any]) -> tuple[Any, ...]:
+    """Return what makes two calls with one weight calls of one layer."""
+    form: list[Any] = [node.target]
+    for key in _NAMES[2:]:
+        value: Any = given.get(key)
+        form.append(str(value.target) if isinstance(value, fx.Node) else value)
+    return tuple(form)
+
+
+def _layer_path(name: str, form: tuple[Any, ...], forms: dict[str, list[tuple[Any, ...]]]) -> str:
+    """Return where the layer stands that computes a form with a parameter.
+
+    Args:
+        name: Of the parameter.
+        form: From :func:`_form`.
+        forms: The forms of each parameter that were met so far; added to.
+    """
+    known = forms.setdefault(name, [])
+    if form not in known:
+        known.append(form)
+    number = known.index(form)
+    return f"{name}_layer{number or ''}"
+
+
+def _arguments(node: fx.Node) -> dict[str, Any]:
+    return {**dict(zip(_NAMES, node.args, strict=False)), **node.kwargs}
+
+
 def _weight_name(node: fx.Node) -> str:
     """Return the name of the parameter that a call multiplies by; empty for any other node."""
-    given = (
-        dict(zip(_NAMES, node.args, strict=False)) | node.kwargs
-        if node.op == "call_function"
-        else {}
-    )
-    weight = given.get("weight")
-    known = node.target is nn.functional.linear or node.target in _CONVS
-    return (
-        str(weight.target)
-        if known and isinstance(weight, fx.Node) and weight.op == "get_attr"
-        else ""
-    )
+    if node.op != "call_function":
+        return ""
+    if node.target is not nn.functional.linear and node.target not in _CONVS:
+        return ""
+    weight = _arguments(node).get("weight")
+    if not isinstance(weight, fx.Node) or weight.op != "get_attr":
+        return ""
+    return str(weight.target)
 
 
 def _given(root: nn.Module, node: fx.Node) -> dict[str, Any] | None:
     """Return a call's arguments by name, if a layer can stand for it."""
     if not _weight_name(node):
         return None
-    given: dict[str, Any] = dict(zip(_NAMES, node.args, strict=False)) | node.kwargs
+    given = _arguments(node)
+    if not _is_parameter(root, given["weight"]):
+        return None
     bias = given.get("bias")
-    held = [given["weight"], *([bias] if bias is not None else [])]
-    if not all(
-        isinstance(n, fx.Node)
-        and n.op == "get_attr"
-        and isinstance(_held(root, str(n.target)), nn.Parameter)
-        for n in held
-    ):
+    if bias is not None and not _is_parameter(root, bias):
         return None
     computed: list[fx.Node] = []
-    fx.map_arg([given.get(k) for k in _NAMES[3:]], computed.append)
-    return given if not computed and isinstance(given.get("input"), fx.Node) else None
+    fx.map_arg([given.get(name) for name in _SETTINGS], computed.append)
+    is_layer_call = not computed and isinstance(given.get("input"), fx.Node)
+    return given if is_layer_call else None
 
 
-def _held(root: nn.Module, name: str) -> Any:
-    path, _, leaf = name.rpartition(".")
+def _is_parameter(root: nn.Module, value: Any) -> bool:
+    if not isinstance(value, fx.Node) or value.op != "get_attr":
+        return False
+    return isinstance(_held(root, value), nn.Parameter)
+
+
+def _held(root: nn.Module, node: fx.Node) -> Any:
+    """Return the tensor that a node reads."""
+    path, _, leaf = str(node.target).rpartition(".")
     return getattr(root.get_submodule(path), leaf)
 
 
 def _put(root: nn.Module, path: str, function: Any, given: dict[str, Any]) -> None:
+    """Add the layer that computes a call to the module that owns its weight, if it is not there."""
     owner, _, leaf = path.rpartition(".")
     if leaf in root.get_submodule(owner)._modules:
         return
-    weight = _held(root, str(given["weight"].target))
-    bias = None if given.get("bias") is None else _held(root, str(given["bias"].target))
-    layer: nn.Module
+    weight = _held(root, given["weight"])
+    bias = None if given.get("bias") is None else _held(root, given["bias"])
     if function is nn.functional.linear:
-        layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+        layer: nn.Module = linear_over(weight, bias)
     else:
-        form: Any = {
-            k: tuple(given[k]) if isinstance(given[k], list) else given[k]
-            for k in _NAMES[3:]
-            if k in given
-        }
-        channels = weight.shape[1] * form.get("groups", 1)
-        layer = _CONVS[function](
-            channels,
-            weight.shape[0],
-            tuple(weight.shape[2:]),
-            bias=bias is not None,
-            device="meta",
-            **form,
-        )
-    layer._parameters["weight"] = weight
-    if bias is not None:
-        layer._parameters["bias"] = bias
-    mark(layer, str(given["weight"].target).rpartition(".")[2])
+        layer = _conv(function, weight, bias, given)
+    name = str(given["weight"].target)
+    mark(layer, name.rpartition(".")[2])
     root.get_submodule(owner).add_module(leaf, layer.eval())
+
+
+def _conv(
+    function: Any, weight: nn.Parameter, bias: nn.Parameter | None, given: dict[str, Any]
+) -> nn.Module:
+    settings: dict[str, Any] = {}
+    for name in _SETTINGS:
+        if name in given:
+            value = given[name]
+            settings[name] = tuple(value) if isinstance(value, list) else value
+    made: nn.Module = _CONVS[function](
+        weight.shape[1] * settings.get("groups", 1),
+        weight.shape[0],
+        tuple(weight.shape[2:]),
+        bias=bias is not None,
+        device="meta",
+        **settings,
+    )
+    made._parameters["weight"] = weight
+    if bias is not None:
+        made._parameters["bias"] = bias
+    return made
 
 
 def products(graph: fx.Graph) -> Iterable[tuple[fx.Node, Op]]:
     """Yield the products of two activations in a graph, which no scheme reaches, as ops."""
     for node in graph.nodes:
-        kind = _PRODUCTS.get(node.target) if node.op in ("call_function", "call_method") else None
-        if kind is not None:
-            read: list[fx.Node] = []
-            fx.map_arg((node.args, node.kwargs), read.append)
-            yield (
-                node,
-                Op(node.name, kind, tuple(n.name for n in read), (node.name,), out_of_reach=_WHY),
-            )
+        if node.op not in ("call_function", "call_method"):
+            continue
+        kind = _PRODUCTS.get(node.target)
+        if kind is None:
+            continue
+        read: list[fx.Node] = []
+        fx.map_arg((node.args, node.kwargs), read.append)
+        inputs = tuple(n.name for n in read)
+        yield node, Op(node.name, kind, inputs, (node.name,), out_of_reach=_WHY)

@@ -9,13 +9,19 @@ from typing import Any
 from torch import fx, nn
 from torch.fx.proxy import GraphAppendingTracer
 
+from octavo.adapters.pytorch.loose_weights.forms import Form
 from octavo.adapters.pytorch.loose_weights.in_parts import IN_PARTS
-from octavo.adapters.pytorch.loose_weights.uses import Form, Ref, Use, turned, use_of
+from octavo.adapters.pytorch.loose_weights.products import Use
+from octavo.adapters.pytorch.loose_weights.refs import Ref, whole
+from octavo.adapters.pytorch.loose_weights.uses import use_of
 
-from .parameters import layer_for, obstacle
+from .layers_for_uses import layer_for, obstacle
 from .sources import note_source
 
 _MARK = "stands_for_call"
+_GETTERS: dict[Any, str] = {("T",): "t", ("mT",): "mt"}
+"""What ``getattr`` is given -> the function that gives the same."""
+_VIEWS = ("t", "transpose", "swapaxes", "permute", "contiguous", "detach", "getattr")
 
 
 def mark(layer: nn.Module, leaf: str) -> None:
@@ -26,7 +32,7 @@ def mark(layer: nn.Module, leaf: str) -> None:
 
 
 def stands_for_call(layer: nn.Module) -> bool:
-    """True for a layer that a graph calls in place of a function."""
+    """Return whether a graph calls a layer in place of a function."""
     return bool(layer.__dict__.get(_MARK))
 
 
@@ -39,7 +45,7 @@ def in_parts(graph: fx.Graph) -> None:
     tracer = GraphAppendingTracer(graph)
     for node in list(graph.nodes):
         parts = IN_PARTS.get(_name(node))
-        if parts is None or not any(n.op == "get_attr" for n in node.all_input_nodes):
+        if parts is None or not _reads_parameter(node):
             continue
         args, kwargs = _mapped(node, lambda n: fx.Proxy(n, tracer))
         with graph.inserting_before(node):
@@ -63,61 +69,86 @@ class _Reading:
 
 
 def products_of_parameters(root: nn.Module, graph: fx.Graph) -> None:
-    """Let a graph call layers where all that reads a parameter, as it is or turned, multiplies by it.
+    """Let a graph call layers for parameters that are multiplied by, as they are or turned.
+
+    All that reads such a parameter must be a product that a layer computes.
 
     Args:
         root: A skeleton; layers are added to it.
         graph: Its graph; changed in place.
     """
-    tracer = GraphAppendingTracer(graph)
     names = dict.fromkeys(str(n.target) for n in graph.nodes if n.op == "get_attr")
     for name in names:
         path, _, leaf = name.rpartition(".")
-        owner = root.get_submodule(path)
-        held = owner._parameters.get(leaf)
-        if held is None or held.ndim < 2 or not held.is_floating_point():
-            continue
-        reading = _Reading()
-        start = Ref(tuple(held.shape), tuple(range(held.ndim)))
-        for node in [n for n in graph.nodes if n.op == "get_attr" and str(n.target) == name]:
-            _read(node, start, reading)
-        uses = [(node, _use(node, source, ref, tracer)) for node, source, ref in reading.calls]
-        if not reading.known or not uses:
-            continue
-        found = [(node, use) for node, use in uses if use is not None and not _bars(use, held)]
-        if len(found) < len(uses):
-            continue
-        children: dict[Form, str] = {}
-        for node, use in found:
-            child = children.setdefault(use.form, f"{leaf}_layer{len(children) or ''}")
-            if child not in owner._modules:
-                layer = layer_for(use.form, held)
-                mark(layer, leaf)
-                owner.add_module(child, layer)
-            _call(graph, tracer, node, use, f"{path}.{child}" if path else child)
+        held = root.get_submodule(path)._parameters.get(leaf)
+        if held is not None and held.ndim >= 2 and held.is_floating_point():
+            _replace_products(root, graph, name, held)
     graph.eliminate_dead_code(_is_impure)
 
 
+def _replace_products(root: nn.Module, graph: fx.Graph, name: str, held: nn.Parameter) -> None:
+    """Let layers do what one parameter is used for, if layers can do all of it."""
+    tracer = GraphAppendingTracer(graph)
+    reading = _reading(graph, name, held)
+    found: list[tuple[fx.Node, Use]] = []
+    for node, source, ref in reading.calls:
+        use = use_of(_name(node), *_given(node, source, ref, tracer))
+        if use is None or not _fits_one_layer(use, held):
+            return
+        found.append((node, use))
+    if not reading.known:
+        return
+    path, _, leaf = name.rpartition(".")
+    owner = root.get_submodule(path)
+    children: dict[Form, str] = {}
+    for node, use in found:
+        number = len(children)
+        child = children.setdefault(use.form, f"{leaf}_layer{number or ''}")
+        if child not in owner._modules:
+            layer = layer_for(use.form, held)
+            mark(layer, leaf)
+            owner.add_module(child, layer)
+        _call(tracer, node, use, f"{path}.{child}" if path else child)
+
+
 def _is_impure(node: fx.Node) -> bool:
-    """Only views of parameters are looked through: whatever else nobody reads stays."""
-    return not (_is_view(node) and any(n.op == "get_attr" for n in node.all_input_nodes))
+    """Return whether a node stays that nobody reads.
+
+    Only views of parameters are looked through.
+    """
+    return _name(node) not in _VIEWS or not _reads_parameter(node)
 
 
-def _bars(use: Use, held: nn.Parameter) -> bool:
+def _reads_parameter(node: fx.Node) -> bool:
+    return any(n.op == "get_attr" for n in node.all_input_nodes)
+
+
+def _fits_one_layer(use: Use, held: nn.Parameter) -> bool:
     # A graph calls one layer at a time.
-    return bool(use.form.batch) or bool(obstacle(use.form, held))
+    return not use.form.batch and not obstacle(use.form, held)
 
 
-def _call(
-    graph: fx.Graph, tracer: GraphAppendingTracer, node: fx.Node, use: Use, path: str
-) -> None:
+def _call(tracer: GraphAppendingTracer, node: fx.Node, use: Use, path: str) -> None:
+    """Let a graph call a layer in place of a node."""
+    graph = tracer.graph
     with graph.inserting_before(node):
         result = use.run(lambda x: fx.Proxy(graph.call_module(path, (x.node,)), tracer))
     node.replace_all_uses_with(result.node)
     graph.erase_node(node)
 
 
+def _reading(graph: fx.Graph, name: str, held: nn.Parameter) -> _Reading:
+    """Return what reads a parameter."""
+    reading = _Reading()
+    start = whole(held.shape)
+    for node in graph.nodes:
+        if node.op == "get_attr" and str(node.target) == name:
+            _read(node, start, reading)
+    return reading
+
+
 def _read(node: fx.Node, ref: Ref, reading: _Reading) -> None:
+    """Take down what reads a node that is a view of the parameter."""
     for user in list(node.users):
         view = _view(user, node, ref)
         if view is not None:
@@ -128,14 +159,13 @@ def _read(node: fx.Node, ref: Ref, reading: _Reading) -> None:
             reading.known = False
 
 
-def _use(node: fx.Node, source: fx.Node, ref: Ref, tracer: GraphAppendingTracer) -> Use | None:
-    return use_of(_name(node), *_given(node, source, ref, tracer))
-
-
 def _given(
     node: fx.Node, source: fx.Node, ref: Ref, tracer: GraphAppendingTracer | None
 ) -> tuple[Any, Any]:
-    """Return a node's arguments with the view of the parameter in its place, values as proxies where there is a tracer."""
+    """Return a node's arguments with the view of the parameter in its place.
+
+    Values are proxies where there is a tracer.
+    """
 
     def one(n: fx.Node) -> Any:
         if n is source:
@@ -158,42 +188,42 @@ def _name(node: fx.Node) -> str:
     """Return the name of the function or method that a node calls, without underscores."""
     if node.op == "call_method":
         return str(node.target).strip("_")
-    return (
-        str(getattr(node.target, "__name__", "")).strip("_") if node.op == "call_function" else ""
-    )
-
-
-def _is_view(node: fx.Node) -> bool:
-    return _name(node) in (
-        "t",
-        "transpose",
-        "swapaxes",
-        "permute",
-        "contiguous",
-        "detach",
-        "getattr",
-    )
+    if node.op == "call_function":
+        return str(getattr(node.target, "__name__", "")).strip("_")
+    return ""
 
 
 def _view(node: fx.Node, source: fx.Node, ref: Ref) -> Ref | None:
     """Return what a node makes of a view of a parameter, if that is a view again."""
-    name, rest = _name(node), node.args[1:]
     if not node.args or node.args[0] is not source or node.kwargs:
         return None
-    if name in ("contiguous", "detach") and not rest:
-        return ref
-    if (name == "t" and not rest) or (name == "getattr" and rest == ("T",)):
-        return turned(ref) if len(ref.shape) == 2 else None
-    if name == "getattr" and rest == ("mT",):
-        return turned(ref)
-    plain: list[Any] = (
-        list(rest[0]) if len(rest) == 1 and isinstance(rest[0], list | tuple) else list(rest)
-    )
-    if not all(isinstance(i, int) for i in plain):
+    name = _name(node)
+    rest = node.args[1:]
+    if name == "getattr":
+        name = _GETTERS.get(rest, "")
+        rest = ()
+    if name in ("contiguous", "detach", "t", "mt"):
+        return None if rest else _turned(ref, name)
+    order = _order(rest)
+    if order is None:
         return None
-    if name in ("transpose", "swapaxes") and len(plain) == 2:
-        return turned(ref, *plain)
-    if name == "permute" and len(plain) == len(ref.shape):
-        shape, axes = (tuple(v[i] for i in plain) for v in (ref.shape, ref.axes))
-        return Ref(shape, axes, ref.picked)
+    if name in ("transpose", "swapaxes") and len(order) == 2:
+        return ref.turned(*order)
+    if name == "permute" and len(order) == len(ref.shape):
+        return ref.permuted(order)
     return None
+
+
+def _turned(ref: Ref, name: str) -> Ref | None:
+    if name == "mt":
+        return ref.turned()
+    if name == "t":
+        return ref.turned() if len(ref.shape) == 2 else None
+    return ref
+
+
+def _order(rest: tuple[Any, ...]) -> list[int] | None:
+    """Return axes that are given one by one, or as one list; None where they are computed."""
+    is_listed = len(rest) == 1 and isinstance(rest[0], list | tuple)
+    order = list(rest[0]) if is_listed else list(rest)
+    return order if all(isinstance(i, int) for i in order) else None

@@ -1,4 +1,7 @@
-"""Modules that call no layer for their products, and what stands in for them so that these can be quantized."""
+"""Modules that call no layer for their products, and what stands in for them.
+
+So these products can be quantized.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +20,14 @@ STAND_INS = (Attention, Experts)
 
 
 def with_plain_weights(root: nn.Module) -> nn.Module:
-    """Return a skeleton whose modules are all children of others, and whose weights are tensors that they hold."""
+    """Return a skeleton whose modules are all children of others, with weights that they hold."""
     return fold_parametrized(adopt_hidden(root))
 
 
 def with_stand_ins(root: nn.Module) -> nn.Module:
-    """Return a skeleton with a stand-in for every ``nn.MultiheadAttention`` and every mixture of experts that is known.
+    """Return a skeleton with stand-ins for modules that call no layer for their products.
+
+    These are every ``nn.MultiheadAttention`` and every mixture of experts that is known.
 
     Args:
         root: From :func:`with_plain_weights`.

@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from octavo.adapters.pytorch.loose_weights.uses import BILINEAR, PLAIN, Form, Uses, matrices
-from octavo.adapters.pytorch.loose_weights.weight_tensor import Batched, LooseWeight, Place
+from octavo.adapters.pytorch.loose_weights.forms import BILINEAR, PLAIN, Form, Uses
+from octavo.adapters.pytorch.loose_weights.place import Place
+from octavo.adapters.pytorch.loose_weights.weight_tensor import LooseWeight
 from octavo.adapters.pytorch.modules.kinds import kind_of
 from octavo.adapters.pytorch.modules.shared_copy import note_references, references, skeleton
 from octavo.adapters.pytorch.run.batches import Call, copied_call
 
+from .layers_for_uses import layer_for, obstacle
 from .sources import note_source
 
-Tensor = torch.Tensor
-_MOST = 64
-"""A weight with more matrices than so many stays float: each of them would be a layer."""
-_CONVS = {("conv", n): cls for n, cls in enumerate((nn.Conv1d, nn.Conv2d, nn.Conv3d), 1)}
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+class Loose(NamedTuple):
+    """A parameter that no layer holds.
+
+    Attributes:
+        name: Its path.
+        owner: The module that holds it.
+        leaf: As which attribute.
+        held: The parameter.
+    """
+
+    name: str
+    owner: nn.Module
+    leaf: str
+    held: nn.Parameter
 
 
-def loose_parameters(
-    root: nn.Module, idle: Collection[str] = ()
-) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
-    """Yield (name, owner, attribute, parameter) of floating parameters of two or more axes that no layer holds.
+def loose_parameters(root: nn.Module, idle: Collection[str] = ()) -> Iterator[Loose]:
+    """Yield floating parameters of two or more axes that no layer holds.
 
     Args:
         root: A skeleton.
@@ -38,11 +48,17 @@ def loose_parameters(
             continue
         for leaf, held in module._parameters.items():
             if held is not None and held.ndim >= 2 and held.is_floating_point():
-                yield (f"{path}.{leaf}" if path else leaf), module, leaf, held
+                yield Loose(_joined(path, leaf), module, leaf, held)
+
+
+def _joined(path: str, leaf: str) -> str:
+    return f"{path}.{leaf}" if path else leaf
 
 
 def uses_of(root: nn.Module, call: Call) -> dict[str, Uses]:
-    """Run the example and return what each loose parameter is used for, and each weight of a layer that is never called.
+    """Run the example and return what each loose parameter is used for.
+
+    So is each weight of a layer that is never called.
 
     Args:
         root: A skeleton; it is not changed.
@@ -52,16 +68,25 @@ def uses_of(root: nn.Module, call: Call) -> dict[str, Uses]:
         Exception: Whatever the model raises that does not run over stand-ins for its parameters.
     """
     idle = _uncalled(root, call)
-    twin, found = skeleton(root), dict[str, Uses]()
+    twin = skeleton(root)
+    found: dict[str, Uses] = {}
+    # A list, since owners change while it is read.
     for name, owner, leaf, held in list(loose_parameters(twin, idle)):
-        found[name] = Uses()
+        uses = Uses()
+        found[name] = uses
         del owner._parameters[leaf]
-        owner.__dict__[leaf] = LooseWeight(Place(owner, leaf, held.shape, {}, held, found[name]))
+        place = Place(owner, leaf, held.shape, {}, held, uses)
+        owner.__dict__[leaf] = LooseWeight(place)
     if found:
-        with torch.no_grad():
-            args, kwargs = copied_call(call)
-            twin(*args, **kwargs)
+        _run(twin, call)
     return found
+
+
+def _run(root: nn.Module, call: Call) -> None:
+    with torch.no_grad():
+        # A copy, since models may write into their inputs.
+        args, kwargs = copied_call(call)
+        root(*args, **kwargs)
 
 
 def _uncalled(root: nn.Module, call: Call) -> set[str]:
@@ -74,14 +99,15 @@ def _uncalled(root: nn.Module, call: Call) -> set[str]:
 
     for path in list(idle):
         twin.get_submodule(path).register_forward_pre_hook(note(path))
-    with torch.no_grad():
-        args, kwargs = copied_call(call)
-        twin(*args, **kwargs)
+    _run(twin, call)
     return idle
 
 
 def known_uses(root: nn.Module) -> dict[str, list[Form]]:
-    """Return what loose parameters of torch's own modules are used for: their forwards are known without an example."""
+    """Return what loose parameters of torch's own modules are used for.
+
+    Their forwards are known without an example.
+    """
     found: dict[str, list[Form]] = {}
     for name, owner, _, _ in loose_parameters(root):
         if isinstance(owner, nn.RNNCellBase):
@@ -92,43 +118,47 @@ def known_uses(root: nn.Module) -> dict[str, list[Form]]:
 
 
 def with_layers(root: nn.Module, wanted: Mapping[str, Collection[Form]]) -> nn.Module:
-    """Give the owners of loose parameters layers that hold them, and stand-ins where the parameters were.
+    """Give the owners of loose parameters layers that hold them, and stand-ins in their place.
 
-    The layers are children of the owner, named after the parameter: ``w_layer`` for ``w``; their weights are views of it. One
-    parameter under two names stays one.
+    The layers are children of the owner, named after the parameter: ``w_layer`` for ``w``; their
+    weights are views of it. One parameter under two names stays one.
 
     Args:
         root: A skeleton; changed in place.
         wanted: Name of a parameter -> what it is used for.
     """
-    views: dict[tuple[int, Form], nn.Module] = {}
+    known: dict[tuple[int, Form], nn.Module] = {}
     owners = {name.rpartition(".")[0] for name in wanted}
-    for name, owner, leaf, held in list(loose_parameters(root, owners)):
-        forms = [f for f in wanted.get(name, ()) if not obstacle(f, held)]
-        if not forms:
-            continue
-        layers: dict[Form, str] = {}
-        for form in forms:
-            child = f"{leaf}_layer{len(layers) or ''}"
-            key = (id(held), form)
-            layer = skeleton(views[key]) if key in views else layer_for(form, held)
-            views[key] = layer
-            note_source(layer, leaf)
-            layers[form] = child
-            owner.add_module(child, layer)
-        del owner._parameters[leaf]
-        owner.__dict__[leaf] = LooseWeight(Place(owner, leaf, held.shape, layers))
-        note_references(owner, (*references(owner), leaf))
+    for loose in list(loose_parameters(root, owners)):
+        asked = wanted.get(loose.name, ())
+        forms = [form for form in asked if not obstacle(form, loose.held)]
+        if forms:
+            _replace(loose, forms, known)
     return root
 
 
-def forms_in(root: nn.Module) -> dict[str, list[Any]]:
-    """Return parameter -> JSON-ready forms of what :func:`with_layers` made; from them it makes the same again."""
-    found: dict[str, list[Any]] = {}
-    for path, leaf, place in loose_weights(root):
-        name = f"{path}.{leaf}" if path else leaf
-        found[name] = [form.to_json() for form in place.layers]
-    return found
+def _replace(loose: Loose, forms: list[Form], known: dict[tuple[int, Form], nn.Module]) -> None:
+    """Let layers hold one parameter.
+
+    Args:
+        loose: The parameter.
+        forms: What it is used for.
+        known: Layers made so far, by parameter and form; added to.
+    """
+    _, owner, leaf, held = loose
+    layers: dict[Form, str] = {}
+    for form in forms:
+        key = (id(held), form)
+        layer = skeleton(known[key]) if key in known else layer_for(form, held)
+        known[key] = layer
+        note_source(layer, leaf)
+        child = f"{leaf}_layer{len(layers) or ''}"
+        layers[form] = child
+        owner.add_module(child, layer)
+    del owner._parameters[leaf]
+    place = Place(owner, leaf, held.shape, layers)
+    owner.__dict__[leaf] = LooseWeight(place)
+    note_references(owner, (*references(owner), leaf))
 
 
 def loose_weights(root: nn.Module) -> Iterator[tuple[str, str, Place]]:
@@ -140,61 +170,21 @@ def loose_weights(root: nn.Module) -> Iterator[tuple[str, str, Place]]:
                 yield path, leaf, held._place
 
 
+def forms_in(root: nn.Module) -> dict[str, list[Any]]:
+    """Return parameter -> JSON-ready forms of what :func:`with_layers` made.
+
+    From them it makes the same again.
+    """
+    found: dict[str, list[Any]] = {}
+    for path, leaf, place in loose_weights(root):
+        name = _joined(path, leaf)
+        found[name] = [form.to_json() for form in place.layers]
+    return found
+
+
 def from_json(raw: Mapping[str, Any]) -> dict[str, list[Form]]:
     """Read what :func:`forms_in` returned."""
-    return {name: [Form.from_json(f) for f in forms] for name, forms in raw.items()}
-
-
-def obstacle(form: Form, held: Tensor) -> str:
-    """Return why no layer can hold a parameter for a use; empty where one can."""
-    if form.kind == "product" and form.batch:
-        count = 1
-        for axis in form.batch:
-            count *= held.shape[axis]
-        return f"it holds {count} matrices, of which each would be a layer" if count > _MOST else ""
-    if form.kind == "conv_transpose" and form.geometry[-1] < 1:
-        return "its geometry is none of a layer"
-    return ""
-
-
-def why_float(use: Uses, held: Tensor) -> str:
-    """Return why no layer holds a parameter, from what the example's run showed; empty where one can, or nothing reads it."""
-    bars = [why for form in use.forms if (why := obstacle(form, held))]
-    if bars:
-        return bars[0]
-    if use.forms or not use.reads:
-        return ""
-    return f"it is a factor of no product that a layer computes: it is read by {', '.join(use.reads[:4])}"
-
-
-def layer_for(form: Form, held: nn.Parameter) -> nn.Module:
-    """Return the layer that uses a parameter in that form; its weight is a view of it, or the parameter itself."""
-    if form.kind == "product":
-        whole = held if form == PLAIN and held.ndim == 2 else None
-        made = matrices(held.detach(), form)
-        if form.batch:
-            return Batched([_linear(nn.Parameter(m, held.requires_grad)) for m in made]).eval()
-        return _linear(whole if whole is not None else nn.Parameter(made, held.requires_grad))
-    layer: nn.Module
-    if form.kind == "embedding":
-        layer = nn.Embedding(held.shape[0], held.shape[1], device="meta")
-    elif form.kind == "conv":
-        stride, padding, dilation, groups = form.geometry
-        kind: Any = _CONVS["conv", held.ndim - 2]
-        channels = (held.shape[1] * groups, held.shape[0], tuple(held.shape[2:]))
-        settings = {"dilation": dilation, "groups": groups, "bias": False, "device": "meta"}
-        layer = kind(*channels, stride, padding, **settings)
-    else:
-        stride, padding, more, dilation, groups = form.geometry
-        kind = _TRANSPOSED[held.ndim - 3]
-        channels = (held.shape[0], held.shape[1] * groups, tuple(held.shape[2:]))
-        settings = {"dilation": dilation, "bias": False, "device": "meta"}
-        layer = kind(*channels, stride, padding, more, groups, **settings)
-    layer._parameters["weight"] = held
-    return layer.eval()
-
-
-def _linear(weight: nn.Parameter) -> nn.Linear:
-    made = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    made._parameters["weight"] = weight
-    return made.eval()
+    found: dict[str, list[Form]] = {}
+    for name, forms in raw.items():
+        found[name] = [Form.from_json(form) for form in forms]
+    return found

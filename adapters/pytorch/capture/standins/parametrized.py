@@ -1,6 +1,8 @@
-"""Weights that are computed from others before each call (weight norms, spectral norms, pruning masks, parametrizations).
+"""Weights that are computed from others before each call.
 
-In eval mode they are constants, so a skeleton holds what they amount to. The model that was given is never touched.
+They are those of weight norms, spectral norms, pruning masks and parametrizations. In eval mode
+they are constants, so a skeleton holds what they amount to. The model that was given is never
+touched.
 """
 
 from __future__ import annotations
@@ -18,10 +20,11 @@ _SOURCES = ("_orig", "_mask", "_g", "_v", "_u")
 
 
 def fold_parametrized(root: nn.Module) -> nn.Module:
-    """Give every module whose weights are computed plain ones with the same values; return the skeleton.
+    """Give modules whose weights are computed plain ones with the same values; return the skeleton.
 
-    Both ways of torch are known: modules with ``parametrizations``, and forward pre-hooks that set an attribute that
-    they name (``weight_norm``, ``spectral_norm``, ``prune`` of ``torch.nn.utils``, and hooks of the same make).
+    Both ways of torch are known: modules with ``parametrizations``, and forward pre-hooks that set
+    an attribute that they name (``weight_norm``, ``spectral_norm``, ``prune`` of
+    ``torch.nn.utils``, and hooks of the same make).
 
     Args:
         root: A skeleton; changed in place.
@@ -43,19 +46,19 @@ def _fold_parametrizations(module: nn.Module) -> None:
     # ``register_parametrization`` puts a class of its own making between an object and its class.
     module.__class__ = type(module).__bases__[0]
     for name, value in values.items():
-        kept: Any = held[name]
-        original = getattr(kept, "original", None)
-        original = kept.original0 if original is None else original
-        _put(module, name, value, isinstance(original, nn.Parameter))
+        chain = held[name]
+        original = getattr(chain, "original", None)
+        if original is None:
+            # Of several tensors that one is computed from, the first tells what it is.
+            original = chain.original0
+        _put(module, name, value, trained=isinstance(original, nn.Parameter))
 
 
 def _fold_hooks(module: nn.Module) -> None:
     # Of two hooks the later one may have made what the first one reads.
     for key, hook in reversed(list(module._forward_pre_hooks.items())):
-        name = getattr(hook, "name", None) or getattr(hook, "_tensor_name", None)
-        if not isinstance(name, str) or name in module._parameters or name in module._buffers:
-            continue
-        if not isinstance(module.__dict__.get(name), Tensor):
+        name = _computed_by(hook, module)
+        if not name:
             continue
         module._forward_pre_hooks.pop(key)
         module._forward_pre_hooks_with_kwargs.pop(key, None)
@@ -70,13 +73,23 @@ def _fold_hooks(module: nn.Module) -> None:
         _put(module, name, value, trained=True)
 
 
-def _put(module: nn.Module, name: str, value: Tensor, trained: bool) -> None:
+def _computed_by(hook: Any, module: nn.Module) -> str:
+    """Return the name of the tensor that a hook computes; empty for any other hook."""
+    name = getattr(hook, "name", None) or getattr(hook, "_tensor_name", None)
+    if not isinstance(name, str):
+        return ""
+    is_held = name in module._parameters or name in module._buffers
+    is_set = isinstance(module.__dict__.get(name), Tensor)
+    return name if is_set and not is_held else ""
+
+
+def _put(module: nn.Module, name: str, value: Tensor, *, trained: bool) -> None:
+    plain = value.detach()
     if trained:
-        module._parameters[name] = nn.Parameter(
-            value.detach(), requires_grad=value.is_floating_point()
-        )
+        is_float = value.is_floating_point()
+        module._parameters[name] = nn.Parameter(plain, requires_grad=is_float)
     else:
-        module._buffers[name] = value.detach()
+        module._buffers[name] = plain
     if isinstance(module, nn.RNNBase):
         names = module._flat_weights_names
         module.__dict__["_flat_weights"] = [getattr(module, n, None) for n in names]

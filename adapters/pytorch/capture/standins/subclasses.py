@@ -9,9 +9,20 @@ from octavo.adapters.pytorch.modules.shared_copy import skeleton
 
 Tensor = torch.Tensor
 _LAYERS: tuple[type[nn.Module], ...] = (
-    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
-    nn.Embedding, nn.EmbeddingBag, nn.LSTM, nn.GRU, nn.RNN, nn.MultiheadAttention,
-)  # fmt: skip
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.Embedding,
+    nn.EmbeddingBag,
+    nn.LSTM,
+    nn.GRU,
+    nn.RNN,
+    nn.MultiheadAttention,
+)
 _COMPUTES = ("__call__", "forward", "_conv_forward", "forward_impl")
 _SMALL = (5, 7)
 """Outputs and inputs of the layer on which a linear layer's forward is tried."""
@@ -34,33 +45,40 @@ def as_plain_layers(root: nn.Module) -> nn.Module:
 
 
 def _inherits(cls: type, base: type) -> bool:
-    """True for a class that takes all that computes from its base."""
+    """Return whether a class takes all that computes from its base."""
     return all(getattr(cls, name, None) is getattr(base, name, None) for name in _COMPUTES)
 
 
 def _is_linear(module: nn.Module) -> bool:
-    """True for a module that computes x W^T + b, established by running it on small weights."""
+    """Return whether a module computes x W^T + b, established by running it on small weights."""
     own = {name for name, held in module._parameters.items() if held is not None}
-    if not {"weight"} <= own <= {"weight", "bias"} or module._buffers or module._modules:
+    if own not in ({"weight"}, {"weight", "bias"}) or module._buffers or module._modules:
         return False
+    outputs, inputs = _SMALL
     generator = torch.Generator().manual_seed(0)
-    twin = skeleton(module)
-    weight = torch.randn(*_SMALL, generator=generator)
-    bias = torch.randn(_SMALL[0], generator=generator) if "bias" in own else None
-    small = {"weight": weight, "bias": bias}
-    for name in own:
-        value = small[name]
-        assert value is not None
-        twin._parameters[name] = nn.Parameter(value, requires_grad=False)
-    twin.__dict__.update(out_features=_SMALL[0], in_features=_SMALL[1])
-    twin._forward_hooks.clear()
-    twin._forward_pre_hooks.clear()
-    x = torch.randn(2, 3, _SMALL[1], generator=generator)
+    small = {"weight": torch.randn(outputs, inputs, generator=generator)}
+    if "bias" in own:
+        small["bias"] = torch.randn(outputs, generator=generator)
+    twin = _small_twin(module, small)
+    x = torch.randn(2, 3, inputs, generator=generator)
     with torch.no_grad():
         try:
             y = twin(x)
         except _ERRORS:
             return False
-    expected = nn.functional.linear(x, weight, bias)
-    same = isinstance(y, Tensor) and y.shape == expected.shape and y.dtype == expected.dtype
-    return same and torch.allclose(y, expected, rtol=1e-4, atol=1e-5)
+    expected = nn.functional.linear(x, small["weight"], small.get("bias"))
+    if not isinstance(y, Tensor) or y.shape != expected.shape or y.dtype != expected.dtype:
+        return False
+    return torch.allclose(y, expected, rtol=1e-4, atol=1e-5)
+
+
+def _small_twin(module: nn.Module, parameters: dict[str, Tensor]) -> nn.Module:
+    """Return a skeleton of a linear layer with small parameters, without hooks."""
+    twin = skeleton(module)
+    for name, value in parameters.items():
+        twin._parameters[name] = nn.Parameter(value, requires_grad=False)
+    outputs, inputs = _SMALL
+    twin.__dict__.update(out_features=outputs, in_features=inputs)
+    twin._forward_hooks.clear()
+    twin._forward_pre_hooks.clear()
+    return twin

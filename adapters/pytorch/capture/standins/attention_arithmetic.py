@@ -1,0 +1,123 @@
+"""Attention between projections, as a function that graphs hold as one node."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+Tensor = torch.Tensor
+_Three = tuple[Tensor, Tensor, Tensor]
+
+
+def attend(
+    projected: _Three,
+    masks: tuple[Tensor | None, Tensor | None, bool],
+    more: tuple[Tensor | None, Tensor | None, bool],
+    form: tuple[int, bool, float],
+    need_weights: bool,
+    average: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Return softmax(q k^T / sqrt(d) + mask) v (Vaswani et al. 2017, eq. 1), and the softmax.
+
+    The first is in the layout of ``q``, the second only if it is asked for.
+
+    Args:
+        projected: q, k and v: (steps, features), or with a batch axis first or second.
+        masks: Padding of the keys, mask of the scores (boolean: True is left out; or added), and
+            whether that is called causal.
+        more: A key and a value that every sequence gets, and whether it gets a pair of zeros.
+        form: Heads, whether the batch axis comes first, dropout.
+        need_weights: Return the softmax too.
+        average: Average it over the heads.
+
+    Raises:
+        ValueError: Called causal without a mask of the scores.
+    """
+    padding, mask, causal = masks
+    heads, batch_first, dropout = form
+    if causal and mask is None:
+        raise ValueError("is_causal is a hint about attn_mask: give attn_mask too")
+    alone = projected[0].dim() == 2
+    q, k, v = (_batch_first(p, alone, batch_first) for p in projected)
+    steps = k.shape[1]
+    q, k, v = _in_heads(q, k, v, more, heads)
+    bias = _bias(padding, mask, q, steps)
+    if bias is not None:
+        # What every sequence gets beside its own steps is never masked.
+        bias = nn.functional.pad(bias, (0, k.shape[2] - steps))
+    weights = None
+    if need_weights:
+        weights = _weights(q, k, bias)
+        y = nn.functional.dropout(weights, dropout, dropout > 0.0) @ v
+        if average:
+            weights = weights.mean(1)
+        if alone:
+            weights = weights.squeeze(0)
+    else:
+        y = nn.functional.scaled_dot_product_attention(q, k, v, bias, dropout)
+    y = y.transpose(1, 2).flatten(2)
+    if alone:
+        return y.squeeze(0), weights
+    return y if batch_first else y.transpose(0, 1), weights
+
+
+def _batch_first(value: Tensor, alone: bool, batch_first: bool) -> Tensor:
+    """Return a value as (batch, steps, features)."""
+    if alone:
+        return value.unsqueeze(0)
+    return value if batch_first else value.transpose(0, 1)
+
+
+def _in_heads(
+    q: Tensor, k: Tensor, v: Tensor, more: tuple[Tensor | None, Tensor | None, bool], heads: int
+) -> _Three:
+    """Return q, k and v as (batch, heads, steps, features), with what every sequence gets."""
+    more_key, more_value, has_zeros = more
+    if more_key is not None and more_value is not None:
+        n = q.shape[0]
+        k = torch.cat([k, more_key.expand(n, 1, -1)], 1)
+        v = torch.cat([v, more_value.expand(n, 1, -1)], 1)
+    q = _split(q, heads)
+    k = _split(k, heads)
+    v = _split(v, heads)
+    if has_zeros:
+        k = nn.functional.pad(k, (0, 0, 0, 1))
+        v = nn.functional.pad(v, (0, 0, 0, 1))
+    return q, k, v
+
+
+def _split(value: Tensor, heads: int) -> Tensor:
+    n, steps, features = value.shape
+    # Widths are written out, since there may be no samples and no steps.
+    return value.reshape(n, steps, heads, features // heads).transpose(1, 2)
+
+
+def _bias(padding: Tensor | None, mask: Tensor | None, q: Tensor, steps: int) -> Tensor | None:
+    """Return what is added to the scores, for so many steps of the keys; None for nothing."""
+    n, heads, queries = q.shape[:3]
+    by_key = _added(padding, (n, 1, 1, steps), q.dtype)
+    # A mask of three axes has one for each sample and head, in one axis.
+    each = (n, heads, queries, steps) if mask is not None and mask.dim() == 3 else None
+    by_score = _added(mask, each, q.dtype)
+    if by_key is None:
+        return by_score
+    return by_key if by_score is None else by_key + by_score
+
+
+def _weights(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
+    scale = math.sqrt(1.0 / q.shape[-1])
+    scores = q * scale @ k.transpose(-2, -1)
+    if bias is not None:
+        scores = scores + bias
+    return torch.softmax(scores, -1)
+
+
+def _added(mask: Tensor | None, shape: tuple[int, ...] | None, dtype: torch.dtype) -> Tensor | None:
+    """Return a mask as numbers to add to the scores."""
+    if mask is None:
+        return None
+    if mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=dtype).masked_fill_(mask, -math.inf)
+    return mask if shape is None else mask.reshape(shape)
