@@ -24,7 +24,9 @@ def needs_gradient(*tensors: Tensor | None) -> bool:
 
     A compiled program gives none.
     """
-    wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if not torch.is_grad_enabled():
+        return False
+    wanted = any(t is not None and t.requires_grad for t in tensors)
     return wanted and not torch.compiler.is_compiling()
 
 
@@ -65,10 +67,11 @@ class _ThroughKernel(torch.autograd.Function):
                 wanted.append(tensor.requires_grad_())
         with torch.enable_grad():
             y = ctx.in_float(*given)
-        found = iter(torch.autograd.grad(y, wanted, grad.to(y.dtype)))
-        gradients = [next(found) if t.requires_grad else None for t in given]
+        gradients = torch.autograd.grad(y, wanted, grad.to(y.dtype))
+        found = iter(gradients)
+        by_tensor = [next(found) if t.requires_grad else None for t in given]
         # The two functions have none.
-        return (None, None, *gradients)
+        return (None, None, *by_tensor)
 
 
 def clipped(x: Tensor, source: Activation | None) -> Tensor:

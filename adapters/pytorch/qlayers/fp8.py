@@ -57,8 +57,11 @@ class Fp8Linear(Coded):
         super().__init__()
         codes = weight.codes.t() if transposed else weight.codes
         self.register_buffer("codes", codes.contiguous())
-        self.register_buffer("scale", weight.params.scale.to(torch.float32))
-        self.register_buffer("bias", None if bias is None else bias.detach().to(torch.float32))
+        scale = weight.params.scale.to(torch.float32)
+        self.register_buffer("scale", scale)
+        if bias is not None:
+            bias = bias.detach().to(torch.float32)
+        self.register_buffer("bias", bias)
         self.register_buffer("factors", factors)
         self.dtype = dtype
         self.per_token = per_token
@@ -72,7 +75,8 @@ class Fp8Linear(Coded):
 
     def decoded_weight(self) -> Tensor:
         """Return the weight as float numbers, with what its input is multiplied by first."""
-        weight = scaled(self.codes.view(torch.float8_e4m3fn), self.scale, 0)
+        numbers = self.codes.view(torch.float8_e4m3fn)
+        weight = scaled(numbers, self.scale, 0)
         if self.factors is not None:
             weight = weight * self.factors
         if self.transposed:
@@ -91,15 +95,17 @@ class Fp8Linear(Coded):
             y = y + self.bias
         y = post(self.then, y)
         y = y.to(result_dtype(self.dtype, y.device))
-        return y.view(*x.shape[:-1], self.codes.shape[0])
+        places = x.shape[:-1]
+        return y.view(*places, self.codes.shape[0])
 
     def _product(self, flat: Tensor) -> Tensor:
         if not torch.compiler.is_compiling():
             return fp8_linear(flat, self.codes, self.scale, self.per_token)
         if is_portable():
             # Laid out inside the program, which must run where octavo is not.
-            packed, scale = _laid_out(self.codes, self.scale, self.per_token)
-            return _multiplied(flat, self.codes.shape[0], packed, scale, self.per_token)
+            laid_out = _laid_out(self.codes, self.scale, self.per_token)
+            outputs = self.codes.shape[0]
+            return _multiplied(flat, outputs, laid_out, self.per_token)
         run: Any = torch.ops.octavo.fp8_linear
         y: Tensor = run(flat.detach(), self.codes, self.scale, self.per_token)
         return y
@@ -126,7 +132,10 @@ def _laid_out(codes: Tensor, scale: Tensor, per_token: bool) -> tuple[Tensor, Te
     return packed, nn.functional.pad(scale, (0, more_outputs))
 
 
-def _multiplied(x: Tensor, outputs: int, packed: Tensor, scale: Tensor, per_token: bool) -> Tensor:
+def _multiplied(
+    x: Tensor, outputs: int, laid_out: tuple[Tensor, Tensor], per_token: bool
+) -> Tensor:
+    packed, scale = laid_out
     if not x.shape[0]:
         # Neither a range nor the kernel takes no rows.
         return x.new_empty((0, outputs), dtype=torch.bfloat16)
@@ -145,12 +154,14 @@ def fp8_linear(x: Tensor, codes: Tensor, scale: Tensor, per_token: bool) -> Tens
         per_token: Every row of ``x`` has a scale of its own, and every output too.
     """
     key = ("fp8", per_token, content(scale))
-    packed, scales = layout(codes, key, lambda: _laid_out(codes, scale, per_token))
-    return _multiplied(x, codes.shape[0], packed, scales, per_token)
+    laid_out = layout(codes, key, lambda: _laid_out(codes, scale, per_token))
+    outputs = codes.shape[0]
+    return _multiplied(x, outputs, laid_out, per_token)
 
 
 def _result_form(x: Tensor, codes: Tensor, scale: Tensor, per_token: bool) -> Tensor:
-    return x.new_empty((x.shape[0], codes.shape[0]), dtype=torch.bfloat16)
+    shape = (x.shape[0], codes.shape[0])
+    return x.new_empty(shape, dtype=torch.bfloat16)
 
 
 register(

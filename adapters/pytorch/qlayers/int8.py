@@ -63,8 +63,10 @@ class Int8Linear(Int8Layer, LinearArithmetic):
         self.choose()
 
     def _saturates(self) -> bool:
+        if super()._saturates():
+            return True
         output_axis = 1 if self.transposed else 0
-        return super()._saturates() or not sums_fit(self.codes, output_axis)
+        return not sums_fit(self.codes, output_axis)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         super()._apply(*args, **kwargs)
@@ -90,7 +92,9 @@ class Int8Linear(Int8Layer, LinearArithmetic):
         if self.saturating:
             return self._portable(x)
         if torch.compiler.is_compiling():
-            return self._portable(x) if is_portable() else self._operator(x)
+            if is_portable():
+                return self._portable(x)
+            return self._operator(x)
         # Written out, not called (see LinearArithmetic.is_few): for few rows every further frame of
         # Python shows, since the caches hold little of it between two layers.
         if self._held is None or x.numel() > self.few or x.ndim <= 1:
@@ -126,14 +130,18 @@ class Int8Linear(Int8Layer, LinearArithmetic):
         if self.factors is None:
             return weight
         factors = self.factors.to(weight.dtype)
-        return weight * (factors[:, None] if self.transposed else factors)
+        if self.transposed:
+            factors = factors[:, None]
+        return weight * factors
 
     def packed_rows(self) -> Any:
         """Return the weight as the kernel for few rows takes it."""
         packed = super().packed_rows()
         if self.stacked is not None:
             return packed
-        codes, scale, bias = self.codes, self.scale, self.bias
+        codes = self.codes
+        scale = self.scale
+        bias = self.bias
         # Tensors made in inference mode have no version to tell that they were written to.
         is_counted = not (codes.is_inference() or scale.is_inference())
         if is_counted and not (bias is not None and bias.is_inference()):
@@ -142,7 +150,8 @@ class Int8Linear(Int8Layer, LinearArithmetic):
         return packed
 
     def _values(self, x: Tensor) -> Tensor:
-        return as_values(self.forward(x), self.gives, self.dtype)
+        y = self.forward(x)
+        return as_values(y, self.gives, self.dtype)
 
     def _operator(self, x: Tensor) -> Tensor:
         result = self.result()
@@ -169,11 +178,15 @@ class Int8Linear(Int8Layer, LinearArithmetic):
         if self.factors is not None:
             x = x * self.factors
         steps, scale = self._portable_source(x)
-        weight = self.codes.t() if self.transposed else self.codes
-        y = nn.functional.linear(steps, weight.float()) * self.scale * scale
+        weight = self.codes
+        if self.transposed:
+            weight = weight.t()
+        sums = nn.functional.linear(steps, weight.float())
+        y = sums * self.scale * scale
         if self.bias is not None:
             y = y + self.bias
-        return self._portable_result(post(self.then, y))
+        y = post(self.then, y)
+        return self._portable_result(y)
 
     def _portable_source(self, x: Tensor) -> tuple[Tensor, Tensor | float]:
         if not self.per_token or needs_gradient(x):
@@ -223,7 +236,9 @@ class Int8Conv(Int8Layer, ConvArithmetic):
             return self._portable(x, other)
         if not torch.compiler.is_compiling():
             return self.convolved(x, other)
-        return self._portable(x, other) if is_portable() else self._operator(x, other)
+        if is_portable():
+            return self._portable(x, other)
+        return self._operator(x, other)
 
     def _values(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         if other is not None and other.dtype != torch.uint8:
@@ -232,10 +247,13 @@ class Int8Conv(Int8Layer, ConvArithmetic):
                 other = self.other.quantize(other)
             else:
                 other = other.clone()
-        return as_values(self.forward(x, other), self.gives, self.dtype)
+        y = self.forward(x, other)
+        return as_values(y, self.gives, self.dtype)
 
     def _operator(self, x: Tensor, other: Tensor | None) -> Tensor:
-        added = (None, 0) if self.other is None else (self.other.scale, self.other.zero_point)
+        added: tuple[float | None, int] = (None, 0)
+        if self.other is not None:
+            added = (self.other.scale, self.other.zero_point)
         y: Tensor = torch.ops.octavo.int8_conv(
             x.detach(),
             self.codes,
@@ -259,17 +277,22 @@ class Int8Conv(Int8Layer, ConvArithmetic):
         stride, padding, dilation, groups = self.geometry
         axes = self.codes.ndim - 2
         convolve = _CONVOLUTIONS[axes - 1]
-        y = convolve(steps, self.codes.float(), None, stride, padding, dilation, groups)
+        weight = self.codes.float()
+        sums = convolve(steps, weight, None, stride, padding, dilation, groups)
         per_channel = (1, -1, *[1] * axes)
-        y = y * self.scale.view(per_channel) * scale
+        y = sums * self.scale.view(per_channel) * scale
         if self.bias is not None:
             y = y + self.bias.view(per_channel)
         if other is not None:
             y = y + self._portable_other(other)
-        return self._portable_result(torch.relu(y) if self.then == "relu" else y)
+        if self.then == "relu":
+            y = torch.relu(y)
+        return self._portable_result(y)
 
     def _portable_other(self, other: Tensor) -> Tensor:
         """Return what is added as float values."""
-        if other.dtype != torch.uint8 or self.other is None:
+        params = self.other
+        if other.dtype != torch.uint8 or params is None:
             return other
-        return (other.float() - self.other.zero_point) * self.other.scale
+        steps = other.float() - params.zero_point
+        return steps * params.scale

@@ -40,8 +40,11 @@ class Int8Layer(Coded, Integers):
     ) -> None:
         super().__init__()
         self.register_buffer("codes", weight.codes)
-        self.register_buffer("scale", weight.params.scale.reshape(-1).to(torch.float32))
-        self.register_buffer("bias", None if bias is None else bias.detach().to(torch.float32))
+        scale = weight.params.scale.reshape(-1)
+        self.register_buffer("scale", scale.to(torch.float32))
+        if bias is not None:
+            bias = bias.detach().to(torch.float32)
+        self.register_buffer("bias", bias)
         self.dtype = dtype
         self.source = source
         self.gives = gives
@@ -54,7 +57,10 @@ class Int8Layer(Coded, Integers):
 
         Float arithmetic then takes their place.
         """
-        return self.codes.device.type == "cpu" and not in_reach(self.codes)
+        # Other devices sum in 32 bits.
+        if self.codes.device.type != "cpu":
+            return False
+        return not in_reach(self.codes)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         super()._apply(*args, **kwargs)
@@ -74,7 +80,8 @@ class Int8Layer(Coded, Integers):
 
     def decoded_weight(self) -> Tensor:
         """Return the weight as float numbers."""
-        return scaled(self.codes, self.scale, self._channel_axis()).to(self.dtype)
+        weight = scaled(self.codes, self.scale, self._channel_axis())
+        return weight.to(self.dtype)
 
     def _channel_axis(self) -> int:
         return 0
@@ -86,25 +93,33 @@ class Int8Layer(Coded, Integers):
         """
         if needs_gradient(x):
             return clipped(x.float(), self.source), 1.0
-        if self.source is not None:
-            codes = x if x.dtype == torch.uint8 else self.source.quantize(x)
-            return codes.float() - self.source.zero_point, self.source.scale
+        source = self.source
+        if source is not None:
+            codes = x
+            if x.dtype != torch.uint8:
+                codes = source.quantize(x)
+            return codes.float() - source.zero_point, source.scale
         scale, zero_point = _portable_range(x, self.symmetric)
         low = 1 if self.symmetric else 0
-        codes = torch.round(x.float() / scale) + zero_point
-        return codes.clamp(low, 255) - zero_point, scale
+        steps = torch.round(x.float() / scale)
+        codes = (steps + zero_point).clamp(low, 255)
+        return codes - zero_point, scale
 
     def _portable_result(self, y: Tensor) -> Tensor:
-        if self.gives is None or needs_gradient(y):
-            return y.to(result_dtype(self.dtype, y.device))
-        codes = torch.round(y / self.gives.scale) + self.gives.zero_point
+        gives = self.gives
+        if gives is None or needs_gradient(y):
+            dtype = result_dtype(self.dtype, y.device)
+            return y.to(dtype)
+        steps = torch.round(y / gives.scale)
+        codes = steps + gives.zero_point
         return codes.clamp(0, 255).to(torch.uint8)
 
     def extra_repr(self) -> str:
         """Return its shape and mode."""
         mode = "static" if self.source else "dynamic"
         then = f", {self.then}" if self.then else ""
-        return f"{tuple(self.codes.shape)}, int8 {mode}{then}"
+        shape = tuple(self.codes.shape)
+        return f"{shape}, int8 {mode}{then}"
 
 
 def _portable_range(x: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:
@@ -117,5 +132,7 @@ def _portable_range(x: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:
         scale = torch.where(scale > 0, scale, 1.0)
         return scale, torch.full((), 128.0, device=x.device)
     scale = (high - low) / 255
+    # A constant of zero has no range.
     scale = torch.where(scale > 0, scale, 1.0)
-    return scale, torch.round(-low / scale).clamp(0, 255)
+    zero_point = torch.round(-low / scale)
+    return scale, zero_point.clamp(0, 255)

@@ -45,7 +45,7 @@ class Int8Recurrent(StoredRecurrent):
             return self._run_on_integers(x, sizes, states, compiling)
         except RuntimeError:
             # The kernels find no range in what is not finite; any other error is one.
-            if compiling or all(bool(t.isfinite().all()) for t in (x, *states)):
+            if compiling or all(map(_is_finite, (x, *states))):
                 raise
             return super()._run(x, sizes, states)
 
@@ -56,9 +56,8 @@ class Int8Recurrent(StoredRecurrent):
         smooth, last = super()._run(x, sizes, states)
         with torch.no_grad():
             exact, own = self._run(x, sizes, states)
-        pairs = zip((exact, *own), (smooth, *last), strict=True)
-        y, *after = (value + (like - like.detach()) for value, like in pairs)
-        return y, tuple(after)
+        after = [_with_gradient(*pair) for pair in zip(own, last, strict=True)]
+        return _with_gradient(exact, smooth), tuple(after)
 
     def _computes_in_float(self, compiling: bool) -> bool:
         """Return whether no integer kernel may run.
@@ -77,10 +76,28 @@ class Int8Recurrent(StoredRecurrent):
         matrices = [t for w in stored for t in (w.codes, w.scale)]
         biases = [getattr(self, name).detach() for name in self.floats]
         given = [s.detach().float() for s in states]
-        form = NetworkForm(self.kind, self.num_layers, self.bidirectional, self.batch_first)
-        run: Any = torch.ops.octavo.int8_recurrent if compiling else run_layers
-        y, *last = run(x.detach().float(), sizes, given, matrices, biases, *form)
-        return y.to(self.dtype), tuple(s.to(self.dtype) for s in last)
+        form = NetworkForm(
+            kind=self.kind,
+            layers=self.num_layers,
+            bidirectional=self.bidirectional,
+            batch_first=self.batch_first,
+        )
+        run: Any = run_layers
+        if compiling:
+            run = torch.ops.octavo.int8_recurrent
+        values = x.detach().float()
+        y, *last = run(values, sizes, given, matrices, biases, *form)
+        after = tuple(s.to(self.dtype) for s in last)
+        return y.to(self.dtype), after
+
+
+def _with_gradient(value: Tensor, like: Tensor) -> Tensor:
+    """Return a value that has the gradient of another."""
+    return value + (like - like.detach())
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return bool(tensor.isfinite().all())
 
 
 def _in_reach(codes: Tensor) -> bool:

@@ -82,7 +82,10 @@ class StoredWeight(nn.Module):
     def _offset_of(self, weight: QuantizedTensor, scale: Tensor) -> Tensor | None:
         """Return what a code of zero stands for, shaped as the scales; None where all are zero."""
         zero_point: Tensor = weight.params.zero_point
-        if not is_integer(self.spec) or not bool((zero_point != 0).any()):
+        if not is_integer(self.spec):
+            return None
+        is_shifted = zero_point != 0
+        if not bool(is_shifted.any()):
             return None
         offset = -zero_point.to(torch.float32) * scale
         return offset.reshape(self.scale.shape)
@@ -101,19 +104,29 @@ class StoredWeight(nn.Module):
     def decode(self, codes: Tensor, rows: slice | Tensor) -> Tensor:
         """Return float32 values (n, features) of the packed codes (n, bytes) of some rows."""
         n = codes.shape[0]
-        words = _words(codes) if self.width in (3, 6) else codes.to(torch.int32)
+        if self.width in (3, 6):
+            words = _words(codes)
+        else:
+            words = codes.to(torch.int32)
         values = nn.functional.embedding(words, self.table)
         # Sizes are written out, since there may be no rows.
         width = words.shape[1] * self.table.shape[1]
         values = values.view(n, width)[:, : self.features]
         form = (n, self.scale.shape[1], self.group)
-        grouped = values.view(form) if values.is_contiguous() else values.reshape(form)
-        is_one = self.scale.shape[0] == 1
-        scale = self.scale if is_one else self.scale[rows]
-        if self.offset is None:
-            return grouped.mul_(scale[..., None]).view(n, self.features)
-        offset = self.offset if is_one else self.offset[rows]
-        decoded = torch.addcmul(offset[..., None], grouped, scale[..., None])
+        if values.is_contiguous():
+            grouped = values.view(form)
+        else:
+            grouped = values.reshape(form)
+        scale = self.scale
+        offset = self.offset
+        if scale.shape[0] != 1:
+            scale = scale[rows]
+            offset = None if offset is None else offset[rows]
+        by_group = scale[..., None]
+        if offset is None:
+            decoded = grouped.mul_(by_group)
+        else:
+            decoded = torch.addcmul(offset[..., None], grouped, by_group)
         return decoded.view(n, self.features)
 
     def whole(self) -> Tensor:
@@ -127,7 +140,8 @@ class StoredWeight(nn.Module):
     @property
     def step(self) -> int:
         """Rows of a block."""
-        return max(1, min(self.rows, _BLOCK // max(1, self.features)))
+        fitting = _BLOCK // max(1, self.features)
+        return max(1, min(self.rows, fitting))
 
     def extra_repr(self) -> str:
         """Return shape and format."""
@@ -187,7 +201,8 @@ def _table(spec: QuantSpec, lowest: int, width: int, is_signed: bool) -> Tensor:
     It is float32 (256 or 4096, codes in a word).
     """
     if width == 8 and is_signed:
-        return torch.arange(256).to(torch.int8).float().reshape(-1, 1)
+        every_byte = torch.arange(256).to(torch.int8)
+        return every_byte.float().reshape(-1, 1)
     codes = _codes_of_words(width) + lowest
     if is_integer(spec) or spec.dtype == "mxint8":
         return codes.float()

@@ -22,6 +22,8 @@ from octavo.adapters.pytorch.kernels import fbgemm
 from octavo.adapters.pytorch.kernels.faults import fault
 
 Tensor = torch.Tensor
+_SCALE = 4e-3
+"""Of the weight codes on which the kernel is tried."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +57,18 @@ class ProjectedCell:
         Returns:
             Hidden states in the order of ``x``, and the last hidden and cell state.
         """
-        gates = torch.split(fbgemm.linear_rows(x, self.inputs), list(sizes))
+        from_inputs = fbgemm.linear_rows(x, self.inputs)
+        gates = torch.split(from_inputs, list(sizes))
         outputs: list[Tensor] = [x] * len(sizes)
         steps = range(len(sizes))
         for step in reversed(steps) if backwards else steps:
             n = sizes[step]
-            total = gates[step] + fbgemm.linear_rows(h[:n], self.state)
+            from_state = fbgemm.linear_rows(h[:n], self.state)
+            total = gates[step] + from_state
             i, f, g, o = total.chunk(4, 1)
-            cell = torch.sigmoid(f) * c[:n] + torch.sigmoid(i) * torch.tanh(g)
+            kept = torch.sigmoid(f) * c[:n]
+            added = torch.sigmoid(i) * torch.tanh(g)
+            cell = kept + added
             hidden = torch.sigmoid(o) * torch.tanh(cell)
             outputs[step] = fbgemm.linear_rows(hidden, self.projection)
             h = _beginning(h, outputs[step])
@@ -72,9 +78,11 @@ class ProjectedCell:
 
 def _beginning(states: Tensor, new: Tensor) -> Tensor:
     """Return states whose first sequences have new ones."""
-    if len(new) == len(states):
+    count = len(new)
+    if count == len(states):
         return new
-    return torch.cat([new, states[len(new) :]])
+    rest = states[count:]
+    return torch.cat([new, rest])
 
 
 def run_projected(
@@ -104,11 +112,12 @@ def run_projected(
     directions = 2 if bidirectional else 1
     if sizes is not None:
         counts = [int(n) for n in sizes]
-        return _run_steps(x.reshape(-1, x.shape[-1]), counts, states, cells, directions)
+        return _run_steps(x, counts, states, cells, directions)
     steps = x.transpose(0, 1) if batch_first else x
-    count, batch = steps.shape[:2]
-    flat = steps.reshape(-1, x.shape[-1])
-    y, last = _run_steps(flat, [batch] * count, states, cells, directions)
+    count, batch, features = steps.shape
+    flat = steps.reshape(-1, features)
+    counts = [batch] * count
+    y, last = _run_steps(flat, counts, states, cells, directions)
     y = y.view(count, batch, y.shape[-1])
     return y.transpose(0, 1) if batch_first else y, last
 
@@ -133,7 +142,8 @@ def _run_steps(
             parts.append(y)
             last.append((h, c))
         flat = parts[0] if directions == 1 else torch.cat(parts, -1)
-    return flat, tuple(torch.stack(parts) for parts in zip(*last, strict=True))
+    by_kind = zip(*last, strict=True)
+    return flat, tuple(torch.stack(states) for states in by_kind)
 
 
 @cache
@@ -151,17 +161,24 @@ def _probe(generator: torch.Generator) -> tuple[Tensor, Tensor]:
     inputs = seven_bits((32, 16), generator)
     state = seven_bits((32, 4), generator)
     projection = seven_bits((4, 8), generator)
+    wide = torch.full((32,), _SCALE)
     cell = ProjectedCell(
-        fbgemm.pack_rows(inputs, torch.full((32,), 4e-3), bias),
-        fbgemm.pack_rows(state, torch.full((32,), 4e-3), None),
-        fbgemm.pack_rows(projection, torch.full((4,), 4e-3), None),
+        inputs=fbgemm.pack_rows(inputs, wide, bias),
+        state=fbgemm.pack_rows(state, wide, None),
+        projection=fbgemm.pack_rows(projection, wide[:4], None),
     )
     y, _ = run_projected(x, None, (h, c), [cell], bidirectional=False, batch_first=True)
-    biases = [bias.double(), torch.zeros(32, dtype=torch.float64)]
-    first, second, third = (m.double() * 4e-3 for m in (inputs, state, projection))
-    flat = [first, second, *biases, third]
+    no_bias = torch.zeros(32, dtype=torch.float64)
+    flat = [
+        inputs.double() * _SCALE,
+        state.double() * _SCALE,
+        bias.double(),
+        no_bias,
+        projection.double() * _SCALE,
+    ]
     exact: Any = torch.lstm
     given = [h.double(), c.double()]
+    # Has biases, layers, dropout, training, directions, whether the batch comes first.
     expected = exact(x.double(), given, flat, True, 1, 0.0, False, False, True)[0]
     return y, expected
 

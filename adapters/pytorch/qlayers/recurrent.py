@@ -17,6 +17,8 @@ from .packed_weights import StoredWeight
 Tensor = torch.Tensor
 States = tuple[Tensor, ...]
 """Hidden states, and cell states of an LSTM: each (layers * directions, batch, hidden)."""
+Given = Tensor | States
+"""States as callers give them."""
 
 
 class StoredRecurrent(nn.Module):
@@ -52,10 +54,12 @@ class StoredRecurrent(nn.Module):
     def flatten_parameters(self) -> None:
         """Do nothing: models call it on the float module, whose weights it lays out for cuDNN."""
 
-    def forward(
-        self, x: Tensor | PackedSequence, hx: Tensor | States | None = None
-    ) -> tuple[Any, Any]:
-        """Return outputs and last states, as ``nn.LSTM`` and ``nn.GRU`` do."""
+    def forward(self, x: Tensor | PackedSequence, hx: Given | None = None) -> tuple[Any, Any]:
+        """Return outputs and last states, as ``nn.LSTM`` and ``nn.GRU`` do.
+
+        Raises:
+            ValueError: The states are not as many as the network has.
+        """
         if isinstance(x, PackedSequence):
             return self._forward_packed(x, hx)
         batch_axis = 0 if self.batch_first else 1
@@ -65,28 +69,31 @@ class StoredRecurrent(nn.Module):
         y, last = self._run(x, None, states)
         return y, self._given(last)
 
-    def _forward_packed(self, x: PackedSequence, hx: Tensor | States | None) -> tuple[Any, Any]:
-        states = self._states(hx, int(x.batch_sizes[0]), x.data)
-        ordered = tuple(_chosen(s, x.sorted_indices) for s in states)
-        y, last = self._run(x.data, x.batch_sizes, ordered)
-        last = tuple(_chosen(s, x.unsorted_indices) for s in last)
-        packed = PackedSequence(y, x.batch_sizes, x.sorted_indices, x.unsorted_indices)
+    def _forward_packed(self, x: PackedSequence, hx: Given | None) -> tuple[Any, Any]:
+        sizes = x.batch_sizes
+        # The first step has all sequences.
+        batch = int(sizes[0])
+        states = self._states(hx, batch, x.data)
+        ordered = _chosen(states, x.sorted_indices)
+        y, last = self._run(x.data, sizes, ordered)
+        last = _chosen(last, x.unsorted_indices)
+        packed = PackedSequence(y, sizes, x.sorted_indices, x.unsorted_indices)
         return packed, self._given(last)
 
-    def _forward_alone(
-        self, x: Tensor, hx: Tensor | States | None, batch_axis: int
-    ) -> tuple[Any, Any]:
+    def _forward_alone(self, x: Tensor, hx: Given | None, batch_axis: int) -> tuple[Any, Any]:
         """Run one sequence that has no axis for the batch."""
         batched: States | None = None
         if hx is not None:
             alone = (hx,) if isinstance(hx, Tensor) else hx
             batched = tuple(s.unsqueeze(1) for s in alone)
         states = self._states(batched, 1, x)
-        y, last = self._run(x.unsqueeze(batch_axis), None, states)
+        one = x.unsqueeze(batch_axis)
+        y, last = self._run(one, None, states)
+        y = y.squeeze(batch_axis)
         last = tuple(s.squeeze(1) for s in last)
-        return y.squeeze(batch_axis), self._given(last)
+        return y, self._given(last)
 
-    def _states(self, hx: Tensor | States | None, batch: int, like: Tensor) -> States:
+    def _states(self, hx: Given | None, batch: int, like: Tensor) -> States:
         """Return the states to begin with: those that are given, else zeros."""
         if hx is None:
             return self._zero_states(batch, like)
@@ -99,13 +106,16 @@ class StoredRecurrent(nn.Module):
 
     def _zero_states(self, batch: int, like: Tensor) -> States:
         count = self.num_layers * self._directions
-        hidden = like.new_zeros(count, batch, self.proj_size or self.hidden_size)
+        width = self.proj_size or self.hidden_size
+        hidden = like.new_zeros(count, batch, width)
         if self.kind != "lstm":
             return (hidden,)
         return hidden, like.new_zeros(count, batch, self.hidden_size)
 
     def _given(self, states: States) -> Any:
-        return states if self.kind == "lstm" else states[0]
+        if self.kind == "lstm":
+            return states
+        return states[0]
 
     @property
     def _directions(self) -> int:
@@ -114,19 +124,25 @@ class StoredRecurrent(nn.Module):
     def _matrices(self, cell: int) -> list[StoredWeight]:
         """Return input, recurrent and any projection matrix of one layer and direction."""
         count = 3 if self.proj_size else 2
-        found: list[Any] = list(self.weight_codes[count * cell : count * (cell + 1)])
+        first = count * cell
+        found: list[Any] = list(self.weight_codes[first : first + count])
         return found
 
     def _biases(self, cell: int) -> list[Tensor]:
-        return [getattr(self, name) for name in self.floats[2 * cell : 2 * cell + 2]]
+        first = 2 * cell
+        names = self.floats[first : first + 2]
+        return [getattr(self, name) for name in names]
 
     def _decoded(self, cells: range) -> list[Tensor]:
         """Return the float tensors of some cells, in the order of torch's functions."""
         flat: list[Tensor] = []
         for cell in cells:
-            matrices = [w.whole().to(self.dtype) for w in self._matrices(cell)]
+            matrices = [w.whole() for w in self._matrices(cell)]
+            first, second, *projection = (m.to(self.dtype) for m in matrices)
+            flat += [first, second]
             # Biases stand before the projection.
-            flat += [*matrices[:2], *self._biases(cell), *matrices[2:]]
+            flat += self._biases(cell)
+            flat += projection
         return flat
 
     def _run(self, x: Tensor, sizes: Tensor | None, states: States) -> tuple[Tensor, States]:
@@ -134,11 +150,14 @@ class StoredRecurrent(nn.Module):
         directions = self._directions
         last: list[States] = []
         for layer in range(self.num_layers):
-            cells = range(layer * directions, (layer + 1) * directions)
-            own = [s[cells.start : cells.stop].contiguous() for s in states]
-            x, after = self._run_layer(x, sizes, own, self._decoded(cells))
+            first = layer * directions
+            end = first + directions
+            own = [s[first:end].contiguous() for s in states]
+            flat = self._decoded(range(first, end))
+            x, after = self._run_layer(x, sizes, own, flat)
             last.append(after)
-        return x, tuple(torch.cat(parts) for parts in zip(*last, strict=True))
+        by_kind = zip(*last, strict=True)
+        return x, tuple(torch.cat(parts) for parts in by_kind)
 
     def _run_layer(
         self, x: Tensor, sizes: Tensor | None, states: list[Tensor], flat: list[Tensor]
@@ -159,5 +178,8 @@ class StoredRecurrent(nn.Module):
         return f"{self.kind}, {self.num_layers} layers of {self.hidden_size}{both}"
 
 
-def _chosen(states: Tensor, indices: Tensor | None) -> Tensor:
-    return states if indices is None else states.index_select(1, indices)
+def _chosen(states: States, indices: Tensor | None) -> States:
+    """Return the states of some sequences, in that order; all of them if no indices are given."""
+    if indices is None:
+        return states
+    return tuple(s.index_select(1, indices) for s in states)

@@ -18,8 +18,6 @@ from .projected_lstm import ProjectedCell, run_projected, seven_bits
 
 Tensor = torch.Tensor
 States = tuple[Tensor, ...]
-CellTensors = tuple[Sequence[Tensor], Sequence[Tensor], list[Tensor]]
-"""Codes and scales of a cell's matrices, and its biases in float32 (two, or none)."""
 
 
 class NetworkForm(NamedTuple):
@@ -36,6 +34,20 @@ class NetworkForm(NamedTuple):
     layers: int
     bidirectional: bool
     batch_first: bool
+
+
+class _CellTensors(NamedTuple):
+    """The tensors of one layer and direction.
+
+    Attributes:
+        codes: Of each of its matrices.
+        scales: Likewise.
+        biases: Two in float32, or none.
+    """
+
+    codes: Sequence[Tensor]
+    scales: Sequence[Tensor]
+    biases: list[Tensor]
 
 
 def run_layers(
@@ -62,39 +74,50 @@ def run_layers(
         Outputs, and the last states.
     """
     network = NetworkForm(*form)
-    is_projected = network.kind == "lstm" and states[0].shape[2] != states[1].shape[2]
-    each = _each_cell(matrices, biases, 3 if is_projected else 2)
-    if is_projected:
+    if network.kind == "lstm" and _is_projected(states):
         y, last = run_projected(
             x,
             sizes,
             states,
-            [_projected_cell(*tensors) for tensors in each],
+            [_projected_cell(cell) for cell in _each_cell(matrices, biases, 3)],
             bidirectional=network.bidirectional,
             batch_first=network.batch_first,
         )
     else:
-        cells = [_torch_cell(*tensors) for tensors in each]
+        cells = [_torch_cell(cell) for cell in _each_cell(matrices, biases, 2)]
         y, last = run_cells(x, sizes, states, cells, network)
     return [y, *last]
 
 
+def _is_projected(states: Sequence[Tensor]) -> bool:
+    """Return whether an LSTM's hidden state is narrower than its cell state."""
+    hidden, cell = states
+    return hidden.shape[2] != cell.shape[2]
+
+
 def _each_cell(
     matrices: Sequence[Tensor], biases: Sequence[Tensor], count: int
-) -> Iterator[CellTensors]:
+) -> Iterator[_CellTensors]:
     """Yield what belongs to each layer and direction, whose matrices are ``count``."""
+    # Codes and scales take turns.
     span = 2 * count
     for cell in range(len(matrices) // span):
-        own = matrices[span * cell : span * (cell + 1)]
-        shifts = [b.float() for b in biases[2 * cell : 2 * cell + 2]]
-        yield own[::2], own[1::2], shifts
+        first = span * cell
+        own = matrices[first : first + span]
+        shifts = biases[2 * cell : 2 * cell + 2]
+        yield _CellTensors(
+            codes=own[::2],
+            scales=own[1::2],
+            biases=[b.float() for b in shifts],
+        )
 
 
-def _projected_cell(
-    codes: Sequence[Tensor], scales: Sequence[Tensor], biases: list[Tensor]
-) -> ProjectedCell:
+def _projected_cell(cell: _CellTensors) -> ProjectedCell:
+    codes, scales, biases = cell
     # Both biases are added to the same sums: they are laid out as one, with the inputs.
-    bias = biases[0] + biases[1] if biases else None
+    bias = None
+    if biases:
+        bias = biases[0] + biases[1]
     return ProjectedCell(
         inputs=_rows(codes[0], scales[0], bias),
         state=_rows(codes[1], scales[1], None),
@@ -102,19 +125,25 @@ def _projected_cell(
     )
 
 
-def _torch_cell(codes: Sequence[Tensor], scales: Sequence[Tensor], biases: list[Tensor]) -> Any:
-    shifts = biases or [torch.zeros(codes[0].shape[0])] * 2
-    rows = [_rows(*parts) for parts in zip(codes, scales, shifts, strict=True)]
-    return make_cell(*rows, *shifts)
+def _torch_cell(cell: _CellTensors) -> Any:
+    codes, scales, biases = cell
+    if not biases:
+        # The kernel's cells always have biases.
+        none = torch.zeros(codes[0].shape[0])
+        biases = [none, none]
+    input_bias, state_bias = biases
+    input_rows = _rows(codes[0], scales[0], input_bias)
+    state_rows = _rows(codes[1], scales[1], state_bias)
+    return make_cell(input_rows, state_rows, input_bias, state_bias)
 
 
 def _rows(codes: Tensor, scale: Tensor, bias: Tensor | None) -> Any:
+    def make() -> Any:
+        signed = codes.view(torch.int8)
+        return fbgemm.pack_rows(signed, scale.reshape(-1), bias)
+
     key = ("rows", content(scale), content(bias))
-    return layout(
-        codes,
-        key,
-        lambda: fbgemm.pack_rows(codes.view(torch.int8), scale.reshape(-1), bias),
-    )
+    return layout(codes, key, make)
 
 
 def make_cell(input_rows: Any, state_rows: Any, input_bias: Tensor, state_bias: Tensor) -> Any:
@@ -160,8 +189,14 @@ def run_cells(
         warnings.simplefilter("ignore")
         if form.kind == "lstm":
             lstm: Any = torch.quantized_lstm
-            how = {"dtype": torch.qint8, "use_dynamic": True}
-            y, *last = lstm(*head, list(states), list(cells), *settings, **how)
+            y, *last = lstm(
+                *head,
+                list(states),
+                list(cells),
+                *settings,
+                dtype=torch.qint8,
+                use_dynamic=True,
+            )
         else:
             gru: Any = torch.quantized_gru
             y, *last = gru(*head, states[0], list(cells), *settings)
@@ -177,9 +212,11 @@ def _result_form(
     *form: Any,
 ) -> list[Tensor]:
     directions = 2 if NetworkForm(*form).bidirectional else 1
-    width = states[0].shape[2] * directions
-    y = x.new_empty((*x.shape[:-1], width))
-    return [y, *(torch.empty_like(s) for s in states)]
+    hidden = states[0].shape[2]
+    places = x.shape[:-1]
+    y = x.new_empty((*places, hidden * directions))
+    last = [torch.empty_like(s) for s in states]
+    return [y, *last]
 
 
 register(
@@ -210,9 +247,17 @@ def _probe(kind: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     packed = [fbgemm.pack_rows(c, scale, bias) for c in codes]
     cell = make_cell(packed[0], packed[1], bias, bias)
     states = [h, h] if kind == "lstm" else [h]
-    y, _ = run_cells(x, None, states, [cell], NetworkForm(kind, 1, False, True))
-    flat = [*(c.double() * 4e-3 for c in codes), bias.double(), bias.double()]
+    form = NetworkForm(kind, 1, bidirectional=False, batch_first=True)
+    y, _ = run_cells(x, None, states, [cell], form)
+    weights = [c.double() * 4e-3 for c in codes]
+    biases = [bias.double()] * 2
+    return y, _expected(kind, x.double(), h.double(), [*weights, *biases])
+
+
+def _expected(kind: str, x: Tensor, h: Tensor, flat: list[Tensor]) -> Tensor:
+    """Return the outputs of a float network of one layer, whose states begin alike."""
     exact: Any = torch.lstm if kind == "lstm" else torch.gru
-    given = [s.double() for s in states] if kind == "lstm" else h.double()
-    expected = exact(x.double(), given, flat, True, 1, 0.0, False, False, True)[0]
-    return y, expected
+    given: Any = [h, h] if kind == "lstm" else h
+    # Has biases, layers, dropout, training, directions, whether the batch comes first.
+    y: Tensor = exact(x, given, flat, True, 1, 0.0, False, False, True)[0]
+    return y

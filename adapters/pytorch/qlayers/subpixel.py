@@ -15,7 +15,9 @@ from functools import cache
 from itertools import product
 from math import gcd
 
-Geometry = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...], int]
+Axes = tuple[int, ...]
+"""A number for each axis."""
+Geometry = tuple[Axes, Axes, Axes, Axes, int]
 """Stride, padding, output padding, dilation and groups."""
 
 
@@ -46,10 +48,10 @@ class Phase:
             are the bias.
     """
 
-    residues: tuple[int, ...]
-    first: tuple[int, ...]
-    more: tuple[int, ...]
-    taps: tuple[tuple[int, ...], ...]
+    residues: Axes
+    first: Axes
+    more: Axes
+    taps: tuple[Axes, ...]
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,8 @@ class Step:
         phases: At least one.
     """
 
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
+    padding: Axes
+    dilation: Axes
     phases: tuple[Phase, ...]
 
 
@@ -71,15 +73,15 @@ class Step:
 class _Likeness:
     """What phases have in common that one convolution computes."""
 
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    taps: tuple[int, ...]
-    alone: tuple[int, ...]
+    padding: Axes
+    dilation: Axes
+    taps: Axes
+    alone: Axes
 
 
 @cache
 def steps(
-    kernel: tuple[int, ...], geometry: Geometry, together: bool = True
+    kernel: Axes, geometry: Geometry, together: bool = True
 ) -> tuple[tuple[Step, ...], tuple[Phase, ...]]:
     """Return the convolutions that make up a transposed one, and the phases that no tap reaches.
 
@@ -96,18 +98,26 @@ def steps(
     empty: list[Phase] = []
     for parts in product(*axes):
         phase = _phase(parts)
-        if all(phase.taps):
-            likeness = _Likeness(
-                padding=tuple(p.padding for p in parts),
-                dilation=tuple(p.dilation for p in parts),
-                taps=tuple(len(p.taps) for p in parts),
-                alone=() if together else phase.residues,
-            )
-            alike.setdefault(likeness, []).append(phase)
-        else:
+        if not all(phase.taps):
             empty.append(phase)
-    found = [Step(like.padding, like.dilation, tuple(phases)) for like, phases in alike.items()]
+            continue
+        alone = () if together else phase.residues
+        likeness = _likeness(parts, alone)
+        alike.setdefault(likeness, []).append(phase)
+    found = []
+    for like, phases in alike.items():
+        step = Step(like.padding, like.dilation, tuple(phases))
+        found.append(step)
     return tuple(found), tuple(empty)
+
+
+def _likeness(parts: tuple[_Residue, ...], alone: Axes) -> _Likeness:
+    return _Likeness(
+        padding=tuple(p.padding for p in parts),
+        dilation=tuple(p.dilation for p in parts),
+        taps=tuple(len(p.taps) for p in parts),
+        alone=alone,
+    )
 
 
 def _phase(parts: tuple[_Residue, ...]) -> Phase:
@@ -129,18 +139,27 @@ def _residues(kernel: int, stride: int, padding: int, extra: int, dilation: int)
         taps = [t for t in range(kernel) if (t * dilation - start) % stride == 0]
         # Outputs are (inputs - 1) * stride - 2 * padding + reach + extra; those of this residue,
         # less the inputs, divided by the stride and rounded up:
-        more = -(-(reach + extra - stride - padding - start) // stride)
+        beyond = reach + extra - stride - padding - start
+        more = -(-beyond // stride)
         if not taps:
             found.append(_Residue(residue, (), 1, 0, 0, more))
             continue
         # The q-th output of this residue reads input q + shift through its first tap, and earlier
         # inputs through later taps.
         shift = (start - taps[0] * dilation) // stride
-        before = (len(taps) - 1) * dilation // apart - shift
+        earlier = (len(taps) - 1) * dilation // apart
+        before = earlier - shift
         after = more + shift
         room = max(before, after, 0)
-        backwards = tuple(reversed(taps))
-        found.append(_Residue(residue, backwards, dilation // apart, room, room - before, more))
+        part = _Residue(
+            residue=residue,
+            taps=tuple(reversed(taps)),
+            dilation=dilation // apart,
+            padding=room,
+            first=room - before,
+            more=more,
+        )
+        found.append(part)
     return found
 
 
@@ -149,5 +168,8 @@ def output_places(
 ) -> list[int]:
     """Return the output's size on each spatial axis (torch.nn.ConvTranspose2d, "Shape")."""
     stride, padding, extra, dilation, _ = geometry
-    axes = zip(places, kernel, stride, padding, extra, dilation, strict=True)
-    return [(n - 1) * s - 2 * p + d * (k - 1) + e + 1 for n, k, s, p, e, d in axes]
+    sizes = []
+    for n, k, s, p, e, d in zip(places, kernel, stride, padding, extra, dilation, strict=True):
+        reach = d * (k - 1) + 1
+        sizes.append((n - 1) * s - 2 * p + reach + e)
+    return sizes

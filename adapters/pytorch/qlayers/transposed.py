@@ -60,16 +60,26 @@ class Int8ConvTranspose(Int8Layer, TransposedArithmetic):
             return self.forward(x[None], output_size).squeeze(0)
         geometry = self._sized(x, output_size)
         if needs_gradient(x):
-            return differentiable(
-                lambda x: as_values(self.forward(x, output_size), self.gives, self.dtype),
-                lambda x: self._portable(x, geometry),
-                x,
-            )
+            return self._with_gradient(x, output_size, geometry)
         if self.saturating:
             return self._portable(x, geometry)
         if not torch.compiler.is_compiling():
             return self.upsampled(x, geometry)
-        return self._portable(x, geometry) if is_portable() else self._operator(x, geometry)
+        if is_portable():
+            return self._portable(x, geometry)
+        return self._operator(x, geometry)
+
+    def _with_gradient(
+        self, x: Tensor, output_size: Sequence[int] | None, geometry: Upsampling
+    ) -> Tensor:
+        def on_kernel(x: Tensor) -> Tensor:
+            y = self.forward(x, output_size)
+            return as_values(y, self.gives, self.dtype)
+
+        def in_float(x: Tensor) -> Tensor:
+            return self._portable(x, geometry)
+
+        return differentiable(on_kernel, in_float, x)
 
     def _sized(self, x: Tensor, output_size: Sequence[int] | None) -> Upsampling:
         """Return the geometry whose output has the size that was asked for."""
@@ -80,8 +90,10 @@ class Int8ConvTranspose(Int8Layer, TransposedArithmetic):
         kernel = tuple(self.codes.shape[2:])
         smallest = (stride, padding, (0,) * n, dilation, groups)
         least = output_places(tuple(x.shape[-n:]), kernel, smallest)
-        extra = [int(size) - low for size, low in zip(output_size[-n:], least, strict=True)]
-        if not all(0 <= e < s for e, s in zip(extra, stride, strict=True)):
+        pairs = zip(output_size[-n:], least, strict=True)
+        extra = [int(size) - low for size, low in pairs]
+        fits = [0 <= e < s for e, s in zip(extra, stride, strict=True)]
+        if not all(fits):
             more = [s - 1 for s in stride]
             raise ValueError(
                 f"output_size {tuple(output_size)}: each axis can be {least} and up to "
@@ -110,8 +122,10 @@ class Int8ConvTranspose(Int8Layer, TransposedArithmetic):
         weight = self.codes.float()
         y = convolve(steps, weight, None, stride, padding, extra, groups, dilation)
         per_channel = (1, -1, *[1] * len(stride))
-        # Groups share their scales.
-        own = self.scale.repeat(groups) if self.scale.numel() > 1 else self.scale
+        own = self.scale
+        if own.numel() > 1:
+            # Groups share their scales.
+            own = own.repeat(groups)
         y = y * own.view(per_channel) * scale
         if self.bias is not None:
             y = y + self.bias.view(per_channel)

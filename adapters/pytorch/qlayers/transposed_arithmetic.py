@@ -33,12 +33,15 @@ class TransposedArithmetic(Integers):
         """Return the layer's output: float, or uint8 codes if it gives codes."""
         source = self.source or Activation.around(x, self.symmetric)
         form = format_of(self.codes)
-        codes = x if x.dtype == torch.uint8 else source.quantize(x)
+        codes = x
+        if x.dtype != torch.uint8:
+            codes = source.quantize(x)
         codes = codes.contiguous(memory_format=form)
         groups = geometry[4]
         # oneDNN has kernels of its own where every group is one channel in and one out: those are
         # not put together.
-        together = self.codes.shape[0] > groups or self.codes.shape[1] > 1
+        inputs, outputs = self.codes.shape[:2]
+        together = inputs > groups or outputs > 1
         plan, empty = steps(self._kernel, geometry, together)
         result = self.result()
         y = self._room(x, geometry, result[2])
@@ -48,17 +51,19 @@ class TransposedArithmetic(Integers):
             if not any(all(each) for each in counts):
                 continue  # the padding leaves nothing of these phases
             part = self._convolved(codes, step, source, groups, result)
+            # With strides of one there is one phase, which may be the whole output.
             if max(geometry[0]) == 1 and part.shape == y.shape:
                 return part
             _spread(part, step, counts, grouped, geometry)
         for phase in empty:
-            rest = self._untouched(groups).view(groups, -1, *[1] * len(geometry[0]))
+            rest = self._untouched(groups, len(geometry[0]))
             _places(grouped, phase, geometry).copy_(rest)
         return y
 
     def _room(self, x: Tensor, geometry: Upsampling, dtype: torch.dtype) -> Tensor:
         """Return an output that is not filled yet."""
-        channels = self.codes.shape[1] * geometry[4]
+        groups = geometry[4]
+        channels = self.codes.shape[1] * groups
         places = output_places(tuple(x.shape[2:]), self._kernel, geometry)
         return torch.empty(
             (x.shape[0], channels, *places),
@@ -101,19 +106,33 @@ class TransposedArithmetic(Integers):
     def _shape(self, step: Step, groups: int) -> tuple[int, ...]:
         """Return the shape of one step's weight."""
         inputs, outputs = self.codes.shape[:2]
-        taps = (len(each) for each in step.phases[0].taps)
-        return (groups * len(step.phases) * outputs, inputs // groups, *taps)
+        phases = step.phases
+        taps = (len(each) for each in phases[0].taps)
+        channels = groups * len(phases) * outputs
+        return (channels, inputs // groups, *taps)
 
     def _laid_out(self, step: Step, plain: Geometry, source: Activation) -> _LaidOut:
         """Return the weight of one step as the kernel wants it; made at the first call."""
-        key = ("transposed", step, repr(plain), content(self.scale), content(self.bias))
-        made: _LaidOut = layout(self.codes, key, lambda: self._lay_out(step, plain, source))
+        # Scales and bias lie beside the weight in what the kernel is given.
+        key = (
+            "transposed",
+            step,
+            repr(plain),
+            content(self.scale),
+            content(self.bias),
+        )
+        made: _LaidOut = layout(
+            self.codes,
+            key,
+            lambda: self._lay_out(step, plain, source),
+        )
         return made
 
     def _lay_out(self, step: Step, plain: Geometry, source: Activation) -> _LaidOut:
         groups = plain[3]
         count = len(step.phases)
-        whole = torch.unflatten(self.codes, 0, (groups, -1)).transpose(1, 2)
+        whole = torch.unflatten(self.codes, 0, (groups, -1))
+        whole = whole.transpose(1, 2)
         phases = [_with_taps(whole, phase) for phase in step.phases]
         # (groups * phases * outputs, inputs / groups, *taps)
         weight = torch.stack(phases, 1).flatten(0, 2).contiguous()
@@ -125,27 +144,36 @@ class TransposedArithmetic(Integers):
             each = bias.view(groups, 1, self.codes.shape[1])
             bias = each.expand(-1, count, -1).reshape(-1)
         packed = onednn.pack_conv(weight, scale, source.scale, source.zero_point, plain)
-        return packed, scale, torch.zeros(scale.numel(), dtype=torch.int32), bias
+        zeros = torch.zeros(scale.numel(), dtype=torch.int32)
+        return packed, scale, zeros, bias
 
-    def _untouched(self, groups: int) -> Tensor:
-        """Return what no tap reaches: the bias of each output, as the result holds it."""
+    def _untouched(self, groups: int, axes: int) -> Tensor:
+        """Return what no tap reaches: the bias of each output, as the result holds it.
+
+        It is (groups, outputs, *ones), of so many axes.
+        """
         bias = self.bias
         if bias is None:
-            bias = torch.zeros(self.codes.shape[1] * groups, device=self.codes.device)
-        bias = post(self.then, bias)
-        return bias if self.gives is None else self.gives.quantize(bias)
+            channels = self.codes.shape[1] * groups
+            bias = torch.zeros(channels, device=self.codes.device)
+        value = post(self.then, bias)
+        if self.gives is not None:
+            value = self.gives.quantize(value)
+        return value.view(groups, -1, *[1] * axes)
 
 
 def _with_taps(weight: Tensor, phase: Phase) -> Tensor:
     """Return the taps that a phase reads, of (groups, outputs, inputs, *kernel)."""
     for axis, taps in enumerate(phase.taps):
-        weight = weight.index_select(3 + axis, torch.tensor(taps, device=weight.device))
+        indices = torch.tensor(taps, device=weight.device)
+        weight = weight.index_select(3 + axis, indices)
     return weight
 
 
 def _counts(phase: Phase, x: Tensor) -> list[int]:
     """Return how many outputs of a phase there are on each axis."""
-    return [max(0, x.shape[2 + axis] + more) for axis, more in enumerate(phase.more)]
+    pairs = zip(x.shape[2:], phase.more, strict=True)
+    return [max(0, places + more) for places, more in pairs]
 
 
 def _spread(
@@ -160,8 +188,10 @@ def _spread(
         grouped: The whole output, (batch, groups, outputs, *places).
         geometry: Of the transposed convolution.
     """
-    parts = torch.unflatten(part, 1, (grouped.shape[1], len(step.phases), -1))
+    groups = grouped.shape[1]
+    parts = torch.unflatten(part, 1, (groups, len(step.phases), -1))
     for i, phase in enumerate(step.phases):
+        # The padding leaves nothing of some phases.
         if not all(counts[i]):
             continue
         chosen = parts[:, :, i]
@@ -182,13 +212,16 @@ class _Call(Arguments, TransposedArithmetic):
 
 
 def _geometry(rest: Sequence[Any]) -> Upsampling:
-    stride, padding, extra, dilation, groups = rest
-    return tuple(stride), tuple(padding), tuple(extra), tuple(dilation), groups
+    # Operators are given lists; plans are looked up by tuples.
+    *lists, groups = rest
+    stride, padding, extra, dilation = map(tuple, lists)
+    return stride, padding, extra, dilation, groups
 
 
 def _run(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+    geometry = _geometry(rest[:5])
     call = _Call((codes, scale, bias), rest[5:8], rest[8:])
-    y = call.upsampled(x, _geometry(rest[:5]))
+    y = call.upsampled(x, geometry)
     return y.contiguous(memory_format=format_of(codes))
 
 
@@ -196,8 +229,10 @@ def _result_form(
     x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, *rest: Any
 ) -> Tensor:
     geometry = _geometry(rest[:5])
-    channels = codes.shape[1] * geometry[4]
-    places = output_places(tuple(x.shape[2:]), tuple(codes.shape[2:]), geometry)
+    groups = geometry[4]
+    channels = codes.shape[1] * groups
+    kernel = tuple(codes.shape[2:])
+    places = output_places(tuple(x.shape[2:]), kernel, geometry)
     return torch.empty(
         (x.shape[0], channels, *places),
         dtype=rest[-2],

@@ -55,7 +55,9 @@ class WeightOnlyLinear(Coded):
     ) -> None:
         super().__init__()
         self.weight_codes = StoredWeight(weight, transposed=transposed)
-        self.register_buffer("bias", None if bias is None else bias.detach().to(dtype))
+        if bias is not None:
+            bias = bias.detach().to(dtype)
+        self.register_buffer("bias", bias)
         self.register_buffer("factors", factors)
         self.transposed = transposed
         self.dtype = dtype
@@ -67,7 +69,8 @@ class WeightOnlyLinear(Coded):
         w = self.weight_codes
         if w.spec.dtype not in ("int4", "uint4") or w.group not in _INT4_GROUPS:
             return False
-        if w.scale.shape[0] != w.rows or w.rows % 32 != 0:
+        scaled_rows = w.scale.shape[0]
+        if scaled_rows != w.rows or w.rows % 32 != 0:
             return False
         device = w.codes.device
         return not accelerators.on(device).missing_int4(device)
@@ -116,15 +119,19 @@ class WeightOnlyLinear(Coded):
 
     def _in_blocks(self, x: Tensor) -> Tensor:
         w = self.weight_codes
-        flat = x.reshape(-1, w.features).to(self.dtype)
+        flat = x.reshape(-1, w.features)
+        flat = flat.to(self.dtype)
         parts = []
         for first in w.blocks():
-            rows = slice(first, min(first + w.step, w.rows))
-            block = w.decode(w.codes[rows], rows).to(self.dtype)
+            end = min(first + w.step, w.rows)
+            rows = slice(first, end)
+            block = w.decode(w.codes[rows], rows)
             bias = None if self.bias is None else self.bias[rows]
-            parts.append(nn.functional.linear(flat, block, bias))
+            y = nn.functional.linear(flat, block.to(self.dtype), bias)
+            parts.append(y)
         y = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
-        return y.view(*x.shape[:-1], w.rows)
+        places = x.shape[:-1]
+        return y.view(*places, w.rows)
 
 
 def _follow(layer: Any) -> None:
@@ -148,10 +155,12 @@ class _Recomputed(torch.autograd.Function):
         flat = grad.reshape(-1, w.rows)
         total = flat.new_zeros(flat.shape[0], w.features)
         for first in w.blocks():
-            rows = slice(first, min(first + w.step, w.rows))
+            end = min(first + w.step, w.rows)
+            rows = slice(first, end)
             block = w.decode(w.codes[rows], rows)
             total.addmm_(flat[:, rows], block.to(flat.dtype))
-        result = total.view(*grad.shape[:-1], w.features)
+        places = grad.shape[:-1]
+        result = total.view(*places, w.features)
         return result.to(ctx.kind), None
 
 
@@ -191,7 +200,8 @@ class WeightOnlyEmbedding(Coded):
     ) -> Tensor:
         """Return the rows of ``ids``, or one sum of rows for each bag."""
         if self.bag is None:
-            return self._rows(ids).view(*ids.shape, self.weight_codes.features)
+            rows = self._rows(ids)
+            return rows.view(*ids.shape, self.weight_codes.features)
         mode, includes_last = self.bag
         used, places = torch.unique(ids, return_inverse=True)
         return nn.functional.embedding_bag(
@@ -241,7 +251,9 @@ class WeightOnlyConv(Coded):
     ) -> None:
         super().__init__()
         self.weight_codes = StoredWeight(weight)
-        self.register_buffer("bias", None if bias is None else bias.detach().to(dtype))
+        if bias is not None:
+            bias = bias.detach().to(dtype)
+        self.register_buffer("bias", bias)
         self.shape = tuple(weight.shape[1:])
         self.dtype = dtype
         self.geometry = geometry
@@ -269,11 +281,13 @@ class WeightOnlyConv(Coded):
         step = w.step if self.geometry[3] == 1 else w.rows
         parts = []
         for first in range(0, w.rows, step):
-            rows = slice(first, min(first + step, w.rows))
+            end = min(first + step, w.rows)
+            rows = slice(first, end)
             block = w.decode(w.codes[rows], rows)
-            weight = block.view(-1, *self.shape).to(self.dtype)
+            weight = block.view(-1, *self.shape)
             bias = None if self.bias is None else self.bias[rows]
-            parts.append(self._convolve(x, weight, bias, *self.geometry))
+            y = self._convolve(x, weight.to(self.dtype), bias, *self.geometry)
+            parts.append(y)
         # Counted from the end, since a single sample may have no axis for the batch.
         channels = -len(self.shape)
         y = parts[0] if len(parts) == 1 else torch.cat(parts, channels)
