@@ -1,1 +1,2 @@
-"""What plugin authors touch: the interface of each kind of part, cards, and the host that loads them."""
+"""What plugin authors touch: the interface of each kind of part, cards, and the host that loads
+them."""

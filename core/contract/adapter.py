@@ -1,9 +1,10 @@
 """A backend, as the core sees it: about eight primitives.
 
-An :class:`Adapter` opens sources; a :class:`Session` is one opened model; a :class:`Candidate` is that model with a
-recipe carried out. Everything else (calibrators, algorithms, strategies, measurement, storage) is written once,
-over these, in the core. A third party subclasses the three and registers a card; ``octavo.core.testing.conformance`` tells
-whether the promises in the docstrings are kept.
+An :class:`Adapter` opens sources; a :class:`Session` is one opened model; a :class:`Candidate` is
+that model with a recipe carried out. Everything else (calibrators, algorithms, strategies,
+measurement, storage) is written once, over these, in the core. A third party subclasses the three
+and registers a card; ``octavo.core.testing.conformance`` tells whether the promises in the
+docstrings are kept.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class Session(ABC):
 
     @abstractmethod
     def describe(self) -> ModelView:
-        """Return the ops, values and groups. The same source gives the same names in any process."""
+        """Return the ops, values and groups. The same source gives the same names in
+        any process."""
 
     @abstractmethod
     def capability(self) -> Capability:
@@ -47,17 +49,21 @@ class Session(ABC):
 
     @abstractmethod
     def observe(self, batches: Iterable[Batch], values: Iterable[str], sink: Sink) -> int:
-        """Run the float model over ``batches`` ONCE and hand each array of each named value to ``sink``.
+        """Run the float model over ``batches`` ONCE and hand each array of each named value to
+        ``sink``.
 
-        A sink must not keep or change the array. Returns the number of batches. Values come as the ops see them:
-        after batch-norm folding and fused activations.
+        A sink must not keep or change the array. Returns the number of batches. Values come as the
+        ops see them: after batch-norm folding and fused activations.
         """
 
     def watcher(self, batches: Iterable[Batch], limit: int) -> Callable[[Iterable[str], Sink], int]:
-        """Return a function that observes values over the same batches as :meth:`observe` would, some of them at a time.
+        """Return a function that observes values over the same batches as :meth:`observe` would,
+        some of them at a time.
 
-        A backend may keep, between two calls, what the rest of the model needs of each batch, and start the next call there if
-        its values all come later: values that are asked for in execution order then cost one pass altogether.
+        A backend may keep, between two calls, what the rest of the model needs of each batch, and
+        start the next call there if
+        its values all come later: values that are asked for in execution order then cost one pass
+        altogether.
 
         Args:
             batches: Batches that can be read again.
@@ -67,7 +73,8 @@ class Session(ABC):
 
     @abstractmethod
     def tensor(self, name: str) -> Array:
-        """Return a weight or bias by name, as the ops use it (batch norm folded, rescaled). Not to be changed."""
+        """Return a weight or bias by name, as the ops use it (batch norm folded, rescaled). Not to
+        be changed."""
 
     @abstractmethod
     def apply(self, recipe: Recipe, parameters: Mapping[str, OpParameters]) -> Candidate:
@@ -81,7 +88,8 @@ class Session(ABC):
         """
 
     def draft(self, recipe: Recipe, parameters: Mapping[str, OpParameters]) -> Candidate:
-        """Return what :meth:`apply` returns, for a :meth:`runner`: what only other uses need may wait until they come."""
+        """Return what :meth:`apply` returns, for a :meth:`runner`: what only other uses need may
+        wait until they come."""
         return self.apply(recipe, parameters)
 
     @abstractmethod
@@ -93,53 +101,66 @@ class Session(ABC):
         """Return a content digest of structure and weights, the same in any process."""
 
     def census(self) -> Sequence[HeldWeight] | None:
-        """Return every distinct floating weight of two or more dimensions that the model's forward uses, wherever it stands.
+        """Return every distinct floating weight of two or more dimensions that the model's forward
+        uses, wherever it stands.
 
-        It is counted in the model's tensors, and not in what :meth:`describe` found: the core holds the two against each
-        other whenever a candidate is built. None where a backend cannot count: then what it describes is believed.
+        It is counted in the model's tensors, and not in what :meth:`describe` found: the core holds
+        the two against each
+        other whenever a candidate is built. None where a backend cannot count: then what it
+        describes is believed.
         """
         return None
 
     def runner(
         self, batches: Sequence[Batch]
     ) -> Callable[[Candidate], Iterator[tuple[np.ndarray, ...]]]:
-        """Return a function that runs candidates of this session over the same few batches, as :meth:`Candidate.run` would.
+        """Return a function that runs candidates of this session over the same few batches, as
+        :meth:`Candidate.run` would.
 
-        A backend may run the float model once here and let each candidate start where it first differs from it.
+        A backend may run the float model once here and let each candidate start where it first
+        differs from it.
         """
         return lambda candidate: (candidate.run(batch) for batch in batches)
 
     def further(self, batches: Sequence[Batch]) -> Session:
-        """Return a session of the same model that has looked at these batches too; itself where they change nothing.
+        """Return a session of the same model that has looked at these batches too; itself where
+        they change nothing.
 
         Args:
-            batches: Some that differ from the example in shapes or plain values: they may take other branches of the model.
+            batches: Some that differ from the example in shapes or plain values: they may take
+                other branches of the model.
         """
         return self
 
     def facts(self) -> tuple[str, ...]:
-        """Return what else ``octavo inspect`` should show of this model (a memory plan, a device), one line each."""
+        """Return what else ``octavo inspect`` should show of this model (a memory plan, a device),
+        one line each."""
         return ()
 
     # Optional primitives: declared in ``Capability.features``.
 
     def rescale(self, factors: Mapping[str, Factors]) -> Session:
-        """Return a session whose model computes the same function with other channels (feature ``rescale``).
+        """Return a session whose model computes the same function with other channels (feature
+        ``rescale``).
 
         Args:
-            factors: Name of a ``rescale`` group -> positive float32 factors, shape (channels,): the group's value is
-                divided by them per channel, and the members' weights are multiplied by them. Or a
-                :class:`~.channels.ChannelMap`, which may also shift and rotate where the group takes it (features
-                ``rescale:shift``, ``rescale:rotation``); members without a bias gain one from a shift.
+            factors: Name of a ``rescale`` group -> positive float32 factors, shape (channels,): the
+                group's value is divided by them per channel, and the members' weights are
+                multiplied by them. Or a :class:`~.channels.ChannelMap`, which may also shift and
+                rotate where the group takes it (features ``rescale:shift``, ``rescale:rotation``);
+                members without a bias gain one from a shift.
 
         Returns:
-            A new session that shares every other tensor with this one; ops and values keep their names.
+            A new session that shares every other tensor with this one; ops and values keep their
+            names.
 
         Raises:
-            SchemeError: If a group is unknown, or cannot take its map (:func:`~.channels.channel_maps` checks).
+            SchemeError: If a group is unknown, or cannot take its map
+                (:func:`~.channels.channel_maps` checks).
         """
         raise SchemeError(
-            f"{type(self).__name__} does not offer rescale; leave transforms out of the configuration"
+            f"{type(self).__name__} does not offer rescale; leave transforms out of the "
+            "configuration"
         )
 
     def gradients(
@@ -151,10 +172,12 @@ class Session(ABC):
         seed: int = 0,
         along: Mapping[str, Array] | None = None,
     ) -> int:
-        """Hand gradients with respect to weights to ``sink``, batch by batch, one weight at a time (feature ``gradients``).
+        """Hand gradients with respect to weights to ``sink``, batch by batch, one weight at a time
+        (feature ``gradients``).
 
-        No labels are needed. The loss is the distance D of the outputs to the float outputs: |y - y0|^2 / (2 |y0 - mean y0|^2), or
-        the mean Kullback-Leibler divergence of a token where the model predicts tokens. At the float weights its gradient is 0
+        No labels are needed. The loss is the distance D of the outputs to the float outputs: |y -
+        y0|^2 / (2 |y0 - mean y0|^2), or the mean Kullback-Leibler divergence of a token where the
+        model predicts tokens. At the float weights its gradient is 0
         and its Hessian H says what a change of the weights costs: D = d^T H d / 2.
 
         Args:
@@ -162,8 +185,9 @@ class Session(ABC):
             tensors: Names of weights, as :meth:`tensor` takes them.
             sink: Takes (name, float32 array of the weight's shape); it must not keep or change it.
             seed: Of the draws.
-            along: Tensor -> direction v of its shape: (H v) is handed over, for all directions together. None: draws g with
-                E[g g^T] = H are, the gradient at labels that are sampled from the model's own prediction.
+            along: Tensor -> direction v of its shape: (H v) is handed over, for all directions
+                together. None: draws g with E[g g^T] = H are, the gradient at labels that are
+                sampled from the model's own prediction.
 
         Returns:
             The number of batches.
@@ -173,13 +197,15 @@ class Session(ABC):
         )
 
     def training(self) -> Training:
-        """Return what learns from data (a feature of :data:`~.training.TRAINING` says which of it there is).
+        """Return what learns from data (a feature of :data:`~.training.TRAINING` says which of it
+        there is).
 
         Raises:
             SchemeError: If this backend offers none of it.
         """
         raise SchemeError(
-            f"{type(self).__name__} offers no training; choose an algorithm that needs no gradients "
+            f"{type(self).__name__} offers no training; choose an algorithm that needs no "
+            "gradients "
             "(gptq, autoround), or a backend whose features name it (torch)"
         )
 
@@ -212,11 +238,13 @@ class Adapter(ABC):
 
         Args:
             folder: The folder; or the file, for backends whose saved form is a single one.
-            model: A float model (or a factory of one) for backends whose files do not hold the architecture.
+            model: A float model (or a factory of one) for backends whose files do not hold the
+                architecture.
         """
 
     def capability(self) -> Capability:
-        """Return what the configured device executes, whatever the model; a session may know less of its own.
+        """Return what the configured device executes, whatever the model; a session may know less
+        of its own.
 
         Raises:
             SchemeError: If this backend can say so for a model only.
@@ -224,7 +252,8 @@ class Adapter(ABC):
         raise SchemeError(f"{type(self).__name__} answers for a model only; give one")
 
     def sample(self, kind: str) -> tuple[Any, Batch] | None:
-        """Return a model of one op of a type, of the size that models have, and a batch for it; None where there is none.
+        """Return a model of one op of a type, of the size that models have, and a batch for it;
+        None where there is none.
 
         It is timed, some milliseconds a scheme, when somebody asks how fast schemes are.
         """

@@ -20,7 +20,8 @@ class WeightContext:
 
     Attributes:
         gram: X^T X over all rows seen, float32, shape (features, features); ``gram``.
-        channel_absmax: Largest |x| per input feature, float32, shape (features,); ``channel_range``.
+        channel_absmax: Largest |x| per input feature, float32, shape (features,);
+            ``channel_range``.
         channel_mean: Mean of each input feature, float32, shape (features,); ``channel_mean``.
         count: Number of rows seen.
         params: The grid that must be used, where one tensor is quantized in parts; else None.
@@ -40,7 +41,8 @@ class WeightContext:
         """
         if self.gram is None:
             raise SchemeError(
-                f"{who} needs the Gram matrix of the op's input: give calibration data, or use rtn or hqq, which need none"
+                f"{who} needs the Gram matrix of the op's input: give calibration data, or use "
+                "rtn or hqq, which need none"
             )
         return self.gram
 
@@ -57,8 +59,9 @@ class WeightConfig(NeedsConfig):
     """Base of the settings of the built-in weight algorithms.
 
     Attributes:
-        bias_correction: Add (W - W_q) E[x] to the op's bias, so that the mean output stays (Nagel et al. 2019,
-            "Data-Free Quantization Through Weight Equalization and Bias Correction", eq. 17).
+        bias_correction: Add (W - W_q) E[x] to the op's bias, so that the mean output stays (Nagel
+            et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction",
+            eq. 17).
     """
 
     bias_correction: bool = False

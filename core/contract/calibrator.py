@@ -15,18 +15,21 @@ from .parts import PartConfig
 
 
 class Observer(ABC):
-    """Watches one value over the calibration pass. Memory must not grow with the number of batches."""
+    """Watches one value over the calibration pass. Memory must not grow with the number
+    of batches."""
 
     @abstractmethod
     def update(self, x: Array) -> None:
-        """Take one batch's array, of any shape (the channel axis keeps its length). It must not be kept."""
+        """Take one batch's array, of any shape (the channel axis keeps its length). It must not be
+        kept."""
 
     @abstractmethod
     def merge(self, other: Any) -> None:
         """Take in what another one of the same kind saw (a worker's share of the data)."""
 
     def rescaled(self, change: ChannelMap) -> Self | None:
-        """Return what would have been seen had the value's channels been changed, or None if this observer alone cannot know."""
+        """Return what would have been seen had the value's channels been changed, or None if this
+        observer alone cannot know."""
         return None
 
 
@@ -35,7 +38,8 @@ class Calibrator(Observer):
 
     Args:
         config: The card's settings.
-        axis: None for one range over the whole tensor, else the channel axis: one range per channel.
+        axis: None for one range over the whole tensor, else the channel axis: one range per
+            channel.
     """
 
     def __init__(self, config: PartConfig, axis: int | None = None) -> None:
@@ -44,7 +48,8 @@ class Calibrator(Observer):
 
     @abstractmethod
     def range(self, spec: QuantSpec) -> tuple[Array, Array]:
-        """Return (low, high), float32, shape () or (channels,), for a tensor that will be quantized as ``spec``."""
+        """Return (low, high), float32, shape () or (channels,), for a tensor that will be quantized
+        as ``spec``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +58,8 @@ class Probe:
 
     Attributes:
         value: Name of the value.
-        calibrator: Who watches it; with ``rows`` the name of what is watched: ``gram``, ``channel_range``, ``channel_mean``.
+        calibrator: Who watches it; with ``rows`` the name of what is watched: ``gram``,
+            ``channel_range``, ``channel_mean``.
         axis: Channel axis for one range per channel; None for the whole tensor.
         rows: How an op reads the value, where its input features are watched.
     """

@@ -1,4 +1,5 @@
-"""What passes over the seam for one recipe: the core's decisions, and the model that carries them out."""
+"""What passes over the seam for one recipe: the core's decisions, and the model that carries them
+out."""
 
 from __future__ import annotations
 
@@ -26,8 +27,10 @@ class OpParameters:
     Attributes:
         scheme: What was asked for.
         weight: The quantized weight, or None.
-        inputs: For static schemes: parameters of each activation input, in the op's order; None where it stays float.
-        outputs: Parameters of each output where the scheme or a static consumer asks for them; else None.
+        inputs: For static schemes: parameters of each activation input, in the op's order; None
+            where it stays float.
+        outputs: Parameters of each output where the scheme or a static consumer asks for them; else
+            None.
         bias: A corrected bias in float32 that replaces the model's own, or None.
         further: The quantized weights beside the first, in the order of ``Op.further``.
     """
@@ -41,7 +44,8 @@ class OpParameters:
 
     @property
     def carried(self) -> OpScheme:
-        """The scheme with the range over which its weight was really quantized, see ``Capability.carried``."""
+        """The scheme with the range over which its weight was really quantized, see
+        ``Capability.carried``."""
         if self.weight is None or self.scheme.weight is None:
             return self.scheme
         reduced = self.weight.params.spec.reduce_range
@@ -70,19 +74,22 @@ class Candidate(ABC):
     @property
     @abstractmethod
     def native(self) -> Any:
-        """What a score function of a single-backend run is given (the nn.Module, the callable session)."""
+        """What a score function of a single-backend run is given (the nn.Module, the callable
+        session)."""
 
     @abstractmethod
     def run(self, batch: Batch) -> tuple[np.ndarray, ...]:
         """Run one batch: arrays in, arrays out, in the order of ``ModelView.outputs``.
 
         Raises:
-            DataError: If names or shapes are not the model's; the message says expected against got.
+            DataError: If names or shapes are not the model's; the message says expected against
+                got.
         """
 
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write the model's files into an existing, empty folder, without pickle. Their sum is the model's size."""
+        """Write the model's files into an existing, empty folder, without pickle. Their sum is the
+        model's size."""
 
     def with_ledger(self, ledger: Mapping[str, Applied], recipe: Recipe | None = None) -> Self:
         """Return the same model under another ledger; every other attribute is shared with this one.
@@ -100,5 +107,6 @@ class Candidate(ABC):
         return twin
 
     def fingerprint(self) -> str:
-        """Digest of the parameters it runs with, to notice a score function that changes the model; '' if unknown."""
+        """Digest of the parameters it runs with, to notice a score function that changes the model;
+        '' if unknown."""
         return ""

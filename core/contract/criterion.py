@@ -52,7 +52,8 @@ class Criterion(ABC):
 
     @abstractmethod
     def check_baseline(self, baseline: Mapping[str, float]) -> None:
-        """Raise ConfigError if these baseline scores make the criterion meaningless (relative to 0, a missing metric)."""
+        """Raise ConfigError if these baseline scores make the criterion meaningless (relative to 0,
+        a missing metric)."""
 
     @abstractmethod
     def judge(self, metrics: Mapping[str, float], baseline: Mapping[str, float]) -> Verdict:
@@ -63,14 +64,17 @@ class Criterion(ABC):
         """Say the goal in one line, with figures."""
 
     def noise(self, runs: tuple[Mapping[str, float], ...]) -> str:
-        """Return a warning if repeated float scores differ by more than the criterion tolerates; else ''."""
+        """Return a warning if repeated float scores differ by more than the criterion tolerates;
+        else ''."""
         return ""
 
     def sample_goal(self, baseline: Mapping[str, float]) -> SampleGoal | None:
-        """Return the goal of a mean over samples where that is what the criterion asks for, so that it may be certified; else None."""
+        """Return the goal of a mean over samples where that is what the criterion asks for, so that
+        it may be certified; else None."""
         return None
 
     def allowed(self, baseline: Mapping[str, float]) -> tuple[float, bool] | None:
-        """Return (mean loss a sample that passes at most, whether higher scores are better) where the goal is that of one
-        mean score, so that an evaluation may be stopped early; None where it is not."""
+        """Return (mean loss a sample that passes at most, whether higher scores are better) where
+        the goal is that of one mean score, so that an evaluation may be stopped early; None where
+        it is not."""
         return None

@@ -16,10 +16,12 @@ T = TypeVar("T")
 
 
 class PartConfig(Checked):
-    """Base of every part's settings. Each subclass adds ``kind: Literal["its-name"] = "its-name"``."""
+    """Base of every part's settings. Each subclass adds ``kind: Literal["its-name"] =
+    "its-name"``."""
 
     unsaved: ClassVar[frozenset[str]] = frozenset()
-    """Settings that a saved result neither keeps nor may set when it is loaded: a file must not grant itself trust."""
+    """Settings that a saved result neither keeps nor may set when it is loaded: a file must not
+    grant itself trust."""
 
     kind: str
 
@@ -45,7 +47,8 @@ class Part(Generic[T]):
         config: Its settings.
         summary: One line for ``octavo plugins``.
         hint: How to install what it needs.
-        needs: What an algorithm or transform asks of calibration: ``gram``, ``channel_range``, ``gradients``, ...
+        needs: What an algorithm or transform asks of calibration: ``gram``, ``channel_range``,
+            ``gradients``, ...
     """
 
     name: str
@@ -73,7 +76,8 @@ class Part(Generic[T]):
             found: Callable[..., T] = getattr(loaded, attribute)
         except AttributeError as error:
             raise PluginError(
-                f"{self.name!r} points to {self.target!r}, but {module} has no {attribute!r}; correct the card's target"
+                f"{self.name!r} points to {self.target!r}, but {module} has no {attribute!r}; "
+                "correct the card's target"
             ) from error
         return found
 
@@ -91,7 +95,8 @@ class AdapterPart(Part[T]):
     """An adapter also says which models are its own, without importing anything.
 
     Attributes:
-        models: Class paths (``torch.nn.modules.module.Module``) of native models; any base class counts.
+        models: Class paths (``torch.nn.modules.module.Module``) of native models; any base class
+            counts.
         suffixes: File suffixes it opens (``.onnx``).
         accepts: Interchange formats it opens from another adapter's ``export`` (``onnx``).
     """
@@ -101,7 +106,8 @@ class AdapterPart(Part[T]):
     accepts: tuple[str, ...] = field(default=())
 
     def claims(self, model: object) -> bool:
-        """True if ``model`` is an instance of one of :attr:`models` or a path with one of :attr:`suffixes`."""
+        """True if ``model`` is an instance of one of :attr:`models` or a path with one of
+        :attr:`suffixes`."""
         if isinstance(model, str) or hasattr(model, "__fspath__"):
             return str(model).endswith(self.suffixes) if self.suffixes else False
         paths = {f"{c.__module__}.{c.__qualname__}" for c in type(model).__mro__}

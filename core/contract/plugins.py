@@ -70,8 +70,8 @@ class PluginHost:
 
     Args:
         table: plugins.toml as a mapping; None reads the one in the package.
-        third_party: False leaves out the entry points of other distributions, as does the environment variable
-            OCTAVO_NO_AUTOLOAD=1 or ``policy.entry_points = false``.
+        third_party: False leaves out the entry points of other distributions, as does the
+            environment variable OCTAVO_NO_AUTOLOAD=1 or ``policy.entry_points = false``.
         allow: When not empty, only these third-party plugins are loaded (beside the table's own).
         deny: Never loaded, built-in ones included (beside the table's own).
 
@@ -111,8 +111,10 @@ class PluginHost:
             if other is not None or any(i.name == entry.name for i in self._infos):
                 holder = _origin(other) if other is not None else "octavo itself"
                 raise DuplicatePart(
-                    f"two plugins are called {entry.name!r}: one of {holder} and one of {_origin(entry)}. "
-                    "Uninstall one, or deny the name in the plugin policy and register the other under a new one"
+                    f"two plugins are called {entry.name!r}: one of {holder} and one of "
+                    f"{_origin(entry)}. "
+                    "Uninstall one, or deny the name in the plugin policy and register the other "
+                    "under a new one"
                 )
             found[entry.name] = entry
         for name, entry in sorted(found.items()):
@@ -125,7 +127,8 @@ class PluginHost:
         if name in self._deny:
             self._infos.append(PluginInfo(name, origin, False, "denied by the policy"))
             return
-        # Each plugin is loaded, registered and checked by itself, so that a broken one leaves the others alone.
+        # Each plugin is loaded, registered and checked by itself, so that a broken one leaves the
+        # others alone.
         module: Any = None
         try:
             module = load()
@@ -149,7 +152,8 @@ class PluginHost:
         return tuple(self._infos)
 
     def parts(self, kind: Kind) -> Mapping[str, Part[Any]]:
-        """Return the cards of one kind, by name. A plugin whose hook raises is left out with a warning.
+        """Return the cards of one kind, by name. A plugin whose hook raises is left out with a
+        warning.
 
         Raises:
             DuplicatePart: If two plugins offer one name.
@@ -169,13 +173,15 @@ class PluginHost:
             for part in offer or ():
                 if not isinstance(part, wanted):
                     warnings.warn(
-                        f"octavo plugin {plugin!r} offers {part!r} among its {kind}; it must be a {wanted.__name__}",
+                        f"octavo plugin {plugin!r} offers {part!r} among its {kind}; it must be a "
+                        f"{wanted.__name__}",
                         RuntimeWarning,
                         stacklevel=3,
                     )
                 elif part.name in found:
                     raise DuplicatePart(
-                        f"{part.name!r} is offered twice among {kind}: {found[part.name].target} and {part.target}; deny one plugin"
+                        f"{part.name!r} is offered twice among {kind}: {found[part.name].target} "
+                        f"and {part.target}; deny one plugin"
                     )
                 else:
                     found[part.name] = part

@@ -1,10 +1,11 @@
-"""How much a runner may remember of the float model, so that candidates start where they first differ from it."""
+"""How much a runner may remember of the float model, so that candidates start where they first
+differ from it."""
 
 from __future__ import annotations
 
 RECALL_BYTES = 2**28
-"""Bytes of remembered values, all batches together: the hidden states of a few batches of a language model, and far less
-than its weights."""
+"""Bytes of remembered values, all batches together: the hidden states of a few batches of a
+language model, and far less than its weights."""
 
 
 class Room:
@@ -14,6 +15,7 @@ class Room:
         self._left = RECALL_BYTES
 
     def take(self, size: int) -> bool:
-        """Take so many bytes; False if there were not so many left, and then nothing more is to be remembered."""
+        """Take so many bytes; False if there were not so many left, and then nothing more is to be
+        remembered."""
         self._left -= size
         return self._left >= 0

@@ -18,14 +18,16 @@ from .parts import PartConfig
 
 
 class Sensitivity(Protocol):
-    """How much the model suffers when one unit takes one scheme; asked for lazily, computed once, cached."""
+    """How much the model suffers when one unit takes one scheme; asked for lazily, computed once,
+    cached."""
 
     def __call__(self, kind: str, pairs: Sequence[tuple[str, OpScheme]]) -> Sequence[float]:
         """Return one loss >= 0 for each (unit name, scheme); higher hurts more.
 
         Args:
-            kind: ``weight_error`` or ``hessian`` (cheap, from weights and statistics) or ``output_distance`` (one forward
-                pass over a few batches each); ``gradient`` and ``hessian_trace`` where the backend offers gradients.
+            kind: ``weight_error`` or ``hessian`` (cheap, from weights and statistics) or
+                ``output_distance`` (one forward pass over a few batches each); ``gradient`` and
+                ``hessian_trace`` where the backend offers gradients.
             pairs: What to score.
         """
 
@@ -49,8 +51,9 @@ class SuggestsTransforms(PartConfig):
     """Settings of a strategy that compares model-wide transforms without being told to.
 
     Attributes:
-        suggested: Op type -> transform that the space offers where the configuration names none: on backends that rescale, for
-            models with such ops whose inputs can be rescaled and may be quantized.
+        suggested: Op type -> transform that the space offers where the configuration names none: on
+            backends that rescale, for models with such ops whose inputs can be rescaled and may be
+            quantized.
     """
 
     suggested: dict[str, PartChoice] = Field(default_factory=dict)
@@ -67,8 +70,8 @@ class Problem:
         sensitivity: The service, or None where there is none (then order by parameters).
         stop_at_goal: The search ends at the first passing recipe.
         max_trials: Evaluations that there are, at most; None where that is not known.
-        budgets: Hard limits by name (``bits``, ``size``, ``latency``). A trial that overran one has not passed, and its
-            ``over`` says by how much.
+        budgets: Hard limits by name (``bits``, ``size``, ``latency``). A trial that overran one has
+            not passed, and its ``over`` says by how much.
     """
 
     space: TuningSpace
@@ -86,11 +89,14 @@ class Strategy(ABC):
     The rules, checked by ``octavo.core.testing.conformance``:
 
     * ``ask`` returns a recipe of the space, or None when nothing is left that could pay.
-    * ``ask`` may be called again before ``tell``: recipes not yet told are pending, and are not returned again.
+    * ``ask`` may be called again before ``tell``: recipes not yet told are pending, and are not
+    returned again.
       A strategy that cannot go on before an answer returns :data:`WAIT`.
-    * ``tell`` takes every trial that was asked for, failed ones included. A recipe whose result is known already is
+    * ``tell`` takes every trial that was asked for, failed ones included. A recipe whose result is
+    known already is
       answered from the history, marked ``reused``.
-    * The same problem and the same sequence of calls give the same recipes, in any process. The loop rebuilds a
+    * The same problem and the same sequence of calls give the same recipes, in any process. The
+    loop rebuilds a
       strategy after a crash by asking and telling its history again.
     """
 

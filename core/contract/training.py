@@ -1,8 +1,9 @@
 """What a backend may learn from data, behind one door: :meth:`Session.training`.
 
-All of it is optional. A backend that has some of it returns a :class:`Training` and declares each part as a feature of its
-capability, by the names of :data:`TRAINING`; the rest refuses with the remedy. Nothing here knows a framework: what is trained
-by a loop of the user's own is handed over as the framework's object, as :attr:`Candidate.native` is.
+All of it is optional. A backend that has some of it returns a :class:`Training` and declares each
+part as a feature of its capability, by the names of :data:`TRAINING`; the rest refuses with the
+remedy. Nothing here knows a framework: what is trained by a loop of the user's own is handed over
+as the framework's object, as :attr:`Candidate.native` is.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class Reconstruction:
 
     Attributes:
         iterations: Steps for each block, one batch each.
-        rate: Step size of the offsets at the start, falling linearly to zero; in units of the scale.
+        rate: Step size of the offsets at the start, falling linearly to zero; in units of the
+            scale.
         scale_rate: Step size of the scales, relative to them.
         half: Multiply in bfloat16 while learning; the result is always rounded from float32.
         seed: Of the order of batches.
@@ -53,7 +55,8 @@ class Distillation:
 
     Attributes:
         steps: Number of steps, one batch each, in turn.
-        rate: Step size of the rounding offsets, in units of the scale; 0 leaves the codes' centres alone.
+        rate: Step size of the rounding offsets, in units of the scale; 0 leaves the codes' centres
+            alone.
         scale_rate: Step size of the scales, relative to them.
         temperature: Of both predictions.
         half: Multiply in bfloat16 while learning.
@@ -89,11 +92,13 @@ class QatModel(ABC):
     @property
     @abstractmethod
     def native(self) -> Any:
-        """What an ordinary training loop trains (the nn.Module). Layers that the recipe leaves in float train too."""
+        """What an ordinary training loop trains (the nn.Module). Layers that the recipe leaves in
+        float train too."""
 
     @abstractmethod
     def convert(self) -> Candidate:
-        """Return the trained model on the kernels that the recipe names, as after post-training quantization."""
+        """Return the trained model on the kernels that the recipe names, as after post-training
+        quantization."""
 
 
 class Training:
@@ -108,7 +113,8 @@ class Training:
         batches: Iterable[Batch],
         settings: Reconstruction | None = None,
     ) -> dict[str, OpParameters]:
-        """Learn the rounding of weight-only linear layers block by block (feature ``block_reconstruction``).
+        """Learn the rounding of weight-only linear layers block by block (feature
+        ``block_reconstruction``).
 
         Where all batches together say that a block's start was better, the block keeps it.
 
@@ -121,7 +127,8 @@ class Training:
             ``parameters`` with the learned weights in place, as ``Session.apply`` takes them.
 
         Raises:
-            SchemeError: If the model has no repeated block with such a layer, or its layers change their inputs (rescaled).
+            SchemeError: If the model has no repeated block with such a layer, or its layers change
+                their inputs (rescaled).
         """
         self._refuse("block_reconstruction", "an algorithm such as autoround rounds layer by layer")
 
@@ -131,10 +138,11 @@ class Training:
         batches: Iterable[Batch],
         settings: Distillation | None = None,
     ) -> dict[str, OpParameters]:
-        """Learn scales and rounding of all weight-only linear layers together (feature ``distillation``).
+        """Learn scales and rounding of all weight-only linear layers together (feature
+        ``distillation``).
 
-        The goal is the float model's predictions, its first output. Where all batches together say that the start was better,
-        it comes back.
+        The goal is the float model's predictions, its first output. Where all batches together say
+        that the start was better, it comes back.
 
         Args:
             parameters: Where to start from: ``Realizer.parameters(recipe)``. Not changed.
@@ -145,44 +153,51 @@ class Training:
             ``parameters`` with the learned weights in place, as ``Session.apply`` takes them.
 
         Raises:
-            SchemeError: If there is no such layer, or the session's layers change their inputs (rescaled).
+            SchemeError: If there is no such layer, or the session's layers change their inputs
+                (rescaled).
             DataError: If there is no batch.
         """
         self._refuse("distillation", "an algorithm such as gptq or autoround learns layer by layer")
 
     def prepare_qat(self, recipe: Recipe, parameters: Mapping[str, OpParameters]) -> QatModel:
-        """Return a copy whose layers see quantized weights and inputs while it is trained (feature ``training``).
+        """Return a copy whose layers see quantized weights and inputs while it is trained (feature
+        ``training``).
 
         Args:
             recipe: What to quantize.
             parameters: Where ranges start, from calibration: ``Realizer.parameters(recipe)``.
 
         Raises:
-            SchemeError: If an op or its scheme cannot be trained, or the session's layers change their inputs (rescaled).
+            SchemeError: If an op or its scheme cannot be trained, or the session's layers change
+                their inputs (rescaled).
         """
         self._refuse("training", "train the float model, then quantize it again")
 
     def add_low_rank(self, candidate: Candidate, settings: LowRank | Any = None) -> Any:
-        """Return a native model with trainable low-rank updates over a frozen quantized base (feature ``low_rank``).
+        """Return a native model with trainable low-rank updates over a frozen quantized base
+        (feature ``low_rank``).
 
         Args:
             candidate: One with weight-only linear layers. Not changed; its tensors are shared.
-            settings: :class:`LowRank`, or what a library of such updates calls its own (torch: a ``peft.LoraConfig``, and the
-                result is peft's model); None for the defaults.
+            settings: :class:`LowRank`, or what a library of such updates calls its own (torch: a
+                ``peft.LoraConfig``, and the result is peft's model); None for the defaults.
 
         Raises:
-            SchemeError: If there is no such layer, or the settings read the base's weight, which is stored in few bits.
+            SchemeError: If there is no such layer, or the settings read the base's weight, which is
+                stored in few bits.
             MissingFramework: If the library is not installed.
         """
         self._refuse("low_rank", "train the float model, then quantize it again")
 
     def load_low_rank(self, candidate: Candidate, folder: Path, **options: Any) -> Any:
-        """Return a native model with the updates that the library of :meth:`add_low_rank` saved (feature ``low_rank``).
+        """Return a native model with the updates that the library of :meth:`add_low_rank` saved
+        (feature ``low_rank``).
 
         Args:
             candidate: The base, as for :meth:`add_low_rank`.
             folder: What the library wrote (torch: ``save_pretrained`` of peft).
-            **options: The library's own (torch: those of ``PeftModel.from_pretrained``, such as ``is_trainable=True``).
+            **options: The library's own (torch: those of ``PeftModel.from_pretrained``, such as
+                ``is_trainable=True``).
 
         Raises:
             SchemeError: As for :meth:`add_low_rank`.

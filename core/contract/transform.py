@@ -1,4 +1,5 @@
-"""What a model-wide transform is: it chooses factors, and the adapter's ``rescale`` applies them."""
+"""What a model-wide transform is: it chooses factors, and the adapter's ``rescale``
+applies them."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from .parts import PartConfig
 
 
 class Observed(Protocol):
-    """What calibration saw, as a transform may ask for it: ``octavo.core.calibration.statistics.Statistics``."""
+    """What calibration saw, as a transform may ask for it:
+    ``octavo.core.calibration.statistics.Statistics``."""
 
     def __contains__(self, probe: Probe) -> bool:
         """Whether that was observed."""
@@ -38,7 +40,8 @@ class Rescaling(ABC):
 
     @property
     def carries(self) -> frozenset[str]:
-        """What it changes: of ``scale``, ``shift``, ``rotation``. It leaves out what a group does not take, and the ledger says so."""
+        """What it changes: of ``scale``, ``shift``, ``rotation``. It leaves out what a group does
+        not take, and the ledger says so."""
         return frozenset({"scale"})
 
     @abstractmethod
@@ -49,7 +52,8 @@ class Rescaling(ABC):
         statistics: Observed,
         recipe_ops: Mapping[str, Op],
     ) -> Mapping[str, Factors]:
-        """Return group name -> factors, float32 > 0, shape (channels,), or a channel map; groups that should stay are left out.
+        """Return group name -> factors, float32 > 0, shape (channels,), or a channel map; groups
+        that should stay are left out.
 
         Args:
             view: The model.

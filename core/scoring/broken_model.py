@@ -1,7 +1,9 @@
-"""A model that is broken on purpose: a score that calls it better points the wrong way, whatever its name.
+"""A model that is broken on purpose: a score that calls it better points the wrong way, whatever
+its name.
 
-The weights of the widest op are shuffled, along both of their first axes, and the model is scored once. What is better than the float
-model by more than a candidate may be worse is a loss that was taken for a score, or does not measure the model.
+The weights of the widest op are shuffled, along both of their first axes, and the model is scored
+once. What is better than the float model by more than a candidate may be worse is a loss that was
+taken for a score, or does not measure the model.
 """
 
 from __future__ import annotations
@@ -22,14 +24,17 @@ from octavo.core.values.space import Unit
 from .yardstick import Yardstick
 
 CHEAP = 5.0
-"""Seconds that an evaluation of the float model may take for the broken model to be scored as well: it is a check, not the work."""
+"""Seconds that an evaluation of the float model may take for the broken model to be scored as well:
+it is a check, not the work."""
 
 SHUFFLES = 3
-"""So many shuffles must all score better. A model that knows nothing yet may gain by one of them."""
+"""So many shuffles must all score better. A model that knows nothing yet may gain by
+one of them."""
 
 
 def broken_model(realizer: Quantizer, seed: int) -> tuple[str, Candidate] | None:
-    """Return the name of the widest op and a model with its weights shuffled; None where no weight can be quantized.
+    """Return the name of the widest op and a model with its weights shuffled; None where no weight
+    can be quantized.
 
     Args:
         realizer: Calibrated.
@@ -53,7 +58,8 @@ def broken_model(realizer: Quantizer, seed: int) -> tuple[str, Candidate] | None
 
 
 def called_better(yardstick: Yardstick, metrics: Mapping[str, float]) -> bool:
-    """True if scores are better than the float model's by more than is tolerated the other way, and by more than noise."""
+    """True if scores are better than the float model's by more than is tolerated the other way, and
+    by more than noise."""
     own = yardstick.criterion.judge(yardstick.baseline, yardstick.baseline).margin
     gained = yardstick.criterion.judge(metrics, yardstick.baseline).margin - own
     return gained > own + yardstick.noise.needed(1, 0.01)
@@ -64,9 +70,12 @@ def refusal(op: str, yardstick: Yardstick, metrics: Mapping[str, float]) -> str:
     both = [name for name in metrics if name in yardstick.baseline]
     shown = ", ".join(f"{n} {metrics[n]:.6g} against {yardstick.baseline[n]:.6g}" for n in both)
     return (
-        f"the score calls a broken model better: with the weights of {op!r} shuffled it is {shown} of the float model. "
-        "It reads like a loss: say higher_is_better=False (Python), higher_is_better = false under [accuracy], or "
-        "--lower-is-better; or, if higher_is_better is said already, the other way. Where the score is right after "
+        f"the score calls a broken model better: with the weights of {op!r} shuffled it is "
+        f"{shown} of the float model. "
+        "It reads like a loss: say higher_is_better=False (Python), higher_is_better = false "
+        "under [accuracy], or "
+        "--lower-is-better; or, if higher_is_better is said already, the other way. Where the "
+        "score is right after "
         "all, accuracy.guard = false turns this check off"
     )
 

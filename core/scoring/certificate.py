@@ -1,26 +1,34 @@
-"""How sure it is that a candidate keeps the goal on new data, from scores of single held-out samples.
+"""How sure it is that a candidate keeps the goal on new data, from scores of single held-out
+samples.
 
-A sample's excess is what it loses beyond what is tolerated, x_i(t) = d_i - t for an absolute tolerance t, and d_i - t |f_i| for a
-share of the float score, where d_i is the float model's score of the sample less the candidate's (turned round where lower is
-better) and f_i the float model's. The samples are draws of the data that the model will meet; the goal is kept on that data exactly
-if E[x_i] <= 0. The claim to be refuted is E[x_i] > 0, "the goal is missed". Who bets against it has the capital
+A sample's excess is what it loses beyond what is tolerated, x_i(t) = d_i - t for an absolute
+tolerance t, and d_i - t |f_i| for a share of the float score, where d_i is the float model's score
+of the sample less the candidate's (turned round where lower is better) and f_i the float model's.
+The samples are draws of the data that the model will meet; the goal is kept on that data exactly if
+E[x_i] <= 0. The claim to be refuted is E[x_i] > 0, "the goal is missed". Who bets against it has
+the capital
 
-    K_n = sum over b of w_b * prod_{i <= n} (1 - l_b x_i),      0 <= l_b < 1 / r,    r the largest possible x,
+    K_n = sum over b of w_b * prod_{i <= n} (1 - l_b x_i),      0 <= l_b < 1 / r,    r the largest
+    possible x,
 
-which under the claim is a non-negative supermartingale that starts at 1: each factor has a conditional mean of at most 1. By Ville's
-inequality K ever reaches 1/error with a probability of at most ``error``, however often it is looked at and whenever one stops
-(Waudby-Smith and Ramdas 2024, "Estimating means of bounded random variables by betting", J. R. Stat. Soc. B 86(1), Theorem 1 and
-section 4; Howard, Ramdas, McAuliffe and Sekhon 2021, "Time-uniform, nonparametric, nonasymptotic confidence sequences", Ann. Stat.
-49(2), for the inequality). The bound on the loss is the least t that is refuted. Nothing is assumed of the scores' distribution but
-their range.
+which under the claim is a non-negative supermartingale that starts at 1: each factor has a
+conditional mean of at most 1. By Ville's inequality K ever reaches 1/error with a probability of at
+most ``error``, however often it is looked at and whenever one stops (Waudby-Smith and Ramdas 2024,
+"Estimating means of bounded random variables by betting", J. R. Stat. Soc. B 86(1), Theorem 1 and
+section 4; Howard, Ramdas, McAuliffe and Sekhon 2021, "Time-uniform, nonparametric, nonasymptotic
+confidence sequences", Ann. Stat. 49(2), for the inequality). The bound on the loss is the least t
+that is refuted. Nothing is assumed of the scores' distribution but their range.
 
-Half of the capital follows the bet that would have grown most on the samples of the search, which are others; the rest is spread
-over fixed bets, so that the worst of guesses costs a factor (``len(BETS) / (1 - LEAD)``, 16) and never the guarantee.
+Half of the capital follows the bet that would have grown most on the samples of the search, which
+are others; the rest is spread over fixed bets, so that the worst of guesses costs a factor
+(``len(BETS) / (1 - LEAD)``, 16) and never the guarantee.
 
-Selection. The candidate was chosen by samples of the search, which say nothing of the held-out ones: that costs nothing. Where a
-winner is refused on the held-out samples the next one is examined on the same: the j-th has the error ``error / (j (j + 1))``, and
-all together have ``error``. Nothing but the refusal goes back to the search, so that along the path of refusals each next winner is
-fixed before the held-out samples are looked at, and the union bound holds however many candidates were tried.
+Selection. The candidate was chosen by samples of the search, which say nothing of the held-out
+ones: that costs nothing. Where a winner is refused on the held-out samples the next one is examined
+on the same: the j-th has the error ``error / (j (j + 1))``, and all together have ``error``.
+Nothing but the refusal goes back to the search, so that along the path of refusals each next winner
+is fixed before the held-out samples are looked at, and the union bound holds however many
+candidates were tried.
 """
 
 from __future__ import annotations
@@ -34,7 +42,8 @@ from octavo.core.contract.criterion import SampleGoal
 from octavo.core.errors import EvaluationError
 
 BETS = np.array([0.02, 0.05, 0.1, 0.2, 0.35, 0.55, 0.8, 0.99])
-"""Fixed bets as shares of the largest: small ones win against many disagreements, large ones where there are none."""
+"""Fixed bets as shares of the largest: small ones win against many disagreements, large ones where
+there are none."""
 
 MANY = 10**6
 """Samples from which on it makes no difference how many more it would take."""
@@ -91,7 +100,8 @@ class Certifier:
         found = score_range(goal, self.reference)
         if found is None:
             raise EvaluationError(
-                "the range of a sample's score is unknown: say accuracy.score_range, its least and greatest value"
+                "the range of a sample's score is unknown: say accuracy.score_range, its least "
+                "and greatest value"
             )
         self.low, self.high = found
         self._check(self.reference)
@@ -105,7 +115,8 @@ class Certifier:
         Args:
             scores: Its score of each sample, shape (samples,), in the reference's order.
             tries: How many winners were examined on these samples, this one among them.
-            lead: (float model's, candidate's) scores of other samples, from which the bet is learned.
+            lead: (float model's, candidate's) scores of other samples, from which the bet is
+                learned.
 
         Raises:
             EvaluationError: If a score is outside the range.
@@ -118,7 +129,8 @@ class Certifier:
             loss /= abs(float(self.reference.mean())) or 1.0
         said = "cannot be bounded" if bound is None else f"is at most {bound:.4g}"
         reason = (
-            f"with {goal.confidence:.4g} confidence the loss on new data like this {said} {goal.mode} "
+            f"with {goal.confidence:.4g} confidence the loss on new data like this {said} "
+            f"{goal.mode} "
             f"({goal.tolerance:g} is tolerated; {loss:.4g} on {len(losses)} held-out samples"
             + (f", the winner number {tries})" if tries > 1 else ")")
         )
@@ -138,14 +150,16 @@ class Certifier:
     def holds(
         self, scores: np.ndarray, tries: int = 1, lead: tuple[np.ndarray, np.ndarray] | None = None
     ) -> bool:
-        """Return whether a candidate keeps the goal on new data, so surely; the arguments are :meth:`certify`'s."""
+        """Return whether a candidate keeps the goal on new data, so surely; the arguments are
+        :meth:`certify`'s."""
         losses = self._losses(self.reference, scores)
         tolerance = self.goal.tolerance
         capital = self._log_capital(losses, tolerance, self._scale, self._lead(lead))
         return capital >= math.log(1 / self._error(tries))
 
     def foreseen(self, scores: np.ndarray, samples: int) -> float:
-        """Return the margin to the goal that a candidate could be expected to have on so many other samples.
+        """Return the margin to the goal that a candidate could be expected to have on so many other
+        samples.
 
         Args:
             scores: Its score of each sample of the search.
@@ -156,7 +170,8 @@ class Certifier:
         """
         goal = self.goal
         error = self._error(1)
-        # Capital grows by a factor a sample: what n samples ought to reach, m of them reach the (m / n)-th power of.
+        # Capital grows by a factor a sample: what n samples ought to reach, m of them reach the (m
+        # / n)-th power of.
         scaled = error ** (len(self.reference) / samples)
         losses = self._losses(self.reference, scores)
         bound = self._bound(losses, scaled, (losses, self._scale))
@@ -164,7 +179,8 @@ class Certifier:
         return (goal.tolerance - (worst if bound is None else bound)) / goal.tolerance
 
     def samples_needed(self) -> int:
-        """Return how many samples certify a candidate that loses nothing on any; more than there are if these are too few."""
+        """Return how many samples certify a candidate that loses nothing on any; more than there
+        are if these are too few."""
         wanted, tolerance = math.log(1 / self._error(1)), self.goal.tolerance
         samples = 8
         while samples < MANY:
@@ -192,11 +208,13 @@ class Certifier:
         """Return what one unit of tolerance allows each sample to lose."""
         if self.goal.mode == "absolute":
             return np.ones(len(reference))
-        # |E f| >= sign * E f whatever the sign: the claim that is refuted is no smaller than the one that counts.
+        # |E f| >= sign * E f whatever the sign: the claim that is refuted is no smaller than the
+        # one that counts.
         return np.asarray(reference * (1.0 if self.reference.mean() >= 0 else -1.0))
 
     def _room(self, tolerance: float) -> float:
-        """Return the largest excess of a sample at a tolerance: it is linear, so it lies in a corner of the range."""
+        """Return the largest excess of a sample at a tolerance: it is linear, so it lies in a
+        corner of the range."""
         sign = 1.0 if self.goal.higher_is_better else -1.0
         corners = np.array([(f, c) for f in (self.low, self.high) for c in (self.low, self.high)])
         excess = sign * (corners[:, 0] - corners[:, 1]) - tolerance * self._scaled(corners[:, 0])
@@ -208,7 +226,8 @@ class Certifier:
         error: float,
         lead: tuple[np.ndarray, np.ndarray] | None,
     ) -> float | None:
-        """Return the least tolerance at which the claim of a miss is refuted; None where none below a full loss is."""
+        """Return the least tolerance at which the claim of a miss is refuted; None where none below
+        a full loss is."""
         wanted = math.log(1 / error)
 
         def refuted(tolerance: float) -> bool:
@@ -230,7 +249,8 @@ class Certifier:
         scale: np.ndarray,
         lead: tuple[np.ndarray, np.ndarray] | None,
     ) -> float:
-        """Return the logarithm of the largest capital on the way, of a bet that the goal is kept at a tolerance."""
+        """Return the logarithm of the largest capital on the way, of a bet that the goal is kept at
+        a tolerance."""
         room = self._room(tolerance)
         if room <= 0:
             return math.inf
@@ -247,20 +267,24 @@ class Certifier:
         slack = 1e-9 * max(1.0, abs(self.low), abs(self.high))
         if scores.min() < self.low - slack or scores.max() > self.high + slack:
             raise EvaluationError(
-                f"a sample scores {scores.min():g} to {scores.max():g}, outside the range of {self.low:g} to "
-                f"{self.high:g}: say accuracy.score_range, the least and the greatest score of a sample"
+                f"a sample scores {scores.min():g} to {scores.max():g}, outside the range of "
+                f"{self.low:g} to "
+                f"{self.high:g}: say accuracy.score_range, the least and the greatest score of a "
+                "sample"
             )
 
 
 def score_range(goal: SampleGoal, reference: np.ndarray) -> tuple[float, float] | None:
-    """Return the range of a sample's score: what was said; 0 to 1 where all are 0 or 1; None where it is unknown."""
+    """Return the range of a sample's score: what was said; 0 to 1 where all are 0 or 1; None where
+    it is unknown."""
     if goal.score_range is not None:
         return goal.score_range
     return (0.0, 1.0) if bool(np.isin(reference, (0.0, 1.0)).all()) else None
 
 
 def _best_bet(excess: np.ndarray) -> float:
-    """Return the bet under which capital would have grown most on these samples and one that loses all it can."""
+    """Return the bet under which capital would have grown most on these samples and one that loses
+    all it can."""
     grid = np.linspace(0.03, 0.99, 33)
     growth = np.log1p(-grid[:, None] * excess).sum(axis=1) + np.log1p(-grid)
     return float(grid[int(growth.argmax())])

@@ -14,7 +14,8 @@ from .certificate import METHOD, Certificate, Certifier, score_range
 from .evaluation import Scores
 
 COARSE = 0.5
-"""From how many tolerances on a single sample is worth a word: a coarser score cannot tell a pass from a miss."""
+"""From how many tolerances on a single sample is worth a word: a coarser score cannot tell a pass
+from a miss."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class Certifying:
 
         Args:
             held_out: Its scores there.
-            search: Its scores on the search's samples, from which the bet is learned; None where it has none.
+            search: Its scores on the search's samples, from which the bet is learned; None where it
+                has none.
             tries: How many winners were examined, this one among them.
         """
         if self.why or self.held_out is None or held_out.per_sample is None:
@@ -92,7 +94,8 @@ def certifying(
     assert held_out.per_sample is not None
     if score_range(goal, held_out.per_sample) is None:
         raise ConfigError(
-            "accuracy.confidence needs the range of a sample's score, for these are not all 0 or 1: say "
+            "accuracy.confidence needs the range of a sample's score, for these are not all 0 or "
+            "1: say "
             "accuracy.score_range = [least, greatest], for example [0, 1]"
         )
     searching = Certifier(goal, search.per_sample)
@@ -100,7 +103,8 @@ def certifying(
     needed, there = holding.samples_needed(), len(held_out.per_sample)
     if needed > there:
         why = (
-            f"{there} held-out samples are too few to certify a tolerance of {goal.tolerance:g} with "
+            f"{there} held-out samples are too few to certify a tolerance of {goal.tolerance:g} "
+            "with "
             f"{confidence:g} confidence, even where nothing is lost: it takes about {needed}"
         )
         return Certifying(confidence, goal, why)
@@ -110,24 +114,30 @@ def certifying(
 def _missing(goal: SampleGoal | None, search: Scores, held_out: Scores | None) -> str:
     """Return what a certificate lacks; '' if nothing."""
     if goal is None:
-        return "a certificate is of one metric, the mean over samples: say accuracy.metric, or score one"
+        return (
+            "a certificate is of one metric, the mean over samples: say accuracy.metric, or "
+            "score one"
+        )
     if not goal.tolerance:
         return "a tolerance of 0 cannot be certified from samples: tolerate a loss above 0"
     if search.per_sample is None:
         return (
-            "there are no scores of single samples: wrap the score function in octavo.SampleScore, or "
+            "there are no scores of single samples: wrap the score function in "
+            "octavo.SampleScore, or "
             "return octavo.Evaluation(value, per_sample=...) from it"
         )
     if held_out is None or held_out.per_sample is None:
         return (
-            "holdout_fn gives no scores of single samples: make it an octavo.SampleScore, or return "
+            "holdout_fn gives no scores of single samples: make it an octavo.SampleScore, or "
+            "return "
             "octavo.Evaluation(value, per_sample=...) from it"
         )
     return ""
 
 
 def coarseness(scores: Scores | None, allowed: float | None) -> str:
-    """Say how many tolerances a single sample is, where that is so much that the verdict can be chance; else ''.
+    """Say how many tolerances a single sample is, where that is so much that the verdict can be
+    chance; else ''.
 
     Args:
         scores: Scores of single samples; None where they are unknown.
@@ -142,6 +152,7 @@ def coarseness(scores: Scores | None, allowed: float | None) -> str:
     if tolerances < COARSE:
         return ""
     return (
-        f"{len(samples)} samples are few: one sample is {tolerances:.3g} tolerances, so the true loss may be "
+        f"{len(samples)} samples are few: one sample is {tolerances:.3g} tolerances, so the true "
+        "loss may be "
         "many times what is tolerated; score more samples"
     )

@@ -12,8 +12,8 @@ NEGLIGIBLE = 0.001
 HARDLY = 0.01
 """Share of a further objective that decides nothing between trials which tie in those before it.
 
-Files of the same widths differ by about 0.4 % (names, scales, alignment). Where latencies tie, that must not choose a
-trial that may be slower over one that is more accurate.
+Files of the same widths differ by about 0.4 % (names, scales, alignment). Where latencies tie, that
+must not choose a trial that may be slower over one that is more accurate.
 """
 
 
@@ -22,14 +22,15 @@ def choose(
 ) -> Trial | None:
     """Return the best passing trial: the best first objective, ties by the next, then by accuracy.
 
-    Two trials tie in an objective if their spreads meet: noise decides nothing. So do trials that a small share separates,
-    :data:`NEGLIGIBLE` of the first objective and :data:`HARDLY` of those after it.
+    Two trials tie in an objective if their spreads meet: noise decides nothing. So do trials that a
+    small share separates, :data:`NEGLIGIBLE` of the first objective and :data:`HARDLY` of those
+    after it.
 
     Args:
         trials: All of them.
         objectives: Most important first.
-        baseline: The float model, where it is a candidate too: a trial that is not :func:`worth_it` is left out, and None
-            is returned where nothing is.
+        baseline: The float model, where it is a candidate too: a trial that is not :func:`worth_it`
+            is left out, and None is returned where nothing is.
     """
     left = [t for t in trials if t.number > 0 and t.passed and t.state == "complete"]
     if baseline is not None:
@@ -47,7 +48,8 @@ def choose(
 
 
 def _slack(position: int, count: int) -> float:
-    """Return the share of an objective that decides nothing; where it is the only one, every byte counts."""
+    """Return the share of an objective that decides nothing; where it is the only one, every byte
+    counts."""
     if position > 0:
         return HARDLY
     return NEGLIGIBLE if count > 1 else 0.0
@@ -56,12 +58,13 @@ def _slack(position: int, count: int) -> float:
 def worth_it(trial: Trial, baseline: Trial | None, objectives: Sequence[str]) -> bool:
     """Return whether a trial improves on the float model beyond what was measured as noise.
 
-    The first objective decides in which the two do not tie. One that ties in all of them is no improvement.
+    The first objective decides in which the two do not tie. One that ties in all of them is no
+    improvement.
 
     Args:
         trial: A trial that was measured.
-        baseline: The float model's trial, measured against itself: its spread is what noise amounts to. None for who does
-            not know it: then shares of its figures are compared with 1.
+        baseline: The float model's trial, measured against itself: its spread is what noise amounts
+            to. None for who does not know it: then shares of its figures are compared with 1.
         objectives: Most important first; those that cannot be compared decide nothing.
     """
     known: Mapping[str, Measurement] = baseline.objectives if baseline is not None else {}
@@ -74,7 +77,8 @@ def worth_it(trial: Trial, baseline: Trial | None, objectives: Sequence[str]) ->
 
 
 def _better(own: Measurement, base: Measurement | None) -> int:
-    """Return 1 if a measurement is better than the float model's beyond both spreads, -1 if worse, 0 if they tie."""
+    """Return 1 if a measurement is better than the float model's beyond both spreads, -1 if worse,
+    0 if they tie."""
     if own.ratio is not None:
         low, high = own.relative.low, own.relative.high
         spread = (1.0, 1.0)
@@ -92,7 +96,8 @@ def _better(own: Measurement, base: Measurement | None) -> int:
 
 
 def compared(trial: Trial, objectives: Sequence[str]) -> str:
-    """Return in words what a trial has of the float model's figures: ``0.80 of float's speed, 1.02 of its size``."""
+    """Return in words what a trial has of the float model's figures: ``0.80 of float's speed, 1.02
+    of its size``."""
     told: list[str] = []
     for name in objectives:
         found = trial.objectives.get(name)
@@ -106,7 +111,8 @@ def compared(trial: Trial, objectives: Sequence[str]) -> str:
 
 
 def pareto(trials: Sequence[Trial], objectives: Sequence[str]) -> tuple[Trial, ...]:
-    """Return the trials that no other one beats in margin and every objective at once, by number."""
+    """Return the trials that no other one beats in margin and every objective at once,
+    by number."""
     done = [
         t for t in trials if t.state == "complete" and all(n in t.objectives for n in objectives)
     ]
@@ -129,7 +135,8 @@ def pareto(trials: Sequence[Trial], objectives: Sequence[str]) -> tuple[Trial, .
 
 
 def _comparable(trials: Sequence[Trial], name: str) -> list[Measurement]:
-    """Return what was measured of an objective; as shares of the float model's figure where there are those, for trials lie minutes apart."""
+    """Return what was measured of an objective; as shares of the float model's figure where there
+    are those, for trials lie minutes apart."""
     measured = [t.objectives[name] for t in trials]
     return (
         [m.relative for m in measured] if all(m.ratio is not None for m in measured) else measured

@@ -21,8 +21,9 @@ class Evaluation:
 
     Attributes:
         value: The score, or several by name.
-        per_sample: The score of each sample, shape (samples,), in a fixed order, the same samples each time; their mean is the
-            value. What a certificate (``accuracy.confidence``) and a holdout need.
+        per_sample: The score of each sample, shape (samples,), in a fixed order, the same samples
+            each time; their mean is the value. What a certificate (``accuracy.confidence``) and a
+            holdout need.
     """
 
     value: float | Mapping[str, float]
@@ -41,8 +42,8 @@ def check_scores(raw: object, metric: str = "score") -> Scores:
     """Turn what a score function returned into finite floats.
 
     Args:
-        raw: A number (NumPy scalars and 0-d arrays or tensors count), a mapping of names to numbers, or an
-            :class:`Evaluation`.
+        raw: A number (NumPy scalars and 0-d arrays or tensors count), a mapping of names to
+            numbers, or an :class:`Evaluation`.
         metric: The name of a lone number.
 
     Raises:
@@ -54,7 +55,8 @@ def check_scores(raw: object, metric: str = "score") -> Scores:
             per_sample = np.asarray(to_numpy(raw.per_sample), dtype=np.float64)
             if per_sample.ndim != 1 or not np.isfinite(per_sample).all():
                 raise EvaluationError(
-                    f"Evaluation.per_sample must be finite, of shape (samples,); got shape {per_sample.shape}"
+                    "Evaluation.per_sample must be finite, of shape (samples,); got shape "
+                    f"{per_sample.shape}"
                 )
         raw = raw.value
     if isinstance(raw, Mapping):
@@ -71,7 +73,8 @@ def check_scores(raw: object, metric: str = "score") -> Scores:
 
 
 def _check_mean(metrics: Mapping[str, float], per_sample: np.ndarray, metric: str) -> None:
-    """Refuse scores of samples that are not those of the value: of several values, of the one that counts, or of any."""
+    """Refuse scores of samples that are not those of the value: of several values, of the one that
+    counts, or of any."""
     if not per_sample.size:
         raise EvaluationError(
             "Evaluation.per_sample is empty; leave it out, or give a score for each sample"
@@ -82,7 +85,8 @@ def _check_mean(metrics: Mapping[str, float], per_sample: np.ndarray, metric: st
     if not any(math.isclose(value, mean, rel_tol=1e-4, abs_tol=1e-6) for value in values):
         shown = ", ".join(f"{value:g}" for value in values)
         raise EvaluationError(
-            f"the mean of Evaluation.per_sample is {mean:g}, and the value is {shown}: give the scores whose mean it is, "
+            f"the mean of Evaluation.per_sample is {mean:g}, and the value is {shown}: give the "
+            "scores whose mean it is, "
             "or leave per_sample out"
         )
 
@@ -110,9 +114,11 @@ def _number(raw: object, name: str) -> float:
 
 
 class ArrayModel:
-    """Arrays in, arrays out, whatever the backend: what a score function is given in a run over several backends.
+    """Arrays in, arrays out, whatever the backend: what a score function is given in a run over
+    several backends.
 
-    Call it with arrays in call order, or by input name. One output comes back as an array, several as a tuple.
+    Call it with arrays in call order, or by input name. One output comes back as an array, several
+    as a tuple.
     """
 
     def __init__(self, candidate: Candidate) -> None:
@@ -124,7 +130,8 @@ class ArrayModel:
         return self.candidate.recipe.backend
 
     def __call__(self, *arrays: Any, **named: Any) -> np.ndarray | tuple[np.ndarray, ...]:
-        """Run one batch: values in call order, by input name, or both; a lone :class:`~octavo.Call` is the batch itself."""
+        """Run one batch: values in call order, by input name, or both; a lone :class:`~octavo.Call`
+        is the batch itself."""
         lone = arrays[0] if len(arrays) == 1 and not named and isinstance(arrays[0], Call) else None
         outputs = self.candidate.run(
             plainest(*parts(lone)) if lone is not None else plainest(arrays, named)

@@ -1,6 +1,8 @@
-"""Where an evaluation runs: in this process, or in a child that may crash, hang or run out of memory.
+"""Where an evaluation runs: in this process, or in a child that may crash, hang or run out of
+memory.
 
-Anything with ``submit(function, *arguments) -> concurrent.futures.Future`` can take their place (a Dask or Ray client).
+Anything with ``submit(function, *arguments) -> concurrent.futures.Future`` can take their place (a
+Dask or Ray client).
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ class Executor(Protocol):
 
 
 class InlineExecutor:
-    """Runs in this process. A time limit interrupts Python code; it cannot stop a running kernel."""
+    """Runs in this process. A time limit interrupts Python code; it cannot stop a
+    running kernel."""
 
     def __init__(self, timeout: float | None = None) -> None:
         self._timeout = timeout
@@ -94,13 +97,15 @@ class ProcessExecutor:
         elif isinstance(error, TimeoutError):
             outer.set_exception(
                 TrialTimeout(
-                    f"the trial ran past its time limit of {self._timeout:g} s and its process was ended"
+                    f"the trial ran past its time limit of {self._timeout:g} s and its process "
+                    "was ended"
                 )
             )
         elif isinstance(error, ProcessExpired):
             outer.set_exception(
                 WorkerDied(
-                    f"the child process died with exit code {error.exitcode} (crash or out of memory)"
+                    f"the child process died with exit code {error.exitcode} (crash or out of "
+                    "memory)"
                 )
             )
         else:
@@ -114,7 +119,8 @@ class ProcessExecutor:
 
 def _import(modules: list[str]) -> None:
     for name in modules:
-        # What cannot be imported by name travels by value, or fails in the trial, which then says so.
+        # What cannot be imported by name travels by value, or fails in the trial, which then says
+        # so.
         with suppress(ImportError):
             import_module(name)
 
@@ -136,7 +142,8 @@ def _unpickle_and_call(blob: bytes) -> tuple[bool, bytes]:
             error.add_note(f"In the child process:\n{told}")
             packed = cloudpickle.dumps(error)
             cloudpickle.loads(packed)
-        except Exception:  # an exception whose constructor takes something else than its args, or that holds a lock
+        # an exception whose constructor takes something else than its args, or that holds a lock
+        except Exception:
             packed = cloudpickle.dumps(EvaluationError(f"raised in the child process:\n{told}"))
         return False, packed
 

@@ -1,4 +1,5 @@
-"""Samples that the search never sees: a score is parted into one of the search's samples and one of the held-out ones."""
+"""Samples that the search never sees: a score is parted into one of the search's samples and one of
+the held-out ones."""
 
 from __future__ import annotations
 
@@ -14,18 +15,20 @@ from .evaluation import Evaluation, check_scores
 from .racing import SampleScore
 
 CERTIFIED = 0.5
-"""Share of the samples that is held out where a certificate is asked for and nobody said a share. Both parts count: one chooses, the
-other proves."""
+"""Share of the samples that is held out where a certificate is asked for and nobody said a share.
+Both parts count: one chooses, the other proves."""
 
 
 def split_samples(score: Any, share: float, seed: int, *, required: bool = True) -> tuple[Any, Any]:
     """Hold a share of the samples out of the search.
 
     Args:
-        score: A :class:`SampleScore`, or a function that returns an :class:`Evaluation` with scores of single samples.
+        score: A :class:`SampleScore`, or a function that returns an :class:`Evaluation` with scores
+            of single samples.
         share: Of all samples, in (0, 1).
         seed: Of the draw.
-        required: Whether a function that returns no such scores is refused, when it is called; else its score stays whole.
+        required: Whether a function that returns no such scores is refused, when it is called; else
+            its score stays whole.
 
     Returns:
         Two scores: of the search, and of the confirmation.
@@ -42,7 +45,8 @@ def split_samples(score: Any, share: float, seed: int, *, required: bool = True)
 
 @dataclass(frozen=True)
 class EvaluationPart:
-    """The score over some of a function's samples. The function scores them all; the others are not looked at.
+    """The score over some of a function's samples. The function scores them all; the others are not
+    looked at.
 
     Attributes:
         score: The user's function.
@@ -62,15 +66,18 @@ class EvaluationPart:
         """Score a model on this part.
 
         Raises:
-            ConfigError: If single samples are not scored, and that is required, or if the part is empty.
+            ConfigError: If single samples are not scored, and that is required, or if the part is
+                empty.
             EvaluationError: If the scores of the samples are not those of the value.
         """
         found = self.score(model)
         if not _is_a_mean(found):
             if self.required:
                 raise ConfigError(
-                    "holdout needs a score of single samples: wrap it in octavo.SampleScore, return "
-                    "octavo.Evaluation(value, per_sample=...), or pass holdout_fn=, a score over other data"
+                    "holdout needs a score of single samples: wrap it in octavo.SampleScore, "
+                    "return "
+                    "octavo.Evaluation(value, per_sample=...), or pass holdout_fn=, a score over "
+                    "other data"
                 )
             return found
         samples = check_scores(found).per_sample
@@ -93,7 +100,8 @@ def _drawn(samples: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarra
     count = round(samples * share)
     if not 0 < count < samples:
         raise ConfigError(
-            f"a holdout of {share:g} of {samples} samples leaves one part empty; choose another share"
+            f"a holdout of {share:g} of {samples} samples leaves one part empty; choose another "
+            "share"
         )
     order = np.random.default_rng(seed).permutation(samples)
     return np.sort(order[count:]), np.sort(order[:count])

@@ -1,9 +1,11 @@
-"""A score that varies between two evaluations of one model: by how much, and what can be said in spite of it.
+"""A score that varies between two evaluations of one model: by how much, and what can be said in
+spite of it.
 
-Everything is counted in margins: signed distances to the goal, in tolerated losses where there is a tolerance. So it holds for every
-criterion. One evaluation's margin varies with a standard deviation s. The mean of n evaluations of a candidate, judged against
-the mean of r evaluations of the float model, is then off by about s * sqrt(1/n + 1/r); the candidate passes if its margin is
-above that many deviations, the quantile of Student's t with the degrees of freedom that s was estimated with.
+Everything is counted in margins: signed distances to the goal, in tolerated losses where there is a
+tolerance. So it holds for every criterion. One evaluation's margin varies with a standard deviation
+s. The mean of n evaluations of a candidate, judged against the mean of r evaluations of the float
+model, is then off by about s * sqrt(1/n + 1/r); the candidate passes if its margin is above that
+many deviations, the quantile of Student's t with the degrees of freedom that s was estimated with.
 """
 
 from __future__ import annotations
@@ -17,13 +19,16 @@ import numpy as np
 Metrics = Mapping[str, float]
 
 NEGLIGIBLE = 1e-3
-"""Standard deviation, in tolerated losses, up to which a score counts as exact: sums in another order differ by as little."""
+"""Standard deviation, in tolerated losses, up to which a score counts as exact: sums in another
+order differ by as little."""
 
 FEWEST, MOST = 8, 32
-"""Evaluations of a float model whose score varies, and of a candidate at most. With 8 the deviation is known to a quarter."""
+"""Evaluations of a float model whose score varies, and of a candidate at most. With 8 the deviation
+is known to a quarter."""
 
 WIDTH = 0.5
-"""The half-width that repeats aim at, in tolerated losses: so much better than the goal a candidate must be."""
+"""The half-width that repeats aim at, in tolerated losses: so much better than the goal a candidate
+must be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +54,13 @@ class Noise:
         return self.deviation > 0
 
     def deviations(self, runs: int) -> float:
-        """Return the standard deviation of a mean of so many evaluations, against the float model's mean."""
+        """Return the standard deviation of a mean of so many evaluations, against the float model's
+        mean."""
         return self.deviation * math.sqrt(1 / runs + 1 / self.runs)
 
     def needed(self, runs: int, error: float) -> float:
-        """Return the margin that a mean of so many evaluations must have, to be wrong with a probability of ``error``."""
+        """Return the margin that a mean of so many evaluations must have, to be wrong with a
+        probability of ``error``."""
         if not self:
             return 0.0
         from scipy.stats import t
@@ -62,7 +69,8 @@ class Noise:
 
     @property
     def repeats(self) -> int:
-        """Evaluations that bring the half-width down to :data:`WIDTH`, with as many of the float model; at most :data:`MOST`."""
+        """Evaluations that bring the half-width down to :data:`WIDTH`, with as many of the float
+        model; at most :data:`MOST`."""
         if not self:
             return 1
         # Three deviations: the quantile at the errors of a search over some dozens of candidates.

@@ -1,25 +1,32 @@
-"""Evaluation that stops early: a candidate is rejected as soon as its samples prove that it misses the goal.
+"""Evaluation that stops early: a candidate is rejected as soon as its samples prove that it misses
+the goal.
 
-Samples are drawn without replacement in one order that a seed fixes, and compared, each with the float model's own score of it.
-The loss of a sample is d = (float score - candidate score), turned so that higher is worse; it is at least a = (float score -
-best score), since no sample scores better than ``best``. The goal allows a mean loss of at most ``allowed`` over all n samples.
-Each next sample i is drawn among those that are left with a chance of w_i / W, W the sum of what is left of the weights w, so that
+Samples are drawn without replacement in one order that a seed fixes, and compared, each with the
+float model's own score of it. The loss of a sample is d = (float score - candidate score), turned
+so that higher is worse; it is at least a = (float score - best score), since no sample scores
+better than ``best``. The goal allows a mean loss of at most ``allowed`` over all n samples. Each
+next sample i is drawn among those that are left with a chance of w_i / W, W the sum of what is left
+of the weights w, so that
 
     y_i = d_i W / w_i - (n * allowed - sum_{j < i} d_j)
 
-has a mean of at most 0 if the claim "the candidate passes" is true, whatever came before. Betting against the claim (Waudby-Smith
-and Ramdas 2024, "Estimating means of bounded random variables by betting", section 5; Waudby-Smith, Stark and Ramdas 2021,
-"RiLACS", for weights) gives the capital
+has a mean of at most 0 if the claim "the candidate passes" is true, whatever came before. Betting
+against the claim (Waudby-Smith and Ramdas 2024, "Estimating means of bounded random variables by
+betting", section 5; Waudby-Smith, Stark and Ramdas 2021, "RiLACS", for weights) gives the capital
 
-    K_t = mean over bets of prod_{i <= t} (1 + l_i y_i),     0 <= l_i <= 1 / (the least that -y_i can reach)
+    K_t = mean over bets of prod_{i <= t} (1 + l_i y_i),     0 <= l_i <= 1 / (the least that -y_i
+    can reach)
 
-which is then a non-negative supermartingale that starts at 1, so that by Ville's inequality it ever reaches 1/error with a
-probability of at most ``error``: the bound may be looked at after every sample. It needs no upper limit of a loss and no
-distribution. Half of the capital follows the bet that the samples so far recommend (mean over second moment, predictable), half is
-spread over fixed shares. A candidate is accepted only after all samples, by the criterion itself.
+which is then a non-negative supermartingale that starts at 1, so that by Ville's inequality it ever
+reaches 1/error with a
+probability of at most ``error``: the bound may be looked at after every sample. It needs no upper
+limit of a loss and no distribution. Half of the capital follows the bet that the samples so far
+recommend (mean over second moment, predictable), half is spread over fixed shares. A candidate is
+accepted only after all samples, by the criterion itself.
 
-Samples with much to gain force small bets. They weigh more, and so come earlier (w = max(1, |a| / threshold), the threshold such
-that all weigh 30 % more than alike): what is left can then surprise less. Alike where all can gain alike.
+Samples with much to gain force small bets. They weigh more, and so come earlier (w = max(1, |a| /
+threshold), the threshold such that all weigh 30 % more than alike): what is left can then surprise
+less. Alike where all can gain alike.
 """
 
 from __future__ import annotations
@@ -39,7 +46,8 @@ from octavo.core.values.scheme import Frozen
 from .evaluation import Evaluation
 
 BETS = np.array([0.05, 0.15, 0.4, 0.95])
-"""Shares of the largest bet that the fixed bettors stake. Small ones win against noisy small losses, large ones against plain ones."""
+"""Shares of the largest bet that the fixed bettors stake. Small ones win against noisy small
+losses, large ones against plain ones."""
 SHARES = np.log(
     np.array([0.5, *[0.5 / len(BETS)] * len(BETS)])
 )  # of the capital: the learning bettor's, and the fixed ones'
@@ -51,7 +59,8 @@ class RaceConfig(Frozen):
     """How evaluations may be stopped early.
 
     Attributes:
-        error: Probability with which a candidate that would pass on all samples may be rejected before.
+        error: Probability with which a candidate that would pass on all samples may be rejected
+            before.
         first: Samples that are scored before the bound is looked at.
         batch: Samples scored between two looks.
         seed: Of the order of samples.
@@ -64,13 +73,16 @@ class RaceConfig(Frozen):
 
 
 class SampleScore:
-    """A score function that can score chosen samples: what racing needs. Called as usual, it scores all of them.
+    """A score function that can score chosen samples: what racing needs. Called as usual, it scores
+    all of them.
 
     Args:
-        score: ``(model, indices) -> scores``: one finite number for each index, in order; their mean is the score.
+        score: ``(model, indices) -> scores``: one finite number for each index, in order; their
+            mean is the score.
         samples: How many samples there are.
-        best: The best score that one sample can get (1 for accuracy or a reciprocal rank, 0 for a loss such as a negative
-            log-likelihood). None where there is no limit: such a score is not raced.
+        best: The best score that one sample can get (1 for accuracy or a reciprocal rank, 0 for a
+            loss such as a negative log-likelihood). None where there is no limit: such a score is
+            not raced.
     """
 
     def __init__(
@@ -94,11 +106,13 @@ class SampleScore:
         scores = np.asarray(to_numpy(self.score(model, np.asarray(indices))), dtype=np.float64)
         if scores.shape != (len(indices),):
             raise EvaluationError(
-                f"a sample score must return one number for each index: {len(indices)} were asked, shape {scores.shape} came"
+                f"a sample score must return one number for each index: {len(indices)} were "
+                f"asked, shape {scores.shape} came"
             )
         if not np.isfinite(scores).all():
             raise EvaluationError(
-                f"sample {int(np.asarray(indices)[~np.isfinite(scores)][0])} has a score that is not finite"
+                f"sample {int(np.asarray(indices)[~np.isfinite(scores)][0])} has a score that is "
+                "not finite"
             )
         return scores
 
@@ -113,10 +127,12 @@ class Rejection:
     """An evaluation that was stopped: the candidate misses the goal.
 
     Attributes:
-        value: Estimate of the score on all samples: the float model's score less the mean loss seen.
+        value: Estimate of the score on all samples: the float model's score less the mean loss
+            seen.
         used: Samples that were scored.
         share: The same as a share of all.
-        doubt: At most so probable is evidence like this if the candidate would pass; 0 where it can no longer pass at all.
+        doubt: At most so probable is evidence like this if the candidate would pass; 0 where it can
+            no longer pass at all.
     """
 
     value: float
@@ -166,10 +182,12 @@ class Race:
         if least.max(initial=0.0) > 1e-9:
             worst = int(least.argmax())
             raise ConfigError(
-                f"sample {worst} of the float model scores {self._reference[worst]:g}, better than the best, {best:g}"
+                f"sample {worst} of the float model scores {self._reference[worst]:g}, better "
+                f"than the best, {best:g}"
             )
         weights = _weights(-least)
-        # Drawing without replacement by weight: the order of exponential times at these rates (Efraimidis and Spirakis 2006).
+        # Drawing without replacement by weight: the order of exponential times at these rates
+        # (Efraimidis and Spirakis 2006).
         self.order = np.argsort(random.exponential(size=len(weights)) / weights, kind="stable")
         self._least = np.minimum(least[self.order], 0.0)
         self._scale = _left(weights[self.order]) / weights[self.order]
@@ -197,7 +215,8 @@ class Race:
             scores[indices] = score(indices)
             if (self._sign * (scores[indices] - self._best)).max() > 1e-9:
                 raise EvaluationError(
-                    f"a sample of a candidate scores better than the best, {self._best:g}: say the true best of the sample score"
+                    f"a sample of a candidate scores better than the best, {self._best:g}: say "
+                    "the true best of the sample score"
                 )
             doubt = self._doubt(
                 self._sign * (self._reference[indices] - scores[indices]), done, state
@@ -209,7 +228,8 @@ class Race:
         return Evaluation(float(scores.mean()), scores)
 
     def _doubt(self, losses: np.ndarray, done: int, state: _State) -> float:
-        """Take losses in and return 1 / (largest capital within them); 0 where the candidate can no longer pass."""
+        """Take losses in and return 1 / (largest capital within them); 0 where the candidate can no
+        longer pass."""
         n, at = len(self._reference), slice(done, done + len(losses))
         before = state.total + np.concatenate([[0.0], np.cumsum(losses)[:-1]])
         fair = n * self._allowed - before
@@ -259,7 +279,8 @@ class _State:
     capital: np.ndarray = field(default_factory=lambda: SHARES.copy())
 
     def bets(self, gain: np.ndarray, room: np.ndarray) -> np.ndarray:
-        """Return the bet on each draw from what came before it: mean / second moment, the first half-way between its bounds."""
+        """Return the bet on each draw from what came before it: mean / second moment, the first
+        half-way between its bounds."""
         squares = gain * gain
         first, second = self.first + np.cumsum(gain), self.second + np.cumsum(squares)
         found = np.maximum(first - gain, 0.0) / np.maximum(
@@ -270,7 +291,8 @@ class _State:
 
 
 def _weights(gains: np.ndarray) -> np.ndarray:
-    """Return max(1, gain / threshold), the threshold such that they add up to (1 + EXTRA) for each sample, or all gains are below."""
+    """Return max(1, gain / threshold), the threshold such that they add up to (1 + EXTRA) for each
+    sample, or all gains are below."""
     high = float(gains.max(initial=0.0))
     if high <= 0:
         return np.ones(len(gains))

@@ -1,4 +1,5 @@
-"""From a candidate to checked scores: the user's function, where it runs, and how early it may stop."""
+"""From a candidate to checked scores: the user's function, where it runs, and how early it may
+stop."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from .executor import Executor
 from .racing import Race, RaceConfig, Rejection, SampleScore
 
 REPEATED, FEWEST_REPEATED = 0.1, 64
-"""Share of the samples, and how many at least, that are scored twice to see whether the score function is deterministic."""
+"""Share of the samples, and how many at least, that are scored twice to see whether the score
+function is deterministic."""
 
 MOST_KEPT = 2000  # samples whose scores a history keeps
 
@@ -70,13 +72,14 @@ class Scoring:
     def repeats(self, candidate: Candidate, scores: Scores) -> bool:
         """Score a share of the samples again; True if every one of them comes out as in ``scores``.
 
-        False where single samples cannot be scored. Runs over other batch sizes round otherwise: differences of that order count
-        as none.
+        False where single samples cannot be scored. Runs over other batch sizes round otherwise:
+        differences of that order count as none.
         """
         if not isinstance(self.score, SampleScore) or scores.per_sample is None:
             return False
         count = min(self.score.samples, max(FEWEST_REPEATED, round(REPEATED * self.score.samples)))
-        # Drawn, for samples often come in an order: the first may be the ones that no randomness touches.
+        # Drawn, for samples often come in an order: the first may be the ones that no randomness
+        # touches.
         part = np.sort(
             np.random.default_rng(self.score.samples).permutation(self.score.samples)[:count]
         )
@@ -91,8 +94,10 @@ class Scoring:
             before = self._samples.setdefault(which, count)
             if count != before:
                 raise EvaluationError(
-                    f"Evaluation.per_sample holds {count} {which}samples, and {before} the time before: they are "
-                    "compared one by one, so each evaluation scores the same samples in the same order"
+                    f"Evaluation.per_sample holds {count} {which}samples, and {before} the time "
+                    "before: they are "
+                    "compared one by one, so each evaluation scores the same samples in the same "
+                    "order"
                 )
         return found
 
@@ -103,7 +108,8 @@ class Scoring:
         criterion: Criterion,
         config: RaceConfig,
     ) -> None:
-        """Make ready to stop evaluations early, where the score function scores samples and the criterion is a mean loss.
+        """Make ready to stop evaluations early, where the score function scores samples and the
+        criterion is a mean loss.
 
         Args:
             baseline: The float model's scores; None scores it again (after a resume).
@@ -133,9 +139,11 @@ class Scoring:
     def part_is_alike(
         self, candidate: Candidate, kept: Mapping[str, Any] | None, race: RaceConfig | None
     ) -> bool:
-        """True if single samples can be scored, and those that an earlier run kept come out as they did.
+        """True if single samples can be scored, and those that an earlier run kept come out as they
+        did.
 
-        False where all must be scored: for a race, which compares with every sample of the float model.
+        False where all must be scored: for a race, which compares with every sample of the float
+        model.
 
         Args:
             candidate: The float model.
@@ -163,7 +171,8 @@ class Scoring:
 
 
 def first_samples(scores: Scores) -> dict[str, Any] | None:
-    """Return how many samples were scored, and the scores of the first of them, JSON-ready: what a later run is compared with."""
+    """Return how many samples were scored, and the scores of the first of them, JSON-ready: what a
+    later run is compared with."""
     if scores.per_sample is None:
         return None
     count = len(scores.per_sample)

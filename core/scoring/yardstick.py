@@ -1,4 +1,5 @@
-"""The float model's score as a yardstick: candidates scored by the same function are judged against it, however it varies."""
+"""The float model's score as a yardstick: candidates scored by the same function are judged against
+it, however it varies."""
 
 from __future__ import annotations
 
@@ -14,19 +15,23 @@ from .evaluation import Scores
 from .noise import FEWEST, Metrics, Noise, mean_of
 
 SECONDS = 600.0
-"""What repeats of one model's evaluation may take where the run has no time limit: a score that varies must not cost a night."""
+"""What repeats of one model's evaluation may take where the run has no time limit: a score that
+varies must not cost a night."""
 
 SHARE = 0.1
 """The same as a share of the run's time limit."""
 
 SEARCH_ERROR = 0.25
-"""Probability with which some candidate of a whole search passes by its own noise alone. The confirmation stands behind it."""
+"""Probability with which some candidate of a whole search passes by its own noise alone. The
+confirmation stands behind it."""
 
 UNLIKE = 0.02
-"""By how many tolerated losses a model that was saved and loaded may score differently before the score is held to vary."""
+"""By how many tolerated losses a model that was saved and loaded may score differently before the
+score is held to vary."""
 
 CONFIRM_ERROR = 0.1
-"""Probability with which a confirmation lets a candidate pass by noise alone, over all winners that are tried."""
+"""Probability with which a confirmation lets a candidate pass by noise alone, over all winners that
+are tried."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +57,16 @@ class Judged:
 
 @dataclass
 class Yardstick:
-    """Scores the float model, as often as the score's noise asks for, and judges candidates against it.
+    """Scores the float model, as often as the score's noise asks for, and judges candidates against
+    it.
 
     Attributes:
         score: Evaluates a model.
         criterion: Judges.
         seconds: What repeated evaluations of one model may take.
         what: Names the score in errors.
-        foreseen: The margin that a candidate's scores let expect where the verdict is given on other data; None where it is not.
+        foreseen: The margin that a candidate's scores let expect where the verdict is given on
+            other data; None where it is not.
     """
 
     score: Callable[[Candidate], Scores]
@@ -94,19 +101,22 @@ class Yardstick:
         self.baseline, self.noise = metrics, noise
 
     def again(self, reference: Candidate) -> Scores:
-        """Score the float model once more as a run goes on: for a comparison, and to know how long it takes."""
+        """Score the float model once more as a run goes on: for a comparison, and to know how long
+        it takes."""
         began = time.perf_counter()
         self.scores = self.score(reference)
         self._took += time.perf_counter() - began
         return self.scores
 
     def judge(self, candidate: Candidate, first: Scores, looks: int) -> Judged:
-        """Judge a candidate of the search; one that may yet pass is scored again, until that is settled.
+        """Judge a candidate of the search; one that may yet pass is scored again, until that is
+        settled.
 
         Args:
             candidate: The model.
             first: Its first scores.
-            looks: How many candidates were looked at, this one among them: each has its share of the error.
+            looks: How many candidates were looked at, this one among them: each has its share of
+                the error.
         """
         runs = [first.metrics]
         most = self._most()
@@ -145,7 +155,8 @@ class Yardstick:
     def doubt(self, reference: Candidate, before: Metrics, now: Metrics) -> None:
         """Score the float model more often where one candidate scored differently a second time.
 
-        Two equal scores of the float model do not prove that a score is exact: a count of right answers meets itself by chance.
+        Two equal scores of the float model do not prove that a score is exact: a count of right
+        answers meets itself by chance.
         """
         margins = [self.criterion.judge(metrics, self.baseline).margin for metrics in (before, now)]
         if not self.noise and abs(margins[0] - margins[1]) > UNLIKE:
@@ -153,12 +164,14 @@ class Yardstick:
 
     @property
     def seconds_each(self) -> float:
-        """Seconds that an evaluation of the float model took; 0 where it was not scored in this run."""
+        """Seconds that an evaluation of the float model took; 0 where it was not scored in this
+        run."""
         return self._took / max(1, len(self._runs))
 
     @property
     def confirmation_seconds(self) -> float:
-        """What a winner's confirmation is believed to take: as many evaluations as the noise asks for."""
+        """What a winner's confirmation is believed to take: as many evaluations as the noise asks
+        for."""
         return self._most() * self.seconds_each
 
     def warning(self) -> str:
@@ -171,7 +184,8 @@ class Yardstick:
         if not self.noise:
             return ""
         return (
-            f"the score varies between evaluations of one model, by {self.noise.deviation:.2g} of the tolerated "
+            f"the score varies between evaluations of one model, by {self.noise.deviation:.2g} of "
+            "the tolerated "
             f"loss (standard deviation): the float model's is a mean of {self.noise.runs}"
         )
 
@@ -183,7 +197,10 @@ class Yardstick:
         passed = verdict.passed and margin >= 0
         reason = verdict.reason
         if self.noise:
-            reason += f"; over {len(runs)} evaluations the margin to the goal is {verdict.margin:.2g} \u00b1 {needed:.2g} of the tolerated loss"
+            reason += (
+                f"; over {len(runs)} evaluations the margin to the goal is "
+                f"{verdict.margin:.2g} \u00b1 {needed:.2g} of the tolerated loss"
+            )
         return Judged(first, metrics, len(runs), passed, margin, reason)
 
     def _again(self, reference: Candidate) -> None:

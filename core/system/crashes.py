@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 _COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
-"""Where Linux counts kills for lack of memory: of this container where there is one, else of all."""
+"""Where Linux counts kills for lack of memory: of this container where there is one,
+else of all."""
 
 
 class CrashWatch:

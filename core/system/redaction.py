@@ -33,7 +33,8 @@ def redacted(text: object, url: str = "") -> str:
 
 
 def _secrets(url: str) -> list[str]:
-    """Return the passwords of a database URL, longest first: as written, and as drivers see them."""
+    """Return the passwords of a database URL, longest first: as written, and as drivers
+    see them."""
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 

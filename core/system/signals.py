@@ -1,7 +1,7 @@
 """Signals: time limits that code cannot swallow, and interruptions that lose nothing.
 
-All of it works in the main thread only, as Python hands signals to no other; elsewhere each of these
-lets the code run as it is.
+All of it works in the main thread only, as Python hands signals to no other; elsewhere each of
+these lets the code run as it is.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ LONGEST = 1e8  # seconds that a timer of the system takes (three years)
 ENDINGS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
-"""What asks a process to end: Ctrl-C, a scheduler or a preempted machine, a terminal that is closed."""
+"""What asks a process to end: Ctrl-C, a scheduler or a preempted machine, a terminal that is
+closed."""
 
 Handler = Callable[[int, FrameType | None], Any]
 
 
 class OutOfTime(BaseException):
-    """The time limit of the search has passed. No ``Exception``, so that probes and scores do not catch it."""
+    """The time limit of the search has passed. No ``Exception``, so that probes and scores do not
+    catch it."""
 
 
 class _Insisted(BaseException):
@@ -44,8 +46,8 @@ def time_limit(seconds: float | None) -> Iterator[None]:
     Outside the main thread nothing can interrupt it: then the time is looked at when it has ended.
 
     Raises:
-        TrialTimeout: If the time had passed, whatever became of the code, even if it caught the first
-            TrialTimeout and returned as if nothing had been.
+        TrialTimeout: If the time had passed, whatever became of the code, even if it caught the
+            first TrialTimeout and returned as if nothing had been.
     """
     if seconds is None:
         yield
@@ -74,7 +76,8 @@ def time_limit(seconds: float | None) -> Iterator[None]:
 
 @contextmanager
 def deadline(seconds: float | None) -> Iterator[None]:
-    """Raise :class:`OutOfTime` in the running code after ``seconds``, again and again until it ends.
+    """Raise :class:`OutOfTime` in the running code after ``seconds``, again and again until it
+    ends.
 
     Raises:
         OutOfTime: At once where no time is left.
@@ -94,7 +97,8 @@ def deadline(seconds: float | None) -> Iterator[None]:
 
 @contextmanager
 def _alarm(seconds: float, handler: Handler) -> Iterator[None]:
-    """Call a handler after ``seconds`` and every :data:`INSIST` from then on, in the running code."""
+    """Call a handler after ``seconds`` and every :data:`INSIST` from then on, in the
+    running code."""
     if not (_in_main_thread() and hasattr(signal, "SIGALRM")):
         yield
         return
@@ -141,7 +145,8 @@ def _handled(handlers: dict[Any, Handler]) -> Iterator[None]:
     if not _in_main_thread():
         yield
         return
-    # A signal that is ignored (nohup) stays so; one whose handler is not Python's cannot be put back.
+    # A signal that is ignored (nohup) stays so; one whose handler is not Python's cannot be put
+    # back.
     taken = {s: h for s, h in handlers.items() if signal.getsignal(s) not in (signal.SIG_IGN, None)}
     before = {s: signal.signal(s, h) for s, h in taken.items()}
     try:

@@ -14,14 +14,16 @@ _starting = threading.Lock()
 class BareSpawnProcess(SpawnProcess):
     """A spawned process in which ``__main__`` is empty.
 
-    A plain one first runs the caller's script again under another name. A script that starts its run at the top level,
-    without ``if __name__ == "__main__":``, would start that run a second time there, which kills the child. Octavo sends
-    what ``__main__`` defines by value (cloudpickle), so the child needs nothing of the script. loky does the same.
+    A plain one first runs the caller's script again under another name. A script that starts its
+    run at the top level, without ``if __name__ == "__main__":``, would start that run a second time
+    there, which kills the child. Octavo sends what ``__main__`` defines by value (cloudpickle), so
+    the child needs nothing of the script. loky does the same.
     """
 
     @staticmethod
     def _Popen(process_obj: Any) -> Any:
-        # There is no setting for it: what a child is told to prepare is asked for by this one function.
+        # There is no setting for it: what a child is told to prepare is asked for by this one
+        # function.
         with _starting:
             whole, starter = spawn.get_preparation_data, threading.get_ident()
 

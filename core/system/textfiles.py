@@ -57,7 +57,8 @@ def read_table(
         remedy: What to do then.
 
     Raises:
-        OctavoError: Of that family, if the file is missing, damaged, nested too deeply or holds something else.
+        OctavoError: Of that family, if the file is missing, damaged, nested too deeply or holds
+            something else.
     """
     with raised_as(family, f"{path} is damaged", remedy):
         found = json.loads(path.read_text(encoding="utf-8"))

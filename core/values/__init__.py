@@ -1,1 +1,2 @@
-"""Values that travel through the whole engine: frozen, checked when they are made, JSON both ways."""
+"""Values that travel through the whole engine: frozen, checked when they are made, JSON
+both ways."""

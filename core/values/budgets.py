@@ -1,4 +1,5 @@
-"""Hard limits of average bits, size and latency: how much a recipe uses, and by how much it overran what was allowed."""
+"""Hard limits of average bits, size and latency: how much a recipe uses, and by how much it overran
+what was allowed."""
 
 from __future__ import annotations
 
@@ -18,14 +19,16 @@ MEASURED = ("size", "latency")
 def average_bits(
     space: TuningSpace, schemes: Mapping[str, OpScheme], *, kept: bool = False
 ) -> float:
-    """Return the weight bits of ops under ``schemes`` (float where not named), a mean over their weights.
+    """Return the weight bits of ops under ``schemes`` (float where not named), a mean over their
+    weights.
 
     Scales are no part of it; a ``size`` budget counts every byte of the file.
 
     Args:
         space: Its tunable units count.
         schemes: Op -> scheme.
-        kept: Count the ops that no scheme is chosen for, too: those that a rule keeps in float among them.
+        kept: Count the ops that no scheme is chosen for, too: those that a rule keeps in float
+            among them.
     """
     units = [u for u in (space.units if kept else space.tunable) if u.parameters]
     total = sum(u.parameters for u in units)
@@ -66,7 +69,8 @@ def overruns(
 
 
 def float_keeps(budgets: Mapping[str, float]) -> bool:
-    """Return whether the float model keeps every limit: it has 1 of its own size and latency, and 32 bits a weight."""
+    """Return whether the float model keeps every limit: it has 1 of its own size and latency, and
+    32 bits a weight."""
     return all(limit >= (32 if name in BITS else 1) for name, limit in budgets.items())
 
 

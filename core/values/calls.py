@@ -1,4 +1,5 @@
-"""What one call of a model takes: arguments in order and by name, whose values are trees of arrays and plain values."""
+"""What one call of a model takes: arguments in order and by name, whose values are trees of arrays
+and plain values."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from .trees import PLAIN, is_array, is_container, leaves, mapped
 class Call:
     """Arguments of one call, in order and by name: ``Call(x, mask=mask)``.
 
-    Needed only where a batch has both, or where a single mapping, list or tuple is itself the argument: ``Call(images)``.
+    Needed only where a batch has both, or where a single mapping, list or tuple is itself the
+    argument: ``Call(images)``.
 
     Args:
         *args: In call order.
@@ -32,7 +34,8 @@ class Call:
 
 
 Batch: TypeAlias = Mapping[str, Any] | tuple[Any, ...] | Call
-"""One batch of model inputs: by name, in call order, or both. Values are trees of arrays and plain values."""
+"""One batch of model inputs: by name, in call order, or both. Values are trees of arrays and plain
+values."""
 
 
 def parts(batch: Batch) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
@@ -94,9 +97,11 @@ def changed(batch: Batch, change: Callable[[Any], Any]) -> Batch:
 
 
 def flat(batch: Batch, names: Sequence[str]) -> Mapping[str, Any] | tuple[Any, ...]:
-    """Return a batch for a model whose inputs are single arrays: trees as their arrays in order, or by path.
+    """Return a batch for a model whose inputs are single arrays: trees as their arrays in order, or
+    by path.
 
-    Plain values beyond the model's inputs are left out: where a graph was made from code, they are constants in it.
+    Plain values beyond the model's inputs are left out: where a graph was made from code, they are
+    constants in it.
 
     Args:
         batch: One batch.

@@ -12,7 +12,8 @@ from .graph import Op
 from .scheme import FLOAT, OpScheme
 
 Realization = Literal["kernel", "simulated", "codes"]
-"""How an op is carried out. ``codes`` is said of ops that compute nothing and move the codes of their input as they are."""
+"""How an op is carried out. ``codes`` is said of ops that compute nothing and move the codes of
+their input as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,16 +22,19 @@ class Offer:
 
     Attributes:
         scheme: With the default algorithm and calibrator; both may be varied freely.
-        realization: ``kernel`` only if low precision really runs: integer (or fp8, bf16) products for static, dynamic and cast
-            schemes; for ``weight_only``, whose arithmetic is float by definition, weights that stay packed in memory and
-            are decoded inside the operator. ``simulated`` if values are rounded and everything else stays float; such
-            offers are left out unless the user asks for them.
+        realization: ``kernel`` only if low precision really runs: integer (or fp8, bf16) products
+            for static, dynamic and cast schemes; for ``weight_only``, whose arithmetic is float by
+            definition, weights that stay packed in memory and are decoded inside the operator.
+            ``simulated`` if values are rounded and everything else stays float; such offers are
+            left out unless the user asks for them.
         refuses: Returns why an op cannot take this offer, or an empty string.
         narrowed: Returns why this device carries the scheme out with a weight of reduced range (see
-            :class:`~.scheme.QuantSpec`), or an empty string where it keeps the whole range. The scheme and
-            its recipes stay the same on every machine; the ledger says what runs on this one.
-        slower: Why it is slower than float wherever this backend runs, with the figure; empty where that is not known.
-            A table's entry and never a clock's, so that it is the same in every process.
+            :class:`~.scheme.QuantSpec`), or an empty string where it keeps the whole range. The
+            scheme and its recipes stay the same on every machine; the ledger says what runs on this
+            one.
+        slower: Why it is slower than float wherever this backend runs, with the figure; empty where
+            that is not known. A table's entry and never a clock's, so that it is the same in every
+            process.
     """
 
     scheme: OpScheme
@@ -42,15 +46,18 @@ class Offer:
 
 @dataclass(frozen=True)
 class Capability:
-    """Per op type, the schemes that a backend executes on a device, best first; and its optional primitives.
+    """Per op type, the schemes that a backend executes on a device, best first; and its optional
+    primitives.
 
     Attributes:
         backend: The adapter's name.
         device: ``cpu``, ``cuda:0``, ...
-        offers: Op type -> offers, in the order in which they should be tried (fastest and smallest first).
-        features: Optional primitives of a session that are there: ``rescale`` (and ``rescale:shift``, ``rescale:rotation``),
-            ``gradients``, ``export:onnx``; and what its ``training()`` returns can do: ``block_reconstruction``,
-            ``distillation``, ``training`` (quantization-aware), ``low_rank`` (trainable updates over a quantized base).
+        offers: Op type -> offers, in the order in which they should be tried (fastest and smallest
+            first).
+        features: Optional primitives of a session that are there: ``rescale`` (and
+            ``rescale:shift``, ``rescale:rotation``), ``gradients``, ``export:onnx``; and what its
+            ``training()`` returns can do: ``block_reconstruction``, ``distillation``, ``training``
+            (quantization-aware), ``low_rank`` (trainable updates over a quantized base).
         versions: What it was established on (framework versions, processor features).
     """
 
@@ -72,7 +79,8 @@ class Capability:
         return (*found, FLOAT)
 
     def slower(self, kind: str, scheme: OpScheme) -> str:
-        """Return why a scheme is known to be slower than float for an op type; empty where that is not known."""
+        """Return why a scheme is known to be slower than float for an op type; empty where that is
+        not known."""
         offers = self.offers.get(kind, ())
         return next((o.slower for o in offers if _bare(o.scheme) == _bare(scheme)), "")
 
@@ -91,7 +99,8 @@ class Capability:
                 return offer.realization
         offered = "; ".join(str(s) for s in self.for_op(op, simulated=True))
         raise SchemeError(
-            f"{self.backend} on {self.device} cannot carry out [{scheme}] for op {op.name!r} ({op.type})"
+            f"{self.backend} on {self.device} cannot carry out [{scheme}] for op {op.name!r} "
+            f"({op.type})"
             f"{': ' + reason if reason else ''}. It can: {offered}"
         )
 
@@ -99,7 +108,8 @@ class Capability:
         """Return the scheme that this device carries out for ``scheme``, and why it is another one.
 
         Returns:
-            ``scheme`` itself and an empty string; or the same with a weight of reduced range, and the reason.
+            ``scheme`` itself and an empty string; or the same with a weight of reduced range, and
+            the reason.
         """
         if scheme.weight is None or scheme.weight.reduce_range:
             return scheme, ""
@@ -115,6 +125,7 @@ class Capability:
 
 
 def _bare(scheme: OpScheme) -> tuple[object, ...]:
-    """Return what decides whether a kernel takes a scheme: codes of a reduced range are codes of the whole one too."""
+    """Return what decides whether a kernel takes a scheme: codes of a reduced range are codes of
+    the whole one too."""
     weight = scheme.weight.whole() if scheme.weight else None
     return (scheme.mode, weight, scheme.input, scheme.output)

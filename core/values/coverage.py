@@ -1,9 +1,10 @@
 """Which weights a candidate quantizes, and which stay float: every weight of the model is told of.
 
-What counts is every distinct floating tensor of two or more dimensions that the model's forward uses. An op claims its
-weights; what no op claims stands in ``ModelView.unclaimed`` with its reason. Both together are held against the
-backend's census, which is taken from the model's tensors and not from its ops: a layer that the backend does not see
-then shows as a difference, instead of missing without a trace.
+What counts is every distinct floating tensor of two or more dimensions that the model's forward
+uses. An op claims its weights; what no op claims stands in ``ModelView.unclaimed`` with its reason.
+Both together are held against the backend's census, which is taken from the model's tensors and not
+from its ops: a layer that the backend does not see then shows as a difference, instead of missing
+without a trace.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from .graph import HeldWeight, ModelView, Op, Weight
 from .ledger import Applied
 
 _BITS: Mapping[str, int] = {"float64": 64, "float32": 32, "float16": 16, "bfloat16": 16}
-"""Floating types that a weight may be stored in before it is quantized. A tensor in 8 bits or fewer is quantized already."""
+"""Floating types that a weight may be stored in before it is quantized. A tensor in 8 bits or fewer
+is quantized already."""
 
 _TOLD = 3
 """Reasons, and weights of one reason, that a summary names."""
@@ -114,7 +116,8 @@ class Coverage:
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Coverage:
-        """Read what :meth:`to_json` wrote; an empty mapping of a version that did not count is an empty coverage.
+        """Read what :meth:`to_json` wrote; an empty mapping of a version that did not count is an
+        empty coverage.
 
         Raises:
             ConfigError: If it is damaged.
@@ -171,8 +174,8 @@ def account(
         census: What ``Session.census`` returns.
 
     Raises:
-        AdapterFault: As a warning, and as an error where warnings are errors: if the ops and what no op claims are not
-            what the census counts.
+        AdapterFault: As a warning, and as an error where warnings are errors: if the ops and what
+            no op claims are not what the census counts.
     """
     held = {weight.name: weight for weight in census or ()}
     unclaimed = {weight.name: weight for weight in view.unclaimed}
@@ -208,8 +211,10 @@ def difference(coverage: Coverage, census: Iterable[HeldWeight]) -> str:
     extra = sorted(told - counted.keys())[:_TOLD]
     lacking = sorted(counted.keys() - told)[:_TOLD]
     return (
-        f"ops and unclaimed weights hold {coverage.total:,} elements and the model {total:,}: a fault of the backend, "
-        f"please report it (only among the ops: {', '.join(extra) or 'none'}; only in the model: {', '.join(lacking) or 'none'})"
+        f"ops and unclaimed weights hold {coverage.total:,} elements and the model {total:,}: a "
+        "fault of the backend, "
+        f"please report it (only among the ops: {', '.join(extra) or 'none'}; only in the model: "
+        f"{', '.join(lacking) or 'none'})"
     )
 
 

@@ -1,4 +1,5 @@
-"""A model as octavo sees it: operations, the values between them, and groups that belong together."""
+"""A model as octavo sees it: operations, the values between them, and groups that
+belong together."""
 
 from __future__ import annotations
 
@@ -14,8 +15,9 @@ from octavo.core.errors import ModelError, nearest
 from .json_form import canonical_json
 from .takes import Reads
 
-# The neutral vocabulary. An adapter maps its framework's operations onto these; what does not fit keeps
-# its own lower-case name and is float unless the adapter's capability offers a scheme for that name.
+# The neutral vocabulary. An adapter maps its framework's operations onto these; what does not fit
+# keeps its own lower-case name and is float unless the adapter's capability offers a scheme for
+# that name.
 OP_TYPES = (
     "linear", "conv", "conv_transpose", "matmul", "embedding", "lstm", "gru", "attention",
     "add", "mul", "concat", "relu", "gelu", "silu", "sigmoid", "tanh", "softmax",
@@ -23,7 +25,8 @@ OP_TYPES = (
 )  # fmt: skip
 
 UNREACHED = "calibration never reached it"
-"""Why an op stays float that no calibration batch came by: a branch that was not taken, or nothing calls it."""
+"""Why an op stays float that no calibration batch came by: a branch that was not taken, or nothing
+calls it."""
 
 Attribute = int | float | str | bool | tuple[int, ...]
 
@@ -36,10 +39,12 @@ class Weight:
         name: The tensor's name in the model.
         shape: Its shape.
         dtype: Its stored dtype, by NumPy's name (``bfloat16`` included).
-        channel_axis: Axis of the output channels, along which ``channel`` granularity has one scale each.
-        shared_with: Names of other ops that use the same tensor (tied weights, a module called twice).
-        made_of: Names of the model's tensors that it is computed from, where it is none of them itself (a transposed
-            copy, a normalised weight): what coverage counts in its place.
+        channel_axis: Axis of the output channels, along which ``channel`` granularity has one scale
+            each.
+        shared_with: Names of other ops that use the same tensor (tied weights, a module called
+            twice).
+        made_of: Names of the model's tensors that it is computed from, where it is none of them
+            itself (a transposed copy, a normalised weight): what coverage counts in its place.
     """
 
     name: str
@@ -87,10 +92,12 @@ class Op:
         weight: Its weight, if it has one.
         bias: Name of its bias tensor, or None.
         macs: Multiply-accumulates for one sample, or None where shapes are unknown.
-        attributes: Strides, groups, fused activation and the like. A convolution states ``strides``, ``pads`` (all begins, then
-            all ends, as ONNX has them), ``dilations`` and ``groups``; what is left out is 1, 0, 1 and 1.
+        attributes: Strides, groups, fused activation and the like. A convolution states
+            ``strides``, ``pads`` (all begins, then all ends, as ONNX has them), ``dilations`` and
+            ``groups``; what is left out is 1, 0, 1 and 1.
         out_of_reach: Why it must stay float here; empty when a scheme may be chosen.
-        further: Weights beside the first (a recurrent layer has two for each layer and direction); its scheme quantizes all.
+        further: Weights beside the first (a recurrent layer has two for each layer and direction);
+            its scheme quantizes all.
     """
 
     name: str
@@ -123,19 +130,24 @@ class Group:
         name: Unique in its model.
         kind: ``scheme``: members take one decision (q/k/v that a runtime fuses, tied weights).
             ``scale``: the members' inputs share one scale (concat, add).
-            ``rescale``: ``producer`` can be divided and the ``members`` multiplied by one factor per channel
-            without changing the model's function (norm -> linear, conv -> conv); see ``Session.rescale``.
+            ``rescale``: ``producer`` can be divided and the ``members`` multiplied by one factor
+                per channel
+            without changing the model's function (norm -> linear, conv -> conv); see
+            ``Session.rescale``.
         members: The ops; for ``rescale`` the consumers.
         producer: For ``rescale``: the op (or norm) whose output channels are divided.
         channels: For ``rescale``: how many factors.
         value: For ``rescale``: the name of the value between producer and consumers.
-        values: For ``rescale``: every value that is divided, where there are more than lie between producer and members
-            (a residual sum divides all its terms); empty where those are all.
-        gain: For ``rescale`` after a norm: name of the norm's gain; ``Session.tensor`` gives it. Empty where there is none.
+        values: For ``rescale``: every value that is divided, where there are more than lie between
+            producer and members (a residual sum divides all its terms); empty where those are all.
+        gain: For ``rescale`` after a norm: name of the norm's gain; ``Session.tensor`` gives it.
+            Empty where there is none.
         shift: Likewise its shift.
-        takes: For ``rescale``: what of a :class:`~octavo.core.numerics.channels.ChannelMap` it can take. A norm with a shift takes in shifts, a
-            linear producer with nothing between shifts and rotations, a convolution over zero padding scales alone.
-        online: For ``rescale``: which of them are steps before the members' products at run time, because nothing can take them in.
+        takes: For ``rescale``: what of a :class:`~octavo.core.numerics.channels.ChannelMap` it can
+            take. A norm with a shift takes in shifts, a linear producer with nothing between shifts
+            and rotations, a convolution over zero padding scales alone.
+        online: For ``rescale``: which of them are steps before the members' products at run time,
+            because nothing can take them in.
     """
 
     name: str
@@ -156,8 +168,8 @@ def tied_groups(ops: Iterable[Op], *, by_type: bool = False) -> Iterator[Group]:
 
     Args:
         ops: The ops.
-        by_type: Ops of two types decide apart, because the runtime lays their weights out in two ways (a language
-            model's embedding and head).
+        by_type: Ops of two types decide apart, because the runtime lays their weights out in two
+            ways (a language model's embedding and head).
     """
     users: dict[str, list[str]] = {}
     for op in ops:
@@ -189,9 +201,11 @@ class ModelView:
         inputs: The model's inputs, in call order.
         outputs: Names of the model's outputs.
         notes: What was out of reach and why, for the ledger.
-        unclaimed: Floating weights of two or more dimensions that the model's forward uses and no op claims, each with
-            its reason. A weight that an op claims may stand here too, where something else reads it as it is.
-        reading: How a loader's batches become calls, where the backend chose that by the example; None where each input is one array.
+        unclaimed: Floating weights of two or more dimensions that the model's forward uses and no
+            op claims, each with its reason. A weight that an op claims may stand here too, where
+            something else reads it as it is.
+        reading: How a loader's batches become calls, where the backend chose that by the example;
+            None where each input is one array.
     """
 
     ops: tuple[Op, ...]
@@ -207,7 +221,8 @@ class ModelView:
         if len(set(names)) != len(names):
             twice = sorted({n for n in names if names.count(n) > 1})
             raise ModelError(
-                f"op names must be unique; used twice: {', '.join(twice[:5])}. The adapter's describe() must number them."
+                f"op names must be unique; used twice: {', '.join(twice[:5])}. The adapter's "
+                "describe() must number them."
             )
         known = set(names)
         for group in self.groups:

@@ -20,8 +20,8 @@ class Applied:
     Attributes:
         requested: The recipe's scheme.
         applied: What really runs.
-        realization: ``kernel`` or ``simulated``; ``codes`` for an op that has nothing to choose and moves the codes of its
-            input as they are (a reshape, a max pool).
+        realization: ``kernel`` or ``simulated``; ``codes`` for an op that has nothing to choose and
+            moves the codes of its input as they are (a reshape, a max pool).
         reason: Why applied differs from requested, or what else a reader must know; else empty.
     """
 
@@ -32,14 +32,16 @@ class Applied:
 
     @property
     def carries_codes(self) -> bool:
-        """True if the op computes nothing and moves integer codes: it is not quantized, and it is not left in float."""
+        """True if the op computes nothing and moves integer codes: it is not quantized, and it is
+        not left in float."""
         return self.realization == "codes"
 
     @property
     def honoured(self) -> bool:
         """True if what was asked for is what runs.
 
-        A weight of reduced range is of the type and on the kernel that were asked for: that counts, and the reason says it.
+        A weight of reduced range is of the type and on the kernel that were asked for: that counts,
+        and the reason says it.
         """
         r, a = self.requested, self.applied
         weights = [s.weight.whole() if s.weight else None for s in (r, a)]
@@ -47,7 +49,8 @@ class Applied:
         return same_weight and (r.mode, r.input, r.output) == (a.mode, a.input, a.output)
 
     def to_row(self) -> list[Any]:
-        """Return (realization, reason, applied scheme or None where it is the requested one), for JSON beside the recipe."""
+        """Return (realization, reason, applied scheme or None where it is the requested one), for
+        JSON beside the recipe."""
         same = self.applied == self.requested
         applied = None if same else self.applied.model_dump(exclude_defaults=True)
         return [self.realization, self.reason, applied]

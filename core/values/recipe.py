@@ -19,10 +19,12 @@ from .scheme import FLOAT, OpScheme, PartChoice
 class Recipe:
     """Which scheme each op gets, and which model-wide transforms run first.
 
-    Ops that are not named stay float. Equal recipes have equal digests, and the digest is their hash.
+    Ops that are not named stay float. Equal recipes have equal digests, and the digest is their
+    hash.
 
     Attributes:
-        schemes: Op name -> scheme. Float entries are dropped, so that "not named" and "float" are one recipe.
+        schemes: Op name -> scheme. Float entries are dropped, so that "not named" and "float" are
+            one recipe.
         transforms: Model-wide, function-preserving rescalings, in order (``smoothquant``, ...).
         backend: The adapter that carries it out.
     """
@@ -63,7 +65,8 @@ class Recipe:
         return isinstance(other, Recipe) and self.digest == other.digest
 
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON-ready mapping. Ops with one scheme share one entry, so that recipes stay short."""
+        """Return a JSON-ready mapping. Ops with one scheme share one entry, so that recipes stay
+        short."""
         table: dict[str, dict[str, Any]] = {}
         ops: dict[str, str] = {}
         for name, scheme in self.schemes.items():
@@ -95,7 +98,8 @@ class Recipe:
             return cls(schemes, transforms, backend)
         except Exception as error:  # missing keys, and values of any other type
             raise ConfigError(
-                f"not a recipe: {said(error)}; a recipe has backend, transforms, schemes and ops, as Recipe.to_json() writes them"
+                f"not a recipe: {said(error)}; a recipe has backend, transforms, schemes and ops, "
+                "as Recipe.to_json() writes them"
             ) from error
 
 

@@ -63,11 +63,15 @@ class QuantSpec(Frozen):
     """How one tensor is quantized.
 
     Attributes:
-        dtype: An integer, float or block format by name: ``int8``, ``uint8``, ``int4``, ``nf4``, ``fp8_e4m3fn``, ...
-        symmetric: Zero point 0 (signed) or mid-range (unsigned); otherwise the range's ends are used.
-        granularity: What shares one scale: ``tensor``, ``channel`` (the output channel of a weight),
-            ``token`` (each row of an activation), ``group:N`` (N neighbours along the reduced axis), ``block:RxC``.
-        reduce_range: Give up one bit, for processors whose 8-bit products saturate in 16 bits (no VNNI).
+        dtype: An integer, float or block format by name: ``int8``, ``uint8``, ``int4``, ``nf4``,
+            ``fp8_e4m3fn``, ...
+        symmetric: Zero point 0 (signed) or mid-range (unsigned); otherwise the range's ends are
+            used.
+        granularity: What shares one scale: ``tensor``, ``channel`` (the output channel of a
+            weight), ``token`` (each row of an activation), ``group:N`` (N neighbours along the
+            reduced axis), ``block:RxC``.
+        reduce_range: Give up one bit, for processors whose 8-bit products saturate in 16 bits (no
+            VNNI).
         scale_dtype: Format of the scales themselves; None for float32.
     """
 
@@ -122,8 +126,9 @@ class OpScheme(Frozen):
     """How one operation is carried out. ``float`` is a scheme too.
 
     Attributes:
-        mode: ``float``; ``cast`` (weight and arithmetic in bf16/fp16); ``weight_only`` (arithmetic in float);
-            ``dynamic`` (activation ranges found at run time); ``static`` (found in calibration).
+        mode: ``float``; ``cast`` (weight and arithmetic in bf16/fp16); ``weight_only`` (arithmetic
+            in float); ``dynamic`` (activation ranges found at run time); ``static`` (found in
+            calibration).
         weight: Spec of the weight; None for ops without one.
         input: Spec of every activation input; None where inputs stay float.
         output: Spec of the output; None leaves it to the consumer.
@@ -144,7 +149,8 @@ class OpScheme(Frozen):
             raise ValueError("a float scheme quantizes nothing: leave weight, input and output out")
         if self.mode == "weight_only" and self.input is not None:
             raise ValueError(
-                "a weight_only scheme keeps its input in float: leave input out or use mode dynamic or static"
+                "a weight_only scheme keeps its input in float: leave input out or use mode "
+                "dynamic or static"
             )
         if self.mode in ("dynamic", "static") and self.input is None:
             raise ValueError(f"a {self.mode} scheme needs an input spec")

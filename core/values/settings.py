@@ -13,7 +13,8 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class Checked(BaseModel):
-    """Base of frozen values that refuse unknown fields. A wrong argument of the constructor is a :class:`ConfigError`."""
+    """Base of frozen values that refuse unknown fields. A wrong argument of the constructor is a
+    :class:`ConfigError`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -25,8 +26,9 @@ class Checked(BaseModel):
             except ValidationError as error:
                 raise ConfigError(explain(error, cls, cls.__name__)) from error
 
-    # So marked, pydantic does not take this for a constructor of one class's own, which it would have to call for each value
-    # inside another; these are checked as parts of the whole, and the message names the place.
+    # So marked, pydantic does not take this for a constructor of one class's own, which it would
+    # have to call for each value inside another; these are checked as parts of the whole, and the
+    # message names the place.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
 
@@ -49,13 +51,15 @@ def checked(model: type[M], raw: Any, where: str) -> M:
 
 
 def explain(error: ValidationError, model: type[Any], where: str) -> str:
-    """Turn a pydantic error into one message that names the setting and, for unknown keys, the nearest ones."""
+    """Turn a pydantic error into one message that names the setting and, for unknown keys, the
+    nearest ones."""
     lines = []
     for item in error.errors():
         path = ".".join(str(p) for p in item["loc"])
         if item["type"] == "extra_forbidden":
             lines.append(
-                f"unknown setting {path!r}{nearest(str(item['loc'][-1]), _fields(model, item['loc'][:-1]))}"
+                "unknown setting "
+                f"{path!r}{nearest(str(item['loc'][-1]), _fields(model, item['loc'][:-1]))}"
             )
         else:
             lines.append(f"{path or 'value'}: {item['msg']} (got {shown(item['input'])})")

@@ -1,7 +1,8 @@
-"""What a quantized tensor takes in memory, from its spec and shape alone: codes, scales and zero points.
+"""What a quantized tensor takes in memory, from its spec and shape alone: codes, scales and zero
+points.
 
-The one place that knows: the tuning space believes these sizes before anything is quantized, and a quantized tensor states
-them afterwards.
+The one place that knows: the tuning space believes these sizes before anything is quantized, and a
+quantized tensor states them afterwards.
 """
 
 from __future__ import annotations
@@ -58,10 +59,12 @@ def stored_bytes(spec: QuantSpec, shape: tuple[int, ...], channel_axis: int | No
     Args:
         spec: How it is quantized.
         shape: The tensor's own shape.
-        channel_axis: Axis of its output channels; None where all elements share one scale or each token has its own.
+        channel_axis: Axis of its output channels; None where all elements share one scale or each
+            token has its own.
 
     Returns:
-        Codes, scales in their own format, the second level of two-level scales, and zero points in the codes' format.
+        Codes, scales in their own format, the second level of two-level scales, and zero points in
+        the codes' format.
     """
     elements = prod(shape)
     if spec.dtype in _HALVES:

@@ -17,7 +17,8 @@ from .sizes import stored_bytes
 
 
 def stored_form(scheme: OpScheme) -> OpScheme:
-    """Return what an op takes that looks rows up where another multiplies with the same codes: their weight-only form."""
+    """Return what an op takes that looks rows up where another multiplies with the same codes:
+    their weight-only form."""
     return (
         scheme
         if scheme.input is None
@@ -38,10 +39,11 @@ class Unit:
         parameters: Number of weight elements, together.
         channels: Output channels, together: how many scales a per-channel weight needs.
         macs: Multiply-accumulates for one sample, together; 0 where unknown.
-        lookups: Those of the ops that look rows up in a weight which another of them multiplies with (a tied embedding). Under a
-            scheme that quantizes inputs they take its weight-only form, on the same codes.
-        matrices: (output channels, features) of each distinct weight; () for one matrix of :attr:`parameters` elements in
-            :attr:`channels` rows.
+        lookups: Those of the ops that look rows up in a weight which another of them multiplies
+            with (a tied embedding). Under a scheme that quantizes inputs they take its weight-only
+            form, on the same codes.
+        matrices: (output channels, features) of each distinct weight; () for one matrix of
+            :attr:`parameters` elements in :attr:`channels` rows.
     """
 
     name: str
@@ -66,7 +68,8 @@ class Unit:
         return len(self.choices) > 1
 
     def weight_bytes(self, scheme: OpScheme) -> float:
-        """Bytes of the weights under ``scheme``: see :func:`.sizes.stored_bytes`; four an element in float."""
+        """Bytes of the weights under ``scheme``: see :func:`.sizes.stored_bytes`; four an element
+        in float."""
         if scheme.weight is None:
             return 4.0 * self.parameters
         rows = max(1, self.channels)
@@ -123,7 +126,8 @@ class TuningSpace:
         return math.prod(len(u.choices) for u in self.tunable) * len(self.transforms)
 
     def schemes(self, ops: Sequence[str], choice: OpScheme) -> dict[str, OpScheme]:
-        """Return what each of a unit's ops takes under a choice; ops that are no unit's take it as it is."""
+        """Return what each of a unit's ops takes under a choice; ops that are no unit's take it as
+        it is."""
         unit = self.by_name.get(ops[0])
         return (
             unit.schemes(choice)
@@ -134,7 +138,8 @@ class TuningSpace:
     def recipe(
         self, choice: Mapping[str, OpScheme], transforms: tuple[PartChoice, ...] = ()
     ) -> Recipe:
-        """Return the recipe in which each unit takes ``choice[unit.name]``, or float where it is not named."""
+        """Return the recipe in which each unit takes ``choice[unit.name]``, or float where it is
+        not named."""
         schemes = {
             op: s
             for u in self.tunable

@@ -52,11 +52,17 @@ class Takes:
     def problem(self, call: Call) -> str:
         """Return why the model cannot be called so; empty if it can."""
         if len(call.args) > len(self.positional) and not self.any_positional:
-            return f"the model takes {len(self.positional)} inputs ({self}); the batch has {len(call.args)}"
+            return (
+                f"the model takes {len(self.positional)} inputs ({self}); the batch has "
+                f"{len(call.args)}"
+            )
         given = {*self.positional[: len(call.args)]}
         for name in call.kwargs:
             if not self.names(name):
-                return f"the model takes {self}; got an input called {name!r}{nearest(name, self.keywords)}"
+                return (
+                    f"the model takes {self}; got an input called "
+                    f"{name!r}{nearest(name, self.keywords)}"
+                )
             if name in given:
                 return f"input {name!r} is given twice, in order and by name"
         missing = [
@@ -72,7 +78,10 @@ class Takes:
                 *call.kwargs.items(),
             ):
                 if not is_array(value):
-                    return f"input {name!r}: {type(value).__name__} is no array; give NumPy arrays or tensors"
+                    return (
+                        f"input {name!r}: {type(value).__name__} is no array; give NumPy "
+                        "arrays or tensors"
+                    )
         return ""
 
 

@@ -8,7 +8,8 @@ from .graph import Group, ModelView
 
 
 def values_between(view: ModelView, group: Group) -> frozenset[str]:
-    """Return the values that a rescale group divides: those it states, or all on the way from its producer to its members."""
+    """Return the values that a rescale group divides: those it states, or all on the way from its
+    producer to its members."""
     if group.values:
         return frozenset((*group.values, group.value))
     reads: dict[str, set[str]] = {}
@@ -25,7 +26,8 @@ def values_between(view: ModelView, group: Group) -> frozenset[str]:
 
 
 def _way_back(value: str, ends: frozenset[str], reads: Mapping[str, set[str]]) -> set[str]:
-    """Return the values on paths from ``value`` back to one of ``ends``; none where no path meets one."""
+    """Return the values on paths from ``value`` back to one of ``ends``; none where no path meets
+    one."""
     if value in ends:
         return {value}
     seen: set[str] = set()
@@ -43,7 +45,8 @@ def _way_back(value: str, ends: frozenset[str], reads: Mapping[str, set[str]]) -
 
 
 def seers(view: ModelView, group: Group, value: str, values: frozenset[str]) -> frozenset[str]:
-    """Return the ops that meet ``value`` divided: members that read it, those between, and its writer where there is a producer.
+    """Return the ops that meet ``value`` divided: members that read it, those between, and its
+    writer where there is a producer.
 
     Whoever else reads it is given the original value: the model's function stays.
     """

@@ -1,4 +1,5 @@
-"""Nested containers of arrays and plain values, as models take them: walked and rebuilt in one place."""
+"""Nested containers of arrays and plain values, as models take them: walked and rebuilt in one
+place."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from typing import Any
 from octavo.core.errors import DataError
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes)
-"""Types of values beside arrays that a model may take; their subclasses (enumerations) count too."""
+"""Types of values beside arrays that a model may take; their subclasses (enumerations)
+count too."""
 
 DEPTH = 64
 """How deep containers may lie in each other; what is deeper most likely holds itself."""
@@ -27,7 +29,8 @@ def is_container(value: object) -> bool:
 
 
 def children(value: Any) -> list[tuple[str, Any]]:
-    """Return what a container holds, each with the step that leads to it: ``.key``, ``[0]``, ``[(1, 2)]``."""
+    """Return what a container holds, each with the step that leads to it: ``.key``, ``[0]``, ``[(1,
+    2)]``."""
     if isinstance(value, Mapping):
         return [(_step(key), value[key]) for key in value.keys()]  # noqa: SIM118 - a BatchEncoding iterates over other things
     if isinstance(value, (list, tuple)):
@@ -41,7 +44,8 @@ def children(value: Any) -> list[tuple[str, Any]]:
 
 
 def leaves(value: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """Yield (path, leaf) of a tree in order: ``b.x.a``, ``b.l[0]``. Containers that hold nothing yield nothing.
+    """Yield (path, leaf) of a tree in order: ``b.x.a``, ``b.l[0]``. Containers that hold nothing
+    yield nothing.
 
     Raises:
         DataError: If containers are nested without end.
@@ -58,7 +62,8 @@ def leaves(value: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, An
 
 
 def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
-    """Return a tree of the same containers with every leaf changed; a container without a changed leaf is kept as it is."""
+    """Return a tree of the same containers with every leaf changed; a container without a changed
+    leaf is kept as it is."""
     if not is_container(value):
         return change(value)
     old = [child for _, child in children(value)]
@@ -74,7 +79,8 @@ def _rebuilt(value: Any, items: list[Any]) -> Any:
         if type(value) is dict:
             return table
         try:
-            # A copy keeps what a class of mappings carries beside its items (the encodings of a tokenizer, a default).
+            # A copy keeps what a class of mappings carries beside its items (the encodings of a
+            # tokenizer, a default).
             twin: Any = copy.copy(value)
             for key, item in table.items():
                 twin[key] = item

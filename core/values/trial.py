@@ -23,10 +23,12 @@ class Measurement:
 
     Attributes:
         value: The figure (a median where it was repeated).
-        low: Lower end of its spread (first quartile, of what was measured in turns with the float model by its ratio to that).
+        low: Lower end of its spread (first quartile, of what was measured in turns with the float
+            model by its ratio to that).
         high: Upper end (third quartile). Both equal value where it is exact.
         unit: ``ms``, ``bytes``, ...
-        ratio: value / the float model's value measured in the same interleaved run; None where there is none.
+        ratio: value / the float model's value measured in the same interleaved run; None where
+            there is none.
         lower_is_better: Direction.
     """
 
@@ -44,14 +46,16 @@ class Measurement:
 
     @property
     def relative(self) -> Measurement:
-        """The same as shares of the float model's figure, which takes turns with it: what a drift of the machine leaves as it is."""
+        """The same as shares of the float model's figure, which takes turns with it: what a drift
+        of the machine leaves as it is."""
         if self.ratio is None or not self.value:
             return self
         scale = self.ratio / self.value
         return replace(self, value=self.ratio, low=self.low * scale, high=self.high * scale)
 
     def ties(self, best: Measurement, slack: float = 0.0) -> bool:
-        """True if this is no worse than ``best`` beyond the two spreads, and a share of ``best`` more."""
+        """True if this is no worse than ``best`` beyond the two spreads, and a share of ``best``
+        more."""
         room = slack * abs(best.value)
         return (
             self.low <= best.high + room if self.lower_is_better else self.high >= best.low - room
@@ -65,11 +69,13 @@ class Trial:
     Attributes:
         number: 0 is the baseline; then in the order of asking.
         recipe: What was tried.
-        state: ``complete``; ``failed`` (with ``error``); ``rejected`` (a racing bound ended its evaluation early).
+        state: ``complete``; ``failed`` (with ``error``); ``rejected`` (a racing bound ended its
+            evaluation early).
         metrics: Metric name -> score, checked floats.
         passed: The criterion is met, and every budget was kept.
-        margin: Signed distance to the goal, as a share of the tolerated loss where that is defined: >= 0 passes, and
-            higher is better whatever the metric's direction. The one number that strategies rank accuracy by.
+        margin: Signed distance to the goal, as a share of the tolerated loss where that is defined:
+            >= 0 passes, and higher is better whatever the metric's direction. The one number that
+            strategies rank accuracy by.
         objectives: Objective name -> measurement.
         ledger: Op -> what was requested and what runs.
         over: Budget -> what was used as a share of what is allowed, for those that were overrun.
@@ -78,8 +84,10 @@ class Trial:
         evaluated: Share of the samples that the evaluation used (1.0 unless racing stopped it).
         reused: Number of the earlier trial whose result answered this recipe, or None.
         runs: Evaluations that the metrics are the mean of; more than one where the score varies.
-        noise: Standard deviation of the float model's margin from one evaluation to the next, of the baseline only.
-        refused: Why it does not count although it passed in the search: it failed when it was confirmed, or on held-out data.
+        noise: Standard deviation of the float model's margin from one evaluation to the next, of
+            the baseline only.
+        refused: Why it does not count although it passed in the search: it failed when it was
+            confirmed, or on held-out data.
     """
 
     number: int
@@ -102,7 +110,8 @@ class Trial:
     def costs(self, names: tuple[str, ...]) -> tuple[float, ...]:
         """Objective costs (lower is better) in the given order; inf where one was not measured.
 
-        Shares of the float model's figure where they are known: trials lie minutes apart, and a machine drifts.
+        Shares of the float model's figure where they are known: trials lie minutes apart, and a
+        machine drifts.
         """
         return tuple(
             self.objectives[n].relative.cost if n in self.objectives else float("inf")
@@ -167,7 +176,8 @@ class Trial:
 
 
 class _Row(Frozen):
-    """A trial as JSON holds it, where None stands for an infinity. Files of later versions may hold more."""
+    """A trial as JSON holds it, where None stands for an infinity. Files of later versions may hold
+    more."""
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=True)
 

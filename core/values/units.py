@@ -16,9 +16,11 @@ Choices = Mapping[str, tuple[OpScheme, ...]]
 def find_units(view: ModelView, choices: Choices) -> tuple[tuple[Unit, ...], tuple[str, ...]]:
     """Return the units of a space in execution order, and what a reader must know of tied weights.
 
-    Ops whose weight is one tensor decide together, so that it is quantized and stored once. An embedding has no product whose input
-    could be quantized: it takes the weight-only form of what the tied layer takes, and that layer's algorithm. Where nothing is left
-    that all can take (a rule keeps one of them in float), each decides for itself, and a quantized one is a second copy.
+    Ops whose weight is one tensor decide together, so that it is quantized and stored once. An
+    embedding has no product whose input
+    could be quantized: it takes the weight-only form of what the tied layer takes, and that layer's
+    algorithm. Where nothing is left that all can take (a rule keeps one of them in float), each
+    decides for itself, and a quantized one is a second copy.
     """
     leader: dict[str, Unit] = {}
     remarks: list[str] = []
@@ -34,19 +36,22 @@ def find_units(view: ModelView, choices: Choices) -> tuple[tuple[Unit, ...], tup
             names = ", ".join(repr(op.name) for op in ops)
             if not unit.tunable and any(len(choices[op.name]) > 1 for op in ops):
                 remarks.append(
-                    f"{names} share one weight and have no quantized scheme in common: each decides alone, in a copy of its own"
+                    f"{names} share one weight and have no quantized scheme in common: each "
+                    "decides alone, in a copy of its own"
                 )
                 continue
             if unit.tunable:
                 remarks.append(
-                    f"{names} share one weight: they decide together, among the schemes that all of them can take"
+                    f"{names} share one weight: they decide together, among the schemes that all "
+                    "of them can take"
                 )
         leader.update(dict.fromkeys(unit.ops, unit))
     return tuple(_in_order(view, choices, leader)), tuple(remarks)
 
 
 def _is_tied(ops: Sequence[Op]) -> bool:
-    """True if the ops have one weight, and its output channels lie along one axis for all of them."""
+    """True if the ops have one weight, and its output channels lie along one axis for
+    all of them."""
     weights = {
         (op.weight.name, op.weight.channel_axis, op.further) if op.weight else None for op in ops
     }
@@ -100,12 +105,14 @@ def _matrix_shape(weight: Weight) -> tuple[int, int]:
 
 
 def _stores(scheme: OpScheme, own: Sequence[OpScheme]) -> bool:
-    """True if an op that looks rows up may take the weight-only form of a scheme, whatever algorithm rounds."""
+    """True if an op that looks rows up may take the weight-only form of a scheme, whatever
+    algorithm rounds."""
     form = stored_form(scheme)
     return scheme == FLOAT or any((s.mode, s.weight) == (form.mode, form.weight) for s in own)
 
 
 def block_of(name: str) -> str:
-    """Return the repeated block that a name sits in: everything up to its first number (``encoder.layer.3``)."""
+    """Return the repeated block that a name sits in: everything up to its first number
+    (``encoder.layer.3``)."""
     found = re.match(r"(.*?(?:^|[._/])\D*?\d+)(?=[._/]|$)", name)
     return found[1] if found else name

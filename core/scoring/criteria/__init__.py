@@ -1,4 +1,5 @@
-"""Built-in criteria: is a candidate good enough? A plugin module, as a third party would write one."""
+"""Built-in criteria: is a candidate good enough? A plugin module, as a third party
+would write one."""
 
 from __future__ import annotations
 

@@ -20,8 +20,9 @@ class MetricGoal(Frozen):
         mode: Its unit.
         higher_is_better: Direction.
         weight: Of its loss in a weighted mean.
-        floor: The most that this metric alone may lose where the weighted mean decides, in the unit of its tolerance. None: its
-            tolerance times the number of metrics, what it may lose where all others lose nothing.
+        floor: The most that this metric alone may lose where the weighted mean decides, in the unit
+            of its tolerance. None: its tolerance times the number of metrics, what it may lose
+            where all others lose nothing.
     """
 
     tolerance: float | None = Field(default=None, ge=0)
@@ -35,21 +36,27 @@ class ToleranceConfig(PartConfig):
     """How much worse than the float model a candidate may be.
 
     Attributes:
-        metric: The metric that counts, where the score function returns one number or several. None: all of them.
-        tolerance: Tolerated loss: a share of the float score (``relative``) or a difference (``absolute``).
+        metric: The metric that counts, where the score function returns one number or several.
+            None: all of them.
+        tolerance: Tolerated loss: a share of the float score (``relative``) or a difference
+            (``absolute``).
         mode: ``relative`` or ``absolute``.
-        higher_is_better: Direction. It must be said, unless the metric's name is known to be better when higher (``accuracy``,
-            ``val_f1``, ...) or it has none.
+        higher_is_better: Direction. It must be said, unless the metric's name is known to be better
+            when higher (``accuracy``, ``val_f1``, ...) or it has none.
         metrics: Goals per metric, where there are several.
-        combine: ``all``: every metric must pass. ``weighted``: the weighted mean of the losses, each as a share of its
-            own tolerance, must pass, and no metric may lose more than its floor.
-        noise_runs: How often the float model is scored; from 2 on, a score that varies more than the tolerance is reported. A
-            :class:`~octavo.SampleScore` whose first samples come out the same a second time is not repeated over all.
-        guard: Whether a model that is broken on purpose is scored once, where that is cheap; a score that calls it better is
-            refused.
-        confidence: How sure it must be that the loss on new data like the held-out samples is within the tolerance; None: what
-            was measured decides. It needs scores of single samples.
-        score_range: The least and the greatest score of a sample, where these are not all 0 or 1; a certificate needs it.
+        combine: ``all``: every metric must pass. ``weighted``: the weighted mean of the losses,
+            each as a share of its own tolerance, must pass, and no metric may lose more than its
+            floor.
+        noise_runs: How often the float model is scored; from 2 on, a score that varies more than
+            the tolerance is reported. A :class:`~octavo.SampleScore` whose first samples come out
+            the same a second time is not repeated over all.
+        guard: Whether a model that is broken on purpose is scored once, where that is cheap; a
+            score that calls it better is refused.
+        confidence: How sure it must be that the loss on new data like the held-out samples is
+            within the tolerance; None: what was measured decides. It needs scores of single
+            samples.
+        score_range: The least and the greatest score of a sample, where these are not all 0 or 1; a
+            certificate needs it.
     """
 
     kind: Literal["tolerance"] = "tolerance"
@@ -77,7 +84,8 @@ class ToleranceConfig(PartConfig):
         if self.metric is not None and self.metrics:
             listed = ", ".join(map(repr, self.metrics))
             raise ValueError(
-                f"metric {self.metric!r} stands beside metrics ({listed}), and only one can say what "
+                f"metric {self.metric!r} stands beside metrics ({listed}), and only one can say "
+                "what "
                 f"counts: add {self.metric!r} to metrics, or leave one of the two out"
             )
         return self
@@ -100,12 +108,15 @@ class ToleranceConfig(PartConfig):
                 value = getattr(goal, setting)
                 if goal.mode == "relative" and value is not None and value >= 1:
                     raise ValueError(
-                        f"{where}{setting} = {value:g} tolerates the loss of the whole score, for it is a "
-                        f"share of it: 1 % is 0.01 (mode = 'absolute' counts in the score's own unit)"
+                        f"{where}{setting} = {value:g} tolerates the loss of the whole score, for "
+                        "it is a "
+                        "share of it: 1 % is 0.01 (mode = 'absolute' counts in the score's own "
+                        "unit)"
                     )
             if goal.floor is not None and goal.floor < float(goal.tolerance or 0.0):
                 raise ValueError(
-                    f"{where}floor = {goal.floor:g} is below its tolerance of {goal.tolerance:g}; lower the tolerance instead"
+                    f"{where}floor = {goal.floor:g} is below its tolerance of {goal.tolerance:g}; "
+                    "lower the tolerance instead"
                 )
         return self
 
@@ -115,12 +126,14 @@ class ToleranceConfig(PartConfig):
             for setting in ("weight", "floor"):
                 if self.combine == "all" and setting in goal.model_fields_set:
                     raise ValueError(
-                        f"metrics.{name}.{setting} counts only where the weighted mean decides: say combine = 'weighted', or leave it out"
+                        f"metrics.{name}.{setting} counts only where the weighted mean decides: "
+                        "say combine = 'weighted', or leave it out"
                     )
         return self
 
     def goal_of(self, name: str) -> MetricGoal:
-        """Return the goal of a metric, what it leaves out filled in; the direction is None where nobody said it."""
+        """Return the goal of a metric, what it leaves out filled in; the direction is None where
+        nobody said it."""
         own = self.metrics.get(name, MetricGoal())
         direction = own.higher_is_better
         return MetricGoal(

@@ -1,8 +1,9 @@
 """Which way a metric's name points: known to be better when higher, or to be asked for.
 
-A loss that is taken for a score turns the search round: the worse a candidate, the sooner it passes. So a direction is never
-guessed. A name is accepted without one only if a word in it is known to be better when higher, whatever stands before, after or
-between its words, and no word in it is that of a loss, a distance or a cost.
+A loss that is taken for a score turns the search round: the worse a candidate, the sooner it
+passes. So a direction is never guessed. A name is accepted without one only if a word in it is
+known to be better when higher, whatever stands before, after or between its words, and no word in
+it is that of a loss, a distance or a cost.
 """
 
 from __future__ import annotations
@@ -183,20 +184,24 @@ LOSSES = frozenset(
 """Words of what is better when lower, or that turn what stands beside them round."""
 
 LOSS_STEMS = ("loss", "error", "entropy", "perplex", "distan", "diverg", "degrad", "dissimilar")
-"""Parts of words that say the same wherever they stand: ``logloss``, ``crossentropy``, ``errors``."""
+"""Parts of words that say the same wherever they stand: ``logloss``, ``crossentropy``,
+``errors``."""
 
 AFFIXES = (
     "validation", "valid", "val", "test", "eval", "dev", "train", "mean", "avg", "average",
     "macro", "micro", "weighted", "balanced", "overall", "total", "top", "roc", "pr", "score", "rate",
 )  # fmt: skip
-"""What is run together with a known word and changes nothing: ``valacc``, ``macrof1``, ``rocauc``."""
+"""What is run together with a known word and changes nothing: ``valacc``, ``macrof1``,
+``rocauc``."""
 
 SCORE = "score"
-"""The name of a number that has none. It is documented as better when higher, and the model that is broken on purpose guards it."""
+"""The name of a number that has none. It is documented as better when higher, and the model that is
+broken on purpose guards it."""
 
 
 def words(name: str) -> tuple[str, ...]:
-    """Return the words of a name in lower case, split at what is no letter or digit, and at camel case.
+    """Return the words of a name in lower case, split at what is no letter or digit, and at camel
+    case.
 
     A known abbreviation stays whole, so that ``mAP`` is ``map`` and ``meanIoU`` is ``meaniou``.
     """
@@ -221,7 +226,8 @@ def reads_like_a_loss(name: str) -> bool:
 
 
 def known_as_higher_is_better(name: str) -> bool:
-    """True if the name is that of a metric that is better when higher: the only ones whose direction need not be said."""
+    """True if the name is that of a metric that is better when higher: the only ones whose
+    direction need not be said."""
     if name == SCORE:
         return True
     if reads_like_a_loss(name):
@@ -237,8 +243,10 @@ def ask_for_direction(name: str) -> str:
     )
     return (
         f"metric {name!r} {what}, and nothing is guessed: say higher_is_better=False for a loss or "
-        f"higher_is_better=True for a score (Python); higher_is_better = false or = true under [accuracy], or "
-        f'under [accuracy.metrics."{name}"] (configuration file); --lower-is-better or --higher-is-better '
+        "higher_is_better=True for a score (Python); higher_is_better = false or = true under "
+        "[accuracy], or "
+        f'under [accuracy.metrics."{name}"] (configuration file); --lower-is-better or '
+        "--higher-is-better "
         "(command line)"
     )
 
@@ -251,7 +259,8 @@ def _is_known(word: str) -> bool:
 
 
 def _without_affixes(word: str) -> str:
-    """Return a word without what may be run together with it; the word itself where nothing else would be left."""
+    """Return a word without what may be run together with it; the word itself where nothing else
+    would be left."""
     for affix in AFFIXES:
         rest = ""
         if word.startswith(affix):

@@ -40,12 +40,14 @@ class Tolerance(Criterion):
         for name, goal in self._goals(baseline).items():
             if goal.mode == "relative" and baseline[name] == 0:
                 raise ConfigError(
-                    f"the float model's {name!r} is 0, and a relative tolerance of 0 is 0: set accuracy.mode to 'absolute'"
+                    f"the float model's {name!r} is 0, and a relative tolerance of 0 is 0: set "
+                    "accuracy.mode to 'absolute'"
                 )
             allowed = _allowed(goal, baseline[name])
             if goal.higher_is_better and 0 < baseline[name] <= allowed:
                 raise ConfigError(
-                    f"the float model's {name!r} is {baseline[name]:.6g}, and a loss of {allowed:g} is tolerated: "
+                    f"the float model's {name!r} is {baseline[name]:.6g}, and a loss of "
+                    f"{allowed:g} is tolerated: "
                     "any model meets that. Lower accuracy.tolerance (1 % is 0.01)"
                 )
 
@@ -62,7 +64,8 @@ class Tolerance(Criterion):
     def _shares(
         self, metrics: Mapping[str, float], baseline: Mapping[str, float]
     ) -> list[tuple[str, float, float, MetricGoal]]:
-        """(name, loss, share of the tolerance that is left, goal); with tolerance 0 the share is -loss."""
+        """(name, loss, share of the tolerance that is left, goal); with tolerance 0 the share is
+        -loss."""
         rows = []
         for name, goal in self._goals(baseline).items():
             loss = (
@@ -72,7 +75,8 @@ class Tolerance(Criterion):
             )
             if goal.mode == "relative":
                 loss /= abs(baseline[name])
-            # Scores are counted, so 0.99 - 0.98 must be a loss of 0.01: a few ulps of the scores are forgiven.
+            # Scores are counted, so 0.99 - 0.98 must be a loss of 0.01: a few ulps of the scores
+            # are forgiven.
             loss = 0.0 if abs(loss) < 1e-12 else loss
             tolerance = float(goal.tolerance or 0.0)
             share = (tolerance - loss) / tolerance if tolerance else -loss
@@ -92,7 +96,8 @@ class Tolerance(Criterion):
         margin = self._margin(rows)
         weighted = self.config.combine == "weighted" and len(rows) > 1
         parts = [
-            f"{n} {metrics[n]:.6g} against {baseline[n]:.6g} (loss {loss:.3g}, tolerated {goal.tolerance:g} {goal.mode}"
+            f"{n} {metrics[n]:.6g} against {baseline[n]:.6g} (loss {loss:.3g}, tolerated "
+            f"{goal.tolerance:g} {goal.mode}"
             + (f", never more than {goal.floor:g})" if weighted else ")")
             for n, loss, _, goal in rows
         ]
@@ -118,14 +123,16 @@ class Tolerance(Criterion):
             allowed = _allowed(goal, values[0])
             if spread > allowed:
                 lines.append(
-                    f"{name} of the float model varied by {spread:.3g} between {len(values)} runs, and only {allowed:.3g} is tolerated"
+                    f"{name} of the float model varied by {spread:.3g} between {len(values)} "
+                    f"runs, and only {allowed:.3g} is tolerated"
                 )
         return "; ".join(lines) + (
             ": seed the score function or score more samples" if lines else ""
         )
 
     def sample_goal(self, baseline: Mapping[str, float]) -> SampleGoal | None:
-        """Return the goal of a lone metric, with the confidence that is asked for; None where there are several, or none is."""
+        """Return the goal of a lone metric, with the confidence that is asked for; None where there
+        are several, or none is."""
         goals = list(self._goals(baseline).values())
         if self.config.confidence is None or len(goals) != 1:
             return None

@@ -1,4 +1,5 @@
-"""Built-in objectives: what is measured on a candidate. A plugin module, as a third party would write one."""
+"""Built-in objectives: what is measured on a candidate. A plugin module, as a third party would
+write one."""
 
 from __future__ import annotations
 

@@ -14,7 +14,8 @@ class TimedConfig(PartConfig):
 
     Attributes:
         rounds: How often the float model and the candidate take turns.
-        block: Least seconds that each turn lasts, so that one's idle threads do not disturb the other.
+        block: Least seconds that each turn lasts, so that one's idle threads do not disturb the
+            other.
         batch_size: Rows of the timed batch; None takes the first calibration batch as it is.
     """
 

@@ -1,4 +1,5 @@
-"""Energy of a call, from a hardware counter: RAPL (Linux powercap) for processors, NVML for NVIDIA cards."""
+"""Energy of a call, from a hardware counter: RAPL (Linux powercap) for processors, NVML for NVIDIA
+cards."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ POWERCAP = Path("/sys/class/powercap")
 
 
 class Energy(Objective):
-    """Median millijoules a call of everything the counter covers, the float model and the candidate taking turns."""
+    """Median millijoules a call of everything the counter covers, the float model and the candidate
+    taking turns."""
 
     unit = "mJ"
     config: EnergyConfig
@@ -68,8 +70,10 @@ def counter() -> Callable[[], dict[str, tuple[float, float]]]:
             pynvml.nvmlDeviceGetTotalEnergyConsumption(card)
     except Exception as error:
         raise ConfigError(
-            "objective 'energy': this machine exposes no energy counter that this user may read (RAPL under "
-            f"{POWERCAP}, or NVML with nvidia-ml-py: {error}); leave it out, or run where there is one"
+            "objective 'energy': this machine exposes no energy counter that this user may read "
+            "(RAPL under "
+            f"{POWERCAP}, or NVML with nvidia-ml-py: {error}); leave it out, or run where there "
+            "is one"
         ) from error
     return lambda: {
         str(i): (pynvml.nvmlDeviceGetTotalEnergyConsumption(c) * 1e-3, float("inf"))

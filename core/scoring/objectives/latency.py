@@ -1,4 +1,5 @@
-"""Wall time of a call, interleaved with the float model's; and throughput, which is the same measurement turned round."""
+"""Wall time of a call, interleaved with the float model's; and throughput, which is the same
+measurement turned round."""
 
 from __future__ import annotations
 
@@ -20,15 +21,16 @@ from .config import LatencyConfig, ThroughputConfig, TimedConfig
 class Latency(Objective):
     """Median milliseconds a call.
 
-    Float model and candidate take turns in blocks, so that a drift of the machine's speed reaches both, and the idle,
-    spinning threads of one runtime do not disturb the other's block.
+    Float model and candidate take turns in blocks, so that a drift of the machine's speed reaches
+    both, and the idle, spinning threads of one runtime do not disturb the other's block.
     """
 
     unit = "ms"
     config: LatencyConfig
 
     def measure(self, subject: Subject, reference: Subject) -> Measurement:
-        """Return the median, its share of the float model's, and the spread of that share from round to round."""
+        """Return the median, its share of the float model's, and the spread of that share from
+        round to round."""
         seconds, ratios, _ = interleave(subject, reference, self.config)
         low, ratio, high = (float(r) for r in np.percentile(ratios, [25, 50, 75]))
         value = seconds * 1e3
@@ -43,7 +45,8 @@ class Throughput(Objective):
     config: ThroughputConfig
 
     def measure(self, subject: Subject, reference: Subject) -> Measurement:
-        """Return the median, its share of the float model's, and the spread of that share from round to round."""
+        """Return the median, its share of the float model's, and the spread of that share from
+        round to round."""
         seconds, ratios, count = interleave(subject, reference, self.config)
         low, ratio, high = (float(r) for r in np.percentile(1 / ratios, [25, 50, 75]))
         value = count / seconds
@@ -63,7 +66,8 @@ def interleave(
     """Time both in turns.
 
     Returns:
-        The candidate's median seconds; candidate / float in each round, shape (rounds,); the number of samples in a call.
+        The candidate's median seconds; candidate / float in each round, shape (rounds,); the number
+        of samples in a call.
     """
     mine, other = (
         _sized(subject.batch, config.batch_size),
@@ -91,7 +95,8 @@ def _sized(batch: Batch, size: int | None) -> Batch:
 
 
 def _block(call: Callable[[], object], seconds: float) -> float:
-    """Return the median time of the calls that fill ``seconds``; the first one warms up and is not counted."""
+    """Return the median time of the calls that fill ``seconds``; the first one warms up and is not
+    counted."""
     call()
     times: list[float] = []
     end = time.perf_counter() + seconds

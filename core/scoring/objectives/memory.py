@@ -16,7 +16,8 @@ from octavo.core.values.trial import Measurement
 
 
 class Memory(Objective):
-    """Peak resident bytes of a child process beyond what it held with the framework imported, before the model came.
+    """Peak resident bytes of a child process beyond what it held with the framework imported,
+    before the model came.
 
     Measured in its own process, because a peak in this one would be that of the tuning run.
     """
@@ -57,7 +58,8 @@ def peak(subject: Subject) -> float:
         )
     if done.returncode:
         raise WorkerDied(
-            f"measuring memory: the child process ended with {done.returncode}: {done.stderr.strip()[-500:]}"
+            f"measuring memory: the child process ended with {done.returncode}: "
+            f"{done.stderr.strip()[-500:]}"
         )
     return float(done.stdout.strip().splitlines()[-1])
 
@@ -74,7 +76,8 @@ def _child(path: str) -> int:
 
 
 def _resident(*, reset: bool) -> int:
-    """Peak resident bytes of this process; with ``reset`` the peak is first brought down to what is held now."""
+    """Peak resident bytes of this process; with ``reset`` the peak is first brought down to what is
+    held now."""
     status = Path("/proc/self/status")
     if not status.exists():
         # No such counter beside Linux: the peak since the start is the best there is.
