@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 from array_api_compat import array_namespace, device
 
-from octavo.core.contract.adapter import Candidate
+from octavo.core.contract.adapter import Candidate, OpParameters
 from octavo.core.contract.quantizer import Quantizer
 from octavo.core.numerics.affine import Array
 from octavo.core.numerics.tensor import QuantizedTensor
@@ -47,28 +47,34 @@ def broken_model(realizer: Quantizer, seed: int) -> tuple[str, Candidate] | None
     recipe = realizer.space.recipe({unit.name: scheme})
     random = np.random.default_rng(seed)
     parameters = {
-        name: replace(
-            own,
-            weight=None if own.weight is None else _shuffled(own.weight, random),
-            further=tuple(_shuffled(weight, random) for weight in own.further),
-        )
+        name: _with_shuffled_weights(own, random)
         for name, own in realizer.parameters(recipe).items()
     }
     return unit.ops[0], realizer.session().apply(recipe, parameters)
 
 
+def _with_shuffled_weights(own: OpParameters, random: np.random.Generator) -> OpParameters:
+    weight = None if own.weight is None else _shuffled(own.weight, random)
+    further = tuple(_shuffled(other, random) for other in own.further)
+    return replace(own, weight=weight, further=further)
+
+
 def called_better(yardstick: Yardstick, metrics: Mapping[str, float]) -> bool:
     """True if scores are better than the float model's by more than is tolerated the other way, and
     by more than noise."""
-    own = yardstick.criterion.judge(yardstick.baseline, yardstick.baseline).margin
-    gained = yardstick.criterion.judge(metrics, yardstick.baseline).margin - own
-    return gained > own + yardstick.noise.needed(1, 0.01)
+    criterion = yardstick.criterion
+    own = criterion.judge(yardstick.baseline, yardstick.baseline).margin
+    gained = criterion.judge(metrics, yardstick.baseline).margin - own
+    # A good score is refused by chance in one of a hundred runs at most.
+    noise = yardstick.noise.needed(1, 0.01)
+    return gained > own + noise
 
 
 def refusal(op: str, yardstick: Yardstick, metrics: Mapping[str, float]) -> str:
     """Return what is wrong with a score that calls a broken model better, and the ways out."""
-    both = [name for name in metrics if name in yardstick.baseline]
-    shown = ", ".join(f"{n} {metrics[n]:.6g} against {yardstick.baseline[n]:.6g}" for n in both)
+    baseline = yardstick.baseline
+    both = [name for name in metrics if name in baseline]
+    shown = ", ".join(f"{n} {metrics[n]:.6g} against {baseline[n]:.6g}" for n in both)
     return (
         f"the score calls a broken model better: with the weights of {op!r} shuffled it is "
         f"{shown} of the float model. "

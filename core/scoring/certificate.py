@@ -41,6 +41,8 @@ import numpy as np
 from octavo.core.contract.criterion import SampleGoal
 from octavo.core.errors import EvaluationError
 
+from .betting import largest_capital
+
 BETS = np.array([0.02, 0.05, 0.1, 0.2, 0.35, 0.55, 0.8, 0.99])
 """Fixed bets as shares of the largest: small ones win against many disagreements, large ones where
 there are none."""
@@ -52,6 +54,31 @@ LEAD = 0.5
 """Share of the capital that follows the bet learned from other samples."""
 
 METHOD = "betting, time-uniform (Waudby-Smith and Ramdas 2024)"
+
+
+@dataclass(frozen=True, slots=True)
+class OtherSamples:
+    """Scores of samples of the search, from which a bet on the held-out ones is learned.
+
+    Attributes:
+        reference: The float model's, shape (samples,).
+        scores: The candidate's, in the same order.
+    """
+
+    reference: np.ndarray
+    scores: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class _Losses:
+    """What each sample lost, and what one unit of tolerance allows it to lose."""
+
+    lost: np.ndarray
+    scale: np.ndarray
+
+    def excess(self, tolerance: float) -> np.ndarray:
+        """Return what each sample loses beyond a tolerance."""
+        return self.lost - tolerance * self.scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,31 +135,31 @@ class Certifier:
         self._scale = self._scaled(self.reference)
 
     def certify(
-        self, scores: np.ndarray, tries: int = 1, lead: tuple[np.ndarray, np.ndarray] | None = None
+        self, scores: np.ndarray, tries: int = 1, lead: OtherSamples | None = None
     ) -> Certificate:
         """Bound the loss of a candidate.
 
         Args:
             scores: Its score of each sample, shape (samples,), in the reference's order.
             tries: How many winners were examined on these samples, this one among them.
-            lead: (float model's, candidate's) scores of other samples, from which the bet is
-                learned.
+            lead: Scores of other samples, from which the bet is learned.
 
         Raises:
             EvaluationError: If a score is outside the range.
         """
         goal = self.goal
         losses = self._losses(self.reference, scores)
-        bound = self._bound(losses, self._error(tries), self._lead(lead))
-        loss = float(losses.mean())
+        bound = self._bound(losses, self._error(tries), self._learned_from(lead))
+        loss = float(losses.lost.mean())
         if goal.mode == "relative":
             loss /= abs(float(self.reference.mean())) or 1.0
+        samples = len(scores)
         said = "cannot be bounded" if bound is None else f"is at most {bound:.4g}"
+        number = f", the winner number {tries}" if tries > 1 else ""
         reason = (
             f"with {goal.confidence:.4g} confidence the loss on new data like this {said} "
-            f"{goal.mode} "
-            f"({goal.tolerance:g} is tolerated; {loss:.4g} on {len(losses)} held-out samples"
-            + (f", the winner number {tries})" if tries > 1 else ")")
+            f"{goal.mode} ({goal.tolerance:g} is tolerated; {loss:.4g} on {samples} held-out "
+            f"samples{number})"
         )
         return Certificate(
             self.holds(scores, tries, lead),
@@ -141,52 +168,54 @@ class Certifier:
             loss,
             goal.tolerance,
             goal.mode,
-            len(losses),
+            samples,
             tries,
             METHOD,
             reason,
         )
 
-    def holds(
-        self, scores: np.ndarray, tries: int = 1, lead: tuple[np.ndarray, np.ndarray] | None = None
-    ) -> bool:
-        """Return whether a candidate keeps the goal on new data, so surely; the arguments are
-        :meth:`certify`'s."""
+    def holds(self, scores: np.ndarray, tries: int = 1, lead: OtherSamples | None = None) -> bool:
+        """Return whether a candidate keeps the goal on new data, so surely.
+
+        The arguments are :meth:`certify`'s.
+        """
         losses = self._losses(self.reference, scores)
-        tolerance = self.goal.tolerance
-        capital = self._log_capital(losses, tolerance, self._scale, self._lead(lead))
+        capital = self._log_capital(losses, self.goal.tolerance, self._learned_from(lead))
         return capital >= math.log(1 / self._error(tries))
 
     def foreseen(self, scores: np.ndarray, samples: int) -> float:
-        """Return the margin to the goal that a candidate could be expected to have on so many other
-        samples.
+        """Return the margin to the goal that is to be expected on so many other samples.
 
         Args:
-            scores: Its score of each sample of the search.
+            scores: A candidate's score of each sample of the search.
             samples: How many held-out samples there are.
 
         Returns:
             (tolerance - bound) / tolerance, the tolerance being above 0.
         """
-        goal = self.goal
-        error = self._error(1)
-        # Capital grows by a factor a sample: what n samples ought to reach, m of them reach the (m
-        # / n)-th power of.
-        scaled = error ** (len(self.reference) / samples)
+        # Capital grows by a factor a sample: what n samples ought to reach, m of them reach the
+        # (m / n)-th power of.
+        error = self._error(1) ** (len(self.reference) / samples)
         losses = self._losses(self.reference, scores)
-        bound = self._bound(losses, scaled, (losses, self._scale))
-        worst = 1.0 if goal.mode == "relative" else self.high - self.low
-        return (goal.tolerance - (worst if bound is None else bound)) / goal.tolerance
+        bound = self._bound(losses, error, losses)
+        if bound is None:
+            bound = self._largest_loss()
+        tolerance = self.goal.tolerance
+        return (tolerance - bound) / tolerance
 
     def samples_needed(self) -> int:
-        """Return how many samples certify a candidate that loses nothing on any; more than there
-        are if these are too few."""
-        wanted, tolerance = math.log(1 / self._error(1)), self.goal.tolerance
+        """Return how many samples certify a candidate that loses nothing on any.
+
+        Returns:
+            More than there are, if these are too few.
+        """
+        wanted = math.log(1 / self._error(1))
         samples = 8
         while samples < MANY:
-            scale, zeros = np.resize(self._scale, samples), np.zeros(samples)
-            if self._log_capital(zeros, tolerance, scale, (zeros, scale)) >= wanted:
+            flawless = _Losses(np.zeros(samples), np.resize(self._scale, samples))
+            if self._log_capital(flawless, self.goal.tolerance, flawless) >= wanted:
                 break
+            # To 5 %: it is a hint of how many to add.
             samples = math.ceil(samples * 1.05)
         return samples
 
@@ -194,15 +223,18 @@ class Certifier:
         """Return what the winner of that number may be wrong by: 1/2 + 1/6 + 1/12 + ... = 1."""
         return (1 - self.goal.confidence) / (tries * (tries + 1))
 
-    def _lead(
-        self, lead: tuple[np.ndarray, np.ndarray] | None
-    ) -> tuple[np.ndarray, np.ndarray] | None:
-        return None if lead is None else (self._losses(*lead), self._scaled(lead[0]))
+    def _learned_from(self, lead: OtherSamples | None) -> _Losses | None:
+        return None if lead is None else self._losses(lead.reference, lead.scores)
 
-    def _losses(self, reference: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    def _losses(self, reference: np.ndarray, scores: np.ndarray) -> _Losses:
         self._check(scores)
         sign = 1.0 if self.goal.higher_is_better else -1.0
-        return np.asarray(sign * (reference - scores), np.float64)
+        lost = np.asarray(sign * (reference - scores), np.float64)
+        return _Losses(lost, self._scaled(reference))
+
+    def _largest_loss(self) -> float:
+        """Return all that can be lost, in the tolerance's unit."""
+        return 1.0 if self.goal.mode == "relative" else self.high - self.low
 
     def _scaled(self, reference: np.ndarray) -> np.ndarray:
         """Return what one unit of tolerance allows each sample to lose."""
@@ -210,81 +242,94 @@ class Certifier:
             return np.ones(len(reference))
         # |E f| >= sign * E f whatever the sign: the claim that is refuted is no smaller than the
         # one that counts.
-        return np.asarray(reference * (1.0 if self.reference.mean() >= 0 else -1.0))
+        sign = 1.0 if self.reference.mean() >= 0 else -1.0
+        return np.asarray(reference * sign)
 
     def _room(self, tolerance: float) -> float:
-        """Return the largest excess of a sample at a tolerance: it is linear, so it lies in a
-        corner of the range."""
+        """Return the largest excess of a sample at a tolerance."""
         sign = 1.0 if self.goal.higher_is_better else -1.0
-        corners = np.array([(f, c) for f in (self.low, self.high) for c in (self.low, self.high)])
-        excess = sign * (corners[:, 0] - corners[:, 1]) - tolerance * self._scaled(corners[:, 0])
+        # The excess is linear in both scores, so the largest lies in a corner of their range.
+        ends = (self.low, self.high)
+        corners = np.array([(reference, score) for reference in ends for score in ends])
+        references = corners[:, 0]
+        lost = sign * (references - corners[:, 1])
+        excess = lost - tolerance * self._scaled(references)
         return float(excess.max())
 
-    def _bound(
-        self,
-        losses: np.ndarray,
-        error: float,
-        lead: tuple[np.ndarray, np.ndarray] | None,
-    ) -> float | None:
-        """Return the least tolerance at which the claim of a miss is refuted; None where none below
-        a full loss is."""
+    def _bound(self, losses: _Losses, error: float, lead: _Losses | None) -> float | None:
+        """Return the least tolerance at which the claim of a miss is refuted.
+
+        Returns:
+            None where none below a full loss is.
+        """
         wanted = math.log(1 / error)
 
-        def refuted(tolerance: float) -> bool:
-            return self._log_capital(losses, tolerance, self._scale, lead) >= wanted
+        def is_refuted(tolerance: float) -> bool:
+            return self._log_capital(losses, tolerance, lead) >= wanted
 
-        low, high = 0.0, 1.0 if self.goal.mode == "relative" else self.high - self.low
-        high *= 1 - 1e-9
-        if not refuted(high):
+        low = 0.0
+        # At a full loss nothing is left to bet on.
+        high = self._largest_loss() * (1 - 1e-9)
+        if not is_refuted(high):
             return None
+        # 30 halvings: to a billionth of the range.
         for _ in range(30):
             middle = (low + high) / 2
-            low, high = (low, middle) if refuted(middle) else (middle, high)
+            if is_refuted(middle):
+                high = middle
+            else:
+                low = middle
         return high
 
-    def _log_capital(
-        self,
-        losses: np.ndarray,
-        tolerance: float,
-        scale: np.ndarray,
-        lead: tuple[np.ndarray, np.ndarray] | None,
-    ) -> float:
-        """Return the logarithm of the largest capital on the way, of a bet that the goal is kept at
-        a tolerance."""
+    def _log_capital(self, losses: _Losses, tolerance: float, lead: _Losses | None) -> float:
+        """Return the logarithm of the largest capital on the way.
+
+        Args:
+            losses: Of the samples that are bet on.
+            tolerance: The bet is that the goal is kept at this tolerance.
+            lead: Losses of other samples, from which one more bet is learned.
+        """
         room = self._room(tolerance)
         if room <= 0:
             return math.inf
-        shares, bets = np.full(len(BETS), 1 / len(BETS)), BETS
+        shares = np.full(len(BETS), 1 / len(BETS))
+        bets = BETS
         if lead is not None:
-            learned = _best_bet((lead[0] - tolerance * lead[1]) / room)
-            shares, bets = np.append((1 - LEAD) * shares, LEAD), np.append(bets, learned)
-        stakes = bets[:, None] * ((losses - tolerance * scale) / room)
+            learned = _best_bet(lead.excess(tolerance) / room)
+            shares = np.append((1 - LEAD) * shares, LEAD)
+            bets = np.append(bets, learned)
+        stakes = bets[:, None] * (losses.excess(tolerance) / room)
         paths = np.cumsum(np.log1p(-stakes), axis=1) + np.log(shares)[:, None]
-        top = paths.max(axis=0)
-        return float((top + np.log(np.exp(paths - top).sum(axis=0))).max())
+        return largest_capital(paths)
 
     def _check(self, scores: np.ndarray) -> None:
         slack = 1e-9 * max(1.0, abs(self.low), abs(self.high))
-        if scores.min() < self.low - slack or scores.max() > self.high + slack:
+        least, greatest = scores.min(), scores.max()
+        if least < self.low - slack or greatest > self.high + slack:
             raise EvaluationError(
-                f"a sample scores {scores.min():g} to {scores.max():g}, outside the range of "
-                f"{self.low:g} to "
+                f"a sample scores {least:g} to {greatest:g}, outside the range of {self.low:g} to "
                 f"{self.high:g}: say accuracy.score_range, the least and the greatest score of a "
                 "sample"
             )
 
 
 def score_range(goal: SampleGoal, reference: np.ndarray) -> tuple[float, float] | None:
-    """Return the range of a sample's score: what was said; 0 to 1 where all are 0 or 1; None where
-    it is unknown."""
+    """Return the range of a sample's score; None where it is unknown.
+
+    It is what was said, or 0 to 1 where all scores are 0 or 1.
+    """
     if goal.score_range is not None:
         return goal.score_range
-    return (0.0, 1.0) if bool(np.isin(reference, (0.0, 1.0)).all()) else None
+    is_all_or_nothing = bool(np.isin(reference, (0.0, 1.0)).all())
+    return (0.0, 1.0) if is_all_or_nothing else None
 
 
 def _best_bet(excess: np.ndarray) -> float:
-    """Return the bet under which capital would have grown most on these samples and one that loses
-    all it can."""
+    """Return the bet under which capital would have grown most on these samples.
+
+    One more sample that loses all it can is reckoned in, so that no bet stakes everything.
+    """
     grid = np.linspace(0.03, 0.99, 33)
-    growth = np.log1p(-grid[:, None] * excess).sum(axis=1) + np.log1p(-grid)
+    on_samples = np.log1p(-grid[:, None] * excess).sum(axis=1)
+    growth = on_samples + np.log1p(-grid)
     return float(grid[int(growth.argmax())])

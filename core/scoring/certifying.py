@@ -10,7 +10,7 @@ import numpy as np
 from octavo.core.contract.criterion import Criterion, SampleGoal
 from octavo.core.errors import ConfigError
 
-from .certificate import METHOD, Certificate, Certifier, score_range
+from .certificate import METHOD, Certificate, Certifier, OtherSamples, score_range
 from .evaluation import Scores
 
 COARSE = 0.5
@@ -55,7 +55,7 @@ class Certifying:
             return self.none(tries)
         lead = None
         if search is not None and search.per_sample is not None and self.search is not None:
-            lead = (self.search.reference, search.per_sample)
+            lead = OtherSamples(self.search.reference, search.per_sample)
         return self.held_out.certify(held_out.per_sample, tries, lead)
 
     def none(self, tries: int) -> Certificate:

@@ -32,6 +32,7 @@ def choose(
         baseline: The float model, where it is a candidate too: a trial that is not :func:`worth_it`
             is left out, and None is returned where nothing is.
     """
+    # Number 0 is the float model itself.
     left = [t for t in trials if t.number > 0 and t.passed and t.state == "complete"]
     if baseline is not None:
         left = [t for t in left if worth_it(t, baseline, objectives)]
@@ -40,11 +41,15 @@ def choose(
     for position, name in enumerate(objectives):
         measured = [t for t in left if name in t.objectives]
         if measured:
-            figures = _comparable(measured, name)
-            best = min(figures, key=lambda m: m.cost)
-            slack = _slack(position, len(objectives))
-            left = [t for t, m in zip(measured, figures, strict=True) if m.ties(best, slack)]
+            left = _tied_for_first(measured, name, _slack(position, len(objectives)))
     return max(left, key=lambda t: (t.margin, -t.number))
+
+
+def _tied_for_first(trials: Sequence[Trial], name: str, slack: float) -> list[Trial]:
+    """Return the trials that tie with the best in an objective that all of them measured."""
+    figures = _comparable(trials, name)
+    best = min(figures, key=lambda figure: figure.cost)
+    return [t for t, figure in zip(trials, figures, strict=True) if figure.ties(best, slack)]
 
 
 def _slack(position: int, count: int) -> float:
@@ -68,31 +73,46 @@ def worth_it(trial: Trial, baseline: Trial | None, objectives: Sequence[str]) ->
         objectives: Most important first; those that cannot be compared decide nothing.
     """
     known: Mapping[str, Measurement] = baseline.objectives if baseline is not None else {}
-    pairs = [
-        (trial.objectives[name], known.get(name)) for name in objectives if name in trial.objectives
-    ]
-    pairs = [(own, base) for own, base in pairs if base is not None or own.ratio is not None]
-    signs = (_better(own, base) for own, base in pairs)
-    return next((sign > 0 for sign in signs if sign), not pairs)
+    is_compared = False
+    for name in objectives:
+        own = trial.objectives.get(name)
+        base = known.get(name)
+        if own is None or (base is None and own.ratio is None):
+            continue
+        is_compared = True
+        sign = _better(own, base)
+        if sign:
+            return sign > 0
+    # Where nothing can be compared, nothing speaks against the trial.
+    return not is_compared
 
 
 def _better(own: Measurement, base: Measurement | None) -> int:
-    """Return 1 if a measurement is better than the float model's beyond both spreads, -1 if worse,
-    0 if they tie."""
+    """Compare a measurement with the float model's.
+
+    Returns:
+        1 if it is better beyond both spreads, -1 if worse, 0 if they tie.
+    """
     if own.ratio is not None:
         low, high = own.relative.low, own.relative.high
-        spread = (1.0, 1.0)
-        if base is not None and base.ratio is not None:
-            # Turns of the float model with itself: what they differ from 1 is noise.
-            spread = (min(1.0, base.relative.low), max(1.0, base.relative.high))
+        base_low, base_high = _spread_of_ones(base)
     else:
         assert base is not None
-        low, high, spread = own.low, own.high, (base.low, base.high)
-    if high < spread[0] * (1 - NEGLIGIBLE):
-        return 1 if own.lower_is_better else -1
-    if low > spread[1] * (1 + NEGLIGIBLE):
-        return -1 if own.lower_is_better else 1
-    return 0
+        low, high = own.low, own.high
+        base_low, base_high = base.low, base.high
+    is_below = high < base_low * (1 - NEGLIGIBLE)
+    is_above = low > base_high * (1 + NEGLIGIBLE)
+    if not is_below and not is_above:
+        return 0
+    return 1 if is_below == own.lower_is_better else -1
+
+
+def _spread_of_ones(base: Measurement | None) -> tuple[float, float]:
+    """Return the range of what the float model measures as a share of itself."""
+    if base is None or base.ratio is None:
+        return 1.0, 1.0
+    # Turns of the float model with itself: what they differ from 1 is noise.
+    return min(1.0, base.relative.low), max(1.0, base.relative.high)
 
 
 def compared(trial: Trial, objectives: Sequence[str]) -> str:
@@ -113,31 +133,34 @@ def compared(trial: Trial, objectives: Sequence[str]) -> str:
 def pareto(trials: Sequence[Trial], objectives: Sequence[str]) -> tuple[Trial, ...]:
     """Return the trials that no other one beats in margin and every objective at once,
     by number."""
-    done = [
-        t for t in trials if t.state == "complete" and all(n in t.objectives for n in objectives)
-    ]
-    figures = [_comparable(done, name) for name in objectives]
-    points = [(-t.margin, *(column[i].cost for column in figures)) for i, t in enumerate(done)]
+    done = []
+    for trial in trials:
+        is_measured = all(name in trial.objectives for name in objectives)
+        if trial.state == "complete" and is_measured:
+            done.append(trial)
+    columns = [[figure.cost for figure in _comparable(done, name)] for name in objectives]
+    points = [(-trial.margin, *(costs[i] for costs in columns)) for i, trial in enumerate(done)]
+    # Of trials that are alike in everything the first counts.
+    first_at: dict[tuple[float, ...], Trial] = {}
+    for trial, point in zip(done, points, strict=True):
+        first_at.setdefault(point, trial)
+    return tuple(t for point, t in first_at.items() if not _is_beaten(point, points))
 
-    def beaten(i: int) -> bool:
-        return any(
-            q != points[i] and all(a <= b for a, b in zip(q, points[i], strict=True))
-            for q in points
-        )
 
-    seen: set[tuple[float, ...]] = set()
-    front = []
-    for i, t in enumerate(done):
-        if not beaten(i) and points[i] not in seen:
-            seen.add(points[i])
-            front.append(t)
-    return tuple(front)
+def _is_beaten(point: tuple[float, ...], points: Sequence[tuple[float, ...]]) -> bool:
+    for other in points:
+        is_no_worse = all(a <= b for a, b in zip(other, point, strict=True))
+        if other != point and is_no_worse:
+            return True
+    return False
 
 
 def _comparable(trials: Sequence[Trial], name: str) -> list[Measurement]:
-    """Return what was measured of an objective; as shares of the float model's figure where there
-    are those, for trials lie minutes apart."""
-    measured = [t.objectives[name] for t in trials]
-    return (
-        [m.relative for m in measured] if all(m.ratio is not None for m in measured) else measured
-    )
+    """Return what was measured of an objective, in one unit.
+
+    These are shares of the float model's figure where all have one, for trials lie minutes apart.
+    """
+    measured = [trial.objectives[name] for trial in trials]
+    if all(figure.ratio is not None for figure in measured):
+        return [figure.relative for figure in measured]
+    return measured

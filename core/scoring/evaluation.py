@@ -51,13 +51,7 @@ def check_scores(raw: object, metric: str = "score") -> Scores:
     """
     per_sample = None
     if isinstance(raw, Evaluation):
-        if raw.per_sample is not None:
-            per_sample = np.asarray(to_numpy(raw.per_sample), dtype=np.float64)
-            if per_sample.ndim != 1 or not np.isfinite(per_sample).all():
-                raise EvaluationError(
-                    "Evaluation.per_sample must be finite, of shape (samples,); got shape "
-                    f"{per_sample.shape}"
-                )
+        per_sample = _checked_samples(raw.per_sample)
         raw = raw.value
     if isinstance(raw, Mapping):
         if not raw:
@@ -70,6 +64,18 @@ def check_scores(raw: object, metric: str = "score") -> Scores:
     if per_sample is not None:
         _check_mean(metrics, per_sample, metric)
     return Scores(metrics, per_sample)
+
+
+def _checked_samples(raw: Any) -> np.ndarray | None:
+    """Return scores of single samples as float64, shape (samples,); None where there are none."""
+    if raw is None:
+        return None
+    scores = np.asarray(to_numpy(raw), dtype=np.float64)
+    if scores.ndim != 1 or not np.isfinite(scores).all():
+        raise EvaluationError(
+            f"Evaluation.per_sample must be finite, of shape (samples,); got shape {scores.shape}"
+        )
+    return scores
 
 
 def _check_mean(metrics: Mapping[str, float], per_sample: np.ndarray, metric: str) -> None:
@@ -132,8 +138,7 @@ class ArrayModel:
     def __call__(self, *arrays: Any, **named: Any) -> np.ndarray | tuple[np.ndarray, ...]:
         """Run one batch: values in call order, by input name, or both; a lone :class:`~octavo.Call`
         is the batch itself."""
-        lone = arrays[0] if len(arrays) == 1 and not named and isinstance(arrays[0], Call) else None
-        outputs = self.candidate.run(
-            plainest(*parts(lone)) if lone is not None else plainest(arrays, named)
-        )
+        is_whole_batch = len(arrays) == 1 and not named and isinstance(arrays[0], Call)
+        args, kwargs = parts(arrays[0]) if is_whole_batch else (arrays, named)
+        outputs = self.candidate.run(plainest(args, kwargs))
         return outputs[0] if len(outputs) == 1 else outputs

@@ -74,16 +74,11 @@ class ProcessExecutor:
         import cloudpickle
 
         # A fresh child imports its framework first, which is not the trial's time.
-        modules = sorted(
-            {str(getattr(a, "__module__", None) or type(a).__module__) for a in arguments}
-            - {"__main__", "builtins"}
-        )
-        self._pool.schedule(_import, args=(modules,))
-        inner = self._pool.schedule(
-            _unpickle_and_call,
-            args=(cloudpickle.dumps((function, arguments)),),
-            timeout=self._timeout,
-        )
+        modules = {str(getattr(a, "__module__", None) or type(a).__module__) for a in arguments}
+        needed = sorted(modules - {"__main__", "builtins"})
+        self._pool.schedule(_import, args=(needed,))
+        blob = cloudpickle.dumps((function, arguments))
+        inner = self._pool.schedule(_unpickle_and_call, args=(blob,), timeout=self._timeout)
         outer: Future[T] = Future()
         inner.add_done_callback(lambda done: self._hand_over(done, outer))
         return outer

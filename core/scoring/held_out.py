@@ -4,7 +4,7 @@ the held-out ones."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,8 +37,8 @@ def split_samples(score: Any, share: float, seed: int, *, required: bool = True)
         ConfigError: If a part would be empty.
     """
     if not isinstance(score, SampleScore):
-        parts = (EvaluationPart(score, share, seed, held, required) for held in (False, True))
-        return next(parts), next(parts)
+        search_part = EvaluationPart(score, share, seed, False, required)
+        return search_part, replace(search_part, held_out=True)
     search, held_out = _drawn(score.samples, share, seed)
     return _part(score, search), _part(score, held_out)
 
@@ -82,10 +82,12 @@ class EvaluationPart:
             return found
         samples = check_scores(found).per_sample
         assert samples is not None
-        part = samples[_drawn(len(samples), self.share, self.seed)[self.held_out]]
+        search, held_out = _drawn(len(samples), self.share, self.seed)
+        part = samples[held_out if self.held_out else search]
         mean = float(part.mean())
-        named = isinstance(found.value, Mapping)
-        return Evaluation(dict.fromkeys(found.value, mean) if named else mean, part)
+        if isinstance(found.value, Mapping):
+            return Evaluation(dict.fromkeys(found.value, mean), part)
+        return Evaluation(mean, part)
 
 
 def _is_a_mean(found: Any) -> bool:
@@ -108,6 +110,7 @@ def _drawn(samples: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarra
 
 
 def _part(score: SampleScore, indices: np.ndarray) -> SampleScore:
-    return SampleScore(
-        lambda model, chosen: score.score(model, indices[chosen]), len(indices), best=score.best
-    )
+    def of_part(model: Any, chosen: np.ndarray) -> Any:
+        return score.score(model, indices[chosen])
+
+    return SampleScore(of_part, len(indices), best=score.best)

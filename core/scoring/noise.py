@@ -22,9 +22,11 @@ NEGLIGIBLE = 1e-3
 """Standard deviation, in tolerated losses, up to which a score counts as exact: sums in another
 order differ by as little."""
 
-FEWEST, MOST = 8, 32
-"""Evaluations of a float model whose score varies, and of a candidate at most. With 8 the deviation
-is known to a quarter."""
+FEWEST = 8
+"""Evaluations of a float model whose score varies: the deviation is then known to a quarter."""
+
+MOST = 32
+"""Evaluations of a candidate at most."""
 
 WIDTH = 0.5
 """The half-width that repeats aim at, in tolerated losses: so much better than the goal a candidate
@@ -65,7 +67,9 @@ class Noise:
             return 0.0
         from scipy.stats import t
 
-        return float(t.ppf(1 - error, max(self.runs - 1, 1))) * self.deviations(runs)
+        degrees_of_freedom = max(self.runs - 1, 1)
+        quantile = float(t.ppf(1 - error, degrees_of_freedom))
+        return quantile * self.deviations(runs)
 
     @property
     def repeats(self) -> int:

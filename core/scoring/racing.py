@@ -43,16 +43,14 @@ from octavo.core.errors import ConfigError, EvaluationError
 from octavo.core.numerics.arrays import to_numpy
 from octavo.core.values.scheme import Frozen
 
+from .betting import Bettors
 from .evaluation import Evaluation
 
-BETS = np.array([0.05, 0.15, 0.4, 0.95])
-"""Shares of the largest bet that the fixed bettors stake. Small ones win against noisy small
-losses, large ones against plain ones."""
-SHARES = np.log(
-    np.array([0.5, *[0.5 / len(BETS)] * len(BETS)])
-)  # of the capital: the learning bettor's, and the fixed ones'
-BOLDEST = 0.95  # of the largest bet, for the bettor that learns
-EXTRA = 0.3  # weight that samples with much to gain have beyond an equal one, all together
+EXTRA = 0.3
+"""Weight that samples with much to gain have beyond an equal one, all together."""
+
+EXACT = 1e-9
+"""Differences of scores up to this are rounding."""
 
 
 class RaceConfig(Frozen):
@@ -103,17 +101,16 @@ class SampleScore:
         Raises:
             EvaluationError: If the function returns another shape, or a number that is not finite.
         """
-        scores = np.asarray(to_numpy(self.score(model, np.asarray(indices))), dtype=np.float64)
+        raw = self.score(model, np.asarray(indices))
+        scores = np.asarray(to_numpy(raw), dtype=np.float64)
         if scores.shape != (len(indices),):
             raise EvaluationError(
                 f"a sample score must return one number for each index: {len(indices)} were "
                 f"asked, shape {scores.shape} came"
             )
         if not np.isfinite(scores).all():
-            raise EvaluationError(
-                f"sample {int(np.asarray(indices)[~np.isfinite(scores)][0])} has a score that is "
-                "not finite"
-            )
+            first = int(np.asarray(indices)[~np.isfinite(scores)][0])
+            raise EvaluationError(f"sample {first} has a score that is not finite")
         return scores
 
     def __call__(self, model: Any) -> Evaluation:
@@ -177,24 +174,29 @@ class Race:
         self._reference = np.asarray(reference, dtype=np.float64)
         self._allowed = allowed
         self._best = best
-        random = np.random.default_rng(self.config.seed)
+        # The least that each sample can lose: what the best score on it would gain.
         least = self._sign * (self._reference - best)
-        if least.max(initial=0.0) > 1e-9:
+        if least.max(initial=0.0) > EXACT:
             worst = int(least.argmax())
             raise ConfigError(
-                f"sample {worst} of the float model scores {self._reference[worst]:g}, better "
-                f"than the best, {best:g}"
+                f"sample {worst} of the float model scores {self._reference[worst]:g}, better than "
+                f"the best, {best:g}"
             )
         weights = _weights(-least)
+        random = np.random.default_rng(self.config.seed)
         # Drawing without replacement by weight: the order of exponential times at these rates
         # (Efraimidis and Spirakis 2006).
-        self.order = np.argsort(random.exponential(size=len(weights)) / weights, kind="stable")
+        times = random.exponential(size=len(weights)) / weights
+        self.order = np.argsort(times, kind="stable")
+        weights = weights[self.order]
+        weights_left = _sums_to_the_end(weights)
+        # All of these by place in the order of draws: W / w, the least of d W / w among what is
+        # left, and the least that what is left can lose together.
+        self._scale = weights_left / weights
         self._least = np.minimum(least[self.order], 0.0)
-        self._scale = _left(weights[self.order]) / weights[self.order]
-        self._lowest = np.minimum.accumulate((self._least / weights[self.order])[::-1])[
-            ::-1
-        ] * _left(weights[self.order])
-        self._rest = np.append(_left(self._least), 0.0)
+        least_by_weight = self._least / weights
+        self._lowest = _minima_to_the_end(least_by_weight) * weights_left
+        self._rest = np.append(_sums_to_the_end(self._least), 0.0)
 
     def run(self, score: Callable[[np.ndarray], np.ndarray]) -> Evaluation | Rejection:
         """Score a candidate's samples until the bound rejects it, or all are scored.
@@ -210,52 +212,55 @@ class Race:
         state = _State()
         done = 0
         while done < n:
-            until = min(n, self.config.first if not done else done + self.config.batch)
+            step = self.config.batch if done else self.config.first
+            until = min(n, done + step)
             indices = self.order[done:until]
             scores[indices] = score(indices)
-            if (self._sign * (scores[indices] - self._best)).max() > 1e-9:
-                raise EvaluationError(
-                    f"a sample of a candidate scores better than the best, {self._best:g}: say "
-                    "the true best of the sample score"
-                )
-            doubt = self._doubt(
-                self._sign * (self._reference[indices] - scores[indices]), done, state
-            )
+            losses = self._losses(indices, scores[indices])
+            doubt = self._doubt(losses, done, state)
             done = until
             if doubt <= self.config.error and done < n:
-                value = float(self._reference.mean()) - self._sign * state.estimate / state.ones
+                mean_loss = state.estimate / state.ones
+                value = float(self._reference.mean()) - self._sign * mean_loss
                 return Rejection(value, done, done / n, doubt)
         return Evaluation(float(scores.mean()), scores)
 
+    def _losses(self, indices: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        above_best = self._sign * (scores - self._best)
+        if above_best.max() > EXACT:
+            raise EvaluationError(
+                f"a sample of a candidate scores better than the best, {self._best:g}: say the "
+                "true best of the sample score"
+            )
+        return np.asarray(self._sign * (self._reference[indices] - scores))
+
     def _doubt(self, losses: np.ndarray, done: int, state: _State) -> float:
-        """Take losses in and return 1 / (largest capital within them); 0 where the candidate can no
-        longer pass."""
-        n, at = len(self._reference), slice(done, done + len(losses))
-        before = state.total + np.concatenate([[0.0], np.cumsum(losses)[:-1]])
-        fair = n * self._allowed - before
+        """Take losses in and return 1 / (largest capital within them).
+
+        Returns:
+            0 where the candidate can no longer pass.
+        """
+        n = len(self._reference)
+        at = slice(done, done + len(losses))
+        places = np.arange(len(losses))
+        budget = n * self._allowed
+        lost_before = state.total + np.concatenate([[0.0], np.cumsum(losses)[:-1]])
+        fair = budget - lost_before
         drawn = losses * self._scale[at]
         state.total += float(losses.sum())
-        state.estimate += float((before + drawn).sum())
-        state.ones += float((done + np.arange(len(losses)) + self._scale[at]).sum())
-        tolerance = 1e-9 * n * max(1.0, abs(self._allowed))
+        state.estimate += float((lost_before + drawn).sum())
+        state.ones += float((done + places + self._scale[at]).sum())
+        tolerance = EXACT * n * max(1.0, abs(self._allowed))
         # Where even the best scores on all that is left would not do, nothing is left to doubt.
-        if (self._rest[at] > fair + tolerance).any() or self._rest[
-            at.stop
-        ] > n * self._allowed - state.total + tolerance:
+        was_lost_on_the_way = (self._rest[at] > fair + tolerance).any()
+        is_lost = self._rest[at.stop] > budget - state.total + tolerance
+        if was_lost_on_the_way or is_lost:
             return 0.0
-        left = n - done - np.arange(len(losses))
-        gain, room = (
-            (drawn - fair) / left,
-            np.maximum((fair - self._lowest[at]) / left, tolerance / n),
-        )
-        stakes = np.concatenate([[state.bets(gain, room) * gain], BETS[:, None] * (gain / room)])
-        paths = state.capital[:, None] + np.cumsum(
-            np.log1p(np.maximum(stakes, -1.0 + 1e-12)), axis=1
-        )
-        state.capital = paths[:, -1]
-        top = paths.max(axis=0)
-        capital = top + np.log(np.exp(paths - top).sum(axis=0))
-        return math.exp(-max(0.0, float(capital.max())))
+        left = n - done - places
+        gain = (drawn - fair) / left
+        # -y can reach no further than this: the largest bet is its inverse.
+        room = np.maximum((fair - self._lowest[at]) / left, tolerance / n)
+        return math.exp(-max(0.0, state.bettors.log_capital(gain, room)))
 
 
 @dataclass
@@ -266,45 +271,39 @@ class _State:
         total: Sum of the losses.
         estimate: Sum over the draws of what each says the losses of all samples add up to.
         ones: The same for losses that are 1 everywhere; estimate / ones is the mean loss.
-        first: Sum of y / (samples left).
-        second: Sum of its squares.
-        capital: Logarithm of each bettor's capital.
+        bettors: Who bet that the candidate fails.
     """
 
     total: float = 0.0
     estimate: float = 0.0
     ones: float = 0.0
-    first: float = 0.0
-    second: float = 0.0
-    capital: np.ndarray = field(default_factory=lambda: SHARES.copy())
-
-    def bets(self, gain: np.ndarray, room: np.ndarray) -> np.ndarray:
-        """Return the bet on each draw from what came before it: mean / second moment, the first
-        half-way between its bounds."""
-        squares = gain * gain
-        first, second = self.first + np.cumsum(gain), self.second + np.cumsum(squares)
-        found = np.maximum(first - gain, 0.0) / np.maximum(
-            0.25 * room * room + second - squares, 1e-300
-        )
-        self.first, self.second = float(first[-1]), float(second[-1])
-        return np.asarray(np.minimum(found, BOLDEST / room))
+    bettors: Bettors = field(default_factory=Bettors)
 
 
 def _weights(gains: np.ndarray) -> np.ndarray:
-    """Return max(1, gain / threshold), the threshold such that they add up to (1 + EXTRA) for each
-    sample, or all gains are below."""
+    """Return max(1, gain / threshold).
+
+    The threshold is such that they add up to (1 + EXTRA) for each sample, or all gains are below.
+    """
     high = float(gains.max(initial=0.0))
     if high <= 0:
         return np.ones(len(gains))
+    # At this low end the greatest gain alone makes the mean weight 2 or more.
     low = high / len(gains) / 2
     for _ in range(50):
         middle = math.sqrt(low * high)
-        low, high = (
-            (middle, high) if np.maximum(1.0, gains / middle).mean() > 1 + EXTRA else (low, middle)
-        )
+        if np.maximum(1.0, gains / middle).mean() > 1 + EXTRA:
+            low = middle
+        else:
+            high = middle
     return np.maximum(1.0, gains / high)
 
 
-def _left(values: np.ndarray) -> np.ndarray:
+def _sums_to_the_end(values: np.ndarray) -> np.ndarray:
     """Return for each place the sum from there to the end."""
     return np.cumsum(values[::-1])[::-1]
+
+
+def _minima_to_the_end(values: np.ndarray) -> np.ndarray:
+    """Return for each place the least value from there to the end."""
+    return np.minimum.accumulate(values[::-1])[::-1]

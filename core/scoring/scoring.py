@@ -17,11 +17,14 @@ from .evaluation import ArrayModel, Evaluation, Scores, check_scores
 from .executor import Executor
 from .racing import Race, RaceConfig, Rejection, SampleScore
 
-REPEATED, FEWEST_REPEATED = 0.1, 64
-"""Share of the samples, and how many at least, that are scored twice to see whether the score
-function is deterministic."""
+REPEATED = 0.1
+"""Share of the samples that are scored twice to see whether the score function is deterministic."""
 
-MOST_KEPT = 2000  # samples whose scores a history keeps
+FEWEST_REPEATED = 64
+"""How many of them at least."""
+
+MOST_KEPT = 2000
+"""Samples whose scores a history keeps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +80,17 @@ class Scoring:
         """
         if not isinstance(self.score, SampleScore) or scores.per_sample is None:
             return False
-        count = min(self.score.samples, max(FEWEST_REPEATED, round(REPEATED * self.score.samples)))
+        samples = self.score.samples
+        count = min(samples, max(FEWEST_REPEATED, round(REPEATED * samples)))
         # Drawn, for samples often come in an order: the first may be the ones that no randomness
         # touches.
-        part = np.sort(
-            np.random.default_rng(self.score.samples).permutation(self.score.samples)[:count]
-        )
-        again = self.executor.submit(_some, self.score, candidate, self.native, part).result()
-        return bool(np.allclose(again, scores.per_sample[part], rtol=1e-5, atol=1e-8))
+        part = np.sort(np.random.default_rng(samples).permutation(samples)[:count])
+        return self._come_out_as(candidate, part, scores.per_sample[part])
+
+    def _come_out_as(self, candidate: Candidate, indices: np.ndarray, before: np.ndarray) -> bool:
+        """Score some samples; return whether they are what they were, up to rounding."""
+        again = self.executor.submit(_some, self.score, candidate, self.native, indices).result()
+        return bool(np.allclose(again, before, rtol=1e-5, atol=1e-8))
 
     def _run(self, score: Callable[[Any], Any], candidate: Candidate, which: str) -> Scores:
         raw = self.executor.submit(_evaluate, score, candidate, self.native).result()
@@ -131,10 +137,11 @@ class Scoring:
         """Score a candidate; stop as soon as it is sure to miss the goal, if that can be told."""
         if self._race is None:
             return self.full(candidate)
-        outcome = self.executor.submit(
-            _race, self._race, self.score, candidate, self.native
-        ).result()
-        return outcome if isinstance(outcome, Rejection) else check_scores(outcome, self.metric)
+        started = self.executor.submit(_race, self._race, self.score, candidate, self.native)
+        outcome = started.result()
+        if isinstance(outcome, Rejection):
+            return outcome
+        return check_scores(outcome, self.metric)
 
     def part_is_alike(
         self, candidate: Candidate, kept: Mapping[str, Any] | None, race: RaceConfig | None
@@ -150,19 +157,13 @@ class Scoring:
             kept: What :func:`first_samples` gave; None where it was not kept.
             race: How evaluations may be stopped early.
         """
-        if (
-            not isinstance(self.score, SampleScore)
-            or kept is None
-            or kept["count"] != self.score.samples
-        ):
+        if not isinstance(self.score, SampleScore):
             return False
-        if race is not None and self.score.best is not None:
+        is_raced = race is not None and self.score.best is not None
+        if is_raced or kept is None or kept["count"] != self.score.samples:
             return False
         before = np.asarray(kept["first"])
-        again = self.executor.submit(
-            _some, self.score, candidate, self.native, np.arange(len(before))
-        ).result()
-        return len(before) > 0 and bool(np.allclose(again, before, rtol=1e-5, atol=1e-8))
+        return self._come_out_as(candidate, np.arange(len(before)), before) and len(before) > 0
 
     def held_out_scores(self, candidate: Candidate) -> Scores:
         """Score the data that is kept from the search; there must be some."""

@@ -91,14 +91,20 @@ class Yardstick:
             self._again(reference)
         self.criterion.check_baseline(self._runs[0])
         self._settle()
-        while self.noise and len(self._runs) < max(FEWEST, self.noise.repeats) and self._time():
+        while self._wants_another():
             self._again(reference)
             self._settle()
+
+    def _wants_another(self) -> bool:
+        """Return whether the float model is to be scored once more: it varies, and time is left."""
+        wanted = max(FEWEST, self.noise.repeats)
+        return bool(self.noise) and len(self._runs) < wanted and self._took < self.seconds
 
     def restore(self, metrics: Metrics, noise: Noise) -> None:
         """Take the float model's score from a history."""
         self.criterion.check_baseline(metrics)
-        self.baseline, self.noise = metrics, noise
+        self.baseline = metrics
+        self.noise = noise
 
     def again(self, reference: Candidate) -> Scores:
         """Score the float model once more as a run goes on: for a comparison, and to know how long
@@ -125,9 +131,10 @@ class Yardstick:
         while True:
             found = self._verdict(first, runs, error)
             # What a full number of repeats would ask for, and by how much the mean may still rise.
-            out_of_reach = self.noise.needed(most, error) - self.noise.deviations(len(runs))
-            raw = found.margin + self.noise.needed(len(runs), error)
-            if found.passed or len(runs) >= most or raw < out_of_reach:
+            reachable = self.noise.needed(most, error) - self.noise.deviations(len(runs))
+            raw_margin = found.margin + self.noise.needed(len(runs), error)
+            is_out_of_reach = raw_margin < reachable
+            if found.passed or len(runs) >= most or is_out_of_reach:
                 return self._with_foresight(found)
             target = min(most, 2 * len(runs))
             runs += [self.score(candidate).metrics for _ in range(target - len(runs))]
@@ -158,8 +165,9 @@ class Yardstick:
         Two equal scores of the float model do not prove that a score is exact: a count of right
         answers meets itself by chance.
         """
-        margins = [self.criterion.judge(metrics, self.baseline).margin for metrics in (before, now)]
-        if not self.noise and abs(margins[0] - margins[1]) > UNLIKE:
+        margin_before = self.criterion.judge(before, self.baseline).margin
+        margin_now = self.criterion.judge(now, self.baseline).margin
+        if not self.noise and abs(margin_before - margin_now) > UNLIKE:
             self.measure(reference, FEWEST)
 
     @property
@@ -222,11 +230,9 @@ class Yardstick:
         margins = [self.criterion.judge(run, self.baseline).margin for run in self._runs]
         self.noise = Noise.of(margins)
 
-    def _time(self) -> bool:
-        return self._took < self.seconds
-
     def _most(self) -> int:
         """Return how often a candidate may be scored: what noise asks for, within the time."""
-        once = self._took / max(1, len(self._runs))
-        affordable = int(self.seconds / once) if once else self.noise.repeats
-        return max(1, min(self.noise.repeats, affordable))
+        repeats = self.noise.repeats
+        each = self.seconds_each
+        affordable = int(self.seconds / each) if each else repeats
+        return max(1, min(repeats, affordable))

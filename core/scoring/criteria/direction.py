@@ -189,7 +189,8 @@ LOSS_STEMS = ("loss", "error", "entropy", "perplex", "distan", "diverg", "degrad
 
 AFFIXES = (
     "validation", "valid", "val", "test", "eval", "dev", "train", "mean", "avg", "average",
-    "macro", "micro", "weighted", "balanced", "overall", "total", "top", "roc", "pr", "score", "rate",
+    "macro", "micro", "weighted", "balanced", "overall", "total", "top", "roc", "pr", "score",
+    "rate",
 )  # fmt: skip
 """What is run together with a known word and changes nothing: ``valacc``, ``macrof1``,
 ``rocauc``."""
@@ -273,11 +274,11 @@ def _without_affixes(word: str) -> str:
 
 
 def _has_phrase(found: tuple[str, ...]) -> bool:
-    return any(
-        found[start : start + len(phrase)] == phrase
-        for phrase in PHRASES
-        for start in range(len(found))
-    )
+    for phrase in PHRASES:
+        starts = range(len(found) - len(phrase) + 1)
+        if any(found[start : start + len(phrase)] == phrase for start in starts):
+            return True
+    return False
 
 
 def _has_top(found: tuple[str, ...]) -> bool:

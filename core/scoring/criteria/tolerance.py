@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from octavo.core.contract.criterion import Criterion, SampleGoal, Verdict
 from octavo.core.errors import ConfigError, nearest
@@ -17,23 +18,33 @@ class Tolerance(Criterion):
     config: ToleranceConfig
 
     def _goals(self, baseline: Mapping[str, float]) -> dict[str, MetricGoal]:
-        c = self.config
-        names = list(c.metrics) or ([c.metric] if c.metric else list(baseline))
+        """Return the goal of each metric that counts, complete."""
+        names = self._names(baseline)
         goals = {}
         for name in names:
             if name not in baseline:
                 raise ConfigError(
                     f"the score function returns no metric {name!r}{nearest(name, baseline)}"
                 )
-            goal = c.goal_of(name)
-            if goal.higher_is_better is None:
-                if not known_as_higher_is_better(name):
-                    raise ConfigError(ask_for_direction(name))
-                goal = goal.model_copy(update={"higher_is_better": True})
-            if goal.floor is None:
-                goal = goal.model_copy(update={"floor": float(goal.tolerance or 0.0) * len(names)})
-            goals[name] = goal
+            goals[name] = self._complete(name, count=len(names))
         return goals
+
+    def _names(self, baseline: Mapping[str, float]) -> list[str]:
+        if self.config.metrics:
+            return list(self.config.metrics)
+        return [self.config.metric] if self.config.metric else list(baseline)
+
+    def _complete(self, name: str, count: int) -> MetricGoal:
+        goal = self.config.goal_of(name)
+        if goal.higher_is_better is None:
+            if not known_as_higher_is_better(name):
+                raise ConfigError(ask_for_direction(name))
+            goal = goal.model_copy(update={"higher_is_better": True})
+        if goal.floor is None:
+            # What the metric may lose where all others lose nothing.
+            floor = float(goal.tolerance or 0.0) * count
+            goal = goal.model_copy(update={"floor": floor})
+        return goal
 
     def check_baseline(self, baseline: Mapping[str, float]) -> None:
         """Refuse a relative goal at a float score of 0, and one that any score from 0 on meets."""
@@ -51,56 +62,41 @@ class Tolerance(Criterion):
                     "any model meets that. Lower accuracy.tolerance (1 % is 0.01)"
                 )
 
-    def _margin(self, rows: list[tuple[str, float, float, MetricGoal]]) -> float:
+    def _margin(self, rows: Sequence[_Row]) -> float:
         """Return the distance to the goal of all metrics together."""
-        shares = [share for _, _, share, _ in rows]
+        shares = [row.share for row in rows]
         if self.config.combine != "weighted":
             return min(shares)
-        weights = [goal.weight for *_, goal in rows]
-        mean = sum(s * w for s, w in zip(shares, weights, strict=True)) / sum(weights)
+        weights = [row.goal.weight for row in rows]
+        total = sum(share * weight for share, weight in zip(shares, weights, strict=True))
+        mean = total / sum(weights)
         # What others gain has no limit, so the mean alone would let one metric collapse.
-        return min(mean, *(_above_floor(loss, goal) for _, loss, _, goal in rows))
+        return min(mean, *(_above_floor(row.loss, row.goal) for row in rows))
 
-    def _shares(
-        self, metrics: Mapping[str, float], baseline: Mapping[str, float]
-    ) -> list[tuple[str, float, float, MetricGoal]]:
-        """(name, loss, share of the tolerance that is left, goal); with tolerance 0 the share is
-        -loss."""
+    def _rows(self, metrics: Mapping[str, float], baseline: Mapping[str, float]) -> list[_Row]:
         rows = []
         for name, goal in self._goals(baseline).items():
-            loss = (
-                baseline[name] - metrics[name]
-                if goal.higher_is_better
-                else metrics[name] - baseline[name]
-            )
-            if goal.mode == "relative":
-                loss /= abs(baseline[name])
-            # Scores are counted, so 0.99 - 0.98 must be a loss of 0.01: a few ulps of the scores
-            # are forgiven.
-            loss = 0.0 if abs(loss) < 1e-12 else loss
-            tolerance = float(goal.tolerance or 0.0)
-            share = (tolerance - loss) / tolerance if tolerance else -loss
-            rows.append((name, loss, 0.0 if -1e-9 < share < 0 else share, goal))
+            loss = _loss(metrics[name], baseline[name], goal)
+            rows.append(_Row(name, loss, _share_left(loss, float(goal.tolerance or 0.0)), goal))
         return rows
 
     def judge(self, metrics: Mapping[str, float], baseline: Mapping[str, float]) -> Verdict:
         """Judge; a metric that is missing fails."""
-        missing = [n for n in self._goals(baseline) if n not in metrics]
+        missing = [name for name in self._goals(baseline) if name not in metrics]
         if missing:
-            return Verdict(
-                False,
-                float("-inf"),
-                f"metric {missing[0]!r} is missing{nearest(missing[0], metrics)}",
-            )
-        rows = self._shares(metrics, baseline)
+            hint = nearest(missing[0], metrics)
+            return Verdict(False, float("-inf"), f"metric {missing[0]!r} is missing{hint}")
+        rows = self._rows(metrics, baseline)
         margin = self._margin(rows)
-        weighted = self.config.combine == "weighted" and len(rows) > 1
-        parts = [
-            f"{n} {metrics[n]:.6g} against {baseline[n]:.6g} (loss {loss:.3g}, tolerated "
-            f"{goal.tolerance:g} {goal.mode}"
-            + (f", never more than {goal.floor:g})" if weighted else ")")
-            for n, loss, _, goal in rows
-        ]
+        is_weighted = self.config.combine == "weighted" and len(rows) > 1
+        parts = []
+        for row in rows:
+            goal = row.goal
+            floor = f", never more than {goal.floor:g}" if is_weighted else ""
+            parts.append(
+                f"{row.name} {metrics[row.name]:.6g} against {baseline[row.name]:.6g} "
+                f"(loss {row.loss:.3g}, tolerated {goal.tolerance:g} {goal.mode}{floor})"
+            )
         return Verdict(margin >= 0, margin, "; ".join(parts))
 
     def describe(self, baseline: Mapping[str, float]) -> str:
@@ -108,27 +104,29 @@ class Tolerance(Criterion):
         lines = []
         for name, goal in self._goals(baseline).items():
             allowed = _allowed(goal, baseline[name])
-            bound = baseline[name] - allowed if goal.higher_is_better else baseline[name] + allowed
-            lines.append(f"{name} {'>=' if goal.higher_is_better else '<='} {bound:.6g}")
-        return (
-            "weighted mean of " if self.config.combine == "weighted" and len(lines) > 1 else ""
-        ) + " and ".join(lines)
+            if goal.higher_is_better:
+                lines.append(f"{name} >= {baseline[name] - allowed:.6g}")
+            else:
+                lines.append(f"{name} <= {baseline[name] + allowed:.6g}")
+        is_weighted = self.config.combine == "weighted" and len(lines) > 1
+        what = "weighted mean of " if is_weighted else ""
+        return what + " and ".join(lines)
 
     def noise(self, runs: tuple[Mapping[str, float], ...]) -> str:
         """Compare the spread of repeated float scores with the tolerance."""
         lines = []
         for name, goal in self._goals(runs[0]).items():
-            values = [r[name] for r in runs]
+            values = [run[name] for run in runs]
             spread = max(values) - min(values)
             allowed = _allowed(goal, values[0])
             if spread > allowed:
                 lines.append(
-                    f"{name} of the float model varied by {spread:.3g} between {len(values)} "
-                    f"runs, and only {allowed:.3g} is tolerated"
+                    f"{name} of the float model varied by {spread:.3g} between {len(values)} runs, "
+                    f"and only {allowed:.3g} is tolerated"
                 )
-        return "; ".join(lines) + (
-            ": seed the score function or score more samples" if lines else ""
-        )
+        if not lines:
+            return ""
+        return "; ".join(lines) + ": seed the score function or score more samples"
 
     def sample_goal(self, baseline: Mapping[str, float]) -> SampleGoal | None:
         """Return the goal of a lone metric, with the confidence that is asked for; None where there
@@ -154,13 +152,45 @@ class Tolerance(Criterion):
         return _allowed(goal, baseline[name]), bool(goal.higher_is_better)
 
 
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """What one metric lost.
+
+    Attributes:
+        name: The metric.
+        loss: In the unit of its tolerance.
+        share: Of the tolerance that is left; -loss where nothing is tolerated.
+        goal: Its goal.
+    """
+
+    name: str
+    loss: float
+    share: float
+    goal: MetricGoal
+
+
 def _allowed(goal: MetricGoal, baseline: float) -> float:
     """Return the tolerated loss in the score's own unit."""
-    return float(goal.tolerance or 0.0) * (abs(baseline) if goal.mode == "relative" else 1.0)
+    unit = abs(baseline) if goal.mode == "relative" else 1.0
+    return float(goal.tolerance or 0.0) * unit
+
+
+def _loss(score: float, baseline: float, goal: MetricGoal) -> float:
+    """Return what was lost, in the unit of the tolerance; a gain is negative."""
+    loss = baseline - score if goal.higher_is_better else score - baseline
+    if goal.mode == "relative":
+        loss /= abs(baseline)
+    # Scores are counted, so 0.99 - 0.98 must be a loss of 0.01: a few ulps of the scores are
+    # forgiven.
+    return 0.0 if abs(loss) < 1e-12 else loss
+
+
+def _share_left(loss: float, limit: float) -> float:
+    """Return how much is left to a limit as a share of it; with a limit of 0, the gain."""
+    left = (limit - loss) / limit if limit else -loss
+    # A loss that equals the limit up to rounding keeps it.
+    return 0.0 if -1e-9 < left < 0 else left
 
 
 def _above_floor(loss: float, goal: MetricGoal) -> float:
-    """Return how much is left to the floor as a share of it; with a floor of 0, the gain."""
-    floor = float(goal.floor or 0.0)
-    left = (floor - loss) / floor if floor else -loss
-    return 0.0 if -1e-9 < left < 0 else left
+    return _share_left(loss, float(goal.floor or 0.0))

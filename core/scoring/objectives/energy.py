@@ -32,35 +32,40 @@ class Energy(Objective):
     def measure(self, subject: Subject, reference: Subject) -> Measurement:
         """Return the median with its quartiles, and the ratio of the medians."""
         read = counter()
-        own, base = [], []
+        seconds = self.config.block
+        own: list[float] = []
+        base: list[float] = []
         for _ in range(self.config.rounds):
-            base.append(
-                _joules(lambda: reference.candidate.run(reference.batch), read, self.config.block)
-            )
-            own.append(
-                _joules(lambda: subject.candidate.run(subject.batch), read, self.config.block)
-            )
-        low, middle, high = np.percentile(np.array(own) * 1e3, [25, 50, 75])
+            base.append(_joules(_call_of(reference), read, seconds))
+            own.append(_joules(_call_of(subject), read, seconds))
+        millijoules = np.array(own) * 1e3
+        low, middle, high = np.percentile(millijoules, [25, 50, 75])
         ratio = float(np.median(np.array(own) / np.maximum(base, 1e-12)))
         return Measurement(float(middle), float(low), float(high), self.unit, ratio)
 
 
-def counter() -> Callable[[], dict[str, tuple[float, float]]]:
+Reading = dict[str, tuple[float, float]]
+"""Counter -> (joules, joules at which it wraps)."""
+
+
+def _call_of(subject: Subject) -> Callable[[], object]:
+    return lambda: subject.candidate.run(subject.batch)
+
+
+def counter() -> Callable[[], Reading]:
     """Return a function that reads {counter: (joules, joules at which it wraps)}.
 
     Raises:
         ConfigError: If the machine exposes none, or does not let this user read it.
     """
-    packages = [
-        p
-        for p in sorted(POWERCAP.glob("*-rapl:*"))
-        if p.name.count(":") == 1 and _readable(p / "energy_uj")
-    ]
+    packages = []
+    for path in sorted(POWERCAP.glob("*-rapl:*")):
+        # Parts of a package have two colons; its own counter holds theirs.
+        is_package = path.name.count(":") == 1
+        if is_package and _readable(path / "energy_uj"):
+            packages.append(path)
     if packages:
-        return lambda: {
-            p.name: (_number(p / "energy_uj") * 1e-6, _number(p / "max_energy_range_uj") * 1e-6)
-            for p in packages
-        }
+        return lambda: {path.name: _read_package(path) for path in packages}
     try:
         import pynvml  # type: ignore[import-not-found,unused-ignore]
 
@@ -81,23 +86,28 @@ def counter() -> Callable[[], dict[str, tuple[float, float]]]:
     }
 
 
-def _joules(
-    call: Callable[[], object], read: Callable[[], dict[str, tuple[float, float]]], seconds: float
-) -> float:
+def _joules(call: Callable[[], object], read: Callable[[], Reading], seconds: float) -> float:
+    """Return the joules of a call: of all that fit into so many seconds, after one to warm up."""
     call()
-    before, count, end = read(), 0, time.perf_counter() + seconds
+    before = read()
+    count = 0
+    end = time.perf_counter() + seconds
     while time.perf_counter() < end:
         call()
         count += 1
     after = read()
-    # A RAPL counter wraps round at its range.
-    spent = sum(
-        (after[k][0] - before[k][0]) % after[k][1]
-        if after[k][1] != float("inf")
-        else after[k][0] - before[k][0]
-        for k in after
-    )
+    spent = 0.0
+    for name, (joules, wraps_at) in after.items():
+        difference = joules - before[name][0]
+        # A RAPL counter wraps round at its range.
+        spent += difference if wraps_at == float("inf") else difference % wraps_at
     return spent / count
+
+
+def _read_package(path: Path) -> tuple[float, float]:
+    joules = _number(path / "energy_uj") * 1e-6
+    wraps_at = _number(path / "max_energy_range_uj") * 1e-6
+    return joules, wraps_at
 
 
 def _readable(path: Path) -> bool:

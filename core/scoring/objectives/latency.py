@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,9 +33,7 @@ class Latency(Objective):
         """Return the median, its share of the float model's, and the spread of that share from
         round to round."""
         seconds, ratios, _ = interleave(subject, reference, self.config)
-        low, ratio, high = (float(r) for r in np.percentile(ratios, [25, 50, 75]))
-        value = seconds * 1e3
-        return Measurement(value, value * low / ratio, value * high / ratio, self.unit, ratio)
+        return _measurement(seconds * 1e3, ratios, self.unit)
 
 
 class Throughput(Objective):
@@ -48,16 +47,14 @@ class Throughput(Objective):
         """Return the median, its share of the float model's, and the spread of that share from
         round to round."""
         seconds, ratios, count = interleave(subject, reference, self.config)
-        low, ratio, high = (float(r) for r in np.percentile(1 / ratios, [25, 50, 75]))
-        value = count / seconds
-        return Measurement(
-            value,
-            value * low / ratio,
-            value * high / ratio,
-            self.unit,
-            ratio,
-            lower_is_better=False,
-        )
+        found = _measurement(count / seconds, 1 / ratios, self.unit)
+        return replace(found, lower_is_better=False)
+
+
+def _measurement(value: float, ratios: np.ndarray, unit: str) -> Measurement:
+    """Return a median whose spread is that of its share of the float model's, by quartiles."""
+    low, ratio, high = (float(r) for r in np.percentile(ratios, [25, 50, 75]))
+    return Measurement(value, value * low / ratio, value * high / ratio, unit, ratio)
 
 
 def interleave(
@@ -69,10 +66,8 @@ def interleave(
         The candidate's median seconds; candidate / float in each round, shape (rounds,); the number
         of samples in a call.
     """
-    mine, other = (
-        _sized(subject.batch, config.batch_size),
-        _sized(reference.batch, config.batch_size),
-    )
+    mine = _sized(subject.batch, config.batch_size)
+    other = _sized(reference.batch, config.batch_size)
     own: list[float] = []
     base: list[float] = []
     for _ in range(config.rounds):

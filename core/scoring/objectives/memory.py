@@ -30,9 +30,8 @@ class Memory(Objective):
         if self._float is None:
             self._float = peak(reference)
         value = peak(subject)
-        return Measurement(
-            value, value, value, self.unit, value / self._float if self._float else None
-        )
+        ratio = value / self._float if self._float else None
+        return Measurement(value, value, value, self.unit, ratio)
 
 
 def peak(subject: Subject) -> float:
@@ -43,19 +42,14 @@ def peak(subject: Subject) -> float:
     """
     import cloudpickle
 
+    # The module first, by name: importing its framework is not the model's memory.
+    module = type(subject.candidate).__module__
+    blob = cloudpickle.dumps((subject.candidate, subject.batch))
     with tempfile.TemporaryDirectory(prefix="octavo-") as folder:
         path = Path(folder) / "candidate.pkl"
-        path.write_bytes(
-            cloudpickle.dumps(
-                (
-                    type(subject.candidate).__module__,
-                    cloudpickle.dumps((subject.candidate, subject.batch)),
-                )
-            )
-        )
-        done = subprocess.run(
-            [sys.executable, "-m", __name__, str(path)], capture_output=True, text=True, check=False
-        )
+        path.write_bytes(cloudpickle.dumps((module, blob)))
+        command = [sys.executable, "-m", __name__, str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise WorkerDied(
             f"measuring memory: the child process ended with {done.returncode}: "
@@ -81,11 +75,12 @@ def _resident(*, reset: bool) -> int:
     status = Path("/proc/self/status")
     if not status.exists():
         # No such counter beside Linux: the peak since the start is the best there is.
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-            1 if sys.platform == "darwin" else 1024
-        )
+        # macOS counts it in bytes, the others in KiB.
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     if reset:
         gc.collect()
+        # 5 brings the peak (VmHWM) down to what is resident now, see proc(5).
         Path("/proc/self/clear_refs").write_text("5")
     line = next(row for row in status.read_text().splitlines() if row.startswith("VmHWM:"))
     return int(line.split()[1]) * 1024

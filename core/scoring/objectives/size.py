@@ -14,6 +14,5 @@ class Size(Objective):
     def measure(self, subject: Subject, reference: Subject) -> Measurement:
         """Return the bytes and their share of the float model's."""
         value = float(subject.bytes)
-        return Measurement(
-            value, value, value, self.unit, value / reference.bytes if reference.bytes else None
-        )
+        ratio = value / reference.bytes if reference.bytes else None
+        return Measurement(value, value, value, self.unit, ratio)

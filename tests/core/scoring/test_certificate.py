@@ -9,7 +9,7 @@ from scipy.stats import binom
 
 from octavo.core.contract.criterion import SampleGoal
 from octavo.core.errors import EvaluationError
-from octavo.core.scoring.certificate import BETS, LEAD, Certifier
+from octavo.core.scoring.certificate import BETS, LEAD, Certifier, OtherSamples
 
 
 def goal(tolerance: float = 0.05, mode: str = "absolute", **settings: object) -> SampleGoal:
@@ -42,7 +42,7 @@ def test_a_loss_just_over_the_goal_is_certified_in_at_most_5_of_100(
             first, other = ((1 - f, 1 - c) for f, c in (first, other))
         tolerance = 0.05 if mode == "absolute" else (0.05 / 0.9 if higher else 0.5)
         certifier = Certifier(goal(tolerance, mode, higher_is_better=higher), first[0])
-        false += certifier.holds(first[1], lead=other)
+        false += certifier.holds(first[1], lead=OtherSamples(*other))
     # A binomial of 400 at 2.5 % is above 20 in less than 1 of 1000.
     assert false <= 20
 
@@ -72,7 +72,7 @@ def test_the_guarantee_survives_choosing_among_many_and_examining_one_after_the_
             certifier.holds(
                 scores[i][held].astype(float),
                 j,
-                (reference[search], scores[i][search].astype(float)),
+                OtherSamples(reference[search], scores[i][search].astype(float)),
             )
             for j, i in enumerate(order[:6], 1)
         )
@@ -106,7 +106,9 @@ def test_where_nothing_differs_the_capital_has_a_closed_form() -> None:
     bound = Certifier(goal(), np.ones(n)).certify(np.ones(n)).bound
     assert bound == pytest.approx(expected, rel=1e-6)
     with_lead = (
-        Certifier(goal(), np.ones(n)).certify(np.ones(n), lead=(np.ones(n), np.ones(n))).bound
+        Certifier(goal(), np.ones(n))
+        .certify(np.ones(n), lead=OtherSamples(np.ones(n), np.ones(n)))
+        .bound
     )
     assert with_lead is not None
     assert with_lead < expected
@@ -122,7 +124,7 @@ def test_as_many_samples_as_it_asks_for_are_enough_and_fewer_are_not(tolerance: 
 
     def holds(n: int) -> bool:
         return Certifier(goal(tolerance), np.ones(n)).holds(
-            np.ones(n), lead=(np.ones(n), np.ones(n))
+            np.ones(n), lead=OtherSamples(np.ones(n), np.ones(n))
         )
 
     assert holds(round(needed * 1.1))
