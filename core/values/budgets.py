@@ -30,13 +30,13 @@ def average_bits(
         kept: Count the ops that no scheme is chosen for, too: those that a rule keeps in float
             among them.
     """
-    units = [u for u in (space.units if kept else space.tunable) if u.parameters]
-    total = sum(u.parameters for u in units)
-    used = sum(
-        (schemes[u.ops[0]].weight_bits if u.ops[0] in schemes else u.choices[-1].weight_bits)
-        * u.parameters
-        for u in units
-    )
+    total = 0
+    used = 0
+    for unit in space.units if kept else space.tunable:
+        # The last choice is float.
+        scheme = schemes.get(unit.ops[0], unit.choices[-1])
+        total += unit.parameters
+        used += scheme.weight_bits * unit.parameters
     return used / total if total else 0.0
 
 
@@ -54,24 +54,33 @@ def overruns(
         applied: Op -> the scheme that really runs.
         measured: Objective -> measurement, those of :data:`MEASURED` that are limited among them.
     """
-    used: dict[str, float] = {}
-    for name in budgets:
+    over: dict[str, float] = {}
+    for name, limit in budgets.items():
         if name in BITS:
-            used[name] = average_bits(space, applied, kept=name == "all_bits")
+            used = average_bits(space, applied, kept=name == "all_bits")
         else:
-            ratio = measured[name].ratio if name in measured else None
-            used[name] = float("inf") if ratio is None else ratio
-    return {
-        name: used[name] / limit
-        for name, limit in budgets.items()
-        if used[name] > limit * (1 + 1e-9)
-    }
+            used = _share_of_float(measured.get(name))
+        # Means and ratios are rounded: what equals a limit keeps it.
+        if used > limit * (1 + 1e-9):
+            over[name] = used / limit
+    return over
+
+
+def _share_of_float(measured: Measurement | None) -> float:
+    """Return a measurement's ratio; infinite where there is none, so that it keeps no limit."""
+    if measured is None or measured.ratio is None:
+        return float("inf")
+    return measured.ratio
 
 
 def float_keeps(budgets: Mapping[str, float]) -> bool:
     """Return whether the float model keeps every limit: it has 1 of its own size and latency, and
     32 bits a weight."""
-    return all(limit >= (32 if name in BITS else 1) for name, limit in budgets.items())
+    for name, limit in budgets.items():
+        needed = 32 if name in BITS else 1
+        if limit < needed:
+            return False
+    return True
 
 
 def describe(budgets: Mapping[str, float]) -> str:

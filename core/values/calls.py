@@ -29,7 +29,8 @@ class Call:
         self.kwargs: Mapping[str, Any] = kwargs
 
     def __repr__(self) -> str:
-        given = [*map(_shown, self.args), *(f"{k}={_shown(v)}" for k, v in self.kwargs.items())]
+        given = [_shown(value) for value in self.args]
+        given += [f"{name}={_shown(value)}" for name, value in self.kwargs.items()]
         return f"Call({', '.join(given)})"
 
 
@@ -68,17 +69,19 @@ def named(batch: Batch, names: Sequence[str]) -> list[tuple[str, Any]]:
     for name in kwargs:
         if names and name not in names:
             raise DataError(f"{name!r} is not an input of the model{nearest(str(name), names)}")
-    ordered = [
-        (names[i] if i < len(names) else f"input {i}", value) for i, value in enumerate(args)
-    ]
+    ordered = [(_name_of(index, names), value) for index, value in enumerate(args)]
     return [*ordered, *kwargs.items()]
+
+
+def _name_of(index: int, names: Sequence[str]) -> str:
+    return names[index] if index < len(names) else f"input {index}"
 
 
 def named_leaves(batch: Batch, names: Sequence[str] = ()) -> Iterator[tuple[str, Any]]:
     """Yield (path, leaf) of all values of a batch: ``x``, ``b.mask``, ``b.boxes[0]``."""
     args, kwargs = parts(batch)
     for index, value in enumerate(args):
-        yield from leaves(value, names[index] if index < len(names) else f"input {index}")
+        yield from leaves(value, _name_of(index, names))
     for name, value in kwargs.items():
         yield from leaves(value, str(name))
 
@@ -91,9 +94,9 @@ def arrays_in(batch: Batch) -> list[Any]:
 def changed(batch: Batch, change: Callable[[Any], Any]) -> Batch:
     """Return a batch of the same form with every leaf changed."""
     args, kwargs = parts(batch)
-    return plainest(
-        [mapped(v, change) for v in args], {k: mapped(v, change) for k, v in kwargs.items()}
-    )
+    ordered = [mapped(value, change) for value in args]
+    by_name = {name: mapped(value, change) for name, value in kwargs.items()}
+    return plainest(ordered, by_name)
 
 
 def flat(batch: Batch, names: Sequence[str]) -> Mapping[str, Any] | tuple[Any, ...]:
@@ -108,45 +111,52 @@ def flat(batch: Batch, names: Sequence[str]) -> Mapping[str, Any] | tuple[Any, .
         names: The model's inputs, in call order.
     """
     args, kwargs = parts(batch)
-    if all(is_array(v) for v in (*args, *kwargs.values())):
-        ordered, by_name = list(args), dict(kwargs)
+    ordered: list[Any] = []
+    by_name: dict[str, Any] = {}
+    if all(is_array(value) for value in (*args, *kwargs.values())):
+        ordered += args
+        by_name.update(kwargs)
     else:
-        ordered = [leaf for v in args for leaf in _spread(v)]
-        by_name = {path: leaf for k, v in kwargs.items() for path, leaf in _spread_named(str(k), v)}
+        for value in args:
+            ordered += [leaf for _, leaf in _spread("", value)]
+        for name, value in kwargs.items():
+            by_name.update(_spread(str(name), value))
         if len(ordered) > len(names):
-            ordered = [v for v in ordered if not isinstance(v, PLAIN)]
-        by_name = {k: v for k, v in by_name.items() if k in names or not isinstance(v, PLAIN)}
+            ordered = [leaf for leaf in ordered if not isinstance(leaf, PLAIN)]
+        by_name = {path: leaf for path, leaf in by_name.items() if _is_input(path, leaf, names)}
     if not by_name:
         return tuple(ordered)
     return {**dict(named(tuple(ordered), names)), **by_name}
 
 
-def _spread(value: Any) -> list[Any]:
-    return [leaf for _, leaf in _spread_named("", value)]
+def _is_input(path: str, leaf: Any, names: Sequence[str]) -> bool:
+    return path in names or not isinstance(leaf, PLAIN)
 
 
-def _spread_named(name: str, value: Any) -> list[tuple[str, Any]]:
+def _spread(name: str, value: Any) -> list[tuple[str, Any]]:
     """Return the arrays of a tree; a list of numbers is one array to be."""
-    if is_container(value):
-        found = [(path, leaf) for path, leaf in leaves(value, name) if is_array(leaf)]
-        return found or [(name, value)]
-    return [] if value is None else [(name, value)]
+    if value is None:
+        return []
+    if not is_container(value):
+        return [(name, value)]
+    arrays = [(path, leaf) for path, leaf in leaves(value, name) if is_array(leaf)]
+    return arrays or [(name, value)]
 
 
 def shown(batch: Batch, names: Sequence[str] = ()) -> str:
     """Return a batch in words: shapes and dtypes of arrays, types of other values."""
-    return (
-        ", ".join(f"{path} {_shown(leaf)}" for path, leaf in named_leaves(batch, names))
-        or "nothing"
-    )
+    told = [f"{path} {_shown(leaf)}" for path, leaf in named_leaves(batch, names)]
+    return ", ".join(told) or "nothing"
 
 
 def _shown(value: Any) -> str:
     if is_array(value):
-        return f"{str(value.dtype).removeprefix('torch.')}{tuple(int(d) for d in value.shape)}"
-    return (
-        repr(value) if isinstance(value, PLAIN) and len(repr(value)) < 30 else type(value).__name__
-    )
+        dtype = str(value.dtype).removeprefix("torch.")
+        return f"{dtype}{tuple(int(size) for size in value.shape)}"
+    # Long text would hide what stands beside it.
+    if isinstance(value, PLAIN) and len(repr(value)) < 30:
+        return repr(value)
+    return type(value).__name__
 
 
 __all__ = [

@@ -43,6 +43,10 @@ class Offer:
     narrowed: Callable[[], str] | None = None
     slower: str = ""
 
+    def refusal_of(self, op: Op) -> str:
+        """Return why ``op`` cannot take this offer; empty where it can."""
+        return self.refuses(op) if self.refuses else ""
+
 
 @dataclass(frozen=True)
 class Capability:
@@ -71,18 +75,18 @@ class Capability:
         """Return the schemes that ``op`` may take, float last."""
         if op.out_of_reach:
             return (FLOAT,)
-        found = [
-            o.scheme
-            for o in self.offers.get(op.type, ())
-            if (simulated or o.realization == "kernel") and not (o.refuses and o.refuses(op))
-        ]
+        found = []
+        for offer in self.offers.get(op.type, ()):
+            is_wanted = simulated or offer.realization == "kernel"
+            if is_wanted and not offer.refusal_of(op):
+                found.append(offer.scheme)
         return (*found, FLOAT)
 
     def slower(self, kind: str, scheme: OpScheme) -> str:
         """Return why a scheme is known to be slower than float for an op type; empty where that is
         not known."""
-        offers = self.offers.get(kind, ())
-        return next((o.slower for o in offers if _bare(o.scheme) == _bare(scheme)), "")
+        first = next(self._offers_of(kind, scheme), None)
+        return first.slower if first is not None else ""
 
     def realization(self, op: Op, scheme: OpScheme) -> Realization:
         """Return how ``scheme`` is carried out for ``op``.
@@ -93,15 +97,16 @@ class Capability:
         if scheme.is_float:
             return "kernel"
         reason = op.out_of_reach
-        for offer in self._offers_of(op, scheme) if not reason else ():
-            reason = offer.refuses(op) if offer.refuses else ""
-            if not reason:
-                return offer.realization
+        if not reason:
+            for offer in self._offers_of(op.type, scheme):
+                reason = offer.refusal_of(op)
+                if not reason:
+                    return offer.realization
         offered = "; ".join(str(s) for s in self.for_op(op, simulated=True))
+        why = f": {reason}" if reason else ""
         raise SchemeError(
             f"{self.backend} on {self.device} cannot carry out [{scheme}] for op {op.name!r} "
-            f"({op.type})"
-            f"{': ' + reason if reason else ''}. It can: {offered}"
+            f"({op.type}){why}. It can: {offered}"
         )
 
     def carried(self, op: Op, scheme: OpScheme) -> tuple[OpScheme, str]:
@@ -113,19 +118,23 @@ class Capability:
         """
         if scheme.weight is None or scheme.weight.reduce_range:
             return scheme, ""
-        for offer in self._offers_of(op, scheme):
+        for offer in self._offers_of(op.type, scheme):
             reason = offer.narrowed() if offer.narrowed else ""
             if reason:
                 return scheme.variant(weight=scheme.weight.reduced()), reason
         return scheme, ""
 
-    def _offers_of(self, op: Op, scheme: OpScheme) -> Iterator[Offer]:
-        bare = _bare(scheme)
-        return (o for o in self.offers.get(op.type, ()) if _bare(o.scheme) == bare)
+    def _offers_of(self, kind: str, scheme: OpScheme) -> Iterator[Offer]:
+        """Yield the offers whose kernel takes a scheme."""
+        kernel = _kernel_of(scheme)
+        return (o for o in self.offers.get(kind, ()) if _kernel_of(o.scheme) == kernel)
 
 
-def _bare(scheme: OpScheme) -> tuple[object, ...]:
-    """Return what decides whether a kernel takes a scheme: codes of a reduced range are codes of
-    the whole one too."""
+def _kernel_of(scheme: OpScheme) -> tuple[object, ...]:
+    """Return what decides whether a kernel takes a scheme.
+
+    It asks for no algorithm and no calibrator, and takes codes of a reduced range as it takes those
+    of the whole one.
+    """
     weight = scheme.weight.whole() if scheme.weight else None
     return (scheme.mode, weight, scheme.input, scheme.output)

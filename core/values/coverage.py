@@ -53,6 +53,11 @@ class CoverageRow:
         """True if the weight stays as it was."""
         return bool(self.reason)
 
+    def to_row(self) -> list[Any]:
+        """Return the fields in order, JSON-ready."""
+        shape = list(self.shape)
+        return [self.weight, shape, self.elements, self.op, self.bits, self.reason]
+
 
 @dataclass(frozen=True)
 class Coverage:
@@ -111,8 +116,12 @@ class Coverage:
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready mapping."""
-        rows = [[r.weight, list(r.shape), r.elements, r.op, r.bits, r.reason] for r in self.rows]
-        return {"total": self.total, "quantized": self.quantized, "kept": self.kept, "rows": rows}
+        return {
+            "total": self.total,
+            "quantized": self.quantized,
+            "kept": self.kept,
+            "rows": [row.to_row() for row in self.rows],
+        }
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Coverage:
@@ -133,9 +142,13 @@ class Coverage:
 def _read_row(
     weight: str, shape: Sequence[int], elements: int, op: str | None, bits: int, reason: str
 ) -> CoverageRow:
-    sizes = tuple(int(size) for size in shape)
     return CoverageRow(
-        str(weight), sizes, int(elements), None if op is None else str(op), int(bits), str(reason)
+        weight=str(weight),
+        shape=tuple(int(size) for size in shape),
+        elements=int(elements),
+        op=None if op is None else str(op),
+        bits=int(bits),
+        reason=str(reason),
     )
 
 
@@ -178,27 +191,31 @@ def account(
             no op claims are not what the census counts.
     """
     held = {weight.name: weight for weight in census or ()}
-    unclaimed = {weight.name: weight for weight in view.unclaimed}
-    users: dict[str, list[tuple[Op, Weight]]] = {}
-    for op in view.ops:
-        for weight in op.weights:
-            for source in weight.made_of or (weight.name,):
-                users.setdefault(source, []).append((op, weight))
+    read_alone = {weight.name: weight.reason for weight in view.unclaimed}
+    users = _claims(view.ops)
     rows = []
     for source, claims in users.items():
         known = held.get(source) or _as_held(source, claims[0][1])
         if counts(known.shape, known.dtype):
-            alone = unclaimed.get(source)
-            rows.append(_row(known, claims, ledger, why_float, alone.reason if alone else ""))
-    rows += [
-        _unclaimed_row(w)
-        for w in view.unclaimed
-        if w.name not in users and counts(w.shape, w.dtype)
-    ]
+            why_alone = read_alone.get(source, "")
+            rows.append(_row(known, claims, ledger, why_float, why_alone))
+    alone = [weight for weight in view.unclaimed if weight.name not in users]
+    rows += [_unclaimed_row(w) for w in alone if counts(w.shape, w.dtype)]
     found = Coverage(tuple(rows))
-    if census is not None and (fault := difference(found, census)):
+    fault = difference(found, census) if census is not None else ""
+    if fault:
         warnings.warn(AdapterFault(fault), stacklevel=2)
     return found
+
+
+def _claims(ops: Iterable[Op]) -> dict[str, list[tuple[Op, Weight]]]:
+    """Return, for each tensor of the model that ops use, who uses it and as what."""
+    users: dict[str, list[tuple[Op, Weight]]] = {}
+    for op in ops:
+        for weight in op.weights:
+            for source in weight.made_of or (weight.name,):
+                users.setdefault(source, []).append((op, weight))
+    return users
 
 
 def difference(coverage: Coverage, census: Iterable[HeldWeight]) -> str:
@@ -210,19 +227,18 @@ def difference(coverage: Coverage, census: Iterable[HeldWeight]) -> str:
     told = {row.weight for row in coverage.rows}
     extra = sorted(told - counted.keys())[:_TOLD]
     lacking = sorted(counted.keys() - told)[:_TOLD]
+    only_ops = ", ".join(extra) or "none"
+    only_model = ", ".join(lacking) or "none"
     return (
         f"ops and unclaimed weights hold {coverage.total:,} elements and the model {total:,}: a "
-        "fault of the backend, "
-        f"please report it (only among the ops: {', '.join(extra) or 'none'}; only in the model: "
-        f"{', '.join(lacking) or 'none'})"
+        f"fault of the backend, please report it (only among the ops: {only_ops}; only in the "
+        f"model: {only_model})"
     )
 
 
 def unclaimed_of(census: Iterable[HeldWeight], ops: Iterable[Op]) -> tuple[HeldWeight, ...]:
     """Return the weights of a census that no op claims by name."""
-    claimed = {
-        source for op in ops for weight in op.weights for source in weight.made_of or (weight.name,)
-    }
+    claimed = _claims(ops)
     return tuple(
         weight
         for weight in census
@@ -250,16 +266,16 @@ def _row(
             reasons[op.name] = _reason(op, line, why_float)
         else:
             bits.append(line.applied.weight_bits)
-    reason = read_alone or next(iter(reasons.values()), "")
+    first_reason = next(iter(reasons.values()), "")
+    reason = read_alone or first_reason
     if reason and bits:
         # Another op has it quantized: the float tensor is held all the same.
-        reason = (
-            f"quantized for {_quantized_by(claims, reasons)!r}, and held in float too: {reason}"
-        )
+        quantized_by = _quantized_by(claims, reasons)
+        reason = f"quantized for {quantized_by!r}, and held in float too: {reason}"
     stored = _BITS[weight.dtype] if reason else max(bits)
-    return CoverageRow(
-        weight.name, weight.shape, prod(weight.shape), claims[0][0].name, stored, reason
-    )
+    first_op, _ = claims[0]
+    elements = prod(weight.shape)
+    return CoverageRow(weight.name, weight.shape, elements, first_op.name, stored, reason)
 
 
 def _quantized_by(claims: Sequence[tuple[Op, Weight]], floats: Mapping[str, str]) -> str:

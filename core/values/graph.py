@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from math import prod
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -57,10 +58,7 @@ class Weight:
     @property
     def size(self) -> int:
         """Number of elements."""
-        n = 1
-        for d in self.shape:
-            n *= d
-        return n
+        return prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +129,7 @@ class Group:
         kind: ``scheme``: members take one decision (q/k/v that a runtime fuses, tied weights).
             ``scale``: the members' inputs share one scale (concat, add).
             ``rescale``: ``producer`` can be divided and the ``members`` multiplied by one factor
-                per channel
-            without changing the model's function (norm -> linear, conv -> conv); see
+            per channel without changing the model's function (norm -> linear, conv -> conv); see
             ``Session.rescale``.
         members: The ops; for ``rescale`` the consumers.
         producer: For ``rescale``: the op (or norm) whose output channels are divided.
@@ -249,30 +246,28 @@ class ModelView:
     @cached_property
     def edges(self) -> tuple[tuple[str, str], ...]:
         """Pairs (producer, consumer) of op names."""
-        return tuple(
-            (self.producers[v].name, op.name)
-            for op in self.ops
-            for v in op.inputs
-            if v in self.producers
-        )
+        found = []
+        for op in self.ops:
+            for value in op.inputs:
+                producer = self.producers.get(value)
+                if producer is not None:
+                    found.append((producer.name, op.name))
+        return tuple(found)
 
     @cached_property
     def digest(self) -> str:
         """Content digest of the structure (names, types, shapes), 16 hex digits."""
-        rows = [
-            [
-                op.name,
-                op.type,
-                list(op.inputs),
-                list(op.outputs),
-                list(op.weight.shape) if op.weight else None,
-            ]
-            + [list(w.shape) for w in op.further]
-            for op in self.ops
-        ]
+        rows = [_structure(op) for op in self.ops]
         return hashlib.sha256(canonical_json(rows).encode()).hexdigest()[:16]
 
     @property
     def parameters(self) -> int:
         """Number of weight elements; a shared tensor counts once."""
-        return sum({w.name: w.size for op in self.ops for w in op.weights}.values())
+        sizes = {weight.name: weight.size for op in self.ops for weight in op.weights}
+        return sum(sizes.values())
+
+
+def _structure(op: Op) -> list[object]:
+    first_shape = list(op.weight.shape) if op.weight else None
+    further_shapes = [list(weight.shape) for weight in op.further]
+    return [op.name, op.type, list(op.inputs), list(op.outputs), first_shape, *further_shapes]

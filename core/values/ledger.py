@@ -43,10 +43,7 @@ class Applied:
         A weight of reduced range is of the type and on the kernel that were asked for: that counts,
         and the reason says it.
         """
-        r, a = self.requested, self.applied
-        weights = [s.weight.whole() if s.weight else None for s in (r, a)]
-        same_weight = weights[0] == weights[1]
-        return same_weight and (r.mode, r.input, r.output) == (a.mode, a.input, a.output)
+        return _without_range(self.requested) == _without_range(self.applied)
 
     def to_row(self) -> list[Any]:
         """Return (realization, reason, applied scheme or None where it is the requested one), for
@@ -85,3 +82,9 @@ class Applied:
             raw["realization"],
             raw["reason"],
         )
+
+
+def _without_range(scheme: OpScheme) -> tuple[object, ...]:
+    """Return what kernel a scheme asks for, whatever range of its weight's codes is used."""
+    weight = scheme.weight.whole() if scheme.weight else None
+    return weight, scheme.mode, scheme.input, scheme.output

@@ -34,11 +34,8 @@ class Recipe:
     backend: str = ""
 
     def __post_init__(self) -> None:
-        kept = {
-            name: self.schemes[name]
-            for name in sorted(self.schemes)
-            if not self.schemes[name].is_float
-        }
+        in_order = sorted(self.schemes.items(), key=lambda item: item[0])
+        kept = {name: scheme for name, scheme in in_order if not scheme.is_float}
         object.__setattr__(self, "schemes", MappingProxyType(kept))
 
     def __getitem__(self, op: str) -> OpScheme:
@@ -110,6 +107,8 @@ def _label(scheme: OpScheme) -> str:
     # Computed for every op of every recipe; schemes are few, so their labels are kept.
     label = _LABELS.get(scheme)
     if label is None:
-        tail = hashlib.sha256(canonical_json(scheme.model_dump()).encode()).hexdigest()[:6]
-        label = _LABELS[scheme] = f"{scheme} #{tail}"
+        content = canonical_json(scheme.model_dump())
+        tail = hashlib.sha256(content.encode()).hexdigest()[:6]
+        label = f"{scheme} #{tail}"
+        _LABELS[scheme] = label
     return label

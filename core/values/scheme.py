@@ -39,16 +39,14 @@ class PartChoice(Frozen):
         if isinstance(raw, str):
             return {"kind": raw}
         if isinstance(raw, dict) and "kind" in raw and "options" not in raw:
-            rest = {k: v for k, v in raw.items() if k != "kind"}
-            return {
-                "kind": raw["kind"],
-                "options": tuple(sorted(rest.items(), key=lambda row: str(row[0]))),
-            }
+            options = [(name, value) for name, value in raw.items() if name != "kind"]
+            options.sort(key=lambda option: str(option[0]))
+            return {"kind": raw["kind"], "options": tuple(options)}
         return raw
 
     @model_serializer
     def _to_text_or_table(self) -> str | dict[str, Scalar]:
-        return {"kind": self.kind, **dict(self.options)} if self.options else self.kind
+        return self.table() if self.options else self.kind
 
     def table(self) -> dict[str, Scalar]:
         """Return the settings with ``kind``, as the part's config class takes them."""
@@ -113,9 +111,9 @@ class QuantSpec(Frozen):
         return int(self.granularity[6:]) if self.granularity.startswith("group:") else None
 
     def __str__(self) -> str:
-        return f"{self.dtype}{'' if self.symmetric else '-asym'}/{self.granularity}" + (
-            "-7bit" if self.reduce_range else ""
-        )
+        zero = "" if self.symmetric else "-asym"
+        reduced = "-7bit" if self.reduce_range else ""
+        return f"{self.dtype}{zero}/{self.granularity}{reduced}"
 
 
 RTN = PartChoice(kind="rtn")
@@ -170,23 +168,20 @@ class OpScheme(Frozen):
 
     def variant(self, **changes: Any) -> OpScheme:
         """Return a copy with some fields changed, validated again."""
-        return OpScheme.model_validate(
-            {**{k: getattr(self, k) for k in type(self).model_fields}, **changes}
-        )
+        own = {name: getattr(self, name) for name in type(self).model_fields}
+        return OpScheme.model_validate({**own, **changes})
 
     def __str__(self) -> str:
         if self.is_float:
             return "float"
         parts: list[str] = [self.mode]
-        parts += [
-            f"{tag}:{spec}"
-            for tag, spec in (("w", self.weight), ("x", self.input), ("y", self.output))
-            if spec
-        ]
-        parts += [str(self.algorithm)] if self.algorithm != RTN else []
-        parts += (
-            [str(self.calibrator)] if self.calibrator != MINMAX and self.mode == "static" else []
-        )
+        for tag, spec in (("w", self.weight), ("x", self.input), ("y", self.output)):
+            if spec:
+                parts.append(f"{tag}:{spec}")
+        if self.algorithm != RTN:
+            parts.append(str(self.algorithm))
+        if self.calibrator != MINMAX and self.mode == "static":
+            parts.append(str(self.calibrator))
         return " ".join(parts)
 
 

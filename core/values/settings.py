@@ -55,32 +55,33 @@ def explain(error: ValidationError, model: type[Any], where: str) -> str:
     nearest ones."""
     lines = []
     for item in error.errors():
-        path = ".".join(str(p) for p in item["loc"])
+        place = item["loc"]
+        path = ".".join(str(step) for step in place)
         if item["type"] == "extra_forbidden":
-            lines.append(
-                "unknown setting "
-                f"{path!r}{nearest(str(item['loc'][-1]), _fields(model, item['loc'][:-1]))}"
-            )
+            hint = nearest(str(place[-1]), _fields(model, place[:-1]))
+            lines.append(f"unknown setting {path!r}{hint}")
         else:
             lines.append(f"{path or 'value'}: {item['msg']} (got {shown(item['input'])})")
     return f"{where}: " + "; ".join(lines)
 
 
 def _fields(model: Any, path: tuple[Any, ...]) -> Collection[str]:
+    """Return the settings that there are at a place below a class of settings."""
     for step in path:
-        inner = model.model_fields.get(step) if hasattr(model, "model_fields") else None
-        candidates = (
-            [inner.annotation, *getattr(inner.annotation, "__args__", ())]
-            if inner is not None
-            else []
-        )
-        model = next((c for c in candidates if hasattr(c, "model_fields")), None) or next(
-            (
-                c
-                for a in candidates
-                for c in getattr(a, "__args__", ())
-                if hasattr(c, "model_fields")
-            ),
-            model,
-        )
+        field = getattr(model, "model_fields", {}).get(step)
+        if field is not None:
+            model = _settings_class(field.annotation) or model
     return getattr(model, "model_fields", {}).keys()
+
+
+def _settings_class(annotation: Any) -> Any:
+    """Return the class of settings in an annotation: itself, in a union, in a container of them.
+
+    None where there is none.
+    """
+    inner = getattr(annotation, "__args__", ())
+    innermost = [kind for part in inner for kind in getattr(part, "__args__", ())]
+    for kind in (annotation, *inner, *innermost):
+        if hasattr(kind, "model_fields"):
+            return kind
+    return None

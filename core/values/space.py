@@ -19,11 +19,9 @@ from .sizes import stored_bytes
 def stored_form(scheme: OpScheme) -> OpScheme:
     """Return what an op takes that looks rows up where another multiplies with the same codes:
     their weight-only form."""
-    return (
-        scheme
-        if scheme.input is None
-        else OpScheme(mode="weight_only", weight=scheme.weight, algorithm=scheme.algorithm)
-    )
+    if scheme.input is None:
+        return scheme
+    return OpScheme(mode="weight_only", weight=scheme.weight, algorithm=scheme.algorithm)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +57,10 @@ class Unit:
 
     def schemes(self, choice: OpScheme) -> dict[str, OpScheme]:
         """Return what each op takes under a choice."""
-        form = stored_form(choice) if self.lookups else choice
-        return {op: form if op in self.lookups else choice for op in self.ops}
+        schemes = dict.fromkeys(self.ops, choice)
+        if self.lookups:
+            schemes.update(dict.fromkeys(self.lookups, stored_form(choice)))
+        return schemes
 
     @property
     def tunable(self) -> bool:
@@ -129,23 +129,19 @@ class TuningSpace:
         """Return what each of a unit's ops takes under a choice; ops that are no unit's take it as
         it is."""
         unit = self.by_name.get(ops[0])
-        return (
-            unit.schemes(choice)
-            if unit is not None and unit.ops == tuple(ops)
-            else dict.fromkeys(ops, choice)
-        )
+        if unit is None or unit.ops != tuple(ops):
+            return dict.fromkeys(ops, choice)
+        return unit.schemes(choice)
 
     def recipe(
         self, choice: Mapping[str, OpScheme], transforms: tuple[PartChoice, ...] = ()
     ) -> Recipe:
         """Return the recipe in which each unit takes ``choice[unit.name]``, or float where it is
         not named."""
-        schemes = {
-            op: s
-            for u in self.tunable
-            if u.name in choice
-            for op, s in u.schemes(choice[u.name]).items()
-        }
+        schemes: dict[str, OpScheme] = {}
+        for unit in self.tunable:
+            if unit.name in choice:
+                schemes.update(unit.schemes(choice[unit.name]))
         return Recipe(schemes, transforms, self.backend)
 
     def first(self) -> dict[str, OpScheme]:
@@ -154,18 +150,18 @@ class TuningSpace:
 
     def contains(self, recipe: Recipe) -> bool:
         """True if the recipe is a point of this space."""
-        free = {op for u in self.tunable for op in u.ops}
-        return (
-            recipe.backend == self.backend
-            and recipe.transforms in self.transforms
-            and free.issuperset(recipe.schemes)
-            and all(recipe[u.ops[0]] in u.choices for u in self.tunable)
-            and all(
-                recipe[op] == s
-                for u in self.tunable
-                for op, s in u.schemes(recipe[u.ops[0]]).items()
-            )
-        )
+        if recipe.backend != self.backend or recipe.transforms not in self.transforms:
+            return False
+        free: set[str] = set()
+        for unit in self.tunable:
+            free.update(unit.ops)
+            choice = recipe[unit.ops[0]]
+            if choice not in unit.choices:
+                return False
+            wanted = unit.schemes(choice)
+            if any(recipe[op] != scheme for op, scheme in wanted.items()):
+                return False
+        return free.issuperset(recipe.schemes)
 
     def weight_bytes(self, recipe: Recipe) -> float:
         """Bytes of all weights under a recipe."""
@@ -174,9 +170,10 @@ class TuningSpace:
     @cached_property
     def digest(self) -> str:
         """Content digest, 16 hex digits: a store made for another space is refused by it."""
-        rows = [
-            [u.name, list(u.ops), [s.model_dump(exclude_defaults=True) for s in u.choices]]
-            for u in self.units
-        ]
-        raw = [self.backend, rows, [[t.model_dump() for t in alt] for alt in self.transforms]]
+        units = []
+        for unit in self.units:
+            choices = [scheme.model_dump(exclude_defaults=True) for scheme in unit.choices]
+            units.append([unit.name, list(unit.ops), choices])
+        transforms = [[t.model_dump() for t in alternative] for alternative in self.transforms]
+        raw = [self.backend, units, transforms]
         return hashlib.sha256(canonical_json(raw).encode()).hexdigest()[:16]

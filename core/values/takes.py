@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -33,17 +34,17 @@ class Takes:
 
     def __str__(self) -> str:
         further = [name for name in self.keywords if name not in self.positional]
-        stars = ["*" * self.any_positional and "*args", "*" * self.any_keyword and "**kwargs"]
-        listed = [
-            name if name in self.required else f"{name} (optional)"
-            for name in (*self.positional, *further)
-        ]
-        return (
-            ", ".join(
-                [*(listed if self.required else (*self.positional, *further)), *filter(None, stars)]
-            )
-            or "nothing"
-        )
+        told = [self._told(name) for name in (*self.positional, *further)]
+        if self.any_positional:
+            told.append("*args")
+        if self.any_keyword:
+            told.append("**kwargs")
+        return ", ".join(told) or "nothing"
+
+    def _told(self, name: str) -> str:
+        # Where nothing is required, nobody knows what is optional.
+        is_optional = bool(self.required) and name not in self.required
+        return f"{name} (optional)" if is_optional else name
 
     def names(self, name: str) -> bool:
         """True if a value may be given by this name."""
@@ -51,37 +52,38 @@ class Takes:
 
     def problem(self, call: Call) -> str:
         """Return why the model cannot be called so; empty if it can."""
-        if len(call.args) > len(self.positional) and not self.any_positional:
-            return (
-                f"the model takes {len(self.positional)} inputs ({self}); the batch has "
-                f"{len(call.args)}"
-            )
-        given = {*self.positional[: len(call.args)]}
+        count = len(self.positional)
+        if len(call.args) > count and not self.any_positional:
+            return f"the model takes {count} inputs ({self}); the batch has {len(call.args)}"
+        given = set(self.positional[: len(call.args)])
+        return (
+            self._wrong_name(call, given)
+            or self._missing(call, given)
+            or (self._no_array(call) if not self.trees else "")
+        )
+
+    def _wrong_name(self, call: Call, given: Set[str]) -> str:
         for name in call.kwargs:
             if not self.names(name):
-                return (
-                    f"the model takes {self}; got an input called "
-                    f"{name!r}{nearest(name, self.keywords)}"
-                )
+                hint = nearest(name, self.keywords)
+                return f"the model takes {self}; got an input called {name!r}{hint}"
             if name in given:
                 return f"input {name!r} is given twice, in order and by name"
-        missing = [
-            n
-            for n in (*self.positional, *self.keywords)
-            if n in self.required - given - call.kwargs.keys()
-        ]
-        if missing:
-            return f"input {missing[0]!r} is missing: the model takes {self}"
-        if not self.trees:
-            for name, value in (
-                *zip(self.positional, call.args, strict=False),
-                *call.kwargs.items(),
-            ):
-                if not is_array(value):
-                    return (
-                        f"input {name!r}: {type(value).__name__} is no array; give NumPy "
-                        "arrays or tensors"
-                    )
+        return ""
+
+    def _missing(self, call: Call, given: Set[str]) -> str:
+        missing = self.required - given - call.kwargs.keys()
+        for name in (*self.positional, *self.keywords):
+            if name in missing:
+                return f"input {name!r} is missing: the model takes {self}"
+        return ""
+
+    def _no_array(self, call: Call) -> str:
+        in_order = zip(self.positional, call.args, strict=False)
+        for name, value in (*in_order, *call.kwargs.items()):
+            if not is_array(value):
+                kind = type(value).__name__
+                return f"input {name!r}: {kind} is no array; give NumPy arrays or tensors"
         return ""
 
 

@@ -12,35 +12,36 @@ def values_between(view: ModelView, group: Group) -> frozenset[str]:
     producer to its members."""
     if group.values:
         return frozenset((*group.values, group.value))
-    reads: dict[str, set[str]] = {}
+    made_of: dict[str, set[str]] = {}
     for op in view.ops:
         for value in op.outputs:
-            reads.setdefault(value, set()).update(op.inputs)
+            made_of.setdefault(value, set()).update(op.inputs)
     producer = view.by_name.get(group.producer)
     ends = frozenset(producer.outputs) if producer else frozenset((group.value,))
     found = {group.value}
     for member in group.members:
         for value in view.by_name[member].inputs:
-            found |= _way_back(value, ends, reads)
+            found |= _way_back(value, ends, made_of)
     return frozenset(found)
 
 
-def _way_back(value: str, ends: frozenset[str], reads: Mapping[str, set[str]]) -> set[str]:
+def _way_back(value: str, ends: frozenset[str], made_of: Mapping[str, set[str]]) -> set[str]:
     """Return the values on paths from ``value`` back to one of ``ends``; none where no path meets
     one."""
     if value in ends:
         return {value}
     seen: set[str] = set()
-    stack: list[tuple[str, tuple[str, ...]]] = [(value, (value,))]
+    paths: list[tuple[str, ...]] = [(value,)]
     found: set[str] = set()
-    while stack:
-        at, path = stack.pop()
-        for before in reads.get(at, ()):
+    while paths:
+        path = paths.pop()
+        for before in made_of.get(path[-1], ()):
+            longer = (*path, before)
             if before in ends:
-                found |= {*path, before}
+                found.update(longer)
             elif before not in seen:
                 seen.add(before)
-                stack.append((before, (*path, before)))
+                paths.append(longer)
     return found
 
 
@@ -52,8 +53,9 @@ def seers(view: ModelView, group: Group, value: str, values: frozenset[str]) -> 
     """
     found = {name for name in group.members if value in view.by_name[name].inputs}
     for op in view.ops:
-        between = value in op.inputs and not values.isdisjoint(op.outputs)
-        if between or (group.producer and value in op.outputs):
+        is_between = value in op.inputs and not values.isdisjoint(op.outputs)
+        is_writer = bool(group.producer) and value in op.outputs
+        if is_between or is_writer:
             found.add(op.name)
     return frozenset(found)
 
@@ -62,8 +64,17 @@ def shared_scales(view: ModelView) -> dict[str, tuple[str, ...]]:
     """Return, for each value whose scale is shared (``scale`` groups), all values that share it."""
     together: list[set[str]] = []
     for group in view.groups:
-        if group.kind == "scale":
-            values = {v for member in group.members for v in view.by_name[member].inputs}
-            overlapping = [t for t in together if t & values]
-            together = [t for t in together if not t & values] + [values.union(*overlapping)]
-    return {value: tuple(sorted(values)) for values in together for value in values}
+        if group.kind != "scale":
+            continue
+        values: set[str] = set()
+        for member in group.members:
+            values.update(view.by_name[member].inputs)
+        # Groups that have a value in common are one.
+        apart = [other for other in together if other.isdisjoint(values)]
+        overlapping = [other for other in together if not other.isdisjoint(values)]
+        together = [*apart, values.union(*overlapping)]
+    found: dict[str, tuple[str, ...]] = {}
+    for values in together:
+        shared = tuple(sorted(values))
+        found.update(dict.fromkeys(shared, shared))
+    return found

@@ -32,7 +32,8 @@ def children(value: Any) -> list[tuple[str, Any]]:
     """Return what a container holds, each with the step that leads to it: ``.key``, ``[0]``, ``[(1,
     2)]``."""
     if isinstance(value, Mapping):
-        return [(_step(key), value[key]) for key in value.keys()]  # noqa: SIM118 - a BatchEncoding iterates over other things
+        # By keys(): a BatchEncoding of transformers iterates over other things.
+        return [(_step(key), value[key]) for key in value.keys()]  # noqa: SIM118
     if isinstance(value, (list, tuple)):
         names = getattr(value, "_fields", None)
         if names is not None and len(names) == len(value):

@@ -57,9 +57,13 @@ class Measurement:
         """True if this is no worse than ``best`` beyond the two spreads, and a share of ``best``
         more."""
         room = slack * abs(best.value)
-        return (
-            self.low <= best.high + room if self.lower_is_better else self.high >= best.low - room
-        )
+        if self.lower_is_better:
+            return self.low <= best.high + room
+        return self.high >= best.low - room
+
+    def to_row(self) -> list[Any]:
+        """Return the fields in order, JSON-ready."""
+        return [self.value, self.low, self.high, self.unit, self.ratio, self.lower_is_better]
 
 
 @dataclass(frozen=True)
@@ -113,10 +117,11 @@ class Trial:
         Shares of the float model's figure where they are known: trials lie minutes apart, and a
         machine drifts.
         """
-        return tuple(
-            self.objectives[n].relative.cost if n in self.objectives else float("inf")
-            for n in names
-        )
+        costs = []
+        for name in names:
+            measured = self.objectives.get(name)
+            costs.append(float("inf") if measured is None else measured.relative.cost)
+        return tuple(costs)
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready mapping. The ledger is stored as its differences from the recipe."""
@@ -127,10 +132,7 @@ class Trial:
             "metrics": dict(self.metrics),
             "passed": self.passed,
             "margin": self.margin,
-            "objectives": {
-                k: [m.value, m.low, m.high, m.unit, m.ratio, m.lower_is_better]
-                for k, m in self.objectives.items()
-            },
+            "objectives": {name: found.to_row() for name, found in self.objectives.items()},
             "ledger": {op: line.to_row() for op, line in self.ledger.items()},
             "over": dict(self.over),
             "error": self.error,
@@ -152,6 +154,10 @@ class Trial:
         row = checked(_Row, raw, "a stored trial is damaged")
         recipe = Recipe.from_json(row.recipe)
         lines = {op: Applied.from_row(recipe[op], line) for op, line in row.ledger.items()}
+        objectives = {name: _measurement(figures) for name, figures in row.objectives.items()}
+        over = {
+            budget: float("inf") if share is None else share for budget, share in row.over.items()
+        }
         return cls(
             number=row.number,
             recipe=recipe,
@@ -159,12 +165,9 @@ class Trial:
             metrics=row.metrics,
             passed=row.passed,
             margin=float("-inf") if row.margin is None else row.margin,
-            objectives={name: _measurement(figures) for name, figures in row.objectives.items()},
+            objectives=objectives,
             ledger=lines,
-            over={
-                budget: float("inf") if share is None else share
-                for budget, share in row.over.items()
-            },
+            over=over,
             error=row.error,
             seconds=row.seconds,
             evaluated=row.evaluated,
@@ -173,6 +176,10 @@ class Trial:
             runs=row.runs,
             noise=row.noise,
         )
+
+
+_Figures = tuple[float | None, float | None, float | None, str, float | None, bool]
+"""What :meth:`Measurement.to_row` writes."""
 
 
 class _Row(Frozen):
@@ -187,7 +194,7 @@ class _Row(Frozen):
     metrics: dict[str, float]
     passed: bool
     margin: float | None
-    objectives: dict[str, tuple[float | None, float | None, float | None, str, float | None, bool]]
+    objectives: dict[str, _Figures]
     ledger: dict[str, tuple[Realization, str, OpScheme | None]]
     over: dict[str, float | None] = Field(default_factory=dict)
     error: str
@@ -199,9 +206,7 @@ class _Row(Frozen):
     noise: float = 0.0
 
 
-def _measurement(
-    figures: tuple[float | None, float | None, float | None, str, float | None, bool],
-) -> Measurement:
+def _measurement(figures: _Figures) -> Measurement:
     value, low, high = (float("inf") if figure is None else figure for figure in figures[:3])
     return Measurement(value, low, high, *figures[3:])
 

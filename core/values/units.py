@@ -22,45 +22,51 @@ def find_units(view: ModelView, choices: Choices) -> tuple[tuple[Unit, ...], tup
     algorithm. Where nothing is left that all can take (a rule keeps one of them in float), each
     decides for itself, and a quantized one is a second copy.
     """
-    leader: dict[str, Unit] = {}
+    unit_of: dict[str, Unit] = {}
     remarks: list[str] = []
     for group in view.groups:
-        if group.kind != "scheme" or any(m in leader for m in group.members):
+        is_taken = any(member in unit_of for member in group.members)
+        if group.kind != "scheme" or is_taken:
             continue
         ops = [op for op in view.ops if op.name in group.members]
         tied = _is_tied(ops)
         if not tied and len({op.type for op in ops}) > 1:
             continue
         unit = _unit(ops, choices)
-        if tied:
-            names = ", ".join(repr(op.name) for op in ops)
-            if not unit.tunable and any(len(choices[op.name]) > 1 for op in ops):
-                remarks.append(
-                    f"{names} share one weight and have no quantized scheme in common: each "
-                    "decides alone, in a copy of its own"
-                )
-                continue
-            if unit.tunable:
-                remarks.append(
-                    f"{names} share one weight: they decide together, among the schemes that all "
-                    "of them can take"
-                )
-        leader.update(dict.fromkeys(unit.ops, unit))
-    return tuple(_in_order(view, choices, leader)), tuple(remarks)
+        names = ", ".join(repr(op.name) for op in ops)
+        if tied and not unit.tunable and any(len(choices[op.name]) > 1 for op in ops):
+            remarks.append(
+                f"{names} share one weight and have no quantized scheme in common: each decides "
+                "alone, in a copy of its own"
+            )
+            continue
+        if tied and unit.tunable:
+            remarks.append(
+                f"{names} share one weight: they decide together, among the schemes that all of "
+                "them can take"
+            )
+        unit_of.update(dict.fromkeys(unit.ops, unit))
+    return tuple(_in_order(view, choices, unit_of)), tuple(remarks)
 
 
 def _is_tied(ops: Sequence[Op]) -> bool:
     """True if the ops have one weight, and its output channels lie along one axis for
     all of them."""
-    weights = {
-        (op.weight.name, op.weight.channel_axis, op.further) if op.weight else None for op in ops
-    }
-    return len(weights) == 1 and None not in weights
+    first = ops[0].weight
+    if first is None:
+        return False
+    for op in ops:
+        if op.weight is None or op.further != ops[0].further:
+            return False
+        if (op.weight.name, op.weight.channel_axis) != (first.name, first.channel_axis):
+            return False
+    return True
 
 
-def _in_order(view: ModelView, choices: Choices, leader: Mapping[str, Unit]) -> Iterator[Unit]:
+def _in_order(view: ModelView, choices: Choices, unit_of: Mapping[str, Unit]) -> Iterator[Unit]:
     for op in view.ops:
-        unit = leader.get(op.name) or _unit([op], choices)
+        unit = unit_of.get(op.name) or _unit([op], choices)
+        # A unit stands where its first op stands.
         if op.name == unit.name:
             yield unit
 
@@ -69,50 +75,60 @@ def _unit(ops: Sequence[Op], choices: Choices) -> Unit:
     multiplies = [op for op in ops if op.type != "embedding"] or list(ops)
     lookups = [op for op in ops if op not in multiplies]
     first = multiplies[0]
-    shared = tuple(
-        s
-        for s in choices[first.name]
-        if all(s in choices[op.name] for op in multiplies)
-        and all(_stores(s, choices[op.name]) for op in lookups)
-    )
-    channels = sum(
-        sum(w.shape[w.channel_axis] if w.shape else 1 for w in o.weights) or 1 for o in ops
-    )
-    weights = {w.name: w for o in ops for w in o.weights}
-    matrices = tuple(_matrix_shape(w) for w in weights.values())
-    if (
-        len(weights) == 1 and first.weight and first.weight.shape
-    ):  # tied: one weight has one set of scales
-        channels = first.weight.shape[first.weight.channel_axis]
-    names = tuple(op.name for op in (*multiplies, *lookups))
+    shared = [s for s in choices[first.name] if _all_take(s, multiplies, lookups, choices)]
+    weights = {weight.name: weight for op in ops for weight in op.weights}
     return Unit(
         first.name,
         first.type,
-        names,
-        shared,
+        tuple(op.name for op in (*multiplies, *lookups)),
+        tuple(shared),
         block_of(first.name),
-        sum(w.size for w in weights.values()),
-        channels,
-        sum(o.macs or 0 for o in ops),
-        tuple(op.name for op in lookups),
-        matrices,
+        parameters=sum(weight.size for weight in weights.values()),
+        channels=_channels(ops, first, len(weights)),
+        macs=sum(op.macs or 0 for op in ops),
+        lookups=tuple(op.name for op in lookups),
+        matrices=tuple(_matrix_shape(weight) for weight in weights.values()),
     )
 
 
+def _all_take(
+    scheme: OpScheme, multiplies: Sequence[Op], lookups: Sequence[Op], choices: Choices
+) -> bool:
+    for op in multiplies:
+        if scheme not in choices[op.name]:
+            return False
+    return all(_stores(scheme, choices[op.name]) for op in lookups)
+
+
+def _channels(ops: Sequence[Op], first: Op, distinct_weights: int) -> int:
+    """Return how many scales a per-channel weight needs, of all ops together."""
+    if distinct_weights == 1 and first.weight and first.weight.shape:
+        # Tied: one weight has one set of scales.
+        return _rows(first.weight)
+    return sum(sum(_rows(weight) for weight in op.weights) or 1 for op in ops)
+
+
+def _rows(weight: Weight) -> int:
+    return weight.shape[weight.channel_axis] if weight.shape else 1
+
+
 def _matrix_shape(weight: Weight) -> tuple[int, int]:
-    rows = weight.shape[weight.channel_axis] if weight.shape else 1
+    rows = _rows(weight)
     return rows, weight.size // max(1, rows)
 
 
 def _stores(scheme: OpScheme, own: Sequence[OpScheme]) -> bool:
     """True if an op that looks rows up may take the weight-only form of a scheme, whatever
     algorithm rounds."""
+    if scheme == FLOAT:
+        return True
     form = stored_form(scheme)
-    return scheme == FLOAT or any((s.mode, s.weight) == (form.mode, form.weight) for s in own)
+    return any(s.mode == form.mode and s.weight == form.weight for s in own)
 
 
 def block_of(name: str) -> str:
     """Return the repeated block that a name sits in: everything up to its first number
     (``encoder.layer.3``)."""
+    # The shortest beginning whose last step, after a dot, slash or underscore, ends in digits.
     found = re.match(r"(.*?(?:^|[._/])\D*?\d+)(?=[._/]|$)", name)
     return found[1] if found else name
