@@ -1,4 +1,7 @@
-"""Built-in strategies. A plugin module, as a third party would write one: cards, and no search is imported."""
+"""Built-in strategies: a plugin module of cards, as a third party would write one.
+
+No search is imported.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +26,11 @@ class AutoConfig(SuggestsTransforms):
         sensitivity: What the knapsack starts from.
         patience: Evaluations beyond log2 of the number of units.
         worthwhile: Expected saving, as a share of the cost, for which an evaluation is still made.
-        transforms: At most so many model-wide transforms are evaluated, where their outputs can be compared first.
-        explore: At most so many other modes and widths are tried for speed once the goal is reached, and so many recipes for each
-            further objective among the ties of the one before it.
+        transforms: At most so many model-wide transforms are evaluated, where their outputs can be
+            compared first.
+        explore: At most so many other modes and widths are tried for speed once the goal is
+            reached, and so many recipes for each further objective among the ties of the one before
+            it.
         suggested: Op type -> transform that is compared where the configuration names none.
     """
 
@@ -61,10 +66,12 @@ class BayesianConfig(PartConfig):
 
     Attributes:
         sampler: ``tpe``, ``gp`` (needs torch), ``random`` or ``nsgaii``.
-        over: What takes one decision: all ops of a ``type``, the ops of one type in one ``block``, or each ``op``.
+        over: What takes one decision: all ops of a ``type``, the ops of one type in one ``block``,
+            or each ``op``.
         startup: Trials drawn at random before the model of ``tpe`` and ``gp`` is asked.
         population: Size of a generation of ``nsgaii``.
-        warm: Starting points taken from sensitivities: growing shares of what hurts most stay in float. Not for ``random``.
+        warm: Starting points taken from sensitivities: growing shares of what hurts most stay in
+            float. Not for ``random``.
     """
 
     kind: Literal["bayesian"] = "bayesian"

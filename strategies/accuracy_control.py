@@ -1,7 +1,8 @@
-"""Greedy accuracy control: take back the unit whose reversal helps most; where it made things worse, undo and rank again.
+"""Greedy accuracy control: take back the unit whose reversal helps most.
 
-NNCF's algorithm (Quantization with accuracy control) with the model's outputs as the ranking score, so that a ranking costs
-runs over a few batches and no evaluation.
+Where it made things worse, undo and rank again. NNCF's algorithm (Quantization with accuracy
+control) with the model's outputs as the ranking score, so that a ranking costs runs over a few
+batches and no evaluation.
 """
 
 from __future__ import annotations
@@ -26,42 +27,39 @@ class AccuracyControl(Fallback):
         if self.settled(best):
             return
         base, transforms = self.choice(best), best.recipe.transforms
+        most = len(self.quantized(base)) - 1
         reverted: list[str] = []
         ranking = self._ranked(base, reverted, transforms)
-        fresh = True
+        is_fresh = True
         while not best.passed:
-            if (not ranking and fresh) or len(reverted) >= len(self.quantized(base)) - 1:
+            if (not ranking and is_fresh) or len(reverted) >= most:
                 self.conclude(None)
                 return
             if not ranking:
-                ranking, fresh = self._ranked(base, reverted, transforms), True
+                ranking = self._ranked(base, reverted, transforms)
+                is_fresh = True
                 continue
             unit = ranking.pop(0)
             trial = yield from self.one(self.without(base, {unit.name, *reverted}, transforms))
             if trial.state != "failed" and trial.margin >= best.margin:
                 reverted.append(unit.name)
-                best, fresh = trial, False
-            elif not fresh:
+                best = trial
+                is_fresh = False
+            elif not is_fresh:
                 # The order was made before the last reversals, and no longer holds.
-                ranking, fresh = (
-                    [u for u in self._ranked(base, reverted, transforms) if u is not unit],
-                    True,
-                )
+                ranking = [u for u in self._ranked(base, reverted, transforms) if u is not unit]
+                is_fresh = True
         self.conclude(best)
 
     def _ranked(self, base: Choice, reverted: list[str], transforms: Transforms) -> list[Unit]:
+        """Return the units that may be taken back beside those that were, what helps most first."""
         left = [u for u in self.quantized(base) if u.name not in reverted]
         service = self.problem.sensitivity
         if isinstance(service, RecipeSensitivity):
-            far = service.distances(
-                [self.without(base, {u.name, *reverted}, transforms) for u in left]
-            )
+            recipes = [self.without(base, {u.name, *reverted}, transforms) for u in left]
+            far = [float(d) for d in service.distances(recipes)]
         else:
             losses = unit_losses(self.problem, "output_distance", base, transforms)
             far = [-losses[u.name] for u in left]
-        return [
-            u
-            for _, _, u in sorted(
-                zip(far, range(len(left)), left, strict=True), key=lambda row: row[:2]
-            )
-        ]
+        order = sorted(range(len(left)), key=far.__getitem__)
+        return [left[i] for i in order]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -20,17 +20,23 @@ from octavo.core.contract.parts import PartConfig
 from octavo.core.contract.strategy import WAIT, Problem, Strategy, Wait
 from octavo.core.errors import MissingFramework
 from octavo.core.values.recipe import Recipe
-from octavo.core.values.scheme import FLOAT, OpScheme, PartChoice
+from octavo.core.values.scheme import FLOAT, OpScheme
 from octavo.core.values.space import Unit
 from octavo.core.values.trial import Trial
 
 from . import BayesianConfig
 from .exhaustive import scale
 
-TRANSFORMS = "transforms"
 Point = dict[str, int]
+"""A choice for each knob of the study, by the knob's name."""
+
+TRANSFORMS = "transforms"  # the knob that takes a model-wide alternative
+
 REDRAWS = 20  # the sampler may repeat itself so often before a neighbour is taken in its place
+
 ENUMERABLE = 4096  # up to this many points the untried ones are listed
+
+ENDLESS = 1e9  # a margin that stands for an infinite one: a study takes finite values only
 
 
 @dataclass(frozen=True)
@@ -49,10 +55,11 @@ class Knob:
 
 
 class Bayesian(Strategy):
-    """Samples whole recipes; the objectives are the study's values and the accuracy goal is its constraint.
+    """Samples whole recipes, under the accuracy goal as the study's constraint.
 
-    With no objective the margin itself is maximised. A recipe is never returned twice: a repeated draw is told its
-    known result and drawn again, and after a number of repeats an untried neighbour of the best recipe is taken.
+    The objectives are the study's values; with none the margin itself is maximised. A recipe is
+    never returned twice: a repeated draw is told its known result and drawn again, and after a
+    number of repeats an untried neighbour of the best recipe is taken.
 
     Raises:
         MissingFramework: If the ``gp`` sampler is asked for and torch is not installed.
@@ -62,19 +69,16 @@ class Bayesian(Strategy):
 
     def __init__(self, config: PartConfig, problem: Problem) -> None:
         super().__init__(config, problem)
-        self._knobs = self._make_knobs()
-        sizes = {k.name: len(k.options) for k in self._knobs}
+        self._knobs = _knobs(problem.space.tunable, self.config.over)
+        self._sizes = {k.name: len(k.options) for k in self._knobs}
         if len(problem.space.transforms) > 1:
-            sizes[TRANSFORMS] = len(problem.space.transforms)
-        self._sizes = sizes
-        self._size = math.prod(sizes.values())
+            self._sizes[TRANSFORMS] = len(problem.space.transforms)
+        self._size = math.prod(self._sizes.values())
         self._space: dict[str, BaseDistribution] = {
-            n: CategoricalDistribution(range(size)) for n, size in sizes.items()
+            name: CategoricalDistribution(range(size)) for name, size in self._sizes.items()
         }
         self._rng = np.random.default_rng(problem.seed)
-        with _quiet():
-            directions = [StudyDirection.MINIMIZE] * max(1, len(problem.objectives))
-            self._study = optuna.create_study(directions=directions, sampler=self._sampler())
+        self._study = _study(len(problem.objectives), _sampler(self.config, problem.seed))
         self._live: dict[str, optuna.Trial] = {}
         self._points: dict[str, Point] = {}
         self._met: set[str] = set()
@@ -83,95 +87,94 @@ class Bayesian(Strategy):
         self._warm: list[Point] | None = None
         self._note = ""
 
-    def _make_knobs(self) -> list[Knob]:
-        groups: dict[str, list[Unit]] = {}
-        for unit in self.problem.space.tunable:
-            name = {
-                "type": unit.type,
-                "block": f"{unit.block or unit.name}:{unit.type}",
-                "op": unit.name,
-            }[self.config.over]
-            groups.setdefault(name, []).append(unit)
-        return [
-            Knob(name, tuple(units), tuple(dict.fromkeys(s for u in units for s in u.choices)))
-            for name, units in groups.items()
-        ]
-
-    def _sampler(self) -> BaseSampler:
-        kind, startup, seed = self.config.sampler, self.config.startup, self.problem.seed
-        if kind == "gp":
-            if find_spec("torch") is None:
-                raise MissingFramework(
-                    "the gp sampler needs torch: pip install 'octavo[torch]', or take sampler = \"tpe\""
-                )
-            return GPSampler(seed=seed, n_startup_trials=startup)
-        if kind == "nsgaii":
-            return NSGAIISampler(seed=seed, population_size=self.config.population)
-        if kind == "random":
-            return RandomSampler(seed=seed)
-        return TPESampler(seed=seed, n_startup_trials=startup)
-
     def ask(self) -> Recipe | Wait | None:
-        """Return the sampler's next recipe that was not returned before; None once every point of the study is known."""
-        if self.problem.stop_at_goal and any(
-            t.passed and len(t.recipe) for t in self._known.values()
-        ):
+        """Return the sampler's next recipe that was not returned before.
+
+        None once every point of the study is known.
+        """
+        if self.problem.stop_at_goal and self._has_reached_the_goal():
             self._note = "stopped at the first recipe that reaches the goal"
             return None
-        if (
-            not self._met
-            and self._sizes
-            and (first := self._enqueue(dict.fromkeys(self._sizes, 0))) is not None
-        ):
-            return first
-        while self._warm is None or self._warm:
-            if self._warm is None:
-                self._warm = self._warm_points()
-            elif (start := self._enqueue(self._warm.pop(0))) is not None:
-                return start
-        for _ in range(REDRAWS):
-            if len(self._met) >= self._size:
-                break
-            drawn = self._study.ask(self._space)
-            recipe = self._meet({name: int(drawn.params[name]) for name in self._sizes})
-            digest = recipe.digest
-            if digest not in self._live and digest not in self._known:
-                self._live[digest] = drawn
-                return recipe
-            if digest in self._known:
-                self._report(drawn, self._known[digest])
-            else:
-                self._study.tell(drawn, state=TrialState.FAIL)
+        # An all-float recipe is empty, and so false.
+        found = self._start()
+        if found is None:
+            found = self._drawn()
+        if found is not None:
+            return found
         for point in self._untried():
-            if (recipe_ := self._enqueue(point)) is not None:
-                return recipe_
+            recipe = self._enqueue(point)
+            if recipe is not None:
+                return recipe
         self._note = f"all {self._size} points of the study were tried"
         return WAIT if any(d not in self._known for d in self._live) else None
 
+    def _has_reached_the_goal(self) -> bool:
+        return any(t.passed and len(t.recipe) for t in self._known.values())
+
+    def _start(self) -> Recipe | None:
+        """Return the next starting point: the first choices, then what sensitivities suggest."""
+        if not self._met and self._sizes:
+            recipe = self._enqueue(dict.fromkeys(self._sizes, 0))
+            if recipe is not None:
+                return recipe
+        if self._warm is None:
+            self._warm = self._warm_points()
+        while self._warm:
+            recipe = self._enqueue(self._warm.pop(0))
+            if recipe is not None:
+                return recipe
+        return None
+
+    def _drawn(self) -> Recipe | None:
+        """Return what the sampler draws; None where it only repeats itself."""
+        for _ in range(REDRAWS):
+            if len(self._met) >= self._size:
+                return None
+            drawn = self._study.ask(self._space)
+            recipe = self._meet({name: int(drawn.params[name]) for name in self._sizes})
+            digest = recipe.digest
+            if digest in self._known:
+                self._report(drawn, self._known[digest])
+            elif digest in self._live:
+                self._study.tell(drawn, state=TrialState.FAIL)
+            else:
+                self._live[digest] = drawn
+                return recipe
+        return None
+
     def _warm_points(self) -> list[Point]:
-        """Return points that sensitivities suggest: a growing share of the knobs that hurt most is left in float."""
-        ask, count = self.problem.sensitivity, self.config.warm
-        if ask is None or not count or self.config.sampler == "random":
+        """Return points that sensitivities suggest.
+
+        A growing share of the knobs that hurt most is left in float.
+        """
+        service, count = self.problem.sensitivity, self.config.warm
+        if service is None or not count or self.config.sampler == "random":
             return []
-        pairs = [(u.name, u.choices[0]) for k in self._knobs for u in k.units]
-        losses = dict(zip((name for name, _ in pairs), ask("weight_error", pairs), strict=True))
+        units = [u for k in self._knobs for u in k.units]
+        found = service("weight_error", [(u.name, u.choices[0]) for u in units])
+        losses = {u.name: loss for u, loss in zip(units, found, strict=True)}
         worst = sorted(self._knobs, key=lambda k: -sum(losses[u.name] for u in k.units))
         points = []
         for step in range(1, count + 1):
+            kept = math.ceil(len(worst) * step / (count + 1))
             point = dict.fromkeys(self._sizes, 0)
-            for knob in worst[: math.ceil(len(worst) * step / (count + 1))]:
+            for knob in worst[:kept]:
                 point[knob.name] = knob.options.index(FLOAT)
             points.append(point)
         return points
 
     def _meet(self, point: Point) -> Recipe:
+        """Return the recipe of a point, which is remembered."""
         recipe = self._recipe(point)
         self._met.add(_key(point))
         self._points.setdefault(recipe.digest, point)
         return recipe
 
     def _enqueue(self, point: Point) -> Recipe | None:
-        """Put a point of our own into the study; None where it stands for a recipe that was met before."""
+        """Put a point of our own into the study.
+
+        None where it stands for a recipe that was met before.
+        """
         recipe = self._meet(point)
         if recipe.digest in self._live or recipe.digest in self._known:
             return None
@@ -182,31 +185,34 @@ class Bayesian(Strategy):
     def _untried(self) -> Iterator[Point]:
         """Yield points not met before, the nearest to the best one first."""
         start = self._best[1] if self._best else next(iter(self._points.values()), {})
-        if self._size <= ENUMERABLE:
-            rest = [
-                dict(zip(self._sizes, p, strict=True))
-                for p in itertools.product(*map(range, self._sizes.values()))
-            ]
-            rest = [p for p in rest if _key(p) not in self._met]
-            yield from sorted(rest, key=lambda p: sum(p[n] != start[n] for n in p))
+        if self._size > ENUMERABLE:
+            yield from self._wandering(start)
             return
+        rest = []
+        for picks in itertools.product(*map(range, self._sizes.values())):
+            point = dict(zip(self._sizes, picks, strict=True))
+            if _key(point) not in self._met:
+                rest.append(point)
+        yield from sorted(rest, key=lambda p: sum(p[n] != start[n] for n in p))
+
+    def _wandering(self, start: Point) -> Iterator[Point]:
+        """Yield points not met before that differ from one in ever more random knobs, for ever."""
         names = list(self._sizes)
-        changes = 1
-        while True:
-            picked = self._rng.choice(len(names), size=min(changes, len(names)), replace=False)
-            point = start | {
-                names[i]: int(self._rng.integers(self._sizes[names[i]])) for i in picked
-            }
+        for changes in itertools.count(1):
+            count = min(changes, len(names))
+            picked = [names[i] for i in self._rng.choice(len(names), size=count, replace=False)]
+            moved = {name: int(self._rng.integers(self._sizes[name])) for name in picked}
+            point = start | moved
             if _key(point) not in self._met:
                 yield point
-            changes += 1
 
     def _recipe(self, point: Point) -> Recipe:
         choice: dict[str, OpScheme] = {}
         for knob in self._knobs:
             wanted = knob.options[point[knob.name]]
-            choice |= {u.name: wanted if wanted in u.choices else u.choices[0] for u in knob.units}
-        transforms: tuple[PartChoice, ...] = self.problem.space.transforms[point.get(TRANSFORMS, 0)]
+            for unit in knob.units:
+                choice[unit.name] = wanted if wanted in unit.choices else unit.choices[0]
+        transforms = self.problem.space.transforms[point.get(TRANSFORMS, 0)]
         return self.problem.space.recipe(choice, transforms)
 
     def tell(self, trial: Trial) -> None:
@@ -218,9 +224,9 @@ class Bayesian(Strategy):
         if digest not in self._live:
             return
         self._report(self._live[digest], trial)
-        rank = (
-            (0.0, *trial.costs(self.problem.objectives)) if trial.passed else (1.0, -trial.margin)
-        )
+        rank: tuple[float, ...] = (1.0, -trial.margin)
+        if trial.passed:
+            rank = (0.0, *trial.costs(self.problem.objectives))
         if self._best is None or rank < self._best[0]:
             self._best = (rank, self._points[digest])
 
@@ -228,16 +234,18 @@ class Bayesian(Strategy):
         if trial.state == "failed":
             self._study.tell(live, state=TrialState.FAIL)
             return
-        margin = trial.margin if math.isfinite(trial.margin) else math.copysign(1e9, trial.margin)
-        miss = -margin / (
-            1.0 + abs(margin)
-        )  # the same order, without the outliers that a surrogate model would chase
-        values = [
-            c if math.isfinite(c) else self._worst(i)
-            for i, c in enumerate(trial.costs(self.problem.objectives))
-        ] or [miss]
+        margin = trial.margin
+        if not math.isfinite(margin):
+            margin = math.copysign(ENDLESS, margin)
+        # The same order, without the outliers that a surrogate model would chase.
+        miss = -margin / (1.0 + abs(margin))
         live.set_constraint("goal", miss)
-        self._study.tell(live, values)
+        self._study.tell(live, self._values(trial) or [miss])
+
+    def _values(self, trial: Trial) -> list[float]:
+        """Return a trial's costs, all finite."""
+        costs = enumerate(trial.costs(self.problem.objectives))
+        return [cost if math.isfinite(cost) else self._worst(i) for i, cost in costs]
 
     def _worst(self, index: int) -> float:
         """Return the largest cost seen, for recipes that missed the goal and were not measured."""
@@ -249,7 +257,44 @@ class Bayesian(Strategy):
         return self._note or f"{len(self._known)} of {scale(self._size)} points of the study tried"
 
 
-def _key(point: dict[str, int]) -> str:
+def _knobs(units: Sequence[Unit], over: str) -> list[Knob]:
+    """Return the decisions over op types, over those of each block, or over ops."""
+    groups: dict[str, list[Unit]] = {}
+    for unit in units:
+        names = {
+            "type": unit.type,
+            "block": f"{unit.block or unit.name}:{unit.type}",
+            "op": unit.name,
+        }
+        groups.setdefault(names[over], []).append(unit)
+    found = []
+    for name, members in groups.items():
+        options = dict.fromkeys(s for u in members for s in u.choices)
+        found.append(Knob(name, tuple(members), tuple(options)))
+    return found
+
+
+def _sampler(config: BayesianConfig, seed: int) -> BaseSampler:
+    if config.sampler == "gp":
+        if find_spec("torch") is None:
+            raise MissingFramework(
+                "the gp sampler needs torch: pip install 'octavo[torch]', or take sampler = \"tpe\""
+            )
+        return GPSampler(seed=seed, n_startup_trials=config.startup)
+    if config.sampler == "nsgaii":
+        return NSGAIISampler(seed=seed, population_size=config.population)
+    if config.sampler == "random":
+        return RandomSampler(seed=seed)
+    return TPESampler(seed=seed, n_startup_trials=config.startup)
+
+
+def _study(objectives: int, sampler: BaseSampler) -> optuna.Study:
+    directions = [StudyDirection.MINIMIZE] * max(1, objectives)
+    with _quiet():
+        return optuna.create_study(directions=directions, sampler=sampler)
+
+
+def _key(point: Point) -> str:
     return ",".join(f"{n}={i}" for n, i in sorted(point.items()))
 
 

@@ -1,15 +1,12 @@
-"""Conservative: from all-float, one op type after the other is quantized, and stays so if the goal is kept."""
+"""Conservative: from all-float, one op type after the other is quantized, and stays so if it may."""
 
 from __future__ import annotations
 
 from .fallback import Choice, Fallback
 from .sequential import Search, passed
 
-ORDER = (
-    "conv",
-    "matmul",
-    "linear",
-)  # neural-compressor's; other types follow, the one with the most weights first
+ORDER = ("conv", "matmul", "linear")
+"""Neural-compressor's; other types follow, the one with the most weights first."""
 
 
 class Conservative(Fallback):
@@ -18,22 +15,26 @@ class Conservative(Fallback):
     def search(self) -> Search:
         """Add type after type."""
         space = self.problem.space
-        weights = {kind: sum(u.parameters for u in units) for kind, units in space.types.items()}
-        kinds = sorted(
-            space.types, key=lambda k: (ORDER.index(k) if k in ORDER else len(ORDER), -weights[k])
-        )
         kept: Choice = {}
-        left = []
-        for kind in kinds:
+        done, left = [], []
+        for kind in self._order():
             wider = kept | {u.name: u.choices[0] for u in space.types[kind]}
             trials = yield from self.run(
                 (space.recipe(wider, t) for t in space.transforms), until=passed
             )
             if any(t.passed for t in trials):
                 kept = wider
+                done.append(kind)
             else:
                 left.append(kind)
-        done = [k for k in kinds if k not in left]
-        self.note = f"quantized: {', '.join(done) or 'no op type'}" + (
-            f"; left in float: {', '.join(left)}" if left else ""
-        )
+        self.note = f"quantized: {', '.join(done) or 'no op type'}"
+        if left:
+            self.note += f"; left in float: {', '.join(left)}"
+
+    def _order(self) -> list[str]:
+        """Return the op types in the order in which they are quantized."""
+        types = self.problem.space.types
+        weights = {kind: sum(u.parameters for u in units) for kind, units in types.items()}
+        named = [kind for kind in ORDER if kind in types]
+        others = [kind for kind in types if kind not in ORDER]
+        return [*named, *sorted(others, key=lambda kind: -weights[kind])]

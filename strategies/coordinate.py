@@ -1,23 +1,25 @@
-"""Coordinate descent over settings: transform (smoothing alpha), and calibrator and algorithm (clip) of each op type."""
+"""Coordinate descent over settings: one of them at a time, all others fixed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from octavo.core.values.recipe import Recipe
-from octavo.core.values.scheme import OpScheme
+from octavo.core.values.scheme import OpScheme, PartChoice
+from octavo.core.values.space import Unit
 from octavo.core.values.trial import Trial
 
 from . import CoordinateConfig
 from .fallback import Choice, Fallback
-from .losses import Transforms
 from .sequential import Search
+
+Settings = tuple[PartChoice | None, PartChoice | None]
+"""Algorithm and calibrator of a scheme."""
 
 
 class Coordinate(Fallback):
-    """One setting at a time, all others fixed; the best value stays. Ends after a sweep that changes nothing.
+    """The transform (smoothing alpha), then calibrator and algorithm (clip) of each op type.
 
-    The values of one setting do not wait for each other, so that they can be tried in parallel.
+    The best value of a setting stays. Ends after a sweep that changes nothing. The values of one
+    setting do not wait for each other, so that they can be tried in parallel.
     """
 
     config: CoordinateConfig
@@ -30,57 +32,58 @@ class Coordinate(Fallback):
         for _ in range(self.config.sweeps):
             sweeps += 1
             before = best
-            best = min([best, *(yield from self.run(self._transformed(best)))], key=self._better)
+            trials = yield from self.run(self._transformed(best))
+            best = max([best, *trials], key=_margin)
             for kind in space.types:
-                best = min(
-                    [best, *(yield from self.run(self._varied(best, kind)))], key=self._better
-                )
+                trials = yield from self.run(self._varied(best, kind))
+                best = max([best, *trials], key=_margin)
             if best is before:
                 break
-        self.note = f"settings chosen in {sweeps} sweeps" + (
-            "" if best.passed else "; none reaches the goal with every op quantized"
-        )
+        self.note = f"settings chosen in {sweeps} sweeps"
+        if not best.passed:
+            self.note += "; none reaches the goal with every op quantized"
 
-    @staticmethod
-    def _better(trial: Trial) -> float:
-        return -trial.margin
-
-    def _transformed(self, best: Trial) -> Iterable[Recipe]:
+    def _transformed(self, best: Trial) -> list[Recipe]:
+        """Return the recipe under all other transforms."""
         space = self.problem.space
         choice = self.choice(best)
         return [space.recipe(choice, t) for t in space.transforms if t != best.recipe.transforms]
 
-    def _varied(self, best: Trial, kind: str) -> Iterable[Recipe]:
-        """Return the recipe with other settings for one op type: schemes alike in everything but algorithm and calibrator."""
+    def _varied(self, best: Trial, kind: str) -> list[Recipe]:
+        """Return the recipe with other settings for one op type.
+
+        Schemes are alike in everything but algorithm and calibrator.
+        """
         space = self.problem.space
-        base: Choice = self.choice(best)
+        base = self.choice(best)
         units = space.types[kind]
-        settings = dict.fromkeys(
-            (s.algorithm, s.calibrator) for u in units for s in u.choices if _alike(s, base[u.name])
-        )
+        every = dict.fromkeys(_settings(s) for u in units for s in _alike(u, base[u.name]))
         found = []
-        for algorithm, calibrator in settings:
-            changed = dict(base)
-            for unit in units:
-                wanted = [
-                    s
-                    for s in unit.choices
-                    if _alike(s, base[unit.name])
-                    and (s.algorithm, s.calibrator) == (algorithm, calibrator)
-                ]
-                changed[unit.name] = wanted[0] if wanted else base[unit.name]
-            if changed != base:
-                found.append(self._recipe(changed, best.recipe.transforms))
+        for settings in every:
+            changed: Choice = {u.name: _with_settings(u, base[u.name], settings) for u in units}
+            if base | changed != base:
+                found.append(space.recipe(base | changed, best.recipe.transforms))
         return found
 
-    def _recipe(self, choice: Choice, transforms: Transforms) -> Recipe:
-        return self.problem.space.recipe(choice, transforms)
+
+def _margin(trial: Trial) -> float:
+    return trial.margin
 
 
-def _alike(one: OpScheme, other: OpScheme) -> bool:
-    return (one.mode, one.weight, one.input, one.output) == (
-        other.mode,
-        other.weight,
-        other.input,
-        other.output,
-    )
+def _settings(scheme: OpScheme) -> Settings:
+    return scheme.algorithm, scheme.calibrator
+
+
+def _alike(unit: Unit, scheme: OpScheme) -> list[OpScheme]:
+    """Return a unit's choices that differ from a scheme in their settings at most."""
+
+    def form(s: OpScheme) -> tuple[object, ...]:
+        return s.mode, s.weight, s.input, s.output
+
+    return [s for s in unit.choices if form(s) == form(scheme)]
+
+
+def _with_settings(unit: Unit, scheme: OpScheme, settings: Settings) -> OpScheme:
+    """Return a unit's scheme with other settings, or as it is where these are not offered."""
+    wanted = [s for s in _alike(unit, scheme) if _settings(s) == settings]
+    return wanted[0] if wanted else scheme

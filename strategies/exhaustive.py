@@ -7,11 +7,16 @@ from collections.abc import Iterator, Sequence
 
 from octavo.core.values.recipe import Recipe
 
+from .picks import chosen
 from .sequential import Search, Sequential
+
+WRITTEN_OUT = 10**9  # counts below it are written digit by digit
 
 
 def graded(sizes: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    """Yield every index tuple of a mixed-radix space once, by the sum of indices, then lexicographically.
+    """Yield every index tuple of a mixed-radix space once, by the sum of indices.
+
+    Those of one sum come lexicographically.
 
     Args:
         sizes: Number of options at each position, all >= 1.
@@ -25,7 +30,9 @@ def graded(sizes: Sequence[int]) -> Iterator[tuple[int, ...]]:
             yield ()
             return
         after = room[len(sizes) - position - 1]
-        for index in range(max(0, rest - after), min(sizes[position] - 1, rest) + 1):
+        least = max(0, rest - after)
+        most = min(sizes[position] - 1, rest)
+        for index in range(least, most + 1):
             for tail in of_sum(position + 1, rest - index):
                 yield (index, *tail)
 
@@ -35,11 +42,14 @@ def graded(sizes: Sequence[int]) -> Iterator[tuple[int, ...]]:
 
 def scale(count: int) -> str:
     """Write a count so that it stays readable: ``4,096`` or ``about 10^614``."""
-    return f"{count:,}" if count < 10**9 else f"about 10^{int(math.log10(count))}"
+    return f"{count:,}" if count < WRITTEN_OUT else f"about 10^{int(math.log10(count))}"
 
 
 class Exhaustive(Sequential):
-    """Enumerates the space by itself, so that nothing is left out or repeated. Any trial may run beside any other."""
+    """Enumerates the space by itself, so that nothing is left out or repeated.
+
+    Any trial may run beside any other.
+    """
 
     def search(self) -> Search:
         """Yield the whole space as one batch."""
@@ -48,16 +58,11 @@ class Exhaustive(Sequential):
 
     def explain(self) -> str:
         """Print the size of the space and how much of it is done."""
-        return (
-            self.note
-            or f"{len(self.known):,} of {scale(self.problem.space.size)} recipes of the space tried"
-        )
+        size = scale(self.problem.space.size)
+        return self.note or f"{len(self.known):,} of {size} recipes of the space tried"
 
     def _all(self) -> Iterator[Recipe]:
         space = self.problem.space
-        units = space.tunable
-        for index, *picks in graded([len(space.transforms), *(len(u.choices) for u in units)]):
-            yield space.recipe(
-                {u.name: u.choices[i] for u, i in zip(units, picks, strict=True)},
-                space.transforms[index],
-            )
+        sizes = [len(space.transforms), *(len(u.choices) for u in space.tunable)]
+        for transforms, *picks in graded(sizes):
+            yield space.recipe(chosen(space, picks), space.transforms[transforms])

@@ -19,7 +19,11 @@ class Fallback(Sequential):
     """A start with every unit quantized, and recipes with some of them in float."""
 
     def start(self) -> Generator[Batch, list[Trial], Trial]:
-        """Try every unit's first choice under each alternative of transforms until one passes; return the best trial."""
+        """Try every unit's first choice under each transform until one passes.
+
+        Returns:
+            The best trial.
+        """
         space = self.problem.space
         trials = yield from self.run(
             (space.recipe(space.first(), t) for t in space.transforms), until=passed
@@ -27,11 +31,17 @@ class Fallback(Sequential):
         return min(trials, key=self.rank)
 
     def settled(self, start: Trial) -> bool:
-        """True, with a note, if taking ops back to float can bring nothing: the start passes, or misses a budget and no accuracy."""
+        """Return whether taking ops back to float can bring nothing, and say why in the note.
+
+        The start passes, or it misses a budget and no accuracy.
+        """
         if start.passed:
             self.note = "everything quantized reaches the goal"
         elif start.margin >= 0 and start.over:
-            self.note = "everything quantized is accurate enough and overruns the budget, which taking ops back only overruns further"
+            self.note = (
+                "everything quantized is accurate enough and overruns the budget, "
+                "which taking ops back only overruns further"
+            )
         return bool(self.note)
 
     def choice(self, trial: Trial) -> Choice:
@@ -44,18 +54,15 @@ class Fallback(Sequential):
 
     def without(self, base: Choice, names: Collection[str], transforms: Transforms) -> Recipe:
         """Return ``base`` with the named units in float."""
-        return self.problem.space.recipe(
-            {n: FLOAT if n in names else s for n, s in base.items()}, transforms
-        )
+        choice = {name: FLOAT if name in names else scheme for name, scheme in base.items()}
+        return self.problem.space.recipe(choice, transforms)
 
     def cumulative(
         self, base: Choice, order: list[Unit], transforms: Transforms
     ) -> Generator[Batch, list[Trial], Trial | None]:
         """Put ever more units in float, in this order, until a trial passes; return it, or None."""
-        prefixes = (
-            self.without(base, {u.name for u in order[:k]}, transforms)
-            for k in range(1, len(order))
-        )
+        names = [u.name for u in order]
+        prefixes = (self.without(base, names[:k], transforms) for k in range(1, len(names)))
         trials = yield from self.run(prefixes, until=passed)
         return next((t for t in trials if t.passed), None)
 
@@ -64,5 +71,6 @@ class Fallback(Sequential):
         if found is None:
             self.note = "no recipe reaches the goal, not even with all ops but one in float"
             return
-        left = [u.name for u in self.problem.space.tunable if found.recipe[u.ops[0]].is_float]
-        self.note = f"the goal is reached with {len(left)} of {len(self.problem.space.tunable)} units in float"
+        units = self.problem.space.tunable
+        left = sum(found.recipe[u.ops[0]].is_float for u in units)
+        self.note = f"the goal is reached with {left} of {len(units)} units in float"

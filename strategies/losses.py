@@ -12,23 +12,27 @@ from octavo.core.values.scheme import OpScheme, PartChoice
 from octavo.core.values.space import Unit
 
 Transforms = tuple[PartChoice, ...]
-VARIANTS = (
-    3  # of one mode and width, so many are looked at; as many choices or fewer are not thinned out
-)
+
+VARIANTS = 3
+"""Of one mode and width, so many are looked at; as many choices or fewer are not thinned out."""
+
+CLEARLY_LESS = 0.9  # of the loss of all that costs less: what a dearer choice must bring to count
+
+FLOAT_BITS = 32.0
 
 
 def bits(scheme: OpScheme) -> float:
     """Bits of the coarsest tensor of a scheme: 32 in float."""
-    return (
-        float(min(spec.bits for spec in (scheme.weight, scheme.input, scheme.output) if spec))
-        if not scheme.is_float
-        else 32.0
-    )
+    if scheme.is_float:
+        return FLOAT_BITS
+    specs = (scheme.weight, scheme.input, scheme.output)
+    return float(min(spec.bits for spec in specs if spec))
 
 
 def offers(problem: Problem, kind: str) -> bool:
-    """True if the sensitivity service says that it has a kind."""
-    return isinstance(problem.sensitivity, RecipeSensitivity) and kind in problem.sensitivity.kinds
+    """Return whether the sensitivity service says that it has a kind."""
+    service = problem.sensitivity
+    return isinstance(service, RecipeSensitivity) and kind in service.kinds
 
 
 def pair_losses(
@@ -36,23 +40,44 @@ def pair_losses(
 ) -> list[float]:
     """Return one loss >= 0 for each (unit, scheme) after ``transforms``; 0 in float.
 
-    Without a sensitivity service, or where neither this kind nor ``weight_error`` could be found out for a single pair (the
-    service has told why), the noise power of rounding, 4^-bits, stands in, times the unit's parameters: it tells schemes
-    apart, and among equal schemes the small units come first.
+    Without a sensitivity service, or where neither this kind nor ``weight_error`` could be found
+    out for a single pair (the service has told why), the noise power of rounding, 4^-bits, stands
+    in, times the unit's parameters: it tells schemes apart, and among equal schemes the small units
+    come first.
     """
     asked = [(unit.name, scheme) for unit, scheme in pairs if not scheme.is_float]
-    service = problem.sensitivity
-    if transforms and isinstance(service, RecipeSensitivity):
-        service = service.under(transforms)
-    found: dict[tuple[str, OpScheme], float] = {}
-    for tried in dict.fromkeys((kind, "weight_error")) if service is not None and asked else ():
-        assert service is not None
-        found = dict(zip(asked, map(float, service(tried, asked)), strict=True))
-        if any(map(math.isfinite, found.values())):
-            break
+    found = _probed(problem, kind, asked, transforms)
     if not any(map(math.isfinite, found.values())):
         found = {(u.name, s): 4.0 ** -bits(s) * max(u.parameters, 1) for u, s in pairs}
     return [0.0 if scheme.is_float else found[unit.name, scheme] for unit, scheme in pairs]
+
+
+def _probed(
+    problem: Problem, kind: str, asked: Sequence[tuple[str, OpScheme]], transforms: Transforms
+) -> dict[tuple[str, OpScheme], float]:
+    """Return what the service says of (unit name, scheme): the kind, else the weight error."""
+    service = problem.sensitivity
+    if service is None or not asked:
+        return {}
+    if transforms and isinstance(service, RecipeSensitivity):
+        service = service.under(transforms)
+    found: dict[tuple[str, OpScheme], float] = {}
+    for tried in dict.fromkeys((kind, "weight_error")):
+        found = dict(zip(asked, map(float, service(tried, asked)), strict=True))
+        if any(map(math.isfinite, found.values())):
+            break
+    return found
+
+
+def listed_losses(
+    problem: Problem, kind: str, listed: Sequence[Sequence[int]], transforms: Transforms = ()
+) -> list[np.ndarray]:
+    """Return for each tunable unit the losses of its listed choices, all asked for together."""
+    units = problem.space.tunable
+    pairs = [(u, u.choices[i]) for u, kept in zip(units, listed, strict=True) for i in kept]
+    flat = np.array(pair_losses(problem, kind, pairs, transforms))
+    ends = np.cumsum([len(kept) for kept in listed])
+    return np.split(flat, ends[:-1])
 
 
 def unit_losses(
@@ -60,64 +85,82 @@ def unit_losses(
 ) -> dict[str, float]:
     """Return the loss of each tunable unit under its chosen scheme."""
     units = [u for u in problem.space.tunable if u.name in choice]
-    losses = pair_losses(problem, kind, [(u, choice[u.name]) for u in units], transforms)
+    pairs = [(u, choice[u.name]) for u in units]
+    losses = pair_losses(problem, kind, pairs, transforms)
     return {u.name: loss for u, loss in zip(units, losses, strict=True)}
 
 
 def shortlist(
     problem: Problem, costs: Sequence[np.ndarray], transforms: Transforms = ()
 ) -> list[list[int]]:
-    """Return for each tunable unit the choices worth a run of the model, as indices in their order; float is among them.
+    """Return for each tunable unit the choices worth a run of the model, as indices in their order.
 
-    A backend may offer dozens. Of one mode and width the first few in its order and the cheapest are looked at; of those the front
-    of cost and weight error, which is cheap to tell, is kept, under budgets that of bytes and weight error too, and of each mode that is not on it the one of the least weight error.
+    Float is among them. A backend may offer dozens. Of one mode and width the first few in its
+    order and the cheapest are looked at; of those the front of cost and weight error, which is
+    cheap to tell, is kept, under budgets that of bytes and weight error too, and of each mode that
+    is not on it the one of the least weight error.
 
     Args:
         problem: Gives the units and the weight errors.
         costs: The cost of each choice of each unit; infinite where it is out of the question.
         transforms: The transforms under which they are compared.
     """
-    listed = []
-    for unit, cost in zip(problem.space.tunable, costs, strict=True):
-        ways: dict[tuple[str, int], list[int]] = {}
-        for index, scheme in enumerate(unit.choices[:-1]):
-            if np.isfinite(cost[index]):
-                ways.setdefault((scheme.mode, scheme.weight_bits), []).append(index)
-        # The cheapest of each is among them, so that whatever limit can be kept at all can be kept by what is listed.
-        first = {i for found in ways.values() for i in found[:VARIANTS]}
-        listed.append(sorted(first | {min(found, key=cost.__getitem__) for found in ways.values()}))
     units = problem.space.tunable
-    pairs = [
-        (u, u.choices[i])
-        for u, kept in zip(units, listed, strict=True)
-        if len(kept) > VARIANTS
-        for i in kept
-    ]
-    errors = iter(pair_losses(problem, "weight_error", pairs, transforms) if pairs else ())
-    for row, (kept, cost) in enumerate(zip(listed, costs, strict=True)):
-        if len(kept) > VARIANTS:
-            lost = {i: next(errors) for i in kept}
-            front = _front(kept, cost, lost)
-            if problem.budgets:
-                # What is hardly slower may be larger: under a limit of size the front of bytes counts as well.
-                front |= _front(
-                    kept, [units[row].weight_bytes(s) for s in units[row].choices], lost
-                )
-            # How much a mode loses shows at the model's outputs alone: scales found at run time escape outliers of other batches.
-            modes = {units[row].choices[i].mode: i for i in sorted(kept, key=lambda i: -lost[i])}
-            seen = {units[row].choices[i].mode for i in front}
-            listed[row] = sorted([*front, *(i for mode, i in modes.items() if mode not in seen)])
-        listed[row].append(len(units[row].choices) - 1)
+    listed = [_candidates(unit, cost) for unit, cost in zip(units, costs, strict=True)]
+    crowded = [kept if len(kept) > VARIANTS else [] for kept in listed]
+    errors = listed_losses(problem, "weight_error", crowded, transforms)
+    for row, (unit, cost) in enumerate(zip(units, costs, strict=True)):
+        if crowded[row]:
+            lost = dict(zip(crowded[row], errors[row], strict=True))
+            listed[row] = _thinned(unit, cost, lost, by_bytes=bool(problem.budgets))
+        listed[row].append(len(unit.choices) - 1)
     return listed
 
 
-def _front(
-    kept: Sequence[int], cost: Sequence[float] | np.ndarray, lost: Mapping[int, float]
-) -> set[int]:
+def _candidates(unit: Unit, cost: np.ndarray) -> list[int]:
+    """Return of each mode and width the first few choices and the cheapest, without float."""
+    ways: dict[tuple[str, int], list[int]] = {}
+    for index, scheme in enumerate(unit.choices[:-1]):
+        if np.isfinite(cost[index]):
+            ways.setdefault((scheme.mode, scheme.weight_bits), []).append(index)
+    kept: set[int] = set()
+    for found in ways.values():
+        kept.update(found[:VARIANTS])
+        # The cheapest is among them, so that whatever limit can be kept at all can be kept by what
+        # is listed.
+        kept.add(min(found, key=cost.__getitem__))
+    return sorted(kept)
+
+
+def _thinned(
+    unit: Unit, cost: np.ndarray, lost: Mapping[int, float], *, by_bytes: bool
+) -> list[int]:
+    """Return the candidates that are worth a run.
+
+    Args:
+        unit: Theirs.
+        cost: Of every choice of the unit.
+        lost: Candidate -> its weight error.
+        by_bytes: What is small counts beside what is cheap.
+    """
+    front = _front(cost, lost)
+    if by_bytes:
+        # What is hardly slower may be larger: under a limit of size the front of bytes counts too.
+        front |= _front([unit.weight_bytes(s) for s in unit.choices], lost)
+    # How much a mode loses shows at the model's outputs alone: scales found at run time escape
+    # outliers of other batches. So no mode is left out for its weight error.
+    from_worst = sorted(lost, key=lambda i: -lost[i])
+    best_of = {unit.choices[i].mode: i for i in from_worst}
+    on_front = {unit.choices[i].mode for i in front}
+    return sorted([*front, *(i for mode, i in best_of.items() if mode not in on_front)])
+
+
+def _front(cost: Sequence[float] | np.ndarray, lost: Mapping[int, float]) -> set[int]:
     """Return what clearly loses less than all that costs less."""
-    best, front = math.inf, set()
-    for index in sorted(kept, key=lambda i: (float(cost[i]), lost[i], i)):
-        if lost[index] < 0.9 * best:
-            best = lost[index]
+    least = math.inf
+    front = set()
+    for index in sorted(lost, key=lambda i: (float(cost[i]), lost[i], i)):
+        if lost[index] < CLEARLY_LESS * least:
+            least = lost[index]
             front.add(index)
     return front

@@ -1,4 +1,4 @@
-"""Fallbacks ordered by an error: mse (at each op), mse_v2 (at the model's end, ranked again each step), hawq_v2 (curvature)."""
+"""Fallbacks ordered by an error: of each op, of the model's outputs, or by curvature."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from octavo.core.contract.strategy import RecipeSensitivity
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.space import Unit
+from octavo.core.values.trial import Trial
 
 from . import HawqV2Config, MseConfig, MseV2Config
 from .fallback import Choice, Fallback
@@ -15,7 +16,7 @@ from .sequential import Search
 
 
 class Mse(Fallback):
-    """Everything quantized; then float for the op with the largest output error, the two largest, and so on."""
+    """Everything quantized, then ever more ops in float: those with the largest output errors."""
 
     config: MseConfig | HawqV2Config
 
@@ -37,9 +38,10 @@ class Mse(Fallback):
 
 
 class HawqV2(Mse):
-    """The order of HAWQ-V2 (Dong et al. 2020, eq. 3 and 4): mean Hessian trace times squared weight error.
+    """The order of HAWQ-V2: mean Hessian trace times squared weight error.
 
-    The trace is that of the model's output distance where a backend offers gradients, else that of each op's own output.
+    Dong et al. 2020, eq. 3 and 4. The trace is that of the model's output distance where a backend offers gradients, else that of
+    each op's own output.
     """
 
     def ordered_by(self) -> tuple[str, str]:
@@ -48,15 +50,17 @@ class HawqV2(Mse):
             return "hessian_trace", " (ordered by the trace of the Hessian at the model's outputs)"
         return (
             "hessian",
-            " (no backend offers gradients: ordered by the trace of the Hessian of each op's own output)",
+            " (no backend offers gradients: ordered by the trace of the Hessian "
+            "of each op's own output)",
         )
 
 
 class MseV2(Fallback):
-    """Take back the op whose reversal brings the model's outputs nearest to the float model's, until the goal is reached.
+    """Take back the op whose reversal brings the outputs nearest to the float model's.
 
-    Then ops that were taken back for nothing are quantized again, the least sensitive first, until one step fails.
-    A ranking costs a run over a few batches for each candidate op and no evaluation.
+    Until the goal is reached. Then ops that were taken back for nothing are quantized again, the least sensitive first, until
+    one step fails. A ranking costs a run over a few batches for each candidate op and no
+    evaluation.
     """
 
     config: MseV2Config
@@ -73,25 +77,27 @@ class MseV2(Fallback):
             if len(left) <= 1:
                 self.conclude(None)
                 return
-            recipes = [
-                self.without(base, {u.name, *(r.name for r in reverted)}, transforms) for u in left
-            ]
+            names = {u.name for u in reverted}
+            recipes = [self.without(base, {u.name, *names}, transforms) for u in left]
             far = self._distances(recipes, left, base, transforms)
-            chosen = min(range(len(left)), key=lambda i: (far[i], i))
-            reverted.append(left[chosen])
-            best = yield from self.one(recipes[chosen])
+            nearest = far.index(min(far))
+            reverted.append(left[nearest])
+            best = yield from self.one(recipes[nearest])
+        yield from self._quantize_again(best, base, reverted)
+
+    def _quantize_again(self, best: Trial, base: Choice, reverted: list[Unit]) -> Search:
+        """Give up reversals one by one, the least sensitive first, until one step fails."""
+        transforms = best.recipe.transforms
         while reverted:
-            recipes = [
-                self.without(base, {r.name for r in reverted if r is not u}, transforms)
-                for u in reverted
-            ]
+            names = {u.name for u in reverted}
+            recipes = [self.without(base, names - {u.name}, transforms) for u in reverted]
             far = self._distances(recipes, reverted, base, transforms, taken_back=False)
-            chosen = min(range(len(reverted)), key=lambda i: (far[i], i))
-            trial = yield from self.one(recipes[chosen])
+            nearest = far.index(min(far))
+            trial = yield from self.one(recipes[nearest])
             if not trial.passed:
                 break
             best = trial
-            reverted.pop(chosen)
+            reverted.pop(nearest)
         self.conclude(best)
 
     def _distances(
@@ -103,10 +109,19 @@ class MseV2(Fallback):
         *,
         taken_back: bool = True,
     ) -> list[float]:
-        """Return how far each recipe, which takes one of the units back or quantizes it again, is from the float model."""
+        """Return how far each recipe is from the float model.
+
+        Args:
+            recipes: Each takes one of the units back, or quantizes it again.
+            units: One for each recipe.
+            base: Everything quantized.
+            transforms: Those of the recipes.
+            taken_back: Whether the units are taken back.
+        """
         service = self.problem.sensitivity
         if isinstance(service, RecipeSensitivity):
             return [float(d) for d in service.distances(recipes)]
         # Without whole-recipe distances the losses are taken to add up.
         losses = unit_losses(self.problem, "output_distance", base, transforms)
-        return [-losses[u.name] if taken_back else losses[u.name] for u in units]
+        sign = -1 if taken_back else 1
+        return [sign * losses[u.name] for u in units]

@@ -1,6 +1,11 @@
-"""Mixed-precision prefix search: steps to safer schemes in the order of what they buy, and a binary search on how many to take."""
+"""Mixed-precision prefix search: steps to safer schemes in the order of what they buy.
+
+A binary search finds how many to take.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -8,11 +13,13 @@ from octavo.core.values.recipe import Recipe
 from octavo.core.values.space import Unit
 
 from . import PrefixConfig
-from .fallback import Fallback
-from .losses import Transforms, pair_losses, shortlist
-from .sequential import Search
+from .fallback import Choice, Fallback
+from .losses import Transforms, listed_losses, shortlist
+from .picks import weight_bytes
+from .sequential import Search, passed
 
 Step = tuple[str, int]
+"""A unit's name and the choice that it takes next."""
 
 
 class Prefix(Fallback):
@@ -23,65 +30,77 @@ class Prefix(Fallback):
     def search(self) -> Search:
         """Start from the smallest schemes and search for the shortest passing prefix of steps."""
         space = self.problem.space
-        smallest = {u.name: min(u.choices, key=u.weight_bytes) for u in space.tunable}
+        smallest = self._smallest()
         trials = yield from self.run(
-            (space.recipe(smallest, t) for t in space.transforms), until=lambda t: t.passed
+            (space.recipe(smallest, t) for t in space.transforms), until=passed
         )
         best = min(trials, key=self.rank)
         if self.settled(best):
             return
         transforms = best.recipe.transforms
         steps = self._steps(transforms)
-        low, high = 0, len(steps)  # low misses the goal; high is float
-        found = None
-        while high - low > 1:
-            middle = (low + high) // 2
+        misses, reaches = 0, len(steps)  # all steps are float, which reaches the goal
+        while reaches - misses > 1:
+            middle = (misses + reaches) // 2
             trial = yield from self.one(self._after(steps[:middle], transforms))
             if trial.passed:
-                high, found = middle, trial
+                reaches = middle
             else:
-                low = middle
-        self.note = (
-            f"{high} of {len(steps)} steps to safer schemes reach the goal"
-            if found
-            else "no prefix but all-float reaches the goal"
-        )
+                misses = middle
+        if reaches < len(steps):
+            self.note = f"{reaches} of {len(steps)} steps to safer schemes reach the goal"
+        else:
+            self.note = "no prefix but all-float reaches the goal"
+
+    def _smallest(self) -> Choice:
+        return {u.name: min(u.choices, key=u.weight_bytes) for u in self.problem.space.tunable}
 
     def _steps(self, transforms: Transforms) -> list[Step]:
-        """Return (unit, choice) steps, the most loss removed for a byte first; a unit's own steps stay in order."""
+        """Return the steps, the most loss removed for a byte first.
+
+        A unit's own steps stay in order.
+        """
         units = self.problem.space.tunable
-        sizes = [np.array([u.weight_bytes(s) for s in u.choices]) for u in units]
+        sizes = weight_bytes(self.problem.space)
+        kept = shortlist(self.problem, sizes, transforms)
         # The smallest choice is where a unit starts, listed or not.
         listed = [
-            sorted({*kept, int(np.argmin(size))})
-            for kept, size in zip(shortlist(self.problem, sizes, transforms), sizes, strict=True)
+            sorted({*row, int(np.argmin(size))}) for row, size in zip(kept, sizes, strict=True)
         ]
-        pairs = [(u, u.choices[i]) for u, kept in zip(units, listed, strict=True) for i in kept]
-        losses = iter(pair_losses(self.problem, self.config.sensitivity, pairs, transforms))
+        losses = listed_losses(self.problem, self.config.sensitivity, listed, transforms)
         rated: list[tuple[float, Step]] = []
-        for unit, kept in zip(units, listed, strict=True):
-            rated += self._hull(unit, {i: next(losses) for i in kept})
-        return [step for _, step in sorted(rated, key=lambda r: -r[0])]
+        for unit, row, found in zip(units, listed, losses, strict=True):
+            lost = dict(zip(row, map(float, found), strict=True))
+            rated += _hull(unit, lost)
+        rated.sort(key=lambda r: -r[0])
+        return [step for _, step in rated]
 
-    @staticmethod
-    def _hull(unit: Unit, losses: dict[int, float]) -> list[tuple[float, Step]]:
-        """Return (loss removed for a byte, step) along the lower convex hull of a unit's choices: falling rates."""
-        sizes = {i: unit.weight_bytes(unit.choices[i]) for i in losses}
-        at = min(losses, key=lambda i: (sizes[i], i))
-        rated = []
-        while not unit.choices[at].is_float:
-            gains = [
-                ((losses[at] - losses[i]) / max(sizes[i] - sizes[at], 1e-9), i)
-                for i in losses
-                if i != at and (losses[i] < losses[at] or unit.choices[i].is_float)
-            ]
-            rate, at = max(gains)
-            rated.append((rate, (unit.name, at)))
-        return rated
-
-    def _after(self, steps: list[Step], transforms: Transforms) -> Recipe:
+    def _after(self, steps: Sequence[Step], transforms: Transforms) -> Recipe:
+        """Return the recipe after some steps from the smallest one."""
         space = self.problem.space
-        choice = {u.name: min(u.choices, key=u.weight_bytes) for u in space.tunable}
-        return space.recipe(
-            choice | {name: space.by_name[name].choices[i] for name, i in steps}, transforms
-        )
+        taken = {name: space.by_name[name].choices[i] for name, i in steps}
+        return space.recipe(self._smallest() | taken, transforms)
+
+
+def _hull(unit: Unit, losses: Mapping[int, float]) -> list[tuple[float, Step]]:
+    """Return a unit's steps along the lower convex hull of its choices, each with its rate.
+
+    The rate is the loss that is removed for a byte; it falls from step to step.
+
+    Args:
+        unit: The unit.
+        losses: Choice -> loss, of the choices that are looked at; float is among them.
+    """
+    sizes = {i: unit.weight_bytes(unit.choices[i]) for i in losses}
+    at = min(losses, key=lambda i: (sizes[i], i))
+    rated = []
+    while not unit.choices[at].is_float:
+        gains = []
+        for index, loss in losses.items():
+            is_safer = loss < losses[at] or unit.choices[index].is_float
+            if index != at and is_safer:
+                more_bytes = max(sizes[index] - sizes[at], 1e-9)
+                gains.append(((losses[at] - loss) / more_bytes, index))
+        rate, at = max(gains)
+        rated.append((rate, (unit.name, at)))
+    return rated

@@ -3,17 +3,62 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from octavo.core.values.recipe import Recipe
+from octavo.core.values.scheme import OpScheme
+from octavo.core.values.space import TuningSpace
 
 from . import RandomConfig
 from .exhaustive import scale
 from .sequential import Search, Sequential
 
 LISTED = 4096  # spaces up to this size are shuffled; larger ones are drawn from
+
+MANY = 64  # knobs from which on a product of sizes is left to Python's integers
+
+
+@dataclass(frozen=True)
+class _Knobs:
+    """The decisions of a draw: the transforms, then one for each op, or for each op type.
+
+    Attributes:
+        space: The space.
+        options: The schemes of each decision.
+        follows: Which decision each tunable unit follows.
+    """
+
+    space: TuningSpace
+    options: tuple[tuple[OpScheme, ...], ...]
+    follows: tuple[int, ...]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of alternatives of each decision, the transforms first."""
+        return [len(self.space.transforms), *map(len, self.options)]
+
+    def recipe(self, point: Sequence[int]) -> Recipe:
+        """Return the recipe of a draw; units that do not offer a scheme take their first choice."""
+        transforms, *picks = point
+        choice = {}
+        for unit, knob in zip(self.space.tunable, self.follows, strict=True):
+            wanted = self.options[knob][picks[knob]]
+            choice[unit.name] = wanted if wanted in unit.choices else unit.choices[0]
+        return self.space.recipe(choice, self.space.transforms[transforms])
+
+
+def _knobs(space: TuningSpace, over: str) -> _Knobs:
+    units = space.tunable
+    if over == "op":
+        return _Knobs(space, tuple(u.choices for u in units), tuple(range(len(units))))
+    kinds = list(space.types)
+    options = tuple(
+        tuple(dict.fromkeys(s for u in space.types[kind] for s in u.choices)) for kind in kinds
+    )
+    return _Knobs(space, options, tuple(kinds.index(u.type) for u in units))
 
 
 class Random(Sequential):
@@ -23,39 +68,26 @@ class Random(Sequential):
 
     def search(self) -> Search:
         """Yield draws until the space is used up."""
-        yield from self.run(self._draws())
-        self.note = f"all {scale(self._size)} recipes were drawn"
+        knobs = _knobs(self.problem.space, self.config.over)
+        sizes = knobs.sizes
+        size = self.problem.space.size
+        if len(sizes) < MANY:
+            size = int(np.prod([float(s) for s in sizes]))
+        yield from self.run(self._draws(knobs, size))
+        self.note = f"all {scale(size)} recipes were drawn"
 
     def explain(self) -> str:
         """Say how much of the space was drawn."""
         return self.note or f"{len(self.known):,} recipes drawn"
 
-    def _draws(self) -> Iterator[Recipe]:
-        space = self.problem.space
-        units = space.tunable
-        if self.config.over == "type":
-            knobs = [
-                tuple(dict.fromkeys(s for u in us for s in u.choices))
-                for us in space.types.values()
-            ]
-            index = {kind: i for i, kind in enumerate(space.types)}
-        else:
-            knobs = [u.choices for u in units]
-        sizes = [len(space.transforms), *map(len, knobs)]
-        self._size = int(np.prod([float(s) for s in sizes])) if len(sizes) < 64 else space.size
-
-        def recipe(point: tuple[int, ...]) -> Recipe:
-            choice = {}
-            for position, unit in enumerate(units):
-                at = index[unit.type] if self.config.over == "type" else position
-                wanted = knobs[at][point[at + 1]]
-                choice[unit.name] = wanted if wanted in unit.choices else unit.choices[0]
-            return space.recipe(choice, space.transforms[point[0]])
-
+    def _draws(self, knobs: _Knobs, size: int) -> Iterator[Recipe]:
+        """Yield recipes: a small space's in a random order, a large one's with repeats."""
         random = np.random.default_rng(self.problem.seed)
-        if self._size <= LISTED:
+        sizes = knobs.sizes
+        if size <= LISTED:
             points = list(itertools.product(*map(range, sizes)))
-            yield from (recipe(points[i]) for i in random.permutation(len(points)))
+            for index in random.permutation(len(points)):
+                yield knobs.recipe(points[index])
             return
         while True:
-            yield recipe(tuple(int(i) for i in random.integers(sizes)))
+            yield knobs.recipe([int(i) for i in random.integers(sizes)])

@@ -1,6 +1,7 @@
 """A search written as a generator: it yields batches of recipes and is handed their trials.
 
-:class:`Sequential` turns it into the ask/tell object that the loop drives. A whole strategy then reads from top to bottom::
+:class:`Sequential` turns it into the ask/tell object that the loop drives. A whole strategy then
+reads from top to bottom::
 
     class Pair(Sequential):
         def search(self):
@@ -48,7 +49,14 @@ def passed(trial: Trial) -> bool:
 
 
 class Sequential(Strategy):
-    """Base of strategies whose search is a generator. No recipe is returned twice: what is known is answered from memory."""
+    """Base of strategies whose search is a generator.
+
+    No recipe is returned twice: what is known is answered from memory.
+
+    Attributes:
+        known: Every trial told, by the digest of its recipe.
+        note: Where the search stands or why it ended.
+    """
 
     def __init__(self, config: PartConfig, problem: Problem) -> None:
         super().__init__(config, problem)
@@ -85,17 +93,24 @@ class Sequential(Strategy):
 
     @property
     def incumbent(self) -> Trial | None:
-        """The best passing trial so far, as the run's end would choose it; None before the first."""
+        """The best passing trial so far, as the run's end would choose it.
+
+        None before the first.
+        """
         return choose(self.trials, self.problem.objectives)
 
     def rank(self, trial: Trial) -> tuple[float, ...]:
-        """Sort key: passing trials first, by their costs; then the others by their distance to the goal."""
+        """Return a sort key: passing trials first, by their costs; the others by their margin."""
         if trial.passed:
             return (0.0, *trial.costs(self.problem.objectives), -trial.margin)
-        return (1.0, *(0.0 for _ in self.problem.objectives), -trial.margin)
+        no_costs = (0.0,) * len(self.problem.objectives)
+        return (1.0, *no_costs, -trial.margin)
 
     def ask(self) -> Recipe | Wait | None:
-        """Return the next recipe that is not known or pending; WAIT when the search needs the pending trials first."""
+        """Return the next recipe that is not known or pending.
+
+        WAIT when the search needs the pending trials first.
+        """
         while not self._ended:
             recipe = self._draw()
             if recipe is not None:
@@ -112,12 +127,18 @@ class Sequential(Strategy):
         self.known[digest] = trial
         if digest in self._drawn:
             self._judge(trial)
-        if self.problem.stop_at_goal and trial.passed and len(trial.recipe) and self._helps(trial):
+        if self.problem.stop_at_goal and self._is_goal(trial):
             self._ended = True
             self.note = self.note or "stopped at the first recipe that reaches the goal"
 
-    def _helps(self, trial: Trial) -> bool:
-        """Return whether the run can end with a trial; one that is no gain over the float model is no winner."""
+    def _is_goal(self, trial: Trial) -> bool:
+        """Return whether the run can end with a trial.
+
+        One that is no gain over the float model is no winner, save under a budget, which the float
+        model does not keep.
+        """
+        if not trial.passed or not len(trial.recipe):
+            return False
         return bool(self.problem.budgets) or worth_it(trial, None, self.problem.objectives)
 
     def explain(self) -> str:
@@ -125,6 +146,7 @@ class Sequential(Strategy):
         return self.note
 
     def _draw(self) -> Recipe | None:
+        """Return the batch's next recipe that nobody knows yet; None where there is none."""
         while not self._exhausted:
             recipe = next(self._source, None)
             if recipe is None:
@@ -140,16 +162,20 @@ class Sequential(Strategy):
         return None
 
     def _judge(self, trial: Trial) -> None:
-        if self._batch is not None and self._batch.until is not None and self._batch.until(trial):
+        """End the batch where a trial of it says so."""
+        until = self._batch.until if self._batch is not None else None
+        if until is not None and until(trial):
             self._exhausted = True
 
     def _advance(self) -> None:
+        """Hand the batch's trials to the search, and take its next batch."""
         try:
             if self._search is None:
                 self._search = self.search()
                 self._batch = next(self._search)
             else:
-                self._batch = self._search.send([self.known[d] for d in dict.fromkeys(self._drawn)])
+                trials = [self.known[digest] for digest in dict.fromkeys(self._drawn)]
+                self._batch = self._search.send(trials)
         except StopIteration:
             self._ended = True
             return

@@ -1,0 +1,155 @@
+"""What a recipe costs: sizes are known, and times are learnt from a few evaluations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from octavo.core.values.scheme import OpScheme
+from octavo.core.values.space import TuningSpace, Unit
+from octavo.core.values.trial import Trial
+
+from .picks import Picks, total, weight_bytes
+
+Family = tuple[str, str, int]
+
+RATES: Mapping[str, tuple[float, float]] = {
+    "float": (1.0, 0.0),
+    "static": (0.35, 0.12),
+    "dynamic": (0.45, 0.15),
+    "cast": (0.6, 0.2),
+    "weight_only": (0.95, 0.15),
+}
+"""Time of an op over its float time, before anything was measured: mean, standard deviation.
+
+A trial corrects it.
+"""
+
+NARROW = 1.02  # times the rate of 8 bits: what fewer are believed to take until a trial says
+
+TIE = 1e-6  # of the whole: the backend's order decides among equal times
+
+OVERHEAD = 0.1  # share of the float time that no op's scheme changes
+
+LEAST_RATE = 0.02  # no op becomes so fast that it takes no time
+
+NOWHERE = 1e-300  # keeps a quotient finite whose divisor is 0
+
+
+def family(unit: Unit, scheme: OpScheme) -> Family:
+    """Return what units of like cost share: op type, mode and weight bits."""
+    return unit.type, scheme.mode, scheme.weight_bits
+
+
+class CostBelief:
+    """The cost of every choice, as a share of the float model's cost.
+
+    A time is OVERHEAD + sum over units of work * rate(family); the rates start from :data:`RATES`
+    and are moved by ridge regression on what trials measured.
+
+    Args:
+        space: The space.
+        objective: What is minimised.
+
+    Attributes:
+        exact: The cost is known and not learnt.
+        families: What has a rate of its own.
+        rates: By family.
+    """
+
+    NOISE = 0.02
+
+    def __init__(self, space: TuningSpace, objective: str) -> None:
+        self._space = space
+        self._objective = objective
+        self.exact = objective not in ("latency", "throughput", "energy")
+        float_bytes = sum(u.weight_bytes(u.choices[-1]) for u in space.units)
+        self._bytes = [b / max(float_bytes, 1e-9) for b in weight_bytes(space)]
+        work = np.array([_work(u) for u in space.tunable])
+        self._work = (1.0 - OVERHEAD) * work / max(work.sum(), 1.0)
+        self.families = sorted({family(u, s) for u in space.tunable for s in u.choices})
+        self._index = {f: i for i, f in enumerate(self.families)}
+        self._prior = np.array([_first_rate(f) for f in self.families])
+        self._deviation = np.array([RATES[mode][1] for _, mode, _ in self.families])
+        self.rates = self._prior.copy()
+        self._covariance = np.diag(self._deviation**2)
+        self._rows: list[np.ndarray] = []
+        self._seen: list[float] = []
+        self._noise: list[float] = []
+
+    def _row(self, picks: Picks) -> np.ndarray:
+        """Return the work that a recipe gives to each family."""
+        row = np.zeros(len(self.families))
+        for unit, work, index in zip(self._space.tunable, self._work, picks, strict=True):
+            row[self._index[family(unit, unit.choices[index])]] += work
+        return row
+
+    def observe(self, picks: Picks, trial: Trial) -> None:
+        """Take a trial's measured cost, as far as its spread lets it be trusted."""
+        share = ratio(trial, self._objective)
+        if self.exact or not math.isfinite(share):
+            return
+        measured = trial.objectives[self._objective]
+        spread = 0.5 * share * (measured.high - measured.low) / max(measured.value, NOWHERE)
+        self._rows.append(self._row(picks))
+        self._seen.append(share)
+        self._noise.append(max(self.NOISE, spread))
+        self._fit()
+
+    def _fit(self) -> None:
+        """Move the rates from their first values to what all trials together say."""
+        rows = np.stack(self._rows)
+        prior = np.diag(self._deviation**2)
+        noise = np.diag(np.square(self._noise))
+        gain = prior @ rows.T @ np.linalg.inv(rows @ prior @ rows.T + noise)
+        surprise = np.array(self._seen) - OVERHEAD - rows @ self._prior
+        self.rates = np.maximum(self._prior + gain @ surprise, LEAST_RATE)
+        self._covariance = prior - gain @ rows @ prior
+
+    def costs(self) -> list[np.ndarray]:
+        """Return the believed cost of every choice.
+
+        Of equal times the backend's order decides: the first is its best.
+        """
+        if self.exact:
+            return self._bytes
+        step = TIE / max(1, len(self._work))
+        found = []
+        for unit, work in zip(self._space.tunable, self._work, strict=True):
+            rates = np.array([self.rates[self._index[family(unit, s)]] for s in unit.choices])
+            found.append(work * rates + step * np.arange(len(rates)))
+        return found
+
+    def predict(self, picks: Picks) -> tuple[float, float]:
+        """Return mean and deviation of a recipe's cost, as a share of the float model's."""
+        if self.exact:
+            return total(self._bytes, picks), 0.0
+        row = self._row(picks)
+        variance = float(row @ self._covariance @ row)
+        return OVERHEAD + float(row @ self.rates), math.sqrt(max(variance, 0.0))
+
+
+def _work(unit: Unit) -> float:
+    """Return how much a unit computes, in any unit that is the same for all."""
+    # Looking up rows takes no time to speak of, however large the table.
+    if unit.type == "embedding":
+        return 0.0
+    return float(unit.macs or unit.parameters or 1)
+
+
+def _first_rate(of: Family) -> float:
+    _, mode, bits = of
+    return RATES[mode][0] * (1.0 if bits >= 8 else NARROW)
+
+
+def ratio(trial: Trial, objective: str) -> float:
+    """Return a measured objective as a share of the float model's cost (less is better).
+
+    Infinite where it was not measured.
+    """
+    found = trial.objectives.get(objective)
+    if found is None or not found.ratio:
+        return float("inf")
+    return found.ratio if found.lower_is_better else 1.0 / found.ratio

@@ -1,0 +1,235 @@
+"""Which mixture of schemes is worth an evaluation: a knapsack under what is believed of losses."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import NormalDist
+
+import numpy as np
+
+from octavo.core.contract.strategy import Problem
+from octavo.core.numerics.loss_tables import HullTable, LossTable, table
+from octavo.core.values.trial import Trial
+
+from . import AutoConfig
+from .cost_belief import CostBelief, Family, family
+from .limits import Limits
+from .loss_belief import HOPELESS, LossBelief, padded
+from .losses import Transforms, listed_losses, shortlist
+from .picks import Picks, picks_of
+
+AIMS = np.concatenate([np.linspace(0.7, 1.3, 25), np.geomspace(0.01, 0.65, 10)])
+"""Believed losses that a recipe is sought for.
+
+Closely around the goal, and coarsely far below it.
+"""
+
+HIGHEST_AIM = 1.3
+
+PRICES = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
+"""Of what a budget limits, in shares of the cost."""
+
+LOWERED = 0.7  # times the aim, for each miss after the first two
+
+BLIND = 0.5  # standard deviation of a loss, in tolerated losses, before a trial has told any
+
+STRIKES = 2  # failed trials after which a family that never worked is avoided
+
+GUESSED = 10.0  # tolerated losses that the worst choices are believed to lose before any trial
+
+COLLAPSED = 100.0
+"""Tolerated losses that a trial counts for at most: a score that has collapsed says no more."""
+
+NOWHERE = 1e-300  # keeps a quotient finite whose divisor is 0
+
+
+def families(problem: Problem, picks: Picks) -> tuple[Family, ...]:
+    """Return the family of each unit's choice."""
+    units = zip(problem.space.tunable, picks, strict=True)
+    return tuple(family(unit, unit.choices[index]) for unit, index in units)
+
+
+class Mixer:
+    """Proposes recipes under one alternative of transforms, and learns from their trials.
+
+    Args:
+        problem: Gives the space and the sensitivities.
+        config: Of the strategy.
+        limits: What recipes may use.
+        costs: What is believed of the objective.
+        transforms: The alternative.
+        seen: Trials so far under it.
+
+    Attributes:
+        seen: All of them, by picks.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        config: AutoConfig,
+        limits: Limits,
+        costs: CostBelief,
+        transforms: Transforms,
+        seen: Mapping[Picks, Trial],
+    ) -> None:
+        self._problem = problem
+        self._config = config
+        self._limits = limits
+        self._costs = costs
+        self.seen = dict(seen)
+        self._proxies = self._first_proxies(transforms)
+        self._belief = self._rebuilt(self._proxies)
+        self._misses = 0
+        self._strikes = STRIKES
+        self._avoided: set[Family] = set()
+
+    @property
+    def finished(self) -> int:
+        """Number of trials that did not fail."""
+        return sum(t.state != "failed" for t in self.seen.values())
+
+    def propose(self, best: Trial | None) -> Picks | None:
+        """Return the recipe most worth an evaluation, or None where none is.
+
+        Args:
+            best: The best passing trial so far; None before the first.
+        """
+        while True:
+            proposed = self._most_worth(best)
+            if proposed is not None or not self._avoided:
+                return proposed
+            # They may have failed by chance, and get another chance before the search ends.
+            self._strikes += 1
+            self._avoid_suspects()
+
+    def learn(self, picks: Picks, trial: Trial) -> None:
+        """Take the trial of a proposed recipe."""
+        self.seen[picks] = trial
+        if trial.state == "failed":
+            self._avoid_suspects()
+            return
+        # What overran a budget and not the loss says that limits were believed too wide, and these
+        # have learnt it.
+        self._misses = 0 if trial.margin >= 0 else self._misses + 1
+        self._belief.observe(picks, _loss(trial))
+
+    def _first_proxies(self, transforms: Transforms) -> list[np.ndarray]:
+        """Return the proxy loss of every choice that is worth it, scaled to a mean of 1.
+
+        The others are out of reach.
+        """
+        units = self._problem.space.tunable
+        reachable = self._limits.reachable(self._costs.costs())
+        listed = [
+            sorted({*kept, *(picks[row] for picks in self.seen)})
+            for row, kept in enumerate(shortlist(self._problem, reachable, transforms))
+        ]
+        losses = listed_losses(self._problem, self._config.sensitivity, listed, transforms)
+        flat = np.concatenate(losses)
+        mean = float(flat[np.isfinite(flat)].mean())
+        proxies = [np.full(len(u.choices), HOPELESS) for u in units]
+        for proxy, kept, found in zip(proxies, listed, losses, strict=True):
+            proxy[kept] = np.where(np.isfinite(found), found / max(mean, NOWHERE), HOPELESS)
+        return proxies
+
+    def _most_worth(self, best: Trial | None) -> Picks | None:
+        costs = self._costs.costs()
+        by_choice, units = padded(costs), np.arange(len(costs))
+        if best is None:
+            best_cost = sum(float(c[-1]) for c in costs)
+        else:
+            held = picks_of(self._problem.space, best.recipe)
+            best_cost = float(by_choice[units, held].sum())
+        solutions = self._solutions(costs, self._belief.losses())
+        # With each miss the aim is lowered, so that a goal that can be reached is reached whatever
+        # the proxies are worth.
+        lowered = LOWERED ** max(0, self._misses - 2) if best is None else 1.0
+        nothing = tuple(len(c) - 1 for c in costs)
+        worth: dict[Picks, float] = {}
+        for aim in AIMS * lowered:
+            picks = self._solved(solutions, float(aim), nothing)
+            if picks in self.seen or picks in worth or picks == nothing:
+                continue
+            cost = float(by_choice[units, picks].sum())
+            saving = 1.0 - cost / max(best_cost, NOWHERE)
+            worth[picks] = self._chance(picks, float(aim)) * saving
+        if not worth:
+            return None
+        found = max(worth, key=lambda p: (worth[p], p))
+        is_too_little = best is not None and worth[found] < self._config.worthwhile
+        return None if is_too_little else found
+
+    def _solved(
+        self, solutions: Sequence[LossTable | HullTable], aim: float, nothing: Picks
+    ) -> Picks:
+        """Return the cheapest recipe of a believed loss that keeps the limits, else all float."""
+        for solution in solutions:
+            found = solution.pick(aim)
+            if found is not None and self._limits.fits(tuple(found)):
+                return tuple(found)
+        return nothing
+
+    def _chance(self, picks: Picks, aim: float) -> float:
+        """Return the probability with which a recipe is believed to pass."""
+        is_known = self._belief.known
+        mean, deviation = self._belief.predict(picks) if is_known else (aim, BLIND)
+        return NormalDist(mean, deviation).cdf(1.0)
+
+    def _solutions(
+        self, costs: list[np.ndarray], losses: list[np.ndarray]
+    ) -> list[LossTable | HullTable]:
+        """Return the knapsack over losses.
+
+        Under budgets several, with ever higher prices on what is limited.
+        """
+        if not self._limits:
+            return [table(costs, losses, HIGHEST_AIM)]
+        shares = [[use / limit for use in uses] for uses, limit in self._limits.rows()]
+        whole = sum(float(c.max()) for c in costs)
+
+        def priced(price: float) -> list[np.ndarray]:
+            return [
+                cost / whole + price * sum(uses[i] for uses in shares)
+                for i, cost in enumerate(costs)
+            ]
+
+        return [table(priced(price), losses, HIGHEST_AIM) for price in PRICES]
+
+    def _avoid_suspects(self) -> None:
+        """Put what seems to be broken out of reach, and believe anew what is left."""
+        self._avoided = self._suspects()
+        units = self._problem.space.tunable
+        barred = [proxy.copy() for proxy in self._proxies]
+        for unit, proxy in zip(units, barred, strict=True):
+            proxy[[family(unit, s) in self._avoided for s in unit.choices]] = HOPELESS
+        self._belief = self._rebuilt(barred)
+
+    def _suspects(self) -> set[Family]:
+        """Return the families that so many failed trials used, and no finished one."""
+        failed = [p for p, t in self.seen.items() if t.state == "failed"]
+        worked = self._used(p for p, t in self.seen.items() if t.state != "failed")
+        failures = Counter(f for picks in failed for f in self._used([picks]) - worked)
+        return {f for f, count in failures.items() if count >= self._strikes and f[1] != "float"}
+
+    def _used(self, several: Iterable[Picks]) -> set[Family]:
+        return {f for picks in several for f in families(self._problem, picks)}
+
+    def _rebuilt(self, proxies: Sequence[np.ndarray]) -> LossBelief:
+        """Return the belief that all trials so far lead to."""
+        belief = LossBelief(proxies)
+        for picks, trial in self.seen.items():
+            if trial.state != "failed":
+                belief.observe(picks, _loss(trial))
+        if not belief.known:
+            belief.guess(GUESSED)
+        return belief
+
+
+def _loss(trial: Trial) -> float:
+    """Return a trial's loss in tolerated losses."""
+    if math.isnan(trial.margin):
+        return COLLAPSED
+    return min(1.0 - trial.margin, COLLAPSED)
