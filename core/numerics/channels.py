@@ -34,8 +34,9 @@ SCALE_ALONE: frozenset[str] = frozenset({"scale"})
 class ChannelMap:
     """x' = R((x - shift) / scale): the members' weights become (W * scale) R and their biases b + W shift.
 
-    R is a Hadamard rotation, x' W'^T = ((x - shift) / scale) R R^T (W * scale)^T, so that the function stays. Outlier
-    Suppression+ shifts and scales (Wei et al. 2023, eq. 4), QuaRot rotates (Ashkboos et al. 2024, section 3).
+    R is a Hadamard rotation, x' W'^T = ((x - shift) / scale) R R^T (W * scale)^T, so that the
+    function stays. Outlier Suppression+ shifts and scales (Wei et al. 2023, eq. 4), QuaRot rotates
+    (Ashkboos et al. 2024, section 3).
 
     Attributes:
         scale: float32 > 0, shape (channels,); None for ones.
@@ -53,15 +54,19 @@ class ChannelMap:
         return frozenset(name for name in FEATURES if getattr(self, name) is not None)
 
     def apply(self, x: Array, axis: int = -1) -> Array:
-        """Return the value x' of x, float32, same shape; channels lie along ``axis``, a rotation needs them last."""
+        """Return the value x' of x, float32, same shape.
+
+        Channels lie along ``axis``; a rotation needs them last.
+        """
         xp = array_namespace(x)
-        shape = [1] * x.ndim
-        shape[axis] = -1
+        ones = [1] * x.ndim
+        ones[axis] = -1
+        shape = tuple(ones)
         y = xp.astype(x, xp.float32)
         if self.shift is not None:
-            y = y - xp.reshape(self.shift, tuple(shape))
+            y = y - xp.reshape(self.shift, shape)
         if self.scale is not None:
-            y = y / xp.reshape(self.scale, tuple(shape))
+            y = y / xp.reshape(self.scale, shape)
         return y if self.rotation is None else rotate(y, self.rotation)
 
     def reader(self, weight: Array) -> Array:
@@ -73,7 +78,12 @@ class ChannelMap:
         return scaled if self.rotation is None else rotate(scaled, self.rotation)
 
     def reader_bias(self, weight: Array, bias: Array | None) -> Array | None:
-        """Return b + W shift, float32, shape (outputs,), for a weight of shape (outputs, channels); None where there is none still."""
+        """Return b + W shift, float32, shape (outputs,); None where there is none still.
+
+        Args:
+            weight: Shape (outputs, channels).
+            bias: Shape (outputs,), or None.
+        """
         if self.shift is None:
             return bias
         xp = array_namespace(weight)
@@ -83,7 +93,8 @@ class ChannelMap:
     def grouped_reader(self, weight: Array, groups: int) -> Array:
         """Return the weight of a convolution that reads x', float32; only scales are taken in.
 
-        Group g reads the g-th part of the channels, and output o belongs to group o // (outputs / groups).
+        Group g reads the g-th part of the channels, and output o belongs to group
+        o // (outputs / groups).
 
         Args:
             weight: Shape (outputs, channels / groups, *kernel).
@@ -95,7 +106,8 @@ class ChannelMap:
         by_group = xp.reshape(self.scale, (groups, -1))
         by_output = xp.repeat(by_group, outputs // groups, axis=0)
         kernel_axes = (1,) * (weight.ndim - 2)
-        return xp.astype(weight, xp.float32) * xp.reshape(by_output, (outputs, -1, *kernel_axes))
+        factors = xp.reshape(by_output, (outputs, -1, *kernel_axes))
+        return xp.astype(weight, xp.float32) * factors
 
     def writer(self, weight: Array, bias: Array | None) -> tuple[Array, Array | None]:
         """Return the weight and bias of a linear op that writes x' in place of x, float32.
@@ -105,21 +117,31 @@ class ChannelMap:
             bias: Shape (channels,), or None.
         """
         xp = array_namespace(weight)
-        turned = xp.matrix_transpose(replace(self, shift=None).apply(xp.matrix_transpose(weight)))
+        # A weight's outputs are differences of values: the shift is the bias's alone.
+        without_shift = replace(self, shift=None)
+        turned = xp.matrix_transpose(without_shift.apply(xp.matrix_transpose(weight)))
         if bias is None and self.shift is not None:
             bias = xp.zeros_like(self.shift)
-        return turned, bias if bias is None else self.apply(bias)
+        return turned, None if bias is None else self.apply(bias)
 
     def steps(self, channels: int, like: Array) -> Steps:
-        """Return what a runtime does to a value to change its channels, in the namespace of ``like``."""
+        """Return what a runtime does to a value to change its channels.
+
+        Args:
+            channels: How many there are.
+            like: An array in whose namespace the steps are made.
+        """
         factor = None if self.scale is None else 1 / self.scale
         if self.rotation is None:
             return Steps(self.shift, factor)
         signs, left, right = hadamard_parts(channels, like, self.rotation)
-        return Steps(self.shift, signs if factor is None else signs * factor, left, right)
+        return Steps(self.shift, _product(signs, factor), left, right)
 
     def then(self, after: ChannelMap) -> tuple[ChannelMap, ...]:
-        """Return this map and ``after`` as one where one can hold both: a rotation lets nothing but itself come last."""
+        """Return this map and ``after``, as one where one can hold both.
+
+        A rotation lets nothing but itself come last.
+        """
         if self.rotation is not None:
             return (self, after)
         scale = _product(self.scale, after.scale)
@@ -145,7 +167,9 @@ def _total(a: Array | None, b: Array | None) -> Array | None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Steps:
-    """A channel map as operations that every runtime has: y = (x - shift) * factor; then, for a rotation, the flattened left Y right.
+    """A channel map as operations that every runtime has.
+
+    y = (x - shift) * factor; then, for a rotation, the flattened left Y right.
 
     Attributes:
         shift: Subtracted first, float32, shape (channels,); None where nothing is.
@@ -191,40 +215,48 @@ def channel_maps(
         factors: Group name -> factors.
 
     Raises:
-        SchemeError: If a group is unknown, cannot take what a map carries, or a map does not fit its channels.
+        SchemeError: If a group is unknown, cannot take what a map carries, or a map does not fit
+            its channels.
     """
     known = {g.name: g for g in groups if g.kind == "rescale"}
     for name, given in factors.items():
         if name not in known:
             raise SchemeError(f"there is no rescale group {name!r}{nearest(name, known)}")
-        group, change = known[name], as_map(given)
-        if beyond := sorted(change.carries - group.takes):
-            raise SchemeError(
-                f"group {name!r} takes {', '.join(sorted(group.takes))} and no {', '.join(beyond)}; leave it out there"
-            )
-        scale = (
-            None
-            if change.scale is None
-            else _checked(group, "positive factors", change.scale, positive=True)
+        yield known[name], _checked_map(known[name], as_map(given))
+
+
+def _checked_map(group: Group, change: ChannelMap) -> ChannelMap:
+    beyond = sorted(change.carries - group.takes)
+    if beyond:
+        raise SchemeError(
+            f"group {group.name!r} takes {', '.join(sorted(group.takes))} and no "
+            f"{', '.join(beyond)}; leave it out there"
         )
-        shift = None if change.shift is None else _checked(group, "shifts", change.shift)
-        yield group, ChannelMap(scale, shift, change.rotation)
+    scale, shift = change.scale, change.shift
+    if scale is not None:
+        scale = _checked(group, "positive factors", scale, positive=True)
+    if shift is not None:
+        shift = _checked(group, "shifts", shift)
+    return ChannelMap(scale, shift, change.rotation)
 
 
 def _checked(group: Group, kind: str, array: Array, *, positive: bool = False) -> Array:
     xp = array_namespace(array)
-    shape, low = tuple(array.shape), math.nan
-    if shape == (group.channels,):
-        low = float(xp.min(array)) if bool(xp.all(xp.isfinite(array))) else math.nan
-    if math.isnan(low) or (positive and low <= 0):
+    shape = tuple(array.shape)
+    fits = shape == (group.channels,) and bool(xp.all(xp.isfinite(array)))
+    least = float(xp.min(array)) if fits else math.nan
+    if not fits or (positive and least <= 0):
         raise SchemeError(
-            f"group {group.name!r} takes {group.channels} finite {kind}, got shape {shape}, smallest {low:g}"
+            f"group {group.name!r} takes {group.channels} finite {kind}, got shape {shape}, "
+            f"smallest {least:g}"
         )
     return xp.astype(array, xp.float32)
 
 
 def norm_steps(*, has_shift: bool) -> frozenset[str]:
-    """Return what a norm cannot take into its own parameters, so that it is a step of its own after it.
+    """Return what a norm cannot take into its own parameters.
+
+    It is a step of its own after the norm.
 
     Args:
         has_shift: It adds a shift of its own, which takes in another one.
@@ -233,7 +265,9 @@ def norm_steps(*, has_shift: bool) -> frozenset[str]:
 
 
 def is_online(group: Group, change: ChannelMap, *, already: bool) -> bool:
-    """True if members apply the map to what they read, step by step at run time, and no producer writes the value changed.
+    """True if members apply the map to what they read, step by step at run time.
+
+    No producer then writes the value changed.
 
     Args:
         group: The group.

@@ -1,4 +1,4 @@
-"""Which elements share a scale: tensors as matrices, groups, blocks and tokens, and scales spread over them."""
+"""Which elements share a scale: tensors as matrices, and scales spread over groups and blocks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ Array = Any
 
 
 def to_matrix(x: Array, axis: int) -> Array:
-    """Return ``x`` as (channels, features): the channel axis first, the others flattened in their order."""
+    """Return ``x`` as (channels, features).
+
+    The channel axis comes first, the others are flattened in their order.
+    """
     xp = array_namespace(x)
     moved = xp.moveaxis(x, axis, 0) if axis % x.ndim else x
     return xp.reshape(moved, (moved.shape[0], prod(moved.shape[1:])))
@@ -40,7 +43,7 @@ def contiguous(x: Array) -> Array:
 def spread(
     function: Callable[..., Array], x: Array, spec: QuantSpec, axis: int | None, *parameters: Array
 ) -> Array:
-    """Apply ``function(x, *parameters)`` with parameters broadcast to the elements that share them.
+    """Apply ``function(x, *parameters)`` with parameters broadcast to what shares them.
 
     Args:
         function: Elementwise; its result has the shape of its first argument.
@@ -49,21 +52,33 @@ def spread(
         axis: Channel axis; None for ``tensor`` and ``token``.
         parameters: As :class:`~octavo.core.numerics.affine.QuantParams` holds them.
     """
-    xp = array_namespace(x, *parameters)
     if axis is None or parameters[0].ndim == 0:
         return function(x, *parameters)
-    if not is_grouped(spec):
-        shape = [1] * x.ndim
-        shape[axis] = -1
-        return function(x, *(xp.reshape(p, tuple(shape)) for p in parameters))
-    matrix = to_matrix(x, axis)
-    rows, columns = block_shape(spec)
-    if rows == 1 and matrix.shape[1] % columns == 0:
-        grouped = xp.reshape(matrix, (matrix.shape[0], matrix.shape[1] // columns, columns))
-        result = xp.reshape(function(grouped, *(p[:, :, None] for p in parameters)), matrix.shape)
-    else:
-        result = function(matrix, *(stretch(p, matrix.shape, rows, columns) for p in parameters))
-    return from_matrix(result, tuple(x.shape), axis)
+    if is_grouped(spec):
+        result = _spread_in_blocks(function, to_matrix(x, axis), block_shape(spec), parameters)
+        return from_matrix(result, tuple(x.shape), axis)
+    xp = array_namespace(x, *parameters)
+    shape = [1] * x.ndim
+    shape[axis] = -1
+    return function(x, *(xp.reshape(p, tuple(shape)) for p in parameters))
+
+
+def _spread_in_blocks(
+    function: Callable[..., Array],
+    matrix: Array,
+    block: tuple[int, int],
+    parameters: tuple[Array, ...],
+) -> Array:
+    xp = array_namespace(matrix, *parameters)
+    tall, wide = block
+    rows, features = matrix.shape
+    if tall == 1 and features % wide == 0:
+        # Whole groups: parameters broadcast along an axis of their own and are not repeated.
+        grouped = xp.reshape(matrix, (rows, features // wide, wide))
+        result = function(grouped, *(p[:, :, None] for p in parameters))
+        return xp.reshape(result, (rows, features))
+    stretched = (stretch(p, (rows, features), tall, wide) for p in parameters)
+    return function(matrix, *stretched)
 
 
 def stretch(parameter: Array, shape: tuple[int, ...], rows: int, columns: int) -> Array:

@@ -1,4 +1,7 @@
-"""Ways to round x / scale to a whole number. All take float32 and return float32 of the same shape."""
+"""Ways to round x / scale to a whole number.
+
+All take float32 and return float32 of the same shape.
+"""
 
 from __future__ import annotations
 
@@ -18,23 +21,28 @@ def nearest(x: Array) -> Array:
 
 
 def stochastic(seed: int) -> Rounding:
-    """Return a rounding that goes up with the probability of the fraction, so that the mean error is zero.
+    """Return a rounding that goes up with the probability of the fraction: its mean error is zero.
 
-    Source: Gupta et al. 2015, "Deep Learning with Limited Numerical Precision". The draws depend on ``seed`` and the
-    shape alone, and are the same in every namespace.
+    Source: Gupta et al. 2015, "Deep Learning with Limited Numerical Precision". The draws depend on
+    ``seed`` and the shape alone, and are the same in every namespace.
     """
 
     def rounding(x: Array) -> Array:
         xp = array_namespace(x)
-        draws = np.random.default_rng(seed).random(tuple(x.shape), dtype=np.float32)
+        drawn = np.random.default_rng(seed).random(tuple(x.shape), dtype=np.float32)
+        draws = xp.asarray(drawn, device=device(x))
         low = xp.floor(x)
-        return low + xp.astype(xp.asarray(draws, device=device(x)) < x - low, xp.float32)
+        return low + xp.astype(draws < x - low, xp.float32)
 
     return rounding
 
 
 def given(up: Array) -> Rounding:
-    """Return the rounding that goes up exactly where ``up`` is true (AdaRound, AutoRound): bool, the shape of x."""
+    """Return the rounding that goes up exactly where ``up`` is true (AdaRound, AutoRound).
+
+    Args:
+        up: bool, the shape of x.
+    """
 
     def rounding(x: Array) -> Array:
         xp = array_namespace(x)

@@ -17,14 +17,18 @@ from .packing import pack, unpack
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class QuantizedTensor:
-    """Codes of a weight with their parameters. Identity is equality, so that adapters can cache what they pack.
+    """Codes of a weight with their parameters.
+
+    Identity is equality, so that adapters can cache what they pack.
 
     Attributes:
-        codes: int8 (signed types up to 8 bits), uint8 (unsigned, code books and floating-point bit patterns), int16 or
-            uint16, or float16/bfloat16 numbers; unpacked, in the weight's own shape. See :mod:`octavo.core.numerics.codec`.
+        codes: int8 (signed types up to 8 bits), uint8 (unsigned, code books and floating-point bit
+            patterns), int16 or uint16, or float16/bfloat16 numbers; unpacked, in the weight's own
+            shape. See :mod:`octavo.core.numerics.codec`.
         params: Scale, zero point, spec, channel axis.
-        extra: The second level of two-level scales: ``scale_codes`` (uint8, the shape of the scales), ``scale_scale`` and
-            ``scale_offset`` (float32). ``params.scale`` always holds the scales that they amount to.
+        extra: The second level of two-level scales: ``scale_codes`` (uint8, the shape of the
+            scales), ``scale_scale`` and ``scale_offset`` (float32). ``params.scale`` always holds
+            the scales that they amount to.
     """
 
     codes: Array
@@ -42,7 +46,10 @@ class QuantizedTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes when packed at the spec's bit width, scales (in their own format) and zero points (in the codes') included."""
+        """Bytes when packed at the spec's bit width.
+
+        Scales (in their own format) and zero points (in the codes') are included.
+        """
         return stored_bytes(self.params.spec, self.shape, self.params.axis)
 
 
@@ -51,13 +58,16 @@ _CHUNK = 2**20
 
 
 class PackedTensor(QuantizedTensor):
-    """A quantized tensor that keeps its codes in two, three, four or six bits each, and unpacks them whenever they are asked for.
+    """A quantized tensor that keeps its codes in two, three, four or six bits each.
+
+    It unpacks them whenever they are asked for.
 
     Args:
         tensor: Codes of 2, 3, 4 or 6 bits.
 
     Attributes:
-        packed: uint8, flat: the flattened codes less the smallest one of their type, the first one in the lowest bits.
+        packed: uint8, flat: the flattened codes less the smallest one of their type, the first one
+            in the lowest bits.
     """
 
     __slots__ = ("_shape", "_signed", "packed")
@@ -67,11 +77,13 @@ class PackedTensor(QuantizedTensor):
 
     def __init__(self, tensor: QuantizedTensor) -> None:
         bits = tensor.params.spec.bits
-        xp = array_namespace(tensor.codes)
-        signed = tensor.codes.dtype == xp.int8
-        flat = xp.reshape(tensor.codes, (-1,))
-        shift = 2 ** (bits - 1) if signed else 0
-        parts = [pack(flat[i : i + _CHUNK] + shift, bits) for i in range(0, flat.shape[0], _CHUNK)]
+        codes = tensor.codes
+        xp = array_namespace(codes)
+        signed = codes.dtype == xp.int8
+        flat = xp.reshape(codes, (-1,))
+        offset = 2 ** (bits - 1) if signed else 0
+        starts = range(0, flat.shape[0], _CHUNK)
+        parts = [pack(flat[start : start + _CHUNK] + offset, bits) for start in starts]
         fields = {
             "params": tensor.params,
             "extra": tensor.extra,
@@ -80,6 +92,7 @@ class PackedTensor(QuantizedTensor):
             "_signed": signed,
         }
         for name, value in fields.items():
+            # The class is frozen.
             object.__setattr__(self, name, value)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -88,14 +101,24 @@ class PackedTensor(QuantizedTensor):
     @property
     def codes(self) -> Array:
         """The codes, unpacked for the caller alone."""
-        bits, count = self.params.spec.bits, prod(self._shape)
-        xp, step = array_namespace(self.packed), _CHUNK * bits // 8
-        parts = [self.packed[i : i + step] for i in range(0, self.packed.shape[0], step)]
-        codes = [
-            unpack(part, bits, min(_CHUNK, count - i * _CHUNK)) for i, part in enumerate(parts)
-        ]
-        whole = xp.reshape(xp.concat(codes) if codes else unpack(self.packed, bits, 0), self._shape)
-        return xp.astype(whole, xp.int8) - 2 ** (bits - 1) if self._signed else whole
+        bits = self.params.spec.bits
+        xp = array_namespace(self.packed)
+        codes = xp.reshape(self._flat_codes(bits), self._shape)
+        return xp.astype(codes, xp.int8) - 2 ** (bits - 1) if self._signed else codes
+
+    def _flat_codes(self, bits: int) -> Array:
+        xp = array_namespace(self.packed)
+        left = prod(self._shape)
+        if not left:
+            return unpack(self.packed, bits, 0)
+        # A chunk of codes fills whole bytes: its length is a multiple of eight.
+        step = _CHUNK * bits // 8
+        parts = []
+        for start in range(0, self.packed.shape[0], step):
+            count = min(_CHUNK, left)
+            parts.append(unpack(self.packed[start : start + step], bits, count))
+            left -= count
+        return xp.concat(parts)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -104,5 +127,8 @@ class PackedTensor(QuantizedTensor):
 
 
 def compact(tensor: QuantizedTensor) -> QuantizedTensor:
-    """Return the tensor with codes of 2, 3, 4 or 6 bits packed; others, which would take long to unpack, as it is."""
+    """Return the tensor with codes of 2, 3, 4 or 6 bits packed.
+
+    Others, which would take long to unpack, stay as they are.
+    """
     return PackedTensor(tensor) if tensor.params.spec.bits in (2, 3, 4, 6) else tensor
