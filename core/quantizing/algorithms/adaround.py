@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 from array_api_compat import array_namespace
@@ -15,10 +16,12 @@ from octavo.core.numerics.tensor import QuantizedTensor
 from octavo.core.values.scheme import QuantSpec
 
 from .learned import normalised, output_error, unshrunk
-from .search import output_grid
+from .output_grid import output_grid
 
-_STRETCH = (-0.1, 1.1)
+_LOWEST, _HIGHEST = -0.1, 1.1
 """zeta and gamma of the rectified sigmoid (eq. 23)."""
+
+_SPAN = _HIGHEST - _LOWEST
 
 
 class AdaRoundConfig(WeightConfig):
@@ -27,7 +30,8 @@ class AdaRoundConfig(WeightConfig):
     Attributes:
         iterations: Steps of Adam.
         step: Its step size.
-        regularization: Weight of the term that drives every rounding to a decision, against the mean output error.
+        regularization: Weight of the term that drives every rounding to a decision, against the
+            mean output error.
         warm_up: Share of the iterations before that term sets in.
     """
 
@@ -39,15 +43,17 @@ class AdaRoundConfig(WeightConfig):
 
 
 class AdaRound(WeightAlgorithm):
-    """Minimises the output error over h(V) in [0, 1], W_q = s clip(floor(W / s) + h(V) + z), and rounds up where h(V) >= 0.5.
+    """Minimises the output error over h(V) in [0, 1], and rounds up where h(V) >= 0.5.
 
-    Paper: Nagel et al. 2020, "Up or Down? Adaptive Rounding for Post-Training Quantization", eqs. 21 to 24:
-    h(V) = clip(1.2 sigmoid(V) - 0.1, 0, 1), regularised by 1 - |2 h(V) - 1|**b with b falling from 20 to 2, solved by Adam.
-    On a Gram matrix L = tr((W_q - W) G (W_q - W)^T) has a gradient in closed form, so no autograd is needed. A row
-    whose decided rounding is worse than rounding to nearest keeps the latter; then its scales grow by what its outputs have
-    shrunk (:func:`~octavo.core.quantizing.algorithms.learned.unshrunk`).
+    W_q = s clip(floor(W / s) + h(V) + z). Paper: Nagel et al. 2020, "Up or Down? Adaptive Rounding
+    for Post-Training Quantization", eqs. 21 to 24: h(V) = clip(1.2 sigmoid(V) - 0.1, 0, 1),
+    regularised by 1 - |2 h(V) - 1|**b with b falling from 20 to 2, solved by Adam. On a Gram matrix
+    L = tr((W_q - W) G (W_q - W)^T) has a gradient in closed form, so no autograd is needed. A row
+    whose decided rounding is worse than rounding to nearest keeps the latter; then its scales grow
+    by what its outputs have shrunk (:func:`.learned.unshrunk`).
 
-    Needs the Gram matrix; integer dtypes. Cost: one product rows x features x features per iteration.
+    Needs the Gram matrix; integer dtypes. Cost: one product rows x features x features per
+    iteration.
     """
 
     config: AdaRoundConfig
@@ -59,52 +65,46 @@ class AdaRound(WeightAlgorithm):
                 f"adaround learns the rounding of integers; for {spec.dtype} use gptq, awq or rtn"
             )
         xp = array_namespace(matrix)
-        weight, gram = xp.astype(matrix, xp.float32), normalised(context.require_gram("adaround"))
+        weight = xp.astype(matrix, xp.float32)
+        gram = normalised(context.require_gram("adaround"))
         params, extra = output_grid(weight, spec, context, gram)
-        codes = (
-            xp.astype(weight, xp.int32) if 0 in matrix.shape else self._learn(weight, gram, params)
-        )
-        return unshrunk(QuantizedTensor(narrow(codes, spec), params, extra), weight, context)
+        if 0 in matrix.shape:
+            codes = xp.astype(weight, xp.int32)
+        else:
+            codes = self._learn(_Grid.under(weight, params), gram)
+        found = QuantizedTensor(narrow(codes, spec), params, extra)
+        return unshrunk(found, weight, context)
 
-    def _learn(self, weight: Array, gram: Array, params: QuantParams) -> Array:
-        xp = array_namespace(weight)
-        low, high = integer_range(params.spec)
-        scale, zero = (
-            spread(
-                lambda v, p: p + 0 * v, weight, params.spec, params.axis, xp.astype(p, xp.float32)
-            )
-            for p in (params.scale, params.zero_point)
-        )
-        floor = xp.floor(weight / scale)
-        share = xp.clip(weight / scale - floor, 0.001, 0.999)
-        span = _STRETCH[1] - _STRETCH[0]
-        v = -xp.log(span / (share - _STRETCH[0]) - 1)  # where h(V) is the weight's own fraction
-        # The output error counts in squared steps of the grid, so that its balance with the regulariser is the same for any weight.
-        unit = 1 / xp.mean(scale * scale)
-        first, second = xp.zeros_like(v), xp.zeros_like(v)
+    def _learn(self, grid: _Grid, gram: Array) -> Array:
+        """Return codes, int32."""
+        xp = array_namespace(gram)
+        v = self._descend(grid, gram)
+        learned = grid.clipped(grid.floor + xp.astype(v >= 0, xp.float32) + grid.zero)
+        nearest = grid.clipped(xp.round(grid.weight / grid.scale) + grid.zero)
+        mine, _ = output_error(grid.error(learned), gram)
+        plain, _ = output_error(grid.error(nearest), gram)
+        better = (mine < plain)[:, None]
+        return xp.astype(xp.where(better, learned, nearest), xp.int32)
+
+    def _descend(self, grid: _Grid, gram: Array) -> Array:
+        """Return V after all steps of Adam."""
+        xp = array_namespace(gram)
+        v = grid.start()
+        # The output error counts in squared steps of the grid, so that its balance with the
+        # regulariser is the same for any weight.
+        unit = 1 / xp.mean(grid.scale * grid.scale)
+        adam = _Adam(self.config.step, xp.zeros_like(v), xp.zeros_like(v))
         for i in range(self.config.iterations):
             sigmoid = 1 / (1 + xp.exp(-v))
-            h = xp.clip(sigmoid * span + _STRETCH[0], 0.0, 1.0)
-            code = floor + h + zero
-            _, slope = output_error(scale * (xp.clip(code, low, high) - zero) - weight, gram)
-            gradient = xp.where(
-                (code >= low) & (code <= high), 2 * unit * scale * slope, xp.zeros_like(slope)
-            )
-            gradient = (gradient + self._decisiveness(h, i)) * xp.where(
-                (h > 0) & (h < 1), span * sigmoid * (1 - sigmoid), xp.zeros_like(h)
-            )
-            first, second = (
-                0.9 * first + 0.1 * gradient,
-                0.999 * second + 0.001 * gradient * gradient,
-            )
-            v = v - self.config.step * first / (1 - 0.9 ** (i + 1)) / (
-                xp.sqrt(second / (1 - 0.999 ** (i + 1))) + 1e-8
-            )
-        learned = xp.clip(floor + xp.astype(v >= 0, xp.float32) + zero, low, high)
-        nearest = xp.clip(xp.round(weight / scale) + zero, low, high)
-        mine, _ = output_error(scale * (learned - zero) - weight, gram)
-        plain, _ = output_error(scale * (nearest - zero) - weight, gram)
-        return xp.astype(xp.where((mine < plain)[:, None], learned, nearest), xp.int32)
+            h = xp.clip(sigmoid * _SPAN + _LOWEST, 0.0, 1.0)
+            code = grid.floor + h + grid.zero
+            _, slope = output_error(grid.error(grid.clipped(code)), gram)
+            zeros = xp.zeros_like(slope)
+            gradient = xp.where(grid.holds(code), 2 * unit * grid.scale * slope, zeros)
+            moves = (h > 0) & (h < 1)
+            slope_of_h = xp.where(moves, _SPAN * sigmoid * (1 - sigmoid), zeros)
+            v = v - adam.step_along((gradient + self._decisiveness(h, i)) * slope_of_h, i)
+        return v
 
     def _decisiveness(self, h: Array, i: int) -> Array:
         """Return the gradient of regularization * (1 - |2h - 1|**b)."""
@@ -115,4 +115,81 @@ class AdaRound(WeightAlgorithm):
         progress = (i - start) / max(1.0, self.config.iterations - start)
         b = 2 + 18 * (1 - progress)
         distance = 2 * h - 1
-        return -self.config.regularization * 2 * b * xp.sign(distance) * xp.abs(distance) ** (b - 1)
+        steepness = xp.abs(distance) ** (b - 1)
+        return -self.config.regularization * 2 * b * xp.sign(distance) * steepness
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Grid:
+    """A weight on its grid, all float32 of the weight's shape.
+
+    Attributes:
+        weight: The weight.
+        scale: Spread over the elements that share it.
+        zero: The zero point, likewise.
+        floor: The step below each element, without the zero point.
+        low: The smallest code.
+        high: The largest.
+    """
+
+    weight: Array
+    scale: Array
+    zero: Array
+    floor: Array
+    low: int
+    high: int
+
+    @classmethod
+    def under(cls, weight: Array, params: QuantParams) -> _Grid:
+        """Return a weight on the grid of parameters."""
+        xp = array_namespace(weight)
+
+        def over_weight(parameter: Array) -> Array:
+            given = xp.astype(parameter, xp.float32)
+            return spread(lambda v, p: p + 0 * v, weight, params.spec, params.axis, given)
+
+        scale = over_weight(params.scale)
+        zero = over_weight(params.zero_point)
+        return cls(weight, scale, zero, xp.floor(weight / scale), *integer_range(params.spec))
+
+    def start(self) -> Array:
+        """Return the V whose h(V) is the weight's own fraction."""
+        xp = array_namespace(self.weight)
+        fraction = xp.clip(self.weight / self.scale - self.floor, 0.001, 0.999)
+        return -xp.log(_SPAN / (fraction - _LOWEST) - 1)
+
+    def clipped(self, code: Array) -> Array:
+        """Return codes within the range."""
+        return array_namespace(code).clip(code, self.low, self.high)
+
+    def holds(self, code: Array) -> Array:
+        """Return where codes are within the range."""
+        return (code >= self.low) & (code <= self.high)
+
+    def error(self, code: Array) -> Array:
+        """Return W_q - W of codes."""
+        return self.scale * (code - self.zero) - self.weight
+
+
+@dataclass(slots=True, eq=False)
+class _Adam:
+    """Kingma and Ba 2015, with the paper's decay rates.
+
+    Attributes:
+        rate: Step size.
+        first: Running mean of gradients.
+        second: Running mean of their squares.
+    """
+
+    rate: float
+    first: Array
+    second: Array
+
+    def step_along(self, gradient: Array, i: int) -> Array:
+        """Return what the i-th step, counted from 0, takes off."""
+        xp = array_namespace(gradient)
+        self.first = 0.9 * self.first + 0.1 * gradient
+        self.second = 0.999 * self.second + 0.001 * gradient * gradient
+        # Both means start at zero and are too small at first.
+        size = xp.sqrt(self.second / (1 - 0.999 ** (i + 1))) + 1e-8
+        return self.rate * self.first / (1 - 0.9 ** (i + 1)) / size

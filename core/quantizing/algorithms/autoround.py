@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from array_api_compat import array_namespace
@@ -24,7 +24,8 @@ from octavo.core.values.scheme import QuantSpec
 from octavo.core.values.sizes import is_grouped
 
 from .learned import normalised, output_error, unshrunk
-from .search import output_grid, sum_by_scale
+from .output_grid import output_grid
+from .search import sum_by_scale
 
 
 class AutoRoundConfig(WeightConfig):
@@ -32,7 +33,8 @@ class AutoRoundConfig(WeightConfig):
 
     Attributes:
         iterations: Steps of signed gradient descent.
-        step: Step size at the start, falling linearly to zero; None for 1 / iterations, as in the paper.
+        step: Step size at the start, falling linearly to zero; None for 1 / iterations, as in the
+            paper.
     """
 
     kind: Literal["autoround"] = "autoround"
@@ -41,73 +43,168 @@ class AutoRoundConfig(WeightConfig):
 
 
 class AutoRound(WeightAlgorithm):
-    """Learns V in [-0.5, 0.5], added before rounding, and the shares of both ends of the range that are kept.
+    """Learns V in [-0.5, 0.5], added before rounding, and the shares of both range ends to keep.
 
-    Paper: Cheng et al. 2024, "Optimize Weight Rounding via Signed Gradient Descent for the Quantization of LLMs", eqs. 3 to 6:
-    W_q = s clip(round(W / s + z + V), qmin, qmax) - s z, s = (max a - min b) / (qmax - qmin), with straight-through
-    gradients and the step V -= lr sign(dL/dV). Here layer by layer: L = tr((W_q - W) G (W_q - W)^T) has the gradient
-    2 (W_q - W) G, so a Gram matrix takes the place of inputs and autograd. Each row keeps the best state it has met, its scales
-    grown by what its outputs have shrunk (:func:`~octavo.core.quantizing.algorithms.learned.unshrunk`).
+    Paper: Cheng et al. 2024, "Optimize Weight Rounding via Signed Gradient Descent for the
+    Quantization of LLMs", eqs. 3 to 6: W_q = s clip(round(W / s + z + V), qmin, qmax) - s z,
+    s = (max a - min b) / (qmax - qmin), with straight-through gradients and the step
+    V -= lr sign(dL/dV). Here layer by layer: L = tr((W_q - W) G (W_q - W)^T) has the gradient
+    2 (W_q - W) G, so a Gram matrix takes the place of inputs and autograd. Each row keeps the best
+    state it has met, its scales grown by what its outputs have shrunk (:func:`.learned.unshrunk`).
 
-    Needs the Gram matrix; integer dtypes. Cost: one product rows x features x features per iteration.
+    Needs the Gram matrix; integer dtypes. Cost: one product rows x features x features per
+    iteration.
     """
 
     config: AutoRoundConfig
 
     def quantize(self, matrix: Array, spec: QuantSpec, context: WeightContext) -> QuantizedTensor:
         """Quantize per channel or per group; per tensor with the rounding alone."""
-        if not is_integer(spec):
-            raise SchemeError(
-                f"autoround learns the rounding of integers; for {spec.dtype} use gptq, awq or rtn"
-            )
-        if spec.granularity.startswith("block:"):
-            raise SchemeError(
-                f"autoround keeps each row's best state and cannot share a scale over rows ({spec}); use group or channel granularity"
-            )
+        _check(spec)
         xp = array_namespace(matrix)
-        weight, gram = xp.astype(matrix, xp.float32), normalised(context.require_gram("autoround"))
+        weight = xp.astype(matrix, xp.float32)
+        gram = normalised(context.require_gram("autoround"))
         start, extra = output_grid(weight, spec, context, gram)
         if 0 in matrix.shape:
             return QuantizedTensor(narrow(xp.astype(weight, xp.int32), spec), start, extra)
-        learn_range = (
-            context.params is None and spec.granularity != "tensor" and spec.scale_dtype is None
-        )
-        codes, params = self._descend(weight, gram, start, learn_range)
-        found = QuantizedTensor(narrow(codes, spec), params, extra)
+        is_free = context.params is None and spec.scale_dtype is None
+        learn_range = is_free and spec.granularity != "tensor"
+        best = self._descend(weight, gram, start, learn_range)
+        params = QuantParams(best.scale, best.zero_point, spec, start.axis)
+        found = QuantizedTensor(narrow(best.codes, spec), params, extra)
         return unshrunk(found, weight, context)
 
-    def _descend(
-        self, weight: Array, gram: Array, start: QuantParams, learn_range: bool
-    ) -> tuple[Array, QuantParams]:
+    def _descend(self, weight: Array, gram: Array, start: QuantParams, learn_range: bool) -> _Best:
         xp = array_namespace(weight)
-        spec = start.spec
         offset = xp.zeros_like(weight)
-        keep = (xp.ones_like(start.scale), xp.ones_like(start.scale))
+        shares = _Shares(xp.ones_like(start.scale), xp.ones_like(start.scale))
         rate = self.config.step or 1.0 / self.config.iterations
-        params, best, best_loss = start, None, None
+        params = start
+        best: _Best | None = None
         for i in range(self.config.iterations + 1):
-            codes, units, slope_of_scale = _rounded(weight, offset, params)
-            loss, slope = output_error(units * _over(params.scale, weight, params) - weight, gram)
+            rounded = _Rounded.of(weight, offset, params)
+            projected = rounded.units * _over(params.scale, weight, params)
+            loss, slope = output_error(projected - weight, gram)
             if best is None:
-                best_loss, best = loss, (codes, params.scale, params.zero_point)
+                best = _Best(loss, rounded.codes, params.scale, params.zero_point)
             else:
-                better = loss < best_loss
-                best_loss = xp.where(better, loss, best_loss)
-                row = better[:, None] if is_grouped(spec) else better
-                grid = (params.scale, params.zero_point)
-                kept = (
-                    (xp.where(row, new, old) for new, old in zip(grid, best[1:], strict=True))
-                    if learn_range
-                    else best[1:]
-                )
-                best = (xp.where(better[:, None], codes, best[0]), *kept)
+                best.take(loss, rounded.codes, params if learn_range else None)
             step = rate * (1 - i / self.config.iterations)
             offset = xp.clip(offset - step * xp.sign(slope), -0.5, 0.5)
             if learn_range:
-                keep = _stepped(keep, sum_by_scale(slope * slope_of_scale, spec), start, step)
-                params = _kept(start, keep)
+                slope_of_scale = sum_by_scale(slope * rounded.slope_of_scale, start.spec)
+                shares = shares.stepped(slope_of_scale, start, step)
+                params = shares.of_range(start)
         assert best is not None
-        return best[0], QuantParams(best[1], best[2], spec, start.axis)
+        return best
+
+
+def _check(spec: QuantSpec) -> None:
+    if not is_integer(spec):
+        raise SchemeError(
+            f"autoround learns the rounding of integers; for {spec.dtype} use gptq, awq or rtn"
+        )
+    if spec.granularity.startswith("block:"):
+        raise SchemeError(
+            "autoround keeps each row's best state and cannot share a scale over rows "
+            f"({spec}); use group or channel granularity"
+        )
+
+
+@dataclass(slots=True, eq=False)
+class _Best:
+    """The best state that each row has met.
+
+    Attributes:
+        loss: Of each row.
+        codes: int32, without a zero point taken off.
+        scale: In the shape of the scales.
+        zero_point: Likewise.
+    """
+
+    loss: Array
+    codes: Array
+    scale: Array
+    zero_point: Array
+
+    def take(self, loss: Array, codes: Array, params: QuantParams | None) -> None:
+        """Keep a state in the rows where it is better; no parameters where they do not change."""
+        xp = array_namespace(loss)
+        better = loss < self.loss
+        self.loss = xp.where(better, loss, self.loss)
+        self.codes = xp.where(better[:, None], codes, self.codes)
+        if params is not None:
+            row = better[:, None] if is_grouped(params.spec) else better
+            self.scale = xp.where(row, params.scale, self.scale)
+            self.zero_point = xp.where(row, params.zero_point, self.zero_point)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Rounded:
+    """A weight after rounding.
+
+    Attributes:
+        codes: int32.
+        units: Codes less the zero point, float32.
+        slope_of_scale: d W_q / d scale with straight-through rounding.
+    """
+
+    codes: Array
+    units: Array
+    slope_of_scale: Array
+
+    @classmethod
+    def of(cls, weight: Array, offset: Array, params: QuantParams) -> _Rounded:
+        """Round a weight with an offset added first."""
+        xp = array_namespace(weight)
+        qmin, qmax = integer_range(params.spec)
+        ratio = spread(lambda w, s: w / s, weight, params.spec, params.axis, params.scale)
+        zero = _over(xp.astype(params.zero_point, xp.float32), weight, params)
+        raw = xp.round(ratio + offset) + zero
+        codes = xp.clip(raw, qmin, qmax)
+        units = codes - zero
+        # Where a code is cut, a larger scale moves the number by whole units.
+        through = xp.where(raw == codes, ratio, xp.zeros_like(ratio))
+        return cls(xp.astype(codes, xp.int32), units, units - through)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Shares:
+    """How much of a range is kept, for each scale.
+
+    Attributes:
+        low: Of the lower end.
+        high: Of the upper end.
+    """
+
+    low: Array
+    high: Array
+
+    def stepped(self, slope: Array, start: QuantParams, step: float) -> _Shares:
+        """Return the shares after a step against the sign of their gradients.
+
+        Args:
+            slope: Gradient with respect to the scale.
+            start: The whole range.
+            step: Size of the step.
+        """
+        xp = array_namespace(slope)
+        low, high = _ends(start)
+        # A larger share of either end makes the scale larger; an end at zero has no say.
+        direction = xp.sign(slope)
+        grown_low = direction * xp.astype(low < 0, xp.float32)
+        grown_high = direction * xp.astype(high > 0, xp.float32)
+        return _Shares(
+            xp.clip(self.low - step * grown_low, 0.5, 1.25),
+            xp.clip(self.high - step * grown_high, 0.5, 1.25),
+        )
+
+    def of_range(self, start: QuantParams) -> QuantParams:
+        """Return the grid over the kept shares of the range."""
+        if start.spec.symmetric:
+            return replace(start, scale=start.scale * self.high)
+        low, high = _ends(start)
+        return affine_params(low * self.low, high * self.high, start.spec, start.axis)
 
 
 def _over(parameter: Array, x: Array, params: QuantParams) -> Array:
@@ -115,46 +212,8 @@ def _over(parameter: Array, x: Array, params: QuantParams) -> Array:
     return spread(lambda v, p: p + 0 * v, x, params.spec, params.axis, parameter)
 
 
-def _rounded(weight: Array, offset: Array, params: QuantParams) -> tuple[Array, Array, Array]:
-    """Return (codes int32, codes - zero point, d W_q / d scale with straight-through rounding)."""
-    xp = array_namespace(weight)
-    qmin, qmax = integer_range(params.spec)
-    ratio = spread(lambda w, s: w / s, weight, params.spec, params.axis, params.scale)
-    zero = _over(xp.astype(params.zero_point, xp.float32), weight, params)
-    raw = xp.round(ratio + offset) + zero
-    codes = xp.clip(raw, qmin, qmax)
-    units = codes - zero
-    return (
-        xp.astype(codes, xp.int32),
-        units,
-        units - xp.where(raw == codes, ratio, xp.zeros_like(ratio)),
-    )
-
-
-def _stepped(
-    keep: tuple[Array, Array], slope: Array, start: QuantParams, step: float
-) -> tuple[Array, Array]:
-    """Move the kept shares (of the lower end, of the upper end) against the sign of their gradients."""
-    xp = array_namespace(slope)
-    low, high = _ends(start)
-    # A larger share of either end makes the scale larger; an end at zero has no say.
-    grown = (
-        xp.sign(slope) * xp.astype(low < 0, xp.float32),
-        xp.sign(slope) * xp.astype(high > 0, xp.float32),
-    )
-    below, above = (xp.clip(k - step * g, 0.5, 1.25) for k, g in zip(keep, grown, strict=True))
-    return below, above
-
-
-def _kept(start: QuantParams, keep: tuple[Array, Array]) -> QuantParams:
-    """Return the grid over the kept shares of the range."""
-    if start.spec.symmetric:
-        return replace(start, scale=start.scale * keep[1])
-    low, high = _ends(start)
-    return affine_params(low * keep[0], high * keep[1], start.spec, start.axis)
-
-
 def _ends(start: QuantParams) -> tuple[Array, Array]:
+    """Return the range that the integers fill."""
     xp = array_namespace(start.scale)
     qmin, qmax = integer_range(start.spec)
     zero = xp.astype(start.zero_point, xp.float32)

@@ -13,7 +13,7 @@ from octavo.core.numerics.tensor import QuantizedTensor
 from octavo.core.values.scheme import QuantSpec
 
 from .learned import unshrunk
-from .search import output_grid
+from .output_grid import output_grid
 
 
 class AwqConfig(WeightConfig):
@@ -23,19 +23,22 @@ class AwqConfig(WeightConfig):
 
 
 class Awq(WeightAlgorithm):
-    """Chooses for each scale the shrunk range whose rounded weights change the output least, then rounds to nearest.
+    """Rounds to nearest within the shrunk range that changes the output least, for each scale.
 
-    Paper: Lin et al. 2024, "AWQ: Activation-aware Weight Quantization", section 3 and its clip search: minimise
-    ||(w - Q(w)) X||^2 over the range. The paper looks at each group alone; here the groups of a row take turns and each
-    sees what the others leave, so that errors that point the same way are not all accepted; in the end the scales grow by what
-    the outputs have shrunk (:func:`~octavo.core.quantizing.algorithms.learned.unshrunk`).
+    Paper: Lin et al. 2024, "AWQ: Activation-aware Weight Quantization", section 3 and its clip
+    search: minimise ||(w - Q(w)) X||^2 over the range. The paper looks at each group alone; here
+    the groups of a row take turns and each sees what the others leave, so that errors that point
+    the same way are not all accepted; in the end the scales grow by what the outputs have shrunk
+    (:func:`.learned.unshrunk`).
 
-    Needs the Gram matrix. Cost: rows x features^2 multiply-adds, and 13 (asymmetric: 25) products rows x features x group.
+    Needs the Gram matrix. Cost: rows x features^2 multiply-adds, and 13 (asymmetric: 25) products
+    rows x features x group.
     """
 
     def quantize(self, matrix: Array, spec: QuantSpec, context: WeightContext) -> QuantizedTensor:
         """Quantize to any dtype and granularity."""
-        params, extra = output_grid(matrix, spec, context, context.require_gram("awq"))
+        gram = context.require_gram("awq")
+        params, extra = output_grid(matrix, spec, context, gram)
+        found = QuantizedTensor(encode(matrix, params), params, extra)
         xp = array_namespace(matrix)
-        weight = xp.astype(matrix, xp.float32)
-        return unshrunk(QuantizedTensor(encode(matrix, params), params, extra), weight, context)
+        return unshrunk(found, xp.astype(matrix, xp.float32), context)

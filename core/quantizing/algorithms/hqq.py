@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from array_api_compat import array_namespace
@@ -12,7 +12,7 @@ from octavo.core.contract.algorithm import WeightAlgorithm, WeightConfig, Weight
 from octavo.core.numerics.affine import Array, QuantParams, integer_range, is_integer
 from octavo.core.numerics.codec import encode, project
 from octavo.core.numerics.layout import spread
-from octavo.core.numerics.scales import rounded_scale
+from octavo.core.numerics.scales import HALVES, rounded_scale
 from octavo.core.numerics.tensor import QuantizedTensor
 from octavo.core.values.scheme import QuantSpec
 
@@ -39,10 +39,12 @@ class HqqConfig(WeightConfig):
 class Hqq(WeightAlgorithm):
     """Minimises ||W - W_q||_p^p, p < 1, over scales, and over zero points where there are any.
 
-    Source: Badri and Shaji 2023, "Half-Quadratic Quantization of Large Machine Learning Models", eqs. 4 to 8: the error is
-    split off by the generalised soft threshold E = sign(R) max(|R| - |R|**(p-1) / beta, 0), R = W - W_q, and the zero point
-    becomes the mean of q - (W - E) / scale over those that share it. Runtimes take whole zero points, so the scale is
-    fitted to W - E as well (least squares, by the rounded zero point), and each scale keeps the best it has met.
+    Source: Badri and Shaji 2023, "Half-Quadratic Quantization of Large Machine Learning Models",
+    eqs. 4 to 8: the error is split off by the generalised soft threshold
+    E = sign(R) max(|R| - |R|**(p-1) / beta, 0), R = W - W_q, and the zero point becomes the mean of
+    q - (W - E) / scale over those that share it. Runtimes take whole zero points, so the scale is
+    fitted to W - E as well (least squares, by the rounded zero point), and each scale keeps the
+    best it has met.
 
     Needs the weight alone. Cost: about 20 passes over it per iteration.
     """
@@ -53,79 +55,103 @@ class Hqq(WeightAlgorithm):
         """Quantize to any dtype and granularity."""
         xp = array_namespace(matrix)
         params, extra = own_grid(matrix, spec, context)
-        if (
-            context.params is None
-            and 0 not in matrix.shape
-            and spec.dtype not in ("float16", "bfloat16")
-        ):
+        is_free = context.params is None and spec.dtype not in HALVES
+        if is_free and 0 not in matrix.shape:
+            fitted = self._fit(xp.astype(matrix, xp.float32), params)
             # Two-level scales are rounded again in the end; a power of two stays one.
-            params, extra = rounded_scale(self._fit(xp.astype(matrix, xp.float32), params))
+            params, extra = rounded_scale(fitted)
         return QuantizedTensor(encode(matrix, params), params, extra)
 
     def _fit(self, weight: Array, params: QuantParams) -> QuantParams:
         xp = array_namespace(weight)
-        spec, power, beta = params.spec, self.config.power, self.config.beta
+        spec = params.spec
         if spec.dtype.startswith("mx"):
             return params  # its scales are powers of two, which least squares cannot move
-        asymmetric = is_integer(spec) and not spec.symmetric
-        low, high = integer_range(spec) if asymmetric else (0, 0)
-        scale, zero = params.scale, xp.astype(params.zero_point, xp.float32)
-        counts = sum_by_scale(xp.ones_like(weight), spec)
-        cost = power_cost(spec, power)
-        best, best_error = params, cost(weight, project(weight, params))
-
-        def over(function: Callable[..., Array], *parameters: Array) -> Array:
-            return spread(function, weight, spec, params.axis, *parameters)
-
+        cost = power_cost(spec, self.config.power)
+        best = params
+        best_error = cost(weight, project(weight, params))
+        moves_zero = is_integer(spec) and not spec.symmetric
+        state = _State(params.scale, xp.astype(params.zero_point, xp.float32))
+        beta = self.config.beta
         for _ in range(self.config.iterations):
-            if asymmetric:
-                codes = over(lambda w, s, z: xp.clip(xp.round(w / s + z), low, high), scale, zero)
-                target = self._target(weight, _affine(codes, scale, zero, params), beta)
-                zero = xp.clip(
-                    sum_by_scale(
-                        codes - _affine(target, 1 / scale, xp.zeros_like(zero), params), spec
-                    )
-                    / counts,
-                    low,
-                    high,
-                )
-                whole = xp.round(zero)
-                units = _affine(codes, xp.ones_like(scale), whole, params)
-            else:
-                whole = zero
-                units = _affine(
-                    project(weight, QuantParams(scale, params.zero_point, spec, params.axis)),
-                    1 / scale,
-                    0 * zero,
-                    params,
-                )
-                target = self._target(weight, _affine(units, scale, 0 * zero, params), beta)
-            energy = sum_by_scale(units * units, spec)
-            fitted = sum_by_scale(target * units, spec) / xp.where(
-                energy > 0, energy, xp.ones_like(energy)
-            )
-            scale = xp.where(fitted > 0, fitted, scale)
-            tried = QuantParams(scale, xp.astype(whole, xp.int32), spec, params.axis)
+            turn = self._asymmetric_turn if moves_zero else self._symmetric_turn
+            state, tried = turn(weight, params, state, beta)
             error = cost(weight, project(weight, tried))
             better = error < best_error
             best_error = xp.where(better, error, best_error)
-            best = QuantParams(
-                xp.where(better, scale, best.scale),
-                xp.where(better, tried.zero_point, best.zero_point),
-                spec,
-                params.axis,
+            best = replace(
+                best,
+                scale=xp.where(better, tried.scale, best.scale),
+                zero_point=xp.where(better, tried.zero_point, best.zero_point),
             )
             beta *= self.config.growth
         return best
+
+    def _asymmetric_turn(
+        self, weight: Array, params: QuantParams, state: _State, beta: float
+    ) -> tuple[_State, QuantParams]:
+        """Move the zero point, then fit the scale."""
+        xp = array_namespace(weight)
+        spec = params.spec
+        low, high = integer_range(spec)
+        scale, zero = state.scale, state.zero
+
+        def codes_of(w: Array, s: Array, z: Array) -> Array:
+            return xp.clip(xp.round(w / s + z), low, high)
+
+        codes = spread(codes_of, weight, spec, params.axis, scale, zero)
+        target = self._target(weight, _affine(codes, scale, zero, params), beta)
+        left = codes - _affine(target, 1 / scale, xp.zeros_like(zero), params)
+        counts = sum_by_scale(xp.ones_like(weight), spec)
+        zero = xp.clip(sum_by_scale(left, spec) / counts, low, high)
+        whole = xp.round(zero)
+        units = _affine(codes, xp.ones_like(scale), whole, params)
+        scale = _fitted(scale, target, units, spec)
+        tried = replace(params, scale=scale, zero_point=xp.astype(whole, xp.int32))
+        return _State(scale, zero), tried
+
+    def _symmetric_turn(
+        self, weight: Array, params: QuantParams, state: _State, beta: float
+    ) -> tuple[_State, QuantParams]:
+        """Fit the scale alone."""
+        spec = params.spec
+        scale, zero = state.scale, state.zero
+        projected = project(weight, replace(params, scale=scale))
+        units = _affine(projected, 1 / scale, 0 * zero, params)
+        target = self._target(weight, _affine(units, scale, 0 * zero, params), beta)
+        scale = _fitted(scale, target, units, spec)
+        return _State(scale, zero), replace(params, scale=scale)
 
     def _target(self, weight: Array, projected: Array, beta: float) -> Array:
         """Return W - E, with E the generalised soft threshold of the error."""
         xp = array_namespace(weight)
         error = weight - projected
+        # A negative power of zero is infinite.
         size = xp.maximum(xp.abs(error), xp.full_like(error, 1e-8))
-        return weight - xp.sign(error) * xp.maximum(
-            size - size ** (self.config.power - 1) / beta, xp.zeros_like(size)
-        )
+        threshold = size ** (self.config.power - 1) / beta
+        return weight - xp.sign(error) * xp.maximum(size - threshold, xp.zeros_like(size))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _State:
+    """Where the iteration stands.
+
+    Attributes:
+        scale: As last fitted.
+        zero: The zero point before it is rounded, float32.
+    """
+
+    scale: Array
+    zero: Array
+
+
+def _fitted(scale: Array, target: Array, units: Array, spec: QuantSpec) -> Array:
+    """Return the scales of least squares of target - scale * units; the old ones where none fit."""
+    xp = array_namespace(scale)
+    energy = sum_by_scale(units * units, spec)
+    energy = xp.where(energy > 0, energy, xp.ones_like(energy))
+    fitted = sum_by_scale(target * units, spec) / energy
+    return xp.where(fitted > 0, fitted, scale)
 
 
 def _affine(x: Array, scale: Array, zero: Array, params: QuantParams) -> Array:

@@ -1,4 +1,7 @@
-"""What algorithms of least output error share: the error, its gradient and its lean, on a Gram matrix and without autograd."""
+"""What algorithms of least output error share: the error, its gradient and its lean.
+
+All on a Gram matrix and without autograd.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +16,26 @@ from octavo.core.numerics.tensor import QuantizedTensor
 
 
 def normalised(gram: Array) -> Array:
-    """Return the Gram matrix divided by the mean of its diagonal, so that step sizes do not depend on the data's scale."""
+    """Return the Gram matrix divided by the mean of its diagonal.
+
+    Step sizes then do not depend on the data's scale.
+    """
     xp = array_namespace(gram)
     mean = xp.mean(xp.linalg.diagonal(gram))
     return gram / xp.where(mean > 0, mean, xp.ones_like(mean))
 
 
 def output_error(error: Array, gram: Array) -> tuple[Array, Array]:
-    """Return (loss of each row, half the gradient) of tr(E G E^T), E = W_q - W of shape (rows, features).
+    """Return (loss of each row, half the gradient) of tr(E G E^T).
 
-    The gradient with respect to W_q is 2 E G; shapes (rows,) and (rows, features).
+    The gradient with respect to W_q is 2 E G.
+
+    Args:
+        error: E = W_q - W, shape (rows, features).
+        gram: G.
+
+    Returns:
+        Shapes (rows,) and (rows, features).
     """
     xp = array_namespace(error, gram)
     slope = xp.matmul(error, gram)
@@ -30,12 +43,14 @@ def output_error(error: Array, gram: Array) -> tuple[Array, Array]:
 
 
 def unshrunk(found: QuantizedTensor, weight: Array, context: WeightContext) -> QuantizedTensor:
-    """Return the codes with scales under which outputs are as large as they were: tr(W_q G W^T) = tr(W G W^T), row by row.
+    """Return the codes with scales under which outputs are as large as they were, row by row.
 
-    The least error is reached with numbers that lean towards zero: a cut range makes large weights smaller, and rounding inside it
-    follows. Errors of either sign average out over a deep model, but outputs that shrink in each layer do not. Source: Banner et al. 2019,
-    "Post training 4-bit quantization of convolutional networks for rapid-deployment", bias correction, which restores the norm of
-    each channel's weights; here it is the size of what the inputs make of them. One product rows x features x features.
+    tr(W_q G W^T) = tr(W G W^T). The least error is reached with numbers that lean towards zero: a
+    cut range makes large weights smaller, and rounding inside it follows. Errors of either sign
+    average out over a deep model, but outputs that shrink in each layer do not. Source: Banner et
+    al. 2019, "Post training 4-bit quantization of convolutional networks for rapid-deployment",
+    bias correction, which restores the norm of each channel's weights; here it is the size of what
+    the inputs make of them. One product rows x features x features.
 
     Scales that are prescribed, shared between rows or numbers of a narrow format stay as they are.
 
@@ -44,21 +59,19 @@ def unshrunk(found: QuantizedTensor, weight: Array, context: WeightContext) -> Q
         weight: The float matrix, float32.
         context: Has the Gram matrix.
     """
-    spec, scale = found.params.spec, found.params.scale
-    by_row = spec.granularity == "channel" or spec.granularity.startswith("group:")
-    if (
-        context.params is not None
-        or context.gram is None
-        or not by_row
-        or not has_free_scales(spec)
-        or 0 in weight.shape
-    ):
+    spec = found.params.spec
+    is_by_row = spec.granularity == "channel" or spec.granularity.startswith("group:")
+    is_free = is_by_row and has_free_scales(spec) and context.params is None
+    if not is_free or context.gram is None or 0 in weight.shape:
         return found
     xp = array_namespace(weight)
     outputs = xp.matmul(weight, context.gram)
-    before, after = xp.sum(outputs * weight, axis=1), xp.sum(outputs * found.dequantize(), axis=1)
+    before = xp.sum(outputs * weight, axis=1)
+    after = xp.sum(outputs * found.dequantize(), axis=1)
     usable = (before > 0) & (after > 0)
     one = xp.ones_like(before)
-    growth = xp.where(usable, xp.clip(before / xp.where(usable, after, one), 0.5, 2.0), one)
+    ratio = xp.clip(before / xp.where(usable, after, one), 0.5, 2.0)
+    growth = xp.where(usable, ratio, one)
+    scale = found.params.scale
     grown = scale * (growth if scale.ndim == 1 else growth[:, None])
     return QuantizedTensor(found.codes, replace(found.params, scale=grown), found.extra)

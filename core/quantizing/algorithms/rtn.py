@@ -14,17 +14,21 @@ from octavo.core.numerics.rounding import nearest, stochastic
 from octavo.core.numerics.tensor import QuantizedTensor
 from octavo.core.values.scheme import QuantSpec
 
-from .search import power_cost, searched_grid
+from .search import channel_axis, power_cost, searched_grid
 
 
 class RtnConfig(WeightConfig):
     """Settings of round to nearest.
 
     Attributes:
-        clip: ``mse`` searches, for each scale, the shrunk range of least error; ``none`` takes the whole range.
-        power: Of the error, in the search. 2.4 weighs outliers a little more than the square (GPTQ's reference code).
-        convention: How a range becomes an integer scale; see :func:`octavo.core.numerics.affine.affine_params`.
-        rounding: ``stochastic`` rounds integers up with the probability of their fraction, so that the mean error is zero.
+        clip: ``mse`` searches, for each scale, the shrunk range of least error; ``none`` takes the
+            whole range.
+        power: Of the error, in the search. 2.4 weighs outliers a little more than the square
+            (GPTQ's reference code).
+        convention: How a range becomes an integer scale; see
+            :func:`octavo.core.numerics.affine.affine_params`.
+        rounding: ``stochastic`` rounds integers up with the probability of their fraction, so that
+            the mean error is zero.
         seed: Of its draws.
     """
 
@@ -37,7 +41,7 @@ class RtnConfig(WeightConfig):
 
 
 class RoundToNearest(WeightAlgorithm):
-    """q = round(w / scale) + zero_point on the weight's own [min, max], or on the shrunk range of least error.
+    """q = round(w / scale) + zero_point on the weight's own range, or a shrunk one of least error.
 
     Needs the weight alone. Cost: one pass over it; 45 with the clip search.
     """
@@ -46,21 +50,21 @@ class RoundToNearest(WeightAlgorithm):
 
     def quantize(self, matrix: Array, spec: QuantSpec, context: WeightContext) -> QuantizedTensor:
         """Quantize to any dtype and granularity."""
-        stochastically = self.config.rounding == "stochastic"
-        if stochastically and not is_integer(spec):
+        is_stochastic = self.config.rounding == "stochastic"
+        if is_stochastic and not is_integer(spec):
             raise SchemeError(f"stochastic rounding is for integers; round {spec.dtype} to nearest")
-        rounding = stochastic(self.config.seed) if stochastically else nearest
+        rounding = stochastic(self.config.seed) if is_stochastic else nearest
         if context.params is not None:
             return QuantizedTensor(encode(matrix, context.params, rounding), context.params)
-        whole = self.config.clip == "none" and self.config.convention == "octavo"
-        if whole and not stochastically and takes(matrix, spec):
+        is_plain = self.config.clip == "none" and self.config.convention == "octavo"
+        if is_plain and not is_stochastic and takes(matrix, spec):
             codes, params = round_blocked(matrix, spec)
             return QuantizedTensor(codes, params)
         if self.config.clip == "mse":
-            params, extra = searched_grid(
-                matrix, spec, context, power_cost(spec, self.config.power)
-            )
+            cost = power_cost(spec, self.config.power)
+            params, extra = searched_grid(matrix, spec, context, cost)
         else:
-            axis = None if spec.granularity == "tensor" else 0
-            params, extra = choose(*ranges(matrix, spec), spec, axis, self.config.convention)
+            low, high = ranges(matrix, spec)
+            convention = self.config.convention
+            params, extra = choose(low, high, spec, channel_axis(spec), convention)
         return QuantizedTensor(encode(matrix, params, rounding), params, extra)

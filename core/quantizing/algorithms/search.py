@@ -9,25 +9,35 @@ from array_api_compat import array_namespace, device
 
 from octavo.core.contract.algorithm import WeightContext
 from octavo.core.numerics.affine import Array, QuantParams
-from octavo.core.numerics.codec import choose, project, project_values
+from octavo.core.numerics.codec import choose, project
 from octavo.core.numerics.ranges import ranges
 from octavo.core.values.scheme import QuantSpec
-from octavo.core.values.sizes import block_shape, is_grouped
+from octavo.core.values.sizes import block_shape
 
 RATIOS = tuple(1.0 - i / 40 for i in range(25))
 """Shares of the range that are tried: 1 down to 0.4."""
 
+_NEARBY = (0.85, 0.9, 0.95, 1.05, 1.1)
+"""Shares of one end that are tried around the best range."""
+
 Cost = Callable[[Array, Array], Array]
 """(matrix, projected matrix) -> error in the shape of the scales."""
 
+Grid = tuple[QuantParams, dict[str, Any] | None]
+"""Parameters, and the second level of two-level scales."""
 
-def own_grid(
-    matrix: Array, spec: QuantSpec, context: WeightContext
-) -> tuple[QuantParams, dict[str, Any] | None]:
+
+def own_grid(matrix: Array, spec: QuantSpec, context: WeightContext) -> Grid:
     """Return the grid over the weight's own range, or the one that the context prescribes."""
     if context.params is not None:
         return context.params, None
-    return choose(*ranges(matrix, spec), spec, None if spec.granularity == "tensor" else 0)
+    low, high = ranges(matrix, spec)
+    return choose(low, high, spec, channel_axis(spec))
+
+
+def channel_axis(spec: QuantSpec) -> int | None:
+    """Return the channel axis of a weight's matrix; None where all of it shares one scale."""
+    return None if spec.granularity == "tensor" else 0
 
 
 def searched_grid(
@@ -36,123 +46,84 @@ def searched_grid(
     context: WeightContext,
     cost: Cost,
     ratios: tuple[float, ...] = RATIOS,
-) -> tuple[QuantParams, dict[str, Any] | None]:
+) -> Grid:
     """Return the grid of least cost among shrunk ranges, chosen for each scale by itself.
 
     Asymmetric types shrink both ends alike first, then each end alone around the best.
     """
     if context.params is not None:
         return context.params, None
-    xp = array_namespace(matrix)
     low, high = ranges(matrix, spec)
-    axis = None if spec.granularity == "tensor" else 0
-
-    def shrink(
-        candidates: list[tuple[Array, Array]], best_low: Array, best_high: Array, best: Array | None
-    ) -> tuple[Array, Array, Array]:
-        for tried_low, tried_high in candidates:
-            params, _ = choose(tried_low, tried_high, spec, axis)
-            error = cost(matrix, project(matrix, params))
-            if best is None:
-                best_low, best_high, best = tried_low, tried_high, error
-                continue
-            better = error < best
-            best = xp.where(better, error, best)
-            best_low, best_high = (
-                xp.where(better, tried_low, best_low),
-                xp.where(better, tried_high, best_high),
-            )
-        assert best is not None
-        return best_low, best_high, best
-
-    best_low, best_high, best = shrink([(low * r, high * r) for r in ratios], low, high, None)
+    search = _RangeSearch(matrix, spec, cost)
+    for ratio in ratios:
+        search.take(low * ratio, high * ratio)
     if not spec.symmetric:
+        # What one end's move gains may let the other move: each takes two turns.
         for _ in range(2):
-            best_low, best_high, best = shrink(
-                [(best_low * r, best_high) for r in (0.85, 0.9, 0.95, 1.05, 1.1)],
-                best_low,
-                best_high,
-                best,
-            )
-            best_low, best_high, best = shrink(
-                [(best_low, best_high * r) for r in (0.85, 0.9, 0.95, 1.05, 1.1)],
-                best_low,
-                best_high,
-                best,
-            )
-    return choose(best_low, best_high, spec, axis)
+            search.move_low()
+            search.move_high()
+    return choose(search.low, search.high, spec, channel_axis(spec))
+
+
+class _RangeSearch:
+    """The best range of each scale among those that were tried.
+
+    Attributes:
+        low: Its lower end.
+        high: Its upper end.
+    """
+
+    def __init__(self, matrix: Array, spec: QuantSpec, cost: Cost) -> None:
+        self.low: Array = None
+        self.high: Array = None
+        self._error: Array = None
+        self._matrix = matrix
+        self._spec = spec
+        self._cost = cost
+
+    def take(self, low: Array, high: Array) -> None:
+        """Try a range; each scale keeps it where it is better than the best so far."""
+        params, _ = choose(low, high, self._spec, channel_axis(self._spec))
+        error = self._cost(self._matrix, project(self._matrix, params))
+        if self._error is None:
+            self.low, self.high, self._error = low, high, error
+            return
+        xp = array_namespace(error)
+        better = error < self._error
+        self._error = xp.where(better, error, self._error)
+        self.low = xp.where(better, low, self.low)
+        self.high = xp.where(better, high, self.high)
+
+    def move_low(self) -> None:
+        """Try other lower ends around the best range."""
+        low, high = self.low, self.high
+        for ratio in _NEARBY:
+            self.take(low * ratio, high)
+
+    def move_high(self) -> None:
+        """Try other upper ends around the best range."""
+        low, high = self.low, self.high
+        for ratio in _NEARBY:
+            self.take(low, high * ratio)
 
 
 def power_cost(spec: QuantSpec, power: float, weight: Array | None = None) -> Cost:
-    """Return sum of weight * |w - w_q|**power over the elements that share a scale; weight is per feature."""
+    """Return sum of weight * |w - w_q|**power over the elements that share a scale.
+
+    Args:
+        spec: Says which share one.
+        power: Of the error.
+        weight: Per feature; None where all weigh alike.
+    """
 
     def cost(matrix: Array, projected: Array) -> Array:
         xp = array_namespace(matrix)
         error = xp.abs(projected - xp.astype(matrix, xp.float32))
+        # A product is faster than a power, and the same.
         error = error * error if power == 2.0 else error**power
         return sum_by_scale(error if weight is None else error * weight, spec)
 
     return cost
-
-
-def output_grid(
-    matrix: Array, spec: QuantSpec, context: WeightContext, gram: Array
-) -> tuple[QuantParams, dict[str, Any] | None]:
-    """Return the grid of least output error tr(D G D^T), D = Q(W) - W, among shrunk ranges.
-
-    Lin et al. 2024 (AWQ) search each group by its own contribution d G_g d^T. Errors of shrunk groups point the same way
-    and add up, so here the groups take turns and each sees what the others leave: d G_g d^T + 2 d (D G)_g.
-    """
-    if context.params is not None:
-        return context.params, None
-    xp = array_namespace(matrix)
-    weight = xp.astype(matrix, xp.float32)
-    if not is_grouped(spec):
-        return searched_grid(weight, spec, context, lambda w, q: _whole_cost(q - w, gram, spec))
-    low, high = ranges(weight, spec)
-    size = block_shape(spec)[1]
-    error = project(weight, choose(low, high, spec, 0)[0]) - weight
-    leaning = xp.matmul(error, gram)
-    height, rows = block_shape(spec)[0], weight.shape[0]
-    shares = xp.asarray(_shares(spec), dtype=xp.float32, device=device(weight))
-    for g in range(low.shape[1]):
-        columns = slice(g * size, min((g + 1) * size, weight.shape[1]))
-        part, own, before = weight[:, columns], gram[columns, columns], error[:, columns]
-        cross = leaning[:, columns] - xp.matmul(before, own)
-        # All candidates at once: (candidates, scales), and (candidates, rows, columns) for what they make of the weight.
-        ends = [shares[:, i : i + 1] * end[None, :, g] for i, end in enumerate((low, high))]
-        grid = choose(ends[0], ends[1], spec, 0)[0]
-        scale, zero = (
-            xp.repeat(p, height, axis=1)[:, :rows, None] for p in (grid.scale, grid.zero_point)
-        )
-        tried = project_values(part[None, :, :], scale, zero, spec) - part[None, :, :]
-        cost = xp.sum(tried * (xp.matmul(tried, own) + 2 * cross[None, :, :]), axis=2)
-        if pad := -rows % height:
-            cost = xp.concat(
-                [cost, xp.zeros((cost.shape[0], pad), dtype=cost.dtype, device=device(cost))],
-                axis=1,
-            )
-        best = xp.argmin(xp.sum(xp.reshape(cost, (cost.shape[0], -1, height)), axis=2), axis=0)
-        mine = xp.repeat(best, height)[:rows]
-        chosen = xp.take_along_axis(tried, mine[None, :, None], axis=0)[0, :, :]
-        low[:, g] = xp.take_along_axis(ends[0], best[None, :], axis=0)[0, :]
-        high[:, g] = xp.take_along_axis(ends[1], best[None, :], axis=0)[0, :]
-        leaning = leaning + xp.matmul(chosen - before, gram[columns, :])
-        error[:, columns] = chosen
-    return choose(low, high, spec, 0)
-
-
-def _shares(spec: QuantSpec) -> list[tuple[float, float]]:
-    if spec.symmetric:
-        return [(r, r) for r in RATIOS[::2]]
-    steps = (1.05, 1.0, 0.95, 0.9, 0.8)
-    return [(a, b) for a in steps for b in steps]
-
-
-def _whole_cost(error: Array, gram: Array, spec: QuantSpec) -> Array:
-    xp = array_namespace(error)
-    rows = xp.sum(xp.matmul(error, gram) * error, axis=1)
-    return rows if spec.granularity == "channel" else xp.sum(rows)
 
 
 def sum_by_scale(error: Array, spec: QuantSpec) -> Array:
@@ -162,18 +133,30 @@ def sum_by_scale(error: Array, spec: QuantSpec) -> Array:
         return xp.sum(error)
     if spec.granularity == "channel":
         return xp.sum(error, axis=1)
-    rows, columns = block_shape(spec)
-    if tail := -error.shape[1] % columns:
-        error = xp.concat(
-            [error, xp.zeros((error.shape[0], tail), dtype=error.dtype, device=device(error))],
-            axis=1,
-        )
-    if tail := -error.shape[0] % rows:
-        error = xp.concat(
-            [error, xp.zeros((tail, error.shape[1]), dtype=error.dtype, device=device(error))],
-            axis=0,
-        )
-    return xp.sum(
-        xp.reshape(error, (error.shape[0] // rows, rows, error.shape[1] // columns, columns)),
-        axis=(1, 3),
-    )
+    tall, wide = block_shape(spec)
+    padded = with_zeros(with_zeros(error, 1, -error.shape[1] % wide), 0, -error.shape[0] % tall)
+    rows, columns = padded.shape
+    blocks = xp.reshape(padded, (rows // tall, tall, columns // wide, wide))
+    return xp.sum(blocks, axis=(1, 3))
+
+
+def with_zeros(matrix: Array, axis: int, count: int) -> Array:
+    """Return a matrix with so many zeros after it along an axis."""
+    if not count:
+        return matrix
+    xp = array_namespace(matrix)
+    shape = (count, matrix.shape[1]) if axis == 0 else (matrix.shape[0], count)
+    zeros = xp.zeros(shape, dtype=matrix.dtype, device=device(matrix))
+    return xp.concat([matrix, zeros], axis=axis)
+
+
+def whole_output_cost(gram: Array, spec: QuantSpec) -> Cost:
+    """Return tr(D G D^T) of D = Q(W) - W: of each row, or of all where they share one scale."""
+
+    def cost(matrix: Array, projected: Array) -> Array:
+        xp = array_namespace(matrix)
+        error = projected - matrix
+        rows = xp.sum(xp.matmul(error, gram) * error, axis=1)
+        return rows if spec.granularity == "channel" else xp.sum(rows)
+
+    return cost

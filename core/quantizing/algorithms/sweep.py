@@ -1,0 +1,205 @@
+"""Columns rounded from left to right, each corrected by the errors of those before it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from array_api_compat import array_namespace
+
+from octavo.core.numerics.affine import Array, QuantParams, integer_range, is_integer, narrow
+from octavo.core.numerics.codec import decode_values, encode_values
+from octavo.core.numerics.layout import contiguous
+from octavo.core.values.scheme import QuantSpec
+
+_BLOCK = 128
+"""Columns between two large matrix products."""
+
+_STRIP = 32
+"""Columns between two small ones.
+
+Within a strip a column takes one product of a vector and a matrix.
+"""
+
+ChooseGrid = Callable[[Array, int], QuantParams]
+"""(columns of a group, its first column) -> parameters."""
+
+
+class Sweep:
+    """One pass over the columns of a weight.
+
+    Everything is held transposed: a column is then a stretch of memory.
+
+    Args:
+        weight: float32, shape (rows, features), columns in the order of rounding.
+        spec: Dtype and granularity.
+        feedback: Unit upper triangular, shape (features, features): what a column takes of the
+            errors of those before it.
+        params: The grid; None chooses each group's when it is reached, from the weight as corrected
+            so far.
+        order: The columns' places in the original weight, which decide their groups; None where
+            they are in their own order.
+    """
+
+    def __init__(
+        self,
+        weight: Array,
+        spec: QuantSpec,
+        feedback: Array,
+        params: QuantParams | None,
+        order: Sequence[int] | None = None,
+    ) -> None:
+        xp = array_namespace(weight)
+        features = weight.shape[1]
+        self._xp = xp
+        self._spec = spec
+        self._feedback = feedback
+        self._params = params
+        self._order = range(features) if order is None else order
+        self._size = spec.group_size or features
+        self._columns = contiguous(xp.matrix_transpose(weight))
+        self._errors = xp.empty_like(self._columns)
+        self._grids = [] if params is None else _grids_of(params)
+
+    def run(self, grid: ChooseGrid) -> tuple[Array, QuantParams]:
+        """Round all columns.
+
+        Args:
+            grid: Chooses a group's parameters, where they are not given.
+
+        Returns:
+            Codes, shape (rows, features), in the order of rounding; and the parameters.
+        """
+        xp = self._xp
+        features = self._columns.shape[0]
+        step = _BLOCK
+        if self._params is None:
+            # A group is in one block, so that its grid is chosen from columns that are corrected.
+            step = self._size * max(1, _BLOCK // self._size)
+        blocks = [
+            self._block(first, min(first + step, features), grid)
+            for first in range(0, features, step)
+        ]
+        return xp.concat(blocks, axis=1), self._params or self._chosen()
+
+    def _chosen(self) -> QuantParams:
+        xp = self._xp
+        scale = xp.stack([grid.scale for grid in self._grids], axis=1)
+        zero_point = xp.stack([grid.zero_point for grid in self._grids], axis=1)
+        return QuantParams(scale, zero_point, self._spec, 0)
+
+    def _block(self, first: int, last: int, grid: ChooseGrid) -> Array:
+        """Return the codes of the columns from ``first`` up to ``last``, shape (rows, columns)."""
+        xp = self._xp
+        moved = self._columns[first:last, :]
+        if first:
+            moved = moved + self._feed_back(0, first, last)
+        codes: list[Array] = []
+        if self._params is not None:
+            codes += self._rounded(moved, first, first, last)
+        else:
+            for start in range(first, last, self._size):
+                stop = min(start + self._size, last)
+                corrected = self._as_corrected(moved, first, start, stop)
+                params = grid(xp.matrix_transpose(corrected), start)
+                self._grids.append(
+                    _ColumnGrid(params.scale[:, 0], params.zero_point[:, 0], self._spec)
+                )
+                codes += self._rounded(moved, first, start, stop)
+        return contiguous(xp.matrix_transpose(xp.stack(codes)))
+
+    def _feed_back(self, since: int, first: int, last: int) -> Array:
+        """Return what columns ``first`` to ``last`` take of the errors since column ``since``."""
+        feedback = self._xp.matrix_transpose(self._feedback[since:first, first:last])
+        return self._xp.matmul(feedback, self._errors[since:first, :])
+
+    def _rounded(self, moved: Array, block: int, start: int, stop: int) -> list[Array]:
+        """Return the codes of the columns from ``start`` up to ``stop``, and keep their errors.
+
+        Args:
+            moved: The block's columns, corrected by the errors before the block.
+            block: Its first column.
+            start: The first column to round.
+            stop: The one after the last.
+        """
+        codes = []
+        for first in range(start, stop, _STRIP):
+            last = min(first + _STRIP, stop)
+            strip = moved[first - block : last - block, :]
+            if first > block:
+                strip = strip + self._feed_back(block, first, last)
+            for k in range(first, last):
+                column = strip[k - first, :]
+                if k > first:
+                    errors = self._errors[first:k, :]
+                    column = column + self._xp.matmul(self._feedback[first:k, k], errors)
+                grid = self._grids[min(self._order[k] // self._size, len(self._grids) - 1)]
+                marks, numbers = grid.round(column)
+                self._errors[k, :] = self._columns[k, :] - numbers
+                codes.append((marks, grid))
+        return [grid.codes(marks) for marks, grid in codes]
+
+    def _as_corrected(self, moved: Array, block: int, start: int, stop: int) -> Array:
+        """Return a group's columns as GPTQ has them when it reaches the group.
+
+        Each is moved by what the ones before it leave.
+        """
+        xp = self._xp
+        own = self._columns[start:stop, :]
+        shift = moved[start - block : stop - block, :] - own
+        if start > block:
+            shift = shift + self._feed_back(block, start, stop)
+        within = xp.matrix_transpose(self._feedback[start:stop, start:stop])
+        return own + xp.linalg.solve(within, shift)
+
+
+class _ColumnGrid:
+    """One column's grid.
+
+    For integers everything that does not depend on the column is worked out once.
+    """
+
+    def __init__(self, scale: Array, zero_point: Array, spec: QuantSpec) -> None:
+        xp = array_namespace(scale)
+        self.scale = scale
+        self.zero_point = zero_point
+        self._spec = spec
+        self._xp = xp
+        self._bounds = None
+        if is_integer(spec):
+            qmin, qmax = integer_range(spec)
+            low = xp.astype(qmin - zero_point, xp.float32)
+            high = xp.astype(qmax - zero_point, xp.float32)
+            self._bounds = (low, high)
+
+    def round(self, column: Array) -> tuple[Array, Array]:
+        """Return (marks, numbers); marks become codes by :meth:`codes`."""
+        if self._bounds is None:
+            marks = encode_values(column, self.scale, self.zero_point, self._spec)
+            return marks, decode_values(marks, self.scale, self.zero_point, self._spec)
+        xp = self._xp
+        low, high = self._bounds
+        whole = xp.round(column / self.scale)
+        steps = xp.minimum(xp.maximum(whole, low), high)
+        return steps, steps * self.scale
+
+    def codes(self, marks: Array) -> Array:
+        """Return the codes of a rounded column."""
+        if self._bounds is None:
+            return marks
+        whole = self._xp.astype(marks, self._xp.int32)
+        return narrow(whole + self.zero_point, self._spec)
+
+
+def _grids_of(params: QuantParams) -> list[_ColumnGrid]:
+    """Return a grid for each group of columns; one where all columns share it."""
+    scales = _by_group(params.scale)
+    zero_points = _by_group(params.zero_point)
+    return [_ColumnGrid(s, z, params.spec) for s, z in zip(scales, zero_points, strict=True)]
+
+
+def _by_group(parameter: Array) -> list[Array]:
+    if parameter.ndim < 2:
+        return [parameter]
+    xp = array_namespace(parameter)
+    turned = contiguous(xp.matrix_transpose(parameter))
+    return [turned[i, :] for i in range(turned.shape[0])]
