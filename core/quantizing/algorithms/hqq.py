@@ -71,11 +71,13 @@ class Hqq(WeightAlgorithm):
         best = params
         best_error = cost(weight, project(weight, params))
         moves_zero = is_integer(spec) and not spec.symmetric
+        counts = sum_by_scale(xp.ones_like(weight), spec)
+        given = _Given(weight, params, counts)
         state = _State(params.scale, xp.astype(params.zero_point, xp.float32))
         beta = self.config.beta
         for _ in range(self.config.iterations):
             turn = self._asymmetric_turn if moves_zero else self._symmetric_turn
-            state, tried = turn(weight, params, state, beta)
+            state, tried = turn(given, state, beta)
             error = cost(weight, project(weight, tried))
             better = error < best_error
             best_error = xp.where(better, error, best_error)
@@ -88,9 +90,10 @@ class Hqq(WeightAlgorithm):
         return best
 
     def _asymmetric_turn(
-        self, weight: Array, params: QuantParams, state: _State, beta: float
+        self, given: _Given, state: _State, beta: float
     ) -> tuple[_State, QuantParams]:
         """Move the zero point, then fit the scale."""
+        weight, params = given.weight, given.params
         xp = array_namespace(weight)
         spec = params.spec
         low, high = integer_range(spec)
@@ -102,8 +105,7 @@ class Hqq(WeightAlgorithm):
         codes = spread(codes_of, weight, spec, params.axis, scale, zero)
         target = self._target(weight, _affine(codes, scale, zero, params), beta)
         left = codes - _affine(target, 1 / scale, xp.zeros_like(zero), params)
-        counts = sum_by_scale(xp.ones_like(weight), spec)
-        zero = xp.clip(sum_by_scale(left, spec) / counts, low, high)
+        zero = xp.clip(sum_by_scale(left, spec) / given.counts, low, high)
         whole = xp.round(zero)
         units = _affine(codes, xp.ones_like(scale), whole, params)
         scale = _fitted(scale, target, units, spec)
@@ -111,9 +113,10 @@ class Hqq(WeightAlgorithm):
         return _State(scale, zero), tried
 
     def _symmetric_turn(
-        self, weight: Array, params: QuantParams, state: _State, beta: float
+        self, given: _Given, state: _State, beta: float
     ) -> tuple[_State, QuantParams]:
         """Fit the scale alone."""
+        weight, params = given.weight, given.params
         spec = params.spec
         scale, zero = state.scale, state.zero
         projected = project(weight, replace(params, scale=scale))
@@ -130,6 +133,21 @@ class Hqq(WeightAlgorithm):
         size = xp.maximum(xp.abs(error), xp.full_like(error, 1e-8))
         threshold = size ** (self.config.power - 1) / beta
         return weight - xp.sign(error) * xp.maximum(size - threshold, xp.zeros_like(size))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Given:
+    """What is fitted.
+
+    Attributes:
+        weight: float32.
+        params: Where the iteration starts.
+        counts: How many elements share each scale.
+    """
+
+    weight: Array
+    params: QuantParams
+    counts: Array
 
 
 @dataclass(frozen=True, slots=True, eq=False)
