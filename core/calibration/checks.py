@@ -1,4 +1,5 @@
-"""What is asked of every leaf of a batch: that it fits the model and is finite; its bytes and its digest."""
+"""What is asked of every leaf of a batch: that it fits the model and is finite; its bytes and its
+digest."""
 
 from __future__ import annotations
 

@@ -14,7 +14,8 @@ from octavo.core.numerics.channels import ChannelMap
 from octavo.core.numerics.rows import Rows
 
 _CANCELLED = 1e-3
-"""Least share of a feature's energy that centring may leave: float32 sums know it to about 1e-6 of the whole."""
+"""Least share of a feature's energy that centring may leave: float32 sums know it to about 1e-6 of
+the whole."""
 
 
 class FeatureObserver(Observer):
@@ -41,7 +42,8 @@ class FeatureObserver(Observer):
         """
         if self._value is None:
             raise DataError(
-                "an algorithm was asked for before calibration saw its op's input; give calibration batches"
+                "an algorithm was asked for before calibration saw its op's input; give "
+                "calibration batches"
             )
         return self._value
 
@@ -65,7 +67,8 @@ class FeatureObserver(Observer):
         return together
 
     def rescaled(self, change: ChannelMap) -> Self | None:
-        """Divide, exactly for all of them; sums also shift, and sums and Gram matrices rotate where features are channels."""
+        """Divide, exactly for all of them; sums also shift, and sums and Gram matrices rotate where
+        features are channels."""
         plain = change.carries <= {"scale"}
         if self._value is None or not (
             plain or (change.carries <= self._follows and not self.rows.kernel)
@@ -128,9 +131,11 @@ class Gram(FeatureObserver):
         return change.apply(xp.matrix_transpose(change.apply(self._value)))
 
     def centred(self, sums: FeatureSum, shift: Array) -> Self | None:
-        """Return what would have been seen of x - shift: G - z m^T - m z^T + n z z^T, m the sums over n rows.
+        """Return what would have been seen of x - shift: G - z m^T - m z^T + n z z^T, m the sums
+        over n rows.
 
-        None where so much cancels that float32 leaves fewer than three digits, and for convolutions, whose padding is not shifted.
+        None where so much cancels that float32 leaves fewer than three digits, and for
+        convolutions, whose padding is not shifted.
         """
         if self._value is None or self.rows.kernel or sums.count != self.count:
             return None
@@ -157,7 +162,8 @@ class FeatureAbsMax(FeatureObserver):
         return array_namespace(one).maximum(one, other)
 
     def within(self, low: Array, high: Array) -> Self:
-        """Return what would have been seen of channels within these ranges, shape (channels,); features are channels here."""
+        """Return what would have been seen of channels within these ranges, shape (channels,);
+        features are channels here."""
         xp = array_namespace(low)
         return self._derived(xp.maximum(xp.abs(low), xp.abs(high))[None, ...])
 

@@ -1,4 +1,5 @@
-"""From what a loader yields to what a model's call takes: labels are dropped, and what cannot be guessed is refused."""
+"""From what a loader yields to what a model's call takes: labels are dropped, and what cannot be
+guessed is refused."""
 
 from __future__ import annotations
 
@@ -41,8 +42,8 @@ class Reading:
 
     Attributes:
         takes: What the model's call takes.
-        form: ``call``: it is a :class:`Call` already. ``value``: one array. ``items``: values in order. ``names``: values by name.
-            ``whole``: the container itself is the one argument.
+        form: ``call``: it is a :class:`Call` already. ``value``: one array. ``items``: values in
+            order. ``names``: values by name. ``whole``: the container itself is the one argument.
         first: How often the first item is taken before: loaders yield (inputs, labels).
         count: How many items are taken.
         without: Names that are left out though they could be given.
@@ -94,9 +95,9 @@ class Reading:
 def choose(raw: Any, takes: Takes, attempt: Attempt | None, index: int = 0) -> Reading:
     """Choose how a loader's batches are read, from one of them.
 
-    What the call's signature leaves open is tried on the model. Required arguments count first: a further item is an optional
-    argument or labels, and which one is taken as known only where the model runs with it alone, where it makes no
-    difference, or where it can be nothing but a mask.
+    What the call's signature leaves open is tried on the model. Required arguments count first: a
+    further item is an optional argument or labels, and which one is taken as known only where the
+    model runs with it alone, where it makes no difference, or where it can be nothing but a mask.
 
     Args:
         raw: One batch as the loader yields it.
@@ -136,12 +137,14 @@ def choose(raw: Any, takes: Takes, attempt: Attempt | None, index: int = 0) -> R
             return ran[0][0]
     call = groups[0][0](raw, index)
     raise DataError(
-        f"calibration batch {index} ({shown(call, takes.positional)}) does not run on the model, which takes {takes}: {first_error}; {REMEDY}"
+        f"calibration batch {index} ({shown(call, takes.positional)}) does not run on the model, "
+        f"which takes {takes}: {first_error}; {REMEDY}"
     )
 
 
 def _readings(raw: Any, takes: Takes, first: int = 0, left: str = "") -> Iterator[list[Reading]]:
-    """Yield groups of readings, likelier ones first; those of one group are told apart by running them."""
+    """Yield groups of readings, likelier ones first; those of one group are told apart by running
+    them."""
     kind = kind_of(raw) if not first else ""
 
     def reading(form: Form, note: str = "", **more: Any) -> Reading:
@@ -166,12 +169,18 @@ def _readings(raw: Any, takes: Takes, first: int = 0, left: str = "") -> Iterato
         yield [reading("names", note)]
         labels = LABELS.intersection(name for name in kept if name not in takes.keywords)
         if labels and len(kept) > len(labels):
-            note = f"calibration keys that the model does not run with were left out: {', '.join(sorted(labels))}"
+            note = (
+                "calibration keys that the model does not run with were left out: "
+                f"{', '.join(sorted(labels))}"
+            )
             yield [reading("names", note, without=labels)]
     if isinstance(raw, (tuple, list)) and raw:
         yield from _in_order(tuple(raw), takes, reading)
         if is_container(raw[0]) or isinstance(raw[0], Call):
-            rest = "calibration batches hold what the model takes in their first item: the rest (labels?) was left out"
+            rest = (
+                "calibration batches hold what the model takes in their first item: the rest "
+                "(labels?) was left out"
+            )
             for group in _readings(raw[0], takes, first + 1, rest if len(raw) > 1 else left):
                 yield [
                     dataclasses.replace(r, kind=kind_of(raw) if not first else "") for r in group
@@ -191,10 +200,14 @@ def _in_order(
     least = max(1, sum(name in takes.required for name in takes.positional))
     group = []
     for count in range(most, min(least, most) - 1, -1):
-        note = f"calibration batches have {len(items)} items and the model takes {count}: the rest (labels?) was left out"
+        note = (
+            f"calibration batches have {len(items)} items and the model takes {count}: the "
+            "rest (labels?) was left out"
+        )
         group.append(reading("items", note if count < len(items) else "", count=count))
     if takes.any_positional:
-        # Whatever number of values runs is what it takes; fewer are tried only where more do not run.
+        # Whatever number of values runs is what it takes; fewer are tried only where more do not
+        # run.
         yield from ([one] for one in group)
     else:
         yield group
@@ -212,7 +225,8 @@ def kind_of(raw: Any) -> str:
 
 
 def _table(raw: Any) -> dict[str, Any]:
-    """Return the values of a mapping, a named tuple or a dataclass by name; empty where there are no names."""
+    """Return the values of a mapping, a named tuple or a dataclass by name; empty where there are
+    no names."""
     if isinstance(raw, Mapping):
         keys = list(raw.keys())
         return {k: raw[k] for k in keys} if all(isinstance(k, str) for k in keys) else {}
@@ -247,7 +261,8 @@ def _agree(found: Sequence[tuple[np.ndarray, ...]]) -> bool:
 
 
 def _masks(ran: Sequence[tuple[Reading, Any]], raw: Any) -> bool:
-    """True if what the longest reading takes beyond the shortest are masks: arguments that are called so and hold nothing else."""
+    """True if what the longest reading takes beyond the shortest are masks: arguments that are
+    called so and hold nothing else."""
     longest, shortest = ran[0][0], ran[-1][0]
     values = longest.call(raw).args
     names = longest.takes.positional
@@ -279,8 +294,10 @@ def _refuse(raw: Any, takes: Takes, ran: Sequence[Reading], index: int) -> None:
     beyond = len(ran[-1].call(raw).args)
     name = takes.positional[beyond] if beyond < len(takes.positional) else "the next argument"
     raise DataError(
-        f"calibration batch {index} has {len(raw)} items, and the model runs with {counts} of them, with other outputs: "
-        f"item {beyond} may be {name!r} or labels, which cannot be guessed; give batches by name, or {REMEDY}"
+        f"calibration batch {index} has {len(raw)} items, and the model runs with {counts} of "
+        "them, with other outputs: "
+        f"item {beyond} may be {name!r} or labels, which cannot be guessed; give batches by name, "
+        f"or {REMEDY}"
     )
 
 

@@ -81,7 +81,8 @@ class Statistics:
         """
         if not is_finite(x):
             raise DataError(
-                f"value {value!r} is not finite in calibration batch {self.seen.get(value, 0)}: the float model itself overflows there; "
+                f"value {value!r} is not finite in calibration batch {self.seen.get(value, 0)}: "
+                "the float model itself overflows there; "
                 "check the batch, or keep the op that writes it out of the calibration data's range"
             )
         if 0 in x.shape:
@@ -105,9 +106,10 @@ class Statistics:
             changes: Value name -> how.
 
         Returns:
-            The statistics, and the probes that cannot be derived; they are gone from the statistics. Derived exactly are
-            means, channel ranges without a rotation, whole-tensor ``minmax`` ranges where channel ranges were seen,
-            and Gram matrices, for a shift where the means were seen.
+            The statistics, and the probes that cannot be derived; they are gone from the
+            statistics. Derived exactly are means, channel ranges without a rotation, whole-tensor
+            ``minmax`` ranges where channel ranges were seen, and Gram matrices, for a shift where
+            the means were seen.
         """
         derived = copy(self)
         derived._observers = {}
@@ -171,7 +173,8 @@ class Statistics:
                 f" along axis {probe.axis}" if probe.axis is not None else ""
             )
             raise DataError(
-                f"value {probe.value!r} was not observed {how}{nearest(probe.value, {p.value for p in self._observers})}"
+                f"value {probe.value!r} was not observed "
+                f"{how}{nearest(probe.value, {p.value for p in self._observers})}"
             )
         return found
 
@@ -186,6 +189,7 @@ class Statistics:
         observer = self.observer(Probe(value, calibrator, axis))
         if not isinstance(observer, Calibrator):
             raise DataError(
-                f"value {value!r} was observed by {calibrator}, which gives no range; name a calibrator"
+                f"value {value!r} was observed by {calibrator}, which gives no range; name a "
+                "calibrator"
             )
         return observer.range(spec)

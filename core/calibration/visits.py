@@ -1,4 +1,5 @@
-"""How many batches came by each value in calibration: a branch of a model may be taken by some of them only."""
+"""How many batches came by each value in calibration: a branch of a model may be taken by some of
+them only."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from octavo.core.values.calls import Batch
 
 
 class Numbered:
-    """Batches that can be read as often as what they are made of, and tell which of them was read last.
+    """Batches that can be read as often as what they are made of, and tell which of them was read
+    last.
 
     Attributes:
         number: Of the batch that was read last in the pass that goes on, from 1.
@@ -30,7 +32,8 @@ class Met:
     """A sink that counts, for each value, the batches in which it came, and hands it on.
 
     Args:
-        source: Where the batches are read from: one after the other, each run before the next is read.
+        source: Where the batches are read from: one after the other, each run before the next is
+            read.
         sink: Where values go.
 
     Attributes:

@@ -27,12 +27,12 @@ EVERY: frozenset[str] = frozenset(FEATURES)
 """All that a channel map may carry."""
 
 SCALE_ALONE: frozenset[str] = frozenset({"scale"})
-"""What passes convolutions over zero padding, and what lies between ops that work channel by channel."""
+"""What passes convolutions over zero padding, and ops that work channel by channel."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ChannelMap:
-    """x' = R((x - shift) / scale): the members' weights become (W * scale) R and their biases b + W shift.
+    """x' = R((x - shift) / scale): members' weights become (W * scale) R, biases b + W shift.
 
     R is a Hadamard rotation, x' W'^T = ((x - shift) / scale) R R^T (W * scale)^T, so that the
     function stays. Outlier Suppression+ shifts and scales (Wei et al. 2023, eq. 4), QuaRot rotates

@@ -6,7 +6,7 @@ dtype                        codes                          scale
 int2..int16, uint2..uint16   integers                       affine; see :mod:`.affine`
 fp8_*, fp6_*, fp4_e2m1       uint8 bit patterns             absolute maximum / largest number
 nf4                          uint8 indices into a code book absolute maximum
-mxfp8, mxfp6, mxfp4          uint8 bit patterns             2**(floor(log2(absolute maximum)) - emax)
+mxfp8, mxfp6, mxfp4          uint8 bit patterns             2**(floor(log2(abs. maximum)) - emax)
 mxint8                       int8, in steps of 1/64         the same, with emax 0
 nvfp4                        uint8 bit patterns of fp4_e2m1 an fp8_e4m3fn per group times a float32
                                                             per tensor
@@ -197,7 +197,7 @@ def encode_values(
 
 
 def _nearest_in_book(ratio: Array) -> Array:
-    """Return the index of the nearest nf4 number, uint8: how many middles between them lie below."""
+    """Return the index of the nearest nf4 number, uint8: how many middles lie below."""
     xp = array_namespace(ratio)
     middles = xp.asarray((NF4[1:] + NF4[:-1]) / 2, device=device(ratio))
     found = xp.searchsorted(middles, xp.reshape(ratio, (-1,)))

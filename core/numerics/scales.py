@@ -1,4 +1,4 @@
-"""Scales in the format in which they will be stored: halves, powers of two, codes of a second level."""
+"""Scales as they will be stored: halves, powers of two, codes of a second level."""
 
 from __future__ import annotations
 

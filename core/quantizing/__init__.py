@@ -1,1 +1,2 @@
-"""From a recipe to quantized tensors: transforms, weight algorithms, the realizer that calls both."""
+"""From a recipe to quantized tensors: transforms, weight algorithms, the realizer that
+calls both."""

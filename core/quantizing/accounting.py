@@ -1,4 +1,5 @@
-"""What the ledger says beside what an adapter wrote: ops kept in float, and what a reader must know of others."""
+"""What the ledger says beside what an adapter wrote: ops kept in float, and what a reader must know
+of others."""
 
 from __future__ import annotations
 

@@ -15,13 +15,11 @@ def why_fixed(op: Op, opened: Opened) -> str:
         return f"{opened.name} has no low-precision kernel for {op.type}"
     if len(opened.capability.for_op(op)) > 1:
         return "kept in float by the rules, or by an op that decides with it"
-    refusals = dict.fromkeys(
-        why for o in offers if o.refuses is not None and (why := o.refuses(op))
-    )
-    return (
-        "; ".join(refusals)
-        or f"{opened.name} only simulates schemes for {op.type} (simulated = true admits them)"
-    )
+    asked = (offer.refuses(op) for offer in offers if offer.refuses is not None)
+    refusals = dict.fromkeys(filter(None, asked))
+    if refusals:
+        return "; ".join(refusals)
+    return f"{opened.name} only simulates schemes for {op.type} (simulated = true admits them)"
 
 
 def why_float(op: Op, opened: Opened) -> str:

@@ -1,13 +1,14 @@
 """Gram matrices of large models, a few at a time.
 
-A Gram matrix has the square of an op's features; those of all layers together outgrow the model that they serve. Where they
-pass a limit, calibration keeps those of the first layers, and each further page of them is observed by one more pass over the
-data when an algorithm first asks for one of it. The page before is let go first, so memory does not grow with a model's depth.
+A Gram matrix has the square of an op's features; those of all layers together outgrow the model
+that they serve. Where they pass a limit, calibration keeps those of the first layers, and each
+further page of them is observed by one more pass over the data when an algorithm first asks for one
+of it. The page before is let go first, so memory does not grow with a model's depth.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
 from math import prod
 from typing import Self
@@ -54,16 +55,19 @@ class Pages:
         return self._open[self][probe]
 
     def changed(self, changes: Mapping[str, ChannelMap]) -> Self:
-        """Return the pages of a model whose values are changed once more; still one of all of them is there at a time."""
+        """Return the pages of a model whose values are changed once more.
+
+        Still one of all of them is there at a time.
+        """
         derived = copy(self)
         derived._changes = dict(self._changes)
         for probe in self._pages:
-            if probe.value in changes and probe.rows is not None:
-                before = self._changes[probe.value][0] if probe.value in self._changes else ()
-                derived._changes[probe.value] = (
-                    chained((*before, changes[probe.value])),
-                    probe.rows.channel_axis,
-                )
+            change = changes.get(probe.value)
+            if change is None or probe.rows is None:
+                continue
+            before, _ = self._changes.get(probe.value, ((), 0))
+            maps = chained((*before, change))
+            derived._changes[probe.value] = (maps, probe.rows.channel_axis)
         return derived
 
 
@@ -76,27 +80,38 @@ def paged(probes: Iterable[Probe], ops: Iterable[Op], limit: int) -> tuple[Page,
         limit: Bytes that Gram matrices may take at a time.
 
     Returns:
-        What is observed at once, and the pages of Gram matrices for later: none, where all of them are within the limit; else
-        half of it is for those that stay and half for the open page. A page holds one at least.
+        What is observed at once, and the pages of Gram matrices for later: none, where all of them
+        are within the limit; else half of it is for those that stay and half for the open page. A
+        page holds one at least.
     """
     wanted = tuple(probes)
-    sizes: dict[Probe, int] = {}
+    asked = set(wanted)
+    sizes = {probe: size for probe, size in _gram_sizes(ops) if probe in asked}
+    if sum(sizes.values()) <= limit:
+        return wanted, ()
+    _, *later = _filled(sizes, limit // 2)
+    late = {probe for page in later for probe in page}
+    return tuple(p for p in wanted if p not in late), tuple(later)
+
+
+def _gram_sizes(ops: Iterable[Op]) -> Iterator[tuple[Probe, int]]:
+    """Yield the Gram matrices that ops may ask for, with their bytes."""
     for op in ops:
         for weight in op.weights:
             features = prod(weight.shape) // max(1, weight.shape[weight.channel_axis])
             for probe in feature_probes(op, ("gram",)):
                 assert probe.rows is not None
-                sizes[probe] = 4 * probe.rows.groups * features**2
-    heavy = [probe for probe in sizes if probe in set(wanted)]
-    if sum(sizes[p] for p in heavy) <= limit:
-        return wanted, ()
+                yield probe, 4 * probe.rows.groups * features**2
+
+
+def _filled(sizes: Mapping[Probe, int], room: int) -> list[Page]:
+    """Return pages in order, each of which takes ``room`` bytes at most, or one probe."""
     pages: list[list[Probe]] = [[]]
-    room = limit // 2
-    for probe in heavy:
-        if pages[-1] and sizes[probe] > room:
+    left = room
+    for probe, size in sizes.items():
+        if pages[-1] and size > left:
             pages.append([])
-            room = limit // 2
+            left = room
         pages[-1].append(probe)
-        room -= sizes[probe]
-    late = {probe for page in pages[1:] for probe in page}
-    return tuple(p for p in wanted if p not in late), tuple(tuple(page) for page in pages[1:])
+        left -= size
+    return [tuple(page) for page in pages]

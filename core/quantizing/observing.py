@@ -1,4 +1,5 @@
-"""What calibration sees of the float model: one pass for all recipes, further ones where they must be."""
+"""What calibration sees of the float model: one pass for all recipes, further ones where they must
+be."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from itertools import chain
 from typing import TYPE_CHECKING, Literal
 
 from octavo.core.calibration.features import FEATURES
@@ -18,6 +19,9 @@ from .input_features import feature_probes
 
 if TYPE_CHECKING:
     from octavo.core.contract.plugins import PluginHost
+
+_CHANNELS_FIRST = ("conv", "conv_transpose", "max_pool", "avg_pool", "batch_norm")
+"""Op types whose activations have their channels on axis 1; all others have them last."""
 
 
 class ProbePlan:
@@ -39,34 +43,43 @@ class ProbePlan:
         self.sharing = shared_scales(view)
 
     def after(self, transforms: tuple[PartChoice, ...]) -> tuple[Probe, ...]:
-        """Return what schemes, and transforms that may follow, ask of the statistics after ``transforms``."""
-        wanted: dict[Probe, None] = {}
-        for unit in self._space.tunable:
-            for name in unit.ops:
-                op = self._view.by_name[name]
-                for scheme in unit.choices:
-                    wanted.update(dict.fromkeys(self._probes_of(op, scheme)))
+        """Return what schemes, and transforms that may follow, ask of the statistics after
+        ``transforms``."""
+        wanted = dict.fromkeys(self._probes_of_schemes())
         ranged = frozenset(probe.value for probe in wanted if probe.calibrator == MINMAX)
-        n = len(transforms)
-        for choice in dict.fromkeys(
-            c for more in self._space.transforms if more[:n] == transforms for c in more[n:]
-        ):
+        for choice in self._that_may_follow(transforms):
             wanted.update(dict.fromkeys(self._probes_of_transform(choice, ranged)))
         return tuple(wanted)
 
+    def _that_may_follow(self, transforms: tuple[PartChoice, ...]) -> Iterable[PartChoice]:
+        n = len(transforms)
+        longer = [more[n:] for more in self._space.transforms if more[:n] == transforms]
+        return dict.fromkeys(chain.from_iterable(longer))
+
+    def _probes_of_schemes(self) -> Iterable[Probe]:
+        for unit in self._space.tunable:
+            for op in (self._view.by_name[name] for name in unit.ops):
+                for scheme in unit.choices:
+                    yield from self._probes_of(op, scheme)
+
     def _probes_of(self, op: Op, scheme: OpScheme) -> Iterable[Probe]:
         if scheme.mode == "static":
-            for spec, values in ((scheme.input, op.inputs), (scheme.output, op.outputs)):
-                if spec is not None:
-                    for value in values:
-                        yield from (
-                            Probe(v, scheme.calibrator, axis_of(op, spec))
-                            for v in self.sharing.get(value, (value,))
-                        )
+            if scheme.input is not None:
+                yield from self._range_probes(op, scheme, scheme.input, op.inputs)
+            if scheme.output is not None:
+                yield from self._range_probes(op, scheme, scheme.output, op.outputs)
         if scheme.weight is not None and op.weight is not None:
             needs = self.needs("algorithms", scheme.algorithm)
             for user in self.users(op.weight) if needs else ():
                 yield from feature_probes(user, needs)
+
+    def _range_probes(
+        self, op: Op, scheme: OpScheme, spec: QuantSpec, values: Iterable[str]
+    ) -> Iterable[Probe]:
+        axis = axis_of(op, spec)
+        for value in values:
+            for together in self.sharing.get(value, (value,)):
+                yield Probe(together, scheme.calibrator, axis)
 
     def _probes_of_transform(self, choice: PartChoice, ranged: Collection[str]) -> Iterable[Probe]:
         needs = self.needs("transforms", choice)
@@ -79,9 +92,8 @@ class ProbePlan:
 
     def _rescaled_members(self) -> Iterable[tuple[Group, Op]]:
         for group in self._view.groups:
-            if group.kind == "rescale":
-                for member in group.members:
-                    yield group, self._view.by_name[member]
+            for member in group.members if group.kind == "rescale" else ():
+                yield group, self._view.by_name[member]
 
     def needs(
         self, kind: Literal["algorithms", "transforms"], choice: PartChoice
@@ -96,8 +108,11 @@ class ProbePlan:
         return tuple(o for o in self._view.ops if any(w.name == weight.name for w in o.weights))
 
 
-def axis_of(op: Op, spec: QuantSpec | None) -> int | None:
-    """Return the channel axis of an op's activations where ``spec`` has a range for each channel; else None."""
-    if spec is None or spec.granularity != "channel":
+def axis_of(op: Op, spec: QuantSpec) -> int | None:
+    """Return the channel axis of an op's activations where ``spec`` has a range for each channel.
+
+    None where it has one range for all.
+    """
+    if spec.granularity != "channel":
         return None
-    return 1 if op.type in ("conv", "conv_transpose", "max_pool", "avg_pool", "batch_norm") else -1
+    return 1 if op.type in _CHANNELS_FIRST else -1

@@ -1,4 +1,5 @@
-"""A model after its transforms: the rescaled session, and what calibration would have seen of it."""
+"""A model after its transforms: the rescaled session, and what calibration would have
+seen of it."""
 
 from __future__ import annotations
 
@@ -8,9 +9,16 @@ from dataclasses import dataclass, field
 from octavo.core.calibration.statistics import Statistics
 from octavo.core.contract.adapter import Session
 from octavo.core.contract.calibrator import Probe
-from octavo.core.numerics.channels import Changes, Factors, chained, channel_maps, is_online
+from octavo.core.numerics.channels import (
+    Changes,
+    ChannelMap,
+    Factors,
+    chained,
+    channel_maps,
+    is_online,
+)
 from octavo.core.numerics.rows import rows_of
-from octavo.core.values.graph import ModelView
+from octavo.core.values.graph import Group, ModelView
 from octavo.core.values.topology import seers, values_between
 
 
@@ -46,7 +54,8 @@ class Prepared:
             state = state.before
 
     def seen_by(self, op: str, value: str) -> Statistics:
-        """Return what calibration saw of ``value`` as ``op`` meets it; whoever a transform leaves out meets what was there before."""
+        """Return what calibration saw of ``value`` as ``op`` meets it; whoever a transform leaves
+        out meets what was there before."""
         seen = self
         for state in self.states():
             if value in state.seers:
@@ -64,46 +73,79 @@ def rescaled(
     wanted: Collection[Probe],
     observe: Callable[[tuple[Probe, ...], Changes], Statistics],
 ) -> Prepared:
-    """Return the state after one more rescaling; its statistics are derived from those before it.
+    """Return the state after one more rescaling.
+
+    Its statistics are derived from those before it.
 
     Args:
         before: The state before.
         factors: Name of a ``rescale`` group -> factors.
         view: The model.
         wanted: What somebody may ask of the new statistics.
-        observe: (probes, changed values) -> statistics; called only for what is wanted and cannot be derived.
+        observe: (probes, changed values) -> statistics; called only for what is wanted and cannot
+            be derived.
     """
-    seeing: dict[str, frozenset[str]] = {}
-    changes = dict(before.changes)
-    statistics = before.statistics
-    missing: list[Probe] = []
-    touched, inside = set(before.ops), set(before.online)
+    effect = _Effect(before)
     for group, change in channel_maps(view.groups, factors):
-        online = is_online(group, change, already=group.name in inside)
-        inside |= {group.name} if online else set()
-        values = frozenset((group.value,)) if online else values_between(view, group)
-        # A convolution's channels stay on axis 1 of all that follows, a pooled and flattened sample included.
-        names = group.members if online else (group.producer, *group.members)
-        ends = (view.by_name[n] for n in names if n in view.by_name)
-        rows = next((r for op in ends if (r := rows_of(op)) is not None), None)
-        axis = rows.channel_axis if rows is not None else -1
-        for value in values:
-            mine = frozenset(group.members) if online else seers(view, group, value, values)
-            seeing[value] = seeing.get(value, frozenset()) | mine
-            touched |= mine
-            changes[value] = (chained((*changes.get(value, ((), axis))[0], change)), axis)
-        touched.update(group.members)
-        statistics, lost = statistics.rescaled(dict.fromkeys(values, change))
-        missing += lost
-    again = tuple(probe for probe in missing if probe in wanted)
+        effect.take(view, group, change)
+    statistics = effect.statistics
+    again = tuple(probe for probe in effect.missing if probe in wanted)
     if again:
-        statistics = statistics.replaced(observe(again, changes))
+        statistics = statistics.replaced(observe(again, effect.changes))
     return Prepared(
         before.session.rescale(factors),
         statistics,
         before,
-        frozenset(touched),
-        frozenset(inside),
-        changes,
-        seeing,
+        ops=frozenset(effect.touched),
+        online=frozenset(effect.online),
+        changes=effect.changes,
+        seers=effect.seers,
     )
+
+
+class _Effect:
+    """What one rescaling does, group by group; the attributes are those of :class:`Prepared`.
+
+    Attributes:
+        missing: Probes whose observers cannot be derived.
+    """
+
+    def __init__(self, before: Prepared) -> None:
+        self.statistics = before.statistics
+        self.missing: list[Probe] = []
+        self.touched = set(before.ops)
+        self.online = set(before.online)
+        self.changes = dict(before.changes)
+        self.seers: dict[str, frozenset[str]] = {}
+
+    def take(self, view: ModelView, group: Group, change: ChannelMap) -> None:
+        """Change the channels of one group's value."""
+        online = is_online(group, change, already=group.name in self.online)
+        if online:
+            self.online.add(group.name)
+        values = frozenset((group.value,)) if online else values_between(view, group)
+        axis = _channel_axis(view, group, online=online)
+        for value in values:
+            mine = frozenset(group.members) if online else seers(view, group, value, values)
+            self.seers[value] = self.seers.get(value, frozenset()) | mine
+            self.touched |= mine
+            earlier, _ = self.changes.get(value, ((), axis))
+            self.changes[value] = (chained((*earlier, change)), axis)
+        self.touched.update(group.members)
+        self.statistics, lost = self.statistics.rescaled(dict.fromkeys(values, change))
+        self.missing += lost
+
+
+def _channel_axis(view: ModelView, group: Group, *, online: bool) -> int:
+    """Return where the channels of a group's value lie.
+
+    A convolution's channels stay on axis 1 of all that follows, a pooled and flattened sample
+    included.
+    """
+    names = group.members if online else (group.producer, *group.members)
+    for name in names:
+        op = view.by_name.get(name)
+        rows = rows_of(op) if op is not None else None
+        if rows is not None:
+            return rows.channel_axis
+    return -1

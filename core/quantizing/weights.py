@@ -1,4 +1,5 @@
-"""One weight from float to codes: as a matrix, by its algorithm, with what calibration saw of its input."""
+"""One weight from float to codes: as a matrix, by its algorithm, with what calibration saw of its
+input."""
 
 from __future__ import annotations
 
@@ -128,7 +129,8 @@ def _common_grid(
         return choose(low, high, spec, None)
     if not shares_scales(spec):
         return None, None
-    # Each group chooses, all choices are rounded together, and the codes are made on what comes out.
+    # Each group chooses, all choices are rounded together, and the codes are made on what comes
+    # out.
     chosen = [
         algorithm.quantize(piece, spec, context).params
         for piece, context in zip(pieces, contexts, strict=True)

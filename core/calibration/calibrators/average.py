@@ -26,8 +26,9 @@ class MovingAverageConfig(PartConfig):
 class MovingAverage(MinMax):
     """low = (1 - c) low + c min(batch), and so the other end, starting from the first batch.
 
-    Source: Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
-    Inference", section 3.1. It depends on the order of the batches; merging weighs each side by its number of batches.
+    Source: Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient
+    Integer-Arithmetic-Only Inference", section 3.1. It depends on the order of the batches; merging
+    weighs each side by its number of batches.
     """
 
     config: MovingAverageConfig

@@ -8,7 +8,8 @@ from array_api_compat import array_namespace, device
 from octavo.core.numerics.affine import Array
 
 BINS = 4096
-"""Bins over the whole tensor; a power of two. The values fill between half and all of them on their larger side."""
+"""Bins over the whole tensor; a power of two. The values fill between half and all of them on their
+larger side."""
 
 CHANNEL_BINS = 512
 """Bins of each channel."""
@@ -18,10 +19,13 @@ _SMALLEST = -149
 
 
 class Histogram:
-    """Counts in bins [i, i + 1) * 2**width around zero; the width doubles, merging pairs, when a value falls outside.
+    """Counts in bins [i, i + 1) * 2**width around zero; the width doubles, merging pairs, when a
+    value falls outside.
 
-    Because every width is a power of two and every bin starts at a multiple of it, the counts depend on the values alone,
-    not on their order, their batches or their share among workers. Memory: 8 bytes a bin and channel.
+    Because every width is a power of two and every bin starts at a multiple of it, the counts
+    depend on the values alone,
+    not on their order, their batches or their share among workers. Memory: 8 bytes a bin and
+    channel.
 
     Args:
         bins: Number of bins, a power of two.
@@ -52,7 +56,8 @@ class Histogram:
         if needed > self.width or not self.counts.size:
             self._widen(max(needed, self.width))
         channels = rows.shape[0]
-        # x * 2**-width is exact unless it underflows (values 2**-100 of the largest), and so is its floor.
+        # x * 2**-width is exact unless it underflows (values 2**-100 of the largest), and so is its
+        # floor.
         index = (
             xp.astype(
                 xp.floor(rows * 2.0**-self.width) if self.width > -126 else 0 * rows, xp.int64

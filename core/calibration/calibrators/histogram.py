@@ -107,7 +107,8 @@ class OutlierFreeConfig(PartConfig):
     """The range without outliers by Tukey's rule.
 
     Attributes:
-        fence: How many interquartile distances beyond the quartiles still belong; 3 leaves out what Tukey calls far out.
+        fence: How many interquartile distances beyond the quartiles still belong; 3 leaves out what
+            Tukey calls far out.
     """
 
     kind: Literal["outlier_free"] = "outlier_free"
@@ -117,8 +118,8 @@ class OutlierFreeConfig(PartConfig):
 class OutlierFree(HistogramCalibrator):
     """The range of the values within Tukey's fences [Q1 - k (Q3 - Q1), Q3 + k (Q3 - Q1)].
 
-    Source: Tukey 1977, "Exploratory Data Analysis", section 2D. Where the middle half of the values is constant the fences
-    say nothing, and the whole range is kept.
+    Source: Tukey 1977, "Exploratory Data Analysis", section 2D. Where the middle half of the values
+    is constant the fences say nothing, and the whole range is kept.
     """
 
     config: OutlierFreeConfig
@@ -147,8 +148,9 @@ class TokenConfig(PartConfig):
 class TokenQuantile(HistogramCalibrator):
     """A quantile over tokens of each token's own largest and smallest value.
 
-    Paper: Wei et al. 2022, "Outlier Suppression", section 4.2, token-wise clipping (its coarse stage): a few tokens, such as
-    separators, hold the outliers, and clipping them costs little. A token is a row along the last axis.
+    Paper: Wei et al. 2022, "Outlier Suppression", section 4.2, token-wise clipping (its coarse
+    stage): a few tokens, such as separators, hold the outliers, and clipping them costs little. A
+    token is a row along the last axis.
     """
 
     config: TokenConfig
@@ -157,7 +159,8 @@ class TokenQuantile(HistogramCalibrator):
         super().__init__(config, None)
         if axis is not None:
             raise DataError(
-                "the token calibrator gives one range for a whole tensor; use granularity tensor with it"
+                "the token calibrator gives one range for a whole tensor; use granularity tensor "
+                "with it"
             )
 
     def seen(self, x: Array) -> Array:
@@ -179,7 +182,8 @@ class TokenQuantile(HistogramCalibrator):
         """Read the quantile off the negative extremes and off the positive ones."""
         share = self.config.quantile
         edges, half = self.histogram.edges(), len(counts) // 2
-        # Extremes at zero belong to the side that they bound; they fall into the first bin above zero.
+        # Extremes at zero belong to the side that they bound; they fall into the first bin above
+        # zero.
         negative, positive = counts[:half], counts[half:]
         below = quantile(negative, edges[: half + 1], 1 - share) if negative.sum() else 0.0
         return below, quantile(positive, edges[half:], share)
@@ -194,8 +198,8 @@ class MseConfig(PartConfig):
 class MeanSquaredError(HistogramCalibrator):
     """The shrunk range of least expected squared error, both ends shrunk alike.
 
-    Source: Sung et al. 2015, "Resiliency of Deep Neural Networks under Quantization"; Banner et al. 2019, "Post training
-    4-bit quantization of convolutional networks", section 3.
+    Source: Sung et al. 2015, "Resiliency of Deep Neural Networks under Quantization"; Banner et al.
+    2019, "Post training 4-bit quantization of convolutional networks", section 3.
     """
 
     config: MseConfig
@@ -217,7 +221,8 @@ class HistogramConfig(PartConfig):
 class L2Histogram(HistogramCalibrator):
     """The range of least expected squared error, each end moved alone.
 
-    The criterion of torch.ao.quantization's HistogramObserver; the search here takes turns between the ends, thrice.
+    The criterion of torch.ao.quantization's HistogramObserver; the search here takes turns between
+    the ends, thrice.
     """
 
     config: HistogramConfig
@@ -242,11 +247,13 @@ class EntropyConfig(PartConfig):
 
 
 class Entropy(HistogramCalibrator):
-    """The range whose quantized distribution tells least from the observed one (Kullback-Leibler divergence).
+    """The range whose quantized distribution tells least from the observed one (Kullback-Leibler
+    divergence).
 
-    Source: Migacz 2017, "8-bit Inference with TensorRT": for each threshold, P is the histogram with everything beyond it in
-    the last bin, Q the histogram within it, merged into as many levels as the dtype has on that side and spread again
-    over the bins that were not empty. Signed values use magnitudes and a range symmetric about zero.
+    Source: Migacz 2017, "8-bit Inference with TensorRT": for each threshold, P is the histogram
+    with everything beyond it in the last bin, Q the histogram within it, merged into as many levels
+    as the dtype has on that side and spread again over the bins that were not empty. Signed values
+    use magnitudes and a range symmetric about zero.
     """
 
     config: EntropyConfig
@@ -292,7 +299,8 @@ def divergence(sizes: np.ndarray, threshold: int, levels: int) -> float:
     places = np.bincount(level, filled, levels)
     q = np.where(filled, (mass / np.maximum(places, 1))[level], 0.0)
     p, q = p / p.sum(), q / max(q.sum(), 1.0)
-    # A bin that P fills and Q does not (clipped mass in an empty last bin) counts as nearly impossible, not as infinite.
+    # A bin that P fills and Q does not (clipped mass in an empty last bin) counts as nearly
+    # impossible, not as infinite.
     mine = p > 0
     return float(np.sum(p[mine] * np.log(p[mine] / np.maximum(q[mine], 1e-12))))
 

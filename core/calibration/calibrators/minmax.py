@@ -56,7 +56,8 @@ class MinMax(Calibrator):
             self._take(other.low, other.high)
 
     def rescaled(self, change: ChannelMap) -> Self | None:
-        """Move and divide the ranges; one range over the whole tensor does not tell its channels, nor ranges what a rotation mixes."""
+        """Move and divide the ranges; one range over the whole tensor does not tell its channels,
+        nor ranges what a rotation mixes."""
         if self.axis is None or self.low is None or change.rotation is not None:
             return None
         derived = copy(self)

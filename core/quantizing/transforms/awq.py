@@ -36,12 +36,14 @@ class AwqScaleConfig(PartConfig):
 
 
 class AwqScale(Rescaling):
-    """f = s**a, normalised to sqrt(max f * min f) = 1, with the a in [0, 1] of least output error ||(Q(W f) / f - W) X||^2.
+    """f = s**a, normalised to sqrt(max f * min f) = 1, with the a in [0, 1] of least output error.
 
-    Paper: Lin et al. 2024, "AWQ: Activation-aware Weight Quantization", eqs. 4 and 5. s is the root mean square of each
-    channel, off the Gram matrix's diagonal, where the paper takes the mean magnitude.
+    The error is ||(Q(W f) / f - W) X||^2. Paper: Lin et al. 2024, "AWQ: Activation-aware Weight
+    Quantization", eqs. 4 and 5. s is the root mean square of each channel, off the Gram matrix's
+    diagonal, where the paper takes the mean magnitude.
 
-    Needs the Gram matrix. Cost: a quantization and a product rows x features x features for each exponent.
+    Needs the Gram matrix. Cost: a quantization and a product rows x features x features for each
+    exponent.
     """
 
     config: AwqScaleConfig
@@ -68,7 +70,8 @@ class AwqScale(Rescaling):
 
 
 def importance(size: Array, exponent: float) -> Array:
-    """Return size**exponent, normalised so that its largest and smallest are each other's inverse."""
+    """Return size**exponent, normalised so that its largest and smallest are each
+    other's inverse."""
     xp = array_namespace(size)
     raw = usable(size**exponent)
     return usable(raw / (xp.max(raw) * xp.min(raw)) ** 0.5)

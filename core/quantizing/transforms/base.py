@@ -1,8 +1,8 @@
-"""What the built-in rescalings share: a group with its members' weights and what calibration saw of its value."""
+"""What the built-in rescalings share: a group, its members' weights, what calibration saw."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from array_api_compat import array_namespace
@@ -40,43 +40,57 @@ class Link:
     statistics: Observed
 
     def weights(self) -> list[Array]:
-        """Return each member's weight as (channels of the value, everything that multiplies the channel), float32."""
+        """Return each member's weight, float32: (channels of the value, what multiplies each)."""
         return [by_input_channel(op, self.tensor) for op in self.members]
 
     def weight_absmax(self) -> Array:
-        """Return the largest absolute weight that multiplies each channel, over all members: float32, shape (channels,)."""
-        found = None
+        """Return the largest absolute weight that multiplies each channel, over all members.
+
+        Returns:
+            float32, shape (channels,).
+        """
+        largest = []
         for matrix in self.weights():
             xp = array_namespace(matrix)
-            mine = xp.max(xp.abs(matrix), axis=1)
-            found = mine if found is None else xp.maximum(found, mine)
-        return found
+            largest.append(xp.max(xp.abs(matrix), axis=1))
+        return largest_of(largest)
 
     def input_absmax(self) -> Array:
-        """Return the largest absolute value of each channel seen in calibration: float32, shape (channels,)."""
-        found = None
+        """Return the largest absolute value of each channel that was seen in calibration.
+
+        Returns:
+            float32, shape (channels,).
+        """
+        largest = []
         for op in self.members:
-            mine = _per_channel(
-                self.observed("channel_range", op).value, self.group.channels, "max"
-            )
-            found = mine if found is None else array_namespace(mine).maximum(found, mine)
-        return found
+            features = self.observed("channel_range", op).value
+            xp = array_namespace(features)
+            largest.append(xp.max(_by_channel(features, self.group.channels), axis=1))
+        return largest_of(largest)
 
     def input_range(self) -> tuple[Array, Array]:
-        """Return the (smallest, largest) value of each channel seen in calibration: float32, shape (channels,) each."""
+        """Return the (smallest, largest) value of each channel that was seen in calibration.
+
+        Returns:
+            float32, shape (channels,) each.
+        """
         rows = rows_of(self.members[0])
         assert rows is not None
-        observer = self.statistics.observer(Probe(self.group.value, MINMAX, rows.channel_axis))
+        probe = Probe(self.group.value, MINMAX, rows.channel_axis)
+        observer = self.statistics.observer(probe)
         assert isinstance(observer, MinMax)
         return observer.low, observer.high
 
     def observed(self, need: str, op: Op) -> FeatureObserver:
-        """Return what was observed of a member's input; members read one value, each under a kernel of its own.
+        """Return what was observed of a member's input.
+
+        Members read one value, each under a kernel of its own.
 
         Raises:
             DataError: If it was not observed.
         """
-        observer = self.statistics.observer(next(iter(feature_probes(op, (need,)))))
+        probe = next(feature_probes(op, (need,)))
+        observer = self.statistics.observer(probe)
         assert isinstance(observer, FeatureObserver)
         return observer
 
@@ -84,7 +98,8 @@ class Link:
         """Return the Gram matrix of each member's input, (groups, features, features), float32.
 
         Args:
-            shift: What inputs are centred on first, shape (channels,). Where centring cancels what float32 holds, the plain matrix.
+            shift: What inputs are centred on first, shape (channels,). Where centring cancels what
+                float32 holds, the plain matrix.
         """
         found = []
         for op in self.members:
@@ -103,16 +118,26 @@ def links(
     recipe_ops: Mapping[str, Op],
     carries: str = "scale",
 ) -> Iterator[Link]:
-    """Yield the rescale groups that take ``carries``, hold an op that may be quantized, and whose inputs can be observed."""
+    """Yield the rescale groups that may be given factors.
+
+    They take ``carries`` and hold an op that may be quantized and whose inputs can be observed.
+    """
     for group in view.groups:
-        if group.kind == "rescale" and carries in group.takes:
-            members = tuple(
-                recipe_ops[m]
-                for m in group.members
-                if m in recipe_ops and rows_of(recipe_ops[m]) is not None
-            )
-            if members:
-                yield Link(group, view, members, tensor, statistics)
+        if group.kind != "rescale" or carries not in group.takes:
+            continue
+        free = (recipe_ops[name] for name in group.members if name in recipe_ops)
+        members = tuple(op for op in free if rows_of(op) is not None)
+        if members:
+            yield Link(group, view, members, tensor, statistics)
+
+
+def largest_of(arrays: Sequence[Array]) -> Array:
+    """Return the largest of each element over arrays of one shape, of which there is
+    one at least."""
+    found, *others = arrays
+    for array in others:
+        found = array_namespace(array).maximum(found, array)
+    return found
 
 
 def by_input_channel(op: Op, tensor: Callable[[str], Array]) -> Array:
@@ -126,38 +151,37 @@ def by_input_channel(op: Op, tensor: Callable[[str], Array]) -> Array:
         return xp.matrix_transpose(matrix)
     # (outputs, inputs / groups * kernel) -> (groups, inputs / groups, everything else)
     inputs = op.weight.shape[1]
-    parts = xp.reshape(matrix, (rows.groups, matrix.shape[0] // rows.groups, inputs, -1))
-    return xp.reshape(xp.permute_dims(parts, (0, 2, 1, 3)), (rows.groups * inputs, -1))
+    outputs = matrix.shape[0] // rows.groups
+    parts = xp.reshape(matrix, (rows.groups, outputs, inputs, -1))
+    parts = xp.permute_dims(parts, (0, 2, 1, 3))
+    return xp.reshape(parts, (rows.groups * inputs, -1))
 
 
 def by_output_channel(op: Op, tensor: Callable[[str], Array]) -> Array:
     """Return a weight as (output channels, the rest), float32."""
     assert op.weight is not None
     array = tensor(op.weight.name)
-    return array_namespace(array).astype(
-        to_matrix(array, op.weight.channel_axis), array_namespace(array).float32
-    )
+    xp = array_namespace(array)
+    return xp.astype(to_matrix(array, op.weight.channel_axis), xp.float32)
 
 
 def usable(factors: Array) -> Array:
-    """Return factors with 1 where they are zero or not finite, and within 1e-4 to 1e4: further apart, float32 itself suffers."""
+    """Return factors with 1 where they are zero or not finite, and within 1e-4 to 1e4."""
     xp = array_namespace(factors)
     good = xp.isfinite(factors) & (factors > 0)
+    # Further apart, float32 itself suffers.
     return xp.clip(xp.where(good, factors, xp.ones_like(factors)), 1e-4, 1e4)
 
 
-def _per_channel(features: Array, channels: int, join: str) -> Array:
-    """Fold (groups, features) back to (channels,): a channel's features are its places under the kernel."""
+def _by_channel(features: Array, channels: int) -> Array:
+    """Fold (groups, features) to (channels, places under the kernel)."""
     xp = array_namespace(features)
-    folded = xp.reshape(features, (channels, -1))
-    result: Array = xp.max(folded, axis=1) if join == "max" else xp.mean(folded, axis=1)
-    return result
+    return xp.reshape(features, (channels, -1))
 
 
 def channel_energy(link: Link) -> Array:
     """Return E[x^2] of each channel as the first member sees it: float32, shape (channels,)."""
     gram = link.observed("gram", link.members[0])
     xp = array_namespace(gram.value)
-    return _per_channel(
-        xp.linalg.diagonal(gram.value) / max(1, gram.count), link.group.channels, "mean"
-    )
+    energy = xp.linalg.diagonal(gram.value) / max(1, gram.count)
+    return xp.mean(_by_channel(energy, link.group.channels), axis=1)

@@ -14,14 +14,15 @@ from octavo.core.numerics.affine import Array
 from octavo.core.numerics.rows import rows_of
 from octavo.core.values.graph import ModelView, Op
 
-from .base import Rescaling, by_output_channel, links, usable
+from .base import Link, Rescaling, by_output_channel, largest_of, links, usable
 
 
 class EqualizationConfig(PartConfig):
     """Settings of cross-layer equalization.
 
     Attributes:
-        iterations: Most passes over all pairs; it ends when no factor moves by more than a thousandth.
+        iterations: Most passes over all pairs; it ends when no factor moves by more than a
+            thousandth.
     """
 
     kind: Literal["equalization"] = "equalization"
@@ -29,11 +30,13 @@ class EqualizationConfig(PartConfig):
 
 
 class Equalization(Rescaling):
-    """f_i = sqrt(r1_i / r2_i): the producer's range r1 and the consumers' range r2 of channel i meet at their geometric mean.
+    """f_i = sqrt(r1_i / r2_i), r1 the producer's range of channel i and r2 the consumers'.
 
-    Paper: Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", eq. 11, over chains of
-    layers until nothing moves. Pairs of a convolution or a linear op and those that read it; a producer's output is
-    divided by f and its readers' weights multiplied. Norms are left alone: they have no weights to round.
+    Both then meet at their geometric mean. Paper: Nagel et al. 2019, "Data-Free Quantization
+    Through Weight Equalization and Bias Correction", eq. 11, over chains of layers until nothing
+    moves. Pairs of a convolution or a linear op and those that read it; a producer's output is
+    divided by f and its readers' weights multiplied. Norms are left alone: they have no weights to
+    round.
 
     Needs the weights alone. Cost: one pass over them; the iterations run on the ranges.
     """
@@ -48,37 +51,68 @@ class Equalization(Rescaling):
         recipe_ops: Mapping[str, Op],
     ) -> Mapping[str, Array]:
         """Return group name -> factors."""
-        pairs = []
-        magnitudes: dict[str, Array] = {}
+        ranges = _Ranges(view)
         for link in links(view, tensor, statistics, recipe_ops):
             producer = view.by_name.get(link.group.producer)
             if producer is not None and rows_of(producer) is not None:
-                pairs.append((link, producer))
-                for op in (producer, *link.members):
-                    if op.name not in magnitudes:
-                        magnitudes[op.name] = _magnitudes(op, tensor)
-        found: dict[str, Array] = {}
-        for _ in range(self.config.iterations if pairs else 0):
-            moved = 0.0
-            for link, producer in pairs:
-                now = found.get(link.group.name)
-                outer = producer_range(
-                    producer, magnitudes[producer.name], _input_factors(producer, view, found), now
-                )
-                inner: Array = None
-                for op in link.members:
-                    mine = reader_range(
-                        op, magnitudes[op.name], now, _output_factors(op, view, found)
-                    )
-                    inner = mine if inner is None else array_namespace(mine).maximum(inner, mine)
-                xp = array_namespace(outer)
-                step = usable((outer / inner) ** 0.5)
-                step = xp.where((outer > 0) & (inner > 0), step, xp.ones_like(step))
-                found[link.group.name] = usable(step if now is None else now * step)
-                moved = max(moved, float(xp.max(xp.abs(step - 1))))
+                ranges.add(link, producer)
+        for _ in range(self.config.iterations if ranges.pairs else 0):
+            moved = max(ranges.equalize(link, producer) for link, producer in ranges.pairs)
             if moved < 1e-3:
                 break
-        return found
+        return ranges.factors
+
+
+class _Ranges:
+    """The ranges of all pairs under the factors so far.
+
+    Attributes:
+        pairs: Groups, each with the op that writes its value.
+        factors: Group name -> factors.
+    """
+
+    def __init__(self, view: ModelView) -> None:
+        self.pairs: list[tuple[Link, Op]] = []
+        self.factors: dict[str, Array] = {}
+        self._view = view
+        self._magnitudes: dict[str, Array] = {}
+
+    def add(self, link: Link, producer: Op) -> None:
+        """Take in a pair."""
+        self.pairs.append((link, producer))
+        for op in (producer, *link.members):
+            if op.name not in self._magnitudes:
+                self._magnitudes[op.name] = _magnitudes(op, link.tensor)
+
+    def equalize(self, link: Link, producer: Op) -> float:
+        """Let both ranges of each channel of a pair meet; returns by how much a factor moved."""
+        name = link.group.name
+        now = self.factors.get(name)
+        before = self._input_factors(producer)
+        outer = producer_range(producer, self._magnitudes[producer.name], before, now)
+        inner = largest_of(
+            [
+                reader_range(op, self._magnitudes[op.name], now, self._output_factors(op))
+                for op in link.members
+            ]
+        )
+        xp = array_namespace(outer)
+        step = usable((outer / inner) ** 0.5)
+        step = xp.where((outer > 0) & (inner > 0), step, xp.ones_like(step))
+        self.factors[name] = usable(step if now is None else now * step)
+        return float(xp.max(xp.abs(step - 1)))
+
+    def _input_factors(self, op: Op) -> Array | None:
+        for group in self._view.groups:
+            if group.name in self.factors and op.name in group.members:
+                return self.factors[group.name]
+        return None
+
+    def _output_factors(self, op: Op) -> Array | None:
+        for group in self._view.groups:
+            if group.name in self.factors and op.name == group.producer:
+                return self.factors[group.name]
+        return None
 
 
 def _magnitudes(op: Op, tensor: Callable[[str], Array]) -> Array:
@@ -87,25 +121,27 @@ def _magnitudes(op: Op, tensor: Callable[[str], Array]) -> Array:
     xp = array_namespace(matrix)
     rows = rows_of(op)
     assert op.weight is not None
-    inputs = op.weight.shape[1] if rows is not None and rows.kernel else matrix.shape[1]
-    return xp.max(xp.abs(xp.reshape(matrix, (matrix.shape[0], inputs, -1))), axis=2)
+    is_convolution = rows is not None and rows.kernel
+    inputs = op.weight.shape[1] if is_convolution else matrix.shape[1]
+    by_input = xp.reshape(matrix, (matrix.shape[0], inputs, -1))
+    return xp.max(xp.abs(by_input), axis=2)
 
 
 def producer_range(op: Op, magnitudes: Array, inputs: Array | None, outputs: Array | None) -> Array:
-    """Return the range of each output channel of a weight under the factors so far: shape (outputs,)."""
+    """Return the range of each output channel under the factors so far: shape (outputs,)."""
     xp = array_namespace(magnitudes)
     largest = xp.max(_with_inputs(op, magnitudes, inputs), axis=1)
     return largest if outputs is None else largest / outputs
 
 
 def reader_range(op: Op, magnitudes: Array, inputs: Array | None, outputs: Array | None) -> Array:
-    """Return the range of each input channel of a weight under the factors so far: shape (inputs,)."""
+    """Return the range of each input channel under the factors so far: shape (inputs,)."""
     xp = array_namespace(magnitudes)
     scaled = _with_inputs(op, magnitudes, inputs)
     if outputs is not None:
         scaled = scaled / outputs[:, None]
-    groups = _groups(op)
-    return xp.reshape(xp.max(xp.reshape(scaled, (groups, -1, magnitudes.shape[1])), axis=1), (-1,))
+    by_group = xp.reshape(scaled, (_groups(op), -1, magnitudes.shape[1]))
+    return xp.reshape(xp.max(by_group, axis=1), (-1,))
 
 
 def _with_inputs(op: Op, magnitudes: Array, inputs: Array | None) -> Array:
@@ -113,24 +149,11 @@ def _with_inputs(op: Op, magnitudes: Array, inputs: Array | None) -> Array:
         return magnitudes
     xp = array_namespace(magnitudes)
     groups = _groups(op)
-    parts = xp.reshape(magnitudes, (groups, -1, magnitudes.shape[1])) * xp.reshape(
-        inputs, (groups, 1, -1)
-    )
-    return xp.reshape(parts, tuple(magnitudes.shape))
+    by_group = xp.reshape(magnitudes, (groups, -1, magnitudes.shape[1]))
+    scaled = by_group * xp.reshape(inputs, (groups, 1, -1))
+    return xp.reshape(scaled, tuple(magnitudes.shape))
 
 
 def _groups(op: Op) -> int:
     rows = rows_of(op)
     return rows.groups if rows is not None else 1
-
-
-def _input_factors(op: Op, view: ModelView, found: Mapping[str, Array]) -> Array | None:
-    return next(
-        (found[g.name] for g in view.groups if g.name in found and op.name in g.members), None
-    )
-
-
-def _output_factors(op: Op, view: ModelView, found: Mapping[str, Array]) -> Array | None:
-    return next(
-        (found[g.name] for g in view.groups if g.name in found and op.name == g.producer), None
-    )

@@ -10,8 +10,9 @@ from .base import Link
 
 
 def gain_and_shift(link: Link) -> tuple[Array, Array] | None:
-    """Return (gain, shift) of the norm that produces a group's value, float32, shape (channels,); None if none does.
+    """Return (gain, shift) of the norm that produces a group's value; None if none does.
 
+    Both are float32, of shape (channels,).
     A batch norm folded into a convolution counts where the adapter's group names its tensors.
     """
     if not link.group.gain:
@@ -19,17 +20,19 @@ def gain_and_shift(link: Link) -> tuple[Array, Array] | None:
     gain = link.tensor(link.group.gain)
     xp = array_namespace(gain)
     gain = xp.astype(gain, xp.float32)
-    return gain, xp.astype(
-        link.tensor(link.group.shift), xp.float32
-    ) if link.group.shift else xp.zeros_like(gain)
+    if not link.group.shift:
+        return gain, xp.zeros_like(gain)
+    return gain, xp.astype(link.tensor(link.group.shift), xp.float32)
 
 
 def absmax_from_norm(gain: Array, shift: Array, deviations: float) -> Array:
-    """Return the largest absolute output of each channel of a norm: |shift| + deviations * |gain|, shape (channels,).
+    """Return the largest absolute output of each channel of a norm, shape (channels,).
 
+    It is |shift| + deviations * |gain|.
     A normalised channel has mean ``shift`` and standard deviation ``|gain|``.
 
-    Source: Yvinec et al. 2022, "SPIQ", section 3.2; Nagel et al. 2019, section 4.2 (six deviations).
+    Source: Yvinec et al. 2022, "SPIQ", section 3.2; Nagel et al. 2019, section 4.2 (six
+    deviations).
     """
     xp = array_namespace(gain)
     return xp.abs(shift) + deviations * xp.abs(gain)

@@ -9,12 +9,11 @@ from array_api_compat import array_namespace
 
 from octavo.core.numerics.affine import Array
 from octavo.core.numerics.codec import choose, project
-from octavo.core.numerics.layout import to_matrix
 from octavo.core.numerics.ranges import ranges
 from octavo.core.numerics.rows import rows_of
 from octavo.core.values.scheme import QuantSpec
 
-from .base import Link
+from .base import Link, by_output_channel
 
 T = TypeVar("T")
 
@@ -22,7 +21,9 @@ T = TypeVar("T")
 def weight_error(
     link: Link, factors: Array, spec: QuantSpec, grams: Sequence[Array] | None = None
 ) -> float:
-    """Return sum over members of tr(D G D^T), D = Q(W f) / f - W: the error that rounding scaled weights makes at the output.
+    """Return the error that rounding scaled weights makes at the members' outputs.
+
+    It is the sum over members of tr(D G D^T), D = Q(W f) / f - W.
 
     Args:
         link: The group.
@@ -35,29 +36,32 @@ def weight_error(
     total = 0.0
     for op, gram in zip(link.members, grams or link.grams(), strict=True):
         rows = rows_of(op)
-        assert op.weight is not None
         assert rows is not None
-        array = link.tensor(op.weight.name)
-        xp = array_namespace(array)
-        matrix = xp.astype(to_matrix(array, op.weight.channel_axis), xp.float32)
         spread = rows.features_of(factors)
+        matrix = by_output_channel(op, link.tensor)
+        xp = array_namespace(matrix)
         parts = xp.reshape(matrix, (rows.groups, -1, matrix.shape[1]))
         for i in range(rows.groups):
-            scaled = parts[i, ...] * spread[i, ...]
-            axis = None if spec.granularity == "tensor" else 0
-            error = (
-                project(scaled, choose(*ranges(scaled, spec), spec, axis)[0]) / spread[i, ...]
-                - parts[i, ...]
-            )
+            error = _rounding_error(parts[i, ...], spread[i, ...], spec)
             total += float(xp.sum(xp.matmul(error, gram[i, ...]) * error))
     return total
+
+
+def _rounding_error(weight: Array, factors: Array, spec: QuantSpec) -> Array:
+    """Return Q(W f) / f - W."""
+    scaled = weight * factors
+    low, high = ranges(scaled, spec)
+    axis = None if spec.granularity == "tensor" else 0
+    params, _ = choose(low, high, spec, axis)
+    return project(scaled, params) / factors - weight
 
 
 def input_error(link: Link, factors: Array, spec: QuantSpec, low: Array, high: Array) -> float:
     """Return the expected error at the members' outputs from rounding the inputs per tensor.
 
-    Rounding noise of step s is uniform, of variance s^2 / 12 in each channel of x / f (Widrow and Kollar 2008, eq. 5.7); through
-    the scaled weights W f it reaches the output as s^2 / 12 * sum (W f)^2 a row.
+    Rounding noise of step s is uniform, of variance s^2 / 12 in each channel of x / f (Widrow and
+    Kollar 2008, eq. 5.7); through the scaled weights W f it reaches the output as
+    s^2 / 12 * sum (W f)^2 a row.
 
     Args:
         link: The group.
@@ -67,17 +71,13 @@ def input_error(link: Link, factors: Array, spec: QuantSpec, low: Array, high: A
         high: The largest.
     """
     xp = array_namespace(factors)
-    params = choose(xp.min(low / factors), xp.max(high / factors), spec, None)[0]
+    params, _ = choose(xp.min(low / factors), xp.max(high / factors), spec, None)
     step = float(params.scale)
     total = 0.0
     for op, matrix in zip(link.members, link.weights(), strict=True):
-        total += (
-            link.observed("gram", op).count
-            * step
-            * step
-            / 12
-            * float(xp.sum((matrix * factors[:, None]) ** 2))
-        )
+        rows = link.observed("gram", op).count
+        weight_energy = float(xp.sum((matrix * factors[:, None]) ** 2))
+        total += rows * step * step / 12 * weight_energy
     return total
 
 

@@ -21,8 +21,9 @@ class HadamardConfig(PartConfig):
 
     Attributes:
         seed: Of the random signs.
-        online: Also rotate where nothing can take the rotation in, as a step before the product: n log n to n**1.5
-            additions a row of n channels. False rotates only what costs nothing at run time.
+        online: Also rotate where nothing can take the rotation in, as a step before the product: n
+            log n to n**1.5 additions a row of n channels. False rotates only what costs nothing at
+            run time.
     """
 
     kind: Literal["hadamard"] = "hadamard"
@@ -31,14 +32,18 @@ class HadamardConfig(PartConfig):
 
 
 class Hadamard(Rescaling):
-    """x' = x Q, W' = W Q with a randomised Hadamard matrix Q: every channel of x' mixes all of x, so that no channel stands out.
+    """x' = x Q, W' = W Q with a randomised Hadamard matrix Q.
 
-    Paper: Ashkboos et al. 2024, "QuaRot: Outlier-Free 4-Bit Inference in Rotated LLMs", section 3: the rotation of a linear
-    op's input, taken in by the linear op that writes it where nothing lies between, and else carried out online (section
-    4, stage 1b to 1d). The residual stream is not rotated. Channels that are no power of two are rotated by a Hadamard matrix
-    times a cosine basis.
+    Every channel of x' mixes all of x, so that no channel stands out.
 
-    Needs nothing but, for static activations, a second pass over the rotated values. Cost: n log n a row of weights.
+    Paper: Ashkboos et al. 2024, "QuaRot: Outlier-Free 4-Bit Inference in Rotated LLMs", section 3:
+    the rotation of a linear op's input, taken in by the linear op that writes it where nothing lies
+    between, and else carried out online (section 4, stage 1b to 1d). The residual stream is not
+    rotated. Channels that are no power of two are rotated by a Hadamard matrix times a cosine
+    basis.
+
+    Needs nothing but, for static activations, a second pass over the rotated values. Cost: n log n
+    a row of weights.
     """
 
     config: HadamardConfig
@@ -56,10 +61,9 @@ class Hadamard(Rescaling):
         recipe_ops: Mapping[str, Op],
     ) -> Mapping[str, Factors]:
         """Return group name -> rotation."""
-        found = links(view, tensor, statistics, recipe_ops, "rotation")
-        groups = (
-            link.group
-            for link in found
-            if self.config.online or "rotation" not in link.group.online
-        )
-        return {group.name: ChannelMap(rotation=self.config.seed) for group in groups}
+        found: dict[str, Factors] = {}
+        for link in links(view, tensor, statistics, recipe_ops, "rotation"):
+            is_free = "rotation" not in link.group.online
+            if is_free or self.config.online:
+                found[link.group.name] = ChannelMap(rotation=self.config.seed)
+        return found

@@ -25,8 +25,9 @@ class SmoothQuantConfig(NeedsConfig):
     """Settings of SmoothQuant.
 
     Attributes:
-        alpha: Share of the difficulty that goes into the weights: a number for all groups, or ``auto`` to search each
-            group's from 0 to 1 in steps of 0.1 for the least output error of int8 weights and activations.
+        alpha: Share of the difficulty that goes into the weights: a number for all groups, or
+            ``auto`` to search each group's from 0 to 1 in steps of 0.1 for the least output error
+            of int8 weights and activations.
     """
 
     kind: Literal["smoothquant"] = "smoothquant"
@@ -40,8 +41,9 @@ class SmoothQuantConfig(NeedsConfig):
 class SmoothQuant(Rescaling):
     """f_j = max|X_j|**alpha / max|W_j|**(1 - alpha) for each input channel j.
 
-    Paper: Xiao et al. 2023, "SmoothQuant", eq. 4. Needs channel ranges; for ``auto`` also the Gram matrix. Cost: one pass
-    over the weights, 11 quantizations and products rows x features x features with ``auto``.
+    Paper: Xiao et al. 2023, "SmoothQuant", eq. 4. Needs channel ranges; for ``auto`` also the Gram
+    matrix. Cost: one pass over the weights, 11 quantizations and products rows x features x
+    features with ``auto``.
     """
 
     config: SmoothQuantConfig
@@ -54,26 +56,29 @@ class SmoothQuant(Rescaling):
         recipe_ops: Mapping[str, Op],
     ) -> Mapping[str, Array]:
         """Return group name -> factors."""
-        return {
-            link.group.name: self._of(link) for link in links(view, tensor, statistics, recipe_ops)
-        }
+        found = links(view, tensor, statistics, recipe_ops)
+        return {link.group.name: self._of(link) for link in found}
 
     def _of(self, link: Link) -> Array:
-        inputs, weights = link.input_absmax(), link.weight_absmax()
+        inputs = link.input_absmax()
+        weights = link.weight_absmax()
         if self.config.alpha != "auto":
             return smoothing(inputs, weights, self.config.alpha)
-        choices = [smoothing(inputs, weights, i / 10) for i in range(11)]
-        choices.insert(0, array_namespace(inputs).ones_like(inputs))
-        return best_of(
-            (weight_error(link, f, _WEIGHT) + input_error(link, f, _ACTIVATION, -inputs, inputs), f)
-            for f in choices
-        )
+        unchanged = array_namespace(inputs).ones_like(inputs)
+        choices = [unchanged, *(smoothing(inputs, weights, i / 10) for i in range(11))]
+        costs = []
+        for factors in choices:
+            of_inputs = input_error(link, factors, _ACTIVATION, -inputs, inputs)
+            costs.append(weight_error(link, factors, _WEIGHT) + of_inputs)
+        return best_of(zip(costs, choices, strict=True))
 
 
 def smoothing(input_absmax: Array, weight_absmax: Array, alpha: float) -> Array:
-    """Return the smoothing factors (eq. 4): float32, shape (channels,). Channels that never fired get 1."""
+    """Return the smoothing factors (eq. 4): float32, shape (channels,).
+
+    Channels that never fired get 1.
+    """
     xp = array_namespace(input_absmax, weight_absmax)
     factors = input_absmax**alpha / weight_absmax ** (1 - alpha)
-    return usable(
-        xp.where((input_absmax > 0) & (weight_absmax > 0), factors, xp.ones_like(factors))
-    )
+    fired = (input_absmax > 0) & (weight_absmax > 0)
+    return usable(xp.where(fired, factors, xp.ones_like(factors)))

@@ -21,8 +21,9 @@ class SpiqConfig(NeedsConfig):
     """Settings of SPIQ.
 
     Attributes:
-        source: ``calibration`` takes the ranges that were seen; ``norm`` derives them from the parameters of the norm before, without
-            data, where there is one, and leaves other groups alone.
+        source: ``calibration`` takes the ranges that were seen; ``norm`` derives them from the
+            parameters of the norm before, without data, where there is one, and leaves other groups
+            alone.
         deviations: How many standard deviations a range reaches, for ``norm``.
     """
 
@@ -36,11 +37,14 @@ class SpiqConfig(NeedsConfig):
 
 
 class Spiq(Rescaling):
-    """f_j = s_j / mean(s), with s_j the largest absolute input of channel j: each channel then fills the one shared range.
+    """f_j = s_j / mean(s), with s_j the largest absolute input of channel j.
 
-    Paper: Yvinec et al. 2022, "SPIQ: Data-Free Per-Channel Static Input Quantization", eqs. 4 to 6. Per-channel input scales
-    cannot be factored out of an integer product, so the weights take them: W_q quantizes W diag(s). Dividing by the
-    geometric mean keeps the weights' magnitude and changes nothing else.
+    Each channel then fills the one shared range.
+
+    Paper: Yvinec et al. 2022, "SPIQ: Data-Free Per-Channel Static Input Quantization", eqs. 4 to 6.
+    Per-channel input scales
+    cannot be factored out of an integer product, so the weights take them: W_q quantizes W diag(s).
+    Dividing by the geometric mean keeps the weights' magnitude and changes nothing else.
 
     Needs channel ranges, or with ``source = "norm"`` no data. Cost: one pass over the ranges.
     """
@@ -55,13 +59,12 @@ class Spiq(Rescaling):
         recipe_ops: Mapping[str, Op],
     ) -> Mapping[str, Array]:
         """Return group name -> factors."""
-        found = {
-            link.group.name: self._scales(link)
-            for link in links(view, tensor, statistics, recipe_ops)
-        }
-        return {
-            name: conversion_scales(scales) for name, scales in found.items() if scales is not None
-        }
+        found: dict[str, Array] = {}
+        for link in links(view, tensor, statistics, recipe_ops):
+            scales = self._scales(link)
+            if scales is not None:
+                found[link.group.name] = conversion_scales(scales)
+        return found
 
     def _scales(self, link: Link) -> Array | None:
         if self.config.source == "calibration":
@@ -71,11 +74,15 @@ class Spiq(Rescaling):
 
 
 def conversion_scales(absmax: Array) -> Array:
-    """Return factors proportional to the ranges, with geometric mean 1; channels that never fired get 1."""
+    """Return factors proportional to the ranges, with geometric mean 1.
+
+    Channels that never fired get 1.
+    """
     xp = array_namespace(absmax)
+    one = xp.ones_like(absmax)
     alive = absmax > 0
-    logs = xp.where(
-        alive, xp.log(xp.where(alive, absmax, xp.ones_like(absmax))), xp.zeros_like(absmax)
-    )
-    mean = xp.sum(logs) / max(1, int(xp.sum(xp.astype(alive, xp.int32))))
-    return usable(xp.where(alive, xp.exp(logs - mean), xp.ones_like(absmax)))
+    # The logarithm of one, zero, stands for channels that never fired.
+    logs = xp.log(xp.where(alive, absmax, one))
+    count = int(xp.sum(xp.astype(alive, xp.int32)))
+    mean = xp.sum(logs) / max(1, count)
+    return usable(xp.where(alive, xp.exp(logs - mean), one))

@@ -1,4 +1,4 @@
-"""Outlier Suppression and Outlier Suppression+: take the outliers out of activations and into weights."""
+"""Outlier Suppression and Outlier Suppression+: outliers of activations go into weights."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ from .base import Link, Rescaling, links, usable
 from .norms import gain_and_shift
 from .objective import best_of, input_error, weight_error
 
+_ACTIVATION = QuantSpec(dtype="uint8", symmetric=False)
+_WEIGHT = QuantSpec(dtype="int8", granularity="channel")
+
 
 class OutlierSuppressionConfig(PartConfig):
     """Gain migration has no settings; its token-wise clipping is the calibrator ``token``."""
@@ -28,10 +31,13 @@ class OutlierSuppressionConfig(PartConfig):
 
 
 class OutlierSuppression(Rescaling):
-    """f = |gain| of the norm before: the norm then scales nothing, and the weights that read it take its gain.
+    """f = |gain| of the norm before.
 
-    Paper: Wei et al. 2022, "Outlier Suppression: Pushing the Limit of Low-bit Transformer Language Models", section 4.1,
-    eqs. 3 and 4 (gamma migration). Needs the norm's parameters alone. Cost: none to speak of.
+    The norm then scales nothing, and the weights that read it take its gain.
+
+    Paper: Wei et al. 2022, "Outlier Suppression: Pushing the Limit of Low-bit Transformer Language
+    Models", section 4.1, eqs. 3 and 4 (gamma migration). Needs the norm's parameters alone. Cost:
+    none to speak of.
     """
 
     def factors(
@@ -46,7 +52,8 @@ class OutlierSuppression(Rescaling):
         for link in links(view, tensor, statistics, recipe_ops):
             known = gain_and_shift(link)
             if known is not None:
-                found[link.group.name] = usable(array_namespace(known[0]).abs(known[0]))
+                gain, _ = known
+                found[link.group.name] = usable(array_namespace(gain).abs(gain))
         return found
 
 
@@ -54,7 +61,8 @@ class OutlierSuppressionPlusConfig(NeedsConfig):
     """Settings of Outlier Suppression+.
 
     Attributes:
-        grid: Number of thresholds that are tried between the smallest and the largest channel range.
+        grid: Number of thresholds that are tried between the smallest and the largest channel
+            range.
         shift: Centre each channel on zero first, where a group takes shifts.
     """
 
@@ -68,14 +76,19 @@ class OutlierSuppressionPlusConfig(NeedsConfig):
 
 
 class OutlierSuppressionPlus(Rescaling):
-    """x' = (x - z) / f: z the middle of each channel's range, f_j = max(1, max|X_j - z_j| / t) with the threshold t searched.
+    """x' = (x - z) / f, z the middle of each channel's range, f_j = max(1, max|X_j - z_j| / t).
 
-    Paper: Wei et al. 2023, "Outlier Suppression+: Accurate quantization of large language models by equivalent and optimal
-    shifting and scaling", eqs. 3 to 6, for the least error at the outputs of all members together. Groups that take no
-    shift are scaled alone, and so are those that lose by one: what lies mostly at one end of its range, as behind GELU and
-    ReLU, is moved away from zero by it, and the rounding of the weights then weighs more.
+    The threshold t is searched.
 
-    Needs channel ranges, the Gram matrix and means. Cost: a quantization and a product rows x features x features a threshold.
+    Paper: Wei et al. 2023, "Outlier Suppression+: Accurate quantization of large language models by
+    equivalent and optimal shifting and scaling", eqs. 3 to 6, for the least error at the outputs of
+    all members together. Groups that take no
+    shift are scaled alone, and so are those that lose by one: what lies mostly at one end of its
+    range, as behind GELU and ReLU, is moved away from zero by it, and the rounding of the weights
+    then weighs more.
+
+    Needs channel ranges, the Gram matrix and means. Cost: a quantization and a product rows x
+    features x features a threshold.
     """
 
     config: OutlierSuppressionPlusConfig
@@ -93,9 +106,8 @@ class OutlierSuppressionPlus(Rescaling):
         recipe_ops: Mapping[str, Op],
     ) -> Mapping[str, Factors]:
         """Return group name -> channel map."""
-        return {
-            link.group.name: self._of(link) for link in links(view, tensor, statistics, recipe_ops)
-        }
+        found = links(view, tensor, statistics, recipe_ops)
+        return {link.group.name: self._of(link) for link in found}
 
     def _of(self, link: Link) -> ChannelMap:
         low, high = link.input_range()
@@ -109,20 +121,17 @@ class OutlierSuppressionPlus(Rescaling):
     ) -> Iterator[tuple[float, ChannelMap]]:
         """Yield a cost and a map for each threshold."""
         if shift is not None:
-            low, high = low - shift, high - shift
+            low = low - shift
+            high = high - shift
         xp = array_namespace(low)
-        absmax, grams = xp.maximum(xp.abs(low), xp.abs(high)), link.grams(shift)
-        weight, activation = (
-            QuantSpec(dtype="int8", granularity="channel"),
-            QuantSpec(dtype="uint8", symmetric=False),
-        )
+        absmax = xp.maximum(xp.abs(low), xp.abs(high))
+        grams = link.grams(shift)
         largest = float(xp.max(absmax))
         for i in range(self.config.grid):
-            f = threshold_factors(absmax, largest * (1 - i / self.config.grid))
-            yield (
-                weight_error(link, f, weight, grams) + input_error(link, f, activation, low, high),
-                ChannelMap(f, shift),
-            )
+            factors = threshold_factors(absmax, largest * (1 - i / self.config.grid))
+            of_weights = weight_error(link, factors, _WEIGHT, grams)
+            of_inputs = input_error(link, factors, _ACTIVATION, low, high)
+            yield of_weights + of_inputs, ChannelMap(factors, shift)
 
 
 def threshold_factors(absmax: Array, threshold: float) -> Array:
@@ -134,5 +143,6 @@ def threshold_factors(absmax: Array, threshold: float) -> Array:
 
 
 def channel_shift(low: Array, high: Array) -> Array:
-    """Return z = (low + high) / 2 of each channel (Outlier Suppression+, eq. 3): x - z is then centred."""
+    """Return z = (low + high) / 2 of each channel (Outlier Suppression+, eq. 3): x - z is then
+    centred."""
     return (low + high) / 2
