@@ -9,6 +9,7 @@ from . import (
     casting,
     control,
     elementwise,
+    fused_attention,
     indexing,
     linear,
     normalization,
@@ -16,6 +17,7 @@ from . import (
     recurrent,
     reduction,
     shape,
+    softmax,
 )
 from .linear import ACTIVATIONS
 from .quantized import centred_codes, octavo_operators, onnx_operators, packed
@@ -34,6 +36,7 @@ __all__ = [
     "control",
     "convolution",
     "elementwise",
+    "fused_attention",
     "indexing",
     "kernel",
     "linear",
@@ -49,6 +52,7 @@ __all__ = [
     "reduction",
     "resize",
     "shape",
+    "softmax",
     "supported",
     "transposed",
 ]

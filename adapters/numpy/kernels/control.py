@@ -6,7 +6,8 @@ Source: the ONNX operators If, Loop and Scan-9.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -59,28 +60,56 @@ def loop(build: Build) -> Kernel:
 
     States are carried from step to step, scan outputs stacked.
     """
-    body = _body(build, "body")
+    # The body puts out the condition, the states and the scan outputs.
     outputs = len(build.node.attributes["body"].outputs)
+    return partial(_loop, _body(build, "body"), outputs - 1)
 
-    def run(trips: Any, condition: Any, *states: Any, captured: Any) -> Any:
-        limit = None if trips is None else int(np.asarray(trips).reshape(()))
-        going = condition is None or _truth(condition)
-        count = len(states)
-        carried = list(states)
-        scans = _Scans(outputs - 1 - count)
-        i = 0
-        while going and (limit is None or i < limit):
-            given = [np.asarray(i, np.int64), np.asarray(True), *carried]
-            again, *results = body(given, captured)
-            going = _truth(again)
-            carried = results[:count]
-            scans.add(results[count:])
-            i += 1
-        # Of no step the element's shape is not known.
-        stacked = [np.stack(s) if s else np.zeros((0,), np.float32) for s in scans.stacks]
-        return _one_or_all([*carried, *stacked])
 
-    return run
+def _loop(
+    body: Kernel, outputs: int, trips: Any, condition: Any, *states: Any, captured: Any
+) -> Any:
+    limit = None if trips is None else int(np.asarray(trips).reshape(()))
+    going = condition is None or _truth(condition)
+    count = len(states)
+    carried = list(states)
+    scans = _Scans(outputs - count)
+    i = 0
+    while going and (limit is None or i < limit):
+        given = [np.asarray(i, np.int64), np.asarray(True), *carried]
+        again, *results = body(given, captured)
+        going = _truth(again)
+        carried = results[:count]
+        scans.add(results[count:])
+        i += 1
+    # Of no step the element's shape is not known.
+    nothing = np.zeros((0,), np.float32)
+    stacked = [np.stack(s) if s else nothing for s in scans.stacks]
+    return _one_or_all([*carried, *stacked])
+
+
+class _Directed(NamedTuple):
+    """How a scanned array lies: its time axis, and whether it is walked from the end."""
+
+    axis: int
+    is_reversed: int
+
+    def steps(self, x: Array) -> Array:
+        """View an array with time first."""
+        moved = np.moveaxis(x, self.axis, 0)
+        return moved[::-1] if self.is_reversed else moved
+
+    def joined(self, steps: list[Array]) -> Array:
+        """Put steps together as such an array."""
+        stacked = np.stack(steps[::-1] if self.is_reversed else steps)
+        return np.moveaxis(stacked, 0, self.axis)
+
+
+def _directed(build: Build, kind: str, count: int) -> list[_Directed]:
+    """Return how the scan inputs or outputs lie."""
+    none = (0,) * count
+    axes = build.get(f"scan_{kind}_axes", none)
+    directions = build.get(f"scan_{kind}_directions", none)
+    return [_Directed(*row) for row in zip(axes, directions, strict=True)]
 
 
 @compiled("Scan", since=9)
@@ -92,28 +121,20 @@ def scan(build: Build) -> Kernel:
     body = _body(build, "body")
     count = build.get("num_scan_inputs", 1)
     outputs = len(build.node.attributes["body"].outputs)
-    in_axes = build.get("scan_input_axes", (0,) * count)
-    in_reversed = build.get("scan_input_directions", (0,) * count)
+    read = _directed(build, "input", count)
 
     def run(*inputs: Any, captured: Any) -> Any:
         state_count = len(inputs) - count
-        states, sequences = list(inputs[:state_count]), inputs[state_count:]
-        scan_count = outputs - state_count
-        out_axes = build.get("scan_output_axes", (0,) * scan_count)
-        out_reversed = build.get("scan_output_directions", (0,) * scan_count)
-        steps = []
-        for sequence, axis, is_reversed in zip(sequences, in_axes, in_reversed, strict=True):
-            moved = np.moveaxis(sequence, axis, 0)
-            steps.append(moved[::-1] if is_reversed else moved)
-        scans = _Scans(scan_count)
-        for step in zip(*steps, strict=True):
+        states = list(inputs[:state_count])
+        pairs = zip(read, inputs[state_count:], strict=True)
+        sequences = [how.steps(x) for how, x in pairs]
+        scans = _Scans(outputs - state_count)
+        for step in zip(*sequences, strict=True):
             results = list(body([*states, *step], captured))
             states = results[:state_count]
             scans.add(results[state_count:])
-        joined = []
-        for stack, axis, is_reversed in zip(scans.stacks, out_axes, out_reversed, strict=True):
-            stacked = np.stack(stack[::-1] if is_reversed else stack)
-            joined.append(np.moveaxis(stacked, 0, axis))
-        return _one_or_all([*states, *joined])
+        written = _directed(build, "output", outputs - state_count)
+        stacks = zip(written, scans.stacks, strict=True)
+        return _one_or_all([*states, *(how.joined(stack) for how, stack in stacks)])
 
     return run

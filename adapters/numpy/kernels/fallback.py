@@ -5,6 +5,7 @@ They need onnx installed.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from octavo.adapters.numpy.graph import Graph, Node
@@ -44,7 +45,6 @@ def reference_kernel(node: Node, opset: int) -> Kernel:
     attributes = _attributes(node, helper)
     inputs = [f"i{i}" if v else "" for i, v in enumerate(node.inputs)]
     outputs = [f"o{i}" if v else "" for i, v in enumerate(node.outputs)]
-    written = [v for v in outputs if v]
     try:
         evaluator = _evaluator(node.op, opset, inputs, outputs, attributes)
     except Exception as error:  # onnx raises many kinds
@@ -53,19 +53,25 @@ def reference_kernel(node: Node, opset: int) -> Kernel:
             f"{node.op!r}: {error}"
         ) from error
 
-    def run(*values: Any) -> Any:
-        given = {name: value for name, value in zip(inputs, values, strict=True) if name}
-        try:
-            results = dict(zip(written, evaluator.run(written, given), strict=True))
-        except Exception as error:
-            raise ModelError(
-                f"node {node.name!r} ({node.op}) failed on onnx's reference evaluator: {error}"
-            ) from error
-        if len(outputs) == 1:
-            return results[outputs[0]]
-        return tuple(results.get(v) for v in outputs)
+    return partial(_evaluate, node, evaluator, inputs, outputs)
 
-    return run
+
+def _evaluate(
+    node: Node, evaluator: Any, inputs: list[str], outputs: list[str], *values: Any
+) -> Any:
+    """Run onnx's evaluator of one node; names '' are what is left out."""
+    pairs = zip(inputs, values, strict=True)
+    given = {name: value for name, value in pairs if name}
+    written = [name for name in outputs if name]
+    try:
+        results = dict(zip(written, evaluator.run(written, given), strict=True))
+    except Exception as error:
+        raise ModelError(
+            f"node {node.name!r} ({node.op}) failed on onnx's reference evaluator: {error}"
+        ) from error
+    if len(outputs) == 1:
+        return results[outputs[0]]
+    return tuple(results.get(name) for name in outputs)
 
 
 def _attributes(node: Node, helper: Any) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -123,31 +125,42 @@ def matmul(build: Build) -> Kernel:
 
     A stack times one matrix is one product; stacks are shared between threads.
     """
-    threads = build.threads
+    return partial(_matmul, build.threads)
 
-    def run(a: Array, b: Array, *, empty: Any) -> Array:
-        is_float = a.dtype.kind == "f" and a.dtype == b.dtype
-        if not is_float or a.ndim < 2 or b.ndim < 2:
-            # NumPy multiplies bfloat16 matrices into float32.
-            return np.asarray(np.matmul(a, b)).astype(a.dtype, copy=False)
-        m, k = a.shape[-2:]
-        n = b.shape[-1]
-        stack = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-        out: Array = empty((*stack, m, n), a.dtype)
-        if b.ndim == 2 and (a.ndim == 2 or a.flags.c_contiguous):
-            rows = a.reshape(-1, k)
-            product_pieces(rows, b, out.reshape(-1, n), threads, float_product, _nothing)
-            return out
-        is_small = math.prod(stack) * m * k * n < _PIECE
-        if len(stack) < 1 or is_small or stack[0] == 1:
-            np.matmul(a, b, out=out)
-            return out
-        left = np.broadcast_to(a, (*stack, m, k))
-        right = np.broadcast_to(b, (*stack, k, n))
-        spread(stack[0], lambda i: np.matmul(left[i], right[i], out=out[i]), threads)
+
+def _matmul(threads: int, a: Array, b: Array, *, empty: Any) -> Array:
+    is_float = a.dtype.kind == "f" and a.dtype == b.dtype
+    if not is_float or a.ndim < 2 or b.ndim < 2:
+        # NumPy multiplies bfloat16 matrices into float32.
+        return np.asarray(np.matmul(a, b)).astype(a.dtype, copy=False)
+    m, k = a.shape[-2:]
+    n = b.shape[-1]
+    stack = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    out: Array = empty((*stack, m, n), a.dtype)
+    if b.ndim == 2 and (a.ndim == 2 or a.flags.c_contiguous):
+        rows, flat = a.reshape(-1, k), out.reshape(-1, n)
+        product_pieces(rows, b, flat, threads, float_product, _nothing)
         return out
+    is_small = math.prod(stack) * m * k * n < _PIECE
+    if len(stack) < 1 or is_small or stack[0] == 1:
+        np.matmul(a, b, out=out)
+        return out
+    left = np.broadcast_to(a, (*stack, m, k))
+    right = np.broadcast_to(b, (*stack, k, n))
+    spread(stack[0], lambda i: np.matmul(left[i], right[i], out=out[i]), threads)
+    return out
 
-    return run
+
+@dataclass(frozen=True, slots=True)
+class _Gemm:
+    """The attributes of a Gemm node."""
+
+    alpha: float
+    beta: float
+    trans_a: int
+    trans_b: int
+    activation: str
+    threads: int
 
 
 @compiled("Gemm", empty=True)
@@ -156,50 +169,57 @@ def gemm(build: Build) -> Kernel:
 
     Leading dimensions of A beyond two are kept: a linear layer of a transformer is one Gemm.
     """
-    alpha, beta = build.get("alpha", 1.0), build.get("beta", 1.0)
-    trans_a, trans_b = build.get("transA", 0), build.get("transB", 0)
-    activation = build.get("activation", "")
+    how = _Gemm(
+        build.get("alpha", 1.0),
+        build.get("beta", 1.0),
+        build.get("transA", 0),
+        build.get("transB", 0),
+        build.get("activation", ""),
+        build.threads,
+    )
+    return partial(_gemm, how)
 
-    def run(a: Array, b: Array, c: Array | None = None, *, empty: Any) -> Array:
-        left = a.T if trans_a else a
-        right = b.T if trans_b else b
-        if a.dtype.kind != "f" or b.dtype != a.dtype:
-            y = _plain_gemm(left, right, c, alpha, beta)
-            activate(y, activation)
-            return y
-        width = right.shape[1]
-        out: Array = empty((*left.shape[:-1], width), a.dtype)
-        added = None if c is None else _addend(c, beta)
-        # A matrix C differs from row to row: it is added when all pieces are there.
-        is_matrix = added is not None and added.ndim > 1
-        # One number is added to every column.
-        by_column = added is not None and added.ndim == 1 and added.shape[0] > 1
 
-        def finish(y: Array, columns: slice) -> None:
-            if alpha != 1.0:
-                y *= y.dtype.type(alpha)
-            if is_matrix:
-                return
-            if added is not None:
-                y += added[columns] if by_column else added
-            activate(y, activation)
+def _gemm(how: _Gemm, a: Array, b: Array, c: Array | None = None, *, empty: Any) -> Array:
+    left = a.T if how.trans_a else a
+    right = b.T if how.trans_b else b
+    if a.dtype.kind != "f" or b.dtype != a.dtype:
+        y = _plain_gemm(left, right, c, how.alpha, how.beta)
+        activate(y, how.activation)
+        return y
+    width = right.shape[1]
+    out: Array = empty((*left.shape[:-1], width), a.dtype)
+    added = None if c is None else _addend(c, how.beta)
+    # A matrix C differs from row to row: it is added when all pieces are there.
+    is_matrix = added is not None and added.ndim > 1
+    # One number is added to every column.
+    by_column = added is not None and added.ndim == 1 and added.shape[0] > 1
 
-        rows, flat = left.reshape(-1, left.shape[-1]), out.reshape(-1, width)
-        product_pieces(rows, right, flat, build.threads, float_product, finish)
+    def finish(y: Array, columns: slice) -> None:
+        if how.alpha != 1.0:
+            y *= y.dtype.type(how.alpha)
         if is_matrix:
-            flat += added
-            activate(flat, activation)
-        return np.asarray(out)
+            return
+        if added is not None:
+            y += added[columns] if by_column else added
+        activate(y, how.activation)
 
-    return run
+    rows, flat = left.reshape(-1, left.shape[-1]), out.reshape(-1, width)
+    product_pieces(rows, right, flat, how.threads, float_product, finish)
+    if is_matrix:
+        flat += added
+        activate(flat, how.activation)
+    return np.asarray(out)
 
 
 def _plain_gemm(a: Array, b: Array, c: Array | None, alpha: float, beta: float) -> Array:
     """Gemm of integers, and of types that BLAS does not know."""
-    y = np.asarray((np.matmul(a, b) * alpha).astype(a.dtype))
+    product = np.matmul(a, b) * alpha
+    y = np.asarray(product.astype(a.dtype))
     if c is None:
         return y
-    return np.asarray((y + c * c.dtype.type(beta)).astype(a.dtype))
+    total = y + c * c.dtype.type(beta)
+    return np.asarray(total.astype(a.dtype))
 
 
 def _addend(c: Array, beta: float) -> Array:

@@ -1,8 +1,9 @@
-"""Normalisations and softmax. Source: the ONNX operator specification of each name."""
+"""Normalisations. Source: the ONNX operator specification of each name."""
 
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,8 @@ def batch_normalization(
         next_mean = _running(mean, batch_mean, momentum)
         next_variance = _running(variance, batch_variance, momentum)
         return y, next_mean, next_variance
-    factor = scale / np.sqrt(variance + variance.dtype.type(epsilon))
+    deviation = np.sqrt(variance + variance.dtype.type(epsilon))
+    factor = scale / deviation
     shift = b - mean * factor
     y = x * _per_channel(factor, x.ndim) + _per_channel(shift, x.ndim)
     return y.astype(x.dtype, copy=False)
@@ -87,38 +89,41 @@ def layer_normalization(build: Build) -> Kernel:
     The mean and 1 / standard deviation come along.
     """
     axis, epsilon = build.get("axis", -1), build.get("epsilon", 1e-5)
+    return partial(_layer_normalization, axis, epsilon, build.threads)
 
-    def run(x: Array, scale: Array, b: Array | None = None, *, empty: Any) -> Any:
-        kept = x.shape[: axis % x.ndim]
-        count = math.prod(kept)
-        rows = np.ascontiguousarray(x, dtype=_at_least_float32(x)).reshape(count, -1)
-        kind, width = rows.dtype.type, rows.shape[1]
-        y: Array = empty(rows.shape, rows.dtype)
-        mean = np.empty((count, 1), rows.dtype)
-        inverse = np.empty((count, 1), rows.dtype)
-        gain = scale.reshape(1, -1)
-        shift = None if b is None else b.reshape(1, -1)
-        step = max(1, _CHUNK // max(1, width))
 
-        def work(i: int) -> None:
-            part = slice(i * step, (i + 1) * step)
-            piece = y[part]
-            np.mean(rows[part], axis=1, keepdims=True, out=mean[part])
-            np.subtract(rows[part], mean[part], out=piece)
-            # einsum sums squares without a temporary of the input's size
-            variance = np.einsum("ij,ij->i", piece, piece)[:, None] / kind(width)
-            np.divide(1, np.sqrt(variance + kind(epsilon)), out=inverse[part])
-            piece *= inverse[part]
-            piece *= gain
-            if shift is not None:
-                piece += shift
+def _layer_normalization(
+    axis: int, epsilon: float, threads: int, x: Array, scale: Array, b: Any = None, *, empty: Any
+) -> tuple[Array, Array, Array]:
+    kept = x.shape[: axis % x.ndim]
+    count = math.prod(kept)
+    rows = np.ascontiguousarray(x, dtype=_at_least_float32(x)).reshape(count, -1)
+    kind, width = rows.dtype.type, rows.shape[1]
+    y: Array = empty(rows.shape, rows.dtype)
+    mean = np.empty((count, 1), rows.dtype)
+    inverse = np.empty((count, 1), rows.dtype)
+    gain = scale.reshape(1, -1)
+    shift = None if b is None else b.reshape(1, -1)
+    step = max(1, _CHUNK // max(1, width))
 
-        spread(-(-count // step), work, build.threads)
-        moments = (*kept, *(1,) * (x.ndim - len(kept)))
-        normal = y.reshape(x.shape).astype(x.dtype, copy=False)
-        return normal, mean.reshape(moments), inverse.reshape(moments)
+    def work(i: int) -> None:
+        part = slice(i * step, (i + 1) * step)
+        piece = y[part]
+        np.mean(rows[part], axis=1, keepdims=True, out=mean[part])
+        np.subtract(rows[part], mean[part], out=piece)
+        # einsum sums squares without a temporary of the input's size
+        squares = np.einsum("ij,ij->i", piece, piece)[:, None]
+        deviation = np.sqrt(squares / kind(width) + kind(epsilon))
+        np.divide(1, deviation, out=inverse[part])
+        piece *= inverse[part]
+        piece *= gain
+        if shift is not None:
+            piece += shift
 
-    return run
+    spread(-(-count // step), work, threads)
+    normal = y.reshape(x.shape).astype(x.dtype, copy=False)
+    moments = (*kept, *(1,) * (x.ndim - len(kept)))
+    return normal, mean.reshape(moments), inverse.reshape(moments)
 
 
 @operator("RMSNormalization", "SimplifiedLayerNormalization")
@@ -130,7 +135,8 @@ def rms_normalization(
     wide = x.astype(_at_least_float32(x), copy=False)
     mean_square = np.square(wide).mean(axis=axes, keepdims=True)
     inverse = 1 / np.sqrt(mean_square + wide.dtype.type(epsilon))
-    return (wide * inverse).astype(x.dtype, copy=False) * scale
+    normal = (wide * inverse).astype(x.dtype, copy=False)
+    return normal * scale
 
 
 @operator("LRN")
@@ -140,10 +146,12 @@ def local_response_normalization(
     """ONNX LRN: normalise by neighbouring channels (Krizhevsky et al. 2012, section 3.3)."""
     channels = x.shape[1]
     before = (size - 1) // 2
+    # Channels beyond the first and the last count as zero.
     square = np.zeros((x.shape[0], channels + size - 1, *x.shape[2:]), x.dtype)
     square[:, before : before + channels] = np.square(x)
     total = sum(square[:, i : i + channels] for i in range(size))
-    return x / (bias + alpha / size * total) ** x.dtype.type(beta)
+    base = bias + alpha / size * total
+    return x / base ** x.dtype.type(beta)
 
 
 @operator("LpNormalization")
@@ -160,54 +168,3 @@ def mean_variance_normalization(x: Array, *, axes: tuple[int, ...] = (0, 2, 3)) 
     deviation = np.sqrt(np.square(centred).mean(axis=axes, keepdims=True))
     # The operator's definition adds 1e-9 to the deviation, so that constants give 0.
     return centred / (deviation + x.dtype.type(1e-9))
-
-
-def stable_softmax(x: Array, axis: int) -> Any:
-    """e^(x - max) / sum, in one temporary."""
-    y = x - x.max(axis=axis, keepdims=True)
-    np.exp(y, out=y)
-    y /= y.sum(axis=axis, keepdims=True)
-    return y
-
-
-def _log_softmax(x: Array, axis: int) -> Any:
-    shifted = x - x.max(axis=axis, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True))
-
-
-def _flat_from(x: Array, axis: int) -> Array:
-    """Reshape so that all axes from ``axis`` on are one."""
-    return x.reshape(*x.shape[: axis % x.ndim], -1)
-
-
-@operator("Softmax", since=13)
-def softmax(x: Array, *, axis: int = -1) -> Any:
-    """ONNX Softmax-13: along one axis."""
-    return stable_softmax(x, axis)
-
-
-@operator("LogSoftmax", since=13)
-def log_softmax(x: Array, *, axis: int = -1) -> Any:
-    """ONNX LogSoftmax-13: along one axis."""
-    return _log_softmax(x, axis)
-
-
-@operator("Softmax")
-def softmax_1(x: Array, *, axis: int = 1) -> Any:
-    """ONNX Softmax-1 and -11: over all trailing axes from ``axis`` on."""
-    return stable_softmax(_flat_from(x, axis), -1).reshape(x.shape)
-
-
-@operator("LogSoftmax")
-def log_softmax_1(x: Array, *, axis: int = 1) -> Any:
-    """ONNX LogSoftmax-1 and -11: over all trailing axes from ``axis`` on."""
-    return _log_softmax(_flat_from(x, axis), -1).reshape(x.shape)
-
-
-@operator("Hardmax", since=13)
-def hardmax(x: Array, *, axis: int = -1) -> Any:
-    """ONNX Hardmax-13: one at the first maximum along an axis, zero elsewhere."""
-    y = np.zeros_like(x)
-    first = np.expand_dims(x.argmax(axis=axis), axis)
-    np.put_along_axis(y, first, 1, axis=axis)
-    return y

@@ -127,13 +127,13 @@ def _sweep(
     """
     steps, batch = gates.shape[:2]
     outputs = np.zeros((steps, batch, states[0].shape[-1]), gates.dtype)
-    rows = np.arange(batch)
-    for i in range(steps):
-        if lengths is None:
-            t = steps - 1 - i if backwards else i
+    if lengths is None:
+        for t in reversed(range(steps)) if backwards else range(steps):
             states = cell(gates[t], states)
             outputs[t] = states[0]
-            continue
+        return outputs, states
+    rows = np.arange(batch)
+    for i in range(steps):
         is_live = i < lengths
         # Each sequence is walked from its own end.
         at = np.where(is_live, lengths - 1 - i, i) if backwards else np.full(batch, i)
@@ -144,46 +144,75 @@ def _sweep(
     return outputs, states
 
 
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """A recurrent node.
+
+    Attributes:
+        kind: RNN, GRU or LSTM.
+        build: The node.
+        hidden: Length of the hidden state; 0 where the weight says it.
+        backwards: For each direction, whether it goes from the end to the beginning.
+        activations: Of each direction.
+        batch_first: The batch is the first axis, not the second.
+    """
+
+    kind: _Kind
+    build: Build
+    hidden: int
+    backwards: tuple[bool, ...]
+    activations: list[list[Activation]]
+    batch_first: bool
+
+
 def _recurrent(build: Build, kind: _Kind) -> Kernel:
-    hidden = build.get("hidden_size", 0)
     direction = build.get("direction", "forward")
-    batch_first = build.get("layout", 0)
-    directions = 2 if direction == "bidirectional" else 1
-    activations = _activations(build, kind.activations, directions)
-    clip = _clipped(build)
+    backwards = (False, True) if direction == "bidirectional" else (direction == "reverse",)
+    activations = _activations(build, kind.activations, len(backwards))
+    hidden, batch_first = build.get("hidden_size", 0), bool(build.get("layout", 0))
+    layer = _Layer(kind, build, hidden, backwards, activations, batch_first)
+    return partial(_run, layer)
 
-    def run(
-        x: Any, w: Any, r: Any, b: Any = None, lengths: Any = None, h: Any = None, c: Any = None, p: Any = None,
-    ) -> Any:  # fmt: skip
-        size = hidden or r.shape[-1]
-        if batch_first:
-            x = x.swapaxes(0, 1)
-            h = None if h is None else h.swapaxes(0, 1)
-            c = None if c is None else c.swapaxes(0, 1)
-        steps, batch = x.shape[:2]
-        if lengths is not None and (lengths == steps).all():
-            lengths = None
-        rows = x.reshape(steps * batch, -1)
-        outputs, finals = [], []
-        for d in range(directions):
-            bias = np.zeros(2 * kind.gates * size, x.dtype) if b is None else b[d]
-            peepholes = None if p is None else p[d]
-            parts = _Direction(r[d], bias, peepholes, activations[d], clip, size, build)
-            gates = (rows @ w[d].T).reshape(steps, batch, -1)
-            nothing = np.zeros((batch, size), x.dtype)
-            starts = tuple(nothing if s is None else s[d] for s in (h, c)[: kind.states])
-            backwards = direction == "reverse" or d == 1
-            y, states = _sweep(gates, starts, kind.make(parts), lengths, backwards)
-            outputs.append(y)
-            finals.append(states)
-        y = np.stack(outputs, axis=1)  # steps, directions, batch, hidden
-        last = [np.stack(states) for states in zip(*finals, strict=True)]
-        if batch_first:
-            y = y.transpose(2, 0, 1, 3)
-            last = [s.swapaxes(0, 1) for s in last]
-        return y, *last
 
-    return run
+def _run(
+    layer: _Layer,
+    x: Any,
+    w: Any,
+    r: Any,
+    b: Any = None,
+    lengths: Any = None,
+    h: Any = None,
+    c: Any = None,
+    p: Any = None,
+) -> Any:
+    initial = [h, c][: layer.kind.states]
+    if layer.batch_first:
+        x = x.swapaxes(0, 1)
+        initial = [None if s is None else s.swapaxes(0, 1) for s in initial]
+    steps, batch = x.shape[:2]
+    if lengths is not None and (lengths == steps).all():
+        lengths = None
+    rows = x.reshape(steps * batch, -1)
+    size = layer.hidden or r.shape[-1]
+    none = np.zeros((batch, size), x.dtype)
+    no_bias = np.zeros(2 * layer.kind.gates * size, x.dtype)
+    clip = _clipped(layer.build)
+    outputs, finals = [], []
+    for d, backwards in enumerate(layer.backwards):
+        bias = no_bias if b is None else b[d]
+        peepholes = None if p is None else p[d]
+        parts = _Direction(r[d], bias, peepholes, layer.activations[d], clip, size, layer.build)
+        starts = tuple(none if s is None else s[d] for s in initial)
+        gates = (rows @ w[d].T).reshape(steps, batch, -1)
+        y, states = _sweep(gates, starts, layer.kind.make(parts), lengths, backwards)
+        outputs.append(y)
+        finals.append(states)
+    y = np.stack(outputs, axis=1)  # steps, directions, batch, hidden
+    last = [np.stack(states) for states in zip(*finals, strict=True)]
+    if layer.batch_first:
+        y = y.transpose(2, 0, 1, 3)
+        last = [s.swapaxes(0, 1) for s in last]
+    return y, *last
 
 
 def _clipped(build: Build) -> Activation:

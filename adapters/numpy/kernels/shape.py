@@ -183,16 +183,23 @@ def pad(
     *, mode: str = "constant", pads: Any = None, value: float = 0.0,
 ) -> Any:  # fmt: skip
     """ONNX Pad: pad (or, with negative amounts, crop)."""
-    amounts = integers(given, pads) or ()
     axes = integers(axes_in) or tuple(range(x.ndim))
-    widths = [(0, 0)] * x.ndim
-    crop = [slice(None)] * x.ndim
-    for i, axis in enumerate(axes):
-        before, after = amounts[i], amounts[i + len(axes)]
-        widths[axis] = (max(before, 0), max(after, 0))
-        crop[axis] = slice(max(-before, 0), x.shape[axis] - max(-after, 0))
+    widths, crop = _borders(x.shape, axes, integers(given, pads) or ())
     inner = x[tuple(crop)]
     if mode == "constant":
         fill = x.dtype.type(value) if value_in is None else np.asarray(value_in).reshape(())
         return np.pad(inner, widths, mode="constant", constant_values=fill)
     return np.pad(inner, widths, mode=_PAD_MODES[mode])
+
+
+def _borders(
+    shape: tuple[int, ...], axes: tuple[int, ...], amounts: tuple[int, ...]
+) -> tuple[list[tuple[int, int]], list[slice]]:
+    """Return what is added to each axis, and what is left of it before."""
+    widths = [(0, 0)] * len(shape)
+    crop = [slice(None)] * len(shape)
+    for i, axis in enumerate(axes):
+        before, after = amounts[i], amounts[i + len(axes)]
+        widths[axis] = (max(before, 0), max(after, 0))
+        crop[axis] = slice(max(-before, 0), shape[axis] - max(-after, 0))
+    return widths, crop

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,41 @@ def quantize(build: Build) -> Kernel:
     return run
 
 
+@dataclass(frozen=True, slots=True)
+class _Format:
+    """Centred codes whose scale is found at run time.
+
+    Attributes:
+        low: Smallest code.
+        high: Largest code.
+        symmetric: The zero point is the middle.
+        by_row: Each row has a scale of its own.
+    """
+
+    low: int
+    high: int
+    symmetric: bool
+    by_row: bool
+
+    def parameters(self, x: Array) -> tuple[Any, Any]:
+        """Return scale and zero point of the range of x, zero included."""
+        axis = -1 if self.by_row else None
+        least = np.minimum(x.min(axis=axis, keepdims=self.by_row), np.float32(0))
+        most = np.maximum(x.max(axis=axis, keepdims=self.by_row), np.float32(0))
+        if self.symmetric:
+            middle = 0 if self.low < 0 else (self.low + self.high + 1) // 2
+            scale = _nonzero(np.maximum(-least, most) / np.float32(self.high - middle))
+            return scale, np.full_like(scale, middle)
+        scale = _nonzero((most - least) / np.float32(self.high - self.low))
+        zero = np.rint(np.float32(self.low) - least / scale)
+        return scale, np.clip(zero, self.low, self.high)
+
+
+def _nonzero(scale: Any) -> Any:
+    """Return a scale that can be divided by: for a range of nothing any will do."""
+    return np.where(scale < _TINY, np.float32(1), scale)
+
+
 @compiled("octavo.DynamicQuantize", empty=True)
 def dynamic_quantize(build: Build) -> Kernel:
     """X -> (centred codes, scale): the range is the array's own.
@@ -87,37 +123,21 @@ def dynamic_quantize(build: Build) -> Kernel:
     with either symmetry and any integer range.
     """
     low, high = build.get("low", 0), build.get("high", 255)
-    symmetric = bool(build.get("symmetric", 0))
-    rows = build.get("granularity", "tensor") == "token"
-    middle = 0 if low < 0 else (low + high + 1) // 2
-    bottom, top = np.float32(low), np.float32(high)
-
-    def parameters(x: Array) -> tuple[Any, Any]:
-        """Return scale and zero point of the range of x, zero included."""
-        axis = -1 if rows else None
-        least = np.minimum(x.min(axis=axis, keepdims=rows), np.float32(0))
-        most = np.maximum(x.max(axis=axis, keepdims=rows), np.float32(0))
-        if symmetric:
-            scale = np.maximum(-least, most) / np.float32(high - middle)
-        else:
-            scale = (most - least) / np.float32(high - low)
-        # Of a range of nothing any scale will do.
-        scale = np.where(scale < _TINY, np.float32(1), scale)
-        if symmetric:
-            return scale, np.full_like(scale, middle)
-        return scale, np.clip(np.rint(bottom - least / scale), low, high)
+    by_row = build.get("granularity", "tensor") == "token"
+    form = _Format(low, high, bool(build.get("symmetric", 0)), by_row)
 
     def run(x: Array, *, empty: Any) -> tuple[Array, Array]:
-        x = _settled(x, rows)
-        scale, zero = parameters(x)
-        least, most = bottom - zero, top - zero
+        x = _settled(x, by_row)
+        scale, zero = form.parameters(x)
+        bottom = np.float32(low) - zero
+        top = np.float32(high) - zero
         y = empty_like(empty, x.shape, np.float32, x)
-        if rows:
-            flat = x.reshape(-1, x.shape[-1])
-            s, a, b = (v.reshape(-1, 1) for v in (scale, least, most))
-            _quantize_rows(flat, y.reshape(flat.shape), s, a, b, build.threads)
+        if by_row:
+            rows = x.reshape(-1, x.shape[-1])
+            s, a, b = (v.reshape(-1, 1) for v in (scale, bottom, top))
+            _quantize_rows(rows, y.reshape(rows.shape), s, a, b, build.threads)
         else:
-            _quantize_rows(_flat(x), _flat(y), scale, least, most, build.threads)
+            _quantize_rows(_flat(x), _flat(y), scale, bottom, top, build.threads)
         return y, scale
 
     return run

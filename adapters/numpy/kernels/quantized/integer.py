@@ -11,6 +11,7 @@ most layers are one block.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
@@ -38,17 +39,27 @@ def exact_blocks(weight: Array, largest: int) -> tuple[int, ...]:
         return (0, depth)
     magnitudes = np.abs(weight.astype(np.float64))
     sums = np.cumsum(magnitudes, axis=-2).reshape(-1, depth, columns)
-    limit = EXACT // max(1, largest)
-    boundaries = [0]
-    base = np.zeros((sums.shape[0], 1, columns))
-    while boundaries[-1] < depth:
+    return tuple(_boundaries(sums, EXACT // max(1, largest)))
+
+
+def _boundaries(sums: Array, limit: int) -> Iterator[int]:
+    """Yield where blocks begin and end, each as long as its sums allow.
+
+    Args:
+        sums: Running sums of magnitudes along the reduced axis, (stack, K, N).
+        limit: Of the sum of a block.
+    """
+    count, depth, columns = sums.shape
+    base = np.zeros((count, 1, columns))
+    end = 0
+    yield end
+    while end < depth:
         worst = (sums - base).max(axis=(0, 2)) if sums.size else np.zeros(depth)
         fitting = int(np.searchsorted(worst, limit, side="right"))
         # One row is a block even where it alone is too much: it is a product without a sum.
-        end = max(fitting, boundaries[-1] + 1)
-        boundaries.append(end)
+        end = max(fitting, end + 1)
+        yield end
         base = sums[:, end - 1 : end]
-    return tuple(boundaries)
 
 
 def carrier(depth: int, blocks: tuple[int, ...]) -> type[np.floating]:

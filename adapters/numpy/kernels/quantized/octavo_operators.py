@@ -8,6 +8,8 @@ float32, so that BLAS can multiply them (see :mod:`.integer`) and padding is zer
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -77,7 +79,43 @@ def _centred(codes: Array, zero_point: Array | None, axis: int) -> Array:
     return integers
 
 
+# Where the exact blocks of a weight begin: found once, however many candidates share its codes.
 _blocks = IdentityCache()
+
+
+@dataclass(frozen=True, slots=True)
+class _Gemm:
+    """A product of centred codes with one weight.
+
+    Attributes:
+        codes: The weight's, (K, N), or (N, K) where transposed.
+        zero_point: Its; None where all are zero.
+        transposed: See there.
+        largest: Bound of the other operand.
+        epilogue: What follows the sums.
+        threads: That share the pieces.
+    """
+
+    codes: Array
+    zero_point: Array | None
+    transposed: bool
+    largest: int
+    epilogue: _Epilogue
+    threads: int
+
+    def panel(self, kind: Any) -> Array:
+        """Return the weight's integers (K, N) as floats of a type."""
+        channels_at = 0 if self.transposed else 1
+        integers = _centred(self.codes, self.zero_point, channels_at).astype(kind, copy=False)
+        return integers.T if self.transposed else integers
+
+    def blocks(self) -> tuple[int, ...]:
+        """Return where the weight's exact blocks begin."""
+        key = (self.transposed, self.largest)
+        found: tuple[int, ...] = _blocks.get(
+            self.codes, key, lambda: exact_blocks(self.panel(np.float32), self.largest)
+        )
+        return found
 
 
 @compiled("octavo.QuantizedGemm", empty=True)
@@ -86,54 +124,81 @@ def quantized_gemm(build: Build) -> Kernel:
 
     Inputs: x, x_scale, weight, w_scale, w_zero_point, bias, y_scale. ``largest`` bounds |x|.
     """
-    transposed = build.get("transB", 0)
     codes, zero_point = build.constant(2), build.constant(4)
     assert codes is not None
-    largest = build.get("largest", 255)
-    channels_at, depth_at = (0, 1) if transposed else (1, 0)
-
-    def panel(kind: Any = np.float32) -> Array:
-        integers = _centred(codes, zero_point, channels_at).astype(kind, copy=False)
-        return integers.T if transposed else integers
-
-    blocks = _blocks.get(codes, (transposed, largest), lambda: exact_blocks(panel(), largest))
-    kind = carrier(codes.shape[depth_at], blocks)
+    transposed, largest = bool(build.get("transB", 0)), build.get("largest", 255)
     epilogue = _Epilogue(build)
+    gemm = _Gemm(codes, zero_point, transposed, largest, epilogue, build.threads)
+    blocks = gemm.blocks()
+    depth = codes.shape[1 if transposed else 0]
+    return partial(_quantized_gemm, gemm, blocks, carrier(depth, blocks))
 
-    def product(a: Array, b: Array, out: Array) -> None:
-        integer_product(a, b, blocks, out)
 
-    def run(
-        x: Any, x_scale: Any, w: Any, w_scale: Any, w_zero: Any = None, bias: Any = None, y_scale: Any = None,
-        *, empty: Any,
-    ) -> Array:  # fmt: skip
-        # Kept as codes between runs: a quarter of the memory, and cheap beside the product.
-        weight = panel(kind)
-        is_per_row = x_scale.ndim > 0
-        common = np.float32(1) if is_per_row else x_scale
-        scale, shift = epilogue.factors(common, w_scale, bias, y_scale)
-        out: Array = empty((*x.shape[:-1], weight.shape[1]), np.float32)
+def _quantized_gemm(
+    gemm: _Gemm, blocks: tuple[int, ...], kind: Any, x: Any, x_scale: Any, w: Any, w_scale: Any,
+    w_zero: Any = None, bias: Any = None, y_scale: Any = None, *, empty: Any,
+) -> Array:  # fmt: skip
+    # Made again in each run: the codes take a quarter of the memory.
+    weight = gemm.panel(kind)
+    width = weight.shape[1]
+    is_per_row = x_scale.ndim > 0
+    common = np.float32(1) if is_per_row else x_scale
+    scale, shift = gemm.epilogue.factors(common, w_scale, bias, y_scale)
+    row_scale = x_scale.reshape(-1, 1) if is_per_row else None
+    out: Array = empty((*x.shape[:-1], width), np.float32)
 
-        def finish(y: Array, columns: slice) -> None:
-            own_scale = scale[columns] if scale.ndim else scale
-            own_shift = None if shift is None else shift[columns]
-            epilogue(y, own_scale, own_shift, y_scale)
+    def product(a: Array, b: Array, target: Array) -> None:
+        integer_product(a, b, blocks, target)
 
-        rows, flat = x.reshape(-1, x.shape[-1]), out.reshape(-1, weight.shape[1])
-        if not is_per_row:
-            product_pieces(rows, weight, flat, build.threads, product, finish)
-            return out
-        row_scale = x_scale.reshape(-1, 1)
-
-        def finish_rows(y: Array, columns: slice) -> None:
+    def finish(y: Array, columns: slice) -> None:
+        if row_scale is not None:
             y *= row_scale
-            finish(y, columns)
+        own_scale = scale[columns] if scale.ndim else scale
+        own_shift = None if shift is None else shift[columns]
+        gemm.epilogue(y, own_scale, own_shift, y_scale)
 
-        # Scales per row belong to whole rows: one thread at a time then, over all of them.
-        product_pieces(rows, weight, flat, 1, product, finish_rows)
-        return out
+    # Scales per row belong to whole rows: one thread at a time then, over all of them.
+    threads = 1 if is_per_row else gemm.threads
+    rows, flat = x.reshape(-1, x.shape[-1]), out.reshape(-1, width)
+    product_pieces(rows, weight, flat, threads, product, finish)
+    return out
 
-    return run
+
+@dataclass(frozen=True, slots=True)
+class _Conv:
+    """A convolution of centred codes with one weight.
+
+    Attributes:
+        codes: The weight's, (kernel..., C / g, O).
+        zero_point: Its; None where all are zero.
+        groups: How many.
+        largest: Bound of the other operand.
+        geometry: The windows.
+        epilogue: What follows the sums.
+    """
+
+    codes: Array
+    zero_point: Array | None
+    groups: int
+    largest: int
+    geometry: Geometry
+    epilogue: _Epilogue
+
+    def integers(self) -> Array:
+        """Return the weight's integers as float32, laid out as its codes."""
+        return _centred(self.codes, self.zero_point, -1)
+
+    def panel(self, kind: Any) -> Array:
+        """Return the weight's integers as floats of a type, laid out for products."""
+        return grouped_panel(self.integers().astype(kind, copy=False), self.groups)
+
+    def blocks(self) -> tuple[int, ...]:
+        """Return where the weight's exact blocks begin."""
+        key = (self.groups, self.largest)
+        found: tuple[int, ...] = _blocks.get(
+            self.codes, key, lambda: exact_blocks(self.panel(np.float32), self.largest)
+        )
+        return found
 
 
 @compiled("octavo.QuantizedConv", empty=True)
@@ -142,34 +207,29 @@ def quantized_conv(build: Build) -> Kernel:
 
     Inputs: x, x_scale, weight, w_scale, w_zero_point, bias, y_scale. ``largest`` bounds |x|.
     """
-    groups = build.get("group", 1)
     codes, zero_point = build.constant(2), build.constant(4)
     assert codes is not None
+    groups, largest = build.get("group", 1), build.get("largest", 255)
     *kernel, per_group, channels = codes.shape
     geometry = Geometry.read(build, tuple(kernel))
-    largest = build.get("largest", 255)
-
-    def panel(kind: Any = np.float32) -> Array:
-        return grouped_panel(_centred(codes, zero_point, -1).astype(kind, copy=False), groups)
-
-    blocks = _blocks.get(codes, (groups, largest), lambda: exact_blocks(panel(), largest))
+    conv = _Conv(codes, zero_point, groups, largest, geometry, _Epilogue(build))
+    blocks = conv.blocks()
     kind = carrier(math.prod(kernel) * per_group, blocks)
-    epilogue = _Epilogue(build)
     is_depthwise = per_group == 1 and groups == channels and len(blocks) == 2
 
     def run(
         x: Any, x_scale: Any, w: Any, w_scale: Any, w_zero: Any = None, bias: Any = None, y_scale: Any = None,
         *, empty: Any,
     ) -> Array:  # fmt: skip
-        scale, shift = epilogue.factors(x_scale, w_scale, bias, y_scale)
+        scale, shift = conv.epilogue.factors(x_scale, w_scale, bias, y_scale)
 
         def finish(y: Array) -> None:
-            epilogue(y, scale, shift, y_scale)
+            conv.epilogue(y, scale, shift, y_scale)
 
         how = Run(finish, build.scratch, build.threads, empty)
         if is_depthwise:
-            return depthwise(x, _centred(codes, zero_point, -1)[..., 0, :], geometry, how)
-        weight = panel(kind)
+            return depthwise(x, conv.integers()[..., 0, :], geometry, how)
+        weight = conv.panel(kind)
 
         def product(rows: Array, out: Array) -> None:
             integer_product(rows, weight, blocks, out)

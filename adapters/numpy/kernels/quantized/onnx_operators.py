@@ -15,8 +15,8 @@ from octavo.adapters.numpy.graph import Array
 from octavo.adapters.numpy.kernels.activations import leaky_relu, sigmoid
 from octavo.adapters.numpy.kernels.axes import along
 from octavo.adapters.numpy.kernels.casting import convert, dtype_of, integer_range_of
-from octavo.adapters.numpy.kernels.normalization import stable_softmax
 from octavo.adapters.numpy.kernels.registry import Build, Kernel, compiled, operator
+from octavo.adapters.numpy.kernels.softmax import stable_softmax
 from octavo.adapters.numpy.kernels.spatial.convolution import Run, convolve, panel_of
 from octavo.adapters.numpy.kernels.spatial.geometry import Geometry
 

@@ -9,7 +9,7 @@ notices.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,19 +40,22 @@ def pieces(images: int, outputs: Lengths, row_bytes: int, scratch: int) -> list[
     lines, inner = outputs[0], math.prod(outputs[1:])
     per_image = max(1, lines * inner)
     whole = scratch // (per_image * row_bytes)
-    found: list[tuple[Index, int]] = []
     if whole >= 1:
-        for first in range(0, images, whole):
-            end = min(first + whole, images)
-            found.append(((slice(first, end),), (end - first) * per_image))
-        return found
+        # Several images at a time.
+        return [((part,), count * per_image) for part, count in _parts(images, whole)]
+    # Several lines of one image at a time.
     depth = max(1, scratch // max(1, inner * row_bytes))
-    for image in range(images):
-        for first in range(0, lines, depth):
-            end = min(first + depth, lines)
-            index = (slice(image, image + 1), slice(first, end))
-            found.append((index, (end - first) * inner))
+    found: list[tuple[Index, int]] = []
+    for image, _ in _parts(images, 1):
+        found += [((image, part), count * inner) for part, count in _parts(lines, depth)]
     return found
+
+
+def _parts(length: int, step: int) -> Iterator[tuple[slice, int]]:
+    """Yield slices of up to ``step``, and how long each is."""
+    for first in range(0, length, step):
+        end = min(first + step, length)
+        yield slice(first, end), end - first
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,20 @@ def _scratch_like(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     return scratch(nbytes)[:nbytes].view(dtype).reshape(shape)
 
 
+def _columns(part: Array) -> Array:
+    """Copy windows into this thread's scratch memory."""
+    buffer = _scratch_like(part.shape, part.dtype)
+    np.copyto(buffer, part)
+    return buffer
+
+
+def _grouped_columns(part: Array, groups: int) -> Array:
+    """Copy windows into this thread's scratch memory, group by group."""
+    *places, width = part.shape
+    grouped = part.reshape(*places, groups, width // groups)
+    return _columns(np.moveaxis(grouped, -2, 0))
+
+
 def convolve(
     x: Array,
     geometry: Geometry,
@@ -119,27 +136,18 @@ def convolve(
     row_bytes = max(1, taps * width * x.itemsize)
     work = pieces(x.shape[0], outputs, row_bytes, how.scratch)
 
-    def columns(index: Index, rows: int) -> Array:
-        if is_pointwise:
-            return source[index].reshape(rows, width)
-        part = view[index]
-        if groups > 1:
-            part = part.reshape(*part.shape[:-1], groups, width // groups)
-            part = np.moveaxis(part, -2, 0)
-        buffer = _scratch_like(part.shape, x.dtype)
-        np.copyto(buffer, part)
-        if groups == 1:
-            return buffer.reshape(rows, taps * width)
-        return buffer.reshape(groups, rows, taps * width // groups)
-
     def run(i: int) -> None:
         index, rows = work[i]
         target = out[index].reshape(rows, channels)
-        if groups == 1:
-            product(columns(index, rows), target)
+        if is_pointwise:
+            product(source[index].reshape(rows, width), target)
+        elif groups == 1:
+            product(_columns(view[index]).reshape(rows, taps * width), target)
         else:
+            depth = taps * width // groups
+            columns = _grouped_columns(view[index], groups).reshape(groups, rows, depth)
             split = target.reshape(rows, groups, channels // groups).transpose(1, 0, 2)
-            product(columns(index, rows), split)
+            product(columns, split)
         how.finish(target)
 
     spread(len(work), run, how.threads)

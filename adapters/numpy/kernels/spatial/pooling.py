@@ -137,19 +137,30 @@ def _maxima_and_indices(
     x: Array, view: Array, geometry: Geometry, padding: Padding, order: Any
 ) -> tuple[Array, Array]:
     """Return the maxima of windows and their places in the flattened input, (N, C, outputs...)."""
-    spatial = x.shape[2:]
+    images, channels, *spatial = x.shape
     n = len(spatial)
     outputs = view.shape[1 : n + 1]
-    flat = np.moveaxis(view, -1, 1).reshape(*x.shape[:2], *outputs, math.prod(geometry.kernel))
+    taps = math.prod(geometry.kernel)
+    flat = np.moveaxis(view, -1, 1).reshape(images, channels, *outputs, taps)
     best = flat.argmax(axis=-1)
-    taps = np.unravel_index(best, geometry.kernel)
-    place = []
-    for i, axis in enumerate(geometry.axes()):
-        start = along(np.arange(outputs[i]) * axis.stride - padding[i][0], i, n)
-        # A window that holds nothing but padding has its maximum outside the input.
-        place.append(np.clip(start + taps[i] * axis.dilation, 0, spatial[i] - 1))
-    within = np.ravel_multi_index(tuple(place), spatial, order=order)
-    planes = np.arange(x.shape[0] * x.shape[1]).reshape(*x.shape[:2], *(1,) * n)
-    indices = (within + planes * math.prod(spatial)).astype(np.int64)
     maxima = np.take_along_axis(flat, best[..., None], axis=-1)[..., 0]
-    return maxima, indices
+    place = _places(np.unravel_index(best, geometry.kernel), spatial, geometry, padding)
+    within = np.ravel_multi_index(place, tuple(spatial), order=order)
+    planes = np.arange(images * channels).reshape(images, channels, *(1,) * n)
+    indices = within + planes * math.prod(spatial)
+    return maxima, indices.astype(np.int64)
+
+
+def _places(
+    taps: tuple[Array, ...], spatial: list[int], geometry: Geometry, padding: Padding
+) -> tuple[Array, ...]:
+    """Return where taps of windows lie in the input, for each spatial axis."""
+    n = len(spatial)
+    places = []
+    for i, axis in enumerate(geometry.axes()):
+        count = taps[i].shape[i - n]
+        start = np.arange(count) * axis.stride - padding[i][0]
+        place = along(start, i, n) + taps[i] * axis.dilation
+        # A window that holds nothing but padding has its maximum outside the input.
+        places.append(np.clip(place, 0, spatial[i] - 1))
+    return tuple(places)

@@ -51,26 +51,28 @@ class _Sampling:
 
 def _source(plan: _AxisPlan, coordinates: str) -> Array:
     """Return where each output position lies in the input, float64."""
-    n_in, n_out, scale = plan.before, plan.after, plan.scale
-    x = np.arange(n_out, dtype=np.float64)
-    length = scale * n_in  # not rounded to whole pixels
+    scale, count = plan.scale, plan.after
+    last = plan.before - 1
+    length = scale * plan.before  # not rounded to whole pixels
+    x = np.arange(count, dtype=np.float64)
     if coordinates == "align_corners":
-        return np.zeros(n_out) if n_out == 1 else x * (n_in - 1) / (length - 1)
+        return np.zeros(count) if count == 1 else x * last / (length - 1)
     if coordinates == "asymmetric":
         return x / scale
-    if coordinates == "tf_half_pixel_for_nn":
-        return (x + 0.5) / scale
     if coordinates == "tf_crop_and_resize":
         start, end = plan.region
-        if n_out == 1:
-            return np.full(1, 0.5 * (start + end) * (n_in - 1))
-        return start * (n_in - 1) + x * (end - start) * (n_in - 1) / (length - 1)
+        if count == 1:
+            return np.full(1, 0.5 * (start + end) * last)
+        return start * last + x * (end - start) * last / (length - 1)
     if coordinates == "pytorch_half_pixel" and length <= 1:
-        return np.full(n_out, -0.5)
+        return np.full(count, -0.5)
+    centres = (x + 0.5) / scale
+    if coordinates == "tf_half_pixel_for_nn":
+        return centres
     if coordinates == "half_pixel_symmetric":
-        adjustment = n_out / length
-        return n_in / 2 * (1 - adjustment) + (x + 0.5) / scale - 0.5
-    return (x + 0.5) / scale - 0.5
+        adjustment = count / length
+        return plan.before / 2 * (1 - adjustment) + centres - 0.5
+    return centres - 0.5
 
 
 _ROUND: dict[str, Callable[[Array], Array]] = {
@@ -86,8 +88,8 @@ def _cubic(distance: Array, a: float) -> Array:
     d = np.abs(distance)
     near = ((a + 2) * d - (a + 3)) * d * d + 1
     far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
-    beyond = np.where(d < 2, far, 0.0)
-    return np.where(d <= 1, near, beyond)
+    outer = np.where(d < 2, far, 0.0)
+    return np.where(d <= 1, near, outer)
 
 
 def _linear(distance: Array) -> Array:
@@ -101,7 +103,9 @@ def _taps(place: Array, plan: _AxisPlan, how: _Sampling) -> tuple[Array, Array]:
     is_stretched = stretch < 1
     reach = (1 if how.mode == "linear" else 2) / stretch
     first = np.floor(place - reach).astype(np.int64) + 1
-    count = math.ceil(2 * reach) + (1 if is_stretched else 0)
+    count = math.ceil(2 * reach)
+    if is_stretched:
+        count += 1
     index = first[:, None] + np.arange(count)
     distance = (index - place[:, None]) * stretch
     weight = _linear(distance) if how.mode == "linear" else _cubic(distance, how.cubic_a)
@@ -160,13 +164,13 @@ def resize(
     """ONNX Resize-11 and later: resample along axes, nearest, linear or cubic."""
     coordinates = coordinate_transformation_mode
     how = _Sampling(mode, nearest_mode, cubic_coeff_a, bool(antialias), bool(exclude_outside))
-    chosen = tuple(range(x.ndim)) if axes is None else tuple(a % x.ndim for a in axes)
-    plans = _plans(x, chosen, scales, sizes, keep_aspect_ratio_policy)
+    chosen = range(x.ndim) if axes is None else [axis % x.ndim for axis in axes]
+    plans = _plans(x, tuple(chosen), scales, sizes, keep_aspect_ratio_policy)
     is_cropping = coordinates == "tf_crop_and_resize"
     if is_cropping and roi is not None and roi.size:
         # All starts, then all ends.
-        regions = np.asarray(roi, np.float64).reshape(2, -1).T
-        plans = [replace(p, region=tuple(r)) for p, r in zip(plans, regions, strict=True)]
+        ends = np.asarray(roi, np.float64).reshape(2, -1).T
+        plans = [replace(p, region=tuple(e)) for p, e in zip(plans, ends, strict=True)]
     y = x if mode == "nearest" else x.astype(np.float64)
     outside = np.zeros((), bool)
     for plan in plans:
@@ -180,10 +184,17 @@ def resize(
             outside = outside | along(beyond, plan.axis, x.ndim)
     if outside.any():
         y = np.where(outside, y.dtype.type(extrapolation_value), y)
-    if np.issubdtype(x.dtype, np.integer) and mode != "nearest":
+    return _in_type_of(x, y)
+
+
+def _in_type_of(x: Array, y: Array) -> Array:
+    """Return a result in the type of the input, whole numbers rounded and clipped to it."""
+    if y.dtype == x.dtype:
+        return y
+    if np.issubdtype(x.dtype, np.integer):
         info = np.iinfo(x.dtype)
         y = np.clip(np.rint(y), info.min, info.max)
-    return y.astype(x.dtype, copy=False)
+    return y.astype(x.dtype)
 
 
 @operator("Resize", since=10)

@@ -5,12 +5,13 @@ Source: the ONNX operators ConvTranspose and Col2Im.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from octavo.adapters.numpy.graph import Array
-from octavo.adapters.numpy.kernels.axes import integers
+from octavo.adapters.numpy.kernels.axes import along, integers
 from octavo.adapters.numpy.kernels.registry import Build, Kernel, compiled, operator
 
 from .geometry import Lengths, halves
@@ -22,57 +23,92 @@ def _fold(columns: Array, full: Lengths, strides: Lengths, dilations: Lengths) -
     One strided addition per kernel element.
     """
     n = len(full)
-    kernel, positions = columns.shape[2 : 2 + n], columns.shape[2 + n :]
+    kernel = columns.shape[2 : 2 + n]
+    positions = columns.shape[2 + n :]
+    everything = (slice(None), slice(None))
     out = np.zeros((*columns.shape[:2], *full), columns.dtype)
     for offset in np.ndindex(*kernel):
         where: list[Any] = []
         for at, dilation, count, stride in zip(offset, dilations, positions, strides, strict=True):
             first = at * dilation
-            where.append(slice(first, first + (count - 1) * stride + 1, stride))
-        out[(..., *where)] += columns[(slice(None), slice(None), *offset)]
+            last = first + (count - 1) * stride
+            where.append(slice(first, last + 1, stride))
+        out[(*everything, *where)] += columns[(*everything, *offset)]
     return out
 
 
 class _Frame(NamedTuple):
-    """The sizes of a transposed convolution, per spatial axis.
+    """One spatial axis of a transposed convolution.
 
     Attributes:
         full: What the products reach.
-        begins: How much of it is cut off in front.
-        sizes: Of the output.
+        begin: How much of it is cut off in front.
+        size: Of the output.
     """
 
-    full: Lengths
-    begins: Lengths
-    sizes: Lengths
+    full: int
+    begin: int
+    size: int
+
+    @property
+    def end(self) -> int:
+        """Where the output ends, in what the products reach."""
+        return self.begin + self.size
 
 
-def _frame(build: Build, kernel: Lengths, spatial: Lengths) -> _Frame:
-    n = len(spatial)
-    auto_pad = build.get("auto_pad", "NOTSET")
-    strides, dilations = build.get("strides", (1,) * n), build.get("dilations", (1,) * n)
-    extra = build.get("output_padding", (0,) * n)
-    full = tuple(
-        (i - 1) * s + (k - 1) * d + 1
-        for i, s, k, d in zip(spatial, strides, kernel, dilations, strict=True)
-    )
-    wanted = build.get("output_shape", None)
-    is_same = auto_pad in ("SAME_UPPER", "SAME_LOWER")
-    if wanted is None and not is_same:
+@dataclass(frozen=True, slots=True)
+class _Geometry:
+    """The attributes of a transposed convolution, per spatial axis.
+
+    Attributes:
+        strides: Of the windows.
+        dilations: Of the windows.
+        pads: What is cut off in front, then behind.
+        extra: What is added behind.
+        wanted: Size of the output; None where the padding determines it.
+        auto_pad: How the padding is found.
+    """
+
+    strides: Lengths
+    dilations: Lengths
+    pads: Lengths
+    extra: Lengths
+    wanted: Lengths | None
+    auto_pad: str
+
+    @classmethod
+    def read(cls, build: Build, n: int) -> _Geometry:
+        """Read a node's attributes for ``n`` axes."""
+        auto_pad = build.get("auto_pad", "NOTSET")
         none = (0,) * 2 * n
-        pads = none if auto_pad == "VALID" else build.get("pads", none)
-        begins, ends = tuple(pads[:n]), pads[n:]
-        rows = zip(full, extra, begins, ends, strict=True)
-        return _Frame(full, begins, tuple(f + e - before - after for f, e, before, after in rows))
-    if wanted is not None:
-        sizes = tuple(wanted)[-n:]
-    else:
-        sizes = tuple(i * s for i, s in zip(spatial, strides, strict=True))
-    cut = []
-    for f, e, size in zip(full, extra, sizes, strict=True):
-        total = max(f + e - size, 0)
-        cut.append(halves(total, auto_pad != "SAME_LOWER")[0])
-    return _Frame(full, tuple(cut), sizes)
+        wanted = build.get("output_shape", None)
+        return cls(
+            build.get("strides", (1,) * n),
+            build.get("dilations", (1,) * n),
+            none if auto_pad == "VALID" else build.get("pads", none),
+            build.get("output_padding", (0,) * n),
+            # It may state the batch and the channels too.
+            None if wanted is None else tuple(wanted)[-n:],
+            auto_pad,
+        )
+
+    def frames(self, spatial: Lengths, kernel: Lengths) -> list[_Frame]:
+        """Return the axes for an input and a kernel of these sizes."""
+        return [self._frame(i, spatial[i], kernel[i]) for i in range(len(spatial))]
+
+    def _frame(self, axis: int, before: int, kernel: int) -> _Frame:
+        stride = self.strides[axis]
+        reach = (kernel - 1) * self.dilations[axis] + 1
+        full = (before - 1) * stride + reach
+        room = full + self.extra[axis]
+        is_same = self.auto_pad in ("SAME_UPPER", "SAME_LOWER")
+        if self.wanted is None and not is_same:
+            n = len(self.strides)
+            begin = self.pads[axis]
+            return _Frame(full, begin, room - begin - self.pads[axis + n])
+        size = before * stride if self.wanted is None else self.wanted[axis]
+        begin, _ = halves(max(room - size, 0), self.auto_pad != "SAME_LOWER")
+        return _Frame(full, begin, size)
 
 
 @compiled("ConvTranspose")
@@ -84,23 +120,29 @@ def conv_transpose(build: Build) -> Kernel:
     groups = build.get("group", 1)
 
     def run(x: Array, w: Array, b: Array | None = None) -> Array:
-        batch, channels, *rest = x.shape
-        spatial, kernel = tuple(rest), w.shape[2:]
+        kernel, spatial = w.shape[2:], x.shape[2:]
         n = len(spatial)
-        frame = _frame(build, kernel, spatial)
-        flat = x.reshape(batch, groups, channels // groups, -1)
-        weight = w.reshape(groups, channels // groups, -1)
-        products = np.matmul(weight.transpose(0, 2, 1), flat)
-        columns = products.reshape(batch, groups * w.shape[1], *kernel, *spatial)
-        ends = [a + size for a, size in zip(frame.begins, frame.sizes, strict=True)]
+        geometry = _Geometry.read(build, n)
+        frames = geometry.frames(spatial, kernel)
         # Output padding may reach beyond the products; there the output is the bias.
-        room = tuple(max(f, end) for f, end in zip(frame.full, ends, strict=True))
-        strides, dilations = build.get("strides", (1,) * n), build.get("dilations", (1,) * n)
-        inside: list[Any] = [slice(a, end) for a, end in zip(frame.begins, ends, strict=True)]
-        y = _fold(columns, room, strides, dilations)[(..., *inside)]
-        return y if b is None else y + b.reshape(1, -1, *(1,) * n)
+        room = tuple(max(frame.full, frame.end) for frame in frames)
+        columns = _products(x, w, groups)
+        inside: list[Any] = [slice(frame.begin, frame.end) for frame in frames]
+        whole = _fold(columns, room, geometry.strides, geometry.dilations)
+        y = whole[(slice(None), slice(None), *inside)]
+        return y if b is None else y + along(b, 1, x.ndim)
 
     return run
+
+
+def _products(x: Array, w: Array, groups: int) -> Array:
+    """Return what each input position adds to its window: (N, channels, kernel..., input...)."""
+    batch, channels, *spatial = x.shape
+    per_group = channels // groups
+    flat = x.reshape(batch, groups, per_group, -1)
+    weight = w.reshape(groups, per_group, -1).transpose(0, 2, 1)
+    products: Array = np.matmul(weight, flat)
+    return products.reshape(batch, groups * w.shape[1], *w.shape[2:], *spatial)
 
 
 @operator("Col2Im")
@@ -117,10 +159,12 @@ def col2im(
     positions: list[int] = []
     inside: list[Any] = []
     for i, size in enumerate(sizes):
-        padded = size + pads[i] + pads[i + n]
+        before, after = pads[i], pads[i + n]
+        padded = before + size + after
         reach = (kernel[i] - 1) * dilations[i] + 1
         full.append(padded)
         positions.append((padded - reach) // strides[i] + 1)
-        inside.append(slice(pads[i], pads[i] + size))
+        inside.append(slice(before, before + size))
     columns = x.reshape(x.shape[0], -1, *kernel, *positions)
-    return _fold(columns, tuple(full), strides, dilations)[(..., *inside)]
+    whole = _fold(columns, tuple(full), strides, dilations)
+    return whole[(slice(None), slice(None), *inside)]
