@@ -1,27 +1,34 @@
-"""Distillation: scales and rounding of all layers are learned together, from the float model's own predictions.
+"""Distillation: all layers' scales and rounding are learned together, from the float predictions.
 
-Chen et al. 2024, "EfficientQAT" (end-to-end training of quantization parameters): where a block's output error says little about
-the model's, a few steps on the whole model say more. Every layer's offsets and scales, and all activations of one batch, are
-alive at once, so this is for models that would fit a training step.
+Chen et al. 2024, "EfficientQAT" (end-to-end training of quantization parameters): where a block's
+output error says little about the model's, a few steps on the whole model say more. Every layer's
+offsets and scales, and all activations of one batch, are alive at once, so this is for models that
+would fit a training step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import nn
 
 from octavo.adapters.pytorch.capture.layers import Layer
-from octavo.adapters.pytorch.modules.kinds import is_transposed_linear
-from octavo.adapters.pytorch.modules.shared_copy import frozen, set_submodule
+from octavo.adapters.pytorch.modules.shared_copy import frozen
 from octavo.adapters.pytorch.run.batches import Call, tensors_in
 from octavo.core.contract.adapter import OpParameters
 from octavo.core.contract.training import Distillation
 from octavo.core.errors import DataError, SchemeError
 
-from .reconstruction import LearnedLinear, learn_or_leave, learnable
+from .learned_linear import (
+    LearnedLinear,
+    install_learned,
+    learn_or_leave,
+    learnable,
+    learned_parameters,
+    scale_groups,
+)
 
 Tensor = torch.Tensor
 
@@ -33,7 +40,9 @@ def distill(
     calls: Iterable[Call],
     settings: Distillation,
 ) -> dict[str, OpParameters]:
-    """Learn scales and rounding of every integer weight-only linear layer against the float model's first output.
+    """Learn scales and rounding of every integer weight-only linear layer.
+
+    The goal is the float model's first output.
 
     Args:
         root: The float model; not changed.
@@ -56,67 +65,56 @@ def distill(
     if not batches:
         raise DataError("distillation needs at least one batch")
     twin = frozen(root)
-    made: dict[str, LearnedLinear] = {}
-    for name, decided in wanted.items():
-        old = twin.get_submodule(layers[name].path)
-        assert isinstance(old.weight, Tensor)
-        assert decided.weight is not None
-        made[name] = LearnedLinear(
-            old.weight.detach(),
-            getattr(old, "bias", None),
-            decided.weight,
-            transposed=is_transposed_linear(old),
-        )
-        set_submodule(twin, layers[name].path, made[name])
-    modules, goal = list(made.values()), _Goal(root, twin, batches, settings)
-    learn_or_leave(modules, goal.whole, lambda: _descend(goal, modules, settings))
-    learned = dict(parameters)
-    for name, module in made.items():
-        start = wanted[name].weight
-        assert start is not None
-        learned[name] = replace(wanted[name], weight=module.result(start))
-    return learned
+    made = install_learned(twin, {name: layers[name].path for name in wanted}, wanted)
+    modules = list(made.values())
+    goal = _Goal(root, twin, batches, settings)
+    learn_or_leave(modules, goal.total, partial(_descend, goal, modules, settings))
+    return {**parameters, **learned_parameters(made, wanted)}
 
 
 class _Goal:
-    """Cross entropy of the learned model's predictions against the float model's, which are made once a batch."""
+    """Cross entropy of the learned model's predictions against the float model's.
+
+    The float model's are made once a batch.
+    """
 
     def __init__(
-        self, root: nn.Module, twin: nn.Module, batches: list[Call], settings: Distillation
+        self, root: nn.Module, twin: nn.Module, batches: Sequence[Call], settings: Distillation
     ) -> None:
         self.batches = batches
         self._twin = twin
         self._settings = settings
         self._device = next(twin.parameters()).device.type
+        self._targets: list[Tensor] = []
         with torch.no_grad():
-            self._targets = [
-                self._log_odds(root, call).exp().to(torch.bfloat16) for call in batches
-            ]
+            for call in batches:
+                # They are held for all batches at once, in half the bytes.
+                odds = self._log_odds(root, call).exp()
+                self._targets.append(odds.to(torch.bfloat16))
 
     def loss(self, index: int) -> Tensor:
         """Return the loss on one batch."""
-        return (
-            -(self._targets[index] * self._log_odds(self._twin, self.batches[index])).sum(-1).mean()
-        )
+        log_odds = self._log_odds(self._twin, self.batches[index])
+        return -(self._targets[index] * log_odds).sum(-1).mean()
 
-    def whole(self) -> float:
+    def total(self) -> float:
         """Return the loss on all batches."""
         return sum(float(self.loss(i)) for i in range(len(self.batches)))
 
     def _log_odds(self, model: nn.Module, call: Call) -> Tensor:
+        args, kwargs = call
         with torch.autocast(self._device, torch.bfloat16, enabled=self._settings.half):
-            logits = next(tensors_in(model(*call[0], **call[1])))
+            logits = next(tensors_in(model(*args, **kwargs)))
         return torch.log_softmax(logits.float() / self._settings.temperature, -1)
 
 
-def _descend(goal: _Goal, modules: list[LearnedLinear], settings: Distillation) -> None:
-    groups = [
-        {"params": [m.scale], "lr": settings.scale_rate * float(m.scale.detach().abs().mean())}
-        for m in modules
-    ]
-    for m in modules:
-        m.offset.requires_grad_(settings.rate > 0)
-    if settings.rate:
+def _descend(goal: _Goal, modules: Sequence[LearnedLinear], settings: Distillation) -> None:
+    """Move scales and offsets down the loss, one batch a step."""
+    learns_rounding = settings.rate > 0
+    groups = scale_groups(modules, settings.scale_rate)
+    for module in modules:
+        module.offset.requires_grad_(learns_rounding)
+    if learns_rounding:
         groups.append({"params": [m.offset for m in modules], "lr": settings.rate})
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: 1.0 - i / settings.steps)

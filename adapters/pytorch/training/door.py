@@ -1,4 +1,7 @@
-"""What the torch backend learns from data, behind the contract's door; each part is imported when it is first used."""
+"""What the torch backend learns from data, behind the contract's door.
+
+Each part is imported when it is first used.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +69,10 @@ class TorchTraining(Training):
         batches: Iterable[Batch],
         settings: Distillation | None = None,
     ) -> dict[str, OpParameters]:
-        """Learn scales and rounding of all weight-only linear layers together, from the float model's predictions."""
+        """Learn scales and rounding of all weight-only linear layers together.
+
+        They are learned from the float model's predictions.
+        """
         from .distillation import distill
 
         self._refuse_rescaled("distill")
@@ -74,14 +80,20 @@ class TorchTraining(Training):
         return distill(whole.root, whole.layers, parameters, calls, settings or Distillation())
 
     def prepare_qat(self, recipe: Recipe, parameters: Mapping[str, OpParameters]) -> QatModel:
-        """Return a copy whose layers learn their step sizes (LSQ) while it is trained; batch norms are folded in and frozen."""
+        """Return a copy whose layers learn their step sizes (LSQ) while it is trained.
+
+        Batch norms are folded in and frozen.
+        """
         from .qat import TorchQatModel
 
         self._refuse_rescaled("train")
         return TorchQatModel(self._capture, recipe, parameters, self._over)
 
     def add_low_rank(self, candidate: Candidate, settings: LowRank | Any = None) -> Any:
-        """Return a candidate's module with trainable updates on its weight-only linear layers; peft's model for peft's settings."""
+        """Return a candidate's module with trainable updates on its weight-only linear layers.
+
+        For settings of peft it is peft's model.
+        """
         base = _torch_candidate(candidate)
         if settings is None or isinstance(settings, LowRank):
             from .qlora import add_low_rank
@@ -92,7 +104,7 @@ class TorchTraining(Training):
         return peft_model(base, settings)
 
     def load_low_rank(self, candidate: Candidate, folder: Path, **options: Any) -> Any:
-        """Return peft's model over a candidate with the updates that its ``save_pretrained`` wrote."""
+        """Return peft's model over a candidate, with updates that ``save_pretrained`` wrote."""
         from .peft_layers import load_peft_model
 
         return load_peft_model(_torch_candidate(candidate), folder, **options)
@@ -107,6 +119,7 @@ class TorchTraining(Training):
 def _torch_candidate(candidate: Candidate) -> TorchCandidate:
     if not isinstance(candidate, TorchCandidate):
         raise SchemeError(
-            f"low-rank updates go over a candidate of the torch backend, not {type(candidate).__name__}"
+            "low-rank updates go over a candidate of the torch backend, "
+            f"not {type(candidate).__name__}"
         )
     return candidate

@@ -1,7 +1,8 @@
 """peft on a quantized base: its own LoRA layer over octavo's stored weights.
 
-peft has third parties bring a layer class of their own for layer types it does not know (its guide "Custom models"); this is
-that class, and what registers it. :mod:`~.qlora` does the same without peft.
+peft has third parties bring a layer class of their own for layer types it does not know (its guide
+"Custom models"); this is that class, and what registers it. :mod:`~.qlora` does the same without
+peft.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ try:
     from peft.tuners.lora import Linear
 except ImportError as error:
     raise MissingFramework(
-        f"peft is not installed ({error}): pip install peft; or give octavo.core.contract.training.LowRank"
+        f"peft is not installed ({error}): pip install peft; "
+        "or give octavo.core.contract.training.LowRank"
     ) from error
 
 _FROM_NOTHING = (True, False, "gaussian", "orthogonal")
@@ -31,7 +33,10 @@ _FROM_NOTHING = (True, False, "gaussian", "orthogonal")
 
 
 class LoraWeightOnly(Linear):
-    """peft's LoRA layer whose base stays in few bits; it cannot be merged, because the base has no room for an update."""
+    """peft's LoRA layer whose base stays in few bits.
+
+    It cannot be merged, because the base has no room for an update.
+    """
 
     def _get_in_out_features(self, module: nn.Module) -> tuple[int, int]:
         assert isinstance(module, WeightOnlyLinear)
@@ -44,8 +49,9 @@ class LoraWeightOnly(Linear):
             SchemeError: Always; the message says what to do.
         """
         raise SchemeError(
-            "the base's weight is stored in few bits and takes no update: merge the adapter into the float model "
-            "(PeftModel.from_pretrained(float_model, folder).merge_and_unload()) and quantize that"
+            "the base's weight is stored in few bits and takes no update: merge the adapter into "
+            "the float model (PeftModel.from_pretrained(float_model, folder).merge_and_unload()) and "
+            "quantize that"
         )
 
 
@@ -53,14 +59,18 @@ def peft_model(candidate: TorchCandidate, config: Any) -> Any:
     """Return peft's model over a candidate; only the updates are trainable.
 
     Args:
-        candidate: A candidate with weight-only linear layers (nf4 with double quantization for QLoRA); not changed.
-        config: A ``peft.LoraConfig``; without ``target_modules``, every weight-only linear layer gets an update.
+        candidate: A candidate with weight-only linear layers (nf4 with double quantization for
+            QLoRA); not changed.
+        config: A ``peft.LoraConfig``; without ``target_modules``, every weight-only linear layer
+            gets an update.
 
     Returns:
-        What ``peft.get_peft_model`` returns: it trains, saves its adapters and generates as any other.
+        What ``peft.get_peft_model`` returns: it trains, saves its adapters and generates as any
+        other.
 
     Raises:
-        SchemeError: If there is no such layer, or the configuration reads the base's weight (DoRA, PiSSA, LoftQ, ...).
+        SchemeError: If there is no such layer, or the configuration reads the base's weight (DoRA,
+            PiSSA, LoftQ, ...).
     """
     base, paths = frozen_base(candidate)
     settings = _registered(config)
@@ -78,18 +88,20 @@ def load_peft_model(candidate: TorchCandidate, folder: str | Path, **options: An
         **options: For ``peft.PeftModel.from_pretrained`` (``is_trainable=True``).
     """
     config = _registered(peft.LoraConfig.from_pretrained(str(folder)))
-    return peft.PeftModel.from_pretrained(
-        frozen_base(candidate)[0], str(folder), config=config, **options
-    )
+    base, _ = frozen_base(candidate)
+    return peft.PeftModel.from_pretrained(base, str(folder), config=config, **options)
 
 
 def _registered(config: Any) -> Any:
     """Return a copy of a configuration that knows the layer."""
-    if config.use_dora or config.init_lora_weights not in _FROM_NOTHING:
+    start = config.init_lora_weights
+    if config.use_dora or start not in _FROM_NOTHING:
+        fitting = ", ".join(map(repr, _FROM_NOTHING))
         raise SchemeError(
-            f"use_dora={config.use_dora}, init_lora_weights={config.init_lora_weights!r}: these read the base's weight, which is stored in "
-            f"few bits; use plain LoRA with init_lora_weights one of {', '.join(map(repr, _FROM_NOTHING))}"
+            f"use_dora={config.use_dora}, init_lora_weights={start!r}: these read the base's "
+            f"weight, which is stored in few bits; use plain LoRA with init_lora_weights one of {fitting}"
         )
     settings = copy.copy(config)
+    # peft's guide "Custom models" names this method, private as it is, as the way.
     settings._register_custom_module({WeightOnlyLinear: LoraWeightOnly})
     return settings

@@ -1,7 +1,8 @@
 """QLoRA: trainable low-rank updates over a frozen base in few bits.
 
-Dettmers et al. 2023, "QLoRA: Efficient Finetuning of Quantized LLMs", eq. 5: y = x W_q^T + s x A^T B^T, with W_q in nf4 and double
-quantization of its scales (scheme ``nf4 group:64`` with ``scale_dtype="uint8"``).
+Dettmers et al. 2023, "QLoRA: Efficient Finetuning of Quantized LLMs", eq. 5: y = x W_q^T + s x A^T
+B^T, with W_q in nf4 and double quantization of its scales (scheme ``nf4 group:64`` with
+``scale_dtype="uint8"``).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class LowRankLinear(nn.Module):
         outputs, inputs = base.weight_codes.rows, base.weight_codes.features
         self.down = nn.Parameter(torch.empty(settings.rank, inputs))
         self.up = nn.Parameter(torch.zeros(outputs, settings.rank))
+        # As torch.nn.Linear begins; with the other factor at zero the update begins at zero.
         nn.init.kaiming_uniform_(self.down, a=5**0.5)
         self.gain = settings.alpha / settings.rank
         self.dropout = nn.Dropout(settings.dropout)
@@ -39,15 +41,19 @@ class LowRankLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the base's output and the update; zero update at the start."""
         low = nn.functional.linear(self.dropout(x).to(self.down.dtype), self.down)
-        y: Tensor = self.base(x) + (nn.functional.linear(low, self.up) * self.gain).to(x.dtype)
+        update = nn.functional.linear(low, self.up) * self.gain
+        y: Tensor = self.base(x) + update.to(x.dtype)
         return y
 
 
 def add_low_rank(candidate: TorchCandidate, settings: LowRank) -> nn.Module:
-    """Return the candidate's module with trainable updates on its weight-only linear layers; everything else is frozen.
+    """Return the candidate's module with trainable updates on its weight-only linear layers.
+
+    Everything else is frozen.
 
     Args:
-        candidate: A candidate with weight-only linear layers; not changed, and its tensors are shared.
+        candidate: A candidate with weight-only linear layers; not changed, and its tensors are
+            shared.
         settings: Rank and gain of the updates, and which ops get one.
 
     Raises:
@@ -58,7 +64,8 @@ def add_low_rank(candidate: TorchCandidate, settings: LowRank) -> nn.Module:
     for path in chosen:
         if path not in found:
             raise SchemeError(
-                f"op {path!r} is no weight-only linear layer of this candidate{nearest(path, found)}"
+                f"op {path!r} is no weight-only linear layer of this candidate"
+                f"{nearest(path, found)}"
             )
     for path in chosen:
         set_submodule(root, path, LowRankLinear(found[path], settings))
@@ -66,15 +73,21 @@ def add_low_rank(candidate: TorchCandidate, settings: LowRank) -> nn.Module:
 
 
 def frozen_base(candidate: TorchCandidate) -> tuple[nn.Module, dict[str, WeightOnlyLinear]]:
-    """Return a twin of the candidate's module with frozen views of its parameters, and its weight-only linear layers by path.
+    """Return what updates go over.
+
+    Returns:
+        A twin of the candidate's module with frozen views of its parameters, and its weight-only
+        linear layers by path.
 
     Raises:
         SchemeError: If there is no such layer.
     """
     root = frozen(candidate.module)
-    found = {p: m for p, m in root.named_modules() if isinstance(m, WeightOnlyLinear)}
+    modules = root.named_modules()
+    found = {path: m for path, m in modules if isinstance(m, WeightOnlyLinear)}
     if not found:
         raise SchemeError(
-            "the candidate has no weight-only linear layer; quantize it with a weight_only scheme such as nf4 group:64 first"
+            "the candidate has no weight-only linear layer; quantize it with a weight_only scheme "
+            "such as nf4 group:64 first"
         )
     return root, found

@@ -1,15 +1,16 @@
-"""Block reconstruction: the rounding of a whole transformer block is learned from what the block puts out.
+"""Block reconstruction: a whole block's rounding is learned from what the block puts out.
 
-Cheng et al. 2024, "Optimize Weight Rounding via Signed Gradient Descent for the Quantization of LLMs" (AutoRound): offsets v in
-[-1/2, 1/2] are added before rounding, scales are learned beside them, block after block, each fed with what the quantized
-blocks before it put out. Only one block's activations and offsets are alive at a time.
+Cheng et al. 2024, "Optimize Weight Rounding via Signed Gradient Descent for the Quantization of
+LLMs" (AutoRound): offsets v in [-1/2, 1/2] are added before rounding, scales are learned beside
+them, block after block, each fed with what the quantized blocks before it put out. Only one
+block's activations and offsets are alive at a time.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,123 +18,23 @@ from torch import nn
 
 from octavo.adapters.pytorch.capture.blocks import blocks_of
 from octavo.adapters.pytorch.capture.layers import Layer
-from octavo.adapters.pytorch.modules.kinds import is_transposed_linear
-from octavo.adapters.pytorch.modules.shared_copy import frozen, set_submodule, skeleton
+from octavo.adapters.pytorch.modules.shared_copy import frozen, skeleton
 from octavo.adapters.pytorch.run.batches import Call, tensors_in
 from octavo.core.contract.adapter import OpParameters
 from octavo.core.contract.training import Reconstruction
 from octavo.core.errors import SchemeError
-from octavo.core.numerics.affine import QuantParams, integer_range, is_integer
-from octavo.core.numerics.tensor import QuantizedTensor
 
-from .straight_through import grouped, round_to_grid
+from .learned_linear import (
+    LearnedLinear,
+    install_learned,
+    learn_or_leave,
+    learnable,
+    learned_parameters,
+    scale_groups,
+)
 
 Tensor = torch.Tensor
-
-
-class LearnedLinear(nn.Module):
-    """A linear layer whose weight lies on a grid and whose rounding and scales can be learned."""
-
-    def __init__(
-        self, weight: Tensor, bias: Tensor | None, start: QuantizedTensor, *, transposed: bool
-    ) -> None:
-        super().__init__()
-        params = start.params
-        self.spec = params.spec
-        self.transposed = transposed
-        stored = start.codes
-        self.code_type = stored.dtype
-        matrix, codes = (t.t().contiguous() if transposed else t for t in (weight.float(), stored))
-        # A copy: it is learned in place, and the start's is the realizer's, which other trials use.
-        scale, zero = params.scale.to(torch.float32, copy=True), params.zero_point.float()
-        if scale.ndim == 1 and matrix.ndim == 2:
-            scale, zero = scale[:, None], zero[:, None]
-        self.shape = matrix.shape
-        self.weight = grouped(matrix, scale)
-        codes = grouped(codes, scale).float()
-        self.scale = nn.Parameter(
-            scale[..., None]
-            if (scale.ndim == 2 and scale.shape[1] > 1) or self.weight.ndim == 3
-            else scale
-        )
-        self.zero = zero[..., None] if self.scale.ndim == 3 else zero
-        ratio = self.weight / self.scale.detach()
-        # Where the start's algorithm rounded otherwise than to nearest, its choice is the centre.
-        centre = codes - self.zero
-        self.offset = nn.Parameter(centre + (ratio - centre).clamp(-0.49, 0.49) - ratio)
-        self.bias = None if bias is None else bias.detach()
-
-    def quantized_weight(self) -> Tensor:
-        """Return the weight on its grid, (outputs, inputs)."""
-        return round_to_grid(self.weight, self.scale, self.zero, self.spec, self.offset).view(
-            self.shape
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the layer's output."""
-        return nn.functional.linear(x, self.quantized_weight(), self.bias)
-
-    @torch.no_grad()
-    def result(self, start: QuantizedTensor) -> QuantizedTensor:
-        """Return the learned codes and scales in the form of ``start``."""
-        low, high = integer_range(self.spec)
-        scale = self.scale.detach()
-        codes = (
-            (torch.round(self.weight / scale + self.offset) + self.zero)
-            .clamp(low, high)
-            .view(self.shape)
-            .to(self.code_type)
-        )
-        params: QuantParams = replace(
-            start.params, scale=scale.reshape(start.params.scale.shape).clone()
-        )
-        return QuantizedTensor(codes.t().contiguous() if self.transposed else codes, params)
-
-
-def learn_or_leave(
-    modules: Sequence[LearnedLinear], cost: Callable[[], float], learn: Callable[[], None]
-) -> None:
-    """Learn, and go back to the start where all batches together say that it was better."""
-    start = [(m.offset.detach().clone(), m.scale.detach().clone()) for m in modules]
-    with torch.no_grad():
-        before = cost()
-    learn()
-    with torch.no_grad():
-        if not cost() < before:
-            for module, (offset, scale) in zip(modules, start, strict=True):
-                module.offset.copy_(offset)
-                module.scale.copy_(scale)
-
-
-class _Inputs:
-    """What each block is called with, batch by batch; the hidden state of the first block only."""
-
-    def __init__(self, root: nn.Module, paths: Sequence[str], calls: Iterable[Call]) -> None:
-        self.rest: dict[str, list[Call]] = {p: [] for p in paths}
-        self.hidden: list[Tensor] = []
-        twin = skeleton(root)
-        for path in paths:
-            twin.get_submodule(path).register_forward_pre_hook(
-                self._hook(path, path == paths[0]), with_kwargs=True
-            )
-        with torch.no_grad():
-            for args, kwargs in calls:
-                twin(*args, **kwargs)
-
-    def _hook(self, path: str, first: bool) -> Any:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if not args:
-                raise SchemeError(
-                    f"block {path!r} is called without a positional hidden state and cannot be reconstructed by itself"
-                )
-            if first:
-                self.hidden.append(args[0].detach())
-            # A cache would remember one block's keys for the next call.
-            self.rest[path].append(
-                (args[1:], {k: None if "past_key" in k else v for k, v in kwargs.items()})
-            )
-
-        return hook
+_TINY = 1e-20
 
 
 def reconstruct(
@@ -159,126 +60,138 @@ def reconstruct(
         SchemeError: If no layer can be learned.
     """
     wanted = learnable(layers, parameters)
-    paths = blocks_of(root, (layers[n] for n in wanted))
+    paths = blocks_of(root, (layers[name] for name in wanted))
     if not paths:
         raise SchemeError(
             "there is no repeated block with an integer weight-only linear layer to reconstruct"
         )
-    inputs = _Inputs(root, paths, calls)
+    met = _Inputs(root, paths, calls)
     learned = dict(parameters)
-    exact = quantized = inputs.hidden
+    exact = quantized = met.hidden
     for path in paths:
-        inside = {n: p for n, p in wanted.items() if layers[n].path.startswith(f"{path}.")}
-        rest = inputs.rest.pop(path)
-        exact, quantized, found = _block(
-            root.get_submodule(path), path, layers, inside, exact, quantized, rest, settings
-        )
-        learned.update(found)
+        block, rest = root.get_submodule(path), met.rest.pop(path)
+        with torch.no_grad():
+            targets = list(_outputs(block, exact, rest))
+        twin = frozen(block)
+        made = install_learned(twin, _places_in(path, layers, wanted), wanted)
+        task = _Task(twin, quantized, rest, targets)
+        if made:
+            modules = list(made.values())
+            learn_or_leave(modules, task.cost, partial(_descend, task, modules, settings))
+        learned |= learned_parameters(made, wanted)
+        exact, quantized = targets, task.outputs()
     return learned
 
 
-def learnable(
-    layers: Mapping[str, Layer], parameters: Mapping[str, OpParameters]
-) -> dict[str, OpParameters]:
-    """Return what can be learned: linear layers with integer weights of their own and float activations.
+def _places_in(block: str, layers: Mapping[str, Layer], wanted: Iterable[str]) -> dict[str, str]:
+    """Return the ops whose layers lie in a block -> their paths inside of it."""
+    prefix = f"{block}."
+    paths = {name: layers[name].path for name in wanted}
+    inside = {name: path for name, path in paths.items() if path.startswith(prefix)}
+    return {name: path.removeprefix(prefix) for name, path in inside.items()}
 
-    A weight that an embedding looks up too stays as it is: what a head learns for itself would be a second copy.
+
+class _Inputs:
+    """What each block is called with, batch by batch; the hidden state of the first block only.
+
+    Attributes:
+        hidden: The hidden states that enter the first block.
+        rest: Path of a block -> the other arguments of its calls.
     """
-    users = Counter(id(p.weight) for p in parameters.values())
-    return {n: p for n, p in parameters.items() if _fits(layers[n], p) and users[id(p.weight)] == 1}
+
+    def __init__(self, root: nn.Module, paths: Sequence[str], calls: Iterable[Call]) -> None:
+        self.rest: dict[str, list[Call]] = {path: [] for path in paths}
+        self.hidden: list[Tensor] = []
+        twin = skeleton(root)
+        for path in paths:
+            hook = self._hook(path, path == paths[0])
+            twin.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True)
+        with torch.no_grad():
+            for args, kwargs in calls:
+                twin(*args, **kwargs)
+
+    def _hook(self, path: str, is_first: bool) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if not args:
+                raise SchemeError(
+                    f"block {path!r} is called without a positional hidden state and cannot be "
+                    "reconstructed by itself"
+                )
+            if is_first:
+                self.hidden.append(args[0].detach())
+            # A cache would remember one block's keys for the next call.
+            others = {k: None if "past_key" in k else v for k, v in kwargs.items()}
+            self.rest[path].append((args[1:], others))
+
+        return hook
 
 
-def _fits(layer: Layer, parameters: OpParameters) -> bool:
-    weight = parameters.weight
-    fits = (
-        layer.op.type == "linear"
-        and not (layer.norm or layer.functional)
-        and parameters.scheme.mode == "weight_only"
-        and weight is not None
-    )
-    return fits and is_integer(weight.params.spec) and weight.extra is None  # type: ignore[union-attr]
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """What one block is to learn.
+
+    Attributes:
+        block: The block with learned layers.
+        inputs: Hidden states that the quantized blocks before it put out.
+        rest: The other arguments of its calls.
+        targets: What the float block makes of the float model's hidden states.
+    """
+
+    block: nn.Module
+    inputs: Sequence[Tensor]
+    rest: Sequence[Call]
+    targets: Sequence[Tensor]
+
+    def output(self, index: int) -> Tensor:
+        """Return what the block puts out for one batch."""
+        return _output(self.block, self.inputs[index], self.rest[index])
+
+    @torch.no_grad()
+    def outputs(self) -> list[Tensor]:
+        """Return what the block puts out for all batches."""
+        return list(_outputs(self.block, self.inputs, self.rest))
+
+    def cost(self) -> float:
+        """Return the squared error of the block's outputs, over all batches."""
+        total = 0.0
+        outputs = _outputs(self.block, self.inputs, self.rest)
+        for y, target in zip(outputs, self.targets, strict=True):
+            total += float(((y.float() - target.float()) ** 2).sum())
+        return total
+
+    def power(self) -> float:
+        """Return the mean square of the targets."""
+        squares = torch.stack([(target.float() ** 2).mean() for target in self.targets])
+        return float(squares.mean())
 
 
-def _block(
-    block: nn.Module,
-    path: str,
-    layers: Mapping[str, Layer],
-    parameters: Mapping[str, OpParameters],
-    exact: Sequence[Tensor],
-    quantized: Sequence[Tensor],
-    rest: Sequence[Call],
-    settings: Reconstruction,
-) -> tuple[list[Tensor], list[Tensor], dict[str, OpParameters]]:
-    """Learn one block; return its float outputs, its quantized outputs and the learned parameters."""
-    twin = frozen(block)
-    made: dict[str, LearnedLinear] = {}
-    for name, decided in parameters.items():
-        inner = layers[name].path[len(path) + 1 :]
-        old = twin.get_submodule(inner)
-        assert isinstance(old.weight, Tensor)
-        assert decided.weight is not None
-        bias = getattr(old, "bias", None)
-        made[name] = LearnedLinear(
-            old.weight.detach(), bias, decided.weight, transposed=is_transposed_linear(old)
-        )
-        set_submodule(twin, inner, made[name])
-    with torch.no_grad():
-        targets = [_run(block, x, call) for x, call in zip(exact, rest, strict=True)]
-
-    def cost() -> float:
-        outputs = (_run(twin, x, call) for x, call in zip(quantized, rest, strict=True))
-        return sum(
-            float(((y.float() - t.float()) ** 2).sum())
-            for y, t in zip(outputs, targets, strict=True)
-        )
-
-    if made:
-        modules = list(made.values())
-        learn_or_leave(
-            modules, cost, lambda: _descend(twin, modules, quantized, targets, rest, settings)
-        )
-    found = {}
-    for name, module in made.items():
-        start = parameters[name].weight
-        assert start is not None
-        found[name] = replace(parameters[name], weight=module.result(start))
-    with torch.no_grad():
-        outputs = [_run(twin, x, call) for x, call in zip(quantized, rest, strict=True)]
-    return targets, outputs, found
+def _output(block: nn.Module, hidden: Tensor, call: Call) -> Tensor:
+    args, kwargs = call
+    return next(tensors_in(block(hidden, *args, **kwargs)))
 
 
-def _run(block: nn.Module, hidden: Tensor, call: Call) -> Tensor:
-    return next(tensors_in(block(hidden, *call[0], **call[1])))
+def _outputs(block: nn.Module, inputs: Sequence[Tensor], rest: Sequence[Call]) -> Iterator[Tensor]:
+    for hidden, call in zip(inputs, rest, strict=True):
+        yield _output(block, hidden, call)
 
 
-def _descend(
-    block: nn.Module,
-    modules: Sequence[LearnedLinear],
-    inputs: Sequence[Tensor],
-    targets: Sequence[Tensor],
-    rest: Sequence[Call],
-    settings: Reconstruction,
-) -> None:
+def _descend(task: _Task, modules: Sequence[LearnedLinear], settings: Reconstruction) -> None:
     """Move offsets and scales down the squared error of the block's output."""
-    # Each layer's scales move in steps of their own size.
-    groups = [
-        {"params": [m.scale], "lr": settings.scale_rate * float(m.scale.detach().abs().mean())}
-        for m in modules
-    ]
     offsets = {"params": [m.offset for m in modules], "lr": settings.rate}
-    optimizer = torch.optim.Adam([offsets, *groups], betas=(0.9, 0.95))
-    random = torch.Generator().manual_seed(settings.seed)
-    size = float(torch.stack([(t.float() ** 2).mean() for t in targets]).mean())
+    groups = [offsets, *scale_groups(modules, settings.scale_rate)]
+    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: 1.0 - i / settings.iterations)
-    with torch.enable_grad():
-        for _ in range(settings.iterations):
-            index = int(torch.randint(len(inputs), (1,), generator=random))
-            with torch.autocast(
-                "cpu", torch.bfloat16, enabled=settings.half and inputs[index].device.type == "cpu"
-            ):
-                y = _run(block, inputs[index], rest[index])
-            loss = ((y.float() - targets[index].float()) ** 2).mean() / max(size, 1e-20)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
+    generator = torch.Generator().manual_seed(settings.seed)
+    power = max(task.power(), _TINY)
+    for _ in range(settings.iterations):
+        index = int(torch.randint(len(task.inputs), (1,), generator=generator))
+        is_half = settings.half and task.inputs[index].device.type == "cpu"
+        with torch.enable_grad():
+            with torch.autocast("cpu", torch.bfloat16, enabled=is_half):
+                y = task.output(index)
+            error = ((y.float() - task.targets[index].float()) ** 2).mean()
+            loss = error / power
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()

@@ -1,7 +1,11 @@
-"""Quantizing a weight so that gradients pass: the shared ground of block reconstruction and quantization-aware training."""
+"""Quantizing a weight so that gradients pass.
+
+The shared ground of block reconstruction and quantization-aware training.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,8 +19,8 @@ Tensor = torch.Tensor
 class RoundToGrid(torch.autograd.Function):
     """w_q = s (clip(round(w / s + v) + z, qmin, qmax) - z) with straight-through gradients.
 
-    dw_q/dw = dw_q/dv / s = 1 inside the range and 0 outside; dw_q/ds = q - z - w / s inside and q - z outside (Esser et al.
-    2020, "Learned Step Size Quantization", eq. 3, with a zero point).
+    dw_q/dw = dw_q/dv / s = 1 inside the range and 0 outside; dw_q/ds = q - z - w / s inside and q
+    - z outside (Esser et al. 2020, "Learned Step Size Quantization", eq. 3, with a zero point).
     """
 
     @staticmethod
@@ -49,14 +53,9 @@ class RoundToGrid(torch.autograd.Function):
         to_scale = None
         if ctx.needs_input_grad[2]:
             to_scale = (grad * units - passed * ratio).sum_to_size(scale.shape)
-        return (
-            passed if ctx.needs_input_grad[0] else None,
-            passed * scale if ctx.needs_input_grad[1] else None,
-            to_scale,
-            None,
-            None,
-            None,
-        )
+        to_values = passed if ctx.needs_input_grad[0] else None
+        to_offsets = passed * scale if ctx.needs_input_grad[1] else None
+        return to_values, to_offsets, to_scale, None, None, None
 
 
 def round_to_grid(
@@ -64,12 +63,15 @@ def round_to_grid(
 ) -> Tensor:
     """Return ``w`` on the grid of an integer spec; see :class:`RoundToGrid`."""
     low, high = integer_range(spec)
-    result: Tensor = RoundToGrid.apply(w, v, scale, zero, low, high)  # type: ignore[no-untyped-call]
-    return result
+    apply: Callable[..., Tensor] = RoundToGrid.apply
+    return apply(w, v, scale, zero, low, high)
 
 
 def grouped(matrix: Tensor, scale: Tensor) -> Tensor:
-    """View a matrix (rows, features) so that its scale, with one axis appended, broadcasts against it."""
+    """View a matrix (rows, features) so that its scale broadcasts against it.
+
+    The scale gets one more axis at its end.
+    """
     if scale.ndim == 2:
         return matrix.view(matrix.shape[0], scale.shape[1], -1)
     return matrix

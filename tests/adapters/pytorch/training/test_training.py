@@ -3,6 +3,9 @@ distillation."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -222,3 +225,16 @@ def test_updates_go_over_candidates_of_torch() -> None:
     session, _, _ = prepared(model, batches, TWO_BITS)
     with pytest.raises(SchemeError, match="a candidate of the torch backend, not str"):
         session.training().add_low_rank("a folder")  # type: ignore[arg-type]
+
+
+def test_what_learns_is_imported_when_it_is_first_asked_for() -> None:
+    code = """
+import sys, torch, octavo
+model = torch.nn.Sequential(torch.nn.Linear(32, 32))
+octavo.quantize_model(model, "int8-dynamic", calibration=[(torch.randn(2, 32),)])
+print(*(name for name in sys.modules if "pytorch.training" in name))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/"
+    )
+    assert done.stdout.split() == []
