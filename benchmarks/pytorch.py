@@ -37,7 +37,8 @@ from octavo.core.contract.adapter import Batch, Opened
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.quantizing.realize import Realizer
 from octavo.core.tuning.presets import preset_recipe
-from octavo.core.tuning.rules import Rule, build_space
+from octavo.core.tuning.rules import Rule
+from octavo.core.tuning.spaces import build_space
 from octavo.core.values.scheme import PartChoice
 from octavo.core.values.space import TuningSpace
 

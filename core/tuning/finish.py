@@ -19,7 +19,7 @@ from .acceptance import Acceptance, Accepted
 from .bench import Bench
 from .config import TuningConfig
 from .result import Result
-from .rules import fixed_ops
+from .spaces import fixed_ops
 from .speeds import known_slower
 
 

@@ -46,8 +46,8 @@ from .loop import Limits
 from .opening import open_all, plugin_host
 from .prepared import Plan, Run
 from .progress import Progress, tell
-from .rules import build_spaces
 from .sensitivities import keep_scores, sensitivity_services
+from .spaces import build_spaces
 from .speeds import is_fast_first, worth_trying
 
 Score = Callable[[Any], Any]

@@ -19,8 +19,8 @@ from .config import TuningConfig
 from .opening import open_all, plugin_host
 from .presets import preset_recipe
 from .result import Quantized
-from .rules import build_space
 from .saved_recipes import read_scheme
+from .spaces import build_space
 from .speeds import slower
 
 

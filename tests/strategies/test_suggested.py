@@ -12,7 +12,8 @@ from torch import nn
 
 import octavo
 from octavo.core.contract.plugins import PluginHost
-from octavo.core.tuning.rules import Rule, build_space
+from octavo.core.tuning.rules import Rule
+from octavo.core.tuning.spaces import build_space
 from octavo.core.values.scheme import PartChoice
 from tests.helpers import as_opened
 

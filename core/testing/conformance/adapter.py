@@ -7,7 +7,7 @@ import pytest
 
 from octavo.core.contract.adapter import Opened
 from octavo.core.quantizing.realize import Realizer
-from octavo.core.tuning.rules import build_space
+from octavo.core.tuning.spaces import build_space
 from octavo.core.values.space import TuningSpace
 
 from .carrying_out import CarryingOut

@@ -19,7 +19,7 @@ from octavo.core.sensitivity.service import SensitivityService
 from octavo.core.system.textfiles import write_text
 from octavo.core.tuning.config import TuningConfig
 from octavo.core.tuning.opening import open_all, plugin_host
-from octavo.core.tuning.rules import build_space
+from octavo.core.tuning.spaces import build_space
 from octavo.core.values.scheme import OpScheme
 from octavo.core.values.space import Unit
 

@@ -19,7 +19,7 @@ from octavo.core.contract.training import Distillation
 from octavo.core.quantizing.realize import Realizer
 from octavo.core.sensitivity.service import SensitivityService
 from octavo.core.tuning.presets import preset_recipe
-from octavo.core.tuning.rules import build_space
+from octavo.core.tuning.spaces import build_space
 from tests.helpers import as_opened, torch_session
 
 IDS = (torch.arange(12).view(3, 4),)

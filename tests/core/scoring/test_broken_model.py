@@ -15,7 +15,7 @@ from octavo.core.errors import ConfigError
 from octavo.core.quantizing.realize import Realizer
 from octavo.core.scoring.broken_model import broken_model
 from octavo.core.tuning.opening import open_model
-from octavo.core.tuning.rules import build_space
+from octavo.core.tuning.spaces import build_space
 from tests import tiny
 
 

@@ -17,7 +17,8 @@ from octavo.core.errors import ConfigError
 from octavo.core.quantizing.realize import Realizer
 from octavo.core.sensitivity.service import SensitivityService
 from octavo.core.sensitivity.shared import lend_traces
-from octavo.core.tuning.rules import Rule, build_space
+from octavo.core.tuning.rules import Rule
+from octavo.core.tuning.spaces import build_space
 from tests.helpers import as_opened
 
 HOST = PluginHost(third_party=False)

@@ -10,7 +10,7 @@ from octavo.core.contract.strategy import RecipeSensitivity
 from octavo.core.errors import ConfigError, DataError, StoreError
 from octavo.core.quantizing.realize import Realizer
 from octavo.core.sensitivity.service import SensitivityService
-from octavo.core.tuning.rules import build_space
+from octavo.core.tuning.spaces import build_space
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import FLOAT
 from tests.helpers import as_opened

@@ -9,7 +9,7 @@ import pytest
 from octavo.core.errors import ConfigError
 from octavo.core.tuning.config import TuningConfig
 from octavo.core.tuning.opening import open_model
-from octavo.core.tuning.rules import build_space
+from octavo.core.tuning.spaces import build_space
 from octavo.core.values.space import TuningSpace
 from tests import tiny
 

@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from octavo.core.quantizing.realize import Realizer
 from octavo.core.tuning.config import TuningConfig
 from octavo.core.tuning.opening import open_model, plugin_host
-from octavo.core.tuning.rules import build_space
+from octavo.core.tuning.spaces import build_space
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import OpScheme
 

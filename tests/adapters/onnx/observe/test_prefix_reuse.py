@@ -19,7 +19,7 @@ from octavo.core.contract import recall
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.quantizing.realize import Realizer
 from octavo.core.sensitivity.service import SensitivityService
-from octavo.core.tuning.rules import build_space
+from octavo.core.tuning.spaces import build_space
 from octavo.core.values.recipe import Recipe
 from tests.adapters.onnx import models
 from tests.helpers import as_opened

@@ -17,7 +17,8 @@ from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import ConfigError
 from octavo.core.quantizing.realize import Realizer
 from octavo.core.sensitivity.service import SensitivityService
-from octavo.core.tuning.rules import Rule, build_space
+from octavo.core.tuning.rules import Rule
+from octavo.core.tuning.spaces import build_space
 from octavo.core.values.recipe import Recipe
 from tests.helpers import as_opened, torch_session
 

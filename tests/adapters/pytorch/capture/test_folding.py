@@ -17,7 +17,7 @@ from octavo.adapters.pytorch.candidate import TorchCandidate
 from octavo.adapters.pytorch.qlayers.transposed import Int8ConvTranspose
 from octavo.core.contract.adapter import Opened
 from octavo.core.tuning.presets import preset_recipe
-from octavo.core.tuning.rules import build_space
+from octavo.core.tuning.spaces import build_space
 from tests.helpers import opened_torch, preset_candidate
 
 How = Literal["auto", "modules"]

@@ -18,7 +18,7 @@ from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import SchemeError
 from octavo.core.quantizing.realize import Realizer
 from octavo.core.tuning.presets import preset_recipe
-from octavo.core.tuning.rules import build_space
+from octavo.core.tuning.spaces import build_space
 from tests.helpers import opened_torch
 
 

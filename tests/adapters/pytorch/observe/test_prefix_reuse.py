@@ -10,7 +10,7 @@ from torch import nn
 from octavo.adapters.pytorch.observe.prefix_reuse import Recall
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.quantizing.realize import Realizer
-from octavo.core.tuning.rules import build_space
+from octavo.core.tuning.spaces import build_space
 from octavo.core.values.recipe import Recipe
 from tests.helpers import as_opened, torch_session
 

@@ -14,7 +14,7 @@ from torch import nn
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.quantizing.realize import Realizer
 from octavo.core.tuning.presets import preset_recipe
-from octavo.core.tuning.rules import build_space
+from octavo.core.tuning.spaces import build_space
 from tests.helpers import as_opened, torch_session
 
 SOME = ("down", "second", "body", "down_proj", "up_proj")

@@ -21,7 +21,8 @@ from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import DataError
 from octavo.core.quantizing.realize import Realizer
 from octavo.core.tuning.presets import preset_recipe
-from octavo.core.tuning.rules import Rule, build_space
+from octavo.core.tuning.rules import Rule
+from octavo.core.tuning.spaces import build_space
 from tests.helpers import as_opened, torch_session
 
 META = torch.device("meta")

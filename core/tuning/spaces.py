@@ -1,0 +1,163 @@
+"""Capability x model x the user's rules -> a tuning space."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import product
+from types import MappingProxyType
+
+from octavo.core.contract.adapter import Opened
+from octavo.core.errors import ConfigError, nearest
+from octavo.core.quantizing.float_reasons import why_fixed
+from octavo.core.values.graph import Op
+from octavo.core.values.scheme import FLOAT, OpScheme, PartChoice, QuantSpec
+from octavo.core.values.space import TuningSpace
+from octavo.core.values.units import find_units
+
+from .rules import Allowed, Rule, merged, rules_without_effect
+
+
+def build_spaces(
+    opened: Sequence[Opened],
+    rules: Sequence[Rule],
+    *,
+    transforms: Sequence[PartChoice] = (),
+    suggested: Mapping[str, PartChoice] = MappingProxyType({}),
+    simulated: bool = False,
+) -> dict[str, TuningSpace]:
+    """Build one space for each backend.
+
+    Args:
+        opened: The backends.
+        rules: The user's.
+        transforms: What the user names; a backend that cannot carry them out says so.
+        suggested: Op type -> what a strategy would like to compare, where it can be carried out and
+            there is something to gain.
+        simulated: Also offer schemes that are only simulated.
+
+    Raises:
+        ConfigError: If a rule matches nothing on any backend, or leaves an op nothing that the
+            backend can carry out.
+    """
+    for number, rule in enumerate(rules, 1):
+        if not any(rule.matches(op, o.name) for o in opened for op in o.view.ops):
+            raise ConfigError(f"rule {number} {_why_no_match(rule, opened)}")
+    return {
+        o.name: build_space(
+            o, rules, transforms=transforms, suggested=suggested, simulated=simulated
+        )
+        for o in opened
+    }
+
+
+def build_space(
+    opened: Opened,
+    rules: Sequence[Rule] = (),
+    *,
+    transforms: Sequence[PartChoice] = (),
+    suggested: Mapping[str, PartChoice] = MappingProxyType({}),
+    simulated: bool = False,
+) -> TuningSpace:
+    """Build the space of one backend; see :func:`build_spaces`."""
+    notes = list(opened.view.notes)
+    choices = {op.name: _choices(op, opened, rules, simulated) for op in opened.view.ops}
+    alternatives: list[tuple[PartChoice, ...]] = [()]
+    can_rescale = "rescale" in opened.capability.features
+    if transforms and can_rescale:
+        alternatives += [(t,) for t in transforms]
+    elif transforms:
+        named = ", ".join(map(str, transforms))
+        notes.append(f"{opened.name} does not offer rescale: transforms {named} are left out")
+    elif can_rescale:
+        gaining = [t for kind, t in suggested.items() if _could_gain(kind, opened, choices)]
+        alternatives += [(t,) for t in dict.fromkeys(gaining)]
+    notes += rules_without_effect(opened, rules)
+    units, remarks = find_units(opened.view, choices)
+    return TuningSpace(opened.name, units, tuple(alternatives), (*notes, *remarks))
+
+
+def _could_gain(kind: str, opened: Opened, choices: Mapping[str, tuple[OpScheme, ...]]) -> bool:
+    """Return whether rescaled channels may help an op of that type.
+
+    They can be rescaled in front of it, and its activations may be quantized.
+    """
+    for group in opened.view.groups:
+        if group.kind != "rescale":
+            continue
+        for name in group.members:
+            is_of_kind = opened.view.by_name[name].type == kind
+            if is_of_kind and any(s.input is not None for s in choices[name]):
+                return True
+    return False
+
+
+def fixed_ops(opened: Opened, space: TuningSpace) -> dict[str, str]:
+    """Return op -> why it stays float whatever the recipe, for the ops that have no choice."""
+    names = [name for unit in space.units if not unit.tunable for name in unit.ops]
+    return {name: why_fixed(opened.view.by_name[name], opened) for name in names}
+
+
+def _why_no_match(rule: Rule, opened: Sequence[Opened]) -> str:
+    """Say what of a rule is not there, and what was probably meant."""
+    ops = [op for o in opened for op in o.view.ops]
+    names = [op.name for op in ops]
+    for pattern in rule.ops or ():
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            meant = nearest(pattern.rstrip(".*"), names)
+            return f"names op {pattern!r}, which matches nothing{meant}"
+    types = [op.type for op in ops]
+    for kind in rule.types or ():
+        if kind not in types:
+            meant = nearest(kind, types)
+            return f"names op type {kind!r}, which this model does not have{meant}"
+    backends = [o.name for o in opened]
+    for backend in rule.backends or ():
+        if backend not in backends:
+            meant = nearest(backend, backends)
+            return f"names backend {backend!r}, which this run does not use{meant}"
+    return f"matches no op: no op has both the names {rule.ops} and the types {rule.types}"
+
+
+def _choices(
+    op: Op, opened: Opened, rules: Sequence[Rule], simulated: bool
+) -> tuple[OpScheme, ...]:
+    """Return what an op may take, the backend's best first and float last.
+
+    Raises:
+        ConfigError: If the rules leave it nothing that the backend can carry out.
+    """
+    allowed = merged(op, opened.name, rules)
+    if allowed.keep_float:
+        return (FLOAT,)
+    offers = opened.capability.for_op(op, simulated=simulated)
+    kept = [s for s in offers if not s.is_float and allowed.admits(s)]
+    asks_for_float = allowed.mode == ("float",)
+    offers_something = len(offers) > 1
+    if allowed.restricts and offers_something and not kept and not asks_for_float:
+        shown = "; ".join(str(s) for s in offers)
+        raise ConfigError(
+            f"the rules leave op {op.name!r} ({op.type}) nothing that {opened.name} can carry out. "
+            f"It can: {shown}"
+        )
+    return (*dict.fromkeys(_with_parts(kept, allowed)), FLOAT)
+
+
+def _with_parts(schemes: Iterable[OpScheme], allowed: Allowed) -> Iterator[OpScheme]:
+    """Yield schemes with each range, algorithm and calibrator that the rules name."""
+    for scheme in schemes:
+        own = (scheme.weight, scheme.algorithm, scheme.calibrator)
+        weights: tuple[QuantSpec | None, ...] = (scheme.weight,)
+        algorithms: tuple[PartChoice | None, ...] = (scheme.algorithm,)
+        calibrators: tuple[PartChoice | None, ...] = (scheme.calibrator,)
+        if scheme.weight and allowed.weight:
+            weights = allowed.weight.variants(scheme.weight)
+        if scheme.weight and allowed.algorithm:
+            algorithms = allowed.algorithm
+        if scheme.mode == "static" and allowed.calibrator:
+            calibrators = allowed.calibrator
+        for weight, algorithm, calibrator in product(weights, algorithms, calibrators):
+            if (weight, algorithm, calibrator) == own:
+                yield scheme
+            else:
+                yield scheme.variant(weight=weight, algorithm=algorithm, calibrator=calibrator)
