@@ -7,23 +7,17 @@ from collections.abc import Mapping
 import torch
 from torch import fx, nn
 
-from octavo.adapters.pytorch.capture.traced import GraphCapture, is_idle
+from octavo.adapters.pytorch.capture.traced import GraphCapture
 from octavo.adapters.pytorch.kernels.activation import Activation
 from octavo.adapters.pytorch.modules.shared_copy import skeleton
 from octavo.adapters.pytorch.qlayers.int8 import Int8Linear
 from octavo.adapters.pytorch.qlayers.quantize import Quantize
 from octavo.core.contract.adapter import OpParameters
 
-from .build import placed, quantized_module, static_form, tie
+from .build import placed, quantized_module, tie
+from .code_forms import CodeForms
 from .input_maps import install
 from .shared_inputs import share
-
-_MOVING_MODULES = (nn.Flatten, nn.Unflatten)
-_MOVING = {
-    torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.unsqueeze, torch.squeeze,
-    "flatten", "reshape", "view", "permute", "transpose", "unsqueeze", "squeeze", "contiguous",
-}  # fmt: skip
-_ASKING = {getattr, "size", "dim", "numel"}
 
 
 def rewrite(
@@ -42,195 +36,139 @@ def rewrite(
 
 
 class _Rewriter:
+    """The new graph as it is built, node by node."""
+
     def __init__(
         self,
         capture: GraphCapture,
         parameters: Mapping[str, OpParameters],
         biases: Mapping[str, torch.Tensor | None],
     ) -> None:
-        self._c = capture
+        self._capture = capture
         self._parameters = parameters
         self._biases = biases
-        self._starts = {capture.inner[n][0]: n for n in parameters if n in capture.inner}
-        self._ends = {capture.inner[n][-1]: n for n in parameters if n in capture.inner}
-        self._adding = {
-            capture.inner[n][i]: n
-            for n in self._ends.values()
-            if n in capture.others
-            for i in range(1, len(capture.inner[n]))
+        self._forms = CodeForms(capture, parameters)
+        self._graph = fx.Graph()
+        self._shared = skeleton(capture.root)
+        in_float = {n: own for n, own in capture.factors.items() if n not in parameters}
+        install(self._shared, capture.layers, in_float)
+        self._env: dict[fx.Node, fx.Node] = {}  # node of the float graph -> of the new one
+        self._given: dict[fx.Node, Activation] = {}  # new node that gives codes -> their form
+        self._codes: dict[tuple[fx.Node, tuple[float, int, int, int]], fx.Node] = {}
+        self._parts: dict[str, nn.Module | torch.Tensor] = {}
+        self._made: dict[str, nn.Module] = {}
+        self._op_at = {  # module that is called at several sites -> its op
+            capture.layers[name].path: name for name in parameters if name not in capture.inner
         }
-        self._gives: dict[str, Activation] = {}
-        # Readers come later than what they read, so that from the back every reader's own form is known.
-        for end in sorted(self._ends, key=capture.order.__getitem__, reverse=True):
-            name = self._ends[end]
-            form = self._form_wanted(end)
-            if (
-                form is not None
-                and (name not in capture.others or self._static(name))
-                and self._can_give(name)
-            ):
-                self._gives[name] = form
-
-    def _static(self, name: str) -> bool:
-        return self._parameters[name].scheme.mode == "static"
-
-    def _can_give(self, name: str) -> bool:
-        """True if the op's kernel can write codes."""
-        source = self._parameters[name].scheme.input
-        return source is not None and source.granularity != "token"
-
-    def _form_wanted(self, end: fx.Node) -> Activation | None:
-        """Return the codes in which every reader of a value takes it; None if one of them wants it in float."""
-        found: dict[tuple[float, int, int, int], Activation] = {}
-        pending = [end]
-        while pending:
-            node = pending.pop()
-            for user in node.users:
-                if user.target in _ASKING:
-                    continue
-                if self._moves(user):
-                    pending.append(user)
-                    continue
-                form = self._form_read(user, node)
-                if form is None:
-                    return None
-                found[form.key()] = form
-        return next(iter(found.values())) if len(found) == 1 else None
-
-    def _moves(self, node: fx.Node) -> bool:
-        """True for nodes that only move or choose values: codes pass through them as well."""
-        if node.op == "call_module":
-            return is_idle(self._c, node) or isinstance(
-                self._c.modules[str(node.target)], _MOVING_MODULES
-            )
-        return node.target in _MOVING
-
-    def _form_read(self, user: fx.Node, node: fx.Node) -> Activation | None:
-        name = self._starts.get(user)
-        if name is not None:
-            return self._input_form(name, 0)
-        name = self._adding.get(user)
-        if name is not None and self._c.others[name] is node and name in self._gives:
-            return self._input_form(name, 1)
-        return None
-
-    def _input_form(self, name: str, index: int) -> Activation | None:
-        # A layer that changes its input does that and quantizes by itself.
-        return static_form(self._parameters[name], index) if name not in self._c.factors else None
 
     def module(self) -> nn.Module:
         """Return the rewritten graph as a module."""
-        c = self._c
-        graph = fx.Graph()
-        env: dict[fx.Node, fx.Node] = {}
-        self._graph = graph
-        self._codes: dict[tuple[fx.Node, tuple[float, int, int, int]], fx.Node] = {}
-        self._forms: dict[fx.Node, Activation] = {}
-        shared = skeleton(c.root)
-        install(shared, c.layers, {n: f for n, f in c.factors.items() if n not in self._parameters})
-        self._parts: dict[str, nn.Module | torch.Tensor] = {}
-        self._made: dict[str, nn.Module] = {}
-        parts = self._parts
-        swallowed = {node for name in self._ends.values() for node in c.inner[name]}
-        often = {c.layers[n].path: n for n in self._parameters if n not in c.inner}
-        for node in c.graph.nodes:
-            if node in self._ends:
-                name = self._ends[node]
-                path = c.layers[name].path
-                parts[path] = self._quantized(name, shared)
-                env[node] = self._call(name, path, env)
-                if name in self._gives:
-                    self._forms[env[node]] = self._gives[name]
+        capture, ends = self._capture, self._forms.ends
+        swallowed = {node for name in ends.values() for node in capture.inner[name]}
+        for node in capture.graph.nodes:
+            if node in ends:
+                self._quantize(node)
             elif node in swallowed:
                 continue
-            elif is_idle(c, node):
-                env[node] = env[_node(node.args[0])]
+            elif capture.sites.is_idle(node):
+                self._env[node] = self._env[_node(node.args[0])]
             else:
-                env[node] = graph.node_copy(node, env.__getitem__)
-                env[
-                    node
-                ].type = None  # annotations may be strings, which a graph's pickle cannot hold
-                source = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
-                if source is not None and env[source] in self._forms and self._moves(node):
-                    self._forms[env[node]] = self._forms[env[source]]
-                if node.op == "call_module":
-                    path = str(node.target)
-                    if path in often and path not in parts:
-                        parts[path] = self._quantized(often[path], shared)
-                    parts.setdefault(path, shared.get_submodule(path))
-                elif node.op == "get_attr":
-                    parts[str(node.target)] = _attribute(shared, str(node.target))
+                self._copy(node)
         tie(self._made, self._parameters)
-        graph.lint()
+        self._graph.lint()
         self._share()
-        return fx.GraphModule(parts, graph, type(c.root).__name__).eval()
+        self._pass_few_on()
+        name = type(capture.root).__name__
+        return fx.GraphModule(self._parts, self._graph, name).eval()
 
-    def _share(self) -> None:
-        """Let linear layers that read one value alike work on it together."""
-        reads = [
-            (n.args[0], self._parts[str(n.target)])
-            for n in self._graph.nodes
-            if n.op == "call_module" and n.args
-        ]
-        share((value, part) for value, part in reads if isinstance(part, nn.Module))
-        for node in self._graph.nodes:
-            part = self._parts[str(node.target)] if node.op == "call_module" else None
-            readers = (
-                [self._parts.get(str(user.target)) for user in node.users]
-                if isinstance(part, Quantize)
-                else []
+    def _copy(self, node: fx.Node) -> None:
+        new = self._env[node] = self._graph.node_copy(node, self._env.__getitem__)
+        new.type = None  # annotations may be strings, which a graph's pickle cannot hold
+        source = node.args[0] if node.args else None
+        if isinstance(source, fx.Node) and self._forms.moves(node):
+            form = self._given.get(self._env[source])
+            if form is not None:
+                self._given[new] = form
+        path = str(node.target)
+        if node.op == "get_attr":
+            self._parts[path] = _attribute(self._shared, path)
+        elif node.op == "call_module" and path not in self._parts:
+            op = self._op_at.get(path)
+            self._parts[path] = (
+                self._quantized(op) if op is not None else self._shared.get_submodule(path)
             )
-            if isinstance(part, Quantize) and readers:
-                part.few = min(
-                    reader.few if isinstance(reader, Int8Linear) else 0 for reader in readers
-                )
 
-    def _quantized(self, name: str, shared: nn.Module) -> nn.Module:
-        layer = self._c.layers[name]
-        old = shared.get_submodule(layer.path)
-        gives, own = self._gives.get(name), self._c.factors.get(name, ())
-        new = quantized_module(
-            layer, old, self._parameters[name], self._biases[name], gives=gives, own=own
-        )
+    def _quantize(self, end: fx.Node) -> None:
+        """Put one op's quantized layer in the place of the nodes that it stands for."""
+        name = self._forms.ends[end]
+        path = self._capture.layers[name].path
+        self._parts[path] = self._quantized(name)
+        new = self._env[end] = self._call(name, path)
+        if name in self._forms.gives:
+            self._given[new] = self._forms.gives[name]
+
+    def _quantized(self, name: str) -> nn.Module:
+        layer = self._capture.layers[name]
+        old = self._shared.get_submodule(layer.path)
+        gives, own = self._forms.gives.get(name), self._capture.factors.get(name, ())
+        decided, bias = self._parameters[name], self._biases[name]
+        new = quantized_module(layer, old, decided, bias, gives=gives, own=own)
         self._made[name] = new
         return placed(old, new)
 
-    def _call(self, name: str, path: str, env: Mapping[fx.Node, fx.Node]) -> fx.Node:
-        c = self._c
-        start = c.inner[name][0]
-        source = env[_node(start.args[0])]
-        form = self._input_form(name, 0)
-        args = [self._as_codes(source, form) if form is not None else source]
-        if name in c.others:
-            original = c.others[name]
-            other = env[original]
-            if name in self._gives:
-                wanted = self._input_form(name, 1)
-                assert wanted is not None
-                other = self._as_codes(other, wanted)
-            last = c.inner[name][-1]
-            read_again = any(c.order[u] > c.order[last] for u in original.users) or other is args[0]
-            if original.op == "placeholder" or read_again:
-                # The kernel may write into what it adds, and this value is read again, perhaps by the kernel itself.
-                other = self._graph.call_method("clone", (other,))
-            args.append(other)
+    def _call(self, name: str, path: str) -> fx.Node:
+        start = self._capture.inner[name][0]
+        source = self._env[_node(start.args[0])]
+        form = self._forms.input_form(name, 0)
+        args = [source if form is None else self._as_codes(source, form)]
+        if name in self._capture.others:
+            args.append(self._added(name, args[0]))
         # Initial states, offsets of bags: whatever else the float layer is given.
-        rest, named = fx.map_arg((start.args[1:], start.kwargs), env.__getitem__)
+        rest, named = fx.map_arg((start.args[1:], start.kwargs), self._env.__getitem__)
         return self._graph.call_module(path, (*args, *rest), named)
 
+    def _added(self, name: str, first: fx.Node) -> fx.Node:
+        """Return what an op adds, in a form that its kernel may write into."""
+        original = self._capture.others[name]
+        other = self._env[original]
+        if name in self._forms.gives:
+            wanted = self._forms.input_form(name, 1)
+            assert wanted is not None
+            other = self._as_codes(other, wanted)
+        order, last = self._capture.order, self._capture.inner[name][-1]
+        is_read_again = any(order[user] > order[last] for user in original.users)
+        # The kernel may write into what it adds: not where it is the caller's, or is read again,
+        # perhaps by the kernel itself.
+        if original.op == "placeholder" or is_read_again or other is first:
+            return self._graph.call_method("clone", (other,))
+        return other
+
     def _as_codes(self, value: fx.Node, form: Activation) -> fx.Node:
-        if value in self._forms:
+        if value in self._given:
             return value
         key = (value, form.key())
         if key not in self._codes:
-            path = (
-                f"{value.name}_codes"
-                if not any(v is value for v, _ in self._codes)
-                else f"{value.name}_codes_{len(self._codes)}"
-            )
+            path = f"{value.name}_codes"
+            if any(known is value for known, _ in self._codes):
+                path += f"_{len(self._codes)}"
             self._parts[path] = Quantize(form)
             self._codes[key] = self._graph.call_module(path, (value,))
         return self._codes[key]
+
+    def _share(self) -> None:
+        """Let linear layers that read one value alike work on it together."""
+        calls = [node for node in self._graph.nodes if node.op == "call_module" and node.args]
+        reads = ((node.args[0], self._parts[str(node.target)]) for node in calls)
+        share((value, part) for value, part in reads if isinstance(part, nn.Module))
+
+    def _pass_few_on(self) -> None:
+        """Let few rows stay float where all readers quantize and multiply them in one kernel."""
+        for node in self._graph.nodes:
+            part = self._parts[str(node.target)] if node.op == "call_module" else None
+            if not isinstance(part, Quantize) or not node.users:
+                continue
+            readers = [self._parts.get(str(user.target)) for user in node.users]
+            part.few = min(r.few if isinstance(r, Int8Linear) else 0 for r in readers)
 
 
 def _node(value: object) -> fx.Node:

@@ -1,21 +1,65 @@
-"""The repeated blocks of a model."""
+"""The repeated blocks of a model, and which values lie where between them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
 from .layers import Layer
+from .trace import Trace
 
 
 def blocks_of(root: nn.Module, layers: Iterable[Layer]) -> list[str]:
     """Return the paths of the repeated blocks that hold the layers: the items of the outermost lists of modules."""
     lists = [p for p, m in root.named_modules() if isinstance(m, nn.ModuleList) and len(m) > 1]
-    outer = [p for p in lists if not any(p.startswith(f"{q}.") for q in lists if q != p)]
+    outer = [path for path in lists if not any(_is_below(path, other) for other in lists)]
     found: dict[str, None] = {}
     for layer in layers:
         for path in outer:
-            if layer.path.startswith(f"{path}."):
-                found[f"{path}.{layer.path[len(path) + 1 :].split('.')[0]}"] = None
+            if _is_below(layer.path, path):
+                item = layer.path[len(path) + 1 :].split(".")[0]
+                found[f"{path}.{item}"] = None
     return list(found)
+
+
+def called_once(blocks: Sequence[str], layers: Iterable[Layer], seen: Trace) -> bool:
+    """True if every layer in the blocks is called once, by all batches."""
+    inside = [layer.path for layer in layers if any(is_in(layer.path, b) for b in blocks)]
+    return not any(seen.calls.get(path, 0) > 1 or path in seen.sometimes for path in inside)
+
+
+def places_of(blocks: Sequence[str], layers: Iterable[Layer], seen: Trace) -> Mapping[str, int]:
+    """Return value -> its place among the blocks.
+
+    2n + 1 lies in the block of number n, 2n between the one before and that. What repeated calls see has no place.
+    """
+    numbers = {path: 2 * i + 1 for i, path in enumerate(blocks)}
+    places: dict[str, int] = {}
+    often: set[str] = set()
+    last = 0
+    for layer in layers:
+        source, result = layer.op.inputs[0], layer.op.outputs[0]
+        if seen.calls.get(layer.path, 0) > 1:
+            often.update((*layer.op.inputs, *layer.op.outputs))
+            continue
+        here = _place(layer.path, numbers, last)
+        last = max(last, here)
+        places.setdefault(source, here)
+        places.setdefault(result, _place(layer.end, numbers, last))
+    return {value: place for value, place in places.items() if value not in often}
+
+
+def _place(path: str, numbers: Mapping[str, int], last: int) -> int:
+    """Return the place of a module: its block's, or behind the last block that was met."""
+    inside = (number for block, number in numbers.items() if is_in(path, block))
+    return next(inside, last + last % 2)
+
+
+def is_in(path: str, block: str) -> bool:
+    """True for what lies in a block, and for the block itself where that is a layer."""
+    return path == block or _is_below(path, block)
+
+
+def _is_below(path: str, other: str) -> bool:
+    return path.startswith(f"{other}.")

@@ -32,7 +32,6 @@ class Capture(ABC):
         factors: Op name -> what it does to its input's channels first.
         outputs: Names of the model's outputs.
         notes: What was out of reach and why.
-        end: Place behind all others, see :meth:`span`.
         reasons: Parameter that no layer holds -> why not, where the example's run showed it.
         lender: Brings the tensors of ``root`` to where runs of the float model compute; None where they are there.
     """
@@ -47,12 +46,16 @@ class Capture(ABC):
     factors: Factors
     outputs: tuple[str, ...]
     notes: tuple[str, ...]
-    end: int
 
     @property
     def ops(self) -> tuple[Op, ...]:
         """What the core is told of: the layers in execution order, and what else was seen."""
         return tuple(layer.op for layer in self.layers.values())
+
+    @property
+    @abstractmethod
+    def end(self) -> int:
+        """Place behind all others, see :meth:`span`."""
 
     @abstractmethod
     def span(self, values: Collection[str]) -> tuple[int, int]:

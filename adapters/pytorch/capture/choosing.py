@@ -30,8 +30,9 @@ from .capture import Capture
 from .layers import find_layers
 from .links import Factors
 from .module_tree import ModuleCapture
+from .trace import Trace
 from .traced import GraphCapture
-from .watching import Trace, trace
+from .watching import watched_run
 
 
 def capture_of(root: nn.Module, call: Call | None, how: Literal["auto", "modules"]) -> Capture:
@@ -53,7 +54,7 @@ def capture_of(root: nn.Module, call: Call | None, how: Literal["auto", "modules
             why = f"its graph cannot be traced ({_said(error)})"
     remark = f"layers are replaced one by one, nothing is fused: {why}" if how != "modules" else ""
     root, reasons = _with_parameters(root, call)
-    seen = traced(root, call) if call is not None else None
+    seen = example_trace(root, call) if call is not None else None
     made = ModuleCapture(root, seen, remark)
     made.reasons = reasons
     return made
@@ -125,14 +126,14 @@ def _traced_graph(root: nn.Module) -> tuple[nn.Module, fx.Graph]:
     return twin, graph
 
 
-def traced(root: nn.Module, call: Call) -> Trace:
+def example_trace(root: nn.Module, call: Call) -> Trace:
     """Watch the whole example: a part of it could take another branch of the model's.
 
     Raises:
         DataError: If the model does not run on it.
     """
     try:
-        return trace(root, find_layers(root).keys(), copied_call(call))
+        return watched_run(root, find_layers(root).keys(), copied_call(call))
     except Exception as error:
         args, kwargs = call
         given = shown(Given(*args, **kwargs), takes(root).positional)

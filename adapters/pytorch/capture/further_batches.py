@@ -12,10 +12,10 @@ from octavo.adapters.pytorch.modules.shared_copy import skeleton
 from octavo.adapters.pytorch.run.batches import Call
 
 from .capture import Capture
-from .choosing import capture_of, holds_for, traced
+from .choosing import capture_of, example_trace, holds_for
 from .module_tree import ModuleCapture
+from .trace import Trace
 from .traced import GraphCapture
-from .watching import Trace
 
 
 def look_further(capture: Capture, example: Call, others: Sequence[Call]) -> Capture:
@@ -46,16 +46,14 @@ def look_further(capture: Capture, example: Call, others: Sequence[Call]) -> Cap
     together = merged(traces)
     if together == capture.seen:
         return capture
-    wider = ModuleCapture(capture.root, together, capture.why, capture.factors)
-    wider.lender = capture.lender
-    return wider
+    return capture.widened(together)
 
 
 def _traces(root: nn.Module, calls: Sequence[Call]) -> list[Trace]:
     found = []
     for call in calls:
         try:
-            found.append(traced(root, call))
+            found.append(example_trace(root, call))
         except Exception:
             continue
     return found

@@ -45,6 +45,11 @@ class Layer:
     functional: bool = False
 
     @property
+    def is_tied(self) -> bool:
+        """True if another op reads the same weight."""
+        return self.op.weight is not None and bool(self.op.weight.shared_with)
+
+    @property
     def end(self) -> str:
         """Path of the module that puts the op's result out."""
         return self.act or self.norm or self.path

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from collections.abc import Collection
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,70 +17,15 @@ from octavo.adapters.pytorch.run.batches import Call, tensors_in
 
 from .folding import is_batch_norm
 from .links import is_norm
+from .trace import BATCH_NORM, Trace
 
 Tensor = torch.Tensor
-BATCH_NORM = "batch_norm"
 _PRODUCTS = frozenset({
-    "matmul", "bmm", "baddbmm", "einsum", "scaled_dot_product_attention", "linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d",
-    "conv_transpose2d", "conv_transpose3d",
+    "matmul", "bmm", "baddbmm", "einsum", "scaled_dot_product_attention", "linear",
+    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
 })  # fmt: skip
-
-
-@dataclass
-class Trace:
-    """What one run of the example showed. Modules are named by their paths.
-
-    Attributes:
-        order: Layers in the order of their first call.
-        calls: Module -> number of calls.
-        shapes: Layer -> shape of its first output.
-        values: Layer -> name of the value it was given: ``module:out`` of the watched module that made it, or
-            ``layer:in`` of the layer that was given the same tensor first.
-        acts: Activation module or batch norm -> the layer or batch norm whose output it was given.
-        kinds: Activation module -> its function's name; batch norm -> :data:`BATCH_NORM`.
-        escaped: Watched modules whose output something else than a layer or an activation module reads.
-        results: How many tensors the model returned.
-        products: Function -> how often it multiplied outside of the watched modules.
-        sometimes: Watched modules that some batches call and others do not.
-    """
-
-    order: list[str] = field(default_factory=list)
-    calls: dict[str, int] = field(default_factory=dict)
-    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    values: dict[str, str] = field(default_factory=dict)
-    acts: dict[str, str] = field(default_factory=dict)
-    kinds: dict[str, str] = field(default_factory=dict)
-    escaped: set[str] = field(default_factory=set)
-    results: int = 1
-    products: dict[str, int] = field(default_factory=dict)
-    sometimes: list[str] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON-ready mapping."""
-        return {
-            **asdict(self),
-            "escaped": sorted(self.escaped),
-            "shapes": {k: list(v) for k, v in self.shapes.items()},
-        }
-
-    @classmethod
-    def from_json(cls, raw: dict[str, Any]) -> Self:
-        """Read what :meth:`to_json` wrote."""
-        shapes = {k: tuple(v) for k, v in raw["shapes"].items()}
-        return cls(**{**raw, "escaped": set(raw["escaped"]), "shapes": shapes})
-
-    def follower(self, path: str) -> str:
-        """Return the activation module or batch norm that is all that reads a module's output; empty if there is none."""
-        found = [a for a, source in self.acts.items() if source == path and self.calls[a] == 1]
-        alone = len(found) == 1 and path not in self.escaped and self.calls[path] == 1
-        return found[0] if alone and f"{path}:out" not in self.values.values() else ""
-
-    def readers(self, path: str) -> list[str]:
-        """Return the layers that were given a module's output; none if anything else reads it too."""
-        if path in self.escaped or self.calls.get(path) != 1 or path in self.acts.values():
-            return []
-        found = [layer for layer, value in self.values.items() if value == f"{path}:out"]
-        return found if all(self.calls[layer] == 1 for layer in found) else []
+_ACTIVATION_NAMES = ("gelu", "silu", "relu", "activation", "swish")
+"""What the class of an activation module is called; only those are tried out."""
 
 
 class _Names:
@@ -94,11 +39,17 @@ class _Names:
 
     def get(self, tensor: Tensor) -> str | None:
         found = self._known.get(id(tensor))
+        # The identity may be another tensor's by now.
         return found[1] if found is not None and found[0]() is tensor else None
 
 
 class _Reads(TorchFunctionMode):
     """Notices functions that read a watched tensor, or multiply, outside of the watched modules.
+
+    Args:
+        born: Names of the watched tensors.
+        escaped: Takes the names of those that are read.
+        products: Takes function -> how often it multiplied.
 
     Attributes:
         inside: How many watched modules are running.
@@ -117,114 +68,166 @@ class _Reads(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         before = len(self.handed)
-        result = func(*args, **(kwargs or {}))
+        given = kwargs or {}
+        result = func(*args, **given)
+        if self.inside:
+            return result
         # A product by a parameter may be carried out by a layer, which is watched itself.
         handed = self.handed[before:]
         name = str(getattr(func, "__name__", "")).strip("_")
-        if not self.inside and not handed and name in _PRODUCTS:
+        if not handed and name in _PRODUCTS:
             self._products[name] = self._products.get(name, 0) + 1
-        if not self.inside and next(tensors_in(result), None) is not None:
-            for tensor in tensors_in((args, kwargs or {})):
-                source = self._born.get(tensor)
-                if source is not None and id(tensor) not in handed:
-                    self._escaped.add(source)
+        gives_tensors = next(tensors_in(result), None) is not None
+        if gives_tensors:
+            self._note_reads((args, given), handed)
         return result
+
+    def _note_reads(self, given: Any, handed: Collection[int]) -> None:
+        for tensor in tensors_in(given):
+            source = self._born.get(tensor)
+            if source is not None and id(tensor) not in handed:
+                self._escaped.add(source)
 
 
 def act_of(module: nn.Module) -> str:
-    """Return which activation function a module computes, as :data:`~.kernels.POSTS` names it; empty if it is none.
+    """Return which activation function a module computes, as :data:`POSTS` names it.
 
-    Known by its values, because every family of models brings classes of its own.
+    Empty if it is none. Known by its values, because every family of models brings classes of its own.
     """
     name = type(module).__name__.lower()
-    if not any(part in name for part in ("gelu", "silu", "relu", "activation", "swish")):
+    if not any(part in name for part in _ACTIVATION_NAMES):
         return ""
-    if next(module.parameters(), None) is not None or next(module.children(), None) is not None:
+    has_parameters = next(module.parameters(), None) is not None
+    has_children = next(module.children(), None) is not None
+    if has_parameters or has_children:
         return ""
+    # From saturation to saturation, in steps of 1/16.
     x = torch.linspace(-6, 6, 193)
     with torch.no_grad():
         try:
             y = module(x.clone())
         except (RuntimeError, TypeError, ValueError):
             return ""
-        fits = [
-            kind
-            for kind in POSTS
-            if kind
-            and isinstance(y, Tensor)
-            and y.shape == x.shape
-            and torch.allclose(y, post(kind, x), atol=2e-6)
-        ]
-    return fits[0] if fits else ""
+        if not isinstance(y, Tensor) or y.shape != x.shape:
+            return ""
+        # So close that gelu and its approximation by tanh are told apart.
+        fits = (kind for kind in POSTS if kind and torch.allclose(y, post(kind, x), atol=2e-6))
+        return next(fits, "")
 
 
-def trace(root: nn.Module, layers: Collection[str], call: Call) -> Trace:
-    """Run the example once and write down what was seen."""
+def watched_run(root: nn.Module, layers: Collection[str], call: Call) -> Trace:
+    """Run the example once and write down what was seen.
+
+    Args:
+        root: The model; not changed.
+        layers: Paths of its layers.
+        call: The example, into which the model may write.
+    """
     twin = skeleton(root)
-    seen = Trace()
-    born, given = _Names(), _Names()
-    mode = _Reads(born, seen.escaped, seen.products)
-
-    def enter(path: str) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            mode.inside += 1
-            mode.handed.extend(id(tensor) for tensor in tensors_in((args, kwargs)))
-            seen.calls[path] = seen.calls.get(path, 0) + 1
-            x = next(tensors_in((args, kwargs)), None)
-            if x is None:  # a table that makes its ids itself may be given a shape
-                if path in layers and path not in seen.order:
-                    seen.order.append(path)
-                return
-            source = born.get(x)
-            if path in seen.kinds:
-                if source is not None:
-                    if path in seen.acts:
-                        seen.escaped.update((seen.acts[path], source))
-                    seen.acts[path] = source
-            elif seen.calls[path] == 1:
-                seen.order.append(path)
-                if source is not None:
-                    seen.values[path] = f"{source}:out"
-                else:
-                    first = given.get(x)
-                    seen.values[path] = f"{first or path}:in"
-                    if first is None:
-                        given.put(x, path)
-            elif source is not None:
-                seen.escaped.add(source)
-
-        return hook
-
-    def leave(path: str, *, watched: bool) -> Callable[..., None]:
-        def hook(_: nn.Module, args: Any, output: Any) -> None:
-            if watched:
-                mode.inside -= 1
-            else:
-                seen.calls[path] = seen.calls.get(path, 0) + 1
-            if isinstance(output, Tensor):
-                if born.get(output) is not None or any(output is t for t in tensors_in(args)):
-                    seen.escaped.add(path)  # it hands on what is another module's
-                born.put(output, path)
-            first = next(tensors_in(output), None)
-            if first is not None:
-                seen.shapes.setdefault(path, tuple(first.shape))
-
-        return hook
-
+    watcher = _Watcher(layers)
     for path, module in twin.named_modules():
-        if path not in layers:
-            kind = BATCH_NORM if is_batch_norm(module) else act_of(module)
-            if kind:
-                seen.kinds[path] = kind
-        if path in layers or path in seen.kinds:
-            module.register_forward_pre_hook(enter(path), with_kwargs=True)
-            module.register_forward_hook(leave(path, watched=True))
-        elif is_norm(module):
-            # What a norm does with its input is a read of that input.
-            module.register_forward_hook(leave(path, watched=False))
-    with mode, torch.no_grad():
+        watcher.register(path, module)
+    with watcher.mode, torch.no_grad():
         args, kwargs = call
         returned = list(tensors_in(twin(*args, **kwargs)))
-    seen.results = len(returned)
-    seen.escaped.update(name for name in map(born.get, returned) if name is not None)
-    return seen
+    return watcher.finished(returned)
+
+
+class _Watcher:
+    """Hooks of one run's modules, which write down what they see.
+
+    Args:
+        layers: Paths of the layers.
+
+    Attributes:
+        mode: To be on during the run.
+    """
+
+    def __init__(self, layers: Collection[str]) -> None:
+        self._layers = layers
+        self._seen = Trace()
+        self._born = _Names()  # output -> the module that made it
+        self._given = (
+            _Names()
+        )  # input that no watched module made -> the layer that was given it first
+        self.mode = _Reads(self._born, self._seen.escaped, self._seen.products)
+
+    def register(self, path: str, module: nn.Module) -> None:
+        """Watch a module of the skeleton, if it is of interest."""
+        if path not in self._layers:
+            kind = BATCH_NORM if is_batch_norm(module) else act_of(module)
+            if kind:
+                self._seen.kinds[path] = kind
+        if path in self._layers or path in self._seen.kinds:
+            module.register_forward_pre_hook(partial(self._enter, path), with_kwargs=True)
+            module.register_forward_hook(partial(self._leave, path))
+        elif is_norm(module):
+            # What a norm does with its input is a read of that input.
+            module.register_forward_hook(partial(self._leave_norm, path))
+
+    def finished(self, returned: list[Tensor]) -> Trace:
+        """Return what was seen, once the run has returned these tensors."""
+        self._seen.results = len(returned)
+        names = map(self._born.get, returned)
+        self._seen.escaped.update(name for name in names if name is not None)
+        return self._seen
+
+    def _count(self, path: str) -> None:
+        self._seen.calls[path] = self._seen.calls.get(path, 0) + 1
+
+    def _enter(
+        self, path: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        given = list(tensors_in((args, kwargs)))
+        self.mode.inside += 1
+        self.mode.handed.extend(map(id, given))
+        self._count(path)
+        if not given:
+            # A table that makes its ids itself may be given a shape.
+            if path in self._layers and path not in self._seen.order:
+                self._seen.order.append(path)
+            return
+        source = self._born.get(given[0])
+        if path in self._seen.kinds:
+            self._enter_act(path, source)
+        elif self._seen.calls[path] == 1:
+            self._enter_layer(path, given[0], source)
+        elif source is not None:
+            self._seen.escaped.add(source)
+
+    def _enter_act(self, path: str, source: str | None) -> None:
+        if source is None:
+            return
+        acts = self._seen.acts
+        if path in acts:
+            # Called again, it follows neither of the two alone.
+            self._seen.escaped.update((acts[path], source))
+        acts[path] = source
+
+    def _enter_layer(self, path: str, x: Tensor, source: str | None) -> None:
+        self._seen.order.append(path)
+        if source is not None:
+            self._seen.values[path] = f"{source}:out"
+            return
+        first = self._given.get(x)
+        self._seen.values[path] = f"{first or path}:in"
+        if first is None:
+            self._given.put(x, path)
+
+    def _leave(self, path: str, _: nn.Module, args: Any, output: Any) -> None:
+        self.mode.inside -= 1
+        self._note_output(path, args, output)
+
+    def _leave_norm(self, path: str, _: nn.Module, args: Any, output: Any) -> None:
+        self._count(path)
+        self._note_output(path, args, output)
+
+    def _note_output(self, path: str, args: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            is_anothers = self._born.get(output) is not None
+            if is_anothers or any(output is given for given in tensors_in(args)):
+                self._seen.escaped.add(path)  # it hands on what is another module's
+            self._born.put(output, path)
+        first = next(tensors_in(output), None)
+        if first is not None:
+            self._seen.shapes.setdefault(path, tuple(first.shape))

@@ -1,0 +1,71 @@
+"""Over which values of a traced graph channel scales may be moved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import fx
+
+from .graph_layers import Found
+from .graph_sites import Sites
+from .layers import Layer
+from .links import Link, input_link, is_norm
+
+
+def links_of(sites: Sites, found: Found) -> Iterator[Link]:
+    """Yield norm -> layers and convolution -> convolution links, then one for each other input of linear layers."""
+    layer_at = {nodes[0]: found.layers[name] for name, nodes in found.inner.items()}
+    linked: set[str] = set()
+    for link in _norm_links(sites, layer_at):
+        linked.update(layer.op.name for layer in link.members)
+        yield link
+    yield from _conv_links(sites, found, layer_at)
+    yield from _input_links(found, linked)
+
+
+def _norm_links(sites: Sites, layer_at: dict[fx.Node, Layer]) -> Iterator[Link]:
+    for node in sites.graph.nodes:
+        module = sites.module(node)
+        if module is None or not is_norm(module) or not sites.calls_once(node):
+            continue
+        members = _readers(node, layer_at, "linear")
+        if members:
+            yield Link.of_norm(str(node.target), module, members, node.name)
+
+
+def _conv_links(sites: Sites, found: Found, layer_at: dict[fx.Node, Layer]) -> Iterator[Link]:
+    for name, nodes in found.inner.items():
+        layer = found.layers[name]
+        if layer.op.type != "conv" or "add" in layer.fused:
+            continue
+        # A batch norm without a gain has nothing that could be divided.
+        if layer.norm and getattr(sites.modules[layer.norm], "weight", None) is None:
+            continue
+        members = _readers(nodes[-1], layer_at, "conv")
+        if members:
+            yield Link.of_conv(layer, members, nodes[-1].name)
+
+
+def _input_links(found: Found, linked: set[str]) -> Iterator[Link]:
+    readers: dict[str, list[Layer]] = {}
+    for name in found.inner:
+        layer = found.layers[name]
+        if layer.op.type == "linear" and name not in linked:
+            readers.setdefault(layer.op.inputs[0], []).append(layer)
+    for value, members in readers.items():
+        if not any(layer.is_tied for layer in members):
+            yield input_link(members, value)
+
+
+def _readers(node: fx.Node, layer_at: dict[fx.Node, Layer], kind: str) -> list[Layer]:
+    """Return the layers that read a node's value.
+
+    None if anything else reads it, or one of them is of another type or shares its weight.
+    """
+    found: list[Layer] = []
+    for user in node.users:
+        layer = layer_at.get(user)
+        if layer is None or layer.op.type != kind or layer.is_tied:
+            return []
+        found.append(layer)
+    return found
