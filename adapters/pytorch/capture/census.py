@@ -18,18 +18,21 @@ from octavo.core.values.graph import UNREACHED, HeldWeight
 from .mentioned_tensors import is_referred_to
 
 Tensor = torch.Tensor
+Extent = tuple[int, int]
+"""First address of some memory, and the one behind its last."""
 
 
 class Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes where in memory the tensors lie that operators read while it is active.
 
-    A parameter is used if an operator was given it, a part of it, or a view of its memory: so a stand-in that holds slices
-    of a parameter, or a layer that a graph calls in place of a function, counts for what it stands for.
+    A parameter is used if an operator was given it, a part of it, or a view of its memory: so a
+    stand-in that holds slices of a parameter, or a layer that a graph calls in place of a
+    function, counts for what it stands for.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._read: set[tuple[int, int]] = set()
+        self._read: set[Extent] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for tensor in tensors_in((args, kwargs or {})):
@@ -43,7 +46,7 @@ class Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return _overlaps(self._read, tensors)
 
 
-def memory_of(tensor: Tensor) -> tuple[int, int] | None:
+def memory_of(tensor: Tensor) -> Extent | None:
     """Return the first address of a tensor and the one behind its last; None where it has no memory of its own."""
     if tensor.is_meta or tensor.layout is not torch.strided or not tensor.numel():
         return None
@@ -51,20 +54,14 @@ def memory_of(tensor: Tensor) -> tuple[int, int] | None:
         start = tensor.data_ptr()
     except RuntimeError:  # fake and functional tensors, in models that are compiled
         return None
-    last = sum(
-        (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
-    )
+    axes = zip(tensor.shape, tensor.stride(), strict=True)
+    last = sum((size - 1) * stride for size, stride in axes)
     return start, start + (last + 1) * tensor.element_size()
 
 
-def _overlaps(extents: Collection[tuple[int, int]], tensors: Iterable[Tensor]) -> list[bool]:
+def _overlaps(extents: Collection[Extent], tensors: Iterable[Tensor]) -> list[bool]:
     """Return of each tensor whether its memory and one of the extents have a byte in common."""
-    merged: list[list[int]] = []
-    for start, end in sorted(extents):
-        if merged and start < merged[-1][1]:
-            merged[-1][1] = max(merged[-1][1], end)
-        else:
-            merged.append([start, end])
+    merged = _merged(extents)
     starts = [start for start, _ in merged]
     found = []
     for tensor in tensors:
@@ -72,9 +69,23 @@ def _overlaps(extents: Collection[tuple[int, int]], tensors: Iterable[Tensor]) -
         if own is None:
             found.append(False)
             continue
-        before = bisect_right(starts, own[1] - 1) - 1
-        found.append(before >= 0 and merged[before][1] > own[0])
+        start, end = own
+        # The last extent that begins before the tensor ends.
+        before = bisect_right(starts, end - 1) - 1
+        found.append(before >= 0 and merged[before][1] > start)
     return found
+
+
+def _merged(extents: Collection[Extent]) -> list[Extent]:
+    """Return extents in order, those that overlap as one."""
+    merged: list[Extent] = []
+    for start, end in sorted(extents):
+        if merged and start < merged[-1][1]:
+            first, last = merged.pop()
+            merged.append((first, max(last, end)))
+        else:
+            merged.append((start, end))
+    return merged
 
 
 def census(
@@ -88,15 +99,14 @@ def census(
         branches: The runs may have taken some branches of several: what they did not read counts too, where the code of
             the model's classes speaks of it.
     """
-    held = {
-        name: tensor for name, tensor in _tensors(given) if counts(tensor.shape, _dtype(tensor))
-    }
+    held = {name: t for name, t in _tensors(given) if counts(t.shape, _dtype(t))}
     used = [True] * len(held) if reads is None else reads.within(held.values())
     buffers = {name for name, _ in given.named_buffers()}
     found = []
     for (name, tensor), is_used in zip(held.items(), used, strict=True):
-        if is_used or (branches and is_referred_to(given, name)):
-            reason = _reason(given, name, buffers) if is_used else UNREACHED
+        in_other_branch = not is_used and branches and is_referred_to(given, name)
+        if is_used or in_other_branch:
+            reason = UNREACHED if in_other_branch else _why_no_layer(given, name, buffers)
             found.append(HeldWeight(name, tuple(tensor.shape), _dtype(tensor), reason))
     return tuple(found)
 
@@ -113,10 +123,15 @@ def unclaimed(
         claimed: Names of the layers' weights in ``root``.
     """
     first, tensors = aliases(root), dict(_tensors(root))
-    layers = [memory_of(tensors[name]) for n in claimed if (name := first.get(n, n)) in tensors]
+    extents = set()
+    for name in claimed:
+        tensor = tensors.get(first.get(name, name))
+        extent = memory_of(tensor) if tensor is not None else None
+        if extent is not None:
+            extents.add(extent)
     counted, own = tuple(found), dict(_tensors(given))
-    taken = _overlaps({m for m in layers if m is not None}, [own[w.name] for w in counted])
-    return tuple(w for w, is_taken in zip(counted, taken, strict=True) if not is_taken)
+    taken = _overlaps(extents, [own[weight.name] for weight in counted])
+    return tuple(weight for weight, is_taken in zip(counted, taken, strict=True) if not is_taken)
 
 
 def _tensors(root: nn.Module) -> Iterable[tuple[str, Tensor]]:
@@ -128,10 +143,11 @@ def _dtype(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _reason(root: nn.Module, name: str, buffers: Collection[str]) -> str:
+def _why_no_layer(root: nn.Module, name: str, buffers: Collection[str]) -> str:
+    """Return why no layer holds a weight, for those that no layer turns out to hold."""
     path, _, leaf = name.rpartition(".")
-    owner = type(root.get_submodule(path)).__name__
-    if leaf == "bias" or leaf.endswith("_bias") or leaf.startswith("bias_"):
+    if leaf.endswith("_bias") or leaf == "bias" or leaf.startswith("bias_"):
         return "a bias stays float"
+    owner = type(root.get_submodule(path)).__name__
     kind = "a buffer" if name in buffers else "a parameter"
     return f"{kind} that {owner} reads itself, in no layer that octavo knows"

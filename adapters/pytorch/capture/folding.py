@@ -12,6 +12,8 @@ from .layers import Layer
 
 Tensor = torch.Tensor
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_FOLDING = ("conv", "conv_transpose", "linear")
+"""Op types that take a batch norm into their weight."""
 
 
 def is_batch_norm(module: nn.Module) -> bool:
@@ -21,12 +23,9 @@ def is_batch_norm(module: nn.Module) -> bool:
 
 def folds(op: Op, norm: nn.Module, output_shape: tuple[int, ...] | None) -> bool:
     """True if a batch norm that alone reads an op's output can be folded into its weight."""
-    if (
-        op.type not in ("conv", "conv_transpose", "linear")
-        or op.weight is None
-        or op.weight.shared_with
-        or not is_batch_norm(norm)
-    ):
+    if op.type not in _FOLDING or not is_batch_norm(norm):
+        return False
+    if op.weight is None or op.weight.shared_with:
         return False
     # A linear layer's channels are the last axis, a batch norm's the second.
     return op.type != "linear" or (output_shape is not None and len(output_shape) == 2)
@@ -44,12 +43,14 @@ def over_weight(gain: Tensor, module: nn.Module) -> Tensor:
     """Return one number for each output channel in a shape that multiplies the layer's weight."""
     weight = module.weight
     assert isinstance(weight, Tensor)
-    if isinstance(
-        module, TRANSPOSED
-    ):  # (inputs, outputs / groups, *kernel): each group's inputs have outputs of their own
-        rows = gain.view(module.groups, -1).repeat_interleave(weight.shape[0] // module.groups, 0)
+    if isinstance(module, TRANSPOSED):
+        # (inputs, outputs / groups, *kernel): each group's inputs have outputs of their own.
+        inputs_of_group = weight.shape[0] // module.groups
+        rows = gain.view(module.groups, -1).repeat_interleave(inputs_of_group, 0)
         return rows.view(*rows.shape, *[1] * (weight.ndim - 2))
-    return gain if is_transposed_linear(module) else gain.reshape(-1, *[1] * (weight.ndim - 1))
+    if is_transposed_linear(module):
+        return gain
+    return gain.reshape(-1, *[1] * (weight.ndim - 1))
 
 
 def folded(layer: Layer, root: nn.Module) -> tuple[Tensor, Tensor | None]:
@@ -68,6 +69,9 @@ def folded(layer: Layer, root: nn.Module) -> tuple[Tensor, Tensor | None]:
     assert norm.running_mean is not None
     with torch.no_grad():
         gain = channel_gain(norm)
-        shift = (0.0 if bias is None else bias.float()) - norm.running_mean.float()
-        new = shift * gain if norm.bias is None else torch.addcmul(norm.bias.float(), shift, gain)
+        centred = (0.0 if bias is None else bias.float()) - norm.running_mean.float()
+        if norm.bias is None:
+            new = centred * gain
+        else:
+            new = torch.addcmul(norm.bias.float(), centred, gain)
         return weight.float() * over_weight(gain, module), new

@@ -9,7 +9,8 @@ from torch import fx
 from .graph_layers import Found
 from .graph_sites import Sites
 from .layers import Layer
-from .links import Link, input_link, is_norm
+from .links import Link, input_link
+from .norms import is_norm
 
 
 def links_of(sites: Sites, found: Found) -> Iterator[Link]:

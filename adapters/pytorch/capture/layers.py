@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
+from typing import Any
 
 import torch
 from torch import nn
@@ -32,7 +33,8 @@ class Layer:
         op: As the core sees it.
         path: Path of the module.
         norm: Path of a batch norm that is folded into it, or empty.
-        fused: What else is fused, in order: ``add``, ``relu``; one activation function for a linear layer.
+        fused: What else is fused, in order: ``add``, ``relu``; for a linear layer one activation
+            function.
         act: Path of the module of that function, where it has one.
         functional: It stands for a functional call: the graph calls it, the module tree does not.
     """
@@ -58,144 +60,145 @@ class Layer:
 def find_layers(root: nn.Module) -> dict[str, Op]:
     """Return path -> op of every layer below ``root``; values are named after the paths.
 
-    A module that is registered or called twice is one op. Children of modules that read their weights and may never call
-    them are left out.
+    A module that is registered or called twice is one op. Children of modules that read their weights and may never
+    call them are left out.
     """
     first = aliases(root)
     found: dict[str, Op] = {}
-    hidden = [f"{path}." if path else "" for path in bypassed(root)]
+    hidden = tuple(f"{path}." if path else "" for path in bypassed(root))
     for path, module in root.named_modules():
         kind = kind_of(module)
-        if kind and not any(path.startswith(h) for h in hidden):
-            name = path or type(module).__name__.lower()
-            found[path] = _op(name, path, module, kind, first)
-    for path in (p for _, paths in expert_groups(root) for p in paths):
-        found[path] = replace(found[path], attributes={**found[path].attributes, "routed": True})
+        if kind and not path.startswith(hidden):
+            found[path] = _op(path, module, kind, first)
+    for _, paths in expert_groups(root):
+        for path in paths:
+            op = found[path]
+            found[path] = replace(op, attributes={**op.attributes, "routed": True})
     return _shared(found)
 
 
-def _op(name: str, path: str, module: nn.Module, kind: str, first: Mapping[str, str]) -> Op:
+def _op(path: str, module: nn.Module, kind: str, first: Mapping[str, str]) -> Op:
+    """Return one layer's op.
+
+    Args:
+        path: Of the module.
+        module: The layer.
+        kind: Its neutral op type.
+        first: Further name of a tied tensor -> its first name.
+    """
+    name = path or type(module).__name__.lower()
     prefix = f"{path}." if path else ""
-    names = weight_names(module) if kind in RECURRENT_KINDS.values() else ("weight",)
+    leaves = weight_names(module) if kind in RECURRENT_KINDS.values() else ("weight",)
     made_of = parameter_of(path, module)
-    weights = [
-        replace(
-            _weight(module, leaf, first.get(f"{prefix}{leaf}", f"{prefix}{leaf}")), made_of=made_of
-        )
-        for leaf in names
-    ]
-    attributes: dict[str, Attribute] = {}
-    reason = ""
-    if kind == "conv":
-        assert isinstance(module, CONVS)
-        attributes = {
-            "strides": tuple(module.stride),
-            "pads": conv_pads(module),
-            "dilations": tuple(module.dilation),
-            "groups": module.groups,
-        }
-        if module.padding_mode != "zeros":
-            reason = f"padding mode {module.padding_mode!r} has no integer kernel"
-    elif isinstance(module, TRANSPOSED):
-        pads, more = tuple(int(p) for p in module.padding), tuple(module.output_padding)
-        attributes = {
-            "strides": tuple(module.stride),
-            "pads": pads * 2,
-            "dilations": tuple(module.dilation),
-            "groups": module.groups,
-        }
-        attributes["output_padding"] = more
-    elif isinstance(module, nn.RNNBase):
-        attributes = {
-            "layers": module.num_layers,
-            "bidirectional": module.bidirectional,
-            "batch_first": module.batch_first,
-        }
-        if module.proj_size:
-            attributes["proj_size"] = module.proj_size
-    elif kind == "embedding" and getattr(module, "max_norm", None) is not None:
-        reason = "max_norm changes the table at every call"
-    if "forward" in module.__dict__:
-        reason = (
-            "its forward was replaced on the object: what it computes is not what its class does"
-        )
-    if not reason and not getattr(module, names[0]).is_floating_point():
-        reason = f"its weight is {weights[0].dtype}, not a floating-point type"
-    if not reason and not all(w.size for w in weights):
-        reason = "its weight has no elements"
-    bias = f"{prefix}bias" if isinstance(getattr(module, "bias", None), torch.Tensor) else None
+    weights = []
+    for leaf in leaves:
+        own = f"{prefix}{leaf}"
+        weights.append(_weight(getattr(module, leaf), module, first.get(own, own), made_of))
+    bias = None
+    if isinstance(getattr(module, "bias", None), torch.Tensor):
+        bias = first.get(f"{prefix}bias", f"{prefix}bias")
     return Op(
         name=name,
         type=kind,
         inputs=(f"{name}:in",),
         outputs=(f"{name}:out",),
         weight=weights[0],
-        bias=bias and first.get(bias, bias),
-        attributes=attributes,
-        out_of_reach=reason,
+        bias=bias,
+        attributes=_attributes(module),
+        out_of_reach=_why_out_of_reach(module, getattr(module, leaves[0]), weights),
         further=tuple(weights[1:]),
     )
 
 
-def _weight(module: nn.Module, leaf: str, name: str) -> Weight:
-    tensor = getattr(module, leaf)
-    axis = 1 if is_transposed_linear(module) or isinstance(module, TRANSPOSED) else 0
-    return Weight(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), axis)
+def _weight(tensor: torch.Tensor, module: nn.Module, name: str, made_of: tuple[str, ...]) -> Weight:
+    # Transformers' Conv1D and transposed convolutions have their outputs on the second axis.
+    is_turned = is_transposed_linear(module) or isinstance(module, TRANSPOSED)
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return Weight(name, tuple(tensor.shape), dtype, 1 if is_turned else 0, made_of=made_of)
+
+
+def _attributes(module: nn.Module) -> dict[str, Attribute]:
+    """Return what a recipe or a report may ask of a layer."""
+    if isinstance(module, nn.RNNBase):
+        attributes: dict[str, Attribute] = {
+            "layers": module.num_layers,
+            "bidirectional": module.bidirectional,
+            "batch_first": module.batch_first,
+        }
+        if module.proj_size:
+            attributes["proj_size"] = module.proj_size
+        return attributes
+    if isinstance(module, TRANSPOSED):
+        pads = tuple(int(p) for p in module.padding) * 2
+        return {**_geometry(module, pads), "output_padding": tuple(module.output_padding)}
+    return _geometry(module, conv_pads(module)) if isinstance(module, CONVS) else {}
+
+
+def _geometry(module: Any, pads: tuple[int, ...]) -> dict[str, Attribute]:
+    return {
+        "strides": tuple(module.stride),
+        "pads": pads,
+        "dilations": tuple(module.dilation),
+        "groups": module.groups,
+    }
+
+
+def _why_out_of_reach(module: nn.Module, tensor: torch.Tensor, weights: Sequence[Weight]) -> str:
+    """Return why no scheme reaches a layer; empty if one may."""
+    if "forward" in module.__dict__:
+        return "its forward was replaced on the object: what it computes is not what its class does"
+    is_convolution = isinstance(module, CONVS)
+    if is_convolution and module.padding_mode != "zeros":
+        return f"padding mode {module.padding_mode!r} has no integer kernel"
+    is_table = isinstance(module, nn.Embedding | nn.EmbeddingBag)
+    if is_table and module.max_norm is not None:
+        return "max_norm changes the table at every call"
+    if not tensor.is_floating_point():
+        return f"its weight is {weights[0].dtype}, not a floating-point type"
+    return "" if all(weight.size for weight in weights) else "its weight has no elements"
 
 
 def conv_pads(module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> tuple[int, ...]:
     """Return the zeros before each spatial axis, then those after."""
-    n = len(module.kernel_size)
-    # nn.Conv keeps what "same" and "valid" amount to as (last axis before, after, ..., first axis before, after).
+    # nn.Conv keeps what "same" and "valid" amount to as (last axis before, after, ...,
+    # first axis before, after).
     pairs = module._reversed_padding_repeated_twice
-    return tuple(pairs[2 * (n - 1 - i)] for i in range(n)) + tuple(
-        pairs[2 * (n - 1 - i) + 1] for i in range(n)
-    )
+    before, after = pairs[0::2], pairs[1::2]
+    return (*reversed(before), *reversed(after))
 
 
 def _shared(ops: dict[str, Op]) -> dict[str, Op]:
+    """Return the ops, each weight with the names of the other ops that read it."""
     users: dict[str, list[str]] = {}
     for op in ops.values():
         if op.weight:
             users.setdefault(op.weight.name, []).append(op.name)
-    return {
-        path: replace(
-            op,
-            weight=replace(
-                op.weight, shared_with=tuple(n for n in users[op.weight.name] if n != op.name)
-            ),
-        )
-        if op.weight and len(users[op.weight.name]) > 1
-        else op
-        for path, op in ops.items()
-    }
+    found = {}
+    for path, op in ops.items():
+        weight = op.weight
+        if weight is not None and len(users[weight.name]) > 1:
+            others = tuple(name for name in users[weight.name] if name != op.name)
+            op = replace(op, weight=replace(weight, shared_with=others))
+        found[path] = op
+    return found
 
 
 def with_shapes(op: Op, output_shape: tuple[int, ...] | None) -> Op:
     """Return the op with its multiply-accumulates for one sample, from the shape of its output."""
-    if (
-        output_shape is None
-        or op.weight is None
-        or op.type == "embedding"
-        or not output_shape
-        or not op.weight.size
-    ):
+    weight = op.weight
+    if weight is None or not weight.size or op.type == "embedding" or not output_shape:
         return op
+    return replace(op, macs=_macs(op, weight, output_shape))
+
+
+def _macs(op: Op, weight: Weight, shape: tuple[int, ...]) -> int:
     if op.type in RECURRENT_KINDS.values():
-        steps = (
-            output_shape[1 if op.attributes["batch_first"] else 0]
-            if len(output_shape) == 3
-            else output_shape[0]
-        )
-        return replace(op, macs=steps * op.parameters)
+        # Without a batch axis the output is (steps, hidden).
+        steps_axis = 1 if len(shape) == 3 and op.attributes["batch_first"] else 0
+        return shape[steps_axis] * op.parameters
     if op.type == "conv_transpose":
         strides = op.attributes["strides"]
         assert isinstance(strides, tuple)
-        return replace(op, macs=op.weight.size * prod(output_shape[2:]) // prod(strides))
-    per_value = prod(op.weight.shape) // op.weight.shape[op.weight.channel_axis]
-    return replace(
-        op,
-        macs=per_value * prod(output_shape[1:])
-        if len(output_shape) > 1
-        else per_value * output_shape[0],
-    )
+        return weight.size * prod(shape[2:]) // prod(strides)
+    per_value = prod(weight.shape) // weight.shape[weight.channel_axis]
+    return per_value * (prod(shape[1:]) if len(shape) > 1 else shape[0])

@@ -29,17 +29,17 @@ def _names(module: nn.Module) -> frozenset[str]:
     """Return the attributes that the methods of a module's classes name, without those that make it."""
     found: set[str] = set()
     for cls in type(module).__mro__:
-        if cls is not nn.Module and cls is not object:
-            for key, value in vars(cls).items():
-                if (
-                    isinstance(value, types.FunctionType)
-                    and not key.startswith("__")
-                    and key != "reset_parameters"
-                ):
-                    found.update(_in_code(value.__code__))
+        if cls in (nn.Module, object):
+            continue
+        for key, value in vars(cls).items():
+            makes_it = key.startswith("__") or key == "reset_parameters"
+            if isinstance(value, types.FunctionType) and not makes_it:
+                found.update(_in_code(value.__code__))
     forward = module.__dict__.get("forward")
     code = getattr(getattr(forward, "__func__", forward), "__code__", None)
-    return frozenset(found.union(_in_code(code) if code is not None else ()))
+    if code is not None:
+        found.update(_in_code(code))
+    return frozenset(found)
 
 
 def _in_code(code: types.CodeType) -> Iterator[str]:

@@ -14,7 +14,8 @@ from octavo.core.values.graph import UNREACHED, Group, Op
 
 from .folding import folds
 from .layers import Layer, with_shapes
-from .links import Link, input_link, is_norm
+from .links import Link, input_link
+from .norms import is_norm
 from .trace import BATCH_NORM, Trace
 
 _TAKEN: Mapping[str, Collection[str]] = {

@@ -16,7 +16,7 @@ from octavo.adapters.pytorch.modules.shared_copy import skeleton
 from octavo.adapters.pytorch.run.batches import Call, tensors_in
 
 from .folding import is_batch_norm
-from .links import is_norm
+from .norms import is_norm
 from .trace import BATCH_NORM, Trace
 
 Tensor = torch.Tensor

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import types
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -42,11 +42,9 @@ def mapped(value: Any, table: Mapping[int, nn.Module], depth: int = 0) -> Any:
         return _method(value, table, depth + 1)
     if kind is types.FunctionType:
         original = _before_compiling(value)
-        return (
-            mapped(original, table, depth + 1)
-            if original is not None
-            else _function(value, table, depth + 1)
-        )
+        if original is not None:
+            return mapped(original, table, depth + 1)
+        return _function(value, table, depth + 1)
     if kind is functools.partial:
         return _partial(value, table, depth + 1)
     rebound = getattr(kind, "rebound", None)
@@ -60,7 +58,7 @@ def _is_named_tuple(value: Any) -> bool:
 def _container(value: Any, table: Mapping[int, nn.Module], depth: int) -> Any:
     items = list(value.values()) if isinstance(value, dict) else list(value)
     new = [mapped(item, table, depth) for item in items]
-    if all(a is b for a, b in zip(items, new, strict=True)):
+    if _are_the_same(items, new):
         return value
     if isinstance(value, dict):
         return dict(zip(value, new, strict=True))
@@ -72,10 +70,9 @@ def _container(value: Any, table: Mapping[int, nn.Module], depth: int) -> Any:
 def _method(
     value: types.MethodType, table: Mapping[int, nn.Module], depth: int
 ) -> types.MethodType:
-    owner = (
-        mapped(value.__self__, table) if isinstance(value.__self__, nn.Module) else value.__self__
-    )
-    function = value.__func__
+    owner, function = value.__self__, value.__func__
+    if isinstance(owner, nn.Module):
+        owner = mapped(owner, table)
     new = mapped(function, table, depth)
     same = owner is value.__self__ and new is function
     return value if same else types.MethodType(new, owner)
@@ -96,7 +93,7 @@ def _partial(
     """Return a partial function over other modules: hooks of accelerate are made so."""
     old = [value.func, *value.args, *value.keywords.values()]
     new = [mapped(item, table, depth) for item in old]
-    if all(a is b for a, b in zip(old, new, strict=True)):
+    if _are_the_same(old, new):
         return value
     function, *rest = new
     args, named = rest[: len(value.args)], rest[len(value.args) :]
@@ -110,32 +107,35 @@ def _function(
 ) -> types.FunctionType:
     """Return a function whose closure holds other modules: its cells are its own."""
     cells = value.__closure__ or ()
-    # A function that calls itself closes over itself.
-    held = [
-        None if _is_empty(cell) or cell.cell_contents is value else cell.cell_contents
-        for cell in cells
-    ]
+    held = [_content(cell, value) for cell in cells]
     new = [mapped(item, table, depth) for item in held]
-    if all(a is b for a, b in zip(held, new, strict=True)):
+    if _are_the_same(held, new):
         return value
-    closure = tuple(
-        old if before is after else types.CellType(after)
-        for old, before, after in zip(cells, held, new, strict=True)
-    )
+    closure = []
+    for cell, before, after in zip(cells, held, new, strict=True):
+        closure.append(cell if before is after else types.CellType(after))
     made = types.FunctionType(
-        value.__code__, value.__globals__, value.__name__, value.__defaults__, closure
+        value.__code__, value.__globals__, value.__name__, value.__defaults__, tuple(closure)
     )
     made.__kwdefaults__ = value.__kwdefaults__
     made.__dict__.update(value.__dict__)
     return made
 
 
-def _is_empty(cell: types.CellType) -> bool:
+def _content(cell: types.CellType, function: types.FunctionType) -> Any:
+    """Return what a cell of a function's closure holds; None for an empty cell.
+
+    None for the function too: one that calls itself closes over itself.
+    """
     try:
-        cell.cell_contents  # noqa: B018
+        held = cell.cell_contents
     except ValueError:
-        return True
-    return False
+        return None
+    return None if held is function else held
+
+
+def _are_the_same(some: Iterable[Any], others: Iterable[Any]) -> bool:
+    return all(a is b for a, b in zip(some, others, strict=True))
 
 
 def modules_beside(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -163,16 +163,17 @@ def _modules_in(value: Any, name: str, depth: int) -> Iterator[tuple[str, nn.Mod
             yield from _modules_in(item, f"{name}[{i}]", depth + 1)
     elif isinstance(value, types.FunctionType | types.MethodType):
         function = getattr(value, "__func__", value)
-        names = function.__code__.co_freevars if isinstance(function, types.FunctionType) else ()
-        cells = getattr(function, "__closure__", None) or ()
-        for variable, cell in zip(names, cells, strict=True):
-            # ``__class__`` is the cell of super(); a function that calls itself closes over itself.
-            if (
-                variable != "__class__"
-                and not _is_empty(cell)
-                and cell.cell_contents is not function
-            ):
-                yield from _modules_in(cell.cell_contents, variable, depth + 1)
+        if isinstance(function, types.FunctionType):
+            yield from _modules_closed_over(function, depth)
+
+
+def _modules_closed_over(
+    function: types.FunctionType, depth: int
+) -> Iterator[tuple[str, nn.Module]]:
+    cells = function.__closure__ or ()
+    for variable, cell in zip(function.__code__.co_freevars, cells, strict=True):
+        if variable != "__class__":  # the cell of super()
+            yield from _modules_in(_content(cell, function), variable, depth + 1)
 
 
 def _said(key: Any) -> str:
