@@ -19,8 +19,8 @@ from octavo.adapters.pytorch.capture.exported import is_exported, recovered
 from octavo.adapters.pytorch.capture.folding import folded
 from octavo.adapters.pytorch.capture.further_batches import look_further
 from octavo.adapters.pytorch.capture.layers import Layer
-from octavo.adapters.pytorch.kernels.saturation import why_in_float
 from octavo.adapters.pytorch.capture.rescaling import rescaled
+from octavo.adapters.pytorch.kernels.saturation import why_in_float
 from octavo.adapters.pytorch.modules.shared_copy import (
     aliases,
     has_hooks,

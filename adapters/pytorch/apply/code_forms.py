@@ -11,7 +11,7 @@ from octavo.adapters.pytorch.capture.traced import GraphCapture
 from octavo.adapters.pytorch.kernels.activation import Activation
 from octavo.core.contract.adapter import OpParameters
 
-from .build import static_form
+from .quantized_layers import static_form
 
 _MOVING_MODULES = (nn.Flatten, nn.Unflatten)
 _MOVING = {

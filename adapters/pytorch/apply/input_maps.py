@@ -16,16 +16,25 @@ Tensor = torch.Tensor
 
 def multipliers(own: Own) -> Tensor | None:
     """Return float32 (inputs,) where a multiplication is all: layers take that into their quantization. Else None."""
-    only = own[0] if len(own) == 1 and own[0].carries == {"scale"} else None
-    return None if only is None or only.scale is None else 1 / only.scale
+    if len(own) != 1 or own[0].carries != {"scale"}:
+        return None
+    scale = own[0].scale
+    return None if scale is None else 1 / scale
 
 
 class Online:
-    """A forward hook that changes the channels of a layer's input."""
+    """A forward hook that changes the channels of a layer's input.
+
+    Args:
+        own: The maps, in order.
+        weight: The layer's weight.
+        axis: Of its output channels.
+    """
 
     def __init__(self, own: Own, weight: Tensor, axis: int) -> None:
         like = weight.detach().float()
-        self._steps = [change.steps(weight.shape[1 - axis], like) for change in own]
+        inputs = weight.shape[1 - axis]
+        self._steps = [change.steps(inputs, like) for change in own]
 
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Return the arguments, the first one changed."""
@@ -37,14 +46,13 @@ class Online:
 
 
 def _changed(x: Tensor, steps: Steps) -> Tensor:
-    shift, factor, left, right = (
-        None if t is None else t.to(x.device)
-        for t in (steps.shift, steps.factor, steps.left, steps.right)
-    )
-    x = x if shift is None else x - shift
-    x = x if factor is None else x * factor
-    if left is None or right is None:
+    if steps.shift is not None:
+        x = x - steps.shift.to(x.device)
+    if steps.factor is not None:
+        x = x * steps.factor.to(x.device)
+    if steps.left is None or steps.right is None:
         return x
+    left, right = steps.left.to(x.device), steps.right.to(x.device)
     y = x.reshape(-1, right.shape[0]) @ right
     if left.shape[0] > 1:
         y = left @ y.view(-1, left.shape[0], right.shape[0])
@@ -60,6 +68,5 @@ def install(root: nn.Module, layers: Mapping[str, Layer], factors: Factors) -> N
         weight = module.weight
         assert isinstance(weight, Tensor)
         assert layer.op.weight is not None
-        module.register_forward_pre_hook(
-            Online(own, weight, layer.op.weight.channel_axis), prepend=True
-        )
+        hook = Online(own, weight, layer.op.weight.channel_axis)
+        module.register_forward_pre_hook(hook, prepend=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import weakref
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -45,6 +45,29 @@ def stack(layers: Sequence[Int8Linear]) -> Stack:
 
 
 _WASTE = 4
+"""More results in a row that were not all taken say that the layers are called with other values after all."""
+
+
+class _Entry(NamedTuple):
+    """The product of one tensor, of which each layer takes its part."""
+
+    source: weakref.ref[Tensor]
+    version: int
+    results: dict[int, Tensor]
+
+    def holds(self, place: int, x: Tensor) -> bool:
+        return self.source() is x and self.version == x._version and place in self.results
+
+
+class _Packed(NamedTuple):
+    """The joint weight as the kernel takes it, and the tensors that it was made of."""
+
+    tensors: list[Tensor | None]
+    versions: list[int]
+    weight: Any
+
+    def is_of(self, tensors: list[Tensor | None], versions: list[int]) -> bool:
+        return self.versions == versions and all(map(operator.is_, self.tensors, tensors))
 
 
 class Stack:
@@ -61,46 +84,39 @@ class Stack:
     def __init__(self, layers: Sequence[Int8Linear]) -> None:
         self._layers = tuple(layers)
         self._wasted = 0
-        self._packed: tuple[list[Tensor | None], list[int], Any] | None = None
-        self._entry: tuple[weakref.ref[Tensor], int, dict[int, Tensor]] | None = None
+        self._packed: _Packed | None = None
+        self._entry: _Entry | None = None
 
     def take(self, place: int, x: Tensor) -> Tensor | None:
         """Return the product of ``x`` and the weight at one place, float32, before any activation function; or None."""
         if self._wasted > _WASTE:
             return None
         entry = self._entry
-        if entry is not None and entry[0]() is x and entry[1] == x._version and place in entry[2]:
-            own = entry[2].pop(place)
-        else:
+        if entry is None or not entry.holds(place, x):
             self._wasted = 0 if entry is None else self._wasted + 1
-            results = dict(enumerate(self._product(x)))
-            own = results.pop(place)
-            entry = self._entry = (weakref.ref(x), x._version, results)
-        if not entry[2]:
+            entry = _Entry(weakref.ref(x), x._version, dict(enumerate(self._product(x))))
+            self._entry = entry
+        own = entry.results.pop(place)
+        if not entry.results:
             self._entry = None
         return own
 
     def _product(self, x: Tensor) -> Sequence[Tensor]:
         tensors = [t for layer in self._layers for t in (layer.codes, layer.scale, layer.bias)]
         versions = [version_of(t) for t in tensors]
-        if (
-            self._packed is None
-            or self._packed[1] != versions
-            or not all(map(operator.is_, self._packed[0], tensors))
-        ):
-            self._packed = tensors, versions, self._pack()
+        packed = self._packed
+        if packed is None or not packed.is_of(tensors, versions):
+            packed = self._packed = _Packed(tensors, versions, self._pack())
         sizes = [layer.outputs for layer in self._layers]
-        joined = self._layers[0].rows(x, self._packed[2])
-        parts: Sequence[torch.Tensor] = torch.ops.aten.split_with_sizes_copy(joined, sizes, -1)
+        joined = self._layers[0].rows(x, packed.weight)
+        parts: Sequence[Tensor] = torch.ops.aten.split_with_sizes_copy(joined, sizes, -1)
         return parts
 
     def _pack(self) -> Any:
         codes = torch.cat([layer.matrix() for layer in self._layers])
         scale = torch.cat([layer.scale.expand(layer.outputs) for layer in self._layers])
-        biases = [
-            scale.new_zeros(layer.outputs) if layer.bias is None else layer.bias
-            for layer in self._layers
-        ]
+        zeros = scale.new_zeros
+        biases = [zeros(la.outputs) if la.bias is None else la.bias for la in self._layers]
         return fbgemm.pack_rows(codes, scale, torch.cat(biases))
 
     def __getstate__(self) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from octavo.adapters.pytorch.kernels.activation import Activation
 from octavo.adapters.pytorch.modules.shared_copy import copy_hooks, set_submodule, skeleton
 from octavo.core.contract.adapter import OpParameters
 
-from .build import placed, quantized_module, static_form, tie
+from .build import placed, quantized_module, tie
 from .input_maps import install
+from .quantized_layers import static_form
 from .shared_inputs import share
 
 Parameters = Mapping[str, OpParameters]
