@@ -29,7 +29,7 @@ def codes_key(p: QuantParams) -> _Key:
 
 @dataclass(frozen=True, slots=True)
 class Codes:
-    """A quantized activation: its codes, scale and zero point, and the float value they stand for."""
+    """A quantized activation: codes, scale and zero point, and the float value they stand for."""
 
     codes: ir.Value
     scale: ir.Value

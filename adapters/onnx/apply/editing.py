@@ -110,7 +110,7 @@ class Editor:
         owner(node).insert_before(node, nodes)
 
     def replace(self, site: Site, nodes: Sequence[ir.Node], *, until: ir.Node) -> None:
-        """Put nodes in place of a site's nodes up to ``until``; the last one's output takes over."""
+        """Put nodes in place of a site's up to ``until``; the last one's output takes over."""
         name = site.op.name
         nodes[-1].name = name
         for i, node in enumerate(nodes[:-1]):

@@ -1,4 +1,4 @@
-"""What is done once all ops are written: what nobody reads goes, and what would fuse badly is kept."""
+"""What is done once all ops are written: what nobody reads goes, what fuses badly is kept apart."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import onnx_ir as ir
 
 from octavo.adapters.onnx.prepare.already_quantized import dequantized
 from octavo.adapters.onnx.prepare.constants import drop_unused_initializers
-from octavo.adapters.onnx.prepare.rewrites.products import LEFT, restore_left
+from octavo.adapters.onnx.prepare.patterns import is_standard, producer_at
+from octavo.adapters.onnx.prepare.rewrites.left import LEFT, restore_left
 from octavo.adapters.onnx.prepare.scopes import owner, walk
 
 from .activations import CodesEditor
@@ -27,7 +28,7 @@ def finish(editor: CodesEditor, written: Container[str]) -> ir.Model:
         if LEFT in node.meta and name not in written:
             restore_left(node, node.meta[LEFT], editor.graph)
     for node in list(walk(editor.graph)):
-        if node.op_type == "LayerNormalization" and node.domain == "":
+        if is_standard(node, "LayerNormalization"):
             _keep_apart(node)
     drop_unused_initializers(editor.graph)
     import_runtime_domain(editor.graph)
@@ -56,8 +57,8 @@ def _keep_apart(norm: ir.Node) -> None:
     SkipLayerNormalization, whose CPU kernel takes 4 times as long as the two (ONNX Runtime 1.32:
     3.4 ms against 0.9 ms for 4096 rows of 384).
     """
-    add = norm.inputs[0].producer() if norm.inputs[0] is not None else None
-    if add is None or add.op_type != "Add" or add.domain != "":
+    add = producer_at(norm, 0)
+    if not is_standard(add, "Add"):
         return
     old = add.outputs[0]
     if old.is_graph_output() or dequantized(add.inputs[0]) is not None:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from octavo.adapters.onnx.describe.carriers import carries
 from octavo.adapters.onnx.describe.site import Site
 from octavo.adapters.onnx.prepare.constants import scalar
+from octavo.adapters.onnx.prepare.patterns import input_at
 from octavo.adapters.onnx.prepare.scopes import owner
 from octavo.core.contract.adapter import OpParameters
 from octavo.core.numerics.affine import QuantParams, integer_range
@@ -73,7 +74,10 @@ class _Flow:
         return frozenset(found)
 
     def _is_read_alike(self, name: str) -> bool:
-        """True if all that reads a value, through carriers too, is static and wants the same codes."""
+        """True if all that reads a value is static and wants the same codes.
+
+        Through carriers too.
+        """
         wanted = self._wanted.get(name, ())
         value = self._editor.values[name]
         if not wanted or value.is_graph_output():
@@ -95,7 +99,9 @@ class _Flow:
 def _carried(value: ir.Value) -> ir.Value | None:
     """Return what a carrier made a value of; None where no carrier did."""
     producer = value.producer()
-    return producer.inputs[0] if producer is not None and carries(producer) else None
+    if producer is None or not carries(producer):
+        return None
+    return producer.inputs[0]
 
 
 def _moved(value: ir.Value) -> list[ir.Value]:
@@ -119,8 +125,8 @@ def _drop_clip(clip: ir.Node, params: QuantParams) -> None:
     """Leave a Clip out whose limits the codes' own range keeps, to within half a step."""
     scale, zero, _ = codes_key(params)
     qmin, qmax = integer_range(params.spec)
-    low = scalar(clip.inputs[1]) if len(clip.inputs) > 1 else None
-    high = scalar(clip.inputs[2]) if len(clip.inputs) > 2 else None
+    low = scalar(input_at(clip, 1))
+    high = scalar(input_at(clip, 2))
     keeps_low = low is None or (qmin - zero) * scale >= low - scale / 2
     keeps_high = high is None or (qmax - zero) * scale <= high + scale / 2
     value = clip.inputs[0]

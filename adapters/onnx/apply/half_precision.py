@@ -1,4 +1,4 @@
-"""Half-precision islands: single ops in float16 or bfloat16 in a graph that is float32 elsewhere."""
+"""Half-precision islands: single ops in float16 or bfloat16 in a graph of float32."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from octavo.adapters.onnx.describe.site import Site
 from octavo.adapters.onnx.prepare.constants import replace_input
+from octavo.adapters.onnx.prepare.patterns import producer_at
 from octavo.adapters.onnx.prepare.scopes import owner
 from octavo.core.contract.adapter import OpParameters
 
@@ -105,8 +106,7 @@ class Islands:
         Numbers of 16 bits pass from one to the next without a Cast.
         """
         for (_, dtype), narrow in self._narrow.items():
-            wide = narrow.inputs[0]
-            widen = wide.producer() if wide is not None else None
+            wide, widen = narrow.inputs[0], producer_at(narrow, 0)
             if wide is None or widen is None or widen not in self._widen:
                 continue
             half = widen.inputs[0]

@@ -1,4 +1,4 @@
-"""From a QuantizedTensor to the tensors that an ONNX graph holds; packed once per QuantizedTensor object."""
+"""From a QuantizedTensor to the tensors that an ONNX graph holds, packed once per object."""
 
 from __future__ import annotations
 

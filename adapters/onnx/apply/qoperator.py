@@ -17,6 +17,7 @@ from onnx_ir.passes import common as passes
 
 from octavo.adapters.onnx.describe.carriers import CARRIERS
 from octavo.adapters.onnx.prepare.constants import drop_unused_initializers
+from octavo.adapters.onnx.prepare.patterns import input_at, is_standard, only_use, producer_of
 from octavo.adapters.onnx.prepare.scopes import owner, walk
 
 from .finishing import import_runtime_domain
@@ -43,7 +44,7 @@ class _Operand:
 
 @dataclass(frozen=True, slots=True)
 class _Result:
-    """Where an op's result is quantized: the QuantizeLinear, and what lies between the op and it."""
+    """Where an op's result is quantized: the QuantizeLinear, and what lies before it."""
 
     quantizer: ir.Node
     between: Sequence[ir.Node]
@@ -76,7 +77,7 @@ def to_operators(model: ir.Model, ops: Iterable[str]) -> dict[str, str]:
                 "QuantizeLinear and DequantizeLinear stay around it"
             )
     for node in list(walk(graph)):
-        if node.op_type in CARRIERS and node.domain == "":
+        if is_standard(node, *CARRIERS):
             _carry(owner(node), node)
     passes.RemoveUnusedNodesPass()(model)
     drop_unused_initializers(graph)
@@ -120,12 +121,12 @@ def _put_in_place(graph: ir.Graph, node: ir.Node, made: ir.Node, result: _Result
 
 
 def _dequantized(value: ir.Value | None) -> _Operand | None:
-    node = value.producer() if value is not None else None
-    if node is None or node.op_type != "DequantizeLinear" or node.domain != "":
+    node = producer_of(value)
+    if not is_standard(node, "DequantizeLinear"):
         return None
     codes, scale = node.inputs[0], node.inputs[1]
     assert codes is not None and scale is not None
-    return _Operand(codes, scale, node.inputs[2] if len(node.inputs) > 2 else None)
+    return _Operand(codes, scale, input_at(node, 2))
 
 
 def _quantized(node: ir.Node) -> _Result | None:
@@ -134,23 +135,22 @@ def _quantized(node: ir.Node) -> _Result | None:
     A ReLU that the codes' own range carries out may lie between.
     """
     user = _only_reader(node)
-    if user is not None and user.op_type == "Relu":
-        quantizer = _only_reader(user)
-        if quantizer is None or quantizer.op_type != "QuantizeLinear":
-            return None
-        return _Result(quantizer, [user]) if _begins_at_zero(quantizer) else None
-    if user is None or user.op_type != "QuantizeLinear":
+    if is_standard(user, "QuantizeLinear"):
+        return _Result(user, [])
+    if not is_standard(user, "Relu"):
         return None
-    return _Result(user, [])
+    quantizer = _only_reader(user)
+    if not is_standard(quantizer, "QuantizeLinear") or not _begins_at_zero(quantizer):
+        return None
+    return _Result(quantizer, [user])
 
 
 def _only_reader(node: ir.Node) -> ir.Node | None:
     """Return the standard operator that alone reads a node's first output."""
-    value = node.outputs[0]
-    uses = tuple(value.uses())
-    if len(uses) != 1 or value.is_graph_output():
+    use = only_use(node.outputs[0])
+    if use is None:
         return None
-    user, _ = uses[0]
+    user, _ = use
     return user if user.domain == "" else None
 
 

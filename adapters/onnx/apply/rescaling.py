@@ -19,6 +19,7 @@ from octavo.adapters.onnx.prepare.constants import (
     drop_unused_initializers,
     replace_input,
 )
+from octavo.adapters.onnx.prepare.patterns import input_at
 from octavo.core.numerics.channels import ChannelMap, Factors, channel_maps, is_online
 from octavo.core.values.graph import Group
 
@@ -63,7 +64,7 @@ def rescale(
 
 
 class _Editor:
-    """Changes the weights of a graph, and puts steps of their own where weights cannot take them."""
+    """Changes the weights of a graph, and puts steps where weights cannot take the change."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self._graph = graph
@@ -177,7 +178,7 @@ class _Editor:
 
     def _change_parameter(self, norm: ir.Node, index: int, change: ChannelMap) -> None:
         """Change a norm's scale (input 1) or shift (input 2); one that others read is copied."""
-        value = norm.inputs[index] if index < len(norm.inputs) else None
+        value = input_at(norm, index)
         if value is None or value.const_value is None:
             return
         array = value.const_value.numpy()

@@ -54,7 +54,7 @@ def _write_decoded(e: Editor, site: Site, params: OpParameters) -> Emitted:
 
 
 class _Blocks(NamedTuple):
-    """A weight in blocks: packed codes, scales, and packed zero points where they are not the middle."""
+    """A weight in blocks: packed codes, scales, and zero points where they are not the middle."""
 
     codes: ir.TensorProtocol
     scales: ir.TensorProtocol

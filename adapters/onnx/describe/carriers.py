@@ -1,4 +1,4 @@
-"""Carriers: nodes that move or select values and compute nothing, so that codes pass as they are."""
+"""Carriers: nodes that move or select values and compute nothing, so that codes pass them."""
 
 from __future__ import annotations
 

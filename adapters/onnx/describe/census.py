@@ -30,7 +30,8 @@ def census(graph: ir.Graph) -> tuple[HeldWeight, ...]:
         graph: A prepared graph, whose Constant nodes are initializers.
 
     Returns:
-        In execution order, each with the reason why no integer kernel takes it where no op claims it.
+        In execution order, each with the reason why no integer kernel takes it where no op claims
+        it.
     """
     found: dict[str, HeldWeight] = {}
     for node, value in _reads(graph):
@@ -42,7 +43,8 @@ def census(graph: ir.Graph) -> tuple[HeldWeight, ...]:
 def _counted(node: ir.Node | None, value: ir.Value) -> tuple[HeldWeight, ...]:
     """Return the weights that a value stands for: itself, or what it was folded from.
 
-    What was computed from no weight (a mask, a table of positions) is one only where a product reads it.
+    What was computed from no weight (a mask, a table of positions) is one only where a product
+    reads it.
     """
     own = held(value)
     known = sources(value)

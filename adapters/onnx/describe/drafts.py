@@ -112,7 +112,7 @@ def _macs(node: ir.Node, kind: str, weight: Weight | None) -> int | None:
 
 
 def _elements(value: ir.Value | None, start: int) -> int | None:
-    """Return how many elements the axes from ``start`` on count together; None if one is unknown."""
+    """Return how many elements the axes from ``start`` on count; None if one is unknown."""
     if value is None or value.shape is None:
         return None
     product = 1

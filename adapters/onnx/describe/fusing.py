@@ -5,22 +5,23 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from octavo.adapters.onnx.prepare.constants import is_constant
+from octavo.adapters.onnx.prepare.patterns import is_standard, only_use
 
 
-def only_use(value: ir.Value, op_type: str) -> ir.Node | None:
+def only_reader(value: ir.Value, op_type: str) -> ir.Node | None:
     """Return the only reader of a value, where it is a standard operator of the same graph."""
-    uses = tuple(value.uses())
-    if len(uses) != 1 or value.is_graph_output():
+    use = only_use(value)
+    if use is None:
         return None
-    user, _ = uses[0]
-    is_wanted = user.op_type == op_type and user.domain == ""
-    return user if is_wanted and user.graph is value.graph else None
+    user, _ = use
+    is_inside = user.graph is value.graph
+    return user if is_inside and is_standard(user, op_type) else None
 
 
 def fuse_activation(last: ir.Node, fused: set[ir.Node]) -> tuple[ir.Node, str]:
     """Take in a Relu or Clip that alone reads a node; return the last node and the activation."""
     for op_type in ("Relu", "Clip"):
-        node = only_use(last.outputs[0], op_type)
+        node = only_reader(last.outputs[0], op_type)
         if node is not None and all(v is None or is_constant(v) for v in node.inputs[1:]):
             fused.add(node)
             return node, op_type.lower()

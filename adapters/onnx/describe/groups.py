@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 import onnx_ir as ir
 
 from octavo.adapters.onnx.prepare.constants import is_constant
+from octavo.adapters.onnx.prepare.patterns import int_of, rank_of
 from octavo.core.numerics.channels import EVERY, norm_steps
 from octavo.core.values.graph import Group, tied_groups
 
@@ -106,7 +107,7 @@ def _behind_activation(name: str, site: Site, readers: list[Site]) -> Group | No
 
 
 def _norm_width(node: ir.Node) -> int:
-    """Channels of a norm over the last axis whose scale and shift are constants; 0 for any other."""
+    """Channels of a norm over the last axis with constant parameters; 0 for any other."""
     parameters = [v for v in node.inputs[1:] if v is not None]
     if not parameters or not all(_is_vector(v) for v in parameters):
         return 0
@@ -117,12 +118,12 @@ def _norm_width(node: ir.Node) -> int:
 
 
 def _is_vector(value: ir.Value) -> bool:
-    return is_constant(value) and value.shape is not None and len(value.shape) == 1
+    return is_constant(value) and rank_of(value) == 1
 
 
 def _is_over_last_axis(norm: ir.Node) -> bool:
-    axis = norm.attributes["axis"].as_int() if "axis" in norm.attributes else -1
+    axis = int_of(norm, "axis", -1)
     if axis == -1:
         return True
-    x = norm.inputs[0]
-    return x is not None and x.shape is not None and axis == len(x.shape) - 1
+    rank = rank_of(norm.inputs[0])
+    return rank is not None and axis == rank - 1

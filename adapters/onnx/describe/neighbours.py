@@ -1,4 +1,4 @@
-"""Elementwise ops among float ops stay float: integers around one alone cost more than they save."""
+"""Elementwise ops among float ops stay float: one alone in integers costs more than it saves."""
 
 from __future__ import annotations
 

@@ -6,9 +6,10 @@ import onnx_ir as ir
 
 from octavo.adapters.onnx.prepare.already_quantized import in_pairs
 from octavo.adapters.onnx.prepare.constants import is_constant
+from octavo.adapters.onnx.prepare.patterns import input_at, int_of, rank_of
 
 from .drafts import IN_PAIRS, Draft
-from .fusing import fuse_activation, only_use
+from .fusing import fuse_activation, only_reader
 from .site import Site, is_float, is_non_float
 
 
@@ -28,7 +29,7 @@ def product_site(node: ir.Node, fused: set[ir.Node]) -> Site | None:
     if not is_constant(right):
         why = "a Gemm of two activations" if node.op_type == "Gemm" else ""
         return Draft(node, "matmul", (0, 1), why=why).site()
-    rank = len(right.shape) if right.shape is not None else 0
+    rank = rank_of(right) or 0
     if rank < 2:
         return Draft(node, "matmul", (0,), why="its constant side is not a matrix").site()
     if rank > 2:
@@ -38,7 +39,7 @@ def product_site(node: ir.Node, fused: set[ir.Node]) -> Site | None:
 
 def _matmul(node: ir.Node, fused: set[ir.Node]) -> Site:
     last, bias = node, None
-    add = only_use(node.outputs[0], "Add")
+    add = only_reader(node.outputs[0], "Add")
     if add is not None:
         other = add.inputs[1] if add.inputs[0] is node.outputs[0] else add.inputs[0]
         if _is_bias_of(node, other):
@@ -62,13 +63,13 @@ def _is_bias_of(product: ir.Node, added: ir.Value | None) -> bool:
         return True
     # scikit-learn's exporter writes a row, which must not add an axis to the result.
     is_row = added.shape.dims == (1, columns)
-    return is_row and left.shape is not None and len(left.shape) >= 2
+    return is_row and (rank_of(left) or 0) >= 2
 
 
 def _gemm(node: ir.Node, fused: set[ir.Node]) -> Site:
-    is_transposed = "transB" in node.attributes and node.attributes["transB"].as_int() == 1
+    is_transposed = int_of(node, "transB", 0) == 1
     channel_axis = 0 if is_transposed else 1
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    bias = input_at(node, 2)
     why = _why_gemm_not_linear(node, bias, channel_axis)
     last, activation = fuse_activation(node, fused)
     draft = Draft(
@@ -101,7 +102,7 @@ def _why_gemm_not_linear(node: ir.Node, bias: ir.Value | None, channel_axis: int
 
 
 def einsum_site(node: ir.Node) -> Site | None:
-    """Describe an Einsum that is no product of an activation and a matrix; those are MatMul by now."""
+    """Describe an Einsum that is no product with a matrix; those are MatMul by now."""
     constants = [i for i, v in enumerate(node.inputs) if is_constant(v) and is_float(v)]
     acts = tuple(i for i in range(len(node.inputs)) if i not in constants)
     if not acts:

@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from octavo.adapters.onnx.prepare.already_quantized import in_pairs
 from octavo.adapters.onnx.prepare.constants import is_constant
+from octavo.adapters.onnx.prepare.patterns import input_at, int_of, ints_of, rank_of
 from octavo.core.values.graph import Attribute
 
 from .carriers import carries
@@ -97,7 +98,7 @@ def _recurrent(node: ir.Node, kind: str, acts: tuple[int, ...]) -> Site:
         why = IN_PAIRS if stored else "its weights are computed at run time"
         return Draft(node, kind, acts, why=why).site()
     why = ""
-    layout = node.attributes["layout"].as_int() if "layout" in node.attributes else 0
+    layout = int_of(node, "layout", 0)
     if node.op_type == "LSTM" and layout != 0:
         why = "the integer kernel takes steps first (layout 0)"
     # W and R: (directions, gates * hidden, features). Each row of a gate is an output channel.
@@ -111,7 +112,7 @@ def _convolution(node: ir.Node, fused: set[ir.Node]) -> Site:
         stored = in_pairs(node, (1,))
         why = IN_PAIRS if stored else "its weight is computed at run time"
         return Draft(node, kind, (0,), why=why).site()
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    bias = input_at(node, 2)
     is_computed = bias is not None and not is_constant(bias)
     last, activation = fuse_activation(node, fused)
     draft = Draft(
@@ -130,11 +131,11 @@ def _convolution(node: ir.Node, fused: set[ir.Node]) -> Site:
 
 
 def _geometry(convolution: ir.Node) -> dict[str, Attribute]:
-    given = convolution.attributes
-    found: dict[str, Attribute] = {"groups": given["group"].as_int() if "group" in given else 1}
+    found: dict[str, Attribute] = {"groups": int_of(convolution, "group", 1)}
     for name in ("strides", "pads", "dilations"):
-        if name in given:
-            found[name] = tuple(given[name].as_ints())
+        given = ints_of(convolution, name)
+        if given is not None:
+            found[name] = tuple(given)
     return found
 
 
@@ -144,10 +145,11 @@ def _embedding(node: ir.Node) -> Site | None:
         return Draft(node, "embedding", (), why=IN_PAIRS).site()
     if table is None or not is_constant(table) or is_constant(indices) or not is_float(table):
         return None
-    if table.shape is None or len(table.shape) < 2:
+    rank = rank_of(table) or 0
+    if rank < 2:
         return None
-    axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
-    if axis != 0 or len(table.shape) != 2:
+    axis = int_of(node, "axis", 0)
+    if axis != 0 or rank != 2:
         why = "how many axes its indices have is unknown"
         return Draft(node, "embedding", (), weight=0, why=why, channel_axis=axis).site()
     return Draft(node, "embedding", (), weight=0).site()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from octavo.adapters.onnx.prepare.patterns import producer_at
 from octavo.core.values.graph import Op
 
 STEP = "octavo.step"
@@ -43,8 +44,7 @@ class Site:
         """The node whose output the fused activation reads; the last node where none is fused."""
         if not self.activation:
             return self.last
-        before = self.last.inputs[0]
-        producer = before.producer() if before is not None else None
+        producer = producer_at(self.last, 0)
         assert producer is not None
         return producer
 

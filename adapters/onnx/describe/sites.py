@@ -48,7 +48,7 @@ class Sites:
 
 
 def find_sites(graph: ir.Graph) -> Sites:
-    """Recognize the operations of a prepared graph and of the bodies in it, which are not changed."""
+    """Recognize the operations of a prepared graph and of the bodies in it; nothing is changed."""
     found: dict[str, Site] = {}
     fused: set[ir.Node] = set()
     integers: set[str] = set()

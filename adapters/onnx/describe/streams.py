@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from octavo.adapters.onnx.prepare.patterns import producer_at
 from octavo.core.numerics.channels import EVERY, SCALE_ALONE
 from octavo.core.values.graph import Group
 
@@ -163,7 +164,7 @@ class _Walk:
             return False
         if node.op_type in _FLATTENING:
             # After global pooling a sample is one number per channel, in whatever shape.
-            source = node.inputs[0].producer() if node.inputs[0] is not None else None
+            source = producer_at(node, 0)
             return source is not None and source.op_type == "GlobalAveragePool"
         return node.op_type in _POOLING
 

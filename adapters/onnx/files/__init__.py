@@ -1,1 +1,1 @@
-"""Models as bytes: messages without their large tensors, files written tensor by tensor, digests."""
+"""Models as bytes: messages without large tensors, files written tensor by tensor, digests."""

@@ -13,7 +13,7 @@ from .content import content
 
 
 def digest(model: ir.Model) -> str:
-    """Return a content digest of a graph and its tensors, 16 hex digits, the same in any process."""
+    """Return a content digest of a graph, 16 hex digits, the same in any process."""
     found = hashlib.sha256()
     for piece in _graph_pieces(model.graph):
         # The length goes first, so that no two lists of pieces run into one another.

@@ -1,4 +1,4 @@
-"""A model as a protobuf message whose large tensors are left out, to be lent or written by themselves."""
+"""A model as a protobuf message whose large tensors are left out, to be lent or written apart."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""Whether ONNX Runtime's 8-bit products saturate on this processor, and what keeps models right there.
+"""Whether ONNX Runtime's 8-bit products saturate on this processor, and what keeps models right.
 
-x86 processors before VNNI multiply bytes with ``vpmaddubsw``: two neighbouring products, of an unsigned and a signed
-byte each, are added in 16 bits *with saturation*. Weights that keep to seven bits cannot reach its end (255 * 64 * 2 =
-32640). Nor do unsigned weights: for those the runtime widens both operands first. (ONNX Runtime's documentation,
-"Quantize ONNX models", section on U8S8 and reduce_range.)
+x86 processors before VNNI multiply bytes with ``vpmaddubsw``: two neighbouring products, of an
+unsigned and a signed byte each, are added in 16 bits *with saturation*. Weights that keep to seven
+bits cannot reach its end (255 * 64 * 2 = 32640). Nor do unsigned weights: for those the runtime
+widens both operands first. (ONNX Runtime's documentation, "Quantize ONNX models", section on U8S8
+and reduce_range.)
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_ir.traversal import RecursiveGraphIterator
 
 from octavo.adapters.onnx.prepare.opset import CONVERTED, IR_VERSION
+from octavo.adapters.onnx.prepare.patterns import input_at
 from octavo.core.numerics.saturation import REACH, REASON
 from octavo.core.values.scheme import OpScheme
 
@@ -40,7 +42,10 @@ _HELD: dict[str, tuple[tuple[int, int], ...]] = {
     "DynamicQuantizeMatMul": ((1, 3),),
     "DynamicQuantizeLSTM": ((1, 9), (2, 11)),
 }
-"""Op type -> where its weights stand, and each one's zero point (ONNX and com.microsoft operator specifications)."""
+"""Op type -> where its weights stand, and each one's zero point.
+
+Source: operator specifications of ONNX and com.microsoft.
+"""
 
 
 def is_signed_product(scheme: OpScheme) -> bool:
@@ -107,10 +112,10 @@ def widen_weights(model: ir.Model) -> int:
 
 def _widen(node: ir.Node, at: int, zero_at: int, made: dict[ir.Value, ir.Value]) -> bool:
     """Exchange a weight and its zero point; what was made of them before is used again."""
-    weight = node.inputs[at] if at < len(node.inputs) else None
+    weight = input_at(node, at)
     if weight is None or not _out_of_reach(weight):
         return False
-    zero = node.inputs[zero_at] if zero_at < len(node.inputs) else None
+    zero = input_at(node, zero_at)
     if zero is not None and zero.const_value is None:
         return False  # a zero point that is computed cannot be moved along
     for value in (weight, zero):

@@ -1,13 +1,13 @@
-"""Observation inside the bodies of If, Loop and Scan: a body is run by itself, with what its node was given.
+"""Observation inside the bodies of If, Loop and Scan: a body is run by itself.
 
-ONNX Runtime shows only values of the main graph. So what a node with a body reads comes out of the run of the graph
-around it, and the node is carried out here: a branch once, a loop's body once for each step. Values of a body are seen
-as often as they are computed, in the shapes that they have.
+ONNX Runtime shows only values of the main graph. So what a node with a body reads comes out of the
+run of the graph around it, and the node is carried out here: a branch once, a loop's body once for
+each step. Values of a body are seen as often as they are computed, in the shapes that they have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
@@ -19,6 +19,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from octavo.adapters.onnx import OnnxConfig
+from octavo.adapters.onnx.prepare.patterns import ints_of, name_of
 from octavo.adapters.onnx.prepare.scopes import bodies, captured
 from octavo.adapters.onnx.run.compiling import compile_proto
 from octavo.adapters.onnx.run.parts import part
@@ -29,12 +30,12 @@ Arrays = Mapping[str, Any]
 
 @dataclass
 class Region:
-    """A graph with the values that are to be seen in it, and the nodes in it whose bodies hold more of them.
+    """A graph with the values that are to be seen in it.
 
     Attributes:
         graph: The main graph, or a body.
         wanted: Names of values of this graph.
-        holders: Node -> attribute name -> its body.
+        holders: Node whose bodies hold more of them -> attribute name -> its body.
     """
 
     graph: ir.Graph
@@ -43,18 +44,36 @@ class Region:
 
     @cached_property
     def needed(self) -> tuple[ir.Value, ...]:
-        """What the nodes with bodies read: their inputs, and what the bodies capture; initializers left out."""
+        """What the nodes with bodies read: their inputs, and what the bodies capture.
+
+        Initializers are left out.
+        """
         return captured(self.holders)
+
+    @cached_property
+    def outputs(self) -> list[str]:
+        """Names of what the graph puts out."""
+        return [name_of(v) for v in self.graph.outputs]
+
+    @cached_property
+    def fetched(self) -> list[str]:
+        """Names of what a run of the body puts out: its outputs, and what is seen or needed."""
+        written = {v.name for node in self.graph for v in node.outputs}
+        inner = [*self.wanted, *(name_of(v) for v in self.needed)]
+        return list(dict.fromkeys((*self.outputs, *(n for n in inner if n in written))))
 
 
 def find_region(graph: ir.Graph, values: Collection[str]) -> Region:
     """Return where values stand in a graph and its bodies; graphs without any are left out."""
     region = Region(graph)
     written = [*graph.inputs, *(value for node in graph for value in node.outputs)]
-    region.wanted = [v.name or "" for v in written if v.name in values]
+    region.wanted = [name_of(v) for v in written if v.name in values]
     for node in graph:
-        inner = {label: find_region(body, values) for label, body in bodies(node)}
-        inner = {label: found for label, found in inner.items() if found.wanted or found.holders}
+        inner: dict[str, Region] = {}
+        for label, body in bodies(node):
+            found = find_region(body, values)
+            if found.wanted or found.holders:
+                inner[label] = found
         if inner:
             region.holders[node] = inner
     return region
@@ -95,77 +114,77 @@ class Replay:
                 self._scan(node, inner["body"], known)
 
     def _branch(self, node: ir.Node, inner: Mapping[str, Region], known: Arrays) -> None:
-        taken = "then_branch" if _flag(_array(node.inputs[0], known)) else "else_branch"
+        is_true = _flag(_array(node.inputs[0], known))
+        taken = "then_branch" if is_true else "else_branch"
         if taken in inner:
             self._run(inner[taken], known)
 
     def _loop(self, node: ir.Node, body: Region, known: Arrays) -> None:
         times, go_on, *states = (_array(value, known) for value in node.inputs)
-        names = [v.name or "" for v in body.graph.inputs]
-        most = int(np.reshape(times, -1)[0]) if times is not None else None
+        names = [name_of(v) for v in body.graph.inputs]
+        most = int(_first(times)) if times is not None else None
         going = go_on is None or _flag(go_on)
         for step in count():
-            if not going or (most is not None and step >= most):
+            is_over = most is not None and step >= most
+            if is_over or not going:
                 return
-            given = dict(zip(names, (np.array(step), np.array(going), *states), strict=True))
+            fed = (np.array(step), np.array(going), *states)
+            given = dict(zip(names, fed, strict=True))
             again, *outputs = self._run(body, {**known, **given})
-            going, states = _flag(again), outputs[: len(states)]
+            going = _flag(again)
+            # Behind the states come the values that the loop collects.
+            states = outputs[: len(states)]
 
     def _scan(self, node: ir.Node, body: Region, known: Arrays) -> None:
         given = [_array(value, known) for value in node.inputs]
         sequences = node.attributes["num_scan_inputs"].as_int()
-        states, scanned = given[: len(given) - sequences], given[len(given) - sequences :]
-        axes = _ints(node, "scan_input_axes", sequences)
-        backwards = _ints(node, "scan_input_directions", sequences)
-        names = [v.name or "" for v in body.graph.inputs]
+        states = given[: len(given) - sequences]
+        scanned = given[len(given) - sequences :]
+        zeros = [0] * sequences
+        axes = ints_of(node, "scan_input_axes") or zeros
+        backwards = ints_of(node, "scan_input_directions") or zeros
+        names = [name_of(v) for v in body.graph.inputs]
         length = scanned[0].shape[axes[0]]
         for step in range(length):
-            places = [length - 1 - step if back else step for back in backwards]
-            slices = [
-                np.take(a, place, axis)
-                for a, place, axis in zip(scanned, places, axes, strict=True)
-            ]
+            slices = []
+            for array, axis, is_backwards in zip(scanned, axes, backwards, strict=True):
+                place = length - 1 - step if is_backwards else step
+                slices.append(np.take(array, place, axis))
             fed = dict(zip(names, (*states, *slices), strict=True))
             states = self._run(body, {**known, **fed})[: len(states)]
 
     def _run(self, region: Region, known: Arrays) -> list[Any]:
         """Run a body once; return its outputs."""
-        written = {v.name for node in region.graph for v in node.outputs}
-        outputs = [v.name or "" for v in region.graph.outputs]
-        inner = [
-            name
-            for name in (*region.wanted, *(v.name or "" for v in region.needed))
-            if name in written
-        ]
-        names = list(dict.fromkeys((*outputs, *inner)))
-        session = self._session(region, names, known)
+        names = region.fetched
+        session = self._session(region, known)
         given = {i.name: known[i.name] for i in session.get_inputs()}
         found = dict(zip(names, session.run(names, given), strict=True))
-        self.held = max(
-            self.held, sum(a.nbytes for a in found.values() if isinstance(a, np.ndarray))
-        )
+        size = sum(array.nbytes for array in found.values() if isinstance(array, np.ndarray))
+        self.held = max(self.held, size)
         everything = {**known, **found}
         for name in region.wanted:
             self._sink(name, everything[name])
         self(region, everything)
-        return [found[name] for name in outputs]
+        return [found[name] for name in region.outputs]
 
-    def _session(self, region: Region, names: Sequence[str], known: Arrays) -> ort.InferenceSession:
+    def _session(self, region: Region, known: Arrays) -> ort.InferenceSession:
         if id(region) not in self._sessions:
-            graph = region.graph
-            values = {v.name: v for node in graph for v in node.outputs} | {
-                v.name: v for v in graph.outputs
-            }
-            inputs = dict.fromkeys((*graph.inputs, *captured(graph, graph.outputs)))
-            proto, held = part(
-                self._model, list(graph), list(inputs), [values[name] for name in names]
-            )
-            for declared in proto.graph.input:
-                declared.CopyFrom(_declared(declared.name, known[declared.name]))
-            for declared in proto.graph.output:
-                declared.ClearField("type")
-            self._sessions[id(region)] = compile_proto(proto, held, self._config, lean=True).session
+            self._sessions[id(region)] = self._compile(region, known)
         return self._sessions[id(region)]
+
+    def _compile(self, region: Region, known: Arrays) -> ort.InferenceSession:
+        """Make a session of a body, whose inputs are declared as what they hold this time."""
+        graph = region.graph
+        values = {v.name: v for node in graph for v in node.outputs}
+        values.update((v.name, v) for v in graph.outputs)
+        outputs = [values[name] for name in region.fetched]
+        inputs = list(dict.fromkeys((*graph.inputs, *captured(graph, graph.outputs))))
+        proto, held = part(self._model, list(graph), inputs, outputs)
+        for declared in proto.graph.input:
+            declared.CopyFrom(_declared(declared.name, known[declared.name]))
+        for declared in proto.graph.output:
+            declared.ClearField("type")
+        return compile_proto(proto, held, self._config, lean=True).session
 
 
 def _array(value: ir.Value | None, known: Arrays) -> Any:
@@ -174,24 +193,23 @@ def _array(value: ir.Value | None, known: Arrays) -> Any:
         return None
     if value.is_initializer() and value.const_value is not None:
         return value.const_value.numpy()
-    return known[value.name or ""]
+    return known[name_of(value)]
+
+
+def _first(array: Any) -> Any:
+    return np.reshape(array, -1)[0]
 
 
 def _flag(array: Any) -> bool:
-    return bool(np.reshape(array, -1)[0])
-
-
-def _ints(node: ir.Node, name: str, length: int) -> list[int]:
-    return list(node.attributes[name].as_ints()) if name in node.attributes else [0] * length
+    return bool(_first(array))
 
 
 def _declared(name: str, held: Any) -> onnx.ValueInfoProto:
     """Declare an input of the type that it has, and of any shape."""
-    if isinstance(held, list):
-        kind = (
-            onnx.helper.np_dtype_to_tensor_dtype(held[0].dtype) if held else onnx.TensorProto.FLOAT
-        )
-        return onnx.helper.make_tensor_sequence_value_info(name, kind, None)
-    return onnx.helper.make_tensor_value_info(
-        name, onnx.helper.np_dtype_to_tensor_dtype(held.dtype), None
-    )
+    if not isinstance(held, list):
+        kind = onnx.helper.np_dtype_to_tensor_dtype(held.dtype)
+        return onnx.helper.make_tensor_value_info(name, kind, None)
+    kind = onnx.TensorProto.FLOAT
+    if held:
+        kind = onnx.helper.np_dtype_to_tensor_dtype(held[0].dtype)
+    return onnx.helper.make_tensor_sequence_value_info(name, kind, None)

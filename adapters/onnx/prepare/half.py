@@ -1,7 +1,8 @@
-"""fp16 and bf16 models: arithmetic in float32 inside, the model's own types at its inputs and outputs.
+"""fp16 and bf16 models: arithmetic in float32 inside, the model's own types at its ends.
 
-ONNX Runtime's CPU kernels compute most float16 ops in float32 anyway, casting on every node, and its integer kernels take
-float32 scales; so a quantized half-precision model is float32 between its integer ops.
+ONNX Runtime's CPU kernels compute most float16 ops in float32 anyway, casting on every node, and
+its integer kernels take float32 scales; so a quantized half-precision model is float32 between its
+integer ops.
 """
 
 from __future__ import annotations
@@ -12,84 +13,113 @@ import onnx_ir as ir
 from .scopes import scopes, walk
 
 _HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_FLOAT = ir.DataType.FLOAT
+_TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")
+"""Attributes that say of which type a result is."""
 
 
 def holds_halves(model: ir.Model) -> bool:
     """True if a tensor, an input or an output of a model is of half precision."""
-    ends = (*model.graph.inputs, *model.graph.outputs)
-    held = (v for scope in scopes(model.graph) for v in scope.initializers.values())
-    return any(v.dtype in _HALVES for v in ends) or any(v.dtype in _HALVES for v in held)
+    if _half_ends(model.graph):
+        return True
+    for scope in scopes(model.graph):
+        if any(value.dtype in _HALVES for value in scope.initializers.values()):
+            return True
+    return False
+
+
+def _half_ends(graph: ir.Graph) -> list[ir.Value]:
+    return [v for v in (*graph.inputs, *graph.outputs) if v.dtype in _HALVES]
 
 
 def widen(model: ir.Model) -> bool:
     """Turn half-precision arithmetic into float32, in place; True if there was any."""
     graph = model.graph
-    nodes, graphs = list(walk(graph)), list(scopes(graph))
-    held = [v for g in graphs for v in g.initializers.values()]
-    found = [v for v in held if v.const_value is not None and v.const_value.dtype in _HALVES]
-    ends = [v for v in (*graph.inputs, *graph.outputs) if v.dtype in _HALVES]
-    if not found and not ends:
+    tensors = _half_tensors(graph)
+    if not tensors and not _half_ends(graph):
         return False
-    outer = {v.name: v.dtype for v in graph.outputs if v.dtype in _HALVES}
-    for value in found:
-        assert value.const_value is not None
-        array = value.const_value.numpy().astype(np.float32)
-        value.const_value, value.type = (
-            ir.Tensor(array, name=value.name),
-            ir.TensorType(ir.DataType.FLOAT),
-        )
-    for node in nodes:
+    # What the model put out in half precision, before nodes are told to write float32.
+    narrowed = {v.name: v.dtype for v in graph.outputs if v.dtype in _HALVES}
+    for value in tensors:
+        _widen_tensor(value)
+    for node in list(walk(graph)):
         _widen_attributes(node)
         for output in node.outputs:
-            if output.dtype in _HALVES:
-                output.type = ir.TensorType(ir.DataType.FLOAT)
-    for body in graphs[1:]:
-        for value in body.inputs:
-            if value.dtype in _HALVES:
-                value.type = ir.TensorType(ir.DataType.FLOAT)
+            _declare_float(output)
+    for body in scopes(graph):
+        if body is not graph:
+            for value in body.inputs:
+                _declare_float(value)
     for value in graph.inputs:
         if value.dtype in _HALVES:
             _cast_input(graph, value)
     for i, value in enumerate(list(graph.outputs)):
-        dtype = outer.get(value.name)
+        dtype = narrowed.get(value.name)
         if dtype is not None:
             _cast_output(graph, i, value, dtype)
     return True
 
 
+def _half_tensors(graph: ir.Graph) -> list[ir.Value]:
+    found = []
+    for scope in scopes(graph):
+        for value in scope.initializers.values():
+            tensor = value.const_value
+            if tensor is not None and tensor.dtype in _HALVES:
+                found.append(value)
+    return found
+
+
+def _widen_tensor(value: ir.Value) -> None:
+    assert value.const_value is not None
+    array = value.const_value.numpy().astype(np.float32)
+    value.const_value = ir.Tensor(array, name=value.name)
+    value.type = ir.TensorType(_FLOAT)
+
+
+def _declare_float(value: ir.Value) -> None:
+    if value.dtype in _HALVES:
+        value.type = ir.TensorType(_FLOAT)
+
+
 def _widen_attributes(node: ir.Node) -> None:
     for key, attribute in list(node.attributes.items()):
-        if attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype in _HALVES:
-            node.attributes[key] = ir.AttrTensor(
-                key, ir.Tensor(attribute.as_tensor().numpy().astype(np.float32))
-            )
-        elif (
-            attribute.type == ir.AttributeType.INT
-            and key in ("to", "dtype", "output_dtype")
-            and attribute.as_int() in _HALVES
-        ):
-            node.attributes[key] = ir.AttrInt64(key, ir.DataType.FLOAT.value)
+        if attribute.type == ir.AttributeType.TENSOR:
+            tensor = attribute.as_tensor()
+            if tensor.dtype in _HALVES:
+                wide = ir.Tensor(tensor.numpy().astype(np.float32))
+                node.attributes[key] = ir.AttrTensor(key, wide)
+        elif _names_half(key, attribute):
+            node.attributes[key] = ir.AttrInt64(key, _FLOAT.value)
+
+
+def _names_half(key: str, attribute: ir.Attr) -> bool:
+    """True for an attribute that says that a result is of half precision."""
+    if key not in _TYPE_ATTRIBUTES or attribute.type != ir.AttributeType.INT:
+        return False
+    return attribute.as_int() in _HALVES
 
 
 def _cast_input(graph: ir.Graph, value: ir.Value) -> None:
     uses = tuple(value.uses())
-    cast = ir.node("Cast", [value], {"to": ir.DataType.FLOAT.value}, name=f"{value.name}_widened")
+    cast = ir.node("Cast", [value], {"to": _FLOAT.value}, name=f"{value.name}_widened")
     result = cast.outputs[0]
-    result.name, result.type, result.shape = (
-        f"{value.name}_float32",
-        ir.TensorType(ir.DataType.FLOAT),
-        value.shape,
-    )
+    result.name = f"{value.name}_float32"
+    result.type = ir.TensorType(_FLOAT)
+    result.shape = value.shape
     graph.insert_before(graph[0], [cast])
     for user, index in uses:
         user.replace_input_with(index, result)
 
 
 def _cast_output(graph: ir.Graph, index: int, value: ir.Value, dtype: ir.DataType) -> None:
-    cast = ir.node("Cast", [value], {"to": dtype.value}, name=f"{value.name}_narrowed")
-    result, name = cast.outputs[0], value.name
-    result.type, result.shape = ir.TensorType(dtype), value.shape
-    value.type = ir.TensorType(ir.DataType.FLOAT)
+    name = value.name
+    cast = ir.node("Cast", [value], {"to": dtype.value}, name=f"{name}_narrowed")
+    result = cast.outputs[0]
+    result.type = ir.TensorType(dtype)
+    result.shape = value.shape
+    value.type = ir.TensorType(_FLOAT)
     graph.append(cast)
     graph.outputs[index] = result
-    value.name, result.name = f"{name}_float32", name
+    value.name = f"{name}_float32"
+    result.name = name

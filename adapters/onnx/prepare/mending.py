@@ -1,7 +1,8 @@
 """What ONNX Runtime takes and other readers do not, brought into the form that everybody reads.
 
-Files written by hand, by graph surgery or by old exporters: axes written -1 or 0, domains that are used and not imported,
-sparse tensors, a value declared twice. The message is changed in place; the model computes the same.
+Files written by hand, by graph surgery or by old exporters: axes written -1 or 0, domains that are
+used and not imported, sparse tensors, a value declared twice. The message is changed in place; the
+model computes the same.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from onnx import numpy_helper
 from octavo.core.errors import ModelError
 
 _LATEST = {"com.microsoft": 1, "ai.onnx.ml": 3}
-"""What a domain is taken as where a file uses it and does not import it; ONNX Runtime takes its newest."""
+"""What a domain is taken as where a file uses it and does not import it.
+
+ONNX Runtime takes its newest.
+"""
 
 _MOST = 2**31
 """Elements of a sparse tensor that is made dense."""
@@ -27,9 +31,9 @@ def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
-            for inner in (
-                (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs
-            ):
+            if attribute.HasField("g"):
+                yield from graphs(attribute.g)
+            for inner in attribute.graphs:
                 yield from graphs(inner)
 
 
@@ -39,22 +43,27 @@ def mend(proto: onnx.ModelProto) -> None:
         graph.name = graph.name or "graph"
         _dense(graph)
         _declared_once(graph)
+        _drop_unnamed(graph)
         for value in (*graph.input, *graph.output, *graph.value_info):
             _free_axes(value.type)
-        unnamed = [tensor for tensor in graph.initializer if not tensor.name]
-        for tensor in unnamed:  # nobody can read it
-            graph.initializer.remove(tensor)
         for node in graph.node:
             _dense_constant(node)
     _import_domains(proto)
 
 
+def _drop_unnamed(graph: onnx.GraphProto) -> None:
+    """Remove tensors without a name: nobody can read them."""
+    for tensor in [tensor for tensor in graph.initializer if not tensor.name]:
+        graph.initializer.remove(tensor)
+
+
 def _free_axes(declared: onnx.TypeProto) -> None:
     """Declare an axis of -1 or 0 as one of any length: exporters write so what they do not know."""
-    if declared.HasField("tensor_type") and declared.tensor_type.HasField("shape"):
-        for axis in declared.tensor_type.shape.dim:
-            if axis.HasField("dim_value") and axis.dim_value <= 0:
-                axis.ClearField("dim_value")
+    if not declared.HasField("tensor_type") or not declared.tensor_type.HasField("shape"):
+        return
+    for axis in declared.tensor_type.shape.dim:
+        if axis.HasField("dim_value") and axis.dim_value <= 0:
+            axis.ClearField("dim_value")
 
 
 def _declared_once(graph: onnx.GraphProto) -> None:
@@ -77,19 +86,22 @@ def _import_domains(proto: onnx.ModelProto) -> None:
         domain = "" if imported.domain == "ai.onnx" else imported.domain
         versions[domain] = max(imported.version, versions.get(domain, 0))
     local = {function.domain for function in proto.functions}
-    for node in (node for graph in graphs(proto.graph) for node in graph.node):
-        if node.domain == "ai.onnx":
-            node.domain = ""
-        if node.domain == "" and "" not in versions:
-            raise ModelError(
-                f"the model imports no opset for the standard operators, of which it uses {node.op_type}; what that means depends on it"
-            )
-        if node.domain not in versions:
-            versions[node.domain] = 1 if node.domain in local else _LATEST.get(node.domain, 1)
+    for graph in graphs(proto.graph):
+        for node in graph.node:
+            if node.domain == "ai.onnx":
+                node.domain = ""
+            if node.domain in versions:
+                continue
+            if node.domain == "":
+                raise ModelError(
+                    "the model imports no opset for the standard operators, of which it uses "
+                    f"{node.op_type}; what that means depends on it"
+                )
+            is_local = node.domain in local
+            versions[node.domain] = 1 if is_local else _LATEST.get(node.domain, 1)
     del proto.opset_import[:]
-    proto.opset_import.extend(
-        onnx.OperatorSetIdProto(domain=d, version=v) for d, v in versions.items()
-    )
+    for domain, version in versions.items():
+        proto.opset_import.append(onnx.OperatorSetIdProto(domain=domain, version=version))
 
 
 def _dense(graph: onnx.GraphProto) -> None:
@@ -99,15 +111,21 @@ def _dense(graph: onnx.GraphProto) -> None:
 
 
 def _dense_constant(node: onnx.NodeProto) -> None:
-    for attribute in node.attribute if node.op_type == "Constant" else ():
+    if node.op_type != "Constant":
+        return
+    for attribute in node.attribute:
         if attribute.HasField("sparse_tensor"):
             tensor = densified(attribute.sparse_tensor, node.output[0] if node.output else "")
             attribute.CopyFrom(onnx.helper.make_attribute("value", tensor))
 
 
 def densified(sparse: onnx.SparseTensorProto, name: str) -> onnx.TensorProto:
-    """Return a sparse tensor with its zeros; its indices count elements, or are coordinates in rows."""
-    values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
+    """Return a sparse tensor with its zeros.
+
+    Its indices count elements, or are coordinates in rows.
+    """
+    values = numpy_helper.to_array(sparse.values)
+    indices = numpy_helper.to_array(sparse.indices)
     shape = tuple(sparse.dims)
     if math.prod(shape) > _MOST:
         raise ModelError(

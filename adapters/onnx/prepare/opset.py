@@ -1,4 +1,7 @@
-"""Which opset a model is pinned to: what the runtime executes, never what the onnx package happens to default to."""
+"""Which opset a model is pinned to: what the runtime executes.
+
+Never what the onnx package happens to default to.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,26 @@ import onnx
 import onnx.version_converter
 import onnx_ir as ir
 
-from octavo.adapters.onnx.files.message import skeleton
+from octavo.adapters.onnx.files.message import refill, skeleton
 from octavo.core.errors import ModelError
 
 OLDEST = 13
 """Per-channel QuantizeLinear begins here."""
+
 NEWEST = 24
-"""The newest opset that ONNX Runtime 1.20 to 1.32 executes throughout, Q/DQ kernels included (1.32 has none for 28)."""
+"""The newest opset that ONNX Runtime 1.20 to 1.32 executes throughout.
+
+Q/DQ kernels included (1.32 has none for 28).
+"""
+
 CONVERTED = 21
 """What older models are converted to: the first with 4-bit and 16-bit QuantizeLinear."""
+
 IR_VERSION = 10
-"""The IR version of every model that is written: the first with 4-bit tensors, and old enough for all supported runtimes."""
+"""The IR version of every model that is written.
+
+The first with 4-bit tensors, and old enough for all supported runtimes.
+"""
 
 _DOMAINS = ("", "ai.onnx")
 
@@ -24,7 +36,8 @@ _DOMAINS = ("", "ai.onnx")
 def pin(model: ir.Model) -> ir.Model:
     """Return the model with its default opset in [OLDEST, NEWEST].
 
-    A newer one is relabelled where every op in use means the same at :data:`NEWEST`; an older one is converted.
+    A newer one is relabelled where every op in use means the same at :data:`NEWEST`; an older one
+    is converted.
 
     Raises:
         ModelError: If an op changed in between, or cannot be converted.
@@ -42,20 +55,24 @@ def pin(model: ir.Model) -> ir.Model:
 
 def _relabel(model: ir.Model, version: int) -> None:
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        if node.domain in _DOMAINS and not unchanged(node, version, NEWEST):
+        if node.domain not in _DOMAINS:
+            continue
+        if not is_unchanged(node, version, NEWEST):
             raise ModelError(
-                f"op {node.name!r} ({node.op_type}) of opset {version} means something else, or does not exist, at opset {NEWEST}, which the "
-                f"runtime executes; export the model with opset {NEWEST} or older"
+                f"op {node.name!r} ({node.op_type}) of opset {version} means something else, "
+                f"or does not exist, at opset {NEWEST}, which the runtime executes; "
+                f"export the model with opset {NEWEST} or older"
             )
-        if node.version is not None and node.domain in _DOMAINS:
+        if node.version is not None:
             node.version = None
     model.opset_imports[""] = NEWEST
 
 
-def unchanged(node: ir.Node, version: int, other: int) -> bool:
+def is_unchanged(node: ir.Node, version: int, other: int) -> bool:
     """True if a node means the same at two opsets, the tensor types that it takes left aside."""
     try:
-        now, then = (onnx.defs.get_schema(node.op_type, v, "") for v in (version, other))
+        now = onnx.defs.get_schema(node.op_type, version, "")
+        then = onnx.defs.get_schema(node.op_type, other, "")
     except onnx.defs.SchemaError:
         return False
     return now.since_version == then.since_version or _signature(now) == _signature(then)
@@ -63,30 +80,27 @@ def unchanged(node: ir.Node, version: int, other: int) -> bool:
 
 def _signature(schema: onnx.defs.OpSchema) -> object:
     """Everything but the tensor types it takes: most revisions after opset 24 only add types."""
-    attributes = {
-        name: (a.type, a.required, str(a.default_value)) for name, a in schema.attributes.items()
-    }
-    return (
-        attributes,
-        [(i.name, i.option) for i in schema.inputs],
-        [(o.name, o.option) for o in schema.outputs],
-    )
+    attributes = {}
+    for name, attribute in schema.attributes.items():
+        default = str(attribute.default_value)
+        attributes[name] = (attribute.type, attribute.required, default)
+    inputs = [(i.name, i.option) for i in schema.inputs]
+    outputs = [(o.name, o.option) for o in schema.outputs]
+    return attributes, inputs, outputs
 
 
 def _convert(model: ir.Model, version: int) -> ir.Model:
-    proto, held = skeleton(
-        model
-    )  # weights stay out: the converter need not see them, and protobuf ends at 2 GB
+    # Weights stay out: the converter need not see them, and protobuf ends at 2 GB.
+    proto, held = skeleton(model)
     try:
         converted = onnx.version_converter.convert_version(proto, CONVERTED)
     except Exception as error:  # the converter raises bare RuntimeErrors, one kind for everything
         raise ModelError(
-            f"the model has opset {version}; quantization needs {OLDEST} or newer, and onnx cannot convert it to {CONVERTED}: {error}. "
+            f"the model has opset {version}; quantization needs {OLDEST} or newer, "
+            f"and onnx cannot convert it to {CONVERTED}: {error}. "
             f"Export it again with opset {OLDEST} or newer"
         ) from error
     result: ir.Model = ir.from_proto(converted)
-    for name, tensor in held.items():
-        if name in result.graph.initializers:
-            result.graph.initializers[name].const_value = tensor
+    refill(result, held)
     result.ir_version = IR_VERSION
     return result

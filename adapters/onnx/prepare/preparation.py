@@ -118,7 +118,7 @@ def _bring_into_form(graph: ir.Graph, layouts: Layouts) -> bool:
 
 
 def infer_shapes(model: ir.Model) -> ir.Model:
-    """Infer what can be inferred; where inference fails, shapes stay unknown, and nothing changes."""
+    """Infer what can be inferred; where inference fails, shapes stay unknown."""
     for node in walk(model.graph):
         _infer_preprocessing(node)
     try:

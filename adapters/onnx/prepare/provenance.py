@@ -1,4 +1,7 @@
-"""Which tensors of the model a folded constant was computed from: what coverage counts in its place."""
+"""Which tensors of the model a folded constant was computed from.
+
+That is what coverage counts in its place.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +23,12 @@ def dtype_name(dtype: ir.DataType) -> str:
 
 
 def held(value: ir.Value) -> HeldWeight | None:
-    """Return a constant as a weight; None for what is no floating tensor of two or more dimensions."""
+    """Return a constant as a weight; None for what is no floating tensor of two or more axes."""
     tensor = value.const_value
-    if tensor is None or not counts(tensor.shape.numpy(), dtype_name(tensor.dtype)):
+    if tensor is None:
         return None
-    return HeldWeight(value.name or "", tuple(tensor.shape.numpy()), dtype_name(tensor.dtype))
+    shape, dtype = tuple(tensor.shape.numpy()), dtype_name(tensor.dtype)
+    return HeldWeight(value.name or "", shape, dtype) if counts(shape, dtype) else None
 
 
 def sources(value: ir.Value) -> tuple[HeldWeight, ...] | None:
@@ -43,8 +47,8 @@ def record(made: ir.Value, inputs: Iterable[ir.Value]) -> None:
     found: dict[str, HeldWeight] = {}
     for value in inputs:
         known = sources(value)
-        own = held(value)
         if known is None:
+            own = held(value)
             known = (own,) if own is not None else ()
         found.update((weight.name, weight) for weight in known)
     made.meta[_SOURCES] = tuple(found.values())

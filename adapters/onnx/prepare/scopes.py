@@ -1,7 +1,8 @@
 """A graph and the bodies of If, Loop and Scan in it: one set of names, one place for tensors.
 
-Every node and value of a model has a name of its own, whatever scope it stands in, and every tensor is an initializer of
-the main graph, which all bodies see. So an operation in a body is found, described and rewritten like any other.
+Every node and value of a model has a name of its own, whatever scope it stands in, and every tensor
+is an initializer of the main graph, which all bodies see. So an operation in a body is found,
+described and rewritten like any other.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Container, Iterable, Iterator
 import onnx_ir as ir
 
 NOTES = "octavo.notes"
-"""Where a model's graph keeps what was noticed while it was read; a clone of the model has it too."""
+"""Where a model's graph keeps what was noticed while it was read; a clone has it too."""
 
 
 def bodies(node: ir.Node) -> Iterator[tuple[str, ir.Graph]]:
@@ -38,7 +39,10 @@ def scopes(graph: ir.Graph) -> Iterator[ir.Graph]:
 
 
 def walk(graph: ir.Graph) -> Iterator[ir.Node]:
-    """Yield all nodes in the order in which they run: those of a body come before the node that holds it."""
+    """Yield all nodes in the order in which they run.
+
+    Those of a body come before the node that holds it.
+    """
     for node in graph:
         for _, body in bodies(node):
             yield from walk(body)
@@ -54,8 +58,8 @@ def owner(node: ir.Node) -> ir.Graph:
 def name_all(graph: ir.Graph) -> None:
     """Give every node and value of a main graph and its bodies a name of its own.
 
-    A node of a body is named after the path to it, ``holder/then_branch/node``. The names of the model's own inputs and
-    outputs stay; so does every name that is free.
+    A node of a body is named after the path to it, ``holder/then_branch/node``. The names of the
+    model's own inputs and outputs stay; so does every name that is free.
     """
     values = _Names()
     for value in (*graph.inputs, *graph.outputs):
@@ -82,7 +86,8 @@ class _Names:
             return
         self._done.add(value)
         wanted = value.name or default
-        name = self.free(f"{scope}{wanted}" if wanted in self._taken else wanted)
+        is_taken = wanted in self._taken
+        name = self.free(f"{scope}{wanted}" if is_taken else wanted)
         if name != value.name:
             value.name = name
 
@@ -93,6 +98,7 @@ def _name(graph: ir.Graph, scope: str, values: _Names, nodes: _Names) -> None:
     for node in graph:
         node.name = nodes.free(f"{scope}{node.name or node.op_type}")
         for index, value in enumerate(node.outputs):
+            # An output without a name that nobody reads is one that is left out.
             if value.name or value.uses() or index == 0:
                 values.keep(value, scope, f"{node.name}_output_{index}")
         for label, body in bodies(node):
@@ -112,12 +118,14 @@ def lift_initializers(graph: ir.Graph) -> None:
     One that is put out by its body stays there: a body's outputs are computed in it.
     """
     for body in scopes(graph):
-        for name in tuple(body.initializers) if body is not graph else ():
-            value = body.initializers[name]
-            if not value.is_graph_input() and not value.is_graph_output():
-                del body.initializers[name]
-                value.name = free_name(name, graph.initializers)
-                graph.register_initializer(value)
+        if body is graph:
+            continue
+        for name, value in tuple(body.initializers.items()):
+            if value.is_graph_input() or value.is_graph_output():
+                continue
+            del body.initializers[name]
+            value.name = free_name(name, graph.initializers)
+            graph.register_initializer(value)
 
 
 def free_name(wanted: str, *taken: Container[str]) -> str:
@@ -130,9 +138,9 @@ def free_name(wanted: str, *taken: Container[str]) -> str:
 
 
 def captured(nodes: Iterable[ir.Node], put_out: Iterable[ir.Value] = ()) -> tuple[ir.Value, ...]:
-    """Return the values that nodes, and the bodies in them, read and do not write, in the order in which they are met.
+    """Return the values that nodes, and the bodies in them, read and do not write.
 
-    Initializers are not among them.
+    In the order in which they are met; initializers are not among them.
 
     Args:
         nodes: In execution order.
@@ -140,24 +148,28 @@ def captured(nodes: Iterable[ir.Node], put_out: Iterable[ir.Value] = ()) -> tupl
     """
     written: set[ir.Value] = set()
     read: dict[ir.Value, None] = {}
-    _reads(nodes, put_out, written, read)
+    _note_reads(nodes, put_out, written, read)
     return tuple(value for value in read if value not in written)
 
 
-def _reads(
+def _note_reads(
     nodes: Iterable[ir.Node],
     put_out: Iterable[ir.Value],
     written: set[ir.Value],
     read: dict[ir.Value, None],
 ) -> None:
     for node in nodes:
-        read.update((v, None) for v in node.inputs if v is not None and not _is_tensor(v))
+        for value in node.inputs:
+            if value is not None and not _is_tensor(value):
+                read[value] = None
         for _, body in bodies(node):
             written.update(body.inputs)
             written.update(body.initializers.values())
-            _reads(body, body.outputs, written, read)
+            _note_reads(body, body.outputs, written, read)
         written.update(node.outputs)
-    read.update((v, None) for v in put_out if not _is_tensor(v))
+    for value in put_out:
+        if not _is_tensor(value):
+            read[value] = None
 
 
 def _is_tensor(value: ir.Value) -> bool:
@@ -168,11 +180,17 @@ def tensors_of(nodes: Iterable[ir.Node]) -> dict[str, ir.Value]:
     """Return the initializers that nodes, and the bodies in them, read, by name."""
     found: dict[str, ir.Value] = {}
     for node in nodes:
-        found.update((v.name or "", v) for v in node.inputs if v is not None and v.is_initializer())
+        for value in node.inputs:
+            if value is not None and value.is_initializer():
+                found[value.name or ""] = value
         for _, body in bodies(node):
-            own = set(body.initializers.values())
-            found.update((n, v) for n, v in tensors_of(body).items() if v not in own)
-            found.update(
-                (v.name or "", v) for v in body.outputs if v.is_initializer() and v not in own
-            )
+            found.update(_tensors_from_outside(body))
     return found
+
+
+def _tensors_from_outside(body: ir.Graph) -> dict[str, ir.Value]:
+    """Return the initializers of the graphs around a body that it reads or puts out."""
+    own = set(body.initializers.values())
+    read = tensors_of(body)
+    read.update((v.name or "", v) for v in body.outputs if v.is_initializer())
+    return {name: value for name, value in read.items() if value not in own}

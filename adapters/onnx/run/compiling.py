@@ -30,7 +30,7 @@ RUNTIME_ERRORS: tuple[type[Exception], ...] = (
     *filter(_is_error, vars(_state).values()),
     RuntimeError,
 )
-"""What ONNX Runtime raises: a dozen classes without a common base, and RuntimeError for C++'s own."""
+"""What ONNX Runtime raises: a dozen classes without a common base, and RuntimeError of C++."""
 
 _borrowed: weakref.WeakKeyDictionary[ort.InferenceSession, list[ort.OrtValue]] = (
     weakref.WeakKeyDictionary()

@@ -1,140 +1,197 @@
 """Masked softmax without a test for NaN on every score.
 
-PyTorch's exporter guards rows whose every score is masked with -inf: ``Where(IsNaN(p), 0, p)`` over all scores, which takes
-longer than the quantized products beside it. The same function, one row at a time: scores are masked with the lowest finite
-number, and the attention's result is multiplied by 0 in rows that are masked throughout.
+PyTorch's exporter guards rows whose every score is masked with -inf: ``Where(IsNaN(p), 0, p)`` over
+all scores, which takes longer than the quantized products beside it. The same function, one row at
+a time: scores are masked with the lowest finite number, and the attention's result is multiplied by
+0 in rows that are masked throughout.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from octavo.adapters.onnx.prepare.constants import add_initializer, constant
+from octavo.adapters.onnx.prepare.patterns import (
+    int_of,
+    is_standard,
+    only_use,
+    producer_at,
+    producer_of,
+    rank_of,
+)
 
 _LOWEST = np.float32(np.finfo(np.float32).min)
+_MASK_MOVERS = ("Expand", "Unsqueeze", "Reshape", "Slice")
+_Made = dict[ir.Value, tuple[ir.Value, ir.Value]]
+
+
+@dataclass(frozen=True)
+class _Guarded:
+    """A softmax over masked scores, guarded against NaN.
+
+    Attributes:
+        where: The guard.
+        probabilities: What it guards.
+        masked: The Add that masks the scores.
+        index: Which of its inputs is the mask.
+        product: The MatMul that alone reads the guarded probabilities.
+    """
+
+    where: ir.Node
+    probabilities: ir.Value
+    masked: ir.Node
+    index: int
+    product: ir.Node
+
+    @property
+    def mask(self) -> ir.Value:
+        mask = self.masked.inputs[self.index]
+        assert mask is not None
+        return mask
 
 
 def simplify_masked_softmax(graph: ir.Graph) -> int:
     """Rewrite every guarded softmax of a graph; return how many were found."""
-    made: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
+    made: _Made = {}
     found = 0
     for node in list(graph):
-        if node.op_type == "Where" and node.domain == "" and _rewrite(graph, node, made):
+        guarded = _match(node) if is_standard(node, "Where") else None
+        if guarded is not None:
+            _rewrite(graph, guarded, made)
             found += 1
     return found
 
 
-def _rewrite(
-    graph: ir.Graph, where: ir.Node, made: dict[ir.Value, tuple[ir.Value, ir.Value]]
-) -> bool:
-    test, replacement, probabilities = where.inputs[0], where.inputs[1], where.inputs[2]
-    is_nan = test.producer() if test is not None else None
-    softmax = probabilities.producer() if probabilities is not None else None
-    if (
-        is_nan is None
-        or softmax is None
-        or is_nan.op_type != "IsNaN"
-        or softmax.op_type != "Softmax"
-        or is_nan.inputs[0] is not probabilities
-    ):
-        return False
+def _match(where: ir.Node) -> _Guarded | None:
+    test, replacement, probabilities = where.inputs[:3]
+    is_nan, softmax = producer_of(test), producer_of(probabilities)
+    if probabilities is None or is_nan is None or softmax is None:
+        return None
+    if is_nan.op_type != "IsNaN" or is_nan.inputs[0] is not probabilities:
+        return None
+    if softmax.op_type != "Softmax" or not _is_over_last_axis(softmax):
+        return None
     zero = constant(replacement)
-    if zero is None or np.any(zero != 0) or _axis(softmax) != -1:
-        return False
-    if probabilities is None or len(tuple(probabilities.uses())) != 2:
-        return False
-    masked = softmax.inputs[0].producer() if softmax.inputs[0] is not None else None
-    product = _sole_product(where.outputs[0])
-    if (
-        masked is None
-        or masked.op_type != "Add"
-        or len(masked.outputs[0].uses()) != 1
-        or product is None
-    ):
-        return False
-    index = next((i for i, v in enumerate(masked.inputs) if _hides(v) is not None), None)
-    if index is None:
-        return False
-    mask = masked.inputs[index]
-    assert mask is not None
-    if not _hides(mask):  # finite masks leave no row without a finite score, so no NaN either
-        where.outputs[0].replace_all_uses_with(probabilities)
-        return True
+    if zero is None or np.any(zero != 0):
+        return None
+    # The test and the guard read the probabilities; nobody else may.
+    if len(probabilities.uses()) != 2:
+        return None
+    masked, product = producer_at(softmax, 0), _sole_product(where.outputs[0])
+    if masked is None or masked.op_type != "Add" or product is None:
+        return None
+    index = _mask_index(masked)
+    if index is None or len(masked.outputs[0].uses()) != 1:
+        return None
+    return _Guarded(where, probabilities, masked, index, product)
+
+
+def _mask_index(masked: ir.Node) -> int | None:
+    for index, value in enumerate(masked.inputs):
+        if _hides(value) is not None:
+            return index
+    return None
+
+
+def _rewrite(graph: ir.Graph, found: _Guarded, made: _Made) -> None:
+    mask = found.mask
+    found.where.outputs[0].replace_all_uses_with(found.probabilities)
+    # Finite masks leave no row without a finite score, so no NaN either.
+    if not _hides(mask):
+        return
     if mask not in made:
         made[mask] = _finite_mask(graph, mask)
     finite, keep = made[mask]
-    masked.replace_input_with(index, finite)
-    where.outputs[0].replace_all_uses_with(probabilities)
+    found.masked.replace_input_with(found.index, finite)
+    _clear_rows(graph, found.product, keep)
+
+
+def _clear_rows(graph: ir.Graph, product: ir.Node, keep: ir.Value) -> None:
+    """Multiply what a product writes by 1, or by 0 in rows that are masked throughout."""
     result = product.outputs[0]
     cleared = ir.node("Mul", [result, keep], name=f"{product.name}_masked_rows")
     output = cleared.outputs[0]
-    output.name, output.type, output.shape = f"{result.name}_cleared", result.type, result.shape
+    output.name = f"{result.name}_cleared"
+    output.type = result.type
+    output.shape = result.shape
     graph.insert_after(product, [cleared])
     result.replace_all_uses_with(output)
     cleared.replace_input_with(0, result)
-    return True
 
 
-def _axis(softmax: ir.Node) -> int:
-    axis = softmax.attributes["axis"].as_int() if "axis" in softmax.attributes else -1
-    shape = softmax.inputs[0].shape if softmax.inputs[0] is not None else None
-    return -1 if shape is not None and axis == len(shape) - 1 else axis
+def _is_over_last_axis(softmax: ir.Node) -> bool:
+    axis = int_of(softmax, "axis", -1)
+    if axis == -1:
+        return True
+    rank = rank_of(softmax.inputs[0])
+    return rank is not None and axis == rank - 1
 
 
 def _sole_product(value: ir.Value) -> ir.Node | None:
-    uses = tuple(value.uses())
-    if len(uses) != 1 or value.is_graph_output():
+    use = only_use(value)
+    if use is None:
         return None
-    node, index = uses[0]
-    return (
-        node
-        if node.op_type == "MatMul" and index == 0 and not node.outputs[0].is_graph_output()
-        else None
-    )
+    node, index = use
+    if node.op_type != "MatMul" or index != 0:
+        return None
+    return None if node.outputs[0].is_graph_output() else node
 
 
 def _hides(value: ir.Value | None) -> bool | None:
-    """Whether a mask made of a condition and two constants holds -inf; None if the value is no such mask."""
-    node = value.producer() if value is not None else None
+    """Whether a mask made of a condition and two constants holds -inf; None if it is no mask."""
+    node = producer_of(value)
     if node is None or value is None or value.dtype != ir.DataType.FLOAT:
         return None
-    if node.op_type in ("Expand", "Unsqueeze", "Reshape", "Slice"):
+    if node.op_type in _MASK_MOVERS:
         return _hides(node.inputs[0])
     if node.op_type != "Where":
         return None
-    held = [a for v in node.inputs[1:3] if (a := constant(v)) is not None and a.size == 1]
-    if len(held) < 2 or any(np.isnan(a).any() or np.isposinf(a).any() for a in held):
-        return None
-    return any(bool(np.isneginf(a).any()) for a in held)
+    hides = False
+    for choice in node.inputs[1:3]:
+        array = constant(choice)
+        if array is None or array.size != 1:
+            return None
+        if np.isnan(array).any() or np.isposinf(array).any():
+            return None
+        hides |= bool(np.isneginf(array).any())
+    return hides
 
 
 def _finite_mask(graph: ir.Graph, mask: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """Return the mask with finite numbers, and 1 for rows in which anything counts, 0 for the others."""
-    name, producer = mask.name, mask.producer()
+    """Return the mask with finite numbers, and 1 for rows in which anything counts, else 0."""
+    producer = mask.producer()
     assert producer is not None
+    name = mask.name
     lowest = add_initializer(graph, "lowest_score", np.asarray(_LOWEST))
-    finite = ir.node("Max", [mask, lowest], name=f"{name}_finite")
-    best = ir.node(
-        "ReduceMax",
-        [finite.outputs[0], add_initializer(graph, "last_axis", np.array([-1], np.int64))],
-        {"keepdims": 1},
-        name=f"{name}_best",
-    )
+    nodes: list[ir.Node] = []
+
+    def add(
+        op_type: str,
+        inputs: list[ir.Value],
+        tag: str,
+        attributes: Mapping[str, Any] | None = None,
+        dtype: ir.DataType = ir.DataType.FLOAT,
+    ) -> ir.Value:
+        node = ir.node(op_type, inputs, attributes, name=f"{name}_{tag}")
+        result = node.outputs[0]
+        result.name = f"{name}_{tag}"
+        result.type = ir.TensorType(dtype)
+        nodes.append(node)
+        return result
+
+    finite = add("Max", [mask, lowest], "finite")
     if graph.opset_imports.get("", 0) < 18:
-        best = ir.node(
-            "ReduceMax", [finite.outputs[0]], {"axes": [-1], "keepdims": 1}, name=f"{name}_best"
-        )
-    counts = ir.node("Greater", [best.outputs[0], lowest], name=f"{name}_counts")
-    keep = ir.node(
-        "Cast", [counts.outputs[0]], {"to": ir.DataType.FLOAT.value}, name=f"{name}_rows"
-    )
-    for node, tag, dtype in (
-        (finite, "finite", ir.DataType.FLOAT),
-        (best, "best", ir.DataType.FLOAT),
-        (counts, "counts", ir.DataType.BOOL),
-        (keep, "rows", ir.DataType.FLOAT),
-    ):
-        node.outputs[0].name, node.outputs[0].type = f"{name}_{tag}", ir.TensorType(dtype)
-    graph.insert_after(producer, [finite, best, counts, keep])
-    return finite.outputs[0], keep.outputs[0]
+        best = add("ReduceMax", [finite], "best", {"axes": [-1], "keepdims": 1})
+    else:
+        # From opset 18 on the axes are an input.
+        axes = add_initializer(graph, "last_axis", np.array([-1], np.int64))
+        best = add("ReduceMax", [finite, axes], "best", {"keepdims": 1})
+    counts = add("Greater", [best, lowest], "counts", dtype=ir.DataType.BOOL)
+    keep = add("Cast", [counts], "rows", {"to": ir.DataType.FLOAT.value})
+    graph.insert_after(producer, nodes)
+    return finite, keep

@@ -1,10 +1,12 @@
-"""What stands around a convolution becomes part of it: batch norm, scales and biases after it, zero padding before it.
+"""What stands around a convolution becomes part of it: batch norm, scales, biases, zero padding.
 
-Frameworks write these apart (a batch norm of its own, TensorFlow's BiasAdd and explicit Pad); between integer convolutions
-each would cost a way back to float.
+Frameworks write these apart (a batch norm of its own, TensorFlow's BiasAdd and explicit Pad);
+between integer convolutions each would cost a way back to float.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -16,27 +18,34 @@ from octavo.adapters.onnx.prepare.constants import (
     replace_input,
     take_over,
 )
+from octavo.adapters.onnx.prepare.patterns import (
+    float_of,
+    input_at,
+    int_of,
+    ints_of,
+    is_standard,
+    producer_at,
+    producer_of,
+    text_of,
+)
 
 
 def fold_batch_norm(node: ir.Node) -> bool:
-    """Fold a BatchNormalization into the Conv or ConvTranspose before it: y = (conv(x) - mean) * gamma / sqrt(var + eps) + beta."""
-    training = node.attributes.get("training_mode")
-    if (
-        len(node.inputs) < 5
-        or (training is not None and training.as_int())
-        or any(o.uses() for o in node.outputs[1:])
-    ):
+    """Fold a BatchNormalization into the Conv or ConvTranspose before it.
+
+    ``y = (conv(x) - mean) * gamma / sqrt(var + eps) + beta``.
+    """
+    if len(node.inputs) < 5 or int_of(node, "training_mode", 0):
+        return False
+    if any(output.uses() for output in node.outputs[1:]):
         return False
     scale, shift, mean, variance = (constant(v) for v in node.inputs[1:5])
-    if (
-        scale is None
-        or shift is None
-        or mean is None
-        or variance is None
-        or not np.isfinite(variance).all()
-    ):
+    if scale is None or shift is None or mean is None or variance is None:
         return False
-    epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
+    if not np.isfinite(variance).all():
+        return False
+    epsilon = float_of(node, "epsilon", 1e-5)
+    # In double precision: what is folded is rounded once, as the weight's own type.
     factor = scale.astype(np.float64) / np.sqrt(variance.astype(np.float64) + epsilon)
     return _absorb(node, node.inputs[0], factor, shift - mean * factor)
 
@@ -47,111 +56,154 @@ def fold_affine(node: ir.Node) -> bool:
     if index is None or len(node.inputs) != 2:
         return False
     held, x = constant(node.inputs[index]), node.inputs[1 - index]
-    source = x.producer() if x is not None else None
-    weight = source.inputs[1] if source is not None and len(source.inputs) > 1 else None
-    if held is None or weight is None or weight.shape is None or held.ndim > len(weight.shape):
+    source = producer_of(x)
+    weight = input_at(source, 1) if source is not None else None
+    if held is None or weight is None or weight.shape is None:
         return False
-    shape = (1,) * (len(weight.shape) - held.ndim) + held.shape
-    if any(n != 1 for axis, n in enumerate(shape) if axis != 1):
+    if not _is_per_channel(held.shape, len(weight.shape)):
         return False
     number = held.ravel().astype(np.float64)
-    return (
-        _absorb(node, x, number, np.zeros(1))
-        if node.op_type == "Mul"
-        else _absorb(node, x, np.ones(1), number)
-    )
+    if node.op_type == "Mul":
+        return _absorb(node, x, number, np.zeros(1))
+    return _absorb(node, x, np.ones(1), number)
+
+
+def _is_per_channel(shape: tuple[int, ...], rank: int) -> bool:
+    """True for an array that broadcasts over all axes of a result but the channels'."""
+    if len(shape) > rank:
+        return False
+    full = (1,) * (rank - len(shape)) + shape
+    return all(length == 1 for axis, length in enumerate(full) if axis != 1)
+
+
+@dataclass(frozen=True)
+class _Convolution:
+    """A convolution with constant parameters that one node alone reads."""
+
+    node: ir.Node
+    graph: ir.Graph
+    weight: np.ndarray
+    bias: np.ndarray
+
+    @property
+    def is_transposed(self) -> bool:
+        return self.node.op_type == "ConvTranspose"
+
+    @property
+    def groups(self) -> int:
+        return int_of(self.node, "group", 1)
+
+    @property
+    def channels(self) -> int:
+        """How many channels it writes."""
+        if self.is_transposed:
+            return int(self.weight.shape[1]) * self.groups
+        return int(self.weight.shape[0])
+
+    def scaled(self, factor: np.ndarray) -> np.ndarray:
+        """Return the weight with each output channel multiplied by its factor."""
+        weight = self.weight
+        ones = (1,) * (weight.ndim - 2)
+        if self.is_transposed:
+            # ConvTranspose weights are (inputs, outputs / groups, ...).
+            inputs, outputs = weight.shape[:2]
+            by_group = factor.reshape(self.groups, 1, -1)
+            by_input = np.repeat(by_group, inputs // self.groups, axis=1)
+            factors = by_input.reshape(inputs, outputs, *ones)
+        else:
+            factors = factor.reshape(-1, 1, *ones)
+        scaled: np.ndarray = weight * factors
+        return scaled
+
+
+def _sole_convolution(node: ir.Node, x: ir.Value | None) -> _Convolution | None:
+    """Return the convolution that writes ``x``, where ``node`` alone reads it."""
+    source, graph = producer_of(x), node.graph
+    if not is_standard(source, "Conv", "ConvTranspose") or not isinstance(graph, ir.Graph):
+        return None
+    middle = source.outputs[0]
+    if len(middle.uses()) != 1 or middle.is_graph_output() or source.graph is not graph:
+        return None
+    given = input_at(source, 2)
+    weight = constant(input_at(source, 1))
+    bias = constant(given) if given is not None else np.zeros((), np.float32)
+    if weight is None or bias is None:
+        return None
+    return _Convolution(source, graph, weight, bias)
 
 
 def _absorb(node: ir.Node, x: ir.Value | None, factor: np.ndarray, shift: np.ndarray) -> bool:
-    """Let a convolution whose only reader is ``node`` compute ``factor * conv(x) + shift``, one number per channel."""
-    source, graph = x.producer() if x is not None else None, node.graph
-    if (
-        source is None
-        or source.op_type not in ("Conv", "ConvTranspose")
-        or source.domain != ""
-        or not isinstance(graph, ir.Graph)
-    ):
+    """Let the convolution before ``node`` compute ``factor * conv(x) + shift`` by itself.
+
+    Args:
+        node: Reads ``x`` alone, and is removed.
+        x: What the convolution writes.
+        factor: One number, or one per channel.
+        shift: One number, or one per channel.
+    """
+    found = _sole_convolution(node, x)
+    if found is None:
         return False
-    middle = source.outputs[0]
-    if len(middle.uses()) != 1 or middle.is_graph_output() or source.graph is not graph:
-        return False
-    weight = constant(source.inputs[1]) if len(source.inputs) > 1 else None
-    has_bias = len(source.inputs) > 2 and source.inputs[2] is not None
-    bias = constant(source.inputs[2]) if has_bias else np.float32(0.0)
-    if (
-        weight is None
-        or bias is None
-        or not all(np.isfinite(a).all() for a in (factor, shift, weight, bias))
-    ):
+    if not all(np.isfinite(a).all() for a in (factor, shift, found.weight, found.bias)):
         return False  # what is not finite keeps its name
-    groups = source.attributes["group"].as_int() if "group" in source.attributes else 1
-    channels = weight.shape[0] if source.op_type == "Conv" else weight.shape[1] * groups
+    channels = found.channels
     if factor.size not in (1, channels) or shift.size not in (1, channels):
         return False
     factor = np.broadcast_to(factor, channels)
-    if source.op_type == "Conv":
-        folded = weight * factor.reshape(-1, *(1,) * (weight.ndim - 1))
-    else:  # ConvTranspose weights are (inputs, outputs / groups, ...)
-        per_group = np.repeat(
-            factor.reshape(groups, 1, -1), weight.shape[0] // groups, axis=1
-        ).reshape(weight.shape[0], weight.shape[1])
-        folded = weight * per_group.reshape(*weight.shape[:2], *(1,) * (weight.ndim - 2))
+    source, graph, dtype = found.node, found.graph, found.weight.dtype
     old = source.inputs[1]
     assert old is not None
     name = old.name or "weight"
     if np.any(factor != 1):
-        replace_input(
-            source, 1, add_initializer(graph, f"{name}_folded", folded.astype(weight.dtype))
-        )
-    moved = np.broadcast_to(bias, channels).astype(np.float64) * factor + shift
-    replace_input(
-        source, 2, add_initializer(graph, f"{name}_bias_folded", moved.astype(weight.dtype))
-    )
-    take_over(middle, node.outputs[0])
+        scaled = found.scaled(factor).astype(dtype)
+        replace_input(source, 1, add_initializer(graph, f"{name}_folded", scaled))
+    moved = np.broadcast_to(found.bias, channels).astype(np.float64) * factor + shift
+    bias = add_initializer(graph, f"{name}_bias_folded", moved.astype(dtype))
+    replace_input(source, 2, bias)
+    take_over(source.outputs[0], node.outputs[0])
     graph.remove(node, safe=True)
     return True
 
 
 def fold_pad(node: ir.Node) -> bool:
     """Let a Conv pad with zeros by itself where a Pad before it does."""
-    before = node.inputs[0].producer() if node.inputs[0] is not None else None
-    if (
-        before is None
-        or before.op_type != "Pad"
-        or before.domain != ""
-        or _text(before, "mode", "constant") != "constant"
-    ):
+    before = producer_at(node, 0)
+    if not is_standard(before, "Pad"):
         return False
-    pads, value = (
-        constant(before.inputs[1]),
-        constant(before.inputs[2]) if len(before.inputs) > 2 else None,
-    )
-    given = len(before.inputs) > 2 and before.inputs[2] is not None
-    if (
-        pads is None
-        or any(v is not None for v in before.inputs[3:])
-        or (given and (value is None or np.any(value != 0)))
-    ):
+    if text_of(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         return False
-    begin, end = (half.astype(int).tolist() for half in np.split(pads, 2))
-    if (
-        any(begin[:2] + end[:2])
-        or min(begin + end) < 0
-        or _text(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID")
-    ):
+    added = _spatial_padding(before)
+    if added is None:
         return False
-    own = (
-        list(node.attributes["pads"].as_ints())
-        if "pads" in node.attributes
-        else [0] * (2 * len(begin) - 4)
-    )
-    node.attributes["pads"] = ir.AttrInt64s(
-        "pads", [a + b for a, b in zip(own, begin[2:] + end[2:], strict=True)]
-    )
+    own = ints_of(node, "pads") or [0] * len(added)
+    total = [a + b for a, b in zip(own, added, strict=True)]
+    node.attributes["pads"] = ir.AttrInt64s("pads", total)
     node.attributes.pop("auto_pad", None)
     node.replace_input_with(0, before.inputs[0])
     return True
 
 
-def _text(node: ir.Node, name: str, default: str) -> str:
-    return node.attributes[name].as_string() if name in node.attributes else default
+def _spatial_padding(pad: ir.Node) -> list[int] | None:
+    """Return how many zeros a Pad puts before and behind each spatial axis.
+
+    None where it pads with anything else, at other axes, or cuts off.
+    """
+    if text_of(pad, "mode", "constant") != "constant" or not _pads_with_zeros(pad):
+        return None
+    pads = constant(pad.inputs[1])
+    if pads is None or any(v is not None for v in pad.inputs[3:]):
+        return None
+    first, last = (half.astype(int).tolist() for half in np.split(pads, 2))
+    # Batch and channels come first.
+    if any(first[:2]) or any(last[:2]) or min(first + last) < 0:
+        return None
+    spatial: list[int] = first[2:] + last[2:]
+    return spatial
+
+
+def _pads_with_zeros(pad: ir.Node) -> bool:
+    given = input_at(pad, 2)
+    if given is None:
+        return True
+    value = constant(given)
+    return value is not None and not np.any(value != 0)

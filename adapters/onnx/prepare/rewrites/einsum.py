@@ -1,13 +1,14 @@
-"""Einsum with a constant as transpositions, reshapes and one MatMul, so that its weight is one of a linear op.
+"""Einsum with a constant as transpositions, reshapes and one MatMul: a linear op like any other.
 
-``bsd,dhk->bshk``: letters of x that go on come first, those that are summed over last; the constant becomes a matrix with
-the summed letters as rows and its own as columns. ONNX Runtime carries Einsum out in the same way, so nothing is lost
-where it stays float.
+``bsd,dhk->bshk``: letters of x that go on come first, those that are summed over last; the constant
+becomes a matrix with the summed letters as rows and its own as columns. ONNX Runtime carries Einsum
+out in the same way, so nothing is lost where it stays float.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 
 import numpy as np
@@ -18,79 +19,122 @@ from octavo.adapters.onnx.prepare.scopes import owner
 
 from .layouts import Layouts, before, replace_with
 
+_KEPT = 0
+"""In the shape of a Reshape: the length that an axis has already."""
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """The letters of an activation, of a constant, and of their result, an ellipsis written out."""
+
+    x: Sequence[str]
+    weight: Sequence[str]
+    result: Sequence[str]
+
+    @property
+    def summed(self) -> list[str]:
+        """Letters of both that are summed over."""
+        return [n for n in self.x if n in self.weight and n not in self.result]
+
+    @property
+    def stacked(self) -> list[str]:
+        """Letters of both that go on: those of a stack of matrices."""
+        return [n for n in self.x if n in self.weight and n in self.result]
+
+    @property
+    def kept(self) -> list[str]:
+        """Letters of the activation alone: the rows of the result."""
+        return [n for n in self.x if n not in self.weight]
+
+    @property
+    def columns(self) -> list[str]:
+        """Letters of the constant alone."""
+        return [n for n in self.weight if n not in self.x]
+
+    def are_a_product(self) -> bool:
+        """True where a MatMul computes the result."""
+        for letters in (self.x, self.weight, self.result):
+            if len(set(letters)) != len(letters):
+                return False  # a diagonal
+        goes_on = {*self.stacked, *self.kept, *self.columns}
+        if not self.summed or goes_on != set(self.result):
+            return False  # no product, or a sum over one side alone
+        # A stack of matrices takes one axis of rows and one that is summed.
+        return not self.stacked or len(self.kept) == len(self.summed) == 1
+
 
 def product_from_einsum(node: ir.Node, layouts: Layouts) -> None:
-    """Write an Einsum of an activation and a constant as a product, where no letter counts both and goes on."""
+    """Write an Einsum of an activation and a constant as a product, where it is one."""
     if len(node.inputs) != 2 or "equation" not in node.attributes:
         return
     left, right = node.inputs
     if left is None or right is None or is_constant(left) == is_constant(right):
         return
-    terms = _terms(node.attributes["equation"].as_string(), left, right)
-    if terms is None:
+    letters = _letters(node.attributes["equation"].as_string(), left, right)
+    if letters is None:
         return
-    x, weight = (right, left) if is_constant(left) else (left, right)
-    of_x, of_w, result = (terms[1], terms[0], terms[2]) if is_constant(left) else terms
-    if any(len(set(term)) != len(term) for term in (of_x, of_w, result)):
-        return  # a diagonal
-    summed = [letter for letter in of_x if letter in of_w and letter not in result]
-    stacked = [letter for letter in of_x if letter in of_w and letter in result]
-    kept = [letter for letter in of_x if letter not in of_w]
-    columns = [letter for letter in of_w if letter not in of_x]
-    if not summed or set(kept) | set(columns) | set(stacked) != set(result):
-        return  # no product, or a sum over one side alone
-    if stacked and not len(kept) == len(summed) == 1:
-        return  # a stack of matrices takes one axis of rows and one that is summed
+    of_left, of_right, result = letters
+    if is_constant(left):
+        x, weight, terms = right, left, _Terms(of_right, of_left, result)
+    else:
+        x, weight, terms = left, right, _Terms(of_left, of_right, result)
+    if terms.are_a_product():
+        _write(node, x, weight, terms, layouts)
+
+
+def _write(node: ir.Node, x: ir.Value, weight: ir.Value, terms: _Terms, layouts: Layouts) -> None:
     assert weight.const_value is not None
-    sizes = dict(zip(of_w, weight.const_value.shape.numpy(), strict=True))
-    order = [of_w.index(letter) for letter in (*stacked, *summed, *columns)]
-    rows, width = prod(sizes[n] for n in summed), prod(sizes[n] for n in columns)
-    shape = [*(sizes[n] for n in stacked), rows, width]
+    stacked, kept, summed, columns = terms.stacked, terms.kept, terms.summed, terms.columns
+    sizes = dict(zip(terms.weight, weight.const_value.shape.numpy(), strict=True))
+    rows = prod(sizes[n] for n in summed)
+    order = [terms.weight.index(n) for n in (*stacked, *summed, *columns)]
+    shape = [*(sizes[n] for n in stacked), rows, prod(sizes[n] for n in columns)]
     tag = "rows_" + "".join(map(str, order)) + f"_{len(summed)}"
-    matrix = layouts.of(
-        node, weight, tag, lambda a: np.ascontiguousarray(a.transpose(order)).reshape(shape)
-    )
-    value = _turned(node, x, of_x, [*stacked, *kept, *summed], "in")
+
+    def as_matrices(array: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(array.transpose(order)).reshape(shape)
+
+    matrices = layouts.of(node, weight, tag, as_matrices)
+    value = _turned(node, x, terms.x, [*stacked, *kept, *summed], "in")
     if len(summed) > 1:
-        value = _reshaped(node, value, [*[0] * len(kept), rows], "rows")
-    value = before(node, "MatMul", [value, matrix], "product")
+        value = _reshaped(node, value, [*[_KEPT] * len(kept), rows], "rows")
+    value = before(node, "MatMul", [value, matrices], "product")
     if len(columns) != 1:
-        value = _reshaped(
-            node,
-            value,
-            [*[0] * (len(stacked) + len(kept)), *(sizes[n] for n in columns)],
-            "columns",
-        )
-    value = _turned(node, value, [*stacked, *kept, *columns], result, "out")
-    if value.producer() is None:
-        return
+        unchanged = [_KEPT] * (len(stacked) + len(kept))
+        value = _reshaped(node, value, [*unchanged, *(sizes[n] for n in columns)], "columns")
+    value = _turned(node, value, [*stacked, *kept, *columns], terms.result, "out")
     replace_with(node, value)
 
 
-def _terms(
+def _letters(
     equation: str, left: ir.Value, right: ir.Value
 ) -> tuple[list[str], list[str], list[str]] | None:
-    """Return the letters of both inputs and of the result, an ellipsis of known rank written out; None where that is unknown."""
+    """Return the letters of both inputs and of the result.
+
+    An ellipsis of known rank is written out; None where that is unknown.
+    """
     inputs, arrow, result = equation.replace(" ", "").partition("->")
     parts = inputs.split(",")
     if len(parts) != 2:
         return None
-    letters: list[list[str]] = []
+    written: list[list[str]] = []
     spread = ""
     for part, value in zip(parts, (left, right), strict=True):
         if value.shape is None:
             return None
-        missing = len(value.shape) - len(part.replace("...", ""))
         if "..." in part:
+            missing = len(value.shape) - len(part.replace("...", ""))
+            # Digits, which no equation has as letters.
             spread = "".join(chr(ord("0") + i) for i in range(missing))
             part = part.replace("...", spread)
         if len(part) != len(value.shape):
             return None
-        letters.append(list(part))
+        written.append(list(part))
     if not arrow:
+        # Without an arrow the result has the letters that occur once, in the alphabet's order.
         once = sorted(c for c in inputs if c.isalpha() and inputs.count(c) == 1)
         result = "..." * bool(spread) + "".join(once)
-    return letters[0], letters[1], list(result.replace("...", spread))
+    return written[0], written[1], list(result.replace("...", spread))
 
 
 def _turned(
@@ -98,11 +142,11 @@ def _turned(
 ) -> ir.Value:
     if list(has) == list(wants):
         return value
-    perm = [list(has).index(letter) for letter in wants]
+    perm = [has.index(letter) for letter in wants]
     return before(node, "Transpose", [value], f"turn_{tag}", {"perm": perm})
 
 
 def _reshaped(node: ir.Node, value: ir.Value, shape: Sequence[int], tag: str) -> ir.Value:
-    """Reshape; 0 stands for the length that an axis has already."""
-    held = add_initializer(owner(node), f"{node.name}_{tag}_shape", np.array(shape, np.int64))
+    wanted = np.array(shape, np.int64)
+    held = add_initializer(owner(node), f"{node.name}_{tag}_shape", wanted)
     return before(node, "Reshape", [value, held], tag)

@@ -1,4 +1,4 @@
-"""Pieces that rewrites of the float graph share: a node put before another, and constants made of constants."""
+"""Pieces that rewrites share: a node put before another, and constants made of constants."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ def before(
     tag: str,
     attributes: Mapping[str, Any] | None = None,
 ) -> ir.Value:
-    """Put a standard operator right before a node; return its result, of the type of its first input and of unknown shape."""
+    """Put a standard operator right before a node.
+
+    Returns:
+        Its result, of the type of its first input and of unknown shape.
+    """
     made = ir.node(op_type, list(inputs), dict(attributes or {}), name=f"{node.name}_{tag}")
     result = made.outputs[0]
     first = inputs[0]
@@ -43,7 +47,8 @@ def swap_last(rank: int) -> list[int]:
 class Layouts:
     """Constants in other layouts, each made once.
 
-    One whose source nobody reads any more takes over its name in the end, so that a weight is called what the model calls it.
+    One whose source nobody reads any more takes over its name in the end, so that a weight is
+    called what the model calls it.
     """
 
     def __init__(self) -> None:
@@ -55,13 +60,14 @@ class Layouts:
     ) -> ir.Value:
         """Return ``change(source)`` as an initializer, for a node to read."""
         key = (source, tag)
-        if key not in self._made:
+        made = self._made.get(key)
+        if made is None:
             array = constant(source)
             assert array is not None
             made = add_initializer(owner(node), f"{source.name}_{tag}", change(array))
             self._made[key] = made
             self.note(made, source)
-        return self._made[key]
+        return made
 
     def note(self, made: ir.Value, source: ir.Value) -> None:
         """Remember that a constant holds the numbers of another one."""

@@ -256,7 +256,7 @@ def test_sizes_follow_from_shapes_and_are_measured_where_these_are_unknown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A data-dependent shape (NonZero) cannot be known before a run."""
-    from octavo.adapters.onnx.observe import passes
+    from octavo.adapters.onnx.observe import parts
 
     nodes = [
         helper.make_node("Relu", ["x"], ["positive"], "relu"),
@@ -270,9 +270,9 @@ def test_sizes_follow_from_shapes_and_are_measured_where_these_are_unknown(
         models.build(nodes, {}, {"x": ["n", 4]}, {"y": ["k"]})
     )
     measured: list[list[str]] = []
-    build = passes.parts_session
+    build = parts.parts_session
     monkeypatch.setattr(
-        passes,
+        parts,
         "parts_session",
         lambda m, c, n, sizes=False: (
             measured.append(list(n)) if sizes else None,

@@ -13,7 +13,8 @@ import pytest
 from onnx import helper
 
 from octavo.adapters.onnx.candidate import OnnxCandidate
-from octavo.adapters.onnx.observe.prefix_reuse import Reuse, cuts
+from octavo.adapters.onnx.observe.cuts import cuts
+from octavo.adapters.onnx.observe.prefix_reuse import Reuse
 from octavo.adapters.onnx.session import OnnxSession
 from octavo.core.contract import recall
 from octavo.core.contract.plugins import PluginHost

@@ -1,0 +1,86 @@
+"""Places of a graph where few values pass: where it can be cut in two."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from octavo.adapters.onnx.prepare.patterns import name_of
+from octavo.adapters.onnx.prepare.scopes import has_bodies
+
+CUTS = 16
+"""Places at most."""
+
+NARROW = 4
+"""Values that may pass a place."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A place in the order of nodes.
+
+    Attributes:
+        at: Number of nodes before it.
+        passing: Names of the values that are computed before it and read after it.
+    """
+
+    at: int
+    passing: tuple[str, ...]
+
+
+def cuts(model: ir.Model) -> list[Cut]:
+    """Return up to :data:`CUTS` places where the fewest values pass, spread over the graph.
+
+    None for graphs with subgraphs.
+    """
+    nodes = list(model.graph)
+    names = {node.name for node in nodes}
+    if len(names) < len(nodes) or model.functions or any(has_bodies(node) for node in nodes):
+        return []
+    found = _narrow_places(nodes)
+    # The middle says how narrow a place must be: the ends may be narrower than any place between.
+    first, last = len(nodes) // 4, 3 * len(nodes) // 4
+    widths = [len(cut.passing) for cut in found if first <= cut.at <= last]
+    least = min(widths, default=0)
+    narrow = [cut for cut in found if len(cut.passing) <= least]
+    # Of each stretch the last: the further on, the more is recalled.
+    stretches = {cut.at * CUTS // len(nodes): cut for cut in narrow}
+    return list(stretches.values())
+
+
+def _narrow_places(nodes: Sequence[ir.Node]) -> list[Cut]:
+    """Return every place that few values pass, all of which can be inputs of a model."""
+    last_reads = _last_reads(nodes)
+    leaving: dict[int, list[ir.Value]] = {}
+    for value, index in last_reads.items():
+        leaving.setdefault(index, []).append(value)
+    alive: dict[ir.Value, None] = {}
+    found: list[Cut] = []
+    for index, node in enumerate(nodes[:-1]):
+        for value in node.outputs:
+            if last_reads[value] > index:
+                alive[value] = None
+        for value in leaving.get(index, ()):
+            alive.pop(value, None)
+        if 0 < len(alive) <= NARROW and all(_can_be_an_input(v) for v in alive):
+            found.append(Cut(index + 1, tuple(name_of(v) for v in alive)))
+    return found
+
+
+def _last_reads(nodes: Sequence[ir.Node]) -> dict[ir.Value, int]:
+    """Return value -> index of its last reader; the end for outputs, -1 where nobody reads it."""
+    place = {node: index for index, node in enumerate(nodes)}
+    found: dict[ir.Value, int] = {}
+    for node in nodes:
+        for value in node.outputs:
+            if value.is_graph_output():
+                found[value] = len(nodes)
+            else:
+                found[value] = max((place[user] for user, _ in value.uses()), default=-1)
+    return found
+
+
+def _can_be_an_input(value: ir.Value) -> bool:
+    return bool(value.name) and value.type is not None and not value.is_graph_output()

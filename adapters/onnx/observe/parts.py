@@ -1,0 +1,129 @@
+"""Values as extra outputs of the model, in parts that fit into memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+import onnxruntime as ort
+
+from octavo.adapters.onnx import OnnxConfig
+from octavo.adapters.onnx.prepare.patterns import name_of
+from octavo.adapters.onnx.run.compiling import compile_model
+from octavo.adapters.onnx.run.feeds import feeds
+from octavo.core.contract.adapter import Batch
+from octavo.core.values.calls import flat, named
+
+_BYTES_OF_AN_ELEMENT = 4
+"""Of float32, which a prepared model computes in."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some values, and a session that puts them out.
+
+    Attributes:
+        session: Of the whole model.
+        names: Of the values.
+    """
+
+    session: ort.InferenceSession
+    names: list[str]
+
+
+def make_parts(model: ir.Model, config: OnnxConfig, batch: Batch, names: list[str]) -> list[Part]:
+    """Return a session for each part of the values that fits into ``config.observe_megabytes``.
+
+    Sizes follow from the declared shapes and those of the first batch; where one is unknown, a run
+    of that batch measures it.
+    """
+    counts = _declared_sizes(model, batch, names)
+    unknown = [name for name in names if name not in counts]
+    if unknown:
+        counts |= _measured_sizes(model, config, batch, unknown)
+    bound = config.observe_megabytes * 2**20
+    parts: list[list[str]] = [[]]
+    held = 0
+    for name in names:
+        size = _BYTES_OF_AN_ELEMENT * counts[name]
+        if parts[-1] and held + size > bound:
+            parts.append([])
+            held = 0
+        parts[-1].append(name)
+        held += size
+    return [Part(parts_session(model, config, part), part) for part in parts]
+
+
+def parts_session(
+    model: ir.Model, config: OnnxConfig, names: Sequence[str], *, sizes: bool = False
+) -> ort.InferenceSession:
+    """Return a session that also puts out the named values, or their element counts."""
+    clone = model.clone()
+    values = {v.name: v for node in clone.graph for v in node.outputs}
+    present = {v.name for v in clone.graph.outputs}
+    for name in names:
+        if sizes:
+            clone.graph.outputs.append(_size_of(values[name], clone.graph))
+        elif name not in present:
+            clone.graph.outputs.append(values[name])
+    return compile_model(clone, config, lean=True).session
+
+
+def _size_of(value: ir.Value, graph: ir.Graph) -> ir.Value:
+    """Let a graph count the elements of a value."""
+    node = ir.node("Size", [value], name=f"{value.name}_size")
+    count = node.outputs[0]
+    count.name = f"{value.name}_size"
+    count.type = ir.TensorType(ir.DataType.INT64)
+    count.shape = ir.Shape([])
+    graph.append(node)
+    return count
+
+
+def _measured_sizes(
+    model: ir.Model, config: OnnxConfig, batch: Batch, names: Sequence[str]
+) -> dict[str, int]:
+    """Return value -> elements, as one run of a batch has them."""
+    session = parts_session(model, config, names, sizes=True)
+    given = feeds(session.get_inputs(), batch)
+    found = session.run([f"{name}_size" for name in names], given)
+    return dict(zip(names, map(int, found), strict=True))
+
+
+def _declared_sizes(model: ir.Model, batch: Batch, names: Sequence[str]) -> dict[str, int]:
+    """Return value -> elements, for those whose axes are numbers or axes of an input."""
+    axes = _axes_of_inputs(model, batch)
+    wanted = frozenset(names)
+    found: dict[str, int] = {}
+    for node in model.graph:
+        for value in node.outputs:
+            if value.name in wanted and value.shape is not None:
+                lengths = _lengths(value.shape, axes)
+                if lengths is not None:
+                    found[name_of(value)] = math.prod(lengths)
+    return found
+
+
+def _lengths(shape: ir.Shape, axes: dict[object, int]) -> list[int] | None:
+    found = []
+    for axis in shape:
+        length = axis if isinstance(axis, int) else axes.get(axis.value)
+        if length is None:
+            return None
+        found.append(length)
+    return found
+
+
+def _axes_of_inputs(model: ir.Model, batch: Batch) -> dict[object, int]:
+    """Return the lengths that a batch gives to the axes with names."""
+    order = tuple(name_of(v) for v in model.graph.inputs)
+    arrays = dict(named(flat(batch, order), order))
+    found: dict[object, int] = {}
+    for value in model.graph.inputs:
+        lengths = getattr(arrays.get(name_of(value)), "shape", ())
+        for axis, length in zip(value.shape or (), lengths, strict=False):
+            if isinstance(axis, ir.SymbolicDim) and axis.value is not None:
+                found[axis.value] = int(length)
+    return found

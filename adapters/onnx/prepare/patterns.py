@@ -1,0 +1,68 @@
+"""Small questions about nodes and values, of which patterns in a graph are made."""
+
+from __future__ import annotations
+
+from typing import TypeGuard
+
+import onnx_ir as ir
+
+
+def is_standard(node: ir.Node | None, *op_types: str) -> TypeGuard[ir.Node]:
+    """True for a node of the standard domain that is of one of these types."""
+    return node is not None and node.domain == "" and node.op_type in op_types
+
+
+def name_of(value: ir.Value) -> str:
+    """Return a value's name; empty where it has none."""
+    return value.name or ""
+
+
+def rank_of(value: ir.Value | None) -> int | None:
+    """Return how many axes a value has; None where that is unknown."""
+    if value is None or value.shape is None:
+        return None
+    return len(value.shape)
+
+
+def input_at(node: ir.Node, index: int) -> ir.Value | None:
+    """Return an input; None where it is left out, or the list of inputs is shorter."""
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
+def producer_of(value: ir.Value | None) -> ir.Node | None:
+    """Return the node that writes a value."""
+    return value.producer() if value is not None else None
+
+
+def producer_at(node: ir.Node, index: int) -> ir.Node | None:
+    """Return the node that writes an input."""
+    return producer_of(input_at(node, index))
+
+
+def only_use(value: ir.Value) -> tuple[ir.Node, int] | None:
+    """Return the only reader of a value and where it reads it; None for outputs of a graph."""
+    uses = tuple(value.uses())
+    if len(uses) != 1 or value.is_graph_output():
+        return None
+    user, index = uses[0]
+    return user, index
+
+
+def int_of(node: ir.Node, name: str, default: int) -> int:
+    """Return an attribute that is a whole number."""
+    return node.attributes[name].as_int() if name in node.attributes else default
+
+
+def float_of(node: ir.Node, name: str, default: float) -> float:
+    """Return an attribute that is a number."""
+    return node.attributes[name].as_float() if name in node.attributes else default
+
+
+def text_of(node: ir.Node, name: str, default: str) -> str:
+    """Return an attribute that is text."""
+    return node.attributes[name].as_string() if name in node.attributes else default
+
+
+def ints_of(node: ir.Node, name: str) -> list[int] | None:
+    """Return an attribute that is a list of whole numbers; None where it is not given."""
+    return list(node.attributes[name].as_ints()) if name in node.attributes else None
