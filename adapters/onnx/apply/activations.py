@@ -24,7 +24,9 @@ _Key = tuple[float, int, str]
 
 def codes_key(p: QuantParams) -> _Key:
     """Return scale, zero point and type of per-tensor parameters: what their codes mean."""
-    return float(np.asarray(p.scale)), int(np.asarray(p.zero_point)), p.spec.dtype
+    scale = float(np.asarray(p.scale))
+    zero_point = int(np.asarray(p.zero_point))
+    return scale, zero_point, p.spec.dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,8 @@ class CodesEditor(Editor):
 
     def current(self, name: str) -> ir.Value:
         """Return what now stands for a float value: the dequantized one where codes flow."""
-        return self.flowing[name].dequantized if name in self.flowing else self.values[name]
+        flowing = self.flowing.get(name)
+        return flowing.dequantized if flowing is not None else self.values[name]
 
     def let_flow(self, value: ir.Value, params: QuantParams) -> None:
         """Quantize a value for all who read it."""
@@ -111,17 +114,14 @@ class CodesEditor(Editor):
         name = value.name or "value"
         dtype = dtype_of(params.spec.dtype)
         domain = self.pair_domain(dtype)
-        scale = self.scalar("scale", float(np.asarray(params.scale)), ir.DataType.FLOAT)
-        zero = self.scalar("zero", int(np.asarray(params.zero_point)), dtype)
+        factor, offset, _ = codes_key(params)
+        scale = self.scalar("scale", factor, ir.DataType.FLOAT)
+        zero = self.scalar("zero", offset, dtype)
         suffix = ""
         if f"{name}_quantized" in self.values:
             suffix = f"_{len(self.at_edge) + len(self.flowing)}"
-        quantize = ir.node(
-            "QuantizeLinear",
-            [value, scale, zero],
-            domain=domain,
-            name=f"{name}_QuantizeLinear{suffix}",
-        )
+        named = f"{name}_QuantizeLinear{suffix}"
+        quantize = ir.node("QuantizeLinear", [value, scale, zero], domain=domain, name=named)
         codes = quantize.outputs[0]
         declare(codes, f"{name}_quantized{suffix}", dtype, value.shape)
         dequantize = dequantize_linear(

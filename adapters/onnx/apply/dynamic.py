@@ -8,7 +8,7 @@ import onnx_ir as ir
 from octavo.adapters.onnx.describe.site import Site
 from octavo.core.contract.adapter import OpParameters
 
-from .activations import CodesEditor
+from .activations import Codes, CodesEditor
 from .integer_products import PRODUCTS, write_integer_product
 from .nodes import Emitted
 from .packing import tensor, weight_tensors
@@ -26,38 +26,47 @@ def write_dynamic(e: CodesEditor, site: Site, params: OpParameters) -> Emitted:
 
 def _write_convolution(e: CodesEditor, site: Site, params: OpParameters) -> Emitted:
     """Write ``y = Cast(ConvInteger(x, w)) * (x_scale * w_scale) + bias``."""
-    assert params.weight is not None and site.op.weight is not None
     x = e.dynamic_activation(site)
-    weight = weight_tensors(params.weight)
-    name = site.op.weight.name
-    inputs: list[ir.Value | None] = [
-        x.codes,
-        e.shared(f"{name}_quantized", weight.codes),
-        x.zero_point,
-    ]
-    # The kernel takes one zero point, not one a channel; one of 0 is left out.
-    if not params.weight.params.spec.symmetric:
-        inputs.append(e.shared(f"{name}_zero", weight.zero_point))
-    product = ir.node("ConvInteger", inputs, dict(e.nodes[site.op.name].attributes))
+    product = _product(e, site, params, x)
     cast = ir.node("Cast", [product.outputs[0]], {"to": ir.DataType.FLOAT.value})
-    rank = len(site.op.weight.shape)
-    column = _per_channel(weight.scale.numpy(), rank)
-    scale = e.initializer(f"{name}_scale", tensor(column, ir.DataType.FLOAT, "scale"))
-    factor = ir.node("Mul", [x.scale, scale])
+    factor = ir.node("Mul", [x.scale, _weight_scale(e, site, params)])
     scaled = ir.node("Mul", [cast.outputs[0], factor.outputs[0]])
     nodes = [product, cast, factor, scaled]
     bias = e.bias(site, params)
     if bias is not None:
-        shift = e.float_bias(site, _per_channel(bias, rank))
+        shift = e.float_bias(site, _per_channel(bias, site))
         nodes.append(ir.node("Add", [scaled.outputs[0], shift]))
     e.replace(site, nodes, until=site.node)
     return Emitted(f"{site.op.name}_ConvInteger_0")
 
 
-def _per_channel(numbers: np.ndarray, rank: int) -> np.ndarray:
+def _product(e: CodesEditor, site: Site, params: OpParameters, x: Codes) -> ir.Node:
+    """Return the convolution of codes."""
+    assert params.weight is not None and site.op.weight is not None
+    weight = weight_tensors(params.weight)
+    name = site.op.weight.name
+    codes = e.shared(f"{name}_quantized", weight.codes)
+    inputs: list[ir.Value | None] = [x.codes, codes, x.zero_point]
+    # The kernel takes one zero point, not one a channel; one of 0 is left out.
+    if not params.weight.params.spec.symmetric:
+        inputs.append(e.shared(f"{name}_zero", weight.zero_point))
+    attributes = dict(e.nodes[site.op.name].attributes)
+    return ir.node("ConvInteger", inputs, attributes)
+
+
+def _weight_scale(e: CodesEditor, site: Site, params: OpParameters) -> ir.Value:
+    """Register a weight's scale, shaped as the convolution's result wants it."""
+    assert params.weight is not None and site.op.weight is not None
+    scale = weight_tensors(params.weight).scale.numpy()
+    held = tensor(_per_channel(scale, site), ir.DataType.FLOAT, "scale")
+    return e.initializer(f"{site.op.weight.name}_scale", held)
+
+
+def _per_channel(numbers: np.ndarray, site: Site) -> np.ndarray:
     """Shape numbers of one a channel so that they broadcast over (batch, channels, ...)."""
+    assert site.op.weight is not None
     numbers = np.asarray(numbers)
     if numbers.ndim == 0:
         return numbers
-    ones = (1,) * (rank - 2)
-    return numbers.reshape(-1, *ones)
+    spatial = len(site.op.weight.shape) - 2
+    return numbers.reshape(-1, *[1] * spatial)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -10,6 +10,7 @@ import onnx_ir as ir
 from octavo.adapters.onnx.describe.site import Site
 from octavo.adapters.onnx.describe.sites import Sites
 from octavo.adapters.onnx.prepare.constants import register
+from octavo.adapters.onnx.prepare.patterns import name_of
 from octavo.adapters.onnx.prepare.scopes import free_name, owner, scopes, walk
 from octavo.core.contract.adapter import OpParameters
 
@@ -39,15 +40,20 @@ class Editor:
         self.graph = self.model.graph
         self.sites = sites
         self.parameters = parameters
-        self.nodes: dict[str, ir.Node] = {n.name or "": n for n in walk(self.graph)}
+        self.nodes: dict[str, ir.Node] = {}
         self.values: dict[str, ir.Value] = {}
-        for node in self.nodes.values():
-            self.values.update((v.name or "", v) for v in node.outputs)
+        for node in walk(self.graph):
+            self.nodes[node.name or ""] = node
+            self._know(node.outputs)
         for scope in scopes(self.graph):
-            self.values.update((v.name or "", v) for v in scope.inputs)
-            self.values.update(scope.initializers)
+            self._know(scope.inputs)
+            self._know(scope.initializers.values())
         self._scalars: dict[tuple[str, ir.DataType, float | int], ir.Value] = {}
         self._weights: dict[tuple[int, str], ir.Value] = {}
+
+    def _know(self, values: Iterable[ir.Value]) -> None:
+        for value in values:
+            self.values[name_of(value)] = value
 
     def current(self, name: str) -> ir.Value:
         """Return what now stands for a float value."""
@@ -57,8 +63,9 @@ class Editor:
         """Return a scalar initializer, shared by all who need the same number."""
         key = (prefix, dtype, number)
         if key not in self._scalars:
+            name = f"{prefix}_{len(self._scalars)}"
             held = tensor(np.asarray(number), dtype, prefix)
-            self._scalars[key] = self.initializer(f"{prefix}_{len(self._scalars)}", held)
+            self._scalars[key] = self.initializer(name, held)
         return self._scalars[key]
 
     def initializer(self, name: str, held: ir.TensorProtocol) -> ir.Value:
@@ -83,7 +90,8 @@ class Editor:
 
     def float_bias(self, site: Site, bias: np.ndarray) -> ir.Value:
         """Register an op's bias in float32."""
-        return self.initializer(f"{site.op.name}_bias", tensor(bias, ir.DataType.FLOAT, "bias"))
+        held = tensor(bias, ir.DataType.FLOAT, "bias")
+        return self.initializer(f"{site.op.name}_bias", held)
 
     def bias(self, site: Site, params: OpParameters) -> np.ndarray | None:
         """Return the float bias of an op, a corrected one first."""
@@ -112,19 +120,23 @@ class Editor:
     def replace(self, site: Site, nodes: Sequence[ir.Node], *, until: ir.Node) -> None:
         """Put nodes in place of a site's up to ``until``; the last one's output takes over."""
         name = site.op.name
-        nodes[-1].name = name
-        for i, node in enumerate(nodes[:-1]):
+        *inner, result = nodes
+        for i, node in enumerate(inner):
             node.name = f"{name}_{node.op_type}_{i}"
-            node.outputs[0].name = f"{name}_{node.op_type}_{i}_output"
-        main, last = self.nodes[name], self.nodes[until.name or ""]
+            node.outputs[0].name = f"{node.name}_output"
+        result.name = name
+        main = self.nodes[name]
+        last = self.nodes[until.name or ""]
         owner(last).insert_after(last, list(nodes))
-        self.take_over(nodes[-1].outputs[0], last.outputs[0])
-        for node in dict.fromkeys((last, main)):
-            owner(node).remove(node, safe=True)
+        self.take_over(result.outputs[0], last.outputs[0])
+        # What lies behind goes first: it reads what lies before.
+        owner(last).remove(last, safe=True)
+        if main is not last:
+            owner(main).remove(main, safe=True)
 
     def take_over(self, result: ir.Value, old: ir.Value) -> None:
         """Let a value be used, named and put out where another one was."""
         declare_like(result, old)
         old.replace_all_uses_with(result, replace_graph_outputs=True)
         swap_names(result, old, "replaced")
-        self.values[result.name or ""] = result
+        self.values[name_of(result)] = result

@@ -48,8 +48,11 @@ class _Flow:
     @cached_property
     def _static(self) -> Sequence[tuple[Site, OpParameters]]:
         sites = self._editor.sites.sites
-        given = self._editor.parameters.items()
-        return [(sites[name], p) for name, p in given if p.scheme.mode == "static"]
+        found = []
+        for name, params in self._editor.parameters.items():
+            if params.scheme.mode == "static":
+                found.append((sites[name], params))
+        return found
 
     @cached_property
     def _wanted(self) -> Mapping[str, Sequence[QuantParams]]:
@@ -82,13 +85,14 @@ class _Flow:
         value = self._editor.values[name]
         if not wanted or value.is_graph_output():
             return False
-        if len({codes_key(p) for p in wanted}) > 1 or _is_put_out(value):
+        meanings = {codes_key(p) for p in wanted}
+        if len(meanings) > 1 or _is_put_out(value):
             return False
         return _leaves(value) <= len(wanted)
 
     def _let_flow(self, value: ir.Value, params: QuantParams) -> None:
         """Quantize a value for all who read it, and the values that carriers make of it."""
-        carriers = [user for user, index in value.uses() if index == 0 and carries(user)]
+        carriers = _carriers(value)
         self._editor.let_flow(value, params)
         for carrier in carriers:
             moved = carrier.outputs[0]
@@ -106,8 +110,12 @@ def _carried(value: ir.Value) -> ir.Value | None:
 
 def _moved(value: ir.Value) -> list[ir.Value]:
     """Return the values that carriers make of a value."""
-    uses = value.uses()
-    return [user.outputs[0] for user, index in uses if index == 0 and carries(user)]
+    return [carrier.outputs[0] for carrier in _carriers(value)]
+
+
+def _carriers(value: ir.Value) -> list[ir.Node]:
+    """Return the nodes that move a value and compute nothing."""
+    return [user for user, index in value.uses() if index == 0 and carries(user)]
 
 
 def _is_put_out(value: ir.Value) -> bool:
@@ -118,7 +126,8 @@ def _is_put_out(value: ir.Value) -> bool:
 def _leaves(value: ir.Value) -> int:
     """Count the ops that read a value, by themselves or through carriers."""
     moved = _moved(value)
-    return len(value.uses()) - len(moved) + sum(_leaves(inner) for inner in moved)
+    direct = len(value.uses()) - len(moved)
+    return direct + sum(_leaves(inner) for inner in moved)
 
 
 def _drop_clip(clip: ir.Node, params: QuantParams) -> None:
@@ -127,8 +136,10 @@ def _drop_clip(clip: ir.Node, params: QuantParams) -> None:
     qmin, qmax = integer_range(params.spec)
     low = scalar(input_at(clip, 1))
     high = scalar(input_at(clip, 2))
-    keeps_low = low is None or (qmin - zero) * scale >= low - scale / 2
-    keeps_high = high is None or (qmax - zero) * scale <= high + scale / 2
+    lowest = (qmin - zero) * scale
+    highest = (qmax - zero) * scale
+    keeps_low = low is None or lowest >= low - scale / 2
+    keeps_high = high is None or highest <= high + scale / 2
     value = clip.inputs[0]
     if keeps_low and keeps_high and value is not None:
         clip.outputs[0].replace_all_uses_with(value)

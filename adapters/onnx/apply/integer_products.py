@@ -22,7 +22,8 @@ def write_integer_product(e: CodesEditor, site: Site, params: OpParameters, x: C
     weight = weight_tensors(params.weight, transposed=is_transposed)
     name = site.op.weight.name
     # The kernel takes (features, outputs): "kn" tells these codes from those of a Gemm.
-    codes = e.shared(f"{name}kn_quantized" if is_transposed else f"{name}_quantized", weight.codes)
+    tag = "kn" if is_transposed else ""
+    codes = e.shared(f"{name}{tag}_quantized", weight.codes)
     scale = e.shared(f"{name}_scale", weight.scale)
     zero = e.shared(f"{name}_zero", weight.zero_point)
     inputs: list[ir.Value | None] = [x.codes, codes, x.scale, scale, x.zero_point, zero]

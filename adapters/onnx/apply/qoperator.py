@@ -97,7 +97,8 @@ def _write(graph: ir.Graph, node: ir.Node) -> bool:
             result = None
         made = _product(node, given, result)
     elif result is not None and node.op_type in _WRITERS:
-        made = _WRITERS[node.op_type](node, [g for g in given if g is not None], result)
+        write = _WRITERS[node.op_type]
+        made = write(node, [g for g in given if g is not None], result)
     else:
         made = None
     if made is None:
@@ -172,23 +173,34 @@ def _product(
         return None
     ends = result.pair() if result is not None else []
     if node.op_type == "Gemm":
-        bias = given[2] if len(given) > 2 else None
-        if len(given) > 2 and bias is None:
-            return None
-        # QGemm takes an int32 bias, and no scale where its result stays float.
-        inputs = [*a.triple(), *b.triple(), bias.codes if bias is not None else None, *ends]
-        kept = [node.attributes[k] for k in ("alpha", "transA", "transB") if k in node.attributes]
-        return ir.Node(MS, "QGemm", without_trailing_gaps(inputs), kept)
+        return _gemm(node, given, [*a.triple(), *b.triple()], ends)
     if ends:
         return ir.node("QLinearMatMul", [*a.triple(), *b.triple(), *ends])
     inputs = [a.codes, b.codes, a.scale, b.scale, a.zero, b.zero]
     return ir.node("MatMulIntegerToFloat", inputs, domain=MS)
 
 
-def _convolution(node: ir.Node, given: Sequence[_Operand], result: _Result) -> ir.Node | None:
-    inputs = [*given[0].triple(), *given[1].triple(), *result.pair()]
+_Inputs = Sequence[ir.Value | None]
+
+
+def _gemm(
+    node: ir.Node, given: Sequence[_Operand | None], factors: _Inputs, ends: _Inputs
+) -> ir.Node | None:
+    """Return QGemm; it takes an int32 bias, and no scale where its result stays float."""
+    bias = None
     if len(given) > 2:
-        inputs.append(given[2].codes)
+        if given[2] is None:
+            return None
+        bias = given[2].codes
+    inputs = without_trailing_gaps([*factors, bias, *ends])
+    kept = [node.attributes[k] for k in ("alpha", "transA", "transB") if k in node.attributes]
+    return ir.Node(MS, "QGemm", inputs, kept)
+
+
+def _convolution(node: ir.Node, given: Sequence[_Operand], result: _Result) -> ir.Node | None:
+    x, weight, *bias = given
+    inputs = [*x.triple(), *weight.triple(), *result.pair()]
+    inputs += [operand.codes for operand in bias]
     return ir.Node("", "QLinearConv", inputs, list(node.attributes.values()))
 
 

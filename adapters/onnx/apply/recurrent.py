@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from octavo.adapters.onnx.describe.site import Site
+from octavo.adapters.onnx.prepare.patterns import input_at
 from octavo.core.contract.adapter import OpParameters
 from octavo.core.numerics.tensor import QuantizedTensor
 
@@ -47,15 +48,16 @@ def write_dynamic_lstm(e: Editor, site: Site, params: OpParameters) -> Emitted:
     """
     assert params.weight is not None
     old = e.nodes[site.op.name]
-    quantized = [
-        e.shared_weight(held.name, _matrices(weight))
-        for held, weight in zip(site.op.weights, (params.weight, *params.further), strict=True)
-    ]
+    weights = (params.weight, *params.further)
+    quantized = []
+    for held, weight in zip(site.op.weights, weights, strict=True):
+        quantized.append(e.shared_weight(held.name, _matrices(weight)))
     (w, w_scale, w_zero), (r, r_scale, r_zero) = quantized
     # B, sequence_lens, initial_h, initial_c, P
-    rest = [*old.inputs[3:], *[None] * (8 - len(old.inputs))]
+    rest = [input_at(old, index) for index in range(3, 8)]
     inputs = [old.inputs[0], w, r, *rest, w_scale, w_zero, r_scale, r_zero]
-    attributes = {name: value for name, value in old.attributes.items() if name != "layout"}
+    attributes = dict(old.attributes)
+    attributes.pop("layout", None)  # steps first: the kernel knows no other
     written = len(old.outputs)
     node = ir.node("DynamicQuantizeLSTM", inputs, attributes, domain=MS, num_outputs=written)
     for before, after in zip(old.outputs[1:], node.outputs[1:], strict=True):

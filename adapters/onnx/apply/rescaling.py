@@ -109,7 +109,8 @@ class _Editor:
             self._replace(name, bias)
             return
         node = self.nodes[site.op.name]
-        held = add_initializer(self._graph, f"{site.op.name}_bias", bias.astype(np.float32))
+        gained = bias.astype(np.float32)
+        held = add_initializer(self._graph, f"{site.op.name}_bias", gained)
         self._gained[site.op.name] = held.name or ""
         if node.op_type == "Gemm":
             replace_input(node, 2, held)
@@ -142,7 +143,8 @@ class _Editor:
         assert change.carries <= {"scale"}
         shape = [1] * old.ndim
         shape[axis] = -1
-        self._replace(name, old / np.asarray(change.scale).reshape(shape))
+        divisor = np.asarray(change.scale).reshape(shape)
+        self._replace(name, old / divisor)
         if bias is not None:
             self._set_bias(site, change.apply(bias))
 
@@ -167,14 +169,15 @@ class _Editor:
         node = self.nodes[producer.op.name]
         self._change_parameter(node, 1, ChannelMap(change.scale))
         self._change_parameter(node, 2, change)
-        changed, members = node.outputs[0], set(group.members)
-        others = [(user, index) for user, index in changed.uses() if user.name not in members]
-        if others or changed.is_graph_output():
-            restored = self._steps.restored(changed, change)
-            for user, index in others:
-                user.replace_input_with(index, restored)
-            self._steps.place(changed)
-            self._steps.swap_output(changed, restored)
+        changed = node.outputs[0]
+        others = [use for use in changed.uses() if use.node.name not in group.members]
+        if not others and not changed.is_graph_output():
+            return
+        restored = self._steps.restored(changed, change)
+        for user, index in others:
+            user.replace_input_with(index, restored)
+        self._steps.place(changed)
+        self._steps.swap_output(changed, restored)
 
     def _change_parameter(self, norm: ir.Node, index: int, change: ChannelMap) -> None:
         """Change a norm's scale (input 1) or shift (input 2); one that others read is copied."""

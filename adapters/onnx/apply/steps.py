@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from octavo.adapters.onnx.describe.site import STEP
 from octavo.adapters.onnx.prepare.constants import add_initializer
+from octavo.adapters.onnx.prepare.patterns import name_of
 from octavo.adapters.onnx.prepare.scopes import free_name
 from octavo.core.numerics.channels import ChannelMap
 from octavo.core.values.graph import Group
@@ -21,9 +22,10 @@ class StepWriter:
 
     def __init__(self, graph: ir.Graph) -> None:
         self._graph = graph
-        self._taken = {node.name or "" for node in graph}
+        self._taken: set[str] = set()
         for node in graph:
-            self._taken.update(v.name or "" for v in node.outputs)
+            self._taken.add(node.name or "")
+            self._taken.update(map(name_of, node.outputs))
         self._made: list[ir.Node] = []
 
     def unique(self, name: str) -> str:
@@ -41,7 +43,8 @@ class StepWriter:
         if steps.factor is not None:
             y = self._step("Mul", [y, np.asarray(steps.factor)], value)
         if steps.left is not None and steps.right is not None:
-            y = self._rotated(y, np.asarray(steps.left), np.asarray(steps.right), value)
+            left, right = np.asarray(steps.left), np.asarray(steps.right)
+            y = self._rotated(y, left, right, value)
         return y
 
     def _rotated(
@@ -50,8 +53,9 @@ class StepWriter:
         """Multiply the channels by a Kronecker product: rows by ``left``, columns by ``right``."""
         blocks, width = len(left), len(right)
         shape = self._step("Shape", [y], None, ir.DataType.INT64)
-        rows = self._step("Reshape", [y, np.asarray([-1, width], np.int64)], None)
-        y = self._step("MatMul", [rows, right], None)
+        flat = np.asarray([-1, width], np.int64)
+        y = self._step("Reshape", [y, flat], None)
+        y = self._step("MatMul", [y, right], None)
         if blocks > 1:
             stacked = np.asarray([-1, blocks, width], np.int64)
             y = self._step("Reshape", [y, stacked], None)
@@ -76,8 +80,8 @@ class StepWriter:
     ) -> ir.Value:
         """Make a node, for :meth:`place`; its result has the shape of ``like``."""
         source = next(v for v in inputs if isinstance(v, ir.Value))
-        first_name = (source.name or "").split("/step/")[0]
-        name = self.unique(f"{first_name}/step/{op_type.lower()}")
+        changed, *_ = name_of(source).split("/step/")
+        name = self.unique(f"{changed}/step/{op_type.lower()}")
         read = []
         for i, given in enumerate(inputs):
             if not isinstance(given, ir.Value):

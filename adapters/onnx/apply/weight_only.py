@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from octavo.adapters.onnx.describe.site import Site
+from octavo.adapters.onnx.prepare.patterns import name_of
 from octavo.core.contract.adapter import OpParameters
 from octavo.core.errors import SchemeError
 from octavo.core.numerics.packing import pack as pack_codes
@@ -66,7 +67,8 @@ def _blocks(codes: np.ndarray, scales: np.ndarray, zero: np.ndarray, bits: int) 
     factors = tensor(scales, ir.DataType.FLOAT, "scale")
     if _is_default_zero(bits, zero):
         return _Blocks(packed, factors, None)
-    return _Blocks(packed, factors, tensor(pack_codes(zero, bits), ir.DataType.UINT8, "zero"))
+    zeros = tensor(pack_codes(zero, bits), ir.DataType.UINT8, "zero")
+    return _Blocks(packed, factors, zeros)
 
 
 def _is_default_zero(bits: int, zero: np.ndarray) -> bool:
@@ -117,35 +119,39 @@ def matmul_nbits(e: Editor, site: Site, params: OpParameters) -> ir.Node:
     A dynamic scheme is its accuracy level 4: activations in int8, block by block.
     """
     weight, held, block = _operands(site, params)
-    bits = weight.params.spec.bits
     features = held.shape[1 - held.channel_axis]
-
-    def pack() -> _Blocks:
-        codes, scales, zero = _unsigned(weight)
-        rows, blocks = scales.shape
-        padded = np.repeat(zero, block, axis=1)  # codes beyond the last feature stand for 0
-        padded[:, :features] = codes
-        return _blocks(padded.reshape(rows, blocks, block), scales, zero, bits)
-
-    packed: _Blocks = cached(weight, "nbits", pack)
+    packed: _Blocks = cached(weight, "nbits", lambda: _padded_blocks(weight, block, features))
+    bias = e.bias(site, params)
     inputs: list[ir.Value | None] = [
-        e.current(site.input_value(0).name or ""),
+        e.current(name_of(site.input_value(0))),
         e.shared(f"{held.name}_quantized", packed.codes),
         e.shared(f"{held.name}_scale", packed.scales),
+        _shared_zeros(e, held.name, packed),
+        None,  # g_idx, an order of the features; none here
+        e.float_bias(site, bias) if bias is not None else None,
     ]
-    bias = e.bias(site, params)
-    zeros = packed.zeros
-    inputs.append(e.shared(f"{held.name}_zero", zeros) if zeros is not None else None)
-    inputs.append(None)  # g_idx, an order of the features; none here
-    inputs.append(e.float_bias(site, bias) if bias is not None else None)
     attributes = {
         "K": features,
         "N": held.shape[held.channel_axis],
-        "bits": bits,
+        "bits": weight.params.spec.bits,
         "block_size": block,
         "accuracy_level": 4 if params.scheme.mode == "dynamic" else 0,
     }
     return ir.node("MatMulNBits", without_trailing_gaps(inputs), attributes, domain=MS)
+
+
+def _padded_blocks(weight: QuantizedTensor, block: int, features: int) -> _Blocks:
+    """Return a weight in whole blocks, the last of which may go beyond the features."""
+    codes, scales, zero = _unsigned(weight)
+    rows, blocks = scales.shape
+    padded = np.repeat(zero, block, axis=1)  # codes beyond the last feature stand for 0
+    padded[:, :features] = codes
+    stacked = padded.reshape(rows, blocks, block)
+    return _blocks(stacked, scales, zero, weight.params.spec.bits)
+
+
+def _shared_zeros(e: Editor, name: str, packed: _Blocks) -> ir.Value | None:
+    return e.shared(f"{name}_zero", packed.zeros) if packed.zeros is not None else None
 
 
 def gather_blocks(e: Editor, site: Site, params: OpParameters) -> ir.Node:
@@ -160,10 +166,9 @@ def gather_blocks(e: Editor, site: Site, params: OpParameters) -> ir.Node:
     assert ids is not None
     inputs = [
         e.shared(f"{held.name}_quantized", packed.codes),
-        e.values[ids.name or ""],
+        e.values[name_of(ids)],
         e.shared(f"{held.name}_scale", packed.scales),
+        _shared_zeros(e, held.name, packed),
     ]
-    if packed.zeros is not None:
-        inputs.append(e.shared(f"{held.name}_zero", packed.zeros))
     attributes = {"gather_axis": 0, "quantize_axis": 1, "block_size": block, "bits": bits}
-    return ir.node("GatherBlockQuantized", inputs, attributes, domain=MS)
+    return ir.node("GatherBlockQuantized", without_trailing_gaps(inputs), attributes, domain=MS)

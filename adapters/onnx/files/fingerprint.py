@@ -24,12 +24,13 @@ def digest(model: ir.Model) -> str:
 
 def _graph_pieces(graph: ir.Graph) -> Iterator[bytes | memoryview]:
     ends = (*graph.inputs, *graph.outputs)
-    yield canonical_json([[v.name, str(v.dtype), str(v.shape)] for v in ends]).encode()
+    declared = [[value.name, str(value.dtype), str(value.shape)] for value in ends]
+    yield canonical_json(declared).encode()
     for name, value in sorted(graph.initializers.items()):
         tensor = value.const_value
         if tensor is not None:
-            declared = [name, str(tensor.dtype), list(tensor.shape.numpy())]
-            yield canonical_json(declared).encode()
+            head = [name, str(tensor.dtype), list(tensor.shape.numpy())]
+            yield canonical_json(head).encode()
             yield content(tensor)
     for node in graph:
         yield from _node_pieces(node)
@@ -38,7 +39,8 @@ def _graph_pieces(graph: ir.Graph) -> Iterator[bytes | memoryview]:
 def _node_pieces(node: ir.Node) -> Iterator[bytes | memoryview]:
     inputs = [v.name if v is not None else "" for v in node.inputs]
     outputs = [v.name for v in node.outputs]
-    yield canonical_json([node.domain, node.op_type, node.name, inputs, outputs]).encode()
+    told = [node.domain, node.op_type, node.name, inputs, outputs]
+    yield canonical_json(told).encode()
     for name, attribute in sorted(node.attributes.items()):
         if attribute.type == ir.AttributeType.GRAPH:
             yield name.encode()

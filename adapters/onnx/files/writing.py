@@ -27,18 +27,20 @@ def write(model: ir.Model, path: Path) -> None:
     """Write a model of less than 2 GB as one file. The model is as before afterwards."""
     proto, held = skeleton(model)
     heads = _take_heads(proto.graph, held)
-    sizes = {name: len(head) + held[name].nbytes for name, head in heads.items()}
     rest_of_graph = proto.graph.SerializeToString(deterministic=True)
     total = len(rest_of_graph)
-    for size in sizes.values():
-        total += len(_field(_INITIALIZER, size)) + size
+    fields: dict[str, bytes] = {}
+    for name, head in heads.items():
+        size = len(head) + held[name].nbytes
+        fields[name] = _field(_INITIALIZER, size)
+        total += len(fields[name]) + size
     proto.ClearField("graph")
     with path.open("wb") as file:
         file.write(proto.SerializeToString(deterministic=True))
         file.write(_field(_GRAPH, total))
         file.write(rest_of_graph)
         for name, head in heads.items():
-            file.write(_field(_INITIALIZER, sizes[name]))
+            file.write(fields[name])
             file.write(head)
             file.write(content(held[name]))
 
@@ -53,7 +55,8 @@ def _take_heads(graph: onnx.GraphProto, held: dict[str, ir.TensorProtocol]) -> d
             continue
         head = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
         begun = head.SerializeToString(deterministic=True)
-        heads[tensor.name] = begun + _field(_RAW_DATA, held[tensor.name].nbytes)
+        size = held[tensor.name].nbytes
+        heads[tensor.name] = begun + _field(_RAW_DATA, size)
     del graph.initializer[:]
     graph.initializer.extend(small)
     return heads

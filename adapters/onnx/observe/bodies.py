@@ -58,9 +58,12 @@ class Region:
     @cached_property
     def fetched(self) -> list[str]:
         """Names of what a run of the body puts out: its outputs, and what is seen or needed."""
-        written = {v.name for node in self.graph for v in node.outputs}
-        inner = [*self.wanted, *(name_of(v) for v in self.needed)]
-        return list(dict.fromkeys((*self.outputs, *(n for n in inner if n in written))))
+        written = {value.name for node in self.graph for value in node.outputs}
+        found = dict.fromkeys(self.outputs)
+        for name in (*self.wanted, *map(name_of, self.needed)):
+            if name in written:
+                found[name] = None
+        return list(found)
 
 
 def find_region(graph: ir.Graph, values: Collection[str]) -> Region:
@@ -121,7 +124,7 @@ class Replay:
 
     def _loop(self, node: ir.Node, body: Region, known: Arrays) -> None:
         times, go_on, *states = (_array(value, known) for value in node.inputs)
-        names = [name_of(v) for v in body.graph.inputs]
+        names = _input_names(body)
         most = int(_first(times)) if times is not None else None
         going = go_on is None or _flag(go_on)
         for step in count():
@@ -138,12 +141,12 @@ class Replay:
     def _scan(self, node: ir.Node, body: Region, known: Arrays) -> None:
         given = [_array(value, known) for value in node.inputs]
         sequences = node.attributes["num_scan_inputs"].as_int()
-        states = given[: len(given) - sequences]
-        scanned = given[len(given) - sequences :]
+        first = len(given) - sequences
+        states, scanned = given[:first], given[first:]
         zeros = [0] * sequences
         axes = ints_of(node, "scan_input_axes") or zeros
         backwards = ints_of(node, "scan_input_directions") or zeros
-        names = [name_of(v) for v in body.graph.inputs]
+        names = _input_names(body)
         length = scanned[0].shape[axes[0]]
         for step in range(length):
             slices = []
@@ -151,7 +154,8 @@ class Replay:
                 place = length - 1 - step if is_backwards else step
                 slices.append(np.take(array, place, axis))
             fed = dict(zip(names, (*states, *slices), strict=True))
-            states = self._run(body, {**known, **fed})[: len(states)]
+            written = self._run(body, {**known, **fed})
+            states = written[: len(states)]
 
     def _run(self, region: Region, known: Arrays) -> list[Any]:
         """Run a body once; return its outputs."""
@@ -159,8 +163,8 @@ class Replay:
         session = self._session(region, known)
         given = {i.name: known[i.name] for i in session.get_inputs()}
         found = dict(zip(names, session.run(names, given), strict=True))
-        size = sum(array.nbytes for array in found.values() if isinstance(array, np.ndarray))
-        self.held = max(self.held, size)
+        arrays = [array for array in found.values() if isinstance(array, np.ndarray)]
+        self.held = max(self.held, sum(array.nbytes for array in arrays))
         everything = {**known, **found}
         for name in region.wanted:
             self._sink(name, everything[name])
@@ -178,8 +182,9 @@ class Replay:
         values = {v.name: v for node in graph for v in node.outputs}
         values.update((v.name, v) for v in graph.outputs)
         outputs = [values[name] for name in region.fetched]
-        inputs = list(dict.fromkeys((*graph.inputs, *captured(graph, graph.outputs))))
-        proto, held = part(self._model, list(graph), inputs, outputs)
+        inputs = dict.fromkeys(graph.inputs)
+        inputs.update(dict.fromkeys(captured(graph, graph.outputs)))
+        proto, held = part(self._model, list(graph), list(inputs), outputs)
         for declared in proto.graph.input:
             declared.CopyFrom(_declared(declared.name, known[declared.name]))
         for declared in proto.graph.output:
@@ -194,6 +199,10 @@ def _array(value: ir.Value | None, known: Arrays) -> Any:
     if value.is_initializer() and value.const_value is not None:
         return value.const_value.numpy()
     return known[name_of(value)]
+
+
+def _input_names(body: Region) -> list[str]:
+    return [name_of(value) for value in body.graph.inputs]
 
 
 def _first(array: Any) -> Any:

@@ -36,8 +36,9 @@ def cuts(model: ir.Model) -> list[Cut]:
     None for graphs with subgraphs.
     """
     nodes = list(model.graph)
-    names = {node.name for node in nodes}
-    if len(names) < len(nodes) or model.functions or any(has_bodies(node) for node in nodes):
+    # Nodes are told apart by their names.
+    are_named = len({node.name for node in nodes}) == len(nodes)
+    if not are_named or model.functions or any(has_bodies(node) for node in nodes):
         return []
     found = _narrow_places(nodes)
     # The middle says how narrow a place must be: the ends may be narrower than any place between.
@@ -64,8 +65,10 @@ def _narrow_places(nodes: Sequence[ir.Node]) -> list[Cut]:
                 alive[value] = None
         for value in leaving.get(index, ()):
             alive.pop(value, None)
-        if 0 < len(alive) <= NARROW and all(_can_be_an_input(v) for v in alive):
-            found.append(Cut(index + 1, tuple(name_of(v) for v in alive)))
+        is_narrow = 0 < len(alive) <= NARROW
+        if is_narrow and all(_can_be_an_input(value) for value in alive):
+            passing = tuple(name_of(value) for value in alive)
+            found.append(Cut(index + 1, passing))
     return found
 
 
@@ -75,10 +78,9 @@ def _last_reads(nodes: Sequence[ir.Node]) -> dict[ir.Value, int]:
     found: dict[ir.Value, int] = {}
     for node in nodes:
         for value in node.outputs:
-            if value.is_graph_output():
-                found[value] = len(nodes)
-            else:
-                found[value] = max((place[user] for user, _ in value.uses()), default=-1)
+            readers = [place[user] for user, _ in value.uses()]
+            is_output = value.is_graph_output()
+            found[value] = len(nodes) if is_output else max(readers, default=-1)
     return found
 
 

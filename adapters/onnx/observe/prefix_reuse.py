@@ -82,7 +82,8 @@ class Reuse:
             # A value whose declared shape is not the one it has is no input that the runtime takes:
             # such a cut is not used either.
             with contextlib.suppress(ModelError, *RUNTIME_ERRORS):
-                self._kept[cut.at] = bool(known) and self._repeats(cut, expected)
+                holds = bool(known) and self._repeats(cut, expected)
+                self._kept[cut.at] = holds
         return self._kept[cut.at]
 
     def _repeats(self, cut: Cut, expected: _Arrays) -> bool:
@@ -109,7 +110,8 @@ class Reuse:
             arrays = session.run(names, given)
             if not room.take(sum(array.nbytes for array in arrays)):
                 return [], ()
-            known.append({**given, **dict(zip(names, arrays, strict=True))})
+            at_cuts = dict(zip(names, arrays, strict=True))
+            known.append({**given, **at_cuts})
         # The outputs of the model as it is: one with more outputs may be fused otherwise.
         whole = compile_model(self._model, self._config).session
         first = feeds(whole.get_inputs(), self._batches[0])
@@ -120,7 +122,9 @@ class Reuse:
         clone = self._model.clone()
         present = {v.name for v in clone.graph.outputs}
         values = {v.name: v for node in clone.graph for v in node.outputs}
-        clone.graph.outputs.extend(values[name] for name in names if name not in present)
+        for name in names:
+            if name not in present:
+                clone.graph.outputs.append(values[name])
         return compile_model(clone, self._config).session
 
     def _run(self, session: ort.InferenceSession, cut: Cut) -> Iterator[_Arrays]:
@@ -162,7 +166,8 @@ def _signature(node: ir.Node) -> tuple[Any, ...]:
     settings = []
     for name, attribute in node.attributes.items():
         held = attribute.value
-        settings.append((name, id(held) if isinstance(held, ir.TensorProtocol) else held))
+        is_tensor = isinstance(held, ir.TensorProtocol)
+        settings.append((name, id(held) if is_tensor else held))
     return node.domain, node.op_type, inputs, outputs, tuple(sorted(settings))
 
 

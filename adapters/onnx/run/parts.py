@@ -29,23 +29,28 @@ def part(
         outputs: Values that are put out.
     """
     used = tensors_of(nodes)
-    used |= {v.name or "": v for v in outputs if v.is_initializer()}
+    used.update((v.name or "", v) for v in outputs if v.is_initializer())
     held = large_tensors(used.values())
     graph = onnx.GraphProto(name="part")
     graph.node.extend(serde.serialize_node(n) for n in nodes)
-    graph.input.extend(serde.serialize_value(v) for v in inputs)
-    graph.output.extend(serde.serialize_value(v) for v in outputs)
-    graph.value_info.extend(serde.serialize_value(v) for v in _declared_inside(nodes, outputs))
+    graph.input.extend(map(serde.serialize_value, inputs))
+    graph.output.extend(map(serde.serialize_value, outputs))
+    graph.value_info.extend(map(serde.serialize_value, _declared_inside(nodes, outputs)))
     for name, value in used.items():
-        tensor = value.const_value
-        assert tensor is not None
-        written = placeholder(tensor, name) if name in held else tensor
-        graph.initializer.append(serde.serialize_tensor(written))
-        graph.initializer[-1].name = name
+        graph.initializer.append(_tensor(value, name, is_left_out=name in held))
     proto = onnx.ModelProto(ir_version=model.ir_version, graph=graph)
     for domain, version in model.graph.opset_imports.items():
-        proto.opset_import.append(onnx.OperatorSetIdProto(domain=domain, version=version))
+        imported = onnx.OperatorSetIdProto(domain=domain, version=version)
+        proto.opset_import.append(imported)
     return proto, held
+
+
+def _tensor(value: ir.Value, name: str, *, is_left_out: bool) -> onnx.TensorProto:
+    tensor = value.const_value
+    assert tensor is not None
+    message = serde.serialize_tensor(placeholder(tensor, name) if is_left_out else tensor)
+    message.name = name
+    return message
 
 
 def _declared_inside(nodes: Sequence[ir.Node], outputs: Sequence[ir.Value]) -> list[ir.Value]:

@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from octavo.adapters.onnx.prepare.constants import add_initializer, is_constant
+from octavo.adapters.onnx.prepare.patterns import rank_of
 from octavo.adapters.onnx.prepare.scopes import owner
 
 from .layouts import Layouts, before, replace_with
@@ -84,26 +85,40 @@ def product_from_einsum(node: ir.Node, layouts: Layouts) -> None:
 
 def _write(node: ir.Node, x: ir.Value, weight: ir.Value, terms: _Terms, layouts: Layouts) -> None:
     assert weight.const_value is not None
-    stacked, kept, summed, columns = terms.stacked, terms.kept, terms.summed, terms.columns
+    stacked, kept = terms.stacked, terms.kept
+    summed, columns = terms.summed, terms.columns
     sizes = dict(zip(terms.weight, weight.const_value.shape.numpy(), strict=True))
-    rows = prod(sizes[n] for n in summed)
-    order = [terms.weight.index(n) for n in (*stacked, *summed, *columns)]
-    shape = [*(sizes[n] for n in stacked), rows, prod(sizes[n] for n in columns)]
-    tag = "rows_" + "".join(map(str, order)) + f"_{len(summed)}"
-
-    def as_matrices(array: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(array.transpose(order)).reshape(shape)
-
-    matrices = layouts.of(node, weight, tag, as_matrices)
+    matrices = _as_matrices(node, weight, terms, layouts)
     value = _turned(node, x, terms.x, [*stacked, *kept, *summed], "in")
     if len(summed) > 1:
-        value = _reshaped(node, value, [*[_KEPT] * len(kept), rows], "rows")
+        unchanged = [_KEPT] * len(kept)
+        rows = prod(sizes[n] for n in summed)
+        value = _reshaped(node, value, [*unchanged, rows], "rows")
     value = before(node, "MatMul", [value, matrices], "product")
     if len(columns) != 1:
         unchanged = [_KEPT] * (len(stacked) + len(kept))
-        value = _reshaped(node, value, [*unchanged, *(sizes[n] for n in columns)], "columns")
-    value = _turned(node, value, [*stacked, *kept, *columns], terms.result, "out")
-    replace_with(node, value)
+        lengths = [sizes[n] for n in columns]
+        value = _reshaped(node, value, unchanged + lengths, "columns")
+    written = [*stacked, *kept, *columns]
+    replace_with(node, _turned(node, value, written, terms.result, "out"))
+
+
+def _as_matrices(node: ir.Node, weight: ir.Value, terms: _Terms, layouts: Layouts) -> ir.Value:
+    """Return the constant with its summed letters as rows and its own as columns."""
+    stacked, summed, columns = terms.stacked, terms.summed, terms.columns
+    order = [terms.weight.index(n) for n in (*stacked, *summed, *columns)]
+    first_row = len(stacked)
+    first_column = first_row + len(summed)
+
+    def change(array: np.ndarray) -> np.ndarray:
+        turned = np.ascontiguousarray(array.transpose(order))
+        lengths = turned.shape
+        rows = prod(lengths[first_row:first_column])
+        width = prod(lengths[first_column:])
+        return turned.reshape(*lengths[:first_row], rows, width)
+
+    axes = "".join(map(str, order))
+    return layouts.of(node, weight, f"rows_{axes}_{len(summed)}", change)
 
 
 def _letters(
@@ -120,21 +135,26 @@ def _letters(
     written: list[list[str]] = []
     spread = ""
     for part, value in zip(parts, (left, right), strict=True):
-        if value.shape is None:
+        rank = rank_of(value)
+        if rank is None:
             return None
         if "..." in part:
-            missing = len(value.shape) - len(part.replace("...", ""))
+            missing = rank - len(part.replace("...", ""))
             # Digits, which no equation has as letters.
             spread = "".join(chr(ord("0") + i) for i in range(missing))
             part = part.replace("...", spread)
-        if len(part) != len(value.shape):
+        if len(part) != rank:
             return None
         written.append(list(part))
     if not arrow:
-        # Without an arrow the result has the letters that occur once, in the alphabet's order.
-        once = sorted(c for c in inputs if c.isalpha() and inputs.count(c) == 1)
-        result = "..." * bool(spread) + "".join(once)
+        result = _implied_result(inputs, spread)
     return written[0], written[1], list(result.replace("...", spread))
+
+
+def _implied_result(inputs: str, spread: str) -> str:
+    """Without an arrow the result has the letters that occur once, in the alphabet's order."""
+    once = [c for c in inputs if c.isalpha() and inputs.count(c) == 1]
+    return spread + "".join(sorted(once))
 
 
 def _turned(

@@ -24,10 +24,11 @@ def before(
     Returns:
         Its result, of the type of its first input and of unknown shape.
     """
-    made = ir.node(op_type, list(inputs), dict(attributes or {}), name=f"{node.name}_{tag}")
+    name = f"{node.name}_{tag}"
+    made = ir.node(op_type, list(inputs), dict(attributes or {}), name=name)
     result = made.outputs[0]
     first = inputs[0]
-    result.name = f"{node.name}_{tag}_output"
+    result.name = f"{name}_output"
     result.type = first.type if first is not None else None
     owner(node).insert_before(node, [made])
     return result
@@ -64,7 +65,8 @@ class Layouts:
         if made is None:
             array = constant(source)
             assert array is not None
-            made = add_initializer(owner(node), f"{source.name}_{tag}", change(array))
+            name = f"{source.name}_{tag}"
+            made = add_initializer(owner(node), name, change(array))
             self._made[key] = made
             self.note(made, source)
         return made

@@ -20,14 +20,15 @@ def pool_from_mean(node: ir.Node) -> None:
     image = _pooled_image(node, keeps_axes=keeps_axes)
     if image is None:
         return
-    pool = ir.node("GlobalAveragePool", [image], name=node.name)
-    new = [pool]
+    last = pool = ir.node("GlobalAveragePool", [image], name=node.name)
+    graph.insert_before(node, [pool])
     if not keeps_axes:
-        new.append(ir.node("Flatten", [pool.outputs[0]], name=f"{node.name}_flatten"))
-        pool.outputs[0].name = f"{node.outputs[0].name}_pooled"
-        pool.outputs[0].type = image.type
-    graph.insert_before(node, new)
-    take_over(new[-1].outputs[0], node.outputs[0])
+        pooled = pool.outputs[0]
+        pooled.name = f"{node.outputs[0].name}_pooled"
+        pooled.type = image.type
+        last = ir.node("Flatten", [pooled], name=f"{node.name}_flatten")
+        graph.insert_before(node, [last])
+    take_over(last.outputs[0], node.outputs[0])
     graph.remove(node, safe=True)
 
 

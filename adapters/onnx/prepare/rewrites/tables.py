@@ -30,22 +30,28 @@ def rows_of_table(node: ir.Node, layouts: Layouts) -> None:
     assert table.const_value is not None
     shape = tuple(int(n) for n in table.const_value.shape.numpy())
     axis = int_of(node, "axis", 0) % max(1, len(shape))
-    is_matrix = axis == 0 and len(shape) == 2
-    if len(shape) < 2 or is_matrix or 0 in shape:
+    is_matrix_of_rows = axis == 0 and len(shape) == 2
+    if len(shape) < 2 or is_matrix_of_rows or 0 in shape:
         return
     rest = [length for i, length in enumerate(shape) if i != axis]
     matrix = _matrix(node, table, axis, layouts)
     value = before(node, "Gather", [matrix, indices], "rows", {"axis": 0})
     if len(rest) > 1:
         # 0 stands for the length that an axis has already.
-        lengths = np.array([*[0] * rank, *rest], np.int64)
-        wanted = add_initializer(owner(node), f"{node.name}_shape", lengths)
+        lengths = [*[0] * rank, *rest]
+        wanted = add_initializer(owner(node), f"{node.name}_shape", np.array(lengths, np.int64))
         value = before(node, "Reshape", [value, wanted], "rest")
     if axis:
-        # The axes of the indices stand where the table's axis stood.
-        perm = [*range(rank, rank + axis), *range(rank), *range(rank + axis, rank + len(rest))]
-        value = before(node, "Transpose", [value], "in_place", {"perm": perm})
+        order = _indices_in_place(rank, axis, len(rest))
+        value = before(node, "Transpose", [value], "in_place", {"perm": order})
     replace_with(node, value)
+
+
+def _indices_in_place(rank: int, axis: int, rest: int) -> list[int]:
+    """Return the permutation that puts the axes of the indices where the table's axis stood."""
+    indices = list(range(rank))
+    others = list(range(rank, rank + rest))
+    return others[:axis] + indices + others[axis:]
 
 
 def _matrix(node: ir.Node, table: ir.Value, axis: int, layouts: Layouts) -> ir.Value:
