@@ -113,6 +113,7 @@ class OnnxCallable:
     def __reduce__(self) -> tuple[Any, ...]:
         # Tensors travel beside the graph, so that no size limit of protobuf applies.
         proto, held = skeleton(self.graph)
+        # Copies: what is mapped from a file is not there in another process.
         arrays = {name: np.array(tensor.numpy()) for name, tensor in held.items()}
         return _rebuild, (proto.SerializeToString(), arrays, self.config)
 
@@ -152,6 +153,7 @@ class OnnxCandidate(Candidate):
         Recipe and ledger travel in its metadata_props.
         """
         model = self._native.graph
+        # The graph that is saved is the one that runs: what the file says beside it goes again.
         kept = dict(model.metadata_props)
         lines = {op: line.to_row() for op, line in self.ledger.items()}
         model.metadata_props[RECIPE_KEY] = canonical_json(self.recipe.to_json())

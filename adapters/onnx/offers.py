@@ -121,9 +121,11 @@ def capability(config: OnnxConfig, types: Iterable[str] | None = None) -> Capabi
         config: Names the providers.
         types: Op types to establish; None for all that there are.
     """
-    wanted = None if types is None else frozenset(types)
-    kinds = [kind for kind in _candidates() if wanted is None or kind in wanted]
-    offers = {kind: _offers(ort.__version__, config.providers, kind) for kind in kinds}
+    wanted = frozenset(_candidates() if types is None else types)
+    offers = {}
+    for kind in _candidates():
+        if kind in wanted:
+            offers[kind] = _offers(ort.__version__, config.providers, kind)
     device = "cpu" if config.providers == ("CPUExecutionProvider",) else config.providers[0]
     versions = {"onnxruntime": ort.__version__, "onnx": onnx.__version__}
     return Capability("onnx", device, offers, frozenset(FEATURES.values()), versions)

@@ -51,17 +51,23 @@ def sample(kind: str) -> tuple[onnx.ModelProto, Mapping[str, np.ndarray]] | None
     for i, shape in enumerate(wanted.constants):
         numbers = random.normal(size=shape).astype(np.float32)
         held.append(numpy_helper.from_array(numbers, f"c{i}"))
-    names = ["x", *(tensor.name for tensor in held)]
-    element = TensorProto.FLOAT
     batch: np.ndarray = random.normal(size=wanted.shape).astype(np.float32)
+    names = ["x", *(tensor.name for tensor in held)]
     if wanted.operator == "Gather":
+        rows, _ = wanted.constants[0]
+        batch = random.integers(0, rows, wanted.shape)
         names = ["c0", "x"]
-        element = TensorProto.INT64
-        batch = random.integers(0, wanted.constants[0][0], wanted.shape)
+    return _model(wanted, names, held, batch), {"x": batch}
+
+
+def _model(
+    wanted: _Sample, names: list[str], held: list[onnx.TensorProto], batch: np.ndarray
+) -> onnx.ModelProto:
+    element = helper.np_dtype_to_tensor_dtype(batch.dtype)
     node = helper.make_node(wanted.operator, names, ["y"], "sample", **wanted.attributes)
     inputs = [helper.make_tensor_value_info("x", element, wanted.shape)]
     outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
     graph = helper.make_graph([node], "sample", inputs, outputs, held)
     imports = [helper.make_opsetid("", CONVERTED)]
-    model = helper.make_model(graph, opset_imports=imports, ir_version=IR_VERSION)
-    return model, {"x": batch}
+    made: onnx.ModelProto = helper.make_model(graph, opset_imports=imports, ir_version=IR_VERSION)
+    return made

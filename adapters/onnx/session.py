@@ -55,6 +55,7 @@ class OnnxSession(Session):
     ) -> None:
         self.config = config
         self._source = source
+        # The source stays as it was given: the reference runs it, and the fingerprint is its.
         self._prepared = prepared if prepared is not None else prepare(source.clone())
         self._sites = find_sites(self._prepared.graph)
         self._observed: Observed | None = None
@@ -80,8 +81,11 @@ class OnnxSession(Session):
 
     def capability(self) -> Capability:
         """Return what ONNX Runtime's integer kernels carry out, established on one-op models."""
-        ops = (site.op for site in self._sites.sites.values())
-        return capability(self.config, frozenset(op.type for op in ops if not op.out_of_reach))
+        types = set()
+        for site in self._sites.sites.values():
+            if not site.op.out_of_reach:
+                types.add(site.op.type)
+        return capability(self.config, types)
 
     def observe(self, batches: Iterable[Batch], values: Iterable[str], sink: Sink) -> int:
         """Run the float model over the batches; intermediate values become extra outputs."""
@@ -99,6 +103,7 @@ class OnnxSession(Session):
     def apply(self, recipe: Recipe, parameters: Mapping[str, OpParameters]) -> OnnxCandidate:
         """Carry a recipe out and read in the optimized graph what became of each op."""
         candidate = self.draft(recipe, parameters)
+        # Reading the lines compiles the model now.
         candidate.ledger = dict(candidate.ledger)
         return candidate
 
@@ -108,14 +113,20 @@ class OnnxSession(Session):
         ONNX Runtime is given the model when it is run or its ledger is read.
         """
         self._check_parameters(parameters)
-        quantized = {name: p for name, p in parameters.items() if not p.scheme.is_float}
+        quantized: dict[str, OpParameters] = {}
+        static: list[str] = []
+        for name, given in parameters.items():
+            if given.scheme.mode == "static":
+                static.append(name)
+            if not given.scheme.is_float:
+                quantized[name] = given
         model, emitted = emit(self._prepared, self._sites, quantized)
         paired: Mapping[str, str] = {}
         if self.config.form == "qoperator":
-            static = [name for name, p in parameters.items() if p.scheme.mode == "static"]
             paired = to_operators(model, [emitted[name].node for name in static])
         decided = Decided(self._sites.sites, parameters, emitted, paired)
         ledger = ExecutedLedger(model, self.config, decided)
+        # One session for both: the one whose optimized graph the ledger reads runs the candidate.
         native = OnnxCallable(model, self.config, lambda: ledger.compiled)
         return OnnxCandidate(native, recipe, ledger)
 
@@ -137,6 +148,7 @@ class OnnxSession(Session):
 
     def runner(self, batches: Sequence[Batch]) -> Reuse:
         """Return what starts each candidate at the last narrow place before its first change."""
+        # Written as candidates are, so that what no recipe touches is the same node in both.
         unchanged, _ = emit(self._prepared, self._sites, {})
         return Reuse(unchanged, self.config, batches)
 

@@ -117,6 +117,7 @@ class CodesEditor(Editor):
         factor, offset, _ = codes_key(params)
         scale = self.scalar("scale", factor, ir.DataType.FLOAT)
         zero = self.scalar("zero", offset, dtype)
+        # A value with a pair of another type already gets a second one under another name.
         suffix = ""
         if f"{name}_quantized" in self.values:
             suffix = f"_{len(self.at_edge) + len(self.flowing)}"

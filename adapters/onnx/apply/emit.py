@@ -48,6 +48,7 @@ def emit(
     emitted: dict[str, Emitted] = {}
     for name, given in parameters.items():
         emitted[name] = _write(editor, islands, sites.sites[name], given)
+    # Which islands touch is known once all are written.
     islands.join()
     return finish(editor, emitted), emitted
 

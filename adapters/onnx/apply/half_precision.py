@@ -46,6 +46,7 @@ class Islands:
         self._write_weight(site, params)
         before = e.nodes[site.before_activation.name or ""]
         self._write_bias(site, params, main, before)
+        # A Clip has limits in float32, and stays behind the island.
         last = e.nodes[site.last.name or ""] if site.activation == "relu" else before
         for node in (main, before, last):
             node.outputs[0].type = ir.TensorType(dtype)

@@ -29,6 +29,7 @@ _DTYPES = {
 
 def cached(weight: QuantizedTensor, key: object, make: Callable[[], Any]) -> Any:
     """Return ``make()``, computed once for this object and key."""
+    # Held weakly: what was packed goes with the quantized tensor.
     store = _packed.setdefault(weight, {})
     if key not in store:
         store[key] = make()
@@ -48,7 +49,8 @@ def dtype_of(name: str) -> ir.DataType:
 
 def tensor(array: Any, dtype: ir.DataType, name: str) -> ir.TensorProtocol:
     """Return an array as an ONNX tensor of ``dtype``."""
-    return ir.Tensor(np.asarray(array).astype(dtype.numpy(), order="C"), dtype=dtype, name=name)
+    held = np.asarray(array).astype(dtype.numpy(), order="C")
+    return ir.Tensor(held, dtype=dtype, name=name)
 
 
 class WeightTensors(NamedTuple):
@@ -100,21 +102,27 @@ def bias_tensors(
     and its codes are rounded again.
     """
     exact = bias.astype(np.float64)
+    weight = _with_room(weight, exact, x_scale)
     w_scale = np.asarray(weight.params.scale, np.float64)
-    needed = np.abs(exact) / (_BIAS_LIMIT * x_scale)
-    if w_scale.ndim == 0:
-        needed = needed.max(initial=0.0)
-    if np.any(needed > w_scale):
-        enlarged = np.maximum(w_scale, needed).astype(np.float32)
-        key = ("enlarged", x_scale, bias.tobytes())
-        original = weight
-        weight = cached(original, key, lambda: _enlarge(original, enlarged))
-        w_scale = np.asarray(weight.params.scale, np.float64)
     scale = (w_scale * x_scale).astype(np.float32)
     # Divided by the scale as it is stored, in float32, not by the one that it was rounded from.
     codes = np.rint(exact / scale.astype(np.float64))
     held = tensor(codes, ir.DataType.INT32, "bias")
     return held, tensor(scale, ir.DataType.FLOAT, "bias_scale"), weight
+
+
+def _with_room(weight: QuantizedTensor, bias: np.ndarray, x_scale: float) -> QuantizedTensor:
+    """Return a weight whose scales are large enough for a bias."""
+    scale = np.asarray(weight.params.scale, np.float64)
+    needed = np.abs(bias) / (_BIAS_LIMIT * x_scale)
+    if scale.ndim == 0:
+        needed = needed.max(initial=0.0)
+    if not np.any(needed > scale):
+        return weight
+    enlarged = np.maximum(scale, needed).astype(np.float32)
+    key = ("enlarged", x_scale, bias.tobytes())
+    found: QuantizedTensor = cached(weight, key, lambda: _enlarge(weight, enlarged))
+    return found
 
 
 def _enlarge(weight: QuantizedTensor, scale: np.ndarray) -> QuantizedTensor:
@@ -124,8 +132,9 @@ def _enlarge(weight: QuantizedTensor, scale: np.ndarray) -> QuantizedTensor:
     shape = [1] * codes.ndim
     if axis is not None:
         shape[axis] = -1
-    ratio = (np.asarray(old.scale, np.float64) / scale).reshape(shape)
+    ratio = np.asarray(old.scale, np.float64) / scale
     zero = np.asarray(old.zero_point).reshape(shape)
-    rounded = np.rint((codes.astype(np.float64) - zero) * ratio) + zero
+    steps = codes.astype(np.float64) - zero
+    rounded = np.rint(steps * ratio.reshape(shape)) + zero
     params = QuantParams(scale, old.zero_point, old.spec, axis)
     return QuantizedTensor(rounded.astype(codes.dtype), params, weight.extra)

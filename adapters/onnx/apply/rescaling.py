@@ -140,6 +140,7 @@ class _Editor:
             if moved is not None:
                 self._set_bias(site, moved)
             return
+        # Groups with convolutions take factors alone.
         assert change.carries <= {"scale"}
         shape = [1] * old.ndim
         shape[axis] = -1

@@ -80,6 +80,7 @@ class StepWriter:
     ) -> ir.Value:
         """Make a node, for :meth:`place`; its result has the shape of ``like``."""
         source = next(v for v in inputs if isinstance(v, ir.Value))
+        # A step behind a step is named after the value that both change.
         changed, *_ = name_of(source).split("/step/")
         name = self.unique(f"{changed}/step/{op_type.lower()}")
         read = []

@@ -74,6 +74,7 @@ def _needed(graph: ir.Graph) -> list[ir.Node]:
     """Return the nodes whose values reach an output, in execution order."""
     needed = []
     wanted: set[ir.Value] = set(graph.outputs)
+    # Backwards: who reads a value is met before the node that writes it.
     for node in reversed(graph):
         if wanted.intersection(node.outputs):
             needed.append(node)

@@ -52,6 +52,7 @@ def _rescalable(sites: Mapping[str, Site]) -> Iterator[Group]:
         is_norm = site.node.op_type in NORMS
         if not is_norm and site.op.type not in FREE_PRODUCERS:
             continue
+        # Whoever is no linear op goes on reading the value as it was.
         readers = _linear_readers(site, by_node)
         if not readers:
             continue

@@ -75,10 +75,9 @@ def _carrier(node: ir.Node) -> Site | None:
 def _plain(node: ir.Node, fused: set[ir.Node]) -> Site | None:
     """Describe an op whose inputs are activations, most of them elementwise."""
     kind = _PLAIN.get(node.op_type)
-    read = [(i, v) for i, v in enumerate(node.inputs) if v is not None and not is_constant(v)]
-    if kind is None or not read or is_non_float(node.outputs[0]):
+    acts = _activations(node)
+    if kind is None or not acts or is_non_float(node.outputs[0]):
         return None
-    acts = tuple(i for i, _ in read)
     if node.op_type in ("LSTM", "GRU", "RNN"):
         return _recurrent(node, kind, acts)
     if in_pairs(node):
@@ -90,6 +89,15 @@ def _plain(node: ir.Node, fused: set[ir.Node]) -> Site | None:
     why = "" if len(acts) == 2 else "one side is a constant"
     last, activation = fuse_activation(node, fused)
     return Draft(node, kind, acts, last, activation=activation, why=why).site()
+
+
+def _activations(node: ir.Node) -> tuple[int, ...]:
+    """Return the indices of the inputs that are no constants."""
+    found = []
+    for index, value in enumerate(node.inputs):
+        if value is not None and not is_constant(value):
+            found.append(index)
+    return tuple(found)
 
 
 def _recurrent(node: ir.Node, kind: str, acts: tuple[int, ...]) -> Site:
@@ -109,6 +117,7 @@ def _convolution(node: ir.Node, fused: set[ir.Node]) -> Site:
     is_transposed = node.op_type == "ConvTranspose"
     kind = "conv_transpose" if is_transposed else "conv"
     if not is_constant(node.inputs[1]):
+        # A weight that is dequantized is no constant, and yet known.
         stored = in_pairs(node, (1,))
         why = IN_PAIRS if stored else "its weight is computed at run time"
         return Draft(node, kind, (0,), why=why).site()

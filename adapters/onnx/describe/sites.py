@@ -53,6 +53,7 @@ def find_sites(graph: ir.Graph) -> Sites:
     fused: set[ir.Node] = set()
     integers: set[str] = set()
     for node in walk(graph):
+        # In execution order what is fused comes after the node that took it in.
         if node in fused or STEP in node.meta:
             continue
         site = recognize(node, fused)

@@ -127,6 +127,7 @@ class _Walk:
             return None
         site = self.by_last.get(node)
         if site is not None and site.op.type == self.kind and _can_write(site):
+            # The stream begins here: what this op reads is none of its values.
             self.stream.writers.append(site)
             return []
         if site is not None and _is_sum(site):

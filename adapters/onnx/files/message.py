@@ -19,6 +19,7 @@ def skeleton(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.TensorProto
     initializers = model.graph.initializers
     held = large_tensors(initializers.values())
     try:
+        # The model itself is changed for a while: a clone would take its time for every candidate.
         for name, tensor in held.items():
             initializers[name].const_value = placeholder(tensor, name)
         return ir.to_proto(model), held
@@ -39,6 +40,7 @@ def large_tensors(initializers: Iterable[ir.Value]) -> dict[str, ir.TensorProtoc
     found: dict[str, ir.TensorProtocol] = {}
     for value in initializers:
         tensor = value.const_value
+        # ONNX Runtime drops what nobody reads, and would then miss what was lent for it.
         if tensor is None or not value.uses():
             continue
         if tensor.nbytes >= _LEFT_OUT_FROM and _is_lendable(tensor.dtype):

@@ -104,4 +104,5 @@ class ExecutedLedger(Mapping[str, Applied]):
         return len(self._decided.sites)
 
     def __reduce__(self) -> tuple[Any, ...]:
+        # Sessions do not travel; the lines do.
         return dict, (dict(self),)

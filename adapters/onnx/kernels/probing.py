@@ -96,7 +96,8 @@ class Probe:
             given[f"x{i}"] = rng.normal(size=shape).astype(np.float32)
         if kind == "embedding":
             given = {"ids": np.arange(0, 40, 3)}
-        (expected,) = compile_model(model, config).session.run(None, given)
+        session = compile_model(model, config).session
+        (expected,) = session.run(None, given)
         return cls(kind, config, model, find_sites(model.graph), given, expected)
 
     def ask(self, scheme: OpScheme) -> Offer | None:
@@ -108,6 +109,7 @@ class Probe:
         providers = self.config.providers
         narrowed = partial(saturates, providers) if is_signed_product(scheme) else None
         is_narrow = narrowed is not None and bool(narrowed())
+        # Where products saturate the offer is for weights of seven bits, and so is the probe.
         parameters = self._parameters(scheme, is_narrow=is_narrow)
         model, emitted = emit(self.model, self.sites, {"probe": parameters})
         ran = self._run(model, scheme)
@@ -232,7 +234,11 @@ def _round(model: ir.Model, name: str, spec: QuantSpec, axis: int) -> QuantizedT
         return QuantizedTensor(array.astype(HALVES[spec.dtype].numpy()), plain)
     matrix = to_matrix(array, axis)
     low, high = ranges(matrix, spec)
-    params = affine_params(low, high, spec, None if spec.granularity == "tensor" else 0)
-    codes = from_matrix(quantize(matrix, params), tuple(held.shape.numpy()), axis)
+    # In a matrix a row is a channel; in the weight the channels lie along its own axis.
+    row_axis = None if spec.granularity == "tensor" else 0
+    params = affine_params(low, high, spec, row_axis)
+    codes = from_matrix(quantize(matrix, params), array.shape, axis)
     codes = codes.astype(np.uint8 if spec.dtype.startswith("u") else np.int8)
-    return QuantizedTensor(codes, params if params.axis is None else replace(params, axis=axis))
+    if params.axis is not None:
+        params = replace(params, axis=axis)
+    return QuantizedTensor(codes, params)

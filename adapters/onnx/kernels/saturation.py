@@ -68,6 +68,8 @@ def saturates(providers: tuple[str, ...]) -> str:
     if providers != ("CPUExecutionProvider",):
         return ""
     rows, features, outputs = 8, 64, 32
+    # The largest bytes that there are: the sum of two of their products, 64,770, does not fit 16
+    # bits.
     x = np.full((rows, features), 255, np.uint8)
     w = np.full((features, outputs), 127, np.int8)
     options = ort.SessionOptions()

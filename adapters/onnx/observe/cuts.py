@@ -29,6 +29,11 @@ class Cut:
     at: int
     passing: tuple[str, ...]
 
+    @property
+    def width(self) -> int:
+        """How many values pass."""
+        return len(self.passing)
+
 
 def cuts(model: ir.Model) -> list[Cut]:
     """Return up to :data:`CUTS` places where the fewest values pass, spread over the graph.
@@ -42,12 +47,15 @@ def cuts(model: ir.Model) -> list[Cut]:
         return []
     found = _narrow_places(nodes)
     # The middle says how narrow a place must be: the ends may be narrower than any place between.
-    first, last = len(nodes) // 4, 3 * len(nodes) // 4
-    widths = [len(cut.passing) for cut in found if first <= cut.at <= last]
-    least = min(widths, default=0)
-    narrow = [cut for cut in found if len(cut.passing) <= least]
-    # Of each stretch the last: the further on, the more is recalled.
-    stretches = {cut.at * CUTS // len(nodes): cut for cut in narrow}
+    first = len(nodes) // 4
+    last = 3 * len(nodes) // 4
+    middle = [cut for cut in found if first <= cut.at <= last]
+    least = min((cut.width for cut in middle), default=0)
+    stretches: dict[int, Cut] = {}
+    for cut in found:
+        if cut.width <= least:
+            # Of each stretch the last: the further on, the more is recalled.
+            stretches[cut.at * CUTS // len(nodes)] = cut
     return list(stretches.values())
 
 

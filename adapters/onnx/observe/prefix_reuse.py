@@ -19,6 +19,7 @@ import onnxruntime as ort
 
 from octavo.adapters.onnx import OnnxConfig
 from octavo.adapters.onnx.candidate import OnnxCandidate
+from octavo.adapters.onnx.prepare.scopes import captured
 from octavo.adapters.onnx.run.compiling import RUNTIME_ERRORS, compile_model, compile_proto
 from octavo.adapters.onnx.run.feeds import feeds
 from octavo.adapters.onnx.run.parts import part
@@ -57,6 +58,7 @@ class Reuse:
         assert isinstance(candidate, OnnxCandidate)
         graph = candidate.native.graph
         first = self.first_changed(graph)
+        # The last cut that can be used recalls most.
         for cut in reversed(self.cuts):
             if cut.at > first or not self._holds(cut):
                 continue
@@ -140,19 +142,15 @@ class Reuse:
         """
         before = {name for name, _ in self._nodes[: cut.at]}
         nodes = [node for node in model.graph if node.name not in before]
-        written = {value for node in nodes for value in node.outputs}
-        read: dict[ir.Value, None] = {}
-        for node in nodes:
-            for value in node.inputs:
-                if value is not None and value not in written and not value.is_initializer():
-                    read[value] = None
+        read = captured(nodes)
         passing = {*cut.passing, *(v.name for v in model.graph.inputs)}
         if any(value.name not in passing for value in read):
             return None
         outputs = model.graph.outputs
+        written = {value for node in nodes for value in node.outputs}
         if any(value not in written for value in outputs):
             return None
-        proto, held = part(model, nodes, list(read), outputs)
+        proto, held = part(model, nodes, read, outputs)
         return compile_proto(proto, held, self._config).session
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 import onnx_ir as ir
 
-from .patterns import producer_at, producer_of
+from .patterns import input_at, producer_at, producer_of
 from .scopes import walk
 
 ALREADY = "already quantized"
@@ -83,8 +83,10 @@ def in_pairs(node: ir.Node, weight: Iterable[int] = ()) -> bool:
         weight: Indices of the inputs that its weight may stand at; none for an operator without
             one.
     """
-    places = [node.inputs[i] for i in weight if i < len(node.inputs)]
-    return any(_is_stored(value) for value in places) or _stands_between(node)
+    for index in weight:
+        if _is_stored(input_at(node, index)):
+            return True
+    return _stands_between(node)
 
 
 def _is_stored(value: ir.Value | None) -> bool:
@@ -133,16 +135,31 @@ def describe(graph: ir.Graph) -> str:
     done: dict[str, Counter[str]] = {}
     left: Counter[str] = Counter()
     for node in walk(graph):
-        if node.op_type in _MEANS:
-            forms = done.setdefault(_MEANS[node.op_type], Counter())
-            forms[_integer_form(node)] += 1
-        elif node.op_type in _WEIGHTED and node.domain in ("", "com.microsoft"):
-            places = [node.inputs[i] for i in _WEIGHTED[node.op_type] if i < len(node.inputs)]
-            if any(_is_stored(value) for value in places):
-                done.setdefault(node.op_type, Counter())[_pair_form(places)] += 1
-            elif any(_is_float_weight(value) for value in places):
-                left[node.op_type] += 1
+        kind, form = _form(node)
+        if form:
+            forms = done.setdefault(kind, Counter())
+            forms[form] += 1
+        elif kind:
+            left[kind] += 1
     return _told(done, left) if done else _told_of_pairs(graph)
+
+
+def _form(node: ir.Node) -> tuple[str, str]:
+    """Return the float operator that a node stands for, and how it is quantized.
+
+    The form is empty where its weight is float; both are where it has none.
+    """
+    kind = node.op_type
+    if kind in _MEANS:
+        return _MEANS[kind], _integer_form(node)
+    if kind not in _WEIGHTED or node.domain not in ("", "com.microsoft"):
+        return "", ""
+    places = [input_at(node, index) for index in _WEIGHTED[kind]]
+    if any(_is_stored(value) for value in places):
+        return kind, _pair_form(places)
+    if any(_is_float_weight(value) for value in places):
+        return kind, ""
+    return "", ""
 
 
 def _told(done: Mapping[str, Counter[str]], left: Counter[str]) -> str:

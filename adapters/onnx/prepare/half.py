@@ -84,6 +84,7 @@ def _declare_float(value: ir.Value) -> None:
 
 def _widen_attributes(node: ir.Node) -> None:
     for key, attribute in list(node.attributes.items()):
+        # Constants in attributes (ConstantOfShape), and the types that Cast and others name.
         if attribute.type == ir.AttributeType.TENSOR:
             tensor = attribute.as_tensor()
             if tensor.dtype in _HALVES:

@@ -40,6 +40,7 @@ def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 def mend(proto: onnx.ModelProto) -> None:
     """Bring a model into the common form, in place."""
     for graph in graphs(proto.graph):
+        # onnx.checker refuses a graph without a name.
         graph.name = graph.name or "graph"
         _dense(graph)
         _declared_once(graph)

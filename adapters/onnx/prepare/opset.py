@@ -63,6 +63,7 @@ def _relabel(model: ir.Model, version: int) -> None:
                 f"or does not exist, at opset {NEWEST}, which the runtime executes; "
                 f"export the model with opset {NEWEST} or older"
             )
+        # A node may name the opset that it was written for.
         if node.version is not None:
             node.version = None
     model.opset_imports[""] = NEWEST

@@ -55,11 +55,13 @@ def prepare(model: ir.Model) -> ir.Model:
 
     Shapes are inferred.
     """
+    # Constants become initializers whatever their size: all rewrites look for weights there.
     lift = passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)
     model = lift(model).model
     widen(model)
     layouts = Layouts()
     _fold(model.graph, layouts)
+    # The rewrites ask for ranks and lengths.
     model = infer_shapes(model)
     graph = model.graph
     _rewrite(graph)
@@ -71,6 +73,7 @@ def prepare(model: ir.Model) -> ir.Model:
     model = passes.RemoveUnusedNodesPass()(model).model
     lift_initializers(graph)
     drop_unused_initializers(graph)
+    # Names are free once what nobody reads is gone.
     layouts.name(graph)
     for node in walk(graph):
         # Exporters leave stack traces on every node: up to 1 % of a model, and paths of the
@@ -108,13 +111,17 @@ def _bring_into_form(graph: ir.Graph, layouts: Layouts) -> bool:
     Returns:
         Whether anything changed.
     """
-    before = [(node, *node.inputs) for node in walk(graph)]
+    before = _nodes_and_inputs(graph)
     for forms in _FORMS:
         for node in list(walk(graph)):
             rewrite = forms.get(node.op_type) if node.domain == "" else None
             if rewrite is not None and not any(dequantized(v) for v in node.inputs):
                 rewrite(node, layouts)
-    return before != [(node, *node.inputs) for node in walk(graph)]
+    return _nodes_and_inputs(graph) != before
+
+
+def _nodes_and_inputs(graph: ir.Graph) -> list[tuple[ir.Node | ir.Value | None, ...]]:
+    return [(node, *node.inputs) for node in walk(graph)]
 
 
 def infer_shapes(model: ir.Model) -> ir.Model:

@@ -146,34 +146,36 @@ def captured(nodes: Iterable[ir.Node], put_out: Iterable[ir.Value] = ()) -> tupl
         nodes: In execution order.
         put_out: Values that are put out after them; read too.
     """
-    written: set[ir.Value] = set()
-    read: dict[ir.Value, None] = {}
-    _note_reads(nodes, put_out, written, read)
-    return tuple(value for value in read if value not in written)
+    met = _Met()
+    met.meet(nodes, put_out)
+    return tuple(value for value in met.read if value not in met.written)
 
 
-def _note_reads(
-    nodes: Iterable[ir.Node],
-    put_out: Iterable[ir.Value],
-    written: set[ir.Value],
-    read: dict[ir.Value, None],
-) -> None:
-    for node in nodes:
-        for value in node.inputs:
-            if value is not None and not _is_tensor(value):
-                read[value] = None
-        for _, body in bodies(node):
-            written.update(body.inputs)
-            written.update(body.initializers.values())
-            _note_reads(body, body.outputs, written, read)
-        written.update(node.outputs)
-    for value in put_out:
-        if not _is_tensor(value):
-            read[value] = None
+class _Met:
+    """The values that nodes read and write, in the order in which they are met."""
 
+    def __init__(self) -> None:
+        self.written: set[ir.Value] = set()
+        self.read: dict[ir.Value, None] = {}
 
-def _is_tensor(value: ir.Value) -> bool:
-    return value.is_initializer() and not value.is_graph_input()
+    def meet(self, nodes: Iterable[ir.Node], put_out: Iterable[ir.Value]) -> None:
+        for node in nodes:
+            for value in node.inputs:
+                self._meet_read(value)
+            for _, body in bodies(node):
+                self.written.update(body.inputs)
+                self.written.update(body.initializers.values())
+                self.meet(body, body.outputs)
+            self.written.update(node.outputs)
+        for value in put_out:
+            self._meet_read(value)
+
+    def _meet_read(self, value: ir.Value | None) -> None:
+        if value is None:
+            return
+        # An initializer that an input can override is no constant.
+        if value.is_graph_input() or not value.is_initializer():
+            self.read[value] = None
 
 
 def tensors_of(nodes: Iterable[ir.Node]) -> dict[str, ir.Value]:

@@ -169,6 +169,7 @@ def _settle(model: ir.Model, objection: str) -> ir.Model:
     model = inline(model)
     if (model.ir_version or 0) < _LISTED_BEFORE:
         model = passes.RemoveInitializersFromInputsPass()(model).model
+    # From here on nodes are walked in execution order.
     model.graph.sort()
     pinned = pin(model)
     if objection:

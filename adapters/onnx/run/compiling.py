@@ -103,7 +103,10 @@ def compile_proto(
         session = _session(proto, options, config)
         _borrowed[session] = lent
         graph = onnx.load(optimized, load_external_data=False).graph
-    return Compiled(session, tuple(node for scope in graphs(graph) for node in scope.node))
+    nodes: list[onnx.NodeProto] = []
+    for scope in graphs(graph):
+        nodes.extend(scope.node)
+    return Compiled(session, nodes)
 
 
 def _check_providers(config: OnnxConfig) -> None:
@@ -120,6 +123,7 @@ def _options(config: OnnxConfig, *, lean: bool) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is raised, and need not be printed as well
     options.enable_cpu_mem_arena = not lean
+    # 0 leaves the number to the runtime.
     options.intra_op_num_threads = config.threads or 0
     spinning = "1" if config.spinning else "0"
     options.add_session_config_entry("session.disable_prepacking", "1" if lean else "0")

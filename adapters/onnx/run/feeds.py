@@ -38,21 +38,26 @@ def feeds(inputs: Sequence[Any], batch: Batch | Any) -> dict[str, np.ndarray]:
         DataError: Expected against got.
     """
     expected = {i.name: i for i in inputs}
-    if isinstance(batch, Mapping | tuple | list | Call):
-        call = tuple(batch) if isinstance(batch, list) else batch
-        batch = flat(call, tuple(expected))
-    if isinstance(batch, Mapping):
-        given = _by_name(batch, expected)
-    else:
-        rows = batch if isinstance(batch, tuple | list) else (batch,)
-        given = _in_order(rows, expected)
-    missing = [n for n in expected if n not in given]
-    if missing:
-        got = ", ".join(given) or "nothing"
-        raise DataError(
-            f"the batch lacks input {missing[0]!r}: expected {_listed(expected)}, got {got}"
-        )
+    given = _named(batch, expected)
+    for name in expected:
+        if name not in given:
+            got = ", ".join(given) or "nothing"
+            raise DataError(
+                f"the batch lacks input {name!r}: expected {_listed(expected)}, got {got}"
+            )
     return {name: _checked(expected[name], value) for name, value in given.items()}
+
+
+def _named(batch: Batch | Any, expected: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a batch holds by the names of the inputs, whichever way it is written."""
+    if isinstance(batch, list):
+        batch = tuple(batch)
+    if isinstance(batch, Mapping | tuple | Call):
+        batch = flat(batch, tuple(expected))
+    if isinstance(batch, Mapping):
+        return _by_name(batch, expected)
+    rows = batch if isinstance(batch, tuple | list) else (batch,)
+    return _in_order(rows, expected)
 
 
 def _by_name(batch: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,9 +85,12 @@ def _listed(expected: Mapping[str, Any]) -> str:
 
 def _checked(info: Any, value: Any) -> np.ndarray:
     """Return a value as an array of an input's type; one of another shape is refused."""
-    array = value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
+    if hasattr(value, "detach"):
+        value = value.detach().cpu().numpy()  # a tensor of PyTorch
+    array = np.asarray(value)
     wanted = _NUMPY.get(info.type)
     if wanted is not None and array.dtype != wanted:
+        # float64 is taken for float32, and int32 for int64; a float for an integer is not.
         if not np.can_cast(array.dtype, wanted, "same_kind"):
             raise DataError(f"input {info.name!r} takes {info.type}, got {array.dtype}; convert it")
         array = array.astype(wanted)

@@ -22,6 +22,7 @@ _OPAQUE = {
 
 def lend(tensor: ir.TensorProtocol) -> ort.OrtValue:
     """Return a tensor as the runtime takes it, over the same memory; made once for each tensor."""
+    # By tensor: candidates share the tensors of the float model, and so what is lent of them.
     found = _lent.get(tensor)
     if found is None:
         found = _ort_value(tensor)

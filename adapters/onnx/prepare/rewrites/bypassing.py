@@ -26,6 +26,7 @@ def bypass_dropout(node: ir.Node) -> None:
     source, result = node.inputs[0], node.outputs[0]
     if source is None or result.is_graph_output() or _may_train(node):
         return
+    # Who reads the mask needs the node.
     if not any(output.uses() for output in node.outputs[1:]):
         result.replace_all_uses_with(source)
 

@@ -78,5 +78,6 @@ class Layouts:
     def name(self, graph: ir.Graph) -> None:
         """Give what took the place of a constant its name."""
         for made, name in self._sources.items():
+            # As long as somebody reads the source, it keeps its name.
             if made.name in graph.initializers and name not in graph.initializers:
                 made.name = name

@@ -78,7 +78,8 @@ class _Addend:
         assert held is not None
         if self.beta == 1 and held.size == columns:
             return
-        row = np.broadcast_to(held.reshape(-1), (columns,)) * np.asarray(self.beta, held.dtype)
+        factor = np.asarray(self.beta, held.dtype)
+        row = np.broadcast_to(held.reshape(-1), (columns,)) * factor
         name = f"{self.value.name}_row"
         made = add_initializer(owner(self.gemm), name, np.ascontiguousarray(row))
         replace_input(self.gemm, 2, made)
@@ -155,17 +156,22 @@ def matrix_on_the_right(node: ir.Node, layouts: Layouts) -> None:
     is_on_the_left = is_constant(left)
     x, held = (right, left) if is_on_the_left else (left, right)
     rank = rank_of(x)
-    shape = held.const_value.shape.numpy() if held.const_value is not None else ()
+    assert held.const_value is not None
+    shape = held.const_value.shape.numpy()
     if rank is None or len(shape) < 2:
         return
-    is_stack_of_one = len(shape) > 2 and all(length == 1 for length in shape[:-2])
+    *stack, _, _ = shape
     # With fewer axes in x than in the stack, the result has more axes than x.
-    if is_stack_of_one and rank >= len(shape):
-        shape = tuple(shape[-2:])
-        held = layouts.of(node, held, "matrix", lambda array: array.reshape(array.shape[-2:]))
+    if stack and rank >= len(shape) and set(stack) == {1}:
+        held = layouts.of(node, held, "matrix", _without_stack)
         node.replace_input_with(0 if is_on_the_left else 1, held)
-    if is_on_the_left and len(shape) == 2:
+        stack = []
+    if is_on_the_left and not stack:
         _from_the_left(node, held, x, layouts)
+
+
+def _without_stack(array: np.ndarray) -> np.ndarray:
+    return array.reshape(array.shape[-2:])
 
 
 def _from_the_left(node: ir.Node, held: ir.Value, x: ir.Value, layouts: Layouts) -> None:
