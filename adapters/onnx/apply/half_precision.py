@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from octavo.adapters.onnx.describe.site import Site
 from octavo.adapters.onnx.prepare.constants import replace_input
-from octavo.adapters.onnx.prepare.patterns import producer_at
+from octavo.adapters.onnx.prepare.patterns import name_of, producer_at
 from octavo.adapters.onnx.prepare.scopes import owner
 from octavo.core.contract.adapter import OpParameters
 
@@ -37,11 +37,12 @@ class Islands:
     def write(self, site: Site, params: OpParameters) -> Emitted:
         """Turn an op, with its bias and a fused ReLU, into an island of its own."""
         assert params.weight is not None
-        e, half = self._editor, params.weight.params.spec.dtype
+        half = params.weight.params.spec.dtype
         dtype = HALVES[half]
+        e = self._editor
         main = e.nodes[site.op.name]
         for position, index in enumerate(site.inputs):
-            name = site.input_value(position).name or ""
+            name = name_of(site.input_value(position))
             main.replace_input_with(index, self._narrowed(name, dtype))
         self._write_weight(site, params)
         before = e.nodes[site.before_activation.name or ""]
@@ -55,9 +56,12 @@ class Islands:
 
     def _write_weight(self, site: Site, params: OpParameters) -> None:
         weight, e = params.weight, self._editor
-        assert weight is not None and site.op.weight is not None and site.weight is not None
+        assert weight is not None
+        assert site.op.weight is not None
+        assert site.weight is not None
         half = weight.params.spec.dtype
-        held = cached(weight, "half", lambda: tensor(weight.codes, HALVES[half], "weight"))
+        dtype = HALVES[half]
+        held = cached(weight, "half", lambda: tensor(weight.codes, dtype, "weight"))
         value = e.shared(f"{site.op.weight.name}_{half}", held)
         e.nodes[site.op.name].replace_input_with(site.weight, value)
 
@@ -72,8 +76,9 @@ class Islands:
         value = e.initializer(f"{site.op.name}_bias", tensor(bias, dtype, "bias"))
         if before is main:
             replace_input(main, 2, value)
-        else:
-            before.replace_input_with(1 if before.inputs[0] is main.outputs[0] else 0, value)
+            return
+        is_first = before.inputs[0] is main.outputs[0]
+        before.replace_input_with(1 if is_first else 0, value)
 
     def _narrowed(self, name: str, dtype: ir.DataType) -> ir.Value:
         key = (name, dtype)

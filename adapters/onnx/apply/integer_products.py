@@ -18,14 +18,14 @@ PRODUCTS = ("linear", "batched_linear")
 def write_integer_product(e: CodesEditor, site: Site, params: OpParameters, x: Codes) -> Emitted:
     """Write ``y = MatMulIntegerToFloat(x, w) + bias``."""
     assert params.weight is not None and site.op.weight is not None
-    is_transposed = site.op.weight.channel_axis == 0
+    held = site.op.weight
+    is_transposed = held.channel_axis == 0
     weight = weight_tensors(params.weight, transposed=is_transposed)
-    name = site.op.weight.name
     # The kernel takes (features, outputs): "kn" tells these codes from those of a Gemm.
     tag = "kn" if is_transposed else ""
-    codes = e.shared(f"{name}{tag}_quantized", weight.codes)
-    scale = e.shared(f"{name}_scale", weight.scale)
-    zero = e.shared(f"{name}_zero", weight.zero_point)
+    codes = e.shared(f"{held.name}{tag}_quantized", weight.codes)
+    scale = e.shared(f"{held.name}_scale", weight.scale)
+    zero = e.shared(f"{held.name}_zero", weight.zero_point)
     inputs: list[ir.Value | None] = [x.codes, codes, x.scale, scale, x.zero_point, zero]
     bias = e.bias(site, params)
     if bias is not None:

@@ -206,22 +206,33 @@ def _convolution(node: ir.Node, given: Sequence[_Operand], result: _Result) -> i
 
 def _elementwise(node: ir.Node, given: Sequence[_Operand], result: _Result) -> ir.Node | None:
     """Return an operator that takes each input with its scale and zero point, then the result's."""
-    if len(given) != len(node.inputs):
+    inputs = _triples(node, given)
+    if inputs is None:
         return None
-    inputs = [value for operand in given for value in operand.triple()]
     attributes = list(node.attributes.values())
     if node.op_type == "Softmax":
         # Softmax over an axis means something else before opset 13; the kernel asks which.
-        attributes.append(ir.AttrInt64("opset", owner(node).opset_imports[""]))
-    return ir.Node(MS, f"QLinear{node.op_type}", [*inputs, *result.pair()], attributes)
+        opset = owner(node).opset_imports[""]
+        attributes.append(ir.AttrInt64("opset", opset))
+    return ir.Node(MS, f"QLinear{node.op_type}", inputs + result.pair(), attributes)
 
 
 def _concat(node: ir.Node, given: Sequence[_Operand], result: _Result) -> ir.Node | None:
+    inputs = _triples(node, given)
+    if inputs is None:
+        return None
+    attributes = list(node.attributes.values())
+    return ir.Node(MS, "QLinearConcat", result.pair() + inputs, attributes)
+
+
+def _triples(node: ir.Node, given: Sequence[_Operand]) -> list[ir.Value | None] | None:
+    """Return all inputs with scale and zero point; None where one is no codes."""
     if len(given) != len(node.inputs):
         return None
-    inputs = [value for operand in given for value in operand.triple()]
-    attributes = list(node.attributes.values())
-    return ir.Node(MS, "QLinearConcat", [*result.pair(), *inputs], attributes)
+    triples: list[ir.Value | None] = []
+    for operand in given:
+        triples += operand.triple()
+    return triples
 
 
 _WRITERS: Mapping[str, _Writer] = {

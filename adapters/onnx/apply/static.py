@@ -20,14 +20,16 @@ from .packing import bias_tensors, tensor, weight_tensors
 def write_static(e: CodesEditor, site: Site, params: OpParameters) -> Emitted:
     """Write an op whose activations have scales that are known beforehand."""
     if _suits_integer_product(e, site, params):
-        return write_integer_product(e, site, params, e.activation(site, 0, params.inputs[0]))
+        x = e.activation(site, 0, params.inputs[0])
+        return write_integer_product(e, site, params, x)
     node = e.nodes[site.op.name]
     for position, index in enumerate(site.inputs):
         codes = e.activation(site, position, params.inputs[position])
         node.replace_input_with(index, e.dequantized_at(node, codes))
     if site.weight is not None and params.weight is not None:
         weight = _write_bias(e, site, params, params.weight)
-        node.replace_input_with(site.weight, _dequantized_weight(e, site, weight))
+        dequantized = _dequantized_weight(e, site, weight)
+        node.replace_input_with(site.weight, dequantized)
     return Emitted(node.name or "")
 
 
@@ -59,7 +61,8 @@ def _write_bias(
     scale = e.activation(site, 0, params.inputs[0]).scale.const_value
     assert scale is not None
     codes, bias_scale, weight = bias_tensors(bias, weight, float(scale.numpy()))
-    replace_input(e.nodes[site.op.name], 2, _dequantized_bias(e, site, codes, bias_scale))
+    dequantized = _dequantized_bias(e, site, codes, bias_scale)
+    replace_input(e.nodes[site.op.name], 2, dequantized)
     return weight
 
 

@@ -143,18 +143,18 @@ class Replay:
         sequences = node.attributes["num_scan_inputs"].as_int()
         first = len(given) - sequences
         states, scanned = given[:first], given[first:]
-        zeros = [0] * sequences
-        axes = ints_of(node, "scan_input_axes") or zeros
-        backwards = ints_of(node, "scan_input_directions") or zeros
+        defaults = [0] * sequences
+        axes = ints_of(node, "scan_input_axes") or defaults
+        directions = ints_of(node, "scan_input_directions") or defaults
         names = _input_names(body)
         length = scanned[0].shape[axes[0]]
         for step in range(length):
-            slices = []
-            for array, axis, is_backwards in zip(scanned, axes, backwards, strict=True):
+            fed = list(states)
+            for array, axis, is_backwards in zip(scanned, axes, directions, strict=True):
                 place = length - 1 - step if is_backwards else step
-                slices.append(np.take(array, place, axis))
-            fed = dict(zip(names, (*states, *slices), strict=True))
-            written = self._run(body, {**known, **fed})
+                fed.append(np.take(array, place, axis))
+            given_here = dict(zip(names, fed, strict=True))
+            written = self._run(body, {**known, **given_here})
             states = written[: len(states)]
 
     def _run(self, region: Region, known: Arrays) -> list[Any]:

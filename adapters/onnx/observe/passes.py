@@ -108,9 +108,12 @@ class _Run:
         self.seen.batches += 1
 
     def _run_part(self, part: Part, given: Mapping[str, np.ndarray], known: dict[str, Any]) -> None:
-        arrays = part.session.run(part.names, given) if part.names else []
+        if not part.names:
+            return
+        arrays = part.session.run(part.names, given)
         held = sum(array.nbytes for array in arrays if isinstance(array, np.ndarray))
-        if held > max(self._bound, self.seen.held) and len(part.names) == 1:
+        is_most = held > max(self._bound, self.seen.held)
+        if is_most and len(part.names) == 1:
             self._warn_of_size(part.names[0], held)
         self.seen.held = max(self.seen.held, held)
         for name in reversed(part.names):  # each array goes before the next is looked at

@@ -104,13 +104,17 @@ class Reuse:
         No values where they are too many.
         """
         known: list[dict[str, np.ndarray]] = []
-        names = list(dict.fromkeys(name for cut in self.cuts for name in cut.passing))
+        passing: dict[str, None] = {}
+        for cut in self.cuts:
+            passing.update(dict.fromkeys(cut.passing))
+        names = list(passing)
         session = self._session_with(names)
         room = Room()
         for batch in self._batches:
             given = feeds(session.get_inputs(), batch)
             arrays = session.run(names, given)
-            if not room.take(sum(array.nbytes for array in arrays)):
+            size = sum(array.nbytes for array in arrays)
+            if not room.take(size):
                 return [], ()
             at_cuts = dict(zip(names, arrays, strict=True))
             known.append({**given, **at_cuts})

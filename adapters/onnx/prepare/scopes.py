@@ -93,10 +93,13 @@ class _Names:
 
 
 def _name(graph: ir.Graph, scope: str, values: _Names, nodes: _Names) -> None:
-    for value in (*graph.inputs, *graph.outputs, *tuple(graph.initializers.values())):
+    # A list of its own: giving an initializer a name changes what holds it.
+    ends_and_tensors = [*graph.inputs, *graph.outputs, *graph.initializers.values()]
+    for value in ends_and_tensors:
         values.keep(value, scope)
     for node in graph:
-        node.name = nodes.free(f"{scope}{node.name or node.op_type}")
+        wanted = node.name or node.op_type
+        node.name = nodes.free(f"{scope}{wanted}")
         for index, value in enumerate(node.outputs):
             # An output without a name that nobody reads is one that is left out.
             if value.name or value.uses() or index == 0:

@@ -52,6 +52,10 @@ class _Terms:
         """Letters of the constant alone."""
         return [n for n in self.weight if n not in self.x]
 
+    def lengths_of(self, letters: Sequence[str], lengths: Sequence[int]) -> list[int]:
+        """Return how long the axes of the constant with these letters are."""
+        return [lengths[self.weight.index(n)] for n in letters]
+
     def are_a_product(self) -> bool:
         """True where a MatMul computes the result."""
         for letters in (self.x, self.weight, self.result):
@@ -79,28 +83,35 @@ def product_from_einsum(node: ir.Node, layouts: Layouts) -> None:
         x, weight, terms = right, left, _Terms(of_right, of_left, result)
     else:
         x, weight, terms = left, right, _Terms(of_left, of_right, result)
-    if terms.are_a_product():
-        _write(node, x, weight, terms, layouts)
-
-
-def _write(node: ir.Node, x: ir.Value, weight: ir.Value, terms: _Terms, layouts: Layouts) -> None:
+    if not terms.are_a_product():
+        return
     assert weight.const_value is not None
-    stacked, kept = terms.stacked, terms.kept
-    summed, columns = terms.summed, terms.columns
-    sizes = dict(zip(terms.weight, weight.const_value.shape.numpy(), strict=True))
+    lengths = weight.const_value.shape.numpy()
     matrices = _as_matrices(node, weight, terms, layouts)
-    value = _turned(node, x, terms.x, [*stacked, *kept, *summed], "in")
-    if len(summed) > 1:
-        unchanged = [_KEPT] * len(kept)
-        rows = prod(sizes[n] for n in summed)
-        value = _reshaped(node, value, [*unchanged, rows], "rows")
-    value = before(node, "MatMul", [value, matrices], "product")
-    if len(columns) != 1:
-        unchanged = [_KEPT] * (len(stacked) + len(kept))
-        lengths = [sizes[n] for n in columns]
-        value = _reshaped(node, value, unchanged + lengths, "columns")
-    written = [*stacked, *kept, *columns]
-    replace_with(node, _turned(node, value, written, terms.result, "out"))
+    rows = _as_rows(node, x, terms, lengths)
+    product = before(node, "MatMul", [rows, matrices], "product")
+    replace_with(node, _as_result(node, product, terms, lengths))
+
+
+def _as_rows(node: ir.Node, x: ir.Value, terms: _Terms, lengths: Sequence[int]) -> ir.Value:
+    """Bring the activation into the form (stacked, kept, summed as one axis)."""
+    stacked, kept, summed = terms.stacked, terms.kept, terms.summed
+    value = _turned(node, x, terms.x, stacked + kept + summed, "in")
+    if len(summed) == 1:
+        return value
+    # There are no stacked letters here: a stack has one summed letter.
+    width = prod(terms.lengths_of(summed, lengths))
+    return _reshaped(node, value, [*[_KEPT] * len(kept), width], "rows")
+
+
+def _as_result(node: ir.Node, product: ir.Value, terms: _Terms, lengths: Sequence[int]) -> ir.Value:
+    """Bring the product (stacked, kept, columns as one axis) into the order of the result."""
+    written = terms.stacked + terms.kept
+    value = product
+    if len(terms.columns) != 1:
+        columns = terms.lengths_of(terms.columns, lengths)
+        value = _reshaped(node, value, [_KEPT] * len(written) + columns, "columns")
+    return _turned(node, value, written + terms.columns, terms.result, "out")
 
 
 def _as_matrices(node: ir.Node, weight: ir.Value, terms: _Terms, layouts: Layouts) -> ir.Value:

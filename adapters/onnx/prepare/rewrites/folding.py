@@ -64,11 +64,13 @@ class Folded:
         held = np.ascontiguousarray(array).reshape(array.shape)
         if held.nbytes < _COMPARED_FROM:
             return add_initializer(self._main, name, held)
-        content = hashlib.sha256(held.reshape(-1).view(np.uint8).data).digest()
-        key = (held.dtype.str, held.shape, content)
-        if key not in self._known:
-            self._known[key] = add_initializer(self._main, name, held)
-        return self._known[key]
+        content = held.reshape(-1).view(np.uint8).data
+        key = (held.dtype.str, held.shape, hashlib.sha256(content).digest())
+        found = self._known.get(key)
+        if found is None:
+            found = add_initializer(self._main, name, held)
+            self._known[key] = found
+        return found
 
 
 def fold_constants(
@@ -106,8 +108,11 @@ def _is_evaluable(value: ir.Value) -> bool:
 
 
 def _is_too_large(node: ir.Node, results: Sequence[np.ndarray]) -> bool:
-    given = {v.name: v.const_value for v in node.inputs if v is not None}
-    allowed = _FOLD_UP_TO + sum(tensor.size for tensor in given.values() if tensor is not None)
+    allowed = _FOLD_UP_TO
+    # Once each: an input may be read twice.
+    for value in set(node.inputs):
+        if value is not None and value.const_value is not None:
+            allowed += value.const_value.size
     return sum(result.size for result in results) > allowed
 
 

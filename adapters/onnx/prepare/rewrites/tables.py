@@ -22,29 +22,35 @@ def rows_of_table(node: ir.Node, layouts: Layouts) -> None:
     The rest is a Reshape and a Transpose.
     """
     table, indices = node.inputs[0], node.inputs[1]
-    if table is None or not is_constant(table) or table.dtype not in _FLOATS:
-        return
     rank = rank_of(indices)
-    if rank is None or is_constant(indices):
+    if table is None or rank is None or is_constant(indices):
         return
-    assert table.const_value is not None
-    shape = tuple(int(n) for n in table.const_value.shape.numpy())
-    axis = int_of(node, "axis", 0) % max(1, len(shape))
-    is_matrix_of_rows = axis == 0 and len(shape) == 2
-    if len(shape) < 2 or is_matrix_of_rows or 0 in shape:
+    shape = _shape_of(table)
+    if len(shape) < 2 or 0 in shape:
         return
-    rest = [length for i, length in enumerate(shape) if i != axis]
+    axis = int_of(node, "axis", 0) % len(shape)
+    if axis == 0 and len(shape) == 2:
+        return  # it is one already
+    rest = shape[:axis] + shape[axis + 1 :]
     matrix = _matrix(node, table, axis, layouts)
     value = before(node, "Gather", [matrix, indices], "rows", {"axis": 0})
     if len(rest) > 1:
         # 0 stands for the length that an axis has already.
-        lengths = [*[0] * rank, *rest]
-        wanted = add_initializer(owner(node), f"{node.name}_shape", np.array(lengths, np.int64))
+        lengths = np.array([0] * rank + rest, np.int64)
+        wanted = add_initializer(owner(node), f"{node.name}_shape", lengths)
         value = before(node, "Reshape", [value, wanted], "rest")
     if axis:
         order = _indices_in_place(rank, axis, len(rest))
         value = before(node, "Transpose", [value], "in_place", {"perm": order})
     replace_with(node, value)
+
+
+def _shape_of(table: ir.Value) -> list[int]:
+    """Return the shape of a floating constant; empty for anything else."""
+    if not is_constant(table) or table.dtype not in _FLOATS:
+        return []
+    assert table.const_value is not None
+    return [int(length) for length in table.const_value.shape.numpy()]
 
 
 def _indices_in_place(rank: int, axis: int, rest: int) -> list[int]:
