@@ -84,7 +84,7 @@ class OnnxSession(Session):
         types = set()
         for site in self._sites.sites.values():
             if not site.op.out_of_reach:
-                types.add(site.op.type)
+                types.add(site.kind)
         return capability(self.config, types)
 
     def observe(self, batches: Iterable[Batch], values: Iterable[str], sink: Sink) -> int:

@@ -90,7 +90,7 @@ class CodesEditor(Editor):
             return flowing
         if params is None:
             raise SchemeError(
-                f"op {site.op.name!r} is static, but its input "
+                f"op {site.name!r} is static, but its input "
                 f"{site.op.inputs[position]!r} has no parameters; calibrate it"
             )
         if flowing is not None and flowing.codes.dtype == dtype_of(params.spec.dtype):

@@ -17,9 +17,9 @@ from .recurrent import write_dynamic_lstm
 
 def write_dynamic(e: CodesEditor, site: Site, params: OpParameters) -> Emitted:
     """Write an op whose activations are quantized at run time."""
-    if site.op.type == "lstm":
+    if site.kind == "lstm":
         return write_dynamic_lstm(e, site, params)
-    if site.op.type in PRODUCTS:
+    if site.kind in PRODUCTS:
         return write_integer_product(e, site, params, e.dynamic_activation(site))
     return _write_convolution(e, site, params)
 
@@ -37,36 +37,35 @@ def _write_convolution(e: CodesEditor, site: Site, params: OpParameters) -> Emit
         shift = e.float_bias(site, _per_channel(bias, site))
         nodes.append(ir.node("Add", [scaled.outputs[0], shift]))
     e.replace(site, nodes, until=site.node)
-    return Emitted(f"{site.op.name}_ConvInteger_0")
+    return Emitted(f"{site.name}_ConvInteger_0")
 
 
 def _product(e: CodesEditor, site: Site, params: OpParameters, x: Codes) -> ir.Node:
     """Return the convolution of codes."""
-    assert params.weight is not None and site.op.weight is not None
+    assert params.weight is not None
     weight = weight_tensors(params.weight)
-    name = site.op.weight.name
+    name = site.held.name
     codes = e.shared(f"{name}_quantized", weight.codes)
     inputs: list[ir.Value | None] = [x.codes, codes, x.zero_point]
     # The kernel takes one zero point, not one a channel; one of 0 is left out.
     if not params.weight.params.spec.symmetric:
         inputs.append(e.shared(f"{name}_zero", weight.zero_point))
-    attributes = dict(e.nodes[site.op.name].attributes)
+    attributes = dict(e.nodes[site.name].attributes)
     return ir.node("ConvInteger", inputs, attributes)
 
 
 def _weight_scale(e: CodesEditor, site: Site, params: OpParameters) -> ir.Value:
     """Register a weight's scale, shaped as the convolution's result wants it."""
-    assert params.weight is not None and site.op.weight is not None
+    assert params.weight is not None
     scale = weight_tensors(params.weight).scale.numpy()
     held = tensor(_per_channel(scale, site), ir.DataType.FLOAT, "scale")
-    return e.initializer(f"{site.op.weight.name}_scale", held)
+    return e.initializer(f"{site.held.name}_scale", held)
 
 
 def _per_channel(numbers: np.ndarray, site: Site) -> np.ndarray:
     """Shape numbers of one a channel so that they broadcast over (batch, channels, ...)."""
-    assert site.op.weight is not None
     numbers = np.asarray(numbers)
     if numbers.ndim == 0:
         return numbers
-    spatial = len(site.op.weight.shape) - 2
+    spatial = len(site.held.shape) - 2
     return numbers.reshape(-1, *[1] * spatial)

@@ -91,7 +91,7 @@ class Editor:
     def float_bias(self, site: Site, bias: np.ndarray) -> ir.Value:
         """Register an op's bias in float32."""
         held = tensor(bias, ir.DataType.FLOAT, "bias")
-        return self.initializer(f"{site.op.name}_bias", held)
+        return self.initializer(f"{site.name}_bias", held)
 
     def bias(self, site: Site, params: OpParameters) -> np.ndarray | None:
         """Return the float bias of an op, a corrected one first."""
@@ -119,7 +119,7 @@ class Editor:
 
     def replace(self, site: Site, nodes: Sequence[ir.Node], *, until: ir.Node) -> None:
         """Put nodes in place of a site's up to ``until``; the last one's output takes over."""
-        name = site.op.name
+        name = site.name
         *inner, result = nodes
         for i, node in enumerate(inner):
             node.name = f"{name}_{node.op_type}_{i}"

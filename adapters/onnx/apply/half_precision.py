@@ -40,7 +40,7 @@ class Islands:
         half = params.weight.params.spec.dtype
         dtype = HALVES[half]
         e = self._editor
-        main = e.nodes[site.op.name]
+        main = e.nodes[site.name]
         for position, index in enumerate(site.inputs):
             name = name_of(site.input_value(position))
             main.replace_input_with(index, self._narrowed(name, dtype))
@@ -57,13 +57,12 @@ class Islands:
     def _write_weight(self, site: Site, params: OpParameters) -> None:
         weight, e = params.weight, self._editor
         assert weight is not None
-        assert site.op.weight is not None
         assert site.weight is not None
         half = weight.params.spec.dtype
         dtype = HALVES[half]
         held = cached(weight, "half", lambda: tensor(weight.codes, dtype, "weight"))
-        value = e.shared(f"{site.op.weight.name}_{half}", held)
-        e.nodes[site.op.name].replace_input_with(site.weight, value)
+        value = e.shared(f"{site.held.name}_{half}", held)
+        e.nodes[site.name].replace_input_with(site.weight, value)
 
     def _write_bias(self, site: Site, params: OpParameters, main: ir.Node, before: ir.Node) -> None:
         """Write the bias as an input of the op, or of the Add behind it."""
@@ -73,7 +72,7 @@ class Islands:
             return
         assert params.weight is not None
         dtype = HALVES[params.weight.params.spec.dtype]
-        value = e.initializer(f"{site.op.name}_bias", tensor(bias, dtype, "bias"))
+        value = e.initializer(f"{site.name}_bias", tensor(bias, dtype, "bias"))
         if before is main:
             replace_input(main, 2, value)
             return

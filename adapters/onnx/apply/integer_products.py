@@ -17,8 +17,8 @@ PRODUCTS = ("linear", "batched_linear")
 
 def write_integer_product(e: CodesEditor, site: Site, params: OpParameters, x: Codes) -> Emitted:
     """Write ``y = MatMulIntegerToFloat(x, w) + bias``."""
-    assert params.weight is not None and site.op.weight is not None
-    held = site.op.weight
+    assert params.weight is not None
+    held = site.held
     is_transposed = held.channel_axis == 0
     weight = weight_tensors(params.weight, transposed=is_transposed)
     # The kernel takes (features, outputs): "kn" tells these codes from those of a Gemm.
@@ -32,4 +32,4 @@ def write_integer_product(e: CodesEditor, site: Site, params: OpParameters, x: C
         inputs.append(e.float_bias(site, bias))
     product = ir.node("MatMulIntegerToFloat", inputs, domain=MS)
     e.replace(site, [product], until=site.before_activation)
-    return Emitted(site.op.name)
+    return Emitted(site.name)

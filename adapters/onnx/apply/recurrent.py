@@ -47,7 +47,7 @@ def write_dynamic_lstm(e: Editor, site: Site, params: OpParameters) -> Emitted:
     W and R are 8-bit; inputs and states are quantized at each step.
     """
     assert params.weight is not None
-    old = e.nodes[site.op.name]
+    old = e.nodes[site.name]
     weights = (params.weight, *params.further)
     quantized = []
     for held, weight in zip(site.op.weights, weights, strict=True):
@@ -63,4 +63,4 @@ def write_dynamic_lstm(e: Editor, site: Site, params: OpParameters) -> Emitted:
     for before, after in zip(old.outputs[1:], node.outputs[1:], strict=True):
         e.take_over(after, before)
     e.replace(site, [node], until=old)
-    return Emitted(site.op.name)
+    return Emitted(site.name)

@@ -79,12 +79,11 @@ class _Editor:
 
     def _weight(self, site: Site) -> tuple[str, int, np.ndarray]:
         """Return the name of an op's weight, the axis of its channels, and its numbers."""
-        weight = site.op.weight
-        assert weight is not None
+        weight = site.held
         return weight.name, weight.channel_axis, self._array(weight.name)
 
     def _bias_name(self, site: Site) -> str | None:
-        return self._gained.get(site.op.name, site.bias)
+        return self._gained.get(site.name, site.bias)
 
     def _bias(self, site: Site) -> np.ndarray | None:
         name = self._bias_name(site)
@@ -108,14 +107,14 @@ class _Editor:
         if name is not None:
             self._replace(name, bias)
             return
-        node = self.nodes[site.op.name]
+        node = self.nodes[site.name]
         gained = bias.astype(np.float32)
-        held = add_initializer(self._graph, f"{site.op.name}_bias", gained)
-        self._gained[site.op.name] = held.name or ""
+        held = add_initializer(self._graph, f"{site.name}_bias", gained)
+        self._gained[site.name] = held.name or ""
         if node.op_type == "Gemm":
             replace_input(node, 2, held)
         else:
-            self._add_behind(node, held, f"{site.op.name}_added")
+            self._add_behind(node, held, f"{site.name}_added")
 
     def _add_behind(self, node: ir.Node, held: ir.Value, name: str) -> None:
         """Add a constant to a product, for all who read it."""
@@ -134,7 +133,7 @@ class _Editor:
         """Let a linear op or convolution write the changed value."""
         name, axis, old = self._weight(site)
         bias = self._bias(site)
-        if site.op.type == "linear":
+        if site.kind == "linear":
             rows, moved = change.writer(old if axis == 0 else old.T, bias)
             self._replace_rows(name, axis, rows)
             if moved is not None:
@@ -152,7 +151,7 @@ class _Editor:
     def read(self, site: Site, change: ChannelMap) -> None:
         """Let a member's weight read the changed value."""
         name, axis, old = self._weight(site)
-        if site.op.type == "linear":
+        if site.kind == "linear":
             rows = old if axis == 0 else old.T
             bias = change.reader_bias(rows, self._bias(site))
             self._replace_rows(name, axis, change.reader(rows))
@@ -167,7 +166,7 @@ class _Editor:
 
         Whoever reads it and is no member (a residual add) is given what it knew.
         """
-        node = self.nodes[producer.op.name]
+        node = self.nodes[producer.name]
         self._change_parameter(node, 1, ChannelMap(change.scale))
         self._change_parameter(node, 2, change)
         changed = node.outputs[0]

@@ -22,7 +22,7 @@ def write_static(e: CodesEditor, site: Site, params: OpParameters) -> Emitted:
     if _suits_integer_product(e, site, params):
         x = e.activation(site, 0, params.inputs[0])
         return write_integer_product(e, site, params, x)
-    node = e.nodes[site.op.name]
+    node = e.nodes[site.name]
     for position, index in enumerate(site.inputs):
         codes = e.activation(site, position, params.inputs[position])
         node.replace_input_with(index, e.dequantized_at(node, codes))
@@ -35,7 +35,7 @@ def write_static(e: CodesEditor, site: Site, params: OpParameters) -> Emitted:
 
 def _suits_integer_product(e: CodesEditor, site: Site, params: OpParameters) -> bool:
     """True for a MatMul of bytes whose result stays float, or that has a bias."""
-    if site.op.type not in PRODUCTS or site.node.op_type != "MatMul":
+    if site.kind not in PRODUCTS or site.node.op_type != "MatMul":
         return False
     # QLinearMatMul, which pairs around a MatMul fuse into, takes no bias.
     if e.flows(site.op.outputs[0]) and site.bias is None:
@@ -62,7 +62,7 @@ def _write_bias(
     assert scale is not None
     codes, bias_scale, weight = bias_tensors(bias, weight, float(scale.numpy()))
     dequantized = _dequantized_bias(e, site, codes, bias_scale)
-    replace_input(e.nodes[site.op.name], 2, dequantized)
+    replace_input(e.nodes[site.name], 2, dequantized)
     return weight
 
 
@@ -70,10 +70,10 @@ def _correct_added_bias(e: CodesEditor, site: Site, bias: np.ndarray) -> None:
     """Exchange the constant of the Add behind a product."""
     if site.bias is None:
         raise SchemeError(
-            f"op {site.op.name!r} has no bias to correct in this form; "
+            f"op {site.name!r} has no bias to correct in this form; "
             "leave bias correction out for it"
         )
-    product = e.nodes[site.op.name].outputs[0]
+    product = e.nodes[site.name].outputs[0]
     for user, index in tuple(e.values[site.bias].uses()):
         if product in user.inputs:
             corrected = tensor(bias, ir.DataType.FLOAT, "bias")
@@ -81,11 +81,10 @@ def _correct_added_bias(e: CodesEditor, site: Site, bias: np.ndarray) -> None:
 
 
 def _dequantized_weight(e: CodesEditor, site: Site, weight: QuantizedTensor) -> ir.Value:
-    assert site.op.weight is not None
     packed = weight_tensors(weight)
-    name = site.op.name
+    name = site.name
     node = dequantize_linear(
-        e.shared_weight(site.op.weight.name, packed),
+        e.shared_weight(site.held.name, packed),
         name=f"{name}_weight_DequantizeLinear",
         result=f"{name}_weight",
         axis=packed.axis,
@@ -98,7 +97,7 @@ def _dequantized_weight(e: CodesEditor, site: Site, weight: QuantizedTensor) -> 
 def _dequantized_bias(
     e: CodesEditor, site: Site, codes: ir.TensorProtocol, scale: ir.TensorProtocol
 ) -> ir.Value:
-    name = site.op.name
+    name = site.name
     held = e.initializer(f"{name}_bias_quantized", codes)
     node = dequantize_linear(
         [held, e.initializer(f"{name}_bias_scale", scale)],

@@ -29,20 +29,20 @@ def write_weight_only(e: Editor, site: Site, params: OpParameters) -> Emitted:
     assert params.weight is not None
     if params.weight.params.spec.group_size is None:
         return _write_decoded(e, site, params)
-    is_table = site.op.type == "embedding"
+    is_table = site.kind == "embedding"
     node = gather_blocks(e, site, params) if is_table else matmul_nbits(e, site, params)
     e.replace(site, [node], until=site.before_activation)
-    return Emitted(site.op.name)
+    return Emitted(site.name)
 
 
 def _write_decoded(e: Editor, site: Site, params: OpParameters) -> Emitted:
     """Store the weights of an op in codes, and write them back to float before it."""
     assert site.weight is not None and params.weight is not None
-    node = e.nodes[site.op.name]
+    node = e.nodes[site.name]
     weights = (params.weight, *params.further)
     for offset, (held, weight) in enumerate(zip(site.op.weights, weights, strict=True)):
         packed = weight_tensors(weight)
-        name = f"{site.op.name}_weight_{offset}"
+        name = f"{site.name}_weight_{offset}"
         decoded = dequantize_linear(
             e.shared_weight(held.name, packed),
             name=f"{name}_DequantizeLinear",
@@ -51,7 +51,7 @@ def _write_decoded(e: Editor, site: Site, params: OpParameters) -> Emitted:
         )
         e.before(node, [decoded])
         node.replace_input_with(site.weight + offset, decoded.outputs[0])
-    return Emitted(site.op.name)
+    return Emitted(site.name)
 
 
 class _Blocks(NamedTuple):
@@ -109,8 +109,7 @@ def _block_size(name: str, weight: QuantizedTensor) -> int:
 def _operands(site: Site, params: OpParameters) -> tuple[QuantizedTensor, Weight, int]:
     """Return an op's quantized weight, the weight that it stands for, and its block size."""
     assert params.weight is not None
-    assert site.op.weight is not None
-    return params.weight, site.op.weight, _block_size(site.op.name, params.weight)
+    return params.weight, site.held, _block_size(site.name, params.weight)
 
 
 def matmul_nbits(e: Editor, site: Site, params: OpParameters) -> ir.Node:

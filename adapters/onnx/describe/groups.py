@@ -50,7 +50,7 @@ def _rescalable(sites: Mapping[str, Site]) -> Iterator[Group]:
     by_node = {site.node: site for site in sites.values()}
     for name, site in sites.items():
         is_norm = site.node.op_type in NORMS
-        if not is_norm and site.op.type not in FREE_PRODUCERS:
+        if not is_norm and site.kind not in FREE_PRODUCERS:
             continue
         # Whoever is no linear op goes on reading the value as it was.
         readers = _linear_readers(site, by_node)
@@ -71,7 +71,7 @@ def _linear_readers(site: Site, by_node: Mapping[ir.Node, Site]) -> list[Site]:
 
 
 def _members(readers: list[Site]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(reader.op.name for reader in readers))
+    return tuple(dict.fromkeys(reader.name for reader in readers))
 
 
 def _behind_norm(site: Site, readers: list[Site]) -> Group | None:
@@ -79,7 +79,7 @@ def _behind_norm(site: Site, readers: list[Site]) -> Group | None:
     width = _norm_width(site.node)
     if not width:
         return None
-    name = site.op.name
+    name = site.name
     parameters = [v.name or "" for v in site.node.inputs[1:3] if v is not None]
     gain, shift = (*parameters, "", "")[:2]
     return Group(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from octavo.adapters.onnx.prepare.patterns import producer_at
-from octavo.core.values.graph import Op
+from octavo.core.values.graph import Op, Weight
 
 STEP = "octavo.step"
 """Marks nodes that a rescaling has put before a product: no operations of the model."""
@@ -38,6 +38,22 @@ class Site:
     weight: int | None = None
     bias: str | None = None
     activation: str = ""
+
+    @property
+    def name(self) -> str:
+        """The op's name."""
+        return self.op.name
+
+    @property
+    def kind(self) -> str:
+        """The op's type, in the neutral vocabulary."""
+        return self.op.type
+
+    @property
+    def held(self) -> Weight:
+        """The weight of an op that has one."""
+        assert self.op.weight is not None
+        return self.op.weight
 
     @property
     def before_activation(self) -> ir.Node:

@@ -58,7 +58,7 @@ def find_sites(graph: ir.Graph) -> Sites:
             continue
         site = recognize(node, fused)
         if site is not None:
-            found[site.op.name] = keep_float_among_floats(site, integers)
+            found[site.name] = keep_float_among_floats(site, integers)
     _note_shared_weights(found)
     notes = (*graph.meta.get(NOTES, ()), describe(graph))
     return Sites(graph, found, tuple(filter(None, notes)))

@@ -41,19 +41,19 @@ class Stream:
     def group(self) -> Group:
         """Return the stream as the core sees it."""
         first = self.writers[0]
-        members = tuple(dict.fromkeys(r.op.name for r in self.readers))
+        members = tuple(dict.fromkeys(r.name for r in self.readers))
         value = self.readers[0].op.inputs[0]
-        is_direct = len(self.values) == 1 and not first.activation and first.op.type == "linear"
+        is_direct = len(self.values) == 1 and not first.activation and first.kind == "linear"
         # Linear readers of one value can take shifts and rotations, in their producer or by nodes
         # of their own before their products.
-        are_linear = all(r.op.type == "linear" for r in self.readers)
+        are_linear = all(r.kind == "linear" for r in self.readers)
         is_shared = all(r.op.inputs[0] == value for r in self.readers)
         takes = EVERY if are_linear and is_shared else SCALE_ALONE
         return Group(
-            f"rescale:{first.op.name}",
+            f"rescale:{first.name}",
             "rescale",
             members,
-            first.op.name,
+            first.name,
             self.channels,
             value,
             tuple(self.values),
@@ -69,12 +69,12 @@ def find_streams(sites: Mapping[str, Site]) -> tuple[Stream, ...]:
     found: list[Stream] = []
     taken: set[str] = set()
     for name, site in sites.items():
-        if name in taken or site.op.type not in ("conv", "linear"):
+        if name in taken or site.kind not in ("conv", "linear"):
             continue
-        stream = _Walk(site.op.type, by_last, by_node).follow(site.last.outputs[0])
+        stream = _Walk(site.kind, by_last, by_node).follow(site.last.outputs[0])
         if stream is not None:
             found.append(stream)
-            taken.update(w.op.name for w in stream.writers)
+            taken.update(w.name for w in stream.writers)
     return tuple(found)
 
 
@@ -113,9 +113,8 @@ class _Walk:
 
     def _fits(self, reader: Site) -> bool:
         """True if a reader's input has as many channels as the stream."""
-        weight = reader.op.weight
-        assert weight is not None
-        if reader.op.type == "linear":
+        weight = reader.held
+        if reader.kind == "linear":
             return weight.shape[1 - weight.channel_axis] == self.stream.channels
         groups = int(str(reader.op.attributes.get("groups", 1)))
         return weight.shape[1] * groups == self.stream.channels
@@ -126,7 +125,7 @@ class _Walk:
         if node is None:
             return None
         site = self.by_last.get(node)
-        if site is not None and site.op.type == self.kind and _can_write(site):
+        if site is not None and site.kind == self.kind and _can_write(site):
             # The stream begins here: what this op reads is none of its values.
             self.stream.writers.append(site)
             return []
@@ -180,7 +179,7 @@ def _keeps_factors(site: Site) -> bool:
 
 
 def _is_sum(site: Site) -> bool:
-    return site.op.type == "add" and len(site.inputs) == 2 and _keeps_factors(site)
+    return site.kind == "add" and len(site.inputs) == 2 and _keeps_factors(site)
 
 
 def _can_write(site: Site) -> bool:
@@ -213,6 +212,6 @@ def _fused_nodes(site: Site) -> Iterator[ir.Node]:
 
 def takes(site: Site, types: tuple[str, ...]) -> bool:
     """True if a site of one of these types can have its input channels multiplied."""
-    if site.op.type not in types or site.weight is None or site.op.weight is None:
+    if site.kind not in types or site.weight is None or site.op.weight is None:
         return False
     return owns_tensors(site)
