@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from octavo.adapters.onnx.prepare.opset import CONVERTED, IR_VERSION
+from octavo.adapters.onnx.prepare.opset import as_model
 
 _Shape = tuple[int, ...]
 
@@ -68,6 +68,4 @@ def _model(
     inputs = [helper.make_tensor_value_info("x", element, wanted.shape)]
     outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
     graph = helper.make_graph([node], "sample", inputs, outputs, held)
-    imports = [helper.make_opsetid("", CONVERTED)]
-    made: onnx.ModelProto = helper.make_model(graph, opset_imports=imports, ir_version=IR_VERSION)
-    return made
+    return as_model(graph)

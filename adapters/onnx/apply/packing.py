@@ -127,14 +127,14 @@ def _with_room(weight: QuantizedTensor, bias: np.ndarray, x_scale: float) -> Qua
 
 def _enlarge(weight: QuantizedTensor, scale: np.ndarray) -> QuantizedTensor:
     """Return a weight's codes at other scales, which are no smaller."""
-    old, axis = weight.params, weight.params.axis
+    old = weight.params
     codes = np.asarray(weight.codes)
     shape = [1] * codes.ndim
-    if axis is not None:
-        shape[axis] = -1
+    if old.axis is not None:
+        shape[old.axis] = -1
     ratio = np.asarray(old.scale, np.float64) / scale
     zero = np.asarray(old.zero_point).reshape(shape)
     steps = codes.astype(np.float64) - zero
     rounded = np.rint(steps * ratio.reshape(shape)) + zero
-    params = QuantParams(scale, old.zero_point, old.spec, axis)
+    params = QuantParams(scale, old.zero_point, old.spec, old.axis)
     return QuantizedTensor(rounded.astype(codes.dtype), params, weight.extra)

@@ -7,8 +7,9 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from octavo.adapters.onnx.prepare.constants import is_constant
+from octavo.adapters.onnx.prepare.patterns import FLOATS
 
-from .site import FLOATS, Site, is_non_float
+from .site import Site, is_non_float
 
 _INTEGER_SOURCES = ("conv", "conv_transpose", "avg_pool")
 _COMPANIONS = frozenset({"add", "mul", "concat", "softmax", "sigmoid", "leaky_relu"})

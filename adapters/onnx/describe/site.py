@@ -6,13 +6,11 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from octavo.adapters.onnx.prepare.patterns import producer_at
+from octavo.adapters.onnx.prepare.patterns import FLOATS, producer_at
 from octavo.core.values.graph import Op, Weight
 
 STEP = "octavo.step"
 """Marks nodes that a rescaling has put before a product: no operations of the model."""
-
-FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
@@ -42,12 +42,13 @@ def _node_pieces(node: ir.Node) -> Iterator[bytes | memoryview]:
     told = [node.domain, node.op_type, node.name, inputs, outputs]
     yield canonical_json(told).encode()
     for name, attribute in sorted(node.attributes.items()):
+        bodies: Sequence[ir.Graph] = ()
         if attribute.type == ir.AttributeType.GRAPH:
-            yield name.encode()
-            yield from _graph_pieces(attribute.as_graph())
+            bodies = [attribute.as_graph()]
         elif attribute.type == ir.AttributeType.GRAPHS:
-            for body in attribute.as_graphs():
-                yield name.encode()
-                yield from _graph_pieces(body)
+            bodies = attribute.as_graphs()
         else:
             yield ir.to_proto(attribute).SerializeToString(deterministic=True)
+        for body in bodies:
+            yield name.encode()
+            yield from _graph_pieces(body)

@@ -10,14 +10,14 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
+from onnx import TensorProto, helper, numpy_helper
 
 from octavo.adapters.onnx import OnnxConfig
 from octavo.adapters.onnx.apply.emit import emit
 from octavo.adapters.onnx.apply.half_precision import HALVES
 from octavo.adapters.onnx.describe.sites import Sites, find_sites
-from octavo.adapters.onnx.prepare.opset import CONVERTED, IR_VERSION
+from octavo.adapters.onnx.prepare.opset import as_model
 from octavo.adapters.onnx.prepare.preparation import prepare
 from octavo.adapters.onnx.run.compiling import RUNTIME_ERRORS, Compiled, compile_model
 from octavo.core.contract.adapter import OpParameters
@@ -204,20 +204,20 @@ def _why_not_with_activation(op: Op) -> str:
 def _one_op(
     op_type: str, attributes: Mapping[str, Any], activations: _Shapes, constants: Sequence[Any]
 ) -> ir.Model:
-    declare = onnx.helper.make_tensor_value_info
-    element = onnx.TensorProto.FLOAT
-    inputs = [declare(f"x{i}", element, shape) for i, shape in enumerate(activations)]
-    held = [onnx.numpy_helper.from_array(c, f"c{i}") for i, c in enumerate(constants)]
-    names = [*(v.name for v in inputs), *(t.name for t in held)]
+    inputs, held, names = [], [], []
+    for i, shape in enumerate(activations):
+        inputs.append(helper.make_tensor_value_info(f"x{i}", TensorProto.FLOAT, shape))
+        names.append(f"x{i}")
+    for i, array in enumerate(constants):
+        held.append(numpy_helper.from_array(array, f"c{i}"))
+        names.append(f"c{i}")
     if op_type == "Gather":
-        inputs = [declare("ids", onnx.TensorProto.INT64, ["n"])]
+        inputs = [helper.make_tensor_value_info("ids", TensorProto.INT64, ["n"])]
         names = ["c0", "ids"]
-    node = onnx.helper.make_node(op_type, names, ["probe_output"], "probe", **attributes)
-    output = declare("probe_output", element, None)
-    graph = onnx.helper.make_graph([node], "probe", inputs, [output], held)
-    imports = [onnx.helper.make_opsetid("", CONVERTED)]
-    proto = onnx.helper.make_model(graph, opset_imports=imports, ir_version=IR_VERSION)
-    return prepare(ir.from_proto(proto))
+    node = helper.make_node(op_type, names, ["probe_output"], "probe", **attributes)
+    output = helper.make_tensor_value_info("probe_output", TensorProto.FLOAT, None)
+    graph = helper.make_graph([node], "probe", inputs, [output], held)
+    return prepare(ir.from_proto(as_model(graph)))
 
 
 def _params(array: np.ndarray, spec: QuantSpec | None) -> QuantParams | None:

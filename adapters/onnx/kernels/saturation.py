@@ -18,7 +18,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 from onnx_ir.traversal import RecursiveGraphIterator
 
-from octavo.adapters.onnx.prepare.opset import CONVERTED, IR_VERSION
+from octavo.adapters.onnx.prepare.opset import as_model
 from octavo.adapters.onnx.prepare.patterns import input_at
 from octavo.core.numerics.saturation import REACH, REASON
 from octavo.core.values.scheme import OpScheme
@@ -88,9 +88,7 @@ def _product_of(w: np.ndarray, rows: int) -> onnx.ModelProto:
     results = [helper.make_tensor_value_info("y", TensorProto.INT32, (rows, outputs))]
     held = [numpy_helper.from_array(w, "w")]
     graph = helper.make_graph([node], "extremes", inputs, results, held)
-    imports = [helper.make_opsetid("", CONVERTED)]
-    made: onnx.ModelProto = helper.make_model(graph, opset_imports=imports, ir_version=IR_VERSION)
-    return made
+    return as_model(graph)
 
 
 def widen_weights(model: ir.Model) -> int:

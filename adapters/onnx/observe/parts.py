@@ -99,10 +99,11 @@ def _declared_sizes(model: ir.Model, batch: Batch, names: Sequence[str]) -> dict
     found: dict[str, int] = {}
     for node in model.graph:
         for value in node.outputs:
-            if value.name in wanted and value.shape is not None:
-                lengths = _lengths(value.shape, axes)
-                if lengths is not None:
-                    found[name_of(value)] = math.prod(lengths)
+            if value.name not in wanted or value.shape is None:
+                continue
+            lengths = _lengths(value.shape, axes)
+            if lengths is not None:
+                found[name_of(value)] = math.prod(lengths)
     return found
 
 
@@ -122,8 +123,10 @@ def _axes_of_inputs(model: ir.Model, batch: Batch) -> dict[object, int]:
     arrays = dict(named(flat(batch, order), order))
     found: dict[object, int] = {}
     for value in model.graph.inputs:
-        lengths = getattr(arrays.get(name_of(value)), "shape", ())
-        for axis, length in zip(value.shape or (), lengths, strict=False):
+        array = arrays.get(name_of(value))
+        declared = value.shape or ()
+        lengths = getattr(array, "shape", ())
+        for axis, length in zip(declared, lengths, strict=False):
             if isinstance(axis, ir.SymbolicDim) and axis.value is not None:
                 found[axis.value] = int(length)
     return found

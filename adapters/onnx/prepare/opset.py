@@ -33,6 +33,15 @@ The first with 4-bit tensors, and old enough for all supported runtimes.
 _DOMAINS = ("", "ai.onnx")
 
 
+def as_model(graph: onnx.GraphProto) -> onnx.ModelProto:
+    """Return a graph as a model of the opset that older ones are converted to."""
+    imports = [onnx.helper.make_opsetid("", CONVERTED)]
+    made: onnx.ModelProto = onnx.helper.make_model(
+        graph, opset_imports=imports, ir_version=IR_VERSION
+    )
+    return made
+
+
 def pin(model: ir.Model) -> ir.Model:
     """Return the model with its default opset in [OLDEST, NEWEST].
 

@@ -6,6 +6,9 @@ from typing import TypeGuard
 
 import onnx_ir as ir
 
+FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+"""The types that weights and activations may have."""
+
 
 def is_standard(node: ir.Node | None, *op_types: str) -> TypeGuard[ir.Node]:
     """True for a node of the standard domain that is of one of these types."""

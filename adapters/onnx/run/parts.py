@@ -31,11 +31,12 @@ def part(
     used = tensors_of(nodes)
     used.update((v.name or "", v) for v in outputs if v.is_initializer())
     held = large_tensors(used.values())
+    inside = _declared_inside(nodes, outputs)
     graph = onnx.GraphProto(name="part")
-    graph.node.extend(serde.serialize_node(n) for n in nodes)
+    graph.node.extend(map(serde.serialize_node, nodes))
     graph.input.extend(map(serde.serialize_value, inputs))
     graph.output.extend(map(serde.serialize_value, outputs))
-    graph.value_info.extend(map(serde.serialize_value, _declared_inside(nodes, outputs)))
+    graph.value_info.extend(map(serde.serialize_value, inside))
     for name, value in used.items():
         graph.initializer.append(_tensor(value, name, is_left_out=name in held))
     proto = onnx.ModelProto(ir_version=model.ir_version, graph=graph)
@@ -55,5 +56,11 @@ def _tensor(value: ir.Value, name: str, *, is_left_out: bool) -> onnx.TensorProt
 
 def _declared_inside(nodes: Sequence[ir.Node], outputs: Sequence[ir.Value]) -> list[ir.Value]:
     """Return the values of known type that nodes write and the part does not put out."""
-    written = [value for node in nodes for value in node.outputs]
-    return [v for v in written if v.name and v.type is not None and v not in outputs]
+    put_out = set(outputs)
+    found = []
+    for node in nodes:
+        for value in node.outputs:
+            is_declared = value.name and value.type is not None
+            if is_declared and value not in put_out:
+                found.append(value)
+    return found

@@ -8,12 +8,10 @@ import numpy as np
 import onnx_ir as ir
 
 from octavo.adapters.onnx.prepare.constants import add_initializer, is_constant
-from octavo.adapters.onnx.prepare.patterns import int_of, rank_of
+from octavo.adapters.onnx.prepare.patterns import FLOATS, int_of, rank_of
 from octavo.adapters.onnx.prepare.scopes import owner
 
 from .layouts import Layouts, before, replace_with
-
-_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 
 
 def rows_of_table(node: ir.Node, layouts: Layouts) -> None:
@@ -47,7 +45,7 @@ def rows_of_table(node: ir.Node, layouts: Layouts) -> None:
 
 def _shape_of(table: ir.Value) -> list[int]:
     """Return the shape of a floating constant; empty for anything else."""
-    if not is_constant(table) or table.dtype not in _FLOATS:
+    if not is_constant(table) or table.dtype not in FLOATS:
         return []
     assert table.const_value is not None
     return [int(length) for length in table.const_value.shape.numpy()]
