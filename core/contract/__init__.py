@@ -1,2 +1,1 @@
-"""What plugin authors touch: the interface of each kind of part, cards, and the host that loads
-them."""
+"""What plugin authors touch: the interface of each kind of part, cards, and their host."""

@@ -23,7 +23,7 @@ from octavo.core.numerics.channels import Factors
 from octavo.core.values.calls import Batch as Batch  # where plugins have always found it
 from octavo.core.values.capability import Capability
 from octavo.core.values.graph import HeldWeight, ModelView
-from octavo.core.values.ledger import Applied as Applied
+from octavo.core.values.ledger import Applied as Applied  # likewise
 from octavo.core.values.recipe import Recipe
 
 from .candidate import Candidate as Candidate
@@ -40,8 +40,10 @@ class Session(ABC):
 
     @abstractmethod
     def describe(self) -> ModelView:
-        """Return the ops, values and groups. The same source gives the same names in
-        any process."""
+        """Return the ops, values and groups.
+
+        The same source gives the same names in any process.
+        """
 
     @abstractmethod
     def capability(self) -> Capability:
@@ -49,21 +51,26 @@ class Session(ABC):
 
     @abstractmethod
     def observe(self, batches: Iterable[Batch], values: Iterable[str], sink: Sink) -> int:
-        """Run the float model over ``batches`` ONCE and hand each array of each named value to
-        ``sink``.
+        """Run the float model over ``batches`` once, and hand named values to ``sink``.
 
-        A sink must not keep or change the array. Returns the number of batches. Values come as the
-        ops see them: after batch-norm folding and fused activations.
+        Values come as the ops see them: after batch-norm folding and fused activations.
+
+        Args:
+            batches: Batches; each is read and run exactly once.
+            values: Names of values, as :meth:`describe` gives them.
+            sink: Takes (value name, array) for each value of each batch, in the model's own dtype;
+                it must not keep or change the array.
+
+        Returns:
+            The number of batches.
         """
 
     def watcher(self, batches: Iterable[Batch], limit: int) -> Callable[[Iterable[str], Sink], int]:
-        """Return a function that observes values over the same batches as :meth:`observe` would,
-        some of them at a time.
+        """Return a function that observes the same batches again and again, some values at a time.
 
-        A backend may keep, between two calls, what the rest of the model needs of each batch, and
-        start the next call there if
-        its values all come later: values that are asked for in execution order then cost one pass
-        altogether.
+        Each call does what :meth:`observe` does. A backend may keep, between two calls, what the
+        rest of the model needs of each batch, and start the next call there if its values all come
+        later: values that are asked for in execution order then cost one pass altogether.
 
         Args:
             batches: Batches that can be read again.
@@ -73,23 +80,32 @@ class Session(ABC):
 
     @abstractmethod
     def tensor(self, name: str) -> Array:
-        """Return a weight or bias by name, as the ops use it (batch norm folded, rescaled). Not to
-        be changed."""
+        """Return a weight or bias by name, as the ops use it: batch norm folded, rescaled.
+
+        Not to be changed.
+        """
 
     @abstractmethod
     def apply(self, recipe: Recipe, parameters: Mapping[str, OpParameters]) -> Candidate:
-        """Carry a recipe out. Ops without parameters stay float.
+        """Carry a recipe out; ops without parameters stay float.
 
-        Costs what the quantized ops cost, never a copy of the model; what is packed from one
-        :class:`QuantizedTensor` object is reused while that object lives.
+        It costs what the quantized ops cost, never a copy of the model; what is packed from one
+        :class:`~octavo.core.numerics.tensor.QuantizedTensor` object is reused while that object
+        lives.
+
+        Args:
+            recipe: What to quantize, kept in the candidate.
+            parameters: Op name -> all that the core decided for it.
 
         Raises:
             SchemeError: If a scheme is outside the capability.
         """
 
     def draft(self, recipe: Recipe, parameters: Mapping[str, OpParameters]) -> Candidate:
-        """Return what :meth:`apply` returns, for a :meth:`runner`: what only other uses need may
-        wait until they come."""
+        """Return what :meth:`apply` returns, for a :meth:`runner` alone.
+
+        What only other uses need (saving, a native model) may wait until they come.
+        """
         return self.apply(recipe, parameters)
 
     @abstractmethod
@@ -101,54 +117,59 @@ class Session(ABC):
         """Return a content digest of structure and weights, the same in any process."""
 
     def census(self) -> Sequence[HeldWeight] | None:
-        """Return every distinct floating weight of two or more dimensions that the model's forward
-        uses, wherever it stands.
+        """Return every distinct floating weight that the model's forward uses.
 
-        It is counted in the model's tensors, and not in what :meth:`describe` found: the core holds
-        the two against each
-        other whenever a candidate is built. None where a backend cannot count: then what it
-        describes is believed.
+        Weights have two or more dimensions. They are counted in the model's tensors, wherever they
+        stand, and not in what :meth:`describe` found: the core holds the two against each other
+        whenever a candidate is built.
+
+        Returns:
+            None where a backend cannot count: then what it describes is believed.
         """
         return None
 
     def runner(
         self, batches: Sequence[Batch]
     ) -> Callable[[Candidate], Iterator[tuple[np.ndarray, ...]]]:
-        """Return a function that runs candidates of this session over the same few batches, as
-        :meth:`Candidate.run` would.
+        """Return a function that runs candidates of this session over the same few batches.
 
-        A backend may run the float model once here and let each candidate start where it first
-        differs from it.
+        It yields, batch by batch, what :meth:`Candidate.run` would return. A backend may run the
+        float model once here and let each candidate start where it first differs from it.
         """
         return lambda candidate: (candidate.run(batch) for batch in batches)
 
     def further(self, batches: Sequence[Batch]) -> Session:
-        """Return a session of the same model that has looked at these batches too; itself where
-        they change nothing.
+        """Return a session of the same model that has looked at these batches too.
 
         Args:
             batches: Some that differ from the example in shapes or plain values: they may take
                 other branches of the model.
+
+        Returns:
+            This session itself where they change nothing.
         """
         return self
 
     def facts(self) -> tuple[str, ...]:
-        """Return what else ``octavo inspect`` should show of this model (a memory plan, a device),
-        one line each."""
+        """Return what else ``octavo inspect`` should show of this model, one line each.
+
+        A memory plan, a device.
+        """
         return ()
 
     # Optional primitives: declared in ``Capability.features``.
 
     def rescale(self, factors: Mapping[str, Factors]) -> Session:
-        """Return a session whose model computes the same function with other channels (feature
-        ``rescale``).
+        """Return a session whose model computes the same function with other channels.
+
+        Feature ``rescale``.
 
         Args:
             factors: Name of a ``rescale`` group -> positive float32 factors, shape (channels,): the
                 group's value is divided by them per channel, and the members' weights are
-                multiplied by them. Or a :class:`~.channels.ChannelMap`, which may also shift and
-                rotate where the group takes it (features ``rescale:shift``, ``rescale:rotation``);
-                members without a bias gain one from a shift.
+                multiplied by them. Or a :class:`~octavo.core.numerics.channels.ChannelMap`, which
+                may also shift and rotate where the group takes it (features ``rescale:shift``,
+                ``rescale:rotation``); members without a bias gain one from a shift.
 
         Returns:
             A new session that shares every other tensor with this one; ops and values keep their
@@ -156,7 +177,7 @@ class Session(ABC):
 
         Raises:
             SchemeError: If a group is unknown, or cannot take its map
-                (:func:`~.channels.channel_maps` checks).
+                (:func:`~octavo.core.numerics.channels.channel_maps` checks).
         """
         raise SchemeError(
             f"{type(self).__name__} does not offer rescale; leave transforms out of the "
@@ -172,13 +193,12 @@ class Session(ABC):
         seed: int = 0,
         along: Mapping[str, Array] | None = None,
     ) -> int:
-        """Hand gradients with respect to weights to ``sink``, batch by batch, one weight at a time
-        (feature ``gradients``).
+        """Hand gradients with respect to weights to ``sink``, batch by batch, weight by weight.
 
-        No labels are needed. The loss is the distance D of the outputs to the float outputs: |y -
-        y0|^2 / (2 |y0 - mean y0|^2), or the mean Kullback-Leibler divergence of a token where the
-        model predicts tokens. At the float weights its gradient is 0
-        and its Hessian H says what a change of the weights costs: D = d^T H d / 2.
+        Feature ``gradients``. No labels are needed. The loss is the distance D of the outputs to
+        the float outputs: |y - y0|^2 / (2 |y0 - mean y0|^2), or the mean Kullback-Leibler
+        divergence of a token where the model predicts tokens. At the float weights its gradient is
+        0 and its Hessian H says what a change of the weights costs: D = d^T H d / 2.
 
         Args:
             batches: Batches; each is run once.
@@ -191,26 +211,37 @@ class Session(ABC):
 
         Returns:
             The number of batches.
+
+        Raises:
+            SchemeError: If the backend does not offer it.
         """
         raise SchemeError(
             f"{type(self).__name__} does not offer gradients; choose another sensitivity"
         )
 
     def training(self) -> Training:
-        """Return what learns from data (a feature of :data:`~.training.TRAINING` says which of it
-        there is).
+        """Return what learns from data.
+
+        The features of :data:`~octavo.core.contract.training.TRAINING` say which of it there is.
 
         Raises:
             SchemeError: If this backend offers none of it.
         """
         raise SchemeError(
             f"{type(self).__name__} offers no training; choose an algorithm that needs no "
-            "gradients "
-            "(gptq, autoround), or a backend whose features name it (torch)"
+            "gradients (gptq, autoround), or a backend whose features name it (torch)"
         )
 
     def export(self, format: str, path: Path) -> None:
-        """Write the float model in an interchange format (feature ``export:<format>``)."""
+        """Write the float model in an interchange format; feature ``export:<format>``.
+
+        Args:
+            format: ``onnx``.
+            path: The file.
+
+        Raises:
+            SchemeError: If the backend does not export that format.
+        """
         raise SchemeError(f"{type(self).__name__} does not export {format!r}")
 
 
@@ -229,7 +260,8 @@ class Adapter(ABC):
             example: One batch, for shapes; None where there is no data.
 
         Raises:
-            ModelError: If it cannot be read; NonFiniteWeight names the tensor.
+            ModelError: If it cannot be read.
+            NonFiniteWeight: If a tensor holds NaN or infinity; the message names it.
         """
 
     @abstractmethod
@@ -243,8 +275,9 @@ class Adapter(ABC):
         """
 
     def capability(self) -> Capability:
-        """Return what the configured device executes, whatever the model; a session may know less
-        of its own.
+        """Return what the configured device executes, whatever the model.
+
+        A session may know that its own model can take less.
 
         Raises:
             SchemeError: If this backend can say so for a model only.
@@ -252,17 +285,28 @@ class Adapter(ABC):
         raise SchemeError(f"{type(self).__name__} answers for a model only; give one")
 
     def sample(self, kind: str) -> tuple[Any, Batch] | None:
-        """Return a model of one op of a type, of the size that models have, and a batch for it;
-        None where there is none.
+        """Return a model of one op of a type, of the size that models have, and a batch for it.
 
         It is timed, some milliseconds a scheme, when somebody asks how fast schemes are.
+
+        Returns:
+            None where there is no such model.
         """
         return None
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A session with what the core needs over and over: computed once."""
+    """A session with what the core needs over and over: computed once.
+
+    Attributes:
+        name: The backend's name.
+        session: The opened model.
+        view: What ``session.describe()`` returns.
+        capability: What ``session.capability()`` returns.
+        notes: What a reader of the result must know of this backend.
+        settings: The backend's; None for the defaults.
+    """
 
     name: str
     session: Session

@@ -15,21 +15,29 @@ from .parts import PartConfig
 
 
 class Observer(ABC):
-    """Watches one value over the calibration pass. Memory must not grow with the number
-    of batches."""
+    """Watches one value over the calibration pass.
+
+    Memory must not grow with the number of batches.
+    """
 
     @abstractmethod
     def update(self, x: Array) -> None:
-        """Take one batch's array, of any shape (the channel axis keeps its length). It must not be
-        kept."""
+        """Take one batch's array, which must not be kept.
+
+        Args:
+            x: Of any shape; the channel axis keeps its length from batch to batch.
+        """
 
     @abstractmethod
     def merge(self, other: Any) -> None:
         """Take in what another one of the same kind saw (a worker's share of the data)."""
 
     def rescaled(self, change: ChannelMap) -> Self | None:
-        """Return what would have been seen had the value's channels been changed, or None if this
-        observer alone cannot know."""
+        """Return what would have been seen had the value's channels been changed.
+
+        Returns:
+            None if this observer alone cannot know.
+        """
         return None
 
 
@@ -48,8 +56,14 @@ class Calibrator(Observer):
 
     @abstractmethod
     def range(self, spec: QuantSpec) -> tuple[Array, Array]:
-        """Return (low, high), float32, shape () or (channels,), for a tensor that will be quantized
-        as ``spec``."""
+        """Return (low, high) of what was seen.
+
+        Args:
+            spec: How the value will be quantized.
+
+        Returns:
+            float32, shape () or, with an axis, (channels,).
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,4 @@
-"""What passes over the seam for one recipe: the core's decisions, and the model that carries them
-out."""
+"""What core and backend hand each other for a recipe: decisions, and the model that has them."""
 
 from __future__ import annotations
 
@@ -44,18 +43,25 @@ class OpParameters:
 
     @property
     def carried(self) -> OpScheme:
-        """The scheme with the range over which its weight was really quantized, see
-        ``Capability.carried``."""
-        if self.weight is None or self.scheme.weight is None:
+        """The scheme with the range over which its weight was really quantized.
+
+        See ``Capability.carried``.
+        """
+        asked = self.scheme.weight
+        if self.weight is None or asked is None:
             return self.scheme
-        reduced = self.weight.params.spec.reduce_range
-        if reduced == self.scheme.weight.reduce_range:
+        is_reduced = self.weight.params.spec.reduce_range
+        if is_reduced == asked.reduce_range:
             return self.scheme
-        weight = self.scheme.weight.reduced() if reduced else self.scheme.weight.whole()
-        return self.scheme.variant(weight=weight)
+        return self.scheme.variant(weight=asked.reduced() if is_reduced else asked.whole())
 
     def line(self, realization: Realization, reason: str = "") -> Applied:
-        """Return the ledger's line of an op that is carried out as it was decided."""
+        """Return the ledger's line of an op that is carried out as it was decided.
+
+        Args:
+            realization: How the backend carries it out.
+            reason: What a reader must know of it beside a reduced range, which is said here.
+        """
         carried = self.carried
         reduced = REDUCED if carried != self.scheme else ""
         said = "; ".join(filter(None, (reason, reduced)))
@@ -63,9 +69,13 @@ class OpParameters:
 
 
 class Candidate(ABC):
-    """A runnable model with a recipe carried out. It shares every float tensor with the original.
+    """A runnable model with a recipe carried out; it shares every float tensor with the original.
 
     It must be picklable (cloudpickle), so that trials can run in child processes and on clusters.
+
+    Attributes:
+        recipe: What was asked for.
+        ledger: Op name -> what became of it, of every op that the recipe quantizes.
     """
 
     recipe: Recipe
@@ -74,12 +84,20 @@ class Candidate(ABC):
     @property
     @abstractmethod
     def native(self) -> Any:
-        """What a score function of a single-backend run is given (the nn.Module, the callable
-        session)."""
+        """What a score function of a single-backend run is given.
+
+        The nn.Module, or the callable session.
+        """
 
     @abstractmethod
     def run(self, batch: Batch) -> tuple[np.ndarray, ...]:
-        """Run one batch: arrays in, arrays out, in the order of ``ModelView.outputs``.
+        """Run one batch: arrays in, arrays out.
+
+        Args:
+            batch: What the model's call takes.
+
+        Returns:
+            NumPy arrays in the order of ``ModelView.outputs``.
 
         Raises:
             DataError: If names or shapes are not the model's; the message says expected against
@@ -88,13 +106,17 @@ class Candidate(ABC):
 
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write the model's files into an existing, empty folder, without pickle. Their sum is the
-        model's size."""
+        """Write the model's files, without pickle; their sum is the model's size.
+
+        Args:
+            folder: There, and empty.
+        """
 
     def with_ledger(self, ledger: Mapping[str, Applied], recipe: Recipe | None = None) -> Self:
-        """Return the same model under another ledger; every other attribute is shared with this one.
+        """Return the same model under another ledger.
 
-        A backend that keeps attributes elsewhere than in ``__dict__`` (slots) overrides it.
+        Every other attribute is shared with this one. A backend that keeps attributes elsewhere
+        than in ``__dict__`` (slots) overrides it.
 
         Args:
             ledger: What became of each op.
@@ -107,6 +129,8 @@ class Candidate(ABC):
         return twin
 
     def fingerprint(self) -> str:
-        """Digest of the parameters it runs with, to notice a score function that changes the model;
-        '' if unknown."""
+        """Return a digest of the parameters it runs with; '' if unknown.
+
+        By it a score function is noticed that changes the model.
+        """
         return ""

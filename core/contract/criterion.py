@@ -52,29 +52,42 @@ class Criterion(ABC):
 
     @abstractmethod
     def check_baseline(self, baseline: Mapping[str, float]) -> None:
-        """Raise ConfigError if these baseline scores make the criterion meaningless (relative to 0,
-        a missing metric)."""
+        """Refuse scores of the float model that make the criterion meaningless.
+
+        Raises:
+            ConfigError: If they do: a tolerance relative to 0, a missing metric.
+        """
 
     @abstractmethod
     def judge(self, metrics: Mapping[str, float], baseline: Mapping[str, float]) -> Verdict:
-        """Judge a candidate."""
+        """Judge a candidate.
+
+        Args:
+            metrics: Its scores by name.
+            baseline: The float model's.
+        """
 
     @abstractmethod
     def describe(self, baseline: Mapping[str, float]) -> str:
         """Say the goal in one line, with figures."""
 
     def noise(self, runs: tuple[Mapping[str, float], ...]) -> str:
-        """Return a warning if repeated float scores differ by more than the criterion tolerates;
-        else ''."""
+        """Return a warning if repeated float scores differ by more than is tolerated; else ''."""
         return ""
 
     def sample_goal(self, baseline: Mapping[str, float]) -> SampleGoal | None:
-        """Return the goal of a mean over samples where that is what the criterion asks for, so that
-        it may be certified; else None."""
+        """Return the goal of a mean over samples, so that it may be certified.
+
+        Returns:
+            None where that is not what the criterion asks for.
+        """
         return None
 
     def allowed(self, baseline: Mapping[str, float]) -> tuple[float, bool] | None:
-        """Return (mean loss a sample that passes at most, whether higher scores are better) where
-        the goal is that of one mean score, so that an evaluation may be stopped early; None where
-        it is not."""
+        """Return what one mean score may lose, so that an evaluation may be stopped early.
+
+        Returns:
+            (the largest mean loss of a sample that passes, whether higher scores are better); None
+            where the goal is not that of one mean score.
+        """
         return None

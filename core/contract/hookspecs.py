@@ -24,20 +24,26 @@ hookimpl = pluggy.HookimplMarker("octavo")
 
 @hookspec
 def octavo_adapters() -> Iterable[AdapterPart[Any]]:  # type: ignore[empty-body]
-    """Backends: open, describe, observe, quantize, run and save a model. Targets are ``Adapter``
-    classes."""
+    """Backends: open, describe, observe, quantize, run and save a model.
+
+    Targets are ``Adapter`` classes.
+    """
 
 
 @hookspec
 def octavo_strategies() -> Cards:  # type: ignore[empty-body]
-    """Searches: ``ask`` and ``tell``. Targets are ``Strategy`` classes; they see a space and
-    trials, never a model."""
+    """Searches: ``ask`` and ``tell``.
+
+    Targets are ``Strategy`` classes; they see a space and trials, never a model.
+    """
 
 
 @hookspec
 def octavo_calibrators() -> Cards:  # type: ignore[empty-body]
-    """Ways to turn observed values into ranges (minmax, percentile, mse, entropy). Targets are
-    ``Calibrator`` classes."""
+    """Ways to turn observed values into ranges (minmax, percentile, mse, entropy).
+
+    Targets are ``Calibrator`` classes.
+    """
 
 
 @hookspec
@@ -47,14 +53,18 @@ def octavo_algorithms() -> Cards:  # type: ignore[empty-body]
 
 @hookspec
 def octavo_transforms() -> Cards:  # type: ignore[empty-body]
-    """Function-preserving rescalings of the whole model (smoothquant, equalization). Targets are
-    ``Rescaling`` classes."""
+    """Function-preserving rescalings of the whole model (smoothquant, equalization).
+
+    Targets are ``Rescaling`` classes.
+    """
 
 
 @hookspec
 def octavo_objectives() -> Cards:  # type: ignore[empty-body]
-    """Numbers measured on a candidate (latency, size, memory). Targets are
-    ``Objective`` classes."""
+    """Numbers measured on a candidate (latency, size, memory).
+
+    Targets are ``Objective`` classes.
+    """
 
 
 @hookspec
@@ -64,11 +74,15 @@ def octavo_criteria() -> Cards:  # type: ignore[empty-body]
 
 @hookspec
 def octavo_exporters() -> Cards:  # type: ignore[empty-body]
-    """Ways to write a result for another runtime. Targets are callables ``(result, folder) ->
-    None``."""
+    """Ways to write a result for another runtime.
+
+    Targets are callables ``(result, folder) -> None``.
+    """
 
 
 @hookspec
 def octavo_trial_finished(trial: Trial) -> None:
-    """Called after each trial, failed ones included, when it is already on disk. For loggers;
-    return values are ignored."""
+    """Called after each trial, failed ones included, when it is already on disk.
+
+    For loggers; return values are ignored.
+    """

@@ -60,8 +60,17 @@ class Objective(ABC):
         self.config = config
 
     def check(self) -> None:  # noqa: B027 - most objectives can be measured anywhere
-        """Raise ConfigError if this machine cannot measure it; called before long work starts."""
+        """Refuse a machine that cannot measure it; called before long work starts.
+
+        Raises:
+            ConfigError: If it cannot.
+        """
 
     @abstractmethod
     def measure(self, subject: Subject, reference: Subject) -> Measurement:
-        """Measure ``subject``; ``reference`` is the float model, for interleaving and ratios."""
+        """Measure a candidate.
+
+        Args:
+            subject: The candidate.
+            reference: The float model, for interleaving and ratios.
+        """

@@ -16,8 +16,13 @@ T = TypeVar("T")
 
 
 class PartConfig(Checked):
-    """Base of every part's settings. Each subclass adds ``kind: Literal["its-name"] =
-    "its-name"``."""
+    """Base of every part's settings.
+
+    Each subclass adds ``kind: Literal["its-name"] = "its-name"``.
+
+    Raises:
+        ConfigError: If a setting is unknown or malformed.
+    """
 
     unsaved: ClassVar[frozenset[str]] = frozenset()
     """Settings that a saved result neither keeps nor may set when it is loaded: a file must not
@@ -82,12 +87,20 @@ class Part(Generic[T]):
         return found
 
     def build(self, settings: PartConfig | None = None, *arguments: Any, **named: Any) -> T:
-        """Load and call the target with its settings first."""
-        return self.load()(
-            settings if settings is not None else self.config.model_validate({"kind": self.name}),
-            *arguments,
-            **named,
-        )
+        """Load the target and call it.
+
+        Args:
+            settings: The target's first argument; None for the defaults of :attr:`config`.
+            *arguments: What else it takes (a strategy its problem).
+            **named: The same by name.
+
+        Raises:
+            MissingFramework: If an import fails.
+            PluginError: If the module has no such attribute.
+        """
+        if settings is None:
+            settings = self.config.model_validate({"kind": self.name})
+        return self.load()(settings, *arguments, **named)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +119,9 @@ class AdapterPart(Part[T]):
     accepts: tuple[str, ...] = field(default=())
 
     def claims(self, model: object) -> bool:
-        """True if ``model`` is an instance of one of :attr:`models` or a path with one of
-        :attr:`suffixes`."""
-        if isinstance(model, str) or hasattr(model, "__fspath__"):
-            return str(model).endswith(self.suffixes) if self.suffixes else False
-        paths = {f"{c.__module__}.{c.__qualname__}" for c in type(model).__mro__}
-        return any(p in paths for p in self.models)
+        """True for an instance of one of :attr:`models`, or a path with one of :attr:`suffixes`."""
+        is_path = isinstance(model, str) or hasattr(model, "__fspath__")
+        if is_path:
+            return str(model).endswith(self.suffixes)
+        bases = {f"{base.__module__}.{base.__qualname__}" for base in type(model).__mro__}
+        return not bases.isdisjoint(self.models)

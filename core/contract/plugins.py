@@ -6,14 +6,14 @@ import os
 import tomllib
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, reduce
 from importlib import import_module
 from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, entry_points
 from importlib.resources import files
 from operator import or_
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import pluggy
 from pydantic import Field, TypeAdapter
@@ -35,17 +35,11 @@ Kind = Literal[
     "criteria",
     "exporters",
 ]
-KINDS: tuple[Kind, ...] = (
-    "adapters",
-    "strategies",
-    "calibrators",
-    "algorithms",
-    "transforms",
-    "objectives",
-    "criteria",
-    "exporters",
-)
+KINDS: tuple[Kind, ...] = get_args(Kind)
+"""The families of parts; each has a hook ``octavo_<kind>``."""
+
 NO_AUTOLOAD = "OCTAVO_NO_AUTOLOAD"
+"""Environment variable: anything but empty, 0, false or no leaves other distributions out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +81,8 @@ class PluginHost:
         allow: Collection[str] = (),
         deny: Collection[str] = (),
     ) -> None:
-        table = (
-            table
-            if table is not None
-            else tomllib.loads(files("octavo").joinpath("plugins.toml").read_text())
-        )
+        if table is None:
+            table = tomllib.loads(files("octavo").joinpath("plugins.toml").read_text())
         policy = table.get("policy", {})
         self._allow = {*policy.get("allow", ()), *allow}
         self._deny = {*policy.get("deny", ()), *deny}
@@ -100,8 +91,10 @@ class PluginHost:
         self._infos: list[PluginInfo] = []
         self._parts: dict[str, Mapping[str, Any]] = {}
         for name, row in table["builtin"].items():
-            self._add(name, "built-in", partial(import_module, row["module"]), _missing(row))
-        if third_party and policy.get("entry_points", True) and not _flag(NO_AUTOLOAD):
+            load = partial(import_module, row["module"])
+            self._add(name, "built-in", load, _missing_requirements(row))
+        is_allowed = third_party and policy.get("entry_points", True)
+        if is_allowed and not _is_set(NO_AUTOLOAD):
             self._add_entry_points()
 
     def _add_entry_points(self) -> None:
@@ -112,9 +105,8 @@ class PluginHost:
                 holder = _origin(other) if other is not None else "octavo itself"
                 raise DuplicatePart(
                     f"two plugins are called {entry.name!r}: one of {holder} and one of "
-                    f"{_origin(entry)}. "
-                    "Uninstall one, or deny the name in the plugin policy and register the other "
-                    "under a new one"
+                    f"{_origin(entry)}. Uninstall one, or deny the name in the plugin policy and "
+                    "register the other under a new one"
                 )
             found[entry.name] = entry
         for name, entry in sorted(found.items()):
@@ -169,8 +161,8 @@ class PluginHost:
     def _collect(self, kind: Kind) -> dict[str, Part[Any]]:
         found: dict[str, Part[Any]] = {}
         wanted = AdapterPart if kind == "adapters" else Part
-        for plugin, offer in self._call(f"octavo_{kind}"):
-            for part in offer or ():
+        for plugin, offered in self._call(f"octavo_{kind}"):
+            for part in offered or ():
                 if not isinstance(part, wanted):
                     warnings.warn(
                         f"octavo plugin {plugin!r} offers {part!r} among its {kind}; it must be a "
@@ -178,40 +170,45 @@ class PluginHost:
                         RuntimeWarning,
                         stacklevel=3,
                     )
-                elif part.name in found:
+                    continue
+                if part.name in found:
+                    other = found[part.name]
                     raise DuplicatePart(
-                        f"{part.name!r} is offered twice among {kind}: {found[part.name].target} "
-                        f"and {part.target}; deny one plugin"
+                        f"{part.name!r} is offered twice among {kind}: {other.target} and "
+                        f"{part.target}; deny one plugin"
                     )
-                else:
-                    found[part.name] = part
+                found[part.name] = part
         return found
 
     def _call(self, hook: str, **arguments: Any) -> Iterable[tuple[str, Any]]:
-        """Call a hook plugin by plugin, so that one that raises does not take the others down."""
+        """Call a hook plugin by plugin, so that one that raises does not take the others down.
+
+        Yields:
+            (the plugin's name, what it returned).
+        """
         for implementation in getattr(self._manager.hook, hook).get_hookimpls():
+            name = implementation.plugin_name
+            taken = {k: v for k, v in arguments.items() if k in implementation.argnames}
             try:
-                named = {k: v for k, v in arguments.items() if k in implementation.argnames}
-                result = implementation.function(**named)
-                yield (
-                    implementation.plugin_name,
-                    list(result) if not arguments and result is not None else result,
-                )
+                result = implementation.function(**taken)
+                if not arguments and result is not None:
+                    # A hook may be a generator, which raises only when it is read.
+                    result = list(result)
             except Exception as error:
-                name = implementation.plugin_name
-                self._infos = [
-                    PluginInfo(
-                        i.name, i.origin, i.loaded, f"{hook} raised {type(error).__name__}: {error}"
-                    )
-                    if i.name == name
-                    else i
-                    for i in self._infos
-                ]
-                warnings.warn(
-                    f"octavo plugin {name!r} raised in {hook}: {error!r}; it is left out there",
-                    RuntimeWarning,
-                    stacklevel=3,
-                )
+                self._say_what_raised(name, hook, error)
+                continue
+            yield name, result
+
+    def _say_what_raised(self, name: str, hook: str, error: Exception) -> None:
+        reason = f"{hook} raised {type(error).__name__}: {error}"
+        self._infos = [
+            replace(info, reason=reason) if info.name == name else info for info in self._infos
+        ]
+        warnings.warn(
+            f"octavo plugin {name!r} raised in {hook}: {error!r}; it is left out there",
+            RuntimeWarning,
+            stacklevel=4,
+        )
 
     def notify(self, hook: str, **arguments: Any) -> None:
         """Tell every plugin that something happened."""
@@ -226,16 +223,15 @@ class PluginHost:
         """
         parts = self.parts(kind)
         if name not in parts:
-            hint = next(
-                (
-                    f" (plugin {i.name!r} was left out: {i.reason})"
-                    for i in self._infos
-                    if not i.loaded and i.name == name
-                ),
-                "",
-            )
-            raise UnknownPart(f"no {_singular(kind)} called {name!r}{hint}{nearest(name, parts)}")
+            why = self._why_left_out(name)
+            raise UnknownPart(f"no {_singular(kind)} called {name!r}{why}{nearest(name, parts)}")
         return parts[name]
+
+    def _why_left_out(self, name: str) -> str:
+        for info in self._infos:
+            if not info.loaded and info.name == name:
+                return f" (plugin {name!r} was left out: {info.reason})"
+        return ""
 
     def read(self, kind: Kind, raw: str | Mapping[str, Any] | PartConfig) -> PartConfig:
         """Check a part's settings against the config class that its card names.
@@ -271,16 +267,18 @@ class PluginHost:
         return TypeAdapter(Annotated[union, Field(discriminator="kind")]).json_schema()
 
 
-def _missing(row: Mapping[str, Any]) -> str:
+def _missing_requirements(row: Mapping[str, Any]) -> str:
+    """Say which distributions a built-in plugin lacks, and how to install them; '' if none."""
     gone = []
     for name in row.get("needs", ()):
         try:
             distribution(name)
         except PackageNotFoundError:
             gone.append(name)
-    return (
-        f"needs {', '.join(gone)}: pip install 'octavo[{row.get('extra', 'all')}]'" if gone else ""
-    )
+    if not gone:
+        return ""
+    extra = row.get("extra", "all")
+    return f"needs {', '.join(gone)}: pip install 'octavo[{extra}]'"
 
 
 def _origin(entry: EntryPoint | None) -> str:
@@ -289,7 +287,7 @@ def _origin(entry: EntryPoint | None) -> str:
     return f"{entry.dist.name} {entry.dist.version}"
 
 
-def _flag(name: str) -> bool:
+def _is_set(name: str) -> bool:
     return os.environ.get(name, "").lower() not in ("", "0", "false", "no")
 
 

@@ -14,7 +14,9 @@ from .candidate import Candidate, OpParameters
 
 
 class Quantizer(Protocol):
-    """From a recipe to parameters and candidates; :class:`octavo.core.quantizing.realize.Realizer` is one.
+    """From a recipe to parameters and candidates.
+
+    :class:`octavo.core.quantizing.realize.Realizer` is one.
 
     Attributes:
         opened: The model.
@@ -28,7 +30,12 @@ class Quantizer(Protocol):
         """Return the parameters of every op that is not float."""
 
     def candidate(self, recipe: Recipe, *, draft: bool = False) -> Candidate:
-        """Return the model with a recipe carried out; a draft is for a runner of its session alone."""
+        """Return the model with a recipe carried out.
+
+        Args:
+            recipe: What to quantize.
+            draft: Make it for a runner of its session alone, see ``Session.draft``.
+        """
 
     def session(self, transforms: tuple[PartChoice, ...] = ()) -> Session:
         """Return the float session after ``transforms``."""

@@ -1,5 +1,7 @@
-"""How much a runner may remember of the float model, so that candidates start where they first
-differ from it."""
+"""How much a runner may remember of the float model.
+
+Candidates then start where they first differ from it.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,10 @@ class Room:
         self._left = RECALL_BYTES
 
     def take(self, size: int) -> bool:
-        """Take so many bytes; False if there were not so many left, and then nothing more is to be
-        remembered."""
+        """Take so many bytes.
+
+        Returns:
+            False if there were not so many left; then nothing more is to be remembered.
+        """
         self._left -= size
         return self._left >= 0

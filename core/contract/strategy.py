@@ -18,8 +18,10 @@ from .parts import PartConfig
 
 
 class Sensitivity(Protocol):
-    """How much the model suffers when one unit takes one scheme; asked for lazily, computed once,
-    cached."""
+    """How much the model suffers when one unit takes one scheme.
+
+    Asked for lazily, computed once, cached.
+    """
 
     def __call__(self, kind: str, pairs: Sequence[tuple[str, OpScheme]]) -> Sequence[float]:
         """Return one loss >= 0 for each (unit name, scheme); higher hurts more.
@@ -90,14 +92,15 @@ class Strategy(ABC):
 
     * ``ask`` returns a recipe of the space, or None when nothing is left that could pay.
     * ``ask`` may be called again before ``tell``: recipes not yet told are pending, and are not
-    returned again.
-      A strategy that cannot go on before an answer returns :data:`WAIT`.
+      returned again. A strategy that cannot go on before an answer returns :data:`WAIT`.
     * ``tell`` takes every trial that was asked for, failed ones included. A recipe whose result is
-    known already is
-      answered from the history, marked ``reused``.
+      known already is answered from the history, marked ``reused``.
     * The same problem and the same sequence of calls give the same recipes, in any process. The
-    loop rebuilds a
-      strategy after a crash by asking and telling its history again.
+      loop rebuilds a strategy after a crash by asking and telling its history again.
+
+    Args:
+        config: The card's settings.
+        problem: Where to search, and for what.
     """
 
     def __init__(self, config: PartConfig, problem: Problem) -> None:

@@ -92,13 +92,17 @@ class QatModel(ABC):
     @property
     @abstractmethod
     def native(self) -> Any:
-        """What an ordinary training loop trains (the nn.Module). Layers that the recipe leaves in
-        float train too."""
+        """What an ordinary training loop trains (the nn.Module).
+
+        Layers that the recipe leaves in float train too.
+        """
 
     @abstractmethod
     def convert(self) -> Candidate:
-        """Return the trained model on the kernels that the recipe names, as after post-training
-        quantization."""
+        """Return the trained model on the kernels that the recipe names.
+
+        It is as after post-training quantization.
+        """
 
 
 class Training:
@@ -113,10 +117,10 @@ class Training:
         batches: Iterable[Batch],
         settings: Reconstruction | None = None,
     ) -> dict[str, OpParameters]:
-        """Learn the rounding of weight-only linear layers block by block (feature
-        ``block_reconstruction``).
+        """Learn the rounding of weight-only linear layers block by block.
 
-        Where all batches together say that a block's start was better, the block keeps it.
+        Feature ``block_reconstruction``. Where all batches together say that a block's start was
+        better, the block keeps it.
 
         Args:
             parameters: Where to start from: ``Realizer.parameters(recipe)``. Not changed.
@@ -138,11 +142,10 @@ class Training:
         batches: Iterable[Batch],
         settings: Distillation | None = None,
     ) -> dict[str, OpParameters]:
-        """Learn scales and rounding of all weight-only linear layers together (feature
-        ``distillation``).
+        """Learn scales and rounding of all weight-only linear layers together.
 
-        The goal is the float model's predictions, its first output. Where all batches together say
-        that the start was better, it comes back.
+        Feature ``distillation``. The goal is the float model's predictions, its first output. Where
+        all batches together say that the start was better, it comes back.
 
         Args:
             parameters: Where to start from: ``Realizer.parameters(recipe)``. Not changed.
@@ -160,8 +163,9 @@ class Training:
         self._refuse("distillation", "an algorithm such as gptq or autoround learns layer by layer")
 
     def prepare_qat(self, recipe: Recipe, parameters: Mapping[str, OpParameters]) -> QatModel:
-        """Return a copy whose layers see quantized weights and inputs while it is trained (feature
-        ``training``).
+        """Return a copy whose layers see quantized weights and inputs while it is trained.
+
+        Feature ``training``.
 
         Args:
             recipe: What to quantize.
@@ -174,8 +178,9 @@ class Training:
         self._refuse("training", "train the float model, then quantize it again")
 
     def add_low_rank(self, candidate: Candidate, settings: LowRank | Any = None) -> Any:
-        """Return a native model with trainable low-rank updates over a frozen quantized base
-        (feature ``low_rank``).
+        """Return a native model with trainable low-rank updates over a frozen quantized base.
+
+        Feature ``low_rank``.
 
         Args:
             candidate: One with weight-only linear layers. Not changed; its tensors are shared.
@@ -190,8 +195,9 @@ class Training:
         self._refuse("low_rank", "train the float model, then quantize it again")
 
     def load_low_rank(self, candidate: Candidate, folder: Path, **options: Any) -> Any:
-        """Return a native model with the updates that the library of :meth:`add_low_rank` saved
-        (feature ``low_rank``).
+        """Return a native model with the updates that the library of :meth:`add_low_rank` saved.
+
+        Feature ``low_rank``.
 
         Args:
             candidate: The base, as for :meth:`add_low_rank`.

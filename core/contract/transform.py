@@ -1,5 +1,4 @@
-"""What a model-wide transform is: it chooses factors, and the adapter's ``rescale``
-applies them."""
+"""What a model-wide transform is: it chooses factors, and an adapter's ``rescale`` applies them."""
 
 from __future__ import annotations
 
@@ -17,19 +16,29 @@ from .parts import PartConfig
 
 
 class Observed(Protocol):
-    """What calibration saw, as a transform may ask for it:
-    ``octavo.core.calibration.statistics.Statistics``."""
+    """What calibration saw, as a transform may ask for it.
+
+    :class:`octavo.core.calibration.statistics.Statistics` is one.
+    """
 
     def __contains__(self, probe: Probe) -> bool:
         """Whether that was observed."""
 
     def observer(self, probe: Probe) -> Observer:
-        """Return one observer; DataError if the value was not observed that way."""
+        """Return one observer.
+
+        Raises:
+            DataError: If the value was not observed that way.
+        """
 
     def range(
         self, value: str, calibrator: PartChoice, spec: QuantSpec, axis: int | None = None
     ) -> tuple[Array, Array]:
-        """Return the (low, high) of a value; DataError if the value was not observed that way."""
+        """Return the (low, high) of a value, as :meth:`Calibrator.range` does.
+
+        Raises:
+            DataError: If the value was not observed that way.
+        """
 
 
 class Rescaling(ABC):
@@ -40,8 +49,10 @@ class Rescaling(ABC):
 
     @property
     def carries(self) -> frozenset[str]:
-        """What it changes: of ``scale``, ``shift``, ``rotation``. It leaves out what a group does
-        not take, and the ledger says so."""
+        """What it changes: of ``scale``, ``shift``, ``rotation``.
+
+        It leaves out what a group does not take, and the ledger says so.
+        """
         return frozenset({"scale"})
 
     @abstractmethod
@@ -52,12 +63,15 @@ class Rescaling(ABC):
         statistics: Observed,
         recipe_ops: Mapping[str, Op],
     ) -> Mapping[str, Factors]:
-        """Return group name -> factors, float32 > 0, shape (channels,), or a channel map; groups
-        that should stay are left out.
+        """Choose what each group's channels are multiplied by.
 
         Args:
             view: The model.
             tensor: ``Session.tensor``.
             statistics: Of the session before rescaling.
             recipe_ops: The ops that may be quantized; groups without one need no factors.
+
+        Returns:
+            Group name -> factors, float32 > 0, shape (channels,), or a channel map. Groups that
+            should stay as they are are left out.
         """

@@ -26,7 +26,10 @@ class Clock:
     @property
     def left(self) -> float:
         """Seconds until the limit; negative beyond it, infinite without one."""
-        return math.inf if self.limit is None else self.limit - (time.perf_counter() - self.began)
+        if self.limit is None:
+            return math.inf
+        spent = time.perf_counter() - self.began
+        return self.limit - spent
 
     @property
     def ran_out(self) -> bool:
@@ -50,8 +53,6 @@ class Clock:
         return f"{reason}; left out for lack of time: {', '.join(self.left_out)}"
 
     def __str__(self) -> str:
-        return (
-            f"the time limit of {self.limit:g} s was reached"
-            if self.limit is not None
-            else "no time limit"
-        )
+        if self.limit is None:
+            return "no time limit"
+        return f"the time limit of {self.limit:g} s was reached"

@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 _COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
-"""Where Linux counts kills for lack of memory: of this container where there is one,
-else of all."""
+"""Where Linux counts kills for lack of memory: of this container if there is one, else of all."""
 
 
 class CrashWatch:
@@ -78,10 +77,13 @@ def cause_of_death(mark: Mapping[str, Any]) -> str:
         written = ""
     if written.startswith(("Fatal Python error", "Windows fatal exception")):
         return written.splitlines()[0].partition(": ")[2]
-    before, now = mark.get("starved"), _starved()
-    if mark.get("boot") == _boot() and before is not None and now is not None and now > before:
-        return "out of memory"
-    return ""
+    if mark.get("boot") != _boot():
+        # Counts begin anew with each start of the machine.
+        return ""
+    before = mark.get("starved")
+    now = _starved()
+    was_starved = before is not None and now is not None and now > before
+    return "out of memory" if was_starved else ""
 
 
 def _boot() -> str:
@@ -95,5 +97,6 @@ def _starved() -> int | None:
     """Return how many processes the kernel has killed for lack of memory; None where unknown."""
     for path in _COUNTERS:
         with contextlib.suppress(OSError, ValueError, KeyError):
-            return int(dict(line.split() for line in path.read_text().splitlines())["oom_kill"])
+            counts = dict(line.split() for line in path.read_text().splitlines())
+            return int(counts["oom_kill"])
     return None

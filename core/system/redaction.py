@@ -14,7 +14,8 @@ _SECRET = r"[\w\-]*(?:password|passwd|passphrase|pwd|secret|token|api_?key)[\w\-
 _IN_QUERY = re.compile(rf"(?i)([?&]{_SECRET}=)[^\s&'\"]+")
 # The form in which drivers of databases repeat what they were given.
 _AS_SETTING = re.compile(rf"(?i)\b({_SECRET} ?= ?)('[^']*'|[^\s&;,'\")\]]+)")
-SHORTEST = 4  # a shorter password by itself would blacken every word that holds it
+SHORTEST = 4
+"""A shorter password by itself would blacken every word that holds it."""
 
 
 def redacted(text: object, url: str = "") -> str:
@@ -33,8 +34,10 @@ def redacted(text: object, url: str = "") -> str:
 
 
 def _secrets(url: str) -> list[str]:
-    """Return the passwords of a database URL, longest first: as written, and as drivers
-    see them."""
+    """Return the passwords of a database URL: as written, and as drivers see them.
+
+    The longest comes first, for it may hold a shorter one.
+    """
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 
@@ -43,8 +46,11 @@ def _secrets(url: str) -> list[str]:
     except (ArgumentError, ValueError):
         return []
     written = re.search(r"://[^:/@]*:([^@]*)@", url)
-    found = {str(parsed.password or ""), written.group(1) if written else ""}
+    found = {str(parsed.password or "")}
+    if written:
+        found.add(written.group(1))
     for key, values in parsed.query.items():
         if re.fullmatch(f"(?i){_SECRET}", key):
-            found |= {values} if isinstance(values, str) else set(values)
-    return sorted((s for s in found if len(s) >= SHORTEST), key=len, reverse=True)
+            found.update([values] if isinstance(values, str) else values)
+    long_enough = [secret for secret in found if len(secret) >= SHORTEST]
+    return sorted(long_enough, key=len, reverse=True)

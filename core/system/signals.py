@@ -19,11 +19,12 @@ from octavo.core.errors import TrialTimeout
 INSIST = 0.5
 """Seconds between two alarms, for code that caught the one before and went on."""
 
-LONGEST = 1e8  # seconds that a timer of the system takes (three years)
+LONGEST = 1e8
+"""Seconds that a timer of the system takes (three years)."""
 
-ENDINGS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-)
+# Windows has no SIGHUP.
+_ENDING_NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
+ENDINGS = tuple(getattr(signal, name) for name in _ENDING_NAMES if hasattr(signal, name))
 """What asks a process to end: Ctrl-C, a scheduler or a preempted machine, a terminal that is
 closed."""
 
@@ -31,8 +32,10 @@ Handler = Callable[[int, FrameType | None], Any]
 
 
 class OutOfTime(BaseException):
-    """The time limit of the search has passed. No ``Exception``, so that probes and scores do not
-    catch it."""
+    """The time limit of the search has passed.
+
+    No ``Exception``, so that probes and scores do not catch it.
+    """
 
 
 class _Insisted(BaseException):
@@ -76,8 +79,9 @@ def time_limit(seconds: float | None) -> Iterator[None]:
 
 @contextmanager
 def deadline(seconds: float | None) -> Iterator[None]:
-    """Raise :class:`OutOfTime` in the running code after ``seconds``, again and again until it
-    ends.
+    """Raise :class:`OutOfTime` in the running code after ``seconds``.
+
+    It comes again and again until the code ends.
 
     Raises:
         OutOfTime: At once where no time is left.
@@ -97,8 +101,7 @@ def deadline(seconds: float | None) -> Iterator[None]:
 
 @contextmanager
 def _alarm(seconds: float, handler: Handler) -> Iterator[None]:
-    """Call a handler after ``seconds`` and every :data:`INSIST` from then on, in the
-    running code."""
+    """Call a handler in the running code after ``seconds``, and every :data:`INSIST` from then."""
     if not (_in_main_thread() and hasattr(signal, "SIGALRM")):
         yield
         return
@@ -145,15 +148,17 @@ def _handled(handlers: dict[Any, Handler]) -> Iterator[None]:
     if not _in_main_thread():
         yield
         return
-    # A signal that is ignored (nohup) stays so; one whose handler is not Python's cannot be put
-    # back.
-    taken = {s: h for s, h in handlers.items() if signal.getsignal(s) not in (signal.SIG_IGN, None)}
-    before = {s: signal.signal(s, h) for s, h in taken.items()}
+    before: dict[Any, Any] = {}
+    for number, handler in handlers.items():
+        # A signal that is ignored (nohup) stays so; one whose handler is not Python's cannot be put
+        # back.
+        if signal.getsignal(number) not in (signal.SIG_IGN, None):
+            before[number] = signal.signal(number, handler)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
 def _in_main_thread() -> bool:

@@ -25,7 +25,8 @@ class BareSpawnProcess(SpawnProcess):
         # There is no setting for it: what a child is told to prepare is asked for by this one
         # function.
         with _starting:
-            whole, starter = spawn.get_preparation_data, threading.get_ident()
+            whole = spawn.get_preparation_data
+            starter = threading.get_ident()
 
             def without_script(name: str) -> dict[str, Any]:
                 told = whole(name)

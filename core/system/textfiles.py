@@ -39,10 +39,8 @@ def read_text(path: Path) -> str:
     """
     try:
         return path.read_text(encoding="utf-8")
-    except (
-        OSError,
-        ValueError,
-    ) as error:  # UnicodeDecodeError among them, and names that no file can have
+    # ValueError: of texts that are no UTF-8, and of names that no file can have.
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
 
 
