@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
+import pytest
 
 import octavo
 from octavo.core.contract.plugins import PluginHost
@@ -16,6 +15,9 @@ from octavo.core.tuning.rules import Rule
 from octavo.core.tuning.spaces import build_space
 from octavo.core.values.scheme import PartChoice
 from tests.helpers import as_opened
+
+torch = pytest.importorskip("torch")
+nn = torch.nn
 
 HOST = PluginHost(third_party=False)
 SMOOTH, EQUAL = PartChoice(kind="smoothquant"), PartChoice(kind="equalization")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from array_api_compat import is_torch_array
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +23,7 @@ from octavo.core.numerics.affine import affine_params, dequantize, quantize
 from octavo.core.numerics.channels import ChannelMap
 from octavo.core.numerics.rows import Rows
 from octavo.core.values.scheme import QuantSpec
+from tests.arrays import MAKERS, each_kind
 
 PARTS: dict[str, Part[Any]] = {p.name: p for p in octavo_calibrators()}
 INT8, UINT8, INT4 = (
@@ -57,10 +58,12 @@ def test_order_batches_workers_and_namespace_do_not_matter(
         with pytest.raises(DataError, match="whole tensor"):
             build(name, axis)
         return
-    whole, torches, first, second = (build(name, axis) for _ in range(4))
+    whole, first, second = (build(name, axis) for _ in range(3))
+    by_kind = {kind: build(name, axis) for kind in MAKERS}
     for x in batches():
         whole.update(x)
-        torches.update(torch.from_numpy(x))
+        for kind, make in MAKERS.items():
+            by_kind[kind].update(make(x))
     for x in batches()[:2]:
         first.update(x)
     for x in batches()[2:][::-1]:
@@ -69,9 +72,10 @@ def test_order_batches_workers_and_namespace_do_not_matter(
     low, high = whole.range(spec)
     assert np.shape(low) == (() if axis is None else (8,))
     assert low.dtype == np.float32
-    for a, b in zip((low, high), torches.range(spec), strict=True):
-        assert isinstance(b, torch.Tensor)
-        np.testing.assert_allclose(a, b.numpy(), rtol=1e-6)
+    for kind, other in by_kind.items():
+        for a, b in zip((low, high), other.range(spec), strict=True):
+            assert is_torch_array(b) == (kind == "torch")
+            np.testing.assert_allclose(a, np.asarray(b), rtol=1e-6)
     seen = np.concatenate([x.reshape(-1, 8) for x in batches()])
     assert (low >= seen.min(None if axis is None else 0)).all()
     assert (high <= seen.max(None if axis is None else 0)).all()
@@ -217,7 +221,7 @@ def test_entropy_cuts_long_tails() -> None:
     assert (np.abs(x) < float(high)).mean() > 0.99
 
 
-@pytest.mark.parametrize("make", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
+@each_kind
 def test_features_and_their_rescaling(make: Any) -> None:
     rows = Rows((3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 2)
     random = np.random.default_rng(0)

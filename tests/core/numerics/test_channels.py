@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,6 +20,7 @@ from octavo.core.numerics.hadamard import hadamard, hadamard_parts
 from octavo.core.numerics.rows import Rows
 from octavo.core.values.graph import Group
 from octavo.core.values.scheme import MINMAX, PartChoice
+from tests.arrays import each_kind
 
 SIZES = st.sampled_from([1, 3, 8, 12, 20, 64])
 
@@ -133,7 +133,7 @@ def observers(xs: list[Any], rows: Rows) -> Statistics:
     return found
 
 
-@pytest.mark.parametrize("make", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
+@each_kind
 @pytest.mark.parametrize(
     "carries", ["scale", "shift", "rotation", "shift scale", "shift scale rotation"]
 )

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from octavo.core.numerics.affine import QuantParams, affine_params, dequantize, quantize
 from octavo.core.values.scheme import QuantSpec
+from tests.arrays import each_kind
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "fundamentals.md"
 W = np.asarray([[0.6839, 0.4741, 0.7451], [0.9301, 0.1742, 0.6835]], np.float32)
@@ -34,7 +34,7 @@ def test_the_page_prints_what_it_shows() -> None:
         assert out.getvalue() == shown
 
 
-@pytest.mark.parametrize("make", [np.asarray, torch.asarray], ids=["numpy", "torch"])
+@each_kind
 def test_per_tensor_without_zero(make: Any) -> None:
     w = make(W)
     params = affine_params(w.min(), w.max(), UINT8, include_zero=False)
@@ -51,7 +51,7 @@ def test_per_tensor_without_zero(make: Any) -> None:
     )
 
 
-@pytest.mark.parametrize("make", [np.asarray, torch.asarray], ids=["numpy", "torch"])
+@each_kind
 def test_per_channel(make: Any) -> None:
     scales = W.max(1) / 255
     spec = QuantSpec(dtype="uint8", symmetric=False, granularity="channel")

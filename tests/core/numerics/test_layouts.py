@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given as given_data
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -28,6 +27,7 @@ from octavo.core.numerics.rounding import given, nearest, stochastic
 from octavo.core.numerics.rows import Rows
 from octavo.core.numerics.tensor import PackedTensor, QuantizedTensor, compact
 from octavo.core.values.scheme import QuantSpec
+from tests.arrays import MAKERS, each_kind
 
 
 @given_data(
@@ -48,11 +48,11 @@ def test_packing_round_trip(bits: int, count: int, signed: bool, order: Any, see
     packed = pack(codes, bits, order)
     assert packed.shape == (3, -(-count * bits // 8))
     np.testing.assert_array_equal(unpack(packed, bits, count, signed=signed, order=order), codes)
-    on_torch = pack(torch.from_numpy(codes), bits, order)
-    np.testing.assert_array_equal(on_torch.numpy(), packed)
-    np.testing.assert_array_equal(
-        unpack(on_torch, bits, count, signed=signed, order=order).numpy(), codes
-    )
+    for make in MAKERS.values():
+        there = pack(make(codes), bits, order)
+        np.testing.assert_array_equal(np.asarray(there), packed)
+        back = unpack(there, bits, count, signed=signed, order=order)
+        np.testing.assert_array_equal(np.asarray(back), codes)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,8 @@ def test_stochastic_rounding_is_seeded_and_unbiased() -> None:
     assert rounded.mean() == pytest.approx(0.3, abs=0.02)
     np.testing.assert_array_equal(rounded, stochastic(7)(x))
     assert (rounded != stochastic(8)(x)).any()
-    np.testing.assert_array_equal(rounded, stochastic(7)(torch.from_numpy(x)).numpy())
+    for make in MAKERS.values():
+        np.testing.assert_array_equal(rounded, np.asarray(stochastic(7)(make(x))))
 
 
 def test_given_rounding_decides_up_or_down() -> None:
@@ -134,7 +135,8 @@ def test_blocked_rounding_equals_the_plain_one(
     )  # one sign, ties, negative zeros
     params, _ = choose(*ranges(x, spec), spec, 0)
     expected = encode(x, params)
-    for matrix in (x, np.asfortranarray(x), np.repeat(x, 2, axis=1)[:, ::2], torch.from_numpy(x)):
+    kinds = [make(x) for make in MAKERS.values()]
+    for matrix in (*kinds, np.asfortranarray(x), np.repeat(x, 2, axis=1)[:, ::2]):
         assert takes(matrix, spec)
         codes, found = round_blocked(matrix, spec)
         np.testing.assert_array_equal(np.asarray(codes), expected)
@@ -157,7 +159,7 @@ def test_blocked_rounding_equals_the_plain_one(
 def test_non_finite_weights_are_refused(bad: float, spec: QuantSpec) -> None:
     x = np.ones((4, 8), np.float32)
     x[2, 5] = bad
-    for matrix in (x, torch.from_numpy(x)):
+    for matrix in [make(x) for make in MAKERS.values()]:
         with pytest.raises(NonFiniteWeight):
             round_blocked(matrix, spec)
         with pytest.raises(NonFiniteWeight):
@@ -179,7 +181,7 @@ def test_blocked_rounding_needs_little_memory() -> None:
         assert extra <= x.nbytes / 4
 
 
-@pytest.mark.parametrize("make", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
+@each_kind
 @pytest.mark.parametrize(
     ("dtype", "symmetric"), [("int8", True), ("uint8", False), ("fp8_e4m3fn", True)]
 )
@@ -225,6 +227,7 @@ CONVOLUTIONS = [
 def test_rows_are_what_the_weight_multiplies(
     kernel: Any, strides: Any, pads: Any, dilations: Any, groups: int
 ) -> None:
+    torch = pytest.importorskip("torch")
     n = len(kernel)
     x, w = torch.randn(3, 8, *[7] * n), torch.randn(16, 8 // groups, *kernel)
     convolve = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}[n]
@@ -244,7 +247,7 @@ def test_rows_are_what_the_weight_multiplies(
 
 
 @pytest.mark.parametrize("dtype", ["int4", "uint4", "int2", "uint2", "nf4"])
-@pytest.mark.parametrize("backend", [np.asarray, torch.from_numpy])
+@pytest.mark.parametrize("backend", MAKERS.values(), ids=MAKERS)
 def test_a_packed_tensor_is_the_tensor_in_fewer_bytes(
     dtype: str, backend: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

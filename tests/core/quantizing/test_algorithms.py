@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from octavo.core.contract.algorithm import WeightContext
 from octavo.core.contract.parts import Part
@@ -20,10 +19,10 @@ from octavo.core.quantizing.algorithms.gptq import Gptq, GptqConfig, feedback_ma
 from octavo.core.quantizing.algorithms.learned import output_error
 from octavo.core.quantizing.bias import corrected_bias
 from octavo.core.values.scheme import QuantSpec
+from tests.arrays import each_kind
 
 PARTS: dict[str, Part[Any]] = {p.name: p for p in octavo_algorithms()}
 FEW = {"adaround": {"iterations": 60}, "autoround": {"iterations": 60}}
-MAKE = {"numpy": np.asarray, "torch": torch.from_numpy}
 
 
 def layer(rows: int = 24, features: int = 96, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -72,7 +71,7 @@ def textbook(weight: np.ndarray, gram: np.ndarray, spec: QuantSpec, damping: flo
     return codes
 
 
-@pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
+@each_kind
 @pytest.mark.parametrize(
     ("features", "group"), [(96, 32), (100, 32), (260, 128), (300, None), (400, 160)]
 )
@@ -122,7 +121,7 @@ GRIDS = [
 ]
 
 
-@pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
+@each_kind
 @pytest.mark.parametrize(("dtype", "granularity"), GRIDS)
 @pytest.mark.parametrize("name", ["awq", "gptq", "autoround", "adaround"])
 def test_less_output_error_than_rounding_to_nearest(
@@ -174,7 +173,7 @@ def test_any_dtype(name: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["uint2", "int3", "nf4", "fp4", "uint4"])
-@pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
+@each_kind
 def test_hqq_lowers_the_norm_it_minimises(dtype: str, make: Any) -> None:
     weight, _ = layer()
     spec = QuantSpec(dtype=dtype, symmetric=dtype[0] != "u", granularity="group:32")
@@ -222,7 +221,7 @@ def test_conventions_reach_the_weight() -> None:
     np.testing.assert_allclose(found.params.scale, np.abs(weight).max(1) / 127.5, rtol=1e-6)
 
 
-@pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
+@each_kind
 @pytest.mark.parametrize("name", ["awq", "autoround", "adaround"])
 @pytest.mark.parametrize(
     "spec",
@@ -253,7 +252,7 @@ def test_scales_of_a_format_are_not_stretched() -> None:
             assert (np.frexp(found)[0] == 0.5).all()
 
 
-@pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
+@each_kind
 def test_stochastic_rounding_is_right_on_average(make: Any) -> None:
     weight = np.full((4, 4096), 0.3, np.float32)
     weight[:, 0] = 7

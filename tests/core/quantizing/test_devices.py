@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from array_api_compat import array_namespace
 
 from octavo.core.calibration.calibrators import octavo_calibrators
@@ -28,6 +27,8 @@ from octavo.core.numerics.rows import Rows
 from octavo.core.quantizing.algorithms import octavo_algorithms
 from octavo.core.quantizing.bias import corrected_bias
 from octavo.core.values.scheme import QuantSpec
+
+torch = pytest.importorskip("torch")
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(12, 100)).astype(np.float32)

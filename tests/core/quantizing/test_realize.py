@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
 
 from octavo.core.calibration.features import Gram
 from octavo.core.calibration.statistics import Statistics
@@ -28,6 +26,9 @@ from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import FLOAT, OpScheme, PartChoice, QuantSpec
 from octavo.core.values.space import TuningSpace, Unit
 from octavo.core.values.topology import shared_scales, values_between
+
+torch = pytest.importorskip("torch")
+nn = torch.nn
 
 HOST = PluginHost(third_party=False)
 INT8, INT4 = (

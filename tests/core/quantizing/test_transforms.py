@@ -10,10 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
 
-from octavo.adapters.pytorch import offers
 from octavo.core.contract.adapter import Opened
 from octavo.core.contract.calibrator import Probe
 from octavo.core.contract.plugins import PluginHost
@@ -32,6 +29,9 @@ from octavo.core.values.scheme import MINMAX, OpScheme, PartChoice, QuantSpec
 from octavo.core.values.space import TuningSpace, Unit
 from tests.helpers import as_opened
 
+torch = pytest.importorskip("torch")
+nn = torch.nn
+
 HOST = PluginHost(third_party=False)
 
 
@@ -43,6 +43,8 @@ def whole_bytes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     What a method gains over the rounding of activations must not depend on how finely this CPU
     rounds weights.
     """
+    from octavo.adapters.pytorch import offers
+
     monkeypatch.setattr(offers, "saturates", lambda: "")
     offers.capability.cache_clear()
     yield

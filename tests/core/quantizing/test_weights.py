@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from octavo.core.calibration.features import FEATURES
 from octavo.core.calibration.statistics import Statistics
@@ -22,9 +21,9 @@ from octavo.core.quantizing.weights import quantize_weight
 from octavo.core.values.graph import Op, Weight
 from octavo.core.values.scheme import OpScheme, PartChoice, QuantSpec
 from octavo.core.values.sizes import DOUBLE_BLOCK
+from tests.arrays import each_kind
 
 HOST = PluginHost(third_party=False)
-MAKE = {"numpy": np.asarray, "torch": torch.from_numpy}
 
 
 def conv(weight: np.ndarray, groups: int, kind: str = "conv", **attributes: Any) -> Op:
@@ -73,6 +72,7 @@ def grouped() -> tuple[np.ndarray, np.ndarray]:
 def output_error(
     found: QuantizedTensor, weight: np.ndarray, x: np.ndarray, groups: int
 ) -> np.ndarray:
+    torch = pytest.importorskip("torch")
     error = torch.from_numpy(np.asarray(found.dequantize()) - weight)
     y = torch.nn.functional.conv2d(torch.from_numpy(x), error, groups=groups)
     return (y**2).reshape(len(x), groups, -1).mean((0, 2)).numpy()
@@ -92,7 +92,7 @@ def second_level(found: QuantizedTensor) -> np.ndarray:
     )
 
 
-@pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
+@each_kind
 @pytest.mark.parametrize("algorithm", ["gptq", "awq"])
 @pytest.mark.parametrize(
     "spec",
@@ -119,7 +119,7 @@ def test_groups_of_a_convolution_share_the_second_level(
     assert (mine < 1.5 * theirs).all()
 
 
-@pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
+@each_kind
 @pytest.mark.parametrize("algorithm", ["gptq", "awq", "autoround", "adaround"])
 @pytest.mark.parametrize(
     "spec",
@@ -148,7 +148,7 @@ def test_one_scale_of_any_dtype(dtype: str) -> None:
     )
 
 
-@pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
+@each_kind
 @pytest.mark.parametrize(
     ("groups", "dilations", "pads"), [(1, 1, 0), (2, 1, 1), (1, 2, 2), (2, 1, 2)]
 )
@@ -168,6 +168,7 @@ def test_transposed_convolutions_round_for_their_outputs(
         pads=(pads,) * 4,
         dilations=(dilations,) * 2,
     )
+    torch = pytest.importorskip("torch")
     layer = partial(
         torch.nn.functional.conv_transpose2d,
         torch.from_numpy(x),
@@ -214,6 +215,8 @@ def test_bias_of_a_transposed_convolution_keeps_the_mean_output() -> None:
     found = quantized(op, weight, x, QuantSpec(dtype="int2", granularity="channel"), "rtn")
     fixed = correct_bias(op, weight, bias, found, statistics)
     assert fixed is not None
+
+    torch = pytest.importorskip("torch")
 
     def mean_output(w: np.ndarray, b: np.ndarray) -> np.ndarray:
         y = torch.nn.functional.conv_transpose2d(

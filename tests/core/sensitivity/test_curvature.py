@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
 
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.contract.strategy import Problem
@@ -20,6 +18,9 @@ from octavo.core.sensitivity.shared import lend_traces
 from octavo.core.tuning.rules import Rule
 from octavo.core.tuning.spaces import build_space
 from tests.helpers import as_opened
+
+torch = pytest.importorskip("torch")
+nn = torch.nn
 
 HOST = PluginHost(third_party=False)
 STORED = Rule(mode="weight_only", weight={"dtype": ["int8", "int4"]})
