@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ast
+import runpy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -61,20 +61,8 @@ def refusals(graph: Graph) -> list[str]:
 
 @cache
 def runner_operators() -> frozenset[str]:
-    """Return the operators that the runner has: the text keys of its table OPS."""
-    names: set[str] = set()
-    for node in ast.walk(_table(ast.parse(RUNNER.read_text()))):
-        if isinstance(node, ast.Dict):
-            keys = [k.value for k in node.keys if isinstance(k, ast.Constant)]
-            names.update(k for k in keys if isinstance(k, str))
-    return frozenset(names)
-
-
-def _table(module: ast.Module) -> ast.expr:
-    for statement in module.body:
-        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "OPS":
-            return statement.value
-    raise AssertionError("the runner has no table of operators")
+    """Return the operators that the runner has: what its table OPS names."""
+    return frozenset(runpy.run_path(str(RUNNER))["OPS"])
 
 
 def _is_own(dtype: Any) -> bool:
