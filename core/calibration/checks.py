@@ -1,5 +1,4 @@
-"""What is asked of every leaf of a batch: that it fits the model and is finite; its bytes and its
-digest."""
+"""What is asked of every leaf of a batch: does it fit, is it finite, its bytes, its digest."""
 
 from __future__ import annotations
 

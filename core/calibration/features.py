@@ -14,8 +14,10 @@ from octavo.core.numerics.channels import ChannelMap
 from octavo.core.numerics.rows import Rows
 
 _CANCELLED = 1e-3
-"""Least share of a feature's energy that centring may leave: float32 sums know it to about 1e-6 of
-the whole."""
+"""Least share of a feature's energy that centring may leave.
+
+float32 sums know it to about 1e-6 of the whole.
+"""
 
 
 class FeatureObserver(Observer):
@@ -67,31 +69,34 @@ class FeatureObserver(Observer):
         return together
 
     def rescaled(self, change: ChannelMap) -> Self | None:
-        """Divide, exactly for all of them; sums also shift, and sums and Gram matrices rotate where
-        features are channels."""
-        plain = change.carries <= {"scale"}
-        if self._value is None or not (
-            plain or (change.carries <= self._follows and not self.rows.kernel)
-        ):
+        """Divide, exactly for all of them.
+
+        Sums also shift, and sums and Gram matrices rotate where features are channels.
+        """
+        if self._value is None:
             return None
-        if not plain:
+        if change.carries <= {"scale"}:
+            if change.scale is None:
+                return self._derived(self._value)
+            return self._derived(self._divided(self.rows.features_of(change.scale)))
+        features_are_channels = not self.rows.kernel
+        if features_are_channels and change.carries <= self._follows:
             return self._derived(self._changed(change))
-        return self._derived(
-            self._value
-            if change.scale is None
-            else self._divided(self.rows.features_of(change.scale))
-        )
+        return None
 
     def _derived(self, value: Array) -> Self:
         derived = copy(self)
-        derived._value, derived._own = value, False
+        derived._value = value
+        derived._own = False
         return derived
 
     def _take(self, seen: Array, *, own: bool) -> None:
         if self._value is None:
-            self._value, self._own = seen, own
+            self._value = seen
+            self._own = own
         else:
-            self._value, self._own = self._join(self._value, seen), True
+            self._value = self._join(self._value, seen)
+            self._own = True
 
     def _of(self, chunk: Array) -> Array:
         raise NotImplementedError
@@ -118,9 +123,8 @@ class Gram(FeatureObserver):
     def _join(self, one: Array, other: Array) -> Array:
         if not self._own:
             return one + other
-        one += (
-            other  # the largest arrays of a calibration: a third one for the sum would be its peak
-        )
+        # The largest arrays of a calibration: a third one for the sum would be its peak.
+        one += other
         return one
 
     def _divided(self, factors: Array) -> Array:
@@ -131,22 +135,22 @@ class Gram(FeatureObserver):
         return change.apply(xp.matrix_transpose(change.apply(self._value)))
 
     def centred(self, sums: FeatureSum, shift: Array) -> Self | None:
-        """Return what would have been seen of x - shift: G - z m^T - m z^T + n z z^T, m the sums
-        over n rows.
+        """Return what would have been seen of x - shift.
 
-        None where so much cancels that float32 leaves fewer than three digits, and for
-        convolutions, whose padding is not shifted.
+        It is G - z m^T - m z^T + n z z^T, m the sums over n rows. None where so much cancels that
+        float32 leaves fewer than three digits, and for convolutions, whose padding is not shifted.
         """
         if self._value is None or self.rows.kernel or sums.count != self.count:
             return None
         xp = array_namespace(self._value)
         # In float64: the difference may be far smaller than its terms.
-        gram, m, z = (
-            xp.astype(a, xp.float64) for a in (self._value[0, ...], sums.value[0, ...], shift)
-        )
+        gram = xp.astype(self._value[0, ...], xp.float64)
+        m = xp.astype(sums.value[0, ...], xp.float64)
+        z = xp.astype(shift, xp.float64)
         cross = z[:, None] * m[None, :]
         moved = gram - cross - xp.matrix_transpose(cross) + self.count * z[:, None] * z[None, :]
-        if bool(xp.any(xp.linalg.diagonal(moved) < _CANCELLED * xp.linalg.diagonal(gram))):
+        least = _CANCELLED * xp.linalg.diagonal(gram)
+        if bool(xp.any(xp.linalg.diagonal(moved) < least)):
             return None
         return self._derived(xp.astype(moved, xp.float32)[None, ...])
 
@@ -162,10 +166,13 @@ class FeatureAbsMax(FeatureObserver):
         return array_namespace(one).maximum(one, other)
 
     def within(self, low: Array, high: Array) -> Self:
-        """Return what would have been seen of channels within these ranges, shape (channels,);
-        features are channels here."""
+        """Return what would have been seen of channels within these ranges, shape (channels,).
+
+        Features are channels here.
+        """
         xp = array_namespace(low)
-        return self._derived(xp.maximum(xp.abs(low), xp.abs(high))[None, ...])
+        largest = xp.maximum(xp.abs(low), xp.abs(high))
+        return self._derived(largest[None, ...])
 
 
 class FeatureSum(FeatureObserver):

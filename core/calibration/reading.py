@@ -1,5 +1,7 @@
-"""From what a loader yields to what a model's call takes: labels are dropped, and what cannot be
-guessed is refused."""
+"""From what a loader yields to what a model's call takes.
+
+Labels are dropped, and what cannot be guessed is refused.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,11 @@ from octavo.core.values.graph import InputInfo
 from octavo.core.values.takes import Takes
 from octavo.core.values.trees import is_array, is_container, leaves
 
+from .forms import LABELS, kind_of, named_values
+from .telling_apart import agree, is_mask
+
 REMEDY = "say what the model takes: calibration=octavo.Batches(loader, inputs=lambda batch: ...)"
 """The way out of every batch that cannot be read."""
-
-LABELS = frozenset({"label", "labels", "target", "targets", "y"})
-"""Names under which loaders yield what a model is to predict."""
 
 Attempt = Callable[[Batch], tuple[np.ndarray, ...]]
 """Runs a batch on the float model; whatever it raises says that the batch was read wrongly."""
@@ -68,14 +70,12 @@ class Reading:
         if self.form == "items":
             return Call(*tuple(raw)[: self.count])
         if self.form == "names":
-            return Call(
-                **{
-                    k: v
-                    for k, v in _table(raw).items()
-                    if self.takes.names(k) and k not in self.without
-                }
-            )
+            taken = {k: v for k, v in named_values(raw).items() if self._takes_name(k)}
+            return Call(**taken)
         return Call(raw)
+
+    def _takes_name(self, name: str) -> bool:
+        return self.takes.names(name) and name not in self.without
 
     def __call__(self, raw: Any, index: int) -> Batch:
         """Return a batch in the form that sessions take.
@@ -108,43 +108,78 @@ def choose(raw: Any, takes: Takes, attempt: Attempt | None, index: int = 0) -> R
     Raises:
         DataError: If no reading fits, or several do; the message holds the remedy.
     """
-    groups = [
-        [r for r in group if not takes.problem(r.call(raw))] for group in _readings(raw, takes)
-    ]
-    groups = [group for group in groups if group]
+    groups = _fitting(raw, takes)
     if not groups:
         raise DataError(f"calibration batch {index} {_misfit(raw, takes)}; {REMEDY}")
-    if attempt is None or (len(groups) == 1 and len(groups[0]) == 1):
+    is_clear = len(groups) == 1 and len(groups[0]) == 1
+    if attempt is None or is_clear:
         return groups[0][0]
-    first_error = ""
+    errors: list[str] = []
     for group in groups:
-        ran: list[tuple[Reading, tuple[np.ndarray, ...]]] = []
-        for reading in group:
-            try:
-                ran.append((reading, attempt(reading(raw, index))))
-            except Exception as error:
-                first_error = (
-                    first_error or str(error).splitlines()[0]
-                    if str(error)
-                    else type(error).__name__
-                )
-        if len(ran) > 1 and not _masks(ran, raw):
-            if not _agree([outputs for _, outputs in ran]):
-                _refuse(raw, takes, [reading for reading, _ in ran], index)
-            if _called_mask(ran, raw):
-                return ran[-1][0]  # numbers that are no mask, and made no difference as one
+        ran = _that_run(group, raw, attempt, index, errors)
         if ran:
-            return ran[0][0]
+            return _one_of(ran, raw, takes, index)
     call = groups[0][0](raw, index)
     raise DataError(
         f"calibration batch {index} ({shown(call, takes.positional)}) does not run on the model, "
-        f"which takes {takes}: {first_error}; {REMEDY}"
+        f"which takes {takes}: {errors[0]}; {REMEDY}"
     )
 
 
+def _fitting(raw: Any, takes: Takes) -> list[list[Reading]]:
+    """Return the readings that fit the call's signature, in their groups."""
+    groups = []
+    for group in _readings(raw, takes):
+        fitting = [reading for reading in group if not takes.problem(reading.call(raw))]
+        if fitting:
+            groups.append(fitting)
+    return groups
+
+
+Ran = tuple["Reading", tuple[np.ndarray, ...]]
+"""A reading that the model runs with, and what it gives then."""
+
+
+def _that_run(
+    group: Sequence[Reading], raw: Any, attempt: Attempt, index: int, errors: list[str]
+) -> list[Ran]:
+    """Return the readings of a group that the model runs with; ``errors`` takes why others fail."""
+    ran: list[Ran] = []
+    for reading in group:
+        try:
+            ran.append((reading, attempt(reading(raw, index))))
+        except Exception as error:
+            text = str(error)
+            errors.append(text.splitlines()[0] if text else type(error).__name__)
+    return ran
+
+
+def _one_of(ran: Sequence[Ran], raw: Any, takes: Takes, index: int) -> Reading:
+    """Return which of several readings that run is right.
+
+    Raises:
+        DataError: If they give different outputs, and none of them is plain.
+    """
+    longest, shortest = ran[0][0], ran[-1][0]
+    if len(ran) == 1 or _adds_masks(longest, shortest, raw):
+        return longest
+    if not agree([outputs for _, outputs in ran]):
+        _refuse(raw, takes, [reading for reading, _ in ran], index)
+    # Numbers that are no mask, and made no difference as one, are labels.
+    return shortest if _called_mask(longest, shortest, raw) else longest
+
+
 def _readings(raw: Any, takes: Takes, first: int = 0, left: str = "") -> Iterator[list[Reading]]:
-    """Yield groups of readings, likelier ones first; those of one group are told apart by running
-    them."""
+    """Yield groups of readings, likelier ones first.
+
+    Those of one group are told apart by running them.
+
+    Args:
+        raw: One batch as the loader yields it.
+        takes: What the model's call takes.
+        first: How often the first item was taken already.
+        left: What that left out, for the ledger.
+    """
     kind = kind_of(raw) if not first else ""
 
     def reading(form: Form, note: str = "", **more: Any) -> Reading:
@@ -157,40 +192,44 @@ def _readings(raw: Any, takes: Takes, first: int = 0, left: str = "") -> Iterato
     if not is_container(raw):
         yield [reading("value")]
         return
-    table = _table(raw)
-    kept = [name for name in table if takes.names(name)]
-    if kept:
-        extra = [name for name in table if name not in kept]
-        note = (
-            f"calibration keys that are not inputs of the model were left out: {', '.join(extra)}"
-            if extra
-            else ""
-        )
-        yield [reading("names", note)]
-        labels = LABELS.intersection(name for name in kept if name not in takes.keywords)
-        if labels and len(kept) > len(labels):
-            note = (
-                "calibration keys that the model does not run with were left out: "
-                f"{', '.join(sorted(labels))}"
-            )
-            yield [reading("names", note, without=labels)]
-    if isinstance(raw, (tuple, list)) and raw:
+    names = [name for name in named_values(raw) if takes.names(name)]
+    if names:
+        yield from _by_name(raw, names, takes, reading)
+    is_sequence = isinstance(raw, (tuple, list))
+    if is_sequence and raw:
         yield from _in_order(tuple(raw), takes, reading)
-        if is_container(raw[0]) or isinstance(raw[0], Call):
-            rest = (
-                "calibration batches hold what the model takes in their first item: the rest "
-                "(labels?) was left out"
-            )
-            for group in _readings(raw[0], takes, first + 1, rest if len(raw) > 1 else left):
-                yield [
-                    dataclasses.replace(r, kind=kind_of(raw) if not first else "") for r in group
-                ]
-    by_name = (
-        bool(kept) and isinstance(raw, Mapping) and not takes.problem(reading("names").call(raw))
+        yield from _of_first_item(raw, takes, first, left)
+    fits_by_name = (
+        bool(names) and isinstance(raw, Mapping) and not takes.problem(reading("names").call(raw))
     )
-    of_one = isinstance(raw, (tuple, list)) and len(raw) < 2
-    if len(takes.required) <= 1 and not by_name and not of_one:
+    is_of_one = is_sequence and len(raw) < 2
+    if len(takes.required) <= 1 and not fits_by_name and not is_of_one:
         yield [reading("whole")]
+
+
+def _by_name(
+    raw: Any, names: Sequence[str], takes: Takes, reading: Callable[..., Reading]
+) -> Iterator[list[Reading]]:
+    extra = [name for name in named_values(raw) if name not in names]
+    note = "calibration keys that are not inputs of the model were left out: "
+    yield [reading("names", note + ", ".join(extra) if extra else "")]
+    labels = LABELS.intersection(name for name in names if name not in takes.keywords)
+    if labels and len(names) > len(labels):
+        note = "calibration keys that the model does not run with were left out: "
+        yield [reading("names", note + ", ".join(sorted(labels)), without=labels)]
+
+
+def _of_first_item(raw: Any, takes: Takes, first: int, left: str) -> Iterator[list[Reading]]:
+    """Yield the readings of what a loader of (inputs, labels) has first."""
+    if not (is_container(raw[0]) or isinstance(raw[0], Call)):
+        return
+    rest = (
+        "calibration batches hold what the model takes in their first item: "
+        "the rest (labels?) was left out"
+    )
+    kind = "" if first else kind_of(raw)
+    for group in _readings(raw[0], takes, first + 1, rest if len(raw) > 1 else left):
+        yield [dataclasses.replace(reading, kind=kind) for reading in group]
 
 
 def _in_order(
@@ -200,11 +239,13 @@ def _in_order(
     least = max(1, sum(name in takes.required for name in takes.positional))
     group = []
     for count in range(most, min(least, most) - 1, -1):
-        note = (
-            f"calibration batches have {len(items)} items and the model takes {count}: the "
-            "rest (labels?) was left out"
-        )
-        group.append(reading("items", note if count < len(items) else "", count=count))
+        note = ""
+        if count < len(items):
+            note = (
+                f"calibration batches have {len(items)} items and the model takes {count}: "
+                "the rest (labels?) was left out"
+            )
+        group.append(reading("items", note, count=count))
     if takes.any_positional:
         # Whatever number of values runs is what it takes; fewer are tried only where more do not
         # run.
@@ -213,92 +254,47 @@ def _in_order(
         yield group
 
 
-def kind_of(raw: Any) -> str:
-    """Return what a batch is: batches of another kind than the first are read on their own."""
-    if isinstance(raw, Call):
-        return "call"
-    if isinstance(raw, Mapping):
-        return "names"
-    if isinstance(raw, (tuple, list)):
-        return f"{len(raw)} items"
-    return "record" if is_container(raw) else "value"
-
-
-def _table(raw: Any) -> dict[str, Any]:
-    """Return the values of a mapping, a named tuple or a dataclass by name; empty where there are
-    no names."""
-    if isinstance(raw, Mapping):
-        keys = list(raw.keys())
-        return {k: raw[k] for k in keys} if all(isinstance(k, str) for k in keys) else {}
-    names = getattr(raw, "_fields", None) if isinstance(raw, tuple) else None
-    if names is not None:
-        return dict(zip(names, raw, strict=True))
-    if dataclasses.is_dataclass(raw) and not isinstance(raw, type):
-        return {f.name: getattr(raw, f.name) for f in dataclasses.fields(raw)}
-    return {}
-
-
 def _misfit(raw: Any, takes: Takes) -> str:
     """Return why no reading of a batch fits."""
-    if isinstance(raw, Mapping) and not any(takes.names(str(k)) for k in raw.keys()):  # noqa: SIM118
-        return f"has keys {[str(k) for k in raw.keys()]}, and the model takes {takes}"  # noqa: SIM118
+    if isinstance(raw, Mapping):
+        keys = [str(key) for key in raw.keys()]  # noqa: SIM118
+        if not any(takes.names(key) for key in keys):
+            return f"has keys {keys}, and the model takes {takes}"
     groups = list(_readings(raw, takes))
     problem = takes.problem(groups[0][0].call(raw)) if groups and groups[0] else "it holds nothing"
     return f"cannot be read: {problem}"
 
 
-def _agree(found: Sequence[tuple[np.ndarray, ...]]) -> bool:
-    """True if what the readings give is the same: what they differ in has no influence."""
-    some, *others = found
-    return all(
-        len(some) == len(other)
-        and all(
-            a.shape == b.shape and np.allclose(a, b, equal_nan=True)
-            for a, b in zip(some, other, strict=True)
-        )
-        for other in others
-    )
+def _adds_masks(longest: Reading, shortest: Reading, raw: Any) -> bool:
+    """True if what the longest reading takes beyond the shortest are masks.
 
-
-def _masks(ran: Sequence[tuple[Reading, Any]], raw: Any) -> bool:
-    """True if what the longest reading takes beyond the shortest are masks: arguments that are
-    called so and hold nothing else."""
-    longest, shortest = ran[0][0], ran[-1][0]
+    These are arguments that are called so and hold nothing else.
+    """
     values = longest.call(raw).args
     names = longest.takes.positional
     data = next((leaf for _, leaf in leaves(values[0]) if is_array(leaf)), None)
-    beyond = range(len(shortest.call(raw).args), len(values))
-    return data is not None and all(
-        i < len(names) and "mask" in names[i] and _is_mask(values[i], data) for i in beyond
-    )
-
-
-def _called_mask(ran: Sequence[tuple[Reading, Any]], raw: Any) -> bool:
-    """True if what the longest reading takes beyond the shortest would be given as a mask."""
-    longest, shortest = ran[0][0], ran[-1][0]
-    beyond = longest.takes.positional[len(shortest.call(raw).args) : len(longest.call(raw).args)]
-    return any("mask" in name for name in beyond)
-
-
-def _is_mask(value: Any, data: Any) -> bool:
-    if not is_array(value):
+    if data is None:
         return False
-    if "bool" in str(value.dtype):
-        return True
-    covers = len(value.shape) >= 2 and tuple(value.shape) == tuple(data.shape)[: len(value.shape)]
-    return covers and bool(((value == 0) | (value == 1)).all())
+    for i in range(len(shortest.call(raw).args), len(values)):
+        is_called_so = i < len(names) and "mask" in names[i]
+        if not is_called_so or not is_mask(values[i], data):
+            return False
+    return True
+
+
+def _called_mask(longest: Reading, shortest: Reading, raw: Any) -> bool:
+    """True if the longest reading gives as a mask what it takes beyond the shortest."""
+    start = len(shortest.call(raw).args)
+    stop = len(longest.call(raw).args)
+    return any("mask" in name for name in longest.takes.positional[start:stop])
 
 
 def _refuse(raw: Any, takes: Takes, ran: Sequence[Reading], index: int) -> None:
-    counts = " and ".join(str(len(r.call(raw).args)) for r in reversed(ran))
+    counts = " and ".join(str(len(reading.call(raw).args)) for reading in reversed(ran))
     beyond = len(ran[-1].call(raw).args)
     name = takes.positional[beyond] if beyond < len(takes.positional) else "the next argument"
     raise DataError(
         f"calibration batch {index} has {len(raw)} items, and the model runs with {counts} of "
-        "them, with other outputs: "
-        f"item {beyond} may be {name!r} or labels, which cannot be guessed; give batches by name, "
-        f"or {REMEDY}"
+        f"them, with other outputs: item {beyond} may be {name!r} or labels, which cannot be "
+        f"guessed; give batches by name, or {REMEDY}"
     )
-
-
-__all__ = ["LABELS", "REMEDY", "Attempt", "Reading", "Takes", "choose", "kind_of"]

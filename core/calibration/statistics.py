@@ -66,7 +66,9 @@ class Statistics:
         return tuple(self._by_value)
 
     def __contains__(self, probe: Probe) -> bool:
-        return probe in self._observers or (self._pages is not None and probe in self._pages)
+        if probe in self._observers:
+            return True
+        return self._pages is not None and probe in self._pages
 
     @property
     def observers(self) -> Mapping[Probe, Observer]:
@@ -79,15 +81,16 @@ class Statistics:
         Raises:
             DataError: If it is not finite.
         """
+        batches = self.seen.get(value, 0)
         if not is_finite(x):
             raise DataError(
-                f"value {value!r} is not finite in calibration batch {self.seen.get(value, 0)}: "
+                f"value {value!r} is not finite in calibration batch {batches}: "
                 "the float model itself overflows there; "
                 "check the batch, or keep the op that writes it out of the calibration data's range"
             )
         if 0 in x.shape:
             return  # nothing was computed: an empty sequence, a loop without a step
-        self.seen[value] = self.seen.get(value, 0) + 1
+        self.seen[value] = batches + 1
         for observer in self._by_value.get(value, ()):
             observer.update(x)
 
@@ -115,40 +118,49 @@ class Statistics:
         derived._observers = {}
         missing = []
         for probe, observer in self._observers.items():
-            found: Observer | None = observer
-            if probe.value in changes:
-                change = changes[probe.value]
-                found = observer.rescaled(change) or self._from_others(probe, observer, change)
+            change = changes.get(probe.value)
+            found = observer if change is None else self._derived(probe, observer, change)
             if found is None:
                 missing.append(probe)
             else:
                 derived._observers[probe] = found
         derived._index()
-        derived._pages = self._pages.changed(changes) if self._pages is not None else None
+        if self._pages is not None:
+            derived._pages = self._pages.changed(changes)
         return derived, tuple(missing)
+
+    def _derived(self, probe: Probe, observer: Observer, change: ChannelMap) -> Observer | None:
+        alone = observer.rescaled(change)
+        return self._from_others(probe, observer, change) if alone is None else alone
 
     def _from_others(self, probe: Probe, observer: Observer, change: ChannelMap) -> Observer | None:
         """Derive what an observer alone cannot tell, from another that watched the same value."""
         if isinstance(observer, Gram) and change.shift is not None:
-            sums = self._observers.get(replace(probe, calibrator=PartChoice(kind="channel_mean")))
-            moved = observer.centred(sums, change.shift) if isinstance(sums, FeatureSum) else None
-            return moved and moved.rescaled(replace(change, shift=None))
+            return self._shifted_gram(probe, observer, change, change.shift)
         if probe.rows is not None:
-            ranges = None if probe.rows.kernel else self._channels(probe.value, (-1,), change)
-            return (
-                observer.within(ranges.low, ranges.high)
-                if ranges and isinstance(observer, FeatureAbsMax)
-                else None
-            )
+            features_are_channels = not probe.rows.kernel
+            if not features_are_channels or not isinstance(observer, FeatureAbsMax):
+                return None
+            ranges = self._channels(probe.value, (-1,), change)
+            return observer.within(ranges.low, ranges.high) if ranges else None
         if probe.calibrator == MINMAX and probe.axis is None:
             ranges = self._channels(probe.value, (1, -1), change)
-            return ranges and ranges.whole()
+            return ranges.whole() if ranges else None
         return None
 
+    def _shifted_gram(
+        self, probe: Probe, gram: Gram, change: ChannelMap, shift: Array
+    ) -> Observer | None:
+        sums = self._observers.get(replace(probe, calibrator=PartChoice(kind="channel_mean")))
+        moved = gram.centred(sums, shift) if isinstance(sums, FeatureSum) else None
+        return None if moved is None else moved.rescaled(replace(change, shift=None))
+
     def _channels(self, value: str, axes: tuple[int, ...], change: ChannelMap) -> MinMax | None:
+        """Return the channel ranges along the first of some axes that has them, changed."""
         for axis in axes:
             channels = self._observers.get(Probe(value, MINMAX, axis))
-            if isinstance(channels, MinMax) and (scaled := channels.rescaled(change)) is not None:
+            scaled = channels.rescaled(change) if isinstance(channels, MinMax) else None
+            if scaled is not None:
                 return scaled
         return None
 
@@ -165,16 +177,14 @@ class Statistics:
         Raises:
             DataError: If the value was not observed that way.
         """
-        found = self._observers.get(probe) or (
-            self._pages.observer(probe) if self._pages is not None else None
-        )
+        found = self._observers.get(probe)
+        if found is None and self._pages is not None:
+            found = self._pages.observer(probe)
         if found is None:
-            how = f"with {probe.calibrator}" + (
-                f" along axis {probe.axis}" if probe.axis is not None else ""
-            )
+            along = f" along axis {probe.axis}" if probe.axis is not None else ""
+            meant = nearest(probe.value, {p.value for p in self._observers})
             raise DataError(
-                f"value {probe.value!r} was not observed "
-                f"{how}{nearest(probe.value, {p.value for p in self._observers})}"
+                f"value {probe.value!r} was not observed with {probe.calibrator}{along}{meant}"
             )
         return found
 

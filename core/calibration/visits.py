@@ -1,5 +1,7 @@
-"""How many batches came by each value in calibration: a branch of a model may be taken by some of
-them only."""
+"""How many batches came by each value in calibration.
+
+A branch of a model may be taken by some of them only.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,9 @@ from octavo.core.values.calls import Batch
 
 
 class Numbered:
-    """Batches that can be read as often as what they are made of, and tell which of them was read
-    last.
+    """Batches that tell which of them was read last.
+
+    They can be read as often as what they are made of.
 
     Attributes:
         number: Of the batch that was read last in the pass that goes on, from 1.

@@ -1,2 +1,1 @@
-"""From a recipe to quantized tensors: transforms, weight algorithms, the realizer that
-calls both."""
+"""From a recipe to quantized tensors: transforms, algorithms, the realizer that calls both."""

@@ -1,5 +1,4 @@
-"""What the ledger says beside what an adapter wrote: ops kept in float, and what a reader must know
-of others."""
+"""What the ledger says beside an adapter's lines: ops kept in float, and remarks on others."""
 
 from __future__ import annotations
 

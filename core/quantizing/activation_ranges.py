@@ -118,8 +118,7 @@ def _joined_range(values: Sequence[str], wish: Wish, statistics: Statistics) -> 
 
 
 def _widened(value: str, low: Array, high: Array) -> Array:
-    """Return the upper end of a constant's range: the range takes in zero, and zero's
-    takes in one."""
+    """Return the upper end of a constant's range; that of zero takes in one."""
     warnings.warn(
         f"value {value!r} was constant ({float(low):g}) in calibration; "
         "its range is widened to include zero",

@@ -1,5 +1,4 @@
-"""What algorithms are told of an op's input features: which probes watch them, and what
-these saw."""
+"""What algorithms are told of an op's input features: their probes, and what these saw."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What calibration sees of the float model: one pass for all recipes, further ones where they must
-be."""
+"""What calibration sees of the float model: one pass for all recipes, more where needed."""
 
 from __future__ import annotations
 

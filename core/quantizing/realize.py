@@ -179,8 +179,7 @@ class Realizer:
             yield reached_by_some(view, recipe, seen, met)
 
     def coverage(self, candidate: Candidate) -> Coverage:
-        """Return what became of each weight in a candidate of this session, or in the
-        float model."""
+        """Return what became of each weight in a candidate, or in the float model."""
         return self._coverage(candidate.ledger)
 
     def _coverage(self, ledger: Ledger) -> Coverage:

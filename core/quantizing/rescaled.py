@@ -1,5 +1,4 @@
-"""A model after its transforms: the rescaled session, and what calibration would have
-seen of it."""
+"""A model after its transforms: the rescaled session, and what calibration would see of it."""
 
 from __future__ import annotations
 
@@ -54,8 +53,10 @@ class Prepared:
             state = state.before
 
     def seen_by(self, op: str, value: str) -> Statistics:
-        """Return what calibration saw of ``value`` as ``op`` meets it; whoever a transform leaves
-        out meets what was there before."""
+        """Return what calibration saw of ``value`` as ``op`` meets it.
+
+        Whoever a transform leaves out meets what was there before.
+        """
         seen = self
         for state in self.states():
             if value in state.seers:

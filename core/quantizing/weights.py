@@ -1,5 +1,4 @@
-"""One weight from float to codes: as a matrix, by its algorithm, with what calibration saw of its
-input."""
+"""One weight from float to codes, by its algorithm, with what calibration saw of its input."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""Built-in calibrators: observed activations -> a range. A plugin module, as a third party would
-write one."""
+"""Built-in calibrators: observed activations -> a range.
+
+A plugin module, as a third party would write one.
+"""
 
 from __future__ import annotations
 

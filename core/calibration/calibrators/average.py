@@ -38,26 +38,26 @@ class MovingAverage(MinMax):
         self.batches = 0
 
     def _take(self, low: Array, high: Array) -> None:
-        share = self.config.momentum
         self.batches += 1
         if self.low is None:
-            self.low, self.high = low, high
+            self.low = low
+            self.high = high
         else:
-            self.low, self.high = (
-                self.low + share * (low - self.low),
-                self.high + share * (high - self.high),
-            )
+            self._move_to(low, high, self.config.momentum)
 
     def merge(self, other: Self) -> None:
         """Take in another's averages."""
         if other.low is None:
             return
         if self.low is None:
-            self.low, self.high, self.batches = other.low, other.high, other.batches
+            self.low = other.low
+            self.high = other.high
+            self.batches = other.batches
             return
-        share = other.batches / (self.batches + other.batches)
-        self.low, self.high = (
-            self.low + share * (other.low - self.low),
-            self.high + share * (other.high - self.high),
-        )
-        self.batches += other.batches
+        batches = self.batches + other.batches
+        self._move_to(other.low, other.high, other.batches / batches)
+        self.batches = batches
+
+    def _move_to(self, low: Array, high: Array, share: float) -> None:
+        self.low = self.low + share * (low - self.low)
+        self.high = self.high + share * (high - self.high)

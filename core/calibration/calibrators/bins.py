@@ -8,8 +8,10 @@ from array_api_compat import array_namespace, device
 from octavo.core.numerics.affine import Array
 
 BINS = 4096
-"""Bins over the whole tensor; a power of two. The values fill between half and all of them on their
-larger side."""
+"""Bins over the whole tensor; a power of two.
+
+The values fill between half and all of them on their larger side.
+"""
 
 CHANNEL_BINS = 512
 """Bins of each channel."""
@@ -19,13 +21,11 @@ _SMALLEST = -149
 
 
 class Histogram:
-    """Counts in bins [i, i + 1) * 2**width around zero; the width doubles, merging pairs, when a
-    value falls outside.
+    """Counts in bins [i, i + 1) * 2**width around zero.
 
-    Because every width is a power of two and every bin starts at a multiple of it, the counts
-    depend on the values alone,
-    not on their order, their batches or their share among workers. Memory: 8 bytes a bin and
-    channel.
+    The width doubles, merging pairs, when a value falls outside. Because every width is a power of
+    two and every bin starts at a multiple of it, the counts depend on the values alone, not on
+    their order, their batches or their share among workers. Memory: 8 bytes a bin and channel.
 
     Args:
         bins: Number of bins, a power of two.
@@ -44,31 +44,35 @@ class Histogram:
         """Take one array of finite values."""
         if 0 in x.shape:
             return
-        xp = array_namespace(x)
-        x = xp.astype(x, xp.float32)
-        rows = (
-            xp.reshape(x, (1, -1))
-            if self.axis is None
-            else xp.reshape(xp.moveaxis(x, self.axis, 0), (x.shape[self.axis], -1))
-        )
-        low, high = _host(xp.min(rows, axis=1)), _host(xp.max(rows, axis=1))
+        rows = self._rows(x)
+        xp = array_namespace(rows)
+        low = _host(xp.min(rows, axis=1))
+        high = _host(xp.max(rows, axis=1))
         needed = self._width_for(max(float(high.max()), -float(low.min())))
         if needed > self.width or not self.counts.size:
             self._widen(max(needed, self.width))
+        self._add(self._count(rows), low, high)
+
+    def _rows(self, x: Array) -> Array:
+        """Return the values of each histogram, float32, shape (channels, values)."""
+        xp = array_namespace(x)
+        x = xp.astype(x, xp.float32)
+        if self.axis is None:
+            return xp.reshape(x, (1, -1))
+        return xp.reshape(xp.moveaxis(x, self.axis, 0), (x.shape[self.axis], -1))
+
+    def _count(self, rows: Array) -> np.ndarray:
+        """Return how many values lie in each bin, shape (channels, bins)."""
+        xp = array_namespace(rows)
         channels = rows.shape[0]
         # x * 2**-width is exact unless it underflows (values 2**-100 of the largest), and so is its
-        # floor.
-        index = (
-            xp.astype(
-                xp.floor(rows * 2.0**-self.width) if self.width > -126 else 0 * rows, xp.int64
-            )
-            + self.bins // 2
-        )
-        offsets = self.bins * xp.arange(channels, dtype=xp.int64, device=device(x))
-        counts = _host(
-            xp.bincount(xp.reshape(index + offsets[:, None], (-1,)), minlength=channels * self.bins)
-        )
-        self._add(counts.reshape(channels, self.bins), low, high)
+        # floor. float32 holds no factor for the smallest widths: values so small count as zero.
+        place = xp.floor(rows * 2.0**-self.width) if self.width > -126 else 0 * rows
+        index = xp.astype(place, xp.int64) + self.bins // 2
+        offsets = self.bins * xp.arange(channels, dtype=xp.int64, device=device(rows))
+        flat = xp.reshape(index + offsets[:, None], (-1,))
+        counts = xp.bincount(flat, minlength=channels * self.bins)
+        return _host(counts).reshape(channels, self.bins)
 
     def merge(self, other: Histogram) -> None:
         """Take in another's counts."""
@@ -96,15 +100,14 @@ class Histogram:
         self.width = width
 
     def _add(self, counts: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
-        if not self.counts.size:
-            self.counts, self.low, self.high = (
-                counts.copy(),
-                low.astype(np.float64),
-                high.astype(np.float64),
-            )
-        else:
+        if self.counts.size:
             self.counts += counts
-            self.low, self.high = np.minimum(self.low, low), np.maximum(self.high, high)
+            self.low = np.minimum(self.low, low)
+            self.high = np.maximum(self.high, high)
+        else:
+            self.counts = counts.copy()
+            self.low = low.astype(np.float64)
+            self.high = high.astype(np.float64)
 
 
 def _coarser(counts: np.ndarray, doublings: int) -> np.ndarray:
@@ -112,6 +115,7 @@ def _coarser(counts: np.ndarray, doublings: int) -> np.ndarray:
     if doublings <= 0 or not counts.size:
         return counts
     half = counts.shape[1] // 2
+    # NumPy leaves shifts by 64 and more undefined; 62 leave the sign alone of any bin.
     target = (np.arange(-half, half) >> min(doublings, 62)) + half
     merged = np.zeros_like(counts)
     np.add.at(merged.T, target, counts.T)

@@ -40,28 +40,26 @@ class HistogramCalibrator(Calibrator):
 
     def merge(self, other: Self) -> None:
         """Take in another's counts."""
-        self._like = other._like if self._like is None else self._like
+        if self._like is None:
+            self._like = other._like
         self.histogram.merge(other.histogram)
 
     def range(self, spec: QuantSpec) -> tuple[Array, Array]:
         """Return (low, high)."""
-        h = self.histogram
-        if not h.counts.size:
+        seen = self.histogram
+        if not seen.counts.size:
             raise DataError(
                 "a calibrator was asked for a range before it saw data; give calibration batches"
             )
-        ends = np.asarray(
-            [
-                self.choose(c, float(lo), float(hi), spec)
-                for c, lo, hi in zip(h.counts, h.low, h.high, strict=True)
-            ]
-        )
-        ends = np.clip(ends.T, h.low, h.high).astype(np.float32)
+        chosen = [
+            self.choose(counts, float(low), float(high), spec)
+            for counts, low, high in zip(seen.counts, seen.low, seen.high, strict=True)
+        ]
+        ends = np.clip(np.asarray(chosen).T, seen.low, seen.high).astype(np.float32)
+        low, high = ends[:, 0] if self.axis is None else ends
         xp = array_namespace(self._like)
-        low, high = (
-            xp.asarray(e[0] if self.axis is None else e, device=device(self._like)) for e in ends
-        )
-        return low, high
+        where = device(self._like)
+        return xp.asarray(low, device=where), xp.asarray(high, device=where)
 
     @abstractmethod
     def choose(
@@ -98,9 +96,10 @@ class Percentile(HistogramCalibrator):
     ) -> tuple[float, float]:
         """Read both quantiles off the cumulated counts."""
         share = self.config.percentile / 100
-        return quantile(counts, self.histogram.edges(), (1 - share) / 2), quantile(
-            counts, self.histogram.edges(), (1 + share) / 2
-        )
+        edges = self.histogram.edges()
+        below = quantile(counts, edges, (1 - share) / 2)
+        above = quantile(counts, edges, (1 + share) / 2)
+        return below, above
 
 
 class OutlierFreeConfig(PartConfig):
@@ -129,9 +128,11 @@ class OutlierFree(HistogramCalibrator):
     ) -> tuple[float, float]:
         """Read the quartiles off the cumulated counts."""
         edges = self.histogram.edges()
-        first, third = quantile(counts, edges, 0.25), quantile(counts, edges, 0.75)
+        first = quantile(counts, edges, 0.25)
+        third = quantile(counts, edges, 0.75)
         reach = self.config.fence * (third - first)
-        return (first - reach, third + reach) if reach > 2.0**self.histogram.width else (low, high)
+        bin_width = 2.0**self.histogram.width
+        return (first - reach, third + reach) if reach > bin_width else (low, high)
 
 
 class TokenConfig(PartConfig):
@@ -168,23 +169,23 @@ class TokenQuantile(HistogramCalibrator):
         if 0 in x.shape:
             return x
         xp = array_namespace(x)
-        flat = xp.reshape(x, (-1, x.shape[-1]))
-        return xp.concat(
-            [
-                xp.minimum(xp.min(flat, axis=1), 0 * flat[:, 0]),
-                xp.maximum(xp.max(flat, axis=1), 0 * flat[:, 0]),
-            ]
-        )
+        tokens = xp.reshape(x, (-1, x.shape[-1]))
+        zeros = 0 * tokens[:, 0]
+        smallest = xp.minimum(xp.min(tokens, axis=1), zeros)
+        largest = xp.maximum(xp.max(tokens, axis=1), zeros)
+        return xp.concat([smallest, largest])
 
     def choose(
         self, counts: np.ndarray, low: float, high: float, spec: QuantSpec
     ) -> tuple[float, float]:
         """Read the quantile off the negative extremes and off the positive ones."""
         share = self.config.quantile
-        edges, half = self.histogram.edges(), len(counts) // 2
+        edges = self.histogram.edges()
+        half = len(counts) // 2
         # Extremes at zero belong to the side that they bound; they fall into the first bin above
         # zero.
-        negative, positive = counts[:half], counts[half:]
+        negative = counts[:half]
+        positive = counts[half:]
         below = quantile(negative, edges[: half + 1], 1 - share) if negative.sum() else 0.0
         return below, quantile(positive, edges[half:], share)
 
@@ -247,10 +248,9 @@ class EntropyConfig(PartConfig):
 
 
 class Entropy(HistogramCalibrator):
-    """The range whose quantized distribution tells least from the observed one (Kullback-Leibler
-    divergence).
+    """The range whose quantized distribution tells least from the observed one.
 
-    Source: Migacz 2017, "8-bit Inference with TensorRT": for each threshold, P is the histogram
+    By Kullback-Leibler divergence. Source: Migacz 2017, "8-bit Inference with TensorRT": for each threshold, P is the histogram
     with everything beyond it in the last bin, Q the histogram within it, merged into as many levels
     as the dtype has on that side and spread again over the bins that were not empty. Signed values
     use magnitudes and a range symmetric about zero.
@@ -262,24 +262,30 @@ class Entropy(HistogramCalibrator):
         self, counts: np.ndarray, low: float, high: float, spec: QuantSpec
     ) -> tuple[float, float]:
         """Try thresholds from the number of levels up to all bins."""
-        half = len(counts) // 2
         two_sided = low < 0 < high
-        sizes = (
-            counts[half:] + counts[:half][::-1]
-            if two_sided
-            else (counts[half:] if high > 0 else counts[:half][::-1])
-        )
+        sizes = _magnitudes(counts, two_sided=two_sided, positive=high > 0)
         qmin, qmax = integer_range(spec) if is_integer(spec) else (-127, 127)
-        levels = (qmax - qmin + 1) // 2 if two_sided or spec.symmetric else qmax - qmin + 1
+        codes = qmax - qmin + 1
+        levels = codes // 2 if two_sided or spec.symmetric else codes
         used = int(np.flatnonzero(sizes).max(initial=0)) + 1
         if used <= levels:
             return low, high
         thresholds = np.unique(np.linspace(levels, used, 128).astype(int))
-        best = thresholds[
-            int(np.argmin([divergence(sizes[:used], int(t), levels) for t in thresholds]))
-        ]
+        found = [divergence(sizes[:used], int(threshold), levels) for threshold in thresholds]
+        best = thresholds[int(np.argmin(found))]
         end = float(best) * 2.0**self.histogram.width
         return max(low, -end), min(high, end)
+
+
+def _magnitudes(counts: np.ndarray, *, two_sided: bool, positive: bool) -> np.ndarray:
+    """Return counts by distance from zero: of both sides together, or of one alone."""
+    half = len(counts) // 2
+    below: np.ndarray = counts[:half][::-1]
+    above: np.ndarray = counts[half:]
+    if two_sided:
+        both: np.ndarray = above + below
+        return both
+    return above if positive else below
 
 
 def divergence(sizes: np.ndarray, threshold: int, levels: int) -> float:
@@ -297,8 +303,10 @@ def divergence(sizes: np.ndarray, threshold: int, levels: int) -> float:
     filled = sizes[:threshold] > 0
     mass = np.bincount(level, inside, levels)
     places = np.bincount(level, filled, levels)
-    q = np.where(filled, (mass / np.maximum(places, 1))[level], 0.0)
-    p, q = p / p.sum(), q / max(q.sum(), 1.0)
+    spread_again = (mass / np.maximum(places, 1))[level]
+    q = np.where(filled, spread_again, 0.0)
+    p = p / p.sum()
+    q = q / max(q.sum(), 1.0)
     # A bin that P fills and Q does not (clipped mass in an empty last bin) counts as nearly
     # impossible, not as infinite.
     mine = p > 0
@@ -310,11 +318,12 @@ def best_range(
 ) -> tuple[float, float]:
     """Return the range of least expected squared error among candidates of shape (candidates,)."""
     filled = counts > 0
-    values, weights = centres[filled].astype(np.float32), counts[filled].astype(np.float64)
+    values = centres[filled].astype(np.float32)
+    weights = counts[filled].astype(np.float64)
     params: Any = choose(lows.astype(np.float32), highs.astype(np.float32), spec, None)[0]
-    projected = project_values(
-        values[None, :], params.scale[:, None], params.zero_point[:, None], spec
-    )
+    scale = params.scale[:, None]
+    zero_point = params.zero_point[:, None]
+    projected = project_values(values[None, :], scale, zero_point, spec)
     errors = ((projected - values) ** 2) @ weights
     best = int(np.argmin(errors))
     return float(lows[best]), float(highs[best])
@@ -327,4 +336,5 @@ def quantile(counts: np.ndarray, edges: np.ndarray, share: float) -> float:
     at = min(max(at, 1), len(counts))
     inside = total[at] - total[at - 1]
     part = (share - total[at - 1]) / inside if inside > 0 else 1.0
-    return float(edges[at - 1] + min(max(part, 0.0), 1.0) * (edges[at] - edges[at - 1]))
+    width = edges[at] - edges[at - 1]
+    return float(edges[at - 1] + min(max(part, 0.0), 1.0) * width)

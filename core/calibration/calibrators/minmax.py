@@ -34,21 +34,22 @@ class MinMax(Calibrator):
         xp = array_namespace(x)
         if 0 in x.shape:
             return
-        axes = (
-            None
-            if self.axis is None
-            else tuple(i for i in range(x.ndim) if i != self.axis % x.ndim)
-        )
-        self._take(
-            xp.astype(xp.min(x, axis=axes), xp.float32), xp.astype(xp.max(x, axis=axes), xp.float32)
-        )
+        axes = None
+        if self.axis is not None:
+            channels = self.axis % x.ndim
+            axes = tuple(i for i in range(x.ndim) if i != channels)
+        low = xp.min(x, axis=axes)
+        high = xp.max(x, axis=axes)
+        self._take(xp.astype(low, xp.float32), xp.astype(high, xp.float32))
 
     def _take(self, low: Array, high: Array) -> None:
         if self.low is None:
-            self.low, self.high = low, high
-        else:
-            xp = array_namespace(low)
-            self.low, self.high = xp.minimum(self.low, low), xp.maximum(self.high, high)
+            self.low = low
+            self.high = high
+            return
+        xp = array_namespace(low)
+        self.low = xp.minimum(self.low, low)
+        self.high = xp.maximum(self.high, high)
 
     def merge(self, other: Self) -> None:
         """Take in another's range."""
@@ -56,12 +57,16 @@ class MinMax(Calibrator):
             self._take(other.low, other.high)
 
     def rescaled(self, change: ChannelMap) -> Self | None:
-        """Move and divide the ranges; one range over the whole tensor does not tell its channels,
-        nor ranges what a rotation mixes."""
+        """Move and divide the ranges.
+
+        One range over the whole tensor does not tell its channels, nor ranges what a rotation
+        mixes.
+        """
         if self.axis is None or self.low is None or change.rotation is not None:
             return None
         derived = copy(self)
-        derived.low, derived.high = change.apply(self.low), change.apply(self.high)
+        derived.low = change.apply(self.low)
+        derived.high = change.apply(self.high)
         return derived
 
     def whole(self) -> Self:
@@ -70,7 +75,8 @@ class MinMax(Calibrator):
         derived.axis = None
         if self.low is not None:
             xp = array_namespace(self.low)
-            derived.low, derived.high = xp.min(self.low), xp.max(self.high)
+            derived.low = xp.min(self.low)
+            derived.high = xp.max(self.high)
         return derived
 
     def range(self, spec: QuantSpec) -> tuple[Array, Array]:

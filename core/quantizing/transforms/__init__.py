@@ -1,5 +1,7 @@
-"""Built-in rescalings: function-preserving changes of channels. A plugin module, as a third party
-would write one."""
+"""Built-in rescalings: function-preserving changes of channels.
+
+A plugin module, as a third party would write one.
+"""
 
 from __future__ import annotations
 

@@ -70,8 +70,7 @@ class AwqScale(Rescaling):
 
 
 def importance(size: Array, exponent: float) -> Array:
-    """Return size**exponent, normalised so that its largest and smallest are each
-    other's inverse."""
+    """Return size**exponent, normalised: its largest and smallest are each other's inverse."""
     xp = array_namespace(size)
     raw = usable(size**exponent)
     return usable(raw / (xp.max(raw) * xp.min(raw)) ** 0.5)

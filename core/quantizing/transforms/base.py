@@ -132,8 +132,7 @@ def links(
 
 
 def largest_of(arrays: Sequence[Array]) -> Array:
-    """Return the largest of each element over arrays of one shape, of which there is
-    one at least."""
+    """Return the largest of each element over arrays of one shape; there must be one at least."""
     found, *others = arrays
     for array in others:
         found = array_namespace(array).maximum(found, array)

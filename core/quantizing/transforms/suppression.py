@@ -143,6 +143,8 @@ def threshold_factors(absmax: Array, threshold: float) -> Array:
 
 
 def channel_shift(low: Array, high: Array) -> Array:
-    """Return z = (low + high) / 2 of each channel (Outlier Suppression+, eq. 3): x - z is then
-    centred."""
+    """Return z = (low + high) / 2 of each channel: x - z is then centred.
+
+    Outlier Suppression+, eq. 3.
+    """
     return (low + high) / 2
