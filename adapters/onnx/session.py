@@ -104,8 +104,7 @@ class OnnxSession(Session):
         """Carry a recipe out and read in the optimized graph what became of each op."""
         candidate = self.draft(recipe, parameters)
         # Reading the lines compiles the model now.
-        candidate.ledger = dict(candidate.ledger)
-        return candidate
+        return candidate.with_ledger(dict(candidate.ledger))
 
     def draft(self, recipe: Recipe, parameters: Mapping[str, OpParameters]) -> OnnxCandidate:
         """Carry a recipe out.

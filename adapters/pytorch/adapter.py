@@ -130,8 +130,7 @@ class TorchAdapter(Adapter):
             if saved.recipe.schemes
             else session.reference()
         )
-        candidate.recipe = saved.recipe
-        return candidate
+        return candidate.with_ledger(candidate.ledger, saved.recipe)
 
     def _root(self, source: Any, *, move: bool = True) -> tuple[nn.Module, torch.device]:
         """Return a skeleton of the model and the device of its tensors: where candidates run, if they may ``move``."""

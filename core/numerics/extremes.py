@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 from array_api_compat import array_namespace
 
@@ -30,7 +28,9 @@ def extremes(block: Array, buffer: Array, *, magnitude: bool) -> tuple[Array, Ar
         return largest, largest
     low = xp.min(block, axis=2)
     high = xp.max(block, axis=2)
-    return low, xp.maximum(-low, high) if magnitude else high
+    if magnitude:
+        high = xp.maximum(-low, high)
+    return low, high
 
 
 def numpy_extremes(
@@ -42,15 +42,24 @@ def numpy_extremes(
     either sign above all. Where a group has no number of a sign, the other's stands in; its range
     is widened to zero, or its magnitude taken, in any case.
     """
-    size = block.shape[2]
-    reduce = _folded_max if size < SHORT and size % 8 == 0 else partial(np.max, axis=2)
-    if magnitude and size < SHORT:
-        bits = np.abs(block, out=buffer).view(np.int32)
-        largest = reduce(bits).view(np.float32)
+    is_short = block.shape[2] < SHORT
+    if magnitude and is_short:
+        magnitudes = np.abs(block, out=buffer)
+        largest = _greatest(magnitudes.view(np.int32))
         return largest, largest
-    low = reduce(block.view(np.uint32)).view(np.float32)
-    high = reduce(block.view(np.int32)).view(np.float32)
-    return low, np.maximum(np.abs(low), np.abs(high)) if magnitude else high
+    low = _greatest(block.view(np.uint32))
+    high = _greatest(block.view(np.int32))
+    if magnitude:
+        high = np.maximum(np.abs(low), np.abs(high))
+    return low, high
+
+
+def _greatest(bits: np.ndarray) -> np.ndarray:
+    """Return the float32 number of each group whose bits are the greatest integer."""
+    size = bits.shape[2]
+    can_fold = size < SHORT and size % 8 == 0
+    found: np.ndarray = _folded_max(bits) if can_fold else np.max(bits, axis=2)
+    return found.view(np.float32)
 
 
 def _folded_max(bits: np.ndarray) -> np.ndarray:
@@ -68,7 +77,8 @@ def _folded_max(bits: np.ndarray) -> np.ndarray:
     np.maximum(flat[:-half], flat[half:], out=folded[:-half])
     # complex128 stands for four codes that are moved at once; it is never computed with.
     fours = folded.reshape(-1, size).view(np.complex128)[:, : half // 4]
-    turned = np.max(np.ascontiguousarray(fours.T).view(bits.dtype), axis=0)
-    pairs = np.maximum(turned[0::2], turned[1::2])
-    found: np.ndarray = np.maximum(pairs[0::2], pairs[1::2]).reshape(bits.shape[:2])
-    return found
+    columns = np.ascontiguousarray(fours.T).view(bits.dtype)
+    quarters = np.max(columns, axis=0)
+    pairs = np.maximum(quarters[0::2], quarters[1::2])
+    found: np.ndarray = np.maximum(pairs[0::2], pairs[1::2])
+    return found.reshape(bits.shape[:2])

@@ -25,7 +25,8 @@ def hadamard(n: int, like: Array, seed: int | None = None) -> Array:
         float32, shape (n, n), in the namespace of ``like``.
     """
     power = _power_of_two_in(n)
-    matrix = np.kron(_sylvester(power), _cosine(n // power))
+    rest = n // power
+    matrix = np.kron(_sylvester(power), _cosine(rest))
     if seed is not None:
         matrix = matrix * _signs(n, seed)[:, None]
     return _placed(matrix, like)
@@ -48,7 +49,8 @@ def hadamard_parts(n: int, like: Array, seed: int | None = None) -> tuple[Array,
         a *= 2
     signs = np.ones(n) if seed is None else _signs(n, seed)
     left = _sylvester(a)
-    right = np.kron(_sylvester(power // a), _cosine(n // power))
+    rest = n // power
+    right = np.kron(_sylvester(power // a), _cosine(rest))
     return _placed(signs, like), _placed(left, like), _placed(right, like)
 
 
@@ -60,13 +62,15 @@ def rotate(x: Array, seed: int | None = None) -> Array:
     xp = array_namespace(x)
     n = x.shape[-1]
     power = _power_of_two_in(n)
+    rest = n // power
     x = xp.astype(x, xp.float32)
     if seed is not None:
         x = x * _placed(_signs(n, seed), x)
-    y = _walsh_hadamard(xp.reshape(x, (-1, power, n // power)))
-    if n > power:
-        y = xp.matmul(y, _placed(_cosine(n // power), x))
-    return xp.reshape(y * (1 / math.sqrt(power)), tuple(x.shape))
+    y = _walsh_hadamard(xp.reshape(x, (-1, power, rest)))
+    if rest > 1:
+        y = xp.matmul(y, _placed(_cosine(rest), x))
+    norm = 1 / math.sqrt(power)
+    return xp.reshape(y * norm, tuple(x.shape))
 
 
 def _walsh_hadamard(y: Array) -> Array:
@@ -75,6 +79,7 @@ def _walsh_hadamard(y: Array) -> Array:
     rows, power, rest = y.shape
     step = 1
     while step < power:
+        # Elements that lie ``step`` apart become their sum and their difference.
         pairs = xp.reshape(y, (rows, power // (2 * step), 2, step, rest))
         first = pairs[:, :, 0, :, :]
         second = pairs[:, :, 1, :, :]
@@ -101,8 +106,9 @@ def _cosine(m: int) -> np.ndarray:
     """Return the orthogonal discrete cosine basis of order m (DCT-II)."""
     k = np.arange(m)[:, None]
     i = np.arange(m)[None, :]
+    angle = math.pi * (2 * i + 1) * k / (2 * m)
     norm = np.where(k == 0, math.sqrt(1 / m), math.sqrt(2 / m))
-    return np.cos(math.pi * (2 * i + 1) * k / (2 * m)) * norm
+    return np.cos(angle) * norm
 
 
 def _signs(n: int, seed: int) -> np.ndarray:

@@ -20,16 +20,18 @@ def to_matrix(x: Array, axis: int) -> Array:
     The channel axis comes first, the others are flattened in their order.
     """
     xp = array_namespace(x)
-    moved = xp.moveaxis(x, axis, 0) if axis % x.ndim else x
-    return xp.reshape(moved, (moved.shape[0], prod(moved.shape[1:])))
+    is_first = axis % x.ndim == 0
+    moved = x if is_first else xp.moveaxis(x, axis, 0)
+    channels, *others = moved.shape
+    return xp.reshape(moved, (channels, prod(others)))
 
 
 def from_matrix(matrix: Array, shape: tuple[int, ...], axis: int) -> Array:
     """Undo :func:`to_matrix` for a tensor of ``shape``."""
     xp = array_namespace(matrix)
     axis %= len(shape)
-    moved = (shape[axis], *shape[:axis], *shape[axis + 1 :])
-    tensor = xp.reshape(matrix, moved)
+    others = (*shape[:axis], *shape[axis + 1 :])
+    tensor = xp.reshape(matrix, (shape[axis], *others))
     return xp.moveaxis(tensor, 0, axis) if axis else tensor
 
 
@@ -37,7 +39,8 @@ def contiguous(x: Array) -> Array:
     """Return ``x`` in row-major memory; a copy only where it is not."""
     xp = array_namespace(x)
     # A flattened view exists only of row-major memory, so this copies exactly when it must.
-    return xp.reshape(xp.reshape(x, (-1,)), tuple(x.shape))
+    flat = xp.reshape(x, (-1,))
+    return xp.reshape(flat, tuple(x.shape))
 
 
 def spread(
@@ -58,9 +61,11 @@ def spread(
         result = _spread_in_blocks(function, to_matrix(x, axis), block_shape(spec), parameters)
         return from_matrix(result, tuple(x.shape), axis)
     xp = array_namespace(x, *parameters)
-    shape = [1] * x.ndim
-    shape[axis] = -1
-    return function(x, *(xp.reshape(p, tuple(shape)) for p in parameters))
+    ones = [1] * x.ndim
+    ones[axis] = -1
+    shape = tuple(ones)
+    along_axis = [xp.reshape(parameter, shape) for parameter in parameters]
+    return function(x, *along_axis)
 
 
 def _spread_in_blocks(
@@ -75,14 +80,17 @@ def _spread_in_blocks(
     if tall == 1 and features % wide == 0:
         # Whole groups: parameters broadcast along an axis of their own and are not repeated.
         grouped = xp.reshape(matrix, (rows, features // wide, wide))
-        result = function(grouped, *(p[:, :, None] for p in parameters))
+        of_groups = [parameter[:, :, None] for parameter in parameters]
+        result = function(grouped, *of_groups)
         return xp.reshape(result, (rows, features))
-    stretched = (stretch(p, (rows, features), tall, wide) for p in parameters)
+    stretched = [stretch(p, (rows, features), tall, wide) for p in parameters]
     return function(matrix, *stretched)
 
 
 def stretch(parameter: Array, shape: tuple[int, ...], rows: int, columns: int) -> Array:
     """Repeat block parameters to the shape of their matrix."""
     xp = array_namespace(parameter)
-    tall = xp.repeat(parameter, rows, axis=0)[: shape[0]] if rows > 1 else parameter
-    return xp.repeat(tall, columns, axis=1)[:, : shape[1]]
+    height, width = shape
+    if rows > 1:
+        parameter = xp.repeat(parameter, rows, axis=0)[:height]
+    return xp.repeat(parameter, columns, axis=1)[:, :width]

@@ -84,63 +84,64 @@ def _fills_three_bytes(bits: int, order: Order) -> bool:
 def _bytes_of_whole_codes(xp: Any, codes: Array, bits: int, order: Order) -> Array:
     """Pack byte by byte: nothing wider than the codes is made on the way."""
     per_byte = 8 // bits
-    low = xp.astype(codes, xp.uint8) & (2**bits - 1)
-    low = _pad(low, -codes.shape[-1] % per_byte)
-    parts = xp.reshape(low, (*low.shape[:-1], -1, per_byte))
+    low_bits = xp.astype(codes, xp.uint8) & (2**bits - 1)
+    parts = _in_rows(low_bits, per_byte)
     packed = xp.zeros(parts.shape[:-1], dtype=xp.uint8, device=device(codes))
     for place in range(per_byte):
-        shift = bits * (place if order == "low" else per_byte - 1 - place)
+        shift = bits * place
+        if order == "high":
+            shift = 8 - bits - shift
         packed = packed | (parts[..., place] << shift)
     return packed
 
 
 def _whole_codes_of_bytes(xp: Any, packed: Array, bits: int, order: Order) -> Array:
-    octets = xp.astype(packed, xp.int32)[..., None]
-    parts = octets >> _steps(xp, 8 // bits, bits, order, packed)
-    return xp.reshape(parts & (2**bits - 1), (*packed.shape[:-1], -1))
+    octets = xp.astype(packed, xp.int32)
+    shifts = _steps(xp, 8 // bits, bits, order, packed)
+    codes = (octets[..., None] >> shifts) & (2**bits - 1)
+    return _flattened(codes)
 
 
 # Three and six bits: whole codes in each word of 24 bits
 
 
 def _bytes_of_words(xp: Any, codes: Array, bits: int) -> Array:
-    count = codes.shape[-1]
     per_word = 24 // bits
-    parts = xp.reshape(_pad(codes, -count % per_word), (*codes.shape[:-1], -1, per_word))
+    parts = _in_rows(codes, per_word)
     word = parts[..., 0]
     for i in range(1, per_word):
         word = word | (parts[..., i] << (bits * i))
     octets = [xp.astype((word >> shift) & 255, xp.uint8) for shift in (0, 8, 16)]
-    packed = xp.reshape(xp.stack(octets, axis=-1), (*codes.shape[:-1], -1))
-    return packed[..., : -(-count * bits // 8)]
+    packed = _flattened(xp.stack(octets, axis=-1))
+    needed = -(-codes.shape[-1] * bits // 8)
+    return packed[..., :needed]
 
 
 def _codes_of_words(xp: Any, packed: Array, bits: int) -> Array:
-    octets = xp.astype(_pad(packed, -packed.shape[-1] % 3), xp.int32)
-    octets = xp.reshape(octets, (*packed.shape[:-1], -1, 3))
+    octets = xp.astype(_in_rows(packed, 3), xp.int32)
     word = octets[..., 0] | (octets[..., 1] << 8) | (octets[..., 2] << 16)
-    codes = [(word >> shift) & (2**bits - 1) for shift in range(0, 24, bits)]
-    return xp.reshape(xp.stack(codes, axis=-1), (*packed.shape[:-1], -1))
+    mask = 2**bits - 1
+    codes = [(word >> shift) & mask for shift in range(0, 24, bits)]
+    return _flattened(xp.stack(codes, axis=-1))
 
 
 # Any width: bit by bit
 
 
 def _bytes_of_stream(xp: Any, codes: Array, bits: int, order: Order) -> Array:
-    length = codes.shape[-1] * bits
-    stream = (codes[..., None] >> _steps(xp, bits, 1, order, codes)) & 1
-    stream = _pad(xp.reshape(stream, (*codes.shape[:-1], length)), -length % 8)
-    octets = xp.reshape(stream, (*stream.shape[:-1], -1, 8))
-    octets = octets << _steps(xp, 8, 1, order, codes)
-    return xp.astype(xp.sum(octets, axis=-1), xp.uint8)
+    single_bits = (codes[..., None] >> _steps(xp, bits, 1, order, codes)) & 1
+    octets = _in_rows(_flattened(single_bits), 8)
+    places = octets << _steps(xp, 8, 1, order, codes)
+    return xp.astype(xp.sum(places, axis=-1), xp.uint8)
 
 
 def _codes_of_stream(xp: Any, packed: Array, bits: int, count: int, order: Order) -> Array:
-    octets = xp.astype(packed, xp.int32)[..., None]
-    stream = (octets >> _steps(xp, 8, 1, order, packed)) & 1
-    stream = xp.reshape(stream, (*packed.shape[:-1], -1))[..., : count * bits]
-    stream = xp.reshape(stream, (*packed.shape[:-1], count, bits))
-    return xp.sum(stream << _steps(xp, bits, 1, order, packed), axis=-1)
+    octets = xp.astype(packed, xp.int32)
+    single_bits = (octets[..., None] >> _steps(xp, 8, 1, order, packed)) & 1
+    stream = _flattened(single_bits)[..., : count * bits]
+    by_code = xp.reshape(stream, (*packed.shape[:-1], count, bits))
+    places = by_code << _steps(xp, bits, 1, order, packed)
+    return xp.sum(places, axis=-1)
 
 
 def _steps(xp: Any, count: int, bits: int, order: Order, like: Array) -> Array:
@@ -149,12 +150,20 @@ def _steps(xp: Any, count: int, bits: int, order: Order, like: Array) -> Array:
     return steps if order == "low" else xp.flip(steps)
 
 
-def _pad(x: Array, width: int) -> Array:
-    if not width:
-        return x
+def _in_rows(x: Array, width: int) -> Array:
+    """Return the last axis in rows of ``width``; the last one is filled up with zeros."""
     xp = array_namespace(x)
-    zeros = xp.zeros((*x.shape[:-1], width), dtype=x.dtype, device=device(x))
-    return xp.concat([x, zeros], axis=-1)
+    leading = x.shape[:-1]
+    missing = -x.shape[-1] % width
+    if missing:
+        zeros = xp.zeros((*leading, missing), dtype=x.dtype, device=device(x))
+        x = xp.concat([x, zeros], axis=-1)
+    return xp.reshape(x, (*leading, x.shape[-1] // width, width))
+
+
+def _flattened(x: Array) -> Array:
+    """Return the last two axes as one."""
+    return array_namespace(x).reshape(x, (*x.shape[:-2], x.shape[-2] * x.shape[-1]))
 
 
 def _check(bits: int) -> None:

@@ -321,6 +321,28 @@ def test_or_leave_their_op_in_float_and_say_so() -> None:
     assert candidate.ledger[made.space.tunable[0].name].honoured
 
 
+def test_what_an_adapter_made_is_not_changed_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = net(), batches(4, 8)
+    with torch.no_grad():
+        model[4].weight[0, 0] = float("inf")
+    made = realizer(model, data, STATIC, non_finite="float")
+    session, given = made.opened.session, []
+    apply = session.apply
+
+    def noted(*arguments: Any) -> Any:
+        candidate = apply(*arguments)
+        given.append((candidate, candidate.recipe, dict(candidate.ledger)))
+        return candidate
+
+    monkeypatch.setattr(session, "apply", noted)
+    candidate = made.candidate(all_of(made, STATIC))
+    ((own, recipe, ledger),) = given
+    assert (own.recipe, own.ledger) == (recipe, ledger)
+    assert candidate.recipe != recipe
+    assert set(candidate.ledger) > set(ledger)
+    assert candidate.native is own.native
+
+
 def test_what_is_missing_is_named() -> None:
     data = batches(4, 8)
     scheme = OpScheme(mode="weight_only", weight=INT4, algorithm=PartChoice(kind="gptq"))
