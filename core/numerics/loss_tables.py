@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,6 +12,9 @@ FEW = 200
 
 FINEST, COARSEST = 8192, 2048
 """Bins of losses: many units round losses both ways and need fewer."""
+
+
+_NO_DIVISION_BY_ZERO = 1e-300
 
 
 class LossTable:
@@ -30,29 +34,35 @@ class LossTable:
     ) -> None:
         self._limit = limit
         self.bins = int(np.clip(2**21 // max(1, len(costs)), COARSEST, FINEST))
-        step = limit / self.bins if limit > 0 else 1.0
-        # What passes the limit by itself is cut, so that it fits an integer.
-        self._widths = [
-            np.rint(np.minimum(loss, 2 * limit) / step).astype(np.int64).tolist() for loss in losses
-        ]
+        self._widths = [self._bins_taken(loss) for loss in losses]
         self._taken: list[np.ndarray] = []
         self._best = np.zeros(self.bins + 1)
         for cost, widths in zip(costs, self._widths, strict=True):
-            self._best = self._with_unit(self._best, cost.tolist(), widths)
+            self._add_unit(cost.tolist(), widths)
 
-    def _with_unit(self, best: np.ndarray, cost: list[float], widths: list[int]) -> np.ndarray:
-        """Return the least cost by limit with one more unit, and note which choice it took."""
-        least = np.full(self.bins + 1, np.inf)
-        taken = np.zeros(self.bins + 1, dtype=np.uint8 if len(cost) < 256 else np.int32)
+    def _bins_taken(self, loss: np.ndarray) -> list[int]:
+        """Return how many bins of the limit each choice takes."""
+        step = self._limit / self.bins if self._limit > 0 else 1.0
+        # What passes the limit by itself is cut, so that it fits an integer.
+        bounded = np.minimum(loss, 2 * self._limit)
+        taken: list[int] = np.rint(bounded / step).astype(np.int64).tolist()
+        return taken
+
+    def _add_unit(self, cost: list[float], widths: list[int]) -> None:
+        """Bring the least cost of each limit up to date, and note which choice it takes."""
+        limits = self.bins + 1
+        least = np.full(limits, np.inf)
+        taken = np.zeros(limits, dtype=np.uint8 if len(cost) < 256 else np.int32)
         for index, (price, width) in enumerate(zip(cost, widths, strict=True)):
             if width > self.bins:
                 continue
-            offered = best[: self.bins + 1 - width] + price
-            better = offered < least[width:]
-            np.copyto(least[width:], offered, where=better)
+            offered = self._best[: limits - width] + price
+            reached = least[width:]
+            better = offered < reached
+            np.copyto(reached, offered, where=better)
             taken[width:][better] = index
         self._taken.append(taken)
-        return least
+        self._best = least
 
     def pick(self, limit: float) -> list[int] | None:
         """Return the index of each unit's choice for a limit up to that of the table.
@@ -94,12 +104,13 @@ class HullTable:
         # Of equal costs the one that loses least is where a unit starts.
         cheapest = cost == cost.min(axis=1, keepdims=True)
         self._start = np.where(cheapest, loss, np.inf).argmin(axis=1)
-        rates, units, targets, gains = _climbs(cost, loss, self._start)
-        order = np.argsort(-rates, kind="stable")
-        self._moved = units[order]
-        self._targets = targets[order]
+        climbs = _climbs(cost, loss, self._start)
+        order = np.argsort(-climbs.rates, kind="stable")
+        self._moved = climbs.units[order]
+        self._targets = climbs.targets[order]
         at_start = float(loss[np.arange(len(costs)), self._start].sum())
-        self._losses = at_start - np.concatenate([[0.0], np.cumsum(gains[order])])
+        saved = np.cumsum(climbs.gains[order])
+        self._losses = at_start - np.concatenate([[0.0], saved])
 
     def pick(self, limit: float) -> list[int] | None:
         """Return the index of each unit's choice; None where nothing fits."""
@@ -123,35 +134,53 @@ def _padded(table: Sequence[np.ndarray]) -> np.ndarray:
     return found
 
 
-def _climbs(
-    cost: np.ndarray, loss: np.ndarray, start: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return all steps of all units up their hulls.
+@dataclass(frozen=True, slots=True, eq=False)
+class _Climbs:
+    """Steps of all units up their hulls.
 
-    Returns:
-        Loss saved for each unit of cost; the unit; the choice that it goes to; the loss saved.
+    Attributes:
+        rates: Loss saved for each unit of cost.
+        units: Which one climbs.
+        targets: The choice that it goes to.
+        gains: Loss saved.
     """
+
+    rates: np.ndarray
+    units: np.ndarray
+    targets: np.ndarray
+    gains: np.ndarray
+
+
+def _climbs(cost: np.ndarray, loss: np.ndarray, start: np.ndarray) -> _Climbs:
     units = np.arange(len(cost))
     at = start
-    rates, moved, targets, gains = [], [], [], []
+    rates: list[np.ndarray] = []
+    moved: list[np.ndarray] = []
+    targets: list[np.ndarray] = []
+    gains: list[np.ndarray] = []
     for _ in range(cost.shape[1] - 1):
         gain = loss[units, at][:, None] - loss
-        price = np.maximum(cost - cost[units, at][:, None], 1e-300)
+        price = np.maximum(cost - cost[units, at][:, None], _NO_DIVISION_BY_ZERO)
         with np.errstate(invalid="ignore", divide="ignore"):
             rate = np.where(gain > 0, gain / price, -np.inf)
         following = rate.argmax(axis=1)
-        going = rate[units, following] > 0
-        rates.append(rate[units, following][going])
+        best_rate = rate[units, following]
+        going = best_rate > 0
+        rates.append(best_rate[going])
         gains.append(gain[units, following][going])
         moved.append(units[going])
         targets.append(following[going])
         at = np.where(going, following, at)
-    return (
+    return _Climbs(
         np.concatenate([*rates, []]),
-        np.concatenate([*moved, []]).astype(np.int64),
-        np.concatenate([*targets, []]).astype(np.int64),
+        _whole(moved),
+        _whole(targets),
         np.concatenate([*gains, []]),
     )
+
+
+def _whole(parts: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate([*parts, []]).astype(np.int64)
 
 
 def table(

@@ -72,55 +72,56 @@ class Rows:
         if not self.kernel:
             yield xp.reshape(xp.astype(x, xp.float32), (1, -1, x.shape[-1]))
             return
-        grown = x.shape[1] * prod(self.kernel) * prod(x.shape[2:]) * prod(self.stuffing)
-        step = max(1, _CHUNK // max(1, grown))
-        for start in range(0, x.shape[0], step):
+        count, channels, *sizes = x.shape
+        unfolded = channels * prod(self.kernel) * prod(sizes) * prod(self.stuffing)
+        step = max(1, _CHUNK // max(1, unfolded))
+        for start in range(0, count, step):
             samples = xp.astype(x[start : start + step, ...], xp.float32)
             yield self._unfold(samples)
 
     def _unfold(self, x: Array) -> Array:
         """Return the patches under the kernel, shape (groups, rows, features)."""
         xp = array_namespace(x)
-        samples, channels = x.shape[0], x.shape[1]
-        padded = self._padded(self._stuffed(x) if self.stuffing else x)
-        sizes = self._places(padded.shape[2:])
-        shape = (samples, self.groups, channels // self.groups, prod(sizes))
-        views = [
-            xp.reshape(padded[self._window(offsets, sizes)], shape)
-            for offsets in product(*(range(k) for k in self.kernel))
-        ]
+        samples, channels = x.shape[:2]
+        if self.stuffing:
+            x = self._stuffed(x)
+        x = self._padded(x)
+        sizes = self._places(x.shape[2:])
+        places = prod(sizes)
+        shape = (samples, self.groups, channels // self.groups, places)
+        positions = product(*(range(k) for k in self.kernel))
+        views = [xp.reshape(x[self._window(at, sizes)], shape) for at in positions]
         # (samples, groups, channels, kernel positions, places)
         patches = xp.stack(views, axis=3)
         patches = xp.permute_dims(patches, (1, 0, 4, 2, 3))
-        return xp.reshape(patches, (self.groups, samples * prod(sizes), -1))
+        return xp.reshape(patches, (self.groups, samples * places, -1))
 
     def _places(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Return in how many places along each spatial axis the kernel stands."""
-        reach = [d * (k - 1) for d, k in zip(self.dilations, self.kernel, strict=True)]
-        return tuple(
-            (size - far - 1) // stride + 1
-            for size, far, stride in zip(shape, reach, self.strides, strict=True)
-        )
+        reach = _reach(self.kernel, self.dilations)
+        along = zip(shape, reach, self.strides, strict=True)
+        return tuple((size - far - 1) // stride + 1 for size, far, stride in along)
 
     def _window(self, offsets: Sequence[int], sizes: Sequence[int]) -> tuple[slice, ...]:
         """Return what one position of the kernel meets in all places, as an index."""
         if self.stuffing:
             # The kernel of a transposed convolution is turned round.
             offsets = [k - 1 - offset for offset, k in zip(offsets, self.kernel, strict=True)]
-        starts = [offset * d for offset, d in zip(offsets, self.dilations, strict=True)]
-        window = [
-            slice(start, start + (size - 1) * stride + 1, stride)
-            for start, stride, size in zip(starts, self.strides, sizes, strict=True)
-        ]
+        window = []
+        along = zip(offsets, self.dilations, self.strides, sizes, strict=True)
+        for offset, dilation, stride, size in along:
+            start = offset * dilation
+            last = start + (size - 1) * stride
+            window.append(slice(start, last + 1, stride))
         return (slice(None), slice(None), *window)
 
     def _padded(self, x: Array) -> Array:
-        for i in range(len(self.kernel)):
-            before = self.pads[i]
-            after = self.pads[len(self.kernel) + i]
+        axes = len(self.kernel)
+        ends = zip(self.pads[:axes], self.pads[axes:], strict=True)
+        for axis, (before, after) in enumerate(ends, start=2):
             # A transposed convolution's padding takes values away.
-            x = _cropped(x, 2 + i, max(0, -before), max(0, -after))
-            x = _with_zeros(x, 2 + i, max(0, before), max(0, after))
+            x = _cropped(x, axis, max(0, -before), max(0, -after))
+            x = _with_zeros(x, axis, max(0, before), max(0, after))
         return x
 
     def _stuffed(self, x: Array) -> Array:
@@ -188,17 +189,23 @@ def rounding_rows(op: Op) -> Rows | None:
     kernel = op.weight.shape[2:]
     axes = len(kernel)
     dilations = _ints(op, "dilations", axes, 1)
-    reach = [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
-    pads = _ints(op, "pads", 2 * axes, 0)
+    cut = _ints(op, "pads", 2 * axes, 0)
+    # A plain convolution with what the kernel reaches beyond the ends, less what is cut there.
+    reach = _reach(kernel, dilations)
+    pads = tuple(far - less for far, less in zip(reach * 2, cut, strict=True))
     return Rows(
         kernel,
         strides=(1,) * axes,
-        # A plain convolution with what the kernel reaches beyond the ends, less what is cut there.
-        pads=tuple(far - pad for far, pad in zip(reach * 2, pads, strict=True)),
+        pads=pads,
         dilations=dilations,
         groups=_groups(op),
         stuffing=_ints(op, "strides", axes, 1),
     )
+
+
+def _reach(kernel: Sequence[int], dilations: Sequence[int]) -> list[int]:
+    """Return how far the kernel's last position lies from its first, along each axis."""
+    return [dilation * (k - 1) for k, dilation in zip(kernel, dilations, strict=True)]
 
 
 def _groups(op: Op) -> int:

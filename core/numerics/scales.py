@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -120,34 +121,38 @@ def _two_level(params: QuantParams) -> tuple[QuantParams, SecondLevel]:
 def _double(params: QuantParams) -> tuple[QuantParams, SecondLevel]:
     """Round scales to 8-bit steps between the ends of their block."""
     xp = array_namespace(params.scale)
-    shape = tuple(params.scale.shape)
-    blocks, count = _in_blocks(params.scale)
+    blocks = _in_blocks(params.scale)
     low = xp.min(blocks, axis=1)
     high = xp.max(blocks, axis=1)
     step = nonzero((high - low) / 255)
-    codes = xp.clip(xp.round((blocks - low[:, None]) / step[:, None]), 0, 255)
-    restored = xp.reshape(codes * step[:, None] + low[:, None], (-1,))[:count]
-    kept = xp.astype(xp.reshape(codes, (-1,))[:count], xp.uint8)
-    second = {
-        "scale_codes": xp.reshape(kept, shape),
-        "scale_scale": step,
-        "scale_offset": low,
-    }
-    return replace(params, scale=xp.reshape(restored, shape)), second
+    whole = xp.round((blocks - low[:, None]) / step[:, None])
+    codes = xp.clip(whole, 0, 255)
+    restored = codes * step[:, None] + low[:, None]
+    kept = xp.astype(_out_of_blocks(codes, params.scale), xp.uint8)
+    second = {"scale_codes": kept, "scale_scale": step, "scale_offset": low}
+    return replace(params, scale=_out_of_blocks(restored, params.scale)), second
 
 
-def _in_blocks(scale: Array) -> tuple[Array, int]:
-    """Return scales in rows of one block each, and how many there are.
+def _in_blocks(scale: Array) -> Array:
+    """Return scales in rows of one block each.
 
     The last block is filled up with its own last scale, which changes none of its ends.
     """
     xp = array_namespace(scale)
     flat = xp.reshape(scale, (1, -1))
-    count = flat.shape[1]
-    pad = -count % DOUBLE_BLOCK
-    if pad:
-        flat = xp.concat([flat, xp.broadcast_to(flat[:, -1:], (1, pad))], axis=1)
-    return xp.reshape(flat, (-1, DOUBLE_BLOCK)), count
+    missing = -flat.shape[1] % DOUBLE_BLOCK
+    if missing:
+        last = xp.broadcast_to(flat[:, -1:], (1, missing))
+        flat = xp.concat([flat, last], axis=1)
+    return xp.reshape(flat, (-1, DOUBLE_BLOCK))
+
+
+def _out_of_blocks(blocks: Array, scale: Array) -> Array:
+    """Undo :func:`_in_blocks`: return rows of blocks in the shape of ``scale``."""
+    xp = array_namespace(blocks)
+    shape = tuple(scale.shape)
+    flat = xp.reshape(blocks, (-1,))[: prod(shape)]
+    return xp.reshape(flat, shape)
 
 
 def half_dtype(like: Array, name: str) -> Any:
