@@ -54,15 +54,17 @@ def _fits(declared: tuple[int | None, ...], shape: tuple[int, ...]) -> bool:
 
 def _is_finite(array: Any) -> bool:
     if isinstance(array, np.ndarray):
-        if array.dtype.kind == "V":
+        kind = array.dtype.kind
+        if kind == "V":
             # bfloat16 and the 8-bit floats of ml_dtypes are no dtypes of the Array API standard.
             array = array.astype(np.float32)
-        elif array.dtype.kind not in "fc":
+        elif kind not in "fc":
             return True
     array = _dense(array)
     xp = array_namespace(array)
-    floating = xp.isdtype(array.dtype, ("real floating", "complex floating"))
-    return not floating or bool(xp.all(xp.isfinite(array)))
+    if not xp.isdtype(array.dtype, ("real floating", "complex floating")):
+        return True
+    return bool(xp.all(xp.isfinite(array)))
 
 
 def _dense(array: Any) -> Any:
@@ -80,10 +82,12 @@ def leaf_bytes(leaf: Any) -> int:
 def digest_leaf(digest: hashlib._Hash, name: str, leaf: Any, between: str = "") -> None:
     """Take a named leaf into a digest: an array by its content, a plain value by what it prints."""
     if not is_array(leaf):
-        digest.update(between.join((name, type(leaf).__name__, repr(leaf))).encode())
+        plain = between.join((name, type(leaf).__name__, repr(leaf)))
+        digest.update(plain.encode())
         return
     array = np.ascontiguousarray(to_numpy(_dense(leaf)))
-    digest.update(between.join((name, str(array.dtype), str(array.shape))).encode())
+    head = between.join((name, str(array.dtype), str(array.shape)))
+    digest.update(head.encode())
     # Arrays of Python objects have no bytes of their own.
     content = str(array).encode() if array.dtype == object else array.view(np.uint8).data
     digest.update(content)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from array_api_compat import array_namespace, device
@@ -117,33 +117,38 @@ def _together(request: WeightRequest, seen: Iterable[Op]) -> dict[str, FeatureOb
 
 
 def _of_observers(op: Op, found: dict[str, FeatureObserver]) -> list[WeightContext]:
+    seen: dict[str, Array] = {need: observer.value for need, observer in found.items()}
+    if "channel_mean" in found:
+        rows = found["channel_mean"].count
+        seen["channel_mean"] = seen["channel_mean"] / max(1, rows)
     count = max(observer.count for observer in found.values())
-    gram = _value(found.get("gram"))
-    absmax = _value(found.get("channel_range"))
-    sums = found.get("channel_mean")
-    mean = sums.value / max(1, sums.count) if sums else None
     if op.type == "conv_transpose":
-        # A row of its matrix holds the weights of every group, and the groups' inputs never meet in
-        # one output.
-        blocks = None if gram is None else _block_diagonal(gram)
-        return [WeightContext(blocks, _flat(absmax), _flat(mean), count)]
-    groups = max(len(observer.value) for observer in found.values())
+        return [_context(_of_all_groups(seen), count)]
+    groups = max(len(values) for values in seen.values())
     return [
-        WeightContext(_part(gram, i), _part(absmax, i), _part(mean, i), count)
-        for i in range(groups)
+        _context({need: values[group, ...] for need, values in seen.items()}, count)
+        for group in range(groups)
     ]
 
 
-def _value(observer: FeatureObserver | None) -> Array | None:
-    return None if observer is None else observer.value
+def _context(seen: Mapping[str, Array], count: int) -> WeightContext:
+    return WeightContext(
+        seen.get("gram"), seen.get("channel_range"), seen.get("channel_mean"), count
+    )
 
 
-def _flat(x: Array | None) -> Array | None:
-    return None if x is None else array_namespace(x).reshape(x, (-1,))
+def _of_all_groups(seen: Mapping[str, Array]) -> dict[str, Array]:
+    """Return what a transposed convolution's features show together.
 
-
-def _part(x: Array | None, group: int) -> Array | None:
-    return None if x is None else x[group, ...]
+    A row of its matrix holds the weights of every group, and the groups' inputs never meet in one
+    output.
+    """
+    together = {}
+    for need, values in seen.items():
+        xp = array_namespace(values)
+        is_gram = need == "gram"
+        together[need] = _block_diagonal(values) if is_gram else xp.reshape(values, (-1,))
+    return together
 
 
 def _block_diagonal(blocks: Array) -> Array:

@@ -48,7 +48,8 @@ class Histogram:
         xp = array_namespace(rows)
         low = _host(xp.min(rows, axis=1))
         high = _host(xp.max(rows, axis=1))
-        needed = self._width_for(max(float(high.max()), -float(low.min())))
+        largest = max(float(high.max()), -float(low.min()))
+        needed = self._width_for(largest)
         if needed > self.width or not self.counts.size:
             self._widen(max(needed, self.width))
         self._add(self._count(rows), low, high)
@@ -84,16 +85,20 @@ class Histogram:
 
     def centres(self) -> np.ndarray:
         """Return the middle of each bin, float64, shape (bins,)."""
-        return (np.arange(self.bins) - self.bins // 2 + 0.5) * 2.0**self.width
+        places = np.arange(self.bins) - self.bins // 2
+        return (places + 0.5) * 2.0**self.width
 
     def edges(self) -> np.ndarray:
         """Return where each bin starts, and where the last ends: float64, shape (bins + 1,)."""
-        return (np.arange(self.bins + 1) - self.bins // 2) * 2.0**self.width
+        places = np.arange(self.bins + 1) - self.bins // 2
+        return places * 2.0**self.width
 
     def _width_for(self, largest: float) -> int:
         if largest == 0.0:
             return _SMALLEST
-        return int(np.frexp(largest)[1]) - int(np.log2(self.bins // 2))
+        _, exponent = np.frexp(largest)
+        bits_of_half = int(np.log2(self.bins // 2))
+        return int(exponent) - bits_of_half
 
     def _widen(self, width: int) -> None:
         self.counts = _coarser(self.counts, width - self.width)

@@ -79,7 +79,8 @@ class AdaRound(WeightAlgorithm):
         """Return codes, int32."""
         xp = array_namespace(gram)
         v = self._descend(grid, gram)
-        learned = grid.clipped(grid.floor + xp.astype(v >= 0, xp.float32) + grid.zero)
+        up = xp.astype(v >= 0, xp.float32)
+        learned = grid.clipped(grid.floor + up + grid.zero)
         nearest = grid.clipped(xp.round(grid.weight / grid.scale) + grid.zero)
         mine, _ = output_error(grid.error(learned), gram)
         plain, _ = output_error(grid.error(nearest), gram)
@@ -98,12 +99,14 @@ class AdaRound(WeightAlgorithm):
             sigmoid = 1 / (1 + xp.exp(-v))
             h = xp.clip(sigmoid * _SPAN + _LOWEST, 0.0, 1.0)
             code = grid.floor + h + grid.zero
-            _, slope = output_error(grid.error(grid.clipped(code)), gram)
+            error = grid.error(grid.clipped(code))
+            _, slope = output_error(error, gram)
             zeros = xp.zeros_like(slope)
-            gradient = xp.where(grid.holds(code), 2 * unit * grid.scale * slope, zeros)
+            slope_of_loss = xp.where(grid.holds(code), 2 * unit * grid.scale * slope, zeros)
             moves = (h > 0) & (h < 1)
             slope_of_h = xp.where(moves, _SPAN * sigmoid * (1 - sigmoid), zeros)
-            v = v - adam.step_along((gradient + self._decisiveness(h, i)) * slope_of_h, i)
+            gradient = (slope_of_loss + self._decisiveness(h, i)) * slope_of_h
+            v = v - adam.step_along(gradient, i)
         return v
 
     def _decisiveness(self, h: Array, i: int) -> Array:
@@ -155,8 +158,9 @@ class _Grid:
     def start(self) -> Array:
         """Return the V whose h(V) is the weight's own fraction."""
         xp = array_namespace(self.weight)
-        fraction = xp.clip(self.weight / self.scale - self.floor, 0.001, 0.999)
-        return -xp.log(_SPAN / (fraction - _LOWEST) - 1)
+        fraction = self.weight / self.scale - self.floor
+        inside = xp.clip(fraction, 0.001, 0.999)
+        return -xp.log(_SPAN / (inside - _LOWEST) - 1)
 
     def clipped(self, code: Array) -> Array:
         """Return codes within the range."""
@@ -191,5 +195,6 @@ class _Adam:
         self.first = 0.9 * self.first + 0.1 * gradient
         self.second = 0.999 * self.second + 0.001 * gradient * gradient
         # Both means start at zero and are too small at first.
-        size = xp.sqrt(self.second / (1 - 0.999 ** (i + 1))) + 1e-8
-        return self.rate * self.first / (1 - 0.9 ** (i + 1)) / size
+        steps = i + 1
+        size = xp.sqrt(self.second / (1 - 0.999**steps)) + 1e-8
+        return self.rate * self.first / (1 - 0.9**steps) / size

@@ -70,22 +70,18 @@ class Hqq(WeightAlgorithm):
         cost = power_cost(spec, self.config.power)
         best = params
         best_error = cost(weight, project(weight, params))
-        moves_zero = is_integer(spec) and not spec.symmetric
         counts = sum_by_scale(xp.ones_like(weight), spec)
         given = _Given(weight, params, counts)
         state = _State(params.scale, xp.astype(params.zero_point, xp.float32))
+        moves_zero = is_integer(spec) and not spec.symmetric
+        turn = self._asymmetric_turn if moves_zero else self._symmetric_turn
         beta = self.config.beta
         for _ in range(self.config.iterations):
-            turn = self._asymmetric_turn if moves_zero else self._symmetric_turn
             state, tried = turn(given, state, beta)
             error = cost(weight, project(weight, tried))
             better = error < best_error
             best_error = xp.where(better, error, best_error)
-            best = replace(
-                best,
-                scale=xp.where(better, tried.scale, best.scale),
-                zero_point=xp.where(better, tried.zero_point, best.zero_point),
-            )
+            best = _chosen(better, tried, best)
             beta *= self.config.growth
         return best
 
@@ -103,9 +99,11 @@ class Hqq(WeightAlgorithm):
             return xp.clip(xp.round(w / s + z), low, high)
 
         codes = spread(codes_of, weight, spec, params.axis, scale, zero)
-        target = self._target(weight, _affine(codes, scale, zero, params), beta)
-        left = codes - _affine(target, 1 / scale, xp.zeros_like(zero), params)
-        zero = xp.clip(sum_by_scale(left, spec) / given.counts, low, high)
+        projected = _affine(codes, scale, zero, params)
+        target = self._target(weight, projected, beta)
+        wanted_units = _affine(target, 1 / scale, xp.zeros_like(zero), params)
+        mean = sum_by_scale(codes - wanted_units, spec) / given.counts
+        zero = xp.clip(mean, low, high)
         whole = xp.round(zero)
         units = _affine(codes, xp.ones_like(scale), whole, params)
         scale = _fitted(scale, target, units, spec)
@@ -119,9 +117,10 @@ class Hqq(WeightAlgorithm):
         weight, params = given.weight, given.params
         spec = params.spec
         scale, zero = state.scale, state.zero
+        no_zero = 0 * zero
         projected = project(weight, replace(params, scale=scale))
-        units = _affine(projected, 1 / scale, 0 * zero, params)
-        target = self._target(weight, _affine(units, scale, 0 * zero, params), beta)
+        units = _affine(projected, 1 / scale, no_zero, params)
+        target = self._target(weight, _affine(units, scale, no_zero, params), beta)
         scale = _fitted(scale, target, units, spec)
         return _State(scale, zero), replace(params, scale=scale)
 
@@ -132,7 +131,8 @@ class Hqq(WeightAlgorithm):
         # A negative power of zero is infinite.
         size = xp.maximum(xp.abs(error), xp.full_like(error, 1e-8))
         threshold = size ** (self.config.power - 1) / beta
-        return weight - xp.sign(error) * xp.maximum(size - threshold, xp.zeros_like(size))
+        beyond = xp.maximum(size - threshold, xp.zeros_like(size))
+        return weight - xp.sign(error) * beyond
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -161,6 +161,14 @@ class _State:
 
     scale: Array
     zero: Array
+
+
+def _chosen(better: Array, tried: QuantParams, best: QuantParams) -> QuantParams:
+    """Return the tried parameters where they are better."""
+    xp = array_namespace(better)
+    scale = xp.where(better, tried.scale, best.scale)
+    zero_point = xp.where(better, tried.zero_point, best.zero_point)
+    return replace(best, scale=scale, zero_point=zero_point)
 
 
 def _fitted(scale: Array, target: Array, units: Array, spec: QuantSpec) -> Array:

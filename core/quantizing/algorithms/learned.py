@@ -64,14 +64,21 @@ def unshrunk(found: QuantizedTensor, weight: Array, context: WeightContext) -> Q
     is_free = is_by_row and has_free_scales(spec) and context.params is None
     if not is_free or context.gram is None or 0 in weight.shape:
         return found
+    growth = _shrinkage(weight, found.dequantize(), context.gram)
+    scale = found.params.scale
+    if scale.ndim > 1:
+        growth = growth[:, None]
+    params = replace(found.params, scale=scale * growth)
+    return QuantizedTensor(found.codes, params, found.extra)
+
+
+def _shrinkage(weight: Array, rounded: Array, gram: Array) -> Array:
+    """Return by what the outputs of each row have shrunk, within a factor of two; shape (rows,)."""
     xp = array_namespace(weight)
-    outputs = xp.matmul(weight, context.gram)
+    outputs = xp.matmul(weight, gram)
     before = xp.sum(outputs * weight, axis=1)
-    after = xp.sum(outputs * found.dequantize(), axis=1)
+    after = xp.sum(outputs * rounded, axis=1)
     usable = (before > 0) & (after > 0)
     one = xp.ones_like(before)
-    ratio = xp.clip(before / xp.where(usable, after, one), 0.5, 2.0)
-    growth = xp.where(usable, ratio, one)
-    scale = found.params.scale
-    grown = scale * (growth if scale.ndim == 1 else growth[:, None])
-    return QuantizedTensor(found.codes, replace(found.params, scale=grown), found.extra)
+    ratio = before / xp.where(usable, after, one)
+    return xp.where(usable, xp.clip(ratio, 0.5, 2.0), one)

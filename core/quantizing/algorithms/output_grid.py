@@ -35,26 +35,57 @@ def output_grid(matrix: Array, spec: QuantSpec, context: WeightContext, gram: Ar
     weight = xp.astype(matrix, xp.float32)
     if not is_grouped(spec):
         return searched_grid(weight, spec, context, whole_output_cost(gram, spec))
-    low, high = ranges(weight, spec)
-    wide = block_shape(spec)[1]
-    shares = xp.asarray(_shares(spec), dtype=xp.float32, device=device(weight))
-    error = project(weight, choose(low, high, spec, 0)[0]) - weight
-    leaning = xp.matmul(error, gram)
-    for g in range(low.shape[1]):
-        columns = slice(g * wide, min((g + 1) * wide, weight.shape[1]))
-        before = error[:, columns]
-        own = gram[columns, columns]
-        # What the other groups' errors make of this one's inputs.
-        cross = leaning[:, columns] - xp.matmul(before, own)
-        candidates = _Candidates(shares[:, :1] * low[None, :, g], shares[:, 1:] * high[None, :, g])
-        tried = candidates.errors(weight[:, columns], spec)
-        cost = xp.sum(tried * (xp.matmul(tried, own) + 2 * cross[None, :, :]), axis=2)
-        best = _best_of_each_scale(cost, spec)
-        low[:, g], high[:, g] = candidates.ends(best)
-        chosen = _of_each_row(tried, best, spec)
-        leaning = leaning + xp.matmul(chosen - before, gram[columns, :])
-        error[:, columns] = chosen
-    return choose(low, high, spec, 0)
+    turns = _Turns(weight, spec, gram)
+    for group in range(turns.low.shape[1]):
+        turns.take(group)
+    return choose(turns.low, turns.high, spec, 0)
+
+
+class _Turns:
+    """The ranges of all groups of columns, each chosen by what the others leave.
+
+    Attributes:
+        low: Lower ends so far, in the shape of the scales.
+        high: Upper ends.
+    """
+
+    def __init__(self, weight: Array, spec: QuantSpec, gram: Array) -> None:
+        xp = array_namespace(weight)
+        self.low, self.high = ranges(weight, spec)
+        params, _ = choose(self.low, self.high, spec, 0)
+        self._weight = weight
+        self._spec = spec
+        self._gram = gram
+        self._error = project(weight, params) - weight
+        # What all errors so far make of the inputs.
+        self._leaning = xp.matmul(self._error, gram)
+        self._shares = xp.asarray(_shares(spec), dtype=xp.float32, device=device(weight))
+
+    def take(self, group: int) -> None:
+        """Choose the range of one group."""
+        xp = array_namespace(self._weight)
+        wide = block_shape(self._spec)[1]
+        columns = slice(group * wide, (group + 1) * wide)
+        own_gram = self._gram[columns, columns]
+        before = self._error[:, columns]
+        of_others = self._leaning[:, columns] - xp.matmul(before, own_gram)
+        candidates = self._candidates(group)
+        tried = candidates.errors(self._weight[:, columns], self._spec)
+        slope = xp.matmul(tried, own_gram) + 2 * of_others[None, :, :]
+        cost = xp.sum(tried * slope, axis=2)
+        best = _best_of_each_scale(cost, self._spec)
+        low, high = candidates.ends(best)
+        self.low[:, group] = low
+        self.high[:, group] = high
+        chosen = _of_each_row(tried, best, self._spec)
+        moved = chosen - before
+        self._leaning = self._leaning + xp.matmul(moved, self._gram[columns, :])
+        self._error[:, columns] = chosen
+
+    def _candidates(self, group: int) -> _Candidates:
+        low = self._shares[:, :1] * self.low[None, :, group]
+        high = self._shares[:, 1:] * self.high[None, :, group]
+        return _Candidates(low, high)
 
 
 def _shares(spec: QuantSpec) -> list[tuple[float, float]]:

@@ -101,11 +101,12 @@ class Sweep:
                 stop = min(start + self._size, last)
                 corrected = self._as_corrected(moved, first, start, stop)
                 params = grid(xp.matrix_transpose(corrected), start)
-                self._grids.append(
-                    _ColumnGrid(params.scale[:, 0], params.zero_point[:, 0], self._spec)
-                )
+                scale = params.scale[:, 0]
+                zero_point = params.zero_point[:, 0]
+                self._grids.append(_ColumnGrid(scale, zero_point, self._spec))
                 codes += self._rounded(moved, first, start, stop)
-        return contiguous(xp.matrix_transpose(xp.stack(codes)))
+        turned = xp.matrix_transpose(xp.stack(codes))
+        return contiguous(turned)
 
     def _feed_back(self, since: int, first: int, last: int) -> Array:
         """Return what columns ``first`` to ``last`` take of the errors since column ``since``."""
@@ -132,11 +133,16 @@ class Sweep:
                 if k > first:
                     errors = self._errors[first:k, :]
                     column = column + self._xp.matmul(self._feedback[first:k, k], errors)
-                grid = self._grids[min(self._order[k] // self._size, len(self._grids) - 1)]
+                grid = self._grid_of(k)
                 marks, numbers = grid.round(column)
                 self._errors[k, :] = self._columns[k, :] - numbers
                 codes.append((marks, grid))
         return [grid.codes(marks) for marks, grid in codes]
+
+    def _grid_of(self, column: int) -> _ColumnGrid:
+        group = self._order[column] // self._size
+        # One grid may serve all columns.
+        return self._grids[min(group, len(self._grids) - 1)]
 
     def _as_corrected(self, moved: Array, block: int, start: int, stop: int) -> Array:
         """Return a group's columns as GPTQ has them when it reaches the group.
