@@ -20,7 +20,9 @@ def lstm_cell(
 ) -> tuple[Tensor, Tensor]:
     """Return hidden and cell state after one step, as ``torch.lstm_cell`` does."""
     hidden, cell = state
-    gates = _linear(x, w_ih, b_ih) + _linear(hidden, w_hh, b_hh)
+    from_input = _linear(x, w_ih, b_ih)
+    from_state = _linear(hidden, w_hh, b_hh)
+    gates = from_input + from_state
     i, f, g, o = gates.chunk(4, -1)
     kept = torch.sigmoid(f) * cell
     added = torch.sigmoid(i) * torch.tanh(g)
@@ -32,10 +34,12 @@ def gru_cell(
     x: Tensor, hidden: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Any = None, b_hh: Any = None
 ) -> Tensor:
     """Return the state after one step, as ``torch.gru_cell`` does."""
-    r, z, n = _linear(x, w_ih, b_ih).chunk(3, -1)
-    h_r, h_z, h_n = _linear(hidden, w_hh, b_hh).chunk(3, -1)
-    reset = torch.sigmoid(r + h_r)
+    from_input = _linear(x, w_ih, b_ih)
+    from_state = _linear(hidden, w_hh, b_hh)
+    r, z, n = from_input.chunk(3, -1)
+    h_r, h_z, h_n = from_state.chunk(3, -1)
     update = torch.sigmoid(z + h_z)
+    reset = torch.sigmoid(r + h_r)
     new = torch.tanh(n + reset * h_n)
     return new + update * (hidden - new)
 
@@ -44,8 +48,9 @@ def _rnn_cell(act: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
     def cell(
         x: Tensor, hidden: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Any = None, b_hh: Any = None
     ) -> Tensor:
-        total: Tensor = _linear(x, w_ih, b_ih) + _linear(hidden, w_hh, b_hh)
-        return act(total)
+        from_input = _linear(x, w_ih, b_ih)
+        from_state = _linear(hidden, w_hh, b_hh)
+        return act(from_input + from_state)
 
     return cell
 
@@ -60,7 +65,8 @@ def bilinear(x1: Tensor, x2: Tensor, weight: Tensor, bias: Any = None) -> Tensor
         bias: (outputs,), or None.
     """
     half = torch.tensordot(x1, weight, ([-1], [1]))  # (..., outputs, inputs 2)
-    y: Tensor = (half * x2.unsqueeze(-2)).sum(-1)
+    terms = half * x2.unsqueeze(-2)
+    y: Tensor = terms.sum(-1)
     return y if bias is None else y + bias
 
 
@@ -74,7 +80,9 @@ def addmm(
     # A beta of zero ignores whatever start holds.
     if beta == 0:
         return y
-    return y + (start if beta == 1 else start * beta)
+    if beta != 1:
+        start = start * beta
+    return y + start
 
 
 IN_PARTS: dict[str, Callable[..., Any]] = {

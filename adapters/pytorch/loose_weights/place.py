@@ -43,7 +43,9 @@ class Place:
     def layer(self, form: Form) -> nn.Module | None:
         """Return the layer that does what a form asks for; None where there is none."""
         child = self.layers.get(form)
-        return None if child is None else self.owner._modules[child]
+        if child is None:
+            return None
+        return self.owner._modules[child]
 
     def decoded(self) -> Tensor:
         """Return the weight as float numbers."""
@@ -51,7 +53,8 @@ class Place:
             return self.held
         if not self.layers:
             return decoded(self.owner)
-        form, child = next(iter(self.layers.items()))
+        form = next(iter(self.layers))
+        child = self.layers[form]
         layer = self.owner._modules[child]
         assert layer is not None
         if isinstance(layer, Batched):
@@ -129,4 +132,7 @@ class Batched(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the products (matrices, ..., outputs) of values (matrices, ..., inputs)."""
-        return torch.stack([layer(x[i]) for i, layer in enumerate(self)])
+        results = []
+        for i, layer in enumerate(self):
+            results.append(layer(x[i]))
+        return torch.stack(results)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ Tensor = torch.Tensor
 Labels = tuple[Any, ...]
 """One hashable name for each axis; axes of equal names are one."""
 Arrange = Callable[[Any], Any]
+_DOTS = "..."
 
 
 @dataclass(frozen=True)
@@ -83,48 +84,62 @@ def product(x: Any, of_x: Labels, weight: Ref, of_weight: Labels, result: Labels
     if names is None or (weight.picked is not None and names.batch):
         return None
     axis = dict(zip(of_weight, weight.axes, strict=True))
-    batch = tuple(axis[n] for n in names.batch)
+    batch = _found(axis, names.batch)
     index = None
     if weight.picked is not None:
         picked_axis, index = weight.picked
         batch = (picked_axis,)
-    free = tuple(axis[n] for n in names.free)
-    summed = tuple(axis[n] for n in names.summed)
-    form = Form("product", batch, free, summed)
-    before = _before(names, of_x)
-    after = _after(names, result, weight, of_weight)
-    return Use(form, x, before, after, index)
+    return Use(
+        form=Form(
+            "product",
+            batch=batch,
+            free=_found(axis, names.free),
+            summed=_found(axis, names.summed),
+        ),
+        x=x,
+        before=_before(names, of_x),
+        after=_after(names, result, weight, of_weight),
+        index=index,
+    )
+
+
+def _found(table: Mapping[Any, int], names: Labels) -> tuple[int, ...]:
+    return tuple(table[name] for name in names)
 
 
 def _sorted(of_x: Labels, weight: Ref, of_weight: Labels, result: Labels) -> _Sorted | None:
     """Sort the names; None where a name stands twice, or some axis is neither summed nor kept."""
-    if any(len(set(names)) != len(names) for names in (of_x, of_weight, result)):
-        return None
+    for names in (of_x, of_weight, result):
+        if len(set(names)) != len(names):
+            return None
     axis = dict(zip(of_weight, weight.axes, strict=True))
     batch: list[Any] = []
     summed: list[Any] = []
     free: list[Any] = []
     for name in sorted(of_weight, key=axis.__getitem__):
-        in_result = name in result
-        if name in of_x:
-            (batch if in_result else summed).append(name)
-        elif in_result:
+        if name not in of_x:
             free.append(name)
+        elif name in result:
+            batch.append(name)
         else:
-            return None
-    rest = [n for n in of_x if n not in axis]
-    if not summed or not free or not set(rest) <= set(result):
+            summed.append(name)
+    rest = [name for name in of_x if name not in axis]
+    kept = [*batch, *rest, *free]
+    if not summed or not free or set(kept) != set(result):
         return None
-    if len(result) != len(batch) + len(rest) + len(free):
-        return None
-    return _Sorted(tuple(batch), tuple(summed), tuple(free), tuple(rest))
+    return _Sorted(
+        batch=tuple(batch),
+        summed=tuple(summed),
+        free=tuple(free),
+        rest=tuple(rest),
+    )
 
 
 def _before(names: _Sorted, of_x: Labels) -> Arrange:
     """Return what lays a value out as (batch, *rest, summed)."""
     wanted = (*names.batch, *names.rest, *names.summed)
-    order = tuple(of_x.index(n) for n in wanted)
-    is_ordered = order == tuple(range(len(order)))
+    order = tuple(of_x.index(name) for name in wanted)
+    is_ordered = list(order) == sorted(order)
     batches = len(names.batch)
     summed = len(names.summed)
 
@@ -143,11 +158,11 @@ def _before(names: _Sorted, of_x: Labels) -> Arrange:
 def _after(names: _Sorted, result: Labels, weight: Ref, of_weight: Labels) -> Arrange:
     """Return what lays a layer's result out as the call's."""
     size = dict(zip(of_weight, weight.shape, strict=True))
-    batches = tuple(size[n] for n in names.batch)
-    free = tuple(size[n] for n in names.free)
+    batches = _found(size, names.batch)
+    free = _found(size, names.free)
     made = (*names.batch, *names.rest, *names.free)
-    order = tuple(made.index(n) for n in result)
-    is_ordered = order == tuple(range(len(order)))
+    order = tuple(made.index(name) for name in result)
+    is_ordered = list(order) == sorted(order)
 
     def after(value: Any) -> Any:
         if len(batches) > 1:
@@ -165,26 +180,34 @@ def _plain(x: Any, weight: Ref) -> Use:
     The rank of ``x`` need not be known.
     """
     summed, free = weight.axes
-    if weight.picked is None:
-        return Use(Form("product", (), (free,), (summed,)), x)
-    axis, index = weight.picked
-    return Use(Form("product", (axis,), (free,), (summed,)), x, index=index)
+    batch: tuple[int, ...] = ()
+    index = None
+    if weight.picked is not None:
+        axis, index = weight.picked
+        batch = (axis,)
+    form = Form("product", batch, (free,), (summed,))
+    return Use(form, x, index=index)
 
 
 def linear(x: Any, weight: Any, bias: Any = None) -> Use | None:
     """Return ``F.linear`` as a layer's call."""
-    if not isinstance(weight, Ref) or isinstance(x, Ref) or len(weight.shape) != 2:
+    if not isinstance(weight, Ref) or isinstance(x, Ref):
+        return None
+    if len(weight.shape) != 2:
         return None
     use = _plain(x, weight.turned())
     if bias is None:
         return use
-    return Use(use.form, x, None, lambda y: y + bias, use.index)
+    return replace(use, after=lambda y: y + bias)
 
 
 def matmul(left: Any, right: Any) -> Use | None:
     """Return ``left @ right`` as a layer's call."""
     if isinstance(left, Ref):
-        return None if isinstance(right, Ref) else _batched(right, left, weight_first=True)
+        # A product of two weights is no layer's call.
+        if isinstance(right, Ref):
+            return None
+        return _batched(right, left, weight_first=True)
     if not isinstance(right, Ref):
         return None
     if len(right.shape) == 2:
@@ -193,7 +216,10 @@ def matmul(left: Any, right: Any) -> Use | None:
 
 
 def _batched(x: Any, weight: Ref, *, weight_first: bool) -> Use | None:
-    """Return a product whose leading axes are aligned from the right, as ``torch.matmul`` does."""
+    """Return a product whose leading axes are aligned from the right, as ``torch.matmul`` does.
+
+    ``k`` is summed over, ``n`` the weight's own and ``r`` the value's.
+    """
     count = rank(x)
     if count is None or len(weight.shape) < 2:
         return None
@@ -202,79 +228,100 @@ def _batched(x: Any, weight: Ref, *, weight_first: bool) -> Use | None:
     if count == 1:
         return product(x, ("k",), weight, of_weight, (*lead, "n"))
     outer: list[Any] = [("x", i) for i in range(count - 2)]
-    for i in range(1, min(len(lead), len(outer)) + 1):
+    shared = min(len(lead), len(outer))
+    for i in range(1, shared + 1):
+        axis = -2 - i
         # An axis that is broadcast is no batch of matrices.
-        if x.shape[-2 - i] != weight.shape[-2 - i]:
+        if x.shape[axis] != weight.shape[axis]:
             return None
         outer[-i] = lead[-i]
-    more = max(0, len(lead) - len(outer))
-    longest = [*lead[:more], *outer]
+    missing = max(0, len(lead) - len(outer))
+    longest = [*lead[:missing], *outer]
     if weight_first:
-        return product(x, (*outer, "k", "r"), weight, of_weight, (*longest, "n", "r"))
-    return product(x, (*outer, "r", "k"), weight, of_weight, (*longest, "r", "n"))
+        of_x: Labels = (*outer, "k", "r")
+        result: Labels = (*longest, "n", "r")
+    else:
+        of_x = (*outer, "r", "k")
+        result = (*longest, "r", "n")
+    return product(x, of_x, weight, of_weight, result)
 
 
 def einsum(args: Sequence[Any]) -> Use | None:
     """Return ``torch.einsum`` of a value and a weight as a layer's call."""
+    equation = args[0].replace(" ", "")
     operands = list(args[1:])
+    # They may be given as one list.
     if len(operands) == 1 and isinstance(operands[0], list | tuple):
         operands = list(operands[0])
-    if sum(isinstance(o, Ref) for o in operands) != 1 or len(operands) != 2:
+    terms, arrow, out = equation.partition("->")
+    sides = terms.split(",", 1)
+    if not arrow or len(operands) != 2 or len(sides) != 2:
         return None
-    terms, arrow, out = args[0].replace(" ", "").partition("->")
-    first, comma, second = terms.partition(",")
-    if not arrow or not comma:
+    weight_first = isinstance(operands[0], Ref)
+    if weight_first == isinstance(operands[1], Ref):
         return None
-    if isinstance(operands[1], Ref):
-        x, weight = operands
-        of_x, of_weight = first, second
-    else:
-        weight, x = operands
-        of_weight, of_x = first, second
-    if "..." in of_weight or ("..." in of_x) != ("..." in out):
+    if weight_first:
+        operands.reverse()
+        sides.reverse()
+    x, weight = operands
+    of_x, of_weight = sides
+    if _DOTS in of_weight or (_DOTS in of_x) != (_DOTS in out):
         return None
     more: Labels = ()
-    if "..." in of_x:
+    if _DOTS in of_x:
         count = rank(x)
         if count is None:
             return None
-        named = len(of_x) - len("...")
-        more = tuple(("...", i) for i in range(count - named))
-    return product(x, _labels(of_x, more), weight, tuple(of_weight), _labels(out, more))
+        named = len(of_x) - len(_DOTS)
+        more = tuple((_DOTS, i) for i in range(count - named))
+    names = _labels(of_x, more)
+    result = _labels(out, more)
+    return product(x, names, weight, tuple(of_weight), result)
 
 
 def _labels(term: str, more: Labels) -> Labels:
     """Return the labels of a term of an equation; an ellipsis stands for ``more``."""
-    before, dots, after = term.partition("...")
-    return (*before, *more, *after) if dots else tuple(term)
+    before, dots, after = term.partition(_DOTS)
+    if not dots:
+        return tuple(term)
+    return (*before, *more, *after)
 
 
 def tensordot(a: Any, b: Any, dims: Any = 2, out: Any = None) -> Use | None:
     """Return ``torch.tensordot`` of a value and a weight as a layer's call."""
-    place = 1 if isinstance(b, Ref) else 0
-    x, weight = (a, b) if place else (b, a)
+    weight_last = isinstance(b, Ref)
+    x, weight = (a, b) if weight_last else (b, a)
     count = rank(x)
     if count is None or not isinstance(weight, Ref) or out is not None:
         return None
-    ranks = [count, count]
-    ranks[place] = len(weight.shape)
-    summed = _summed_pairs(dims, ranks[0])
+    rank_a, rank_b = count, len(weight.shape)
+    if not weight_last:
+        rank_a, rank_b = rank_b, rank_a
+    summed = _summed_axes(dims, rank_a)
     if summed is None:
         return None
-    names: list[list[Any]] = []
-    for side, axes in enumerate(ranks):
-        names.append([(side, i) for i in range(axes)])
+    of_a: list[Any] = [("a", i) for i in range(rank_a)]
+    of_b: list[Any] = [("b", i) for i in range(rank_b)]
     for i, j in zip(*summed, strict=True):
-        names[1][j] = names[0][i]
-    met = set(names[0]) & set(names[1])
-    result = tuple(n for n in (*names[0], *names[1]) if n not in met)
-    return product(x, tuple(names[1 - place]), weight, tuple(names[place]), result)
+        of_b[j] = of_a[i]
+    met = set(of_a) & set(of_b)
+    result = tuple(name for name in (*of_a, *of_b) if name not in met)
+    if weight_last:
+        return product(x, tuple(of_a), weight, tuple(of_b), result)
+    return product(x, tuple(of_b), weight, tuple(of_a), result)
 
 
-def _summed_pairs(dims: Any, first_rank: int) -> list[list[int]] | None:
+def _summed_axes(dims: Any, first_rank: int) -> tuple[list[int], list[int]] | None:
     """Return which axes of the first and of the second operand are summed over, pair by pair."""
     if isinstance(dims, int):
-        return [list(range(first_rank - dims, first_rank)), list(range(dims))]
+        # The last of the one, the first of the other.
+        start = first_rank - dims
+        return list(range(start, first_rank)), list(range(dims))
     if not isinstance(dims, list | tuple) or len(dims) != 2:
         return None
-    return [list(d) if isinstance(d, list | tuple) else [d] for d in dims]
+    first, second = dims
+    return _listed(first), _listed(second)
+
+
+def _listed(axes: Any) -> list[int]:
+    return list(axes) if isinstance(axes, list | tuple) else [axes]

@@ -30,22 +30,32 @@ class Ref:
     def turned(self, first: int = -2, second: int = -1) -> Ref:
         """Return a view with two axes exchanged."""
         order = list(range(len(self.shape)))
-        order[first], order[second] = order[second], order[first]
+        order[first] = second
+        order[second] = first
         return self.permuted(order)
 
     def row(self, index: int) -> Ref:
         """Return the view of one index of the first axis of a parameter that is seen as it is."""
+        # A negative index counts from the end.
         counted = range(self.shape[0])[index]
-        return Ref(self.shape[1:], self.axes[1:], (0, counted))
+        return Ref(
+            shape=self.shape[1:],
+            axes=self.axes[1:],
+            picked=(0, counted),
+        )
 
 
 def whole(shape: Sequence[int]) -> Ref:
     """Return the view of all of a parameter, as it is."""
-    return Ref(tuple(shape), tuple(range(len(shape))))
+    return Ref(tuple(shape), _in_order(len(shape)))
 
 
 def is_whole(weight: Any) -> bool:
     """Return whether an argument is a parameter as it is."""
     if not isinstance(weight, Ref) or weight.picked is not None:
         return False
-    return weight.axes == tuple(range(len(weight.axes)))
+    return weight.axes == _in_order(len(weight.axes))
+
+
+def _in_order(count: int) -> tuple[int, ...]:
+    return tuple(range(count))

@@ -36,13 +36,17 @@ def use_of(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Use | N
     if name == "tensordot":
         return tensordot(*args, **kwargs)
     if name == "einsum":
-        return einsum(args) if isinstance(args[0], str) and not kwargs else None
+        # Equations may be given as lists of numbers too.
+        is_written = isinstance(args[0], str) and not kwargs
+        return einsum(args) if is_written else None
     if name in (*_MATMULS, "rmatmul"):
         return _matmul_of(name, args, kwargs)
     if name in _CONVS:
-        return _conv(_by_name(_CONV_NAMES, args, kwargs), int(name[4]))
+        given = _by_name(_CONV_NAMES, args, kwargs)
+        return _conv(given, int(name[-2]))
     if name in _TRANSPOSED:
-        return _conv_transpose(_by_name(_TRANSPOSED_NAMES, args, kwargs), int(name[-2]))
+        given = _by_name(_TRANSPOSED_NAMES, args, kwargs)
+        return _conv_transpose(given, int(name[-2]))
     return _lookup_of(name, args, kwargs)
 
 
@@ -90,21 +94,28 @@ def _convolved(kind: str, names: Sequence[str], settings: dict[str, Any], count:
         return None
     by_axis = [_for_each_axis(settings[name], count) for name in names]
     groups = int(settings.get("groups", 1))
-    form = Form(kind, geometry=(*by_axis, groups))
-    return Use(form, settings["input"], None, _shift(settings.get("bias"), count))
+    return Use(
+        form=Form(kind, geometry=(*by_axis, groups)),
+        x=settings["input"],
+        after=_shift(settings.get("bias"), count),
+    )
 
 
 def _for_each_axis(value: Any, count: int) -> Any:
     """Return a setting for each axis; a padding may be a word."""
     if isinstance(value, list | tuple):
         return tuple(value)
-    return value if isinstance(value, str) else (value,) * count
+    if isinstance(value, str):
+        return value
+    return (value,) * count
 
 
 def _shift(bias: Any, count: int) -> Callable[[Any], Any] | None:
+    """Return what adds a bias to a result with so many axes behind the channels."""
     if bias is None:
         return None
-    return lambda y: y + bias.reshape(-1, *[1] * count)
+    shape = (-1, *[1] * count)
+    return lambda y: y + bias.reshape(*shape)
 
 
 def _embedding(
@@ -119,13 +130,17 @@ def _rows(weight: Any, ids: Any) -> Use | None:
 
     The layers of tables hold no views.
     """
-    if not is_whole(weight) or len(weight.shape) != 2 or isinstance(ids, bool):
+    if not is_whole(weight) or len(weight.shape) != 2:
         return None
     if isinstance(ids, slice):
-        every = torch.arange(weight.shape[0], device=torch.device("cpu"))
+        rows = weight.shape[0]
+        every = torch.arange(rows, device=torch.device("cpu"))
         return Use(EMBEDDING, every[ids])
-    if isinstance(ids, Tensor):
-        is_mask = ids.is_floating_point() or ids.dtype == torch.bool
-        return None if is_mask else Use(EMBEDDING, ids)
-    is_traced = isinstance(ids, torch.fx.Proxy | torch.fx.Node)
-    return Use(EMBEDDING, ids) if is_traced else None
+    return Use(EMBEDDING, ids) if _are_ids(ids) else None
+
+
+def _are_ids(value: Any) -> bool:
+    """Return whether a value is a tensor of row numbers, or will be: masks choose rows otherwise."""
+    if isinstance(value, Tensor):
+        return not value.is_floating_point() and value.dtype != torch.bool
+    return isinstance(value, torch.fx.Proxy | torch.fx.Node)

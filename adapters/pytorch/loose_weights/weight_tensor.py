@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map
 from octavo.core.errors import SchemeError
 
 from .in_parts import IN_PARTS
+from .named_functions import SAME, dtype_asked, viewed, writes
 from .place import Place
 from .products import Use
 from .refs import Ref, whole
@@ -40,15 +41,6 @@ _ASKED = (
     "size", "dim", "numel", "is_floating_point", "is_complex", "nelement", "ndimension", "__len__",
 )  # fmt: skip
 """Methods that the tensor answers by itself: its shape is its own."""
-_SAME = ("detach", "contiguous", "clone", "requires_grad_")
-_TURNED = ("t", "mt", "adjoint", "numpy_T")
-_EXCHANGED = ("transpose", "swapaxes", "swapdims")
-_DTYPES = {
-    "float": torch.float32,
-    "half": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "double": torch.float64,
-}
 
 
 class LooseWeight(torch.Tensor):
@@ -92,6 +84,10 @@ class LooseWeight(torch.Tensor):
         if owner is None:
             return self
         place = Place(owner, p.leaf, p.shape, p.layers, p.held, p.uses)
+        return self._at(place)
+
+    def _at(self, place: Place) -> LooseWeight:
+        """Return the same view of a weight that is held elsewhere."""
         return type(self)(place, self._ref, self._cast)
 
     def __reduce_ex__(self, _: Any) -> _Arguments:
@@ -102,7 +98,7 @@ class LooseWeight(torch.Tensor):
         p = self._place
         owner = memo.get(id(p.owner), p.owner)
         place = Place(owner, p.leaf, p.shape, p.layers, p.held)
-        return type(self)(place, self._ref, self._cast)
+        return self._at(place)
 
     def __repr__(self, *, tensor_contents: Any = None) -> Any:  # type: ignore[override]
         return f"LooseWeight({self._place.leaf}, {self._ref.shape})"
@@ -121,7 +117,7 @@ class LooseWeight(torch.Tensor):
                 return func(*args, **kwargs)
         first = args[0] if args else None
         if isinstance(first, LooseWeight):
-            if _writes(name):
+            if writes(name):
                 raise SchemeError(
                     f"{name} writes into {first._place.leaf!r}, a weight that is held in few bits; "
                     "change the float model and quantize it again"
@@ -136,7 +132,7 @@ class LooseWeight(torch.Tensor):
         cls, func: Any, types: Any, args: _Arguments = (), kwargs: Any = None
     ) -> Any:
         """Give what comes past the functions' own dispatch the decoded weight."""
-        return func(*tree_map(_plain, args), **tree_map(_plain, kwargs or {}))
+        return _on_numbers(func, args, kwargs or {})
 
     def _fact(self, name: str) -> Any:
         """Return an attribute of the tensor."""
@@ -163,13 +159,15 @@ class LooseWeight(torch.Tensor):
 
         None where it needs them.
         """
-        if name in _SAME:
+        if name in SAME:
             return self
-        ref = _viewed(self._ref, name, args)
+        ref = viewed(self._ref, name, args)
         if ref is not None:
             return type(self)(self._place, ref, self._cast)
-        dtype = _dtype_asked(name, args, kwargs)
-        return None if dtype is None else type(self)(self._place, self._ref, dtype)
+        dtype = dtype_asked(name, args, kwargs)
+        if dtype is None:
+            return None
+        return type(self)(self._place, self._ref, dtype)
 
     def numbers(self) -> Tensor:
         """Return the decoded view."""
@@ -190,58 +188,26 @@ def _again(
     return LooseWeight(Place(owner, leaf, shape, layers, held), ref, cast)
 
 
-def _viewed(ref: Ref, name: str, args: _Arguments) -> Ref | None:
-    """Return what a function makes of a view; None where that is no view again."""
-    count = len(ref.shape)
-    if name == "mt" or (name in _TURNED and count == 2):
-        return ref.turned()
-    if name in _EXCHANGED and len(args) == 2:
-        return ref.turned(*args)
-    if name == "permute":
-        is_listed = len(args) == 1 and isinstance(args[0], list | tuple)
-        order = args[0] if is_listed else args
-        return ref.permuted(order) if len(order) == count else None
-    # One matrix of three axes, as a mixture's forward picks one expert.
-    if name == "__getitem__" and type(args[0]) is int and ref.axes == (0, 1, 2):
-        return ref.row(args[0])
-    return None
-
-
-def _writes(name: str) -> bool:
-    """Return whether a method writes into its tensor, as its name tells."""
-    if name in ("__setitem__", "__set__"):
-        return True
-    ends_in_one = name.endswith("_") and not name.endswith("__")
-    return ends_in_one and name not in _SAME
-
-
-def _dtype_asked(name: str, args: _Arguments, kwargs: Mapping[str, Any]) -> torch.dtype | None:
-    """Return the type that a cast asks for; None where the function is no cast, or does more."""
-    if name in _DTYPES and not args:
-        return _DTYPES[name]
-    if name == "type_as" and len(args) == 1:
-        kind: torch.dtype = args[0].dtype
-        return kind
-    if name not in ("to", "type"):
-        return None
-    asked = list(args)
-    if "dtype" in kwargs:
-        asked.append(kwargs["dtype"])
-    is_one = len(asked) == 1 and isinstance(asked[0], torch.dtype)
-    return asked[0] if is_one else None
+def _on_numbers(func: Any, args: _Arguments, kwargs: dict[str, Any]) -> Any:
+    """Return what a function makes of the decoded weights."""
+    args = tree_map(_plain, args)
+    kwargs = tree_map(_plain, kwargs)
+    return func(*args, **kwargs)
 
 
 def _plain(value: Any) -> Any:
-    return value.numbers() if isinstance(value, LooseWeight) else value
+    if isinstance(value, LooseWeight):
+        return value.numbers()
+    return value
 
 
 def _loose(args: Any, kwargs: Any) -> Iterator[LooseWeight]:
     """Yield the stand-ins among arguments, and among the items of lists in them."""
     for value in (*args, *kwargs.values()):
-        if isinstance(value, LooseWeight):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from (item for item in value if isinstance(item, LooseWeight))
+        items = value if isinstance(value, list | tuple) else (value,)
+        for item in items:
+            if isinstance(item, LooseWeight):
+                yield item
 
 
 def _called(func: Any, name: str, args: _Arguments, kwargs: dict[str, Any]) -> Any:
@@ -252,12 +218,16 @@ def _called(func: Any, name: str, args: _Arguments, kwargs: dict[str, Any]) -> A
     weight = found[0]
     place = weight._place
     # A call with two weights is a layer's call of neither.
-    use = _use_of(name, args, kwargs) if len(found) == 1 else None
+    use = None
+    if len(found) == 1:
+        use = _use_of(name, args, kwargs)
     if place.uses is not None:
         _note(found, use, name)
-    layer: Any = None if use is None else place.layer(use.form)
+    layer: Any = None
+    if use is not None:
+        layer = place.layer(use.form)
     if use is None or layer is None:
-        return func(*tree_map(_plain, args), **tree_map(_plain, kwargs))
+        return _on_numbers(func, args, kwargs)
     if use.index is not None:
         layer = layer[use.index]
     return use.run(_typed(layer, weight._cast, place))
@@ -277,13 +247,19 @@ def _is_worth_parting(found: Sequence[LooseWeight]) -> bool:
 
     One of them is held by a layer, or it is to be seen what it needs.
     """
-    return any(w._place.uses is not None or w._place.layers for w in found)
+    for weight in found:
+        place = weight._place
+        if place.uses is not None or place.layers:
+            return True
+    return False
 
 
 def _use_of(name: str, args: _Arguments, kwargs: Mapping[str, Any]) -> Use | None:
-    views = tuple(_with_refs(value) for value in args)
-    named = {key: _with_refs(value) for key, value in kwargs.items()}
-    return use_of(name, views, named)
+    views = [_with_refs(value) for value in args]
+    named = {}
+    for key, value in kwargs.items():
+        named[key] = _with_refs(value)
+    return use_of(name, tuple(views), named)
 
 
 def _with_refs(value: Any) -> Any:
@@ -307,8 +283,9 @@ def _typed(layer: Any, cast: torch.dtype | None, place: Place) -> Callable[[Any]
         return same
 
     def call(x: Tensor) -> Tensor:
-        given = x.to(own) if x.is_floating_point() else x
-        y: Tensor = layer(given)
+        if x.is_floating_point():
+            x = x.to(own)
+        y: Tensor = layer(x)
         return y.to(cast)
 
     return call

@@ -70,13 +70,14 @@ class Attention(nn.Module):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Return outputs and attention weights, as ``nn.MultiheadAttention`` does."""
-        projected = (self.q_proj(query), self.k_proj(key), self.v_proj(value))
+        q = self.q_proj(query)
+        k = self.k_proj(key)
+        v = self.v_proj(value)
         masks = (key_padding_mask, attn_mask, is_causal)
         more = (self.bias_k, self.bias_v, self.add_zero_attn)
         dropout = self.dropout if self.training else 0.0
         form = (self.num_heads, self.batch_first, dropout)
-        # Read by index: while a graph is traced, the pair is a proxy, which cannot be unpacked.
-        pair = attend(projected, masks, more, form, need_weights, average_attn_weights)
+        pair = attend((q, k, v), masks, more, form, need_weights, average_attn_weights)
         return self.out_proj(pair[0]), pair[1]
 
 
@@ -85,9 +86,14 @@ def _projection(module: nn.MultiheadAttention, name: str, place: int, views: _Vi
     held = module._parameters
     size = module.embed_dim
     packed = held["in_proj_weight"]
-    weight = held[f"{name}_weight"] if packed is None else _part(packed, place, size, views)
-    shift = held["in_proj_bias"]
-    bias = None if shift is None else _part(shift, place, size, views)
+    if packed is None:
+        # Keys or values of another width have a matrix of their own.
+        weight = held[f"{name}_weight"]
+    else:
+        weight = _part(packed, place, size, views)
+    bias = held["in_proj_bias"]
+    if bias is not None:
+        bias = _part(bias, place, size, views)
     return _linear(weight, bias)
 
 
@@ -100,7 +106,8 @@ def _part(packed: nn.Parameter, place: int, size: int, views: _Views) -> nn.Para
     start = place * size
     key = (id(packed), start)
     if key not in views:
-        rows = packed.detach()[start : start + size]
+        end = start + size
+        rows = packed.detach()[start:end]
         views[key] = nn.Parameter(rows, requires_grad=packed.requires_grad)
     return views[key]
 
@@ -120,14 +127,20 @@ class ZeroPadding:
         """
         padding: Tensor | None = kwargs.get("src_key_padding_mask")
         is_masked = kwargs.get("src_mask") is not None
-        if padding is None or is_masked or y.dim() != 3 or torch.compiler.is_compiling():
+        if padding is None or is_masked or y.dim() != 3:
             return None
-        if torch.is_grad_enabled() and any(p.requires_grad for p in layer.parameters()):
+        if torch.compiler.is_compiling() or _needs_gradient(layer):
             return None
         kept = padding.logical_not()
         if not torch._nested_tensor_from_mask_left_aligned(y, kept):
             return None
         return y * kept[..., None]
+
+
+def _needs_gradient(layer: nn.Module) -> bool:
+    if not torch.is_grad_enabled():
+        return False
+    return any(p.requires_grad for p in layer.parameters())
 
 
 def with_linear_projections(root: nn.Module) -> nn.Module:
@@ -160,10 +173,15 @@ def bypassed(root: nn.Module) -> dict[str, str]:
     """Return path -> class of modules that read weights of children which they may never call."""
     found = {}
     for path, module in root.named_modules():
-        is_fused = isinstance(module, nn.TransformerEncoderLayer) and not _stands_in(module)
-        if is_fused or isinstance(module, nn.MultiheadAttention):
+        if _may_pass_children_by(module):
             found[path] = type(module).__name__
     return found
+
+
+def _may_pass_children_by(module: nn.Module) -> bool:
+    if isinstance(module, nn.MultiheadAttention):
+        return True
+    return isinstance(module, nn.TransformerEncoderLayer) and not _stands_in(module)
 
 
 def _stands_in(layer: nn.Module) -> bool:

@@ -9,12 +9,13 @@ from torch import nn
 
 Tensor = torch.Tensor
 _Three = tuple[Tensor, Tensor, Tensor]
+_More = tuple[Tensor | None, Tensor | None, bool]
 
 
 def attend(
     projected: _Three,
     masks: tuple[Tensor | None, Tensor | None, bool],
-    more: tuple[Tensor | None, Tensor | None, bool],
+    more: _More,
     form: tuple[int, bool, float],
     need_weights: bool,
     average: bool,
@@ -40,17 +41,19 @@ def attend(
     if causal and mask is None:
         raise ValueError("is_causal is a hint about attn_mask: give attn_mask too")
     alone = projected[0].dim() == 2
-    q, k, v = (_batch_first(p, alone, batch_first) for p in projected)
-    steps = k.shape[1]
-    q, k, v = _in_heads(q, k, v, more, heads)
+    batched = [_batch_first(p, alone, batch_first) for p in projected]
+    steps = batched[1].shape[1]
+    q, k, v = _in_heads(batched, more, heads)
     bias = _bias(padding, mask, q, steps)
     if bias is not None:
         # What every sequence gets beside its own steps is never masked.
-        bias = nn.functional.pad(bias, (0, k.shape[2] - steps))
+        added = k.shape[2] - steps
+        bias = nn.functional.pad(bias, (0, added))
     weights = None
     if need_weights:
         weights = _weights(q, k, bias)
-        y = nn.functional.dropout(weights, dropout, dropout > 0.0) @ v
+        kept = nn.functional.dropout(weights, dropout, dropout > 0.0)
+        y = kept @ v
         if average:
             weights = weights.mean(1)
         if alone:
@@ -70,15 +73,13 @@ def _batch_first(value: Tensor, alone: bool, batch_first: bool) -> Tensor:
     return value if batch_first else value.transpose(0, 1)
 
 
-def _in_heads(
-    q: Tensor, k: Tensor, v: Tensor, more: tuple[Tensor | None, Tensor | None, bool], heads: int
-) -> _Three:
+def _in_heads(batched: list[Tensor], more: _More, heads: int) -> _Three:
     """Return q, k and v as (batch, heads, steps, features), with what every sequence gets."""
+    q, k, v = batched
     more_key, more_value, has_zeros = more
     if more_key is not None and more_value is not None:
-        n = q.shape[0]
-        k = torch.cat([k, more_key.expand(n, 1, -1)], 1)
-        v = torch.cat([v, more_value.expand(n, 1, -1)], 1)
+        k = _with_step(k, more_key)
+        v = _with_step(v, more_value)
     q = _split(q, heads)
     k = _split(k, heads)
     v = _split(v, heads)
@@ -88,36 +89,48 @@ def _in_heads(
     return q, k, v
 
 
+def _with_step(value: Tensor, step: Tensor) -> Tensor:
+    """Return (batch, steps, features) with one more step, the same for all."""
+    each = step.expand(value.shape[0], 1, -1)
+    return torch.cat([value, each], 1)
+
+
 def _split(value: Tensor, heads: int) -> Tensor:
     n, steps, features = value.shape
     # Widths are written out, since there may be no samples and no steps.
-    return value.reshape(n, steps, heads, features // heads).transpose(1, 2)
+    split = value.reshape(n, steps, heads, features // heads)
+    return split.transpose(1, 2)
 
 
 def _bias(padding: Tensor | None, mask: Tensor | None, q: Tensor, steps: int) -> Tensor | None:
     """Return what is added to the scores, for so many steps of the keys; None for nothing."""
     n, heads, queries = q.shape[:3]
-    by_key = _added(padding, (n, 1, 1, steps), q.dtype)
-    # A mask of three axes has one for each sample and head, in one axis.
-    each = (n, heads, queries, steps) if mask is not None and mask.dim() == 3 else None
-    by_score = _added(mask, each, q.dtype)
-    if by_key is None:
-        return by_score
-    return by_key if by_score is None else by_key + by_score
+    by_key = None
+    if padding is not None:
+        by_key = _added(padding, q.dtype).reshape(n, 1, 1, steps)
+    by_score = None
+    if mask is not None:
+        by_score = _added(mask, q.dtype)
+        # Such a mask has one for each sample and head, in one axis.
+        if mask.dim() == 3:
+            by_score = by_score.reshape(n, heads, queries, steps)
+    if by_key is None or by_score is None:
+        return by_score if by_key is None else by_key
+    return by_key + by_score
 
 
 def _weights(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
     scale = math.sqrt(1.0 / q.shape[-1])
-    scores = q * scale @ k.transpose(-2, -1)
+    keys = k.transpose(-2, -1)
+    scores = q * scale @ keys
     if bias is not None:
         scores = scores + bias
     return torch.softmax(scores, -1)
 
 
-def _added(mask: Tensor | None, shape: tuple[int, ...] | None, dtype: torch.dtype) -> Tensor | None:
+def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """Return a mask as numbers to add to the scores."""
-    if mask is None:
-        return None
-    if mask.dtype == torch.bool:
-        mask = torch.zeros_like(mask, dtype=dtype).masked_fill_(mask, -math.inf)
-    return mask if shape is None else mask.reshape(shape)
+    if mask.dtype != torch.bool:
+        return mask
+    zeros = torch.zeros_like(mask, dtype=dtype)
+    return zeros.masked_fill_(mask, -math.inf)

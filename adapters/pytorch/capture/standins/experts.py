@@ -84,7 +84,8 @@ class Experts(nn.Module):
         return result
 
     def _expert(self, index: int, x: Tensor) -> Tensor:
-        inner = self._gate(self, self.gate_up_proj[index](x))
+        gate_and_up = self.gate_up_proj[index](x)
+        inner = self._gate(self, gate_and_up)
         y: Tensor = self.down_proj[index](inner)
         return y
 
@@ -101,9 +102,10 @@ def _layers(module: Any, name: str) -> nn.ModuleList:
         own = nn.Parameter(weight[i], requires_grad=packed.requires_grad)
         bias = None
         if packed_bias is not None:
-            part = packed_bias.detach()[i]
-            bias = nn.Parameter(part, requires_grad=packed_bias.requires_grad)
-        made.append(linear_over(own, bias))
+            shift = packed_bias.detach()[i]
+            bias = nn.Parameter(shift, requires_grad=packed_bias.requires_grad)
+        layer = linear_over(own, bias)
+        made.append(layer)
     return made
 
 
@@ -171,7 +173,8 @@ def expert_groups(root: nn.Module) -> Iterator[tuple[str, tuple[str, ...]]]:
             continue
         for name in _WEIGHTS:
             stem = f"{path}.{name}" if path else name
-            yield stem, tuple(f"{stem}.{i}" for i in range(len(module.gate_up_proj)))
+            count = len(module.gate_up_proj)
+            yield stem, tuple(f"{stem}.{i}" for i in range(count))
 
 
 def unreached(root: nn.Module) -> Iterator[str]:
@@ -184,7 +187,9 @@ def unreached(root: nn.Module) -> Iterator[str]:
             continue
         for name, held in module.named_parameters(recurse=False):
             # With an axis of one it is no matrix for each of several.
-            if held.ndim == 3 and min(held.shape) > 1 and held.is_floating_point():
+            if held.ndim != 3 or min(held.shape) <= 1:
+                continue
+            if held.is_floating_point():
                 yield f"{path}.{name}" if path else name
 
 
@@ -195,16 +200,20 @@ def packed_experts(root: nn.Module) -> Iterable[tuple[str, Tensor]]:
     """
     for stem, paths in expert_groups(root):
         layers = [root.get_submodule(p) for p in paths]
-        if not all(type(layer) is nn.Linear for layer in layers):
+        kinds = {type(layer) for layer in layers}
+        if kinds != {nn.Linear}:
             continue
         mixture: Any = root.get_submodule(stem.rpartition(".")[0])
         weights = [layer.weight for layer in layers]
         yield stem, _stacked(weights, turned=mixture.is_transposed)
         if layers[0].bias is not None:
-            yield f"{stem}_bias", _stacked([layer.bias for layer in layers])
+            biases = [layer.bias for layer in layers]
+            yield f"{stem}_bias", _stacked(biases)
 
 
 def _stacked(parts: list[Any], *, turned: bool = False) -> Tensor:
     """Return the experts' parts of a parameter as one, each matrix turned if asked for."""
     own = [part.detach() for part in parts]
-    return torch.stack([part.t() for part in own] if turned else own)
+    if turned:
+        own = [part.t() for part in own]
+    return torch.stack(own)

@@ -18,7 +18,11 @@ from .attention_arithmetic import attend
 from .graph_products import in_parts, mark, products_of_parameters
 from .layers_for_uses import linear_over
 
-_CONVS: dict[Any, Any] = {torch.conv1d: nn.Conv1d, torch.conv2d: nn.Conv2d, torch.conv3d: nn.Conv3d}
+_CONVS: dict[Any, Any] = {
+    torch.conv1d: nn.Conv1d,
+    torch.conv2d: nn.Conv2d,
+    torch.conv3d: nn.Conv3d,
+}
 WITH_WEIGHTS = (nn.functional.linear, *_CONVS, nn.functional.embedding)
 _NAMES = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _SETTINGS = _NAMES[3:]
@@ -34,6 +38,8 @@ _PRODUCTS: dict[object, str] = {
     nn.functional.scaled_dot_product_attention: "attention",
     attend: "attention",
 }
+_Form = tuple[Any, ...]
+_Forms = dict[str, list[_Form]]
 _WHY = "torch has no batched integer product of two activations"
 
 
@@ -49,15 +55,18 @@ def layers_of_calls(root: nn.Module, graph: fx.Graph) -> None:
     """
     in_parts(graph)
     readers = _readers(graph)
-    forms: dict[str, list[tuple[Any, ...]]] = {}
+    forms: _Forms = {}
     for node in list(graph.nodes):
         given = _given(root, node)
         if given is None:
             continue
         name = str(given["weight"].target)
-        if not all(_weight_name(reader) == name for reader in readers[name]):
+        read_as = {_weight_name(reader) for reader in readers[name]}
+        # What reads it otherwise needs the parameter where it is.
+        if read_as != {name}:
             continue
-        path = _layer_path(name, _form(node, given), forms)
+        form = _form(node, given)
+        path = _layer_path(name, form, forms)
         _put(root, path, node.target, given)
         with graph.inserting_before(node):
             call = graph.call_module(path, (given["input"],))
@@ -72,7 +81,8 @@ def _readers(graph: fx.Graph) -> dict[str, list[fx.Node]]:
     found: dict[str, list[fx.Node]] = {}
     for node in graph.nodes:
         if node.op == "get_attr":
-            found.setdefault(str(node.target), []).extend(node.users)
+            readers = found.setdefault(str(node.target), [])
+            readers += node.users
     return found
 
 
@@ -82,16 +92,18 @@ def _drop_unread(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def _form(node: fx.Node, given: dict[str, Any]) -> tuple[Any, ...]:
+def _form(node: fx.Node, given: dict[str, Any]) -> _Form:
     """Return what makes two calls with one weight calls of one layer."""
     form: list[Any] = [node.target]
     for key in _NAMES[2:]:
-        value: Any = given.get(key)
-        form.append(str(value.target) if isinstance(value, fx.Node) else value)
+        value = given.get(key)
+        if isinstance(value, fx.Node):
+            value = str(value.target)
+        form.append(value)
     return tuple(form)
 
 
-def _layer_path(name: str, form: tuple[Any, ...], forms: dict[str, list[tuple[Any, ...]]]) -> str:
+def _layer_path(name: str, form: _Form, forms: _Forms) -> str:
     """Return where the layer stands that computes a form with a parameter.
 
     Args:
@@ -107,14 +119,16 @@ def _layer_path(name: str, form: tuple[Any, ...], forms: dict[str, list[tuple[An
 
 
 def _arguments(node: fx.Node) -> dict[str, Any]:
-    return {**dict(zip(_NAMES, node.args, strict=False)), **node.kwargs}
+    by_place = zip(_NAMES, node.args, strict=False)
+    return {**dict(by_place), **node.kwargs}
 
 
 def _weight_name(node: fx.Node) -> str:
     """Return the name of the parameter that a call multiplies by; empty for any other node."""
     if node.op != "call_function":
         return ""
-    if node.target is not nn.functional.linear and node.target not in _CONVS:
+    function = node.target
+    if function is not nn.functional.linear and function not in _CONVS:
         return ""
     weight = _arguments(node).get("weight")
     if not isinstance(weight, fx.Node) or weight.op != "get_attr":
@@ -132,10 +146,12 @@ def _given(root: nn.Module, node: fx.Node) -> dict[str, Any] | None:
     bias = given.get("bias")
     if bias is not None and not _is_parameter(root, bias):
         return None
+    if not isinstance(given.get("input"), fx.Node):
+        return None
+    settings = [given.get(name) for name in _SETTINGS]
     computed: list[fx.Node] = []
-    fx.map_arg([given.get(name) for name in _SETTINGS], computed.append)
-    is_layer_call = not computed and isinstance(given.get("input"), fx.Node)
-    return given if is_layer_call else None
+    fx.map_arg(settings, computed.append)
+    return None if computed else given
 
 
 def _is_parameter(root: nn.Module, value: Any) -> bool:
@@ -147,23 +163,27 @@ def _is_parameter(root: nn.Module, value: Any) -> bool:
 def _held(root: nn.Module, node: fx.Node) -> Any:
     """Return the tensor that a node reads."""
     path, _, leaf = str(node.target).rpartition(".")
-    return getattr(root.get_submodule(path), leaf)
+    owner = root.get_submodule(path)
+    return getattr(owner, leaf)
 
 
 def _put(root: nn.Module, path: str, function: Any, given: dict[str, Any]) -> None:
     """Add the layer that computes a call to the module that owns its weight, if it is not there."""
-    owner, _, leaf = path.rpartition(".")
-    if leaf in root.get_submodule(owner)._modules:
+    owner_path, _, leaf = path.rpartition(".")
+    owner = root.get_submodule(owner_path)
+    if leaf in owner._modules:
         return
     weight = _held(root, given["weight"])
-    bias = None if given.get("bias") is None else _held(root, given["bias"])
+    bias = given.get("bias")
+    if bias is not None:
+        bias = _held(root, bias)
     if function is nn.functional.linear:
         layer: nn.Module = linear_over(weight, bias)
     else:
         layer = _conv(function, weight, bias, given)
     name = str(given["weight"].target)
     mark(layer, name.rpartition(".")[2])
-    root.get_submodule(owner).add_module(leaf, layer.eval())
+    owner.add_module(leaf, layer.eval())
 
 
 def _conv(
@@ -171,9 +191,12 @@ def _conv(
 ) -> nn.Module:
     settings: dict[str, Any] = {}
     for name in _SETTINGS:
-        if name in given:
-            value = given[name]
-            settings[name] = tuple(value) if isinstance(value, list) else value
+        if name not in given:
+            continue
+        value = given[name]
+        if isinstance(value, list):
+            value = tuple(value)
+        settings[name] = value
     made: nn.Module = _CONVS[function](
         weight.shape[1] * settings.get("groups", 1),
         weight.shape[0],
@@ -199,4 +222,5 @@ def products(graph: fx.Graph) -> Iterable[tuple[fx.Node, Op]]:
         read: list[fx.Node] = []
         fx.map_arg((node.args, node.kwargs), read.append)
         inputs = tuple(n.name for n in read)
-        yield node, Op(node.name, kind, inputs, (node.name,), out_of_reach=_WHY)
+        outputs = (node.name,)
+        yield node, Op(node.name, kind, inputs, outputs, out_of_reach=_WHY)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import fx, nn
 from torch.fx.proxy import GraphAppendingTracer
@@ -55,16 +55,30 @@ def in_parts(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
+class _CallByView(NamedTuple):
+    """A node that multiplies by a parameter, or by a view of it.
+
+    Attributes:
+        node: What multiplies.
+        source: The argument that is the parameter or the view.
+        ref: Which view that is.
+    """
+
+    node: fx.Node
+    source: fx.Node
+    ref: Ref
+
+
 @dataclass
 class _Reading:
     """All that reads one parameter.
 
     Attributes:
-        calls: Nodes that multiply by it, or by a view of it, with what the arguments are.
+        calls: Nodes that multiply by it, or by a view of it.
         known: Every reader is such a node.
     """
 
-    calls: list[tuple[fx.Node, fx.Node, Ref]] = field(default_factory=list)
+    calls: list[_CallByView] = field(default_factory=list)
     known: bool = True
 
 
@@ -77,10 +91,12 @@ def products_of_parameters(root: nn.Module, graph: fx.Graph) -> None:
         root: A skeleton; layers are added to it.
         graph: Its graph; changed in place.
     """
-    names = dict.fromkeys(str(n.target) for n in graph.nodes if n.op == "get_attr")
-    for name in names:
+    read = [str(n.target) for n in graph.nodes if n.op == "get_attr"]
+    # Each once, in the order in which they are met.
+    for name in dict.fromkeys(read):
         path, _, leaf = name.rpartition(".")
-        held = root.get_submodule(path)._parameters.get(leaf)
+        owner = root.get_submodule(path)
+        held = owner._parameters.get(leaf)
         if held is not None and held.ndim >= 2 and held.is_floating_point():
             _replace_products(root, graph, name, held)
     graph.eliminate_dead_code(_is_impure)
@@ -90,25 +106,26 @@ def _replace_products(root: nn.Module, graph: fx.Graph, name: str, held: nn.Para
     """Let layers do what one parameter is used for, if layers can do all of it."""
     tracer = GraphAppendingTracer(graph)
     reading = _reading(graph, name, held)
-    found: list[tuple[fx.Node, Use]] = []
-    for node, source, ref in reading.calls:
-        use = use_of(_name(node), *_given(node, source, ref, tracer))
-        if use is None or not _fits_one_layer(use, held):
-            return
-        found.append((node, use))
     if not reading.known:
         return
+    uses: list[Use] = []
+    for call in reading.calls:
+        use = _use(call, tracer)
+        if use is None or not _fits_one_layer(use, held):
+            return
+        uses.append(use)
     path, _, leaf = name.rpartition(".")
     owner = root.get_submodule(path)
     children: dict[Form, str] = {}
-    for node, use in found:
+    for call, use in zip(reading.calls, uses, strict=True):
         number = len(children)
         child = children.setdefault(use.form, f"{leaf}_layer{number or ''}")
         if child not in owner._modules:
             layer = layer_for(use.form, held)
             mark(layer, leaf)
             owner.add_module(child, layer)
-        _call(tracer, node, use, f"{path}.{child}" if path else child)
+        child_path = f"{path}.{child}" if path else child
+        _call(tracer, call.node, use, child_path)
 
 
 def _is_impure(node: fx.Node) -> bool:
@@ -131,8 +148,13 @@ def _fits_one_layer(use: Use, held: nn.Parameter) -> bool:
 def _call(tracer: GraphAppendingTracer, node: fx.Node, use: Use, path: str) -> None:
     """Let a graph call a layer in place of a node."""
     graph = tracer.graph
+
+    def layer(x: fx.Proxy) -> fx.Proxy:
+        called = graph.call_module(path, (x.node,))
+        return fx.Proxy(called, tracer)
+
     with graph.inserting_before(node):
-        result = use.run(lambda x: fx.Proxy(graph.call_module(path, (x.node,)), tracer))
+        result = use.run(layer)
     node.replace_all_uses_with(result.node)
     graph.erase_node(node)
 
@@ -153,26 +175,24 @@ def _read(node: fx.Node, ref: Ref, reading: _Reading) -> None:
         view = _view(user, node, ref)
         if view is not None:
             _read(user, view, reading)
-        elif use_of(_name(user), *_given(user, node, ref, None)) is not None:
-            reading.calls.append((user, node, ref))
-        else:
+            continue
+        call = _CallByView(user, node, ref)
+        if _use(call, None) is None:
             reading.known = False
+        else:
+            reading.calls.append(call)
 
 
-def _given(
-    node: fx.Node, source: fx.Node, ref: Ref, tracer: GraphAppendingTracer | None
-) -> tuple[Any, Any]:
-    """Return a node's arguments with the view of the parameter in its place.
-
-    Values are proxies where there is a tracer.
-    """
+def _use(call: _CallByView, tracer: GraphAppendingTracer | None) -> Use | None:
+    """Return how a call is made of a layer's, its values as proxies where there is a tracer."""
 
     def one(n: fx.Node) -> Any:
-        if n is source:
-            return ref
+        if n is call.source:
+            return call.ref
         return n if tracer is None else fx.Proxy(n, tracer)
 
-    return _mapped(node, one)
+    args, kwargs = _mapped(call.node, one)
+    return use_of(_name(call.node), args, kwargs)
 
 
 def _mapped(

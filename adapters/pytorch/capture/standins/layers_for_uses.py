@@ -67,7 +67,10 @@ def _product_layer(form: Form, held: nn.Parameter) -> nn.Module:
     made = matrices(held.detach(), form)
     if not form.batch:
         return linear_over(nn.Parameter(made, held.requires_grad))
-    layers = [linear_over(nn.Parameter(matrix, held.requires_grad)) for matrix in made]
+    layers = []
+    for matrix in made:
+        own = nn.Parameter(matrix, held.requires_grad)
+        layers.append(linear_over(own))
     return Batched(layers).eval()
 
 

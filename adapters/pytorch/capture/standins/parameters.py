@@ -18,6 +18,9 @@ from octavo.adapters.pytorch.run.batches import Call, copied_call
 from .layers_for_uses import layer_for, obstacle
 from .sources import note_source
 
+_Known = dict[tuple[int, Form], nn.Module]
+"""Layers that were made, by the identity of the parameter and what they do with it."""
+
 
 class Loose(NamedTuple):
     """A parameter that no layer holds.
@@ -75,7 +78,14 @@ def uses_of(root: nn.Module, call: Call) -> dict[str, Uses]:
         uses = Uses()
         found[name] = uses
         del owner._parameters[leaf]
-        place = Place(owner, leaf, held.shape, {}, held, uses)
+        place = Place(
+            owner,
+            leaf,
+            held.shape,
+            layers={},
+            held=held,
+            uses=uses,
+        )
         owner.__dict__[leaf] = LooseWeight(place)
     if found:
         _run(twin, call)
@@ -127,7 +137,7 @@ def with_layers(root: nn.Module, wanted: Mapping[str, Collection[Form]]) -> nn.M
         root: A skeleton; changed in place.
         wanted: Name of a parameter -> what it is used for.
     """
-    known: dict[tuple[int, Form], nn.Module] = {}
+    known: _Known = {}
     owners = {name.rpartition(".")[0] for name in wanted}
     for loose in list(loose_parameters(root, owners)):
         asked = wanted.get(loose.name, ())
@@ -137,7 +147,7 @@ def with_layers(root: nn.Module, wanted: Mapping[str, Collection[Form]]) -> nn.M
     return root
 
 
-def _replace(loose: Loose, forms: list[Form], known: dict[tuple[int, Form], nn.Module]) -> None:
+def _replace(loose: Loose, forms: list[Form], known: _Known) -> None:
     """Let layers hold one parameter.
 
     Args:
@@ -149,7 +159,10 @@ def _replace(loose: Loose, forms: list[Form], known: dict[tuple[int, Form], nn.M
     layers: dict[Form, str] = {}
     for form in forms:
         key = (id(held), form)
-        layer = skeleton(known[key]) if key in known else layer_for(form, held)
+        if key in known:
+            layer = skeleton(known[key])
+        else:
+            layer = layer_for(form, held)
         known[key] = layer
         note_source(layer, leaf)
         child = f"{leaf}_layer{len(layers) or ''}"

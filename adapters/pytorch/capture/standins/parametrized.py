@@ -55,8 +55,9 @@ def _fold_parametrizations(module: nn.Module) -> None:
 
 
 def _fold_hooks(module: nn.Module) -> None:
+    hooks = list(module._forward_pre_hooks.items())
     # Of two hooks the later one may have made what the first one reads.
-    for key, hook in reversed(list(module._forward_pre_hooks.items())):
+    for key, hook in reversed(hooks):
         name = _computed_by(hook, module)
         if not name:
             continue

@@ -18,7 +18,11 @@ def parameter_of(path: str, module: nn.Module) -> tuple[str, ...]:
     leaf = module.__dict__.get(_SOURCE)
     if leaf is None:
         return ()
-    # Layers for one parameter are called w_layer and, where it holds many matrices, w_layer.0, w_layer.1 and so on.
+    # Layers for one parameter are called w_layer and, where it holds many matrices, w_layer.0,
+    # w_layer.1 and so on.
     parts = path.split(".")
-    last = max(i for i, part in enumerate(parts) if part.startswith(f"{leaf}_layer"))
-    return (".".join([*parts[:last], leaf]),)
+    while not parts[-1].startswith(f"{leaf}_layer"):
+        parts.pop()
+    owner = parts[:-1]
+    name = ".".join([*owner, leaf])
+    return (name,)

@@ -39,20 +39,24 @@ def as_plain_layers(root: nn.Module) -> nn.Module:
         base = next((kind for kind in _LAYERS if isinstance(module, kind)), None)
         if base is None or type(module) is base:
             continue
-        if _inherits(type(module), base) or (base is nn.Linear and _is_linear(module)):
+        if _inherits(type(module), base) or _is_linear(module, base):
             module.__class__ = base
     return root
 
 
 def _inherits(cls: type, base: type) -> bool:
     """Return whether a class takes all that computes from its base."""
-    return all(getattr(cls, name, None) is getattr(base, name, None) for name in _COMPUTES)
+    own = [getattr(cls, name, None) for name in _COMPUTES]
+    inherited = [getattr(base, name, None) for name in _COMPUTES]
+    return all(a is b for a, b in zip(own, inherited, strict=True))
 
 
-def _is_linear(module: nn.Module) -> bool:
-    """Return whether a module computes x W^T + b, established by running it on small weights."""
+def _is_linear(module: nn.Module, base: type) -> bool:
+    """Return whether a linear layer computes x W^T + b: it is run on small weights."""
+    if base is not nn.Linear or module._buffers or module._modules:
+        return False
     own = {name for name, held in module._parameters.items() if held is not None}
-    if own not in ({"weight"}, {"weight", "bias"}) or module._buffers or module._modules:
+    if own not in ({"weight"}, {"weight", "bias"}):
         return False
     outputs, inputs = _SMALL
     generator = torch.Generator().manual_seed(0)
@@ -66,8 +70,11 @@ def _is_linear(module: nn.Module) -> bool:
             y = twin(x)
         except _ERRORS:
             return False
-    expected = nn.functional.linear(x, small["weight"], small.get("bias"))
-    if not isinstance(y, Tensor) or y.shape != expected.shape or y.dtype != expected.dtype:
+    weight, bias = small["weight"], small.get("bias")
+    expected = nn.functional.linear(x, weight, bias)
+    if not isinstance(y, Tensor) or y.shape != expected.shape:
+        return False
+    if y.dtype != expected.dtype:
         return False
     return torch.allclose(y, expected, rtol=1e-4, atol=1e-5)
 

@@ -31,14 +31,15 @@ def adopt_hidden(root: nn.Module) -> nn.Module:
     while pending:
         owner = pending.pop()
         twins: dict[int, nn.Module] = {}
-        found = [(name, held) for name, held in modules_beside(owner) if id(held) not in known]
-        for name, held in found:
-            if id(held) in twins or not _is_part(held, root):
+        # A list, since the owner changes while it is read.
+        for name, held in list(modules_beside(owner)):
+            key = id(held)
+            if key in known or not _is_part(held, root):
                 continue
             twin = skeleton(held)
-            twins[id(held)] = twin
+            twins[key] = twin
             owner._modules[name] = twin
-            known.add(id(held))
+            known.add(key)
             # A twin may hold others beside its children.
             for module in twin.modules():
                 known.add(id(module))
