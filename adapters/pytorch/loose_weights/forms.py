@@ -44,7 +44,7 @@ class Form:
 
     def to_json(self) -> list[Any]:
         """Return a JSON-ready list."""
-        geometry = [list(g) if isinstance(g, tuple) else g for g in self.geometry]
+        geometry = [_as_list(setting) for setting in self.geometry]
         return [
             self.kind,
             list(self.batch),
@@ -62,8 +62,16 @@ class Form:
             batch=tuple(batch),
             free=tuple(free),
             summed=tuple(summed),
-            geometry=tuple(tuple(g) if isinstance(g, list) else g for g in geometry),
+            geometry=tuple(map(_as_tuple, geometry)),
         )
+
+
+def _as_list(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 EMBEDDING = Form("embedding")
@@ -99,10 +107,12 @@ def matrices(tensor: Tensor, form: Form) -> Tensor:
 
     A view wherever that is possible.
     """
-    shape = [_size(tensor.shape, form.free), _size(tensor.shape, form.summed)]
+    groups = [form.free, form.summed]
     if form.batch:
-        shape.insert(0, _size(tensor.shape, form.batch))
-    return tensor.permute(form.order).reshape(shape)
+        groups.insert(0, form.batch)
+    sizes = [_size(tensor.shape, axes) for axes in groups]
+    ordered = tensor.permute(form.order)
+    return ordered.reshape(sizes)
 
 
 def _size(shape: Sequence[int], axes: Axes) -> int:
@@ -112,6 +122,7 @@ def _size(shape: Sequence[int], axes: Axes) -> int:
 def restored(matrix: Tensor, form: Form, shape: Sequence[int]) -> Tensor:
     """Return what :func:`matrices` made as the parameter of that shape that it was made of."""
     order = form.order
-    moved = matrix.reshape([shape[axis] for axis in order])
+    sizes = [shape[axis] for axis in order]
+    moved = matrix.reshape(sizes)
     back = [order.index(axis) for axis in range(len(shape))]
     return moved.permute(back)

@@ -8,10 +8,13 @@ from typing import Any
 import torch
 
 from .forms import EMBEDDING, Form
-from .products import Use, einsum, linear, matmul, tensordot
+from .products import Use
 from .refs import is_whole
+from .written_products import einsum, linear, matmul, tensordot
 
 Tensor = torch.Tensor
+_Args = Sequence[Any]
+_Kwargs = Mapping[str, Any]
 _CONVS = ("conv1d", "conv2d", "conv3d")
 _TRANSPOSED = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 _CONV_NAMES = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -21,7 +24,7 @@ _TRANSPOSED_NAMES = (
 _MATMULS = ("matmul", "mm", "bmm", "mv")
 
 
-def use_of(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Use | None:
+def use_of(name: str, args: _Args, kwargs: _Kwargs) -> Use | None:
     """Return how a call is made of a layer's.
 
     None where it is no product by a weight that a layer computes.
@@ -50,7 +53,7 @@ def use_of(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Use | N
     return _lookup_of(name, args, kwargs)
 
 
-def _matmul_of(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Use | None:
+def _matmul_of(name: str, args: _Args, kwargs: _Kwargs) -> Use | None:
     if len(args) != 2:
         return None
     if name == "rmatmul":
@@ -58,19 +61,20 @@ def _matmul_of(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Use
     return None if kwargs else matmul(args[0], args[1])
 
 
-def _lookup_of(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Use | None:
+def _lookup_of(name: str, args: _Args, kwargs: _Kwargs) -> Use | None:
     if name == "embedding":
         return _embedding(*args, **kwargs)
     if name == "getitem":
         return _rows(args[0], args[1])
-    if name == "index_select" and args[1:2] == (0,) and len(args) == 3:
-        return _rows(args[0], args[2])
+    if name == "index_select" and len(args) == 3:
+        table, axis, ids = args
+        # Rows lie along the first axis; a traced one may be anything.
+        if type(axis) is int and axis == 0:
+            return _rows(table, ids)
     return None
 
 
-def _by_name(
-    names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> dict[str, Any]:
+def _by_name(names: Sequence[str], args: _Args, kwargs: _Kwargs) -> dict[str, Any]:
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 

@@ -19,7 +19,8 @@ from octavo.core.values.scheme import QuantSpec
 Tensor = torch.Tensor
 _BLOCK = 2**18
 """Weight values decoded at a time: 1 MiB in float32, so that they stay in the cache."""
-_WIDTHS = (2, 3, 4, 6, 8)
+_WIDTHS = (2, 3, 4, 6)
+"""Bits of codes that are stored in fewer than a byte each."""
 _WORD_BITS = 12
 """Bits of a word of codes of 3 and 6 bits, which fill no byte: two words lie in three bytes."""
 
@@ -45,11 +46,11 @@ class StoredWeight(nn.Module):
         super().__init__()
         spec = weight.params.spec
         self.spec = spec
-        self.rows = weight.shape[0]
-        self.features = prod(weight.shape[1:])
-        if transposed:
-            self.rows, self.features = self.features, self.rows
-        self.width = next(w for w in _WIDTHS if w == spec.bits or w == 8)
+        rows = weight.shape[0]
+        features = prod(weight.shape[1:])
+        self.rows = features if transposed else rows
+        self.features = rows if transposed else features
+        self.width = _width(spec.bits)
         is_signed = _is_signed(spec)
         # Bytes are the codes as they are, in memory that they share with whoever else has them;
         # narrower codes count from the lowest.
@@ -60,13 +61,15 @@ class StoredWeight(nn.Module):
         self.register_buffer("codes", codes)
         scale = weight.params.scale.to(torch.float32)
         self.register_buffer("scale", _by_row(scale))
-        self.register_buffer("offset", self._offset_of(weight, scale))
+        offset = self._offset_of(weight, scale)
+        self.register_buffer("offset", offset)
         table = _table(spec, self.lowest, self.width, is_signed)
         self.register_buffer("table", table.to(codes.device), persistent=False)
 
     def _stored_codes(self, weight: QuantizedTensor, transposed: bool) -> Tensor:
         rows = weight.shape[0]
-        row_bits = prod(weight.shape[1:]) * self.width
+        features = prod(weight.shape[1:])
+        row_bits = features * self.width
         ends_whole = row_bits % _span(self.width) == 0
         if isinstance(weight, PackedTensor) and ends_whole and not transposed:
             shared: Tensor = weight.packed
@@ -87,7 +90,8 @@ class StoredWeight(nn.Module):
         is_shifted = zero_point != 0
         if not bool(is_shifted.any()):
             return None
-        offset = -zero_point.to(torch.float32) * scale
+        steps = -zero_point.to(torch.float32)
+        offset = steps * scale
         return offset.reshape(self.scale.shape)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
@@ -111,8 +115,11 @@ class StoredWeight(nn.Module):
         values = nn.functional.embedding(words, self.table)
         # Sizes are written out, since there may be no rows.
         width = words.shape[1] * self.table.shape[1]
-        values = values.view(n, width)[:, : self.features]
-        form = (n, self.scale.shape[1], self.group)
+        values = values.view(n, width)
+        # What fills the last word of a row is no feature.
+        values = values[:, : self.features]
+        groups = self.scale.shape[1]
+        form = (n, groups, self.group)
         if values.is_contiguous():
             grouped = values.view(form)
         else:
@@ -131,7 +138,8 @@ class StoredWeight(nn.Module):
 
     def whole(self) -> Tensor:
         """Return the whole matrix, float32 (rows, features)."""
-        return self.decode(self.codes, slice(0, self.rows))
+        every_row = slice(0, self.rows)
+        return self.decode(self.codes, every_row)
 
     def blocks(self) -> range:
         """Return the first rows of the blocks that are decoded one at a time."""
@@ -148,10 +156,16 @@ class StoredWeight(nn.Module):
         return f"({self.rows}, {self.features}), {self.spec}"
 
 
+def _width(bits: int) -> int:
+    """Return in how many bits codes of so many are stored: bytes hold those without a width."""
+    return bits if bits in _WIDTHS else 8
+
+
 def _is_signed(spec: QuantSpec) -> bool:
     if spec.dtype == "mxint8":
         return True
-    return is_integer(spec) and not spec.dtype.startswith("u")
+    is_unsigned = spec.dtype.startswith("u")
+    return is_integer(spec) and not is_unsigned
 
 
 def _by_row(scale: Tensor) -> Tensor:
@@ -186,11 +200,14 @@ def _words(codes: Tensor) -> Tensor:
     middle = octets[..., 1]
     # 16 bits hold a word; half as much memory goes through the cache as with 32.
     first = (middle & 15).to(torch.int16)
-    first = first.mul_(256).add_(octets[..., 0])
+    first.mul_(256)
+    first.add_(octets[..., 0])
     second = octets[..., 2].to(torch.int16)
-    second = second.mul_(16).add_(middle >> 4)
+    second.mul_(16)
+    second.add_(middle >> 4)
     words = torch.stack((first, second), -1)
-    return words.view(rows, 2 * pairs).to(torch.int32)
+    flat = words.view(rows, 2 * pairs)
+    return flat.to(torch.int32)
 
 
 @cache

@@ -22,6 +22,8 @@ from octavo.adapters.pytorch.kernels import fbgemm
 from octavo.adapters.pytorch.kernels.faults import fault
 
 Tensor = torch.Tensor
+_States = tuple[Tensor, Tensor]
+_Outcome = tuple[Tensor, tuple[Tensor, ...]]
 _SCALE = 4e-3
 """Of the weight codes on which the kernel is tried."""
 
@@ -59,7 +61,7 @@ class ProjectedCell:
         """
         from_inputs = fbgemm.linear_rows(x, self.inputs)
         gates = torch.split(from_inputs, list(sizes))
-        outputs: list[Tensor] = [x] * len(sizes)
+        outputs: list[Tensor] = []
         steps = range(len(sizes))
         for step in reversed(steps) if backwards else steps:
             n = sizes[step]
@@ -70,9 +72,12 @@ class ProjectedCell:
             added = torch.sigmoid(i) * torch.tanh(g)
             cell = kept + added
             hidden = torch.sigmoid(o) * torch.tanh(cell)
-            outputs[step] = fbgemm.linear_rows(hidden, self.projection)
-            h = _beginning(h, outputs[step])
+            y = fbgemm.linear_rows(hidden, self.projection)
+            outputs.append(y)
+            h = _beginning(h, y)
             c = _beginning(c, cell)
+        if backwards:
+            outputs.reverse()
         return torch.cat(outputs), h, c
 
 
@@ -93,7 +98,7 @@ def run_projected(
     *,
     bidirectional: bool,
     batch_first: bool,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+) -> _Outcome:
     """Run a whole network.
 
     Args:
@@ -119,7 +124,9 @@ def run_projected(
     counts = [batch] * count
     y, last = _run_steps(flat, counts, states, cells, directions)
     y = y.view(count, batch, y.shape[-1])
-    return y.transpose(0, 1) if batch_first else y, last
+    if batch_first:
+        y = y.transpose(0, 1)
+    return y, last
 
 
 def _run_steps(
@@ -128,10 +135,10 @@ def _run_steps(
     states: Sequence[Tensor],
     cells: Sequence[ProjectedCell],
     directions: int,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+) -> _Outcome:
     """Run all layers over steps that lie one after the other, each of so many sequences."""
     hidden, cell_states = states
-    last: list[tuple[Tensor, Tensor]] = []
+    last: list[_States] = []
     for first in range(0, len(cells), directions):
         parts = []
         for at in range(first, first + directions):
@@ -141,9 +148,12 @@ def _run_steps(
             )
             parts.append(y)
             last.append((h, c))
-        flat = parts[0] if directions == 1 else torch.cat(parts, -1)
+        flat = parts[0]
+        if directions == 2:
+            flat = torch.cat(parts, -1)
     by_kind = zip(*last, strict=True)
-    return flat, tuple(torch.stack(states) for states in by_kind)
+    after = tuple(torch.stack(kind) for kind in by_kind)
+    return flat, after
 
 
 @cache
@@ -167,7 +177,14 @@ def _probe(generator: torch.Generator) -> tuple[Tensor, Tensor]:
         state=fbgemm.pack_rows(state, wide, None),
         projection=fbgemm.pack_rows(projection, wide[:4], None),
     )
-    y, _ = run_projected(x, None, (h, c), [cell], bidirectional=False, batch_first=True)
+    y, _ = run_projected(
+        x,
+        None,
+        states=(h, c),
+        cells=[cell],
+        bidirectional=False,
+        batch_first=True,
+    )
     no_bias = torch.zeros(32, dtype=torch.float64)
     flat = [
         inputs.double() * _SCALE,

@@ -17,6 +17,9 @@ from .packed_weights import StoredWeight
 Tensor = torch.Tensor
 States = tuple[Tensor, ...]
 """Hidden states, and cell states of an LSTM: each (layers * directions, batch, hidden)."""
+Outcome = tuple[Tensor, States]
+"""Outputs, and the last states."""
+_Result = tuple[Any, Any]
 Given = Tensor | States
 """States as callers give them."""
 
@@ -46,15 +49,17 @@ class StoredRecurrent(nn.Module):
         weight = module.weight_ih_l0
         assert isinstance(weight, Tensor)
         self.dtype = weight.dtype
-        self.weight_codes = nn.ModuleList(StoredWeight(w) for w in weights)
+        stored = [StoredWeight(w) for w in weights]
+        self.weight_codes = nn.ModuleList(stored)
         self.floats = bias_names(module)
         for name in self.floats:
-            self.register_parameter(name, getattr(module, name))
+            shared = getattr(module, name)
+            self.register_parameter(name, shared)
 
     def flatten_parameters(self) -> None:
         """Do nothing: models call it on the float module, whose weights it lays out for cuDNN."""
 
-    def forward(self, x: Tensor | PackedSequence, hx: Given | None = None) -> tuple[Any, Any]:
+    def forward(self, x: Tensor | PackedSequence, hx: Given | None = None) -> _Result:
         """Return outputs and last states, as ``nn.LSTM`` and ``nn.GRU`` do.
 
         Raises:
@@ -65,11 +70,12 @@ class StoredRecurrent(nn.Module):
         batch_axis = 0 if self.batch_first else 1
         if x.ndim != 3:
             return self._forward_alone(x, hx, batch_axis)
-        states = self._states(hx, x.shape[batch_axis], x)
+        batch = x.shape[batch_axis]
+        states = self._states(hx, batch, x)
         y, last = self._run(x, None, states)
         return y, self._given(last)
 
-    def _forward_packed(self, x: PackedSequence, hx: Given | None) -> tuple[Any, Any]:
+    def _forward_packed(self, x: PackedSequence, hx: Given | None) -> _Result:
         sizes = x.batch_sizes
         # The first step has all sequences.
         batch = int(sizes[0])
@@ -80,12 +86,11 @@ class StoredRecurrent(nn.Module):
         packed = PackedSequence(y, sizes, x.sorted_indices, x.unsorted_indices)
         return packed, self._given(last)
 
-    def _forward_alone(self, x: Tensor, hx: Given | None, batch_axis: int) -> tuple[Any, Any]:
+    def _forward_alone(self, x: Tensor, hx: Given | None, batch_axis: int) -> _Result:
         """Run one sequence that has no axis for the batch."""
         batched: States | None = None
         if hx is not None:
-            alone = (hx,) if isinstance(hx, Tensor) else hx
-            batched = tuple(s.unsqueeze(1) for s in alone)
+            batched = tuple(s.unsqueeze(1) for s in _several(hx))
         states = self._states(batched, 1, x)
         one = x.unsqueeze(batch_axis)
         y, last = self._run(one, None, states)
@@ -97,11 +102,12 @@ class StoredRecurrent(nn.Module):
         """Return the states to begin with: those that are given, else zeros."""
         if hx is None:
             return self._zero_states(batch, like)
-        states = (hx,) if isinstance(hx, Tensor) else tuple(hx)
-        is_lstm = self.kind == "lstm"
-        if len(states) != (2 if is_lstm else 1):
-            wanted = "a hidden and a cell state" if is_lstm else "one state"
-            raise ValueError(f"{self.kind} takes {wanted}, got {len(states)}")
+        states = _several(hx)
+        count = len(states)
+        if self.kind == "lstm" and count != 2:
+            raise ValueError(f"{self.kind} takes a hidden and a cell state, got {count}")
+        if self.kind != "lstm" and count != 1:
+            raise ValueError(f"{self.kind} takes one state, got {count}")
         return states
 
     def _zero_states(self, batch: int, like: Tensor) -> States:
@@ -110,7 +116,8 @@ class StoredRecurrent(nn.Module):
         hidden = like.new_zeros(count, batch, width)
         if self.kind != "lstm":
             return (hidden,)
-        return hidden, like.new_zeros(count, batch, self.hidden_size)
+        cell = like.new_zeros(count, batch, self.hidden_size)
+        return hidden, cell
 
     def _given(self, states: States) -> Any:
         if self.kind == "lstm":
@@ -125,27 +132,32 @@ class StoredRecurrent(nn.Module):
         """Return input, recurrent and any projection matrix of one layer and direction."""
         count = 3 if self.proj_size else 2
         first = count * cell
-        found: list[Any] = list(self.weight_codes[first : first + count])
+        end = first + count
+        found: list[Any] = list(self.weight_codes[first:end])
         return found
 
     def _biases(self, cell: int) -> list[Tensor]:
         first = 2 * cell
-        names = self.floats[first : first + 2]
+        end = first + 2
+        names = self.floats[first:end]
         return [getattr(self, name) for name in names]
 
     def _decoded(self, cells: range) -> list[Tensor]:
         """Return the float tensors of some cells, in the order of torch's functions."""
         flat: list[Tensor] = []
         for cell in cells:
-            matrices = [w.whole() for w in self._matrices(cell)]
-            first, second, *projection = (m.to(self.dtype) for m in matrices)
+            matrices = []
+            for stored in self._matrices(cell):
+                matrix = stored.whole()
+                matrices.append(matrix.to(self.dtype))
+            first, second, *projection = matrices
             flat += [first, second]
             # Biases stand before the projection.
             flat += self._biases(cell)
             flat += projection
         return flat
 
-    def _run(self, x: Tensor, sizes: Tensor | None, states: States) -> tuple[Tensor, States]:
+    def _run(self, x: Tensor, sizes: Tensor | None, states: States) -> Outcome:
         """Run layer by layer, so that one layer's float weights are there at a time."""
         directions = self._directions
         last: list[States] = []
@@ -153,7 +165,8 @@ class StoredRecurrent(nn.Module):
             first = layer * directions
             end = first + directions
             own = [s[first:end].contiguous() for s in states]
-            flat = self._decoded(range(first, end))
+            cells = range(first, end)
+            flat = self._decoded(cells)
             x, after = self._run_layer(x, sizes, own, flat)
             last.append(after)
         by_kind = zip(*last, strict=True)
@@ -161,11 +174,14 @@ class StoredRecurrent(nn.Module):
 
     def _run_layer(
         self, x: Tensor, sizes: Tensor | None, states: list[Tensor], flat: list[Tensor]
-    ) -> tuple[Tensor, States]:
+    ) -> Outcome:
         run: Any = getattr(torch, self.function)
-        given: Any = states if self.kind == "lstm" else states[0]
+        given: Any = states
+        if self.kind != "lstm":
+            given = states[0]
         # Has biases, layers, dropout, training, directions.
-        settings = (bool(self.floats), 1, 0.0, False, self.bidirectional)
+        has_biases = bool(self.floats)
+        settings = (has_biases, 1, 0.0, False, self.bidirectional)
         if sizes is None:
             y, *after = run(x, given, flat, *settings, self.batch_first)
         else:
@@ -176,6 +192,13 @@ class StoredRecurrent(nn.Module):
         """Return its shape."""
         both = ", bidirectional" if self.bidirectional else ""
         return f"{self.kind}, {self.num_layers} layers of {self.hidden_size}{both}"
+
+
+def _several(given: Given) -> States:
+    """Return states as a tuple, of which a single one may be given alone."""
+    if isinstance(given, Tensor):
+        return (given,)
+    return tuple(given)
 
 
 def _chosen(states: States, indices: Tensor | None) -> States:

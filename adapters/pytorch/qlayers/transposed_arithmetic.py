@@ -57,14 +57,16 @@ class TransposedArithmetic(Integers):
             _spread(part, step, counts, grouped, geometry)
         for phase in empty:
             rest = self._untouched(groups, len(geometry[0]))
-            _places(grouped, phase, geometry).copy_(rest)
+            own = _places(grouped, phase, geometry)
+            own.copy_(rest)
         return y
 
     def _room(self, x: Tensor, geometry: Upsampling, dtype: torch.dtype) -> Tensor:
         """Return an output that is not filled yet."""
         groups = geometry[4]
         channels = self.codes.shape[1] * groups
-        places = output_places(tuple(x.shape[2:]), self._kernel, geometry)
+        inner = tuple(x.shape[2:])
+        places = output_places(inner, self._kernel, geometry)
         return torch.empty(
             (x.shape[0], channels, *places),
             dtype=dtype,
@@ -135,14 +137,17 @@ class TransposedArithmetic(Integers):
         whole = whole.transpose(1, 2)
         phases = [_with_taps(whole, phase) for phase in step.phases]
         # (groups * phases * outputs, inputs / groups, *taps)
-        weight = torch.stack(phases, 1).flatten(0, 2).contiguous()
+        weight = torch.stack(phases, 1)
+        weight = weight.flatten(0, 2).contiguous()
         scale = self.scale
         if scale.numel() > 1:
             scale = scale.repeat(groups * count)
         bias = self.bias
         if bias is not None:
-            each = bias.view(groups, 1, self.codes.shape[1])
-            bias = each.expand(-1, count, -1).reshape(-1)
+            outputs = self.codes.shape[1]
+            own = bias.view(groups, 1, outputs)
+            each = own.expand(-1, count, -1)
+            bias = each.reshape(-1)
         packed = onednn.pack_conv(weight, scale, source.scale, source.zero_point, plain)
         zeros = torch.zeros(scale.numel(), dtype=torch.int32)
         return packed, scale, zeros, bias
@@ -159,7 +164,8 @@ class TransposedArithmetic(Integers):
         value = post(self.then, bias)
         if self.gives is not None:
             value = self.gives.quantize(value)
-        return value.view(groups, -1, *[1] * axes)
+        ones = [1] * axes
+        return value.view(groups, -1, *ones)
 
 
 def _with_taps(weight: Tensor, phase: Phase) -> Tensor:
@@ -172,8 +178,10 @@ def _with_taps(weight: Tensor, phase: Phase) -> Tensor:
 
 def _counts(phase: Phase, x: Tensor) -> list[int]:
     """Return how many outputs of a phase there are on each axis."""
-    pairs = zip(x.shape[2:], phase.more, strict=True)
-    return [max(0, places + more) for places, more in pairs]
+    counts = []
+    for places, more in zip(x.shape[2:], phase.more, strict=True):
+        counts.append(max(0, places + more))
+    return counts
 
 
 def _spread(
@@ -196,8 +204,10 @@ def _spread(
             continue
         chosen = parts[:, :, i]
         for axis, count in enumerate(counts[i]):
-            chosen = chosen.narrow(3 + axis, phase.first[axis], count)
-        _places(grouped, phase, geometry).copy_(chosen)
+            first = phase.first[axis]
+            chosen = chosen.narrow(3 + axis, first, count)
+        own = _places(grouped, phase, geometry)
+        own.copy_(chosen)
 
 
 def _places(grouped: Tensor, phase: Phase, geometry: Upsampling) -> Tensor:
@@ -220,7 +230,8 @@ def _geometry(rest: Sequence[Any]) -> Upsampling:
 
 def _run(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
     geometry = _geometry(rest[:5])
-    call = _Call((codes, scale, bias), rest[5:8], rest[8:])
+    tensors = (codes, scale, bias)
+    call = _Call(tensors, rest[5:8], rest[8:])
     y = call.upsampled(x, geometry)
     return y.contiguous(memory_format=format_of(codes))
 
@@ -232,7 +243,8 @@ def _result_form(
     groups = geometry[4]
     channels = codes.shape[1] * groups
     kernel = tuple(codes.shape[2:])
-    places = output_places(tuple(x.shape[2:]), kernel, geometry)
+    inner = tuple(x.shape[2:])
+    places = output_places(inner, kernel, geometry)
     return torch.empty(
         (x.shape[0], channels, *places),
         dtype=rest[-2],

@@ -66,7 +66,8 @@ class Experts(nn.Module):
                 continue
             token, place = torch.where(top_k_index == i)
             y = self._expert(i, hidden_states[token])
-            y = y * top_k_weights[token, place, None]
+            share = top_k_weights[token, place, None]
+            y = y * share
             result.index_add_(0, token, y.to(result.dtype))
         return result
 
@@ -79,7 +80,8 @@ class Experts(nn.Module):
         for i in range(len(self.gate_up_proj)):
             is_own = top_k_index == i
             share = (top_k_weights * is_own).sum(-1, keepdim=True)
-            y = self._expert(i, x) * share
+            y = self._expert(i, x)
+            y = y * share
             result = result + y.to(result.dtype)
         return result
 
@@ -120,10 +122,12 @@ def is_experts(module: nn.Module) -> bool:
     twin = _small_twin(module, generator)
     x = torch.randn(6, 16, generator=generator)
     share = torch.rand(6, 2, generator=generator)
+    # Every expert, as first and as second choice.
     index = torch.tensor([[0, 1], [1, 2], [2, 0], [0, 2], [1, 0], [2, 1]])
     with torch.no_grad():
         try:
-            own = Experts(twin)(x, index, share)
+            standin = Experts(twin)
+            own = standin(x, index, share)
             theirs = twin(x, index, share)
             return torch.allclose(own, theirs, rtol=1e-3, atol=1e-3)
         except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):
@@ -144,7 +148,8 @@ def _looks_like_experts(module: nn.Module) -> bool:
     if not has_gate or has_norm:
         return False
     own = dict(module.named_parameters(recurse=False))
-    if set(own) != set(_parameter_names(module)):
+    expected = _parameter_names(module)
+    if set(own) != set(expected):
         return False
     down = own["down_proj"]
     return down.ndim == 3 and down.is_floating_point()
@@ -172,9 +177,14 @@ def expert_groups(root: nn.Module) -> Iterator[tuple[str, tuple[str, ...]]]:
         if not isinstance(module, Experts):
             continue
         for name in _WEIGHTS:
-            stem = f"{path}.{name}" if path else name
+            stem = _joined(path, name)
             count = len(module.gate_up_proj)
-            yield stem, tuple(f"{stem}.{i}" for i in range(count))
+            layers = [f"{stem}.{i}" for i in range(count)]
+            yield stem, tuple(layers)
+
+
+def _joined(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
 
 
 def unreached(root: nn.Module) -> Iterator[str]:
@@ -190,7 +200,7 @@ def unreached(root: nn.Module) -> Iterator[str]:
             if held.ndim != 3 or min(held.shape) <= 1:
                 continue
             if held.is_floating_point():
-                yield f"{path}.{name}" if path else name
+                yield _joined(path, name)
 
 
 def packed_experts(root: nn.Module) -> Iterable[tuple[str, Tensor]]:
@@ -203,7 +213,8 @@ def packed_experts(root: nn.Module) -> Iterable[tuple[str, Tensor]]:
         kinds = {type(layer) for layer in layers}
         if kinds != {nn.Linear}:
             continue
-        mixture: Any = root.get_submodule(stem.rpartition(".")[0])
+        path = stem.rpartition(".")[0]
+        mixture: Any = root.get_submodule(path)
         weights = [layer.weight for layer in layers]
         yield stem, _stacked(weights, turned=mixture.is_transposed)
         if layers[0].bias is not None:

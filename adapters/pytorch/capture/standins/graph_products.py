@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import fx, nn
@@ -18,6 +19,7 @@ from octavo.adapters.pytorch.loose_weights.uses import use_of
 from .layers_for_uses import layer_for, obstacle
 from .sources import note_source
 
+_Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 _MARK = "stands_for_call"
 _GETTERS: dict[Any, str] = {("T",): "t", ("mT",): "mt"}
 """What ``getattr`` is given -> the function that gives the same."""
@@ -47,7 +49,8 @@ def in_parts(graph: fx.Graph) -> None:
         parts = IN_PARTS.get(_name(node))
         if parts is None or not _reads_parameter(node):
             continue
-        args, kwargs = _mapped(node, lambda n: fx.Proxy(n, tracer))
+        proxies = partial(_proxy, tracer=tracer)
+        args, kwargs = _mapped(node, proxies)
         with graph.inserting_before(node):
             result = parts(*args, **kwargs)
         if isinstance(result, fx.Proxy):
@@ -67,6 +70,10 @@ class _CallByView(NamedTuple):
     node: fx.Node
     source: fx.Node
     ref: Ref
+
+
+def _proxy(node: fx.Node, tracer: GraphAppendingTracer) -> fx.Proxy:
+    return fx.Proxy(node, tracer)
 
 
 @dataclass
@@ -133,7 +140,8 @@ def _is_impure(node: fx.Node) -> bool:
 
     Only views of parameters are looked through.
     """
-    return _name(node) not in _VIEWS or not _reads_parameter(node)
+    is_view = _name(node) in _VIEWS
+    return not (is_view and _reads_parameter(node))
 
 
 def _reads_parameter(node: fx.Node) -> bool:
@@ -142,7 +150,9 @@ def _reads_parameter(node: fx.Node) -> bool:
 
 def _fits_one_layer(use: Use, held: nn.Parameter) -> bool:
     # A graph calls one layer at a time.
-    return not use.form.batch and not obstacle(use.form, held)
+    if use.form.batch:
+        return False
+    return not obstacle(use.form, held)
 
 
 def _call(tracer: GraphAppendingTracer, node: fx.Node, use: Use, path: str) -> None:
@@ -195,12 +205,11 @@ def _use(call: _CallByView, tracer: GraphAppendingTracer | None) -> Use | None:
     return use_of(_name(call.node), args, kwargs)
 
 
-def _mapped(
-    node: fx.Node, change: Callable[[fx.Node], Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _mapped(node: fx.Node, change: Callable[[fx.Node], Any]) -> _Arguments:
     """Return a node's arguments with every node in them changed."""
     mapping: Any = fx.map_arg
-    args, kwargs = mapping((node.args, node.kwargs), change)
+    given = (node.args, node.kwargs)
+    args, kwargs = mapping(given, change)
     return tuple(args), dict(kwargs)
 
 
@@ -215,7 +224,9 @@ def _name(node: fx.Node) -> str:
 
 def _view(node: fx.Node, source: fx.Node, ref: Ref) -> Ref | None:
     """Return what a node makes of a view of a parameter, if that is a view again."""
-    if not node.args or node.args[0] is not source or node.kwargs:
+    if node.kwargs or not node.args:
+        return None
+    if node.args[0] is not source:
         return None
     name = _name(node)
     rest = node.args[1:]
@@ -244,6 +255,9 @@ def _turned(ref: Ref, name: str) -> Ref | None:
 
 def _order(rest: tuple[Any, ...]) -> list[int] | None:
     """Return axes that are given one by one, or as one list; None where they are computed."""
-    is_listed = len(rest) == 1 and isinstance(rest[0], list | tuple)
-    order = list(rest[0]) if is_listed else list(rest)
-    return order if all(isinstance(i, int) for i in order) else None
+    order = list(rest)
+    if len(rest) == 1 and isinstance(rest[0], list | tuple):
+        order = list(rest[0])
+    if not all(isinstance(i, int) for i in order):
+        return None
+    return order

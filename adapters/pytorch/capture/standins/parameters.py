@@ -18,6 +18,8 @@ from octavo.adapters.pytorch.run.batches import Call, copied_call
 from .layers_for_uses import layer_for, obstacle
 from .sources import note_source
 
+_Wanted = dict[str, list[Form]]
+"""Name of a parameter -> what it is used for."""
 _Known = dict[tuple[int, Form], nn.Module]
 """Layers that were made, by the identity of the parameter and what they do with it."""
 
@@ -50,8 +52,11 @@ def loose_parameters(root: nn.Module, idle: Collection[str] = ()) -> Iterator[Lo
         if held_by_layer or isinstance(module, nn.RNNBase):
             continue
         for leaf, held in module._parameters.items():
-            if held is not None and held.ndim >= 2 and held.is_floating_point():
-                yield Loose(_joined(path, leaf), module, leaf, held)
+            if held is None or held.ndim < 2:
+                continue
+            if held.is_floating_point():
+                name = _joined(path, leaf)
+                yield Loose(name, module, leaf, held)
 
 
 def _joined(path: str, leaf: str) -> str:
@@ -74,7 +79,8 @@ def uses_of(root: nn.Module, call: Call) -> dict[str, Uses]:
     twin = skeleton(root)
     found: dict[str, Uses] = {}
     # A list, since owners change while it is read.
-    for name, owner, leaf, held in list(loose_parameters(twin, idle)):
+    loose = list(loose_parameters(twin, idle))
+    for name, owner, leaf, held in loose:
         uses = Uses()
         found[name] = uses
         del owner._parameters[leaf]
@@ -102,23 +108,27 @@ def _run(root: nn.Module, call: Call) -> None:
 def _uncalled(root: nn.Module, call: Call) -> set[str]:
     """Return the paths of layers that the example's run never calls."""
     twin = skeleton(root)
-    idle = {path for path, module in twin.named_modules() if kind_of(module)}
+    idle = set()
+    for path, module in twin.named_modules():
+        if kind_of(module):
+            idle.add(path)
 
     def note(path: str) -> Any:
         return lambda *_: idle.discard(path)
 
     for path in list(idle):
-        twin.get_submodule(path).register_forward_pre_hook(note(path))
+        layer = twin.get_submodule(path)
+        layer.register_forward_pre_hook(note(path))
     _run(twin, call)
     return idle
 
 
-def known_uses(root: nn.Module) -> dict[str, list[Form]]:
+def known_uses(root: nn.Module) -> _Wanted:
     """Return what loose parameters of torch's own modules are used for.
 
     Their forwards are known without an example.
     """
-    found: dict[str, list[Form]] = {}
+    found: _Wanted = {}
     for name, owner, _, _ in loose_parameters(root):
         if isinstance(owner, nn.RNNCellBase):
             found[name] = [PLAIN]
@@ -165,13 +175,15 @@ def _replace(loose: Loose, forms: list[Form], known: _Known) -> None:
             layer = layer_for(form, held)
         known[key] = layer
         note_source(layer, leaf)
-        child = f"{leaf}_layer{len(layers) or ''}"
+        number = len(layers)
+        child = f"{leaf}_layer{number or ''}"
         layers[form] = child
         owner.add_module(child, layer)
     del owner._parameters[leaf]
     place = Place(owner, leaf, held.shape, layers)
     owner.__dict__[leaf] = LooseWeight(place)
-    note_references(owner, (*references(owner), leaf))
+    known_before = references(owner)
+    note_references(owner, (*known_before, leaf))
 
 
 def loose_weights(root: nn.Module) -> Iterator[tuple[str, str, Place]]:
@@ -195,9 +207,9 @@ def forms_in(root: nn.Module) -> dict[str, list[Any]]:
     return found
 
 
-def from_json(raw: Mapping[str, Any]) -> dict[str, list[Form]]:
+def from_json(raw: Mapping[str, Any]) -> _Wanted:
     """Read what :func:`forms_in` returned."""
-    found: dict[str, list[Form]] = {}
+    found: _Wanted = {}
     for name, forms in raw.items():
         found[name] = [Form.from_json(form) for form in forms]
     return found
