@@ -95,6 +95,7 @@ class Uses:
 
     def note(self, form: Form | None, name: str) -> None:
         """Take one call down."""
+        # No form: a layer computes no such call.
         if form is None:
             if name not in self.reads:
                 self.reads.append(name)

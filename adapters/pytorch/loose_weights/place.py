@@ -53,6 +53,7 @@ class Place:
             return self.held
         if not self.layers:
             return decoded(self.owner)
+        # Any of the layers will do: all hold the same numbers.
         form = next(iter(self.layers))
         child = self.layers[form]
         layer = self.owner._modules[child]
@@ -70,6 +71,7 @@ class Place:
         if self.held is not None:
             return self.held.dtype
         layer = self._first()
+        # A quantized layer has no such parameter, and says what it gives.
         weight = layer._parameters.get("weight")
         return weight.dtype if weight is not None else _dtype_of(layer)
 
@@ -99,6 +101,7 @@ def _dtype_of(layer: nn.Module) -> torch.dtype:
 
 def decoded(layer: nn.Module) -> Tensor:
     """Return a layer's weight as float numbers in the shape of the float layer's."""
+    # Float layers have none.
     read: Callable[[], Tensor] | None = getattr(layer, "decoded_weight", None)
     if read is not None:
         return read()

@@ -104,6 +104,7 @@ def _sorted(of_x: Labels, weight: Ref, of_weight: Labels, result: Labels) -> _So
     batch: list[Any] = []
     summed: list[Any] = []
     free: list[Any] = []
+    # In the order of the parameter's own axes, so that one form has one name for all spellings.
     for name in sorted(of_weight, key=axis.__getitem__):
         if name not in of_x:
             free.append(name)

@@ -144,7 +144,9 @@ def _rows(weight: Any, ids: Any) -> Use | None:
 
 
 def _are_ids(value: Any) -> bool:
-    """Return whether a value is a tensor of row numbers, or will be: masks choose rows otherwise."""
+    """Return whether a value is a tensor of row numbers, or will be one."""
     if isinstance(value, Tensor):
-        return not value.is_floating_point() and value.dtype != torch.bool
+        # A mask chooses rows in another way.
+        is_mask = value.dtype == torch.bool
+        return not is_mask and not value.is_floating_point()
     return isinstance(value, torch.fx.Proxy | torch.fx.Node)

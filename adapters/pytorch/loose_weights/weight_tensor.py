@@ -28,7 +28,11 @@ _Arguments = tuple[Any, ...]
 def _getters(names: dict[str, str]) -> dict[Any, str]:
     """Return what reads attributes of a tensor -> a name for it."""
     kind: Any = torch.Tensor
-    return {getattr(kind, attribute).__get__: name for attribute, name in names.items()}
+    found = {}
+    for attribute, name in names.items():
+        reader = getattr(kind, attribute).__get__
+        found[reader] = name
+    return found
 
 
 _GETTERS = _getters({"T": "t", "mT": "mt", "data": "detach"})
@@ -92,7 +96,8 @@ class LooseWeight(torch.Tensor):
 
     def __reduce_ex__(self, _: Any) -> _Arguments:
         p = self._place
-        return _again, (p.owner, p.leaf, p.shape, p.layers, p.held, self._ref, self._cast)
+        place = (p.owner, p.leaf, p.shape, p.layers, p.held)
+        return _again, (*place, self._ref, self._cast)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LooseWeight:
         p = self._place
@@ -111,7 +116,8 @@ class LooseWeight(torch.Tensor):
         kwargs = kwargs or {}
         if func in _FACTS:
             return args[0]._fact(_FACTS[func])
-        name = _GETTERS.get(func) or str(getattr(func, "__name__", ""))
+        own_name = str(getattr(func, "__name__", ""))
+        name = _GETTERS.get(func, own_name)
         if name in _ASKED:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
@@ -178,14 +184,16 @@ class LooseWeight(torch.Tensor):
         if ref.picked is not None:
             numbers = numbers.select(*ref.picked)
         rest = sorted(ref.axes)
-        return numbers.permute([rest.index(a) for a in ref.axes])
+        order = [rest.index(axis) for axis in ref.axes]
+        return numbers.permute(order)
 
 
 def _again(
     owner: nn.Module, leaf: str, shape: Any, layers: Any, held: Any, ref: Ref, cast: Any
 ) -> LooseWeight:
     """Return what was pickled."""
-    return LooseWeight(Place(owner, leaf, shape, layers, held), ref, cast)
+    place = Place(owner, leaf, shape, layers, held)
+    return LooseWeight(place, ref, cast)
 
 
 def _on_numbers(func: Any, args: _Arguments, kwargs: dict[str, Any]) -> Any:

@@ -53,7 +53,8 @@ class _ThroughKernel(torch.autograd.Function):
     def forward(ctx: Any, on_kernel: Compute, in_float: Compute, *tensors: Tensor) -> Tensor:
         ctx.in_float = in_float
         ctx.save_for_backward(*tensors)
-        return on_kernel(*(t.detach() for t in tensors))
+        values = [t.detach() for t in tensors]
+        return on_kernel(*values)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -67,7 +68,8 @@ class _ThroughKernel(torch.autograd.Function):
                 wanted.append(tensor.requires_grad_())
         with torch.enable_grad():
             y = ctx.in_float(*given)
-        gradients = torch.autograd.grad(y, wanted, grad.to(y.dtype))
+        towards = grad.to(y.dtype)
+        gradients = torch.autograd.grad(y, wanted, towards)
         found = iter(gradients)
         by_tensor = [next(found) if t.requires_grad else None for t in given]
         # The two functions have none.
@@ -78,8 +80,10 @@ def clipped(x: Tensor, source: Activation | None) -> Tensor:
     """Return values within a static range, whose gradient is 0 outside of it."""
     if source is None:
         return x
-    low = (source.low - source.zero_point) * source.scale
-    high = (source.high - source.zero_point) * source.scale
+    steps_down = source.low - source.zero_point
+    steps_up = source.high - source.zero_point
+    low = steps_down * source.scale
+    high = steps_up * source.scale
     return x.clamp(low, high)
 
 

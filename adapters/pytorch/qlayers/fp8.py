@@ -55,7 +55,9 @@ class Fp8Linear(Coded):
         then: str = "",
     ) -> None:
         super().__init__()
-        codes = weight.codes.t() if transposed else weight.codes
+        codes = weight.codes
+        if transposed:
+            codes = codes.t()
         self.register_buffer("codes", codes.contiguous())
         scale = weight.params.scale.to(torch.float32)
         self.register_buffer("scale", scale)
@@ -107,21 +109,24 @@ class Fp8Linear(Coded):
             outputs = self.codes.shape[0]
             return _multiplied(flat, outputs, laid_out, self.per_token)
         run: Any = torch.ops.octavo.fp8_linear
-        y: Tensor = run(flat.detach(), self.codes, self.scale, self.per_token)
+        values = flat.detach()
+        y: Tensor = run(values, self.codes, self.scale, self.per_token)
         return y
 
     def _in_float(self, x: Tensor) -> Tensor:
         weight = self.decoded_weight()
         if self.transposed:
             weight = weight.t()
-        y = nn.functional.linear(x.float(), weight.float(), self.bias)
+        values = x.float()
+        y = nn.functional.linear(values, weight.float(), self.bias)
         y = post(self.then, y)
         return y.to(result_dtype(self.dtype, y.device))
 
     def extra_repr(self) -> str:
         """Return its shape and scales."""
         scales = "token" if self.per_token else "tensor"
-        return f"{tuple(self.codes.shape)}, fp8 dynamic per {scales}"
+        shape = tuple(self.codes.shape)
+        return f"{shape}, fp8 dynamic per {scales}"
 
 
 def _laid_out(codes: Tensor, scale: Tensor, per_token: bool) -> tuple[Tensor, Tensor]:
@@ -129,7 +134,9 @@ def _laid_out(codes: Tensor, scale: Tensor, per_token: bool) -> tuple[Tensor, Te
     if not per_token:
         return packed, scale
     more_outputs = packed.shape[0] - codes.shape[0]
-    return packed, nn.functional.pad(scale, (0, more_outputs))
+    # The layout has outputs of zeros beyond those of the layer.
+    scales = nn.functional.pad(scale, (0, more_outputs))
+    return packed, scales
 
 
 def _multiplied(

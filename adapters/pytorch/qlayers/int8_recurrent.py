@@ -16,7 +16,7 @@ from octavo.adapters.pytorch.kernels.operators import is_portable
 from octavo.adapters.pytorch.kernels.saturation import in_reach
 
 from .differentiable import needs_gradient
-from .recurrent import States, StoredRecurrent
+from .recurrent import Outcome, States, StoredRecurrent
 from .recurrent_kernels import NetworkForm, run_layers
 
 Tensor = torch.Tensor
@@ -35,7 +35,7 @@ class Int8Recurrent(StoredRecurrent):
         for tensor in self.buffers():
             forget(tensor)
 
-    def _run(self, x: Tensor, sizes: Tensor | None, states: States) -> tuple[Tensor, States]:
+    def _run(self, x: Tensor, sizes: Tensor | None, states: States) -> Outcome:
         if needs_gradient(x, *states):
             return self._run_with_gradient(x, sizes, states)
         compiling = torch.compiler.is_compiling()
@@ -45,19 +45,21 @@ class Int8Recurrent(StoredRecurrent):
             return self._run_on_integers(x, sizes, states, compiling)
         except RuntimeError:
             # The kernels find no range in what is not finite; any other error is one.
-            if compiling or all(map(_is_finite, (x, *states))):
+            given = (x, *states)
+            if compiling or all(map(_is_finite, given)):
                 raise
             return super()._run(x, sizes, states)
 
-    def _run_with_gradient(
-        self, x: Tensor, sizes: Tensor | None, states: States
-    ) -> tuple[Tensor, States]:
+    def _run_with_gradient(self, x: Tensor, sizes: Tensor | None, states: States) -> Outcome:
         """Return the integer kernel's values, with the gradient of the decoded layer."""
         smooth, last = super()._run(x, sizes, states)
         with torch.no_grad():
             exact, own = self._run(x, sizes, states)
-        after = [_with_gradient(*pair) for pair in zip(own, last, strict=True)]
-        return _with_gradient(exact, smooth), tuple(after)
+        y = _with_gradient(exact, smooth)
+        after = []
+        for value, like in zip(own, last, strict=True):
+            after.append(_with_gradient(value, like))
+        return y, tuple(after)
 
     def _computes_in_float(self, compiling: bool) -> bool:
         """Return whether no integer kernel may run.
@@ -71,9 +73,11 @@ class Int8Recurrent(StoredRecurrent):
 
     def _run_on_integers(
         self, x: Tensor, sizes: Tensor | None, states: States, compiling: bool
-    ) -> tuple[Tensor, States]:
+    ) -> Outcome:
         stored: Any = self.weight_codes
-        matrices = [t for w in stored for t in (w.codes, w.scale)]
+        matrices = []
+        for weight in stored:
+            matrices += [weight.codes, weight.scale]
         biases = [getattr(self, name).detach() for name in self.floats]
         given = [s.detach().float() for s in states]
         form = NetworkForm(

@@ -141,9 +141,18 @@ class StoredWeight(nn.Module):
         every_row = slice(0, self.rows)
         return self.decode(self.codes, every_row)
 
-    def blocks(self) -> range:
-        """Return the first rows of the blocks that are decoded one at a time."""
-        return range(0, self.rows, self.step)
+    def blocks(self, step: int = 0) -> list[slice]:
+        """Return the rows of the blocks that are decoded one at a time.
+
+        Args:
+            step: Rows of a block; 0 for :attr:`step`.
+        """
+        step = step or self.step
+        found = []
+        for first in range(0, self.rows, step):
+            end = min(first + step, self.rows)
+            found.append(slice(first, end))
+        return found
 
     @property
     def step(self) -> int:

@@ -79,10 +79,11 @@ class _Likeness:
     alone: Axes
 
 
+_Plan = tuple[tuple[Step, ...], tuple[Phase, ...]]
+
+
 @cache
-def steps(
-    kernel: Axes, geometry: Geometry, together: bool = True
-) -> tuple[tuple[Step, ...], tuple[Phase, ...]]:
+def steps(kernel: Axes, geometry: Geometry, together: bool = True) -> _Plan:
     """Return the convolutions that make up a transposed one, and the phases that no tap reaches.
 
     Args:
@@ -136,7 +137,7 @@ def _residues(kernel: int, stride: int, padding: int, extra: int, dilation: int)
     found = []
     for residue in range(stride):
         start = residue + padding
-        taps = [t for t in range(kernel) if (t * dilation - start) % stride == 0]
+        taps = _taps(kernel, stride, dilation, start)
         # Outputs are (inputs - 1) * stride - 2 * padding + reach + extra; those of this residue,
         # less the inputs, divided by the stride and rounded up:
         beyond = reach + extra - stride - padding - start
@@ -146,8 +147,10 @@ def _residues(kernel: int, stride: int, padding: int, extra: int, dilation: int)
             continue
         # The q-th output of this residue reads input q + shift through its first tap, and earlier
         # inputs through later taps.
-        shift = (start - taps[0] * dilation) // stride
-        earlier = (len(taps) - 1) * dilation // apart
+        first_reach = taps[0] * dilation
+        shift = (start - first_reach) // stride
+        steps_back = len(taps) - 1
+        earlier = steps_back * dilation // apart
         before = earlier - shift
         after = more + shift
         room = max(before, after, 0)
@@ -163,13 +166,22 @@ def _residues(kernel: int, stride: int, padding: int, extra: int, dilation: int)
     return found
 
 
-def output_places(
-    places: tuple[int, ...], kernel: tuple[int, ...], geometry: Geometry
-) -> list[int]:
+def _taps(kernel: int, stride: int, dilation: int, start: int) -> list[int]:
+    """Return the taps that outputs read which begin so far into the kernel."""
+    found = []
+    for tap in range(kernel):
+        distance = tap * dilation - start
+        if distance % stride == 0:
+            found.append(tap)
+    return found
+
+
+def output_places(places: Axes, kernel: Axes, geometry: Geometry) -> list[int]:
     """Return the output's size on each spatial axis (torch.nn.ConvTranspose2d, "Shape")."""
     stride, padding, extra, dilation, _ = geometry
     sizes = []
     for n, k, s, p, e, d in zip(places, kernel, stride, padding, extra, dilation, strict=True):
         reach = d * (k - 1) + 1
-        sizes.append((n - 1) * s - 2 * p + reach + e)
+        span = (n - 1) * s + reach
+        sizes.append(span - 2 * p + e)
     return sizes

@@ -88,10 +88,13 @@ class Int8ConvTranspose(Int8Layer, TransposedArithmetic):
         stride, padding, _, dilation, groups = self.geometry
         n = len(stride)
         kernel = tuple(self.codes.shape[2:])
-        smallest = (stride, padding, (0,) * n, dilation, groups)
-        least = output_places(tuple(x.shape[-n:]), kernel, smallest)
-        pairs = zip(output_size[-n:], least, strict=True)
-        extra = [int(size) - low for size, low in pairs]
+        none = (0,) * n
+        smallest = (stride, padding, none, dilation, groups)
+        places = tuple(x.shape[-n:])
+        least = output_places(places, kernel, smallest)
+        extra = []
+        for size, low in zip(output_size[-n:], least, strict=True):
+            extra.append(int(size) - low)
         fits = [0 <= e < s for e, s in zip(extra, stride, strict=True)]
         if not all(fits):
             more = [s - 1 for s in stride]

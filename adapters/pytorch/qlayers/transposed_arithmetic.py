@@ -31,7 +31,9 @@ class TransposedArithmetic(Integers):
 
     def upsampled(self, x: Tensor, geometry: Upsampling) -> Tensor:
         """Return the layer's output: float, or uint8 codes if it gives codes."""
-        source = self.source or Activation.around(x, self.symmetric)
+        source = self.source
+        if source is None:
+            source = Activation.around(x, self.symmetric)
         form = format_of(self.codes)
         codes = x
         if x.dtype != torch.uint8:
@@ -149,7 +151,8 @@ class TransposedArithmetic(Integers):
             each = own.expand(-1, count, -1)
             bias = each.reshape(-1)
         packed = onednn.pack_conv(weight, scale, source.scale, source.zero_point, plain)
-        zeros = torch.zeros(scale.numel(), dtype=torch.int32)
+        channels = scale.numel()
+        zeros = torch.zeros(channels, dtype=torch.int32)
         return packed, scale, zeros, bias
 
     def _untouched(self, groups: int, axes: int) -> Tensor:
@@ -197,7 +200,8 @@ def _spread(
         geometry: Of the transposed convolution.
     """
     groups = grouped.shape[1]
-    parts = torch.unflatten(part, 1, (groups, len(step.phases), -1))
+    phases = len(step.phases)
+    parts = torch.unflatten(part, 1, (groups, phases, -1))
     for i, phase in enumerate(step.phases):
         # The padding leaves nothing of some phases.
         if not all(counts[i]):
@@ -212,9 +216,11 @@ def _spread(
 
 def _places(grouped: Tensor, phase: Phase, geometry: Upsampling) -> Tensor:
     """Return the view at one phase's places of (batch, groups, channels, *places)."""
-    strides = zip(phase.residues, geometry[0], strict=True)
-    chosen: list[Any] = [slice(residue, None, stride) for residue, stride in strides]
-    return grouped[(..., *chosen)]
+    stride = geometry[0]
+    chosen: list[Any] = [...]
+    for first, apart in zip(phase.residues, stride, strict=True):
+        chosen.append(slice(first, None, apart))
+    return grouped[tuple(chosen)]
 
 
 class _Call(Arguments, TransposedArithmetic):

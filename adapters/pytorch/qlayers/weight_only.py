@@ -24,6 +24,8 @@ from .low_bit_layer import Coded
 from .packed_weights import StoredWeight
 
 Tensor = torch.Tensor
+_CONVOLUTIONS: Any = (nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d)
+"""By the number of axes that they move along, less one."""
 _INT4_GROUPS = (32, 64, 128, 256)
 """Features that share a scale, as torch's 4-bit kernels know them."""
 
@@ -67,7 +69,9 @@ class WeightOnlyLinear(Coded):
     def _fits_int4(self) -> bool:
         """Return whether the device multiplies by these 4-bit codes as they are."""
         w = self.weight_codes
-        if w.spec.dtype not in ("int4", "uint4") or w.group not in _INT4_GROUPS:
+        if w.spec.dtype not in ("int4", "uint4"):
+            return False
+        if w.group not in _INT4_GROUPS:
             return False
         scaled_rows = w.scale.shape[0]
         if scaled_rows != w.rows or w.rows % 32 != 0:
@@ -111,8 +115,10 @@ class WeightOnlyLinear(Coded):
 
     def _int4(self, x: Tensor, multiply: Callable[..., Tensor]) -> Tensor:
         w = self.weight_codes
-        y = multiply(x.detach(), w.codes, w.scale, w.offset, w.lowest)
-        y = y.to(result_dtype(self.dtype, x.device))
+        values = x.detach()
+        y = multiply(values, w.codes, w.scale, w.offset, w.lowest)
+        dtype = result_dtype(self.dtype, x.device)
+        y = y.to(dtype)
         if self.bias is None:
             return y
         return y + self.bias.to(y.dtype)
@@ -122,16 +128,22 @@ class WeightOnlyLinear(Coded):
         flat = x.reshape(-1, w.features)
         flat = flat.to(self.dtype)
         parts = []
-        for first in w.blocks():
-            end = min(first + w.step, w.rows)
-            rows = slice(first, end)
+        for rows in w.blocks():
             block = w.decode(w.codes[rows], rows)
+            weight = block.to(self.dtype)
             bias = None if self.bias is None else self.bias[rows]
-            y = nn.functional.linear(flat, block.to(self.dtype), bias)
-            parts.append(y)
-        y = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+            part = nn.functional.linear(flat, weight, bias)
+            parts.append(part)
+        y = _joined(parts, -1)
         places = x.shape[:-1]
         return y.view(*places, w.rows)
+
+
+def _joined(parts: list[Tensor], axis: int) -> Tensor:
+    """Return parts side by side; a single one is not copied."""
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat(parts, axis)
 
 
 def _follow(layer: Any) -> None:
@@ -154,11 +166,10 @@ class _Recomputed(torch.autograd.Function):
         w: StoredWeight = ctx.layer.weight_codes
         flat = grad.reshape(-1, w.rows)
         total = flat.new_zeros(flat.shape[0], w.features)
-        for first in w.blocks():
-            end = min(first + w.step, w.rows)
-            rows = slice(first, end)
+        for rows in w.blocks():
             block = w.decode(w.codes[rows], rows)
-            total.addmm_(flat[:, rows], block.to(flat.dtype))
+            weight = block.to(flat.dtype)
+            total.addmm_(flat[:, rows], weight)
         places = grad.shape[:-1]
         result = total.view(*places, w.features)
         return result.to(ctx.kind), None
@@ -182,18 +193,21 @@ class WeightOnlyEmbedding(Coded):
         self.bag: tuple[str, bool] | None = None
         self.padding: int | None = None
         if bag is not None:
-            self.bag = (str(bag.mode), bool(bag.include_last_offset))
+            includes_last = bool(bag.include_last_offset)
+            self.bag = (str(bag.mode), includes_last)
             self.padding = bag.padding_idx
 
     def decoded_weight(self) -> Tensor:
         """Return the table as float numbers."""
-        return self.weight_codes.whole().to(self.dtype)
+        table = self.weight_codes.whole()
+        return table.to(self.dtype)
 
     def _rows(self, ids: Tensor) -> Tensor:
         w = self.weight_codes
         flat = ids.reshape(-1)
         codes = nn.functional.embedding(flat, w.codes)
-        return w.decode(codes, flat).to(self.dtype)
+        rows = w.decode(codes, flat)
+        return rows.to(self.dtype)
 
     def forward(
         self, ids: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
@@ -259,13 +273,14 @@ class WeightOnlyConv(Coded):
         self.geometry = geometry
         self.pads = pads
         self.then = then
-        by_axes = (nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d)
-        self._convolve = by_axes[len(self.shape) - 2]
+        axes = len(self.shape) - 1
+        self._convolve = _CONVOLUTIONS[axes - 1]
 
     def decoded_weight(self) -> Tensor:
         """Return the weight as float numbers."""
         whole = self.weight_codes.whole()
-        return whole.view(-1, *self.shape).to(self.dtype)
+        weight = whole.view(-1, *self.shape)
+        return weight.to(self.dtype)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         super()._apply(*args, **kwargs)
@@ -278,19 +293,19 @@ class WeightOnlyConv(Coded):
         if self.pads:
             x = nn.functional.pad(x, self.pads)
         # Groups read other channels each: their weights, which are small, are decoded together.
-        step = w.step if self.geometry[3] == 1 else w.rows
+        groups = self.geometry[3]
+        step = w.step if groups == 1 else w.rows
         parts = []
-        for first in range(0, w.rows, step):
-            end = min(first + step, w.rows)
-            rows = slice(first, end)
+        for rows in w.blocks(step):
             block = w.decode(w.codes[rows], rows)
             weight = block.view(-1, *self.shape)
+            weight = weight.to(self.dtype)
             bias = None if self.bias is None else self.bias[rows]
-            y = self._convolve(x, weight.to(self.dtype), bias, *self.geometry)
-            parts.append(y)
+            part = self._convolve(x, weight, bias, *self.geometry)
+            parts.append(part)
         # Counted from the end, since a single sample may have no axis for the batch.
         channels = -len(self.shape)
-        y = parts[0] if len(parts) == 1 else torch.cat(parts, channels)
+        y = _joined(parts, channels)
         if other is not None:
             y = y + other
         return post(self.then, y)

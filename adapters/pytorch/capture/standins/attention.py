@@ -77,8 +77,10 @@ class Attention(nn.Module):
         more = (self.bias_k, self.bias_v, self.add_zero_attn)
         dropout = self.dropout if self.training else 0.0
         form = (self.num_heads, self.batch_first, dropout)
-        pair = attend((q, k, v), masks, more, form, need_weights, average_attn_weights)
-        return self.out_proj(pair[0]), pair[1]
+        projected = (q, k, v)
+        pair = attend(projected, masks, more, form, need_weights, average_attn_weights)
+        y = self.out_proj(pair[0])
+        return y, pair[1]
 
 
 def _projection(module: nn.MultiheadAttention, name: str, place: int, views: _Views) -> nn.Linear:

@@ -37,6 +37,7 @@ class Experts(nn.Module):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
+        # The gate may read any setting of the module.
         for name, value in module.__dict__.items():
             if not name.startswith("_") and name != "training":
                 self.__dict__[name] = value
@@ -125,6 +126,7 @@ def is_experts(module: nn.Module) -> bool:
     # Every expert, as first and as second choice.
     index = torch.tensor([[0, 1], [1, 2], [2, 0], [0, 2], [1, 0], [2, 1]])
     with torch.no_grad():
+        # A module that only looks like one may fail in any of these ways.
         try:
             standin = Experts(twin)
             own = standin(x, index, share)

@@ -56,7 +56,8 @@ def layers_of_calls(root: nn.Module, graph: fx.Graph) -> None:
     in_parts(graph)
     readers = _readers(graph)
     forms: _Forms = {}
-    for node in list(graph.nodes):
+    nodes = list(graph.nodes)
+    for node in nodes:
         given = _given(root, node)
         if given is None:
             continue
@@ -72,6 +73,7 @@ def layers_of_calls(root: nn.Module, graph: fx.Graph) -> None:
             call = graph.call_module(path, (given["input"],))
         node.replace_all_uses_with(call)
         graph.erase_node(node)
+    # What is left may be written in other ways, or multiply by views of parameters.
     products_of_parameters(root, graph)
     _drop_unread(graph)
 
@@ -87,7 +89,9 @@ def _readers(graph: fx.Graph) -> dict[str, list[fx.Node]]:
 
 
 def _drop_unread(graph: fx.Graph) -> None:
-    for node in reversed(list(graph.nodes)):
+    # A list, since the graph changes while it is read.
+    nodes = list(graph.nodes)
+    for node in reversed(nodes):
         if node.op == "get_attr" and not node.users:
             graph.erase_node(node)
 
@@ -148,6 +152,7 @@ def _given(root: nn.Module, node: fx.Node) -> dict[str, Any] | None:
         return None
     if not isinstance(given.get("input"), fx.Node):
         return None
+    # A layer's geometry is fixed when it is made.
     settings = [given.get(name) for name in _SETTINGS]
     computed: list[fx.Node] = []
     fx.map_arg(settings, computed.append)

@@ -117,6 +117,7 @@ def _replace_products(root: nn.Module, graph: fx.Graph, name: str, held: nn.Para
         return
     uses: list[Use] = []
     for call in reading.calls:
+        # Only now with proxies: what arranges values is to write nodes into the graph.
         use = _use(call, tracer)
         if use is None or not _fits_one_layer(use, held):
             return
@@ -126,7 +127,8 @@ def _replace_products(root: nn.Module, graph: fx.Graph, name: str, held: nn.Para
     children: dict[Form, str] = {}
     for call, use in zip(reading.calls, uses, strict=True):
         number = len(children)
-        child = children.setdefault(use.form, f"{leaf}_layer{number or ''}")
+        next_name = f"{leaf}_layer{number or ''}"
+        child = children.setdefault(use.form, next_name)
         if child not in owner._modules:
             layer = layer_for(use.form, held)
             mark(layer, leaf)

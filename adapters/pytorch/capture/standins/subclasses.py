@@ -55,7 +55,10 @@ def _is_linear(module: nn.Module, base: type) -> bool:
     """Return whether a linear layer computes x W^T + b: it is run on small weights."""
     if base is not nn.Linear or module._buffers or module._modules:
         return False
-    own = {name for name, held in module._parameters.items() if held is not None}
+    own = set()
+    for name, held in module._parameters.items():
+        if held is not None:
+            own.add(name)
     if own not in ({"weight"}, {"weight", "bias"}):
         return False
     outputs, inputs = _SMALL
@@ -85,6 +88,7 @@ def _small_twin(module: nn.Module, parameters: dict[str, Tensor]) -> nn.Module:
     for name, value in parameters.items():
         twin._parameters[name] = nn.Parameter(value, requires_grad=False)
     outputs, inputs = _SMALL
+    # Forwards may reshape by what the layer says of itself.
     twin.__dict__.update(out_features=outputs, in_features=inputs)
     twin._forward_hooks.clear()
     twin._forward_pre_hooks.clear()
