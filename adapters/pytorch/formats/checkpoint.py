@@ -1,4 +1,7 @@
-"""What the checkpoint formats of transformers share: which models and weights they take, and the files around the weights."""
+"""What the checkpoint formats of transformers share.
+
+Which models and weights they take, and the files around the weights.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import copy
 import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,9 +29,9 @@ from octavo.adapters.pytorch.modules.kinds import is_table, is_transposed_linear
 from octavo.adapters.pytorch.modules.shared_copy import aliases, named_tensors
 from octavo.core.contract.adapter import OpParameters
 from octavo.core.errors import SchemeError
-from octavo.core.numerics.affine import integer_range, is_integer
-from octavo.core.numerics.packing import pack
-from octavo.core.numerics.tensor import QuantizedTensor
+from octavo.core.numerics.affine import is_integer
+
+from .integer_matrix import IntegerMatrix
 
 Tensor = torch.Tensor
 
@@ -40,7 +43,8 @@ class Checkpoint:
     Attributes:
         format: Name of the format, for messages.
         candidate: What is written.
-        empty: The float module on the meta device: its classes and names are those that the reader will make.
+        empty: The float module on the meta device: its classes and names are those that the reader
+            will make.
     """
 
     format: str
@@ -52,66 +56,72 @@ class Checkpoint:
         """Take a result, a quantized model or a candidate.
 
         Raises:
-            SchemeError: If it is no model of transformers, or holds what no checkpoint can: the message names the op and the remedy.
+            SchemeError: If it is no model of transformers, or holds what no checkpoint can: the
+                message names the op and the remedy.
         """
         candidate = getattr(result, "candidate", result)
         if not isinstance(candidate, TorchCandidate):
             raise SchemeError(
-                f"{format} takes a model of the torch backend, not a {type(candidate).__name__}; tune with backends=['torch']"
+                f"{format} takes a model of the torch backend, not a {type(candidate).__name__}; "
+                "tune with backends=['torch']"
             )
         facts = architecture_of(candidate.module)
         if facts is None:
             kind = type(candidate.module)
             raise SchemeError(
-                f"{format} holds models whose class the transformers package defines, and this is a {kind.__module__}.{kind.__qualname__}; "
+                f"{format} holds models whose class the transformers package defines, "
+                f"and this is a {kind.__module__}.{kind.__qualname__}; "
                 "save it with result.save() and load it with octavo.load(folder, model=...)"
             )
         made = cls(format, _with_modules_alone(candidate), rebuild(facts, "meta"))
-        candidate = made.candidate
-        if not candidate.parameters:
+        if not made.candidate.parameters:
             raise SchemeError(
-                f"nothing in this model is quantized: {format} would hold the float model; use its save_pretrained"
+                f"nothing in this model is quantized: {format} would hold the float model; "
+                "use its save_pretrained"
             )
-        for name in candidate.factors:
-            made.refuse(
-                name,
-                "it changes its input's channels, which no layer before it could take in",
-                "leave that transform out",
-            )
-        biases = {
-            f"{name}.bias" for name, bias in candidate.biases.items() if bias is not None
-        } | set(named_tensors(candidate.module))
-        for name, module in made.empty.named_modules():
-            if isinstance(module, nn.Linear) and module.bias is None and f"{name}.bias" in biases:
-                made.refuse(
-                    name,
-                    "a shift of its input gave it a bias, which its architecture has not",
-                    "leave that transform out",
-                )
+        made._refuse_transforms()
         return made
 
+    def _refuse_transforms(self) -> None:
+        """Refuse what a transform left behind that the architecture has no place for."""
+        remedy = "leave that transform out"
+        for name in self.candidate.factors:
+            why = "it changes its input's channels, which no layer before it could take in"
+            self.refuse(name, why, remedy)
+        held = set(named_tensors(self.candidate.module))
+        held |= {f"{name}.bias" for name, bias in self.candidate.biases.items() if bias is not None}
+        for name, module in self.empty.named_modules():
+            lacks_bias = isinstance(module, nn.Linear) and module.bias is None
+            if lacks_bias and f"{name}.bias" in held:
+                why = "a shift of its input gave it a bias, which its architecture has not"
+                self.refuse(name, why, remedy)
+
     def ties(self) -> tuple[tuple[str, ...], ...]:
-        """Return the paths of modules whose weight is one tensor, for each such tensor of which an op is quantized."""
-        found: dict[str, list[str]] = {}
+        """Return the paths of modules that share their weight.
+
+        One group for each such tensor of which an op is quantized.
+        """
+        names_of: dict[str, list[str]] = {}
         for name, first in aliases(self.empty).items():
-            found.setdefault(first, [first]).append(name)
-        paths = (
-            tuple(dict.fromkeys(n.removesuffix(".weight") for n in names))
-            for names in found.values()
-        )
-        return tuple(
-            group for group in paths if not self.candidate.parameters.keys().isdisjoint(group)
-        )
+            names_of.setdefault(first, [first]).append(name)
+        groups: list[tuple[str, ...]] = []
+        for names in names_of.values():
+            paths = tuple(dict.fromkeys(name.removesuffix(".weight") for name in names))
+            if not self.candidate.parameters.keys().isdisjoint(paths):
+                groups.append(paths)
+        return tuple(groups)
 
     def refuse(self, name: str, why: str, remedy: str = "") -> NoReturn:
         """Raise the error that says why an op cannot be held, and what to do."""
-        raise SchemeError(
-            f"{self.format} cannot hold op {name!r} [{self.candidate.recipe[name]}]: {why}; "
-            + (remedy or f'keep it float with a rule: ops = ["{name}"], keep = "float"')
-        )
+        scheme = self.candidate.recipe[name]
+        remedy = remedy or f'keep it float with a rule: ops = ["{name}"], keep = "float"'
+        raise SchemeError(f"{self.format} cannot hold op {name!r} [{scheme}]: {why}; {remedy}")
 
     def module(self, name: str) -> nn.Module | None:
-        """Return the module that the reader will make for an op; None for one of a mixture's experts, a slice of a parameter."""
+        """Return the module that the reader will make for an op.
+
+        None for one of a mixture's experts, a slice of a parameter.
+        """
         return dict(self.empty.named_modules()).get(name)
 
     def weight(self, name: str, parameters: OpParameters) -> IntegerMatrix:
@@ -127,20 +137,18 @@ class Checkpoint:
                 "its weight is no integer of 2 to 8 bits",
                 "give it an int or uint weight of 2 to 8 bits, or keep it float",
             )
-        spec = weight.params.spec
-        if spec.granularity.startswith("block:"):
-            self.refuse(
-                name,
-                "scales of blocks have no place in the file",
-                "use channel or group:N granularity",
-            )
+        if weight.params.spec.granularity.startswith("block:"):
+            why = "scales of blocks have no place in the file"
+            self.refuse(name, why, "use channel or group:N granularity")
         module = self.module(name)
-        return IntegerMatrix.of(
-            weight, transposed=module is not None and is_transposed_linear(module)
-        )
+        transposed = module is not None and is_transposed_linear(module)
+        return IntegerMatrix.of(weight, transposed=transposed)
 
     def floats(self) -> dict[str, Tensor]:
-        """Return every tensor that stays float under the name that the reader gives it, tied ones once, and the ops' biases."""
+        """Return every tensor that stays float, and the ops' biases.
+
+        They have the names that the reader gives them; tied ones are there once.
+        """
         owned = tuple(f"{name}." for name in self.candidate.parameters)
         kept = self.empty.state_dict().keys()
         root = self.candidate.module
@@ -158,29 +166,34 @@ class Checkpoint:
         return weight.dtype
 
     def untie(self, group: Sequence[str]) -> None:
-        """See that a reader who is told not to tie weights makes the same function, each op with a weight of its own.
+        """See that a reader who is told not to tie weights makes the same function.
+
+        Each op then has a weight of its own.
 
         Raises:
             SchemeError: If it does not.
         """
-        name = next(n for n in group if n in self.candidate.parameters)
-        others = ", ".join(repr(n) for n in group if n != name)
         facts = architecture_of(self.candidate.module)
         assert facts is not None
         config = {**facts["config"], "tie_word_embeddings": False}
         apart = aliases(rebuild({**facts, "config": config}, "meta"))
-        # Models of this kind (T5) scale what goes into a tied head: without the tie they are another function.
-        if config.get("is_encoder_decoder") or {f"{n}.weight" for n in group} & {
-            *apart,
-            *apart.values(),
-        }:
-            why = f"its weight is tied to that of {others}, which takes another form, and this architecture cannot be read without the tie"
-            rule = json.dumps([*group])
-            self.refuse(
-                name,
-                why,
-                f'give them one weight_only scheme, or keep all of them float: ops = {rule}, keep = "float"',
-            )
+        still_tied = {*apart, *apart.values()}
+        weights = {f"{path}.weight" for path in group}
+        # Models of this kind (T5) scale what goes into a tied head: without the tie they are
+        # another function.
+        scales_tied_head = config.get("is_encoder_decoder")
+        if not scales_tied_head and still_tied.isdisjoint(weights):
+            return
+        name = next(path for path in group if path in self.candidate.parameters)
+        others = ", ".join(repr(path) for path in group if path != name)
+        rule = json.dumps([*group])
+        self.refuse(
+            name,
+            f"its weight is tied to that of {others}, which takes another form, "
+            "and this architecture cannot be read without the tie",
+            "give them one weight_only scheme, or keep all of them float: "
+            f'ops = {rule}, keep = "float"',
+        )
 
     def write(
         self,
@@ -190,8 +203,16 @@ class Checkpoint:
         *,
         untied: bool = False,
     ) -> None:
-        """Write tensors, configuration and generation settings as ``from_pretrained`` reads them; ``untied`` tells it to tie nothing."""
+        """Write tensors, configuration and generation settings as ``from_pretrained`` reads them.
+
+        Args:
+            folder: Made where it is missing.
+            tensors: By the reader's names.
+            quantization: ``quantization_config``.
+            untied: Tell the reader to tie nothing.
+        """
         folder.mkdir(parents=True, exist_ok=True)
+        # Clones: safetensors writes no tensors that share memory.
         plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
         save_file(plain, folder / "model.safetensors", metadata={"format": "pt"})
         module: Any = self.candidate.module
@@ -202,23 +223,23 @@ class Checkpoint:
             config.tie_word_embeddings = False
         config.quantization_config = dict(quantization)
         config.save_pretrained(folder)
-        if (generation := getattr(module, "generation_config", None)) is not None:
+        generation = getattr(module, "generation_config", None)
+        if generation is not None:
             generation.save_pretrained(folder)
 
 
 def _with_modules_alone(candidate: TorchCandidate) -> TorchCandidate:
-    """Return a candidate without the ops for which a reader makes no layer: those of a parameter, and tables that make their ids.
+    """Return a candidate without the ops for which a reader makes no layer.
 
-    The numbers that their codes stand for are written in place of them.
+    Those are ops of a parameter, and tables that make their ids. The numbers that their codes
+    stand for are written in place of them.
     """
+    modules = candidate.module.named_modules()
+    without_layer = {path for path, module in modules if _makes_ids(module)}
+    without_layer |= parameters_of_layers(candidate.module).keys()
     made = copy.copy(candidate)
-    root = candidate.module
-    layers = parameters_of_layers(root)
-    modules = dict(root.named_modules())
     made.parameters = {
-        name: own
-        for name, own in candidate.parameters.items()
-        if name not in layers and not (name in modules and _makes_ids(modules[name]))
+        name: own for name, own in candidate.parameters.items() if name not in without_layer
     }
     return made
 
@@ -232,61 +253,3 @@ def _loose(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield the parameters of which layers of octavo's own hold the codes, as float numbers."""
     for path, leaf, place in loose_weights(root):
         yield (f"{path}.{leaf}" if path else leaf), place.decoded().detach()
-
-
-@dataclass(frozen=True)
-class IntegerMatrix:
-    """A weight (outputs, inputs) as unsigned codes: value = scale * (code - zero_point), group by group of inputs.
-
-    Attributes:
-        codes: 0 to 2**bits - 1, int32.
-        scale: float32 (outputs, groups); (1, 1) for one scale.
-        zero_point: int32, the same shape.
-        bits: Width of a code.
-        symmetric: Every zero point is the middle code.
-        group: Inputs that share a scale; None for whole rows.
-    """
-
-    codes: Tensor
-    scale: Tensor
-    zero_point: Tensor
-    bits: int
-    symmetric: bool
-    group: int | None
-
-    @classmethod
-    def of(cls, weight: QuantizedTensor, *, transposed: bool = False) -> IntegerMatrix:
-        """Return the matrix of an integer weight (outputs, inputs), or of one that is stored as (inputs, outputs)."""
-        spec, params = weight.params.spec, weight.params
-        middle = 2 ** (spec.bits - 1) if integer_range(spec)[0] < 0 else 0
-        rows = 1 if params.scale.ndim == 0 else params.scale.shape[0]
-        scale, zero_point = (
-            params.scale.reshape(rows, -1),
-            params.zero_point.reshape(rows, -1) + middle,
-        )
-        codes = (weight.codes.t() if transposed else weight.codes).to(torch.int32) + middle
-        return cls(
-            codes.cpu(),
-            scale.float().cpu(),
-            zero_point.to(torch.int32).cpu(),
-            spec.bits,
-            spec.symmetric,
-            spec.group_size,
-        )
-
-    def rows(self, part: slice) -> IntegerMatrix:
-        """Return some of the outputs as a matrix of their own."""
-        one = self.scale.shape[0] == 1
-        return replace(
-            self,
-            codes=self.codes[part],
-            scale=self.scale if one else self.scale[part],
-            zero_point=self.zero_point if one else self.zero_point[part],
-        )
-
-
-def words(codes: Tensor, bits: int) -> Tensor:
-    """Pack unsigned codes along the last axis into int32 words as one stream of bits, the first code lowest; zeros fill the last word."""
-    octets = pack(codes, bits)
-    padded = nn.functional.pad(octets, (0, -octets.shape[-1] % 4)).contiguous()
-    return padded.view(torch.int32)

@@ -1,8 +1,9 @@
-"""How a compressed-tensors file is laid out as a whole: which ops have one scheme, what is written once, and how it is read.
+"""How a compressed-tensors file is laid out as a whole.
 
-transformers reads a file in one of two ways. It keeps layers compressed, each by the scheme of its group; or it decodes
-everything as it loads (``dequantize``), which stacks experts, keeps ties and knows packed zero points, but one scheme only for the
-layers outside of experts, and one for the experts.
+Which ops have one scheme, what is written once, and how it is read. transformers reads a file in
+one of two ways. It keeps layers compressed, each by the scheme of its group; or it decodes
+everything as it loads (``dequantize``), which stacks experts, keeps ties and knows packed zero
+points, but one scheme only for the layers outside of experts, and one for the experts.
 """
 
 from __future__ import annotations
@@ -17,14 +18,17 @@ from torch import nn
 from .checkpoint import Checkpoint
 from .expert_names import checkpoint_names
 
-_PACKED = "pack-quantized"
+PACKED = "pack-quantized"
+Schemes = Mapping[str, list[str]]
+"""Scheme, as JSON, -> the ops that have it."""
 
 
 def expert_parts(file: Checkpoint, name: str) -> tuple[str, ...]:
     """Return the names of the matrices that an expert's slice is read from.
 
     Raises:
-        SchemeError: If the reader takes experts as one tensor, or some of a mixture's experts are float.
+        SchemeError: If the reader takes experts as one tensor, or some of a mixture's experts are
+            float.
     """
     stem, _, index = name.rpartition(".")
     names = checkpoint_names(file.empty, stem)
@@ -32,41 +36,46 @@ def expert_parts(file: Checkpoint, name: str) -> tuple[str, ...]:
     if not names or own is None:
         file.refuse(
             name,
-            "it is one slice of a parameter, and transformers reads this architecture's experts as one tensor",
+            "it is one slice of a parameter, and transformers reads this architecture's experts "
+            "as one tensor",
         )
-    float_ones = [i for i in range(own.shape[0]) if f"{stem}.{i}" not in file.candidate.parameters]
+    quantized = file.candidate.parameters
+    float_ones = [i for i in range(own.shape[0]) if f"{stem}.{i}" not in quantized]
     if float_ones:
-        file.refuse(
-            name,
-            f"expert {float_ones[0]} of its mixture is float, and readers stack all of them",
-            "quantize all, or none",
-        )
+        why = f"expert {float_ones[0]} of its mixture is float, and readers stack all of them"
+        file.refuse(name, why, "quantize all, or none")
     return tuple(n.replace("*", index) for n in names)
 
 
-def _by_scheme(
-    file: Checkpoint, schemes: Mapping[str, str]
-) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+def _by_scheme(file: Checkpoint, schemes: Mapping[str, str]) -> tuple[Schemes, Schemes]:
     """Return scheme -> ops, first of the layers, then of experts."""
     dense: dict[str, list[str]] = {}
     experts: dict[str, list[str]] = {}
     for name, scheme in schemes.items():
-        (dense if file.module(name) is not None else experts).setdefault(scheme, []).append(name)
+        is_layer = file.module(name) is not None
+        ops = dense if is_layer else experts
+        ops.setdefault(scheme, []).append(name)
     return dense, experts
 
 
 def is_decoded(file: Checkpoint, schemes: Mapping[str, str]) -> bool:
     """True if the reader can decode everything as it loads, which is then what the file asks for.
 
-    Left packed until the first call, zero points have no room (compressed-tensors 0.20), and classes that initialise their layers by
-    hand (T5) fail to load (transformers 5.23).
+    Left packed until the first call, zero points have no room (compressed-tensors 0.20), and
+    classes that initialise their layers by hand (T5) fail to load (transformers 5.23).
 
     Args:
         file: What is written.
         schemes: Op name -> its scheme, as JSON.
     """
-    packed = all(json.loads(s)["format"] == _PACKED for s in schemes.values())
-    return packed and all(len(found) <= 1 for found in _by_scheme(file, schemes))
+    if any(_format(scheme) != PACKED for scheme in schemes.values()):
+        return False
+    return all(len(kinds) <= 1 for kinds in _by_scheme(file, schemes))
+
+
+def _format(scheme: str) -> str:
+    found: str = json.loads(scheme)["format"]
+    return found
 
 
 @dataclass(frozen=True)
@@ -75,16 +84,16 @@ class Plan:
 
     Attributes:
         file: What is written.
-        dense: Scheme, as JSON, -> the ops that have it; experts left out.
-        experts: Likewise for experts.
+        dense: The ops of each scheme, experts left out.
+        experts: The experts of each scheme.
         decoded: The reader decodes everything as it loads.
         once: Ops whose tensors are those of an op that they are tied to.
         untied: The reader is told to tie no weights.
     """
 
     file: Checkpoint
-    dense: Mapping[str, list[str]]
-    experts: Mapping[str, list[str]]
+    dense: Schemes
+    experts: Schemes
     decoded: bool
     once: frozenset[str]
     untied: bool
@@ -94,32 +103,18 @@ class Plan:
         """Lay out ops by their schemes.
 
         Raises:
-            SchemeError: If no way of reading takes them together; the message names an op and the remedy.
+            SchemeError: If no way of reading takes them together; the message names an op and the
+                remedy.
         """
         dense, experts = _by_scheme(file, schemes)
-        if experts and not decoded:
-            _refuse_mixture(file, dense, experts)
-        zeros = next(
-            (
-                n
-                for s, names in dense.items()
-                if not decoded and _has_packed_zeros(s)
-                for n in names
-            ),
-            None,
-        )
-        if zeros is not None:
-            why = (
-                "transformers reads packed zero points only where all quantized ops have one scheme"
-            )
-            file.refuse(zeros, why, "make its weight symmetric, or give every op this scheme")
+        if not decoded:
+            if experts:
+                _refuse_mixture(file, dense, experts)
+            _refuse_packed_zeros(file, dense)
         once: set[str] = set()
         untied = False
         for group in file.ties():
-            weights = {
-                id(file.candidate.parameters[n].weight) if n in schemes else None for n in group
-            }
-            if decoded and len(weights) == 1:
+            if decoded and _is_one_weight(file, group, schemes):
                 once.update(group[1:])
             else:
                 file.untie(group)
@@ -128,68 +123,91 @@ class Plan:
 
     def configuration(self) -> dict[str, Any]:
         """Return ``quantization_config``."""
-        quantized = {name for names in self.dense.values() for name in names}
-        kinds = [
-            k
-            for k in (nn.Linear, nn.Embedding)
-            if any(isinstance(self.file.module(n), k) for n in quantized)
-        ]
-        kinds += [nn.Linear] if self.experts and nn.Linear not in kinds else []
-        alike = set(self.experts) <= set(self.dense) or not self.dense
-        targets = {
-            scheme: [k.__name__ for k in kinds] if len(self.dense) == 1 else names
-            for scheme, names in self.dense.items()
+        targets = self._targets()
+        formats = {_format(scheme) for scheme in targets}
+        groups = {
+            f"group_{i}": {"targets": names, **json.loads(scheme)}
+            for i, (scheme, names) in enumerate(targets.items())
         }
-        if self.experts:
-            targets |= {
-                s: [k.__name__ for k in kinds] if alike else ["re:.*experts.*"]
-                for s in self.experts
-            }
-        formats = {json.loads(scheme)["format"] for scheme in targets}
-        layers = [
-            path
-            for path, module in self.file.empty.named_modules()
-            if isinstance(module, tuple(kinds))
-        ]
-        return {
+        configuration: dict[str, Any] = {
             "quant_method": "compressed-tensors",
             "format": next(iter(formats)) if len(formats) == 1 else "mixed-precision",
             "quantization_status": "compressed",
-            "config_groups": {
-                f"group_{i}": {"targets": t, **json.loads(s)}
-                for i, (s, t) in enumerate(targets.items())
-            },
-            "ignore": [path for path in layers if path not in quantized],
+            "config_groups": groups,
+            "ignore": self._float_layers(),
             "kv_cache_scheme": None,
-            **({"dequantize": True} if self.decoded else {}),
         }
+        if self.decoded:
+            configuration["dequantize"] = True
+        return configuration
+
+    def _quantized(self) -> set[str]:
+        """Return the quantized ops that are layers."""
+        return {name for names in self.dense.values() for name in names}
+
+    def _kinds(self) -> tuple[type[nn.Module], ...]:
+        """Return the classes of layers that the file speaks of."""
+        by_path = dict(self.file.empty.named_modules())
+        modules = [by_path[name] for name in self._quantized()]
+        both: tuple[type[nn.Module], ...] = (nn.Linear, nn.Embedding)
+        kinds = [kind for kind in both if any(isinstance(module, kind) for module in modules)]
+        # The reader takes experts apart into linear layers.
+        if self.experts and nn.Linear not in kinds:
+            kinds.append(nn.Linear)
+        return tuple(kinds)
+
+    def _targets(self) -> dict[str, list[str]]:
+        """Return scheme -> what has it: classes where one scheme is all, else names of layers."""
+        kinds = [kind.__name__ for kind in self._kinds()]
+        is_uniform = len(self.dense) == 1
+        targets = {scheme: kinds if is_uniform else names for scheme, names in self.dense.items()}
+        are_alike = set(self.experts) <= set(self.dense) or not self.dense
+        for scheme in self.experts:
+            targets[scheme] = kinds if are_alike else ["re:.*experts.*"]
+        return targets
+
+    def _float_layers(self) -> list[str]:
+        """Return the layers of the classes that the file speaks of which are not quantized."""
+        quantized, kinds = self._quantized(), self._kinds()
+        modules = self.file.empty.named_modules()
+        layers = [path for path, module in modules if isinstance(module, kinds)]
+        return [path for path in layers if path not in quantized]
 
 
-def _refuse_mixture(
-    file: Checkpoint, dense: Mapping[str, list[str]], experts: Mapping[str, list[str]]
-) -> None:
-    name = next(n for names in experts.values() for n in names)
+def _is_one_weight(file: Checkpoint, group: tuple[str, ...], schemes: Mapping[str, str]) -> bool:
+    """Return whether tied ops are all quantized, or all float, on one weight."""
+    decided = file.candidate.parameters
+    weights = {id(decided[name].weight) if name in schemes else None for name in group}
+    return len(weights) == 1
+
+
+def _refuse_packed_zeros(file: Checkpoint, dense: Schemes) -> None:
+    """Refuse packed zero points of layers that stay compressed."""
+    for scheme, names in dense.items():
+        is_symmetric = json.loads(scheme)["weights"]["symmetric"]
+        if _format(scheme) == PACKED and not is_symmetric:
+            file.refuse(
+                names[0],
+                "transformers reads packed zero points only where all quantized ops "
+                "have one scheme",
+                "make its weight symmetric, or give every op this scheme",
+            )
+
+
+def _refuse_mixture(file: Checkpoint, dense: Schemes, experts: Schemes) -> None:
+    """Refuse experts that stay compressed, which transformers does not read."""
+    name = next(iter(experts.values()))[0]
     if len(experts) > 1:
         file.refuse(
             name,
             "transformers reads one scheme for all experts",
             "give them one weight dtype and granularity with a rule",
         )
-    why = "transformers decodes a file with experts as it loads, and then takes one weight_only scheme for all other ops"
-    other = next(
-        iter(
-            names
-            for s, names in dense.items()
-            if len(dense) > 1 or json.loads(s)["format"] != _PACKED
-        )
-    )[0]
+    is_mixed = len(dense) > 1
+    others = [names for scheme, names in dense.items() if is_mixed or _format(scheme) != PACKED]
     file.refuse(
         name,
-        f"{why}, and {other!r} has another",
+        "transformers decodes a file with experts as it loads, and then takes one weight_only "
+        f"scheme for all other ops, and {others[0][0]!r} has another",
         "give the other ops one weight_only scheme, or keep them float",
     )
-
-
-def _has_packed_zeros(scheme: str) -> bool:
-    row = json.loads(scheme)
-    return row["format"] == _PACKED and not row["weights"]["symmetric"]

@@ -1,11 +1,14 @@
 """Export to the compressed-tensors format, which transformers and vLLM read.
 
-Format: https://github.com/vllm-project/compressed-tensors. ``int-quantized`` keeps int8 codes of ops whose inputs are quantized
-too; ``pack-quantized`` keeps the codes of weight-only ops as one stream of bits in int32 words, zero points packed along the outputs.
+Format: https://github.com/vllm-project/compressed-tensors. ``int-quantized`` keeps int8 codes of
+    ops
+whose inputs are quantized too; ``pack-quantized`` keeps the codes of weight-only ops as one stream
+of bits in int32 words, zero points packed along the outputs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,34 +21,36 @@ from octavo.core.contract.adapter import OpParameters
 from octavo.core.values.json_form import canonical_json
 from octavo.core.values.scheme import QuantSpec
 
-from .checkpoint import Checkpoint, IntegerMatrix, words
-from .compressed_layout import Plan, expert_parts, is_decoded
+from .checkpoint import Checkpoint
+from .compressed_layout import PACKED, Plan, expert_parts, is_decoded
+from .integer_matrix import IntegerMatrix, words
 
 Tensor = torch.Tensor
 
 
 def export(result: Any, folder: Path) -> None:
-    """Write a checkpoint that ``AutoModel....from_pretrained`` loads where compressed-tensors is installed.
+    """Write a checkpoint that transformers loads where compressed-tensors is installed.
 
-    A tied embedding and head that share their codes are written once; where they do not, the file says that nothing is tied
-    (``tie_word_embeddings``) and holds both.
+    A tied embedding and head that share their codes are written once; where they do not, the file
+    says that nothing is tied (``tie_word_embeddings``) and holds both.
 
     Args:
-        result: A result, a quantized model or a candidate of the torch backend: a model of transformers.
+        result: A result, a quantized model or a candidate of the torch backend: a model of
+            transformers.
         folder: Made where it is missing.
 
     Raises:
-        SchemeError: If an op's scheme has no place in the format; the message names the op and the remedy.
+        SchemeError: If an op's scheme has no place in the format; the message names the op and the
+            remedy.
     """
     file = Checkpoint.of(result, "compressed-tensors")
-    rows = {
-        name: _op(file, name, parameters) for name, parameters in file.candidate.parameters.items()
-    }
-    decoded = is_decoded(file, {name: canonical_json(row.scheme) for name, row in rows.items()})
+    decided = file.candidate.parameters
+    rows = {name: _op(file, name, parameters) for name, parameters in decided.items()}
+    decoded = is_decoded(file, _schemes(rows))
     if not decoded:
         tables = [name for name in rows if isinstance(file.module(name), nn.Embedding)]
-        rows |= {name: _table(file, name, file.candidate.parameters[name]) for name in tables}
-    plan = Plan.of(file, {name: canonical_json(row.scheme) for name, row in rows.items()}, decoded)
+        rows |= {name: _table(file, name, decided[name]) for name in tables}
+    plan = Plan.of(file, _schemes(rows), decoded)
     tensors = file.floats()
     for name, row in rows.items():
         if name not in plan.once:
@@ -61,48 +66,67 @@ class _Row:
     tensors: dict[str, Tensor]
 
 
+def _schemes(rows: Mapping[str, _Row]) -> dict[str, str]:
+    return {name: canonical_json(row.scheme) for name, row in rows.items()}
+
+
+def _below(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{name}.{key}": tensor for key, tensor in tensors.items()}
+
+
 def _op(file: Checkpoint, name: str, parameters: OpParameters) -> _Row:
     module = file.module(name)
-    if module is not None and not isinstance(module, nn.Linear | nn.Embedding):
-        remedy = (
-            "export gptq, which holds it, or keep it float" if is_transposed_linear(module) else ""
-        )
-        file.refuse(
-            name,
-            f"readers take nn.Linear and nn.Embedding layers, and this is a {type(module).__name__}",
-            remedy,
-        )
+    if module is not None:
+        _check_layer(file, name, module)
     parts = (name,) if module is not None else expert_parts(file, name)
     weight = file.weight(name, parameters)
-    row = _scheme(weight)
-    strategy = row["weights"]["strategy"]
     if parameters.scheme.mode == "weight_only":
-        if strategy == "tensor" and not weight.symmetric:
-            file.refuse(
-                name,
-                "one zero point for a whole tensor is not packed",
-                "use channel or group:N granularity",
-            )
-        if module is None and not weight.symmetric:
-            file.refuse(
-                name, "transformers reads no zero points of experts", "make its weight symmetric"
-            )
-        height = weight.codes.shape[0] // len(parts)
-        packed = [
-            (part, _packed(weight.rows(slice(i * height, (i + 1) * height))))
-            for i, part in enumerate(parts)
-        ]
-        return _Row(
-            {**row, "format": "pack-quantized"},
-            {f"{part}.{key}": t for part, own in packed for key, t in own.items()},
-        )
+        return _packed_row(file, name, weight, parts)
     if module is None:
         file.refuse(
             name,
             "readers join experts in float, so that their inputs stay float",
             "use a weight_only scheme for experts",
         )
-    tensors = _bytes(weight)
+    return _byte_row(file, name, weight, parameters)
+
+
+def _check_layer(file: Checkpoint, name: str, module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Embedding):
+        return
+    has_gptq = is_transposed_linear(module)
+    remedy = "export gptq, which holds it, or keep it float" if has_gptq else ""
+    kind = type(module).__name__
+    why = f"readers take nn.Linear and nn.Embedding layers, and this is a {kind}"
+    file.refuse(name, why, remedy)
+
+
+def _packed_row(file: Checkpoint, name: str, weight: IntegerMatrix, parts: Sequence[str]) -> _Row:
+    """Return the row of an op whose input stays float.
+
+    Args:
+        file: What is written.
+        name: The op.
+        weight: Its weight.
+        parts: Names of the matrices that it is read from, joined along the outputs.
+    """
+    if not weight.symmetric:
+        if _strategy(weight) == "tensor":
+            why = "one zero point for a whole tensor is not packed"
+            file.refuse(name, why, "use channel or group:N granularity")
+        if file.module(name) is None:
+            why = "transformers reads no zero points of experts"
+            file.refuse(name, why, "make its weight symmetric")
+    height = weight.codes.shape[0] // len(parts)
+    tensors: dict[str, Tensor] = {}
+    for i, part in enumerate(parts):
+        own = weight.rows(slice(i * height, (i + 1) * height))
+        tensors |= _below(part, _packed(own))
+    return _Row({**_scheme(weight), "format": PACKED}, tensors)
+
+
+def _byte_row(file: Checkpoint, name: str, weight: IntegerMatrix, parameters: OpParameters) -> _Row:
+    """Return the row of an op whose input is quantized too."""
     spec = parameters.scheme.input
     assert spec is not None
     if spec.bits != 8 or spec.reduce_range:
@@ -111,37 +135,47 @@ def _op(file: Checkpoint, name: str, parameters: OpParameters) -> _Row:
             f"inputs of {spec} are not those of int-quantized files",
             "use int8 or uint8 inputs in their full range",
         )
+    scheme = {**_scheme(weight), "format": "int-quantized"}
+    tensors = _bytes(weight)
     dynamic = parameters.scheme.mode == "dynamic"
-    row["input_activations"] = _arguments(8, spec.symmetric, spec.granularity, dynamic=dynamic)
+    scheme["input_activations"] = _arguments(8, spec.symmetric, spec.granularity, dynamic=dynamic)
     if not dynamic:
         tensors |= _static_input(parameters, spec)
-    return _Row(
-        {**row, "format": "int-quantized"},
-        {f"{name}.{key}": tensor for key, tensor in tensors.items()},
-    )
+    return _Row(scheme, _below(name, tensors))
 
 
 def _table(file: Checkpoint, name: str, parameters: OpParameters) -> _Row:
-    """Return an embedding that stays compressed: as bytes, because transformers initialises packed ones by a weight that they lack."""
+    """Return an embedding that stays compressed.
+
+    It is stored as bytes, because transformers initialises packed ones by a weight that they lack.
+    """
     weight = file.weight(name, parameters)
     if weight.bits != 8:
-        why = "transformers (5.23) reads an embedding of less than 8 bits only where all ops have one weight_only scheme"
-        file.refuse(name, why, "give it int8, or give every op this scheme, or keep it float")
-    return _Row(
-        {**_scheme(weight), "format": "naive-quantized"},
-        {f"{name}.{key}": tensor for key, tensor in _bytes(weight).items()},
-    )
+        file.refuse(
+            name,
+            "transformers (5.23) reads an embedding of less than 8 bits only where all ops have "
+            "one weight_only scheme",
+            "give it int8, or give every op this scheme, or keep it float",
+        )
+    scheme = {**_scheme(weight), "format": "naive-quantized"}
+    return _Row(scheme, _below(name, _bytes(weight)))
 
 
 def _scheme(weight: IntegerMatrix) -> dict[str, Any]:
-    strategy = "group" if weight.group else "tensor" if weight.scale.shape[0] == 1 else "channel"
     arguments = _arguments(
-        weight.bits, weight.symmetric, strategy, dynamic=False, group=weight.group
+        weight.bits, weight.symmetric, _strategy(weight), dynamic=False, group=weight.group
     )
     return {"weights": arguments, "input_activations": None, "output_activations": None}
 
 
+def _strategy(weight: IntegerMatrix) -> str:
+    if weight.group:
+        return "group"
+    return "tensor" if weight.has_one_scale else "channel"
+
+
 def _bytes(weight: IntegerMatrix) -> dict[str, Tensor]:
+    # The format's bytes are signed.
     middle = 2 ** (weight.bits - 1)
     tensors = {"weight": (weight.codes - middle).to(torch.int8), "weight_scale": _scales(weight)}
     if not weight.symmetric:
@@ -163,12 +197,12 @@ def _arguments(
 
 
 def _scales(weight: IntegerMatrix) -> Tensor:
-    """Return scales in the format's shapes: (1,) for a tensor, (outputs, 1) for channels, (outputs, groups) for groups."""
-    return (
-        weight.scale.reshape(1)
-        if weight.scale.numel() == 1 and weight.codes.shape[0] != 1
-        else weight.scale
-    )
+    """Return scales in the format's shapes.
+
+    They are (1,) for a tensor, (outputs, 1) for channels, (outputs, groups) for groups.
+    """
+    is_for_all = weight.scale.numel() == 1 and weight.codes.shape[0] != 1
+    return weight.scale.reshape(1) if is_for_all else weight.scale
 
 
 def _packed(weight: IntegerMatrix) -> dict[str, Tensor]:
@@ -189,7 +223,6 @@ def _static_input(parameters: OpParameters, spec: QuantSpec) -> dict[str, Tensor
     if not spec.symmetric:
         # The format's codes are signed: uint8 codes lie 128 lower there.
         shift = 128 if spec.dtype.startswith("u") else 0
-        tensors["input_zero_point"] = (
-            torch.as_tensor(found.zero_point).reshape(1).to(torch.int32) - shift
-        ).to(torch.int8)
+        zero_point = torch.as_tensor(found.zero_point).reshape(1).to(torch.int32)
+        tensors["input_zero_point"] = (zero_point - shift).to(torch.int8)
     return tensors

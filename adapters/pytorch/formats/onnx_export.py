@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,39 @@ OPSET = 20
 """Pinned: the exporters' own defaults are newer than what runtimes have kernels for."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Export:
+    """What an exporter is given.
+
+    Attributes:
+        model: Takes tensors in order and returns a flat tuple.
+        inputs: Name -> example.
+        results: Name -> what the model makes of the examples.
+        axes: Name of an input or result -> its axes that may vary -> their names.
+    """
+
+    model: nn.Module
+    inputs: Mapping[str, torch.Tensor]
+    results: Mapping[str, torch.Tensor]
+    axes: Mapping[str, dict[int, str]]
+
+    @property
+    def values(self) -> tuple[torch.Tensor, ...]:
+        """The examples in order."""
+        return tuple(self.inputs.values())
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What both exporters are told."""
+        return {
+            "input_names": list(self.inputs),
+            "output_names": list(self.results),
+            "opset_version": OPSET,
+        }
+
+
 class _Plain(nn.Module):
-    """Takes the tensors of its inputs in order and returns a flat tuple, which every exporter understands."""
+    """Takes the tensors of its inputs in order and returns a flat tuple, as any exporter asks."""
 
     def __init__(self, model: nn.Module, example: Call) -> None:
         super().__init__()
@@ -49,56 +81,58 @@ class _Plain(nn.Module):
 
 
 def export_onnx(model: nn.Module, example: Call, path: Path, others: Sequence[Call] = ()) -> None:
-    """Write ``model``; inputs are its arguments' tensors, named by their paths. Dynamic are first axes, and those that differ in ``others``.
+    """Write ``model``; inputs are its arguments' tensors, named by their paths.
 
-    The TorchScript exporter needs no other package and goes first; torch.export takes what it cannot.
+    Dynamic are first axes, and those that differ in ``others``. The TorchScript exporter needs no
+    other package and goes first; torch.export takes what it cannot.
 
     Raises:
         ModelError: If neither can.
     """
+    export = _prepared(model, example, others)
+    errors: list[str] = []
+    for name, exporter in (("script", _by_script), ("export", _by_export)):
+        try:
+            with _quiet(), torch.no_grad():
+                exporter(export, path)
+            return
+        except Exception as error:  # exporters raise whatever comes up inside of them
+            said = str(error).strip() or type(error).__name__
+            errors.append(f"{name}: {said.splitlines()[0]}")
+    raise ModelError(f"the model cannot be exported to ONNX ({'; '.join(errors)})")
+
+
+def _prepared(model: nn.Module, example: Call, others: Sequence[Call]) -> _Export:
+    """Run a model, and find out its results and which axes vary."""
     order = takes(model).positional
-    values = _tensors(example, order)
+    inputs = _tensors(example, order)
     plain = _Plain(model, example).eval()
     with torch.no_grad():
-        results = plain(*values.values())
-    outputs = ["output"] if len(results) == 1 else [f"output_{i}" for i in range(len(results))]
-    shared: dict[str, Any] = {
-        "input_names": list(values),
-        "output_names": outputs,
-        "opset_version": OPSET,
-    }
-    named_results = dict(zip(outputs, results, strict=True))
-    axes = {name: {0: "batch"} for name, t in {**values, **named_results}.items() if t.ndim}
+        made = plain(*inputs.values())
+    names = ["output"] if len(made) == 1 else [f"output_{i}" for i in range(len(made))]
+    results = dict(zip(names, made, strict=True))
+    axes = {name: {0: "batch"} for name, t in {**inputs, **results}.items() if t.ndim}
     for call in others:
-        _add_axes(axes, values, _tensors(call, order))
+        _add_axes(axes, inputs, _tensors(call, order))
         with torch.no_grad():
-            others_results = plain.run(call)
-        _add_axes(axes, named_results, dict(zip(outputs, others_results, strict=False)))
-    errors: list[str] = []
-    for exporter in (_script, _export):
-        try:
-            with (
-                warnings.catch_warnings(),
-                contextlib.redirect_stdout(io.StringIO()),
-                torch.no_grad(),
-            ):
-                warnings.simplefilter("ignore")
-                exporter(plain, tuple(values.values()), path, axes, shared)
-            return
-        except Exception as error:
-            errors.append(
-                f"{exporter.__name__[1:]}: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
-            )
-    raise ModelError(f"the model cannot be exported to ONNX ({'; '.join(errors)})")
+            other_results = plain.run(call)
+        # Another branch of the model may return fewer.
+        _add_axes(axes, results, dict(zip(names, other_results, strict=False)))
+    return _Export(plain, inputs, results, axes)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep exporters from printing and warning."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _tensors(call: Call, order: Sequence[str]) -> dict[str, torch.Tensor]:
     args, kwargs = call
-    return {
-        path: leaf
-        for path, leaf in named_leaves(Given(*args, **kwargs), order)
-        if isinstance(leaf, torch.Tensor)
-    }
+    leaves = named_leaves(Given(*args, **kwargs), order)
+    return {path: leaf for path, leaf in leaves if isinstance(leaf, torch.Tensor)}
 
 
 def _add_axes(
@@ -108,43 +142,38 @@ def _add_axes(
 ) -> None:
     """Name the axes in which tensors differ."""
     for name, tensor in some.items():
-        if name in other and other[name].ndim == tensor.ndim:
-            for axis, (a, b) in enumerate(zip(tensor.shape, other[name].shape, strict=True)):
-                if a != b:
-                    axes[name].setdefault(axis, f"{name}_{axis}")
+        if name not in other or other[name].ndim != tensor.ndim:
+            continue
+        sizes = zip(tensor.shape, other[name].shape, strict=True)
+        for axis, (size, other_size) in enumerate(sizes):
+            if size != other_size:
+                axes[name].setdefault(axis, f"{name}_{axis}")
 
 
-def _script(
-    model: nn.Module,
-    values: tuple[torch.Tensor, ...],
-    path: Path,
-    axes: dict[str, Any],
-    shared: dict[str, Any],
-) -> None:
-    torch.onnx.export(model, values, str(path), dynamic_axes=axes, dynamo=False, **shared)
-
-
-def _export(
-    model: nn.Module,
-    values: tuple[torch.Tensor, ...],
-    path: Path,
-    axes: dict[str, Any],
-    shared: dict[str, Any],
-) -> None:
-    batch = torch.export.Dim.DYNAMIC
-    given: list[str] = shared["input_names"]
-    moving = [
-        {axis: batch for axis in axes.get(n, ()) if v.shape[axis] > 1}
-        for n, v in zip(given, values, strict=True)
-    ]
-    shapes = (tuple(m or None for m in moving),)
+def _by_script(export: _Export, path: Path) -> None:
     torch.onnx.export(
-        model,
-        values,
+        export.model,
+        export.values,
         str(path),
-        dynamic_shapes=shapes,
+        dynamic_axes=export.axes,
+        dynamo=False,
+        **export.settings,
+    )
+
+
+def _by_export(export: _Export, path: Path) -> None:
+    moving: list[dict[int, Any] | None] = []
+    for name, value in export.inputs.items():
+        # torch.export takes an axis of size 1 for a constant, and refuses it as a dynamic one.
+        wide = [axis for axis in export.axes.get(name, ()) if value.shape[axis] > 1]
+        moving.append(dict.fromkeys(wide, torch.export.Dim.DYNAMIC) or None)
+    torch.onnx.export(
+        export.model,
+        export.values,
+        str(path),
+        dynamic_shapes=(tuple(moving),),
         dynamo=True,
         external_data=False,
         verbose=False,
-        **shared,
+        **export.settings,
     )
