@@ -23,79 +23,101 @@ _PLAIN = (torch.Tensor, bool, int, float, str, type(None))
 class BlockWatch(Watch):
     """A run of a module tree from one of its repeated blocks on.
 
-    The modules around the blocks run each time; the blocks before the start give back what the last of them put out. Kept are
-    the input and the output of the last block that runs: values of one block may be asked for on several occasions.
+    The modules around the blocks run each time; the blocks before the start give back what the
+    last of them put out. Kept are the input and the output of the last block that runs: values of
+    one block may be asked for on several occasions.
 
     Args:
         twin: A skeleton of the model, with the hooks that observe.
         blocks: Paths of its blocks, in the order of their calls.
         start: Number of the first block that is run.
-        stop: Number of the block before which the run ends; more than there are: it goes on to the model's end.
+        stop: Number of the block before which the run ends; more than there are: it goes on to the
+            model's end.
         beyond: Whether something is asked for between the block before ``stop`` and that one.
     """
 
     def __init__(
         self, twin: nn.Module, blocks: Sequence[str], start: int, stop: int, *, beyond: bool = False
     ) -> None:
-        self._twin, self._start = twin, start
-        self._recalls = [Recall(twin.get_submodule(path), None) for path in blocks[:start]]
-        for path, recall in zip(blocks[:start], self._recalls, strict=True):
+        self._twin = twin
+        self._start = start
+        self._recalls: list[Recall] = []
+        for path in blocks[:start]:
+            recall = Recall(twin.get_submodule(path), None)
+            self._recalls.append(recall)
             set_submodule(twin, path, recall)
         self._reached: dict[int, Any] = {}
         if stop > len(blocks):
             return
+        # Behind the last block that runs, and before it unless the run starts there.
         for place in range(max(start, stop - 2) + 1, stop + 1):
-            hook = partial(self._keep, place, place == stop and not beyond)
+            is_last = place == stop and not beyond
+            hook = partial(self._keep, place, is_last)
             twin.get_submodule(blocks[place - 1]).register_forward_hook(hook)
         if stop < len(blocks):
             twin.get_submodule(blocks[stop]).register_forward_pre_hook(_halt)
 
-    def _keep(self, place: int, ends: bool, _: nn.Module, __: Any, output: Any) -> None:
-        self._reached[place] = output if ends else copied(output)  # what follows may work in place
-        if ends:
+    def _keep(self, place: int, is_last: bool, _: nn.Module, __: Any, output: Any) -> None:
+        if is_last:
+            self._reached[place] = output
             raise Halt
+        # What follows may work in place.
+        self._reached[place] = copied(output)
 
     def __call__(self, call: Call, kept: Mapping[int, Any] | None = None) -> Mapping[int, Any]:
         """Return block number -> what the block before it put out."""
-        return self.run(call, kept or {})[0]
+        reached, _ = self.run(call, kept or {})
+        return reached
 
     def run(self, call: Call, kept: Mapping[int, Any]) -> tuple[Mapping[int, Any], Any]:
         """Return what :meth:`__call__` does, and the model's result where the run went that far."""
+        args, kwargs = call
         self._reached = {self._start: kept[self._start]} if self._start else {}
         for recall in self._recalls:
             recall.output = kept[self._start]
         result = None
         try:
-            result = self._twin(*call[0], **call[1])
+            result = self._twin(*args, **kwargs)
         except Halt:
             pass
         finally:
             reached, self._reached = self._reached, {}
             for recall in self._recalls:
                 recall.output = None
-        # What was made in the middle of a run pins all memory below it: it moves, and to where the last block's was.
+        # What was made in the middle of a run pins all memory below it: it moves, and to where the
+        # last block's was.
         spare = [output for place, output in kept.items() if place != self._start]
         for place in reached:
             if place != self._start:
-                reached[place] = _copied_into(spare.pop() if spare else None, reached[place])
+                old = spare.pop() if spare else None
+                reached[place] = _copied_into(old, reached[place])
         return reached, result
 
 
 def _copied_into(old: Any, output: Any) -> Any:
     """Return a copy, in the memory of ``old`` where that is built and shaped alike."""
-    (new, form), (there, other) = tree_flatten(output), tree_flatten(old)
-    alike = form == other and all(
-        (type(a), a.shape, a.dtype, a.device) == (type(b), b.shape, b.dtype, b.device)
-        if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)
-        else a is b
-        for a, b in zip(new, there, strict=True)
-    )
-    if not alike:
+    leaves, form = tree_flatten(output)
+    places, old_form = tree_flatten(old)
+    if form != old_form:
         return copied(output)
-    for a, b in zip(new, there, strict=True):
-        if isinstance(a, torch.Tensor):
-            b.copy_(a)
+    pairs = list(zip(leaves, places, strict=True))
+    if not all(_are_alike(leaf, place) for leaf, place in pairs):
+        return copied(output)
+    for leaf, place in pairs:
+        if isinstance(leaf, torch.Tensor):
+            place.copy_(leaf)
     return old
+
+
+def _are_alike(leaf: Any, place: Any) -> bool:
+    """Return whether a tensor fits into another's memory; of other leaves, whether they are one."""
+    if isinstance(leaf, torch.Tensor) and isinstance(place, torch.Tensor):
+        return _form(leaf) == _form(place)
+    return leaf is place
+
+
+def _form(tensor: torch.Tensor) -> tuple[object, ...]:
+    return type(tensor), tensor.shape, tensor.dtype, tensor.device
 
 
 def _halt(_: nn.Module, __: Any) -> None:
@@ -113,31 +135,45 @@ def repeats(fresh: Callable[[], nn.Module], blocks: Sequence[str], call: Call) -
         call: One batch.
     """
     # An object among the inputs (a cache) may remember the run.
-    if not blocks or not all(isinstance(leaf, _PLAIN) for leaf in tree_leaves(call)):
+    is_plain = all(isinstance(leaf, _PLAIN) for leaf in tree_leaves(call))
+    if not blocks or not is_plain:
         return False
-    whole: list[tuple[str, str]] = []
-    twin = fresh()
-    for path in blocks:
-        twin.get_submodule(path).register_forward_hook(
-            lambda _, __, output, path=path: whole.append((path, _digest(output)))
-        )
     with torch.no_grad():
-        args, kwargs = copied(call)
-        expected = _digest(twin(*args, **kwargs))
-        if [path for path, _ in whole] != list(blocks):
+        passed, expected = _digests(fresh(), blocks, call)
+        # Blocks that are called in another order, or again, do not follow on one another.
+        if [path for path, _ in passed] != list(blocks):
             return False
         kept: Mapping[int, Any] = {}
         try:
-            for number, (_, digest) in enumerate(whole):
+            for number, (_, digest) in enumerate(passed):
                 kept = BlockWatch(fresh(), blocks, number, number + 1)(copied(call), kept)
                 if _digest(kept[number + 1]) != digest:
                     return False
-            result = BlockWatch(fresh(), blocks, len(blocks), len(blocks) + 1).run(
-                copied(call), kept
-            )[1]
+            end = BlockWatch(fresh(), blocks, len(blocks), len(blocks) + 1)
+            _, result = end.run(copied(call), kept)
         except Exception:
             return False  # what lies between the blocks takes no other block's output
     return _digest(result) == expected
+
+
+def _digests(
+    twin: nn.Module, blocks: Sequence[str], call: Call
+) -> tuple[list[tuple[str, str]], str]:
+    """Run a model as a whole.
+
+    Returns:
+        Path and digest of the output of each block, in the order of their calls; the result's
+        digest.
+    """
+    passed: list[tuple[str, str]] = []
+
+    def note(path: str, _: nn.Module, __: Any, output: Any) -> None:
+        passed.append((path, _digest(output)))
+
+    for path in blocks:
+        twin.get_submodule(path).register_forward_hook(partial(note, path))
+    args, kwargs = copied(call)
+    return passed, _digest(twin(*args, **kwargs))
 
 
 def _digest(value: Any) -> str:

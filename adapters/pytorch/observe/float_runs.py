@@ -24,7 +24,10 @@ TensorSink = Callable[[str, torch.Tensor], None]
 
 
 def float_model(capture: Capture) -> nn.Module:
-    """Return a skeleton of the float model, whose layers change their inputs as the capture says."""
+    """Return a skeleton of the float model.
+
+    Its layers change their inputs as the capture says.
+    """
     twin = skeleton(capture.root)
     install(twin, capture.layers, capture.factors)
     if capture.lender is not None:
@@ -39,7 +42,8 @@ def watch_for(capture: Capture, values: Collection[str], sink: TensorSink, start
         capture: The float model.
         values: What to hand out.
         sink: Takes (name, tensor).
-        start: Place where runs start: 0, or one that another watch kept, and no later than the first value.
+        start: Place where runs start: 0, or one that another watch kept, and no later than the
+            first value.
     """
     twin = float_model(capture)
     if isinstance(capture, GraphCapture):

@@ -1,22 +1,29 @@
 """Gradients of a float model's own predictions, one weight at a time, without labels.
 
-Two quantities of one loss, the distance of the outputs to the float outputs, whose Hessian at the float weights is H:
+Two quantities of one loss, the distance of the outputs to the float outputs, whose Hessian at the
+float weights is H:
 
-* a draw of the gradient g that a label sampled from the model's own prediction causes: E[g g^T] = H (the Fisher matrix);
-* H v, the change of the loss's gradient along a direction, by a second backward pass (Pearlmutter 1994).
+* a draw of the gradient g that a label sampled from the model's own prediction causes: E[g g^T] = H
+  (the Fisher matrix);
+* H v, the change of the loss's gradient along a direction, by a second backward pass (Pearlmutter
+  1994).
 
-The distance is |y - y0|^2 / (2 |y0 - mean y0|^2); for a language model, whose output has a column for each row of its vocabulary,
-it is the Kullback-Leibler divergence of its predictions, a mean over tokens.
+The distance is |y - y0|^2 / (2 |y0 - mean y0|^2); for a language model, whose output has a column
+for each row of its vocabulary, it is the Kullback-Leibler divergence of its predictions, a mean
+over tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from math import prod, sqrt
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.hooks import RemovableHandle
 
 from octavo.adapters.pytorch.apply.input_maps import install
 from octavo.adapters.pytorch.capture.capture import Capture
@@ -27,17 +34,21 @@ from octavo.adapters.pytorch.run.batches import Call, tensors_in
 from octavo.core.errors import SchemeError
 
 Tensor = torch.Tensor
+TensorSink = Callable[[str, Tensor], None]
+_TINY = 1e-30
 
 
 def gradients(
     capture: Capture,
     calls: Iterable[Call],
     tensors: Iterable[str],
-    sink: Callable[[str, Tensor], None],
+    sink: TensorSink,
     seed: int,
     along: Mapping[str, Tensor],
 ) -> int:
-    """Hand one array for each batch and tensor to ``sink``, as soon as the backward pass has it; nothing is kept.
+    """Hand one array for each batch and tensor to ``sink``, as soon as the backward pass has it.
+
+    Nothing is kept.
 
     Args:
         capture: The float model; neither it nor its gradients are changed.
@@ -45,7 +56,8 @@ def gradients(
         tensors: Names of weights.
         sink: Takes (name, float32 array of the weight's shape).
         seed: Of the sampled labels.
-        along: Tensor -> direction: hand over Hessian-vector products. Empty: hand over draws of the gradient.
+        along: Tensor -> direction: hand over Hessian-vector products. Empty: hand over draws of the
+            gradient.
 
     Returns:
         The number of batches.
@@ -53,33 +65,31 @@ def gradients(
     Raises:
         SchemeError: If no output depends on a tensor in a way that can be differentiated.
     """
-    root = skeleton(capture.root)
-    wanted = {name: _gain(capture, name) for name in tensors}
-    for name, tensor in named_tensors(capture.root).items():
-        # Own parameters over the same memory: the user's collect no gradients.
-        set_tensor(root, name, tensor.detach(), trained=name in wanted)
-    install(root, capture.layers, capture.factors)
-    own = {name: _parameter(root, name) for name in wanted}
-    hooks = [
-        p.register_post_accumulate_grad_hook(_stream(name, wanted[name], sink))  # type: ignore[no-untyped-call]
-        for name, p in own.items()
-    ]
+    gains = {name: _gain(capture, name) for name in tensors}
+    root = _watched_copy(capture, gains)
+    watched = {name: _parameter(root, name) for name in gains}
     directions: dict[Tensor, Tensor] = {}
-    for name, v in along.items():
-        gain = wanted[name]
-        directions[own[name]] = (v if gain is None else v / gain).to(own[name].dtype)
+    for name, direction in along.items():
+        stored = _as_stored(direction, gains[name])
+        directions[watched[name]] = stored.to(watched[name].dtype)
+    hooks: list[RemovableHandle] = []
+    for name, parameter in watched.items():
+        add_hook: Any = parameter.register_post_accumulate_grad_hook
+        hooks.append(add_hook(_stream(name, gains[name], sink)))
     vocabulary = _vocabulary(capture.layers.values())
-    generator, count = torch.Generator().manual_seed(seed), 0
+    generator = torch.Generator().manual_seed(seed)
+    count = 0
     try:
         for args, kwargs in calls:
             # Fused attention has no second derivative.
             with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
                 outputs = [y for y in tensors_in(root(*args, **kwargs)) if y.is_floating_point()]
-                if not any(y.requires_grad for y in outputs):
-                    raise SchemeError(
-                        f"the outputs do not depend on {', '.join(wanted)} in a way that torch can differentiate"
-                    )
-                _backward(outputs, directions, vocabulary, generator)
+                _check_depends(outputs, gains)
+                loss = _Loss.of(outputs, vocabulary)
+                if directions:
+                    loss.backward_along(directions)
+                else:
+                    loss.backward_of_draw(generator)
             count += 1
     finally:
         for hook in hooks:
@@ -87,69 +97,97 @@ def gradients(
     return count
 
 
-def _backward(
-    outputs: list[Tensor],
-    directions: Mapping[Tensor, Tensor],
-    vocabulary: int,
-    generator: torch.Generator,
-) -> None:
-    """Fill the gradients of what is watched with a draw of g, or with H v."""
-    language = [y for y in outputs if y.ndim == 3 and y.shape[-1] == vocabulary]
-    given = language or outputs
-    power = (
-        1.0
-        if language
-        else max(
-            sum(
-                float((y.detach().float() - y.detach().float().mean()).square().sum())
-                for y in given
-            ),
-            1e-30,
+def _watched_copy(capture: Capture, wanted: Iterable[str]) -> nn.Module:
+    """Return a skeleton of the float model of which the named weights alone ask for gradients."""
+    root = skeleton(capture.root)
+    named = set(wanted)
+    for name, tensor in named_tensors(capture.root).items():
+        # Own parameters over the same memory: the user's collect no gradients.
+        set_tensor(root, name, tensor.detach(), trained=name in named)
+    install(root, capture.layers, capture.factors)
+    return root
+
+
+def _check_depends(outputs: Iterable[Tensor], wanted: Iterable[str]) -> None:
+    if not any(y.requires_grad for y in outputs):
+        names = ", ".join(wanted)
+        raise SchemeError(
+            f"the outputs do not depend on {names} in a way that torch can differentiate"
         )
-    )
-    if not directions:
-        torch.autograd.backward(
-            given, [_draw(y.detach(), bool(language), power, generator).to(y.dtype) for y in given]
-        )
-        return
-    loss = torch.stack([_distance(y, bool(language), power) for y in given]).sum()
-    found = torch.autograd.grad(loss, list(directions), create_graph=True, allow_unused=True)
-    dots = [(g * v).sum() for g, v in zip(found, directions.values(), strict=True) if g is not None]
-    torch.stack(dots).sum().backward(inputs=list(directions))  # type: ignore[no-untyped-call]
 
 
-def _draw(y: Tensor, language: bool, power: float, generator: torch.Generator) -> Tensor:
-    """Return the gradient at the outputs for a label that is sampled from the prediction."""
-    if not language:
-        return torch.randn(y.shape, generator=generator).to(y.device) / sqrt(power)
-    flat = torch.softmax(y.float(), -1).reshape(-1, y.shape[-1])
-    labels = torch.multinomial(flat.cpu(), 1, generator=generator).to(y.device)
-    found: Tensor = flat.scatter_add(
-        1, labels, torch.full_like(labels, -1, dtype=flat.dtype)
-    ).reshape(y.shape)
-    return found / sqrt(prod(y.shape[:-1]))
+def _as_stored(direction: Tensor, gain: Tensor | None) -> Tensor:
+    """Return a direction of a weight as ops use it as one of the weight that the model holds."""
+    return direction if gain is None else direction / gain
 
 
-def _distance(y: Tensor, language: bool, power: float) -> Tensor:
-    own = y.detach().float()
-    if language:
-        odds, own = torch.log_softmax(y.float(), -1), torch.log_softmax(own, -1)
-        terms, size = own.exp() * (own - odds), float(prod(y.shape[:-1]))
-    else:
-        terms, size = (y.float() - own).square(), 2 * power
-    return torch.sum(terms) / size
+@dataclass(frozen=True, slots=True)
+class _Loss:
+    """The distance of one batch's outputs to themselves.
+
+    Attributes:
+        outputs: Those that count: where some are predictions of tokens, these alone.
+        are_predictions: They are.
+        power: What squared distances are divided by: the outputs' variance, summed.
+    """
+
+    outputs: list[Tensor]
+    are_predictions: bool
+    power: float
+
+    @classmethod
+    def of(cls, outputs: list[Tensor], vocabulary: int) -> _Loss:
+        """Return the loss of a model whose largest embedding has ``vocabulary`` rows."""
+        predictions = [y for y in outputs if y.ndim == 3 and y.shape[-1] == vocabulary]
+        if predictions:
+            return cls(predictions, True, 1.0)
+        power = sum(_variance(y.detach().float()) for y in outputs)
+        return cls(outputs, False, max(power, _TINY))
+
+    def backward_of_draw(self, generator: torch.Generator) -> None:
+        """Fill the gradients of what is watched with a draw of g."""
+        starts = [self._draw(y.detach(), generator).to(y.dtype) for y in self.outputs]
+        torch.autograd.backward(self.outputs, starts)
+
+    def backward_along(self, directions: Mapping[Tensor, Tensor]) -> None:
+        """Fill the gradients of what is watched with H v."""
+        watched = list(directions)
+        loss = torch.stack([self._distance(y) for y in self.outputs]).sum()
+        found = torch.autograd.grad(loss, watched, create_graph=True, allow_unused=True)
+        pairs = zip(found, directions.values(), strict=True)
+        dots = [(g * v).sum() for g, v in pairs if g is not None]
+        torch.stack(dots).sum().backward(inputs=watched)  # type: ignore[no-untyped-call]
+
+    def _draw(self, y: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the gradient at an output for a label that is sampled from the prediction."""
+        if not self.are_predictions:
+            return torch.randn(y.shape, generator=generator).to(y.device) / sqrt(self.power)
+        odds = torch.softmax(y.float(), -1).reshape(-1, y.shape[-1])
+        # The generator draws on the CPU: a seed gives the same labels on every device.
+        labels = torch.multinomial(odds.cpu(), 1, generator=generator).to(y.device)
+        minus_one = torch.full_like(labels, -1, dtype=odds.dtype)
+        gradient = odds.scatter_add(1, labels, minus_one).reshape(y.shape)
+        tokens = prod(y.shape[:-1])
+        return gradient / sqrt(tokens)
+
+    def _distance(self, y: Tensor) -> Tensor:
+        own = y.detach().float()
+        if not self.are_predictions:
+            return torch.sum((y.float() - own).square()) / (2 * self.power)
+        log_odds = torch.log_softmax(y.float(), -1)
+        own = torch.log_softmax(own, -1)
+        divergence = torch.sum(own.exp() * (own - log_odds))
+        return divergence / float(prod(y.shape[:-1]))
+
+
+def _variance(y: Tensor) -> float:
+    return float((y - y.mean()).square().sum())
 
 
 def _vocabulary(layers: Iterable[Layer]) -> int:
     """Return the rows of the largest embedding; 0 if there is none."""
-    return max(
-        (
-            layer.op.weight.shape[0]
-            for layer in layers
-            if layer.op.type == "embedding" and layer.op.weight
-        ),
-        default=0,
-    )
+    embeddings = [layer.op.weight for layer in layers if layer.op.type == "embedding"]
+    return max((weight.shape[0] for weight in embeddings if weight), default=0)
 
 
 def _parameter(root: nn.Module, name: str) -> nn.Parameter:
@@ -160,27 +198,25 @@ def _parameter(root: nn.Module, name: str) -> nn.Parameter:
 
 
 def _gain(capture: Capture, name: str) -> Tensor | None:
-    """Return what a folded batch norm multiplies a weight with, one factor for each output channel; None where there is none."""
+    """Return what a folded batch norm multiplies a weight with, one factor for each output channel.
+
+    None where there is no norm.
+    """
     for layer in capture.layers.values():
         if layer.norm and name == f"{layer.path}.weight":
             gain = channel_gain(capture.root.get_submodule(layer.norm))
             # A channel that the norm silences has no weight as the op uses it.
-            return over_weight(
-                torch.where(gain == 0, torch.inf, gain), capture.root.get_submodule(layer.path)
-            )
+            finite = torch.where(gain == 0, torch.inf, gain)
+            return over_weight(finite, capture.root.get_submodule(layer.path))
     return None
 
 
-def _stream(
-    name: str, gain: Tensor | None, sink: Callable[[str, Tensor], None]
-) -> Callable[[Tensor], None]:
+def _stream(name: str, gain: Tensor | None, sink: TensorSink) -> Callable[[Tensor], None]:
     def hook(parameter: Tensor) -> None:
         assert parameter.grad is not None
         found = parameter.grad.detach().float()
+        # Let go of at once: the model's gradients together may be as large as the model.
         parameter.grad = None
         sink(name, found if gain is None else found / gain)
 
     return hook
-
-
-__all__ = ["gradients"]

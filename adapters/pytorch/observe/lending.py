@@ -15,7 +15,9 @@ from .float_runs import watch_for
 
 
 def why_not_lent(capture: Capture, example: Call | None, device: torch.device) -> str:
-    """Return why a model must be moved as a whole; empty if its modules run one by one on ``device``.
+    """Return why a model must be moved as a whole.
+
+    Empty if its modules run one by one on ``device``.
 
     Args:
         capture: The model where it is.

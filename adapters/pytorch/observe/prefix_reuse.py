@@ -1,8 +1,12 @@
-"""Running many candidates on the same few batches: what comes before the first changed layer is recalled, not computed again."""
+"""Running many candidates on the same few batches.
+
+What comes before the first changed layer is recalled, not computed again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,12 +23,15 @@ from octavo.adapters.pytorch.run.batches import Call, to_arrays
 from octavo.core.contract.adapter import Candidate
 from octavo.core.contract.recall import Room
 
+Arrays = tuple[np.ndarray, ...]
+
 
 class Recall(nn.Module):
     """Returns what a module put out for one batch, whatever it is called with.
 
     Args:
-        module: The module in whose place it stands; models look at numbers and names that their blocks carry.
+        module: The module in whose place it stands; models look at numbers and names that their
+            blocks carry.
         output: What it put out.
     """
 
@@ -41,9 +48,10 @@ class Recall(nn.Module):
 class Reuse:
     """Runs candidates of one session.
 
-    The repeated blocks of the model, and the layers outside of them, are recalled up to the first one that a candidate
-    changes. The float model is run once for each batch, when this is made. Where recalling all of them does not give the
-    float outputs again, bit for bit, nothing is recalled.
+    The repeated blocks of the model, and the layers outside of them, are recalled up to the first
+    one that a candidate changes. The float model is run once for each batch, when this is made.
+    Where recalling all of them does not give the float outputs again, bit for bit, nothing is
+    recalled.
 
     Args:
         capture: The float model.
@@ -51,52 +59,20 @@ class Reuse:
     """
 
     def __init__(self, capture: Capture, calls: Sequence[Call]) -> None:
-        self._layers = {n: layer.path for n, layer in capture.layers.items()}
+        self._layers = {name: layer.path for name, layer in capture.layers.items()}
         self._calls = calls
-        blocks = blocks_of(capture.root, capture.layers.values())
-        outside = [
-            p for p in self._layers.values() if p and not any(p.startswith(f"{b}.") for b in blocks)
-        ]
         root = skeleton(capture.root)
         install(root, capture.layers, capture.factors)
-        self._types = {p: type(root.get_submodule(p)) for p in (*blocks, *outside)}
-        self._outputs, self._order, self._known, expected = self._record(root)
-        if self._known and not _same(
-            expected, _run(self._recalled(root, self._order[: self._known], 0), calls[0])
-        ):
+        self._types = {path: type(root.get_submodule(path)) for path in _places(capture)}
+        record = _recorded(root, self._types, calls)
+        self._order = record.order
+        self._known = record.known()
+        recalled = self._order[: self._known]
+        self._outputs = [{place: seen[place] for place in recalled} for seen in record.outputs]
+        if recalled and not _same(record.first, _run(self._recalled(root, recalled, 0), calls[0])):
             self._known = 0
 
-    def _record(
-        self, root: nn.Module
-    ) -> tuple[list[dict[str, Any]], list[str], int, tuple[np.ndarray, ...]]:
-        """Return the results for each batch, the places in the order of their first, how many are known, and the first outputs."""
-        remembered: list[dict[str, Any]] = []
-        order: list[str] = []
-        often: set[str] = set()
-        first: tuple[np.ndarray, ...] = ()
-        for number, call in enumerate(self._calls):
-            seen: dict[str, Any] = {}
-            hooks = [
-                root.get_submodule(p).register_forward_hook(_keep(p, seen, often))
-                for p in self._types
-            ]
-            outputs = _run(root, call)
-            for hook in hooks:
-                hook.remove()
-            if not number:
-                order, first = list(seen), outputs
-            remembered.append(seen)
-        known, room = 0, Room()
-        for path in order:
-            size = sum(bytes_of(seen.get(path)) for seen in remembered)
-            everywhere = all(path in seen for seen in remembered)
-            # A place that is called again later has no one result.
-            if not room.take(size) or path in often or not everywhere:
-                break
-            known += 1
-        return [{p: seen[p] for p in order[:known]} for seen in remembered], order, known, first
-
-    def __call__(self, candidate: Candidate) -> Iterator[tuple[np.ndarray, ...]]:
+    def __call__(self, candidate: Candidate) -> Iterator[Arrays]:
         """Yield the candidate's outputs for each batch."""
         assert isinstance(candidate, TorchCandidate)
         same = self.unchanged(candidate)
@@ -104,38 +80,102 @@ class Reuse:
             yield _run(self._recalled(candidate.module, same, number), call)
 
     def unchanged(self, candidate: TorchCandidate) -> list[str]:
-        """Return the places that come before everything that the candidate changes, and whose results are remembered."""
-        changed = [self._layers[n] for n in candidate.ledger]
-        first = [
-            i
-            for i, place in enumerate(self._order)
-            for p in changed
-            if p == place or p.startswith(f"{place}.")
-        ]
-        return self._order[: min([self._known, *first])] if first else []
+        """Return the remembered places that come before everything that the candidate changes."""
+        changed = [self._layers[name] for name in candidate.ledger]
+        reached = (i for i, place in enumerate(self._order) if _holds_any(place, changed))
+        first = next(reached, None)
+        # What lies in no place may come anywhere.
+        if first is None:
+            return []
+        return self._order[: min(self._known, first)]
 
-    def _recalled(self, module: nn.Module, paths: Sequence[str], number: int) -> nn.Module:
+    def _recalled(self, module: nn.Module, places: Sequence[str], number: int) -> nn.Module:
+        """Return a twin of a module in which places give back what they put out for one batch."""
         twin = skeleton(module)
-        for path in paths:
-            if type(twin.get_submodule(path)) is self._types[path]:
-                set_submodule(
-                    twin, path, Recall(twin.get_submodule(path), self._outputs[number][path])
-                )
+        for place in places:
+            own = twin.get_submodule(place)
+            if type(own) is self._types[place]:
+                set_submodule(twin, place, Recall(own, self._outputs[number][place]))
         return twin
 
 
-def _keep(path: str, seen: dict[str, Any], often: set[str]) -> Any:
+def _places(capture: Capture) -> list[str]:
+    """Return what may be recalled: the repeated blocks, and the layers outside of them."""
+    blocks = blocks_of(capture.root, capture.layers.values())
+    layers = [layer.path for layer in capture.layers.values() if layer.path]
+    inside = tuple(f"{block}." for block in blocks)
+    return [*blocks, *(path for path in layers if not path.startswith(inside))]
+
+
+def _holds_any(place: str, paths: Iterable[str]) -> bool:
+    return any(path == place or path.startswith(f"{place}.") for path in paths)
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """What the places of the float model put out.
+
+    Attributes:
+        outputs: For each batch, place -> result.
+        order: The places, as the first batch came by them.
+        repeated: Those that a batch came by more than once.
+        first: The model's outputs for the first batch.
+    """
+
+    outputs: list[dict[str, Any]]
+    order: list[str]
+    repeated: set[str]
+    first: Arrays
+
+    def known(self) -> int:
+        """Return how many places from the first on may be recalled.
+
+        Each must have one result for each batch, and there must be room for them.
+        """
+        room = Room()
+        for count, place in enumerate(self.order):
+            size = sum(bytes_of(seen.get(place)) for seen in self.outputs)
+            everywhere = all(place in seen for seen in self.outputs)
+            # A place that is called again later has no one result.
+            if not room.take(size) or place in self.repeated or not everywhere:
+                return count
+        return len(self.order)
+
+
+def _recorded(root: nn.Module, places: Iterable[str], calls: Sequence[Call]) -> _Record:
+    """Run a model over all batches."""
+    remembered: list[dict[str, Any]] = []
+    repeated: set[str] = set()
+    order: list[str] = []
+    first: Arrays = ()
+    for call in calls:
+        seen: dict[str, Any] = {}
+        hooks = [
+            root.get_submodule(place).register_forward_hook(_keep(place, seen, repeated))
+            for place in places
+        ]
+        outputs = _run(root, call)
+        for hook in hooks:
+            hook.remove()
+        if not remembered:
+            order, first = list(seen), outputs
+        remembered.append(seen)
+    return _Record(remembered, order, repeated, first)
+
+
+def _keep(place: str, seen: dict[str, Any], repeated: set[str]) -> Any:
     def hook(_: nn.Module, __: Any, output: Any) -> None:
-        if path in seen:
-            often.add(path)
-        seen[path] = copied(output)
+        if place in seen:
+            repeated.add(place)
+        seen[place] = copied(output)
 
     return hook
 
 
-def _run(module: nn.Module, call: Call) -> tuple[np.ndarray, ...]:
+def _run(module: nn.Module, call: Call) -> Arrays:
+    args, kwargs = call
     with torch.no_grad():
-        return to_arrays(module(*call[0], **call[1]))
+        return to_arrays(module(*args, **kwargs))
 
 
 def copied(output: Any) -> Any:
@@ -145,12 +185,12 @@ def copied(output: Any) -> Any:
 
 def bytes_of(output: Any) -> int:
     """Return the bytes of nested tensors."""
-    return sum(
-        t.numel() * t.element_size() for t in tree_leaves(output) if isinstance(t, torch.Tensor)
-    )
+    tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _same(some: tuple[np.ndarray, ...], other: tuple[np.ndarray, ...]) -> bool:
-    return len(some) == len(other) and all(
-        np.array_equal(a, b, equal_nan=True) for a, b in zip(some, other, strict=True)
-    )
+def _same(some: Arrays, other: Arrays) -> bool:
+    if len(some) != len(other):
+        return False
+    pairs = zip(some, other, strict=True)
+    return all(np.array_equal(a, b, equal_nan=True) for a, b in pairs)

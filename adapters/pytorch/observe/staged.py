@@ -1,4 +1,7 @@
-"""Observing a model a few values at a time: a pass ends after the last value asked for, and the next one goes on from there."""
+"""Observing a model a few values at a time.
+
+A pass ends after the last value asked for, and the next one goes on from there.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +21,16 @@ from .float_runs import resumes, watch_for
 from .prefix_reuse import bytes_of
 from .watch import Watch
 
+Kept = list[tuple[Call, Mapping[int, Any]]]
+"""Batches, and what the rest of the model needs of each: place -> what is alive there."""
+
 
 class Resumable:
     """Observes values over the same batches, some of them at a time.
 
-    What the stretch of the model after the last value needs is kept for each batch, around one place in the model at a time, and
-    a call whose values all lie behind it starts there. Any other call runs from the inputs.
+    What the stretch of the model after the last value needs is kept for each batch, around one
+    place in the model at a time, and a call whose values all lie behind it starts there. Any other
+    call runs from the inputs.
 
     Args:
         capture: The float model.
@@ -35,7 +42,7 @@ class Resumable:
         self._capture = capture
         self._calls = calls
         self._limit = limit
-        self._kept: list[tuple[Call, Mapping[int, Any]]] = []
+        self._kept: Kept = []
         self._resumes: bool | None = None
 
     def __call__(self, values: Iterable[str], sink: Sink) -> int:
@@ -44,40 +51,64 @@ class Resumable:
         first, stop = self._capture.span(values)
         # Whoever fails on the way leaves nothing half done behind.
         kept, self._kept = self._kept, []
-        start = max((place for place in kept[0][1] if place <= first), default=0) if kept else 0
-        start = start if start and self._from_there(kept[0][0]) else 0
-        source: Iterator[tuple[Call, Any]] = (
-            _taken(kept) if start else ((call, None) for call in self._calls())
-        )
+        start = self._start(kept, first)
         if not start:
             kept.clear()
         watch = watch_for(self._capture, values, sink, start)
-        reached: list[tuple[Call, Mapping[int, Any]]] = []
-        keeps, room, count = (
-            stop < self._capture.end and self._limit > 0 and self._resumes is not False,
-            self._limit,
-            0,
-        )
+        goes_on = stop < self._capture.end and self._limit > 0 and self._resumes is not False
+        reached = _Reached(self._limit if goes_on else 0)
+        count = 0
         with torch.no_grad():
-            for call, before in source:
+            for call, before in _taken(kept) if start else self._from_inputs():
                 after = _watched(watch, call, before, count)
+                # Let go of before the next batch, whose own is alive by then.
                 del before
                 count += 1
-                if not keeps:
-                    continue
-                reached.append((call, after))
-                room -= bytes_of(reached[-1])
-                # A batch that did not come by the same places cannot go on where the others do.
-                if room < 0 or after.keys() != reached[0][1].keys():
-                    keeps = False
-                    reached.clear()
-        self._kept = reached
+                reached.add(call, after)
+        self._kept = reached.kept
         return count
+
+    def _start(self, kept: Kept, first: int) -> int:
+        """Return the place where runs start: the last one that is kept before all values, or 0."""
+        if not kept:
+            return 0
+        call, places = kept[0]
+        start = max((place for place in places if place <= first), default=0)
+        return start if start and self._from_there(call) else 0
 
     def _from_there(self, call: Call) -> bool:
         if self._resumes is None:
             self._resumes = resumes(self._capture, call)
         return self._resumes
+
+    def _from_inputs(self) -> Iterator[tuple[Call, Any]]:
+        for call in self._calls():
+            yield call, None
+
+
+class _Reached:
+    """What is kept of the batches of one pass, while there is room.
+
+    Args:
+        limit: Bytes; 0 to keep nothing.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.kept: Kept = []
+        self._room = limit
+        self._keeps = limit > 0
+
+    def add(self, call: Call, after: Mapping[int, Any]) -> None:
+        """Keep a batch and what is alive where its run stopped; or give all up."""
+        if not self._keeps:
+            return
+        self.kept.append((call, after))
+        self._room -= bytes_of((call, after))
+        # A batch that did not come by the same places cannot go on where the others do.
+        came_elsewhere = after.keys() != self.kept[0][1].keys()
+        if self._room < 0 or came_elsewhere:
+            self._keeps = False
+            self.kept.clear()
 
 
 def _watched(watch: Watch, call: Call, before: Any, number: int) -> Mapping[int, Any]:

@@ -10,7 +10,10 @@ from octavo.adapters.pytorch.run.batches import Call
 
 
 class Halt(BaseException):
-    """Ends a run that has met all it was to meet. No error: a model that handles its own must not take it for one."""
+    """Ends a run that has met all it was to meet.
+
+    No error: a model that handles its own must not take it for one.
+    """
 
 
 class Watch(ABC):
@@ -22,7 +25,8 @@ class Watch(ABC):
 
         Args:
             call: One batch.
-            kept: For a later start than the model's own: what another watch returned for this batch.
+            kept: For a later start than the model's own: what another watch returned for this
+                batch.
 
         Returns:
             Place -> what a run that starts there needs of this one.

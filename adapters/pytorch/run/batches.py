@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,11 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of the model's forward."""
 
 
+_NOT_IN_NUMPY = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
+_BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_BY_NAME = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
 def parameters_of(model: nn.Module) -> tuple[inspect.Parameter, ...]:
     """Return the parameters of a model's forward, without ``self``."""
     return tuple(inspect.signature(model.forward).parameters.values())
@@ -31,40 +36,53 @@ def parameters_of(model: nn.Module) -> tuple[inspect.Parameter, ...]:
 def takes(model: nn.Module) -> Takes:
     """Return what a model's forward takes, as its signature says."""
     known = parameters_of(model)
-    by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    by_name = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    kinds = {p.kind for p in known}
+    required = [p for p in known if p.default is p.empty]
     return Takes(
-        tuple(p.name for p in known if p.kind in by_place),
-        tuple(p.name for p in known if p.kind in by_name),
-        frozenset(
-            p.name for p in known if p.kind in (*by_place, *by_name) and p.default is p.empty
-        ),
-        any(p.kind is p.VAR_POSITIONAL for p in known),
-        any(p.kind is p.VAR_KEYWORD for p in known),
+        tuple(p.name for p in known if p.kind in _BY_PLACE),
+        tuple(p.name for p in known if p.kind in _BY_NAME),
+        frozenset(p.name for p in required if p.kind in (*_BY_PLACE, *_BY_NAME)),
+        inspect.Parameter.VAR_POSITIONAL in kinds,
+        inspect.Parameter.VAR_KEYWORD in kinds,
     )
 
 
 def to_call(batch: Batch | Any, model: nn.Module, device: torch.device) -> Call:
-    """Return a batch as arguments of ``model``'s forward, arrays as tensors on ``device``, wherever they lie in it.
+    """Return a batch as arguments of ``model``'s forward.
+
+    Arrays are tensors on ``device`` then, wherever they lie in it.
 
     Raises:
-        DataError: If a name is not one of forward's parameters, or there are more values than it takes.
+        DataError: If a name is not one of forward's parameters, or there are more values than it
+            takes.
     """
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = {}
     if isinstance(batch, Mapping | Given):
         args, kwargs = parts(batch)
+    elif isinstance(batch, tuple | list):
+        args = tuple(batch)
     else:
-        args, kwargs = (tuple(batch) if isinstance(batch, tuple | list) else (batch,)), {}
+        args = (batch,)
     problem = takes(model).problem(Given(*args, **kwargs))
     if problem:
         raise DataError(problem)
-    brought = partial(to_tensor, device=device)
-    return tuple(mapped(v, brought) for v in args), {
-        k: mapped(v, brought) for k, v in kwargs.items()
-    }
+    return _mapped_call(args, kwargs, partial(to_tensor, device=device))
+
+
+def _mapped_call(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], change: Callable[[Any], Any]
+) -> Call:
+    """Return a call with each leaf of its arguments changed."""
+    ordered = tuple(mapped(v, change) for v in args)
+    return ordered, {k: mapped(v, change) for k, v in kwargs.items()}
 
 
 def run_once(root: nn.Module, device: torch.device, batch: Batch) -> tuple[np.ndarray, ...]:
-    """Run a batch on a skeleton of a model; the model may write into its inputs, which stay as they are."""
+    """Run a batch on a skeleton of a model.
+
+    The model may write into its inputs, which stay as they are.
+    """
     args, kwargs = copied_call(to_call(batch, root, device))
     with torch.no_grad():
         return to_arrays(skeleton(root)(*args, **kwargs))
@@ -73,9 +91,7 @@ def run_once(root: nn.Module, device: torch.device, batch: Batch) -> tuple[np.nd
 def copied_call(call: Call) -> Call:
     """Return a call whose tensors are copies: the model may write into them."""
     args, kwargs = call
-    return tuple(mapped(v, _copied) for v in args), {
-        k: mapped(v, _copied) for k, v in kwargs.items()
-    }
+    return _mapped_call(args, kwargs, _copied)
 
 
 def _copied(leaf: Any) -> Any:
@@ -92,6 +108,7 @@ def to_tensor(value: Any, device: torch.device) -> Any:
         return value.to(device)
     if isinstance(value, np.ndarray | np.generic):
         array = np.ascontiguousarray(value)
+        # torch shares an array's memory, and warns of one that must not be written to.
         if not array.flags.writeable:
             array = array.copy()
         try:
@@ -112,14 +129,10 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
 
 def to_arrays(result: Any) -> tuple[np.ndarray, ...]:
     """Return a forward's tensors as NumPy arrays; types that NumPy does not have become float32."""
-    found = []
+    found: list[np.ndarray] = []
     for tensor in tensors_in(result):
-        t = tensor.detach().cpu()
-        found.append(
-            (
-                t.float()
-                if t.dtype in (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
-                else t
-            ).numpy()
-        )
+        plain = tensor.detach().cpu()
+        if plain.dtype in _NOT_IN_NUMPY:
+            plain = plain.float()
+        found.append(plain.numpy())
     return tuple(found)

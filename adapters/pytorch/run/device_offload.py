@@ -1,4 +1,7 @@
-"""A model that stays where it is while its modules compute on another device: each one's tensors go there for its own call."""
+"""A model that stays where it is while its modules compute on another device.
+
+Each one's tensors go there for its own call.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,22 @@ from octavo.adapters.pytorch.kernels.arithmetic import LinearArithmetic
 from octavo.adapters.pytorch.modules.shared_copy import skeleton
 
 Tensor = torch.Tensor
-_TABLES = ("_parameters", "_buffers")
+Table = dict[str, Any]
+"""A module's parameters or buffers by name."""
+
+
+def _own_tensors(module: nn.Module) -> list[tuple[Table, str, Tensor]]:
+    """Return the tensors that a module holds itself, each with its table and name."""
+    tables: tuple[Table, Table] = (module._parameters, module._buffers)
+    every = [(table, key, value) for table in tables for key, value in table.items()]
+    return [(table, key, value) for table, key, value in every if value is not None]
 
 
 class Lender:
     """Brings tensors to a device.
 
-    What a run of the float model needs is there for one module's call; what a candidate keeps of the float model is there once
-    for all candidates, and gone with the last of them.
+    What a run of the float model needs is there for one module's call; what a candidate keeps of
+    the float model is there once for all candidates, and gone with the last of them.
 
     Args:
         device: Where to.
@@ -35,21 +46,26 @@ class Lender:
         return tensor.device == self.device
 
     def bring(self, tensor: Tensor) -> Tensor:
-        """Return a copy of a tensor on the device, of a parameter a frozen one; the tensor itself where it is there already."""
+        """Return a copy of a tensor on the device, of a parameter a frozen one.
+
+        Where it is there already it is the tensor itself.
+        """
         if self.is_there(tensor):
             return tensor
         there = tensor.detach().to(self.device)
-        return (
-            nn.Parameter(there, requires_grad=False) if isinstance(tensor, nn.Parameter) else there
-        )
+        if isinstance(tensor, nn.Parameter):
+            return nn.Parameter(there, requires_grad=False)
+        return there
 
     def lend(self, root: nn.Module) -> None:
-        """Let each module of a skeleton have its own tensors on the device while it runs, and no longer."""
+        """Let each module of a skeleton have its own tensors on the device while it runs.
+
+        No longer than that.
+        """
         for module in root.modules():
-            if any(
-                value is not None for table in _TABLES for value in getattr(module, table).values()
-            ):
+            if _own_tensors(module):
                 loan = _Loan(self)
+                # Before the hooks that observe, and after them even where the module raises.
                 module.register_forward_pre_hook(loan.begin, prepend=True)
                 module.register_forward_hook(loan.end, always_call=True)
 
@@ -57,14 +73,11 @@ class Lender:
         """Return a skeleton with every tensor on the device; ties stay."""
         twin = skeleton(root)
         for module in twin.modules():
-            for table in (module._parameters, module._buffers):
-                for key, value in table.items():
-                    if value is not None:
-                        table[key] = self._there(value)  # type: ignore[assignment]
+            for table, key, value in _own_tensors(module):
+                table[key] = self._there(value)
             weight = module.__dict__.get("weight")
-            if isinstance(
-                weight, Tensor
-            ):  # what stands for a quantized layer's weight tells its device
+            # What stands for a quantized layer's weight tells its device.
+            if isinstance(weight, Tensor):
                 module.__dict__["weight"] = self.bring(weight)
             if isinstance(module, LinearArithmetic):
                 module.choose()
@@ -86,22 +99,21 @@ class _Loan:
 
     def __init__(self, lender: Lender) -> None:
         self._lender = lender
-        self._lent: list[tuple[str, str, Tensor, Tensor]] = []
+        self._lent: list[tuple[Table, str, Tensor, Tensor]] = []
 
     def begin(self, module: nn.Module, _: Any) -> None:
-        # A run that was ended in the middle (by what needed no more of it) has left them where they are.
+        # A run that was ended in the middle (by what needed no more of it) has left them where
+        # they are.
         if self._lent:
             return
-        for table in _TABLES:
-            own: dict[str, Any] = getattr(module, table)
-            for key, value in own.items():
-                if value is not None and not self._lender.is_there(value):
-                    own[key] = self._lender.bring(value)
-                    self._lent.append((table, key, value, own[key]))
+        for table, key, value in _own_tensors(module):
+            if not self._lender.is_there(value):
+                table[key] = self._lender.bring(value)
+                self._lent.append((table, key, value, table[key]))
 
     def end(self, module: nn.Module, *_: Any) -> None:
         lent, self._lent = self._lent, []
         for table, key, value, there in lent:
-            own = getattr(module, table)
-            if own.get(key) is there:  # else the module has put something new in its place
-                own[key] = value
+            # Else the module has put something new in its place.
+            if table.get(key) is there:
+                table[key] = value

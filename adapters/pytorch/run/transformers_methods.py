@@ -1,4 +1,7 @@
-"""What the methods of a transformers model do once its layers are quantized: those that would go wrong without a word are refused."""
+"""What the methods of a transformers model do once its layers are quantized.
+
+Those that would go wrong without a word are refused.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,19 @@ from torch import nn
 from octavo.core.errors import SchemeError
 
 _REMEDIES = {
-    "save_pretrained": "the tensors have octavo's names, and from_pretrained would make a random model of them: use q.save(folder) and "
-    "octavo.load(folder), or q.export('compressed-tensors', folder), which from_pretrained reads",
-    "push_to_hub": "it would upload what from_pretrained reads as a random model: use q.export('compressed-tensors', folder) "
-    "and upload that folder",
-    "resize_token_embeddings": "its tables are held in few bits and have the size that they were quantized with: resize the float model, "
-    "then quantize it again",
+    "save_pretrained": (
+        "the tensors have octavo's names, and from_pretrained would make a random model of them: "
+        "use q.save(folder) and octavo.load(folder), "
+        "or q.export('compressed-tensors', folder), which from_pretrained reads"
+    ),
+    "push_to_hub": (
+        "it would upload what from_pretrained reads as a random model: "
+        "use q.export('compressed-tensors', folder) and upload that folder"
+    ),
+    "resize_token_embeddings": (
+        "its tables are held in few bits and have the size that they were quantized with: "
+        "resize the float model, then quantize it again"
+    ),
 }
 """Method -> why it is refused, and what to do."""
 
