@@ -89,6 +89,7 @@ def paged(probes: Iterable[Probe], ops: Iterable[Op], limit: int) -> tuple[Page,
     sizes = {probe: size for probe, size in _gram_sizes(ops) if probe in asked}
     if sum(sizes.values()) <= limit:
         return wanted, ()
+    # The first page stays beside whichever other one is open.
     _, *later = _filled(sizes, limit // 2)
     late = {probe for page in later for probe in page}
     return tuple(p for p in wanted if p not in late), tuple(later)
@@ -101,7 +102,8 @@ def _gram_sizes(ops: Iterable[Op]) -> Iterator[tuple[Probe, int]]:
             features = prod(weight.shape) // max(1, weight.shape[weight.channel_axis])
             for probe in feature_probes(op, ("gram",)):
                 assert probe.rows is not None
-                yield probe, 4 * probe.rows.groups * features**2
+                elements = probe.rows.groups * features**2
+                yield probe, 4 * elements  # float32
 
 
 def _filled(sizes: Mapping[Probe, int], room: int) -> list[Page]:

@@ -90,6 +90,7 @@ def rescaled(
     for group, change in channel_maps(view.groups, factors):
         effect.take(view, group, change)
     statistics = effect.statistics
+    # What nobody may ask for is not worth another pass over the data.
     again = tuple(probe for probe in effect.missing if probe in wanted)
     if again:
         statistics = statistics.replaced(observe(again, effect.changes))

@@ -16,7 +16,7 @@ from octavo.core.values.scheme import QuantSpec
 from octavo.core.values.sizes import is_grouped
 
 from .search import own_grid, power_cost, searched_grid
-from .sweep import Sweep
+from .sweep import ChooseGrid, Sweep
 
 
 class GptqConfig(WeightConfig):
@@ -74,18 +74,26 @@ class Gptq(WeightAlgorithm):
         fixed, extra = None, None
         if self._chooses_first(spec):
             fixed, extra = self._grid(weight, spec, context, diagonal)
-        if not self.config.act_order:
-            feedback = feedback_matrix(gram, self.config.damping)
-            codes, params = Sweep(weight, spec, feedback, fixed).run(grid)
-            return QuantizedTensor(codes, params, extra)
-        ranks = xp.argsort(-diagonal, stable=True)
-        weight = xp.take(weight, ranks, axis=1)
+        if self.config.act_order:
+            assert fixed is not None
+            codes = self._by_size_of_inputs(weight, gram, fixed, grid)
+            return QuantizedTensor(codes, fixed, extra)
+        feedback = feedback_matrix(gram, self.config.damping)
+        codes, params = Sweep(weight, spec, feedback, fixed).run(grid)
+        return QuantizedTensor(codes, params, extra)
+
+    def _by_size_of_inputs(
+        self, weight: Array, gram: Array, params: QuantParams, grid: ChooseGrid
+    ) -> Array:
+        """Return codes, rounded from the column with the largest inputs on."""
+        xp = array_namespace(weight)
+        ranks = xp.argsort(-xp.linalg.diagonal(gram), stable=True)
         gram = xp.take(xp.take(gram, ranks, axis=0), ranks, axis=1)
         feedback = feedback_matrix(gram, self.config.damping)
         order = [int(i) for i in ranks]
-        codes, params = Sweep(weight, spec, feedback, fixed, order).run(grid)
-        codes = xp.take(codes, xp.argsort(ranks, stable=True), axis=1)
-        return QuantizedTensor(codes, params, extra)
+        sweep = Sweep(xp.take(weight, ranks, axis=1), params.spec, feedback, params, order)
+        codes, _ = sweep.run(grid)
+        return xp.take(codes, xp.argsort(ranks, stable=True), axis=1)
 
     def _chooses_first(self, spec: QuantSpec) -> bool:
         """Whether scales are chosen before the first column.

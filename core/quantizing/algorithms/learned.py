@@ -22,7 +22,9 @@ def normalised(gram: Array) -> Array:
     """
     xp = array_namespace(gram)
     mean = xp.mean(xp.linalg.diagonal(gram))
-    return gram / xp.where(mean > 0, mean, xp.ones_like(mean))
+    # Inputs that never fired leave nothing to divide by.
+    unit = xp.where(mean > 0, mean, xp.ones_like(mean))
+    return gram / unit
 
 
 def output_error(error: Array, gram: Array) -> tuple[Array, Array]:

@@ -14,7 +14,7 @@ from octavo.core.numerics.rounding import nearest, stochastic
 from octavo.core.numerics.tensor import QuantizedTensor
 from octavo.core.values.scheme import QuantSpec
 
-from .search import channel_axis, power_cost, searched_grid
+from .search import Grid, channel_axis, power_cost, searched_grid
 
 
 class RtnConfig(WeightConfig):
@@ -57,14 +57,16 @@ class RoundToNearest(WeightAlgorithm):
         if context.params is not None:
             return QuantizedTensor(encode(matrix, context.params, rounding), context.params)
         is_plain = self.config.clip == "none" and self.config.convention == "octavo"
+        # The same numbers, at the speed of memory.
         if is_plain and not is_stochastic and takes(matrix, spec):
             codes, params = round_blocked(matrix, spec)
             return QuantizedTensor(codes, params)
+        params, extra = self._grid(matrix, spec, context)
+        return QuantizedTensor(encode(matrix, params, rounding), params, extra)
+
+    def _grid(self, matrix: Array, spec: QuantSpec, context: WeightContext) -> Grid:
         if self.config.clip == "mse":
             cost = power_cost(spec, self.config.power)
-            params, extra = searched_grid(matrix, spec, context, cost)
-        else:
-            low, high = ranges(matrix, spec)
-            convention = self.config.convention
-            params, extra = choose(low, high, spec, channel_axis(spec), convention)
-        return QuantizedTensor(encode(matrix, params, rounding), params, extra)
+            return searched_grid(matrix, spec, context, cost)
+        low, high = ranges(matrix, spec)
+        return choose(low, high, spec, channel_axis(spec), self.config.convention)

@@ -98,7 +98,9 @@ class _Ranges:
         )
         xp = array_namespace(outer)
         step = usable((outer / inner) ** 0.5)
-        step = xp.where((outer > 0) & (inner > 0), step, xp.ones_like(step))
+        # A channel that is dead on one side has no ratio.
+        alive = (outer > 0) & (inner > 0)
+        step = xp.where(alive, step, xp.ones_like(step))
         self.factors[name] = usable(step if now is None else now * step)
         return float(xp.max(xp.abs(step - 1)))
 

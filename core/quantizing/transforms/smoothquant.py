@@ -64,6 +64,7 @@ class SmoothQuant(Rescaling):
         weights = link.weight_absmax()
         if self.config.alpha != "auto":
             return smoothing(inputs, weights, self.config.alpha)
+        # Some groups are best left alone.
         unchanged = array_namespace(inputs).ones_like(inputs)
         choices = [unchanged, *(smoothing(inputs, weights, i / 10) for i in range(11))]
         costs = []
