@@ -138,8 +138,12 @@ def pareto(trials: Sequence[Trial], objectives: Sequence[str]) -> tuple[Trial, .
         is_measured = all(name in trial.objectives for name in objectives)
         if trial.state == "complete" and is_measured:
             done.append(trial)
-    columns = [[figure.cost for figure in _comparable(done, name)] for name in objectives]
-    points = [(-trial.margin, *(costs[i] for costs in columns)) for i, trial in enumerate(done)]
+    # Each trial is a point whose coordinates are all better when lower.
+    columns = [[-trial.margin for trial in done]]
+    for name in objectives:
+        figures = _comparable(done, name)
+        columns.append([figure.cost for figure in figures])
+    points = list(zip(*columns, strict=True))
     # Of trials that are alike in everything the first counts.
     first_at: dict[tuple[float, ...], Trial] = {}
     for trial, point in zip(done, points, strict=True):

@@ -92,13 +92,15 @@ class Curvature:
 
     def traces(self, transforms: Transforms = ()) -> Mapping[str, float]:
         """Return the trace of each tunable weight's block of H, by name; computed once."""
-        keys = {name: _key("trace", name, None, transforms) for name in self._tunable_weights()}
+        names = self._tunable_weights()
+        keys = {name: _key("trace", name, None, transforms) for name in names}
         missing = [name for name, key in keys.items() if key not in self._scores]
         if missing:
             session = self._realizer.session(transforms)
             found = traces(session, self._batches, missing, self._seed)
             self.batches_run += PRODUCT_RUNS * DRAWS * len(self._batches)
-            self._scores.update({keys[name]: value for name, value in found.items()})
+            for name, trace in found.items():
+                self._scores[keys[name]] = trace
         return {name: self._scores[key] for name, key in keys.items()}
 
     def _tunable_weights(self) -> Iterable[str]:
@@ -212,9 +214,12 @@ def quadratic_forms(
         for label, error in errors[name].items():
             d, axis = error()
             xp = array_namespace(gradient)
+            rows = to_matrix(gradient, axis)
+            error_rows = to_matrix(d, axis)
             # One share per output channel.
-            shares = xp.sum(to_matrix(gradient, axis) * to_matrix(d, axis), axis=1)
-            sums[label] += float(xp.sum(shares * shares))
+            shares = xp.sum(rows * error_rows, axis=1)
+            total = xp.sum(shares * shares)
+            sums[label] += float(total)
 
     for draw in range(DRAWS):
         count += session.gradients(batches, tuple(errors), sink, seed=seed + draw)
@@ -242,7 +247,9 @@ def traces(
         signs = {name: _signs(session.tensor(name), seed, draw, name) for name in weights}
 
         def sink(name: str, product: Array, signs: Mapping[str, Array] = signs) -> None:
-            sums[name] += float(array_namespace(product).sum(signs[name] * product))
+            xp = array_namespace(product)
+            along = xp.sum(signs[name] * product)
+            sums[name] += float(along)
 
         count += session.gradients(batches, weights, sink, along=signs)
     # Where the true trace is near 0 the estimate may fall below it; losses are never negative.

@@ -79,8 +79,9 @@ class SharedSensitivity(RecipeSensitivity):
     ) -> Sequence[float]:
         keys = [self._key(kind, name, scheme, transforms) for name, scheme in pairs]
         missing = [i for i, key in enumerate(keys) if key is None or key not in self._scores]
-        own = self.own.under(transforms)(kind, [pairs[i] for i in missing])
-        found = dict(zip(missing, own, strict=True))
+        service = self.own.under(transforms)
+        losses = service(kind, [pairs[i] for i in missing])
+        found = dict(zip(missing, losses, strict=True))
         answers = []
         for i, key in enumerate(keys):
             if key is None:
@@ -141,16 +142,23 @@ def _counterpart_weights(
         units: The lender's units that have weights.
     """
     own = signatures(service.realizer.space)
+    own_ops = service.opened.view.by_name
+    its_ops = lender.opened.view.by_name
     found: dict[str, str] = {}
     for unit in service.realizer.space.tunable:
         signature = own.get(unit.name)
-        other = units.get(signature) if signature is not None else None
-        if other is None or not other.tunable or len(other.ops) != len(unit.ops):
+        if signature is None:
+            return {}
+        other = units.get(signature)
+        if other is None or not other.tunable:
+            return {}
+        if len(other.ops) != len(unit.ops):
             return {}
         for mine, its in zip(unit.ops, other.ops, strict=True):
-            own_weights = service.opened.view.by_name[mine].weights
-            its_weights = lender.opened.view.by_name[its].weights
+            own_weights = own_ops[mine].weights
+            its_weights = its_ops[its].weights
             if not own_weights or len(own_weights) != len(its_weights):
                 return {}
-            found.update((a.name, b.name) for a, b in zip(own_weights, its_weights, strict=True))
+            for weight, counterpart in zip(own_weights, its_weights, strict=True):
+                found[weight.name] = counterpart.name
     return found

@@ -154,11 +154,16 @@ class Simulation:
         """Return the true loss, without noise, as a share of the tolerated one."""
         alone = {}
         for unit in self.space.units:
-            choice = unit.choices.index(recipe[unit.ops[0]])
-            alone[unit.name] = float(self.losses[unit.name][choice])
-        together = sum(j * np.sqrt(alone[a] * alone[b]) for (a, b), j in self.couplings.items())
+            scheme = recipe[unit.ops[0]]
+            choice = unit.choices.index(scheme)
+            losses = self.losses[unit.name]
+            alone[unit.name] = float(losses[choice])
+        together = 0.0
+        for (a, b), coupling in self.couplings.items():
+            together += coupling * np.sqrt(alone[a] * alone[b])
         total = sum(alone.values()) + together
-        return float(total * self._factor(recipe.transforms))
+        factor = self._factor(recipe.transforms)
+        return float(total * factor)
 
     def cost(self, recipe: Recipe) -> float:
         """Return the objective of a recipe."""
@@ -235,7 +240,8 @@ class Simulation:
         picks = exact(costs, [(losses, 1.0)], gap=1e-4)
         choice = {}
         for block, rows, pick in zip(blocks, combinations, picks, strict=True):
-            for unit, i in zip(block, rows[pick].choices, strict=True):
+            best_row = rows[pick]
+            for unit, i in zip(block, best_row.choices, strict=True):
                 choice[unit.name] = unit.choices[i]
         return self.space.recipe(choice, self.space.transforms[best])
 
@@ -259,14 +265,19 @@ class Simulation:
     def _combination(
         self, block: tuple[Unit, ...], picks: tuple[int, ...], factor: float
     ) -> _Combination:
-        chosen = list(zip(block, picks, strict=True))
-        alone = [float(self.losses[unit.name][i]) for unit, i in chosen]
+        alone = []
+        cost = 0.0
+        for unit, i in zip(block, picks, strict=True):
+            losses = self.losses[unit.name]
+            alone.append(float(losses[i]))
+            cost += unit.weight_bytes(unit.choices[i])
         together = 0.0
         for i, j in itertools.combinations(range(len(block)), 2):
-            coupling = self.couplings.get((block[i].name, block[j].name), 0.0)
+            pair = (block[i].name, block[j].name)
+            coupling = self.couplings.get(pair, 0.0)
             together += coupling * np.sqrt(alone[i] * alone[j])
-        cost = sum(unit.weight_bytes(unit.choices[i]) for unit, i in chosen)
-        return _Combination(cost, float(sum(alone) + together) * factor, picks)
+        loss = float(sum(alone) + together)
+        return _Combination(cost, loss * factor, picks)
 
 
 class _Combination(NamedTuple):
@@ -354,9 +365,10 @@ def _draw_couplings(
 ) -> dict[tuple[str, str], float]:
     """Draw J for each pair of a block."""
     couplings = {}
-    for a, b in itertools.combinations(range(len(units)), 2):
-        if units[a].block == units[b].block:
-            couplings[units[a].name, units[b].name] = float(random.uniform(0, 2 * coupling))
+    for a, b in itertools.combinations(units, 2):
+        if a.block == b.block:
+            drawn = random.uniform(0, 2 * coupling)
+            couplings[a.name, b.name] = float(drawn)
     return couplings
 
 

@@ -68,9 +68,14 @@ def named(batch: Batch, names: Sequence[str]) -> list[tuple[str, Any]]:
     args, kwargs = parts(batch)
     for name in kwargs:
         if names and name not in names:
-            raise DataError(f"{name!r} is not an input of the model{nearest(str(name), names)}")
-    ordered = [(_name_of(index, names), value) for index, value in enumerate(args)]
-    return [*ordered, *kwargs.items()]
+            hint = nearest(str(name), names)
+            raise DataError(f"{name!r} is not an input of the model{hint}")
+    pairs: list[tuple[str, Any]] = []
+    for index, value in enumerate(args):
+        name = _name_of(index, names)
+        pairs.append((name, value))
+    pairs += kwargs.items()
+    return pairs
 
 
 def _name_of(index: int, names: Sequence[str]) -> str:
@@ -111,26 +116,36 @@ def flat(batch: Batch, names: Sequence[str]) -> Mapping[str, Any] | tuple[Any, .
         names: The model's inputs, in call order.
     """
     args, kwargs = parts(batch)
-    ordered: list[Any] = []
-    by_name: dict[str, Any] = {}
-    if all(is_array(value) for value in (*args, *kwargs.values())):
-        ordered += args
-        by_name.update(kwargs)
-    else:
-        for value in args:
-            ordered += [leaf for _, leaf in _spread("", value)]
-        for name, value in kwargs.items():
-            by_name.update(_spread(str(name), value))
-        if len(ordered) > len(names):
-            ordered = [leaf for leaf in ordered if not isinstance(leaf, PLAIN)]
-        by_name = {path: leaf for path, leaf in by_name.items() if _is_input(path, leaf, names)}
+    ordered = list(args)
+    by_name = dict(kwargs)
+    is_flat = all(is_array(value) for value in (*args, *kwargs.values()))
+    if not is_flat:
+        ordered = _spread_in_order(args, len(names))
+        by_name = _spread_by_name(kwargs, names)
     if not by_name:
         return tuple(ordered)
-    return {**dict(named(tuple(ordered), names)), **by_name}
+    first = named(tuple(ordered), names)
+    return {**dict(first), **by_name}
 
 
-def _is_input(path: str, leaf: Any, names: Sequence[str]) -> bool:
-    return path in names or not isinstance(leaf, PLAIN)
+def _spread_in_order(args: Sequence[Any], inputs: int) -> list[Any]:
+    found: list[Any] = []
+    for value in args:
+        for _, leaf in _spread("", value):
+            found.append(leaf)
+    if len(found) > inputs:
+        found = [leaf for leaf in found if not isinstance(leaf, PLAIN)]
+    return found
+
+
+def _spread_by_name(kwargs: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in kwargs.items():
+        found.update(_spread(str(name), value))
+    beyond = [path for path, leaf in found.items() if path not in names and isinstance(leaf, PLAIN)]
+    for path in beyond:
+        del found[path]
+    return found
 
 
 def _spread(name: str, value: Any) -> list[tuple[str, Any]]:

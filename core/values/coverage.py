@@ -87,12 +87,17 @@ class Coverage:
     @property
     def reasons(self) -> tuple[tuple[str, tuple[CoverageRow, ...]], ...]:
         """Reasons why weights stay float, each with its rows: the largest first."""
-        found: dict[str, list[CoverageRow]] = {}
+        by_reason: dict[str, list[CoverageRow]] = {}
         for row in self.rows:
             if row.is_float:
-                found.setdefault(row.reason, []).append(row)
-        largest = sorted(found.items(), key=lambda item: -_elements(item[1]))
-        return tuple((reason, tuple(rows)) for reason, rows in largest)
+                rows = by_reason.setdefault(row.reason, [])
+                rows.append(row)
+
+        def size(reason: str) -> int:
+            return _elements(by_reason[reason])
+
+        largest_first = sorted(by_reason, key=size, reverse=True)
+        return tuple((reason, tuple(by_reason[reason])) for reason in largest_first)
 
     def summary(self) -> str:
         """Return one line: how many weights stay float, and the largest reasons."""
@@ -100,19 +105,24 @@ class Coverage:
             return "the model has no weights of two or more dimensions"
         if not self.kept:
             return f"all {self.total:,} weights are quantized"
-        share = f"{100 * self.kept / self.total:.3g} %"
-        told = [_told(reason, rows) for reason, rows in self.reasons[:_TOLD]]
-        if len(self.reasons) > _TOLD:
-            told.append(f"and {len(self.reasons) - _TOLD} more")
-        return f"{self.kept:,} of {self.total:,} weights ({share}) stay float: {'; '.join(told)}"
+        percent = 100 * self.kept / self.total
+        reasons = self.reasons
+        told = [_told(reason, rows) for reason, rows in reasons[:_TOLD]]
+        left = len(reasons) - _TOLD
+        if left > 0:
+            told.append(f"and {left} more")
+        why = "; ".join(told)
+        return f"{self.kept:,} of {self.total:,} weights ({percent:.3g} %) stay float: {why}"
 
     def __str__(self) -> str:
         return self.summary()
 
     def __repr__(self) -> str:
         counts = f"total={self.total:,}, quantized={self.quantized:,}, kept={self.kept:,}"
-        lines = [_told(reason, rows) for reason, rows in self.reasons[:_TOLD]]
-        return "\n  ".join([f"Coverage({counts}, {len(self.rows)} rows)", *lines])
+        lines = [f"Coverage({counts}, {len(self.rows)} rows)"]
+        for reason, rows in self.reasons[:_TOLD]:
+            lines.append(_told(reason, rows))
+        return "\n  ".join(lines)
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready mapping."""
@@ -158,8 +168,11 @@ def _elements(rows: Iterable[CoverageRow]) -> int:
 
 def _told(reason: str, rows: Sequence[CoverageRow]) -> str:
     names = ", ".join(row.weight for row in rows[:_TOLD])
-    more = f" and {len(rows) - _TOLD} more" if len(rows) > _TOLD else ""
-    return f"{_elements(rows):,} in {names}{more} ({reason})"
+    left = len(rows) - _TOLD
+    if left > 0:
+        names += f" and {left} more"
+    elements = _elements(rows)
+    return f"{elements:,} in {names} ({reason})"
 
 
 def counts(shape: Sequence[int], dtype: str) -> bool:
@@ -195,26 +208,40 @@ def account(
     users = _claims(view.ops)
     rows = []
     for source, claims in users.items():
-        known = held.get(source) or _as_held(source, claims[0][1])
+        known = held.get(source)
+        if known is None:
+            _, weight = claims[0]
+            known = HeldWeight(source, weight.shape, weight.dtype)
         if counts(known.shape, known.dtype):
+            becomes = _Becoming(claims, ledger, why_float)
             why_alone = read_alone.get(source, "")
-            rows.append(_row(known, claims, ledger, why_float, why_alone))
-    alone = [weight for weight in view.unclaimed if weight.name not in users]
-    rows += [_unclaimed_row(w) for w in alone if counts(w.shape, w.dtype)]
+            rows.append(becomes.row(known, why_alone))
+    for held_weight in view.unclaimed:
+        is_claimed = held_weight.name in users
+        if not is_claimed and counts(held_weight.shape, held_weight.dtype):
+            row = _unclaimed_row(held_weight)
+            rows.append(row)
     found = Coverage(tuple(rows))
-    fault = difference(found, census) if census is not None else ""
-    if fault:
-        warnings.warn(AdapterFault(fault), stacklevel=2)
+    if census is not None:
+        fault = difference(found, census)
+        if fault:
+            warnings.warn(AdapterFault(fault), stacklevel=2)
     return found
 
 
-def _claims(ops: Iterable[Op]) -> dict[str, list[tuple[Op, Weight]]]:
-    """Return, for each tensor of the model that ops use, who uses it and as what."""
-    users: dict[str, list[tuple[Op, Weight]]] = {}
+Claims = list[tuple[Op, Weight]]
+"""Who uses a tensor of the model, and as what."""
+
+
+def _claims(ops: Iterable[Op]) -> dict[str, Claims]:
+    """Return the claims on each tensor of the model that ops use."""
+    users: dict[str, Claims] = {}
     for op in ops:
         for weight in op.weights:
-            for source in weight.made_of or (weight.name,):
-                users.setdefault(source, []).append((op, weight))
+            sources = weight.made_of or (weight.name,)
+            for source in sources:
+                claims = users.setdefault(source, [])
+                claims.append((op, weight))
     return users
 
 
@@ -246,46 +273,44 @@ def unclaimed_of(census: Iterable[HeldWeight], ops: Iterable[Op]) -> tuple[HeldW
     )
 
 
-def _as_held(source: str, weight: Weight) -> HeldWeight:
-    return HeldWeight(source, weight.shape, weight.dtype)
+@dataclass(frozen=True)
+class _Becoming:
+    """What became of a weight, by the lines of those who use it."""
 
+    claims: Claims
+    ledger: Mapping[str, Applied]
+    why_float: Callable[[Op], str]
 
-def _row(
-    weight: HeldWeight,
-    claims: Sequence[tuple[Op, Weight]],
-    ledger: Mapping[str, Applied],
-    why_float: Callable[[Op], str],
-    read_alone: str,
-) -> CoverageRow:
-    """Return the row of a weight that ops claim; ``read_alone`` says who else reads it as it is."""
-    reasons: dict[str, str] = {}
-    bits = []
-    for op, _ in claims:
-        line = ledger.get(op.name)
-        if line is None or line.applied.weight is None:
-            reasons[op.name] = _reason(op, line, why_float)
-        else:
-            bits.append(line.applied.weight_bits)
-    first_reason = next(iter(reasons.values()), "")
-    reason = read_alone or first_reason
-    if reason and bits:
-        # Another op has it quantized: the float tensor is held all the same.
-        quantized_by = _quantized_by(claims, reasons)
-        reason = f"quantized for {quantized_by!r}, and held in float too: {reason}"
-    stored = _BITS[weight.dtype] if reason else max(bits)
-    first_op, _ = claims[0]
-    elements = prod(weight.shape)
-    return CoverageRow(weight.name, weight.shape, elements, first_op.name, stored, reason)
+    def row(self, weight: HeldWeight, read_alone: str) -> CoverageRow:
+        """Return the weight's row; ``read_alone`` says who else reads it as it is."""
+        quantized_by: list[str] = []
+        reasons: list[str] = []
+        bits = 0
+        for op, _ in self.claims:
+            line = self.ledger.get(op.name)
+            if line is None or line.applied.weight is None:
+                reasons.append(self._reason(op, line))
+                continue
+            quantized_by.append(op.name)
+            bits = max(bits, line.applied.weight_bits)
+        reason = read_alone
+        if not reason and reasons:
+            reason = reasons[0]
+        if reason and quantized_by:
+            # Another op has it quantized: the float tensor is held all the same.
+            reason = f"quantized for {quantized_by[0]!r}, and held in float too: {reason}"
+        if reason:
+            bits = _BITS[weight.dtype]
+        first_op, _ = self.claims[0]
+        elements = prod(weight.shape)
+        return CoverageRow(weight.name, weight.shape, elements, first_op.name, bits, reason)
 
-
-def _quantized_by(claims: Sequence[tuple[Op, Weight]], floats: Mapping[str, str]) -> str:
-    return next(op.name for op, _ in claims if op.name not in floats)
-
-
-def _reason(op: Op, line: Applied | None, why_float: Callable[[Op], str]) -> str:
-    if line is not None and not line.applied.is_float:
-        return line.reason or "its scheme quantizes activations only"
-    return (line.reason if line is not None else "") or why_float(op)
+    def _reason(self, op: Op, line: Applied | None) -> str:
+        if line is None:
+            return self.why_float(op)
+        if not line.applied.is_float:
+            return line.reason or "its scheme quantizes activations only"
+        return line.reason or self.why_float(op)
 
 
 def _unclaimed_row(weight: HeldWeight) -> CoverageRow:

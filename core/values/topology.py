@@ -12,20 +12,30 @@ def values_between(view: ModelView, group: Group) -> frozenset[str]:
     producer to its members."""
     if group.values:
         return frozenset((*group.values, group.value))
-    made_of: dict[str, set[str]] = {}
-    for op in view.ops:
-        for value in op.outputs:
-            made_of.setdefault(value, set()).update(op.inputs)
     producer = view.by_name.get(group.producer)
-    ends = frozenset(producer.outputs) if producer else frozenset((group.value,))
+    ends = {group.value}
+    if producer is not None:
+        ends = set(producer.outputs)
+    made_of = _made_of(view)
     found = {group.value}
     for member in group.members:
-        for value in view.by_name[member].inputs:
+        op = view.by_name[member]
+        for value in op.inputs:
             found |= _way_back(value, ends, made_of)
     return frozenset(found)
 
 
-def _way_back(value: str, ends: frozenset[str], made_of: Mapping[str, set[str]]) -> set[str]:
+def _made_of(view: ModelView) -> dict[str, set[str]]:
+    """Return, for each value that an op writes, the values that the op reads."""
+    found: dict[str, set[str]] = {}
+    for op in view.ops:
+        for value in op.outputs:
+            sources = found.setdefault(value, set())
+            sources.update(op.inputs)
+    return found
+
+
+def _way_back(value: str, ends: set[str], made_of: Mapping[str, set[str]]) -> set[str]:
     """Return the values on paths from ``value`` back to one of ``ends``; none where no path meets
     one."""
     if value in ends:
@@ -76,5 +86,6 @@ def shared_scales(view: ModelView) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
     for values in together:
         shared = tuple(sorted(values))
-        found.update(dict.fromkeys(shared, shared))
+        for value in shared:
+            found[value] = shared
     return found

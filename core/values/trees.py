@@ -37,8 +37,10 @@ def children(value: Any) -> list[tuple[str, Any]]:
     if isinstance(value, (list, tuple)):
         names = getattr(value, "_fields", None)
         if names is not None and len(names) == len(value):
-            return [(f".{name}", item) for name, item in zip(names, value, strict=True)]
-        return [(f"[{index}]", item) for index, item in enumerate(value)]
+            steps = [f".{name}" for name in names]
+        else:
+            steps = [f"[{index}]" for index in range(len(value))]
+        return list(zip(steps, value, strict=True))
     if _is_record(value):
         return [(f".{name}", getattr(value, name)) for name in _fields(value)]
     return []

@@ -30,11 +30,13 @@ def find_units(view: ModelView, choices: Choices) -> tuple[tuple[Unit, ...], tup
             continue
         ops = [op for op in view.ops if op.name in group.members]
         tied = _is_tied(ops)
-        if not tied and len({op.type for op in ops}) > 1:
+        types = {op.type for op in ops}
+        if not tied and len(types) > 1:
             continue
         unit = _unit(ops, choices)
         names = ", ".join(repr(op.name) for op in ops)
-        if tied and not unit.tunable and any(len(choices[op.name]) > 1 for op in ops):
+        has_choices = any(len(choices[op.name]) > 1 for op in ops)
+        if tied and has_choices and not unit.tunable:
             remarks.append(
                 f"{names} share one weight and have no quantized scheme in common: each decides "
                 "alone, in a copy of its own"
@@ -45,8 +47,10 @@ def find_units(view: ModelView, choices: Choices) -> tuple[tuple[Unit, ...], tup
                 f"{names} share one weight: they decide together, among the schemes that all of "
                 "them can take"
             )
-        unit_of.update(dict.fromkeys(unit.ops, unit))
-    return tuple(_in_order(view, choices, unit_of)), tuple(remarks)
+        for name in unit.ops:
+            unit_of[name] = unit
+    units = _in_order(view, choices, unit_of)
+    return tuple(units), tuple(remarks)
 
 
 def _is_tied(ops: Sequence[Op]) -> bool:
@@ -77,6 +81,7 @@ def _unit(ops: Sequence[Op], choices: Choices) -> Unit:
     first = multiplies[0]
     shared = [s for s in choices[first.name] if _all_take(s, multiplies, lookups, choices)]
     weights = {weight.name: weight for op in ops for weight in op.weights}
+    matrices = [_matrix_shape(weight) for weight in weights.values()]
     return Unit(
         first.name,
         first.type,
@@ -87,7 +92,7 @@ def _unit(ops: Sequence[Op], choices: Choices) -> Unit:
         channels=_channels(ops, first, len(weights)),
         macs=sum(op.macs or 0 for op in ops),
         lookups=tuple(op.name for op in lookups),
-        matrices=tuple(_matrix_shape(weight) for weight in weights.values()),
+        matrices=tuple(matrices),
     )
 
 

@@ -71,9 +71,13 @@ def interleave(
     own: list[float] = []
     base: list[float] = []
     for _ in range(config.rounds):
-        base.append(_block(lambda: reference.candidate.run(other), config.block))
-        own.append(_block(lambda: subject.candidate.run(mine), config.block))
-    return float(np.median(own)), np.array(own) / np.array(base), rows(mine)
+        in_float = _block(lambda: reference.candidate.run(other), config.block)
+        base.append(in_float)
+        quantized = _block(lambda: subject.candidate.run(mine), config.block)
+        own.append(quantized)
+    ratios = np.array(own) / np.array(base)
+    median = float(np.median(own))
+    return median, ratios, rows(mine)
 
 
 def _sized(batch: Batch, size: int | None) -> Batch:

@@ -38,9 +38,11 @@ class Gradients:
         twice = _collect(case, opened, weights, along=twice_along)
         curvature = 0.0
         for name in weights:
-            check_close_to_largest([2 * a for a in once[name]], twice[name], 1e-5)
+            doubled = [2 * product for product in once[name]]
+            check_close_to_largest(doubled, twice[name], 1e-5)
             v = to_numpy(along[name])
-            curvature += sum(float((product * v).sum()) for product in once[name])
+            for product in once[name]:
+                curvature += float((product * v).sum())
         assert curvature > 0
 
 
@@ -69,5 +71,6 @@ def _collect(
     for name, arrays in found.items():
         assert len(arrays) == count, name
         shape = tuple(weights[name].shape)
-        assert all(array.shape == shape for array in arrays), name
+        for array in arrays:
+            assert array.shape == shape, name
     return found
