@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from torch import nn
@@ -12,10 +12,11 @@ from octavo.adapters.pytorch.modules.shared_copy import skeleton
 from octavo.adapters.pytorch.run.batches import Call
 
 from .capture import Capture
-from .choosing import capture_of, example_trace, holds_for
+from .choosing import capture_of, example_trace
 from .module_tree import ModuleCapture
 from .trace import Trace
 from .traced import GraphCapture
+from .tracing import why_it_does_not_hold
 
 
 def look_further(capture: Capture, example: Call, others: Sequence[Call]) -> Capture:
@@ -30,9 +31,8 @@ def look_further(capture: Capture, example: Call, others: Sequence[Call]) -> Cap
         others: Batches that differ from it in shapes or plain values.
     """
     if isinstance(capture, GraphCapture):
-        why = next(
-            filter(None, (holds_for(capture.root, capture.graph, call) for call in others)), ""
-        )
+        whys = (why_it_does_not_hold(capture.root, capture.graph, call) for call in others)
+        why = next(filter(None, whys), "")
         if not why:
             return capture
         found = capture_of(_without_calls(capture.root), example, "modules")
@@ -63,12 +63,9 @@ def _without_calls(root: nn.Module) -> nn.Module:
     """Return a skeleton without the layers that stand for a graph's functional calls."""
     twin = skeleton(root)
     for module in twin.modules():
-        for name in [
-            n
-            for n, child in module._modules.items()
-            if child is not None and stands_for_call(child)
-        ]:
-            del module._modules[name]
+        for name, child in list(module._modules.items()):
+            if child is not None and stands_for_call(child):
+                del module._modules[name]
     return twin
 
 
@@ -80,40 +77,57 @@ def merged(traces: Sequence[Trace]) -> Trace:
     """
     first = traces[0]
     order = list(dict.fromkeys(path for trace in traces for path in trace.order))
-    escaped = set().union(*(trace.escaped for trace in traces))
-    values: dict[str, str] = {}
-    for path in order:
-        found = {trace.values.get(path) for trace in traces}
-        value = found.pop() if len(found) == 1 else None
-        values[path] = value or f"{path}:in"
-        if value is None:
-            given = (trace.values[path] for trace in traces if path in trace.values)
-            escaped.update(
-                source.removesuffix(":out") for source in given if source.endswith(":out")
-            )
-    acts: dict[str, str] = {}
-    for act in {a: None for trace in traces for a in trace.acts}:
-        sources = [trace.acts.get(act) for trace in traces]
-        if len(set(sources)) == 1 and sources[0] is not None:
-            acts[act] = sources[0]
-        else:
-            escaped.update(source for source in sources if source is not None)
+    escaped: set[str] = set().union(*(trace.escaped for trace in traces))
+    shapes: dict[str, tuple[int, ...]] = {}
+    for trace in reversed(traces):  # so that the first one's hold
+        shapes |= trace.shapes
+    kinds: dict[str, str] = {}
+    for trace in traces:
+        kinds |= trace.kinds
     return replace(
         first,
         order=order,
         calls=_most(traces, lambda trace: trace.calls),
-        shapes={
-            **{k: v for trace in reversed(traces) for k, v in trace.shapes.items()},
-            **first.shapes,
-        },
-        values=values,
-        acts=acts,
-        kinds={k: v for trace in traces for k, v in trace.kinds.items()},
+        shapes=shapes,
+        values=_common_values(traces, order, escaped),
+        acts=_common_acts(traces, escaped),
+        kinds=kinds,
         escaped=escaped,
         results=max(trace.results for trace in traces),
         products=_most(traces, lambda trace: trace.products),
         sometimes=[path for path in order if any(path not in trace.calls for trace in traces)],
     )
+
+
+def _common_values(
+    traces: Sequence[Trace], order: Iterable[str], escaped: set[str]
+) -> dict[str, str]:
+    """Return what layers are always given; add what they are given at times to ``escaped``."""
+    values: dict[str, str] = {}
+    for path in order:
+        found = {trace.values.get(path) for trace in traces}
+        value = found.pop() if len(found) == 1 else None
+        values[path] = value or f"{path}:in"
+        if value is not None:
+            continue
+        for trace in traces:
+            source = trace.values.get(path, "")
+            if source.endswith(":out"):
+                escaped.add(source.removesuffix(":out"))
+    return values
+
+
+def _common_acts(traces: Sequence[Trace], escaped: set[str]) -> dict[str, str]:
+    """Return what activation modules always follow; add what they follow at times to ``escaped``."""
+    acts: dict[str, str] = {}
+    for act in dict.fromkeys(act for trace in traces for act in trace.acts):
+        sources = {trace.acts.get(act) for trace in traces}
+        source = sources.pop() if len(sources) == 1 else None
+        if source is not None:
+            acts[act] = source
+        else:
+            escaped.update(source for source in sources if source is not None)
+    return acts
 
 
 def _most(traces: Sequence[Trace], counts: Callable[[Trace], dict[str, int]]) -> dict[str, int]:
