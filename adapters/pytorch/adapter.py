@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,14 +24,18 @@ from octavo.adapters.pytorch.run.device_offload import Lender
 from octavo.core.calibration.reading import choose
 from octavo.core.contract.adapter import Adapter, Batch
 from octavo.core.contract.parts import PartConfig
-from octavo.core.errors import DeviceError, ModelError, UnsafeFile
+from octavo.core.errors import DeviceError, ModelError
 from octavo.core.values.capability import Capability
 
 from . import TorchConfig
-from .candidate import TorchCandidate
+from .candidate import GIVEN, TorchCandidate, given_candidate
+from .files.architecture import rebuild
+from .files.restoring import restore
+from .files.saved import Saved, read
 from .offers import capability
+from .opening import open_root, read_model
 from .samples import sample
-from .session import GIVEN, TorchSession, given_candidate, open_root
+from .session import Background, TorchSession
 
 
 class TorchAdapter(Adapter):
@@ -52,40 +55,33 @@ class TorchAdapter(Adapter):
             DeviceError: If the device is not there.
             DataError: If the example does not fit the model.
         """
-        given, home = self._root(source, move=False)
+        model = self._model(source)
+        home = _device_of(model)
         device = self._device(home)
-        plain, notes = with_plain_weights(skeleton(given)), []
-        root = with_stand_ins(skeleton(plain))
-        reading = (
-            choose(example, takes(root), partial(run_once, root, home))
-            if example is not None
-            else None
-        )
-        batch = reading(example, 0) if reading is not None else None
+        given = open_root(model)
+        plain, root = _prepared(given)
+        reading, batch = None, None
+        if example is not None:
+            reading = choose(example, takes(root), partial(run_once, root, home))
+            batch = reading(example, 0)
         call = to_call(batch, root, home) if batch is not None else None
         reads = Reads() if call is not None else None
-        capture = _seen(root, call, self._settings.capture, reads)
+        capture = self._seen(root, call, reads)
+        notes = []
         if device != home:
             why = why_not_lent(capture, call, device)
-            if not why:
-                capture = capture.lent_by(Lender(device))
-            else:
+            if why:
                 notes.append(f"the whole model was moved to {device}: {why}")
                 given = open_root(given, device)
-                plain = with_plain_weights(skeleton(given))
-                root = with_stand_ins(skeleton(plain))
+                plain, root = _prepared(given)
                 call = to_call(batch, root, device) if batch is not None else None
-                capture = _seen(root, call, self._settings.capture, reads)
-        notes += [
-            f"{path or 'the model'} ({kind}) reads its layers' weights and may never call them: they stay float"
-            for path, kind in bypassed(root).items()
-        ]
-        if bare := list(unreached(capture.root)):
-            notes.append(f"weights of three axes that no layer holds stay float: {', '.join(bare)}")
-        counted = census(plain, reads, branches=capture.facts()["kind"] == "modules")
-        session = TorchSession(capture, device, call, tuple(notes), given, counted, reading, plain)
-        session.reads = reads
-        return session
+                capture = self._seen(root, call, reads)
+            else:
+                capture = capture.lent_by(Lender(device))
+        notes += _notes(root, capture)
+        counted = census(plain, reads, branches=capture.has_branches)
+        background = Background(given, plain, counted, reads, reading)
+        return TorchSession(capture, device, call, tuple(notes), background)
 
     def capability(self) -> Capability:
         """Return what runs on the configured device; ``auto`` answers for CUDA where there is one."""
@@ -101,90 +97,89 @@ class TorchAdapter(Adapter):
 
         Args:
             folder: The folder.
-            model: The float module, whose tensors may hold anything, or a function that makes one. None where the files name the
-                architecture (a model of transformers).
+            model: The float module, whose tensors may hold anything, or a function that makes one. None where the files
+                name the architecture (a model of transformers).
         """
-        from octavo.adapters.pytorch.files.architecture import rebuild
-
-        from .files.restoring import restore
-        from .files.saved import read
-
         saved = read(folder)
-        if not isinstance(model, nn.Module | torch.export.ExportedProgram) and callable(model):
-            model = model()
-        if model is None and saved.architecture is not None:
-            model = rebuild(saved.architecture)
-        if model is None:
-            raise ModelError(
-                f"{folder} holds tensors and a recipe but no architecture: pass the float module, or a function that makes it"
-            )
-        root, device = self._root(model)
+        found = self._model(_given_or_made(model, saved, folder))
+        device = self._device(_device_of(found))
+        root = open_root(found, device)
         if saved.facts == GIVEN:
             restore(root, saved, device)
             return given_candidate(root, device)
         root = ready_for(with_stand_ins(with_plain_weights(root)), saved.facts)
         restore(root, saved, device)
         session = TorchSession(capture_again(root, saved.facts, saved.factors), device, None)
-        candidate = (
-            session.apply(saved.recipe, saved.parameters)
-            if saved.recipe.schemes
-            else session.reference()
-        )
+        if saved.recipe.schemes:
+            candidate = session.apply(saved.recipe, saved.parameters)
+        else:
+            candidate = session.reference()
         return candidate.with_ledger(candidate.ledger, saved.recipe)
 
-    def _root(self, source: Any, *, move: bool = True) -> tuple[nn.Module, torch.device]:
-        """Return a skeleton of the model and the device of its tensors: where candidates run, if they may ``move``."""
-        claimed = isinstance(source, nn.Module | torch.export.ExportedProgram)
-        model = opened(source if claimed else read_model(source, trust=self._settings.trust))
-        own = next((t.device for t in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
-        device = self._device(own)
-        return (open_root(model, device), device) if move else (open_root(model), own)
+    def _model(self, source: Any) -> nn.Module:
+        """Return the module of a source, out of what it is wrapped in."""
+        is_module = isinstance(source, nn.Module | torch.export.ExportedProgram)
+        return opened(source if is_module else read_model(source, trust=self._settings.trust))
 
     def _device(self, own: torch.device) -> torch.device:
         """Return where candidates of a model run whose tensors are on ``own``."""
-        if self._settings.device == "cuda" and not torch.cuda.is_available():
+        wanted = self._settings.device
+        if wanted == "cuda" and not torch.cuda.is_available():
             raise DeviceError(
-                "device 'cuda' was asked for and torch sees no CUDA device; use device 'auto' or 'cpu'"
+                "device 'cuda' was asked for and torch sees no CUDA device; "
+                "use device 'auto' or 'cpu'"
             )
-        device = own if self._settings.device == "auto" else torch.device(self._settings.device)
+        if wanted == "auto":
+            return own
+        device = torch.device(wanted)
+        # "cuda" is any of them: the model stays on the one where it is.
         return own if device.index is None and device.type == own.type else device
 
-
-def _seen(
-    root: nn.Module, call: Call | None, how: Literal["auto", "modules"], reads: Reads | None
-) -> Capture:
-    """Look at a model, and note which tensors its runs read."""
-    with reads or nullcontext():
-        return capture_of(root, call, how)
+    def _seen(self, root: nn.Module, call: Call | None, reads: Reads | None) -> Capture:
+        """Look at a model, and note which tensors its runs read."""
+        with reads or nullcontext():
+            return capture_of(root, call, self._settings.capture)
 
 
-def read_model(source: Any, *, trust: bool) -> nn.Module:
-    """Read a module from a file, without running code that a stranger put into it.
+def _device_of(model: nn.Module) -> torch.device:
+    tensors = [*model.parameters(), *model.buffers()]
+    return tensors[0].device if tensors else torch.device("cpu")
+
+
+def _prepared(given: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """Return skeletons of a model with plain weights, and with stand-ins too."""
+    plain = with_plain_weights(skeleton(given))
+    return plain, with_stand_ins(skeleton(plain))
+
+
+def _notes(root: nn.Module, capture: Capture) -> list[str]:
+    """Return which weights stay float because no layer holds them."""
+    notes = []
+    for path, kind in bypassed(root).items():
+        notes.append(
+            f"{path or 'the model'} ({kind}) reads its layers' weights and may never call them: "
+            "they stay float"
+        )
+    bare = ", ".join(unreached(capture.root))
+    if bare:
+        notes.append(f"weights of three axes that no layer holds stay float: {bare}")
+    return notes
+
+
+def _given_or_made(model: Any, saved: Saved, folder: Path) -> Any:
+    """Return the float module that goes with saved files.
 
     Raises:
-        ModelError: If the file holds tensors only, or is damaged.
-        UnsafeFile: If it is a pickle, or a ``.pt2`` that was not declared trustworthy.
+        ModelError: If it is neither given nor can be made.
     """
-    if not isinstance(source, str) and not hasattr(source, "__fspath__"):
-        raise ModelError(f"the torch backend opens nn.Module objects, not {type(source).__name__}")
-    path = Path(source)
-    if not path.is_file():
-        raise ModelError(f"there is no file {str(path)!r}")
-    if path.suffix == ".pt2":
-        if not trust:
-            raise UnsafeFile(
-                f"reading {path.name} may run code of its author; if you trust it, set trust = true in the torch backend's settings"
-            )
-        program: nn.Module = torch.export.load(str(path)).module()
-        return program
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UnsafeFile(
-            f"{path.name} is damaged, or a pickle that would run code when it is read: build the module yourself, load a state_dict "
-            f"(torch.load(..., weights_only=True)) into it, and pass the module ({str(error).splitlines()[0]})"
-        ) from error
-    kind = "a state_dict" if isinstance(found, Mapping) else type(found).__name__
-    raise ModelError(
-        f"{path.name} holds {kind} and no architecture: load it into a module and pass the module"
-    )
+    is_module = isinstance(model, nn.Module | torch.export.ExportedProgram)
+    if callable(model) and not is_module:
+        model = model()
+    if model is None and saved.architecture is not None:
+        model = rebuild(saved.architecture)
+    if model is None:
+        raise ModelError(
+            f"{folder} holds tensors and a recipe but no architecture: "
+            "pass the float module, or a function that makes it"
+        )
+    return model

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from octavo.core.errors import DataError, OctavoError, said
 from octavo.core.values.calls import Call as Given
 from octavo.core.values.calls import shown
 from octavo.core.values.ledger import Applied
+from octavo.core.values.recipe import Recipe
 
 from .files.origin import Origin
 
@@ -58,19 +60,24 @@ class TorchCandidate(Candidate):
         return self.module
 
     def run(self, batch: Batch) -> tuple[np.ndarray, ...]:
-        """Run one batch: arrays in, arrays out."""
+        """Run one batch: arrays in, arrays out.
+
+        Raises:
+            DataError: If the batch does not run.
+        """
         args, kwargs = to_call(batch, self.module, self._device)
-        with torch.no_grad():
-            try:
+        try:
+            with torch.no_grad():
                 return to_arrays(self.module(*args, **kwargs))
-            except OctavoError:
-                raise
-            except Exception as error:  # what a stranger's forward raises on a batch that is not its own has no bounds
-                wanted = takes(self.module)
-                got = shown(Given(*args, **kwargs), wanted.positional)
-                raise DataError(
-                    f"the model takes {wanted}; the batch ({got}) does not run: {said(error)}"
-                ) from error
+        except OctavoError:
+            raise
+        # What a stranger's forward raises on a batch that is not its own has no bounds.
+        except Exception as error:
+            wanted = takes(self.module)
+            got = shown(Given(*args, **kwargs), wanted.positional)
+            raise DataError(
+                f"the model takes {wanted}; the batch ({got}) does not run: {said(error)}"
+            ) from error
 
     def save(self, folder: Path) -> None:
         """Write ``model.safetensors`` and ``model.json``."""
@@ -79,8 +86,21 @@ class TorchCandidate(Candidate):
         save(self.module, self.origin, folder)
 
     def fingerprint(self) -> str:
-        """Sums of the bits of all parameters and buffers: cheap enough to take before and after every evaluation."""
-        return " ".join(f"{name}:{bit_sum(t)}" for name, t in named_tensors(self.module).items())
+        """Sums of the bits of all parameters and buffers.
+
+        Cheap enough to take before and after every evaluation.
+        """
+        tensors = named_tensors(self.module)
+        return " ".join(f"{name}:{bit_sum(tensor)}" for name, tensor in tensors.items())
+
+
+GIVEN: Mapping[str, Any] = {"kind": "given"}
+"""How a candidate was seen that is the model as it was given."""
+
+
+def given_candidate(root: nn.Module, device: torch.device) -> TorchCandidate:
+    """Return a float model as a candidate, without stand-ins."""
+    return TorchCandidate(root, {}, device, Origin(Recipe(backend="torch"), GIVEN))
 
 
 def digest(module: nn.Module) -> str:
@@ -99,7 +119,7 @@ def digest(module: nn.Module) -> str:
 def bit_sum(tensor: torch.Tensor) -> int:
     """Return the sum of a tensor's bits, taken as integers."""
     plain = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    # Four bytes at a time, which is faster; the last few one by one.
     whole = plain.numel() // 4 * 4
-    return int(plain[:whole].view(torch.int32).sum(dtype=torch.int64)) + int(
-        plain[whole:].sum(dtype=torch.int64)
-    )
+    words, rest = plain[:whole].view(torch.int32), plain[whole:]
+    return int(words.sum(dtype=torch.int64)) + int(rest.sum(dtype=torch.int64))

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from octavo.adapters.pytorch.apply.input_maps import install
 from octavo.adapters.pytorch.apply.whole_model import quantized_model
 from octavo.adapters.pytorch.capture.capture import Capture
 from octavo.adapters.pytorch.capture.census import Reads, census, unclaimed
-from octavo.adapters.pytorch.capture.exported import is_exported, recovered
 from octavo.adapters.pytorch.capture.folding import folded
 from octavo.adapters.pytorch.capture.further_batches import look_further
 from octavo.adapters.pytorch.capture.layers import Layer
@@ -25,8 +23,6 @@ from octavo.adapters.pytorch.modules.shared_copy import (
     aliases,
     has_hooks,
     named_tensors,
-    set_submodule,
-    set_tensor,
     skeleton,
 )
 from octavo.adapters.pytorch.observe.gradients import gradients
@@ -48,9 +44,31 @@ from octavo.core.values.ledger import Applied
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import FLOAT
 
-from .candidate import TorchCandidate, digest
+from .candidate import TorchCandidate, digest, given_candidate
 from .files.origin import Origin
 from .offers import capability
+
+
+@dataclass(frozen=True)
+class Background:
+    """What is known of a session's model as it was given.
+
+    Attributes:
+        given: The model; what was captured may have stand-ins for some of its modules. None where the model was changed
+            since.
+        plain: The module that was counted: as it was given, with weights that are computed in eval mode as plain ones.
+        counted: What its forward uses; None where the model was changed since.
+        reads: What runs of the model read, where it was counted.
+        reading: How a loader's batches become calls; None where there was no example to tell.
+        others: Calls that differ from the example in shapes or plain values.
+    """
+
+    given: nn.Module | None = None
+    plain: nn.Module | None = None
+    counted: Sequence[HeldWeight] | None = None
+    reads: Reads | None = None
+    reading: Reading | None = None
+    others: tuple[Call, ...] = ()
 
 
 class TorchSession(Session):
@@ -61,14 +79,7 @@ class TorchSession(Session):
         device: Where candidates run.
         example: One batch as a call, or None.
         notes: What a reader must know, for the ledger.
-        given: The model as it was given; ``capture`` may see stand-ins for some of its modules. None where the model was changed since.
-        counted: What its forward uses; None where the model was changed since.
-        reading: How a loader's batches become calls; None where there was no example to tell.
-        plain: The module that was counted: as it was given, with weights that are computed in eval mode as plain ones.
-
-    Attributes:
-        reads: What runs of the model read, where it was counted.
-        others: Calls that differ from the example in shapes or plain values.
+        background: What is known of the model as it was given.
     """
 
     def __init__(
@@ -77,67 +88,63 @@ class TorchSession(Session):
         device: torch.device,
         example: Call | None,
         notes: tuple[str, ...] = (),
-        given: nn.Module | None = None,
-        counted: Sequence[HeldWeight] | None = None,
-        reading: Reading | None = None,
-        plain: nn.Module | None = None,
+        background: Background | None = None,
     ) -> None:
         self.capture = capture
         self._device = device
         self._example = example
         self._notes = notes
-        self._given = given
-        self._counted = counted
-        self._reading = reading
-        self._plain = plain
-        self.reads: Reads | None = None
-        self.others: tuple[Call, ...] = ()
+        self._background = background or Background()
         self._folded: dict[str, tuple[torch.Tensor, torch.Tensor | None]] = {}
         self._view: ModelView | None = None
 
     def describe(self) -> ModelView:
         """Return the layers that may be quantized, in execution order."""
         if self._view is None:
-            notes = (*self._notes, *self.capture.notes, *_hook_notes(self.capture))
-            seen, unclaimed = self.capture, self._unclaimed()
+            seen = self.capture
             self._view = ModelView(
-                seen.ops, seen.groups, self._inputs(), seen.outputs, notes, unclaimed, self._reading
+                seen.ops,
+                seen.groups,
+                inputs=self._inputs(),
+                outputs=seen.outputs,
+                notes=(*self._notes, *seen.notes, *_hook_notes(seen)),
+                unclaimed=self._unclaimed(),
+                reading=self._background.reading,
             )
         return self._view
 
     def census(self) -> Sequence[HeldWeight] | None:
         """Return the parameters and buffers of two or more dimensions that the forward uses, as the module names them."""
-        return self._counted
+        return self._background.counted
 
     def _unclaimed(self) -> tuple[HeldWeight, ...]:
-        if self._counted is None or self._plain is None:
+        counted, plain = self._background.counted, self._background.plain
+        if counted is None or plain is None:
             return ()
         weights = [weight for op in self.capture.ops for weight in op.weights]
         claimed = [weight.name for weight in weights]
         sources = {name for weight in weights for name in weight.made_of}
-        found = unclaimed(self._counted, self._plain, self.capture.root, claimed)
         reasons = self.capture.reasons
-        return tuple(
-            replace(weight, reason=reasons.get(weight.name) or weight.reason)
-            for weight in found
-            if weight.name not in sources
-        )
+        found = []
+        for weight in unclaimed(counted, plain, self.capture.root, claimed):
+            if weight.name not in sources:
+                reason = reasons.get(weight.name) or weight.reason
+                found.append(replace(weight, reason=reason))
+        return tuple(found)
 
     def _inputs(self) -> tuple[InputInfo, ...]:
+        root = self.capture.root
         if self._example is None:
-            return tuple(
-                InputInfo(p.name, None)
-                for p in parameters_of(self.capture.root)
-                if p.default is p.empty
-            )
+            parameters = parameters_of(root)
+            return tuple(InputInfo(p.name, None) for p in parameters if p.default is p.empty)
         args, kwargs = self._example
-        given = named_leaves(Given(*args, **kwargs), takes(self.capture.root).positional)
-        # A module declares no shapes: every axis is free.
-        return tuple(
-            InputInfo(path, None, str(leaf.dtype).removeprefix("torch."))
-            for path, leaf in given
-            if isinstance(leaf, torch.Tensor)
-        )
+        found = []
+        for path, leaf in named_leaves(Given(*args, **kwargs), takes(root).positional):
+            if isinstance(leaf, torch.Tensor):
+                dtype = str(leaf.dtype).removeprefix("torch.")
+                # A module declares no shapes: every axis is free.
+                found.append(InputInfo(path, None, dtype))
+        return tuple(found)
 
     def capability(self) -> Capability:
         """Return what runs on this device."""
@@ -145,7 +152,7 @@ class TorchSession(Session):
 
     def observe(self, batches: Iterable[Batch], values: Iterable[str], sink: Sink) -> int:
         """Run the float model over the batches and hand each wanted value to ``sink``."""
-        return Resumable(self.capture, lambda: self._calls(batches), 0)(values, sink)
+        return self.watcher(batches, 0)(values, sink)
 
     def watcher(self, batches: Iterable[Batch], limit: int) -> Resumable:
         """Return what observes values over the same batches, each time from where it stopped before."""
@@ -155,20 +162,19 @@ class TorchSession(Session):
         """Return a session that knows the branches that these batches take, and the axes in which they differ."""
         if self._example is None:
             return self
+        known = self._background
         device = next((t.device for t in tensors_in(self._example)), self._device)
         calls = [to_call(batch, self.capture.root, device) for batch in batches]
-        with self.reads or nullcontext():
+        with known.reads or nullcontext():
             capture = look_further(self.capture, self._example, calls)
-        counted = self._counted
-        if self._plain is not None and self.reads is not None:
-            counted = census(self._plain, self.reads, branches=capture.facts()["kind"] == "modules")
-        seen = (self._example, self._notes, self._given, counted, self._reading, self._plain)
-        session = TorchSession(capture, self._device, *seen)
-        session.reads, session.others = self.reads, tuple(calls)
-        return session
+        counted = known.counted
+        if known.plain is not None and known.reads is not None:
+            counted = census(known.plain, known.reads, branches=capture.has_branches)
+        background = replace(known, counted=counted, others=tuple(calls))
+        return TorchSession(capture, self._device, self._example, self._notes, background)
 
     def _calls(self, batches: Iterable[Batch]) -> Iterator[Call]:
-        return (to_call(b, self.capture.root, self._device) for b in batches)
+        return (to_call(batch, self.capture.root, self._device) for batch in batches)
 
     def tensor(self, name: str) -> Array:
         """Return a weight or bias as the op uses it, float32 where a batch norm is folded in."""
@@ -203,50 +209,55 @@ class TorchSession(Session):
         """Return the view over a model that is where candidates run as a whole: what learns needs all of it."""
         if self.capture.lender is None:
             return self.capture
-        capture = self.capture.on(self._settled(self.capture.root), self.capture.factors)
-        capture.lender = None
-        return capture
+        whole = self.capture.on(self._settled(self.capture.root), self.capture.factors)
+        return whole.lent_by(None)
 
     def apply(self, recipe: Recipe, parameters: Mapping[str, OpParameters]) -> TorchCandidate:
         """Carry a recipe out."""
-        offered, view = self.capability(), self.describe()
-        ledger: dict[str, Applied] = {}
-        biases: dict[str, torch.Tensor | None] = {}
-        active = {n: p for n, p in parameters.items() if not p.scheme.is_float}
-        for name, decided in active.items():
-            if name not in view.by_name:
-                raise SchemeError(
-                    f"this model has no op called {name!r}{nearest(name, view.by_name)}"
-                )
-            op = view.by_name[name]
-            realization = offered.realization(op, decided.scheme)
-            ledger[name] = decided.line(
-                realization, why_in_float(decided, op.weight.channel_axis if op.weight else 0)
-            )
-            if decided.bias is not None:
-                biases[name] = torch.as_tensor(decided.bias)
-            else:
-                biases[name] = self._fold(self.capture.layers[name])[1] if op.bias else None
-        ledger |= {
-            op.name: Applied(FLOAT, FLOAT, reason=op.out_of_reach)
-            for op in view.ops
-            if op.out_of_reach
-        }
-        module = quantized_model(self.capture, active, biases)
-        module = refuse_what_fails(module) if active else module
         seen = self.capture
+        active = {name: own for name, own in parameters.items() if not own.scheme.is_float}
+        ledger = {name: self._line(name, decided) for name, decided in active.items()}
+        biases = {name: self._bias(name, decided) for name, decided in active.items()}
+        for op in self.describe().ops:
+            if op.out_of_reach:
+                ledger[op.name] = Applied(FLOAT, FLOAT, reason=op.out_of_reach)
+        module = quantized_model(seen, active, biases)
+        if active:
+            module = refuse_what_fails(module)
         origin = Origin(recipe, seen.facts(), active, biases, seen.factors)
         return TorchCandidate(self._settled(module), ledger, self._device, origin)
 
+    def _line(self, name: str, decided: OpParameters) -> Applied:
+        """Return what the ledger says of one op."""
+        known = self.describe().by_name
+        if name not in known:
+            raise SchemeError(f"this model has no op called {name!r}{nearest(name, known)}")
+        op = known[name]
+        realization = self.capability().realization(op, decided.scheme)
+        axis = op.weight.channel_axis if op.weight else 0
+        return decided.line(realization, why_in_float(decided, axis))
+
+    def _bias(self, name: str, decided: OpParameters) -> torch.Tensor | None:
+        """Return the bias that one op uses: the one that was decided, else the model's own."""
+        if decided.bias is not None:
+            return torch.as_tensor(decided.bias)
+        if not self.describe().by_name[name].bias:
+            return None
+        return self._fold(self.capture.layers[name])[1]
+
     def reference(self) -> TorchCandidate:
         """Return the model as it was given, in eval mode."""
-        if self._given is not None:
-            return given_candidate(self._settled(skeleton(self._given)), self._device)
-        seen = self.capture
-        root = skeleton(seen.root)
-        install(root, seen.layers, seen.factors)
-        origin = Origin(Recipe(backend="torch"), seen.facts(), factors=seen.factors)
-        return TorchCandidate(self._settled(root), {}, self._device, origin)
+        given = self._background.given
+        if given is not None:
+            return given_candidate(self._settled(skeleton(given)), self._device)
+        origin = Origin(Recipe(backend="torch"), self.capture.facts(), factors=self.capture.factors)
+        return TorchCandidate(self._settled(self._float_root()), {}, self._device, origin)
+
+    def _float_root(self) -> nn.Module:
+        """Return a skeleton of the float model, whose layers change their inputs as they must."""
+        root = skeleton(self.capture.root)
+        install(root, self.capture.layers, self.capture.factors)
+        return root
 
     def fingerprint(self) -> str:
         """Return a content digest of structure and weights."""
@@ -258,8 +269,17 @@ class TorchSession(Session):
 
     def rescale(self, factors: Mapping[str, Rescaling]) -> TorchSession:
         """Return a session over the same function with other channels."""
-        root, own = rescaled(self.capture.root, self.capture.links, factors, self.capture.factors)
-        return TorchSession(self.capture.on(root, own), self._device, self._example, self._notes)
+        seen = self.capture
+        root, own = rescaled(seen.root, seen.links, factors, seen.factors)
+        return self._changed(seen.on(root, own))
+
+    def over(self, root: nn.Module) -> TorchSession:
+        """Return a session over another skeleton of the same structure (trained weights)."""
+        return self._changed(self.capture.on(root, self.capture.factors))
+
+    def _changed(self, capture: Capture) -> TorchSession:
+        """Return a session of a changed model: what was known of the given one is no longer true."""
+        return TorchSession(capture, self._device, self._example, self._notes)
 
     def gradients(
         self,
@@ -273,12 +293,6 @@ class TorchSession(Session):
         """Hand gradients with respect to weights to ``sink``, or Hessian-vector products (feature ``gradients``)."""
         calls = self._calls(batches)
         return gradients(self._whole(), calls, tensors, sink, seed, along or {})
-
-    def over(self, root: nn.Module) -> TorchSession:
-        """Return a session over another skeleton of the same structure (trained weights)."""
-        return TorchSession(
-            self.capture.on(root, self.capture.factors), self._device, self._example, self._notes
-        )
 
     def training(self) -> Training:
         """Return what learns from data; its modules are imported only now."""
@@ -296,44 +310,10 @@ class TorchSession(Session):
             raise ModelError(
                 "exporting to ONNX needs one batch of example inputs; give calibration data"
             )
-        root = skeleton(self.capture.root)
-        install(root, self.capture.layers, self.capture.factors)
-        export_onnx(root, self._example, path, self.others)
-
-
-GIVEN: Mapping[str, Any] = {"kind": "given"}
-"""How a candidate was seen that is the model as it was given."""
-
-
-def given_candidate(root: nn.Module, device: torch.device) -> TorchCandidate:
-    """Return a float model as a candidate, without stand-ins."""
-    return TorchCandidate(root, {}, device, Origin(Recipe(backend="torch"), GIVEN))
+        export_onnx(self._float_root(), self._example, path, self._background.others)
 
 
 def _hook_notes(capture: Capture) -> Iterable[str]:
     for layer in capture.layers.values():
         if layer.norm and has_hooks(capture.root.get_submodule(layer.norm)):
             yield f"hooks on {layer.norm} do not run where it is folded into {layer.path}"
-
-
-def open_root(model: nn.Module, device: torch.device | None = None) -> nn.Module:
-    """Return a skeleton of a model, out of what it is wrapped in, with its tensors on ``device``.
-
-    Raises:
-        ModelError: If a tensor holds no data.
-    """
-    root = skeleton(model)
-    for path, module in list(root.named_modules()):
-        if isinstance(module, fx.GraphModule) and is_exported(module):
-            if not path:
-                root = recovered(module)
-            else:
-                set_submodule(root, path, recovered(module))
-    for name, tensor in named_tensors(root).items():
-        if tensor.is_meta:
-            raise ModelError(
-                f"tensor {name!r} is on the meta device and holds no numbers; load the checkpoint first"
-            )
-        if device is not None and tensor.device != device:
-            set_tensor(root, name, tensor.detach().to(device))
-    return root

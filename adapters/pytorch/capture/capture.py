@@ -68,11 +68,19 @@ class Capture(ABC):
     def on(self, root: nn.Module, factors: Factors) -> Capture:
         """Return the same view over another skeleton of the same structure (rescaled weights)."""
 
-    def lent_by(self, lender: Lender) -> Self:
-        """Return the same view, of which a lender brings the tensors to where runs compute."""
+    def lent_by(self, lender: Lender | None) -> Self:
+        """Return the same view, of which a lender brings the tensors to where runs compute.
+
+        None where the tensors are there.
+        """
         lent = copy(self)
         lent.lender = lender
         return lent
+
+    @property
+    @abstractmethod
+    def has_branches(self) -> bool:
+        """Whether other batches than those that were run may take other branches of the model."""
 
     @abstractmethod
     def facts(self) -> Mapping[str, Any]:

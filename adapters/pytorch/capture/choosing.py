@@ -50,9 +50,7 @@ def capture_of(root: nn.Module, call: Call | None, how: Literal["auto", "modules
         remark = f"layers are replaced one by one, nothing is fused: {why}"
     root, reasons = _with_parameters(root, call)
     seen = example_trace(root, call) if call is not None else None
-    made = ModuleCapture(root, seen, remark)
-    made.reasons = reasons
-    return made
+    return ModuleCapture(root, seen, remark, reasons=reasons)
 
 
 def _graph_capture(root: nn.Module, call: Call | None) -> tuple[GraphCapture | None, str]:

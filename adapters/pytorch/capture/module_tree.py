@@ -28,6 +28,7 @@ class ModuleCapture(Capture):
         seen: What the example's run showed; None without an example.
         why: Why the graph could not be traced, for the ledger.
         factors: Op name -> what it does to its input's channels first.
+        reasons: Parameter that no layer holds -> why not.
 
     Attributes:
         seen: What runs of batches showed; None where there was none.
@@ -35,12 +36,18 @@ class ModuleCapture(Capture):
     """
 
     def __init__(
-        self, root: nn.Module, seen: Trace | None, why: str, factors: Factors | None = None
+        self,
+        root: nn.Module,
+        seen: Trace | None,
+        why: str,
+        factors: Factors | None = None,
+        reasons: Mapping[str, str] | None = None,
     ) -> None:
         self.root = root
         self.factors = dict(factors or {})
         self.seen = seen
         self.why = why
+        self.reasons = reasons or {}
         ops = find_layers(root)
         routed = [path for _, paths in expert_groups(root) for path in paths]
         order = order_of(ops, routed, seen)
@@ -69,6 +76,11 @@ class ModuleCapture(Capture):
         """
         return (*super().ops, *self._idle)
 
+    @property
+    def has_branches(self) -> bool:
+        """True: a run of a module tree shows the branches that it takes."""
+        return True
+
     def facts(self) -> Mapping[str, Any]:
         """Return what a saved model needs to be seen the same way again."""
         trace = self.seen.to_json() if self.seen is not None else None
@@ -79,12 +91,12 @@ class ModuleCapture(Capture):
     def on(self, root: nn.Module, factors: Factors) -> ModuleCapture:
         """Return the same view over another skeleton."""
         capture = ModuleCapture(root, self.seen, self.why, factors)
-        return capture if self.lender is None else capture.lent_by(self.lender)
+        return capture.lent_by(self.lender)
 
     def widened(self, seen: Trace) -> ModuleCapture:
         """Return the view that further batches showed."""
         capture = ModuleCapture(self.root, seen, self.why, self.factors)
-        return capture if self.lender is None else capture.lent_by(self.lender)
+        return capture.lent_by(self.lender)
 
     @property
     def end(self) -> int:

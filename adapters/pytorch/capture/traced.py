@@ -75,6 +75,11 @@ class GraphCapture(Capture):
         return GraphCapture(root, self.graph, self.sites.shapes, factors)
 
     @property
+    def has_branches(self) -> bool:
+        """False: a graph that follows one of several is given up."""
+        return False
+
+    @property
     def order(self) -> Mapping[fx.Node, int]:
         """Node -> its place."""
         return self.sites.order

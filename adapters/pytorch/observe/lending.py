@@ -8,6 +8,7 @@ import torch
 from torch.utils._pytree import tree_map
 
 from octavo.adapters.pytorch.capture.capture import Capture
+from octavo.adapters.pytorch.capture.traced import GraphCapture
 from octavo.adapters.pytorch.run.batches import Call
 from octavo.adapters.pytorch.run.device_offload import Lender
 
@@ -24,7 +25,7 @@ def why_not_lent(capture: Capture, example: Call | None, device: torch.device) -
         example: One batch, where the model is.
         device: Where to compute.
     """
-    if capture.facts()["kind"] != "modules":
+    if isinstance(capture, GraphCapture):
         return "it runs as one graph"
     if example is None:
         return "without an example there is no telling whether its modules run one by one"
