@@ -74,7 +74,10 @@ class NumpyAdapter(Adapter):
 
 def _refuse_non_finite(graph: Graph) -> None:
     """Refuse weights that hold NaN or Inf; other constants may: an additive mask holds -inf."""
-    weights = {v for node in graph.nodes if node.op in _WEIGHTED for v in node.inputs[1:]}
+    weights: set[str] = set()
+    for node in graph.nodes:
+        if node.op in _WEIGHTED:
+            weights.update(node.inputs[1:])
     for name, array in graph.initializers.items():
         is_weight = name in weights and array.dtype.kind == "f"
         if is_weight and not np.isfinite(array).all():

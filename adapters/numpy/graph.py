@@ -108,7 +108,8 @@ class Graph:
         Raises:
             ModelError: Naming the node and the value.
         """
-        known = {i.name for i in self.inputs} | set(self.initializers)
+        known = set(self.initializers)
+        known.update(info.name for info in self.inputs)
         names: set[str] = set()
         for node in self.nodes:
             if node.name in names:
@@ -148,7 +149,8 @@ class Graph:
 
     def captured(self) -> tuple[str, ...]:
         """Return the values that this body reads from the graph around it."""
-        own = {i.name for i in self.inputs} | set(self.initializers)
+        own = set(self.initializers)
+        own.update(info.name for info in self.inputs)
         # A dict keeps the order of first use.
         wanted: dict[str, None] = {}
         for node in self.nodes:
@@ -167,7 +169,10 @@ class Graph:
 
     def producers(self) -> dict[str, Node]:
         """Return the node that writes each value."""
-        return {v: node for node in self.nodes for v in node.outputs if v}
+        found: dict[str, Node] = {}
+        for node in self.nodes:
+            found.update(dict.fromkeys(filter(None, node.outputs), node))
+        return found
 
     def fingerprint(self) -> str:
         """Return a digest of structure and weights, 16 hex digits, the same in any process."""
@@ -182,7 +187,8 @@ class Graph:
             # The memory itself where it can be viewed as bytes; tobytes() is a copy.
             is_viewable = array.ndim and array.size
             digest.update(array.view(np.uint8).data if is_viewable else array.tobytes())
-        ends = [[i.name for i in self.inputs], list(self.outputs), self.opset]
+        inputs = [info.name for info in self.inputs]
+        ends = [inputs, list(self.outputs), self.opset]
         digest.update(json.dumps(ends).encode())
         return digest.hexdigest()[:16]
 
@@ -243,19 +249,22 @@ class Builder:
         name = name or f"{op.lower()}_{next(self._count)}"
         kinds = ("0", *_PARAMETERS.get(op, ()))
         read = []
-        for i, value in enumerate(inputs):
-            if value is None or isinstance(value, str):
-                read.append(value or "")
-            else:
-                kind = kinds[i] if i < len(kinds) else str(i)
-                read.append(self.constant(value, f"{name}.{kind}"))
+        for i, given in enumerate(inputs):
+            kind = kinds[i] if i < len(kinds) else str(i)
+            read.append(self._value(given, f"{name}.{kind}"))
         if outputs == 1:
             written: tuple[str, ...] = (f"{name}_out",)
         else:
             written = tuple(f"{name}_out{i}" for i in range(outputs))
-        plain = {k: tuple(v) if isinstance(v, list) else v for k, v in attributes.items()}
+        plain = {key: _hashable(value) for key, value in attributes.items()}
         self._nodes.append(Node(op, tuple(read), written, name, plain))
         return written[0] if outputs == 1 else written
+
+    def _value(self, given: Any, name: str) -> str:
+        """Return the name of an input; an array becomes a constant of that name."""
+        if given is None:
+            return ""
+        return given if isinstance(given, str) else self.constant(given, name)
 
     def __getattr__(self, op: str) -> Callable[..., Any]:
         if not op[:1].isupper():
@@ -270,6 +279,10 @@ class Builder:
         """
         nodes, inputs = tuple(self._nodes), tuple(self._inputs)
         return Graph(nodes, dict(self._initializers), inputs, outputs, self._opset).check()
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def unique(name: str, taken: Iterable[str]) -> str:

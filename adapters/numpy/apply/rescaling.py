@@ -10,6 +10,7 @@ import numpy as np
 from octavo.adapters.numpy.describe.groups import channels_of
 from octavo.adapters.numpy.describe.weights import channel_axis
 from octavo.adapters.numpy.graph import Array, Graph, Node, unique
+from octavo.adapters.numpy.kernels.axes import along
 from octavo.core.numerics.channels import ChannelMap, Factors, channel_maps, is_online
 from octavo.core.values.graph import Group
 
@@ -89,18 +90,17 @@ class _Editor:
     def write(self, node: Node, group: Group, change: ChannelMap) -> None:
         """Let a producer write the changed value."""
         assert channels_of(self._graph, node) == group.channels
-        name, bias = node.inputs[1], self._bias(node)
-        old = self.array(name)
+        name = node.inputs[1]
+        old, bias = self.array(name), self._bias(node)
         if node.op == "Gemm":
-            channels_first = channel_axis(node) == 0
-            matrix, moved = change.writer(old if channels_first else old.T, bias)
-            new = matrix if channels_first else matrix.T
+            matrix, moved = change.writer(_turned(node, old), bias)
+            new = _turned(node, matrix)
         else:  # a norm's gain or a convolution, whose rows are divided; neither is rotated
             assert change.rotation is None
             moved = None if bias is None else change.apply(bias)
             new = old
             if change.scale is not None:
-                new = old / np.asarray(change.scale).reshape(-1, *(1,) * (old.ndim - 1))
+                new = old / along(np.asarray(change.scale), 0, old.ndim)
         self.set_array(name, np.ascontiguousarray(new).astype(old.dtype))
         if moved is not None:
             self._set_bias(node, moved, old.dtype)
@@ -113,20 +113,18 @@ class _Editor:
             new = np.asarray(change.grouped_reader(old, node.get("group", 1)))
             self.set_array(name, new.astype(old.dtype))
             return
-        channels_first = channel_axis(node) == 0
-        matrix = old if channels_first else old.T
+        matrix = _turned(node, old)
         bias = change.reader_bias(matrix, self._bias(node))
-        new = change.reader(matrix)
-        moved = new if channels_first else new.T
-        self.set_array(name, np.ascontiguousarray(moved).astype(old.dtype))
+        new = _turned(node, change.reader(matrix))
+        self.set_array(name, np.ascontiguousarray(new).astype(old.dtype))
         if bias is not None and change.shift is not None:
             self._set_bias(node, bias, old.dtype)
 
     def behind(self, value: str) -> list[Node]:
         """Return the list of nodes that are inserted behind the producer of a value."""
-        own = {v for n in self._graph.nodes for v in n.outputs}
         # What nodes inserted before write, and inputs, have no producer of the graph's own.
-        return self._inserted.setdefault(value if value in own else "", [])
+        place = value if value in self._graph.producers() else ""
+        return self._inserted.setdefault(place, [])
 
     def names(self) -> set[str]:
         """Return every name that is taken."""
@@ -137,6 +135,11 @@ class _Editor:
             for node in nodes:
                 taken.update(node.outputs)
         return taken
+
+
+def _turned(node: Node, matrix: Any) -> Any:
+    """Return a weight with its channels first, or such a one as the node has it."""
+    return matrix if channel_axis(node) == 0 else matrix.T
 
 
 class _Insertion:
@@ -175,12 +178,15 @@ class _Insertion:
         """Multiply by a Kronecker product of two matrices: along columns, then along rows."""
         rows, columns = len(left), len(right)
         shape = self._node("Shape", y)
-        flat = self._node("Reshape", y, np.asarray([-1, columns], np.int64))
+        flat = self._reshaped(y, -1, columns)
         y = self._node("MatMul", flat, right)
         if rows > 1:
-            matrices = self._node("Reshape", y, np.asarray([-1, rows, columns], np.int64))
+            matrices = self._reshaped(y, -1, rows, columns)
             y = self._node("MatMul", left, matrices)
         return self._node("Reshape", y, shape)
+
+    def _reshaped(self, y: str, *shape: int) -> str:
+        return self._node("Reshape", y, np.asarray(shape, np.int64))
 
     def _node(self, op: str, *inputs: str | Array) -> str:
         """Add a node and return its value; arrays become constants."""
@@ -188,12 +194,10 @@ class _Insertion:
         name = unique(f"{self._group.value}.{op.lower()}{self._count}", self._taken)
         read = []
         for i, given in enumerate(inputs):
-            if isinstance(given, str):
-                read.append(given)
-            else:
-                constant = f"{name}.{i}"
-                self._editor.set_array(constant, given)
-                read.append(constant)
+            value = given if isinstance(given, str) else f"{name}.{i}"
+            if not isinstance(given, str):
+                self._editor.set_array(value, given)
+            read.append(value)
         self._nodes.append(Node(op, tuple(read), (name,), name))
         self._taken.add(name)
         return name

@@ -68,13 +68,12 @@ def convert(x: Array, dtype: DType, saturate: bool = True, round_mode: str = "up
 
 
 def _to_narrow_integer(x: Array, dtype: DType) -> Array:
-    bits = int(dtype.name[-1])
-    is_whole = x.dtype.kind in "iub"
-    whole = x.astype(np.int32) if is_whole else x.astype(np.float32).astype(np.int32)
-    low = whole & (2**bits - 1)
+    codes = 2 ** int(dtype.name[-1])
+    wide = x if x.dtype.kind in "iub" else x.astype(np.float32)
+    low = wide.astype(np.int32) & (codes - 1)
     if not dtype.name.startswith("u"):
         # Two's complement: the upper half of the codes are the negative numbers.
-        low = np.where(low >= 2 ** (bits - 1), low - 2**bits, low)
+        low = np.where(low >= codes // 2, low - codes, low)
     return np.asarray(low.astype(np.int8).astype(dtype))
 
 
@@ -87,8 +86,9 @@ def _to_float8(x: Array, dtype: DType, saturate: bool) -> Array:
             return wide.astype(dtype)
     info: Any = ml_dtypes.finfo
     largest = float(info(dtype).max)
-    clipped = np.where(np.isnan(wide), wide, np.clip(wide, -largest, largest))
-    return clipped.astype(np.float32).astype(dtype)
+    # A clipped NaN stays NaN.
+    clipped = np.clip(wide, np.float32(-largest), np.float32(largest))
+    return clipped.astype(dtype)
 
 
 _E8M0_NAN = 255

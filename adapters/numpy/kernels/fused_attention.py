@@ -77,9 +77,15 @@ def _for_each_sample(mask: Array, batch: int) -> Array:
 
 @operator("RotaryEmbedding")
 def rotary_embedding(
-    x: Array, cos: Array, sin: Array, positions: Array | None = None,
-    *, interleaved: int = 0, num_heads: int = 0, rotary_embedding_dim: int = 0,
-) -> Any:  # fmt: skip
+    x: Array,
+    cos: Array,
+    sin: Array,
+    positions: Array | None = None,
+    *,
+    interleaved: int = 0,
+    num_heads: int = 0,
+    rotary_embedding_dim: int = 0,
+) -> Any:
     """ONNX RotaryEmbedding: rotate pairs of features by their position.
 
     Source: Su et al. 2021, section 3.4.

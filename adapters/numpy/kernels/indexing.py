@@ -14,9 +14,16 @@ from .registry import operator
 
 @operator("Slice")
 def slice_(
-    x: Array, start: Any = None, end: Any = None, axes_in: Any = None, step: Any = None,
-    *, starts: Any = None, ends: Any = None, axes: Any = None,
-) -> Any:  # fmt: skip
+    x: Array,
+    start: Any = None,
+    end: Any = None,
+    axes_in: Any = None,
+    step: Any = None,
+    *,
+    starts: Any = None,
+    ends: Any = None,
+    axes: Any = None,
+) -> Any:
     """ONNX Slice: slice along axes; a view."""
     first = integers(start, starts) or ()
     last = integers(end, ends) or ()
@@ -49,14 +56,18 @@ def gather(x: Array, indices: Array, *, axis: int = 0) -> Any:
 @operator("GatherElements")
 def gather_elements(x: Array, indices: Array, *, axis: int = 0) -> Any:
     """ONNX GatherElements: single elements along an axis."""
-    return np.take_along_axis(x, _from_the_front(indices, x.shape[axis]), axis=axis)
+    where = _from_the_front(indices, x.shape[axis])
+    return np.take_along_axis(x, where, axis=axis)
 
 
 @operator("GatherND")
 def gather_nd(x: Array, indices: Array, *, batch_dims: int = 0) -> Any:
     """ONNX GatherND: slices by index tuples."""
     ndim = indices.ndim - 1
-    batch = [along(np.arange(indices.shape[axis]), axis, ndim) for axis in range(batch_dims)]
+    batch = []
+    for axis in range(batch_dims):
+        places = np.arange(indices.shape[axis])
+        batch.append(along(places, axis, ndim))
     return x[(*batch, *_columns(indices))]
 
 
@@ -98,15 +109,18 @@ def one_hot(indices: Array, depth: Array, values: Array, *, axis: int = -1) -> A
     """ONNX OneHot: values[1] at the index, values[0] elsewhere."""
     n = scalar_int(depth)
     at = along(np.arange(n), axis, indices.ndim + 1)
+    in_range = (indices >= -n) & (indices < n)
     is_hot = np.expand_dims(np.mod(indices, n), axis) == at
-    in_range = np.expand_dims((indices >= -n) & (indices < n), axis)
-    return np.where(is_hot & in_range, values[1], values[0]).astype(values.dtype, copy=False)
+    is_hot &= np.expand_dims(in_range, axis)
+    cold, hot = values
+    return np.where(is_hot, hot, cold).astype(values.dtype, copy=False)
 
 
 @operator("NonZero")
 def non_zero(x: Array) -> Any:
     """ONNX NonZero: indices of the elements that are not zero, one column each."""
-    return np.array(np.nonzero(x), dtype=np.int64).reshape(x.ndim, -1)
+    indices = np.array(np.nonzero(x), dtype=np.int64)
+    return indices.reshape(x.ndim, -1)
 
 
 @operator("Compress")
@@ -118,9 +132,11 @@ def compress(x: Array, condition: Array, *, axis: int | None = None) -> Any:
 @operator("ReverseSequence")
 def reverse_sequence(x: Array, lengths: Array, *, batch_axis: int = 1, time_axis: int = 0) -> Any:
     """ONNX ReverseSequence: reverse the first lengths[b] steps of each sequence."""
-    y = np.moveaxis(x, (time_axis, batch_axis), (0, 1))
-    steps = np.arange(y.shape[0])[:, None]
+    axes = (time_axis, batch_axis)
+    y = np.moveaxis(x, axes, (0, 1))
+    count, batch = y.shape[:2]
+    steps = np.arange(count)[:, None]
     length = lengths[None, :]
     order = np.where(steps < length, length - 1 - steps, steps)
-    rows = np.arange(y.shape[1])[None, :]
-    return np.moveaxis(y[order, rows], (0, 1), (time_axis, batch_axis))
+    rows = np.arange(batch)[None, :]
+    return np.moveaxis(y[order, rows], (0, 1), axes)

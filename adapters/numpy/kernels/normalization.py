@@ -10,14 +10,17 @@ import numpy as np
 
 from octavo.adapters.numpy.graph import Array
 
+from .axes import along
 from .parallel import spread
 from .registry import Build, Kernel, compiled, operator
 
 _CHUNK = 1 << 15  # elements of one piece of rows; a piece and its temporaries stay in the cache
 
 
-def _per_channel(v: Array, ndim: int) -> Array:
-    return v.reshape(1, -1, *(1,) * (ndim - 2))
+def _scaled(x: Array, factor: Array, shift: Array) -> Array:
+    """Return x factor + shift, per channel."""
+    gain = along(factor, 1, x.ndim)
+    return np.asarray(x * gain + along(shift, 1, x.ndim))
 
 
 def _at_least_float32(x: Array) -> np.dtype[Any]:
@@ -26,16 +29,25 @@ def _at_least_float32(x: Array) -> np.dtype[Any]:
 
 @operator("BatchNormalization")
 def batch_normalization(
-    x: Array, scale: Array, b: Array, mean: Array, variance: Array,
-    *, epsilon: float = 1e-5, momentum: float = 0.9, training_mode: int = 0, spatial: int = 1,
-) -> Any:  # fmt: skip
+    x: Array,
+    scale: Array,
+    b: Array,
+    mean: Array,
+    variance: Array,
+    *,
+    epsilon: float = 1e-5,
+    momentum: float = 0.9,
+    training_mode: int = 0,
+    spatial: int = 1,
+) -> Any:
     """ONNX BatchNormalization: scale (x - mean) / sqrt(variance + epsilon) + b, per channel.
 
     With ``training_mode`` on the batch's own moments; the running ones come along.
     """
     if training_mode:
         axes = (0, *range(2, x.ndim))
-        batch_mean, batch_variance = x.mean(axis=axes), x.var(axis=axes)
+        batch_mean = x.mean(axis=axes)
+        batch_variance = x.var(axis=axes)
         y = batch_normalization(x, scale, b, batch_mean, batch_variance, epsilon=epsilon)
         next_mean = _running(mean, batch_mean, momentum)
         next_variance = _running(variance, batch_variance, momentum)
@@ -43,8 +55,7 @@ def batch_normalization(
     deviation = np.sqrt(variance + variance.dtype.type(epsilon))
     factor = scale / deviation
     shift = b - mean * factor
-    y = x * _per_channel(factor, x.ndim) + _per_channel(shift, x.ndim)
-    return y.astype(x.dtype, copy=False)
+    return _scaled(x, factor, shift).astype(x.dtype, copy=False)
 
 
 def _running(old: Array, new: Array, momentum: float) -> Array:
@@ -62,8 +73,8 @@ def _standardised(x: Array, axes: int | tuple[int, ...], epsilon: float) -> Arra
 @operator("InstanceNormalization")
 def instance_normalization(x: Array, scale: Array, b: Array, *, epsilon: float = 1e-5) -> Any:
     """ONNX InstanceNormalization: normalise each channel of each sample."""
-    y = _standardised(x, tuple(range(2, x.ndim)), epsilon)
-    return y * _per_channel(scale, x.ndim) + _per_channel(b, x.ndim)
+    spatial = tuple(range(2, x.ndim))
+    return _scaled(_standardised(x, spatial, epsilon), scale, b)
 
 
 @operator("GroupNormalization")
@@ -75,11 +86,13 @@ def group_normalization(
     Scale and bias are per group (operator set 18) or per channel (21).
     """
     n, channels = x.shape[:2]
-    y = _standardised(x.reshape(n, num_groups, -1), 2, epsilon).reshape(x.shape)
+    groups = x.reshape(n, num_groups, -1)
+    y = _standardised(groups, 2, epsilon).reshape(x.shape)
     if scale.shape[0] != channels:
         each = channels // num_groups
-        scale, b = np.repeat(scale, each), np.repeat(b, each)
-    return y * _per_channel(scale, x.ndim) + _per_channel(b, x.ndim)
+        scale = np.repeat(scale, each)
+        b = np.repeat(b, each)
+    return _scaled(y, scale, b)
 
 
 @compiled("LayerNormalization", empty=True)
@@ -98,7 +111,8 @@ def _layer_normalization(
     kept = x.shape[: axis % x.ndim]
     count = math.prod(kept)
     rows = np.ascontiguousarray(x, dtype=_at_least_float32(x)).reshape(count, -1)
-    kind, width = rows.dtype.type, rows.shape[1]
+    width = rows.shape[1]
+    kind = rows.dtype.type
     y: Array = empty(rows.shape, rows.dtype)
     mean = np.empty((count, 1), rows.dtype)
     inverse = np.empty((count, 1), rows.dtype)
@@ -107,13 +121,16 @@ def _layer_normalization(
     step = max(1, _CHUNK // max(1, width))
 
     def work(i: int) -> None:
-        part = slice(i * step, (i + 1) * step)
+        start = i * step
+        part = slice(start, start + step)
         piece = y[part]
-        np.mean(rows[part], axis=1, keepdims=True, out=mean[part])
-        np.subtract(rows[part], mean[part], out=piece)
+        source = rows[part]
+        np.mean(source, axis=1, keepdims=True, out=mean[part])
+        np.subtract(source, mean[part], out=piece)
         # einsum sums squares without a temporary of the input's size
-        squares = np.einsum("ij,ij->i", piece, piece)[:, None]
-        deviation = np.sqrt(squares / kind(width) + kind(epsilon))
+        squares = np.einsum("ij,ij->i", piece, piece)
+        variance = squares[:, None] / kind(width)
+        deviation = np.sqrt(variance + kind(epsilon))
         np.divide(1, deviation, out=inverse[part])
         piece *= inverse[part]
         piece *= gain

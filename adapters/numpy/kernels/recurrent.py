@@ -190,8 +190,7 @@ def _run(
         x = x.swapaxes(0, 1)
         initial = [None if s is None else s.swapaxes(0, 1) for s in initial]
     steps, batch = x.shape[:2]
-    if lengths is not None and (lengths == steps).all():
-        lengths = None
+    is_ragged = lengths is not None and (lengths != steps).any()
     rows = x.reshape(steps * batch, -1)
     size = layer.hidden or r.shape[-1]
     none = np.zeros((batch, size), x.dtype)
@@ -204,7 +203,9 @@ def _run(
         parts = _Direction(r[d], bias, peepholes, layer.activations[d], clip, size, layer.build)
         starts = tuple(none if s is None else s[d] for s in initial)
         gates = (rows @ w[d].T).reshape(steps, batch, -1)
-        y, states = _sweep(gates, starts, layer.kind.make(parts), lengths, backwards)
+        y, states = _sweep(
+            gates, starts, layer.kind.make(parts), lengths if is_ragged else None, backwards
+        )
         outputs.append(y)
         finals.append(states)
     y = np.stack(outputs, axis=1)  # steps, directions, batch, hidden
@@ -239,22 +240,26 @@ def _gru_cell(of: _Direction) -> Cell:
     n, clip = of.size, of.clip
     gate, hidden = of.activations
     # Gates z (update), r (reset), h (candidate), in this order.
-    gate_weight = np.ascontiguousarray(of.weight[: 2 * n].T)
-    candidate_weight = np.ascontiguousarray(of.weight[2 * n :].T)
-    w_bias, r_bias = of.bias[: 3 * n], of.bias[3 * n :]
-    gate_bias = w_bias[: 2 * n] + r_bias[: 2 * n]
-    candidate_bias, inner_bias = w_bias[2 * n :], r_bias[2 * n :]
+    gates = slice(0, 2 * n)
+    candidate = slice(2 * n, 3 * n)
+    gate_weight = np.ascontiguousarray(of.weight[gates].T)
+    candidate_weight = np.ascontiguousarray(of.weight[candidate].T)
+    w_bias, r_bias = np.split(of.bias, 2)
+    gate_bias = w_bias[gates] + r_bias[gates]
+    candidate_bias = w_bias[candidate]
+    inner_bias = r_bias[candidate]
     resets_product = of.build.get("linear_before_reset", 0)
 
     def cell(g: Array, s: States) -> States:
         (h,) = s
-        gates = gate(clip(g[:, : 2 * n] + h @ gate_weight + gate_bias))
-        z, reset = gates[:, :n], gates[:, n:]
+        both = gate(clip(g[:, gates] + h @ gate_weight + gate_bias))
+        z = both[:, :n]
+        reset = both[:, n:]
         if resets_product:
             inner = reset * (h @ candidate_weight + inner_bias)
         else:
             inner = (reset * h) @ candidate_weight + inner_bias
-        new = hidden(clip(g[:, 2 * n :] + inner + candidate_bias))
+        new = hidden(clip(g[:, candidate] + inner + candidate_bias))
         return ((1 - z) * new + z * h,)
 
     return cell
@@ -267,16 +272,20 @@ def _lstm_cell(of: _Direction) -> Cell:
     bias = of.bias[: 4 * n] + of.bias[4 * n :]
     none = np.zeros(3 * n, of.weight.dtype)
     peepholes = none if of.peepholes is None else of.peepholes
-    peep_i, peep_o, peep_f = peepholes[:n], peepholes[n : 2 * n], peepholes[2 * n :]
+    # Gates i (input), o (output), f (forget), c (candidate), in this order.
+    at_i, at_o, at_f, at_c = (slice(k * n, (k + 1) * n) for k in range(4))
+    peep_i = peepholes[at_i]
+    peep_o = peepholes[at_o]
+    peep_f = peepholes[at_f]
     coupled = of.build.get("input_forget", 0)
 
     def cell(g: Array, s: States) -> States:
         h, c = s
-        y = g + h @ weight + bias  # gates i, o, f, c
-        i = gate(clip(y[:, :n] + peep_i * c))
-        f = 1 - i if coupled else gate(clip(y[:, 2 * n : 3 * n] + peep_f * c))
-        new = f * c + i * candidate(clip(y[:, 3 * n :]))
-        o = gate(clip(y[:, n : 2 * n] + peep_o * new))
+        y = g + h @ weight + bias
+        i = gate(clip(y[:, at_i] + peep_i * c))
+        f = 1 - i if coupled else gate(clip(y[:, at_f] + peep_f * c))
+        new = f * c + i * candidate(clip(y[:, at_c]))
+        o = gate(clip(y[:, at_o] + peep_o * new))
         return o * output(new), new
 
     return cell

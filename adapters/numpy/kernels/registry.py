@@ -12,7 +12,7 @@ from octavo.adapters.numpy.graph import Array, Graph, Node
 from octavo.core.errors import ModelError, nearest
 
 Kernel = Callable[..., Any]
-"""Takes a node's inputs in order (None where one is left out); returns an array, or a tuple of arrays."""
+"""Takes a node's inputs in order, None where one is left out; returns one array or several."""
 
 
 @dataclass(frozen=True, slots=True)

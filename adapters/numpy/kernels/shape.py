@@ -179,9 +179,15 @@ _PAD_MODES: dict[str, Any] = {"reflect": "reflect", "edge": "edge", "wrap": "wra
 
 @operator("Pad")
 def pad(
-    x: Array, given: Array | None = None, value_in: Array | None = None, axes_in: Array | None = None,
-    *, mode: str = "constant", pads: Any = None, value: float = 0.0,
-) -> Any:  # fmt: skip
+    x: Array,
+    given: Array | None = None,
+    value_in: Array | None = None,
+    axes_in: Array | None = None,
+    *,
+    mode: str = "constant",
+    pads: Any = None,
+    value: float = 0.0,
+) -> Any:
     """ONNX Pad: pad (or, with negative amounts, crop)."""
     axes = integers(axes_in) or tuple(range(x.ndim))
     widths, crop = _borders(x.shape, axes, integers(given, pads) or ())

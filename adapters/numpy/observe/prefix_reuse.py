@@ -19,8 +19,8 @@ from octavo.core.values.graph import InputInfo
 class Reuse:
     """Runs candidates of one session, each from the nodes on that differ from the float graph.
 
-    The float graph is run once for each batch, when this is made. A model whose values are more than
-    its share of memory (``RECALL_BYTES``) is run from the beginning.
+    The float graph is run once for each batch, when this is made. A model whose values are more
+    than its share of memory (``RECALL_BYTES``) is run from the beginning.
 
     Args:
         graph: The float graph.

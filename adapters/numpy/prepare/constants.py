@@ -36,7 +36,7 @@ def fold_constants(graph: Graph, limit: int = _LIMIT) -> Graph:
             continue
         made_of = _sources(node, constants, origins)
         constants.update(results)
-        origins.update(dict.fromkeys((v for v in node.outputs if v), made_of))
+        origins.update(dict.fromkeys(results, made_of))
     return graph.with_(nodes=tuple(nodes), initializers=constants, origins=origins)
 
 
@@ -44,25 +44,30 @@ def _computed(graph: Graph, node: Node, constants: Mapping[str, Array]) -> dict[
     """Return a node's values by name; None where they differ from run to run."""
     if not _is_constant(graph, node, constants):
         return None
-    known = {v: constants[v] for v in node.inputs if v}
+    known = {name: constants[name] for name in node.inputs if name}
     run, allocates = kernel(Build(node, known, graph.opset))
-    given = [known.get(v) for v in node.inputs]
+    given = [known.get(name) for name in node.inputs]
     result = run(*given, empty=np.empty) if allocates else run(*given)
     values = result if isinstance(result, tuple) else (result,)
-    # Sequences and optional values are no arrays.
-    if not all(isinstance(v, (np.ndarray, np.generic)) for v in values):
-        return None
-    named = zip(node.outputs, values, strict=False)
-    return {name: np.asarray(value) for name, value in named if name}
+    found = {}
+    # A kernel may return more than the node's outputs.
+    for name, value in zip(node.outputs, values, strict=False):
+        if not isinstance(value, (np.ndarray, np.generic)):
+            return None
+        if name:
+            found[name] = np.asarray(value)
+    return found
 
 
 def _is_constant(graph: Graph, node: Node, constants: Mapping[str, Array]) -> bool:
     """True if a node computes the same inner values in every run."""
     if node.bodies() or node.op.startswith(_RANDOM):
         return False
-    if any(v and v not in constants for v in node.inputs):
+    read = set(node.inputs) - {""}
+    if not read <= constants.keys():
         return False
-    return not set(node.outputs) & set(graph.outputs) and native(node, graph.opset)
+    is_inner = set(graph.outputs).isdisjoint(node.outputs)
+    return is_inner and native(node, graph.opset)
 
 
 def _sources(

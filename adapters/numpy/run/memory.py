@@ -5,9 +5,9 @@ then places the buffers by their lifetimes, largest first, at the lowest offset 
 greedy-by-size order of Pisarchyk and Lee 2020, "Efficient Memory Management for Deep Neural Net
 Inference"). Later runs take the same bytes again.
 
-A buffer lives from its step to the last step that may read it. Values may be views of each other, so
-a step that does not allocate is taken to return views of everything it reads: a few bytes are kept
-too long, none too short. What the graph returns is never in the arena.
+A buffer lives from its step to the last step that may read it. Values may be views of each other,
+so a step that does not allocate is taken to return views of everything it reads: a few bytes are
+kept too long, none too short. What the graph returns is never in the arena.
 """
 
 from __future__ import annotations

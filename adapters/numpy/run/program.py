@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,28 +56,13 @@ class Program:
 
     def __init__(self, graph: Graph, kernels: Kernels) -> None:
         self.graph = graph
-        self._slots = slots = _slots_of(graph)
-        ends = _last_uses(graph)
-        steps = []
-        for i, node in enumerate(graph.nodes):
-            made = kernels.of(node, graph, lambda body: _compiled(body, graph, kernels))
-            steps.append(
-                _Step(
-                    node,
-                    made.kernel,
-                    made.allocates,
-                    tuple(slots[v] for v in node.inputs),
-                    tuple(slots[v] for v in node.outputs),
-                    tuple(slots[v] for v in ends.get(i, ())),
-                    _captures(node, slots),
-                )
-            )
-        self._steps = tuple(steps)
-        self._template: list[Any] = [None] * len(slots)
+        self._slots = _slots_of(graph)
+        self._steps = _steps_of(graph, kernels, self._slots)
+        self._template: list[Any] = [None] * len(self._slots)
         for value, array in graph.initializers.items():
-            self._template[slots[value]] = array
-        self._inputs = tuple((info.name, slots[info.name]) for info in graph.inputs)
-        self._outputs = tuple(slots[v] for v in graph.outputs)
+            self._template[self._slots[value]] = array
+        self._inputs = tuple((info.name, self._slots[info.name]) for info in graph.inputs)
+        self._outputs = _at(self._slots, graph.outputs)
         self._plans: dict[object, Plan] = {}
 
     def feed(self, batch: Batch | Any) -> list[Array]:
@@ -148,12 +133,32 @@ class Program:
             else:
                 values[step.writes[0]] = result
             if watch:
-                for name in step.node.outputs:
+                for name, slot in zip(step.node.outputs, step.writes, strict=True):
                     if name in watch:
-                        watch[name](name, values[self._slots[name]])
+                        watch[name](name, values[slot])
             for slot in step.frees:
                 values[slot] = None
         return tuple(np.asarray(values[slot]) for slot in self._outputs)
+
+
+def _at(slots: Mapping[str, int], values: Iterable[str]) -> tuple[int, ...]:
+    return tuple(slots[value] for value in values)
+
+
+def _steps_of(graph: Graph, kernels: Kernels, slots: Mapping[str, int]) -> tuple[_Step, ...]:
+    def compiled(body: Graph) -> Kernel:
+        return _compiled(body, graph, kernels)
+
+    ends = _last_uses(graph)
+    steps = []
+    for i, node in enumerate(graph.nodes):
+        kernel, allocates = kernels.of(node, graph, compiled)
+        reads = _at(slots, node.inputs)
+        writes = _at(slots, node.outputs)
+        frees = _at(slots, ends.get(i, ()))
+        captures = _captures(node, slots)
+        steps.append(_Step(node, kernel, allocates, reads, writes, frees, captures))
+    return tuple(steps)
 
 
 def _called(number: int, step: _Step, values: list[Any], memory: Allocators | None) -> Any:

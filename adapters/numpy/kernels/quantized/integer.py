@@ -1,12 +1,14 @@
 """Exact integer products, carried by BLAS in float32.
 
-A float32 holds every integer of magnitude up to 2**24 exactly. The product of two such integers, and
-any sum of products in any order, with or without fused multiply-add, is therefore exact as long as no
-partial sum can leave [-2**24, 2**24]. Every partial sum of sum_k x_k w_k is bounded by
-sum_k |x_k| |w_k| <= max|x| * sum_k |w_k|. So the reduced axis is cut into blocks in which
-max|x| * sum |w| <= 2**24 for every column of w; a block is one BLAS product without rounding, and
-blocks are added in float64, exact up to 2**53. With the weights' own sums, and not their worst case,
-most layers are one block.
+A float32 holds every integer of magnitude up to 2**24 exactly. The product of two such integers,
+and any sum of products in any order, with or without fused multiply-add, is therefore exact as long
+as no partial sum can leave [-2**24, 2**24]. Every partial sum of sum_k x_k w_k is bounded by
+
+    sum_k |x_k| |w_k| <= max|x| * sum_k |w_k|.
+
+So the reduced axis is cut into blocks in which max|x| * sum |w| <= 2**24 for every column of w; a
+block is one BLAS product without rounding, and blocks are added in float64, exact up to 2**53. With
+the weights' own sums, and not their worst case, most layers are one block.
 """
 
 from __future__ import annotations

@@ -135,9 +135,19 @@ def quantized_gemm(build: Build) -> Kernel:
 
 
 def _quantized_gemm(
-    gemm: _Gemm, blocks: tuple[int, ...], kind: Any, x: Any, x_scale: Any, w: Any, w_scale: Any,
-    w_zero: Any = None, bias: Any = None, y_scale: Any = None, *, empty: Any,
-) -> Array:  # fmt: skip
+    gemm: _Gemm,
+    blocks: tuple[int, ...],
+    kind: Any,
+    x: Any,
+    x_scale: Any,
+    w: Any,
+    w_scale: Any,
+    w_zero: Any = None,
+    bias: Any = None,
+    y_scale: Any = None,
+    *,
+    empty: Any,
+) -> Array:
     # Made again in each run: the codes take a quarter of the memory.
     weight = gemm.panel(kind)
     width = weight.shape[1]
@@ -218,9 +228,16 @@ def quantized_conv(build: Build) -> Kernel:
     is_depthwise = per_group == 1 and groups == channels and len(blocks) == 2
 
     def run(
-        x: Any, x_scale: Any, w: Any, w_scale: Any, w_zero: Any = None, bias: Any = None, y_scale: Any = None,
-        *, empty: Any,
-    ) -> Array:  # fmt: skip
+        x: Any,
+        x_scale: Any,
+        w: Any,
+        w_scale: Any,
+        w_zero: Any = None,
+        bias: Any = None,
+        y_scale: Any = None,
+        *,
+        empty: Any,
+    ) -> Array:
         scale, shift = conv.epilogue.factors(x_scale, w_scale, bias, y_scale)
 
         def finish(y: Array) -> None:

@@ -1,7 +1,7 @@
 """ONNX's own quantized operators, and the element-wise ones of ONNX Runtime's contributed domain.
 
-Integer products are exact (see :mod:`.integer`). Rescaling to the output's scale is done in float32,
-round to nearest even, as ONNX Runtime's kernels do it.
+Integer products are exact (see :mod:`.integer`). Rescaling to the output's scale is done in
+float32, round to nearest even, as ONNX Runtime's kernels do it.
 """
 
 from __future__ import annotations
@@ -40,10 +40,16 @@ def _broadcast(values: Array, shape: tuple[int, ...], axis: int, block: int) -> 
 
 @operator("QuantizeLinear")
 def quantize_linear(
-    x: Array, scale: Array, zero_point: Array | None = None,
-    *, axis: int = 1, saturate: int = 1, block_size: int = 0,
-    output_dtype: str | int = 0, precision: str | int = 0,
-) -> Any:  # fmt: skip
+    x: Array,
+    scale: Array,
+    zero_point: Array | None = None,
+    *,
+    axis: int = 1,
+    saturate: int = 1,
+    block_size: int = 0,
+    output_dtype: str | int = 0,
+    precision: str | int = 0,
+) -> Any:
     """ONNX QuantizeLinear: clip(round(x / scale) + zero_point) to integers.
 
     For a narrow float, x / scale rounded to it.
@@ -67,9 +73,14 @@ def quantize_linear(
 
 @operator("DequantizeLinear")
 def dequantize_linear(
-    x: Array, scale: Array, zero_point: Array | None = None,
-    *, axis: int = 1, block_size: int = 0, output_dtype: str | int = 0,
-) -> Any:  # fmt: skip
+    x: Array,
+    scale: Array,
+    zero_point: Array | None = None,
+    *,
+    axis: int = 1,
+    block_size: int = 0,
+    output_dtype: str | int = 0,
+) -> Any:
     """ONNX DequantizeLinear: (x - zero_point) scale, in the scale's type."""
     y = x.astype(np.float32)
     if zero_point is not None and integer_range_of(x.dtype) is not None:

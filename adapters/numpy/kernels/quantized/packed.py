@@ -1,8 +1,8 @@
 """Weights that stay packed at their bit width, unpacked inside the operator that reads them.
 
 A code of up to eight bits is looked up in a table of its numbers (integers, nf4, narrow floats
-alike), the zero point is taken off and the scale applied. Where the width divides eight, one look-up
-turns a byte into all of its numbers.
+alike), the zero point is taken off and the scale applied. Where the width divides eight, one
+look-up turns a byte into all of its numbers.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Convolution by im2col in bounded scratch memory, on channels-last memory.
 
 Values keep ONNX's shape (N, C, ...), but a convolution writes channels-last memory and returns a
-transposed view: element-wise operators keep that memory order, and the next convolution copies whole
-runs of channels instead of single values. No layout pass is needed, and nothing else in the graph
-notices.
+transposed view: element-wise operators keep that memory order, and the next convolution copies
+whole runs of channels instead of single values. No layout pass is needed, and nothing else in the
+graph notices.
 """
 
 from __future__ import annotations
@@ -128,13 +128,16 @@ def convolve(
     Returns:
         (N, channels, ...) as a view of channels-last memory.
     """
+    images, width = x.shape[:2]
     source, view, outputs = _framed(x, geometry)
-    out = how.empty((x.shape[0], *outputs, channels), how.dtype or x.dtype)
-    taps, width = math.prod(geometry.kernel), x.shape[1]
-    # A kernel of one position reads the input itself: nothing is to be copied.
-    is_pointwise = groups == 1 and taps == 1 and all(s == 1 for s in geometry.strides)
+    out = how.empty((images, *outputs, channels), how.dtype or x.dtype)
+    taps = math.prod(geometry.kernel)
+    depth = taps * width // groups
     row_bytes = max(1, taps * width * x.itemsize)
-    work = pieces(x.shape[0], outputs, row_bytes, how.scratch)
+    work = pieces(images, outputs, row_bytes, how.scratch)
+    # A kernel of one position reads the input itself: nothing is to be copied.
+    is_dense = all(stride == 1 for stride in geometry.strides)
+    is_pointwise = groups == 1 and taps == 1 and is_dense
 
     def run(i: int) -> None:
         index, rows = work[i]
@@ -142,12 +145,12 @@ def convolve(
         if is_pointwise:
             product(source[index].reshape(rows, width), target)
         elif groups == 1:
-            product(_columns(view[index]).reshape(rows, taps * width), target)
+            columns = _columns(view[index])
+            product(columns.reshape(rows, depth), target)
         else:
-            depth = taps * width // groups
-            columns = _grouped_columns(view[index], groups).reshape(groups, rows, depth)
-            split = target.reshape(rows, groups, channels // groups).transpose(1, 0, 2)
-            product(columns, split)
+            columns = _grouped_columns(view[index], groups)
+            split = target.reshape(rows, groups, channels // groups)
+            product(columns.reshape(groups, rows, depth), split.transpose(1, 0, 2))
         how.finish(target)
 
     spread(len(work), run, how.threads)
@@ -163,24 +166,27 @@ def depthwise(x: Array, weight: Array, geometry: Geometry, how: Run) -> Array:
         geometry: The windows.
         how: What else belongs to it.
     """
+    images, width = x.shape[:2]
     _, view, outputs = _framed(x, geometry)
-    n, width = len(outputs), x.shape[1]
-    out = how.empty((x.shape[0], *outputs, width), x.dtype)
+    axes = len(outputs) + 1  # without the channels
+    out = how.empty((images, *outputs, width), x.dtype)
     # Each tap's channels repeated along the last spatial axis: a product then runs over whole rows.
     repeated = np.broadcast_to(weight[..., None, :], (*geometry.kernel, outputs[-1], width))
     wide = repeated.astype(x.dtype, copy=True)
     first, *others = np.ndindex(*geometry.kernel)
+    all_channels = slice(None)
     # An eighth of the scratch: output, product and the windows' rows stay in the cache together.
-    work = pieces(x.shape[0], outputs, width * x.itemsize, how.scratch // 8)
+    work = pieces(images, outputs, width * x.itemsize, how.scratch // 8)
 
     def run(i: int) -> None:
         index, _ = work[i]
+        rest = (slice(None),) * (axes - len(index))
         piece = out[index]
         product = _scratch_like(piece.shape, x.dtype)
-        everything = (*index, *(slice(None),) * (n + 1 - len(index)))
-        np.multiply(view[(*everything, *first)], wide[first], out=piece)
+        taps = view[(*index, *rest)]
+        np.multiply(taps[(..., *first, all_channels)], wide[first], out=piece)
         for offset in others:
-            np.multiply(view[(*everything, *offset)], wide[offset], out=product)
+            np.multiply(taps[(..., *offset, all_channels)], wide[offset], out=product)
             piece += product
         how.finish(piece.reshape(-1, width))
 
@@ -209,15 +215,16 @@ def conv(build: Build) -> Kernel:
 
         how = Run(finish, build.scratch, build.threads, empty)
         weight = panel if panel is not None else panel_of(w, groups)
-        if groups > 1 and groups == x.shape[1] == w.shape[0]:
+        channels = w.shape[0]
+        if groups > 1 and groups == x.shape[1] == channels:
             by_channel = weight.reshape(groups, *geometry.kernel)
-            taps = by_channel.transpose(*range(1, w.ndim - 1), 0)
-            return depthwise(x, taps, geometry, how)
+            kernel_axes = range(1, by_channel.ndim)
+            return depthwise(x, by_channel.transpose(*kernel_axes, 0), geometry, how)
 
         def product(rows: Array, out: Array) -> None:
             np.matmul(rows, weight, out=out)
 
-        return convolve(x, geometry, w.shape[0], groups, product, how)
+        return convolve(x, geometry, channels, groups, product, how)
 
     return run
 

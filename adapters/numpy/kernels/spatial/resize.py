@@ -155,12 +155,21 @@ def _plans(
 
 @operator("Resize", since=11)
 def resize(
-    x: Array, roi: Array | None = None, scales: Array | None = None, sizes: Array | None = None,
-    *, mode: str = "nearest", coordinate_transformation_mode: str = "half_pixel",
-    nearest_mode: str = "round_prefer_floor", cubic_coeff_a: float = -0.75,
-    exclude_outside: int = 0, extrapolation_value: float = 0.0, antialias: int = 0,
-    axes: tuple[int, ...] | None = None, keep_aspect_ratio_policy: str = "stretch",
-) -> Any:  # fmt: skip
+    x: Array,
+    roi: Array | None = None,
+    scales: Array | None = None,
+    sizes: Array | None = None,
+    *,
+    mode: str = "nearest",
+    coordinate_transformation_mode: str = "half_pixel",
+    nearest_mode: str = "round_prefer_floor",
+    cubic_coeff_a: float = -0.75,
+    exclude_outside: int = 0,
+    extrapolation_value: float = 0.0,
+    antialias: int = 0,
+    axes: tuple[int, ...] | None = None,
+    keep_aspect_ratio_policy: str = "stretch",
+) -> Any:
     """ONNX Resize-11 and later: resample along axes, nearest, linear or cubic."""
     coordinates = coordinate_transformation_mode
     how = _Sampling(mode, nearest_mode, cubic_coeff_a, bool(antialias), bool(exclude_outside))

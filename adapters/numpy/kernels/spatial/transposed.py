@@ -147,8 +147,14 @@ def _products(x: Array, w: Array, groups: int) -> Array:
 
 @operator("Col2Im")
 def col2im(
-    x: Array, image: Array, block: Array, *, dilations: Any = None, pads: Any = None, strides: Any = None
-) -> Any:  # fmt: skip
+    x: Array,
+    image: Array,
+    block: Array,
+    *,
+    dilations: Any = None,
+    pads: Any = None,
+    strides: Any = None,
+) -> Any:
     """ONNX Col2Im: put columns of blocks back into an image, adding where they overlap."""
     sizes, kernel = integers(image) or (), integers(block) or ()
     n = len(sizes)
