@@ -115,10 +115,7 @@ def _outer(x: Any, weight: Ref, lead: Sequence[Any]) -> list[Any] | None:
 def einsum(args: Sequence[Any]) -> Use | None:
     """Return ``torch.einsum`` of a value and a weight as a layer's call."""
     equation = args[0].replace(" ", "")
-    operands = list(args[1:])
-    # They may be given as one list.
-    if len(operands) == 1 and isinstance(operands[0], list | tuple):
-        operands = list(operands[0])
+    operands = _operands(args)
     terms, arrow, out = equation.partition("->")
     sides = terms.split(",", 1)
     if not arrow or len(operands) != 2 or len(sides) != 2:
@@ -137,6 +134,15 @@ def einsum(args: Sequence[Any]) -> Use | None:
     names = _labels(of_x, more)
     result = _labels(out, more)
     return product(x, names, weight, tuple(of_weight), result)
+
+
+def _operands(args: Sequence[Any]) -> list[Any]:
+    """Return what stands behind an equation; it may be given as one list."""
+    operands = list(args[1:])
+    if len(operands) != 1:
+        return operands
+    alone = operands[0]
+    return list(alone) if isinstance(alone, list | tuple) else operands
 
 
 def _more(x: Any, of_x: str, of_weight: str, out: str) -> Labels | None:

@@ -54,16 +54,26 @@ def attend(
         weights = _weights(q, k, bias)
         kept = nn.functional.dropout(weights, dropout, dropout > 0.0)
         y = kept @ v
-        if average:
-            weights = weights.mean(1)
-        if alone:
-            weights = weights.squeeze(0)
+        weights = _told(weights, average, alone)
     else:
         y = nn.functional.scaled_dot_product_attention(q, k, v, bias, dropout)
-    y = y.transpose(1, 2).flatten(2)
+    y = y.transpose(1, 2)
+    y = y.flatten(2)
+    return _as_given(y, alone, batch_first), weights
+
+
+def _told(weights: Tensor, average: bool, alone: bool) -> Tensor:
+    """Return attention weights (batch, heads, steps, steps) as callers take them."""
+    if average:
+        weights = weights.mean(1)
+    return weights.squeeze(0) if alone else weights
+
+
+def _as_given(value: Tensor, alone: bool, batch_first: bool) -> Tensor:
+    """Return (batch, steps, features) in the layout of the inputs."""
     if alone:
-        return y.squeeze(0), weights
-    return y if batch_first else y.transpose(0, 1), weights
+        return value.squeeze(0)
+    return value if batch_first else value.transpose(0, 1)
 
 
 def _batch_first(value: Tensor, alone: bool, batch_first: bool) -> Tensor:
@@ -98,7 +108,8 @@ def _with_step(value: Tensor, step: Tensor) -> Tensor:
 def _split(value: Tensor, heads: int) -> Tensor:
     n, steps, features = value.shape
     # Widths are written out, since there may be no samples and no steps.
-    split = value.reshape(n, steps, heads, features // heads)
+    width = features // heads
+    split = value.reshape(n, steps, heads, width)
     return split.transpose(1, 2)
 
 
@@ -107,7 +118,8 @@ def _bias(padding: Tensor | None, mask: Tensor | None, q: Tensor, steps: int) ->
     n, heads, queries = q.shape[:3]
     by_key = None
     if padding is not None:
-        by_key = _added(padding, q.dtype).reshape(n, 1, 1, steps)
+        by_key = _added(padding, q.dtype)
+        by_key = by_key.reshape(n, 1, 1, steps)
     by_score = None
     if mask is not None:
         by_score = _added(mask, q.dtype)

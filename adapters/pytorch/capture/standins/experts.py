@@ -16,6 +16,7 @@ from octavo.adapters.pytorch.modules.shared_copy import skeleton
 from .layers_for_uses import linear_over
 
 Tensor = torch.Tensor
+_Group = tuple[str, tuple[str, ...]]
 _WEIGHTS = ("gate_up_proj", "down_proj")
 _SMALL = {
     "gate_up_proj": (3, 32, 16),
@@ -102,14 +103,18 @@ def _layers(module: Any, name: str) -> nn.ModuleList:
     packed_bias = getattr(module, f"{name}_bias", None)
     made = nn.ModuleList()
     for i in range(weight.shape[0]):
-        own = nn.Parameter(weight[i], requires_grad=packed.requires_grad)
+        own = _like(packed, weight[i])
         bias = None
         if packed_bias is not None:
-            shift = packed_bias.detach()[i]
-            bias = nn.Parameter(shift, requires_grad=packed_bias.requires_grad)
+            bias = _like(packed_bias, packed_bias.detach()[i])
         layer = linear_over(own, bias)
         made.append(layer)
     return made
+
+
+def _like(packed: Tensor, part: Tensor) -> nn.Parameter:
+    """Return a part of a parameter as one that is trained if the whole is."""
+    return nn.Parameter(part, requires_grad=packed.requires_grad)
 
 
 def is_experts(module: nn.Module) -> bool:
@@ -170,7 +175,7 @@ def _small_twin(module: Any, generator: torch.Generator) -> nn.Module:
     return twin
 
 
-def expert_groups(root: nn.Module) -> Iterator[tuple[str, tuple[str, ...]]]:
+def expert_groups(root: nn.Module) -> Iterator[_Group]:
     """Yield (name, paths of linear layers) for all first and all second layers of each mixture.
 
     They take one decision.

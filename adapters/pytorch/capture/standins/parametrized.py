@@ -51,7 +51,8 @@ def _fold_parametrizations(module: nn.Module) -> None:
         if original is None:
             # Of several tensors that one is computed from, the first tells what it is.
             original = chain.original0
-        _put(module, name, value, trained=isinstance(original, nn.Parameter))
+        is_trained = isinstance(original, nn.Parameter)
+        _put(module, name, value, trained=is_trained)
 
 
 def _fold_hooks(module: nn.Module) -> None:
@@ -79,9 +80,10 @@ def _computed_by(hook: Any, module: nn.Module) -> str:
     name = getattr(hook, "name", None) or getattr(hook, "_tensor_name", None)
     if not isinstance(name, str):
         return ""
-    is_held = name in module._parameters or name in module._buffers
-    is_set = isinstance(module.__dict__.get(name), Tensor)
-    return name if is_set and not is_held else ""
+    if name in module._parameters or name in module._buffers:
+        return ""
+    computed = module.__dict__.get(name)
+    return name if isinstance(computed, Tensor) else ""
 
 
 def _put(module: nn.Module, name: str, value: Tensor, *, trained: bool) -> None:

@@ -73,11 +73,12 @@ def _is_linear(module: nn.Module, base: type) -> bool:
             y = twin(x)
         except _ERRORS:
             return False
-    weight, bias = small["weight"], small.get("bias")
-    expected = nn.functional.linear(x, weight, bias)
-    if not isinstance(y, Tensor) or y.shape != expected.shape:
-        return False
-    if y.dtype != expected.dtype:
+    expected = nn.functional.linear(x, small["weight"], small.get("bias"))
+    return isinstance(y, Tensor) and _agree(y, expected)
+
+
+def _agree(y: Tensor, expected: Tensor) -> bool:
+    if y.shape != expected.shape or y.dtype != expected.dtype:
         return False
     return torch.allclose(y, expected, rtol=1e-4, atol=1e-5)
 
