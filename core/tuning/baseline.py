@@ -140,9 +140,9 @@ def _check_score(bench: Bench, before: Trial, race: RaceConfig | None) -> None:
 
 
 def unsteadiness(measured: Mapping[str, Measurement]) -> str:
-    """Return a warning if timings of the float model itself are spread so widely that they decide little.
+    """Return a warning if timings of the float model itself are spread widely; else ''.
 
-    '' where they are not.
+    Then they decide little.
     """
     for name, m in measured.items():
         if m.high - m.low > UNSTEADY * abs(m.value) > 0:

@@ -1,11 +1,11 @@
-"""The configuration of a tuning run: from TOML, YAML, JSON, a mapping or Python; unknown keys are refused."""
+"""The configuration of a tuning run.
+
+From TOML, YAML, JSON, a mapping or Python; unknown keys are refused.
+"""
 
 from __future__ import annotations
 
 import json
-import math
-import re
-import threading
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,53 +22,13 @@ from octavo.core.values.budgets import BITS
 from octavo.core.values.scheme import Frozen, PartChoice
 from octavo.core.values.settings import checked
 
+from .durations import seconds
 from .rules import Rule
 
 if TYPE_CHECKING:
     from octavo.core.contract.plugins import PluginHost
 
 PartTable = str | dict[str, Any]
-
-_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|sec|min|m|h|d)?\s*")
-_SECONDS = {
-    "ms": 1e-3,
-    None: 1.0,
-    "s": 1.0,
-    "sec": 1.0,
-    "min": 60.0,
-    "m": 60.0,
-    "h": 3600.0,
-    "d": 86400.0,
-}
-
-
-def seconds(value: str | float | None) -> float | None:
-    """Read a duration: a number of seconds, or text such as ``10min``, ``2h``, ``500ms``.
-
-    Raises:
-        ConfigError: If it is neither, negative, or longer than a timer can run.
-    """
-    if value is None:
-        return None
-    if isinstance(value, str):
-        found = _DURATION.fullmatch(value)
-        if not found:
-            raise ConfigError(f"{shown(value)} is no duration; write 90, '90s', '10min' or '2h'")
-        length = float(found[1]) * _SECONDS[found[2]]
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        # An integer of thousands of digits is no float; it is too long in any case.
-        length = float(value) if value <= threading.TIMEOUT_MAX else math.inf
-    else:
-        raise ConfigError(
-            f"a {type(value).__name__} is no duration; write 90, '90s', '10min' or '2h'"
-        )
-    if length < 0:
-        raise ConfigError(f"a duration cannot be negative: {value}")
-    if not length <= threading.TIMEOUT_MAX:
-        raise ConfigError(
-            f"{shown(value)} is no duration that a timer can run: leave it out (None) for no limit"
-        )
-    return length
 
 
 class ObjectiveGoals(Frozen):
@@ -81,8 +41,8 @@ class ExecutorConfig(Frozen):
     """Where trials run.
 
     Attributes:
-        kind: ``inline``: in this process. ``process``: each evaluation in a child process, so that a crash, a hang or
-            running out of memory ends a trial and not the run.
+        kind: ``inline``: in this process. ``process``: each evaluation in a child process, so that
+            a crash, a hang or running out of memory ends a trial and not the run.
     """
 
     kind: Literal["inline", "process"] = "inline"
@@ -95,27 +55,34 @@ class TuningConfig(Frozen):
         strategy: A strategy's name, or its settings with ``kind``.
         max_trials: Evaluations after the baseline.
         timeout: Seconds (or text: ``10min``) for the whole search; None for no limit.
-        trial_timeout: The same for one evaluation. Hard with the ``process`` executor; with ``inline`` it interrupts
-            Python code and waits for a running kernel.
-        stop: ``goal``: end at the first recipe that passes. ``budget``: use the trials to find a better one.
+        trial_timeout: The same for one evaluation. Hard with the ``process`` executor; with
+            ``inline`` it interrupts Python code and waits for a running kernel.
+        stop: ``goal``: end at the first recipe that passes. ``budget``: use the trials to find a
+            better one.
         seed: The only source of randomness; below 2**32, as some generators take no more.
         accuracy: The criterion; a table without ``kind`` is the tolerance criterion's.
         objective: What to minimise.
         rules: Restrict or widen what ops may take; the later rule wins.
-        transforms: Model-wide transforms that may be tried, each alone: names or settings. None: what the strategy suggests
-            (``auto`` suggests some); an empty list: none.
-        backends: Backends to search over; None for the model's own. Names, or settings with ``kind``.
+        transforms: Model-wide transforms that may be tried, each alone: names or settings. None:
+            what the strategy suggests (``auto`` suggests some); an empty list: none.
+        backends: Backends to search over; None for the model's own. Names, or settings with
+            ``kind``.
         simulated: Also offer schemes that a backend can only simulate.
-        racing: How evaluations of a :class:`~octavo.SampleScore` may be stopped early; None scores every sample.
-        holdout: Share of a SampleScore's samples that the search never sees; the winner is scored on them at the end.
+        racing: How evaluations of a :class:`~octavo.SampleScore` may be stopped early; None scores
+            every sample.
+        holdout: Share of a SampleScore's samples that the search never sees; the winner is scored
+            on them at the end.
         confirm: Reload the saved winner and score it again before it is called done.
-        non_finite: What becomes of an op whose weight holds NaN or Inf: refuse the model, or keep the op in float.
-        gram_megabytes: How much of memory (in units of 2**20 bytes) the Gram matrices of calibration may take at a time, which
-            gptq, awq and others need; the same again is for activations from which a further pass over the data goes on.
+        non_finite: What becomes of an op whose weight holds NaN or Inf: refuse the model, or keep
+            the op in float.
+        gram_megabytes: How much of memory (in units of 2**20 bytes) the Gram matrices of
+            calibration may take at a time, which gptq, awq and others need; the same again is for
+            activations from which a further pass over the data goes on.
         executor: Where trials run.
-        budgets: Hard limits (``bits``: average weight bits over the ops that may be quantized, or with ``bits_of = "all"`` over all,
-            those kept in float among them (``all_bits`` says both); ``size``: share of the float file; ``latency``: share of the
-            float time): a trial that overruns one does not pass. None can be above the float model's own figure.
+        budgets: Hard limits (``bits``: average weight bits over the ops that may be quantized, or
+            with ``bits_of = "all"`` over all, those kept in float among them (``all_bits`` says
+            both); ``size``: share of the float file; ``latency``: share of the float time): a trial
+            that overruns one does not pass. None can be above the float model's own figure.
         plugins: Plugin policy: ``autoload``, ``allow``, ``deny``.
     """
 
@@ -168,7 +135,8 @@ class TuningConfig(Frozen):
         """Read ``bits_of = "all"`` beside ``bits`` as the budget ``all_bits``."""
         if not isinstance(value, Mapping) or "bits_of" not in value:
             return value
-        of, rest = value["bits_of"], {k: v for k, v in value.items() if k != "bits_of"}
+        of = value["bits_of"]
+        rest = {k: v for k, v in value.items() if k != "bits_of"}
         if of not in ("all", "tunable"):
             raise ValueError(
                 f"bits_of is {shown(of)}; it says which weights bits counts: 'tunable' or 'all'"
@@ -182,12 +150,15 @@ class TuningConfig(Frozen):
     def _budgets_limit_something(cls, value: dict[str, float]) -> dict[str, float]:
         most = {"bits": 32.0, "all_bits": 32.0, "size": 1.0, "latency": 1.0}
         for name, limit in value.items():
-            if not 0 < limit <= most[name]:
-                what = "bits of a weight" if name in BITS else f"share of the float model's {name}"
-                raise ValueError(
-                    f"{name} = {limit:g} limits nothing: it is the {what}, above 0 and at most "
-                    f"{most[name]:g}" + ("" if name in BITS else " (30 % is 0.3)")
-                )
+            if 0 < limit <= most[name]:
+                continue
+            what, remark = f"share of the float model's {name}", " (30 % is 0.3)"
+            if name in BITS:
+                what, remark = "bits of a weight", ""
+            raise ValueError(
+                f"{name} = {limit:g} limits nothing: it is the {what}, above 0 and at most "
+                f"{most[name]:g}{remark}"
+            )
         return value
 
     @field_validator("strategy", mode="before")
@@ -219,33 +190,25 @@ class TuningConfig(Frozen):
         """Read a configuration from anywhere.
 
         Args:
-            source: A path (.toml, .yaml, .yml, .json), a mapping, a TuningConfig, or None for the defaults.
-            **overrides: Top-level settings, or ``metric``, ``tolerance``, ``mode``, ``higher_is_better`` of the accuracy
-                table, or ``minimise`` of the objective table.
+            source: A path (.toml, .yaml, .yml, .json), a mapping, a TuningConfig, or None for the
+                defaults.
+            **overrides: Top-level settings, or ``metric``, ``tolerance``, ``mode``,
+                ``higher_is_better`` of the accuracy table, or ``minimise`` of the objective table.
 
         Raises:
-            ConfigError: If a setting is unknown (with the nearest name) or malformed, or the file cannot be read.
+            ConfigError: If a setting is unknown (with the nearest name) or malformed, or the file
+                cannot be read.
         """
-        if isinstance(source, TuningConfig):
-            raw: dict[str, Any] = source.model_dump(exclude_unset=True)
-            where = "config"
-        elif isinstance(source, (str, Path)):
-            raw, where = _parse(Path(source)), str(source)
-        elif source is None or isinstance(source, Mapping):
-            raw, where = {str(k): v for k, v in (source or {}).items()}, "config"
-        else:
-            raise ConfigError(
-                f"config must be a TuningConfig, a mapping or a path, not {type(source).__name__}"
-            )
+        raw = _as_written(source)
         for key, value in overrides.items():
             if key in ("metric", "tolerance", "mode", "higher_is_better"):
                 raw["accuracy"] = {**_table(raw.get("accuracy", {})), key: value}
             elif key in ("minimise", "minimize"):
-                raw["objective"] = {
-                    "minimise": [value] if isinstance(value, (str, Mapping)) else value
-                }
+                is_one = isinstance(value, (str, Mapping))
+                raw["objective"] = {"minimise": [value] if is_one else value}
             else:
                 raw[key] = value
+        where = str(source) if isinstance(source, (str, Path)) else "config"
         return checked(cls, raw, where)
 
     @property
@@ -273,6 +236,23 @@ class PluginPolicy(Frozen):
 
 
 TuningConfig.model_rebuild()
+
+
+def _as_written(source: Any) -> dict[str, Any]:
+    """Return the settings of a configuration, from wherever it is, unchecked.
+
+    Raises:
+        ConfigError: If it is nothing that settings are read from.
+    """
+    if isinstance(source, TuningConfig):
+        return source.model_dump(exclude_unset=True)
+    if isinstance(source, (str, Path)):
+        return _parse(Path(source))
+    if source is None or isinstance(source, Mapping):
+        return {str(k): v for k, v in (source or {}).items()}
+    raise ConfigError(
+        f"config must be a TuningConfig, a mapping or a path, not {type(source).__name__}"
+    )
 
 
 def _table(value: Any) -> dict[str, Any]:
@@ -307,45 +287,11 @@ def _parse(path: Path) -> dict[str, Any]:
     return found
 
 
-def config_schema(host: PluginHost) -> dict[str, Any]:
-    """Return the JSON schema of a configuration, with the settings of every loaded part, third parties' included."""
-    schema = TuningConfig.model_json_schema()
-    definitions = schema.setdefault("$defs", {})
-
-    def parts(kind: Any) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = [{"type": "string", "enum": sorted(host.parts(kind))}]
-        for name, part in sorted(host.parts(kind).items()):
-            inner = part.config.model_json_schema()
-            definitions.update(inner.pop("$defs", {}))
-            definitions[f"{kind}.{name}"] = inner
-            found.append({"$ref": f"#/$defs/{kind}.{name}"})
-        return found
-
-    properties = schema["properties"]
-    properties["strategy"] = {"anyOf": parts("strategies"), "default": "auto"}
-    properties["backends"] = {
-        "anyOf": [{"type": "array", "items": {"anyOf": parts("adapters")}}, {"type": "null"}],
-        "default": None,
-    }
-    criteria = [part.config.model_json_schema() for part in host.parts("criteria").values()]
-    for inner in criteria:
-        definitions.update(inner.pop("$defs", {}))
-    properties["accuracy"] = {"anyOf": criteria}
-    definitions["ObjectiveGoals"]["properties"]["minimise"]["items"] = {
-        "anyOf": parts("objectives")
-    }
-    for kind in ("algorithms", "calibrators", "transforms"):
-        if host.parts(kind):
-            parts(kind)
-    return schema
-
-
 __all__ = [
     "ExecutorConfig",
     "ObjectiveGoals",
     "PluginPolicy",
     "ToleranceConfig",
     "TuningConfig",
-    "config_schema",
     "seconds",
 ]

@@ -1,4 +1,7 @@
-"""Does the score point the right way? A model that is broken on purpose must not be called better."""
+"""Does the score point the right way?
+
+A model that is broken on purpose must not be called better.
+"""
 
 from __future__ import annotations
 

@@ -22,7 +22,8 @@ TIMED = frozenset({"latency", "throughput", "energy", "memory"})
 """Objectives and budgets whose figures belong to one machine."""
 
 _INSTRUCTIONS = (
-    "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm", "sve", "bf16",
+    "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8",
+    "asimddp", "i8mm", "sve", "bf16",
 )  # fmt: skip
 """Extensions by which integer and half-precision kernels choose how they compute, and round."""
 
@@ -50,52 +51,88 @@ def fingerprint(
         share: Of the samples that are held out.
         holdout_fn: Whether a score over other data has a say at the end.
     """
-    limits = [settings.budgets] if settings.budgets else []
     timed = TIMED & {*objectives, *settings.budgets}
-    kept = {"share": share, "seed": settings.seed} if share else {"holdout_fn": holdout_fn}
-    sampled = isinstance(score, SampleScore)
-    raced = settings.racing if sampled and score.best is not None else None
+    devices = {o.name: o.capability.device for o in opened}
     return {
         "model": opened[0].session.fingerprint(),
         "data": data,
         "space": canonical_json([spaces[o.name].digest for o in opened]),
-        "goal": canonical_json([settings.accuracy, list(objectives), *limits]),
-        "objectives": canonical_json(
-            {
-                n: o.config.model_dump(mode="json", exclude_defaults=True)
-                for n, o in objectives.items()
-            }
-        ),
-        "holdout": canonical_json(kept),
-        "samples": canonical_json({"count": score.samples, "best": score.best} if sampled else {}),
-        "racing": canonical_json(raced.model_dump(mode="json") if raced is not None else {}),
-        "versions": canonical_json(
-            {"octavo": version("octavo"), **{o.name: dict(o.capability.versions) for o in opened}}
-        ),
-        "machine": canonical_json(
-            machine(timed=bool(timed), devices={o.name: o.capability.device for o in opened})
-        ),
+        "goal": canonical_json(_goal(settings, objectives)),
+        "objectives": canonical_json(_objectives(objectives)),
+        "holdout": canonical_json(_holdout(settings, share, holdout_fn)),
+        "samples": canonical_json(_samples(score)),
+        "racing": canonical_json(_racing(settings, score)),
+        "versions": canonical_json(_versions(opened)),
+        "machine": canonical_json(machine(timed=bool(timed), devices=devices)),
     }
+
+
+def _goal(settings: TuningConfig, objectives: Mapping[str, Objective]) -> list[Any]:
+    goal: list[Any] = [settings.accuracy, list(objectives)]
+    if settings.budgets:
+        goal.append(settings.budgets)
+    return goal
+
+
+def _objectives(objectives: Mapping[str, Objective]) -> dict[str, Any]:
+    return {
+        name: objective.config.model_dump(mode="json", exclude_defaults=True)
+        for name, objective in objectives.items()
+    }
+
+
+def _holdout(settings: TuningConfig, share: float, holdout_fn: bool) -> dict[str, Any]:
+    if share:
+        return {"share": share, "seed": settings.seed}
+    return {"holdout_fn": holdout_fn}
+
+
+def _samples(score: Any) -> dict[str, Any]:
+    if not isinstance(score, SampleScore):
+        return {}
+    return {"count": score.samples, "best": score.best}
+
+
+def _racing(settings: TuningConfig, score: Any) -> dict[str, Any]:
+    # Without a best possible score of a sample nothing can be raced.
+    can_race = isinstance(score, SampleScore) and score.best is not None
+    if not can_race or settings.racing is None:
+        return {}
+    return settings.racing.model_dump(mode="json")
+
+
+def _versions(opened: Sequence[Opened]) -> dict[str, Any]:
+    own = {o.name: dict(o.capability.versions) for o in opened}
+    return {"octavo": version("octavo"), **own}
 
 
 def machine(*, timed: bool, devices: Mapping[str, str]) -> dict[str, Any]:
     """Return of this machine what the run's figures depend on.
 
     Args:
-        timed: Times or memory are measured: then the processor itself and its cores count, else only
-            what decides how kernels compute.
+        timed: Times or memory are measured: then the processor itself and its cores count, else
+            only what decides how kernels compute.
         devices: Backend -> its device.
     """
     cpu = _cpu()
+    flags = cpu["flags"].split()
     found: dict[str, Any] = {
         "architecture": platform.machine(),
-        "instructions": [i for i in _INSTRUCTIONS if i in cpu["flags"].split()],
+        "instructions": [name for name in _INSTRUCTIONS if name in flags],
         "devices": dict(devices),
     }
     if timed:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        found |= {"processor": cpu["name"] or platform.processor(), "cores": cores}
+        found["processor"] = cpu["name"] or platform.processor()
+        found["cores"] = _cores()
     return found
+
+
+def _cores() -> int | None:
+    """Return how many cores this process may use."""
+    # Not every system tells; a container may be given fewer cores than the machine has.
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
 
 
 def shaping(settings: TuningConfig) -> dict[str, Any]:
@@ -109,8 +146,11 @@ def _cpu() -> dict[str, str]:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return {"name": "", "flags": ""}
-    rows = [line.partition(":") for line in text.splitlines()]
-    table = {key.strip().lower(): value.strip() for key, _, value in reversed(rows)}
+    table: dict[str, str] = {}
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        # Of many processors the first one's rows count.
+        table.setdefault(key.strip().lower(), value.strip())
     return {
         "name": table.get("model name", ""),
         "flags": table.get("flags") or table.get("features", ""),
@@ -142,26 +182,38 @@ def another_score(then: Mapping[str, float], now: Mapping[str, float], again: Ag
     runs = [now, *(again() for _ in range(NOISY_RUNS))]
     for name, before in then.items():
         values = [float(run[name]) for run in runs]
-        spread = max(values) - min(values)
-        if spread <= ROUNDING * abs(values[0]):
-            spread = 0.0
-        near = min(values) - SPREADS * spread <= before <= max(values) + SPREADS * spread
-        if not near:
-            varied = f" (between {min(values):.6g} and {max(values):.6g})" if spread else ""
+        varied = _another_value(before, values)
+        if varied is not None:
             return f"{name} was {before:.6g} then, and is {values[0]:.6g} now{varied}"
     return ""
 
 
+def _another_value(before: float, values: Sequence[float]) -> str | None:
+    """Return how scores of now vary where one of then is none of them; None where it may be."""
+    least, most = min(values), max(values)
+    spread = most - least
+    if spread <= ROUNDING * abs(values[0]):
+        spread = 0.0
+    if least - SPREADS * spread <= before <= most + SPREADS * spread:
+        return None
+    return f" (between {least:.6g} and {most:.6g})" if spread else ""
+
+
 def another_count(kept: Mapping[str, Any] | None, scores: Scores) -> str:
-    """Return why a score is over other samples than one of an earlier run; '' where nothing shows it.
+    """Return why a score is over other samples than one of an earlier run.
+
+    '' where nothing shows it.
 
     Args:
         kept: What the earlier run kept of its samples; None where it kept nothing.
         scores: Now.
     """
-    if kept is None or scores.per_sample is None or len(scores.per_sample) == kept["count"]:
+    if kept is None or scores.per_sample is None:
         return ""
-    return f"it was over {kept['count']} samples then, and is over {len(scores.per_sample)} now"
+    then, now = kept["count"], len(scores.per_sample)
+    if then == now:
+        return ""
+    return f"it was over {then} samples then, and is over {now} now"
 
 
 def _same(a: float, b: float) -> bool:

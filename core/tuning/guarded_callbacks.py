@@ -74,7 +74,8 @@ def guarded(hook: Callable[[Trial], None], tell: Callable[[str], None]) -> Calla
             if not told:
                 told.add("hook")
                 tell(
-                    f"a plugin's octavo_trial_finished raised {said(error)}; the run goes on without it"
+                    f"a plugin's octavo_trial_finished raised {said(error)}; "
+                    "the run goes on without it"
                 )
 
     return call

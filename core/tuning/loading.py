@@ -50,8 +50,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     head = checked(_Head, manifest, f"{path} is damaged, {_AGAIN}")
     if head.format > FORMAT:
         raise ConfigError(
-            f"{path} was written by a newer octavo (format {head.format}, this one reads {FORMAT}); "
-            "upgrade octavo"
+            f"{path} was written by a newer octavo (format {head.format}, "
+            f"this one reads {FORMAT}); upgrade octavo"
         )
     return manifest
 

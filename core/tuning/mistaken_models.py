@@ -22,13 +22,20 @@ def remedy(model: Any, claimed: Callable[[Any], bool]) -> str:
         return f", which is a class: pass an object of {model.__name__}"
     for name in _HOLD:
         if claimed(getattr(model, name, None)):
-            return f": pass its .{name}, which is the model, and give calibration batches in the form that this takes"
+            return (
+                f": pass its .{name}, which is the model, and give calibration batches in the form "
+                "that this takes"
+            )
     owner = getattr(model, "__self__", None)
     if owner is not None and claimed(owner):
         return f": pass the {type(owner).__name__} whose method it is"
     if isinstance(model, Mapping):
-        found = "parameters of a model" if any(is_array(v) for v in model.values()) else "a mapping"
+        holds_arrays = any(is_array(v) for v in model.values())
+        found = "parameters of a model" if holds_arrays else "a mapping"
         return f", which is {found} and no model: load them into the model and pass that"
     if callable(model) and hasattr(model, "__code__"):
-        return ", which is a function: pass the model that it calls, or make the function the forward of a module that holds it"
+        return (
+            ", which is a function: pass the model that it calls, or make the function the forward "
+            "of a module that holds it"
+        )
     return ""

@@ -24,7 +24,15 @@ from .config import TuningConfig
 from .mistaken_models import remedy
 
 OTHERS = 3
-"""Batches of other shapes than the first that a model is looked at with: each costs about a run of it."""
+"""Batches of other shapes than the first that a model is looked at with.
+
+Each costs about a run of it.
+"""
+
+HELD = 1.3
+"""Times a model's file, what is held at once: the float weights and the quantized ones."""
+
+GIB = 2**30
 
 
 def plugin_host(settings: TuningConfig) -> PluginHost:
@@ -44,49 +52,63 @@ def find_adapter(model: Any, host: PluginHost) -> AdapterPart[Adapter]:
     """
     if isinstance(model, (str, Path)) and not absolute(model, "a model").exists():
         raise ModelError(f"{model} does not exist")
-    found = [card for card in host.adapters().values() if card.claims(model)]
-    if not found:
-        cards = host.adapters().values()
-        what = (
-            f"file {Path(model).name!r}"
-            if isinstance(model, (str, Path))
-            else f"{type(model).__module__}.{type(model).__qualname__}"
-        )
-        takes = "; ".join(f"{c.name}: {', '.join((*c.models, *c.suffixes))}" for c in cards)
-        way_out = remedy(model, lambda other: any(card.claims(other) for card in cards))
-        raise ModelError(
-            f"no backend takes a {what}{way_out}. There are: {takes}. For another framework, install its plugin (octavo plugins)"
-        )
-    check_memory(model)
-    return found[0]
+    for card in host.adapters().values():
+        if card.claims(model):
+            check_memory(model)
+            return card
+    raise ModelError(
+        f"no backend takes a {_kind_of(model)}{_way_out(model, host)}. For another framework, "
+        "install its plugin (octavo plugins)"
+    )
+
+
+def _kind_of(model: Any) -> str:
+    if isinstance(model, (str, Path)):
+        return f"file {Path(model).name!r}"
+    return f"{type(model).__module__}.{type(model).__qualname__}"
+
+
+def _way_out(model: Any, host: PluginHost) -> str:
+    """Return what to pass instead of what no backend takes, and what there is to pass."""
+    cards = host.adapters().values()
+    instead = remedy(model, lambda other: any(card.claims(other) for card in cards))
+    takes = [f"{card.name}: {', '.join((*card.models, *card.suffixes))}" for card in cards]
+    return f"{instead}. There are: {'; '.join(takes)}"
 
 
 def check_memory(model: Any, available: int | None = None) -> None:
-    """Refuse a model file that cannot fit: the float weights and the quantized ones are held at once.
+    """Refuse a model file that cannot fit.
+
+    The float weights and the quantized ones are held at once.
 
     Args:
         model: A path, or anything else (which is in memory already).
         available: Bytes; None asks the system.
 
     Raises:
-        ModelError: If the file and what lies beside it as external data are larger than the memory that is free.
+        ModelError: If the file and what lies beside it as external data are larger than the memory
+            that is free.
     """
     if not isinstance(model, (str, Path)):
         return
     path = Path(model)
-    # External data of ONNX lies beside the model under names that begin as the model's does.
-    beside = (
-        [p for p in path.parent.glob(f"{glob.escape(path.name)}*") if p.is_file()]
-        if path.is_file()
-        else [p for p in path.rglob("*") if p.is_file()]
-    )
-    needed = int(1.3 * sum(p.stat().st_size for p in beside))
+    needed = int(HELD * _stored_bytes(path))
     free = _available_memory() if available is None else available
     if free is not None and needed > free:
         raise ModelError(
-            f"{path} needs about {needed / 2**30:.1f} GiB to be quantized, and {free / 2**30:.1f} GiB of memory are free; "
-            "run it on a larger machine, or quantize it in parts"
+            f"{path} needs about {needed / GIB:.1f} GiB to be quantized, and {free / GIB:.1f} GiB "
+            "of memory are free; run it on a larger machine, or quantize it in parts"
         )
+
+
+def _stored_bytes(path: Path) -> int:
+    """Return the size of a model's file with what lies beside it, or of its folder."""
+    if path.is_file():
+        # External data of ONNX lies beside the model under names that begin as the model's does.
+        found = path.parent.glob(f"{glob.escape(path.name)}*")
+    else:
+        found = path.rglob("*")
+    return sum(p.stat().st_size for p in found if p.is_file())
 
 
 def _available_memory() -> int | None:
@@ -118,7 +140,8 @@ def open_model(
         other = host.adapters()[settings.kind]
         if not _reads(other, model):
             raise ConfigError(
-                f"backend {settings.kind!r} does not open a {type(model).__name__}; {card.name!r} does"
+                f"backend {settings.kind!r} does not open a {type(model).__name__}; "
+                f"{card.name!r} does"
             )
         card = other
     return _opened(card, settings, model, example)
@@ -128,11 +151,7 @@ def _opened(
     card: AdapterPart[Adapter], settings: PartConfig | None, source: Any, example: Batch | None
 ) -> Opened:
     adapter = card.build(settings)
-    named = (
-        str(source)
-        if isinstance(source, (str, Path))
-        else f"a {type(source).__module__}.{type(source).__qualname__}"
-    )
+    named = str(source) if isinstance(source, (str, Path)) else f"a {_kind_of(source)}"
     with raised_as(
         ModelError,
         f"{card.name} cannot open {named}",
@@ -148,13 +167,15 @@ def _check_names(view: ModelView) -> None:
     """Refuse names that are no texts: rules, recipes and files know ops by name.
 
     Raises:
-        ModelError: If there is one; files hold bytes that are no UTF-8, and callers' graphs anything.
+        ModelError: If there is one; files hold bytes that are no UTF-8, and callers' graphs
+            anything.
     """
     for op in view.ops:
         for name in (op.name, op.type, *op.inputs, *op.outputs):
             if not isinstance(name, str):
                 raise ModelError(
-                    f"op {op.name!r} has a name that is no text: {shown(name)}; rename it, or export the model again"
+                    f"op {op.name!r} has a name that is no text: {shown(name)}; "
+                    "rename it, or export the model again"
                 )
 
 
@@ -167,50 +188,79 @@ def open_all(
     *,
     need_data: bool = True,
 ) -> tuple[list[Opened], dict[str, CalibrationData], bool]:
-    """Open the model on every backend of the run: its own first, then the others from its export."""
+    """Open the model on every backend of the run: its own first, then the others from its export.
+
+    Args:
+        model: As for :func:`autotune`.
+        calibration: As for :func:`autotune`; None where a run needs none.
+        settings: Name the backends.
+        host: Plugins.
+        stack: Closes what must be kept as long as the backends.
+        need_data: Whether there must be calibration data, and a search over it: then the model's
+            own backend has no choices where it was not asked for.
+
+    Returns:
+        The backends; the calibration data in the form of each; whether there is one backend only.
+
+    Raises:
+        ConfigError: If a backend is named twice, or cannot open the model.
+        ModelError: If no backend takes the model, or it cannot be opened.
+    """
     card = find_adapter(model, host)
-    asked = (
-        [host.read("adapters", b) for b in settings.backends]
-        if settings.backends
-        else [card.config.model_validate({"kind": card.name})]
-    )
-    names = [a.kind for a in asked]
-    if len(set(names)) != len(names):
-        raise ConfigError(f"a backend is named twice: {', '.join(names)}")
+    asked = _asked_backends(settings, card, host)
     raw = materialize(calibration) if calibration is not None else None
     example = raw.example() if raw is not None else None
-    own = asked[names.index(card.name)] if card.name in names else None
-    source = _opened(card, own, model, example)
+    source = _opened(card, asked.get(card.name), model, example)
     data: dict[str, CalibrationData] = {}
     if raw is not None or need_data:
-        data[source.name] = calibration_data(raw, source.view.inputs, source.view.reading)
-        source = _looked_further(source, data[source.name])
-        if not _same_framework(card, data[source.name].first()):
-            data[source.name] = data[source.name].numpy()
+        own = calibration_data(raw, source.view.inputs, source.view.reading)
+        source = _looked_further(source, own)
+        data[source.name] = own if _same_framework(card, own.first()) else own.numpy()
     opened = [source]
-    for config in asked:
-        name = config.kind
+    for name, config in asked.items():
         if name == source.name:
             continue
-        opened.append(_exported(source, model, host.adapters()[name], config, stack))
+        other = _exported(source, model, host.adapters()[name], config, stack)
+        opened.append(other)
         if data:
-            data[name] = data[source.name].numpy().for_inputs(opened[-1].view.inputs)
-    if card.name not in names:
-        # The model's own backend is not searched: it only exports and gives the baseline.
-        alone = len(opened) == 2
-        baseline = (
-            "its float model there is the baseline, beside the one given"
-            if alone
-            else "it is the float baseline"
-        )
-        opened[0] = replace(source, notes=(f"the model's own backend is not searched; {baseline}",))
+            data[name] = data[source.name].numpy().for_inputs(other.view.inputs)
+    if card.name not in asked:
+        opened[0] = _noted_as_baseline(source, is_alone=len(opened) == 2)
         if need_data:
-            opened = [_without_choices(opened[0]), *opened[1:]]
+            opened[0] = _without_choices(opened[0])
     return opened, data, len(opened) == 1
 
 
+def _asked_backends(
+    settings: TuningConfig, own: AdapterPart[Adapter], host: PluginHost
+) -> dict[str, PartConfig]:
+    """Return the settings of the backends that are asked for, by name; the model's own if none is.
+
+    Raises:
+        ConfigError: If a backend is named twice.
+    """
+    if not settings.backends:
+        return {own.name: own.config.model_validate({"kind": own.name})}
+    asked = [host.read("adapters", b) for b in settings.backends]
+    names = [a.kind for a in asked]
+    if len(set(names)) != len(names):
+        raise ConfigError(f"a backend is named twice: {', '.join(names)}")
+    return dict(zip(names, asked, strict=True))
+
+
+def _noted_as_baseline(source: Opened, *, is_alone: bool) -> Opened:
+    """Say that the model's own backend only exports the model and gives the baseline."""
+    baseline = "it is the float baseline"
+    if is_alone:
+        baseline = "its float model there is the baseline, beside the one given"
+    return replace(source, notes=(f"the model's own backend is not searched; {baseline}",))
+
+
 def _looked_further(opened: Opened, data: CalibrationData) -> Opened:
-    """Let a session look at some batches that differ from the example: they may take other branches of the model."""
+    """Let a session look at some batches that differ from the example.
+
+    They may take other branches of the model.
+    """
     others = data.others(OTHERS)
     session = opened.session.further(others) if others else opened.session
     if session is opened.session:
@@ -225,28 +275,34 @@ def _without_choices(opened: Opened) -> Opened:
 def _exported(
     source: Opened, model: Any, card: AdapterPart[Adapter], config: PartConfig, stack: ExitStack
 ) -> Opened:
-    """Open a model on a backend that is not its own: from its file if that is an interchange file, else from an export."""
+    """Open a model on a backend that is not its own.
+
+    From its file if that is an interchange file, else from an export.
+    """
     if _reads(card, model):
         return _opened(card, config, model, None)
     formats = [f for f in card.accepts if f"export:{f}" in source.capability.features]
     if not formats:
+        accepted = ", ".join(card.accepts) or "no interchange format"
         raise ConfigError(
-            f"{source.name!r} exports nothing that {card.name!r} opens ({', '.join(card.accepts) or 'no interchange format'}); "
+            f"{source.name!r} exports nothing that {card.name!r} opens ({accepted}); "
             f"leave {card.name!r} out of backends"
         )
-    path = (
-        Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="octavo-")))
-        / f"model.{formats[0]}"
-    )
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="octavo-"))
+    path = Path(folder) / f"model.{formats[0]}"
     source.session.export(formats[0], path)
     return _opened(card, config, path, None)
 
 
 def _reads(card: AdapterPart[Adapter], model: Any) -> bool:
-    """True for the path of an interchange file that a backend reads, whether or not it is the backend's own format."""
+    """Return whether a model is the path of an interchange file that a backend reads.
+
+    It may be another backend's own format.
+    """
     return isinstance(model, (str, Path)) and Path(model).suffix.lstrip(".") in card.accepts
 
 
 def _same_framework(card: AdapterPart[Adapter], batch: Batch) -> bool:
-    roots = {m.split(".")[0] for m in card.models}
-    return all(type(array).__module__.split(".")[0] in roots for array in arrays_in(batch))
+    """Return whether all arrays of a batch are of the framework of a backend's models."""
+    frameworks = {name.split(".")[0] for name in card.models}
+    return all(type(array).__module__.split(".")[0] in frameworks for array in arrays_in(batch))

@@ -1,4 +1,7 @@
-"""A prepared run: it is searched to its end, or by a caller who owns the loop, and then finished."""
+"""A prepared run.
+
+It is searched to its end, or by a caller who owns the loop, and then finished.
+"""
 
 from __future__ import annotations
 
@@ -105,9 +108,9 @@ class Run:
         """Return the next recipe to evaluate; the first call calibrates.
 
         Returns:
-            A recipe that the history does not know; ``WAIT`` where trials of recipes that were asked
-            for must be told first; None at the end of the search, when the winner was saved, loaded
-            and scored again, and stands.
+            A recipe that the history does not know; ``WAIT`` where trials of recipes that were
+            asked for must be told first; None at the end of the search, when the winner was saved,
+            loaded and scored again, and stands.
         """
         if self._is_settled:
             return None

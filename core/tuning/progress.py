@@ -36,7 +36,10 @@ class Progress:
 
 
 def tell(progress: Sequence[Progress], text: str) -> None:
-    """Pass a note on; where nobody listens it becomes a Python warning, so that it is never lost."""
+    """Pass a note on.
+
+    Where nobody listens it becomes a Python warning, so that it is never lost.
+    """
     for listener in progress:
         listener.note(text)
     if not progress:

@@ -36,10 +36,12 @@ def quantize_model(
 
     Args:
         model: As for :func:`autotune`.
-        scheme: A named scheme (``int8-static``, ``int8-dynamic``, ``int4-weight-only``, ...), a :class:`Recipe`, a saved
-            one (a result's folder, its ``octavo.json``, or a JSON file of ``Recipe.to_json()``), or a configuration
-            whose rules say what each op takes (its first choice).
-        calibration: As for :func:`autotune`; needed where a scheme asks for ranges found in calibration.
+        scheme: A named scheme (``int8-static``, ``int8-dynamic``, ``int4-weight-only``, ...), a
+            :class:`Recipe`, a saved one (a result's folder, its ``octavo.json``, or a JSON file of
+            ``Recipe.to_json()``), or a configuration whose rules say what each op takes (its first
+            choice).
+        calibration: As for :func:`autotune`; needed where a scheme asks for ranges found in
+            calibration.
         backend: The backend; None for the model's own.
         host: Plugins.
 
@@ -51,56 +53,60 @@ def quantize_model(
         if isinstance(scheme, Recipe) and backend is None:
             # A saved recipe knows the backend that it was made for.
             backend = scheme.backend or None
-    settings = TuningConfig.read(scheme if isinstance(scheme, (TuningConfig, Mapping)) else None)
+    config = scheme if isinstance(scheme, (TuningConfig, Mapping)) else None
+    settings = TuningConfig.read(config)
     if backend is not None:
         settings = TuningConfig.read(settings, backends=(backend,))
     host = host or plugin_host(settings)
     with ExitStack() as stack:
         opened, data, native = open_all(model, calibration, settings, host, stack, need_data=False)
         target = opened[-1]
-        space = build_space(
-            target,
-            settings.rules,
-            transforms=settings.transforms or (),
-            simulated=settings.simulated,
-        )
-        notes = space.notes
-        if isinstance(scheme, Recipe):
-            recipe = Recipe(scheme.schemes, scheme.transforms, target.name)
-            space = _space_of(recipe, target)
-        elif isinstance(scheme, str):
-            recipe = preset_recipe(scheme, space, target)
-            space = _space_of(recipe, target)
-        else:
-            recipe = space.recipe(space.first(), space.transforms[-1])
+        batches = data.get(target.name)
+        recipe, space, notes = _what_is_asked(scheme, target, settings)
         realizer = Realizer(
             target, space, host, non_finite=settings.non_finite, gram_bytes=settings.gram_bytes
         )
         with raised_as(ModelError, f"{target.name} cannot quantize this model"):
             if data or realizer.probes():
-                realizer.calibrate(data[target.name] if data else ())
+                realizer.calibrate(batches if batches is not None else ())
             candidate = realizer.candidate(recipe)
             coverage = realizer.coverage(candidate)
-        left_out = data[target.name].notes if data else ()
         slow = slower(target, host.adapters()[target.name], recipe)
+        left_out = batches.notes if batches is not None else ()
         said = (*target.notes, *notes, *left_out, *slow, coverage.summary())
-        return Quantized(
-            candidate, native, said, coverage, target.settings.to_save() if target.settings else {}
-        )
+        made_with = target.settings.to_save() if target.settings else {}
+        return Quantized(candidate, native, said, coverage, made_with)
+
+
+def _what_is_asked(
+    scheme: str | Recipe | TuningConfig | Mapping[str, Any], target: Opened, settings: TuningConfig
+) -> tuple[Recipe, TuningSpace, tuple[str, ...]]:
+    """Return the recipe of a scheme, the space that calibration looks at, and notes."""
+    space = build_space(
+        target,
+        settings.rules,
+        transforms=settings.transforms or (),
+        simulated=settings.simulated,
+    )
+    if isinstance(scheme, Recipe):
+        recipe = Recipe(scheme.schemes, scheme.transforms, target.name)
+    elif isinstance(scheme, str):
+        recipe = preset_recipe(scheme, space, target)
+    else:
+        # A configuration's rules say what each op takes: its first choice.
+        return space.recipe(space.first(), space.transforms[-1]), space, space.notes
+    return recipe, _space_of(recipe, target), space.notes
 
 
 def _space_of(recipe: Recipe, opened: Opened) -> TuningSpace:
-    """A space that holds just one recipe, so that calibration observes what it needs and no more."""
-    units = tuple(
-        Unit(
-            op.name,
-            op.type,
-            (op.name,),
-            (*([recipe[op.name]] if op.name in recipe.schemes else []), FLOAT),
-            parameters=op.parameters,
-        )
-        for op in opened.view.ops
-    )
-    return TuningSpace(
-        opened.name, units, ((),) if not recipe.transforms else ((), recipe.transforms)
-    )
+    """Return a space that holds just one recipe.
+
+    So calibration observes what it needs and no more.
+    """
+    units = []
+    for op in opened.view.ops:
+        named = (recipe[op.name],) if op.name in recipe.schemes else ()
+        choices = (*named, FLOAT)
+        units.append(Unit(op.name, op.type, (op.name,), choices, parameters=op.parameters))
+    alternatives = ((), recipe.transforms) if recipe.transforms else ((),)
+    return TuningSpace(opened.name, tuple(units), alternatives)

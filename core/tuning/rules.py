@@ -76,7 +76,10 @@ SETTINGS = ("mode", "weight", "input", "algorithm", "calibrator")
 """What a rule may say of the ops that it names."""
 
 LIFTS = ("mode", "weight")
-"""What says that ops are quantized after all. An algorithm or a calibrator says how, of those that are."""
+"""What says that ops are quantized after all.
+
+An algorithm or a calibrator says how, of those that are.
+"""
 
 
 class Rule(Frozen):

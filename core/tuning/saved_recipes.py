@@ -22,7 +22,8 @@ def read_scheme(scheme: str | Path) -> Scheme:
     """Return what a scheme given as text or path names.
 
     Args:
-        scheme: A named scheme; the folder of a saved result, its manifest, a JSON file of a recipe; or a configuration.
+        scheme: A named scheme; the folder of a saved result, its manifest, a JSON file of a recipe;
+            or a configuration.
 
     Returns:
         The recipe or configuration of a file or folder; else the name as it is.
@@ -47,7 +48,8 @@ def read_scheme(scheme: str | Path) -> Scheme:
         return _of_json(path) if path.suffix == ".json" else TuningConfig.read(path)
     if isinstance(scheme, Path) or path.suffix or len(path.parts) > 1:
         raise ConfigError(
-            f"{scheme} does not exist; give a named scheme, a saved result's folder, a recipe or a configuration"
+            f"{scheme} does not exist; give a named scheme, a saved result's folder, a recipe "
+            "or a configuration"
         )
     return scheme
 

@@ -1,8 +1,10 @@
-"""How fast schemes are beside float: what is known of them, and what a small sample shows when somebody asks.
+"""How fast schemes are beside float.
 
-What is known (``Offer.slower``) is a table, the same in every process: so it may shape what a strategy tries.
-What is measured depends on the machine and its mood. It is told and decides nothing, for two runs of the same search must
-find the same recipes.
+What is known of them, and what a small sample shows when somebody asks.
+
+What is known (``Offer.slower``) is a table, the same in every process: so it may shape what a
+strategy tries. What is measured depends on the machine and its mood. It is told and decides
+nothing, for two runs of the same search must find the same recipes.
 """
 
 from __future__ import annotations
@@ -17,7 +19,6 @@ from octavo.core.contract.parts import AdapterPart
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import OctavoError
 from octavo.core.quantizing.realize import Realizer
-from octavo.core.values.graph import Op
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import FLOAT, OpScheme
 from octavo.core.values.space import TuningSpace, Unit
@@ -28,7 +29,7 @@ CLEARLY = 0.9
 """Share of float's speed below which a sample is called slower."""
 
 SECONDS = 0.05
-"""Of timing for each scheme: enough to tell a half or a fifth, which is what somebody who asks wants to know."""
+"""Of timing for each scheme: enough to tell a half or a fifth, which is what is wanted."""
 
 _LEAST = 8
 """Turns that are taken however long a call takes; both halves of them must agree."""
@@ -37,7 +38,8 @@ _LEAST = 8
 def timed(candidate: Candidate, reference: Candidate, batch: Batch) -> tuple[float, float]:
     """Return the speed of a candidate as a share of the float model's, in two halves of one run.
 
-    The two take turns, call by call, and the shortest calls are compared: what else the machine does can only take time.
+    The two take turns, call by call, and the shortest calls are compared: what else the machine
+    does can only take time.
     """
     for model in (reference, candidate):
         model.run(batch)
@@ -45,16 +47,22 @@ def timed(candidate: Candidate, reference: Candidate, batch: Batch) -> tuple[flo
     own: list[float] = []
     end = time.perf_counter() + SECONDS
     while len(own) < _LEAST or time.perf_counter() < end:
-        for model, times in ((reference, base), (candidate, own)):
-            start = time.perf_counter()
-            model.run(batch)
-            times.append(time.perf_counter() - start)
+        base.append(_call_seconds(reference, batch))
+        own.append(_call_seconds(candidate, batch))
     half = len(own) // 2
-    return min(base[:half]) / min(own[:half]), min(base[half:]) / min(own[half:])
+    early = min(base[:half]) / min(own[:half])
+    late = min(base[half:]) / min(own[half:])
+    return early, late
+
+
+def _call_seconds(model: Candidate, batch: Batch) -> float:
+    start = time.perf_counter()
+    model.run(batch)
+    return time.perf_counter() - start
 
 
 def remark(speed: float | None) -> str:
-    """Say that a measured share of float's speed is slower; empty where it is not clearly so."""
+    """Say that a measured share of float's speed is slower; '' where it is not clearly so."""
     if speed is None or speed >= CLEARLY:
         return ""
     return f"{speed:.2f} of float's speed, measured here on a small sample"
@@ -70,8 +78,8 @@ def measured(card: AdapterPart[Adapter], kind: str, scheme: OpScheme) -> float |
         scheme: One that the backend offers for it.
 
     Returns:
-        Its speed as a share of float's, the better of two halves; None where the backend has no sample, or the sample
-        cannot take the scheme.
+        Its speed as a share of float's, the better of two halves; None where the backend has no
+        sample, or the sample cannot take the scheme.
     """
     adapter = card.build()
     sample = adapter.sample(kind)
@@ -83,7 +91,8 @@ def measured(card: AdapterPart[Adapter], kind: str, scheme: OpScheme) -> float |
         opened = Opened(card.name, session, session.describe(), session.capability())
         op = next(op for op in opened.view.ops if op.type == kind)
         unit = Unit(op.name, kind, (op.name,), (scheme, FLOAT), parameters=op.parameters)
-        realizer = Realizer(opened, TuningSpace(card.name, (unit,)), PluginHost(third_party=False))
+        space = TuningSpace(card.name, (unit,))
+        realizer = Realizer(opened, space, PluginHost(third_party=False))
         realizer.calibrate((batch,))
         candidate = realizer.candidate(Recipe({op.name: scheme}, backend=card.name))
     except (OctavoError, StopIteration):
@@ -92,7 +101,10 @@ def measured(card: AdapterPart[Adapter], kind: str, scheme: OpScheme) -> float |
 
 
 def slower(opened: Opened, card: AdapterPart[Adapter], recipe: Recipe) -> tuple[str, ...]:
-    """Return what of a recipe is known, or measured here, to be slower than float: a line for each op type and scheme."""
+    """Return what of a recipe is known, or measured here, to be slower than float.
+
+    A line for each op type and scheme.
+    """
 
     def why(kind: str, scheme: OpScheme) -> str:
         known = opened.capability.slower(kind, scheme)
@@ -104,7 +116,7 @@ def slower(opened: Opened, card: AdapterPart[Adapter], recipe: Recipe) -> tuple[
 
 
 def known_slower(opened: Opened, recipe: Recipe) -> tuple[str, ...]:
-    """Return what of a recipe is known to be slower than float: a line for each op type and scheme."""
+    """Return what of a recipe is known to be slower than float: a line for each type and scheme."""
     return _told(opened, recipe, opened.capability.slower)
 
 
@@ -113,46 +125,46 @@ def _told(opened: Opened, recipe: Recipe, why: Callable[[str, OpScheme], str]) -
     for op in opened.view.ops:
         if op.name in recipe.schemes and not recipe[op.name].is_float:
             found.setdefault((op.type, recipe[op.name]), []).append(op.name)
-    return tuple(
-        f"slower than float: {kind} as [{scheme}] ({len(names)} ops, {names[0]} first): {reason}"
-        for (kind, scheme), names in found.items()
-        if (reason := why(kind, scheme))
-    )
+    lines = []
+    for (kind, scheme), names in found.items():
+        reason = why(kind, scheme)
+        if reason:
+            what = f"{kind} as [{scheme}] ({len(names)} ops, {names[0]} first)"
+            lines.append(f"slower than float: {what}: {reason}")
+    return tuple(lines)
 
 
 def worth_trying(
     opened: Opened, space: TuningSpace, rules: Iterable[Rule]
 ) -> tuple[TuningSpace, tuple[str, ...]]:
-    """Leave out of a space what is known to be slower than float, for a search whose first objective is speed.
+    """Leave out of a space what is known to be slower than float.
 
-    The table alone decides, never a clock. What a rule names by its mode, weight or input stays: the user asked for it.
+    For a search whose first objective is speed. The table alone decides, never a clock. What a rule
+    names by its mode, weight or input stays: the user asked for it.
 
     Returns:
         The space, and what was left out and why.
     """
-    rules, ops = tuple(rules), opened.view.by_name
+    rules = tuple(rules)
+    ops = opened.view.by_name
     units: list[Unit] = []
-    left_out: dict[tuple[str, str], int] = {}
+    left_out: dict[tuple[str, str], None] = {}
     for unit in space.units:
-        asked = any(names_schemes(ops[name], opened, rules) for name in unit.ops)
-        why = {
-            s: _why_slower(opened, ops[unit.ops[0]], s)
-            for s in unit.choices
-            if not s.is_float and not asked
-        }
-        for scheme, reason in why.items():
+        kind = ops[unit.ops[0]].type
+        is_asked_for = any(names_schemes(ops[name], opened, rules) for name in unit.ops)
+        kept = []
+        for scheme in unit.choices:
+            may_stay = scheme.is_float or is_asked_for
+            reason = "" if may_stay else opened.capability.slower(kind, scheme)
             if reason:
-                key = (f"{unit.type} as {scheme.mode}", reason)
-                left_out[key] = left_out.get(key, 0) + 1
-        units.append(replace(unit, choices=tuple(s for s in unit.choices if not why.get(s))))
+                left_out[f"{unit.type} as {scheme.mode}", reason] = None
+            else:
+                kept.append(scheme)
+        units.append(replace(unit, choices=tuple(kept)))
     notes = tuple(
         f"not tried, for it is slower than float: {what}: {reason}" for what, reason in left_out
     )
     return replace(space, units=tuple(units)), notes
-
-
-def _why_slower(opened: Opened, op: Op, scheme: OpScheme) -> str:
-    return opened.capability.slower(op.type, scheme)
 
 
 def is_fast_first(objectives: Mapping[str, object]) -> bool:

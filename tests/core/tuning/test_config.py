@@ -9,7 +9,8 @@ import pytest
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import ConfigError, UnknownPart
 from octavo.core.scoring.criteria.config import ToleranceConfig
-from octavo.core.tuning.config import TuningConfig, config_schema, seconds
+from octavo.core.tuning.config import TuningConfig, seconds
+from octavo.core.tuning.config_schema import config_schema
 from octavo.strategies import BayesianConfig
 from tests import tiny
 

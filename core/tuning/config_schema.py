@@ -1,0 +1,52 @@
+"""The JSON schema of a configuration, for editors and for checks outside of Python."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .config import TuningConfig
+
+if TYPE_CHECKING:
+    from octavo.core.contract.plugins import PluginHost
+
+
+def config_schema(host: PluginHost) -> dict[str, Any]:
+    """Return the schema, with the settings of every loaded part, third parties' included."""
+    schema = TuningConfig.model_json_schema()
+    definitions = schema.setdefault("$defs", {})
+    properties = schema["properties"]
+    properties["strategy"] = {
+        "anyOf": _parts("strategies", host, definitions),
+        "default": "auto",
+    }
+    backend = {"anyOf": _parts("adapters", host, definitions)}
+    properties["backends"] = {
+        "anyOf": [{"type": "array", "items": backend}, {"type": "null"}],
+        "default": None,
+    }
+    properties["accuracy"] = {"anyOf": _criteria(host, definitions)}
+    minimised = {"anyOf": _parts("objectives", host, definitions)}
+    definitions["ObjectiveGoals"]["properties"]["minimise"]["items"] = minimised
+    for kind in ("algorithms", "calibrators", "transforms"):
+        if host.parts(kind):
+            _parts(kind, host, definitions)
+    return schema
+
+
+def _parts(kind: Any, host: PluginHost, definitions: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what a part of a kind may be: its name, or its settings, which are defined."""
+    found: list[dict[str, Any]] = [{"type": "string", "enum": sorted(host.parts(kind))}]
+    for name, part in sorted(host.parts(kind).items()):
+        inner = part.config.model_json_schema()
+        definitions.update(inner.pop("$defs", {}))
+        definitions[f"{kind}.{name}"] = inner
+        found.append({"$ref": f"#/$defs/{kind}.{name}"})
+    return found
+
+
+def _criteria(host: PluginHost, definitions: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the settings of the criteria, whose kind may be left out."""
+    criteria = [part.config.model_json_schema() for part in host.parts("criteria").values()]
+    for inner in criteria:
+        definitions.update(inner.pop("$defs", {}))
+    return criteria
