@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -11,19 +11,17 @@ from typing import Any
 
 from octavo.core.calibration.data import CalibrationData
 from octavo.core.contract.adapter import Opened
-from octavo.core.contract.criterion import Criterion
-from octavo.core.contract.objective import Objective, Subject
-from octavo.core.contract.parts import PartConfig
+from octavo.core.contract.objective import Subject
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.contract.strategy import SuggestsTransforms
-from octavo.core.errors import ConfigError, EvaluationError, shown
+from octavo.core.errors import EvaluationError
 from octavo.core.quantizing.realize import Realizer
 from octavo.core.scoring.certifying import Certifying
 from octavo.core.scoring.executor import Executor, InlineExecutor, ProcessExecutor
-from octavo.core.scoring.held_out import CERTIFIED, split_samples
 from octavo.core.scoring.scoring import Scoring
 from octavo.core.scoring.yardstick import SECONDS, SHARE, Yardstick
 from octavo.core.sensitivity.saved_scores import check_place
+from octavo.core.sensitivity.service import SensitivityService
 from octavo.core.storage.history import StudyHistory, default_storage
 from octavo.core.system.clock import Clock
 from octavo.core.system.signals import terminate_as_interrupt
@@ -34,12 +32,13 @@ from octavo.core.values.space import TuningSpace
 from octavo.core.values.trial import Trial
 
 from .acceptance import Acceptance
+from .asked import Asked, Score, build_objectives, guarded_listeners, read_asked
 from .baseline import compare_with_given, measure_baseline
 from .bench import Backend, Bench
-from .config import PartTable, TuningConfig
+from .config import TuningConfig
 from .fingerprint import fingerprint, shaping
 from .finish import Finish
-from .guarded_callbacks import Guarded, guarded
+from .guarded_callbacks import guarded
 from .held_out import check_held_out, prepare_certificate
 from .joint import build_strategy
 from .loop import Limits
@@ -49,48 +48,6 @@ from .progress import Progress, tell
 from .sensitivities import keep_scores, sensitivity_services
 from .spaces import build_spaces
 from .speeds import is_fast_first, worth_trying
-
-Score = Callable[[Any], Any]
-
-
-@dataclass(frozen=True)
-class _Scores:
-    """What is scored on which data.
-
-    Attributes:
-        search: Scores candidates of the search.
-        holdout: Scores winners on data that the search never sees; None where there is none.
-        share: Of the samples, what is held out.
-    """
-
-    search: Score
-    holdout: Score | None
-    share: float
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """What the caller asked for, read and checked; no model is opened yet.
-
-    Attributes:
-        settings: Of the run.
-        host: Plugins.
-        criterion: Judges.
-        objectives: By name, most important first.
-        strategy: The strategy's settings.
-        scores: What is scored.
-        listeners: Told how it goes.
-        clock: Runs since the call.
-    """
-
-    settings: TuningConfig
-    host: PluginHost
-    criterion: Criterion
-    objectives: Mapping[str, Objective]
-    strategy: PartConfig
-    scores: _Scores
-    listeners: tuple[Progress, ...]
-    clock: Clock
 
 
 @dataclass(frozen=True)
@@ -165,8 +122,10 @@ def prepare(
         raise EvaluationError(
             f"eval_fn must be callable: candidate -> score; got {type(eval_fn).__name__}"
         )
-    listeners = _listeners(callbacks)
-    asked = _read(settings, host or plugin_host(settings), (eval_fn, holdout_fn), listeners, clock)
+    listeners = guarded_listeners(callbacks)
+    asked = read_asked(
+        settings, host or plugin_host(settings), (eval_fn, holdout_fn), listeners, clock
+    )
     if sensitivities is not None:
         check_place(absolute(sensitivities, "a file of sensitivities"))
     with ExitStack() as stack:
@@ -177,66 +136,20 @@ def prepare(
         bench = _bench(asked, ground, history, executor, stack)
         _tell_notes(bench, ground)
         services = sensitivity_services(bench, sensitivities, settings.seed)
-        left_out = tuple(note for b in bench.backends.values() for note in b.left_out)
-        for note in left_out:
-            bench.tell(note)
         certifying = _score_float(asked, ground, bench)
-        goals = (asked.criterion.describe(bench.baseline.metrics), describe(bench.budgets))
-        goal = ", ".join(filter(None, goals))
         acceptance = Acceptance(
             bench, ground.opened, settings.confirm, model, asked.host, certifying
         )
         if sensitivities is not None:
             for service in services.values():
                 stack.callback(keep_scores, service, bench)
-        plan = Plan(
-            partial(build_strategy, bench, settings, asked.strategy, asked.host, services),
-            Limits(settings.max_trials, settings.stop == "goal"),
-            settings.seed,
-            ground.guarded.name,
-        )
-        finish = Finish(bench, acceptance, settings, goal, ground.native, left_out)
+        plan = _plan(asked, ground, bench, services)
+        finish = _finish(asked, ground, bench, acceptance)
         return Run(bench, plan, finish, stack.pop_all())
     raise AssertionError("unreachable")  # ExitStack may swallow errors, for all that mypy knows
 
 
-def _read(
-    settings: TuningConfig,
-    host: PluginHost,
-    scores: tuple[Score, Score | None],
-    listeners: tuple[Progress, ...],
-    clock: Clock,
-) -> _Asked:
-    """Check what the settings name: criterion, objectives and strategy."""
-    config = settings.criterion(host)
-    criterion: Criterion = host.part("criteria", config.kind).build(config)
-    return _Asked(
-        settings,
-        host,
-        criterion,
-        _objectives(settings.objective.minimise, host),
-        host.read("strategies", settings.strategy),
-        _parted(*scores, settings, criterion),
-        listeners,
-        clock,
-    )
-
-
-def _parted(
-    score: Score, holdout: Score | None, settings: TuningConfig, criterion: Criterion
-) -> _Scores:
-    """Hold samples out of the search where the settings or a certificate ask for it."""
-    share = settings.holdout
-    is_to_be_certified = getattr(criterion.config, "confidence", None) is not None
-    if is_to_be_certified and not share and holdout is None:
-        share = CERTIFIED
-    if share:
-        is_required = bool(settings.holdout)
-        score, holdout = split_samples(score, share, settings.seed, required=is_required)
-    return _Scores(score, holdout, share)
-
-
-def _open(asked: _Asked, model: Any, calibration: Any, arrays: bool, stack: ExitStack) -> _Ground:
+def _open(asked: Asked, model: Any, calibration: Any, arrays: bool, stack: ExitStack) -> _Ground:
     """Open the model on every backend, and build the spaces."""
     settings = asked.settings
     opened, data, native = open_all(model, calibration, settings, asked.host, stack)
@@ -254,7 +167,7 @@ def _open(asked: _Asked, model: Any, calibration: Any, arrays: bool, stack: Exit
 
 
 def _history(
-    asked: _Asked, ground: _Ground, storage: str | Path | None, study: str, resume: bool
+    asked: Asked, ground: _Ground, storage: str | Path | None, study: str, resume: bool
 ) -> StudyHistory:
     """Open the history, which refuses a store that was made for another run."""
     settings = asked.settings
@@ -281,7 +194,7 @@ def _history(
 
 
 def _bench(
-    asked: _Asked, ground: _Ground, history: StudyHistory, executor: Any, stack: ExitStack
+    asked: Asked, ground: _Ground, history: StudyHistory, executor: Any, stack: ExitStack
 ) -> Bench:
     """Set up what the steps of the run work with."""
     settings = asked.settings
@@ -314,12 +227,12 @@ def _bench(
         progress=asked.listeners,
         notify=_hook(asked.host, asked.listeners),
         budgets={str(name): limit for name, limit in settings.budgets.items()},
-        checked=_objectives(beside, asked.host),
+        checked=build_objectives(beside, asked.host),
         clock=asked.clock,
     )
 
 
-def _backends(asked: _Asked, ground: _Ground) -> dict[str, Backend]:
+def _backends(asked: Asked, ground: _Ground) -> dict[str, Backend]:
     settings = asked.settings
     found = {}
     for opened in ground.opened:
@@ -355,9 +268,15 @@ def _tell_notes(bench: Bench, ground: _Ground) -> None:
             bench.tell(note)
     for note in bench.history.notes:
         bench.tell(note)
+    for note in _left_out(bench):
+        bench.tell(note)
 
 
-def _score_float(asked: _Asked, ground: _Ground, bench: Bench) -> Certifying | None:
+def _left_out(bench: Bench) -> tuple[str, ...]:
+    return tuple(note for backend in bench.backends.values() for note in backend.left_out)
+
+
+def _score_float(asked: Asked, ground: _Ground, bench: Bench) -> Certifying | None:
     """Score the float model: on the search's data, on what is held out, and as it was given.
 
     Returns:
@@ -383,29 +302,22 @@ def _score_float(asked: _Asked, ground: _Ground, bench: Bench) -> Certifying | N
     return certifying
 
 
-def _listeners(callbacks: Any) -> tuple[Progress, ...]:
-    """Return the caller's callbacks, each guarded.
-
-    Raises:
-        ConfigError: If one is no :class:`Progress`.
-    """
-    is_one = isinstance(callbacks, Progress) or not isinstance(callbacks, Iterable)
-    given = (callbacks,) if is_one else tuple(callbacks)
-    if not all(hasattr(p, "finished") for p in given):
-        raise ConfigError(
-            f"callbacks is a sequence of octavo.Progress objects (got {shown(callbacks)})"
-        )
-    return tuple(Guarded(p) for p in given)
+def _plan(
+    asked: Asked, ground: _Ground, bench: Bench, services: Mapping[str, SensitivityService]
+) -> Plan:
+    settings = asked.settings
+    return Plan(
+        partial(build_strategy, bench, settings, asked.strategy, asked.host, services),
+        Limits(settings.max_trials, settings.stop == "goal"),
+        settings.seed,
+        ground.guarded.name,
+    )
 
 
-def _objectives(wanted: Sequence[PartTable], host: PluginHost) -> dict[str, Objective]:
-    found: dict[str, Objective] = {}
-    for raw in wanted:
-        config = host.read("objectives", raw)
-        objective: Objective = host.part("objectives", config.kind).build(config)
-        objective.check()
-        found[config.kind] = objective
-    return found
+def _finish(asked: Asked, ground: _Ground, bench: Bench, acceptance: Acceptance) -> Finish:
+    goals = (asked.criterion.describe(bench.baseline.metrics), describe(bench.budgets))
+    goal = ", ".join(filter(None, goals))
+    return Finish(bench, acceptance, asked.settings, goal, ground.native, _left_out(bench))
 
 
 @contextmanager

@@ -1,0 +1,127 @@
+"""What the caller of a run asked for, read and checked before any model is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from octavo.core.contract.criterion import Criterion
+from octavo.core.contract.objective import Objective
+from octavo.core.contract.parts import PartConfig
+from octavo.core.contract.plugins import PluginHost
+from octavo.core.errors import ConfigError, shown
+from octavo.core.scoring.held_out import CERTIFIED, split_samples
+from octavo.core.system.clock import Clock
+
+from .config import PartTable, TuningConfig
+from .guarded_callbacks import Guarded
+from .progress import Progress
+
+Score = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What is scored on which data.
+
+    Attributes:
+        search: Scores candidates of the search.
+        holdout: Scores winners on data that the search never sees; None where there is none.
+        share: Of the samples, what is held out.
+    """
+
+    search: Score
+    holdout: Score | None
+    share: float
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the caller asked for, read and checked; no model is opened yet.
+
+    Attributes:
+        settings: Of the run.
+        host: Plugins.
+        criterion: Judges.
+        objectives: By name, most important first.
+        strategy: The strategy's settings.
+        scores: What is scored.
+        listeners: Told how it goes.
+        clock: Runs since the call.
+    """
+
+    settings: TuningConfig
+    host: PluginHost
+    criterion: Criterion
+    objectives: Mapping[str, Objective]
+    strategy: PartConfig
+    scores: Scores
+    listeners: tuple[Progress, ...]
+    clock: Clock
+
+
+def read_asked(
+    settings: TuningConfig,
+    host: PluginHost,
+    scores: tuple[Score, Score | None],
+    listeners: tuple[Progress, ...],
+    clock: Clock,
+) -> Asked:
+    """Check what the settings name: criterion, objectives and strategy."""
+    config = settings.criterion(host)
+    criterion: Criterion = host.part("criteria", config.kind).build(config)
+    return Asked(
+        settings,
+        host,
+        criterion,
+        build_objectives(settings.objective.minimise, host),
+        host.read("strategies", settings.strategy),
+        _parted(*scores, settings, criterion),
+        listeners,
+        clock,
+    )
+
+
+def _parted(
+    score: Score, holdout: Score | None, settings: TuningConfig, criterion: Criterion
+) -> Scores:
+    """Hold samples out of the search where the settings or a certificate ask for it."""
+    share = settings.holdout
+    is_to_be_certified = getattr(criterion.config, "confidence", None) is not None
+    if is_to_be_certified and not share and holdout is None:
+        share = CERTIFIED
+    if share:
+        is_required = bool(settings.holdout)
+        score, holdout = split_samples(score, share, settings.seed, required=is_required)
+    return Scores(score, holdout, share)
+
+
+def guarded_listeners(callbacks: Any) -> tuple[Progress, ...]:
+    """Return the caller's callbacks, each guarded.
+
+    Raises:
+        ConfigError: If one is no :class:`Progress`.
+    """
+    is_one = isinstance(callbacks, Progress) or not isinstance(callbacks, Iterable)
+    given = (callbacks,) if is_one else tuple(callbacks)
+    if not all(hasattr(p, "finished") for p in given):
+        raise ConfigError(
+            f"callbacks is a sequence of octavo.Progress objects (got {shown(callbacks)})"
+        )
+    return tuple(Guarded(p) for p in given)
+
+
+def build_objectives(wanted: Sequence[PartTable], host: PluginHost) -> dict[str, Objective]:
+    """Return the objectives by name, in that order.
+
+    Raises:
+        ConfigError: If one is unknown or cannot be measured here.
+    """
+    found: dict[str, Objective] = {}
+    for raw in wanted:
+        config = host.read("objectives", raw)
+        objective: Objective = host.part("objectives", config.kind).build(config)
+        objective.check()
+        found[config.kind] = objective
+    return found
