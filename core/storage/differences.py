@@ -11,14 +11,16 @@ from octavo.core.values.json_form import canonical_json
 _WHAT = {
     "model": "its weights or its structure are others",
     "data": (
-        "other calibration samples, or the same in another order; a shuffled DataLoader gives another order "
-        "each time: set shuffle=False or give a list of batches"
+        "other calibration samples, or the same in another order; a shuffled DataLoader gives "
+        "another order each time: set shuffle=False or give a list of batches"
     ),
     "batches": (
-        "later calibration batches are others than before, where the first is the same; a shuffled DataLoader or an "
-        "unseeded augmentation gives others each time: fix its order and seed"
+        "later calibration batches are others than before, where the first is the same; a shuffled "
+        "DataLoader or an unseeded augmentation gives others each time: fix its order and seed"
     ),
 }
+
+LONGEST = 120  # characters of a value that are shown
 
 
 def explain(
@@ -27,12 +29,15 @@ def explain(
     shaped: Mapping[str, Any],
     shapes: Mapping[str, Any],
 ) -> str:
-    """Return what differs between two fingerprints, '' where nothing does. What only one holds is left out.
+    """Return what differs between two fingerprints, '' where nothing does.
+
+    What only one holds is left out.
 
     Args:
         stored: The store's.
         now: This run's.
-        shaped: What shaped the stored run's space (:func:`shaping`); empty where it was not recorded.
+        shaped: What shaped the stored run's space (:func:`shaping`); empty where it was not
+            recorded.
         shapes: What shapes this run's.
     """
     parts = []
@@ -48,32 +53,46 @@ def explain(
 
 
 def _space(shaped: Mapping[str, Any], shapes: Mapping[str, Any]) -> str:
+    """Return which settings changed the space."""
     if not shaped:
-        return "a rule, a transform, a backend or the strategy's transforms changed which schemes there are"
-    changed = [key for key in shapes if key in shaped and shaped[key] != shapes[key]]
-    if changed == ["strategy"]:
         return (
-            f"the strategy: {_short(shaped['strategy'])} then, {_short(shapes['strategy'])} now, and they suggest other "
-            "transforms; set transforms= to the same in both runs"
+            "a rule, a transform, a backend or the strategy's transforms changed which schemes "
+            "there are"
         )
-    if changed:
-        return "; ".join(
-            f"{key}: {_short(shaped[key])} then, {_short(shapes[key])} now" for key in changed
+    changed = [key for key in shapes if key in shaped and shaped[key] != shapes[key]]
+    if not changed:
+        return (
+            "no setting changed it: the backend offers other schemes in this version, on this "
+            "processor or device"
         )
-    return "no setting changed it: the backend offers other schemes in this version, on this processor or device"
+    if changed == ["strategy"]:
+        was_and_is = _then_and_now(shaped["strategy"], shapes["strategy"])
+        return (
+            f"the strategy: {was_and_is}, and they suggest other transforms; set transforms= to "
+            "the same in both runs"
+        )
+    return "; ".join(f"{key}: {_then_and_now(shaped[key], shapes[key])}" for key in changed)
 
 
 def _changes(then: str, now: str) -> str:
     """Return what differs between two JSON texts, '' where they are none."""
     try:
-        before, after = dict(_leaves(json.loads(then))), dict(_leaves(json.loads(now)))
+        before = dict(_leaves(json.loads(then)))
+        after = dict(_leaves(json.loads(now)))
     except ValueError:
         return ""
-    changed = sorted(k for k in {*before, *after} if before.get(k) != after.get(k))
-    return "; ".join(
-        f"{k}: {_short(before.get(k))} then, {_short(after.get(k))} now".removeprefix(": ")
-        for k in changed
-    )
+    lines = []
+    for key in sorted({*before, *after}):
+        was, is_now = before.get(key), after.get(key)
+        if was != is_now:
+            # A text that is one value has no key.
+            name = f"{key}: " if key else ""
+            lines.append(f"{name}{_then_and_now(was, is_now)}")
+    return "; ".join(lines)
+
+
+def _then_and_now(then: Any, now: Any) -> str:
+    return f"{_short(then)} then, {_short(now)} now"
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -89,4 +108,4 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def _short(value: Any) -> str:
     text = "not said" if value is None else canonical_json(value)
-    return text if len(text) <= 120 else f"{text[:120]}..."
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

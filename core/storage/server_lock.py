@@ -43,7 +43,8 @@ class ServerLock:
         self._ended = threading.Event()
         if not self._acquire():
             raise StoreError(
-                f"study {name!r} is in use by another run; wait for it, or give another name (study=) or store (storage=)"
+                f"study {name!r} is in use by another run; wait for it, or give another name "
+                "(study=) or store (storage=)"
             )
         self._thread = threading.Thread(target=self._stay_alive, name="octavo-lock", daemon=True)
         self._thread.start()
@@ -59,8 +60,8 @@ class ServerLock:
             taken_over = self._taken_over
         if taken_over:
             raise StoreError(
-                f"study {self._name!r}: the connection that held its lock was lost, and another run "
-                "took the study meanwhile. What was recorded before is kept; wait for that run, "
+                f"study {self._name!r}: the connection that held its lock was lost, and another "
+                "run took the study meanwhile. What was recorded before is kept; wait for that run, "
                 "then resume this one"
             )
 
@@ -104,7 +105,8 @@ class ServerLock:
 
         pid, started = self._session
         query = text(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = :pid AND backend_start = :started"
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE pid = :pid AND backend_start = :started"
         )
         with self._engine.connect() as connection:
             ended = connection.execute(query, {"pid": pid, "started": started}).scalar()

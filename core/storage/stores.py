@@ -19,10 +19,16 @@ if TYPE_CHECKING:
     from optuna.storages import RDBStorage
 
 OPENINGS = 6
-"""How often a server's store is opened: of two first runs on one database one meets half-made tables."""
+"""How often a server's store is opened.
+
+Of two first runs on one database one meets half-made tables.
+"""
 
 _PATIENCE = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
-"""How libpq notices within a minute that a server is gone, where a router just forgets a connection."""
+"""How libpq notices within a minute that a server is gone.
+
+Where a router just forgets a connection.
+"""
 
 
 def home() -> Path:
@@ -32,25 +38,22 @@ def home() -> Path:
 
 def default_storage() -> Path:
     """Return a fresh SQLite path under octavo's own folder, for runs that were given none."""
-    return (
-        home()
-        / "runs"
-        / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{time.monotonic_ns() % 10**6}.db"
-    )
+    began = time.strftime("%Y%m%d-%H%M%S")
+    # Two runs may begin in one second, and in one process.
+    return home() / "runs" / f"{began}-{os.getpid()}-{time.monotonic_ns() % 10**6}.db"
+
+
+def is_url(text: str) -> bool:
+    """Return whether a store is named by a URL, and not as a file."""
+    return "://" in text
 
 
 def writable(storage: str | Path, stack: contextlib.ExitStack) -> str:
     """Return the URL of a store that can be written, and hold its lock until the stack closes."""
     text = str(storage)
-    if "://" in text and not text.startswith("sqlite"):
+    if is_url(text) and not text.startswith("sqlite"):
         return text
-    # A file may be called sqlite.db; only a URL has the three slashes.
-    scheme, slashes, rest = text.partition(":///")
-    if "://" in text and not slashes:
-        raise StoreError(
-            f"{text} keeps nothing after the process ends; give a file, for example history.db"
-        )
-    path = absolute(rest if slashes and scheme.startswith("sqlite") else text, "a history")
+    path = absolute(_sqlite_path(text), "a history")
     if path.is_dir():
         raise StoreError(f"{path} is a folder; give a file, for example {path / 'history.db'}")
     try:
@@ -73,6 +76,21 @@ def writable(storage: str | Path, stack: contextlib.ExitStack) -> str:
     return f"sqlite:///{path}"
 
 
+def _sqlite_path(text: str) -> str:
+    """Return the path of a SQLite file, which is given as it is or as a URL.
+
+    Raises:
+        StoreError: If the URL names no file.
+    """
+    # A file may be called sqlite.db; only a URL has the three slashes.
+    scheme, slashes, rest = text.partition(":///")
+    if is_url(text) and not slashes:
+        raise StoreError(
+            f"{text} keeps nothing after the process ends; give a file, for example history.db"
+        )
+    return rest if slashes and scheme.startswith("sqlite") else text
+
+
 def _check_file(path: Path) -> None:
     try:
         with contextlib.closing(sqlite3.connect(path)) as connection:
@@ -84,7 +102,8 @@ def _check_file(path: Path) -> None:
         aside = path.with_name(f"{path.name}.corrupt-{time.strftime('%Y%m%d-%H%M%S')}")
         path.rename(aside)
         raise StoreError(
-            f"{path} is corrupt ({verdict}); it was set aside as {aside.name}. Start again with a fresh file, or recover it with sqlite3 .recover"
+            f"{path} is corrupt ({verdict}); it was set aside as {aside.name}. "
+            "Start again with a fresh file, or recover it with sqlite3 .recover"
         )
 
 
@@ -114,19 +133,27 @@ def _opened(url: str) -> RDBStorage:
             return RDBStorage(url, engine_kwargs=engine)
         except RuntimeError as error:
             raise StoreError(
-                f"{redacted(url)}: the store was made by another version of Optuna: {redacted(error, url)}"
+                f"{redacted(url)}: the store was made by another version of Optuna: "
+                f"{redacted(error, url)}"
             ) from None
         except Exception as error:  # SQLAlchemy and its drivers have families of their own
-            if url.startswith("sqlite") or opening == OPENINGS or not _half_made(error):
+            may_pass = not url.startswith("sqlite") and _half_made(error)
+            if opening == OPENINGS or not may_pass:
                 raise StoreError(
                     f"{redacted(url)} cannot be opened: {redacted(error, url)}"
                 ) from None
-            time.sleep(0.05 * 2**opening * (1 + os.getpid() % 7 / 7))
+            _wait(opening)
     raise AssertionError("unreachable")
 
 
+def _wait(opening: int) -> None:
+    """Wait longer each time, and not as long as another process that meets the same."""
+    of_this_process = 1 + os.getpid() % 7 / 7
+    time.sleep(0.05 * 2**opening * of_this_process)
+
+
 def _half_made(error: Exception) -> bool:
-    """True for what a run meets while another one makes the tables of the same database."""
+    """Return whether it is what a run meets while another makes the tables of the same database."""
     from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 
     if isinstance(error, OperationalError):

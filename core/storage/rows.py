@@ -1,0 +1,76 @@
+"""How trials are written into a study of Optuna, and what its database raises."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from octavo.core.errors import StoreError, said
+from octavo.core.system.redaction import redacted
+from octavo.core.values.json_form import without_infinities
+from octavo.core.values.trial import Trial
+
+TRIAL = "octavo:trial"
+"""The attribute of a row that holds the whole trial; rows without it did not finish."""
+
+
+def trial_text(trial: Trial) -> str:
+    """Return a trial as a row holds it."""
+    return json.dumps(without_infinities(trial.to_json()))
+
+
+def trial_of(row: Mapping[str, Any], study: Mapping[str, Any]) -> Trial:
+    """Return the trial of a row, with what was found out about it after it had ended.
+
+    Args:
+        row: The row's attributes.
+        study: The study's.
+    """
+    trial = Trial.from_json(json.loads(row[TRIAL]))
+    verdict = study.get(refusal_key(trial.number))
+    if verdict is None:
+        return trial
+    return replace(trial, passed=False, margin=verdict["margin"], refused=verdict["why"])
+
+
+def refusal_key(number: int) -> str:
+    """Return the attribute of a study that says why a trial was refused after it had ended."""
+    return f"octavo:refused:{number}"
+
+
+def values_of(trial: Trial, count: int) -> list[float] | None:
+    """Return metric, then objectives: what dashboards plot.
+
+    None for a trial without one of them, which counts as failed there only.
+    """
+    if trial.state != "complete":
+        return None
+    values = [next(iter(trial.metrics.values())), *(m.value for m in trial.objectives.values())]
+    return values if len(values) == count else None
+
+
+@contextlib.contextmanager
+def store_errors(location: str, url: str) -> Iterator[None]:
+    """Turn what the database raises (disk full, lost connection) into a StoreError.
+
+    It names the store.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", category=UserWarning)
+            yield
+    except StoreError:
+        raise
+    except Exception as error:
+        # The database, and rows that are not what was written: their kinds cannot be listed.
+        why = redacted(said(error), url)
+        # Without the cause where it would show what is hidden here.
+        cause = error if why == said(error) else None
+        raise StoreError(
+            f"{location}: the history cannot be written or read: {why}. "
+            "What was recorded before is kept"
+        ) from cause
