@@ -66,11 +66,11 @@ class Auto(Sequential):
 
     def search(self) -> Search:
         """Run the steps."""
-        if not self.problem.space.tunable:
+        if not self.units:
             self.note = "nothing can be quantized in this space"
             return
         objectives = self.problem.objectives or ("size",)
-        self._beliefs = {name: CostBelief(self.problem.space, name) for name in objectives}
+        self._beliefs = {name: CostBelief(self.space, name) for name in objectives}
         self._aim_at(objectives[0])
         self._limits = Limits(self.problem)
         if self.problem.max_trials is not None and self.problem.max_trials <= FEW:
@@ -149,7 +149,7 @@ class Auto(Sequential):
             of_mode = [i for i in wide if choices[i].mode == mode]
             return [*of_mode, *wide, len(choices) - 1][0]
 
-        return tuple(pick(u.choices) for u in self.problem.space.tunable)
+        return tuple(pick(u.choices) for u in self.units)
 
     def _cheapest(self) -> Picks:
         """Return each unit's cheapest choice.
@@ -182,7 +182,7 @@ class Auto(Sequential):
         return trial
 
     def _recipe(self, picks: Picks, transforms: Transforms) -> Recipe:
-        space = self.problem.space
+        space = self.space
         return space.recipe(chosen(space, picks), transforms)
 
     def _transform(
@@ -193,9 +193,9 @@ class Auto(Sequential):
         Returns:
             The best trial, and the transforms to go on with.
         """
-        alternatives = list(self.problem.space.transforms[1:])
+        alternatives = list(self.space.transforms[1:])
         service = self.problem.sensitivity
-        nearness = dict.fromkeys(self.problem.space.transforms, 0.0)
+        nearness = dict.fromkeys(self.space.transforms, 0.0)
         if alternatives and isinstance(service, RecipeSensitivity):
             nearness = self._nearness(service, picks)
             if min(nearness.values()) > FAR:
@@ -218,13 +218,13 @@ class Auto(Sequential):
 
         Which one is worth it shows where outputs are near: with the backend's first choices.
         """
-        first = self._nearness(service, (0,) * len(self.problem.space.tunable))
+        first = self._nearness(service, (0,) * len(self.units))
         best = min(first, key=lambda t: first[t])
         return best if first[best] < CLEARLY * first[()] else ()
 
     def _nearness(self, service: RecipeSensitivity, picks: Picks) -> dict[Transforms, float]:
         """Return the distance of a recipe's outputs to the float model's under each transform."""
-        every = self.problem.space.transforms
+        every = self.space.transforms
         distances = service.distances([self._recipe(picks, t) for t in every])
         return dict(zip(every, distances, strict=True))
 
@@ -258,7 +258,7 @@ class Auto(Sequential):
         the cheapest everywhere.
         """
         cheapest = self._cheapest()
-        units = self.problem.space.tunable
+        units = self.units
         quantized = [s for u in units for s in u.choices if not s.is_float]
         for way in dict.fromkeys((s.mode, s.weight_bits) for s in quantized):
             picks = list(cheapest)
@@ -271,7 +271,7 @@ class Auto(Sequential):
 
     def _mix(self, transforms: Transforms, most: int | None = None) -> Search:
         """Knapsack, evaluate, learn, again; ``most`` bounds the evaluations further."""
-        space = self.problem.space
+        space = self.space
         seen = {
             picks_of(space, t.recipe): t
             for t in self.trials
@@ -307,7 +307,7 @@ class Auto(Sequential):
         best = self.incumbent
         if best is None or held not in best.objectives:
             return
-        picks = picks_of(self.problem.space, best.recipe)
+        picks = picks_of(self.space, best.recipe)
         self._limits.hold(self._beliefs[held], picks, best.objectives[held])
         self._aim_at(following)
         if not self._could_pay(picks):

@@ -28,7 +28,7 @@ class Basic(Fallback):
 
     def search(self) -> Search:
         """Run the steps; the fallbacks only where no whole-model configuration passes."""
-        space = self.problem.space
+        space = self.space
         if not space.tunable:
             self.note = "nothing can be quantized in this space"
             return
@@ -53,7 +53,7 @@ class Basic(Fallback):
 
         All are in the mode of each type's first choice.
         """
-        space = self.problem.space
+        space = self.space
         options = {kind: _options(units) for kind, units in space.types.items()}
         mixtures = graded([len(o) for o in options.values()])
         # The first mixture is the base itself.

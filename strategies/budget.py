@@ -57,7 +57,7 @@ class Budget(Sequential):
     def search(self) -> Search:
         """One solution for each proxy, and corrections where a budget is overrun or has room."""
         limits = Limits(self.problem)
-        for transforms in self.problem.space.transforms:
+        for transforms in self.space.transforms:
             for kind in self._kinds:
                 yield from self._solutions(kind, transforms, limits)
         self.note = self._concluded()
@@ -75,7 +75,7 @@ class Budget(Sequential):
                 if not self.trials:
                     raise
                 return
-            recipe = self.problem.space.recipe(chosen(self.problem.space, picks), transforms)
+            recipe = self.space.recipe(chosen(self.space, picks), transforms)
             if recipe.digest in self.known:
                 return
             limits.observe(picks, (yield from self.one(recipe)))
@@ -95,7 +95,7 @@ class Budget(Sequential):
         First infinite for those that are not worth it, cannot be carried out or whose probe failed;
         then with what could not be found out taken for worse than all that could.
         """
-        space = self.problem.space
+        space = self.space
         listed = shortlist(self.problem, weight_bytes(space), transforms)
         found = listed_losses(self.problem, kind, listed, transforms)
         flat = np.concatenate(found)

@@ -1,4 +1,7 @@
-"""Conservative: from all-float, one op type after the other is quantized, and stays so if it may."""
+"""Conservative.
+
+From all-float, one op type after the other is quantized, and stays so if it may.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ class Conservative(Fallback):
 
     def search(self) -> Search:
         """Add type after type."""
-        space = self.problem.space
+        space = self.space
         kept: Choice = {}
         done, left = [], []
         for kind in self._order():
@@ -33,7 +36,7 @@ class Conservative(Fallback):
 
     def _order(self) -> list[str]:
         """Return the op types in the order in which they are quantized."""
-        types = self.problem.space.types
+        types = self.space.types
         weights = {kind: sum(u.parameters for u in units) for kind, units in types.items()}
         named = [kind for kind in ORDER if kind in types]
         others = [kind for kind in types if kind not in ORDER]

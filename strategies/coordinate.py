@@ -26,7 +26,7 @@ class Coordinate(Fallback):
 
     def search(self) -> Search:
         """Sweep until nothing improves."""
-        space = self.problem.space
+        space = self.space
         best = yield from self.one(space.recipe(space.first()))
         sweeps = 0
         for _ in range(self.config.sweeps):
@@ -45,7 +45,7 @@ class Coordinate(Fallback):
 
     def _transformed(self, best: Trial) -> list[Recipe]:
         """Return the recipe under all other transforms."""
-        space = self.problem.space
+        space = self.space
         choice = self.choice(best)
         return [space.recipe(choice, t) for t in space.transforms if t != best.recipe.transforms]
 
@@ -54,7 +54,7 @@ class Coordinate(Fallback):
 
         Schemes are alike in everything but algorithm and calibrator.
         """
-        space = self.problem.space
+        space = self.space
         base = self.choice(best)
         units = space.types[kind]
         every = dict.fromkeys(_settings(s) for u in units for s in _alike(u, base[u.name]))

@@ -62,13 +62,14 @@ class CostBelief:
     NOISE = 0.02
 
     def __init__(self, space: TuningSpace, objective: str) -> None:
-        self._space = space
+        self._units = space.tunable
         self._objective = objective
         self.exact = objective not in ("latency", "throughput", "energy")
         float_bytes = sum(u.weight_bytes(u.choices[-1]) for u in space.units)
         self._bytes = [b / max(float_bytes, 1e-9) for b in weight_bytes(space)]
-        work = np.array([_work(u) for u in space.tunable])
-        self._work = (1.0 - OVERHEAD) * work / max(work.sum(), 1.0)
+        work = np.array([_work(unit) for unit in space.tunable])
+        everything = max(work.sum(), 1.0)
+        self._work = (1.0 - OVERHEAD) * work / everything
         self.families = sorted({family(u, s) for u in space.tunable for s in u.choices})
         self._index = {f: i for i, f in enumerate(self.families)}
         self._prior = np.array([_first_rate(f) for f in self.families])
@@ -82,8 +83,9 @@ class CostBelief:
     def _row(self, picks: Picks) -> np.ndarray:
         """Return the work that a recipe gives to each family."""
         row = np.zeros(len(self.families))
-        for unit, work, index in zip(self._space.tunable, self._work, picks, strict=True):
-            row[self._index[family(unit, unit.choices[index])]] += work
+        for unit, work, index in zip(self._units, self._work, picks, strict=True):
+            column = self._index[family(unit, unit.choices[index])]
+            row[column] += work
         return row
 
     def observe(self, picks: Picks, trial: Trial) -> None:
@@ -92,7 +94,8 @@ class CostBelief:
         if self.exact or not math.isfinite(share):
             return
         measured = trial.objectives[self._objective]
-        spread = 0.5 * share * (measured.high - measured.low) / max(measured.value, NOWHERE)
+        width = measured.high - measured.low
+        spread = 0.5 * share * width / max(measured.value, NOWHERE)
         self._rows.append(self._row(picks))
         self._seen.append(share)
         self._noise.append(max(self.NOISE, spread))
@@ -103,7 +106,8 @@ class CostBelief:
         rows = np.stack(self._rows)
         prior = np.diag(self._deviation**2)
         noise = np.diag(np.square(self._noise))
-        gain = prior @ rows.T @ np.linalg.inv(rows @ prior @ rows.T + noise)
+        believed = rows @ prior @ rows.T
+        gain = prior @ rows.T @ np.linalg.inv(believed + noise)
         surprise = np.array(self._seen) - OVERHEAD - rows @ self._prior
         self.rates = np.maximum(self._prior + gain @ surprise, LEAST_RATE)
         self._covariance = prior - gain @ rows @ prior
@@ -117,9 +121,10 @@ class CostBelief:
             return self._bytes
         step = TIE / max(1, len(self._work))
         found = []
-        for unit, work in zip(self._space.tunable, self._work, strict=True):
-            rates = np.array([self.rates[self._index[family(unit, s)]] for s in unit.choices])
-            found.append(work * rates + step * np.arange(len(rates)))
+        for unit, work in zip(self._units, self._work, strict=True):
+            columns = [self._index[family(unit, scheme)] for scheme in unit.choices]
+            order = np.arange(len(columns))
+            found.append(work * self.rates[columns] + step * order)
         return found
 
     def predict(self, picks: Picks) -> tuple[float, float]:

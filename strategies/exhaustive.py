@@ -54,15 +54,15 @@ class Exhaustive(Sequential):
     def search(self) -> Search:
         """Yield the whole space as one batch."""
         yield from self.run(self._all())
-        self.note = f"all {scale(self.problem.space.size)} recipes of the space were tried"
+        self.note = f"all {scale(self.space.size)} recipes of the space were tried"
 
     def explain(self) -> str:
         """Print the size of the space and how much of it is done."""
-        size = scale(self.problem.space.size)
+        size = scale(self.space.size)
         return self.note or f"{len(self.known):,} of {size} recipes of the space tried"
 
     def _all(self) -> Iterator[Recipe]:
-        space = self.problem.space
+        space = self.space
         sizes = [len(space.transforms), *(len(u.choices) for u in space.tunable)]
         for transforms, *picks in graded(sizes):
             yield space.recipe(chosen(space, picks), space.transforms[transforms])

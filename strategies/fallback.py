@@ -24,7 +24,7 @@ class Fallback(Sequential):
         Returns:
             The best trial.
         """
-        space = self.problem.space
+        space = self.space
         trials = yield from self.run(
             (space.recipe(space.first(), t) for t in space.transforms), until=passed
         )
@@ -46,16 +46,16 @@ class Fallback(Sequential):
 
     def choice(self, trial: Trial) -> Choice:
         """Return what each tunable unit took."""
-        return {u.name: trial.recipe[u.ops[0]] for u in self.problem.space.tunable}
+        return {u.name: trial.recipe[u.ops[0]] for u in self.units}
 
     def quantized(self, choice: Choice) -> list[Unit]:
         """Return the units that are not in float, in execution order."""
-        return [u for u in self.problem.space.tunable if not choice[u.name].is_float]
+        return [u for u in self.units if not choice[u.name].is_float]
 
     def without(self, base: Choice, names: Collection[str], transforms: Transforms) -> Recipe:
         """Return ``base`` with the named units in float."""
         choice = {name: FLOAT if name in names else scheme for name, scheme in base.items()}
-        return self.problem.space.recipe(choice, transforms)
+        return self.space.recipe(choice, transforms)
 
     def cumulative(
         self, base: Choice, order: list[Unit], transforms: Transforms
@@ -71,6 +71,6 @@ class Fallback(Sequential):
         if found is None:
             self.note = "no recipe reaches the goal, not even with all ops but one in float"
             return
-        units = self.problem.space.tunable
+        units = self.units
         left = sum(found.recipe[u.ops[0]].is_float for u in units)
         self.note = f"the goal is reached with {left} of {len(units)} units in float"

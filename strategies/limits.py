@@ -8,6 +8,7 @@ import numpy as np
 
 from octavo.core.contract.strategy import Problem
 from octavo.core.scoring.choice import NEGLIGIBLE
+from octavo.core.values.space import Unit
 from octavo.core.values.trial import Measurement, Trial
 
 from .cost_belief import OVERHEAD, CostBelief
@@ -41,12 +42,14 @@ class Limits:
 
     def __init__(self, problem: Problem) -> None:
         self._space = problem.space
+        self._units = problem.space.tunable
         self._allowed = dict(problem.budgets)
         self._latency = CostBelief(problem.space, "latency")
         self._bytes = weight_bytes(problem.space)
         units = problem.space.units
-        self._whole = max(sum(FLOAT_BYTES * u.parameters for u in units), 1.0)
-        self._beside = sum(FLOAT_BYTES * u.parameters for u in units if not u.tunable)
+        fixed = [u for u in units if not u.tunable]
+        self._whole = max(_float_bytes(units), 1.0)
+        self._beside = _float_bytes(fixed)
         self._held: list[tuple[CostBelief, float]] = []
 
     def __bool__(self) -> bool:
@@ -63,9 +66,13 @@ class Limits:
             best: What was measured of it. Its spread is what others may be believed to lie above
                 it, up to :data:`NOISE`.
         """
-        spread = (best.high - best.low) / 2 / abs(best.value) if best.value else 0.0
+        spread = 0.0
+        if best.value:
+            half = (best.high - best.low) / 2
+            spread = half / abs(best.value)
         tolerated = min(NOISE, max(NEGLIGIBLE, spread))
-        self._held.append((costs, total(costs.costs(), picks) * (1 + tolerated)))
+        now = total(costs.costs(), picks)
+        self._held.append((costs, now * (1 + tolerated)))
 
     def observe(self, picks: Picks, trial: Trial) -> None:
         """Learn from a trial."""
@@ -96,12 +103,14 @@ class Limits:
 
         All other units are taken at their least.
         """
-        found = [c.copy() for c in costs]
+        found = [cost.copy() for cost in costs]
         for belief, limit in self._held:
             uses = belief.costs()
-            room = limit * ROUNDED - sum(float(u.min()) for u in uses)
+            least = sum(float(use.min()) for use in uses)
+            room = limit * ROUNDED - least
             for cost, use in zip(found, uses, strict=True):
-                cost[use - use.min() > room] = np.inf
+                extra = use - use.min()
+                cost[extra > room] = np.inf
         return found
 
     def fits(self, picks: Picks) -> bool:
@@ -115,7 +124,7 @@ class Limits:
     def _uses(self, name: str) -> tuple[list[np.ndarray], float]:
         """Return what each choice uses of a budget, in its unit, and what is used in any case."""
         if name == "bits":
-            parameters = sum(u.parameters for u in self._space.tunable)
+            parameters = sum(u.parameters for u in self._units)
             return self._bits(parameters), 0.0
         if name == "all_bits":
             return self._all_bits()
@@ -125,15 +134,22 @@ class Limits:
 
     def _all_bits(self) -> tuple[list[np.ndarray], float]:
         """Return the bits of an average weight, with the weights that stay float in any case."""
-        every = [u for u in self._space.units if u.parameters]
-        parameters = sum(u.parameters for u in every)
-        fixed = sum(u.choices[-1].weight_bits * u.parameters for u in every if not u.tunable)
+        parameters = sum(u.parameters for u in self._space.units)
+        fixed = 0
+        for unit in self._space.units:
+            if not unit.tunable:
+                fixed += unit.choices[-1].weight_bits * unit.parameters
         return self._bits(parameters), fixed / max(parameters, 1)
 
     def _bits(self, parameters: int) -> list[np.ndarray]:
         """Return each choice's share of the bits of an average weight."""
         whole = max(parameters, 1)
-        return [
-            np.array([s.weight_bits * u.parameters / whole for s in u.choices])
-            for u in self._space.tunable
-        ]
+        found = []
+        for unit in self._units:
+            bits = np.array([scheme.weight_bits for scheme in unit.choices])
+            found.append(bits * unit.parameters / whole)
+        return found
+
+
+def _float_bytes(units: Sequence[Unit]) -> float:
+    return sum(FLOAT_BYTES * unit.parameters for unit in units)

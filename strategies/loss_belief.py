@@ -76,10 +76,14 @@ class LossBelief:
         self.scale = _scale(losses, sums)
         errors = self.NOISE + self.DISTANT * np.abs(losses - 1.0)
         self._kernel = self._covariance(rows, rows) + np.diag(errors**2)
-        self._solved = np.linalg.solve(self._kernel, losses - self.scale * sums)
+        surprise = losses - self.scale * sums
+        self._solved = np.linalg.solve(self._kernel, surprise)
         # The covariance of each unit's factor with each trial's loss.
-        cross = self.scale**2 * (self._spread**2 * rows + self.COMMON**2 * sums[:, None])
-        self.theta = np.maximum(self.scale + self._solved @ cross, LEAST_SHARE * self.scale)
+        own = self._spread**2 * rows
+        common = self.COMMON**2 * sums[:, None]
+        cross = self.scale**2 * (own + common)
+        least = LEAST_SHARE * self.scale
+        self.theta = np.maximum(self.scale + self._solved @ cross, least)
 
     def guess(self, loss: float) -> None:
         """Believe, for want of a trial, that the worst choices everywhere lose this much."""
@@ -90,8 +94,9 @@ class LossBelief:
 
     def _covariance(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Return the covariance of the losses of two lists of recipes, from their proxy rows."""
+        own = self._spread**2 * (a @ b.T)
         common = self.COMMON**2 * np.outer(a.sum(axis=1), b.sum(axis=1))
-        return np.asarray(self.scale**2 * (self._spread**2 * (a @ b.T) + common))
+        return np.asarray(self.scale**2 * (own + common))
 
     @property
     def known(self) -> bool:
@@ -107,10 +112,12 @@ class LossBelief:
         row = self._row(picks)[None]
         rows = np.stack(self._rows)
         cross = self._covariance(row, rows)[0]
-        mean = self.scale * float(row.sum()) + float(cross @ self._solved)
+        prior_mean = self.scale * float(row.sum())
+        mean = prior_mean + float(cross @ self._solved)
+        prior = self._covariance(row, row)[0, 0]
         explained = cross @ np.linalg.solve(self._kernel, cross)
-        variance = float(self._covariance(row, row)[0, 0] - explained)
-        return mean, math.sqrt(max(variance, 0.0) + self.NOISE**2)
+        variance = max(float(prior - explained), 0.0)
+        return mean, math.sqrt(variance + self.NOISE**2)
 
 
 def _scale(losses: np.ndarray, sums: np.ndarray) -> float:
@@ -120,7 +127,9 @@ def _scale(losses: np.ndarray, sums: np.ndarray) -> float:
         losses: Of the trials, in tolerated losses, shape (trials,).
         sums: The proxy losses of their recipes, shape (trials,).
     """
-    logs = np.log(np.maximum(losses, LEAST_LOSS))
-    ratios = np.log(np.maximum(losses, LEAST_LOSS) / sums)
-    weights = 1.0 / (SOFTENED + logs**2)
-    return float(np.exp((weights * ratios).sum() / weights.sum()))
+    told = np.maximum(losses, LEAST_LOSS)
+    distance = np.log(told)  # 0 on the goal
+    ratios = np.log(told / sums)
+    weights = 1.0 / (SOFTENED + distance**2)
+    mean = (weights * ratios).sum() / weights.sum()
+    return float(np.exp(mean))

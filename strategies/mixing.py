@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 
 import numpy as np
@@ -76,6 +76,7 @@ class Mixer:
         seen: Mapping[Picks, Trial],
     ) -> None:
         self._problem = problem
+        self._units = problem.space.tunable
         self._config = config
         self._limits = limits
         self._costs = costs
@@ -121,23 +122,27 @@ class Mixer:
 
         The others are out of reach.
         """
-        units = self._problem.space.tunable
         reachable = self._limits.reachable(self._costs.costs())
-        listed = [
-            sorted({*kept, *(picks[row] for picks in self.seen)})
-            for row, kept in enumerate(shortlist(self._problem, reachable, transforms))
-        ]
+        listed = shortlist(self._problem, reachable, transforms)
+        for row, kept in enumerate(listed):
+            tried = {picks[row] for picks in self.seen}
+            listed[row] = sorted(tried.union(kept))
         losses = listed_losses(self._problem, self._config.sensitivity, listed, transforms)
         flat = np.concatenate(losses)
         mean = float(flat[np.isfinite(flat)].mean())
-        proxies = [np.full(len(u.choices), HOPELESS) for u in units]
-        for proxy, kept, found in zip(proxies, listed, losses, strict=True):
-            proxy[kept] = np.where(np.isfinite(found), found / max(mean, NOWHERE), HOPELESS)
+        scale = max(mean, NOWHERE)
+        proxies = []
+        for unit, kept, found in zip(self._units, listed, losses, strict=True):
+            proxy = np.full(len(unit.choices), HOPELESS)
+            is_known = np.isfinite(found)
+            proxy[kept] = np.where(is_known, found / scale, HOPELESS)
+            proxies.append(proxy)
         return proxies
 
     def _most_worth(self, best: Trial | None) -> Picks | None:
         costs = self._costs.costs()
-        by_choice, units = padded(costs), np.arange(len(costs))
+        by_choice = padded(costs)
+        units = np.arange(len(costs))
         if best is None:
             best_cost = sum(float(c[-1]) for c in costs)
         else:
@@ -190,32 +195,40 @@ class Mixer:
         shares = [[use / limit for use in uses] for uses, limit in self._limits.rows()]
         whole = sum(float(c.max()) for c in costs)
 
-        def priced(price: float) -> list[np.ndarray]:
-            return [
-                cost / whole + price * sum(uses[i] for uses in shares)
-                for i, cost in enumerate(costs)
-            ]
-
-        return [table(priced(price), losses, HIGHEST_AIM) for price in PRICES]
+        solutions = []
+        for price in PRICES:
+            priced = []
+            for row, cost in enumerate(costs):
+                used = sum(uses[row] for uses in shares)
+                priced.append(cost / whole + price * used)
+            solutions.append(table(priced, losses, HIGHEST_AIM))
+        return solutions
 
     def _avoid_suspects(self) -> None:
         """Put what seems to be broken out of reach, and believe anew what is left."""
         self._avoided = self._suspects()
-        units = self._problem.space.tunable
-        barred = [proxy.copy() for proxy in self._proxies]
-        for unit, proxy in zip(units, barred, strict=True):
-            proxy[[family(unit, s) in self._avoided for s in unit.choices]] = HOPELESS
+        barred = []
+        for unit, proxy in zip(self._units, self._proxies, strict=True):
+            is_avoided = [family(unit, s) in self._avoided for s in unit.choices]
+            barred.append(np.where(is_avoided, HOPELESS, proxy))
         self._belief = self._rebuilt(barred)
 
     def _suspects(self) -> set[Family]:
         """Return the families that so many failed trials used, and no finished one."""
-        failed = [p for p, t in self.seen.items() if t.state == "failed"]
-        worked = self._used(p for p, t in self.seen.items() if t.state != "failed")
-        failures = Counter(f for picks in failed for f in self._used([picks]) - worked)
-        return {f for f, count in failures.items() if count >= self._strikes and f[1] != "float"}
-
-    def _used(self, several: Iterable[Picks]) -> set[Family]:
-        return {f for picks in several for f in families(self._problem, picks)}
+        failures = Counter[Family]()
+        worked: set[Family] = set()
+        for picks, trial in self.seen.items():
+            used = set(families(self._problem, picks))
+            if trial.state == "failed":
+                failures.update(used)
+            else:
+                worked |= used
+        suspects = set()
+        for of, count in failures.items():
+            mode = of[1]
+            if count >= self._strikes and of not in worked and mode != "float":
+                suspects.add(of)
+        return suspects
 
     def _rebuilt(self, proxies: Sequence[np.ndarray]) -> LossBelief:
         """Return the belief that all trials so far lead to."""

@@ -40,8 +40,8 @@ class Mse(Fallback):
 class HawqV2(Mse):
     """The order of HAWQ-V2: mean Hessian trace times squared weight error.
 
-    Dong et al. 2020, eq. 3 and 4. The trace is that of the model's output distance where a backend offers gradients, else that of
-    each op's own output.
+    Dong et al. 2020, eq. 3 and 4. The trace is that of the model's output distance where a backend
+    offers gradients, else that of each op's own output.
     """
 
     def ordered_by(self) -> tuple[str, str]:
@@ -58,9 +58,9 @@ class HawqV2(Mse):
 class MseV2(Fallback):
     """Take back the op whose reversal brings the outputs nearest to the float model's.
 
-    Until the goal is reached. Then ops that were taken back for nothing are quantized again, the least sensitive first, until
-    one step fails. A ranking costs a run over a few batches for each candidate op and no
-    evaluation.
+    Until the goal is reached. Then ops that were taken back for nothing are quantized again, the
+    least sensitive first, until one step fails. A ranking costs a run over a few batches for each
+    candidate op and no evaluation.
     """
 
     config: MseV2Config

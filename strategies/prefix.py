@@ -29,7 +29,7 @@ class Prefix(Fallback):
 
     def search(self) -> Search:
         """Start from the smallest schemes and search for the shortest passing prefix of steps."""
-        space = self.problem.space
+        space = self.space
         smallest = self._smallest()
         trials = yield from self.run(
             (space.recipe(smallest, t) for t in space.transforms), until=passed
@@ -53,15 +53,15 @@ class Prefix(Fallback):
             self.note = "no prefix but all-float reaches the goal"
 
     def _smallest(self) -> Choice:
-        return {u.name: min(u.choices, key=u.weight_bytes) for u in self.problem.space.tunable}
+        return {u.name: min(u.choices, key=u.weight_bytes) for u in self.units}
 
     def _steps(self, transforms: Transforms) -> list[Step]:
         """Return the steps, the most loss removed for a byte first.
 
         A unit's own steps stay in order.
         """
-        units = self.problem.space.tunable
-        sizes = weight_bytes(self.problem.space)
+        units = self.units
+        sizes = weight_bytes(self.space)
         kept = shortlist(self.problem, sizes, transforms)
         # The smallest choice is where a unit starts, listed or not.
         listed = [
@@ -77,7 +77,7 @@ class Prefix(Fallback):
 
     def _after(self, steps: Sequence[Step], transforms: Transforms) -> Recipe:
         """Return the recipe after some steps from the smallest one."""
-        space = self.problem.space
+        space = self.space
         taken = {name: space.by_name[name].choices[i] for name, i in steps}
         return space.recipe(self._smallest() | taken, transforms)
 

@@ -68,9 +68,9 @@ class Random(Sequential):
 
     def search(self) -> Search:
         """Yield draws until the space is used up."""
-        knobs = _knobs(self.problem.space, self.config.over)
+        knobs = _knobs(self.space, self.config.over)
         sizes = knobs.sizes
-        size = self.problem.space.size
+        size = self.space.size
         if len(sizes) < MANY:
             size = int(np.prod([float(s) for s in sizes]))
         yield from self.run(self._draws(knobs, size))

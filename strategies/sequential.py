@@ -54,12 +54,16 @@ class Sequential(Strategy):
     No recipe is returned twice: what is known is answered from memory.
 
     Attributes:
+        space: The problem's.
+        units: Those of the space that have a choice.
         known: Every trial told, by the digest of its recipe.
         note: Where the search stands or why it ended.
     """
 
     def __init__(self, config: PartConfig, problem: Problem) -> None:
         super().__init__(config, problem)
+        self.space = problem.space
+        self.units = problem.space.tunable
         self.known: dict[str, Trial] = {}
         self.note = ""
         self._search: Search | None = None
