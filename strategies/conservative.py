@@ -1,7 +1,4 @@
-"""Conservative.
-
-From all-float, one op type after the other is quantized, and stays so if it may.
-"""
+"""Conservative: from all-float, one op type after the other is quantized, if the goal is kept."""
 
 from __future__ import annotations
 
