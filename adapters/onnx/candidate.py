@@ -92,7 +92,9 @@ class OnnxCallable:
             names = [i.name for i in self.session.get_inputs()]
             batch = {**dict(zip(names, arrays, strict=False)), **named}
         outputs = self.run(batch)
-        return outputs[0] if len(outputs) == 1 else outputs
+        if len(outputs) == 1:
+            return outputs[0]
+        return outputs
 
     def run(self, batch: Batch) -> tuple[np.ndarray, ...]:
         """Run one batch and return all outputs.
@@ -183,7 +185,10 @@ def load_candidate(folder: Path, config: OnnxConfig, read: Any) -> OnnxCandidate
     Raises:
         ModelError: If the folder holds no model that octavo saved.
     """
-    path = Path(folder) if Path(folder).is_file() else Path(folder) / FILE
+    if Path(folder).is_file():
+        path = Path(folder)
+    else:
+        path = Path(folder) / FILE
     model = read(path)
     try:
         raw_recipe = model.metadata_props.pop(RECIPE_KEY)

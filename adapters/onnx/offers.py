@@ -126,6 +126,9 @@ def capability(config: OnnxConfig, types: Iterable[str] | None = None) -> Capabi
     for kind in _candidates():
         if kind in wanted:
             offers[kind] = _offers(ort.__version__, config.providers, kind)
-    device = "cpu" if config.providers == ("CPUExecutionProvider",) else config.providers[0]
+    if config.providers == ("CPUExecutionProvider",):
+        device = "cpu"
+    else:
+        device = config.providers[0]
     versions = {"onnxruntime": ort.__version__, "onnx": onnx.__version__}
     return Capability("onnx", device, offers, frozenset(FEATURES.values()), versions)

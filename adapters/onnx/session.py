@@ -175,4 +175,6 @@ class OnnxSession(Session):
 
     def facts(self) -> tuple[str, ...]:
         """Return what calibration held in memory, once it has run."""
-        return (str(self._observed),) if self._observed is not None else ()
+        if self._observed is not None:
+            return (str(self._observed),)
+        return ()

@@ -63,7 +63,9 @@ class CodesEditor(Editor):
     def current(self, name: str) -> ir.Value:
         """Return what now stands for a float value: the dequantized one where codes flow."""
         flowing = self.flowing.get(name)
-        return flowing.dequantized if flowing is not None else self.values[name]
+        if flowing is not None:
+            return flowing.dequantized
+        return self.values[name]
 
     def let_flow(self, value: ir.Value, params: QuantParams) -> None:
         """Quantize a value for all who read it."""
@@ -107,7 +109,9 @@ class CodesEditor(Editor):
         The standard's take 4 and 16 bits from opset 21 on, the runtime's in any.
         """
         is_old = self.graph.opset_imports.get("", 0) < 21
-        return MS if dtype.bitwidth != 8 and is_old else ""
+        if dtype.bitwidth != 8 and is_old:
+            return MS
+        return ""
 
     def _pair(self, value: ir.Value, params: QuantParams) -> Codes:
         """Insert QuantizeLinear and DequantizeLinear after a value; nobody reads them yet."""

@@ -109,7 +109,10 @@ class Editor:
         if producer is not None:
             owner(producer).insert_after(producer, nodes)
             return
-        graph = value.graph if value.is_graph_input() else self.graph
+        if value.is_graph_input():
+            graph = value.graph
+        else:
+            graph = self.graph
         assert isinstance(graph, ir.Graph)
         graph.insert_before(graph[0], nodes)
 

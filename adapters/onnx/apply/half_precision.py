@@ -48,7 +48,10 @@ class Islands:
         before = e.nodes[site.before_activation.name or ""]
         self._write_bias(site, params, main, before)
         # A Clip has limits in float32, and stays behind the island.
-        last = e.nodes[site.last.name or ""] if site.activation == "relu" else before
+        if site.activation == "relu":
+            last = e.nodes[site.last.name or ""]
+        else:
+            last = before
         for node in (main, before, last):
             node.outputs[0].type = ir.TensorType(dtype)
         self._widened(last)
@@ -111,7 +114,8 @@ class Islands:
         Numbers of 16 bits pass from one to the next without a Cast.
         """
         for (_, dtype), narrow in self._narrow.items():
-            wide, widen = narrow.inputs[0], producer_at(narrow, 0)
+            wide = narrow.inputs[0]
+            widen = producer_at(narrow, 0)
             if wide is None or widen is None or widen not in self._widen:
                 continue
             half = widen.inputs[0]

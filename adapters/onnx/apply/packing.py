@@ -73,7 +73,8 @@ def weight_tensors(weight: QuantizedTensor, *, transposed: bool = False) -> Weig
     def make() -> WeightTensors:
         params = weight.params
         dtype = dtype_of(params.spec.dtype)
-        codes, axis = np.asarray(weight.codes), params.axis
+        codes = np.asarray(weight.codes)
+        axis = params.axis
         if transposed:
             codes = codes.T
             axis = None if axis is None else 1 - axis

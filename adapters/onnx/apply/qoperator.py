@@ -113,7 +113,8 @@ def _put_in_place(graph: ir.Graph, node: ir.Node, made: ir.Node, result: _Result
     replaced = [node]
     if result is not None:
         replaced = [result.quantizer, *reversed(result.between), node]
-    old, new = replaced[0].outputs[0], made.outputs[0]
+    old = replaced[0].outputs[0]
+    new = made.outputs[0]
     graph.insert_before(node, [made])
     declare_like(new, old)
     old.replace_all_uses_with(new, replace_graph_outputs=True)
@@ -125,7 +126,8 @@ def _dequantized(value: ir.Value | None) -> _Operand | None:
     node = producer_of(value)
     if not is_standard(node, "DequantizeLinear"):
         return None
-    codes, scale = node.inputs[0], node.inputs[1]
+    codes = node.inputs[0]
+    scale = node.inputs[1]
     assert codes is not None and scale is not None
     return _Operand(codes, scale, input_at(node, 2))
 
@@ -152,7 +154,9 @@ def _only_reader(node: ir.Node) -> ir.Node | None:
     if use is None:
         return None
     user, _ = use
-    return user if user.domain == "" else None
+    if user.domain == "":
+        return user
+    return None
 
 
 def _begins_at_zero(quantizer: ir.Node) -> bool:
@@ -171,7 +175,10 @@ def _product(
     a, b = given[0], given[1]
     if a is None or b is None:
         return None
-    ends = result.pair() if result is not None else []
+    if result is not None:
+        ends = result.pair()
+    else:
+        ends = []
     if node.op_type == "Gemm":
         return _gemm(node, given, [*a.triple(), *b.triple()], ends)
     if ends:
@@ -250,12 +257,14 @@ _WRITERS: Mapping[str, _Writer] = {
 
 def _carry(graph: ir.Graph, node: ir.Node) -> None:
     """Let an op that only moves values move codes."""
-    given, result = _dequantized(node.inputs[0]), _quantized(node)
+    given = _dequantized(node.inputs[0])
+    result = _quantized(node)
     if given is None or result is None or result.between or not given.is_bytes:
         return
     if result.pair() != [given.scale, given.zero]:
         return
-    moved, old = node.outputs[0], result.quantizer.outputs[0]
+    moved = node.outputs[0]
+    old = result.quantizer.outputs[0]
     node.replace_input_with(0, given.codes)
     old.replace_all_uses_with(moved, replace_graph_outputs=True)
     dtype = old.type

@@ -27,7 +27,9 @@ def _matrices(weight: QuantizedTensor) -> WeightTensors:
         dtype = dtype_of(params.spec.dtype)
         codes = np.asarray(weight.codes).transpose(0, 2, 1)
         directions, _, rows = codes.shape
-        shape = (directions,) if params.axis is None else (directions, rows)
+        shape = [directions]
+        if params.axis is not None:
+            shape.append(rows)
         scale = np.broadcast_to(np.asarray(params.scale), shape)
         zero = np.broadcast_to(np.asarray(params.zero_point), shape)
         return WeightTensors(

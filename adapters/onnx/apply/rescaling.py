@@ -87,7 +87,9 @@ class _Editor:
 
     def _bias(self, site: Site) -> np.ndarray | None:
         name = self._bias_name(site)
-        return None if name is None else self._array(name).ravel()
+        if name is None:
+            return None
+        return self._array(name).ravel()
 
     def _replace(self, name: str, array: np.ndarray) -> None:
         """Give an initializer other numbers under its own name; the source's tensor stays."""
@@ -120,7 +122,8 @@ class _Editor:
         """Add a constant to a product, for all who read it."""
         product = node.outputs[0]
         add = ir.node("Add", [product, held], name=self._steps.unique(name))
-        result, old = add.outputs[0], product.name or ""
+        result = add.outputs[0]
+        old = product.name or ""
         result.type = product.type
         result.shape = product.shape
         self._graph.insert_after(node, [add])

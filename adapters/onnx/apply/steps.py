@@ -43,7 +43,8 @@ class StepWriter:
         if steps.factor is not None:
             y = self._step("Mul", [y, np.asarray(steps.factor)], value)
         if steps.left is not None and steps.right is not None:
-            left, right = np.asarray(steps.left), np.asarray(steps.right)
+            left = np.asarray(steps.left)
+            right = np.asarray(steps.right)
             y = self._rotated(y, left, right, value)
         return y
 
@@ -51,7 +52,8 @@ class StepWriter:
         self, y: ir.Value, left: np.ndarray, right: np.ndarray, like: ir.Value
     ) -> ir.Value:
         """Multiply the channels by a Kronecker product: rows by ``left``, columns by ``right``."""
-        blocks, width = len(left), len(right)
+        blocks = len(left)
+        width = len(right)
         shape = self._step("Shape", [y], None, ir.DataType.INT64)
         flat = np.asarray([-1, width], np.int64)
         y = self._step("Reshape", [y, flat], None)
@@ -99,7 +101,8 @@ class StepWriter:
 
     def place(self, value: ir.Value) -> None:
         """Insert the nodes made so far behind the one that writes ``value``."""
-        writer, steps = value.producer(), self._made
+        writer = value.producer()
+        steps = self._made
         self._made = []
         if writer is None:
             self._graph.insert_before(self._graph[0], steps)

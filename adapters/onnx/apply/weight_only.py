@@ -30,7 +30,10 @@ def write_weight_only(e: Editor, site: Site, params: OpParameters) -> Emitted:
     if params.weight.params.spec.group_size is None:
         return _write_decoded(e, site, params)
     is_table = site.kind == "embedding"
-    node = gather_blocks(e, site, params) if is_table else matmul_nbits(e, site, params)
+    if is_table:
+        node = gather_blocks(e, site, params)
+    else:
+        node = matmul_nbits(e, site, params)
     e.replace(site, [node], until=site.before_activation)
     return Emitted(site.name)
 
@@ -81,7 +84,8 @@ def _unsigned(weight: QuantizedTensor) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
     Codes and zero points are shifted to unsigned: the kernels know no signed codes.
     """
-    spec, axis = weight.params.spec, weight.params.axis
+    spec = weight.params.spec
+    axis = weight.params.axis
     codes = np.asarray(weight.codes)
     if axis:
         codes = codes.T
@@ -150,7 +154,9 @@ def _padded_blocks(weight: QuantizedTensor, block: int, features: int) -> _Block
 
 
 def _shared_zeros(e: Editor, name: str, packed: _Blocks) -> ir.Value | None:
-    return e.shared(f"{name}_zero", packed.zeros) if packed.zeros is not None else None
+    if packed.zeros is None:
+        return None
+    return e.shared(f"{name}_zero", packed.zeros)
 
 
 def gather_blocks(e: Editor, site: Site, params: OpParameters) -> ir.Node:

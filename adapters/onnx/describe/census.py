@@ -52,7 +52,9 @@ def _counted(node: ir.Node | None, value: ir.Value) -> tuple[HeldWeight, ...]:
         return known or ()
     is_computed = known is not None
     is_factor = node is not None and node.op_type in _PRODUCTS
-    return (own,) if is_factor or not is_computed else ()
+    if is_factor or not is_computed:
+        return (own,)
+    return ()
 
 
 def _reads(graph: ir.Graph) -> Iterator[tuple[ir.Node | None, ir.Value]]:

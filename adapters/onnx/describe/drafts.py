@@ -52,12 +52,18 @@ class Draft:
     def site(self) -> Site:
         """Describe the operation as the core sees it, beside its nodes."""
         node = self.node
-        last = self.last if self.last is not None else node
+        if self.last is not None:
+            last = self.last
+        else:
+            last = node
         read = [v for i in self.inputs if (v := node.inputs[i]) is not None]
         weight = None
         if self.weight is not None:
             weight = _weight(node.inputs[self.weight], self.channel_axis)
-        bias = self.bias.name if self.bias is not None else None
+        if self.bias is not None:
+            bias = self.bias.name
+        else:
+            bias = None
         attributes: dict[str, Attribute] = {"onnx": node.op_type, **self.extra}
         if self.activation:
             attributes["activation"] = self.activation
@@ -105,7 +111,9 @@ def _macs(node: ir.Node, kind: str, weight: Weight | None) -> int | None:
         return written * math.prod(weight.shape[1:])
     if kind == "conv_transpose":
         pixels = _elements(node.inputs[0], 2)
-        return None if pixels is None else pixels * weight.size
+        if pixels is None:
+            return None
+        return pixels * weight.size
     if kind == "linear":
         return written * (weight.size // weight.shape[weight.channel_axis])
     return None

@@ -38,7 +38,10 @@ def refuse_non_finite(sites: Sites) -> None:
         NonFiniteWeight: If one holds NaN or Inf; the message names the tensor and the op.
     """
     for node in walk(sites.graph):
-        indices = _PARAMETERS.get(node.op_type, ()) if node.domain == "" else ()
+        if node.domain == "":
+            indices = _PARAMETERS.get(node.op_type, ())
+        else:
+            indices = ()
         for index in indices:
             if index < len(node.inputs):
                 _refuse(node.inputs[index], node.name)

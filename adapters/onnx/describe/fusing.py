@@ -15,7 +15,9 @@ def only_reader(value: ir.Value, op_type: str) -> ir.Node | None:
         return None
     user, _ = use
     is_inside = user.graph is value.graph
-    return user if is_inside and is_standard(user, op_type) else None
+    if is_inside and is_standard(user, op_type):
+        return user
+    return None
 
 
 def fuse_activation(last: ir.Node, fused: set[ir.Node]) -> tuple[ir.Node, str]:

@@ -56,7 +56,10 @@ def _rescalable(sites: Mapping[str, Site]) -> Iterator[Group]:
         readers = _linear_readers(site, by_node)
         if not readers:
             continue
-        group = _behind_norm(site, readers) if is_norm else _behind_activation(name, site, readers)
+        if is_norm:
+            group = _behind_norm(site, readers)
+        else:
+            group = _behind_activation(name, site, readers)
         if group is not None:
             yield group
 
@@ -99,7 +102,9 @@ def _behind_norm(site: Site, readers: list[Site]) -> Group | None:
 def _behind_activation(name: str, site: Site, readers: list[Site]) -> Group | None:
     """Return the group of an activation; every change of its value is a step of its own."""
     weight = readers[0].op.weight
-    width = weight.shape[1 - weight.channel_axis] if weight is not None else 0
+    width = 0
+    if weight is not None:
+        width = weight.shape[1 - weight.channel_axis]
     if not width:
         return None
     value = site.last.outputs[0].name or ""
@@ -115,7 +120,9 @@ def _norm_width(node: ir.Node) -> int:
     if not _is_over_last_axis(node) or any(output.uses() for output in node.outputs[1:]):
         return 0
     held = parameters[0].const_value
-    return held.size if held is not None else 0
+    if held is None:
+        return 0
+    return held.size
 
 
 def _is_vector(value: ir.Value) -> bool:

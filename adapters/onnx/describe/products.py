@@ -15,7 +15,8 @@ from .site import Site, is_float, is_non_float
 
 def product_site(node: ir.Node, fused: set[ir.Node]) -> Site | None:
     """Describe a MatMul or Gemm; None for one of integers, or of constants alone."""
-    left, right = node.inputs[0], node.inputs[1]
+    left = node.inputs[0]
+    right = node.inputs[1]
     if left is None or right is None or is_non_float(node.outputs[0]):
         return None
     if not is_constant(right) and in_pairs(node, (0, 1)):
@@ -34,14 +35,19 @@ def product_site(node: ir.Node, fused: set[ir.Node]) -> Site | None:
         return Draft(node, "matmul", (0,), why="its constant side is not a matrix").site()
     if rank > 2:
         return Draft(node, "batched_linear", (0,), weight=1, channel_axis=rank - 1).site()
-    return _gemm(node, fused) if node.op_type == "Gemm" else _matmul(node, fused)
+    if node.op_type == "Gemm":
+        return _gemm(node, fused)
+    return _matmul(node, fused)
 
 
 def _matmul(node: ir.Node, fused: set[ir.Node]) -> Site:
     last, bias = node, None
     add = only_reader(node.outputs[0], "Add")
     if add is not None:
-        other = add.inputs[1] if add.inputs[0] is node.outputs[0] else add.inputs[0]
+        if add.inputs[0] is node.outputs[0]:
+            other = add.inputs[1]
+        else:
+            other = add.inputs[0]
         if _is_bias_of(node, other):
             last, bias = add, other
             fused.add(add)
@@ -54,7 +60,8 @@ def _matmul(node: ir.Node, fused: set[ir.Node]) -> Site:
 
 def _is_bias_of(product: ir.Node, added: ir.Value | None) -> bool:
     """True for a constant of one number per column of a product."""
-    left, right = product.inputs[0], product.inputs[1]
+    left = product.inputs[0]
+    right = product.inputs[1]
     assert left is not None and right is not None and right.shape is not None
     if added is None or added.shape is None or not is_constant(added):
         return False

@@ -149,7 +149,8 @@ def _geometry(convolution: ir.Node) -> dict[str, Attribute]:
 
 
 def _embedding(node: ir.Node) -> Site | None:
-    table, indices = node.inputs[0], node.inputs[1]
+    table = node.inputs[0]
+    indices = node.inputs[1]
     if in_pairs(node, (0,)):
         return Draft(node, "embedding", (), why=IN_PAIRS).site()
     if table is None or not is_constant(table) or is_constant(indices) or not is_float(table):

@@ -85,5 +85,8 @@ def _input_info(value: ir.Value) -> InputInfo:
     shape = None
     if value.shape is not None:
         shape = tuple(d if isinstance(d, int) else None for d in value.shape)
-    dtype = value.dtype if value.dtype is not None else ir.DataType.FLOAT
+    if value.dtype is not None:
+        dtype = value.dtype
+    else:
+        dtype = ir.DataType.FLOAT
     return InputInfo(value.name or "", shape, dtype_name(dtype))

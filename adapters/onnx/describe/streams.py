@@ -100,7 +100,8 @@ class _Walk:
             if name in stream.values:
                 continue
             stream.values[name] = None
-            before, after = self._written(value), self._read(value)
+            before = self._written(value)
+            after = self._read(value)
             if before is None or after is None:
                 return None
             pending += [*before, *after]
@@ -109,7 +110,9 @@ class _Walk:
         if len(widths) != 1 or not stream.readers:
             return None
         stream.channels = widths.pop()
-        return stream if all(self._fits(r) for r in stream.readers) else None
+        if not all(self._fits(r) for r in stream.readers):
+            return None
+        return stream
 
     def _fits(self, reader: Site) -> bool:
         """True if a reader's input has as many channels as the stream."""
@@ -131,7 +134,9 @@ class _Walk:
             return []
         if site is not None and _is_sum(site):
             return _inputs(site.node, (0, 1))
-        return _inputs(node, (0,)) if self._passes(node) else None
+        if not self._passes(node):
+            return None
+        return _inputs(node, (0,))
 
     def _read(self, value: ir.Value) -> list[ir.Value] | None:
         """Return the values that are made of a value; None where a reader cannot take part."""
@@ -191,7 +196,10 @@ def owns_tensors(site: Site) -> bool:
 
     Then both can be scaled under their names.
     """
-    weight = site.node.inputs[site.weight] if site.weight is not None else None
+    if site.weight is not None:
+        weight = site.node.inputs[site.weight]
+    else:
+        weight = None
     if weight is None or len(weight.uses()) != 1 or site.op.out_of_reach:
         return False
     for node in (site.node, *_fused_nodes(site)):

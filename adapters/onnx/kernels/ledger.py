@@ -80,8 +80,13 @@ class ExecutedLedger(Mapping[str, Applied]):
             return self._float_line(name, site)
         line = self._line(name, given)
         written = self._decided.emitted.get(name)
-        remark = self._decided.paired.get(written.node) if written is not None else None
-        return replace(line, reason=f"{line.reason}; {remark}") if remark else line
+        if written is not None:
+            remark = self._decided.paired.get(written.node)
+        else:
+            remark = None
+        if remark:
+            return replace(line, reason=f"{line.reason}; {remark}")
+        return line
 
     def _float_line(self, name: str, site: Site) -> Applied:
         if not carries(site.node):

@@ -107,7 +107,10 @@ class Probe:
         runs but stays float arithmetic as ``simulated``; None if it cannot run or answers wrongly.
         """
         providers = self.config.providers
-        narrowed = partial(saturates, providers) if is_signed_product(scheme) else None
+        if is_signed_product(scheme):
+            narrowed = partial(saturates, providers)
+        else:
+            narrowed = None
         is_narrow = narrowed is not None and bool(narrowed())
         # Where products saturate the offer is for weights of seven bits, and so is the probe.
         parameters = self._parameters(scheme, is_narrow=is_narrow)
@@ -221,7 +224,9 @@ def _one_op(
 
 
 def _params(array: np.ndarray, spec: QuantSpec | None) -> QuantParams | None:
-    return affine_params(array.min(), array.max(), spec) if spec is not None else None
+    if spec is None:
+        return None
+    return affine_params(array.min(), array.max(), spec)
 
 
 def _round(model: ir.Model, name: str, spec: QuantSpec, axis: int) -> QuantizedTensor:

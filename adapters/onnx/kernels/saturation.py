@@ -77,7 +77,9 @@ def saturates(providers: tuple[str, ...]) -> str:
     message = _product_of(w, rows).SerializeToString()
     session = ort.InferenceSession(message, options, providers=list(providers))
     (y,) = session.run(None, {"x": x})
-    return "" if np.all(y == 255 * 127 * features) else REASON
+    if np.all(y == 255 * 127 * features):
+        return ""
+    return REASON
 
 
 def _product_of(w: np.ndarray, rows: int) -> onnx.ModelProto:

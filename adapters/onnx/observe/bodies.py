@@ -125,7 +125,10 @@ class Replay:
     def _loop(self, node: ir.Node, body: Region, known: Arrays) -> None:
         times, go_on, *states = (_array(value, known) for value in node.inputs)
         names = _input_names(body)
-        most = int(_first(times)) if times is not None else None
+        if times is not None:
+            most = int(_first(times))
+        else:
+            most = None
         going = go_on is None or _flag(go_on)
         for step in count():
             is_over = most is not None and step >= most
@@ -142,7 +145,8 @@ class Replay:
         given = [_array(value, known) for value in node.inputs]
         sequences = node.attributes["num_scan_inputs"].as_int()
         first = len(given) - sequences
-        states, scanned = given[:first], given[first:]
+        states = given[:first]
+        scanned = given[first:]
         defaults = [0] * sequences
         axes = ints_of(node, "scan_input_axes") or defaults
         directions = ints_of(node, "scan_input_directions") or defaults
@@ -151,7 +155,10 @@ class Replay:
         for step in range(length):
             fed = list(states)
             for array, axis, is_backwards in zip(scanned, axes, directions, strict=True):
-                place = length - 1 - step if is_backwards else step
+                if is_backwards:
+                    place = length - 1 - step
+                else:
+                    place = step
                 fed.append(np.take(array, place, axis))
             given_here = dict(zip(names, fed, strict=True))
             written = self._run(body, {**known, **given_here})

@@ -110,10 +110,12 @@ def _declared_sizes(model: ir.Model, batch: Batch, names: Sequence[str]) -> dict
 def _lengths(shape: ir.Shape, axes: dict[object, int]) -> list[int] | None:
     found = []
     for axis in shape:
-        length = axis if isinstance(axis, int) else axes.get(axis.value)
-        if length is None:
+        if isinstance(axis, int):
+            found.append(axis)
+        elif axis.value in axes:
+            found.append(axes[axis.value])
+        else:
             return None
-        found.append(length)
     return found
 
 

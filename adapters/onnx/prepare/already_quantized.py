@@ -70,7 +70,9 @@ def dequantized(value: ir.Value | None) -> ir.Node | None:
     node = producer_of(value)
     while node is not None and node.op_type in _MOVERS and node.inputs:
         node = producer_at(node, 0)
-    return node if node is not None and node.op_type == "DequantizeLinear" else None
+    if node is not None and node.op_type == "DequantizeLinear":
+        return node
+    return None
 
 
 def in_pairs(node: ir.Node, weight: Iterable[int] = ()) -> bool:
@@ -141,7 +143,9 @@ def describe(graph: ir.Graph) -> str:
             forms[form] += 1
         elif kind:
             left[kind] += 1
-    return _told(done, left) if done else _told_of_pairs(graph)
+    if done:
+        return _told(done, left)
+    return _told_of_pairs(graph)
 
 
 def _form(node: ir.Node) -> tuple[str, str]:
@@ -193,6 +197,8 @@ def _pair_form(places: Iterable[ir.Value | None]) -> str:
         node = dequantized(value)
         codes = node.inputs[0] if node is not None else None
         if codes is not None:
-            dtype = codes.dtype.name.lower() if codes.dtype is not None else "int8"
+            dtype = "int8"
+            if codes.dtype is not None:
+                dtype = codes.dtype.name.lower()
             return f"in {dtype} by QDQ"
     return "by QDQ"

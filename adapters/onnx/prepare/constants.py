@@ -26,7 +26,9 @@ def constant(value: ir.Value | None) -> np.ndarray | None:
 def scalar(value: ir.Value | None) -> float | None:
     """Return the first number of a constant; None for anything else."""
     array = constant(value)
-    return float(array.reshape(-1)[0]) if array is not None else None
+    if array is None:
+        return None
+    return float(array.reshape(-1)[0])
 
 
 def add_initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:

@@ -133,6 +133,9 @@ def densified(sparse: onnx.SparseTensorProto, name: str) -> onnx.TensorProto:
             f"sparse tensor {name!r} of shape {shape} is too large to be written with its zeros"
         )
     dense = np.zeros(shape, values.dtype)
-    flat = indices if indices.ndim == 1 else np.ravel_multi_index(tuple(indices.T), shape)
+    if indices.ndim == 1:
+        flat = indices
+    else:
+        flat = np.ravel_multi_index(tuple(indices.T), shape)
     dense.reshape(-1)[flat] = values
     return numpy_helper.from_array(dense, name)

@@ -29,12 +29,16 @@ def rank_of(value: ir.Value | None) -> int | None:
 
 def input_at(node: ir.Node, index: int) -> ir.Value | None:
     """Return an input; None where it is left out, or the list of inputs is shorter."""
-    return node.inputs[index] if index < len(node.inputs) else None
+    if index < len(node.inputs):
+        return node.inputs[index]
+    return None
 
 
 def producer_of(value: ir.Value | None) -> ir.Node | None:
     """Return the node that writes a value."""
-    return value.producer() if value is not None else None
+    if value is None:
+        return None
+    return value.producer()
 
 
 def producer_at(node: ir.Node, index: int) -> ir.Node | None:
@@ -53,19 +57,27 @@ def only_use(value: ir.Value) -> tuple[ir.Node, int] | None:
 
 def int_of(node: ir.Node, name: str, default: int) -> int:
     """Return an attribute that is a whole number."""
-    return node.attributes[name].as_int() if name in node.attributes else default
+    if name in node.attributes:
+        return node.attributes[name].as_int()
+    return default
 
 
 def float_of(node: ir.Node, name: str, default: float) -> float:
     """Return an attribute that is a number."""
-    return node.attributes[name].as_float() if name in node.attributes else default
+    if name in node.attributes:
+        return node.attributes[name].as_float()
+    return default
 
 
 def text_of(node: ir.Node, name: str, default: str) -> str:
     """Return an attribute that is text."""
-    return node.attributes[name].as_string() if name in node.attributes else default
+    if name in node.attributes:
+        return node.attributes[name].as_string()
+    return default
 
 
 def ints_of(node: ir.Node, name: str) -> list[int] | None:
     """Return an attribute that is a list of whole numbers; None where it is not given."""
-    return list(node.attributes[name].as_ints()) if name in node.attributes else None
+    if name in node.attributes:
+        return list(node.attributes[name].as_ints())
+    return None

@@ -27,8 +27,11 @@ def held(value: ir.Value) -> HeldWeight | None:
     tensor = value.const_value
     if tensor is None:
         return None
-    shape, dtype = tuple(tensor.shape.numpy()), dtype_name(tensor.dtype)
-    return HeldWeight(value.name or "", shape, dtype) if counts(shape, dtype) else None
+    shape = tuple(tensor.shape.numpy())
+    dtype = dtype_name(tensor.dtype)
+    if not counts(shape, dtype):
+        return None
+    return HeldWeight(value.name or "", shape, dtype)
 
 
 def sources(value: ir.Value) -> tuple[HeldWeight, ...] | None:

@@ -46,11 +46,15 @@ class _Given:
 
     @property
     def where(self) -> str:
-        return "the given ModelProto" if self.path is None else str(self.path)
+        if self.path is None:
+            return "the given ModelProto"
+        return str(self.path)
 
     @property
     def folder(self) -> Path | None:
-        return None if self.path is None else self.path.parent
+        if self.path is None:
+            return None
+        return self.path.parent
 
 
 def read(source: Any) -> ir.Model:

@@ -56,7 +56,10 @@ def _named(batch: Batch | Any, expected: Mapping[str, Any]) -> dict[str, Any]:
         batch = flat(batch, tuple(expected))
     if isinstance(batch, Mapping):
         return _by_name(batch, expected)
-    rows = batch if isinstance(batch, tuple | list) else (batch,)
+    if isinstance(batch, tuple | list):
+        rows = batch
+    else:
+        rows = (batch,)
     return _in_order(rows, expected)
 
 

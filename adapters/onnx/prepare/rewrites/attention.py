@@ -60,7 +60,10 @@ def simplify_masked_softmax(graph: ir.Graph) -> int:
     made: _Made = {}
     found = 0
     for node in list(graph):
-        guarded = _match(node) if is_standard(node, "Where") else None
+        if is_standard(node, "Where"):
+            guarded = _match(node)
+        else:
+            guarded = None
         if guarded is not None:
             _rewrite(graph, guarded, made)
             found += 1
@@ -69,7 +72,8 @@ def simplify_masked_softmax(graph: ir.Graph) -> int:
 
 def _match(where: ir.Node) -> _Guarded | None:
     test, replacement, probabilities = where.inputs[:3]
-    is_nan, softmax = producer_of(test), producer_of(probabilities)
+    is_nan = producer_of(test)
+    softmax = producer_of(probabilities)
     if probabilities is None or is_nan is None or softmax is None:
         return None
     if is_nan.op_type != "IsNaN" or is_nan.inputs[0] is not probabilities:
@@ -82,7 +86,8 @@ def _match(where: ir.Node) -> _Guarded | None:
     # The test and the guard read the probabilities; nobody else may.
     if len(probabilities.uses()) != 2:
         return None
-    masked, product = producer_at(softmax, 0), _sole_product(where.outputs[0])
+    masked = producer_at(softmax, 0)
+    product = _sole_product(where.outputs[0])
     if masked is None or masked.op_type != "Add" or product is None:
         return None
     index = _mask_index(masked)
@@ -139,7 +144,9 @@ def _sole_product(value: ir.Value) -> ir.Node | None:
     node, index = use
     if node.op_type != "MatMul" or index != 0:
         return None
-    return None if node.outputs[0].is_graph_output() else node
+    if node.outputs[0].is_graph_output():
+        return None
+    return node
 
 
 def _hides(value: ir.Value | None) -> bool | None:

@@ -28,7 +28,8 @@ def take_constant_branches(graph: ir.Graph) -> bool:
 
 def _splice(node: ir.Node) -> None:
     taken = "then_branch" if scalar(node.inputs[0]) else "else_branch"
-    body, around = node.attributes[taken].as_graph(), owner(node)
+    body = node.attributes[taken].as_graph()
+    around = owner(node)
     results = list(body.outputs)
     nodes = set(body)
     _move(body, node)
@@ -36,7 +37,10 @@ def _splice(node: ir.Node) -> None:
         # What the branch does not write itself, or puts out twice, needs a copy: a name can be
         # given once.
         is_own = result.producer() in nodes and results.count(result) == 1
-        new = result if is_own else _copied(node, result)
+        if is_own:
+            new = result
+        else:
+            new = _copied(node, result)
         name = old.name
         old.replace_all_uses_with(new, replace_graph_outputs=True)
         old.name = f"{name}_taken"

@@ -15,7 +15,8 @@ def bypass_identities(graph: ir.Graph) -> None:
     for node in list(graph):
         if node.op_type != "Identity" or node.domain != "":
             continue
-        source, result = node.inputs[0], node.outputs[0]
+        source = node.inputs[0]
+        result = node.outputs[0]
         if source is not None and not result.is_graph_output():
             result.replace_all_uses_with(source)
             graph.remove(node, safe=True)
@@ -23,7 +24,8 @@ def bypass_identities(graph: ir.Graph) -> None:
 
 def bypass_dropout(node: ir.Node) -> None:
     """Let whoever reads an inference-mode Dropout read its input."""
-    source, result = node.inputs[0], node.outputs[0]
+    source = node.inputs[0]
+    result = node.outputs[0]
     if source is None or result.is_graph_output() or _may_train(node):
         return
     # Who reads the mask needs the node.

@@ -55,7 +55,8 @@ def fold_affine(node: ir.Node) -> bool:
     index = next((i for i, v in enumerate(node.inputs) if is_constant(v)), None)
     if index is None or len(node.inputs) != 2:
         return False
-    held, x = constant(node.inputs[index]), node.inputs[1 - index]
+    held = constant(node.inputs[index])
+    x = node.inputs[1 - index]
     source = producer_of(x)
     weight = input_at(source, 1) if source is not None else None
     if held is None or weight is None or weight.shape is None:
@@ -118,7 +119,8 @@ class _Convolution:
 
 def _sole_convolution(node: ir.Node, x: ir.Value | None) -> _Convolution | None:
     """Return the convolution that writes ``x``, where ``node`` alone reads it."""
-    source, graph = producer_of(x), node.graph
+    source = producer_of(x)
+    graph = node.graph
     if not is_standard(source, "Conv", "ConvTranspose") or not isinstance(graph, ir.Graph):
         return None
     middle = source.outputs[0]
@@ -126,7 +128,10 @@ def _sole_convolution(node: ir.Node, x: ir.Value | None) -> _Convolution | None:
         return None
     given = input_at(source, 2)
     weight = constant(input_at(source, 1))
-    bias = constant(given) if given is not None else np.zeros((), np.float32)
+    if given is not None:
+        bias = constant(given)
+    else:
+        bias = np.zeros((), np.float32)
     if weight is None or bias is None:
         return None
     return _Convolution(source, graph, weight, bias)
@@ -150,7 +155,9 @@ def _absorb(node: ir.Node, x: ir.Value | None, factor: np.ndarray, shift: np.nda
     if factor.size not in (1, channels) or shift.size not in (1, channels):
         return False
     factor = np.broadcast_to(factor, channels)
-    source, graph, dtype = found.node, found.graph, found.weight.dtype
+    source = found.node
+    graph = found.graph
+    dtype = found.weight.dtype
     old = source.inputs[1]
     assert old is not None
     name = old.name or "weight"

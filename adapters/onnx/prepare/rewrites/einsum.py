@@ -80,9 +80,13 @@ def product_from_einsum(node: ir.Node, layouts: Layouts) -> None:
         return
     of_left, of_right, result = letters
     if is_constant(left):
-        x, weight, terms = right, left, _Terms(of_right, of_left, result)
+        x = right
+        weight = left
+        terms = _Terms(of_right, of_left, result)
     else:
-        x, weight, terms = left, right, _Terms(of_left, of_right, result)
+        x = left
+        weight = right
+        terms = _Terms(of_left, of_right, result)
     if not terms.are_a_product():
         return
     assert weight.const_value is not None
@@ -95,7 +99,9 @@ def product_from_einsum(node: ir.Node, layouts: Layouts) -> None:
 
 def _as_rows(node: ir.Node, x: ir.Value, terms: _Terms, lengths: Sequence[int]) -> ir.Value:
     """Bring the activation into the form (stacked, kept, summed as one axis)."""
-    stacked, kept, summed = terms.stacked, terms.kept, terms.summed
+    stacked = terms.stacked
+    kept = terms.kept
+    summed = terms.summed
     value = _turned(node, x, terms.x, stacked + kept + summed, "in")
     if len(summed) == 1:
         return value
@@ -116,7 +122,9 @@ def _as_result(node: ir.Node, product: ir.Value, terms: _Terms, lengths: Sequenc
 
 def _as_matrices(node: ir.Node, weight: ir.Value, terms: _Terms, layouts: Layouts) -> ir.Value:
     """Return the constant with its summed letters as rows and its own as columns."""
-    stacked, summed, columns = terms.stacked, terms.summed, terms.columns
+    stacked = terms.stacked
+    summed = terms.summed
+    columns = terms.columns
     order = [terms.weight.index(n) for n in (*stacked, *summed, *columns)]
     first_row = len(stacked)
     first_column = first_row + len(summed)

@@ -48,7 +48,9 @@ def _swap_behind(product: ir.Node) -> ir.Node | None:
     if len(uses) != 1:
         return None
     user, _ = uses[0]
-    return user if user.op_type == "Transpose" else None
+    if user.op_type == "Transpose":
+        return user
+    return None
 
 
 def _take_back(result: ir.Value, old: ir.Value) -> None:

@@ -34,14 +34,19 @@ def pool_from_mean(node: ir.Node) -> None:
 
 def _pooled_image(mean: ir.Node, *, keeps_axes: bool) -> ir.Value | None:
     """Return the image, channels first, whose spatial axes a mean is over; None for other means."""
-    x, axes = mean.inputs[0], _axes(mean)
+    x = mean.inputs[0]
+    axes = _axes(mean)
     if x is None or axes is None or rank_of(x) != 4:
         return None
     reduced = sorted(axis % 4 for axis in axes)
     turn = x.producer()
     if not keeps_axes and turn is not None and ints_of(turn, "perm") == _CHANNELS_LAST:
-        return turn.inputs[0] if reduced == [1, 2] else None
-    return x if reduced == [2, 3] else None
+        if reduced == [1, 2]:
+            return turn.inputs[0]
+        return None
+    if reduced == [2, 3]:
+        return x
+    return None
 
 
 def _axes(mean: ir.Node) -> list[int] | None:
@@ -50,4 +55,6 @@ def _axes(mean: ir.Node) -> list[int] | None:
         return given
     # From opset 18 on the axes are an input.
     axes = constant(input_at(mean, 1))
-    return [int(axis) for axis in axes.ravel()] if axes is not None else None
+    if axes is None:
+        return None
+    return [int(axis) for axis in axes.ravel()]

@@ -29,7 +29,8 @@ def plain_gemm(node: ir.Node, layouts: Layouts) -> None:
 
     A Gemm whose right side is no constant becomes MatMul, with Mul and Add where it needs them.
     """
-    a, b = node.inputs[0], node.inputs[1]
+    a = node.inputs[0]
+    b = node.inputs[1]
     if a is None or b is None:
         return
     if int_of(node, "transA", 0) == 1:
@@ -64,7 +65,9 @@ class _Addend:
     @classmethod
     def of(cls, gemm: ir.Node) -> _Addend | None:
         value = input_at(gemm, 2)
-        return None if value is None else cls(gemm, value, float_of(gemm, "beta", 1.0))
+        if value is None:
+            return None
+        return cls(gemm, value, float_of(gemm, "beta", 1.0))
 
     def is_vector_of(self, columns: int) -> bool:
         """True for a constant of one number, or one per column."""
@@ -110,7 +113,9 @@ def _times(node: ir.Node, value: ir.Value, name: str, like: ir.Value) -> ir.Valu
 
 
 def _number(node: ir.Node, like: ir.Value, tag: str, number: float) -> ir.Value:
-    dtype = like.dtype.numpy() if like.dtype is not None else np.float32
+    dtype = np.dtype(np.float32)
+    if like.dtype is not None:
+        dtype = like.dtype.numpy()
     return add_initializer(owner(node), f"{node.name}_{tag}", np.asarray(number, dtype))
 
 
@@ -150,7 +155,8 @@ def matrix_on_the_right(node: ir.Node, layouts: Layouts) -> None:
 
     W is a matrix, or a stack of matrices where the constant is one.
     """
-    left, right = node.inputs[0], node.inputs[1]
+    left = node.inputs[0]
+    right = node.inputs[1]
     if left is None or right is None or is_constant(left) == is_constant(right):
         return
     is_on_the_left = is_constant(left)

@@ -19,7 +19,8 @@ def rows_of_table(node: ir.Node, layouts: Layouts) -> None:
 
     The rest is a Reshape and a Transpose.
     """
-    table, indices = node.inputs[0], node.inputs[1]
+    table = node.inputs[0]
+    indices = node.inputs[1]
     rank = rank_of(indices)
     if table is None or rank is None or is_constant(indices):
         return

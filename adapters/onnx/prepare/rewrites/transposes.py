@@ -37,7 +37,10 @@ def swap_last_axes(graph: ir.Graph) -> int:
     """
     found = 0
     for node in list(graph):
-        source = _swapped(node) if is_standard(node, "Reshape") else None
+        if is_standard(node, "Reshape"):
+            source = _swapped(node)
+        else:
+            source = None
         if source is not None:
             _rewrite(graph, node, source)
             found += 1
@@ -56,12 +59,15 @@ def _swapped(last: ir.Node) -> ir.Value | None:
     rank = rank_of(source)
     if source is None or rank is None or rank < 3:
         return None
-    flat, full = _dims(first.inputs[1], source), _dims(last.inputs[1], source)
+    flat = _dims(first.inputs[1], source)
+    full = _dims(last.inputs[1], source)
     own = _own_dims(source)
     *leading, rows, columns = own
     if full != [*leading, columns, rows] or flat is None or flat[1:] != [rows, columns]:
         return None
-    return source if _is_product(flat[0], leading) else None
+    if not _is_product(flat[0], leading):
+        return None
+    return source
 
 
 def _is_product(length: _Dim, leading: list[_Dim]) -> bool:
@@ -78,7 +84,10 @@ def _rewrite(graph: ir.Graph, last: ir.Node, source: ir.Value) -> None:
     read: ir.Value | None = source
     order = swap_last(rank)
     before = producer_of(source)
-    inner = ints_of(before, "perm") if is_standard(before, "Transpose") else None
+    if is_standard(before, "Transpose"):
+        inner = ints_of(before, "perm")
+    else:
+        inner = None
     if before is not None and inner is not None:
         # Two permutations, one after the other, are one.
         read = before.inputs[0]
