@@ -95,12 +95,14 @@ class CodesEditor(Editor):
                 f"op {site.name!r} is static, but its input "
                 f"{site.op.inputs[position]!r} has no parameters; calibrate it"
             )
-        if flowing is not None and flowing.codes.dtype == dtype_of(params.spec.dtype):
+        wanted = dtype_of(params.spec.dtype)
+        if flowing is not None and flowing.codes.dtype == wanted:
             return flowing
         key = (name, codes_key(params))
         if key not in self.at_edge:
             # Codes of another type may flow here (signed, unsigned): this consumer gets its own.
-            self.at_edge[key] = self._pair(self.current(name), params)
+            value = self.current(name)
+            self.at_edge[key] = self._pair(value, params)
         return self.at_edge[key]
 
     def pair_domain(self, dtype: ir.DataType) -> str:
@@ -124,7 +126,8 @@ class CodesEditor(Editor):
         # A value with a pair of another type already gets a second one under another name.
         suffix = ""
         if f"{name}_quantized" in self.values:
-            suffix = f"_{len(self.at_edge) + len(self.flowing)}"
+            pairs = len(self.at_edge) + len(self.flowing)
+            suffix = f"_{pairs}"
         named = f"{name}_QuantizeLinear{suffix}"
         quantize = ir.node("QuantizeLinear", [value, scale, zero], domain=domain, name=named)
         codes = quantize.outputs[0]

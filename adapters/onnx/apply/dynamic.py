@@ -28,8 +28,10 @@ def _write_convolution(e: CodesEditor, site: Site, params: OpParameters) -> Emit
     """Write ``y = Cast(ConvInteger(x, w)) * (x_scale * w_scale) + bias``."""
     x = e.dynamic_activation(site)
     product = _product(e, site, params, x)
-    cast = ir.node("Cast", [product.outputs[0]], {"to": ir.DataType.FLOAT.value})
-    factor = ir.node("Mul", [x.scale, _weight_scale(e, site, params)])
+    to_float = {"to": ir.DataType.FLOAT.value}
+    cast = ir.node("Cast", [product.outputs[0]], to_float)
+    weight_scale = _weight_scale(e, site, params)
+    factor = ir.node("Mul", [x.scale, weight_scale])
     scaled = ir.node("Mul", [cast.outputs[0], factor.outputs[0]])
     nodes = [product, cast, factor, scaled]
     bias = e.bias(site, params)

@@ -47,7 +47,8 @@ def emit(
     islands = Islands(editor)
     emitted: dict[str, Emitted] = {}
     for name, given in parameters.items():
-        emitted[name] = _write(editor, islands, sites.sites[name], given)
+        site = sites.sites[name]
+        emitted[name] = _write(editor, islands, site, given)
     # Which islands touch is known once all are written.
     islands.join()
     return finish(editor, emitted), emitted

@@ -120,7 +120,9 @@ def _carriers(value: ir.Value) -> list[ir.Node]:
 
 def _is_put_out(value: ir.Value) -> bool:
     """True if the model puts a value out, or what carriers make of it."""
-    return value.is_graph_output() or any(_is_put_out(moved) for moved in _moved(value))
+    if value.is_graph_output():
+        return True
+    return any(_is_put_out(moved) for moved in _moved(value))
 
 
 def _leaves(value: ir.Value) -> int:

@@ -75,7 +75,8 @@ class Islands:
             return
         assert params.weight is not None
         dtype = HALVES[params.weight.params.spec.dtype]
-        value = e.initializer(f"{site.name}_bias", tensor(bias, dtype, "bias"))
+        held = tensor(bias, dtype, "bias")
+        value = e.initializer(f"{site.name}_bias", held)
         if before is main:
             replace_input(main, 2, value)
             return
@@ -87,8 +88,10 @@ class Islands:
         if key not in self._narrow:
             value = self._editor.current(name)
             half = dtype.name.lower()
-            node = ir.node("Cast", [value], {"to": dtype.value}, name=f"{name}_to_{half}")
-            declare(node.outputs[0], f"{name}_{half}", dtype, value.shape)
+            to_half = {"to": dtype.value}
+            node = ir.node("Cast", [value], to_half, name=f"{name}_to_{half}")
+            result = node.outputs[0]
+            declare(result, f"{name}_{half}", dtype, value.shape)
             self._editor.after(value, [node])
             self._narrow[key] = node
         return self._narrow[key].outputs[0]

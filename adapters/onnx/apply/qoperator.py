@@ -71,7 +71,8 @@ def to_operators(model: ir.Model, ops: Iterable[str]) -> dict[str, str]:
     nodes = {node.name or "": node for node in walk(graph)}
     for name in ops:
         node = nodes[name]
-        if node.domain != MS and not _write(owner(node), node):
+        is_written = node.domain == MS or _write(owner(node), node)
+        if not is_written:
             kept[name] = (
                 f"ONNX Runtime has no QOperator form of this {node.op_type}: "
                 "QuantizeLinear and DequantizeLinear stay around it"
@@ -165,7 +166,8 @@ def _begins_at_zero(quantizer: ir.Node) -> bool:
     if zero is None or zero.const_value is None:
         return False
     held = zero.const_value.numpy()
-    return bool(np.all(held == np.iinfo(held.dtype).min))
+    lowest = np.iinfo(held.dtype).min
+    return bool(np.all(held == lowest))
 
 
 def _product(
@@ -179,10 +181,11 @@ def _product(
         ends = result.pair()
     else:
         ends = []
+    factors = a.triple() + b.triple()
     if node.op_type == "Gemm":
-        return _gemm(node, given, [*a.triple(), *b.triple()], ends)
+        return _gemm(node, given, factors, ends)
     if ends:
-        return ir.node("QLinearMatMul", [*a.triple(), *b.triple(), *ends])
+        return ir.node("QLinearMatMul", factors + ends)
     inputs = [a.codes, b.codes, a.scale, b.scale, a.zero, b.zero]
     return ir.node("MatMulIntegerToFloat", inputs, domain=MS)
 
@@ -200,13 +203,14 @@ def _gemm(
             return None
         bias = given[2].codes
     inputs = without_trailing_gaps([*factors, bias, *ends])
-    kept = [node.attributes[k] for k in ("alpha", "transA", "transB") if k in node.attributes]
+    names = ("alpha", "transA", "transB")
+    kept = [node.attributes[name] for name in names if name in node.attributes]
     return ir.Node(MS, "QGemm", inputs, kept)
 
 
 def _convolution(node: ir.Node, given: Sequence[_Operand], result: _Result) -> ir.Node | None:
     x, weight, *bias = given
-    inputs = [*x.triple(), *weight.triple(), *result.pair()]
+    inputs = x.triple() + weight.triple() + result.pair()
     inputs += [operand.codes for operand in bias]
     return ir.Node("", "QLinearConv", inputs, list(node.attributes.values()))
 
@@ -221,7 +225,8 @@ def _elementwise(node: ir.Node, given: Sequence[_Operand], result: _Result) -> i
         # Softmax over an axis means something else before opset 13; the kernel asks which.
         opset = owner(node).opset_imports[""]
         attributes.append(ir.AttrInt64("opset", opset))
-    return ir.Node(MS, f"QLinear{node.op_type}", inputs + result.pair(), attributes)
+    inputs += result.pair()
+    return ir.Node(MS, f"QLinear{node.op_type}", inputs, attributes)
 
 
 def _concat(node: ir.Node, given: Sequence[_Operand], result: _Result) -> ir.Node | None:

@@ -42,7 +42,8 @@ def rescale(
     Raises:
         SchemeError: If a group is unknown or cannot take its factors.
     """
-    streams = {s.group().name: s for s in find_streams(sites.outside)}
+    found = find_streams(sites.outside)
+    streams = {stream.group().name: stream for stream in found}
     clone = model.clone()
     editor = _Editor(clone.graph)
     for group, change in channel_maps(groups, factors):
@@ -96,7 +97,8 @@ class _Editor:
         value = self._graph.initializers[name]
         assert value.const_value is not None
         old = value.const_value.numpy()
-        changed = np.ascontiguousarray(array).astype(old.dtype).reshape(old.shape)
+        changed = np.ascontiguousarray(array).astype(old.dtype)
+        changed = changed.reshape(old.shape)
         value.const_value = ir.Tensor(changed, name=name)
 
     def _replace_rows(self, name: str, axis: int, rows: np.ndarray) -> None:
@@ -121,7 +123,8 @@ class _Editor:
     def _add_behind(self, node: ir.Node, held: ir.Value, name: str) -> None:
         """Add a constant to a product, for all who read it."""
         product = node.outputs[0]
-        add = ir.node("Add", [product, held], name=self._steps.unique(name))
+        free = self._steps.unique(name)
+        add = ir.node("Add", [product, held], name=free)
         result = add.outputs[0]
         old = product.name or ""
         result.type = product.type
@@ -137,7 +140,8 @@ class _Editor:
         name, axis, old = self._weight(site)
         bias = self._bias(site)
         if site.kind == "linear":
-            rows, moved = change.writer(old if axis == 0 else old.T, bias)
+            rows = old if axis == 0 else old.T
+            rows, moved = change.writer(rows, bias)
             self._replace_rows(name, axis, rows)
             if moved is not None:
                 self._set_bias(site, moved)
@@ -162,7 +166,8 @@ class _Editor:
                 self._set_bias(site, bias)
             return
         groups = int(str(site.op.attributes.get("groups", 1)))
-        self._replace(name, np.asarray(change.grouped_reader(old, groups)))
+        changed = change.grouped_reader(old, groups)
+        self._replace(name, np.asarray(changed))
 
     def change_norm(self, producer: Site, group: Group, change: ChannelMap) -> None:
         """Let a norm write the changed value.

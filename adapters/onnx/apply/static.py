@@ -60,7 +60,8 @@ def _write_bias(
     # The scale is the producer's, where its codes flow here.
     scale = e.activation(site, 0, params.inputs[0]).scale.const_value
     assert scale is not None
-    codes, bias_scale, weight = bias_tensors(bias, weight, float(scale.numpy()))
+    x_scale = float(scale.numpy())
+    codes, bias_scale, weight = bias_tensors(bias, weight, x_scale)
     dequantized = _dequantized_bias(e, site, codes, bias_scale)
     replace_input(e.nodes[site.name], 2, dequantized)
     return weight
@@ -77,7 +78,8 @@ def _correct_added_bias(e: CodesEditor, site: Site, bias: np.ndarray) -> None:
     for user, index in tuple(e.values[site.bias].uses()):
         if product in user.inputs:
             corrected = tensor(bias, ir.DataType.FLOAT, "bias")
-            user.replace_input_with(index, e.initializer(f"{site.bias}_corrected", corrected))
+            held = e.initializer(f"{site.bias}_corrected", corrected)
+            user.replace_input_with(index, held)
 
 
 def _dequantized_weight(e: CodesEditor, site: Site, weight: QuantizedTensor) -> ir.Value:

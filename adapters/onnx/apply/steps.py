@@ -39,9 +39,11 @@ class StepWriter:
         steps = change.steps(group.channels, np.empty(0, np.float32))
         y = value
         if steps.shift is not None:
-            y = self._step("Sub", [y, np.asarray(steps.shift)], value)
+            shift = np.asarray(steps.shift)
+            y = self._step("Sub", [y, shift], value)
         if steps.factor is not None:
-            y = self._step("Mul", [y, np.asarray(steps.factor)], value)
+            factor = np.asarray(steps.factor)
+            y = self._step("Mul", [y, factor], value)
         if steps.left is not None and steps.right is not None:
             left = np.asarray(steps.left)
             right = np.asarray(steps.right)
@@ -68,9 +70,11 @@ class StepWriter:
         """Bring a value that was scaled and shifted back to what it was."""
         restored = changed
         if change.scale is not None:
-            restored = self._step("Mul", [restored, np.asarray(change.scale)], changed)
+            scale = np.asarray(change.scale)
+            restored = self._step("Mul", [restored, scale], changed)
         if change.shift is not None:
-            restored = self._step("Add", [restored, np.asarray(change.shift)], changed)
+            shift = np.asarray(change.shift)
+            restored = self._step("Add", [restored, shift], changed)
         return restored
 
     def _step(

@@ -35,8 +35,9 @@ def carries(node: ir.Node) -> bool:
     moved = node.inputs[0]
     if moved is None or is_constant(moved) or is_non_float(moved):
         return False
-    if any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
-        return False
+    for output in node.outputs[1:]:
+        if output.uses() or output.is_graph_output():
+            return False
     return node.op_type != "Resize" or _repeats(node)
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
+from octavo.adapters.onnx.prepare.patterns import input_at
 from octavo.adapters.onnx.prepare.provenance import held, sources
 from octavo.adapters.onnx.prepare.scopes import bodies
 from octavo.core.values.graph import HeldWeight
@@ -36,7 +37,8 @@ def census(graph: ir.Graph) -> tuple[HeldWeight, ...]:
     found: dict[str, HeldWeight] = {}
     for node, value in _reads(graph):
         for weight in _counted(node, value):
-            found.setdefault(weight.name, replace(weight, reason=_reason(node, value)))
+            reason = _reason(node, value)
+            found.setdefault(weight.name, replace(weight, reason=reason))
     return tuple(found.values())
 
 
@@ -99,7 +101,7 @@ def _reason(node: ir.Node | None, value: ir.Value) -> str:
     if node is None:
         return "it is an output of the model as it is"
     bias_at = _BIAS.get(node.op_type)
-    if bias_at is not None and bias_at < len(node.inputs) and node.inputs[bias_at] is value:
+    if bias_at is not None and input_at(node, bias_at) is value:
         return "a bias stays float"
     if node.op_type == "QuantizeLinear":
         return "the model itself quantizes it at run time (QuantizeLinear), and stores it in float"

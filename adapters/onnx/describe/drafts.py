@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from octavo.adapters.onnx.prepare.already_quantized import ALREADY
+from octavo.adapters.onnx.prepare.patterns import name_of
 from octavo.adapters.onnx.prepare.provenance import dtype_name, sources
 from octavo.core.values.graph import Attribute, Op, Weight
 
@@ -56,7 +57,8 @@ class Draft:
             last = self.last
         else:
             last = node
-        read = [v for i in self.inputs if (v := node.inputs[i]) is not None]
+        given = [node.inputs[index] for index in self.inputs]
+        read = [value for value in given if value is not None]
         weight = None
         if self.weight is not None:
             weight = _weight(node.inputs[self.weight], self.channel_axis)
@@ -70,8 +72,8 @@ class Draft:
         op = Op(
             name=node.name or "",
             type=self.kind,
-            inputs=tuple(v.name or "" for v in read),
-            outputs=(last.outputs[0].name or "",),
+            inputs=tuple(map(name_of, read)),
+            outputs=(name_of(last.outputs[0]),),
             weight=weight,
             bias=bias,
             macs=_macs(node, self.kind, weight),
@@ -79,7 +81,7 @@ class Draft:
             out_of_reach=self._refusal(),
             further=tuple(_weight(node.inputs[i], self.channel_axis) for i in self.further),
         )
-        roots = tuple(root(v).name or "" for v in read)
+        roots = tuple(name_of(root(value)) for value in read)
         return Site(op, node, last, self.inputs, roots, self.weight, bias, self.activation)
 
     def _refusal(self) -> str:
@@ -96,7 +98,8 @@ def _weight(held: ir.Value | None, channel_axis: int) -> Weight:
     tensor = held.const_value
     shape = tuple(tensor.shape.numpy())
     made_of = tuple(source.name for source in sources(held) or ())
-    return Weight(held.name or "", shape, dtype_name(tensor.dtype), channel_axis, made_of=made_of)
+    dtype = dtype_name(tensor.dtype)
+    return Weight(name_of(held), shape, dtype, channel_axis, made_of=made_of)
 
 
 def _macs(node: ir.Node, kind: str, weight: Weight | None) -> int | None:

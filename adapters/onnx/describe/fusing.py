@@ -24,7 +24,10 @@ def fuse_activation(last: ir.Node, fused: set[ir.Node]) -> tuple[ir.Node, str]:
     """Take in a Relu or Clip that alone reads a node; return the last node and the activation."""
     for op_type in ("Relu", "Clip"):
         node = only_reader(last.outputs[0], op_type)
-        if node is not None and all(v is None or is_constant(v) for v in node.inputs[1:]):
+        if node is None:
+            continue
+        limits = node.inputs[1:]
+        if all(value is None or is_constant(value) for value in limits):
             fused.add(node)
             return node, op_type.lower()
     return last, ""

@@ -117,7 +117,8 @@ def _norm_width(node: ir.Node) -> int:
     parameters = [v for v in node.inputs[1:] if v is not None]
     if not parameters or not all(_is_vector(v) for v in parameters):
         return 0
-    if not _is_over_last_axis(node) or any(output.uses() for output in node.outputs[1:]):
+    has_statistics = any(output.uses() for output in node.outputs[1:])
+    if has_statistics or not _is_over_last_axis(node):
         return 0
     held = parameters[0].const_value
     if held is None:

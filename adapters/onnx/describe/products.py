@@ -110,13 +110,18 @@ def _why_gemm_not_linear(node: ir.Node, bias: ir.Value | None, channel_axis: int
 
 def einsum_site(node: ir.Node) -> Site | None:
     """Describe an Einsum that is no product with a matrix; those are MatMul by now."""
-    constants = [i for i, v in enumerate(node.inputs) if is_constant(v) and is_float(v)]
-    acts = tuple(i for i in range(len(node.inputs)) if i not in constants)
+    acts: list[int] = []
+    weights: list[int] = []
+    for index, value in enumerate(node.inputs):
+        if not is_constant(value) or not is_float(value):
+            acts.append(index)
+        elif _is_weight(value):
+            weights.append(index)
     if not acts:
         return None
-    weight = next((i for i in constants if _is_weight(node.inputs[i])), None)
+    weight = weights[0] if weights else None
     why = "its equation is no product of an activation and a constant matrix"
-    return Draft(node, "einsum", acts, weight=weight, why=why).site()
+    return Draft(node, "einsum", tuple(acts), weight=weight, why=why).site()
 
 
 def _is_weight(value: ir.Value | None) -> bool:

@@ -153,7 +153,8 @@ def _embedding(node: ir.Node) -> Site | None:
     indices = node.inputs[1]
     if in_pairs(node, (0,)):
         return Draft(node, "embedding", (), why=IN_PAIRS).site()
-    if table is None or not is_constant(table) or is_constant(indices) or not is_float(table):
+    is_table = is_constant(table) and is_float(table)
+    if not is_table or is_constant(indices):
         return None
     rank = rank_of(table) or 0
     if rank < 2:

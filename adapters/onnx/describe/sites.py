@@ -35,7 +35,8 @@ class Sites:
     @cached_property
     def outside(self) -> Mapping[str, Site]:
         """The sites that stand in no body of If, Loop or Scan."""
-        return {name: site for name, site in self.sites.items() if site.node.graph is self.graph}
+        sites = self.sites.items()
+        return {name: site for name, site in sites if site.node.graph is self.graph}
 
     @cached_property
     def view(self) -> ModelView:
@@ -78,7 +79,8 @@ def _note_shared_weights(sites: dict[str, Site]) -> None:
             assert op.weight is not None
             others = tuple(n for n in names if n != name)
             weight = replace(op.weight, shared_with=others)
-            sites[name] = replace(sites[name], op=replace(op, weight=weight))
+            sharing = replace(op, weight=weight)
+            sites[name] = replace(sites[name], op=sharing)
 
 
 def _input_info(value: ir.Value) -> InputInfo:

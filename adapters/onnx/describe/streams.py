@@ -43,7 +43,8 @@ class Stream:
         first = self.writers[0]
         members = tuple(dict.fromkeys(r.name for r in self.readers))
         value = self.readers[0].op.inputs[0]
-        is_direct = len(self.values) == 1 and not first.activation and first.kind == "linear"
+        is_plain = first.kind == "linear" and not first.activation
+        is_direct = is_plain and len(self.values) == 1
         # Linear readers of one value can take shifts and rotations, in their producer or by nodes
         # of their own before their products.
         are_linear = all(r.kind == "linear" for r in self.readers)
@@ -71,7 +72,8 @@ def find_streams(sites: Mapping[str, Site]) -> tuple[Stream, ...]:
     for name, site in sites.items():
         if name in taken or site.kind not in ("conv", "linear"):
             continue
-        stream = _Walk(site.kind, by_last, by_node).follow(site.last.outputs[0])
+        walk = _Walk(site.kind, by_last, by_node)
+        stream = walk.follow(site.last.outputs[0])
         if stream is not None:
             found.append(stream)
             taken.update(w.name for w in stream.writers)
@@ -105,8 +107,10 @@ class _Walk:
             if before is None or after is None:
                 return None
             pending += [*before, *after]
-        weights = [w.op.weight for w in stream.writers if w.op.weight is not None]
-        widths = {weight.shape[weight.channel_axis] for weight in weights}
+        widths = set()
+        for writer in stream.writers:
+            weight = writer.held
+            widths.add(weight.shape[weight.channel_axis])
         if len(widths) != 1 or not stream.readers:
             return None
         stream.channels = widths.pop()
@@ -161,7 +165,9 @@ class _Walk:
 
     def _can_read(self, site: Site, *, is_pooled: bool) -> bool:
         """True for ops of the stream's own type, and for linear ones behind a global pooling."""
-        return takes(site, (self.kind,)) or (is_pooled and takes(site, ("linear",)))
+        if takes(site, (self.kind,)):
+            return True
+        return is_pooled and takes(site, ("linear",))
 
     def _passes(self, node: ir.Node) -> bool:
         """True for ops that keep channels apart and commute with positive factors."""
@@ -184,7 +190,8 @@ def _keeps_factors(site: Site) -> bool:
 
 
 def _is_sum(site: Site) -> bool:
-    return site.kind == "add" and len(site.inputs) == 2 and _keeps_factors(site)
+    is_of_two = site.kind == "add" and len(site.inputs) == 2
+    return is_of_two and _keeps_factors(site)
 
 
 def _can_write(site: Site) -> bool:

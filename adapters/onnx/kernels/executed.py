@@ -71,7 +71,8 @@ def _plain_name(node: onnx.NodeProto) -> str:
 
 def _runs_in_half(node: onnx.NodeProto) -> bool:
     """True if a node has no Cast of ONNX Runtime's own making around it."""
-    return not any(name.startswith(_INSERTED) for name in (*node.input, *node.output))
+    around = (*node.input, *node.output)
+    return not any(name.startswith(_INSERTED) for name in around)
 
 
 def given_codes(nodes: Sequence[onnx.NodeProto], wanted: Collection[str | None]) -> frozenset[str]:
@@ -86,7 +87,9 @@ def given_codes(nodes: Sequence[onnx.NodeProto], wanted: Collection[str | None])
     found = set()
     for node in nodes:
         name = _plain_name(node)
-        if name in wanted and node.input and _is_codes(makers, node.input[0], wanted):
+        if name not in wanted or not node.input:
+            continue
+        if _is_codes(makers, node.input[0], wanted):
             found.add(name)
     return frozenset(found)
 

@@ -67,11 +67,15 @@ class ExecutedLedger(Mapping[str, Applied]):
 
         Those that it left out altogether are not among them.
         """
-        if all(given.scheme.is_float for given in self._decided.parameters.values()):
+        decided = self._decided
+        if all(given.scheme.is_float for given in decided.parameters.values()):
             return frozenset()
-        sites = self._decided.sites.items()
-        carriers = {site.node.name: name for name, site in sites if carries(site.node)}
-        return frozenset(carriers[n] for n in given_codes(self.compiled.nodes, carriers))
+        carriers = {}
+        for name, site in decided.sites.items():
+            if carries(site.node):
+                carriers[site.node.name] = name
+        moving = given_codes(self.compiled.nodes, carriers)
+        return frozenset(carriers[node] for node in moving)
 
     def __getitem__(self, name: str) -> Applied:
         site = self._decided.sites[name]

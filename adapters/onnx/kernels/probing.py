@@ -121,7 +121,8 @@ class Probe:
         compiled, answer = ran
         bits = scheme.weight.bits if scheme.weight else 8
         error = np.linalg.norm(answer - self.expected)
-        if error > _LARGEST_ERROR[bits] * np.linalg.norm(self.expected):
+        largest = _LARGEST_ERROR[bits] * np.linalg.norm(self.expected)
+        if error > largest:
             return None
         is_symmetric = scheme.output is not None and scheme.output.symmetric
         fused = low_precision_kernels(compiled.nodes, emitted)
@@ -209,7 +210,8 @@ def _one_op(
 ) -> ir.Model:
     inputs, held, names = [], [], []
     for i, shape in enumerate(activations):
-        inputs.append(helper.make_tensor_value_info(f"x{i}", TensorProto.FLOAT, shape))
+        declared = helper.make_tensor_value_info(f"x{i}", TensorProto.FLOAT, shape)
+        inputs.append(declared)
         names.append(f"x{i}")
     for i, array in enumerate(constants):
         held.append(numpy_helper.from_array(array, f"c{i}"))
@@ -236,14 +238,16 @@ def _round(model: ir.Model, name: str, spec: QuantSpec, axis: int) -> QuantizedT
     array = held.numpy()
     if spec.dtype in HALVES:
         plain = QuantParams(np.float32(1), np.int32(0), spec)
-        return QuantizedTensor(array.astype(HALVES[spec.dtype].numpy()), plain)
+        half = HALVES[spec.dtype].numpy()
+        return QuantizedTensor(array.astype(half), plain)
     matrix = to_matrix(array, axis)
     low, high = ranges(matrix, spec)
     # In a matrix a row is a channel; in the weight the channels lie along its own axis.
     row_axis = None if spec.granularity == "tensor" else 0
     params = affine_params(low, high, spec, row_axis)
     codes = from_matrix(quantize(matrix, params), array.shape, axis)
-    codes = codes.astype(np.uint8 if spec.dtype.startswith("u") else np.int8)
+    is_unsigned = spec.dtype.startswith("u")
+    codes = codes.astype(np.uint8 if is_unsigned else np.int8)
     if params.axis is not None:
         params = replace(params, axis=axis)
     return QuantizedTensor(codes, params)

@@ -125,7 +125,8 @@ def _widen(node: ir.Node, at: int, zero_at: int, made: dict[ir.Value, ir.Value])
             made[value] = _unsigned(value)
     node.resize_inputs(max(len(node.inputs), zero_at + 1))
     node.replace_input_with(at, made[weight])
-    node.replace_input_with(zero_at, _middle(weight) if zero is None else made[zero])
+    moved = _middle(weight) if zero is None else made[zero]
+    node.replace_input_with(zero_at, moved)
     return True
 
 
@@ -136,7 +137,9 @@ def _out_of_reach(value: ir.Value) -> bool:
     codes = tensor.numpy()
     if codes.ndim < 2 or codes.size == 0:
         return False
-    return int(codes.min()) < -REACH or int(codes.max()) > REACH
+    lowest = int(codes.min())
+    highest = int(codes.max())
+    return lowest < -REACH or highest > REACH
 
 
 def _middle(weight: ir.Value) -> ir.Value:

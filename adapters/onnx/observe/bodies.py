@@ -171,7 +171,8 @@ class Replay:
         given = {i.name: known[i.name] for i in session.get_inputs()}
         found = dict(zip(names, session.run(names, given), strict=True))
         arrays = [array for array in found.values() if isinstance(array, np.ndarray)]
-        self.held = max(self.held, sum(array.nbytes for array in arrays))
+        size = sum(array.nbytes for array in arrays)
+        self.held = max(self.held, size)
         everything = {**known, **found}
         for name in region.wanted:
             self._sink(name, everything[name])

@@ -42,8 +42,10 @@ def cuts(model: ir.Model) -> list[Cut]:
     """
     nodes = list(model.graph)
     # Nodes are told apart by their names.
-    are_named = len({node.name for node in nodes}) == len(nodes)
-    if not are_named or model.functions or any(has_bodies(node) for node in nodes):
+    names = {node.name for node in nodes}
+    if len(names) < len(nodes) or model.functions:
+        return []
+    if any(has_bodies(node) for node in nodes):
         return []
     found = _narrow_places(nodes)
     # The middle says how narrow a place must be: the ends may be narrower than any place between.
@@ -93,4 +95,5 @@ def _last_reads(nodes: Sequence[ir.Node]) -> dict[ir.Value, int]:
 
 
 def _can_be_an_input(value: ir.Value) -> bool:
-    return bool(value.name) and value.type is not None and not value.is_graph_output()
+    is_declared = bool(value.name) and value.type is not None
+    return is_declared and not value.is_graph_output()

@@ -65,7 +65,8 @@ def parts_session(
     present = {v.name for v in clone.graph.outputs}
     for name in names:
         if sizes:
-            clone.graph.outputs.append(_size_of(values[name], clone.graph))
+            size = _size_of(values[name], clone.graph)
+            clone.graph.outputs.append(size)
         elif name not in present:
             clone.graph.outputs.append(values[name])
     return compile_model(clone, config, lean=True).session

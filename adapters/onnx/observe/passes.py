@@ -85,7 +85,8 @@ class _Run:
         self._inputs = [name for name in values if name in inputs]
         self._wanted = _without(self._region.wanted, inputs)
         # What bodies read comes out of the same run, and is kept until they have been carried out.
-        self._kept = _without((name_of(v) for v in self._region.needed), inputs)
+        needed = [name_of(value) for value in self._region.needed]
+        self._kept = _without(needed, inputs)
         self._replay = Replay(model, config, sink)
         self._parts: list[Part] | None = None
         self.seen = Observed(values=len(frozenset(values) - inputs))
@@ -111,7 +112,8 @@ class _Run:
         if not part.names:
             return
         arrays = part.session.run(part.names, given)
-        held = sum(array.nbytes for array in arrays if isinstance(array, np.ndarray))
+        sizes = [array.nbytes for array in arrays if isinstance(array, np.ndarray)]
+        held = sum(sizes)
         is_most = held > max(self._bound, self.seen.held)
         if is_most and len(part.names) == 1:
             self._warn_of_size(part.names[0], held)

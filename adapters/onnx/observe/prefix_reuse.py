@@ -137,7 +137,8 @@ class Reuse:
         wanted = [i.name for i in session.get_inputs()]
         known, _ = self._recorded
         for arrays in known:
-            yield tuple(session.run(None, {name: arrays[name] for name in wanted}))
+            given = {name: arrays[name] for name in wanted}
+            yield tuple(session.run(None, given))
 
     def _after(self, cut: Cut, model: ir.Model) -> ort.InferenceSession | None:
         """Return a session for a model's nodes after a cut.
@@ -147,7 +148,8 @@ class Reuse:
         before = {name for name, _ in self._nodes[: cut.at]}
         nodes = [node for node in model.graph if node.name not in before]
         read = captured(nodes)
-        passing = {*cut.passing, *(v.name for v in model.graph.inputs)}
+        passing = {value.name for value in model.graph.inputs}
+        passing.update(cut.passing)
         if any(value.name not in passing for value in read):
             return None
         outputs = model.graph.outputs
@@ -170,7 +172,8 @@ def _signature(node: ir.Node) -> tuple[Any, ...]:
         held = attribute.value
         is_tensor = isinstance(held, ir.TensorProtocol)
         settings.append((name, id(held) if is_tensor else held))
-    return node.domain, node.op_type, inputs, outputs, tuple(sorted(settings))
+    settings.sort()
+    return node.domain, node.op_type, inputs, outputs, tuple(settings)
 
 
 def _identity(value: ir.Value | None) -> tuple[str | None, int | None] | None:

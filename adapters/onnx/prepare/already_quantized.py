@@ -112,7 +112,7 @@ def _stands_between(node: ir.Node) -> bool:
     if any(_is_float_weight(v) for v in given):
         return False
     read = [v for v in given if not v.is_initializer()]
-    if not read or not all(dequantized(v) is not None for v in read):
+    if not read or any(dequantized(v) is None for v in read):
         return False
     readers = _readers(node)
     if len(readers) == 1 and readers[0].op_type in _FUSED:
@@ -129,7 +129,9 @@ def _is_float_weight(value: ir.Value | None) -> bool:
     if value is None or not value.is_initializer():
         return False
     held = value.const_value
-    return held is not None and len(held.shape) >= 2 and held.dtype.is_floating_point()
+    if held is None or len(held.shape) < 2:
+        return False
+    return held.dtype.is_floating_point()
 
 
 def describe(graph: ir.Graph) -> str:

@@ -29,7 +29,8 @@ def holds_halves(model: ir.Model) -> bool:
 
 
 def _half_ends(graph: ir.Graph) -> list[ir.Value]:
-    return [v for v in (*graph.inputs, *graph.outputs) if v.dtype in _HALVES]
+    ends = [*graph.inputs, *graph.outputs]
+    return [value for value in ends if value.dtype in _HALVES]
 
 
 def widen(model: ir.Model) -> bool:
@@ -103,7 +104,8 @@ def _names_half(key: str, attribute: ir.Attr) -> bool:
 
 def _cast_input(graph: ir.Graph, value: ir.Value) -> None:
     uses = tuple(value.uses())
-    cast = ir.node("Cast", [value], {"to": _FLOAT.value}, name=f"{value.name}_widened")
+    to_float = {"to": _FLOAT.value}
+    cast = ir.node("Cast", [value], to_float, name=f"{value.name}_widened")
     result = cast.outputs[0]
     result.name = f"{value.name}_float32"
     result.type = ir.TensorType(_FLOAT)
@@ -115,7 +117,8 @@ def _cast_input(graph: ir.Graph, value: ir.Value) -> None:
 
 def _cast_output(graph: ir.Graph, index: int, value: ir.Value, dtype: ir.DataType) -> None:
     name = value.name
-    cast = ir.node("Cast", [value], {"to": dtype.value}, name=f"{name}_narrowed")
+    to_half = {"to": dtype.value}
+    cast = ir.node("Cast", [value], to_half, name=f"{name}_narrowed")
     result = cast.outputs[0]
     result.type = ir.TensorType(dtype)
     result.shape = value.shape

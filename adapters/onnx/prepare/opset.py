@@ -85,7 +85,9 @@ def is_unchanged(node: ir.Node, version: int, other: int) -> bool:
         then = onnx.defs.get_schema(node.op_type, other, "")
     except onnx.defs.SchemaError:
         return False
-    return now.since_version == then.since_version or _signature(now) == _signature(then)
+    if now.since_version == then.since_version:
+        return True
+    return _signature(now) == _signature(then)
 
 
 def _signature(schema: onnx.defs.OpSchema) -> object:

@@ -131,7 +131,8 @@ def _objection(given: _Given) -> str:
         )
     try:
         # By its path the checker also looks at external data.
-        onnx.checker.check_model(given.proto if given.path is None else str(given.path))
+        subject = given.proto if given.path is None else str(given.path)
+        onnx.checker.check_model(subject)
     except Exception as error:
         # A ValidationError, or what Python makes of a damaged message (UnicodeDecodeError).
         said = " ".join(str(error).split())

@@ -117,7 +117,8 @@ def _check_extent(
         extent: At which byte the tensor begins, and how many it claims; -1 where it does not say.
     """
     offset, length = extent
-    bits = math.prod(tensor.dims) * ir.DataType(tensor.data_type).bitwidth
+    dtype = ir.DataType(tensor.data_type)
+    bits = math.prod(tensor.dims) * dtype.bitwidth
     needed = -(-bits // 8)  # rounded up
     if length >= 0 and length != needed:
         raise ModelError(

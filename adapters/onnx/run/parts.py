@@ -49,7 +49,8 @@ def part(
 def _tensor(value: ir.Value, name: str, *, is_left_out: bool) -> onnx.TensorProto:
     tensor = value.const_value
     assert tensor is not None
-    message = serde.serialize_tensor(placeholder(tensor, name) if is_left_out else tensor)
+    written = placeholder(tensor, name) if is_left_out else tensor
+    message = serde.serialize_tensor(written)
     message.name = name
     return message
 

@@ -24,6 +24,7 @@ from octavo.adapters.onnx.prepare.patterns import (
     int_of,
     ints_of,
     is_standard,
+    only_use,
     producer_at,
     producer_of,
     text_of,
@@ -46,8 +47,10 @@ def fold_batch_norm(node: ir.Node) -> bool:
         return False
     epsilon = float_of(node, "epsilon", 1e-5)
     # In double precision: what is folded is rounded once, as the weight's own type.
-    factor = scale.astype(np.float64) / np.sqrt(variance.astype(np.float64) + epsilon)
-    return _absorb(node, node.inputs[0], factor, shift - mean * factor)
+    deviation = np.sqrt(variance.astype(np.float64) + epsilon)
+    factor = scale.astype(np.float64) / deviation
+    moved = shift - mean * factor
+    return _absorb(node, node.inputs[0], factor, moved)
 
 
 def fold_affine(node: ir.Node) -> bool:
@@ -124,7 +127,7 @@ def _sole_convolution(node: ir.Node, x: ir.Value | None) -> _Convolution | None:
     if not is_standard(source, "Conv", "ConvTranspose") or not isinstance(graph, ir.Graph):
         return None
     middle = source.outputs[0]
-    if len(middle.uses()) != 1 or middle.is_graph_output() or source.graph is not graph:
+    if only_use(middle) is None or source.graph is not graph:
         return None
     given = input_at(source, 2)
     weight = constant(input_at(source, 1))
@@ -149,7 +152,8 @@ def _absorb(node: ir.Node, x: ir.Value | None, factor: np.ndarray, shift: np.nda
     found = _sole_convolution(node, x)
     if found is None:
         return False
-    if not all(np.isfinite(a).all() for a in (factor, shift, found.weight, found.bias)):
+    numbers = (factor, shift, found.weight, found.bias)
+    if not all(np.isfinite(array).all() for array in numbers):
         return False  # what is not finite keeps its name
     channels = found.channels
     if factor.size not in (1, channels) or shift.size not in (1, channels):
@@ -164,7 +168,8 @@ def _absorb(node: ir.Node, x: ir.Value | None, factor: np.ndarray, shift: np.nda
     if np.any(factor != 1):
         scaled = found.scaled(factor).astype(dtype)
         replace_input(source, 1, add_initializer(graph, f"{name}_folded", scaled))
-    moved = np.broadcast_to(found.bias, channels).astype(np.float64) * factor + shift
+    old_bias = np.broadcast_to(found.bias, channels).astype(np.float64)
+    moved = old_bias * factor + shift
     bias = add_initializer(graph, f"{name}_bias_folded", moved.astype(dtype))
     replace_input(source, 2, bias)
     take_over(source.outputs[0], node.outputs[0])

@@ -94,7 +94,9 @@ def fold_constants(
 
 
 def _may_be_folded(node: ir.Node) -> bool:
-    if node.domain != "" or node.op_type in _NEVER_FOLDED or not node.inputs or has_bodies(node):
+    if node.domain != "" or node.op_type in _NEVER_FOLDED:
+        return False
+    if not node.inputs or has_bodies(node):
         return False
     # What a graph puts out needs a node that writes it.
     if any(output.is_graph_output() for output in node.outputs):

@@ -109,14 +109,16 @@ def _times(node: ir.Node, value: ir.Value, name: str, like: ir.Value) -> ir.Valu
     number = float_of(node, name, 1.0)
     if number == 1:
         return value
-    return before(node, "Mul", [value, _number(node, like, name, number)], name)
+    factor = _number(node, like, name, number)
+    return before(node, "Mul", [value, factor], name)
 
 
 def _number(node: ir.Node, like: ir.Value, tag: str, number: float) -> ir.Value:
     dtype = np.dtype(np.float32)
     if like.dtype is not None:
         dtype = like.dtype.numpy()
-    return add_initializer(owner(node), f"{node.name}_{tag}", np.asarray(number, dtype))
+    held = np.asarray(number, dtype)
+    return add_initializer(owner(node), f"{node.name}_{tag}", held)
 
 
 def _transposed(node: ir.Node, value: ir.Value, tag: str, layouts: Layouts) -> ir.Value:

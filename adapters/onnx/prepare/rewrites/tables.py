@@ -64,6 +64,7 @@ def _matrix(node: ir.Node, table: ir.Value, axis: int, layouts: Layouts) -> ir.V
 
     def as_rows(array: np.ndarray) -> np.ndarray:
         first = np.ascontiguousarray(np.moveaxis(array, axis, 0))
-        return first.reshape(array.shape[axis], prod(first.shape[1:]))
+        rows, *rest = first.shape
+        return first.reshape(rows, prod(rest))
 
     return layouts.of(node, table, f"rows_of_axis_{axis}", as_rows)

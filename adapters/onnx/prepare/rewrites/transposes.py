@@ -63,7 +63,9 @@ def _swapped(last: ir.Node) -> ir.Value | None:
     full = _dims(last.inputs[1], source)
     own = _own_dims(source)
     *leading, rows, columns = own
-    if full != [*leading, columns, rows] or flat is None or flat[1:] != [rows, columns]:
+    if full != [*leading, columns, rows]:
+        return None
+    if flat is None or flat[1:] != [rows, columns]:
         return None
     if not _is_product(flat[0], leading):
         return None
@@ -92,7 +94,8 @@ def _rewrite(graph: ir.Graph, last: ir.Node, source: ir.Value) -> None:
         # Two permutations, one after the other, are one.
         read = before.inputs[0]
         order = [inner[axis] for axis in order]
-    node = ir.node("Transpose", [read], {"perm": order}, name=f"{last.name}_swap")
+    perm = {"perm": order}
+    node = ir.node("Transpose", [read], perm, name=f"{last.name}_swap")
     graph.insert_before(last, [node])
     take_over(node.outputs[0], last.outputs[0])
     graph.remove(last, safe=True)
@@ -124,7 +127,9 @@ def _dims(shape: ir.Value | None, of: ir.Value) -> list[_Dim] | None:
 def _shape_dims(node: ir.Node, of: ir.Value) -> list[_Dim] | None:
     if node.inputs[0] is not of:
         return None
-    return _own_dims(of)[int_of(node, "start", 0) : int_of(node, "end", _END)]
+    start = int_of(node, "start", 0)
+    end = int_of(node, "end", _END)
+    return _own_dims(of)[start:end]
 
 
 def _concatenated_dims(node: ir.Node, of: ir.Value) -> list[_Dim] | None:
