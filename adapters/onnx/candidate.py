@@ -212,4 +212,5 @@ def _widened(line: Applied) -> Applied:
     weight = line.applied.weight
     if weight is None or weight.reduce_range or not is_signed_product(line.applied):
         return line
-    return replace(line, reason="; ".join(filter(None, (line.reason, WIDENED))))
+    reasons = filter(None, (line.reason, WIDENED))
+    return replace(line, reason="; ".join(reasons))

@@ -110,7 +110,8 @@ def _of_one_scale(schemes: Iterable[OpScheme]) -> list[OpScheme]:
 def _offers(version: str, providers: tuple[str, ...], kind: str) -> tuple[Offer, ...]:
     del version  # part of the key alone
     probe = Probe.of(kind, OnnxConfig(providers=providers, threads=1))
-    answers = (probe.ask(scheme) for scheme in _candidates()[kind])
+    schemes = _candidates()[kind]
+    answers = (probe.ask(scheme) for scheme in schemes)
     return tuple(offer for offer in answers if offer is not None)
 
 
@@ -131,4 +132,5 @@ def capability(config: OnnxConfig, types: Iterable[str] | None = None) -> Capabi
     else:
         device = config.providers[0]
     versions = {"onnxruntime": ort.__version__, "onnx": onnx.__version__}
-    return Capability("onnx", device, offers, frozenset(FEATURES.values()), versions)
+    features = frozenset(FEATURES.values())
+    return Capability("onnx", device, offers, features, versions)

@@ -89,7 +89,8 @@ class OnnxSession(Session):
 
     def observe(self, batches: Iterable[Batch], values: Iterable[str], sink: Sink) -> int:
         """Run the float model over the batches; intermediate values become extra outputs."""
-        self._observed = observe(self._prepared, self.config, batches, tuple(values), sink)
+        wanted = tuple(values)
+        self._observed = observe(self._prepared, self.config, batches, wanted, sink)
         return self._observed.batches
 
     def tensor(self, name: str) -> np.ndarray:

@@ -60,7 +60,8 @@ def _weight_scale(e: CodesEditor, site: Site, params: OpParameters) -> ir.Value:
     """Register a weight's scale, shaped as the convolution's result wants it."""
     assert params.weight is not None
     scale = weight_tensors(params.weight).scale.numpy()
-    held = tensor(_per_channel(scale, site), ir.DataType.FLOAT, "scale")
+    shaped = _per_channel(scale, site)
+    held = tensor(shaped, ir.DataType.FLOAT, "scale")
     return e.initializer(f"{site.held.name}_scale", held)
 
 

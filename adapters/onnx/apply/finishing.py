@@ -46,7 +46,8 @@ def _drop_unread(editor: CodesEditor) -> None:
     for codes in (*editor.at_edge.values(), *editor.flowing.values()):
         value = codes.dequantized
         node = value.producer()
-        if node is not None and not value.uses() and not value.is_graph_output():
+        is_read = value.uses() or value.is_graph_output()
+        if node is not None and not is_read:
             owner(node).remove(node, safe=True)
 
 

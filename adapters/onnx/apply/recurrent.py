@@ -53,7 +53,8 @@ def write_dynamic_lstm(e: Editor, site: Site, params: OpParameters) -> Emitted:
     weights = (params.weight, *params.further)
     quantized = []
     for held, weight in zip(site.op.weights, weights, strict=True):
-        quantized.append(e.shared_weight(held.name, _matrices(weight)))
+        matrices = _matrices(weight)
+        quantized.append(e.shared_weight(held.name, matrices))
     (w, w_scale, w_zero), (r, r_scale, r_zero) = quantized
     # B, sequence_lens, initial_h, initial_c, P
     rest = [input_at(old, index) for index in range(3, 8)]

@@ -66,17 +66,20 @@ class _Blocks(NamedTuple):
 
 
 def _blocks(codes: np.ndarray, scales: np.ndarray, zero: np.ndarray, bits: int) -> _Blocks:
-    packed = tensor(pack_codes(codes, bits), ir.DataType.UINT8, "codes")
+    bytes_of_codes = pack_codes(codes, bits)
+    packed = tensor(bytes_of_codes, ir.DataType.UINT8, "codes")
     factors = tensor(scales, ir.DataType.FLOAT, "scale")
     if _is_default_zero(bits, zero):
         return _Blocks(packed, factors, None)
-    zeros = tensor(pack_codes(zero, bits), ir.DataType.UINT8, "zero")
+    bytes_of_zeros = pack_codes(zero, bits)
+    zeros = tensor(bytes_of_zeros, ir.DataType.UINT8, "zero")
     return _Blocks(packed, factors, zeros)
 
 
 def _is_default_zero(bits: int, zero: np.ndarray) -> bool:
     """True if every zero point is the middle code, which the kernels take where none is given."""
-    return bool(np.all(zero == 2 ** (bits - 1)))
+    middle = 2 ** (bits - 1)
+    return bool(np.all(zero == middle))
 
 
 def _unsigned(weight: QuantizedTensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

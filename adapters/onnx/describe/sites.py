@@ -70,7 +70,8 @@ def _note_shared_weights(sites: dict[str, Site]) -> None:
     readers: dict[str, list[str]] = {}
     for name, site in sites.items():
         if site.op.weight is not None:
-            readers.setdefault(site.op.weight.name, []).append(name)
+            found = readers.setdefault(site.op.weight.name, [])
+            found.append(name)
     for names in readers.values():
         if len(names) == 1:
             continue

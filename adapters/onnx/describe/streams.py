@@ -48,8 +48,10 @@ class Stream:
         # Linear readers of one value can take shifts and rotations, in their producer or by nodes
         # of their own before their products.
         are_linear = all(r.kind == "linear" for r in self.readers)
-        is_shared = all(r.op.inputs[0] == value for r in self.readers)
-        takes = EVERY if are_linear and is_shared else SCALE_ALONE
+        read_one_value = all(r.op.inputs[0] == value for r in self.readers)
+        takes = SCALE_ALONE
+        if are_linear and read_one_value:
+            takes = EVERY
         return Group(
             f"rescale:{first.name}",
             "rescale",
@@ -207,7 +209,9 @@ def owns_tensors(site: Site) -> bool:
         weight = site.node.inputs[site.weight]
     else:
         weight = None
-    if weight is None or len(weight.uses()) != 1 or site.op.out_of_reach:
+    if weight is None or site.op.out_of_reach:
+        return False
+    if len(weight.uses()) != 1:
         return False
     for node in (site.node, *_fused_nodes(site)):
         for value in node.inputs:

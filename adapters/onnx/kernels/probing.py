@@ -98,7 +98,8 @@ class Probe:
             given = {"ids": np.arange(0, 40, 3)}
         session = compile_model(model, config).session
         (expected,) = session.run(None, given)
-        return cls(kind, config, model, find_sites(model.graph), given, expected)
+        sites = find_sites(model.graph)
+        return cls(kind, config, model, sites, given, expected)
 
     def ask(self, scheme: OpScheme) -> Offer | None:
         """Quantize the model and see what the runtime makes of it.
@@ -173,7 +174,8 @@ class Probe:
 
         Whatever else it says of what was written is a fault of the writer, and told.
         """
-        if any(said in str(error) for said in _NO_KERNEL):
+        told = str(error)
+        if any(said in told for said in _NO_KERNEL):
             logger.debug("%s: %s is not offered: %s", self.kind, scheme, error)
             return
         fault = f"onnx: {scheme} for {self.kind} is written wrongly, and not offered: {error}"
@@ -245,7 +247,8 @@ def _round(model: ir.Model, name: str, spec: QuantSpec, axis: int) -> QuantizedT
     # In a matrix a row is a channel; in the weight the channels lie along its own axis.
     row_axis = None if spec.granularity == "tensor" else 0
     params = affine_params(low, high, spec, row_axis)
-    codes = from_matrix(quantize(matrix, params), array.shape, axis)
+    rows = quantize(matrix, params)
+    codes = from_matrix(rows, array.shape, axis)
     is_unsigned = spec.dtype.startswith("u")
     codes = codes.astype(np.uint8 if is_unsigned else np.int8)
     if params.axis is not None:

@@ -123,7 +123,8 @@ def _widen(node: ir.Node, at: int, zero_at: int, made: dict[ir.Value, ir.Value])
     for value in (weight, zero):
         if value is not None and value not in made:
             made[value] = _unsigned(value)
-    node.resize_inputs(max(len(node.inputs), zero_at + 1))
+    length = max(len(node.inputs), zero_at + 1)
+    node.resize_inputs(length)
     node.replace_input_with(at, made[weight])
     moved = _middle(weight) if zero is None else made[zero]
     node.replace_input_with(zero_at, moved)
@@ -132,7 +133,9 @@ def _widen(node: ir.Node, at: int, zero_at: int, made: dict[ir.Value, ir.Value])
 
 def _out_of_reach(value: ir.Value) -> bool:
     tensor = value.const_value
-    if tensor is None or tensor.dtype != ir.DataType.INT8 or not value.is_initializer():
+    if tensor is None or not value.is_initializer():
+        return False
+    if tensor.dtype != ir.DataType.INT8:
         return False
     codes = tensor.numpy()
     if codes.ndim < 2 or codes.size == 0:
@@ -144,7 +147,8 @@ def _out_of_reach(value: ir.Value) -> bool:
 
 def _middle(weight: ir.Value) -> ir.Value:
     """Return the zero point 128 for a weight that had none, which means 0."""
-    return _held(weight, f"{weight.name}_middle", np.full((), _MIDDLE, np.uint8))
+    middle = np.full((), _MIDDLE, np.uint8)
+    return _held(weight, f"{weight.name}_middle", middle)
 
 
 def _unsigned(value: ir.Value) -> ir.Value:
@@ -159,7 +163,8 @@ def _held(beside: ir.Value, name: str, array: np.ndarray) -> ir.Value:
     """Return a new initializer in the graph of another one."""
     tensor = ir.Tensor(array, name=name)
     of_bytes = ir.TensorType(ir.DataType.UINT8)
-    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=of_bytes, const_value=tensor)
+    shape = ir.Shape(array.shape)
+    value = ir.Value(name=name, shape=shape, type=of_bytes, const_value=tensor)
     assert beside.graph is not None
     beside.graph.register_initializer(value)
     return value

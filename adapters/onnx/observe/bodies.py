@@ -169,7 +169,8 @@ class Replay:
         names = region.fetched
         session = self._session(region, known)
         given = {i.name: known[i.name] for i in session.get_inputs()}
-        found = dict(zip(names, session.run(names, given), strict=True))
+        written = session.run(names, given)
+        found = dict(zip(names, written, strict=True))
         arrays = [array for array in found.values() if isinstance(array, np.ndarray)]
         size = sum(array.nbytes for array in arrays)
         self.held = max(self.held, size)
@@ -191,10 +192,12 @@ class Replay:
         values.update((v.name, v) for v in graph.outputs)
         outputs = [values[name] for name in region.fetched]
         inputs = dict.fromkeys(graph.inputs)
-        inputs.update(dict.fromkeys(captured(graph, graph.outputs)))
+        outside = captured(graph, graph.outputs)
+        inputs.update(dict.fromkeys(outside))
         proto, held = part(self._model, list(graph), list(inputs), outputs)
         for declared in proto.graph.input:
-            declared.CopyFrom(_declared(declared.name, known[declared.name]))
+            held_now = known[declared.name]
+            declared.CopyFrom(_declared(declared.name, held_now))
         for declared in proto.graph.output:
             declared.ClearField("type")
         return compile_proto(proto, held, self._config, lean=True).session

@@ -123,7 +123,8 @@ def _lengths(shape: ir.Shape, axes: dict[object, int]) -> list[int] | None:
 def _axes_of_inputs(model: ir.Model, batch: Batch) -> dict[object, int]:
     """Return the lengths that a batch gives to the axes with names."""
     order = tuple(name_of(v) for v in model.graph.inputs)
-    arrays = dict(named(flat(batch, order), order))
+    call = flat(batch, order)
+    arrays = dict(named(call, order))
     found: dict[object, int] = {}
     for value in model.graph.inputs:
         array = arrays.get(name_of(value))

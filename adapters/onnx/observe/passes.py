@@ -89,7 +89,8 @@ class _Run:
         self._kept = _without(needed, inputs)
         self._replay = Replay(model, config, sink)
         self._parts: list[Part] | None = None
-        self.seen = Observed(values=len(frozenset(values) - inputs))
+        inside = frozenset(values) - inputs
+        self.seen = Observed(values=len(inside))
 
     def observe(self, batch: Batch) -> None:
         """Run one batch, and hand out what is wanted of it."""
@@ -97,7 +98,8 @@ class _Run:
             names = list(dict.fromkeys((*self._wanted, *self._kept)))
             self._parts = make_parts(self._model, self._config, batch, names)
             self.seen.parts = len(self._parts)
-        given = feeds(self._parts[0].session.get_inputs(), batch)
+        first = self._parts[0].session
+        given = feeds(first.get_inputs(), batch)
         _check_finite(given, self.seen.batches)
         for name in self._inputs:
             self._sink(name, given[name])

@@ -179,4 +179,6 @@ def _signature(node: ir.Node) -> tuple[Any, ...]:
 def _identity(value: ir.Value | None) -> tuple[str | None, int | None] | None:
     if value is None:
         return None
-    return value.name, id(value.const_value) if value.is_initializer() else None
+    if not value.is_initializer():
+        return value.name, None
+    return value.name, id(value.const_value)

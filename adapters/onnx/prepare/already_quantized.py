@@ -117,7 +117,9 @@ def _stands_between(node: ir.Node) -> bool:
     readers = _readers(node)
     if len(readers) == 1 and readers[0].op_type in _FUSED:
         readers = _readers(readers[0])
-    return bool(readers) and all(user.op_type == "QuantizeLinear" for user in readers)
+    if not readers:
+        return False
+    return all(user.op_type == "QuantizeLinear" for user in readers)
 
 
 def _readers(node: ir.Node) -> list[ir.Node]:

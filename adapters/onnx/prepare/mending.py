@@ -60,9 +60,12 @@ def _drop_unnamed(graph: onnx.GraphProto) -> None:
 
 def _free_axes(declared: onnx.TypeProto) -> None:
     """Declare an axis of -1 or 0 as one of any length: exporters write so what they do not know."""
-    if not declared.HasField("tensor_type") or not declared.tensor_type.HasField("shape"):
+    if not declared.HasField("tensor_type"):
         return
-    for axis in declared.tensor_type.shape.dim:
+    tensor = declared.tensor_type
+    if not tensor.HasField("shape"):
+        return
+    for axis in tensor.shape.dim:
         if axis.HasField("dim_value") and axis.dim_value <= 0:
             axis.ClearField("dim_value")
 
@@ -85,7 +88,8 @@ def _import_domains(proto: onnx.ModelProto) -> None:
     versions: dict[str, int] = {}
     for imported in proto.opset_import:
         domain = "" if imported.domain == "ai.onnx" else imported.domain
-        versions[domain] = max(imported.version, versions.get(domain, 0))
+        known = versions.get(domain, 0)
+        versions[domain] = max(imported.version, known)
     local = {function.domain for function in proto.functions}
     for graph in graphs(proto.graph):
         for node in graph.node:
@@ -107,7 +111,8 @@ def _import_domains(proto: onnx.ModelProto) -> None:
 
 def _dense(graph: onnx.GraphProto) -> None:
     for sparse in graph.sparse_initializer:
-        graph.initializer.append(densified(sparse, sparse.values.name))
+        dense = densified(sparse, sparse.values.name)
+        graph.initializer.append(dense)
     del graph.sparse_initializer[:]
 
 

@@ -32,7 +32,9 @@ def lend(tensor: ir.TensorProtocol) -> ort.OrtValue:
 
 def _ort_value(tensor: ir.TensorProtocol) -> ort.OrtValue:
     if tensor.dtype in _OPAQUE:
-        flat = np.frombuffer(tensor.tobytes(), _OPAQUE[tensor.dtype])
+        element = _OPAQUE[tensor.dtype]
+        flat = np.frombuffer(tensor.tobytes(), element)
         shaped = flat.reshape(tensor.shape.numpy())
         return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(shaped, tensor.dtype.value)
-    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(tensor.numpy()))
+    array = np.ascontiguousarray(tensor.numpy())
+    return ort.OrtValue.ortvalue_from_numpy(array)

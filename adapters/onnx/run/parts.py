@@ -38,7 +38,8 @@ def part(
     graph.output.extend(map(serde.serialize_value, outputs))
     graph.value_info.extend(map(serde.serialize_value, inside))
     for name, value in used.items():
-        graph.initializer.append(_tensor(value, name, is_left_out=name in held))
+        is_left_out = name in held
+        graph.initializer.append(_tensor(value, name, is_left_out=is_left_out))
     proto = onnx.ModelProto(ir_version=model.ir_version, graph=graph)
     for domain, version in model.graph.opset_imports.items():
         imported = onnx.OperatorSetIdProto(domain=domain, version=version)

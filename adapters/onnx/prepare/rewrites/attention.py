@@ -196,7 +196,8 @@ def _finite_mask(graph: ir.Graph, mask: ir.Value) -> tuple[ir.Value, ir.Value]:
         best = add("ReduceMax", [finite], "best", {"axes": [-1], "keepdims": 1})
     else:
         # From opset 18 on the axes are an input.
-        axes = add_initializer(graph, "last_axis", np.array([-1], np.int64))
+        last = np.array([-1], np.int64)
+        axes = add_initializer(graph, "last_axis", last)
         best = add("ReduceMax", [finite, axes], "best", {"keepdims": 1})
     counts = add("Greater", [best, lowest], "counts", dtype=ir.DataType.BOOL)
     keep = add("Cast", [counts], "rows", {"to": ir.DataType.FLOAT.value})

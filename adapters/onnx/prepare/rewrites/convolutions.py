@@ -124,7 +124,9 @@ def _sole_convolution(node: ir.Node, x: ir.Value | None) -> _Convolution | None:
     """Return the convolution that writes ``x``, where ``node`` alone reads it."""
     source = producer_of(x)
     graph = node.graph
-    if not is_standard(source, "Conv", "ConvTranspose") or not isinstance(graph, ir.Graph):
+    if not isinstance(graph, ir.Graph):
+        return None
+    if not is_standard(source, "Conv", "ConvTranspose"):
         return None
     middle = source.outputs[0]
     if only_use(middle) is None or source.graph is not graph:
@@ -167,10 +169,12 @@ def _absorb(node: ir.Node, x: ir.Value | None, factor: np.ndarray, shift: np.nda
     name = old.name or "weight"
     if np.any(factor != 1):
         scaled = found.scaled(factor).astype(dtype)
-        replace_input(source, 1, add_initializer(graph, f"{name}_folded", scaled))
+        weight = add_initializer(graph, f"{name}_folded", scaled)
+        replace_input(source, 1, weight)
     old_bias = np.broadcast_to(found.bias, channels).astype(np.float64)
     moved = old_bias * factor + shift
-    bias = add_initializer(graph, f"{name}_bias_folded", moved.astype(dtype))
+    rounded = moved.astype(dtype)
+    bias = add_initializer(graph, f"{name}_bias_folded", rounded)
     replace_input(source, 2, bias)
     take_over(source.outputs[0], node.outputs[0])
     graph.remove(node, safe=True)
@@ -207,7 +211,8 @@ def _spatial_padding(pad: ir.Node) -> list[int] | None:
         return None
     first, last = (half.astype(int).tolist() for half in np.split(pads, 2))
     # Batch and channels come first.
-    if any(first[:2]) or any(last[:2]) or min(first + last) < 0:
+    is_cut_off = min(first + last) < 0
+    if is_cut_off or any(first[:2] + last[:2]):
         return None
     spatial: list[int] = first[2:] + last[2:]
     return spatial

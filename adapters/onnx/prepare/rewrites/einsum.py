@@ -75,7 +75,8 @@ def product_from_einsum(node: ir.Node, layouts: Layouts) -> None:
     left, right = node.inputs
     if left is None or right is None or is_constant(left) == is_constant(right):
         return
-    letters = _letters(node.attributes["equation"].as_string(), left, right)
+    equation = node.attributes["equation"].as_string()
+    letters = _letters(equation, left, right)
     if letters is None:
         return
     of_left, of_right, result = letters
@@ -107,7 +108,8 @@ def _as_rows(node: ir.Node, x: ir.Value, terms: _Terms, lengths: Sequence[int]) 
         return value
     # There are no stacked letters here: a stack has one summed letter.
     width = prod(terms.lengths_of(summed, lengths))
-    return _reshaped(node, value, [*[_KEPT] * len(kept), width], "rows")
+    unchanged = [_KEPT] * len(kept)
+    return _reshaped(node, value, [*unchanged, width], "rows")
 
 
 def _as_result(node: ir.Node, product: ir.Value, terms: _Terms, lengths: Sequence[int]) -> ir.Value:
@@ -116,7 +118,8 @@ def _as_result(node: ir.Node, product: ir.Value, terms: _Terms, lengths: Sequenc
     value = product
     if len(terms.columns) != 1:
         columns = terms.lengths_of(terms.columns, lengths)
-        value = _reshaped(node, value, [_KEPT] * len(written) + columns, "columns")
+        unchanged = [_KEPT] * len(written)
+        value = _reshaped(node, value, unchanged + columns, "columns")
     return _turned(node, value, written + terms.columns, terms.result, "out")
 
 
@@ -167,7 +170,8 @@ def _letters(
         written.append(list(part))
     if not arrow:
         result = _implied_result(inputs, spread)
-    return written[0], written[1], list(result.replace("...", spread))
+    of_left, of_right = written
+    return of_left, of_right, list(result.replace("...", spread))
 
 
 def _implied_result(inputs: str, spread: str) -> str:

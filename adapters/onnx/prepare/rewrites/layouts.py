@@ -66,7 +66,8 @@ class Layouts:
             array = constant(source)
             assert array is not None
             name = f"{source.name}_{tag}"
-            made = add_initializer(owner(node), name, change(array))
+            changed = change(array)
+            made = add_initializer(owner(node), name, changed)
             self._made[key] = made
             self.note(made, source)
         return made

@@ -82,9 +82,10 @@ class _Addend:
         if self.beta == 1 and held.size == columns:
             return
         factor = np.asarray(self.beta, held.dtype)
-        row = np.broadcast_to(held.reshape(-1), (columns,)) * factor
+        whole = np.broadcast_to(held.reshape(-1), (columns,))
+        row = np.ascontiguousarray(whole * factor)
         name = f"{self.value.name}_row"
-        made = add_initializer(owner(self.gemm), name, np.ascontiguousarray(row))
+        made = add_initializer(owner(self.gemm), name, row)
         replace_input(self.gemm, 2, made)
 
     def scaled(self, like: ir.Value) -> ir.Value:
@@ -100,7 +101,8 @@ def _as_matmul(node: ir.Node, a: ir.Value, b: ir.Value) -> None:
     product = before(node, "MatMul", [a, b], "product")
     found = _times(node, product, "alpha", like=a)
     if addend is not None:
-        found = before(node, "Add", [found, addend.scaled(like=a)], "sum")
+        added = addend.scaled(like=a)
+        found = before(node, "Add", [found, added], "sum")
     replace_with(node, found)
 
 
@@ -141,7 +143,8 @@ def _add_after(node: ir.Node, addend: _Addend) -> None:
     result.type = old.type
     result.shape = old.shape
     added = addend.scaled(like=addend.value)
-    replace_with(node, before(node, "Add", [result, added], "sum"))
+    total = before(node, "Add", [result, added], "sum")
+    replace_with(node, total)
 
 
 def _columns(gemm: ir.Node, weight: ir.Value) -> int | None:
@@ -201,4 +204,5 @@ def _from_the_left(node: ir.Node, held: ir.Value, x: ir.Value, layouts: Layouts)
     result.name = f"{node.name}_swapped"
     result.type = node.outputs[0].type
     node.name = f"{node.name}_replaced"
-    replace_with(node, before(node, "Transpose", [result], "swap_out", {"perm": order}))
+    swapped = before(node, "Transpose", [result], "swap_out", {"perm": order})
+    replace_with(node, swapped)

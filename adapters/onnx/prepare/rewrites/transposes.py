@@ -50,7 +50,9 @@ def swap_last_axes(graph: ir.Graph) -> int:
 def _swapped(last: ir.Node) -> ir.Value | None:
     """Return the value of which a Reshape completes the swap of the last two axes."""
     swap = producer_at(last, 0)
-    if not is_standard(swap, "Transpose") or ints_of(swap, "perm") != [0, 2, 1]:
+    if not is_standard(swap, "Transpose"):
+        return None
+    if ints_of(swap, "perm") != [0, 2, 1]:
         return None
     first = producer_at(swap, 0)
     if not is_standard(first, "Reshape"):
