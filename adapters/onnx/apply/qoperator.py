@@ -93,7 +93,7 @@ def _write(graph: ir.Graph, node: ir.Node) -> bool:
         return False
     result = _quantized(node)
     if node.op_type in ("MatMul", "Gemm"):
-        # A ReLU behind a product stays: the product's codes need not begin at 0.
+        # A product with a ReLU behind it is written as one whose result stays float.
         if result is not None and result.between:
             result = None
         made = _product(node, given, result)

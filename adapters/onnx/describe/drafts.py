@@ -62,10 +62,9 @@ class Draft:
         weight = None
         if self.weight is not None:
             weight = _weight(node.inputs[self.weight], self.channel_axis)
+        bias = None
         if self.bias is not None:
             bias = self.bias.name
-        else:
-            bias = None
         attributes: dict[str, Attribute] = {"onnx": node.op_type, **self.extra}
         if self.activation:
             attributes["activation"] = self.activation

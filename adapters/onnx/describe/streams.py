@@ -205,13 +205,10 @@ def owns_tensors(site: Site) -> bool:
 
     Then both can be scaled under their names.
     """
-    if site.weight is not None:
-        weight = site.node.inputs[site.weight]
-    else:
-        weight = None
-    if weight is None or site.op.out_of_reach:
+    if site.weight is None or site.op.out_of_reach:
         return False
-    if len(weight.uses()) != 1:
+    weight = site.node.inputs[site.weight]
+    if weight is None or len(weight.uses()) != 1:
         return False
     for node in (site.node, *_fused_nodes(site)):
         for value in node.inputs:

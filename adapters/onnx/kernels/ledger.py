@@ -84,13 +84,12 @@ class ExecutedLedger(Mapping[str, Applied]):
             return self._float_line(name, site)
         line = self._line(name, given)
         written = self._decided.emitted.get(name)
-        if written is not None:
-            remark = self._decided.paired.get(written.node)
-        else:
-            remark = None
-        if remark:
-            return replace(line, reason=f"{line.reason}; {remark}")
-        return line
+        if written is None:
+            return line
+        remark = self._decided.paired.get(written.node)
+        if not remark:
+            return line
+        return replace(line, reason=f"{line.reason}; {remark}")
 
     def _float_line(self, name: str, site: Site) -> Applied:
         if not carries(site.node):

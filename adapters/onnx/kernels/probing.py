@@ -108,10 +108,9 @@ class Probe:
         runs but stays float arithmetic as ``simulated``; None if it cannot run or answers wrongly.
         """
         providers = self.config.providers
+        narrowed = None
         if is_signed_product(scheme):
             narrowed = partial(saturates, providers)
-        else:
-            narrowed = None
         is_narrow = narrowed is not None and bool(narrowed())
         # Where products saturate the offer is for weights of seven bits, and so is the probe.
         parameters = self._parameters(scheme, is_narrow=is_narrow)

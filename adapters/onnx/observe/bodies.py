@@ -125,10 +125,9 @@ class Replay:
     def _loop(self, node: ir.Node, body: Region, known: Arrays) -> None:
         times, go_on, *states = (_array(value, known) for value in node.inputs)
         names = _input_names(body)
+        most = None
         if times is not None:
             most = int(_first(times))
-        else:
-            most = None
         going = go_on is None or _flag(go_on)
         for step in count():
             is_over = most is not None and step >= most

@@ -98,10 +98,9 @@ def _fold(graph: ir.Graph, layouts: Layouts) -> None:
 def _rewrite(graph: ir.Graph) -> None:
     """Rewrite single operators; what is quantized already is left as it is."""
     for node in list(walk(graph)):
-        if node.domain == "":
-            rewrite = _REWRITES.get(node.op_type)
-        else:
-            rewrite = None
+        if node.domain != "":
+            continue
+        rewrite = _REWRITES.get(node.op_type)
         if rewrite is not None and dequantized(node.inputs[0]) is None:
             rewrite(node)
 
@@ -117,10 +116,9 @@ def _bring_into_form(graph: ir.Graph, layouts: Layouts) -> bool:
     before = _nodes_and_inputs(graph)
     for forms in _FORMS:
         for node in list(walk(graph)):
-            if node.domain == "":
-                rewrite = forms.get(node.op_type)
-            else:
-                rewrite = None
+            if node.domain != "":
+                continue
+            rewrite = forms.get(node.op_type)
             if rewrite is not None and not any(dequantized(v) for v in node.inputs):
                 rewrite(node, layouts)
     return _nodes_and_inputs(graph) != before

@@ -60,10 +60,9 @@ def simplify_masked_softmax(graph: ir.Graph) -> int:
     made: _Made = {}
     found = 0
     for node in list(graph):
-        if is_standard(node, "Where"):
-            guarded = _match(node)
-        else:
-            guarded = None
+        if not is_standard(node, "Where"):
+            continue
+        guarded = _match(node)
         if guarded is not None:
             _rewrite(graph, guarded, made)
             found += 1

@@ -37,10 +37,9 @@ def swap_last_axes(graph: ir.Graph) -> int:
     """
     found = 0
     for node in list(graph):
-        if is_standard(node, "Reshape"):
-            source = _swapped(node)
-        else:
-            source = None
+        if not is_standard(node, "Reshape"):
+            continue
+        source = _swapped(node)
         if source is not None:
             _rewrite(graph, node, source)
             found += 1
@@ -88,10 +87,9 @@ def _rewrite(graph: ir.Graph, last: ir.Node, source: ir.Value) -> None:
     read: ir.Value | None = source
     order = swap_last(rank)
     before = producer_of(source)
+    inner = None
     if is_standard(before, "Transpose"):
         inner = ints_of(before, "perm")
-    else:
-        inner = None
     if before is not None and inner is not None:
         # Two permutations, one after the other, are one.
         read = before.inputs[0]
