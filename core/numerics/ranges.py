@@ -28,7 +28,8 @@ def ranges(matrix: Array, spec: QuantSpec) -> tuple[Array, Array]:
     low, high = _extremes(matrix, spec)
     low = xp.astype(low, xp.float32)
     high = xp.astype(high, xp.float32)
-    if not bool(xp.all(xp.isfinite(low)) & xp.all(xp.isfinite(high))):
+    is_finite = xp.all(xp.isfinite(low)) & xp.all(xp.isfinite(high))
+    if not bool(is_finite):
         raise NonFiniteWeight(
             "a weight holds NaN or Inf; repair it, or keep its op in float with a rule"
         )
@@ -70,13 +71,13 @@ def _in_blocks(matrix: Array, tall: int, wide: int) -> Array:
     Short last blocks are filled up with their own last value, which changes no extreme.
     """
     xp = array_namespace(matrix)
-    tail = -matrix.shape[1] % wide
-    if tail:
-        more = xp.broadcast_to(matrix[:, -1:], (matrix.shape[0], tail))
-        matrix = xp.concat([matrix, more], axis=1)
-    tail = -matrix.shape[0] % tall
-    if tail:
-        more = xp.broadcast_to(matrix[-1:, :], (tail, matrix.shape[1]))
-        matrix = xp.concat([matrix, more], axis=0)
     rows, columns = matrix.shape
+    if missing := -columns % wide:
+        last = xp.broadcast_to(matrix[:, -1:], (rows, missing))
+        matrix = xp.concat([matrix, last], axis=1)
+        columns += missing
+    if missing := -rows % tall:
+        last = xp.broadcast_to(matrix[-1:, :], (missing, columns))
+        matrix = xp.concat([matrix, last], axis=0)
+        rows += missing
     return xp.reshape(matrix, (rows // tall, tall, columns // wide, wide))

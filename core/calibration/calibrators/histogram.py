@@ -250,10 +250,10 @@ class EntropyConfig(PartConfig):
 class Entropy(HistogramCalibrator):
     """The range whose quantized distribution tells least from the observed one.
 
-    By Kullback-Leibler divergence. Source: Migacz 2017, "8-bit Inference with TensorRT": for each threshold, P is the histogram
-    with everything beyond it in the last bin, Q the histogram within it, merged into as many levels
-    as the dtype has on that side and spread again over the bins that were not empty. Signed values
-    use magnitudes and a range symmetric about zero.
+    By Kullback-Leibler divergence. Source: Migacz 2017, "8-bit Inference with TensorRT": for each
+    threshold, P is the histogram with everything beyond it in the last bin, Q the histogram within
+    it, merged into as many levels as the dtype has on that side and spread again over the bins that
+    were not empty. Signed values use magnitudes and a range symmetric about zero.
     """
 
     config: EntropyConfig
@@ -272,8 +272,8 @@ class Entropy(HistogramCalibrator):
             return low, high
         thresholds = np.unique(np.linspace(levels, used, 128).astype(int))
         found = [divergence(sizes[:used], int(threshold), levels) for threshold in thresholds]
-        best = thresholds[int(np.argmin(found))]
-        end = float(best) * 2.0**self.histogram.width
+        best = float(thresholds[int(np.argmin(found))])
+        end = best * 2.0**self.histogram.width
         return max(low, -end), min(high, end)
 
 
@@ -334,7 +334,8 @@ def quantile(counts: np.ndarray, edges: np.ndarray, share: float) -> float:
     total = np.concatenate([[0], np.cumsum(counts)]) / counts.sum()
     at = int(np.searchsorted(total, share, side="left"))
     at = min(max(at, 1), len(counts))
-    inside = total[at] - total[at - 1]
-    part = (share - total[at - 1]) / inside if inside > 0 else 1.0
-    width = edges[at] - edges[at - 1]
-    return float(edges[at - 1] + min(max(part, 0.0), 1.0) * width)
+    below, start = total[at - 1], edges[at - 1]
+    inside = total[at] - below
+    part = (share - below) / inside if inside > 0 else 1.0
+    width = edges[at] - start
+    return float(start + min(max(part, 0.0), 1.0) * width)
