@@ -114,6 +114,7 @@ class Plan:
         once: set[str] = set()
         untied = False
         for group in file.ties():
+            # What stays compressed has no ties: each layer's codes are its own there.
             if decoded and _is_one_weight(file, group, schemes):
                 once.update(group[1:])
             else:

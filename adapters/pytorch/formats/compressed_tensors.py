@@ -47,6 +47,7 @@ def export(result: Any, folder: Path) -> None:
     decided = file.candidate.parameters
     rows = {name: _op(file, name, parameters) for name, parameters in decided.items()}
     decoded = is_decoded(file, _schemes(rows))
+    # How the file is read decides how embeddings are stored, and only then the whole is laid out.
     if not decoded:
         tables = [name for name in rows if isinstance(file.module(name), nn.Embedding)]
         rows |= {name: _table(file, name, decided[name]) for name in tables}
@@ -117,6 +118,7 @@ def _packed_row(file: Checkpoint, name: str, weight: IntegerMatrix, parts: Seque
         if file.module(name) is None:
             why = "transformers reads no zero points of experts"
             file.refuse(name, why, "make its weight symmetric")
+    # A gate and its up-projection are one slice here, and two matrices in the file.
     height = weight.codes.shape[0] // len(parts)
     tensors: dict[str, Tensor] = {}
     for i, part in enumerate(parts):

@@ -45,6 +45,7 @@ class IntegerMatrix:
             transposed: It is stored as (inputs, outputs).
         """
         params, spec = weight.params, weight.params.spec
+        # Signed codes are shifted up, and their zero points with them.
         is_signed = integer_range(spec)[0] < 0
         middle = 2 ** (spec.bits - 1) if is_signed else 0
         rows = 1 if params.scale.ndim == 0 else params.scale.shape[0]

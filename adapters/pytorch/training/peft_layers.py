@@ -50,8 +50,8 @@ class LoraWeightOnly(Linear):
         """
         raise SchemeError(
             "the base's weight is stored in few bits and takes no update: merge the adapter into "
-            "the float model (PeftModel.from_pretrained(float_model, folder).merge_and_unload()) and "
-            "quantize that"
+            "the float model "
+            "(PeftModel.from_pretrained(float_model, folder).merge_and_unload()) and quantize that"
         )
 
 
@@ -99,7 +99,8 @@ def _registered(config: Any) -> Any:
         fitting = ", ".join(map(repr, _FROM_NOTHING))
         raise SchemeError(
             f"use_dora={config.use_dora}, init_lora_weights={start!r}: these read the base's "
-            f"weight, which is stored in few bits; use plain LoRA with init_lora_weights one of {fitting}"
+            "weight, which is stored in few bits; "
+            f"use plain LoRA with init_lora_weights one of {fitting}"
         )
     settings = copy.copy(config)
     # peft's guide "Custom models" names this method, private as it is, as the way.

@@ -101,7 +101,8 @@ class TorchQatModel(QatModel):
         of_layers: set[str] = set()
         for path, module in self.module.named_modules():
             if isinstance(module, TrainedLayer):
-                of_layers |= {f"{path}.{name}" for name in named_tensors(module)}
+                prefix = f"{path}." if path else ""
+                of_layers |= {f"{prefix}{name}" for name in named_tensors(module)}
         left_out = of_layers | aliases(root).keys()
         trained = named_tensors(self.module)
         return {name: tensor for name, tensor in trained.items() if name not in left_out}

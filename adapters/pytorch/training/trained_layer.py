@@ -117,6 +117,7 @@ class TrainedLayer(nn.Module):
     def _quantized_input(self, x: Tensor, spec: QuantSpec) -> Tensor:
         if self.input_scale is not None:
             high = integer_range(spec)[1]
+            # LSQ counts the features of one sample, whatever the batch's size.
             served = x[0].numel()
             step = _scaled_gradient(self.input_scale.abs(), (served * high) ** -0.5)
             return round_to_grid(x, step, self.input_zero, spec)
@@ -136,6 +137,7 @@ class TrainedLayer(nn.Module):
         assert start.weight is not None
         old = start.weight
         low, high = integer_range(self.spec)
+        # Kernels take positive scales, and a step may have been learned across zero.
         step = self.step.detach().abs().clamp_min(_TINY)
         weight = self.weight.detach()
         if self._is_grouped:

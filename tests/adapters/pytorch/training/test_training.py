@@ -169,6 +169,18 @@ def test_training_starts_where_calibration_ended_and_converts_to_the_same_number
     assert all(torch.equal(v, own[k]) for k, v in model.state_dict().items())
 
 
+def test_a_model_of_one_layer_is_trained_and_converted() -> None:
+    torch.manual_seed(0)
+    model, batch = nn.Linear(32, 16).eval(), (torch.randn(4, 32),)
+    session, recipe, parameters = prepared(model, [batch], Rule(types="linear", mode="static"))
+    prepared_model = session.training().prepare_qat(recipe, parameters)
+    with torch.no_grad():
+        prepared_model.native.weight.mul_(0.5)
+        expected = prepared_model.native(*batch).numpy()
+    got = prepared_model.convert().run(batch)[0]
+    np.testing.assert_allclose(got, expected, atol=0.04 * np.abs(expected).max())
+
+
 def test_adapters_train_and_their_base_does_not() -> None:
     torch.manual_seed(0)
     model, batch = (
