@@ -95,17 +95,16 @@ def certifying(
     if score_range(goal, held_out.per_sample) is None:
         raise ConfigError(
             "accuracy.confidence needs the range of a sample's score, for these are not all 0 or "
-            "1: say "
-            "accuracy.score_range = [least, greatest], for example [0, 1]"
+            "1: say accuracy.score_range = [least, greatest], for example [0, 1]"
         )
     searching = Certifier(goal, search.per_sample)
     holding = Certifier(goal, held_out.per_sample)
-    needed, there = holding.samples_needed(), len(held_out.per_sample)
+    needed = holding.samples_needed()
+    there = len(held_out.per_sample)
     if needed > there:
         why = (
             f"{there} held-out samples are too few to certify a tolerance of {goal.tolerance:g} "
-            "with "
-            f"{confidence:g} confidence, even where nothing is lost: it takes about {needed}"
+            f"with {confidence:g} confidence, even where nothing is lost: it takes about {needed}"
         )
         return Certifying(confidence, goal, why)
     return Certifying(confidence, goal, "", searching, holding)
@@ -123,14 +122,12 @@ def _missing(goal: SampleGoal | None, search: Scores, held_out: Scores | None) -
     if search.per_sample is None:
         return (
             "there are no scores of single samples: wrap the score function in "
-            "octavo.SampleScore, or "
-            "return octavo.Evaluation(value, per_sample=...) from it"
+            "octavo.SampleScore, or return octavo.Evaluation(value, per_sample=...) from it"
         )
     if held_out is None or held_out.per_sample is None:
         return (
             "holdout_fn gives no scores of single samples: make it an octavo.SampleScore, or "
-            "return "
-            "octavo.Evaluation(value, per_sample=...) from it"
+            "return octavo.Evaluation(value, per_sample=...) from it"
         )
     return ""
 
@@ -153,6 +150,5 @@ def coarseness(scores: Scores | None, allowed: float | None) -> str:
         return ""
     return (
         f"{len(samples)} samples are few: one sample is {tolerances:.3g} tolerances, so the true "
-        "loss may be "
-        "many times what is tolerated; score more samples"
+        "loss may be many times what is tolerated; score more samples"
     )

@@ -75,9 +75,8 @@ class EvaluationPart:
             if self.required:
                 raise ConfigError(
                     "holdout needs a score of single samples: wrap it in octavo.SampleScore, "
-                    "return "
-                    "octavo.Evaluation(value, per_sample=...), or pass holdout_fn=, a score over "
-                    "other data"
+                    "return octavo.Evaluation(value, per_sample=...), or pass holdout_fn=, a score "
+                    "over other data"
                 )
             return found
         samples = check_scores(found).per_sample

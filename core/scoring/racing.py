@@ -244,12 +244,12 @@ class Race:
         at = slice(done, done + len(losses))
         places = np.arange(len(losses))
         budget = n * self._allowed
-        lost_before = state.total + np.concatenate([[0.0], np.cumsum(losses)[:-1]])
+        scale = self._scale[at]
+        sums_within = np.concatenate([[0.0], np.cumsum(losses)[:-1]])
+        lost_before = state.total + sums_within
         fair = budget - lost_before
-        drawn = losses * self._scale[at]
-        state.total += float(losses.sum())
-        state.estimate += float((lost_before + drawn).sum())
-        state.ones += float((done + places + self._scale[at]).sum())
+        drawn = losses * scale
+        state.take(losses, lost_before + drawn, done + places + scale)
         tolerance = EXACT * n * max(1.0, abs(self._allowed))
         # Where even the best scores on all that is left would not do, nothing is left to doubt.
         was_lost_on_the_way = (self._rest[at] > fair + tolerance).any()
@@ -259,8 +259,10 @@ class Race:
         left = n - done - places
         gain = (drawn - fair) / left
         # -y can reach no further than this: the largest bet is its inverse.
-        room = np.maximum((fair - self._lowest[at]) / left, tolerance / n)
-        return math.exp(-max(0.0, state.bettors.log_capital(gain, room)))
+        reach = (fair - self._lowest[at]) / left
+        room = np.maximum(reach, tolerance / n)
+        log_capital = state.bettors.log_capital(gain, room)
+        return math.exp(-max(0.0, log_capital))
 
 
 @dataclass
@@ -278,6 +280,12 @@ class _State:
     estimate: float = 0.0
     ones: float = 0.0
     bettors: Bettors = field(default_factory=Bettors)
+
+    def take(self, losses: np.ndarray, estimates: np.ndarray, ones: np.ndarray) -> None:
+        """Add the losses of some draws, and what each says of the sums over all samples."""
+        self.total += float(losses.sum())
+        self.estimate += float(estimates.sum())
+        self.ones += float(ones.sum())
 
 
 def _weights(gains: np.ndarray) -> np.ndarray:

@@ -160,9 +160,10 @@ class Curvature:
         errors: dict[str, dict[str, ErrorOf]] = {}
         for ops, scheme in wanted:
             for weight, rounded in self._rounded(ops, scheme, transforms):
-                key = _key("form", weight.name, scheme, transforms)
+                name = weight.name
+                key = _key("form", name, scheme, transforms)
                 if key not in self._scores:
-                    of_weight = errors.setdefault(weight.name, {})
+                    of_weight = errors.setdefault(name, {})
                     of_weight[key] = _error_of(session, weight, rounded)
         if errors:
             found = quadratic_forms(session, self._batches, errors, self._seed)

@@ -34,23 +34,28 @@ def find_units(view: ModelView, choices: Choices) -> tuple[tuple[Unit, ...], tup
         if not tied and len(types) > 1:
             continue
         unit = _unit(ops, choices)
-        names = ", ".join(repr(op.name) for op in ops)
         has_choices = any(len(choices[op.name]) > 1 for op in ops)
-        if tied and has_choices and not unit.tunable:
-            remarks.append(
-                f"{names} share one weight and have no quantized scheme in common: each decides "
-                "alone, in a copy of its own"
-            )
-            continue
-        if tied and unit.tunable:
-            remarks.append(
-                f"{names} share one weight: they decide together, among the schemes that all of "
-                "them can take"
-            )
+        if tied and has_choices:
+            remarks.append(_remark(ops, together=unit.tunable))
+            if not unit.tunable:
+                continue
         for name in unit.ops:
             unit_of[name] = unit
     units = _in_order(view, choices, unit_of)
     return tuple(units), tuple(remarks)
+
+
+def _remark(ops: Sequence[Op], *, together: bool) -> str:
+    names = ", ".join(repr(op.name) for op in ops)
+    if together:
+        return (
+            f"{names} share one weight: they decide together, among the schemes that all of them "
+            "can take"
+        )
+    return (
+        f"{names} share one weight and have no quantized scheme in common: each decides alone, in "
+        "a copy of its own"
+    )
 
 
 def _is_tied(ops: Sequence[Op]) -> bool:

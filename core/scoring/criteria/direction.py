@@ -247,8 +247,7 @@ def ask_for_direction(name: str) -> str:
         "higher_is_better=True for a score (Python); higher_is_better = false or = true under "
         "[accuracy], or "
         f'under [accuracy.metrics."{name}"] (configuration file); --lower-is-better or '
-        "--higher-is-better "
-        "(command line)"
+        "--higher-is-better (command line)"
     )
 
 

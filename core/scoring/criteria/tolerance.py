@@ -92,9 +92,11 @@ class Tolerance(Criterion):
         parts = []
         for row in rows:
             goal = row.goal
+            score = metrics[row.name]
+            base = baseline[row.name]
             floor = f", never more than {goal.floor:g}" if is_weighted else ""
             parts.append(
-                f"{row.name} {metrics[row.name]:.6g} against {baseline[row.name]:.6g} "
+                f"{row.name} {score:.6g} against {base:.6g} "
                 f"(loss {row.loss:.3g}, tolerated {goal.tolerance:g} {goal.mode}{floor})"
             )
         return Verdict(margin >= 0, margin, "; ".join(parts))
