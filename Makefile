@@ -26,11 +26,12 @@ demo: $(READY) ## tune the digits network on three backends; leaves out/demo wit
 test: $(READY) ## run all tests
 	$(BIN)/python -m pytest -q
 
-check: $(READY) ## ruff, mypy (strict) and the import contracts
+check: $(READY) ## ruff, mypy (strict), the import contracts and the house rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p octavo
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m tests.house
 
 format: $(READY) ## rewrite the sources in the house style
 	$(BIN)/ruff check --fix .
