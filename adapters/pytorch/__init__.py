@@ -1,4 +1,5 @@
-"""PyTorch backend: any ``nn.Module``, real integer kernels, no compiler needed. This module imports no torch."""
+"""PyTorch backend: any ``nn.Module``, real integer kernels, no compiler needed. This module imports
+no torch."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ class TorchConfig(PartConfig):
 
     Attributes:
         device: Where candidates run. ``auto`` takes the device that the model's tensors are on.
-        capture: ``auto`` traces the model's graph and falls back to its modules where that fails; ``modules`` never traces.
+        capture: ``auto`` traces the model's graph and falls back to its modules where that fails;
+            ``modules`` never traces.
         trust: Open ``.pt2`` files, which may run code of their author when they are read.
     """
 
@@ -34,7 +36,8 @@ def octavo_adapters() -> Iterable[AdapterPart[Any]]:
             name="torch",
             target="octavo.adapters.pytorch.adapter:TorchAdapter",
             config=TorchConfig,
-            summary="PyTorch modules: integer kernels on the CPU; int8, fp8 and 4-bit products on CUDA where they run",
+            summary="PyTorch modules: integer kernels on the CPU; int8, fp8 and 4-bit products on "
+            "CUDA where they run",
             hint="Install it with: pip install 'octavo[torch]'",
             models=(
                 "torch.nn.modules.module.Module",
@@ -66,7 +69,8 @@ def octavo_exporters() -> Iterable[Part[Any]]:
             "compressed-tensors",
             "octavo.adapters.pytorch.formats.compressed_tensors:export",
             CompressedTensorsConfig,
-            "a checkpoint for transformers and vLLM: int8 with quantized inputs, packed weights of 2 to 8 bits",
+            "a checkpoint for transformers and vLLM: int8 with quantized inputs, packed weights "
+            "of 2 to 8 bits",
             hint,
         ),
         Part(

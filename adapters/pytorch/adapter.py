@@ -84,7 +84,8 @@ class TorchAdapter(Adapter):
         return TorchSession(capture, device, call, tuple(notes), background)
 
     def capability(self) -> Capability:
-        """Return what runs on the configured device; ``auto`` answers for CUDA where there is one."""
+        """Return what runs on the configured device; ``auto`` answers for CUDA where
+        there is one."""
         automatic = "cuda" if torch.cuda.is_available() else "cpu"
         return capability(automatic if self._settings.device == "auto" else self._settings.device)
 
@@ -97,8 +98,8 @@ class TorchAdapter(Adapter):
 
         Args:
             folder: The folder.
-            model: The float module, whose tensors may hold anything, or a function that makes one. None where the files
-                name the architecture (a model of transformers).
+            model: The float module, whose tensors may hold anything, or a function that makes one.
+                None where the files name the architecture (a model of transformers).
         """
         saved = read(folder)
         found = self._model(_given_or_made(model, saved, folder))

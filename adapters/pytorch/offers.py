@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from math import prod
 
@@ -13,9 +13,9 @@ from octavo.adapters.pytorch.qlayers.projected_lstm import missing_projected
 from octavo.adapters.pytorch.qlayers.recurrent_kernels import missing_recurrent
 from octavo.core.contract.training import TRAINING
 from octavo.core.numerics.channels import FEATURES
-from octavo.core.values.capability import Capability, Offer
+from octavo.core.values.capability import Capability, Offer, Realization
 from octavo.core.values.graph import Op
-from octavo.core.values.scheme import OpScheme, QuantSpec
+from octavo.core.values.scheme import Mode, OpScheme, QuantSpec
 
 from .kernels import accelerators, onednn
 
@@ -27,103 +27,69 @@ _TOKEN = QuantSpec(dtype="int8", granularity="token")
 _FP8_CHANNEL = QuantSpec(dtype="fp8_e4m3fn", granularity="channel")
 _FP8_TENSOR = QuantSpec(dtype="fp8_e4m3fn")
 _FP8_TOKEN = QuantSpec(dtype="fp8_e4m3fn", granularity="token")
-
-
 _CASTS = ("bfloat16", "float16")
+
+Refusal = Callable[[Op], str]
+"""Returns why an op cannot take a scheme; empty if it can."""
+Narrowing = Callable[[], str]
+"""Returns why a weight has a reduced range on this device; empty if it keeps the whole one."""
 
 
 def _stored(
     dtype: str, granularity: str, *, symmetric: bool = True, scale_dtype: str | None = None
 ) -> OpScheme:
-    return OpScheme(
-        mode="weight_only",
-        weight=QuantSpec(
-            dtype=dtype, granularity=granularity, symmetric=symmetric, scale_dtype=scale_dtype
-        ),
+    weight = QuantSpec(
+        dtype=dtype, granularity=granularity, symmetric=symmetric, scale_dtype=scale_dtype
     )
+    return OpScheme(mode="weight_only", weight=weight)
+
+
+def _grouped(bits: int) -> Iterator[OpScheme]:
+    """Yield integers in groups, from small groups to large ones, those with a zero point first."""
+    for size in (32, 64, 128):
+        yield _stored(f"uint{bits}", f"group:{size}", symmetric=False)
+        yield _stored(f"int{bits}", f"group:{size}")
 
 
 _WEIGHT_ONLY = (
     _stored("int8", "channel"),
     _stored("int8", "group:32"),
     _stored("int8", "group:128"),
-    *(
-        _stored("uint4" if not s else "int4", f"group:{n}", symmetric=s)
-        for n in (32, 64, 128)
-        for s in (False, True)
-    ),
+    *_grouped(4),
     _stored("int4", "channel"),
     _stored("nf4", "group:64"),
     _stored("nf4", "group:64", scale_dtype="uint8"),
     _stored("fp8_e4m3fn", "channel"),
     _stored("fp8_e5m2", "channel"),
     *(_stored(dtype, "group:32") for dtype in ("mxint8", "mxfp8", "mxfp6", "mxfp4")),
-    *(
-        _stored(f"{'' if s else 'u'}int{bits}", f"group:{n}", symmetric=s)
-        for bits in (3, 2)
-        for n in (32, 64, 128)
-        for s in (False, True)
-    ),
+    *_grouped(3),
+    *_grouped(2),
 )
 """Formats of stored weights, in the order in which they lose accuracy."""
 
 
 @cache
 def capability(device: str) -> Capability:
-    """Return the schemes that run on ``device`` (``cpu``, ``cuda:0``, ...), fastest and smallest first.
+    """Return the schemes that run on ``device`` (``cpu``, ``cuda:0``, ...), fastest and smallest
+    first.
 
     Whether one does is found out by a small product on that very device, when an op first asks.
     """
-    kind = torch.device(device).type
-    fits, observed = partial(_fits, device), partial(_observed, device)
-    narrowed = saturates if kind == "cpu" else None
-    int8 = [
-        Offer(
-            OpScheme(mode=mode, weight=weight, input=source),
-            refuses=observed if mode == "static" else fits,
-            narrowed=narrowed,
-        )
-        for mode in ("static", "dynamic")
-        for weight in (_CHANNEL, _TENSOR)
-        for source in (_UNSIGNED, _SIGNED)
-    ]
-    few = [  # fewer bits on the 8-bit kernels: smaller files, the same speed
-        Offer(
-            OpScheme(
-                mode="static",
-                weight=QuantSpec(dtype=f"int{bits}", granularity=granularity),
-                input=_UNSIGNED,
-            ),
-            refuses=observed,
-        )
-        for bits in (4, 3)
-        for granularity in ("channel", "tensor")
-    ]
-    rows = [
-        Offer(
-            OpScheme(mode="dynamic", weight=weight, input=_TOKEN), refuses=fits, narrowed=narrowed
-        )
-        for weight in (_CHANNEL, _TENSOR)
-    ]
-    # A CPU has the fp8 product too, and takes longer over it than over float32: nothing is gained but the numbers.
-    fp8 = [
-        Offer(
-            OpScheme(mode="dynamic", weight=weight, input=source),
-            "simulated" if kind == "cpu" else "kernel",
-            partial(_fp8, device, source == _FP8_TOKEN),
-        )
-        for weight, source in ((_FP8_CHANNEL, _FP8_TOKEN), (_FP8_TENSOR, _FP8_TENSOR))
-    ]
-    stored = [
-        Offer(scheme, refuses=_groups_fit(scheme.weight.group_size if scheme.weight else None))
-        for scheme in _WEIGHT_ONLY
-    ]
-    casts = [
-        Offer(OpScheme(mode="cast", weight=QuantSpec(dtype=dtype)), refuses=_casts)
-        for dtype in _CASTS
-    ]
+    on_cpu = torch.device(device).type == "cpu"
+    narrowed = saturates if on_cpu else None
+    static = list(_int8("static", partial(_observed, device), narrowed))
+    dynamic = list(_int8("dynamic", partial(_fits, device), narrowed))
+    by_channel, by_tensor = _rows(partial(_fits, device), narrowed)
+    int8 = (*static, *dynamic)
+    few = tuple(_few_bits(device))
+    stored = [Offer(scheme, refuses=_groups_fit(_group_size(scheme))) for scheme in _WEIGHT_ONLY]
+    casts = []
+    for dtype in _CASTS:
+        scheme = OpScheme(mode="cast", weight=QuantSpec(dtype=dtype))
+        casts.append(Offer(scheme, refuses=_casts))
+    products = (*static, by_channel, *dynamic, by_tensor, *_fp8_products(device))
     offers = {
-        "linear": (*int8[:4], *rows[:1], *int8[4:], *rows[1:], *fp8, *stored, *few, *casts),
+        "linear": (*products, *stored, *few, *casts),
         "conv": (*int8, *few, *casts, *stored),
         "conv_transpose": (*int8, *few, *casts),
         "embedding": (*stored, *casts),
@@ -132,12 +98,57 @@ def capability(device: str) -> Capability:
         "rnn": tuple(stored),
     }
     features = frozenset({*FEATURES.values(), *TRAINING, "gradients", "export:onnx"})
+    return Capability("torch", device, offers, features, _versions(device))
+
+
+def _versions(device: str) -> dict[str, str]:
     versions = {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}
-    if kind == "cuda":
-        versions["gpu"] = (
-            f"{torch.cuda.get_device_name(device)}, compute capability {torch.cuda.get_device_capability(device)}"
-        )
-    return Capability("torch", device, offers, features, versions)
+    if torch.device(device).type == "cuda":
+        name, level = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+        versions["gpu"] = f"{name}, compute capability {level}"
+    return versions
+
+
+def _int8(mode: Mode, refuses: Refusal, narrowed: Narrowing | None) -> Iterator[Offer]:
+    """Yield products of 8-bit weights and inputs of one scale, by channel first."""
+    for weight in (_CHANNEL, _TENSOR):
+        for source in (_UNSIGNED, _SIGNED):
+            scheme = OpScheme(mode=mode, weight=weight, input=source)
+            yield Offer(scheme, refuses=refuses, narrowed=narrowed)
+
+
+def _rows(refuses: Refusal, narrowed: Narrowing | None) -> tuple[Offer, Offer]:
+    """Return products whose inputs have a scale for each row."""
+    by_channel = OpScheme(mode="dynamic", weight=_CHANNEL, input=_TOKEN)
+    by_tensor = OpScheme(mode="dynamic", weight=_TENSOR, input=_TOKEN)
+    return (
+        Offer(by_channel, refuses=refuses, narrowed=narrowed),
+        Offer(by_tensor, refuses=refuses, narrowed=narrowed),
+    )
+
+
+def _few_bits(device: str) -> Iterator[Offer]:
+    """Yield fewer bits on the 8-bit kernels: smaller files, the same speed."""
+    for bits in (4, 3):
+        for granularity in ("channel", "tensor"):
+            weight = QuantSpec(dtype=f"int{bits}", granularity=granularity)
+            scheme = OpScheme(mode="static", weight=weight, input=_UNSIGNED)
+            yield Offer(scheme, refuses=partial(_observed, device))
+
+
+def _fp8_products(device: str) -> Iterator[Offer]:
+    # A CPU has the fp8 product too, and takes longer over it than over float32: nothing is gained
+    # but the numbers.
+    realization: Realization = "kernel"
+    if torch.device(device).type == "cpu":
+        realization = "simulated"
+    for weight, source in ((_FP8_CHANNEL, _FP8_TOKEN), (_FP8_TENSOR, _FP8_TENSOR)):
+        scheme = OpScheme(mode="dynamic", weight=weight, input=source)
+        yield Offer(scheme, realization, partial(_fp8, device, source == _FP8_TOKEN))
+
+
+def _group_size(scheme: OpScheme) -> int | None:
+    return scheme.weight.group_size if scheme.weight else None
 
 
 def _recurrent(device: str, kind: str) -> tuple[Offer, ...]:
@@ -158,20 +169,19 @@ def _fits(device: str, op: Op) -> str:
     on_cpu = torch.device(device).type == "cpu"
     if op.type == "linear":
         return onednn.missing_linear() if on_cpu else accelerators.missing_linear(device)
-    return (
-        onednn.missing_conv(len(op.weight.shape) - 2)
-        if on_cpu
-        else f"torch has no integer convolution on {device}"
-    )
+    if not on_cpu:
+        return f"torch has no integer convolution on {device}"
+    return onednn.missing_conv(len(op.weight.shape) - 2)
 
 
 def _observed(device: str, op: Op) -> str:
     """Return why no static range can be had for an op; empty if it can."""
-    return (
-        "routing decides which tokens an expert meets, perhaps none: use mode dynamic or weight_only"
-        if "routed" in op.attributes
-        else _fits(device, op)
-    )
+    if "routed" in op.attributes:
+        return (
+            "routing decides which tokens an expert meets, perhaps none: "
+            "use mode dynamic or weight_only"
+        )
+    return _fits(device, op)
 
 
 def _fp8(device: str, per_row: bool, op: Op) -> str:
@@ -198,8 +208,6 @@ def _groups_fit(group: int | None) -> Callable[[Op], str] | None:
 
 def _casts(op: Op) -> str:
     """Return why an op gains nothing from 16 bits; empty if it does."""
-    return (
-        f"its weight is {op.weight.dtype} already"
-        if op.weight is not None and op.weight.dtype in _CASTS
-        else ""
-    )
+    if op.weight is None or op.weight.dtype not in _CASTS:
+        return ""
+    return f"its weight is {op.weight.dtype} already"

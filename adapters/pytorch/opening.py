@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from octavo.adapters.pytorch.capture.exported import is_exported, recovered
+from octavo.adapters.pytorch.modules.exported import is_exported, recovered
 from octavo.adapters.pytorch.modules.shared_copy import (
     named_tensors,
     set_submodule,

@@ -1,4 +1,5 @@
-"""Modules of one layer, of the size that models have: what is timed when somebody asks how fast schemes are."""
+"""Modules of one layer, of the size that models have: what is timed when somebody asks how fast
+schemes are."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ _LAYERS: Mapping[str, Callable[[], tuple[nn.Module, Tensor]]] = {
 
 
 def sample(kind: str) -> tuple[nn.Module, tuple[Tensor, ...]] | None:
-    """Return a module with one layer of a type and a batch for it; None for types that have none."""
+    """Return a module with one layer of a type and a batch for it; None for types that
+    have none."""
     if kind not in _LAYERS:
         return None
     with torch.random.fork_rng(devices=[]):

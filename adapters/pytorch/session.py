@@ -11,20 +11,15 @@ import torch
 from torch import nn
 
 from octavo.adapters.pytorch.apply.input_maps import install
+from octavo.adapters.pytorch.apply.rescaling import rescaled
 from octavo.adapters.pytorch.apply.whole_model import quantized_model
 from octavo.adapters.pytorch.capture.capture import Capture
 from octavo.adapters.pytorch.capture.census import Reads, census, unclaimed
 from octavo.adapters.pytorch.capture.folding import folded
 from octavo.adapters.pytorch.capture.further_batches import look_further
 from octavo.adapters.pytorch.capture.layers import Layer
-from octavo.adapters.pytorch.capture.rescaling import rescaled
 from octavo.adapters.pytorch.kernels.saturation import why_in_float
-from octavo.adapters.pytorch.modules.shared_copy import (
-    aliases,
-    has_hooks,
-    named_tensors,
-    skeleton,
-)
+from octavo.adapters.pytorch.modules.shared_copy import aliases, has_hooks, named_tensors, skeleton
 from octavo.adapters.pytorch.observe.gradients import gradients
 from octavo.adapters.pytorch.observe.prefix_reuse import Reuse
 from octavo.adapters.pytorch.observe.staged import Resumable
@@ -54,9 +49,10 @@ class Background:
     """What is known of a session's model as it was given.
 
     Attributes:
-        given: The model; what was captured may have stand-ins for some of its modules. None where the model was changed
-            since.
-        plain: The module that was counted: as it was given, with weights that are computed in eval mode as plain ones.
+        given: The model; what was captured may have stand-ins for some of its modules. None where
+            the model was changed since.
+        plain: The module that was counted: as it was given, with weights that are computed in eval
+            mode as plain ones.
         counted: What its forward uses; None where the model was changed since.
         reads: What runs of the model read, where it was counted.
         reading: How a loader's batches become calls; None where there was no example to tell.
@@ -114,7 +110,8 @@ class TorchSession(Session):
         return self._view
 
     def census(self) -> Sequence[HeldWeight] | None:
-        """Return the parameters and buffers of two or more dimensions that the forward uses, as the module names them."""
+        """Return the parameters and buffers of two or more dimensions that the forward uses, as the
+        module names them."""
         return self._background.counted
 
     def _unclaimed(self) -> tuple[HeldWeight, ...]:
@@ -155,11 +152,13 @@ class TorchSession(Session):
         return self.watcher(batches, 0)(values, sink)
 
     def watcher(self, batches: Iterable[Batch], limit: int) -> Resumable:
-        """Return what observes values over the same batches, each time from where it stopped before."""
+        """Return what observes values over the same batches, each time from where it stopped
+        before."""
         return Resumable(self.capture, lambda: self._calls(batches), limit)
 
     def further(self, batches: Sequence[Batch]) -> TorchSession:
-        """Return a session that knows the branches that these batches take, and the axes in which they differ."""
+        """Return a session that knows the branches that these batches take, and the axes in which
+        they differ."""
         if self._example is None:
             return self
         known = self._background
@@ -206,7 +205,8 @@ class TorchSession(Session):
         return root if lender is None else lender.settled(root)
 
     def _whole(self) -> Capture:
-        """Return the view over a model that is where candidates run as a whole: what learns needs all of it."""
+        """Return the view over a model that is where candidates run as a whole: what learns needs
+        all of it."""
         if self.capture.lender is None:
             return self.capture
         whole = self.capture.on(self._settled(self.capture.root), self.capture.factors)
@@ -264,7 +264,8 @@ class TorchSession(Session):
         return digest(self.capture.root)
 
     def runner(self, batches: Sequence[Batch]) -> Reuse:
-        """Return what runs candidates over the same batches, each from its first changed layer on."""
+        """Return what runs candidates over the same batches, each from its first
+        changed layer on."""
         return Reuse(self._whole(), list(self._calls(batches)))
 
     def rescale(self, factors: Mapping[str, Rescaling]) -> TorchSession:
@@ -278,7 +279,8 @@ class TorchSession(Session):
         return self._changed(self.capture.on(root, self.capture.factors))
 
     def _changed(self, capture: Capture) -> TorchSession:
-        """Return a session of a changed model: what was known of the given one is no longer true."""
+        """Return a session of a changed model: what was known of the given one is no
+        longer true."""
         return TorchSession(capture, self._device, self._example, self._notes)
 
     def gradients(
@@ -290,7 +292,8 @@ class TorchSession(Session):
         seed: int = 0,
         along: Mapping[str, Array] | None = None,
     ) -> int:
-        """Hand gradients with respect to weights to ``sink``, or Hessian-vector products (feature ``gradients``)."""
+        """Hand gradients with respect to weights to ``sink``, or Hessian-vector products (feature
+        ``gradients``)."""
         calls = self._calls(batches)
         return gradients(self._whole(), calls, tensors, sink, seed, along or {})
 

@@ -33,7 +33,8 @@ def quantized_module(
     gives: Activation | None = None,
     own: Own = (),
 ) -> nn.Module:
-    """Return the module that carries a scheme out for one layer, with the float module's own settings beside it.
+    """Return the module that carries a scheme out for one layer, with the float module's own
+    settings beside it.
 
     Args:
         layer: The layer.
@@ -74,7 +75,8 @@ def placed(module: nn.Module, new: nn.Module) -> nn.Module:
 
 
 def tie(made: Mapping[str, nn.Module], parameters: Mapping[str, OpParameters]) -> None:
-    """Let layers of one quantized weight hold its codes once, under two names, as float models tie a parameter.
+    """Let layers of one quantized weight hold its codes once, under two names, as float models tie
+    a parameter.
 
     Args:
         made: Op name -> its quantized module.

@@ -46,7 +46,8 @@ class CodeForms:
             if name in capture.others:
                 self._adding |= dict.fromkeys(nodes[1:], name)
         self.gives: dict[str, Activation] = {}
-        # Readers come later than what they read, so that from the back every reader's own form is known.
+        # Readers come later than what they read, so that from the back every reader's own form is
+        # known.
         for end in sorted(self.ends, key=capture.order.__getitem__, reverse=True):
             name = self.ends[end]
             form = self._form_wanted(end)
@@ -54,7 +55,8 @@ class CodeForms:
                 self.gives[name] = form
 
     def input_form(self, name: str, index: int) -> Activation | None:
-        """Return the codes in which an op takes one of its inputs; None where it takes float values."""
+        """Return the codes in which an op takes one of its inputs; None where it takes float
+        values."""
         # A layer that changes its input does that and quantizes by itself.
         if name in self._capture.factors:
             return None
@@ -76,7 +78,8 @@ class CodeForms:
         return scheme.input is not None and scheme.input.granularity != "token"
 
     def _form_wanted(self, end: fx.Node) -> Activation | None:
-        """Return the codes in which every reader of a value takes it; None if one of them wants it in float."""
+        """Return the codes in which every reader of a value takes it; None if one of them wants it
+        in float."""
         found: dict[tuple[float, int, int, int], Activation] = {}
         pending = [end]
         while pending:

@@ -1,4 +1,5 @@
-"""What a linear layer does to its input first: the channel maps that no layer before it could take in."""
+"""What a linear layer does to its input first: the channel maps that no layer before it could take
+in."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ Tensor = torch.Tensor
 
 
 def multipliers(own: Own) -> Tensor | None:
-    """Return float32 (inputs,) where a multiplication is all: layers take that into their quantization. Else None."""
+    """Return float32 (inputs,) where a multiplication is all: layers take that into their
+    quantization. Else None."""
     if len(own) != 1 or own[0].carries != {"scale"}:
         return None
     scale = own[0].scale

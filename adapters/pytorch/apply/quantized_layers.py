@@ -37,7 +37,8 @@ class Decided:
         parameters: From the core.
         bias: As the op uses it (batch norm folded, corrected), or None.
         gives: Codes of the result; None for a float one.
-        factors: float32 (inputs,): a linear layer multiplies its input by it first; None where it does not.
+        factors: float32 (inputs,): a linear layer multiplies its input by it first; None where it
+            does not.
     """
 
     layer: Layer
@@ -163,7 +164,8 @@ def _conv_form(layer: Layer, module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> dict[
 
 
 def _cast(decided: Decided) -> nn.Module:
-    """Return a twin of the module with 16-bit tensors; convolutions take their folded batch norm's bias."""
+    """Return a twin of the module with 16-bit tensors; convolutions take their folded batch norm's
+    bias."""
     twin = skeleton(decided.module)
     twin._forward_hooks.clear()
     twin._forward_pre_hooks.clear()

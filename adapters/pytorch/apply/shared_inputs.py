@@ -1,4 +1,5 @@
-"""Layers that read one value alike (query, key, value): it is quantized once, and few rows are multiplied once."""
+"""Layers that read one value alike (query, key, value): it is quantized once, and few rows are
+multiplied once."""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ def stack(layers: Sequence[Int8Linear]) -> Stack:
 
 
 _WASTE = 4
-"""More results in a row that were not all taken say that the layers are called with other values after all."""
+"""More results in a row that were not all taken say that the layers are called with other values
+after all."""
 
 
 class _Entry(NamedTuple):
@@ -71,11 +73,13 @@ class _Packed(NamedTuple):
 
 
 class Stack:
-    """The weights of several layers over one another; each layer takes its own part of the result, once.
+    """The weights of several layers over one another; each layer takes its own part of the result,
+    once.
 
-    A kernel's fixed cost weighs most where rows are few. The layers change and quantize their input alike. What a layer is
-    given is memory of its own, which its reader may overwrite. Where results stay untaken time and again, because the layers
-    are called with other values after all, every layer is left to itself.
+    A kernel's fixed cost weighs most where rows are few. The layers change and quantize their input
+    alike. What a layer is given is memory of its own, which its reader may overwrite. Where results
+    stay untaken time and again, because the layers are called with other values after all, every
+    layer is left to itself.
 
     Args:
         layers: The layers, in the order of their places.
@@ -88,7 +92,8 @@ class Stack:
         self._entry: _Entry | None = None
 
     def take(self, place: int, x: Tensor) -> Tensor | None:
-        """Return the product of ``x`` and the weight at one place, float32, before any activation function; or None."""
+        """Return the product of ``x`` and the weight at one place, float32, before any activation
+        function; or None."""
         if self._wasted > _WASTE:
             return None
         entry = self._entry

@@ -13,7 +13,8 @@ from octavo.adapters.pytorch.modules.shared_copy import note_references, skeleto
 
 
 def around(module: nn.Module, table: nn.Module) -> nn.Module:
-    """Return a twin of such a module that looks its rows up in another table, and does all else itself.
+    """Return a twin of such a module that looks its rows up in another table, and does all else
+    itself.
 
     Args:
         module: The float module.

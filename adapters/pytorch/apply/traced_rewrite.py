@@ -1,4 +1,5 @@
-"""A traced model with some ops on integer kernels; codes pass between neighbours where every reader takes them."""
+"""A traced model with some ops on integer kernels; codes pass between neighbours where every reader
+takes them."""
 
 from __future__ import annotations
 

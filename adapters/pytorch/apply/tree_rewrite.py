@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from octavo.adapters.pytorch.capture.layers import Layer
 from octavo.adapters.pytorch.capture.module_tree import ModuleCapture
 from octavo.adapters.pytorch.kernels.activation import Activation
 from octavo.adapters.pytorch.modules.shared_copy import copy_hooks, set_submodule, skeleton
@@ -45,16 +46,21 @@ def rewrite_tree(
         if not layer.path:
             return placed(old, new)
         set_submodule(twin, layer.path, placed(old, new))
-        if layer.norm:
-            set_submodule(twin, layer.norm, nn.Identity().eval())
-        if layer.act:
-            idle = nn.Identity()
-            copy_hooks(twin.get_submodule(layer.act), idle)
-            set_submodule(twin, layer.act, idle.eval())
+        _leave_out_fused(twin, layer)
     tie(made, parameters)
     if capture.seen is not None:
         share((capture.layers[name].op.inputs[0], module) for name, module in made.items())
     return twin
+
+
+def _leave_out_fused(twin: nn.Module, layer: Layer) -> None:
+    """Let the modules that a layer takes in pass their input on."""
+    if layer.norm:
+        set_submodule(twin, layer.norm, nn.Identity().eval())
+    if layer.act:
+        idle = nn.Identity()
+        copy_hooks(twin.get_submodule(layer.act), idle)
+        set_submodule(twin, layer.act, idle.eval())
 
 
 def _form_wanted(capture: ModuleCapture, name: str, parameters: Parameters) -> Activation | None:

@@ -11,7 +11,8 @@ from .trace import Trace
 
 
 def blocks_of(root: nn.Module, layers: Iterable[Layer]) -> list[str]:
-    """Return the paths of the repeated blocks that hold the layers: the items of the outermost lists of modules."""
+    """Return the paths of the repeated blocks that hold the layers: the items of the outermost
+    lists of modules."""
     lists = [p for p, m in root.named_modules() if isinstance(m, nn.ModuleList) and len(m) > 1]
     outer = [path for path in lists if not any(_is_below(path, other) for other in lists)]
     found: dict[str, None] = {}
@@ -32,7 +33,8 @@ def called_once(blocks: Sequence[str], layers: Iterable[Layer], seen: Trace) -> 
 def places_of(blocks: Sequence[str], layers: Iterable[Layer], seen: Trace) -> Mapping[str, int]:
     """Return value -> its place among the blocks.
 
-    2n + 1 lies in the block of number n, 2n between the one before and that. What repeated calls see has no place.
+    2n + 1 lies in the block of number n, 2n between the one before and that. What repeated calls
+    see has no place.
     """
     numbers = {path: 2 * i + 1 for i, path in enumerate(blocks)}
     places: dict[str, int] = {}

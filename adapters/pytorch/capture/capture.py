@@ -1,8 +1,8 @@
 """What a model looks like to octavo, and how quantized layers are put into it.
 
-Two ways of seeing a model, behind one face: :class:`~.graph.GraphCapture` has the traced graph, so batch norms and
-residual adds are folded and integer tensors pass between layers; :class:`~.modules.ModuleCapture` only has the module
-tree, which every model has.
+Two ways of seeing a model, behind one face: :class:`~.graph.GraphCapture` has the traced graph, so
+batch norms and residual adds are folded and integer tensors pass between layers;
+:class:`~.modules.ModuleCapture` only has the module tree, which every model has.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class Capture(ABC):
         outputs: Names of the model's outputs.
         notes: What was out of reach and why.
         reasons: Parameter that no layer holds -> why not, where the example's run showed it.
-        lender: Brings the tensors of ``root`` to where runs of the float model compute; None where they are there.
+        lender: Brings the tensors of ``root`` to where runs of the float model compute; None where
+            they are there.
     """
 
     lender: Lender | None = None
@@ -59,7 +60,8 @@ class Capture(ABC):
 
     @abstractmethod
     def span(self, values: Collection[str]) -> tuple[int, int]:
-        """Return the last place at which a run may start that is to meet all these values, and the first at which it may stop.
+        """Return the last place at which a run may start that is to meet all these values, and the
+        first at which it may stop.
 
         Places are numbers that grow along a run; 0 is the model's inputs.
         """

@@ -1,4 +1,5 @@
-"""The weights of a module that its forward really reads: found by watching what operators are given."""
+"""The weights of a module that its forward really reads: found by watching what operators are
+given."""
 
 from __future__ import annotations
 
@@ -47,7 +48,8 @@ class Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def memory_of(tensor: Tensor) -> Extent | None:
-    """Return the first address of a tensor and the one behind its last; None where it has no memory of its own."""
+    """Return the first address of a tensor and the one behind its last; None where it has no memory
+    of its own."""
     if tensor.is_meta or tensor.layout is not torch.strided or not tensor.numel():
         return None
     try:
@@ -91,13 +93,15 @@ def _merged(extents: Collection[Extent]) -> list[Extent]:
 def census(
     given: nn.Module, reads: Reads | None, *, branches: bool = False
 ) -> tuple[HeldWeight, ...]:
-    """Return the parameters and buffers of two or more dimensions that the forward of a module uses, each once.
+    """Return the parameters and buffers of two or more dimensions that the forward of a module
+    uses, each once.
 
     Args:
         given: The module as it was given, without stand-ins.
-        reads: What was read in runs of an example; None where there was none: then all of them count.
-        branches: The runs may have taken some branches of several: what they did not read counts too, where the code of
-            the model's classes speaks of it.
+        reads: What was read in runs of an example; None where there was none: then all of them
+            count.
+        branches: The runs may have taken some branches of several: what they did not read counts
+            too, where the code of the model's classes speaks of it.
     """
     held = {name: t for name, t in _tensors(given) if counts(t.shape, _dtype(t))}
     used = [True] * len(held) if reads is None else reads.within(held.values())

@@ -1,4 +1,5 @@
-"""Choosing how to see a model: its traced graph where that is the same function, else its module tree."""
+"""Choosing how to see a model: its traced graph where that is the same function, else its module
+tree."""
 
 from __future__ import annotations
 
@@ -34,8 +35,10 @@ from .watching import watched_run
 def capture_of(root: nn.Module, call: Call | None, how: Literal["auto", "modules"]) -> Capture:
     """Look at a model.
 
-    A traced graph is taken only if it was run on the example and gave the module's own outputs, bit for bit up to
-    rounding: tracing follows one branch of Python's control flow and must not silently drop the others.
+    A traced graph is taken only if it was run on the example and gave the module's own outputs, bit
+    for bit up to
+    rounding: tracing follows one branch of Python's control flow and must not silently drop the
+    others.
 
     Args:
         root: A skeleton.
@@ -69,11 +72,13 @@ def _graph_capture(root: nn.Module, call: Call | None) -> tuple[GraphCapture | N
 
 
 _SHARE = 0.1
-"""A graph that leaves so much of a model's weights in float, which its modules would not, is not worth what it fuses."""
+"""A graph that leaves so much of a model's weights in float, which its modules would not, is not
+worth what it fuses."""
 
 
 def _missed(root: nn.Module, capture: GraphCapture, call: Call) -> str:
-    """Return that a graph shows too little of the products by parameters; empty where it shows enough of them."""
+    """Return that a graph shows too little of the products by parameters; empty where it shows
+    enough of them."""
     weights = [weight for op in capture.ops for weight in op.weights]
     claimed = {name for weight in weights for name in (weight.name, *weight.made_of)}
     every = loose_parameters(capture.root)
@@ -96,7 +101,8 @@ def _missed(root: nn.Module, capture: GraphCapture, call: Call) -> str:
 
 
 def _with_parameters(root: nn.Module, call: Call | None) -> tuple[nn.Module, Mapping[str, str]]:
-    """Return a skeleton with layers for the parameters that the example's run multiplies by, and why others have none."""
+    """Return a skeleton with layers for the parameters that the example's run multiplies by, and
+    why others have none."""
     reasons: dict[str, str] = {}
     wanted = known_uses(root)
     if call is not None:

@@ -56,8 +56,9 @@ def over_weight(gain: Tensor, module: nn.Module) -> Tensor:
 def folded(layer: Layer, root: nn.Module) -> tuple[Tensor, Tensor | None]:
     """Return a layer's weight and bias as the op uses them.
 
-    With a batch norm: w' = w * g / sqrt(var + eps) per output channel, b' = beta + (b - mean) * g / sqrt(var + eps)
-    (Jacob et al. 2018, arXiv:1712.05877, section 3.2), float32. Else the module's own.
+    With a batch norm: w' = w * g / sqrt(var + eps) per output channel, b' = beta + (b - mean) * g /
+    sqrt(var + eps) (Jacob et al. 2018, arXiv:1712.05877, section 3.2), float32. Else the module's
+    own.
     """
     module = root.get_submodule(layer.path)
     weight, bias = module.weight, getattr(module, "bias", None)

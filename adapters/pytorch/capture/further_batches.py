@@ -1,4 +1,5 @@
-"""Looking at a model again with batches of other shapes: which branches they take, and whether a graph holds for them."""
+"""Looking at a model again with batches of other shapes: which branches they take, and whether a
+graph holds for them."""
 
 from __future__ import annotations
 
@@ -22,8 +23,9 @@ from .tracing import why_it_does_not_hold
 def look_further(capture: Capture, example: Call, others: Sequence[Call]) -> Capture:
     """Return a view that holds for further batches too; the same one where it does already.
 
-    A graph that gives other outputs for them than the module follows one branch of several, and is given up. Of a module
-    tree, layers are seen that only these batches reach, and what is not the same for all of them is not fused.
+    A graph that gives other outputs for them than the module follows one branch of several, and is
+    given up. Of a module tree, layers are seen that only these batches reach, and what is not the
+    same for all of them is not fused.
 
     Args:
         capture: The view by the example.
@@ -72,8 +74,9 @@ def _without_calls(root: nn.Module) -> nn.Module:
 def merged(traces: Sequence[Trace]) -> Trace:
     """Return what several runs showed together.
 
-    What one run does not show, or shows otherwise, is no rule: a layer that is not always called, or not always given the
-    same value, has an input of its own, and nothing is folded into what is not always followed by the same.
+    What one run does not show, or shows otherwise, is no rule: a layer that is not always called,
+    or not always given the same value, has an input of its own, and nothing is folded into what is
+    not always followed by the same.
     """
     first = traces[0]
     order = list(dict.fromkeys(path for trace in traces for path in trace.order))
@@ -118,7 +121,8 @@ def _common_values(
 
 
 def _common_acts(traces: Sequence[Trace], escaped: set[str]) -> dict[str, str]:
-    """Return what activation modules always follow; add what they follow at times to ``escaped``."""
+    """Return what activation modules always follow; add what they follow at times to
+    ``escaped``."""
     acts: dict[str, str] = {}
     for act in dict.fromkeys(act for trace in traces for act in trace.acts):
         sources = {trace.acts.get(act) for trace in traces}

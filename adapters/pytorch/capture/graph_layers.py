@@ -27,7 +27,8 @@ class Found:
 
     Attributes:
         layers: Op name -> layer, in the order of their first calls.
-        inner: Op name -> the nodes that it stands for, first to last; ops that are called once only.
+        inner: Op name -> the nodes that it stands for, first to last; ops that are called once
+            only.
         others: Op name -> the node that a fused add adds.
     """
 
@@ -56,7 +57,8 @@ def find_in_graph(sites: Sites, ops: Mapping[str, Op]) -> Found:
 
 
 def _called_often(sites: Sites, op: Op, path: str) -> Layer:
-    """Return a module that is called more than once: one decision for all its call sites, nothing fused."""
+    """Return a module that is called more than once: one decision for all its call sites, nothing
+    fused."""
     shapes = [shape for node in sites.calls[path] if (shape := sites.shape(node)) is not None]
     seen = with_shapes(op, shapes[0] if shapes else None)
     return Layer(seen, path, functional=stands_for_call(sites.modules[path]))
@@ -157,7 +159,8 @@ class _Chain:
     def _added(self, node: fx.Node) -> fx.Node | None:
         """Return what a node adds to the end of the chain.
 
-        None unless it is a plain sum of tensors of one shape, and the other was computed before the chain's start.
+        None unless it is a plain sum of tensors of one shape, and the other was computed before the
+        chain's start.
         """
         is_add = node.op == "call_function" and node.target in _ADDS
         if not is_add or len(node.args) != 2 or node.kwargs:

@@ -14,7 +14,8 @@ from .norms import is_norm
 
 
 def links_of(sites: Sites, found: Found) -> Iterator[Link]:
-    """Yield norm -> layers and convolution -> convolution links, then one for each other input of linear layers."""
+    """Yield norm -> layers and convolution -> convolution links, then one for each other input of
+    linear layers."""
     layer_at = {nodes[0]: found.layers[name] for name, nodes in found.inner.items()}
     linked: set[str] = set()
     for link in _norm_links(sites, layer_at):

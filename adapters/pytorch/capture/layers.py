@@ -60,8 +60,8 @@ class Layer:
 def find_layers(root: nn.Module) -> dict[str, Op]:
     """Return path -> op of every layer below ``root``; values are named after the paths.
 
-    A module that is registered or called twice is one op. Children of modules that read their weights and may never
-    call them are left out.
+    A module that is registered or called twice is one op. Children of modules that read their
+    weights and may never call them are left out.
     """
     first = aliases(root)
     found: dict[str, Op] = {}

@@ -83,8 +83,8 @@ class Link:
 def input_link(members: Sequence[Layer], value: str) -> Link:
     """Link a value to the linear layers that read it.
 
-    They multiply it as they quantize it, which costs nothing there. Shifts and rotations are steps of their own before
-    the products.
+    They multiply it as they quantize it, which costs nothing there. Shifts and rotations are steps
+    of their own before the products.
     """
     weight = members[0].op.weight
     assert weight is not None

@@ -1,4 +1,5 @@
-"""Which tensors the code of a model's classes speaks of: those that no batch reached may belong to another branch."""
+"""Which tensors the code of a model's classes speaks of: those that no batch reached may belong to
+another branch."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
 
 def is_referred_to(root: nn.Module, name: str) -> bool:
-    """True if every module on the way to a tensor is named in the code of the one that holds it, beside where it is made.
+    """True if every module on the way to a tensor is named in the code of the one that holds it,
+    beside where it is made.
 
     Args:
         root: The model.
@@ -26,7 +28,8 @@ def is_referred_to(root: nn.Module, name: str) -> bool:
 
 
 def _names(module: nn.Module) -> frozenset[str]:
-    """Return the attributes that the methods of a module's classes name, without those that make it."""
+    """Return the attributes that the methods of a module's classes name, without those that make
+    it."""
     found: set[str] = set()
     for cls in type(module).__mro__:
         if cls in (nn.Module, object):

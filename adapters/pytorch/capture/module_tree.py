@@ -122,7 +122,8 @@ class ModuleCapture(Capture):
         return places_of(self.blocks, self.layers.values(), self.seen)
 
     def span(self, values: Collection[str]) -> tuple[int, int]:
-        """Return the number of the first block that must run, and of the one before which a run may stop."""
+        """Return the number of the first block that must run, and of the one before which a run may
+        stop."""
         places = [self.places[value] for value in values if value in self.places]
         if not places or len(places) < len(values):
             return 0, self.end

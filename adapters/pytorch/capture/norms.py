@@ -20,14 +20,16 @@ _NOT_OVER_THE_LAST_AXIS = (
 
 
 def is_norm(module: nn.Module) -> bool:
-    """True for a normalisation over the last axis with a gain for each channel, established by running it."""
+    """True for a normalisation over the last axis with a gain for each channel, established by
+    running it."""
     return gain_of(module) != ""
 
 
 def gain_of(module: nn.Module) -> Gain:
     """Return how a normalisation's gain depends on its weight.
 
-    Known by its behaviour and not by its class, because every language model brings a class of its own.
+    Known by its behaviour and not by its class, because every language model brings a class of its
+    own.
 
     Returns:
         ``weight``, ``offset`` (1 + weight), or empty if it is no such normalisation.

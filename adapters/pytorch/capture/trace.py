@@ -17,11 +17,12 @@ class Trace:
         order: Layers in the order of their first call.
         calls: Module -> number of calls.
         shapes: Layer -> shape of its first output.
-        values: Layer -> name of the value it was given: ``module:out`` of the watched module that made it, or
-            ``layer:in`` of the layer that was given the same tensor first.
+        values: Layer -> name of the value it was given: ``module:out`` of the watched module that
+            made it, or ``layer:in`` of the layer that was given the same tensor first.
         acts: Activation module or batch norm -> the layer or batch norm whose output it was given.
         kinds: Activation module -> its function's name; batch norm -> :data:`BATCH_NORM`.
-        escaped: Watched modules whose output something else than a layer or an activation module reads.
+        escaped: Watched modules whose output something else than a layer or an activation module
+            reads.
         results: How many tensors the model returned.
         products: Function -> how often it multiplied outside of the watched modules.
         sometimes: Watched modules that some batches call and others do not.
@@ -67,7 +68,8 @@ class Trace:
         return "" if is_read_by_layers else found[0]
 
     def readers(self, path: str) -> list[str]:
-        """Return the layers that were given a module's output; none if anything else reads it too."""
+        """Return the layers that were given a module's output; none if anything else
+        reads it too."""
         is_called_once = self.calls.get(path) == 1
         if not is_called_once or path in self.escaped or path in self.acts.values():
             return []

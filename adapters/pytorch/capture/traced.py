@@ -30,7 +30,8 @@ class GraphCapture(Capture):
 
     Attributes:
         sites: The graph's nodes, and the modules that they call.
-        inner: Op name -> the nodes that it stands for, first to last; ops that are called once only.
+        inner: Op name -> the nodes that it stands for, first to last; ops that are called once
+            only.
         others: Op name -> the node that a fused add adds.
     """
 

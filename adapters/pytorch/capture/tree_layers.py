@@ -87,7 +87,8 @@ def unreached(op: Op) -> Op:
 
 
 def links_of(root: nn.Module, layers: Iterable[Layer], seen: Trace) -> Iterator[Link]:
-    """Yield norm -> layers links, and for every other value that only linear layers read a scaling of its own."""
+    """Yield norm -> layers links, and for every other value that only linear layers read a scaling
+    of its own."""
     readers: dict[str, list[Layer]] = {}
     for layer in layers:
         if layer.op.type == "linear" and "routed" not in layer.op.attributes:
@@ -108,7 +109,8 @@ def links_of(root: nn.Module, layers: Iterable[Layer], seen: Trace) -> Iterator[
 def decided_together(
     root: nn.Module, ops: Mapping[str, Op], layers: Iterable[Layer]
 ) -> Iterator[Group]:
-    """Yield the layers that take one decision: experts of one mixture, and matrices of one parameter."""
+    """Yield the layers that take one decision: experts of one mixture, and matrices of one
+    parameter."""
     for name, paths in expert_groups(root):
         yield Group(name, "scheme", tuple(ops[path].name for path in paths))
     names = {layer.path: layer.op.name for layer in layers}
@@ -122,7 +124,8 @@ def decided_together(
 
 
 def _tied_tables(ops: Mapping[str, Op], called: Collection[str]) -> list[str]:
-    """Return tables that share their weight with a layer that is called: left alone, they would hold it in float."""
+    """Return tables that share their weight with a layer that is called: left alone, they would
+    hold it in float."""
     held = {weight.name for path in called for weight in ops[path].weights}
     tables = (path for path, op in ops.items() if op.type == "embedding")
     return [path for path in tables if any(weight.name in held for weight in ops[path].weights)]

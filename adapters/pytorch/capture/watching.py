@@ -92,7 +92,8 @@ class _Reads(TorchFunctionMode):
 def act_of(module: nn.Module) -> str:
     """Return which activation function a module computes, as :data:`POSTS` names it.
 
-    Empty if it is none. Known by its values, because every family of models brings classes of its own.
+    Empty if it is none. Known by its values, because every family of models brings classes of its
+    own.
     """
     name = type(module).__name__.lower()
     if not any(part in name for part in _ACTIVATION_NAMES):

@@ -1,4 +1,5 @@
-"""Models that a name and a configuration make again: those of transformers, without running code of the files' author."""
+"""Models that a name and a configuration make again: those of transformers, without running code of
+the files' author."""
 
 from __future__ import annotations
 
@@ -30,10 +31,11 @@ def is_known(module: nn.Module) -> bool:
 
 
 def architecture_of(module: nn.Module) -> dict[str, Any] | None:
-    """Return what :func:`rebuild` makes a model's float module from, JSON-ready; None where that cannot be said.
+    """Return what :func:`rebuild` makes a model's float module from, JSON-ready; None where that
+    cannot be said.
 
-    It goes into octavo's own file and not into a config.json, which would make the folder look like a checkpoint that
-    ``from_pretrained`` reads.
+    It goes into octavo's own file and not into a config.json, which would make the folder look like
+    a checkpoint that ``from_pretrained`` reads.
     """
     if not is_known(module):
         return None
@@ -87,7 +89,8 @@ def rebuild(facts: Mapping[str, Any], device: str = "cpu") -> nn.Module:
         import transformers
     except ImportError as error:
         raise MissingFramework(
-            f"the saved model is a {facts['class']} of transformers, which is not installed: pip install transformers, or pass the float module"
+            f"the saved model is a {facts['class']} of transformers, which is not installed: pip "
+            "install transformers, or pass the float module"
         ) from error
     cls = getattr(transformers, str(facts["class"]), None)
     known = (
@@ -97,7 +100,8 @@ def rebuild(facts: Mapping[str, Any], device: str = "cpu") -> nn.Module:
     )
     if not known or cls is None:
         raise UnsafeFile(
-            f"{facts['class']!r} is no model class of transformers {transformers.__version__}; pass the float module"
+            f"{facts['class']!r} is no model class of transformers {transformers.__version__}; "
+            "pass the float module"
         )
     try:
         config = cls.config_class.from_dict(_with_floats(facts["config"]))
@@ -116,14 +120,16 @@ def rebuild(facts: Mapping[str, Any], device: str = "cpu") -> nn.Module:
         made: nn.Module = module
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ModelError(
-            f"a {facts['class']} cannot be made from its saved configuration with transformers {transformers.__version__} ({error}); "
+            f"a {facts['class']} cannot be made from its saved configuration with transformers "
+            f"{transformers.__version__} ({error}); "
             "pass the float module"
         ) from error
     return made
 
 
 def _with_floats(value: Any) -> Any:
-    """Return a configuration with the numbers that JSON lacks, which transformers writes as ``{"__float__": "Infinity"}``."""
+    """Return a configuration with the numbers that JSON lacks, which transformers writes as
+    ``{"__float__": "Infinity"}``."""
     if isinstance(value, Mapping):
         if value.keys() == {"__float__"}:
             return float(value["__float__"])
@@ -145,7 +151,8 @@ def _set_dtype(module: nn.Module, path: str, dtype: torch.dtype) -> None:
 
 @contextmanager
 def _uninitialised() -> Iterator[None]:
-    """Let transformers' models leave their weights as the memory was: they are read from the files, or never used."""
+    """Let transformers' models leave their weights as the memory was: they are read from the files,
+    or never used."""
     try:
         home: Any = import_module("transformers.initialization")
     except ImportError:  # transformers 4

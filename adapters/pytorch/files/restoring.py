@@ -39,7 +39,8 @@ def restore(root: nn.Module, saved: Saved, device: torch.device) -> None:
 
 
 def _is_made(root: nn.Module, name: str, tensor: torch.Tensor) -> bool:
-    """Put a tensor that was made as the model was seen or rescaled into its place; False if there is none."""
+    """Put a tensor that was made as the model was seen or rescaled into its place; False if there
+    is none."""
     if add_bias(root, name, tensor):
         return True
     # A constant that tracing made of the model's own code is a plain attribute.

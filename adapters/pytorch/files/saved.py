@@ -64,7 +64,8 @@ class Saved:
 
 
 def save(module: nn.Module, origin: Origin, folder: Path) -> None:
-    """Write a candidate: sub-byte codes are packed, and a weight that several ops share is written once.
+    """Write a candidate: sub-byte codes are packed, and a weight that several ops share is written
+    once.
 
     Args:
         module: The candidate's module.
@@ -123,7 +124,8 @@ def _write_floats(module: nn.Module, tensors: dict[str, Tensor]) -> None:
 
 
 def _of_ops(root: nn.Module) -> Iterator[str]:
-    """Yield the names of tensors that are written with their op; a layer may share others with the float model."""
+    """Yield the names of tensors that are written with their op; a layer may share others with the
+    float model."""
     for path, module in root.named_modules():
         if isinstance(module, STAND_INS) or not type(module).__module__.startswith("octavo."):
             continue
@@ -196,7 +198,8 @@ def _read_op(
     tensors: Mapping[str, Tensor],
     weights: dict[str, QuantizedTensor],
 ) -> OpParameters:
-    """Return what was decided for one op; a weight that was read for another op is that one's object."""
+    """Return what was decided for one op; a weight that was read for another op is that one's
+    object."""
     rows = [row["weight"]] if "weight" in row else []
     rows += row.get("further", [])
     for held in rows:

@@ -1,4 +1,5 @@
-"""Quantized weights, parameters of activations and channel maps as rows of JSON and named tensors."""
+"""Quantized weights, parameters of activations and channel maps as rows of JSON and
+named tensors."""
 
 from __future__ import annotations
 
@@ -61,7 +62,8 @@ def read_params(row: Mapping[str, Any] | None) -> QuantParams | None:
 
 
 def write_weight(key: str, weight: QuantizedTensor, tensors: dict[str, Tensor]) -> Row:
-    """Add a weight's codes, scales and the like to ``tensors``, codes below a byte packed; return its row."""
+    """Add a weight's codes, scales and the like to ``tensors``, codes below a byte packed; return
+    its row."""
     params, spec = weight.params, weight.params.spec
     row: Row = {
         "spec": spec.model_dump(exclude_defaults=True),

@@ -1,4 +1,5 @@
-"""References to modules outside of the tables of children: attributes, plain containers, bound methods and closures."""
+"""References to modules outside of the tables of children: attributes, plain containers, bound
+methods and closures."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from torch import nn
 
 _PLAIN = (list, tuple, dict)
 _BARE = frozenset({int, float, str, bool, type(None), OrderedDict, set, torch.dtype, torch.Size})
-"""Most attributes of modules are of these types, and none leads to a module that a forward calls."""
+"""Most attributes of modules are of these types, and none leads to a module that a
+forward calls."""
 _DEPTH = 5
 """Containers and closures may hold themselves."""
 _MACHINERY = frozenset(nn.Module().__dict__)
@@ -22,12 +24,14 @@ _TABLES = ("_parameters", "_buffers", "_modules")
 
 
 def mapped(value: Any, table: Mapping[int, nn.Module], depth: int = 0) -> Any:
-    """Return a value that refers to the modules of ``table`` in place of others; the value itself where it refers to none.
+    """Return a value that refers to the modules of ``table`` in place of others; the value itself
+    where it refers to none.
 
     Args:
-        value: A module; a list, tuple or dictionary that holds some, at any depth; a method or function that is bound to
-            one, partial over one or closes over one; or what has a method ``rebound(table)``, which returns the same over other modules.
-            Any other value is returned as it is.
+        value: A module; a list, tuple or dictionary that holds some, at any depth; a method or
+            function that is bound to one, partial over one or closes over one; or what has a method
+            ``rebound(table)``, which returns the same over other modules. Any other value is
+            returned as it is.
         table: Identity of a module -> what replaces it.
         depth: Of the value in what was given at first.
     """
@@ -79,7 +83,8 @@ def _method(
 
 
 def _before_compiling(value: types.FunctionType) -> Any:
-    """Return what torch.compile made a function of, which runs any modules, not only those it was compiled with; else None."""
+    """Return what torch.compile made a function of, which runs any modules, not only those it was
+    compiled with; else None."""
     original = value.__dict__.get("_torchdynamo_orig_callable")
     # torch wraps the methods of its own modules once more; the wrapper goes by their names.
     code = getattr(original, "__code__", None)
@@ -139,9 +144,11 @@ def _are_the_same(some: Iterable[Any], others: Iterable[Any]) -> bool:
 
 
 def modules_beside(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield modules that a module reaches without having them as children, with names such as ``parts[0]``.
+    """Yield modules that a module reaches without having them as children, with names such as
+    ``parts[0]``.
 
-    Looked at are its attributes and what its ``forward`` closes over, whether the class or the object has it.
+    Looked at are its attributes and what its ``forward`` closes over, whether the class or the
+    object has it.
     """
     for key, value in module.__dict__.items():
         if key not in _TABLES and key not in _MACHINERY:

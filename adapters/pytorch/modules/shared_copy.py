@@ -25,50 +25,63 @@ _OWN = frozenset({*_TABLES, *_HOOKS, _REFERENCES})
 
 
 def skeleton(root: nn.Module) -> nn.Module:
-    """Return a new module tree in eval mode that shares parameters and buffers with ``root``, object for object.
+    """Return a new module tree in eval mode that shares parameters and buffers with ``root``,
+    object for object.
 
-    Modules, their tables of children, parameters, buffers and hooks are new, so that replacing a child or switching
-    to eval mode never shows in the original. A module that is used twice is one module in the copy too; tied
-    parameters stay tied. Costs microseconds a module, whatever the model's size.
+    Modules, their tables of children, parameters, buffers and hooks are new, so that replacing a
+    child or switching to eval mode never shows in the original. A module that is used twice is one
+    module in the copy too; tied parameters stay tied. Costs microseconds a module, whatever the
+    model's size.
     """
     made: dict[int, nn.Module] = {}
-
-    def build(module: nn.Module) -> nn.Module:
-        if id(module) in made:
-            return made[id(module)]
-        if (bare := inside(module)) is not module:
-            made[id(module)] = build(bare)
-            return made[id(module)]
-        if (opaque := opaque_twin(module)) is not None:
-            made[id(module)] = opaque
-            return opaque
-        twin: nn.Module = object.__new__(module.__class__)
-        made[id(module)] = twin
-        state = dict(module.__dict__)
-        for key, value in state.items():
-            if key in (*_TABLES, *_HOOKS) and value is not None:
-                state[key] = value.copy()
-        twin.__dict__.update(state)
-        twin.__dict__["training"] = False
-        twin.__dict__["_compiled_call_impl"] = None  # it would run the original
-        bare_hooks(twin)
-        for name, child in module._modules.items():
-            if child is not None:
-                twin._modules[name] = build(child)
-        return twin
-
-    copy = build(root)
+    copy = _twin(root, made)
     for twin in made.values():
-        if isinstance(twin, torch.jit.ScriptModule):
-            continue
-        # Methods bound to an instance (patched forwards), plain references and containers must lead to the twins.
-        new = {key: mapped(value, made) for key, value in twin.__dict__.items() if key not in _OWN}
-        changed = tuple(key for key, value in new.items() if value is not twin.__dict__[key])
-        twin.__dict__.update(new)
-        if getattr(new.get("forward"), "__func__", None) is type(twin).forward:
-            del twin.__dict__["forward"]  # what was compiled, or hooked, is its class's own
-        note_references(twin, changed)
+        # What torch.jit made is a whole of its own.
+        if not isinstance(twin, torch.jit.ScriptModule):
+            _lead_to_twins(twin, made)
     return copy
+
+
+def _twin(module: nn.Module, made: dict[int, nn.Module]) -> nn.Module:
+    """Return a module's twin, with twins of its children; add all to ``made``, by the originals'
+    identities."""
+    known = made.get(id(module))
+    if known is not None:
+        return known
+    bare = inside(module)
+    if bare is not module:
+        made[id(module)] = _twin(bare, made)
+        return made[id(module)]
+    opaque = opaque_twin(module)
+    if opaque is not None:
+        made[id(module)] = opaque
+        return opaque
+    twin: nn.Module = object.__new__(module.__class__)
+    made[id(module)] = twin
+    state = dict(module.__dict__)
+    for key in (*_TABLES, *_HOOKS):
+        if state.get(key) is not None:
+            state[key] = state[key].copy()
+    twin.__dict__.update(state)
+    twin.__dict__["training"] = False
+    twin.__dict__["_compiled_call_impl"] = None  # it would run the original
+    bare_hooks(twin)
+    for name, child in module._modules.items():
+        if child is not None:
+            twin._modules[name] = _twin(child, made)
+    return twin
+
+
+def _lead_to_twins(twin: nn.Module, made: Mapping[int, nn.Module]) -> None:
+    """Let methods bound to an instance (patched forwards), plain references and containers lead to
+    the twins."""
+    old = {key: value for key, value in twin.__dict__.items() if key not in _OWN}
+    new = {key: mapped(value, made) for key, value in old.items()}
+    changed = tuple(key for key, value in new.items() if value is not old[key])
+    twin.__dict__.update(new)
+    if getattr(new.get("forward"), "__func__", None) is type(twin).forward:
+        del twin.__dict__["forward"]  # what was compiled, or hooked, is its class's own
+    note_references(twin, changed)
 
 
 def references(module: nn.Module) -> tuple[str, ...]:
@@ -78,7 +91,8 @@ def references(module: nn.Module) -> tuple[str, ...]:
 
 
 def note_references(module: nn.Module, keys: tuple[str, ...]) -> None:
-    """Note which attributes of a module lead to other modules of its tree without these being its children."""
+    """Note which attributes of a module lead to other modules of its tree without these being its
+    children."""
     if keys:
         module.__dict__[_REFERENCES] = keys
     else:
@@ -86,20 +100,21 @@ def note_references(module: nn.Module, keys: tuple[str, ...]) -> None:
 
 
 def frozen(root: nn.Module) -> nn.Module:
-    """Return a skeleton whose parameters are views that ask for no gradient; tied ones are one view, and the original's stay as they are."""
+    """Return a skeleton whose parameters are views that ask for no gradient; tied ones are one
+    view, and the original's stay as they are."""
     twin = skeleton(root)
     views: dict[int, nn.Parameter] = {}
     for module in twin.modules():
         for key, value in module._parameters.items():
             if value is not None:
-                module._parameters[key] = views.setdefault(
-                    id(value), nn.Parameter(value.detach(), requires_grad=False)
-                )
+                view = nn.Parameter(value.detach(), requires_grad=False)
+                module._parameters[key] = views.setdefault(id(value), view)
     return twin
 
 
 def set_submodule(root: nn.Module, path: str, module: nn.Module) -> None:
-    """Put ``module`` at ``path`` below ``root``, under every name that the old one is registered by or held under."""
+    """Put ``module`` at ``path`` below ``root``, under every name that the old one is registered by
+    or held under."""
     old = root.get_submodule(path)
     table = {id(old): module}
     for parent in list(root.modules()):
@@ -111,7 +126,8 @@ def set_submodule(root: nn.Module, path: str, module: nn.Module) -> None:
 
 
 def set_tensor(root: nn.Module, name: str, tensor: torch.Tensor, *, trained: bool = False) -> None:
-    """Replace a parameter or buffer of a skeleton under every name it is tied to; parameters are frozen unless ``trained``."""
+    """Replace a parameter or buffer of a skeleton under every name it is tied to; parameters are
+    frozen unless ``trained``."""
     path, _, leaf = name.rpartition(".")
     owner = root.get_submodule(path)
     old = getattr(owner, leaf)
@@ -126,22 +142,21 @@ def set_tensor(root: nn.Module, name: str, tensor: torch.Tensor, *, trained: boo
 
 
 def add_bias(root: nn.Module, name: str, bias: torch.Tensor) -> bool:
-    """Give a linear layer without a bias one, as a shift of its input does; False if ``name`` is no such layer's bias."""
+    """Give a linear layer without a bias one, as a shift of its input does; False if ``name`` is no
+    such layer's bias."""
     path, _, leaf = name.rpartition(".")
     owner = dict(root.named_modules()).get(path)
-    if (
-        leaf != "bias"
-        or not isinstance(owner, nn.Linear)
-        or owner.bias is not None
-        or bias.shape != (owner.out_features,)
-    ):
+    if leaf != "bias" or not isinstance(owner, nn.Linear) or owner.bias is not None:
+        return False
+    if bias.shape != (owner.out_features,):
         return False
     owner._parameters["bias"] = nn.Parameter(bias, requires_grad=False)
     return True
 
 
 def named_tensors(root: nn.Module) -> Mapping[str, torch.Tensor]:
-    """Return every parameter and buffer by its first name; tied ones once, non-persistent buffers included."""
+    """Return every parameter and buffer by its first name; tied ones once, non-persistent buffers
+    included."""
     found: dict[str, torch.Tensor] = dict(root.named_parameters())
     found.update(root.named_buffers())
     return found
@@ -156,17 +171,18 @@ def aliases(root: nn.Module) -> Mapping[str, str]:
         *root.named_buffers(remove_duplicate=False),
     ]
     for name, tensor in pairs:
-        if id(tensor) in first:
-            found[name] = first[id(tensor)]
-        else:
-            first[id(tensor)] = name
+        known = first.setdefault(id(tensor), name)
+        if known != name:
+            found[name] = known
     return found
 
 
 def copy_settings(source: nn.Module, target: nn.Module) -> None:
-    """Give a module that stands for another one the numbers and names that it carries, which models look at."""
+    """Give a module that stands for another one the numbers and names that it carries, which models
+    look at."""
     for key, value in source.__dict__.items():
-        if not key.startswith("_") and isinstance(value, _SETTINGS) and not hasattr(target, key):
+        is_setting = isinstance(value, _SETTINGS) and not key.startswith("_")
+        if is_setting and not hasattr(target, key):
             setattr(target, key, value)
 
 

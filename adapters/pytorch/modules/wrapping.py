@@ -1,4 +1,5 @@
-"""What people wrap modules in: taken off where the module inside computes the same, refused where there is none inside."""
+"""What people wrap modules in: taken off where the module inside computes the same, refused where
+there is none inside."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ _HOLDERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
 
 def inside(module: nn.Module) -> nn.Module:
-    """Return the module in a wrapper that changes how it runs and not what it computes: ``torch.compile``, data parallel.
+    """Return the module in a wrapper that changes how it runs and not what it computes:
+    ``torch.compile``, data parallel.
 
     The result is no such wrapper itself, however many lie in each other.
     """
@@ -39,17 +41,20 @@ def opened(source: Any) -> nn.Module:
     model = inside(source)
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError(
-            f"a {type(model).__name__} of torch.jit runs in an interpreter of its own, in which no layer can be replaced; "
+            f"a {type(model).__name__} of torch.jit runs in an interpreter of its own, in which "
+            "no layer can be replaced; "
             "pass the Python module that it was made of, quantize that, and script or trace nothing"
         )
     if _is_called(model, "FullyShardedDataParallel") or _is_called(model, "FSDPModule"):
         raise ModelError(
             "a fully sharded module holds a part of each tensor in each process; gather it "
-            "(torch.distributed.checkpoint.state_dict.get_model_state_dict), load that into the plain module, and pass this"
+            "(torch.distributed.checkpoint.state_dict.get_model_state_dict), load that into the "
+            "plain module, and pass this"
         )
     if isinstance(model, _HOLDERS):
         raise ModelError(
-            f"an nn.{type(model).__name__} holds modules and has no forward; pass the module that calls them"
+            f"an nn.{type(model).__name__} holds modules and has no forward; pass the module that "
+            "calls them"
         )
     if type(model).forward is nn.Module.forward and "forward" not in model.__dict__:
         raise ModelError(
@@ -59,7 +64,8 @@ def opened(source: Any) -> nn.Module:
 
 
 def opaque_twin(module: nn.Module) -> nn.Module | None:
-    """Return a module of torch.jit in eval mode: itself, or a copy that shares nothing where it is in another. None for any other."""
+    """Return a module of torch.jit in eval mode: itself, or a copy that shares nothing where it is
+    in another. None for any other."""
     if not isinstance(module, torch.jit.ScriptModule):
         return None
     # A shallow copy's children are the original's, and would change their mode with it.
@@ -67,9 +73,11 @@ def opaque_twin(module: nn.Module) -> nn.Module | None:
 
 
 def bare_hooks(twin: nn.Module) -> None:
-    """Take off accelerate's hooks that move tensors between devices, in a skeleton whose tensors are all there.
+    """Take off accelerate's hooks that move tensors between devices, in a skeleton whose tensors
+    are all there.
 
-    They stand in the way of replacing a layer. Other hooks of accelerate change what a module computes, and stay.
+    They stand in the way of replacing a layer. Other hooks of accelerate change what a module
+    computes, and stay.
     """
     hook, old = twin.__dict__.get("_hf_hook"), twin.__dict__.get("_old_forward")
     if (
@@ -95,5 +103,6 @@ def _only_moves(hook: Any) -> bool:
 
 
 def _is_called(module: nn.Module, name: str) -> bool:
-    """True if a class of that name is among a module's; asking for the class itself would import it."""
+    """True if a class of that name is among a module's; asking for the class itself would import
+    it."""
     return any(cls.__name__ == name for cls in type(module).__mro__)

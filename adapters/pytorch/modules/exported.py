@@ -1,4 +1,5 @@
-"""Programs of torch.export as modules again: their graphs call operators where the model called layers."""
+"""Programs of torch.export as modules again: their graphs call operators where the model called
+layers."""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ def is_exported(root: nn.Module) -> bool:
 
 
 def recovered(root: fx.GraphModule) -> fx.GraphModule:
-    """Return the same program with layers, where operators read parameters that a layer of the exported model held.
+    """Return the same program with layers, where operators read parameters that a layer of the
+    exported model held.
 
     Args:
         root: A skeleton; it is not changed, and the parameters are shared.

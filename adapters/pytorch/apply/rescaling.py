@@ -1,4 +1,5 @@
-"""A model over other channels: the same function, with channel maps in weights, norms and layers' inputs."""
+"""A model over other channels: the same function, with channel maps in weights, norms and layers'
+inputs."""
 
 from __future__ import annotations
 
@@ -7,12 +8,11 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from octavo.adapters.pytorch.capture.layers import Layer
+from octavo.adapters.pytorch.capture.links import Factors, Link
 from octavo.adapters.pytorch.modules.shared_copy import set_tensor, skeleton
 from octavo.core.numerics.channels import ChannelMap, chained, channel_maps, is_online
 from octavo.core.numerics.channels import Factors as Given
-
-from .layers import Layer
-from .links import Factors, Link
 
 Tensor = torch.Tensor
 
@@ -78,7 +78,8 @@ def _write(root: nn.Module, name: str, change: ChannelMap, *, offset: bool) -> N
 
 
 def _read(root: nn.Module, module: nn.Module, change: ChannelMap, member: Layer) -> None:
-    """Let a member's weight read the changed value; its bias takes in a shift, and is made where there is none."""
+    """Let a member's weight read the changed value; its bias takes in a shift, and is made where
+    there is none."""
     weight = module.weight
     assert isinstance(weight, Tensor)
     old = weight.detach()

@@ -50,7 +50,8 @@ def _arguments(node: fx.Node) -> Given:
 def _holder(
     program: fx.GraphModule, node: fx.Node, parts: Mapping[str, Any]
 ) -> tuple[str, nn.Module] | None:
-    """Return the module that holds a call's tensors as a layer does, and nothing else, for such calls alone.
+    """Return the module that holds a call's tensors as a layer does, and nothing else, for such
+    calls alone.
 
     Args:
         program: The program.
