@@ -62,12 +62,14 @@ def _f32(array: Any) -> Array:
 def _perceptron(b: Builder, x: str, e: Any, prefix: str) -> str:
     weights = _fitted(e, "coefs_")
     hidden = _HIDDEN[e.activation]
-    last = len(weights) - 1
-    for i, (weight, bias) in enumerate(zip(weights, e.intercepts_, strict=True)):
+    layers = zip(weights, e.intercepts_, strict=True)
+    for i, (weight, bias) in enumerate(layers):
+        is_hidden = i < len(weights) - 1
         x = b.Gemm(x, _f32(weight), _f32(bias), name=f"{prefix}layer{i}")
-        if i < last and hidden:
+        if is_hidden and hidden:
             x = b.node(hidden, x)
-    return _finish(b, x, e.out_activation_, weights[-1].shape[1])
+    width = weights[-1].shape[1]
+    return _finish(b, x, e.out_activation_, width)
 
 
 def _finish(b: Builder, x: str, activation: str, width: int) -> str:
@@ -90,8 +92,10 @@ def _linear_layer(b: Builder, x: str, e: Any, prefix: str) -> tuple[str, int]:
     """Add a linear estimator's product; return its value and how many outputs it has."""
     coefficients = np.atleast_2d(_fitted(e, "coef_"))
     width = coefficients.shape[0]
-    bias = np.broadcast_to(np.asarray(e.intercept_, np.float32), (width,))
-    y = b.Gemm(x, _f32(coefficients.T), _f32(bias), name=f"{prefix}linear")
+    # One number where no intercept was fitted.
+    intercept = np.asarray(e.intercept_, np.float32)
+    bias = _f32(np.broadcast_to(intercept, (width,)))
+    y = b.Gemm(x, _f32(coefficients.T), bias, name=f"{prefix}linear")
     return y, width
 
 
@@ -110,9 +114,11 @@ def _logistic(b: Builder, x: str, e: Any, prefix: str) -> str:
 def _standard(b: Builder, x: str, e: Any, prefix: str) -> str:
     _fitted(e, "n_features_in_")
     if e.with_mean:
-        x = b.Sub(x, _f32(e.mean_), name=f"{prefix}centre")
+        mean = _f32(e.mean_)
+        x = b.Sub(x, mean, name=f"{prefix}centre")
     if e.with_std:
-        x = b.Div(x, _f32(e.scale_), name=f"{prefix}scale")
+        deviation = _f32(e.scale_)
+        x = b.Div(x, deviation, name=f"{prefix}scale")
     return x
 
 

@@ -45,8 +45,8 @@ def thresholded_relu(x: Array, *, alpha: float = 1.0) -> Any:
 @operator("Elu")
 def elu(x: Array, *, alpha: float = 1.0) -> Any:
     """ONNX Elu: x where positive, alpha (e^x - 1) elsewhere."""
-    negative = x.dtype.type(alpha) * np.expm1(np.minimum(x, 0))
-    return np.where(x < 0, negative, x)
+    below = np.expm1(np.minimum(x, 0))
+    return np.where(x < 0, x.dtype.type(alpha) * below, x)
 
 
 @operator("Celu")
@@ -54,7 +54,8 @@ def celu(x: Array, *, alpha: float = 1.0) -> Any:
     """ONNX Celu: max(0, x) + min(0, alpha (e^(x / alpha) - 1))."""
     a = x.dtype.type(alpha)
     negative = a * np.expm1(np.minimum(x, 0) / a)
-    return np.maximum(x, 0) + np.minimum(0, negative)
+    positive = np.maximum(x, 0)
+    return positive + np.minimum(0, negative)
 
 
 # The constants with which activations keep mean 0 and variance 1: Klambauer et al. 2017.
@@ -66,8 +67,9 @@ _SELU_GAMMA = 1.05070102214813232421875
 def selu(x: Array, *, alpha: float = _SELU_ALPHA, gamma: float = _SELU_GAMMA) -> Any:
     """ONNX Selu: gamma times the exponential linear unit."""
     kind = x.dtype.type
-    negative = kind(alpha) * np.expm1(np.minimum(x, 0))
-    return kind(gamma) * np.where(x > 0, x, negative)
+    below = np.expm1(np.minimum(x, 0))
+    unit = np.where(x > 0, x, kind(alpha) * below)
+    return kind(gamma) * unit
 
 
 @operator("Sigmoid")
@@ -203,7 +205,8 @@ def gelu(x: Array, *, approximate: str = "none") -> Any:
     if x.dtype == np.float64:
         return _gelu_double(x, approximate)
     width = x.shape[-1] if x.ndim else 1
-    y = np.array(x, dtype=np.float32, order="C").reshape(-1, width)
+    copy = np.array(x, dtype=np.float32, order="C")
+    y = copy.reshape(-1, width)
     gelu_rows(y, approximate)
     return y.reshape(x.shape).astype(x.dtype, copy=False)
 

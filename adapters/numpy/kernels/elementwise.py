@@ -53,16 +53,17 @@ def _planned(ufunc: np.ufunc) -> Kernel:
     """Return a kernel whose larger float32 results have a place in the memory plan."""
 
     def call(*inputs: Any, empty: Any) -> Any:
-        first, others = inputs[0], inputs[1:]
-        is_plannable = first.dtype == np.float32 and first.size >= _SMALL
-        if not is_plannable or any(x.dtype != np.float32 for x in others):
+        first, *others = inputs
+        if first.dtype != np.float32 or first.size < _SMALL:
             return ufunc(*inputs)
+        if any(x.dtype != np.float32 for x in others):
+            return ufunc(*inputs)
+        shape, largest = first.shape, first
         if others:
             shape = np.broadcast_shapes(*(x.shape for x in inputs))
-        else:
-            shape = first.shape
-        largest = max(inputs, key=lambda x: x.size)
-        return ufunc(*inputs, out=empty_like(empty, shape, np.float32, largest))
+            largest = max(inputs, key=lambda x: x.size)
+        out = empty_like(empty, shape, np.float32, largest)
+        return ufunc(*inputs, out=out)
 
     return call
 
@@ -100,12 +101,11 @@ def power(a: Array, b: Array) -> Any:
     # Small whole exponents are products, which is many times faster than pow().
     if b.size == 1 and np.issubdtype(a.dtype, np.floating):
         exponent = float(b.reshape(()))
-        broadcasts = b.ndim > a.ndim
-        if exponent == 2.0 and broadcasts:
-            return np.square(a).reshape((1,) * (b.ndim - a.ndim) + a.shape)
+        added = max(b.ndim - a.ndim, 0)  # axes that broadcasting gives the result
         if exponent == 2.0:
-            return np.square(a)
-        if exponent == 3.0 and not broadcasts:
+            square = np.square(a)
+            return square.reshape((1,) * added + a.shape) if added else square
+        if exponent == 3.0 and not added:
             return a * a * a
     return np.power(a, b).astype(a.dtype, copy=False)
 

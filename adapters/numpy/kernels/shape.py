@@ -36,7 +36,8 @@ def constant(
 def constant_of_shape(shape: Array, *, value: Any = None) -> Any:
     """ONNX ConstantOfShape: an array of one number."""
     fill = np.zeros(1, np.float32) if value is None else value
-    return np.full(integers(shape) or (), fill.reshape(-1)[0], dtype=fill.dtype)
+    number = fill.reshape(-1)[0]
+    return np.full(integers(shape) or (), number, dtype=fill.dtype)
 
 
 @operator("Shape")
@@ -115,12 +116,14 @@ def _split(
     num_outputs: int | None = None,
 ) -> Any:
     lengths = integers(given, split)
-    if lengths is None:
+    if lengths is not None:
+        ends: Any = np.cumsum(lengths)[:-1]
+    else:
         count = num_outputs or outputs
         # The last part is shorter where the length is no multiple.
         step = -(-x.shape[axis] // count)
-        return tuple(np.split(x, range(step, step * count, step), axis=axis))
-    return tuple(np.split(x, np.cumsum(lengths)[:-1], axis=axis))
+        ends = range(step, step * count, step)
+    return tuple(np.split(x, ends, axis=axis))
 
 
 @operator("Tile")

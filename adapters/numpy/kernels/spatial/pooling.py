@@ -67,8 +67,10 @@ def average_pool(build: Build) -> Kernel:
         view, outputs, padding = _framed(x, geometry, 0)
         sums = view.sum(axis=_window_axes(outputs), dtype=x.dtype)
         counts = np.ones(outputs, dtype=x.dtype)
-        for axis, counted in enumerate(_counted(geometry, x.shape[2:], padding, outputs, include)):
-            counts *= along(counted, axis, len(outputs)).astype(x.dtype)
+        by_axis = _counted(geometry, x.shape[2:], padding, outputs, include)
+        for axis, counted in enumerate(by_axis):
+            column = along(counted, axis, len(outputs))
+            counts *= column.astype(x.dtype)
         sums /= counts[..., None]
         return channels_first(sums)
 
@@ -84,10 +86,12 @@ def _counted(
         spatial, geometry.axes(), outputs, padding, strict=True
     ):
         starts = np.arange(count) * axis.stride
-        taps = starts[:, None] + np.arange(axis.kernel) * axis.dilation
+        offsets = np.arange(axis.kernel) * axis.dilation
+        taps = starts[:, None] + offsets
         # What lies behind the padding, where ceil_mode reaches, never counts.
         low, high = (0, size + before + after) if include else (before, before + size)
-        found.append(((taps >= low) & (taps < high)).sum(axis=1))
+        counts = (taps >= low) & (taps < high)
+        found.append(counts.sum(axis=1))
     return found
 
 
