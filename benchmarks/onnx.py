@@ -35,8 +35,8 @@ from octavo.adapters.onnx.adapter import OnnxAdapter
 from octavo.adapters.onnx.candidate import OnnxCandidate
 from octavo.core.contract.adapter import Batch, Opened
 from octavo.core.contract.plugins import PluginHost
+from octavo.core.opening.spaces import build_space
 from octavo.core.quantizing.realize import Realizer
-from octavo.core.tuning.spaces import build_space
 from octavo.core.values.graph import Op
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import FLOAT, OpScheme, PartChoice

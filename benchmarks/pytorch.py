@@ -35,10 +35,10 @@ from octavo.adapters.pytorch.kernels.layouts import layouts
 from octavo.adapters.pytorch.qlayers.int8 import Int8Linear
 from octavo.core.contract.adapter import Batch, Opened
 from octavo.core.contract.plugins import PluginHost
+from octavo.core.opening.presets import preset_recipe
+from octavo.core.opening.rules import Rule
+from octavo.core.opening.spaces import build_space
 from octavo.core.quantizing.realize import Realizer
-from octavo.core.tuning.presets import preset_recipe
-from octavo.core.tuning.rules import Rule
-from octavo.core.tuning.spaces import build_space
 from octavo.core.values.scheme import PartChoice
 from octavo.core.values.space import TuningSpace
 

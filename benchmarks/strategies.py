@@ -26,9 +26,9 @@ from typing import Any
 import octavo
 from octavo.core.contract.objective import Subject
 from octavo.core.contract.plugins import PluginHost
+from octavo.core.opening.opening import open_model
 from octavo.core.sensitivity.service import SensitivityService
 from octavo.core.testing.simulator import simulate
-from octavo.core.tuning.opening import open_model
 
 HOST = PluginHost(third_party=False)
 ALL = (

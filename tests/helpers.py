@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from octavo.core.contract.adapter import Batch, Candidate, Opened, Session
 from octavo.core.contract.plugins import PluginHost
+from octavo.core.opening.presets import preset_recipe
+from octavo.core.opening.rules import Rule
+from octavo.core.opening.spaces import build_space
 from octavo.core.quantizing.realize import Realizer
-from octavo.core.tuning.presets import preset_recipe
-from octavo.core.tuning.rules import Rule
-from octavo.core.tuning.spaces import build_space
 
 if TYPE_CHECKING:
     from octavo.adapters.pytorch.session import TorchSession

@@ -13,8 +13,8 @@ import pytest
 
 import octavo
 from octavo.core.errors import ConfigError, DeviceError
+from octavo.core.results.result import load_candidate
 from octavo.core.tuning.progress import Progress
-from octavo.core.tuning.result import load_candidate
 from tests import tiny
 
 torch = pytest.importorskip("torch")

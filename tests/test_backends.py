@@ -69,7 +69,7 @@ def test_every_backend_reaches_the_goal_at_its_first_trial_with_everything_int8(
 
 def test_the_winner_survives_the_disk(result: octavo.Result, tmp_path: Path) -> None:
     folder = result.save(tmp_path / "out")
-    loaded = octavo.core.tuning.result.load_candidate(folder, digits.network())
+    loaded = octavo.core.results.result.load_candidate(folder, digits.network())
     batch = digits.data().test_x[:64]
     if result.best.recipe.backend == "onnx":
         (file,) = (folder / "model").glob("*.onnx")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from octavo.cli import app
-from octavo.core.tuning.config import TuningConfig
+from octavo.core.opening.config import TuningConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])

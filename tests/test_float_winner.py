@@ -17,7 +17,7 @@ import octavo
 from octavo.adapters.numpy.graph import Builder
 from octavo.cli import app
 from octavo.core.report import report_data
-from octavo.core.tuning.result import read_manifest
+from octavo.core.results.result import read_manifest
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(64, 8)).astype(np.float32)

@@ -13,7 +13,7 @@ import pytest
 
 import octavo
 from octavo.core.report import OpLine, ReportData, render, report_data, write
-from octavo.core.tuning.result import read_manifest
+from octavo.core.results.result import read_manifest
 from octavo.core.values.ledger import Applied
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import FLOAT, OpScheme, QuantSpec

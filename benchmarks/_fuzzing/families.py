@@ -24,10 +24,10 @@ from octavo.adapters.numpy.graph import Graph, Node
 from octavo.cli import main
 from octavo.core.calibration.sources import load_arrays
 from octavo.core.contract.plugins import PluginHost
+from octavo.core.opening.opening import open_model
 from octavo.core.report import report_data, write
+from octavo.core.results.result import read_manifest
 from octavo.core.storage.history import StudyHistory, read_history
-from octavo.core.tuning.opening import open_model
-from octavo.core.tuning.result import read_manifest
 
 from . import corpus
 from .mutations import OBJECTS, Mutator, dump

@@ -173,7 +173,7 @@ def report_data(facts: Mapping[str, Any], title: str = "Quantization report") ->
 
     Args:
         facts: What ``Result.facts()`` returns, or the manifest of a saved result
-            (``octavo.core.tuning.result.read_manifest``).
+            (``octavo.core.results.result.read_manifest``).
         title: Heading.
 
     Raises:

@@ -1,1 +1,1 @@
-"""The run: settings, the tuning space, the loop, and the result."""
+"""The run: prepared, searched by one loop, and finished."""

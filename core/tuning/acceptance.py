@@ -9,6 +9,8 @@ from typing import Any
 
 from octavo.core.contract.adapter import Candidate, Opened
 from octavo.core.contract.plugins import PluginHost
+from octavo.core.results.loading import load_candidate
+from octavo.core.results.saving import MODEL, save_candidate
 from octavo.core.scoring.certificate import Certificate
 from octavo.core.scoring.certifying import Certifying
 from octavo.core.scoring.scoring import Holdout
@@ -18,8 +20,6 @@ from octavo.core.values.trial import Trial
 
 from .bench import Bench
 from .held_out import measure_held_out
-from .loading import load_candidate
-from .saving import MODEL, save_candidate
 
 ROUNDED = 1e-9  # share by which a budget of bytes may be overrun: products of floats round
 

@@ -11,10 +11,10 @@ from octavo.core.contract.objective import Objective
 from octavo.core.contract.parts import PartConfig
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import ConfigError, shown
+from octavo.core.opening.config import PartTable, TuningConfig
 from octavo.core.scoring.held_out import CERTIFIED, split_samples
 from octavo.core.system.clock import Clock
 
-from .config import PartTable, TuningConfig
 from .guarded_callbacks import Guarded
 from .progress import Progress
 

@@ -11,12 +11,11 @@ from typing import Any
 
 from octavo.core.contract.adapter import Opened
 from octavo.core.contract.objective import Objective
+from octavo.core.opening.config import TuningConfig
 from octavo.core.scoring.evaluation import Scores
 from octavo.core.scoring.racing import SampleScore
 from octavo.core.values.json_form import canonical_json
 from octavo.core.values.space import TuningSpace
-
-from .config import TuningConfig
 
 TIMED = frozenset({"latency", "throughput", "energy", "memory"})
 """Objectives and budgets whose figures belong to one machine."""

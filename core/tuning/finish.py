@@ -7,6 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from octavo.core.contract.adapter import Candidate
+from octavo.core.opening.config import TuningConfig
+from octavo.core.opening.spaces import fixed_ops
+from octavo.core.opening.speeds import known_slower
+from octavo.core.results.result import Result
 from octavo.core.scoring.certificate import Certificate
 from octavo.core.scoring.certifying import coarseness
 from octavo.core.scoring.choice import compared
@@ -17,10 +21,6 @@ from octavo.core.values.trial import Trial, widths
 
 from .acceptance import Acceptance, Accepted
 from .bench import Bench
-from .config import TuningConfig
-from .result import Result
-from .spaces import fixed_ops
-from .speeds import known_slower
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from octavo.core.contract.parts import PartConfig
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.contract.strategy import WAIT, Problem, Strategy, Wait
+from octavo.core.opening.config import TuningConfig
 from octavo.core.sensitivity.service import SensitivityService
 from octavo.core.sensitivity.shared import Scores, SharedSensitivity
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.trial import Trial
 
 from .bench import Bench
-from .config import TuningConfig
 
 
 class JointStrategy:

@@ -15,6 +15,10 @@ from octavo.core.contract.objective import Subject
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.contract.strategy import SuggestsTransforms
 from octavo.core.errors import EvaluationError
+from octavo.core.opening.config import TuningConfig
+from octavo.core.opening.opening import open_all, plugin_host
+from octavo.core.opening.spaces import build_spaces
+from octavo.core.opening.speeds import is_fast_first, worth_trying
 from octavo.core.quantizing.realize import Realizer
 from octavo.core.scoring.certifying import Certifying
 from octavo.core.scoring.executor import Executor, InlineExecutor, ProcessExecutor
@@ -35,19 +39,15 @@ from .acceptance import Acceptance
 from .asked import Asked, Score, build_objectives, guarded_listeners, read_asked
 from .baseline import compare_with_given, measure_baseline
 from .bench import Backend, Bench
-from .config import TuningConfig
 from .fingerprint import fingerprint, shaping
 from .finish import Finish
 from .guarded_callbacks import guarded
 from .held_out import check_held_out, prepare_certificate
 from .joint import build_strategy
 from .loop import Limits
-from .opening import open_all, plugin_host
 from .prepared import Plan, Run
 from .progress import Progress, tell
 from .sensitivities import keep_scores, sensitivity_services
-from .spaces import build_spaces
-from .speeds import is_fast_first, worth_trying
 
 
 @dataclass(frozen=True)

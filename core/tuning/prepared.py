@@ -13,6 +13,7 @@ from types import TracebackType
 from octavo.core.calibration.data import CalibrationData
 from octavo.core.contract.strategy import Wait
 from octavo.core.errors import ModelError, TrialTimeout, raised_as
+from octavo.core.results.result import Result
 from octavo.core.storage.differences import explain
 from octavo.core.storage.history import History
 from octavo.core.system.signals import OutOfTime, deadline
@@ -26,7 +27,6 @@ from .bench import Bench
 from .direction import check_direction
 from .finish import Finish
 from .loop import Asks, Limits, Loop
-from .result import Result
 
 NOTHING = (
     "nothing to quantize: no op of this model has a scheme to choose (see the ledger and the rules)"

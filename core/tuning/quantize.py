@@ -10,18 +10,17 @@ from typing import Any
 from octavo.core.contract.adapter import Opened
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import ModelError, raised_as
+from octavo.core.opening.config import TuningConfig
+from octavo.core.opening.opening import open_all, plugin_host
+from octavo.core.opening.presets import preset_recipe
+from octavo.core.opening.spaces import build_space
+from octavo.core.opening.speeds import slower
 from octavo.core.quantizing.realize import Realizer
+from octavo.core.results.result import Quantized
+from octavo.core.results.saved_recipes import read_scheme
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import FLOAT
 from octavo.core.values.space import TuningSpace, Unit
-
-from .config import TuningConfig
-from .opening import open_all, plugin_host
-from .presets import preset_recipe
-from .result import Quantized
-from .saved_recipes import read_scheme
-from .spaces import build_space
-from .speeds import slower
 
 
 def quantize_model(

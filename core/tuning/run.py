@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from octavo.core.contract.plugins import PluginHost
+from octavo.core.opening.config import TuningConfig
+from octavo.core.opening.opening import open_model, plugin_host
+from octavo.core.results.loading import load_candidate
+from octavo.core.results.result import Result
 from octavo.core.scoring.executor import Executor
 
-from .config import TuningConfig
-from .loading import load_candidate
-from .opening import open_model, plugin_host
 from .prepare import prepare
 from .prepared import Run
 from .progress import Progress
 from .quantize import quantize_model
-from .result import Result
 
 
 def autotune(

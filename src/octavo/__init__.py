@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from octavo.core.calibration.batches import Batches
     from octavo.core.errors import OctavoError
+    from octavo.core.opening.config import TuningConfig
+    from octavo.core.results.result import Quantized, Result
     from octavo.core.scoring.evaluation import ArrayModel, Evaluation
     from octavo.core.scoring.racing import RaceConfig, SampleScore
-    from octavo.core.tuning.config import TuningConfig
     from octavo.core.tuning.progress import Progress
-    from octavo.core.tuning.result import Quantized, Result
     from octavo.core.tuning.run import Run, autotune, load, prepare, quantize_model
     from octavo.core.values.calls import Call
     from octavo.core.values.recipe import Recipe
@@ -62,14 +62,14 @@ _HOME = {
     "PartChoice": "values.scheme",
     "Progress": "tuning.progress",
     "QuantSpec": "values.scheme",
-    "Quantized": "tuning.result",
+    "Quantized": "results.result",
     "RaceConfig": "scoring.racing",
     "Recipe": "values.recipe",
-    "Result": "tuning.result",
+    "Result": "results.result",
     "Run": "tuning.run",
     "SampleScore": "scoring.racing",
     "Trial": "values.trial",
-    "TuningConfig": "tuning.config",
+    "TuningConfig": "opening.config",
     "autotune": "tuning.run",
     "load": "tuning.run",
     "prepare": "tuning.run",

@@ -97,6 +97,7 @@ from octavo.core.values.space import TuningSpace, Unit
 from octavo.core.values.trial import Measurement, Trial
 
 if TYPE_CHECKING:
+    from octavo.core.results.result import Quantized, Result
     from octavo.core.testing.conformance import (
         AdapterCase,
         AdapterConformance,
@@ -104,7 +105,6 @@ if TYPE_CHECKING:
         StrategyConformance,
     )
     from octavo.core.testing.simulator import Simulation, simulate
-    from octavo.core.tuning.result import Quantized, Result
     from octavo.strategies.sequential import Sequential
 
 __all__ = [
@@ -219,8 +219,8 @@ __all__ = [
 _LATE = {
     "AdapterCase": "octavo.core.testing.conformance",
     "AdapterConformance": "octavo.core.testing.conformance",
-    "Quantized": "octavo.core.tuning.result",
-    "Result": "octavo.core.tuning.result",
+    "Quantized": "octavo.core.results.result",
+    "Result": "octavo.core.results.result",
     "Sequential": "octavo.strategies.sequential",
     "Simulation": "octavo.core.testing.simulator",
     "StrategyCase": "octavo.core.testing.conformance",

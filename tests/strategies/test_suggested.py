@@ -11,8 +11,8 @@ import pytest
 
 import octavo
 from octavo.core.contract.plugins import PluginHost
-from octavo.core.tuning.rules import Rule
-from octavo.core.tuning.spaces import build_space
+from octavo.core.opening.rules import Rule
+from octavo.core.opening.spaces import build_space
 from octavo.core.values.scheme import PartChoice
 from tests.helpers import as_opened
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from octavo.core.contract.adapter import Opened
+from octavo.core.opening.spaces import build_space
 from octavo.core.quantizing.realize import Realizer
-from octavo.core.tuning.spaces import build_space
 from octavo.core.values.space import TuningSpace
 
 from .carrying_out import CarryingOut

@@ -10,8 +10,8 @@ from rich.text import Text
 
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import OctavoError
-from octavo.core.tuning.opening import open_model
-from octavo.core.tuning.speeds import measured
+from octavo.core.opening.opening import open_model
+from octavo.core.opening.speeds import measured
 from octavo.core.values.capability import Capability, Offer
 
 from .console import out, show_json, table, warn

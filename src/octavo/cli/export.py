@@ -9,9 +9,9 @@ import typer
 
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import ConfigError
+from octavo.core.opening.opening import open_model
 from octavo.core.report import text
-from octavo.core.tuning.opening import open_model
-from octavo.core.tuning.result import Quantized, load_candidate
+from octavo.core.results.result import Quantized, load_candidate
 
 from .console import out
 from .models import is_result, source

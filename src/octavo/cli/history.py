@@ -10,8 +10,8 @@ from rich.text import Text
 
 from octavo.core.errors import ConfigError, raised_as
 from octavo.core.report import text
+from octavo.core.results.result import read_manifest
 from octavo.core.storage.history import read_history
-from octavo.core.tuning.result import read_manifest
 from octavo.core.values.trial import Trial
 
 from .console import out, show_json, table

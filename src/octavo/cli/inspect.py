@@ -13,9 +13,9 @@ from rich.table import Table
 from octavo.core.contract.adapter import Candidate
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import OctavoError
+from octavo.core.opening.opening import open_model
 from octavo.core.report import text
-from octavo.core.tuning.opening import open_model
-from octavo.core.tuning.result import load_candidate, read_manifest
+from octavo.core.results.result import load_candidate, read_manifest
 from octavo.core.values.coverage import Coverage
 from octavo.core.values.graph import ModelView, Op
 

@@ -9,8 +9,8 @@ from types import FunctionType
 from typing import Any
 
 from octavo.core.errors import ConfigError, ModelError, nearest
+from octavo.core.results.result import MANIFEST
 from octavo.core.system.textfiles import absolute
-from octavo.core.tuning.result import MANIFEST
 
 
 def named_object(spec: str, option: str) -> Any:

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from octavo.core.errors import ConfigError
-from octavo.core.tuning.config import TuningConfig
-from octavo.core.tuning.presets import PRESETS
+from octavo.core.opening.config import TuningConfig
+from octavo.core.opening.presets import PRESETS
+from octavo.core.results.result import check_target
 from octavo.core.tuning.quantize import quantize_model
-from octavo.core.tuning.result import check_target
 
 from .console import out, say
 from .data import calibration_source

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from octavo.core.report import report_data, write
-from octavo.core.tuning.result import read_manifest
+from octavo.core.results.result import read_manifest
 
 from .console import out
 from .summary import summary

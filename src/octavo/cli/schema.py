@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from octavo.core.contract.plugins import PluginHost
-from octavo.core.tuning.config_schema import config_schema
+from octavo.core.opening.config_schema import config_schema
 
 from .console import show_json
 

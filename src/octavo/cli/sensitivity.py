@@ -14,12 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from octavo.core.errors import ModelError
+from octavo.core.opening.config import TuningConfig
+from octavo.core.opening.opening import open_all, plugin_host
+from octavo.core.opening.spaces import build_space
 from octavo.core.quantizing.realize import Realizer
 from octavo.core.sensitivity.service import SensitivityService
 from octavo.core.system.textfiles import write_text
-from octavo.core.tuning.config import TuningConfig
-from octavo.core.tuning.opening import open_all, plugin_host
-from octavo.core.tuning.spaces import build_space
 from octavo.core.values.scheme import OpScheme
 from octavo.core.values.space import Unit
 

@@ -11,12 +11,12 @@ from typing import Annotated, Any, Literal
 import typer
 
 from octavo.core.errors import ConfigError, DataError, MissingFramework
+from octavo.core.opening.config import TuningConfig
+from octavo.core.opening.opening import open_model, plugin_host
 from octavo.core.report import report_data, write
+from octavo.core.results.result import Result, check_target, read_manifest
 from octavo.core.scoring.evaluation import ArrayModel
 from octavo.core.system.signals import deferred_interrupts, terminate_as_interrupt
-from octavo.core.tuning.config import TuningConfig
-from octavo.core.tuning.opening import open_model, plugin_host
-from octavo.core.tuning.result import Result, check_target, read_manifest
 from octavo.core.tuning.run import autotune
 
 from .console import out, say, warn

@@ -75,7 +75,7 @@ def test_it_survives_the_disk_and_the_report(tmp_path) -> None:  # type: ignore[
     assert result.best.number
     folder = result.save(tmp_path / "out")
     (file,) = (folder / "model").glob("*.onnx")
-    from octavo.core.tuning.result import load_candidate, read_manifest
+    from octavo.core.results.result import load_candidate, read_manifest
 
     assert load_candidate(file).ledger["pool"].carries_codes
     from octavo.core.report import report_data

@@ -19,9 +19,9 @@ from octavo.adapters.pytorch.session import TorchSession
 from octavo.core.contract.adapter import Batch
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import DeviceError, ModelError, NonFiniteWeight, UnsafeFile
+from octavo.core.opening.rules import Rule
+from octavo.core.opening.spaces import build_space
 from octavo.core.quantizing.realize import Realizer
-from octavo.core.tuning.rules import Rule
-from octavo.core.tuning.spaces import build_space
 from tests.helpers import as_opened, opened_torch, preset_candidate, torch_session
 
 X = (torch.linspace(-1, 1, 4 * 64).view(4, 64),)

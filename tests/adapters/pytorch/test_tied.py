@@ -16,10 +16,10 @@ from octavo.adapters.pytorch import TorchConfig
 from octavo.adapters.pytorch.adapter import TorchAdapter
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.contract.training import Distillation
+from octavo.core.opening.presets import preset_recipe
+from octavo.core.opening.spaces import build_space
 from octavo.core.quantizing.realize import Realizer
 from octavo.core.sensitivity.service import SensitivityService
-from octavo.core.tuning.presets import preset_recipe
-from octavo.core.tuning.spaces import build_space
 from tests.helpers import as_opened, torch_session
 
 IDS = (torch.arange(12).view(3, 4),)

@@ -12,10 +12,10 @@ import pytest
 
 import octavo
 from octavo.core.errors import ConfigError
+from octavo.core.opening.opening import open_model
+from octavo.core.opening.spaces import build_space
 from octavo.core.quantizing.realize import Realizer
 from octavo.core.scoring.broken_model import broken_model
-from octavo.core.tuning.opening import open_model
-from octavo.core.tuning.spaces import build_space
 from tests import tiny
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from octavo.core.errors import ConfigError
+from octavo.core.opening.config import TuningConfig
 from octavo.core.scoring.criteria.config import ToleranceConfig
 from octavo.core.scoring.criteria.tolerance import Tolerance
-from octavo.core.tuning.config import TuningConfig
 from tests import tiny
 
 

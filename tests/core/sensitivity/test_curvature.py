@@ -12,11 +12,11 @@ import pytest
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.contract.strategy import Problem
 from octavo.core.errors import ConfigError
+from octavo.core.opening.rules import Rule
+from octavo.core.opening.spaces import build_space
 from octavo.core.quantizing.realize import Realizer
 from octavo.core.sensitivity.service import SensitivityService
 from octavo.core.sensitivity.shared import lend_traces
-from octavo.core.tuning.rules import Rule
-from octavo.core.tuning.spaces import build_space
 from tests.helpers import as_opened
 
 torch = pytest.importorskip("torch")

@@ -8,9 +8,9 @@ import pytest
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.contract.strategy import RecipeSensitivity
 from octavo.core.errors import ConfigError, DataError, StoreError
+from octavo.core.opening.spaces import build_space
 from octavo.core.quantizing.realize import Realizer
 from octavo.core.sensitivity.service import SensitivityService
-from octavo.core.tuning.spaces import build_space
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import FLOAT
 from tests.helpers import as_opened

@@ -26,7 +26,7 @@ def case() -> AdapterCase:
 
 
 def _pieces(c: AdapterCase):
-    from octavo.core.tuning.spaces import build_space
+    from octavo.core.opening.spaces import build_space
 
     opened = c.open()
     space = build_space(opened)

@@ -8,9 +8,9 @@ import pytest
 
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import ConfigError, UnknownPart
+from octavo.core.opening.config import TuningConfig, seconds
+from octavo.core.opening.config_schema import config_schema
 from octavo.core.scoring.criteria.config import ToleranceConfig
-from octavo.core.tuning.config import TuningConfig, seconds
-from octavo.core.tuning.config_schema import config_schema
 from octavo.strategies import BayesianConfig
 from tests import tiny
 

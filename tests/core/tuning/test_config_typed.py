@@ -10,7 +10,7 @@ import octavo
 from octavo.core.contract.parts import PartConfig
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import ConfigError, UnknownPart
-from octavo.core.tuning.config import TuningConfig, seconds
+from octavo.core.opening.config import TuningConfig, seconds
 from octavo.strategies import BayesianConfig
 
 WRONG: list[Any] = [

@@ -16,8 +16,8 @@ import octavo
 from octavo.adapters.numpy.graph import Builder, Graph
 from octavo.core.errors import ConfigError, OctavoError, StoreError
 from octavo.core.report import report_data
+from octavo.core.results.result import read_manifest
 from octavo.core.storage.history import read_history
-from octavo.core.tuning.result import read_manifest
 from octavo.core.values.trial import Measurement, Trial
 
 ROWS = np.random.default_rng(0).standard_normal((8, 8)).astype(np.float32)

@@ -248,7 +248,7 @@ def test_what_can_be_known_before_is_said_before(tmp_path: Path) -> None:
 
 
 def test_an_output_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
-    from octavo.core.tuning.result import check_target
+    from octavo.core.results.result import check_target
 
     (tmp_path / "file").write_text("x")
     with pytest.raises(ConfigError, match="no writable folder"):

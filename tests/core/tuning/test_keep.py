@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from octavo.core.errors import ConfigError
-from octavo.core.tuning.config import TuningConfig
-from octavo.core.tuning.opening import open_model
-from octavo.core.tuning.spaces import build_space
+from octavo.core.opening.config import TuningConfig
+from octavo.core.opening.opening import open_model
+from octavo.core.opening.spaces import build_space
 from octavo.core.values.space import TuningSpace
 from tests import tiny
 

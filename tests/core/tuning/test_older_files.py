@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 import octavo
+from octavo.core.results.saved_recipes import read_scheme
 from octavo.core.storage.history import read_history
-from octavo.core.tuning.saved_recipes import read_scheme
 
 RELEASE = Path(__file__).parents[2] / "data" / "release-0.1.0"
 EXPECTED = json.loads((RELEASE / "expected.json").read_text())

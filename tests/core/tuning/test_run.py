@@ -61,7 +61,7 @@ def test_the_main_job(tune: Callable[..., octavo.Result], tmp_path: Path) -> Non
     assert result.best.objectives["size"].value < result.baseline.objectives["size"].value
     assert result.best in result.pareto
     assert tiny.accuracy(result.model) == result.best.metrics["score"]
-    loaded = octavo.core.tuning.result.load_candidate(
+    loaded = octavo.core.results.result.load_candidate(
         result.save(tmp_path / "out"), host=tiny.host()
     )
     x, _ = tiny.digits()
@@ -202,7 +202,7 @@ def test_a_score_function_that_trains_is_found_out(tune: Callable[..., octavo.Re
 
 
 def test_a_file_larger_than_memory_is_refused_before_it_is_read(tmp_path: Path) -> None:
-    from octavo.core.tuning.opening import check_memory
+    from octavo.core.opening.opening import check_memory
 
     path = tmp_path / "large.onnx"
     for name in (path, tmp_path / "large.onnx.data"):
@@ -475,7 +475,7 @@ def test_a_damaged_result_is_a_typed_error(
         case _:
             path.write_text(json.dumps({**manifest, "backend": "tinny"}))
     with pytest.raises(octavo.OctavoError):
-        octavo.core.tuning.result.load_candidate(out, host=tiny.host())
+        octavo.core.results.result.load_candidate(out, host=tiny.host())
 
 
 def test_a_third_party_distribution_is_found_and_tuned(tmp_path: Path) -> None:

@@ -18,9 +18,9 @@ import octavo
 from octavo.cli import app
 from octavo.core.contract.adapter import Batch, Candidate, Opened
 from octavo.core.contract.plugins import PluginHost
-from octavo.core.tuning.rules import Rule
-from octavo.core.tuning.spaces import build_space
-from octavo.core.tuning.speeds import CLEARLY, measured, remark, timed, worth_trying
+from octavo.core.opening.rules import Rule
+from octavo.core.opening.spaces import build_space
+from octavo.core.opening.speeds import CLEARLY, measured, remark, timed, worth_trying
 from octavo.core.values.capability import Capability, Offer
 from octavo.core.values.scheme import OpScheme, QuantSpec
 from tests import tiny

@@ -7,8 +7,8 @@ from typing import Any, cast
 import pytest
 
 from octavo.core.contract.adapter import Opened, Session
-from octavo.core.tuning.rules import Rule
-from octavo.core.tuning.spaces import build_space
+from octavo.core.opening.rules import Rule
+from octavo.core.opening.spaces import build_space
 from octavo.core.values.capability import Capability, Offer
 from octavo.core.values.graph import Group, ModelView, Op, Weight
 from octavo.core.values.recipe import Recipe

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from octavo.core.contract.adapter import Opened
 from octavo.core.errors import ConfigError, ModelError, SchemeError
+from octavo.core.opening.presets import preset_recipe
+from octavo.core.opening.rules import Rule
+from octavo.core.opening.spaces import build_space, build_spaces
 from octavo.core.scoring.choice import choose, pareto
-from octavo.core.tuning.presets import preset_recipe
-from octavo.core.tuning.rules import Rule
-from octavo.core.tuning.spaces import build_space, build_spaces
 from octavo.core.values.capability import Capability, Offer
 from octavo.core.values.graph import Group, ModelView, Op, Weight
 from octavo.core.values.recipe import Recipe

@@ -9,8 +9,8 @@ from octavo.adapters.numpy.graph import Builder
 from octavo.adapters.numpy.session import NumpySession
 from octavo.core.contract import recall
 from octavo.core.contract.plugins import PluginHost
+from octavo.core.opening.spaces import build_space
 from octavo.core.quantizing.realize import Realizer
-from octavo.core.tuning.spaces import build_space
 from octavo.core.values.recipe import Recipe
 from tests.helpers import as_opened
 

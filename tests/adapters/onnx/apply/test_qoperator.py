@@ -10,7 +10,7 @@ import pytest
 from onnx import helper
 
 import octavo
-from octavo.core.tuning.result import Quantized
+from octavo.core.results.result import Quantized
 from tests.adapters.onnx import models
 
 FORMS = ("qdq", "qoperator")

@@ -17,7 +17,7 @@ import octavo
 from octavo.adapters.onnx import OnnxConfig
 from octavo.adapters.onnx.adapter import OnnxAdapter
 from octavo.core.errors import SchemeError
-from octavo.core.tuning.config import TuningConfig
+from octavo.core.opening.config import TuningConfig
 from tests.adapters.onnx import models
 from tests.adapters.onnx.observe.test_bodies import cosine, spared
 

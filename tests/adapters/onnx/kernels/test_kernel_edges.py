@@ -18,10 +18,10 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from octavo.core.opening.config import TuningConfig
+from octavo.core.opening.opening import open_model, plugin_host
+from octavo.core.opening.spaces import build_space
 from octavo.core.quantizing.realize import Realizer
-from octavo.core.tuning.config import TuningConfig
-from octavo.core.tuning.opening import open_model, plugin_host
-from octavo.core.tuning.spaces import build_space
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import OpScheme
 

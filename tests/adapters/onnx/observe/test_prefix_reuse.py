@@ -18,9 +18,9 @@ from octavo.adapters.onnx.observe.prefix_reuse import Reuse
 from octavo.adapters.onnx.session import OnnxSession
 from octavo.core.contract import recall
 from octavo.core.contract.plugins import PluginHost
+from octavo.core.opening.spaces import build_space
 from octavo.core.quantizing.realize import Realizer
 from octavo.core.sensitivity.service import SensitivityService
-from octavo.core.tuning.spaces import build_space
 from octavo.core.values.recipe import Recipe
 from tests.adapters.onnx import models
 from tests.helpers import as_opened

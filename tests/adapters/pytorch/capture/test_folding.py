@@ -16,8 +16,8 @@ from octavo.adapters.pytorch.adapter import TorchAdapter
 from octavo.adapters.pytorch.candidate import TorchCandidate
 from octavo.adapters.pytorch.qlayers.transposed import Int8ConvTranspose
 from octavo.core.contract.adapter import Opened
-from octavo.core.tuning.presets import preset_recipe
-from octavo.core.tuning.spaces import build_space
+from octavo.core.opening.presets import preset_recipe
+from octavo.core.opening.spaces import build_space
 from tests.helpers import opened_torch, preset_candidate
 
 How = Literal["auto", "modules"]

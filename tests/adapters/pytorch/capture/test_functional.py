@@ -16,9 +16,9 @@ from octavo.adapters.pytorch.adapter import TorchAdapter
 from octavo.adapters.pytorch.candidate import TorchCandidate
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import SchemeError
+from octavo.core.opening.presets import preset_recipe
+from octavo.core.opening.spaces import build_space
 from octavo.core.quantizing.realize import Realizer
-from octavo.core.tuning.presets import preset_recipe
-from octavo.core.tuning.spaces import build_space
 from tests.helpers import opened_torch
 
 

@@ -21,9 +21,9 @@ from octavo.adapters.pytorch.qlayers.int8 import Int8Linear
 from octavo.core.contract.adapter import Batch
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import SchemeError
+from octavo.core.opening.rules import Rule
+from octavo.core.opening.spaces import build_space
 from octavo.core.quantizing.realize import Realizer
-from octavo.core.tuning.rules import Rule
-from octavo.core.tuning.spaces import build_space
 from octavo.core.values.graph import Op, Weight
 from octavo.core.values.scheme import OpScheme, QuantSpec
 from tests.helpers import as_opened, torch_session

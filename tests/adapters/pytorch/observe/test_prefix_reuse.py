@@ -9,8 +9,8 @@ from torch import nn
 
 from octavo.adapters.pytorch.observe.prefix_reuse import Recall
 from octavo.core.contract.plugins import PluginHost
+from octavo.core.opening.spaces import build_space
 from octavo.core.quantizing.realize import Realizer
-from octavo.core.tuning.spaces import build_space
 from octavo.core.values.recipe import Recipe
 from tests.helpers import as_opened, torch_session
 

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from octavo.core.contract.plugins import PluginHost
+from octavo.core.opening.presets import preset_recipe
+from octavo.core.opening.spaces import build_space
 from octavo.core.quantizing.realize import Realizer
-from octavo.core.tuning.presets import preset_recipe
-from octavo.core.tuning.spaces import build_space
 from tests.helpers import as_opened, torch_session
 
 SOME = ("down", "second", "body", "down_proj", "up_proj")

@@ -18,10 +18,10 @@ from octavo.adapters.pytorch import TorchConfig
 from octavo.adapters.pytorch.adapter import TorchAdapter
 from octavo.adapters.pytorch.candidate import TorchCandidate
 from octavo.core.contract.plugins import PluginHost
+from octavo.core.opening.rules import Rule
+from octavo.core.opening.spaces import build_space
 from octavo.core.quantizing.realize import Realizer
 from octavo.core.sensitivity.service import SensitivityService
-from octavo.core.tuning.rules import Rule
-from octavo.core.tuning.spaces import build_space
 from tests.helpers import opened_torch, preset_candidate
 
 CELLS = (nn.LSTM, nn.GRU)

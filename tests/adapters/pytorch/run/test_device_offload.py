@@ -19,10 +19,10 @@ from octavo.adapters.pytorch.run.device_offload import Lender
 from octavo.adapters.pytorch.session import TorchSession
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import DataError
+from octavo.core.opening.presets import preset_recipe
+from octavo.core.opening.rules import Rule
+from octavo.core.opening.spaces import build_space
 from octavo.core.quantizing.realize import Realizer
-from octavo.core.tuning.presets import preset_recipe
-from octavo.core.tuning.rules import Rule
-from octavo.core.tuning.spaces import build_space
 from tests.helpers import as_opened, torch_session
 
 META = torch.device("meta")

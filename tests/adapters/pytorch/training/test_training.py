@@ -17,9 +17,9 @@ from octavo.core.contract.adapter import Batch, OpParameters
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.contract.training import Distillation, LowRank, Reconstruction
 from octavo.core.errors import SchemeError
+from octavo.core.opening.rules import Rule
+from octavo.core.opening.spaces import build_space
 from octavo.core.quantizing.realize import Realizer
-from octavo.core.tuning.rules import Rule
-from octavo.core.tuning.spaces import build_space
 from octavo.core.values.recipe import Recipe
 from tests.helpers import as_opened, torch_session
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from octavo.core.errors import ConfigError, said
+from octavo.core.opening.config import TuningConfig
+from octavo.core.opening.presets import PRESETS
 from octavo.core.system.textfiles import read_text
 from octavo.core.values.recipe import Recipe
 
-from .config import TuningConfig
-from .presets import PRESETS
 from .result import MANIFEST, read_manifest
 
 Scheme = str | Recipe | TuningConfig | Mapping[str, Any]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from octavo.core.contract.adapter import Candidate
 from octavo.core.errors import ConfigError
+from octavo.core.opening.config import TuningConfig
 from octavo.core.scoring.certificate import Certificate
 from octavo.core.scoring.choice import pareto
 from octavo.core.scoring.evaluation import ArrayModel
@@ -23,7 +24,6 @@ from octavo.core.values.graph import ModelView
 from octavo.core.values.ledger import Applied
 from octavo.core.values.trial import Trial
 
-from .config import TuningConfig
 from .loading import load_candidate, read_manifest
 from .saving import MANIFEST, MODEL, check_target, environment, save_candidate
 

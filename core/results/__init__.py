@@ -1,0 +1,1 @@
+"""What a run hands back: saved, loaded again, and read for its recipe."""
