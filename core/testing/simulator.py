@@ -22,17 +22,17 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 
 from octavo.core.contract.strategy import Problem, Strategy, Wait
-from octavo.core.numerics.knapsack import exact
 from octavo.core.values.budgets import overruns
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import FLOAT, OpScheme, PartChoice, QuantSpec
 from octavo.core.values.space import TuningSpace, Unit
 from octavo.core.values.trial import Measurement, Trial
+
+from .optimum import Blocks
 
 BLOCK = 4
 """Units of a block."""
@@ -231,61 +231,8 @@ class Simulation:
     def optimal_recipe(self) -> Recipe:
         """A recipe of that cost, by integer programming over whole blocks (gap 1e-4)."""
         best = int(np.argmin(self.factors))
-        factor = self.factors[best]
-        blocks = self._blocks()
-        # Couplings stay inside blocks, so that a block's combinations are exact choices.
-        combinations = [self._combinations(block, factor) for block in blocks]
-        costs = [np.array([row.cost for row in rows]) for rows in combinations]
-        losses = [np.array([row.loss for row in rows]) for rows in combinations]
-        picks = exact(costs, [(losses, 1.0)], gap=1e-4)
-        choice = {}
-        for block, rows, pick in zip(blocks, combinations, picks, strict=True):
-            best_row = rows[pick]
-            for unit, i in zip(block, best_row.choices, strict=True):
-                choice[unit.name] = unit.choices[i]
-        return self.space.recipe(choice, self.space.transforms[best])
-
-    def _blocks(self) -> list[tuple[Unit, ...]]:
-        """Return the units whose choices depend on each other, together."""
-        if not self.couplings:
-            return [(unit,) for unit in self.space.units]
-        groups = itertools.groupby(self.space.units, key=lambda unit: unit.block)
-        return [tuple(units) for _, units in groups]
-
-    def _combinations(self, block: tuple[Unit, ...], factor: float) -> list[_Combination]:
-        """Return a block's combinations that no other one beats, by cost."""
-        choices = itertools.product(*(range(len(unit.choices)) for unit in block))
-        rows = sorted(self._combination(block, picks, factor) for picks in choices)
-        kept: list[_Combination] = []
-        for row in rows:
-            if not kept or row.loss < kept[-1].loss:
-                kept.append(row)
-        return kept
-
-    def _combination(
-        self, block: tuple[Unit, ...], picks: tuple[int, ...], factor: float
-    ) -> _Combination:
-        alone = []
-        cost = 0.0
-        for unit, i in zip(block, picks, strict=True):
-            losses = self.losses[unit.name]
-            alone.append(float(losses[i]))
-            cost += unit.weight_bytes(unit.choices[i])
-        together = 0.0
-        for i, j in itertools.combinations(range(len(block)), 2):
-            pair = (block[i].name, block[j].name)
-            coupling = self.couplings.get(pair, 0.0)
-            together += coupling * np.sqrt(alone[i] * alone[j])
-        loss = float(sum(alone) + together)
-        return _Combination(cost, loss * factor, picks)
-
-
-class _Combination(NamedTuple):
-    """What the units of a block choose together."""
-
-    cost: float
-    loss: float
-    choices: tuple[int, ...]
+        blocks = Blocks(self.space, self.losses, self.couplings, self.factors[best])
+        return self.space.recipe(blocks.cheapest(), self.space.transforms[best])
 
 
 def simulate(
