@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import fx, nn
 
-from octavo.adapters.pytorch.capture.traced import GraphCapture
+from octavo.adapters.pytorch.capture.graph.traced import GraphCapture
 from octavo.adapters.pytorch.kernels.activation import Activation
 from octavo.adapters.pytorch.modules.shared_copy import skeleton
 from octavo.adapters.pytorch.qlayers.int8 import Int8Linear

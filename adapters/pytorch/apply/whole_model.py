@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from octavo.adapters.pytorch.capture.capture import Capture
+from octavo.adapters.pytorch.capture.graph.traced import GraphCapture
 from octavo.adapters.pytorch.capture.module_tree import ModuleCapture
-from octavo.adapters.pytorch.capture.traced import GraphCapture
 from octavo.core.contract.adapter import OpParameters
 
 from .traced_rewrite import rewrite

@@ -13,15 +13,23 @@ from .trace import Trace
 def blocks_of(root: nn.Module, layers: Iterable[Layer]) -> list[str]:
     """Return the paths of the repeated blocks that hold the layers: the items of the outermost
     lists of modules."""
-    lists = [p for p, m in root.named_modules() if isinstance(m, nn.ModuleList) and len(m) > 1]
-    outer = [path for path in lists if not any(_is_below(path, other) for other in lists)]
+    outer = _outermost_lists(root)
     found: dict[str, None] = {}
     for layer in layers:
         for path in outer:
             if _is_below(layer.path, path):
-                item = layer.path[len(path) + 1 :].split(".")[0]
+                below = layer.path.removeprefix(f"{path}.")
+                item = below.partition(".")[0]
                 found[f"{path}.{item}"] = None
     return list(found)
+
+
+def _outermost_lists(root: nn.Module) -> list[str]:
+    lists = []
+    for path, module in root.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) > 1:
+            lists.append(path)
+    return [path for path in lists if not any(_is_below(path, other) for other in lists)]
 
 
 def called_once(blocks: Sequence[str], layers: Iterable[Layer], seen: Trace) -> bool:

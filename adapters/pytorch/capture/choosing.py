@@ -8,6 +8,13 @@ from typing import Any, Literal
 
 from torch import nn
 
+from octavo.adapters.pytorch.capture.graph.traced import GraphCapture
+from octavo.adapters.pytorch.capture.graph.tracing import (
+    checked,
+    said,
+    traced_graph,
+    why_not_traced,
+)
 from octavo.adapters.pytorch.capture.standins.layers_for_uses import obstacle, why_float
 from octavo.adapters.pytorch.capture.standins.parameters import (
     from_json,
@@ -27,8 +34,6 @@ from .layers import find_layers
 from .links import Factors
 from .module_tree import ModuleCapture
 from .trace import Trace
-from .traced import GraphCapture
-from .tracing import checked, said, traced_graph, why_not_traced
 from .watching import watched_run
 
 

@@ -8,6 +8,8 @@ from dataclasses import replace
 
 from torch import nn
 
+from octavo.adapters.pytorch.capture.graph.traced import GraphCapture
+from octavo.adapters.pytorch.capture.graph.tracing import why_it_does_not_hold
 from octavo.adapters.pytorch.capture.standins.graph_products import stands_for_call
 from octavo.adapters.pytorch.modules.shared_copy import skeleton
 from octavo.adapters.pytorch.run.batches import Call
@@ -16,8 +18,6 @@ from .capture import Capture
 from .choosing import capture_of, example_trace
 from .module_tree import ModuleCapture
 from .trace import Trace
-from .traced import GraphCapture
-from .tracing import why_it_does_not_hold
 
 
 def look_further(capture: Capture, example: Call, others: Sequence[Call]) -> Capture:

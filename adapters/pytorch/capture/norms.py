@@ -37,24 +37,28 @@ def gain_of(module: nn.Module) -> Gain:
     weight = getattr(module, "weight", None) if _may_be_norm(module) else None
     if not isinstance(weight, nn.Parameter) or weight.ndim != 1 or not weight.is_floating_point():
         return ""
-    channels = weight.numel()
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(3, channels, generator=generator).to(weight)
-    factors = (torch.rand(channels, generator=generator) + 0.5).to(weight)
-    gain = weight.detach()
     with torch.no_grad():
         try:
-            expected = module(x) / factors
-            if not isinstance(expected, Tensor) or expected.shape != x.shape:
-                return ""
-            # Wide enough for weights of 16 bits.
-            is_near = partial(torch.allclose, other=expected, rtol=1e-2, atol=1e-3)
-            if is_near(_rescaled(module, x, gain / factors, factors)):
-                return "weight"
-            offset = (1 + gain) / factors - 1
-            return "offset" if is_near(_rescaled(module, x, offset, factors)) else ""
+            return _gain_by_trial(module, weight.detach())
         except (RuntimeError, TypeError, ValueError):
             return ""
+
+
+def _gain_by_trial(module: nn.Module, gain: Tensor) -> Gain:
+    """Return which change of the weight divides each channel of the result by a factor of its own."""
+    channels = gain.numel()
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, channels, generator=generator).to(gain)
+    factors = (torch.rand(channels, generator=generator) + 0.5).to(gain)
+    expected = module(x) / factors
+    if not isinstance(expected, Tensor) or expected.shape != x.shape:
+        return ""
+    # Wide enough for weights of 16 bits.
+    is_near = partial(torch.allclose, other=expected, rtol=1e-2, atol=1e-3)
+    if is_near(_rescaled(module, x, gain / factors, factors)):
+        return "weight"
+    offset = (1 + gain) / factors - 1
+    return "offset" if is_near(_rescaled(module, x, offset, factors)) else ""
 
 
 def _may_be_norm(module: nn.Module) -> bool:

@@ -61,21 +61,27 @@ def layer_of(op: Op, path: str, root: nn.Module, seen: Trace | None) -> Layer:
     if seen.calls[path] == 1:
         op = replace(op, inputs=(seen.values.get(path, f"{path}:in"),))
     op = with_shapes(op, shape)
-    norm, act = "", ""
-    after = seen.follower(path)
-    is_norm_after = after != "" and seen.kinds[after] == BATCH_NORM
-    if is_norm_after and folds(op, root.get_submodule(after), shape):
-        norm = after
+    norm = _folded_norm(op, path, root, seen)
+    if norm:
         op = replace(op, bias=op.bias or f"{path}.bias")
-        after = seen.follower(norm)
-    if after and seen.kinds[after] in _TAKEN.get(op.type, ()):
-        act = after
-        op = replace(op, attributes={**op.attributes, "fused": seen.kinds[act]})
-    fused = (seen.kinds[act],) if act else ()
-    layer = Layer(op, path, norm, fused, act)
+    act = seen.follower(norm or path)
+    kind = seen.kinds.get(act, "")
+    if not act or kind not in _TAKEN.get(op.type, ()):
+        layer = Layer(op, path, norm)
+    else:
+        op = replace(op, attributes={**op.attributes, "fused": kind})
+        layer = Layer(op, path, norm, (kind,), act)
     if layer.end == path:
         return layer
     return replace(layer, op=replace(op, outputs=(f"{layer.end}:out",)))
+
+
+def _folded_norm(op: Op, path: str, root: nn.Module, seen: Trace) -> str:
+    """Return the path of the batch norm that is folded into a layer; empty if there is none."""
+    after = seen.follower(path)
+    if not after or seen.kinds[after] != BATCH_NORM:
+        return ""
+    return after if folds(op, root.get_submodule(after), seen.shapes.get(path)) else ""
 
 
 def unreached(op: Op) -> Op:

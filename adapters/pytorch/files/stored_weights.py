@@ -72,14 +72,15 @@ def write_weight(key: str, weight: QuantizedTensor, tensors: dict[str, Tensor]) 
     }
     codes = weight.codes
     if spec.bits < 8:
-        row |= {"packed": spec.bits, "dtype": str(codes.dtype).removeprefix("torch.")}
+        row["packed"] = spec.bits
+        row["dtype"] = str(codes.dtype).removeprefix("torch.")
         codes = pack(codes, spec.bits)
-    tensors[f"op:{key}:codes"] = plain(codes)
-    tensors[f"op:{key}:scale"] = plain(_narrowest(params.scale, spec))
+    held = {"codes": codes, "scale": _narrowest(params.scale, spec)}
     if bool((params.zero_point != 0).any()):
-        tensors[f"op:{key}:zero_point"] = plain(_narrow_zero_point(params.zero_point, spec))
-    for extra, value in (weight.extra or {}).items():
-        tensors[f"op:{key}:extra:{extra}"] = plain(torch.as_tensor(value))
+        held["zero_point"] = _narrow_zero_point(params.zero_point, spec)
+    for name, value in (weight.extra or {}).items():
+        held[f"extra:{name}"] = torch.as_tensor(value)
+    tensors.update((f"op:{key}:{name}", plain(tensor)) for name, tensor in held.items())
     return row
 
 
@@ -90,18 +91,24 @@ def read_weight(key: str, row: Mapping[str, Any], tensors: Mapping[str, Tensor])
         ModelError: If the codes have another type than their format.
     """
     spec = QuantSpec.model_validate(row["spec"])
-    codes = tensors[f"op:{key}:codes"]
-    if "packed" in row:
-        signed = row["dtype"] == "int8"
-        unpacked = unpack(codes, row["packed"], row["shape"][-1], signed=signed)
-        codes = unpacked.to(getattr(torch, row["dtype"]))
+    codes = _read_codes(key, row, tensors)
     _check_codes(key, codes, spec)
     scale = tensors[f"op:{key}:scale"].to(torch.float32)
-    stored = tensors.get(f"op:{key}:zero_point", torch.zeros_like(scale))
-    params = QuantParams(scale, stored.to(torch.int32), spec, row["axis"])
+    zero_point = tensors.get(f"op:{key}:zero_point", torch.zeros_like(scale))
+    params = QuantParams(scale, zero_point.to(torch.int32), spec, row["axis"])
     prefix = f"op:{key}:extra:"
-    extra = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    names = [name for name in tensors if name.startswith(prefix)]
+    extra = {name.removeprefix(prefix): tensors[name] for name in names}
     return QuantizedTensor(codes.reshape(row["shape"]), params, extra or None)
+
+
+def _read_codes(key: str, row: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
+    codes = tensors[f"op:{key}:codes"]
+    if "packed" not in row:
+        return codes
+    bits, columns, dtype = row["packed"], row["shape"][-1], row["dtype"]
+    unpacked = unpack(codes, bits, columns, signed=dtype == "int8")
+    return unpacked.to(getattr(torch, dtype))
 
 
 def _narrowest(scale: Tensor, spec: QuantSpec) -> Tensor:

@@ -10,8 +10,8 @@ from torch import fx, nn
 
 from octavo.adapters.pytorch.apply.input_maps import install
 from octavo.adapters.pytorch.capture.capture import Capture
+from octavo.adapters.pytorch.capture.graph.traced import GraphCapture
 from octavo.adapters.pytorch.capture.module_tree import ModuleCapture
-from octavo.adapters.pytorch.capture.traced import GraphCapture
 from octavo.adapters.pytorch.modules.shared_copy import skeleton
 from octavo.adapters.pytorch.run.batches import Call, tensors_in
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from octavo.adapters.pytorch.capture.traced import GraphCapture
+from octavo.adapters.pytorch.capture.graph.traced import GraphCapture
 from octavo.adapters.pytorch.run.batches import Call
 
 from .watch import Halt, Watch

@@ -8,7 +8,7 @@ import torch
 from torch.utils._pytree import tree_map
 
 from octavo.adapters.pytorch.capture.capture import Capture
-from octavo.adapters.pytorch.capture.traced import GraphCapture
+from octavo.adapters.pytorch.capture.graph.traced import GraphCapture
 from octavo.adapters.pytorch.run.batches import Call
 from octavo.adapters.pytorch.run.device_offload import Lender
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import fx, nn
 
+from octavo.adapters.pytorch.capture.folding import folds
+from octavo.adapters.pytorch.capture.layers import Layer, with_shapes
 from octavo.adapters.pytorch.capture.standins.graph_products import stands_for_call
+from octavo.adapters.pytorch.capture.watching import act_of
 from octavo.core.values.graph import Op
 
-from .folding import folds
-from .graph_sites import Sites, only_user
-from .layers import Layer, with_shapes
-from .watching import act_of
+from .sites import Sites, only_user
 
 _ADDS = {operator.add, operator.iadd, torch.add}
 _RELUS = {torch.relu, torch.relu_, nn.functional.relu, nn.functional.relu_, "relu", "relu_"}

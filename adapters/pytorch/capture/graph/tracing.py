@@ -24,7 +24,7 @@ _CONTAINERS = (
     nn.TransformerDecoderLayer,
 )
 """Modules of torch.nn that are leaves of a graph and have layers in them."""
-_OURS = ("/capture/choosing.py", "/capture/tracing.py")
+_OURS = ("/capture/choosing.py", "/capture/graph/tracing.py")
 """Files whose lines say nothing of a model."""
 
 

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 from torch import fx
 
-from .graph_layers import Found
-from .graph_sites import Sites
-from .layers import Layer
-from .links import Link, input_link
-from .norms import is_norm
+from octavo.adapters.pytorch.capture.layers import Layer
+from octavo.adapters.pytorch.capture.links import Link, input_link
+from octavo.adapters.pytorch.capture.norms import is_norm
+
+from .fusing import Found
+from .sites import Sites
 
 
 def links_of(sites: Sites, found: Found) -> Iterator[Link]:

@@ -8,15 +8,15 @@ from typing import Any
 
 from torch import fx, nn
 
+from octavo.adapters.pytorch.capture.capture import Capture
+from octavo.adapters.pytorch.capture.layers import find_layers
+from octavo.adapters.pytorch.capture.links import Factors
 from octavo.adapters.pytorch.capture.standins.functional import WITH_WEIGHTS, products
 from octavo.core.values.graph import Op, tied_groups
 
-from .capture import Capture
-from .graph_layers import find_in_graph
-from .graph_links import links_of
-from .graph_sites import Sites, nodes_in
-from .layers import find_layers
-from .links import Factors
+from .fusing import find_in_graph
+from .linking import links_of
+from .sites import Sites, nodes_in
 
 
 class GraphCapture(Capture):
