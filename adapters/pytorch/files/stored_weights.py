@@ -107,7 +107,7 @@ def _read_codes(key: str, row: Mapping[str, Any], tensors: Mapping[str, Tensor])
     if "packed" not in row:
         return codes
     bits, columns, dtype = row["packed"], row["shape"][-1], row["dtype"]
-    unpacked = unpack(codes, bits, columns, signed=dtype == "int8")
+    unpacked: Tensor = unpack(codes, bits, columns, signed=dtype == "int8")
     return unpacked.to(getattr(torch, dtype))
 
 
