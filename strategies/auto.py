@@ -259,7 +259,7 @@ class Auto(Sequential):
         """
         cheapest = self._cheapest()
         units = self.units
-        quantized = [s for u in units for s in u.choices if not s.is_float]
+        quantized = [s for unit in units for s in unit.choices[:-1]]
         for way in dict.fromkeys((s.mode, s.weight_bits) for s in quantized):
             picks = list(cheapest)
             for row, unit in enumerate(units):

@@ -37,11 +37,10 @@ class Basic(Fallback):
         mixtures = list(self._mixtures(space.first(), best.recipe.transforms))
         trials = yield from self.run(mixtures, until)
         best = min([best, *trials], key=self.rank)
-        dynamic = {
-            name: _dynamic(space.by_name[name], scheme)
-            for name, scheme in self.choice(best).items()
-        }
-        trials = yield from self.run((space.recipe(dynamic, best.recipe.transforms),), until)
+        static = self.choice(best)
+        dynamic = {u.name: _dynamic(u, static[u.name]) for u in self.units}
+        recipe = space.recipe(dynamic, best.recipe.transforms)
+        trials = yield from self.run((recipe,), until)
         best = min([best, *trials], key=self.rank)
         if best.passed:
             self.note = "a whole-model configuration reaches the goal"
@@ -75,9 +74,8 @@ class Basic(Fallback):
         enough = yield from self._one_block(base, blocks, transforms)
         # Where a whole block was enough, look inside it for the one op that matters.
         singles = [u for u in units if enough is None or u.name in enough]
-        trials = yield from self.run(
-            (self.without(base, {u.name}, transforms) for u in singles), until=passed
-        )
+        recipes = (self.without(base, {u.name}, transforms) for u in singles)
+        trials = yield from self.run(recipes, until=passed)
         if enough is not None or any(t.passed for t in trials):
             self.note = "the goal is reached with one op or one block in float"
             return
@@ -89,13 +87,14 @@ class Basic(Fallback):
         self, base: Choice, blocks: Sequence[Collection[str]], transforms: Transforms
     ) -> Generator[Batch, list[Trial], Collection[str] | None]:
         """Put one block after the other in float; return the first that is enough, or None."""
-        trials = yield from self.run(
-            (self.without(base, names, transforms) for names in blocks), until=passed
-        )
+        recipes = (self.without(base, names, transforms) for names in blocks)
+        trials = yield from self.run(recipes, until=passed)
         if not trials or not trials[-1].passed:
             return None
-        found = trials[-1].recipe
-        return next((b for b in blocks if self.without(base, b, transforms) == found), None)
+        for names in blocks:
+            if self.without(base, names, transforms) == trials[-1].recipe:
+                return names
+        return None
 
 
 def _options(units: Sequence[Unit]) -> tuple[OpScheme, ...]:

@@ -47,9 +47,15 @@ def pair_losses(
     """
     asked = [(unit.name, scheme) for unit, scheme in pairs if not scheme.is_float]
     found = _probed(problem, kind, asked, transforms)
-    if not any(map(math.isfinite, found.values())):
-        found = {(u.name, s): 4.0 ** -bits(s) * max(u.parameters, 1) for u, s in pairs}
+    is_told = any(map(math.isfinite, found.values()))
+    if not is_told:
+        found = {(unit.name, scheme): _rounding_noise(unit, scheme) for unit, scheme in pairs}
     return [0.0 if scheme.is_float else found[unit.name, scheme] for unit, scheme in pairs]
+
+
+def _rounding_noise(unit: Unit, scheme: OpScheme) -> float:
+    power = 4.0 ** -bits(scheme)
+    return power * max(unit.parameters, 1)
 
 
 def _probed(
@@ -63,8 +69,9 @@ def _probed(
         service = service.under(transforms)
     found: dict[tuple[str, OpScheme], float] = {}
     for tried in dict.fromkeys((kind, "weight_error")):
-        found = dict(zip(asked, map(float, service(tried, asked)), strict=True))
-        if any(map(math.isfinite, found.values())):
+        losses = [float(loss) for loss in service(tried, asked)]
+        found = dict(zip(asked, losses, strict=True))
+        if any(map(math.isfinite, losses)):
             break
     return found
 

@@ -94,8 +94,13 @@ def _could_gain(kind: str, opened: Opened, choices: Mapping[str, tuple[OpScheme,
 
 def fixed_ops(opened: Opened, space: TuningSpace) -> dict[str, str]:
     """Return op -> why it stays float whatever the recipe, for the ops that have no choice."""
-    names = [name for unit in space.units if not unit.tunable for name in unit.ops]
-    return {name: why_fixed(opened.view.by_name[name], opened) for name in names}
+    found = {}
+    for unit in space.units:
+        if unit.tunable:
+            continue
+        for name in unit.ops:
+            found[name] = why_fixed(opened.view.by_name[name], opened)
+    return found
 
 
 def _why_no_match(rule: Rule, opened: Sequence[Opened]) -> str:
