@@ -54,7 +54,7 @@ def pair_losses(
 
 
 def _rounding_noise(unit: Unit, scheme: OpScheme) -> float:
-    power = 4.0 ** -bits(scheme)
+    power: float = 4.0 ** -bits(scheme)
     return power * max(unit.parameters, 1)
 
 
