@@ -27,7 +27,7 @@ from octavo.adapters.pytorch.run.batches import Call, parameters_of, takes, tens
 from octavo.adapters.pytorch.run.transformers_methods import refuse_what_fails
 from octavo.core.calibration.reading import Reading
 from octavo.core.contract.adapter import Batch, OpParameters, Session, Sink
-from octavo.core.contract.training import Training
+from octavo.core.contract.training import Distillation, Reconstruction, Training
 from octavo.core.errors import ModelError, SchemeError, nearest
 from octavo.core.numerics.affine import Array
 from octavo.core.numerics.channels import Factors as Rescaling
@@ -302,6 +302,24 @@ class TorchSession(Session):
         from .training.door import TorchTraining
 
         return TorchTraining(self.capture, self._whole, self._calls, self.over)
+
+    def reconstruct(
+        self,
+        parameters: Mapping[str, OpParameters],
+        batches: Iterable[Batch],
+        settings: Reconstruction | None = None,
+    ) -> dict[str, OpParameters]:
+        """Earlier name of :meth:`Training.reconstruct`."""
+        return self.training().reconstruct(parameters, batches, settings)
+
+    def distill(
+        self,
+        parameters: Mapping[str, OpParameters],
+        batches: Iterable[Batch],
+        settings: Distillation | None = None,
+    ) -> dict[str, OpParameters]:
+        """Earlier name of :meth:`Training.distill`."""
+        return self.training().distill(parameters, batches, settings)
 
     def export(self, format: str, path: Path) -> None:
         """Write the float model as ONNX."""

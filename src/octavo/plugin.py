@@ -39,10 +39,19 @@ from octavo.core.contract.plugins import PluginHost
 from octavo.core.contract.strategy import (
     WAIT,
     Problem,
+    RecipeSensitivity,
     Sensitivity,
     Strategy,
     SuggestsTransforms,
     Wait,
+)
+from octavo.core.contract.training import (
+    TRAINING,
+    Distillation,
+    LowRank,
+    QatModel,
+    Reconstruction,
+    Training,
 )
 from octavo.core.contract.transform import Observed, Rescaling
 from octavo.core.errors import (
@@ -141,8 +150,16 @@ __all__ = [
     "is_online",
     "tied_groups",
     "unclaimed_of",
+    # What a backend may learn from data.
+    "Distillation",
+    "LowRank",
+    "QatModel",
+    "Reconstruction",
+    "TRAINING",
+    "Training",
     # A strategy.
     "Problem",
+    "RecipeSensitivity",
     "Sensitivity",
     "Sequential",
     "Strategy",

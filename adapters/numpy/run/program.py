@@ -58,7 +58,8 @@ class Program:
         self.graph = graph
         self._slots = _slots_of(graph)
         self._steps = _steps_of(graph, kernels, self._slots)
-        self._template: list[Any] = [None] * len(self._slots)
+        # The last slot takes results that the graph leaves out.
+        self._template: list[Any] = [None] * (len(self._slots) + 1)
         for value, array in graph.initializers.items():
             self._template[self._slots[value]] = array
         self._inputs = tuple((info.name, self._slots[info.name]) for info in graph.inputs)
@@ -154,7 +155,7 @@ def _steps_of(graph: Graph, kernels: Kernels, slots: Mapping[str, int]) -> tuple
     for i, node in enumerate(graph.nodes):
         kernel, allocates = kernels.of(node, graph, compiled)
         reads = _at(slots, node.inputs)
-        writes = _at(slots, node.outputs)
+        writes = tuple(slots[value] if value else len(slots) for value in node.outputs)
         frees = _at(slots, ends.get(i, ()))
         captures = _captures(node, slots)
         steps.append(_Step(node, kernel, allocates, reads, writes, frees, captures))
@@ -187,7 +188,7 @@ def _layout_of(arrays: list[Array]) -> object:
 
 
 def _slots_of(graph: Graph) -> dict[str, int]:
-    """Number the values; what is left out ('') has a slot of its own, which stays None."""
+    """Number the values; an input that is left out ('') has a slot, which stays None."""
     slots = {"": 0}
     written = [v for node in graph.nodes for v in node.outputs]
     for value in (*(info.name for info in graph.inputs), *graph.initializers, *written):
