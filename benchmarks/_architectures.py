@@ -41,7 +41,9 @@ def architectures() -> dict[str, tuple[torch.nn.Module, torch.Tensor]]:
         "bert": ("BertModel", t.BertConfig(**text), ids),
         "distilbert": (
             "DistilBertModel",
-            t.DistilBertConfig(dim=32, n_layers=2, n_heads=4, hidden_dim=64, vocab_size=100),
+            t.DistilBertConfig(
+                dim=32, n_layers=2, n_heads=4, hidden_dim=64, vocab_size=100
+            ),
             ids,
         ),
         "roberta": ("RobertaModel", t.RobertaConfig(**text), ids),
@@ -70,19 +72,26 @@ def architectures() -> dict[str, tuple[torch.nn.Module, torch.Tensor]]:
         "resnet": (
             "ResNetModel",
             t.ResNetConfig(
-                embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic"
+                embedding_size=8,
+                hidden_sizes=[8, 16],
+                depths=[1, 1],
+                layer_type="basic",
             ),
             images,
         ),
         "convnext": (
             "ConvNextModel",
-            t.ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, patch_size=4),
+            t.ConvNextConfig(
+                hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, patch_size=4
+            ),
             images,
         ),
         "segformer": (
             "SegformerModel",
             t.SegformerConfig(
-                hidden_sizes=[8, 16, 16, 16], depths=[1] * 4, num_attention_heads=[1, 2, 2, 2]
+                hidden_sizes=[8, 16, 16, 16],
+                depths=[1] * 4,
+                num_attention_heads=[1, 2, 2, 2],
             ),
             images,
         ),

@@ -46,7 +46,11 @@ def digits(spread: str = "") -> Task:
 
     name = f"digits rescaled {spread}" if spread else "digits"
     return Task(
-        name, net, SampleScore(correct, len(d.test_y), best=1.0), list(d.calibration()), 0.01
+        name,
+        net,
+        SampleScore(correct, len(d.test_y), best=1.0),
+        list(d.calibration()),
+        0.01,
     )
 
 
@@ -72,7 +76,9 @@ def rescale(net: DigitsNet, wanted: float, *, even: bool, seed: int = 0) -> Digi
             weight = reader.weight
             assert isinstance(weight, nn.Parameter)
             depthwise = (
-                weight.ndim == 4 and weight.shape[1] == 1 and weight.shape[0] == len(factors)
+                weight.ndim == 4
+                and weight.shape[1] == 1
+                and weight.shape[0] == len(factors)
             )
             weight.div_(
                 factors.reshape(-1, 1, 1, 1)
@@ -81,7 +87,12 @@ def rescale(net: DigitsNet, wanted: float, *, even: bool, seed: int = 0) -> Digi
             )
 
     with torch.no_grad():
-        stem, residual, depthwise, head = made.stem, made.residual, made.depthwise, made.head
+        stem, residual, depthwise, head = (
+            made.stem,
+            made.residual,
+            made.depthwise,
+            made.head,
+        )
         spread([stem[1]], [stem[3]])
         spread([residual[1]], [residual[3]])
         spread([stem[4], residual[4]], [residual[0], depthwise[0]])
@@ -98,9 +109,13 @@ class Encoder(nn.Module):
         super().__init__()
         self.bert = bert
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor
+    ) -> torch.Tensor:
         """Return unit vectors, shape (batch, width)."""
-        hidden = self.bert(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        hidden = self.bert(
+            input_ids=input_ids, attention_mask=attention_mask
+        ).last_hidden_state
         mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
         pooled = (hidden * mask).sum(1) / mask.sum(1)
         return nn.functional.normalize(pooled, dim=1)
@@ -172,7 +187,9 @@ class Retrieval:
             max_length=self.LENGTH,
             return_tensors="np",
         )
-        return made["input_ids"].astype(np.int64), made["attention_mask"].astype(np.int64)
+        return made["input_ids"].astype(np.int64), made["attention_mask"].astype(
+            np.int64
+        )
 
     def encode(self, model: Any, texts: list[str]) -> np.ndarray:
         """Return unit vectors, shape (texts, width)."""
@@ -187,11 +204,15 @@ class Retrieval:
         """The float model's vectors of all texts that are looked for."""
         with torch.no_grad():
             return self.encode(
-                lambda ids, mask: self.model(torch.from_numpy(ids), torch.from_numpy(mask)).numpy(),
+                lambda ids, mask: self.model(
+                    torch.from_numpy(ids), torch.from_numpy(mask)
+                ).numpy(),
                 [d for _, d in self.pairs],
             )
 
-    def ranks(self, queries: np.ndarray, own: np.ndarray, index: np.ndarray) -> np.ndarray:
+    def ranks(
+        self, queries: np.ndarray, own: np.ndarray, index: np.ndarray
+    ) -> np.ndarray:
         """Return reciprocal ranks, 0 beyond the tenth."""
         scores = queries @ index.T
         rank = 1 + (scores > scores[np.arange(len(own)), own][:, None]).sum(1)
@@ -237,26 +258,34 @@ class Language:
         from transformers import AutoModelForCausalLM
 
         return Logits(
-            AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32, use_cache=False)
+            AutoModelForCausalLM.from_pretrained(
+                self.folder, dtype=torch.float32, use_cache=False
+            )
         ).eval()
 
     def calibration(self, samples: int = 32, batch: int = 4) -> list[torch.Tensor]:
         """Return batches of token ids of the training text."""
         tokens = np.load(self.folder / "train_head.npy").astype(np.int64)
-        starts = np.random.default_rng(1).integers(0, len(tokens) - self.length, samples)
+        starts = np.random.default_rng(1).integers(
+            0, len(tokens) - self.length, samples
+        )
         ids = torch.from_numpy(np.stack([tokens[i : i + self.length] for i in starts]))
         return list(ids.split(batch))
 
     @torch.no_grad()
     def perplexity(self, model: Any) -> float:
         """Return the perplexity on the first rows of the held-out text."""
-        tokens = np.load(self.folder / "heldout.npy").astype(np.int64)[: self.rows * self.length]
+        tokens = np.load(self.folder / "heldout.npy").astype(np.int64)[
+            : self.rows * self.length
+        ]
         total, count = 0.0, 0
         for ids in torch.from_numpy(tokens).view(-1, self.length).split(8):
             logits = model(ids)[:, :-1].float()
             total += float(
                 nn.functional.cross_entropy(
-                    logits.reshape(-1, logits.shape[-1]), ids[:, 1:].reshape(-1), reduction="sum"
+                    logits.reshape(-1, logits.shape[-1]),
+                    ids[:, 1:].reshape(-1),
+                    reduction="sum",
                 )
             )
             count += ids[:, 1:].numel()

@@ -35,7 +35,13 @@ MIB = 2**20
 
 
 def row(
-    name: str, value: float, bar: float, *, at_most: bool = False, unit: str = "", note: str = ""
+    name: str,
+    value: float,
+    bar: float,
+    *,
+    at_most: bool = False,
+    unit: str = "",
+    note: str = "",
 ) -> None:
     met = value <= bar if at_most else value >= bar
     print(
@@ -99,7 +105,11 @@ def rounding() -> None:
         result = rtn.quantize(x, spec, context)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        kept = result.codes.nbytes + result.params.scale.nbytes + result.params.zero_point.nbytes
+        kept = (
+            result.codes.nbytes
+            + result.params.scale.nbytes
+            + result.params.zero_point.nbytes
+        )
         row(
             f"numpy {name}: extra memory over the matrix",
             (peak - kept) / x.nbytes,
@@ -118,7 +128,10 @@ def gptq() -> None:
     gram, weight = x.T @ x, torch.randn(N, N, generator=generator) * 0.02
     del x
     damped = gram + torch.eye(N) * 0.01 * gram.diagonal().mean()
-    spec, algorithm = QuantSpec(dtype="int4", granularity="group:128"), Gptq(GptqConfig())
+    spec, algorithm = (
+        QuantSpec(dtype="int4", granularity="group:128"),
+        Gptq(GptqConfig()),
+    )
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
     numpy_weight, numpy_context = weight.numpy(), WeightContext(gram=gram.numpy())
     medians = interleaved(
@@ -143,7 +156,12 @@ def gptq() -> None:
         2.0,
         at_most=True,
     )
-    row("numpy GPTQ over torch GPTQ", medians["numpy"] / medians["torch"], 2.0, at_most=True)
+    row(
+        "numpy GPTQ over torch GPTQ",
+        medians["numpy"] / medians["torch"],
+        2.0,
+        at_most=True,
+    )
 
 
 class LanguageModel:
@@ -151,7 +169,9 @@ class LanguageModel:
     in place."""
 
     def __init__(self, folder: Path) -> None:
-        spec = importlib.util.spec_from_file_location("language_model", folder / "evaluate.py")
+        spec = importlib.util.spec_from_file_location(
+            "language_model", folder / "evaluate.py"
+        )
         assert spec is not None
         assert spec.loader is not None
         self.task = importlib.util.module_from_spec(spec)
@@ -159,11 +179,17 @@ class LanguageModel:
         self.model = self.task.load()
         self.host = PluginHost()
         tokens = self.task.calibration()
-        session = self.host.adapters()["torch"].build().open(_Logits(self.model), (tokens[:2],))
+        session = (
+            self.host.adapters()["torch"]
+            .build()
+            .open(_Logits(self.model), (tokens[:2],))
+        )
         self.view = session.describe()
         # As the peers did, the tied embedding and output layer stay in float.
         tied = {
-            o.weight.name for o in self.view.ops if o.weight is not None and o.weight.shared_with
+            o.weight.name
+            for o in self.view.ops
+            if o.weight is not None and o.weight.shared_with
         }
         self.ops = {
             o.name: o
@@ -183,11 +209,16 @@ class LanguageModel:
             self.statistics.values,
             self.statistics.update,
         )
-        self.weights = {o.name: session.tensor(o.weight.name).clone() for o in self.ops.values()}
+        self.weights = {
+            o.name: session.tensor(o.weight.name).clone() for o in self.ops.values()
+        }
         self.float = self.task.perplexity(self.model)
 
     def perplexity(
-        self, algorithm: dict[str, Any], spec: QuantSpec, transform: dict[str, Any] | None = None
+        self,
+        algorithm: dict[str, Any],
+        spec: QuantSpec,
+        transform: dict[str, Any] | None = None,
     ) -> float:
         """Quantize every linear layer and evaluate."""
         factors = {}
@@ -197,7 +228,10 @@ class LanguageModel:
             )
             by_name = {o.weight.name: o.name for o in self.ops.values()}
             chosen = rescaling.factors(
-                self.view, lambda name: self.weights[by_name[name]], self.statistics, self.ops
+                self.view,
+                lambda name: self.weights[by_name[name]],
+                self.statistics,
+                self.ops,
             )
             factors = {
                 member: chosen[g.name]
@@ -217,7 +251,9 @@ class LanguageModel:
                 f = factors.get(name)
                 weight = self.weights[name] if f is None else self.weights[name] * f
                 gram = gram if f is None else gram / (f[:, None] * f[None, :])
-                numbers = part.quantize(weight, spec, WeightContext(gram=gram)).dequantize()
+                numbers = part.quantize(
+                    weight, spec, WeightContext(gram=gram)
+                ).dequantize()
                 parameters[op.weight.name.removeprefix("model.")].copy_(
                     numbers if f is None else numbers / f
                 )
@@ -253,7 +289,9 @@ def language() -> None:
         print("perplexity: left out; set OCTAVO_LM to the language model's folder")
         return
     lm = LanguageModel(Path(folder))
-    print(f"perplexity added to the float model's {lm.float:.2f}, group 32, by bits and symmetry")
+    print(
+        f"perplexity added to the float model's {lm.float:.2f}, group 32, by bits and symmetry"
+    )
     columns = [(bits, symmetric) for symmetric in (False, True) for bits in (4, 3, 2)]
     print(
         "  "
@@ -302,9 +340,19 @@ def language() -> None:
                 best("rtn", bits) - best(prefix, bits),
                 0.0,
             )
-    row("round to nearest at 2 bits, perplexity", found["rtn"][2, False], 91.3, at_most=True)
+    row(
+        "round to nearest at 2 bits, perplexity",
+        found["rtn"][2, False],
+        91.3,
+        at_most=True,
+    )
     row("GPTQ at 2 bits, perplexity", best("gptq", 2), 90.33, at_most=True)
-    row("the best at 2 bits, perplexity", min(best(n, 2) for n in found), 90.2, at_most=True)
+    row(
+        "the best at 2 bits, perplexity",
+        min(best(n, 2) for n in found),
+        90.2,
+        at_most=True,
+    )
 
 
 def main() -> None:

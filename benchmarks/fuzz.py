@@ -63,7 +63,9 @@ class Findings:
     first: dict[str, tuple[int, str, str]] = field(default_factory=dict)
     controls: dict[str, list[str]] = field(default_factory=dict)
 
-    def add(self, number: int, family: str, outcome: str, kind: str, detail: str) -> bool:
+    def add(
+        self, number: int, family: str, outcome: str, kind: str, detail: str
+    ) -> bool:
         """Count a case. Returns whether it is the first of a kind that must not be."""
         self.outcomes[family, outcome] += 1
         if outcome in ("passed", "typed"):
@@ -105,7 +107,9 @@ def fuzz(
     with tempfile.TemporaryDirectory(prefix="octavo-fuzz-corpus-") as home:
         number = first
         while number < first + cases and time.monotonic() < deadline:
-            number = _child(findings, seed, number, first + cases, Path(home), families, deadline)
+            number = _child(
+                findings, seed, number, first + cases, Path(home), families, deadline
+            )
     return findings
 
 
@@ -139,13 +143,20 @@ def _child(
     environment = {**os.environ, **quiet, "OCTAVO_HOME": str(home / "octavo")}
     with tempfile.TemporaryFile("w+") as errors:
         child = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT, env=environment
+            command,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            cwd=ROOT,
+            env=environment,
         )
         assert child.stdout is not None
         running: tuple[int, str] | None = None
         following, patience = first, float(START)
         try:
-            while time.monotonic() < deadline or (running is None and following == first):
+            while time.monotonic() < deadline or (
+                running is None and following == first
+            ):
                 said = _line(child.stdout, patience)
                 if said is None:
                     break
@@ -158,7 +169,11 @@ def _child(
                 elif "end" in said:
                     running, following = None, said["end"] + 1
                     if findings.add(
-                        said["end"], said["family"], said["outcome"], said["kind"], said["detail"]
+                        said["end"],
+                        said["family"],
+                        said["outcome"],
+                        said["kind"],
+                        said["detail"],
                     ):
                         _show(
                             said["kind"],
@@ -181,7 +196,9 @@ def _child(
         errors.seek(0)
         told = errors.read()[-6000:]
     if running is None:
-        raise RuntimeError(f"the child ended with {code} before or between cases:\n{told}")
+        raise RuntimeError(
+            f"the child ended with {code} before or between cases:\n{told}"
+        )
     hung = "Timeout (" in told or code == -9
     outcome = "hang" if hung else "crash"
     kind = f"{outcome} in {_place(told)}"
@@ -202,12 +219,23 @@ def _place(told: str) -> str:
     """Return the innermost frame of octavo's own in what faulthandler wrote."""
     current = told[told.find("Current thread") :] if "Current thread" in told else told
     frames = re.findall(r'File "([^"]+)", line \d+ in (\S+)', current)
-    own = next(((p, f) for p, f in frames if p.startswith(str(ROOT)) or "/octavo/" in p), None)
-    return f"{Path(own[0]).parent.name}/{Path(own[0]).name}:{own[1]}" if own else "outside octavo"
+    own = next(
+        ((p, f) for p, f in frames if p.startswith(str(ROOT)) or "/octavo/" in p), None
+    )
+    return (
+        f"{Path(own[0]).parent.name}/{Path(own[0]).name}:{own[1]}"
+        if own
+        else "outside octavo"
+    )
 
 
 def _show(
-    kind: str, seed: int, families: tuple[str, ...], number: int, family: str, detail: str
+    kind: str,
+    seed: int,
+    families: tuple[str, ...],
+    number: int,
+    family: str,
+    detail: str,
 ) -> None:
     lines = [line for line in detail.strip().splitlines() if line.strip()]
     only = f" --only {','.join(families)}" if families != FAMILIES else ""
@@ -221,11 +249,17 @@ def _show(
 def main() -> int:
     """Fuzz as the command line says; the exit code is 1 where anything but a typed
     error was seen."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--seconds", type=float, default=20.0, help="wall time (default 20)")
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0] if __doc__ else ""
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=20.0, help="wall time (default 20)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--only", default="", help=f"families, separated by commas: {', '.join(FAMILIES)}"
+        "--only",
+        default="",
+        help=f"families, separated by commas: {', '.join(FAMILIES)}",
     )
     parser.add_argument(
         "--case",
@@ -243,9 +277,14 @@ def main() -> int:
         print({f"{family}: {outcome}" for family, outcome in findings.outcomes})
         return 1 if findings.bad else 0
     findings = fuzz(given.seconds, given.seed, families=families)
-    print(f"{'family':16}{'cases':>8}{'passed':>8}{'typed':>8}{'bare':>8}{'crash':>8}{'hang':>8}")
+    print(
+        f"{'family':16}{'cases':>8}{'passed':>8}{'typed':>8}{'bare':>8}{'crash':>8}{'hang':>8}"
+    )
     for family in families:
-        row = [findings.outcomes[family, o] for o in ("passed", "typed", "bare", "crash", "hang")]
+        row = [
+            findings.outcomes[family, o]
+            for o in ("passed", "typed", "bare", "crash", "hang")
+        ]
         print(f"{family:16}{sum(row):8}" + "".join(f"{n:8}" for n in row))
     for name, failed in findings.controls.items():
         print(f"CONTROL {name} fails with nothing changed: {failed[0][-300:]}")

@@ -25,11 +25,17 @@ from benchmarks.onnx import _memory, row
 
 WIDTH, ROWS = 8192, 20_000
 KINDS: dict[str, Any] = {
-    "float, saved again": {"rules": [{"types": ["linear", "embedding"], "keep": "float"}]},
+    "float, saved again": {
+        "rules": [{"types": ["linear", "embedding"], "keep": "float"}]
+    },
     "one product dynamic, saved with external data": {
         "rules": [
             {"types": ["linear", "embedding"], "keep": "float"},
-            {"ops": ["product0"], "mode": "dynamic", "weight": {"granularity": ["channel"]}},
+            {
+                "ops": ["product0"],
+                "mode": "dynamic",
+                "weight": {"granularity": ["channel"]},
+            },
         ]
     },
     "int8-dynamic": "int8-dynamic",
@@ -42,11 +48,16 @@ def build(path: Path, gigabytes: float) -> int:
     """Write a table and as many products as it takes, all in one external file; return
     its bytes."""
     layers = max(1, round((gigabytes * 1e9 / 4 - ROWS * WIDTH) / WIDTH**2))
-    shapes = {"table": (ROWS, WIDTH), **{f"w{i}": (WIDTH, WIDTH) for i in range(layers)}}
+    shapes = {
+        "table": (ROWS, WIDTH),
+        **{f"w{i}": (WIDTH, WIDTH) for i in range(layers)},
+    }
     rng, held, offset = np.random.default_rng(0), [], 0
     with (path.parent / "weights.bin").open("wb") as file:
         for name, shape in shapes.items():
-            (rng.standard_normal(shape, np.float32) / np.float32(np.sqrt(WIDTH))).tofile(file)
+            (
+                rng.standard_normal(shape, np.float32) / np.float32(np.sqrt(WIDTH))
+            ).tofile(file)
             tensor = TensorProto(
                 name=name,
                 data_type=TensorProto.FLOAT,
@@ -70,13 +81,23 @@ def build(path: Path, gigabytes: float) -> int:
         ]
     ends = [
         helper.make_tensor_value_info(n, t, ["n", *s])
-        for n, t, s in (("ids", TensorProto.INT64, []), (f"h{layers}", TensorProto.FLOAT, [WIDTH]))
+        for n, t, s in (
+            ("ids", TensorProto.INT64, []),
+            (f"h{layers}", TensorProto.FLOAT, [WIDTH]),
+        )
     ]
     graph = helper.make_graph(
-        nodes, "large", ends[:1], ends[1:], [*held, numpy_helper.from_array(np.float32(2), "two")]
+        nodes,
+        "large",
+        ends[:1],
+        ends[1:],
+        [*held, numpy_helper.from_array(np.float32(2), "two")],
     )
     onnx.save(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path
+        helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+        ),
+        path,
     )
     return offset
 
@@ -92,7 +113,9 @@ def child(path: Path, kind: str) -> None:
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
     before, start = _memory("VmRSS"), time.perf_counter()
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        made = octavo.quantize_model(path, KINDS[kind], backend={"kind": "onnx", "threads": 2})
+        made = octavo.quantize_model(
+            path, KINDS[kind], backend={"kind": "onnx", "threads": 2}
+        )
         kernels = sum(
             line.realization == "kernel" and not line.applied.is_float
             for line in made.ledger.values()
@@ -127,7 +150,9 @@ def main(gigabytes: float) -> None:
                 text=True,
                 check=True,
             )
-            kernels, seconds, peak, loading, written, files, same = done.stdout.split()[-7:]
+            kernels, seconds, peak, loading, written, files, same = done.stdout.split()[
+                -7:
+            ]
             row(
                 f"{kind}: kernels, seconds, size, files, loads and answers the same",
                 f"{kernels}, {float(seconds):.0f}, {int(written) / size:.3f}, {files}, {same}",

@@ -61,7 +61,12 @@ def coverage() -> None:
         "",
         None,
     )
-    row("ONNX quantization cases", f"{len(quantization)} of 45", "all 45", len(quantization) == 45)
+    row(
+        "ONNX quantization cases",
+        f"{len(quantization)} of 45",
+        "all 45",
+        len(quantization) == 45,
+    )
 
 
 def exactness() -> None:
@@ -72,7 +77,9 @@ def exactness() -> None:
         ("QLinearMatMul", exact.qlinear_matmul),
         ("ConvInteger", exact.conv_integer),
     ):
-        different = sum(int((ours != theirs).sum()) for ours, theirs in map(case, range(60)))
+        different = sum(
+            int((ours != theirs).sum()) for ours, theirs in map(case, range(60))
+        )
         row(
             f"{name}: values that differ from ONNX Runtime, 60 random cases",
             str(different),
@@ -81,7 +88,10 @@ def exactness() -> None:
         )
     pairs = [exact.qlinear_conv(seed) for seed in range(60)]
     steps = [np.abs(ours.astype(int) - theirs.astype(int)) for ours, theirs in pairs]
-    count, largest = sum(int((s > 0).sum()) for s in steps), max(int(s.max()) for s in steps)
+    count, largest = (
+        sum(int((s > 0).sum()) for s in steps),
+        max(int(s.max()) for s in steps),
+    )
     row(
         "QLinearConv: values that differ, 60 random cases",
         f"{count} of {sum(s.size for s in steps)}",
@@ -134,7 +144,10 @@ def minilm_file() -> Path | None:
         def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
             return self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
 
-    ids, mask = torch.ones(8, 64, dtype=torch.int64), torch.ones(8, 64, dtype=torch.int64)
+    ids, mask = (
+        torch.ones(8, 64, dtype=torch.int64),
+        torch.ones(8, 64, dtype=torch.int64),
+    )
     axes = {name: {0: "batch", 1: "length"} for name in ("ids", "mask", "states")}
     partial = path.with_suffix(".part")
     torch.onnx.export(
@@ -182,7 +195,11 @@ def ratio(times: Mapping[str, list[float]], a: str, b: str) -> float:
 
 
 def latency(
-    name: str, path: Path, batch: dict[str, np.ndarray], calibration: list[Any], bar: float
+    name: str,
+    path: Path,
+    batch: dict[str, np.ndarray],
+    calibration: list[Any],
+    bar: float,
 ) -> None:
     runtime = session(path)
     opened: NumpySession = NumpyAdapter(NumpyConfig(threads=2)).open(path, batch)
@@ -194,7 +211,11 @@ def latency(
         warnings.simplefilter("ignore")
         made = {
             scheme: octavo.quantize_model(
-                str(path), scheme, calibration, backend={"kind": "numpy", "threads": 2}, host=HOST
+                str(path),
+                scheme,
+                calibration,
+                backend={"kind": "numpy", "threads": 2},
+                host=HOST,
             ).candidate
             for scheme in ("int8-static", "int8-dynamic", "int8-weight-only")
         }
@@ -202,7 +223,9 @@ def latency(
         "runtime": lambda: runtime.run(None, batch),
         "float": lambda: floating.run(batch),
     }
-    runs |= {scheme: (lambda c=candidate: c.run(batch)) for scheme, candidate in made.items()}
+    runs |= {
+        scheme: (lambda c=candidate: c.run(batch)) for scheme, candidate in made.items()
+    }
     times = interleaved(runs)
     of = {name: 1e3 * statistics.median(t) for name, t in times.items()}
     against = ratio(times, "float", "runtime")
@@ -247,7 +270,9 @@ def accuracy(path: Path) -> None:
     offered = other.capability()
     schemes = {}
     for ours, op in zip(
-        names, (op for op in other.describe().ops if op.type in ("conv", "linear")), strict=True
+        names,
+        (op for op in other.describe().ops if op.type in ("conv", "linear")),
+        strict=True,
     ):
         # The same weight and input; ONNX Runtime's integer kernels also ask for an output.
         wanted = recipe[ours]
@@ -257,9 +282,12 @@ def accuracy(path: Path) -> None:
             if (s.mode, s.weight, s.input) == (wanted.mode, wanted.weight, wanted.input)
         )
     same = Recipe(schemes, backend="onnx")
-    runtime_model = octavo.quantize_model(str(path), same, batches, backend="onnx", host=HOST)
+    runtime_model = octavo.quantize_model(
+        str(path), same, batches, backend="onnx", host=HOST
+    )
     scores = [
-        100 * digits.accuracy(np.asarray(m.candidate.run((data.test_x,))[0]), data.test_y)
+        100
+        * digits.accuracy(np.asarray(m.candidate.run((data.test_x,))[0]), data.test_y)
         for m in (numpy_model, runtime_model)
     ]
     row(
@@ -283,12 +311,19 @@ def main() -> None:
     accuracy(path)
     data = digits.data()
     latency(
-        "digits, batch 32", path, {"x": data.test_x[:32]}, [(b,) for b in data.calibration()], 4.0
+        "digits, batch 32",
+        path,
+        {"x": data.test_x[:32]},
+        [(b,) for b in data.calibration()],
+        4.0,
     )
     encoder = minilm_file()
     if encoder is not None:
         texts = [
-            {"ids": random.integers(1000, 20000, (8, 64)), "mask": np.ones((8, 64), np.int64)}
+            {
+                "ids": random.integers(1000, 20000, (8, 64)),
+                "mask": np.ones((8, 64), np.int64),
+            }
             for _ in range(3)
         ]
         latency("MiniLM, 8 x 64", encoder, texts[0], texts, 2.5)

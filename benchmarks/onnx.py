@@ -92,11 +92,20 @@ def quantized(
     for op in opened.view.ops:
         picked = choose(op, opened.capability.for_op(op))
         units.append(
-            Unit(op.name, op.type, (op.name,), (picked, FLOAT) if not picked.is_float else (FLOAT,))
+            Unit(
+                op.name,
+                op.type,
+                (op.name,),
+                (picked, FLOAT) if not picked.is_float else (FLOAT,),
+            )
         )
     space = TuningSpace("onnx", tuple(units), ((), transforms) if transforms else ((),))
     realizer = Realizer(opened, space, HOST)
-    if any(u.choices[0].mode == "static" for u in space.tunable) or transforms or calibration:
+    if (
+        any(u.choices[0].mode == "static" for u in space.tunable)
+        or transforms
+        or calibration
+    ):
         realizer.calibrate(calibration)
     recipe = Recipe({u.name: u.choices[0] for u in space.tunable}, transforms, "onnx")
     return realizer.candidate(recipe)  # type: ignore[return-value]
@@ -190,7 +199,9 @@ def digits(folder: Path) -> None:
         )
         plain = accuracy(session(spread).run(None, {"x": d.test_x})[0], d.test_y)
         rounded = quantized(spread, first, calibration)
-        equal = quantized(spread, first, calibration, (PartChoice(kind="equalization"),))
+        equal = quantized(
+            spread, first, calibration, (PartChoice(kind="equalization"),)
+        )
         score = accuracy(equal.native(d.test_x), d.test_y)
         kernels = sum(
             line.realization == "kernel" and not line.applied.is_float
@@ -212,12 +223,19 @@ def digits(folder: Path) -> None:
 def _ort_static(
     path: Path, out: Path, batches: Sequence[Mapping[str, np.ndarray]], **options: Any
 ) -> None:
-    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization import (
+        CalibrationMethod,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     prepared = out.with_suffix(".prepared.onnx")
     try:
-        with contextlib.chdir(out.parent):  # where it fails, it leaves files in the working folder
+        with contextlib.chdir(
+            out.parent
+        ):  # where it fails, it leaves files in the working folder
             quant_pre_process(str(path), str(prepared))
     except Exception as error:
         print(f"  ONNX Runtime's pre-processing fails: {str(error)[:60]}")
@@ -329,9 +347,13 @@ class Hidden(torch.nn.Module):
         super().__init__()
         self.inner = inner
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor
+    ) -> torch.Tensor:
         """Return hidden states, shape (batch, tokens, width)."""
-        return self.inner(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return self.inner(
+            input_ids=input_ids, attention_mask=attention_mask
+        ).last_hidden_state
 
 
 def export_minilm(path: Path) -> None:
@@ -451,13 +473,29 @@ def _ort_dynamic(path: Path, out: Path) -> None:
 def _child(kind: str, who: str, path: Path) -> tuple[float, float]:
     """Quantize in a fresh process; return seconds and peak bytes, both without the imports and the
     data."""
-    command = [sys.executable, "-m", "benchmarks.onnx", "child", kind, who, str(path.resolve())]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.onnx",
+        "child",
+        kind,
+        who,
+        str(path.resolve()),
+    ]
     with (
         tempfile.TemporaryDirectory() as folder
     ):  # ONNX Runtime's quantizer leaves files where it is started
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
+        }
         done = subprocess.run(
-            command, capture_output=True, text=True, check=True, cwd=folder, env=environment
+            command,
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=folder,
+            env=environment,
         )
     seconds, peak = done.stdout.split()[-2:]
     return float(seconds), float(peak)
@@ -466,7 +504,10 @@ def _child(kind: str, who: str, path: Path) -> tuple[float, float]:
 def _memory(field: str) -> int:
     """Return a line of /proc/self/status in bytes: VmRSS is held now, VmHWM the most
     that was held."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    lines = dict(
+        line.split(":", 1)
+        for line in Path("/proc/self/status").read_text().splitlines()
+    )
     return int(lines[field].split()[0]) * 1024
 
 
@@ -480,7 +521,10 @@ def child(kind: str, who: str, path: Path) -> None:
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
     before = _memory("VmRSS")
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
         if who == "ort" and kind == "dynamic":
             _ort_dynamic(path, Path(folder) / "out.onnx")
         elif who == "ort":
@@ -506,7 +550,8 @@ def carried(path: Path, feeds: Batch | None = None) -> tuple[int, float]:
     if feeds is None:
         rng = np.random.default_rng(0)
         feeds = tuple(
-            rng.random([d or 1 for d in i.shape or ()]).astype(i.dtype) for i in opened.view.inputs
+            rng.random([d or 1 for d in i.shape or ()]).astype(i.dtype)
+            for i in opened.view.inputs
         )
     space = build_space(opened)
     realizer = Realizer(opened, space, HOST)
@@ -548,7 +593,12 @@ def models(folder: Path) -> None:
             done += 1
             row(f"  {path.stem}: integer kernels, cosine", f"{count}, {close:.4f}")
         except Exception as error:
-            row(f"  {path.stem}", f"{type(error).__name__}: {str(error)[:50]}", "", False)
+            row(
+                f"  {path.stem}",
+                f"{type(error).__name__}: {str(error)[:50]}",
+                "",
+                False,
+            )
     row(
         "ONNX's light topologies, int8, saved, loaded, run",
         f"{done} of {len(paths)}",
@@ -559,13 +609,25 @@ def models(folder: Path) -> None:
     for name, (module, example) in architectures().items():
         path = folder / f"{name}.onnx"
         try:
-            _export(module, (example,), path, ["x"], ["y"], ({0: torch.export.Dim("batch")},))
+            _export(
+                module,
+                (example,),
+                path,
+                ["x"],
+                ["y"],
+                ({0: torch.export.Dim("batch")},),
+            )
             count, close = carried(path, (example.numpy(),))
             done += 1
             row(f"  {name}: integer kernels, cosine", f"{count}, {close:.4f}")
         except Exception as error:
             row(f"  {name}", f"{type(error).__name__}: {str(error)[:50]}", "", False)
-    row("architectures of transformers, int8, saved, loaded, run", str(done), ">= 12", done >= 12)
+    row(
+        "architectures of transformers, int8, saved, loaded, run",
+        str(done),
+        ">= 12",
+        done >= 12,
+    )
 
 
 def main(parts: Sequence[str]) -> None:

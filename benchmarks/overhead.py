@@ -28,7 +28,9 @@ class Clock(octavo.Progress):
     def __init__(self) -> None:
         self.ends: list[float] = []
 
-    def started(self, baseline: octavo.Trial, goal: str, max_trials: int, space_size: int) -> None:
+    def started(
+        self, baseline: octavo.Trial, goal: str, max_trials: int, space_size: int
+    ) -> None:
         """Start the clock."""
         self.ends.append(time.perf_counter())
 
@@ -40,7 +42,11 @@ class Clock(octavo.Progress):
 
 
 def measure(
-    name: str, model: Any, score: Callable[[Any], float], calibration: Any, **settings: Any
+    name: str,
+    model: Any,
+    score: Callable[[Any], float],
+    calibration: Any,
+    **settings: Any,
 ) -> None:
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:

@@ -63,7 +63,10 @@ def milliseconds(calls: list[Callable[[], object]], rounds: int) -> list[float]:
 
 
 def row(what: str, value: float, bar: str, met: bool) -> None:
-    print(f"{what:66s} {value:9.3f}   bar {bar:18s} {'met' if met else 'MISSED'}", flush=True)
+    print(
+        f"{what:66s} {value:9.3f}   bar {bar:18s} {'met' if met else 'MISSED'}",
+        flush=True,
+    )
 
 
 def opened(model: nn.Module, example: Batch | None) -> Opened:
@@ -72,7 +75,10 @@ def opened(model: nn.Module, example: Batch | None) -> Opened:
 
 
 def realizer(
-    o: Opened, rules: list[Rule], batches: list[Batch], transforms: list[PartChoice] | None = None
+    o: Opened,
+    rules: list[Rule],
+    batches: list[Batch],
+    transforms: list[PartChoice] | None = None,
 ) -> tuple[TuningSpace, Realizer]:
     space = build_space(o, rules, transforms=transforms or [])
     made = Realizer(o, space, HOST)
@@ -95,11 +101,15 @@ def _shape(rows: int, inputs: int, outputs: int) -> None:
     layer, x = nn.Linear(inputs, outputs), torch.randn(rows, inputs)
     o = opened(layer, None)
     rule = Rule(
-        mode="dynamic", weight={"dtype": "int8", "granularity": "channel"}, input={"dtype": "uint8"}
+        mode="dynamic",
+        weight={"dtype": "int8", "granularity": "channel"},
+        input={"dtype": "uint8"},
     )
     space, made = realizer(o, [rule], [])
     candidate = made.candidate(space.recipe(space.first())).native
-    space, made = realizer(o, [Rule(mode="dynamic", input={"granularity": "token"})], [])
+    space, made = realizer(
+        o, [Rule(mode="dynamic", input={"granularity": "token"})], []
+    )
     token = made.candidate(space.recipe(space.first())).native
     engines: list[Callable[[], object]] = []
     with warnings.catch_warnings():
@@ -112,7 +122,9 @@ def _shape(rows: int, inputs: int, outputs: int) -> None:
             torch.backends.quantized.engine = engine
             packed = torch.ops.quantized.linear_prepack(weight, layer.bias)
             engines.append(
-                lambda packed=packed: torch.ops.quantized.linear_dynamic(x, packed, False)
+                lambda packed=packed: torch.ops.quantized.linear_dynamic(
+                    x, packed, False
+                )
             )
     fp32, ours, rowwise, *limits = milliseconds(
         [lambda: layer(x), lambda: candidate(x), lambda: token(x), *engines], 61
@@ -136,11 +148,19 @@ def decoding() -> None:
     layer, x = nn.Linear(1024, 4096), torch.randn(1, 1024)
     o = opened(layer, None)
     space, made = realizer(
-        o, [Rule(mode="weight_only", weight={"dtype": "uint4", "granularity": "group:32"})], []
+        o,
+        [
+            Rule(
+                mode="weight_only", weight={"dtype": "uint4", "granularity": "group:32"}
+            )
+        ],
+        [],
     )
     candidate = made.candidate(space.recipe(space.first())).native
     half, y = nn.Linear(1024, 4096).bfloat16(), x.bfloat16()
-    fp32, bf16, ours = milliseconds([lambda: layer(x), lambda: half(y), lambda: candidate(x)], 101)
+    fp32, bf16, ours = milliseconds(
+        [lambda: layer(x), lambda: half(y), lambda: candidate(x)], 101
+    )
     row("speed over fp32", fp32 / ours, ">= 2.5", fp32 / ours >= 2.5)
     row("speed over bf16", bf16 / ours, ">= 1", bf16 / ours >= 1)
 
@@ -148,7 +168,16 @@ def decoding() -> None:
 def texts() -> list[str]:
     """Real text that every Python has: the documentation of its standard library."""
     found = []
-    for module in (argparse, inspect, logging, json, statistics, tracemalloc, np, torch):
+    for module in (
+        argparse,
+        inspect,
+        logging,
+        json,
+        statistics,
+        tracemalloc,
+        np,
+        torch,
+    ):
         for name in sorted(dir(module)):
             text = inspect.getdoc(getattr(module, name)) or ""
             if len(text) > 80:
@@ -200,7 +229,12 @@ def minilm() -> None:
         p.nbytes for p in model.parameters()
     )
     row("int8 dynamic, from model to ready, seconds", seconds, "< 1", seconds < 1)
-    row("the same, extra memory over the model's, kernel layouts too", extra, "< 0.5", extra < 0.5)
+    row(
+        "the same, extra memory over the model's, kernel layouts too",
+        extra,
+        "< 0.5",
+        extra < 0.5,
+    )
 
     o = opened(model, batches[0])
     rule = Rule(
@@ -217,7 +251,11 @@ def minilm() -> None:
     )
     static = made.candidate(space.recipe(space.first(), (transform,))).native
     rest = batches[3:]
-    cosine = torch.cat([(embed(model, b) * embed(static, b)).sum(1) for b in rest]).mean().item()
+    cosine = (
+        torch.cat([(embed(model, b) * embed(static, b)).sum(1) for b in rest])
+        .mean()
+        .item()
+    )
     row(
         "int8 static, outliers suppressed: mean cosine similarity",
         cosine,
@@ -225,7 +263,9 @@ def minilm() -> None:
         cosine >= 0.997,
     )
     small = {k: v[:1, :16] for k, v in batches[0].items()}
-    fp32, int8 = milliseconds([lambda: model(**batches[0]), lambda: static(**batches[0])], 7)
+    fp32, int8 = milliseconds(
+        [lambda: model(**batches[0]), lambda: static(**batches[0])], 7
+    )
     row(
         f"batch 32 x 128: {fp32:.0f} ms against {int8:.0f} ms, speed over fp32",
         fp32 / int8,
@@ -262,14 +302,20 @@ def digits() -> None:
     )
     row("static int8, accuracy lost", loss, "<= 0.01", loss <= 0.01)
     rule = Rule(
-        types=["linear", "conv"], mode="static", weight={"dtype": "int3", "granularity": "tensor"}
+        types=["linear", "conv"],
+        mode="static",
+        weight={"dtype": "int3", "granularity": "tensor"},
     )
     space, made = realizer(o, [rule], calibration)
     recipe = space.recipe(space.first())
     parameters = made.parameters(recipe)
-    lost = score - accuracy(o.session.apply(recipe, parameters).run((d.test_x,))[0], d.test_y)
+    lost = score - accuracy(
+        o.session.apply(recipe, parameters).run((d.test_x,))[0], d.test_y
+    )
     prepared = o.session.training().prepare_qat(recipe, parameters)
-    seconds = train(prepared.native, torch.from_numpy(d.train_x), torch.from_numpy(d.train_y))
+    seconds = train(
+        prepared.native, torch.from_numpy(d.train_x), torch.from_numpy(d.train_y)
+    )
     left = score - accuracy(prepared.convert().run((d.test_x,))[0], d.test_y)
     row(
         "3-bit weights, per tensor, after training quantization: accuracy lost",
@@ -289,7 +335,9 @@ def train(model: nn.Module, x: torch.Tensor, y: torch.Tensor, epochs: int = 6) -
     torch.manual_seed(0)
     start = time.perf_counter()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * -(-len(x) // 64))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
+        optimizer, epochs * -(-len(x) // 64)
+    )
     for _ in range(epochs):
         for i in torch.randperm(len(x)).split(64):
             loss = nn.functional.cross_entropy(model(x[i]), y[i])
@@ -338,7 +386,12 @@ def language_model() -> None:
             print(f"{'rtn, for comparison':66s} {found:9.3f}")
         else:
             row(f"{algorithm}: perplexity", found, "<= 90.1", found <= 90.1)
-            row(f"{algorithm}: seconds, calibration included", seconds, "<= 20", seconds <= 20)
+            row(
+                f"{algorithm}: seconds, calibration included",
+                seconds,
+                "<= 20",
+                seconds <= 20,
+            )
 
 
 @torch.no_grad()
@@ -405,7 +458,8 @@ def _quantized(depth: int, limited: bool) -> tuple[int, int, int]:
         )
     )
     batches: list[Batch] = [
-        {"input_ids": torch.randint(256, (4, 128)), "use_cache": False} for _ in range(4)
+        {"input_ids": torch.randint(256, (4, 128)), "use_cache": False}
+        for _ in range(4)
     ]
     opened(model.eval(), batches[0]).session.reference().run(batches[0])
     before = _highest()
@@ -417,18 +471,26 @@ def _quantized(depth: int, limited: bool) -> tuple[int, int, int]:
         algorithm="gptq",
     )
     space = build_space(o, [rule, Rule(types="embedding", keep="float")])
-    made = Realizer(o, space, HOST, gram_bytes=22 * 10**6) if limited else Realizer(o, space, HOST)
+    made = (
+        Realizer(o, space, HOST, gram_bytes=22 * 10**6)
+        if limited
+        else Realizer(o, space, HOST)
+    )
     made.calibrate(batches)
     candidate = made.candidate(space.recipe(space.first()))
     extra = _highest() - before
     own = {t.data_ptr() for t in model.parameters()}
     result = sum(
-        t.nbytes for t in candidate.native.state_dict().values() if t.data_ptr() not in own
+        t.nbytes
+        for t in candidate.native.state_dict().values()
+        if t.data_ptr() not in own
     )
     return sum(p.nbytes for p in model.parameters()), result, extra
 
 
-def _measured(measure: Callable[[int, bool], float], depth: int, limited: bool) -> float:
+def _measured(
+    measure: Callable[[int, bool], float], depth: int, limited: bool
+) -> float:
     return measure(depth, limited)
 
 
@@ -448,7 +510,9 @@ def _live(depth: int, limited: bool) -> float:
         (e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"),
         key=lambda e: e.start_ns(),
     )
-    return (max(itertools.accumulate(e.nbytes() for e in events)) - model - result) / 1e6
+    return (
+        max(itertools.accumulate(e.nbytes() for e in events)) - model - result
+    ) / 1e6
 
 
 def _highest() -> int:
@@ -456,17 +520,23 @@ def _highest() -> int:
     counts the parent's)."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return 1024 * int(
-        next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]
+        next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[
+            1
+        ]
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parts = {
-        f.__name__: f for f in (one_layer, decoding, digits, minilm, language_model, residency)
+        f.__name__: f
+        for f in (one_layer, decoding, digits, minilm, language_model, residency)
     }
     parser.add_argument(
-        "parts", nargs="*", choices=[*parts, []], help="which parts; all of them when left out"
+        "parts",
+        nargs="*",
+        choices=[*parts, []],
+        help="which parts; all of them when left out",
     )
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()

@@ -18,13 +18,17 @@ SAMPLES = 1500
 CANDIDATES = 10_000
 
 
-def reference(kind: str, random: np.random.Generator) -> tuple[np.ndarray, float, float, bool]:
+def reference(
+    kind: str, random: np.random.Generator
+) -> tuple[np.ndarray, float, float, bool]:
     """Return the float model's scores, the best score, the allowed mean loss and the direction."""
     if kind == "accuracy":
         scores = (random.random(SAMPLES) < 0.9).astype(float)
         return scores, 1.0, 0.01 * scores.mean(), True
     if kind == "reciprocal rank":
-        scores = np.where(random.random(SAMPLES) < 0.75, 1.0, 1.0 / random.integers(2, 30, SAMPLES))
+        scores = np.where(
+            random.random(SAMPLES) < 0.75, 1.0, 1.0 / random.integers(2, 30, SAMPLES)
+        )
         return scores, 1.0, 0.005 * scores.mean(), True
     scores = random.exponential(2.0, SAMPLES)
     return scores, 0.0, 0.01 * scores.mean(), False
@@ -41,7 +45,9 @@ def candidate(
         return np.where((touched > 0.99) & (scores == 0), 1.0, flipped)
     if kind == "reciprocal rank":
         rank = np.rint(1.0 / scores)
-        worse = np.where(touched < 0.02 * severity, rank + random.integers(1, 5, len(scores)), rank)
+        worse = np.where(
+            touched < 0.02 * severity, rank + random.integers(1, 5, len(scores)), rank
+        )
         return 1.0 / np.maximum(1.0, np.where(touched > 0.98, worse - 1, worse))
     return np.maximum(0.0, scores + random.normal(0.02 * severity, 0.2, len(scores)))
 
@@ -96,7 +102,11 @@ def row(kind: str, error: float, boundary: bool) -> bool:
             if loss > 2 * allowed:
                 clear.append(share)
     rate = false / passing
-    shares = f"{np.mean(saved):>6.0%} {np.mean(clear):>11.0%}" if saved else f"{'-':>6} {'-':>11}"
+    shares = (
+        f"{np.mean(saved):>6.0%} {np.mean(clear):>11.0%}"
+        if saved
+        else f"{'-':>6} {'-':>11}"
+    )
     name = f"{kind}, boundary" if boundary else kind
     kept = rate < error and (boundary or error != 0.05 or float(np.mean(saved)) >= 0.5)
     verdict = "ok" if kept else "MISSED"
@@ -117,7 +127,9 @@ def main() -> int:
         f"{'score':<20} {'error':>6} {'pass':>6} {'rejected of them':>17} {'miss':>6} "
         f"{'saved':>6} {'saved at 2x':>11} {'time each':>10}   bar"
     )
-    rows = [(kind, 0.05, False) for kind in ("accuracy", "reciprocal rank", "likelihood")]
+    rows = [
+        (kind, 0.05, False) for kind in ("accuracy", "reciprocal rank", "likelihood")
+    ]
     rows += [
         ("accuracy", 0.01, False),
         ("accuracy", 0.1, False),

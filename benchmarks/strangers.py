@@ -65,7 +65,9 @@ def float_session(file: Path) -> ort.InferenceSession:
     return ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
 
-def drawn(inputs: Sequence[Any], length: int, channels: int, whole: int, seed: int) -> Feeds:
+def drawn(
+    inputs: Sequence[Any], length: int, channels: int, whole: int, seed: int
+) -> Feeds:
     """Return random inputs; axes that a model leaves open get ``length``, the first of them 1."""
     rng = np.random.default_rng(seed)
     feeds: Feeds = {}
@@ -81,7 +83,9 @@ def drawn(inputs: Sequence[Any], length: int, channels: int, whole: int, seed: i
         else:
             kind = np.dtype(info.type.removeprefix("tensor(").removesuffix(")"))
             values = (
-                rng.integers(0, 2 if "mask" in info.name else 100, size=shape) if shape else whole
+                rng.integers(0, 2 if "mask" in info.name else 100, size=shape)
+                if shape
+                else whole
             )
             feeds[info.name] = np.asarray(values).astype(kind)
     return feeds
@@ -105,9 +109,8 @@ def plausible(session: ort.InferenceSession) -> Callable[[int], Feeds] | None:
     for length, channels, whole in itertools.product(LENGTHS, CHANNELS, WHOLE):
         try:
             session.run(None, drawn(inputs, length, channels, whole, 0))
-        except (
-            Exception
-        ):  # whatever a model says about a shape that it cannot take, the next one is tried
+        # whatever a model says about a shape that it cannot take, the next one is tried
+        except Exception:
             continue
         return lambda seed, at=(length, channels, whole): drawn(inputs, *at, seed)  # type: ignore[misc]
     return None
@@ -124,7 +127,9 @@ def cosine(expected: Sequence[Any], got: Sequence[Any]) -> float:
     return min(found)
 
 
-def time_ratio(first: Callable[[], Any], second: Callable[[], Any], seconds: float) -> float:
+def time_ratio(
+    first: Callable[[], Any], second: Callable[[], Any], seconds: float
+) -> float:
     """Return the median of first's time over second's, taken in turns."""
     first(), second()
     ratios: list[float] = []
@@ -163,9 +168,13 @@ def row(
     with tempfile.TemporaryDirectory() as folder:
         made.save(Path(folder) / "saved")
         size = sum(
-            p.stat().st_size for p in (Path(folder) / "saved" / "model").rglob("*") if p.is_file()
+            p.stat().st_size
+            for p in (Path(folder) / "saved" / "model").rglob("*")
+            if p.is_file()
         )
-    faster = time_ratio(lambda: session.run(None, feeds), lambda: made.model(feeds), seconds)
+    faster = time_ratio(
+        lambda: session.run(None, feeds), lambda: made.model(feeds), seconds
+    )
     covered = made.coverage
     share = 100 * covered.quantized / covered.total if covered.total else 0.0
     told = f"{scheme:17} {covered.total:>12,} {share:6.1f} % cosine {cosine(expected, answers):.4f}"
@@ -175,11 +184,16 @@ def row(
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0] if __doc__ else ""
+    )
     parser.add_argument("paths", nargs="*")
     parser.add_argument("--schemes", default=",".join(SCHEMES))
     parser.add_argument(
-        "--seconds", type=float, default=2.0, help="how long each pair of models is timed"
+        "--seconds",
+        type=float,
+        default=2.0,
+        help="how long each pair of models is timed",
     )
     given = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -188,7 +202,9 @@ def main() -> None:
         print(f"{file} ({file.stat().st_size:,} bytes)", flush=True)
         try:
             session = float_session(file)
-        except Exception as error:  # a file that ONNX Runtime does not read is none of these
+        except (
+            Exception
+        ) as error:  # a file that ONNX Runtime does not read is none of these
             print(f"  ONNX Runtime: {str(error)[:200]}")
             continue
         draw = plausible(session)

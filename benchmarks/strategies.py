@@ -72,7 +72,11 @@ def simulated() -> None:
                 gaps.append(found.best_cost / simulation.optimum - 1)
                 used.append(len(found.trials))
                 spent.append(own)
-            kept = max(gaps) <= bar and max(used) <= limit and (units < 1024 or max(spent) < 1.0)
+            kept = (
+                max(gaps) <= bar
+                and max(used) <= limit
+                and (units < 1024 or max(spent) < 1.0)
+            )
             print(
                 f"{name:<12} {units:>5} {statistics.median(gaps):>11.2%} {max(gaps):>7.2%} "
                 f"{bar:>5.0%} "
@@ -87,7 +91,12 @@ def simulated() -> None:
         gaps, used = [], []
         for seed in SEEDS:
             simulation = simulate(
-                units, coupling=0.5, seed=seed, proxy_noise=0.4, noise=0.05, failures=0.1
+                units,
+                coupling=0.5,
+                seed=seed,
+                proxy_noise=0.4,
+                noise=0.05,
+                failures=0.1,
             )
             found, _ = timed_search(simulation, "auto", 50)
             gaps.append(found.best_cost / simulation.optimum - 1)
@@ -96,7 +105,9 @@ def simulated() -> None:
             f"{'interacting':<12} {units:>5} {statistics.median(gaps):>11.2%} {max(gaps):>7.2%} "
             f"{min(used):>10} to {max(used)}"
         )
-    print("\nevery strategy on 64 interacting ops, at most 100 evaluations (medians of 3 seeds)")
+    print(
+        "\nevery strategy on 64 interacting ops, at most 100 evaluations (medians of 3 seeds)"
+    )
     print(
         f"{'strategy':<18} {'evaluations':>11} {'best at':>8} {'own time':>9} {'reached':>8} "
         f"{'over the optimum':>17}"
@@ -107,7 +118,12 @@ def simulated() -> None:
             simulation = simulate(64, coupling=0.5, seed=seed)
             found, own = timed_search(simulation, name, 100)
             rows.append(
-                (len(found.trials), found.best_at, own, found.best_cost / simulation.optimum - 1)
+                (
+                    len(found.trials),
+                    found.best_at,
+                    own,
+                    found.best_cost / simulation.optimum - 1,
+                )
             )
         middle = [statistics.median(r[i] for r in rows) for i in range(4)]
         reached = sum(math.isfinite(r[3]) for r in rows)
@@ -170,7 +186,9 @@ class Meter:
     @property
     def samples(self) -> int:
         """Samples that candidates ran on for sensitivities."""
-        return sum(s.batches_run * _rows(s.batches[0]) for s in self.services if s.batches)
+        return sum(
+            s.batches_run * _rows(s.batches[0]) for s in self.services if s.batches
+        )
 
 
 def _rows(batch: Any) -> int:
@@ -193,7 +211,11 @@ def tune(task: Any, backend: str, strategy: Any, **settings: Any) -> octavo.Resu
     name = strategy if isinstance(strategy, str) else strategy["kind"]
     began = time.perf_counter()
     meter = Meter()
-    with tempfile.TemporaryDirectory() as folder, meter.watch(), warnings.catch_warnings():
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        meter.watch(),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")
         result = octavo.autotune(
             task.model,
@@ -237,7 +259,14 @@ def digits() -> None:
     for backend in ("numpy", "onnx", "torch"):
         for strategy in ALL:
             tune(task, backend, strategy, max_trials=8, stop="goal", minimise="size")
-        tune(task, backend, "budget", max_trials=8, budgets={"bits": 8.0}, minimise="size")
+        tune(
+            task,
+            backend,
+            "budget",
+            max_trials=8,
+            budgets={"bits": 8.0},
+            minimise="size",
+        )
 
 
 def rescaled() -> None:
@@ -299,7 +328,10 @@ def retrieval() -> None:
         }
         fastest = min(latencies, key=lambda n: latencies[n])
         for text, kept in (
-            (f"score within 0.5 % of float: {loss:+.2%} lost", auto.goal_met and loss <= 0.005),
+            (
+                f"score within 0.5 % of float: {loss:+.2%} lost",
+                auto.goal_met and loss <= 0.005,
+            ),
             (f"size at most {SIZE}: {size:.3f}", size <= SIZE),
             (
                 f"latency within 5 % of the best that any strategy measured: {latency:.3f} "
@@ -383,7 +415,9 @@ def language() -> None:
         ):
             began = time.perf_counter()
             made = octavo.quantize_model(
-                task.model, _stored([f"int{bits}"], algorithm, [group]), calibration=batches
+                task.model,
+                _stored([f"int{bits}"], algorithm, [group]),
+                calibration=batches,
             )
             found, taken = (
                 task.perplexity(made.model),
@@ -407,7 +441,10 @@ def language() -> None:
                     **_stored(["int2", "int3", "int4", "int8"], "gptq", [32, 64, 128]),
                     "accuracy": accuracy,
                 },
-                strategy={"kind": "budget", "sensitivities": ["output_distance", "gradient"]},
+                strategy={
+                    "kind": "budget",
+                    "sensitivities": ["output_distance", "gradient"],
+                },
                 budgets={"size": size},
                 minimise=[],
                 storage=Path(where) / "history.db",

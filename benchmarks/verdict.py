@@ -64,7 +64,9 @@ class Task:
     y: np.ndarray
     calibration: list[np.ndarray]
 
-    def right(self, model: Callable[[np.ndarray], np.ndarray], chosen: np.ndarray) -> np.ndarray:
+    def right(
+        self, model: Callable[[np.ndarray], np.ndarray], chosen: np.ndarray
+    ) -> np.ndarray:
         """Return 1 for each chosen picture that a model classifies rightly, 0 for each other."""
         found: np.ndarray = model(self.x[chosen]).argmax(1) == self.y[chosen]
         return found.astype(float)
@@ -86,7 +88,9 @@ def task(number: int) -> Task:
     pictures, labels = load_digits(return_X_y=True)
     pictures = (pictures / 16).astype(np.float32)
     x, y = pictures[:500], labels[:500]
-    model = MLPClassifier(HIDDEN[number % len(HIDDEN)], max_iter=120, random_state=number)
+    model = MLPClassifier(
+        HIDDEN[number % len(HIDDEN)], max_iter=120, random_state=number
+    )
     with warnings.catch_warnings():
         # A model that could be trained further is as good a task.
         warnings.simplefilter("ignore")
@@ -94,16 +98,30 @@ def task(number: int) -> Task:
     random = np.random.default_rng(0)
     seen = np.tile(pictures[500:], (5, 1))
     seen = (seen + random.normal(0, 0.1, seen.shape)).clip(0, 1).astype(np.float32)
-    return Task(model, seen, np.tile(labels[500:], 5), [x[i : i + 64] for i in range(0, 256, 64)])
+    return Task(
+        model,
+        seen,
+        np.tile(labels[500:], 5),
+        [x[i : i + 64] for i in range(0, 256, 64)],
+    )
 
 
 def search(given: Task, score: Any, **settings: Any) -> octavo.Result:
     """Run one search over a fresh history."""
-    settings = {"minimise": "size", "max_trials": TRIALS, "strategy": "auto", **settings}
+    settings = {
+        "minimise": "size",
+        "max_trials": TRIALS,
+        "strategy": "auto",
+        **settings,
+    }
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return octavo.autotune(
-            given.model, score, given.calibration, storage=Path(folder) / "h.db", **settings
+            given.model,
+            score,
+            given.calibration,
+            storage=Path(folder) / "h.db",
+            **settings,
         )
 
 
@@ -135,7 +153,9 @@ def certified(models: int, draws: int) -> bool:
                 sizes = [r.best.objectives["size"].value for r in (sure, plain)]
                 ratios.append(sizes[0] / sizes[1])
         print(
-            f"model {number}: {held} certified so far, {broken} broken", file=sys.stderr, flush=True
+            f"model {number}: {held} certified so far, {broken} broken",
+            file=sys.stderr,
+            flush=True,
         )
     searches = models * draws
     print(
@@ -163,7 +183,9 @@ def noisy(seeds: int) -> bool:
             for seed in range(seeds):
                 one = given[seed % len(given)]
                 accuracy = one.float_accuracy()
-                pictures = round(accuracy * (1 - accuracy) / (level * TOLERANCE * accuracy) ** 2)
+                pictures = round(
+                    accuracy * (1 - accuracy) / (level * TOLERANCE * accuracy) ** 2
+                )
                 random = np.random.default_rng((seed, pictures))
                 count = [0]
 
@@ -177,7 +199,9 @@ def noisy(seeds: int) -> bool:
                     c[0] += 1
                     return float(g.right(model, r.integers(0, len(g.y), n)).mean())
 
-                result = search(one, score, tolerance=TOLERANCE, strategy=strategy, seed=seed)
+                result = search(
+                    one, score, tolerance=TOLERANCE, strategy=strategy, seed=seed
+                )
                 met += result.goal_met
                 false += result.goal_met and not reached(one, result)
                 evaluations += count[0]
@@ -213,8 +237,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--full", action="store_true", help="10 models, 20 draws, 20 seeds")
-    parser.add_argument("--only", choices=("certified", "noisy", "exact"), help="one part of it")
+    parser.add_argument(
+        "--full", action="store_true", help="10 models, 20 draws, 20 seeds"
+    )
+    parser.add_argument(
+        "--only", choices=("certified", "noisy", "exact"), help="one part of it"
+    )
     chosen = parser.parse_args()
     models, draws, seeds = (10, 20, 20) if chosen.full else (4, 5, 6)
     parts: dict[str, Callable[[], bool]] = {

@@ -100,9 +100,8 @@ def shown(value: Any) -> str:
     """Return a value as a message repeats it: short, whatever it is."""
     try:
         text = repr(value)
-    except (
-        Exception
-    ):  # integers of thousands of digits, nesting without end, objects with a faulty repr
+    # integers of thousands of digits, nesting without end, objects with a faulty repr
+    except Exception:
         return f"a {type(value).__name__}"
     return text if len(text) <= _VALUE else f"{text[:_VALUE]}..."
 
@@ -125,7 +124,9 @@ def raised_as(family: type[OctavoError], what: str, remedy: str = "") -> Iterato
     except OctavoError:
         raise
     except Exception as error:
-        raise family(f"{what}: {said(error)}" + (f"; {remedy}" if remedy else "")) from error
+        raise family(
+            f"{what}: {said(error)}" + (f"; {remedy}" if remedy else "")
+        ) from error
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -88,7 +88,10 @@ class _Moved(MetaPathFinder):
     """Finds modules by their earlier paths."""
 
     def find_spec(
-        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+        self,
+        name: str,
+        path: Sequence[str] | None = None,
+        target: ModuleType | None = None,
     ) -> ModuleSpec | None:
         """Return the alias of a module that moved, else None: the other finders look for it."""
         if not name.startswith(_CORE):

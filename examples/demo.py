@@ -31,13 +31,18 @@ def main(folder: Path = OUT) -> octavo.Result:
     torch.set_num_threads(2)
     start = time.perf_counter()
     digits = data()
-    print(f"training the digits network on {len(digits.train_x)} images ...", flush=True)
+    print(
+        f"training the digits network on {len(digits.train_x)} images ...", flush=True
+    )
     net = network()
 
     def accuracy(model: octavo.ArrayModel) -> octavo.Evaluation:
         """Score arrays in, arrays out: the same function for every backend."""
         logits = np.concatenate(
-            [model(digits.test_x[i : i + 128]) for i in range(0, len(digits.test_x), 128)]
+            [
+                model(digits.test_x[i : i + 128])
+                for i in range(0, len(digits.test_x), 128)
+            ]
         )
         right = (logits.argmax(1) == digits.test_y).astype(float)
         return octavo.Evaluation(right.mean(), per_sample=right)
@@ -58,7 +63,8 @@ def main(folder: Path = OUT) -> octavo.Result:
     console = out()
     console.print(summary(report_data(result.facts())))
     console.print(
-        f"model: {saved}\nreport: {page}\n{time.perf_counter() - start:.0f} s", soft_wrap=True
+        f"model: {saved}\nreport: {page}\n{time.perf_counter() - start:.0f} s",
+        soft_wrap=True,
     )
     return result
 

@@ -37,7 +37,10 @@ class Data:
 
 def data() -> Data:
     images, labels = load_digits(return_X_y=True)
-    x = np.kron(images.reshape(-1, 1, 8, 8), np.ones((1, 1, 4, 4))).astype(np.float32) / 16
+    x = (
+        np.kron(images.reshape(-1, 1, 8, 8), np.ones((1, 1, 4, 4))).astype(np.float32)
+        / 16
+    )
     train_x, test_x, train_y, test_y = train_test_split(
         x, labels.astype(np.int64), test_size=0.4, random_state=0, stratify=labels
     )
@@ -47,7 +50,9 @@ def data() -> Data:
 def conv(
     inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1
 ) -> list[nn.Module]:
-    layer = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+    layer = nn.Conv2d(
+        inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False
+    )
     return [layer, nn.BatchNorm2d(outputs)]
 
 
@@ -56,7 +61,9 @@ class DigitsNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(*conv(1, 32), nn.ReLU(), *conv(32, 64, stride=2), nn.ReLU())
+        self.stem = nn.Sequential(
+            *conv(1, 32), nn.ReLU(), *conv(32, 64, stride=2), nn.ReLU()
+        )
         self.residual = nn.Sequential(*conv(64, 64), nn.ReLU(), *conv(64, 64))
         self.depthwise = nn.Sequential(
             *conv(64, 64, groups=64), nn.ReLU(), *conv(64, 128, kernel=1), nn.ReLU()
@@ -90,7 +97,9 @@ def network(seed: int = 0, epochs: int = 6) -> DigitsNet:
     for _ in range(epochs):
         for i in torch.randperm(len(x)).split(64):
             shift = tuple(int(s) for s in torch.randint(-2, 3, (2,)))
-            loss = nn.functional.cross_entropy(model(torch.roll(x[i], shift, (2, 3))), y[i])
+            loss = nn.functional.cross_entropy(
+                model(torch.roll(x[i], shift, (2, 3))), y[i]
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -24,7 +24,12 @@ def main() -> octavo.Result:
 
     with Show() as show:
         result = octavo.autotune(
-            net, score, calibration=x[:256], tolerance=0.01, minimise="size", callbacks=[show]
+            net,
+            score,
+            calibration=x[:256],
+            tolerance=0.01,
+            minimise="size",
+            callbacks=[show],
         )
     result.save("out/numpy")
 

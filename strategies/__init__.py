@@ -16,7 +16,9 @@ from octavo.core.contract.strategy import SuggestsTransforms
 from octavo.core.values.scheme import PartChoice
 
 _HERE = "octavo.strategies"
-Proxy = Literal["output_distance", "weight_error", "hessian", "gradient", "hessian_trace"]
+Proxy = Literal[
+    "output_distance", "weight_error", "hessian", "gradient", "hessian_trace"
+]
 
 
 class AutoConfig(SuggestsTransforms):
@@ -202,7 +204,12 @@ def octavo_strategies() -> Iterable[Part[Any]]:
             AccuracyControlConfig,
             "greedy: revert what helps most",
         ),
-        Part("mse", f"{_HERE}.mse:Mse", MseConfig, "float fallbacks by each op's output error"),
+        Part(
+            "mse",
+            f"{_HERE}.mse:Mse",
+            MseConfig,
+            "float fallbacks by each op's output error",
+        ),
         Part(
             "mse_v2",
             f"{_HERE}.mse:MseV2",
@@ -227,8 +234,16 @@ def octavo_strategies() -> Iterable[Part[Any]]:
             CoordinateConfig,
             "coordinate descent over settings",
         ),
-        Part("random", f"{_HERE}.random_search:Random", RandomConfig, "seeded draws, none twice"),
         Part(
-            "exhaustive", f"{_HERE}.exhaustive:Exhaustive", ExhaustiveConfig, "every recipe, once"
+            "random",
+            f"{_HERE}.random_search:Random",
+            RandomConfig,
+            "seeded draws, none twice",
+        ),
+        Part(
+            "exhaustive",
+            f"{_HERE}.exhaustive:Exhaustive",
+            ExhaustiveConfig,
+            "every recipe, once",
         ),
     )

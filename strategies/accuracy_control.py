@@ -40,23 +40,31 @@ class AccuracyControl(Fallback):
                 is_fresh = True
                 continue
             unit = ranking.pop(0)
-            trial = yield from self.one(self.without(base, {unit.name, *reverted}, transforms))
+            trial = yield from self.one(
+                self.without(base, {unit.name, *reverted}, transforms)
+            )
             if trial.state != "failed" and trial.margin >= best.margin:
                 reverted.append(unit.name)
                 best = trial
                 is_fresh = False
             elif not is_fresh:
                 # The order was made before the last reversals, and no longer holds.
-                ranking = [u for u in self._ranked(base, reverted, transforms) if u is not unit]
+                ranking = [
+                    u for u in self._ranked(base, reverted, transforms) if u is not unit
+                ]
                 is_fresh = True
         self.conclude(best)
 
-    def _ranked(self, base: Choice, reverted: list[str], transforms: Transforms) -> list[Unit]:
+    def _ranked(
+        self, base: Choice, reverted: list[str], transforms: Transforms
+    ) -> list[Unit]:
         """Return the units that may be taken back beside those that were, what helps most first."""
         left = [u for u in self.quantized(base) if u.name not in reverted]
         service = self.problem.sensitivity
         if isinstance(service, RecipeSensitivity):
-            recipes = [self.without(base, {u.name, *reverted}, transforms) for u in left]
+            recipes = [
+                self.without(base, {u.name, *reverted}, transforms) for u in left
+            ]
             far = [float(d) for d in service.distances(recipes)]
         else:
             losses = unit_losses(self.problem, "output_distance", base, transforms)

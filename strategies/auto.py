@@ -106,7 +106,9 @@ class Auto(Sequential):
             try:
                 smaller = self._cheapest()
             except ConfigError as error:
-                self.note = f"the budget was overrun when it was measured, and then {error}"
+                self.note = (
+                    f"the budget was overrun when it was measured, and then {error}"
+                )
                 return cheapest, trial
             if smaller == cheapest:
                 break
@@ -145,7 +147,11 @@ class Auto(Sequential):
         """
 
         def pick(choices: Sequence[OpScheme]) -> int:
-            wide = [i for i, s in enumerate(choices) if not s.is_float and s.weight_bits >= 8]
+            wide = [
+                i
+                for i, s in enumerate(choices)
+                if not s.is_float and s.weight_bits >= 8
+            ]
             of_mode = [i for i in wide if choices[i].mode == mode]
             return [*of_mode, *wide, len(choices) - 1][0]
 
@@ -173,7 +179,9 @@ class Auto(Sequential):
             return tuple(picks)
         return tuple(exact(costs, self._limits.rows()))
 
-    def _try(self, picks: Picks, transforms: Transforms) -> Generator[Batch, list[Trial], Trial]:
+    def _try(
+        self, picks: Picks, transforms: Transforms
+    ) -> Generator[Batch, list[Trial], Trial]:
         """Evaluate a recipe, and let all beliefs learn from it."""
         trial = yield from self.one(self._recipe(picks, transforms))
         for costs in self._beliefs.values():
@@ -210,7 +218,9 @@ class Auto(Sequential):
                 return trial, transforms
             trials.append(trial)
         # Where all collapse alike, the score cannot tell them apart; the outputs can.
-        found = min(trials, key=lambda t: (round(-t.margin, 1), nearness[t.recipe.transforms]))
+        found = min(
+            trials, key=lambda t: (round(-t.margin, 1), nearness[t.recipe.transforms])
+        )
         return found, found.recipe.transforms
 
     def _least_harmful(self, service: RecipeSensitivity) -> Transforms:
@@ -222,7 +232,9 @@ class Auto(Sequential):
         best = min(first, key=lambda t: first[t])
         return best if first[best] < CLEARLY * first[()] else ()
 
-    def _nearness(self, service: RecipeSensitivity, picks: Picks) -> dict[Transforms, float]:
+    def _nearness(
+        self, service: RecipeSensitivity, picks: Picks
+    ) -> dict[Transforms, float]:
         """Return the distance of a recipe's outputs to the float model's under each transform."""
         every = self.space.transforms
         distances = service.distances([self._recipe(picks, t) for t in every])
@@ -239,11 +251,17 @@ class Auto(Sequential):
             best = self.incumbent
             assert best is not None
             bound = ratio(best, self._objective) * (1 - self.config.worthwhile)
-            options = {families(self.problem, p): p for p in reversed(list(self._uniform()))}
+            options = {
+                families(self.problem, p): p for p in reversed(list(self._uniform()))
+            }
             hopes = []
             for of, picks in options.items():
                 mean, deviation = self._costs.predict(picks)
-                if of not in tried and mean - deviation < bound and self._limits.fits(picks):
+                if (
+                    of not in tried
+                    and mean - deviation < bound
+                    and self._limits.fits(picks)
+                ):
                     hopes.append((mean - deviation, picks))
             if not hopes:
                 return
@@ -282,7 +300,9 @@ class Auto(Sequential):
             if len(seen) >= limit:
                 return
             limit = min(limit, len(seen) + most)
-        mixer = Mixer(self.problem, self.config, self._limits, self._costs, transforms, seen)
+        mixer = Mixer(
+            self.problem, self.config, self._limits, self._costs, transforms, seen
+        )
         while True:
             best = self.incumbent
             if best is not None and mixer.finished >= limit:
@@ -316,7 +336,9 @@ class Auto(Sequential):
         yield from self._mix(best.recipe.transforms, self.config.explore)
         self.note = before
         if more := len(self.known) - tried:
-            self.note = f"{before}; of equal {held}, {more} of less {following} were tried"
+            self.note = (
+                f"{before}; of equal {held}, {more} of less {following} were tried"
+            )
 
     def _could_pay(self, picks: Picks) -> bool:
         """Return whether less of the objective than a recipe has is worth a search."""

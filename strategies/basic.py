@@ -57,11 +57,15 @@ class Basic(Fallback):
         mixtures = graded([len(o) for o in options.values()])
         # The first mixture is the base itself.
         for picks in islice(mixtures, 1, 1 + self.config.type_trials):
-            wanted = {kind: options[kind][i] for kind, i in zip(options, picks, strict=True)}
+            wanted = {
+                kind: options[kind][i] for kind, i in zip(options, picks, strict=True)
+            }
             choice = {}
             for unit in space.tunable:
                 scheme = wanted[unit.type]
-                choice[unit.name] = scheme if scheme in unit.choices else base[unit.name]
+                choice[unit.name] = (
+                    scheme if scheme in unit.choices else base[unit.name]
+                )
             yield space.recipe(choice, transforms)
 
     def _fall_back(self, base: Choice, transforms: Transforms) -> Search:

@@ -12,7 +12,13 @@ from importlib.util import find_spec
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.samplers import (
+    BaseSampler,
+    GPSampler,
+    NSGAIISampler,
+    RandomSampler,
+    TPESampler,
+)
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
@@ -36,7 +42,9 @@ REDRAWS = 20  # the sampler may repeat itself so often before a neighbour is tak
 
 ENUMERABLE = 4096  # up to this many points the untried ones are listed
 
-ENDLESS = 1e9  # a margin that stands for an infinite one: a study takes finite values only
+ENDLESS = (
+    1e9  # a margin that stands for an infinite one: a study takes finite values only
+)
 
 
 @dataclass(frozen=True)
@@ -75,10 +83,13 @@ class Bayesian(Strategy):
             self._sizes[TRANSFORMS] = len(problem.space.transforms)
         self._size = math.prod(self._sizes.values())
         self._space: dict[str, BaseDistribution] = {
-            name: CategoricalDistribution(range(size)) for name, size in self._sizes.items()
+            name: CategoricalDistribution(range(size))
+            for name, size in self._sizes.items()
         }
         self._rng = np.random.default_rng(problem.seed)
-        self._study = _study(len(problem.objectives), _sampler(self.config, problem.seed))
+        self._study = _study(
+            len(problem.objectives), _sampler(self.config, problem.seed)
+        )
         self._live: dict[str, optuna.Trial] = {}
         self._points: dict[str, Point] = {}
         self._met: set[str] = set()
@@ -200,8 +211,13 @@ class Bayesian(Strategy):
         names = list(self._sizes)
         for changes in itertools.count(1):
             count = min(changes, len(names))
-            picked = [names[i] for i in self._rng.choice(len(names), size=count, replace=False)]
-            moved = {name: int(self._rng.integers(self._sizes[name])) for name in picked}
+            picked = [
+                names[i]
+                for i in self._rng.choice(len(names), size=count, replace=False)
+            ]
+            moved = {
+                name: int(self._rng.integers(self._sizes[name])) for name in picked
+            }
             point = start | moved
             if _key(point) not in self._met:
                 yield point
@@ -211,7 +227,9 @@ class Bayesian(Strategy):
         for knob in self._knobs:
             wanted = knob.options[point[knob.name]]
             for unit in knob.units:
-                choice[unit.name] = wanted if wanted in unit.choices else unit.choices[0]
+                choice[unit.name] = (
+                    wanted if wanted in unit.choices else unit.choices[0]
+                )
         transforms = self.problem.space.transforms[point.get(TRANSFORMS, 0)]
         return self.problem.space.recipe(choice, transforms)
 
@@ -254,7 +272,10 @@ class Bayesian(Strategy):
 
     def explain(self) -> str:
         """Say how many points the study has and how many were tried."""
-        return self._note or f"{len(self._known)} of {scale(self._size)} points of the study tried"
+        return (
+            self._note
+            or f"{len(self._known)} of {scale(self._size)} points of the study tried"
+        )
 
 
 def _knobs(units: Sequence[Unit], over: str) -> list[Knob]:

@@ -17,7 +17,9 @@ from .sequential import Search, Sequential
 
 ROUNDS = 6  # solutions under limits that the measured artifact corrected
 
-CAUTION = 4.0  # times the worst loss that is known: what a choice counts whose probe failed
+CAUTION = (
+    4.0  # times the worst loss that is known: what a choice counts whose probe failed
+)
 
 GRADIENT_KINDS = ("gradient", "hessian_trace")
 
@@ -47,7 +49,9 @@ class Budget(Sequential):
                 "budgets.latency"
             )
         asked = self.config.sensitivities
-        self._kinds = [k for k in asked if k not in GRADIENT_KINDS or offers(problem, k)]
+        self._kinds = [
+            k for k in asked if k not in GRADIENT_KINDS or offers(problem, k)
+        ]
         if not self._kinds:
             raise ConfigError(
                 f"sensitivities {', '.join(asked)} need gradients, which {problem.space.backend} "
@@ -86,7 +90,9 @@ class Budget(Sequential):
         if not kept:
             return f"no recipe kept the budget ({shown}) when it was measured"
         best = max(kept, key=lambda t: t.margin)
-        missed = "" if best.passed else ", which misses the accuracy goal; raise the budget"
+        missed = (
+            "" if best.passed else ", which misses the accuracy goal; raise the budget"
+        )
         return f"within {shown}: trial {best.number}{missed}"
 
     def _losses(self, kind: Proxy, transforms: Transforms) -> tuple[Losses, Losses]:
@@ -102,9 +108,13 @@ class Budget(Sequential):
         worst = flat[np.isfinite(flat)].max(initial=0.0)
         known = [np.full(len(u.choices), np.inf) for u in space.tunable]
         cautious = [row.copy() for row in known]
-        for row, careful, kept, losses in zip(known, cautious, listed, found, strict=True):
+        for row, careful, kept, losses in zip(
+            known, cautious, listed, found, strict=True
+        ):
             row[kept] = losses
-            careful[kept] = np.where(np.isfinite(losses), losses, CAUTION * worst or 1.0)
+            careful[kept] = np.where(
+                np.isfinite(losses), losses, CAUTION * worst or 1.0
+            )
         return known, cautious
 
 

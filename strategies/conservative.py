@@ -34,7 +34,9 @@ class Conservative(Fallback):
     def _order(self) -> list[str]:
         """Return the op types in the order in which they are quantized."""
         types = self.space.types
-        weights = {kind: sum(u.parameters for u in units) for kind, units in types.items()}
+        weights = {
+            kind: sum(u.parameters for u in units) for kind, units in types.items()
+        }
         named = [kind for kind in ORDER if kind in types]
         others = [kind for kind in types if kind not in ORDER]
         return [*named, *sorted(others, key=lambda kind: -weights[kind])]

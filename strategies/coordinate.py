@@ -47,7 +47,11 @@ class Coordinate(Fallback):
         """Return the recipe under all other transforms."""
         space = self.space
         choice = self.choice(best)
-        return [space.recipe(choice, t) for t in space.transforms if t != best.recipe.transforms]
+        return [
+            space.recipe(choice, t)
+            for t in space.transforms
+            if t != best.recipe.transforms
+        ]
 
     def _varied(self, best: Trial, kind: str) -> list[Recipe]:
         """Return the recipe with other settings for one op type.
@@ -57,10 +61,14 @@ class Coordinate(Fallback):
         space = self.space
         base = self.choice(best)
         units = space.types[kind]
-        every = dict.fromkeys(_settings(s) for u in units for s in _alike(u, base[u.name]))
+        every = dict.fromkeys(
+            _settings(s) for u in units for s in _alike(u, base[u.name])
+        )
         found = []
         for settings in every:
-            changed: Choice = {u.name: _with_settings(u, base[u.name], settings) for u in units}
+            changed: Choice = {
+                u.name: _with_settings(u, base[u.name], settings) for u in units
+            }
             if base | changed != base:
                 found.append(space.recipe(base | changed, best.recipe.transforms))
         return found

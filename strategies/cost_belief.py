@@ -27,7 +27,9 @@ RATES: Mapping[str, tuple[float, float]] = {
 A trial corrects it.
 """
 
-NARROW = 1.02  # times the rate of 8 bits: what fewer are believed to take until a trial says
+NARROW = (
+    1.02  # times the rate of 8 bits: what fewer are believed to take until a trial says
+)
 
 TIE = 1e-6  # of the whole: the backend's order decides among equal times
 

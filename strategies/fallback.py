@@ -52,9 +52,13 @@ class Fallback(Sequential):
         """Return the units that are not in float, in execution order."""
         return [u for u in self.units if not choice[u.name].is_float]
 
-    def without(self, base: Choice, names: Collection[str], transforms: Transforms) -> Recipe:
+    def without(
+        self, base: Choice, names: Collection[str], transforms: Transforms
+    ) -> Recipe:
         """Return ``base`` with the named units in float."""
-        choice = {name: FLOAT if name in names else scheme for name, scheme in base.items()}
+        choice = {
+            name: FLOAT if name in names else scheme for name, scheme in base.items()
+        }
         return self.space.recipe(choice, transforms)
 
     def cumulative(
@@ -62,14 +66,18 @@ class Fallback(Sequential):
     ) -> Generator[Batch, list[Trial], Trial | None]:
         """Put ever more units in float, in this order, until a trial passes; return it, or None."""
         names = [u.name for u in order]
-        prefixes = (self.without(base, names[:k], transforms) for k in range(1, len(names)))
+        prefixes = (
+            self.without(base, names[:k], transforms) for k in range(1, len(names))
+        )
         trials = yield from self.run(prefixes, until=passed)
         return next((t for t in trials if t.passed), None)
 
     def conclude(self, found: Trial | None) -> None:
         """Say how it ended."""
         if found is None:
-            self.note = "no recipe reaches the goal, not even with all ops but one in float"
+            self.note = (
+                "no recipe reaches the goal, not even with all ops but one in float"
+            )
             return
         units = self.units
         left = sum(found.recipe[u.ops[0]].is_float for u in units)

@@ -16,7 +16,9 @@ Transforms = tuple[PartChoice, ...]
 VARIANTS = 3
 """Of one mode and width, so many are looked at; as many choices or fewer are not thinned out."""
 
-CLEARLY_LESS = 0.9  # of the loss of all that costs less: what a dearer choice must bring to count
+CLEARLY_LESS = (
+    0.9  # of the loss of all that costs less: what a dearer choice must bring to count
+)
 
 FLOAT_BITS = 32.0
 
@@ -36,7 +38,10 @@ def offers(problem: Problem, kind: str) -> bool:
 
 
 def pair_losses(
-    problem: Problem, kind: str, pairs: Sequence[tuple[Unit, OpScheme]], transforms: Transforms = ()
+    problem: Problem,
+    kind: str,
+    pairs: Sequence[tuple[Unit, OpScheme]],
+    transforms: Transforms = (),
 ) -> list[float]:
     """Return one loss >= 0 for each (unit, scheme) after ``transforms``; 0 in float.
 
@@ -49,8 +54,12 @@ def pair_losses(
     found = _probed(problem, kind, asked, transforms)
     is_told = any(map(math.isfinite, found.values()))
     if not is_told:
-        found = {(unit.name, scheme): _rounding_noise(unit, scheme) for unit, scheme in pairs}
-    return [0.0 if scheme.is_float else found[unit.name, scheme] for unit, scheme in pairs]
+        found = {
+            (unit.name, scheme): _rounding_noise(unit, scheme) for unit, scheme in pairs
+        }
+    return [
+        0.0 if scheme.is_float else found[unit.name, scheme] for unit, scheme in pairs
+    ]
 
 
 def _rounding_noise(unit: Unit, scheme: OpScheme) -> float:
@@ -59,7 +68,10 @@ def _rounding_noise(unit: Unit, scheme: OpScheme) -> float:
 
 
 def _probed(
-    problem: Problem, kind: str, asked: Sequence[tuple[str, OpScheme]], transforms: Transforms
+    problem: Problem,
+    kind: str,
+    asked: Sequence[tuple[str, OpScheme]],
+    transforms: Transforms,
 ) -> dict[tuple[str, OpScheme], float]:
     """Return what the service says of (unit name, scheme): the kind, else the weight error."""
     service = problem.sensitivity
@@ -77,18 +89,26 @@ def _probed(
 
 
 def listed_losses(
-    problem: Problem, kind: str, listed: Sequence[Sequence[int]], transforms: Transforms = ()
+    problem: Problem,
+    kind: str,
+    listed: Sequence[Sequence[int]],
+    transforms: Transforms = (),
 ) -> list[np.ndarray]:
     """Return for each tunable unit the losses of its listed choices, all asked for together."""
     units = problem.space.tunable
-    pairs = [(u, u.choices[i]) for u, kept in zip(units, listed, strict=True) for i in kept]
+    pairs = [
+        (u, u.choices[i]) for u, kept in zip(units, listed, strict=True) for i in kept
+    ]
     flat = np.array(pair_losses(problem, kind, pairs, transforms))
     ends = np.cumsum([len(kept) for kept in listed])
     return np.split(flat, ends[:-1])
 
 
 def unit_losses(
-    problem: Problem, kind: str, choice: Mapping[str, OpScheme], transforms: Transforms = ()
+    problem: Problem,
+    kind: str,
+    choice: Mapping[str, OpScheme],
+    transforms: Transforms = (),
 ) -> dict[str, float]:
     """Return the loss of each tunable unit under its chosen scheme."""
     units = [u for u in problem.space.tunable if u.name in choice]

@@ -127,7 +127,9 @@ class Mixer:
         for row, kept in enumerate(listed):
             tried = {picks[row] for picks in self.seen}
             listed[row] = sorted(tried.union(kept))
-        losses = listed_losses(self._problem, self._config.sensitivity, listed, transforms)
+        losses = listed_losses(
+            self._problem, self._config.sensitivity, listed, transforms
+        )
         flat = np.concatenate(losses)
         mean = float(flat[np.isfinite(flat)].mean())
         scale = max(mean, NOWHERE)

@@ -28,7 +28,9 @@ class Mse(Fallback):
         base, transforms = self.choice(best), best.recipe.transforms
         kind, remark = self.ordered_by()
         losses = unit_losses(self.problem, kind, base, transforms)
-        order = sorted(self.quantized(base), key=lambda u: (-losses[u.name], u.parameters))
+        order = sorted(
+            self.quantized(base), key=lambda u: (-losses[u.name], u.parameters)
+        )
         self.conclude((yield from self.cumulative(base, order, transforms)))
         self.note += remark
 
@@ -47,7 +49,10 @@ class HawqV2(Mse):
     def ordered_by(self) -> tuple[str, str]:
         """Return the true trace where it is offered."""
         if offers(self.problem, "hessian_trace"):
-            return "hessian_trace", " (ordered by the trace of the Hessian at the model's outputs)"
+            return (
+                "hessian_trace",
+                " (ordered by the trace of the Hessian at the model's outputs)",
+            )
         return (
             "hessian",
             " (no backend offers gradients: ordered by the trace of the Hessian "
@@ -85,12 +90,16 @@ class MseV2(Fallback):
             best = yield from self.one(recipes[nearest])
         yield from self._quantize_again(best, base, reverted)
 
-    def _quantize_again(self, best: Trial, base: Choice, reverted: list[Unit]) -> Search:
+    def _quantize_again(
+        self, best: Trial, base: Choice, reverted: list[Unit]
+    ) -> Search:
         """Give up reversals one by one, the least sensitive first, until one step fails."""
         transforms = best.recipe.transforms
         while reverted:
             names = {u.name for u in reverted}
-            recipes = [self.without(base, names - {u.name}, transforms) for u in reverted]
+            recipes = [
+                self.without(base, names - {u.name}, transforms) for u in reverted
+            ]
             far = self._distances(recipes, reverted, base, transforms, taken_back=False)
             nearest = far.index(min(far))
             trial = yield from self.one(recipes[nearest])

@@ -31,4 +31,6 @@ def picks_of(space: TuningSpace, recipe: Recipe) -> Picks:
 
 def weight_bytes(space: TuningSpace) -> list[np.ndarray]:
     """Return for each tunable unit the bytes of its weights under each choice."""
-    return [np.array([unit.weight_bytes(s) for s in unit.choices]) for unit in space.tunable]
+    return [
+        np.array([unit.weight_bytes(s) for s in unit.choices]) for unit in space.tunable
+    ]

@@ -48,7 +48,9 @@ class Prefix(Fallback):
             else:
                 misses = middle
         if reaches < len(steps):
-            self.note = f"{reaches} of {len(steps)} steps to safer schemes reach the goal"
+            self.note = (
+                f"{reaches} of {len(steps)} steps to safer schemes reach the goal"
+            )
         else:
             self.note = "no prefix but all-float reaches the goal"
 
@@ -65,9 +67,12 @@ class Prefix(Fallback):
         kept = shortlist(self.problem, sizes, transforms)
         # The smallest choice is where a unit starts, listed or not.
         listed = [
-            sorted({*row, int(np.argmin(size))}) for row, size in zip(kept, sizes, strict=True)
+            sorted({*row, int(np.argmin(size))})
+            for row, size in zip(kept, sizes, strict=True)
         ]
-        losses = listed_losses(self.problem, self.config.sensitivity, listed, transforms)
+        losses = listed_losses(
+            self.problem, self.config.sensitivity, listed, transforms
+        )
         rated: list[tuple[float, Step]] = []
         for unit, row, found in zip(units, listed, losses, strict=True):
             lost = dict(zip(row, map(float, found), strict=True))

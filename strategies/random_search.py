@@ -56,7 +56,8 @@ def _knobs(space: TuningSpace, over: str) -> _Knobs:
         return _Knobs(space, tuple(u.choices for u in units), tuple(range(len(units))))
     kinds = list(space.types)
     options = tuple(
-        tuple(dict.fromkeys(s for u in space.types[kind] for s in u.choices)) for kind in kinds
+        tuple(dict.fromkeys(s for u in space.types[kind] for s in u.choices))
+        for kind in kinds
     )
     return _Knobs(space, options, tuple(kinds.index(u.type) for u in units))
 

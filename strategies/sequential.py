@@ -143,7 +143,9 @@ class Sequential(Strategy):
         """
         if not trial.passed or not len(trial.recipe):
             return False
-        return bool(self.problem.budgets) or worth_it(trial, None, self.problem.objectives)
+        return bool(self.problem.budgets) or worth_it(
+            trial, None, self.problem.objectives
+        )
 
     def explain(self) -> str:
         """Say where the search stands or why it ended."""

@@ -3,5 +3,7 @@
 from hypothesis import HealthCheck, settings
 
 # Property tests measure no time: on a busy machine a deadline is a failure drawn at random.
-settings.register_profile("octavo", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "octavo", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("octavo")

@@ -1,4 +1,5 @@
-"""What tests of every room need: sessions as the core works on them, and a preset carried out on one."""
+"""What tests of every room need: sessions as the core works on them, and a preset carried out on
+one."""
 
 from __future__ import annotations
 
@@ -36,7 +37,10 @@ def opened_torch(model: Any, batch: Any, **settings: Any) -> Opened:
 
 
 def preset_candidate(
-    opened: Opened, preset: str, batches: Sequence[Batch] = (), rules: Sequence[Rule] = ()
+    opened: Opened,
+    preset: str,
+    batches: Sequence[Batch] = (),
+    rules: Sequence[Rule] = (),
 ) -> Candidate:
     """Return a model with a preset carried out; without batches there is no calibration."""
     space = build_space(opened, rules)

@@ -1,7 +1,10 @@
-"""The house rules that no linter has: ``python -m tests.house`` prints what breaks them, and ``make check`` runs it.
+"""The house rules that no linter has: ``python -m tests.house`` prints what breaks them, and ``make
+check`` runs it.
 
-- A conditional expression holds no other one; a comprehension has at most two clauses (``for`` and ``if`` together).
-- A file over 350 lines or a folder of more than twenty modules has its reason in ``docs/architecture.md``, in the table
+- A conditional expression holds no other one; a comprehension has at most two clauses (``for`` and
+``if`` together).
+- A file over 350 lines or a folder of more than twenty modules has its reason in
+``docs/architecture.md``, in the table
   under "Large files and folders".
 """
 
@@ -25,7 +28,8 @@ Comprehension = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
 
 
 def modules(root: Path) -> Iterator[Path]:
-    """Yield the project's modules; the links in src lead to folders that are walked by themselves."""
+    """Yield the project's modules; the links in src lead to folders that are walked by
+    themselves."""
     for source in SOURCES:
         for path in sorted((root / source).rglob("*.py")):
             if not any(folder.is_symlink() for folder in path.parents):
@@ -47,9 +51,15 @@ def dense_expressions(text: str) -> Iterator[tuple[int, str]]:
     """Yield (line, what is wrong) for expressions that hold more than one thought."""
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.IfExp) and is_nested(node):
-            yield node.lineno, "a conditional expression inside another: name the inner one"
+            yield (
+                node.lineno,
+                "a conditional expression inside another: name the inner one",
+            )
         if isinstance(node, Comprehension) and clauses(node) > MOST_CLAUSES:
-            yield node.lineno, f"a comprehension of {clauses(node)} clauses: name a part of it"
+            yield (
+                node.lineno,
+                f"a comprehension of {clauses(node)} clauses: name a part of it",
+            )
 
 
 def reasons(page: str) -> set[str]:
@@ -60,7 +70,8 @@ def reasons(page: str) -> set[str]:
 
 
 def large(root: Path, excused: set[str]) -> Iterator[str]:
-    """Yield what is wrong with files and folders that are large without a reason, and with reasons of small ones."""
+    """Yield what is wrong with files and folders that are large without a reason, and with reasons
+    of small ones."""
     found: set[str] = set()
     count: dict[Path, int] = {}
     for path in modules(root):

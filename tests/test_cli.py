@@ -69,7 +69,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "b1": rng.normal(size=5) * 0.1,
     }
     graph.initializer.extend(
-        onnx.numpy_helper.from_array(w.astype(np.float32), name) for name, w in weights.items()
+        onnx.numpy_helper.from_array(w.astype(np.float32), name)
+        for name, w in weights.items()
     )
     path = folder / "small.onnx"
     onnx.save(
@@ -79,7 +80,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path,
     )
     images = rng.normal(size=(400, 1, 8, 8)).astype(np.float32)
-    labels = onnxruntime.InferenceSession(path).run(None, {"image": images})[0].argmax(1)
+    labels = (
+        onnxruntime.InferenceSession(path).run(None, {"image": images})[0].argmax(1)
+    )
     np.savez(folder / "small.npz", image=images, labels=labels)
     return path
 
@@ -103,7 +106,10 @@ def test_samples_come_from_an_archive_or_a_folder(tmp_path: Path) -> None:
 def test_one_input_goes_by_position_and_several_by_name(tmp_path: Path) -> None:
     np.savez(tmp_path / "one.npz", image=np.zeros((3, 2)))
     np.savez(tmp_path / "two.npz", ids=np.zeros((3, 2)), mask=np.ones((3, 2)))
-    assert [b[0].shape for b in read_samples(tmp_path / "one.npz").batches(2)] == [(2, 2), (1, 2)]  # type: ignore[index]
+    assert [b[0].shape for b in read_samples(tmp_path / "one.npz").batches(2)] == [
+        (2, 2),
+        (1, 2),
+    ]  # type: ignore[index]
     assert [sorted(b) for b in read_samples(tmp_path / "two.npz").batches(2)] == [
         ["ids", "mask"]
     ] * 2
@@ -113,7 +119,11 @@ def test_one_input_goes_by_position_and_several_by_name(tmp_path: Path) -> None:
     ("arrays", "labels", "said"),
     [
         ({"image": np.zeros((3, 2)), "labels": np.zeros(4)}, None, "labels 4"),
-        ({"image": np.zeros((3, 2)), "labels": np.zeros(3)}, "lables", "did you mean 'labels'"),
+        (
+            {"image": np.zeros((3, 2)), "labels": np.zeros(3)},
+            "lables",
+            "did you mean 'labels'",
+        ),
         ({"labels": np.zeros(3)}, None, "no array of inputs"),
         ({"image": np.zeros((0, 2))}, None, "at least 1"),
         ({"image": np.float32(3)}, None, "at least 1"),
@@ -146,7 +156,9 @@ def test_calibration_samples_are_not_scored(tmp_path: Path) -> None:
 # Scores
 
 
-def score(name: str, outputs: np.ndarray, labels: np.ndarray | None) -> tuple[float, np.ndarray]:
+def score(
+    name: str, outputs: np.ndarray, labels: np.ndarray | None
+) -> tuple[float, np.ndarray]:
     from octavo.cli.data import Samples
 
     samples = Samples({"x": outputs}, labels, "here")
@@ -172,7 +184,10 @@ def test_scores_are_those_of_scikit_learn() -> None:
     )
     expected = {
         "accuracy": (labels, metrics.accuracy_score(labels, logits.argmax(1))),
-        "top5": (labels, metrics.top_k_accuracy_score(labels, logits, k=5, labels=range(10))),
+        "top5": (
+            labels,
+            metrics.top_k_accuracy_score(labels, logits, k=5, labels=range(10)),
+        ),
         "mse": (targets, metrics.mean_squared_error(targets, logits)),
         "mae": (targets, metrics.mean_absolute_error(targets, logits)),
         "cosine": (
@@ -199,7 +214,9 @@ def test_the_float_models_outputs_stand_in_for_labels() -> None:
 
 
 def test_two_zero_vectors_are_alike() -> None:
-    value, per_sample = score("cosine", np.zeros((2, 3)), np.array([[0.0, 0, 0], [1, 0, 0]]))
+    value, per_sample = score(
+        "cosine", np.zeros((2, 3)), np.array([[0.0, 0, 0], [1, 0, 0]])
+    )
     assert per_sample.tolist() == [1.0, 0.0]
     assert value == 0.5
 
@@ -238,7 +255,9 @@ def test_schema_is_one_that_a_validator_takes(octavo: Command) -> None:
         jsonschema.validate({**settings, "max_trial": 3}, schema)
 
 
-def test_inspect_names_every_op_its_size_and_its_inputs(octavo: Command, model: Path) -> None:
+def test_inspect_names_every_op_its_size_and_its_inputs(
+    octavo: Command, model: Path
+) -> None:
     code, shown, _ = octavo("inspect", model, "--json")
     found = json.loads(shown)
     assert code == 0
@@ -248,7 +267,9 @@ def test_inspect_names_every_op_its_size_and_its_inputs(octavo: Command, model: 
     assert code == 0
     assert "1,512 weight elements" in shown
     other = json.loads(octavo("inspect", model, "--backend", "numpy", "--json")[1])
-    assert other["parameters"] == found["parameters"], "another backend reads the same file"
+    assert other["parameters"] == found["parameters"], (
+        "another backend reads the same file"
+    )
     assert "image" in shown
 
 
@@ -340,7 +361,9 @@ def test_a_model_file_is_tuned_saved_reported_and_loaded_again(
         assert figure in shown
     assert "trial 1 on onnx" in error
     assert "samples calibrate" in error
-    assert (tmp_path / "result" / "report.html").read_text().startswith("<!doctype html>")
+    assert (
+        (tmp_path / "result" / "report.html").read_text().startswith("<!doctype html>")
+    )
 
     arrays = np.load(model.with_suffix(".npz"))
     again = library.load("result")
@@ -357,7 +380,9 @@ def test_a_model_file_is_tuned_saved_reported_and_loaded_again(
     )
     assert "as requested" in octavo("inspect", "result")[1]
     single = next((tmp_path / "result" / "model").glob("*.onnx"))
-    assert "as requested" in octavo("inspect", single)[1], "an .onnx file carries its recipe"
+    assert "as requested" in octavo("inspect", single)[1], (
+        "an .onnx file carries its recipe"
+    )
     assert octavo("report", "result", "-o", "again.html")[0] == 0
     assert (tmp_path / "again.html").exists()
 
@@ -370,7 +395,9 @@ def test_a_second_run_on_the_same_history_is_refused_and_resumed_when_asked(
     code, _, error = tune(octavo, model, "--output", "result", "--no-report")
     assert code == 1
     assert "--resume" in error
-    code, _, error = tune(octavo, model, "--output", "result", "--no-report", "--resume")
+    code, _, error = tune(
+        octavo, model, "--output", "result", "--no-report", "--resume"
+    )
     assert code == 0, error
     assert read_history("result.db")[1] == first, "nothing is run twice"
 
@@ -400,7 +427,9 @@ def test_a_goal_that_cannot_be_reached_has_an_exit_code_of_its_own(
     )
     assert code == 3
     assert "goal not reached" in shown
-    assert (tmp_path / "missed" / "octavo.json").exists(), "the closest is handed over all the same"
+    assert (tmp_path / "missed" / "octavo.json").exists(), (
+        "the closest is handed over all the same"
+    )
 
 
 def test_a_folder_of_something_else_is_not_overwritten(
@@ -414,13 +443,17 @@ def test_a_folder_of_something_else_is_not_overwritten(
     assert not (tmp_path / "photos.db").exists(), "refused before any work"
 
 
-def test_quantize_applies_a_named_scheme(octavo: Command, model: Path, tmp_path: Path) -> None:
+def test_quantize_applies_a_named_scheme(
+    octavo: Command, model: Path, tmp_path: Path
+) -> None:
     data = model.with_suffix(".npz")
     code, shown, error = octavo(
         "quantize", model, "--scheme", "int8-static", "--data", data, "-o", "small-int8"
     )
     assert code == 0, error
-    quantized = json.loads((tmp_path / "small-int8" / "octavo.json").read_text())["recipe"]["ops"]
+    quantized = json.loads((tmp_path / "small-int8" / "octavo.json").read_text())[
+        "recipe"
+    ]["ops"]
     weighted = {
         op["name"]
         for op in json.loads(octavo("inspect", model, "--json")[1])["ops"]
@@ -431,7 +464,9 @@ def test_quantize_applies_a_named_scheme(octavo: Command, model: Path, tmp_path:
     code, _, error = octavo("quantize", model, "--scheme", "int8-static")
     assert code == 2
     assert "--data" in error
-    code, _, error = octavo("quantize", model, "--scheme", "int9-static", "--data", data)
+    code, _, error = octavo(
+        "quantize", model, "--scheme", "int9-static", "--data", data
+    )
     assert code == 2
     assert "int8-static" in error
 
@@ -446,9 +481,13 @@ def test_quantize_takes_batches_of_a_python_object(
         "loader = [{'picture': table['image'][i : i + 8], 'label': i} for i in range(0, 32, 8)]\n"
         "batches = octavo.Batches(loader, inputs=lambda batch: batch['picture'])\n"
     )
-    code, _, error = octavo("quantize", model, "--data", "my_batches:batches", "-o", "by-object")
+    code, _, error = octavo(
+        "quantize", model, "--data", "my_batches:batches", "-o", "by-object"
+    )
     assert code == 0, error
-    code, _, error = octavo("quantize", model, "--data", "my_batches:loader", "-o", "by-loader")
+    code, _, error = octavo(
+        "quantize", model, "--data", "my_batches:loader", "-o", "by-loader"
+    )
     assert code == 1
     assert "octavo.Batches" in error
     assert "picture" in error
@@ -459,7 +498,10 @@ def test_export_writes_a_runner_that_needs_numpy_only(
 ) -> None:
     data = model.with_suffix(".npz")
     assert (
-        octavo("quantize", model, "--backend", "numpy", "--data", data, "-o", "quantized")[0] == 0
+        octavo(
+            "quantize", model, "--backend", "numpy", "--data", data, "-o", "quantized"
+        )[0]
+        == 0
     )
     code, shown, error = octavo("export", "quantized", "--standalone", "-o", "alone")
     assert code == 0, error
@@ -477,7 +519,9 @@ def test_export_writes_a_runner_that_needs_numpy_only(
     import octavo as library
 
     expected = np.asarray(library.load("quantized")(np.load(data)["image"][:7]))
-    np.testing.assert_allclose(np.load("out.npz")["logits"], expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        np.load("out.npz")["logits"], expected, rtol=1e-4, atol=1e-5
+    )
 
     code, _, error = octavo("export", "quantized", "--standalone", "-o", "alone")
     assert code == 2
@@ -515,7 +559,9 @@ def test_sensitivity_ranks_units_and_keeps_its_scores(
     again = json.loads(octavo(*arguments, "--plot", "plot.svg")[1])
     assert {value for schemes in again.values() for value in schemes.values()} == {0.5}
     plot = ElementTree.parse(tmp_path / "plot.svg")
-    texts = {"".join(t.itertext()) for t in plot.iter("{http://www.w3.org/2000/svg}text")}
+    texts = {
+        "".join(t.itertext()) for t in plot.iter("{http://www.w3.org/2000/svg}text")
+    }
     assert set(found) <= texts
 
 
@@ -564,4 +610,6 @@ def test_an_interrupted_run_keeps_the_best_so_far(model: Path, tmp_path: Path) -
     assert running.returncode == 130, error
     assert (tmp_path / "cut" / "octavo.json").exists()
     assert "again: octavo tune" in shown
-    assert len(read_history(tmp_path / "cut.db")[1]) >= 3, "the float model and both trials"
+    assert len(read_history(tmp_path / "cut.db")[1]) >= 3, (
+        "the float model and both trials"
+    )

@@ -40,7 +40,9 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ]
     graph = helper.make_graph(nodes, "g", values[:1], values[1:], held)
     save(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9),
+        helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9
+        ),
         "model.onnx",
     )
     np.savez("data.npz", x=RANDOM.normal(size=(32, 16)).astype(np.float32))
@@ -82,5 +84,7 @@ def test_tune_ends_with_it(model: Path) -> None:
         "-o",
         "tuned",
     )
-    shown = run("tune", model, "--data", "data.npz", "--calibration-size", "16", *arguments).output
+    shown = run(
+        "tune", model, "--data", "data.npz", "--calibration-size", "16", *arguments
+    ).output
     assert "of 544 weights" in shown

@@ -33,7 +33,9 @@ def test_the_demo_reaches_the_goal_in_int8_on_three_backends(
     assert result.goal_met
     assert result.baseline.metrics["accuracy"] > 0.97
     for backend in ("torch", "onnx", "numpy"):
-        weighted = {op.name for op in result.views[backend].ops if op.type in ("conv", "linear")}
+        weighted = {
+            op.name for op in result.views[backend].ops if op.type in ("conv", "linear")
+        }
         assert len(weighted) == 8
         passing = [t for t in result.trials if t.recipe.backend == backend and t.passed]
         whole = [
@@ -45,7 +47,8 @@ def test_the_demo_reaches_the_goal_in_int8_on_three_backends(
             )
         ]
         assert any(
-            weighted <= set(t.ledger) and t.objectives["size"].ratio <= 0.30 for t in whole
+            weighted <= set(t.ledger) and t.objectives["size"].ratio <= 0.30
+            for t in whole
         ), backend  # type: ignore[operator]
         assert backend in shown
     assert "again: make demo" in shown
@@ -55,7 +58,8 @@ def test_the_demo_reaches_the_goal_in_int8_on_three_backends(
 
 
 @pytest.mark.parametrize(
-    "name", ["tune_numpy", "tune_onnx", pytest.param("tune_pytorch", marks=pytest.mark.slow)]
+    "name",
+    ["tune_numpy", "tune_onnx", pytest.param("tune_pytorch", marks=pytest.mark.slow)],
 )
 def test_an_example_reaches_its_goal(name: str) -> None:
     main = runpy.run_module(f"examples.{name}")["main"]
@@ -89,7 +93,9 @@ def test_the_code_of_the_readme_runs(elsewhere: Path) -> None:
 
 def test_the_table_of_the_readme_was_printed_by_the_demo() -> None:
     readme = (ROOT / "README.md").read_text()
-    shown = re.search(r"<!-- demo -->\n```\n(.*?)```\n<!-- /demo -->", readme, re.DOTALL)
+    shown = re.search(
+        r"<!-- demo -->\n```\n(.*?)```\n<!-- /demo -->", readme, re.DOTALL
+    )
     assert shown is not None
     for words in (
         "goal reached",

@@ -20,7 +20,9 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 
 def blocks(page: Path, language: str = "python") -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    return re.findall(
+        rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL
+    )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
@@ -43,7 +45,9 @@ def test_the_code_of_the_numpy_page_runs(tmp_path: Path) -> None:
 
 
 def test_the_loop_of_the_strategies_page_runs(tmp_path: Path) -> None:
-    (code,) = [b for b in blocks(ROOT / "docs" / "strategies.md") if "octavo.prepare(" in b]
+    (code,) = [
+        b for b in blocks(ROOT / "docs" / "strategies.md") if "octavo.prepare(" in b
+    ]
     assert "True" in run(tmp_path, "-W", "ignore", "-c", code).splitlines()[-1]
 
 
@@ -59,10 +63,16 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> Path:
             path.write_text(block)
     about = folder / "octavo_mine-0.1.dist-info"
     about.mkdir()
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: octavo-mine\nVersion: 0.1\n")
+    (about / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: octavo-mine\nVersion: 0.1\n"
+    )
     (about / "entry_points.txt").write_text("[octavo]\nmine = octavo_mine\n")
     (folder / "tune.toml").write_text(
-        next(b for b in blocks(ROOT / "docs" / "plugins.md", "toml") if b.startswith("# tune.toml"))
+        next(
+            b
+            for b in blocks(ROOT / "docs" / "plugins.md", "toml")
+            if b.startswith("# tune.toml")
+        )
     )
     return folder
 
@@ -87,13 +97,21 @@ def run(folder: Path, *command: str) -> str:
 
 def test_the_plugin_of_the_page_is_found(stranger: Path) -> None:
     found = json.loads(run(stranger, "-m", "octavo", "plugins", "--json"))
-    assert {"name": "mine", "origin": "octavo-mine 0.1", "loaded": True, "reason": ""} in found[
-        "plugins"
-    ]
+    assert {
+        "name": "mine",
+        "origin": "octavo-mine 0.1",
+        "loaded": True,
+        "reason": "",
+    } in found["plugins"]
     assert "sigma" in found["parts"]["calibrators"]
     assert "coin" in found["parts"]["strategies"]
-    assert "strategies.coin" in json.loads(run(stranger, "-m", "octavo", "schema"))["$defs"]
-    hidden = json.loads(run(stranger, "-m", "octavo", "plugins", "--json", "--no-autoload"))
+    assert (
+        "strategies.coin"
+        in json.loads(run(stranger, "-m", "octavo", "schema"))["$defs"]
+    )
+    hidden = json.loads(
+        run(stranger, "-m", "octavo", "plugins", "--json", "--no-autoload")
+    )
     assert "sigma" not in hidden["parts"]["calibrators"]
 
 
@@ -120,7 +138,9 @@ print(len(result.trials), *sorted(used))
 
 
 def test_the_plugin_of_the_page_passes_the_kit(stranger: Path) -> None:
-    assert "passed" in run(stranger, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_mine.py")
+    assert "passed" in run(
+        stranger, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_mine.py"
+    )
 
 
 def test_the_settings_of_the_pages_are_settings() -> None:

@@ -47,7 +47,9 @@ def onnx_model(folder: Path) -> Path:
         [numpy_helper.from_array(W, "w")],
     )
     save(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9),
+        helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9
+        ),
         folder / "tiny.onnx",
     )
     return folder / "tiny.onnx"
@@ -55,7 +57,9 @@ def onnx_model(folder: Path) -> Path:
 
 def numpy_model(folder: Path) -> Any:
     b = Builder()
-    return b.graph(b.Gemm(b.input("x", (None, 8)), W, np.zeros(4, np.float32), name="layer"))
+    return b.graph(
+        b.Gemm(b.input("x", (None, 8)), W, np.zeros(4, np.float32), name="layer")
+    )
 
 
 def accuracy(model: Any) -> float:
@@ -63,7 +67,9 @@ def accuracy(model: Any) -> float:
 
 
 def score_torch(model: Any) -> float:
-    return float((model(torch.from_numpy(X)).detach().numpy().argmax(1) == TRUTH).mean())
+    return float(
+        (model(torch.from_numpy(X)).detach().numpy().argmax(1) == TRUTH).mean()
+    )
 
 
 CASES = {
@@ -74,7 +80,9 @@ CASES = {
 
 
 @pytest.fixture(params=CASES)
-def case(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Any, Callable[[Any], float]]:
+def case(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> tuple[Any, Callable[[Any], float]]:
     make, score = CASES[request.param]
     return make(tmp_path), score
 
@@ -151,7 +159,9 @@ def test_a_budget_that_float_overruns_is_still_served(tmp_path: Path) -> None:
     float model."""
     big = RANDOM.normal(size=(256, 256)).astype(np.float32)
     b = Builder()
-    graph = b.graph(b.Gemm(b.input("x", (None, 256)), big, np.zeros(256, np.float32), name="layer"))
+    graph = b.graph(
+        b.Gemm(b.input("x", (None, 256)), big, np.zeros(256, np.float32), name="layer")
+    )
     x = RANDOM.normal(size=(16, 256)).astype(np.float32)
     truth = (x @ big).argmax(1)
     result = octavo.autotune(

@@ -31,7 +31,9 @@ def test_an_exception_of_another_kind_is_found_and_can_be_drawn_again() -> None:
 
     families.FAMILIES["faulty"] = faulty  # type: ignore[index]
     try:
-        first, again = (child.run("faulty", random.Random("3/4"), Path()) for _ in range(2))
+        first, again = (
+            child.run("faulty", random.Random("3/4"), Path()) for _ in range(2)
+        )
     finally:
         del families.FAMILIES["faulty"]  # type: ignore[attr-defined]
     assert first["outcome"] == "bare"

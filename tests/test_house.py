@@ -120,7 +120,10 @@ def test_the_wheel_holds_the_four_folders(wheel: Path) -> None:
         "the report's template must travel with the wheel"
     )
     strangers = {name.split("/")[0] for name in names}
-    assert strangers == {"octavo", next(n for n in strangers if n.endswith(".dist-info"))}
+    assert strangers == {
+        "octavo",
+        next(n for n in strangers if n.endswith(".dist-info")),
+    }
 
 
 def test_the_wheel_works_where_it_is_unpacked(wheel: Path, tmp_path: Path) -> None:
@@ -133,7 +136,10 @@ print(json.dumps([octavo.__file__, octavo.__version__, adapters]))
 """
     where, version, adapters = json.loads(python(code, PYTHONPATH=str(tmp_path)))
     assert Path(where).is_relative_to(tmp_path)
-    assert version == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert (
+        version
+        == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    )
     assert {"numpy", "onnx", "torch"} <= set(adapters)
 
 
@@ -149,6 +155,7 @@ def test_every_version_that_we_develop_with_is_pinned() -> None:
         *(r for rs in project["optional-dependencies"].values() for r in rs),
     ]
     bare = {
-        r.split(";")[0].split("[")[0].split(">")[0].split("=")[0].strip().lower() for r in wanted
+        r.split(";")[0].split("[")[0].split(">")[0].split("=")[0].strip().lower()
+        for r in wanted
     }
     assert bare - {"octavo"} <= pinned

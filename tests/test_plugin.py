@@ -47,8 +47,12 @@ def plugin_texts() -> dict[str, str]:
     """The code that a stranger would write: the page's blocks, and the distribution in
     the tests."""
     page = ROOT / "docs" / "plugins.md"
-    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
-    texts = {f"docs/plugins.md, block {index}": block for index, block in enumerate(blocks)}
+    blocks = re.findall(
+        r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL
+    )
+    texts = {
+        f"docs/plugins.md, block {index}": block for index, block in enumerate(blocks)
+    }
     for path in (ROOT / "tests" / "thirdparty").rglob("*.py"):
         texts[path.name] = path.read_text()
     return texts
@@ -67,7 +71,9 @@ def test_every_base_class_of_a_part_is_there() -> None:
     abstract = {
         name
         for path in folder.glob("*.py")
-        for name in re.findall(r"^class (\w+)\((?:ABC|Observer)\)", path.read_text(), re.MULTILINE)
+        for name in re.findall(
+            r"^class (\w+)\((?:ABC|Observer)\)", path.read_text(), re.MULTILINE
+        )
     }
     assert abstract
     assert abstract <= set(octavo.plugin.__all__)

@@ -27,19 +27,24 @@ INT8 = OpScheme(
 )
 HOSTILE = "<script>document.title='owned'</script> & \"$x_1$\" conv[0]"
 CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
+    None,
 )
 
 
 def measured(latency: float, size: float) -> dict[str, Measurement]:
     return {
-        "latency": Measurement(latency, latency * 0.97, latency * 1.04, "ms", latency / 4.0),
+        "latency": Measurement(
+            latency, latency * 0.97, latency * 1.04, "ms", latency / 4.0
+        ),
         "size": Measurement(size, size, size, "bytes", size / 800_000),
     }
 
 
 def data(ops: int = 6, trials: int = 9, hostile: bool = True) -> ReportData:
-    names = [HOSTILE if hostile and i == 1 else f"features.{i}.conv" for i in range(ops)]
+    names = [
+        HOSTILE if hostile and i == 1 else f"features.{i}.conv" for i in range(ops)
+    ]
     lines = [
         OpLine(
             n,
@@ -126,7 +131,9 @@ class Page(HTMLParser):
         found = dict(attrs)
         self.tags.append((tag, found))
         self.ids += [v for k, v in attrs if k == "id" and v]
-        self.references += [v for k, v in attrs if k in ("href", "src", "xlink:href") and v]
+        self.references += [
+            v for k, v in attrs if k in ("href", "src", "xlink:href") and v
+        ]
         if tag not in self.VOID:
             self.open.append(tag)
 
@@ -211,21 +218,33 @@ def test_the_report_of_a_run_says_why_an_op_had_no_choice(tmp_path: Path) -> Non
         tiny.chain(),
         tiny.accuracy,
         tiny.calibration(),
-        {"strategy": "basic", "max_trials": 2, "rules": [{"ops": ["layer.1"], "keep": "float"}]},
+        {
+            "strategy": "basic",
+            "max_trials": 2,
+            "rules": [{"ops": ["layer.1"], "keep": "float"}],
+        },
         minimise="size",
         host=tiny.host(),
         storage=tmp_path / "history.db",
         tolerance=0.05,
     )
     run = report_data(result.facts())
-    assert [(op.name, op.is_float) for op in run.ops] == [(f"layer.{i}", i == 1) for i in range(4)]
+    assert [(op.name, op.is_float) for op in run.ops] == [
+        (f"layer.{i}", i == 1) for i in range(4)
+    ]
     assert [(kind, why, names) for kind, why, names, _ in run.left_in_float] == [
-        ("linear", "kept in float by the rules, or by an op that decides with it", ("layer.1",))
+        (
+            "linear",
+            "kept in float by the rules, or by an op that decides with it",
+            ("layer.1",),
+        )
     ]
     assert run.bound == pytest.approx(result.baseline.metrics["score"] * 0.95)
     # A saved result tells the same.
     assert report_data(read_manifest(result.save(tmp_path / "out"))).ops == run.ops
-    assert run.confirmed == result.best.metrics, "deterministic scores are the same after a reload"
+    assert run.confirmed == result.best.metrics, (
+        "deterministic scores are the same after a reload"
+    )
     assert [row[0] for row in run.scores] == ["score", "score, saved and loaded again"]
     page = result.report(tmp_path / "page.html")
     assert "layer.1" in page.read_text()
@@ -281,7 +300,9 @@ def test_a_real_browser_shows_it_without_errors(tmp_path: Path) -> None:
         timeout=120,
         check=False,
     ).stdout
-    assert "<title>digits.onnx · octavo</title>" in dom, "the hostile op name did not run"
+    assert "<title>digits.onnx · octavo</title>" in dom, (
+        "the hostile op name did not run"
+    )
     assert re.search(r'<p class="filter">', dom), (
         "the script ran: the ledger of a large model can be searched"
     )

@@ -31,9 +31,9 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 @lru_cache(1)
 def _fitted() -> MLPClassifier:
     x, y = digits()
-    return MLPClassifier((48, 32, 24), max_iter=60, random_state=0, early_stopping=True).fit(
-        x[:1200], y[:1200]
-    )
+    return MLPClassifier(
+        (48, 32, 24), max_iter=60, random_state=0, early_stopping=True
+    ).fit(x[:1200], y[:1200])
 
 
 def chain() -> Chain:

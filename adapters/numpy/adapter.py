@@ -64,7 +64,10 @@ class NumpyAdapter(Adapter):
     def load(self, folder: Path, model: Any = None) -> NumpyCandidate:
         """Read ``model.npz``."""
         graph, table = load_graph(Path(folder) / MODEL)
-        ledger = {name: Applied.from_json(row) for name, row in table.get("ledger", {}).items()}
+        ledger = {
+            name: Applied.from_json(row)
+            for name, row in table.get("ledger", {}).items()
+        }
         if "recipe" in table:
             recipe = Recipe.from_json(table["recipe"])
         else:

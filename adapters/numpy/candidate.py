@@ -27,7 +27,11 @@ class NumpyCandidate(Candidate):
     """A program with its recipe and ledger."""
 
     def __init__(
-        self, graph: Graph, recipe: Recipe, ledger: Mapping[str, Applied], kernels: Kernels
+        self,
+        graph: Graph,
+        recipe: Recipe,
+        ledger: Mapping[str, Applied],
+        kernels: Kernels,
     ) -> None:
         self.graph = graph
         self.recipe = recipe
@@ -75,7 +79,9 @@ class NumpyCandidate(Candidate):
             stays_float = line.requested.is_float and line.applied.is_float
             if not stays_float or line.reason:
                 ledger[name] = line.to_json()
-        save_graph(self.graph, folder / MODEL, recipe=self.recipe.to_json(), ledger=ledger)
+        save_graph(
+            self.graph, folder / MODEL, recipe=self.recipe.to_json(), ledger=ledger
+        )
 
     def fingerprint(self) -> str:
         """Digest of the graph it runs."""
@@ -92,4 +98,6 @@ class NumpyCandidate(Candidate):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         kernels = Kernels(state["scratch"], state["threads"])
-        NumpyCandidate.__init__(self, state["graph"], state["recipe"], state["ledger"], kernels)
+        NumpyCandidate.__init__(
+            self, state["graph"], state["recipe"], state["ledger"], kernels
+        )

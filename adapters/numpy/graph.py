@@ -86,7 +86,9 @@ class Graph:
         return replace(self, **changes)
 
     def replaced(
-        self, changed: Mapping[str, Node | None], constants: Mapping[str, Array] | None = None
+        self,
+        changed: Mapping[str, Node | None],
+        constants: Mapping[str, Array] | None = None,
     ) -> Graph:
         """Return a copy with some nodes replaced.
 
@@ -113,7 +115,9 @@ class Graph:
         names: set[str] = set()
         for node in self.nodes:
             if node.name in names:
-                raise ModelError(f"two nodes are called {node.name!r}; give each its own name")
+                raise ModelError(
+                    f"two nodes are called {node.name!r}; give each its own name"
+                )
             names.add(node.name)
             self._check_node(node, known)
             known.update(v for v in node.outputs if v)
@@ -203,7 +207,11 @@ def _digestible(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-_PARAMETERS = {"Gemm": ("weight", "bias"), "Conv": ("weight", "bias"), "MatMul": ("weight", "bias")}
+_PARAMETERS = {
+    "Gemm": ("weight", "bias"),
+    "Conv": ("weight", "bias"),
+    "MatMul": ("weight", "bias"),
+}
 """Operator -> what its arrays are called, from the second input on; others' are numbered."""
 
 
@@ -226,7 +234,10 @@ class Builder:
         self._count = itertools.count()
 
     def input(
-        self, name: str, shape: tuple[int | None, ...] | None = None, dtype: str = "float32"
+        self,
+        name: str,
+        shape: tuple[int | None, ...] | None = None,
+        dtype: str = "float32",
     ) -> str:
         """Declare an input and return its name."""
         self._inputs.append(InputInfo(name, shape, dtype))
@@ -278,7 +289,9 @@ class Builder:
             ModelError: If a value is read that nothing writes.
         """
         nodes, inputs = tuple(self._nodes), tuple(self._inputs)
-        return Graph(nodes, dict(self._initializers), inputs, outputs, self._opset).check()
+        return Graph(
+            nodes, dict(self._initializers), inputs, outputs, self._opset
+        ).check()
 
 
 def _hashable(value: Any) -> Any:

@@ -51,7 +51,9 @@ _TOKEN = Offer(
     )
 )
 # 16-bit activations: products of 23 bits, carried by BLAS in float64.
-_WIDE = Offer(OpScheme(mode="static", weight=_INT8_CHANNEL, input=QuantSpec(dtype="int16")))
+_WIDE = Offer(
+    OpScheme(mode="static", weight=_INT8_CHANNEL, input=QuantSpec(dtype="int16"))
+)
 _INTEGER = (*_integer("static"), *_integer("dynamic"))
 
 OFFERS: dict[str, tuple[Offer, ...]] = {

@@ -30,7 +30,9 @@ from .candidate import NumpyCandidate
 from .graph import Graph
 from .offers import OFFERS, capability
 
-_PACKED = "codes stay packed and are unpacked inside the operator; its arithmetic is float"
+_PACKED = (
+    "codes stay packed and are unpacked inside the operator; its arithmetic is float"
+)
 
 
 class NumpySession(Session):
@@ -67,7 +69,9 @@ class NumpySession(Session):
         if self._view is None:
             shapes, self._facts = trace(self._program, self._example)
             view = describe(self.graph, shapes)
-            self._view = view if self._groups is None else replace(view, groups=self._groups)
+            self._view = (
+                view if self._groups is None else replace(view, groups=self._groups)
+            )
         return self._view
 
     def facts(self) -> tuple[str, ...]:
@@ -79,7 +83,9 @@ class NumpySession(Session):
         """Integer arithmetic on linear and convolution layers; exact on any processor."""
         return capability()
 
-    def observe(self, batches: Iterable[Batch], values: Iterable[str], sink: Sink) -> int:
+    def observe(
+        self, batches: Iterable[Batch], values: Iterable[str], sink: Sink
+    ) -> int:
         """Run the float graph once over the batches."""
         return observe(self._program, batches, values, sink)
 
@@ -87,16 +93,24 @@ class NumpySession(Session):
         """Return an initializer."""
         tensors = self.graph.initializers
         if name not in tensors:
-            raise ModelError(f"the graph has no tensor {name!r}{nearest(name, tensors)}")
+            raise ModelError(
+                f"the graph has no tensor {name!r}{nearest(name, tensors)}"
+            )
         return plain(tensors[name])
 
-    def apply(self, recipe: Recipe, parameters: Mapping[str, OpParameters]) -> NumpyCandidate:
+    def apply(
+        self, recipe: Recipe, parameters: Mapping[str, OpParameters]
+    ) -> NumpyCandidate:
         """Replace the named ops by integer ones."""
         ledger = self._ledger(recipe, parameters)
         kept = {name: parameters[name] for name in recipe}
-        return NumpyCandidate(quantized(self.graph, kept), recipe, ledger, self._kernels)
+        return NumpyCandidate(
+            quantized(self.graph, kept), recipe, ledger, self._kernels
+        )
 
-    def _ledger(self, recipe: Recipe, parameters: Mapping[str, OpParameters]) -> dict[str, Applied]:
+    def _ledger(
+        self, recipe: Recipe, parameters: Mapping[str, OpParameters]
+    ) -> dict[str, Applied]:
         """Return what becomes of each op that a recipe could name, and why some stay float."""
         view, offered = self.describe(), self.capability()
         ledger: dict[str, Applied] = {}

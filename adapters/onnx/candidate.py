@@ -50,7 +50,10 @@ class OnnxCallable:
     """
 
     def __init__(
-        self, graph: ir.Model, config: OnnxConfig, compiled: Callable[[], Compiled] | None = None
+        self,
+        graph: ir.Model,
+        config: OnnxConfig,
+        compiled: Callable[[], Compiled] | None = None,
     ) -> None:
         self.graph = graph
         self.config = config
@@ -120,7 +123,9 @@ class OnnxCallable:
         return _rebuild, (proto.SerializeToString(), arrays, self.config)
 
 
-def _rebuild(message: bytes, tensors: dict[str, np.ndarray], config: OnnxConfig) -> OnnxCallable:
+def _rebuild(
+    message: bytes, tensors: dict[str, np.ndarray], config: OnnxConfig
+) -> OnnxCallable:
     model = ir.from_proto(onnx.ModelProto.FromString(message))
     for name, array in tensors.items():
         value = model.graph.initializers[name]
@@ -132,7 +137,9 @@ def _rebuild(message: bytes, tensors: dict[str, np.ndarray], config: OnnxConfig)
 class OnnxCandidate(Candidate):
     """A quantized (or the float) model with its ledger."""
 
-    def __init__(self, native: OnnxCallable, recipe: Recipe, ledger: Mapping[str, Applied]) -> None:
+    def __init__(
+        self, native: OnnxCallable, recipe: Recipe, ledger: Mapping[str, Applied]
+    ) -> None:
         self._native = native
         self.recipe = recipe
         self.ledger = ledger

@@ -49,7 +49,9 @@ def _candidates() -> dict[str, list[OpScheme]]:
     plain = [OpScheme(mode="static", input=x, output=x) for x in (_U8, _U8_MID, _S8)]
     casts = [OpScheme(mode="cast", weight=QuantSpec(dtype=half)) for half in HALVES]
     # Codes in the file, decoded before the op: no speed, and a quarter of the bytes.
-    stored = OpScheme(mode="weight_only", weight=_S8.model_copy(update={"granularity": "channel"}))
+    stored = OpScheme(
+        mode="weight_only", weight=_S8.model_copy(update={"granularity": "channel"})
+    )
     found = {
         "conv": static + dynamic + casts,
         "conv_transpose": static + casts,
@@ -78,8 +80,12 @@ def _static() -> list[OpScheme]:
 def _grouped() -> list[QuantSpec]:
     """Weights of matrix products in blocks."""
     found = [_uint4(size) for size in (32, 64, 128, 16)]
-    found += [QuantSpec(dtype="int4", granularity=f"group:{size}") for size in (32, 128)]
-    found += [QuantSpec(dtype=dtype, granularity="group:32") for dtype in ("int8", "int2")]
+    found += [
+        QuantSpec(dtype="int4", granularity=f"group:{size}") for size in (32, 128)
+    ]
+    found += [
+        QuantSpec(dtype=dtype, granularity="group:32") for dtype in ("int8", "int2")
+    ]
     return found
 
 
@@ -103,7 +109,9 @@ def _level4() -> list[OpScheme]:
 
 
 def _of_one_scale(schemes: Iterable[OpScheme]) -> list[OpScheme]:
-    return [s for s in schemes if s.weight is not None and s.weight.granularity == "tensor"]
+    return [
+        s for s in schemes if s.weight is not None and s.weight.granularity == "tensor"
+    ]
 
 
 @lru_cache

@@ -26,14 +26,19 @@ class _Sample:
 
 
 _SAMPLES: Mapping[str, _Sample] = {
-    "conv": _Sample("Conv", (1, 64, 28, 28), ((64, 64, 3, 3), (64,)), {"pads": [1, 1, 1, 1]}),
+    "conv": _Sample(
+        "Conv", (1, 64, 28, 28), ((64, 64, 3, 3), (64,)), {"pads": [1, 1, 1, 1]}
+    ),
     "conv_transpose": _Sample(
         "ConvTranspose", (1, 64, 14, 14), ((64, 64, 2, 2), (64,)), {"strides": [2, 2]}
     ),
     "linear": _Sample("MatMul", (64, 512), ((512, 512),)),
     "embedding": _Sample("Gather", (8, 64), ((4096, 256),)),
     "lstm": _Sample(
-        "LSTM", (24, 1, 128), ((1, 512, 128), (1, 512, 128), (1, 1024)), {"hidden_size": 128}
+        "LSTM",
+        (24, 1, 128),
+        ((1, 512, 128), (1, 512, 128), (1, 1024)),
+        {"hidden_size": 128},
     ),
 }
 
@@ -64,7 +69,9 @@ def _model(
     wanted: _Sample, names: list[str], held: list[onnx.TensorProto], batch: np.ndarray
 ) -> onnx.ModelProto:
     element = helper.np_dtype_to_tensor_dtype(batch.dtype)
-    node = helper.make_node(wanted.operator, names, ["y"], "sample", **wanted.attributes)
+    node = helper.make_node(
+        wanted.operator, names, ["y"], "sample", **wanted.attributes
+    )
     inputs = [helper.make_tensor_value_info("x", element, wanted.shape)]
     outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
     graph = helper.make_graph([node], "sample", inputs, outputs, held)

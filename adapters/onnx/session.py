@@ -87,7 +87,9 @@ class OnnxSession(Session):
                 types.add(site.kind)
         return capability(self.config, types)
 
-    def observe(self, batches: Iterable[Batch], values: Iterable[str], sink: Sink) -> int:
+    def observe(
+        self, batches: Iterable[Batch], values: Iterable[str], sink: Sink
+    ) -> int:
         """Run the float model over the batches; intermediate values become extra outputs."""
         wanted = tuple(values)
         self._observed = observe(self._prepared, self.config, batches, wanted, sink)
@@ -98,16 +100,22 @@ class OnnxSession(Session):
         initializers = self._prepared.graph.initializers
         array = constant(initializers.get(name))
         if array is None:
-            raise ModelError(f"the model has no tensor {name!r}{nearest(name, initializers)}")
+            raise ModelError(
+                f"the model has no tensor {name!r}{nearest(name, initializers)}"
+            )
         return array
 
-    def apply(self, recipe: Recipe, parameters: Mapping[str, OpParameters]) -> OnnxCandidate:
+    def apply(
+        self, recipe: Recipe, parameters: Mapping[str, OpParameters]
+    ) -> OnnxCandidate:
         """Carry a recipe out and read in the optimized graph what became of each op."""
         candidate = self.draft(recipe, parameters)
         # Reading the lines compiles the model now.
         return candidate.with_ledger(dict(candidate.ledger))
 
-    def draft(self, recipe: Recipe, parameters: Mapping[str, OpParameters]) -> OnnxCandidate:
+    def draft(
+        self, recipe: Recipe, parameters: Mapping[str, OpParameters]
+    ) -> OnnxCandidate:
         """Carry a recipe out.
 
         ONNX Runtime is given the model when it is run or its ledger is read.

@@ -12,10 +12,17 @@ from torch import nn
 
 from octavo.adapters.pytorch.capture.capture import Capture
 from octavo.adapters.pytorch.capture.census import Reads, census
-from octavo.adapters.pytorch.capture.choosing import capture_again, capture_of, ready_for
+from octavo.adapters.pytorch.capture.choosing import (
+    capture_again,
+    capture_of,
+    ready_for,
+)
 from octavo.adapters.pytorch.capture.standins.attention import bypassed
 from octavo.adapters.pytorch.capture.standins.experts import unreached
-from octavo.adapters.pytorch.capture.standins.modules import with_plain_weights, with_stand_ins
+from octavo.adapters.pytorch.capture.standins.modules import (
+    with_plain_weights,
+    with_stand_ins,
+)
 from octavo.adapters.pytorch.modules.shared_copy import skeleton
 from octavo.adapters.pytorch.modules.wrapping import opened
 from octavo.adapters.pytorch.observe.lending import why_not_lent
@@ -87,7 +94,9 @@ class TorchAdapter(Adapter):
         """Return what runs on the configured device; ``auto`` answers for CUDA where
         there is one."""
         automatic = "cuda" if torch.cuda.is_available() else "cpu"
-        return capability(automatic if self._settings.device == "auto" else self._settings.device)
+        return capability(
+            automatic if self._settings.device == "auto" else self._settings.device
+        )
 
     def sample(self, kind: str) -> tuple[Any, Batch] | None:
         """Return a module of one layer and a batch for it."""
@@ -110,7 +119,9 @@ class TorchAdapter(Adapter):
             return given_candidate(root, device)
         root = ready_for(with_stand_ins(with_plain_weights(root)), saved.facts)
         restore(root, saved, device)
-        session = TorchSession(capture_again(root, saved.facts, saved.factors), device, None)
+        session = TorchSession(
+            capture_again(root, saved.facts, saved.factors), device, None
+        )
         if saved.recipe.schemes:
             candidate = session.apply(saved.recipe, saved.parameters)
         else:
@@ -120,7 +131,9 @@ class TorchAdapter(Adapter):
     def _model(self, source: Any) -> nn.Module:
         """Return the module of a source, out of what it is wrapped in."""
         is_module = isinstance(source, nn.Module | torch.export.ExportedProgram)
-        return opened(source if is_module else read_model(source, trust=self._settings.trust))
+        return opened(
+            source if is_module else read_model(source, trust=self._settings.trust)
+        )
 
     def _device(self, own: torch.device) -> torch.device:
         """Return where candidates of a model run whose tensors are on ``own``."""

@@ -52,7 +52,9 @@ class TorchCandidate(Candidate):
     @property
     def origin(self) -> Origin:
         """What it was made from."""
-        return Origin(self.recipe, self._facts, self.parameters, self.biases, self.factors)
+        return Origin(
+            self.recipe, self._facts, self.parameters, self.biases, self.factors
+        )
 
     @property
     def native(self) -> nn.Module:

@@ -36,10 +36,17 @@ Narrowing = Callable[[], str]
 
 
 def _stored(
-    dtype: str, granularity: str, *, symmetric: bool = True, scale_dtype: str | None = None
+    dtype: str,
+    granularity: str,
+    *,
+    symmetric: bool = True,
+    scale_dtype: str | None = None,
 ) -> OpScheme:
     weight = QuantSpec(
-        dtype=dtype, granularity=granularity, symmetric=symmetric, scale_dtype=scale_dtype
+        dtype=dtype,
+        granularity=granularity,
+        symmetric=symmetric,
+        scale_dtype=scale_dtype,
     )
     return OpScheme(mode="weight_only", weight=weight)
 
@@ -82,7 +89,10 @@ def capability(device: str) -> Capability:
     by_channel, by_tensor = _rows(partial(_fits, device), narrowed)
     int8 = (*static, *dynamic)
     few = tuple(_few_bits(device))
-    stored = [Offer(scheme, refuses=_groups_fit(_group_size(scheme))) for scheme in _WEIGHT_ONLY]
+    stored = [
+        Offer(scheme, refuses=_groups_fit(_group_size(scheme)))
+        for scheme in _WEIGHT_ONLY
+    ]
     casts = []
     for dtype in _CASTS:
         scheme = OpScheme(mode="cast", weight=QuantSpec(dtype=dtype))
@@ -102,9 +112,15 @@ def capability(device: str) -> Capability:
 
 
 def _versions(device: str) -> dict[str, str]:
-    versions = {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}
+    versions = {
+        "torch": torch.__version__,
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+    }
     if torch.device(device).type == "cuda":
-        name, level = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+        name, level = (
+            torch.cuda.get_device_name(device),
+            torch.cuda.get_device_capability(device),
+        )
         versions["gpu"] = f"{name}, compute capability {level}"
     return versions
 
@@ -157,10 +173,16 @@ def _recurrent(device: str, kind: str) -> tuple[Offer, ...]:
     weights = (_CHANNEL, _TENSOR)
 
     def lacking(op: Op) -> str:
-        return missing_projected() if "proj_size" in op.attributes else missing_recurrent(kind)
+        return (
+            missing_projected()
+            if "proj_size" in op.attributes
+            else missing_recurrent(kind)
+        )
 
     schemes = (OpScheme(mode="dynamic", weight=w, input=_UNSIGNED) for w in weights)
-    return tuple(Offer(scheme, refuses=lacking, narrowed=saturates) for scheme in schemes)
+    return tuple(
+        Offer(scheme, refuses=lacking, narrowed=saturates) for scheme in schemes
+    )
 
 
 def _fits(device: str, op: Op) -> str:
@@ -168,7 +190,9 @@ def _fits(device: str, op: Op) -> str:
     assert op.weight is not None
     on_cpu = torch.device(device).type == "cpu"
     if op.type == "linear":
-        return onednn.missing_linear() if on_cpu else accelerators.missing_linear(device)
+        return (
+            onednn.missing_linear() if on_cpu else accelerators.missing_linear(device)
+        )
     if not on_cpu:
         return f"torch has no integer convolution on {device}"
     return onednn.missing_conv(len(op.weight.shape) - 2)

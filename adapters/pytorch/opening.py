@@ -60,7 +60,9 @@ def read_model(source: Any, *, trust: bool) -> nn.Module:
         UnsafeFile: If it is a pickle, or a ``.pt2`` that was not declared trustworthy.
     """
     if not isinstance(source, str) and not hasattr(source, "__fspath__"):
-        raise ModelError(f"the torch backend opens nn.Module objects, not {type(source).__name__}")
+        raise ModelError(
+            f"the torch backend opens nn.Module objects, not {type(source).__name__}"
+        )
     path = Path(source)
     if not path.is_file():
         raise ModelError(f"there is no file {str(path)!r}")

@@ -27,6 +27,9 @@ class QuantizationAwareTraining(TorchQatModel):
     """
 
     def __init__(
-        self, session: TorchSession, recipe: Recipe, parameters: Mapping[str, OpParameters]
+        self,
+        session: TorchSession,
+        recipe: Recipe,
+        parameters: Mapping[str, OpParameters],
     ) -> None:
         super().__init__(session.capture, recipe, parameters, session.over)

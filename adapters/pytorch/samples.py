@@ -13,7 +13,10 @@ Tensor = torch.Tensor
 _LAYERS: Mapping[str, Callable[[], tuple[nn.Module, Tensor]]] = {
     "linear": lambda: (nn.Linear(512, 512), torch.randn(64, 512)),
     "conv": lambda: (nn.Conv2d(64, 64, 3, padding=1), torch.randn(1, 64, 28, 28)),
-    "conv_transpose": lambda: (nn.ConvTranspose2d(64, 64, 2, stride=2), torch.randn(1, 64, 14, 14)),
+    "conv_transpose": lambda: (
+        nn.ConvTranspose2d(64, 64, 2, stride=2),
+        torch.randn(1, 64, 14, 14),
+    ),
     "embedding": lambda: (nn.Embedding(4096, 256), torch.randint(0, 4096, (8, 64))),
     "lstm": lambda: (nn.LSTM(128, 128), torch.randn(24, 1, 128)),
     "gru": lambda: (nn.GRU(128, 128), torch.randn(24, 1, 128)),

@@ -19,11 +19,22 @@ from octavo.adapters.pytorch.capture.folding import folded
 from octavo.adapters.pytorch.capture.further_batches import look_further
 from octavo.adapters.pytorch.capture.layers import Layer
 from octavo.adapters.pytorch.kernels.saturation import why_in_float
-from octavo.adapters.pytorch.modules.shared_copy import aliases, has_hooks, named_tensors, skeleton
+from octavo.adapters.pytorch.modules.shared_copy import (
+    aliases,
+    has_hooks,
+    named_tensors,
+    skeleton,
+)
 from octavo.adapters.pytorch.observe.gradients import gradients
 from octavo.adapters.pytorch.observe.prefix_reuse import Reuse
 from octavo.adapters.pytorch.observe.staged import Resumable
-from octavo.adapters.pytorch.run.batches import Call, parameters_of, takes, tensors_in, to_call
+from octavo.adapters.pytorch.run.batches import (
+    Call,
+    parameters_of,
+    takes,
+    tensors_in,
+    to_call,
+)
 from octavo.adapters.pytorch.run.transformers_methods import refuse_what_fails
 from octavo.core.calibration.reading import Reading
 from octavo.core.contract.adapter import Batch, OpParameters, Session, Sink
@@ -133,7 +144,9 @@ class TorchSession(Session):
         root = self.capture.root
         if self._example is None:
             parameters = parameters_of(root)
-            return tuple(InputInfo(p.name, None) for p in parameters if p.default is p.empty)
+            return tuple(
+                InputInfo(p.name, None) for p in parameters if p.default is p.empty
+            )
         args, kwargs = self._example
         found = []
         for path, leaf in named_leaves(Given(*args, **kwargs), takes(root).positional):
@@ -147,7 +160,9 @@ class TorchSession(Session):
         """Return what runs on this device."""
         return capability(str(self._device))
 
-    def observe(self, batches: Iterable[Batch], values: Iterable[str], sink: Sink) -> int:
+    def observe(
+        self, batches: Iterable[Batch], values: Iterable[str], sink: Sink
+    ) -> int:
         """Run the float model over the batches and hand each wanted value to ``sink``."""
         return self.watcher(batches, 0)(values, sink)
 
@@ -170,7 +185,9 @@ class TorchSession(Session):
         if known.plain is not None and known.reads is not None:
             counted = census(known.plain, known.reads, branches=capture.has_branches)
         background = replace(known, counted=counted, others=tuple(calls))
-        return TorchSession(capture, self._device, self._example, self._notes, background)
+        return TorchSession(
+            capture, self._device, self._example, self._notes, background
+        )
 
     def _calls(self, batches: Iterable[Batch]) -> Iterator[Call]:
         return (to_call(batch, self.capture.root, self._device) for batch in batches)
@@ -185,7 +202,9 @@ class TorchSession(Session):
         if name not in tensors:
             first = aliases(self.capture.root)
             if name not in first:
-                raise ModelError(f"the model has no tensor called {name!r}{nearest(name, tensors)}")
+                raise ModelError(
+                    f"the model has no tensor called {name!r}{nearest(name, tensors)}"
+                )
             name = first[name]
         return self._brought(tensors[name].detach())
 
@@ -212,10 +231,14 @@ class TorchSession(Session):
         whole = self.capture.on(self._settled(self.capture.root), self.capture.factors)
         return whole.lent_by(None)
 
-    def apply(self, recipe: Recipe, parameters: Mapping[str, OpParameters]) -> TorchCandidate:
+    def apply(
+        self, recipe: Recipe, parameters: Mapping[str, OpParameters]
+    ) -> TorchCandidate:
         """Carry a recipe out."""
         seen = self.capture
-        active = {name: own for name, own in parameters.items() if not own.scheme.is_float}
+        active = {
+            name: own for name, own in parameters.items() if not own.scheme.is_float
+        }
         ledger = {name: self._line(name, decided) for name, decided in active.items()}
         biases = {name: self._bias(name, decided) for name, decided in active.items()}
         for op in self.describe().ops:
@@ -231,7 +254,9 @@ class TorchSession(Session):
         """Return what the ledger says of one op."""
         known = self.describe().by_name
         if name not in known:
-            raise SchemeError(f"this model has no op called {name!r}{nearest(name, known)}")
+            raise SchemeError(
+                f"this model has no op called {name!r}{nearest(name, known)}"
+            )
         op = known[name]
         realization = self.capability().realization(op, decided.scheme)
         axis = op.weight.channel_axis if op.weight else 0
@@ -250,8 +275,12 @@ class TorchSession(Session):
         given = self._background.given
         if given is not None:
             return given_candidate(self._settled(skeleton(given)), self._device)
-        origin = Origin(Recipe(backend="torch"), self.capture.facts(), factors=self.capture.factors)
-        return TorchCandidate(self._settled(self._float_root()), {}, self._device, origin)
+        origin = Origin(
+            Recipe(backend="torch"), self.capture.facts(), factors=self.capture.factors
+        )
+        return TorchCandidate(
+            self._settled(self._float_root()), {}, self._device, origin
+        )
 
     def _float_root(self) -> nn.Module:
         """Return a skeleton of the float model, whose layers change their inputs as they must."""

@@ -63,7 +63,9 @@ def _control(name: str, home: Path) -> list[str]:
     return [name, *sorted(found)]
 
 
-def _case(seed: int, number: int, home: Path, names: list[str], said: TextIO) -> dict[str, Any]:
+def _case(
+    seed: int, number: int, home: Path, names: list[str], said: TextIO
+) -> dict[str, Any]:
     source = random.Random(f"{seed}/{number}")
     name = names[number % len(names)]
     _tell(said, begin=number, family=name)
@@ -74,7 +76,9 @@ def _case(seed: int, number: int, home: Path, names: list[str], said: TextIO) ->
         faulthandler.cancel_dump_traceback_later()
 
 
-def run(name: str, source: random.Random, home: Path, *, off: bool = False) -> dict[str, Any]:
+def run(
+    name: str, source: random.Random, home: Path, *, off: bool = False
+) -> dict[str, Any]:
     """Run one case in a folder of its own.
 
     Returns:

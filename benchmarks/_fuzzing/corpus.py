@@ -28,7 +28,12 @@ CONFIG: dict[str, Any] = {
     "trial_timeout": 30.0,
     "stop": "budget",
     "seed": 3,
-    "accuracy": {"metric": "score", "tolerance": 0.5, "mode": "relative", "higher_is_better": True},
+    "accuracy": {
+        "metric": "score",
+        "tolerance": 0.5,
+        "mode": "relative",
+        "higher_is_better": True,
+    },
     "objective": {"minimise": ["size", {"kind": "latency"}]},
     "rules": [
         {
@@ -58,7 +63,11 @@ CONFIG: dict[str, Any] = {
 
 def images() -> np.ndarray:
     """Return float32 images (rows, 3, 8, 8)."""
-    return np.random.default_rng(0).standard_normal((ROWS, 3, SIZE, SIZE)).astype(np.float32)
+    return (
+        np.random.default_rng(0)
+        .standard_normal((ROWS, 3, SIZE, SIZE))
+        .astype(np.float32)
+    )
 
 
 def rows() -> np.ndarray:
@@ -102,7 +111,11 @@ class Tokens(nn.Module):
         torch.manual_seed(1)
         self.table = nn.Embedding(20, 16)
         self.recurrent = nn.LSTM(16, 16, batch_first=True)
-        self.query, self.key, self.value = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 16)
+        self.query, self.key, self.value = (
+            nn.Linear(16, 16),
+            nn.Linear(16, 16),
+            nn.Linear(16, 16),
+        )
         self.extra = nn.Parameter(torch.randn(16, 16))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -126,14 +139,17 @@ def graph() -> Graph:
     draw = np.random.default_rng(2)
     b = Builder()
     x = b.input("x", (None, WIDTH))
-    hidden = b.Relu(b.Gemm(x, _weight(draw, 16, 16), np.zeros(16, np.float32), name="first"))
+    hidden = b.Relu(
+        b.Gemm(x, _weight(draw, 16, 16), np.zeros(16, np.float32), name="first")
+    )
     added = b.Add(b.MatMul(hidden, _weight(draw, 16, 16), name="second"), hidden)
     normed = b.LayerNormalization(
         added, np.ones(16, np.float32), np.zeros(16, np.float32), axis=-1, epsilon=1e-5
     )
     return b.graph(
         b.Softmax(
-            b.Gemm(normed, _weight(draw, 16, 4), np.zeros(4, np.float32), name="last"), axis=1
+            b.Gemm(normed, _weight(draw, 16, 4), np.zeros(4, np.float32), name="last"),
+            axis=1,
         )
     )
 
@@ -154,7 +170,12 @@ def convolutional() -> onnx.ModelProto:
     weights["w3b"] = _weight(draw, 4)
     nodes = [
         helper.make_node(
-            "Conv", ["x", "w1", "b1"], ["c1"], "conv1", pads=[1, 1, 1, 1], kernel_shape=[3, 3]
+            "Conv",
+            ["x", "w1", "b1"],
+            ["c1"],
+            "conv1",
+            pads=[1, 1, 1, 1],
+            kernel_shape=[3, 3],
         ),
         helper.make_node("Relu", ["c1"], ["r1"], "relu1"),
         helper.make_node("Conv", ["r1", "w2"], ["c2"], "conv2", pads=[1, 1, 1, 1]),
@@ -179,7 +200,10 @@ def controlled() -> onnx.ModelProto:
     value = helper.make_tensor_value_info("t", TensorProto.FLOAT, None)
     other = helper.make_tensor_value_info("e", TensorProto.FLOAT, None)
     then = helper.make_graph(
-        [helper.make_node("MatMul", ["m", "inner"], ["t"], "inside")], "then", [], [value]
+        [helper.make_node("MatMul", ["m", "inner"], ["t"], "inside")],
+        "then",
+        [],
+        [value],
     )
     orelse = helper.make_graph(
         [helper.make_node("Identity", ["m"], ["e"], "outside")], "else", [], [other]
@@ -189,17 +213,30 @@ def controlled() -> onnx.ModelProto:
         helper.make_node("MatMul", ["x", "w"], ["m"], "multiply"),
         helper.make_node("ReduceMax", ["m"], ["top"], "top", keepdims=0),
         helper.make_node(
-            "Constant", [], ["zero"], "zero", value=numpy_helper.from_array(np.float32(0), "zero")
+            "Constant",
+            [],
+            ["zero"],
+            "zero",
+            value=numpy_helper.from_array(np.float32(0), "zero"),
         ),
         helper.make_node("Greater", ["top", "zero"], ["condition"], "compare"),
         helper.make_node(
-            "If", ["condition"], ["branched"], "branch", then_branch=then, else_branch=orelse
+            "If",
+            ["condition"],
+            ["branched"],
+            "branch",
+            then_branch=then,
+            else_branch=orelse,
         ),
         helper.make_node("Twice", ["branched"], ["doubled"], "twice", domain="local"),
         helper.make_node("Constant", [], ["shape"], "shape", value=shape),
         helper.make_node("Reshape", ["doubled", "shape"], ["steps"], "reshape"),
-        helper.make_node("LSTM", ["steps", "W", "R"], ["sequence"], "recurrent", hidden_size=16),
-        helper.make_node("ReduceMean", ["sequence"], ["y"], "mean", axes=[0, 1, 2], keepdims=0),
+        helper.make_node(
+            "LSTM", ["steps", "W", "R"], ["sequence"], "recurrent", hidden_size=16
+        ),
+        helper.make_node(
+            "ReduceMean", ["sequence"], ["y"], "mean", axes=[0, 1, 2], keepdims=0
+        ),
     ]
     twice = helper.make_function(
         "local",
@@ -222,7 +259,9 @@ def _model(
     outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, gives)]
     initializers = [numpy_helper.from_array(a, n) for n, a in weights.items()]
     graph_proto = helper.make_graph(nodes, "g", inputs, outputs, initializers)
-    return helper.make_model(graph_proto, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    return helper.make_model(
+        graph_proto, opset_imports=[helper.make_opsetid("", 17)], ir_version=9
+    )
 
 
 MODULES: dict[str, tuple[Callable[[], nn.Module], Callable[[], np.ndarray]]] = {
@@ -273,7 +312,11 @@ def build(folder: Path) -> None:
     onnx.save(convolutional(), folder / "outside" / "model.onnx", **options)
     save_graph(graph(), folder / "graph.npz")
     torch.save(module().state_dict(), folder / "state.pt")
-    np.savez(folder / "rows.npz", x=np.concatenate([rows()] * 4), labels=np.arange(4 * ROWS) % 4)
+    np.savez(
+        folder / "rows.npz",
+        x=np.concatenate([rows()] * 4),
+        labels=np.arange(4 * ROWS) % 4,
+    )
     np.save(folder / "x.npy", np.concatenate([rows()] * 4))
     for name, (source, scheme) in SAVED.items():
         _quantized(source, scheme).save(folder / "saved" / name)
@@ -299,4 +342,6 @@ def _quantized(source: str, scheme: str) -> octavo.Quantized:
     try:
         return octavo.quantize_model(model_of(source), scheme, [inputs_of(source)])
     except SchemeError:  # not every processor's integer kernels are right
-        return octavo.quantize_model(model_of(source), "int8-weight-only", [inputs_of(source)])
+        return octavo.quantize_model(
+            model_of(source), "int8-weight-only", [inputs_of(source)]
+        )

@@ -107,13 +107,17 @@ def command(*arguments: str) -> None:
         except SystemExit as ended:
             code = ended.code or 0
     if code not in CODES or "Traceback (most recent call last)" in err.getvalue():
-        raise BadExit(f"octavo {' '.join(arguments)} ended with {code!r}: {err.getvalue()[-300:]}")
+        raise BadExit(
+            f"octavo {' '.join(arguments)} ended with {code!r}: {err.getvalue()[-300:]}"
+        )
 
 
 def _use(bench: Bench, model: Any, batch: Any, *, backend: str | None = None) -> None:
     """Open a model, or quantize it and run the result."""
     if bench.random.random() < 0.2:
-        open_model(model, PluginHost(third_party=False), backend=backend).session.describe()
+        open_model(
+            model, PluginHost(third_party=False), backend=backend
+        ).session.describe()
         return
     # Integer kernels are wrong on some processors, where nothing offers them: codes in place of
     # weights work on each.
@@ -166,7 +170,12 @@ def onnx_outside(bench: Bench) -> None:
     else:
         path = bench.folder / chosen
         path.write_bytes(bench.mutator.bytes(path.read_bytes()))
-    _use(bench, bench.folder / "model.onnx", corpus.images(), backend=bench.pick((None, "numpy")))
+    _use(
+        bench,
+        bench.folder / "model.onnx",
+        corpus.images(),
+        backend=bench.pick((None, "numpy")),
+    )
 
 
 def torch_modules(bench: Bench) -> None:
@@ -198,7 +207,9 @@ def _change_module(bench: Bench, model: nn.Module) -> None:
                 torch.float8_e4m3fn,
             )
         )
-        child._parameters[name] = nn.Parameter(parameter.detach().to(dtype), requires_grad=False)
+        child._parameters[name] = nn.Parameter(
+            parameter.detach().to(dtype), requires_grad=False
+        )
     elif way == 1 and parameter is not None:
         form = bench.pick(
             (
@@ -220,8 +231,12 @@ def _change_module(bench: Bench, model: nn.Module) -> None:
     elif way == 3:
         child._parameters[name] = None
     elif way == 4:
-        attribute = bench.pick([a for a in ATTRIBUTES if hasattr(child, a)] or ["training"])
-        with contextlib.suppress(TypeError, KeyError):  # torch guards some of them itself
+        attribute = bench.pick(
+            [a for a in ATTRIBUTES if hasattr(child, a)] or ["training"]
+        )
+        with contextlib.suppress(
+            TypeError, KeyError
+        ):  # torch guards some of them itself
             setattr(
                 child,
                 attribute,
@@ -284,7 +299,9 @@ def odd_batches(bench: Bench) -> None:
     name = bench.pick((*corpus.MODULES, *corpus.PROTOS, "graph"))
     model, batch = corpus.model_of(name), corpus.inputs_of(name)
     given = batch if bench.mutator.off else _odd_batch(bench, batch)
-    whole: Any = bench.pick(([given], given, [batch, given], lambda: [given], iter([given])))
+    whole: Any = bench.pick(
+        ([given], given, [batch, given], lambda: [given], iter([given]))
+    )
     if bench.random.random() < 0.5:
         octavo.quantize_model(
             model, bench.pick(PRESETS), whole if not bench.mutator.off else [given]
@@ -324,7 +341,8 @@ def numpy_graphs(bench: Bench) -> None:
     """A NumPy graph as a caller builds it, with odd nodes and arrays."""
     found = corpus.graph()
     nodes = [
-        [n.op, list(n.inputs), list(n.outputs), n.name, dict(n.attributes)] for n in found.nodes
+        [n.op, list(n.inputs), list(n.outputs), n.name, dict(n.attributes)]
+        for n in found.nodes
     ]
     arrays: dict[str, Any] = dict(found.initializers)
     if not bench.mutator.off and bench.random.random() < 0.4:
@@ -360,7 +378,11 @@ def saved_results(bench: Bench) -> None:
     _change_saved(bench, folder)
     model = corpus.model_of(source) if name.startswith("torch") else None
     if bench.random.random() < 0.2:
-        arguments = ["--float", f"benchmarks._fuzzing.corpus:{source}"] if model is not None else []
+        arguments = (
+            ["--float", f"benchmarks._fuzzing.corpus:{source}"]
+            if model is not None
+            else []
+        )
         command("inspect", str(folder), *arguments, *bench.pick(([], ["--json"])))
         return
     loaded = octavo.load(folder, model)
@@ -436,7 +458,9 @@ def manifests(bench: Bench) -> None:
     """The manifest of a searched result: read, reported, listed."""
     folder = bench.folder / "saved"
     shutil.copytree(bench.home / "saved" / "searched", folder)
-    bench.table(folder / "octavo.json", json.loads((folder / "octavo.json").read_text()))
+    bench.table(
+        folder / "octavo.json", json.loads((folder / "octavo.json").read_text())
+    )
     way = bench.random.randrange(5)
     if way == 0:
         write(report_data(read_manifest(folder)), bench.folder / "report.html")
@@ -485,7 +509,9 @@ def _change_rows(bench: Bench, path: Path) -> None:
                     "SELECT name FROM sqlite_master WHERE type='table' ORDER BY name"
                 )
             ]
-            connection.execute(f"{bench.pick(('DROP TABLE', 'DELETE FROM'))} {bench.pick(names)}")
+            connection.execute(
+                f"{bench.pick(('DROP TABLE', 'DELETE FROM'))} {bench.pick(names)}"
+            )
         elif way == 1:
             places = [
                 (t, c)
@@ -507,7 +533,11 @@ def _change_rows(bench: Bench, path: Path) -> None:
                 )
         else:
             table = bench.pick(
-                ("trial_user_attributes", "trial_user_attributes", "study_user_attributes")
+                (
+                    "trial_user_attributes",
+                    "trial_user_attributes",
+                    "study_user_attributes",
+                )
             )
             rows = connection.execute(
                 f"SELECT rowid, value_json FROM {table} ORDER BY rowid"
@@ -525,7 +555,9 @@ def _changed_value(bench: Bench, value: str) -> Any:
     if isinstance(raw, str) and bench.random.random() < 0.8:
         with contextlib.suppress(ValueError):
             return json.dumps(dump(bench.mutator.json(json.loads(raw))))
-    return bench.pick((dump(bench.mutator.json(raw)), b"\xff\xfe", "", "[" * 100_000, None, 3))
+    return bench.pick(
+        (dump(bench.mutator.json(raw)), b"\xff\xfe", "", "[" * 100_000, None, 3)
+    )
 
 
 def configurations(bench: Bench) -> None:
@@ -551,7 +583,9 @@ def configurations(bench: Bench) -> None:
             else dump(raw)
         )
         data = text.encode(errors="surrogatepass")
-        path.write_bytes(data if bench.random.random() < 0.6 else bench.mutator.bytes(data))
+        path.write_bytes(
+            data if bench.random.random() < 0.6 else bench.mutator.bytes(data)
+        )
         if not bench.mutator.off and bench.random.random() < 0.1:
             path.write_bytes(
                 bench.pick(
@@ -582,7 +616,11 @@ def _tune(bench: Bench, settings: octavo.TuningConfig) -> None:
 
     with contextlib.suppress(KeyboardInterrupt):
         octavo.autotune(
-            corpus.graph(), judge, [corpus.rows()], settings, storage=bench.folder / "history.db"
+            corpus.graph(),
+            judge,
+            [corpus.rows()],
+            settings,
+            storage=bench.folder / "history.db",
         )
 
 
@@ -593,7 +631,9 @@ def _toml(value: Any) -> str:
         if isinstance(inner, dict):
             return (
                 "{"
-                + ", ".join(f"{json.dumps(str(k))} = {inline(v)}" for k, v in inner.items())
+                + ", ".join(
+                    f"{json.dumps(str(k))} = {inline(v)}" for k, v in inner.items()
+                )
                 + "}"
             )
         if isinstance(inner, list):
@@ -720,16 +760,28 @@ def sensitivities(bench: Bench) -> None:
 
 def other_files(bench: Bench) -> None:
     """Files that are models of something else, and commands over mutated models."""
-    name = bench.pick(("convolutional.onnx", "controlled.onnx", "graph.npz", "state.pt"))
+    name = bench.pick(
+        ("convolutional.onnx", "controlled.onnx", "graph.npz", "state.pt")
+    )
     path = bench.file(
         bench.home / name,
         bench.pick(
-            (name, "model.onnx", "model.npz", "model.pt", "model.pt2", "model.safetensors", "model")
+            (
+                name,
+                "model.onnx",
+                "model.npz",
+                "model.pt",
+                "model.pt2",
+                "model.safetensors",
+                "model",
+            )
         ),
     )
     way = bench.random.randrange(4)
     if way == 0:
-        command("inspect", str(path), *bench.pick(([], ["--json"], ["--backend", "numpy"])))
+        command(
+            "inspect", str(path), *bench.pick(([], ["--json"], ["--backend", "numpy"]))
+        )
     elif way == 1:
         command("capabilities", str(path))
     elif way == 2:

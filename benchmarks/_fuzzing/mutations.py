@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 DEPTH = 100_000  # brackets of a nested text: deeper than any interpreter's stack
-NESTED = (
-    200  # levels of a nested value: deep enough for recursive code to notice, and cheap to make
-)
+# levels of a nested value: deep enough for recursive code to notice, and cheap to make
+NESTED = 200
 
 SCALARS: tuple[Any, ...] = (
     None,
@@ -154,20 +153,26 @@ class Mutator:
             return self.junk(objects)
         # Large tables would otherwise take nearly all the changes: a third of them go near the top.
         near = places[: max(4, len(places) // 20)]
-        holder, key = self.random.choice(near if self.random.random() < 0.35 else places)
+        holder, key = self.random.choice(
+            near if self.random.random() < 0.35 else places
+        )
         way = self.random.randrange(8)
         if way == 0:
             del holder[key]
         elif way == 1 and isinstance(holder, dict):
             holder[str(self.random.choice(SCALARS))] = holder.pop(key)
         elif way == 2:
-            holder[key] = [holder[key]] if self.random.random() < 0.5 else {"a": holder[key]}
+            holder[key] = (
+                [holder[key]] if self.random.random() < 0.5 else {"a": holder[key]}
+            )
         elif way == 3:
             other, name = self.random.choice(places)
             with_other = other[name] if _holds(other, name) else None
             holder[key] = _copy(with_other)
         elif (
-            way == 4 and isinstance(holder[key], (int, float)) and not isinstance(holder[key], bool)
+            way == 4
+            and isinstance(holder[key], (int, float))
+            and not isinstance(holder[key], bool)
         ):
             number = holder[key]
             # No float holds an integer of more than 1023 bits.
@@ -185,7 +190,9 @@ class Mutator:
         if objects and way < 3:
             return self.random.choice(OBJECTS)
         if way == 3:
-            return [self.random.choice(SCALARS) for _ in range(self.random.randrange(4))]
+            return [
+                self.random.choice(SCALARS) for _ in range(self.random.randrange(4))
+            ]
         if way == 4:
             return {
                 str(self.random.choice(SCALARS)): self.random.choice(SCALARS)
@@ -215,10 +222,14 @@ class Mutator:
             self._repeated(holder, field)
         elif field.message_type is not None:
             inner = getattr(holder, field.name)
-            others = [m for m in _messages(message) if m.DESCRIPTOR is field.message_type]
+            others = [
+                m for m in _messages(message) if m.DESCRIPTOR is field.message_type
+            ]
             if others:
                 # By way of bytes: to copy a message into a part of itself ends the process.
-                inner.ParseFromString(self.random.choice(others).SerializePartialToString())
+                inner.ParseFromString(
+                    self.random.choice(others).SerializePartialToString()
+                )
             else:
                 inner.SetInParent()
         else:
@@ -247,8 +258,12 @@ class Mutator:
 
     def _scalar(self, field: Any) -> Any:
         kind = field.cpp_type
-        if kind == field.CPPTYPE_ENUM:  # protobuf lets no other number in; changed bytes do
-            return self.random.choice([value.number for value in field.enum_type.values])
+        if (
+            kind == field.CPPTYPE_ENUM
+        ):  # protobuf lets no other number in; changed bytes do
+            return self.random.choice(
+                [value.number for value in field.enum_type.values]
+            )
         if kind == field.CPPTYPE_INT32:
             return self.random.choice((0, 1, 2, 3, 6, 7, 9, 16, -1, 99, 2**31 - 1))
         if kind == field.CPPTYPE_INT64:
@@ -262,7 +277,9 @@ class Mutator:
         if kind == field.CPPTYPE_BOOL:
             return self.random.random() < 0.5
         if field.type == field.TYPE_BYTES:
-            return self.random.choice((b"", b"\xff\xfe\xff", b"SAME", b"\x00" * 64, b"x" * 3))
+            return self.random.choice(
+                (b"", b"\xff\xfe\xff", b"SAME", b"\x00" * 64, b"x" * 3)
+            )
         return self.random.choice(
             (
                 "",
@@ -297,7 +314,9 @@ def _overwrite(source: random.Random, data: bytearray) -> bytearray:
 
 def _truncate(source: random.Random, data: bytearray) -> bytearray:
     return data[
-        : source.choice((0, 1, 4, 8, source.randrange(len(data) + 1), max(0, len(data) - 1)))
+        : source.choice(
+            (0, 1, 4, 8, source.randrange(len(data) + 1), max(0, len(data) - 1))
+        )
     ]
 
 

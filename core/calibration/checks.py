@@ -33,7 +33,9 @@ def check_batch(
             _check_array(leaf, expected.get(path), where)
         elif not isinstance(leaf, PLAIN):
             kind = type(leaf).__name__
-            raise DataError(f"{where}: {kind} is no array, container or plain value; {REMEDY}")
+            raise DataError(
+                f"{where}: {kind} is no array, container or plain value; {REMEDY}"
+            )
 
 
 def _check_array(array: Any, info: InputInfo | None, where: str) -> None:
@@ -49,7 +51,9 @@ def _check_array(array: Any, info: InputInfo | None, where: str) -> None:
 def _fits(declared: tuple[int | None, ...], shape: tuple[int, ...]) -> bool:
     if len(declared) != len(shape):
         return False
-    return all(wanted in (None, got) for wanted, got in zip(declared, shape, strict=True))
+    return all(
+        wanted in (None, got) for wanted, got in zip(declared, shape, strict=True)
+    )
 
 
 def _is_finite(array: Any) -> bool:
@@ -89,5 +93,7 @@ def digest_leaf(digest: hashlib._Hash, name: str, leaf: Any, between: str = "") 
     head = between.join((name, str(array.dtype), str(array.shape)))
     digest.update(head.encode())
     # Arrays of Python objects have no bytes of their own.
-    content = str(array).encode() if array.dtype == object else array.view(np.uint8).data
+    content = (
+        str(array).encode() if array.dtype == object else array.view(np.uint8).data
+    )
     digest.update(content)

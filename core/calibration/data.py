@@ -73,7 +73,9 @@ class CalibrationData:
     @property
     def names(self) -> tuple[str, ...]:
         """Names of what the model takes in order."""
-        return self.order if self.order is not None else tuple(i.name for i in self.inputs)
+        return (
+            self.order if self.order is not None else tuple(i.name for i in self.inputs)
+        )
 
     def first(self) -> Batch:
         """Return the first batch."""
@@ -150,7 +152,9 @@ class CalibrationData:
 
 
 def _plain_values(batch: Batch, names: tuple[str, ...]) -> dict[str, Any]:
-    return {path: leaf for path, leaf in named_leaves(batch, names) if not is_array(leaf)}
+    return {
+        path: leaf for path, leaf in named_leaves(batch, names) if not is_array(leaf)
+    }
 
 
 def _form(batch: Batch) -> object:
@@ -192,7 +196,9 @@ def calibration_data(
     return CalibrationData(batches, None, inputs, notes, reading, order)
 
 
-def _first_of(batches: tuple[Any, ...] | None, factory: Callable[[], Iterable[Any]] | None) -> Any:
+def _first_of(
+    batches: tuple[Any, ...] | None, factory: Callable[[], Iterable[Any]] | None
+) -> Any:
     if batches is not None:
         return batches[0]
     assert factory is not None

@@ -148,7 +148,12 @@ class Gram(FeatureObserver):
         m = xp.astype(sums.value[0, ...], xp.float64)
         z = xp.astype(shift, xp.float64)
         cross = z[:, None] * m[None, :]
-        moved = gram - cross - xp.matrix_transpose(cross) + self.count * z[:, None] * z[None, :]
+        moved = (
+            gram
+            - cross
+            - xp.matrix_transpose(cross)
+            + self.count * z[:, None] * z[None, :]
+        )
         least = _CANCELLED * xp.linalg.diagonal(gram)
         if bool(xp.any(xp.linalg.diagonal(moved) < least)):
             return None

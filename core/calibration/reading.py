@@ -169,7 +169,9 @@ def _one_of(ran: Sequence[Ran], raw: Any, takes: Takes, index: int) -> Reading:
     return shortest if _called_mask(longest, shortest, raw) else longest
 
 
-def _readings(raw: Any, takes: Takes, first: int = 0, left: str = "") -> Iterator[list[Reading]]:
+def _readings(
+    raw: Any, takes: Takes, first: int = 0, left: str = ""
+) -> Iterator[list[Reading]]:
     """Yield groups of readings, likelier ones first.
 
     Those of one group are told apart by running them.
@@ -200,7 +202,9 @@ def _readings(raw: Any, takes: Takes, first: int = 0, left: str = "") -> Iterato
         yield from _in_order(tuple(raw), takes, reading)
         yield from _of_first_item(raw, takes, first, left)
     fits_by_name = (
-        bool(names) and isinstance(raw, Mapping) and not takes.problem(reading("names").call(raw))
+        bool(names)
+        and isinstance(raw, Mapping)
+        and not takes.problem(reading("names").call(raw))
     )
     is_of_one = is_sequence and len(raw) < 2
     if len(takes.required) <= 1 and not fits_by_name and not is_of_one:
@@ -219,7 +223,9 @@ def _by_name(
         yield [reading("names", note + ", ".join(sorted(labels)), without=labels)]
 
 
-def _of_first_item(raw: Any, takes: Takes, first: int, left: str) -> Iterator[list[Reading]]:
+def _of_first_item(
+    raw: Any, takes: Takes, first: int, left: str
+) -> Iterator[list[Reading]]:
     """Yield the readings of what a loader of (inputs, labels) has first."""
     if not (is_container(raw[0]) or isinstance(raw[0], Call)):
         return
@@ -235,7 +241,9 @@ def _of_first_item(raw: Any, takes: Takes, first: int, left: str) -> Iterator[li
 def _in_order(
     items: tuple[Any, ...], takes: Takes, reading: Callable[..., Reading]
 ) -> Iterator[list[Reading]]:
-    most = len(items) if takes.any_positional else min(len(items), len(takes.positional))
+    most = (
+        len(items) if takes.any_positional else min(len(items), len(takes.positional))
+    )
     least = max(1, sum(name in takes.required for name in takes.positional))
     group = []
     for count in range(most, min(least, most) - 1, -1):
@@ -261,7 +269,11 @@ def _misfit(raw: Any, takes: Takes) -> str:
         if not any(takes.names(key) for key in keys):
             return f"has keys {keys}, and the model takes {takes}"
     groups = list(_readings(raw, takes))
-    problem = takes.problem(groups[0][0].call(raw)) if groups and groups[0] else "it holds nothing"
+    problem = (
+        takes.problem(groups[0][0].call(raw))
+        if groups and groups[0]
+        else "it holds nothing"
+    )
     return f"cannot be read: {problem}"
 
 
@@ -292,7 +304,11 @@ def _called_mask(longest: Reading, shortest: Reading, raw: Any) -> bool:
 def _refuse(raw: Any, takes: Takes, ran: Sequence[Reading], index: int) -> None:
     counts = " and ".join(str(len(reading.call(raw).args)) for reading in reversed(ran))
     beyond = len(ran[-1].call(raw).args)
-    name = takes.positional[beyond] if beyond < len(takes.positional) else "the next argument"
+    name = (
+        takes.positional[beyond]
+        if beyond < len(takes.positional)
+        else "the next argument"
+    )
     raise DataError(
         f"calibration batch {index} has {len(raw)} items, and the model runs with {counts} of "
         f"them, with other outputs: item {beyond} may be {name!r} or labels, which cannot be "

@@ -19,7 +19,9 @@ BATCH_SIZE = 32
 
 def is_factory(source: Any) -> bool:
     """True for a function that makes a fresh iterable of batches each time it is called."""
-    is_source = any(hasattr(source, known) for known in ("__iter__", "get_next", "shape"))
+    is_source = any(
+        hasattr(source, known) for known in ("__iter__", "get_next", "shape")
+    )
     return callable(source) and not is_source
 
 
@@ -56,7 +58,11 @@ def _slices(source: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """
     # A BatchEncoding iterates over keys, an NpzFile has no items order.
     table = {str(k): source[k] for k in source.keys()}  # noqa: SIM118
-    rows = {path: int(leaf.shape[0]) for path, leaf in named_leaves(table) if _has_samples(leaf)}
+    rows = {
+        path: int(leaf.shape[0])
+        for path, leaf in named_leaves(table)
+        if _has_samples(leaf)
+    }
     if len(set(rows.values())) > 1:
         raise DataError(
             f"calibration arrays differ in their number of samples: {rows}; the first axis counts "
@@ -96,12 +102,16 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
     except (OSError, EOFError, KeyError) as error:
         raise DataError(f"{path} cannot be read as arrays: {error}") from error
     except Exception as error:  # zipfile.BadZipFile and relatives
-        raise DataError(f"{path} is damaged: {error}; write it again with numpy.savez") from error
+        raise DataError(
+            f"{path} is damaged: {error}; write it again with numpy.savez"
+        ) from error
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     if path.is_dir():
-        return {p.stem: np.load(p, allow_pickle=False) for p in sorted(path.glob("*.npy"))}
+        return {
+            p.stem: np.load(p, allow_pickle=False) for p in sorted(path.glob("*.npy"))
+        }
     loaded = np.load(path, allow_pickle=False)
     if isinstance(loaded, np.ndarray):
         return {path.stem: loaded}

@@ -102,7 +102,9 @@ class Statistics:
         for value, count in other.seen.items():
             self.seen[value] = self.seen.get(value, 0) + count
 
-    def rescaled(self, changes: Mapping[str, ChannelMap]) -> tuple[Statistics, tuple[Probe, ...]]:
+    def rescaled(
+        self, changes: Mapping[str, ChannelMap]
+    ) -> tuple[Statistics, tuple[Probe, ...]]:
         """Return what would have been seen had the channels of some values been changed.
 
         Args:
@@ -119,7 +121,9 @@ class Statistics:
         missing = []
         for probe, observer in self._observers.items():
             change = changes.get(probe.value)
-            found = observer if change is None else self._derived(probe, observer, change)
+            found = (
+                observer if change is None else self._derived(probe, observer, change)
+            )
             if found is None:
                 missing.append(probe)
             else:
@@ -129,11 +133,15 @@ class Statistics:
             derived._pages = self._pages.changed(changes)
         return derived, tuple(missing)
 
-    def _derived(self, probe: Probe, observer: Observer, change: ChannelMap) -> Observer | None:
+    def _derived(
+        self, probe: Probe, observer: Observer, change: ChannelMap
+    ) -> Observer | None:
         alone = observer.rescaled(change)
         return self._from_others(probe, observer, change) if alone is None else alone
 
-    def _from_others(self, probe: Probe, observer: Observer, change: ChannelMap) -> Observer | None:
+    def _from_others(
+        self, probe: Probe, observer: Observer, change: ChannelMap
+    ) -> Observer | None:
         """Derive what an observer alone cannot tell, from another that watched the same value."""
         if isinstance(observer, Gram) and change.shift is not None:
             return self._shifted_gram(probe, observer, change, change.shift)
@@ -151,11 +159,15 @@ class Statistics:
     def _shifted_gram(
         self, probe: Probe, gram: Gram, change: ChannelMap, shift: Array
     ) -> Observer | None:
-        sums = self._observers.get(replace(probe, calibrator=PartChoice(kind="channel_mean")))
+        sums = self._observers.get(
+            replace(probe, calibrator=PartChoice(kind="channel_mean"))
+        )
         moved = gram.centred(sums, shift) if isinstance(sums, FeatureSum) else None
         return None if moved is None else moved.rescaled(replace(change, shift=None))
 
-    def _channels(self, value: str, axes: tuple[int, ...], change: ChannelMap) -> MinMax | None:
+    def _channels(
+        self, value: str, axes: tuple[int, ...], change: ChannelMap
+    ) -> MinMax | None:
         """Return the channel ranges along the first of some axes that has them, changed."""
         for axis in axes:
             channels = self._observers.get(Probe(value, MINMAX, axis))
@@ -189,7 +201,11 @@ class Statistics:
         return found
 
     def range(
-        self, value: str, calibrator: PartChoice, spec: QuantSpec, axis: int | None = None
+        self,
+        value: str,
+        calibrator: PartChoice,
+        spec: QuantSpec,
+        axis: int | None = None,
     ) -> tuple[Array, Array]:
         """Return the (low, high) of a value, float32, shape () or (channels,).
 

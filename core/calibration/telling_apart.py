@@ -20,7 +20,9 @@ def _same(some: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> bool:
     if len(some) != len(other):
         return False
     pairs = zip(some, other, strict=True)
-    return all(a.shape == b.shape and np.allclose(a, b, equal_nan=True) for a, b in pairs)
+    return all(
+        a.shape == b.shape and np.allclose(a, b, equal_nan=True) for a, b in pairs
+    )
 
 
 def is_mask(value: Any, data: Any) -> bool:

@@ -20,7 +20,9 @@ import numpy as np
 from octavo.core.errors import SchemeError
 from octavo.core.numerics.affine import Array
 from octavo.core.numerics.channels import Factors
-from octavo.core.values.calls import Batch as Batch  # where plugins have always found it
+from octavo.core.values.calls import (
+    Batch as Batch,
+)  # where plugins have always found it
 from octavo.core.values.capability import Capability
 from octavo.core.values.graph import HeldWeight, ModelView
 from octavo.core.values.ledger import Applied as Applied  # likewise
@@ -50,7 +52,9 @@ class Session(ABC):
         """Return what can be executed on this session's device, established and not assumed."""
 
     @abstractmethod
-    def observe(self, batches: Iterable[Batch], values: Iterable[str], sink: Sink) -> int:
+    def observe(
+        self, batches: Iterable[Batch], values: Iterable[str], sink: Sink
+    ) -> int:
         """Run the float model over ``batches`` once, and hand named values to ``sink``.
 
         Values come as the ops see them: after batch-norm folding and fused activations.
@@ -65,7 +69,9 @@ class Session(ABC):
             The number of batches.
         """
 
-    def watcher(self, batches: Iterable[Batch], limit: int) -> Callable[[Iterable[str], Sink], int]:
+    def watcher(
+        self, batches: Iterable[Batch], limit: int
+    ) -> Callable[[Iterable[str], Sink], int]:
         """Return a function that observes the same batches again and again, some values at a time.
 
         Each call does what :meth:`observe` does. A backend may keep, between two calls, what the
@@ -86,7 +92,9 @@ class Session(ABC):
         """
 
     @abstractmethod
-    def apply(self, recipe: Recipe, parameters: Mapping[str, OpParameters]) -> Candidate:
+    def apply(
+        self, recipe: Recipe, parameters: Mapping[str, OpParameters]
+    ) -> Candidate:
         """Carry a recipe out; ops without parameters stay float.
 
         It costs what the quantized ops cost, never a copy of the model; what is packed from one
@@ -101,7 +109,9 @@ class Session(ABC):
             SchemeError: If a scheme is outside the capability.
         """
 
-    def draft(self, recipe: Recipe, parameters: Mapping[str, OpParameters]) -> Candidate:
+    def draft(
+        self, recipe: Recipe, parameters: Mapping[str, OpParameters]
+    ) -> Candidate:
         """Return what :meth:`apply` returns, for a :meth:`runner` alone.
 
         What only other uses need (saving, a native model) may wait until they come.

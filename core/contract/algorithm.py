@@ -78,7 +78,9 @@ class WeightAlgorithm(ABC):
         self.config = config
 
     @abstractmethod
-    def quantize(self, matrix: Array, spec: QuantSpec, context: WeightContext) -> QuantizedTensor:
+    def quantize(
+        self, matrix: Array, spec: QuantSpec, context: WeightContext
+    ) -> QuantizedTensor:
         """Quantize a weight as a matrix.
 
         Args:

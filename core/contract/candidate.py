@@ -53,7 +53,9 @@ class OpParameters:
         is_reduced = self.weight.params.spec.reduce_range
         if is_reduced == asked.reduce_range:
             return self.scheme
-        return self.scheme.variant(weight=asked.reduced() if is_reduced else asked.whole())
+        return self.scheme.variant(
+            weight=asked.reduced() if is_reduced else asked.whole()
+        )
 
     def line(self, realization: Realization, reason: str = "") -> Applied:
         """Return the ledger's line of an op that is carried out as it was decided.
@@ -112,7 +114,9 @@ class Candidate(ABC):
             folder: There, and empty.
         """
 
-    def with_ledger(self, ledger: Mapping[str, Applied], recipe: Recipe | None = None) -> Self:
+    def with_ledger(
+        self, ledger: Mapping[str, Applied], recipe: Recipe | None = None
+    ) -> Self:
         """Return the same model under another ledger.
 
         Every other attribute is shared with this one. A backend that keeps attributes elsewhere

@@ -59,7 +59,9 @@ class Criterion(ABC):
         """
 
     @abstractmethod
-    def judge(self, metrics: Mapping[str, float], baseline: Mapping[str, float]) -> Verdict:
+    def judge(
+        self, metrics: Mapping[str, float], baseline: Mapping[str, float]
+    ) -> Verdict:
         """Judge a candidate.
 
         Args:

@@ -38,7 +38,9 @@ class PartConfig(Checked):
     def _counts_fit_a_machine(self) -> Self:
         for name, value in self:
             if isinstance(value, int) and not -(2**63) <= value < 2**63:
-                raise ValueError(f"{name} is larger than any count that a machine holds")
+                raise ValueError(
+                    f"{name} is larger than any count that a machine holds"
+                )
         return self
 
 
@@ -86,7 +88,9 @@ class Part(Generic[T]):
             ) from error
         return found
 
-    def build(self, settings: PartConfig | None = None, *arguments: Any, **named: Any) -> T:
+    def build(
+        self, settings: PartConfig | None = None, *arguments: Any, **named: Any
+    ) -> T:
         """Load the target and call it.
 
         Args:
@@ -123,5 +127,7 @@ class AdapterPart(Part[T]):
         is_path = isinstance(model, str) or hasattr(model, "__fspath__")
         if is_path:
             return str(model).endswith(self.suffixes)
-        bases = {f"{base.__module__}.{base.__qualname__}" for base in type(model).__mro__}
+        bases = {
+            f"{base.__module__}.{base.__qualname__}" for base in type(model).__mro__
+        }
         return not bases.isdisjoint(self.models)

@@ -9,7 +9,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial, reduce
 from importlib import import_module
-from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, entry_points
+from importlib.metadata import (
+    EntryPoint,
+    PackageNotFoundError,
+    distribution,
+    entry_points,
+)
 from importlib.resources import files
 from operator import or_
 from types import MappingProxyType
@@ -18,7 +23,14 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 import pluggy
 from pydantic import Field, TypeAdapter
 
-from octavo.core.errors import ConfigError, DuplicatePart, PluginError, UnknownPart, nearest, shown
+from octavo.core.errors import (
+    ConfigError,
+    DuplicatePart,
+    PluginError,
+    UnknownPart,
+    nearest,
+    shown,
+)
 from octavo.core.values.settings import checked
 
 from . import hookspecs
@@ -111,11 +123,15 @@ class PluginHost:
             found[entry.name] = entry
         for name, entry in sorted(found.items()):
             if self._allow and name not in self._allow:
-                self._infos.append(PluginInfo(name, _origin(entry), False, "not in the allow list"))
+                self._infos.append(
+                    PluginInfo(name, _origin(entry), False, "not in the allow list")
+                )
             else:
                 self._add(name, _origin(entry), entry.load, "")
 
-    def _add(self, name: str, origin: str, load: Callable[[], Any], missing: str) -> None:
+    def _add(
+        self, name: str, origin: str, load: Callable[[], Any], missing: str
+    ) -> None:
         if name in self._deny:
             self._infos.append(PluginInfo(name, origin, False, "denied by the policy"))
             return
@@ -202,7 +218,8 @@ class PluginHost:
     def _say_what_raised(self, name: str, hook: str, error: Exception) -> None:
         reason = f"{hook} raised {type(error).__name__}: {error}"
         self._infos = [
-            replace(info, reason=reason) if info.name == name else info for info in self._infos
+            replace(info, reason=reason) if info.name == name else info
+            for info in self._infos
         ]
         warnings.warn(
             f"octavo plugin {name!r} raised in {hook}: {error!r}; it is left out there",
@@ -224,7 +241,9 @@ class PluginHost:
         parts = self.parts(kind)
         if name not in parts:
             why = self._why_left_out(name)
-            raise UnknownPart(f"no {_singular(kind)} called {name!r}{why}{nearest(name, parts)}")
+            raise UnknownPart(
+                f"no {_singular(kind)} called {name!r}{why}{nearest(name, parts)}"
+            )
         return parts[name]
 
     def _why_left_out(self, name: str) -> str:
@@ -292,7 +311,9 @@ def _is_set(name: str) -> bool:
 
 
 def _singular(kind: str) -> str:
-    return {"strategies": "strategy", "criteria": "criterion"}.get(kind, kind.removesuffix("s"))
+    return {"strategies": "strategy", "criteria": "criterion"}.get(
+        kind, kind.removesuffix("s")
+    )
 
 
 __all__ = ["KINDS", "NO_AUTOLOAD", "Kind", "PluginError", "PluginHost", "PluginInfo"]

@@ -23,7 +23,9 @@ class Sensitivity(Protocol):
     Asked for lazily, computed once, cached.
     """
 
-    def __call__(self, kind: str, pairs: Sequence[tuple[str, OpScheme]]) -> Sequence[float]:
+    def __call__(
+        self, kind: str, pairs: Sequence[tuple[str, OpScheme]]
+    ) -> Sequence[float]:
         """Return one loss >= 0 for each (unit name, scheme); higher hurts more.
 
         Args:

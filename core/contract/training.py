@@ -134,7 +134,10 @@ class Training:
             SchemeError: If the model has no repeated block with such a layer, or its layers change
                 their inputs (rescaled).
         """
-        self._refuse("block_reconstruction", "an algorithm such as autoround rounds layer by layer")
+        self._refuse(
+            "block_reconstruction",
+            "an algorithm such as autoround rounds layer by layer",
+        )
 
     def distill(
         self,
@@ -160,9 +163,14 @@ class Training:
                 (rescaled).
             DataError: If there is no batch.
         """
-        self._refuse("distillation", "an algorithm such as gptq or autoround learns layer by layer")
+        self._refuse(
+            "distillation",
+            "an algorithm such as gptq or autoround learns layer by layer",
+        )
 
-    def prepare_qat(self, recipe: Recipe, parameters: Mapping[str, OpParameters]) -> QatModel:
+    def prepare_qat(
+        self, recipe: Recipe, parameters: Mapping[str, OpParameters]
+    ) -> QatModel:
         """Return a copy whose layers see quantized weights and inputs while it is trained.
 
         Feature ``training``.
@@ -209,7 +217,9 @@ class Training:
             SchemeError: As for :meth:`add_low_rank`.
             MissingFramework: If the library is not installed.
         """
-        self._refuse("low_rank", "merge the updates into the float model, then quantize it")
+        self._refuse(
+            "low_rank", "merge the updates into the float model, then quantize it"
+        )
 
     def _refuse(self, feature: str, remedy: str) -> NoReturn:
         raise SchemeError(

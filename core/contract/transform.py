@@ -32,7 +32,11 @@ class Observed(Protocol):
         """
 
     def range(
-        self, value: str, calibrator: PartChoice, spec: QuantSpec, axis: int | None = None
+        self,
+        value: str,
+        calibrator: PartChoice,
+        spec: QuantSpec,
+        axis: int | None = None,
     ) -> tuple[Array, Array]:
         """Return the (low, high) of a value, as :meth:`Calibrator.range` does.
 

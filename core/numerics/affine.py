@@ -21,7 +21,9 @@ from octavo.core.values.scheme import QuantSpec
 from .layout import spread
 from .rounding import Rounding, nearest
 
-Array = Any  # an array of any array-API namespace; the standard has no common base class
+Array = (
+    Any  # an array of any array-API namespace; the standard has no common base class
+)
 
 Convention = Literal["octavo", "tensorflow", "pytorch", "ipex"]
 """Who decides how a range becomes a scale; see :func:`affine_params`."""
@@ -186,7 +188,11 @@ def quantize(x: Array, params: QuantParams, rounding: Rounding = nearest) -> Arr
 
 
 def steps(
-    x: Array, scale: Array, zero_point: Array, spec: QuantSpec, rounding: Rounding = nearest
+    x: Array,
+    scale: Array,
+    zero_point: Array,
+    spec: QuantSpec,
+    rounding: Rounding = nearest,
 ) -> Array:
     """Return code - zero_point as whole float32 numbers: round(x / scale), clipped.
 
@@ -203,7 +209,9 @@ def steps(
 
 def dequantize(codes: Array, params: QuantParams) -> Array:
     """Return scale * (codes - zero_point), float32, same shape; any granularity."""
-    return spread(numbers, codes, params.spec, params.axis, params.scale, params.zero_point)
+    return spread(
+        numbers, codes, params.spec, params.axis, params.scale, params.zero_point
+    )
 
 
 def numbers(codes: Array, scale: Array, zero_point: Array) -> Array:

@@ -119,7 +119,9 @@ class _Work:
         code_type = xp.uint8 if code_range[0] == 0 else xp.int8
         codes = xp.empty((rows, features), dtype=code_type, device=where)
         scale = xp.empty(groups, dtype=xp.float32, device=where)
-        zero_point = None if spec.symmetric else xp.empty(groups, dtype=xp.int32, device=where)
+        zero_point = (
+            None if spec.symmetric else xp.empty(groups, dtype=xp.int32, device=where)
+        )
         middle = middle_code(spec)
         return cls(matrix, spec, code_range, middle, size, codes, scale, zero_point)
 
@@ -156,7 +158,9 @@ def round_blocked(matrix: Array, spec: QuantSpec) -> tuple[Array, QuantParams]:
     if is_numpy_array(matrix):
         workers = threads()
         step = max(1, _numpy_block(rows * features, workers) // features)
-        _spread_over_threads(lambda a, b: _quietly(work, a, b, step), rows, step, workers)
+        _spread_over_threads(
+            lambda a, b: _quietly(work, a, b, step), rows, step, workers
+        )
     else:
         _round_rows(work, 0, rows, max(1, _TORCH_BLOCK // features))
     if not bool(xp.all(xp.isfinite(work.scale))):
@@ -226,7 +230,9 @@ def _round_asymmetric(work: _Work, start: int, end: int, steps: Array) -> None:
     work.codes[start:end, :] = xp.reshape(steps, (end - start, -1))
 
 
-def _extremes_of(block: Array, buffer: Array, *, magnitude: bool) -> tuple[Array, Array]:
+def _extremes_of(
+    block: Array, buffer: Array, *, magnitude: bool
+) -> tuple[Array, Array]:
     of_namespace: Any = numpy_extremes if is_numpy_array(block) else extremes
     found: tuple[Array, Array] = of_namespace(block, buffer, magnitude=magnitude)
     return found
@@ -239,7 +245,9 @@ def _along(parameter: Array, size: int) -> Array:
     return parameter[:, :, None]
 
 
-def _without_zero_scales(scale: Array, codes: Array, size: int, middle: int) -> tuple[Array, Array]:
+def _without_zero_scales(
+    scale: Array, codes: Array, size: int, middle: int
+) -> tuple[Array, Array]:
     """Give groups of zeros scale 1, as :func:`affine_params` does.
 
     Their division gave no number.
@@ -265,7 +273,8 @@ def _spread_over_threads(
     share = -(-blocks // count) * step
     with ThreadPoolExecutor(count) as pool:
         pending = [
-            pool.submit(work, start, min(start + share, rows)) for start in range(0, rows, share)
+            pool.submit(work, start, min(start + share, rows))
+            for start in range(0, rows, share)
         ]
         for future in pending:
             future.result()

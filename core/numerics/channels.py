@@ -221,7 +221,9 @@ def channel_maps(
     known = {g.name: g for g in groups if g.kind == "rescale"}
     for name, given in factors.items():
         if name not in known:
-            raise SchemeError(f"there is no rescale group {name!r}{nearest(name, known)}")
+            raise SchemeError(
+                f"there is no rescale group {name!r}{nearest(name, known)}"
+            )
         yield known[name], _checked_map(known[name], as_map(given))
 
 

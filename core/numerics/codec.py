@@ -76,7 +76,10 @@ def known_dtype(name: str) -> bool:
     """True if a tensor can be quantized to the dtype called ``name``."""
     if name.lstrip("u").startswith("int"):
         return True
-    return name in ("nf4", "nvfp4", "mxint8", *_MX, *HALVES) or float_format(name) is not None
+    return (
+        name in ("nf4", "nvfp4", "mxint8", *_MX, *HALVES)
+        or float_format(name) is not None
+    )
 
 
 def element_format(spec: QuantSpec) -> FloatFormat | None:
@@ -90,7 +93,11 @@ def element_format(spec: QuantSpec) -> FloatFormat | None:
 
 
 def choose(
-    low: Array, high: Array, spec: QuantSpec, axis: int | None, convention: Convention = "octavo"
+    low: Array,
+    high: Array,
+    spec: QuantSpec,
+    axis: int | None,
+    convention: Convention = "octavo",
 ) -> tuple[QuantParams, dict[str, Any] | None]:
     """Choose parameters so that [low, high] fits.
 
@@ -116,7 +123,9 @@ def choose(
         params = affine_params(low, high, spec, axis, convention=convention)
     else:
         zero_point = xp.zeros_like(xp.astype(absmax, xp.int32))
-        params = QuantParams(_scale_without_zero_point(absmax, spec), zero_point, spec, axis)
+        params = QuantParams(
+            _scale_without_zero_point(absmax, spec), zero_point, spec, axis
+        )
     return rounded_scale(levelled(params, absmax))
 
 
@@ -165,7 +174,9 @@ def decode(codes: Array, params: QuantParams) -> Array:
     def values(q: Array, scale: Array, zero_point: Array) -> Array:
         return decode_values(q, scale, zero_point, params.spec)
 
-    return spread(values, codes, params.spec, params.axis, params.scale, params.zero_point)
+    return spread(
+        values, codes, params.spec, params.axis, params.scale, params.zero_point
+    )
 
 
 def project(x: Array, params: QuantParams) -> Array:
@@ -178,7 +189,11 @@ def project(x: Array, params: QuantParams) -> Array:
 
 
 def encode_values(
-    x: Array, scale: Array, zero_point: Array, spec: QuantSpec, rounding: Rounding = nearest
+    x: Array,
+    scale: Array,
+    zero_point: Array,
+    spec: QuantSpec,
+    rounding: Rounding = nearest,
 ) -> Array:
     """:func:`encode` with parameters that broadcast against ``x``."""
     xp = array_namespace(x, scale)
@@ -204,7 +219,9 @@ def _nearest_in_book(ratio: Array) -> Array:
     return xp.astype(xp.reshape(found, tuple(ratio.shape)), xp.uint8)
 
 
-def decode_values(codes: Array, scale: Array, zero_point: Array, spec: QuantSpec) -> Array:
+def decode_values(
+    codes: Array, scale: Array, zero_point: Array, spec: QuantSpec
+) -> Array:
     """:func:`decode` with parameters that broadcast against ``codes``."""
     if is_integer(spec):
         return numbers(codes, scale, zero_point)

@@ -67,7 +67,12 @@ FLOAT_FORMATS = {
 }
 """By name. ``fp8``, ``fp6`` and ``fp4`` alone mean e4m3fn, e2m3 and e2m1."""
 
-_SHORT = {"fp8": "fp8_e4m3fn", "fp8_e4m3": "fp8_e4m3fn", "fp6": "fp6_e2m3", "fp4": "fp4_e2m1"}
+_SHORT = {
+    "fp8": "fp8_e4m3fn",
+    "fp8_e4m3": "fp8_e4m3fn",
+    "fp6": "fp6_e2m3",
+    "fp4": "fp4_e2m1",
+}
 
 
 def float_format(name: str) -> FloatFormat | None:
@@ -108,7 +113,9 @@ def table(fmt: FloatFormat) -> np.ndarray:
     codes = np.arange(2 ** (fmt.bits - 1))
     exponents = codes >> fmt.mantissa
     mantissas = codes & (2**fmt.mantissa - 1)
-    normal = (2**fmt.mantissa + mantissas) * 2.0 ** (exponents - fmt.bias - fmt.mantissa)
+    normal = (2**fmt.mantissa + mantissas) * 2.0 ** (
+        exponents - fmt.bias - fmt.mantissa
+    )
     subnormal = mantissas * fmt.smallest
     positive = np.where(exponents > 0, normal, subnormal)
     positive[positive > fmt.largest] = np.nan

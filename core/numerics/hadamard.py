@@ -32,7 +32,9 @@ def hadamard(n: int, like: Array, seed: int | None = None) -> Array:
     return _placed(matrix, like)
 
 
-def hadamard_parts(n: int, like: Array, seed: int | None = None) -> tuple[Array, Array, Array]:
+def hadamard_parts(
+    n: int, like: Array, seed: int | None = None
+) -> tuple[Array, Array, Array]:
     """Return (signs, left, right), which rotate as ``hadamard(n, x, seed)`` does.
 
     With X = reshape(x * signs, (a, b)), ``x @ hadamard(n, x, seed)`` is the flattened left X right.

@@ -161,7 +161,8 @@ def _solve(problem: _Problem, gap: float, seconds: float) -> np.ndarray | None:
     if found.x is None:  # out of time, or in numerical trouble
         return None
     picks = [
-        first + int(np.argmax(found.x[first:last])) for first, last in pairwise(problem.starts)
+        first + int(np.argmax(found.x[first:last]))
+        for first, last in pairwise(problem.starts)
     ]
     return np.array(picks, dtype=np.int64)
 
@@ -170,7 +171,9 @@ def _constraints(problem: _Problem) -> list[LinearConstraint]:
     """Return: one choice of each unit, and each limit, scaled so that its numbers are about one."""
     total = len(problem.cost)
     shape = (len(problem.counts), total)
-    one_each = csr_matrix((np.ones(total), np.arange(total), problem.starts), shape=shape)
+    one_each = csr_matrix(
+        (np.ones(total), np.arange(total), problem.starts), shape=shape
+    )
     found = [LinearConstraint(one_each, 1, 1)]
     for limit in problem.limits:
         row = np.where(problem.allowed, limit.uses, 0.0)
@@ -208,7 +211,9 @@ def _by_prices(problem: _Problem) -> np.ndarray | None:
         return None
     uses = [_padded(problem, limit.uses, absent=0.0) for limit in problem.limits]
     scales = [_largest(used) for used in uses]
-    unit_cost = max(float(np.abs(costs[is_finite]).max(initial=0.0)), _NO_DIVISION_BY_ZERO)
+    unit_cost = max(
+        float(np.abs(costs[is_finite]).max(initial=0.0)), _NO_DIVISION_BY_ZERO
+    )
     units = np.arange(len(costs))
     prices = np.full(len(uses), 1e-6)
     best, least = None, np.inf

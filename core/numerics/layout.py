@@ -44,7 +44,11 @@ def contiguous(x: Array) -> Array:
 
 
 def spread(
-    function: Callable[..., Array], x: Array, spec: QuantSpec, axis: int | None, *parameters: Array
+    function: Callable[..., Array],
+    x: Array,
+    spec: QuantSpec,
+    axis: int | None,
+    *parameters: Array,
 ) -> Array:
     """Apply ``function(x, *parameters)`` with parameters broadcast to what shares them.
 
@@ -58,7 +62,9 @@ def spread(
     if axis is None or parameters[0].ndim == 0:
         return function(x, *parameters)
     if is_grouped(spec):
-        result = _spread_in_blocks(function, to_matrix(x, axis), block_shape(spec), parameters)
+        result = _spread_in_blocks(
+            function, to_matrix(x, axis), block_shape(spec), parameters
+        )
         return from_matrix(result, tuple(x.shape), axis)
     xp = array_namespace(x, *parameters)
     ones = [1] * x.ndim

@@ -73,7 +73,9 @@ class LossTable:
         if not np.isfinite(self._best[at]):
             return None
         picks = []
-        for taken, widths in zip(reversed(self._taken), reversed(self._widths), strict=True):
+        for taken, widths in zip(
+            reversed(self._taken), reversed(self._widths), strict=True
+        ):
             choice = int(taken[at])
             picks.append(choice)
             at -= widths[choice]
@@ -98,7 +100,9 @@ class HullTable:
         losses: As there.
     """
 
-    def __init__(self, costs: Sequence[np.ndarray], losses: Sequence[np.ndarray]) -> None:
+    def __init__(
+        self, costs: Sequence[np.ndarray], losses: Sequence[np.ndarray]
+    ) -> None:
         cost = _padded(costs)
         loss = _padded(losses)
         # Of equal costs the one that loses least is where a unit starts.
@@ -120,7 +124,9 @@ class HullTable:
             return None
         moves = fits[0]
         picks = self._start.copy()
-        climbed = zip(self._moved[:moves].tolist(), self._targets[:moves].tolist(), strict=True)
+        climbed = zip(
+            self._moved[:moves].tolist(), self._targets[:moves].tolist(), strict=True
+        )
         for unit, target in climbed:
             picks[unit] = target
         return [int(i) for i in picks]
@@ -187,4 +193,8 @@ def table(
     costs: Sequence[np.ndarray], losses: Sequence[np.ndarray], limit: float
 ) -> LossTable | HullTable:
     """Return the table to take: exact for few units, the hull for many."""
-    return LossTable(costs, losses, limit) if len(costs) <= FEW else HullTable(costs, losses)
+    return (
+        LossTable(costs, losses, limit)
+        if len(costs) <= FEW
+        else HullTable(costs, losses)
+    )

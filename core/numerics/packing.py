@@ -135,7 +135,9 @@ def _bytes_of_stream(xp: Any, codes: Array, bits: int, order: Order) -> Array:
     return xp.astype(xp.sum(places, axis=-1), xp.uint8)
 
 
-def _codes_of_stream(xp: Any, packed: Array, bits: int, count: int, order: Order) -> Array:
+def _codes_of_stream(
+    xp: Any, packed: Array, bits: int, count: int, order: Order
+) -> Array:
     octets = xp.astype(packed, xp.int32)
     single_bits = (octets[..., None] >> _steps(xp, 8, 1, order, packed)) & 1
     stream = _flattened(single_bits)[..., : count * bits]
@@ -168,4 +170,6 @@ def _flattened(x: Array) -> Array:
 
 def _check(bits: int) -> None:
     if not 1 <= bits <= 8:
-        raise SchemeError(f"codes of {bits} bits cannot be packed into bytes; 1 to 8 can")
+        raise SchemeError(
+            f"codes of {bits} bits cannot be packed into bytes; 1 to 8 can"
+        )

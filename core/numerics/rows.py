@@ -102,11 +102,15 @@ class Rows:
         along = zip(shape, reach, self.strides, strict=True)
         return tuple((size - far - 1) // stride + 1 for size, far, stride in along)
 
-    def _window(self, offsets: Sequence[int], sizes: Sequence[int]) -> tuple[slice, ...]:
+    def _window(
+        self, offsets: Sequence[int], sizes: Sequence[int]
+    ) -> tuple[slice, ...]:
         """Return what one position of the kernel meets in all places, as an index."""
         if self.stuffing:
             # The kernel of a transposed convolution is turned round.
-            offsets = [k - 1 - offset for offset, k in zip(offsets, self.kernel, strict=True)]
+            offsets = [
+                k - 1 - offset for offset, k in zip(offsets, self.kernel, strict=True)
+            ]
         window = []
         along = zip(offsets, self.dilations, self.strides, sizes, strict=True)
         for offset, dilation, stride, size in along:
@@ -127,7 +131,9 @@ class Rows:
     def _stuffed(self, x: Array) -> Array:
         xp = array_namespace(x)
         apart = self.stuffing
-        sizes = [(size - 1) * far + 1 for size, far in zip(x.shape[2:], apart, strict=True)]
+        sizes = [
+            (size - 1) * far + 1 for size, far in zip(x.shape[2:], apart, strict=True)
+        ]
         wide = xp.zeros((*x.shape[:2], *sizes), dtype=x.dtype, device=device(x))
         places = (slice(None, None, far) for far in apart)
         wide[(slice(None), slice(None), *places)] = x

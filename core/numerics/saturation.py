@@ -10,5 +10,7 @@ REACH = 64
 255 * 64 * 2 = 32640, and 255 * 65 * 2 = 33150 > 32767.
 """
 
-REASON = "this CPU adds 8-bit products in 16 bits (no VNNI): weights use 7 of their 8 bits"
+REASON = (
+    "this CPU adds 8-bit products in 16 bits (no VNNI): weights use 7 of their 8 bits"
+)
 """Why a backend carries schemes out with weights of reduced range, see ``Offer.narrowed``."""

@@ -104,13 +104,16 @@ class TuningConfig(Frozen):
     non_finite: Literal["error", "float"] = "error"
     gram_megabytes: float = Field(default=1024, ge=0, le=2**40)
     executor: ExecutorConfig = ExecutorConfig()
-    budgets: dict[Literal["bits", "all_bits", "size", "latency"], Annotated[float, Field(gt=0)]] = (
-        Field(default_factory=dict)
-    )
+    budgets: dict[
+        Literal["bits", "all_bits", "size", "latency"], Annotated[float, Field(gt=0)]
+    ] = Field(default_factory=dict)
     plugins: PluginPolicy = Field(default_factory=lambda: PluginPolicy())
 
     @field_validator(
-        "timeout", "trial_timeout", mode="before", json_schema_input_type=float | str | None
+        "timeout",
+        "trial_timeout",
+        mode="before",
+        json_schema_input_type=float | str | None,
     )
     @classmethod
     def _duration(cls, value: Any) -> Any:
@@ -121,10 +124,14 @@ class TuningConfig(Frozen):
     def _timer_can_run(cls, value: float | None) -> float | None:
         # To a timer, 0 means none at all, and so does what rounds to it.
         if value is not None and value < 1e-3:
-            raise ValueError("a trial needs at least 1 ms; leave trial_timeout out for no limit")
+            raise ValueError(
+                "a trial needs at least 1 ms; leave trial_timeout out for no limit"
+            )
         return value
 
-    @field_validator("transforms", mode="before", json_schema_input_type=list[PartTable] | None)
+    @field_validator(
+        "transforms", mode="before", json_schema_input_type=list[PartTable] | None
+    )
     @classmethod
     def _transforms_as_written(cls, value: Any) -> Any:
         return (value,) if isinstance(value, (str, dict)) else value
@@ -142,8 +149,13 @@ class TuningConfig(Frozen):
                 f"bits_of is {shown(of)}; it says which weights bits counts: 'tunable' or 'all'"
             )
         if "bits" not in rest:
-            raise ValueError("bits_of says which weights bits counts, and there is no bits")
-        return {("all_bits" if k == "bits" and of == "all" else k): v for k, v in rest.items()}
+            raise ValueError(
+                "bits_of says which weights bits counts, and there is no bits"
+            )
+        return {
+            ("all_bits" if k == "bits" and of == "all" else k): v
+            for k, v in rest.items()
+        }
 
     @field_validator("budgets")
     @classmethod
@@ -169,7 +181,11 @@ class TuningConfig(Frozen):
     @field_validator("accuracy", mode="before")
     @classmethod
     def _criterion_to_table(cls, value: Any) -> Any:
-        return value.model_dump(exclude_unset=True) if isinstance(value, PartConfig) else value
+        return (
+            value.model_dump(exclude_unset=True)
+            if isinstance(value, PartConfig)
+            else value
+        )
 
     @field_validator(
         "executor",
@@ -259,7 +275,9 @@ def _table(value: Any) -> dict[str, Any]:
     if isinstance(value, PartConfig):
         return value.model_dump(exclude_unset=True)
     if not isinstance(value, Mapping):
-        raise ConfigError(f"accuracy: a table of settings is needed (got {shown(value)})")
+        raise ConfigError(
+            f"accuracy: a table of settings is needed (got {shown(value)})"
+        )
     return {str(k): v for k, v in value.items()}
 
 
@@ -283,7 +301,9 @@ def _parse(path: Path) -> dict[str, Any]:
     except Exception as error:  # each parser has its own family
         raise ConfigError(f"{path} cannot be parsed: {error}") from error
     if not isinstance(found, dict):
-        raise ConfigError(f"{path} holds a {type(found).__name__}, not a table of settings")
+        raise ConfigError(
+            f"{path} holds a {type(found).__name__}, not a table of settings"
+        )
     return found
 
 

@@ -33,7 +33,9 @@ def config_schema(host: PluginHost) -> dict[str, Any]:
     return schema
 
 
-def _parts(kind: Any, host: PluginHost, definitions: dict[str, Any]) -> list[dict[str, Any]]:
+def _parts(
+    kind: Any, host: PluginHost, definitions: dict[str, Any]
+) -> list[dict[str, Any]]:
     """Return what a part of a kind may be: its name, or its settings, which are defined."""
     found: list[dict[str, Any]] = [{"type": "string", "enum": sorted(host.parts(kind))}]
     for name, part in sorted(host.parts(kind).items()):
@@ -46,7 +48,9 @@ def _parts(kind: Any, host: PluginHost, definitions: dict[str, Any]) -> list[dic
 
 def _criteria(host: PluginHost, definitions: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the settings of the criteria, whose kind may be left out."""
-    criteria = [part.config.model_json_schema() for part in host.parts("criteria").values()]
+    criteria = [
+        part.config.model_json_schema() for part in host.parts("criteria").values()
+    ]
     for inner in criteria:
         definitions.update(inner.pop("$defs", {}))
     return criteria

@@ -32,7 +32,9 @@ def seconds(value: str | float | None) -> float | None:
     if isinstance(value, str):
         found = _DURATION.fullmatch(value)
         if not found:
-            raise ConfigError(f"{shown(value)} is no duration; write 90, '90s', '10min' or '2h'")
+            raise ConfigError(
+                f"{shown(value)} is no duration; write 90, '90s', '10min' or '2h'"
+            )
         length = float(found[1]) * _SECONDS[found[2]]
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         # An integer of thousands of digits is no float; it is too long in any case.

@@ -32,7 +32,9 @@ def remedy(model: Any, claimed: Callable[[Any], bool]) -> str:
     if isinstance(model, Mapping):
         holds_arrays = any(is_array(v) for v in model.values())
         found = "parameters of a model" if holds_arrays else "a mapping"
-        return f", which is {found} and no model: load them into the model and pass that"
+        return (
+            f", which is {found} and no model: load them into the model and pass that"
+        )
     if callable(model) and hasattr(model, "__code__"):
         return (
             ", which is a function: pass the model that it calls, or make the function the forward "

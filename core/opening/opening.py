@@ -72,7 +72,9 @@ def _way_out(model: Any, host: PluginHost) -> str:
     """Return what to pass instead of what no backend takes, and what there is to pass."""
     cards = host.adapters().values()
     instead = remedy(model, lambda other: any(card.claims(other) for card in cards))
-    takes = [f"{card.name}: {', '.join((*card.models, *card.suffixes))}" for card in cards]
+    takes = [
+        f"{card.name}: {', '.join((*card.models, *card.suffixes))}" for card in cards
+    ]
     return f"{instead}. There are: {'; '.join(takes)}"
 
 
@@ -113,7 +115,9 @@ def _stored_bytes(path: Path) -> int:
 
 def _available_memory() -> int | None:
     try:
-        rows = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        rows = dict(
+            line.split(":") for line in Path("/proc/meminfo").read_text().splitlines()
+        )
         return int(rows["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
         return None
@@ -148,7 +152,10 @@ def open_model(
 
 
 def _opened(
-    card: AdapterPart[Adapter], settings: PartConfig | None, source: Any, example: Batch | None
+    card: AdapterPart[Adapter],
+    settings: PartConfig | None,
+    source: Any,
+    example: Batch | None,
 ) -> Opened:
     adapter = card.build(settings)
     named = str(source) if isinstance(source, (str, Path)) else f"a {_kind_of(source)}"
@@ -160,7 +167,9 @@ def _opened(
         session = adapter.open(source, example)
         view = session.describe()
         _check_names(view)
-        return Opened(card.name, session, view, session.capability(), (), adapter.config)
+        return Opened(
+            card.name, session, view, session.capability(), (), adapter.config
+        )
 
 
 def _check_names(view: ModelView) -> None:
@@ -253,7 +262,9 @@ def _noted_as_baseline(source: Opened, *, is_alone: bool) -> Opened:
     baseline = "it is the float baseline"
     if is_alone:
         baseline = "its float model there is the baseline, beside the one given"
-    return replace(source, notes=(f"the model's own backend is not searched; {baseline}",))
+    return replace(
+        source, notes=(f"the model's own backend is not searched; {baseline}",)
+    )
 
 
 def _looked_further(opened: Opened, data: CalibrationData) -> Opened:
@@ -273,7 +284,11 @@ def _without_choices(opened: Opened) -> Opened:
 
 
 def _exported(
-    source: Opened, model: Any, card: AdapterPart[Adapter], config: PartConfig, stack: ExitStack
+    source: Opened,
+    model: Any,
+    card: AdapterPart[Adapter],
+    config: PartConfig,
+    stack: ExitStack,
 ) -> Opened:
     """Open a model on a backend that is not its own.
 
@@ -299,10 +314,15 @@ def _reads(card: AdapterPart[Adapter], model: Any) -> bool:
 
     It may be another backend's own format.
     """
-    return isinstance(model, (str, Path)) and Path(model).suffix.lstrip(".") in card.accepts
+    return (
+        isinstance(model, (str, Path))
+        and Path(model).suffix.lstrip(".") in card.accepts
+    )
 
 
 def _same_framework(card: AdapterPart[Adapter], batch: Batch) -> bool:
     """Return whether all arrays of a batch are of the framework of a backend's models."""
     frameworks = {name.split(".")[0] for name in card.models}
-    return all(type(array).__module__.split(".")[0] in frameworks for array in arrays_in(batch))
+    return all(
+        type(array).__module__.split(".")[0] in frameworks for array in arrays_in(batch)
+    )

@@ -44,7 +44,10 @@ class SpecRule(Frozen):
         return _listed(raw)
 
     @field_validator(
-        "symmetric", "reduce_range", mode="before", json_schema_input_type=bool | list[bool] | None
+        "symmetric",
+        "reduce_range",
+        mode="before",
+        json_schema_input_type=bool | list[bool] | None,
     )
     @classmethod
     def _one_flag_is_a_list(cls, raw: Any) -> Any:
@@ -117,13 +120,19 @@ class Rule(Frozen):
         return self
 
     @field_validator(
-        "ops", "types", "backends", mode="before", json_schema_input_type=str | list[str] | None
+        "ops",
+        "types",
+        "backends",
+        mode="before",
+        json_schema_input_type=str | list[str] | None,
     )
     @classmethod
     def _one_name_is_a_list(cls, raw: Any) -> Any:
         return _listed(raw)
 
-    @field_validator("mode", mode="before", json_schema_input_type=Mode | list[Mode] | None)
+    @field_validator(
+        "mode", mode="before", json_schema_input_type=Mode | list[Mode] | None
+    )
     @classmethod
     def _one_mode_is_a_list(cls, raw: Any) -> Any:
         return _listed(raw)
@@ -138,7 +147,9 @@ class Rule(Frozen):
     def _one_part_is_a_list(cls, raw: Any) -> Any:
         return _listed(raw)
 
-    @field_validator("weight", "input", mode="before", json_schema_input_type=str | SpecRule | None)
+    @field_validator(
+        "weight", "input", mode="before", json_schema_input_type=str | SpecRule | None
+    )
     @classmethod
     def _name_is_a_dtype(cls, raw: Any) -> Any:
         return {"dtype": raw} if isinstance(raw, str) else raw
@@ -151,7 +162,8 @@ class Rule(Frozen):
             return False
         # A name may hold what patterns mean something by, so it is compared as it is first.
         return self.ops is None or any(
-            op.name == pattern or fnmatch.fnmatchcase(op.name, pattern) for pattern in self.ops
+            op.name == pattern or fnmatch.fnmatchcase(op.name, pattern)
+            for pattern in self.ops
         )
 
     @property

@@ -61,23 +61,31 @@ def build_space(
 ) -> TuningSpace:
     """Build the space of one backend; see :func:`build_spaces`."""
     notes = list(opened.view.notes)
-    choices = {op.name: _choices(op, opened, rules, simulated) for op in opened.view.ops}
+    choices = {
+        op.name: _choices(op, opened, rules, simulated) for op in opened.view.ops
+    }
     alternatives: list[tuple[PartChoice, ...]] = [()]
     can_rescale = "rescale" in opened.capability.features
     if transforms and can_rescale:
         alternatives += [(t,) for t in transforms]
     elif transforms:
         named = ", ".join(map(str, transforms))
-        notes.append(f"{opened.name} does not offer rescale: transforms {named} are left out")
+        notes.append(
+            f"{opened.name} does not offer rescale: transforms {named} are left out"
+        )
     elif can_rescale:
-        gaining = [t for kind, t in suggested.items() if _could_gain(kind, opened, choices)]
+        gaining = [
+            t for kind, t in suggested.items() if _could_gain(kind, opened, choices)
+        ]
         alternatives += [(t,) for t in dict.fromkeys(gaining)]
     notes += rules_without_effect(opened, rules)
     units, remarks = find_units(opened.view, choices)
     return TuningSpace(opened.name, units, tuple(alternatives), (*notes, *remarks))
 
 
-def _could_gain(kind: str, opened: Opened, choices: Mapping[str, tuple[OpScheme, ...]]) -> bool:
+def _could_gain(
+    kind: str, opened: Opened, choices: Mapping[str, tuple[OpScheme, ...]]
+) -> bool:
     """Return whether rescaled channels may help an op of that type.
 
     They can be rescaled in front of it, and its activations may be quantized.
@@ -121,7 +129,9 @@ def _why_no_match(rule: Rule, opened: Sequence[Opened]) -> str:
         if backend not in backends:
             meant = nearest(backend, backends)
             return f"names backend {backend!r}, which this run does not use{meant}"
-    return f"matches no op: no op has both the names {rule.ops} and the types {rule.types}"
+    return (
+        f"matches no op: no op has both the names {rule.ops} and the types {rule.types}"
+    )
 
 
 def _choices(
@@ -165,4 +175,6 @@ def _with_parts(schemes: Iterable[OpScheme], allowed: Allowed) -> Iterator[OpSch
             if (weight, algorithm, calibrator) == own:
                 yield scheme
             else:
-                yield scheme.variant(weight=weight, algorithm=algorithm, calibrator=calibrator)
+                yield scheme.variant(
+                    weight=weight, algorithm=algorithm, calibrator=calibrator
+                )

@@ -35,7 +35,9 @@ _LEAST = 8
 """Turns that are taken however long a call takes; both halves of them must agree."""
 
 
-def timed(candidate: Candidate, reference: Candidate, batch: Batch) -> tuple[float, float]:
+def timed(
+    candidate: Candidate, reference: Candidate, batch: Batch
+) -> tuple[float, float]:
     """Return the speed of a candidate as a share of the float model's, in two halves of one run.
 
     The two take turns, call by call, and the shortest calls are compared: what else the machine
@@ -90,17 +92,23 @@ def measured(card: AdapterPart[Adapter], kind: str, scheme: OpScheme) -> float |
         session = adapter.open(model, batch)
         opened = Opened(card.name, session, session.describe(), session.capability())
         op = next(op for op in opened.view.ops if op.type == kind)
-        unit = Unit(op.name, kind, (op.name,), (scheme, FLOAT), parameters=op.parameters)
+        unit = Unit(
+            op.name, kind, (op.name,), (scheme, FLOAT), parameters=op.parameters
+        )
         space = TuningSpace(card.name, (unit,))
         realizer = Realizer(opened, space, PluginHost(third_party=False))
         realizer.calibrate((batch,))
         candidate = realizer.candidate(Recipe({op.name: scheme}, backend=card.name))
     except (OctavoError, StopIteration):
-        return None  # a width or group that the sample does not have: nothing is claimed
+        return (
+            None  # a width or group that the sample does not have: nothing is claimed
+        )
     return max(timed(candidate, session.reference(), batch))
 
 
-def slower(opened: Opened, card: AdapterPart[Adapter], recipe: Recipe) -> tuple[str, ...]:
+def slower(
+    opened: Opened, card: AdapterPart[Adapter], recipe: Recipe
+) -> tuple[str, ...]:
     """Return what of a recipe is known, or measured here, to be slower than float.
 
     A line for each op type and scheme.
@@ -120,7 +128,9 @@ def known_slower(opened: Opened, recipe: Recipe) -> tuple[str, ...]:
     return _told(opened, recipe, opened.capability.slower)
 
 
-def _told(opened: Opened, recipe: Recipe, why: Callable[[str, OpScheme], str]) -> tuple[str, ...]:
+def _told(
+    opened: Opened, recipe: Recipe, why: Callable[[str, OpScheme], str]
+) -> tuple[str, ...]:
     found: dict[tuple[str, OpScheme], list[str]] = {}
     for op in opened.view.ops:
         if op.name in recipe.schemes and not recipe[op.name].is_float:
@@ -162,7 +172,8 @@ def worth_trying(
                 kept.append(scheme)
         units.append(replace(unit, choices=tuple(kept)))
     notes = tuple(
-        f"not tried, for it is slower than float: {what}: {reason}" for what, reason in left_out
+        f"not tried, for it is slower than float: {what}: {reason}"
+        for what, reason in left_out
     )
     return replace(space, units=tuple(units)), notes
 

@@ -26,7 +26,9 @@ def with_kept(ledger: Ledger, recipe: Recipe, kept: Remarks) -> Ledger:
         recipe: What was asked for.
         kept: Op name -> why it stays float.
     """
-    lines = {name: Applied(recipe[name], FLOAT, "kernel", why) for name, why in kept.items()}
+    lines = {
+        name: Applied(recipe[name], FLOAT, "kernel", why) for name, why in kept.items()
+    }
     return {**ledger, **lines}
 
 
@@ -62,7 +64,9 @@ def unreached(view: ModelView, recipe: Recipe, statistics: Statistics) -> Remark
     return found
 
 
-def reached_by_some(view: ModelView, recipe: Recipe, statistics: Statistics, met: Met) -> Remarks:
+def reached_by_some(
+    view: ModelView, recipe: Recipe, statistics: Statistics, met: Met
+) -> Remarks:
     """Return static op -> in how many calibration batches it was called, where that is not all."""
     found: dict[str, str] = {}
     for name in recipe:

@@ -58,7 +58,9 @@ class ActivationRanges:
         self._sharing = sharing
         self._params: dict[tuple[object, ...], QuantParams] = {}
 
-    def of_inputs(self, op: Op, scheme: OpScheme, prepared: Prepared) -> tuple[QuantParams, ...]:
+    def of_inputs(
+        self, op: Op, scheme: OpScheme, prepared: Prepared
+    ) -> tuple[QuantParams, ...]:
         """Return the parameters of each input of an op with a static scheme."""
         assert scheme.input is not None
         wish = wish_of(op, scheme, scheme.input)
@@ -106,7 +108,9 @@ class ActivationRanges:
         return self._params[key]
 
 
-def _joined_range(values: Sequence[str], wish: Wish, statistics: Statistics) -> tuple[Array, Array]:
+def _joined_range(
+    values: Sequence[str], wish: Wish, statistics: Statistics
+) -> tuple[Array, Array]:
     """Return the range that holds those of all values."""
     found = [statistics.range(v, wish.calibrator, wish.spec, wish.axis) for v in values]
     low, high = found[0]
@@ -133,5 +137,6 @@ def _divided_by_readers(op: Op, value: str, prepared: Prepared) -> bool:
     They do not take the codes that its writer would write.
     """
     return any(
-        value in state.seers and op.name not in state.seers[value] for state in prepared.states()
+        value in state.seers and op.name not in state.seers[value]
+        for state in prepared.states()
     )

@@ -17,7 +17,11 @@ from .input_features import feature_probes
 
 
 def correct_bias(
-    op: Op, weight: Array, bias: Array, quantized: QuantizedTensor, statistics: Statistics
+    op: Op,
+    weight: Array,
+    bias: Array,
+    quantized: QuantizedTensor,
+    statistics: Statistics,
 ) -> Array | None:
     """Return the bias with the mean error of the quantized weight added.
 
@@ -50,7 +54,9 @@ def correct_bias(
     return corrected_bias(xp.astype(bias, xp.float32), matrix, flat, mean)
 
 
-def corrected_bias(bias: Array, matrix: Array, quantized: QuantizedTensor, mean: Array) -> Array:
+def corrected_bias(
+    bias: Array, matrix: Array, quantized: QuantizedTensor, mean: Array
+) -> Array:
     """Return the bias that keeps the mean output: b + (W - W_q) E[x], float32.
 
     Args:

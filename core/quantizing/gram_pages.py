@@ -34,7 +34,9 @@ class Pages:
     """
 
     def __init__(
-        self, pages: Iterable[Page], observe: Callable[[Page, Changes], Mapping[Probe, Observer]]
+        self,
+        pages: Iterable[Page],
+        observe: Callable[[Page, Changes], Mapping[Probe, Observer]],
     ) -> None:
         self._pages = {probe: page for page in pages for probe in page}
         self._observe = observe
@@ -71,7 +73,9 @@ class Pages:
         return derived
 
 
-def paged(probes: Iterable[Probe], ops: Iterable[Op], limit: int) -> tuple[Page, tuple[Page, ...]]:
+def paged(
+    probes: Iterable[Probe], ops: Iterable[Op], limit: int
+) -> tuple[Page, tuple[Page, ...]]:
     """Divide what is to be observed.
 
     Args:

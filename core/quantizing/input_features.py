@@ -102,7 +102,9 @@ def _independent(matrix: Array) -> WeightContext:
     features = matrix.shape[1]
     where = device(matrix)
     ones = xp.ones((features,), dtype=xp.float32, device=where)
-    return WeightContext(xp.eye(features, dtype=xp.float32, device=where), ones, 0 * ones, 1)
+    return WeightContext(
+        xp.eye(features, dtype=xp.float32, device=where), ones, 0 * ones, 1
+    )
 
 
 def _together(request: WeightRequest, seen: Iterable[Op]) -> dict[str, FeatureObserver]:
@@ -147,7 +149,9 @@ def _of_all_groups(seen: Mapping[str, Array]) -> dict[str, Array]:
     for need, values in seen.items():
         xp = array_namespace(values)
         is_gram = need == "gram"
-        together[need] = _block_diagonal(values) if is_gram else xp.reshape(values, (-1,))
+        together[need] = (
+            _block_diagonal(values) if is_gram else xp.reshape(values, (-1,))
+        )
     return together
 
 

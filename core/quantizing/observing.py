@@ -45,7 +45,9 @@ class Observation:
         self._can_read_again = False
         self._watch: Callable[[Iterable[str], Sink], int] | None = None
 
-    def calibrate(self, batches: Iterable[Batch], probes: tuple[Probe, ...]) -> Statistics:
+    def calibrate(
+        self, batches: Iterable[Batch], probes: tuple[Probe, ...]
+    ) -> Statistics:
         """Run the calibration pass.
 
         Args:
@@ -61,8 +63,12 @@ class Observation:
         if self._can_read_again:
             probes, later = paged(probes, self._opened.view.ops, self._gram_bytes)
         numbered = Numbered(batches)
-        self._watch = self._opened.session.watcher(numbered, self._gram_bytes if later else 0)
-        self.statistics = Statistics(probes, self.make, self._pages(later) if later else None)
+        self._watch = self._opened.session.watcher(
+            numbered, self._gram_bytes if later else 0
+        )
+        self.statistics = Statistics(
+            probes, self.make, self._pages(later) if later else None
+        )
         self.met = Met(numbered, self.statistics.update)
         self._run(self.statistics, self.met)
         return self.statistics
@@ -83,7 +89,9 @@ class Observation:
         """Return the statistics of a model that was not calibrated."""
         return Statistics((), self.make)
 
-    def after(self, choice: PartChoice, probes: tuple[Probe, ...], changes: Changes) -> Statistics:
+    def after(
+        self, choice: PartChoice, probes: tuple[Probe, ...], changes: Changes
+    ) -> Statistics:
         """Observe what a transform's statistics cannot be derived for.
 
         Raises:

@@ -46,12 +46,16 @@ class ProbePlan:
         """Return what schemes, and transforms that may follow, ask of the statistics after
         ``transforms``."""
         wanted = dict.fromkeys(self._probes_of_schemes())
-        ranged = frozenset(probe.value for probe in wanted if probe.calibrator == MINMAX)
+        ranged = frozenset(
+            probe.value for probe in wanted if probe.calibrator == MINMAX
+        )
         for choice in self._that_may_follow(transforms):
             wanted.update(dict.fromkeys(self._probes_of_transform(choice, ranged)))
         return tuple(wanted)
 
-    def _that_may_follow(self, transforms: tuple[PartChoice, ...]) -> Iterable[PartChoice]:
+    def _that_may_follow(
+        self, transforms: tuple[PartChoice, ...]
+    ) -> Iterable[PartChoice]:
         n = len(transforms)
         longer = [more[n:] for more in self._space.transforms if more[:n] == transforms]
         return dict.fromkeys(chain.from_iterable(longer))
@@ -81,7 +85,9 @@ class ProbePlan:
             for together in self.sharing.get(value, (value,)):
                 yield Probe(together, scheme.calibrator, axis)
 
-    def _probes_of_transform(self, choice: PartChoice, ranged: Collection[str]) -> Iterable[Probe]:
+    def _probes_of_transform(
+        self, choice: PartChoice, ranged: Collection[str]
+    ) -> Iterable[Probe]:
         needs = self.needs("transforms", choice)
         for group, member in self._rescaled_members():
             yield from feature_probes(member, needs & FEATURES.keys())
@@ -105,7 +111,9 @@ class ProbePlan:
 
     def users(self, weight: Weight) -> tuple[Op, ...]:
         """Every op that uses a weight."""
-        return tuple(o for o in self._view.ops if any(w.name == weight.name for w in o.weights))
+        return tuple(
+            o for o in self._view.ops if any(w.name == weight.name for w in o.weights)
+        )
 
 
 def axis_of(op: Op, spec: QuantSpec) -> int | None:

@@ -73,7 +73,9 @@ class Realizer:
         self.space = space
         self.observation = Observation(opened, host, gram_bytes)
         self._plan = ProbePlan(opened.view, space, host)
-        self._states = TransformedSessions(opened, space, host, self._plan, self.observation)
+        self._states = TransformedSessions(
+            opened, space, host, self._plan, self.observation
+        )
         self._weights = QuantizedWeights(opened, host, self._plan)
         self._ranges = ActivationRanges(self._plan.sharing)
         self._non_finite: Literal["error", "float"] = non_finite
@@ -158,14 +160,18 @@ class Realizer:
 
     def _kept_float(self, recipe: Recipe) -> Remarks:
         """Return op -> why it stays float though the recipe quantizes it."""
-        not_finite = {n: why for n, why in self.check_weights().items() if not recipe[n].is_float}
+        not_finite = {
+            n: why for n, why in self.check_weights().items() if not recipe[n].is_float
+        }
         return {**not_finite, **self._unreached(recipe)}
 
     def _unreached(self, recipe: Recipe) -> Remarks:
         seen = self.statistics
         return unreached(self.opened.view, recipe, seen) if seen is not None else {}
 
-    def _remarks(self, recipe: Recipe, parameters: Mapping[str, OpParameters]) -> Iterator[Remarks]:
+    def _remarks(
+        self, recipe: Recipe, parameters: Mapping[str, OpParameters]
+    ) -> Iterator[Remarks]:
         """Yield what the ledger says of ops that are carried out, in the order in which it does."""
         view = self.opened.view
         corrected = (n for n in recipe if self._weights.corrects_bias(recipe[n]))
@@ -184,7 +190,10 @@ class Realizer:
 
     def _coverage(self, ledger: Ledger) -> Coverage:
         return account(
-            self.opened.view, ledger, lambda op: why_float(op, self.opened), self._census
+            self.opened.view,
+            ledger,
+            lambda op: why_float(op, self.opened),
+            self._census,
         )
 
     @cached_property
@@ -226,14 +235,22 @@ class Realizer:
         }
 
     def _of_op(
-        self, op: Op, recipe: Recipe, prepared: Prepared, readers: Mapping[str, Wish | None]
+        self,
+        op: Op,
+        recipe: Recipe,
+        prepared: Prepared,
+        readers: Mapping[str, Wish | None],
     ) -> OpParameters:
         scheme = recipe[op.name]
         weights = self._weights.of(op, recipe, prepared)
         is_static = scheme.mode == "static"
         inputs = self._ranges.of_inputs(op, scheme, prepared) if is_static else ()
-        outputs = self._ranges.of_outputs(op, scheme, prepared, readers) if is_static else ()
-        return OpParameters(scheme, weights.first, inputs, outputs, weights.bias, weights.further)
+        outputs = (
+            self._ranges.of_outputs(op, scheme, prepared, readers) if is_static else ()
+        )
+        return OpParameters(
+            scheme, weights.first, inputs, outputs, weights.bias, weights.further
+        )
 
 
 def _without(recipe: Recipe, kept: Mapping[str, str]) -> Recipe:

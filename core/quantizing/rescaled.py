@@ -128,7 +128,11 @@ class _Effect:
         values = frozenset((group.value,)) if online else values_between(view, group)
         axis = _channel_axis(view, group, online=online)
         for value in values:
-            mine = frozenset(group.members) if online else seers(view, group, value, values)
+            mine = (
+                frozenset(group.members)
+                if online
+                else seers(view, group, value, values)
+            )
             self.seers[value] = self.seers.get(value, frozenset()) | mine
             self.touched |= mine
             earlier, _ = self.changes.get(value, ((), axis))

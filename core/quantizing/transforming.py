@@ -62,7 +62,9 @@ class TransformedSessions:
             DataError: If a value must be observed again, and the data can be read only once.
         """
         if transforms not in self._states:
-            self._states[transforms] = self._extended(transforms) if transforms else self._first()
+            self._states[transforms] = (
+                self._extended(transforms) if transforms else self._first()
+            )
         return self._states[transforms]
 
     def _first(self) -> Prepared:
@@ -74,7 +76,9 @@ class TransformedSessions:
         choice = transforms[-1]
         self._check_offered(choice)
         settings = self._host.read("transforms", choice.table())
-        rescaling: Rescaling = self._host.part("transforms", choice.kind).build(settings)
+        rescaling: Rescaling = self._host.part("transforms", choice.kind).build(
+            settings
+        )
         factors = self._factors(rescaling, choice, before)
         wanted = frozenset(self._plan.after(transforms))
         after = rescaled(
@@ -87,7 +91,11 @@ class TransformedSessions:
         return replace(after, remarks=self._remarks(rescaling, choice, before.remarks))
 
     def _check_offered(self, choice: PartChoice) -> None:
-        steps = [n for n in self._plan.needs("transforms", choice) if n.startswith("rescale:")]
+        steps = [
+            n
+            for n in self._plan.needs("transforms", choice)
+            if n.startswith("rescale:")
+        ]
         lacking = sorted({"rescale", *steps} - self._opened.capability.features)
         if lacking:
             raise SchemeError(
@@ -99,8 +107,14 @@ class TransformedSessions:
         self, rescaling: Rescaling, choice: PartChoice, before: Prepared
     ) -> Mapping[str, Factors]:
         view = self._opened.view
-        free = {name: view.by_name[name] for unit in self._space.tunable for name in unit.ops}
-        factors = rescaling.factors(view, before.session.tensor, before.statistics, free)
+        free = {
+            name: view.by_name[name]
+            for unit in self._space.tunable
+            for name in unit.ops
+        }
+        factors = rescaling.factors(
+            view, before.session.tensor, before.statistics, free
+        )
         if not factors:
             warnings.warn(
                 f"transform {choice} found nothing to rescale on {self._opened.name}: "

@@ -74,7 +74,9 @@ class QuantizedWeights:
         """
         if recipe[op.name].weight is None:
             return OpWeights()
-        parts = [replace(op, weight=weight, bias=None, further=()) for weight in op.further]
+        parts = [
+            replace(op, weight=weight, bias=None, further=()) for weight in op.further
+        ]
         first, bias = self._weight(op, recipe, prepared) if op.weight else (None, None)
         further = tuple(self._weight(part, recipe, prepared)[0] for part in parts)
         return OpWeights(first, further, bias)
@@ -132,7 +134,9 @@ class QuantizedWeights:
             transforms,
         )
 
-    def _quantized(self, op: Op, scheme: OpScheme, prepared: Prepared) -> QuantizedTensor:
+    def _quantized(
+        self, op: Op, scheme: OpScheme, prepared: Prepared
+    ) -> QuantizedTensor:
         assert op.weight is not None
         request = WeightRequest(
             op,
@@ -141,12 +145,16 @@ class QuantizedWeights:
             self._plan.needs("algorithms", scheme.algorithm),
             prepared.seen_by,
         )
-        made = quantize_weight(request, prepared.session.tensor(op.weight.name), self._host)
+        made = quantize_weight(
+            request, prepared.session.tensor(op.weight.name), self._host
+        )
         # Where the codes are a model's own storage they are kept in their bits; integer kernels
         # take them in bytes.
         return compact(made) if scheme.mode == "weight_only" else made
 
-    def _corrected(self, op: Op, quantized: QuantizedTensor, prepared: Prepared) -> Array | None:
+    def _corrected(
+        self, op: Op, quantized: QuantizedTensor, prepared: Prepared
+    ) -> Array | None:
         assert op.weight is not None
         assert op.bias is not None
         weight = prepared.session.tensor(op.weight.name)

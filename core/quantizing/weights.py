@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from octavo.core.contract.plugins import PluginHost
 
 
-def quantize_weight(request: WeightRequest, array: Array, host: PluginHost) -> QuantizedTensor:
+def quantize_weight(
+    request: WeightRequest, array: Array, host: PluginHost
+) -> QuantizedTensor:
     """Quantize one weight.
 
     Args:
@@ -47,7 +49,9 @@ def quantize_weight(request: WeightRequest, array: Array, host: PluginHost) -> Q
     assert scheme.weight is not None
     _check_observable(op, scheme, request.needs)
     settings = host.read("algorithms", scheme.algorithm.table())
-    algorithm: WeightAlgorithm = host.part("algorithms", scheme.algorithm.kind).build(settings)
+    algorithm: WeightAlgorithm = host.part("algorithms", scheme.algorithm.kind).build(
+        settings
+    )
     axis = op.weight.channel_axis % array.ndim
     matrix = to_matrix(array, axis)
     contexts = weight_contexts(request, matrix)
@@ -76,7 +80,9 @@ def _check_observable(op: Op, scheme: OpScheme, needs: frozenset[str]) -> None:
         )
 
 
-def _in_own_shape(matrix: QuantizedTensor, shape: tuple[int, ...], axis: int) -> QuantizedTensor:
+def _in_own_shape(
+    matrix: QuantizedTensor, shape: tuple[int, ...], axis: int
+) -> QuantizedTensor:
     """Return a quantized matrix as the weight that it was made of."""
     xp = array_namespace(matrix.codes)
     codes = from_matrix(matrix.codes, shape, axis)
@@ -89,7 +95,10 @@ def _in_own_shape(matrix: QuantizedTensor, shape: tuple[int, ...], axis: int) ->
 
 
 def _in_parts(
-    algorithm: WeightAlgorithm, matrix: Array, spec: QuantSpec, contexts: list[WeightContext]
+    algorithm: WeightAlgorithm,
+    matrix: Array,
+    spec: QuantSpec,
+    contexts: list[WeightContext],
 ) -> QuantizedTensor:
     """Quantize each group of a grouped convolution with what its own inputs showed."""
     xp = array_namespace(matrix)
@@ -103,7 +112,9 @@ def _in_parts(
     whole, extra = _common_grid(algorithm, matrix, spec, pieces, contexts)
     if whole is not None:
         grids = _divided(whole, len(pieces))
-        contexts = [replace(c, params=grid) for c, grid in zip(contexts, grids, strict=True)]
+        contexts = [
+            replace(c, params=grid) for c, grid in zip(contexts, grids, strict=True)
+        ]
     parts = [
         algorithm.quantize(piece, spec, context)
         for piece, context in zip(pieces, contexts, strict=True)
@@ -144,7 +155,9 @@ def _divided(whole: QuantParams, count: int) -> list[QuantParams]:
     height = whole.scale.shape[0] // count
     spans = [slice(i * height, (i + 1) * height) for i in range(count)]
     return [
-        replace(whole, scale=whole.scale[span, ...], zero_point=whole.zero_point[span, ...])
+        replace(
+            whole, scale=whole.scale[span, ...], zero_point=whole.zero_point[span, ...]
+        )
         for span in spans
     ]
 

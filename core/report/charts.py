@@ -91,9 +91,15 @@ def layers(ops: Sequence[OpLine], most: int = 48) -> str:
     once = dict(zip(labels, handles, strict=True))
     below = (0.4, -0.5 / max(1.0, 0.24 * len(shown)))
     axes.legend(
-        list(once.values()), list(once), loc="upper center", bbox_to_anchor=below, fontsize=8
+        list(once.values()),
+        list(once),
+        loc="upper center",
+        bbox_to_anchor=below,
+        fontsize=8,
     )
-    left_out = f", the {most} largest of {len(weighted)}" if len(weighted) > most else ""
+    left_out = (
+        f", the {most} largest of {len(weighted)}" if len(weighted) > most else ""
+    )
     told = (
         f"Bytes of the weights of each op in float and as they run{left_out}. The table of all "
         "ops has the same figures."
@@ -119,7 +125,9 @@ def _draw_weights(axes: Axes, shown: Sequence[OpLine]) -> None:
 
 
 @styled
-def sensitivities(rows: Sequence[tuple[str, str, float]], kind: str, most: int = 48) -> str:
+def sensitivities(
+    rows: Sequence[tuple[str, str, float]], kind: str, most: int = 48
+) -> str:
     """Losses as bars, a colour for each scheme; the ``most`` highest of more.
 
     Args:
@@ -138,7 +146,11 @@ def sensitivities(rows: Sequence[tuple[str, str, float]], kind: str, most: int =
     for index, scheme in enumerate(schemes):
         offset = (index - (len(schemes) - 1) / 2) * height
         own = {u: v for u, s, v in rows if s == scheme}
-        drawn = [(i, own[u]) for i, u in enumerate(units) if math.isfinite(own.get(u, math.nan))]
+        drawn = [
+            (i, own[u])
+            for i, u in enumerate(units)
+            if math.isfinite(own.get(u, math.nan))
+        ]
         axes.barh(
             [i + offset for i, _ in drawn],
             [loss for _, loss in drawn],
@@ -147,7 +159,8 @@ def sensitivities(rows: Sequence[tuple[str, str, float]], kind: str, most: int =
             label=scheme,
         )
     values = [v for _, _, v in rows if 0 < v < math.inf]
-    # Losses of layers often lie orders of magnitude apart: the small ones would be bars of no length.
+    # Losses of layers often lie orders of magnitude apart: the small ones would be bars of no
+    # length.
     if values and max(values) > 50 * min(values):
         logarithmic(axes, (1.0,))
     axes.set_yticks(range(len(units)), [short(u) for u in units], fontsize=8)

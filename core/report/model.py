@@ -50,7 +50,11 @@ class OpLine:
         """Why it runs in float."""
         if self.line.reason:
             return self.line.reason
-        return "the search kept it in float" if self.line.requested.is_float else "not carried out"
+        return (
+            "the search kept it in float"
+            if self.line.requested.is_float
+            else "not carried out"
+        )
 
 
 @dataclass(frozen=True)
@@ -159,16 +163,22 @@ class ReportData:
         if self.holdout is not None:
             own_held_out, best_held_out = self.holdout
             for name, value in own_held_out.items():
-                rows.append((f"{name}, on data held out", value, best_held_out.get(name)))
+                rows.append(
+                    (f"{name}, on data held out", value, best_held_out.get(name))
+                )
         return tuple(rows)
 
     @property
     def completed(self) -> tuple[Trial, ...]:
         """Trials that were measured to the end."""
-        return tuple(t for t in self.trials if t.state == "complete" and self.metric in t.metrics)
+        return tuple(
+            t for t in self.trials if t.state == "complete" and self.metric in t.metrics
+        )
 
 
-def report_data(facts: Mapping[str, Any], title: str = "Quantization report") -> ReportData:
+def report_data(
+    facts: Mapping[str, Any], title: str = "Quantization report"
+) -> ReportData:
     """Gather what a report tells.
 
     Args:
@@ -185,8 +195,12 @@ def report_data(facts: Mapping[str, Any], title: str = "Quantization report") ->
             "this result holds no trials: it was quantized without a search, and there is nothing "
             "to report"
         )
-    with raised_as(ConfigError, "the record of this result is damaged", "save the result again"):
-        return _gathered(checked(_Facts, facts, "the record of this result is damaged"), title)
+    with raised_as(
+        ConfigError, "the record of this result is damaged", "save the result again"
+    ):
+        return _gathered(
+            checked(_Facts, facts, "the record of this result is damaged"), title
+        )
 
 
 class _Facts(Frozen):
@@ -280,7 +294,9 @@ def _ops(table: Mapping[str, Sequence[Any]], best: Trial) -> tuple[OpLine, ...]:
     return tuple(lines)
 
 
-def _bound(accuracy: Mapping[str, Any], metric: str, baseline: Trial, higher: bool) -> float | None:
+def _bound(
+    accuracy: Mapping[str, Any], metric: str, baseline: Trial, higher: bool
+) -> float | None:
     """The least (greatest) passing score of the tolerance criterion; None for other criteria, and
     for weighted means."""
     is_tolerance = accuracy.get("kind", "tolerance") == "tolerance"

@@ -27,7 +27,9 @@ def render(data: ReportData) -> str:
         raise MissingFramework(
             f"a report cannot be drawn: {error}; pip install 'octavo[report]'"
         ) from error
-    with raised_as(ConfigError, "the report cannot be drawn from the record of this result"):
+    with raised_as(
+        ConfigError, "the report cannot be drawn from the record of this result"
+    ):
         return _drawn(data, jinja2, Markup)
 
 
@@ -53,7 +55,9 @@ def _drawn(data: ReportData, jinja2: Any, markup: Any) -> str:
     trials = (data.baseline, *data.trials)
     objectives = tuple(dict.fromkeys(name for t in trials for name in t.objectives))
     drawn: dict[str, Any] = {
-        "trade_off": markup(trade_off(data, _horizontal(objectives))) if objectives else "",
+        "trade_off": markup(trade_off(data, _horizontal(objectives)))
+        if objectives
+        else "",
         "search": markup(charts.search(data)),
         "layers": markup(charts.layers(data.ops)),
     }

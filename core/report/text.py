@@ -59,5 +59,7 @@ def bits(trial: Trial) -> str:
         not_quantized = mode in ("float", "carrying codes")
         return not_quantized, -count[mode], mode
 
-    told = [f"{count[mode]} {mode.replace('_', '-')}" for mode in sorted(count, key=place)]
+    told = [
+        f"{count[mode]} {mode.replace('_', '-')}" for mode in sorted(count, key=place)
+    ]
     return ", ".join(told)

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 Point = tuple[float, float]
 
 WIDE_RANGE = 8
-"""Ratio of the dearest trial to the cheapest from which on a linear axis would press most of them together."""
+"""Ratio of the dearest trial to the cheapest from which on a linear axis would press most of them
+together."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,9 @@ class _TradeOff:
         """The float model and the trials that have both numbers."""
         trials = (self.data.baseline, *self.data.completed)
         metric = self.data.metric
-        return [t for t in trials if self.objective in t.objectives and metric in t.metrics]
+        return [
+            t for t in trials if self.objective in t.objectives and metric in t.metrics
+        ]
 
     @cached_property
     def is_relative(self) -> bool:
@@ -64,7 +67,9 @@ class _TradeOff:
 
     @cached_property
     def _largest(self) -> float:
-        sizes = [t.objectives["size"].value for t in self.shown if "size" in t.objectives]
+        sizes = [
+            t.objectives["size"].value for t in self.shown if "size" in t.objectives
+        ]
         return max(sizes, default=1.0)
 
     def area(self, trial: Trial) -> float:
@@ -86,7 +91,9 @@ class _TradeOff:
     def group(self, backend: str, passed: bool) -> list[Trial]:
         """Return the searched trials of a backend that pass, or that do not."""
         searched = [t for t in self.shown if t is not self.data.baseline]
-        return [t for t in searched if t.recipe.backend == backend and t.passed is passed]
+        return [
+            t for t in searched if t.recipe.backend == backend and t.passed is passed
+        ]
 
 
 @styled
@@ -111,10 +118,14 @@ def trade_off(data: ReportData, objective: str) -> str:
     if data.bound is not None:
         axes.axhline(data.bound, color=GOOD, linewidth=1.2, label="goal")
     _label_costs(axes, plot)
-    axes.set_ylabel(f"{data.metric}; {'more' if data.higher_is_better else 'less'} is better")
+    axes.set_ylabel(
+        f"{data.metric}; {'more' if data.higher_is_better else 'less'} is better"
+    )
     axes.margins(y=0.18)
     below = (0.5, -0.16)
-    axes.legend(loc="upper center", bbox_to_anchor=below, ncols=3, markerscale=0.6, fontsize=9)
+    axes.legend(
+        loc="upper center", bbox_to_anchor=below, ncols=3, markerscale=0.6, fontsize=9
+    )
     title = f"{data.metric} and {objective}"
     if objective == "latency":
         title = "Accuracy, latency and size of every trial"
@@ -160,7 +171,9 @@ def _draw_trials(axes: Axes, plot: _TradeOff) -> None:
             )
     cost, score = plot.place(baseline)
     area = plot.area(baseline)
-    axes.scatter(cost, score, s=area, marker="X", color=INK, label="float model", zorder=3)
+    axes.scatter(
+        cost, score, s=area, marker="X", color=INK, label="float model", zorder=3
+    )
 
 
 def _draw_best(axes: Axes, plot: _TradeOff) -> None:

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ConfigDict, Field
 
 from octavo.core.contract.adapter import Candidate
-from octavo.core.errors import ConfigError, DeviceError, ModelError, OctavoError, raised_as
+from octavo.core.errors import (
+    ConfigError,
+    DeviceError,
+    ModelError,
+    OctavoError,
+    raised_as,
+)
 from octavo.core.system.textfiles import absolute, read_table
 from octavo.core.values.scheme import Frozen
 from octavo.core.values.settings import checked
@@ -45,7 +51,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise ConfigError(f"{folder} holds no {MANIFEST}; give a folder that result.save() wrote")
+        raise ConfigError(
+            f"{folder} holds no {MANIFEST}; give a folder that result.save() wrote"
+        )
     manifest = read_table(path, remedy=_AGAIN)
     head = checked(_Head, manifest, f"{path} is damaged, {_AGAIN}")
     if head.format > FORMAT:
@@ -95,7 +103,9 @@ def load_candidate(
     # A result of another version may hold settings that this one does not have.
     known = card.config.model_fields.keys() - card.config.unsaved
     kept = {k: v for k, v in recorded.items() if k in known}
-    adapter = card.build(host.read("adapters", {**kept, **(backend or {}), "kind": name}))
+    adapter = card.build(
+        host.read("adapters", {**kept, **(backend or {}), "kind": name})
+    )
     elsewhere = f"or load it elsewhere: octavo.load({str(folder)!r}, backend={{'device': 'cpu'}})"
     damaged = f"{folder} is damaged, or does not belong to the given model"
     with with_remedy(DeviceError, elsewhere), raised_as(ModelError, damaged, _AGAIN):

@@ -73,9 +73,13 @@ class Quantized:
             "coverage": self.coverage.to_json(),
             "backend_settings": dict(self.backend_settings),
         }
-        return save_candidate(self.candidate, absolute(folder, "a result's folder"), facts)
+        return save_candidate(
+            self.candidate, absolute(folder, "a result's folder"), facts
+        )
 
-    def export(self, to: str, folder: str | Path, *, host: PluginHost | None = None) -> Path:
+    def export(
+        self, to: str, folder: str | Path, *, host: PluginHost | None = None
+    ) -> Path:
         """Write the model for another runtime.
 
         ``standalone``, ``compressed-tensors``, ``gptq``, ...; as a whole or not at all.
@@ -96,10 +100,14 @@ class Quantized:
         exporter = (host or PluginHost()).part("exporters", to).load()
         folder = absolute(folder, "the folder of an export")
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ConfigError(f"{folder} exists and is not empty; choose another folder")
+            raise ConfigError(
+                f"{folder} exists and is not empty; choose another folder"
+            )
         folder.parent.mkdir(parents=True, exist_ok=True)
         # Written beside the target and put in place when it is whole.
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as fresh:
+        with tempfile.TemporaryDirectory(
+            dir=folder.parent, prefix=f".{folder.name}-"
+        ) as fresh:
             made = Path(fresh) / "export"
             made.mkdir()
             exporter(self, made)
@@ -184,7 +192,9 @@ class Result(Quantized):
             "confirmed": dict(self.confirmed) if self.confirmed is not None else None,
             "config": self.config.model_dump(mode="json", exclude_defaults=True),
             "trials": [t.to_json() for t in self.trials],
-            "ops": {op.name: [op.type, op.parameters, fixed.get(op.name, "")] for op in ops},
+            "ops": {
+                op.name: [op.type, op.parameters, fixed.get(op.name, "")] for op in ops
+            },
             "coverage": self.coverage.to_json(),
             "notes": list(self.notes),
             "seconds": self.seconds,
@@ -197,7 +207,9 @@ class Result(Quantized):
 
         An existing result is replaced as a whole or not at all.
         """
-        return save_candidate(self.candidate, absolute(folder, "a result's folder"), self.facts())
+        return save_candidate(
+            self.candidate, absolute(folder, "a result's folder"), self.facts()
+        )
 
     def report(self, path: str | Path, title: str = "Quantization report") -> Path:
         """Write the HTML report, one file that needs no network (extra ``report``)."""

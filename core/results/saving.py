@@ -49,7 +49,9 @@ def _may_be_replaced(there: Path) -> bool:
     return there.is_dir() and not any(there.iterdir())
 
 
-def save_candidate(candidate: Candidate, folder: Path, facts: Mapping[str, Any]) -> Path:
+def save_candidate(
+    candidate: Candidate, folder: Path, facts: Mapping[str, Any]
+) -> Path:
     """Write a candidate with its manifest beside the target, then put it in place.
 
     Raises:

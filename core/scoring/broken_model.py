@@ -53,7 +53,9 @@ def broken_model(realizer: Quantizer, seed: int) -> tuple[str, Candidate] | None
     return unit.ops[0], realizer.session().apply(recipe, parameters)
 
 
-def _with_shuffled_weights(own: OpParameters, random: np.random.Generator) -> OpParameters:
+def _with_shuffled_weights(
+    own: OpParameters, random: np.random.Generator
+) -> OpParameters:
     weight = None if own.weight is None else _shuffled(own.weight, random)
     further = tuple(_shuffled(other, random) for other in own.further)
     return replace(own, weight=weight, further=further)

@@ -174,13 +174,17 @@ class Certifier:
             reason,
         )
 
-    def holds(self, scores: np.ndarray, tries: int = 1, lead: OtherSamples | None = None) -> bool:
+    def holds(
+        self, scores: np.ndarray, tries: int = 1, lead: OtherSamples | None = None
+    ) -> bool:
         """Return whether a candidate keeps the goal on new data, so surely.
 
         The arguments are :meth:`certify`'s.
         """
         losses = self._losses(self.reference, scores)
-        capital = self._log_capital(losses, self.goal.tolerance, self._learned_from(lead))
+        capital = self._log_capital(
+            losses, self.goal.tolerance, self._learned_from(lead)
+        )
         return capital >= math.log(1 / self._error(tries))
 
     def foreseen(self, scores: np.ndarray, samples: int) -> float:
@@ -256,7 +260,9 @@ class Certifier:
         excess = lost - tolerance * self._scaled(references)
         return float(excess.max())
 
-    def _bound(self, losses: _Losses, error: float, lead: _Losses | None) -> float | None:
+    def _bound(
+        self, losses: _Losses, error: float, lead: _Losses | None
+    ) -> float | None:
         """Return the least tolerance at which the claim of a miss is refuted.
 
         Returns:
@@ -281,7 +287,9 @@ class Certifier:
                 low = middle
         return high
 
-    def _log_capital(self, losses: _Losses, tolerance: float, lead: _Losses | None) -> float:
+    def _log_capital(
+        self, losses: _Losses, tolerance: float, lead: _Losses | None
+    ) -> float:
         """Return the logarithm of the largest capital on the way.
 
         Args:

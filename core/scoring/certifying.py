@@ -42,7 +42,9 @@ class Certifying:
             return float("inf")
         return self.search.foreseen(scores.per_sample, len(self.held_out.reference))
 
-    def certify(self, held_out: Scores, search: Scores | None, tries: int) -> Certificate:
+    def certify(
+        self, held_out: Scores, search: Scores | None, tries: int
+    ) -> Certificate:
         """Bound a winner's loss on the held-out samples.
 
         Args:
@@ -54,7 +56,11 @@ class Certifying:
         if self.why or self.held_out is None or held_out.per_sample is None:
             return self.none(tries)
         lead = None
-        if search is not None and search.per_sample is not None and self.search is not None:
+        if (
+            search is not None
+            and search.per_sample is not None
+            and self.search is not None
+        ):
             lead = OtherSamples(self.search.reference, search.per_sample)
         return self.held_out.certify(held_out.per_sample, tries, lead)
 
@@ -63,12 +69,24 @@ class Certifying:
         tolerance = self.goal.tolerance if self.goal is not None else 0.0
         mode = self.goal.mode if self.goal is not None else ""
         return Certificate(
-            False, self.confidence, None, None, tolerance, mode, 0, tries, METHOD, self.why
+            False,
+            self.confidence,
+            None,
+            None,
+            tolerance,
+            mode,
+            0,
+            tries,
+            METHOD,
+            self.why,
         )
 
 
 def certifying(
-    criterion: Criterion, baseline: Mapping[str, float], search: Scores, held_out: Scores | None
+    criterion: Criterion,
+    baseline: Mapping[str, float],
+    search: Scores,
+    held_out: Scores | None,
 ) -> Certifying | None:
     """Make ready to certify; None where no confidence is asked for.
 
@@ -118,7 +136,9 @@ def _missing(goal: SampleGoal | None, search: Scores, held_out: Scores | None) -
             "score one"
         )
     if not goal.tolerance:
-        return "a tolerance of 0 cannot be certified from samples: tolerate a loss above 0"
+        return (
+            "a tolerance of 0 cannot be certified from samples: tolerate a loss above 0"
+        )
     if search.per_sample is None:
         return (
             "there are no scores of single samples: wrap the score function in "

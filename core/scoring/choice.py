@@ -49,7 +49,9 @@ def _tied_for_first(trials: Sequence[Trial], name: str, slack: float) -> list[Tr
     """Return the trials that tie with the best in an objective that all of them measured."""
     figures = _comparable(trials, name)
     best = min(figures, key=lambda figure: figure.cost)
-    return [t for t, figure in zip(trials, figures, strict=True) if figure.ties(best, slack)]
+    return [
+        t for t, figure in zip(trials, figures, strict=True) if figure.ties(best, slack)
+    ]
 
 
 def _slack(position: int, count: int) -> float:
@@ -72,7 +74,9 @@ def worth_it(trial: Trial, baseline: Trial | None, objectives: Sequence[str]) ->
             to. None for who does not know it: then shares of its figures are compared with 1.
         objectives: Most important first; those that cannot be compared decide nothing.
     """
-    known: Mapping[str, Measurement] = baseline.objectives if baseline is not None else {}
+    known: Mapping[str, Measurement] = (
+        baseline.objectives if baseline is not None else {}
+    )
     is_compared = False
     for name in objectives:
         own = trial.objectives.get(name)

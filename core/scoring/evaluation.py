@@ -78,7 +78,9 @@ def _checked_samples(raw: Any) -> np.ndarray | None:
     return scores
 
 
-def _check_mean(metrics: Mapping[str, float], per_sample: np.ndarray, metric: str) -> None:
+def _check_mean(
+    metrics: Mapping[str, float], per_sample: np.ndarray, metric: str
+) -> None:
     """Refuse scores of samples that are not those of the value: of several values, of the one that
     counts, or of any."""
     if not per_sample.size:
@@ -88,7 +90,9 @@ def _check_mean(metrics: Mapping[str, float], per_sample: np.ndarray, metric: st
     mean = float(per_sample.mean())
     values = [metrics[metric]] if metric in metrics else list(metrics.values())
     # Sums in single precision over many samples differ from each other by less.
-    if not any(math.isclose(value, mean, rel_tol=1e-4, abs_tol=1e-6) for value in values):
+    if not any(
+        math.isclose(value, mean, rel_tol=1e-4, abs_tol=1e-6) for value in values
+    ):
         shown = ", ".join(f"{value:g}" for value in values)
         raise EvaluationError(
             f"the mean of Evaluation.per_sample is {mean:g}, and the value is {shown}: give the "
@@ -135,7 +139,9 @@ class ArrayModel:
         """Name of the backend that runs it."""
         return self.candidate.recipe.backend
 
-    def __call__(self, *arrays: Any, **named: Any) -> np.ndarray | tuple[np.ndarray, ...]:
+    def __call__(
+        self, *arrays: Any, **named: Any
+    ) -> np.ndarray | tuple[np.ndarray, ...]:
         """Run one batch: values in call order, by input name, or both; a lone :class:`~octavo.Call`
         is the batch itself."""
         is_whole_batch = len(arrays) == 1 and not named and isinstance(arrays[0], Call)

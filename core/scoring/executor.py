@@ -74,11 +74,15 @@ class ProcessExecutor:
         import cloudpickle
 
         # A fresh child imports its framework first, which is not the trial's time.
-        modules = {str(getattr(a, "__module__", None) or type(a).__module__) for a in arguments}
+        modules = {
+            str(getattr(a, "__module__", None) or type(a).__module__) for a in arguments
+        }
         needed = sorted(modules - {"__main__", "builtins"})
         self._pool.schedule(_import, args=(needed,))
         blob = cloudpickle.dumps((function, arguments))
-        inner = self._pool.schedule(_unpickle_and_call, args=(blob,), timeout=self._timeout)
+        inner = self._pool.schedule(
+            _unpickle_and_call, args=(blob,), timeout=self._timeout
+        )
         outer: Future[T] = Future()
         inner.add_done_callback(lambda done: self._hand_over(done, outer))
         return outer
@@ -139,7 +143,9 @@ def _unpickle_and_call(blob: bytes) -> tuple[bool, bytes]:
             cloudpickle.loads(packed)
         # an exception whose constructor takes something else than its args, or that holds a lock
         except Exception:
-            packed = cloudpickle.dumps(EvaluationError(f"raised in the child process:\n{told}"))
+            packed = cloudpickle.dumps(
+                EvaluationError(f"raised in the child process:\n{told}")
+            )
         return False, packed
 
 
@@ -151,7 +157,9 @@ def _unpack(outcome: tuple[bool, bytes], future: Future[Any]) -> None:
         held = cloudpickle.loads(packed)
     except Exception as error:
         future.set_exception(
-            EvaluationError(f"what the child process returned cannot be read here: {said(error)}")
+            EvaluationError(
+                f"what the child process returned cannot be read here: {said(error)}"
+            )
         )
         return
     if succeeded:

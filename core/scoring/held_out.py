@@ -19,7 +19,9 @@ CERTIFIED = 0.5
 Both parts count: one chooses, the other proves."""
 
 
-def split_samples(score: Any, share: float, seed: int, *, required: bool = True) -> tuple[Any, Any]:
+def split_samples(
+    score: Any, share: float, seed: int, *, required: bool = True
+) -> tuple[Any, Any]:
     """Hold a share of the samples out of the search.
 
     Args:

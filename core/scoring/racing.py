@@ -84,7 +84,11 @@ class SampleScore:
     """
 
     def __init__(
-        self, score: Callable[[Any, np.ndarray], Any], samples: int, *, best: float | None = 1.0
+        self,
+        score: Callable[[Any, np.ndarray], Any],
+        samples: int,
+        *,
+        best: float | None = 1.0,
     ) -> None:
         if samples < 1:
             raise ConfigError(f"a score needs at least one sample, not {samples}")
@@ -142,7 +146,8 @@ class Rejection:
         """One line for the log."""
         sure = "it can no longer pass" if self.doubt == 0 else f"doubt {self.doubt:.2g}"
         return (
-            f"rejected after {self.used} samples ({self.share:.0%}): about {self.value:.6g}; {sure}"
+            f"rejected after {self.used} samples ({self.share:.0%}): about {self.value:.6g}; "
+            f"{sure}"
         )
 
 

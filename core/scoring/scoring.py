@@ -87,12 +87,18 @@ class Scoring:
         part = np.sort(np.random.default_rng(samples).permutation(samples)[:count])
         return self._come_out_as(candidate, part, scores.per_sample[part])
 
-    def _come_out_as(self, candidate: Candidate, indices: np.ndarray, before: np.ndarray) -> bool:
+    def _come_out_as(
+        self, candidate: Candidate, indices: np.ndarray, before: np.ndarray
+    ) -> bool:
         """Score some samples; return whether they are what they were, up to rounding."""
-        again = self.executor.submit(_some, self.score, candidate, self.native, indices).result()
+        again = self.executor.submit(
+            _some, self.score, candidate, self.native, indices
+        ).result()
         return bool(np.allclose(again, before, rtol=1e-5, atol=1e-8))
 
-    def _run(self, score: Callable[[Any], Any], candidate: Candidate, which: str) -> Scores:
+    def _run(
+        self, score: Callable[[Any], Any], candidate: Candidate, which: str
+    ) -> Scores:
         raw = self.executor.submit(_evaluate, score, candidate, self.native).result()
         found = check_scores(raw, self.metric)
         if found.per_sample is not None:
@@ -130,21 +136,30 @@ class Scoring:
         if goal is not None and scores.per_sample is not None:
             allowed, higher = goal
             self._race = Race(
-                scores.per_sample, allowed, self.score.best, higher_is_better=higher, config=config
+                scores.per_sample,
+                allowed,
+                self.score.best,
+                higher_is_better=higher,
+                config=config,
             )
 
     def raced(self, candidate: Candidate) -> Scores | Rejection:
         """Score a candidate; stop as soon as it is sure to miss the goal, if that can be told."""
         if self._race is None:
             return self.full(candidate)
-        started = self.executor.submit(_race, self._race, self.score, candidate, self.native)
+        started = self.executor.submit(
+            _race, self._race, self.score, candidate, self.native
+        )
         outcome = started.result()
         if isinstance(outcome, Rejection):
             return outcome
         return check_scores(outcome, self.metric)
 
     def part_is_alike(
-        self, candidate: Candidate, kept: Mapping[str, Any] | None, race: RaceConfig | None
+        self,
+        candidate: Candidate,
+        kept: Mapping[str, Any] | None,
+        race: RaceConfig | None,
     ) -> bool:
         """True if single samples can be scored, and those that an earlier run kept come out as they
         did.
@@ -163,7 +178,10 @@ class Scoring:
         if is_raced or kept is None or kept["count"] != self.score.samples:
             return False
         before = np.asarray(kept["first"])
-        return self._come_out_as(candidate, np.arange(len(before)), before) and len(before) > 0
+        return (
+            self._come_out_as(candidate, np.arange(len(before)), before)
+            and len(before) > 0
+        )
 
     def held_out_scores(self, candidate: Candidate) -> Scores:
         """Score the data that is kept from the search; there must be some."""

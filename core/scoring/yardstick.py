@@ -98,7 +98,9 @@ class Yardstick:
     def _wants_another(self) -> bool:
         """Return whether the float model is to be scored once more: it varies, and time is left."""
         wanted = max(FEWEST, self.noise.repeats)
-        return bool(self.noise) and len(self._runs) < wanted and self._took < self.seconds
+        return (
+            bool(self.noise) and len(self._runs) < wanted and self._took < self.seconds
+        )
 
     def restore(self, metrics: Metrics, noise: Noise) -> None:
         """Take the float model's score from a history."""
@@ -131,7 +133,9 @@ class Yardstick:
         while True:
             found = self._verdict(first, runs, error)
             # What a full number of repeats would ask for, and by how much the mean may still rise.
-            reachable = self.noise.needed(most, error) - self.noise.deviations(len(runs))
+            reachable = self.noise.needed(most, error) - self.noise.deviations(
+                len(runs)
+            )
             raw_margin = found.margin + self.noise.needed(len(runs), error)
             is_out_of_reach = raw_margin < reachable
             if found.passed or len(runs) >= most or is_out_of_reach:
@@ -227,7 +231,9 @@ class Yardstick:
 
     def _settle(self) -> None:
         self.baseline = mean_of(self._runs)
-        margins = [self.criterion.judge(run, self.baseline).margin for run in self._runs]
+        margins = [
+            self.criterion.judge(run, self.baseline).margin for run in self._runs
+        ]
         self.noise = Noise.of(margins)
 
     def _most(self) -> int:

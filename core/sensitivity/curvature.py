@@ -8,7 +8,14 @@ weights costs 2 D = d^T H d.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import (
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    MutableMapping,
+    Sequence,
+)
 
 import numpy as np
 from array_api_compat import array_namespace, device
@@ -72,7 +79,9 @@ class Curvature:
         self._scores = scores
         self._seed = seed
 
-    def traced(self, ops: Sequence[str], scheme: OpScheme, transforms: Transforms) -> float:
+    def traced(
+        self, ops: Sequence[str], scheme: OpScheme, transforms: Transforms
+    ) -> float:
         """Return the mean trace of the Hessian at the model's outputs times the squared error.
 
         That is HAWQ-V2's eq. 4. What rounding an op's input adds is reckoned in as if it hurt
@@ -112,7 +121,9 @@ class Curvature:
                 names.update((weight.name, None) for weight in by_name[op].weights)
         return names
 
-    def first_order(self, ops: Sequence[str], scheme: OpScheme, transforms: Transforms) -> float:
+    def first_order(
+        self, ops: Sequence[str], scheme: OpScheme, transforms: Transforms
+    ) -> float:
         """Estimate d^T H d of the ops' weight errors, and what rounding their inputs adds.
 
         Raises:
@@ -185,11 +196,17 @@ class Curvature:
 
 def _error_of(session: Session, weight: Weight, rounded: QuantizedTensor) -> ErrorOf:
     """Return a function that computes a weight's error anew, so that none is kept in memory."""
-    return lambda: (session.tensor(weight.name) - rounded.dequantize(), weight.channel_axis)
+    return lambda: (
+        session.tensor(weight.name) - rounded.dequantize(),
+        weight.channel_axis,
+    )
 
 
 def quadratic_forms(
-    session: Session, batches: Sequence[Batch], errors: Mapping[str, Errors], seed: int = 0
+    session: Session,
+    batches: Sequence[Batch],
+    errors: Mapping[str, Errors],
+    seed: int = 0,
 ) -> dict[str, float]:
     """Estimate d^T H d for several errors of several weights, in one pass of draws.
 
@@ -245,7 +262,9 @@ def traces(
     sums = dict.fromkeys(weights, 0.0)
     count = 0
     for draw in range(DRAWS):
-        signs = {name: _signs(session.tensor(name), seed, draw, name) for name in weights}
+        signs = {
+            name: _signs(session.tensor(name), seed, draw, name) for name in weights
+        }
 
         def sink(name: str, product: Array, signs: Mapping[str, Array] = signs) -> None:
             xp = array_namespace(product)
@@ -267,6 +286,8 @@ def _signs(like: Array, seed: int, draw: int, name: str) -> Array:
 
 
 def _key(kind: str, name: str, scheme: OpScheme | None, transforms: Transforms) -> str:
-    scheme_fields = scheme.model_dump(exclude_defaults=True) if scheme is not None else None
+    scheme_fields = (
+        scheme.model_dump(exclude_defaults=True) if scheme is not None else None
+    )
     transform_fields = [t.model_dump() for t in transforms]
     return f"{kind} {name} {canonical_json([scheme_fields, transform_fields])}"

@@ -54,7 +54,9 @@ class SecondMoments(FeatureObserver):
         return array_namespace(chunk).sum(chunk * chunk, axis=1)
 
 
-def rounding_noise(scheme: OpScheme, moments: Moments, params: QuantParams | None) -> float:
+def rounding_noise(
+    scheme: OpScheme, moments: Moments, params: QuantParams | None
+) -> float:
     """Return the noise power of rounding a value: step^2 / 12, of an error uniform over a step."""
     if params is not None:
         steps = to_numpy(params.scale).astype(np.float64)

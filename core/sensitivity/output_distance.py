@@ -28,7 +28,9 @@ class OutputDistance:
         batches_run: Batches that candidates were run on.
     """
 
-    def __init__(self, session: Session, realizer: Quantizer, batches: Sequence[Batch]) -> None:
+    def __init__(
+        self, session: Session, realizer: Quantizer, batches: Sequence[Batch]
+    ) -> None:
         self.batches_run = 0
         self._session = session
         self._realizer = realizer
@@ -71,6 +73,7 @@ class OutputDistance:
         if self._references is None:
             reference = self._session.reference()
             self._references = [
-                tuple(np.asarray(y) for y in reference.run(batch)) for batch in self._batches
+                tuple(np.asarray(y) for y in reference.run(batch))
+                for batch in self._batches
             ]
         return self._references

@@ -80,9 +80,13 @@ class SensitivityService:
         self._units = {u.name: u for u in realizer.space.units}
         self._scores: dict[str, float] = {}
         self._errors = OpErrors(realizer, self.batches)
-        self.curvature = Curvature(realizer, self._errors, self.batches, self._scores, seed)
+        self.curvature = Curvature(
+            realizer, self._errors, self.batches, self._scores, seed
+        )
         self._distance = OutputDistance(opened.session, realizer, self.batches)
-        self._kinds: dict[str, Callable[[tuple[str, ...], OpScheme, Transforms], float]] = {
+        self._kinds: dict[
+            str, Callable[[tuple[str, ...], OpScheme, Transforms], float]
+        ] = {
             "weight_error": self._weight_error,
             "output_distance": self._output_distance,
             "hessian": self._hessian,
@@ -90,7 +94,9 @@ class SensitivityService:
             "gradient": self.curvature.first_order,
         }
         if path is not None and path.exists():
-            self._scores.update(read_scores(path, identity(opened.session, self.batches)))
+            self._scores.update(
+                read_scores(path, identity(opened.session, self.batches))
+            )
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -127,9 +133,13 @@ class SensitivityService:
         return [self._of_recipe(recipe) for recipe in recipes]
 
     def _of_recipe(self, recipe: Recipe) -> float:
-        return self._cached(f"recipe {recipe.digest}", lambda: self._distance.of(recipe))
+        return self._cached(
+            f"recipe {recipe.digest}", lambda: self._distance.of(recipe)
+        )
 
-    def _ask(self, kind: str, pairs: Sequence[Pair], transforms: Transforms) -> Sequence[float]:
+    def _ask(
+        self, kind: str, pairs: Sequence[Pair], transforms: Transforms
+    ) -> Sequence[float]:
         self._check(kind, pairs)
         if kind == "gradient":
             self._prepare_gradients(pairs, transforms)
@@ -151,7 +161,9 @@ class SensitivityService:
                 "or a strategy that asks for none"
             )
 
-    def _of_pair(self, kind: str, name: str, scheme: OpScheme, transforms: Transforms) -> float:
+    def _of_pair(
+        self, kind: str, name: str, scheme: OpScheme, transforms: Transforms
+    ) -> float:
         if scheme.is_float:
             return 0.0
         compute = self._kinds[kind]
@@ -193,7 +205,9 @@ class SensitivityService:
     ) -> float:
         return sum(e.share for e in self._errors.of(ops, scheme, transforms))
 
-    def _hessian(self, ops: tuple[str, ...], scheme: OpScheme, transforms: Transforms) -> float:
+    def _hessian(
+        self, ops: tuple[str, ...], scheme: OpScheme, transforms: Transforms
+    ) -> float:
         return sum(e.curved for e in self._errors.of(ops, scheme, transforms))
 
     def _output_distance(
@@ -214,7 +228,9 @@ class SensitivityService:
         """
         target = path or self.path
         if target is None:
-            raise ConfigError("SensitivityService.save needs a path, here or when it is made")
+            raise ConfigError(
+                "SensitivityService.save needs a path, here or when it is made"
+            )
         write_scores(target, identity(self.opened.session, self.batches), self._scores)
 
 

@@ -52,7 +52,9 @@ class SharedSensitivity(RecipeSensitivity):
         scores: What all backends of the run share.
     """
 
-    def __init__(self, own: SensitivityService, space: TuningSpace, scores: Scores) -> None:
+    def __init__(
+        self, own: SensitivityService, space: TuningSpace, scores: Scores
+    ) -> None:
         self.own = own
         self._signatures = signatures(space)
         self._scores = scores
@@ -62,7 +64,9 @@ class SharedSensitivity(RecipeSensitivity):
         """What can be asked for on this backend."""
         return self.own.kinds
 
-    def __call__(self, kind: str, pairs: Sequence[tuple[str, OpScheme]]) -> Sequence[float]:
+    def __call__(
+        self, kind: str, pairs: Sequence[tuple[str, OpScheme]]
+    ) -> Sequence[float]:
         """Return one loss >= 0 for each (unit name, scheme)."""
         return self._ask(kind, pairs, ())
 
@@ -75,10 +79,15 @@ class SharedSensitivity(RecipeSensitivity):
         return self.own.distances(recipes)
 
     def _ask(
-        self, kind: str, pairs: Sequence[tuple[str, OpScheme]], transforms: tuple[PartChoice, ...]
+        self,
+        kind: str,
+        pairs: Sequence[tuple[str, OpScheme]],
+        transforms: tuple[PartChoice, ...],
     ) -> Sequence[float]:
         keys = [self._key(kind, name, scheme, transforms) for name, scheme in pairs]
-        missing = [i for i, key in enumerate(keys) if key is None or key not in self._scores]
+        missing = [
+            i for i, key in enumerate(keys) if key is None or key not in self._scores
+        ]
         service = self.own.under(transforms)
         losses = service(kind, [pairs[i] for i in missing])
         found = dict(zip(missing, losses, strict=True))
@@ -113,7 +122,8 @@ def lend_traces(services: Sequence[SensitivityService]) -> None:
         return
     units = lender.realizer.space.by_name
     by_signature = {
-        signature: units[name] for name, signature in signatures(lender.realizer.space).items()
+        signature: units[name]
+        for name, signature in signatures(lender.realizer.space).items()
     }
     for service in services:
         if "gradient" in service.kinds:
@@ -124,7 +134,9 @@ def lend_traces(services: Sequence[SensitivityService]) -> None:
 
 
 def _lent(
-    lender: SensitivityService, names: Mapping[str, str], transforms: tuple[PartChoice, ...]
+    lender: SensitivityService,
+    names: Mapping[str, str],
+    transforms: tuple[PartChoice, ...],
 ) -> dict[str, float]:
     """Return the lender's traces under the borrower's names."""
     traces = lender.curvature.traces(transforms)
@@ -132,7 +144,9 @@ def _lent(
 
 
 def _counterpart_weights(
-    service: SensitivityService, lender: SensitivityService, units: Mapping[Signature, Unit]
+    service: SensitivityService,
+    lender: SensitivityService,
+    units: Mapping[Signature, Unit],
 ) -> dict[str, str]:
     """Return own weight name -> the lender's; empty unless every tunable unit has its counterpart.
 

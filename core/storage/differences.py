@@ -71,7 +71,9 @@ def _space(shaped: Mapping[str, Any], shapes: Mapping[str, Any]) -> str:
             f"the strategy: {was_and_is}, and they suggest other transforms; set transforms= to "
             "the same in both runs"
         )
-    return "; ".join(f"{key}: {_then_and_now(shaped[key], shapes[key])}" for key in changed)
+    return "; ".join(
+        f"{key}: {_then_and_now(shaped[key], shapes[key])}" for key in changed
+    )
 
 
 def _changes(then: str, now: str) -> str:

@@ -98,7 +98,10 @@ class StudyHistory(History):
         self._stack.callback(self._watch.close)
 
     def _enter(
-        self, fingerprint: Mapping[str, str], settings: Mapping[str, Any], directions: Sequence[str]
+        self,
+        fingerprint: Mapping[str, str],
+        settings: Mapping[str, Any],
+        directions: Sequence[str],
     ) -> None:
         """Make the study, or check the one that is there."""
         from optuna.exceptions import DuplicatedStudyError
@@ -120,12 +123,16 @@ class StudyHistory(History):
         """Write an attribute of the study."""
         self._storage.set_study_user_attr(self._study, f"octavo:{key}", value)
 
-    def _check(self, fingerprint: Mapping[str, str], settings: Mapping[str, Any]) -> None:
+    def _check(
+        self, fingerprint: Mapping[str, str], settings: Mapping[str, Any]
+    ) -> None:
         study = f"{self.location}: study {self.name!r}"
         attributes = self._storage.get_study_user_attrs(self._study)
         schema = attributes.get("octavo:schema")
         if schema is None:
-            raise StoreError(f"{study} was not made by octavo; choose another name or file")
+            raise StoreError(
+                f"{study} was not made by octavo; choose another name or file"
+            )
         if schema > SCHEMA:
             raise StoreError(
                 f"{study} was written by a newer octavo (schema {schema}, "
@@ -173,7 +180,9 @@ class StudyHistory(History):
                 cause = self._ended(frozen)
                 vanished += not cause
             if cause:
-                self._crashed.setdefault(attributes.get("octavo:recipe", ""), []).append(cause)
+                self._crashed.setdefault(
+                    attributes.get("octavo:recipe", ""), []
+                ).append(cause)
         if vanished:
             self.notes += (
                 "the process before this one ended in mid-trial without a sign of a fault of its "
@@ -251,7 +260,9 @@ class StudyHistory(History):
                 self._lock.check()
             row = self._ids.pop(trial.number)
             self._storage.set_trial_user_attr(row, TRIAL, trial_text(trial))
-            values = values_of(trial, len(self._storage.get_study_directions(self._study)))
+            values = values_of(
+                trial, len(self._storage.get_study_directions(self._study))
+            )
             if values:
                 state = TrialState.COMPLETE
             elif trial.state == "rejected":
@@ -267,7 +278,9 @@ class StudyHistory(History):
         """
         verdict = {"why": trial.refused, "margin": trial.margin}
         with self._errors():
-            self._storage.set_study_user_attr(self._study, refusal_key(trial.number), verdict)
+            self._storage.set_study_user_attr(
+                self._study, refusal_key(trial.number), verdict
+            )
         super().refuse(trial)
 
     def close(self) -> None:

@@ -42,7 +42,9 @@ def read_history(
                 )
             study = studies[chosen]
             attributes = store.get_study_user_attrs(study)
-            rows = [row.user_attrs for row in store.get_all_trials(study, deepcopy=False)]
+            rows = [
+                row.user_attrs for row in store.get_all_trials(study, deepcopy=False)
+            ]
             trials = [trial_of(row, attributes) for row in rows if TRIAL in row]
             return chosen, tuple(sorted(trials, key=lambda t: t.number)), attributes
 

@@ -10,7 +10,8 @@ from octavo.core.values.trial import Trial
 
 REMEDY = (
     "Its trials cannot be compared with this run's. Start a study of its own: another name "
-    "(study=) or another history file (--storage, storage=); where a fresh start is meant, resume=False "
+    "(study=) or another history file (--storage, storage=); where a fresh start is meant, "
+    "resume=False "
     "refuses every study that has trials"
 )
 
@@ -67,7 +68,9 @@ class History:
 
     def refuse_resume(self, why: str) -> StoreError:
         """Return the error of a run that may not go on from this history."""
-        return StoreError(f"study {self.name!r} was made for another run: {why}. {REMEDY}")
+        return StoreError(
+            f"study {self.name!r} was made for another run: {why}. {REMEDY}"
+        )
 
     def refuse(self, trial: Trial) -> None:
         """Record that a finished trial is refused after all; ``trial`` says why."""

@@ -34,7 +34,9 @@ def trial_of(row: Mapping[str, Any], study: Mapping[str, Any]) -> Trial:
     verdict = study.get(refusal_key(trial.number))
     if verdict is None:
         return trial
-    return replace(trial, passed=False, margin=verdict["margin"], refused=verdict["why"])
+    return replace(
+        trial, passed=False, margin=verdict["margin"], refused=verdict["why"]
+    )
 
 
 def refusal_key(number: int) -> str:
@@ -49,7 +51,10 @@ def values_of(trial: Trial, count: int) -> list[float] | None:
     """
     if trial.state != "complete":
         return None
-    values = [next(iter(trial.metrics.values())), *(m.value for m in trial.objectives.values())]
+    values = [
+        next(iter(trial.metrics.values())),
+        *(m.value for m in trial.objectives.values()),
+    ]
     return values if len(values) == count else None
 
 

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 ALIVE_SECONDS = 20.0
 """How often the lock's connection is used: routers and servers end those that idle for minutes."""
 
-GHOST_TRIES = 30  # tenths of a second that a server may take to end a session that is lost to us
+GHOST_TRIES = (
+    30  # tenths of a second that a server may take to end a session that is lost to us
+)
 
 
 class ServerLock:
@@ -46,7 +48,9 @@ class ServerLock:
                 f"study {name!r} is in use by another run; wait for it, or give another name "
                 "(study=) or store (storage=)"
             )
-        self._thread = threading.Thread(target=self._stay_alive, name="octavo-lock", daemon=True)
+        self._thread = threading.Thread(
+            target=self._stay_alive, name="octavo-lock", daemon=True
+        )
         self._thread.start()
 
     def check(self) -> None:
@@ -61,7 +65,8 @@ class ServerLock:
         if taken_over:
             raise StoreError(
                 f"study {self._name!r}: the connection that held its lock was lost, and another "
-                "run took the study meanwhile. What was recorded before is kept; wait for that run, "
+                "run took the study meanwhile. What was recorded before is kept; wait for that "
+                "run, "
                 "then resume this one"
             )
 
@@ -119,12 +124,16 @@ class ServerLock:
     def _acquire(self) -> bool:
         from sqlalchemy import text
 
-        connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        connection = self._engine.connect().execution_options(
+            isolation_level="AUTOCOMMIT"
+        )
         query = text("SELECT pg_try_advisory_lock(hashtext(:name))")
         if not connection.execute(query, {"name": f"octavo:{self._name}"}).scalar():
             connection.close()
             return False
-        own = text("SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()")
+        own = text(
+            "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+        )
         self._session = tuple(connection.execute(own).one())
         self._connection = connection
         return True

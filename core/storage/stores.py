@@ -55,7 +55,9 @@ def writable(storage: str | Path, stack: contextlib.ExitStack) -> str:
         return text
     path = absolute(_sqlite_path(text), "a history")
     if path.is_dir():
-        raise StoreError(f"{path} is a folder; give a file, for example {path / 'history.db'}")
+        raise StoreError(
+            f"{path} is a folder; give a file, for example {path / 'history.db'}"
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{path}.lock", timeout=0)
@@ -71,7 +73,9 @@ def writable(storage: str | Path, stack: contextlib.ExitStack) -> str:
     stack.callback(lock.release)
     if path.exists():
         if not os.access(path, os.W_OK):
-            raise StoreError(f"{path} is read-only; make it writable or give another storage file")
+            raise StoreError(
+                f"{path} is read-only; make it writable or give another storage file"
+            )
         _check_file(path)
     return f"sqlite:///{path}"
 
@@ -136,7 +140,9 @@ def _opened(url: str) -> RDBStorage:
                 f"{redacted(url)}: the store was made by another version of Optuna: "
                 f"{redacted(error, url)}"
             ) from None
-        except Exception as error:  # SQLAlchemy and its drivers have families of their own
+        except (
+            Exception
+        ) as error:  # SQLAlchemy and its drivers have families of their own
             may_pass = not url.startswith("sqlite") and _half_made(error)
             if opening == OPENINGS or not may_pass:
                 raise StoreError(
@@ -164,7 +170,9 @@ def _half_made(error: Exception) -> bool:
 def check_readable(path: Path) -> None:
     """Raise StoreError if a file is no SQLite database."""
     try:
-        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+        with contextlib.closing(
+            sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+        ) as connection:
             connection.execute("SELECT name FROM sqlite_master LIMIT 1").fetchone()
     except sqlite3.DatabaseError as error:
         raise StoreError(f"{path} is no readable history: {error}") from error

@@ -72,7 +72,9 @@ def cause_of_death(mark: Mapping[str, Any]) -> str:
     if not mark or mark.get("host") != socket.gethostname():
         return ""
     try:
-        written = Path(str(mark["faults"])).read_text(encoding="utf-8", errors="replace")
+        written = Path(str(mark["faults"])).read_text(
+            encoding="utf-8", errors="replace"
+        )
     except OSError:
         written = ""
     if written.startswith(("Fatal Python error", "Windows fatal exception")):

@@ -24,7 +24,9 @@ LONGEST = 1e8
 
 # Windows has no SIGHUP.
 _ENDING_NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
-ENDINGS = tuple(getattr(signal, name) for name in _ENDING_NAMES if hasattr(signal, name))
+ENDINGS = tuple(
+    getattr(signal, name) for name in _ENDING_NAMES if hasattr(signal, name)
+)
 """What asks a process to end: Ctrl-C, a scheduler or a preempted machine, a terminal that is
 closed."""
 
@@ -74,7 +76,9 @@ def time_limit(seconds: float | None) -> Iterator[None]:
             raise TrialTimeout(late) from error
         raise
     if time.monotonic() > ends:
-        raise TrialTimeout(f"{late}; it returned a score all the same, which does not count")
+        raise TrialTimeout(
+            f"{late}; it returned a score all the same, which does not count"
+        )
 
 
 @contextmanager

@@ -70,7 +70,9 @@ class Blocks:
                 kept.append(row)
         return kept
 
-    def _combination(self, block: tuple[Unit, ...], picks: tuple[int, ...]) -> _Combination:
+    def _combination(
+        self, block: tuple[Unit, ...], picks: tuple[int, ...]
+    ) -> _Combination:
         alone = []
         cost = 0.0
         for unit, i in zip(block, picks, strict=True):

@@ -38,8 +38,12 @@ BLOCK = 4
 """Units of a block."""
 
 SCHEMES = (
-    OpScheme(mode="weight_only", weight=QuantSpec(dtype="int3", granularity="group:32")),
-    OpScheme(mode="weight_only", weight=QuantSpec(dtype="int4", granularity="group:32")),
+    OpScheme(
+        mode="weight_only", weight=QuantSpec(dtype="int3", granularity="group:32")
+    ),
+    OpScheme(
+        mode="weight_only", weight=QuantSpec(dtype="int4", granularity="group:32")
+    ),
     OpScheme(mode="weight_only", weight=QuantSpec(dtype="int8", granularity="channel")),
     FLOAT,
 )
@@ -80,12 +84,16 @@ class SimulatedSensitivity:
             batches.
     """
 
-    def __init__(self, simulation: Simulation, transforms: tuple[PartChoice, ...] = ()) -> None:
+    def __init__(
+        self, simulation: Simulation, transforms: tuple[PartChoice, ...] = ()
+    ) -> None:
         self._simulation = simulation
         self._transforms = transforms
         self.asked: dict[str, set[tuple[str, OpScheme]]] = {}
 
-    def __call__(self, kind: str, pairs: Sequence[tuple[str, OpScheme]]) -> Sequence[float]:
+    def __call__(
+        self, kind: str, pairs: Sequence[tuple[str, OpScheme]]
+    ) -> Sequence[float]:
         """Return one loss >= 0 for each (unit name, scheme)."""
         self.asked.setdefault(kind, set()).update(pairs)
         return [self._one(kind, name, scheme) for name, scheme in pairs]
@@ -138,14 +146,18 @@ class Simulation:
         Each call has its own sensitivity service, which counts what it is asked.
         """
         service = SimulatedSensitivity(self) if sensitivity else None
-        return Problem(self.space, (self.objective,), seed, service, stop_at_goal, budgets)
+        return Problem(
+            self.space, (self.objective,), seed, service, stop_at_goal, budgets
+        )
 
     def loss_of(
         self, unit: str, scheme: OpScheme, transforms: tuple[PartChoice, ...] = ()
     ) -> float:
         """Return the true loss of one unit under one scheme, all others in float."""
         choices = self.space.by_name[unit].choices
-        return float(self.losses[unit][choices.index(scheme)]) * self._factor(transforms)
+        return float(self.losses[unit][choices.index(scheme)]) * self._factor(
+            transforms
+        )
 
     def _factor(self, transforms: tuple[PartChoice, ...]) -> float:
         return self.factors[self.space.transforms.index(transforms)]
@@ -177,7 +189,9 @@ class Simulation:
         # The float model never fails and has no noise: it is what all else is compared with.
         is_float = not len(recipe)
         if not is_float and _uniform(f"fail {tag}") < self.failures:
-            return Trial(number, recipe, "failed", error="RuntimeError: simulated failure")
+            return Trial(
+                number, recipe, "failed", error="RuntimeError: simulated failure"
+            )
         noise = 0.0 if is_float else self.noise * _normal(f"noise {tag}")
         score = max(0.0, 1.0 - STEP * (self.loss(recipe) + noise))
         margin = 1.0 - (1.0 - score) / STEP
@@ -268,7 +282,9 @@ def simulate(
     losses = _draw_losses(random, units, pressure)
     made = tuple(_unit(i, int(parameters[i])) for i in range(units))
     couplings = _draw_couplings(random, made, coupling) if coupling else {}
-    alternatives = [()] + [(PartChoice(kind=f"transform{i}"),) for i in range(transforms)]
+    alternatives = [()] + [
+        (PartChoice(kind=f"transform{i}"),) for i in range(transforms)
+    ]
     # The last transform helps.
     factors = [1.0] + [float(random.uniform(1.0, 2.0)) for _ in range(transforms - 1)]
     if transforms:
@@ -285,7 +301,9 @@ def simulate(
     )
 
 
-def _draw_losses(random: np.random.Generator, units: int, pressure: float) -> np.ndarray:
+def _draw_losses(
+    random: np.random.Generator, units: int, pressure: float
+) -> np.ndarray:
     """Draw the loss of each unit under each of :data:`SCHEMES`, shape (units, 4)."""
     # A few units carry most of the loss, as in real networks.
     base = np.exp(random.normal(0.0, 1.5, units))

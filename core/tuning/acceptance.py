@@ -21,7 +21,9 @@ from octavo.core.values.trial import Trial
 from .bench import Bench
 from .held_out import measure_held_out
 
-ROUNDED = 1e-9  # share by which a budget of bytes may be overrun: products of floats round
+ROUNDED = (
+    1e-9  # share by which a budget of bytes may be overrun: products of floats round
+)
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,9 @@ class Acceptance:
     model: Any
     host: PluginHost
     certifying: Certifying | None = None
-    examined: dict[int, tuple[Holdout, Certificate | None]] = field(default_factory=dict)
+    examined: dict[int, tuple[Holdout, Certificate | None]] = field(
+        default_factory=dict
+    )
 
     def accept(self) -> Accepted | None:
         """Return the best passing trial that stands.
@@ -86,7 +90,9 @@ class Acceptance:
 
     def candidate(self, trial: Trial) -> Candidate:
         """Return a trial's model."""
-        return self.bench.backends[trial.recipe.backend].realizer.candidate(trial.recipe)
+        return self.bench.backends[trial.recipe.backend].realizer.candidate(
+            trial.recipe
+        )
 
     def settings_of(self, recipe: Recipe) -> dict[str, Any]:
         """Return the settings of the backend that a recipe's model was made with."""
@@ -123,7 +129,9 @@ class Acceptance:
         """
         if self.certifying is not None or self.bench.held_out is None:
             return False
-        return self.bench.clock.lacks_time_for("the winner's score on the held-out data")
+        return self.bench.clock.lacks_time_for(
+            "the winner's score on the held-out data"
+        )
 
     def _on_holdout(
         self, candidate: Candidate, confirmed: Judged | None
@@ -131,11 +139,15 @@ class Acceptance:
         """Score a winner on the held-out data, and certify it where that is asked for."""
         bench, tries = self.bench, self._tries()
         if bench.held_out is None:
-            return None, self.certifying.none(tries) if self.certifying is not None else None
+            return None, self.certifying.none(
+                tries
+            ) if self.certifying is not None else None
         measure_held_out(bench)
         first = bench.scoring.held_out_scores(candidate)
         judged = bench.held_out.confirm(candidate, first, tries)
-        holdout = Holdout(bench.held_out.baseline, judged.metrics, judged.passed, judged.reason)
+        holdout = Holdout(
+            bench.held_out.baseline, judged.metrics, judged.passed, judged.reason
+        )
         if self.certifying is None:
             return holdout, None
         searched = confirmed.scores if confirmed is not None else None
@@ -145,7 +157,9 @@ class Acceptance:
         """Return how many winners were examined, this one among them."""
         return 1 + sum(bool(t.refused) for t in self.bench.history.trials)
 
-    def _confirm(self, candidate: Candidate, winner: Trial) -> tuple[Judged | None, str]:
+    def _confirm(
+        self, candidate: Candidate, winner: Trial
+    ) -> tuple[Judged | None, str]:
         """Return the verdict after a round trip through the disk, and why it does not do.
 
         The second is '' if it does.
@@ -156,11 +170,15 @@ class Acceptance:
             try:
                 facts = {"backend_settings": self.settings_of(candidate.recipe)}
                 saved = save_candidate(candidate, Path(folder) / "result", facts)
-                loaded = load_candidate(saved, self.model if is_own else None, host=self.host)
+                loaded = load_candidate(
+                    saved, self.model if is_own else None, host=self.host
+                )
                 first = bench.scoring.full(loaded)
                 bench.doubt(winner, first.metrics)
                 judged = bench.yardstick.confirm(loaded, first, self._tries())
-                size = sum(p.stat().st_size for p in (saved / MODEL).rglob("*") if p.is_file())
+                size = sum(
+                    p.stat().st_size for p in (saved / MODEL).rglob("*") if p.is_file()
+                )
             except Exception as error:
                 return None, f"{type(error).__name__}: {error}"
         if too_large := self._over_size(size):

@@ -93,7 +93,9 @@ def _parted(
         share = CERTIFIED
     if share:
         is_required = bool(settings.holdout)
-        score, holdout = split_samples(score, share, settings.seed, required=is_required)
+        score, holdout = split_samples(
+            score, share, settings.seed, required=is_required
+        )
     return Scores(score, holdout, share)
 
 
@@ -112,7 +114,9 @@ def guarded_listeners(callbacks: Any) -> tuple[Progress, ...]:
     return tuple(Guarded(p) for p in given)
 
 
-def build_objectives(wanted: Sequence[PartTable], host: PluginHost) -> dict[str, Objective]:
+def build_objectives(
+    wanted: Sequence[PartTable], host: PluginHost
+) -> dict[str, Objective]:
     """Return the objectives by name, in that order.
 
     Raises:

@@ -21,7 +21,9 @@ from .fingerprint import another_count, another_score
 UNSTEADY = 0.25  # spread of the float model's timing, as a share of it, from which on it is told
 
 
-def measure_baseline(bench: Bench, noise_runs: int, race: RaceConfig | None = None) -> Trial:
+def measure_baseline(
+    bench: Bench, noise_runs: int, race: RaceConfig | None = None
+) -> Trial:
     """Score the float model, unless the history holds its score, and measure it.
 
     Args:
@@ -45,12 +47,17 @@ def measure_baseline(bench: Bench, noise_runs: int, race: RaceConfig | None = No
     scores = _score_unchanged(bench, noise_runs)
     _tell_of_the_score(bench, scores)
     if race is not None:
-        bench.scoring.prepare_race(scores, bench.reference.candidate, bench.criterion, race)
+        bench.scoring.prepare_race(
+            scores, bench.reference.candidate, bench.criterion, race
+        )
     evaluated = time.perf_counter() - began
     measured = bench.measure(bench.reference)
     if unsteady := unsteadiness(measured):
         bench.tell(unsteady)
-    seconds = {"evaluate": evaluated, "measure": time.perf_counter() - began - evaluated}
+    seconds = {
+        "evaluate": evaluated,
+        "measure": time.perf_counter() - began - evaluated,
+    }
     bench.scored = _recorded(bench, scores, measured, seconds)
     return bench.scored
 
@@ -125,7 +132,9 @@ def _check_score(bench: Bench, before: Trial, race: RaceConfig | None) -> None:
             return
         scores = bench.yardstick.again(candidate)
         why = another_count(kept, scores) or another_score(
-            before.metrics, scores.metrics, lambda: bench.scoring.full(candidate).metrics
+            before.metrics,
+            scores.metrics,
+            lambda: bench.scoring.full(candidate).metrics,
         )
     except EvaluationError:
         raise
@@ -167,13 +176,17 @@ def compare_with_given(bench: Bench, given: Opened, batch: Batch) -> None:
         scores = bench.scoring.full(subject.candidate).metrics
         measured = bench.measure(subject)
     except Exception as error:
-        bench.tell(f"the float model as given could not be scored on {given.name}: {said(error)}")
+        bench.tell(
+            f"the float model as given could not be scored on {given.name}: {said(error)}"
+        )
         return
     finally:
         subject.close()
     figures = [_figures(scores)]
     figures += [f"{name} {m.value:.4g} {m.unit}" for name, m in measured.items()]
-    searched = ", ".join(name for name, backend in bench.backends.items() if backend.space.tunable)
+    searched = ", ".join(
+        name for name, backend in bench.backends.items() if backend.space.tunable
+    )
     bench.tell(
         f"the float model as given, on {given.name}: {', '.join(figures)}; "
         f"the baseline on {searched}: {_figures(bench.baseline.metrics)}"

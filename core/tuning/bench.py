@@ -105,7 +105,8 @@ class Bench:
         """Measure every objective, and what budgets need beside them, against the float model."""
         wanted = {**self.objectives, **self.checked}
         return {
-            name: objective.measure(subject, self.reference) for name, objective in wanted.items()
+            name: objective.measure(subject, self.reference)
+            for name, objective in wanted.items()
         }
 
     def best(self) -> Trial | None:

@@ -9,7 +9,13 @@ from collections.abc import Mapping
 
 from octavo.core.errors import ConfigError, StoreError
 from octavo.core.quantizing.realize import Realizer
-from octavo.core.scoring.broken_model import CHEAP, SHUFFLES, broken_model, called_better, refusal
+from octavo.core.scoring.broken_model import (
+    CHEAP,
+    SHUFFLES,
+    broken_model,
+    called_better,
+    refusal,
+)
 
 from .bench import Bench
 
@@ -34,7 +40,9 @@ def check_direction(bench: Bench, realizer: Realizer, seed: int) -> None:
         return
     if history.fact("guard:began") and not history.fact("guard:refused"):
         # It may be the broken model that crashed the process: once is enough.
-        bench.tell("the check with a broken model ended the last run, and is left out of this one")
+        bench.tell(
+            "the check with a broken model ended the last run, and is left out of this one"
+        )
         return
     history.keep("guard:began", True)
     why = _refusal(bench, realizer, seed)

@@ -137,7 +137,10 @@ def _cores() -> int | None:
 def shaping(settings: TuningConfig) -> dict[str, Any]:
     """Return the settings that shape the search space, JSON-ready: to say which one changed it."""
     raw = settings.model_dump(mode="json")
-    return {key: raw[key] for key in ("rules", "transforms", "simulated", "backends", "strategy")}
+    return {
+        key: raw[key]
+        for key in ("rules", "transforms", "simulated", "backends", "strategy")
+    }
 
 
 def _cpu() -> dict[str, str]:
@@ -163,7 +166,9 @@ ROUNDING = 1e-5  # share of a score by which other batch sizes and thread counts
 SPREADS = 4.0  # of the noise seen, within which two scores are taken for the same
 
 
-def another_score(then: Mapping[str, float], now: Mapping[str, float], again: Again) -> str:
+def another_score(
+    then: Mapping[str, float], now: Mapping[str, float], again: Again
+) -> str:
     """Return why a score that was taken anew is not the one that the history holds; '' where it is.
 
     A score that differs is taken a few times more: one that comes out the same each time is another

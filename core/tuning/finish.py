@@ -132,7 +132,9 @@ class Finish:
             return self.missed(reason, interrupted=interrupted)
         return self.kept_float(passed, reason, interrupted=interrupted)
 
-    def kept_float(self, passed: Trial, reason: str, *, interrupted: bool = False) -> Result:
+    def kept_float(
+        self, passed: Trial, reason: str, *, interrupted: bool = False
+    ) -> Result:
         """Return the float model, which meets the goal and is no worse than the best that does."""
         figures = compared(passed, tuple(self.bench.objectives))
         return self.float_model(
@@ -152,7 +154,9 @@ class Finish:
         # A budget is hard: what keeps it comes before what is more accurate, and what was not
         # measured is not known to.
         closest = max(done, key=lambda t: (self._keeps_budgets(t), t.margin, -t.number))
-        holdout, certificate = self.acceptance.examined.get(closest.number, (None, None))
+        holdout, certificate = self.acceptance.examined.get(
+            closest.number, (None, None)
+        )
         return self.result(
             self.acceptance.candidate(closest),
             closest,
@@ -176,7 +180,9 @@ class Finish:
         verdict = bench.criterion.judge(trial.metrics, bench.baseline.metrics)
         short = "" if verdict.passed else verdict.reason
         if verdict.passed and bench.yardstick.noise and not trial.over:
-            short = f"{verdict.reason}, by less than the noise of {trial.runs} evaluations"
+            short = (
+                f"{verdict.reason}, by less than the noise of {trial.runs} evaluations"
+            )
         over = explain(trial.over, bench.budgets)
         return "; ".join(filter(None, (short, over, bench.yardstick.explain())))
 
@@ -211,7 +217,10 @@ class Finish:
     ) -> Result:
         """Gather the evidence."""
         bench, opened = self.bench, self.acceptance.opened
-        own = bench.backends.get(candidate.recipe.backend) or bench.backends[opened[0].name]
+        own = (
+            bench.backends.get(candidate.recipe.backend)
+            or bench.backends[opened[0].name]
+        )
         coverage = own.realizer.coverage(candidate)
         if coverage.kept or bench.progress:
             bench.tell(coverage.summary())
@@ -246,7 +255,9 @@ class Finish:
     def _notes(self, best: Trial) -> Iterator[str]:
         backends = self.bench.backends
         for opened in self.acceptance.opened:
-            known = backends[opened.name].space if opened.name in backends else opened.view
+            known = (
+                backends[opened.name].space if opened.name in backends else opened.view
+            )
             yield from (*opened.notes, *known.notes)
             if opened.name == best.recipe.backend:
                 yield from known_slower(opened, best.recipe)

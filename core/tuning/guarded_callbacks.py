@@ -24,7 +24,9 @@ class Guarded(Progress):
         self._inner = inner
         self._told: set[str] = set()
 
-    def started(self, baseline: Trial, goal: str, max_trials: int, space_size: int) -> None:
+    def started(
+        self, baseline: Trial, goal: str, max_trials: int, space_size: int
+    ) -> None:
         """Pass on."""
         self._call("started", baseline, goal, max_trials, space_size)
 
@@ -32,7 +34,9 @@ class Guarded(Progress):
         """Pass on."""
         self._call("trying", number, recipe)
 
-    def finished(self, trial: Trial, best: Trial | None, seconds_left: float | None) -> None:
+    def finished(
+        self, trial: Trial, best: Trial | None, seconds_left: float | None
+    ) -> None:
         """Pass on."""
         self._call("finished", trial, best, seconds_left)
 
@@ -63,7 +67,9 @@ class Guarded(Progress):
             )
 
 
-def guarded(hook: Callable[[Trial], None], tell: Callable[[str], None]) -> Callable[[Trial], None]:
+def guarded(
+    hook: Callable[[Trial], None], tell: Callable[[str], None]
+) -> Callable[[Trial], None]:
     """Return a hook of plugins that tells once what it raises, and never raises."""
     told: set[str] = set()
 

@@ -122,7 +122,9 @@ class Loop:
         """
         if recipe.backend not in self._bench.backends:
             names = ", ".join(self._bench.backends)
-            raise ConfigError(f"recipe of backend {recipe.backend!r}; this run has: {names}")
+            raise ConfigError(
+                f"recipe of backend {recipe.backend!r}; this run has: {names}"
+            )
         known = self._known.get(recipe.digest)
         return known if known is not None else evaluate(self._bench, recipe)
 
@@ -155,10 +157,14 @@ class Loop:
             with deadline(self._bench.clock.until(self._reserve())):
                 found = self._strategy.ask()
         except OutOfTime:
-            self.reason = f"{self._bench.clock} while the strategy looked for the next recipe"
+            self.reason = (
+                f"{self._bench.clock} while the strategy looked for the next recipe"
+            )
             return None
         if found is None:
-            self.reason = self._strategy.explain() or "the strategy has nothing left to try"
+            self.reason = (
+                self._strategy.explain() or "the strategy has nothing left to try"
+            )
         if isinstance(found, Wait) and not self._pending:
             raise PluginError(
                 "the strategy waits for a trial although none is pending; "
@@ -205,7 +211,9 @@ class Loop:
 
     def _has_all_it_may(self) -> bool:
         """Return whether all trials are used, and the strategy knows every one that is finished."""
-        return self._used() >= self._limits.max_trials and len(self._told) == len(self._known)
+        return self._used() >= self._limits.max_trials and len(self._told) == len(
+            self._known
+        )
 
     def _why_end(self) -> str:
         """Return why no recipe is asked for any more; '' where the search goes on.

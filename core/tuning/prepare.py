@@ -79,7 +79,9 @@ class _Ground:
     @property
     def guarded(self) -> Opened:
         """The first backend that has a choice."""
-        return next((o for o in self.opened if self.spaces[o.name].tunable), self.source)
+        return next(
+            (o for o in self.opened if self.spaces[o.name].tunable), self.source
+        )
 
 
 def prepare(
@@ -113,7 +115,9 @@ def prepare(
     """
     clock = Clock()
     if backends is not None:
-        overrides["backends"] = (backends,) if isinstance(backends, (str, Mapping)) else backends
+        overrides["backends"] = (
+            (backends,) if isinstance(backends, (str, Mapping)) else backends
+        )
     if executor is not None and not hasattr(executor, "submit"):
         overrides["executor"], executor = executor, None
     settings = TuningConfig.read(config, **overrides)
@@ -146,10 +150,14 @@ def prepare(
         plan = _plan(asked, ground, bench, services)
         finish = _finish(asked, ground, bench, acceptance)
         return Run(bench, plan, finish, stack.pop_all())
-    raise AssertionError("unreachable")  # ExitStack may swallow errors, for all that mypy knows
+    raise AssertionError(
+        "unreachable"
+    )  # ExitStack may swallow errors, for all that mypy knows
 
 
-def _open(asked: Asked, model: Any, calibration: Any, arrays: bool, stack: ExitStack) -> _Ground:
+def _open(
+    asked: Asked, model: Any, calibration: Any, arrays: bool, stack: ExitStack
+) -> _Ground:
     """Open the model on every backend, and build the spaces."""
     settings = asked.settings
     opened, data, native = open_all(model, calibration, settings, asked.host, stack)
@@ -194,7 +202,11 @@ def _history(
 
 
 def _bench(
-    asked: Asked, ground: _Ground, history: StudyHistory, executor: Any, stack: ExitStack
+    asked: Asked,
+    ground: _Ground,
+    history: StudyHistory,
+    executor: Any,
+    stack: ExitStack,
 ) -> Bench:
     """Set up what the steps of the run work with."""
     settings = asked.settings
@@ -214,7 +226,9 @@ def _bench(
         what = "the holdout's score"
         held_out = Yardstick(scoring.held_out_scores, asked.criterion, allowed, what)
     # What budgets limit is measured, whether or not it is minimised.
-    beside = [n for n in settings.budgets if n in MEASURED and n not in asked.objectives]
+    beside = [
+        n for n in settings.budgets if n in MEASURED and n not in asked.objectives
+    ]
     return Bench(
         backends,
         reference,
@@ -248,7 +262,9 @@ def _backends(asked: Asked, ground: _Ground) -> dict[str, Backend]:
         searched, left_out = space, tuple[str, ...]()
         if is_fast_first(asked.objectives):
             searched, left_out = worth_trying(opened, space, settings.rules)
-        found[name] = Backend(opened, space, searched, realizer, ground.data[name], left_out)
+        found[name] = Backend(
+            opened, space, searched, realizer, ground.data[name], left_out
+        )
     return found
 
 
@@ -273,7 +289,9 @@ def _tell_notes(bench: Bench, ground: _Ground) -> None:
 
 
 def _left_out(bench: Bench) -> tuple[str, ...]:
-    return tuple(note for backend in bench.backends.values() for note in backend.left_out)
+    return tuple(
+        note for backend in bench.backends.values() for note in backend.left_out
+    )
 
 
 def _score_float(asked: Asked, ground: _Ground, bench: Bench) -> Certifying | None:
@@ -303,7 +321,10 @@ def _score_float(asked: Asked, ground: _Ground, bench: Bench) -> Certifying | No
 
 
 def _plan(
-    asked: Asked, ground: _Ground, bench: Bench, services: Mapping[str, SensitivityService]
+    asked: Asked,
+    ground: _Ground,
+    bench: Bench,
+    services: Mapping[str, SensitivityService],
 ) -> Plan:
     settings = asked.settings
     return Plan(
@@ -314,10 +335,14 @@ def _plan(
     )
 
 
-def _finish(asked: Asked, ground: _Ground, bench: Bench, acceptance: Acceptance) -> Finish:
+def _finish(
+    asked: Asked, ground: _Ground, bench: Bench, acceptance: Acceptance
+) -> Finish:
     goals = (asked.criterion.describe(bench.baseline.metrics), describe(bench.budgets))
     goal = ", ".join(filter(None, goals))
-    return Finish(bench, acceptance, asked.settings, goal, ground.native, _left_out(bench))
+    return Finish(
+        bench, acceptance, asked.settings, goal, ground.native, _left_out(bench)
+    )
 
 
 @contextmanager

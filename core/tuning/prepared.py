@@ -29,7 +29,8 @@ from .finish import Finish
 from .loop import Asks, Limits, Loop
 
 NOTHING = (
-    "nothing to quantize: no op of this model has a scheme to choose (see the ledger and the rules)"
+    "nothing to quantize: no op of this model has a scheme to choose (see the ledger and "
+    "the rules)"
 )
 ENDED_EARLY = "the search was ended by its caller"
 
@@ -71,7 +72,9 @@ class Run:
         resources: Closed with the run.
     """
 
-    def __init__(self, bench: Bench, plan: Plan, finish: Finish, resources: ExitStack) -> None:
+    def __init__(
+        self, bench: Bench, plan: Plan, finish: Finish, resources: ExitStack
+    ) -> None:
         self._bench = bench
         self._plan = plan
         self._finish = finish
@@ -206,7 +209,9 @@ class Run:
                 backend.realizer.calibrate(backend.data)
         self._is_calibrated = True
         _check_batches(self._bench.history, {n: b.data for n, b in backends.items()})
-        check_direction(self._bench, backends[self._plan.guarded].realizer, self._plan.seed)
+        check_direction(
+            self._bench, backends[self._plan.guarded].realizer, self._plan.seed
+        )
 
     def _started(self) -> Loop:
         """Return the loop, and tell listeners that it begins."""

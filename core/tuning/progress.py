@@ -16,13 +16,17 @@ _PACKAGE = str(Path(__file__).parents[2])
 class Progress:
     """Told how a run goes; subclass and override what is of interest. It must not raise."""
 
-    def started(self, baseline: Trial, goal: str, max_trials: int, space_size: int) -> None:
+    def started(
+        self, baseline: Trial, goal: str, max_trials: int, space_size: int
+    ) -> None:
         """The float model is scored and the search begins."""
 
     def trying(self, number: int, recipe: Recipe) -> None:
         """A trial begins."""
 
-    def finished(self, trial: Trial, best: Trial | None, seconds_left: float | None) -> None:
+    def finished(
+        self, trial: Trial, best: Trial | None, seconds_left: float | None
+    ) -> None:
         """A trial ended and is on disk.
 
         ``seconds_left`` estimates the rest of the search, None while unknown.

@@ -58,12 +58,18 @@ def quantize_model(
         settings = TuningConfig.read(settings, backends=(backend,))
     host = host or plugin_host(settings)
     with ExitStack() as stack:
-        opened, data, native = open_all(model, calibration, settings, host, stack, need_data=False)
+        opened, data, native = open_all(
+            model, calibration, settings, host, stack, need_data=False
+        )
         target = opened[-1]
         batches = data.get(target.name)
         recipe, space, notes = _what_is_asked(scheme, target, settings)
         realizer = Realizer(
-            target, space, host, non_finite=settings.non_finite, gram_bytes=settings.gram_bytes
+            target,
+            space,
+            host,
+            non_finite=settings.non_finite,
+            gram_bytes=settings.gram_bytes,
         )
         with raised_as(ModelError, f"{target.name} cannot quantize this model"):
             if data or realizer.probes():
@@ -78,7 +84,9 @@ def quantize_model(
 
 
 def _what_is_asked(
-    scheme: str | Recipe | TuningConfig | Mapping[str, Any], target: Opened, settings: TuningConfig
+    scheme: str | Recipe | TuningConfig | Mapping[str, Any],
+    target: Opened,
+    settings: TuningConfig,
 ) -> tuple[Recipe, TuningSpace, tuple[str, ...]]:
     """Return the recipe of a scheme, the space that calibration looks at, and notes."""
     space = build_space(
@@ -106,6 +114,8 @@ def _space_of(recipe: Recipe, opened: Opened) -> TuningSpace:
     for op in opened.view.ops:
         named = (recipe[op.name],) if op.name in recipe.schemes else ()
         choices = (*named, FLOAT)
-        units.append(Unit(op.name, op.type, (op.name,), choices, parameters=op.parameters))
+        units.append(
+            Unit(op.name, op.type, (op.name,), choices, parameters=op.parameters)
+        )
     alternatives = ((), recipe.transforms) if recipe.transforms else ((),)
     return TuningSpace(opened.name, tuple(units), alternatives)

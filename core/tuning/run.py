@@ -99,7 +99,9 @@ def autotune(
         return run.finish()
 
 
-def load(folder: str | Path, model: Any = None, *, backend: Mapping[str, Any] | None = None) -> Any:
+def load(
+    folder: str | Path, model: Any = None, *, backend: Mapping[str, Any] | None = None
+) -> Any:
     """Load a saved result and return its runnable model.
 
     Args:
@@ -115,4 +117,12 @@ def load(folder: str | Path, model: Any = None, *, backend: Mapping[str, Any] | 
     return load_candidate(folder, model, backend=backend).native
 
 
-__all__ = ["Run", "autotune", "load", "open_model", "plugin_host", "prepare", "quantize_model"]
+__all__ = [
+    "Run",
+    "autotune",
+    "load",
+    "open_model",
+    "plugin_host",
+    "prepare",
+    "quantize_model",
+]

@@ -75,7 +75,9 @@ def _tried(bench: Bench, number: int, recipe: Recipe) -> Trial:
             subject.close()
 
 
-def _judged(bench: Bench, number: int, recipe: Recipe, subject: Subject, laps: _Laps) -> Trial:
+def _judged(
+    bench: Bench, number: int, recipe: Recipe, subject: Subject, laps: _Laps
+) -> Trial:
     """Return the trial of a candidate: scored, measured and judged."""
     candidate = subject.candidate
     scores = bench.scoring.raced(candidate)

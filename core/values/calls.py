@@ -142,7 +142,11 @@ def _spread_by_name(kwargs: Mapping[str, Any], names: Sequence[str]) -> dict[str
     found: dict[str, Any] = {}
     for name, value in kwargs.items():
         found.update(_spread(str(name), value))
-    beyond = [path for path, leaf in found.items() if path not in names and isinstance(leaf, PLAIN)]
+    beyond = [
+        path
+        for path, leaf in found.items()
+        if path not in names and isinstance(leaf, PLAIN)
+    ]
     for path in beyond:
         del found[path]
     return found

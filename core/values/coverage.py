@@ -118,7 +118,9 @@ class Coverage:
         return self.summary()
 
     def __repr__(self) -> str:
-        counts = f"total={self.total:,}, quantized={self.quantized:,}, kept={self.kept:,}"
+        counts = (
+            f"total={self.total:,}, quantized={self.quantized:,}, kept={self.kept:,}"
+        )
         lines = [f"Coverage({counts}, {len(self.rows)} rows)"]
         for reason, rows in self.reasons[:_TOLD]:
             lines.append(_told(reason, rows))
@@ -150,7 +152,12 @@ class Coverage:
 
 
 def _read_row(
-    weight: str, shape: Sequence[int], elements: int, op: str | None, bits: int, reason: str
+    weight: str,
+    shape: Sequence[int],
+    elements: int,
+    op: str | None,
+    bits: int,
+    reason: str,
 ) -> CoverageRow:
     return CoverageRow(
         weight=str(weight),
@@ -263,7 +270,9 @@ def difference(coverage: Coverage, census: Iterable[HeldWeight]) -> str:
     )
 
 
-def unclaimed_of(census: Iterable[HeldWeight], ops: Iterable[Op]) -> tuple[HeldWeight, ...]:
+def unclaimed_of(
+    census: Iterable[HeldWeight], ops: Iterable[Op]
+) -> tuple[HeldWeight, ...]:
     """Return the weights of a census that no op claims by name."""
     claimed = _claims(ops)
     return tuple(
@@ -298,12 +307,16 @@ class _Becoming:
             reason = reasons[0]
         if reason and quantized_by:
             # Another op has it quantized: the float tensor is held all the same.
-            reason = f"quantized for {quantized_by[0]!r}, and held in float too: {reason}"
+            reason = (
+                f"quantized for {quantized_by[0]!r}, and held in float too: {reason}"
+            )
         if reason:
             bits = _BITS[weight.dtype]
         first_op, _ = self.claims[0]
         elements = prod(weight.shape)
-        return CoverageRow(weight.name, weight.shape, elements, first_op.name, bits, reason)
+        return CoverageRow(
+            weight.name, weight.shape, elements, first_op.name, bits, reason
+        )
 
     def _reason(self, op: Op, line: Applied | None) -> str:
         if line is None:

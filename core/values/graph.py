@@ -270,4 +270,11 @@ class ModelView:
 def _structure(op: Op) -> list[object]:
     first_shape = list(op.weight.shape) if op.weight else None
     further_shapes = [list(weight.shape) for weight in op.further]
-    return [op.name, op.type, list(op.inputs), list(op.outputs), first_shape, *further_shapes]
+    return [
+        op.name,
+        op.type,
+        list(op.inputs),
+        list(op.outputs),
+        first_shape,
+        *further_shapes,
+    ]

@@ -18,4 +18,8 @@ def without_infinities(value: Any) -> Any:
         return {str(k): without_infinities(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [without_infinities(v) for v in value]
-    return None if isinstance(value, float) and value in (float("inf"), float("-inf")) else value
+    return (
+        None
+        if isinstance(value, float) and value in (float("inf"), float("-inf"))
+        else value
+    )

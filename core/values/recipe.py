@@ -86,9 +86,13 @@ class Recipe:
             ConfigError: If a field is missing or malformed.
         """
         try:
-            table = {label: OpScheme.model_validate(s) for label, s in raw["schemes"].items()}
+            table = {
+                label: OpScheme.model_validate(s) for label, s in raw["schemes"].items()
+            }
             schemes = {name: table[label] for name, label in raw["ops"].items()}
-            transforms = tuple(PartChoice.model_validate(t) for t in raw.get("transforms", ()))
+            transforms = tuple(
+                PartChoice.model_validate(t) for t in raw.get("transforms", ())
+            )
             backend = raw.get("backend", "")
             if not isinstance(backend, str):
                 raise TypeError(f"a backend has a name, not {backend!r}")

@@ -15,9 +15,18 @@ from .settings import Checked
 Mode = Literal["float", "cast", "weight_only", "dynamic", "static"]
 Scalar = str | int | float | bool | None
 
-_GRANULARITY = re.compile(r"tensor|channel|token|group:[1-9]\d*|block:[1-9]\d*x[1-9]\d*")
+_GRANULARITY = re.compile(
+    r"tensor|channel|token|group:[1-9]\d*|block:[1-9]\d*x[1-9]\d*"
+)
 _BITS = re.compile(r"(?:u?int|mxint|nf)(\d+)")
-_NAMED_BITS = {"fp4": 4, "fp6": 6, "bfloat16": 16, "float16": 16, "float32": 32, "nvfp4": 4}
+_NAMED_BITS = {
+    "fp4": 4,
+    "fp6": 6,
+    "bfloat16": 16,
+    "float16": 16,
+    "float32": 32,
+    "nvfp4": 4,
+}
 
 
 class Frozen(Checked):
@@ -103,12 +112,18 @@ class QuantSpec(Frozen):
 
     def whole(self) -> QuantSpec:
         """Return the same spec over the whole range of its dtype."""
-        return self.model_copy(update={"reduce_range": False}) if self.reduce_range else self
+        return (
+            self.model_copy(update={"reduce_range": False})
+            if self.reduce_range
+            else self
+        )
 
     @property
     def group_size(self) -> int | None:
         """N of ``group:N``, else None."""
-        return int(self.granularity[6:]) if self.granularity.startswith("group:") else None
+        return (
+            int(self.granularity[6:]) if self.granularity.startswith("group:") else None
+        )
 
     def __str__(self) -> str:
         zero = "" if self.symmetric else "-asym"
@@ -144,7 +159,9 @@ class OpScheme(Frozen):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.mode == "float" and (self.weight or self.input or self.output):
-            raise ValueError("a float scheme quantizes nothing: leave weight, input and output out")
+            raise ValueError(
+                "a float scheme quantizes nothing: leave weight, input and output out"
+            )
         if self.mode == "weight_only" and self.input is not None:
             raise ValueError(
                 "a weight_only scheme keeps its input in float: leave input out or use mode "
@@ -152,7 +169,11 @@ class OpScheme(Frozen):
             )
         if self.mode in ("dynamic", "static") and self.input is None:
             raise ValueError(f"a {self.mode} scheme needs an input spec")
-        if self.mode == "static" and self.input is not None and self.input.granularity == "token":
+        if (
+            self.mode == "static"
+            and self.input is not None
+            and self.input.granularity == "token"
+        ):
             raise ValueError("token granularity is found at run time: use mode dynamic")
         return self
 

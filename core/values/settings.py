@@ -61,7 +61,9 @@ def explain(error: ValidationError, model: type[Any], where: str) -> str:
             hint = nearest(str(place[-1]), _fields(model, place[:-1]))
             lines.append(f"unknown setting {path!r}{hint}")
         else:
-            lines.append(f"{path or 'value'}: {item['msg']} (got {shown(item['input'])})")
+            lines.append(
+                f"{path or 'value'}: {item['msg']} (got {shown(item['input'])})"
+            )
     return f"{where}: " + "; ".join(lines)
 
 

@@ -53,7 +53,9 @@ def scale_shape(rows: int, features: int, spec: QuantSpec) -> tuple[int, ...]:
     )
 
 
-def stored_bytes(spec: QuantSpec, shape: tuple[int, ...], channel_axis: int | None = 0) -> int:
+def stored_bytes(
+    spec: QuantSpec, shape: tuple[int, ...], channel_axis: int | None = 0
+) -> int:
     """Return the bytes of a tensor when its codes are packed at the spec's bit width.
 
     Args:
@@ -79,7 +81,9 @@ def _packed(count: int, bits: int) -> int:
     return -(-count * bits // 8)
 
 
-def _scale_count(spec: QuantSpec, shape: tuple[int, ...], channel_axis: int | None) -> int:
+def _scale_count(
+    spec: QuantSpec, shape: tuple[int, ...], channel_axis: int | None
+) -> int:
     if spec.granularity == "token":
         return prod(shape[:-1])
     if channel_axis is None or not shape:
@@ -92,7 +96,9 @@ def _scale_count(spec: QuantSpec, shape: tuple[int, ...], channel_axis: int | No
 def _scale_bytes(spec: QuantSpec, scales: int) -> int:
     # The block formats fix the format of their scales: e8m0, or fp8_e4m3fn in nvfp4.
     is_one_byte = spec.dtype.startswith(("mx", "nvfp"))
-    width = 1 if is_one_byte else _SCALE_BYTES.get(spec.scale_dtype or "", _FLOAT32_BYTES)
+    width = (
+        1 if is_one_byte else _SCALE_BYTES.get(spec.scale_dtype or "", _FLOAT32_BYTES)
+    )
     return scales * width + _second_level_bytes(spec, scales)
 
 

@@ -21,7 +21,9 @@ def stored_form(scheme: OpScheme) -> OpScheme:
     their weight-only form."""
     if scheme.input is None:
         return scheme
-    return OpScheme(mode="weight_only", weight=scheme.weight, algorithm=scheme.algorithm)
+    return OpScheme(
+        mode="weight_only", weight=scheme.weight, algorithm=scheme.algorithm
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,8 +174,12 @@ class TuningSpace:
         """Content digest, 16 hex digits: a store made for another space is refused by it."""
         units = []
         for unit in self.units:
-            choices = [scheme.model_dump(exclude_defaults=True) for scheme in unit.choices]
+            choices = [
+                scheme.model_dump(exclude_defaults=True) for scheme in unit.choices
+            ]
             units.append([unit.name, list(unit.ops), choices])
-        transforms = [[t.model_dump() for t in alternative] for alternative in self.transforms]
+        transforms = [
+            [t.model_dump() for t in alternative] for alternative in self.transforms
+        ]
         raw = [self.backend, units, transforms]
         return hashlib.sha256(canonical_json(raw).encode()).hexdigest()[:16]

@@ -83,7 +83,9 @@ class Takes:
         for name, value in (*in_order, *call.kwargs.items()):
             if not is_array(value):
                 kind = type(value).__name__
-                return f"input {name!r}: {kind} is no array; give NumPy arrays or tensors"
+                return (
+                    f"input {name!r}: {kind} is no array; give NumPy arrays or tensors"
+                )
         return ""
 
 

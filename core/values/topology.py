@@ -55,7 +55,9 @@ def _way_back(value: str, ends: set[str], made_of: Mapping[str, set[str]]) -> se
     return found
 
 
-def seers(view: ModelView, group: Group, value: str, values: frozenset[str]) -> frozenset[str]:
+def seers(
+    view: ModelView, group: Group, value: str, values: frozenset[str]
+) -> frozenset[str]:
     """Return the ops that meet ``value`` divided: members that read it, those between, and its
     writer where there is a producer.
 

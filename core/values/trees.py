@@ -96,16 +96,24 @@ def _rebuilt(value: Any, items: list[Any]) -> Any:
         return type(value)(items)
     twin = copy.copy(value)
     for name, item in zip(_fields(value), items, strict=True):
-        object.__setattr__(twin, name, item)  # frozen ones too, and without __post_init__
+        object.__setattr__(
+            twin, name, item
+        )  # frozen ones too, and without __post_init__
     return twin
 
 
 def _is_record(value: object) -> bool:
-    return dataclasses.is_dataclass(value) and not isinstance(value, type) and not is_array(value)
+    return (
+        dataclasses.is_dataclass(value)
+        and not isinstance(value, type)
+        and not is_array(value)
+    )
 
 
 def _fields(value: Any) -> list[str]:
-    return [field.name for field in dataclasses.fields(value) if hasattr(value, field.name)]
+    return [
+        field.name for field in dataclasses.fields(value) if hasattr(value, field.name)
+    ]
 
 
 def _step(key: object) -> str:

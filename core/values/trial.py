@@ -51,7 +51,9 @@ class Measurement:
         if self.ratio is None or not self.value:
             return self
         scale = self.ratio / self.value
-        return replace(self, value=self.ratio, low=self.low * scale, high=self.high * scale)
+        return replace(
+            self, value=self.ratio, low=self.low * scale, high=self.high * scale
+        )
 
     def ties(self, best: Measurement, slack: float = 0.0) -> bool:
         """True if this is no worse than ``best`` beyond the two spreads, and a share of ``best``
@@ -63,7 +65,14 @@ class Measurement:
 
     def to_row(self) -> list[Any]:
         """Return the fields in order, JSON-ready."""
-        return [self.value, self.low, self.high, self.unit, self.ratio, self.lower_is_better]
+        return [
+            self.value,
+            self.low,
+            self.high,
+            self.unit,
+            self.ratio,
+            self.lower_is_better,
+        ]
 
 
 @dataclass(frozen=True)
@@ -132,7 +141,9 @@ class Trial:
             "metrics": dict(self.metrics),
             "passed": self.passed,
             "margin": self.margin,
-            "objectives": {name: found.to_row() for name, found in self.objectives.items()},
+            "objectives": {
+                name: found.to_row() for name, found in self.objectives.items()
+            },
             "ledger": {op: line.to_row() for op, line in self.ledger.items()},
             "over": dict(self.over),
             "error": self.error,
@@ -153,10 +164,15 @@ class Trial:
         """
         row = checked(_Row, raw, "a stored trial is damaged")
         recipe = Recipe.from_json(row.recipe)
-        lines = {op: Applied.from_row(recipe[op], line) for op, line in row.ledger.items()}
-        objectives = {name: _measurement(figures) for name, figures in row.objectives.items()}
+        lines = {
+            op: Applied.from_row(recipe[op], line) for op, line in row.ledger.items()
+        }
+        objectives = {
+            name: _measurement(figures) for name, figures in row.objectives.items()
+        }
         over = {
-            budget: float("inf") if share is None else share for budget, share in row.over.items()
+            budget: float("inf") if share is None else share
+            for budget, share in row.over.items()
         }
         return cls(
             number=row.number,
@@ -207,7 +223,9 @@ class _Row(Frozen):
 
 
 def _measurement(figures: _Figures) -> Measurement:
-    value, low, high = (float("inf") if figure is None else figure for figure in figures[:3])
+    value, low, high = (
+        float("inf") if figure is None else figure for figure in figures[:3]
+    )
     return Measurement(value, low, high, *figures[3:])
 
 

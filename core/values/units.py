@@ -13,7 +13,9 @@ Choices = Mapping[str, tuple[OpScheme, ...]]
 """Op name -> the schemes that it may take, float last."""
 
 
-def find_units(view: ModelView, choices: Choices) -> tuple[tuple[Unit, ...], tuple[str, ...]]:
+def find_units(
+    view: ModelView, choices: Choices
+) -> tuple[tuple[Unit, ...], tuple[str, ...]]:
     """Return the units of a space in execution order, and what a reader must know of tied weights.
 
     Ops whose weight is one tensor decide together, so that it is quantized and stored once. An
@@ -72,7 +74,9 @@ def _is_tied(ops: Sequence[Op]) -> bool:
     return True
 
 
-def _in_order(view: ModelView, choices: Choices, unit_of: Mapping[str, Unit]) -> Iterator[Unit]:
+def _in_order(
+    view: ModelView, choices: Choices, unit_of: Mapping[str, Unit]
+) -> Iterator[Unit]:
     for op in view.ops:
         unit = unit_of.get(op.name) or _unit([op], choices)
         # A unit stands where its first op stands.
@@ -84,7 +88,9 @@ def _unit(ops: Sequence[Op], choices: Choices) -> Unit:
     multiplies = [op for op in ops if op.type != "embedding"] or list(ops)
     lookups = [op for op in ops if op not in multiplies]
     first = multiplies[0]
-    shared = [s for s in choices[first.name] if _all_take(s, multiplies, lookups, choices)]
+    shared = [
+        s for s in choices[first.name] if _all_take(s, multiplies, lookups, choices)
+    ]
     weights = {weight.name: weight for op in ops for weight in op.weights}
     matrices = [_matrix_shape(weight) for weight in weights.values()]
     return Unit(

@@ -38,7 +38,9 @@ def postgres() -> Iterator[str]:
         try:
             subprocess.run(["id", user], check=True, capture_output=True)
         except subprocess.CalledProcessError:
-            pytest.skip("running as root, and there is no user postgres to run the server as")
+            pytest.skip(
+                "running as root, and there is no user postgres to run the server as"
+            )
         shutil.chown(folder, user)
     subprocess.run(
         [binaries / "initdb", "-D", folder / "db", "-U", "octavo", "-A", "trust"],

@@ -11,17 +11,33 @@ import pytest
 from octavo.core.moved import ROOMS
 
 DOCUMENTED = {
-    "octavo.core.adapter": ("Adapter", "Session", "Candidate", "OpParameters", "Applied", "Batch"),
+    "octavo.core.adapter": (
+        "Adapter",
+        "Session",
+        "Candidate",
+        "OpParameters",
+        "Applied",
+        "Batch",
+    ),
     "octavo.core.algorithms.base": ("WeightAlgorithm", "WeightContext", "Rescaling"),
     "octavo.core.algorithms.rtn": ("RoundToNearest", "RtnConfig"),
     "octavo.core.calibrators.base": ("Calibrator", "Observer"),
     "octavo.core.capability": ("Capability", "Offer"),
     "octavo.core.channels": ("ChannelMap",),
-    "octavo.core.conformance": ("AdapterConformance", "StrategyCase", "StrategyConformance"),
+    "octavo.core.conformance": (
+        "AdapterConformance",
+        "StrategyCase",
+        "StrategyConformance",
+    ),
     "octavo.core.criteria.base": ("Criterion", "Verdict"),
     "octavo.core.graph": ("ModelView", "Op"),
     "octavo.core.hookspecs": ("hookimpl",),
-    "octavo.core.numerics.affine": ("Array", "QuantParams", "affine_params", "dequantize"),
+    "octavo.core.numerics.affine": (
+        "Array",
+        "QuantParams",
+        "affine_params",
+        "dequantize",
+    ),
     "octavo.core.objectives.base": ("Objective",),
     "octavo.core.parts": ("AdapterPart", "Part", "PartConfig"),
     "octavo.core.recipe": ("Recipe",),
@@ -42,7 +58,9 @@ def test_documented_paths_keep_working(path: str) -> None:
 
 
 def test_an_earlier_path_is_the_same_module() -> None:
-    assert import_module("octavo.core.scheme") is import_module("octavo.core.values.scheme")
+    assert import_module("octavo.core.scheme") is import_module(
+        "octavo.core.values.scheme"
+    )
 
 
 def test_a_module_inside_a_package_that_moved_does_not_run_twice() -> None:
@@ -54,7 +72,9 @@ import octavo.core.quantizing.algorithms.rtn as same
 assert earlier is today and rtn is same
 assert today.__spec__.name == today.__name__ == "octavo.core.quantizing.algorithms.gptq"
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -7,7 +7,11 @@ from octavo.core.testing.conformance import StrategyCase, StrategyConformance
 
 HOST = PluginHost(third_party=False)
 SETTINGS = [
-    *({"kind": name} for name in sorted(HOST.parts("strategies")) if name != "bayesian"),
+    *(
+        {"kind": name}
+        for name in sorted(HOST.parts("strategies"))
+        if name != "bayesian"
+    ),
     *(
         {"kind": "bayesian", "sampler": sampler, "over": over}
         for sampler, over in [("tpe", "type"), ("random", "op"), ("nsgaii", "block")]
@@ -21,7 +25,10 @@ class TestBuiltInStrategies(StrategyConformance):
     def case(self, request):
         config = HOST.read("strategies", request.param)
         return StrategyCase(
-            HOST.part("strategies", config.kind), config, budgets={"bits": 12.0}, limit=30
+            HOST.part("strategies", config.kind),
+            config,
+            budgets={"bits": 12.0},
+            limit=30,
         )
 
 
@@ -31,5 +38,7 @@ class TestGaussianProcess(StrategyConformance):
     @pytest.fixture
     def case(self):
         pytest.importorskip("torch")
-        config = HOST.read("strategies", {"kind": "bayesian", "sampler": "gp", "startup": 4})
+        config = HOST.read(
+            "strategies", {"kind": "bayesian", "sampler": "gp", "startup": 4}
+        )
         return StrategyCase(HOST.part("strategies", "bayesian"), config, limit=7)

@@ -35,4 +35,7 @@ def test_the_page_names_every_strategy():
     from octavo.core.contract.plugins import PluginHost
 
     text = PAGE.read_text()
-    assert all(f"`{name}`" in text for name in PluginHost(third_party=False).parts("strategies"))
+    assert all(
+        f"`{name}`" in text
+        for name in PluginHost(third_party=False).parts("strategies")
+    )

@@ -76,7 +76,9 @@ def test_no_strategy_ends_when_probes_of_an_op_or_all_probes_raise(
 ) -> None:
     draft, of = NumpySession.draft, OpErrors.of
 
-    def failing_draft(self: NumpySession, recipe: octavo.Recipe, parameters: Any) -> Any:
+    def failing_draft(
+        self: NumpySession, recipe: octavo.Recipe, parameters: Any
+    ) -> Any:
         if not faulty or faulty in recipe.schemes:
             raise RuntimeError("this kernel does not take it")
         return draft(self, recipe, parameters)
@@ -94,7 +96,9 @@ def test_no_strategy_ends_when_probes_of_an_op_or_all_probes_raise(
     assert result.trials
     assert all(t.state == "complete" for t in result.trials)
     if strategy in ("auto", "budget", "mse", "prefix"):
-        assert any("does not take it" in text or "no room" in text for text in notes.told)
+        assert any(
+            "does not take it" in text or "no room" in text for text in notes.told
+        )
 
 
 def test_an_op_that_cannot_be_probed_is_quantized_only_where_the_budget_asks_for_it(

@@ -21,7 +21,11 @@ def net() -> MLPClassifier:
 
 def accuracy(model: Any) -> float:
     x, y = tiny.digits()
-    return float((np.asarray(model(x[900:])).reshape(len(x) - 900, -1).argmax(1) == y[900:]).mean())
+    return float(
+        (
+            np.asarray(model(x[900:])).reshape(len(x) - 900, -1).argmax(1) == y[900:]
+        ).mean()
+    )
 
 
 def tune(
@@ -29,7 +33,13 @@ def tune(
 ) -> octavo.Result:
     x, _ = tiny.digits()
     return octavo.autotune(
-        net, score, [x[:128]], strategy="auto", minimise="size", storage=storage, **settings
+        net,
+        score,
+        [x[:128]],
+        strategy="auto",
+        minimise="size",
+        storage=storage,
+        **settings,
     )
 
 
@@ -67,7 +77,9 @@ def test_the_second_trial_is_safer_where_the_first_has_not_passed(
         )  # the float model twice, then the first trial
 
     accuracy_ = {"tolerance": 0.01, "guard": False}
-    first, second = tune(net, tmp_path / "h.db", score, max_trials=2, accuracy=accuracy_).trials
+    first, second = tune(
+        net, tmp_path / "h.db", score, max_trials=2, accuracy=accuracy_
+    ).trials
     assert not first.passed
     assert modes(first) == {("static", 8)}
     assert all(bits == 8 for _, bits in modes(second))

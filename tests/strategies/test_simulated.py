@@ -30,7 +30,9 @@ def problem_of(simulation, name, **more):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
-    "trouble", [{}, {"noise": 0.1, "failures": 0.2, "transforms": 2}], ids=["plain", "noisy"]
+    "trouble",
+    [{}, {"noise": 0.1, "failures": 0.2, "transforms": 2}],
+    ids=["plain", "noisy"],
 )
 def test_asks_for_points_of_the_space_and_never_twice(name, trouble):
     simulation = simulate(12, coupling=0.5, seed=1, **trouble)
@@ -78,7 +80,15 @@ def test_three_workers_get_different_recipes_and_the_search_ends(name):
     [
         n
         for n in NAMES
-        if n not in ("exhaustive", "coordinate", "budget", "conservative", "random", "bayesian")
+        if n
+        not in (
+            "exhaustive",
+            "coordinate",
+            "budget",
+            "conservative",
+            "random",
+            "bayesian",
+        )
     ],
 )
 def test_reaches_a_goal_that_some_fallbacks_reach(name):
@@ -102,7 +112,16 @@ def test_an_easy_model_needs_one_evaluation(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["auto", "basic", "prefix", "accuracy_control", "mse", "mse_v2", "hawq_v2", "coordinate"],
+    [
+        "auto",
+        "basic",
+        "prefix",
+        "accuracy_control",
+        "mse",
+        "mse_v2",
+        "hawq_v2",
+        "coordinate",
+    ],
 )
 def test_a_transform_that_saves_the_model_is_found(name):
     simulation = simulate(16, seed=6, transforms=2)
@@ -118,7 +137,9 @@ def test_a_transform_that_saves_the_model_is_found(name):
     )
     found = eased.search(strategy(name, eased.problem(stop_at_goal=True)), 6)
     assert found.best_at
-    assert found.trials[found.best_at - 1].recipe.transforms == eased.space.transforms[2]
+    assert (
+        found.trials[found.best_at - 1].recipe.transforms == eased.space.transforms[2]
+    )
 
 
 @pytest.mark.parametrize(
@@ -144,7 +165,9 @@ def test_auto_is_not_misled_by_noise_failures_and_bad_proxies():
 
 def test_auto_needs_no_sensitivity_service():
     simulation = simulate(16, seed=1)
-    found = simulation.search(strategy("auto", simulation.problem(sensitivity=False)), 60)
+    found = simulation.search(
+        strategy("auto", simulation.problem(sensitivity=False)), 60
+    )
     assert math.isfinite(found.best_cost)
 
 
@@ -154,14 +177,16 @@ def test_budget_keeps_average_bits():
         found = simulation.search(strategy("budget", simulation.problem(bits=bits)), 10)
         units = simulation.space.units
         for trial in found.trials:
-            used = sum(trial.recipe[u.name].weight_bits * u.parameters for u in units) / sum(
-                u.parameters for u in units
-            )
+            used = sum(
+                trial.recipe[u.name].weight_bits * u.parameters for u in units
+            ) / sum(u.parameters for u in units)
             assert used <= bits + 1e-9
         # Mixed precision beats every uniform scheme of that size or less.
         for scheme in simulation.space.units[0].choices[:-1]:
             if scheme.weight_bits <= bits:
-                uniform = simulation.space.recipe(dict.fromkeys((u.name for u in units), scheme))
+                uniform = simulation.space.recipe(
+                    dict.fromkeys((u.name for u in units), scheme)
+                )
                 assert (
                     min(simulation.loss(t.recipe) for t in found.trials)
                     <= simulation.loss(uniform) + 1e-12
@@ -194,7 +219,9 @@ def measured(simulation, number, recipe, budgets, beside):
     )
     objectives = {"size": Measurement(size, size, size, "bytes", size / whole)}
     over = overruns(budgets, simulation.space, recipe.schemes, objectives)
-    return replace(trial, objectives=objectives, over=over, passed=trial.margin >= 0 and not over)
+    return replace(
+        trial, objectives=objectives, over=over, passed=trial.margin >= 0 and not over
+    )
 
 
 @pytest.mark.parametrize("name", ["auto", "budget"])
@@ -233,7 +260,9 @@ def test_with_two_limits_auto_comes_near_what_the_integer_program_finds():
     assert found.best_cost <= 1.02 * simulation.optimum
 
 
-@pytest.mark.parametrize("name", ["mse", "mse_v2", "hawq_v2", "accuracy_control", "prefix"])
+@pytest.mark.parametrize(
+    "name", ["mse", "mse_v2", "hawq_v2", "accuracy_control", "prefix"]
+)
 def test_a_budget_that_is_overrun_is_not_mended_with_more_float(name):
     simulation = simulate(8, seed=5, pressure=0.01)
     searched = strategy(name, simulation.problem(size=0.01))
@@ -255,7 +284,9 @@ def two_objectives(simulation, objectives, latency, spread):
         )
         measured = {
             **trial.objectives,
-            "latency": Measurement(time, time * (1 - spread), time * (1 + spread), "ms", time),
+            "latency": Measurement(
+                time, time * (1 - spread), time * (1 + spread), "ms", time
+            ),
         }
         trials.append(replace(trial, objectives=measured))
         searched.tell(trials[-1])
@@ -265,7 +296,9 @@ def two_objectives(simulation, objectives, latency, spread):
 @pytest.mark.parametrize("seed", range(3))
 def test_of_equally_fast_recipes_auto_seeks_the_smaller(seed):
     simulation = simulate(16, seed=seed, pressure=2.0)
-    trials, searched = two_objectives(simulation, ("latency", "size"), lambda bits: 0.95, 0.01)
+    trials, searched = two_objectives(
+        simulation, ("latency", "size"), lambda bits: 0.95, 0.01
+    )
     best = choose(trials, ("latency", "size"))
     assert len(trials) <= 1 + 3 + 3
     assert best.objectives["size"].value <= 1.1 * simulation.optimum
@@ -291,8 +324,13 @@ def test_of_equally_large_recipes_auto_seeks_the_faster():
     # The knapsack's optimum of size comes first; every scheme is in one mode, so that nothing is
     # believed to be faster than it.
     simulation = simulate(16, seed=1)
-    trials, _ = two_objectives(simulation, ("size", "latency"), lambda bits: bits / 8, 0.01)
-    assert choose(trials, ("size", "latency")).objectives["size"].value <= 1.02 * simulation.optimum
+    trials, _ = two_objectives(
+        simulation, ("size", "latency"), lambda bits: bits / 8, 0.01
+    )
+    assert (
+        choose(trials, ("size", "latency")).objectives["size"].value
+        <= 1.02 * simulation.optimum
+    )
 
 
 def test_one_objective_is_not_polished():
@@ -317,10 +355,14 @@ def test_quantizing_again_starts_with_the_least_loss_without_whole_recipe_distan
 
 def test_a_budget_by_gradients_alone_needs_a_backend_that_offers_them():
     simulation = simulate(8, seed=0)
-    with pytest.raises(ConfigError, match="need gradients, which simulated does not offer"):
+    with pytest.raises(
+        ConfigError, match="need gradients, which simulated does not offer"
+    ):
         strategy("budget", simulation.problem(bits=4.0), sensitivities=["gradient"])
     searched = strategy(
-        "budget", simulation.problem(bits=4.0), sensitivities=["gradient", "output_distance"]
+        "budget",
+        simulation.problem(bits=4.0),
+        sensitivities=["gradient", "output_distance"],
     )
     assert simulation.search(searched, 10).trials
     assert "gradient: no gradients are offered" in searched.explain()

@@ -41,14 +41,22 @@ class Outliers(nn.Module):
 
 def tune(folder: Path, tolerance: float, **settings: Any) -> octavo.Result:
     torch.manual_seed(0)
-    model, x = Outliers().eval(), torch.randn(512, 32, generator=torch.Generator().manual_seed(1))
+    model, x = (
+        Outliers().eval(),
+        torch.randn(512, 32, generator=torch.Generator().manual_seed(1)),
+    )
     truth = model(x).argmax(1)
     return octavo.autotune(
         model,
         lambda candidate: float((candidate(x).argmax(1) == truth).float().mean()),
         [(x[:64],), (x[64:128],)],
         config={
-            "rules": [{"mode": "static", "weight": {"dtype": "int8", "granularity": "channel"}}]
+            "rules": [
+                {
+                    "mode": "static",
+                    "weight": {"dtype": "int8", "granularity": "channel"},
+                }
+            ]
         },
         tolerance=tolerance,
         minimise="size",
@@ -66,7 +74,9 @@ def test_smoothing_is_tried_where_it_helps(tmp_path: Path) -> None:
     assert [t.passed for t in result.trials] == [False, True]
 
 
-def test_where_the_plain_recipe_passes_nothing_else_is_evaluated(tmp_path: Path) -> None:
+def test_where_the_plain_recipe_passes_nothing_else_is_evaluated(
+    tmp_path: Path,
+) -> None:
     assert [t.recipe.transforms for t in tune(tmp_path, 0.9).trials] == [()]
 
 
@@ -77,7 +87,9 @@ def test_an_empty_list_means_none(tmp_path: Path) -> None:
 
 def test_they_are_offered_where_there_is_something_to_gain() -> None:
     session = (
-        HOST.adapters()["torch"].build().open(Outliers().eval(), (np.zeros((2, 32), np.float32),))
+        HOST.adapters()["torch"]
+        .build()
+        .open(Outliers().eval(), (np.zeros((2, 32), np.float32),))
     )
     opened = as_opened(session)
     static = build_space(opened, [Rule(mode="static")], suggested=SUGGESTED)

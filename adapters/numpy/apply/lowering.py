@@ -91,7 +91,9 @@ class _Lowering:
             return
         wide = f"{node.outputs[0]}.float32"
         self._append(node.with_(outputs=(wide,)))
-        self._append(Node("Cast", (wide,), node.outputs, f"{node.name}.cast", {"to": dtype}))
+        self._append(
+            Node("Cast", (wide,), node.outputs, f"{node.name}.cast", {"to": dtype})
+        )
 
     def _constant(self, name: str, array: Array | None) -> str:
         """Add a constant and return its name; '' for None."""
@@ -145,7 +147,9 @@ class _Lowering:
         """Return a packed weight, the names of its constants, and how they begin."""
         weight = given.weight
         assert weight is not None
-        rows: PackedRows = _packed.get(weight, ("rows", axis), lambda: pack_rows(weight, axis))
+        rows: PackedRows = _packed.get(
+            weight, ("rows", axis), lambda: pack_rows(weight, axis)
+        )
         prefix = f"{name}.{given.scheme.weight}.{given.scheme.algorithm}"
         known = self._constants.get(f"{prefix}.codes", rows.codes)
         if known is not rows.codes:
@@ -204,7 +208,11 @@ class _Lowering:
             scale = self._constant(f"{name}.scale", number)
             point = self._constant(f"{name}.zero_point", np.asarray(zero, np.int32))
             attributes = {"low": low, "high": high}
-            self._append(Node("octavo.Quantize", (value, scale, point), (name,), name, attributes))
+            self._append(
+                Node(
+                    "octavo.Quantize", (value, scale, point), (name,), name, attributes
+                )
+            )
             largest = max(zero - low, high - zero)
             self._codes[key] = _Codes(name, scale, largest)
         return self._codes[key]
@@ -222,7 +230,11 @@ class _Lowering:
                 "symmetric": int(spec.symmetric),
                 "granularity": spec.granularity,
             }
-            self._append(Node("octavo.DynamicQuantize", (value,), (name, scale), name, attributes))
+            self._append(
+                Node(
+                    "octavo.DynamicQuantize", (value,), (name, scale), name, attributes
+                )
+            )
             self._codes[key] = _Codes(name, scale, _largest(spec))
         return self._codes[key]
 

@@ -45,7 +45,9 @@ def pack(weight: QuantizedTensor, layout: str) -> PackedWeight:
         kernel_axes = range(2, codes.ndim)
         codes = np.ascontiguousarray(codes.transpose(*kernel_axes, 1, 0))
     params = weight.params
-    return PackedWeight(codes, np.asarray(params.scale, np.float32), _zero_points(params))
+    return PackedWeight(
+        codes, np.asarray(params.scale, np.float32), _zero_points(params)
+    )
 
 
 def _zero_points(params: QuantParams) -> Array | None:

@@ -22,7 +22,10 @@ def fuse_requantization(graph: Graph) -> Graph:
             continue
         zero = int(graph.initializers[zero_point])
         # Centred codes: the bounds lose the zero point.
-        bounds = {"low": node.attributes["low"] - zero, "high": node.attributes["high"] - zero}
+        bounds = {
+            "low": node.attributes["low"] - zero,
+            "high": node.attributes["high"] - zero,
+        }
         changed[product.name] = product.with_(
             inputs=(*product.inputs, scale),
             outputs=node.outputs,

@@ -15,7 +15,9 @@ from octavo.core.numerics.channels import ChannelMap, Factors, channel_maps, is_
 from octavo.core.values.graph import Group
 
 
-def rescaled(graph: Graph, groups: Iterable[Group], factors: Mapping[str, Factors]) -> Graph:
+def rescaled(
+    graph: Graph, groups: Iterable[Group], factors: Mapping[str, Factors]
+) -> Graph:
     """Change what the members of groups read, and the members' weights with it.
 
     The value is changed in its producer, or by nodes before the members.
@@ -83,7 +85,9 @@ class _Editor:
         """Give a node a bias; one that has none gains one."""
         name = node.input(2)
         if not name:
-            name = unique(f"{node.name}.bias", (*self._graph.initializers, *self._changed))
+            name = unique(
+                f"{node.name}.bias", (*self._graph.initializers, *self._changed)
+            )
             self.nodes[node.name] = node.with_(inputs=(*node.inputs[:2], name))
         self._changed[name] = bias.astype(dtype)
 
@@ -164,7 +168,9 @@ class _Insertion:
         if steps.factor is not None:
             y = self._node("Mul", y, self._of_model(steps.factor))
         if steps.left is not None:
-            y = self._rotated(y, self._of_model(steps.left), self._of_model(steps.right))
+            y = self._rotated(
+                y, self._of_model(steps.left), self._of_model(steps.right)
+            )
         nodes = self._editor.nodes
         for member in self._group.members:
             node = nodes[member]

@@ -11,7 +11,17 @@ from octavo.core.values.coverage import counts
 from octavo.core.values.graph import HeldWeight
 
 _PRODUCTS = frozenset(
-    {"Gemm", "MatMul", "Conv", "ConvTranspose", "Gather", "LSTM", "GRU", "RNN", "Einsum"}
+    {
+        "Gemm",
+        "MatMul",
+        "Conv",
+        "ConvTranspose",
+        "Gather",
+        "LSTM",
+        "GRU",
+        "RNN",
+        "Einsum",
+    }
 )
 """Operators that multiply by a constant, or look rows up in one."""
 

@@ -35,7 +35,9 @@ def rescale_groups(graph: Graph, ops: tuple[Op, ...]) -> tuple[Group, ...]:
 def channels_of(graph: Graph, node: Node) -> int:
     """Return the length of the channel axis that a producer writes."""
     array = graph.initializers[node.inputs[1]]
-    return array.shape[channel_axis(node)] if node.op in ("Conv", "Gemm") else array.size
+    return (
+        array.shape[channel_axis(node)] if node.op in ("Conv", "Gemm") else array.size
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,9 @@ class _Finder:
             return None
         value = _Value(name, node.op, channels_of(self._graph, node))
         readers = self._consumers.get(name, [])
-        if not readers or not all(self._multiplies(reader, value) for reader in readers):
+        if not readers or not all(
+            self._multiplies(reader, value) for reader in readers
+        ):
             return None
         is_norm = node.op in _NORMS
         takes = SCALE_ALONE if node.op == "Conv" else EVERY
@@ -115,7 +119,10 @@ class _Finder:
         if node.op in _NORMS:
             return self._is_last_axis_norm(node) and self._is_alone(node)
         # A positive factor does not pass through GELU or tanh.
-        if node.op not in ("Conv", "Gemm") or node.get("activation", "") not in ("", "Relu"):
+        if node.op not in ("Conv", "Gemm") or node.get("activation", "") not in (
+            "",
+            "Relu",
+        ):
             return False
         op = self._ops[node.name]
         return op.weight is not None and not op.out_of_reach and self._is_alone(node)

@@ -50,7 +50,9 @@ class _Describer:
         self._graph = graph
         self._shapes = shapes
         # Multiply-accumulates are stated per sample; the first axis is the batch's.
-        self._batch = next((shapes[i.name][0] for i in graph.inputs if shapes.get(i.name)), 1)
+        self._batch = next(
+            (shapes[i.name][0] for i in graph.inputs if shapes.get(i.name)), 1
+        )
         self._readers: dict[str, list[str]] = {}
         for node in graph.nodes:
             weight = weight_of(graph, node)
@@ -81,7 +83,9 @@ class _Describer:
         others = tuple(n for n in self._readers[name] if n != node.name)
         origins = self._graph.origins.get(name, ())
         made_of = tuple(source.name for source in origins)
-        return Weight(name, array.shape, str(array.dtype), channel_axis(node), others, made_of)
+        return Weight(
+            name, array.shape, str(array.dtype), channel_axis(node), others, made_of
+        )
 
     def _attributes(self, node: Node, weight: Weight | None) -> dict[str, Any]:
         attributes = {k: v for k, v in node.attributes.items() if _is_plain(v)}
@@ -144,4 +148,6 @@ def _is_plain(attribute: object) -> bool:
 
 def _notes(graph: Graph) -> tuple[str, ...]:
     with_bodies = [node for node in graph.nodes if node.bodies()]
-    return tuple(f"the bodies of {n.name!r} ({n.op}) stay in float" for n in with_bodies)
+    return tuple(
+        f"the bodies of {n.name!r} ({n.op}) stay in float" for n in with_bodies
+    )

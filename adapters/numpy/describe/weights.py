@@ -48,7 +48,11 @@ def why_out_of_reach(graph: Graph, node: Node) -> str:
         return "its bias is computed at run time"
     if node.op == "Conv":
         return ""
-    if node.get("transA", 0) or node.get("alpha", 1.0) != 1.0 or node.get("beta", 1.0) != 1.0:
+    if (
+        node.get("transA", 0)
+        or node.get("alpha", 1.0) != 1.0
+        or node.get("beta", 1.0) != 1.0
+    ):
         return "it is a Gemm with transA, alpha or beta"
     if bias is not None and graph.initializers[bias].ndim != 1:
         return "its bias is no vector"

@@ -34,8 +34,12 @@ def save_graph(graph: Graph, path: Path, **extra: Any) -> None:
     data = io.BytesIO()
     np.lib.format.write_array(data, content, allow_pickle=False)
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(zipfile.ZipInfo("graph.json", _EPOCH), text, zipfile.ZIP_DEFLATED)
-        archive.writestr(zipfile.ZipInfo("data.npy", _EPOCH), data.getvalue(), zipfile.ZIP_STORED)
+        archive.writestr(
+            zipfile.ZipInfo("graph.json", _EPOCH), text, zipfile.ZIP_DEFLATED
+        )
+        archive.writestr(
+            zipfile.ZipInfo("data.npy", _EPOCH), data.getvalue(), zipfile.ZIP_STORED
+        )
 
 
 def load_graph(path: Path) -> tuple[Graph, dict[str, Any]]:
@@ -80,12 +84,16 @@ class _Writer:
             "opset": graph.opset,
             "inputs": inputs,
             "outputs": list(graph.outputs),
-            "initializers": {name: self._array(a) for name, a in graph.initializers.items()},
+            "initializers": {
+                name: self._array(a) for name, a in graph.initializers.items()
+            },
             "nodes": [self._node(node) for node in graph.nodes],
         }
 
     def _node(self, node: Node) -> list[Any]:
-        attributes = {key: self._attribute(value) for key, value in node.attributes.items()}
+        attributes = {
+            key: self._attribute(value) for key, value in node.attributes.items()
+        }
         return [node.op, node.name, list(node.inputs), list(node.outputs), attributes]
 
     def _attribute(self, value: Any) -> Any:
@@ -128,7 +136,9 @@ def _graph(table: dict[str, Any], arrays: list[Array]) -> Graph:
     infos = []
     for name, shape, dtype in table["inputs"]:
         infos.append(InputInfo(name, None if shape is None else tuple(shape), dtype))
-    initializers = {name: arrays[number] for name, number in table["initializers"].items()}
+    initializers = {
+        name: arrays[number] for name, number in table["initializers"].items()
+    }
     outputs = tuple(table["outputs"])
     return Graph(tuple(nodes), initializers, tuple(infos), outputs, table["opset"])
 
@@ -138,4 +148,6 @@ def _attribute(value: Any, arrays: list[Array]) -> Any:
         return tuple(value)
     if not isinstance(value, dict):
         return value
-    return arrays[value["array"]] if "array" in value else _graph(value["graph"], arrays)
+    return (
+        arrays[value["array"]] if "array" in value else _graph(value["graph"], arrays)
+    )

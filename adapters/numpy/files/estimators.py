@@ -27,7 +27,9 @@ def from_estimator(estimator: Any) -> Graph:
     """
     steps = [estimator]
     if type(estimator).__name__ == "Pipeline":
-        steps = [step for _, step in estimator.steps if step not in (None, "passthrough")]
+        steps = [
+            step for _, step in estimator.steps if step not in (None, "passthrough")
+        ]
     b = Builder()
     features = int(_fitted(steps[0], "n_features_in_"))
     value = b.input("x", (None, features))
@@ -43,7 +45,9 @@ def _form_of(step: Any) -> Callable[[Builder, str, Any, str], str]:
         if kind.__name__ in _FORMS:
             return _FORMS[kind.__name__]
     known = ", ".join(_FORMS)
-    raise ModelError(f"{type(step).__name__} has no form in the NumPy graph; there are: {known}")
+    raise ModelError(
+        f"{type(step).__name__} has no form in the NumPy graph; there are: {known}"
+    )
 
 
 def _fitted(estimator: Any, name: str) -> Any:

@@ -59,7 +59,9 @@ def _parsed(source: str | os.PathLike[str] | bytes) -> onnx.ModelProto:
         raise
     except Exception as error:  # protobuf, onnx and the file system raise many kinds
         said = "the bytes" if isinstance(source, bytes) else source
-        raise ModelError(f"{said!r} cannot be read as an ONNX model: {error}") from error
+        raise ModelError(
+            f"{said!r} cannot be read as an ONNX model: {error}"
+        ) from error
 
 
 def _opset_of(model: onnx.ModelProto) -> int:
@@ -130,7 +132,9 @@ class _Reader:
         uses: dict[str, int] = {}
         nodes = tuple(self._node(node, uses) for node in proto.node)
         # Before IR version 4 initializers are inputs too.
-        inputs = tuple(_info(value) for value in proto.input if value.name not in initializers)
+        inputs = tuple(
+            _info(value) for value in proto.input if value.name not in initializers
+        )
         outputs = tuple(value.name for value in proto.output)
         return Graph(nodes, initializers, inputs, outputs, self._opset)
 
@@ -186,8 +190,15 @@ def _initializers(proto: Any) -> dict[str, Array]:
     initializers: dict[str, Array] = {}
     for tensor in proto.initializer:
         if tensor.name in initializers:
-            raise ModelError(f"the ONNX model holds two initializers called {tensor.name!r}")
-        typed = tensor.float_data or tensor.int32_data or tensor.int64_data or tensor.double_data
+            raise ModelError(
+                f"the ONNX model holds two initializers called {tensor.name!r}"
+            )
+        typed = (
+            tensor.float_data
+            or tensor.int32_data
+            or tensor.int64_data
+            or tensor.double_data
+        )
         if tensor.raw_data and typed:
             raise ModelError(
                 f"initializer {tensor.name!r} holds its data twice, as raw_data and as typed data"
@@ -208,7 +219,9 @@ def _dtype(number: int) -> str:
 def _info(value: Any) -> InputInfo:
     tensor = value.type.tensor_type
     if not tensor.elem_type:
-        raise ModelError(f"input {value.name!r} is no tensor; the NumPy backend takes tensors only")
+        raise ModelError(
+            f"input {value.name!r} is no tensor; the NumPy backend takes tensors only"
+        )
     if not tensor.HasField("shape"):
         return InputInfo(value.name, None, _dtype(tensor.elem_type))
     shape = tuple(_size(dimension) for dimension in tensor.shape.dim)

@@ -16,7 +16,9 @@ def along(vector: Array, axis: int, ndim: int) -> Array:
     return vector.reshape(lengths)
 
 
-def integers(given: Array | None, attribute: Sequence[int] | None = None) -> tuple[int, ...] | None:
+def integers(
+    given: Array | None, attribute: Sequence[int] | None = None
+) -> tuple[int, ...] | None:
     """Return a list of integers that is an input in newer operator sets, an attribute in older."""
     if given is not None:
         return tuple(int(i) for i in np.asarray(given).reshape(-1))

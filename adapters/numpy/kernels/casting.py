@@ -46,7 +46,9 @@ def plain(x: Array) -> Array:
     return x if x.dtype.isbuiltin == 1 else x.astype(np.float32)
 
 
-def convert(x: Array, dtype: DType, saturate: bool = True, round_mode: str = "up") -> Array:
+def convert(
+    x: Array, dtype: DType, saturate: bool = True, round_mode: str = "up"
+) -> Array:
     """Convert as ONNX Cast does.
 
     8-bit floats saturate or overflow, narrow integers keep their low bits.
@@ -127,6 +129,8 @@ def cast(x: Array, *, to: str, saturate: int = 1, round_mode: str = "up") -> Any
 
 
 @operator("CastLike")
-def cast_like(x: Array, like: Array, *, saturate: int = 1, round_mode: str = "up") -> Any:
+def cast_like(
+    x: Array, like: Array, *, saturate: int = 1, round_mode: str = "up"
+) -> Any:
     """ONNX CastLike: convert to the type of another array."""
     return convert(x, like.dtype, bool(saturate), round_mode)

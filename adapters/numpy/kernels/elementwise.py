@@ -178,7 +178,12 @@ def is_inf(x: Array, *, detect_negative: int = 1, detect_positive: int = 1) -> A
 
 @operator("Dropout")
 def dropout(
-    x: Array, given: Any = None, training: Any = None, *, seed: int = 0, ratio: float = 0.5
+    x: Array,
+    given: Any = None,
+    training: Any = None,
+    *,
+    seed: int = 0,
+    ratio: float = 0.5,
 ) -> Any:
     """ONNX Dropout: the input and a mask of ones, for inference drops nothing.
 
@@ -188,5 +193,7 @@ def dropout(
     share = ratio if given is None else float(np.asarray(given).reshape(()))
     is_training = training is not None and bool(np.asarray(training).reshape(()))
     if is_training and share:
-        raise ValueError("training mode drops values at random; the NumPy backend is for inference")
+        raise ValueError(
+            "training mode drops values at random; the NumPy backend is for inference"
+        )
     return x, np.ones(x.shape, np.bool_)

@@ -91,7 +91,11 @@ def _attributes(node: Node, helper: Any) -> dict[str, Any]:
 
 
 def _evaluator(
-    name: str, opset: int, inputs: list[str], outputs: list[str], attributes: dict[str, Any]
+    name: str,
+    opset: int,
+    inputs: list[str],
+    outputs: list[str],
+    attributes: dict[str, Any],
 ) -> Any:
     """Return onnx's evaluator of a model of one node."""
     from onnx import ValueInfoProto, helper

@@ -28,7 +28,14 @@ def fused_attention(build: Build) -> Kernel:
 
 
 def _fused_attention(
-    scale: np.float32, threads: int, q: Array, k: Array, v: Array, mask: Any = None, *, empty: Any
+    scale: np.float32,
+    threads: int,
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Any = None,
+    *,
+    empty: Any,
 ) -> Array:
     stack = q.shape[:2]
     is_plain = q.ndim == 4 and q.dtype == np.float32
@@ -58,7 +65,9 @@ def _fused_attention(
     return out.transpose(0, 2, 1, 3)
 
 
-def _broadcast_attention(q: Array, k: Array, v: Array, mask: Any, scale: np.float32) -> Array:
+def _broadcast_attention(
+    q: Array, k: Array, v: Array, mask: Any, scale: np.float32
+) -> Array:
     """Attention of any rank and type, with whatever broadcasting the products do."""
     scores = np.matmul(q, k) * q.dtype.type(scale)
     if mask is not None:

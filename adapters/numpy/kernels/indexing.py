@@ -75,10 +75,17 @@ def _columns(indices: Array) -> tuple[Array, ...]:
     return tuple(indices[..., i] for i in range(indices.shape[-1]))
 
 
-_SCATTER: dict[str, Any] = {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum}
+_SCATTER: dict[str, Any] = {
+    "add": np.add,
+    "mul": np.multiply,
+    "max": np.maximum,
+    "min": np.minimum,
+}
 
 
-def _scattered(x: Array, where: tuple[Array, ...], updates: Array, reduction: str) -> Array:
+def _scattered(
+    x: Array, where: tuple[Array, ...], updates: Array, reduction: str
+) -> Array:
     """Return a copy of ``x`` with updates written, or combined with what is there."""
     y = np.array(x)
     if reduction == "none":
@@ -99,7 +106,9 @@ def scatter_elements(
 
 
 @operator("ScatterND")
-def scatter_nd(x: Array, indices: Array, updates: Array, *, reduction: str = "none") -> Any:
+def scatter_nd(
+    x: Array, indices: Array, updates: Array, *, reduction: str = "none"
+) -> Any:
     """ONNX ScatterND: write slices by index tuples."""
     return _scattered(x, _columns(indices), updates, reduction)
 
@@ -130,7 +139,9 @@ def compress(x: Array, condition: Array, *, axis: int | None = None) -> Any:
 
 
 @operator("ReverseSequence")
-def reverse_sequence(x: Array, lengths: Array, *, batch_axis: int = 1, time_axis: int = 0) -> Any:
+def reverse_sequence(
+    x: Array, lengths: Array, *, batch_axis: int = 1, time_axis: int = 0
+) -> Any:
     """ONNX ReverseSequence: reverse the first lengths[b] steps of each sequence."""
     axes = (time_axis, batch_axis)
     y = np.moveaxis(x, axes, (0, 1))

@@ -180,7 +180,9 @@ def gemm(build: Build) -> Kernel:
     return partial(_gemm, how)
 
 
-def _gemm(how: _Gemm, a: Array, b: Array, c: Array | None = None, *, empty: Any) -> Array:
+def _gemm(
+    how: _Gemm, a: Array, b: Array, c: Array | None = None, *, empty: Any
+) -> Array:
     left = a.T if how.trans_a else a
     right = b.T if how.trans_b else b
     if a.dtype.kind != "f" or b.dtype != a.dtype:
@@ -212,7 +214,9 @@ def _gemm(how: _Gemm, a: Array, b: Array, c: Array | None = None, *, empty: Any)
     return np.asarray(out)
 
 
-def _plain_gemm(a: Array, b: Array, c: Array | None, alpha: float, beta: float) -> Array:
+def _plain_gemm(
+    a: Array, b: Array, c: Array | None, alpha: float, beta: float
+) -> Array:
     """Gemm of integers, and of types that BLAS does not know."""
     product = np.matmul(a, b) * alpha
     y = np.asarray(product.astype(a.dtype))

@@ -14,7 +14,9 @@ from .axes import along
 from .parallel import spread
 from .registry import Build, Kernel, compiled, operator
 
-_CHUNK = 1 << 15  # elements of one piece of rows; a piece and its temporaries stay in the cache
+_CHUNK = (
+    1 << 15
+)  # elements of one piece of rows; a piece and its temporaries stay in the cache
 
 
 def _scaled(x: Array, factor: Array, shift: Array) -> Array:
@@ -48,7 +50,9 @@ def batch_normalization(
         axes = (0, *range(2, x.ndim))
         batch_mean = x.mean(axis=axes)
         batch_variance = x.var(axis=axes)
-        y = batch_normalization(x, scale, b, batch_mean, batch_variance, epsilon=epsilon)
+        y = batch_normalization(
+            x, scale, b, batch_mean, batch_variance, epsilon=epsilon
+        )
         next_mean = _running(mean, batch_mean, momentum)
         next_variance = _running(variance, batch_variance, momentum)
         return y, next_mean, next_variance
@@ -71,7 +75,9 @@ def _standardised(x: Array, axes: int | tuple[int, ...], epsilon: float) -> Arra
 
 
 @operator("InstanceNormalization")
-def instance_normalization(x: Array, scale: Array, b: Array, *, epsilon: float = 1e-5) -> Any:
+def instance_normalization(
+    x: Array, scale: Array, b: Array, *, epsilon: float = 1e-5
+) -> Any:
     """ONNX InstanceNormalization: normalise each channel of each sample."""
     spatial = tuple(range(2, x.ndim))
     return _scaled(_standardised(x, spatial, epsilon), scale, b)
@@ -79,7 +85,13 @@ def instance_normalization(x: Array, scale: Array, b: Array, *, epsilon: float =
 
 @operator("GroupNormalization")
 def group_normalization(
-    x: Array, scale: Array, b: Array, *, num_groups: int, epsilon: float = 1e-5, stash_type: int = 1
+    x: Array,
+    scale: Array,
+    b: Array,
+    *,
+    num_groups: int,
+    epsilon: float = 1e-5,
+    stash_type: int = 1,
 ) -> Any:
     """ONNX GroupNormalization: normalise groups of channels.
 
@@ -106,7 +118,14 @@ def layer_normalization(build: Build) -> Kernel:
 
 
 def _layer_normalization(
-    axis: int, epsilon: float, threads: int, x: Array, scale: Array, b: Any = None, *, empty: Any
+    axis: int,
+    epsilon: float,
+    threads: int,
+    x: Array,
+    scale: Array,
+    b: Any = None,
+    *,
+    empty: Any,
 ) -> tuple[Array, Array, Array]:
     kept = x.shape[: axis % x.ndim]
     count = math.prod(kept)
@@ -145,7 +164,12 @@ def _layer_normalization(
 
 @operator("RMSNormalization", "SimplifiedLayerNormalization")
 def rms_normalization(
-    x: Array, scale: Array, *, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1
+    x: Array,
+    scale: Array,
+    *,
+    axis: int = -1,
+    epsilon: float = 1e-5,
+    stash_type: int = 1,
 ) -> Any:
     """ONNX RMSNormalization: x / sqrt(mean of squares + epsilon), scaled, over trailing axes."""
     axes = tuple(range(axis % x.ndim, x.ndim))

@@ -13,7 +13,9 @@ from .registry import operator
 
 
 @operator("TopK")
-def top_k(x: Array, count: Array, *, axis: int = -1, largest: int = 1, sorted: int = 1) -> Any:
+def top_k(
+    x: Array, count: Array, *, axis: int = -1, largest: int = 1, sorted: int = 1
+) -> Any:
     """ONNX TopK: the k largest or smallest along an axis, best first, ties by index.
 
     Returns:
@@ -48,11 +50,18 @@ def unique(x: Array, *, axis: int | None = None, sorted: int = 1) -> Any:
         rank[order] = np.arange(order.size)
         values = np.take(values, order, axis=0 if axis is None else axis)
         first, counts, inverse = first[order], counts[order], rank[inverse]
-    return values, first.astype(np.int64), inverse.astype(np.int64), counts.astype(np.int64)
+    return (
+        values,
+        first.astype(np.int64),
+        inverse.astype(np.int64),
+        counts.astype(np.int64),
+    )
 
 
 @operator("CumProd")
-def cumulative_product(x: Array, axis: Array, *, exclusive: int = 0, reverse: int = 0) -> Any:
+def cumulative_product(
+    x: Array, axis: Array, *, exclusive: int = 0, reverse: int = 0
+) -> Any:
     """ONNX CumProd: running product along an axis."""
     a = scalar_int(axis)
     y = np.flip(x, a) if reverse else x

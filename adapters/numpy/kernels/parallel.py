@@ -44,7 +44,9 @@ def _library() -> ctypes.CDLL | None:
     Looking a symbol up in it also searches the libraries that it is linked with.
     """
     try:
-        return ctypes.CDLL(import_module("numpy._core._multiarray_umath").__file__ or "")
+        return ctypes.CDLL(
+            import_module("numpy._core._multiarray_umath").__file__ or ""
+        )
     except (ImportError, OSError):
         return None
 

@@ -60,7 +60,9 @@ _WITH: dict[str, tuple[Callable[..., Any], dict[str, float]]] = {
 """Activations that take parameters, and the parameters' defaults."""
 
 
-def _activations(build: Build, default: tuple[str, ...], directions: int) -> list[list[Activation]]:
+def _activations(
+    build: Build, default: tuple[str, ...], directions: int
+) -> list[list[Activation]]:
     """Return the activations of each direction."""
     names = build.get("activations", default * directions)
     # Alphas and betas are listed for those activations that take one, in order.
@@ -167,7 +169,9 @@ class _Layer:
 
 def _recurrent(build: Build, kind: _Kind) -> Kernel:
     direction = build.get("direction", "forward")
-    backwards = (False, True) if direction == "bidirectional" else (direction == "reverse",)
+    backwards = (
+        (False, True) if direction == "bidirectional" else (direction == "reverse",)
+    )
     activations = _activations(build, kind.activations, len(backwards))
     hidden, batch_first = build.get("hidden_size", 0), bool(build.get("layout", 0))
     layer = _Layer(kind, build, hidden, backwards, activations, batch_first)
@@ -200,11 +204,17 @@ def _run(
     for d, backwards in enumerate(layer.backwards):
         bias = no_bias if b is None else b[d]
         peepholes = None if p is None else p[d]
-        parts = _Direction(r[d], bias, peepholes, layer.activations[d], clip, size, layer.build)
+        parts = _Direction(
+            r[d], bias, peepholes, layer.activations[d], clip, size, layer.build
+        )
         starts = tuple(none if s is None else s[d] for s in initial)
         gates = (rows @ w[d].T).reshape(steps, batch, -1)
         y, states = _sweep(
-            gates, starts, layer.kind.make(parts), lengths if is_ragged else None, backwards
+            gates,
+            starts,
+            layer.kind.make(parts),
+            lengths if is_ragged else None,
+            backwards,
         )
         outputs.append(y)
         finals.append(states)

@@ -105,7 +105,9 @@ for _name, _reduction in _REDUCTIONS.items():
     operator(_name)(_reducer(_reduction))
 
 
-def _arg(x: Array, pick: Callable[..., Any], axis: int, keepdims: int, last: int) -> Any:
+def _arg(
+    x: Array, pick: Callable[..., Any], axis: int, keepdims: int, last: int
+) -> Any:
     """Return where an extreme stands along an axis; with ``last``, where it stands last."""
     if last:
         found = x.shape[axis] - 1 - pick(np.flip(x, axis), axis=axis)
@@ -116,19 +118,25 @@ def _arg(x: Array, pick: Callable[..., Any], axis: int, keepdims: int, last: int
 
 
 @operator("ArgMax")
-def arg_max(x: Array, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> Any:
+def arg_max(
+    x: Array, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0
+) -> Any:
     """ONNX ArgMax: index of the maximum along an axis."""
     return _arg(x, np.argmax, axis, keepdims, select_last_index)
 
 
 @operator("ArgMin")
-def arg_min(x: Array, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> Any:
+def arg_min(
+    x: Array, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0
+) -> Any:
     """ONNX ArgMin: index of the minimum along an axis."""
     return _arg(x, np.argmin, axis, keepdims, select_last_index)
 
 
 @operator("CumSum")
-def cumulative_sum(x: Array, axis: Array, *, exclusive: int = 0, reverse: int = 0) -> Any:
+def cumulative_sum(
+    x: Array, axis: Array, *, exclusive: int = 0, reverse: int = 0
+) -> Any:
     """ONNX CumSum: running sum along an axis."""
     a = int(axis)
     y = np.flip(x, a) if reverse else x

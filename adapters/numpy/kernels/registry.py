@@ -60,7 +60,9 @@ class _Entry:
 _TABLE: dict[str, list[_Entry]] = {}
 
 
-def compiled(op: str, since: int = 1, *, empty: bool = False) -> Callable[[Factory], Factory]:
+def compiled(
+    op: str, since: int = 1, *, empty: bool = False
+) -> Callable[[Factory], Factory]:
     """Register a factory that prepares a kernel (packs weights, plans geometry) once per node.
 
     Args:
@@ -78,7 +80,9 @@ def compiled(op: str, since: int = 1, *, empty: bool = False) -> Callable[[Facto
     return register
 
 
-def operator(*ops: str, since: int = 1, empty: bool = False) -> Callable[[Kernel], Kernel]:
+def operator(
+    *ops: str, since: int = 1, empty: bool = False
+) -> Callable[[Kernel], Kernel]:
     """Register a plain function: inputs positional, attributes as keyword-only parameters.
 
     Args:

@@ -53,7 +53,9 @@ def size_of(x: Array) -> Any:
 
 
 @operator("Reshape")
-def reshape(x: Array, given: Array | None = None, *, shape: Any = None, allowzero: int = 0) -> Any:
+def reshape(
+    x: Array, given: Array | None = None, *, shape: Any = None, allowzero: int = 0
+) -> Any:
     """ONNX Reshape: 0 keeps the input's length there unless ``allowzero``; -1 is inferred."""
     wanted = integers(given, shape) or ()
     if not allowzero:
@@ -196,7 +198,11 @@ def pad(
     widths, crop = _borders(x.shape, axes, integers(given, pads) or ())
     inner = x[tuple(crop)]
     if mode == "constant":
-        fill = x.dtype.type(value) if value_in is None else np.asarray(value_in).reshape(())
+        fill = (
+            x.dtype.type(value)
+            if value_in is None
+            else np.asarray(value_in).reshape(())
+        )
         return np.pad(inner, widths, mode="constant", constant_values=fill)
     return np.pad(inner, widths, mode=_PAD_MODES[mode])
 

@@ -17,7 +17,9 @@ Shapes = dict[str, tuple[int, ...]]
 """Value name -> shape."""
 
 
-def observe(program: Program, batches: Iterable[Batch], values: Iterable[str], sink: Sink) -> int:
+def observe(
+    program: Program, batches: Iterable[Batch], values: Iterable[str], sink: Sink
+) -> int:
     """Hand the named values of each batch to ``sink``; return how many batches there were.
 
     Raises:
@@ -31,7 +33,9 @@ def observe(program: Program, batches: Iterable[Batch], values: Iterable[str], s
     known = _values_of(program.graph)
     for name in watch:
         if name not in known:
-            raise ModelError(f"there is no value {name!r} to observe{nearest(name, known)}")
+            raise ModelError(
+                f"there is no value {name!r} to observe{nearest(name, known)}"
+            )
     count = 0
     for batch in batches:
         program.run(program.feed(batch), watch)
@@ -79,5 +83,7 @@ def _zeros(graph: Graph) -> tuple[Any, ...] | None:
     for info in graph.inputs:
         if info.shape is None or None in info.shape[1:]:
             return None
-        arrays.append(np.zeros([size or 1 for size in info.shape], dtype_of(info.dtype)))
+        arrays.append(
+            np.zeros([size or 1 for size in info.shape], dtype_of(info.dtype))
+        )
     return tuple(arrays)

@@ -30,7 +30,11 @@ class Reuse:
     """
 
     def __init__(
-        self, graph: Graph, program: Program, kernels: Kernels, batches: Sequence[list[Array]]
+        self,
+        graph: Graph,
+        program: Program,
+        kernels: Kernels,
+        batches: Sequence[list[Array]],
     ) -> None:
         self._own = {id(node) for node in graph.nodes}
         self._kernels = kernels

@@ -40,7 +40,9 @@ def fold_constants(graph: Graph, limit: int = _LIMIT) -> Graph:
     return graph.with_(nodes=tuple(nodes), initializers=constants, origins=origins)
 
 
-def _computed(graph: Graph, node: Node, constants: Mapping[str, Array]) -> dict[str, Array] | None:
+def _computed(
+    graph: Graph, node: Node, constants: Mapping[str, Array]
+) -> dict[str, Array] | None:
     """Return a node's values by name; None where they differ from run to run."""
     if not _is_constant(graph, node, constants):
         return None

@@ -78,7 +78,9 @@ def linear_layers(graph: Graph) -> Graph:
     return graph.replaced(changed)
 
 
-def _only_reader(graph: Graph, consumers: Mapping[str, list[Node]], node: Node) -> Node | None:
+def _only_reader(
+    graph: Graph, consumers: Mapping[str, list[Node]], node: Node
+) -> Node | None:
     """Return the one node that reads a node's value, if the value does not leave the graph."""
     value = node.outputs[0]
     readers = consumers.get(value, [])
@@ -103,12 +105,20 @@ def fuse_activations(graph: Graph) -> Graph:
         if activation not in ACTIVATIONS:
             continue
         before = producers.get(node.inputs[0])
-        if before is None or before.op not in ("Conv", "Gemm") or before.get("activation", ""):
+        if (
+            before is None
+            or before.op not in ("Conv", "Gemm")
+            or before.get("activation", "")
+        ):
             continue
         weight = graph.initializers.get(before.inputs[1])
-        if _only_reader(graph, consumers, before) is node and _is_fusible(activation, weight):
+        if _only_reader(graph, consumers, before) is node and _is_fusible(
+            activation, weight
+        ):
             attributes = {**before.attributes, "activation": activation}
-            changed[before.name] = before.with_(outputs=node.outputs, attributes=attributes)
+            changed[before.name] = before.with_(
+                outputs=node.outputs, attributes=attributes
+            )
             changed[node.name] = None
     return graph.replaced(changed)
 

@@ -57,11 +57,15 @@ def _checked(info: InputInfo, array: Array) -> Array:
     wanted = dtype_of(info.dtype)
     if array.dtype != wanted:
         if not _converts(array.dtype, wanted):
-            raise DataError(f"input {info.name!r} is {array.dtype}, the model takes {info.dtype}")
+            raise DataError(
+                f"input {info.name!r} is {array.dtype}, the model takes {info.dtype}"
+            )
         array = array.astype(wanted)
     if info.shape is not None and not _fits(array.shape, info.shape):
         sizes = ", ".join("any" if size is None else str(size) for size in info.shape)
-        raise DataError(f"input {info.name!r} has shape {array.shape}, the model takes ({sizes})")
+        raise DataError(
+            f"input {info.name!r} has shape {array.shape}, the model takes ({sizes})"
+        )
     return array
 
 

@@ -128,7 +128,11 @@ class Plan:
     def lease(self) -> Iterator[_Memory]:
         """Lend an arena to one run; runs in several threads get one each."""
         with self._lock:
-            arena = self._free.pop() if self._free else np.empty(self.arena + _ALIGN, np.uint8)
+            arena = (
+                self._free.pop()
+                if self._free
+                else np.empty(self.arena + _ALIGN, np.uint8)
+            )
         try:
             yield _Memory(self._places, arena)
         finally:
@@ -136,7 +140,9 @@ class Plan:
                 self._free.append(arena)
 
     def __getstate__(self) -> dict[str, Any]:
-        raise TypeError("a memory plan belongs to one process; the program makes it again")
+        raise TypeError(
+            "a memory plan belongs to one process; the program makes it again"
+        )
 
 
 class _Memory:

@@ -62,7 +62,9 @@ class Program:
         self._template: list[Any] = [None] * (len(self._slots) + 1)
         for value, array in graph.initializers.items():
             self._template[self._slots[value]] = array
-        self._inputs = tuple((info.name, self._slots[info.name]) for info in graph.inputs)
+        self._inputs = tuple(
+            (info.name, self._slots[info.name]) for info in graph.inputs
+        )
         self._outputs = _at(self._slots, graph.outputs)
         self._plans: dict[object, Plan] = {}
 
@@ -119,7 +121,10 @@ class Program:
         return result
 
     def _run(
-        self, arrays: list[Array], watch: Mapping[str, Watch] | None, memory: Allocators | None
+        self,
+        arrays: list[Array],
+        watch: Mapping[str, Watch] | None,
+        memory: Allocators | None,
     ) -> tuple[Array, ...]:
         values = list(self._template)
         for (name, slot), array in zip(self._inputs, arrays, strict=True):
@@ -146,7 +151,9 @@ def _at(slots: Mapping[str, int], values: Iterable[str]) -> tuple[int, ...]:
     return tuple(slots[value] for value in values)
 
 
-def _steps_of(graph: Graph, kernels: Kernels, slots: Mapping[str, int]) -> tuple[_Step, ...]:
+def _steps_of(
+    graph: Graph, kernels: Kernels, slots: Mapping[str, int]
+) -> tuple[_Step, ...]:
     def compiled(body: Graph) -> Kernel:
         return _compiled(body, graph, kernels)
 
@@ -162,7 +169,9 @@ def _steps_of(graph: Graph, kernels: Kernels, slots: Mapping[str, int]) -> tuple
     return tuple(steps)
 
 
-def _called(number: int, step: _Step, values: list[Any], memory: Allocators | None) -> Any:
+def _called(
+    number: int, step: _Step, values: list[Any], memory: Allocators | None
+) -> Any:
     """Call a step's kernel on what stands in its slots."""
     given = [values[slot] for slot in step.reads]
     named: dict[str, Any] = {}
@@ -212,7 +221,9 @@ def _last_uses(graph: Graph) -> dict[int, list[str]]:
     return ends
 
 
-def _captures(node: Node, slots: Mapping[str, int]) -> tuple[tuple[str, int], ...] | None:
+def _captures(
+    node: Node, slots: Mapping[str, int]
+) -> tuple[tuple[str, int], ...] | None:
     """Return what a node's bodies read from around it; None where it has none."""
     bodies = node.bodies()
     if not bodies:

@@ -80,7 +80,9 @@ class CodesEditor(Editor):
             swap_names(codes.dequantized, value, "float")
         self.flowing[name] = codes
 
-    def activation(self, site: Site, position: int, params: QuantParams | None) -> Codes:
+    def activation(
+        self, site: Site, position: int, params: QuantParams | None
+    ) -> Codes:
         """Return the codes of an op's activation input: the flowing ones, or ones for this edge.
 
         Raises:
@@ -129,7 +131,9 @@ class CodesEditor(Editor):
             pairs = len(self.at_edge) + len(self.flowing)
             suffix = f"_{pairs}"
         named = f"{name}_QuantizeLinear{suffix}"
-        quantize = ir.node("QuantizeLinear", [value, scale, zero], domain=domain, name=named)
+        quantize = ir.node(
+            "QuantizeLinear", [value, scale, zero], domain=domain, name=named
+        )
         codes = quantize.outputs[0]
         declare(codes, f"{name}_quantized{suffix}", dtype, value.shape)
         dequantize = dequantize_linear(

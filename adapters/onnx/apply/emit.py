@@ -54,7 +54,9 @@ def emit(
     return finish(editor, emitted), emitted
 
 
-def _write(editor: CodesEditor, islands: Islands, site: Site, params: OpParameters) -> Emitted:
+def _write(
+    editor: CodesEditor, islands: Islands, site: Site, params: OpParameters
+) -> Emitted:
     mode = params.scheme.mode
     if mode == "cast":
         return islands.write(site, params)

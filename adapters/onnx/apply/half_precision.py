@@ -67,7 +67,9 @@ class Islands:
         value = e.shared(f"{site.held.name}_{half}", held)
         e.nodes[site.name].replace_input_with(site.weight, value)
 
-    def _write_bias(self, site: Site, params: OpParameters, main: ir.Node, before: ir.Node) -> None:
+    def _write_bias(
+        self, site: Site, params: OpParameters, main: ir.Node, before: ir.Node
+    ) -> None:
         """Write the bias as an input of the op, or of the Add behind it."""
         e = self._editor
         bias = e.bias(site, params)

@@ -15,7 +15,9 @@ PRODUCTS = ("linear", "batched_linear")
 """Op types that are written as a product of codes."""
 
 
-def write_integer_product(e: CodesEditor, site: Site, params: OpParameters, x: Codes) -> Emitted:
+def write_integer_product(
+    e: CodesEditor, site: Site, params: OpParameters, x: Codes
+) -> Emitted:
     """Write ``y = MatMulIntegerToFloat(x, w) + bias``."""
     assert params.weight is not None
     held = site.held

@@ -13,7 +13,9 @@ from octavo.core.errors import SchemeError
 from octavo.core.numerics.affine import QuantParams
 from octavo.core.numerics.tensor import QuantizedTensor
 
-_packed: weakref.WeakKeyDictionary[QuantizedTensor, dict[object, Any]] = weakref.WeakKeyDictionary()
+_packed: weakref.WeakKeyDictionary[QuantizedTensor, dict[object, Any]] = (
+    weakref.WeakKeyDictionary()
+)
 
 _DTYPES = {
     "int2": ir.DataType.INT2,
@@ -43,7 +45,9 @@ def dtype_of(name: str) -> ir.DataType:
         SchemeError: If ONNX has none.
     """
     if name not in _DTYPES:
-        raise SchemeError(f"ONNX has no tensor type for {name!r}; it takes {', '.join(_DTYPES)}")
+        raise SchemeError(
+            f"ONNX has no tensor type for {name!r}; it takes {', '.join(_DTYPES)}"
+        )
     return _DTYPES[name]
 
 
@@ -62,7 +66,9 @@ class WeightTensors(NamedTuple):
     axis: int | None
 
 
-def weight_tensors(weight: QuantizedTensor, *, transposed: bool = False) -> WeightTensors:
+def weight_tensors(
+    weight: QuantizedTensor, *, transposed: bool = False
+) -> WeightTensors:
     """Return a per-tensor or per-channel weight as tensors; made once.
 
     Args:
@@ -112,7 +118,9 @@ def bias_tensors(
     return held, tensor(scale, ir.DataType.FLOAT, "bias_scale"), weight
 
 
-def _with_room(weight: QuantizedTensor, bias: np.ndarray, x_scale: float) -> QuantizedTensor:
+def _with_room(
+    weight: QuantizedTensor, bias: np.ndarray, x_scale: float
+) -> QuantizedTensor:
     """Return a weight whose scales are large enough for a bias."""
     scale = np.asarray(weight.params.scale, np.float64)
     needed = np.abs(bias) / (_BIAS_LIMIT * x_scale)

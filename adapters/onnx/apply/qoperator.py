@@ -17,7 +17,12 @@ from onnx_ir.passes import common as passes
 
 from octavo.adapters.onnx.describe.carriers import CARRIERS
 from octavo.adapters.onnx.prepare.constants import drop_unused_initializers
-from octavo.adapters.onnx.prepare.patterns import input_at, is_standard, only_use, producer_of
+from octavo.adapters.onnx.prepare.patterns import (
+    input_at,
+    is_standard,
+    only_use,
+    producer_of,
+)
 from octavo.adapters.onnx.prepare.scopes import owner, walk
 
 from .finishing import import_runtime_domain
@@ -108,7 +113,9 @@ def _write(graph: ir.Graph, node: ir.Node) -> bool:
     return True
 
 
-def _put_in_place(graph: ir.Graph, node: ir.Node, made: ir.Node, result: _Result | None) -> None:
+def _put_in_place(
+    graph: ir.Graph, node: ir.Node, made: ir.Node, result: _Result | None
+) -> None:
     """Let an operator take the place of a node and of all up to its QuantizeLinear."""
     made.name = node.name
     replaced = [node]
@@ -208,14 +215,18 @@ def _gemm(
     return ir.Node(MS, "QGemm", inputs, kept)
 
 
-def _convolution(node: ir.Node, given: Sequence[_Operand], result: _Result) -> ir.Node | None:
+def _convolution(
+    node: ir.Node, given: Sequence[_Operand], result: _Result
+) -> ir.Node | None:
     x, weight, *bias = given
     inputs = x.triple() + weight.triple() + result.pair()
     inputs += [operand.codes for operand in bias]
     return ir.Node("", "QLinearConv", inputs, list(node.attributes.values()))
 
 
-def _elementwise(node: ir.Node, given: Sequence[_Operand], result: _Result) -> ir.Node | None:
+def _elementwise(
+    node: ir.Node, given: Sequence[_Operand], result: _Result
+) -> ir.Node | None:
     """Return an operator that takes each input with its scale and zero point, then the result's."""
     inputs = _triples(node, given)
     if inputs is None:
@@ -229,7 +240,9 @@ def _elementwise(node: ir.Node, given: Sequence[_Operand], result: _Result) -> i
     return ir.Node(MS, f"QLinear{node.op_type}", inputs, attributes)
 
 
-def _concat(node: ir.Node, given: Sequence[_Operand], result: _Result) -> ir.Node | None:
+def _concat(
+    node: ir.Node, given: Sequence[_Operand], result: _Result
+) -> ir.Node | None:
     inputs = _triples(node, given)
     if inputs is None:
         return None

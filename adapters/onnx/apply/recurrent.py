@@ -62,7 +62,9 @@ def write_dynamic_lstm(e: Editor, site: Site, params: OpParameters) -> Emitted:
     attributes = dict(old.attributes)
     attributes.pop("layout", None)  # steps first: the kernel knows no other
     written = len(old.outputs)
-    node = ir.node("DynamicQuantizeLSTM", inputs, attributes, domain=MS, num_outputs=written)
+    node = ir.node(
+        "DynamicQuantizeLSTM", inputs, attributes, domain=MS, num_outputs=written
+    )
     for before, after in zip(old.outputs[1:], node.outputs[1:], strict=True):
         e.take_over(after, before)
     e.replace(site, [node], until=old)

@@ -27,7 +27,10 @@ from .steps import StepWriter
 
 
 def rescale(
-    model: ir.Model, sites: Sites, groups: Iterable[Group], factors: Mapping[str, Factors]
+    model: ir.Model,
+    sites: Sites,
+    groups: Iterable[Group],
+    factors: Mapping[str, Factors],
 ) -> ir.Model:
     """Return a model of the same function whose groups' values and readers' weights are changed.
 

@@ -82,7 +82,9 @@ def _correct_added_bias(e: CodesEditor, site: Site, bias: np.ndarray) -> None:
             user.replace_input_with(index, held)
 
 
-def _dequantized_weight(e: CodesEditor, site: Site, weight: QuantizedTensor) -> ir.Value:
+def _dequantized_weight(
+    e: CodesEditor, site: Site, weight: QuantizedTensor
+) -> ir.Value:
     packed = weight_tensors(weight)
     name = site.name
     node = dequantize_linear(

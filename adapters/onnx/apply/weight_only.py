@@ -65,7 +65,9 @@ class _Blocks(NamedTuple):
     zeros: ir.TensorProtocol | None
 
 
-def _blocks(codes: np.ndarray, scales: np.ndarray, zero: np.ndarray, bits: int) -> _Blocks:
+def _blocks(
+    codes: np.ndarray, scales: np.ndarray, zero: np.ndarray, bits: int
+) -> _Blocks:
     bytes_of_codes = pack_codes(codes, bits)
     packed = tensor(bytes_of_codes, ir.DataType.UINT8, "codes")
     factors = tensor(scales, ir.DataType.FLOAT, "scale")
@@ -126,7 +128,9 @@ def matmul_nbits(e: Editor, site: Site, params: OpParameters) -> ir.Node:
     """
     weight, held, block = _operands(site, params)
     features = held.shape[1 - held.channel_axis]
-    packed: _Blocks = cached(weight, "nbits", lambda: _padded_blocks(weight, block, features))
+    packed: _Blocks = cached(
+        weight, "nbits", lambda: _padded_blocks(weight, block, features)
+    )
     bias = e.bias(site, params)
     inputs: list[ir.Value | None] = [
         e.current(name_of(site.input_value(0))),
@@ -169,7 +173,9 @@ def gather_blocks(e: Editor, site: Site, params: OpParameters) -> ir.Node:
     """
     weight, held, block = _operands(site, params)
     bits = weight.params.spec.bits
-    packed: _Blocks = cached(weight, "gather", lambda: _blocks(*_unsigned(weight), bits))
+    packed: _Blocks = cached(
+        weight, "gather", lambda: _blocks(*_unsigned(weight), bits)
+    )
     ids = site.node.inputs[1]
     assert ids is not None
     inputs = [
@@ -178,5 +184,12 @@ def gather_blocks(e: Editor, site: Site, params: OpParameters) -> ir.Node:
         e.shared(f"{held.name}_scale", packed.scales),
         _shared_zeros(e, held.name, packed),
     ]
-    attributes = {"gather_axis": 0, "quantize_axis": 1, "block_size": block, "bits": bits}
-    return ir.node("GatherBlockQuantized", without_trailing_gaps(inputs), attributes, domain=MS)
+    attributes = {
+        "gather_axis": 0,
+        "quantize_axis": 1,
+        "block_size": block,
+        "bits": bits,
+    }
+    return ir.node(
+        "GatherBlockQuantized", without_trailing_gaps(inputs), attributes, domain=MS
+    )

@@ -49,4 +49,6 @@ def _repeats(resize: ir.Node) -> bool:
     if "coordinate_transformation_mode" not in attributes:
         return True
     # Cropping fills in values of its own (extrapolation_value).
-    return attributes["coordinate_transformation_mode"].as_string() != "tf_crop_and_resize"
+    return (
+        attributes["coordinate_transformation_mode"].as_string() != "tf_crop_and_resize"
+    )

@@ -16,7 +16,17 @@ from octavo.adapters.onnx.prepare.scopes import bodies
 from octavo.core.values.graph import HeldWeight
 
 _PRODUCTS = frozenset(
-    {"MatMul", "Gemm", "Conv", "ConvTranspose", "Gather", "LSTM", "GRU", "RNN", "Einsum"}
+    {
+        "MatMul",
+        "Gemm",
+        "Conv",
+        "ConvTranspose",
+        "Gather",
+        "LSTM",
+        "GRU",
+        "RNN",
+        "Einsum",
+    }
 )
 """Operators that multiply by a constant, or look rows up in one."""
 

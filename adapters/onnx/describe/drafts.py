@@ -78,17 +78,23 @@ class Draft:
             macs=_macs(node, self.kind, weight),
             attributes=attributes,
             out_of_reach=self._refusal(),
-            further=tuple(_weight(node.inputs[i], self.channel_axis) for i in self.further),
+            further=tuple(
+                _weight(node.inputs[i], self.channel_axis) for i in self.further
+            ),
         )
         roots = tuple(name_of(root(value)) for value in read)
-        return Site(op, node, last, self.inputs, roots, self.weight, bias, self.activation)
+        return Site(
+            op, node, last, self.inputs, roots, self.weight, bias, self.activation
+        )
 
     def _refusal(self) -> str:
         if self.why:
             return self.why
         for value in (*self.node.inputs, *self.node.outputs):
             if value is not None and value.dtype == ir.DataType.DOUBLE:
-                return "it computes in double precision, which no quantized kernel takes"
+                return (
+                    "it computes in double precision, which no quantized kernel takes"
+                )
         return ""
 
 

@@ -25,7 +25,9 @@ The group's value is divided by a multiplication of its own.
 """
 
 
-def find_groups(sites: Mapping[str, Site], outside: Mapping[str, Site]) -> tuple[Group, ...]:
+def find_groups(
+    sites: Mapping[str, Site], outside: Mapping[str, Site]
+) -> tuple[Group, ...]:
     """Return the groups of a graph.
 
     Args:
@@ -109,7 +111,16 @@ def _behind_activation(name: str, site: Site, readers: list[Site]) -> Group | No
         return None
     value = site.last.outputs[0].name or ""
     members = _members(readers)
-    return Group(f"rescale:{name}", "rescale", members, "", width, value, takes=EVERY, online=EVERY)
+    return Group(
+        f"rescale:{name}",
+        "rescale",
+        members,
+        "",
+        width,
+        value,
+        takes=EVERY,
+        online=EVERY,
+    )
 
 
 def _norm_width(node: ir.Node) -> int:

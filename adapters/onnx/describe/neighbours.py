@@ -65,7 +65,11 @@ def _adds_mask(value: ir.Value | None, depth: int = _MASK_DEPTH) -> bool:
     if is_constant(value):
         return _is_minus_infinity(value)
     node = value.producer()
-    if node is None or node.domain not in ("", "ai.onnx") or node.op_type not in _MASKING:
+    if (
+        node is None
+        or node.domain not in ("", "ai.onnx")
+        or node.op_type not in _MASKING
+    ):
         return False
     return any(_adds_mask(v, depth - 1) for v in node.inputs)
 

@@ -32,9 +32,13 @@ def product_site(node: ir.Node, fused: set[ir.Node]) -> Site | None:
         return Draft(node, "matmul", (0, 1), why=why).site()
     rank = rank_of(right) or 0
     if rank < 2:
-        return Draft(node, "matmul", (0,), why="its constant side is not a matrix").site()
+        return Draft(
+            node, "matmul", (0,), why="its constant side is not a matrix"
+        ).site()
     if rank > 2:
-        return Draft(node, "batched_linear", (0,), weight=1, channel_axis=rank - 1).site()
+        return Draft(
+            node, "batched_linear", (0,), weight=1, channel_axis=rank - 1
+        ).site()
     if node.op_type == "Gemm":
         return _gemm(node, fused)
     return _matmul(node, fused)
@@ -53,7 +57,14 @@ def _matmul(node: ir.Node, fused: set[ir.Node]) -> Site:
             fused.add(add)
     last, activation = fuse_activation(last, fused)
     draft = Draft(
-        node, "linear", (0,), last, weight=1, bias=bias, activation=activation, channel_axis=1
+        node,
+        "linear",
+        (0,),
+        last,
+        weight=1,
+        bias=bias,
+        activation=activation,
+        channel_axis=1,
     )
     return draft.site()
 
@@ -93,7 +104,9 @@ def _gemm(node: ir.Node, fused: set[ir.Node]) -> Site:
     return draft.site()
 
 
-def _why_gemm_not_linear(node: ir.Node, bias: ir.Value | None, channel_axis: int) -> str:
+def _why_gemm_not_linear(
+    node: ir.Node, bias: ir.Value | None, channel_axis: int
+) -> str:
     weight = node.inputs[1]
     assert weight is not None and weight.shape is not None
     columns = weight.shape[channel_axis]

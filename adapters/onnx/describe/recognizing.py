@@ -110,7 +110,9 @@ def _recurrent(node: ir.Node, kind: str, acts: tuple[int, ...]) -> Site:
     if node.op_type == "LSTM" and layout != 0:
         why = "the integer kernel takes steps first (layout 0)"
     # W and R: (directions, gates * hidden, features). Each row of a gate is an output channel.
-    return Draft(node, kind, acts, weight=1, why=why, channel_axis=1, further=(2,)).site()
+    return Draft(
+        node, kind, acts, weight=1, why=why, channel_axis=1, further=(2,)
+    ).site()
 
 
 def _convolution(node: ir.Node, fused: set[ir.Node]) -> Site:

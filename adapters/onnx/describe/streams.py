@@ -86,7 +86,10 @@ class _Walk:
     """Follows values both ways until the stream is closed, or an op cannot take part."""
 
     def __init__(
-        self, kind: str, by_last: Mapping[ir.Node, Site], by_node: Mapping[ir.Node, Site]
+        self,
+        kind: str,
+        by_last: Mapping[ir.Node, Site],
+        by_node: Mapping[ir.Node, Site],
     ) -> None:
         self.kind = kind
         self.by_last = by_last
@@ -159,7 +162,11 @@ class _Walk:
                 further.append(result)
                 if node.op_type == "GlobalAveragePool" or is_pooled:
                     self.pooled.add(result.name or "")
-            elif site is not None and index == 0 and self._can_read(site, is_pooled=is_pooled):
+            elif (
+                site is not None
+                and index == 0
+                and self._can_read(site, is_pooled=is_pooled)
+            ):
                 self.stream.readers.append(site)
             else:
                 return None

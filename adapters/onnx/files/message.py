@@ -51,7 +51,9 @@ def large_tensors(initializers: Iterable[ir.Value]) -> dict[str, ir.TensorProtoc
 def placeholder(tensor: ir.TensorProtocol, name: str) -> ir.ExternalTensor:
     """Return what stands in a message for a tensor that is left out of it."""
     shape = ir.Shape(tensor.shape.numpy())
-    return ir.ExternalTensor("elsewhere", 0, tensor.nbytes, tensor.dtype, shape=shape, name=name)
+    return ir.ExternalTensor(
+        "elsewhere", 0, tensor.nbytes, tensor.dtype, shape=shape, name=name
+    )
 
 
 def _is_lendable(dtype: ir.DataType) -> bool:

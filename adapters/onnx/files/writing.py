@@ -45,7 +45,9 @@ def write(model: ir.Model, path: Path) -> None:
             file.write(content(held[name]))
 
 
-def _take_heads(graph: onnx.GraphProto, held: dict[str, ir.TensorProtocol]) -> dict[str, bytes]:
+def _take_heads(
+    graph: onnx.GraphProto, held: dict[str, ir.TensorProtocol]
+) -> dict[str, bytes]:
     """Take the placeholders out of a graph; return each one's message up to its first byte."""
     heads: dict[str, bytes] = {}
     small = []
@@ -53,7 +55,9 @@ def _take_heads(graph: onnx.GraphProto, held: dict[str, ir.TensorProtocol]) -> d
         if tensor.name not in held:
             small.append(tensor)
             continue
-        head = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        head = onnx.TensorProto(
+            name=tensor.name, data_type=tensor.data_type, dims=tensor.dims
+        )
         begun = head.SerializeToString(deterministic=True)
         size = held[tensor.name].nbytes
         heads[tensor.name] = begun + _field(_RAW_DATA, size)

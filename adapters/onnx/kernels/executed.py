@@ -75,7 +75,9 @@ def _runs_in_half(node: onnx.NodeProto) -> bool:
     return not any(name.startswith(_INSERTED) for name in around)
 
 
-def given_codes(nodes: Sequence[onnx.NodeProto], wanted: Collection[str | None]) -> frozenset[str]:
+def given_codes(
+    nodes: Sequence[onnx.NodeProto], wanted: Collection[str | None]
+) -> frozenset[str]:
     """Return those of some nodes whose first input is codes in an optimized graph.
 
     Args:

@@ -96,7 +96,9 @@ class ExecutedLedger(Mapping[str, Applied]):
             return Applied(FLOAT, FLOAT, "kernel", site.op.out_of_reach)
         if name in self._moving_codes:
             return Applied(FLOAT, FLOAT, "codes", site.op.out_of_reach)
-        return Applied(FLOAT, FLOAT, "kernel", "it computes nothing, and its input is float here")
+        return Applied(
+            FLOAT, FLOAT, "kernel", "it computes nothing, and its input is float here"
+        )
 
     def _line(self, name: str, given: OpParameters) -> Applied:
         if name in self._kernels:

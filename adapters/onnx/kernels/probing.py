@@ -66,9 +66,19 @@ _PROBES: Mapping[str, tuple[str, Mapping[str, Any], _Shapes, _Shapes]] = {
     "sigmoid": ("Sigmoid", {}, [(1, 8, 6, 6)], []),
     "leaky_relu": ("LeakyRelu", {}, [(1, 8, 6, 6)], []),
     "batched_linear": ("MatMul", {}, [(2, 2, 3, 16)], [(2, 16, 8)]),
-    "gru": ("GRU", {"hidden_size": 8}, [(5, 2, 16)], [(1, 24, 16), (1, 24, 8), (1, 48)]),
+    "gru": (
+        "GRU",
+        {"hidden_size": 8},
+        [(5, 2, 16)],
+        [(1, 24, 16), (1, 24, 8), (1, 48)],
+    ),
     "rnn": ("RNN", {"hidden_size": 8}, [(5, 2, 16)], [(1, 8, 16), (1, 8, 8), (1, 16)]),
-    "lstm": ("LSTM", {"hidden_size": 8}, [(5, 2, 16)], [(1, 32, 16), (1, 32, 8), (1, 64)]),
+    "lstm": (
+        "LSTM",
+        {"hidden_size": 8},
+        [(5, 2, 16)],
+        [(1, 32, 16), (1, 32, 8), (1, 64)],
+    ),
     "softmax": ("Softmax", {"axis": -1}, [(4, 16)], []),
 }
 
@@ -143,7 +153,9 @@ class Probe:
             spec = spec.reduced()
         rounded = []
         if spec is not None:
-            rounded = [_round(self.model, w.name, spec, w.channel_axis) for w in op.weights]
+            rounded = [
+                _round(self.model, w.name, spec, w.channel_axis) for w in op.weights
+            ]
         inputs: tuple[QuantParams | None, ...] = ()
         if scheme.mode == "static":
             inputs = tuple(_params(seen[v], scheme.input) for v in op.inputs)
@@ -153,7 +165,9 @@ class Probe:
         first = rounded[0] if rounded else None
         return OpParameters(scheme, first, inputs, outputs, further=tuple(rounded[1:]))
 
-    def _run(self, model: ir.Model, scheme: OpScheme) -> tuple[Compiled, np.ndarray] | None:
+    def _run(
+        self, model: ir.Model, scheme: OpScheme
+    ) -> tuple[Compiled, np.ndarray] | None:
         """Return the compiled model and its answer; None where the runtime refuses it."""
         try:
             compiled = compile_model(model, self.config, inspect=True)
@@ -207,7 +221,10 @@ def _why_not_with_activation(op: Op) -> str:
 
 
 def _one_op(
-    op_type: str, attributes: Mapping[str, Any], activations: _Shapes, constants: Sequence[Any]
+    op_type: str,
+    attributes: Mapping[str, Any],
+    activations: _Shapes,
+    constants: Sequence[Any],
 ) -> ir.Model:
     inputs, held, names = [], [], []
     for i, shape in enumerate(activations):

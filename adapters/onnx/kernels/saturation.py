@@ -112,7 +112,9 @@ def widen_weights(model: ir.Model) -> int:
     return rewritten
 
 
-def _widen(node: ir.Node, at: int, zero_at: int, made: dict[ir.Value, ir.Value]) -> bool:
+def _widen(
+    node: ir.Node, at: int, zero_at: int, made: dict[ir.Value, ir.Value]
+) -> bool:
     """Exchange a weight and its zero point; what was made of them before is used again."""
     weight = input_at(node, at)
     if weight is None or not _out_of_reach(weight):

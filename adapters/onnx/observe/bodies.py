@@ -116,7 +116,9 @@ class Replay:
             else:
                 self._scan(node, inner["body"], known)
 
-    def _branch(self, node: ir.Node, inner: Mapping[str, Region], known: Arrays) -> None:
+    def _branch(
+        self, node: ir.Node, inner: Mapping[str, Region], known: Arrays
+    ) -> None:
         is_true = _flag(_array(node.inputs[0], known))
         taken = "then_branch" if is_true else "else_branch"
         if taken in inner:
@@ -153,7 +155,9 @@ class Replay:
         length = scanned[0].shape[axes[0]]
         for step in range(length):
             fed = list(states)
-            for array, axis, is_backwards in zip(scanned, axes, directions, strict=True):
+            for array, axis, is_backwards in zip(
+                scanned, axes, directions, strict=True
+            ):
                 if is_backwards:
                     place = length - 1 - step
                 else:

@@ -33,7 +33,9 @@ class Part:
     names: list[str]
 
 
-def make_parts(model: ir.Model, config: OnnxConfig, batch: Batch, names: list[str]) -> list[Part]:
+def make_parts(
+    model: ir.Model, config: OnnxConfig, batch: Batch, names: list[str]
+) -> list[Part]:
     """Return a session for each part of the values that fits into ``config.observe_megabytes``.
 
     Sizes follow from the declared shapes and those of the first batch; where one is unknown, a run
@@ -93,7 +95,9 @@ def _measured_sizes(
     return dict(zip(names, map(int, found), strict=True))
 
 
-def _declared_sizes(model: ir.Model, batch: Batch, names: Sequence[str]) -> dict[str, int]:
+def _declared_sizes(
+    model: ir.Model, batch: Batch, names: Sequence[str]
+) -> dict[str, int]:
     """Return value -> elements, for those whose axes are numbers or axes of an input."""
     axes = _axes_of_inputs(model, batch)
     wanted = frozenset(names)

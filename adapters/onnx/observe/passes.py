@@ -49,7 +49,11 @@ class Observed:
 
 
 def observe(
-    model: ir.Model, config: OnnxConfig, batches: Iterable[Batch], values: Sequence[str], sink: Sink
+    model: ir.Model,
+    config: OnnxConfig,
+    batches: Iterable[Batch],
+    values: Sequence[str],
+    sink: Sink,
 ) -> Observed:
     """Hand every array of every named value to ``sink``; return what that took.
 
@@ -110,7 +114,9 @@ class _Run:
         self.seen.held = max(self.seen.held, self._replay.held)
         self.seen.batches += 1
 
-    def _run_part(self, part: Part, given: Mapping[str, np.ndarray], known: dict[str, Any]) -> None:
+    def _run_part(
+        self, part: Part, given: Mapping[str, np.ndarray], known: dict[str, Any]
+    ) -> None:
         if not part.names:
             return
         arrays = part.session.run(part.names, given)
@@ -120,7 +126,9 @@ class _Run:
         if is_most and len(part.names) == 1:
             self._warn_of_size(part.names[0], held)
         self.seen.held = max(self.seen.held, held)
-        for name in reversed(part.names):  # each array goes before the next is looked at
+        for name in reversed(
+            part.names
+        ):  # each array goes before the next is looked at
             array = arrays.pop()
             if name in self._kept:
                 known[name] = array

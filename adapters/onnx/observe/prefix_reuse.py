@@ -20,7 +20,11 @@ import onnxruntime as ort
 from octavo.adapters.onnx import OnnxConfig
 from octavo.adapters.onnx.candidate import OnnxCandidate
 from octavo.adapters.onnx.prepare.scopes import captured
-from octavo.adapters.onnx.run.compiling import RUNTIME_ERRORS, compile_model, compile_proto
+from octavo.adapters.onnx.run.compiling import (
+    RUNTIME_ERRORS,
+    compile_model,
+    compile_proto,
+)
 from octavo.adapters.onnx.run.feeds import feeds
 from octavo.adapters.onnx.run.parts import part
 from octavo.core.contract.adapter import Batch, Candidate
@@ -45,7 +49,9 @@ class Reuse:
         batches: The batches.
     """
 
-    def __init__(self, model: ir.Model, config: OnnxConfig, batches: Sequence[Batch]) -> None:
+    def __init__(
+        self, model: ir.Model, config: OnnxConfig, batches: Sequence[Batch]
+    ) -> None:
         self._model = model
         self._config = config
         self._batches = batches

@@ -115,7 +115,9 @@ def _cast_input(graph: ir.Graph, value: ir.Value) -> None:
         user.replace_input_with(index, result)
 
 
-def _cast_output(graph: ir.Graph, index: int, value: ir.Value, dtype: ir.DataType) -> None:
+def _cast_output(
+    graph: ir.Graph, index: int, value: ir.Value, dtype: ir.DataType
+) -> None:
     name = value.name
     to_half = {"to": dtype.value}
     cast = ir.node("Cast", [value], to_half, name=f"{name}_narrowed")

@@ -53,7 +53,9 @@ def _agrees(function: ir.Function, model: ir.Model) -> bool:
             continue
         if domain != "" or not _is_same_at(function, version, own):
             return False
-    shared = {d: v for d, v in model.opset_imports.items() if d in function.opset_imports}
+    shared = {
+        d: v for d, v in model.opset_imports.items() if d in function.opset_imports
+    }
     function.opset_imports.update(shared)
     return True
 

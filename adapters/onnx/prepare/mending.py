@@ -106,7 +106,9 @@ def _import_domains(proto: onnx.ModelProto) -> None:
             versions[node.domain] = 1 if is_local else _LATEST.get(node.domain, 1)
     del proto.opset_import[:]
     for domain, version in versions.items():
-        proto.opset_import.append(onnx.OperatorSetIdProto(domain=domain, version=version))
+        proto.opset_import.append(
+            onnx.OperatorSetIdProto(domain=domain, version=version)
+        )
 
 
 def _dense(graph: onnx.GraphProto) -> None:
@@ -121,7 +123,9 @@ def _dense_constant(node: onnx.NodeProto) -> None:
         return
     for attribute in node.attribute:
         if attribute.HasField("sparse_tensor"):
-            tensor = densified(attribute.sparse_tensor, node.output[0] if node.output else "")
+            tensor = densified(
+                attribute.sparse_tensor, node.output[0] if node.output else ""
+            )
             attribute.CopyFrom(onnx.helper.make_attribute("value", tensor))
 
 

@@ -134,7 +134,9 @@ def infer_shapes(model: ir.Model) -> ir.Model:
         _infer_preprocessing(node)
     try:
         return passes.ShapeInferencePass(strict_mode=False, data_prop=True)(model).model
-    except Exception as error:  # onnx's inference raises bare errors on models that run well
+    except (
+        Exception
+    ) as error:  # onnx's inference raises bare errors on models that run well
         logger.info("shape inference failed, shapes stay unknown: %s", error)
         return model
 

@@ -140,7 +140,9 @@ def free_name(wanted: str, *taken: Container[str]) -> str:
     return name
 
 
-def captured(nodes: Iterable[ir.Node], put_out: Iterable[ir.Value] = ()) -> tuple[ir.Value, ...]:
+def captured(
+    nodes: Iterable[ir.Node], put_out: Iterable[ir.Value] = ()
+) -> tuple[ir.Value, ...]:
     """Return the values that nodes, and the bodies in them, read and do not write.
 
     In the order in which they are met; initializers are not among them.

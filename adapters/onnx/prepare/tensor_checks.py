@@ -17,7 +17,14 @@ from octavo.core.errors import ModelError, UnsafeFile
 
 from .mending import graphs
 
-_PAYLOADS = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
+_PAYLOADS = (
+    "float_data",
+    "int32_data",
+    "string_data",
+    "int64_data",
+    "double_data",
+    "uint64_data",
+)
 
 
 def check_tensors(proto: onnx.ModelProto, folder: Path | None) -> None:
@@ -102,7 +109,9 @@ def _check_place(tensor: onnx.TensorProto, folder: Path, location: str) -> None:
     if not step.is_file():
         raise ModelError(f"{said} is missing in {folder}; copy it beside the model")
     if os.stat(step).st_nlink > 1:
-        raise UnsafeFile(f"{said} is a hard link to another file; copy it beside the model")
+        raise UnsafeFile(
+            f"{said} is a hard link to another file; copy it beside the model"
+        )
 
 
 def _check_extent(

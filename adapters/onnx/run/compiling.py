@@ -121,7 +121,9 @@ def _check_providers(config: OnnxConfig) -> None:
 
 def _options(config: OnnxConfig, *, lean: bool) -> ort.SessionOptions:
     options = ort.SessionOptions()
-    options.log_severity_level = 4  # what goes wrong is raised, and need not be printed as well
+    options.log_severity_level = (
+        4  # what goes wrong is raised, and need not be printed as well
+    )
     options.enable_cpu_mem_arena = not lean
     # 0 leaves the number to the runtime.
     options.intra_op_num_threads = config.threads or 0
@@ -153,7 +155,9 @@ def _session(
         return ort.InferenceSession(message, options, providers=list(config.providers))
     except RUNTIME_ERRORS as error:
         said = str(error).strip()[:600]
-        raise ModelError(f"ONNX Runtime {ort.__version__} cannot run the model: {said}") from error
+        raise ModelError(
+            f"ONNX Runtime {ort.__version__} cannot run the model: {said}"
+        ) from error
 
 
 def judge(model: ir.Model, config: OnnxConfig) -> None:
@@ -168,5 +172,7 @@ def judge(model: ir.Model, config: OnnxConfig) -> None:
     except Exception as error:
         # A name that is no text, a type that does not exist: onnx-ir raises errors of no one kind.
         cause = error.__cause__ or error
-        raise ModelError(f"the model is not valid: it cannot be written ({cause})") from error
+        raise ModelError(
+            f"the model is not valid: it cannot be written ({cause})"
+        ) from error
     compile_proto(proto, held, config, lean=True, optimize=False)

@@ -95,12 +95,16 @@ def _checked(info: Any, value: Any) -> np.ndarray:
     if wanted is not None and array.dtype != wanted:
         # float64 is taken for float32, and int32 for int64; a float for an integer is not.
         if not np.can_cast(array.dtype, wanted, "same_kind"):
-            raise DataError(f"input {info.name!r} takes {info.type}, got {array.dtype}; convert it")
+            raise DataError(
+                f"input {info.name!r} takes {info.type}, got {array.dtype}; convert it"
+            )
         array = array.astype(wanted)
     shape = list(info.shape or ())
     # A value of unknown rank is declared like one without axes: what it takes, the runtime says.
     if shape and not _fits(shape, array.shape):
-        raise DataError(f"input {info.name!r} takes shape {shape}, got {list(array.shape)}")
+        raise DataError(
+            f"input {info.name!r} takes shape {shape}, got {list(array.shape)}"
+        )
     return array
 
 

@@ -8,7 +8,9 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-_lent: weakref.WeakKeyDictionary[ir.TensorProtocol, ort.OrtValue] = weakref.WeakKeyDictionary()
+_lent: weakref.WeakKeyDictionary[ir.TensorProtocol, ort.OrtValue] = (
+    weakref.WeakKeyDictionary()
+)
 
 _OPAQUE = {
     ir.DataType.BFLOAT16: np.uint16,
@@ -35,6 +37,8 @@ def _ort_value(tensor: ir.TensorProtocol) -> ort.OrtValue:
         element = _OPAQUE[tensor.dtype]
         flat = np.frombuffer(tensor.tobytes(), element)
         shaped = flat.reshape(tensor.shape.numpy())
-        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(shaped, tensor.dtype.value)
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(
+            shaped, tensor.dtype.value
+        )
     array = np.ascontiguousarray(tensor.numpy())
     return ort.OrtValue.ortvalue_from_numpy(array)

@@ -56,7 +56,9 @@ def _tensor(value: ir.Value, name: str, *, is_left_out: bool) -> onnx.TensorProt
     return message
 
 
-def _declared_inside(nodes: Sequence[ir.Node], outputs: Sequence[ir.Value]) -> list[ir.Value]:
+def _declared_inside(
+    nodes: Sequence[ir.Node], outputs: Sequence[ir.Value]
+) -> list[ir.Value]:
     """Return the values of known type that nodes write and the part does not put out."""
     put_out = set(outputs)
     found = []

@@ -50,7 +50,9 @@ def quantized_module(
     if own and factors is None:
         assert isinstance(module.weight, torch.Tensor)
         assert layer.op.weight is not None
-        new.register_forward_pre_hook(Online(own, module.weight, layer.op.weight.channel_axis))
+        new.register_forward_pre_hook(
+            Online(own, module.weight, layer.op.weight.channel_axis)
+        )
     # Models look at a layer's stride, or at its weight.
     copy_settings(module, new)
     if isinstance(new, Coded) and isinstance(weight := module.weight, torch.Tensor):

@@ -35,10 +35,14 @@ class CodeForms:
         gives: Op -> the codes that it gives; those that give float values are left out.
     """
 
-    def __init__(self, capture: GraphCapture, parameters: Mapping[str, OpParameters]) -> None:
+    def __init__(
+        self, capture: GraphCapture, parameters: Mapping[str, OpParameters]
+    ) -> None:
         self._capture = capture
         self._parameters = parameters
-        chains = {name: capture.inner[name] for name in parameters if name in capture.inner}
+        chains = {
+            name: capture.inner[name] for name in parameters if name in capture.inner
+        }
         self.starts = {nodes[0]: name for name, nodes in chains.items()}
         self.ends = {nodes[-1]: name for name, nodes in chains.items()}
         self._adding: dict[fx.Node, str] = {}

@@ -38,7 +38,9 @@ class Online:
         inputs = weight.shape[1 - axis]
         self._steps = [change.steps(inputs, like) for change in own]
 
-    def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def __call__(
+        self, module: nn.Module, args: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
         """Return the arguments, the first one changed."""
         x = args[0]
         y = x.float()

@@ -109,7 +109,9 @@ def _weight_only(decided: Decided) -> nn.Module:
         bag = module if isinstance(module, nn.EmbeddingBag) else None
         return WeightOnlyEmbedding(weight, decided.dtype, bag)
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        return WeightOnlyConv(weight, bias, decided.dtype, **_conv_form(decided.layer, module))
+        return WeightOnlyConv(
+            weight, bias, decided.dtype, **_conv_form(decided.layer, module)
+        )
     return WeightOnlyLinear(
         weight,
         bias,
@@ -147,7 +149,9 @@ def _int8(decided: Decided) -> nn.Module:
     return Int8Conv(*head, other=other, **_conv_form(decided.layer, module), **shared)
 
 
-def _conv_form(layer: Layer, module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> dict[str, Any]:
+def _conv_form(
+    layer: Layer, module: nn.Conv1d | nn.Conv2d | nn.Conv3d
+) -> dict[str, Any]:
     """Return geometry, extra zeros and activation function of a convolution."""
     pads = conv_pads(module)
     n = len(pads) // 2

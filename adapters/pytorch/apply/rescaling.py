@@ -18,7 +18,10 @@ Tensor = torch.Tensor
 
 
 def rescaled(
-    root: nn.Module, links: Mapping[str, Link], factors: Mapping[str, Given], own: Factors
+    root: nn.Module,
+    links: Mapping[str, Link],
+    factors: Mapping[str, Given],
+    own: Factors,
 ) -> tuple[nn.Module, Factors]:
     """Return a skeleton with other channels, and the maps that stay with its layers.
 
@@ -38,7 +41,9 @@ def rescaled(
                 kept[name] = chained((*kept.get(name, ()), change))
         else:
             for name in link.divided:
-                _write(twin, name, change, offset=link.offset and name.endswith(".weight"))
+                _write(
+                    twin, name, change, offset=link.offset and name.endswith(".weight")
+                )
         for module, member in _readers(twin, link):
             _read(twin, module, change, member)
     return twin, kept
@@ -77,7 +82,9 @@ def _write(root: nn.Module, name: str, change: ChannelMap, *, offset: bool) -> N
     set_tensor(root, name, new.to(old.dtype))
 
 
-def _read(root: nn.Module, module: nn.Module, change: ChannelMap, member: Layer) -> None:
+def _read(
+    root: nn.Module, module: nn.Module, change: ChannelMap, member: Layer
+) -> None:
     """Let a member's weight read the changed value; its bias takes in a shift, and is made where
     there is none."""
     weight = module.weight

@@ -58,7 +58,9 @@ class _Entry(NamedTuple):
     results: dict[int, Tensor]
 
     def holds(self, place: int, x: Tensor) -> bool:
-        return self.source() is x and self.version == x._version and place in self.results
+        return (
+            self.source() is x and self.version == x._version and place in self.results
+        )
 
 
 class _Packed(NamedTuple):
@@ -69,7 +71,9 @@ class _Packed(NamedTuple):
     weight: Any
 
     def is_of(self, tensors: list[Tensor | None], versions: list[int]) -> bool:
-        return self.versions == versions and all(map(operator.is_, self.tensors, tensors))
+        return self.versions == versions and all(
+            map(operator.is_, self.tensors, tensors)
+        )
 
 
 class Stack:
@@ -99,7 +103,9 @@ class Stack:
         entry = self._entry
         if entry is None or not entry.holds(place, x):
             self._wasted = 0 if entry is None else self._wasted + 1
-            entry = _Entry(weakref.ref(x), x._version, dict(enumerate(self._product(x))))
+            entry = _Entry(
+                weakref.ref(x), x._version, dict(enumerate(self._product(x)))
+            )
             self._entry = entry
         own = entry.results.pop(place)
         if not entry.results:
@@ -107,21 +113,27 @@ class Stack:
         return own
 
     def _product(self, x: Tensor) -> Sequence[Tensor]:
-        tensors = [t for layer in self._layers for t in (layer.codes, layer.scale, layer.bias)]
+        tensors = [
+            t for layer in self._layers for t in (layer.codes, layer.scale, layer.bias)
+        ]
         versions = [version_of(t) for t in tensors]
         packed = self._packed
         if packed is None or not packed.is_of(tensors, versions):
             packed = self._packed = _Packed(tensors, versions, self._pack())
         sizes = [layer.outputs for layer in self._layers]
         joined = self._layers[0].rows(x, packed.weight)
-        parts: Sequence[Tensor] = torch.ops.aten.split_with_sizes_copy(joined, sizes, -1)
+        parts: Sequence[Tensor] = torch.ops.aten.split_with_sizes_copy(
+            joined, sizes, -1
+        )
         return parts
 
     def _pack(self) -> Any:
         codes = torch.cat([layer.matrix() for layer in self._layers])
         scale = torch.cat([layer.scale.expand(layer.outputs) for layer in self._layers])
         zeros = scale.new_zeros
-        biases = [zeros(la.outputs) if la.bias is None else la.bias for la in self._layers]
+        biases = [
+            zeros(la.outputs) if la.bias is None else la.bias for la in self._layers
+        ]
         return fbgemm.pack_rows(codes, scale, torch.cat(biases))
 
     def __getstate__(self) -> dict[str, Any]:

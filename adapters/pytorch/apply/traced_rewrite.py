@@ -53,13 +53,19 @@ class _Rewriter:
         self._shared = skeleton(capture.root)
         in_float = {n: own for n, own in capture.factors.items() if n not in parameters}
         install(self._shared, capture.layers, in_float)
-        self._env: dict[fx.Node, fx.Node] = {}  # node of the float graph -> of the new one
-        self._given: dict[fx.Node, Activation] = {}  # new node that gives codes -> their form
+        self._env: dict[
+            fx.Node, fx.Node
+        ] = {}  # node of the float graph -> of the new one
+        self._given: dict[
+            fx.Node, Activation
+        ] = {}  # new node that gives codes -> their form
         self._codes: dict[tuple[fx.Node, tuple[float, int, int, int]], fx.Node] = {}
         self._parts: dict[str, nn.Module | torch.Tensor] = {}
         self._made: dict[str, nn.Module] = {}
         self._op_at = {  # module that is called at several sites -> its op
-            capture.layers[name].path: name for name in parameters if name not in capture.inner
+            capture.layers[name].path: name
+            for name in parameters
+            if name not in capture.inner
         }
 
     def module(self) -> nn.Module:
@@ -84,7 +90,9 @@ class _Rewriter:
 
     def _copy(self, node: fx.Node) -> None:
         new = self._env[node] = self._graph.node_copy(node, self._env.__getitem__)
-        new.type = None  # annotations may be strings, which a graph's pickle cannot hold
+        new.type = (
+            None  # annotations may be strings, which a graph's pickle cannot hold
+        )
         source = node.args[0] if node.args else None
         if isinstance(source, fx.Node) and self._forms.moves(node):
             form = self._given.get(self._env[source])
@@ -96,7 +104,9 @@ class _Rewriter:
         elif node.op == "call_module" and path not in self._parts:
             op = self._op_at.get(path)
             self._parts[path] = (
-                self._quantized(op) if op is not None else self._shared.get_submodule(path)
+                self._quantized(op)
+                if op is not None
+                else self._shared.get_submodule(path)
             )
 
     def _quantize(self, end: fx.Node) -> None:
@@ -158,7 +168,9 @@ class _Rewriter:
 
     def _share(self) -> None:
         """Let linear layers that read one value alike work on it together."""
-        calls = [node for node in self._graph.nodes if node.op == "call_module" and node.args]
+        calls = [
+            node for node in self._graph.nodes if node.op == "call_module" and node.args
+        ]
         reads = ((node.args[0], self._parts[str(node.target)]) for node in calls)
         share((value, part) for value, part in reads if isinstance(part, nn.Module))
 

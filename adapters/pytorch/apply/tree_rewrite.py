@@ -10,7 +10,11 @@ from torch import nn
 from octavo.adapters.pytorch.capture.layers import Layer
 from octavo.adapters.pytorch.capture.module_tree import ModuleCapture
 from octavo.adapters.pytorch.kernels.activation import Activation
-from octavo.adapters.pytorch.modules.shared_copy import copy_hooks, set_submodule, skeleton
+from octavo.adapters.pytorch.modules.shared_copy import (
+    copy_hooks,
+    set_submodule,
+    skeleton,
+)
 from octavo.core.contract.adapter import OpParameters
 
 from .build import placed, quantized_module, tie
@@ -24,7 +28,9 @@ _GIVING = ("linear", "conv", "conv_transpose")
 
 
 def rewrite_tree(
-    capture: ModuleCapture, parameters: Parameters, biases: Mapping[str, torch.Tensor | None]
+    capture: ModuleCapture,
+    parameters: Parameters,
+    biases: Mapping[str, torch.Tensor | None],
 ) -> nn.Module:
     """Return the module tree with the given layers replaced.
 
@@ -34,13 +40,18 @@ def rewrite_tree(
         biases: Op name -> bias as the op uses it.
     """
     twin = skeleton(capture.root)
-    in_float = {name: own for name, own in capture.factors.items() if name not in parameters}
+    in_float = {
+        name: own for name, own in capture.factors.items() if name not in parameters
+    }
     install(twin, capture.layers, in_float)
     made: dict[str, nn.Module] = {}
     for name, decided in parameters.items():
         layer = capture.layers[name]
         old = twin.get_submodule(layer.path)
-        gives, own = _form_wanted(capture, name, parameters), capture.factors.get(name, ())
+        gives, own = (
+            _form_wanted(capture, name, parameters),
+            capture.factors.get(name, ()),
+        )
         new = quantized_module(layer, old, decided, biases[name], gives=gives, own=own)
         made[name] = new
         if not layer.path:
@@ -49,7 +60,9 @@ def rewrite_tree(
         _leave_out_fused(twin, layer)
     tie(made, parameters)
     if capture.seen is not None:
-        share((capture.layers[name].op.inputs[0], module) for name, module in made.items())
+        share(
+            (capture.layers[name].op.inputs[0], module) for name, module in made.items()
+        )
     return twin
 
 
@@ -63,7 +76,9 @@ def _leave_out_fused(twin: nn.Module, layer: Layer) -> None:
         set_submodule(twin, layer.act, idle.eval())
 
 
-def _form_wanted(capture: ModuleCapture, name: str, parameters: Parameters) -> Activation | None:
+def _form_wanted(
+    capture: ModuleCapture, name: str, parameters: Parameters
+) -> Activation | None:
     """Return the codes that all readers of a layer's result take.
 
     None if one of them takes float values, or there may be others.
@@ -86,10 +101,14 @@ def _can_give(decided: OpParameters) -> bool:
     """True if the scheme runs on integer kernels that can write codes of one scale."""
     scheme = decided.scheme
     on_integers = scheme.mode in ("static", "dynamic")
-    return on_integers and scheme.input is not None and scheme.input.granularity != "token"
+    return (
+        on_integers and scheme.input is not None and scheme.input.granularity != "token"
+    )
 
 
-def _form_read(capture: ModuleCapture, reader: str, parameters: Parameters) -> Activation | None:
+def _form_read(
+    capture: ModuleCapture, reader: str, parameters: Parameters
+) -> Activation | None:
     """Return the codes in which an op takes its input."""
     # A layer that changes its input does that and quantizes by itself.
     if reader not in parameters or reader in capture.factors:

@@ -29,16 +29,24 @@ def _outermost_lists(root: nn.Module) -> list[str]:
     for path, module in root.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) > 1:
             lists.append(path)
-    return [path for path in lists if not any(_is_below(path, other) for other in lists)]
+    return [
+        path for path in lists if not any(_is_below(path, other) for other in lists)
+    ]
 
 
 def called_once(blocks: Sequence[str], layers: Iterable[Layer], seen: Trace) -> bool:
     """True if every layer in the blocks is called once, by all batches."""
-    inside = [layer.path for layer in layers if any(is_in(layer.path, b) for b in blocks)]
-    return not any(seen.calls.get(path, 0) > 1 or path in seen.sometimes for path in inside)
+    inside = [
+        layer.path for layer in layers if any(is_in(layer.path, b) for b in blocks)
+    ]
+    return not any(
+        seen.calls.get(path, 0) > 1 or path in seen.sometimes for path in inside
+    )
 
 
-def places_of(blocks: Sequence[str], layers: Iterable[Layer], seen: Trace) -> Mapping[str, int]:
+def places_of(
+    blocks: Sequence[str], layers: Iterable[Layer], seen: Trace
+) -> Mapping[str, int]:
     """Return value -> its place among the blocks.
 
     2n + 1 lies in the block of number n, 2n between the one before and that. What repeated calls

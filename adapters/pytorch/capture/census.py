@@ -35,7 +35,9 @@ class Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self._read: set[Extent] = set()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         for tensor in tensors_in((args, kwargs or {})):
             extent = memory_of(tensor)
             if extent is not None:
@@ -110,13 +112,18 @@ def census(
     for (name, tensor), is_used in zip(held.items(), used, strict=True):
         in_other_branch = not is_used and branches and is_referred_to(given, name)
         if is_used or in_other_branch:
-            reason = UNREACHED if in_other_branch else _why_no_layer(given, name, buffers)
+            reason = (
+                UNREACHED if in_other_branch else _why_no_layer(given, name, buffers)
+            )
             found.append(HeldWeight(name, tuple(tensor.shape), _dtype(tensor), reason))
     return tuple(found)
 
 
 def unclaimed(
-    found: Iterable[HeldWeight], given: nn.Module, root: nn.Module, claimed: Collection[str]
+    found: Iterable[HeldWeight],
+    given: nn.Module,
+    root: nn.Module,
+    claimed: Collection[str],
 ) -> tuple[HeldWeight, ...]:
     """Return those weights of a census whose memory no layer's weight shares.
 
@@ -135,7 +142,9 @@ def unclaimed(
             extents.add(extent)
     counted, own = tuple(found), dict(_tensors(given))
     taken = _overlaps(extents, [own[weight.name] for weight in counted])
-    return tuple(weight for weight, is_taken in zip(counted, taken, strict=True) if not is_taken)
+    return tuple(
+        weight for weight, is_taken in zip(counted, taken, strict=True) if not is_taken
+    )
 
 
 def _tensors(root: nn.Module) -> Iterable[tuple[str, Tensor]]:

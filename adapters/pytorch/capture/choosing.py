@@ -37,7 +37,9 @@ from .trace import Trace
 from .watching import watched_run
 
 
-def capture_of(root: nn.Module, call: Call | None, how: Literal["auto", "modules"]) -> Capture:
+def capture_of(
+    root: nn.Module, call: Call | None, how: Literal["auto", "modules"]
+) -> Capture:
     """Look at a model.
 
     A traced graph is taken only if it was run on the example and gave the module's own outputs, bit
@@ -61,7 +63,9 @@ def capture_of(root: nn.Module, call: Call | None, how: Literal["auto", "modules
     return ModuleCapture(root, seen, remark, reasons=reasons)
 
 
-def _graph_capture(root: nn.Module, call: Call | None) -> tuple[GraphCapture | None, str]:
+def _graph_capture(
+    root: nn.Module, call: Call | None
+) -> tuple[GraphCapture | None, str]:
     """Return a model's traced graph; None and why where that is not to be taken."""
     why = why_not_traced(root, call)
     if why:
@@ -105,7 +109,9 @@ def _missed(root: nn.Module, capture: GraphCapture, call: Call) -> str:
     return f"its graph shows no layer for the products by {', '.join(lost)}"
 
 
-def _with_parameters(root: nn.Module, call: Call | None) -> tuple[nn.Module, Mapping[str, str]]:
+def _with_parameters(
+    root: nn.Module, call: Call | None
+) -> tuple[nn.Module, Mapping[str, str]]:
     """Return a skeleton with layers for the parameters that the example's run multiplies by, and
     why others have none."""
     reasons: dict[str, str] = {}
@@ -114,14 +120,19 @@ def _with_parameters(root: nn.Module, call: Call | None) -> tuple[nn.Module, Map
         try:
             seen = uses_of(root, call)
         except Exception:
-            return root, {}  # it does not run over stand-ins: what its parameters do is not seen
+            return (
+                root,
+                {},
+            )  # it does not run over stand-ins: what its parameters do is not seen
         wanted = {name: use.forms for name, use in seen.items() if use.forms}
         held = dict(root.named_parameters(remove_duplicate=False))
         reasons = {name: why_float(use, held[name]) for name, use in seen.items()}
     return (with_layers(skeleton(root), wanted) if wanted else root), reasons
 
 
-def capture_again(root: nn.Module, facts: Mapping[str, Any], factors: Factors) -> Capture:
+def capture_again(
+    root: nn.Module, facts: Mapping[str, Any], factors: Factors
+) -> Capture:
     """Look at a model in the way that was written down when it was saved."""
     if facts["kind"] == "graph":
         twin, graph = traced_graph(root)

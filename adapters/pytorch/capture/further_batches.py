@@ -33,7 +33,9 @@ def look_further(capture: Capture, example: Call, others: Sequence[Call]) -> Cap
         others: Batches that differ from it in shapes or plain values.
     """
     if isinstance(capture, GraphCapture):
-        whys = (why_it_does_not_hold(capture.root, capture.graph, call) for call in others)
+        whys = (
+            why_it_does_not_hold(capture.root, capture.graph, call) for call in others
+        )
         why = next(filter(None, whys), "")
         if not why:
             return capture
@@ -98,7 +100,9 @@ def merged(traces: Sequence[Trace]) -> Trace:
         escaped=escaped,
         results=max(trace.results for trace in traces),
         products=_most(traces, lambda trace: trace.products),
-        sometimes=[path for path in order if any(path not in trace.calls for trace in traces)],
+        sometimes=[
+            path for path in order if any(path not in trace.calls for trace in traces)
+        ],
     )
 
 
@@ -134,7 +138,9 @@ def _common_acts(traces: Sequence[Trace], escaped: set[str]) -> dict[str, str]:
     return acts
 
 
-def _most(traces: Sequence[Trace], counts: Callable[[Trace], dict[str, int]]) -> dict[str, int]:
+def _most(
+    traces: Sequence[Trace], counts: Callable[[Trace], dict[str, int]]
+) -> dict[str, int]:
     found: dict[str, int] = {}
     for trace in traces:
         for name, count in counts(trace).items():

@@ -93,7 +93,9 @@ def _op(path: str, module: nn.Module, kind: str, first: Mapping[str, str]) -> Op
     weights = []
     for leaf in leaves:
         own = f"{prefix}{leaf}"
-        weights.append(_weight(getattr(module, leaf), module, first.get(own, own), made_of))
+        weights.append(
+            _weight(getattr(module, leaf), module, first.get(own, own), made_of)
+        )
     bias = None
     if isinstance(getattr(module, "bias", None), torch.Tensor):
         bias = first.get(f"{prefix}bias", f"{prefix}bias")
@@ -110,11 +112,15 @@ def _op(path: str, module: nn.Module, kind: str, first: Mapping[str, str]) -> Op
     )
 
 
-def _weight(tensor: torch.Tensor, module: nn.Module, name: str, made_of: tuple[str, ...]) -> Weight:
+def _weight(
+    tensor: torch.Tensor, module: nn.Module, name: str, made_of: tuple[str, ...]
+) -> Weight:
     # Transformers' Conv1D and transposed convolutions have their outputs on the second axis.
     is_turned = is_transposed_linear(module) or isinstance(module, TRANSPOSED)
     dtype = str(tensor.dtype).removeprefix("torch.")
-    return Weight(name, tuple(tensor.shape), dtype, 1 if is_turned else 0, made_of=made_of)
+    return Weight(
+        name, tuple(tensor.shape), dtype, 1 if is_turned else 0, made_of=made_of
+    )
 
 
 def _attributes(module: nn.Module) -> dict[str, Attribute]:
@@ -130,7 +136,10 @@ def _attributes(module: nn.Module) -> dict[str, Attribute]:
         return attributes
     if isinstance(module, TRANSPOSED):
         pads = tuple(int(p) for p in module.padding) * 2
-        return {**_geometry(module, pads), "output_padding": tuple(module.output_padding)}
+        return {
+            **_geometry(module, pads),
+            "output_padding": tuple(module.output_padding),
+        }
     return _geometry(module, conv_pads(module)) if isinstance(module, CONVS) else {}
 
 
@@ -143,7 +152,9 @@ def _geometry(module: Any, pads: tuple[int, ...]) -> dict[str, Attribute]:
     }
 
 
-def _why_out_of_reach(module: nn.Module, tensor: torch.Tensor, weights: Sequence[Weight]) -> str:
+def _why_out_of_reach(
+    module: nn.Module, tensor: torch.Tensor, weights: Sequence[Weight]
+) -> str:
     """Return why no scheme reaches a layer; empty if one may."""
     if "forward" in module.__dict__:
         return "its forward was replaced on the object: what it computes is not what its class does"
@@ -155,7 +166,9 @@ def _why_out_of_reach(module: nn.Module, tensor: torch.Tensor, weights: Sequence
         return "max_norm changes the table at every call"
     if not tensor.is_floating_point():
         return f"its weight is {weights[0].dtype}, not a floating-point type"
-    return "" if all(weight.size for weight in weights) else "its weight has no elements"
+    return (
+        "" if all(weight.size for weight in weights) else "its weight has no elements"
+    )
 
 
 def conv_pads(module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> tuple[int, ...]:

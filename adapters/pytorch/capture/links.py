@@ -40,7 +40,9 @@ class Link:
     offset: bool = False
 
     @classmethod
-    def of_norm(cls, path: str, norm: nn.Module, members: Sequence[Layer], value: str) -> Link:
+    def of_norm(
+        cls, path: str, norm: nn.Module, members: Sequence[Layer], value: str
+    ) -> Link:
         """Link a normalisation to the layers that read it."""
         weight = norm.weight
         assert isinstance(weight, Tensor)

@@ -55,7 +55,9 @@ class ModuleCapture(Capture):
         self.layers = {layer.op.name: layer for layer in layers}
         idle: list[str] = []
         if seen is not None:
-            idle = [path for path in ops if path not in seen.calls and path not in order]
+            idle = [
+                path for path in ops if path not in seen.calls and path not in order
+            ]
         self._idle = tuple(unreached(ops[path]) for path in idle)
         self.notes = tuple(_notes(why, idle, seen))
         links = links_of(root, layers, seen) if seen is not None else ()

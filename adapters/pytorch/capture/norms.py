@@ -35,7 +35,11 @@ def gain_of(module: nn.Module) -> Gain:
         ``weight``, ``offset`` (1 + weight), or empty if it is no such normalisation.
     """
     weight = getattr(module, "weight", None) if _may_be_norm(module) else None
-    if not isinstance(weight, nn.Parameter) or weight.ndim != 1 or not weight.is_floating_point():
+    if (
+        not isinstance(weight, nn.Parameter)
+        or weight.ndim != 1
+        or not weight.is_floating_point()
+    ):
         return ""
     with torch.no_grad():
         try:
@@ -45,7 +49,8 @@ def gain_of(module: nn.Module) -> Gain:
 
 
 def _gain_by_trial(module: nn.Module, gain: Tensor) -> Gain:
-    """Return which change of the weight divides each channel of the result by a factor of its own."""
+    """Return which change of the weight divides each channel of the result by a factor
+    of its own."""
     channels = gain.numel()
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, channels, generator=generator).to(gain)
@@ -62,7 +67,9 @@ def _gain_by_trial(module: nn.Module, gain: Tensor) -> Gain:
 
 
 def _may_be_norm(module: nn.Module) -> bool:
-    if not type(module).__name__.endswith("Norm") or isinstance(module, _NOT_OVER_THE_LAST_AXIS):
+    if not type(module).__name__.endswith("Norm") or isinstance(
+        module, _NOT_OVER_THE_LAST_AXIS
+    ):
         return False
     has_children = next(module.children(), None) is not None
     own = {name for name, _ in module.named_parameters(recurse=False)}

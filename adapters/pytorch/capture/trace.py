@@ -59,7 +59,9 @@ class Trace:
         Empty if there is none.
         """
         found = [
-            act for act, source in self.acts.items() if source == path and self.calls[act] == 1
+            act
+            for act, source in self.acts.items()
+            if source == path and self.calls[act] == 1
         ]
         is_followed_by_one = len(found) == 1 and path not in self.escaped
         if not is_followed_by_one or self.calls[path] != 1:
@@ -73,5 +75,7 @@ class Trace:
         is_called_once = self.calls.get(path) == 1
         if not is_called_once or path in self.escaped or path in self.acts.values():
             return []
-        found = [layer for layer, value in self.values.items() if value == f"{path}:out"]
+        found = [
+            layer for layer, value in self.values.items() if value == f"{path}:out"
+        ]
         return found if all(self.calls[layer] == 1 for layer in found) else []

@@ -26,7 +26,9 @@ _TAKEN: Mapping[str, Collection[str]] = {
 """Op type -> activation functions that its kernel takes in."""
 
 
-def order_of(ops: Mapping[str, Op], routed: Iterable[str], seen: Trace | None) -> list[str]:
+def order_of(
+    ops: Mapping[str, Op], routed: Iterable[str], seen: Trace | None
+) -> list[str]:
     """Return the paths of the layers that a recipe may quantize, in execution order.
 
     Args:
@@ -134,4 +136,8 @@ def _tied_tables(ops: Mapping[str, Op], called: Collection[str]) -> list[str]:
     hold it in float."""
     held = {weight.name for path in called for weight in ops[path].weights}
     tables = (path for path, op in ops.items() if op.type == "embedding")
-    return [path for path in tables if any(weight.name in held for weight in ops[path].weights)]
+    return [
+        path
+        for path in tables
+        if any(weight.name in held for weight in ops[path].weights)
+    ]

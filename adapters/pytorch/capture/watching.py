@@ -56,7 +56,9 @@ class _Reads(TorchFunctionMode):
         handed: Identities of the tensors that layers were given.
     """
 
-    def __init__(self, born: _Names, escaped: set[str], products: dict[str, int]) -> None:
+    def __init__(
+        self, born: _Names, escaped: set[str], products: dict[str, int]
+    ) -> None:
         super().__init__()
         self.inside = 0
         self.handed: list[int] = []
@@ -112,7 +114,11 @@ def act_of(module: nn.Module) -> str:
         if not isinstance(y, Tensor) or y.shape != x.shape:
             return ""
         # So close that gelu and its approximation by tanh are told apart.
-        fits = (kind for kind in POSTS if kind and torch.allclose(y, post(kind, x), atol=2e-6))
+        fits = (
+            kind
+            for kind in POSTS
+            if kind and torch.allclose(y, post(kind, x), atol=2e-6)
+        )
         return next(fits, "")
 
 
@@ -160,7 +166,9 @@ class _Watcher:
             if kind:
                 self._seen.kinds[path] = kind
         if path in self._layers or path in self._seen.kinds:
-            module.register_forward_pre_hook(partial(self._enter, path), with_kwargs=True)
+            module.register_forward_pre_hook(
+                partial(self._enter, path), with_kwargs=True
+            )
             module.register_forward_hook(partial(self._leave, path))
         elif is_norm(module):
             # What a norm does with its input is a read of that input.

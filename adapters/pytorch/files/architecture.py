@@ -27,7 +27,9 @@ def is_known(module: nn.Module) -> bool:
         return False
     import transformers
 
-    return getattr(transformers, cls.__name__, None) is cls and hasattr(module, "config")
+    return getattr(transformers, cls.__name__, None) is cls and hasattr(
+        module, "config"
+    )
 
 
 def architecture_of(module: nn.Module) -> dict[str, Any] | None:
@@ -53,7 +55,9 @@ def architecture_of(module: nn.Module) -> dict[str, Any] | None:
     return {
         "class": type(module).__name__,
         "config": json.loads(config.to_json_string(use_diff=False)),
-        "generation": None if generation is None else json.loads(generation.to_json_string()),
+        "generation": None
+        if generation is None
+        else json.loads(generation.to_json_string()),
         "attention": config._attn_implementation
         if config._attn_implementation in _ATTENTIONS
         else None,
@@ -69,7 +73,9 @@ def parameters_of_layers(root: nn.Module) -> dict[str, str]:
         for child in place.layers.values():
             layer = root.get_submodule(f"{prefix}{child}")
             inner = [f".{name}" for name, _ in layer.named_children()]
-            found |= {f"{prefix}{child}{end}": f"{prefix}{leaf}" for end in ("", *inner)}
+            found |= {
+                f"{prefix}{child}{end}": f"{prefix}{leaf}" for end in ("", *inner)
+            }
     return found
 
 

@@ -5,7 +5,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from octavo.adapters.pytorch.modules.shared_copy import add_bias, aliases, named_tensors, set_tensor
+from octavo.adapters.pytorch.modules.shared_copy import (
+    add_bias,
+    aliases,
+    named_tensors,
+    set_tensor,
+)
 from octavo.core.errors import ModelError, nearest
 
 from .saved import Saved

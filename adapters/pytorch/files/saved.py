@@ -81,7 +81,9 @@ def save(module: nn.Module, origin: Origin, folder: Path) -> None:
     }
     _write_floats(module, tensors)
     ties = aliases(module)
-    facts["tied"] = {name: first for name, first in ties.items() if f"float:{first}" in tensors}
+    facts["tied"] = {
+        name: first for name, first in ties.items() if f"float:{first}" in tensors
+    }
     facts["capture"] = dict(origin.facts)
     facts["architecture"] = architecture_of(module)
     save_file(tensors, folder / TENSORS)
@@ -90,7 +92,9 @@ def save(module: nn.Module, origin: Origin, folder: Path) -> None:
 
 def _write_ops(origin: Origin, tensors: dict[str, Tensor]) -> dict[str, Any]:
     ops: dict[str, Any] = {}
-    keys: dict[int, str] = {}  # quantized weight, by identity -> the name that it is written under
+    keys: dict[
+        int, str
+    ] = {}  # quantized weight, by identity -> the name that it is written under
     for name, decided in origin.parameters.items():
         row: dict[str, Any] = {
             "inputs": [write_params(p) for p in decided.inputs],
@@ -101,7 +105,9 @@ def _write_ops(origin: Origin, tensors: dict[str, Tensor]) -> dict[str, Any]:
             row["weight"] = write_weight(key, decided.weight, tensors) | {"of": key}
         for i, weight in enumerate(decided.further, 1):
             key = keys.setdefault(id(weight), f"{name}:{i}")
-            row.setdefault("further", []).append(write_weight(key, weight, tensors) | {"of": key})
+            row.setdefault("further", []).append(
+                write_weight(key, weight, tensors) | {"of": key}
+            )
         bias = origin.biases.get(name)
         if bias is not None:
             tensors[f"op:{name}:bias"] = plain(bias)
@@ -111,7 +117,9 @@ def _write_ops(origin: Origin, tensors: dict[str, Tensor]) -> dict[str, Any]:
 
 def _write_maps(factors: Factors, tensors: dict[str, Tensor]) -> dict[str, Any]:
     return {
-        name: [write_map(f"op:{name}:map{i}", one, tensors) for i, one in enumerate(own)]
+        name: [
+            write_map(f"op:{name}:map{i}", one, tensors) for i, one in enumerate(own)
+        ]
         for name, own in factors.items()
     }
 
@@ -127,7 +135,9 @@ def _of_ops(root: nn.Module) -> Iterator[str]:
     """Yield the names of tensors that are written with their op; a layer may share others with the
     float model."""
     for path, module in root.named_modules():
-        if isinstance(module, STAND_INS) or not type(module).__module__.startswith("octavo."):
+        if isinstance(module, STAND_INS) or not type(module).__module__.startswith(
+            "octavo."
+        ):
             continue
         floats = getattr(module, "floats", ())
         for name in named_tensors(module):
@@ -179,7 +189,9 @@ def _read(raw: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Saved:
     factors = {}
     for name, rows in raw["maps"].items():
         keyed = enumerate(rows)
-        factors[name] = tuple(read_map(f"op:{name}:map{i}", row, tensors) for i, row in keyed)
+        factors[name] = tuple(
+            read_map(f"op:{name}:map{i}", row, tensors) for i, row in keyed
+        )
     return Saved(
         recipe=recipe,
         parameters=parameters,

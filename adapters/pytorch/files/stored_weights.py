@@ -38,9 +38,13 @@ def write_map(key: str, change: ChannelMap, tensors: dict[str, Tensor]) -> Row:
     return {"rotation": change.rotation}
 
 
-def read_map(key: str, row: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ChannelMap:
+def read_map(
+    key: str, row: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> ChannelMap:
     """Return what :func:`write_map` wrote."""
-    return ChannelMap(tensors.get(f"{key}:scale"), tensors.get(f"{key}:shift"), row["rotation"])
+    return ChannelMap(
+        tensors.get(f"{key}:scale"), tensors.get(f"{key}:shift"), row["rotation"]
+    )
 
 
 def write_params(params: QuantParams | None) -> Row | None:
@@ -48,7 +52,11 @@ def write_params(params: QuantParams | None) -> Row | None:
     if params is None:
         return None
     spec = params.spec.model_dump(exclude_defaults=True)
-    return {"scale": float(params.scale), "zero_point": int(params.zero_point), "spec": spec}
+    return {
+        "scale": float(params.scale),
+        "zero_point": int(params.zero_point),
+        "spec": spec,
+    }
 
 
 def read_params(row: Mapping[str, Any] | None) -> QuantParams | None:
@@ -84,7 +92,9 @@ def write_weight(key: str, weight: QuantizedTensor, tensors: dict[str, Tensor]) 
     return row
 
 
-def read_weight(key: str, row: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> QuantizedTensor:
+def read_weight(
+    key: str, row: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> QuantizedTensor:
     """Return what :func:`write_weight` wrote.
 
     Raises:
@@ -102,7 +112,9 @@ def read_weight(key: str, row: Mapping[str, Any], tensors: Mapping[str, Tensor])
     return QuantizedTensor(codes.reshape(row["shape"]), params, extra or None)
 
 
-def _read_codes(key: str, row: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
+def _read_codes(
+    key: str, row: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> Tensor:
     codes = tensors[f"op:{key}:codes"]
     if "packed" not in row:
         return codes

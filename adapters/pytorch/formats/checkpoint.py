@@ -89,7 +89,11 @@ class Checkpoint:
             why = "it changes its input's channels, which no layer before it could take in"
             self.refuse(name, why, remedy)
         held = set(named_tensors(self.candidate.module))
-        held |= {f"{name}.bias" for name, bias in self.candidate.biases.items() if bias is not None}
+        held |= {
+            f"{name}.bias"
+            for name, bias in self.candidate.biases.items()
+            if bias is not None
+        }
         for name, module in self.empty.named_modules():
             lacks_bias = isinstance(module, nn.Linear) and module.bias is None
             if lacks_bias and f"{name}.bias" in held:
@@ -114,8 +118,12 @@ class Checkpoint:
     def refuse(self, name: str, why: str, remedy: str = "") -> NoReturn:
         """Raise the error that says why an op cannot be held, and what to do."""
         scheme = self.candidate.recipe[name]
-        remedy = remedy or f'keep it float with a rule: ops = ["{name}"], keep = "float"'
-        raise SchemeError(f"{self.format} cannot hold op {name!r} [{scheme}]: {why}; {remedy}")
+        remedy = (
+            remedy or f'keep it float with a rule: ops = ["{name}"], keep = "float"'
+        )
+        raise SchemeError(
+            f"{self.format} cannot hold op {name!r} [{scheme}]: {why}; {remedy}"
+        )
 
     def module(self, name: str) -> nn.Module | None:
         """Return the module that the reader will make for an op.
@@ -131,7 +139,11 @@ class Checkpoint:
             SchemeError: If its codes are no integers on a scale.
         """
         weight = parameters.weight
-        if weight is None or not is_integer(weight.params.spec) or weight.params.spec.bits > 8:
+        if (
+            weight is None
+            or not is_integer(weight.params.spec)
+            or weight.params.spec.bits > 8
+        ):
             self.refuse(
                 name,
                 "its weight is no integer of 2 to 8 bits",
@@ -152,7 +164,11 @@ class Checkpoint:
         owned = tuple(f"{name}." for name in self.candidate.parameters)
         kept = self.empty.state_dict().keys()
         root = self.candidate.module
-        held = {**named_tensors(root), **dict(packed_experts(root)), **dict(_loose(root))}
+        held = {
+            **named_tensors(root),
+            **dict(packed_experts(root)),
+            **dict(_loose(root)),
+        }
         found = {n: t for n, t in held.items() if n in kept and not n.startswith(owned)}
         for name, bias in self.candidate.biases.items():
             if bias is not None:
@@ -213,7 +229,9 @@ class Checkpoint:
         """
         folder.mkdir(parents=True, exist_ok=True)
         # Clones: safetensors writes no tensors that share memory.
-        plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+        plain = {
+            name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()
+        }
         save_file(plain, folder / "model.safetensors", metadata={"format": "pt"})
         module: Any = self.candidate.module
         config = copy.deepcopy(module.config)
@@ -239,7 +257,9 @@ def _with_modules_alone(candidate: TorchCandidate) -> TorchCandidate:
     without_layer |= parameters_of_layers(candidate.module).keys()
     made = copy.copy(candidate)
     made.parameters = {
-        name: own for name, own in candidate.parameters.items() if name not in without_layer
+        name: own
+        for name, own in candidate.parameters.items()
+        if name not in without_layer
     }
     return made
 

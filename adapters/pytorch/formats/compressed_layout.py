@@ -151,7 +151,9 @@ class Plan:
         by_path = dict(self.file.empty.named_modules())
         modules = [by_path[name] for name in self._quantized()]
         both: tuple[type[nn.Module], ...] = (nn.Linear, nn.Embedding)
-        kinds = [kind for kind in both if any(isinstance(module, kind) for module in modules)]
+        kinds = [
+            kind for kind in both if any(isinstance(module, kind) for module in modules)
+        ]
         # The reader takes experts apart into linear layers.
         if self.experts and nn.Linear not in kinds:
             kinds.append(nn.Linear)
@@ -161,7 +163,10 @@ class Plan:
         """Return scheme -> what has it: classes where one scheme is all, else names of layers."""
         kinds = [kind.__name__ for kind in self._kinds()]
         is_uniform = len(self.dense) == 1
-        targets = {scheme: kinds if is_uniform else names for scheme, names in self.dense.items()}
+        targets = {
+            scheme: kinds if is_uniform else names
+            for scheme, names in self.dense.items()
+        }
         are_alike = set(self.experts) <= set(self.dense) or not self.dense
         for scheme in self.experts:
             targets[scheme] = kinds if are_alike else ["re:.*experts.*"]
@@ -175,7 +180,9 @@ class Plan:
         return [path for path in layers if path not in quantized]
 
 
-def _is_one_weight(file: Checkpoint, group: tuple[str, ...], schemes: Mapping[str, str]) -> bool:
+def _is_one_weight(
+    file: Checkpoint, group: tuple[str, ...], schemes: Mapping[str, str]
+) -> bool:
     """Return whether tied ops are all quantized, or all float, on one weight."""
     decided = file.candidate.parameters
     weights = {id(decided[name].weight) if name in schemes else None for name in group}
@@ -205,7 +212,11 @@ def _refuse_mixture(file: Checkpoint, dense: Schemes, experts: Schemes) -> None:
             "give them one weight dtype and granularity with a rule",
         )
     is_mixed = len(dense) > 1
-    others = [names for scheme, names in dense.items() if is_mixed or _format(scheme) != PACKED]
+    others = [
+        names
+        for scheme, names in dense.items()
+        if is_mixed or _format(scheme) != PACKED
+    ]
     file.refuse(
         name,
         "transformers decodes a file with experts as it loads, and then takes one weight_only "

@@ -102,7 +102,9 @@ def _check_layer(file: Checkpoint, name: str, module: nn.Module) -> None:
     file.refuse(name, why, remedy)
 
 
-def _packed_row(file: Checkpoint, name: str, weight: IntegerMatrix, parts: Sequence[str]) -> _Row:
+def _packed_row(
+    file: Checkpoint, name: str, weight: IntegerMatrix, parts: Sequence[str]
+) -> _Row:
     """Return the row of an op whose input stays float.
 
     Args:
@@ -127,7 +129,9 @@ def _packed_row(file: Checkpoint, name: str, weight: IntegerMatrix, parts: Seque
     return _Row({**_scheme(weight), "format": PACKED}, tensors)
 
 
-def _byte_row(file: Checkpoint, name: str, weight: IntegerMatrix, parameters: OpParameters) -> _Row:
+def _byte_row(
+    file: Checkpoint, name: str, weight: IntegerMatrix, parameters: OpParameters
+) -> _Row:
     """Return the row of an op whose input is quantized too."""
     spec = parameters.scheme.input
     assert spec is not None
@@ -140,7 +144,9 @@ def _byte_row(file: Checkpoint, name: str, weight: IntegerMatrix, parameters: Op
     scheme = {**_scheme(weight), "format": "int-quantized"}
     tensors = _bytes(weight)
     dynamic = parameters.scheme.mode == "dynamic"
-    scheme["input_activations"] = _arguments(8, spec.symmetric, spec.granularity, dynamic=dynamic)
+    scheme["input_activations"] = _arguments(
+        8, spec.symmetric, spec.granularity, dynamic=dynamic
+    )
     if not dynamic:
         tensors |= _static_input(parameters, spec)
     return _Row(scheme, _below(name, tensors))
@@ -165,7 +171,11 @@ def _table(file: Checkpoint, name: str, parameters: OpParameters) -> _Row:
 
 def _scheme(weight: IntegerMatrix) -> dict[str, Any]:
     arguments = _arguments(
-        weight.bits, weight.symmetric, _strategy(weight), dynamic=False, group=weight.group
+        weight.bits,
+        weight.symmetric,
+        _strategy(weight),
+        dynamic=False,
+        group=weight.group,
     )
     return {"weights": arguments, "input_activations": None, "output_activations": None}
 
@@ -179,14 +189,22 @@ def _strategy(weight: IntegerMatrix) -> str:
 def _bytes(weight: IntegerMatrix) -> dict[str, Tensor]:
     # The format's bytes are signed.
     middle = 2 ** (weight.bits - 1)
-    tensors = {"weight": (weight.codes - middle).to(torch.int8), "weight_scale": _scales(weight)}
+    tensors = {
+        "weight": (weight.codes - middle).to(torch.int8),
+        "weight_scale": _scales(weight),
+    }
     if not weight.symmetric:
         tensors["weight_zero_point"] = (weight.zero_point - middle).to(torch.int8)
     return tensors
 
 
 def _arguments(
-    bits: int, symmetric: bool, strategy: str, *, dynamic: bool, group: int | None = None
+    bits: int,
+    symmetric: bool,
+    strategy: str,
+    *,
+    dynamic: bool,
+    group: int | None = None,
 ) -> dict[str, Any]:
     return {
         "num_bits": bits,
@@ -214,7 +232,9 @@ def _packed(weight: IntegerMatrix) -> dict[str, Tensor]:
         "weight_shape": torch.tensor(weight.codes.shape, dtype=torch.int64),
     }
     if not weight.symmetric:
-        tensors["weight_zero_point"] = words(weight.zero_point.t().contiguous(), weight.bits).t()
+        tensors["weight_zero_point"] = words(
+            weight.zero_point.t().contiguous(), weight.bits
+        ).t()
     return tensors
 
 

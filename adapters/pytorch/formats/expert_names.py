@@ -35,7 +35,9 @@ def checkpoint_names(root: nn.Module, stem: str) -> tuple[str, ...]:
         makes_it = len(targets) == 1 and stem.endswith(targets[0])
         if makes_it and _joins_rows_of_experts(conversion):
             owner = stem.removesuffix(targets[0])
-            return tuple(owner + s.removesuffix(".weight") for s in conversion.source_patterns)
+            return tuple(
+                owner + s.removesuffix(".weight") for s in conversion.source_patterns
+            )
     return ()
 
 
@@ -43,6 +45,11 @@ def _joins_rows_of_experts(conversion: Any) -> bool:
     """Return whether a conversion stacks experts of one or several matrices, joined row by row."""
     operations = getattr(conversion, "operations", [])
     steps = [(type(o).__name__, getattr(o, "dim", None)) for o in operations]
-    if steps[:1] != [("MergeModulelist", 0)] or steps[1:] not in ([], [("Concatenate", 1)]):
+    if steps[:1] != [("MergeModulelist", 0)] or steps[1:] not in (
+        [],
+        [("Concatenate", 1)],
+    ):
         return False
-    return all(s.count("*") == 1 and s.endswith(".weight") for s in conversion.source_patterns)
+    return all(
+        s.count("*") == 1 and s.endswith(".weight") for s in conversion.source_patterns
+    )

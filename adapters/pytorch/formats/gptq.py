@@ -99,14 +99,18 @@ def _refuse_ties(file: Checkpoint) -> None:
         )
 
 
-def _refuse_other_layouts(file: Checkpoint, weights: Mapping[str, IntegerMatrix]) -> None:
+def _refuse_other_layouts(
+    file: Checkpoint, weights: Mapping[str, IntegerMatrix]
+) -> None:
     """Refuse ops that are laid out otherwise than the first one."""
     first, layout = next((name, _layout(weight)) for name, weight in weights.items())
     for name, weight in weights.items():
         if _layout(weight) != layout:
             own, other = _said(weight), _said(weights[first])
             why = f"a file has one layout, and it is {own} where {first!r} is {other}"
-            file.refuse(name, why, "give all ops one weight dtype and granularity with a rule")
+            file.refuse(
+                name, why, "give all ops one weight dtype and granularity with a rule"
+            )
 
 
 def _layout(weight: IntegerMatrix) -> tuple[int, int | None, bool]:
@@ -199,7 +203,9 @@ def _blocks(file: Checkpoint) -> tuple[str, list[str]]:
     return block, sorted(set(leaves.values()))
 
 
-def _refuse_float_siblings(file: Checkpoint, block: str, leaves: Mapping[str, str]) -> None:
+def _refuse_float_siblings(
+    file: Checkpoint, block: str, leaves: Mapping[str, str]
+) -> None:
     """Refuse an op whose like in another block is float.
 
     Args:
@@ -218,7 +224,9 @@ def _refuse_float_siblings(file: Checkpoint, block: str, leaves: Mapping[str, st
         file.refuse(same, why, "quantize both, or neither")
 
 
-def _tensors(file: Checkpoint, name: str, weight: IntegerMatrix, less: int) -> dict[str, Tensor]:
+def _tensors(
+    file: Checkpoint, name: str, weight: IntegerMatrix, less: int
+) -> dict[str, Tensor]:
     """Return an op's tensors.
 
     Args:

@@ -80,7 +80,9 @@ class _Plain(nn.Module):
         return tuple(tensors_in(self.model(*ordered, **by_name)))
 
 
-def export_onnx(model: nn.Module, example: Call, path: Path, others: Sequence[Call] = ()) -> None:
+def export_onnx(
+    model: nn.Module, example: Call, path: Path, others: Sequence[Call] = ()
+) -> None:
     """Write ``model``; inputs are its arguments' tensors, named by their paths.
 
     Dynamic are first axes, and those that differ in ``others``. The TorchScript exporter needs no

@@ -126,7 +126,9 @@ def linear_fp8(x: Tensor, x_scale: Tensor, packed: Tensor, scale: Tensor) -> Ten
         scale: float32 (padded outputs,) beside scales of rows; one beside one.
     """
     column_scale = scale if scale.ndim == 0 else scale[None, :]
-    return torch._scaled_mm(x, packed.t(), x_scale, column_scale, out_dtype=torch.bfloat16)
+    return torch._scaled_mm(
+        x, packed.t(), x_scale, column_scale, out_dtype=torch.bfloat16
+    )
 
 
 def pack_int4(codes: Tensor, scale: Tensor, zero: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,7 +142,9 @@ def pack_int4(codes: Tensor, scale: Tensor, zero: Tensor) -> tuple[Tensor, Tenso
     halves = codes[:, ::2] << 4 | codes[:, 1::2]
     # The kernel lays 8, 4 or 2 tiles of 16 inputs side by side.
     tiles = next(t for t in (8, 4, 2) if codes.shape[1] % (16 * t) == 0)
-    packed = torch.ops.aten._convert_weight_to_int4pack(halves.to(torch.uint8).contiguous(), tiles)
+    packed = torch.ops.aten._convert_weight_to_int4pack(
+        halves.to(torch.uint8).contiguous(), tiles
+    )
     pairs = torch.stack([scale, zero], -1)
     return packed, pairs.transpose(0, 1).contiguous().to(torch.bfloat16)
 
@@ -162,10 +166,14 @@ def missing_linear(device: str) -> str:
     def run(shape: tuple[int, int, int], generator: torch.Generator) -> Pair:
         rows, inputs, outputs = shape
         x = drawn_inputs(generator, rows, inputs)
-        w = torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8, generator=generator)
+        w = torch.randint(
+            -127, 128, (outputs, inputs), dtype=torch.int8, generator=generator
+        )
         scale = torch.rand(outputs, generator=generator) * 1e-3 + 1e-4
         packed = pack_linear(w.to(device))
-        y = linear_u8(x.to(device), 0.02, 77, packed, scale.to(device), torch.zeros(0), None)
+        y = linear_u8(
+            x.to(device), 0.02, 77, packed, scale.to(device), torch.zeros(0), None
+        )
         return y.cpu(), exact_product((x.double() - 77) * 0.02, w, scale)
 
     # An even shape, and an odd one that must be padded on all sides.
@@ -201,4 +209,6 @@ def missing_fp8(device: str, per_row: bool) -> str:
 @cache
 def missing_int4(device: torch.device) -> str:
     """Return why a device has no kernel for weights of 4 bits; empty when it was right."""
-    return int4_fault("torch.ops.aten._weight_int4pack_mm", pack_int4, linear_int4, device)
+    return int4_fault(
+        "torch.ops.aten._weight_int4pack_mm", pack_int4, linear_int4, device
+    )

@@ -25,7 +25,9 @@ class Activation:
 
     __slots__ = ("high", "low", "scale", "zero_point")
 
-    def __init__(self, scale: float, zero_point: int, low: int = 0, high: int = 255) -> None:
+    def __init__(
+        self, scale: float, zero_point: int, low: int = 0, high: int = 255
+    ) -> None:
         self.scale = scale
         self.zero_point = zero_point
         self.low = low
@@ -36,7 +38,12 @@ class Activation:
         """Return the uint8 form of per-tensor parameters; signed ones are shifted by 128."""
         low, high = integer_range(params.spec)
         shift = 128 if low < 0 else 0
-        return cls(float(params.scale), int(params.zero_point) + shift, low + shift, high + shift)
+        return cls(
+            float(params.scale),
+            int(params.zero_point) + shift,
+            low + shift,
+            high + shift,
+        )
 
     @classmethod
     def around(cls, x: Tensor, symmetric: bool) -> Activation:

@@ -141,7 +141,11 @@ class LinearArithmetic(Integers):
         It takes no single row without an axis for rows.
         """
         is_small = x.numel() <= self.few and x.ndim > 1
-        return is_small and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        return (
+            is_small
+            and x.dtype == torch.float32
+            and not torch.is_autocast_enabled("cpu")
+        )
 
     def multiplied(self, x: Tensor) -> Tensor:
         """Return the layer's output.
@@ -276,7 +280,9 @@ class ConvArithmetic(Integers):
             codes = nn.functional.pad(codes, self.pads, value=source.zero_point)
         # Here rather than in the kernel alone, so that the weight is laid out for the very geometry
         # that runs.
-        codes, geometry = padded(codes, source.zero_point, self.codes.shape, self.geometry)
+        codes, geometry = padded(
+            codes, source.zero_point, self.codes.shape, self.geometry
+        )
         codes = codes.contiguous(memory_format=form)
         if other is not None:
             other = other.contiguous(memory_format=form)

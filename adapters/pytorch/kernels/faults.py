@@ -22,7 +22,13 @@ def fault(kernel: str, share: float, run: Run) -> str:
     """
     try:
         y, expected = run(torch.Generator().manual_seed(0))
-    except (RuntimeError, AttributeError, NotImplementedError, ValueError, TypeError) as error:
+    except (
+        RuntimeError,
+        AttributeError,
+        NotImplementedError,
+        ValueError,
+        TypeError,
+    ) as error:
         reason = str(error) or type(error).__name__
         return f"{kernel}: {reason.splitlines()[0]}"
     farthest = (y.double() - expected).abs().max()

@@ -40,7 +40,9 @@ def pack_rows(codes: Tensor, scale: Tensor, bias: Tensor | None) -> Any:
             torch.backends.quantized.engine = engine
 
 
-def linear_rows(x: Tensor, packed: Any, scale: float | None = None, zero_point: int = 0) -> Tensor:
+def linear_rows(
+    x: Tensor, packed: Any, scale: float | None = None, zero_point: int = 0
+) -> Tensor:
     """Quantize float32 ``x`` (asymmetric, per tensor) and multiply, in one call.
 
     Args:

@@ -13,7 +13,14 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from .faults import Pair, drawn_inputs, exact_product, fault, int4_fault, seven_bit_weight
+from .faults import (
+    Pair,
+    drawn_inputs,
+    exact_product,
+    fault,
+    int4_fault,
+    seven_bit_weight,
+)
 from .posts import POSTS
 from .rounding import quantize_u8
 from .windows import Geometry, output_places, padded, unit_geometry
@@ -54,7 +61,9 @@ def linear_u8(
     bias = None if bias is None else bias.contiguous()
     head = (x, x_scale, x_zero_point, packed, scale, zero_point, bias)
     result = (out_scale, out_zero_point, written)
-    y: Tensor = torch.ops.onednn.qlinear_pointwise(*head, *result, kernel_post, [], variant)
+    y: Tensor = torch.ops.onednn.qlinear_pointwise(
+        *head, *result, kernel_post, [], variant
+    )
     return y if written == dtype else y.to(dtype)
 
 
@@ -153,7 +162,9 @@ def _sum_in_float(
 ) -> Tensor:
     """Return a convolution and what is added to it, both in float32."""
     as_float = (1.0, 0, torch.float32)
-    y: Tensor = torch.ops.onednn.qconv_pointwise(*head, *shape, *as_float, "none", [], "")
+    y: Tensor = torch.ops.onednn.qconv_pointwise(
+        *head, *shape, *as_float, "none", [], ""
+    )
     y = y.add_(added)
     return y.relu_() if relu else y
 
@@ -179,7 +190,9 @@ def _missing_dtype(dtype: torch.dtype, dims: int) -> str:
     def run(generator: torch.Generator) -> Pair:
         x = drawn_inputs(generator, 2, 16, *[3] * dims)
         codes, _ = seven_bit_weight(generator, 16, 16, *[1] * dims)
-        exact = torch.einsum("oi,bi...->bo...", codes.flatten(1).double(), x.double() - 77)
+        exact = torch.einsum(
+            "oi,bi...->bo...", codes.flatten(1).double(), x.double() - 77
+        )
         scale = torch.full((1,), 1e-3)
         none = torch.zeros(1, dtype=torch.int32)
         plain = unit_geometry(dims)

@@ -71,7 +71,9 @@ class Arguments:
         scale, codes, self.symmetric = source
         self.source = None if scale is None else Activation(scale, *codes)
         out_scale, out_zero_point, self.dtype, self.then = result
-        self.gives = Activation(out_scale, out_zero_point) if self.dtype == torch.uint8 else None
+        self.gives = (
+            Activation(out_scale, out_zero_point) if self.dtype == torch.uint8 else None
+        )
 
 
 class _Linear(Arguments, LinearArithmetic):
@@ -102,7 +104,9 @@ def _linear(
 
 def _linear_form(x: Tensor, codes: Tensor, *rest: Any) -> Tensor:
     transposed, dtype = rest[4], rest[-2]
-    return x.new_empty((*x.shape[:-1], codes.shape[1 if transposed else 0]), dtype=dtype)
+    return x.new_empty(
+        (*x.shape[:-1], codes.shape[1 if transposed else 0]), dtype=dtype
+    )
 
 
 register(
@@ -131,7 +135,9 @@ def _conv(
     layer = _Conv((codes, scale, bias), rest[:3], rest[3:])
     layer.geometry = (stride, padding, dilation, groups)
     layer.pads = tuple(pads)
-    layer.other = None if other_scale is None else Activation(other_scale, other_zero_point)
+    layer.other = (
+        None if other_scale is None else Activation(other_scale, other_zero_point)
+    )
     form = format_of(codes)
     # The kernel writes into what it adds, and an operator must not.
     added = None if other is None else other.clone(memory_format=form)
@@ -141,10 +147,16 @@ def _conv(
 def _conv_form(x: Tensor, codes: Tensor, *rest: Any) -> Tensor:
     geometry, pads, dtype = rest[5:9], rest[9], rest[-2]
     # Both ends of the last axis come first.
-    added = [first + second for first, second in zip(pads[::2], pads[1::2], strict=True)]
+    added = [
+        first + second for first, second in zip(pads[::2], pads[1::2], strict=True)
+    ]
     around = added[::-1] or [0] * (codes.ndim - 2)
     room = [size + zeros for size, zeros in zip(x.shape[2:], around, strict=True)]
-    shape = (x.shape[0], codes.shape[0], *output_places(room, codes.shape[2:], geometry))
+    shape = (
+        x.shape[0],
+        codes.shape[0],
+        *output_places(room, codes.shape[2:], geometry),
+    )
     form = format_of(codes)
     return torch.empty(shape, dtype=dtype, device=x.device, memory_format=form)
 

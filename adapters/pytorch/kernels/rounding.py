@@ -29,7 +29,12 @@ def _constant(value: float, device: torch.device) -> Tensor:
 
 
 def quantize_u8(
-    x: Tensor, scale: float, zero_point: int, low: int, high: int, factors: Tensor | None = None
+    x: Tensor,
+    scale: float,
+    zero_point: int,
+    low: int,
+    high: int,
+    factors: Tensor | None = None,
 ) -> Tensor:
     """Return uint8 codes clip(round(x / scale) + zero_point, low, high), same shape.
 
@@ -74,7 +79,12 @@ def _quantized(x: Tensor, scale: float, zero_point: int) -> Tensor:
 
 
 def _rounded(
-    x: Tensor, scale: float, zero_point: int, low: int, high: int, factors: Tensor | None
+    x: Tensor,
+    scale: float,
+    zero_point: int,
+    low: int,
+    high: int,
+    factors: Tensor | None,
 ) -> Tensor:
     start = _constant(_MAGIC + zero_point, x.device)
 
@@ -92,7 +102,9 @@ def _rounded(
     size = max(1, _BLOCK // rows.shape[-1])
     room = torch.empty(size, rows.shape[-1])
     codes = torch.empty(rows.shape, dtype=torch.uint8)
-    for block, into in zip(torch.split(rows, size), torch.split(codes, size), strict=True):
+    for block, into in zip(
+        torch.split(rows, size), torch.split(codes, size), strict=True
+    ):
         into.copy_(shifted(block, room[: len(block)]))
     return codes.view(x.shape)
 
@@ -126,7 +138,9 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     if x.numel() < _SMALL:
         largest = x.abs().amax(-1, keepdim=True)
     else:
-        largest = torch.maximum(x.amax(-1, keepdim=True), x.amin(-1, keepdim=True).neg_())
+        largest = torch.maximum(
+            x.amax(-1, keepdim=True), x.amin(-1, keepdim=True).neg_()
+        )
     largest = largest.clamp_(min=_TINY)
     steps = 127.0 / largest
     if torch.compiler.is_compiling():

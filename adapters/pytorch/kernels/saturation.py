@@ -125,22 +125,32 @@ def _linear_is_right() -> bool:
     packed = onednn.pack_linear(_extreme_weight(_OUTPUTS, _SHAPE[1]))
     one = torch.ones(_OUTPUTS)
     none = torch.zeros(_OUTPUTS, dtype=torch.int32)
-    return _is_exact(onednn.linear_u8(_extreme_inputs(*_SHAPE), 1.0, 0, packed, one, none, None))
+    return _is_exact(
+        onednn.linear_u8(_extreme_inputs(*_SHAPE), 1.0, 0, packed, one, none, None)
+    )
 
 
 def _rows_are_right() -> bool:
     if fbgemm.missing_rows():
         return True
-    packed = fbgemm.pack_rows(_extreme_weight(_OUTPUTS, _SHAPE[1]), torch.ones(_OUTPUTS), None)
-    return _is_exact(fbgemm.linear_rows(_extreme_inputs(*_SHAPE).float(), packed, 1.0, 0))
+    packed = fbgemm.pack_rows(
+        _extreme_weight(_OUTPUTS, _SHAPE[1]), torch.ones(_OUTPUTS), None
+    )
+    return _is_exact(
+        fbgemm.linear_rows(_extreme_inputs(*_SHAPE).float(), packed, 1.0, 0)
+    )
 
 
 def _conv_is_right() -> bool:
     if onednn.missing_conv():
         return True
-    x = _extreme_inputs(1, _SHAPE[1], 4, 4).contiguous(memory_format=torch.channels_last)
+    x = _extreme_inputs(1, _SHAPE[1], 4, 4).contiguous(
+        memory_format=torch.channels_last
+    )
     one = torch.ones(_OUTPUTS)
     none = torch.zeros(_OUTPUTS, dtype=torch.int32)
     plain = unit_geometry(2)
-    packed = onednn.pack_conv(_extreme_weight(_OUTPUTS, _SHAPE[1], 1, 1), one, 1.0, 0, plain)
+    packed = onednn.pack_conv(
+        _extreme_weight(_OUTPUTS, _SHAPE[1], 1, 1), one, 1.0, 0, plain
+    )
     return _is_exact(onednn.conv_u8(x, 1.0, 0, packed, one, none, None, plain))

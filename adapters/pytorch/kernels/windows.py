@@ -26,7 +26,9 @@ def unit_geometry(dims: int, padding: int = 0) -> Geometry:
     return one, [padding] * dims, one, 1
 
 
-def output_places(places: Sequence[int], kernel: Sequence[int], geometry: Geometry) -> list[int]:
+def output_places(
+    places: Sequence[int], kernel: Sequence[int], geometry: Geometry
+) -> list[int]:
     """Return the output's size on each spatial axis (torch.nn.Conv2d, "Shape")."""
     stride, padding, dilation, _ = geometry
     axes = zip(places, kernel, stride, padding, dilation, strict=True)
@@ -66,7 +68,9 @@ def _misses_from(start: int, size: int, kernel: int, dilation: int) -> bool:
     return first_inside >= kernel or start + first_inside * dilation >= size
 
 
-def pads_itself(places: Sequence[int], weight: Sequence[int], geometry: Geometry) -> bool:
+def pads_itself(
+    places: Sequence[int], weight: Sequence[int], geometry: Geometry
+) -> bool:
     """Return whether the integer kernel may pad an input by itself.
 
     Args:

@@ -16,7 +16,12 @@ _linear = nn.functional.linear
 
 
 def lstm_cell(
-    x: Tensor, state: Any, w_ih: Tensor, w_hh: Tensor, b_ih: Any = None, b_hh: Any = None
+    x: Tensor,
+    state: Any,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Any = None,
+    b_hh: Any = None,
 ) -> tuple[Tensor, Tensor]:
     """Return hidden and cell state after one step, as ``torch.lstm_cell`` does."""
     hidden, cell = state
@@ -31,7 +36,12 @@ def lstm_cell(
 
 
 def gru_cell(
-    x: Tensor, hidden: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Any = None, b_hh: Any = None
+    x: Tensor,
+    hidden: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Any = None,
+    b_hh: Any = None,
 ) -> Tensor:
     """Return the state after one step, as ``torch.gru_cell`` does."""
     from_input = _linear(x, w_ih, b_ih)
@@ -46,7 +56,12 @@ def gru_cell(
 
 def _rnn_cell(act: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
     def cell(
-        x: Tensor, hidden: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Any = None, b_hh: Any = None
+        x: Tensor,
+        hidden: Tensor,
+        w_ih: Tensor,
+        w_hh: Tensor,
+        b_ih: Any = None,
+        b_hh: Any = None,
     ) -> Tensor:
         from_input = _linear(x, w_ih, b_ih)
         from_state = _linear(hidden, w_hh, b_hh)

@@ -50,7 +50,9 @@ def writes(name: str) -> bool:
     return ends_in_one and name not in SAME
 
 
-def dtype_asked(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.dtype | None:
+def dtype_asked(
+    name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> torch.dtype | None:
     """Return the type that a cast asks for; None where the function is no cast, or does more."""
     if name in _DTYPES and not args:
         return _DTYPES[name]

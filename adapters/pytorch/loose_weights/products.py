@@ -58,7 +58,9 @@ class _Sorted:
     rest: Labels
 
 
-def product(x: Any, of_x: Labels, weight: Ref, of_weight: Labels, result: Labels) -> Use | None:
+def product(
+    x: Any, of_x: Labels, weight: Ref, of_weight: Labels, result: Labels
+) -> Use | None:
     """Return a sum of products as a layer's call; None where it is none of one layer.
 
     Args:
@@ -95,7 +97,9 @@ def _found(table: Mapping[Any, int], names: Labels) -> tuple[int, ...]:
     return tuple(table[name] for name in names)
 
 
-def _sorted(of_x: Labels, weight: Ref, of_weight: Labels, result: Labels) -> _Sorted | None:
+def _sorted(
+    of_x: Labels, weight: Ref, of_weight: Labels, result: Labels
+) -> _Sorted | None:
     """Sort the names; None where a name stands twice, or some axis is neither summed nor kept."""
     for names in (of_x, of_weight, result):
         if len(set(names)) != len(names):

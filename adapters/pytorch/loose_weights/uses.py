@@ -89,7 +89,9 @@ def _conv_transpose(given: dict[str, Any], count: int) -> Use | None:
     return _convolved("conv_transpose", names, settings, count)
 
 
-def _convolved(kind: str, names: Sequence[str], settings: dict[str, Any], count: int) -> Use | None:
+def _convolved(
+    kind: str, names: Sequence[str], settings: dict[str, Any], count: int
+) -> Use | None:
     """Return a convolution over ``count`` axes as a layer's call, its geometry read by these names.
 
     The layers of convolutions hold no views.
@@ -123,7 +125,12 @@ def _shift(bias: Any, count: int) -> Callable[[Any], Any] | None:
 
 
 def _embedding(
-    ids: Any, weight: Any, padding_idx: Any = None, max_norm: Any = None, *_: Any, **__: Any
+    ids: Any,
+    weight: Any,
+    padding_idx: Any = None,
+    max_norm: Any = None,
+    *_: Any,
+    **__: Any,
 ) -> Use | None:
     # A largest norm writes into the table.
     return _rows(weight, ids) if max_norm is None else None

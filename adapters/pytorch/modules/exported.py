@@ -36,7 +36,12 @@ _FUNCTIONS: Mapping[Any, Any] = {
 """Operator -> the function of the same arguments that layers and fusions are known by."""
 _CHECKS = ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs")
 """Tables of the hooks that check what the program was exported for: sizes, for one."""
-_OF_THE_PROGRAM = ("_in_spec", "validate_inputs", "range_constraints", "module_call_graph")
+_OF_THE_PROGRAM = (
+    "_in_spec",
+    "validate_inputs",
+    "range_constraints",
+    "module_call_graph",
+)
 """Attributes of an exported program's module that its checks read."""
 _IN_PLACE = frozenset({_ATEN.relu_.default, _ATEN.silu_.default})
 
@@ -45,7 +50,9 @@ def is_exported(root: nn.Module) -> bool:
     """True for a graph that calls ATen operators, as torch.export makes it."""
     if not isinstance(root, fx.GraphModule):
         return False
-    return any(isinstance(node.target, torch._ops.OpOverload) for node in root.graph.nodes)
+    return any(
+        isinstance(node.target, torch._ops.OpOverload) for node in root.graph.nodes
+    )
 
 
 def recovered(root: fx.GraphModule) -> fx.GraphModule:
@@ -63,7 +70,11 @@ def recovered(root: fx.GraphModule) -> fx.GraphModule:
             _put(program, path, module)
             _call(program.graph, node, path, source)
     for node in program.graph.nodes:
-        if node.op == "call_function" and node.target in _FUNCTIONS and _takes_the_same(node):
+        if (
+            node.op == "call_function"
+            and node.target in _FUNCTIONS
+            and _takes_the_same(node)
+        ):
             node.target = _FUNCTIONS[node.target]
     for node in list(program.graph.nodes):
         if node.op == "get_attr" and not node.users:
@@ -95,6 +106,8 @@ def _takes_the_same(node: fx.Node) -> bool:
     if node.target in _IN_PLACE:
         # Whoever else reads what is written to must go on seeing it.
         sources = node.all_input_nodes
-        return all(len(source.users) == 1 and source.op != "placeholder" for source in sources)
+        return all(
+            len(source.users) == 1 and source.op != "placeholder" for source in sources
+        )
     # a + alpha * b has no operator of Python's.
     return node.target is not _ATEN.add.Tensor or not node.kwargs

@@ -11,7 +11,12 @@ from torch import fx, nn
 _ATEN = torch.ops.aten
 _WEIGHT, _BIAS = "weight", "bias"
 _BATCHES = "num_batches_tracked"
-_BATCH_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+_BATCH_NORMS = {
+    2: nn.BatchNorm1d,
+    3: nn.BatchNorm1d,
+    4: nn.BatchNorm2d,
+    5: nn.BatchNorm3d,
+}
 """Axes of the input -> the batch norm's class."""
 _KINDS = (
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d,
@@ -78,13 +83,17 @@ def _holder(
 def _is_read_otherwise(tensor: fx.Node, call: fx.Node) -> bool:
     """True if anything but calls of the same layer reads a tensor."""
     form = _form(call)
-    return any(user.target is not call.target or _form(user) != form for user in tensor.users)
+    return any(
+        user.target is not call.target or _form(user) != form for user in tensor.users
+    )
 
 
 def _form(node: fx.Node) -> tuple[tuple[str, str], ...]:
     """Return what two calls of one layer have in common: everything but what they read."""
     given = sorted(_arguments(node).items())
-    return tuple((key, str(value)) for key, value in given if key not in ("input", "indices"))
+    return tuple(
+        (key, str(value)) for key, value in given if key not in ("input", "indices")
+    )
 
 
 def _layer(
@@ -157,10 +166,14 @@ def _form_of(given: Given, names: tuple[str, ...], axes: int) -> dict[str, Any]:
 
 def _convolution(kind: Any) -> Build:
     def build(given: Given, weight: Any) -> nn.Module:
-        form = _form_of(given, ("stride", "padding", "dilation", "groups"), weight.ndim - 2)
+        form = _form_of(
+            given, ("stride", "padding", "dilation", "groups"), weight.ndim - 2
+        )
         inputs, outputs = weight.shape[1] * given["groups"], weight.shape[0]
         has_bias = given[_BIAS] is not None
-        made: nn.Module = kind(inputs, outputs, tuple(weight.shape[2:]), bias=has_bias, **form)
+        made: nn.Module = kind(
+            inputs, outputs, tuple(weight.shape[2:]), bias=has_bias, **form
+        )
         return made
 
     return build
@@ -173,7 +186,9 @@ def _transposed(kind: Any) -> Build:
         form = _form_of(given, names, weight.ndim - 2)
         inputs, outputs = weight.shape[0], weight.shape[1] * given["groups"]
         has_bias = given[_BIAS] is not None
-        made: nn.Module = kind(inputs, outputs, tuple(weight.shape[2:]), bias=has_bias, **form)
+        made: nn.Module = kind(
+            inputs, outputs, tuple(weight.shape[2:]), bias=has_bias, **form
+        )
         return made
 
     return build

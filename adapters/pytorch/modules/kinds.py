@@ -9,7 +9,11 @@ from torch import nn
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-RECURRENT_KINDS: dict[type[nn.Module], str] = {nn.LSTM: "lstm", nn.GRU: "gru", nn.RNN: "rnn"}
+RECURRENT_KINDS: dict[type[nn.Module], str] = {
+    nn.LSTM: "lstm",
+    nn.GRU: "gru",
+    nn.RNN: "rnn",
+}
 """Recurrent layer -> its neutral op type."""
 
 
@@ -29,7 +33,10 @@ def kind_of(module: nn.Module) -> str:
     if "weight" in module.__dict__:
         return ""
     # torch's functions take a vector for a matrix of one row: then a layer's channels have no axis.
-    if isinstance(weight := getattr(module, "weight", None), torch.Tensor) and weight.ndim < 2:
+    if (
+        isinstance(weight := getattr(module, "weight", None), torch.Tensor)
+        and weight.ndim < 2
+    ):
         return ""
     # Subclasses may compute something else in their forward (parametrized layers, low-rank
     # adapters).

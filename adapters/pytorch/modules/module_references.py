@@ -13,7 +13,9 @@ import torch
 from torch import nn
 
 _PLAIN = (list, tuple, dict)
-_BARE = frozenset({int, float, str, bool, type(None), OrderedDict, set, torch.dtype, torch.Size})
+_BARE = frozenset(
+    {int, float, str, bool, type(None), OrderedDict, set, torch.dtype, torch.Size}
+)
 """Most attributes of modules are of these types, and none leads to a module that a
 forward calls."""
 _DEPTH = 5
@@ -102,8 +104,12 @@ def _partial(
         return value
     function, *rest = new
     args, named = rest[: len(value.args)], rest[len(value.args) :]
-    made = functools.partial(function, *args, **dict(zip(value.keywords, named, strict=True)))
-    made.__dict__.update({key: mapped(item, table, depth) for key, item in value.__dict__.items()})
+    made = functools.partial(
+        function, *args, **dict(zip(value.keywords, named, strict=True))
+    )
+    made.__dict__.update(
+        {key: mapped(item, table, depth) for key, item in value.__dict__.items()}
+    )
     return made
 
 
@@ -120,7 +126,11 @@ def _function(
     for cell, before, after in zip(cells, held, new, strict=True):
         closure.append(cell if before is after else types.CellType(after))
     made = types.FunctionType(
-        value.__code__, value.__globals__, value.__name__, value.__defaults__, tuple(closure)
+        value.__code__,
+        value.__globals__,
+        value.__name__,
+        value.__defaults__,
+        tuple(closure),
     )
     made.__kwdefaults__ = value.__kwdefaults__
     made.__dict__.update(value.__dict__)

@@ -125,14 +125,18 @@ def set_submodule(root: nn.Module, path: str, module: nn.Module) -> None:
             parent.__dict__[key] = mapped(parent.__dict__[key], table)
 
 
-def set_tensor(root: nn.Module, name: str, tensor: torch.Tensor, *, trained: bool = False) -> None:
+def set_tensor(
+    root: nn.Module, name: str, tensor: torch.Tensor, *, trained: bool = False
+) -> None:
     """Replace a parameter or buffer of a skeleton under every name it is tied to; parameters are
     frozen unless ``trained``."""
     path, _, leaf = name.rpartition(".")
     owner = root.get_submodule(path)
     old = getattr(owner, leaf)
     new: Any = (
-        nn.Parameter(tensor, requires_grad=trained) if isinstance(old, nn.Parameter) else tensor
+        nn.Parameter(tensor, requires_grad=trained)
+        if isinstance(old, nn.Parameter)
+        else tensor
     )
     for module in root.modules():
         for table in (module._parameters, module._buffers):

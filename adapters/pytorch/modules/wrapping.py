@@ -69,7 +69,11 @@ def opaque_twin(module: nn.Module) -> nn.Module | None:
     if not isinstance(module, torch.jit.ScriptModule):
         return None
     # A shallow copy's children are the original's, and would change their mode with it.
-    return copy.deepcopy(module).eval() if any(m.training for m in module.modules()) else module
+    return (
+        copy.deepcopy(module).eval()
+        if any(m.training for m in module.modules())
+        else module
+    )
 
 
 def bare_hooks(twin: nn.Module) -> None:
@@ -87,7 +91,11 @@ def bare_hooks(twin: nn.Module) -> None:
         or any(p.is_meta for p in twin.parameters(recurse=False))
     ):
         return
-    del twin.__dict__["_hf_hook"], twin.__dict__["_old_forward"], twin.__dict__["forward"]
+    del (
+        twin.__dict__["_hf_hook"],
+        twin.__dict__["_old_forward"],
+        twin.__dict__["forward"],
+    )
     # The forward that was there before may be an object's own too.
     if getattr(old, "__func__", None) is not type(twin).forward:
         twin.__dict__["forward"] = old

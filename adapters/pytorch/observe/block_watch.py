@@ -37,7 +37,13 @@ class BlockWatch(Watch):
     """
 
     def __init__(
-        self, twin: nn.Module, blocks: Sequence[str], start: int, stop: int, *, beyond: bool = False
+        self,
+        twin: nn.Module,
+        blocks: Sequence[str],
+        start: int,
+        stop: int,
+        *,
+        beyond: bool = False,
     ) -> None:
         self._twin = twin
         self._start = start
@@ -57,14 +63,18 @@ class BlockWatch(Watch):
         if stop < len(blocks):
             twin.get_submodule(blocks[stop]).register_forward_pre_hook(_halt)
 
-    def _keep(self, place: int, is_last: bool, _: nn.Module, __: Any, output: Any) -> None:
+    def _keep(
+        self, place: int, is_last: bool, _: nn.Module, __: Any, output: Any
+    ) -> None:
         if is_last:
             self._reached[place] = output
             raise Halt
         # What follows may work in place.
         self._reached[place] = copied(output)
 
-    def __call__(self, call: Call, kept: Mapping[int, Any] | None = None) -> Mapping[int, Any]:
+    def __call__(
+        self, call: Call, kept: Mapping[int, Any] | None = None
+    ) -> Mapping[int, Any]:
         """Return block number -> what the block before it put out."""
         reached, _ = self.run(call, kept or {})
         return reached
@@ -146,7 +156,9 @@ def repeats(fresh: Callable[[], nn.Module], blocks: Sequence[str], call: Call) -
         kept: Mapping[int, Any] = {}
         try:
             for number, (_, digest) in enumerate(passed):
-                kept = BlockWatch(fresh(), blocks, number, number + 1)(copied(call), kept)
+                kept = BlockWatch(fresh(), blocks, number, number + 1)(
+                    copied(call), kept
+                )
                 if _digest(kept[number + 1]) != digest:
                     return False
             end = BlockWatch(fresh(), blocks, len(blocks), len(blocks) + 1)

@@ -35,7 +35,9 @@ def float_model(capture: Capture) -> nn.Module:
     return twin
 
 
-def watch_for(capture: Capture, values: Collection[str], sink: TensorSink, start: int = 0) -> Watch:
+def watch_for(
+    capture: Capture, values: Collection[str], sink: TensorSink, start: int = 0
+) -> Watch:
     """Return a runner of the float model that hands each named value to ``sink``.
 
     Args:
@@ -47,7 +49,9 @@ def watch_for(capture: Capture, values: Collection[str], sink: TensorSink, start
     """
     twin = float_model(capture)
     if isinstance(capture, GraphCapture):
-        return GraphWatch(fx.GraphModule(twin, capture.graph), capture, values, sink, start)
+        return GraphWatch(
+            fx.GraphModule(twin, capture.graph), capture, values, sink, start
+        )
     assert isinstance(capture, ModuleCapture)
     wanted = set(values)
     _hand_out(twin, capture, wanted, sink)

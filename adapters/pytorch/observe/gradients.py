@@ -29,7 +29,11 @@ from octavo.adapters.pytorch.apply.input_maps import install
 from octavo.adapters.pytorch.capture.capture import Capture
 from octavo.adapters.pytorch.capture.folding import channel_gain, over_weight
 from octavo.adapters.pytorch.capture.layers import Layer
-from octavo.adapters.pytorch.modules.shared_copy import named_tensors, set_tensor, skeleton
+from octavo.adapters.pytorch.modules.shared_copy import (
+    named_tensors,
+    set_tensor,
+    skeleton,
+)
 from octavo.adapters.pytorch.run.batches import Call, tensors_in
 from octavo.core.errors import SchemeError
 
@@ -83,7 +87,11 @@ def gradients(
         for args, kwargs in calls:
             # Fused attention has no second derivative.
             with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-                outputs = [y for y in tensors_in(root(*args, **kwargs)) if y.is_floating_point()]
+                outputs = [
+                    y
+                    for y in tensors_in(root(*args, **kwargs))
+                    if y.is_floating_point()
+                ]
                 _check_depends(outputs, gains)
                 loss = _Loss.of(outputs, vocabulary)
                 if directions:
@@ -161,7 +169,9 @@ class _Loss:
     def _draw(self, y: Tensor, generator: torch.Generator) -> Tensor:
         """Return the gradient at an output for a label that is sampled from the prediction."""
         if not self.are_predictions:
-            return torch.randn(y.shape, generator=generator).to(y.device) / sqrt(self.power)
+            return torch.randn(y.shape, generator=generator).to(y.device) / sqrt(
+                self.power
+            )
         odds = torch.softmax(y.float(), -1).reshape(-1, y.shape[-1])
         # The generator draws on the CPU: a seed gives the same labels on every device.
         labels = torch.multinomial(odds.cpu(), 1, generator=generator).to(y.device)
@@ -211,7 +221,9 @@ def _gain(capture: Capture, name: str) -> Tensor | None:
     return None
 
 
-def _stream(name: str, gain: Tensor | None, sink: TensorSink) -> Callable[[Tensor], None]:
+def _stream(
+    name: str, gain: Tensor | None, sink: TensorSink
+) -> Callable[[Tensor], None]:
     def hook(parameter: Tensor) -> None:
         assert parameter.grad is not None
         found = parameter.grad.detach().float()

@@ -38,11 +38,17 @@ class GraphWatch(Watch):
     ) -> None:
         self._start = start
         self._stop = capture.span(values)[1]
-        placeholders = (node for node in capture.graph.nodes if node.op == "placeholder")
+        placeholders = (
+            node for node in capture.graph.nodes if node.op == "placeholder"
+        )
         self._names = [str(node.target) for node in placeholders]
-        self._watcher = _Stretch(twin, capture, frozenset(values), sink, (start, self._stop))
+        self._watcher = _Stretch(
+            twin, capture, frozenset(values), sink, (start, self._stop)
+        )
 
-    def __call__(self, call: Call, kept: Mapping[int, Any] | None = None) -> Mapping[int, Any]:
+    def __call__(
+        self, call: Call, kept: Mapping[int, Any] | None = None
+    ) -> Mapping[int, Any]:
         """Return the place of the first node that was not run -> values alive there, by node."""
         args, kwargs = call
         alive = dict(kept[self._start]) if kept and self._start else {}
@@ -50,7 +56,11 @@ class GraphWatch(Watch):
         with suppress(Halt):
             self._watcher.run(*args, *by_name, initial_env=alive)
         found, self._watcher.env = self._watcher.env, {}
-        return {self._stop: {node: v for node, v in found.items() if _is_activation(node, v)}}
+        return {
+            self._stop: {
+                node: v for node, v in found.items() if _is_activation(node, v)
+            }
+        }
 
 
 def _is_activation(node: fx.Node, value: Any) -> bool:

@@ -28,7 +28,9 @@ def why_not_lent(capture: Capture, example: Call | None, device: torch.device) -
     if isinstance(capture, GraphCapture):
         return "it runs as one graph"
     if example is None:
-        return "without an example there is no telling whether its modules run one by one"
+        return (
+            "without an example there is no telling whether its modules run one by one"
+        )
 
     def moved(value: Any) -> Any:
         return value.to(device) if isinstance(value, torch.Tensor) else value

@@ -18,7 +18,11 @@ from octavo.adapters.pytorch.apply.input_maps import install
 from octavo.adapters.pytorch.candidate import TorchCandidate
 from octavo.adapters.pytorch.capture.blocks import blocks_of
 from octavo.adapters.pytorch.capture.capture import Capture
-from octavo.adapters.pytorch.modules.shared_copy import copy_settings, set_submodule, skeleton
+from octavo.adapters.pytorch.modules.shared_copy import (
+    copy_settings,
+    set_submodule,
+    skeleton,
+)
 from octavo.adapters.pytorch.run.batches import Call, to_arrays
 from octavo.core.contract.adapter import Candidate
 from octavo.core.contract.recall import Room
@@ -63,13 +67,19 @@ class Reuse:
         self._calls = calls
         root = skeleton(capture.root)
         install(root, capture.layers, capture.factors)
-        self._types = {path: type(root.get_submodule(path)) for path in _places(capture)}
+        self._types = {
+            path: type(root.get_submodule(path)) for path in _places(capture)
+        }
         record = _recorded(root, self._types, calls)
         self._order = record.order
         self._known = record.known()
         recalled = self._order[: self._known]
-        self._outputs = [{place: seen[place] for place in recalled} for seen in record.outputs]
-        if recalled and not _same(record.first, _run(self._recalled(root, recalled, 0), calls[0])):
+        self._outputs = [
+            {place: seen[place] for place in recalled} for seen in record.outputs
+        ]
+        if recalled and not _same(
+            record.first, _run(self._recalled(root, recalled, 0), calls[0])
+        ):
             self._known = 0
 
     def __call__(self, candidate: Candidate) -> Iterator[Arrays]:
@@ -82,14 +92,18 @@ class Reuse:
     def unchanged(self, candidate: TorchCandidate) -> list[str]:
         """Return the remembered places that come before everything that the candidate changes."""
         changed = [self._layers[name] for name in candidate.ledger]
-        reached = (i for i, place in enumerate(self._order) if _holds_any(place, changed))
+        reached = (
+            i for i, place in enumerate(self._order) if _holds_any(place, changed)
+        )
         first = next(reached, None)
         # What lies in no place may come anywhere.
         if first is None:
             return []
         return self._order[: min(self._known, first)]
 
-    def _recalled(self, module: nn.Module, places: Sequence[str], number: int) -> nn.Module:
+    def _recalled(
+        self, module: nn.Module, places: Sequence[str], number: int
+    ) -> nn.Module:
         """Return a twin of a module in which places give back what they put out for one batch."""
         twin = skeleton(module)
         for place in places:
@@ -151,7 +165,9 @@ def _recorded(root: nn.Module, places: Iterable[str], calls: Sequence[Call]) -> 
     for call in calls:
         seen: dict[str, Any] = {}
         hooks = [
-            root.get_submodule(place).register_forward_hook(_keep(place, seen, repeated))
+            root.get_submodule(place).register_forward_hook(
+                _keep(place, seen, repeated)
+            )
             for place in places
         ]
         outputs = _run(root, call)

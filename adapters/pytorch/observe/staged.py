@@ -38,7 +38,9 @@ class Resumable:
         limit: Bytes that may be kept, the batches included; where they are not enough nothing is.
     """
 
-    def __init__(self, capture: Capture, calls: Callable[[], Iterator[Call]], limit: int) -> None:
+    def __init__(
+        self, capture: Capture, calls: Callable[[], Iterator[Call]], limit: int
+    ) -> None:
         self._capture = capture
         self._calls = calls
         self._limit = limit
@@ -55,7 +57,9 @@ class Resumable:
         if not start:
             kept.clear()
         watch = watch_for(self._capture, values, sink, start)
-        goes_on = stop < self._capture.end and self._limit > 0 and self._resumes is not False
+        goes_on = (
+            stop < self._capture.end and self._limit > 0 and self._resumes is not False
+        )
         reached = _Reached(self._limit if goes_on else 0)
         count = 0
         with torch.no_grad():

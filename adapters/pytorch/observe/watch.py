@@ -20,7 +20,9 @@ class Watch(ABC):
     """A run of the float model, or of a stretch of it, that hands out values on its way."""
 
     @abstractmethod
-    def __call__(self, call: Call, kept: Mapping[int, Any] | None = None) -> Mapping[int, Any]:
+    def __call__(
+        self, call: Call, kept: Mapping[int, Any] | None = None
+    ) -> Mapping[int, Any]:
         """Run from where the watch starts to the last value that it was asked for.
 
         Args:

@@ -27,7 +27,12 @@ class Cast(Coded):
     """
 
     def __init__(
-        self, layer: nn.Module, dtype: torch.dtype, then: str = "", *, adds: bool = False
+        self,
+        layer: nn.Module,
+        dtype: torch.dtype,
+        then: str = "",
+        *,
+        adds: bool = False,
     ) -> None:
         super().__init__()
         self.adds = adds

@@ -50,7 +50,9 @@ class _ThroughKernel(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, on_kernel: Compute, in_float: Compute, *tensors: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, on_kernel: Compute, in_float: Compute, *tensors: Tensor
+    ) -> Tensor:
         ctx.in_float = in_float
         ctx.save_for_backward(*tensors)
         values = [t.detach() for t in tensors]

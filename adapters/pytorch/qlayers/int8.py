@@ -103,7 +103,11 @@ class Int8Linear(Int8Layer, LinearArithmetic):
             return self.multiplied(x)
         own = self._buffers
         codes, scale, bias, versions, packed = self._held
-        if own["codes"] is not codes or own["scale"] is not scale or own["bias"] is not bias:
+        if (
+            own["codes"] is not codes
+            or own["scale"] is not scale
+            or own["bias"] is not bias
+        ):
             return self.multiplied(x)
         bias_version = 0 if bias is None else bias._version
         if versions != (codes._version, scale._version, bias_version):

@@ -50,7 +50,9 @@ class Int8Recurrent(StoredRecurrent):
                 raise
             return super()._run(x, sizes, states)
 
-    def _run_with_gradient(self, x: Tensor, sizes: Tensor | None, states: States) -> Outcome:
+    def _run_with_gradient(
+        self, x: Tensor, sizes: Tensor | None, states: States
+    ) -> Outcome:
         """Return the integer kernel's values, with the gradient of the decoded layer."""
         smooth, last = super()._run(x, sizes, states)
         with torch.no_grad():

@@ -105,7 +105,9 @@ class StoredRecurrent(nn.Module):
         states = _several(hx)
         count = len(states)
         if self.kind == "lstm" and count != 2:
-            raise ValueError(f"{self.kind} takes a hidden and a cell state, got {count}")
+            raise ValueError(
+                f"{self.kind} takes a hidden and a cell state, got {count}"
+            )
         if self.kind != "lstm" and count != 1:
             raise ValueError(f"{self.kind} takes one state, got {count}")
         return states

@@ -146,7 +146,9 @@ def _rows(codes: Tensor, scale: Tensor, bias: Tensor | None) -> Any:
     return layout(codes, key, make)
 
 
-def make_cell(input_rows: Any, state_rows: Any, input_bias: Tensor, state_bias: Tensor) -> Any:
+def make_cell(
+    input_rows: Any, state_rows: Any, input_bias: Tensor, state_bias: Tensor
+) -> Any:
     """Return one layer and direction for :func:`run_cells`.
 
     Args:

@@ -130,7 +130,9 @@ def _phase(parts: tuple[_Residue, ...]) -> Phase:
     )
 
 
-def _residues(kernel: int, stride: int, padding: int, extra: int, dilation: int) -> list[_Residue]:
+def _residues(
+    kernel: int, stride: int, padding: int, extra: int, dilation: int
+) -> list[_Residue]:
     """Return the residues of one axis, from its settings."""
     apart = gcd(dilation, stride)
     reach = dilation * (kernel - 1) + 1
@@ -180,7 +182,9 @@ def output_places(places: Axes, kernel: Axes, geometry: Geometry) -> list[int]:
     """Return the output's size on each spatial axis (torch.nn.ConvTranspose2d, "Shape")."""
     stride, padding, extra, dilation, _ = geometry
     sizes = []
-    for n, k, s, p, e, d in zip(places, kernel, stride, padding, extra, dilation, strict=True):
+    for n, k, s, p, e, d in zip(
+        places, kernel, stride, padding, extra, dilation, strict=True
+    ):
         reach = d * (k - 1) + 1
         span = (n - 1) * s + reach
         sizes.append(span - 2 * p + e)

@@ -11,7 +11,12 @@ from octavo.adapters.pytorch.kernels import onednn
 from octavo.adapters.pytorch.kernels.activation import Activation
 from octavo.adapters.pytorch.kernels.arithmetic import Integers, format_of
 from octavo.adapters.pytorch.kernels.layouts import content, layout
-from octavo.adapters.pytorch.kernels.operators import RESULT, SOURCE, Arguments, register
+from octavo.adapters.pytorch.kernels.operators import (
+    RESULT,
+    SOURCE,
+    Arguments,
+    register,
+)
 from octavo.adapters.pytorch.kernels.posts import post
 from octavo.adapters.pytorch.kernels.windows import Geometry, padded
 
@@ -188,7 +193,11 @@ def _counts(phase: Phase, x: Tensor) -> list[int]:
 
 
 def _spread(
-    part: Tensor, step: Step, counts: list[list[int]], grouped: Tensor, geometry: Upsampling
+    part: Tensor,
+    step: Step,
+    counts: list[list[int]],
+    grouped: Tensor,
+    geometry: Upsampling,
 ) -> None:
     """Copy what one convolution computed to the places of its phases.
 
@@ -234,7 +243,9 @@ def _geometry(rest: Sequence[Any]) -> Upsampling:
     return stride, padding, extra, dilation, groups
 
 
-def _run(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+def _run(
+    x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, *rest: Any
+) -> Tensor:
     geometry = _geometry(rest[:5])
     tensors = (codes, scale, bias)
     call = _Call(tensors, rest[5:8], rest[8:])

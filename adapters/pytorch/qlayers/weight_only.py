@@ -185,7 +185,10 @@ class WeightOnlyEmbedding(Coded):
     """
 
     def __init__(
-        self, weight: QuantizedTensor, dtype: torch.dtype, bag: nn.EmbeddingBag | None = None
+        self,
+        weight: QuantizedTensor,
+        dtype: torch.dtype,
+        bag: nn.EmbeddingBag | None = None,
     ) -> None:
         super().__init__()
         self.weight_codes = StoredWeight(weight)
@@ -210,7 +213,10 @@ class WeightOnlyEmbedding(Coded):
         return rows.to(self.dtype)
 
     def forward(
-        self, ids: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
+        self,
+        ids: Tensor,
+        offsets: Tensor | None = None,
+        per_sample_weights: Tensor | None = None,
     ) -> Tensor:
         """Return the rows of ``ids``, or one sum of rows for each bag."""
         if self.bag is None:

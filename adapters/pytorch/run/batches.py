@@ -78,7 +78,9 @@ def _mapped_call(
     return ordered, {k: mapped(v, change) for k, v in kwargs.items()}
 
 
-def run_once(root: nn.Module, device: torch.device, batch: Batch) -> tuple[np.ndarray, ...]:
+def run_once(
+    root: nn.Module, device: torch.device, batch: Batch
+) -> tuple[np.ndarray, ...]:
     """Run a batch on a skeleton of a model.
 
     The model may write into its inputs, which stay as they are.
@@ -114,7 +116,9 @@ def to_tensor(value: Any, device: torch.device) -> Any:
         try:
             return torch.from_numpy(array).to(device)
         except TypeError as error:
-            raise DataError(f"an input array has dtype {array.dtype}: {error}") from error
+            raise DataError(
+                f"an input array has dtype {array.dtype}: {error}"
+            ) from error
     return value
 
 

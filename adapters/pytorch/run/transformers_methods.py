@@ -45,7 +45,9 @@ class Refusal:
         Raises:
             SchemeError: Always, with the remedy.
         """
-        raise SchemeError(f"{self.name} does not work on a quantized model: {_REMEDIES[self.name]}")
+        raise SchemeError(
+            f"{self.name} does not work on a quantized model: {_REMEDIES[self.name]}"
+        )
 
 
 def refuse_what_fails(module: nn.Module) -> nn.Module:

@@ -79,7 +79,11 @@ class _Goal:
     """
 
     def __init__(
-        self, root: nn.Module, twin: nn.Module, batches: Sequence[Call], settings: Distillation
+        self,
+        root: nn.Module,
+        twin: nn.Module,
+        batches: Sequence[Call],
+        settings: Distillation,
     ) -> None:
         self.batches = batches
         self._twin = twin
@@ -108,7 +112,9 @@ class _Goal:
         return torch.log_softmax(logits.float() / self._settings.temperature, -1)
 
 
-def _descend(goal: _Goal, modules: Sequence[LearnedLinear], settings: Distillation) -> None:
+def _descend(
+    goal: _Goal, modules: Sequence[LearnedLinear], settings: Distillation
+) -> None:
     """Move scales and offsets down the loss, one batch a step."""
     learns_rounding = settings.rate > 0
     groups = scale_groups(modules, settings.scale_rate)
@@ -117,7 +123,9 @@ def _descend(goal: _Goal, modules: Sequence[LearnedLinear], settings: Distillati
     if learns_rounding:
         groups.append({"params": [m.offset for m in modules], "lr": settings.rate})
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: 1.0 - i / settings.steps)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda i: 1.0 - i / settings.steps
+    )
     for step in range(settings.steps):
         with torch.enable_grad():
             loss = goal.loss(step % len(goal.batches))

@@ -77,9 +77,13 @@ class TorchTraining(Training):
 
         self._refuse_rescaled("distill")
         calls, whole = self._calls(batches), self._whole()
-        return distill(whole.root, whole.layers, parameters, calls, settings or Distillation())
+        return distill(
+            whole.root, whole.layers, parameters, calls, settings or Distillation()
+        )
 
-    def prepare_qat(self, recipe: Recipe, parameters: Mapping[str, OpParameters]) -> QatModel:
+    def prepare_qat(
+        self, recipe: Recipe, parameters: Mapping[str, OpParameters]
+    ) -> QatModel:
         """Return a copy whose layers learn their step sizes (LSQ) while it is trained.
 
         Batch norms are folded in and frozen.

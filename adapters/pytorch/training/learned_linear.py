@@ -35,7 +35,12 @@ class LearnedLinear(nn.Module):
     """
 
     def __init__(
-        self, weight: Tensor, bias: Tensor | None, start: QuantizedTensor, *, transposed: bool
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        start: QuantizedTensor,
+        *,
+        transposed: bool,
     ) -> None:
         super().__init__()
         self.spec = start.params.spec
@@ -65,7 +70,9 @@ class LearnedLinear(nn.Module):
 
     def quantized_weight(self) -> Tensor:
         """Return the weight on its grid, (outputs, inputs)."""
-        weight = round_to_grid(self.weight, self.scale, self.zero, self.spec, self.offset)
+        weight = round_to_grid(
+            self.weight, self.scale, self.zero, self.spec, self.offset
+        )
         return weight.view(self.shape)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -127,7 +134,9 @@ def install_learned(
         assert start is not None
         bias = getattr(old, "bias", None)
         transposed = is_transposed_linear(old)
-        made[name] = LearnedLinear(old.weight.detach(), bias, start, transposed=transposed)
+        made[name] = LearnedLinear(
+            old.weight.detach(), bias, start, transposed=transposed
+        )
         set_submodule(twin, path, made[name])
     return made
 
@@ -159,7 +168,9 @@ def scale_groups(modules: Sequence[LearnedLinear], rate: float) -> list[dict[str
 
 
 def learn_or_leave(
-    modules: Sequence[LearnedLinear], cost: Callable[[], float], learn: Callable[[], None]
+    modules: Sequence[LearnedLinear],
+    cost: Callable[[], float],
+    learn: Callable[[], None],
 ) -> None:
     """Learn, and go back to the start where all batches together say that it was better.
 

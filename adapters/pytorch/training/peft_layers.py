@@ -79,7 +79,9 @@ def peft_model(candidate: TorchCandidate, config: Any) -> Any:
     return peft.get_peft_model(base, settings)
 
 
-def load_peft_model(candidate: TorchCandidate, folder: str | Path, **options: Any) -> Any:
+def load_peft_model(
+    candidate: TorchCandidate, folder: str | Path, **options: Any
+) -> Any:
     """Return peft's model over a candidate with the adapters that ``save_pretrained`` wrote.
 
     Args:

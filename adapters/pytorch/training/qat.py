@@ -92,7 +92,8 @@ class TorchQatModel(QatModel):
         for name, tensor in self._float_tensors(root).items():
             set_tensor(root, name, tensor.detach())
         learned = {
-            name: layer.result(self._parameters[name]) for name, layer in self._layers.items()
+            name: layer.result(self._parameters[name])
+            for name, layer in self._layers.items()
         }
         return self._over(root).apply(self._recipe, learned)
 
@@ -105,7 +106,9 @@ class TorchQatModel(QatModel):
                 of_layers |= {f"{prefix}{name}" for name in named_tensors(module)}
         left_out = of_layers | aliases(root).keys()
         trained = named_tensors(self.module)
-        return {name: tensor for name, tensor in trained.items() if name not in left_out}
+        return {
+            name: tensor for name, tensor in trained.items() if name not in left_out
+        }
 
 
 def _trainable_copy(float_root: nn.Module) -> nn.Module:
@@ -123,7 +126,9 @@ def _check_trainable(layer: Layer, decided: OpParameters) -> None:
             f"op {op.name!r} is a functional call, which training does not reach: make it a layer, "
             "or keep it float"
         )
-    has_integer_weight = decided.weight is not None and is_integer(decided.weight.params.spec)
+    has_integer_weight = decided.weight is not None and is_integer(
+        decided.weight.params.spec
+    )
     if op.type not in ("linear", "conv") or not has_integer_weight:
         raise SchemeError(
             f"op {op.name!r} ({op.type}, [{decided.scheme}]): only integer linear and convolution "

@@ -72,7 +72,9 @@ def add_low_rank(candidate: TorchCandidate, settings: LowRank) -> nn.Module:
     return root
 
 
-def frozen_base(candidate: TorchCandidate) -> tuple[nn.Module, dict[str, WeightOnlyLinear]]:
+def frozen_base(
+    candidate: TorchCandidate,
+) -> tuple[nn.Module, dict[str, WeightOnlyLinear]]:
     """Return what updates go over.
 
     Returns:

@@ -77,13 +77,17 @@ def reconstruct(
         task = _Task(twin, quantized, rest, targets)
         if made:
             modules = list(made.values())
-            learn_or_leave(modules, task.cost, partial(_descend, task, modules, settings))
+            learn_or_leave(
+                modules, task.cost, partial(_descend, task, modules, settings)
+            )
         learned |= learned_parameters(made, wanted)
         exact, quantized = targets, task.outputs()
     return learned
 
 
-def _places_in(block: str, layers: Mapping[str, Layer], wanted: Iterable[str]) -> dict[str, str]:
+def _places_in(
+    block: str, layers: Mapping[str, Layer], wanted: Iterable[str]
+) -> dict[str, str]:
     """Return the ops whose layers lie in a block -> their paths inside of it."""
     prefix = f"{block}."
     paths = {name: layers[name].path for name in wanted}
@@ -99,7 +103,9 @@ class _Inputs:
         rest: Path of a block -> the other arguments of its calls.
     """
 
-    def __init__(self, root: nn.Module, paths: Sequence[str], calls: Iterable[Call]) -> None:
+    def __init__(
+        self, root: nn.Module, paths: Sequence[str], calls: Iterable[Call]
+    ) -> None:
         self.rest: dict[str, list[Call]] = {path: [] for path in paths}
         self.hidden: list[Tensor] = []
         twin = skeleton(root)
@@ -170,17 +176,23 @@ def _output(block: nn.Module, hidden: Tensor, call: Call) -> Tensor:
     return next(tensors_in(block(hidden, *args, **kwargs)))
 
 
-def _outputs(block: nn.Module, inputs: Sequence[Tensor], rest: Sequence[Call]) -> Iterator[Tensor]:
+def _outputs(
+    block: nn.Module, inputs: Sequence[Tensor], rest: Sequence[Call]
+) -> Iterator[Tensor]:
     for hidden, call in zip(inputs, rest, strict=True):
         yield _output(block, hidden, call)
 
 
-def _descend(task: _Task, modules: Sequence[LearnedLinear], settings: Reconstruction) -> None:
+def _descend(
+    task: _Task, modules: Sequence[LearnedLinear], settings: Reconstruction
+) -> None:
     """Move offsets and scales down the squared error of the block's output."""
     offsets = {"params": [m.offset for m in modules], "lr": settings.rate}
     groups = [offsets, *scale_groups(modules, settings.scale_rate)]
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: 1.0 - i / settings.iterations)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda i: 1.0 - i / settings.iterations
+    )
     generator = torch.Generator().manual_seed(settings.seed)
     power = max(task.power(), _TINY)
     for _ in range(settings.iterations):

@@ -25,7 +25,13 @@ class RoundToGrid(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, w: Tensor, v: Tensor | None, scale: Tensor, zero: Tensor, low: int, high: int
+        ctx: Any,
+        w: Tensor,
+        v: Tensor | None,
+        scale: Tensor,
+        zero: Tensor,
+        low: int,
+        high: int,
     ) -> Tensor:
         """Return the grid's values.
 

@@ -50,7 +50,11 @@ class TrainedLayer(nn.Module):
     zero: Tensor
 
     def __init__(
-        self, module: nn.Module, weight: Tensor, bias: Tensor | None, parameters: OpParameters
+        self,
+        module: nn.Module,
+        weight: Tensor,
+        bias: Tensor | None,
+        parameters: OpParameters,
     ) -> None:
         super().__init__()
         assert parameters.weight is not None
@@ -60,13 +64,17 @@ class TrainedLayer(nn.Module):
         self.weight = _own_parameter(weight)
         self.bias = None if bias is None else _own_parameter(bias)
         self.step = _own_parameter(self._spread(start.scale, weight.ndim))
-        self.register_buffer("zero", self._spread(start.zero_point.float(), weight.ndim))
+        self.register_buffer(
+            "zero", self._spread(start.zero_point.float(), weight.ndim)
+        )
         self.module = [module]  # in a list: its own tensors are not trained
         self.source = parameters.scheme.input
         self.dynamic = parameters.scheme.mode == "dynamic"
         given = _static_input(parameters)
         self.input_scale = None if given is None else _own_parameter(given.scale)
-        self.register_buffer("input_zero", None if given is None else given.zero_point.float())
+        self.register_buffer(
+            "input_zero", None if given is None else given.zero_point.float()
+        )
 
     def _spread(self, parameter: Tensor, ndim: int) -> Tensor:
         """Return scales or zero points in a shape that broadcasts against the (grouped) weight."""
@@ -112,7 +120,9 @@ class TrainedLayer(nn.Module):
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
             result: Tensor = module._conv_forward(x, weight, self.bias)
             return result
-        return nn.functional.linear(x, weight.t() if self.transposed else weight, self.bias)
+        return nn.functional.linear(
+            x, weight.t() if self.transposed else weight, self.bias
+        )
 
     def _quantized_input(self, x: Tensor, spec: QuantSpec) -> Tensor:
         if self.input_scale is not None:

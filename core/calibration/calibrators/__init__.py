@@ -29,7 +29,12 @@ _HERE = "octavo.core.calibration.calibrators"
 def octavo_calibrators() -> Iterable[Part[Any]]:
     """Offer the built-in calibrators."""
     return (
-        Part("minmax", f"{_HERE}.minmax:MinMax", MinMaxConfig, "smallest and largest value seen"),
+        Part(
+            "minmax",
+            f"{_HERE}.minmax:MinMax",
+            MinMaxConfig,
+            "smallest and largest value seen",
+        ),
         Part(
             "moving_average",
             f"{_HERE}.average:MovingAverage",
@@ -55,7 +60,10 @@ def octavo_calibrators() -> Iterable[Part[Any]]:
             "range of least Kullback-Leibler divergence",
         ),
         Part(
-            "percentile", f"{_HERE}.histogram:Percentile", PercentileConfig, "range of most values"
+            "percentile",
+            f"{_HERE}.histogram:Percentile",
+            PercentileConfig,
+            "range of most values",
         ),
         Part(
             "outlier_free",

@@ -186,7 +186,9 @@ class TokenQuantile(HistogramCalibrator):
         # zero.
         negative = counts[:half]
         positive = counts[half:]
-        below = quantile(negative, edges[: half + 1], 1 - share) if negative.sum() else 0.0
+        below = (
+            quantile(negative, edges[: half + 1], 1 - share) if negative.sum() else 0.0
+        )
         return below, quantile(positive, edges[half:], share)
 
 
@@ -210,7 +212,9 @@ class MeanSquaredError(HistogramCalibrator):
     ) -> tuple[float, float]:
         """Try 100 ranges."""
         shares = np.linspace(1.0, 0.1, 100)
-        return best_range(counts, self.histogram.centres(), low * shares, high * shares, spec)
+        return best_range(
+            counts, self.histogram.centres(), low * shares, high * shares, spec
+        )
 
 
 class HistogramConfig(PartConfig):
@@ -271,7 +275,9 @@ class Entropy(HistogramCalibrator):
         if used <= levels:
             return low, high
         thresholds = np.unique(np.linspace(levels, used, 128).astype(int))
-        found = [divergence(sizes[:used], int(threshold), levels) for threshold in thresholds]
+        found = [
+            divergence(sizes[:used], int(threshold), levels) for threshold in thresholds
+        ]
         best = float(thresholds[int(np.argmin(found))])
         end = best * 2.0**self.histogram.width
         return max(low, -end), min(high, end)
@@ -314,13 +320,19 @@ def divergence(sizes: np.ndarray, threshold: int, levels: int) -> float:
 
 
 def best_range(
-    counts: np.ndarray, centres: np.ndarray, lows: np.ndarray, highs: np.ndarray, spec: QuantSpec
+    counts: np.ndarray,
+    centres: np.ndarray,
+    lows: np.ndarray,
+    highs: np.ndarray,
+    spec: QuantSpec,
 ) -> tuple[float, float]:
     """Return the range of least expected squared error among candidates of shape (candidates,)."""
     filled = counts > 0
     values = centres[filled].astype(np.float32)
     weights = counts[filled].astype(np.float64)
-    params: Any = choose(lows.astype(np.float32), highs.astype(np.float32), spec, None)[0]
+    params: Any = choose(lows.astype(np.float32), highs.astype(np.float32), spec, None)[
+        0
+    ]
     scale = params.scale[:, None]
     zero_point = params.zero_point[:, None]
     projected = project_values(values[None, :], scale, zero_point, spec)

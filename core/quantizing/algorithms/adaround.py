@@ -10,7 +10,13 @@ from pydantic import Field
 
 from octavo.core.contract.algorithm import WeightAlgorithm, WeightConfig, WeightContext
 from octavo.core.errors import SchemeError
-from octavo.core.numerics.affine import Array, QuantParams, integer_range, is_integer, narrow
+from octavo.core.numerics.affine import (
+    Array,
+    QuantParams,
+    integer_range,
+    is_integer,
+    narrow,
+)
 from octavo.core.numerics.layout import spread
 from octavo.core.numerics.tensor import QuantizedTensor
 from octavo.core.values.scheme import QuantSpec
@@ -58,7 +64,9 @@ class AdaRound(WeightAlgorithm):
 
     config: AdaRoundConfig
 
-    def quantize(self, matrix: Array, spec: QuantSpec, context: WeightContext) -> QuantizedTensor:
+    def quantize(
+        self, matrix: Array, spec: QuantSpec, context: WeightContext
+    ) -> QuantizedTensor:
         """Quantize per tensor, channel, group or block."""
         if not is_integer(spec):
             raise SchemeError(
@@ -102,7 +110,9 @@ class AdaRound(WeightAlgorithm):
             error = grid.error(grid.clipped(code))
             _, slope = output_error(error, gram)
             zeros = xp.zeros_like(slope)
-            slope_of_loss = xp.where(grid.holds(code), 2 * unit * grid.scale * slope, zeros)
+            slope_of_loss = xp.where(
+                grid.holds(code), 2 * unit * grid.scale * slope, zeros
+            )
             moves = (h > 0) & (h < 1)
             slope_of_h = xp.where(moves, _SPAN * sigmoid * (1 - sigmoid), zeros)
             gradient = (slope_of_loss + self._decisiveness(h, i)) * slope_of_h
@@ -149,11 +159,15 @@ class _Grid:
 
         def over_weight(parameter: Array) -> Array:
             given = xp.astype(parameter, xp.float32)
-            return spread(lambda v, p: p + 0 * v, weight, params.spec, params.axis, given)
+            return spread(
+                lambda v, p: p + 0 * v, weight, params.spec, params.axis, given
+            )
 
         scale = over_weight(params.scale)
         zero = over_weight(params.zero_point)
-        return cls(weight, scale, zero, xp.floor(weight / scale), *integer_range(params.spec))
+        return cls(
+            weight, scale, zero, xp.floor(weight / scale), *integer_range(params.spec)
+        )
 
     def start(self) -> Array:
         """Return the V whose h(V) is the weight's own fraction."""

@@ -58,7 +58,9 @@ class AutoRound(WeightAlgorithm):
 
     config: AutoRoundConfig
 
-    def quantize(self, matrix: Array, spec: QuantSpec, context: WeightContext) -> QuantizedTensor:
+    def quantize(
+        self, matrix: Array, spec: QuantSpec, context: WeightContext
+    ) -> QuantizedTensor:
         """Quantize per channel or per group; per tensor with the rounding alone."""
         _check(spec)
         xp = array_namespace(matrix)
@@ -66,7 +68,9 @@ class AutoRound(WeightAlgorithm):
         gram = normalised(context.require_gram("autoround"))
         start, extra = output_grid(weight, spec, context, gram)
         if 0 in matrix.shape:
-            return QuantizedTensor(narrow(xp.astype(weight, xp.int32), spec), start, extra)
+            return QuantizedTensor(
+                narrow(xp.astype(weight, xp.int32), spec), start, extra
+            )
         is_free = context.params is None and spec.scale_dtype is None
         learn_range = is_free and spec.granularity != "tensor"
         best = self._descend(weight, gram, start, learn_range)
@@ -74,7 +78,9 @@ class AutoRound(WeightAlgorithm):
         found = QuantizedTensor(narrow(best.codes, spec), params, extra)
         return unshrunk(found, weight, context)
 
-    def _descend(self, weight: Array, gram: Array, start: QuantParams, learn_range: bool) -> _Best:
+    def _descend(
+        self, weight: Array, gram: Array, start: QuantParams, learn_range: bool
+    ) -> _Best:
         xp = array_namespace(weight)
         offset = xp.zeros_like(weight)
         shares = _Shares(xp.ones_like(start.scale), xp.ones_like(start.scale))
@@ -92,7 +98,9 @@ class AutoRound(WeightAlgorithm):
             step = rate * (1 - i / self.config.iterations)
             offset = xp.clip(offset - step * xp.sign(slope), -0.5, 0.5)
             if learn_range:
-                slope_of_scale = sum_by_scale(slope * rounded.slope_of_scale, start.spec)
+                slope_of_scale = sum_by_scale(
+                    slope * rounded.slope_of_scale, start.spec
+                )
                 shares = shares.stepped(slope_of_scale, start, step)
                 params = shares.of_range(start)
         assert best is not None
@@ -158,7 +166,9 @@ class _Rounded:
         """Round a weight with an offset added first."""
         xp = array_namespace(weight)
         qmin, qmax = integer_range(params.spec)
-        ratio = spread(lambda w, s: w / s, weight, params.spec, params.axis, params.scale)
+        ratio = spread(
+            lambda w, s: w / s, weight, params.spec, params.axis, params.scale
+        )
         zero = _over(xp.astype(params.zero_point, xp.float32), weight, params)
         raw = xp.round(ratio + offset) + zero
         codes = xp.clip(raw, qmin, qmax)

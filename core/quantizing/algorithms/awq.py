@@ -35,7 +35,9 @@ class Awq(WeightAlgorithm):
     rows x features x group.
     """
 
-    def quantize(self, matrix: Array, spec: QuantSpec, context: WeightContext) -> QuantizedTensor:
+    def quantize(
+        self, matrix: Array, spec: QuantSpec, context: WeightContext
+    ) -> QuantizedTensor:
         """Quantize to any dtype and granularity."""
         gram = context.require_gram("awq")
         params, extra = output_grid(matrix, spec, context, gram)

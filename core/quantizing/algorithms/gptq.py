@@ -52,7 +52,9 @@ class Gptq(WeightAlgorithm):
 
     config: GptqConfig
 
-    def quantize(self, matrix: Array, spec: QuantSpec, context: WeightContext) -> QuantizedTensor:
+    def quantize(
+        self, matrix: Array, spec: QuantSpec, context: WeightContext
+    ) -> QuantizedTensor:
         """Quantize to any dtype, per tensor, channel or group."""
         if spec.granularity.startswith("block:"):
             raise SchemeError(
@@ -91,7 +93,9 @@ class Gptq(WeightAlgorithm):
         gram = xp.take(xp.take(gram, ranks, axis=0), ranks, axis=1)
         feedback = feedback_matrix(gram, self.config.damping)
         order = [int(i) for i in ranks]
-        sweep = Sweep(xp.take(weight, ranks, axis=1), params.spec, feedback, params, order)
+        sweep = Sweep(
+            xp.take(weight, ranks, axis=1), params.spec, feedback, params, order
+        )
         codes, _ = sweep.run(grid)
         return xp.take(codes, xp.argsort(ranks, stable=True), axis=1)
 

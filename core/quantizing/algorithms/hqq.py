@@ -51,7 +51,9 @@ class Hqq(WeightAlgorithm):
 
     config: HqqConfig
 
-    def quantize(self, matrix: Array, spec: QuantSpec, context: WeightContext) -> QuantizedTensor:
+    def quantize(
+        self, matrix: Array, spec: QuantSpec, context: WeightContext
+    ) -> QuantizedTensor:
         """Quantize to any dtype and granularity."""
         xp = array_namespace(matrix)
         params, extra = own_grid(matrix, spec, context)
@@ -66,7 +68,9 @@ class Hqq(WeightAlgorithm):
         xp = array_namespace(weight)
         spec = params.spec
         if spec.dtype.startswith("mx"):
-            return params  # its scales are powers of two, which least squares cannot move
+            return (
+                params  # its scales are powers of two, which least squares cannot move
+            )
         cost = power_cost(spec, self.config.power)
         best = params
         best_error = cost(weight, project(weight, params))

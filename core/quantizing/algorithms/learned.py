@@ -44,7 +44,9 @@ def output_error(error: Array, gram: Array) -> tuple[Array, Array]:
     return xp.sum(slope * error, axis=1), slope
 
 
-def unshrunk(found: QuantizedTensor, weight: Array, context: WeightContext) -> QuantizedTensor:
+def unshrunk(
+    found: QuantizedTensor, weight: Array, context: WeightContext
+) -> QuantizedTensor:
     """Return the codes with scales under which outputs are as large as they were, row by row.
 
     tr(W_q G W^T) = tr(W G W^T). The least error is reached with numbers that lean towards zero: a

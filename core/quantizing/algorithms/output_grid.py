@@ -16,7 +16,9 @@ from octavo.core.values.sizes import block_shape, is_grouped
 from .search import RATIOS, Grid, searched_grid, whole_output_cost, with_zeros
 
 
-def output_grid(matrix: Array, spec: QuantSpec, context: WeightContext, gram: Array) -> Grid:
+def output_grid(
+    matrix: Array, spec: QuantSpec, context: WeightContext, gram: Array
+) -> Grid:
     """Return the grid of least output error tr(D G D^T), D = Q(W) - W, among shrunk ranges.
 
     Lin et al. 2024 (AWQ) search each group by its own contribution d G_g d^T. Errors of shrunk
@@ -59,7 +61,9 @@ class _Turns:
         self._error = project(weight, params) - weight
         # What all errors so far make of the inputs.
         self._leaning = xp.matmul(self._error, gram)
-        self._shares = xp.asarray(_shares(spec), dtype=xp.float32, device=device(weight))
+        self._shares = xp.asarray(
+            _shares(spec), dtype=xp.float32, device=device(weight)
+        )
 
     def take(self, group: int) -> None:
         """Choose the range of one group."""

@@ -48,14 +48,20 @@ class RoundToNearest(WeightAlgorithm):
 
     config: RtnConfig
 
-    def quantize(self, matrix: Array, spec: QuantSpec, context: WeightContext) -> QuantizedTensor:
+    def quantize(
+        self, matrix: Array, spec: QuantSpec, context: WeightContext
+    ) -> QuantizedTensor:
         """Quantize to any dtype and granularity."""
         is_stochastic = self.config.rounding == "stochastic"
         if is_stochastic and not is_integer(spec):
-            raise SchemeError(f"stochastic rounding is for integers; round {spec.dtype} to nearest")
+            raise SchemeError(
+                f"stochastic rounding is for integers; round {spec.dtype} to nearest"
+            )
         rounding = stochastic(self.config.seed) if is_stochastic else nearest
         if context.params is not None:
-            return QuantizedTensor(encode(matrix, context.params, rounding), context.params)
+            return QuantizedTensor(
+                encode(matrix, context.params, rounding), context.params
+            )
         is_plain = self.config.clip == "none" and self.config.convention == "octavo"
         # The same numbers, at the speed of memory.
         if is_plain and not is_stochastic and takes(matrix, spec):

@@ -134,7 +134,9 @@ def sum_by_scale(error: Array, spec: QuantSpec) -> Array:
     if spec.granularity == "channel":
         return xp.sum(error, axis=1)
     tall, wide = block_shape(spec)
-    padded = with_zeros(with_zeros(error, 1, -error.shape[1] % wide), 0, -error.shape[0] % tall)
+    padded = with_zeros(
+        with_zeros(error, 1, -error.shape[1] % wide), 0, -error.shape[0] % tall
+    )
     rows, columns = padded.shape
     blocks = xp.reshape(padded, (rows // tall, tall, columns // wide, wide))
     return xp.sum(blocks, axis=(1, 3))

@@ -6,7 +6,13 @@ from collections.abc import Callable, Sequence
 
 from array_api_compat import array_namespace
 
-from octavo.core.numerics.affine import Array, QuantParams, integer_range, is_integer, narrow
+from octavo.core.numerics.affine import (
+    Array,
+    QuantParams,
+    integer_range,
+    is_integer,
+    narrow,
+)
 from octavo.core.numerics.codec import decode_values, encode_values
 from octavo.core.numerics.layout import contiguous
 from octavo.core.values.scheme import QuantSpec
@@ -132,7 +138,9 @@ class Sweep:
                 column = strip[k - first, :]
                 if k > first:
                     errors = self._errors[first:k, :]
-                    column = column + self._xp.matmul(self._feedback[first:k, k], errors)
+                    column = column + self._xp.matmul(
+                        self._feedback[first:k, k], errors
+                    )
                 grid = self._grid_of(k)
                 marks, numbers = grid.round(column)
                 self._errors[k, :] = self._columns[k, :] - numbers
@@ -200,7 +208,9 @@ def _grids_of(params: QuantParams) -> list[_ColumnGrid]:
     """Return a grid for each group of columns; one where all columns share it."""
     scales = _by_group(params.scale)
     zero_points = _by_group(params.zero_point)
-    return [_ColumnGrid(s, z, params.spec) for s, z in zip(scales, zero_points, strict=True)]
+    return [
+        _ColumnGrid(s, z, params.spec) for s, z in zip(scales, zero_points, strict=True)
+    ]
 
 
 def _by_group(parameter: Array) -> list[Array]:

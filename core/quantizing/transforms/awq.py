@@ -64,8 +64,13 @@ class AwqScale(Rescaling):
         found = {}
         for link in links(view, tensor, statistics, recipe_ops):
             size = channel_energy(link) ** 0.5
-            choices = [importance(size, i / self.config.grid) for i in range(self.config.grid + 1)]
-            found[link.group.name] = best_of((weight_error(link, f, spec), f) for f in choices)
+            choices = [
+                importance(size, i / self.config.grid)
+                for i in range(self.config.grid + 1)
+            ]
+            found[link.group.name] = best_of(
+                (weight_error(link, f, spec), f) for f in choices
+            )
         return found
 
 

@@ -106,7 +106,9 @@ class Link:
             gram = self.observed("gram", op)
             assert isinstance(gram, Gram)
             sums = None if shift is None else self.observed("channel_mean", op)
-            centred = gram.centred(sums, shift) if isinstance(sums, FeatureSum) else None
+            centred = (
+                gram.centred(sums, shift) if isinstance(sums, FeatureSum) else None
+            )
             found.append((centred or gram).value)
         return found
 

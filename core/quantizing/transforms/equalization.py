@@ -57,7 +57,9 @@ class Equalization(Rescaling):
             if producer is not None and rows_of(producer) is not None:
                 ranges.add(link, producer)
         for _ in range(self.config.iterations if ranges.pairs else 0):
-            moved = max(ranges.equalize(link, producer) for link, producer in ranges.pairs)
+            moved = max(
+                ranges.equalize(link, producer) for link, producer in ranges.pairs
+            )
             if moved < 1e-3:
                 break
         return ranges.factors
@@ -92,7 +94,9 @@ class _Ranges:
         outer = producer_range(producer, self._magnitudes[producer.name], before, now)
         inner = largest_of(
             [
-                reader_range(op, self._magnitudes[op.name], now, self._output_factors(op))
+                reader_range(
+                    op, self._magnitudes[op.name], now, self._output_factors(op)
+                )
                 for op in link.members
             ]
         )
@@ -129,14 +133,18 @@ def _magnitudes(op: Op, tensor: Callable[[str], Array]) -> Array:
     return xp.max(xp.abs(by_input), axis=2)
 
 
-def producer_range(op: Op, magnitudes: Array, inputs: Array | None, outputs: Array | None) -> Array:
+def producer_range(
+    op: Op, magnitudes: Array, inputs: Array | None, outputs: Array | None
+) -> Array:
     """Return the range of each output channel under the factors so far: shape (outputs,)."""
     xp = array_namespace(magnitudes)
     largest = xp.max(_with_inputs(op, magnitudes, inputs), axis=1)
     return largest if outputs is None else largest / outputs
 
 
-def reader_range(op: Op, magnitudes: Array, inputs: Array | None, outputs: Array | None) -> Array:
+def reader_range(
+    op: Op, magnitudes: Array, inputs: Array | None, outputs: Array | None
+) -> Array:
     """Return the range of each input channel under the factors so far: shape (inputs,)."""
     xp = array_namespace(magnitudes)
     scaled = _with_inputs(op, magnitudes, inputs)

@@ -56,7 +56,9 @@ def _rounding_error(weight: Array, factors: Array, spec: QuantSpec) -> Array:
     return project(scaled, params) / factors - weight
 
 
-def input_error(link: Link, factors: Array, spec: QuantSpec, low: Array, high: Array) -> float:
+def input_error(
+    link: Link, factors: Array, spec: QuantSpec, low: Array, high: Array
+) -> float:
     """Return the expected error at the members' outputs from rounding the inputs per tensor.
 
     Rounding noise of step s is uniform, of variance s^2 / 12 in each channel of x / f (Widrow and

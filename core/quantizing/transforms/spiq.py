@@ -70,7 +70,9 @@ class Spiq(Rescaling):
         if self.config.source == "calibration":
             return link.input_absmax()
         known = gain_and_shift(link)
-        return None if known is None else absmax_from_norm(*known, self.config.deviations)
+        return (
+            None if known is None else absmax_from_norm(*known, self.config.deviations)
+        )
 
 
 def conversion_scales(absmax: Array) -> Array:

@@ -114,7 +114,9 @@ class OutlierSuppressionPlus(Rescaling):
         shifts: list[Array | None] = [None]
         if self.carries <= link.group.takes and "shift" in self.carries:
             shifts.append(channel_shift(low, high))
-        return best_of(pair for shift in shifts for pair in self._tried(link, low, high, shift))
+        return best_of(
+            pair for shift in shifts for pair in self._tried(link, low, high, shift)
+        )
 
     def _tried(
         self, link: Link, low: Array, high: Array, shift: Array | None

@@ -73,7 +73,10 @@ class ToleranceConfig(PartConfig):
 
     @model_validator(mode="after")
     def _range_is_one(self) -> ToleranceConfig:
-        if self.score_range is not None and not self.score_range[0] < self.score_range[1]:
+        if (
+            self.score_range is not None
+            and not self.score_range[0] < self.score_range[1]
+        ):
             raise ValueError(
                 f"score_range = {self.score_range} is empty: give the least score first"
             )
@@ -94,14 +97,18 @@ class ToleranceConfig(PartConfig):
     def _direction_is_said(self) -> ToleranceConfig:
         named = [self.metric] if self.metric is not None else list(self.metrics)
         for name in named:
-            if self.goal_of(name).higher_is_better is None and not known_as_higher_is_better(name):
+            if self.goal_of(
+                name
+            ).higher_is_better is None and not known_as_higher_is_better(name):
                 raise ValueError(ask_for_direction(name))
         return self
 
     @model_validator(mode="after")
     def _shares_are_below_one(self) -> ToleranceConfig:
         # What no metric uses may be anything: each may say a mode of its own.
-        goals = {name: self.goal_of(name) for name in self.metrics} or {"": self.goal_of("")}
+        goals = {name: self.goal_of(name) for name in self.metrics} or {
+            "": self.goal_of("")
+        }
         for name, goal in goals.items():
             where = f"metrics.{name}." if name else ""
             for setting in ("tolerance", "floor"):

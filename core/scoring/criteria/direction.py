@@ -183,7 +183,16 @@ LOSSES = frozenset(
 )
 """Words of what is better when lower, or that turn what stands beside them round."""
 
-LOSS_STEMS = ("loss", "error", "entropy", "perplex", "distan", "diverg", "degrad", "dissimilar")
+LOSS_STEMS = (
+    "loss",
+    "error",
+    "entropy",
+    "perplex",
+    "distan",
+    "diverg",
+    "degrad",
+    "dissimilar",
+)
 """Parts of words that say the same wherever they stand: ``logloss``, ``crossentropy``,
 ``errors``."""
 
@@ -240,7 +249,9 @@ def known_as_higher_is_better(name: str) -> bool:
 def ask_for_direction(name: str) -> str:
     """Return what to answer to a metric whose direction was not said, with every way to say it."""
     what = (
-        "reads like a loss" if reads_like_a_loss(name) else "is not known to be better when higher"
+        "reads like a loss"
+        if reads_like_a_loss(name)
+        else "is not known to be better when higher"
     )
     return (
         f"metric {name!r} {what}, and nothing is guessed: say higher_is_better=False for a loss or "
@@ -255,7 +266,11 @@ def _is_known(word: str) -> bool:
     if word in HIGHER:
         return True
     bare = word.rstrip("0123456789")
-    return bare in HIGHER or _without_affixes(word) in HIGHER or _without_affixes(bare) in HIGHER
+    return (
+        bare in HIGHER
+        or _without_affixes(word) in HIGHER
+        or _without_affixes(bare) in HIGHER
+    )
 
 
 def _without_affixes(word: str) -> str:

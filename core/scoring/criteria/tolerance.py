@@ -68,24 +68,34 @@ class Tolerance(Criterion):
         if self.config.combine != "weighted":
             return min(shares)
         weights = [row.goal.weight for row in rows]
-        total = sum(share * weight for share, weight in zip(shares, weights, strict=True))
+        total = sum(
+            share * weight for share, weight in zip(shares, weights, strict=True)
+        )
         mean = total / sum(weights)
         # What others gain has no limit, so the mean alone would let one metric collapse.
         return min(mean, *(_above_floor(row.loss, row.goal) for row in rows))
 
-    def _rows(self, metrics: Mapping[str, float], baseline: Mapping[str, float]) -> list[_Row]:
+    def _rows(
+        self, metrics: Mapping[str, float], baseline: Mapping[str, float]
+    ) -> list[_Row]:
         rows = []
         for name, goal in self._goals(baseline).items():
             loss = _loss(metrics[name], baseline[name], goal)
-            rows.append(_Row(name, loss, _share_left(loss, float(goal.tolerance or 0.0)), goal))
+            rows.append(
+                _Row(name, loss, _share_left(loss, float(goal.tolerance or 0.0)), goal)
+            )
         return rows
 
-    def judge(self, metrics: Mapping[str, float], baseline: Mapping[str, float]) -> Verdict:
+    def judge(
+        self, metrics: Mapping[str, float], baseline: Mapping[str, float]
+    ) -> Verdict:
         """Judge; a metric that is missing fails."""
         missing = [name for name in self._goals(baseline) if name not in metrics]
         if missing:
             hint = nearest(missing[0], metrics)
-            return Verdict(False, float("-inf"), f"metric {missing[0]!r} is missing{hint}")
+            return Verdict(
+                False, float("-inf"), f"metric {missing[0]!r} is missing{hint}"
+            )
         rows = self._rows(metrics, baseline)
         margin = self._margin(rows)
         is_weighted = self.config.combine == "weighted" and len(rows) > 1

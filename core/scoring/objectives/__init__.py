@@ -9,7 +9,13 @@ from typing import Any
 from octavo.core.contract.hookspecs import hookimpl
 from octavo.core.contract.parts import Part
 
-from .config import EnergyConfig, LatencyConfig, MemoryConfig, SizeConfig, ThroughputConfig
+from .config import (
+    EnergyConfig,
+    LatencyConfig,
+    MemoryConfig,
+    SizeConfig,
+    ThroughputConfig,
+)
 
 
 @hookimpl

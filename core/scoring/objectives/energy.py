@@ -70,7 +70,10 @@ def counter() -> Callable[[], Reading]:
         import pynvml  # type: ignore[import-not-found,unused-ignore]
 
         pynvml.nvmlInit()
-        cards = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        cards = [
+            pynvml.nvmlDeviceGetHandleByIndex(i)
+            for i in range(pynvml.nvmlDeviceGetCount())
+        ]
         for card in cards:
             pynvml.nvmlDeviceGetTotalEnergyConsumption(card)
     except Exception as error:
@@ -86,7 +89,9 @@ def counter() -> Callable[[], Reading]:
     }
 
 
-def _joules(call: Callable[[], object], read: Callable[[], Reading], seconds: float) -> float:
+def _joules(
+    call: Callable[[], object], read: Callable[[], Reading], seconds: float
+) -> float:
     """Return the joules of a call: of all that fit into so many seconds, after one to warm up."""
     call()
     before = read()

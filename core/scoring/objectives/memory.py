@@ -82,7 +82,9 @@ def _resident(*, reset: bool) -> int:
         gc.collect()
         # 5 brings the peak (VmHWM) down to what is resident now, see proc(5).
         Path("/proc/self/clear_refs").write_text("5")
-    line = next(row for row in status.read_text().splitlines() if row.startswith("VmHWM:"))
+    line = next(
+        row for row in status.read_text().splitlines() if row.startswith("VmHWM:")
+    )
     return int(line.split()[1]) * 1024
 
 

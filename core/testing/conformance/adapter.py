@@ -30,7 +30,9 @@ class AdapterConformance(
     @classmethod
     def case(cls) -> AdapterCase:
         """Return the case under test."""
-        raise NotImplementedError("a subclass of AdapterConformance gives the fixture `case`")
+        raise NotImplementedError(
+            "a subclass of AdapterConformance gives the fixture `case`"
+        )
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -46,7 +48,9 @@ class AdapterConformance(
 
     @pytest.fixture(scope="class")
     @classmethod
-    def realizer(cls, case: AdapterCase, opened: Opened, space: TuningSpace) -> Realizer:
+    def realizer(
+        cls, case: AdapterCase, opened: Opened, space: TuningSpace
+    ) -> Realizer:
         """A calibrated realizer over that space."""
         return case.realizer(opened, space)
 

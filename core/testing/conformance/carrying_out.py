@@ -15,7 +15,14 @@ from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import OpScheme, QuantSpec
 from octavo.core.values.space import TuningSpace, Unit
 
-from .case import AdapterCase, Arrays, check_close_to_largest, check_equal, cosine, outputs
+from .case import (
+    AdapterCase,
+    Arrays,
+    check_close_to_largest,
+    check_equal,
+    cosine,
+    outputs,
+)
 
 
 class CarryingOut:
@@ -42,13 +49,19 @@ class CarryingOut:
             _check_ledger(candidate, opened, opened.view.by_name[unit.name], scheme)
             got = outputs(candidate, case.batches)
             is_finite = all(np.isfinite(y).all() for y in got)
-            assert is_finite, f"{unit.name} as [{scheme}] gives outputs that are not finite"
+            assert is_finite, (
+                f"{unit.name} as [{scheme}] gives outputs that are not finite"
+            )
             # Fewer bits may hurt a small model as much as they like.
             if scheme.weight_bits >= 8:
                 near = cosine(got, expected)
-                assert near >= case.closeness, f"{unit.name} as [{scheme}]: cosine {near:.4f}"
+                assert near >= case.closeness, (
+                    f"{unit.name} as [{scheme}]: cosine {near:.4f}"
+                )
 
-    def test_what_is_not_offered_is_refused(self, opened: Opened, space: TuningSpace) -> None:
+    def test_what_is_not_offered_is_refused(
+        self, opened: Opened, space: TuningSpace
+    ) -> None:
         """A scheme outside the capability is a SchemeError, and nothing else is carried out."""
         op = opened.view.by_name[space.tunable[0].name]
         odd = OpScheme(
@@ -60,7 +73,11 @@ class CarryingOut:
             opened.capability.realization(op, odd)
 
     def test_everything_at_once(
-        self, case: AdapterCase, space: TuningSpace, realizer: Realizer, expected: Arrays
+        self,
+        case: AdapterCase,
+        space: TuningSpace,
+        realizer: Realizer,
+        expected: Arrays,
     ) -> None:
         """The first choice of every op, together."""
         candidate = realizer.candidate(space.recipe(space.first()))
@@ -111,9 +128,13 @@ def _offers(case: AdapterCase, space: TuningSpace) -> Iterator[tuple[Unit, OpSch
                 yield unit, scheme
 
 
-def _check_ledger(candidate: Candidate, opened: Opened, op: Op, scheme: OpScheme) -> None:
+def _check_ledger(
+    candidate: Candidate, opened: Opened, op: Op, scheme: OpScheme
+) -> None:
     line = candidate.ledger.get(op.name)
-    assert line is not None, f"the ledger has no line for {op.name!r}, which the recipe quantizes"
+    assert line is not None, (
+        f"the ledger has no line for {op.name!r}, which the recipe quantizes"
+    )
     assert line.requested == scheme
     assert line.honoured, (
         f"{op.name} was asked for as [{scheme}], which the capability offers, "

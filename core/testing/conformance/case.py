@@ -87,7 +87,9 @@ def check_equal(got: Arrays, expected: Arrays) -> None:
         np.testing.assert_array_equal(a, b)
 
 
-def check_close(got: Arrays, expected: Arrays, rtol: float, atol: float, of: str = "") -> None:
+def check_close(
+    got: Arrays, expected: Arrays, rtol: float, atol: float, of: str = ""
+) -> None:
     """Two lists of arrays agree up to rounding; ``of`` is named if they do not."""
     for a, b in zip(got, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=rtol, atol=atol, err_msg=of)

@@ -21,7 +21,9 @@ class Declaring:
             # Some come in kinds: ``export:onnx``, ``rescale:shift``.
             is_declared = any(f == name or f.startswith(f"{name}:") for f in features)
             if is_declared:
-                assert _brings(opened.session, Session, name), f"feature {name!r} is missing"
+                assert _brings(opened.session, Session, name), (
+                    f"feature {name!r} is missing"
+                )
         _check_training(opened.session, sorted(features & TRAINING.keys()))
 
 

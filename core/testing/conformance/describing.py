@@ -24,7 +24,9 @@ class Describing:
             f"{card.name}: models {card.models} and suffixes {card.suffixes} do not cover the model"
         )
 
-    def test_describe_is_the_same_every_time(self, case: AdapterCase, opened: Opened) -> None:
+    def test_describe_is_the_same_every_time(
+        self, case: AdapterCase, opened: Opened
+    ) -> None:
         """Names and structure do not depend on the process or on what was opened before."""
         again = case.open()
         assert again.view.digest == opened.view.digest

@@ -25,7 +25,9 @@ class Gradients:
         for name in weights:
             check_equal(first[name], again[name])
 
-    def test_hessian_products_are_linear(self, case: AdapterCase, opened: Opened) -> None:
+    def test_hessian_products_are_linear(
+        self, case: AdapterCase, opened: Opened
+    ) -> None:
         """H(2v) = 2 Hv, and v . Hv > 0 over all weights together."""
         weights = _weights(opened)
         random = np.random.default_rng(0)

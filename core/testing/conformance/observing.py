@@ -19,7 +19,9 @@ WATCHER_BYTES = 2**28
 class Observing:
     """``Session.observe`` and ``Session.watcher``."""
 
-    def test_observe_reads_the_data_once(self, case: AdapterCase, opened: Opened) -> None:
+    def test_observe_reads_the_data_once(
+        self, case: AdapterCase, opened: Opened
+    ) -> None:
         """One pass, every batch, every value."""
         taken = 0
 
@@ -43,11 +45,15 @@ class Observing:
     def test_nothing_is_shown_unasked(self, case: AdapterCase, opened: Opened) -> None:
         """Where no value is asked for, none comes, and the batches are counted all the same."""
         nothing: list[str] = []
-        count = opened.session.observe(case.batches, (), lambda value, array: nothing.append(value))
+        count = opened.session.observe(
+            case.batches, (), lambda value, array: nothing.append(value)
+        )
         assert count == len(case.batches)
         assert not nothing, "values were handed over that nobody asked for"
 
-    def test_values_are_observed_a_few_at_a_time(self, case: AdapterCase, opened: Opened) -> None:
+    def test_values_are_observed_a_few_at_a_time(
+        self, case: AdapterCase, opened: Opened
+    ) -> None:
         """In execution order, in several calls: what one pass gives, up to rounding.
 
         A runtime may fuse otherwise what it is asked for less.

@@ -55,7 +55,9 @@ class Rescales:
         """A rescaled session can be rescaled again, whatever the first did."""
         groups = _groups(opened)
         if not groups:
-            pytest.skip("the adapter offers no rescale, or the model has no group for it")
+            pytest.skip(
+                "the adapter offers no rescale, or the model has no group for it"
+            )
         session = opened.session
         for kind in ("rotation", "scale", "shift"):
             takers = [group for group in groups if kind in group.takes]

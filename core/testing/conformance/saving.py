@@ -31,13 +31,17 @@ class Saving:
         for path in folder.rglob("*"):
             assert path.suffix not in (".pkl", ".pickle"), f"{path.name} is a pickle"
         loaded = case.adapter().load(folder, case.float_model)
-        check_close(outputs(loaded, case.batches), outputs(candidate, case.batches), 1e-5, 1e-6)
+        check_close(
+            outputs(loaded, case.batches), outputs(candidate, case.batches), 1e-5, 1e-6
+        )
         assert loaded.recipe == candidate.recipe
         assert _applied(loaded) == _applied(candidate)
         plain = _saved(opened.session.reference(), tmp_path / "float")
         if case.smaller:
             is_smaller = _bytes_in(folder) < _bytes_in(plain)
-            assert is_smaller, "everything quantized, and the saved files are not smaller"
+            assert is_smaller, (
+                "everything quantized, and the saved files are not smaller"
+            )
 
     def test_a_candidate_can_be_sent_to_another_process(
         self, case: AdapterCase, space: TuningSpace, realizer: Realizer
@@ -45,7 +49,9 @@ class Saving:
         """cloudpickle round trip: trials may run in child processes."""
         candidate = realizer.candidate(space.recipe(space.first()))
         again: Candidate = cloudpickle.loads(cloudpickle.dumps(candidate))
-        check_close(outputs(again, case.batches), outputs(candidate, case.batches), 1e-6, 1e-7)
+        check_close(
+            outputs(again, case.batches), outputs(candidate, case.batches), 1e-6, 1e-7
+        )
 
 
 def _saved(candidate: Candidate, folder: Path) -> Path:

@@ -49,10 +49,17 @@ class StrategyCase:
         space = TuningSpace("toy", units, ((), (PartChoice(kind="smoothing"),)))
         losses = _losses(space)
 
-        def sensitivity(kind: str, pairs: Sequence[tuple[str, OpScheme]]) -> Sequence[float]:
-            return [0.0 if scheme.is_float else losses[name, scheme.mode] for name, scheme in pairs]
+        def sensitivity(
+            kind: str, pairs: Sequence[tuple[str, OpScheme]]
+        ) -> Sequence[float]:
+            return [
+                0.0 if scheme.is_float else losses[name, scheme.mode]
+                for name, scheme in pairs
+            ]
 
-        return Problem(space, ("latency", "size"), seed, sensitivity, False, self.budgets)
+        return Problem(
+            space, ("latency", "size"), seed, sensitivity, False, self.budgets
+        )
 
 
 def _unit(i: int) -> Unit:
@@ -114,7 +121,10 @@ def judge(space: TuningSpace, number: int, recipe: Recipe) -> Trial:
 
 
 def search(
-    strategy: Strategy, space: TuningSpace, limit: int, answer: Callable[[int, Recipe], Trial]
+    strategy: Strategy,
+    space: TuningSpace,
+    limit: int,
+    answer: Callable[[int, Recipe], Trial],
 ) -> list[Recipe]:
     """Ask and tell until the end or the limit; returns the recipes in order."""
     asked: list[Recipe] = []
@@ -122,7 +132,9 @@ def search(
         recipe = strategy.ask()
         if recipe is None:
             return asked
-        assert not isinstance(recipe, Wait), "WAIT was returned although no trial is pending"
+        assert not isinstance(recipe, Wait), (
+            "WAIT was returned although no trial is pending"
+        )
         asked.append(recipe)
         strategy.tell(answer(len(asked), recipe))
     return asked
@@ -140,7 +152,9 @@ class StrategyConformance:
     @pytest.fixture
     def case(self) -> StrategyCase:
         """Return the case under test."""
-        raise NotImplementedError("a subclass of StrategyConformance gives the fixture `case`")
+        raise NotImplementedError(
+            "a subclass of StrategyConformance gives the fixture `case`"
+        )
 
     def test_asks_points_of_the_space_and_ends(self, case: StrategyCase) -> None:
         """Every recipe belongs to the space, and no error comes before the end or the limit."""
@@ -153,9 +167,13 @@ class StrategyConformance:
         """Determinism."""
         first = _searched(case, case.problem(seed=3))
         second = _searched(case, case.problem(seed=3))
-        assert [recipe.digest for recipe in first] == [recipe.digest for recipe in second]
+        assert [recipe.digest for recipe in first] == [
+            recipe.digest for recipe in second
+        ]
 
-    def test_a_search_is_rebuilt_from_any_prefix_of_its_history(self, case: StrategyCase) -> None:
+    def test_a_search_is_rebuilt_from_any_prefix_of_its_history(
+        self, case: StrategyCase
+    ) -> None:
         """After a crash the loop asks and tells the history again: the continuation is the same."""
         problem = case.problem()
         space = problem.space

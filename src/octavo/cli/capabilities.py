@@ -25,7 +25,8 @@ def register(app: typer.Typer) -> None:
 
 def capabilities(
     model: Annotated[
-        str | None, typer.Argument(help="A model file, or module:name: only what this model has.")
+        str | None,
+        typer.Argument(help="A model file, or module:name: only what this model has."),
     ] = None,
     backend: Annotated[
         str | None, typer.Option("--backend", "-b", help="Only this backend.")
@@ -33,7 +34,8 @@ def capabilities(
     measure: Annotated[
         bool,
         typer.Option(
-            "--measure", help="Time every scheme beside float on a small sample, some 0.3 s each."
+            "--measure",
+            help="Time every scheme beside float on a small sample, some 0.3 s each.",
         ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -45,9 +47,15 @@ def capabilities(
         opened = open_model(source(model), host, backend=backend)
         found = [(opened.capability, {op.type for op in opened.view.ops})]
     else:
-        cards = [host.part("adapters", backend)] if backend else list(host.adapters().values())
+        cards = (
+            [host.part("adapters", backend)]
+            if backend
+            else list(host.adapters().values())
+        )
         found = [
-            (answer, set(answer.offers)) for card in cards if (answer := _ask(card)) is not None
+            (answer, set(answer.offers))
+            for card in cards
+            if (answer := _ask(card)) is not None
         ]
     speeds = _Speeds(host if measure else None)
     if as_json:
@@ -74,7 +82,9 @@ class _Speeds:
         speed = self.of(backend, kind, offer)
         shown = "" if speed is None else f"{speed:.2f} of float's speed on a sample"
         slow = f"slower than float: {offer.slower}" if offer.slower else ""
-        return "; ".join(filter(None, (shown, slow, "some ops cannot" if offer.refuses else "")))
+        return "; ".join(
+            filter(None, (shown, slow, "some ops cannot" if offer.refuses else ""))
+        )
 
 
 def _ask(card: Any) -> Capability | None:
@@ -98,11 +108,17 @@ def _show(answer: Capability, types: set[str], speeds: _Speeds) -> None:
             remark = speeds.remark(answer.backend, kind, offer)
             rows.append((kind, offer.scheme, carried_out_by, remark))
     title = f"{answer.backend} on {answer.device}"
-    console.print(table(("op type", "scheme", "carried out by", "remark"), rows, title=title))
+    console.print(
+        table(("op type", "scheme", "carried out by", "remark"), rows, title=title)
+    )
     if rest := sorted(types - set(answer.offers)):
         console.print(f"float only: {', '.join(rest)}", soft_wrap=True)
-    console.print(f"features: {', '.join(sorted(answer.features)) or 'none'}", soft_wrap=True)
-    versions = ", ".join(f"{name} {version}" for name, version in answer.versions.items())
+    console.print(
+        f"features: {', '.join(sorted(answer.features)) or 'none'}", soft_wrap=True
+    )
+    versions = ", ".join(
+        f"{name} {version}" for name, version in answer.versions.items()
+    )
     console.print(f"established on: {versions}", soft_wrap=True)
 
 

@@ -31,7 +31,9 @@ def out() -> Console:
 
 def err() -> Console:
     """Return a console on standard error."""
-    return Console(file=sys.stderr, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    return Console(
+        file=sys.stderr, highlight=False, markup=False, emoji=False, soft_wrap=True
+    )
 
 
 def fail(message: object) -> None:
@@ -52,7 +54,10 @@ def say(message: str) -> None:
 def show_json(value: Any) -> None:
     """Print JSON that another program can read."""
     sys.stdout.write(
-        json.dumps(without_infinities(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        json.dumps(
+            without_infinities(value), indent=2, ensure_ascii=False, allow_nan=False
+        )
+        + "\n"
     )
 
 
@@ -78,8 +83,12 @@ def table(
     )
     for column in columns:
         made.add_column(
-            Text(column), justify="right" if column in set(right) else "left", overflow="fold"
+            Text(column),
+            justify="right" if column in set(right) else "left",
+            overflow="fold",
         )
     for row in rows:
-        made.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
+        made.add_row(
+            *(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row)
+        )
     return made

@@ -40,9 +40,13 @@ class Samples:
     def where(self, picked: np.ndarray) -> Samples:
         """Return the samples that a mask of shape (samples,), or indices, pick."""
         labels = None if self.labels is None else self.labels[picked]
-        return Samples({k: v[picked] for k, v in self.inputs.items()}, labels, self.origin)
+        return Samples(
+            {k: v[picked] for k, v in self.inputs.items()}, labels, self.origin
+        )
 
-    def batches(self, size: int) -> Iterator[tuple[np.ndarray, ...] | dict[str, np.ndarray]]:
+    def batches(
+        self, size: int
+    ) -> Iterator[tuple[np.ndarray, ...] | dict[str, np.ndarray]]:
         """Yield batches of inputs. A single array goes in call order, several go by name."""
         for start in range(0, len(self), size):
             rows = {k: v[start : start + size] for k, v in self.inputs.items()}
@@ -80,7 +84,9 @@ def read_samples(path: Path, labels: str | None = None) -> Samples:
     return Samples(inputs, arrays[name] if name else None, str(path))
 
 
-def calibration_source(spec: str, option: str, batch_size: int, labels: str | None = None) -> Any:
+def calibration_source(
+    spec: str, option: str, batch_size: int, labels: str | None = None
+) -> Any:
     """Return what ``--calibration`` or ``--data`` names: samples of a file as batches, or the
     object of ``module:name``.
 

@@ -23,24 +23,34 @@ def register(app: typer.Typer) -> None:
 
 
 def export(
-    result: Annotated[str, typer.Argument(help="Folder of a saved result; or a float model.")],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder to write; it must be new or empty.")
+    result: Annotated[
+        str, typer.Argument(help="Folder of a saved result; or a float model.")
     ],
-    to: Annotated[str | None, typer.Option(help="Exporter; see octavo plugins.")] = None,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", help="Folder to write; it must be new or empty."
+        ),
+    ],
+    to: Annotated[
+        str | None, typer.Option(help="Exporter; see octavo plugins.")
+    ] = None,
     standalone: Annotated[
         bool,
         typer.Option(
-            "--standalone", help="Short for --to standalone: model and runner, NumPy only."
+            "--standalone",
+            help="Short for --to standalone: model and runner, NumPy only.",
         ),
     ] = False,
     backend: Annotated[
-        str | None, typer.Option("--backend", "-b", help="Open a float model with this backend.")
+        str | None,
+        typer.Option("--backend", "-b", help="Open a float model with this backend."),
     ] = None,
     float_model: Annotated[
         str | None,
         typer.Option(
-            "--float", help="The float model (module:name), where a saved result does not hold it."
+            "--float",
+            help="The float model (module:name), where a saved result does not hold it.",
         ),
     ] = None,
 ) -> None:
@@ -53,7 +63,9 @@ def export(
         )
     opened = source(result)
     if is_result(opened):
-        candidate = load_candidate(opened, source(float_model) if float_model else None, host=host)
+        candidate = load_candidate(
+            opened, source(float_model) if float_model else None, host=host
+        )
     else:
         candidate = open_model(opened, host, backend=backend).session.reference()
     Quantized(candidate).export(to or "standalone", output, host=host)

@@ -25,10 +25,14 @@ def register(app: typer.Typer) -> None:
 
 def history(
     store: Annotated[
-        str, typer.Argument(help="History file (or database URL), or the folder of a saved result.")
+        str,
+        typer.Argument(
+            help="History file (or database URL), or the folder of a saved result."
+        ),
     ],
     study: Annotated[
-        str | None, typer.Option(help="Name of the study in the store; default: its only one.")
+        str | None,
+        typer.Option(help="Name of the study in the store; default: its only one."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -36,9 +40,15 @@ def history(
     if is_result(Path(store)):
         manifest = read_manifest(Path(store))
         if "trials" not in manifest:
-            raise ConfigError(f"{store} was quantized without a search: it has no trials")
-        with raised_as(ConfigError, f"the record of {store} is damaged", "save the result again"):
-            trials = tuple(Trial.from_json(t) for t in (manifest["baseline"], *manifest["trials"]))
+            raise ConfigError(
+                f"{store} was quantized without a search: it has no trials"
+            )
+        with raised_as(
+            ConfigError, f"the record of {store} is damaged", "save the result again"
+        ):
+            trials = tuple(
+                Trial.from_json(t) for t in (manifest["baseline"], *manifest["trials"])
+            )
         name = store
     else:
         name, trials, _ = read_history(store, study)
@@ -59,7 +69,9 @@ def trials_table(name: str, trials: tuple[Trial, ...]) -> object:
         seconds = f"{sum(trial.seconds.values()):.2f}"
         ops = text.bits(trial)
         backend = trial.recipe.backend
-        rows.append((trial.number, backend, ops, *scores, *costs, seconds, _state(trial)))
+        rows.append(
+            (trial.number, backend, ops, *scores, *costs, seconds, _state(trial))
+        )
     searched = sum(trial.number > 0 for trial in trials)
     figures = (*metrics, *objectives, "seconds")
     columns = ("#", "backend", "ops", *figures, "state")

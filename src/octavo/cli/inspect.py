@@ -32,7 +32,10 @@ def register(app: typer.Typer) -> None:
 
 def inspect(
     model: Annotated[
-        str, typer.Argument(help="A model file, module:name, or the folder of a saved result.")
+        str,
+        typer.Argument(
+            help="A model file, module:name, or the folder of a saved result."
+        ),
     ],
     backend: Annotated[
         str | None, typer.Option("--backend", "-b", help="Open with this backend.")
@@ -40,7 +43,8 @@ def inspect(
     float_model: Annotated[
         str | None,
         typer.Option(
-            "--float", help="The float model (module:name), where a saved result does not hold it."
+            "--float",
+            help="The float model (module:name), where a saved result does not hold it.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -77,7 +81,9 @@ def _shown(view: ModelView) -> Iterator[Table | str]:
     figures = ("parameters", "MACs", "in float32")
     yield table(columns, [_row(op) for op in view.ops], right=figures)
     if view.groups:
-        groups = [(g.name, g.kind, ", ".join(g.members), g.producer) for g in view.groups]
+        groups = [
+            (g.name, g.kind, ", ".join(g.members), g.producer) for g in view.groups
+        ]
         yield table(("group", "kind", "members", "producer"), groups)
     inputs = ", ".join(f"{i.name} {i.dtype}{_shape(i.shape)}" for i in view.inputs)
     outputs = ", ".join(view.outputs)
@@ -108,7 +114,11 @@ def _unclaimed(view: ModelView) -> Table:
         (w.name, "x".join(map(str, w.shape)), f"{prod(w.shape):,}", w.reason)
         for w in view.unclaimed
     ]
-    return table(("in no op", "shape", "elements", "why it stays float"), rows, right=("elements",))
+    return table(
+        ("in no op", "shape", "elements", "why it stays float"),
+        rows,
+        right=("elements",),
+    )
 
 
 def _saved_file(path: Path) -> Candidate | None:
@@ -131,14 +141,26 @@ def _as_json(view: ModelView) -> dict[str, Any]:
     return {
         "ops": [_op_as_json(op) for op in view.ops],
         "groups": [
-            {"name": g.name, "kind": g.kind, "members": g.members, "producer": g.producer}
+            {
+                "name": g.name,
+                "kind": g.kind,
+                "members": g.members,
+                "producer": g.producer,
+            }
             for g in view.groups
         ],
-        "inputs": [{"name": i.name, "shape": i.shape, "dtype": i.dtype} for i in view.inputs],
+        "inputs": [
+            {"name": i.name, "shape": i.shape, "dtype": i.dtype} for i in view.inputs
+        ],
         "outputs": view.outputs,
         "parameters": view.parameters,
         "unclaimed": [
-            {"name": w.name, "shape": list(w.shape), "dtype": w.dtype, "reason": w.reason}
+            {
+                "name": w.name,
+                "shape": list(w.shape),
+                "dtype": w.dtype,
+                "reason": w.reason,
+            }
             for w in view.unclaimed
         ],
         "notes": view.notes,
@@ -164,7 +186,10 @@ def _result(folder: Path, float_model: Any, as_json: bool) -> None:
     if as_json:
         show_json(
             {
-                **{k: manifest[k] for k in ("octavo", "backend", "recipe", "made", "environment")},
+                **{
+                    k: manifest[k]
+                    for k in ("octavo", "backend", "recipe", "made", "environment")
+                },
                 "bytes": size,
             }
         )

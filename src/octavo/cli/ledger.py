@@ -23,7 +23,11 @@ def ledger_table(ledger: Mapping[str, Applied]) -> Table:
 def _applied(line: Applied) -> Text:
     if line.carries_codes:
         return Text("carries codes")
-    return Text("as requested", "green") if line.honoured else Text(str(line.applied), "yellow")
+    return (
+        Text("as requested", "green")
+        if line.honoured
+        else Text(str(line.applied), "yellow")
+    )
 
 
 def _by(line: Applied) -> str:

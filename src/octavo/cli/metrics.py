@@ -38,7 +38,9 @@ class Metric:
 def _classes(outputs: np.ndarray) -> np.ndarray:
     """Class indices: outputs that are integers already (a classifier's label output), or the
     largest of the last axis."""
-    found: np.ndarray = outputs if np.issubdtype(outputs.dtype, np.integer) else outputs.argmax(-1)
+    found: np.ndarray = (
+        outputs if np.issubdtype(outputs.dtype, np.integer) else outputs.argmax(-1)
+    )
     return found
 
 
@@ -86,13 +88,17 @@ def _cosine(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     norm = np.sqrt(np.square(a).sum(1) * np.square(b).sum(1))
     # Two vectors of zeros are alike; one beside another vector is not.
     both = np.logical_not(np.logical_or(a.any(1), b.any(1)))
-    cosine: np.ndarray = np.where(both, 1.0, (a * b).sum(1) / np.where(norm > 0, norm, 1.0))
+    cosine: np.ndarray = np.where(
+        both, 1.0, (a * b).sum(1) / np.where(norm > 0, norm, 1.0)
+    )
     return cosine
 
 
 METRICS: Mapping[str, Metric] = {
     "accuracy": Metric("share of right classes", _accuracy, needs_labels=True),
-    "top5": Metric("share with the right class among the five likeliest", _top5, needs_labels=True),
+    "top5": Metric(
+        "share with the right class among the five likeliest", _top5, needs_labels=True
+    ),
     "agreement": Metric("share of classes that are the float model's", _accuracy),
     "cosine": Metric(
         "cosine similarity with the targets, or with the float model's outputs", _cosine
@@ -126,7 +132,9 @@ def metric(name: str) -> Metric:
     return METRICS[name]
 
 
-def first_output(model: Any, batch: tuple[np.ndarray, ...] | dict[str, np.ndarray]) -> np.ndarray:
+def first_output(
+    model: Any, batch: tuple[np.ndarray, ...] | dict[str, np.ndarray]
+) -> np.ndarray:
     """Run one batch, by position or by name, and return the first output as an array."""
     raw = model(**batch) if isinstance(batch, dict) else model(*batch)
     if isinstance(raw, Mapping):
@@ -153,7 +161,9 @@ class FileScore(SampleScore):
         reference: Callable[..., Any] | None = None,
     ) -> None:
         chosen = metric(name)
-        super().__init__(self._some, len(samples), best=1.0 if chosen.higher_is_better else 0.0)
+        super().__init__(
+            self._some, len(samples), best=1.0 if chosen.higher_is_better else 0.0
+        )
         self.data = samples
         self.batch_size = batch_size
         self._metric = chosen
@@ -165,19 +175,28 @@ class FileScore(SampleScore):
             )
         if labels is None:
             if reference is None:
-                raise DataError(f"{name} needs targets, and {samples.origin} holds none")
+                raise DataError(
+                    f"{name} needs targets, and {samples.origin} holds none"
+                )
             outputs = np.concatenate(
-                [first_output(reference, batch) for batch in samples.batches(batch_size)]
+                [
+                    first_output(reference, batch)
+                    for batch in samples.batches(batch_size)
+                ]
             )
             labels = _classes(outputs) if name == "agreement" else outputs
         self._labels = labels
 
     def _some(self, model: Any, indices: np.ndarray) -> np.ndarray:
-        whole = len(indices) == len(self.data) and bool((indices == np.arange(len(indices))).all())
+        whole = len(indices) == len(self.data) and bool(
+            (indices == np.arange(len(indices))).all()
+        )
         picked = self.data if whole else self.data.where(indices)
         labels = self._labels if whole else self._labels[indices]
         parts = []
         for index, batch in enumerate(picked.batches(self.batch_size)):
             rows = slice(index * self.batch_size, (index + 1) * self.batch_size)
-            parts.append(self._metric.per_sample(first_output(model, batch), labels[rows]))
+            parts.append(
+                self._metric.per_sample(first_output(model, batch), labels[rows])
+            )
         return np.concatenate(parts)

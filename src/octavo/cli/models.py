@@ -65,7 +65,8 @@ def is_result(path: Any) -> bool:
 
 
 def default_folder(model: str, opened: Any, what: str) -> Path:
-    """Return where a result goes that was given no folder: the model's name and what was done to it.
+    """Return where a result goes that was given no folder: the model's name and what was done to
+    it.
 
     Args:
         model: As it was named on the command line.

@@ -19,7 +19,10 @@ def register(app: typer.Typer) -> None:
 def plugins(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     autoload: Annotated[
-        bool, typer.Option("--autoload/--no-autoload", help="Load plugins of other distributions.")
+        bool,
+        typer.Option(
+            "--autoload/--no-autoload", help="Load plugins of other distributions."
+        ),
     ] = True,
 ) -> None:
     """List plugins and the parts they offer, without importing any framework."""
@@ -29,11 +32,19 @@ def plugins(
         show_json(
             {
                 "plugins": [
-                    {"name": i.name, "origin": i.origin, "loaded": i.loaded, "reason": i.reason}
+                    {
+                        "name": i.name,
+                        "origin": i.origin,
+                        "loaded": i.loaded,
+                        "reason": i.reason,
+                    }
                     for i in host.plugins()
                 ],
                 "parts": {
-                    kind: {n: {"summary": p.summary, "target": p.target} for n, p in found.items()}
+                    kind: {
+                        n: {"summary": p.summary, "target": p.target}
+                        for n, p in found.items()
+                    }
                     for kind, found in parts.items()
                 },
             }
@@ -41,7 +52,8 @@ def plugins(
         return
     console = out()
     rows = [
-        (i.name, i.origin, "loaded" if i.loaded else "left out", i.reason) for i in host.plugins()
+        (i.name, i.origin, "loaded" if i.loaded else "left out", i.reason)
+        for i in host.plugins()
     ]
     console.print(table(("plugin", "from", "state", "note"), rows))
     offered = [

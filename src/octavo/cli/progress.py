@@ -90,12 +90,16 @@ class Show(Callback):
         if not self._quiet:
             self._console.print(Text(message))
 
-    def started(self, baseline: Trial, goal: str, max_trials: int, space_size: int) -> None:
+    def started(
+        self, baseline: Trial, goal: str, max_trials: int, space_size: int
+    ) -> None:
         """Say where the search starts from, and how large the space is."""
         self._metric = next(iter(baseline.metrics))
         self._line(line(baseline, self._metric))
         size = magnitude(space_size)
-        self._line(f"goal: {goal}; {size} recipes in the space, at most {max_trials} evaluations")
+        self._line(
+            f"goal: {goal}; {size} recipes in the space, at most {max_trials} evaluations"
+        )
         if self._console.is_terminal and not self._quiet:
             columns = (
                 TextColumn("{task.description}"),
@@ -116,14 +120,20 @@ class Show(Callback):
     def trying(self, number: int, recipe: Recipe) -> None:
         """Name the trial that runs."""
         if self._live is not None and self._task is not None:
-            self._live.update(self._task, description=f"trial {number} on {recipe.backend}")
+            self._live.update(
+                self._task, description=f"trial {number} on {recipe.backend}"
+            )
 
-    def finished(self, trial: Trial, best: Trial | None, seconds_left: float | None) -> None:
+    def finished(
+        self, trial: Trial, best: Trial | None, seconds_left: float | None
+    ) -> None:
         """Show the trial and the best so far."""
         left = "" if seconds_left is None else f"about {duration(seconds_left)} left"
         so_far = f"best so far: trial {best.number}" if best else "none passes so far"
         if self._live is None or self._task is None:
-            self._line("; ".join(filter(None, (line(trial, self._metric), so_far, left))))
+            self._line(
+                "; ".join(filter(None, (line(trial, self._metric), so_far, left)))
+            )
             return
         self._line(f"{line(trial, self._metric)}; {so_far}")
         self._live.update(self._task, advance=1, left=f"{so_far}; {left}")

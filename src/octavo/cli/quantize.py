@@ -26,7 +26,9 @@ def register(app: typer.Typer) -> None:
 
 
 def quantize(
-    model: Annotated[str, typer.Argument(help="A model file (.onnx, .npz), or module:name.")],
+    model: Annotated[
+        str, typer.Argument(help="A model file (.onnx, .npz), or module:name.")
+    ],
     scheme: Annotated[
         str,
         typer.Option(
@@ -36,19 +38,26 @@ def quantize(
     ] = "int8-static",
     data: Annotated[
         str | None,
-        typer.Option(help="Calibration samples: an .npz, a folder of .npy, or module:name."),
+        typer.Option(
+            help="Calibration samples: an .npz, a folder of .npy, or module:name."
+        ),
     ] = None,
     labels: Annotated[
         str | None, typer.Option(help="Name of an array in --data that is no input.")
     ] = None,
     backend: Annotated[
-        str | None, typer.Option("--backend", "-b", help="Backend; default: the model's own.")
+        str | None,
+        typer.Option("--backend", "-b", help="Backend; default: the model's own."),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Folder for the result; default: MODEL-SCHEME."),
+        typer.Option(
+            "--output", "-o", help="Folder for the result; default: MODEL-SCHEME."
+        ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples per calibration batch.")] = 32,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Samples per calibration batch.")
+    ] = 32,
 ) -> None:
     """Quantize MODEL by a named scheme and print what became of each op."""
     opened = source(model)
@@ -56,7 +65,11 @@ def quantize(
     if scheme not in PRESETS and Path(scheme).suffix in (".toml", ".yaml", ".yml"):
         chosen = TuningConfig.read(Path(scheme))
     target = check_target(output or default_folder(model, opened, Path(scheme).stem))
-    batches = calibration_source(data, "--data", batch_size, labels) if data is not None else None
+    batches = (
+        calibration_source(data, "--data", batch_size, labels)
+        if data is not None
+        else None
+    )
     if batches is None and isinstance(chosen, str) and "static" in chosen:
         raise ConfigError(
             f"scheme {scheme!r} needs calibration samples: give --data, or take a dynamic or "

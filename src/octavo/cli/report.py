@@ -24,10 +24,14 @@ def report(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="Where to write the page; default: report.html in the folder."
+            "--output",
+            "-o",
+            help="Where to write the page; default: report.html in the folder.",
         ),
     ] = None,
-    title: Annotated[str, typer.Option(help="Heading of the page.")] = "Quantization report",
+    title: Annotated[
+        str, typer.Option(help="Heading of the page.")
+    ] = "Quantization report",
 ) -> None:
     """Write the HTML report of a saved result, and print its summary."""
     data = report_data(read_manifest(result), title)

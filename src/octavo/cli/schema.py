@@ -20,7 +20,9 @@ def register(app: typer.Typer) -> None:
 def schema(
     autoload: Annotated[
         bool,
-        typer.Option("--autoload/--no-autoload", help="Include plugins of other distributions."),
+        typer.Option(
+            "--autoload/--no-autoload", help="Include plugins of other distributions."
+        ),
     ] = True,
 ) -> None:
     """Print the JSON schema of a tuning configuration, with the settings of every loaded part."""

@@ -36,10 +36,16 @@ def register(app: typer.Typer) -> None:
 
 
 def sensitivity(
-    model: Annotated[str, typer.Argument(help="A model file (.onnx, .npz), or module:name.")],
-    data: Annotated[Path, typer.Option(help="Calibration samples: an .npz or a folder of .npy.")],
+    model: Annotated[
+        str, typer.Argument(help="A model file (.onnx, .npz), or module:name.")
+    ],
+    data: Annotated[
+        Path, typer.Option(help="Calibration samples: an .npz or a folder of .npy.")
+    ],
     kind: Annotated[
-        Literal["output_distance", "weight_error", "hessian", "gradient", "hessian_trace"],
+        Literal[
+            "output_distance", "weight_error", "hessian", "gradient", "hessian_trace"
+        ],
         typer.Option(
             help="Distance of the model's outputs (a run each), estimates from weights and "
             "inputs, or (torch) from gradients."
@@ -50,27 +56,40 @@ def sensitivity(
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option("--config", "-c", help="Configuration whose rules restrict the schemes."),
+        typer.Option(
+            "--config", "-c", help="Configuration whose rules restrict the schemes."
+        ),
     ] = None,
     backend: Annotated[
-        str | None, typer.Option("--backend", "-b", help="Backend; default: the model's own.")
+        str | None,
+        typer.Option("--backend", "-b", help="Backend; default: the model's own."),
     ] = None,
     every: Annotated[
         bool,
-        typer.Option("--all", help="Every scheme of every unit; default: the first of each mode."),
+        typer.Option(
+            "--all", help="Every scheme of every unit; default: the first of each mode."
+        ),
     ] = False,
-    batches: Annotated[int, typer.Option(min=1, help="Batches of --data that are used.")] = 2,
+    batches: Annotated[
+        int, typer.Option(min=1, help="Batches of --data that are used.")
+    ] = 2,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples per batch.")] = 32,
     save: Annotated[
         Path | None,
-        typer.Option(help="Keep the scores in this file, and start from it if it is there."),
+        typer.Option(
+            help="Keep the scores in this file, and start from it if it is there."
+        ),
     ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw the scores into this .svg.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the scores into this .svg.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Rank the units of MODEL by what quantizing each one alone costs: 0 is no change, the most
     sensitive first."""
-    settings = TuningConfig.read(config, **({"backends": (backend,)} if backend else {}))
+    settings = TuningConfig.read(
+        config, **({"backends": (backend,)} if backend else {})
+    )
     host = plugin_host(settings)
     with ExitStack() as stack:
         opened, given, _ = open_all(
@@ -87,17 +106,28 @@ def sensitivity(
                 f"{model} has nothing to quantize on {target.name}; see octavo capabilities {model}"
             )
         realizer = Realizer(
-            target, space, host, non_finite=settings.non_finite, gram_bytes=settings.gram_bytes
+            target,
+            space,
+            host,
+            non_finite=settings.non_finite,
+            gram_bytes=settings.gram_bytes,
         )
         realizer.calibrate(given[target.name])
         service = SensitivityService(target, realizer, tuple(given[target.name]), save)
-        found = {unit.name: _scores(service, kind, unit, every) for unit in space.tunable}
+        found = {
+            unit.name: _scores(service, kind, unit, every) for unit in space.tunable
+        }
         if save is not None:
             service.save(save)
     ranked = sorted(space.tunable, key=lambda unit: -max(found[unit.name].values()))
     loss = kind.replace("_", " ")
     if as_json:
-        show_json({unit.name: {str(s): v for s, v in found[unit.name].items()} for unit in ranked})
+        show_json(
+            {
+                unit.name: {str(s): v for s, v in found[unit.name].items()}
+                for unit in ranked
+            }
+        )
     else:
         out().print(_ranking(ranked, found, loss))
     if plot is not None:
@@ -115,7 +145,9 @@ def _ranking(ranked: Sequence[Unit], found: Losses, loss: str) -> Table:
         weights = f"{unit.parameters:,}" if unit.parameters else ""
         worst_first = sorted(found[unit.name].items(), key=lambda pair: -pair[1])
         for scheme, value in worst_first:
-            rows.append((unit.name, unit.type, weights, scheme, _shown(value), bar(value)))
+            rows.append(
+                (unit.name, unit.type, weights, scheme, _shown(value), bar(value))
+            )
     columns = ("unit", "type", "weights", "scheme", loss, "log scale")
     return table(columns, rows, right=("weights", loss))
 
@@ -161,5 +193,7 @@ def _bars(losses: Sequence[float]) -> Callable[[float], str]:
 
 def _shown(value: float) -> Text:
     return (
-        Text("cannot be carried out", "yellow") if value == float("inf") else Text(f"{value:.3g}")
+        Text("cannot be carried out", "yellow")
+        if value == float("inf")
+        else Text(f"{value:.3g}")
     )

@@ -22,18 +22,31 @@ def comparison(data: ReportData) -> Table:
     rows: list[tuple[object, ...]] = []
     for name, value, found in data.scores:
         ratio = f"{found / value:.4g}" if found is not None and value else "-"
-        rows.append((name, f"{value:.5g}", "-" if found is None else f"{found:.5g}", ratio))
+        rows.append(
+            (name, f"{value:.5g}", "-" if found is None else f"{found:.5g}", ratio)
+        )
     for name, m in data.baseline.objectives.items():
         own = best.objectives.get(name) if best else None
         rows.append((name, text.measured(m), text.measured(own), text.ratio(own)))
-    rows.append(("backend", data.baseline.recipe.backend, best.recipe.backend if best else "-", ""))
+    rows.append(
+        (
+            "backend",
+            data.baseline.recipe.backend,
+            best.recipe.backend if best else "-",
+            "",
+        )
+    )
     rows.append(("ops", "float", text.bits(best) if best else "-", ""))
     if best and best.recipe.transforms:
-        rows.append(("transforms", "none", ", ".join(map(str, best.recipe.transforms)), ""))
+        rows.append(
+            ("transforms", "none", ", ".join(map(str, best.recipe.transforms)), "")
+        )
     without = "float" if data.kept_float else "none"
     title = f"trial {best.number}" if best else without
     return table(
-        ("", "float", f"best ({title})", "ratio"), rows, right=("float", f"best ({title})", "ratio")
+        ("", "float", f"best ({title})", "ratio"),
+        rows,
+        right=("float", f"best ({title})", "ratio"),
     )
 
 
@@ -45,7 +58,9 @@ def left_in_float(data: ReportData) -> Table | Text:
     for kind, why, names, size in data.left_in_float:
         rows.append((kind, len(names), f"{size:,}", why, _few(names)))
     return table(
-        ("left in float", "ops", "weights", "why", "which"), rows, right=("ops", "weights")
+        ("left in float", "ops", "weights", "why", "which"),
+        rows,
+        right=("ops", "weights"),
     )
 
 
@@ -62,11 +77,16 @@ def float_weights(coverage: Coverage, most: int = 8) -> Table | Text:
         others = [row for _, own in rest for row in own]
         elements = sum(row.elements for row in others)
         names = _few(tuple(row.weight for row in others))
-        rows.append((f"{elements:,}", len(others), f"{len(rest)} further reasons", names))
+        rows.append(
+            (f"{elements:,}", len(others), f"{len(rest)} further reasons", names)
+        )
     share = f"{100 * coverage.kept / coverage.total:.3g} %"
     title = f"{coverage.kept:,} of {coverage.total:,} weights ({share}) stay float"
     return table(
-        ("weights", "tensors", "why", "which"), rows, right=("weights", "tensors"), title=title
+        ("weights", "tensors", "why", "which"),
+        rows,
+        right=("weights", "tensors"),
+        title=title,
     )
 
 
@@ -95,7 +115,9 @@ def backends(data: ReportData) -> Table | None:
             measurement = best.objectives.get(objective)
             figures += [text.measured(measurement), text.ratio(measurement)]
         ops = text.bits(best) + ("" if best.passed else " (does not pass)")
-        rows.append((name, f"#{best.number}", text.score(best, data.metric), *figures, ops))
+        rows.append(
+            (name, f"#{best.number}", text.score(best, data.metric), *figures, ops)
+        )
     measured = [column for o in objectives for column in (o, f"{o} ratio")]
     columns = ("backend", "trial", data.metric, *measured, "ops")
     title = "The best of each backend; ratios to the float model as given"
@@ -111,7 +133,9 @@ def summary(data: ReportData) -> Group:
 
     def parts() -> Iterator[Table | Text]:
         style = "bold green" if data.goal_met else "bold red"
-        yield Text(data.verdict, style=style) + Text(f" ({data.goal}); {data.reason}", style="")
+        yield Text(data.verdict, style=style) + Text(
+            f" ({data.goal}); {data.reason}", style=""
+        )
         yield comparison(data)
         if several := backends(data):
             yield several

@@ -54,12 +54,15 @@ def tune(
     metric_name: Annotated[
         str | None,
         typer.Option(
-            "--metric", help=f"Score on --data: {', '.join(METRICS)}; or a name for --evaluate's."
+            "--metric",
+            help=f"Score on --data: {', '.join(METRICS)}; or a name for --evaluate's.",
         ),
     ] = None,
     evaluate: Annotated[
         str | None,
-        typer.Option(help="module:function that scores a candidate, instead of a built-in metric."),
+        typer.Option(
+            help="module:function that scores a candidate, instead of a built-in metric."
+        ),
     ] = None,
     calibration: Annotated[
         str | None,
@@ -73,16 +76,22 @@ def tune(
     config: Annotated[
         Path | None,
         typer.Option(
-            "--config", "-c", help="Configuration (.toml, .yaml, .json); options override it."
+            "--config",
+            "-c",
+            help="Configuration (.toml, .yaml, .json); options override it.",
         ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Folder for the result; default: MODEL-quantized."),
+        typer.Option(
+            "--output", "-o", help="Folder for the result; default: MODEL-quantized."
+        ),
     ] = None,
     backend: Annotated[
         list[str] | None,
-        typer.Option("--backend", "-b", help="Search over this backend; may be repeated."),
+        typer.Option(
+            "--backend", "-b", help="Search over this backend; may be repeated."
+        ),
     ] = None,
     strategy: Annotated[
         str | None, typer.Option(help="Search strategy; see octavo plugins.")
@@ -117,9 +126,14 @@ def tune(
         Literal["goal", "budget"] | None,
         typer.Option(help="End at the first recipe that passes, or use the budget."),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="The only source of randomness.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="The only source of randomness.")
+    ] = None,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Samples per call, in calibration, scoring and timing.")
+        int,
+        typer.Option(
+            min=1, help="Samples per call, in calibration, scoring and timing."
+        ),
     ] = 32,
     calibration_size: Annotated[
         int, typer.Option(min=1, help="Samples of --data set aside for calibration.")
@@ -131,13 +145,18 @@ def tune(
         ),
     ] = None,
     storage: Annotated[
-        str | None, typer.Option(help="History file or database URL; default: beside the output.")
+        str | None,
+        typer.Option(help="History file or database URL; default: beside the output."),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where a run on the same history stopped.")
+        bool,
+        typer.Option("--resume", help="Go on where a run on the same history stopped."),
     ] = False,
     report: Annotated[
-        bool, typer.Option("--report/--no-report", help="Write report.html into the output folder.")
+        bool,
+        typer.Option(
+            "--report/--no-report", help="Write report.html into the output folder."
+        ),
     ] = True,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Print only the tables at the end.")
@@ -163,7 +182,14 @@ def tune(
     opened = source(model)
     target = check_target(output or default_folder(model, opened, "quantized"))
     score, batches, configured = _evaluation(
-        opened, configured, data, evaluate, calibration, labels, batch_size, calibration_size
+        opened,
+        configured,
+        data,
+        evaluate,
+        calibration,
+        labels,
+        batch_size,
+        calibration_size,
     )
     # Signals end the run as a whole in peace: what was found is saved before the process ends.
     with terminate_as_interrupt():
@@ -178,7 +204,9 @@ def tune(
                 callbacks=(show,),
                 arrays=isinstance(score, FileScore),
             )
-        result = replace(result, command=shlex.join(["octavo", *(context.obj or ["tune", model])]))
+        result = replace(
+            result, command=shlex.join(["octavo", *(context.obj or ["tune", model])])
+        )
         with deferred_interrupts():
             folder = result.save(target)
         _hand_over(result, folder, report, Path(model).name)
@@ -240,15 +268,21 @@ def _name(settings: TuningConfig, samples: Samples) -> str:
 
 def _with_direction(settings: TuningConfig, samples: Samples) -> TuningConfig:
     name = _name(settings, samples)
-    return TuningConfig.read(settings, metric=name, higher_is_better=metric(name).higher_is_better)
+    return TuningConfig.read(
+        settings, metric=name, higher_is_better=metric(name).higher_is_better
+    )
 
 
-def _file_score(model: Any, settings: TuningConfig, samples: Samples, batch_size: int) -> FileScore:
+def _file_score(
+    model: Any, settings: TuningConfig, samples: Samples, batch_size: int
+) -> FileScore:
     name = _name(settings, samples)
     reference = None
     compares_with_float = samples.labels is None or name == "agreement"
     if compares_with_float and not metric(name).needs_labels:
-        opened = open_model(model, plugin_host(settings), example=next(samples.batches(batch_size)))
+        opened = open_model(
+            model, plugin_host(settings), example=next(samples.batches(batch_size))
+        )
         reference = ArrayModel(opened.session.reference())
     return FileScore(name, samples, batch_size, reference)
 
@@ -261,7 +295,9 @@ def _hand_over(result: Result, folder: Path, report: bool, title: str) -> None:
     console.print(f"model: {folder}", soft_wrap=True)
     if report:
         try:
-            console.print(f"report: {write(data, folder / 'report.html')}", soft_wrap=True)
+            console.print(
+                f"report: {write(data, folder / 'report.html')}", soft_wrap=True
+            )
         except MissingFramework as error:
             warn(error)
     console.print(f"history: {result.storage}", soft_wrap=True)

@@ -59,22 +59,30 @@ def _quantized(array: np.ndarray, spec: QuantSpec, axis: int) -> QuantizedTensor
     return QuantizedTensor(np.asarray(quantize(array, params)).astype(np.int8), params)
 
 
-def parameters(s: NumpySession, scheme: OpScheme, batch: np.ndarray) -> dict[str, OpParameters]:
+def parameters(
+    s: NumpySession, scheme: OpScheme, batch: np.ndarray
+) -> dict[str, OpParameters]:
     assert scheme.weight is not None
     assert scheme.input is not None
     seen: dict[str, np.ndarray] = {}
     view = s.describe()
     ops = [op for op in view.ops if op.weight]
     s.observe(
-        [(batch,)], {op.inputs[0] for op in ops}, lambda name, x: seen.update({name: np.array(x)})
+        [(batch,)],
+        {op.inputs[0] for op in ops},
+        lambda name, x: seen.update({name: np.array(x)}),
     )
     found = {}
     for op in ops:
         assert op.weight is not None
-        weight = _quantized(s.tensor(op.weight.name), scheme.weight, op.weight.channel_axis)
+        weight = _quantized(
+            s.tensor(op.weight.name), scheme.weight, op.weight.channel_axis
+        )
         x = seen[op.inputs[0]]
         inputs: tuple[QuantParams | None, ...] = (
-            (affine_params(x.min(), x.max(), scheme.input),) if scheme.mode == "static" else ()
+            (affine_params(x.min(), x.max(), scheme.input),)
+            if scheme.mode == "static"
+            else ()
         )
         found[op.name] = OpParameters(scheme, weight, inputs)
     return found
@@ -88,7 +96,9 @@ SCHEMES = [
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
-def test_an_integer_op_computes_the_product_of_the_dequantized_codes(scheme: OpScheme) -> None:
+def test_an_integer_op_computes_the_product_of_the_dequantized_codes(
+    scheme: OpScheme,
+) -> None:
     """One op at a time: real arithmetic on dequantized codes, in float64, is the reference."""
     s = session()
     batch = RNG.normal(0, 1, (3, 3, 9, 8)).astype(np.float32)
@@ -99,10 +109,13 @@ def test_an_integer_op_computes_the_product_of_the_dequantized_codes(scheme: OpS
         assert op.weight is not None
         weight = given[name].weight
         assert weight is not None
-        candidate = s.apply(Recipe({name: scheme}, backend="numpy"), {name: given[name]})
+        candidate = s.apply(
+            Recipe({name: scheme}, backend="numpy"), {name: given[name]}
+        )
         seen: dict[str, np.ndarray] = {}
         watch = dict.fromkeys(
-            [value, op.outputs[0]], lambda n, x, seen=seen: seen.update({n: np.array(x)})
+            [value, op.outputs[0]],
+            lambda n, x, seen=seen: seen.update({n: np.array(x)}),
         )
         candidate.program.run([batch], watch)
         x = seen[value]
@@ -113,7 +126,9 @@ def test_an_integer_op_computes_the_product_of_the_dequantized_codes(scheme: OpS
             else affine_params(x.min(), x.max(), scheme.input)
         )
         assert params is not None
-        codes = np.clip(np.rint(x / params.scale) + params.zero_point, *integer_range(scheme.input))
+        codes = np.clip(
+            np.rint(x / params.scale) + params.zero_point, *integer_range(scheme.input)
+        )
         real = (codes - params.zero_point).astype(np.float64) * float(params.scale)
         graph = s.graph
         node = next(n for n in graph.nodes if n.name == name)
@@ -121,9 +136,9 @@ def test_an_integer_op_computes_the_product_of_the_dequantized_codes(scheme: OpS
             nodes=(node,),
             initializers={
                 **graph.initializers,
-                op.weight.name: np.asarray(dequantize(weight.codes, weight.params)).astype(
-                    np.float64
-                ),
+                op.weight.name: np.asarray(
+                    dequantize(weight.codes, weight.params)
+                ).astype(np.float64),
             },
             inputs=(type(graph.inputs[0])(value, None, "float64"),),
             outputs=op.outputs,
@@ -138,13 +153,20 @@ def test_an_integer_op_computes_the_product_of_the_dequantized_codes(scheme: OpS
 
 
 @pytest.mark.parametrize("scheme", [SCHEMES[0], SCHEMES[-1]], ids=str)
-def test_quantizing_everything_stays_near_float_and_is_in_the_ledger(scheme: OpScheme) -> None:
+def test_quantizing_everything_stays_near_float_and_is_in_the_ledger(
+    scheme: OpScheme,
+) -> None:
     s = session()
     batch = RNG.normal(0, 1, (4, 3, 9, 8)).astype(np.float32)
     given = parameters(s, scheme, batch)
     candidate = s.apply(Recipe(dict.fromkeys(given, scheme), backend="numpy"), given)
-    assert {n: line.applied for n, line in candidate.ledger.items()} == dict.fromkeys(given, scheme)
-    assert all(line.realization == "kernel" and line.honoured for line in candidate.ledger.values())
+    assert {n: line.applied for n, line in candidate.ledger.items()} == dict.fromkeys(
+        given, scheme
+    )
+    assert all(
+        line.realization == "kernel" and line.honoured
+        for line in candidate.ledger.values()
+    )
     float_result, result = s.reference().run((batch,))[0], candidate.run((batch,))[0]
     assert np.abs(float_result - result).max() < 0.05
     assert not any(n.op in ("Conv", "Gemm") for n in candidate.graph.nodes)
@@ -162,14 +184,19 @@ def test_recurrent_layers_say_why_they_stay_float() -> None:
     )
     s = session(b.graph(y))
     assert s.capability().for_op(s.describe().by_name["cell"]) == (FLOAT,)
-    assert "no integer kernel" in s.apply(Recipe(backend="numpy"), {}).ledger["cell"].reason
+    assert (
+        "no integer kernel"
+        in s.apply(Recipe(backend="numpy"), {}).ledger["cell"].reason
+    )
 
 
 def test_save_and_load_give_the_same_bits(tmp_path: Path) -> None:
     s = session()
     batch = RNG.normal(0, 1, (2, 3, 9, 8)).astype(np.float32)
     given = parameters(s, SCHEMES[2], batch)
-    candidate = s.apply(Recipe(dict.fromkeys(given, SCHEMES[2]), backend="numpy"), given)
+    candidate = s.apply(
+        Recipe(dict.fromkeys(given, SCHEMES[2]), backend="numpy"), given
+    )
     candidate.save(tmp_path)
     loaded = NumpyAdapter(NumpyConfig()).load(tmp_path)
     assert np.array_equal(loaded.run((batch,))[0], candidate.run((batch,))[0])
@@ -205,9 +232,15 @@ def test_rescaling_keeps_the_function() -> None:
     s = session(graph)
     groups = {g.producer: g for g in s.describe().groups}
     assert set(groups) == {"a", "b", "norm"}
-    factors = {g.name: RNG.uniform(0.2, 5, g.channels).astype(np.float32) for g in groups.values()}
+    factors = {
+        g.name: RNG.uniform(0.2, 5, g.channels).astype(np.float32)
+        for g in groups.values()
+    }
     batch = RNG.normal(0, 1, (2, 3, 6, 6)).astype(np.float32)
-    before, after = s.reference().run((batch,))[0], s.rescale(factors).reference().run((batch,))[0]
+    before, after = (
+        s.reference().run((batch,))[0],
+        s.rescale(factors).reference().run((batch,))[0],
+    )
     assert np.allclose(before, after, rtol=1e-4, atol=1e-5)
     with pytest.raises(SchemeError, match="positive factors"):
         s.rescale({groups["a"].name: -factors[groups["a"].name]})
@@ -215,7 +248,9 @@ def test_rescaling_keeps_the_function() -> None:
 
 def test_wrong_batches_are_refused_with_expected_against_got() -> None:
     candidate = session().reference()
-    with pytest.raises(DataError, match=r"shape \(2, 3, 9, 9\), the model takes \(any, 3, 9, 8\)"):
+    with pytest.raises(
+        DataError, match=r"shape \(2, 3, 9, 9\), the model takes \(any, 3, 9, 8\)"
+    ):
         candidate.run((np.zeros((2, 3, 9, 9), np.float32),))
     with pytest.raises(DataError, match="lacks input 'x'"):
         candidate.run({"y": np.zeros((2, 3, 9, 8), np.float32)})
@@ -226,7 +261,9 @@ def test_wrong_batches_are_refused_with_expected_against_got() -> None:
 def test_a_weight_with_nan_is_refused_by_name() -> None:
     b = Builder()
     graph = b.graph(
-        b.Gemm(b.input("x", (None, 2)), np.full((2, 2), np.nan, np.float32), name="layer")
+        b.Gemm(
+            b.input("x", (None, 2)), np.full((2, 2), np.nan, np.float32), name="layer"
+        )
     )
     with pytest.raises(NonFiniteWeight, match=r"layer\.weight"):
         session(graph)
@@ -250,7 +287,9 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("mode", ["static", "dynamic", "weight_only"])
 def test_a_model_of_half_precision_keeps_its_type(dtype: str, mode: str) -> None:
-    kind = np.dtype(getattr(ml_dtypes, dtype)) if dtype == "bfloat16" else np.dtype(dtype)
+    kind = (
+        np.dtype(getattr(ml_dtypes, dtype)) if dtype == "bfloat16" else np.dtype(dtype)
+    )
     b = Builder()
     x = b.input("x", (None, 16), dtype)
     y = b.Relu(
@@ -271,19 +310,28 @@ def test_a_model_of_half_precision_keeps_its_type(dtype: str, mode: str) -> None
         "weight_only": "int8-weight-only",
     }[mode]
     candidate = octavo.quantize_model(model, scheme, [(batch,)]).candidate
-    got, expected = candidate.run((batch,))[0], session(model).reference().run((batch,))[0]
+    got, expected = (
+        candidate.run((batch,))[0],
+        session(model).reference().run((batch,))[0],
+    )
     assert got.dtype == expected.dtype == kind
-    np.testing.assert_allclose(got.astype(np.float32), expected.astype(np.float32), atol=0.06)
+    np.testing.assert_allclose(
+        got.astype(np.float32), expected.astype(np.float32), atol=0.06
+    )
 
 
 def test_what_a_candidate_packed_goes_when_it_goes() -> None:
     s = session()
     batch = RNG.normal(0, 1, (2, 3, 9, 8)).astype(np.float32)
     given = parameters(s, SCHEMES[0], batch)
-    candidate = s.apply(Recipe(dict.fromkeys(given, SCHEMES[0]), backend="numpy"), given)
+    candidate = s.apply(
+        Recipe(dict.fromkeys(given, SCHEMES[0]), backend="numpy"), given
+    )
     candidate.run((batch,))
     codes = [
-        weakref.ref(a) for n, a in candidate.graph.initializers.items() if n.endswith(".codes")
+        weakref.ref(a)
+        for n, a in candidate.graph.initializers.items()
+        if n.endswith(".codes")
     ]
     again = s.apply(candidate.recipe, given)
     assert all(

@@ -10,10 +10,18 @@ import octavo
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.testing.conformance.case import cosine, outputs
 from octavo.core.values.scheme import OpScheme, PartChoice, QuantSpec
-from tests.adapters.numpy.test_conformance import convolutional, images, tokens, transformer
+from tests.adapters.numpy.test_conformance import (
+    convolutional,
+    images,
+    tokens,
+    transformer,
+)
 
 HOST = PluginHost(third_party=False)
-W8, X8 = QuantSpec(dtype="int8", granularity="channel"), QuantSpec(dtype="uint8", symmetric=False)
+W8, X8 = (
+    QuantSpec(dtype="int8", granularity="channel"),
+    QuantSpec(dtype="uint8", symmetric=False),
+)
 W4 = QuantSpec(dtype="int4", granularity="group:32")
 MODELS: dict[str, tuple[Any, Any]] = {
     "convolutional": (convolutional, images),
@@ -32,17 +40,25 @@ def quantize(
     session = HOST.adapters()["numpy"].build().open(model(), batches[0])
     ops = [op.name for op in session.describe().ops if op.type in types]
     recipe = octavo.Recipe(
-        dict.fromkeys(ops, scheme), tuple(PartChoice(kind=t) for t in transforms), "numpy"
+        dict.fromkeys(ops, scheme),
+        tuple(PartChoice(kind=t) for t in transforms),
+        "numpy",
     )
     made = octavo.quantize_model(model(), recipe, batches, host=HOST)
     assert all(made.ledger[op].honoured for op in ops)
-    return cosine(outputs(made.candidate, batches), outputs(session.reference(), batches)), made
+    return cosine(
+        outputs(made.candidate, batches), outputs(session.reference(), batches)
+    ), made
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("calibrator", [c for c in HOST.parts("calibrators") if c != "token"])
+@pytest.mark.parametrize(
+    "calibrator", [c for c in HOST.parts("calibrators") if c != "token"]
+)
 def test_calibrators(name: str, calibrator: str) -> None:
-    scheme = OpScheme(mode="static", weight=W8, input=X8, calibrator=PartChoice(kind=calibrator))
+    scheme = OpScheme(
+        mode="static", weight=W8, input=X8, calibrator=PartChoice(kind=calibrator)
+    )
     # Some calibrators clip by design, and the more the less data there is.
     assert quantize(name, scheme)[0] > 0.9
 
@@ -51,14 +67,18 @@ def test_calibrators(name: str, calibrator: str) -> None:
 def test_algorithms_on_integer_layers(algorithm: str) -> None:
     """The iterative ones run on packed layers below: what a layer is made into is none of their
     business."""
-    scheme = OpScheme(mode="static", weight=W8, input=X8, algorithm=PartChoice(kind=algorithm))
+    scheme = OpScheme(
+        mode="static", weight=W8, input=X8, algorithm=PartChoice(kind=algorithm)
+    )
     for name in MODELS:
         assert quantize(name, scheme)[0] > 0.98
 
 
 @pytest.mark.parametrize("algorithm", HOST.parts("algorithms"))
 def test_algorithms_on_packed_layers(algorithm: str) -> None:
-    scheme = OpScheme(mode="weight_only", weight=W4, algorithm=PartChoice(kind=algorithm))
+    scheme = OpScheme(
+        mode="weight_only", weight=W4, algorithm=PartChoice(kind=algorithm)
+    )
     score, made = quantize("transformer", scheme, ("linear",))
     assert score > 0.97
     packed = [n for n in made.candidate.graph.nodes if n.op == "octavo.Dequantize"]
@@ -74,7 +94,9 @@ def test_algorithms_on_packed_layers(algorithm: str) -> None:
 @pytest.mark.parametrize("transform", HOST.parts("transforms"))
 def test_rescalings(name: str, transform: str) -> None:
     assert (
-        quantize(name, OpScheme(mode="static", weight=W8, input=X8), transforms=(transform,))[0]
+        quantize(
+            name, OpScheme(mode="static", weight=W8, input=X8), transforms=(transform,)
+        )[0]
         > 0.98
     )
 
@@ -85,7 +107,9 @@ def test_the_loop_reaches_its_goal() -> None:
     truth = session.reference().run(batches[0])[0].argmax(1)
     result = octavo.autotune(
         convolutional(),
-        lambda model: float((np.asarray(model(batches[0][0])).argmax(1) == truth).mean()),
+        lambda model: float(
+            (np.asarray(model(batches[0][0])).argmax(1) == truth).mean()
+        ),
         batches,
         tolerance=0.3,
         max_trials=4,

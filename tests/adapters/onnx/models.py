@@ -55,17 +55,26 @@ def convolutional() -> onnx.ModelProto:
         h=(8,),
         m=(8,),
     )
-    t |= {"v": np.linspace(0.5, 2, 8, dtype=np.float32), "axes": np.array([2, 3], np.int64)}
+    t |= {
+        "v": np.linspace(0.5, 2, 8, dtype=np.float32),
+        "axes": np.array([2, 3], np.int64),
+    }
     pads = {"pads": [1, 1, 1, 1]}
     nodes = [
         helper.make_node("Conv", ["x", "w1"], ["c1"], "conv1", **pads),
-        helper.make_node("BatchNormalization", ["c1", "g", "h", "m", "v"], ["n1"], "norm1"),
+        helper.make_node(
+            "BatchNormalization", ["c1", "g", "h", "m", "v"], ["n1"], "norm1"
+        ),
         helper.make_node("Relu", ["n1"], ["r1"], "relu1"),
         helper.make_node("Conv", ["r1", "w2", "b2"], ["c2"], "conv2", **pads),
         helper.make_node("Add", ["r1", "c2"], ["a"], "residual"),
         helper.make_node("Relu", ["a"], ["r2"], "relu2"),
-        helper.make_node("MaxPool", ["r2"], ["p"], "pool", kernel_shape=[2, 2], strides=[2, 2]),
-        helper.make_node("Conv", ["p", "w3", "b3"], ["c3"], "depthwise", group=8, **pads),
+        helper.make_node(
+            "MaxPool", ["r2"], ["p"], "pool", kernel_shape=[2, 2], strides=[2, 2]
+        ),
+        helper.make_node(
+            "Conv", ["p", "w3", "b3"], ["c3"], "depthwise", group=8, **pads
+        ),
         helper.make_node("Relu", ["c3"], ["r3"], "relu3"),
         helper.make_node("Conv", ["r3", "w5"], ["c5"], "pointwise"),
         helper.make_node("ReduceMean", ["c5", "axes"], ["mean"], "mean", keepdims=0),
@@ -74,7 +83,9 @@ def convolutional() -> onnx.ModelProto:
     return build(nodes, t, {"x": ["n", 3, 12, 12]}, {"y": ["n", 5]}, opset=18)
 
 
-def transformer_block(seed: int = 1, hidden: int = 32, tokens: str | int = "s") -> onnx.ModelProto:
+def transformer_block(
+    seed: int = 1, hidden: int = 32, tokens: str | int = "s"
+) -> onnx.ModelProto:
     """Embedding, layer norm, single-head attention, residual, GELU-free MLP with ReLU."""
     h = hidden
     t = weights(
@@ -105,7 +116,9 @@ def transformer_block(seed: int = 1, hidden: int = 32, tokens: str | int = "s") 
     for name in "qkv":
         nodes += [
             helper.make_node("MatMul", ["n", f"w{name}"], [f"{name}0"], name),
-            helper.make_node("Add", [f"{name}0", f"b{name}"], [f"{name}1"], f"{name}_bias"),
+            helper.make_node(
+                "Add", [f"{name}0", f"b{name}"], [f"{name}1"], f"{name}_bias"
+            ),
         ]
     nodes += [
         helper.make_node("Transpose", ["k1"], ["kt"], "transpose", perm=[0, 2, 1]),
@@ -123,13 +136,19 @@ def transformer_block(seed: int = 1, hidden: int = 32, tokens: str | int = "s") 
         helper.make_node("Add", ["f3", "b2"], ["y"], "down_bias"),
     ]  # fmt: skip
     return build(
-        nodes, t, {"ids": ["n", tokens]}, {"y": ["n", tokens, h]}, input_type=TensorProto.INT64
+        nodes,
+        t,
+        {"ids": ["n", tokens]},
+        {"y": ["n", tokens, h]},
+        input_type=TensorProto.INT64,
     )
 
 
 def images(batches: int = 2, size: int = 4, seed: int = 0) -> list[tuple[np.ndarray]]:
     rng = np.random.default_rng(seed)
-    return [(rng.normal(size=(size, 3, 12, 12)).astype(np.float32),) for _ in range(batches)]
+    return [
+        (rng.normal(size=(size, 3, 12, 12)).astype(np.float32),) for _ in range(batches)
+    ]
 
 
 def tokens(lengths: Sequence[int] = (7, 11), seed: int = 0) -> list[tuple[np.ndarray]]:

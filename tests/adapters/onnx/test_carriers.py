@@ -19,12 +19,16 @@ def model() -> onnx.ModelProto:
     """Return conv -> relu -> max pool -> conv -> flatten -> matmul."""
 
     def held(name: str, *shape: int) -> onnx.TensorProto:
-        return numpy_helper.from_array(RANDOM.normal(size=shape).astype(np.float32), name)
+        return numpy_helper.from_array(
+            RANDOM.normal(size=shape).astype(np.float32), name
+        )
 
     nodes = [
         helper.make_node("Conv", ["x", "w"], ["a"], "first", pads=[1, 1, 1, 1]),
         helper.make_node("Relu", ["a"], ["b"], "relu"),
-        helper.make_node("MaxPool", ["b"], ["c"], "pool", kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node(
+            "MaxPool", ["b"], ["c"], "pool", kernel_shape=[2, 2], strides=[2, 2]
+        ),
         helper.make_node("Conv", ["c", "v"], ["d"], "second", pads=[1, 1, 1, 1]),
         helper.make_node("Flatten", ["d"], ["e"], "flat"),
         helper.make_node("MatMul", ["e", "m"], ["y"], "head"),
@@ -35,7 +39,9 @@ def model() -> onnx.ModelProto:
     ]
     tensors = [held("w", 16, 8, 3, 3), held("v", 16, 16, 3, 3), held("m", 256, 5)]
     graph = helper.make_graph(nodes, "g", values[:1], values[1:], tensors)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9
+    )
 
 
 def test_a_pool_between_integer_convolutions_carries_codes() -> None:
@@ -52,7 +58,12 @@ def test_a_pool_between_integer_convolutions_carries_codes() -> None:
 
 
 def test_among_float_ops_it_is_float_and_says_why() -> None:
-    rules = {"rules": [{"types": "conv", "keep": "float"}, {"types": "linear", "mode": "dynamic"}]}
+    rules = {
+        "rules": [
+            {"types": "conv", "keep": "float"},
+            {"types": "linear", "mode": "dynamic"},
+        ]
+    }
     ledger = octavo.quantize_model(model(), rules, [(X,)]).ledger
     for name in ("pool", "flat"):
         assert not ledger[name].carries_codes
@@ -81,7 +92,9 @@ def test_it_survives_the_disk_and_the_report(tmp_path) -> None:  # type: ignore[
     from octavo.core.report import report_data
 
     data = report_data(read_manifest(folder))
-    assert "pool" not in [name for _, _, names, _ in data.left_in_float for name in names]
+    assert "pool" not in [
+        name for _, _, names, _ in data.left_in_float for name in names
+    ]
     assert any(scheme == "carries codes" for scheme, *_ in data.schemes)
     pytest.importorskip("jinja2")
     assert "moves integer codes" in result.report(tmp_path / "r.html").read_text()
@@ -98,9 +111,13 @@ def _input_type(quantized: octavo.Quantized, operator: str) -> int:
         path = str(Path(folder) / "optimized.onnx")
         options = ort.SessionOptions()
         options.optimized_model_filepath = path
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.graph_optimization_level = (
+            ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        )
         ort.InferenceSession(
-            quantized.model.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            quantized.model.model.SerializeToString(),
+            options,
+            providers=["CPUExecutionProvider"],
         )
         seen = onnx.shape_inference.infer_shapes(onnx.load(path))
     (node,) = (n for n in seen.graph.node if operator in n.op_type)

@@ -27,5 +27,8 @@ class TestTransformer(AdapterConformance):
     @classmethod
     def case(cls) -> AdapterCase:
         return AdapterCase(
-            HOST.adapters()["onnx"], models.transformer_block(), models.tokens(), host=HOST
+            HOST.adapters()["onnx"],
+            models.transformer_block(),
+            models.tokens(),
+            host=HOST,
         )

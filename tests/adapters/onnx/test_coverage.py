@@ -19,7 +19,9 @@ def model(
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 16])]
     outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", width])]
     graph = helper.make_graph(nodes, "g", inputs, outputs, tensors)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9
+    )
 
 
 def batches() -> list[dict[str, np.ndarray]]:
@@ -36,15 +38,22 @@ def test_constants_that_no_op_claims_are_rows_and_dead_ones_are_not() -> None:
         helper.make_node("MatMul", ["s", "v"], ["y"], "second"),
     ]
     made = model(
-        nodes, [held("w", 16, 32), held("dead", 32, 99), held("v", 32, 4), held("orphan", 7, 7)], 4
+        nodes,
+        [
+            held("w", 16, 32),
+            held("dead", 32, 99),
+            held("v", 32, 4),
+            held("orphan", 7, 7),
+        ],
+        4,
     )
     quantized = octavo.quantize_model(made, "int8-dynamic", batches())
     coverage = quantized.coverage
     assert coverage.total == 16 * 32 + 32 + 32 * 4
     assert coverage.quantized == 16 * 32 + 32 * 4
-    assert [(row.weight, row.elements, row.op) for row in coverage.rows if row.is_float] == [
-        ("shift", 32, None)
-    ]
+    assert [
+        (row.weight, row.elements, row.op) for row in coverage.rows if row.is_float
+    ] == [("shift", 32, None)]
     assert coverage.summary() in quantized.notes
 
 
@@ -64,16 +73,25 @@ def test_weights_in_bodies_are_counted() -> None:
         helper.make_node("ReduceMax", ["x"], ["m"], "largest", keepdims=0),
         helper.make_node("Greater", ["m", "zero"], ["c"], "test"),
         helper.make_node(
-            "If", ["c"], ["y"], "branch", then_branch=body("yes", "a"), else_branch=body("no", "b")
+            "If",
+            ["c"],
+            ["y"],
+            "branch",
+            then_branch=body("yes", "a"),
+            else_branch=body("no", "b"),
         ),
     ]
     tensors = [held("w", 16, 32), numpy_helper.from_array(np.float32(0), "zero")]
-    coverage = octavo.quantize_model(model(nodes, tensors, 4), "int8-dynamic", batches()).coverage
+    coverage = octavo.quantize_model(
+        model(nodes, tensors, 4), "int8-dynamic", batches()
+    ).coverage
     assert coverage.total == 16 * 32 + 2 * 32 * 4
     assert {row.weight for row in coverage.rows} == {"w", "a", "b"}
 
 
-def test_one_weight_in_two_layouts_is_one_weight_and_what_is_computed_from_none_is_none() -> None:
+def test_one_weight_in_two_layouts_is_one_weight_and_what_is_computed_from_none_is_none() -> (
+    None
+):
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["h"], "first"),
         helper.make_node("Transpose", ["w"], ["turned"], "turn", perm=[1, 0]),
@@ -90,10 +108,16 @@ def test_one_weight_in_two_layouts_is_one_weight_and_what_is_computed_from_none_
         helper.make_node("Mul", ["s", "mask"], ["y"], "masked"),
     ]
     sizes = [
-        numpy_helper.from_array(np.array(v), n) for n, v in (("twice", [8, 1]), ("size", [8, 16]))
+        numpy_helper.from_array(np.array(v), n)
+        for n, v in (("twice", [8, 1]), ("size", [8, 16]))
     ]
     coverage = octavo.quantize_model(
-        model(nodes, [held("w", 16, 32), held("row", 1, 16), *sizes], 16), "int8-dynamic", batches()
+        model(nodes, [held("w", 16, 32), held("row", 1, 16), *sizes], 16),
+        "int8-dynamic",
+        batches(),
     ).coverage
     assert coverage.total == 16 * 32 + 16
-    assert {row.weight: row.is_float for row in coverage.rows} == {"w": False, "row": True}
+    assert {row.weight: row.is_float for row in coverage.rows} == {
+        "w": False,
+        "row": True,
+    }

@@ -33,7 +33,9 @@ def spoilt(name: str, value: float) -> onnx.ModelProto:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("name", ["b2", "g", "v", "b4"])
-def test_a_parameter_that_is_not_finite_is_named_at_open(name: str, value: float) -> None:
+def test_a_parameter_that_is_not_finite_is_named_at_open(
+    name: str, value: float
+) -> None:
     with pytest.raises(NonFiniteWeight, match=f"{name!r}"):
         session_of(spoilt(name, value))
 
@@ -42,7 +44,9 @@ def test_a_parameter_that_is_not_finite_is_named_at_open(name: str, value: float
 def test_a_weight_that_is_not_finite_stops_before_anything_is_run(name: str) -> None:
     """w1 lies before a batch norm, into which it would be folded under another name."""
     with pytest.raises(NonFiniteWeight, match=f"weight {name!r}"):
-        octavo.quantize_model(spoilt(name, np.nan), "int8-static", calibration=models.images())
+        octavo.quantize_model(
+            spoilt(name, np.nan), "int8-static", calibration=models.images()
+        )
 
 
 def test_an_infinite_mask_is_no_fault() -> None:
@@ -51,7 +55,9 @@ def test_an_infinite_mask_is_no_fault() -> None:
         helper.make_node("Add", ["x", "mask"], ["s"], "add"),
         helper.make_node("Softmax", ["s"], ["y"], "softmax"),
     ]
-    session_of(models.build(nodes, {"mask": mask}, {"x": ["n", 4, 4]}, {"y": ["n", 4, 4]}))
+    session_of(
+        models.build(nodes, {"mask": mask}, {"x": ["n", 4, 4]}, {"y": ["n", 4, 4]})
+    )
 
 
 def with_constant(value: float) -> onnx.ModelProto:
@@ -84,7 +90,12 @@ def with_body(value: float) -> onnx.ModelProto:
         )
     nodes = [
         helper.make_node(
-            "If", ["choice"], ["y"], "branch", then_branch=branches[0], else_branch=branches[1]
+            "If",
+            ["choice"],
+            ["y"],
+            "branch",
+            then_branch=branches[0],
+            else_branch=branches[1],
         )
     ]
     return models.build(nodes, {"choice": np.array(True)}, {"x": [3]}, {"y": [3]})
@@ -108,7 +119,9 @@ def test_models_that_differ_have_other_fingerprints(
 
 
 @pytest.mark.parametrize("kind", [TensorProto.INT4, TensorProto.UINT4])
-def test_initializers_of_4_bits_run_whatever_their_size(kind: int, tmp_path: Path) -> None:
+def test_initializers_of_4_bits_run_whatever_their_size(
+    kind: int, tmp_path: Path
+) -> None:
     codes = np.random.default_rng(0).integers(0, 8, (64, 64))
     held = [
         helper.make_tensor("w", kind, [64, 64], codes.ravel()),
@@ -134,7 +147,9 @@ def test_initializers_of_4_bits_run_whatever_their_size(kind: int, tmp_path: Pat
     )
 
 
-@pytest.mark.parametrize("fault", [SchemeError("ours"), TypeError("ours"), KeyError("ours")])
+@pytest.mark.parametrize(
+    "fault", [SchemeError("ours"), TypeError("ours"), KeyError("ours")]
+)
 def test_faults_of_our_own_are_not_taken_for_an_answer_of_the_runtime(
     fault: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,4 +158,6 @@ def test_faults_of_our_own_are_not_taken_for_an_answer_of_the_runtime(
 
     monkeypatch.setattr(probing, "emit", broken)
     with pytest.raises(type(fault)):
-        probing.Probe.of("softmax", OnnxConfig(threads=1)).ask(offers._candidates()["softmax"][0])
+        probing.Probe.of("softmax", OnnxConfig(threads=1)).ask(
+            offers._candidates()["softmax"][0]
+        )

@@ -17,15 +17,21 @@ HIDDEN = 16
 def fused() -> onnx.ModelProto:
     """Attention, SkipLayerNormalization and FusedMatMul between two plain products."""
     h = HIDDEN
-    t = models.weights(w1=(h, h), wa=(h, 3 * h), ba=(3 * h,), s=(h,), wf=(h, h), w2=(h, h)) | {
-        "g": np.ones(h, np.float32)
-    }
+    t = models.weights(
+        w1=(h, h), wa=(h, 3 * h), ba=(3 * h,), s=(h,), wf=(h, h), w2=(h, h)
+    ) | {"g": np.ones(h, np.float32)}
     ms = {"domain": "com.microsoft"}
     nodes = [
         helper.make_node("MatMul", ["x", "w1"], ["a"], "first"),
-        helper.make_node("Attention", ["a", "wa", "ba"], ["m"], "attention", num_heads=2, **ms),
-        helper.make_node("SkipLayerNormalization", ["a", "m", "g", "s"], ["n"], "skip", **ms),
-        helper.make_node("FusedMatMul", ["n", "wf"], ["f"], "fused", alpha=0.5, transB=1, **ms),
+        helper.make_node(
+            "Attention", ["a", "wa", "ba"], ["m"], "attention", num_heads=2, **ms
+        ),
+        helper.make_node(
+            "SkipLayerNormalization", ["a", "m", "g", "s"], ["n"], "skip", **ms
+        ),
+        helper.make_node(
+            "FusedMatMul", ["n", "wf"], ["f"], "fused", alpha=0.5, transB=1, **ms
+        ),
         helper.make_node("MatMul", ["f", "w2"], ["y"], "last"),
     ]
     proto = models.build(nodes, t, {"x": ["n", 5, h]}, {"y": ["n", 5, h]})
@@ -47,10 +53,14 @@ def test_fused_operators_pass_through_intact() -> None:
         )
         assert list(after[name].input[1:]) == list(node.input[1:])
     optimized = [
-        n.op_type for n in compile_model(result.model.graph, OnnxConfig(), inspect=True).nodes
+        n.op_type
+        for n in compile_model(result.model.graph, OnnxConfig(), inspect=True).nodes
     ]
-    assert {"Attention", "SkipLayerNormalization", "FusedMatMul", "DynamicQuantizeMatMul"} <= set(
-        optimized
-    )
+    assert {
+        "Attention",
+        "SkipLayerNormalization",
+        "FusedMatMul",
+        "DynamicQuantizeMatMul",
+    } <= set(optimized)
     (expected,) = compile_model(read(proto), OnnxConfig()).session.run(None, {"x": x})
     assert np.linalg.norm(result.model(x) - expected) < 0.05 * np.linalg.norm(expected)

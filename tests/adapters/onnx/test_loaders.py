@@ -31,13 +31,19 @@ def path(tmp_path: Path) -> Path:
         ],
         "g",
         [
-            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "length", 8]),
-            helper.make_tensor_value_info("mask", TensorProto.FLOAT, ["batch", "length", 1]),
+            helper.make_tensor_value_info(
+                "x", TensorProto.FLOAT, ["batch", "length", 8]
+            ),
+            helper.make_tensor_value_info(
+                "mask", TensorProto.FLOAT, ["batch", "length", 1]
+            ),
         ],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", "length", 4])],
         [numpy_helper.from_array(W, "w")],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+    )
     onnx.save(model, tmp_path / "model.onnx")
     return tmp_path / "model.onnx"
 
@@ -64,7 +70,9 @@ LOADERS: dict[str, Any] = {
 
 @pytest.mark.parametrize("backend", ["onnx", "numpy"])
 @pytest.mark.parametrize("name", LOADERS)
-def test_what_a_graph_cannot_take_is_dropped_and_said(name: str, backend: str, path: Path) -> None:
+def test_what_a_graph_cannot_take_is_dropped_and_said(
+    name: str, backend: str, path: Path
+) -> None:
     quantized = octavo.quantize_model(
         path, "int8-static", [LOADERS[name](n) for n in (4, 7, 2)], backend=backend
     )
@@ -83,15 +91,21 @@ def test_batches_pick_the_inputs(backend: str, path: Path) -> None:
     quantized = octavo.quantize_model(path, "int8-static", picked, backend=backend)
     x, mask = sample(5)
     assert np.abs(quantized.candidate.run((x, mask))[0] - x @ W).max() < 0.1
-    with pytest.raises(DataError, match=r"keys \['picture', 'label'\].*octavo\.Batches"):
+    with pytest.raises(
+        DataError, match=r"keys \['picture', 'label'\].*octavo\.Batches"
+    ):
         octavo.quantize_model(path, "int8-static", loader, backend=backend)
 
 
 @pytest.mark.parametrize("backend", ["onnx", "numpy"])
 def test_a_dimension_that_the_file_fixes_is_checked(backend: str, path: Path) -> None:
     with pytest.raises(
-        DataError, match=r"batch 1, input 'x': expected shape \(any, any, 8\), got \(3, 4, 9\)"
+        DataError,
+        match=r"batch 1, input 'x': expected shape \(any, any, 8\), got \(3, 4, 9\)",
     ):
         octavo.quantize_model(
-            path, "int8-static", [sample(4), (rand(3, 4, 9), rand(3, 4, 1))], backend=backend
+            path,
+            "int8-static",
+            [sample(4), (rand(3, 4, 9), rand(3, 4, 1))],
+            backend=backend,
         )

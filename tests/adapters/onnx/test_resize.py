@@ -31,7 +31,8 @@ def test_codes_pass_through_the_nearest_mode_alone(mode: str, flows: bool) -> No
     proto, batches = upsampling(mode=mode), models.images()
     result = octavo.quantize_model(proto, "int8-static", calibration=batches)
     optimized = [
-        n.op_type for n in compile_model(result.model.graph, OnnxConfig(), inspect=True).nodes
+        n.op_type
+        for n in compile_model(result.model.graph, OnnxConfig(), inspect=True).nodes
     ]
     assert optimized.count("QLinearConv") == 2
     assert optimized.count("QuantizeLinear") == (1 if flows else 2)
@@ -46,10 +47,15 @@ def test_cropping_makes_values_of_its_own() -> None:
     from octavo.adapters.onnx.adapter import OnnxAdapter
 
     plain = OnnxAdapter(OnnxConfig()).open(upsampling()).describe().by_name["up"]
-    assert (plain.type, plain.out_of_reach) == ("resize", "it carries the codes of its input")
+    assert (plain.type, plain.out_of_reach) == (
+        "resize",
+        "it carries the codes of its input",
+    )
     proto = upsampling(coordinate_transformation_mode="tf_crop_and_resize")
     proto.graph.initializer.append(
-        onnx.numpy_helper.from_array(np.array([0, 0, 0, 0, 1, 1, 1, 1], np.float32), "roi")
+        onnx.numpy_helper.from_array(
+            np.array([0, 0, 0, 0, 1, 1, 1, 1], np.float32), "roi"
+        )
     )
     proto.graph.node[2].input[1] = "roi"
     assert (

@@ -29,7 +29,11 @@ RULES = [
     {"ops": ["conv"], "mode": "static"},
     {"ops": ["static"], "mode": "static"},
     {"ops": ["dynamic"], "mode": "dynamic"},
-    {"ops": ["token"], "mode": "dynamic", "input": {"dtype": "int8", "granularity": "token"}},
+    {
+        "ops": ["token"],
+        "mode": "dynamic",
+        "input": {"dtype": "int8", "granularity": "token"},
+    },
     {
         "ops": ["few"],
         "mode": "weight_only",
@@ -90,7 +94,8 @@ COMPILER = bool(shutil.which("g++") or shutil.which("clang++"))
 BACKENDS = [
     "aot_eager",
     pytest.param(
-        "inductor", marks=pytest.mark.skipif(not COMPILER, reason="inductor needs a C++ compiler")
+        "inductor",
+        marks=pytest.mark.skipif(not COMPILER, reason="inductor needs a C++ compiler"),
     ),
 ]
 RECORDS = pytest.mark.skipif(
@@ -109,7 +114,9 @@ class Recorder:
     def __call__(self, module: torch.fx.GraphModule, example: Any) -> Any:
         def keep(graph: torch.fx.GraphModule, _: Any) -> Any:
             self.graphs += 1
-            self.names |= {str(n.target) for n in graph.graph.nodes if n.op == "call_function"}
+            self.names |= {
+                str(n.target) for n in graph.graph.nodes if n.op == "call_function"
+            }
             return make_boxed_func(graph.forward)
 
         return aot_autograd(fw_compiler=keep)(module, example)
@@ -121,7 +128,10 @@ def near(got: torch.Tensor, expected: np.ndarray) -> None:
     np.testing.assert_allclose(
         got.detach().numpy(), expected, rtol=0, atol=0.02 * np.abs(expected).max()
     )
-    assert np.median(np.abs(got.detach().numpy() - expected)) < 0.005 * np.abs(expected).max()
+    assert (
+        np.median(np.abs(got.detach().numpy() - expected))
+        < 0.005 * np.abs(expected).max()
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -129,11 +139,17 @@ def test_compiled_programs_give_the_outputs_of_eager_ones(backend: str) -> None:
     made, x = mixed()
     with torch.no_grad():
         compiled = torch.compile(made.model, fullgraph=True, backend=backend)
-        for batch in (x, x[:3], torch.randn(200, 3, 8, 8)):  # few rows, another batch, many rows
+        for batch in (
+            x,
+            x[:3],
+            torch.randn(200, 3, 8, 8),
+        ):  # few rows, another batch, many rows
             # inductor writes float operations between the kernels anew, so that an input may lie on
             # the other side between two codes
             atol = 0.0 if backend == "aot_eager" else 2e-3
-            torch.testing.assert_close(compiled(batch), made.model(batch), rtol=0, atol=atol)
+            torch.testing.assert_close(
+                compiled(batch), made.model(batch), rtol=0, atol=atol
+            )
 
 
 @RECORDS
@@ -161,7 +177,9 @@ def test_one_program_takes_every_batch() -> None:
     with torch.no_grad():
         for count in (6, 9, 17):
             batch = torch.randn(count, 3, 8, 8)
-            torch.testing.assert_close(compiled(batch), made.model(batch), rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(
+                compiled(batch), made.model(batch), rtol=1e-3, atol=1e-4
+            )
     assert recorder.graphs == 1
 
 
@@ -187,21 +205,29 @@ def test_compiled_transposed_convolutions_run_on_their_kernel() -> None:
     torch.manual_seed(0)
     model, x = (
         nn.Sequential(
-            nn.ConvTranspose2d(8, 12, 4, 2, 1), nn.ReLU(), nn.ConvTranspose2d(12, 4, 2, 2)
+            nn.ConvTranspose2d(8, 12, 4, 2, 1),
+            nn.ReLU(),
+            nn.ConvTranspose2d(12, 4, 2, 2),
         ).eval(),
         torch.randn(2, 8, 6, 5),
     )
     made = octavo.quantize_model(
-        model, {"rules": [{"types": ["conv_transpose"], "mode": "dynamic"}]}, calibration=[(x,)]
+        model,
+        {"rules": [{"types": ["conv_transpose"], "mode": "dynamic"}]},
+        calibration=[(x,)],
     )
     recorder = Recorder()
     compiled = torch.compile(made.model, fullgraph=True, backend=recorder, dynamic=True)
     with torch.no_grad():
         for batch in (x, x[..., :4].contiguous()):
-            torch.testing.assert_close(compiled(batch), made.model(batch), rtol=0, atol=0)
+            torch.testing.assert_close(
+                compiled(batch), made.model(batch), rtol=0, atol=0
+            )
         program = torch.export.export(made.model, (x,))
         near(program.module()(x), made.candidate.run((x,))[0])
-    assert recorder.graphs == 1 and "octavo.int8_conv_transpose.default" in recorder.names
+    assert (
+        recorder.graphs == 1 and "octavo.int8_conv_transpose.default" in recorder.names
+    )
     assert "octavo" not in str(program.graph)
 
 
@@ -209,7 +235,10 @@ def test_compiled_transposed_convolutions_run_on_their_kernel() -> None:
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
 def test_compiled_recurrent_layers_run_on_their_kernel(kind: Any) -> None:
     torch.manual_seed(0)
-    model, x = kind(16, 32, 2, bidirectional=True, batch_first=True).eval(), torch.randn(3, 5, 16)
+    model, x = (
+        kind(16, 32, 2, bidirectional=True, batch_first=True).eval(),
+        torch.randn(3, 5, 16),
+    )
     made = octavo.quantize_model(
         model,
         {"rules": [{"types": [kind.__name__.lower()], "mode": "dynamic"}]},
@@ -227,9 +256,16 @@ def test_compiled_recurrent_layers_run_on_their_kernel(kind: Any) -> None:
 @RECORDS
 def test_a_layer_compiled_outside_of_no_grad_runs_and_has_no_gradient() -> None:
     torch.manual_seed(0)
-    model, x = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 8)).eval(), torch.randn(300, 16)
+    model, x = (
+        nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 8)).eval(),
+        torch.randn(300, 16),
+    )
     rules = [
-        {"ops": ["1"], "mode": "dynamic", "input": {"dtype": "int8", "granularity": "token"}},
+        {
+            "ops": ["1"],
+            "mode": "dynamic",
+            "input": {"dtype": "int8", "granularity": "token"},
+        },
         {"ops": ["0"], "keep": "float"},
     ]
     made = octavo.quantize_model(model, {"rules": rules}, calibration=[(x,)])
@@ -245,7 +281,10 @@ def operator_calls() -> dict[str, tuple[Any, ...]]:
         torch.randn(5, 64, generator=generator),
         torch.randint(-127, 128, (32, 64), dtype=torch.int8, generator=generator),
     )
-    scale, bias = torch.rand(32, generator=generator) * 0.01, torch.randn(32, generator=generator)
+    scale, bias = (
+        torch.rand(32, generator=generator) * 0.01,
+        torch.randn(32, generator=generator),
+    )
     image, taps = (
         torch.randn(2, 4, 6, 7, generator=generator),
         codes.view(-1)[:288].view(8, 4, 3, 3),
@@ -266,7 +305,12 @@ def operator_calls() -> dict[str, tuple[Any, ...]]:
         torch.randint(1, 256, (48, 16), dtype=torch.uint8, generator=generator),
         torch.zeros(1, 2, 12),
     )
-    cell = [small, scale[:1].repeat(48), small[:, :12].contiguous(), scale[1:2].repeat(48)]
+    cell = [
+        small,
+        scale[:1].repeat(48),
+        small[:, :12].contiguous(),
+        scale[1:2].repeat(48),
+    ]
     return {
         "few rows": (ops.int8_linear, x, *linear, *static, *real),
         "many rows": (ops.int8_linear, x.repeat(40, 1), *linear, *dynamic, *real),
@@ -336,7 +380,13 @@ def operator_calls() -> dict[str, tuple[Any, ...]]:
             *real,
         ),
         "int4": (ops.int4_linear, x, four, groups, None, -8),
-        "fp8": (ops.fp8_linear, x, torch.full((32, 64), 56, dtype=torch.uint8), scale, True),
+        "fp8": (
+            ops.fp8_linear,
+            x,
+            torch.full((32, 64), 56, dtype=torch.uint8),
+            scale,
+            True,
+        ),
         "recurrent": (
             ops.int8_recurrent,
             torch.randn(2, 5, 16),
@@ -363,7 +413,10 @@ def test_an_exported_program_takes_any_batch(strict: bool, tmp_path: Path) -> No
     made, x = mixed()
     with torch.no_grad():
         program = torch.export.export(
-            made.model, (x,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), strict=strict
+            made.model,
+            (x,),
+            dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+            strict=strict,
         )
         assert "octavo" not in str(program.graph)  # who loads it may not have octavo
         torch.export.save(program, tmp_path / "mixed.pt2")

@@ -28,7 +28,9 @@ class Residual(nn.Module):
             nn.ReLU(),
             nn.Conv2d(16, 16, 3, padding=1),
         )
-        self.depthwise = nn.Sequential(nn.Conv2d(16, 16, 3, groups=16), nn.ReLU(), nn.MaxPool2d(2))
+        self.depthwise = nn.Sequential(
+            nn.Conv2d(16, 16, 3, groups=16), nn.ReLU(), nn.MaxPool2d(2)
+        )
         self.head = nn.Linear(16 * 49, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -44,10 +46,14 @@ class Encoder(nn.Module):
         super().__init__()
         self.embed = nn.Embedding(50, 32)
         self.norm1, self.norm2 = nn.LayerNorm(32), nn.LayerNorm(32)
-        self.query, self.key, self.value, self.out = (nn.Linear(32, 32) for _ in range(4))
+        self.query, self.key, self.value, self.out = (
+            nn.Linear(32, 32) for _ in range(4)
+        )
         self.up, self.down = nn.Linear(32, 64), nn.Linear(64, 32)
 
-    def forward(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, ids: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
         x = self.embed(ids)
         h = self.norm1(x)
         scores = self.query(h) @ self.key(h).transpose(-1, -2)
@@ -63,7 +69,9 @@ class Speech(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.listen = nn.LSTM(32, 32, num_layers=2, bidirectional=True, batch_first=True)
+        self.listen = nn.LSTM(
+            32, 32, num_layers=2, bidirectional=True, batch_first=True
+        )
         self.mix = nn.MultiheadAttention(64, 4, batch_first=True)
         self.widen, self.norm = nn.ConvTranspose1d(64, 32, 4, 2, 1), nn.BatchNorm1d(32)
         self.pool, self.centre = nn.Linear(32, 32), nn.BatchNorm1d(32)
@@ -117,7 +125,9 @@ class TestSpeech(AdapterConformance):
         for _ in range(5):
             model(torch.randn(16, 8, 32))
         batches = [(torch.randn(4, 8, 32),) for _ in range(3)]
-        return AdapterCase(card=CARD, model=model.eval(), batches=batches, float_model=Speech)
+        return AdapterCase(
+            card=CARD, model=model.eval(), batches=batches, float_model=Speech
+        )
 
 
 class TestOneLayer(AdapterConformance):
@@ -127,5 +137,8 @@ class TestOneLayer(AdapterConformance):
         torch.manual_seed(0)
         model = nn.Linear(64, 64).eval()
         return AdapterCase(
-            card=CARD, model=model, batches=[(torch.randn(16, 64).numpy(),)], float_model=model
+            card=CARD,
+            model=model,
+            batches=[(torch.randn(16, 64).numpy(),)],
+            float_model=model,
         )

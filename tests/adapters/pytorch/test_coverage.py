@@ -32,7 +32,8 @@ class Odd(nn.Module):
 
 def batches() -> list[torch.Tensor]:
     return [
-        torch.randint(0, 50, (4, 8), generator=torch.Generator().manual_seed(i)) for i in range(2)
+        torch.randint(0, 50, (4, 8), generator=torch.Generator().manual_seed(i))
+        for i in range(2)
     ]
 
 
@@ -54,7 +55,9 @@ def test_every_weight_that_forward_uses_counts_once(odd: Odd) -> None:
     assert coverage.quantized + coverage.kept == coverage.total
     loose = {row.weight: row.elements for row in coverage.rows if row.op is None}
     assert loose["places"] == odd.places.numel()
-    assert {"unused.weight", "never_read"}.isdisjoint(row.weight for row in coverage.rows)
+    assert {"unused.weight", "never_read"}.isdisjoint(
+        row.weight for row in coverage.rows
+    )
     assert all(row.reason for row in coverage.rows if row.is_float)
     assert coverage.summary() in quantized.notes
 
@@ -62,7 +65,10 @@ def test_every_weight_that_forward_uses_counts_once(odd: Odd) -> None:
 def test_the_module_tree_counts_the_same(odd: Odd) -> None:
     seen = [
         octavo.quantize_model(
-            odd, "int8-weight-only", batches(), backend={"kind": "torch", "capture": how}
+            odd,
+            "int8-weight-only",
+            batches(),
+            backend={"kind": "torch", "capture": how},
         ).coverage
         for how in ("auto", "modules")
     ]

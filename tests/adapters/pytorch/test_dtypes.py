@@ -89,7 +89,10 @@ def upsampling(conv: Any) -> nn.Module:
 
 Case = tuple[Callable[[], nn.Module], tuple[int, ...]]
 CASES: dict[str, Case] = {
-    "linear": (lambda: nn.Sequential(nn.Linear(32, 32), nn.GELU(), nn.Linear(32, 8)), (4, 32)),
+    "linear": (
+        lambda: nn.Sequential(nn.Linear(32, 32), nn.GELU(), nn.Linear(32, 8)),
+        (4, 32),
+    ),
     "linear over many rows": (
         lambda: nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 8)),
         (3, 100, 32),
@@ -98,8 +101,14 @@ CASES: dict[str, Case] = {
     "conv2d": (lambda: convolutions(nn.Conv2d), (2, 4, 7, 7)),
     "conv3d": (lambda: convolutions(nn.Conv3d), (2, 4, 5, 5, 5)),
     "residual 1d": (lambda: Residual(nn.Conv1d, nn.BatchNorm1d, nn.ReLU()), (2, 4, 9)),
-    "residual 2d": (lambda: Residual(nn.Conv2d, nn.BatchNorm2d, nn.ReLU()), (2, 4, 7, 7)),
-    "residual 3d": (lambda: Residual(nn.Conv3d, nn.BatchNorm3d, nn.ReLU()), (2, 4, 5, 5, 5)),
+    "residual 2d": (
+        lambda: Residual(nn.Conv2d, nn.BatchNorm2d, nn.ReLU()),
+        (2, 4, 7, 7),
+    ),
+    "residual 3d": (
+        lambda: Residual(nn.Conv3d, nn.BatchNorm3d, nn.ReLU()),
+        (2, 4, 5, 5, 5),
+    ),
     "transposed 1d": (lambda: upsampling(nn.ConvTranspose1d), (2, 4, 5)),
     "transposed 2d": (lambda: upsampling(nn.ConvTranspose2d), (2, 4, 5, 5)),
     "transposed 3d": (lambda: upsampling(nn.ConvTranspose3d), (2, 4, 3, 3, 3)),
@@ -111,7 +120,10 @@ CASES: dict[str, Case] = {
         (2, 5, 32),
     ),
     "attention": (Attending, (2, 6, 32)),
-    "encoder": (lambda: nn.TransformerEncoderLayer(32, 4, 32, batch_first=True), (2, 6, 32)),
+    "encoder": (
+        lambda: nn.TransformerEncoderLayer(32, 4, 32, batch_first=True),
+        (2, 6, 32),
+    ),
 }
 
 
@@ -122,19 +134,24 @@ def follow(model: nn.Module, preset: str, batches: list[torch.Tensor]) -> None:
         y = octavo.quantize_model(model, preset, calibration=batches).model(batches[0])
     assert y.dtype == expected.dtype
     assert y.shape == expected.shape
-    cosine = nn.functional.cosine_similarity(y.double().flatten(), expected.double().flatten(), 0)
+    cosine = nn.functional.cosine_similarity(
+        y.double().flatten(), expected.double().flatten(), 0
+    )
     assert float(cosine) > (0.93 if preset.startswith("int4") else 0.98)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("name", CASES)
-def test_whole_modules_run_in_their_dtype(name: str, preset: str, dtype: torch.dtype) -> None:
+def test_whole_modules_run_in_their_dtype(
+    name: str, preset: str, dtype: torch.dtype
+) -> None:
     make, shape = CASES[name]
     torch.manual_seed(0)
     model = make().eval().to(dtype)
     batches = [
-        torch.randn(shape).to(dtype) if shape else torch.randint(0, 50, (3, 7)) for _ in range(3)
+        torch.randn(shape).to(dtype) if shape else torch.randint(0, 50, (3, 7))
+        for _ in range(3)
     ]
     refusal = ""
     try:

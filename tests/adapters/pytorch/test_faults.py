@@ -31,7 +31,9 @@ def session_of(model: nn.Module, batch: Batch = X) -> TorchSession:
     return torch_session(model, batch)
 
 
-def quantized(model: nn.Module, batch: Batch = X, preset: str = "int8-static") -> TorchCandidate:
+def quantized(
+    model: nn.Module, batch: Batch = X, preset: str = "int8-static"
+) -> TorchCandidate:
     candidate = preset_candidate(opened_torch(model, batch), preset, [batch])
     assert isinstance(candidate, TorchCandidate)
     return candidate
@@ -117,7 +119,8 @@ def test_weights_that_are_not_contiguous_are_copied(tmp_path: Path) -> None:
         folder.mkdir()
         c.save(folder)
         np.testing.assert_array_equal(
-            TorchAdapter(TorchConfig()).load(folder, model).run(batch)[0], c.run(batch)[0]
+            TorchAdapter(TorchConfig()).load(folder, model).run(batch)[0],
+            c.run(batch)[0],
         )
 
 
@@ -132,7 +135,9 @@ def test_stored_weights_take_the_room_of_their_bits(
     model = nn.Sequential(nn.Linear(512, 512, bias=False))
     session = session_of(model, (torch.randn(2, 512),))
     o = as_opened(session)
-    space = build_space(o, [Rule(types="linear", mode="weight_only", weight={"dtype": dtype})])
+    space = build_space(
+        o, [Rule(types="linear", mode="weight_only", weight={"dtype": dtype})]
+    )
     candidate = Realizer(o, space, PluginHost(third_party=False)).candidate(
         space.recipe(space.first())
     )
@@ -176,7 +181,10 @@ def test_a_bag_in_a_traced_graph_keeps_its_offsets() -> None:
 
 @pytest.mark.parametrize("preset", ["int8-static", "int4-weight-only"])
 def test_hooks_on_layers_and_on_the_model_still_run(preset: str) -> None:
-    model, calls = nn.Sequential(nn.Sequential(nn.Linear(64, 64)), nn.Linear(64, 64)), []
+    model, calls = (
+        nn.Sequential(nn.Sequential(nn.Linear(64, 64)), nn.Linear(64, 64)),
+        [],
+    )
     model[1].register_forward_hook(lambda *_: calls.append("layer"))
     model[0].register_forward_hook(lambda *_: calls.append("block"))
     candidate = quantized(model, preset=preset)
@@ -187,7 +195,9 @@ def test_hooks_on_layers_and_on_the_model_still_run(preset: str) -> None:
 
 def test_dataparallel_is_unwrapped() -> None:
     model = nn.Sequential(nn.Linear(64, 8))
-    assert [op.name for op in session_of(nn.DataParallel(model)).describe().ops] == ["0"]
+    assert [op.name for op in session_of(nn.DataParallel(model)).describe().ops] == [
+        "0"
+    ]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -233,25 +243,37 @@ def test_training_mode_and_the_users_module_are_left_alone() -> None:
 
 def test_every_float_tensor_is_shared() -> None:
     model = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.PReLU(), nn.Flatten(), nn.Linear(8 * 36, 8)
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.PReLU(),
+        nn.Flatten(),
+        nn.Linear(8 * 36, 8),
     ).eval()
     session = session_of(model, (torch.randn(2, 3, 8, 8),))
     own = {t.data_ptr() for t in [*model.parameters(), *model.buffers()]}
     assert {
         t.data_ptr()
-        for t in [*session.reference().native.parameters(), *session.reference().native.buffers()]
+        for t in [
+            *session.reference().native.parameters(),
+            *session.reference().native.buffers(),
+        ]
     } == own
 
 
 @pytest.mark.parametrize(
     "preset", ["int8-static", "int8-dynamic", "int4-weight-only", "nf4-weight-only"]
 )
-def test_candidates_are_deep_copied_pickled_and_given_their_state_again(preset: str) -> None:
+def test_candidates_are_deep_copied_pickled_and_given_their_state_again(
+    preset: str,
+) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64))
     candidate = quantized(model, preset=preset)
     expected = candidate.run(X)[0]
-    for twin in (copy.deepcopy(candidate.native), pickle.loads(pickle.dumps(candidate.native))):
+    for twin in (
+        copy.deepcopy(candidate.native),
+        pickle.loads(pickle.dumps(candidate.native)),
+    ):
         np.testing.assert_array_equal(twin(*X).detach(), expected)
         state = {
             k: torch.zeros_like(v) if v.dtype != torch.int8 else v
@@ -312,12 +334,14 @@ def test_a_pickled_checkpoint_is_refused(tmp_path: Path) -> None:
 def test_an_exported_program_needs_trust(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.export.save(torch.export.export(nn.Linear(64, 4).eval(), X), tmp_path / "m.pt2")
+        torch.export.save(
+            torch.export.export(nn.Linear(64, 4).eval(), X), tmp_path / "m.pt2"
+        )
         with pytest.raises(UnsafeFile, match="trust"):
             torch_session(tmp_path / "m.pt2")
-        assert TorchAdapter(TorchConfig(trust=True)).open(tmp_path / "m.pt2", X).reference().run(X)[
-            0
-        ].shape == (4, 4)
+        assert TorchAdapter(TorchConfig(trust=True)).open(
+            tmp_path / "m.pt2", X
+        ).reference().run(X)[0].shape == (4, 4)
 
 
 @pytest.mark.parametrize("harm", ["truncated", "missing", "version", "other"])
@@ -331,6 +355,8 @@ def test_damaged_folders_are_typed_errors(harm: str, tmp_path: Path) -> None:
         tensors.unlink()
     elif harm == "version":
         facts.write_text(facts.read_text().replace('"format":', '"format":9'))
-    other = nn.Sequential(nn.Linear(64, 8), nn.LayerNorm(4)) if harm == "other" else model
+    other = (
+        nn.Sequential(nn.Linear(64, 8), nn.LayerNorm(4)) if harm == "other" else model
+    )
     with pytest.raises(ModelError):
         TorchAdapter(TorchConfig()).load(tmp_path, other)

@@ -50,7 +50,8 @@ class Untraced(Tied):
 
 BOTH = pytest.mark.parametrize("model", [Tied(), Untraced()], ids=["graph", "modules"])
 PRESETS = pytest.mark.parametrize(
-    "preset", ["int8-dynamic", "int8-static", "int8-weight-only", "int4-weight-only", "bfloat16"]
+    "preset",
+    ["int8-dynamic", "int8-static", "int8-weight-only", "int4-weight-only", "bfloat16"],
 )
 
 
@@ -66,15 +67,22 @@ def stored(module: nn.Module) -> int:
 
 @BOTH
 @PRESETS
-def test_the_weight_is_stored_once(model: nn.Module, preset: str, tmp_path: Path) -> None:
+def test_the_weight_is_stored_once(
+    model: nn.Module, preset: str, tmp_path: Path
+) -> None:
     result = octavo.quantize_model(model, preset, calibration=[IDS])
     parameters = result.candidate.parameters
     assert parameters["head"].weight is parameters["embed"].weight
     values = parameters["head"].weight.dequantize()
-    embed, head = result.model.get_submodule("embed"), result.model.get_submodule("head")
+    embed, head = (
+        result.model.get_submodule("embed"),
+        result.model.get_submodule("head"),
+    )
     torch.testing.assert_close(embed(IDS[0]), values[IDS[0]], check_dtype=False)
     with torch.no_grad():
-        x = torch.tanh(model.get_submodule("middle")(model.get_submodule("embed")(IDS[0])))
+        x = torch.tanh(
+            model.get_submodule("middle")(model.get_submodule("embed")(IDS[0]))
+        )
         got, expected = head(x), x @ values.t().float()
     assert float((got - expected).abs().max()) < 0.05 * float(expected.abs().max())
     once = parameters["head"].weight.nbytes + parameters["middle"].weight.nbytes
@@ -88,10 +96,18 @@ def test_the_weight_is_stored_once(model: nn.Module, preset: str, tmp_path: Path
 
 
 @BOTH
-def test_stored_codes_stay_tied_on_their_way_to_another_process_or_device(model: nn.Module) -> None:
+def test_stored_codes_stay_tied_on_their_way_to_another_process_or_device(
+    model: nn.Module,
+) -> None:
     result = octavo.quantize_model(model, "int4-weight-only", calibration=[IDS])
-    for moved in (pickle.loads(pickle.dumps(result.model)), result.model.to(torch.device("meta"))):
-        assert moved.get_submodule("embed").weight_codes is moved.get_submodule("head").weight_codes
+    for moved in (
+        pickle.loads(pickle.dumps(result.model)),
+        result.model.to(torch.device("meta")),
+    ):
+        assert (
+            moved.get_submodule("embed").weight_codes
+            is moved.get_submodule("head").weight_codes
+        )
 
 
 @pytest.mark.parametrize(("kept", "other"), [("head", "embed"), ("embed", "head")])
@@ -122,9 +138,11 @@ def test_every_sensitivity_knows_what_the_embedding_takes() -> None:
     realizer = Realizer(opened, space, PluginHost(third_party=False))
     realizer.calibrate([IDS])
     service = SensitivityService(opened, realizer, [IDS])
-    pairs = [("head", s) for s in space.by_name["head"].choices if s.mode in ("static", "dynamic")][
-        :4
-    ]
+    pairs = [
+        ("head", s)
+        for s in space.by_name["head"].choices
+        if s.mode in ("static", "dynamic")
+    ][:4]
     assert pairs
     for kind in service.kinds:
         found = service(kind, pairs)
@@ -139,5 +157,7 @@ def test_distillation_leaves_a_tied_weight_as_it_is() -> None:
         preset_recipe("int4-weight-only", space, opened)
     )
     learned = session.training().distill(parameters, [IDS], Distillation(steps=2))
-    assert learned["head"].weight is learned["embed"].weight is parameters["head"].weight
+    assert (
+        learned["head"].weight is learned["embed"].weight is parameters["head"].weight
+    )
     assert learned["middle"] is not parameters["middle"]

@@ -33,9 +33,14 @@ class Record:
     label: Any
 
 
-def takes(*positional: str, required: tuple[str, ...] | None = None, **more: bool) -> Takes:
+def takes(
+    *positional: str, required: tuple[str, ...] | None = None, **more: bool
+) -> Takes:
     return Takes(
-        positional, positional, frozenset(positional if required is None else required), **more
+        positional,
+        positional,
+        frozenset(positional if required is None else required),
+        **more,
     )
 
 
@@ -113,20 +118,26 @@ def test_a_pair_that_is_one_argument_stays_whole() -> None:
 
 
 def test_labels_that_do_not_run_as_a_mask_are_no_mask() -> None:
-    batch, note = read((X, Y), takes("x", "mask", required=("x",)), runner(uses_mask="shape"))
+    batch, note = read(
+        (X, Y), takes("x", "mask", required=("x",)), runner(uses_mask="shape")
+    )
     assert batch == (X,)
     assert "left out" in note
 
 
 def test_labels_that_would_run_as_an_optional_argument_are_refused() -> None:
-    with pytest.raises(DataError, match=r"item 1 may be 'weights' or labels.*octavo\.Batches"):
+    with pytest.raises(
+        DataError, match=r"item 1 may be 'weights' or labels.*octavo\.Batches"
+    ):
         choose((X, Y), takes("x", "weights", required=("x",)), runner(uses_mask=True))
     with pytest.raises(DataError, match=r"octavo\.Batches"):
         choose([X, Y], takes("x", "mask", required=("x",)), runner(uses_mask=True))
 
 
 def test_a_mask_is_known_as_one() -> None:
-    batch, note = read((X, MASK), takes("x", "mask", required=("x",)), runner(uses_mask=True))
+    batch, note = read(
+        (X, MASK), takes("x", "mask", required=("x",)), runner(uses_mask=True)
+    )
     assert len(batch) == 2
     assert not note
     zeros_and_ones = (X > 5).astype(np.int64)
@@ -139,14 +150,18 @@ def test_a_mask_is_known_as_one() -> None:
 
 
 def test_what_makes_no_difference_may_be_given() -> None:
-    batch, _ = read((X, Y), takes("x", "targets", required=("x",)), runner(uses_mask=False))
+    batch, _ = read(
+        (X, Y), takes("x", "targets", required=("x",)), runner(uses_mask=False)
+    )
     assert len(batch) == 2
 
 
 def test_labels_that_make_no_difference_as_a_mask_are_no_mask() -> None:
     labels = np.full((4, 3), 7)
     batch, note = read(
-        (X, labels), takes("input_ids", "attention_mask", required=()), runner(uses_mask=False)
+        (X, labels),
+        takes("input_ids", "attention_mask", required=()),
+        runner(uses_mask=False),
     )
     assert batch == (X,)
     assert "left out" in note
@@ -157,7 +172,9 @@ def test_any_number_of_values() -> None:
     assert len(read((X, X), star, lambda b: (sum(b),))[0]) == 2  # type: ignore[arg-type]
     # A wrapper that hands on whatever it is given takes what its inside takes.
     batch, note = read(
-        (X, Y), Takes((), (), any_positional=True, any_keyword=True), runner(uses_mask="shape")
+        (X, Y),
+        Takes((), (), any_positional=True, any_keyword=True),
+        runner(uses_mask="shape"),
     )
     assert batch == (X,)
     assert "left out" in note
@@ -170,7 +187,9 @@ def test_names_that_a_wrapper_does_not_hand_on() -> None:
         return (x,)
 
     batch, note = read(
-        {"x": X, "labels": Y}, Takes((), (), any_positional=True, any_keyword=True), inner
+        {"x": X, "labels": Y},
+        Takes((), (), any_positional=True, any_keyword=True),
+        inner,
     )
     assert batch == {"x": X}
     assert "labels" in note
@@ -192,7 +211,9 @@ def test_a_list_that_is_the_argument() -> None:
 
     batch, _ = read(images, takes("images", "targets", required=("images",)), detector)
     assert batch == (images,)
-    batch, note = read((images, [{"boxes": X}, {"boxes": X}]), takes("images"), detector)
+    batch, note = read(
+        (images, [{"boxes": X}, {"boxes": X}]), takes("images"), detector
+    )
     assert batch == (images,)
     assert "left out" in note
 
@@ -263,10 +284,14 @@ def test_batches_pick_the_inputs() -> None:
         lambda b: [b["image"]],
         lambda b: {"x": b["image"]},
     ):
-        data = calibration_data(octavo.Batches(loader, inputs=pick), (InputInfo("x", (None, 3)),))
+        data = calibration_data(
+            octavo.Batches(loader, inputs=pick), (InputInfo("x", (None, 3)),)
+        )
         assert not data.notes
         for _ in range(2):
-            assert [float([*parts(b)[0], *parts(b)[1].values()][0][0, 0]) for b in data] == [
+            assert [
+                float([*parts(b)[0], *parts(b)[1].values()][0][0, 0]) for b in data
+            ] == [
                 1.0,
                 2.0,
             ]
@@ -302,10 +327,13 @@ def test_batches_of_an_array_and_a_mapping() -> None:
 
 def test_batches_drop_nothing_and_guess_nothing() -> None:
     with pytest.raises(DataError, match="takes 1 inputs"):
-        calibration_data(octavo.Batches([(X, Y)], inputs=lambda b: b), (InputInfo("x", (None, 3)),))
+        calibration_data(
+            octavo.Batches([(X, Y)], inputs=lambda b: b), (InputInfo("x", (None, 3)),)
+        )
     with pytest.raises(DataError, match="batch 0: 'image'"):
         calibration_data(
-            octavo.Batches([{"x": X}], inputs=lambda b: b["image"]), (InputInfo("x", (None, 3)),)
+            octavo.Batches([{"x": X}], inputs=lambda b: b["image"]),
+            (InputInfo("x", (None, 3)),),
         )
     with pytest.raises(DataError, match="function of one batch"):
         octavo.Batches([X], inputs=0)  # type: ignore[arg-type]

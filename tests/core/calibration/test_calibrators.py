@@ -88,7 +88,9 @@ def test_memory_does_not_grow(name: str) -> None:
     calibrator = build(name)
     sizes = []
     for i in range(30):
-        calibrator.update(np.random.default_rng(i).normal(size=(50, 20)).astype(np.float32))
+        calibrator.update(
+            np.random.default_rng(i).normal(size=(50, 20)).astype(np.float32)
+        )
         sizes.append(len(pickle.dumps(calibrator)))
     assert sizes[-1] <= sizes[1] + 64
 
@@ -115,7 +117,9 @@ def test_constant_values(name: str, value: float) -> None:
 @given(
     st.lists(
         st.lists(
-            st.floats(-(2.0**40), 2.0**40, width=32).filter(lambda v: v == 0 or abs(v) > 2.0**-40),
+            st.floats(-(2.0**40), 2.0**40, width=32).filter(
+                lambda v: v == 0 or abs(v) > 2.0**-40
+            ),
             min_size=1,
             max_size=8,
         ),
@@ -125,7 +129,9 @@ def test_constant_values(name: str, value: float) -> None:
     st.randoms(),
 )
 @settings(max_examples=50, deadline=None)
-def test_histograms_do_not_depend_on_order(parts: list[list[float]], random: Any) -> None:
+def test_histograms_do_not_depend_on_order(
+    parts: list[list[float]], random: Any
+) -> None:
     one, other = Histogram(64), Histogram(64)
     for part in parts:
         one.update(np.asarray(part, np.float32))
@@ -177,7 +183,9 @@ def test_token_quantile_clips_outlier_tokens() -> None:
 
 
 @pytest.mark.parametrize("name", ["mse", "histogram"])
-@pytest.mark.parametrize("spec", [INT4, QuantSpec(dtype="uint4", symmetric=False)], ids=str)
+@pytest.mark.parametrize(
+    "spec", [INT4, QuantSpec(dtype="uint4", symmetric=False)], ids=str
+)
 def test_least_error_is_near_the_best_clip(name: str, spec: QuantSpec) -> None:
     """A brute-force search over the values themselves is the reference."""
     x = np.random.default_rng(0).laplace(size=40_000).astype(np.float32)
@@ -207,7 +215,9 @@ def test_divergence_by_the_definition() -> None:
             for i in filled:
                 q[i] = sizes[bins].sum() / len(filled)
         p, q = p / p.sum(), q / q.sum()
-        expected = sum(a * np.log(a / max(b, 1e-12)) for a, b in zip(p, q, strict=True) if a)
+        expected = sum(
+            a * np.log(a / max(b, 1e-12)) for a, b in zip(p, q, strict=True) if a
+        )
         assert divergence(sizes, threshold, 4) == pytest.approx(expected)
 
 
@@ -239,7 +249,9 @@ def test_features_and_their_rescaling(make: Any) -> None:
         other.update(make(xs[1]))
         one.merge(other)
         assert one.count == patches.shape[1]
-        np.testing.assert_allclose(np.asarray(one.value), expected[name], rtol=1e-4, atol=1e-3)
+        np.testing.assert_allclose(
+            np.asarray(one.value), expected[name], rtol=1e-4, atol=1e-3
+        )
         for x in xs:
             scaled.update(make(x / factors[None, :, None, None]))
         derived = one.rescaled(ChannelMap(make(factors)))

@@ -63,7 +63,8 @@ def test_labels_in_tuples_are_left_out_and_noted() -> None:
 def test_a_torch_loader() -> None:
     torch = pytest.importorskip("torch")
     loader = torch.utils.data.DataLoader(
-        torch.utils.data.TensorDataset(torch.from_numpy(ARRAY), torch.zeros(70)), batch_size=32
+        torch.utils.data.TensorDataset(torch.from_numpy(ARRAY), torch.zeros(70)),
+        batch_size=32,
     )
     data = calibration_data(loader, (X,))
     assert [rows(b) for b in data] == [32, 32, 6]

@@ -58,16 +58,24 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             self._name = name
 
         def read_text(self, filename: str) -> str | None:
-            return f"Name: {self._name}\nVersion: 1.0\n" if filename == "METADATA" else None
+            return (
+                f"Name: {self._name}\nVersion: 1.0\n"
+                if filename == "METADATA"
+                else None
+            )
 
         def locate_file(self, path: Any) -> Any:
             return path
 
-    def add(name: str, plugin: types.ModuleType | None, distribution: str | None = None) -> None:
+    def add(
+        name: str, plugin: types.ModuleType | None, distribution: str | None = None
+    ) -> None:
         target = f"stranger_{name}_{len(found)}"
         if plugin is not None:
             monkeypatch.setitem(sys.modules, target, plugin)
-        found.append(EntryPoint(name, target, "octavo")._for(Fake(distribution or name)))  # type: ignore[attr-defined]
+        found.append(
+            EntryPoint(name, target, "octavo")._for(Fake(distribution or name))
+        )  # type: ignore[attr-defined]
 
     monkeypatch.setattr(
         seam,
@@ -86,7 +94,9 @@ def test_listing_imports_no_framework_and_covers_every_kind() -> None:
         "assert not {'torch', 'onnx', 'onnxruntime', 'onnx_ir', 'sklearn'} & set(sys.modules), "
         "sys.modules.keys()"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     counts = dict(zip(KINDS, map(int, done.stdout.split()), strict=True))
     assert counts["adapters"] == 3
@@ -104,7 +114,11 @@ def test_claims_without_import() -> None:
 
 def test_a_missing_framework_says_what_to_install() -> None:
     gone: Part[Any] = Part(
-        "gone", "octavo_no_such_module:Thing", MineConfig, "", hint="pip install 'octavo[gone]'"
+        "gone",
+        "octavo_no_such_module:Thing",
+        MineConfig,
+        "",
+        hint="pip install 'octavo[gone]'",
     )
     with pytest.raises(MissingFramework, match=r"octavo\[gone\]"):
         gone.load()
@@ -131,7 +145,9 @@ def test_autoload_can_be_turned_off(
         monkeypatch.setenv("OCTAVO_NO_AUTOLOAD", "1")
     if how == "table":
         table = {"builtin": {}, "policy": {"entry_points": False}}
-    assert "mine" not in PluginHost(table, third_party=how != "argument").parts("strategies")
+    assert "mine" not in PluginHost(table, third_party=how != "argument").parts(
+        "strategies"
+    )
 
 
 def test_allow_and_deny(installed: Callable[..., None]) -> None:
@@ -141,7 +157,9 @@ def test_allow_and_deny(installed: Callable[..., None]) -> None:
     assert "mine" in PluginHost(allow=["mine"]).parts("strategies")
     host = PluginHost(deny=["strategies"])
     assert set(host.parts("strategies")) == {"mine"}
-    assert {i.name: i.reason for i in host.plugins()}["strategies"] == "denied by the policy"
+    assert {i.name: i.reason for i in host.plugins()}[
+        "strategies"
+    ] == "denied by the policy"
 
 
 @pytest.mark.parametrize("fault", ["import", "signature", "unknown hook"])
@@ -172,7 +190,9 @@ def test_a_broken_plugin_is_left_out_with_the_reason_and_the_others_stay(
     assert info.reason
 
 
-def test_a_hook_that_raises_does_not_take_the_others_down(installed: Callable[..., None]) -> None:
+def test_a_hook_that_raises_does_not_take_the_others_down(
+    installed: Callable[..., None],
+) -> None:
     @hookimpl
     def octavo_strategies() -> Any:
         raise ZeroDivisionError("in a stranger's hook")
@@ -191,7 +211,9 @@ def test_a_hook_that_raises_does_not_take_the_others_down(installed: Callable[..
     installed(
         "mine",
         module(
-            "m", octavo_strategies=strategies(CARD), octavo_trial_finished=octavo_trial_finished
+            "m",
+            octavo_strategies=strategies(CARD),
+            octavo_trial_finished=octavo_trial_finished,
         ),
     )
     host = PluginHost()
@@ -218,7 +240,8 @@ def test_a_builtin_name_cannot_be_taken(installed: Callable[..., None]) -> None:
 
 def test_one_part_name_twice_is_an_error(installed: Callable[..., None]) -> None:
     installed(
-        "mine", module("m", octavo_strategies=strategies(Part("basic", "a:b", MineConfig, "")))
+        "mine",
+        module("m", octavo_strategies=strategies(Part("basic", "a:b", MineConfig, ""))),
     )
     with pytest.raises(DuplicatePart, match="'basic' is offered twice"):
         PluginHost().parts("strategies")

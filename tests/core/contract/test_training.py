@@ -15,9 +15,13 @@ METHODS = [(feature, name) for feature, names in TRAINING.items() for name in na
 
 
 @pytest.mark.parametrize(("feature", "name"), METHODS)
-def test_what_a_backend_does_not_learn_is_refused_by_its_feature(feature: str, name: str) -> None:
+def test_what_a_backend_does_not_learn_is_refused_by_its_feature(
+    feature: str, name: str
+) -> None:
     method = getattr(Training(), name)
-    given: list[Any] = [p for p in signature(method).parameters.values() if p.default is p.empty]
+    given: list[Any] = [
+        p for p in signature(method).parameters.values() if p.default is p.empty
+    ]
     with pytest.raises(SchemeError, match=feature):
         method(*(None for p in given if p.kind is not p.VAR_KEYWORD))
 

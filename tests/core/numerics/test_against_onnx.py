@@ -14,7 +14,13 @@ from hypothesis.extra.numpy import arrays
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from octavo.core.numerics.affine import QuantParams, affine_params, dequantize, narrow, quantize
+from octavo.core.numerics.affine import (
+    QuantParams,
+    affine_params,
+    dequantize,
+    narrow,
+    quantize,
+)
 from octavo.core.values.scheme import QuantSpec
 from tests.arrays import MAKERS
 
@@ -32,7 +38,11 @@ TYPES = {
 
 
 def model(
-    dtype: str, axis: int | None, block: int, shape: tuple[int, ...], scale_shape: tuple[int, ...]
+    dtype: str,
+    axis: int | None,
+    block: int,
+    shape: tuple[int, ...],
+    scale_shape: tuple[int, ...],
 ) -> ReferenceEvaluator:
     code = TYPES[dtype][0]
     attributes: dict[str, int] = {} if axis is None else {"axis": axis}
@@ -52,7 +62,9 @@ def model(
         helper.make_tensor_value_info("y", TensorProto.FLOAT, shape),
     ]
     graph = helper.make_graph(nodes, "q", inputs, outputs)
-    return ReferenceEvaluator(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 25)]))
+    return ReferenceEvaluator(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 25)])
+    )
 
 
 def compare(
@@ -64,11 +76,17 @@ def compare(
         "s": np.asarray(params.scale),
         "z": np.asarray(params.zero_point).astype(TYPES[dtype][1]),
     }
-    expected_codes, expected = model(dtype, axis, block, x.shape, shape).run(None, feeds)
+    expected_codes, expected = model(dtype, axis, block, x.shape, shape).run(
+        None, feeds
+    )
     for make in MAKERS.values():
-        own = QuantParams(make(params.scale), make(params.zero_point), params.spec, params.axis)
+        own = QuantParams(
+            make(params.scale), make(params.zero_point), params.spec, params.axis
+        )
         found = quantize(make(x), own)
-        np.testing.assert_array_equal(np.asarray(found), expected_codes.astype(np.int32))
+        np.testing.assert_array_equal(
+            np.asarray(found), expected_codes.astype(np.int32)
+        )
         np.testing.assert_array_equal(np.asarray(dequantize(found, own)), expected)
     codes = quantize(x, params)
     np.testing.assert_array_equal(narrow(codes, params.spec), codes)
@@ -94,8 +112,12 @@ def test_tensor(dtype: str, x: np.ndarray, low: float, high: float) -> None:
 @pytest.mark.parametrize("dtype", TYPES)
 def test_ties_and_ends(dtype: str) -> None:
     spec = QuantSpec(dtype=dtype, symmetric=False)
-    params = QuantParams(np.float32(0.5) * np.ones((), np.float32), np.zeros((), np.int32), spec)
-    x = np.asarray([0.25, 0.75, 1.25, -0.25, -0.75, 0.0, -0.0, 1e8, -1e8, 1e-45], np.float32)
+    params = QuantParams(
+        np.float32(0.5) * np.ones((), np.float32), np.zeros((), np.int32), spec
+    )
+    x = np.asarray(
+        [0.25, 0.75, 1.25, -0.25, -0.75, 0.0, -0.0, 1e8, -1e8, 1e-45], np.float32
+    )
     compare(x, params, dtype, None)
 
 
@@ -143,7 +165,10 @@ def test_symmetric_codes_are_balanced_from_seven_bits_on() -> None:
         ("int2", -1),
     ):
         spec = QuantSpec(dtype=dtype)
-        assert quantize(x, affine_params(x.min(), x.max(), spec)).tolist() == [lowest, -lowest]
+        assert quantize(x, affine_params(x.min(), x.max(), spec)).tolist() == [
+            lowest,
+            -lowest,
+        ]
 
 
 def test_reduced_range_gives_up_one_bit() -> None:

@@ -15,7 +15,13 @@ from octavo.core.calibration.features import FEATURES
 from octavo.core.calibration.statistics import Statistics
 from octavo.core.contract.calibrator import Observer, Probe
 from octavo.core.errors import SchemeError
-from octavo.core.numerics.channels import ChannelMap, as_map, chained, channel_maps, is_online
+from octavo.core.numerics.channels import (
+    ChannelMap,
+    as_map,
+    chained,
+    channel_maps,
+    is_online,
+)
 from octavo.core.numerics.hadamard import hadamard, hadamard_parts
 from octavo.core.numerics.rows import Rows
 from octavo.core.values.graph import Group
@@ -28,8 +34,16 @@ SIZES = st.sampled_from([1, 3, 8, 12, 20, 64])
 @st.composite
 def maps(draw: Any, channels: int) -> ChannelMap:
     random = np.random.default_rng(draw(st.integers(0, 1000)))
-    scale = np.exp(random.normal(size=channels)).astype(np.float32) if draw(st.booleans()) else None
-    shift = random.normal(0, 3, channels).astype(np.float32) if draw(st.booleans()) else None
+    scale = (
+        np.exp(random.normal(size=channels)).astype(np.float32)
+        if draw(st.booleans())
+        else None
+    )
+    shift = (
+        random.normal(0, 3, channels).astype(np.float32)
+        if draw(st.booleans())
+        else None
+    )
     return ChannelMap(scale, shift, draw(st.none() | st.integers(0, 5)))
 
 
@@ -42,7 +56,9 @@ def test_readers_and_writers_keep_the_function(data: Any, n: int, bias: bool) ->
     b1, b2 = (random.normal(size=n), random.normal(size=4)) if bias else (None, None)
     value = x @ first.T + (0 if b1 is None else b1)
     expected = value @ second.T + (0 if b2 is None else b2)
-    as32 = [None if a is None else a.astype(np.float32) for a in (first, b1, second, b2)]
+    as32 = [
+        None if a is None else a.astype(np.float32) for a in (first, b1, second, b2)
+    ]
     turned, turned_bias = change.writer(as32[0], as32[1])
     moved = change.reader_bias(as32[2], as32[3])
     written = x @ turned.T + (0 if turned_bias is None else turned_bias)
@@ -108,7 +124,8 @@ def test_what_a_group_does_not_take_is_refused() -> None:
         with pytest.raises(SchemeError, match=message):
             list(channel_maps((scaled, every), wrong))
     assert [
-        is_online(every, c, already=False) for c in (ChannelMap(ones, ones), ChannelMap(rotation=0))
+        is_online(every, c, already=False)
+        for c in (ChannelMap(ones, ones), ChannelMap(rotation=0))
     ] == [False, True]
     assert is_online(every, ChannelMap(ones), already=True)
     assert as_map(ones).carries == {"scale"}
@@ -141,7 +158,8 @@ def test_statistics_follow(carries: str, make: Any) -> None:
     """What is derived is what observing the changed value gives; what a rotation hides is named."""
     random = np.random.default_rng(0)
     xs = [
-        (random.normal(size=(n, 12)) + np.linspace(-4, 4, 12)).astype(np.float32) for n in (40, 24)
+        (random.normal(size=(n, 12)) + np.linspace(-4, 4, 12)).astype(np.float32)
+        for n in (40, 24)
     ]
     scale, shift = (
         np.linspace(0.5, 3, 12).astype(np.float32),
@@ -169,12 +187,16 @@ def test_statistics_follow(carries: str, make: Any) -> None:
         other: Any = expected.observer(probe)
         for name in ("low", "high") if isinstance(observer, MinMax) else ("value",):
             a, b = np.asarray(getattr(observer, name)), np.asarray(getattr(other, name))
-            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * max(1.0, np.abs(b).max()))
+            np.testing.assert_allclose(
+                a, b, rtol=1e-4, atol=1e-5 * max(1.0, np.abs(b).max())
+            )
 
 
 def test_a_gram_matrix_is_not_centred_beyond_what_float32_holds() -> None:
     random = np.random.default_rng(0)
-    loud = (random.normal(size=(200, 4)) + np.asarray([0, 0, 0, 1000])).astype(np.float32)
+    loud = (random.normal(size=(200, 4)) + np.asarray([0, 0, 0, 1000])).astype(
+        np.float32
+    )
     rows = Rows()
     shift = ChannelMap(shift=np.asarray([0, 0, 0, 1000], np.float32))
     gram = Probe("v", PartChoice(kind="gram"), None, rows)

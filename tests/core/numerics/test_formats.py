@@ -44,7 +44,9 @@ TORCH = {
 }
 
 
-def rtn(x: Any, dtype: str, granularity: str = "group:32", **fields: Any) -> QuantizedTensor:
+def rtn(
+    x: Any, dtype: str, granularity: str = "group:32", **fields: Any
+) -> QuantizedTensor:
     return RoundToNearest(RtnConfig()).quantize(
         x, QuantSpec(dtype=dtype, granularity=granularity, **fields), WeightContext()
     )
@@ -54,9 +56,9 @@ def numbers(fmt: FloatFormat) -> np.ndarray:
     """Every number, every midpoint and its neighbours, and random ones over all exponents."""
     known = np.sort(table(fmt)[np.isfinite(table(fmt))])
     middles = (known[1:] + known[:-1]) / 2
-    random = np.random.default_rng(0).normal(size=20_000) * 2.0 ** np.random.default_rng(
-        1
-    ).integers(-24, 16, 20_000)
+    random = np.random.default_rng(0).normal(
+        size=20_000
+    ) * 2.0 ** np.random.default_rng(1).integers(-24, 16, 20_000)
     x = np.concatenate(
         [
             known,
@@ -74,7 +76,8 @@ def numbers(fmt: FloatFormat) -> np.ndarray:
 def test_codes_equal_ml_dtypes(name: str) -> None:
     fmt = FLOAT_FORMATS[name]
     np.testing.assert_array_equal(
-        table(fmt), np.arange(2**fmt.bits, dtype=np.uint8).view(REFERENCE[name]).astype(np.float32)
+        table(fmt),
+        np.arange(2**fmt.bits, dtype=np.uint8).view(REFERENCE[name]).astype(np.float32),
     )
     x = numbers(fmt)
     expected = x.astype(REFERENCE[name]).view(np.uint8)
@@ -90,7 +93,9 @@ def test_codes_equal_torch(name: str) -> None:
     torch = pytest.importorskip("torch")
     x = torch.from_numpy(numbers(FLOAT_FORMATS[name]))
     expected = x.to(getattr(torch, TORCH[name])).view(torch.uint8)
-    np.testing.assert_array_equal(to_codes(x, FLOAT_FORMATS[name]).numpy(), expected.numpy())
+    np.testing.assert_array_equal(
+        to_codes(x, FLOAT_FORMATS[name]).numpy(), expected.numpy()
+    )
 
 
 def test_large_values_saturate() -> None:
@@ -123,7 +128,9 @@ def test_nf4_takes_the_nearest() -> None:
     x = np.random.default_rng(0).normal(size=(8, 64)).astype(np.float32)
     found = rtn(x, "nf4", "group:64")
     scaled = x / np.abs(x).max(1, keepdims=True)
-    np.testing.assert_array_equal(found.codes, np.abs(scaled[:, :, None] - NF4).argmin(2))
+    np.testing.assert_array_equal(
+        found.codes, np.abs(scaled[:, :, None] - NF4).argmin(2)
+    )
 
 
 MX = {
@@ -140,27 +147,35 @@ def test_microscaling(name: str) -> None:
     """OCP MX 1.0, section 6.3: shared exponent floor(log2(max)) - emax, stored as e8m0; elements
     rounded and saturated."""
     element, emax = MX[name]
-    x = (np.random.default_rng(0).normal(size=(4, 96)) * 10.0 ** np.arange(-2, 2)[:, None]).astype(
-        np.float32
-    )
+    x = (
+        np.random.default_rng(0).normal(size=(4, 96))
+        * 10.0 ** np.arange(-2, 2)[:, None]
+    ).astype(np.float32)
     x[0, :32] = 0
     found = rtn(x, name)
     blocks = x.reshape(4, 3, 32)
     peak = np.abs(blocks).max(2)
     scale = np.where(
-        peak > 0, 2.0 ** (np.floor(np.log2(np.where(peak > 0, peak, 1))) - emax), found.params.scale
+        peak > 0,
+        2.0 ** (np.floor(np.log2(np.where(peak > 0, peak, 1))) - emax),
+        found.params.scale,
     )
     np.testing.assert_array_equal(found.params.scale, scale)
-    np.testing.assert_array_equal(scale.astype(ml_dtypes.float8_e8m0fnu).astype(np.float32), scale)
+    np.testing.assert_array_equal(
+        scale.astype(ml_dtypes.float8_e8m0fnu).astype(np.float32), scale
+    )
     limit = FLOAT_FORMATS[element].largest
     expected = (
         np.clip(blocks / scale[:, :, None], -limit, limit)
         .astype(np.float32)
         .astype(REFERENCE[element])
     )
-    np.testing.assert_array_equal(found.codes.reshape(4, 3, 32), expected.view(np.uint8))
     np.testing.assert_array_equal(
-        found.dequantize().reshape(4, 3, 32), expected.astype(np.float32) * scale[:, :, None]
+        found.codes.reshape(4, 3, 32), expected.view(np.uint8)
+    )
+    np.testing.assert_array_equal(
+        found.dequantize().reshape(4, 3, 32),
+        expected.astype(np.float32) * scale[:, :, None],
     )
     assert found.nbytes == -(-x.size * found.params.spec.bits // 8) + 12
 
@@ -191,7 +206,9 @@ def test_nvfp4_has_two_levels() -> None:
         .astype(np.float32)
         .astype(ml_dtypes.float4_e2m1fn)
     )
-    np.testing.assert_array_equal(found.codes.reshape(4, 4, 16), elements.view(np.uint8))
+    np.testing.assert_array_equal(
+        found.codes.reshape(4, 4, 16), elements.view(np.uint8)
+    )
     assert found.nbytes == 4 * 64 // 2 + 16 + 4
 
 
@@ -201,7 +218,10 @@ def test_double_quantization_of_scales() -> None:
     assert double.extra is not None
     codes = double.extra["scale_codes"].reshape(-1).astype(np.float32)
     blocks = np.arange(codes.size) // DOUBLE_BLOCK
-    restored = codes * double.extra["scale_scale"][blocks] + double.extra["scale_offset"][blocks]
+    restored = (
+        codes * double.extra["scale_scale"][blocks]
+        + double.extra["scale_offset"][blocks]
+    )
     np.testing.assert_array_equal(double.params.scale.reshape(-1), restored)
     assert (
         np.abs(double.params.scale - plain.params.scale).max()
@@ -224,7 +244,9 @@ def test_groups_of_zeros_do_not_widen_the_second_level(
     expected = np.asarray(rtn(x, dtype, scale_dtype=scales and "float32").dequantize())
     assert (np.asarray(found)[x == 0] == 0).all()
     assert np.abs(np.asarray(found) - x).mean() < 1.05 * np.abs(expected - x).mean()
-    assert not np.asarray(rtn(make(0 * x), dtype, scale_dtype=scales).dequantize()).any()
+    assert not np.asarray(
+        rtn(make(0 * x), dtype, scale_dtype=scales).dequantize()
+    ).any()
 
 
 @pytest.mark.parametrize("name", ["float16", "bfloat16", "e8m0", "fp8_e4m3fn"])
@@ -241,7 +263,9 @@ def test_rounded_scales_are_numbers_of_their_format(name: str) -> None:
         "e8m0": ml_dtypes.float8_e8m0fnu,
         "fp8_e4m3fn": ml_dtypes.float8_e4m3fn,
     }[name]
-    np.testing.assert_allclose(scale.astype(reference).astype(np.float32), scale, rtol=1e-6)
+    np.testing.assert_allclose(
+        scale.astype(reference).astype(np.float32), scale, rtol=1e-6
+    )
 
 
 ALL = (

@@ -24,7 +24,9 @@ UINT8 = QuantSpec(dtype="uint8", symmetric=False)
 def test_the_page_prints_what_it_shows() -> None:
     names: dict[str, Any] = {}
     pairs = re.findall(
-        r"^```python\n(.*?)^```\n\n```text\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL
+        r"^```python\n(.*?)^```\n\n```text\n(.*?)^```",
+        PAGE.read_text(),
+        re.MULTILINE | re.DOTALL,
     )
     assert len(pairs) >= 5
     for code, shown in pairs:
@@ -45,7 +47,9 @@ def test_per_tensor_without_zero(make: Any) -> None:
     assert float(((dequantize(codes, params) - w) ** 2).mean()) == pytest.approx(
         7.385297635664756e-07, rel=1e-6
     )
-    other = replace(params, scale=0 * params.scale + 0.001, zero_point=0 * params.zero_point - 50)
+    other = replace(
+        params, scale=0 * params.scale + 0.001, zero_point=0 * params.zero_point - 50
+    )
     assert float(((dequantize(codes, other) - w) ** 2).mean()) == pytest.approx(
         0.1983354538679123, rel=1e-6
     )
@@ -55,7 +59,9 @@ def test_per_tensor_without_zero(make: Any) -> None:
 def test_per_channel(make: Any) -> None:
     scales = W.max(1) / 255
     spec = QuantSpec(dtype="uint8", symmetric=False, granularity="channel")
-    params = QuantParams(make(scales), make(np.round(-W.min(1) / scales).astype(np.int32)), spec, 0)
+    params = QuantParams(
+        make(scales), make(np.round(-W.min(1) / scales).astype(np.int32)), spec, 0
+    )
     codes = quantize(make(W), params)
     assert codes.tolist() == [[72, 0, 93], [207, 0, 139]]
     assert float(((dequantize(codes, params) - make(W)) ** 2).mean()) == pytest.approx(
@@ -80,7 +86,10 @@ def test_conventions(name: Any) -> None:
         affine_params(low, high, QuantSpec(dtype="int8"), convention=name).scale
     ) == pytest.approx(signed, rel=1e-6)
     found = affine_params(low, high, QuantSpec(dtype="uint8"), convention=name)
-    assert (float(found.scale), int(found.zero_point)) == (pytest.approx(unsigned, rel=1e-6), zero)
+    assert (float(found.scale), int(found.zero_point)) == (
+        pytest.approx(unsigned, rel=1e-6),
+        zero,
+    )
     asymmetric = affine_params(low, high, UINT8, convention=name)
     assert float(asymmetric.scale) == pytest.approx(2.5 / 255, rel=1e-6)
     assert int(asymmetric.zero_point) == 0 - round(-0.5 / (2.5 / 255))

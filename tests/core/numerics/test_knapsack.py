@@ -11,7 +11,9 @@ from octavo.core.numerics.loss_tables import HullTable, LossTable
 
 numbers = st.floats(0.0, 10.0, allow_nan=False)
 units = st.lists(
-    st.lists(st.tuples(numbers, numbers), min_size=1, max_size=4), min_size=1, max_size=5
+    st.lists(st.tuples(numbers, numbers), min_size=1, max_size=4),
+    min_size=1,
+    max_size=5,
 )
 
 
@@ -47,7 +49,10 @@ def test_the_table_is_as_good_as_brute_force_up_to_its_resolution(rows, limit, s
         assert best == np.inf
     else:
         assert sum(c[i] for c, i in zip(costs, picks, strict=True)) <= best + 1e-9
-        assert sum(w[i] for w, i in zip(losses, picks, strict=True)) <= share * limit + rounding
+        assert (
+            sum(w[i] for w, i in zip(losses, picks, strict=True))
+            <= share * limit + rounding
+        )
 
 
 @given(units, st.floats(0.5, 30.0))
@@ -94,7 +99,10 @@ def test_a_choice_that_must_not_be_taken_does_not_blur_the_others():
     # Losses of 1e-7, 2e-7, ...: far below the solver's tolerances beside a cost of 1000, which is
     # there as well.
     random = np.random.default_rng(0)
-    costs = [np.array([np.inf, 1e3, *np.sort(random.random(3))[::-1] * 1e-6]) for _ in range(12)]
+    costs = [
+        np.array([np.inf, 1e3, *np.sort(random.random(3))[::-1] * 1e-6])
+        for _ in range(12)
+    ]
     sizes = [np.array([0.0, 1.0, 2.0, 3.0, 4.0])] * 12
     picks = exact(costs, [(sizes, 38.0)])
     cheap = [np.array(c[2:]) for c in costs]
@@ -111,4 +119,6 @@ def test_the_time_limit_is_not_taken_for_an_impossible_budget():
     uses = [[random.random(6) for _ in range(400)] for _ in range(6)]
     picks = exact(costs, [(u, 0.35 * 400) for u in uses], seconds=0.0)
     for use in uses:
-        assert sum(u[i] for u, i in zip(use, picks, strict=True)) <= 0.35 * 400 * (1 + 1e-9)
+        assert sum(u[i] for u, i in zip(use, picks, strict=True)) <= 0.35 * 400 * (
+            1 + 1e-9
+        )

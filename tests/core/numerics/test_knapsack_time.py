@@ -14,7 +14,9 @@ from octavo.core.numerics.knapsack import exact
 
 numbers = st.floats(0.0, 10.0, allow_nan=False)
 units = st.lists(
-    st.lists(st.tuples(numbers, numbers), min_size=1, max_size=4), min_size=1, max_size=5
+    st.lists(st.tuples(numbers, numbers), min_size=1, max_size=4),
+    min_size=1,
+    max_size=5,
 )
 
 
@@ -51,7 +53,11 @@ def test_prices_find_something_wherever_brute_force_does(
 ) -> None:
     costs = [np.array([c for c, _ in row]) for row in rows]
     uses = [np.array([w for _, w in row]) for row in rows]
-    fits = [p for p in itertools.product(*(range(len(c)) for c in costs)) if sums(uses, p) <= limit]
+    fits = [
+        p
+        for p in itertools.product(*(range(len(c)) for c in costs))
+        if sums(uses, p) <= limit
+    ]
     found = knapsack._by_prices(knapsack._Problem.of(costs, [(uses, limit)]))
     if fits:
         assert found is not None
@@ -60,7 +66,9 @@ def test_prices_find_something_wherever_brute_force_does(
         assert found is None or sum(np.concatenate(uses)[found]) <= limit * (1 + 1e-8)
 
 
-def test_what_is_proved_and_what_is_not_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_proved_and_what_is_not_are_told_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with pytest.raises(ConfigError, match="at least 2 against 1"):
         exact([np.array([0.0, 1.0])] * 2, [([np.array([2.0, 1.0])] * 2, 1.0)])
     costs, first, _ = hard(300)
@@ -82,7 +90,8 @@ def test_a_second_look_without_an_answer_keeps_the_first() -> None:
     knapsack._solve = out_of_time_the_second_time  # type: ignore[assignment]
     try:
         picks = exact(
-            [np.array([1e-6, 1e6]), np.array([1e-6, 2e6])], [([np.array([1.0, 0.0])] * 2, 2.0)]
+            [np.array([1e-6, 1e6]), np.array([1e-6, 2e6])],
+            [([np.array([1.0, 0.0])] * 2, 2.0)],
         )
     finally:
         knapsack._solve = solve

@@ -38,7 +38,9 @@ from tests.arrays import MAKERS, each_kind
     seed=st.integers(0, 99),
 )
 @settings(max_examples=60, deadline=None)
-def test_packing_round_trip(bits: int, count: int, signed: bool, order: Any, seed: int) -> None:
+def test_packing_round_trip(
+    bits: int, count: int, signed: bool, order: Any, seed: int
+) -> None:
     low = -(2 ** (bits - 1)) if signed else 0
     codes = (
         np.random.default_rng(seed)
@@ -47,7 +49,9 @@ def test_packing_round_trip(bits: int, count: int, signed: bool, order: Any, see
     )
     packed = pack(codes, bits, order)
     assert packed.shape == (3, -(-count * bits // 8))
-    np.testing.assert_array_equal(unpack(packed, bits, count, signed=signed, order=order), codes)
+    np.testing.assert_array_equal(
+        unpack(packed, bits, count, signed=signed, order=order), codes
+    )
     for make in MAKERS.values():
         there = pack(make(codes), bits, order)
         np.testing.assert_array_equal(np.asarray(there), packed)
@@ -57,7 +61,12 @@ def test_packing_round_trip(bits: int, count: int, signed: bool, order: Any, see
 
 @pytest.mark.parametrize(
     ("code", "bits"),
-    [(TensorProto.INT4, 4), (TensorProto.UINT4, 4), (TensorProto.INT2, 2), (TensorProto.UINT2, 2)],
+    [
+        (TensorProto.INT4, 4),
+        (TensorProto.UINT4, 4),
+        (TensorProto.INT2, 2),
+        (TensorProto.UINT2, 2),
+    ],
 )
 def test_low_first_is_how_onnx_stores(code: int, bits: int) -> None:
     signed = code in (TensorProto.INT4, TensorProto.INT2)
@@ -97,13 +106,19 @@ def test_given_rounding_decides_up_or_down() -> None:
     spec = QuantSpec(dtype="int4")
     x = np.asarray([0.2, 0.7, -0.2, 1.0], np.float32)
     params = affine_params(np.float32(-7), np.float32(7), spec)
-    assert quantize(x, params, given(np.asarray([True, False, True, False]))).tolist() == [
+    assert quantize(
+        x, params, given(np.asarray([True, False, True, False]))
+    ).tolist() == [
         1,
         0,
         0,
         1,
     ]
-    assert nearest(np.asarray([0.5, 1.5, -2.5], np.float32)).tolist() == [0.0, 2.0, -2.0]
+    assert nearest(np.asarray([0.5, 1.5, -2.5], np.float32)).tolist() == [
+        0.0,
+        2.0,
+        -2.0,
+    ]
 
 
 CASES = [
@@ -118,7 +133,8 @@ CASES = [
 
 
 @pytest.mark.parametrize(
-    "granularity", ["channel", "group:32", "group:6", "group:8", "group:96", "group:320"]
+    "granularity",
+    ["channel", "group:32", "group:6", "group:8", "group:96", "group:320"],
 )
 @pytest.mark.parametrize(("dtype", "symmetric"), CASES)
 def test_blocked_rounding_equals_the_plain_one(
@@ -170,7 +186,9 @@ def test_blocked_rounding_needs_little_memory() -> None:
     x = np.random.default_rng(0).normal(size=(2048, 2048)).astype(np.float32)
     for granularity in ("channel", "group:32"):
         tracemalloc.start()
-        codes, params = round_blocked(x, QuantSpec(dtype="int4", granularity=granularity))
+        codes, params = round_blocked(
+            x, QuantSpec(dtype="int4", granularity=granularity)
+        )
         extra = (
             tracemalloc.get_traced_memory()[1]
             - codes.nbytes
@@ -187,7 +205,8 @@ def test_blocked_rounding_needs_little_memory() -> None:
 )
 def test_each_token_has_a_scale(dtype: str, symmetric: bool, make: Any) -> None:
     x = (
-        np.random.default_rng(0).normal(size=(2, 5, 16)) * np.logspace(-3, 3, 5)[None, :, None]
+        np.random.default_rng(0).normal(size=(2, 5, 16))
+        * np.logspace(-3, 3, 5)[None, :, None]
     ).astype(np.float32)
     spec = QuantSpec(dtype=dtype, symmetric=symmetric, granularity="token")
     params = token_params(make(x), spec)
@@ -197,9 +216,14 @@ def test_each_token_has_a_scale(dtype: str, symmetric: bool, make: Any) -> None:
     for i in range(2):
         for j in range(5):
             whole, _ = choose(
-                x[i, j].min(), x[i, j].max(), QuantSpec(dtype=dtype, symmetric=symmetric), None
+                x[i, j].min(),
+                x[i, j].max(),
+                QuantSpec(dtype=dtype, symmetric=symmetric),
+                None,
             )
-            np.testing.assert_array_equal(numbers[i, j], decode(encode(x[i, j], whole), whole))
+            np.testing.assert_array_equal(
+                numbers[i, j], decode(encode(x[i, j], whole), whole)
+            )
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2, -1])
@@ -212,7 +236,11 @@ def test_matrix_and_back(axis: int) -> None:
 
 def test_block_parameters_stretch_to_short_ends() -> None:
     p = np.asarray([[1, 2], [3, 4]])
-    assert stretch(p, (3, 5), 2, 3).tolist() == [[1, 1, 1, 2, 2], [1, 1, 1, 2, 2], [3, 3, 3, 4, 4]]
+    assert stretch(p, (3, 5), 2, 3).tolist() == [
+        [1, 1, 1, 2, 2],
+        [1, 1, 1, 2, 2],
+        [3, 3, 3, 4, 4],
+    ]
 
 
 CONVOLUTIONS = [
@@ -223,7 +251,9 @@ CONVOLUTIONS = [
 ]
 
 
-@pytest.mark.parametrize(("kernel", "strides", "pads", "dilations", "groups"), CONVOLUTIONS)
+@pytest.mark.parametrize(
+    ("kernel", "strides", "pads", "dilations", "groups"), CONVOLUTIONS
+)
 def test_rows_are_what_the_weight_multiplies(
     kernel: Any, strides: Any, pads: Any, dilations: Any, groups: int
 ) -> None:
@@ -233,13 +263,19 @@ def test_rows_are_what_the_weight_multiplies(
     convolve = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}[n]
     ends = [width for i in reversed(range(n)) for width in (pads[i], pads[n + i])]
     y = convolve(
-        torch.nn.functional.pad(x, ends), w, stride=strides, dilation=dilations, groups=groups
+        torch.nn.functional.pad(x, ends),
+        w,
+        stride=strides,
+        dilation=dilations,
+        groups=groups,
     )
     rows = torch.cat(list(Rows(kernel, strides, pads, dilations, groups).chunks(x)), 1)
-    product = torch.einsum("grf,gof->rgo", rows, w.reshape(groups, 16 // groups, -1)).reshape(
-        3, -1, 16
+    product = torch.einsum(
+        "grf,gof->rgo", rows, w.reshape(groups, 16 // groups, -1)
+    ).reshape(3, -1, 16)
+    torch.testing.assert_close(
+        product, y.flatten(2).transpose(1, 2), rtol=1e-4, atol=1e-4
     )
-    torch.testing.assert_close(product, y.flatten(2).transpose(1, 2), rtol=1e-4, atol=1e-4)
     on_numpy = np.concatenate(
         list(Rows(kernel, strides, pads, dilations, groups).chunks(x.numpy())), 1
     )

@@ -25,19 +25,23 @@ PARTS: dict[str, Part[Any]] = {p.name: p for p in octavo_algorithms()}
 FEW = {"adaround": {"iterations": 60}, "autoround": {"iterations": 60}}
 
 
-def layer(rows: int = 24, features: int = 96, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def layer(
+    rows: int = 24, features: int = 96, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """A weight, and the Gram matrix of correlated inputs with a few loud channels."""
     random = np.random.default_rng(seed)
     inputs = random.normal(size=(4 * features, features)) @ (
         np.eye(features) + 0.3 * random.normal(size=(features, features))
     )
     inputs[:, ::17] *= 6
-    return random.normal(size=(rows, features)).astype(np.float32), (inputs.T @ inputs).astype(
-        np.float32
-    )
+    return random.normal(size=(rows, features)).astype(np.float32), (
+        inputs.T @ inputs
+    ).astype(np.float32)
 
 
-def run(name: str, weight: Any, gram: Any, spec: QuantSpec, **options: Any) -> QuantizedTensor:
+def run(
+    name: str, weight: Any, gram: Any, spec: QuantSpec, **options: Any
+) -> QuantizedTensor:
     part = PARTS[name]
     found: QuantizedTensor = part.build(
         part.config(kind=name, **{**FEW.get(name, {}), **options})
@@ -50,7 +54,9 @@ def loss(found: QuantizedTensor, weight: np.ndarray, gram: np.ndarray) -> float:
     return float(np.trace(error @ gram @ error.T))
 
 
-def textbook(weight: np.ndarray, gram: np.ndarray, spec: QuantSpec, damping: float) -> np.ndarray:
+def textbook(
+    weight: np.ndarray, gram: np.ndarray, spec: QuantSpec, damping: float
+) -> np.ndarray:
     """Algorithm 1 of Frantar et al. 2023 in float64, column by column, with the inverse that the
     paper has."""
     w, h = weight.astype(np.float64).copy(), gram.astype(np.float64).copy()
@@ -83,9 +89,13 @@ def test_gptq_equals_the_textbook(
 ) -> None:
     weight, gram = layer(16, features)
     spec = QuantSpec(
-        dtype=dtype, symmetric=symmetric, granularity=f"group:{group}" if group else "channel"
+        dtype=dtype,
+        symmetric=symmetric,
+        granularity=f"group:{group}" if group else "channel",
     )
-    found = Gptq(GptqConfig()).quantize(make(weight), spec, WeightContext(gram=make(gram)))
+    found = Gptq(GptqConfig()).quantize(
+        make(weight), spec, WeightContext(gram=make(gram))
+    )
     expected = textbook(weight, gram, spec, 0.01)
     # float32 against float64: a value may fall on the other side of a tie, and what follows it in
     # its row with it
@@ -103,7 +113,9 @@ def test_feedback_factors_the_gram_matrix() -> None:
     middle = np.linalg.solve(unit.astype(np.float64), damped) @ np.linalg.inv(
         unit.astype(np.float64).T
     )
-    np.testing.assert_allclose(middle, np.diag(np.diag(middle)), atol=1e-3 * np.diag(damped).mean())
+    np.testing.assert_allclose(
+        middle, np.diag(np.diag(middle)), atol=1e-3 * np.diag(damped).mean()
+    )
     assert (np.tril(unit, -1) == 0).all()
 
 
@@ -154,14 +166,18 @@ def test_gptq_settings(options: dict[str, Any]) -> None:
     weight, gram = layer()
     spec = QuantSpec(dtype="uint2", symmetric=False, granularity="group:32")
     found = run("gptq", weight, gram, spec, **options)
-    assert loss(found, weight, gram) < 0.8 * loss(run("rtn", weight, None, spec), weight, gram)
+    assert loss(found, weight, gram) < 0.8 * loss(
+        run("rtn", weight, None, spec), weight, gram
+    )
     if "clip" not in options:
         np.testing.assert_array_equal(
             found.params.scale, run("rtn", weight, None, spec).params.scale
         )
 
 
-@pytest.mark.parametrize("dtype", ["nf4", "fp4", "mxfp4", "mxint8", "nvfp4", "fp8_e4m3fn", "int8"])
+@pytest.mark.parametrize(
+    "dtype", ["nf4", "fp4", "mxfp4", "mxint8", "nvfp4", "fp8_e4m3fn", "int8"]
+)
 @pytest.mark.parametrize("name", ["gptq", "awq"])
 def test_any_dtype(name: str, dtype: str) -> None:
     weight, gram = layer()
@@ -181,7 +197,9 @@ def test_hqq_lowers_the_norm_it_minimises(dtype: str, make: Any) -> None:
     def norm(found: QuantizedTensor) -> float:
         return float((np.abs(np.asarray(found.dequantize()) - weight) ** 0.7).sum())
 
-    assert norm(run("hqq", make(weight), None, spec)) < norm(run("rtn", weight, None, spec))
+    assert norm(run("hqq", make(weight), None, spec)) < norm(
+        run("rtn", weight, None, spec)
+    )
 
 
 @pytest.mark.parametrize(
@@ -197,9 +215,13 @@ def test_hqq_keeps_both_levels_of_scales(spec: QuantSpec) -> None:
     assert found.extra is not None
     codes = found.extra["scale_codes"]
     if spec.dtype == "nvfp4":
-        expected = from_codes(codes, FLOAT_FORMATS["fp8_e4m3fn"]) * found.extra["scale_scale"]
+        expected = (
+            from_codes(codes, FLOAT_FORMATS["fp8_e4m3fn"]) * found.extra["scale_scale"]
+        )
     else:
-        expected = codes * found.extra["scale_scale"][0] + found.extra["scale_offset"][0]
+        expected = (
+            codes * found.extra["scale_scale"][0] + found.extra["scale_offset"][0]
+        )
     np.testing.assert_allclose(found.params.scale, expected, rtol=1e-6)
 
 
@@ -208,7 +230,9 @@ def test_clip_search_lowers_the_error() -> None:
     for granularity in ("tensor", "channel", "group:32", "block:8x16"):
         spec = QuantSpec(dtype="int3", granularity=granularity)
         errors = [
-            ((run("rtn", weight, None, spec, clip=clip).dequantize() - weight) ** 2).mean()
+            (
+                (run("rtn", weight, None, spec, clip=clip).dequantize() - weight) ** 2
+            ).mean()
             for clip in ("mse", "none")
         ]
         assert errors[0] < errors[1]
@@ -218,7 +242,9 @@ def test_conventions_reach_the_weight() -> None:
     weight, _ = layer()
     spec = QuantSpec(dtype="int8", granularity="channel")
     found = run("rtn", weight, None, spec, convention="pytorch")
-    np.testing.assert_allclose(found.params.scale, np.abs(weight).max(1) / 127.5, rtol=1e-6)
+    np.testing.assert_allclose(
+        found.params.scale, np.abs(weight).max(1) / 127.5, rtol=1e-6
+    )
 
 
 @each_kind
@@ -234,9 +260,13 @@ def test_conventions_reach_the_weight() -> None:
 def test_outputs_do_not_shrink(spec: QuantSpec, name: str, make: Any) -> None:
     """tr(W_q G W^T) = tr(W G W^T) in each row: what is lost at one output is gained at another."""
     weight, gram = layer()
-    found = np.asarray(run(name, make(weight), make(gram), spec).dequantize()).astype(np.float64)
+    found = np.asarray(run(name, make(weight), make(gram), spec).dequantize()).astype(
+        np.float64
+    )
     outputs = weight @ gram.astype(np.float64)
-    np.testing.assert_allclose((outputs * found).sum(1), (outputs * weight).sum(1), rtol=1e-4)
+    np.testing.assert_allclose(
+        (outputs * found).sum(1), (outputs * weight).sum(1), rtol=1e-4
+    )
 
 
 def test_scales_of_a_format_are_not_stretched() -> None:
@@ -258,7 +288,11 @@ def test_stochastic_rounding_is_right_on_average(make: Any) -> None:
     weight[:, 0] = 7
     spec = QuantSpec(dtype="int4", granularity="channel")
     found = [
-        np.asarray(run("rtn", make(weight), None, spec, rounding="stochastic", seed=s).dequantize())
+        np.asarray(
+            run(
+                "rtn", make(weight), None, spec, rounding="stochastic", seed=s
+            ).dequantize()
+        )
         for s in (1, 1, 2)
     ]
     assert found[0][:, 1:].mean() == pytest.approx(0.3, abs=0.02)
@@ -286,7 +320,9 @@ def test_what_cannot_be_done_is_refused() -> None:
     with pytest.raises(SchemeError, match="cannot share a scale over rows"):
         run("gptq", weight, gram, QuantSpec(dtype="int4", granularity="block:4x32"))
     with pytest.raises(SchemeError, match="cannot share a scale over rows"):
-        run("autoround", weight, gram, QuantSpec(dtype="int4", granularity="block:4x32"))
+        run(
+            "autoround", weight, gram, QuantSpec(dtype="int4", granularity="block:4x32")
+        )
     for name in ("autoround", "adaround"):
         with pytest.raises(SchemeError, match="rounding of integers"):
             run(name, weight, gram, QuantSpec(dtype="nf4", granularity="group:32"))
@@ -310,7 +346,10 @@ def test_bad_and_empty_weights(name: str) -> None:
 def test_the_same_numbers_twice(name: str) -> None:
     weight, gram = layer()
     spec = QuantSpec(dtype="uint2", symmetric=False, granularity="group:32")
-    one, other = run(name, weight, gram, spec), run(name, weight.copy(), gram.copy(), spec)
+    one, other = (
+        run(name, weight, gram, spec),
+        run(name, weight.copy(), gram.copy(), spec),
+    )
     np.testing.assert_array_equal(one.codes, other.codes)
     np.testing.assert_array_equal(one.params.scale, other.params.scale)
     assert one.codes is not weight
@@ -326,7 +365,8 @@ def test_gradient_of_the_output_error() -> None:
         step = np.zeros_like(error)
         step[i, j] = 1e-5
         difference = (
-            output_error(error + step, gram)[0].sum() - output_error(error - step, gram)[0].sum()
+            output_error(error + step, gram)[0].sum()
+            - output_error(error - step, gram)[0].sum()
         ) / 2e-5
         assert difference == pytest.approx(2 * slope[i, j], rel=1e-5)
     assert value.sum() == pytest.approx(np.trace(error @ gram @ error.T))
@@ -342,9 +382,15 @@ def test_bias_correction_keeps_the_mean_output(groups: int) -> None:
     fixed = corrected_bias(bias, weight, found, inputs.mean(0))
 
     def mean_output(w: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return np.einsum("ngf,gof->go", inputs, w.reshape(groups, 6, 10)).reshape(-1) / 500 + b
+        return (
+            np.einsum("ngf,gof->go", inputs, w.reshape(groups, 6, 10)).reshape(-1) / 500
+            + b
+        )
 
     np.testing.assert_allclose(
         mean_output(found.dequantize(), fixed), mean_output(weight, bias), atol=1e-4
     )
-    assert np.abs(mean_output(found.dequantize(), bias) - mean_output(weight, bias)).max() > 0.05
+    assert (
+        np.abs(mean_output(found.dequantize(), bias) - mean_output(weight, bias)).max()
+        > 0.05
+    )

@@ -63,12 +63,16 @@ CASES = [
     (name, settings, spec)
     for name in ALGORITHMS
     for settings in SETTINGS.get(name, [{}])
-    for spec in (INTEGERS if name in ("autoround", "adaround") else [*INTEGERS, *OTHERS])
+    for spec in (
+        INTEGERS if name in ("autoround", "adaround") else [*INTEGERS, *OTHERS]
+    )
     if not (name == "gptq" and spec.granularity.startswith("block:"))
 ]
 
 
-def alike(function: Callable[..., Any], *arrays: np.ndarray, exact: bool = True) -> None:
+def alike(
+    function: Callable[..., Any], *arrays: np.ndarray, exact: bool = True
+) -> None:
     """Run on NumPy, and on torch with ``meta`` as the default device; compare."""
     expected = function(*arrays)
     tensors = [torch.from_numpy(a.copy()) for a in arrays]
@@ -81,7 +85,9 @@ def alike(function: Callable[..., Any], *arrays: np.ndarray, exact: bool = True)
         assert mine.device.type == "cpu"
         numbers = mine.to(torch.float32).numpy()
         if exact:
-            np.testing.assert_array_equal(numbers, np.asarray(theirs).astype(np.float32))
+            np.testing.assert_array_equal(
+                numbers, np.asarray(theirs).astype(np.float32)
+            )
         else:
             np.testing.assert_allclose(
                 numbers, np.asarray(theirs).astype(np.float32), rtol=1e-4, atol=1e-4
@@ -96,8 +102,16 @@ def test_algorithms(name: str, settings: dict[str, Any], spec: QuantSpec) -> Non
         found = part.build(part.config(kind=name, **settings)).quantize(
             matrix, spec, WeightContext(gram=gram)
         )
-        second = tuple(found.extra[k] for k in sorted(found.extra)) if found.extra else ()
-        return found.dequantize(), found.codes, found.params.scale, found.params.zero_point, *second
+        second = (
+            tuple(found.extra[k] for k in sorted(found.extra)) if found.extra else ()
+        )
+        return (
+            found.dequantize(),
+            found.codes,
+            found.params.scale,
+            found.params.zero_point,
+            *second,
+        )
 
     expected, found = run(X, GRAM), None
     with torch.device("meta"):
@@ -113,7 +127,9 @@ def test_algorithms(name: str, settings: dict[str, Any], spec: QuantSpec) -> Non
 @pytest.mark.parametrize("spec", [*INTEGERS, *OTHERS], ids=str)
 def test_codecs(spec: QuantSpec) -> None:
     def run(x: Any) -> Any:
-        params, _ = choose(*ranges(x, spec), spec, None if spec.granularity == "tensor" else 0)
+        params, _ = choose(
+            *ranges(x, spec), spec, None if spec.granularity == "tensor" else 0
+        )
         codes = encode(x, params)
         return codes, decode(codes, params), project(x, params), params.scale
 
@@ -128,23 +144,32 @@ def test_affine_and_rounding() -> None:
             QuantSpec(dtype="int8", reduce_range=True),
         ):
 
-            def run(x: Any, spec: QuantSpec = spec, convention: Any = convention) -> Any:
+            def run(
+                x: Any, spec: QuantSpec = spec, convention: Any = convention
+            ) -> Any:
                 xp = array_namespace(x)
-                params = affine_params(xp.min(x), xp.max(x), spec, convention=convention)
+                params = affine_params(
+                    xp.min(x), xp.max(x), spec, convention=convention
+                )
                 up = given(x > 0)
                 return tuple(
-                    dequantize(quantize(x, params, r), params) for r in (stochastic(3), up)
+                    dequantize(quantize(x, params, r), params)
+                    for r in (stochastic(3), up)
                 )
 
             alike(run, X)
-    alike(lambda x: token_params(x, QuantSpec(dtype="int8", granularity="token")).scale, X)
+    alike(
+        lambda x: token_params(x, QuantSpec(dtype="int8", granularity="token")).scale, X
+    )
 
 
 def test_packing() -> None:
     for bits in (1, 2, 3, 4, 8):
         codes = (np.arange(21) % 2**bits).astype(np.uint8)
         alike(lambda c, bits=bits: pack(c, bits), codes)
-        alike(lambda c, bits=bits: unpack(pack(c, bits), bits, 21, signed=bits > 1), codes)
+        alike(
+            lambda c, bits=bits: unpack(pack(c, bits), bits, 21, signed=bits > 1), codes
+        )
 
 
 @pytest.mark.parametrize(
@@ -186,7 +211,9 @@ def test_bias_and_rotation() -> None:
     part = ALGORITHMS["rtn"]
 
     def run(bias: Any, matrix: Any, mean: Any) -> Any:
-        found = part.build(part.config(kind="rtn")).quantize(matrix, INTEGERS[0], WeightContext())
+        found = part.build(part.config(kind="rtn")).quantize(
+            matrix, INTEGERS[0], WeightContext()
+        )
         return corrected_bias(bias, matrix, found, mean)
 
     alike(run, X[:, 0], X, SAMPLES[0], exact=False)

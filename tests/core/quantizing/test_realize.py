@@ -49,7 +49,11 @@ def net() -> nn.Sequential:
 def convolutions() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(2, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=4), nn.ReLU(), nn.Conv2d(8, 3, 1)
+        nn.Conv2d(2, 8, 3),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, groups=4),
+        nn.ReLU(),
+        nn.Conv2d(8, 3, 1),
     ).eval()
 
 
@@ -59,7 +63,11 @@ def batches(*shape: int) -> list[tuple[torch.Tensor]]:
 
 
 def realizer(
-    model: nn.Module, data: Any, *schemes: OpScheme, calibrate: bool = True, **settings: Any
+    model: nn.Module,
+    data: Any,
+    *schemes: OpScheme,
+    calibrate: bool = True,
+    **settings: Any,
 ) -> Realizer:
     session = HOST.adapters()["torch"].build().open(model, data[0])
     view = session.describe()
@@ -90,12 +98,16 @@ def test_gptq_is_given_the_gram_matrix_of_its_own_input() -> None:
     found = made.parameters(all_of(made, scheme))
     x = torch.cat([b[0] for b in data])
     for op, layer in zip(
-        (u.name for u in made.space.tunable), (model[0], model[2], model[4]), strict=True
+        (u.name for u in made.space.tunable),
+        (model[0], model[2], model[4]),
+        strict=True,
     ):
         inputs = x if layer is model[0] else model[: 2 if layer is model[2] else 4](x)
         assert isinstance(layer, nn.Linear)
         expected = Gptq(GptqConfig()).quantize(
-            layer.weight.detach(), INT4, WeightContext(gram=(inputs.T @ inputs).detach())
+            layer.weight.detach(),
+            INT4,
+            WeightContext(gram=(inputs.T @ inputs).detach()),
         )
         weight = found[op].weight
         assert weight is not None
@@ -141,7 +153,12 @@ def test_the_memory_of_gram_matrices_is_a_setting(
         lambda *given, **named: made.append(Realizer(*given, **named)) or made[0],
     )
     weight = {"dtype": "int4", "granularity": "channel"}
-    rule = {"types": "linear", "mode": "weight_only", "weight": weight, "algorithm": "gptq"}
+    rule = {
+        "types": "linear",
+        "mode": "weight_only",
+        "weight": weight,
+        "algorithm": "gptq",
+    }
     quantize.quantize_model(
         net(), {"gram_megabytes": megabytes, "rules": [rule]}, batches(32, 8), host=HOST
     )
@@ -155,7 +172,9 @@ def added(alive: weakref.WeakSet[Gram], observer: Any) -> Any:
 
 def test_a_generator_that_is_read_once_keeps_all_its_gram_matrices() -> None:
     model, data = net(), batches(32, 8)
-    scheme = OpScheme(mode="weight_only", weight=INT4, algorithm=PartChoice(kind="gptq"))
+    scheme = OpScheme(
+        mode="weight_only", weight=INT4, algorithm=PartChoice(kind="gptq")
+    )
     made = realizer(model, data, scheme, calibrate=False, gram_bytes=0)
     made.calibrate(iter(data))
     made.parameters(all_of(made, scheme))
@@ -166,11 +185,17 @@ def test_pages_of_a_rescaled_model_see_what_it_sees() -> None:
     torch.manual_seed(0)
     model, data = (
         nn.Sequential(
-            nn.LayerNorm(8), nn.Linear(8, 16), nn.Tanh(), nn.LayerNorm(16), nn.Linear(16, 4)
+            nn.LayerNorm(8),
+            nn.Linear(8, 16),
+            nn.Tanh(),
+            nn.LayerNorm(16),
+            nn.Linear(16, 4),
         ).eval(),
         batches(32, 8),
     )
-    scheme = OpScheme(mode="weight_only", weight=INT4, algorithm=PartChoice(kind="gptq"))
+    scheme = OpScheme(
+        mode="weight_only", weight=INT4, algorithm=PartChoice(kind="gptq")
+    )
     transforms = (PartChoice(kind="smoothquant"),)
     found = []
     for limit in (2**20, 0):
@@ -182,7 +207,9 @@ def test_pages_of_a_rescaled_model_see_what_it_sees() -> None:
             gram_bytes=limit,
         )
         made.calibrate(data)
-        found.append(made.parameters(Recipe(all_of(made, scheme).schemes, transforms, "torch")))
+        found.append(
+            made.parameters(Recipe(all_of(made, scheme).schemes, transforms, "torch"))
+        )
     for one, other in zip(found[0].values(), found[1].values(), strict=True):
         assert one.weight is not None
         assert other.weight is not None
@@ -213,11 +240,19 @@ def test_convolutions_are_seen_as_patches_group_by_group() -> None:
             assert rtn is not None
 
             def error(
-                numbers: torch.Tensor, layer: nn.Conv2d = layer, inputs: torch.Tensor = inputs
+                numbers: torch.Tensor,
+                layer: nn.Conv2d = layer,
+                inputs: torch.Tensor = inputs,
             ) -> float:
                 exact = nn.functional.conv2d(inputs, layer.weight, groups=layer.groups)
                 return float(
-                    ((nn.functional.conv2d(inputs, numbers, groups=layer.groups) - exact) ** 2)
+                    (
+                        (
+                            nn.functional.conv2d(inputs, numbers, groups=layer.groups)
+                            - exact
+                        )
+                        ** 2
+                    )
                     .mean()
                     .detach()
                 )
@@ -228,7 +263,8 @@ def test_convolutions_are_seen_as_patches_group_by_group() -> None:
 def test_each_op_has_its_own_algorithm_and_calibrator() -> None:
     percentile = PartChoice(kind="percentile", options=(("percentile", 90.0),))
     clipped = STATIC.variant(
-        calibrator=percentile, algorithm=PartChoice(kind="rtn", options=(("clip", "mse"),))
+        calibrator=percentile,
+        algorithm=PartChoice(kind="rtn", options=(("clip", "mse"),)),
     )
     made = realizer(net(), batches(32, 8), STATIC, clipped)
     first, second, _ = (u.name for u in made.space.tunable)
@@ -244,7 +280,10 @@ def test_each_op_has_its_own_algorithm_and_calibrator() -> None:
 
 def test_a_weight_is_quantized_once_per_scheme() -> None:
     made = realizer(net(), batches(16, 8), STATIC, STATIC.variant(weight=INT4))
-    one, other = made.parameters(all_of(made, STATIC)), made.parameters(all_of(made, STATIC))
+    one, other = (
+        made.parameters(all_of(made, STATIC)),
+        made.parameters(all_of(made, STATIC)),
+    )
     assert all(one[name].weight is other[name].weight for name in one)
     assert made.weights_quantized == 3
     made.parameters(all_of(made, STATIC.variant(weight=INT4)))
@@ -260,7 +299,11 @@ def test_tied_weights_are_quantized_once_and_for_both_inputs() -> None:
     data = batches(16, 8)
     scheme = STATIC.variant(weight=INT4, algorithm=PartChoice(kind="gptq"))
     made = realizer(model, data, scheme)
-    tied = [o.name for o in made.opened.view.ops if o.weight is not None and o.weight.shared_with]
+    tied = [
+        o.name
+        for o in made.opened.view.ops
+        if o.weight is not None and o.weight.shared_with
+    ]
     found = made.parameters(all_of(made, scheme))
     assert len(tied) == 2
     assert found[tied[0]].weight is found[tied[1]].weight
@@ -279,7 +322,8 @@ def test_bias_correction_reaches_the_parameters() -> None:
     model, data = net(), batches(64, 8)
     rough = QuantSpec(dtype="int2", granularity="channel")
     scheme = STATIC.variant(
-        weight=rough, algorithm=PartChoice(kind="rtn", options=(("bias_correction", True),))
+        weight=rough,
+        algorithm=PartChoice(kind="rtn", options=(("bias_correction", True),)),
     )
     made = realizer(model, data, scheme)
     found = made.parameters(all_of(made, scheme))
@@ -321,7 +365,9 @@ def test_or_leave_their_op_in_float_and_say_so() -> None:
     assert candidate.ledger[made.space.tunable[0].name].honoured
 
 
-def test_what_an_adapter_made_is_not_changed_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_an_adapter_made_is_not_changed_from_outside(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model, data = net(), batches(4, 8)
     with torch.no_grad():
         model[4].weight[0, 0] = float("inf")
@@ -345,7 +391,9 @@ def test_what_an_adapter_made_is_not_changed_from_outside(monkeypatch: pytest.Mo
 
 def test_what_is_missing_is_named() -> None:
     data = batches(4, 8)
-    scheme = OpScheme(mode="weight_only", weight=INT4, algorithm=PartChoice(kind="gptq"))
+    scheme = OpScheme(
+        mode="weight_only", weight=INT4, algorithm=PartChoice(kind="gptq")
+    )
     made = realizer(net(), data, scheme, calibrate=False)
     with pytest.raises(SchemeError, match=r"gptq needs the Gram matrix.*calibration"):
         made.parameters(all_of(made, scheme))
@@ -356,11 +404,15 @@ def test_what_is_missing_is_named() -> None:
     static = realizer(net(), data, scheme)
     with pytest.raises(DataError, match="was not observed"):
         static.parameters(all_of(static, STATIC))
-    with pytest.raises(ConfigError, match="unknown setting 'dampening'; did you mean 'damping'"):
+    with pytest.raises(
+        ConfigError, match="unknown setting 'dampening'; did you mean 'damping'"
+    ):
         static.parameters(
             all_of(
                 static,
-                scheme.variant(algorithm=PartChoice(kind="gptq", options=(("dampening", 0.1),))),
+                scheme.variant(
+                    algorithm=PartChoice(kind="gptq", options=(("dampening", 0.1),))
+                ),
             )
         )
 
@@ -384,7 +436,9 @@ def test_constant_activations_are_widened_with_a_warning() -> None:
 
 
 def test_static_consumers_tell_their_producer() -> None:
-    made = realizer(net(), batches(16, 8), STATIC, STATIC.variant(input=QuantSpec(dtype="int8")))
+    made = realizer(
+        net(), batches(16, 8), STATIC, STATIC.variant(input=QuantSpec(dtype="int8"))
+    )
     first, second, third = (u.name for u in made.space.tunable)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -427,7 +481,10 @@ def test_shared_scales_join_overlapping_groups() -> None:
 
 
 def test_statistics_merge_as_one() -> None:
-    probes = [Probe("x", PartChoice(kind="minmax")), Probe("x", PartChoice(kind="minmax"), -1)]
+    probes = [
+        Probe("x", PartChoice(kind="minmax")),
+        Probe("x", PartChoice(kind="minmax"), -1),
+    ]
 
     def make(probe: Probe) -> Any:
         return HOST.part("calibrators", "minmax").build(

@@ -23,7 +23,10 @@ from octavo.core.quantizing.transforms.equalization import Equalization
 from octavo.core.quantizing.transforms.norms import absmax_from_norm
 from octavo.core.quantizing.transforms.smoothquant import smoothing
 from octavo.core.quantizing.transforms.spiq import conversion_scales
-from octavo.core.quantizing.transforms.suppression import channel_shift, threshold_factors
+from octavo.core.quantizing.transforms.suppression import (
+    channel_shift,
+    threshold_factors,
+)
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import MINMAX, OpScheme, PartChoice, QuantSpec
 from octavo.core.values.space import TuningSpace, Unit
@@ -88,8 +91,14 @@ class Convolutions(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.first, self.norm = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
-        self.depthwise, self.grouped = nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 6, 1, groups=2)
+        self.first, self.norm = (
+            nn.Conv2d(3, 8, 3, padding=1, bias=False),
+            nn.BatchNorm2d(8),
+        )
+        self.depthwise, self.grouped = (
+            nn.Conv2d(8, 8, 3, groups=8),
+            nn.Conv2d(8, 6, 1, groups=2),
+        )
         with torch.no_grad():
             self.norm.weight.copy_(torch.logspace(-1.5, 1, 8))
             self.depthwise.weight *= torch.logspace(1, -1, 8)[:, None, None, None]
@@ -127,7 +136,9 @@ def realizer(
         for o in view.ops
         if o.weight is not None and len(capability.for_op(o)) > 1
     )
-    space = TuningSpace("torch", units, ((), tuple(transforms)) if transforms else ((),))
+    space = TuningSpace(
+        "torch", units, ((), tuple(transforms)) if transforms else ((),)
+    )
     made = Realizer(Opened("torch", session, view, capability), space, HOST)
     made.calibrate([(x,) for x in data] if batches is None else batches(data))
     return made
@@ -174,7 +185,9 @@ def test_the_function_stays_on_every_backend(backend: str, tmp_path: Path) -> No
         )
         made.calibrate([(x.numpy(),) for x in data])
         for transforms in choices:
-            found = made.candidate(Recipe({}, transforms, backend)).run((data[0].numpy(),))[0]
+            found = made.candidate(Recipe({}, transforms, backend)).run(
+                (data[0].numpy(),)
+            )[0]
             expected = net(data[0]).detach().numpy()
             np.testing.assert_allclose(
                 found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max()
@@ -188,7 +201,10 @@ def check(name: str, *transforms: PartChoice) -> None:
     for x in data:
         expected = net(x).detach().numpy()
         np.testing.assert_allclose(
-            rescaled.run((x,))[0], expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max()
+            rescaled.run((x,))[0],
+            expected,
+            rtol=1e-5,
+            atol=1e-5 * np.abs(expected).max(),
         )
     # Ranges of rotated values cannot be derived.
     assert made.observe_passes == 1 + any(
@@ -214,14 +230,20 @@ def test_statistics_are_carried_over(name: str) -> None:
     again.calibrate([(x,) for x in model(name)[1]])
     assert again.statistics is not None
     compared = 0
-    inside = {g.value for g in made.opened.view.groups if g.kind == "rescale" and not g.producer}
+    inside = {
+        g.value
+        for g in made.opened.view.groups
+        if g.kind == "rescale" and not g.producer
+    }
     for probe, observer in again.statistics.observers.items():
         if probe.value in inside:
             continue
         mine = derived.statistics.observer(probe)
         if hasattr(observer, "low"):
             for a, b in ((mine.low, observer.low), (mine.high, observer.high)):  # type: ignore[attr-defined]
-                np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-4, atol=1e-4)
+                np.testing.assert_allclose(
+                    np.asarray(a), np.asarray(b), rtol=1e-4, atol=1e-4
+                )
         else:
             np.testing.assert_allclose(
                 np.asarray(mine.value), np.asarray(observer.value), rtol=1e-3, atol=1e-3
@@ -245,7 +267,9 @@ def test_other_calibrators_are_observed_once_more() -> None:
     assert made.observe_passes == 2
     made.candidate(made.space.recipe({made.space.tunable[0].name: scheme}, (choice,)))
     assert made.observe_passes == 2
-    once = realizer("block", choice, scheme=scheme, batches=lambda data: ((x,) for x in data))
+    once = realizer(
+        "block", choice, scheme=scheme, batches=lambda data: ((x,) for x in data)
+    )
     with pytest.raises(DataError, match="read only once"):
         once.candidate(once.space.recipe(once.space.first(), (choice,)))
 
@@ -262,7 +286,12 @@ def test_static_quantization_gains(kind: str) -> None:
         candidate = made.candidate(made.space.recipe(made.space.first(), transforms))
         errors.append(
             sum(
-                float(((torch.from_numpy(candidate.run((x,))[0]) - net(x).detach()) ** 2).mean())
+                float(
+                    (
+                        (torch.from_numpy(candidate.run((x,))[0]) - net(x).detach())
+                        ** 2
+                    ).mean()
+                )
                 for x in data
             )
         )
@@ -282,7 +311,9 @@ def test_gain_migration_leaves_a_norm_that_scales_nothing() -> None:
             opened.view, opened.session.tensor, made.statistics, ops
         )
         assert set(found) == {group.name}
-        gain, shift = (np.asarray(opened.session.tensor(n)) for n in (group.gain, group.shift))
+        gain, shift = (
+            np.asarray(opened.session.tensor(n)) for n in (group.gain, group.shift)
+        )
         expected = (
             np.abs(gain)
             if kind == "outlier_suppression"
@@ -292,7 +323,9 @@ def test_gain_migration_leaves_a_norm_that_scales_nothing() -> None:
     norm = opened.session.rescale(
         {group.name: np.abs(np.asarray(opened.session.tensor(group.gain)))}
     )
-    np.testing.assert_allclose(np.abs(np.asarray(norm.tensor(group.gain))), 1.0, rtol=1e-6)
+    np.testing.assert_allclose(
+        np.abs(np.asarray(norm.tensor(group.gain))), 1.0, rtol=1e-6
+    )
 
 
 def test_a_weight_that_no_transform_touches_is_quantized_once() -> None:
@@ -303,7 +336,9 @@ def test_a_weight_that_no_transform_touches_is_quantized_once() -> None:
         first = made.parameters(made.space.recipe(made.space.first()))
         second = made.parameters(made.space.recipe(made.space.first(), (choice,)))
     same = {name for name in first if first[name].weight is second[name].weight}
-    touched = {m for g in made.opened.view.groups if g.kind == "rescale" for m in g.members}
+    touched = {
+        m for g in made.opened.view.groups if g.kind == "rescale" for m in g.members
+    }
     assert same >= set(first) - touched - {g.producer for g in made.opened.view.groups}
 
 
@@ -314,7 +349,9 @@ def test_channel_ranges_are_planned_for_transforms() -> None:
     assert values
     assert {p.value for p in made.probes() if p == Probe(p.value, MINMAX, -1)} >= values
     assert not any(p.calibrator.kind == "gram" for p in made.probes())
-    searching = realizer("block", PartChoice(kind="smoothquant", options=(("alpha", "auto"),)))
+    searching = realizer(
+        "block", PartChoice(kind="smoothquant", options=(("alpha", "auto"),))
+    )
     assert any(p.calibrator.kind == "gram" for p in searching.probes())
 
 
@@ -343,13 +380,23 @@ def test_equalization_by_the_paper() -> None:
     rescaled = opened.session.rescale(factors)
     for group in opened.view.groups:
         producer = opened.view.by_name.get(group.producer)
-        if group.name in factors and producer is not None and producer.weight is not None:
+        if (
+            group.name in factors
+            and producer is not None
+            and producer.weight is not None
+        ):
             reader = opened.view.by_name[group.members[0]]
             assert reader.weight is not None
-            outer = np.abs(np.asarray(rescaled.tensor(producer.weight.name))).max(axis=(1, 2, 3))
+            outer = np.abs(np.asarray(rescaled.tensor(producer.weight.name))).max(
+                axis=(1, 2, 3)
+            )
             weight = np.abs(np.asarray(rescaled.tensor(reader.weight.name)))
             groups = len(outer) // weight.shape[1]
-            inner = weight.reshape(groups, -1, *weight.shape[1:]).max(axis=(1, 3, 4)).reshape(-1)
+            inner = (
+                weight.reshape(groups, -1, *weight.shape[1:])
+                .max(axis=(1, 3, 4))
+                .reshape(-1)
+            )
             np.testing.assert_allclose(outer, inner, rtol=1e-2)
 
 
@@ -360,7 +407,9 @@ def test_shares_of_the_other_rescalings() -> None:
     np.testing.assert_allclose(importance(absmax, 0.5), [0.5, 1, 2], rtol=1e-6)
     np.testing.assert_allclose(
         absmax_from_norm(
-            np.asarray([2.0, -1.0], np.float32), np.asarray([-3.0, 0.5], np.float32), 6.0
+            np.asarray([2.0, -1.0], np.float32),
+            np.asarray([-3.0, 0.5], np.float32),
+            6.0,
         ),
         [15, 6.5],
     )
@@ -401,7 +450,9 @@ def test_rotation_is_orthogonal_and_fast_equals_plain(n: int, seed: int | None) 
     matrix = hadamard(n, x, seed)
     np.testing.assert_allclose(matrix @ matrix.T, np.eye(n), atol=1e-5)
     np.testing.assert_allclose(rotate(x, seed), x @ matrix, atol=1e-5)
-    np.testing.assert_allclose(rotate(torch.from_numpy(x), seed).numpy(), x @ matrix, atol=1e-5)
+    np.testing.assert_allclose(
+        rotate(torch.from_numpy(x), seed).numpy(), x @ matrix, atol=1e-5
+    )
     if n & (n - 1) == 0:
         np.testing.assert_allclose(np.abs(matrix), n**-0.5, rtol=1e-6)
 
@@ -422,7 +473,9 @@ def test_a_rotated_pair_computes_the_same_and_has_no_outliers() -> None:
     value, rotated = x @ first.T + bias, x @ turned.T + turned_bias
     for reader, other in zip(readers, turned_readers, strict=True):
         expected = value @ reader.T
-        np.testing.assert_allclose(rotated @ other.T, expected, atol=1e-5 * np.abs(expected).max())
+        np.testing.assert_allclose(
+            rotated @ other.T, expected, atol=1e-5 * np.abs(expected).max()
+        )
     assert np.abs(rotated).max() < 0.5 * np.abs(value).max()
 
 
@@ -449,14 +502,18 @@ class Forked(nn.Module):
     ],
     ids=str,
 )
-def test_members_with_other_kernels_are_each_judged_by_their_own_rows(choice: PartChoice) -> None:
+def test_members_with_other_kernels_are_each_judged_by_their_own_rows(
+    choice: PartChoice,
+) -> None:
     net, data = Forked().eval(), [torch.randn(4, 3, 8, 8) for _ in range(2)]
     made = realizer(net, choice, batches=lambda _: [(x,) for x in data])
     group = next(g for g in made.opened.view.groups if g.kind == "rescale")
     assert set(group.members) == {"wide", "narrow"}
     found = made.candidate(Recipe({}, (choice,), "torch")).run((data[0],))[0]
     expected = net(data[0]).detach().numpy()
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(
+        found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max()
+    )
 
 
 class Outsider(nn.Module):
@@ -476,7 +533,9 @@ class Outsider(nn.Module):
         return torch.tanh(self.inside(x)) @ self.tied + x @ self.tied
 
 
-def test_an_op_outside_the_group_is_rounded_for_the_value_that_it_meets(tmp_path: Path) -> None:
+def test_an_op_outside_the_group_is_rounded_for_the_value_that_it_meets(
+    tmp_path: Path,
+) -> None:
     net, data = Outsider().eval(), [torch.randn(8, 16) for _ in range(3)]
     torch.onnx.export(
         net,
@@ -486,7 +545,11 @@ def test_an_op_outside_the_group_is_rounded_for_the_value_that_it_meets(tmp_path
         input_names=["x"],
         output_names=["y"],
     )
-    session = HOST.adapters()["onnx"].build().open(str(tmp_path / "m.onnx"), (data[0].numpy(),))
+    session = (
+        HOST.adapters()["onnx"]
+        .build()
+        .open(str(tmp_path / "m.onnx"), (data[0].numpy(),))
+    )
     view = session.describe()
     weight = QuantSpec(dtype="int8", granularity="channel")
     gptq = OpScheme(
@@ -499,11 +562,15 @@ def test_an_op_outside_the_group_is_rounded_for_the_value_that_it_meets(tmp_path
     outside = [
         o.name
         for o in view.ops
-        if o.type == "linear" and group.value in o.inputs and o.name not in group.members
+        if o.type == "linear"
+        and group.value in o.inputs
+        and o.name not in group.members
     ]
     assert len(outside) == 1
     units = tuple(
-        Unit(o.name, o.type, (o.name,), (gptq, OpScheme())) for o in view.ops if o.type == "linear"
+        Unit(o.name, o.type, (o.name,), (gptq, OpScheme()))
+        for o in view.ops
+        if o.type == "linear"
     )
     choice = PartChoice(kind="smoothquant")
     made = Realizer(
@@ -520,7 +587,10 @@ def test_an_op_outside_the_group_is_rounded_for_the_value_that_it_meets(tmp_path
 
 
 def test_a_value_that_no_transform_touches_has_one_range() -> None:
-    choices = PartChoice(kind="outlier_suppression"), PartChoice(kind="outlier_suppression_plus")
+    choices = (
+        PartChoice(kind="outlier_suppression"),
+        PartChoice(kind="outlier_suppression_plus"),
+    )
     static = OpScheme(
         mode="static",
         weight=QuantSpec(dtype="int8", granularity="channel"),
@@ -528,7 +598,8 @@ def test_a_value_that_no_transform_touches_has_one_range() -> None:
     )
     made = realizer("block", *choices, scheme=static)
     plain, one, both = (
-        made.parameters(made.space.recipe(made.space.first(), choices[:n])) for n in range(3)
+        made.parameters(made.space.recipe(made.space.first(), choices[:n]))
+        for n in range(3)
     )
     last = next(name for name in plain if "last" in name)
     assert one[last].inputs[0] is plain[last].inputs[0]
@@ -544,7 +615,11 @@ class Loud(nn.Module):
     def __init__(self, far: float) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.norm, self.wide, self.last = nn.LayerNorm(96), nn.Linear(96, 64), nn.Linear(64, 16)
+        self.norm, self.wide, self.last = (
+            nn.LayerNorm(96),
+            nn.Linear(96, 64),
+            nn.Linear(64, 16),
+        )
         with torch.no_grad():
             if far:
                 self.norm.bias[5::30] += far
@@ -556,7 +631,9 @@ class Loud(nn.Module):
 
 
 @pytest.mark.parametrize("backend", ["torch", "onnx", "numpy"])
-@pytest.mark.parametrize(("kind", "far"), [("hadamard", 0), ("outlier_suppression_plus", 60)])
+@pytest.mark.parametrize(
+    ("kind", "far"), [("hadamard", 0), ("outlier_suppression_plus", 60)]
+)
 @pytest.mark.usefixtures("whole_bytes")
 def test_rotation_and_shift_help_where_channels_are_loud(
     kind: str, far: float, backend: str, tmp_path: Path
@@ -569,13 +646,17 @@ def test_rotation_and_shift_help_where_channels_are_loud(
     if backend != "torch":
         torch_session.export("onnx", tmp_path / "loud.onnx")
         session = (
-            HOST.adapters()[backend].build().open(str(tmp_path / "loud.onnx"), (data[0].numpy(),))
+            HOST.adapters()[backend]
+            .build()
+            .open(str(tmp_path / "loud.onnx"), (data[0].numpy(),))
         )
     view, capability = session.describe(), session.capability()
     # ONNX Runtime multiplies unsigned weights of all 8 bits on every CPU.
     dtype = "uint8" if backend == "onnx" else "int8"
     weight = QuantSpec(dtype=dtype, symmetric=backend != "onnx", granularity="channel")
-    scheme = OpScheme(mode="static", weight=weight, input=QuantSpec(dtype="uint8", symmetric=False))
+    scheme = OpScheme(
+        mode="static", weight=weight, input=QuantSpec(dtype="uint8", symmetric=False)
+    )
     units = tuple(
         Unit(o.name, o.type, (o.name,), (scheme, OpScheme()))
         for o in view.ops
@@ -608,7 +689,10 @@ def test_a_channel_that_lies_at_one_end_of_its_range_is_not_shifted() -> None:
         * torch.rand(2, 256, 96)
         * torch.where(torch.arange(96) % 12 == 0, 40.0, 2.0)
     )
-    net, data = nn.Sequential(nn.Identity(), nn.Linear(96, 64)).eval(), [(x,) for x in rare]
+    net, data = (
+        nn.Sequential(nn.Identity(), nn.Linear(96, 64)).eval(),
+        [(x,) for x in rare],
+    )
     session = HOST.adapters()["torch"].build().open(net, data[0])
     view, capability = session.describe(), session.capability()
     scheme = OpScheme(
@@ -616,7 +700,9 @@ def test_a_channel_that_lies_at_one_end_of_its_range_is_not_shifted() -> None:
         weight=QuantSpec(dtype="int8", granularity="channel"),
         input=QuantSpec(dtype="uint8", symmetric=False),
     )
-    units = tuple(Unit(o.name, o.type, (o.name,), (scheme, OpScheme())) for o in view.ops)
+    units = tuple(
+        Unit(o.name, o.type, (o.name,), (scheme, OpScheme())) for o in view.ops
+    )
     shifting, scaling = (
         PartChoice(kind="outlier_suppression_plus", options=(("shift", shift),))
         for shift in (True, False)
@@ -630,7 +716,9 @@ def test_a_channel_that_lies_at_one_end_of_its_range_is_not_shifted() -> None:
     assert "shift" in view.groups[0].takes
 
     def error(transform: PartChoice) -> float:
-        found = made.candidate(made.space.recipe(made.space.first(), (transform,))).run(data[0])[0]
+        found = made.candidate(made.space.recipe(made.space.first(), (transform,))).run(
+            data[0]
+        )[0]
         return float(((found - net(*data[0]).detach().numpy()) ** 2).mean())
 
     assert error(shifting) <= 1.01 * error(scaling)
@@ -648,7 +736,9 @@ def test_rotation_helps_four_bit_activations() -> None:
 
     def error(value: np.ndarray, reader: np.ndarray) -> float:
         step = np.abs(value).max(1, keepdims=True) / 7
-        return float(((np.round(value / step) * step @ reader.T - x @ weight.T) ** 2).mean())
+        return float(
+            ((np.round(value / step) * step @ reader.T - x @ weight.T) ** 2).mean()
+        )
 
     assert error(change.apply(x), change.reader(weight)) < 0.3 * error(x, weight)
 

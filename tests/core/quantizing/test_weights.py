@@ -59,7 +59,8 @@ def grouped() -> tuple[np.ndarray, np.ndarray]:
     its input."""
     random = np.random.default_rng(0)
     weight = (
-        random.normal(size=(16, 8, 2, 2)) * np.repeat([0.01, 1.0, 0.1, 0.5], 4)[:, None, None, None]
+        random.normal(size=(16, 8, 2, 2))
+        * np.repeat([0.01, 1.0, 0.1, 0.5], 4)[:, None, None, None]
     )
     inputs = (
         random.normal(size=(6, 32, 5, 5))
@@ -81,7 +82,10 @@ def output_error(
 def second_level(found: QuantizedTensor) -> np.ndarray:
     """The scales that codes, scale and offset amount to, over the whole tensor."""
     assert found.extra is not None
-    codes, scale = np.asarray(found.extra["scale_codes"]), np.asarray(found.extra["scale_scale"])
+    codes, scale = (
+        np.asarray(found.extra["scale_codes"]),
+        np.asarray(found.extra["scale_scale"]),
+    )
     if "scale_offset" not in found.extra:
         return np.asarray(from_codes(codes, FLOAT_FORMATS["fp8_e4m3fn"]) * scale)
     at = np.arange(codes.size) // DOUBLE_BLOCK
@@ -123,7 +127,10 @@ def test_groups_of_a_convolution_share_the_second_level(
 @pytest.mark.parametrize("algorithm", ["gptq", "awq", "autoround", "adaround"])
 @pytest.mark.parametrize(
     "spec",
-    [QuantSpec(dtype="int4"), QuantSpec(dtype="uint4", symmetric=False, scale_dtype="float16")],
+    [
+        QuantSpec(dtype="int4"),
+        QuantSpec(dtype="uint4", symmetric=False, scale_dtype="float16"),
+    ],
     ids=str,
 )
 def test_groups_of_a_convolution_share_one_scale(
@@ -134,7 +141,9 @@ def test_groups_of_a_convolution_share_one_scale(
     plain = quantized(conv(weight, 4), weight, x, spec, "rtn")
     assert tuple(found.params.scale.shape) == ()
     assert float(found.params.scale) == float(plain.params.scale)
-    assert (output_error(found, weight, x, 4)[1:] <= output_error(plain, weight, x, 4)[1:]).all()
+    assert (
+        output_error(found, weight, x, 4)[1:] <= output_error(plain, weight, x, 4)[1:]
+    ).all()
 
 
 @pytest.mark.parametrize("dtype", ["fp8_e4m3fn", "nf4", "mxfp4", "nvfp4"])
@@ -144,7 +153,8 @@ def test_one_scale_of_any_dtype(dtype: str) -> None:
     plain = quantized(conv(weight, 4), weight, x, QuantSpec(dtype=dtype), "rtn")
     assert float(found.params.scale) == float(plain.params.scale)
     assert (
-        np.abs(found.dequantize() - weight).max() <= 4 * np.abs(plain.dequantize() - weight).max()
+        np.abs(found.dequantize() - weight).max()
+        <= 4 * np.abs(plain.dequantize() - weight).max()
     )
 
 
@@ -158,7 +168,9 @@ def test_transposed_convolutions_round_for_their_outputs(
     """The output error off the Gram matrix is that of the layer, and algorithms lower it."""
     random = np.random.default_rng(0)
     weight = random.normal(size=(6, 4, 3, 2)).astype(np.float32)
-    x = (random.normal(size=(8, 6, 6, 5)) @ random.normal(size=(5, 5))).astype(np.float32)
+    x = (random.normal(size=(8, 6, 6, 5)) @ random.normal(size=(5, 5))).astype(
+        np.float32
+    )
     strides = (2, 3)
     op = conv(
         weight,
@@ -185,7 +197,11 @@ def test_transposed_convolutions_round_for_their_outputs(
         assert found.shape == weight.shape
         assert tuple(found.params.scale.shape) == (4,)
         errors = [
-            float((layer(torch.from_numpy(np.asarray(q.dequantize()) - weight)) ** 2).sum())
+            float(
+                (
+                    layer(torch.from_numpy(np.asarray(q.dequantize()) - weight)) ** 2
+                ).sum()
+            )
             for q in (found, plain)
         ]
         assert errors[0] < errors[1]
@@ -194,7 +210,9 @@ def test_transposed_convolutions_round_for_their_outputs(
     gram = FEATURES["gram"](probe.rows)
     gram.update(make(x))
     blocks = np.asarray(gram.value)
-    error = np.moveaxis(np.asarray(plain.dequantize()) - weight, 1, 0).reshape(4, groups, -1)
+    error = np.moveaxis(np.asarray(plain.dequantize()) - weight, 1, 0).reshape(
+        4, groups, -1
+    )
     np.testing.assert_allclose(
         np.einsum("ogi,gij,ogj->", error, blocks, error), errors[1], rtol=1e-4
     )
@@ -209,10 +227,13 @@ def test_bias_of_a_transposed_convolution_keeps_the_mean_output() -> None:
     x = random.normal(1.0, 1.0, size=(8, 6, 5, 5)).astype(np.float32)
     op = conv(weight, 3, "conv_transpose", strides=(2, 2))
     statistics = Statistics(
-        feature_probes(op, ("channel_mean",)), lambda p: FEATURES[p.calibrator.kind](p.rows)
+        feature_probes(op, ("channel_mean",)),
+        lambda p: FEATURES[p.calibrator.kind](p.rows),
     )
     statistics.update("x", x)
-    found = quantized(op, weight, x, QuantSpec(dtype="int2", granularity="channel"), "rtn")
+    found = quantized(
+        op, weight, x, QuantSpec(dtype="int2", granularity="channel"), "rtn"
+    )
     fixed = correct_bias(op, weight, bias, found, statistics)
     assert fixed is not None
 
@@ -220,7 +241,11 @@ def test_bias_of_a_transposed_convolution_keeps_the_mean_output() -> None:
 
     def mean_output(w: np.ndarray, b: np.ndarray) -> np.ndarray:
         y = torch.nn.functional.conv_transpose2d(
-            torch.from_numpy(x), torch.from_numpy(w), torch.from_numpy(b), stride=2, groups=3
+            torch.from_numpy(x),
+            torch.from_numpy(w),
+            torch.from_numpy(b),
+            stride=2,
+            groups=3,
         )
         return y.mean((0, 2, 3)).numpy()
 
@@ -237,7 +262,9 @@ def test_ops_whose_rows_are_not_observed_are_named(algorithm: str) -> None:
         SchemeError,
         match=f"op 'm': {algorithm} .* mul multiplies no rows that calibration observes",
     ):
-        quantized(op, weight, x, QuantSpec(dtype="int4", granularity="channel"), algorithm)
+        quantized(
+            op, weight, x, QuantSpec(dtype="int4", granularity="channel"), algorithm
+        )
     assert quantized(
         op, weight, x, QuantSpec(dtype="int4", granularity="channel"), "hqq"
     ).shape == (8, 16)

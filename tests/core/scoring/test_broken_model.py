@@ -27,8 +27,15 @@ def nll(model: Any) -> float:
 
 
 def tune(path: Path, score: Callable[[Any], Any], **settings: Any) -> octavo.Result:
-    settings = {"strategy": "basic", "minimise": "size", "host": tiny.host(), **settings}
-    return octavo.autotune(tiny.chain(), score, tiny.calibration(), storage=path, **settings)
+    settings = {
+        "strategy": "basic",
+        "minimise": "size",
+        "host": tiny.host(),
+        **settings,
+    }
+    return octavo.autotune(
+        tiny.chain(), score, tiny.calibration(), storage=path, **settings
+    )
 
 
 @pytest.mark.parametrize("settings", [
@@ -47,7 +54,9 @@ def test_a_loss_that_was_taken_for_a_score_is_refused(
         def trying(self, number: int, recipe: octavo.Recipe) -> None:
             trials.append(number)
 
-    for _ in range(2):  # the second run goes on from the same history, and is no way round
+    for _ in range(
+        2
+    ):  # the second run goes on from the same history, and is no way round
         with pytest.raises(
             ConfigError, match=r"calls a broken model better.*higher_is_better=False"
         ):
@@ -60,7 +69,9 @@ def test_a_score_that_was_taken_for_a_loss_is_refused(tmp_path: Path) -> None:
         tune(tmp_path / "h.db", tiny.accuracy, metric="result", higher_is_better=False)
 
 
-def test_the_right_direction_goes_through_and_costs_one_evaluation(tmp_path: Path) -> None:
+def test_the_right_direction_goes_through_and_costs_one_evaluation(
+    tmp_path: Path,
+) -> None:
     calls: list[float] = []
 
     def counted(model: Any) -> float:

@@ -12,13 +12,19 @@ from octavo.core.errors import EvaluationError
 from octavo.core.scoring.certificate import BETS, LEAD, Certifier, OtherSamples
 
 
-def goal(tolerance: float = 0.05, mode: str = "absolute", **settings: object) -> SampleGoal:
+def goal(
+    tolerance: float = 0.05, mode: str = "absolute", **settings: object
+) -> SampleGoal:
     told = {"higher_is_better": True, "confidence": 0.95, **settings}
     return SampleGoal(tolerance, mode, **told)  # type: ignore[arg-type]
 
 
 def population(
-    random: np.random.Generator, samples: int, lost: float, won: float = 0.0, right: float = 0.9
+    random: np.random.Generator,
+    samples: int,
+    lost: float,
+    won: float = 0.0,
+    right: float = 0.9,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw (float, candidate) answers that are right or wrong; ``lost`` and ``won`` are shares of
     all samples."""
@@ -52,19 +58,27 @@ def test_the_guarantee_survives_looking_after_every_sample() -> None:
     false = 0
     for _ in range(200):
         reference, scores = population(random, 400, 0.05)
-        looks = (Certifier(goal(), reference[:n]).holds(scores[:n]) for n in range(20, 401, 20))
+        looks = (
+            Certifier(goal(), reference[:n]).holds(scores[:n])
+            for n in range(20, 401, 20)
+        )
         false += any(looks)
     assert false / 200 <= 0.05
 
 
-def test_the_guarantee_survives_choosing_among_many_and_examining_one_after_the_other() -> None:
+def test_the_guarantee_survives_choosing_among_many_and_examining_one_after_the_other() -> (
+    None
+):
     """Thirty candidates, all over the goal; the luckiest of the search are examined until one is
     certified."""
     random = np.random.default_rng(2)
     false = 0
     for _ in range(100):
         reference = (random.random(600) < 0.9).astype(float)
-        scores = [np.where(reference == 1, random.random(600) >= 0.0578, 0.0) for _ in range(30)]
+        scores = [
+            np.where(reference == 1, random.random(600) >= 0.0578, 0.0)
+            for _ in range(30)
+        ]
         search, held = slice(0, 300), slice(300, 600)
         order = sorted(range(30), key=lambda i: -scores[i][search].mean())
         certifier = Certifier(goal(), reference[held])
@@ -80,7 +94,9 @@ def test_the_guarantee_survives_choosing_among_many_and_examining_one_after_the_
     assert false / 100 <= 0.05 + 0.05
 
 
-@pytest.mark.parametrize(("samples", "failures"), [(500, 0), (500, 5), (1000, 20), (300, 30)])
+@pytest.mark.parametrize(
+    ("samples", "failures"), [(500, 0), (500, 5), (1000, 20), (300, 30)]
+)
 def test_it_is_no_tighter_than_the_exact_bound_and_not_much_wider(
     samples: int, failures: int
 ) -> None:
@@ -113,12 +129,16 @@ def test_where_nothing_differs_the_capital_has_a_closed_form() -> None:
     assert with_lead is not None
     assert with_lead < expected
     # Bets alone cannot do better than the largest one with all of the capital.
-    assert with_lead > brentq(lambda t: n * np.log(1 + t / (1 - t)) - np.log(2 / 0.05), 1e-6, 0.5)
+    assert with_lead > brentq(
+        lambda t: n * np.log(1 + t / (1 - t)) - np.log(2 / 0.05), 1e-6, 0.5
+    )
     assert 0 < LEAD < 1
 
 
 @pytest.mark.parametrize("tolerance", [0.02, 0.05])
-def test_as_many_samples_as_it_asks_for_are_enough_and_fewer_are_not(tolerance: float) -> None:
+def test_as_many_samples_as_it_asks_for_are_enough_and_fewer_are_not(
+    tolerance: float,
+) -> None:
     needed = Certifier(goal(tolerance), np.ones(50)).samples_needed()
     assert needed > 50
 
@@ -147,7 +167,9 @@ def test_scores_between_the_ends_need_a_range_and_are_bounded_with_it() -> None:
 
 def test_a_later_winner_needs_more() -> None:
     reference, scores = population(np.random.default_rng(5), 2000, 0.01)
-    bounds = [Certifier(goal(), reference).certify(scores, tries).bound for tries in (1, 2, 5)]
+    bounds = [
+        Certifier(goal(), reference).certify(scores, tries).bound for tries in (1, 2, 5)
+    ]
     assert None not in bounds
     assert bounds == sorted(bounds)  # type: ignore[type-var]
     assert bounds[0] < bounds[2]  # type: ignore[operator]

@@ -47,11 +47,15 @@ def tune(path: Path, score: Any, **settings: Any) -> octavo.Result:
         "accuracy": {"confidence": 0.95, "tolerance": 0.01, "mode": "absolute"},
         **settings,
     }
-    return octavo.autotune(tiny.chain(), score, tiny.calibration(), storage=path, **settings)
+    return octavo.autotune(
+        tiny.chain(), score, tiny.calibration(), storage=path, **settings
+    )
 
 
 @pytest.mark.parametrize(
-    "score", [octavo.SampleScore(samples, len(DICE)), whole], ids=["samples", "evaluation"]
+    "score",
+    [octavo.SampleScore(samples, len(DICE)), whole],
+    ids=["samples", "evaluation"],
 )
 def test_the_winner_is_certified_on_samples_that_the_search_never_saw(
     tmp_path: Path, score: Any
@@ -72,14 +76,20 @@ def test_the_winner_is_certified_on_samples_that_the_search_never_saw(
     assert saved["certificate"]["bound"] == found.bound
     assert saved["certificate"]["method"].startswith("betting")
     pytest.importorskip("jinja2")
-    assert "Certified: with 0.95 confidence" in result.report(tmp_path / "r.html").read_text()
+    assert (
+        "Certified: with 0.95 confidence"
+        in result.report(tmp_path / "r.html").read_text()
+    )
 
 
 def test_without_scores_of_samples_it_says_what_would_be_needed(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="nothing can be certified"):
         result = tune(tmp_path / "h.db", tiny.accuracy)
     assert not result.goal_met
-    assert "meets the goal on what it was scored on, and it is not certified" in result.reason
+    assert (
+        "meets the goal on what it was scored on, and it is not certified"
+        in result.reason
+    )
     assert "SampleScore" in result.reason
     assert result.certificate is not None
     assert not result.certificate.holds
@@ -100,7 +110,12 @@ def test_the_range_of_other_scores_is_asked_for(tmp_path: Path) -> None:
     score = octavo.SampleScore(cosine, len(DICE))
     with pytest.raises(ConfigError, match="score_range"):
         tune(tmp_path / "h.db", score)
-    accuracy = {"confidence": 0.9, "tolerance": 0.02, "score_range": [-1, 1], "metric": "cosine"}
+    accuracy = {
+        "confidence": 0.9,
+        "tolerance": 0.02,
+        "score_range": [-1, 1],
+        "metric": "cosine",
+    }
     result = tune(tmp_path / "i.db", score, accuracy=accuracy)
     assert result.goal_met
     with pytest.raises(EvaluationError, match="outside the range"):
@@ -160,7 +175,9 @@ def test_ten_samples_are_said_to_be_too_coarse(tmp_path: Path) -> None:
 
     accuracy = {"tolerance": 0.01, "mode": "absolute"}
     with pytest.warns(UserWarning, match="one sample is 10 tolerances"):
-        result = tune(tmp_path / "h.db", octavo.SampleScore(perfect, 10), accuracy=accuracy)
+        result = tune(
+            tmp_path / "h.db", octavo.SampleScore(perfect, 10), accuracy=accuracy
+        )
     assert "one sample is 10 tolerances" in result.reason
     many = tune(tmp_path / "i.db", octavo.SampleScore(perfect, 1000), accuracy=accuracy)
     assert "one sample" not in many.reason

@@ -70,7 +70,9 @@ def test_several_metrics() -> None:
     assert weighted.judge({"accuracy": 0.89, "wer": 0.12}, baseline).passed
     assert not every.judge({"accuracy": 0.9}, baseline).passed
     with pytest.raises(ConfigError, match="'accuracy'"):
-        Tolerance(ToleranceConfig(metric="acuracy", higher_is_better=True)).check_baseline(baseline)
+        Tolerance(
+            ToleranceConfig(metric="acuracy", higher_is_better=True)
+        ).check_baseline(baseline)
 
 
 def test_noise_is_compared_with_the_tolerance() -> None:

@@ -158,11 +158,17 @@ def test_what_is_not_known_to_be_better_when_higher_is_asked_for(name: str) -> N
     assert not known_as_higher_is_better(name)
     with pytest.raises(ValueError, match="higher_is_better=False") as asked:
         ToleranceConfig(metric=name)
-    for spelling in ("higher_is_better=True", "higher_is_better = false", "--lower-is-better"):
+    for spelling in (
+        "higher_is_better=True",
+        "higher_is_better = false",
+        "--lower-is-better",
+    ):
         assert spelling in str(asked.value)
     with pytest.raises(ConfigError, match="nothing is guessed"):
         Tolerance(ToleranceConfig()).check_baseline({name: 0.5, "accuracy": 0.9})
-    Tolerance(ToleranceConfig(metric=name, higher_is_better=False)).check_baseline({name: 0.5})
+    Tolerance(ToleranceConfig(metric=name, higher_is_better=False)).check_baseline(
+        {name: 0.5}
+    )
 
 
 @pytest.mark.parametrize("name", SCORES)
@@ -186,7 +192,9 @@ def test_a_direction_said_for_one_of_several_counts_for_that_one() -> None:
         ToleranceConfig(metrics={"val_loss": {}, "val_acc": {"higher_is_better": True}})
 
 
-@pytest.mark.parametrize("score", [lambda m: 0.1, lambda m: {"accuracy": 0.9, "val_loss": 0.1}])
+@pytest.mark.parametrize(
+    "score", [lambda m: 0.1, lambda m: {"accuracy": 0.9, "val_loss": 0.1}]
+)
 def test_a_run_asks_before_it_searches(tmp_path: Path, score: object) -> None:
     named = {} if isinstance(score(None), dict) else {"metric": "val_loss"}
     with pytest.raises(ConfigError, match="'val_loss' reads like a loss"):

@@ -9,7 +9,15 @@ from octavo.core.scoring.evaluation import Evaluation, check_scores
 
 @pytest.mark.parametrize(
     "good",
-    [0.5, 1, np.float32(0.5), np.int64(3), np.array(0.5), {"a": 0.5}, Evaluation(0.5, [0, 1])],
+    [
+        0.5,
+        1,
+        np.float32(0.5),
+        np.int64(3),
+        np.array(0.5),
+        {"a": 0.5},
+        Evaluation(0.5, [0, 1]),
+    ],
 )
 def test_numbers_are_taken(good: object) -> None:
     assert all(type(v) is float for v in check_scores(good).metrics.values())

@@ -20,8 +20,15 @@ def recipe_of(model: Any) -> octavo.Recipe:
     return recipe
 
 
-def tune(path: Path, holdout_fn: Callable[[Any], float], **settings: Any) -> octavo.Result:
-    settings = {"strategy": "basic", "minimise": "size", "host": tiny.host(), **settings}
+def tune(
+    path: Path, holdout_fn: Callable[[Any], float], **settings: Any
+) -> octavo.Result:
+    settings = {
+        "strategy": "basic",
+        "minimise": "size",
+        "host": tiny.host(),
+        **settings,
+    }
     return octavo.autotune(
         tiny.chain(),
         lambda model: 0.9,
@@ -38,7 +45,9 @@ def fails_where(bad: Callable[[octavo.Recipe], bool]) -> Callable[[Any], float]:
     return lambda model: 0.4 if bad(recipe_of(model)) else 0.8
 
 
-def test_a_winner_that_fails_on_held_out_data_makes_way_for_the_next_best(tmp_path: Path) -> None:
+def test_a_winner_that_fails_on_held_out_data_makes_way_for_the_next_best(
+    tmp_path: Path,
+) -> None:
     with pytest.warns(UserWarning, match="held-out data"):
         result = tune(tmp_path / "h.db", fails_where(lambda recipe: len(recipe) == 4))
     assert result.goal_met
@@ -73,7 +82,9 @@ def test_where_nothing_stands_the_goal_is_missed_and_the_reason_says_on_what(
     tmp_path: Path,
 ) -> None:
     with pytest.warns(UserWarning, match="refused"):
-        result = tune(tmp_path / "h.db", fails_where(lambda recipe: len(recipe) > 0), max_trials=5)
+        result = tune(
+            tmp_path / "h.db", fails_where(lambda recipe: len(recipe) > 0), max_trials=5
+        )
     assert not result.goal_met
     assert "held-out data" in result.reason
     assert "0.4 against 0.8" in result.reason
@@ -90,7 +101,9 @@ def test_a_refusal_is_kept_in_the_history_and_a_resumed_run_goes_the_same_way(
     with pytest.warns(UserWarning, match="refused"):
         first = tune(tmp_path / "h.db", bad)
     stored = {t.number: t for t in read_history(tmp_path / "h.db")[1]}
-    assert [t for t in stored.values() if t.refused] == [t for t in first.trials if t.refused]
+    assert [t for t in stored.values() if t.refused] == [
+        t for t in first.trials if t.refused
+    ]
     again = tune(tmp_path / "h.db", bad)
     assert again.best.recipe == first.best.recipe
     assert again.trials == first.trials

@@ -34,7 +34,9 @@ def yardstick(deviation: float, seed: int) -> Yardstick:
     random = np.random.default_rng(seed)
 
     def score(model: Any) -> Scores:
-        return Scores({"score": model.truth + random.normal(0.0, deviation * TOLERANCE)})
+        return Scores(
+            {"score": model.truth + random.normal(0.0, deviation * TOLERANCE)}
+        )
 
     criterion = Tolerance(ToleranceConfig(mode="absolute", tolerance=TOLERANCE))
     found = Yardstick(score, criterion)
@@ -42,10 +44,14 @@ def yardstick(deviation: float, seed: int) -> Yardstick:
     return found
 
 
-def examined(stick: Yardstick, truth: float, number: int = 1) -> tuple[Judged, Judged | None]:
+def examined(
+    stick: Yardstick, truth: float, number: int = 1
+) -> tuple[Judged, Judged | None]:
     model: Any = Model(truth)
     searched = stick.judge(model, stick.score(model), looks=number)
-    return searched, stick.confirm(model, stick.score(model), 1) if searched.passed else None
+    return searched, stick.confirm(
+        model, stick.score(model), 1
+    ) if searched.passed else None
 
 
 @pytest.mark.parametrize("deviation", [0.25, 0.5, 1.0])
@@ -94,8 +100,15 @@ def test_the_margin_asked_for_is_that_of_students_t() -> None:
 
 
 def tune(path: Path, score: Callable[[Any], Any], **settings: Any) -> octavo.Result:
-    settings = {"strategy": "basic", "minimise": "size", "host": tiny.host(), **settings}
-    return octavo.autotune(tiny.chain(), score, tiny.calibration(), storage=path, **settings)
+    settings = {
+        "strategy": "basic",
+        "minimise": "size",
+        "host": tiny.host(),
+        **settings,
+    }
+    return octavo.autotune(
+        tiny.chain(), score, tiny.calibration(), storage=path, **settings
+    )
 
 
 def test_an_exact_score_is_evaluated_twice_then_once_a_trial_and_once_at_the_end(
@@ -142,7 +155,11 @@ def test_noise_that_the_float_models_two_scores_did_not_show_is_noticed_at_the_e
 
     def score(model: Any) -> float:
         shift = 0.0 if next(calls) < 2 else float(random.normal(0, 0.01))
-        return 0.9 + shift - (0.3 if len(model.__closure__[0].cell_contents.recipe) else 0.0)
+        return (
+            0.9
+            + shift
+            - (0.3 if len(model.__closure__[0].cell_contents.recipe) else 0.0)
+        )
 
     accuracy = {"tolerance": 0.345, "mode": "relative", "guard": False}
     with pytest.warns(UserWarning, match="varies between evaluations"):
@@ -150,7 +167,9 @@ def test_noise_that_the_float_models_two_scores_did_not_show_is_noticed_at_the_e
     assert result.baseline.runs >= 8
 
 
-def test_a_score_of_samples_is_checked_on_samples_from_everywhere(tmp_path: Path) -> None:
+def test_a_score_of_samples_is_checked_on_samples_from_everywhere(
+    tmp_path: Path,
+) -> None:
     """Noise that touches the second half of the samples only is seen."""
     random = np.random.default_rng(2)
     x, y = tiny.digits()
@@ -161,11 +180,17 @@ def test_a_score_of_samples_is_checked_on_samples_from_everywhere(tmp_path: Path
         return np.where(flipped, 1 - right, right)
 
     with pytest.warns(UserWarning, match="varies between evaluations"):
-        tune(tmp_path / "h.db", octavo.SampleScore(score, 597), max_trials=1, racing=None)
+        tune(
+            tmp_path / "h.db", octavo.SampleScore(score, 597), max_trials=1, racing=None
+        )
 
 
 def test_noise_and_runs_come_back_from_a_stored_trial() -> None:
     trial = octavo.Trial(0, octavo.Recipe({}), runs=16, noise=0.4)
     assert octavo.Trial.from_json(trial.to_json()) == trial
-    old = {k: v for k, v in trial.to_json().items() if k not in ("runs", "noise", "refused")}
+    old = {
+        k: v
+        for k, v in trial.to_json().items()
+        if k not in ("runs", "noise", "refused")
+    }
     assert octavo.Trial.from_json(old).runs == 1

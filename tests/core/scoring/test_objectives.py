@@ -29,7 +29,12 @@ class Sorts(Candidate):
     """Does a known amount of work and holds a known amount of memory."""
 
     def __init__(self, work: int, megabytes: int = 0) -> None:
-        self.recipe, self.ledger, self.work, self.megabytes = Recipe(), {}, work, megabytes
+        self.recipe, self.ledger, self.work, self.megabytes = (
+            Recipe(),
+            {},
+            work,
+            megabytes,
+        )
 
     @property
     def native(self) -> object:
@@ -99,7 +104,9 @@ def test_a_child_that_fails_says_why() -> None:
         Memory(MemoryConfig()).measure(broken, subject(10))
 
 
-def test_energy_from_a_counter_that_wraps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_energy_from_a_counter_that_wraps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The files of a powercap zone, with a counter that another thread drives as the
     kernel does."""
     import threading

@@ -70,14 +70,20 @@ def test_false_rejections_stay_below_the_setting_at_the_boundary(floats):
         up = int(random.integers(0, 40))
         other = flips(random, floats, up + allowed, up)
         result = Race(
-            floats, allowed / N, 1.0, config=RaceConfig(error=0.1, first=1, batch=1000, seed=seed)
+            floats,
+            allowed / N,
+            1.0,
+            config=RaceConfig(error=0.1, first=1, batch=1000, seed=seed),
         ).run(lambda i, o=other: o[i])
         # One look at the whole path: the bound holds at every sample at once.
         rejected += isinstance(result, Rejection)
     for seed in range(1000):
         other = flips(random, floats, allowed + 5, 5)
         result = Race(
-            floats, allowed / N, 1.0, config=RaceConfig(error=0.1, first=8, batch=8, seed=seed)
+            floats,
+            allowed / N,
+            1.0,
+            config=RaceConfig(error=0.1, first=8, batch=8, seed=seed),
         ).run(lambda i, o=other: o[i])
         rejected += isinstance(result, Rejection)
     assert rejected / 2000 < 0.1
@@ -90,15 +96,18 @@ def test_certain_rejections_are_certain(seed, batch, allowed):
     random = np.random.default_rng(seed)
     floats = random.integers(0, 2, 60).astype(float)
     other = random.integers(0, 2, 60).astype(float)
-    result = Race(floats, allowed, 1.0, config=RaceConfig(error=1e-12, first=1, batch=batch)).run(
-        lambda i: other[i]
-    )
+    result = Race(
+        floats, allowed, 1.0, config=RaceConfig(error=1e-12, first=1, batch=batch)
+    ).run(lambda i: other[i])
     if (floats - other).mean() <= allowed:
         assert isinstance(result, Evaluation)
 
 
 def test_the_order_is_fixed_by_the_seed(floats):
-    orders = [Race(floats, 0.1, 1.0, config=RaceConfig(seed=s)).order.tolist() for s in (1, 1, 2)]
+    orders = [
+        Race(floats, 0.1, 1.0, config=RaceConfig(seed=s)).order.tolist()
+        for s in (1, 1, 2)
+    ]
     assert orders[0] == orders[1] != orders[2]
 
 
@@ -132,13 +141,19 @@ def test_samples_with_much_to_gain_come_early_and_let_a_loss_be_raced():
     random = np.random.default_rng(3)
     floats = random.exponential(2.0, 1500)
     race = Race(floats, 0.02, 0.0, higher_is_better=False)
-    assert floats[race.order[:300]].mean() > floats.mean() > floats[race.order[-300:]].mean()
+    assert (
+        floats[race.order[:300]].mean()
+        > floats.mean()
+        > floats[race.order[-300:]].mean()
+    )
     shares = []
     for seed in range(20):
-        worse = np.maximum(0.0, floats + np.random.default_rng(seed).normal(0.06, 0.2, 1500))
-        result = Race(floats, 0.02, 0.0, higher_is_better=False, config=RaceConfig(seed=seed)).run(
-            lambda i, o=worse: o[i]
+        worse = np.maximum(
+            0.0, floats + np.random.default_rng(seed).normal(0.06, 0.2, 1500)
         )
+        result = Race(
+            floats, 0.02, 0.0, higher_is_better=False, config=RaceConfig(seed=seed)
+        ).run(lambda i, o=worse: o[i])
         shares.append(result.share if isinstance(result, Rejection) else 1.0)
         if isinstance(result, Rejection):
             assert result.value == pytest.approx(worse.mean(), abs=0.1)

@@ -49,7 +49,9 @@ def tune(score: Any, path: Path, **settings: Any) -> octavo.Result:
     return octavo.autotune(tiny.chain(), score, tiny.calibration(), **settings)
 
 
-def test_hopeless_candidates_are_stopped_and_good_ones_see_every_sample(tmp_path: Path) -> None:
+def test_hopeless_candidates_are_stopped_and_good_ones_see_every_sample(
+    tmp_path: Path,
+) -> None:
     def half_wrong_unless_complete(model: Any) -> float:
         return 0.5 if 0 < len(recipe_of(model)) < 4 else 0.0
 
@@ -59,7 +61,8 @@ def test_hopeless_candidates_are_stopped_and_good_ones_see_every_sample(tmp_path
     assert rejected
     assert complete
     assert all(
-        len(t.recipe) < 4 and t.evaluated < 0.3 and not t.passed and t.margin < 0 for t in rejected
+        len(t.recipe) < 4 and t.evaluated < 0.3 and not t.passed and t.margin < 0
+        for t in rejected
     )
     assert all(len(t.recipe) == 4 and t.evaluated == 1.0 for t in complete)
     assert result.goal_met
@@ -73,7 +76,10 @@ def test_racing_can_be_turned_off_and_changes_no_verdict(tmp_path: Path) -> None
 
     raced = tune(sampled(slightly_wrong), tmp_path / "a.db", tolerance=0.05)
     plain = tune(
-        sampled(slightly_wrong), tmp_path / "b.db", tolerance=0.05, config={"racing": None}
+        sampled(slightly_wrong),
+        tmp_path / "b.db",
+        tolerance=0.05,
+        config={"racing": None},
     )
     assert [t.passed for t in raced.trials] == [t.passed for t in plain.trials]
     assert {t.state for t in plain.trials} == {"complete"}
@@ -91,12 +97,19 @@ def test_the_holdout_is_never_seen_by_the_search(tmp_path: Path) -> None:
             seen.clear()
 
         def finished(
-            self, trial: octavo.Trial, best: octavo.Trial | None, seconds_left: float | None
+            self,
+            trial: octavo.Trial,
+            best: octavo.Trial | None,
+            seconds_left: float | None,
         ) -> None:
             search.update(int(i) for part in seen for i in part)
 
     result = tune(
-        score, tmp_path / "h.db", holdout=0.25, callbacks=(Watch(),), config={"confirm": False}
+        score,
+        tmp_path / "h.db",
+        holdout=0.25,
+        callbacks=(Watch(),),
+        config={"confirm": False},
     )
     everything.update(int(i) for part in seen for i in part)
     assert len(search) == round(score.samples * 0.75)
@@ -104,7 +117,9 @@ def test_the_holdout_is_never_seen_by_the_search(tmp_path: Path) -> None:
     assert result.holdout is not None
     assert result.holdout.passed
     held = sorted(everything - search)
-    assert result.holdout.best["score"] == pytest.approx(float(score.of(result.model, held).mean()))
+    assert result.holdout.best["score"] == pytest.approx(
+        float(score.of(result.model, held).mean())
+    )
 
 
 def test_a_holdout_function_scores_the_winner(tmp_path: Path) -> None:
@@ -124,7 +139,11 @@ def test_a_holdout_function_scores_the_winner(tmp_path: Path) -> None:
 def test_a_race_runs_where_evaluations_run(tmp_path: Path, executor: str) -> None:
     score = octavo.SampleScore(_all_wrong_when_quantized, 600)
     result = tune(
-        score, tmp_path / "h.db", max_trials=2, strategy="exhaustive", config={"executor": executor}
+        score,
+        tmp_path / "h.db",
+        max_trials=2,
+        strategy="exhaustive",
+        config={"executor": executor},
     )
     assert [t.state for t in result.trials] == ["rejected", "rejected"]
     assert not result.goal_met
@@ -139,7 +158,10 @@ def test_a_candidate_above_the_best_score_is_a_failed_trial_and_no_wrong_rejecti
     tmp_path: Path,
 ) -> None:
     score = octavo.SampleScore(
-        lambda model, indices: np.full(len(indices), 1.5 if len(recipe_of(model)) else 0.9), 300
+        lambda model, indices: np.full(
+            len(indices), 1.5 if len(recipe_of(model)) else 0.9
+        ),
+        300,
     )
     result = tune(score, tmp_path / "h.db", max_trials=1, accuracy={"guard": False})
     assert result.trials[0].state == "failed"
@@ -171,7 +193,9 @@ def test_a_score_that_varies_is_repeated_over_all_samples(tmp_path: Path) -> Non
     noisy = octavo.SampleScore(
         lambda model, i: steady.score(model, i) * (1 - next(wrong)), steady.samples
     )
-    with pytest.warns(UserWarning, match=r"between \d+ runs.*varies between evaluations"):
+    with pytest.warns(
+        UserWarning, match=r"between \d+ runs.*varies between evaluations"
+    ):
         tune(
             noisy,
             tmp_path / "h.db",

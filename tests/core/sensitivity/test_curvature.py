@@ -50,7 +50,12 @@ def service(
 
 
 def pairs(found: SensitivityService) -> list[Any]:
-    return [(u.name, s) for u in found.realizer.space.tunable for s in u.choices if not s.is_float]
+    return [
+        (u.name, s)
+        for u in found.realizer.space.tunable
+        for s in u.choices
+        if not s.is_float
+    ]
 
 
 def test_gradients_predict_the_distance_of_the_outputs() -> None:
@@ -76,7 +81,9 @@ def test_the_trace_is_that_of_the_exact_hessian() -> None:
         jacobian = torch.func.jacrev(
             lambda w, n=name: torch.func.functional_call(model, {n: w}, (x,))
         )(weight)
-        exact[name] = float((jacobian.square().sum() / (y0 - y0.mean()).square().sum()).detach())
+        exact[name] = float(
+            (jacobian.square().sum() / (y0 - y0.mean()).square().sum()).detach()
+        )
     assert made.curvature.traces() == pytest.approx(exact, rel=0.15)
 
 
@@ -95,13 +102,15 @@ def test_hawq_takes_the_true_trace_and_says_so() -> None:
     made = service("torch", network(), batches())
     part = HOST.part("strategies", "hawq_v2")
     strategy = part.build(
-        HOST.read("strategies", "hawq_v2"), Problem(made.realizer.space, ("size",), 0, made)
+        HOST.read("strategies", "hawq_v2"),
+        Problem(made.realizer.space, ("size",), 0, made),
     )
     kind, remark = strategy.ordered_by()
     assert kind == "hessian_trace"
     assert "model's outputs" in remark
     other = part.build(
-        HOST.read("strategies", "hawq_v2"), Problem(made.realizer.space, ("size",), 0, None)
+        HOST.read("strategies", "hawq_v2"),
+        Problem(made.realizer.space, ("size",), 0, None),
     )
     assert other.ordered_by()[0] == "hessian"
     assert "no backend offers gradients" in other.ordered_by()[1]
@@ -114,7 +123,10 @@ def test_a_backend_without_gradients_borrows_the_traces_of_one_that_has_them(
     own = service("torch", network(), given)
     own.opened.session.export("onnx", tmp_path / "model.onnx")
     other = service(
-        "numpy", tmp_path / "model.onnx", [(b[0].numpy(),) for b in given], Rule(mode="weight_only")
+        "numpy",
+        tmp_path / "model.onnx",
+        [(b[0].numpy(),) for b in given],
+        Rule(mode="weight_only"),
     )
     assert "hessian_trace" not in other.kinds
     with pytest.raises(ConfigError, match="no sensitivity 'hessian_trace' on numpy"):
@@ -130,8 +142,12 @@ def test_a_backend_without_gradients_borrows_the_traces_of_one_that_has_them(
     )
     names = [
         (a.name, b.name)
-        for a, b in zip(other.realizer.space.tunable, own.realizer.space.tunable, strict=True)
+        for a, b in zip(
+            other.realizer.space.tunable, own.realizer.space.tunable, strict=True
+        )
     ]
     mine = other("hessian_trace", [(a, scheme) for a, _ in names])
     assert own.batches_run > ran
-    assert mine == pytest.approx(own("hessian_trace", [(b, scheme) for _, b in names]), rel=1e-3)
+    assert mine == pytest.approx(
+        own("hessian_trace", [(b, scheme) for _, b in names]), rel=1e-3
+    )

@@ -46,7 +46,10 @@ def opened():
         )
     )
     y = b.Gemm(
-        y, random.normal(0, 1, (12, 3)).astype(np.float32), np.zeros(3, np.float32), name="second"
+        y,
+        random.normal(0, 1, (12, 3)).astype(np.float32),
+        np.zeros(3, np.float32),
+        name="second",
     )
     session = HOST.adapters()["numpy"].build().open(b.graph(y))
     return as_opened(session)
@@ -61,19 +64,25 @@ def service(opened, batches):
 
 
 def scheme_of(service, unit, mode):
-    return next(s for s in service.realizer.space.by_name[unit].choices if s.mode == mode)
+    return next(
+        s for s in service.realizer.space.by_name[unit].choices if s.mode == mode
+    )
 
 
 def test_it_is_what_strategies_ask_for(service):
     assert isinstance(service, RecipeSensitivity)
 
 
-def test_weight_error_is_the_share_of_the_output_that_rounding_destroys(service, opened, batches):
+def test_weight_error_is_the_share_of_the_output_that_rounding_destroys(
+    service, opened, batches
+):
     unit = service.realizer.space.tunable[0]
     scheme = scheme_of(service, unit.name, "dynamic")
     op = opened.view.by_name[unit.ops[0]]
     weight = np.asarray(opened.session.tensor(op.weight.name)).astype(np.float64)
-    given = service.realizer.parameters(Recipe({op.name: scheme}, (), "numpy"))[op.name].weight
+    given = service.realizer.parameters(Recipe({op.name: scheme}, (), "numpy"))[
+        op.name
+    ].weight
     rounded = np.asarray(given.dequantize()).astype(np.float64)
     if op.weight.channel_axis == 1:
         weight, rounded = weight.T, rounded.T
@@ -82,13 +91,19 @@ def test_weight_error_is_the_share_of_the_output_that_rounding_destroys(service,
     step = (x.max() - x.min()) / (2**scheme.input.bits - 1)
     lost += step**2 / 12 * np.square(weight).sum()
     expected = lost / (np.square(x @ weight.T).sum() / len(x))
-    assert service("weight_error", [(unit.name, scheme)])[0] == pytest.approx(expected, rel=1e-3)
+    assert service("weight_error", [(unit.name, scheme)])[0] == pytest.approx(
+        expected, rel=1e-3
+    )
 
 
-def test_output_distance_is_measured_on_the_model_with_one_unit_quantized(service, opened, batches):
+def test_output_distance_is_measured_on_the_model_with_one_unit_quantized(
+    service, opened, batches
+):
     unit = service.realizer.space.tunable[-1]
     scheme = scheme_of(service, unit.name, "static")
-    candidate = service.realizer.candidate(Recipe(dict.fromkeys(unit.ops, scheme), (), "numpy"))
+    candidate = service.realizer.candidate(
+        Recipe(dict.fromkeys(unit.ops, scheme), (), "numpy")
+    )
     reference = opened.session.reference()
     error = power = 0.0
     for batch in batches:
@@ -108,14 +123,18 @@ def test_more_bits_hurt_less(service, kind):
         assert losses[0] > losses[1] == 0.0
 
 
-def test_scores_are_computed_once_and_kept_in_a_file(service, opened, batches, tmp_path):
+def test_scores_are_computed_once_and_kept_in_a_file(
+    service, opened, batches, tmp_path
+):
     pairs = [(u.name, s) for u in service.realizer.space.tunable for s in u.choices]
     first = service("output_distance", pairs)
     ran = service.batches_run
     assert service("output_distance", pairs) == first
     assert service.batches_run == ran
     service.save(tmp_path / "sensitivities.json")
-    again = SensitivityService(opened, service.realizer, batches, tmp_path / "sensitivities.json")
+    again = SensitivityService(
+        opened, service.realizer, batches, tmp_path / "sensitivities.json"
+    )
     assert again("output_distance", pairs) == first
     assert again.batches_run == 0
 
@@ -195,11 +214,15 @@ def test_a_search_goes_on_where_nothing_can_be_found_out(opened, batches):
 
     realizer.candidate = fail
     assert (
-        pair_losses(Problem(realizer.space, sensitivity=service), "output_distance", pairs)
+        pair_losses(
+            Problem(realizer.space, sensitivity=service), "output_distance", pairs
+        )
         == expected
     )
     realizer.parameters = fail
     fresh = SensitivityService(opened, realizer, batches, note=notes.append)
-    losses = pair_losses(Problem(realizer.space, sensitivity=fresh), "output_distance", pairs)
+    losses = pair_losses(
+        Problem(realizer.space, sensitivity=fresh), "output_distance", pairs
+    )
     assert np.isfinite(losses).all()
     assert all("probes do not run here" in note for note in notes)

@@ -14,14 +14,19 @@ from octavo.core.values.scheme import FLOAT, OpScheme, PartChoice, QuantSpec
 from octavo.core.values.space import TuningSpace, Unit
 from tests import tiny
 
-W4 = OpScheme(mode="weight_only", weight=QuantSpec(dtype="int4", granularity="group:32"))
+W4 = OpScheme(
+    mode="weight_only", weight=QuantSpec(dtype="int4", granularity="group:32")
+)
 W8 = OpScheme(mode="weight_only", weight=QuantSpec(dtype="int8", granularity="channel"))
 
 
 def space(backend: str, *units: tuple[str, str, int, int]) -> TuningSpace:
     return TuningSpace(
         backend,
-        tuple(Unit(n, t, (n,), (W4, W8, FLOAT), parameters=p, channels=c) for n, t, p, c in units),
+        tuple(
+            Unit(n, t, (n,), (W4, W8, FLOAT), parameters=p, channels=c)
+            for n, t, p, c in units
+        ),
     )
 
 
@@ -58,7 +63,10 @@ def test_counterparts_are_scored_once() -> None:
     )
     scores: dict = {}
     first, second = Own(1.0), Own(100.0)
-    one, two = SharedSensitivity(first, torch, scores), SharedSensitivity(second, onnx, scores)  # type: ignore[arg-type]
+    one, two = (
+        SharedSensitivity(first, torch, scores),
+        SharedSensitivity(second, onnx, scores),
+    )  # type: ignore[arg-type]
     assert one("weight_error", [("a", W4), ("b", W4), ("sum", W4)]) == [1.0, 2.0, 3.0]
     # a and b are known by their place, /Add has no weight to know it by, /d has no counterpart.
     assert two(
@@ -67,14 +75,16 @@ def test_counterparts_are_scored_once() -> None:
     assert [name for _, name in second.asked] == ["/Add", "/d"]
     assert two("weight_error", [("/a/MatMul", W8)]) == [100.0]
     assert two("output_distance", [("/a/MatMul", W4)]) == [100.0]
-    assert two.under((PartChoice(kind="smoothquant"),))("weight_error", [("/a/MatMul", W4)]) == [
-        100.0
-    ]
+    assert two.under((PartChoice(kind="smoothquant"),))(
+        "weight_error", [("/a/MatMul", W4)]
+    ) == [100.0]
 
 
 def test_what_one_backend_cannot_carry_out_is_not_held_against_another() -> None:
     scores: dict = {}
-    one = SharedSensitivity(Own(float("inf")), space("torch", ("a", "linear", 64, 8)), scores)  # type: ignore[arg-type]
+    one = SharedSensitivity(
+        Own(float("inf")), space("torch", ("a", "linear", 64, 8)), scores
+    )  # type: ignore[arg-type]
     two = SharedSensitivity(Own(3.0), space("onnx", ("/a", "linear", 64, 8)), scores)  # type: ignore[arg-type]
     assert one("weight_error", [("a", W4)]) == [float("inf")]
     assert two("weight_error", [("/a", W4)]) == [3.0]
@@ -107,9 +117,9 @@ def test_scores_are_kept_between_runs(tmp_path: Path) -> None:
     (kept,) = tmp_path.glob("scores.*.json")
     assert kept.name == "scores.tiny.json"
     before = kept.read_bytes()
-    assert [t.recipe for t in tune(tolerance=0.02).trials][:1] == [t.recipe for t in first.trials][
-        :1
-    ]
+    assert [t.recipe for t in tune(tolerance=0.02).trials][:1] == [
+        t.recipe for t in first.trials
+    ][:1]
     assert kept.read_bytes() == before
     other = tiny.chain()
     other.weights[0] *= 1.5

@@ -23,7 +23,12 @@ PRINT = {"model": "a", "data": "b", "space": "c"}
 
 def recipe(name: str = "layer") -> Recipe:
     return Recipe(
-        {name: OpScheme(mode="weight_only", weight=QuantSpec(dtype="int8", granularity="channel"))},
+        {
+            name: OpScheme(
+                mode="weight_only",
+                weight=QuantSpec(dtype="int8", granularity="channel"),
+            )
+        },
         (),
         "tiny",
     )
@@ -67,7 +72,9 @@ def test_a_dashboard_sees_metric_and_objectives(tmp_path: Path) -> None:
     history.begin(1, trial(1).recipe)
     history.finish(trial(1))
     history.close()
-    study = optuna.load_study(study_name="octavo", storage=f"sqlite:///{tmp_path / 'h.db'}")
+    study = optuna.load_study(
+        study_name="octavo", storage=f"sqlite:///{tmp_path / 'h.db'}"
+    )
     assert study.trials[0].values == [0.9, 10.0]
 
 
@@ -118,7 +125,9 @@ def test_a_study_that_is_not_ours_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["garbage", "truncated", "overwritten"])
-def test_a_corrupt_store_is_set_aside_and_never_overwritten(tmp_path: Path, damage: str) -> None:
+def test_a_corrupt_store_is_set_aside_and_never_overwritten(
+    tmp_path: Path, damage: str
+) -> None:
     path = tmp_path / "h.db"
     history = StudyHistory(path, fingerprint=PRINT)
     for n in range(1, 30):
@@ -158,7 +167,9 @@ def test_a_folder_is_no_store(tmp_path: Path) -> None:
         StudyHistory(tmp_path, fingerprint=PRINT)
 
 
-def test_a_full_disk_stops_with_a_typed_error_and_keeps_what_was_there(tmp_path: Path) -> None:
+def test_a_full_disk_stops_with_a_typed_error_and_keeps_what_was_there(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "h.db"
     history = StudyHistory(path, fingerprint=PRINT)
     history.begin(1, trial(1).recipe)
@@ -177,7 +188,9 @@ def test_a_full_disk_stops_with_a_typed_error_and_keeps_what_was_there(tmp_path:
     def fill() -> None:
         for n in range(2, 400):
             history.begin(n, recipe("x" * 3000 + str(n)))
-            history.finish(Trial(n, recipe("x" * 3000 + str(n)), "failed", error="e" * 5000))
+            history.finish(
+                Trial(n, recipe("x" * 3000 + str(n)), "failed", error="e" * 5000)
+            )
 
     with pytest.raises(StoreError, match="cannot be written"):
         fill()
@@ -214,7 +227,9 @@ def _ended_at(
     code = textwrap.dedent(CHILD).format(
         root=root, storage=storage, name=name, stop=stop, crash=sent is None
     )
-    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
+    )
     lines: list[str] = []
     assert child.stdout is not None
     for line in child.stdout:

@@ -25,7 +25,10 @@ SECRET = "s3cr3tpassw0rd"
             f"postgresql+psycopg://me:{SECRET}@host:5432/db",
             "postgresql+psycopg://me:***@host:5432/db",
         ),
-        (f"mysql://me:{SECRET}@host/db?charset=utf8", "mysql://me:***@host/db?charset=utf8"),
+        (
+            f"mysql://me:{SECRET}@host/db?charset=utf8",
+            "mysql://me:***@host/db?charset=utf8",
+        ),
         (f"postgresql://me:{SECRET}@x@host/db", "postgresql://me:***@host/db"),
         (f"postgresql://me:a/{SECRET}@host/db", "postgresql://me:***@host/db"),
         (f"postgresql://:{SECRET}@host/db", "postgresql://:***@host/db"),
@@ -39,7 +42,9 @@ SECRET = "s3cr3tpassw0rd"
         ),
     ],
 )
-def test_the_password_of_a_url_is_hidden_and_the_rest_is_shown(location: str, shown: str) -> None:
+def test_the_password_of_a_url_is_hidden_and_the_rest_is_shown(
+    location: str, shown: str
+) -> None:
     assert redacted(location) == shown
     assert (
         redacted(f"octavo tune m.onnx --storage {location} -q")

@@ -63,7 +63,9 @@ def test_a_script_without_a_guard_is_not_started_again(tmp_path: Path) -> None:
     assert "goal met: True" in said
 
 
-def test_an_error_of_the_scripts_own_class_comes_back_as_that_trials_error(tmp_path: Path) -> None:
+def test_an_error_of_the_scripts_own_class_comes_back_as_that_trials_error(
+    tmp_path: Path,
+) -> None:
     said = run(tmp_path, SCRIPT.replace("FAILS", "True"))
     assert said.count("the script starts") == 1
     assert "'failed'" in said

@@ -21,7 +21,10 @@ class TestTiny(AdapterConformance):
 def case() -> AdapterCase:
     host = tiny.host()
     return AdapterCase(
-        host.adapters()["tiny"], tiny.chain(), [(b,) for b in tiny.calibration()[:2]], host=host
+        host.adapters()["tiny"],
+        tiny.chain(),
+        [(b,) for b in tiny.calibration()[:2]],
+        host=host,
     )
 
 
@@ -38,7 +41,9 @@ def _pieces(c: AdapterCase):
     )
 
 
-def test_a_backend_that_silently_stays_in_float_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backend_that_silently_stays_in_float_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from octavo_tiny.backend import TinyCandidate
 
     from octavo.core.values.scheme import FLOAT
@@ -49,14 +54,20 @@ def test_a_backend_that_silently_stays_in_float_is_caught(monkeypatch: pytest.Mo
 
     def dishonest(self, chain, recipe, layers) -> None:
         init(self, chain, recipe, {})
-        self.ledger = {name: Applied(recipe[name], FLOAT, reason="too hard") for name in recipe}
+        self.ledger = {
+            name: Applied(recipe[name], FLOAT, reason="too hard") for name in recipe
+        }
 
     monkeypatch.setattr(TinyCandidate, "__init__", dishonest)
     with pytest.raises(AssertionError, match="too hard"):
-        AdapterConformance().test_every_offer_is_carried_out(c, opened, space, realizer, expected)
+        AdapterConformance().test_every_offer_is_carried_out(
+            c, opened, space, realizer, expected
+        )
 
 
-def test_a_backend_that_changes_the_model_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backend_that_changes_the_model_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from octavo_tiny.backend import TinySession
 
     c = case()
@@ -69,10 +80,14 @@ def test_a_backend_that_changes_the_model_is_caught(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(TinySession, "apply", careless)
     with pytest.raises(AssertionError):
-        AdapterConformance().test_nothing_is_changed(c, opened, space, realizer, expected)
+        AdapterConformance().test_nothing_is_changed(
+            c, opened, space, realizer, expected
+        )
 
 
-def test_a_backend_that_declares_what_it_lacks_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backend_that_declares_what_it_lacks_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     c = case()
     for features, missing in (
         ({"rescale:shift"}, "rescale"),
@@ -80,7 +95,9 @@ def test_a_backend_that_declares_what_it_lacks_is_caught(monkeypatch: pytest.Mon
         ({"low_rank"}, "no add_low_rank"),
     ):
         opened = c.open()
-        monkeypatch.setattr(type(opened.session), "training", lambda _: Training(), raising=False)
+        monkeypatch.setattr(
+            type(opened.session), "training", lambda _: Training(), raising=False
+        )
         declared = replace(opened.capability, features=frozenset(features))
         with pytest.raises(AssertionError, match=missing):
             AdapterConformance().test_what_features_declare_is_there(

@@ -14,7 +14,9 @@ def test_the_stated_optimum_is_what_brute_force_finds(coupling, seed):
         simulation.cost(r)
         for picks in itertools.product(range(4), repeat=5)
         for r in [
-            space.recipe({u.name: u.choices[i] for u, i in zip(space.units, picks, strict=True)})
+            space.recipe(
+                {u.name: u.choices[i] for u, i in zip(space.units, picks, strict=True)}
+            )
         ]
         if simulation.loss(r) <= 1.0
     )
@@ -33,7 +35,9 @@ def test_a_trial_says_what_the_true_loss_is():
 
 def test_noise_and_failures_depend_on_the_recipe_alone():
     simulation = simulate(8, noise=0.5, failures=0.5, seed=1)
-    recipes = [simulation.space.recipe({u.name: u.choices[0]}) for u in simulation.space.units]
+    recipes = [
+        simulation.space.recipe({u.name: u.choices[0]}) for u in simulation.space.units
+    ]
     first = [simulation.trial(1, r) for r in recipes]
     assert [t.margin for t in first] == [simulation.trial(9, r).margin for r in recipes]
     assert {t.state for t in first} == {"complete", "failed"}
@@ -42,7 +46,9 @@ def test_noise_and_failures_depend_on_the_recipe_alone():
 def test_couplings_only_add():
     simulation = simulate(8, coupling=0.5, seed=1)
     recipe = simulation.space.recipe(simulation.space.first())
-    alone = sum(simulation.loss_of(u.name, u.choices[0]) for u in simulation.space.units)
+    alone = sum(
+        simulation.loss_of(u.name, u.choices[0]) for u in simulation.space.units
+    )
     assert simulation.loss(recipe) > alone
 
 

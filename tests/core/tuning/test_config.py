@@ -92,9 +92,9 @@ def test_overrides_reach_their_tables() -> None:
 
 def test_parts_bring_their_own_settings() -> None:
     host = PluginHost(third_party=False)
-    assert host.read("strategies", {"kind": "bayesian", "sampler": "random"}) == BayesianConfig(
-        sampler="random"
-    )
+    assert host.read(
+        "strategies", {"kind": "bayesian", "sampler": "random"}
+    ) == BayesianConfig(sampler="random")
     assert TuningConfig(strategy=BayesianConfig()).strategy["kind"] == "bayesian"
     with pytest.raises(ConfigError, match="'sampler'"):
         host.read("strategies", {"kind": "bayesian", "samplr": "tpe"})

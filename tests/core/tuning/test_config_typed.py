@@ -126,4 +126,6 @@ def test_hostile_files_are_refused(tmp_path: Path, name: str, text: str) -> None
     path = tmp_path / name
     path.write_text(text)
     with pytest.raises((ConfigError, UnknownPart)):
-        PluginHost(third_party=False).read("strategies", TuningConfig.read(path).strategy)
+        PluginHost(third_party=False).read(
+            "strategies", TuningConfig.read(path).strategy
+        )

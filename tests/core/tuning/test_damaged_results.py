@@ -61,7 +61,9 @@ def changed(saved: Path, folder: Path, change: Callable[[dict[str, Any]], Any]) 
     shutil.copytree(saved, folder)
     raw = json.loads((folder / "octavo.json").read_text())
     raw = change(raw) or raw
-    (folder / "octavo.json").write_text(raw if isinstance(raw, str) else json.dumps(raw))
+    (folder / "octavo.json").write_text(
+        raw if isinstance(raw, str) else json.dumps(raw)
+    )
     return folder
 
 
@@ -144,9 +146,13 @@ def test_a_damaged_record_is_a_typed_error_of_the_report(
         report_data(facts)
 
 
-def test_a_record_of_a_later_version_that_holds_more_is_read(saved: Path, tmp_path: Path) -> None:
+def test_a_record_of_a_later_version_that_holds_more_is_read(
+    saved: Path, tmp_path: Path
+) -> None:
     folder = changed(
-        saved, tmp_path / "r", lambda raw: {**raw, "new": 1, "best": {**raw["best"], "new": [1]}}
+        saved,
+        tmp_path / "r",
+        lambda raw: {**raw, "new": 1, "best": {**raw["best"], "new": [1]}},
     )
     assert report_data(read_manifest(folder)).baseline.number == 0
 
@@ -161,7 +167,9 @@ def test_an_infinity_that_json_cannot_hold_comes_back_as_one() -> None:
         over={"size": float("inf")},
     )
     raw = json.loads(
-        json.dumps(trial.to_json()).replace("-Infinity", "null").replace("Infinity", "null")
+        json.dumps(trial.to_json())
+        .replace("-Infinity", "null")
+        .replace("Infinity", "null")
     )
     again = Trial.from_json(raw)
     assert (again.objectives, again.over, again.margin) == (
@@ -186,7 +194,10 @@ def test_an_infinity_that_json_cannot_hold_comes_back_as_one() -> None:
     ids=["deep", "head", "record"],
 )
 def test_the_command_line_ends_with_a_message_and_no_traceback(
-    saved: Path, tmp_path: Path, arguments: tuple[str, ...], damage: Callable[[dict[str, Any]], Any]
+    saved: Path,
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    damage: Callable[[dict[str, Any]], Any],
 ) -> None:
     folder = changed(saved, tmp_path / "r", damage)
     name, *rest = arguments
@@ -204,7 +215,10 @@ def test_the_command_line_ends_with_a_message_and_no_traceback(
 
 @pytest.mark.parametrize("wrong", [3, object(), b"x", ["a"], None])
 def test_what_is_no_path_is_refused(wrong: Any) -> None:
-    for call in (octavo.load, octavo.quantize_model(graph(), "int8-static", [ROWS]).save):
+    for call in (
+        octavo.load,
+        octavo.quantize_model(graph(), "int8-static", [ROWS]).save,
+    ):
         with pytest.raises(ConfigError, match="path"):
             call(wrong)
 
@@ -247,7 +261,9 @@ def test_arguments_of_another_type_are_refused_before_anything_runs(
         octavo.autotune(graph(), max_trials=1, **given)
 
 
-def test_a_history_may_be_called_sqlite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_history_may_be_called_sqlite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     octavo.autotune(
         graph(),
@@ -264,7 +280,9 @@ def test_a_history_may_be_called_sqlite(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "null", '{"metrics": 3}', "\ud800"])
-def test_rows_of_a_history_that_are_no_trials(saved: Path, tmp_path: Path, text: str) -> None:
+def test_rows_of_a_history_that_are_no_trials(
+    saved: Path, tmp_path: Path, text: str
+) -> None:
     import shutil
     import sqlite3
 
@@ -289,7 +307,9 @@ def test_rows_of_a_history_that_are_no_trials(saved: Path, tmp_path: Path, text:
         )
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root writes everywhere")
+@pytest.mark.skipif(
+    os.name != "posix" or os.geteuid() == 0, reason="root writes everywhere"
+)
 def test_a_folder_that_cannot_be_written_is_a_typed_error(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(OctavoError):

@@ -58,11 +58,22 @@ print("trials", *[t.recipe.digest for t in r.trials], *[t.state for t in r.trial
 
 
 def child(storage: object, hangs: int) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", textwrap.dedent(CHILD), str(ROOT), str(storage), str(hangs)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [
+        sys.executable,
+        "-c",
+        textwrap.dedent(CHILD),
+        str(ROOT),
+        str(storage),
+        str(hangs),
+    ]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
-def ended_in(storage: object, evaluation: int, sent: signal.Signals, line: str = "") -> list[str]:
+def ended_in(
+    storage: object, evaluation: int, sent: signal.Signals, line: str = ""
+) -> list[str]:
     """Send a signal in the middle of an evaluation; return the lines of the child's output."""
     run = child(storage, evaluation)
     assert run.stdout is not None
@@ -101,7 +112,12 @@ def test_the_winner_is_kept_if_its_confirmation_is_interrupted(
 ) -> None:
     lines = ended_in(tmp_path / "h.db", 7, sent)
     (result,) = (line.split()[1:] for line in lines if line.startswith("result"))
-    assert (result[0], result[1], result[3], result[4]) == ("True", "True", "4", "False")
+    assert (result[0], result[1], result[3], result[4]) == (
+        "True",
+        "True",
+        "4",
+        "False",
+    )
     assert any("was not confirmed" in line for line in lines)
     # What is missing is the confirmation alone, after a look at the float model.
     rest = whole(tmp_path / "h.db")
@@ -206,7 +222,9 @@ def tune(storage: object, score: Any = tiny.accuracy, **settings: Any) -> octavo
         "host": tiny.host(),
         **settings,
     }
-    return octavo.autotune(tiny.chain(), score, tiny.calibration(), storage=storage, **settings)
+    return octavo.autotune(
+        tiny.chain(), score, tiny.calibration(), storage=storage, **settings
+    )
 
 
 def test_a_callback_that_raises_costs_a_warning(tmp_path: Path) -> None:
@@ -218,7 +236,8 @@ def test_a_callback_that_raises_costs_a_warning(tmp_path: Path) -> None:
 
     seen = Seen()
     with pytest.warns(
-        UserWarning, match=r"callback Raises\.\w+ raised ConnectionError: the dashboard is down"
+        UserWarning,
+        match=r"callback Raises\.\w+ raised ConnectionError: the dashboard is down",
     ) as told:
         result = tune(tmp_path / "h.db", callbacks=(Raises(), seen))
     assert result.goal_met
@@ -226,7 +245,12 @@ def test_a_callback_that_raises_costs_a_warning(tmp_path: Path) -> None:
     methods = [str(w.message).split()[1] for w in told if "dashboard" in str(w.message)]
     # Once for each method, however often that is called.
     assert sorted(methods) == sorted(set(methods))
-    assert {"Raises.started", "Raises.trying", "Raises.finished", "Raises.ended"} <= set(methods)
+    assert {
+        "Raises.started",
+        "Raises.trying",
+        "Raises.finished",
+        "Raises.ended",
+    } <= set(methods)
 
 
 def test_what_can_be_known_before_is_said_before(tmp_path: Path) -> None:
@@ -234,8 +258,14 @@ def test_what_can_be_known_before_is_said_before(tmp_path: Path) -> None:
         raise AssertionError("the score function was called")
 
     with pytest.raises(ConfigError, match="there is no folder"):
-        tune(tmp_path / "h.db", forbidden, sensitivities=tmp_path / "absent" / "folder" / "s.json")
-    (tmp_path / "s.tiny.json").write_text('{"schema": 1, "of": "another", "scores": {}}')
+        tune(
+            tmp_path / "h.db",
+            forbidden,
+            sensitivities=tmp_path / "absent" / "folder" / "s.json",
+        )
+    (tmp_path / "s.tiny.json").write_text(
+        '{"schema": 1, "of": "another", "scores": {}}'
+    )
     with pytest.raises(StoreError, match="another model"):
         tune(tmp_path / "h.db", forbidden, sensitivities=tmp_path / "s.json")
 
@@ -388,12 +418,17 @@ def test_first_runs_at_once_on_a_fresh_database_all_open(postgres: str) -> None:
         run.stdin.flush()
     with ThreadPoolExecutor(4) as pool:
         ended = list(pool.map(lambda run: run.communicate(timeout=120), runs))
-    assert [out for out, _ in ended] == ["opened\n"] * 4, [errors[-500:] for _, errors in ended]
+    assert [out for out, _ in ended] == ["opened\n"] * 4, [
+        errors[-500:] for _, errors in ended
+    ]
 
 
 def test_trials_carry_no_password(tmp_path: Path) -> None:
     def score(model: Any) -> float:
-        if not isinstance(model, tiny.Chain) and model.__closure__[0].cell_contents.recipe.schemes:
+        if (
+            not isinstance(model, tiny.Chain)
+            and model.__closure__[0].cell_contents.recipe.schemes
+        ):
             raise OSError("cannot reach mysql://reader:hunter2hunter2@host/labels")
         return tiny.accuracy(model)
 

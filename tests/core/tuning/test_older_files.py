@@ -1,8 +1,9 @@
-"""What the release before saved: results of three backends and a history, kept as they were written.
+"""What the release before saved: results of three backends and a history, kept as they were
+written.
 
-``tests/data/release-0.1.0`` holds a network of three layers (``inputs.npz``: its weights, and rows to run it on), what
-octavo 0.1.0 made of it on each backend, the outputs that the saved models gave there, and each run's SQLite history as
-text.
+``tests/data/release-0.1.0`` holds a network of three layers (``inputs.npz``: its weights, and rows
+to run it on), what octavo 0.1.0 made of it on each backend, the outputs that the saved models gave
+there, and each run's SQLite history as text.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ def test_saved_results_load_and_give_the_outputs_of_then(name: str) -> None:
     pytest.importorskip(FRAMEWORKS[name.split("-")[0]])
     then = np.load(RELEASE / "outputs.npz")[name]
     now = outputs_of(name)
-    # Other processors round products of activations in other places: by far less than quantization moves them.
+    # Other processors round products of activations in other places: by far less than quantization
+    # moves them.
     step = np.abs(float_network(ROWS) - then).max()
     assert step > 0
     assert np.abs(now - then).max() <= 0.25 * step
@@ -107,8 +109,11 @@ def test_histories_are_read(history: tuple[str, Path]) -> None:
     assert [dict(t.metrics) for t in searched] == EXPECTED[name]["metrics"]
 
 
-def test_a_history_is_resumed_and_finished_trials_are_not_run_again(tmp_path: Path) -> None:
-    """The run of 0.1.0 had four trials; a run of six over its store runs two, and asks what 0.1.0 would have asked."""
+def test_a_history_is_resumed_and_finished_trials_are_not_run_again(
+    tmp_path: Path,
+) -> None:
+    """The run of 0.1.0 had four trials; a run of six over its store runs two, and asks what 0.1.0
+    would have asked."""
     pytest.importorskip("onnx")
     path = restored("numpy", tmp_path)
     forget_the_machine(path)
@@ -132,12 +137,14 @@ def test_a_history_is_resumed_and_finished_trials_are_not_run_again(tmp_path: Pa
         storage=path,
     )
     assert [t.recipe.digest for t in result.trials] == EXPECTED["numpy"]["six"]
-    # The float model, two new trials, the winner before and after it was saved: 0.1.0 needed as many.
+    # The float model, two new trials, the winner before and after it was saved: 0.1.0 needed as
+    # many.
     assert len(evaluated) == 5
 
 
 def forget_the_machine(path: Path) -> None:
-    """Leave out of the stored fingerprint what is of another processor and other packages; the rest must still agree."""
+    """Leave out of the stored fingerprint what is of another processor and other packages; the rest
+    must still agree."""
     with sqlite3.connect(path) as connection:
         rows = connection.execute(
             "select study_user_attribute_id, value_json from study_user_attributes"

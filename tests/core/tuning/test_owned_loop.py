@@ -13,7 +13,12 @@ from octavo.core.errors import ConfigError, StoreError
 from octavo.core.storage.history import read_history
 from tests import tiny
 
-SETTINGS: dict[str, Any] = {"strategy": "basic", "minimise": "size", "tolerance": 0.02, "seed": 3}
+SETTINGS: dict[str, Any] = {
+    "strategy": "basic",
+    "minimise": "size",
+    "tolerance": 0.02,
+    "seed": 3,
+}
 
 
 def prepared(storage: Path, score: Any = tiny.accuracy, **settings: Any) -> octavo.Run:
@@ -80,7 +85,9 @@ def test_a_refused_winner_lets_the_search_go_on_as_in_autotune(tmp_path: Path) -
         holdout_fn=other_data,
         **settings,
     )
-    with prepared(tmp_path / "b.db", tolerance=0.001, max_trials=12, holdout_fn=other_data) as run:
+    with prepared(
+        tmp_path / "b.db", tolerance=0.001, max_trials=12, holdout_fn=other_data
+    ) as run:
         owned(run)
         mine = run.finish()
     assert [t.recipe for t in mine.trials] == [t.recipe for t in result.trials]

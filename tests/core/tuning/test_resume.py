@@ -34,7 +34,9 @@ def sampled(count: int = 400, best: float | None = 1.0) -> octavo.SampleScore:
     )
 
 
-def tune(storage: Path, score: Any, calibration: Any = None, **settings: Any) -> octavo.Result:
+def tune(
+    storage: Path, score: Any, calibration: Any = None, **settings: Any
+) -> octavo.Result:
     settings = {
         "strategy": "basic",
         "max_trials": 1,
@@ -67,7 +69,9 @@ def test_another_score_is_refused_with_both_figures(tmp_path: Path) -> None:
     assert tune(store, top(5), study="top 5").goal_met
 
 
-def test_labels_that_were_corrected_between_two_runs_are_noticed(tmp_path: Path) -> None:
+def test_labels_that_were_corrected_between_two_runs_are_noticed(
+    tmp_path: Path,
+) -> None:
     x, y = tiny.digits()
     wrong = np.where(np.arange(400) % 10 == 0, 9 - y[1200:1600], y[1200:1600])
 
@@ -84,7 +88,9 @@ def test_other_samples_are_refused_even_at_the_same_score(
     tmp_path: Path, best: float | None
 ) -> None:
     ones = [
-        octavo.SampleScore(lambda model, indices: np.ones(len(indices)), count, best=best)
+        octavo.SampleScore(
+            lambda model, indices: np.ones(len(indices)), count, best=best
+        )
         for count in (897, 50)
     ]
     tune(tmp_path / "h.db", ones[0])
@@ -101,7 +107,9 @@ def test_per_sample_scores_of_another_length_are_refused(tmp_path: Path) -> None
         tune(tmp_path / "h.db", score(90))
 
 
-def test_a_part_of_the_samples_is_scored_again_where_single_ones_can_be(tmp_path: Path) -> None:
+def test_a_part_of_the_samples_is_scored_again_where_single_ones_can_be(
+    tmp_path: Path,
+) -> None:
     asked: list[int] = []
 
     def counted(model: Any, indices: np.ndarray) -> np.ndarray:
@@ -136,13 +144,19 @@ def test_noise_alone_is_no_other_score(tmp_path: Path) -> None:
         (0.90, [0.8995, 0.8995, 0.8995, 0.8995], False),
     ],
 )
-def test_what_counts_as_the_same_score(then: float, draws: list[float], alike: bool) -> None:
+def test_what_counts_as_the_same_score(
+    then: float, draws: list[float], alike: bool
+) -> None:
     rest = iter(draws[1:])
-    assert (another_score({"a": then}, {"a": draws[0]}, lambda: {"a": next(rest)}) == "") is alike
+    assert (
+        another_score({"a": then}, {"a": draws[0]}, lambda: {"a": next(rest)}) == ""
+    ) is alike
 
 
 def test_other_names_of_metrics_are_another_score() -> None:
-    assert "it gave a then, and gives b now" in another_score({"a": 1.0}, {"b": 1.0}, dict)
+    assert "it gave a then, and gives b now" in another_score(
+        {"a": 1.0}, {"b": 1.0}, dict
+    )
 
 
 @pytest.mark.parametrize(
@@ -195,7 +209,8 @@ def test_a_strategy_of_other_transforms_is_named(tmp_path: Path) -> None:
 
     def score(model: Any) -> float:
         return float(
-            (model(x) == net(x)).float().mean() + (model(x).argmax(1) == reference).float().mean()
+            (model(x) == net(x)).float().mean()
+            + (model(x).argmax(1) == reference).float().mean()
         )
 
     settings: dict[str, Any] = {
@@ -205,9 +220,13 @@ def test_a_strategy_of_other_transforms_is_named(tmp_path: Path) -> None:
         "storage": tmp_path / "h.db",
     }
     octavo.autotune(net, score, [x], strategy="auto", **settings)
-    with pytest.raises(StoreError, match=r'another space .*the strategy: "auto" then, "basic" now'):
+    with pytest.raises(
+        StoreError, match=r'another space .*the strategy: "auto" then, "basic" now'
+    ):
         octavo.autotune(net, score, [x], strategy="basic", **settings)
-    octavo.autotune(net, score, [x], strategy="basic", study="plain", transforms=[], **settings)
+    octavo.autotune(
+        net, score, [x], strategy="basic", study="plain", transforms=[], **settings
+    )
 
 
 def test_a_shuffled_loader_is_recognised(tmp_path: Path) -> None:
@@ -227,7 +246,9 @@ def test_later_batches_of_a_factory_are_compared(tmp_path: Path) -> None:
 
     first = tune(tmp_path / "h.db", top(1), factory(batches))
     assert tune(tmp_path / "h.db", top(1), factory(batches)).trials == first.trials
-    with pytest.raises(StoreError, match=r"another batches .*later calibration batches"):
+    with pytest.raises(
+        StoreError, match=r"another batches .*later calibration batches"
+    ):
         tune(tmp_path / "h.db", top(1), factory([batches[0], *batches[2:]]))
 
 
@@ -251,7 +272,11 @@ def test_another_processor_or_version_is_named(
     with pytest.raises(
         StoreError, match=r"another machine .*processor: .* then, \"Another CPU\" now"
     ):
-        tune(tmp_path / "timed.db", top(1), minimise=[{"kind": "latency", "block": 0.001}])
+        tune(
+            tmp_path / "timed.db",
+            top(1),
+            minimise=[{"kind": "latency", "block": 0.001}],
+        )
     monkeypatch.setattr(
         fingerprint, "_cpu", lambda: {**known, "flags": "avx2 avx512_vnni amx_int8"}
     )
@@ -259,7 +284,9 @@ def test_another_processor_or_version_is_named(
         tune(tmp_path / "h.db", top(1))
     monkeypatch.undo()
     monkeypatch.setattr(fingerprint, "version", lambda name: "99.0")
-    with pytest.raises(StoreError, match=r"another versions .*octavo: .* then, \"99\.0\" now"):
+    with pytest.raises(
+        StoreError, match=r"another versions .*octavo: .* then, \"99\.0\" now"
+    ):
         tune(tmp_path / "h.db", top(1))
 
 

@@ -35,7 +35,9 @@ from tests import tiny
 @pytest.fixture
 def tune(tmp_path: Path) -> Callable[..., octavo.Result]:
     def run(
-        eval_fn: Callable[[Any], Any] = tiny.accuracy, model: Any = None, **settings: Any
+        eval_fn: Callable[[Any], Any] = tiny.accuracy,
+        model: Any = None,
+        **settings: Any,
     ) -> octavo.Result:
         settings = {
             "strategy": "basic",
@@ -57,8 +59,13 @@ def test_the_main_job(tune: Callable[..., octavo.Result], tmp_path: Path) -> Non
     assert result.goal_met
     assert result.confirmed == result.best.metrics
     assert len(result.best.recipe) == 4
-    assert all(line.honoured and line.realization == "kernel" for line in result.ledger.values())
-    assert result.best.objectives["size"].value < result.baseline.objectives["size"].value
+    assert all(
+        line.honoured and line.realization == "kernel"
+        for line in result.ledger.values()
+    )
+    assert (
+        result.best.objectives["size"].value < result.baseline.objectives["size"].value
+    )
     assert result.best in result.pareto
     assert tiny.accuracy(result.model) == result.best.metrics["score"]
     loaded = octavo.core.results.result.load_candidate(
@@ -115,12 +122,16 @@ def test_a_missed_goal_comes_back_with_the_closest_and_the_reason(
     assert result.best.margin == max(t.margin for t in result.trials)
 
 
-def test_what_evaluate_raises_is_a_failed_trial(tune: Callable[..., octavo.Result]) -> None:
+def test_what_evaluate_raises_is_a_failed_trial(
+    tune: Callable[..., octavo.Result],
+) -> None:
     calls = []
 
     def flaky(model: Any) -> float:
         calls.append(1)
-        if len(calls) == 4:  # the first trial: two baselines and the broken model come before it
+        if (
+            len(calls) == 4
+        ):  # the first trial: two baselines and the broken model come before it
             raise RuntimeError("the validation set is on a share that went away")
         return tiny.accuracy(model)
 
@@ -155,7 +166,9 @@ def test_no_trial_completes(tune: Callable[..., octavo.Result]) -> None:
     assert "nan" in result.reason
 
 
-def test_errors_come_before_long_work(tune: Callable[..., octavo.Result], tmp_path: Path) -> None:
+def test_errors_come_before_long_work(
+    tune: Callable[..., octavo.Result], tmp_path: Path
+) -> None:
     def forbidden(model: Any) -> float:
         raise AssertionError("the score function was called")
 
@@ -163,7 +176,9 @@ def test_errors_come_before_long_work(tune: Callable[..., octavo.Result], tmp_pa
         tune(forbidden, strateg="basic")
     with pytest.raises(UnknownPart, match="'bayesian'"):
         tune(forbidden, strategy="bayes")
-    with pytest.raises(ConfigError, match=r"'layer\.O', which matches nothing; did you mean"):
+    with pytest.raises(
+        ConfigError, match=r"'layer\.O', which matches nothing; did you mean"
+    ):
         tune(forbidden, rules=[{"ops": ["layer.O"], "keep": "float"}])
     with pytest.raises(ConfigError, match="nothing that tiny can carry out"):
         tune(forbidden, rules=[{"weight": {"dtype": "int4"}}])
@@ -181,7 +196,9 @@ def test_errors_come_before_long_work(tune: Callable[..., octavo.Result], tmp_pa
         tune(forbidden, storage="/proc/octavo/history.db")
 
 
-def test_a_bad_weight_is_refused_or_left_in_float(tune: Callable[..., octavo.Result]) -> None:
+def test_a_bad_weight_is_refused_or_left_in_float(
+    tune: Callable[..., octavo.Result],
+) -> None:
     calls = []
     model = tiny.chain()
     model.weights[1][3, 2] = np.nan
@@ -190,7 +207,9 @@ def test_a_bad_weight_is_refused_or_left_in_float(tune: Callable[..., octavo.Res
     assert not calls
 
 
-def test_a_score_function_that_trains_is_found_out(tune: Callable[..., octavo.Result]) -> None:
+def test_a_score_function_that_trains_is_found_out(
+    tune: Callable[..., octavo.Result],
+) -> None:
     model = tiny.chain()
 
     def trains(candidate: Any) -> float:
@@ -213,7 +232,9 @@ def test_a_file_larger_than_memory_is_refused_before_it_is_read(tmp_path: Path) 
         check_memory(path, available=2**21)
 
 
-def test_noise_beyond_the_tolerance_is_reported(tune: Callable[..., octavo.Result]) -> None:
+def test_noise_beyond_the_tolerance_is_reported(
+    tune: Callable[..., octavo.Result],
+) -> None:
     scores = iter([0.9, 0.8, *[0.9] * 50])
     with pytest.warns(UserWarning, match="varied by 0.1"):
         tune(lambda model: next(scores), max_trials=1)
@@ -235,7 +256,9 @@ def test_lower_is_better(tune: Callable[..., octavo.Result]) -> None:
     assert result.goal_met
     assert "error <=" in result.goal
     missed = tune(
-        lambda model: 10.0 if not model.__closure__[0].cell_contents.recipe.schemes else 30.0,
+        lambda model: (
+            10.0 if not model.__closure__[0].cell_contents.recipe.schemes else 30.0
+        ),
         higher_is_better=False,
         study="other",
         max_trials=2,
@@ -243,7 +266,9 @@ def test_lower_is_better(tune: Callable[..., octavo.Result]) -> None:
     assert not missed.goal_met
 
 
-def test_nothing_to_quantize_is_an_explicit_result(tune: Callable[..., octavo.Result]) -> None:
+def test_nothing_to_quantize_is_an_explicit_result(
+    tune: Callable[..., octavo.Result],
+) -> None:
     with pytest.warns(UserWarning, match="nothing to quantize"):
         result = tune(rules=[{"types": ["linear"], "keep": "float"}])
     assert not result.goal_met
@@ -258,7 +283,9 @@ def test_the_default_objective_and_stop(tune: Callable[..., octavo.Result]) -> N
     assert "reached the goal" in result.reason
 
 
-def test_a_finished_run_is_answered_from_its_history(tune: Callable[..., octavo.Result]) -> None:
+def test_a_finished_run_is_answered_from_its_history(
+    tune: Callable[..., octavo.Result],
+) -> None:
     calls = []
 
     def counted(model: Any) -> float:
@@ -269,7 +296,9 @@ def test_a_finished_run_is_answered_from_its_history(tune: Callable[..., octavo.
     before = len(calls)
     again = tune(counted)
     assert again.trials == first.trials
-    assert len(calls) == before + 2  # the float model, and the winner after loading; nothing else
+    assert (
+        len(calls) == before + 2
+    )  # the float model, and the winner after loading; nothing else
     with pytest.raises(StoreError, match="already holds"):
         tune(counted, resume=False)
     with pytest.raises(StoreError, match="another data"):
@@ -340,7 +369,9 @@ def _until(child: subprocess.Popen[str], line: str) -> None:
 def test_resume_after_sigkill_repeats_nothing(tmp_path: Path) -> None:
     whole = _child(tmp_path / "whole.db", "run").communicate()[0].splitlines()[-1]
     killed = _child(tmp_path / "killed.db", "hang")
-    _until(killed, "evaluating 6")  # two baselines, trials 1 to 3, and in the middle of trial 4
+    _until(
+        killed, "evaluating 6"
+    )  # two baselines, trials 1 to 3, and in the middle of trial 4
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     assert [t.number for t in read_history(tmp_path / "killed.db")[1]] == [0, 1, 2, 3]
@@ -375,16 +406,23 @@ def _hangs(model: Any) -> float:
     return tiny.accuracy(model)
 
 
-def test_a_crash_ends_a_trial_and_not_the_run(tune: Callable[..., octavo.Result]) -> None:
+def test_a_crash_ends_a_trial_and_not_the_run(
+    tune: Callable[..., octavo.Result],
+) -> None:
     result = tune(
-        _dies, executor=None, config={"executor": "process", "confirm": False}, max_trials=2
+        _dies,
+        executor=None,
+        config={"executor": "process", "confirm": False},
+        max_trials=2,
     )
     assert [t.state for t in result.trials] == ["failed", "failed"]
     assert "child process died" in result.trials[0].error
 
 
 @pytest.mark.parametrize("executor", ["inline", "process"])
-def test_a_hanging_evaluation_is_ended(tune: Callable[..., octavo.Result], executor: str) -> None:
+def test_a_hanging_evaluation_is_ended(
+    tune: Callable[..., octavo.Result], executor: str
+) -> None:
     result = tune(
         _hangs,
         config={
@@ -397,7 +435,9 @@ def test_a_hanging_evaluation_is_ended(tune: Callable[..., octavo.Result], execu
     assert "time limit" in result.trials[0].error
 
 
-def test_anything_with_submit_is_an_executor(tune: Callable[..., octavo.Result]) -> None:
+def test_anything_with_submit_is_an_executor(
+    tune: Callable[..., octavo.Result],
+) -> None:
     with ThreadPoolExecutor(1) as elsewhere:
         result = tune(executor=elsewhere)
     assert result.goal_met
@@ -415,7 +455,9 @@ def test_the_search_keeps_its_time_limit(tune: Callable[..., octavo.Result]) -> 
 
 def test_quantize_model(tmp_path: Path) -> None:
     host = tiny.host()
-    static = octavo.quantize_model(tiny.chain(), "int8-static", tiny.calibration(), host=host)
+    static = octavo.quantize_model(
+        tiny.chain(), "int8-static", tiny.calibration(), host=host
+    )
     assert {str(line.applied.mode) for line in static.ledger.values()} == {"static"}
     assert tiny.accuracy(static.model) > tiny.accuracy(tiny.chain()) - 0.02
     dynamic = octavo.quantize_model(tiny.chain(), "int8-dynamic", host=host)

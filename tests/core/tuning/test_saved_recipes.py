@@ -30,7 +30,9 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> octavo.Result:
 
 def test_a_result_survives_pickle(result: octavo.Result) -> None:
     x, _ = tiny.digits()
-    assert result.views["tiny"].by_name  # what is derived from a view must not hinder it
+    assert result.views[
+        "tiny"
+    ].by_name  # what is derived from a view must not hinder it
     again = pickle.loads(pickle.dumps(result))
     np.testing.assert_array_equal(again.model(x), result.model(x))
     assert again.best == result.best
@@ -83,7 +85,9 @@ def test_results_of_the_backends_survive_pickle(tmp_path: Path) -> None:
     assert torch.equal(again.model(batch), found.model(batch))
 
 
-def test_a_saved_recipe_makes_the_same_model(result: octavo.Result, tmp_path: Path) -> None:
+def test_a_saved_recipe_makes_the_same_model(
+    result: octavo.Result, tmp_path: Path
+) -> None:
     folder = result.save(tmp_path / "saved")
     recipe = tmp_path / "recipe.json"
     recipe.write_text(json.dumps(result.best.recipe.to_json()))
@@ -96,14 +100,18 @@ def test_a_saved_recipe_makes_the_same_model(result: octavo.Result, tmp_path: Pa
         recipe,
         str(recipe),
     ):
-        made = octavo.quantize_model(tiny.chain(), scheme, tiny.calibration(), host=tiny.host())
+        made = octavo.quantize_model(
+            tiny.chain(), scheme, tiny.calibration(), host=tiny.host()
+        )
         assert made.candidate.recipe == result.best.recipe
         np.testing.assert_array_equal(made.model(x), result.model(x))
 
 
 def test_what_is_no_recipe_says_so(tmp_path: Path) -> None:
     def quantize(scheme: object) -> object:
-        return octavo.quantize_model(tiny.chain(), scheme, tiny.calibration(), host=tiny.host())  # type: ignore[arg-type]
+        return octavo.quantize_model(
+            tiny.chain(), scheme, tiny.calibration(), host=tiny.host()
+        )  # type: ignore[arg-type]
 
     (tmp_path / "list.json").write_text("[1]")
     (tmp_path / "broken.json").write_text("{")

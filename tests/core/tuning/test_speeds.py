@@ -44,14 +44,20 @@ def convolution() -> ModelProto:
         for n, c in (("x", 8), ("y", 16))
     ]
     graph = helper.make_graph(nodes, "g", values[:1], values[1:], held)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9
+    )
 
 
 X = RANDOM.normal(size=(4, 8, 12, 12)).astype(np.float32)
 
 
 def is_slow(scheme: OpScheme) -> bool:
-    return scheme.mode == "dynamic" and scheme.weight is not None and scheme.weight.dtype == "int8"
+    return (
+        scheme.mode == "dynamic"
+        and scheme.weight is not None
+        and scheme.weight.dtype == "int8"
+    )
 
 
 def test_a_dynamic_scheme_of_convolutions_says_that_it_is_slow() -> None:
@@ -107,7 +113,9 @@ def opened_tiny(slower: str) -> Opened:
     opened = as_opened(tiny.host().adapters()["tiny"].build().open(tiny.chain(), None))
     capability = opened.capability
     offers = {
-        kind: tuple(replace(o, slower=slower if o.scheme.mode == "static" else "") for o in own)
+        kind: tuple(
+            replace(o, slower=slower if o.scheme.mode == "static" else "") for o in own
+        )
         for kind, own in capability.offers.items()
     }
     return replace(opened, capability=replace(capability, offers=offers))
@@ -177,7 +185,8 @@ def test_every_backend_has_samples(backend: str) -> None:
         scheme = next(
             o.scheme
             for o in offers[kind]
-            if (o.realization == "kernel" and o.scheme.mode == "weight_only") or kind == "conv"
+            if (o.realization == "kernel" and o.scheme.mode == "weight_only")
+            or kind == "conv"
         )
         speed = measured(card, kind, scheme)
         assert speed is not None

@@ -37,7 +37,9 @@ def tune(storage: Path, score: Any, **settings: Any) -> octavo.Result:
         "host": tiny.host(),
         **settings,
     }
-    return octavo.autotune(tiny.chain(), score, tiny.calibration(), storage=storage, **settings)
+    return octavo.autotune(
+        tiny.chain(), score, tiny.calibration(), storage=storage, **settings
+    )
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -61,10 +63,14 @@ def test_the_limit_counts_from_the_call_to_the_result(tmp_path: Path) -> None:
         assert result.confirmed is not None
 
 
-def test_one_evaluation_longer_than_the_limit_ends_the_run_after_it(tmp_path: Path) -> None:
+def test_one_evaluation_longer_than_the_limit_ends_the_run_after_it(
+    tmp_path: Path,
+) -> None:
     calls: list[float] = []
     began = time.perf_counter()
-    result = tune(tmp_path / "h.db", slow(1.0, calls), timeout=0.5, holdout_fn=slow(1.0, calls))
+    result = tune(
+        tmp_path / "h.db", slow(1.0, calls), timeout=0.5, holdout_fn=slow(1.0, calls)
+    )
     assert len(calls) == 1
     assert time.perf_counter() - began < 0.5 + 1.0 + 1.0
     assert not result.goal_met
@@ -89,12 +95,16 @@ def test_what_was_left_out_is_told(tmp_path: Path) -> None:
     assert result.confirmed is None
     assert "left out for lack of time: the winner's confirmation" in result.reason
     # The time is another run's to give: the confirmation is what is missing.
-    again = tune(tmp_path / "h.db", tiny.accuracy, max_trials=1, accuracy={"guard": False})
+    again = tune(
+        tmp_path / "h.db", tiny.accuracy, max_trials=1, accuracy={"guard": False}
+    )
     assert again.confirmed == again.best.metrics
     assert len(again.trials) == 1
 
 
-def test_a_strategy_that_ponders_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_strategy_that_ponders_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from octavo.strategies.exhaustive import Exhaustive
 
     def ask(self: Any) -> Any:
@@ -136,7 +146,10 @@ def test_calibration_counts_and_is_ended(tmp_path: Path) -> None:
 
 def swallows(model: Any) -> float:
     """Goes on after whatever is raised in it, as an evaluation that skips broken batches does."""
-    if not isinstance(model, tiny.Chain) and model.__closure__[0].cell_contents.recipe.schemes:
+    if (
+        not isinstance(model, tiny.Chain)
+        and model.__closure__[0].cell_contents.recipe.schemes
+    ):
         for _ in range(100):
             try:
                 time.sleep(0.1)
@@ -146,7 +159,9 @@ def swallows(model: Any) -> float:
 
 
 @pytest.mark.parametrize("executor", ["inline", "process"])
-def test_a_trial_that_swallows_its_timeout_is_ended(tmp_path: Path, executor: str) -> None:
+def test_a_trial_that_swallows_its_timeout_is_ended(
+    tmp_path: Path, executor: str
+) -> None:
     limit = 0.4 if executor == "inline" else 8.0
     began = time.perf_counter()
     result = tune(
@@ -179,7 +194,9 @@ def test_a_score_that_comes_after_the_limit_does_not_count() -> None:
 def test_outside_the_main_thread_a_late_score_does_not_count_either() -> None:
     found: list[BaseException | None] = []
     worker = threading.Thread(
-        target=lambda: found.append(InlineExecutor(0.05).submit(time.sleep, 0.2).exception())
+        target=lambda: found.append(
+            InlineExecutor(0.05).submit(time.sleep, 0.2).exception()
+        )
     )
     worker.start()
     worker.join()

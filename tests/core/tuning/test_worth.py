@@ -17,7 +17,9 @@ def timed(share: float, spread: float = 0.0, float_ms: float = 10.0) -> Measurem
     """Return a latency that is a share of the float model's, give or take a spread of
     that share."""
     value = share * float_ms
-    return Measurement(value, value - spread * float_ms, value + spread * float_ms, "ms", share)
+    return Measurement(
+        value, value - spread * float_ms, value + spread * float_ms, "ms", share
+    )
 
 
 def sized(share: float) -> Measurement:
@@ -26,7 +28,11 @@ def sized(share: float) -> Measurement:
 
 def trial(number: int, margin: float = 0.5, **objectives: Measurement) -> Trial:
     return Trial(
-        number, Recipe(backend="toy"), passed=margin >= 0, margin=margin, objectives=objectives
+        number,
+        Recipe(backend="toy"),
+        passed=margin >= 0,
+        margin=margin,
+        objectives=objectives,
     )
 
 
@@ -48,10 +54,24 @@ BOTH = ("latency", "size")
             False,
         ),  # the first objective decides: smaller does not make up for slower
         (STEADY, ("size", "latency"), 1.25, 0.05, 0.3, True),
-        (STEADY, BOTH, 0.99, 0.02, 0.3, True),  # as fast as float within the noise, and smaller
+        (
+            STEADY,
+            BOTH,
+            0.99,
+            0.02,
+            0.3,
+            True,
+        ),  # as fast as float within the noise, and smaller
         (STEADY, BOTH, 0.99, 0.02, 1.02, False),
         (STEADY, BOTH, 0.99, 0.02, 0.9995, False),  # some bytes are no gain
-        (STEADY, ("latency",), 0.97, 0.04, 0.3, False),  # its own spread reaches the float model's
+        (
+            STEADY,
+            ("latency",),
+            0.97,
+            0.04,
+            0.3,
+            False,
+        ),  # its own spread reaches the float model's
         (
             BUSY,
             ("latency",),
@@ -74,7 +94,11 @@ def test_what_is_worth_it(
     worth: bool,
 ) -> None:
     assert (
-        worth_it(trial(1, latency=timed(latency, spread), size=sized(size)), baseline, objectives)
+        worth_it(
+            trial(1, latency=timed(latency, spread), size=sized(size)),
+            baseline,
+            objectives,
+        )
         is worth
     )
 
@@ -82,7 +106,12 @@ def test_what_is_worth_it(
 def test_more_is_better_where_it_is() -> None:
     def rate(share: float) -> Measurement:
         return Measurement(
-            share * 100, share * 98, share * 102, "samples/s", share, lower_is_better=False
+            share * 100,
+            share * 98,
+            share * 102,
+            "samples/s",
+            share,
+            lower_is_better=False,
         )
 
     baseline = trial(0, throughput=rate(1.0))
@@ -116,7 +145,11 @@ def test_half_a_percent_of_size_does_not_choose_among_equally_fast_trials() -> N
     assert choose([accurate, smaller], BOTH) is accurate
     assert (
         choose(
-            [accurate, trial(3, margin=0.1, latency=timed(0.54, 0.05), size=sized(0.24))], BOTH
+            [
+                accurate,
+                trial(3, margin=0.1, latency=timed(0.54, 0.05), size=sized(0.24)),
+            ],
+            BOTH,
         ).number
         == 3
     )
@@ -132,10 +165,17 @@ def test_float_keeps_no_budget_below_itself() -> None:
 
 
 def test_the_reason_has_the_figures() -> None:
-    int8 = OpScheme(mode="weight_only", weight=QuantSpec(dtype="int8", granularity="channel"))
-    int4 = OpScheme(mode="weight_only", weight=QuantSpec(dtype="int4", granularity="channel"))
+    int8 = OpScheme(
+        mode="weight_only", weight=QuantSpec(dtype="int8", granularity="channel")
+    )
+    int4 = OpScheme(
+        mode="weight_only", weight=QuantSpec(dtype="int4", granularity="channel")
+    )
     slow = trial(1, latency=timed(1.25), size=sized(1.02))
     assert compared(slow, BOTH) == "0.80 of float's speed, 1.02 of its size"
     ledger = {"a": Applied(int8, int8), "b": Applied(FLOAT, FLOAT)}
     assert widths(Trial(1, Recipe(), ledger=ledger)) == "8-bit"
-    assert widths(Trial(1, Recipe(), ledger={**ledger, "c": Applied(int4, int4)})) == "4- and 8-bit"
+    assert (
+        widths(Trial(1, Recipe(), ledger={**ledger, "c": Applied(int4, int4)}))
+        == "4- and 8-bit"
+    )

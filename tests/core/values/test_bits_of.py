@@ -45,7 +45,8 @@ def bits(result: octavo.Result, *, everything: bool) -> float:
     sizes = dict(zip(names, WEIGHTS.values(), strict=True))
     counted = names if everything else names[1:]  # the first is kept
     widths = {
-        n: result.ledger[n].applied.weight_bits if n in result.ledger else 32 for n in counted
+        n: result.ledger[n].applied.weight_bits if n in result.ledger else 32
+        for n in counted
     }
     return sum(sizes[n] * widths[n] for n in counted) / sum(sizes[n] for n in counted)
 
@@ -72,7 +73,9 @@ def test_kept_layers_count_where_all_are_asked_for(
     assert every.goal_met, every.reason
     assert bits(every, everything=True) <= 22
     assert "over all ops" in every.goal
-    some = tune(net, tmp_path / "some.db", rules=rules, budgets={"bits": 5.4}, strategy=strategy)
+    some = tune(
+        net, tmp_path / "some.db", rules=rules, budgets={"bits": 5.4}, strategy=strategy
+    )
     assert bits(some, everything=False) <= 5.4
     assert "over the ops that may be quantized" in some.goal
 
@@ -80,7 +83,13 @@ def test_kept_layers_count_where_all_are_asked_for(
 def test_what_cannot_be_kept_says_what_can(net: MLPClassifier, tmp_path: Path) -> None:
     rules = [{"ops": [first_layer(net, tmp_path / "probe.db")], "keep": "float"}]
     with pytest.raises(ConfigError, match="20"):
-        tune(net, tmp_path / "h.db", rules=rules, budgets={"all_bits": 4.5}, strategy="budget")
+        tune(
+            net,
+            tmp_path / "h.db",
+            rules=rules,
+            budgets={"all_bits": 4.5},
+            strategy="budget",
+        )
 
 
 def test_spellings() -> None:

@@ -16,7 +16,9 @@ from octavo.core.values.space import TuningSpace, Unit
 from octavo.core.values.trial import Measurement
 from tests import tiny
 
-W4 = OpScheme(mode="weight_only", weight=QuantSpec(dtype="int4", granularity="group:32"))
+W4 = OpScheme(
+    mode="weight_only", weight=QuantSpec(dtype="int4", granularity="group:32")
+)
 SPACE = TuningSpace(
     "tiny",
     (
@@ -29,7 +31,9 @@ SPACE = TuningSpace(
 
 def test_bits_are_an_average_over_the_weights_that_may_be_quantized() -> None:
     assert average_bits(SPACE, {}) == 32
-    assert average_bits(SPACE, {"a": W4, "a2": W4}) == pytest.approx((300 * 4 + 100 * 32) / 400)
+    assert average_bits(SPACE, {"a": W4, "a2": W4}) == pytest.approx(
+        (300 * 4 + 100 * 32) / 400
+    )
 
 
 def test_what_was_not_measured_is_not_within_a_budget() -> None:
@@ -55,7 +59,11 @@ def tune(tmp_path: Path, **settings: Any) -> octavo.Result:
 @pytest.mark.parametrize("strategy", ["auto", "budget"])
 def test_the_saved_file_keeps_the_budget(tmp_path: Path, strategy: str) -> None:
     result = tune(
-        tmp_path, strategy=strategy, budgets={"size": 0.5}, minimise="latency", tolerance=0.05
+        tmp_path,
+        strategy=strategy,
+        budgets={"size": 0.5},
+        minimise="latency",
+        tolerance=0.05,
     )
     assert result.goal_met
     assert "at most 0.5 of the size" in result.goal
@@ -90,7 +98,9 @@ def test_timings_of_a_busy_machine_are_told() -> None:
     steady = Measurement(10.0, 9.5, 10.5, "ms", 1.0)
     busy = Measurement(10.0, 9.0, 14.0, "ms", 1.0)
     assert (
-        baseline.unsteadiness({"latency": steady, "size": Measurement(5.0, 5.0, 5.0, "bytes", 1.0)})
+        baseline.unsteadiness(
+            {"latency": steady, "size": Measurement(5.0, 5.0, 5.0, "bytes", 1.0)}
+        )
         == ""
     )
     assert "varied from 9 to 14 ms" in baseline.unsteadiness({"latency": busy})
@@ -100,6 +110,10 @@ def test_progress_says_which_budget_was_overrun() -> None:
     from octavo.cli.progress import line
 
     trial = octavo.Trial(
-        2, octavo.Recipe(backend="tiny"), metrics={"score": 0.9}, margin=0.5, over={"size": 1.08}
+        2,
+        octavo.Recipe(backend="tiny"),
+        metrics={"score": 0.9},
+        margin=0.5,
+        over={"size": 1.08},
     )
     assert line(trial, "score").endswith("over budget: size by 8.0%")

@@ -6,18 +6,37 @@ import warnings
 import pytest
 
 from octavo.core.errors import AdapterFault, OctavoError
-from octavo.core.values.coverage import Coverage, CoverageRow, account, difference, unclaimed_of
+from octavo.core.values.coverage import (
+    Coverage,
+    CoverageRow,
+    account,
+    difference,
+    unclaimed_of,
+)
 from octavo.core.values.graph import HeldWeight, ModelView, Op, Weight
 from octavo.core.values.ledger import Applied
 from octavo.core.values.scheme import FLOAT, OpScheme, QuantSpec
 
-INT8 = OpScheme(mode="weight_only", weight=QuantSpec(dtype="int8", granularity="channel"))
-INT4 = OpScheme(mode="weight_only", weight=QuantSpec(dtype="int4", granularity="channel"))
+INT8 = OpScheme(
+    mode="weight_only", weight=QuantSpec(dtype="int8", granularity="channel")
+)
+INT4 = OpScheme(
+    mode="weight_only", weight=QuantSpec(dtype="int4", granularity="channel")
+)
 ON_INPUTS = OpScheme(mode="dynamic", input=QuantSpec(dtype="uint8", symmetric=False))
 
 
-def linear(name: str, weight: str, shape: tuple[int, ...] = (4, 8), **changes: object) -> Op:
-    return Op(name, "linear", (f"{name}:in",), (f"{name}:out",), Weight(weight, shape), **changes)
+def linear(
+    name: str, weight: str, shape: tuple[int, ...] = (4, 8), **changes: object
+) -> Op:
+    return Op(
+        name,
+        "linear",
+        (f"{name}:in",),
+        (f"{name}:out",),
+        Weight(weight, shape),
+        **changes,
+    )
 
 
 def told(
@@ -28,7 +47,10 @@ def told(
 ) -> Coverage:
     ledger = {name: Applied(scheme, scheme) for name, scheme in schemes.items()}
     return account(
-        ModelView(ops, unclaimed=unclaimed), ledger, lambda op: f"no kernel for {op.type}", census
+        ModelView(ops, unclaimed=unclaimed),
+        ledger,
+        lambda op: f"no kernel for {op.type}",
+        census,
     )
 
 
@@ -54,9 +76,14 @@ def test_a_tied_weight_counts_once_and_is_kept_while_one_of_its_ops_is_float() -
     assert one.rows[0].bits == 32
 
 
-def test_vectors_and_integers_are_no_weights_and_every_weight_of_a_recurrent_layer_is() -> None:
+def test_vectors_and_integers_are_no_weights_and_every_weight_of_a_recurrent_layer_is() -> (
+    None
+):
     lstm = Op(
-        "rnn", "lstm", weight=Weight("w", (8, 2)), further=(Weight("r", (8, 3)), Weight("p", (8,)))
+        "rnn",
+        "lstm",
+        weight=Weight("w", (8, 2)),
+        further=(Weight("r", (8, 3)), Weight("p", (8,))),
     )
     codes = Op("old", "linear", weight=Weight("codes", (9, 9), "int8"))
     assert told((lstm, codes), {"rnn": INT8}).total == 16 + 24
@@ -75,7 +102,9 @@ def test_a_scheme_for_activations_alone_leaves_the_weight_float() -> None:
 
 def test_a_weight_that_something_else_reads_too_is_kept() -> None:
     found = told(
-        (linear("a", "w"),), {"a": INT8}, (HeldWeight("w", (4, 8), reason="a gather reads it too"),)
+        (linear("a", "w"),),
+        {"a": INT8},
+        (HeldWeight("w", (4, 8), reason="a gather reads it too"),),
     )
     assert (found.total, found.kept) == (32, 32)
     assert "a gather reads it too" in found.rows[0].reason
@@ -87,10 +116,18 @@ def test_a_computed_weight_counts_as_what_it_is_made_of() -> None:
     ops = (
         Op("plain", "linear", weight=Weight("w", (4, 8))),
         Op("turned", "linear", weight=Weight("w.T", (8, 4), made_of=("w",))),
-        Op("normed", "linear", weight=Weight("normed.weight", (4, 8), made_of=("g", "v"))),
+        Op(
+            "normed",
+            "linear",
+            weight=Weight("normed.weight", (4, 8), made_of=("g", "v")),
+        ),
     )
     found = told(ops, {"plain": INT8, "turned": INT8, "normed": INT8}, census=census)
-    assert [(row.weight, row.elements) for row in found.rows] == [("w", 32), ("g", 4), ("v", 32)]
+    assert [(row.weight, row.elements) for row in found.rows] == [
+        ("w", 32),
+        ("g", 4),
+        ("v", 32),
+    ]
     assert found.kept == 0
     assert unclaimed_of(census, ops) == ()
     assert told(ops, {"plain": INT8, "normed": INT8}, census=census).kept == 32
@@ -139,9 +176,15 @@ def test_a_damaged_record_is_a_typed_error(rows: object) -> None:
 
 def test_the_summary_names_the_largest_reasons_first_and_stays_one_line() -> None:
     ops = tuple(linear(f"layer{i}", f"w{i}", (10, 10)) for i in range(200))
-    loose = tuple(HeldWeight(f"p{i}", (100, 100 * (i + 1)), reason=f"reason {i}") for i in range(6))
+    loose = tuple(
+        HeldWeight(f"p{i}", (100, 100 * (i + 1)), reason=f"reason {i}")
+        for i in range(6)
+    )
     found = told(ops, dict.fromkeys((op.name for op in ops[:100]), INT8), loose)
-    kept, total = 100 * 100 + sum(10_000 * (i + 1) for i in range(6)), 200 * 100 + 210_000
+    kept, total = (
+        100 * 100 + sum(10_000 * (i + 1) for i in range(6)),
+        200 * 100 + 210_000,
+    )
     text = found.summary()
     assert text.startswith(
         f"{kept:,} of {total:,} weights (95.7 %) stay float: 60,000 in p5 (reason 5); 50,000 in p4"
@@ -153,13 +196,18 @@ def test_the_summary_names_the_largest_reasons_first_and_stays_one_line() -> Non
 
 
 def test_a_whole_or_an_empty_model_has_a_summary_too() -> None:
-    assert told((linear("a", "w"),), {"a": INT8}).summary() == "all 32 weights are quantized"
+    assert (
+        told((linear("a", "w"),), {"a": INT8}).summary()
+        == "all 32 weights are quantized"
+    )
     assert "no weights" in told((Op("r", "relu"),), {}).summary()
 
 
 def test_the_reason_of_the_ledger_comes_first() -> None:
     ledger = {"a": Applied(INT8, FLOAT, "kernel", "its width is odd")}
-    found = account(ModelView((linear("a", "w"),)), ledger, lambda op: "never asked", None)
+    found = account(
+        ModelView((linear("a", "w"),)), ledger, lambda op: "never asked", None
+    )
     assert found.rows[0].reason == "its width is odd"
 
 

@@ -48,7 +48,12 @@ class Encoding(UserDict):
 
 
 def test_every_leaf_has_the_path_that_leads_to_it() -> None:
-    tree = {"b": {"x": A, 3: None}, "l": [B, (True, "s")], "p": Pair(A, 1.5), "f": Frozen(B)}
+    tree = {
+        "b": {"x": A, 3: None},
+        "l": [B, (True, "s")],
+        "p": Pair(A, 1.5),
+        "f": Frozen(B),
+    }
     paths = [path for path, _ in leaves(tree, "in")]
     assert paths == [
         "in.b.x",
@@ -79,11 +84,15 @@ def test_every_leaf_has_the_path_that_leads_to_it() -> None:
     ],
 )
 def test_a_tree_is_rebuilt_of_the_same_containers(tree: Any) -> None:
-    doubled = mapped(tree, lambda leaf: leaf * 2 if isinstance(leaf, np.ndarray) else leaf)
+    doubled = mapped(
+        tree, lambda leaf: leaf * 2 if isinstance(leaf, np.ndarray) else leaf
+    )
     assert type(doubled) is type(tree)
     for (path, new), (same, old) in zip(leaves(doubled), leaves(tree), strict=True):
         assert path == same
-        assert np.array_equal(new, old * 2) if isinstance(old, np.ndarray) else new == old
+        assert (
+            np.array_equal(new, old * 2) if isinstance(old, np.ndarray) else new == old
+        )
 
 
 def test_what_a_mapping_carries_beside_its_items_stays() -> None:
@@ -98,7 +107,10 @@ def test_what_does_not_change_is_not_copied() -> None:
     kept = [A, MappingProxyType({"x": B})]
     assert mapped(kept, lambda leaf: leaf) is kept
     assert (
-        mapped({"k": kept, "n": "old"}, lambda leaf: "new" if isinstance(leaf, str) else leaf)["k"]
+        mapped(
+            {"k": kept, "n": "old"},
+            lambda leaf: "new" if isinstance(leaf, str) else leaf,
+        )["k"]
         is kept
     )
     assert mapped(MappingProxyType({"x": 1}), lambda leaf: 2) == {"x": 2}

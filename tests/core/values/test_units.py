@@ -14,18 +14,25 @@ from octavo.core.values.graph import Group, ModelView, Op, Weight
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import FLOAT, OpScheme, QuantSpec
 
-W8, X8 = QuantSpec(dtype="int8", granularity="channel"), QuantSpec(dtype="uint8", symmetric=False)
+W8, X8 = (
+    QuantSpec(dtype="int8", granularity="channel"),
+    QuantSpec(dtype="uint8", symmetric=False),
+)
 STATIC, STORED8 = (
     OpScheme(mode="static", weight=W8, input=X8),
     OpScheme(mode="weight_only", weight=W8),
 )
 WHOLE = OpScheme(mode="static", weight=QuantSpec(dtype="int8"), input=X8)
-INT4 = OpScheme(mode="weight_only", weight=QuantSpec(dtype="int4", granularity="group:32"))
+INT4 = OpScheme(
+    mode="weight_only", weight=QuantSpec(dtype="int4", granularity="group:32")
+)
 
 
 def toy(axis: int = 0, table: tuple[OpScheme, ...] = (STORED8, INT4)) -> Opened:
     shape = (64, 64)
-    embed = Op("embed", "embedding", (), ("e",), Weight("w", shape, shared_with=("head",)))
+    embed = Op(
+        "embed", "embedding", (), ("e",), Weight("w", shape, shared_with=("head",))
+    )
     middle = Op("middle", "linear", ("e",), ("m",), Weight("v", shape))
     head = Op(
         "head",
@@ -36,7 +43,9 @@ def toy(axis: int = 0, table: tuple[OpScheme, ...] = (STORED8, INT4)) -> Opened:
         macs=4096,
     )
     view = ModelView(
-        (embed, middle, head), (Group("tied:w", "scheme", ("embed", "head")),), outputs=("y",)
+        (embed, middle, head),
+        (Group("tied:w", "scheme", ("embed", "head")),),
+        outputs=("y",),
     )
     offers = {
         "linear": (Offer(STATIC), Offer(WHOLE), Offer(STORED8), Offer(INT4)),
@@ -67,7 +76,10 @@ def test_the_head_names_the_algorithm_for_both() -> None:
     gptq = Rule.model_validate({"types": "linear", "algorithm": "gptq"})
     space = build_space(toy(), [gptq])
     recipe = space.recipe({"head": space.by_name["head"].choices[0]})
-    assert [recipe[name].algorithm.kind for name in ("head", "embed")] == ["gptq", "gptq"]
+    assert [recipe[name].algorithm.kind for name in ("head", "embed")] == [
+        "gptq",
+        "gptq",
+    ]
 
 
 @pytest.mark.parametrize("kept", ["head", "embed"])
@@ -81,11 +93,17 @@ def test_a_rule_that_keeps_one_of_them_in_float_unties_them(kept: str) -> None:
 
 @pytest.mark.parametrize("given", [{"axis": 1}, {"table": ()}])
 def test_ops_that_cannot_share_codes_decide_alone(given: Any) -> None:
-    assert [u.name for u in build_space(toy(**given)).units] == ["embed", "middle", "head"]
+    assert [u.name for u in build_space(toy(**given)).units] == [
+        "embed",
+        "middle",
+        "head",
+    ]
 
 
 def test_both_in_float_stay_one_unit() -> None:
-    space = build_space(toy(), [Rule.model_validate({"ops": ["head", "embed"], "keep": "float"})])
+    space = build_space(
+        toy(), [Rule.model_validate({"ops": ["head", "embed"], "keep": "float"})]
+    )
     assert [(u.ops, u.tunable) for u in space.units] == [
         (("middle",), True),
         (("head", "embed"), False),

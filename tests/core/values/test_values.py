@@ -21,12 +21,17 @@ from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import FLOAT, OpScheme, PartChoice, QuantSpec
 from octavo.core.values.trial import Measurement, Trial
 
-W8, X8 = QuantSpec(dtype="int8", granularity="channel"), QuantSpec(dtype="uint8", symmetric=False)
+W8, X8 = (
+    QuantSpec(dtype="int8", granularity="channel"),
+    QuantSpec(dtype="uint8", symmetric=False),
+)
 STATIC, DYNAMIC = (
     OpScheme(mode="static", weight=W8, input=X8),
     OpScheme(mode="dynamic", weight=W8, input=X8),
 )
-INT4 = OpScheme(mode="weight_only", weight=QuantSpec(dtype="int4", granularity="group:32"))
+INT4 = OpScheme(
+    mode="weight_only", weight=QuantSpec(dtype="int4", granularity="group:32")
+)
 
 specs = st.builds(
     QuantSpec,
@@ -37,7 +42,9 @@ specs = st.builds(
 choices = st.one_of(
     st.just(PartChoice(kind="rtn")),
     st.builds(
-        lambda d, a: PartChoice.model_validate({"kind": "gptq", "damping": d, "act_order": a}),
+        lambda d, a: PartChoice.model_validate(
+            {"kind": "gptq", "damping": d, "act_order": a}
+        ),
         st.floats(0, 1),
         st.booleans(),
     ),
@@ -109,7 +116,11 @@ def test_what_is_no_recipe_is_refused(raw: Any) -> None:
         {"mode": "float", "weight": W8},
         {"mode": "weight_only", "weight": W8, "input": X8},
         {"mode": "static", "weight": W8},
-        {"mode": "static", "weight": W8, "input": QuantSpec(dtype="int8", granularity="token")},
+        {
+            "mode": "static",
+            "weight": W8,
+            "input": QuantSpec(dtype="int8", granularity="token"),
+        },
         {"mode": "statc"},
         {"mode": "dynamic"},
     ],
@@ -119,7 +130,9 @@ def test_schemes_that_contradict_themselves_are_refused(bad: dict) -> None:
         OpScheme(**bad)
 
 
-@pytest.mark.parametrize("granularity", ["channels", "group", "group:0", "group:x", "block:2"])
+@pytest.mark.parametrize(
+    "granularity", ["channels", "group", "group:0", "group:x", "block:2"]
+)
 def test_unknown_granularities_are_refused(granularity: str) -> None:
     with pytest.raises(ConfigError):
         QuantSpec(dtype="int8", granularity=granularity)
@@ -127,7 +140,14 @@ def test_unknown_granularities_are_refused(granularity: str) -> None:
 
 def view() -> ModelView:
     def linear(i: int, name: str, source: str) -> Op:
-        return Op(name, "linear", (source,), (f"v{i}",), Weight(f"{name}.weight", (8, 4)), macs=32)
+        return Op(
+            name,
+            "linear",
+            (source,),
+            (f"v{i}",),
+            Weight(f"{name}.weight", (8, 4)),
+            macs=32,
+        )
 
     ops = (
         linear(0, "layer.0.q", "x"),
@@ -141,7 +161,9 @@ def view() -> ModelView:
 
 
 def toy(**features: Any) -> Opened:
-    narrow = Offer(INT4, refuses=lambda op: "" if op.name == "head" else "only the head")
+    narrow = Offer(
+        INT4, refuses=lambda op: "" if op.name == "head" else "only the head"
+    )
     capability = Capability(
         "toy",
         offers={
@@ -159,7 +181,13 @@ def toy(**features: Any) -> Opened:
 
 def test_a_space_is_capability_times_model_times_rules() -> None:
     space = build_space(toy())
-    assert [u.name for u in space.units] == ["layer.0.q", "layer.1.q", "layer.1.k", "sum", "head"]
+    assert [u.name for u in space.units] == [
+        "layer.0.q",
+        "layer.1.q",
+        "layer.1.k",
+        "sum",
+        "head",
+    ]
     assert space.by_name["layer.0.q"].ops == ("layer.0.q", "layer.0.k")
     assert space.by_name["layer.0.q"].choices == (STATIC, DYNAMIC, FLOAT)
     assert space.by_name["head"].choices == (STATIC, DYNAMIC, INT4, FLOAT)
@@ -214,7 +242,9 @@ def test_transforms_need_rescale() -> None:
     smooth = PartChoice(kind="smoothquant")
     assert build_space(toy(), transforms=[smooth]).transforms == ((),)
     assert "rescale" in build_space(toy(), transforms=[smooth]).notes[-1]
-    assert build_space(toy(features=frozenset({"rescale"})), transforms=[smooth]).transforms == (
+    assert build_space(
+        toy(features=frozenset({"rescale"})), transforms=[smooth]
+    ).transforms == (
         (),
         (smooth,),
     )
@@ -223,7 +253,10 @@ def test_transforms_need_rescale() -> None:
 def test_capability_answers_per_op() -> None:
     capability, ops = toy().capability, view().by_name
     assert capability.realization(ops["head"], INT4) == "kernel"
-    assert capability.realization(ops["head"], STATIC.variant(calibrator="percentile")) == "kernel"
+    assert (
+        capability.realization(ops["head"], STATIC.variant(calibrator="percentile"))
+        == "kernel"
+    )
     with pytest.raises(SchemeError, match="only the head"):
         capability.realization(ops["layer.0.q"], INT4)
     with pytest.raises(SchemeError, match="It can: float"):
@@ -239,7 +272,9 @@ def test_views_check_themselves() -> None:
     assert view().parameters == 5 * 32
 
 
-def trial(number: int, margin: float, latency: tuple[float, float, float], size: float) -> Trial:
+def trial(
+    number: int, margin: float, latency: tuple[float, float, float], size: float
+) -> Trial:
     measured = {
         "latency": Measurement(*latency, "ms"),
         "size": Measurement(size, size, size, "bytes"),
@@ -309,12 +344,17 @@ def test_an_op_counts_all_its_weights() -> None:
     assert cell.weights == (first, second, third)
     assert cell.parameters == 32 + 16 + 6
     assert ModelView((cell, tied)).parameters == 54
-    assert ModelView((cell,)).digest != ModelView((Op("cell", "lstm", weight=first),)).digest
+    assert (
+        ModelView((cell,)).digest
+        != ModelView((Op("cell", "lstm", weight=first),)).digest
+    )
 
 
 def test_a_drift_of_the_machine_decides_nothing() -> None:
     def trial(number: int, milliseconds: float, ratio: float, margin: float) -> Trial:
-        spread = Measurement(milliseconds, 0.99 * milliseconds, 1.01 * milliseconds, "ms", ratio)
+        spread = Measurement(
+            milliseconds, 0.99 * milliseconds, 1.01 * milliseconds, "ms", ratio
+        )
         return Trial(
             number,
             Recipe(backend="numpy"),

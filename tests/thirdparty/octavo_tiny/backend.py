@@ -38,7 +38,9 @@ from .model import Chain
 _X = QuantSpec(dtype="uint8", symmetric=False)
 _W = (QuantSpec(dtype="int8", granularity="channel"), QuantSpec(dtype="int8"))
 _OFFERS = tuple(
-    Offer(OpScheme(mode=mode, weight=w, input=_X)) for mode in ("static", "dynamic") for w in _W
+    Offer(OpScheme(mode=mode, weight=w, input=_X))
+    for mode in ("static", "dynamic")
+    for w in _W
 )
 
 
@@ -61,7 +63,9 @@ class TinyCandidate(Candidate):
         if len(values) != 1 or (isinstance(batch, Mapping) and "x" not in batch):
             raise DataError(f"expected one input called 'x', got {list(batch)}")
         x = np.asarray(values[0], np.float32)
-        for i, (w, b) in enumerate(zip(self.chain.weights, self.chain.biases, strict=True)):
+        for i, (w, b) in enumerate(
+            zip(self.chain.weights, self.chain.biases, strict=True)
+        ):
             x = (x @ w.T if i not in self.layers else self._product(x, i)) + b
             if i + 1 < len(self.chain.weights):
                 x = np.maximum(x, 0)
@@ -80,11 +84,15 @@ class TinyCandidate(Candidate):
             else QuantParams(known[0], known[1].astype(np.int32), _X)
         )
         q = quantize(x, params) - params.zero_point
-        return (q @ codes.T.astype(np.int32)).astype(np.float32) * (params.scale * scale)
+        return (q @ codes.T.astype(np.int32)).astype(np.float32) * (
+            params.scale * scale
+        )
 
     def save(self, folder: Path) -> None:
         arrays: dict[str, np.ndarray] = {}
-        for i, (w, b) in enumerate(zip(self.chain.weights, self.chain.biases, strict=True)):
+        for i, (w, b) in enumerate(
+            zip(self.chain.weights, self.chain.biases, strict=True)
+        ):
             arrays[f"b{i}"] = b
             if i in self.layers:
                 _, codes, scale, known = self.layers[i]
@@ -115,19 +123,26 @@ class TinySession(Session):
             for i, w in enumerate(self.chain.weights)
         )
         return ModelView(
-            ops, inputs=(InputInfo("x", (None, self.chain.weights[0].shape[1])),), outputs=("y",)
+            ops,
+            inputs=(InputInfo("x", (None, self.chain.weights[0].shape[1])),),
+            outputs=("y",),
         )
 
     def capability(self) -> Capability:
         return Capability("tiny", offers={"linear": _OFFERS})
 
-    def observe(self, batches: Iterable[Batch], values: Iterable[str], sink: Sink) -> int:
+    def observe(
+        self, batches: Iterable[Batch], values: Iterable[str], sink: Sink
+    ) -> int:
         wanted, count = set(values), 0
         for batch in batches:
             x = np.asarray(
-                next(iter(batch.values())) if isinstance(batch, Mapping) else batch[0], np.float32
+                next(iter(batch.values())) if isinstance(batch, Mapping) else batch[0],
+                np.float32,
             )
-            for i, (w, b) in enumerate(zip(self.chain.weights, self.chain.biases, strict=True)):
+            for i, (w, b) in enumerate(
+                zip(self.chain.weights, self.chain.biases, strict=True)
+            ):
                 if f"h{i}" in wanted:
                     sink(f"h{i}", x)
                 x = np.maximum(x @ w.T + b, 0)
@@ -136,9 +151,13 @@ class TinySession(Session):
 
     def tensor(self, name: str) -> np.ndarray:
         _, index, kind = name.split(".")
-        return (self.chain.weights if kind == "weight" else self.chain.biases)[int(index)]
+        return (self.chain.weights if kind == "weight" else self.chain.biases)[
+            int(index)
+        ]
 
-    def apply(self, recipe: Recipe, parameters: Mapping[str, OpParameters]) -> Candidate:
+    def apply(
+        self, recipe: Recipe, parameters: Mapping[str, OpParameters]
+    ) -> Candidate:
         layers = {}
         for name, p in parameters.items():
             assert p.weight is not None

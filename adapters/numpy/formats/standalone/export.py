@@ -52,7 +52,9 @@ def refusals(graph: Graph) -> list[str]:
     found = sorted(lacking)
     has_softmax = any(node.op in ("Softmax", "LogSoftmax") for node in graph.nodes)
     if has_softmax and graph.opset < 13:
-        found.append(f"Softmax (of operator set {graph.opset}; convert the model to 13 or later)")
+        found.append(
+            f"Softmax (of operator set {graph.opset}; convert the model to 13 or later)"
+        )
     for name, array in graph.initializers.items():
         if not _is_own(array.dtype):
             found.append(f"initializer {name!r} ({array.dtype})")

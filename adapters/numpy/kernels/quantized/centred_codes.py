@@ -18,7 +18,9 @@ _CHUNKS = 16  # pieces that a thread takes at a time
 _TINY = np.finfo(np.float32).tiny
 
 
-def _quantize_rows(x: Array, y: Array, scale: Any, low: Any, high: Any, threads: int) -> None:
+def _quantize_rows(
+    x: Array, y: Array, scale: Any, low: Any, high: Any, threads: int
+) -> None:
     """Y = clip(round(x / scale), low, high), in pieces that stay in the cache.
 
     Scale and bounds are those of the array, or one for each row.
@@ -31,7 +33,9 @@ def _quantize_rows(x: Array, y: Array, scale: Any, low: Any, high: Any, threads:
     def work(i: int) -> None:
         for start in range(i * share, min((i + 1) * share, rows), step):
             part = slice(start, min(start + step, rows))
-            s, a, b = (scale[part], low[part], high[part]) if by_row else (scale, low, high)
+            s, a, b = (
+                (scale[part], low[part], high[part]) if by_row else (scale, low, high)
+            )
             piece = np.divide(x[part], s, out=y[part])
             np.rint(piece, out=piece)
             np.clip(piece, a, b, out=piece)

@@ -41,7 +41,9 @@ class _Epilogue:
     def __init__(self, build: Build) -> None:
         inputs = build.node.inputs
         self._activation = build.get("activation", "")
-        self._requantizes = len(inputs) > self._OUTPUT_SCALE and bool(inputs[self._OUTPUT_SCALE])
+        self._requantizes = len(inputs) > self._OUTPUT_SCALE and bool(
+            inputs[self._OUTPUT_SCALE]
+        )
         low, high = build.get("low", 0), build.get("high", 0)
         # A ReLU is a higher lower bound, and scales commute with it; other activations come before
         # the output's scale.
@@ -49,14 +51,18 @@ class _Epilogue:
         self._low, self._high = np.float32(lowest), np.float32(high)
         self._scales_early = self._activation in ("", "Relu")
 
-    def factors(self, x_scale: Any, w_scale: Array, bias: Any, y_scale: Any) -> tuple[Array, Any]:
+    def factors(
+        self, x_scale: Any, w_scale: Array, bias: Any, y_scale: Any
+    ) -> tuple[Array, Any]:
         """Return what an exact sum is multiplied by, and what is added then."""
         scale = x_scale * w_scale
         if y_scale is None or not self._scales_early:
             return scale, bias
         return scale / y_scale, None if bias is None else bias / y_scale
 
-    def __call__(self, y: Array, scale: Array, bias: Array | None, y_scale: Array | None) -> None:
+    def __call__(
+        self, y: Array, scale: Array, bias: Array | None, y_scale: Array | None
+    ) -> None:
         """Work in place on exact sums (rows, channels)."""
         y *= scale
         if bias is not None:
@@ -106,7 +112,9 @@ class _Gemm:
     def panel(self, kind: Any) -> Array:
         """Return the weight's integers (K, N) as floats of a type."""
         channels_at = 0 if self.transposed else 1
-        integers = _centred(self.codes, self.zero_point, channels_at).astype(kind, copy=False)
+        integers = _centred(self.codes, self.zero_point, channels_at).astype(
+            kind, copy=False
+        )
         return integers.T if self.transposed else integers
 
     def blocks(self) -> tuple[int, ...]:

@@ -86,7 +86,9 @@ def dequantize_linear(
     if zero_point is not None and integer_range_of(x.dtype) is not None:
         y = y - _broadcast(zero_point, x.shape, axis, block_size).astype(np.float32)
     y = y * _broadcast(scale, x.shape, axis, block_size).astype(np.float32)
-    return convert(y, dtype_of(output_dtype) if isinstance(output_dtype, str) else scale.dtype)
+    return convert(
+        y, dtype_of(output_dtype) if isinstance(output_dtype, str) else scale.dtype
+    )
 
 
 @operator("DynamicQuantizeLinear")
@@ -258,7 +260,12 @@ def _qlinear_unary(function: Any) -> Callable[..., Any]:
     """Return the quantized form of a function of one array: it is computed in float."""
 
     def run(
-        x: Any, x_scale: Any, x_zero: Any, y_scale: Any, y_zero: Any = None, **attributes: Any
+        x: Any,
+        x_scale: Any,
+        x_zero: Any,
+        y_scale: Any,
+        y_zero: Any = None,
+        **attributes: Any,
     ) -> Any:
         y = function(_real(x, x_scale, x_zero), **attributes)
         return _requantize(y, y_scale, y_zero, x)
@@ -274,15 +281,30 @@ operator("com.microsoft.QLinearLeakyRelu")(_qlinear_unary(leaky_relu))
 
 @operator("com.microsoft.QLinearSoftmax")
 def qlinear_softmax(
-    x: Any, x_scale: Any, x_zero: Any, y_scale: Any, y_zero: Any, *, axis: int = -1, opset: int = 13
+    x: Any,
+    x_scale: Any,
+    x_zero: Any,
+    y_scale: Any,
+    y_zero: Any,
+    *,
+    axis: int = -1,
+    opset: int = 13,
 ) -> Any:
     """com.microsoft QLinearSoftmax: softmax of a quantized array, quantized."""
-    return quantize_linear(stable_softmax(_real(x, x_scale, x_zero), axis), y_scale, y_zero)
+    return quantize_linear(
+        stable_softmax(_real(x, x_scale, x_zero), axis), y_scale, y_zero
+    )
 
 
 @operator("com.microsoft.QLinearGlobalAveragePool")
 def qlinear_global_average_pool(
-    x: Any, x_scale: Any, x_zero: Any, y_scale: Any, y_zero: Any, *, channels_last: int = 0
+    x: Any,
+    x_scale: Any,
+    x_zero: Any,
+    y_scale: Any,
+    y_zero: Any,
+    *,
+    channels_last: int = 0,
 ) -> Any:
     """com.microsoft QLinearGlobalAveragePool: mean over the spatial axes, quantized."""
     axes = tuple(range(1, x.ndim - 1)) if channels_last else tuple(range(2, x.ndim))

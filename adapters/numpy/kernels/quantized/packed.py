@@ -88,7 +88,12 @@ def _for_each_number(values: Array, shape: tuple[int, ...], columns: int) -> Arr
 
 
 def _unpacked(
-    packed: Array, scale: Array, zero: Array | None, table: Array, where: Any, layout: _Layout
+    packed: Array,
+    scale: Array,
+    zero: Array | None,
+    table: Array,
+    where: Any,
+    layout: _Layout,
 ) -> Array:
     """Return chosen rows as float32 (rows, features)."""
     numbers = numbers_of(packed[where], table, layout.bits, layout.features)
@@ -96,7 +101,9 @@ def _unpacked(
     rows_zero = zero
     if zero is not None:
         rows_zero = (zero[where] if is_per_row else zero).astype(np.float32)
-    return scaled(numbers, scale[where] if is_per_row else scale, rows_zero, layout.columns)
+    return scaled(
+        numbers, scale[where] if is_per_row else scale, rows_zero, layout.columns
+    )
 
 
 @compiled("octavo.Dequantize", empty=True)
@@ -112,7 +119,9 @@ def dequantize(build: Build) -> Kernel:
     layout = _Layout(build.get("bits", 8), build.get("columns", 0), features)
     step = max(1, _PIECE // max(1, features))
 
-    def run(packed: Array, scale: Array, zero: Array | None, table: Array, *, empty: Any) -> Array:
+    def run(
+        packed: Array, scale: Array, zero: Array | None, table: Array, *, empty: Any
+    ) -> Array:
         rows = packed.shape[0]
         out: Array = empty((rows, features), np.float32)
 
@@ -135,7 +144,9 @@ def dequantize_rows(build: Build) -> Kernel:
     features = build.get("features", 0)
     layout = _Layout(build.get("bits", 8), build.get("columns", 0), features)
 
-    def run(packed: Array, scale: Array, zero: Array | None, table: Array, indices: Array) -> Array:
+    def run(
+        packed: Array, scale: Array, zero: Array | None, table: Array, indices: Array
+    ) -> Array:
         rows = _unpacked(packed, scale, zero, table, indices.reshape(-1), layout)
         return rows.reshape(*indices.shape, features)
 

@@ -25,7 +25,9 @@ from .geometry import Geometry, Lengths, channels_first, channels_last, padded, 
 Index = tuple[slice, ...]
 
 
-def pieces(images: int, outputs: Lengths, row_bytes: int, scratch: int) -> list[tuple[Index, int]]:
+def pieces(
+    images: int, outputs: Lengths, row_bytes: int, scratch: int
+) -> list[tuple[Index, int]]:
     """Cut (images, outputs...) so that a piece's rows fit into scratch memory.
 
     Args:
@@ -47,7 +49,9 @@ def pieces(images: int, outputs: Lengths, row_bytes: int, scratch: int) -> list[
     depth = max(1, scratch // max(1, inner * row_bytes))
     found: list[tuple[Index, int]] = []
     for image, _ in _parts(images, 1):
-        found += [((image, part), count * inner) for part, count in _parts(lines, depth)]
+        found += [
+            ((image, part), count * inner) for part, count in _parts(lines, depth)
+        ]
     return found
 
 
@@ -171,7 +175,9 @@ def depthwise(x: Array, weight: Array, geometry: Geometry, how: Run) -> Array:
     axes = len(outputs) + 1  # without the channels
     out = how.empty((images, *outputs, width), x.dtype)
     # Each tap's channels repeated along the last spatial axis: a product then runs over whole rows.
-    repeated = np.broadcast_to(weight[..., None, :], (*geometry.kernel, outputs[-1], width))
+    repeated = np.broadcast_to(
+        weight[..., None, :], (*geometry.kernel, outputs[-1], width)
+    )
     wide = repeated.astype(x.dtype, copy=True)
     first, *others = np.ndindex(*geometry.kernel)
     all_channels = slice(None)

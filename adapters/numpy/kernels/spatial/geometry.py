@@ -87,7 +87,9 @@ class Geometry:
     def outputs(self, spatial: Lengths, padding: Padding) -> Lengths:
         """Return the output's size."""
         sizes = []
-        for size, axis, (before, after) in zip(spatial, self.axes(), padding, strict=True):
+        for size, axis, (before, after) in zip(
+            spatial, self.axes(), padding, strict=True
+        ):
             room = size + before + after - axis.reach
             steps = -(-room // axis.stride) if self.ceil_mode else room // axis.stride
             # With ceil_mode a window must not begin in the padding behind the input.

@@ -11,7 +11,15 @@ from octavo.adapters.numpy.graph import Array
 from octavo.adapters.numpy.kernels.axes import along
 from octavo.adapters.numpy.kernels.registry import Build, Kernel, compiled, operator
 
-from .geometry import Geometry, Lengths, Padding, channels_first, channels_last, padded, windows
+from .geometry import (
+    Geometry,
+    Lengths,
+    Padding,
+    channels_first,
+    channels_last,
+    padded,
+    windows,
+)
 
 
 def _spatial_axes(x: Array) -> tuple[int, ...]:
@@ -78,7 +86,11 @@ def average_pool(build: Build) -> Kernel:
 
 
 def _counted(
-    geometry: Geometry, spatial: Lengths, padding: Padding, outputs: Lengths, include: bool
+    geometry: Geometry,
+    spatial: Lengths,
+    padding: Padding,
+    outputs: Lengths,
+    include: bool,
 ) -> list[Array]:
     """Return per axis how many positions of each window count."""
     found = []

@@ -108,7 +108,9 @@ def _taps(place: Array, plan: _AxisPlan, how: _Sampling) -> tuple[Array, Array]:
         count += 1
     index = first[:, None] + np.arange(count)
     distance = (index - place[:, None]) * stretch
-    weight = _linear(distance) if how.mode == "linear" else _cubic(distance, how.cubic_a)
+    weight = (
+        _linear(distance) if how.mode == "linear" else _cubic(distance, how.cubic_a)
+    )
     if how.exclude_outside:
         is_inside = (index >= 0) & (index < plan.before)
         weight = np.where(is_inside, weight, 0.0)
@@ -121,7 +123,9 @@ def _weighted(x: Array, axis: int, index: Array, weight: Array) -> Array:
     """Return the weighted sum of an axis's taps."""
     total: Array | None = None
     for tap in range(index.shape[1]):
-        part = np.take(x, index[:, tap], axis=axis) * along(weight[:, tap], axis, x.ndim)
+        part = np.take(x, index[:, tap], axis=axis) * along(
+            weight[:, tap], axis, x.ndim
+        )
         total = part if total is None else total + part
     assert total is not None
     return total
@@ -135,7 +139,11 @@ def _resampled(x: Array, place: Array, plan: _AxisPlan, how: _Sampling) -> Array
 
 
 def _plans(
-    x: Array, axes: tuple[int, ...], scales: Array | None, sizes: Array | None, policy: str
+    x: Array,
+    axes: tuple[int, ...],
+    scales: Array | None,
+    sizes: Array | None,
+    policy: str,
 ) -> list[_AxisPlan]:
     """Return what becomes of each axis, from sizes where they are given, else from scales."""
     lengths = [x.shape[axis] for axis in axes]
@@ -150,7 +158,9 @@ def _plans(
             ratio = min(ratios) if policy == "not_larger" else max(ratios)
             ratios = [ratio] * len(axes)
             wanted = tuple(math.floor(ratio * n + 0.5) for n in lengths)
-    return [_AxisPlan(*plan) for plan in zip(axes, lengths, wanted, ratios, strict=True)]
+    return [
+        _AxisPlan(*plan) for plan in zip(axes, lengths, wanted, ratios, strict=True)
+    ]
 
 
 @operator("Resize", since=11)
@@ -172,7 +182,9 @@ def resize(
 ) -> Any:
     """ONNX Resize-11 and later: resample along axes, nearest, linear or cubic."""
     coordinates = coordinate_transformation_mode
-    how = _Sampling(mode, nearest_mode, cubic_coeff_a, bool(antialias), bool(exclude_outside))
+    how = _Sampling(
+        mode, nearest_mode, cubic_coeff_a, bool(antialias), bool(exclude_outside)
+    )
     chosen = range(x.ndim) if axes is None else [axis % x.ndim for axis in axes]
     plans = _plans(x, tuple(chosen), scales, sizes, keep_aspect_ratio_policy)
     is_cropping = coordinates == "tf_crop_and_resize"

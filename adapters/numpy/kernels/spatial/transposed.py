@@ -29,7 +29,9 @@ def _fold(columns: Array, full: Lengths, strides: Lengths, dilations: Lengths) -
     out = np.zeros((*columns.shape[:2], *full), columns.dtype)
     for offset in np.ndindex(*kernel):
         where: list[Any] = []
-        for at, dilation, count, stride in zip(offset, dilations, positions, strides, strict=True):
+        for at, dilation, count, stride in zip(
+            offset, dilations, positions, strides, strict=True
+        ):
             first = at * dilation
             last = first + (count - 1) * stride
             where.append(slice(first, last + 1, stride))

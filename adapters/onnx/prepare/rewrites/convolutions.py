@@ -142,7 +142,9 @@ def _sole_convolution(node: ir.Node, x: ir.Value | None) -> _Convolution | None:
     return _Convolution(source, graph, weight, bias)
 
 
-def _absorb(node: ir.Node, x: ir.Value | None, factor: np.ndarray, shift: np.ndarray) -> bool:
+def _absorb(
+    node: ir.Node, x: ir.Value | None, factor: np.ndarray, shift: np.ndarray
+) -> bool:
     """Let the convolution before ``node`` compute ``factor * conv(x) + shift`` by itself.
 
     Args:

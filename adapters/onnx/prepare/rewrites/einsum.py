@@ -98,7 +98,9 @@ def product_from_einsum(node: ir.Node, layouts: Layouts) -> None:
     replace_with(node, _as_result(node, product, terms, lengths))
 
 
-def _as_rows(node: ir.Node, x: ir.Value, terms: _Terms, lengths: Sequence[int]) -> ir.Value:
+def _as_rows(
+    node: ir.Node, x: ir.Value, terms: _Terms, lengths: Sequence[int]
+) -> ir.Value:
     """Bring the activation into the form (stacked, kept, summed as one axis)."""
     stacked = terms.stacked
     kept = terms.kept
@@ -112,7 +114,9 @@ def _as_rows(node: ir.Node, x: ir.Value, terms: _Terms, lengths: Sequence[int]) 
     return _reshaped(node, value, [*unchanged, width], "rows")
 
 
-def _as_result(node: ir.Node, product: ir.Value, terms: _Terms, lengths: Sequence[int]) -> ir.Value:
+def _as_result(
+    node: ir.Node, product: ir.Value, terms: _Terms, lengths: Sequence[int]
+) -> ir.Value:
     """Bring the product (stacked, kept, columns as one axis) into the order of the result."""
     written = terms.stacked + terms.kept
     value = product
@@ -123,7 +127,9 @@ def _as_result(node: ir.Node, product: ir.Value, terms: _Terms, lengths: Sequenc
     return _turned(node, value, written + terms.columns, terms.result, "out")
 
 
-def _as_matrices(node: ir.Node, weight: ir.Value, terms: _Terms, layouts: Layouts) -> ir.Value:
+def _as_matrices(
+    node: ir.Node, weight: ir.Value, terms: _Terms, layouts: Layouts
+) -> ir.Value:
     """Return the constant with its summed letters as rows and its own as columns."""
     stacked = terms.stacked
     summed = terms.summed
@@ -189,7 +195,9 @@ def _turned(
     return before(node, "Transpose", [value], f"turn_{tag}", {"perm": perm})
 
 
-def _reshaped(node: ir.Node, value: ir.Value, shape: Sequence[int], tag: str) -> ir.Value:
+def _reshaped(
+    node: ir.Node, value: ir.Value, shape: Sequence[int], tag: str
+) -> ir.Value:
     wanted = np.array(shape, np.int64)
     held = add_initializer(owner(node), f"{node.name}_{tag}_shape", wanted)
     return before(node, "Reshape", [value, held], tag)

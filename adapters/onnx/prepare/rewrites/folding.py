@@ -106,7 +106,11 @@ def _may_be_folded(node: ir.Node) -> bool:
 
 def _is_evaluable(value: ir.Value) -> bool:
     tensor = value.const_value
-    return is_constant(value) and tensor is not None and tensor.dtype not in _UNFOLDED_TYPES
+    return (
+        is_constant(value)
+        and tensor is not None
+        and tensor.dtype not in _UNFOLDED_TYPES
+    )
 
 
 def _is_too_large(node: ir.Node, results: Sequence[np.ndarray]) -> bool:
@@ -159,7 +163,9 @@ def _evaluate(node: ir.Node, opset: int) -> Sequence[np.ndarray] | None:
     return [np.asarray(result) for result in found]
 
 
-def _alone(node: ir.Node, inputs: Mapping[str | None, ir.Value], opset: int) -> ir.Model:
+def _alone(
+    node: ir.Node, inputs: Mapping[str | None, ir.Value], opset: int
+) -> ir.Model:
     """Return a model of one node."""
     copy = ir.Node(
         node.domain,

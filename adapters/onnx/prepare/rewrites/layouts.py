@@ -57,7 +57,11 @@ class Layouts:
         self._sources: dict[ir.Value, str] = {}
 
     def of(
-        self, node: ir.Node, source: ir.Value, tag: str, change: Callable[[np.ndarray], np.ndarray]
+        self,
+        node: ir.Node,
+        source: ir.Value,
+        tag: str,
+        change: Callable[[np.ndarray], np.ndarray],
     ) -> ir.Value:
         """Return ``change(source)`` as an initializer, for a node to read."""
         key = (source, tag)

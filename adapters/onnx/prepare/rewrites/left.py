@@ -62,7 +62,9 @@ def _take_back(result: ir.Value, old: ir.Value) -> None:
     result.name = name
 
 
-def _held(main: ir.Graph, tensor: ir.TensorProtocol, turned: ir.Value | None) -> ir.Value:
+def _held(
+    main: ir.Graph, tensor: ir.TensorProtocol, turned: ir.Value | None
+) -> ir.Value:
     """Return the initializer that holds a tensor; one of its own where there is none."""
     for value in main.initializers.values():
         if value.const_value is tensor:

@@ -185,7 +185,9 @@ def _without_stack(array: np.ndarray) -> np.ndarray:
     return array.reshape(array.shape[-2:])
 
 
-def _from_the_left(node: ir.Node, held: ir.Value, x: ir.Value, layouts: Layouts) -> None:
+def _from_the_left(
+    node: ir.Node, held: ir.Value, x: ir.Value, layouts: Layouts
+) -> None:
     """``W @ x`` is the swap of ``swap(x) @ swap(W)``."""
     turned = layouts.of(node, held, "turned", _turn)
     assert x.shape is not None

@@ -18,7 +18,14 @@ from octavo.core.values.graph import Op
 from .sites import Sites, only_user
 
 _ADDS = {operator.add, operator.iadd, torch.add}
-_RELUS = {torch.relu, torch.relu_, nn.functional.relu, nn.functional.relu_, "relu", "relu_"}
+_RELUS = {
+    torch.relu,
+    torch.relu_,
+    nn.functional.relu,
+    nn.functional.relu_,
+    "relu",
+    "relu_",
+}
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,9 @@ def find_in_graph(sites: Sites, ops: Mapping[str, Op]) -> Found:
 def _called_often(sites: Sites, op: Op, path: str) -> Layer:
     """Return a module that is called more than once: one decision for all its call sites, nothing
     fused."""
-    shapes = [shape for node in sites.calls[path] if (shape := sites.shape(node)) is not None]
+    shapes = [
+        shape for node in sites.calls[path] if (shape := sites.shape(node)) is not None
+    ]
     seen = with_shapes(op, shapes[0] if shapes else None)
     return Layer(seen, path, functional=stands_for_call(sites.modules[path]))
 

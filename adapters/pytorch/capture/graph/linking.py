@@ -36,7 +36,9 @@ def _norm_links(sites: Sites, layer_at: dict[fx.Node, Layer]) -> Iterator[Link]:
             yield Link.of_norm(str(node.target), module, members, node.name)
 
 
-def _conv_links(sites: Sites, found: Found, layer_at: dict[fx.Node, Layer]) -> Iterator[Link]:
+def _conv_links(
+    sites: Sites, found: Found, layer_at: dict[fx.Node, Layer]
+) -> Iterator[Link]:
     for name, nodes in found.inner.items():
         layer = found.layers[name]
         if layer.op.type != "conv" or "add" in layer.fused:

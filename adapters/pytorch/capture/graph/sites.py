@@ -26,7 +26,9 @@ class Sites:
         order: Node -> its place.
     """
 
-    def __init__(self, root: nn.Module, graph: fx.Graph, shapes: Mapping[str, Shape]) -> None:
+    def __init__(
+        self, root: nn.Module, graph: fx.Graph, shapes: Mapping[str, Shape]
+    ) -> None:
         self.graph = graph
         self.shapes = shapes
         self.modules: dict[str, nn.Module] = dict(root.named_modules())

@@ -61,10 +61,17 @@ class GraphCapture(Capture):
     @property
     def ops(self) -> tuple[Op, ...]:
         """The layers, and products that are out of reach, in the order of their first calls."""
-        found = [(self.sites.calls[layer.path][0], layer.op) for layer in self.layers.values()]
+        found = [
+            (self.sites.calls[layer.path][0], layer.op)
+            for layer in self.layers.values()
+        ]
         taken = {op.name for _, op in found}
-        found += [(node, op) for node, op in products(self.graph) if op.name not in taken]
-        return tuple(op for _, op in sorted(found, key=lambda pair: self.order[pair[0]]))
+        found += [
+            (node, op) for node, op in products(self.graph) if op.name not in taken
+        ]
+        return tuple(
+            op for _, op in sorted(found, key=lambda pair: self.order[pair[0]])
+        )
 
     def facts(self) -> Mapping[str, Any]:
         """Return what a saved model needs to be seen the same way again."""

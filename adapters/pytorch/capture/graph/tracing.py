@@ -13,7 +13,12 @@ from octavo.adapters.pytorch.capture.standins.functional import layers_of_calls
 from octavo.adapters.pytorch.capture.standins.modules import STAND_INS
 from octavo.adapters.pytorch.modules.kinds import kind_of
 from octavo.adapters.pytorch.modules.shared_copy import has_hooks, skeleton
-from octavo.adapters.pytorch.run.batches import Call, copied_call, parameters_of, tensors_in
+from octavo.adapters.pytorch.run.batches import (
+    Call,
+    copied_call,
+    parameters_of,
+    tensors_in,
+)
 
 Tensor = torch.Tensor
 _CONTAINERS = (
@@ -158,7 +163,9 @@ def said(error: Exception) -> str:
     first = str(error).splitlines()[0] if str(error) else type(error).__name__
     where = ""
     for frame in traceback.extract_tb(error.__traceback__):
-        is_models = "/torch/" not in frame.filename and not frame.filename.endswith(_OURS)
+        is_models = "/torch/" not in frame.filename and not frame.filename.endswith(
+            _OURS
+        )
         if is_models:
             name = frame.filename.rpartition("/")[2]
             where = f" at {name}:{frame.lineno}: {frame.line}"

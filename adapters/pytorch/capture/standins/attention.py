@@ -83,7 +83,9 @@ class Attention(nn.Module):
         return y, pair[1]
 
 
-def _projection(module: nn.MultiheadAttention, name: str, place: int, views: _Views) -> nn.Linear:
+def _projection(
+    module: nn.MultiheadAttention, name: str, place: int, views: _Views
+) -> nn.Linear:
     """Return one of the three projections, which is the so-manieth part of a packed matrix."""
     held = module._parameters
     size = module.embed_dim

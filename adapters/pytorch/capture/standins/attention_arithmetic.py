@@ -113,7 +113,9 @@ def _split(value: Tensor, heads: int) -> Tensor:
     return split.transpose(1, 2)
 
 
-def _bias(padding: Tensor | None, mask: Tensor | None, q: Tensor, steps: int) -> Tensor | None:
+def _bias(
+    padding: Tensor | None, mask: Tensor | None, q: Tensor, steps: int
+) -> Tensor | None:
     """Return what is added to the scores, for so many steps of the keys; None for nothing."""
     n, heads, queries = q.shape[:3]
     by_key = None

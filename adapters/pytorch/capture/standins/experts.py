@@ -50,7 +50,9 @@ class Experts(nn.Module):
         self.down_proj = _layers(module, "down_proj")
         self.train(module.training)
 
-    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    def forward(
+        self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
+    ) -> Tensor:
         """Return the weighted sum of what each token's experts make of it: (tokens, features).
 
         Args:
@@ -73,7 +75,9 @@ class Experts(nn.Module):
             result.index_add_(0, token, y.to(result.dtype))
         return result
 
-    def _all_experts(self, x: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    def _all_experts(
+        self, x: Tensor, top_k_index: Tensor, top_k_weights: Tensor
+    ) -> Tensor:
         """Let all experts run, most with weight 0.
 
         While a program is compiled it is not known which are met.

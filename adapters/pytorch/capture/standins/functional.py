@@ -192,7 +192,10 @@ def _put(root: nn.Module, path: str, function: Any, given: dict[str, Any]) -> No
 
 
 def _conv(
-    function: Any, weight: nn.Parameter, bias: nn.Parameter | None, given: dict[str, Any]
+    function: Any,
+    weight: nn.Parameter,
+    bias: nn.Parameter | None,
+    given: dict[str, Any],
 ) -> nn.Module:
     settings: dict[str, Any] = {}
     for name in _SETTINGS:

@@ -109,7 +109,9 @@ def products_of_parameters(root: nn.Module, graph: fx.Graph) -> None:
     graph.eliminate_dead_code(_is_impure)
 
 
-def _replace_products(root: nn.Module, graph: fx.Graph, name: str, held: nn.Parameter) -> None:
+def _replace_products(
+    root: nn.Module, graph: fx.Graph, name: str, held: nn.Parameter
+) -> None:
     """Let layers do what one parameter is used for, if layers can do all of it."""
     tracer = GraphAppendingTracer(graph)
     reading = _reading(graph, name, held)

@@ -40,7 +40,9 @@ def why_float(use: Uses, held: Tensor) -> str:
     if use.forms or not use.reads:
         return ""
     readers = ", ".join(use.reads[:4])
-    return f"it is a factor of no product that a layer computes: it is read by {readers}"
+    return (
+        f"it is a factor of no product that a layer computes: it is read by {readers}"
+    )
 
 
 def layer_for(form: Form, held: nn.Parameter) -> nn.Module:
@@ -110,7 +112,9 @@ def _conv_transpose(form: Form, held: nn.Parameter) -> nn.Module:
 def linear_over(weight: nn.Parameter, bias: nn.Parameter | None = None) -> nn.Linear:
     """Return a linear layer, in eval mode, that holds these very parameters."""
     # On the meta device no numbers are made only to be dropped.
-    made = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    made = nn.Linear(
+        weight.shape[1], weight.shape[0], bias=bias is not None, device="meta"
+    )
     made._parameters["weight"] = weight
     if bias is not None:
         made._parameters["bias"] = bias

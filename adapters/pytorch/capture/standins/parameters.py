@@ -12,7 +12,11 @@ from octavo.adapters.pytorch.loose_weights.forms import BILINEAR, PLAIN, Form, U
 from octavo.adapters.pytorch.loose_weights.place import Place
 from octavo.adapters.pytorch.loose_weights.weight_tensor import LooseWeight
 from octavo.adapters.pytorch.modules.kinds import kind_of
-from octavo.adapters.pytorch.modules.shared_copy import note_references, references, skeleton
+from octavo.adapters.pytorch.modules.shared_copy import (
+    note_references,
+    references,
+    skeleton,
+)
 from octavo.adapters.pytorch.run.batches import Call, copied_call
 
 from .layers_for_uses import layer_for, obstacle

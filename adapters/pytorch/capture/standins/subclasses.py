@@ -26,7 +26,14 @@ _LAYERS: tuple[type[nn.Module], ...] = (
 _COMPUTES = ("__call__", "forward", "_conv_forward", "forward_impl")
 _SMALL = (5, 7)
 """Outputs and inputs of the layer on which a linear layer's forward is tried."""
-_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, AssertionError)
+_ERRORS = (
+    RuntimeError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    IndexError,
+    AssertionError,
+)
 
 
 def as_plain_layers(root: nn.Module) -> nn.Module:

@@ -9,7 +9,11 @@ import torch
 from torch import nn
 
 from octavo.adapters.pytorch.modules.module_references import mapped, modules_beside
-from octavo.adapters.pytorch.modules.shared_copy import note_references, references, skeleton
+from octavo.adapters.pytorch.modules.shared_copy import (
+    note_references,
+    references,
+    skeleton,
+)
 
 _CHILDREN = ("_modules", "_parameters", "_buffers")
 """Where torch itself holds what a module has."""

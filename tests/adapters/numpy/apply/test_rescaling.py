@@ -38,7 +38,11 @@ def graph() -> Any:
     y = b.Gemm(y, w(16, 12), w(12), name="back")
     y = b.RMSNormalization(b.Add(x, y), w(12) + 1, name="rms")
     y = b.Add(
-        y, b.Mul(b.Gemm(y, w(12, 12), name="gate"), b.Sigmoid(b.Gemm(y, w(12, 12), name="up")))
+        y,
+        b.Mul(
+            b.Gemm(y, w(12, 12), name="gate"),
+            b.Sigmoid(b.Gemm(y, w(12, 12), name="up")),
+        ),
     )
     return b.graph(b.Gemm(b.Mul(y, y), w(12, 3), w(3), name="out"))
 
@@ -69,7 +73,11 @@ def test_groups_say_what_they_take() -> None:
 def changes(draw: Any) -> dict[str, ChannelMap]:
     found = {}
     for group in draw(
-        st.lists(st.sampled_from(list(GROUPS.values())), unique_by=lambda g: g.name, min_size=1)
+        st.lists(
+            st.sampled_from(list(GROUPS.values())),
+            unique_by=lambda g: g.name,
+            min_size=1,
+        )
     ):
         random = np.random.default_rng(draw(st.integers(0, 99)))
         scale = (
@@ -78,15 +86,21 @@ def changes(draw: Any) -> dict[str, ChannelMap]:
             else None
         )
         shift = (
-            random.normal(0, 1, group.channels).astype(np.float32) if draw(st.booleans()) else None
+            random.normal(0, 1, group.channels).astype(np.float32)
+            if draw(st.booleans())
+            else None
         )
-        found[group.name] = ChannelMap(scale, shift, draw(st.none() | st.integers(0, 3)))
+        found[group.name] = ChannelMap(
+            scale, shift, draw(st.none() | st.integers(0, 3))
+        )
     return found
 
 
 @given(st.lists(changes(), min_size=1, max_size=3))
 @settings(max_examples=40, deadline=None)
-def test_any_sequence_of_changes_keeps_the_function(sequence: list[dict[str, ChannelMap]]) -> None:
+def test_any_sequence_of_changes_keeps_the_function(
+    sequence: list[dict[str, ChannelMap]],
+) -> None:
     session = SESSION
     for change in sequence:
         session = session.rescale(change)
@@ -103,11 +117,16 @@ def test_what_a_producer_takes_in_costs_no_node() -> None:
         shift = np.ones(group.channels, np.float32)
         change = ChannelMap(shift + 1, shift, 0)
         assert (
-            len(SESSION.rescale({group.name: change}).graph.nodes) - len(SESSION.graph.nodes)
+            len(SESSION.rescale({group.name: change}).graph.nodes)
+            - len(SESSION.graph.nodes)
             == extra
         )
     folded = SESSION.rescale(
-        {GROUPS["bare"].name: ChannelMap(np.full(12, 2.0, np.float32), np.ones(12, np.float32))}
+        {
+            GROUPS["bare"].name: ChannelMap(
+                np.full(12, 2.0, np.float32), np.ones(12, np.float32)
+            )
+        }
     )
     assert len(folded.graph.nodes) == len(SESSION.graph.nodes)
 
@@ -116,9 +135,16 @@ def test_convolutions_take_no_shift() -> None:
     b = Builder()
     w = lambda *s: RNG.normal(0, 0.4, s).astype(np.float32)  # noqa: E731
     x = b.input("x", (None, 3, 6, 6))
-    y = b.Conv(b.Conv(x, w(4, 3, 3, 3), w(4), name="a"), w(2, 4, 3, 3), name="b", pads=(1, 1, 1, 1))
+    y = b.Conv(
+        b.Conv(x, w(4, 3, 3, 3), w(4), name="a"),
+        w(2, 4, 3, 3),
+        name="b",
+        pads=(1, 1, 1, 1),
+    )
     session = (
-        HOST.adapters()["numpy"].build().open(b.graph(y), (np.zeros((1, 3, 6, 6), np.float32),))
+        HOST.adapters()["numpy"]
+        .build()
+        .open(b.graph(y), (np.zeros((1, 3, 6, 6), np.float32),))
     )
     (group,) = session.describe().groups
     with pytest.raises(SchemeError, match="takes scale and no shift"):

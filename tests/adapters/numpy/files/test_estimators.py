@@ -7,7 +7,12 @@ import pytest
 from sklearn.datasets import load_digits, load_iris
 from sklearn.decomposition import PCA
 from sklearn.ensemble import RandomForestClassifier
-from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge, RidgeClassifier
+from sklearn.linear_model import (
+    LinearRegression,
+    LogisticRegression,
+    Ridge,
+    RidgeClassifier,
+)
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
@@ -48,7 +53,9 @@ CLASSIFIERS = {
 @pytest.mark.parametrize("classes", [2, 3])
 def test_classifiers_equal_predict_proba(name: str, classes: int) -> None:
     estimator = CLASSIFIERS[name].fit(X, np.minimum(Y, classes - 1))
-    np.testing.assert_allclose(run(estimator), estimator.predict_proba(X), rtol=1e-4, atol=2e-5)
+    np.testing.assert_allclose(
+        run(estimator), estimator.predict_proba(X), rtol=1e-4, atol=2e-5
+    )
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -66,12 +73,16 @@ def test_classifiers_equal_predict_proba(name: str, classes: int) -> None:
 def test_regressors_equal_predict(estimator: Any, targets: int) -> None:
     target = X @ np.ones(4) if targets == 1 else X @ np.ones((4, 2))
     estimator.fit(X, target)
-    np.testing.assert_allclose(run(estimator), estimator.predict(X), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        run(estimator), estimator.predict(X), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_a_linear_classifier_without_probabilities_gives_its_decisions() -> None:
     estimator = RidgeClassifier().fit(X, Y)
-    np.testing.assert_allclose(run(estimator), estimator.decision_function(X), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        run(estimator), estimator.decision_function(X), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_what_has_no_form_is_refused() -> None:
@@ -88,7 +99,9 @@ def test_a_perceptron_is_quantized_like_any_model() -> None:
     estimator = make_pipeline(
         StandardScaler(), MLPClassifier((64,), max_iter=20, random_state=0)
     ).fit(digits[:1200], labels[:1200])
-    quantized = octavo.quantize_model(estimator, "int8-static", [(digits[:200],)], host=HOST)
+    quantized = octavo.quantize_model(
+        estimator, "int8-static", [(digits[:200],)], host=HOST
+    )
     assert all(
         line.realization == "kernel" and not line.applied.is_float
         for line in quantized.ledger.values()

@@ -22,7 +22,9 @@ def model(
     *nodes: onnx.NodeProto, held: tuple[onnx.TensorProto, ...] = (), opset: int = 21
 ) -> onnx.ModelProto:
     graph = helper.make_graph(list(nodes), "g", [X], [Y], list(held))
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10
+    )
 
 
 def weight(name: str = "w") -> onnx.TensorProto:
@@ -41,22 +43,33 @@ def test_garbage_is_refused(tmp_path: Path) -> None:
 
 def test_two_initializers_of_one_name_are_refused() -> None:
     with pytest.raises(ModelError, match="w"):
-        from_onnx(model(helper.make_node("MatMul", ["x", "w"], ["y"]), held=(weight(), weight())))
+        from_onnx(
+            model(
+                helper.make_node("MatMul", ["x", "w"], ["y"]), held=(weight(), weight())
+            )
+        )
 
 
 @pytest.mark.parametrize("location", ["../secret.bin", "/etc/passwd", "link.bin"])
-def test_external_data_outside_the_folder_is_refused(tmp_path: Path, location: str) -> None:
+def test_external_data_outside_the_folder_is_refused(
+    tmp_path: Path, location: str
+) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     (tmp_path / "secret.bin").write_bytes(bytes(64))
     (folder / "link.bin").symlink_to(tmp_path / "secret.bin")
     tensor = TensorProto(
-        name="w", data_type=TensorProto.FLOAT, dims=[4, 4], data_location=TensorProto.EXTERNAL
+        name="w",
+        data_type=TensorProto.FLOAT,
+        dims=[4, 4],
+        data_location=TensorProto.EXTERNAL,
     )
     for key, value in (("location", location), ("length", "64")):
         tensor.external_data.add(key=key, value=value)
     (folder / "m.onnx").write_bytes(
-        model(helper.make_node("MatMul", ["x", "w"], ["y"]), held=(tensor,)).SerializeToString()
+        model(
+            helper.make_node("MatMul", ["x", "w"], ["y"]), held=(tensor,)
+        ).SerializeToString()
     )
     with pytest.raises((UnsafeFile, ModelError)):
         from_onnx(folder / "m.onnx")
@@ -65,12 +78,17 @@ def test_external_data_outside_the_folder_is_refused(tmp_path: Path, location: s
 def test_external_data_that_is_too_short_is_refused(tmp_path: Path) -> None:
     (tmp_path / "w.bin").write_bytes(bytes(60))
     tensor = TensorProto(
-        name="w", data_type=TensorProto.FLOAT, dims=[4, 4], data_location=TensorProto.EXTERNAL
+        name="w",
+        data_type=TensorProto.FLOAT,
+        dims=[4, 4],
+        data_location=TensorProto.EXTERNAL,
     )
     for key, value in (("location", "w.bin"), ("length", "64")):
         tensor.external_data.add(key=key, value=value)
     (tmp_path / "m.onnx").write_bytes(
-        model(helper.make_node("MatMul", ["x", "w"], ["y"]), held=(tensor,)).SerializeToString()
+        model(
+            helper.make_node("MatMul", ["x", "w"], ["y"]), held=(tensor,)
+        ).SerializeToString()
     )
     with pytest.raises(ModelError, match="too short"):
         from_onnx(tmp_path / "m.onnx")
@@ -79,7 +97,11 @@ def test_external_data_that_is_too_short_is_refused(tmp_path: Path) -> None:
 def test_external_data_is_read(tmp_path: Path) -> None:
     proto = model(helper.make_node("MatMul", ["x", "w"], ["y"]), held=(weight(),))
     onnx.save(
-        proto, tmp_path / "m.onnx", save_as_external_data=True, location="w.bin", size_threshold=0
+        proto,
+        tmp_path / "m.onnx",
+        save_as_external_data=True,
+        location="w.bin",
+        size_threshold=0,
     )
     got = (
         NumpyAdapter(NumpyConfig())
@@ -144,7 +166,9 @@ def test_what_runs_on_the_reference_evaluator_is_in_the_ledger() -> None:
         [labels],
     )
     session = NumpyAdapter(NumpyConfig()).open(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+        helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10
+        )
     )
     candidate = session.reference()
     assert candidate.ledger["loss"].reason == REASON

@@ -23,7 +23,12 @@ from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import SchemeError
 from octavo.core.values.recipe import Recipe
 from tests.adapters.numpy.cases import matching
-from tests.adapters.numpy.test_conformance import convolutional, images, tokens, transformer
+from tests.adapters.numpy.test_conformance import (
+    convolutional,
+    images,
+    tokens,
+    transformer,
+)
 
 LEFT_OUT = (
     "bernoulli", "dropout", "string",  # random, training, no numbers
@@ -37,14 +42,19 @@ def test_the_runner_is_short_and_imports_numpy_only() -> None:
     text = RUNNER.read_text()
     assert len(text.splitlines()) < 400
     assert {
-        line.split()[1] for line in text.splitlines() if line.startswith(("import ", "from "))
+        line.split()[1]
+        for line in text.splitlines()
+        if line.startswith(("import ", "from "))
     } == {"json", "math", "sys", "numpy"}
 
 
 @pytest.mark.parametrize(
-    "scheme", ["float", "int8-static", "int8-dynamic", "int8-weight-only", "int4-weight-only"]
+    "scheme",
+    ["float", "int8-static", "int8-dynamic", "int8-weight-only", "int4-weight-only"],
 )
-@pytest.mark.parametrize(("model", "data"), [(convolutional, images), (transformer, tokens)])
+@pytest.mark.parametrize(
+    ("model", "data"), [(convolutional, images), (transformer, tokens)]
+)
 def test_the_runner_gives_what_the_backend_gives(
     scheme: str, model: Any, data: Any, tmp_path: Path
 ) -> None:
@@ -60,7 +70,9 @@ def test_the_runner_gives_what_the_backend_gives(
     for batch in batches:
         for got, expected in zip(run(*batch), candidate.run(batch), strict=True):
             assert got.dtype == expected.dtype
-            np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+            np.testing.assert_allclose(
+                got, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max()
+            )
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -75,7 +87,10 @@ def test_the_runner_passes_onnx_s_cases_for_its_operators(tmp_path: Path) -> Non
         model = model_of(tmp_path / "model.npz")
         for inputs, outputs in case.data_sets:
             arrays, expected = (
-                [numpy_helper.to_array(v) if isinstance(v, onnx.TensorProto) else v for v in vs]
+                [
+                    numpy_helper.to_array(v) if isinstance(v, onnx.TensorProto) else v
+                    for v in vs
+                ]
                 for vs in (inputs, outputs)
             )
             if any(np.asarray(a).dtype.isbuiltin != 1 for a in (*arrays, *expected)):
@@ -97,13 +112,18 @@ def test_what_the_runner_lacks_is_refused_by_name(tmp_path: Path) -> None:
     b = Builder()
     graph = b.graph(b.node("Det", b.input("x", (2, 2))))
     with pytest.raises(SchemeError, match="Det"):
-        export(NumpyCandidate(graph, Recipe({}, backend="numpy"), {}, Kernels(1 << 20)), tmp_path)
+        export(
+            NumpyCandidate(graph, Recipe({}, backend="numpy"), {}, Kernels(1 << 20)),
+            tmp_path,
+        )
 
 
 @pytest.mark.slow
 def test_it_runs_in_an_environment_with_numpy_alone(tmp_path: Path) -> None:
     """A fresh virtual environment that sees NumPy's folder and no other package."""
-    candidate = octavo.quantize_model(convolutional(), "int8-static", images(), host=HOST).candidate
+    candidate = octavo.quantize_model(
+        convolutional(), "int8-static", images(), host=HOST
+    ).candidate
     export(candidate, tmp_path / "model")
     venv.create(tmp_path / "env", with_pip=False, symlinks=True)
     python = tmp_path / "env" / "bin" / "python"
@@ -113,17 +133,27 @@ def test_it_runs_in_an_environment_with_numpy_alone(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
-    for package in (Path(np.__file__).parent, Path(np.__file__).parent.parent / "numpy.libs"):
+    for package in (
+        Path(np.__file__).parent,
+        Path(np.__file__).parent.parent / "numpy.libs",
+    ):
         if package.exists():
             (Path(site.stdout.strip()) / package.name).symlink_to(package)
     batch = images()[0]
     np.savez(tmp_path / "in.npz", x=batch[0])
     assert (
-        subprocess.run([python, "-c", "import onnx"], capture_output=True, check=False).returncode
+        subprocess.run(
+            [python, "-c", "import onnx"], capture_output=True, check=False
+        ).returncode
         != 0
     )
     subprocess.run(
-        [python, tmp_path / "model" / "run.py", tmp_path / "in.npz", tmp_path / "out.npz"],
+        [
+            python,
+            tmp_path / "model" / "run.py",
+            tmp_path / "in.npz",
+            tmp_path / "out.npz",
+        ],
         check=True,
         cwd=tmp_path,
     )
@@ -134,7 +164,9 @@ def test_it_runs_in_an_environment_with_numpy_alone(tmp_path: Path) -> None:
 
 
 def test_a_saved_result_loads_without_any_framework(tmp_path: Path) -> None:
-    quantized = octavo.quantize_model(convolutional(), "int8-static", images(), host=HOST)
+    quantized = octavo.quantize_model(
+        convolutional(), "int8-static", images(), host=HOST
+    )
     quantized.save(tmp_path / "result")
     np.save(tmp_path / "x.npy", images()[0][0])
     script = f"""

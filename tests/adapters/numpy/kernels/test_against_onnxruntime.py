@@ -27,7 +27,9 @@ def both(
     order = sorted({**inputs, **constants})
     node = helper.make_node(op, order, ["y"], **attributes)
     info = [
-        helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
+        helper.make_tensor_value_info(
+            n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape
+        )
         for n, a in inputs.items()
     ]
     held = [
@@ -41,7 +43,10 @@ def both(
     )
     model = helper.make_model(
         helper.make_graph([node], "g", info, [result], held),
-        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid("com.microsoft", 1)],
+        opset_imports=[
+            helper.make_opsetid("", OPSET),
+            helper.make_opsetid("com.microsoft", 1),
+        ],
         ir_version=10,
     )
     options = ort.SessionOptions()
@@ -60,7 +65,9 @@ def codes(random: np.random.Generator, shape: tuple[int, ...], kind: Any) -> np.
     return random.integers(info.min, info.max + 1, shape).astype(kind)
 
 
-def weights(random: np.random.Generator, shape: tuple[int, ...], kind: Any) -> np.ndarray:
+def weights(
+    random: np.random.Generator, shape: tuple[int, ...], kind: Any
+) -> np.ndarray:
     """Return codes that every CPU multiplies right: ONNX Runtime's signed weights saturate in 16
     bits without VNNI."""
     return (
@@ -70,14 +77,19 @@ def weights(random: np.random.Generator, shape: tuple[int, ...], kind: Any) -> n
     )
 
 
-def zero(random: np.random.Generator, kind: Any, shape: tuple[int, ...] = ()) -> np.ndarray:
+def zero(
+    random: np.random.Generator, kind: Any, shape: tuple[int, ...] = ()
+) -> np.ndarray:
     return codes(random, shape, kind)
 
 
 def matmul_integer(seed: int) -> tuple[Any, Any]:
     random = np.random.default_rng(seed)
     m, k, n = (int(v) for v in random.integers(1, [40, 900, 60]))
-    a_kind, b_kind = random.choice([np.uint8, np.int8]), random.choice([np.uint8, np.int8])
+    a_kind, b_kind = (
+        random.choice([np.uint8, np.int8]),
+        random.choice([np.uint8, np.int8]),
+    )
     stack = (2,) if seed % 3 == 0 else ()
     constants = {
         "b": weights(random, (k, n), b_kind),
@@ -85,7 +97,10 @@ def matmul_integer(seed: int) -> tuple[Any, Any]:
         "d": zero(random, b_kind, (n,) if seed % 2 else ()),
     }
     return both(
-        "MatMulInteger", {"a": codes(random, (*stack, m, k), a_kind)}, constants, np.dtype(np.int32)
+        "MatMulInteger",
+        {"a": codes(random, (*stack, m, k), a_kind)},
+        constants,
+        np.dtype(np.int32),
     )
 
 
@@ -157,7 +172,9 @@ def qlinear_conv(seed: int) -> tuple[Any, Any]:
     kind = random.choice([np.uint8, np.int8])
     depth = int(np.prod(weight[1:]))
     x_scale, y_scale = np.float32(0.02), np.float32(0.02 * np.sqrt(depth))
-    w_scale = random.uniform(5e-3, 2e-2, (weight[0],) if seed % 2 else ()).astype(np.float32)
+    w_scale = random.uniform(5e-3, 2e-2, (weight[0],) if seed % 2 else ()).astype(
+        np.float32
+    )
     constants = {
         "b": x_scale,
         "c": zero(random, kind),
@@ -191,14 +208,18 @@ def test_bit_by_bit(case: Callable[[int], tuple[Any, Any]], seed: int) -> None:
 def test_qlinear_conv_is_within_one_step(seed: int, record_property: Any) -> None:
     ours, theirs = qlinear_conv(seed)
     differences = np.abs(ours.astype(int) - theirs.astype(int))
-    record_property("differences", f"{int((differences > 0).sum())} of {differences.size}")
+    record_property(
+        "differences", f"{int((differences > 0).sum())} of {differences.size}"
+    )
     assert differences.max() <= 1
     assert (differences > 0).mean() < 1e-3
 
 
 @pytest.mark.parametrize("op", ["QLinearAdd", "QLinearMul"])
 @pytest.mark.parametrize("kind", [np.uint8, np.int8])
-def test_contributed_elementwise_operators_are_within_one_step(op: str, kind: Any) -> None:
+def test_contributed_elementwise_operators_are_within_one_step(
+    op: str, kind: Any
+) -> None:
     random = np.random.default_rng(7)
     inputs = {"a": codes(random, (3, 50), kind), "d": codes(random, (3, 50), kind)}
     scales = {"b": 0.03, "e": 0.05, "g": 0.09 if op == "QLinearAdd" else 0.2}

@@ -7,7 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octavo.adapters.numpy.kernels.quantized.integer import EXACT, exact_blocks, integer_product
+from octavo.adapters.numpy.kernels.quantized.integer import (
+    EXACT,
+    exact_blocks,
+    integer_product,
+)
 
 
 def test_sums_at_the_bound_are_exact_and_one_beyond_is_cut() -> None:
@@ -24,7 +28,9 @@ def test_the_largest_sums_are_exact(depth: int, sign: int) -> None:
     w[:, 1] = -w[:, 0]
     w[-1, 0] -= sign  # an odd sum beyond 2**24 has no float32
     result = integer_product(x, w, exact_blocks(w, 255))
-    assert np.array_equal(result.astype(np.int64), x.astype(np.int64) @ w.astype(np.int64))
+    assert np.array_equal(
+        result.astype(np.int64), x.astype(np.int64) @ w.astype(np.int64)
+    )
 
 
 def test_a_float32_product_without_blocks_would_round() -> None:
@@ -42,7 +48,9 @@ def test_a_float32_product_without_blocks_would_round() -> None:
     st.sampled_from([127, 128, 255]),
     st.integers(0, 2**32 - 1),
 )
-def test_products_equal_integer_arithmetic(m: int, k: int, n: int, largest: int, seed: int) -> None:
+def test_products_equal_integer_arithmetic(
+    m: int, k: int, n: int, largest: int, seed: int
+) -> None:
     rng = np.random.default_rng(seed)
     x = rng.integers(-largest, largest + 1, (m, k))
     w = rng.integers(-255, 256, (k, n))

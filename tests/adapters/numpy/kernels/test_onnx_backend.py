@@ -38,7 +38,8 @@ LEFT_OUT = {
     "decodes image files": r"image_decoder",
 }
 QUANTIZATION = (
-    r"^test_(de|dynamic)?quantizelinear|^test_qlinear|^test_matmulinteger|^test_convinteger"
+    r"^test_(de|dynamic)?quantizelinear|^test_qlinear"
+    r"|^test_matmulinteger|^test_convinteger"
 )
 
 
@@ -49,14 +50,17 @@ class Prepared(BackendRep):
     def run(self, inputs: Any, **kwargs: Any) -> tuple[np.ndarray, ...]:
         # Types that onnx's runner has no NumPy array of (float8, int4) come as TensorProto.
         arrays = [
-            numpy_helper.to_array(i) if isinstance(i, onnx.TensorProto) else i for i in inputs
+            numpy_helper.to_array(i) if isinstance(i, onnx.TensorProto) else i
+            for i in inputs
         ]
         return self._program.run(arrays)
 
 
 class NumpyBackend(Backend):
     @classmethod
-    def prepare(cls, model: onnx.ModelProto, device: str = "CPU", **kwargs: Any) -> Prepared:
+    def prepare(
+        cls, model: onnx.ModelProto, device: str = "CPU", **kwargs: Any
+    ) -> Prepared:
         return Prepared(Program(from_onnx(model), Kernels(1 << 22)))
 
     @classmethod
@@ -75,9 +79,9 @@ for _name in [n for n in vars(OnnxBackendNodeModelTest) if n.endswith("_cuda")]:
 def count(pattern: str = "") -> tuple[list[str], list[str]]:
     own, evaluator = [], []
     for case, graph in matching(pattern, tuple(LEFT_OUT.values())):
-        (own if all(native(node, graph.opset) for node in graph.nodes) else evaluator).append(
-            case.name
-        )
+        (
+            own if all(native(node, graph.opset) for node in graph.nodes) else evaluator
+        ).append(case.name)
     return own, evaluator
 
 

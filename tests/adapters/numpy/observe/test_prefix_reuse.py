@@ -44,7 +44,9 @@ def test_outputs_are_the_same_and_unchanged_nodes_are_not_run(prepared) -> None:
     left = []
     for unit in realizer.space.tunable:
         for scheme in unit.choices[:3]:
-            candidate = realizer.candidate(Recipe(dict.fromkeys(unit.ops, scheme), (), "numpy"))
+            candidate = realizer.candidate(
+                Recipe(dict.fromkeys(unit.ops, scheme), (), "numpy")
+            )
             for found, batch in zip(runner(candidate), batches, strict=True):
                 np.testing.assert_array_equal(found[0], candidate.run(batch)[0])
         left.append(len(runner.rest(candidate.graph)))
@@ -52,7 +54,9 @@ def test_outputs_are_the_same_and_unchanged_nodes_are_not_run(prepared) -> None:
     assert left[0] > left[-1] >= 1
     reference = session.reference()
     assert runner.rest(reference.graph) == []
-    np.testing.assert_array_equal(next(runner(reference))[0], reference.run(batches[0])[0])
+    np.testing.assert_array_equal(
+        next(runner(reference))[0], reference.run(batches[0])[0]
+    )
 
 
 def test_a_model_too_large_to_remember_is_run_from_the_beginning(
@@ -63,4 +67,6 @@ def test_a_model_too_large_to_remember_is_run_from_the_beginning(
     runner = session.runner(batches)
     candidate = realizer.candidate(realizer.space.recipe(realizer.space.first()))
     assert len(runner.rest(candidate.graph)) == len(candidate.graph.nodes)
-    np.testing.assert_array_equal(next(runner(candidate))[0], candidate.run(batches[0])[0])
+    np.testing.assert_array_equal(
+        next(runner(candidate))[0], candidate.run(batches[0])[0]
+    )

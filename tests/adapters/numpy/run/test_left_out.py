@@ -1,4 +1,5 @@
-"""Optional results and inputs that a graph leaves out: the one is not read in the place of the other."""
+"""Optional results and inputs that a graph leaves out: the one is not read in the place of the
+other."""
 
 from __future__ import annotations
 
@@ -41,5 +42,7 @@ def expected() -> np.ndarray:
 def test_a_result_that_is_left_out_is_no_later_input(tmp_path: Path) -> None:
     path = tmp_path / "left_out.onnx"
     onnx.save(graph(), path)
-    kept = octavo.quantize_model(path, octavo.Recipe({}, backend="numpy"), backend="numpy")
+    kept = octavo.quantize_model(
+        path, octavo.Recipe({}, backend="numpy"), backend="numpy"
+    )
     np.testing.assert_allclose(kept.model(ROWS), expected(), rtol=1e-5)

@@ -11,7 +11,12 @@ from octavo.adapters.numpy.prepare.rewrites import optimised
 from octavo.adapters.numpy.run.kernels import Kernels
 from octavo.adapters.numpy.run.memory import Plan
 from octavo.adapters.numpy.run.program import Program
-from tests.adapters.numpy.test_conformance import convolutional, images, tokens, transformer
+from tests.adapters.numpy.test_conformance import (
+    convolutional,
+    images,
+    tokens,
+    transformer,
+)
 
 
 def program(graph: Graph) -> Program:
@@ -42,7 +47,9 @@ def test_buffers_that_live_together_do_not_overlap(graph: Graph) -> None:
     for i, a in enumerate(buffers):
         for b in buffers[i + 1 :]:
             if a.step <= b.last and b.step <= a.last:
-                assert a.offset + a.nbytes <= b.offset or b.offset + b.nbytes <= a.offset
+                assert (
+                    a.offset + a.nbytes <= b.offset or b.offset + b.nbytes <= a.offset
+                )
 
 
 def test_an_output_survives_the_next_run() -> None:
@@ -81,7 +88,11 @@ def test_threads_get_arenas_of_their_own() -> None:
     wrong: list[int] = []
 
     def work(i: int) -> None:
-        wrong.extend(i for _ in range(10) if not np.array_equal(p.run(batches[i])[0], expected[i]))
+        wrong.extend(
+            i
+            for _ in range(10)
+            if not np.array_equal(p.run(batches[i])[0], expected[i])
+        )
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(len(batches))]
     for t in threads:
@@ -95,14 +106,19 @@ def test_a_body_s_captured_values_stay() -> None:
     b = Builder()
     x, flag = b.input("x", (16, 64)), b.input("flag", (), "bool")
     early = b.Add(x, np.float32(1))
-    branch = Graph((Node("Mul", (early, early), ("squared",), "square"),), {}, (), ("squared",))
+    branch = Graph(
+        (Node("Mul", (early, early), ("squared",), "square"),), {}, (), ("squared",)
+    )
     chosen = b.node("If", flag, then_branch=branch, else_branch=branch, name="if")
     late = b.Mul(b.Mul(x, np.float32(3)), np.float32(2))
     p = Program(b.graph(b.Add(chosen, late)), Kernels(1 << 20))
     array = np.random.default_rng(1).normal(size=(16, 64)).astype(np.float32)
     for _ in range(3):
         np.testing.assert_allclose(
-            p.run([array, np.array(True)])[0], (array + 1) ** 2 + array * 6, rtol=1e-5, atol=1e-5
+            p.run([array, np.array(True)])[0],
+            (array + 1) ** 2 + array * 6,
+            rtol=1e-5,
+            atol=1e-5,
         )
 
 

@@ -26,7 +26,8 @@ TYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat1
 def cast(session: OnnxSession, chosen: dict[str, str]) -> Candidate:
     """Carry ``cast`` out for some ops; op name -> type."""
     schemes = {
-        name: OpScheme(mode="cast", weight=QuantSpec(dtype=dtype)) for name, dtype in chosen.items()
+        name: OpScheme(mode="cast", weight=QuantSpec(dtype=dtype))
+        for name, dtype in chosen.items()
     }
     parameters = {}
     for name, scheme in schemes.items():
@@ -35,7 +36,10 @@ def cast(session: OnnxSession, chosen: dict[str, str]) -> Candidate:
         assert scheme.weight is not None
         codes = session.tensor(op.weight.name).astype(TYPES[chosen[name]])
         parameters[name] = OpParameters(
-            scheme, QuantizedTensor(codes, QuantParams(np.float32(1), np.int32(0), scheme.weight))
+            scheme,
+            QuantizedTensor(
+                codes, QuantParams(np.float32(1), np.int32(0), scheme.weight)
+            ),
         )
     return session.apply(Recipe(schemes, backend="onnx"), parameters)
 
@@ -74,7 +78,9 @@ def test_neighbouring_islands_are_one() -> None:
     ]
     assert {t.data_type for t in made.graph.initializer} == {onnx.TensorProto.FLOAT16}
     (expected,) = ReferenceEvaluator(proto).run(None, {"x": x})
-    np.testing.assert_allclose(candidate.native(x), expected, atol=4e-3 * np.abs(expected).max())
+    np.testing.assert_allclose(
+        candidate.native(x), expected, atol=4e-3 * np.abs(expected).max()
+    )
     assert np.any(candidate.native(x) != expected)
 
 
@@ -84,7 +90,8 @@ def test_islands_of_two_types_or_with_float_readers_keep_their_casts() -> None:
         helper.make_tensor_value_info("r1", onnx.TensorProto.FLOAT, ["n", 8, 12, 12])
     )
     candidate = cast(
-        OnnxAdapter(OnnxConfig(threads=1)).open(proto), {"conv1": "float16", "conv2": "float16"}
+        OnnxAdapter(OnnxConfig(threads=1)).open(proto),
+        {"conv1": "float16", "conv2": "float16"},
     )
     made = candidate.native.model
     assert [o.name for o in made.graph.output] == ["y", "r1"]
@@ -110,7 +117,12 @@ def test_only_what_computes_in_half_precision_is_a_kernel() -> None:
         for kind in offers
     }
     assert found["embedding"] == {"float16": "kernel", "bfloat16": "kernel"}
-    assert found["linear"] == found["conv"] == found["conv_transpose"] == {"float16": "simulated"}
+    assert (
+        found["linear"]
+        == found["conv"]
+        == found["conv_transpose"]
+        == {"float16": "simulated"}
+    )
 
 
 def test_the_ledger_reads_the_optimized_graph() -> None:
@@ -118,7 +130,10 @@ def test_the_ledger_reads_the_optimized_graph() -> None:
         OnnxAdapter(OnnxConfig(threads=1)).open(models.transformer_block()),
         {"embed": "bfloat16", "up": "float16"},
     ).ledger
-    assert (ledger["embed"].realization, ledger["embed"].reason) == ("kernel", "Gather in bfloat16")
+    assert (ledger["embed"].realization, ledger["embed"].reason) == (
+        "kernel",
+        "Gather in bfloat16",
+    )
     assert (ledger["up"].realization, ledger["up"].reason) == (
         "simulated",
         "ONNX Runtime computes it in float32",

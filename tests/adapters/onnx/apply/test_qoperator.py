@@ -36,11 +36,15 @@ def branches() -> onnx.ModelProto:
         helper.make_node("Sigmoid", ["c1"], ["s"], "sigmoid"),
         helper.make_node("Mul", ["c1", "s"], ["m"], "gate"),
         helper.make_node("LeakyRelu", ["c2"], ["l"], "leaky", alpha=0.2),
-        helper.make_node("AveragePool", ["l"], ["a"], "mean", kernel_shape=[3, 3], **pads),
+        helper.make_node(
+            "AveragePool", ["l"], ["a"], "mean", kernel_shape=[3, 3], **pads
+        ),
         helper.make_node("Concat", ["m", "a"], ["j"], "join", axis=1),
         helper.make_node("Conv", ["j", "w3", "b3"], ["c3"], "conv3"),
         helper.make_node("Clip", ["c3", "zero", "six"], ["r"], "relu6"),
-        helper.make_node("MaxPool", ["r"], ["p"], "pool", kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node(
+            "MaxPool", ["r"], ["p"], "pool", kernel_shape=[2, 2], strides=[2, 2]
+        ),
         helper.make_node("ConvTranspose", ["p", "wt"], ["u"], "up", strides=[2, 2]),
         helper.make_node("Flatten", ["u"], ["f"], "flat"),
         helper.make_node("MatMul", ["f", "w4"], ["y"], "product"),
@@ -49,7 +53,10 @@ def branches() -> onnx.ModelProto:
 
 
 def made(
-    proto: onnx.ModelProto, form: str, calibration: list[tuple[np.ndarray]], **settings: object
+    proto: onnx.ModelProto,
+    form: str,
+    calibration: list[tuple[np.ndarray]],
+    **settings: object,
 ) -> Quantized:
     return octavo.quantize_model(
         proto,
@@ -76,7 +83,9 @@ def test_both_forms_answer_alike(name: str, tmp_path: Path) -> None:
         file = next((tmp_path / form).rglob("model.onnx"))
         onnx.checker.check_model(str(file), full_check=True)
         session = ort.InferenceSession(file)
-        answers[form] = [session.run(None, {session.get_inputs()[0].name: x})[0] for (x,) in data]
+        answers[form] = [
+            session.run(None, {session.get_inputs()[0].name: x})[0] for (x,) in data
+        ]
     for one, other in zip(*answers.values(), strict=True):
         np.testing.assert_allclose(one, other, atol=np.ptp(one) / 127)
 

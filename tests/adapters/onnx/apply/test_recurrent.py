@@ -33,7 +33,9 @@ def tagger(directions: int = 1, *, full: bool = False) -> onnx.ModelProto:
     given = ["x", "w", "r", "b"]
     inputs = {"x": [STEPS, BATCH, FEATURES]}
     if full:
-        tensors |= models.weights(1, p=(d, 3 * HIDDEN)) | {"lengths": np.array([6, 2, 4], np.int32)}
+        tensors |= models.weights(1, p=(d, 3 * HIDDEN)) | {
+            "lengths": np.array([6, 2, 4], np.int32)
+        }
         given += ["lengths", "h0", "c0", "p"]
         inputs |= {"h0": [d, BATCH, HIDDEN], "c0": [d, BATCH, HIDDEN]}
     node = helper.make_node(
@@ -48,13 +50,17 @@ def tagger(directions: int = 1, *, full: bool = False) -> onnx.ModelProto:
     tanh = helper.make_node("Tanh", ["h"], ["t"], "tanh")
     state = [d, BATCH, HIDDEN]
     return models.build(
-        [node, tanh], tensors, inputs, {"y": [STEPS, d, BATCH, HIDDEN], "t": state, "c": state}
+        [node, tanh],
+        tensors,
+        inputs,
+        {"y": [STEPS, d, BATCH, HIDDEN], "t": state, "c": state},
     )
 
 
 def error(got: list[np.ndarray], expected: list[np.ndarray]) -> float:
     return max(
-        float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in zip(got, expected, strict=True)
+        float(np.linalg.norm(a - b) / np.linalg.norm(b))
+        for a, b in zip(got, expected, strict=True)
     )
 
 
@@ -69,7 +75,9 @@ def test_the_kernel_is_found_by_running_it() -> None:
 
 
 @pytest.mark.parametrize("directions", [1, 2])
-def test_an_lstm_is_at_least_as_close_as_onnx_runtimes_own(directions: int, tmp_path: Path) -> None:
+def test_an_lstm_is_at_least_as_close_as_onnx_runtimes_own(
+    directions: int, tmp_path: Path
+) -> None:
     proto = tagger(directions)
     expected = run(proto, {"x": X})
     result = octavo.quantize_model(proto, "int8-dynamic", calibration=[(X,)])
@@ -126,6 +134,9 @@ def test_weights_that_are_computed_stay_float_with_a_reason() -> None:
         helper.make_node("LSTM", ["x", "v", "r", "b"], ["y"], "cell", hidden_size=8),
     ]
     proto = models.build(nodes, t, {"x": [5, 2, 4], "s": [1]}, {"y": [5, 1, 2, 8]})
-    feeds = {"x": RNG.normal(size=(5, 2, 4)).astype(np.float32), "s": np.ones(1, np.float32)}
+    feeds = {
+        "x": RNG.normal(size=(5, 2, 4)).astype(np.float32),
+        "s": np.ones(1, np.float32),
+    }
     op = OnnxAdapter(OnnxConfig()).open(proto, feeds).describe().by_name["cell"]
     assert op.out_of_reach == "its weights are computed at run time"

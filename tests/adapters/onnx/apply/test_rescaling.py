@@ -63,7 +63,9 @@ def network() -> onnx.ModelProto:
         node("Mul", ["s2", "s2"], ["square"], "square"),
         node("MatMul", ["square", "out"], ["y"], "out"),
     ]
-    return build(nodes, t, {"x": ["n", 5, 12]}, {"y": ["n", 5, 3], "n2": ["n", 5, 12]}, opset=20)
+    return build(
+        nodes, t, {"x": ["n", 5, 12]}, {"y": ["n", 5, 3], "n2": ["n", 5, 12]}, opset=20
+    )
 
 
 MODEL = network()
@@ -76,7 +78,9 @@ def check(session: Any) -> None:
     for found, expected in zip(
         session.apply(Recipe(backend="onnx"), {}).run((X,)), EXPECTED, strict=True
     ):
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+        np.testing.assert_allclose(
+            found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max()
+        )
 
 
 def test_groups_say_what_they_take() -> None:
@@ -110,7 +114,11 @@ def test_groups_say_what_they_take() -> None:
 def changes(draw: Any) -> dict[str, ChannelMap]:
     found = {}
     for group in draw(
-        st.lists(st.sampled_from(list(GROUPS.values())), unique_by=lambda g: g.name, min_size=1)
+        st.lists(
+            st.sampled_from(list(GROUPS.values())),
+            unique_by=lambda g: g.name,
+            min_size=1,
+        )
     ):
         random = np.random.default_rng(draw(st.integers(0, 99)))
         scale = (
@@ -119,9 +127,13 @@ def changes(draw: Any) -> dict[str, ChannelMap]:
             else None
         )
         shift = (
-            random.normal(0, 1, group.channels).astype(np.float32) if draw(st.booleans()) else None
+            random.normal(0, 1, group.channels).astype(np.float32)
+            if draw(st.booleans())
+            else None
         )
-        found[group.name] = ChannelMap(scale, shift, draw(st.none() | st.integers(0, 3)))
+        found[group.name] = ChannelMap(
+            scale, shift, draw(st.none() | st.integers(0, 3))
+        )
     return found
 
 
@@ -132,12 +144,18 @@ def test_all_groups_at_once() -> None:
         ChannelMap(random.uniform(0.5, 2, n), random.normal(size=n), i)
         for i, n in enumerate(g.channels for g in GROUPS.values())
     ]
-    check(SESSION.rescale({g.name: c for g, c in zip(GROUPS.values(), every, strict=True)}))
+    check(
+        SESSION.rescale(
+            {g.name: c for g, c in zip(GROUPS.values(), every, strict=True)}
+        )
+    )
 
 
 @given(st.lists(changes(), min_size=1, max_size=2))
 @settings(max_examples=12, deadline=None)
-def test_any_sequence_of_changes_keeps_the_function(sequence: list[dict[str, ChannelMap]]) -> None:
+def test_any_sequence_of_changes_keeps_the_function(
+    sequence: list[dict[str, ChannelMap]],
+) -> None:
     session = SESSION
     for change in sequence:
         session = session.rescale(change)
@@ -158,16 +176,24 @@ def test_what_a_producer_takes_in_costs_no_node() -> None:
         {bare.name: ChannelMap(np.full(12, 2, np.float32), np.ones(12, np.float32))}
     )
     assert count(moved) == count(SESSION) + 1
-    assert [op.name for op in moved.describe().ops] == [op.name for op in SESSION.describe().ops]
+    assert [op.name for op in moved.describe().ops] == [
+        op.name for op in SESSION.describe().ops
+    ]
     online = SESSION.rescale({bare.name: ChannelMap(rotation=1)})
-    assert [op.name for op in online.describe().ops] == [op.name for op in SESSION.describe().ops]
+    assert [op.name for op in online.describe().ops] == [
+        op.name for op in SESSION.describe().ops
+    ]
 
 
 @pytest.mark.parametrize("scheme", ["int8-static", "int8-dynamic", "int4-weight-only"])
 @pytest.mark.parametrize("transform", ["hadamard", "outlier_suppression_plus"])
-def test_quantized_models_keep_them(scheme: str, transform: str, tmp_path: Path) -> None:
+def test_quantized_models_keep_them(
+    scheme: str, transform: str, tmp_path: Path
+) -> None:
     plain = octavo.quantize_model(MODEL, scheme, [(X,)], backend="onnx", host=HOST)
-    recipe = Recipe(plain.candidate.recipe.schemes, (octavo.PartChoice(kind=transform),), "onnx")
+    recipe = Recipe(
+        plain.candidate.recipe.schemes, (octavo.PartChoice(kind=transform),), "onnx"
+    )
     made = octavo.quantize_model(MODEL, recipe, [(X,)], backend="onnx", host=HOST)
     assert made.candidate.recipe.transforms
     found = made.candidate.run((X,))

@@ -45,7 +45,9 @@ def model(
     opset: int = 17,
 ) -> onnx.ModelProto:
     proto = models.build(nodes, tensors, {"x": x}, {}, opset=opset)
-    proto.graph.output.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, None))
+    proto.graph.output.append(
+        helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    )
     return proto
 
 
@@ -74,7 +76,9 @@ def einsum(
         other = second if left else first
         result = equation.partition("->")[2]
         summed = [i for i, c in enumerate(own) if c in other and c not in result]
-        if any(c in other and c in result for c in own):  # a stack of matrices, as they stand
+        if any(
+            c in other and c in result for c in own
+        ):  # a stack of matrices, as they stand
             return model(
                 [node("Einsum", ["x", "w"], ["y"], "op", equation=equation)],
                 {"w": columns(*weight)},
@@ -90,7 +94,9 @@ def einsum(
             spared(rows, width).reshape(shape).transpose(np.argsort([*summed, *rest]))
         )
         inputs = ["w", "x"] if left else ["x", "w"]
-        return model([node("Einsum", inputs, ["y"], "op", equation=equation)], {"w": array}, x), x
+        return model(
+            [node("Einsum", inputs, ["y"], "op", equation=equation)], {"w": array}, x
+        ), x
 
     return build
 
@@ -118,16 +124,28 @@ PRODUCTS = {
         [node("Gemm", ["w", "x"], ["y"], "op", transA=1)], (K, 5), w=spared(K, N)
     ),
     "left": plain([node("MatMul", ["w", "x"], ["y"], "op")], (K, 5), w=left(N, K)),
-    "left under rank 3": plain([node("MatMul", ["w", "x"], ["y"], "op")], (3, K, 5), w=left(N, K)),
-    "left of rank 3": plain([node("MatMul", ["w", "x"], ["y"], "op")], (3, K, 5), w=left(1, N, K)),
-    "left times a vector": plain([node("MatMul", ["w", "x"], ["y"], "op")], (K,), w=left(N, K)),
-    "rank 4": plain([node("MatMul", ["x", "w"], ["y"], "op")], (2, 6, 3, K), w=columns(1, 1, K, N)),
-    "stacked": plain([node("MatMul", ["x", "w"], ["y"], "op")], (2, 6, 3, K), w=columns(6, K, N)),
+    "left under rank 3": plain(
+        [node("MatMul", ["w", "x"], ["y"], "op")], (3, K, 5), w=left(N, K)
+    ),
+    "left of rank 3": plain(
+        [node("MatMul", ["w", "x"], ["y"], "op")], (3, K, 5), w=left(1, N, K)
+    ),
+    "left times a vector": plain(
+        [node("MatMul", ["w", "x"], ["y"], "op")], (K,), w=left(N, K)
+    ),
+    "rank 4": plain(
+        [node("MatMul", ["x", "w"], ["y"], "op")], (2, 6, 3, K), w=columns(1, 1, K, N)
+    ),
+    "stacked": plain(
+        [node("MatMul", ["x", "w"], ["y"], "op")], (2, 6, 3, K), w=columns(6, K, N)
+    ),
     "einsum": einsum("bsd,dh->bsh", (K, N), (2, 3, K)),
     "einsum of heads": einsum("bsd,dhk->bhsk", (K, 2, 4), (2, 3, K)),
     "einsum to one": einsum("bshk,hkd->bsd", (4, K // 4, N), (2, 3, 4, K // 4)),
     "einsum of rows": einsum("bsd,hd->bsh", (N, K), (2, 3, K)),
-    "einsum with the constant first": einsum("hd,bds->bhs", (N, K), (2, K, 3), left=True),
+    "einsum with the constant first": einsum(
+        "hd,bds->bhs", (N, K), (2, K, 3), left=True
+    ),
     "einsum of stacked matrices": einsum("bhd,hdk->bhk", (6, K, N), (2, 6, K)),
     "einsum of any rank": einsum("...d,dh->...h", (K, N), (2, 3, K)),
     "einsum without a result": einsum("bd,dh", (K, N), (4, K)),
@@ -137,12 +155,18 @@ PRODUCTS = {
         v=spared(K, N),
     ),
     "transpose": plain(
-        [node("Transpose", ["v"], ["w"], perm=[1, 0]), node("MatMul", ["x", "w"], ["y"], "op")],
+        [
+            node("Transpose", ["v"], ["w"], perm=[1, 0]),
+            node("MatMul", ["x", "w"], ["y"], "op"),
+        ],
         (4, K),
         v=spared(K, N).T.copy(),
     ),
     "cast": plain(
-        [node("Cast", ["v"], ["w"], to=TensorProto.FLOAT), node("MatMul", ["x", "w"], ["y"], "op")],
+        [
+            node("Cast", ["v"], ["w"], to=TensorProto.FLOAT),
+            node("MatMul", ["x", "w"], ["y"], "op"),
+        ],
         (4, K),
         v=spared(K, N).astype(np.float16),
     ),
@@ -183,7 +207,9 @@ def test_products_are_tuned_and_answer_as_before(case: str, scheme: str) -> None
     proto, shape = PRODUCTS[case]()
     data = [{"x": rng(i).normal(size=shape).astype(np.float32)} for i in range(3)]
     (expected,) = ort.InferenceSession(proto.SerializeToString()).run(None, data[-1])
-    plain = OnnxAdapter(OnnxConfig()).open(proto).apply(octavo.Recipe(backend="onnx"), {})
+    plain = (
+        OnnxAdapter(OnnxConfig()).open(proto).apply(octavo.Recipe(backend="onnx"), {})
+    )
     np.testing.assert_allclose(plain.native(data[-1]), expected, rtol=1e-4, atol=1e-4)
     if "stacked" in case and scheme == "int8-weight-only":
         with pytest.raises(SchemeError):
@@ -192,20 +218,28 @@ def test_products_are_tuned_and_answer_as_before(case: str, scheme: str) -> None
     result = octavo.quantize_model(proto, scheme, calibration=data)
     assert result.coverage.quantized == K * N * (6 if "stacked" in case else 1)
     assert {row.weight for row in result.coverage.rows if row.is_float} <= {"b"}
-    assert {line.realization for line in result.ledger.values() if line.applied.weight} == {
-        "kernel"
-    }
+    assert {
+        line.realization for line in result.ledger.values() if line.applied.weight
+    } == {"kernel"}
     assert result.model(data[-1]).shape == expected.shape
     assert cosine(expected, result.model(data[-1])) > 0.995
 
 
 def test_a_constant_on_the_left_stays_there_where_it_stays_float() -> None:
-    nodes = [node("MatMul", ["w", "x"], ["a"], "left"), node("MatMul", ["a", "v"], ["y"], "right")]
+    nodes = [
+        node("MatMul", ["w", "x"], ["a"], "left"),
+        node("MatMul", ["a", "v"], ["y"], "right"),
+    ]
     proto = model(nodes, {"w": left(N, K), "v": spared(K, N)}, (3, K, K))
     x = rng().normal(size=(3, K, K)).astype(np.float32)
     result = octavo.quantize_model(
         proto,
-        {"rules": [{"types": "linear", "mode": "dynamic"}, {"ops": "left", "keep": "float"}]},
+        {
+            "rules": [
+                {"types": "linear", "mode": "dynamic"},
+                {"ops": "left", "keep": "float"},
+            ]
+        },
         [{"x": x}],
     )
     (kept,) = [n for n in result.model.model.graph.node if n.name == "left"]
@@ -252,10 +286,14 @@ def test_tables_are_looked_up_along_any_axis(axis: int, scalar: bool) -> None:
         {},
         input_type=TensorProto.INT64,
     )
-    proto.graph.output.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, None))
+    proto.graph.output.append(
+        helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    )
     ids = np.array(7) if scalar else np.array([[1, 39], [0, -1]])
     expected = np.take(table, ids, axis)
-    plain = OnnxAdapter(OnnxConfig()).open(proto).apply(octavo.Recipe(backend="onnx"), {})
+    plain = (
+        OnnxAdapter(OnnxConfig()).open(proto).apply(octavo.Recipe(backend="onnx"), {})
+    )
     np.testing.assert_array_equal(plain.native(ids), expected)
     result = octavo.quantize_model(proto, "int8-weight-only", calibration=[(ids,)])
     assert result.coverage.kept == 0
@@ -265,8 +303,17 @@ def test_tables_are_looked_up_along_any_axis(axis: int, scalar: bool) -> None:
 @pytest.mark.parametrize("kind", ["GRU", "RNN", "LSTM"])
 def test_recurrent_weights_can_be_stored_in_codes(kind: str) -> None:
     gates = {"GRU": 3, "RNN": 1, "LSTM": 4}[kind]
-    tensors = models.weights(w=(2, gates * 8, 16), r=(2, gates * 8, 8), b=(2, gates * 16))
-    cell = node(kind, ["x", "w", "r", "b"], ["y"], "cell", hidden_size=8, direction="bidirectional")
+    tensors = models.weights(
+        w=(2, gates * 8, 16), r=(2, gates * 8, 8), b=(2, gates * 16)
+    )
+    cell = node(
+        kind,
+        ["x", "w", "r", "b"],
+        ["y"],
+        "cell",
+        hidden_size=8,
+        direction="bidirectional",
+    )
     proto = model([cell], tensors, ("s", 2, 16))
     x = rng().normal(size=(5, 2, 16)).astype(np.float32)
     (expected,) = ort.InferenceSession(proto.SerializeToString()).run(None, {"x": x})
@@ -289,7 +336,9 @@ def test_double_precision_stays_and_says_so() -> None:
         node("Cast", ["a"], ["f"], to=TensorProto.FLOAT),
         node("MatMul", ["f", "v"], ["y"], "open"),
     ]
-    proto = model(nodes, {"w": spared(K, K).astype(np.float64), "v": spared(K, N)}, (4, K))
+    proto = model(
+        nodes, {"w": spared(K, K).astype(np.float64), "v": spared(K, N)}, (4, K)
+    )
     x = rng().normal(size=(4, K)).astype(np.float32)
     (expected,) = ort.InferenceSession(proto.SerializeToString()).run(None, {"x": x})
     for scheme in ("int8-static", "int8-dynamic", "int4-weight-only"):
@@ -300,7 +349,9 @@ def test_double_precision_stays_and_says_so() -> None:
 
 
 def test_an_input_of_unknown_rank() -> None:
-    proto = model([node("MatMul", ["x", "w"], ["y"], "op")], {"w": spared(K, N)}, (4, K))
+    proto = model(
+        [node("MatMul", ["x", "w"], ["y"], "op")], {"w": spared(K, N)}, (4, K)
+    )
     proto.graph.input[0].type.tensor_type.ClearField("shape")
     x = rng().normal(size=(4, K)).astype(np.float32)
     for scheme in ("int8-static", "int8-dynamic"):
@@ -316,7 +367,9 @@ def test_what_has_no_constant_or_no_kernel_says_so() -> None:
         node("Add", ["c", "p"], ["y"], "position"),
     ]
     tensors = models.weights(w=(4, 4, 3, 3), e=(4, 4), p=(4, 4))
-    proto = models.build(nodes, tensors, {"x": [1, 3, 8, 8], "k": [4, 3, 3, 3]}, {"y": [1, 4, 4]})
+    proto = models.build(
+        nodes, tensors, {"x": [1, 3, 8, 8], "k": [4, 3, 3, 3]}, {"y": [1, 4, 4]}
+    )
     feeds = {
         "x": rng().normal(size=(1, 3, 8, 8)).astype(np.float32),
         "k": rng(1).normal(size=(4, 3, 3, 3)).astype(np.float32),

@@ -65,7 +65,12 @@ def products() -> Iterator[Edge]:
     yield Edge("matmul of no rows", "MatMul", ((32, 4),), (0, 32), calibrated=(3, 32))
     yield Edge("gemm of one output", "Gemm", ((1, 48), (1,)), (2, 48), {"transB": 1})
     yield Edge(
-        "gemm of no rows", "Gemm", ((3, 48), (3,)), (0, 48), {"transB": 1}, calibrated=(2, 48)
+        "gemm of no rows",
+        "Gemm",
+        ((3, 48), (3,)),
+        (0, 48),
+        {"transB": 1},
+        calibrated=(2, 48),
     )
 
 
@@ -108,7 +113,11 @@ def convolutions() -> Iterator[Edge]:
         {"group": 3, "strides": [2, 1]},
     )
     yield Edge(
-        "conv of one axis", "Conv", ((3, 2, 4), (3,)), (2, 2, 7), {"pads": [0, 3], "dilations": [2]}
+        "conv of one axis",
+        "Conv",
+        ((3, 2, 4), (3,)),
+        (2, 2, 7),
+        {"pads": [0, 3], "dilations": [2]},
     )
     yield Edge(
         "conv of three axes",
@@ -118,7 +127,11 @@ def convolutions() -> Iterator[Edge]:
         {"pads": [1, 0, 1, 0, 0, 2]},
     )
     yield Edge(
-        "conv of no images", "Conv", ((4, 3, 3, 3), (4,)), (0, 3, 5, 5), calibrated=(2, 3, 5, 5)
+        "conv of no images",
+        "Conv",
+        ((4, 3, 3, 3), (4,)),
+        (0, 3, 5, 5),
+        calibrated=(2, 3, 5, 5),
     )
 
 
@@ -135,10 +148,13 @@ def model_of(edge: Edge) -> onnx.ModelProto:
         "y", TensorProto.FLOAT, ["n", *(f"y{i}" for i in range(1, len(edge.given)))]
     )
     tensors = [
-        numpy_helper.from_array(array, name) for name, array in zip(names, held, strict=True)
+        numpy_helper.from_array(array, name)
+        for name, array in zip(names, held, strict=True)
     ]
     graph = helper.make_graph([node], "edge", [x], [y], tensors)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10
+    )
 
 
 def run_float(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
@@ -155,12 +171,18 @@ def with_weight(model: onnx.ModelProto, weight: np.ndarray) -> onnx.ModelProto:
     """Return the model with another first constant."""
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
-    changed.graph.initializer[0].CopyFrom(numpy_helper.from_array(weight.astype(np.float32), "c0"))
+    changed.graph.initializer[0].CopyFrom(
+        numpy_helper.from_array(weight.astype(np.float32), "c0")
+    )
     return changed
 
 
 def bound(
-    scheme: OpScheme, model: onnx.ModelProto, weight: np.ndarray, x: np.ndarray, y: np.ndarray
+    scheme: OpScheme,
+    model: onnx.ModelProto,
+    weight: np.ndarray,
+    x: np.ndarray,
+    y: np.ndarray,
 ) -> float:
     """Return how far rounded inputs and a rounded result may move an output."""
     largest = float(np.abs(x).max(initial=0.0))
@@ -173,10 +195,16 @@ def bound(
         step = span / 255 if not scheme.input.symmetric else 2 * largest / 254
     ones = with_weight(model, np.abs(weight))
     for bias in ones.graph.initializer[1:]:
-        bias.CopyFrom(numpy_helper.from_array(np.zeros(tuple(bias.dims), np.float32), bias.name))
+        bias.CopyFrom(
+            numpy_helper.from_array(np.zeros(tuple(bias.dims), np.float32), bias.name)
+        )
     reach = float(run_float(ones, np.ones_like(x)).max(initial=0.0))
     rounding = 1e-5 * (1 + float(np.abs(y).max(initial=0.0)))
-    return 0.51 * step * reach + (output_step if scheme.mode == "static" else 0.0) + rounding
+    return (
+        0.51 * step * reach
+        + (output_step if scheme.mode == "static" else 0.0)
+        + rounding
+    )
 
 
 @pytest.mark.parametrize("edge", EDGES, ids=lambda e: e.name)
@@ -211,13 +239,19 @@ def test_every_offer_is_right_at_the_edges(edge: Edge) -> None:
 
 def _junk() -> None:
     """Leave large numbers in memory that is given back."""
-    blocks = [np.full(size, 1e30, np.float32) for size in (16, 256, 4096, 65536) for _ in range(8)]
+    blocks = [
+        np.full(size, 1e30, np.float32)
+        for size in (16, 256, 4096, 65536)
+        for _ in range(8)
+    ]
     del blocks
 
 
 def tables() -> Iterator[Edge]:
     for rows, width, ids in ((1, 128, 1), (5, 128, 3), (3, 160, 0), (257, 32, 2)):
-        yield Edge(f"table of {rows}x{width}, {ids} rows", "Gather", ((rows, width),), (ids,))
+        yield Edge(
+            f"table of {rows}x{width}, {ids} rows", "Gather", ((rows, width),), (ids,)
+        )
 
 
 @pytest.mark.parametrize("edge", tables(), ids=lambda e: e.name)
@@ -228,8 +262,12 @@ def test_tables_give_their_decoded_rows(edge: Edge) -> None:
     node = helper.make_node("Gather", ["c0", "x"], ["y"], "op")
     ids = helper.make_tensor_value_info("x", TensorProto.INT64, ["n"])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", shape[1]])
-    graph = helper.make_graph([node], "table", [ids], [y], [numpy_helper.from_array(table, "c0")])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    graph = helper.make_graph(
+        [node], "table", [ids], [y], [numpy_helper.from_array(table, "c0")]
+    )
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10
+    )
     chosen = random.integers(0, shape[0], edge.given)
     opened = open_model(model, HOST)
     space = build_space(opened)
@@ -251,16 +289,25 @@ def test_tables_give_their_decoded_rows(edge: Edge) -> None:
     ("steps", "batch", "features", "hidden"),
     [(1, 1, 1, 1), (1, 3, 17, 5), (4, 1, 33, 3), (2, 2, 1, 9)],
 )
-def test_recurrent_layers_at_the_edges(steps: int, batch: int, features: int, hidden: int) -> None:
+def test_recurrent_layers_at_the_edges(
+    steps: int, batch: int, features: int, hidden: int
+) -> None:
     random = np.random.default_rng(steps)
     shapes = ((1, 4 * hidden, features), (1, 4 * hidden, hidden), (1, 8 * hidden))
     held = [(random.normal(size=s) / 2).astype(np.float32) for s in shapes]
-    node = helper.make_node("LSTM", ["x", "w", "r", "b"], ["y"], "op", hidden_size=hidden)
+    node = helper.make_node(
+        "LSTM", ["x", "w", "r", "b"], ["y"], "op", hidden_size=hidden
+    )
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["t", "n", features])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["t", 1, "n", hidden])
-    tensors = [numpy_helper.from_array(a, n) for a, n in zip(held, ("w", "r", "b"), strict=True)]
+    tensors = [
+        numpy_helper.from_array(a, n)
+        for a, n in zip(held, ("w", "r", "b"), strict=True)
+    ]
     graph = helper.make_graph([node], "cell", [x], [y], tensors)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10
+    )
     given = random.normal(size=(steps, batch, features)).astype(np.float32)
     want = run_float(model, given)
     opened = open_model(model, HOST)
@@ -271,7 +318,9 @@ def test_recurrent_layers_at_the_edges(steps: int, batch: int, features: int, hi
     assert schemes
     for scheme in schemes:
         _junk()
-        (got,) = realizer.candidate(Recipe({unit.name: scheme}, backend="onnx")).run((given,))
+        (got,) = realizer.candidate(Recipe({unit.name: scheme}, backend="onnx")).run(
+            (given,)
+        )
         # Gates are in (-1, 1) and have slopes of 1 at most: 8-bit inputs, states and weights move
         # them by a few hundredths.
         assert np.abs(got - want).max() < 0.05, scheme

@@ -40,9 +40,9 @@ S8 = QuantSpec(dtype="int8", granularity="channel")
 def test_packed_codes_come_back(codes: np.ndarray, bits: int) -> None:
     codes = codes & np.uint8((1 << bits) - 1)
     packed = pack(codes, bits)
-    unpacked = (packed[..., None] >> (np.arange(0, 8, bits, dtype=np.uint8))) & np.uint8(
-        (1 << bits) - 1
-    )
+    unpacked = (
+        packed[..., None] >> (np.arange(0, 8, bits, dtype=np.uint8))
+    ) & np.uint8((1 << bits) - 1)
     np.testing.assert_array_equal(
         unpacked.reshape(*packed.shape[:-1], -1)[..., : codes.shape[-1]], codes
     )
@@ -50,18 +50,26 @@ def test_packed_codes_come_back(codes: np.ndarray, bits: int) -> None:
 
 
 def test_a_bias_that_does_not_fit_enlarges_its_channels_scale() -> None:
-    params = QuantParams(np.array([1e-9, 0.1], np.float32), np.zeros(2, np.int32), S8, 0)
+    params = QuantParams(
+        np.array([1e-9, 0.1], np.float32), np.zeros(2, np.int32), S8, 0
+    )
     weight = QuantizedTensor(np.array([[100, -100], [100, -100]], np.int8), params)
     codes, scale, used = bias_tensors(np.array([5.0, 5.0], np.float32), weight, 1e-3)
-    np.testing.assert_allclose(codes.numpy() * scale.numpy().astype(np.float64), [5, 5], rtol=1e-6)
+    np.testing.assert_allclose(
+        codes.numpy() * scale.numpy().astype(np.float64), [5, 5], rtol=1e-6
+    )
     np.testing.assert_array_equal(used.params.scale[1], params.scale[1])
     assert (
-        np.abs(np.asarray(used.codes[0]) * used.params.scale[0] - weight.codes[0] * 1e-9).max()
+        np.abs(
+            np.asarray(used.codes[0]) * used.params.scale[0] - weight.codes[0] * 1e-9
+        ).max()
         <= used.params.scale[0] / 2
     )
 
 
-def linear(scheme: OpScheme, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, OpParameters]:
+def linear(
+    scheme: OpScheme, x: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, OpParameters]:
     """Run a linear op under a scheme; return what came out, the float weight and the parameters."""
     w = models.weights(w=(32, 8), b=(8,))
     nodes = [
@@ -71,12 +79,16 @@ def linear(scheme: OpScheme, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, OpP
     session = OnnxAdapter(OnnxConfig(threads=1)).open(
         models.build(nodes, w, {"x": ["n", 32]}, {"y": ["n", 8]})
     )
-    spec = S8.reduced()  # in reach of CPUs without VNNI, whose products of whole bytes saturate
+    spec = (
+        S8.reduced()
+    )  # in reach of CPUs without VNNI, whose products of whole bytes saturate
     params = affine_params(np.abs(w["w"]).max(0) * -1, np.abs(w["w"]).max(0), spec, 1)
     quantized = QuantizedTensor(quantize(w["w"], params).astype(np.int8), params)
     inputs = (affine_params(x.min(), x.max(), U8),) if scheme.mode == "static" else ()
     parameters = OpParameters(scheme, quantized, inputs)
-    candidate = session.apply(Recipe({"product": scheme}, backend="onnx"), {"product": parameters})
+    candidate = session.apply(
+        Recipe({"product": scheme}, backend="onnx"), {"product": parameters}
+    )
     assert candidate.ledger["product"].realization == "kernel"
     return candidate.native(x), w["b"], parameters
 
@@ -86,7 +98,11 @@ def test_a_linear_op_is_the_integer_product_of_its_codes(mode: str) -> None:
     """MatMulInteger's specification, spelled out in NumPy."""
     x = np.random.default_rng(3).normal(size=(5, 32)).astype(np.float32)
     got, bias, parameters = linear(OpScheme(mode=mode, weight=S8, input=U8), x)
-    activation = parameters.inputs[0] if parameters.inputs else affine_params(x.min(), x.max(), U8)
+    activation = (
+        parameters.inputs[0]
+        if parameters.inputs
+        else affine_params(x.min(), x.max(), U8)
+    )
     codes = quantize(x, activation) - activation.zero_point
     assert parameters.weight is not None
     exact = (codes @ np.asarray(parameters.weight.codes, np.int32)) * (
@@ -106,17 +122,22 @@ def test_codes_flow_from_end_to_end(residual: str) -> None:
     from octavo.adapters.onnx.run.compiling import compile_model
 
     optimized = [
-        n.op_type for n in compile_model(result.model.graph, OnnxConfig(), inspect=True).nodes
+        n.op_type
+        for n in compile_model(result.model.graph, OnnxConfig(), inspect=True).nodes
     ]
     assert ops.count("QuantizeLinear") > 3
     assert optimized.count("QuantizeLinear") == 1
-    assert not {"DequantizeLinear", "Conv", "Add", "Sum", "Gemm", "Relu"} & set(optimized)
+    assert not {"DequantizeLinear", "Conv", "Add", "Sum", "Gemm", "Relu"} & set(
+        optimized
+    )
 
 
 def test_capability_offers_no_16_bit_kernels_here() -> None:
     """They compute in float: offered as simulated, so left out unless asked for."""
     offers = capability(OnnxConfig()).offers["conv"]
-    sixteen = [o for o in offers if o.scheme.input is not None and o.scheme.input.bits == 16]
+    sixteen = [
+        o for o in offers if o.scheme.input is not None and o.scheme.input.bits == 16
+    ]
     assert sixteen
     assert all(o.realization == "simulated" for o in sixteen)
 
@@ -135,24 +156,35 @@ def test_static_weights_of_4_bits_are_stored_and_computed_in_float(
     proto = models.convolutional() if kind == "conv" else models.transformer_block()
     data = models.images() if kind == "conv" else models.tokens()
     rules = [{"types": [kind], "mode": "static", "weight": "int4"}]
-    result = octavo.quantize_model(proto, {"rules": rules, "simulated": True}, calibration=data)
+    result = octavo.quantize_model(
+        proto, {"rules": rules, "simulated": True}, calibration=data
+    )
     packed = [
         t
         for t in result.model.model.graph.initializer
         if t.data_type == onnx.TensorProto.INT4 and t.name.endswith("_quantized")
     ]
-    assert len(packed) == sum(op.applied.weight_bits == 4 for op in result.ledger.values()) > 1
+    assert (
+        len(packed)
+        == sum(op.applied.weight_bits == 4 for op in result.ledger.values())
+        > 1
+    )
     onnx.checker.check_model(result.model.model, full_check=True)
     (expected,) = onnx.reference.ReferenceEvaluator(proto).run(
         None, {proto.graph.input[0].name: data[0][0]}
     )
-    assert np.linalg.norm(result.model(*data[0]) - expected) < 0.35 * np.linalg.norm(expected)
+    assert np.linalg.norm(result.model(*data[0]) - expected) < 0.35 * np.linalg.norm(
+        expected
+    )
 
 
 def test_a_scheme_that_is_not_offered_is_refused() -> None:
     session = OnnxAdapter(OnnxConfig()).open(models.convolutional())
     scheme = OpScheme(
-        mode="static", weight=QuantSpec(dtype="int3", granularity="channel"), input=U8, output=U8
+        mode="static",
+        weight=QuantSpec(dtype="int3", granularity="channel"),
+        input=U8,
+        output=U8,
     )
     with pytest.raises(SchemeError, match="conv2"):
         session.apply(Recipe({"conv2": scheme}), {"conv2": OpParameters(scheme)})
@@ -177,12 +209,16 @@ def test_masked_rows_stay_zero() -> None:
         helper.make_node("MatMul", ["clean", "v"], ["y"], "mix"),
     ]
     proto = models.build(nodes, t, {"x": [3, 4]}, {"y": [3, 4]})
-    proto.graph.input.append(helper.make_tensor_value_info("keep", onnx.TensorProto.BOOL, [3, 6]))
+    proto.graph.input.append(
+        helper.make_tensor_value_info("keep", onnx.TensorProto.BOOL, [3, 6])
+    )
     proto.graph.node.append(helper.make_node("Neg", ["y"], ["z"], "end"))
     proto.graph.output[0].name = "z"
     keep = np.array([[1, 1, 1, 1, 1, 1], [1, 0, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0]], bool)
     x = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
-    expected = onnx.reference.ReferenceEvaluator(proto).run(None, {"x": x, "keep": keep})[0]
+    expected = onnx.reference.ReferenceEvaluator(proto).run(
+        None, {"x": x, "keep": keep}
+    )[0]
     assert not any(n.op_type == "IsNaN" for n in prepare(read(proto)).graph)
     got = OnnxAdapter(OnnxConfig()).open(proto).apply(Recipe(), {}).run((x, keep))[0]
     np.testing.assert_allclose(got, expected, atol=1e-6)
@@ -212,13 +248,17 @@ def test_memory_bounded_observation_sees_the_same(tmp_path: Path) -> None:
     seen: dict[int, dict[str, list[np.ndarray]]] = {}
     batches = [(np.concatenate([b[0]] * 40),) for b in models.images(1)]
     for megabytes in (1, 512):
-        session = OnnxAdapter(OnnxConfig(observe_megabytes=megabytes)).open(models.convolutional())
+        session = OnnxAdapter(OnnxConfig(observe_megabytes=megabytes)).open(
+            models.convolutional()
+        )
         values = [v for op in session.describe().ops for v in op.inputs]
         found: dict[str, list[np.ndarray]] = {}
         session.observe(
             batches,
             values,
-            lambda name, array, found=found: found.setdefault(name, []).append(array.copy()),
+            lambda name, array, found=found: found.setdefault(name, []).append(
+                array.copy()
+            ),
         )
         seen[megabytes] = found
     assert seen[1].keys() == seen[512].keys()
@@ -233,10 +273,17 @@ def test_observation_says_what_it_held(
 ) -> None:
     # A tool that another test runs in this process (import-linter) switches every logger off that
     # is there.
-    monkeypatch.setattr(logging.getLogger("octavo.adapters.onnx.observe.passes"), "disabled", False)
+    monkeypatch.setattr(
+        logging.getLogger("octavo.adapters.onnx.observe.passes"), "disabled", False
+    )
     batches = [(np.concatenate([b[0]] * 90),) for b in models.images(1)]
-    for megabytes, runs, most in ((64, 1, 8 * 144 * 360 * 4 * 12), (1, 4, 1.1 * 8 * 144 * 360 * 4)):
-        session = OnnxAdapter(OnnxConfig(observe_megabytes=megabytes)).open(models.convolutional())
+    for megabytes, runs, most in (
+        (64, 1, 8 * 144 * 360 * 4 * 12),
+        (1, 4, 1.1 * 8 * 144 * 360 * 4),
+    ):
+        session = OnnxAdapter(OnnxConfig(observe_megabytes=megabytes)).open(
+            models.convolutional()
+        )
         values = [v for op in session.describe().ops for v in op.inputs]
         assert session.facts() == ()
         with caplog.at_level("INFO"), warnings.catch_warnings(record=True) as caught:
@@ -246,9 +293,9 @@ def test_observation_says_what_it_held(
         assert fact in caplog.text
         held = float(fact.split("at most ")[1].split(" MiB")[0]) * 2**20
         assert held <= most
-        assert (int(fact.split(" runs each")[0].split()[-1]) >= runs) and bool(caught) == (
-            megabytes == 1
-        )
+        assert (int(fact.split(" runs each")[0].split()[-1]) >= runs) and bool(
+            caught
+        ) == (megabytes == 1)
         assert not caught or "smaller batches" in str(caught[0].message)
 
 
@@ -302,10 +349,14 @@ def test_calibration_that_is_not_finite_is_located() -> None:
 
 @pytest.mark.parametrize("dtype", ["uint4", "int4", "int8", "int2"])
 @pytest.mark.parametrize("features", [64, 80])
-def test_weight_only_ops_multiply_the_dequantized_weight(dtype: str, features: int) -> None:
+def test_weight_only_ops_multiply_the_dequantized_weight(
+    dtype: str, features: int
+) -> None:
     """MatMulNBits and GatherBlockQuantized against the float product of scale * (codes - zero
     point), short last block included."""
-    spec = QuantSpec(dtype=dtype, symmetric=dtype.startswith("i"), granularity="group:32")
+    spec = QuantSpec(
+        dtype=dtype, symmetric=dtype.startswith("i"), granularity="group:32"
+    )
     t = models.weights(table=(20, features), w=(features, 8), b=(8,))
     nodes = [
         helper.make_node("Gather", ["table", "ids"], ["e"], "embed"),
@@ -326,7 +377,8 @@ def test_weight_only_ops_multiply_the_dequantized_weight(dtype: str, features: i
         )
         table = np.asarray(held["embed"].dequantize())
     candidate = session.apply(
-        Recipe(schemes, backend="onnx"), {n: OpParameters(s, held[n]) for n, s in schemes.items()}
+        Recipe(schemes, backend="onnx"),
+        {n: OpParameters(s, held[n]) for n, s in schemes.items()},
     )
     assert all(candidate.ledger[n].realization == "kernel" for n in schemes)
     ids = np.array([0, 7, 19])
@@ -344,7 +396,9 @@ def _grouped(array: np.ndarray, spec: QuantSpec, axis: int) -> QuantizedTensor:
     )
     params = QuantParams(found.params.scale, found.params.zero_point, spec, axis)
     return QuantizedTensor(
-        np.ascontiguousarray(np.moveaxis(np.asarray(found.codes), 0, axis)), params, found.extra
+        np.ascontiguousarray(np.moveaxis(np.asarray(found.codes), 0, axis)),
+        params,
+        found.extra,
     )
 
 

@@ -42,7 +42,9 @@ def test_a_model_written_wrongly_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
         assert probe.ask(DYNAMIC) is None
 
 
-def test_an_exception_of_octavo_itself_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exception_of_octavo_itself_is_raised(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def fails(*_: Any) -> Any:
         raise RuntimeError("a fault in the writer")
 

@@ -28,7 +28,9 @@ def loud(*shape: int) -> np.ndarray:
 
 def conv_and_products() -> onnx.ModelProto:
     nodes = [
-        helper.make_node("Conv", ["x", "k", "kb"], ["a"], name="conv", pads=[1, 1, 1, 1]),
+        helper.make_node(
+            "Conv", ["x", "k", "kb"], ["a"], name="conv", pads=[1, 1, 1, 1]
+        ),
         helper.make_node("Relu", ["a"], ["r"]),
         helper.make_node("Flatten", ["r"], ["f"]),
         helper.make_node("Gemm", ["f", "g", "gb"], ["h"], name="gemm", transB=1),
@@ -45,7 +47,9 @@ def conv_and_products() -> onnx.ModelProto:
 
 
 def recurrent() -> onnx.ModelProto:
-    node = helper.make_node("LSTM", ["x", "w", "r", "b"], ["y"], name="lstm", hidden_size=16)
+    node = helper.make_node(
+        "LSTM", ["x", "w", "r", "b"], ["y"], name="lstm", hidden_size=16
+    )
     held = {
         "w": loud(1, 64, 24) * 0.02,
         "r": loud(1, 64, 16) * 0.02,
@@ -61,13 +65,16 @@ def _model(
     rank: int,
 ) -> onnx.ModelProto:
     given = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in inputs
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in inputs
     ]
     axes = [f"y{axis}" for axis in range(rank)]
     result = helper.make_tensor_value_info("y", TensorProto.FLOAT, axes)
     tensors = [numpy_helper.from_array(array, name) for name, array in held.items()]
     graph = helper.make_graph(nodes, "g", given, [result], tensors)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10
+    )
 
 
 CASES = [
@@ -78,7 +85,9 @@ CASES = [
 
 
 def _float(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
     (y,) = session.run(["y"], {"x": x})
     return np.asarray(y)
 
@@ -96,7 +105,11 @@ def test_products_at_the_end_of_their_range_are_right(
     made = octavo.quantize_model(model, scheme, calibration=batches)
     assert _relative(made.model(batches[0]), _float(model, batches[0]["x"])) < 0.02
     assert any(not line.applied.is_float for line in made.ledger.values())
-    reduced = [REDUCED in line.reason for line in made.ledger.values() if not line.applied.is_float]
+    reduced = [
+        REDUCED in line.reason
+        for line in made.ledger.values()
+        if not line.applied.is_float
+    ]
     reached = saturation.saturates(("CPUExecutionProvider",))
     assert all(reduced) if reached else not any(reduced)
 
@@ -135,11 +148,19 @@ def test_a_model_of_another_machine_is_loaded_without_saturating(
         for t in stored
         if t.data_type == TensorProto.INT8 and len(t.dims) > 1
     ]
-    assert signed and max(int(np.abs(codes.astype(int)).max()) for codes in signed) == 127
+    assert (
+        signed and max(int(np.abs(codes.astype(int)).max()) for codes in signed) == 127
+    )
     # Whatever this CPU is, it is taken for one whose kernels saturate.
     monkeypatch.setattr(candidate, "saturates", lambda providers: saturation.REASON)
     loaded = octavo.load(tmp_path / "result")
     assert _relative(loaded(batches[0]), _float(model, batches[0]["x"])) < 0.02
-    held = [value.const_value for value in loaded.graph.graph.initializers.values() if value.uses()]
-    wide = [t for t in held if t is not None and t.dtype.name == "INT8" and len(t.shape) > 1]
+    held = [
+        value.const_value
+        for value in loaded.graph.graph.initializers.values()
+        if value.uses()
+    ]
+    wide = [
+        t for t in held if t is not None and t.dtype.name == "INT8" and len(t.shape) > 1
+    ]
     assert not wide

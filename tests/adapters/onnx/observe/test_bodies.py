@@ -70,12 +70,17 @@ def branching() -> onnx.ModelProto:
             helper.make_node("MatMul", ["x", "w"], ["a"]),
             helper.make_node("Relu", ["a"], ["h"]),
             helper.make_node("Greater", ["s", "one"], ["c"]),
-            helper.make_node("If", ["c"], ["y"], "inner", then_branch=deep, else_branch=shallow),
+            helper.make_node(
+                "If", ["c"], ["y"], "inner", then_branch=deep, else_branch=shallow
+            ),
         ],
         "then",
         [],
         [info("y", ["n", 8])],
-        [held("w", WIDTH, WIDTH, seed=1), numpy_helper.from_array(np.float32(1), "one")],
+        [
+            held("w", WIDTH, WIDTH, seed=1),
+            numpy_helper.from_array(np.float32(1), "one"),
+        ],
     )
     other = helper.make_graph(
         [
@@ -89,7 +94,9 @@ def branching() -> onnx.ModelProto:
     )
     nodes = [
         helper.make_node("Greater", ["s", "zero"], ["go"]),
-        helper.make_node("If", ["go"], ["b"], "outer_if", then_branch=then, else_branch=other),
+        helper.make_node(
+            "If", ["go"], ["b"], "outer_if", then_branch=then, else_branch=other
+        ),
         helper.make_node("MatMul", ["x", "outer"], ["straight"]),
         helper.make_node("Add", ["b", "straight"], ["y_out"]),
     ]
@@ -98,15 +105,23 @@ def branching() -> onnx.ModelProto:
         "branching",
         [info("x", ["n", WIDTH]), info("s", [])],
         [info("y_out", ["n", 8])],
-        [held("outer", WIDTH, 8, seed=5), numpy_helper.from_array(np.float32(0), "zero")],
+        [
+            held("outer", WIDTH, 8, seed=5),
+            numpy_helper.from_array(np.float32(0), "zero"),
+        ],
     )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+    )
 
 
 def branch_feeds() -> list[dict[str, np.ndarray]]:
     rng = np.random.default_rng(0)
     return [
-        {"x": rng.normal(size=(4, WIDTH)).astype(np.float32), "s": np.array(s, np.float32)}
+        {
+            "x": rng.normal(size=(4, WIDTH)).astype(np.float32),
+            "s": np.array(s, np.float32),
+        }
         for s in (-1, 0.5, 2)
     ]
 
@@ -122,7 +137,11 @@ def looping(kind: str) -> onnx.ModelProto:
     ]
     inputs, outputs = [info("state", [2, WIDTH])], [info("next", [2, WIDTH])]
     if kind == "Loop":
-        inputs = [info("i", [], TensorProto.INT64), info("go", [], TensorProto.BOOL), *inputs]
+        inputs = [
+            info("i", [], TensorProto.INT64),
+            info("go", [], TensorProto.BOOL),
+            *inputs,
+        ]
         nodes.append(helper.make_node("Identity", ["go"], ["still"]))
         outputs = [info("still", [], TensorProto.BOOL), *outputs]
     else:
@@ -141,17 +160,26 @@ def looping(kind: str) -> onnx.ModelProto:
     if kind == "Loop":
         tensors |= {"go_on": np.array(True)}
         around.append(
-            helper.make_node("Loop", ["times", "go_on", "a"], ["b", "all"], "loop", body=body)
+            helper.make_node(
+                "Loop", ["times", "go_on", "a"], ["b", "all"], "loop", body=body
+            )
         )
     else:
         around.append(
             helper.make_node(
-                "Scan", ["a", "rows"], ["b", "all"], "loop", body=body, num_scan_inputs=1
+                "Scan",
+                ["a", "rows"],
+                ["b", "all"],
+                "loop",
+                body=body,
+                num_scan_inputs=1,
             )
         )
     around += [helper.make_node("MatMul", ["b", "w2"], ["y"], "after")]
     given = (
-        info("times", [], TensorProto.INT64) if kind == "Loop" else info("rows", ["t", 2, WIDTH])
+        info("times", [], TensorProto.INT64)
+        if kind == "Loop"
+        else info("rows", ["t", 2, WIDTH])
     )
     graph = helper.make_graph(
         around,
@@ -160,7 +188,9 @@ def looping(kind: str) -> onnx.ModelProto:
         [info("y", [2, 6]), info("all", ["t", 2, WIDTH])],
         [numpy_helper.from_array(np.asarray(a), n) for n, a in tensors.items()],
     )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+    )
 
 
 def loop_feeds(kind: str) -> list[dict[str, np.ndarray]]:
@@ -170,7 +200,9 @@ def loop_feeds(kind: str) -> list[dict[str, np.ndarray]]:
         x = rng.normal(size=(2, WIDTH)).astype(np.float32)
         rows = rng.normal(size=(steps, 2, WIDTH)).astype(np.float32)
         found.append(
-            {"x": x, "times": np.array(steps)} if kind == "Loop" else {"x": x, "rows": rows}
+            {"x": x, "times": np.array(steps)}
+            if kind == "Loop"
+            else {"x": x, "rows": rows}
         )
     return found
 
@@ -179,7 +211,9 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(a.ravel() @ b.ravel() / np.linalg.norm(a) / np.linalg.norm(b))
 
 
-def float_outputs(proto: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+def float_outputs(
+    proto: onnx.ModelProto, feeds: dict[str, np.ndarray]
+) -> list[np.ndarray]:
     return list(ort.InferenceSession(proto.SerializeToString()).run(None, feeds))
 
 
@@ -191,12 +225,22 @@ def test_products_in_bodies_run_on_integers_and_answer_as_before(
     proto = branching() if kind == "If" else looping(kind)
     feeds = branch_feeds() if kind == "If" else loop_feeds(kind)
     result = octavo.quantize_model(proto, scheme, calibration=feeds)
-    weights = [op.name for op in OnnxAdapter(OnnxConfig()).open(proto).describe().ops if op.weight]
-    assert len([name for name in weights if "/" in name]) == {"If": 5, "Loop": 3, "Scan": 3}[kind]
-    assert {name for name, line in result.ledger.items() if line.applied.weight} == set(weights)
+    weights = [
+        op.name
+        for op in OnnxAdapter(OnnxConfig()).open(proto).describe().ops
+        if op.weight
+    ]
+    assert (
+        len([name for name in weights if "/" in name])
+        == {"If": 5, "Loop": 3, "Scan": 3}[kind]
+    )
+    assert {name for name, line in result.ledger.items() if line.applied.weight} == set(
+        weights
+    )
     assert {line.realization for line in result.ledger.values()} == {"kernel"}
     optimized = [
-        n.op_type for n in compile_model(result.model.graph, OnnxConfig(), inspect=True).nodes
+        n.op_type
+        for n in compile_model(result.model.graph, OnnxConfig(), inspect=True).nodes
     ]
     assert sum(n in INTEGERS for n in optimized) == len(weights)
     assert not {"MatMul", "Gemm"} & set(optimized)
@@ -206,7 +250,10 @@ def test_products_in_bodies_run_on_integers_and_answer_as_before(
         expected = float_outputs(proto, given)
         got = result.model(given)
         for want, have, later in zip(
-            expected, got if isinstance(got, tuple) else (got,), again.run(None, given), strict=True
+            expected,
+            got if isinstance(got, tuple) else (got,),
+            again.run(None, given),
+            strict=True,
         ):
             assert cosine(want, have) > (0.85 if "int4" in scheme else 0.98)
             np.testing.assert_allclose(have, later, rtol=1e-5, atol=1e-5)
@@ -231,13 +278,15 @@ def test_every_value_of_a_body_is_observed_as_it_is_computed(kind: str) -> None:
         expected = []
         for feed in feeds:
             state = outer = feed["x"] @ w
-            for step in range(int(feed["times"]) if kind == "Loop" else len(feed["rows"])):
+            for step in range(
+                int(feed["times"]) if kind == "Loop" else len(feed["rows"])
+            ):
                 extra = 0 if kind == "Loop" else feed["rows"][step]
                 state = np.tanh(state @ own @ w + outer + extra)
                 expected.append(state)
-    assert session.observe(feeds, [watched], lambda name, array: seen.append(array.copy())) == len(
-        feeds
-    )
+    assert session.observe(
+        feeds, [watched], lambda name, array: seen.append(array.copy())
+    ) == len(feeds)
     assert len(seen) == len(expected)
     for have, want in zip(seen, expected, strict=True):
         np.testing.assert_allclose(have, want, rtol=1e-3, atol=1e-4)
@@ -316,7 +365,9 @@ def test_an_old_opset_is_converted_in_bodies_too() -> None:
     )
     nodes = [
         helper.make_node("Unsqueeze", ["x"], ["x3"], axes=[0]),
-        helper.make_node("If", ["c"], ["out"], "branch", then_branch=then, else_branch=other),
+        helper.make_node(
+            "If", ["c"], ["out"], "branch", then_branch=then, else_branch=other
+        ),
     ]
     graph = helper.make_graph(
         nodes,
@@ -324,7 +375,9 @@ def test_an_old_opset_is_converted_in_bodies_too() -> None:
         [info("x", ["n", WIDTH]), info("c", [], TensorProto.BOOL)],
         [info("out", ["n", 8])],
     )
-    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=6)
+    proto = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=6
+    )
     rng = np.random.default_rng(0)
     feeds = [
         {"x": rng.normal(size=(4, WIDTH)).astype(np.float32), "c": np.array(c)}
@@ -357,26 +410,39 @@ def convolutions(condition: bool | None = None) -> onnx.ModelProto:
         "then", [], [info("r", None)], [numpy_helper.from_array(tensors["inner"], "inner"), *norm],
     )  # fmt: skip
     other = helper.make_graph(
-        [helper.make_node("Conv", ["a", "other"], ["r"], "conv")], "else", [], [info("r", None)]
+        [helper.make_node("Conv", ["a", "other"], ["r"], "conv")],
+        "else",
+        [],
+        [info("r", None)],
     )
     nodes = [
         helper.make_node("Conv", ["x", "first"], ["a"], "before", pads=[1, 1, 1, 1]),
-        helper.make_node("If", ["go"], ["b"], "branch", then_branch=then, else_branch=other),
+        helper.make_node(
+            "If", ["go"], ["b"], "branch", then_branch=then, else_branch=other
+        ),
         helper.make_node("Conv", ["b", "last"], ["y"], "after"),
     ]
-    held_outside = [numpy_helper.from_array(tensors[n], n) for n in ("first", "last", "other")]
+    held_outside = [
+        numpy_helper.from_array(tensors[n], n) for n in ("first", "last", "other")
+    ]
     inputs = [info("x", ["n", 3, 8, 8])]
     if condition is None:
         inputs.append(info("go", [], TensorProto.BOOL))
     else:
         held_outside.append(numpy_helper.from_array(np.array(condition), "go"))
-    graph = helper.make_graph(nodes, "g", inputs, [info("y", ["n", 4, 8, 8])], held_outside)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    graph = helper.make_graph(
+        nodes, "g", inputs, [info("y", ["n", 4, 8, 8])], held_outside
+    )
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+    )
 
 
 @pytest.mark.parametrize("form", ["qdq", "qoperator"])
 @pytest.mark.parametrize("condition", [None, True, False])
-def test_convolutions_in_bodies_and_over_their_edges(condition: bool | None, form: str) -> None:
+def test_convolutions_in_bodies_and_over_their_edges(
+    condition: bool | None, form: str
+) -> None:
     """With a constant condition the branch that is taken becomes part of the graph, and its ops are
     found all the same."""
     proto = convolutions(condition)
@@ -387,9 +453,9 @@ def test_convolutions_in_bodies_and_over_their_edges(condition: bool | None, for
     result = octavo.quantize_model(
         proto, "int8-static", calibration=feeds, backend={"kind": "onnx", "form": form}
     )
-    assert {line.realization for line in result.ledger.values() if line.applied.weight} == {
-        "kernel"
-    }
+    assert {
+        line.realization for line in result.ledger.values() if line.applied.weight
+    } == {"kernel"}
     assert result.coverage.kept == 0
     for feed in feeds:
         (expected,) = float_outputs(proto, feed)

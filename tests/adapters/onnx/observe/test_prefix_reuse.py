@@ -41,18 +41,27 @@ def stacked(blocks: int = 3) -> onnx.ModelProto:
             if node.op_type != "Gather":
                 inputs = [renamed.get(i, i) for i in node.input]
                 made = helper.make_node(
-                    node.op_type, inputs, [renamed[o] for o in node.output], f"{node.name}.{index}"
+                    node.op_type,
+                    inputs,
+                    [renamed[o] for o in node.output],
+                    f"{node.name}.{index}",
                 )
                 made.attribute.extend(node.attribute)
                 nodes.append(made)
     output = helper.make_tensor_value_info(
         nodes[-1].output[0], onnx.TensorProto.FLOAT, ["n", "s", 32]
     )
-    made = helper.make_graph(nodes, "stacked", list(graph.input), [output], list(graph.initializer))
-    return helper.make_model(made, opset_imports=one.opset_import, ir_version=one.ir_version)
+    made = helper.make_graph(
+        nodes, "stacked", list(graph.input), [output], list(graph.initializer)
+    )
+    return helper.make_model(
+        made, opset_imports=one.opset_import, ir_version=one.ir_version
+    )
 
 
-def calibrated(proto: onnx.ModelProto, batches: list[Any]) -> tuple[OnnxSession, Realizer]:
+def calibrated(
+    proto: onnx.ModelProto, batches: list[Any]
+) -> tuple[OnnxSession, Realizer]:
     session = HOST.adapters()["onnx"].build().open(proto)
     assert isinstance(session, OnnxSession)
     found = as_opened(session)
@@ -84,7 +93,9 @@ def test_outputs_are_those_of_the_whole_run(name: str) -> None:
     runner = session.runner(batches)
     recalled = 0
     for unit in realizer.space.tunable:
-        ways = {(s.mode, s.weight_bits): s for s in reversed(unit.choices) if not s.is_float}
+        ways = {
+            (s.mode, s.weight_bits): s for s in reversed(unit.choices) if not s.is_float
+        }
         for scheme in ways.values():
             recipe = Recipe(dict.fromkeys(unit.ops, scheme), (), "onnx")
             draft = realizer.candidate(recipe, draft=True)
@@ -125,7 +136,9 @@ def test_a_later_change_leaves_more_to_recall() -> None:
     assert len(set(first)) >= 6
 
 
-def test_values_that_are_too_many_are_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_that_are_too_many_are_not_remembered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     batches: list[Any] = models.tokens()
     session, realizer = calibrated(stacked(), batches)
     monkeypatch.setattr(recall, "RECALL_BYTES", 100)
@@ -145,7 +158,9 @@ def test_a_cut_that_does_not_give_the_outputs_again_is_not_used(
     known, expected = runner._recorded
     runner.__dict__["_recorded"] = (known, tuple(y + 1 for y in expected))
     candidate = last_alone(realizer)
-    np.testing.assert_array_equal(next(runner(candidate))[0], candidate.run(batches[0])[0])
+    np.testing.assert_array_equal(
+        next(runner(candidate))[0], candidate.run(batches[0])[0]
+    )
 
 
 def test_graphs_with_subgraphs_are_not_cut() -> None:
@@ -173,7 +188,9 @@ def test_graphs_with_subgraphs_are_not_cut() -> None:
 
 def test_a_draft_travels_with_its_ledger() -> None:
     _, realizer = calibrated(models.convolutional(), models.images())
-    draft = realizer.candidate(realizer.space.recipe(realizer.space.first()), draft=True)
+    draft = realizer.candidate(
+        realizer.space.recipe(realizer.space.first()), draft=True
+    )
     again = pickle.loads(pickle.dumps(draft))
     assert again.ledger == dict(draft.ledger)
 
@@ -182,8 +199,13 @@ def test_sensitivities_are_those_of_whole_runs(monkeypatch: pytest.MonkeyPatch) 
     batches: list[Any] = models.tokens()
     _, realizer = calibrated(stacked(), batches)
     pairs = [(u.name, u.choices[0]) for u in realizer.space.tunable]
-    found = SensitivityService(realizer.opened, realizer, batches)("output_distance", pairs)
+    found = SensitivityService(realizer.opened, realizer, batches)(
+        "output_distance", pairs
+    )
     monkeypatch.setattr(
         Reuse, "__call__", lambda self, candidate: (candidate.run(b) for b in batches)
     )
-    assert SensitivityService(realizer.opened, realizer, batches)("output_distance", pairs) == found
+    assert (
+        SensitivityService(realizer.opened, realizer, batches)("output_distance", pairs)
+        == found
+    )

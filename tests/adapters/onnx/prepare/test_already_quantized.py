@@ -117,13 +117,22 @@ CASES: dict[str, tuple[Callable[[], onnx.ModelProto], str, set[str]]] = {
 def test_what_is_float_is_tuned_and_the_rest_left(case: str, scheme: str) -> None:
     build, said, tuned = CASES[case]
     proto = build()
-    shape = [4, *(d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim[1:])]
-    data = [np.random.default_rng(i).normal(size=shape).astype(np.float32) for i in range(4)]
+    shape = [
+        4,
+        *(d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim[1:]),
+    ]
+    data = [
+        np.random.default_rng(i).normal(size=shape).astype(np.float32) for i in range(4)
+    ]
     result = octavo.quantize_model(proto, scheme, calibration=[(x,) for x in data])
     assert any(said in note and "can still be tuned" in note for note in result.notes)
-    assert {name for name, line in result.ledger.items() if line.applied.weight} == tuned
+    assert {
+        name for name, line in result.ledger.items() if line.applied.weight
+    } == tuned
     made = {n.name: n for n in result.model.model.graph.node}
-    tensors = {t.name: numpy_helper.to_array(t) for t in result.model.model.graph.initializer}
+    tensors = {
+        t.name: numpy_helper.to_array(t) for t in result.model.model.graph.initializer
+    }
     before = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
     for old in proto.graph.node:
         if old.name in ("done", "sum"):
@@ -131,7 +140,9 @@ def test_what_is_float_is_tuned_and_the_rest_left(case: str, scheme: str) -> Non
             assert list(made[old.name].input) == list(old.input)
     for name in ("c", "s"):
         np.testing.assert_array_equal(tensors[name], before[name])
-    (expected,) = ort.InferenceSession(proto.SerializeToString()).run(None, {"x": data[-1]})
+    (expected,) = ort.InferenceSession(proto.SerializeToString()).run(
+        None, {"x": data[-1]}
+    )
     assert cosine(expected, result.model(data[-1])) > 0.99
 
 
@@ -142,7 +153,9 @@ def test_an_op_in_pairs_says_that_it_is_quantized() -> None:
 
 
 @pytest.mark.parametrize("scheme", ["int8-static", "int8-dynamic", "int4-weight-only"])
-def test_what_octavo_made_is_recognised_when_it_comes_back(scheme: str, tmp_path: object) -> None:
+def test_what_octavo_made_is_recognised_when_it_comes_back(
+    scheme: str, tmp_path: object
+) -> None:
     tensors = {"w": spared(K, K), "v": spared(K, N)}
     nodes = [
         node("MatMul", ["x", "w"], ["a"], "first"),
@@ -194,7 +207,12 @@ def test_weights_that_the_model_itself_quantizes_at_run_time_are_told() -> None:
         node("MatMul", ["xd", "wd"], ["a"], "done"),
         node("MatMul", ["a", "v"], ["y"], "open"),
     ]
-    tensors = {"w": spared(K, K), "v": spared(K, N), "xs": np.float32(0.03), "xz": np.uint8(128)}
+    tensors = {
+        "w": spared(K, K),
+        "v": spared(K, N),
+        "xs": np.float32(0.03),
+        "xz": np.uint8(128),
+    }
     tensors |= {"s": np.full(K, 0.02, np.float32), "z": np.zeros(K, np.int8)}
     proto = models.build(nodes, tensors, {"x": ["n", K]}, {"y": ["n", N]})
     x = np.random.default_rng(0).normal(size=(4, K)).astype(np.float32)
@@ -214,6 +232,8 @@ def test_a_model_in_half_precision_says_so() -> None:
         input_type=TensorProto.FLOAT16,
         output_type=TensorProto.FLOAT16,
     )
-    proto.graph.initializer.append(numpy_helper.from_array(spared(K, N).astype(np.float16), "w"))
+    proto.graph.initializer.append(
+        numpy_helper.from_array(spared(K, N).astype(np.float16), "w")
+    )
     (note,) = OnnxAdapter(OnnxConfig()).open(proto).describe().notes
     assert "half precision" in note

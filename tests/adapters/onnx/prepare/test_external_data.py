@@ -26,20 +26,29 @@ def test_small_and_large_external_tensors_are_read_and_saved(
         h = Gemm<transB=1>(x, w, b)
         y = Reshape(h, shape)
     }""")
-    w, b = rng.normal(size=(20, 20)).astype(np.float32), rng.normal(size=20).astype(np.float32)
+    w, b = (
+        rng.normal(size=(20, 20)).astype(np.float32),
+        rng.normal(size=20).astype(np.float32),
+    )
     arrays = {"w": w, "b": b, "shape": np.array([-1, 4, 5], np.int64)}
-    graph.initializer.extend(onnx.numpy_helper.from_array(a, name) for name, a in arrays.items())
+    graph.initializer.extend(
+        onnx.numpy_helper.from_array(a, name) for name, a in arrays.items()
+    )
     made = onnx.helper.make_model(
         graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=10
     )
     (tmp_path / "model").mkdir()
     path = tmp_path / "model" / "outside.onnx"
     onnx.save(
-        made, path, save_as_external_data=True, location="outside.onnx.data", size_threshold=0
+        made,
+        path,
+        save_as_external_data=True,
+        location="outside.onnx.data",
+        size_threshold=0,
     )
-    assert len(onnx.load(path, load_external_data=False).graph.initializer[1].external_data), (
-        "the small ones lie outside too"
-    )
+    assert len(
+        onnx.load(path, load_external_data=False).graph.initializer[1].external_data
+    ), "the small ones lie outside too"
 
     monkeypatch.chdir(tmp_path)
     adapter = octavo_adapters()[0].build()  # type: ignore[index]
@@ -61,7 +70,9 @@ def test_over_the_limit_a_model_is_saved_with_external_data(
     scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(candidate, "_EXTERNAL_FROM", 1000)
-    made = octavo.quantize_model(models.transformer_block(), scheme, calibration=models.tokens())
+    made = octavo.quantize_model(
+        models.transformer_block(), scheme, calibration=models.tokens()
+    )
     (tmp_path / "saved").mkdir()
     made.candidate.save(tmp_path / "saved")
     assert sorted(f.name for f in (tmp_path / "saved").iterdir()) == [
@@ -76,7 +87,9 @@ def test_over_the_limit_a_model_is_saved_with_external_data(
         np.testing.assert_array_equal(loaded.run(batch)[0], made.model(*batch))
 
 
-def test_a_file_is_one_message_with_the_fields_that_protobuf_writes(tmp_path: Path) -> None:
+def test_a_file_is_one_message_with_the_fields_that_protobuf_writes(
+    tmp_path: Path,
+) -> None:
     model = read(models.transformer_block(hidden=64))
     write(model, tmp_path / "model.onnx")
     written, expected = onnx.load(tmp_path / "model.onnx"), ir.to_proto(model)
@@ -88,7 +101,9 @@ def test_a_file_is_one_message_with_the_fields_that_protobuf_writes(tmp_path: Pa
     assert written == expected
 
 
-def test_old_opsets_are_converted_without_their_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_opsets_are_converted_without_their_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The converter takes one message of protobuf, which ends at 2 GB."""
     proto = models.build(
         [onnx.helper.make_node("Gemm", ["x", "w", "b"], ["y"], "gemm")],

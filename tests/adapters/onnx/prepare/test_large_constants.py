@@ -42,17 +42,26 @@ def test_four_bit_initializers_of_many_bytes_run(kind: int, tmp_path: Path) -> N
         [info("y", TensorProto.FLOAT, ["n", 8])],
         tensors,
     )
-    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    proto = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10
+    )
     x = np.random.default_rng(1).normal(size=(4, K)).astype(np.float32)
     (expected,) = ort.InferenceSession(proto.SerializeToString()).run(None, {"x": x})
     result = octavo.quantize_model(proto, "int8-dynamic", calibration=[(x,)])
-    assert any("in int4 by QDQ" in note or "in uint4 by QDQ" in note for note in result.notes)
+    assert any(
+        "in int4 by QDQ" in note or "in uint4 by QDQ" in note for note in result.notes
+    )
     assert cosine(expected, result.model(x)) > 0.99
     result.save(tmp_path / "saved")
     again = ort.InferenceSession(str(next((tmp_path / "saved").rglob("model.onnx"))))
-    np.testing.assert_allclose(again.run(None, {"x": x})[0], result.model(x), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(
-        pickle.loads(pickle.dumps(result.model))(x), result.model(x), rtol=1e-5, atol=1e-5
+        again.run(None, {"x": x})[0], result.model(x), rtol=1e-5, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        pickle.loads(pickle.dumps(result.model))(x),
+        result.model(x),
+        rtol=1e-5,
+        atol=1e-5,
     )
 
 
@@ -75,7 +84,9 @@ def test_one_number_in_the_middle_of_a_constant_changes_the_fingerprint() -> Non
             [info("x", TensorProto.FLOAT, ["n", K])],
             [info("y", TensorProto.FLOAT, ["n", K])],
         )
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        return helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+        )
 
     assert _fingerprint(model(1.0)) == _fingerprint(model(1.0))
     assert _fingerprint(model(1.0)) != _fingerprint(model(2.0))

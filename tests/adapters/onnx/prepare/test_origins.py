@@ -44,11 +44,17 @@ def channels_last(opset: int) -> onnx.ModelProto:
     pads = [0, 0, 0, 0, 0, 0, 1, 1]
     inputs = opset >= 11
     if inputs:
-        t |= {"pads": np.array(pads, np.int64), "low": np.float32(0), "high": np.float32(6)}
+        t |= {
+            "pads": np.array(pads, np.int64),
+            "low": np.float32(0),
+            "high": np.float32(6),
+        }
     clips = [
         helper.make_node("Clip", [f"a{i}", "low", "high"], [f"r{i}"], f"relu6_{i}")
         if inputs
-        else helper.make_node("Clip", [f"a{i}"], [f"r{i}"], f"relu6_{i}", min=0.0, max=6.0)
+        else helper.make_node(
+            "Clip", [f"a{i}"], [f"r{i}"], f"relu6_{i}", min=0.0, max=6.0
+        )
         for i in (1, 2, 3)
     ]
     nodes = [
@@ -56,7 +62,9 @@ def channels_last(opset: int) -> onnx.ModelProto:
         helper.make_node("Pad", ["nchw", "pads"], ["p"], "pad")
         if inputs
         else helper.make_node("Pad", ["nchw"], ["p"], "pad", pads=pads),
-        helper.make_node("Conv", ["p", "w1"], ["c1"], "conv1", strides=[2, 2], kernel_shape=[3, 3]),
+        helper.make_node(
+            "Conv", ["p", "w1"], ["c1"], "conv1", strides=[2, 2], kernel_shape=[3, 3]
+        ),
         helper.make_node("Add", ["c1", "b1"], ["a1"], "bias1"),
         clips[0],
         helper.make_node(
@@ -74,7 +82,9 @@ def channels_last(opset: int) -> onnx.ModelProto:
         helper.make_node("Add", ["b3", "c3"], ["a3"], "bias3"),
         clips[2],
         helper.make_node("Transpose", ["r3"], ["nhwc"], "to_nhwc", perm=[0, 2, 3, 1]),
-        helper.make_node("ReduceMean", ["nhwc"], ["m"], "mean", axes=[1, 2], keepdims=0),
+        helper.make_node(
+            "ReduceMean", ["nhwc"], ["m"], "mean", axes=[1, 2], keepdims=0
+        ),
         helper.make_node("MatMul", ["m", "w"], ["d"], "dense"),
         helper.make_node("Add", ["d", "b"], ["y"], "dense_bias"),
     ]
@@ -85,22 +95,34 @@ def channels_last(opset: int) -> onnx.ModelProto:
 def test_channels_last_networks_of_tensorflow(opset: int) -> None:
     proto = channels_last(opset)
     data = [
-        (np.random.default_rng(i).normal(size=(4, 16, 16, 3)).astype(np.float32),) for i in range(2)
+        (np.random.default_rng(i).normal(size=(4, 16, 16, 3)).astype(np.float32),)
+        for i in range(2)
     ]
     x = data[0][0]
-    plain = OnnxAdapter(OnnxConfig(threads=1)).open(proto).apply(Recipe(backend="onnx"), {})
-    np.testing.assert_allclose(plain.native(x), expected(proto, x), rtol=1e-4, atol=1e-5)
+    plain = (
+        OnnxAdapter(OnnxConfig(threads=1)).open(proto).apply(Recipe(backend="onnx"), {})
+    )
+    np.testing.assert_allclose(
+        plain.native(x), expected(proto, x), rtol=1e-4, atol=1e-5
+    )
     result = octavo.quantize_model(proto, "int8-static", calibration=data)
-    found = [n.op_type for n in compile_model(result.model.graph, OnnxConfig(), inspect=True).nodes]
+    found = [
+        n.op_type
+        for n in compile_model(result.model.graph, OnnxConfig(), inspect=True).nodes
+    ]
     assert found.count("QLinearConv") == 3
-    assert not {"Pad", "Add", "Mul", "Clip", "ReduceMean", "DequantizeLinear"} & set(found)
+    assert not {"Pad", "Add", "Mul", "Clip", "ReduceMean", "DequantizeLinear"} & set(
+        found
+    )
     assert found.count("QuantizeLinear") == 1
     y = expected(proto, x)
     assert np.linalg.norm(result.model(x) - y) < 0.05 * np.linalg.norm(y)
 
 
 def one_convolution(
-    before: Sequence[onnx.NodeProto], after: Sequence[onnx.NodeProto], **tensors: np.ndarray
+    before: Sequence[onnx.NodeProto],
+    after: Sequence[onnx.NodeProto],
+    **tensors: np.ndarray,
 ) -> onnx.ModelProto:
     nodes = [
         *before,
@@ -129,12 +151,23 @@ def test_only_zero_padding_moves_into_the_convolution(case: str, stays: bool) ->
         "value": np.float32(1 if case == "filled" else 0),
     }
     pad = helper.make_node(
-        "Pad", ["x", "pads", "value"], ["p"], "pad", mode="edge" if case == "edge" else "constant"
+        "Pad",
+        ["x", "pads", "value"],
+        ["p"],
+        "pad",
+        mode="edge" if case == "edge" else "constant",
     )
-    proto = one_convolution([pad], [helper.make_node("Relu", ["c"], ["y"], "relu")], **tensors)
+    proto = one_convolution(
+        [pad], [helper.make_node("Relu", ["c"], ["y"], "relu")], **tensors
+    )
     assert ("Pad" in [n.op_type for n in prepare(read(proto)).graph]) == stays
     x = models.images(1, size=2)[0][0][:, :, :8, :8]
-    got = OnnxAdapter(OnnxConfig(threads=1)).open(proto).apply(Recipe(backend="onnx"), {}).native(x)
+    got = (
+        OnnxAdapter(OnnxConfig(threads=1))
+        .open(proto)
+        .apply(Recipe(backend="onnx"), {})
+        .native(x)
+    )
     np.testing.assert_allclose(got, expected(proto, x), rtol=1e-4, atol=1e-5)
 
 
@@ -161,7 +194,12 @@ def test_only_numbers_per_channel_are_folded(
     )
     assert (kind not in [n.op_type for n in prepare(read(proto)).graph]) == folded
     x = models.images(1, size=2)[0][0][:, :, :8, :8]
-    got = OnnxAdapter(OnnxConfig(threads=1)).open(proto).apply(Recipe(backend="onnx"), {}).native(x)
+    got = (
+        OnnxAdapter(OnnxConfig(threads=1))
+        .open(proto)
+        .apply(Recipe(backend="onnx"), {})
+        .native(x)
+    )
     np.testing.assert_allclose(got, expected(proto, x), rtol=1e-4, atol=1e-5)
 
 
@@ -197,7 +235,9 @@ def classifier() -> onnx.ModelProto:
             domain="ai.onnx.ml",
         ),
     ]
-    proto = models.build(nodes, t, {"x": ["n", 10]}, {"probabilities": ["n", 3]}, opset=13)
+    proto = models.build(
+        nodes, t, {"x": ["n", 10]}, {"probabilities": ["n", 3]}, opset=13
+    )
     proto.graph.output.append(
         helper.make_tensor_value_info("labels", TensorProto.INT64, ["one", "n"])
     )
@@ -211,7 +251,9 @@ def test_pipelines_of_scikit_learn(scheme: str, tmp_path: Path) -> None:
     data = [(np.random.default_rng(0).normal(size=(64, 10)).astype(np.float32),)]
     x = data[0][0]
     result = octavo.quantize_model(proto, scheme, calibration=data)
-    assert [name for name, line in result.ledger.items() if not line.applied.is_float] == [
+    assert [
+        name for name, line in result.ledger.items() if not line.applied.is_float
+    ] == [
         "MatMul",
         "MatMul1",
     ]
@@ -238,7 +280,9 @@ class Small(torch.nn.Module):
         self.norm, self.head = torch.nn.LayerNorm(8 * 36), torch.nn.Linear(8 * 36, 5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(torch.nn.functional.gelu(self.norm(self.features(x).flatten(1))))
+        return self.head(
+            torch.nn.functional.gelu(self.norm(self.features(x).flatten(1)))
+        )
 
 
 @pytest.mark.parametrize("dynamo", [False, True])
@@ -266,7 +310,9 @@ def test_both_exporters_of_pytorch(
     capsys.readouterr()
     result = octavo.quantize_model(path, "int8-static", calibration=data)
     assert {
-        line.reason.split("; ")[0] for line in result.ledger.values() if not line.applied.is_float
+        line.reason.split("; ")[0]
+        for line in result.ledger.values()
+        if not line.applied.is_float
     } >= {"QLinearConv", "QGemm"}
     x = data[0][0][:3]
     with torch.no_grad():

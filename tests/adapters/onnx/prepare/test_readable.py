@@ -36,15 +36,27 @@ def model(
     **more: object,
 ) -> onnx.ModelProto:
     """A product and a ReLU, or other nodes, with the weight ``w``."""
-    chain = nodes or [node("MatMul", ["x", "w"], ["a"], "op"), node("Relu", ["a"], ["y"])]
+    chain = nodes or [
+        node("MatMul", ["x", "w"], ["a"], "op"),
+        node("Relu", ["a"], ["y"]),
+    ]
     tensors = [numpy_helper.from_array(spared(K, N), "w")] if weight else []
     graph = helper.make_graph(
-        chain, "g", [info("x", x or ["n", K])], [info("y", y or ["n", N])], tensors, **more
+        chain,
+        "g",
+        [info("x", x or ["n", K])],
+        [info("y", y or ["n", N])],
+        tensors,
+        **more,
     )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir)
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir
+    )
 
 
-def changed(change: Callable[[onnx.ModelProto], object], **given: object) -> onnx.ModelProto:
+def changed(
+    change: Callable[[onnx.ModelProto], object], **given: object
+) -> onnx.ModelProto:
     proto = model(**given)  # type: ignore[arg-type]
     change(proto)
     return proto
@@ -97,7 +109,9 @@ CASES: dict[str, Callable[[], onnx.ModelProto]] = {
     "an output axis of -1": lambda: model(y=[-1, N]),
     "an output axis of 0": lambda: model(y=[0, N]),
     "a value's axis of 0": lambda: model(value_info=[info("a", [0, N])]),
-    "a value declared twice": lambda: model(value_info=[info("a", ["n", N]), info("a", ["n", N])]),
+    "a value declared twice": lambda: model(
+        value_info=[info("a", ["n", N]), info("a", ["n", N])]
+    ),
     "a value declared wrongly": lambda: model(value_info=[info("a", [3, 5, 4])]),
     "nodes out of order": lambda: model(PRODUCT[::-1]),
     "IR 3, initializers not listed": lambda: model(opset=8, ir=3),
@@ -122,7 +136,9 @@ CASES: dict[str, Callable[[], onnx.ModelProto]] = {
     ),
     "a graph without a name": lambda: changed(lambda p: p.graph.ClearField("name")),
     "an initializer without a name": lambda: changed(
-        lambda p: p.graph.initializer.append(numpy_helper.from_array(np.ones(3, np.float32), ""))
+        lambda p: p.graph.initializer.append(
+            numpy_helper.from_array(np.ones(3, np.float32), "")
+        )
     ),
     "an initializer that nobody reads": lambda: changed(
         lambda p: p.graph.initializer.append(
@@ -132,7 +148,9 @@ CASES: dict[str, Callable[[], onnx.ModelProto]] = {
     "nodes without names": lambda: model(
         [node("MatMul", ["x", "w"], ["a"]), node("Relu", ["a"], ["y"])]
     ),
-    "an output twice": lambda: changed(lambda p: p.graph.output.append(p.graph.output[0])),
+    "an output twice": lambda: changed(
+        lambda p: p.graph.output.append(p.graph.output[0])
+    ),
     "a sparse initializer": lambda: changed(sparse),
     "a sparse constant": lambda: model([sparse_node(), *PRODUCT], weight=False),
     "opset 7": lambda: model(opset=7),
@@ -141,20 +159,25 @@ CASES: dict[str, Callable[[], onnx.ModelProto]] = {
 
 @pytest.mark.parametrize("scheme", ["int8-static", "int8-dynamic"])
 @pytest.mark.parametrize("case", CASES)
-def test_what_the_runtime_runs_is_quantized(case: str, scheme: str, tmp_path: Path) -> None:
+def test_what_the_runtime_runs_is_quantized(
+    case: str, scheme: str, tmp_path: Path
+) -> None:
     proto = CASES[case]()
     options = ort.SessionOptions()
     options.log_severity_level = 4
     path = tmp_path / "model.onnx"
     path.write_bytes(proto.SerializeToString())
     data = [
-        {"x": np.random.default_rng(i).normal(size=(i + 2, K)).astype(np.float32)} for i in range(3)
+        {"x": np.random.default_rng(i).normal(size=(i + 2, K)).astype(np.float32)}
+        for i in range(3)
     ]
     expected = ort.InferenceSession(str(path), options).run(None, data[-1])
     result = octavo.quantize_model(path, scheme, calibration=data)
     got = result.model(data[-1])
     assert result.coverage.quantized == K * N
-    for want, have in zip(expected, got if isinstance(got, tuple) else (got,), strict=True):
+    for want, have in zip(
+        expected, got if isinstance(got, tuple) else (got,), strict=True
+    ):
         assert want.shape == have.shape
         assert cosine(want, have) > 0.99
 
@@ -193,16 +216,24 @@ def test_an_input_axis_of_0_takes_any_length() -> None:
     """ONNX Runtime itself takes no rows then; exporters write 0 for what they do not know."""
     data = [(np.random.default_rng(0).normal(size=(4, K)).astype(np.float32),)]
     result = octavo.quantize_model(model(x=[0, K]), "int8-dynamic", calibration=data)
-    assert cosine(np.maximum(data[0][0] @ spared(K, N), 0), result.model(*data[0])) > 0.99
+    assert (
+        cosine(np.maximum(data[0][0] @ spared(K, N), 0), result.model(*data[0])) > 0.99
+    )
 
 
 def test_inputs_with_a_default_become_constants_and_that_is_said() -> None:
-    proto = model([node("MatMul", ["x", "w"], ["a"], "op"), node("Add", ["a", "shift"], ["y"])])
-    proto.graph.initializer.append(numpy_helper.from_array(np.full(N, 7, np.float32), "shift"))
+    proto = model(
+        [node("MatMul", ["x", "w"], ["a"], "op"), node("Add", ["a", "shift"], ["y"])]
+    )
+    proto.graph.initializer.append(
+        numpy_helper.from_array(np.full(N, 7, np.float32), "shift")
+    )
     proto.graph.input.append(info("shift", [N]))
     x = np.random.default_rng(0).normal(size=(4, K)).astype(np.float32)
     result = octavo.quantize_model(proto, "int8-dynamic", calibration=[(x,)])
-    assert any("taken as constants" in note and "shift" in note for note in result.notes)
+    assert any(
+        "taken as constants" in note and "shift" in note for note in result.notes
+    )
     assert cosine(x @ spared(K, N) + 7, result.model(x)) > 0.999
     with pytest.raises(DataError, match="no input of this model"):
         result.model({"x": x, "shift": np.zeros(N, np.float32)})

@@ -30,7 +30,11 @@ def external(folder: Path, location: str = "weights.bin") -> Path:
     )
     path = folder / "model.onnx"
     onnx.save_model(
-        proto, path, save_as_external_data=True, location="weights.bin", size_threshold=0
+        proto,
+        path,
+        save_as_external_data=True,
+        location="weights.bin",
+        size_threshold=0,
     )
     if location != "weights.bin":
         held = onnx.load(path, load_external_data=False)
@@ -48,8 +52,12 @@ def test_external_data_is_read_in_place(tmp_path: Path) -> None:
     np.testing.assert_array_equal(session.reference().native(x), expected)
 
 
-@pytest.mark.parametrize("location", ["../weights.bin", "/etc/passwd", "a/../../weights.bin"])
-def test_external_data_outside_the_folder_is_refused(tmp_path: Path, location: str) -> None:
+@pytest.mark.parametrize(
+    "location", ["../weights.bin", "/etc/passwd", "a/../../weights.bin"]
+)
+def test_external_data_outside_the_folder_is_refused(
+    tmp_path: Path, location: str
+) -> None:
     (tmp_path / "inner").mkdir()
     path = external(tmp_path / "inner", location)
     with pytest.raises(UnsafeFile, match="relative paths"):
@@ -81,7 +89,12 @@ def test_a_short_external_file_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\x00\x01garbage", b"PK\x03\x04zip", models.convolutional().SerializeToString()[:500]],
+    [
+        b"",
+        b"\x00\x01garbage",
+        b"PK\x03\x04zip",
+        models.convolutional().SerializeToString()[:500],
+    ],
 )
 def test_files_that_are_no_models_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "bad model \u00e9.onnx"
@@ -134,13 +147,17 @@ def test_any_opset_is_brought_to_one_that_the_runtime_executes(opset: int) -> No
 
 def test_an_opset_whose_ops_are_unknown_to_the_runtime_is_refused() -> None:
     node = helper.make_node("CumProd", ["x", "axis"], ["y"], "newcomer")
-    proto = models.build([node], {"axis": np.array(0, np.int64)}, {"x": [3]}, {"y": [3]}, opset=26)
+    proto = models.build(
+        [node], {"axis": np.array(0, np.int64)}, {"x": [3]}, {"y": [3]}, opset=26
+    )
     with pytest.raises(ModelError, match=r"newcomer.*CumProd"):
         read(proto)
 
 
 def test_a_provider_that_is_not_there_is_named() -> None:
-    adapter = OnnxAdapter(OnnxConfig(providers=("NoSuchProvider", "CPUExecutionProvider")))
+    adapter = OnnxAdapter(
+        OnnxConfig(providers=("NoSuchProvider", "CPUExecutionProvider"))
+    )
     with pytest.raises(
         DeviceError,
         match=r"'NoSuchProvider' is not there; this ONNX Runtime has .*CPUExecutionProvider",
@@ -186,7 +203,9 @@ def test_local_functions_are_inlined() -> None:
     )
     proto.functions.append(function)
     proto.opset_import.append(helper.make_opsetid("local", 1))
-    proto.graph.node.append(helper.make_node("Dense", ["x", "w"], ["y"], "outer", domain="local"))
+    proto.graph.node.append(
+        helper.make_node("Dense", ["x", "w"], ["y"], "outer", domain="local")
+    )
     session = OnnxAdapter(OnnxConfig()).open(proto)
     assert [op.type for op in session.describe().ops] == ["linear"]
 
@@ -208,17 +227,24 @@ def test_bodies_of_control_flow_are_described_and_run() -> None:
         helper.make_node("MatMul", ["x", "v"], ["h"], "before"),
         helper.make_node("ReduceSum", ["h"], ["s"], "sum", keepdims=0),
         helper.make_node("Greater", ["s", "zero"], ["c"], "test"),
-        helper.make_node("If", ["c"], ["y"], "branch", then_branch=inner, else_branch=other),
+        helper.make_node(
+            "If", ["c"], ["y"], "branch", then_branch=inner, else_branch=other
+        ),
     ]
     tensors = models.weights(w=(8, 8), v=(8, 8)) | {"zero": np.float32(0)}
     proto = models.build(nodes, tensors, {"x": ["n", 8]}, {"y": ["n", 8]})
     session = OnnxAdapter(OnnxConfig()).open(proto)
     view = session.describe()
-    assert [op.name for op in view.ops if op.weight] == ["before", "branch/then_branch/product"]
+    assert [op.name for op in view.ops if op.weight] == [
+        "before",
+        "branch/then_branch/product",
+    ]
     for sign in (1, -1):
         x = sign * np.ones((2, 8), np.float32)
         np.testing.assert_allclose(
-            session.apply(Recipe(), {}).native(x), session.reference().native(x), rtol=1e-5
+            session.apply(Recipe(), {}).native(x),
+            session.reference().native(x),
+            rtol=1e-5,
         )
 
 
@@ -228,7 +254,12 @@ def test_half_precision_keeps_its_inputs_and_outputs(dtype: int) -> None:
     half = helper.make_tensor("w", dtype, [16, 8], numpy_helper.to_array(w).ravel())
     nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], "product")]
     proto = models.build(
-        nodes, {}, {"x": ["n", 16]}, {"y": ["n", 8]}, input_type=dtype, output_type=dtype
+        nodes,
+        {},
+        {"x": ["n", 16]},
+        {"y": ["n", 8]},
+        input_type=dtype,
+        output_type=dtype,
     )
     proto.graph.initializer.append(half)
     session = OnnxAdapter(OnnxConfig()).open(proto)

@@ -34,7 +34,13 @@ def swapped(
         y = Neg(keys)
     }}"""
     graph = onnx.parser.parse_graph(text)
-    numbers = {"rest": -1, "minus1": -1, "minus2": -2, "begin": -(2**63), "end": 2**63 - 1}
+    numbers = {
+        "rest": -1,
+        "minus1": -1,
+        "minus2": -2,
+        "begin": -(2**63),
+        "end": 2**63 - 1,
+    }
     graph.initializer.extend(
         onnx.numpy_helper.from_array(np.array([n]), name) for name, n in numbers.items()
     )
@@ -48,7 +54,10 @@ def test_a_swap_is_one_transpose(batch: str, rows: str) -> None:
     proto = swapped(batch, rows)
     prepared = prepare(read(proto))
     assert [
-        (n.op_type, list(n.attributes["perm"].as_ints()) if n.op_type == "Transpose" else [])
+        (
+            n.op_type,
+            list(n.attributes["perm"].as_ints()) if n.op_type == "Transpose" else [],
+        )
         for n in prepared.graph
     ] == [
         ("Transpose", [0, 2, 3, 1]),

@@ -21,7 +21,9 @@ from octavo.core.quantizing.algorithms.rtn import RoundToNearest
 from octavo.core.values.scheme import QuantSpec
 from tests.helpers import opened_torch, preset_candidate
 
-pytestmark = pytest.mark.skipif(bool(fbgemm.missing_rows()), reason=fbgemm.missing_rows())
+pytestmark = pytest.mark.skipif(
+    bool(fbgemm.missing_rows()), reason=fbgemm.missing_rows()
+)
 
 
 def layers(static: bool, x: torch.Tensor) -> list[Int8Linear]:
@@ -32,7 +34,10 @@ def layers(static: bool, x: torch.Tensor) -> list[Int8Linear]:
         (Activation.around(x, symmetric=False) if static else None),
         torch.rand(64) + 0.5,
     )
-    rtn, made = RoundToNearest(PluginHost(third_party=False).read("algorithms", "rtn")), []
+    rtn, made = (
+        RoundToNearest(PluginHost(third_party=False).read("algorithms", "rtn")),
+        [],
+    )
     for outputs, bias, then, spec in (
         (48, True, "", "channel"),
         (16, False, "", "tensor"),
@@ -134,7 +139,9 @@ def test_layers_that_are_called_with_other_values_are_left_to_themselves() -> No
 
 
 @pytest.mark.parametrize(
-    "again", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"]
+    "again",
+    [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))],
+    ids=["deepcopy", "pickle"],
 )
 def test_copies_have_a_stack_of_their_own(again: object) -> None:
     x = torch.randn(5, 64)
@@ -176,7 +183,11 @@ def test_few_rows_of_a_traced_model_are_quantized_inside_the_kernel() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.a, self.b, self.c = nn.Linear(64, 32), nn.Linear(64, 32), nn.Linear(32, 8)
+            self.a, self.b, self.c = (
+                nn.Linear(64, 32),
+                nn.Linear(64, 32),
+                nn.Linear(32, 8),
+            )
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.c(torch.tanh(self.a(x) * self.b(x)))

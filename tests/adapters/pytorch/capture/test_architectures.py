@@ -57,7 +57,12 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, torch.Tensor]]] = {
     "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", LLAMA, IDS),
     "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", LLAMA, IDS),
     "gemma": ("GemmaConfig", "GemmaForCausalLM", LLAMA, IDS),
-    "opt": ("OPTConfig", "OPTForCausalLM", {**TEXT, "ffn_dim": 64, "word_embed_proj_dim": 32}, IDS),
+    "opt": (
+        "OPTConfig",
+        "OPTForCausalLM",
+        {**TEXT, "ffn_dim": 64, "word_embed_proj_dim": 32},
+        IDS,
+    ),
     "bloom": (
         "BloomConfig",
         "BloomForCausalLM",
@@ -67,7 +72,14 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, torch.Tensor]]] = {
     "t5": (
         "T5Config",
         "T5Model",
-        {"vocab_size": 96, "d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2},
+        {
+            "vocab_size": 96,
+            "d_model": 32,
+            "d_kv": 16,
+            "d_ff": 64,
+            "num_layers": 2,
+            "num_heads": 2,
+        },
         {**IDS, "decoder_input_ids": torch.arange(10).view(2, 5)},
     ),
     "vit": ("ViTConfig", "ViTModel", SEEN, PIXELS),
@@ -158,7 +170,9 @@ def make(name: str) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_an_architecture_is_quantized_saved_and_loaded(name: str, tmp_path: Path) -> None:
+def test_an_architecture_is_quantized_saved_and_loaded(
+    name: str, tmp_path: Path
+) -> None:
     model, batch = make(name), CASES[name][3]
     session = torch_session(model, batch)
     opened = as_opened(session)
@@ -187,7 +201,9 @@ def test_an_architecture_is_quantized_saved_and_loaded(name: str, tmp_path: Path
         candidate = realizer.candidate(space.recipe(wanted))
         got = candidate.run(batch)[0]
         flat = got.ravel().astype(np.float64)
-        assert flat @ expected / np.linalg.norm(flat) / np.linalg.norm(expected) >= least
+        assert (
+            flat @ expected / np.linalg.norm(flat) / np.linalg.norm(expected) >= least
+        )
         folder = tmp_path / str(number)
         folder.mkdir()
         candidate.save(folder)
@@ -204,20 +220,36 @@ def test_every_expert_is_quantized_whether_a_token_met_it_or_not(name: str) -> N
     opened = as_opened(session)
     space = build_space(
         opened,
-        [Rule(types="linear", mode="weight_only", weight={"dtype": "int8"}, algorithm="gptq")],
+        [
+            Rule(
+                types="linear",
+                mode="weight_only",
+                weight={"dtype": "int8"},
+                algorithm="gptq",
+            )
+        ],
     )
     mixtures = [u for u in space.units if "experts." in u.name]
-    assert [len(u.ops) for u in mixtures] == [4] * 4  # first and second layers of two blocks
+    assert [len(u.ops) for u in mixtures] == [
+        4
+    ] * 4  # first and second layers of two blocks
     assert sum(u.parameters for u in mixtures) == sum(
-        p.numel() for n, p in model.named_parameters() if "experts." in n and p.ndim == 3
+        p.numel()
+        for n, p in model.named_parameters()
+        if "experts." in n and p.ndim == 3
     )
-    assert not any("not called" in note or "three axes" in note for note in opened.view.notes)
+    assert not any(
+        "not called" in note or "three axes" in note for note in opened.view.notes
+    )
     realizer = Realizer(opened, space, PluginHost(third_party=False))
     realizer.calibrate(
         [{"input_ids": torch.tensor([[5]])}]
     )  # Gram matrices of some experts stay empty
     recipe = space.recipe({u.name: u.choices[0] for u in mixtures})
-    got, expected = realizer.candidate(recipe).run(batch)[0], session.reference().run(batch)[0]
+    got, expected = (
+        realizer.candidate(recipe).run(batch)[0],
+        session.reference().run(batch)[0],
+    )
     assert 0 < np.linalg.norm(got - expected) < 0.02 * np.linalg.norm(expected)
     losses = SensitivityService(opened, realizer, [batch])(
         "weight_error", [(u.name, u.choices[0]) for u in mixtures]
@@ -228,13 +260,17 @@ def test_every_expert_is_quantized_whether_a_token_met_it_or_not(name: str) -> N
 
 
 @pytest.mark.parametrize("name", EXPERTS)
-def test_the_stand_in_for_a_mixture_computes_what_transformers_computes(name: str) -> None:
+def test_the_stand_in_for_a_mixture_computes_what_transformers_computes(
+    name: str,
+) -> None:
     model, batch = make(name), CASES[name][3]
     session = torch_session(model, batch)
     plain, given = session.apply(Recipe(backend="torch"), {}), session.reference()
     assert any(isinstance(m, Experts) for m in plain.native.modules())
     assert not any(isinstance(m, Experts) for m in given.native.modules())
-    np.testing.assert_allclose(plain.run(batch)[0], given.run(batch)[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        plain.run(batch)[0], given.run(batch)[0], rtol=1e-4, atol=1e-5
+    )
     packed = {n: p for n, p in model.named_parameters() if "experts." in n}
     for stem, held in packed_experts(plain.native):
         torch.testing.assert_close(held, packed[stem].detach())
@@ -245,5 +281,7 @@ def test_the_stand_in_for_a_mixture_computes_what_transformers_computes(name: st
     )
     x = torch.randn(1, 6, 32)
     found, wanted = exported.module()(x), model.model.layers[0].mlp(x)
-    for a, b in zip(*(y if isinstance(y, tuple) else (y,) for y in (found, wanted)), strict=True):
+    for a, b in zip(
+        *(y if isinstance(y, tuple) else (y,) for y in (found, wanted)), strict=True
+    ):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

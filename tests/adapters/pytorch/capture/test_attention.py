@@ -16,7 +16,10 @@ from torch import nn
 from octavo.adapters.pytorch import TorchConfig
 from octavo.adapters.pytorch.adapter import TorchAdapter
 from octavo.adapters.pytorch.candidate import TorchCandidate
-from octavo.adapters.pytorch.capture.standins.attention import Attention, with_linear_projections
+from octavo.adapters.pytorch.capture.standins.attention import (
+    Attention,
+    with_linear_projections,
+)
 from octavo.core.values.recipe import Recipe
 from tests.helpers import opened_torch, preset_candidate
 
@@ -25,13 +28,21 @@ PRESETS = ("int8-static", "int8-dynamic", "int8-weight-only", "int4-weight-only"
 
 
 def layer(**more: Any) -> dict[str, Any]:
-    return {"d_model": 32, "nhead": 4, "dim_feedforward": 64, "batch_first": True, **more}
+    return {
+        "d_model": 32,
+        "nhead": 4,
+        "dim_feedforward": 64,
+        "batch_first": True,
+        **more,
+    }
 
 
 class Encoder(nn.Module):
     def __init__(self, **more: Any) -> None:
         super().__init__()
-        self.body = nn.TransformerEncoder(nn.TransformerEncoderLayer(**layer(**more)), 2)
+        self.body = nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(**layer(**more)), 2
+        )
 
     def forward(self, x: torch.Tensor, padded: torch.Tensor) -> torch.Tensor:
         return self.body(x, src_key_padding_mask=padded)
@@ -40,7 +51,9 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.body = nn.TransformerDecoder(nn.TransformerDecoderLayer(**layer(norm_first=True)), 2)
+        self.body = nn.TransformerDecoder(
+            nn.TransformerDecoderLayer(**layer(norm_first=True)), 2
+        )
 
     def forward(self, x: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
         return self.body(
@@ -81,7 +94,9 @@ MODELS = {
 def run(model: nn.Module, batch: Any) -> list[np.ndarray]:
     with torch.no_grad():
         result = model(*batch)
-    return [t.numpy() for t in ((result,) if isinstance(result, torch.Tensor) else result)]
+    return [
+        t.numpy() for t in ((result,) if isinstance(result, torch.Tensor) else result)
+    ]
 
 
 def quantized(model: nn.Module, batch: Any, preset: str) -> TorchCandidate:
@@ -114,7 +129,9 @@ def test_the_stand_in_computes_what_torch_computes(
     for batched, mask, weights, average in itertools.product(
         (True, False), masks, (True, False), (True, False)
     ):
-        q, k, padding = (queries, keys, padded) if batched else (queries[0], keys[0], padded[1])
+        q, k, padding = (
+            (queries, keys, padded) if batched else (queries[0], keys[0], padded[1])
+        )
         if batched and not batch_first:
             q, k = q.transpose(0, 1), k.transpose(0, 1)
         if mask is not None and mask.dim() == 3 and not batched:
@@ -152,7 +169,9 @@ def test_projections_are_quantized_saved_and_loaded(name: str, tmp_path: Path) -
     ):
         np.testing.assert_allclose(y, y0, rtol=1e-4, atol=1e-5)
     linear = {op.name for op in o.view.ops if op.type == "linear"}
-    projections = {n for n in linear if n.endswith(("q_proj", "k_proj", "v_proj", "out_proj"))}
+    projections = {
+        n for n in linear if n.endswith(("q_proj", "k_proj", "v_proj", "out_proj"))
+    }
     assert len(projections) == 4 * sum(
         isinstance(m, nn.MultiheadAttention) for m in model.modules()
     )
@@ -160,7 +179,8 @@ def test_projections_are_quantized_saved_and_loaded(name: str, tmp_path: Path) -
         candidate = quantized(model, batch, preset)
         assert linear <= set(candidate.ledger)
         assert all(
-            line.realization == "kernel" and line.honoured for line in candidate.ledger.values()
+            line.realization == "kernel" and line.honoured
+            for line in candidate.ledger.values()
         )
         got = candidate.run(batch)
         for y, y0 in zip(got, expected, strict=True):
@@ -185,7 +205,9 @@ def test_padded_positions_are_zero_where_torchs_encoder_leaves_zeros() -> None:
     torch.manual_seed(0)
     model = Encoder().eval()
     with torch.no_grad():
-        assert bool((model(X, PADDED)[1, 4:] == 0).all())  # torch 2.x, through nested tensors
+        assert bool(
+            (model(X, PADDED)[1, 4:] == 0).all()
+        )  # torch 2.x, through nested tensors
     got = quantized(model, (X, PADDED), "int8-dynamic").run((X, PADDED))[0]
     assert (got[1, 4:] == 0).all()
     assert (got[1, :4] != 0).all()

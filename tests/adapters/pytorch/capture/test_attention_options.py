@@ -39,7 +39,9 @@ class Attends(nn.Module):
         return y if weights is None else torch.cat([y.flatten(), weights.flatten()])
 
 
-Option = tuple[type[nn.MultiheadAttention], dict[str, Any], dict[str, Any], tuple[str, ...]]
+Option = tuple[
+    type[nn.MultiheadAttention], dict[str, Any], dict[str, Any], tuple[str, ...]
+]
 FIRST = {"batch_first": True}
 OPTIONS: dict[str, Option] = {
     "plain": (nn.MultiheadAttention, FIRST, {}, ()),

@@ -23,7 +23,11 @@ class BySize(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.steps = nn.ModuleList([nn.Linear(32, 32) for _ in range(2)])
-        self.long, self.short, self.head = nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 8)
+        self.long, self.short, self.head = (
+            nn.Linear(32, 32),
+            nn.Linear(32, 32),
+            nn.Linear(32, 8),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         for i in range(x.shape[2] // 16):
@@ -48,7 +52,9 @@ class Scales(nn.Module):
         for size, patch, norm in zip(self.sizes, self.patch, self.norm, strict=True):
             y = x
             if y.shape[-1] != size or y.shape[-2] != size:
-                y = F.interpolate(y, size=(size, size), mode="bicubic", align_corners=False)
+                y = F.interpolate(
+                    y, size=(size, size), mode="bicubic", align_corners=False
+                )
             found.append(norm(patch(y)).relu().flatten(2).mean(-1))
         z: Tensor = self.head(torch.cat(found, 1))
         return z
@@ -128,7 +134,9 @@ def test_both_branches_are_calibrated_and_quantized(
         model, scheme, calibration=[(some(4, n, 32),) for n in lengths]
     )
     mode = scheme.removeprefix("int8-")
-    assert modes(quantized) == dict.fromkeys(("steps.0", "steps.1", "long", "short", "head"), mode)
+    assert modes(quantized) == dict.fromkeys(
+        ("steps.0", "steps.1", "long", "short", "head"), mode
+    )
     again = octavo.load(quantized.save(tmp_path / "saved"), model=BySize)
     for n in (2, 4, 5, 11):
         x = some(3, n, 32)
@@ -138,17 +146,22 @@ def test_both_branches_are_calibrated_and_quantized(
 
 def test_how_often_a_branch_was_taken_is_told() -> None:
     quantized = octavo.quantize_model(
-        made(BySize), "int8-static", calibration=[(some(4, n, 32),) for n in (3, 7, 4, 9, 8)]
+        made(BySize),
+        "int8-static",
+        calibration=[(some(4, n, 32),) for n in (3, 7, 4, 9, 8)],
     )
     assert "called in 3 of 5 calibration batches" in quantized.ledger["long"].reason
     assert "called in 2 of 5 calibration batches" in quantized.ledger["short"].reason
     assert not any(
-        "calibration batches" in quantized.ledger[name].reason for name in ("steps.0", "head")
+        "calibration batches" in quantized.ledger[name].reason
+        for name in ("steps.0", "head")
     )
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_branch_that_calibration_never_took_stays_float_and_is_said(scheme: str) -> None:
+def test_a_branch_that_calibration_never_took_stays_float_and_is_said(
+    scheme: str,
+) -> None:
     model = made(BySize)
     quantized = octavo.quantize_model(
         model, scheme, calibration=[(some(4, n, 32),) for n in (7, 9)]
@@ -157,9 +170,9 @@ def test_a_branch_that_calibration_never_took_stays_float_and_is_said(scheme: st
     assert quantized.ledger["short"].applied.is_float
     assert any(UNREACHED in note and "short" in note for note in quantized.notes)
     assert quantized.coverage is not None
-    assert {row.weight: row.reason for row in quantized.coverage.rows if row.is_float} == {
-        "short.weight": UNREACHED
-    }
+    assert {
+        row.weight: row.reason for row in quantized.coverage.rows if row.is_float
+    } == {"short.weight": UNREACHED}
     assert quantized.coverage.kept == 32 * 32
     for n in (3, 8):
         x = some(4, n, 32)
@@ -184,7 +197,9 @@ def test_branches_that_resize(sizes: tuple[int, ...], scheme: str) -> None:
 @pytest.mark.parametrize("rows", [(4, 2), (2, 4), (1, 5, 3)])
 def test_a_branch_that_tracing_does_not_see(rows: tuple[int, ...], scheme: str) -> None:
     model = made(ByType)
-    quantized = octavo.quantize_model(model, scheme, calibration=[(some(n, 16),) for n in rows])
+    quantized = octavo.quantize_model(
+        model, scheme, calibration=[(some(n, 16),) for n in rows]
+    )
     assert modes(quantized) == dict.fromkeys("ab", scheme.removeprefix("int8-"))
     for n in (1, 2, 3, 8):
         x = some(n, 16)
@@ -193,9 +208,13 @@ def test_a_branch_that_tracing_does_not_see(rows: tuple[int, ...], scheme: str) 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("rows", [(4, 2), (2, 4)])
-def test_what_follows_in_some_batches_only_is_not_fused(rows: tuple[int, ...], scheme: str) -> None:
+def test_what_follows_in_some_batches_only_is_not_fused(
+    rows: tuple[int, ...], scheme: str
+) -> None:
     model = made(ActOrNot)
-    quantized = octavo.quantize_model(model, scheme, calibration=[(some(n, 16),) for n in rows])
+    quantized = octavo.quantize_model(
+        model, scheme, calibration=[(some(n, 16),) for n in rows]
+    )
     for n in (1, 2, 3, 8):
         x = some(n, 16)
         assert follows(run(quantized.model, x), run(model, x))
@@ -206,7 +225,9 @@ def test_a_branch_that_numbers_decide() -> None:
     up, down = torch.rand(4, 16), -torch.rand(4, 16)
     only = octavo.quantize_model(model, "int8-static", calibration=[(up,), (up,)])
     assert only.ledger["b"].reason == UNREACHED
-    both = octavo.quantize_model(model, "int8-static", calibration=[(up,), (down,), (up,)])
+    both = octavo.quantize_model(
+        model, "int8-static", calibration=[(up,), (down,), (up,)]
+    )
     for quantized in (only, both):
         for x in (up, down):
             assert follows(run(quantized.model, x), run(model, x))
@@ -215,9 +236,13 @@ def test_a_branch_that_numbers_decide() -> None:
 def test_an_export_is_free_in_the_axes_that_calibration_varies() -> None:
     pytest.importorskip("onnxruntime")
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3)
+    ).eval()
     batches = [(some(2, 3, 8 + 2 * i, 9),) for i in range(3)]
-    quantized = octavo.quantize_model(model, "int8-static", calibration=batches, backend="onnx")
+    quantized = octavo.quantize_model(
+        model, "int8-static", calibration=batches, backend="onnx"
+    )
     for height in (8, 12, 30):
         x = some(2, 3, height, 9)
         (y,) = quantized.candidate.run((x,))

@@ -39,7 +39,9 @@ NAMES = {
 
 @pytest.mark.parametrize("scheme", ["int8-static", "int8-dynamic", "int8-weight-only"])
 @pytest.mark.parametrize("calibrated", [True, False])
-def test_every_matrix_of_a_cell_is_quantized(scheme: str, calibrated: bool, tmp_path: Path) -> None:
+def test_every_matrix_of_a_cell_is_quantized(
+    scheme: str, calibrated: bool, tmp_path: Path
+) -> None:
     if scheme == "int8-static" and not calibrated:
         return
     torch.manual_seed(0)

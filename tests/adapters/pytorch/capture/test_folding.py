@@ -82,7 +82,9 @@ def test_a_transposed_convolution_is_quantized_saved_and_loaded(
     loaded = TorchAdapter(TorchConfig()).load(
         tmp_path, nn.Sequential(kind(8, 12, **form), norm(12), nn.Tanh()).eval()
     )
-    np.testing.assert_allclose(loaded.run(batch)[0], candidate.run(batch)[0], rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(
+        loaded.run(batch)[0], candidate.run(batch)[0], rtol=1e-6, atol=1e-6
+    )
 
 
 class Sized(nn.Module):
@@ -141,7 +143,9 @@ class Mlp(nn.Module):
 
 @pytest.mark.parametrize("how", ["auto", "modules"])
 @pytest.mark.parametrize("deep", [False, True])
-@pytest.mark.parametrize("preset", ["int8-static", "int8-dynamic", "int8-weight-only", "bfloat16"])
+@pytest.mark.parametrize(
+    "preset", ["int8-static", "int8-dynamic", "int8-weight-only", "bfloat16"]
+)
 def test_batch_norms_fold_into_linear_layers(
     preset: str, deep: bool, how: How, tmp_path: Path
 ) -> None:
@@ -155,7 +159,9 @@ def test_batch_norms_fold_into_linear_layers(
     assert layer["second"].norm == ("" if deep else "other")
     candidate = quantized(o, batch, preset)
     assert 0 < far(candidate.run(batch)[0], model, *batch) < 0.06
-    assert sum(isinstance(m, nn.BatchNorm1d) for m in candidate.native.modules()) == int(deep)
+    assert sum(
+        isinstance(m, nn.BatchNorm1d) for m in candidate.native.modules()
+    ) == int(deep)
     candidate.save(tmp_path)
     np.testing.assert_allclose(
         TorchAdapter(TorchConfig()).load(tmp_path, Mlp(deep)).run(batch)[0],
@@ -170,9 +176,17 @@ class Branching(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.norm_a, self.relu = nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU()
+        self.a, self.norm_a, self.relu = (
+            nn.Conv2d(3, 16, 3),
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+        )
         self.b, self.norm_b = nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16)
-        self.c, self.d, self.shared = nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 1), nn.BatchNorm2d(16)
+        self.c, self.d, self.shared = (
+            nn.Conv2d(16, 16, 1),
+            nn.Conv2d(16, 16, 1),
+            nn.BatchNorm2d(16),
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.relu(self.norm_a(self.a(x)))
@@ -191,7 +205,9 @@ def test_only_what_a_batch_norm_alone_reads_is_folded_in_a_module_tree(
     batch = (torch.randn(4, 3, 9, 9),)
     model = settled(Branching(), *batch)
     o = opened_torch(model, batch)
-    assert any("a branch on data" in note or "float(x.sum())" in note for note in o.view.notes)
+    assert any(
+        "a branch on data" in note or "float(x.sum())" in note for note in o.view.notes
+    )
     layers = o.session.capture.layers  # type: ignore[attr-defined]
     assert {n: (layer.norm, layer.fused) for n, layer in layers.items()} == {
         "a": ("norm_a", ("relu",)), "b": ("", ()), "c": ("", ()), "d": ("", ()),
@@ -223,5 +239,7 @@ def test_an_activation_module_that_is_used_twice_joins_no_layer() -> None:
 
     torch.manual_seed(0)
     model, batch = Reused(), (torch.randn(8, 64),)
-    candidate = quantized(opened_torch(model, batch, capture="modules"), batch, "int8-static")
+    candidate = quantized(
+        opened_torch(model, batch, capture="modules"), batch, "int8-static"
+    )
     assert far(candidate.run(batch)[0], model, *batch) < 0.05

@@ -25,7 +25,10 @@ from tests.helpers import opened_torch
 class Inner(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.w, self.b = nn.Parameter(torch.randn(64, 64) / 8), nn.Parameter(torch.randn(64))
+        self.w, self.b = (
+            nn.Parameter(torch.randn(64, 64) / 8),
+            nn.Parameter(torch.randn(64)),
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.relu(F.linear(x, self.w, self.b))
@@ -90,7 +93,9 @@ def test_calls_with_parameters_are_layers_and_the_rest_says_why_not() -> None:
 
 
 @pytest.mark.parametrize("preset", ["int8-static", "int8-dynamic", "int8-weight-only"])
-def test_functional_calls_are_quantized_saved_and_loaded(preset: str, tmp_path: Path) -> None:
+def test_functional_calls_are_quantized_saved_and_loaded(
+    preset: str, tmp_path: Path
+) -> None:
     float_model = model()
     o = opened_torch(float_model, BATCH)
     space = build_space(o)
@@ -118,7 +123,10 @@ def test_the_model_and_its_baseline_keep_their_parameters(tmp_path: Path) -> Non
     names = set(float_model.state_dict())
     assert set(o.session.reference().native.state_dict()) == names
     o.session.reference().save(tmp_path)
-    assert set(TorchAdapter(TorchConfig()).load(tmp_path, model()).native.state_dict()) == names
+    assert (
+        set(TorchAdapter(TorchConfig()).load(tmp_path, model()).native.state_dict())
+        == names
+    )
     plain = o.session.apply(preset_recipe("int8-dynamic", build_space(o), o), {})
     np.testing.assert_allclose(
         plain.run(BATCH)[0], float_model(*BATCH).detach(), rtol=1e-5, atol=1e-6
@@ -147,7 +155,8 @@ class Bare(nn.Linear):
 def test_products_outside_of_layers_are_noted_where_nothing_can_be_traced() -> None:
     torch.manual_seed(0)
     view = opened_torch(
-        nn.Sequential(nn.Linear(64, 64), Bare(64, 64, bias=False)), (torch.randn(2, 64),)
+        nn.Sequential(nn.Linear(64, 64), Bare(64, 64, bias=False)),
+        (torch.randn(2, 64),),
     ).view
     assert [op.name for op in view.ops] == [
         "0",

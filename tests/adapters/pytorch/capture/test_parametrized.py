@@ -25,7 +25,9 @@ class Doubled(nn.Module):
 
 def convolutions(wrap: Callable[[nn.Module], nn.Module]) -> nn.Module:
     first = wrap(nn.Conv1d(4, 8, 3, padding=1))
-    return nn.Sequential(first, nn.ReLU(), nn.Conv1d(8, 2, 1), nn.Flatten(), nn.Linear(16, 4))
+    return nn.Sequential(
+        first, nn.ReLU(), nn.Conv1d(8, 2, 1), nn.Flatten(), nn.Linear(16, 4)
+    )
 
 
 def pruned() -> nn.Module:
@@ -65,7 +67,10 @@ def made(name: str) -> nn.Module:
 def test_a_computed_weight_is_quantized_and_the_users_module_stays(
     name: str, scheme: str, tmp_path: Path
 ) -> None:
-    model, x = made(name), torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(1))
+    model, x = (
+        made(name),
+        torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(1)),
+    )
     before = {key: value.clone() for key, value in model.state_dict().items()}
     kind = type(model[0])
     with torch.no_grad():
@@ -77,7 +82,9 @@ def test_a_computed_weight_is_quantized_and_the_users_module_stays(
     assert 0 < error < 0.05
     assert type(model[0]) is kind
     assert model.state_dict().keys() == before.keys()
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(
+        torch.equal(value, before[key]) for key, value in model.state_dict().items()
+    )
     with torch.no_grad():
         assert torch.equal(model(x), expected)
     quantized.save(tmp_path / "saved")

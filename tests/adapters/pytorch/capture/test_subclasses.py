@@ -58,7 +58,11 @@ class Places(nn.Embedding):
 class Tiny(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.table, self.places, self.kind = ScaledTable(48, 32), Places(12, 32), Named(32, 32, 1)
+        self.table, self.places, self.kind = (
+            ScaledTable(48, 32),
+            Places(12, 32),
+            Named(32, 32, 1),
+        )
         self.turned, self.doubled = Turned(32, 32), Doubled(32, 32, bias=False)
         self.normed, self.head = Normed(32, 32), nn.Linear(32, 48, bias=False)
         self.head.weight = self.table.weight
@@ -93,7 +97,9 @@ def test_subclasses_are_layers(scheme: str, calibrated: bool, tmp_path: Path) ->
     assert rows["normed.weight"].reason
     assert rows["table.weight"].bits == 8
     if calibrated:
-        assert all(row.bits == 8 for name, row in rows.items() if name != "normed.weight")
+        assert all(
+            row.bits == 8 for name, row in rows.items() if name != "normed.weight"
+        )
     assert type(model.turned) is Turned
     quantized.save(tmp_path / "saved")
     # Table and head are tied: one set of codes.
@@ -110,7 +116,10 @@ def test_a_stand_ins_weight_decodes_when_it_is_read() -> None:
     for scheme in ("int8-weight-only", "int8-dynamic", "int4-weight-only"):
         quantized = octavo.quantize_model(model, scheme, calibration=[(x,)]).model
         for index in (0, 2):
-            own, other = model[index].weight.detach(), quantized.get_submodule(str(index)).weight
+            own, other = (
+                model[index].weight.detach(),
+                quantized.get_submodule(str(index)).weight,
+            )
             assert isinstance(other, Tensor)
             assert other.shape == own.shape
             assert other.dtype == own.dtype
@@ -125,7 +134,12 @@ def test_a_cast_of_the_whole_model_keeps_the_layers_precise() -> None:
     x = torch.randn(5, 64)
     with torch.no_grad():
         expected = model(x)
-    for scheme in ("int8-weight-only", "int8-dynamic", "int8-static", "int4-weight-only"):
+    for scheme in (
+        "int8-weight-only",
+        "int8-dynamic",
+        "int8-static",
+        "int4-weight-only",
+    ):
         quantized = octavo.quantize_model(model, scheme, calibration=[(x,)]).model
         for dtype in (torch.bfloat16, torch.float16):
             cast = quantized.to(dtype)

@@ -19,7 +19,10 @@ class InList(nn.Module):
 
     def __init__(self, *, dynamic: bool) -> None:
         super().__init__()
-        self.parts = [nn.Linear(32, 32), {"k.1": (nn.Sequential(nn.Linear(32, 32), nn.ReLU()),)}]
+        self.parts = [
+            nn.Linear(32, 32),
+            {"k.1": (nn.Sequential(nn.Linear(32, 32), nn.ReLU()),)},
+        ]
         self.out = nn.Linear(32, 8)
         self.dynamic = dynamic
 
@@ -84,7 +87,9 @@ def test_a_hidden_layer_is_quantized_where_it_stands(
 def test_the_users_list_holds_the_users_layer() -> None:
     model = InList(dynamic=True).eval()
     first = model.parts[0]
-    octavo.quantize_model(model, "int8-weight-only", calibration=[(torch.randn(4, 32),)])
+    octavo.quantize_model(
+        model, "int8-weight-only", calibration=[(torch.randn(4, 32),)]
+    )
     assert model.parts[0] is first
     assert type(first) is nn.Linear
     assert list(dict(model.named_children())) == ["out"]

@@ -109,7 +109,11 @@ class Tied(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.table, self.places, self.head = shape(48, 32), shape(9, 32), nn.Linear(32, 48)
+        self.table, self.places, self.head = (
+            shape(48, 32),
+            shape(9, 32),
+            nn.Linear(32, 48),
+        )
 
     def forward(self, ids: Tensor) -> Tensor:
         if int(ids.sum()) > 1_000_000:
@@ -127,7 +131,11 @@ def test_a_table_that_is_also_a_head_is_one_set_of_codes(tmp_path: Path) -> None
     quantized = octavo.quantize_model(model, "int8-weight-only", calibration=[(ids,)])
     got = quantized.model(ids).detach()
     assert 0 < error(got, expected) < 0.02
-    assert {row.weight for row in quantized.coverage.rows} == {"table", "places", "head.weight"}
+    assert {row.weight for row in quantized.coverage.rows} == {
+        "table",
+        "places",
+        "head.weight",
+    }
     assert all(row.bits == 8 for row in quantized.coverage.rows)
     quantized.save(tmp_path / "saved")
     size = (tmp_path / "saved" / "model" / "model.safetensors").stat().st_size

@@ -31,7 +31,10 @@ class Everything(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.conv, self.norm = nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8)
+        self.conv, self.norm = (
+            nn.Conv2d(3, 8, 3, stride=2, padding=1),
+            nn.BatchNorm2d(8),
+        )
         self.grouped = nn.Conv2d(8, 8, 3, groups=2, bias=False)
         self.up = nn.ConvTranspose2d(8, 8, 2)
         self.same = nn.Conv1d(8, 8, 3, padding="same")
@@ -85,13 +88,17 @@ def patched_by_a_closure() -> nn.Module:
 
 def patched_by_a_method() -> nn.Module:
     model = net()
-    model.forward = types.MethodType(lambda self, x: self[2](self[0](x).relu() * 2), model)  # type: ignore[method-assign]
+    model.forward = types.MethodType(
+        lambda self, x: self[2](self[0](x).relu() * 2), model
+    )  # type: ignore[method-assign]
     return model
 
 
 def patched_by_a_partial() -> nn.Module:
     model = net()
-    model.forward = functools.partial(lambda m, old, x: old(x) + m[2](x), model, model.forward)  # type: ignore[method-assign]
+    model.forward = functools.partial(
+        lambda m, old, x: old(x) + m[2](x), model, model.forward
+    )  # type: ignore[method-assign]
     return model
 
 
@@ -130,7 +137,9 @@ def with_device_hooks() -> nn.Module:
 
 def dispatched() -> nn.Module:
     accelerate = pytest.importorskip("accelerate")
-    model: nn.Module = accelerate.dispatch_model(net(), device_map={"": "cpu"}, force_hooks=True)
+    model: nn.Module = accelerate.dispatch_model(
+        net(), device_map={"": "cpu"}, force_hooks=True
+    )
     return model
 
 
@@ -207,9 +216,13 @@ def test_the_result_may_be_compiled_again() -> None:
         assert torch.allclose(again(*batch), quantized.model(*batch), atol=1e-5)
 
 
-def test_a_saved_result_of_a_wrapped_module_loads_into_the_bare_one(tmp_path: Path) -> None:
+def test_a_saved_result_of_a_wrapped_module_loads_into_the_bare_one(
+    tmp_path: Path,
+) -> None:
     batch = vectors()[0]
-    quantized = octavo.quantize_model(torch.compile(net()), "int8-static", calibration=vectors())
+    quantized = octavo.quantize_model(
+        torch.compile(net()), "int8-static", calibration=vectors()
+    )
     assert torch.equal(
         run(octavo.load(quantized.save(tmp_path / "saved"), model=net), batch),
         run(quantized.model, batch),
@@ -221,7 +234,9 @@ def process_group() -> Iterator[None]:
     distributed = torch.distributed
     if not distributed.is_available() or not distributed.is_gloo_available():
         pytest.skip("this build of torch has no gloo")
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    distributed.init_process_group(
+        "gloo", store=distributed.HashStore(), rank=0, world_size=1
+    )
     yield
     distributed.destroy_process_group()
 
@@ -235,7 +250,9 @@ def test_distributed_data_parallel(process_group: None) -> None:
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_layers_of_an_exported_program(scheme: str, dynamic: bool, tmp_path: Path) -> None:
+def test_layers_of_an_exported_program(
+    scheme: str, dynamic: bool, tmp_path: Path
+) -> None:
     model, batches = Everything().eval(), images()
     batch = torch.export.Dim("batch")
     shapes = {"x": {0: batch}, "ids": {0: batch}} if dynamic else None

@@ -27,12 +27,16 @@ HARMLESS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 def llama(**settings: object) -> torch.nn.Module:
     torch.manual_seed(0)
-    config = transformers.LlamaConfig(**SIZES, **HARMLESS, num_key_value_heads=2, **settings)
+    config = transformers.LlamaConfig(
+        **SIZES, **HARMLESS, num_key_value_heads=2, **settings
+    )
     model: torch.nn.Module = transformers.LlamaForCausalLM(config).eval()
     return model
 
 
-def saved(model: torch.nn.Module, folder: Path, scheme: str = "int8-dynamic") -> octavo.Quantized:
+def saved(
+    model: torch.nn.Module, folder: Path, scheme: str = "int8-dynamic"
+) -> octavo.Quantized:
     quantized = octavo.quantize_model(model, scheme, calibration=[{"input_ids": IDS}])
     quantized.save(folder)
     return quantized
@@ -46,7 +50,9 @@ def test_a_language_model_comes_back_by_itself(
     model = llama(tie_word_embeddings=tied).to(dtype)
     model.generation_config.max_new_tokens = 5
     model.generation_config.do_sample = False
-    quantized = saved(model, tmp_path / "out", "int4-weight-only" if tied else "int8-dynamic")
+    quantized = saved(
+        model, tmp_path / "out", "int4-weight-only" if tied else "int8-dynamic"
+    )
     loaded = octavo.load(tmp_path / "out")
     assert type(loaded) is type(model)
     with torch.no_grad():
@@ -55,14 +61,17 @@ def test_a_language_model_comes_back_by_itself(
         torch.testing.assert_close(logits, quantized.model(IDS).logits, rtol=0, atol=0)
     given = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
     assert loaded.generation_config.max_new_tokens == 5
-    torch.testing.assert_close(loaded.generate(**given), quantized.model.generate(**given))
+    torch.testing.assert_close(
+        loaded.generate(**given), quantized.model.generate(**given)
+    )
 
 
 def test_a_factory_still_works(tmp_path: Path) -> None:
     quantized = saved(llama(), tmp_path / "out")
     with torch.no_grad():
         torch.testing.assert_close(
-            octavo.load(tmp_path / "out", llama)(IDS).logits, quantized.model(IDS).logits
+            octavo.load(tmp_path / "out", llama)(IDS).logits,
+            quantized.model(IDS).logits,
         )
 
 

@@ -36,11 +36,21 @@ UINT4 = {"dtype": "uint4", "granularity": "group:32"}
 
 
 def scheme(
-    weight: dict[str, Any], *more: dict[str, Any], types: tuple[str, ...] = ("linear", "embedding")
+    weight: dict[str, Any],
+    *more: dict[str, Any],
+    types: tuple[str, ...] = ("linear", "embedding"),
 ) -> dict[str, Any]:
-    free = [{"types": [t], "keep": "float"} for t in ("linear", "embedding") if t not in types]
+    free = [
+        {"types": [t], "keep": "float"}
+        for t in ("linear", "embedding")
+        if t not in types
+    ]
     return {
-        "rules": [{"types": list(types), "mode": "weight_only", "weight": weight}, *free, *more]
+        "rules": [
+            {"types": list(types), "mode": "weight_only", "weight": weight},
+            *free,
+            *more,
+        ]
     }
 
 
@@ -90,7 +100,9 @@ def with_values(model: nn.Module, result: octavo.Quantized) -> nn.Module:
         stem, _, index = name.rpartition(".")
         if index.isdigit():
             twin.get_parameter(stem).data[int(index)] = values
-        elif name.endswith(".weight_layer"):  # a router, which multiplies by a parameter of its own
+        elif name.endswith(
+            ".weight_layer"
+        ):  # a router, which multiplies by a parameter of its own
             twin.get_parameter(name.removesuffix("_layer")).data = values
         else:
             twin.get_submodule(name).weight = nn.Parameter(values)
@@ -107,17 +119,23 @@ def same(model: nn.Module, result: octavo.Quantized, folder: Path) -> nn.Module:
     torch.testing.assert_close(
         logits(loaded), expected, rtol=0, atol=1e-5 * float(expected.abs().max())
     )
-    assert float((expected - logits(model)).abs().max()) > 1e-3 * float(expected.abs().max())
+    assert float((expected - logits(model)).abs().max()) > 1e-3 * float(
+        expected.abs().max()
+    )
     return loaded
 
 
 @pytest.mark.parametrize("weight", [INT4, UINT4, INT8], ids=str)
-def test_a_tied_embedding_and_head_are_written_once(weight: dict[str, Any], tmp_path: Path) -> None:
+def test_a_tied_embedding_and_head_are_written_once(
+    weight: dict[str, Any], tmp_path: Path
+) -> None:
     model = llama(tie_word_embeddings=True)
     loaded: Any = same(model, quantized(model, scheme(weight)), tmp_path / "out")
     assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
     assert not [
-        name for name in load_file(tmp_path / "out/model.safetensors") if name.startswith("lm_head")
+        name
+        for name in load_file(tmp_path / "out/model.safetensors")
+        if name.startswith("lm_head")
     ]
 
 
@@ -125,10 +143,15 @@ def test_a_tied_embedding_and_head_are_written_once(weight: dict[str, Any], tmp_
 def test_one_of_them_in_float_is_written_untied(kept: str, tmp_path: Path) -> None:
     model = llama(tie_word_embeddings=True)
     loaded: Any = same(
-        model, quantized(model, scheme(INT8, {"ops": [kept], "keep": "float"})), tmp_path / "out"
+        model,
+        quantized(model, scheme(INT8, {"ops": [kept], "keep": "float"})),
+        tmp_path / "out",
     )
     assert not torch.equal(loaded.lm_head.weight, loaded.model.embed_tokens.weight)
-    assert json.loads((tmp_path / "out/config.json").read_text())["tie_word_embeddings"] is False
+    assert (
+        json.loads((tmp_path / "out/config.json").read_text())["tie_word_embeddings"]
+        is False
+    )
 
 
 def test_a_tied_head_with_a_scheme_of_its_own_among_several(tmp_path: Path) -> None:
@@ -141,13 +164,23 @@ def test_a_tied_head_with_a_scheme_of_its_own_among_several(tmp_path: Path) -> N
 def test_an_embedding_beside_int8_layers(tmp_path: Path) -> None:
     pytest.importorskip("compressed_tensors")
     model = llama()
-    dynamic = {"types": ["linear"], "mode": "dynamic", "weight": INT8, "input": {"dtype": "uint8"}}
-    result = quantized(model, {"rules": [dynamic, {"types": ["embedding"], "weight": INT8}]})
+    dynamic = {
+        "types": ["linear"],
+        "mode": "dynamic",
+        "weight": INT8,
+        "input": {"dtype": "uint8"},
+    }
+    result = quantized(
+        model, {"rules": [dynamic, {"types": ["embedding"], "weight": INT8}]}
+    )
     assert result.candidate.recipe["model.embed_tokens"].mode == "weight_only"
     result.export("compressed-tensors", tmp_path / "out")
     loaded = type(model).from_pretrained(tmp_path / "out")
     expected = logits(result.model)
-    error, largest = (logits(loaded) - expected).abs().amax(-1), float(expected.abs().max())
+    error, largest = (
+        (logits(loaded) - expected).abs().amax(-1),
+        float(expected.abs().max()),
+    )
     # The reader divides where octavo multiplies: an input between two codes may take the other one,
     # and shows in its row.
     assert float(error.median()) < 1e-6 * largest
@@ -155,7 +188,9 @@ def test_an_embedding_beside_int8_layers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["Mixtral", "Qwen2Moe", "Qwen3Moe"])
-def test_experts_are_written_as_the_reader_stacks_them(kind: str, tmp_path: Path) -> None:
+def test_experts_are_written_as_the_reader_stacks_them(
+    kind: str, tmp_path: Path
+) -> None:
     model = mixture(kind)
     gate = {"ops": ["*shared_expert_gate"], "keep": "float"}
     result = quantized(
@@ -168,7 +203,11 @@ def test_experts_are_written_as_the_reader_stacks_them(kind: str, tmp_path: Path
         for n in load_file(tmp_path / "out/model.safetensors")
         if ".experts.0." in n and n.endswith("weight_packed")
     ]
-    parts = ("w1", "w2", "w3") if kind == "Mixtral" else ("down_proj", "gate_proj", "up_proj")
+    parts = (
+        ("w1", "w2", "w3")
+        if kind == "Mixtral"
+        else ("down_proj", "gate_proj", "up_proj")
+    )
     assert sorted(n.split(".")[-2] for n in names) == sorted(parts * 2)
 
 
@@ -180,7 +219,10 @@ def test_experts_take_a_scheme_of_their_own(tmp_path: Path) -> None:
             model,
             scheme(
                 UINT4,
-                {"ops": ["*.experts.*"], "weight": {"dtype": "int3", "granularity": "group:32"}},
+                {
+                    "ops": ["*.experts.*"],
+                    "weight": {"dtype": "int3", "granularity": "group:32"},
+                },
             ),
         ),
         tmp_path / "out",
@@ -234,7 +276,9 @@ def test_gptq_refuses_experts_and_names_the_other_format(tmp_path: Path) -> None
         result.export("gptq", tmp_path / "out")
 
 
-def test_encoder_decoders_whose_forward_knows_the_tie_are_refused(tmp_path: Path) -> None:
+def test_encoder_decoders_whose_forward_knows_the_tie_are_refused(
+    tmp_path: Path,
+) -> None:
     torch.manual_seed(0)
     sizes = {
         "vocab_size": 96,
@@ -245,7 +289,9 @@ def test_encoder_decoders_whose_forward_knows_the_tie_are_refused(tmp_path: Path
         "num_heads": 4,
         "decoder_start_token_id": 0,
     }
-    model = transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes)).eval()
+    model = transformers.T5ForConditionalGeneration(
+        transformers.T5Config(**sizes)
+    ).eval()
     data = [{"input_ids": IDS, "decoder_input_ids": IDS}]
     rules = scheme(INT8, {"ops": ["shared"], "keep": "float"})
     result = octavo.quantize_model(model, rules, calibration=data)
@@ -265,7 +311,9 @@ def test_gptq_holds_conv1d_as_the_linear_layer_that_it_is(
     model = gpt2()
     result = quantized(model, scheme(weight, FLOAT_HEAD, types=("linear",)))
     result.export("gptq", tmp_path / "out")
-    facts = json.loads((tmp_path / "out/config.json").read_text())["quantization_config"]
+    facts = json.loads((tmp_path / "out/config.json").read_text())[
+        "quantization_config"
+    ]
     assert facts["block_name_to_quantize"] == "transformer.h"
     assert set(facts["modules_in_block_to_quantize"][0]) == {
         "attn.c_attn",
@@ -277,7 +325,9 @@ def test_gptq_holds_conv1d_as_the_linear_layer_that_it_is(
     reader: Any = type(model)(model.config).eval()
     for name, parameters in result.candidate.parameters.items():
         values = read_gptq(tmp_path / "out", name).astype(np.float32)
-        np.testing.assert_allclose(values.T, parameters.weight.dequantize(), rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(
+            values.T, parameters.weight.dequantize(), rtol=1e-3, atol=1e-6
+        )
         layer = nn.Linear(values.shape[1], values.shape[0])
         layer.weight, layer.bias = (
             nn.Parameter(torch.from_numpy(values)),
@@ -285,7 +335,9 @@ def test_gptq_holds_conv1d_as_the_linear_layer_that_it_is(
         )
         reader.set_submodule(name, layer)
     rest = {
-        n: t for n, t in tensors.items() if n.rpartition(".")[0] not in result.candidate.parameters
+        n: t
+        for n, t in tensors.items()
+        if n.rpartition(".")[0] not in result.candidate.parameters
     }
     assert not reader.load_state_dict(rest, strict=False).unexpected_keys
     reader.tie_weights()

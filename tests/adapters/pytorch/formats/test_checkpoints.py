@@ -52,7 +52,10 @@ def llama(**settings: Any) -> nn.Module:
 
 
 def rules(
-    mode: str, weight: dict[str, Any], source: dict[str, Any] | None = None, *more: dict[str, Any]
+    mode: str,
+    weight: dict[str, Any],
+    source: dict[str, Any] | None = None,
+    *more: dict[str, Any],
 ) -> dict[str, Any]:
     first = {
         "types": ["linear"],
@@ -78,7 +81,9 @@ def with_weights(model: nn.Module, result: octavo.Quantized) -> nn.Module:
     arithmetic must give."""
     twin = copy.deepcopy(model)
     for name, parameters in result.candidate.parameters.items():
-        twin.get_submodule(name).weight.data = parameters.weight.dequantize().to(twin.dtype)
+        twin.get_submodule(name).weight.data = parameters.weight.dequantize().to(
+            twin.dtype
+        )
     return twin
 
 
@@ -101,12 +106,17 @@ def test_integer_layers_load_in_transformers_with_the_same_logits(
     result = quantized(model, rules(mode, weight, source))
     result.export("compressed-tensors", tmp_path / "out")
     assert (
-        json.loads((tmp_path / "out/config.json").read_text())["quantization_config"]["format"]
+        json.loads((tmp_path / "out/config.json").read_text())["quantization_config"][
+            "format"
+        ]
         == "int-quantized"
     )
     loaded = type(model).from_pretrained(tmp_path / "out")
     expected = logits(result.model)
-    error, largest = (logits(loaded) - expected).abs().amax(-1), float(expected.abs().max())
+    error, largest = (
+        (logits(loaded) - expected).abs().amax(-1),
+        float(expected.abs().max()),
+    )
     # The reader divides where octavo multiplies: an input that lies between two codes may take the
     # other one, and shows in its row.
     assert float(error.median()) < 1e-6 * largest
@@ -119,7 +129,9 @@ def test_scales_of_tokens_are_the_readers_own(tmp_path: Path) -> None:
     are the same, inputs differ by rounding."""
     pytest.importorskip("compressed_tensors")
     model = llama()
-    result = quantized(model, rules("dynamic", INT8, {"dtype": "int8", "granularity": "token"}))
+    result = quantized(
+        model, rules("dynamic", INT8, {"dtype": "int8", "granularity": "token"})
+    )
     result.export("compressed-tensors", tmp_path / "out")
     loaded = type(model).from_pretrained(tmp_path / "out")
     got, expected = logits(loaded), logits(result.model)
@@ -158,8 +170,13 @@ def test_packed_weights_load_in_transformers_with_the_same_logits(
         ),
     )
     result.export("compressed-tensors", tmp_path / "out")
-    facts = json.loads((tmp_path / "out/config.json").read_text())["quantization_config"]
-    assert (facts["format"], facts["ignore"]) == ("pack-quantized", ["lm_head"] if tied else [])
+    facts = json.loads((tmp_path / "out/config.json").read_text())[
+        "quantization_config"
+    ]
+    assert (facts["format"], facts["ignore"]) == (
+        "pack-quantized",
+        ["lm_head"] if tied else [],
+    )
     loaded = type(model).from_pretrained(tmp_path / "out")
     torch.testing.assert_close(
         logits(loaded), logits(with_weights(model, result)), rtol=0, atol=1e-5
@@ -187,7 +204,9 @@ def test_type_and_generation_settings_are_kept(tmp_path: Path) -> None:
     pytest.importorskip("compressed_tensors")
     model = llama().to(torch.bfloat16)
     model.generation_config.max_new_tokens = 4
-    quantized(model, rules("weight_only", INT8)).export("compressed-tensors", tmp_path / "out")
+    quantized(model, rules("weight_only", INT8)).export(
+        "compressed-tensors", tmp_path / "out"
+    )
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert loaded.dtype == torch.bfloat16
     assert loaded.generation_config.max_new_tokens == 4
@@ -198,7 +217,9 @@ def test_type_and_generation_settings_are_kept(tmp_path: Path) -> None:
 def unpacked(words: np.ndarray, bits: int) -> np.ndarray:
     """Return the codes (rows, words * 32 / bits) of rows of int32 words, read as one stream of bits
     from the lowest up."""
-    stream = np.unpackbits(words.astype("<i4").view(np.uint8), axis=1, bitorder="little")
+    stream = np.unpackbits(
+        words.astype("<i4").view(np.uint8), axis=1, bitorder="little"
+    )
     return stream.reshape(len(words), -1, bits) @ (1 << np.arange(bits))
 
 
@@ -240,29 +261,47 @@ def test_gptq_files_hold_the_weights(
 ) -> None:
     model = llama(tie_word_embeddings=True)
     result = quantized(
-        model, rules("weight_only", {"dtype": dtype, "granularity": granularity}, None, FLOAT_HEAD)
+        model,
+        rules(
+            "weight_only",
+            {"dtype": dtype, "granularity": granularity},
+            None,
+            FLOAT_HEAD,
+        ),
     )
     result.export("gptq", tmp_path / "out")
-    facts = json.loads((tmp_path / "out/config.json").read_text())["quantization_config"]
+    facts = json.loads((tmp_path / "out/config.json").read_text())[
+        "quantization_config"
+    ]
     assert facts == json.loads((tmp_path / "out/quantize_config.json").read_text())
     assert (facts["bits"], facts["group_size"], facts["sym"]) == (
         int(dtype[-1]),
         group,
         dtype.startswith("int"),
     )
-    assert (facts["desc_act"], facts["checkpoint_format"], facts["block_name_to_quantize"]) == (
+    assert (
+        facts["desc_act"],
+        facts["checkpoint_format"],
+        facts["block_name_to_quantize"],
+    ) == (
         False,
         "gptq",
         "model.layers",
     )
-    assert {n.rpartition(".")[2] for n in facts["modules_in_block_to_quantize"][0]} == set(INNER)
+    assert {
+        n.rpartition(".")[2] for n in facts["modules_in_block_to_quantize"][0]
+    } == set(INNER)
     for name, parameters in result.candidate.parameters.items():
         np.testing.assert_allclose(
-            read_gptq(tmp_path / "out", name), parameters.weight.dequantize(), rtol=1e-3, atol=1e-6
+            read_gptq(tmp_path / "out", name),
+            parameters.weight.dequantize(),
+            rtol=1e-3,
+            atol=1e-6,
         )
     tensors = load_file(tmp_path / "out/model.safetensors")
     torch.testing.assert_close(
-        tensors["model.layers.0.self_attn.q_proj.bias"], model.model.layers[0].self_attn.q_proj.bias
+        tensors["model.layers.0.self_attn.q_proj.bias"],
+        model.model.layers[0].self_attn.q_proj.bias,
     )
     assert "lm_head.weight" not in tensors
 
@@ -271,7 +310,13 @@ def test_a_zero_point_of_zero_takes_the_second_version(tmp_path: Path) -> None:
     model = llama()
     model.model.layers[0].mlp.up_proj.weight.data.abs_()
     result = quantized(
-        model, rules("weight_only", {"dtype": "uint4", "granularity": "group:32"}, None, FLOAT_HEAD)
+        model,
+        rules(
+            "weight_only",
+            {"dtype": "uint4", "granularity": "group:32"},
+            None,
+            FLOAT_HEAD,
+        ),
     )
     result.export("gptq", tmp_path / "out")
     assert (
@@ -282,7 +327,10 @@ def test_a_zero_point_of_zero_takes_the_second_version(tmp_path: Path) -> None:
     )
     for name, parameters in result.candidate.parameters.items():
         np.testing.assert_allclose(
-            read_gptq(tmp_path / "out", name), parameters.weight.dequantize(), rtol=1e-3, atol=1e-6
+            read_gptq(tmp_path / "out", name),
+            parameters.weight.dequantize(),
+            rtol=1e-3,
+            atol=1e-6,
         )
 
 
@@ -295,7 +343,13 @@ def test_gptq_files_load_in_transformers(dtype: str, tmp_path: Path) -> None:
     model = llama()
     granularity = "channel" if dtype == "int8" else "group:32"
     result = quantized(
-        model, rules("weight_only", {"dtype": dtype, "granularity": granularity}, None, FLOAT_HEAD)
+        model,
+        rules(
+            "weight_only",
+            {"dtype": dtype, "granularity": granularity},
+            None,
+            FLOAT_HEAD,
+        ),
     )
     result.export("gptq", tmp_path / "out")
     loaded = type(model).from_pretrained(tmp_path / "out", device_map="cpu")
@@ -320,7 +374,12 @@ HEADLESS = rules("weight_only", GROUPS, None, FLOAT_HEAD)
             "lm_head|model.layers",
             "int or uint weight",
         ),
-        (BOTH, rules("cast", {"dtype": "bfloat16"}), "lm_head|model", "int or uint weight"),
+        (
+            BOTH,
+            rules("cast", {"dtype": "bfloat16"}),
+            "lm_head|model",
+            "int or uint weight",
+        ),
         (("gptq",), DYNAMIC, "q_proj", "weight_only scheme"),
         (("gptq",), rules("weight_only", GROUPS), "lm_head", 'keep = "float"'),
         (("gptq",), "int4-weight-only", "embed_tokens", 'keep = "float"'),
@@ -329,7 +388,10 @@ HEADLESS = rules("weight_only", GROUPS, None, FLOAT_HEAD)
             {
                 "rules": [
                     *HEADLESS["rules"],
-                    {"ops": ["*.up_proj"], "weight": {"dtype": "uint3", "granularity": "group:32"}},
+                    {
+                        "ops": ["*.up_proj"],
+                        "weight": {"dtype": "uint3", "granularity": "group:32"},
+                    },
                 ]
             },
             "proj",
@@ -337,7 +399,12 @@ HEADLESS = rules("weight_only", GROUPS, None, FLOAT_HEAD)
         ),
         (
             ("gptq",),
-            {"rules": [*HEADLESS["rules"], {"ops": ["*.1.mlp.up_proj"], "keep": "float"}]},
+            {
+                "rules": [
+                    *HEADLESS["rules"],
+                    {"ops": ["*.1.mlp.up_proj"], "keep": "float"},
+                ]
+            },
             "up_proj",
             "quantize both, or neither",
         ),
@@ -390,9 +457,13 @@ def test_inputs_that_are_multiplied_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "ops", [["h.0.attn.k_proj", "h.0.mlp.fc_in"], ["h.0.mlp.fc_in"]], ids=["quantized", "float"]
+    "ops",
+    [["h.0.attn.k_proj", "h.0.mlp.fc_in"], ["h.0.mlp.fc_in"]],
+    ids=["quantized", "float"],
 )
-def test_biases_that_the_architecture_has_not_are_refused(ops: list[str], tmp_path: Path) -> None:
+def test_biases_that_the_architecture_has_not_are_refused(
+    ops: list[str], tmp_path: Path
+) -> None:
     """GPT-J's norm takes in a shift, and its projections, quantized or float, gain biases."""
     sizes = {
         "vocab_size": 96,
@@ -403,12 +474,16 @@ def test_biases_that_the_architecture_has_not_are_refused(ops: list[str], tmp_pa
         "rotary_dim": 16,
         "bos_token_id": 1,
     }
-    model = transformers.GPTJModel(transformers.GPTJConfig(**sizes, eos_token_id=2)).eval()
+    model = transformers.GPTJModel(
+        transformers.GPTJConfig(**sizes, eos_token_id=2)
+    ).eval()
     with torch.no_grad():
         model.h[0].ln_1.bias.normal_()
     result = quantized(model, rules("weight_only", GROUPS))
     schemes = {name: result.candidate.recipe[name] for name in ops}
-    shifted = octavo.Recipe(schemes, (octavo.PartChoice(kind="outlier_suppression_plus"),), "torch")
+    shifted = octavo.Recipe(
+        schemes, (octavo.PartChoice(kind="outlier_suppression_plus"),), "torch"
+    )
     ids = {"input_ids": torch.arange(16).reshape(2, 8)}
     made = octavo.quantize_model(model, shifted, [ids])
     with pytest.raises(SchemeError, match=r"k_proj.*gave it a bias"):

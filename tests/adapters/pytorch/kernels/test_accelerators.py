@@ -30,13 +30,18 @@ from tests.helpers import as_opened, torch_session
 
 
 @pytest.mark.parametrize(
-    ("rows", "inputs", "outputs"), [(1, 64, 32), (16, 50, 21), (33, 7, 8), (64, 128, 64)]
+    ("rows", "inputs", "outputs"),
+    [(1, 64, 32), (16, 50, 21), (33, 7, 8), (64, 128, 64)],
 )
 @pytest.mark.parametrize("then", ["", "relu", "gelu"])
-def test_int8_products_of_any_shape(rows: int, inputs: int, outputs: int, then: str) -> None:
+def test_int8_products_of_any_shape(
+    rows: int, inputs: int, outputs: int, then: str
+) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(0, 256, (2, rows, inputs), dtype=torch.uint8, generator=generator)
-    w = torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8, generator=generator)
+    w = torch.randint(
+        -127, 128, (outputs, inputs), dtype=torch.int8, generator=generator
+    )
     scale, bias = (
         torch.rand(outputs, generator=generator) / 100,
         torch.randn(outputs, generator=generator),
@@ -45,7 +50,9 @@ def test_int8_products_of_any_shape(rows: int, inputs: int, outputs: int, then: 
     assert packed[0].is_contiguous()
     assert all(n % 8 == 0 for n in packed[0].shape)
     y = accelerators.linear_u8(x, 0.02, 77, packed, scale, zero, bias, then=then)
-    expected = post(then, ((x.double() - 77) * 0.02 @ (w.double() * scale[:, None]).T + bias))
+    expected = post(
+        then, ((x.double() - 77) * 0.02 @ (w.double() * scale[:, None]).T + bias)
+    )
     torch.testing.assert_close(y, expected.float(), rtol=1e-5, atol=1e-5)
     codes = accelerators.linear_u8(
         x, 0.02, 77, packed, scale, zero, bias, 0.05, 100, torch.uint8, then
@@ -66,7 +73,9 @@ def candidate(
     session = torch_session(model, batch)
     opened = as_opened(session)
     space = build_space(
-        opened, [Rule(types="linear", mode=mode, weight=weight, input=source)], simulated=simulated
+        opened,
+        [Rule(types="linear", mode=mode, weight=weight, input=source)],
+        simulated=simulated,
     )
     realizer = Realizer(opened, space, PluginHost(third_party=False))
     realizer.calibrate([batch])
@@ -117,25 +126,38 @@ def test_fp8_products(granularity: str) -> None:
     }
     source = {"dtype": "fp8_e4m3fn", "granularity": granularity}
     one = candidate(
-        nn.Sequential(model[0], model[1]), batch, "dynamic", weight, source, simulated=True
+        nn.Sequential(model[0], model[1]),
+        batch,
+        "dynamic",
+        weight,
+        source,
+        simulated=True,
     )
     assert {line.realization for line in one.ledger.values()} == {"simulated"}
     # fp8_e4m3fn by torch's own conversion, products in float64; what the product gives is bfloat16.
     x = batch[0].flatten(0, 1).double()
-    largest = x.abs().amax(1, keepdim=True) if granularity == "token" else x.abs().amax()
-    rounded = (x / largest * 448).float().to(torch.float8_e4m3fn).double() * largest / 448
+    largest = (
+        x.abs().amax(1, keepdim=True) if granularity == "token" else x.abs().amax()
+    )
+    rounded = (
+        (x / largest * 448).float().to(torch.float8_e4m3fn).double() * largest / 448
+    )
     stored = one.parameters["0"].weight
     assert stored is not None
     expected = nn.functional.gelu(
         rounded @ stored.dequantize().double().T + model[0].bias.detach().double()
     )
     np.testing.assert_allclose(
-        one.run(batch)[0].reshape(21, -1), expected, atol=0.005 * float(expected.abs().max())
+        one.run(batch)[0].reshape(21, -1),
+        expected,
+        atol=0.005 * float(expected.abs().max()),
     )
     made = candidate(model, batch, "dynamic", weight, source, simulated=True)
     with torch.no_grad():
         whole = model(*batch)
-    np.testing.assert_allclose(made.run(batch)[0], whole, atol=0.1 * float(whole.abs().max()))
+    np.testing.assert_allclose(
+        made.run(batch)[0], whole, atol=0.1 * float(whole.abs().max())
+    )
     for twin in (copy.deepcopy(made.native), pickle.loads(pickle.dumps(made.native))):
         np.testing.assert_array_equal(twin(*batch).detach(), made.run(batch)[0])
 
@@ -148,7 +170,11 @@ def test_a_layer_that_moves_lays_its_weight_out_again() -> None:
     ):
         expected = made.run(batch)[0]
         made.native._apply(lambda t: t.clone())
-        assert all(not layouts(m.codes) for m in made.native.modules() if isinstance(m, Int8Linear))
+        assert all(
+            not layouts(m.codes)
+            for m in made.native.modules()
+            if isinstance(m, Int8Linear)
+        )
         np.testing.assert_array_equal(made.run(batch)[0], expected)
 
 
@@ -156,7 +182,9 @@ def test_another_device_says_what_it_lacks() -> None:
     """A device whose products cannot run offers none, with torch's own reason: here one that holds
     no numbers."""
     offered = capability("meta")
-    linear = Op("fc", "linear", ("x",), ("y",), Weight("fc.weight", (64, 64), "float32"))
+    linear = Op(
+        "fc", "linear", ("x",), ("y",), Weight("fc.weight", (64, 64), "float32")
+    )
     assert {s.mode for s in offered.for_op(linear)} == {"weight_only", "cast", "float"}
     for source, kernel in (
         (QuantSpec(dtype="uint8", symmetric=False), "_int_mm"),
@@ -168,7 +196,9 @@ def test_another_device_says_what_it_lacks() -> None:
             else QuantSpec(dtype="int8", granularity="channel")
         )
         with pytest.raises(SchemeError, match=f"torch.{kernel}: "):
-            offered.realization(linear, OpScheme(mode="dynamic", weight=weight, input=source))
+            offered.realization(
+                linear, OpScheme(mode="dynamic", weight=weight, input=source)
+            )
     conv = Op("c", "conv", ("x",), ("y",), Weight("c.weight", (8, 8, 3, 3), "float32"))
     assert {s.mode for s in offered.for_op(conv)} == {"weight_only", "cast", "float"}
 
@@ -176,10 +206,15 @@ def test_another_device_says_what_it_lacks() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 @pytest.mark.parametrize(
     ("mode", "source"),
-    [("static", {"dtype": "uint8"}), ("dynamic", {"dtype": "int8", "granularity": "token"})],
+    [
+        ("static", {"dtype": "uint8"}),
+        ("dynamic", {"dtype": "int8", "granularity": "token"}),
+    ],
 )
 def test_layers_on_cuda(mode: str, source: dict[str, Any]) -> None:
     model, batch = network()
     expected = candidate(model, batch, mode, INT8, source).run(batch)[0]
     there = candidate(model.cuda(), (batch[0].cuda(),), mode, INT8, source)
-    np.testing.assert_allclose(there.run(batch)[0], expected, atol=0.02 * np.abs(expected).max())
+    np.testing.assert_allclose(
+        there.run(batch)[0], expected, atol=0.02 * np.abs(expected).max()
+    )

@@ -35,10 +35,17 @@ FORMS = ("plain", "grouped", "depthwise", "multiplied")
 EACH = 170
 
 
-def untouched(places: Any, taps: Any, stride: Any, padding: Any, dilation: Any) -> torch.Tensor:
+def untouched(
+    places: Any, taps: Any, stride: Any, padding: Any, dilation: Any
+) -> torch.Tensor:
     """Return which outputs meet no input, counted by a convolution of ones with ones."""
     ones = CONVOLVE[len(places) - 1](
-        torch.ones(1, 1, *places), torch.ones(1, 1, *taps), None, stride, padding, dilation
+        torch.ones(1, 1, *places),
+        torch.ones(1, 1, *taps),
+        None,
+        stride,
+        padding,
+        dilation,
     )
     return ones[0, 0] == 0
 
@@ -54,7 +61,9 @@ def spoiling(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     ) -> torch.Tensor:
         y: torch.Tensor = kernel(x, scale, zero_point, packed, *rest)
         stride, padding, dilation = rest[3:6]
-        dead = untouched(x.shape[2:], packed.shape[-(x.ndim - 2) :], stride, padding, dilation)
+        dead = untouched(
+            x.shape[2:], packed.shape[-(x.ndim - 2) :], stride, padding, dilation
+        )
         spoilt.append(int(dead.sum()))
         y[..., dead] = JUNK
         return y
@@ -73,7 +82,9 @@ def leave_junk(count: int) -> None:
 def axis_of(rng: np.random.Generator) -> tuple[int, int, int, int, int]:
     """Return kernel, stride, padding, dilation and places of one axis, with at least one output;
     padding may exceed all else."""
-    kernel, stride, dilation, places = (int(rng.integers(1, most + 1)) for most in (5, 4, 3, 7))
+    kernel, stride, dilation, places = (
+        int(rng.integers(1, most + 1)) for most in (5, 4, 3, 7)
+    )
     least = -(-max(0, dilation * (kernel - 1) + 1 - places) // 2)
     return kernel, stride, int(rng.integers(least, least + 4)), dilation, places
 
@@ -101,17 +112,24 @@ def codes_of(
     return QuantizedTensor(
         codes,
         QuantParams(
-            scale, torch.zeros_like(scale, dtype=torch.int32), spec, axis if per_channel else None
+            scale,
+            torch.zeros_like(scale, dtype=torch.int32),
+            spec,
+            axis if per_channel else None,
         ),
     )
 
 
-def numbers_of(rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[torch.Tensor, int]:
+def numbers_of(
+    rng: np.random.Generator, shape: tuple[int, ...]
+) -> tuple[torch.Tensor, int]:
     """Return numbers that lie on the steps of a grid and span all of it, and the code of zero."""
     zero_point = int(rng.integers(0, 256))
     codes = rng.integers(0, 256, shape)
     codes.reshape(-1)[:2] = 0, 255
-    return torch.from_numpy(((codes - zero_point) * STEP).astype(np.float32)), zero_point
+    return torch.from_numpy(
+        ((codes - zero_point) * STEP).astype(np.float32)
+    ), zero_point
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -139,7 +157,13 @@ def test_convolutions_of_every_geometry_are_exact(
         layer = Int8Conv(weight, bias, torch.float32, source, geometry=geometry)
         real = None if bias is None else bias.double()
         expected = CONVOLVE[dims - 1](
-            x.double(), weight.dequantize().double(), real, stride, padding, dilation, groups
+            x.double(),
+            weight.dequantize().double(),
+            real,
+            stride,
+            padding,
+            dilation,
+            groups,
         )
         missed += bool(untouched(places, kernel, stride, padding, dilation).any())
         leave_junk(expected.numel())
@@ -169,11 +193,14 @@ def test_transposed_convolutions_of_every_geometry_are_exact(
         axes = [axis_of(rng) for _ in range(dims)]
         kernel, stride, _, dilation, places = zip(*axes, strict=True)
         extra = tuple(
-            int(rng.integers(0, max(s, d))) for s, d in zip(stride, dilation, strict=True)
+            int(rng.integers(0, max(s, d)))
+            for s, d in zip(stride, dilation, strict=True)
         )
         reach = [
             (n - 1) * s + d * (k - 1) + e
-            for k, s, d, n, e in zip(kernel, stride, dilation, places, extra, strict=True)
+            for k, s, d, n, e in zip(
+                kernel, stride, dilation, places, extra, strict=True
+            )
         ]
         padding = tuple(int(rng.integers(0, min(4, r // 2) + 1)) for r in reach)
         groups, inputs, outputs = widths_of(rng, form)
@@ -187,10 +214,19 @@ def test_transposed_convolutions_of_every_geometry_are_exact(
         )
         source = Activation(STEP, zero_point) if static else None
         geometry = (stride, padding, extra, dilation, groups)
-        layer = Int8ConvTranspose(weight, bias, torch.float32, source, geometry=geometry)
+        layer = Int8ConvTranspose(
+            weight, bias, torch.float32, source, geometry=geometry
+        )
         real = None if bias is None else bias.double()
         expected = UPSAMPLE[dims - 1](
-            x.double(), weight.dequantize().double(), real, stride, padding, extra, groups, dilation
+            x.double(),
+            weight.dequantize().double(),
+            real,
+            stride,
+            padding,
+            extra,
+            groups,
+            dilation,
         )
         leave_junk(expected.numel())
         case = f"{kernel=} {geometry=} {places=} {inputs=} {outputs=} {static=} {per_channel=}"
@@ -209,7 +245,9 @@ def test_windows_that_miss_the_input_are_told(seed: int) -> None:
     rng = np.random.default_rng(seed)
     for _ in range(500):
         kernel, stride, padding, dilation, places = axis_of(rng)
-        expected = bool(untouched((places,), (kernel,), stride, padding, dilation).any())
+        expected = bool(
+            untouched((places,), (kernel,), stride, padding, dilation).any()
+        )
         assert misses(places, kernel, stride, padding, dilation) == expected, (
             kernel,
             stride,
@@ -245,7 +283,12 @@ REPORTED = {
         (1, 2, 4, 6),
     ),
     "padding beyond a signal": (nn.Conv1d, (4, 8, 1), {"padding": 3}, (2, 4, 5)),
-    "a volume of one voxel": (nn.Conv3d, (2, 4, 2), {"dilation": 2, "padding": 1}, (2, 2, 1, 1, 1)),
+    "a volume of one voxel": (
+        nn.Conv3d,
+        (2, 4, 2),
+        {"dilation": 2, "padding": 1},
+        (2, 2, 1, 1, 1),
+    ),
 }
 
 

@@ -38,15 +38,29 @@ RULES: dict[str, Any] = {
     "mxfp6": {"rules": [{"mode": "weight_only", "weight": {"dtype": "mxfp6"}}]},
     "rows": {
         "rules": [
-            {"mode": "dynamic", "input": {"granularity": "token"}, "weight": {"dtype": "int8"}}
+            {
+                "mode": "dynamic",
+                "input": {"granularity": "token"},
+                "weight": {"dtype": "int8"},
+            }
         ]
     },
     "fp8 rows": {
-        "rules": [{"mode": "dynamic", "input": {"granularity": "token", "dtype": "fp8_e4m3fn"}}],
+        "rules": [
+            {
+                "mode": "dynamic",
+                "input": {"granularity": "token", "dtype": "fp8_e4m3fn"},
+            }
+        ],
         "simulated": True,
     },
     "fp8": {
-        "rules": [{"mode": "dynamic", "input": {"granularity": "tensor", "dtype": "fp8_e4m3fn"}}],
+        "rules": [
+            {
+                "mode": "dynamic",
+                "input": {"granularity": "tensor", "dtype": "fp8_e4m3fn"},
+            }
+        ],
         "simulated": True,
     },
 }
@@ -75,9 +89,18 @@ def spread(x: Tensor) -> Tensor:
 
 
 def rows_of(width: int) -> Iterator[Tensor]:
-    yield from (values(1, width), values(width), values(1, 1, 1, width), values(300, width))
+    yield from (
+        values(1, width),
+        values(width),
+        values(1, 1, 1, width),
+        values(300, width),
+    )
     yield from (values(0, width), values(2, 0, width), torch.zeros(3, width))
-    yield from (spread(values(3, width)), values(width, 3).t(), values(1, width).expand(5, width))
+    yield from (
+        spread(values(3, width)),
+        values(width, 3).t(),
+        values(1, width).expand(5, width),
+    )
 
 
 def samples_of(channels: int, dims: int) -> Iterator[Tensor]:
@@ -96,7 +119,12 @@ def samples_of(channels: int, dims: int) -> Iterator[Tensor]:
 
 
 def sequences_of(width: int) -> Iterator[Tensor]:
-    yield from (values(1, 1, width), values(1, 6, width), values(6, width), values(0, 6, width))
+    yield from (
+        values(1, 1, width),
+        values(1, 6, width),
+        values(6, width),
+        values(0, 6, width),
+    )
     yield from (values(2, width, 4).transpose(1, 2), spread(values(2, 3, width)))
 
 
@@ -187,7 +215,10 @@ def recurrent(cell: Any, width: int, hidden: int, **form: Any) -> Edge:
 def embedding(count: int, width: int) -> Edge:
     calibration = lambda: torch.arange(12).view(3, 4) % count  # noqa: E731
     return Edge(
-        lambda: nn.Embedding(count, width), calibration, lambda: ids_of(count), [*STORED, *CAST]
+        lambda: nn.Embedding(count, width),
+        calibration,
+        lambda: ids_of(count),
+        [*STORED, *CAST],
     )
 
 
@@ -205,10 +236,23 @@ WIDTHS = [(1, 1, 1), (3, 1, 1), (1, 5, 1), (4, 4, 4), (32, 64, 1)]
 EDGES: dict[str, Edge] = {
     **{
         f"linear {k} to {n}": linear(k, n)
-        for k, n in ((1, 1), (1, 32), (32, 1), (33, 32), (96, 33), (100, 64), (128, 64), (20000, 3))
+        for k, n in (
+            (1, 1),
+            (1, 32),
+            (32, 1),
+            (33, 32),
+            (96, 33),
+            (100, 64),
+            (128, 64),
+            (20000, 3),
+        )
     },
     **{f"conv{d}d {w}": conv(CONVS, d, w) for d in (1, 2, 3) for w in WIDTHS},
-    **{f"transposed {d}d {w}": conv(UPSAMPLING, d, w) for d in (1, 2, 3) for w in WIDTHS},
+    **{
+        f"transposed {d}d {w}": conv(UPSAMPLING, d, w)
+        for d in (1, 2, 3)
+        for w in WIDTHS
+    },
     **{
         f"{c.__name__} {k} to {n}": recurrent(c, k, n)
         for c in (nn.LSTM, nn.GRU)
@@ -217,9 +261,16 @@ EDGES: dict[str, Edge] = {
     "two directions": recurrent(nn.GRU, 5, 3, bidirectional=True, num_layers=2),
     "projected": recurrent(nn.LSTM, 5, 8, proj_size=3, bidirectional=True),
     "attention": attention(Attending),
-    "attention that adds": attention(lambda: Attending(add_bias_kv=True, add_zero_attn=True)),
-    "encoder": attention(lambda: nn.TransformerEncoderLayer(32, 4, 32, batch_first=True)),
-    **{f"embedding {n} by {k}": embedding(n, k) for n, k in ((1, 1), (1, 32), (50, 3), (7, 64))},
+    "attention that adds": attention(
+        lambda: Attending(add_bias_kv=True, add_zero_attn=True)
+    ),
+    "encoder": attention(
+        lambda: nn.TransformerEncoderLayer(32, 4, 32, batch_first=True)
+    ),
+    **{
+        f"embedding {n} by {k}": embedding(n, k)
+        for n, k in ((1, 1), (1, 32), (50, 3), (7, 64))
+    },
 }
 TABLE = [
     pytest.param(edge, scheme, id=f"{name}-{scheme}")
@@ -229,7 +280,9 @@ TABLE = [
 
 
 @pytest.mark.parametrize(("edge", "scheme"), TABLE)
-def test_a_quantized_layer_takes_what_its_float_layer_takes(edge: Edge, scheme: str) -> None:
+def test_a_quantized_layer_takes_what_its_float_layer_takes(
+    edge: Edge, scheme: str
+) -> None:
     torch.manual_seed(0)
     model = edge.make().eval()
     try:
@@ -284,13 +337,18 @@ def test_a_weight_without_elements_stays_float(make: Callable[[], nn.Module]) ->
 
 @pytest.mark.parametrize("part", ["bias", "scale", "weight", "input"])
 @pytest.mark.parametrize("dims", [0, 1, 2, 3])
-def test_integer_kernels_read_tensors_that_lie_apart_in_memory(dims: int, part: str) -> None:
+def test_integer_kernels_read_tensors_that_lie_apart_in_memory(
+    dims: int, part: str
+) -> None:
     torch.manual_seed(0)
     x = torch.randint(0, 256, (3, 8, *[4] * dims), dtype=torch.uint8)
     # Seven bits: processors without VNNI multiply no wider codes.
     codes = torch.randint(-63, 64, (5, 8, *[2] * dims), dtype=torch.int8)
     scale, bias = torch.rand(5) + 0.5, torch.randn(5) * 1e4
-    numbers, weight = x.double() - 9, codes.double() * scale.double().view(-1, *[1] * (dims + 1))
+    numbers, weight = (
+        x.double() - 9,
+        codes.double() * scale.double().view(-1, *[1] * (dims + 1)),
+    )
     function: Any = (
         nn.functional.linear,
         nn.functional.conv1d,
@@ -298,7 +356,10 @@ def test_integer_kernels_read_tensors_that_lie_apart_in_memory(dims: int, part: 
         nn.functional.conv3d,
     )[dims]
     expected = function(numbers, weight, bias.double())
-    x, codes = spread(x) if part == "input" else x, spread(codes) if part == "weight" else codes
+    x, codes = (
+        spread(x) if part == "input" else x,
+        spread(codes) if part == "weight" else codes,
+    )
     scale, bias = (
         spread(scale) if part == "scale" else scale,
         spread(bias) if part == "bias" else bias,
@@ -307,7 +368,14 @@ def test_integer_kernels_read_tensors_that_lie_apart_in_memory(dims: int, part: 
     if dims:
         geometry = ([1] * dims, [0] * dims, [1] * dims, 1)
         y = onednn.conv_u8(
-            x, 1.0, 9, onednn.pack_conv(codes, scale, 1.0, 9, geometry), scale, none, bias, geometry
+            x,
+            1.0,
+            9,
+            onednn.pack_conv(codes, scale, 1.0, 9, geometry),
+            scale,
+            none,
+            bias,
+            geometry,
         )
     else:
         y = onednn.linear_u8(x, 1.0, 9, onednn.pack_linear(codes), scale, none, bias)
@@ -317,7 +385,9 @@ def test_integer_kernels_read_tensors_that_lie_apart_in_memory(dims: int, part: 
 
 
 @pytest.mark.parametrize("shape", [(0, 8), (2, 0, 8), (1, 8), (3, 1, 8)])
-def test_products_of_other_devices_take_any_number_of_rows(shape: tuple[int, ...]) -> None:
+def test_products_of_other_devices_take_any_number_of_rows(
+    shape: tuple[int, ...],
+) -> None:
     x = torch.randint(0, 256, shape, dtype=torch.uint8)
     codes = torch.randint(-63, 64, (5, 8), dtype=torch.int8)
     y = accelerators.linear_u8(
@@ -355,7 +425,9 @@ DYNAMIC = [
 
 @pytest.mark.parametrize("value", BROKEN)
 @pytest.mark.parametrize("name", DYNAMIC)
-def test_what_is_not_finite_is_no_error_and_does_not_get_lost(name: str, value: float) -> None:
+def test_what_is_not_finite_is_no_error_and_does_not_get_lost(
+    name: str, value: float
+) -> None:
     torch.manual_seed(0)
     edge = EDGES[name]
     rules = [{"mode": "dynamic", "input": {"dtype": "uint8", "granularity": "tensor"}}]
@@ -377,5 +449,7 @@ def test_sums_of_very_long_rows_do_not_overflow(rows: int) -> None:
         model.weight.fill_(0.5 / width)
     rules = [{"mode": "dynamic", "input": {"dtype": "uint8", "granularity": "tensor"}}]
     made = octavo.quantize_model(model, {"rules": rules}, calibration=[x[:2]])
-    torch.testing.assert_close(made.model(x), torch.full((rows, 2), 0.5), rtol=0.01, atol=0)
+    torch.testing.assert_close(
+        made.model(x), torch.full((rows, 2), 0.5), rtol=0.01, atol=0
+    )
     assert "32 bits" in made.ledger["linear"].reason

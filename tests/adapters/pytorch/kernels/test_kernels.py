@@ -43,17 +43,25 @@ def rounded(matrix: torch.Tensor, spec: QuantSpec):
     return RoundToNearest(settings).quantize(matrix, spec, WeightContext())
 
 
-@given(st.floats(-100, 0), st.floats(0.01, 100), st.booleans(), st.integers(0, 2**32 - 1))
+@given(
+    st.floats(-100, 0), st.floats(0.01, 100), st.booleans(), st.integers(0, 2**32 - 1)
+)
 def test_quantize_u8_is_the_cores_quantization(
     low: float, high: float, symmetric: bool, seed: int
 ) -> None:
     x = torch.from_numpy(
-        np.random.default_rng(seed).uniform(1.5 * low, 1.5 * high, 257).astype(np.float32)
+        np.random.default_rng(seed)
+        .uniform(1.5 * low, 1.5 * high, 257)
+        .astype(np.float32)
     )
-    params = affine_params(torch.tensor(low), torch.tensor(high), S8 if symmetric else U8)
+    params = affine_params(
+        torch.tensor(low), torch.tensor(high), S8 if symmetric else U8
+    )
     form = Activation.of(params)
     expected = quantize(x, params) + (128 if symmetric else 0)
-    portable = rounding._rounded(x, form.scale, form.zero_point, form.low, form.high, None)
+    portable = rounding._rounded(
+        x, form.scale, form.zero_point, form.low, form.high, None
+    )
     for got in (form.quantize(x).int(), portable.int()):
         # x / scale and x * (1 / scale) may fall on two sides of a tie.
         assert int((got - expected).abs().max()) <= 1
@@ -69,17 +77,23 @@ def test_large_tensors_get_the_codes_of_their_rows(shape: tuple[int, ...]) -> No
     assert float((codes != expected).float().mean()) < 1e-4
     assert float((codes - expected).abs().max()) <= 1
     if x.ndim > 1:
-        assert torch.equal(codes[-1], quantize_u8(x[-1].contiguous(), 1.0, 100, 1, 250, factors))
+        assert torch.equal(
+            codes[-1], quantize_u8(x[-1].contiguous(), 1.0, 100, 1, 250, factors)
+        )
 
 
 @given(st.integers(0, 2**32 - 1))
 def test_rows_are_quantized_on_their_own_range(seed: int) -> None:
-    x = torch.from_numpy(np.random.default_rng(seed).standard_normal((5, 33)).astype(np.float32))
+    x = torch.from_numpy(
+        np.random.default_rng(seed).standard_normal((5, 33)).astype(np.float32)
+    )
     x[2] = 0
     codes, scale = quantize_rows(x)
     assert bool((codes[2] == 128).all())
     assert bool(torch.isfinite(scale).all())
-    np.testing.assert_allclose((codes.float() - 128) * scale, x, atol=float(scale.max()) * 0.5001)
+    np.testing.assert_allclose(
+        (codes.float() - 128) * scale, x, atol=float(scale.max()) * 0.5001
+    )
     assert codes.min() >= 1
 
 
@@ -103,10 +117,13 @@ def test_few_rows_and_many_give_the_same_numbers() -> None:
     x, factors = torch.randn(300, 64), torch.rand(64) + 0.5
     # In reach of every CPU: whole bytes are computed in float32 where the kernels would saturate.
     stored = rounded(
-        torch.randn(48, 64), QuantSpec(dtype="int8", granularity="channel", reduce_range=True)
+        torch.randn(48, 64),
+        QuantSpec(dtype="int8", granularity="channel", reduce_range=True),
     )
     form = Activation.around(x * factors, symmetric=False)
-    layer = Int8Linear(stored, torch.randn(48), torch.float32, form, then="gelu", factors=factors)
+    layer = Int8Linear(
+        stored, torch.randn(48), torch.float32, form, then="gelu", factors=factors
+    )
     many = layer(x)
     assert {key[0] for key in layouts(layer.codes)} == {"linear"}
     torch.testing.assert_close(layer(x[:5]), many[:5], rtol=1e-4, atol=1e-4)
@@ -114,7 +131,8 @@ def test_few_rows_and_many_give_the_same_numbers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("inputs", "outputs", "groups"), [(1, 1, 1), (1, 2, 1), (1, 2, 3), (2, 3, 1), (1, 1, 8)]
+    ("inputs", "outputs", "groups"),
+    [(1, 1, 1), (1, 2, 1), (1, 2, 3), (2, 3, 1), (1, 1, 8)],
 )
 @pytest.mark.parametrize("size", [(1, 1, 2), (1, 6, 6), (3, 2, 4)])
 def test_padding_deeper_than_the_input_is_zeros(
@@ -152,15 +170,24 @@ def test_two_layers_with_one_weight_keep_their_own_bias() -> None:
 
 
 @pytest.mark.parametrize("rows", [3, 200])
-@pytest.mark.parametrize(("symmetric", "per_token"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize(
+    ("symmetric", "per_token"), [(False, False), (True, False), (True, True)]
+)
 def test_dynamic_layers_are_near_their_float_layer(
     rows: int, symmetric: bool, per_token: bool
 ) -> None:
     torch.manual_seed(0)
     layer, x = nn.Linear(64, 48), torch.randn(2, rows, 64)
-    stored = rounded(layer.weight.detach(), QuantSpec(dtype="int8", granularity="channel"))
+    stored = rounded(
+        layer.weight.detach(), QuantSpec(dtype="int8", granularity="channel")
+    )
     made = Int8Linear(
-        stored, layer.bias, torch.float32, None, symmetric=symmetric, per_token=per_token
+        stored,
+        layer.bias,
+        torch.float32,
+        None,
+        symmetric=symmetric,
+        per_token=per_token,
     )
     expected = layer(x).detach()
     assert float((made(x) - expected).abs().max()) < 0.05 * float(expected.abs().max())
@@ -175,7 +202,9 @@ def test_a_memo_forgets_a_tensor_that_was_changed_in_place() -> None:
 
 
 STORED = [
-    o.scheme.weight for o in capability("cpu").offers["linear"] if o.scheme.mode == "weight_only"
+    o.scheme.weight
+    for o in capability("cpu").offers["linear"]
+    if o.scheme.mode == "weight_only"
 ]
 
 
@@ -186,13 +215,18 @@ def test_stored_weights_are_what_their_codes_stand_for(spec: QuantSpec) -> None:
     stored = rounded(weight, spec)
     whole = stored.dequantize()
     layer = WeightOnlyLinear(stored, None, torch.float32)
-    tolerance = 0.02 if layer._on_kernel else 1e-4  # the 4-bit kernel multiplies in bfloat16
+    tolerance = (
+        0.02 if layer._on_kernel else 1e-4
+    )  # the 4-bit kernel multiplies in bfloat16
     assert float((layer(x) - x @ whole.T).abs().max()) <= tolerance * float(
         (x @ whole.T).abs().max()
     )
     ids = torch.tensor([[3, 63], [0, 3]])
     torch.testing.assert_close(
-        WeightOnlyEmbedding(stored, torch.float32)(ids), whole[ids], rtol=1e-5, atol=1e-6
+        WeightOnlyEmbedding(stored, torch.float32)(ids),
+        whole[ids],
+        rtol=1e-5,
+        atol=1e-6,
     )
 
 
@@ -219,7 +253,9 @@ def test_stored_convolutions_are_what_their_codes_stand_for(
     )
     convolve = (F.conv1d, F.conv2d, F.conv3d)[dims - 1]
     expected = convolve(x, whole, bias, 1, 1, 1, groups)
-    torch.testing.assert_close(layer(x, expected), torch.relu(2 * expected), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(
+        layer(x, expected), torch.relu(2 * expected), rtol=1e-4, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("features", [8, 12, 13, 64])
@@ -253,7 +289,9 @@ def test_rows_of_any_length_come_back_from_their_bits(
     [("int2", 2), ("int3", 3), ("uint3", 3), ("int4", 4), ("mxfp6", 6), ("int8", 8)],
 )
 def test_codes_take_their_bits_in_memory(dtype: str, bits: int) -> None:
-    spec = QuantSpec(dtype=dtype, granularity="group:32", symmetric=not dtype.startswith("u"))
+    spec = QuantSpec(
+        dtype=dtype, granularity="group:32", symmetric=not dtype.startswith("u")
+    )
     made = rounded(torch.randn(16, 96), spec)
     assert StoredWeight(made).codes.nbytes == 16 * 96 * bits // 8
     assert compact(made).nbytes == made.nbytes
@@ -266,8 +304,12 @@ def test_codes_take_their_bits_in_memory(dtype: str, bits: int) -> None:
 
 def test_the_gradient_of_a_stored_weight_is_that_of_its_numbers() -> None:
     torch.manual_seed(0)
-    stored = rounded(torch.randn(64, 128), QuantSpec(dtype="nf4", granularity="group:64"))
-    x, other = (torch.linspace(-1, 1, 3 * 128).view(3, 128).requires_grad_() for _ in range(2))
+    stored = rounded(
+        torch.randn(64, 128), QuantSpec(dtype="nf4", granularity="group:64")
+    )
+    x, other = (
+        torch.linspace(-1, 1, 3 * 128).view(3, 128).requires_grad_() for _ in range(2)
+    )
     WeightOnlyLinear(stored, None, torch.float32)(x).square().sum().backward()
     (other @ stored.dequantize().T).square().sum().backward()
     torch.testing.assert_close(x.grad, other.grad, rtol=1e-4, atol=1e-4)
@@ -276,7 +318,9 @@ def test_the_gradient_of_a_stored_weight_is_that_of_its_numbers() -> None:
 def test_an_embedding_bag_sums_the_rows_of_its_bags() -> None:
     torch.manual_seed(0)
     bag = nn.EmbeddingBag(20, 32, mode="sum", padding_idx=0)
-    stored = rounded(bag.weight.detach(), QuantSpec(dtype="int8", granularity="channel"))
+    stored = rounded(
+        bag.weight.detach(), QuantSpec(dtype="int8", granularity="channel")
+    )
     ids, offsets = torch.tensor([1, 0, 5, 5, 7]), torch.tensor([0, 3])
     expected = nn.functional.embedding_bag(
         ids, stored.dequantize(), offsets, mode="sum", padding_idx=0
@@ -294,7 +338,9 @@ def test_candidates_share_the_packed_codes_of_a_weight(dtype: str) -> None:
     torch.manual_seed(0)
     plain = rounded(
         torch.randn(64, 96),
-        QuantSpec(dtype=dtype, granularity="group:32", symmetric=not dtype.startswith("u")),
+        QuantSpec(
+            dtype=dtype, granularity="group:32", symmetric=not dtype.startswith("u")
+        ),
     )
     packed = compact(plain)
     assert isinstance(packed, PackedTensor)

@@ -14,7 +14,9 @@ import octavo
 )
 def test_a_vector_in_the_place_of_a_matrix_stays_as_it_is(scheme: str) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 1, bias=False)).eval()
+    model = nn.Sequential(
+        nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 1, bias=False)
+    ).eval()
     model[2].weight = nn.Parameter(model[2].weight.detach().reshape(-1))
     x = torch.randn(4, 32)
     made = octavo.quantize_model(model, scheme, calibration=[(x,)])

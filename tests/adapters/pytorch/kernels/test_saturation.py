@@ -84,9 +84,13 @@ def test_a_rule_may_ask_for_the_reduced_range_on_any_machine() -> None:
     made = octavo.quantize_model(network, {"rules": rules}, calibration=batches)
     assert max(int(c.abs().max()) for c in _codes(made.model)) == 63
     assert all(
-        line.applied.weight.reduce_range for line in made.ledger.values() if line.applied.weight
+        line.applied.weight.reduce_range
+        for line in made.ledger.values()
+        if line.applied.weight
     )
 
 
 def _codes(model: nn.Module) -> list[torch.Tensor]:
-    return [module.codes.int() for module in model.modules() if hasattr(module, "codes")]
+    return [
+        module.codes.int() for module in model.modules() if hasattr(module, "codes")
+    ]

@@ -24,7 +24,9 @@ class Words(nn.Module):
         return self.head(torch.tanh(self.inner(self.embed(ids))))
 
 
-def distance(model: nn.Module, weights: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+def distance(
+    model: nn.Module, weights: dict[str, torch.Tensor], x: torch.Tensor
+) -> torch.Tensor:
     y0 = model(x).detach()
     y = torch.func.functional_call(model, weights, (x,))
     if x.is_floating_point():
@@ -35,7 +37,9 @@ def distance(model: nn.Module, weights: dict[str, torch.Tensor], x: torch.Tensor
 
 def hessian(model: nn.Module, name: str, x: torch.Tensor) -> torch.Tensor:
     weight = dict(model.named_parameters())[name].detach()
-    found: torch.Tensor = torch.func.hessian(lambda w: distance(model, {name: w}, x))(weight)  # type: ignore[no-untyped-call]
+    found: torch.Tensor = torch.func.hessian(lambda w: distance(model, {name: w}, x))(
+        weight
+    )  # type: ignore[no-untyped-call]
     return found.reshape(weight.numel(), weight.numel())
 
 
@@ -65,12 +69,17 @@ def test_a_hessian_vector_product_is_the_hessian_times_the_vector(make, name) ->
     session = torch_session(model.eval(), (x,))
     assert session.gradients([(x,)], [name], found.__setitem__, along={name: v}) == 1
     torch.testing.assert_close(
-        found[name].reshape(-1), hessian(model, name, x) @ v.reshape(-1), rtol=1e-3, atol=1e-5
+        found[name].reshape(-1),
+        hessian(model, name, x) @ v.reshape(-1),
+        rtol=1e-3,
+        atol=1e-5,
     )
 
 
 @pytest.mark.parametrize(("make", "name"), CASES)
-def test_the_mean_square_of_drawn_gradients_is_the_hessians_diagonal(make, name) -> None:
+def test_the_mean_square_of_drawn_gradients_is_the_hessians_diagonal(
+    make, name
+) -> None:
     model, x = make()
     session, total, draws = (
         torch_session(model.eval(), (x,)),
@@ -84,13 +93,19 @@ def test_the_mean_square_of_drawn_gradients_is_the_hessians_diagonal(make, name)
     for seed in range(draws):
         session.gradients([(x,)], [name], sink, seed=seed)
     expected = hessian(model, name, x).trace()
-    assert float(total.sum() / draws) == pytest.approx(float(expected.detach()), rel=0.1)
+    assert float(total.sum() / draws) == pytest.approx(
+        float(expected.detach()), rel=0.1
+    )
 
 
 def test_a_folded_batch_norm_is_part_of_the_weight() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(2, 3, 3, bias=False), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 2)
+        nn.Conv2d(2, 3, 3, bias=False),
+        nn.BatchNorm2d(3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(12, 2),
     )
     norm = model[1]
     assert isinstance(norm, nn.BatchNorm2d)
@@ -109,7 +124,9 @@ def test_a_folded_batch_norm_is_part_of_the_weight() -> None:
         conv.weight.copy_(weight)
         conv.bias.copy_(session.tensor("0.bias"))
     expected = hessian(plain, "0.weight", x) @ v.reshape(-1)
-    torch.testing.assert_close(found["0.weight"].reshape(-1), expected, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(
+        found["0.weight"].reshape(-1), expected, rtol=1e-3, atol=1e-5
+    )
 
 
 def test_the_users_model_collects_no_gradients_and_draws_repeat() -> None:

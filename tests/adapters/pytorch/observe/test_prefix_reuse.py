@@ -18,7 +18,11 @@ from tests.helpers import as_opened, torch_session
 class Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.norm, self.up, self.down = nn.LayerNorm(16), nn.Linear(16, 32), nn.Linear(32, 16)
+        self.norm, self.up, self.down = (
+            nn.LayerNorm(16),
+            nn.Linear(16, 32),
+            nn.Linear(32, 16),
+        )
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
         return (x + self.down(torch.relu_(self.up(self.norm(x)))),)
@@ -72,7 +76,9 @@ def test_outputs_are_the_same_and_the_prefix_is_not_run(
     recalled: list[int] = []
     inner = Recall.forward
     monkeypatch.setattr(
-        Recall, "forward", lambda *given, **named: recalled.append(1) or inner(*given, **named)
+        Recall,
+        "forward",
+        lambda *given, **named: recalled.append(1) or inner(*given, **named),
     )
     counts = []
     for unit in space.tunable:
@@ -94,4 +100,6 @@ def test_outputs_are_the_same_and_the_prefix_is_not_run(
         }[name]
     )
     everything = realizer.candidate(space.recipe(space.first()))
-    np.testing.assert_array_equal(next(runner(everything))[0], everything.run(batches[0])[0])
+    np.testing.assert_array_equal(
+        next(runner(everything))[0], everything.run(batches[0])[0]
+    )

@@ -74,12 +74,17 @@ def seen(watch: Any, values: Iterable[str]) -> list[tuple[str, torch.Tensor]]:
 
 def values_of(session: TorchSession) -> list[str]:
     return list(
-        dict.fromkeys(v for op in session.describe().ops for v in (*op.inputs, *op.outputs))
+        dict.fromkeys(
+            v for op in session.describe().ops for v in (*op.inputs, *op.outputs)
+        )
     )
 
 
 def check(
-    session: TorchSession, batches: list[Batch], values: list[list[str]], limit: int = 2**20
+    session: TorchSession,
+    batches: list[Batch],
+    values: list[list[str]],
+    limit: int = 2**20,
 ) -> None:
     watch = session.watcher(batches, limit)
     everything = seen(partial(session.observe, batches), values_of(session))
@@ -87,12 +92,17 @@ def check(
         found = seen(watch, some)
         expected = [(name, x) for name, x in everything if name in some]
         assert [name for name, _ in found] == [name for name, _ in expected] != []
-        assert all(torch.equal(mine, x) for (_, mine), (_, x) in zip(found, expected, strict=True))
+        assert all(
+            torch.equal(mine, x)
+            for (_, mine), (_, x) in zip(found, expected, strict=True)
+        )
 
 
 @pytest.mark.parametrize("how", ["plain", "skip", "twice", "caught", "graph"])
 @pytest.mark.parametrize("step", [1, 3])
-def test_pages_in_execution_order_give_the_values_of_whole_passes(how: str, step: int) -> None:
+def test_pages_in_execution_order_give_the_values_of_whole_passes(
+    how: str, step: int
+) -> None:
     torch.manual_seed(0)
     model = chain() if how == "graph" else Stack(how)
     batches: list[Batch] = [(torch.randn(6, 8),), (torch.randn(3, 8),)]
@@ -110,7 +120,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(
         nn.Linear,
         "forward",
-        lambda self, x: calls.append(f"{self.in_features}x{self.out_features}") or inner(self, x),
+        lambda self, x: (
+            calls.append(f"{self.in_features}x{self.out_features}") or inner(self, x)
+        ),
     )
     return calls
 

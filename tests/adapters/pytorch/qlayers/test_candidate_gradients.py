@@ -27,7 +27,11 @@ class Residual(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm, self.up, self.down = nn.LayerNorm(64), nn.Linear(64, 128), nn.Linear(128, 64)
+        self.norm, self.up, self.down = (
+            nn.LayerNorm(64),
+            nn.Linear(64, 128),
+            nn.Linear(128, 64),
+        )
         self.out = nn.Linear(64, 16)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,7 +50,10 @@ class Branching(Residual):
 class Image(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second = nn.Conv2d(4, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.first, self.second = (
+            nn.Conv2d(4, 16, 3, padding=1),
+            nn.Conv2d(16, 16, 3, padding=1),
+        )
         self.norm, self.up = nn.BatchNorm2d(16), nn.ConvTranspose2d(16, 4, 2, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -84,7 +91,9 @@ def candidate_of(model: nn.Module, scheme: str, batch: Any, mixed: bool) -> Any:
     realizer.calibrate([batch])
     recipe = preset_recipe(scheme, space, opened)
     if mixed:
-        some = {name: own for name, own in recipe.schemes.items() if name.endswith(SOME)}
+        some = {
+            name: own for name, own in recipe.schemes.items() if name.endswith(SOME)
+        }
         assert 0 < len(some) < len(recipe.schemes)
         recipe = replace(recipe, schemes=some)
     candidate = realizer.candidate(recipe)
@@ -103,7 +112,9 @@ def gradient(model: Any, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("scheme", ["int8-dynamic", "int8-static", "int8-weight-only"])
 @pytest.mark.parametrize("mixed", [False, True])
-def test_gradients_of_the_inputs_are_the_float_models(name: str, scheme: str, mixed: bool) -> None:
+def test_gradients_of_the_inputs_are_the_float_models(
+    name: str, scheme: str, mixed: bool
+) -> None:
     torch.manual_seed(0)
     make, sizes = MODELS[name]
     model, x = make().eval(), torch.randn(*sizes)

@@ -57,7 +57,9 @@ class Lengths(nn.Module):
         self.cell = cell(32, 64, bidirectional=True, batch_first=True)
 
     def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        packed = pack_padded_sequence(
+            x, lengths, batch_first=True, enforce_sorted=False
+        )
         y, last = self.cell(packed)
         return torch.cat(
             [
@@ -95,7 +97,10 @@ def test_a_recurrent_layer_is_quantized_saved_and_loaded(
 ) -> None:
     torch.manual_seed(0)
     model = Tagger(cell, **form).eval()
-    batch = (torch.randn(3, 7, 32), *states(model.cell, 3 if form.get("batch_first") else 7))
+    batch = (
+        torch.randn(3, 7, 32),
+        *states(model.cell, 3 if form.get("batch_first") else 7),
+    )
     candidate = quantized(model, batch, preset)
     assert candidate.ledger["cell"].realization == "kernel"
     got = candidate.run(batch)
@@ -121,7 +126,11 @@ def test_all_matrices_are_described_and_written_in_eight_bits(
     model = Tagger(cell, num_layers=2, bidirectional=True).eval()
     batch = (torch.randn(3, 7, 32), *states(model.cell, 7))
     op = opened_torch(model, batch).view.by_name["cell"]
-    own = {f"cell.{n}": p for n, p in model.cell.named_parameters() if n.startswith("weight")}
+    own = {
+        f"cell.{n}": p
+        for n, p in model.cell.named_parameters()
+        if n.startswith("weight")
+    }
     assert op.type == cell.__name__.lower()
     assert [w.name for w in op.weights] == list(own)
     assert [w.shape for w in op.weights] == [tuple(p.shape) for p in own.values()]
@@ -129,10 +138,17 @@ def test_all_matrices_are_described_and_written_in_eight_bits(
     assert op.macs == 3 * op.parameters  # three steps
     quantized(model, batch, "int8-dynamic").save(tmp_path)
     floats = 4 * sum(
-        p.numel() for n, p in model.named_parameters() if not n.startswith("cell.weight")
+        p.numel()
+        for n, p in model.named_parameters()
+        if not n.startswith("cell.weight")
     )
     scales = 4 * sum(p.shape[0] for p in own.values())
-    overhead = (tmp_path / "model.safetensors").stat().st_size - op.parameters - floats - scales
+    overhead = (
+        (tmp_path / "model.safetensors").stat().st_size
+        - op.parameters
+        - floats
+        - scales
+    )
     assert 0 < overhead < 8000  # the header
 
 
@@ -141,7 +157,10 @@ def test_packed_sequences_give_what_the_float_layer_gives(
     cell: type[nn.LSTM] | type[nn.GRU],
 ) -> None:
     torch.manual_seed(0)
-    model, batch = Lengths(cell).eval(), (torch.randn(4, 9, 32), torch.tensor([3, 9, 1, 6]))
+    model, batch = (
+        Lengths(cell).eval(),
+        (torch.randn(4, 9, 32), torch.tensor([3, 9, 1, 6])),
+    )
     for preset, share in (("int8-dynamic", 0.03), ("int8-weight-only", 0.01)):
         got = quantized(model, batch, preset).run(batch)[0]
         expected = model(*batch).detach().numpy()
@@ -166,7 +185,10 @@ def test_the_integer_cell_is_the_arithmetic_that_its_codes_say() -> None:
     candidate = quantized(model, (x,), "int8-dynamic")
     parameters = candidate.parameters["gru"]
     assert parameters.weight is not None
-    w, u = parameters.weight.dequantize().double(), parameters.further[0].dequantize().double()
+    w, u = (
+        parameters.weight.dequantize().double(),
+        parameters.further[0].dequantize().double(),
+    )
     low, high = min(0.0, float(x.min())), max(0.0, float(x.max()))
     step = (high - low) / 255
     zero = round(-low / step)
@@ -188,7 +210,10 @@ def test_an_exported_program_computes_with_the_stored_weights(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.export.export(candidate.native, batch)
-    got, expected = program.module()(*batch)[0].detach().numpy(), candidate.run(batch)[0]
+    got, expected = (
+        program.module()(*batch)[0].detach().numpy(),
+        candidate.run(batch)[0],
+    )
     assert np.abs(got - expected).max() < 0.03 * np.abs(expected).max()
 
 
@@ -220,7 +245,9 @@ def test_projected_states_run_on_integers_and_are_saved_and_loaded(
     y0, last0 = model(x)
     for y, expected in zip(got, (y0, *last0), strict=True):
         assert y.shape == tuple(expected.shape)
-        assert np.abs(y - expected.detach().numpy()).max() <= share * float(expected.abs().max())
+        assert np.abs(y - expected.detach().numpy()).max() <= share * float(
+            expected.abs().max()
+        )
     candidate.save(tmp_path)
     loaded = TorchAdapter(TorchConfig()).load(
         tmp_path, lambda: nn.LSTM(32, 64, proj_size=32, **form)
@@ -229,12 +256,19 @@ def test_projected_states_run_on_integers_and_are_saved_and_loaded(
         np.testing.assert_allclose(again, y, rtol=1e-6, atol=1e-6)
 
 
-def test_a_packed_sequence_of_projected_states_keeps_its_order_and_last_states() -> None:
+def test_a_packed_sequence_of_projected_states_keeps_its_order_and_last_states() -> (
+    None
+):
     torch.manual_seed(0)
-    model, lengths = nn.LSTM(32, 64, proj_size=16, bidirectional=True), torch.tensor([2, 5, 3])
+    model, lengths = (
+        nn.LSTM(32, 64, proj_size=16, bidirectional=True),
+        torch.tensor([2, 5, 3]),
+    )
     packed = pack_padded_sequence(torch.randn(5, 3, 32), lengths, enforce_sorted=False)
     given = torch.randn(2, 3, 16) * 0.3, torch.randn(2, 3, 64) * 0.3
-    y, last = quantized(model, (torch.randn(5, 3, 32),), "int8-dynamic").native(packed, given)
+    y, last = quantized(model, (torch.randn(5, 3, 32),), "int8-dynamic").native(
+        packed, given
+    )
     expected, last0 = model(packed, given)
     assert isinstance(y, PackedSequence)
     for a, b in zip((y.data, *last), (expected.data, *last0), strict=True):
@@ -249,7 +283,9 @@ def test_a_projected_step_is_the_arithmetic_that_its_codes_say() -> None:
     candidate = quantized(model, (x,), "int8-dynamic")
     parameters = candidate.parameters["lstm"]
     assert parameters.weight is not None
-    w, u, p = (q.dequantize().double() for q in (parameters.weight, *parameters.further))
+    w, u, p = (
+        q.dequantize().double() for q in (parameters.weight, *parameters.further)
+    )
 
     def rounded(v: torch.Tensor) -> torch.Tensor:
         low, high = min(0.0, float(v.min())), max(0.0, float(v.max()))
@@ -259,16 +295,23 @@ def test_a_projected_step_is_the_arithmetic_that_its_codes_say() -> None:
 
     c, outputs = torch.zeros(3, 64, dtype=torch.float64), []
     for t, source in enumerate(rounded(x)):
-        i, f, g, o = (source @ w.T + (rounded(outputs[-1]) @ u.T if t else 0)).chunk(4, 1)
+        i, f, g, o = (source @ w.T + (rounded(outputs[-1]) @ u.T if t else 0)).chunk(
+            4, 1
+        )
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
         outputs.append(rounded(torch.sigmoid(o) * torch.tanh(c)) @ p.T)
     # One step of a state's code may fall the other way.
     np.testing.assert_allclose(candidate.run((x,))[0], torch.stack(outputs), atol=2e-3)
 
 
-def test_an_exported_program_of_projected_states_computes_with_the_stored_weights() -> None:
+def test_an_exported_program_of_projected_states_computes_with_the_stored_weights() -> (
+    None
+):
     torch.manual_seed(0)
-    model, x = nn.LSTM(32, 64, proj_size=16, batch_first=True).eval(), torch.randn(3, 7, 32)
+    model, x = (
+        nn.LSTM(32, 64, proj_size=16, batch_first=True).eval(),
+        torch.randn(3, 7, 32),
+    )
     candidate = quantized(model, (x,), "int8-dynamic")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -308,5 +351,7 @@ def test_a_packed_sequence_keeps_its_order() -> None:
     assert isinstance(y, PackedSequence)
     expected = model(packed)[0]
     np.testing.assert_allclose(
-        pad_packed_sequence(y)[0].detach(), pad_packed_sequence(expected)[0].detach(), atol=0.02
+        pad_packed_sequence(y)[0].detach(),
+        pad_packed_sequence(expected)[0].detach(),
+        atol=0.02,
     )

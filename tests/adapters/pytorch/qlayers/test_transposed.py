@@ -39,15 +39,29 @@ def geometries(draw: Any) -> tuple[tuple[int, ...], Any, tuple[int, ...]]:
             draw(st.integers(1, 4)),
             draw(st.integers(1, 3)),
         )
-        extra, size = draw(st.integers(0, max(stride, dilation) - 1)), draw(st.integers(1, 5))
+        extra, size = (
+            draw(st.integers(0, max(stride, dilation) - 1)),
+            draw(st.integers(1, 5)),
+        )
         room = (
             (size - 1) * stride + dilation * (kernel - 1) + extra
         )  # of which padding may leave one place
         axes.append(
-            (kernel, stride, draw(st.integers(0, min(4, room // 2))), extra, dilation, size)
+            (
+                kernel,
+                stride,
+                draw(st.integers(0, min(4, room // 2))),
+                extra,
+                dilation,
+                size,
+            )
         )
     kernel, stride, padding, extra, dilation, size = zip(*axes, strict=True)
-    return kernel, (stride, padding, extra, dilation, draw(st.sampled_from([1, 1, 2, 3]))), size
+    return (
+        kernel,
+        (stride, padding, extra, dilation, draw(st.sampled_from([1, 1, 2, 3]))),
+        size,
+    )
 
 
 def weight_of(shape: tuple[int, ...], per_channel: bool) -> QuantizedTensor:
@@ -57,12 +71,17 @@ def weight_of(shape: tuple[int, ...], per_channel: bool) -> QuantizedTensor:
     return QuantizedTensor(
         codes,
         QuantParams(
-            scale, torch.zeros_like(scale, dtype=torch.int32), spec, 1 if per_channel else None
+            scale,
+            torch.zeros_like(scale, dtype=torch.int32),
+            spec,
+            1 if per_channel else None,
         ),
     )
 
 
-def fake_quantized(layer: Int8ConvTranspose, source: Activation, x: torch.Tensor) -> torch.Tensor:
+def fake_quantized(
+    layer: Int8ConvTranspose, source: Activation, x: torch.Tensor
+) -> torch.Tensor:
     """Return torch's transposed convolution in float64 on what the codes of weight and input stand
     for."""
     stride, padding, extra, dilation, groups = layer.geometry
@@ -84,7 +103,12 @@ def fake_quantized(layer: Int8ConvTranspose, source: Activation, x: torch.Tensor
     st.integers(0, 2**16),
 )
 def test_every_geometry_is_exact(
-    given_: Any, widths: tuple[int, int], per_channel: bool, static: bool, bias: bool, seed: int
+    given_: Any,
+    widths: tuple[int, int],
+    per_channel: bool,
+    static: bool,
+    bias: bool,
+    seed: int,
 ) -> None:
     torch.manual_seed(seed)
     kernel, geometry, size = given_
@@ -115,20 +139,26 @@ def test_every_output_comes_from_one_phase_and_every_product_is_computed_once(
     kernel, geometry, _ = given_
     made, empty = steps(kernel, geometry, together)
     phases = [*(p for step in made for p in step.phases), *empty]
-    assert sorted(p.residues for p in phases) == [tuple(r) for r in np.ndindex(*geometry[0])]
+    assert sorted(p.residues for p in phases) == [
+        tuple(r) for r in np.ndindex(*geometry[0])
+    ]
     taps = [index for step in made for p in step.phases for index in product(*p.taps)]
     assert sorted(taps) == list(np.ndindex(*kernel))
 
 
 @pytest.mark.parametrize("then", ["", "relu"])
 @pytest.mark.parametrize(
-    ("kernel", "stride", "dilation"), [(4, 2, 1), (3, 2, 1), (3, 2, 2), (2, 3, 1), (3, 1, 1)]
+    ("kernel", "stride", "dilation"),
+    [(4, 2, 1), (3, 2, 1), (3, 2, 2), (2, 3, 1), (3, 1, 1)],
 )
 def test_codes_are_written_where_readers_take_them(
     kernel: int, stride: int, dilation: int, then: str
 ) -> None:
     torch.manual_seed(0)
-    x, geometry = torch.randn(2, 8, 5, 6), ((stride,) * 2, (1, 1), (0, 0), (dilation,) * 2, 2)
+    x, geometry = (
+        torch.randn(2, 8, 5, 6),
+        ((stride,) * 2, (1, 1), (0, 0), (dilation,) * 2, 2),
+    )
     source, gives = Activation.around(x, symmetric=False), Activation(0.05, 100)
     layer = Int8ConvTranspose(
         weight_of((8, 6, kernel, kernel), True),
@@ -144,19 +174,29 @@ def test_codes_are_written_where_readers_take_them(
     codes = layer(source.quantize(x))
     assert codes.dtype == torch.uint8
     assert (
-        int((codes.int() - (torch.round(expected / 0.05) + 100).clamp(0, 255).int()).abs().max())
+        int(
+            (codes.int() - (torch.round(expected / 0.05) + 100).clamp(0, 255).int())
+            .abs()
+            .max()
+        )
         <= 1
     )
     assert (
         float(
-            (codes.int() != (torch.round(expected / 0.05) + 100).clamp(0, 255).int()).float().mean()
+            (codes.int() != (torch.round(expected / 0.05) + 100).clamp(0, 255).int())
+            .float()
+            .mean()
         )
         < 0.01
     )
 
 
 SCHEMES = [
-    {"mode": mode, "weight": {"dtype": "int8", "granularity": weight}, "input": {"dtype": source}}
+    {
+        "mode": mode,
+        "weight": {"dtype": "int8", "granularity": weight},
+        "input": {"dtype": source},
+    }
     for mode in ("static", "dynamic")
     for weight in ("channel", "tensor")
     for source in ("uint8", "int8")
@@ -171,7 +211,9 @@ def test_every_scheme_runs_on_the_kernel_and_is_loaded_as_it_was_saved(
 
     def network() -> nn.Module:
         return nn.Sequential(
-            nn.ConvTranspose2d(8, 12, 4, 2, 1, groups=2), nn.ReLU(), nn.ConvTranspose2d(12, 4, 2, 2)
+            nn.ConvTranspose2d(8, 12, 4, 2, 1, groups=2),
+            nn.ReLU(),
+            nn.ConvTranspose2d(12, 4, 2, 2),
         ).eval()
 
     model, x = network(), torch.randn(2, 8, 6, 5)
@@ -183,7 +225,8 @@ def test_every_scheme_runs_on_the_kernel_and_is_loaded_as_it_was_saved(
         "2": "kernel",
     }
     assert {
-        (line.applied.mode, line.applied.weight.granularity) for line in made.ledger.values()
+        (line.applied.mode, line.applied.weight.granularity)
+        for line in made.ledger.values()
     } == {(scheme["mode"], scheme["weight"]["granularity"])}
     y = made.candidate.run((x,))[0]
     with torch.no_grad():

@@ -75,7 +75,11 @@ class Counting(Lender):
         if self.is_there(tensor):
             return tensor
         copy, size = tensor.detach().clone(), tensor.nbytes
-        copy = nn.Parameter(copy, requires_grad=False) if isinstance(tensor, nn.Parameter) else copy
+        copy = (
+            nn.Parameter(copy, requires_grad=False)
+            if isinstance(tensor, nn.Parameter)
+            else copy
+        )
         self.brought.add(id(copy))
         self.now += size
         self.most = max(self.most, self.now)
@@ -91,9 +95,13 @@ def session_of(model: nn.Module) -> TorchSession:
     return torch_session(model, (torch.randint(50, (2, 7)),), capture="modules")
 
 
-def quantized(session: TorchSession, batches: list[Any], **rule: Any) -> tuple[Any, Realizer]:
+def quantized(
+    session: TorchSession, batches: list[Any], **rule: Any
+) -> tuple[Any, Realizer]:
     o = as_opened(session)
-    space = build_space(o, [Rule(types=["linear"], **rule), Rule(types="embedding", keep="float")])
+    space = build_space(
+        o, [Rule(types=["linear"], **rule), Rule(types="embedding", keep="float")]
+    )
     made = Realizer(o, space, PluginHost(third_party=False))
     made.calibrate(batches)
     return made.candidate(space.recipe(space.first())), made
@@ -123,10 +131,14 @@ def test_lent_tensors_give_the_same_numbers_a_module_at_a_time(rule: Any) -> Non
     home = {name: (id(t), t.clone()) for name, t in named_tensors(model).items()}
     o = as_opened(session)
     Realizer(
-        o, build_space(o, [Rule(types=["linear"], **rule)]), PluginHost(third_party=False)
+        o,
+        build_space(o, [Rule(types=["linear"], **rule)]),
+        PluginHost(third_party=False),
     ).calibrate(batches)
     gc.collect()
-    largest = max(sum(p.nbytes for p in m.parameters()) for m in (model.blocks[0], model.embed))
+    largest = max(
+        sum(p.nbytes for p in m.parameters()) for m in (model.blocks[0], model.embed)
+    )
     assert 0 < lender.most <= largest
     assert lender.now == 0
     candidate, _ = quantized(session, batches, **rule)
@@ -191,7 +203,9 @@ def test_what_does_not_run_module_by_module_is_moved_as_a_whole() -> None:
     class Reader(Net):
         def forward(self, ids: torch.Tensor) -> torch.Tensor:
             y = super().forward(ids)
-            return y if float(y.sum()) else -y  # there are no numbers on the meta device
+            return (
+                y if float(y.sum()) else -y
+            )  # there are no numbers on the meta device
 
     session = session_of(Reader())
     why = why_not_lent(session.capture, ((torch.randint(50, (2, 7)),), {}), META)
@@ -214,7 +228,9 @@ def test_a_run_that_ends_early_or_fails_leaves_the_model_at_home() -> None:
     assert len(values) == 1
     with pytest.raises(DataError, match="index out of range"):
         session.observe(
-            [(torch.full((2, 7), 99),)], [session.describe().ops[-1].outputs[0]], lambda *_: None
+            [(torch.full((2, 7), 99),)],
+            [session.describe().ops[-1].outputs[0]],
+            lambda *_: None,
         )
     gc.collect()
     assert lender.now == 0

@@ -91,7 +91,9 @@ class Images(nn.Module):
     ) -> Tensor:
         if not isinstance(images, list | tuple):
             raise TypeError(f"expected a list of images, got {type(images).__name__}")
-        return self.b(torch.stack([self.a(i[None]).relu().mean((2, 3))[0] for i in images]))
+        return self.b(
+            torch.stack([self.a(i[None]).relu().mean((2, 3))[0] for i in images])
+        )
 
 
 class Optional(nn.Module):
@@ -117,7 +119,9 @@ def boxes(count: int) -> Boxes:
 CASES: dict[str, tuple[Any, Any]] = {
     "tree": (
         Tree,
-        lambda i: ({"x": {"a": rand(3 + i, 32)}, "l": [rand(3 + i, 16), None, "name"]},),
+        lambda i: (
+            {"x": {"a": rand(3 + i, 32)}, "l": [rand(3 + i, 16), None, "name"]},
+        ),
     ),
     "plain by keyword": (
         Plain,
@@ -134,10 +138,16 @@ CASES: dict[str, tuple[Any, Any]] = {
         Plain,
         lambda i: Call(rand(2, 5 + i, 32), torch.ones(2, 5 + i), twice=bool(i % 2)),
     ),
-    "records": (Records, lambda i: (Pair(rand(4, 32), torch.ones(4, 32)), boxes(2 + 3 * i))),
+    "records": (
+        Records,
+        lambda i: (Pair(rand(4, 32), torch.ones(4, 32)), boxes(2 + 3 * i)),
+    ),
     "records by name": (
         Records,
-        lambda i: {"pair": Pair(rand(4, 32), torch.ones(4, 32)), "boxes": boxes(2 + 3 * i)},
+        lambda i: {
+            "pair": Pair(rand(4, 32), torch.ones(4, 32)),
+            "boxes": boxes(2 + 3 * i),
+        },
     ),
     "images": (Images, lambda i: ([rand(3, 8 + i, 9), rand(3, 7, 6 + 2 * i)],)),
     "arrays in a tree": (
@@ -157,7 +167,11 @@ def run(model: nn.Module, batch: Any) -> Tensor:
 
 def follows(found: Tensor, expected: Tensor, least: float = 0.98) -> bool:
     return (
-        float(torch.nn.functional.cosine_similarity(found.double(), expected.double(), dim=0))
+        float(
+            torch.nn.functional.cosine_similarity(
+                found.double(), expected.double(), dim=0
+            )
+        )
         > least
     )
 
@@ -184,7 +198,9 @@ def test_the_quantized_model_takes_what_the_model_takes(
         assert follows(run(quantized.model, batch), expected)
         assert torch.equal(run(again, batch), run(quantized.model, batch))
         outputs = quantized.candidate.run(batch)
-        assert follows(torch.cat([torch.from_numpy(y).flatten() for y in outputs]), expected)
+        assert follows(
+            torch.cat([torch.from_numpy(y).flatten() for y in outputs]), expected
+        )
 
 
 def test_a_search_over_trees() -> None:
@@ -198,7 +214,13 @@ def test_a_search_over_trees() -> None:
         )
 
     result = octavo.autotune(
-        model, score, batches, max_trials=3, tolerance=0.02, minimise=("latency",), seed=0
+        model,
+        score,
+        batches,
+        max_trials=3,
+        tolerance=0.02,
+        minimise=("latency",),
+        seed=0,
     )
     assert result.goal_met
     assert score(result.model) > 0.98
@@ -245,7 +267,9 @@ def test_a_loader_with_labels_says_once_what_it_drops() -> None:
     model = classifier()
     data = torch.utils.data.TensorDataset(rand(32, 32), torch.randint(0, 8, (32,)))
     quantized = octavo.quantize_model(
-        model, "int8-static", calibration=torch.utils.data.DataLoader(data, batch_size=8)
+        model,
+        "int8-static",
+        calibration=torch.utils.data.DataLoader(data, batch_size=8),
     )
     assert sum("labels?" in note for note in quantized.notes) == 1
     x = rand(5, 32)
@@ -259,7 +283,11 @@ class Labelled(torch.utils.data.Dataset[Any]):
         return 16
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"input": torch.full((32,), 0.1 * index), "label": index % 8, "path": f"{index}.png"}
+        return {
+            "input": torch.full((32,), 0.1 * index),
+            "label": index % 8,
+            "path": f"{index}.png",
+        }
 
 
 def test_a_loader_of_mappings_says_which_keys_it_drops() -> None:
@@ -274,22 +302,36 @@ def test_a_loader_of_mappings_says_which_keys_it_drops() -> None:
 def test_pairs_of_inputs_and_labels() -> None:
     torch.manual_seed(0)
     model = Records()
-    loader = [((Pair(rand(4, 32), torch.ones(4, 32)), boxes(3)), torch.zeros(4)) for _ in range(3)]
+    loader = [
+        ((Pair(rand(4, 32), torch.ones(4, 32)), boxes(3)), torch.zeros(4))
+        for _ in range(3)
+    ]
     quantized = octavo.quantize_model(model, "int8-static", calibration=loader)
     assert follows(run(quantized.model, loader[0][0]), run(model.eval(), loader[0][0]))
 
 
-def test_labels_that_would_run_as_an_optional_argument_are_refused_with_the_remedy() -> None:
+def test_labels_that_would_run_as_an_optional_argument_are_refused_with_the_remedy() -> (
+    None
+):
     torch.manual_seed(0)
-    model, loader = Optional(), [(rand(4, 32), torch.tensor([0, 3, 1, 2])) for _ in range(3)]
+    model, loader = (
+        Optional(),
+        [(rand(4, 32), torch.tensor([0, 3, 1, 2])) for _ in range(3)],
+    )
     with pytest.raises(DataError, match=r"'weights' or labels.*octavo\.Batches"):
         octavo.quantize_model(model, "int8-static", calibration=loader)
-    for pick in (lambda b: b[0], lambda b: {"x": b[0]}, lambda b: octavo.Call(b[0], weights=None)):
+    for pick in (
+        lambda b: b[0],
+        lambda b: {"x": b[0]},
+        lambda b: octavo.Call(b[0], weights=None),
+    ):
         quantized = octavo.quantize_model(
             model, "int8-static", calibration=octavo.Batches(loader, inputs=pick)
         )
         assert not any("left out" in note for note in quantized.notes)
-        assert follows(run(quantized.model, loader[0][:1]), run(model.eval(), loader[0][:1]))
+        assert follows(
+            run(quantized.model, loader[0][:1]), run(model.eval(), loader[0][:1])
+        )
 
 
 def test_a_list_of_images_with_targets() -> None:
@@ -342,7 +384,10 @@ def test_an_export_takes_the_arrays_of_a_tree() -> None:
     want = [run(model, b) for b in batches]
 
     def score(candidate: octavo.ArrayModel) -> float:
-        found = [torch.from_numpy(np.asarray(candidate(*parts(b)[0]))).flatten() for b in batches]
+        found = [
+            torch.from_numpy(np.asarray(candidate(*parts(b)[0]))).flatten()
+            for b in batches
+        ]
         return min(
             float(nn.functional.cosine_similarity(f, w, dim=0))
             for f, w in zip(found, want, strict=True)
@@ -367,10 +412,16 @@ def test_plain_values_are_constants_of_an_export() -> None:
     model, _ = fresh("plain by keyword")
     batches = [{"x": rand(2, 5, 32), "twice": flag} for flag in (False, True)]
     with pytest.raises(DataError, match=r"'twice' is True .* a constant"):
-        octavo.quantize_model(model, "int8-dynamic", calibration=batches, backend="onnx")
+        octavo.quantize_model(
+            model, "int8-dynamic", calibration=batches, backend="onnx"
+        )
     same = [{"x": rand(2, 5, 32), "twice": True} for _ in range(2)]
-    quantized = octavo.quantize_model(model, "int8-dynamic", calibration=same, backend="onnx")
+    quantized = octavo.quantize_model(
+        model, "int8-dynamic", calibration=same, backend="onnx"
+    )
     assert follows(
-        torch.cat([torch.from_numpy(y).flatten() for y in quantized.candidate.run(same[0])]),
+        torch.cat(
+            [torch.from_numpy(y).flatten() for y in quantized.candidate.run(same[0])]
+        ),
         run(model, same[0]),
     )

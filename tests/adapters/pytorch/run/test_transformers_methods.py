@@ -70,7 +70,9 @@ FLOAT = ("A_log", "bias", "conv1d.weight")
 def made(name: str) -> Any:
     config, model, settings, _ = MODELS[name]
     torch.manual_seed(0)
-    return getattr(transformers, model)(getattr(transformers, config)(**settings)).eval()
+    return getattr(transformers, model)(
+        getattr(transformers, config)(**settings)
+    ).eval()
 
 
 def logits(model: Any, batch: dict[str, Tensor]) -> Tensor:
@@ -106,7 +108,9 @@ def test_a_tied_head_and_a_scaled_table_are_one_set_of_codes(tmp_path: Path) -> 
     quantized = octavo.quantize_model(model, "int8-weight-only", calibration=[IDS])
     quantized.save(tmp_path / "saved")
     size = (tmp_path / "saved" / "model" / "model.safetensors").stat().st_size
-    weights = sum(p.numel() for p in model.parameters() if p.ndim >= 2)  # tied ones once
+    weights = sum(
+        p.numel() for p in model.parameters() if p.ndim >= 2
+    )  # tied ones once
     assert {"lm_head", "model.embed_tokens"} <= set(quantized.candidate.ledger)
     # Codes, their scales (one float for each row of 32 or 64 numbers), norms, and the file's own
     # header.
@@ -114,11 +118,19 @@ def test_a_tied_head_and_a_scaled_table_are_one_set_of_codes(tmp_path: Path) -> 
     assert quantized.coverage.total == weights
 
 
-@pytest.mark.parametrize("method", ["save_pretrained", "push_to_hub", "resize_token_embeddings"])
-def test_what_only_the_float_model_can_do_is_refused(method: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "method", ["save_pretrained", "push_to_hub", "resize_token_embeddings"]
+)
+def test_what_only_the_float_model_can_do_is_refused(
+    method: str, tmp_path: Path
+) -> None:
     model = made("mixtral")
-    quantized = octavo.quantize_model(model, "int8-weight-only", calibration=[IDS]).model
-    argument: Any = 100 if method == "resize_token_embeddings" else str(tmp_path / "out")
+    quantized = octavo.quantize_model(
+        model, "int8-weight-only", calibration=[IDS]
+    ).model
+    argument: Any = (
+        100 if method == "resize_token_embeddings" else str(tmp_path / "out")
+    )
     with pytest.raises(octavo.OctavoError, match="does not work on a quantized model"):
         getattr(quantized, method)(argument)
     assert not (tmp_path / "out").exists()

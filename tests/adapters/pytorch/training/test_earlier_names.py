@@ -1,4 +1,5 @@
-"""Names of training that earlier documentation told users to import: the same things as behind the door."""
+"""Names of training that earlier documentation told users to import: the same things as behind the
+door."""
 
 from __future__ import annotations
 

@@ -22,7 +22,8 @@ IDS = torch.arange(3, 27).view(2, 12)
 
 
 def training() -> Training:
-    """The door; which float model's session it comes from makes no difference to updates over a candidate."""
+    """The door; which float model's session it comes from makes no difference to updates over a
+    candidate."""
     model = nn.Sequential(nn.Linear(64, 64))
     return TorchAdapter(TorchConfig()).open(model, (torch.randn(2, 64),)).training()
 
@@ -38,7 +39,11 @@ def candidate(*more: dict[str, object], tied: bool = False) -> octavo.Quantized:
         "num_attention_heads": 4,
     }
     config = transformers.LlamaConfig(
-        **sizes, pad_token_id=0, bos_token_id=1, eos_token_id=2, tie_word_embeddings=tied
+        **sizes,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        tie_word_embeddings=tied,
     )
     model = transformers.LlamaForCausalLM(config).eval()
     nf4 = {
@@ -47,7 +52,9 @@ def candidate(*more: dict[str, object], tied: bool = False) -> octavo.Quantized:
         "weight": {"dtype": "nf4", "scale_dtype": "uint8"},
     }
     rules = [nf4, {"types": "embedding", "keep": "float"}, *more]
-    return octavo.quantize_model(model, {"rules": rules}, calibration=[{"input_ids": IDS}])
+    return octavo.quantize_model(
+        model, {"rules": rules}, calibration=[{"input_ids": IDS}]
+    )
 
 
 def test_peft_trains_saves_and_loads_over_an_nf4_base(tmp_path: Path) -> None:
@@ -61,8 +68,12 @@ def test_peft_trains_saves_and_loads_over_an_nf4_base(tmp_path: Path) -> None:
     assert trained
     assert all("lora_" in n for n in trained)
     assert sum(isinstance(m, WeightOnlyLinear) for m in model.modules()) == 15
-    torch.testing.assert_close(model(input_ids=IDS).logits, before, rtol=1e-4, atol=1e-5)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    torch.testing.assert_close(
+        model(input_ids=IDS).logits, before, rtol=1e-4, atol=1e-5
+    )
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=1e-2
+    )
     losses = []
     for _ in range(12):
         loss = model(input_ids=IDS, labels=IDS).loss
@@ -81,7 +92,9 @@ def test_peft_trains_saves_and_loads_over_an_nf4_base(tmp_path: Path) -> None:
         torch.testing.assert_close(again(**given).logits, expected)
         # Without its adapter the model is the base, which nobody has touched.
         with again.disable_adapter():
-            torch.testing.assert_close(again(**given).logits, before, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                again(**given).logits, before, rtol=1e-4, atol=1e-5
+            )
         torch.testing.assert_close(base.model(IDS).logits, before, rtol=0, atol=0)
     assert again.generate(**given, max_new_tokens=3, do_sample=False).shape == (2, 15)
     with pytest.raises(SchemeError, match="quantize that"):
@@ -93,7 +106,10 @@ def test_only_the_named_layers_get_an_update() -> None:
     model = training().add_low_rank(
         base.candidate, peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"])
     )
-    assert model.base_model.model.lm_head.weight is model.base_model.model.model.embed_tokens.weight
+    assert (
+        model.base_model.model.lm_head.weight
+        is model.base_model.model.model.embed_tokens.weight
+    )
     adapted = {
         n.split(".lora_A")[0].rpartition(".")[2]
         for n, p in model.named_parameters()
@@ -102,7 +118,9 @@ def test_only_the_named_layers_get_an_update() -> None:
     assert adapted == {"q_proj", "v_proj"}
 
 
-@pytest.mark.parametrize("settings", [{"use_dora": True}, {"init_lora_weights": "pissa"}])
+@pytest.mark.parametrize(
+    "settings", [{"use_dora": True}, {"init_lora_weights": "pissa"}]
+)
 def test_what_reads_the_weight_is_refused(settings: dict[str, object]) -> None:
     with pytest.raises(SchemeError, match="read the base's weight"):
         training().add_low_rank(candidate().candidate, peft.LoraConfig(r=2, **settings))
@@ -110,7 +128,9 @@ def test_what_reads_the_weight_is_refused(settings: dict[str, object]) -> None:
 
 def test_a_base_without_stored_weights_is_refused() -> None:
     base = octavo.quantize_model(
-        nn.Sequential(nn.Linear(64, 64)), "int8-dynamic", calibration=[(torch.randn(2, 64),)]
+        nn.Sequential(nn.Linear(64, 64)),
+        "int8-dynamic",
+        calibration=[(torch.randn(2, 64),)],
     )
     with pytest.raises(SchemeError, match="no weight-only linear layer"):
         training().add_low_rank(base.candidate, peft.LoraConfig(r=2))
