@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from octavo.core.scoring.evaluation import ArrayModel, Evaluation
     from octavo.core.scoring.racing import RaceConfig, SampleScore
     from octavo.core.tuning.progress import Progress
-    from octavo.core.tuning.run import Run, autotune, load, prepare, quantize_model
+    from octavo.core.tuning.run import Run as Run
+    from octavo.core.tuning.run import autotune, load, quantize_model
+    from octavo.core.tuning.run import prepare as prepare
     from octavo.core.values.calls import Call
     from octavo.core.values.recipe import Recipe
     from octavo.core.values.scheme import OpScheme, PartChoice, QuantSpec
@@ -41,16 +43,16 @@ __all__ = [
     "RaceConfig",
     "Recipe",
     "Result",
-    "Run",
     "SampleScore",
     "Trial",
     "TuningConfig",
     "autotune",
     "load",
-    "prepare",
     "quantize_model",
 ]
 
+# ``prepare`` and ``Run`` are for callers who own the loop (docs/strategies.md): found by name, and
+# no part of what ``from octavo import *`` gives.
 _HOME = {
     "ArrayModel": "scoring.evaluation",
     "Batches": "calibration.batches",
