@@ -147,15 +147,15 @@ class Auto(Sequential):
         """
 
         def pick(choices: Sequence[OpScheme]) -> int:
-            wide = [
-                i
-                for i, s in enumerate(choices)
-                if not s.is_float and s.weight_bits >= 8
-            ]
-            of_mode = [i for i in wide if choices[i].mode == mode]
-            return [*of_mode, *wide, len(choices) - 1][0]
+            wide = []
+            for index, scheme in enumerate(choices):
+                if not scheme.is_float and scheme.weight_bits >= 8:
+                    wide.append(index)
+            of_mode = [index for index in wide if choices[index].mode == mode]
+            in_float = len(choices) - 1
+            return [*of_mode, *wide, in_float][0]
 
-        return tuple(pick(u.choices) for u in self.units)
+        return tuple(pick(unit.choices) for unit in self.units)
 
     def _cheapest(self) -> Picks:
         """Return each unit's cheapest choice.
@@ -167,9 +167,13 @@ class Auto(Sequential):
             ConfigError: If none keeps them.
         """
         costs = self._costs.costs()
-        picks = [int(np.argmin(c)) for c in costs]
-        room = SPENT * sum(float(c.min()) for c in costs)
-        extras = [(float(c[0] - c.min()), i) for i, c in enumerate(costs) if len(c) > 1]
+        picks = [int(np.argmin(cost)) for cost in costs]
+        least = [float(cost.min()) for cost in costs]
+        room = SPENT * sum(least)
+        extras = []
+        for row, cost in enumerate(costs):
+            extra = float(cost[0] - cost.min())
+            extras.append((extra, row))
         for extra, unit in sorted(extras):
             room -= extra
             if room < 0:
@@ -251,18 +255,15 @@ class Auto(Sequential):
             best = self.incumbent
             assert best is not None
             bound = ratio(best, self._objective) * (1 - self.config.worthwhile)
-            options = {
-                families(self.problem, p): p for p in reversed(list(self._uniform()))
-            }
+            options = {}
+            for picks in reversed(list(self._uniform())):
+                options[families(self.problem, picks)] = picks
             hopes = []
             for of, picks in options.items():
                 mean, deviation = self._costs.predict(picks)
-                if (
-                    of not in tried
-                    and mean - deviation < bound
-                    and self._limits.fits(picks)
-                ):
-                    hopes.append((mean - deviation, picks))
+                hoped = mean - deviation
+                if of not in tried and hoped < bound and self._limits.fits(picks):
+                    hopes.append((hoped, picks))
             if not hopes:
                 return
             picks = min(hopes)[1]
@@ -290,12 +291,13 @@ class Auto(Sequential):
     def _mix(self, transforms: Transforms, most: int | None = None) -> Search:
         """Knapsack, evaluate, learn, again; ``most`` bounds the evaluations further."""
         space = self.space
-        seen = {
-            picks_of(space, t.recipe): t
-            for t in self.trials
-            if t.recipe.transforms == transforms and len(t.recipe)
-        }
-        limit = math.ceil(math.log2(max(2, len(space.tunable)))) + self.config.patience
+        seen = {}
+        for trial in self.trials:
+            recipe = trial.recipe
+            if recipe.transforms == transforms and len(recipe):
+                seen[picks_of(space, recipe)] = trial
+        halvings = math.log2(max(2, len(space.tunable)))
+        limit = math.ceil(halvings) + self.config.patience
         if most is not None:
             if len(seen) >= limit:
                 return

@@ -164,7 +164,11 @@ class Bayesian(Strategy):
         units = [u for k in self._knobs for u in k.units]
         found = service("weight_error", [(u.name, u.choices[0]) for u in units])
         losses = {u.name: loss for u, loss in zip(units, found, strict=True)}
-        worst = sorted(self._knobs, key=lambda k: -sum(losses[u.name] for u in k.units))
+
+        def harm(knob: Knob) -> float:
+            return sum(losses[unit.name] for unit in knob.units)
+
+        worst = sorted(self._knobs, key=lambda knob: -harm(knob))
         points = []
         for step in range(1, count + 1):
             kept = math.ceil(len(worst) * step / (count + 1))
@@ -199,26 +203,27 @@ class Bayesian(Strategy):
         if self._size > ENUMERABLE:
             yield from self._wandering(start)
             return
+
+        def distance(point: Point) -> int:
+            return sum(point[name] != start[name] for name in point)
+
         rest = []
         for picks in itertools.product(*map(range, self._sizes.values())):
             point = dict(zip(self._sizes, picks, strict=True))
             if _key(point) not in self._met:
                 rest.append(point)
-        yield from sorted(rest, key=lambda p: sum(p[n] != start[n] for n in p))
+        yield from sorted(rest, key=distance)
 
     def _wandering(self, start: Point) -> Iterator[Point]:
         """Yield points not met before that differ from one in ever more random knobs, for ever."""
         names = list(self._sizes)
         for changes in itertools.count(1):
             count = min(changes, len(names))
-            picked = [
-                names[i]
-                for i in self._rng.choice(len(names), size=count, replace=False)
-            ]
-            moved = {
-                name: int(self._rng.integers(self._sizes[name])) for name in picked
-            }
-            point = start | moved
+            picked = self._rng.choice(len(names), size=count, replace=False)
+            point = dict(start)
+            for index in picked:
+                name = names[index]
+                point[name] = int(self._rng.integers(self._sizes[name]))
             if _key(point) not in self._met:
                 yield point
 
@@ -262,13 +267,18 @@ class Bayesian(Strategy):
 
     def _values(self, trial: Trial) -> list[float]:
         """Return a trial's costs, all finite."""
-        costs = enumerate(trial.costs(self.problem.objectives))
-        return [cost if math.isfinite(cost) else self._worst(i) for i, cost in costs]
+        found = []
+        for index, cost in enumerate(trial.costs(self.problem.objectives)):
+            is_measured = math.isfinite(cost)
+            found.append(cost if is_measured else self._worst(index))
+        return found
 
     def _worst(self, index: int) -> float:
         """Return the largest cost seen, for recipes that missed the goal and were not measured."""
-        seen = [t.costs(self.problem.objectives)[index] for t in self._known.values()]
-        return max((c for c in seen if math.isfinite(c)), default=1.0)
+        objectives = self.problem.objectives
+        seen = [trial.costs(objectives)[index] for trial in self._known.values()]
+        measured = [cost for cost in seen if math.isfinite(cost)]
+        return max(measured, default=1.0)
 
     def explain(self) -> str:
         """Say how many points the study has and how many were tried."""

@@ -61,9 +61,10 @@ class Coordinate(Fallback):
         space = self.space
         base = self.choice(best)
         units = space.types[kind]
-        every = dict.fromkeys(
-            _settings(s) for u in units for s in _alike(u, base[u.name])
-        )
+        every: dict[Settings, None] = {}
+        for unit in units:
+            alike = _alike(unit, base[unit.name])
+            every |= dict.fromkeys(map(_settings, alike))
         found = []
         for settings in every:
             changed: Choice = {

@@ -63,6 +63,7 @@ class Exhaustive(Sequential):
 
     def _all(self) -> Iterator[Recipe]:
         space = self.space
-        sizes = [len(space.transforms), *(len(u.choices) for u in space.tunable)]
+        choices = [len(unit.choices) for unit in space.tunable]
+        sizes = [len(space.transforms), *choices]
         for transforms, *picks in graded(sizes):
             yield space.recipe(chosen(space, picks), space.transforms[transforms])

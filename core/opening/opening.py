@@ -71,10 +71,15 @@ def _kind_of(model: Any) -> str:
 def _way_out(model: Any, host: PluginHost) -> str:
     """Return what to pass instead of what no backend takes, and what there is to pass."""
     cards = host.adapters().values()
-    instead = remedy(model, lambda other: any(card.claims(other) for card in cards))
-    takes = [
-        f"{card.name}: {', '.join((*card.models, *card.suffixes))}" for card in cards
-    ]
+
+    def is_claimed(other: Any) -> bool:
+        return any(card.claims(other) for card in cards)
+
+    instead = remedy(model, is_claimed)
+    takes = []
+    for card in cards:
+        kinds = ", ".join((*card.models, *card.suffixes))
+        takes.append(f"{card.name}: {kinds}")
     return f"{instead}. There are: {'; '.join(takes)}"
 
 
