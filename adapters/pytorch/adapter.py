@@ -12,6 +12,7 @@ from torch import nn
 
 from octavo.adapters.pytorch.capture.capture import Capture
 from octavo.adapters.pytorch.capture.census import Reads, census
+from octavo.adapters.pytorch.capture.description import Background
 from octavo.adapters.pytorch.capture.choosing import (
     capture_again,
     capture_of,
@@ -42,7 +43,7 @@ from .files.saved import Saved, read
 from .offers import capability
 from .opening import open_root, read_model
 from .samples import sample
-from .session import Background, TorchSession
+from .session import TorchSession
 
 
 class TorchAdapter(Adapter):

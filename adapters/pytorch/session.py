@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,38 +14,29 @@ from octavo.adapters.pytorch.apply.input_maps import install
 from octavo.adapters.pytorch.apply.rescaling import rescaled
 from octavo.adapters.pytorch.apply.whole_model import quantized_model
 from octavo.adapters.pytorch.capture.capture import Capture
-from octavo.adapters.pytorch.capture.census import Reads, census, unclaimed
+from octavo.adapters.pytorch.capture.census import census
+from octavo.adapters.pytorch.capture.description import Background, description
 from octavo.adapters.pytorch.capture.folding import folded
 from octavo.adapters.pytorch.capture.further_batches import look_further
 from octavo.adapters.pytorch.capture.layers import Layer
 from octavo.adapters.pytorch.kernels.saturation import why_in_float
 from octavo.adapters.pytorch.modules.shared_copy import (
     aliases,
-    has_hooks,
     named_tensors,
     skeleton,
 )
 from octavo.adapters.pytorch.observe.gradients import gradients
 from octavo.adapters.pytorch.observe.prefix_reuse import Reuse
 from octavo.adapters.pytorch.observe.staged import Resumable
-from octavo.adapters.pytorch.run.batches import (
-    Call,
-    parameters_of,
-    takes,
-    tensors_in,
-    to_call,
-)
+from octavo.adapters.pytorch.run.batches import Call, tensors_in, to_call
 from octavo.adapters.pytorch.run.transformers_methods import refuse_what_fails
-from octavo.core.calibration.reading import Reading
 from octavo.core.contract.adapter import Batch, OpParameters, Session, Sink
 from octavo.core.contract.training import Distillation, Reconstruction, Training
 from octavo.core.errors import ModelError, SchemeError, nearest
 from octavo.core.numerics.affine import Array
 from octavo.core.numerics.channels import Factors as Rescaling
-from octavo.core.values.calls import Call as Given
-from octavo.core.values.calls import named_leaves
 from octavo.core.values.capability import Capability
-from octavo.core.values.graph import HeldWeight, InputInfo, ModelView
+from octavo.core.values.graph import HeldWeight, ModelView
 from octavo.core.values.ledger import Applied
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import FLOAT
@@ -53,29 +44,6 @@ from octavo.core.values.scheme import FLOAT
 from .candidate import TorchCandidate, digest, given_candidate
 from .files.origin import Origin
 from .offers import capability
-
-
-@dataclass(frozen=True)
-class Background:
-    """What is known of a session's model as it was given.
-
-    Attributes:
-        given: The model; what was captured may have stand-ins for some of its modules. None where
-            the model was changed since.
-        plain: The module that was counted: as it was given, with weights that are computed in eval
-            mode as plain ones.
-        counted: What its forward uses; None where the model was changed since.
-        reads: What runs of the model read, where it was counted.
-        reading: How a loader's batches become calls; None where there was no example to tell.
-        others: Calls that differ from the example in shapes or plain values.
-    """
-
-    given: nn.Module | None = None
-    plain: nn.Module | None = None
-    counted: Sequence[HeldWeight] | None = None
-    reads: Reads | None = None
-    reading: Reading | None = None
-    others: tuple[Call, ...] = ()
 
 
 class TorchSession(Session):
@@ -108,15 +76,8 @@ class TorchSession(Session):
     def describe(self) -> ModelView:
         """Return the layers that may be quantized, in execution order."""
         if self._view is None:
-            seen = self.capture
-            self._view = ModelView(
-                seen.ops,
-                seen.groups,
-                inputs=self._inputs(),
-                outputs=seen.outputs,
-                notes=(*self._notes, *seen.notes, *_hook_notes(seen)),
-                unclaimed=self._unclaimed(),
-                reading=self._background.reading,
+            self._view = description(
+                self.capture, self._example, self._notes, self._background
             )
         return self._view
 
@@ -124,37 +85,6 @@ class TorchSession(Session):
         """Return the parameters and buffers of two or more dimensions that the forward uses, as the
         module names them."""
         return self._background.counted
-
-    def _unclaimed(self) -> tuple[HeldWeight, ...]:
-        counted, plain = self._background.counted, self._background.plain
-        if counted is None or plain is None:
-            return ()
-        weights = [weight for op in self.capture.ops for weight in op.weights]
-        claimed = [weight.name for weight in weights]
-        sources = {name for weight in weights for name in weight.made_of}
-        reasons = self.capture.reasons
-        found = []
-        for weight in unclaimed(counted, plain, self.capture.root, claimed):
-            if weight.name not in sources:
-                reason = reasons.get(weight.name) or weight.reason
-                found.append(replace(weight, reason=reason))
-        return tuple(found)
-
-    def _inputs(self) -> tuple[InputInfo, ...]:
-        root = self.capture.root
-        if self._example is None:
-            parameters = parameters_of(root)
-            return tuple(
-                InputInfo(p.name, None) for p in parameters if p.default is p.empty
-            )
-        args, kwargs = self._example
-        found = []
-        for path, leaf in named_leaves(Given(*args, **kwargs), takes(root).positional):
-            if isinstance(leaf, torch.Tensor):
-                dtype = str(leaf.dtype).removeprefix("torch.")
-                # A module declares no shapes: every axis is free.
-                found.append(InputInfo(path, None, dtype))
-        return tuple(found)
 
     def capability(self) -> Capability:
         """Return what runs on this device."""
@@ -212,7 +142,9 @@ class TorchSession(Session):
         if layer.op.name not in self._folded:
             self._folded[layer.op.name] = folded(layer, self.capture.root)
         weight, bias = self._folded[layer.op.name]
-        return self._brought(weight), None if bias is None else self._brought(bias)
+        if bias is not None:
+            bias = self._brought(bias)
+        return self._brought(weight), bias
 
     def _brought(self, tensor: torch.Tensor) -> torch.Tensor:
         lender = self.capture.lender
@@ -236,11 +168,14 @@ class TorchSession(Session):
     ) -> TorchCandidate:
         """Carry a recipe out."""
         seen = self.capture
-        active = {
-            name: own for name, own in parameters.items() if not own.scheme.is_float
-        }
-        ledger = {name: self._line(name, decided) for name, decided in active.items()}
-        biases = {name: self._bias(name, decided) for name, decided in active.items()}
+        active: dict[str, OpParameters] = {}
+        ledger: dict[str, Applied] = {}
+        biases: dict[str, torch.Tensor | None] = {}
+        for name, decided in parameters.items():
+            if not decided.scheme.is_float:
+                active[name] = decided
+                ledger[name] = self._line(name, decided)
+                biases[name] = self._bias(name, decided)
         for op in self.describe().ops:
             if op.out_of_reach:
                 ledger[op.name] = Applied(FLOAT, FLOAT, reason=op.out_of_reach)
@@ -361,9 +296,3 @@ class TorchSession(Session):
                 "exporting to ONNX needs one batch of example inputs; give calibration data"
             )
         export_onnx(self._float_root(), self._example, path, self._background.others)
-
-
-def _hook_notes(capture: Capture) -> Iterable[str]:
-    for layer in capture.layers.values():
-        if layer.norm and has_hooks(capture.root.get_submodule(layer.norm)):
-            yield f"hooks on {layer.norm} do not run where it is folded into {layer.path}"

@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import fx, nn
+from torch import nn
+from torch.fx import Graph, GraphModule, Node, map_arg
 
 from octavo.adapters.pytorch.capture.graph.traced import GraphCapture
 from octavo.adapters.pytorch.kernels.activation import Activation
@@ -20,11 +21,13 @@ from .code_forms import CodeForms
 from .input_maps import install
 from .shared_inputs import share
 
+Tensor = torch.Tensor
+
 
 def rewrite(
     capture: GraphCapture,
     parameters: Mapping[str, OpParameters],
-    biases: Mapping[str, torch.Tensor | None],
+    biases: Mapping[str, Tensor | None],
 ) -> nn.Module:
     """Return the traced model with the given ops quantized.
 
@@ -43,58 +46,64 @@ class _Rewriter:
         self,
         capture: GraphCapture,
         parameters: Mapping[str, OpParameters],
-        biases: Mapping[str, torch.Tensor | None],
+        biases: Mapping[str, Tensor | None],
     ) -> None:
         self._capture = capture
         self._parameters = parameters
         self._biases = biases
         self._forms = CodeForms(capture, parameters)
-        self._graph = fx.Graph()
+        self._graph = Graph()
         self._shared = skeleton(capture.root)
-        in_float = {n: own for n, own in capture.factors.items() if n not in parameters}
+        in_float = dict(capture.factors)
+        for name in parameters:
+            in_float.pop(name, None)
         install(self._shared, capture.layers, in_float)
-        self._env: dict[
-            fx.Node, fx.Node
-        ] = {}  # node of the float graph -> of the new one
-        self._given: dict[
-            fx.Node, Activation
-        ] = {}  # new node that gives codes -> their form
-        self._codes: dict[tuple[fx.Node, tuple[float, int, int, int]], fx.Node] = {}
-        self._parts: dict[str, nn.Module | torch.Tensor] = {}
+        # Node of the float graph -> of the new one.
+        self._env: dict[Node, Node] = {}
+        # New node that gives codes -> their form.
+        self._given: dict[Node, Activation] = {}
+        # Float value of the new graph, and a form's key -> the node that gives its codes.
+        self._codes: dict[tuple[Node, tuple[float, int, int, int]], Node] = {}
+        self._parts: dict[str, nn.Module | Tensor] = {}
         self._made: dict[str, nn.Module] = {}
-        self._op_at = {  # module that is called at several sites -> its op
-            capture.layers[name].path: name
-            for name in parameters
-            if name not in capture.inner
-        }
+        # Module that is called at several sites -> its op.
+        self._op_at: dict[str, str] = {}
+        for name in parameters:
+            if name not in capture.inner:
+                path = capture.layers[name].path
+                self._op_at[path] = name
 
     def module(self) -> nn.Module:
         """Return the rewritten graph as a module."""
-        capture, ends = self._capture, self._forms.ends
-        swallowed = {node for name in ends.values() for node in capture.inner[name]}
+        capture = self._capture
+        ends = self._forms.ends
+        swallowed: set[Node] = set()
+        for name in ends.values():
+            swallowed.update(capture.inner[name])
         for node in capture.graph.nodes:
             if node in ends:
                 self._quantize(node)
             elif node in swallowed:
                 continue
             elif capture.sites.is_idle(node):
-                self._env[node] = self._env[_node(node.args[0])]
+                source = _node(node.args[0])
+                self._env[node] = self._env[source]
             else:
                 self._copy(node)
         tie(self._made, self._parameters)
         self._graph.lint()
         self._share()
         self._pass_few_on()
-        name = type(capture.root).__name__
-        return fx.GraphModule(self._parts, self._graph, name).eval()
+        class_name = type(capture.root).__name__
+        return GraphModule(self._parts, self._graph, class_name).eval()
 
-    def _copy(self, node: fx.Node) -> None:
-        new = self._env[node] = self._graph.node_copy(node, self._env.__getitem__)
-        new.type = (
-            None  # annotations may be strings, which a graph's pickle cannot hold
-        )
+    def _copy(self, node: Node) -> None:
+        new = self._graph.node_copy(node, self._env.__getitem__)
+        self._env[node] = new
+        # Annotations may be strings, which a graph's pickle cannot hold.
+        new.type = None
         source = node.args[0] if node.args else None
-        if isinstance(source, fx.Node) and self._forms.moves(node):
+        if isinstance(source, Node) and self._forms.moves(node):
             form = self._given.get(self._env[source])
             if form is not None:
                 self._given[new] = form
@@ -102,43 +111,52 @@ class _Rewriter:
         if node.op == "get_attr":
             self._parts[path] = _attribute(self._shared, path)
         elif node.op == "call_module" and path not in self._parts:
-            op = self._op_at.get(path)
-            self._parts[path] = (
-                self._quantized(op)
-                if op is not None
-                else self._shared.get_submodule(path)
-            )
+            self._parts[path] = self._module_at(path)
 
-    def _quantize(self, end: fx.Node) -> None:
+    def _module_at(self, path: str) -> nn.Module:
+        """Return the module that a copied call runs: quantized where it is an op's."""
+        op = self._op_at.get(path)
+        if op is None:
+            return self._shared.get_submodule(path)
+        return self._quantized(op)
+
+    def _quantize(self, end: Node) -> None:
         """Put one op's quantized layer in the place of the nodes that it stands for."""
         name = self._forms.ends[end]
         path = self._capture.layers[name].path
         self._parts[path] = self._quantized(name)
-        new = self._env[end] = self._call(name, path)
+        new = self._call(name, path)
+        self._env[end] = new
         if name in self._forms.gives:
             self._given[new] = self._forms.gives[name]
 
     def _quantized(self, name: str) -> nn.Module:
         layer = self._capture.layers[name]
         old = self._shared.get_submodule(layer.path)
-        gives, own = self._forms.gives.get(name), self._capture.factors.get(name, ())
-        decided, bias = self._parameters[name], self._biases[name]
+        gives = self._forms.gives.get(name)
+        own = self._capture.factors.get(name, ())
+        decided = self._parameters[name]
+        bias = self._biases[name]
         new = quantized_module(layer, old, decided, bias, gives=gives, own=own)
         self._made[name] = new
         return placed(old, new)
 
-    def _call(self, name: str, path: str) -> fx.Node:
+    def _call(self, name: str, path: str) -> Node:
         start = self._capture.inner[name][0]
-        source = self._env[_node(start.args[0])]
+        read = _node(start.args[0])
+        source = self._env[read]
         form = self._forms.input_form(name, 0)
-        args = [source if form is None else self._as_codes(source, form)]
+        if form is not None:
+            source = self._as_codes(source, form)
+        args = [source]
         if name in self._capture.others:
-            args.append(self._added(name, args[0]))
+            args.append(self._added(name, source))
         # Initial states, offsets of bags: whatever else the float layer is given.
-        rest, named = fx.map_arg((start.args[1:], start.kwargs), self._env.__getitem__)
+        further = (start.args[1:], start.kwargs)
+        rest, named = map_arg(further, self._env.__getitem__)
         return self._graph.call_module(path, (*args, *rest), named)
 
-    def _added(self, name: str, first: fx.Node) -> fx.Node:
+    def _added(self, name: str, first: Node) -> Node:
         """Return what an op adds, in a form that its kernel may write into."""
         original = self._capture.others[name]
         other = self._env[original]
@@ -146,15 +164,17 @@ class _Rewriter:
             wanted = self._forms.input_form(name, 1)
             assert wanted is not None
             other = self._as_codes(other, wanted)
-        order, last = self._capture.order, self._capture.inner[name][-1]
-        is_read_again = any(order[user] > order[last] for user in original.users)
+        order = self._capture.order
+        last = self._capture.inner[name][-1]
+        end = order[last]
+        is_read_again = any(order[user] > end for user in original.users)
         # The kernel may write into what it adds: not where it is the caller's, or is read again,
         # perhaps by the kernel itself.
         if original.op == "placeholder" or is_read_again or other is first:
             return self._graph.call_method("clone", (other,))
         return other
 
-    def _as_codes(self, value: fx.Node, form: Activation) -> fx.Node:
+    def _as_codes(self, value: Node, form: Activation) -> Node:
         if value in self._given:
             return value
         key = (value, form.key())
@@ -168,29 +188,37 @@ class _Rewriter:
 
     def _share(self) -> None:
         """Let linear layers that read one value alike work on it together."""
-        calls = [
-            node for node in self._graph.nodes if node.op == "call_module" and node.args
-        ]
-        reads = ((node.args[0], self._parts[str(node.target)]) for node in calls)
-        share((value, part) for value, part in reads if isinstance(part, nn.Module))
+        reads: list[tuple[object, nn.Module]] = []
+        for node in self._graph.nodes:
+            if node.op != "call_module" or not node.args:
+                continue
+            part = self._parts[str(node.target)]
+            if isinstance(part, nn.Module):
+                reads.append((node.args[0], part))
+        share(reads)
 
     def _pass_few_on(self) -> None:
         """Let few rows stay float where all readers quantize and multiply them in one kernel."""
         for node in self._graph.nodes:
-            part = self._parts[str(node.target)] if node.op == "call_module" else None
-            if not isinstance(part, Quantize) or not node.users:
+            if node.op != "call_module" or not node.users:
                 continue
-            readers = [self._parts.get(str(user.target)) for user in node.users]
-            part.few = min(r.few if isinstance(r, Int8Linear) else 0 for r in readers)
+            part = self._parts[str(node.target)]
+            if isinstance(part, Quantize):
+                part.few = min(self._few_of(user) for user in node.users)
+
+    def _few_of(self, reader: Node) -> int:
+        """Return up to how many elements of an input a reader takes in float."""
+        part = self._parts.get(str(reader.target))
+        return part.few if isinstance(part, Int8Linear) else 0
 
 
-def _node(value: object) -> fx.Node:
-    assert isinstance(value, fx.Node)
+def _node(value: object) -> Node:
+    assert isinstance(value, Node)
     return value
 
 
-def _attribute(root: nn.Module, path: str) -> torch.Tensor:
+def _attribute(root: nn.Module, path: str) -> Tensor:
     owner, _, leaf = path.rpartition(".")
     value = getattr(root.get_submodule(owner), leaf)
-    assert isinstance(value, torch.Tensor)
+    assert isinstance(value, Tensor)
     return value

@@ -14,18 +14,21 @@ from functools import cache, partial
 from types import ModuleType
 
 import torch
-from torch import nn
+from torch.nn.functional import pad
 
 from . import onednn
 from .faults import Pair, drawn_inputs, exact_product, fault, int4_fault
 from .posts import post
 
 Tensor = torch.Tensor
+_ATEN = torch.ops.aten
 _TABLE: dict[str, ModuleType] = {"cpu": onednn}
 _ROWS = 17
 """cuBLAS multiplies int8 only for more than 16 rows, and widths that are multiples of 8."""
 _FP8_LARGEST = 448.0
+"""The largest finite value of fp8_e4m3fn."""
 _TINY = 1e-30
+"""Stands for the largest magnitude where all values are zero: their scale must not be zero."""
 
 
 def on(device: torch.device) -> ModuleType:
@@ -48,7 +51,7 @@ def _padded(x: Tensor, rows: int, columns: int) -> Tensor:
     below = max(0, rows - x.shape[0])
     if not (right or below):
         return x
-    return nn.functional.pad(x, (0, right, 0, below))
+    return pad(x, (0, right, 0, below))
 
 
 def pack_linear(codes: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,15 +85,22 @@ def linear_u8(
     what that leaves out is (128 - zero point) times the sums of the weight's rows.
     """
     weight, sums = packed
+    outputs = sums.shape[0]
     flat = x.reshape(-1, x.shape[-1]).contiguous()
+    rows = flat.shape[0]
     # x - 128 in int8 is x with its highest bit turned.
-    signed = _padded(flat.bitwise_xor(128).view(torch.int8), _ROWS, 8)
-    total = torch._int_mm(signed, weight)[: flat.shape[0], : sums.shape[0]]
-    y = (total + (128 - x_zero_point) * sums).float() * (scale * x_scale)
-    y = post(then, y if bias is None else y + bias)
+    signed = flat.bitwise_xor(128).view(torch.int8)
+    product = torch._int_mm(_padded(signed, _ROWS, 8), weight)
+    left_out = (128 - x_zero_point) * sums
+    total = product[:rows, :outputs] + left_out
+    y = total.float() * (scale * x_scale)
+    if bias is not None:
+        y = y + bias
+    y = post(then, y)
     if dtype == torch.uint8:
-        y = (torch.round(y / out_scale) + out_zero_point).clamp_(0, 255)
-    return y.to(dtype).view(*x.shape[:-1], sums.shape[0])
+        codes = torch.round(y / out_scale) + out_zero_point
+        y = codes.clamp_(0, 255)
+    return y.to(dtype).view(*x.shape[:-1], outputs)
 
 
 def pack_fp8(codes: Tensor) -> Tensor:
@@ -98,8 +108,10 @@ def pack_fp8(codes: Tensor) -> Tensor:
 
     Both widths become multiples of 16.
     """
-    rows = -(-codes.shape[0] // 16) * 16
-    return _padded(codes, rows, 16).contiguous().view(torch.float8_e4m3fn)
+    outputs = codes.shape[0]
+    rows = outputs + -outputs % 16
+    padded = _padded(codes, rows, 16)
+    return padded.contiguous().view(torch.float8_e4m3fn)
 
 
 def quantize_fp8(x: Tensor, per_row: bool) -> tuple[Tensor, Tensor]:
@@ -110,7 +122,10 @@ def quantize_fp8(x: Tensor, per_row: bool) -> tuple[Tensor, Tensor]:
     """
     x = x.float()
     magnitudes = x.abs()
-    largest = magnitudes.amax(1, keepdim=True) if per_row else magnitudes.amax()
+    if per_row:
+        largest = magnitudes.amax(1, keepdim=True)
+    else:
+        largest = magnitudes.amax()
     scale = largest.clamp(min=_TINY) / _FP8_LARGEST
     values = (x / scale).clamp(-_FP8_LARGEST, _FP8_LARGEST)
     return _padded(values, 0, 16).to(torch.float8_e4m3fn), scale
@@ -141,12 +156,13 @@ def pack_int4(codes: Tensor, scale: Tensor, zero: Tensor) -> tuple[Tensor, Tenso
     """
     halves = codes[:, ::2] << 4 | codes[:, 1::2]
     # The kernel lays 8, 4 or 2 tiles of 16 inputs side by side.
-    tiles = next(t for t in (8, 4, 2) if codes.shape[1] % (16 * t) == 0)
-    packed = torch.ops.aten._convert_weight_to_int4pack(
-        halves.to(torch.uint8).contiguous(), tiles
-    )
+    inputs = codes.shape[1]
+    tiles = next(count for count in (8, 4, 2) if inputs % (16 * count) == 0)
+    contiguous = halves.to(torch.uint8).contiguous()
+    packed = _ATEN._convert_weight_to_int4pack(contiguous, tiles)
     pairs = torch.stack([scale, zero], -1)
-    return packed, pairs.transpose(0, 1).contiguous().to(torch.bfloat16)
+    groups_first = pairs.transpose(0, 1).contiguous()
+    return packed, groups_first.to(torch.bfloat16)
 
 
 def linear_int4(x: Tensor, packed: Tensor, group: int, scales: Tensor) -> Tensor:
@@ -155,7 +171,7 @@ def linear_int4(x: Tensor, packed: Tensor, group: int, scales: Tensor) -> Tensor
     The codes are decoded inside the kernel.
     """
     half = x.to(torch.bfloat16).contiguous()
-    y: Tensor = torch.ops.aten._weight_int4pack_mm(half, packed, group, scales)
+    y: Tensor = _ATEN._weight_int4pack_mm(half, packed, group, scales)
     return y
 
 
@@ -166,15 +182,14 @@ def missing_linear(device: str) -> str:
     def run(shape: tuple[int, int, int], generator: torch.Generator) -> Pair:
         rows, inputs, outputs = shape
         x = drawn_inputs(generator, rows, inputs)
-        w = torch.randint(
-            -127, 128, (outputs, inputs), dtype=torch.int8, generator=generator
-        )
+        form = (outputs, inputs)
+        w = torch.randint(-127, 128, form, dtype=torch.int8, generator=generator)
         scale = torch.rand(outputs, generator=generator) * 1e-3 + 1e-4
         packed = pack_linear(w.to(device))
-        y = linear_u8(
-            x.to(device), 0.02, 77, packed, scale.to(device), torch.zeros(0), None
-        )
-        return y.cpu(), exact_product((x.double() - 77) * 0.02, w, scale)
+        weight = (packed, scale.to(device), torch.zeros(0), None)
+        y = linear_u8(x.to(device), 0.02, 77, *weight)
+        exact_x = (x.double() - 77) * 0.02
+        return y.cpu(), exact_product(exact_x, w, scale)
 
     # An even shape, and an odd one that must be padded on all sides.
     for shape in ((64, 128, 64), (3, 50, 21)):
@@ -193,12 +208,14 @@ def missing_fp8(device: str, per_row: bool) -> str:
         w = torch.randn(40, 70, generator=generator)
         a, a_scale = quantize_fp8(x.to(device), per_row)
         b, b_scale = quantize_fp8(w.to(device), per_row)
-        packed = pack_fp8(b[:, :70].view(torch.uint8))
+        unpadded = b[:, :70].view(torch.uint8)
+        packed = pack_fp8(unpadded)
         scale = b_scale
         if per_row:
             missing_rows = packed.shape[0] - 40
-            scale = nn.functional.pad(b_scale[:, 0], (0, missing_rows))
-        y = linear_fp8(a, a_scale, packed, scale)[:, :40].cpu()
+            scale = pad(b_scale[:, 0], (0, missing_rows))
+        product = linear_fp8(a, a_scale, packed, scale)
+        y = product[:, :40].cpu()
         exact_a = a.cpu().double() * a_scale.cpu()
         exact_b = b.cpu().double() * b_scale.cpu()
         return y, exact_a @ exact_b.T

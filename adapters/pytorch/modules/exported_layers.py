@@ -6,11 +6,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
+from torch.fx import GraphModule, Node
 
 _ATEN = torch.ops.aten
 _WEIGHT, _BIAS = "weight", "bias"
 _BATCHES = "num_batches_tracked"
+_READ = ("input", "indices")
+"""Arguments that are the value a layer reads."""
 _BATCH_NORMS = {
     2: nn.BatchNorm1d,
     3: nn.BatchNorm1d,
@@ -27,33 +30,43 @@ _KINDS = (
 
 Given = Mapping[str, Any]
 """An operator's arguments by name, defaults included."""
-Made = tuple[str, fx.Node, nn.Module] | None
+Made = tuple[str, Node, nn.Module] | None
 """Path of a layer, what it reads, and the layer; None where none can stand for a call."""
+Maker = Callable[[GraphModule, Node], Made]
+"""(program, call) -> the layer in the call's place."""
 Build = Callable[[Given, Any], nn.Module | None]
 """(arguments, weight) -> the layer, whose tensors are replaced; None where there is none."""
 
 
-def layer_for(program: fx.GraphModule, node: fx.Node) -> Made:
+def layer_for(program: GraphModule, node: Node) -> Made:
     """Return the layer that can stand for an operator's call.
 
     Args:
         program: The program; it is not changed.
         node: One of its nodes.
     """
-    make = _MAKERS.get(node.target) if node.op == "call_function" else None
-    return make(program, node) if make is not None else None
+    if node.op != "call_function" or node.target not in _MAKERS:
+        return None
+    make = _MAKERS[node.target]
+    return make(program, node)
 
 
-def _arguments(node: fx.Node) -> Given:
+def _arguments(node: Node) -> Given:
     assert isinstance(node.target, torch._ops.OpOverload)
     schema = node.target._schema.arguments
-    given = {a.name: a.default_value for a in schema if a.has_default_value()}
-    names = (a.name for a in schema)
-    return {**given, **dict(zip(names, node.args, strict=False)), **node.kwargs}
+    given: dict[str, Any] = {}
+    for argument in schema:
+        if argument.has_default_value():
+            given[argument.name] = argument.default_value
+    names = [argument.name for argument in schema]
+    # Trailing arguments may be left out, or be given by name.
+    given.update(zip(names, node.args, strict=False))
+    given.update(node.kwargs)
+    return given
 
 
 def _holder(
-    program: fx.GraphModule, node: fx.Node, parts: Mapping[str, Any]
+    program: GraphModule, node: Node, parts: Mapping[str, Any]
 ) -> tuple[str, nn.Module] | None:
     """Return the module that holds a call's tensors as a layer does, and nothing else, for such
     calls alone.
@@ -63,42 +76,47 @@ def _holder(
         node: The call.
         parts: Name of a tensor in a layer -> the call's argument.
     """
-    nodes = {name: value for name, value in parts.items() if value is not None}
     owners = set()
-    for name, value in nodes.items():
-        if not isinstance(value, fx.Node) or value.op != "get_attr":
+    for name, value in parts.items():
+        if value is None:
+            continue
+        if not isinstance(value, Node) or value.op != "get_attr":
             return None
         owner, _, leaf = str(value.target).rpartition(".")
-        if leaf != name:
+        if leaf != name or _is_read_otherwise(value, node):
             return None
         owners.add(owner)
-    path = owners.pop() if len(owners) == 1 else ""
-    if not path or any(_is_read_otherwise(value, node) for value in nodes.values()):
+    if len(owners) != 1:
+        return None
+    path = owners.pop()
+    # Tensors of the program itself have no holder of their own.
+    if not path:
         return None
     holder = program.get_submodule(path)
     is_plain = type(holder) is nn.Module and not holder._modules
-    return (path, holder) if is_plain or isinstance(holder, _KINDS) else None
+    if is_plain or isinstance(holder, _KINDS):
+        return path, holder
+    return None
 
 
-def _is_read_otherwise(tensor: fx.Node, call: fx.Node) -> bool:
+def _is_read_otherwise(tensor: Node, call: Node) -> bool:
     """True if anything but calls of the same layer reads a tensor."""
     form = _form(call)
-    return any(
-        user.target is not call.target or _form(user) != form for user in tensor.users
-    )
+    for user in tensor.users:
+        if user.target is not call.target or _form(user) != form:
+            return True
+    return False
 
 
-def _form(node: fx.Node) -> tuple[tuple[str, str], ...]:
+def _form(node: Node) -> tuple[tuple[str, str], ...]:
     """Return what two calls of one layer have in common: everything but what they read."""
     given = sorted(_arguments(node).items())
-    return tuple(
-        (key, str(value)) for key, value in given if key not in ("input", "indices")
-    )
+    return tuple((key, str(value)) for key, value in given if key not in _READ)
 
 
 def _layer(
     parts: Callable[[Given], Mapping[str, Any]], build: Build, source: str = "input"
-) -> Callable[[fx.GraphModule, fx.Node], Made]:
+) -> Maker:
     """Return a maker of one kind of layer.
 
     Args:
@@ -107,11 +125,12 @@ def _layer(
         source: The argument that the layer reads.
     """
 
-    def make(program: fx.GraphModule, node: fx.Node) -> Made:
+    def make(program: GraphModule, node: Node) -> Made:
         given = _arguments(node)
-        wanted, read = parts(given), given[source]
+        wanted = parts(given)
+        read = given[source]
         found = _holder(program, node, wanted)
-        if found is None or not isinstance(read, fx.Node):
+        if found is None or not isinstance(read, Node):
             return None
         path, holder = found
         if isinstance(holder, _KINDS):
@@ -130,14 +149,17 @@ def _layer(
 def _take_over(module: nn.Module, holder: nn.Module, parts: Mapping[str, Any]) -> None:
     """Give a layer the tensors of the module that held them."""
     for name, value in parts.items():
-        table = module._buffers if name in module._buffers else module._parameters
-        table[name] = None if value is None else getattr(holder, name)
+        tensor = None if value is None else getattr(holder, name)
+        if name in module._buffers:
+            module._buffers[name] = tensor
+        else:
+            module._parameters[name] = tensor
     if _BATCHES in module._buffers:
         module._buffers[_BATCHES] = holder._buffers.get(_BATCHES, torch.tensor(0))
 
 
 def _affine(given: Given) -> dict[str, Any]:
-    return {_WEIGHT: given[_WEIGHT], _BIAS: given[_BIAS]}
+    return {name: given[name] for name in (_WEIGHT, _BIAS)}
 
 
 def _table(given: Given) -> dict[str, Any]:
@@ -145,12 +167,16 @@ def _table(given: Given) -> dict[str, Any]:
 
 
 def _normed(given: Given) -> dict[str, Any]:
-    statistics = {name: given[name] for name in ("running_mean", "running_var")}
-    return {**_affine(given), **statistics}
+    parts = _affine(given)
+    for name in ("running_mean", "running_var"):
+        parts[name] = given[name]
+    return parts
 
 
 def _linear(given: Given, weight: Any) -> nn.Module:
-    return nn.Linear(weight.shape[1], weight.shape[0], given[_BIAS] is not None)
+    outputs, inputs = weight.shape
+    has_bias = given[_BIAS] is not None
+    return nn.Linear(inputs, outputs, has_bias)
 
 
 def _form_of(given: Given, names: tuple[str, ...], axes: int) -> dict[str, Any]:
@@ -159,21 +185,22 @@ def _form_of(given: Given, names: tuple[str, ...], axes: int) -> dict[str, Any]:
     for name in names:
         value = given[name]
         if isinstance(value, list | tuple):
-            value = tuple(value) * (axes if len(value) == 1 else 1)
+            value = tuple(value)
+            if len(value) == 1:
+                value *= axes
         form[name] = value
     return form
 
 
 def _convolution(kind: Any) -> Build:
+    names = ("stride", "padding", "dilation", "groups")
+
     def build(given: Given, weight: Any) -> nn.Module:
-        form = _form_of(
-            given, ("stride", "padding", "dilation", "groups"), weight.ndim - 2
-        )
-        inputs, outputs = weight.shape[1] * given["groups"], weight.shape[0]
+        outputs, inputs_of_group, *kernel = weight.shape
+        inputs = inputs_of_group * given["groups"]
+        form = _form_of(given, names, len(kernel))
         has_bias = given[_BIAS] is not None
-        made: nn.Module = kind(
-            inputs, outputs, tuple(weight.shape[2:]), bias=has_bias, **form
-        )
+        made: nn.Module = kind(inputs, outputs, tuple(kernel), bias=has_bias, **form)
         return made
 
     return build
@@ -183,38 +210,43 @@ def _transposed(kind: Any) -> Build:
     names = ("stride", "padding", "output_padding", "dilation", "groups")
 
     def build(given: Given, weight: Any) -> nn.Module:
-        form = _form_of(given, names, weight.ndim - 2)
-        inputs, outputs = weight.shape[0], weight.shape[1] * given["groups"]
+        inputs, outputs_of_group, *kernel = weight.shape
+        outputs = outputs_of_group * given["groups"]
+        form = _form_of(given, names, len(kernel))
         has_bias = given[_BIAS] is not None
-        made: nn.Module = kind(
-            inputs, outputs, tuple(weight.shape[2:]), bias=has_bias, **form
-        )
+        made: nn.Module = kind(inputs, outputs, tuple(kernel), bias=has_bias, **form)
         return made
 
     return build
 
 
 def _embedding(_: Given, weight: Any) -> nn.Module:
-    return nn.Embedding(weight.shape[0], weight.shape[1])
+    rows, width = weight.shape
+    return nn.Embedding(rows, width)
 
 
 def _batch_norm(given: Given, weight: Any) -> nn.Module | None:
     if given["training"] or weight is None or given["running_mean"] is None:
         return None
     # The axes are the input's; the layer checks them, and folding looks at the class.
-    shape = getattr(given["input"].meta.get("val"), "shape", ())
+    example = given["input"].meta.get("val")
+    shape = getattr(example, "shape", ())
     kind = _BATCH_NORMS.get(len(shape))
-    return kind(weight.shape[0], given["eps"]) if kind is not None else None
+    if kind is None:
+        return None
+    channels = weight.shape[0]
+    return kind(channels, given["eps"])
 
 
 def _layer_norm(given: Given, weight: Any) -> nn.Module | None:
     if weight is None:
         return None
     shape = tuple(given["normalized_shape"])
-    return nn.LayerNorm(shape, given["eps"], bias=given[_BIAS] is not None)
+    has_bias = given[_BIAS] is not None
+    return nn.LayerNorm(shape, given["eps"], bias=has_bias)
 
 
-_MAKERS: Mapping[Any, Callable[[fx.GraphModule, fx.Node], Made]] = {
+_MAKERS: Mapping[Any, Maker] = {
     _ATEN.linear.default: _layer(_affine, _linear),
     _ATEN.conv1d.default: _layer(_affine, _convolution(nn.Conv1d)),
     _ATEN.conv2d.default: _layer(_affine, _convolution(nn.Conv2d)),

@@ -3,15 +3,19 @@ methods and closures."""
 
 from __future__ import annotations
 
-import functools
-import types
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from types import CellType, FunctionType, MethodType
 from typing import Any
 
 import torch
 from torch import nn
 
+_Table = Mapping[int, nn.Module]
+"""Identity of a module -> what replaces it."""
+_Found = Iterator[tuple[str, nn.Module]]
+"""Name of a place -> the module there."""
 _PLAIN = (list, tuple, dict)
 _BARE = frozenset(
     {int, float, str, bool, type(None), OrderedDict, set, torch.dtype, torch.Size}
@@ -25,7 +29,7 @@ _MACHINERY = frozenset(nn.Module().__dict__)
 _TABLES = ("_parameters", "_buffers", "_modules")
 
 
-def mapped(value: Any, table: Mapping[int, nn.Module], depth: int = 0) -> Any:
+def mapped(value: Any, table: _Table, depth: int = 0) -> Any:
     """Return a value that refers to the modules of ``table`` in place of others; the value itself
     where it refers to none.
 
@@ -44,29 +48,32 @@ def mapped(value: Any, table: Mapping[int, nn.Module], depth: int = 0) -> Any:
         return table.get(id(value), value)
     if kind in _PLAIN or _is_named_tuple(value):
         return _container(value, table, depth + 1)
-    if kind is types.MethodType:
+    if kind is MethodType:
         return _method(value, table, depth + 1)
-    if kind is types.FunctionType:
+    if kind is FunctionType:
         original = _before_compiling(value)
         if original is not None:
             return mapped(original, table, depth + 1)
         return _function(value, table, depth + 1)
-    if kind is functools.partial:
+    if kind is partial:
         return _partial(value, table, depth + 1)
     rebound = getattr(kind, "rebound", None)
-    return value if rebound is None else rebound(value, table)
+    if rebound is None:
+        return value
+    return rebound(value, table)
 
 
 def _is_named_tuple(value: Any) -> bool:
     return isinstance(value, tuple) and hasattr(value, "_fields")
 
 
-def _container(value: Any, table: Mapping[int, nn.Module], depth: int) -> Any:
-    items = list(value.values()) if isinstance(value, dict) else list(value)
+def _container(value: Any, table: _Table, depth: int) -> Any:
+    is_dict = isinstance(value, dict)
+    items = list(value.values() if is_dict else value)
     new = [mapped(item, table, depth) for item in items]
     if _are_the_same(items, new):
         return value
-    if isinstance(value, dict):
+    if is_dict:
         return dict(zip(value, new, strict=True))
     if _is_named_tuple(value):
         return type(value)(*new)
@@ -74,48 +81,50 @@ def _container(value: Any, table: Mapping[int, nn.Module], depth: int) -> Any:
 
 
 def _method(
-    value: types.MethodType, table: Mapping[int, nn.Module], depth: int
-) -> types.MethodType:
-    owner, function = value.__self__, value.__func__
+    value: MethodType, table: _Table, depth: int
+) -> MethodType:
+    owner = value.__self__
+    function = value.__func__
+    new_owner = owner
     if isinstance(owner, nn.Module):
-        owner = mapped(owner, table)
+        new_owner = mapped(owner, table)
     new = mapped(function, table, depth)
-    same = owner is value.__self__ and new is function
-    return value if same else types.MethodType(new, owner)
+    if new_owner is owner and new is function:
+        return value
+    return MethodType(new, new_owner)
 
 
-def _before_compiling(value: types.FunctionType) -> Any:
+def _before_compiling(value: FunctionType) -> Any:
     """Return what torch.compile made a function of, which runs any modules, not only those it was
     compiled with; else None."""
     original = value.__dict__.get("_torchdynamo_orig_callable")
     # torch wraps the methods of its own modules once more; the wrapper goes by their names.
     code = getattr(original, "__code__", None)
-    is_wrapper = code is not None and code.co_filename.endswith("external_utils.py")
-    return getattr(original, "__wrapped__", original) if is_wrapper else original
+    if code is None or not code.co_filename.endswith("external_utils.py"):
+        return original
+    return getattr(original, "__wrapped__", original)
 
 
 def _partial(
-    value: functools.partial[Any], table: Mapping[int, nn.Module], depth: int
-) -> functools.partial[Any]:
+    value: partial[Any], table: _Table, depth: int
+) -> partial[Any]:
     """Return a partial function over other modules: hooks of accelerate are made so."""
     old = [value.func, *value.args, *value.keywords.values()]
     new = [mapped(item, table, depth) for item in old]
     if _are_the_same(old, new):
         return value
     function, *rest = new
-    args, named = rest[: len(value.args)], rest[len(value.args) :]
-    made = functools.partial(
-        function, *args, **dict(zip(value.keywords, named, strict=True))
-    )
-    made.__dict__.update(
-        {key: mapped(item, table, depth) for key, item in value.__dict__.items()}
-    )
+    count = len(value.args)
+    keywords = dict(zip(value.keywords, rest[count:], strict=True))
+    made = partial(function, *rest[:count], **keywords)
+    for key, item in value.__dict__.items():
+        made.__dict__[key] = mapped(item, table, depth)
     return made
 
 
 def _function(
-    value: types.FunctionType, table: Mapping[int, nn.Module], depth: int
-) -> types.FunctionType:
+    value: FunctionType, table: _Table, depth: int
+) -> FunctionType:
     """Return a function whose closure holds other modules: its cells are its own."""
     cells = value.__closure__ or ()
     held = [_content(cell, value) for cell in cells]
@@ -124,8 +133,9 @@ def _function(
         return value
     closure = []
     for cell, before, after in zip(cells, held, new, strict=True):
-        closure.append(cell if before is after else types.CellType(after))
-    made = types.FunctionType(
+        is_changed = after is not before
+        closure.append(CellType(after) if is_changed else cell)
+    made = FunctionType(
         value.__code__,
         value.__globals__,
         value.__name__,
@@ -137,7 +147,7 @@ def _function(
     return made
 
 
-def _content(cell: types.CellType, function: types.FunctionType) -> Any:
+def _content(cell: CellType, function: FunctionType) -> Any:
     """Return what a cell of a function's closure holds; None for an empty cell.
 
     None for the function too: one that calls itself closes over itself.
@@ -153,7 +163,7 @@ def _are_the_same(some: Iterable[Any], others: Iterable[Any]) -> bool:
     return all(a is b for a, b in zip(some, others, strict=True))
 
 
-def modules_beside(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def modules_beside(module: nn.Module) -> _Found:
     """Yield modules that a module reaches without having them as children, with names such as
     ``parts[0]``.
 
@@ -164,29 +174,32 @@ def modules_beside(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         if key not in _TABLES and key not in _MACHINERY:
             yield from _modules_in(value, key, 0)
     forward = module.forward
-    yield from _modules_in(getattr(forward, "__func__", forward), "", 0)
+    function = getattr(forward, "__func__", forward)
+    yield from _modules_in(function, "", 0)
 
 
-def _modules_in(value: Any, name: str, depth: int) -> Iterator[tuple[str, nn.Module]]:
+def _modules_in(value: Any, name: str, depth: int) -> _Found:
     if depth > _DEPTH:
         return
+    kind = type(value)
     if isinstance(value, nn.Module):
         yield name, value
-    elif type(value) is dict:
+    elif kind is dict:
         for key, item in value.items():
-            yield from _modules_in(item, f"{name}[{_said(key)}]", depth + 1)
-    elif type(value) in (list, tuple) or _is_named_tuple(value):
+            place = f"{name}[{_said(key)}]"
+            yield from _modules_in(item, place, depth + 1)
+    elif kind in (list, tuple) or _is_named_tuple(value):
         for i, item in enumerate(value):
             yield from _modules_in(item, f"{name}[{i}]", depth + 1)
-    elif isinstance(value, types.FunctionType | types.MethodType):
+    elif isinstance(value, FunctionType | MethodType):
         function = getattr(value, "__func__", value)
-        if isinstance(function, types.FunctionType):
+        if isinstance(function, FunctionType):
             yield from _modules_closed_over(function, depth)
 
 
 def _modules_closed_over(
-    function: types.FunctionType, depth: int
-) -> Iterator[tuple[str, nn.Module]]:
+    function: FunctionType, depth: int
+) -> _Found:
     cells = function.__closure__ or ()
     for variable, cell in zip(function.__code__.co_freevars, cells, strict=True):
         if variable != "__class__":  # the cell of super()
