@@ -12,12 +12,12 @@ from torch import nn
 
 from octavo.adapters.pytorch.capture.capture import Capture
 from octavo.adapters.pytorch.capture.census import Reads, census
-from octavo.adapters.pytorch.capture.description import Background
 from octavo.adapters.pytorch.capture.choosing import (
     capture_again,
     capture_of,
     ready_for,
 )
+from octavo.adapters.pytorch.capture.description import Background
 from octavo.adapters.pytorch.capture.standins.attention import bypassed
 from octavo.adapters.pytorch.capture.standins.experts import unreached
 from octavo.adapters.pytorch.capture.standins.modules import (

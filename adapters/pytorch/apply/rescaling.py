@@ -32,18 +32,21 @@ def rescaled(
     """
     twin = skeleton(root)
     kept = dict(own)
-    for group, given in channel_maps((link.group for link in links.values()), factors):
+    groups = [link.group for link in links.values()]
+    for group, given in channel_maps(groups, factors):
         link = links[group.name]
         names = [layer.op.name for layer in link.members]
-        change = _beside(given, twin.get_submodule(link.members[0].path))
-        if is_online(group, change, already=any(name in kept for name in names)):
+        first = twin.get_submodule(link.members[0].path)
+        change = _beside(given, first)
+        has_own = any(name in kept for name in names)
+        if is_online(group, change, already=has_own):
             for name in names:
-                kept[name] = chained((*kept.get(name, ()), change))
+                before = kept.get(name, ())
+                kept[name] = chained((*before, change))
         else:
             for name in link.divided:
-                _write(
-                    twin, name, change, offset=link.offset and name.endswith(".weight")
-                )
+                is_gain = name.endswith(".weight")
+                _write(twin, name, change, offset=link.offset and is_gain)
         for module, member in _readers(twin, link):
             _read(twin, module, change, member)
     return twin, kept
@@ -53,11 +56,13 @@ def _beside(given: ChannelMap, module: nn.Module) -> ChannelMap:
     """Return a map whose vectors lie on the device of a module's weight."""
     weight = module.weight
     assert isinstance(weight, Tensor)
-    scale, shift = given.scale, given.shift
+    device = weight.device
+    scale = given.scale
     if scale is not None:
-        scale = torch.as_tensor(scale).to(weight.device)
+        scale = torch.as_tensor(scale).to(device)
+    shift = given.shift
     if shift is not None:
-        shift = torch.as_tensor(shift).to(weight.device)
+        shift = torch.as_tensor(shift).to(device)
     return ChannelMap(scale, shift, given.rotation)
 
 
@@ -76,9 +81,15 @@ def _write(root: nn.Module, name: str, change: ChannelMap, *, offset: bool) -> N
     Its gain or weight is divided, its shift or bias is moved too.
     """
     path, _, leaf = name.rpartition(".")
-    old = getattr(root.get_submodule(path), leaf).detach()
+    owner = root.get_submodule(path)
+    old = getattr(owner, leaf).detach()
     own = change if leaf == "bias" else ChannelMap(change.scale)
-    new = own.apply(1 + old.float()) - 1 if offset else own.apply(old, axis=0)
+    if offset:
+        # The norm multiplies by one more than the gain that it stores.
+        gain = 1 + old.float()
+        new = own.apply(gain) - 1
+    else:
+        new = own.apply(old, axis=0)
     set_tensor(root, name, new.to(old.dtype))
 
 
@@ -91,10 +102,13 @@ def _read(
     assert isinstance(weight, Tensor)
     old = weight.detach()
     if member.op.type == "linear":
-        is_turned = member.op.weight is not None and member.op.weight.channel_axis == 1
+        described = member.op.weight
+        is_turned = described is not None and described.channel_axis == 1
         rows = old.t() if is_turned else old
         matrix = change.reader(rows)
-        new = (matrix.t() if is_turned else matrix).contiguous()
+        if is_turned:
+            matrix = matrix.t()
+        new = matrix.contiguous()
         if change.shift is not None:
             _move_bias(module, rows, change)
     else:
@@ -107,7 +121,10 @@ def _read(
 
 def _move_bias(module: nn.Module, rows: Tensor, change: ChannelMap) -> None:
     bias = getattr(module, "bias", None)
-    moved = change.reader_bias(rows, None if bias is None else bias.detach())
+    if bias is not None:
+        bias = bias.detach()
+    moved = change.reader_bias(rows, bias)
     assert moved is not None
+    moved = moved.to(rows.dtype)
     # This module's alone: another that shared the bias reads something else.
-    module._parameters["bias"] = nn.Parameter(moved.to(rows.dtype), requires_grad=False)
+    module._parameters["bias"] = nn.Parameter(moved, requires_grad=False)

@@ -41,7 +41,10 @@ def order_of(
     # Experts that no token of the example was routed to are there for other tokens.
     called = (path for path in seen.order if path in ops)
     order = list(dict.fromkeys([*called, *routed]))
-    return order + [path for path in _tied_tables(ops, order) if path not in order]
+    for path in _tied_tables(ops, order):
+        if path not in order:
+            order.append(path)
+    return order
 
 
 def layer_of(op: Op, path: str, root: nn.Module, seen: Trace | None) -> Layer:
@@ -66,16 +69,24 @@ def layer_of(op: Op, path: str, root: nn.Module, seen: Trace | None) -> Layer:
     norm = _folded_norm(op, path, root, seen)
     if norm:
         op = replace(op, bias=op.bias or f"{path}.bias")
+    return _with_follower(op, path, norm, seen)
+
+
+def _with_follower(op: Op, path: str, norm: str, seen: Trace) -> Layer:
+    """Return a layer with the activation function behind it, where its kernel takes that in."""
     act = seen.follower(norm or path)
     kind = seen.kinds.get(act, "")
-    if not act or kind not in _TAKEN.get(op.type, ()):
-        layer = Layer(op, path, norm)
-    else:
-        op = replace(op, attributes={**op.attributes, "fused": kind})
+    taken = _TAKEN.get(op.type, ())
+    if act and kind in taken:
+        attributes = {**op.attributes, "fused": kind}
+        op = replace(op, attributes=attributes)
         layer = Layer(op, path, norm, (kind,), act)
+    else:
+        layer = Layer(op, path, norm)
     if layer.end == path:
         return layer
-    return replace(layer, op=replace(op, outputs=(f"{layer.end}:out",)))
+    op = replace(op, outputs=(f"{layer.end}:out",))
+    return replace(layer, op=op)
 
 
 def _folded_norm(op: Op, path: str, root: nn.Module, seen: Trace) -> str:
@@ -83,7 +94,9 @@ def _folded_norm(op: Op, path: str, root: nn.Module, seen: Trace) -> str:
     after = seen.follower(path)
     if not after or seen.kinds[after] != BATCH_NORM:
         return ""
-    return after if folds(op, root.get_submodule(after), seen.shapes.get(path)) else ""
+    norm = root.get_submodule(after)
+    shape = seen.shapes.get(path)
+    return after if folds(op, norm, shape) else ""
 
 
 def unreached(op: Op) -> Op:
@@ -99,17 +112,19 @@ def links_of(root: nn.Module, layers: Iterable[Layer], seen: Trace) -> Iterator[
     of its own."""
     readers: dict[str, list[Layer]] = {}
     for layer in layers:
-        if layer.op.type == "linear" and "routed" not in layer.op.attributes:
-            readers.setdefault(layer.op.inputs[0], []).append(layer)
+        op = layer.op
+        if op.type == "linear" and "routed" not in op.attributes:
+            readers.setdefault(op.inputs[0], []).append(layer)
     modules = dict(root.named_modules())
     for value, members in readers.items():
         if any(seen.calls[layer.path] != 1 or layer.is_tied for layer in members):
             continue
         source = value.removesuffix(":out")
         read_by = {layer.path for layer in members}
-        is_exclusive = source in modules and set(seen.readers(source)) == read_by
-        if is_exclusive and is_norm(modules[source]):
-            yield Link.of_norm(source, modules[source], members, value)
+        module = modules.get(source)
+        is_exclusive = module is not None and set(seen.readers(source)) == read_by
+        if module is not None and is_exclusive and is_norm(module):
+            yield Link.of_norm(source, module, members, value)
         else:
             yield input_link(members, value)
 
@@ -120,13 +135,14 @@ def decided_together(
     """Yield the layers that take one decision: experts of one mixture, and matrices of one
     parameter."""
     for name, paths in expert_groups(root):
-        yield Group(name, "scheme", tuple(ops[path].name for path in paths))
+        experts = tuple(ops[path].name for path in paths)
+        yield Group(name, "scheme", experts)
     names = {layer.path: layer.op.name for layer in layers}
     for path, module in root.named_modules():
         if not isinstance(module, Batched):
             continue
-        items = (names.get(f"{path}.{i}") for i in range(len(module)))
-        members = tuple(name for name in items if name is not None)
+        paths_of_items = [f"{path}.{i}" for i in range(len(module))]
+        members = tuple(names[item] for item in paths_of_items if item in names)
         if len(members) > 1:
             yield Group(path, "scheme", members)
 
@@ -134,10 +150,15 @@ def decided_together(
 def _tied_tables(ops: Mapping[str, Op], called: Collection[str]) -> list[str]:
     """Return tables that share their weight with a layer that is called: left alone, they would
     hold it in float."""
-    held = {weight.name for path in called for weight in ops[path].weights}
-    tables = (path for path, op in ops.items() if op.type == "embedding")
-    return [
-        path
-        for path in tables
-        if any(weight.name in held for weight in ops[path].weights)
-    ]
+    held: set[str] = set()
+    for path in called:
+        held.update(_held_by(ops[path]))
+    tied = []
+    for path, op in ops.items():
+        if op.type == "embedding" and not held.isdisjoint(_held_by(op)):
+            tied.append(path)
+    return tied
+
+
+def _held_by(op: Op) -> list[str]:
+    return [weight.name for weight in op.weights]

@@ -102,10 +102,10 @@ def _holder(
 def _is_read_otherwise(tensor: Node, call: Node) -> bool:
     """True if anything but calls of the same layer reads a tensor."""
     form = _form(call)
-    for user in tensor.users:
-        if user.target is not call.target or _form(user) != form:
-            return True
-    return False
+    alike = [
+        user.target is call.target and _form(user) == form for user in tensor.users
+    ]
+    return not all(alike)
 
 
 def _form(node: Node) -> tuple[tuple[str, str], ...]:

@@ -80,9 +80,7 @@ def _container(value: Any, table: _Table, depth: int) -> Any:
     return type(value)(new)
 
 
-def _method(
-    value: MethodType, table: _Table, depth: int
-) -> MethodType:
+def _method(value: MethodType, table: _Table, depth: int) -> MethodType:
     owner = value.__self__
     function = value.__func__
     new_owner = owner
@@ -105,9 +103,7 @@ def _before_compiling(value: FunctionType) -> Any:
     return getattr(original, "__wrapped__", original)
 
 
-def _partial(
-    value: partial[Any], table: _Table, depth: int
-) -> partial[Any]:
+def _partial(value: partial[Any], table: _Table, depth: int) -> partial[Any]:
     """Return a partial function over other modules: hooks of accelerate are made so."""
     old = [value.func, *value.args, *value.keywords.values()]
     new = [mapped(item, table, depth) for item in old]
@@ -122,9 +118,7 @@ def _partial(
     return made
 
 
-def _function(
-    value: FunctionType, table: _Table, depth: int
-) -> FunctionType:
+def _function(value: FunctionType, table: _Table, depth: int) -> FunctionType:
     """Return a function whose closure holds other modules: its cells are its own."""
     cells = value.__closure__ or ()
     held = [_content(cell, value) for cell in cells]
@@ -197,9 +191,7 @@ def _modules_in(value: Any, name: str, depth: int) -> _Found:
             yield from _modules_closed_over(function, depth)
 
 
-def _modules_closed_over(
-    function: FunctionType, depth: int
-) -> _Found:
+def _modules_closed_over(function: FunctionType, depth: int) -> _Found:
     cells = function.__closure__ or ()
     for variable, cell in zip(function.__code__.co_freevars, cells, strict=True):
         if variable != "__class__":  # the cell of super()

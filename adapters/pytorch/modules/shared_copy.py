@@ -11,6 +11,7 @@ from torch import nn
 from .module_references import mapped
 from .wrapping import bare_hooks, inside, opaque_twin
 
+Tensor = torch.Tensor
 _TABLES = ("_parameters", "_buffers", "_modules")
 _SETTINGS = (int, float, str, tuple, type(None))
 _HOOKS = (
@@ -45,43 +46,61 @@ def skeleton(root: nn.Module) -> nn.Module:
 def _twin(module: nn.Module, made: dict[int, nn.Module]) -> nn.Module:
     """Return a module's twin, with twins of its children; add all to ``made``, by the originals'
     identities."""
-    known = made.get(id(module))
+    identity = id(module)
+    known = made.get(identity)
     if known is not None:
         return known
     bare = inside(module)
     if bare is not module:
-        made[id(module)] = _twin(bare, made)
-        return made[id(module)]
+        twin = _twin(bare, made)
+        made[identity] = twin
+        return twin
     opaque = opaque_twin(module)
     if opaque is not None:
-        made[id(module)] = opaque
+        made[identity] = opaque
         return opaque
-    twin: nn.Module = object.__new__(module.__class__)
-    made[id(module)] = twin
-    state = dict(module.__dict__)
-    for key in (*_TABLES, *_HOOKS):
-        if state.get(key) is not None:
-            state[key] = state[key].copy()
-    twin.__dict__.update(state)
-    twin.__dict__["training"] = False
-    twin.__dict__["_compiled_call_impl"] = None  # it would run the original
-    bare_hooks(twin)
+    twin = _bare_twin(module)
+    # Before the children: one of them may lead back here.
+    made[identity] = twin
     for name, child in module._modules.items():
         if child is not None:
             twin._modules[name] = _twin(child, made)
     return twin
 
 
+def _bare_twin(module: nn.Module) -> nn.Module:
+    """Return a twin with tables of its own, which still hold the module's own children."""
+    state = dict(module.__dict__)
+    for key in (*_TABLES, *_HOOKS):
+        table = state.get(key)
+        if table is not None:
+            state[key] = table.copy()
+    state["training"] = False
+    # It would run the original.
+    state["_compiled_call_impl"] = None
+    twin: nn.Module = object.__new__(module.__class__)
+    twin.__dict__.update(state)
+    bare_hooks(twin)
+    return twin
+
+
 def _lead_to_twins(twin: nn.Module, made: Mapping[int, nn.Module]) -> None:
     """Let methods bound to an instance (patched forwards), plain references and containers lead to
     the twins."""
-    old = {key: value for key, value in twin.__dict__.items() if key not in _OWN}
-    new = {key: mapped(value, made) for key, value in old.items()}
-    changed = tuple(key for key, value in new.items() if value is not old[key])
-    twin.__dict__.update(new)
-    if getattr(new.get("forward"), "__func__", None) is type(twin).forward:
-        del twin.__dict__["forward"]  # what was compiled, or hooked, is its class's own
-    note_references(twin, changed)
+    own = twin.__dict__
+    changed = []
+    for key, old in list(own.items()):
+        if key in _OWN:
+            continue
+        new = mapped(old, made)
+        if new is not old:
+            own[key] = new
+            changed.append(key)
+    forward = own.get("forward")
+    # What was compiled, or hooked, is its class's own.
+    if getattr(forward, "__func__", None) is type(twin).forward:
+        del own["forward"]
+    note_references(twin, tuple(changed))
 
 
 def references(module: nn.Module) -> tuple[str, ...]:
@@ -105,10 +124,11 @@ def frozen(root: nn.Module) -> nn.Module:
     twin = skeleton(root)
     views: dict[int, nn.Parameter] = {}
     for module in twin.modules():
-        for key, value in module._parameters.items():
+        table = module._parameters
+        for key, value in table.items():
             if value is not None:
                 view = nn.Parameter(value.detach(), requires_grad=False)
-                module._parameters[key] = views.setdefault(id(value), view)
+                table[key] = views.setdefault(id(value), view)
     return twin
 
 
@@ -121,8 +141,9 @@ def set_submodule(root: nn.Module, path: str, module: nn.Module) -> None:
         for name, child in parent._modules.items():
             if child is old:
                 parent._modules[name] = module
+        own = parent.__dict__
         for key in references(parent):
-            parent.__dict__[key] = mapped(parent.__dict__[key], table)
+            own[key] = mapped(own[key], table)
 
 
 def set_tensor(
@@ -133,11 +154,9 @@ def set_tensor(
     path, _, leaf = name.rpartition(".")
     owner = root.get_submodule(path)
     old = getattr(owner, leaf)
-    new: Any = (
-        nn.Parameter(tensor, requires_grad=trained)
-        if isinstance(old, nn.Parameter)
-        else tensor
-    )
+    new: Any = tensor
+    if isinstance(old, nn.Parameter):
+        new = nn.Parameter(tensor, requires_grad=trained)
     for module in root.modules():
         for table in (module._parameters, module._buffers):
             for key, value in table.items():

@@ -17,7 +17,10 @@ from octavo.adapters.pytorch.run.batches import Call, tensors_in
 from .prefix_reuse import Recall, copied
 from .watch import Halt, Watch
 
-_PLAIN = (torch.Tensor, bool, int, float, str, type(None))
+Tensor = torch.Tensor
+Outputs = Mapping[int, Any]
+"""Block number -> what the block before it put out."""
+_PLAIN = (Tensor, bool, int, float, str, type(None))
 
 
 class BlockWatch(Watch):
@@ -58,10 +61,12 @@ class BlockWatch(Watch):
         # Behind the last block that runs, and before it unless the run starts there.
         for place in range(max(start, stop - 2) + 1, stop + 1):
             is_last = place == stop and not beyond
+            before = twin.get_submodule(blocks[place - 1])
             hook = partial(self._keep, place, is_last)
-            twin.get_submodule(blocks[place - 1]).register_forward_hook(hook)
+            before.register_forward_hook(hook)
         if stop < len(blocks):
-            twin.get_submodule(blocks[stop]).register_forward_pre_hook(_halt)
+            behind = twin.get_submodule(blocks[stop])
+            behind.register_forward_pre_hook(_halt)
 
     def _keep(
         self, place: int, is_last: bool, _: nn.Module, __: Any, output: Any
@@ -72,35 +77,37 @@ class BlockWatch(Watch):
         # What follows may work in place.
         self._reached[place] = copied(output)
 
-    def __call__(
-        self, call: Call, kept: Mapping[int, Any] | None = None
-    ) -> Mapping[int, Any]:
+    def __call__(self, call: Call, kept: Outputs | None = None) -> Outputs:
         """Return block number -> what the block before it put out."""
         reached, _ = self.run(call, kept or {})
         return reached
 
-    def run(self, call: Call, kept: Mapping[int, Any]) -> tuple[Mapping[int, Any], Any]:
+    def run(self, call: Call, kept: Outputs) -> tuple[Outputs, Any]:
         """Return what :meth:`__call__` does, and the model's result where the run went that far."""
         args, kwargs = call
-        self._reached = {self._start: kept[self._start]} if self._start else {}
+        start = self._start
+        self._reached = {}
+        if start:
+            self._reached[start] = kept[start]
         for recall in self._recalls:
-            recall.output = kept[self._start]
+            recall.output = kept[start]
         result = None
         try:
             result = self._twin(*args, **kwargs)
         except Halt:
             pass
         finally:
-            reached, self._reached = self._reached, {}
+            reached = self._reached
+            self._reached = {}
             for recall in self._recalls:
                 recall.output = None
         # What was made in the middle of a run pins all memory below it: it moves, and to where the
         # last block's was.
-        spare = [output for place, output in kept.items() if place != self._start]
-        for place in reached:
-            if place != self._start:
+        spare = [output for place, output in kept.items() if place != start]
+        for place, output in reached.items():
+            if place != start:
                 old = spare.pop() if spare else None
-                reached[place] = _copied_into(old, reached[place])
+                reached[place] = _copied_into(old, output)
         return reached, result
 
 
@@ -153,15 +160,16 @@ def repeats(fresh: Callable[[], nn.Module], blocks: Sequence[str], call: Call) -
         # Blocks that are called in another order, or again, do not follow on one another.
         if [path for path, _ in passed] != list(blocks):
             return False
-        kept: Mapping[int, Any] = {}
+        kept: Outputs = {}
         try:
             for number, (_, digest) in enumerate(passed):
-                kept = BlockWatch(fresh(), blocks, number, number + 1)(
-                    copied(call), kept
-                )
-                if _digest(kept[number + 1]) != digest:
+                following = number + 1
+                watch = BlockWatch(fresh(), blocks, number, following)
+                kept = watch(copied(call), kept)
+                if _digest(kept[following]) != digest:
                     return False
-            end = BlockWatch(fresh(), blocks, len(blocks), len(blocks) + 1)
+            count = len(blocks)
+            end = BlockWatch(fresh(), blocks, count, count + 1)
             _, result = end.run(copied(call), kept)
         except Exception:
             return False  # what lies between the blocks takes no other block's output
@@ -183,16 +191,20 @@ def _digests(
         passed.append((path, _digest(output)))
 
     for path in blocks:
-        twin.get_submodule(path).register_forward_hook(partial(note, path))
+        block = twin.get_submodule(path)
+        block.register_forward_hook(partial(note, path))
     args, kwargs = copied(call)
-    return passed, _digest(twin(*args, **kwargs))
+    result = twin(*args, **kwargs)
+    return passed, _digest(result)
 
 
 def _digest(value: Any) -> str:
     total = hashlib.sha256()
     for tensor in tensors_in(value):
         plain = tensor.detach().cpu().contiguous()
-        total.update(f"{plain.dtype} {tuple(plain.shape)}\n".encode())
+        heading = f"{plain.dtype} {tuple(plain.shape)}\n"
+        total.update(heading.encode())
         if plain.numel():
-            total.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+            content = plain.reshape(-1).view(torch.uint8)
+            total.update(content.numpy().data)
     return total.hexdigest()

@@ -40,6 +40,7 @@ from octavo.core.errors import SchemeError
 Tensor = torch.Tensor
 TensorSink = Callable[[str, Tensor], None]
 _TINY = 1e-30
+"""Least variance: outputs that are all alike have none, and distances are divided by it."""
 
 
 def gradients(
@@ -74,12 +75,14 @@ def gradients(
     watched = {name: _parameter(root, name) for name in gains}
     directions: dict[Tensor, Tensor] = {}
     for name, direction in along.items():
+        parameter = watched[name]
         stored = _as_stored(direction, gains[name])
-        directions[watched[name]] = stored.to(watched[name].dtype)
+        directions[parameter] = stored.to(parameter.dtype)
     hooks: list[RemovableHandle] = []
     for name, parameter in watched.items():
         add_hook: Any = parameter.register_post_accumulate_grad_hook
-        hooks.append(add_hook(_stream(name, gains[name], sink)))
+        stream = _stream(name, gains[name], sink)
+        hooks.append(add_hook(stream))
     vocabulary = _vocabulary(capture.layers.values())
     generator = torch.Generator().manual_seed(seed)
     count = 0
@@ -87,11 +90,8 @@ def gradients(
         for args, kwargs in calls:
             # Fused attention has no second derivative.
             with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-                outputs = [
-                    y
-                    for y in tensors_in(root(*args, **kwargs))
-                    if y.is_floating_point()
-                ]
+                result = root(*args, **kwargs)
+                outputs = [y for y in tensors_in(result) if y.is_floating_point()]
                 _check_depends(outputs, gains)
                 loss = _Loss.of(outputs, vocabulary)
                 if directions:
@@ -111,7 +111,8 @@ def _watched_copy(capture: Capture, wanted: Iterable[str]) -> nn.Module:
     named = set(wanted)
     for name, tensor in named_tensors(capture.root).items():
         # Own parameters over the same memory: the user's collect no gradients.
-        set_tensor(root, name, tensor.detach(), trained=name in named)
+        is_named = name in named
+        set_tensor(root, name, tensor.detach(), trained=is_named)
     install(root, capture.layers, capture.factors)
     return root
 
@@ -154,13 +155,17 @@ class _Loss:
 
     def backward_of_draw(self, generator: torch.Generator) -> None:
         """Fill the gradients of what is watched with a draw of g."""
-        starts = [self._draw(y.detach(), generator).to(y.dtype) for y in self.outputs]
+        starts = []
+        for y in self.outputs:
+            start = self._draw(y.detach(), generator)
+            starts.append(start.to(y.dtype))
         torch.autograd.backward(self.outputs, starts)
 
     def backward_along(self, directions: Mapping[Tensor, Tensor]) -> None:
         """Fill the gradients of what is watched with H v."""
         watched = list(directions)
-        loss = torch.stack([self._distance(y) for y in self.outputs]).sum()
+        distances = [self._distance(y) for y in self.outputs]
+        loss = torch.stack(distances).sum()
         found = torch.autograd.grad(loss, watched, create_graph=True, allow_unused=True)
         pairs = zip(found, directions.values(), strict=True)
         dots = [(g * v).sum() for g, v in pairs if g is not None]
@@ -169,35 +174,44 @@ class _Loss:
     def _draw(self, y: Tensor, generator: torch.Generator) -> Tensor:
         """Return the gradient at an output for a label that is sampled from the prediction."""
         if not self.are_predictions:
-            return torch.randn(y.shape, generator=generator).to(y.device) / sqrt(
-                self.power
-            )
-        odds = torch.softmax(y.float(), -1).reshape(-1, y.shape[-1])
+            noise = torch.randn(y.shape, generator=generator)
+            return noise.to(y.device) / sqrt(self.power)
+        odds = torch.softmax(y.float(), -1)
+        odds = odds.reshape(-1, y.shape[-1])
         # The generator draws on the CPU: a seed gives the same labels on every device.
-        labels = torch.multinomial(odds.cpu(), 1, generator=generator).to(y.device)
+        drawn = torch.multinomial(odds.cpu(), 1, generator=generator)
+        labels = drawn.to(y.device)
         minus_one = torch.full_like(labels, -1, dtype=odds.dtype)
-        gradient = odds.scatter_add(1, labels, minus_one).reshape(y.shape)
+        gradient = odds.scatter_add(1, labels, minus_one)
         tokens = prod(y.shape[:-1])
-        return gradient / sqrt(tokens)
+        return gradient.reshape(y.shape) / sqrt(tokens)
 
     def _distance(self, y: Tensor) -> Tensor:
-        own = y.detach().float()
+        y = y.float()
+        own = y.detach()
         if not self.are_predictions:
-            return torch.sum((y.float() - own).square()) / (2 * self.power)
-        log_odds = torch.log_softmax(y.float(), -1)
+            squares = (y - own).square()
+            return torch.sum(squares) / (2 * self.power)
+        log_odds = torch.log_softmax(y, -1)
         own = torch.log_softmax(own, -1)
         divergence = torch.sum(own.exp() * (own - log_odds))
-        return divergence / float(prod(y.shape[:-1]))
+        tokens = prod(y.shape[:-1])
+        return divergence / float(tokens)
 
 
 def _variance(y: Tensor) -> float:
-    return float((y - y.mean()).square().sum())
+    centred = y - y.mean()
+    return float(centred.square().sum())
 
 
 def _vocabulary(layers: Iterable[Layer]) -> int:
     """Return the rows of the largest embedding; 0 if there is none."""
-    embeddings = [layer.op.weight for layer in layers if layer.op.type == "embedding"]
-    return max((weight.shape[0] for weight in embeddings if weight), default=0)
+    most = 0
+    for layer in layers:
+        weight = layer.op.weight
+        if layer.op.type == "embedding" and weight is not None:
+            most = max(most, weight.shape[0])
+    return most
 
 
 def _parameter(root: nn.Module, name: str) -> nn.Parameter:
@@ -214,10 +228,12 @@ def _gain(capture: Capture, name: str) -> Tensor | None:
     """
     for layer in capture.layers.values():
         if layer.norm and name == f"{layer.path}.weight":
-            gain = channel_gain(capture.root.get_submodule(layer.norm))
+            norm = capture.root.get_submodule(layer.norm)
+            module = capture.root.get_submodule(layer.path)
+            gain = channel_gain(norm)
             # A channel that the norm silences has no weight as the op uses it.
             finite = torch.where(gain == 0, torch.inf, gain)
-            return over_weight(finite, capture.root.get_submodule(layer.path))
+            return over_weight(finite, module)
     return None
 
 
@@ -229,6 +245,8 @@ def _stream(
         found = parameter.grad.detach().float()
         # Let go of at once: the model's gradients together may be as large as the model.
         parameter.grad = None
-        sink(name, found if gain is None else found / gain)
+        if gain is not None:
+            found = found / gain
+        sink(name, found)
 
     return hook

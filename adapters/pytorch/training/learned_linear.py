@@ -46,26 +46,31 @@ class LearnedLinear(nn.Module):
         self.spec = start.params.spec
         self.transposed = transposed
         self.code_type = start.codes.dtype
-        matrix, codes = weight.float(), start.codes
+        matrix = weight.float()
+        codes = start.codes
         if transposed:
-            matrix, codes = matrix.t().contiguous(), codes.t().contiguous()
+            matrix = matrix.t().contiguous()
+            codes = codes.t().contiguous()
         # A copy: it is learned in place, and the start's is the realizer's, which other trials use.
         scale = start.params.scale.to(torch.float32, copy=True)
         zero = start.params.zero_point.float()
         if scale.ndim == 1:
-            scale, zero = scale[:, None], zero[:, None]
+            scale = scale[:, None]
+            zero = zero[:, None]
         self.shape = matrix.shape
         self.weight = grouped(matrix, scale)
         codes = grouped(codes, scale).float()
         if self.weight.ndim == 3:
-            scale, zero = scale[..., None], zero[..., None]
+            scale = scale[..., None]
+            zero = zero[..., None]
         self.scale = nn.Parameter(scale)
         self.zero = zero
         ratio = self.weight / scale
         # Where the start's algorithm rounded otherwise than to nearest, its choice is the centre.
         centre = codes - zero
         nearby = (ratio - centre).clamp(-_REACH, _REACH)
-        self.offset = nn.Parameter(centre + nearby - ratio)
+        offset = centre + nearby - ratio
+        self.offset = nn.Parameter(offset)
         self.bias = None if bias is None else bias.detach()
 
     def quantized_weight(self) -> Tensor:
@@ -84,12 +89,14 @@ class LearnedLinear(nn.Module):
         """Return the learned codes and scales in the form of ``start``."""
         low, high = integer_range(self.spec)
         scale = self.scale.detach()
-        steps = torch.round(self.weight / scale + self.offset) + self.zero
-        codes = steps.clamp(low, high).view(self.shape).to(self.code_type)
+        rounded = torch.round(self.weight / scale + self.offset)
+        steps = (rounded + self.zero).clamp(low, high)
+        codes = steps.view(self.shape).to(self.code_type)
         if self.transposed:
             codes = codes.t().contiguous()
         own_scale = scale.reshape(start.params.scale.shape).clone()
-        return QuantizedTensor(codes, replace(start.params, scale=own_scale))
+        params = replace(start.params, scale=own_scale)
+        return QuantizedTensor(codes, params)
 
 
 def learnable(
@@ -100,9 +107,13 @@ def learnable(
     That are linear layers with integer weights of their own and float activations. A weight that an
     embedding looks up too stays as it is: what a head learns for itself would be a second copy.
     """
-    users = Counter(id(p.weight) for p in parameters.values())
-    fitting = {name: p for name, p in parameters.items() if _fits(layers[name], p)}
-    return {name: p for name, p in fitting.items() if users[id(p.weight)] == 1}
+    users = Counter(id(own.weight) for own in parameters.values())
+    found = {}
+    for name, own in parameters.items():
+        is_unshared = users[id(own.weight)] == 1
+        if is_unshared and _fits(layers[name], own):
+            found[name] = own
+    return found
 
 
 def _fits(layer: Layer, parameters: OpParameters) -> bool:
@@ -129,15 +140,16 @@ def install_learned(
     """
     made: dict[str, LearnedLinear] = {}
     for name, path in places.items():
-        old, start = twin.get_submodule(path), parameters[name].weight
+        old = twin.get_submodule(path)
+        start = parameters[name].weight
         assert isinstance(old.weight, Tensor)
         assert start is not None
+        weight = old.weight.detach()
         bias = getattr(old, "bias", None)
         transposed = is_transposed_linear(old)
-        made[name] = LearnedLinear(
-            old.weight.detach(), bias, start, transposed=transposed
-        )
-        set_submodule(twin, path, made[name])
+        new = LearnedLinear(weight, bias, start, transposed=transposed)
+        made[name] = new
+        set_submodule(twin, path, new)
     return made
 
 
@@ -147,9 +159,10 @@ def learned_parameters(
     """Return the parameters of ops with what their layers learned in place of the start."""
     found: dict[str, OpParameters] = {}
     for name, module in made.items():
-        start = parameters[name].weight
-        assert start is not None
-        found[name] = replace(parameters[name], weight=module.result(start))
+        own = parameters[name]
+        assert own.weight is not None
+        learned = module.result(own.weight)
+        found[name] = replace(own, weight=learned)
     return found
 
 
@@ -179,7 +192,11 @@ def learn_or_leave(
         cost: Returns the loss over all batches.
         learn: Changes the layers.
     """
-    start = [(m.offset.detach().clone(), m.scale.detach().clone()) for m in modules]
+    start = []
+    for module in modules:
+        offset = module.offset.detach().clone()
+        scale = module.scale.detach().clone()
+        start.append((offset, scale))
     with torch.no_grad():
         before = cost()
     learn()

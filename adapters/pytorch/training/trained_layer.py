@@ -22,6 +22,7 @@ from .straight_through import grouped, round_to_grid
 
 Tensor = torch.Tensor
 _TINY = 1e-12
+"""Least scale: kernels take positive ones."""
 
 
 def _scaled_gradient(x: Tensor, factor: float) -> Tensor:
@@ -63,18 +64,21 @@ class TrainedLayer(nn.Module):
         self.transposed = is_transposed_linear(module)
         self.weight = _own_parameter(weight)
         self.bias = None if bias is None else _own_parameter(bias)
-        self.step = _own_parameter(self._spread(start.scale, weight.ndim))
-        self.register_buffer(
-            "zero", self._spread(start.zero_point.float(), weight.ndim)
-        )
-        self.module = [module]  # in a list: its own tensors are not trained
+        step = self._spread(start.scale, weight.ndim)
+        zero = self._spread(start.zero_point.float(), weight.ndim)
+        self.step = _own_parameter(step)
+        self.register_buffer("zero", zero)
+        # In a list: its own tensors are not trained.
+        self.module = [module]
         self.source = parameters.scheme.input
         self.dynamic = parameters.scheme.mode == "dynamic"
+        self.input_scale = None
+        input_zero = None
         given = _static_input(parameters)
-        self.input_scale = None if given is None else _own_parameter(given.scale)
-        self.register_buffer(
-            "input_zero", None if given is None else given.zero_point.float()
-        )
+        if given is not None:
+            self.input_scale = _own_parameter(given.scale)
+            input_zero = given.zero_point.float()
+        self.register_buffer("input_zero", input_zero)
 
     def _spread(self, parameter: Tensor, ndim: int) -> Tensor:
         """Return scales or zero points in a shape that broadcasts against the (grouped) weight."""
@@ -97,19 +101,21 @@ class TrainedLayer(nn.Module):
 
     def _from_groups(self, values: Tensor) -> Tensor:
         """Return what :meth:`_in_groups` made of a matrix, in the weight's own form."""
+        shape = self.weight.shape
         if not self.transposed:
-            return values.reshape(self.weight.shape)
-        return values.reshape(self.weight.t().shape).t()
+            return values.reshape(shape)
+        return values.reshape(shape[::-1]).t()
 
     def quantized_weight(self) -> Tensor:
         """Return the weight on its grid, with gradients."""
-        high = integer_range(self.spec)[1]
+        _, high = integer_range(self.spec)
         served = self.weight.numel() / self.step.numel()
         step = _scaled_gradient(self.step, (served * high) ** -0.5)
         if not self._is_grouped:
             return round_to_grid(self.weight, step, self.zero, self.spec)
         groups = self._in_groups(self.weight)
-        return self._from_groups(round_to_grid(groups, step, self.zero, self.spec))
+        rounded = round_to_grid(groups, step, self.zero, self.spec)
+        return self._from_groups(rounded)
 
     def forward(self, x: Tensor, *others: Tensor) -> Tensor:
         """Return the layer's output, its weight and input quantized."""
@@ -120,28 +126,27 @@ class TrainedLayer(nn.Module):
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
             result: Tensor = module._conv_forward(x, weight, self.bias)
             return result
-        return nn.functional.linear(
-            x, weight.t() if self.transposed else weight, self.bias
-        )
+        if self.transposed:
+            weight = weight.t()
+        return nn.functional.linear(x, weight, self.bias)
 
     def _quantized_input(self, x: Tensor, spec: QuantSpec) -> Tensor:
         if self.input_scale is not None:
-            high = integer_range(spec)[1]
+            _, high = integer_range(spec)
             # LSQ counts the features of one sample, whatever the batch's size.
             served = x[0].numel()
-            step = _scaled_gradient(self.input_scale.abs(), (served * high) ** -0.5)
+            positive = self.input_scale.abs()
+            step = _scaled_gradient(positive, (served * high) ** -0.5)
             return round_to_grid(x, step, self.input_zero, spec)
         return _on_its_own_range(x, spec) if self.dynamic else x
 
     @torch.no_grad()
     def result(self, start: OpParameters) -> OpParameters:
         """Return what was learned in the form that the post-training path takes."""
-        return replace(
-            start,
-            weight=self._learned_weight(start),
-            inputs=self._learned_inputs(start),
-            bias=None if self.bias is None else self.bias.detach().clone(),
-        )
+        weight = self._learned_weight(start)
+        inputs = self._learned_inputs(start)
+        bias = None if self.bias is None else self.bias.detach().clone()
+        return replace(start, weight=weight, inputs=inputs, bias=bias)
 
     def _learned_weight(self, start: OpParameters) -> QuantizedTensor:
         assert start.weight is not None
@@ -152,12 +157,14 @@ class TrainedLayer(nn.Module):
         weight = self.weight.detach()
         if self._is_grouped:
             weight = self._in_groups(weight)
-        codes = (torch.round(weight / step) + self.zero).clamp(low, high)
+        steps = torch.round(weight / step) + self.zero
+        codes = steps.clamp(low, high)
         if self._is_grouped:
             codes = self._from_groups(codes).contiguous()
         codes = codes.reshape(old.codes.shape).to(old.codes.dtype)
         scale = step.reshape(old.params.scale.shape).clone()
-        return QuantizedTensor(codes, replace(old.params, scale=scale))
+        params = replace(old.params, scale=scale)
+        return QuantizedTensor(codes, params)
 
     def _learned_inputs(self, start: OpParameters) -> tuple[QuantParams | None, ...]:
         if self.input_scale is None or start.inputs[0] is None:
@@ -183,8 +190,11 @@ def _on_its_own_range(x: Tensor, spec: QuantSpec) -> Tensor:
     if spec.granularity == "token":
         largest = x.detach().abs().amax(-1, keepdim=True)
         scale = largest.clamp_(min=_TINY) / 127
-        return round_to_grid(x, scale, torch.zeros_like(scale), spec)
+        zeros = torch.zeros_like(scale)
+        return round_to_grid(x, scale, zeros, spec)
     form = Activation.around(x.detach(), spec.symmetric)
     # Kernels take codes of uint8; a symmetric scheme's own are signed.
-    zero = form.zero_point - (128 if spec.symmetric else 0)
-    return round_to_grid(x, torch.tensor(form.scale), torch.tensor(float(zero)), spec)
+    shift = 128 if spec.symmetric else 0
+    zero = torch.tensor(float(form.zero_point - shift))
+    scale = torch.tensor(form.scale)
+    return round_to_grid(x, scale, zero, spec)
