@@ -29,19 +29,23 @@ def _outermost_lists(root: nn.Module) -> list[str]:
     for path, module in root.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) > 1:
             lists.append(path)
-    return [
-        path for path in lists if not any(_is_below(path, other) for other in lists)
-    ]
+    outermost = []
+    for path in lists:
+        is_inside = any(_is_below(path, other) for other in lists)
+        if not is_inside:
+            outermost.append(path)
+    return outermost
 
 
 def called_once(blocks: Sequence[str], layers: Iterable[Layer], seen: Trace) -> bool:
     """True if every layer in the blocks is called once, by all batches."""
-    inside = [
-        layer.path for layer in layers if any(is_in(layer.path, b) for b in blocks)
-    ]
-    return not any(
-        seen.calls.get(path, 0) > 1 or path in seen.sometimes for path in inside
-    )
+    for layer in layers:
+        path = layer.path
+        is_inside = any(is_in(path, block) for block in blocks)
+        is_once = seen.calls.get(path, 0) <= 1 and path not in seen.sometimes
+        if is_inside and not is_once:
+            return False
+    return True
 
 
 def places_of(
@@ -57,21 +61,26 @@ def places_of(
     often: set[str] = set()
     last = 0
     for layer in layers:
-        source, result = layer.op.inputs[0], layer.op.outputs[0]
+        op = layer.op
         if seen.calls.get(layer.path, 0) > 1:
-            often.update((*layer.op.inputs, *layer.op.outputs))
+            often.update(op.inputs)
+            often.update(op.outputs)
             continue
         here = _place(layer.path, numbers, last)
         last = max(last, here)
-        places.setdefault(source, here)
-        places.setdefault(result, _place(layer.end, numbers, last))
+        behind = _place(layer.end, numbers, last)
+        places.setdefault(op.inputs[0], here)
+        places.setdefault(op.outputs[0], behind)
     return {value: place for value, place in places.items() if value not in often}
 
 
 def _place(path: str, numbers: Mapping[str, int], last: int) -> int:
     """Return the place of a module: its block's, or behind the last block that was met."""
-    inside = (number for block, number in numbers.items() if is_in(path, block))
-    return next(inside, last + last % 2)
+    for block, number in numbers.items():
+        if is_in(path, block):
+            return number
+    # The next even number: outside of the blocks.
+    return last + last % 2
 
 
 def is_in(path: str, block: str) -> bool:

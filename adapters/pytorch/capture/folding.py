@@ -28,15 +28,20 @@ def folds(op: Op, norm: nn.Module, output_shape: tuple[int, ...] | None) -> bool
     if op.weight is None or op.weight.shared_with:
         return False
     # A linear layer's channels are the last axis, a batch norm's the second.
-    return op.type != "linear" or (output_shape is not None and len(output_shape) == 2)
+    if op.type != "linear":
+        return True
+    return output_shape is not None and len(output_shape) == 2
 
 
 def channel_gain(norm: nn.Module) -> Tensor:
     """Return what a batch norm multiplies each channel with: float32 (channels,)."""
     assert isinstance(norm, _NORMS)
     assert norm.running_var is not None
-    gain = torch.rsqrt(norm.running_var.float() + norm.eps)
-    return gain if norm.weight is None else gain * norm.weight.detach().float()
+    variance = norm.running_var.float()
+    gain = torch.rsqrt(variance + norm.eps)
+    if norm.weight is None:
+        return gain
+    return gain * norm.weight.detach().float()
 
 
 def over_weight(gain: Tensor, module: nn.Module) -> Tensor:
@@ -47,10 +52,12 @@ def over_weight(gain: Tensor, module: nn.Module) -> Tensor:
         # (inputs, outputs / groups, *kernel): each group's inputs have outputs of their own.
         inputs_of_group = weight.shape[0] // module.groups
         rows = gain.view(module.groups, -1).repeat_interleave(inputs_of_group, 0)
-        return rows.view(*rows.shape, *[1] * (weight.ndim - 2))
+        ones = [1] * (weight.ndim - 2)
+        return rows.view(*rows.shape, *ones)
     if is_transposed_linear(module):
         return gain
-    return gain.reshape(-1, *[1] * (weight.ndim - 1))
+    ones = [1] * (weight.ndim - 1)
+    return gain.reshape(-1, *ones)
 
 
 def folded(layer: Layer, root: nn.Module) -> tuple[Tensor, Tensor | None]:
@@ -61,16 +68,20 @@ def folded(layer: Layer, root: nn.Module) -> tuple[Tensor, Tensor | None]:
     own.
     """
     module = root.get_submodule(layer.path)
-    weight, bias = module.weight, getattr(module, "bias", None)
+    weight = module.weight
+    bias = getattr(module, "bias", None)
     assert isinstance(weight, Tensor)
     if not layer.norm:
-        return weight.detach(), None if bias is None else bias.detach()
+        if bias is not None:
+            bias = bias.detach()
+        return weight.detach(), bias
     norm = root.get_submodule(layer.norm)
     assert isinstance(norm, _NORMS)
     assert norm.running_mean is not None
     with torch.no_grad():
         gain = channel_gain(norm)
-        centred = (0.0 if bias is None else bias.float()) - norm.running_mean.float()
+        before = 0.0 if bias is None else bias.float()
+        centred = before - norm.running_mean.float()
         if norm.bias is None:
             new = centred * gain
         else:

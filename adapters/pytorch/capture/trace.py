@@ -41,28 +41,28 @@ class Trace:
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready mapping."""
-        return {
-            **asdict(self),
-            "escaped": sorted(self.escaped),
-            "shapes": {k: list(v) for k, v in self.shapes.items()},
-        }
+        raw = asdict(self)
+        raw["escaped"] = sorted(self.escaped)
+        raw["shapes"] = {path: list(shape) for path, shape in self.shapes.items()}
+        return raw
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> Self:
         """Read what :meth:`to_json` wrote."""
-        shapes = {k: tuple(v) for k, v in raw["shapes"].items()}
-        return cls(**{**raw, "escaped": set(raw["escaped"]), "shapes": shapes})
+        fields = dict(raw)
+        fields["escaped"] = set(raw["escaped"])
+        fields["shapes"] = {path: tuple(shape) for path, shape in raw["shapes"].items()}
+        return cls(**fields)
 
     def follower(self, path: str) -> str:
         """Return the activation module or batch norm that is all that reads a module's output.
 
         Empty if there is none.
         """
-        found = [
-            act
-            for act, source in self.acts.items()
-            if source == path and self.calls[act] == 1
-        ]
+        found = []
+        for act, source in self.acts.items():
+            if source == path and self.calls[act] == 1:
+                found.append(act)
         is_followed_by_one = len(found) == 1 and path not in self.escaped
         if not is_followed_by_one or self.calls[path] != 1:
             return ""
@@ -75,7 +75,12 @@ class Trace:
         is_called_once = self.calls.get(path) == 1
         if not is_called_once or path in self.escaped or path in self.acts.values():
             return []
-        found = [
-            layer for layer, value in self.values.items() if value == f"{path}:out"
-        ]
-        return found if all(self.calls[layer] == 1 for layer in found) else []
+        result = f"{path}:out"
+        found = []
+        for layer, value in self.values.items():
+            if value != result:
+                continue
+            if self.calls[layer] != 1:
+                return []
+            found.append(layer)
+        return found

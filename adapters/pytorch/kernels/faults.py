@@ -11,6 +11,15 @@ Pair = tuple[Tensor, Tensor]
 Run = Callable[[torch.Generator], Pair]
 """Returns what a kernel gives for drawn numbers, and the same in float64."""
 
+_RAISED = (
+    RuntimeError,
+    AttributeError,
+    NotImplementedError,
+    ValueError,
+    TypeError,
+)
+"""What torch raises for a kernel that it lacks or that refuses its arguments."""
+
 
 def fault(kernel: str, share: float, run: Run) -> str:
     """Return why a kernel cannot be used here; empty when it ran and gave the right numbers.
@@ -20,20 +29,19 @@ def fault(kernel: str, share: float, run: Run) -> str:
         share: How far from what is expected it may be, as a share of the largest expected number.
         run: Runs it. A kernel that this build of torch or this processor lacks raises.
     """
+    generator = torch.Generator().manual_seed(0)
     try:
-        y, expected = run(torch.Generator().manual_seed(0))
-    except (
-        RuntimeError,
-        AttributeError,
-        NotImplementedError,
-        ValueError,
-        TypeError,
-    ) as error:
+        y, expected = run(generator)
+    except _RAISED as error:
         reason = str(error) or type(error).__name__
-        return f"{kernel}: {reason.splitlines()[0]}"
+        first_line = reason.splitlines()[0]
+        return f"{kernel}: {first_line}"
     farthest = (y.double() - expected).abs().max()
-    is_right = bool(farthest <= share * expected.abs().max())
-    return "" if is_right else f"{kernel}: its result is wrong on this machine"
+    largest = expected.abs().max()
+    # In this form a result that is NaN is wrong.
+    if farthest <= share * largest:
+        return ""
+    return f"{kernel}: its result is wrong on this machine"
 
 
 def drawn_inputs(generator: torch.Generator, *shape: int) -> Tensor:
@@ -46,8 +54,8 @@ def seven_bit_weight(generator: torch.Generator, *shape: int) -> Pair:
     # Seven bits: whether whole bytes are summed without saturating is asked by itself, see
     # saturation.py.
     codes = torch.randint(-63, 64, shape, dtype=torch.int8, generator=generator)
-    scale = torch.rand(shape[0], generator=generator) * 1e-3 + 1e-4
-    return codes, scale
+    drawn = torch.rand(shape[0], generator=generator)
+    return codes, drawn * 1e-3 + 1e-4
 
 
 def exact_product(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
@@ -77,11 +85,14 @@ def int4_fault(
         x = torch.randn(3, 64, generator=generator)
         codes = torch.randint(0, 16, (32, 64), dtype=torch.int32, generator=generator)
         scale = torch.rand(32, 2, generator=generator) + 0.5
-        packed, scales = pack(codes.to(device), scale.to(device), -scale.to(device))
-        y = product(x.to(device), packed, 32, scales).cpu()
+        own_scale = scale.to(device)
+        packed, scales = pack(codes.to(device), own_scale, -own_scale)
+        y = product(x.to(device), packed, 32, scales)
         # The kernels compute (code - 8) * scale + zero.
         step = scale[..., None]
-        weight = (codes.double() - 8).view(32, 2, 32) * step - step
-        return y, x.double() @ weight.view(32, 64).T
+        centred = codes.double() - 8
+        in_groups = centred.view(32, 2, 32) * step - step
+        weight = in_groups.view(32, 64)
+        return y.cpu(), x.double() @ weight.T
 
     return fault(kernel, 0.02, run)

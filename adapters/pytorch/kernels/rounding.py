@@ -21,6 +21,7 @@ _BLOCK = 2**19
 What is made of them on the way stays in the cache, and no large temporary is allocated.
 """
 _TINY = 1e-30
+"""Stands for the largest magnitude of a row of zeros: its scale must not be zero."""
 
 
 @cache
@@ -51,11 +52,14 @@ def quantize_u8(
         factors: One float32 multiplier per channel of the last axis, in place of 1 / scale.
     """
     if torch.compiler.is_compiling():
-        return _traced(x, scale, zero_point, factors).clamp(low, high).to(torch.uint8)
+        rounded = _traced(x, scale, zero_point, factors)
+        return rounded.clamp(low, high).to(torch.uint8)
     x = x if x.dtype == torch.float32 else x.float()
     if factors is None and x.device.type == "cpu" and not missing_quantize():
         codes = _quantized(x, scale, zero_point)
-        return codes if (low, high) == (0, 255) else codes.clamp_(low, high)
+        if (low, high) == (0, 255):
+            return codes
+        return codes.clamp_(low, high)
     return _rounded(x, scale, zero_point, low, high, factors)
 
 
@@ -74,8 +78,8 @@ def _traced(x: Tensor, scale: float, zero_point: int, factors: Tensor | None) ->
 def _quantized(x: Tensor, scale: float, zero_point: int) -> Tensor:
     """Quantize over the whole of uint8 and return the codes as a plain tensor, without copying."""
     made = torch.quantize_per_tensor(x, scale, zero_point, torch.quint8)
-    storage = made.untyped_storage()
-    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, made.shape, made.stride())
+    codes = torch.empty(0, dtype=torch.uint8)
+    return codes.set_(made.untyped_storage(), 0, made.shape, made.stride())
 
 
 def _rounded(
@@ -98,14 +102,16 @@ def _rounded(
 
     if x.device.type != "cpu" or x.numel() <= _BLOCK:
         return shifted(x).to(torch.uint8)
-    rows = x.reshape(-1, x.shape[-1])
-    size = max(1, _BLOCK // rows.shape[-1])
-    room = torch.empty(size, rows.shape[-1])
+    width = x.shape[-1]
+    rows = x.reshape(-1, width)
+    size = max(1, _BLOCK // width)
+    room = torch.empty(size, width)
     codes = torch.empty(rows.shape, dtype=torch.uint8)
-    for block, into in zip(
-        torch.split(rows, size), torch.split(codes, size), strict=True
-    ):
-        into.copy_(shifted(block, room[: len(block)]))
+    blocks = torch.split(rows, size)
+    places = torch.split(codes, size)
+    for block, into in zip(blocks, places, strict=True):
+        own_room = room[: len(block)]
+        into.copy_(shifted(block, own_room))
     return codes.view(x.shape)
 
 
@@ -138,14 +144,15 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     if x.numel() < _SMALL:
         largest = x.abs().amax(-1, keepdim=True)
     else:
-        largest = torch.maximum(
-            x.amax(-1, keepdim=True), x.amin(-1, keepdim=True).neg_()
-        )
+        highest = x.amax(-1, keepdim=True)
+        lowest = x.amin(-1, keepdim=True)
+        largest = torch.maximum(highest, lowest.neg_())
     largest = largest.clamp_(min=_TINY)
     steps = 127.0 / largest
     if torch.compiler.is_compiling():
         shifted = torch.round(x * steps) + 128
         return shifted.clamp(0, 255).to(torch.uint8), largest / 127.0
     start = _constant(_MAGIC + 128, x.device)
-    codes: Tensor = torch.addcmul(start, x, steps).view(torch.int32).to(torch.uint8)
+    sums = torch.addcmul(start, x, steps)
+    codes = sums.view(torch.int32).to(torch.uint8)
     return codes, largest / 127.0

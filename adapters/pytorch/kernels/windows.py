@@ -36,7 +36,9 @@ def output_places(
 
 
 def _windows(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
-    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+    reach = dilation * (kernel - 1) + 1
+    places = size + 2 * padding
+    return (places - reach) // stride + 1
 
 
 @lru_cache(maxsize=4096)
@@ -58,14 +60,16 @@ def misses(size: int, kernel: int, stride: int, padding: int, dilation: int) -> 
         return True
     # Only those that begin in the padding are looked at; the others begin in the input.
     early = min(windows, -(-padding // stride))
-    starts = range(-padding, -padding + early * stride, stride)
+    end = early * stride - padding
+    starts = range(-padding, end, stride)
     return any(_misses_from(start, size, kernel, dilation) for start in starts)
 
 
 def _misses_from(start: int, size: int, kernel: int, dilation: int) -> bool:
     """Return whether a window that begins before the input has no tap inside of it."""
     first_inside = -(start // dilation)
-    return first_inside >= kernel or start + first_inside * dilation >= size
+    place = start + first_inside * dilation
+    return first_inside >= kernel or place >= size
 
 
 def pads_itself(
@@ -103,6 +107,9 @@ def padded(
         return codes, geometry
     stride, padding, dilation, groups = geometry
     # torch.nn.functional.pad takes both ends of the last axis first.
-    around = [zeros for each in reversed(padding) for zeros in (each, each)]
+    around: list[int] = []
+    for zeros in reversed(padding):
+        around += [zeros, zeros]
     wider = nn.functional.pad(codes, around, value=zero_point)
-    return wider, (stride, [0] * len(padding), dilation, groups)
+    no_padding = [0] * len(padding)
+    return wider, (stride, no_padding, dilation, groups)

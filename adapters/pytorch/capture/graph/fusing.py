@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import fx, nn
+from torch import nn
+from torch.fx import Node
+from torch.nn import functional as F
 
 from octavo.adapters.pytorch.capture.folding import folds
 from octavo.adapters.pytorch.capture.layers import Layer, with_shapes
@@ -21,8 +23,8 @@ _ADDS = {operator.add, operator.iadd, torch.add}
 _RELUS = {
     torch.relu,
     torch.relu_,
-    nn.functional.relu,
-    nn.functional.relu_,
+    F.relu,
+    F.relu_,
     "relu",
     "relu_",
 }
@@ -40,8 +42,8 @@ class Found:
     """
 
     layers: dict[str, Layer] = field(default_factory=dict)
-    inner: dict[str, tuple[fx.Node, ...]] = field(default_factory=dict)
-    others: dict[str, fx.Node] = field(default_factory=dict)
+    inner: dict[str, tuple[Node, ...]] = field(default_factory=dict)
+    others: dict[str, Node] = field(default_factory=dict)
 
 
 def find_in_graph(sites: Sites, ops: Mapping[str, Op]) -> Found:
@@ -66,11 +68,11 @@ def find_in_graph(sites: Sites, ops: Mapping[str, Op]) -> Found:
 def _called_often(sites: Sites, op: Op, path: str) -> Layer:
     """Return a module that is called more than once: one decision for all its call sites, nothing
     fused."""
-    shapes = [
-        shape for node in sites.calls[path] if (shape := sites.shape(node)) is not None
-    ]
-    seen = with_shapes(op, shapes[0] if shapes else None)
-    return Layer(seen, path, functional=stands_for_call(sites.modules[path]))
+    shapes = [sites.shape(node) for node in sites.calls[path]]
+    known = (shape for shape in shapes if shape is not None)
+    seen = with_shapes(op, next(known, None))
+    functional = stands_for_call(sites.modules[path])
+    return Layer(seen, path, functional=functional)
 
 
 def _called_once(sites: Sites, op: Op, path: str, found: Found) -> Layer:
@@ -87,11 +89,15 @@ def _called_once(sites: Sites, op: Op, path: str, found: Found) -> Layer:
     attributes = dict(op.attributes)
     if chain.fused:
         attributes["fused"] = "+".join(chain.fused)
+    bias = op.bias
+    if norm and not bias:
+        bias = f"{path}.bias"
+    end = chain.nodes[-1]
     seen = replace(
         op,
         inputs=tuple(inputs),
-        outputs=(chain.nodes[-1].name,),
-        bias=op.bias or (f"{path}.bias" if norm else None),
+        outputs=(end.name,),
+        bias=bias,
         attributes=attributes,
     )
     seen = with_shapes(seen, sites.shape(start))
@@ -113,12 +119,12 @@ class _Chain:
         other: What is added.
     """
 
-    def __init__(self, sites: Sites, op: Op, start: fx.Node) -> None:
+    def __init__(self, sites: Sites, op: Op, start: Node) -> None:
         self._sites = sites
         self._op = op
         self.nodes = [start]
         self.fused: list[str] = []
-        self.other: fx.Node | None = None
+        self.other: Node | None = None
 
     def fold(self) -> str:
         """Take in a batch norm; return its path, empty if there is none."""
@@ -161,11 +167,11 @@ class _Chain:
         if act:
             self._take(follower, act)
 
-    def _take(self, node: fx.Node, what: str) -> None:
+    def _take(self, node: Node, what: str) -> None:
         self.nodes.append(node)
         self.fused.append(what)
 
-    def _added(self, node: fx.Node) -> fx.Node | None:
+    def _added(self, node: Node) -> Node | None:
         """Return what a node adds to the end of the chain.
 
         None unless it is a plain sum of tensors of one shape, and the other was computed before the
@@ -176,18 +182,21 @@ class _Chain:
             return None
         mine = self.nodes[-1]
         other = node.args[1] if node.args[0] is mine else node.args[0]
-        if not isinstance(other, fx.Node) or other is mine:
+        if not isinstance(other, Node) or other is mine:
             return None
         if self._sites.shape(other) != self._sites.shape(mine):
             return None
         order = self._sites.order
-        return other if order[other] < order[self.nodes[0]] else None
+        start = self.nodes[0]
+        return other if order[other] < order[start] else None
 
-    def _is_relu(self, node: fx.Node) -> bool:
+    def _is_relu(self, node: Node) -> bool:
         module = self._sites.module(node)
-        return type(module) is nn.ReLU if module is not None else node.target in _RELUS
+        if module is None:
+            return node.target in _RELUS
+        return type(module) is nn.ReLU
 
-    def _act(self, node: fx.Node) -> str:
+    def _act(self, node: Node) -> str:
         """Return which activation function a node computes.
 
         Empty if it is none that the linear kernel takes in.
@@ -197,6 +206,6 @@ class _Chain:
             return act_of(module) if self._sites.calls_once(node) else ""
         if node.target in _RELUS:
             return "relu"
-        if node.target is nn.functional.gelu:
+        if node.target is F.gelu:
             return "gelu_tanh" if node.kwargs.get("approximate") == "tanh" else "gelu"
-        return "silu" if node.target is nn.functional.silu else ""
+        return "silu" if node.target is F.silu else ""

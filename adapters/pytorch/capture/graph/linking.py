@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from torch import fx
+from torch.fx import Node
 
 from octavo.adapters.pytorch.capture.layers import Layer
 from octavo.adapters.pytorch.capture.links import Link, input_link
@@ -13,11 +13,16 @@ from octavo.adapters.pytorch.capture.norms import is_norm
 from .fusing import Found
 from .sites import Sites
 
+_LayerAt = dict[Node, Layer]
+"""First node of a layer -> the layer."""
+
 
 def links_of(sites: Sites, found: Found) -> Iterator[Link]:
     """Yield norm -> layers and convolution -> convolution links, then one for each other input of
     linear layers."""
-    layer_at = {nodes[0]: found.layers[name] for name, nodes in found.inner.items()}
+    layer_at: _LayerAt = {}
+    for name, nodes in found.inner.items():
+        layer_at[nodes[0]] = found.layers[name]
     linked: set[str] = set()
     for link in _norm_links(sites, layer_at):
         linked.update(layer.op.name for layer in link.members)
@@ -26,7 +31,7 @@ def links_of(sites: Sites, found: Found) -> Iterator[Link]:
     yield from _input_links(found, linked)
 
 
-def _norm_links(sites: Sites, layer_at: dict[fx.Node, Layer]) -> Iterator[Link]:
+def _norm_links(sites: Sites, layer_at: _LayerAt) -> Iterator[Link]:
     for node in sites.graph.nodes:
         module = sites.module(node)
         if module is None or not is_norm(module) or not sites.calls_once(node):
@@ -36,19 +41,20 @@ def _norm_links(sites: Sites, layer_at: dict[fx.Node, Layer]) -> Iterator[Link]:
             yield Link.of_norm(str(node.target), module, members, node.name)
 
 
-def _conv_links(
-    sites: Sites, found: Found, layer_at: dict[fx.Node, Layer]
-) -> Iterator[Link]:
+def _conv_links(sites: Sites, found: Found, layer_at: _LayerAt) -> Iterator[Link]:
     for name, nodes in found.inner.items():
         layer = found.layers[name]
         if layer.op.type != "conv" or "add" in layer.fused:
             continue
-        # A batch norm without a gain has nothing that could be divided.
-        if layer.norm and getattr(sites.modules[layer.norm], "weight", None) is None:
-            continue
-        members = _readers(nodes[-1], layer_at, "conv")
+        if layer.norm:
+            norm = sites.modules[layer.norm]
+            # A batch norm without a gain has nothing that could be divided.
+            if getattr(norm, "weight", None) is None:
+                continue
+        end = nodes[-1]
+        members = _readers(end, layer_at, "conv")
         if members:
-            yield Link.of_conv(layer, members, nodes[-1].name)
+            yield Link.of_conv(layer, members, end.name)
 
 
 def _input_links(found: Found, linked: set[str]) -> Iterator[Link]:
@@ -56,13 +62,14 @@ def _input_links(found: Found, linked: set[str]) -> Iterator[Link]:
     for name in found.inner:
         layer = found.layers[name]
         if layer.op.type == "linear" and name not in linked:
-            readers.setdefault(layer.op.inputs[0], []).append(layer)
+            value = layer.op.inputs[0]
+            readers.setdefault(value, []).append(layer)
     for value, members in readers.items():
         if not any(layer.is_tied for layer in members):
             yield input_link(members, value)
 
 
-def _readers(node: fx.Node, layer_at: dict[fx.Node, Layer], kind: str) -> list[Layer]:
+def _readers(node: Node, layer_at: _LayerAt, kind: str) -> list[Layer]:
     """Return the layers that read a node's value.
 
     None if anything else reads it, or one of them is of another type or shares its weight.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from functools import cached_property
+from operator import itemgetter
 from typing import Any
 
-from torch import fx, nn
+from torch import nn
+from torch.fx import Graph, Node
 
 from octavo.adapters.pytorch.capture.capture import Capture
 from octavo.adapters.pytorch.capture.layers import find_layers
@@ -38,7 +40,7 @@ class GraphCapture(Capture):
     def __init__(
         self,
         root: nn.Module,
-        graph: fx.Graph,
+        graph: Graph,
         shapes: Mapping[str, tuple[int, ...]],
         factors: Factors | None = None,
     ) -> None:
@@ -48,30 +50,34 @@ class GraphCapture(Capture):
         self.sites = Sites(root, graph, shapes)
         ops = find_layers(root)
         found = find_in_graph(self.sites, ops)
-        self.layers, self.inner, self.others = found.layers, found.inner, found.others
+        self.layers = found.layers
+        self.inner = found.inner
+        self.others = found.others
         self.notes = tuple(_notes(self.sites, ops))
-        self.links = {link.group.name: link for link in links_of(self.sites, found)}
+        links = links_of(self.sites, found)
+        self.links = {link.group.name: link for link in links}
         self.groups = (
             *(link.group for link in self.links.values()),
             *tied_groups(layer.op for layer in self.layers.values()),
         )
-        result = next(node for node in graph.nodes if node.op == "output").args[0]
-        self.outputs = tuple(self.sites.value_name(node) for node in nodes_in(result))
+        end = next(node for node in graph.nodes if node.op == "output")
+        results = nodes_in(end.args[0])
+        self.outputs = tuple(self.sites.value_name(node) for node in results)
 
     @property
     def ops(self) -> tuple[Op, ...]:
         """The layers, and products that are out of reach, in the order of their first calls."""
-        found = [
-            (self.sites.calls[layer.path][0], layer.op)
-            for layer in self.layers.values()
-        ]
+        found: list[tuple[int, Op]] = []
+        for layer in self.layers.values():
+            first = self.sites.calls[layer.path][0]
+            found.append((self.order[first], layer.op))
         taken = {op.name for _, op in found}
-        found += [
-            (node, op) for node, op in products(self.graph) if op.name not in taken
-        ]
-        return tuple(
-            op for _, op in sorted(found, key=lambda pair: self.order[pair[0]])
-        )
+        for node, op in products(self.graph):
+            if op.name not in taken:
+                found.append((self.order[node], op))
+        # By place alone: ops have no order of their own.
+        found.sort(key=itemgetter(0))
+        return tuple(op for _, op in found)
 
     def facts(self) -> Mapping[str, Any]:
         """Return what a saved model needs to be seen the same way again."""
@@ -88,7 +94,7 @@ class GraphCapture(Capture):
         return False
 
     @property
-    def order(self) -> Mapping[fx.Node, int]:
+    def order(self) -> Mapping[Node, int]:
         """Node -> its place."""
         return self.sites.order
 
@@ -112,9 +118,9 @@ class GraphCapture(Capture):
         return min(places), max(places) + 1
 
     @cached_property
-    def joined(self) -> Mapping[fx.Node, str]:
+    def joined(self) -> Mapping[Node, str]:
         """Call site -> op, for ops with several."""
-        sites: dict[fx.Node, str] = {}
+        sites: dict[Node, str] = {}
         for layer in self.layers.values():
             if layer.op.name not in self.inner:
                 sites |= dict.fromkeys(self.sites.calls[layer.path], layer.op.name)
