@@ -18,10 +18,13 @@ Tensor = torch.Tensor
 def multipliers(own: Own) -> Tensor | None:
     """Return float32 (inputs,) where a multiplication is all: layers take that into their
     quantization. Else None."""
-    if len(own) != 1 or own[0].carries != {"scale"}:
+    if len(own) != 1:
         return None
-    scale = own[0].scale
-    return None if scale is None else 1 / scale
+    alone = own[0]
+    if alone.carries != {"scale"} or alone.scale is None:
+        return None
+    inverse: Tensor = 1 / alone.scale
+    return inverse
 
 
 class Online:
@@ -50,16 +53,19 @@ class Online:
 
 
 def _changed(x: Tensor, steps: Steps) -> Tensor:
+    device = x.device
     if steps.shift is not None:
-        x = x - steps.shift.to(x.device)
+        x = x - steps.shift.to(device)
     if steps.factor is not None:
-        x = x * steps.factor.to(x.device)
+        x = x * steps.factor.to(device)
     if steps.left is None or steps.right is None:
         return x
-    left, right = steps.left.to(x.device), steps.right.to(x.device)
-    y = x.reshape(-1, right.shape[0]) @ right
-    if left.shape[0] > 1:
-        y = left @ y.view(-1, left.shape[0], right.shape[0])
+    left = steps.left.to(device)
+    right = steps.right.to(device)
+    count, width = left.shape[0], right.shape[0]
+    y = x.reshape(-1, width) @ right
+    if count > 1:
+        y = left @ y.view(-1, count, width)
     turned: Tensor = y.reshape(x.shape)
     return turned
 
@@ -70,7 +76,8 @@ def install(root: nn.Module, layers: Mapping[str, Layer], factors: Factors) -> N
         layer = layers[name]
         module = root.get_submodule(layer.path)
         weight = module.weight
+        described = layer.op.weight
         assert isinstance(weight, Tensor)
-        assert layer.op.weight is not None
-        hook = Online(own, weight, layer.op.weight.channel_axis)
+        assert described is not None
+        hook = Online(own, weight, described.channel_axis)
         module.register_forward_pre_hook(hook, prepend=True)

@@ -38,11 +38,12 @@ class Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        for tensor in tensors_in((args, kwargs or {})):
+        named = kwargs or {}
+        for tensor in tensors_in((args, named)):
             extent = memory_of(tensor)
             if extent is not None:
                 self._read.add(extent)
-        return func(*args, **(kwargs or {}))
+        return func(*args, **named)
 
     def within(self, tensors: Iterable[Tensor]) -> list[bool]:
         """Return of each tensor whether anything in its memory was read."""
@@ -60,7 +61,8 @@ def memory_of(tensor: Tensor) -> Extent | None:
         return None
     axes = zip(tensor.shape, tensor.stride(), strict=True)
     last = sum((size - 1) * stride for size, stride in axes)
-    return start, start + (last + 1) * tensor.element_size()
+    end = start + (last + 1) * tensor.element_size()
+    return start, end
 
 
 def _overlaps(extents: Collection[Extent], tensors: Iterable[Tensor]) -> list[bool]:
@@ -76,7 +78,8 @@ def _overlaps(extents: Collection[Extent], tensors: Iterable[Tensor]) -> list[bo
         start, end = own
         # The last extent that begins before the tensor ends.
         before = bisect_right(starts, end - 1) - 1
-        found.append(before >= 0 and merged[before][1] > start)
+        reaches_in = before >= 0 and merged[before][1] > start
+        found.append(reaches_in)
     return found
 
 
@@ -106,16 +109,20 @@ def census(
             too, where the code of the model's classes speaks of it.
     """
     held = {name: t for name, t in _tensors(given) if counts(t.shape, _dtype(t))}
-    used = [True] * len(held) if reads is None else reads.within(held.values())
+    used = [True] * len(held)
+    if reads is not None:
+        used = reads.within(held.values())
     buffers = {name for name, _ in given.named_buffers()}
     found = []
     for (name, tensor), is_used in zip(held.items(), used, strict=True):
-        in_other_branch = not is_used and branches and is_referred_to(given, name)
-        if is_used or in_other_branch:
-            reason = (
-                UNREACHED if in_other_branch else _why_no_layer(given, name, buffers)
-            )
-            found.append(HeldWeight(name, tuple(tensor.shape), _dtype(tensor), reason))
+        if is_used:
+            reason = _why_no_layer(given, name, buffers)
+        elif branches and is_referred_to(given, name):
+            reason = UNREACHED
+        else:
+            continue
+        shape = tuple(tensor.shape)
+        found.append(HeldWeight(name, shape, _dtype(tensor), reason))
     return tuple(found)
 
 
@@ -133,18 +140,19 @@ def unclaimed(
         root: The skeleton that the layers belong to, stand-ins included.
         claimed: Names of the layers' weights in ``root``.
     """
-    first, tensors = aliases(root), dict(_tensors(root))
+    first = aliases(root)
+    tensors = dict(_tensors(root))
     extents = set()
     for name in claimed:
         tensor = tensors.get(first.get(name, name))
         extent = memory_of(tensor) if tensor is not None else None
         if extent is not None:
             extents.add(extent)
-    counted, own = tuple(found), dict(_tensors(given))
+    counted = tuple(found)
+    own = dict(_tensors(given))
     taken = _overlaps(extents, [own[weight.name] for weight in counted])
-    return tuple(
-        weight for weight, is_taken in zip(counted, taken, strict=True) if not is_taken
-    )
+    pairs = zip(counted, taken, strict=True)
+    return tuple(weight for weight, is_taken in pairs if not is_taken)
 
 
 def _tensors(root: nn.Module) -> Iterable[tuple[str, Tensor]]:
@@ -159,7 +167,8 @@ def _dtype(tensor: Tensor) -> str:
 def _why_no_layer(root: nn.Module, name: str, buffers: Collection[str]) -> str:
     """Return why no layer holds a weight, for those that no layer turns out to hold."""
     path, _, leaf = name.rpartition(".")
-    if leaf.endswith("_bias") or leaf == "bias" or leaf.startswith("bias_"):
+    is_bias = leaf == "bias" or leaf.startswith("bias_")
+    if is_bias or leaf.endswith("_bias"):
         return "a bias stays float"
     owner = type(root.get_submodule(path)).__name__
     kind = "a buffer" if name in buffers else "a parameter"

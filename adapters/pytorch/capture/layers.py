@@ -73,7 +73,8 @@ def find_layers(root: nn.Module) -> dict[str, Op]:
     for _, paths in expert_groups(root):
         for path in paths:
             op = found[path]
-            found[path] = replace(op, attributes={**op.attributes, "routed": True})
+            attributes = {**op.attributes, "routed": True}
+            found[path] = replace(op, attributes=attributes)
     return _shared(found)
 
 
@@ -92,13 +93,13 @@ def _op(path: str, module: nn.Module, kind: str, first: Mapping[str, str]) -> Op
     made_of = parameter_of(path, module)
     weights = []
     for leaf in leaves:
+        tensor = getattr(module, leaf)
         own = f"{prefix}{leaf}"
-        weights.append(
-            _weight(getattr(module, leaf), module, first.get(own, own), made_of)
-        )
+        weights.append(_weight(tensor, module, first.get(own, own), made_of))
     bias = None
     if isinstance(getattr(module, "bias", None), torch.Tensor):
-        bias = first.get(f"{prefix}bias", f"{prefix}bias")
+        own = f"{prefix}bias"
+        bias = first.get(own, own)
     return Op(
         name=name,
         type=kind,
@@ -117,10 +118,10 @@ def _weight(
 ) -> Weight:
     # Transformers' Conv1D and transposed convolutions have their outputs on the second axis.
     is_turned = is_transposed_linear(module) or isinstance(module, TRANSPOSED)
+    axis = 1 if is_turned else 0
+    shape = tuple(tensor.shape)
     dtype = str(tensor.dtype).removeprefix("torch.")
-    return Weight(
-        name, tuple(tensor.shape), dtype, 1 if is_turned else 0, made_of=made_of
-    )
+    return Weight(name, shape, dtype, axis, made_of=made_of)
 
 
 def _attributes(module: nn.Module) -> dict[str, Attribute]:
@@ -140,7 +141,9 @@ def _attributes(module: nn.Module) -> dict[str, Attribute]:
             **_geometry(module, pads),
             "output_padding": tuple(module.output_padding),
         }
-    return _geometry(module, conv_pads(module)) if isinstance(module, CONVS) else {}
+    if isinstance(module, CONVS):
+        return _geometry(module, conv_pads(module))
+    return {}
 
 
 def _geometry(module: Any, pads: tuple[int, ...]) -> dict[str, Attribute]:
@@ -166,9 +169,9 @@ def _why_out_of_reach(
         return "max_norm changes the table at every call"
     if not tensor.is_floating_point():
         return f"its weight is {weights[0].dtype}, not a floating-point type"
-    return (
-        "" if all(weight.size for weight in weights) else "its weight has no elements"
-    )
+    if not all(weight.size for weight in weights):
+        return "its weight has no elements"
+    return ""
 
 
 def conv_pads(module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> tuple[int, ...]:
@@ -190,8 +193,10 @@ def _shared(ops: dict[str, Op]) -> dict[str, Op]:
     for path, op in ops.items():
         weight = op.weight
         if weight is not None and len(users[weight.name]) > 1:
-            others = tuple(name for name in users[weight.name] if name != op.name)
-            op = replace(op, weight=replace(weight, shared_with=others))
+            readers = users[weight.name]
+            others = tuple(name for name in readers if name != op.name)
+            shared = replace(weight, shared_with=others)
+            op = replace(op, weight=shared)
         found[path] = op
     return found
 
@@ -213,5 +218,8 @@ def _macs(op: Op, weight: Weight, shape: tuple[int, ...]) -> int:
         strides = op.attributes["strides"]
         assert isinstance(strides, tuple)
         return weight.size * prod(shape[2:]) // prod(strides)
-    per_value = prod(weight.shape) // weight.shape[weight.channel_axis]
-    return per_value * (prod(shape[1:]) if len(shape) > 1 else shape[0])
+    channels = weight.shape[weight.channel_axis]
+    per_value = prod(weight.shape) // channels
+    has_batch = len(shape) > 1
+    values = prod(shape[1:]) if has_batch else shape[0]
+    return per_value * values

@@ -49,15 +49,16 @@ class ModuleCapture(Capture):
         self.why = why
         self.reasons = reasons or {}
         ops = find_layers(root)
-        routed = [path for _, paths in expert_groups(root) for path in paths]
+        routed: list[str] = []
+        for _, paths in expert_groups(root):
+            routed += paths
         order = order_of(ops, routed, seen)
         layers = [layer_of(ops[path], path, root, seen) for path in order]
         self.layers = {layer.op.name: layer for layer in layers}
         idle: list[str] = []
         if seen is not None:
-            idle = [
-                path for path in ops if path not in seen.calls and path not in order
-            ]
+            met = {*seen.calls, *order}
+            idle = [path for path in ops if path not in met]
         self._idle = tuple(unreached(ops[path]) for path in idle)
         self.notes = tuple(_notes(why, idle, seen))
         links = links_of(root, layers, seen) if seen is not None else ()
@@ -88,7 +89,9 @@ class ModuleCapture(Capture):
         trace = self.seen.to_json() if self.seen is not None else None
         facts = {"kind": "modules", "trace": trace, "why": self.why}
         loose = forms_in(self.root)
-        return {**facts, "parameters": loose} if loose else facts
+        if loose:
+            facts["parameters"] = loose
+        return facts
 
     def on(self, root: nn.Module, factors: Factors) -> ModuleCapture:
         """Return the same view over another skeleton."""
@@ -113,8 +116,9 @@ class ModuleCapture(Capture):
         """
         if self.seen is None:
             return []
-        paths = blocks_of(self.root, self.layers.values())
-        return paths if called_once(paths, self.layers.values(), self.seen) else []
+        layers = self.layers.values()
+        paths = blocks_of(self.root, layers)
+        return paths if called_once(paths, layers, self.seen) else []
 
     @cached_property
     def places(self) -> Mapping[str, int]:
@@ -129,18 +133,22 @@ class ModuleCapture(Capture):
         places = [self.places[value] for value in values if value in self.places]
         if not places or len(places) < len(values):
             return 0, self.end
-        first, last = min(places) // 2, max(places)
+        first = min(places) // 2
+        last = max(places)
         is_behind_all = last == 2 * len(self.blocks)
-        return first, self.end if is_behind_all else (last + 1) // 2
+        stop = self.end if is_behind_all else (last + 1) // 2
+        return first, stop
 
 
 def _notes(why: str, idle: Collection[str], seen: Trace | None) -> list[str]:
     """Return what was out of reach and why."""
     notes = [why] if why else []
     if idle:
-        notes.append(f"{UNREACHED}, which stays float: {', '.join(idle)}")
+        names = ", ".join(idle)
+        notes.append(f"{UNREACHED}, which stays float: {names}")
     if seen is not None and seen.products:
-        counts = ", ".join(f"{name} ({count})" for name, count in seen.products.items())
+        counted = [f"{name} ({count})" for name, count in seen.products.items()]
+        counts = ", ".join(counted)
         notes.append(
             f"products outside of the layers stay float, by name and number of calls: {counts}"
         )

@@ -42,9 +42,9 @@ def read_map(
     key: str, row: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> ChannelMap:
     """Return what :func:`write_map` wrote."""
-    return ChannelMap(
-        tensors.get(f"{key}:scale"), tensors.get(f"{key}:shift"), row["rotation"]
-    )
+    scale = tensors.get(f"{key}:scale")
+    shift = tensors.get(f"{key}:shift")
+    return ChannelMap(scale, shift, row["rotation"])
 
 
 def write_params(params: QuantParams | None) -> Row | None:
@@ -63,16 +63,17 @@ def read_params(row: Mapping[str, Any] | None) -> QuantParams | None:
     """Return what :func:`write_params` wrote."""
     if row is None:
         return None
+    scale = torch.tensor(row["scale"])
     zero_point = torch.tensor(row["zero_point"], dtype=torch.int32)
-    return QuantParams(
-        torch.tensor(row["scale"]), zero_point, QuantSpec.model_validate(row["spec"])
-    )
+    spec = QuantSpec.model_validate(row["spec"])
+    return QuantParams(scale, zero_point, spec)
 
 
 def write_weight(key: str, weight: QuantizedTensor, tensors: dict[str, Tensor]) -> Row:
     """Add a weight's codes, scales and the like to ``tensors``, codes below a byte packed; return
     its row."""
-    params, spec = weight.params, weight.params.spec
+    params = weight.params
+    spec = params.spec
     row: Row = {
         "spec": spec.model_dump(exclude_defaults=True),
         "axis": params.axis,
@@ -88,7 +89,8 @@ def write_weight(key: str, weight: QuantizedTensor, tensors: dict[str, Tensor]) 
         held["zero_point"] = _narrow_zero_point(params.zero_point, spec)
     for name, value in (weight.extra or {}).items():
         held[f"extra:{name}"] = torch.as_tensor(value)
-    tensors.update((f"op:{key}:{name}", plain(tensor)) for name, tensor in held.items())
+    for name, tensor in held.items():
+        tensors[f"op:{key}:{name}"] = plain(tensor)
     return row
 
 
@@ -107,8 +109,10 @@ def read_weight(
     zero_point = tensors.get(f"op:{key}:zero_point", torch.zeros_like(scale))
     params = QuantParams(scale, zero_point.to(torch.int32), spec, row["axis"])
     prefix = f"op:{key}:extra:"
-    names = [name for name in tensors if name.startswith(prefix)]
-    extra = {name.removeprefix(prefix): tensors[name] for name in names}
+    extra: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if name.startswith(prefix):
+            extra[name.removeprefix(prefix)] = tensor
     return QuantizedTensor(codes.reshape(row["shape"]), params, extra or None)
 
 
@@ -118,7 +122,9 @@ def _read_codes(
     codes = tensors[f"op:{key}:codes"]
     if "packed" not in row:
         return codes
-    bits, columns, dtype = row["packed"], row["shape"][-1], row["dtype"]
+    bits = row["packed"]
+    columns = row["shape"][-1]
+    dtype = row["dtype"]
     unpacked: Tensor = unpack(codes, bits, columns, signed=dtype == "int8")
     return unpacked.to(getattr(torch, dtype))
 
@@ -130,14 +136,16 @@ def _narrowest(scale: Tensor, spec: QuantSpec) -> Tensor:
     if dtype is None:
         return scale
     narrow = scale.to(dtype)
-    return narrow if torch.equal(narrow.to(torch.float32), scale) else scale
+    is_exact = torch.equal(narrow.to(torch.float32), scale)
+    return narrow if is_exact else scale
 
 
 def _narrow_zero_point(zero_point: Tensor, spec: QuantSpec) -> Tensor:
     # A zero point is a code, so a byte holds it wherever a byte holds the codes.
     if spec.bits > 8:
         return zero_point
-    return zero_point.to(torch.uint8 if spec.dtype.startswith("u") else torch.int8)
+    is_unsigned = spec.dtype.startswith("u")
+    return zero_point.to(torch.uint8 if is_unsigned else torch.int8)
 
 
 def _check_codes(key: str, codes: Tensor, spec: QuantSpec) -> None:

@@ -67,39 +67,38 @@ class Reuse:
         self._calls = calls
         root = skeleton(capture.root)
         install(root, capture.layers, capture.factors)
-        self._types = {
-            path: type(root.get_submodule(path)) for path in _places(capture)
-        }
+        self._types: dict[str, type[nn.Module]] = {}
+        for path in _places(capture):
+            self._types[path] = type(root.get_submodule(path))
         record = _recorded(root, self._types, calls)
         self._order = record.order
         self._known = record.known()
         recalled = self._order[: self._known]
-        self._outputs = [
-            {place: seen[place] for place in recalled} for seen in record.outputs
-        ]
-        if recalled and not _same(
-            record.first, _run(self._recalled(root, recalled, 0), calls[0])
-        ):
-            self._known = 0
+        self._outputs: list[dict[str, Any]] = []
+        for seen in record.outputs:
+            kept = {place: seen[place] for place in recalled}
+            self._outputs.append(kept)
+        if recalled:
+            again = _run(self._recalled(root, recalled, 0), calls[0])
+            if not _same(record.first, again):
+                self._known = 0
 
     def __call__(self, candidate: Candidate) -> Iterator[Arrays]:
         """Yield the candidate's outputs for each batch."""
         assert isinstance(candidate, TorchCandidate)
         same = self.unchanged(candidate)
         for number, call in enumerate(self._calls):
-            yield _run(self._recalled(candidate.module, same, number), call)
+            twin = self._recalled(candidate.module, same, number)
+            yield _run(twin, call)
 
     def unchanged(self, candidate: TorchCandidate) -> list[str]:
         """Return the remembered places that come before everything that the candidate changes."""
         changed = [self._layers[name] for name in candidate.ledger]
-        reached = (
-            i for i, place in enumerate(self._order) if _holds_any(place, changed)
-        )
-        first = next(reached, None)
+        for first, place in enumerate(self._order):
+            if _holds_any(place, changed):
+                return self._order[: min(self._known, first)]
         # What lies in no place may come anywhere.
-        if first is None:
-            return []
-        return self._order[: min(self._known, first)]
+        return []
 
     def _recalled(
         self, module: nn.Module, places: Sequence[str], number: int
@@ -109,7 +108,8 @@ class Reuse:
         for place in places:
             own = twin.get_submodule(place)
             if type(own) is self._types[place]:
-                set_submodule(twin, place, Recall(own, self._outputs[number][place]))
+                output = self._outputs[number][place]
+                set_submodule(twin, place, Recall(own, output))
         return twin
 
 
@@ -118,7 +118,8 @@ def _places(capture: Capture) -> list[str]:
     blocks = blocks_of(capture.root, capture.layers.values())
     layers = [layer.path for layer in capture.layers.values() if layer.path]
     inside = tuple(f"{block}." for block in blocks)
-    return [*blocks, *(path for path in layers if not path.startswith(inside))]
+    outside = [path for path in layers if not path.startswith(inside)]
+    return [*blocks, *outside]
 
 
 def _holds_any(place: str, paths: Iterable[str]) -> bool:
@@ -164,17 +165,17 @@ def _recorded(root: nn.Module, places: Iterable[str], calls: Sequence[Call]) -> 
     first: Arrays = ()
     for call in calls:
         seen: dict[str, Any] = {}
-        hooks = [
-            root.get_submodule(place).register_forward_hook(
-                _keep(place, seen, repeated)
-            )
-            for place in places
-        ]
+        hooks = []
+        for place in places:
+            keep = _keep(place, seen, repeated)
+            module = root.get_submodule(place)
+            hooks.append(module.register_forward_hook(keep))
         outputs = _run(root, call)
         for hook in hooks:
             hook.remove()
         if not remembered:
-            order, first = list(seen), outputs
+            order = list(seen)
+            first = outputs
         remembered.append(seen)
     return _Record(remembered, order, repeated, first)
 
@@ -196,7 +197,11 @@ def _run(module: nn.Module, call: Call) -> Arrays:
 
 def copied(output: Any) -> Any:
     """Return nested tensors cloned."""
-    return tree_map(lambda v: v.clone() if isinstance(v, torch.Tensor) else v, output)
+    return tree_map(_cloned, output)
+
+
+def _cloned(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, torch.Tensor) else leaf
 
 
 def bytes_of(output: Any) -> int:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from inspect import Parameter, signature
 from typing import Any
 
 import numpy as np
@@ -24,26 +24,30 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 _NOT_IN_NUMPY = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
-_BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-_BY_NAME = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_BY_PLACE = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+_BY_NAME = (Parameter.KEYWORD_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 
 
-def parameters_of(model: nn.Module) -> tuple[inspect.Parameter, ...]:
+def parameters_of(model: nn.Module) -> tuple[Parameter, ...]:
     """Return the parameters of a model's forward, without ``self``."""
-    return tuple(inspect.signature(model.forward).parameters.values())
+    declared = signature(model.forward).parameters
+    return tuple(declared.values())
 
 
 def takes(model: nn.Module) -> Takes:
     """Return what a model's forward takes, as its signature says."""
     known = parameters_of(model)
     kinds = {p.kind for p in known}
-    required = [p for p in known if p.default is p.empty]
+    positional = [p.name for p in known if p.kind in _BY_PLACE]
+    named = [p.name for p in known if p.kind in _BY_NAME]
+    single = {*positional, *named}
+    without_default = {p.name for p in known if p.default is p.empty}
     return Takes(
-        tuple(p.name for p in known if p.kind in _BY_PLACE),
-        tuple(p.name for p in known if p.kind in _BY_NAME),
-        frozenset(p.name for p in required if p.kind in (*_BY_PLACE, *_BY_NAME)),
-        inspect.Parameter.VAR_POSITIONAL in kinds,
-        inspect.Parameter.VAR_KEYWORD in kinds,
+        tuple(positional),
+        tuple(named),
+        frozenset(without_default & single),
+        Parameter.VAR_POSITIONAL in kinds,
+        Parameter.VAR_KEYWORD in kinds,
     )
 
 
@@ -74,8 +78,9 @@ def _mapped_call(
     args: tuple[Any, ...], kwargs: Mapping[str, Any], change: Callable[[Any], Any]
 ) -> Call:
     """Return a call with each leaf of its arguments changed."""
-    ordered = tuple(mapped(v, change) for v in args)
-    return ordered, {k: mapped(v, change) for k, v in kwargs.items()}
+    ordered = tuple(mapped(value, change) for value in args)
+    named = {key: mapped(value, change) for key, value in kwargs.items()}
+    return ordered, named
 
 
 def run_once(
@@ -86,8 +91,10 @@ def run_once(
     The model may write into its inputs, which stay as they are.
     """
     args, kwargs = copied_call(to_call(batch, root, device))
+    twin = skeleton(root)
     with torch.no_grad():
-        return to_arrays(skeleton(root)(*args, **kwargs))
+        result = twin(*args, **kwargs)
+        return to_arrays(result)
 
 
 def copied_call(call: Call) -> Call:
