@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir import DataType, Model, Node, Value
 
 from octavo.adapters.onnx.describe.site import Site
 from octavo.adapters.onnx.describe.sites import Sites
@@ -33,10 +34,10 @@ def codes_key(p: QuantParams) -> _Key:
 class Codes:
     """A quantized activation: codes, scale and zero point, and the float value they stand for."""
 
-    codes: ir.Value
-    scale: ir.Value
-    zero_point: ir.Value
-    dequantized: ir.Value
+    codes: Value
+    scale: Value
+    zero_point: Value
+    dequantized: Value
 
 
 class CodesEditor(Editor):
@@ -48,26 +49,26 @@ class CodesEditor(Editor):
     """
 
     def __init__(
-        self, model: ir.Model, sites: Sites, parameters: Mapping[str, OpParameters]
+        self, model: Model, sites: Sites, parameters: Mapping[str, OpParameters]
     ) -> None:
         super().__init__(model, sites, parameters)
         self.flowing: dict[str, Codes] = {}
         self.at_edge: dict[tuple[str, _Key], Codes] = {}
         self._dynamic: dict[str, Codes] = {}
-        self._in_bodies: dict[tuple[int, str], ir.Value] = {}
+        self._in_bodies: dict[tuple[int, str], Value] = {}
 
     def flows(self, name: str) -> bool:
         """True if codes take the place of a value for all who read it."""
         return name in self.flowing
 
-    def current(self, name: str) -> ir.Value:
+    def current(self, name: str) -> Value:
         """Return what now stands for a float value: the dequantized one where codes flow."""
         flowing = self.flowing.get(name)
         if flowing is not None:
             return flowing.dequantized
         return self.values[name]
 
-    def let_flow(self, value: ir.Value, params: QuantParams) -> None:
+    def let_flow(self, value: Value, params: QuantParams) -> None:
         """Quantize a value for all who read it."""
         name = value.name or ""
         codes = self._pair(value, params)
@@ -107,7 +108,7 @@ class CodesEditor(Editor):
             self.at_edge[key] = self._pair(value, params)
         return self.at_edge[key]
 
-    def pair_domain(self, dtype: ir.DataType) -> str:
+    def pair_domain(self, dtype: DataType) -> str:
         """Whose QuantizeLinear and DequantizeLinear take a type.
 
         The standard's take 4 and 16 bits from opset 21 on, the runtime's in any.
@@ -117,13 +118,13 @@ class CodesEditor(Editor):
             return MS
         return ""
 
-    def _pair(self, value: ir.Value, params: QuantParams) -> Codes:
+    def _pair(self, value: Value, params: QuantParams) -> Codes:
         """Insert QuantizeLinear and DequantizeLinear after a value; nobody reads them yet."""
         name = value.name or "value"
         dtype = dtype_of(params.spec.dtype)
         domain = self.pair_domain(dtype)
         factor, offset, _ = codes_key(params)
-        scale = self.scalar("scale", factor, ir.DataType.FLOAT)
+        scale = self.scalar("scale", factor, DataType.FLOAT)
         zero = self.scalar("zero", offset, dtype)
         # A value with a pair of another type already gets a second one under another name.
         suffix = ""
@@ -147,7 +148,7 @@ class CodesEditor(Editor):
         self.values[codes.name or ""] = codes
         return Codes(codes, scale, zero, dequantize.outputs[0])
 
-    def dequantized_at(self, node: ir.Node, codes: Codes) -> ir.Value:
+    def dequantized_at(self, node: Node, codes: Codes) -> Value:
         """Return a float value of codes that is written in a node's own graph.
 
         ONNX Runtime fuses a DequantizeLinear with a node of the same graph alone; a node of a body
@@ -181,9 +182,9 @@ class CodesEditor(Editor):
             made = f"{name}_DynamicQuantizeLinear"
             node = ir.node("DynamicQuantizeLinear", [value], num_outputs=3, name=made)
             codes, scale, zero = node.outputs
-            declare(codes, f"{name}_dynamic_quantized", ir.DataType.UINT8)
-            declare(scale, f"{name}_dynamic_scale", ir.DataType.FLOAT)
-            declare(zero, f"{name}_dynamic_zero", ir.DataType.UINT8)
+            declare(codes, f"{name}_dynamic_quantized", DataType.UINT8)
+            declare(scale, f"{name}_dynamic_scale", DataType.FLOAT)
+            declare(zero, f"{name}_dynamic_zero", DataType.UINT8)
             self.after(value, [node])
             self._dynamic[name] = Codes(codes, scale, zero, value)
         return self._dynamic[name]

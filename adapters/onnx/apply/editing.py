@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir import DataType, Graph, Model, Node, Value
 
 from octavo.adapters.onnx.describe.site import Site
 from octavo.adapters.onnx.describe.sites import Sites
@@ -34,32 +35,32 @@ class Editor:
     """
 
     def __init__(
-        self, model: ir.Model, sites: Sites, parameters: Mapping[str, OpParameters]
+        self, model: Model, sites: Sites, parameters: Mapping[str, OpParameters]
     ) -> None:
         self.model = model.clone()
         self.graph = self.model.graph
         self.sites = sites
         self.parameters = parameters
-        self.nodes: dict[str, ir.Node] = {}
-        self.values: dict[str, ir.Value] = {}
+        self.nodes: dict[str, Node] = {}
+        self.values: dict[str, Value] = {}
         for node in walk(self.graph):
             self.nodes[node.name or ""] = node
             self._know(node.outputs)
         for scope in scopes(self.graph):
             self._know(scope.inputs)
             self._know(scope.initializers.values())
-        self._scalars: dict[tuple[str, ir.DataType, float | int], ir.Value] = {}
-        self._weights: dict[tuple[int, str], ir.Value] = {}
+        self._scalars: dict[tuple[str, DataType, float | int], Value] = {}
+        self._weights: dict[tuple[int, str], Value] = {}
 
-    def _know(self, values: Iterable[ir.Value]) -> None:
+    def _know(self, values: Iterable[Value]) -> None:
         for value in values:
             self.values[name_of(value)] = value
 
-    def current(self, name: str) -> ir.Value:
+    def current(self, name: str) -> Value:
         """Return what now stands for a float value."""
         return self.values[name]
 
-    def scalar(self, prefix: str, number: float | int, dtype: ir.DataType) -> ir.Value:
+    def scalar(self, prefix: str, number: float | int, dtype: DataType) -> Value:
         """Return a scalar initializer, shared by all who need the same number."""
         key = (prefix, dtype, number)
         if key not in self._scalars:
@@ -68,19 +69,19 @@ class Editor:
             self._scalars[key] = self.initializer(name, held)
         return self._scalars[key]
 
-    def initializer(self, name: str, held: ir.TensorProtocol) -> ir.Value:
+    def initializer(self, name: str, held: ir.TensorProtocol) -> Value:
         """Register a tensor under a free name."""
         free = free_name(name, self.graph.initializers, self.values)
         return register(self.graph, free, held)
 
-    def shared(self, name: str, held: ir.TensorProtocol) -> ir.Value:
+    def shared(self, name: str, held: ir.TensorProtocol) -> Value:
         """Register a packed weight tensor once, however many ops use it."""
         key = (id(held), name.rsplit("_", 1)[-1])
         if key not in self._weights:
             self._weights[key] = self.initializer(name, held)
         return self._weights[key]
 
-    def shared_weight(self, name: str, weight: WeightTensors) -> list[ir.Value]:
+    def shared_weight(self, name: str, weight: WeightTensors) -> list[Value]:
         """Register a weight's codes, scale and zero point, as :meth:`shared` does."""
         return [
             self.shared(f"{name}_quantized", weight.codes),
@@ -88,9 +89,9 @@ class Editor:
             self.shared(f"{name}_zero", weight.zero_point),
         ]
 
-    def float_bias(self, site: Site, bias: np.ndarray) -> ir.Value:
+    def float_bias(self, site: Site, bias: np.ndarray) -> Value:
         """Register an op's bias in float32."""
-        held = tensor(bias, ir.DataType.FLOAT, "bias")
+        held = tensor(bias, DataType.FLOAT, "bias")
         return self.initializer(f"{site.name}_bias", held)
 
     def bias(self, site: Site, params: OpParameters) -> np.ndarray | None:
@@ -103,7 +104,7 @@ class Editor:
         assert held is not None
         return held.numpy().astype(np.float32).ravel()
 
-    def after(self, value: ir.Value, nodes: Sequence[ir.Node]) -> None:
+    def after(self, value: Value, nodes: Sequence[Node]) -> None:
         """Insert nodes right after a value's producer, in the graph that the value belongs to."""
         producer = value.producer()
         if producer is not None:
@@ -113,14 +114,14 @@ class Editor:
             graph = value.graph
         else:
             graph = self.graph
-        assert isinstance(graph, ir.Graph)
+        assert isinstance(graph, Graph)
         graph.insert_before(graph[0], nodes)
 
-    def before(self, node: ir.Node, nodes: Sequence[ir.Node]) -> None:
+    def before(self, node: Node, nodes: Sequence[Node]) -> None:
         """Insert nodes right before another, in its own graph."""
         owner(node).insert_before(node, nodes)
 
-    def replace(self, site: Site, nodes: Sequence[ir.Node], *, until: ir.Node) -> None:
+    def replace(self, site: Site, nodes: Sequence[Node], *, until: Node) -> None:
         """Put nodes in place of a site's up to ``until``; the last one's output takes over."""
         name = site.name
         *inner, result = nodes
@@ -137,7 +138,7 @@ class Editor:
         if main is not last:
             owner(main).remove(main, safe=True)
 
-    def take_over(self, result: ir.Value, old: ir.Value) -> None:
+    def take_over(self, result: Value, old: Value) -> None:
         """Let a value be used, named and put out where another one was."""
         declare_like(result, old)
         old.replace_all_uses_with(result, replace_graph_outputs=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
-import onnx_ir as ir
+from onnx_ir import Node, Value
 
 from octavo.adapters.onnx.describe.carriers import carries
 from octavo.adapters.onnx.describe.site import Site
@@ -90,7 +90,7 @@ class _Flow:
             return False
         return _leaves(value) <= len(wanted)
 
-    def _let_flow(self, value: ir.Value, params: QuantParams) -> None:
+    def _let_flow(self, value: Value, params: QuantParams) -> None:
         """Quantize a value for all who read it, and the values that carriers make of it."""
         carriers = _carriers(value)
         self._editor.let_flow(value, params)
@@ -100,7 +100,7 @@ class _Flow:
                 self._let_flow(moved, params)
 
 
-def _carried(value: ir.Value) -> ir.Value | None:
+def _carried(value: Value) -> Value | None:
     """Return what a carrier made a value of; None where no carrier did."""
     producer = value.producer()
     if producer is None or not carries(producer):
@@ -108,31 +108,31 @@ def _carried(value: ir.Value) -> ir.Value | None:
     return producer.inputs[0]
 
 
-def _moved(value: ir.Value) -> list[ir.Value]:
+def _moved(value: Value) -> list[Value]:
     """Return the values that carriers make of a value."""
     return [carrier.outputs[0] for carrier in _carriers(value)]
 
 
-def _carriers(value: ir.Value) -> list[ir.Node]:
+def _carriers(value: Value) -> list[Node]:
     """Return the nodes that move a value and compute nothing."""
     return [user for user, index in value.uses() if index == 0 and carries(user)]
 
 
-def _is_put_out(value: ir.Value) -> bool:
+def _is_put_out(value: Value) -> bool:
     """True if the model puts a value out, or what carriers make of it."""
     if value.is_graph_output():
         return True
     return any(_is_put_out(moved) for moved in _moved(value))
 
 
-def _leaves(value: ir.Value) -> int:
+def _leaves(value: Value) -> int:
     """Count the ops that read a value, by themselves or through carriers."""
     moved = _moved(value)
     direct = len(value.uses()) - len(moved)
     return direct + sum(_leaves(inner) for inner in moved)
 
 
-def _drop_clip(clip: ir.Node, params: QuantParams) -> None:
+def _drop_clip(clip: Node, params: QuantParams) -> None:
     """Leave a Clip out whose limits the codes' own range keeps, to within half a step."""
     scale, zero, _ = codes_key(params)
     qmin, qmax = integer_range(params.spec)

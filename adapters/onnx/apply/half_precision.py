@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import onnx_ir as ir
+from onnx_ir import DataType, Node, Value
 
 from octavo.adapters.onnx.describe.site import Site
 from octavo.adapters.onnx.prepare.constants import replace_input
@@ -16,9 +17,9 @@ from .editing import Editor
 from .nodes import Emitted, declare, swap_names
 from .packing import cached, tensor
 
-HALVES: Mapping[str, ir.DataType] = {
-    "float16": ir.DataType.FLOAT16,
-    "bfloat16": ir.DataType.BFLOAT16,
+HALVES: Mapping[str, DataType] = {
+    "float16": DataType.FLOAT16,
+    "bfloat16": DataType.BFLOAT16,
 }
 
 
@@ -31,8 +32,8 @@ class Islands:
 
     def __init__(self, editor: Editor) -> None:
         self._editor = editor
-        self._narrow: dict[tuple[str, ir.DataType], ir.Node] = {}
-        self._widen: set[ir.Node] = set()
+        self._narrow: dict[tuple[str, DataType], Node] = {}
+        self._widen: set[Node] = set()
 
     def write(self, site: Site, params: OpParameters) -> Emitted:
         """Turn an op, with its bias and a fused ReLU, into an island of its own."""
@@ -68,7 +69,7 @@ class Islands:
         e.nodes[site.name].replace_input_with(site.weight, value)
 
     def _write_bias(
-        self, site: Site, params: OpParameters, main: ir.Node, before: ir.Node
+        self, site: Site, params: OpParameters, main: Node, before: Node
     ) -> None:
         """Write the bias as an input of the op, or of the Add behind it."""
         e = self._editor
@@ -85,7 +86,7 @@ class Islands:
         is_first = before.inputs[0] is main.outputs[0]
         before.replace_input_with(1 if is_first else 0, value)
 
-    def _narrowed(self, name: str, dtype: ir.DataType) -> ir.Value:
+    def _narrowed(self, name: str, dtype: DataType) -> Value:
         key = (name, dtype)
         if key not in self._narrow:
             value = self._editor.current(name)
@@ -98,13 +99,13 @@ class Islands:
             self._narrow[key] = node
         return self._narrow[key].outputs[0]
 
-    def _widened(self, last: ir.Node) -> None:
+    def _widened(self, last: Node) -> None:
         """Give whoever reads an island's last node its result in float32."""
         half = last.outputs[0]
-        to_float = {"to": ir.DataType.FLOAT.value}
+        to_float = {"to": DataType.FLOAT.value}
         node = ir.node("Cast", [half], to_float, name=f"{last.name}_to_float")
         result = node.outputs[0]
-        result.type = ir.TensorType(ir.DataType.FLOAT)
+        result.type = ir.TensorType(DataType.FLOAT)
         result.shape = half.shape
         half.replace_all_uses_with(result, replace_graph_outputs=True)
         node.replace_input_with(0, half)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
+from onnx_ir import DataType, Node, Value
 
 MS = "com.microsoft"
 """The domain of ONNX Runtime's own operators."""
@@ -25,8 +26,8 @@ class Emitted:
 
 
 def declare(
-    value: ir.Value, name: str, dtype: ir.DataType, shape: ir.Shape | None = None
-) -> ir.Value:
+    value: Value, name: str, dtype: DataType, shape: ir.Shape | None = None
+) -> Value:
     """Name a new value and say of which type and shape it is; return it."""
     value.name = name
     value.type = ir.TensorType(dtype)
@@ -34,13 +35,13 @@ def declare(
     return value
 
 
-def declare_like(value: ir.Value, other: ir.Value) -> None:
+def declare_like(value: Value, other: Value) -> None:
     """Give a value the type and shape of another one."""
     value.type = other.type
     value.shape = other.shape
 
 
-def swap_names(value: ir.Value, old: ir.Value, tag: str) -> None:
+def swap_names(value: Value, old: Value, tag: str) -> None:
     """Let a value bear the name of another one, which is given a tag."""
     name = old.name
     # The old one gives the name up first: a graph holds each name once.
@@ -49,21 +50,21 @@ def swap_names(value: ir.Value, old: ir.Value, tag: str) -> None:
 
 
 def dequantize_linear(
-    inputs: Sequence[ir.Value | None],
+    inputs: Sequence[Value | None],
     *,
     name: str,
     result: str,
     axis: int | None = None,
     domain: str = "",
-) -> ir.Node:
+) -> Node:
     """Make a DequantizeLinear of codes, scale and zero point; its result is float32."""
     attributes = {"axis": axis} if axis is not None else None
     node = ir.node("DequantizeLinear", inputs, attributes, domain=domain, name=name)
-    declare(node.outputs[0], result, ir.DataType.FLOAT)
+    declare(node.outputs[0], result, DataType.FLOAT)
     return node
 
 
-def without_trailing_gaps(inputs: Sequence[ir.Value | None]) -> list[ir.Value | None]:
+def without_trailing_gaps(inputs: Sequence[Value | None]) -> list[Value | None]:
     """Return inputs without those left out at the end."""
     trimmed = list(inputs)
     while trimmed and trimmed[-1] is None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir import DataType
 
 from octavo.core.errors import SchemeError
 from octavo.core.numerics.affine import QuantParams
@@ -18,14 +19,14 @@ _packed: weakref.WeakKeyDictionary[QuantizedTensor, dict[object, Any]] = (
 )
 
 _DTYPES = {
-    "int2": ir.DataType.INT2,
-    "uint2": ir.DataType.UINT2,
-    "int4": ir.DataType.INT4,
-    "uint4": ir.DataType.UINT4,
-    "int8": ir.DataType.INT8,
-    "uint8": ir.DataType.UINT8,
-    "int16": ir.DataType.INT16,
-    "uint16": ir.DataType.UINT16,
+    "int2": DataType.INT2,
+    "uint2": DataType.UINT2,
+    "int4": DataType.INT4,
+    "uint4": DataType.UINT4,
+    "int8": DataType.INT8,
+    "uint8": DataType.UINT8,
+    "int16": DataType.INT16,
+    "uint16": DataType.UINT16,
 }
 
 
@@ -38,7 +39,7 @@ def cached(weight: QuantizedTensor, key: object, make: Callable[[], Any]) -> Any
     return store[key]
 
 
-def dtype_of(name: str) -> ir.DataType:
+def dtype_of(name: str) -> DataType:
     """Return the ONNX type of a spec's dtype.
 
     Raises:
@@ -51,7 +52,7 @@ def dtype_of(name: str) -> ir.DataType:
     return _DTYPES[name]
 
 
-def tensor(array: Any, dtype: ir.DataType, name: str) -> ir.TensorProtocol:
+def tensor(array: Any, dtype: DataType, name: str) -> ir.TensorProtocol:
     """Return an array as an ONNX tensor of ``dtype``."""
     held = np.asarray(array).astype(dtype.numpy(), order="C")
     return ir.Tensor(held, dtype=dtype, name=name)
@@ -86,7 +87,7 @@ def weight_tensors(
             axis = None if axis is None else 1 - axis
         return WeightTensors(
             tensor(codes, dtype, "codes"),
-            tensor(params.scale, ir.DataType.FLOAT, "scale"),
+            tensor(params.scale, DataType.FLOAT, "scale"),
             tensor(params.zero_point, dtype, "zero_point"),
             axis,
         )
@@ -114,8 +115,8 @@ def bias_tensors(
     scale = (w_scale * x_scale).astype(np.float32)
     # Divided by the scale as it is stored, in float32, not by the one that it was rounded from.
     codes = np.rint(exact / scale.astype(np.float64))
-    held = tensor(codes, ir.DataType.INT32, "bias")
-    return held, tensor(scale, ir.DataType.FLOAT, "bias_scale"), weight
+    held = tensor(codes, DataType.INT32, "bias")
+    return held, tensor(scale, DataType.FLOAT, "bias_scale"), weight
 
 
 def _with_room(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir import DataType, Graph, Model, Node, Value
 from onnx_ir.passes import common as passes
 
 from octavo.adapters.onnx.describe.carriers import CARRIERS
@@ -28,18 +29,18 @@ from octavo.adapters.onnx.prepare.scopes import owner, walk
 from .finishing import import_runtime_domain
 from .nodes import MS, declare_like, swap_names, without_trailing_gaps
 
-_BYTES = (ir.DataType.UINT8, ir.DataType.INT8)
+_BYTES = (DataType.UINT8, DataType.INT8)
 
 
 @dataclass(frozen=True, slots=True)
 class _Operand:
     """A quantized value: codes with their scale and zero point (None for int32 biases)."""
 
-    codes: ir.Value
-    scale: ir.Value
-    zero: ir.Value | None
+    codes: Value
+    scale: Value
+    zero: Value | None
 
-    def triple(self) -> list[ir.Value | None]:
+    def triple(self) -> list[Value | None]:
         return [self.codes, self.scale, self.zero]
 
     @property
@@ -51,17 +52,17 @@ class _Operand:
 class _Result:
     """Where an op's result is quantized: the QuantizeLinear, and what lies before it."""
 
-    quantizer: ir.Node
-    between: Sequence[ir.Node]
+    quantizer: Node
+    between: Sequence[Node]
 
-    def pair(self) -> list[ir.Value | None]:
+    def pair(self) -> list[Value | None]:
         return [self.quantizer.inputs[1], self.quantizer.inputs[2]]
 
 
-_Writer = Callable[[ir.Node, Sequence[_Operand], _Result], ir.Node | None]
+_Writer = Callable[[Node, Sequence[_Operand], _Result], Node | None]
 
 
-def to_operators(model: ir.Model, ops: Iterable[str]) -> dict[str, str]:
+def to_operators(model: Model, ops: Iterable[str]) -> dict[str, str]:
     """Write the static ops of a QDQ model as integer operators, in place.
 
     Args:
@@ -91,7 +92,7 @@ def to_operators(model: ir.Model, ops: Iterable[str]) -> dict[str, str]:
     return kept
 
 
-def _write(graph: ir.Graph, node: ir.Node) -> bool:
+def _write(graph: Graph, node: Node) -> bool:
     """Put an integer operator in a node's place; False where there is none."""
     given = [_dequantized(v) for v in node.inputs]
     if not given or given[0] is None or not given[0].is_bytes:
@@ -113,9 +114,7 @@ def _write(graph: ir.Graph, node: ir.Node) -> bool:
     return True
 
 
-def _put_in_place(
-    graph: ir.Graph, node: ir.Node, made: ir.Node, result: _Result | None
-) -> None:
+def _put_in_place(graph: Graph, node: Node, made: Node, result: _Result | None) -> None:
     """Let an operator take the place of a node and of all up to its QuantizeLinear."""
     made.name = node.name
     replaced = [node]
@@ -130,7 +129,7 @@ def _put_in_place(
     graph.remove(replaced, safe=True)
 
 
-def _dequantized(value: ir.Value | None) -> _Operand | None:
+def _dequantized(value: Value | None) -> _Operand | None:
     node = producer_of(value)
     if not is_standard(node, "DequantizeLinear"):
         return None
@@ -140,7 +139,7 @@ def _dequantized(value: ir.Value | None) -> _Operand | None:
     return _Operand(codes, scale, input_at(node, 2))
 
 
-def _quantized(node: ir.Node) -> _Result | None:
+def _quantized(node: Node) -> _Result | None:
     """Return where the op's only reader quantizes its result.
 
     A ReLU that the codes' own range carries out may lie between.
@@ -156,7 +155,7 @@ def _quantized(node: ir.Node) -> _Result | None:
     return _Result(quantizer, [user])
 
 
-def _only_reader(node: ir.Node) -> ir.Node | None:
+def _only_reader(node: Node) -> Node | None:
     """Return the standard operator that alone reads a node's first output."""
     use = only_use(node.outputs[0])
     if use is None:
@@ -167,7 +166,7 @@ def _only_reader(node: ir.Node) -> ir.Node | None:
     return None
 
 
-def _begins_at_zero(quantizer: ir.Node) -> bool:
+def _begins_at_zero(quantizer: Node) -> bool:
     """True if the lowest code stands for 0, so that quantizing does what a ReLU does."""
     zero = quantizer.inputs[2]
     if zero is None or zero.const_value is None:
@@ -178,8 +177,8 @@ def _begins_at_zero(quantizer: ir.Node) -> bool:
 
 
 def _product(
-    node: ir.Node, given: Sequence[_Operand | None], result: _Result | None
-) -> ir.Node | None:
+    node: Node, given: Sequence[_Operand | None], result: _Result | None
+) -> Node | None:
     """Return the operator of a product; one whose result stays float has a name of its own."""
     a, b = given[0], given[1]
     if a is None or b is None:
@@ -197,12 +196,12 @@ def _product(
     return ir.node("MatMulIntegerToFloat", inputs, domain=MS)
 
 
-_Inputs = Sequence[ir.Value | None]
+_Inputs = Sequence[Value | None]
 
 
 def _gemm(
-    node: ir.Node, given: Sequence[_Operand | None], factors: _Inputs, ends: _Inputs
-) -> ir.Node | None:
+    node: Node, given: Sequence[_Operand | None], factors: _Inputs, ends: _Inputs
+) -> Node | None:
     """Return QGemm; it takes an int32 bias, and no scale where its result stays float."""
     bias = None
     if len(given) > 2:
@@ -212,21 +211,17 @@ def _gemm(
     inputs = without_trailing_gaps([*factors, bias, *ends])
     names = ("alpha", "transA", "transB")
     kept = [node.attributes[name] for name in names if name in node.attributes]
-    return ir.Node(MS, "QGemm", inputs, kept)
+    return Node(MS, "QGemm", inputs, kept)
 
 
-def _convolution(
-    node: ir.Node, given: Sequence[_Operand], result: _Result
-) -> ir.Node | None:
+def _convolution(node: Node, given: Sequence[_Operand], result: _Result) -> Node | None:
     x, weight, *bias = given
     inputs = x.triple() + weight.triple() + result.pair()
     inputs += [operand.codes for operand in bias]
-    return ir.Node("", "QLinearConv", inputs, list(node.attributes.values()))
+    return Node("", "QLinearConv", inputs, list(node.attributes.values()))
 
 
-def _elementwise(
-    node: ir.Node, given: Sequence[_Operand], result: _Result
-) -> ir.Node | None:
+def _elementwise(node: Node, given: Sequence[_Operand], result: _Result) -> Node | None:
     """Return an operator that takes each input with its scale and zero point, then the result's."""
     inputs = _triples(node, given)
     if inputs is None:
@@ -237,24 +232,22 @@ def _elementwise(
         opset = owner(node).opset_imports[""]
         attributes.append(ir.AttrInt64("opset", opset))
     inputs += result.pair()
-    return ir.Node(MS, f"QLinear{node.op_type}", inputs, attributes)
+    return Node(MS, f"QLinear{node.op_type}", inputs, attributes)
 
 
-def _concat(
-    node: ir.Node, given: Sequence[_Operand], result: _Result
-) -> ir.Node | None:
+def _concat(node: Node, given: Sequence[_Operand], result: _Result) -> Node | None:
     inputs = _triples(node, given)
     if inputs is None:
         return None
     attributes = list(node.attributes.values())
-    return ir.Node(MS, "QLinearConcat", result.pair() + inputs, attributes)
+    return Node(MS, "QLinearConcat", result.pair() + inputs, attributes)
 
 
-def _triples(node: ir.Node, given: Sequence[_Operand]) -> list[ir.Value | None] | None:
+def _triples(node: Node, given: Sequence[_Operand]) -> list[Value | None] | None:
     """Return all inputs with scale and zero point; None where one is no codes."""
     if len(given) != len(node.inputs):
         return None
-    triples: list[ir.Value | None] = []
+    triples: list[Value | None] = []
     for operand in given:
         triples += operand.triple()
     return triples
@@ -273,7 +266,7 @@ _WRITERS: Mapping[str, _Writer] = {
 }
 
 
-def _carry(graph: ir.Graph, node: ir.Node) -> None:
+def _carry(graph: Graph, node: Node) -> None:
     """Let an op that only moves values move codes."""
     given = _dequantized(node.inputs[0])
     result = _quantized(node)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir import Graph, Model, Node, Value
 
 from octavo.adapters.onnx.describe.groups import NORMS
 from octavo.adapters.onnx.describe.site import STEP, Site
@@ -27,11 +28,11 @@ from .steps import StepWriter
 
 
 def rescale(
-    model: ir.Model,
+    model: Model,
     sites: Sites,
     groups: Iterable[Group],
     factors: Mapping[str, Factors],
-) -> ir.Model:
+) -> Model:
     """Return a model of the same function whose groups' values and readers' weights are changed.
 
     Other tensors are shared.
@@ -70,7 +71,7 @@ def rescale(
 class _Editor:
     """Changes the weights of a graph, and puts steps where weights cannot take the change."""
 
-    def __init__(self, graph: ir.Graph) -> None:
+    def __init__(self, graph: Graph) -> None:
         self._graph = graph
         self.nodes = {n.name or "": n for n in graph}
         self._steps = StepWriter(graph)
@@ -123,7 +124,7 @@ class _Editor:
         else:
             self._add_behind(node, held, f"{site.name}_added")
 
-    def _add_behind(self, node: ir.Node, held: ir.Value, name: str) -> None:
+    def _add_behind(self, node: Node, held: Value, name: str) -> None:
         """Add a constant to a product, for all who read it."""
         product = node.outputs[0]
         free = self._steps.unique(name)
@@ -190,7 +191,7 @@ class _Editor:
         self._steps.place(changed)
         self._steps.swap_output(changed, restored)
 
-    def _change_parameter(self, norm: ir.Node, index: int, change: ChannelMap) -> None:
+    def _change_parameter(self, norm: Node, index: int, change: ChannelMap) -> None:
         """Change a norm's scale (input 1) or shift (input 2); one that others read is copied."""
         value = input_at(norm, index)
         if value is None or value.const_value is None:
@@ -201,7 +202,7 @@ class _Editor:
             replace_input(norm, index, value)
         self._replace(value.name or "", change.apply(array))
 
-    def insert_steps(self, value: ir.Value, group: Group, change: ChannelMap) -> None:
+    def insert_steps(self, value: Value, group: Group, change: ChannelMap) -> None:
         """Give the members a changed value; whoever else reads it keeps it as it is."""
         changed = self._steps.changed(value, group, change)
         for member in group.members:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir import DataType, Graph, Node, Value
 
 from octavo.adapters.onnx.describe.site import STEP
 from octavo.adapters.onnx.prepare.constants import add_initializer
@@ -20,13 +21,13 @@ class StepWriter:
         graph: Changed in place.
     """
 
-    def __init__(self, graph: ir.Graph) -> None:
+    def __init__(self, graph: Graph) -> None:
         self._graph = graph
         self._taken: set[str] = set()
         for node in graph:
             self._taken.add(node.name or "")
             self._taken.update(map(name_of, node.outputs))
-        self._made: list[ir.Node] = []
+        self._made: list[Node] = []
 
     def unique(self, name: str) -> str:
         """Return a name that no node, value or tensor of the graph has, and take it."""
@@ -34,7 +35,7 @@ class StepWriter:
         self._taken.add(found)
         return found
 
-    def changed(self, value: ir.Value, group: Group, change: ChannelMap) -> ir.Value:
+    def changed(self, value: Value, group: Group, change: ChannelMap) -> Value:
         """Shift, scale and rotate the channels of a value."""
         steps = change.steps(group.channels, np.empty(0, np.float32))
         y = value
@@ -51,12 +52,12 @@ class StepWriter:
         return y
 
     def _rotated(
-        self, y: ir.Value, left: np.ndarray, right: np.ndarray, like: ir.Value
-    ) -> ir.Value:
+        self, y: Value, left: np.ndarray, right: np.ndarray, like: Value
+    ) -> Value:
         """Multiply the channels by a Kronecker product: rows by ``left``, columns by ``right``."""
         blocks = len(left)
         width = len(right)
-        shape = self._step("Shape", [y], None, ir.DataType.INT64)
+        shape = self._step("Shape", [y], None, DataType.INT64)
         flat = np.asarray([-1, width], np.int64)
         y = self._step("Reshape", [y, flat], None)
         y = self._step("MatMul", [y, right], None)
@@ -66,7 +67,7 @@ class StepWriter:
             y = self._step("MatMul", [left, y], None)
         return self._step("Reshape", [y, shape], like)
 
-    def restored(self, changed: ir.Value, change: ChannelMap) -> ir.Value:
+    def restored(self, changed: Value, change: ChannelMap) -> Value:
         """Bring a value that was scaled and shifted back to what it was."""
         restored = changed
         if change.scale is not None:
@@ -80,18 +81,18 @@ class StepWriter:
     def _step(
         self,
         op_type: str,
-        inputs: list[ir.Value | np.ndarray],
-        like: ir.Value | None,
-        dtype: ir.DataType | None = None,
-    ) -> ir.Value:
+        inputs: list[Value | np.ndarray],
+        like: Value | None,
+        dtype: DataType | None = None,
+    ) -> Value:
         """Make a node, for :meth:`place`; its result has the shape of ``like``."""
-        source = next(v for v in inputs if isinstance(v, ir.Value))
+        source = next(v for v in inputs if isinstance(v, Value))
         # A step behind a step is named after the value that both change.
         changed, *_ = name_of(source).split("/step/")
         name = self.unique(f"{changed}/step/{op_type.lower()}")
         read = []
         for i, given in enumerate(inputs):
-            if not isinstance(given, ir.Value):
+            if not isinstance(given, Value):
                 given = add_initializer(self._graph, f"{name}_{i}", given)
             read.append(given)
         node = ir.node(op_type, read, name=name)
@@ -103,7 +104,7 @@ class StepWriter:
         self._made.append(node)
         return result
 
-    def place(self, value: ir.Value) -> None:
+    def place(self, value: Value) -> None:
         """Insert the nodes made so far behind the one that writes ``value``."""
         writer = value.producer()
         steps = self._made
@@ -113,7 +114,7 @@ class StepWriter:
         else:
             self._graph.insert_after(writer, steps)
 
-    def swap_output(self, old: ir.Value, new: ir.Value) -> None:
+    def swap_output(self, old: Value, new: Value) -> None:
         """Let ``new`` be the model's output in place of ``old``, under its name."""
         if not old.is_graph_output():
             return

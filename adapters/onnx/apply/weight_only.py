@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir import DataType, Node, Value
 
 from octavo.adapters.onnx.describe.site import Site
 from octavo.adapters.onnx.prepare.patterns import name_of
@@ -69,12 +70,12 @@ def _blocks(
     codes: np.ndarray, scales: np.ndarray, zero: np.ndarray, bits: int
 ) -> _Blocks:
     bytes_of_codes = pack_codes(codes, bits)
-    packed = tensor(bytes_of_codes, ir.DataType.UINT8, "codes")
-    factors = tensor(scales, ir.DataType.FLOAT, "scale")
+    packed = tensor(bytes_of_codes, DataType.UINT8, "codes")
+    factors = tensor(scales, DataType.FLOAT, "scale")
     if _is_default_zero(bits, zero):
         return _Blocks(packed, factors, None)
     bytes_of_zeros = pack_codes(zero, bits)
-    zeros = tensor(bytes_of_zeros, ir.DataType.UINT8, "zero")
+    zeros = tensor(bytes_of_zeros, DataType.UINT8, "zero")
     return _Blocks(packed, factors, zeros)
 
 
@@ -121,7 +122,7 @@ def _operands(site: Site, params: OpParameters) -> tuple[QuantizedTensor, Weight
     return params.weight, site.held, _block_size(site.name, params.weight)
 
 
-def matmul_nbits(e: Editor, site: Site, params: OpParameters) -> ir.Node:
+def matmul_nbits(e: Editor, site: Site, params: OpParameters) -> Node:
     """Write a linear op as MatMulNBits.
 
     A dynamic scheme is its accuracy level 4: activations in int8, block by block.
@@ -132,7 +133,7 @@ def matmul_nbits(e: Editor, site: Site, params: OpParameters) -> ir.Node:
         weight, "nbits", lambda: _padded_blocks(weight, block, features)
     )
     bias = e.bias(site, params)
-    inputs: list[ir.Value | None] = [
+    inputs: list[Value | None] = [
         e.current(name_of(site.input_value(0))),
         e.shared(f"{held.name}_quantized", packed.codes),
         e.shared(f"{held.name}_scale", packed.scales),
@@ -160,13 +161,13 @@ def _padded_blocks(weight: QuantizedTensor, block: int, features: int) -> _Block
     return _blocks(stacked, scales, zero, weight.params.spec.bits)
 
 
-def _shared_zeros(e: Editor, name: str, packed: _Blocks) -> ir.Value | None:
+def _shared_zeros(e: Editor, name: str, packed: _Blocks) -> Value | None:
     if packed.zeros is None:
         return None
     return e.shared(f"{name}_zero", packed.zeros)
 
 
-def gather_blocks(e: Editor, site: Site, params: OpParameters) -> ir.Node:
+def gather_blocks(e: Editor, site: Site, params: OpParameters) -> Node:
     """Write an embedding as GatherBlockQuantized.
 
     The table stays packed, rows are unpacked as they are looked up.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-import onnx_ir as ir
+from onnx_ir import Graph, Node, Value
 
 from octavo.adapters.onnx.prepare.patterns import input_at
 from octavo.adapters.onnx.prepare.provenance import held, sources
@@ -34,7 +34,7 @@ _BIAS = {"Gemm": 2, "Conv": 2, "ConvTranspose": 2, "LSTM": 3, "GRU": 3, "RNN": 3
 """Operator -> the input that is added to a product, and is no weight of one."""
 
 
-def census(graph: ir.Graph) -> tuple[HeldWeight, ...]:
+def census(graph: Graph) -> tuple[HeldWeight, ...]:
     """Return every floating constant of two or more dimensions that the outputs depend on, once.
 
     Args:
@@ -52,7 +52,7 @@ def census(graph: ir.Graph) -> tuple[HeldWeight, ...]:
     return tuple(found.values())
 
 
-def _counted(node: ir.Node | None, value: ir.Value) -> tuple[HeldWeight, ...]:
+def _counted(node: Node | None, value: Value) -> tuple[HeldWeight, ...]:
     """Return the weights that a value stands for: itself, or what it was folded from.
 
     What was computed from no weight (a mask, a table of positions) is one only where a product
@@ -69,7 +69,7 @@ def _counted(node: ir.Node | None, value: ir.Value) -> tuple[HeldWeight, ...]:
     return ()
 
 
-def _reads(graph: ir.Graph) -> Iterator[tuple[ir.Node | None, ir.Value]]:
+def _reads(graph: Graph) -> Iterator[tuple[Node | None, Value]]:
     """Yield (reader, value) for everything that nodes read which the outputs depend on.
 
     What a body reads comes after what its node reads.
@@ -84,10 +84,10 @@ def _reads(graph: ir.Graph) -> Iterator[tuple[ir.Node | None, ir.Value]]:
         yield None, value
 
 
-def _needed(graph: ir.Graph) -> list[ir.Node]:
+def _needed(graph: Graph) -> list[Node]:
     """Return the nodes whose values reach an output, in execution order."""
     needed = []
-    wanted: set[ir.Value] = set(graph.outputs)
+    wanted: set[Value] = set(graph.outputs)
     # Backwards: who reads a value is met before the node that writes it.
     for node in reversed(graph):
         if wanted.intersection(node.outputs):
@@ -98,7 +98,7 @@ def _needed(graph: ir.Graph) -> list[ir.Node]:
     return needed[::-1]
 
 
-def _captured(body: ir.Graph) -> Iterator[ir.Value]:
+def _captured(body: Graph) -> Iterator[Value]:
     """Yield all values that a body reads; those of the graph around it are among them."""
     yield from body.outputs
     for node in body:
@@ -107,7 +107,7 @@ def _captured(body: ir.Graph) -> Iterator[ir.Value]:
             yield from _captured(inner)
 
 
-def _reason(node: ir.Node | None, value: ir.Value) -> str:
+def _reason(node: Node | None, value: Value) -> str:
     if node is None:
         return "it is an output of the model as it is"
     bias_at = _BIAS.get(node.op_type)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import onnx_ir as ir
+from onnx_ir import DataType, Node, Value
 
 from octavo.adapters.onnx.prepare.already_quantized import ALREADY
 from octavo.adapters.onnx.prepare.patterns import name_of
@@ -38,12 +38,12 @@ class Draft:
         further: Indices of weight inputs beside the first.
     """
 
-    node: ir.Node
+    node: Node
     kind: str
     inputs: tuple[int, ...]
-    last: ir.Node | None = None
+    last: Node | None = None
     weight: int | None = None
-    bias: ir.Value | None = None
+    bias: Value | None = None
     activation: str = ""
     why: str = ""
     channel_axis: int = 0
@@ -91,14 +91,14 @@ class Draft:
         if self.why:
             return self.why
         for value in (*self.node.inputs, *self.node.outputs):
-            if value is not None and value.dtype == ir.DataType.DOUBLE:
+            if value is not None and value.dtype == DataType.DOUBLE:
                 return (
                     "it computes in double precision, which no quantized kernel takes"
                 )
         return ""
 
 
-def _weight(held: ir.Value | None, channel_axis: int) -> Weight:
+def _weight(held: Value | None, channel_axis: int) -> Weight:
     assert held is not None and held.const_value is not None
     tensor = held.const_value
     shape = tuple(tensor.shape.numpy())
@@ -107,7 +107,7 @@ def _weight(held: ir.Value | None, channel_axis: int) -> Weight:
     return Weight(name_of(held), shape, dtype, channel_axis, made_of=made_of)
 
 
-def _macs(node: ir.Node, kind: str, weight: Weight | None) -> int | None:
+def _macs(node: Node, kind: str, weight: Weight | None) -> int | None:
     """Multiply-accumulates for one sample (the first axis left out).
 
     None where a shape is unknown.
@@ -127,7 +127,7 @@ def _macs(node: ir.Node, kind: str, weight: Weight | None) -> int | None:
     return None
 
 
-def _elements(value: ir.Value | None, start: int) -> int | None:
+def _elements(value: Value | None, start: int) -> int | None:
     """Return how many elements the axes from ``start`` on count; None if one is unknown."""
     if value is None or value.shape is None:
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import onnx_ir as ir
+from onnx_ir import Node, Value
 
 from octavo.adapters.onnx.prepare.already_quantized import in_pairs
 from octavo.adapters.onnx.prepare.constants import is_constant
@@ -13,7 +13,7 @@ from .fusing import fuse_activation, only_reader
 from .site import Site, is_float, is_non_float
 
 
-def product_site(node: ir.Node, fused: set[ir.Node]) -> Site | None:
+def product_site(node: Node, fused: set[Node]) -> Site | None:
     """Describe a MatMul or Gemm; None for one of integers, or of constants alone."""
     left = node.inputs[0]
     right = node.inputs[1]
@@ -44,7 +44,7 @@ def product_site(node: ir.Node, fused: set[ir.Node]) -> Site | None:
     return _matmul(node, fused)
 
 
-def _matmul(node: ir.Node, fused: set[ir.Node]) -> Site:
+def _matmul(node: Node, fused: set[Node]) -> Site:
     last, bias = node, None
     add = only_reader(node.outputs[0], "Add")
     if add is not None:
@@ -69,7 +69,7 @@ def _matmul(node: ir.Node, fused: set[ir.Node]) -> Site:
     return draft.site()
 
 
-def _is_bias_of(product: ir.Node, added: ir.Value | None) -> bool:
+def _is_bias_of(product: Node, added: Value | None) -> bool:
     """True for a constant of one number per column of a product."""
     left = product.inputs[0]
     right = product.inputs[1]
@@ -84,7 +84,7 @@ def _is_bias_of(product: ir.Node, added: ir.Value | None) -> bool:
     return is_row and (rank_of(left) or 0) >= 2
 
 
-def _gemm(node: ir.Node, fused: set[ir.Node]) -> Site:
+def _gemm(node: Node, fused: set[Node]) -> Site:
     is_transposed = int_of(node, "transB", 0) == 1
     channel_axis = 0 if is_transposed else 1
     bias = input_at(node, 2)
@@ -104,9 +104,7 @@ def _gemm(node: ir.Node, fused: set[ir.Node]) -> Site:
     return draft.site()
 
 
-def _why_gemm_not_linear(
-    node: ir.Node, bias: ir.Value | None, channel_axis: int
-) -> str:
+def _why_gemm_not_linear(node: Node, bias: Value | None, channel_axis: int) -> str:
     weight = node.inputs[1]
     assert weight is not None and weight.shape is not None
     columns = weight.shape[channel_axis]
@@ -121,7 +119,7 @@ def _why_gemm_not_linear(
     return ""
 
 
-def einsum_site(node: ir.Node) -> Site | None:
+def einsum_site(node: Node) -> Site | None:
     """Describe an Einsum that is no product with a matrix; those are MatMul by now."""
     acts: list[int] = []
     weights: list[int] = []
@@ -137,7 +135,7 @@ def einsum_site(node: ir.Node) -> Site | None:
     return Draft(node, "einsum", tuple(acts), weight=weight, why=why).site()
 
 
-def _is_weight(value: ir.Value | None) -> bool:
+def _is_weight(value: Value | None) -> bool:
     """True for a constant that counts as a weight: one of two or more dimensions."""
     held = value.const_value if value is not None else None
     return held is not None and len(held.shape) >= 2

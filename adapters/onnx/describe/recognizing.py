@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import onnx_ir as ir
+from onnx_ir import Node
 
 from octavo.adapters.onnx.prepare.already_quantized import in_pairs
 from octavo.adapters.onnx.prepare.constants import is_constant
@@ -42,7 +42,7 @@ _PLAIN: Mapping[str, str] = {
 }
 
 
-def recognize(node: ir.Node, fused: set[ir.Node]) -> Site | None:
+def recognize(node: Node, fused: set[Node]) -> Site | None:
     """Return the operation that a node is the main node of; None if it is none.
 
     Args:
@@ -65,14 +65,14 @@ def recognize(node: ir.Node, fused: set[ir.Node]) -> Site | None:
     return _plain(node, fused)
 
 
-def _carrier(node: ir.Node) -> Site | None:
+def _carrier(node: Node) -> Site | None:
     if not is_float(node.inputs[0]):
         return None
     kind = _MOVING.get(node.op_type, "reshape")
     return Draft(node, kind, (0,), why="it carries the codes of its input").site()
 
 
-def _plain(node: ir.Node, fused: set[ir.Node]) -> Site | None:
+def _plain(node: Node, fused: set[Node]) -> Site | None:
     """Describe an op whose inputs are activations, most of them elementwise."""
     kind = _PLAIN.get(node.op_type)
     acts = _activations(node)
@@ -91,7 +91,7 @@ def _plain(node: ir.Node, fused: set[ir.Node]) -> Site | None:
     return Draft(node, kind, acts, last, activation=activation, why=why).site()
 
 
-def _activations(node: ir.Node) -> tuple[int, ...]:
+def _activations(node: Node) -> tuple[int, ...]:
     """Return the indices of the inputs that are no constants."""
     found = []
     for index, value in enumerate(node.inputs):
@@ -100,7 +100,7 @@ def _activations(node: ir.Node) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _recurrent(node: ir.Node, kind: str, acts: tuple[int, ...]) -> Site:
+def _recurrent(node: Node, kind: str, acts: tuple[int, ...]) -> Site:
     if not all(is_constant(v) for v in node.inputs[1:3]):
         stored = in_pairs(node, (1, 2))
         why = IN_PAIRS if stored else "its weights are computed at run time"
@@ -115,7 +115,7 @@ def _recurrent(node: ir.Node, kind: str, acts: tuple[int, ...]) -> Site:
     ).site()
 
 
-def _convolution(node: ir.Node, fused: set[ir.Node]) -> Site:
+def _convolution(node: Node, fused: set[Node]) -> Site:
     is_transposed = node.op_type == "ConvTranspose"
     kind = "conv_transpose" if is_transposed else "conv"
     if not is_constant(node.inputs[1]):
@@ -141,7 +141,7 @@ def _convolution(node: ir.Node, fused: set[ir.Node]) -> Site:
     return draft.site()
 
 
-def _geometry(convolution: ir.Node) -> dict[str, Attribute]:
+def _geometry(convolution: Node) -> dict[str, Attribute]:
     found: dict[str, Attribute] = {"groups": int_of(convolution, "group", 1)}
     for name in ("strides", "pads", "dilations"):
         given = ints_of(convolution, name)
@@ -150,7 +150,7 @@ def _geometry(convolution: ir.Node) -> dict[str, Attribute]:
     return found
 
 
-def _embedding(node: ir.Node) -> Site | None:
+def _embedding(node: Node) -> Site | None:
     table = node.inputs[0]
     indices = node.inputs[1]
     if in_pairs(node, (0,)):

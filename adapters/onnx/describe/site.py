@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import onnx_ir as ir
+from onnx_ir import Node, Value
 
 from octavo.adapters.onnx.prepare.patterns import FLOATS, producer_at
 from octavo.core.values.graph import Op, Weight
@@ -29,8 +29,8 @@ class Site:
     """
 
     op: Op
-    node: ir.Node
-    last: ir.Node
+    node: Node
+    last: Node
     inputs: tuple[int, ...]
     roots: tuple[str, ...] = ()
     weight: int | None = None
@@ -54,7 +54,7 @@ class Site:
         return self.op.weight
 
     @property
-    def before_activation(self) -> ir.Node:
+    def before_activation(self) -> Node:
         """The node whose output the fused activation reads; the last node where none is fused."""
         if not self.activation:
             return self.last
@@ -62,18 +62,18 @@ class Site:
         assert producer is not None
         return producer
 
-    def input_value(self, position: int) -> ir.Value:
+    def input_value(self, position: int) -> Value:
         """Return the value that stands at one of the activation inputs."""
         value = self.node.inputs[self.inputs[position]]
         assert value is not None
         return value
 
 
-def is_float(value: ir.Value | None) -> bool:
+def is_float(value: Value | None) -> bool:
     """True if a value is there and known to be of a floating type."""
     return value is not None and value.dtype in FLOATS
 
 
-def is_non_float(value: ir.Value) -> bool:
+def is_non_float(value: Value) -> bool:
     """True if a value is known to be of a type that is not floating."""
     return value.dtype is not None and value.dtype not in FLOATS

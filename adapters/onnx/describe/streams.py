@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-import onnx_ir as ir
+from onnx_ir import Node, Value
 
 from octavo.adapters.onnx.prepare.patterns import producer_at
 from octavo.core.numerics.channels import EVERY, SCALE_ALONE
@@ -88,8 +88,8 @@ class _Walk:
     def __init__(
         self,
         kind: str,
-        by_last: Mapping[ir.Node, Site],
-        by_node: Mapping[ir.Node, Site],
+        by_last: Mapping[Node, Site],
+        by_node: Mapping[Node, Site],
     ) -> None:
         self.kind = kind
         self.by_last = by_last
@@ -97,7 +97,7 @@ class _Walk:
         self.stream = Stream()
         self.pooled: set[str] = set()
 
-    def follow(self, start: ir.Value) -> Stream | None:
+    def follow(self, start: Value) -> Stream | None:
         """Return the closed stream that holds ``start``; None if there is none."""
         stream = self.stream
         pending = [start]
@@ -131,7 +131,7 @@ class _Walk:
         groups = int(str(reader.op.attributes.get("groups", 1)))
         return weight.shape[1] * groups == self.stream.channels
 
-    def _written(self, value: ir.Value) -> list[ir.Value] | None:
+    def _written(self, value: Value) -> list[Value] | None:
         """Return the values that a value is made of; None where the stream cannot be followed."""
         node = value.producer()
         if node is None:
@@ -147,12 +147,12 @@ class _Walk:
             return None
         return _inputs(node, (0,))
 
-    def _read(self, value: ir.Value) -> list[ir.Value] | None:
+    def _read(self, value: Value) -> list[Value] | None:
         """Return the values that are made of a value; None where a reader cannot take part."""
         if value.is_graph_output():
             return None
         is_pooled = (value.name or "") in self.pooled
-        further: list[ir.Value] = []
+        further: list[Value] = []
         for node, index in value.uses():
             site = self.by_node.get(node)
             if site is not None and _is_sum(site):
@@ -178,7 +178,7 @@ class _Walk:
             return True
         return is_pooled and takes(site, ("linear",))
 
-    def _passes(self, node: ir.Node) -> bool:
+    def _passes(self, node: Node) -> bool:
         """True for ops that keep channels apart and commute with positive factors."""
         if node.domain != "" or self.kind != "conv":
             return False
@@ -189,7 +189,7 @@ class _Walk:
         return node.op_type in _POOLING
 
 
-def _inputs(node: ir.Node, indices: tuple[int, ...]) -> list[ir.Value]:
+def _inputs(node: Node, indices: tuple[int, ...]) -> list[Value]:
     return [v for i in indices if (v := node.inputs[i]) is not None]
 
 
@@ -224,9 +224,9 @@ def owns_tensors(site: Site) -> bool:
     return True
 
 
-def _fused_nodes(site: Site) -> Iterator[ir.Node]:
+def _fused_nodes(site: Site) -> Iterator[Node]:
     """Yield the nodes behind the main node that are fused into it, the last first."""
-    node: ir.Node | None = site.last
+    node: Node | None = site.last
     while node is not None and node is not site.node:
         yield node
         producers = (v.producer() for v in node.inputs if v is not None)

@@ -16,6 +16,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
+from onnx_ir import DataType, Model, Node, Value
 from onnx_ir.traversal import RecursiveGraphIterator
 
 from octavo.adapters.onnx.prepare.opset import as_model
@@ -93,7 +94,7 @@ def _product_of(w: np.ndarray, rows: int) -> onnx.ModelProto:
     return as_model(graph)
 
 
-def widen_weights(model: ir.Model) -> int:
+def widen_weights(model: Model) -> int:
     """Write signed weights that would saturate as unsigned bytes around 128.
 
     The same numbers, on a kernel that does not saturate.
@@ -104,7 +105,7 @@ def widen_weights(model: ir.Model) -> int:
     Returns:
         At how many places a weight was rewritten.
     """
-    made: dict[ir.Value, ir.Value] = {}
+    made: dict[Value, Value] = {}
     rewritten = 0
     for node in RecursiveGraphIterator(model.graph):
         for at, zero_at in _HELD.get(node.op_type, ()):
@@ -112,9 +113,7 @@ def widen_weights(model: ir.Model) -> int:
     return rewritten
 
 
-def _widen(
-    node: ir.Node, at: int, zero_at: int, made: dict[ir.Value, ir.Value]
-) -> bool:
+def _widen(node: Node, at: int, zero_at: int, made: dict[Value, Value]) -> bool:
     """Exchange a weight and its zero point; what was made of them before is used again."""
     weight = input_at(node, at)
     if weight is None or not _out_of_reach(weight):
@@ -133,11 +132,11 @@ def _widen(
     return True
 
 
-def _out_of_reach(value: ir.Value) -> bool:
+def _out_of_reach(value: Value) -> bool:
     tensor = value.const_value
     if tensor is None or not value.is_initializer():
         return False
-    if tensor.dtype != ir.DataType.INT8:
+    if tensor.dtype != DataType.INT8:
         return False
     codes = tensor.numpy()
     if codes.ndim < 2 or codes.size == 0:
@@ -147,13 +146,13 @@ def _out_of_reach(value: ir.Value) -> bool:
     return lowest < -REACH or highest > REACH
 
 
-def _middle(weight: ir.Value) -> ir.Value:
+def _middle(weight: Value) -> Value:
     """Return the zero point 128 for a weight that had none, which means 0."""
     middle = np.full((), _MIDDLE, np.uint8)
     return _held(weight, f"{weight.name}_middle", middle)
 
 
-def _unsigned(value: ir.Value) -> ir.Value:
+def _unsigned(value: Value) -> Value:
     """Return an initializer with the bytes of ``value`` counted from 128."""
     tensor = value.const_value
     assert tensor is not None
@@ -161,12 +160,12 @@ def _unsigned(value: ir.Value) -> ir.Value:
     return _held(value, f"{value.name}_unsigned", codes.astype(np.uint8))
 
 
-def _held(beside: ir.Value, name: str, array: np.ndarray) -> ir.Value:
+def _held(beside: Value, name: str, array: np.ndarray) -> Value:
     """Return a new initializer in the graph of another one."""
     tensor = ir.Tensor(array, name=name)
-    of_bytes = ir.TensorType(ir.DataType.UINT8)
+    of_bytes = ir.TensorType(DataType.UINT8)
     shape = ir.Shape(array.shape)
-    value = ir.Value(name=name, shape=shape, type=of_bytes, const_value=tensor)
+    value = Value(name=name, shape=shape, type=of_bytes, const_value=tensor)
     assert beside.graph is not None
     beside.graph.register_initializer(value)
     return value

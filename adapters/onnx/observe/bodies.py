@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 import onnxruntime as ort
+from onnx_ir import Graph, Model, Node, Value
 
 from octavo.adapters.onnx import OnnxConfig
 from octavo.adapters.onnx.prepare.patterns import ints_of, name_of
@@ -38,12 +38,12 @@ class Region:
         holders: Node whose bodies hold more of them -> attribute name -> its body.
     """
 
-    graph: ir.Graph
+    graph: Graph
     wanted: list[str] = field(default_factory=list)
-    holders: dict[ir.Node, dict[str, Region]] = field(default_factory=dict)
+    holders: dict[Node, dict[str, Region]] = field(default_factory=dict)
 
     @cached_property
-    def needed(self) -> tuple[ir.Value, ...]:
+    def needed(self) -> tuple[Value, ...]:
         """What the nodes with bodies read: their inputs, and what the bodies capture.
 
         Initializers are left out.
@@ -66,7 +66,7 @@ class Region:
         return list(found)
 
 
-def find_region(graph: ir.Graph, values: Collection[str]) -> Region:
+def find_region(graph: Graph, values: Collection[str]) -> Region:
     """Return where values stand in a graph and its bodies; graphs without any are left out."""
     region = Region(graph)
     written = [*graph.inputs, *(value for node in graph for value in node.outputs)]
@@ -94,7 +94,7 @@ class Replay:
         held: Most bytes of one step's arrays that were held at once.
     """
 
-    def __init__(self, model: ir.Model, config: OnnxConfig, sink: Sink) -> None:
+    def __init__(self, model: Model, config: OnnxConfig, sink: Sink) -> None:
         self._model = model
         self._config = config
         self._sink = sink
@@ -116,15 +116,13 @@ class Replay:
             else:
                 self._scan(node, inner["body"], known)
 
-    def _branch(
-        self, node: ir.Node, inner: Mapping[str, Region], known: Arrays
-    ) -> None:
+    def _branch(self, node: Node, inner: Mapping[str, Region], known: Arrays) -> None:
         is_true = _flag(_array(node.inputs[0], known))
         taken = "then_branch" if is_true else "else_branch"
         if taken in inner:
             self._run(inner[taken], known)
 
-    def _loop(self, node: ir.Node, body: Region, known: Arrays) -> None:
+    def _loop(self, node: Node, body: Region, known: Arrays) -> None:
         times, go_on, *states = (_array(value, known) for value in node.inputs)
         names = _input_names(body)
         most = None
@@ -142,7 +140,7 @@ class Replay:
             # Behind the states come the values that the loop collects.
             states = outputs[: len(states)]
 
-    def _scan(self, node: ir.Node, body: Region, known: Arrays) -> None:
+    def _scan(self, node: Node, body: Region, known: Arrays) -> None:
         given = [_array(value, known) for value in node.inputs]
         sequences = node.attributes["num_scan_inputs"].as_int()
         first = len(given) - sequences
@@ -206,7 +204,7 @@ class Replay:
         return compile_proto(proto, held, self._config, lean=True).session
 
 
-def _array(value: ir.Value | None, known: Arrays) -> Any:
+def _array(value: Value | None, known: Arrays) -> Any:
     """Return what a node's input holds; None where it is left out."""
     if value is None:
         return None

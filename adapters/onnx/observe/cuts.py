@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import onnx_ir as ir
+from onnx_ir import Model, Node, Value
 
 from octavo.adapters.onnx.prepare.patterns import name_of
 from octavo.adapters.onnx.prepare.scopes import has_bodies
@@ -35,7 +35,7 @@ class Cut:
         return len(self.passing)
 
 
-def cuts(model: ir.Model) -> list[Cut]:
+def cuts(model: Model) -> list[Cut]:
     """Return up to :data:`CUTS` places where the fewest values pass, spread over the graph.
 
     None for graphs with subgraphs.
@@ -61,13 +61,13 @@ def cuts(model: ir.Model) -> list[Cut]:
     return list(stretches.values())
 
 
-def _narrow_places(nodes: Sequence[ir.Node]) -> list[Cut]:
+def _narrow_places(nodes: Sequence[Node]) -> list[Cut]:
     """Return every place that few values pass, all of which can be inputs of a model."""
     last_reads = _last_reads(nodes)
-    leaving: dict[int, list[ir.Value]] = {}
+    leaving: dict[int, list[Value]] = {}
     for value, index in last_reads.items():
         leaving.setdefault(index, []).append(value)
-    alive: dict[ir.Value, None] = {}
+    alive: dict[Value, None] = {}
     found: list[Cut] = []
     for index, node in enumerate(nodes[:-1]):
         for value in node.outputs:
@@ -82,10 +82,10 @@ def _narrow_places(nodes: Sequence[ir.Node]) -> list[Cut]:
     return found
 
 
-def _last_reads(nodes: Sequence[ir.Node]) -> dict[ir.Value, int]:
+def _last_reads(nodes: Sequence[Node]) -> dict[Value, int]:
     """Return value -> index of its last reader; the end for outputs, -1 where nobody reads it."""
     place = {node: index for index, node in enumerate(nodes)}
-    found: dict[ir.Value, int] = {}
+    found: dict[Value, int] = {}
     for node in nodes:
         for value in node.outputs:
             readers = [place[user] for user, _ in value.uses()]
@@ -94,6 +94,6 @@ def _last_reads(nodes: Sequence[ir.Node]) -> dict[ir.Value, int]:
     return found
 
 
-def _can_be_an_input(value: ir.Value) -> bool:
+def _can_be_an_input(value: Value) -> bool:
     is_declared = bool(value.name) and value.type is not None
     return is_declared and not value.is_graph_output()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 import onnxruntime as ort
+from onnx_ir import DataType, Graph, Model, Value
 
 from octavo.adapters.onnx import OnnxConfig
 from octavo.adapters.onnx.prepare.patterns import name_of
@@ -34,7 +35,7 @@ class Part:
 
 
 def make_parts(
-    model: ir.Model, config: OnnxConfig, batch: Batch, names: list[str]
+    model: Model, config: OnnxConfig, batch: Batch, names: list[str]
 ) -> list[Part]:
     """Return a session for each part of the values that fits into ``config.observe_megabytes``.
 
@@ -59,7 +60,7 @@ def make_parts(
 
 
 def parts_session(
-    model: ir.Model, config: OnnxConfig, names: Sequence[str], *, sizes: bool = False
+    model: Model, config: OnnxConfig, names: Sequence[str], *, sizes: bool = False
 ) -> ort.InferenceSession:
     """Return a session that also puts out the named values, or their element counts."""
     clone = model.clone()
@@ -74,19 +75,19 @@ def parts_session(
     return compile_model(clone, config, lean=True).session
 
 
-def _size_of(value: ir.Value, graph: ir.Graph) -> ir.Value:
+def _size_of(value: Value, graph: Graph) -> Value:
     """Let a graph count the elements of a value."""
     node = ir.node("Size", [value], name=f"{value.name}_size")
     count = node.outputs[0]
     count.name = f"{value.name}_size"
-    count.type = ir.TensorType(ir.DataType.INT64)
+    count.type = ir.TensorType(DataType.INT64)
     count.shape = ir.Shape([])
     graph.append(node)
     return count
 
 
 def _measured_sizes(
-    model: ir.Model, config: OnnxConfig, batch: Batch, names: Sequence[str]
+    model: Model, config: OnnxConfig, batch: Batch, names: Sequence[str]
 ) -> dict[str, int]:
     """Return value -> elements, as one run of a batch has them."""
     session = parts_session(model, config, names, sizes=True)
@@ -95,9 +96,7 @@ def _measured_sizes(
     return dict(zip(names, map(int, found), strict=True))
 
 
-def _declared_sizes(
-    model: ir.Model, batch: Batch, names: Sequence[str]
-) -> dict[str, int]:
+def _declared_sizes(model: Model, batch: Batch, names: Sequence[str]) -> dict[str, int]:
     """Return value -> elements, for those whose axes are numbers or axes of an input."""
     axes = _axes_of_inputs(model, batch)
     wanted = frozenset(names)
@@ -124,7 +123,7 @@ def _lengths(shape: ir.Shape, axes: dict[object, int]) -> list[int] | None:
     return found
 
 
-def _axes_of_inputs(model: ir.Model, batch: Batch) -> dict[object, int]:
+def _axes_of_inputs(model: Model, batch: Batch) -> dict[object, int]:
     """Return the lengths that a batch gives to the axes with names."""
     order = tuple(name_of(v) for v in model.graph.inputs)
     call = flat(batch, order)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-import onnx_ir as ir
+from onnx_ir import Graph, Node, Value
 
 from .patterns import input_at, producer_at, producer_of
 from .scopes import walk
@@ -65,7 +65,7 @@ _MOVERS = frozenset(
 _FUSED = frozenset({"Relu", "Clip"})
 
 
-def dequantized(value: ir.Value | None) -> ir.Node | None:
+def dequantized(value: Value | None) -> Node | None:
     """Return the DequantizeLinear that a value comes from, past operators that only move values."""
     node = producer_of(value)
     while node is not None and node.op_type in _MOVERS and node.inputs:
@@ -75,7 +75,7 @@ def dequantized(value: ir.Value | None) -> ir.Node | None:
     return None
 
 
-def in_pairs(node: ir.Node, weight: Iterable[int] = ()) -> bool:
+def in_pairs(node: Node, weight: Iterable[int] = ()) -> bool:
     """True if a float operator stands between DequantizeLinear and QuantizeLinear.
 
     Also if it reads a weight that is stored in codes.
@@ -91,7 +91,7 @@ def in_pairs(node: ir.Node, weight: Iterable[int] = ()) -> bool:
     return _stands_between(node)
 
 
-def _is_stored(value: ir.Value | None) -> bool:
+def _is_stored(value: Value | None) -> bool:
     """True if a value is a constant in codes, written back to float.
 
     Or one that the model itself quantizes.
@@ -106,7 +106,7 @@ def _is_stored(value: ir.Value | None) -> bool:
     return codes is not None and codes.is_initializer()
 
 
-def _stands_between(node: ir.Node) -> bool:
+def _stands_between(node: Node) -> bool:
     """True if an operator reads what is dequantized alone, and what it writes is quantized."""
     given = [v for v in node.inputs if v is not None]
     if any(_is_float_weight(v) for v in given):
@@ -122,11 +122,11 @@ def _stands_between(node: ir.Node) -> bool:
     return all(user.op_type == "QuantizeLinear" for user in readers)
 
 
-def _readers(node: ir.Node) -> list[ir.Node]:
+def _readers(node: Node) -> list[Node]:
     return [user for output in node.outputs for user, _ in output.uses()]
 
 
-def _is_float_weight(value: ir.Value | None) -> bool:
+def _is_float_weight(value: Value | None) -> bool:
     """True for a floating constant of two or more dimensions."""
     if value is None or not value.is_initializer():
         return False
@@ -136,7 +136,7 @@ def _is_float_weight(value: ir.Value | None) -> bool:
     return held.dtype.is_floating_point()
 
 
-def describe(graph: ir.Graph) -> str:
+def describe(graph: Graph) -> str:
     """Return one line on what of a model is quantized already; empty if nothing is."""
     done: dict[str, Counter[str]] = {}
     left: Counter[str] = Counter()
@@ -152,7 +152,7 @@ def describe(graph: ir.Graph) -> str:
     return _told_of_pairs(graph)
 
 
-def _form(node: ir.Node) -> tuple[str, str]:
+def _form(node: Node) -> tuple[str, str]:
     """Return the float operator that a node stands for, and how it is quantized.
 
     The form is empty where its weight is float; both are where it has none.
@@ -181,7 +181,7 @@ def _told(done: Mapping[str, Counter[str]], left: Counter[str]) -> str:
     return f"{ALREADY}: {', '.join(told)}; {still}"
 
 
-def _told_of_pairs(graph: ir.Graph) -> str:
+def _told_of_pairs(graph: Graph) -> str:
     pairs = sum(node.op_type in _PAIR for node in walk(graph))
     if not pairs:
         return ""
@@ -189,14 +189,14 @@ def _told_of_pairs(graph: ir.Graph) -> str:
     return f"{ALREADY}: {pairs} {around}"
 
 
-def _integer_form(node: ir.Node) -> str:
+def _integer_form(node: Node) -> str:
     bits = 4 if node.op_type in _FOUR_BITS else 8
     if "bits" in node.attributes:
         bits = node.attributes["bits"].as_int()
     return f"in int{bits} by {node.op_type}"
 
 
-def _pair_form(places: Iterable[ir.Value | None]) -> str:
+def _pair_form(places: Iterable[Value | None]) -> str:
     for value in places:
         node = dequantized(value)
         codes = node.inputs[0] if node is not None else None

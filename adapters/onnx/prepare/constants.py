@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir import Graph, Node, Value
 
 from .scopes import free_name
 
 
-def is_constant(value: ir.Value | None) -> bool:
+def is_constant(value: Value | None) -> bool:
     """True for an initializer that no input can override; its data is not read."""
     if value is None or value.const_value is None:
         return False
     return not value.is_graph_input() and value.producer() is None
 
 
-def constant(value: ir.Value | None) -> np.ndarray | None:
+def constant(value: Value | None) -> np.ndarray | None:
     """Return the array of an initializer that no input can override; None for anything else."""
     if value is None or value.const_value is None or not is_constant(value):
         return None
@@ -23,7 +24,7 @@ def constant(value: ir.Value | None) -> np.ndarray | None:
     return array
 
 
-def scalar(value: ir.Value | None) -> float | None:
+def scalar(value: Value | None) -> float | None:
     """Return the first number of a constant; None for anything else."""
     array = constant(value)
     if array is None:
@@ -31,16 +32,16 @@ def scalar(value: ir.Value | None) -> float | None:
     return float(array.reshape(-1)[0])
 
 
-def add_initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+def add_initializer(graph: Graph, name: str, array: np.ndarray) -> Value:
     """Register an array under a name that no initializer has yet."""
     free = free_name(name, graph.initializers)
     tensor = ir.Tensor(array, name=free)
     return register(graph, free, tensor)
 
 
-def register(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+def register(graph: Graph, name: str, tensor: ir.TensorProtocol) -> Value:
     """Register a tensor under a name that must be free."""
-    value = ir.Value(
+    value = Value(
         name=name,
         type=ir.TensorType(tensor.dtype),
         shape=ir.Shape(tensor.shape.numpy()),
@@ -50,14 +51,14 @@ def register(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
     return value
 
 
-def replace_input(node: ir.Node, index: int, value: ir.Value) -> None:
+def replace_input(node: Node, index: int, value: Value) -> None:
     """Set one input, lengthening the list where it is shorter."""
     if index >= len(node.inputs):
         node.resize_inputs(index + 1)
     node.replace_input_with(index, value)
 
 
-def take_over(value: ir.Value, old: ir.Value) -> None:
+def take_over(value: Value, old: Value) -> None:
     """Let ``value`` be used, named and put out where ``old`` was."""
     name = old.name
     old.replace_all_uses_with(value, replace_graph_outputs=True)
@@ -67,7 +68,7 @@ def take_over(value: ir.Value, old: ir.Value) -> None:
     value.type = old.type or value.type
 
 
-def drop_unused_initializers(graph: ir.Graph) -> None:
+def drop_unused_initializers(graph: Graph) -> None:
     """Remove initializers that nobody reads.
 
     ONNX Runtime drops them by itself, and then misses those that were lent to it.

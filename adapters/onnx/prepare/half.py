@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir import DataType, Graph, Model, Node, Value
 
 from .scopes import scopes, walk
 
-_HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-_FLOAT = ir.DataType.FLOAT
+_HALVES = (DataType.FLOAT16, DataType.BFLOAT16)
+_FLOAT = DataType.FLOAT
 _TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")
 """Attributes that say of which type a result is."""
 
 
-def holds_halves(model: ir.Model) -> bool:
+def holds_halves(model: Model) -> bool:
     """True if a tensor, an input or an output of a model is of half precision."""
     if _half_ends(model.graph):
         return True
@@ -28,12 +29,12 @@ def holds_halves(model: ir.Model) -> bool:
     return False
 
 
-def _half_ends(graph: ir.Graph) -> list[ir.Value]:
+def _half_ends(graph: Graph) -> list[Value]:
     ends = [*graph.inputs, *graph.outputs]
     return [value for value in ends if value.dtype in _HALVES]
 
 
-def widen(model: ir.Model) -> bool:
+def widen(model: Model) -> bool:
     """Turn half-precision arithmetic into float32, in place; True if there was any."""
     graph = model.graph
     tensors = _half_tensors(graph)
@@ -61,7 +62,7 @@ def widen(model: ir.Model) -> bool:
     return True
 
 
-def _half_tensors(graph: ir.Graph) -> list[ir.Value]:
+def _half_tensors(graph: Graph) -> list[Value]:
     found = []
     for scope in scopes(graph):
         for value in scope.initializers.values():
@@ -71,19 +72,19 @@ def _half_tensors(graph: ir.Graph) -> list[ir.Value]:
     return found
 
 
-def _widen_tensor(value: ir.Value) -> None:
+def _widen_tensor(value: Value) -> None:
     assert value.const_value is not None
     array = value.const_value.numpy().astype(np.float32)
     value.const_value = ir.Tensor(array, name=value.name)
     value.type = ir.TensorType(_FLOAT)
 
 
-def _declare_float(value: ir.Value) -> None:
+def _declare_float(value: Value) -> None:
     if value.dtype in _HALVES:
         value.type = ir.TensorType(_FLOAT)
 
 
-def _widen_attributes(node: ir.Node) -> None:
+def _widen_attributes(node: Node) -> None:
     for key, attribute in list(node.attributes.items()):
         # Constants in attributes (ConstantOfShape), and the types that Cast and others name.
         if attribute.type == ir.AttributeType.TENSOR:
@@ -102,7 +103,7 @@ def _names_half(key: str, attribute: ir.Attr) -> bool:
     return attribute.as_int() in _HALVES
 
 
-def _cast_input(graph: ir.Graph, value: ir.Value) -> None:
+def _cast_input(graph: Graph, value: Value) -> None:
     uses = tuple(value.uses())
     to_float = {"to": _FLOAT.value}
     cast = ir.node("Cast", [value], to_float, name=f"{value.name}_widened")
@@ -115,9 +116,7 @@ def _cast_input(graph: ir.Graph, value: ir.Value) -> None:
         user.replace_input_with(index, result)
 
 
-def _cast_output(
-    graph: ir.Graph, index: int, value: ir.Value, dtype: ir.DataType
-) -> None:
+def _cast_output(graph: Graph, index: int, value: Value, dtype: DataType) -> None:
     name = value.name
     to_half = {"to": dtype.value}
     cast = ir.node("Cast", [value], to_half, name=f"{name}_narrowed")

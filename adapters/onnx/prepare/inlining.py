@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import onnx
 import onnx.inliner
 import onnx_ir as ir
+from onnx_ir import Model, Node
 from onnx_ir.passes import common as passes
 
 from octavo.adapters.onnx.files.message import refill, skeleton
@@ -15,7 +16,7 @@ from octavo.core.errors import ModelError
 from .opset import is_unchanged
 
 
-def inline(model: ir.Model) -> ir.Model:
+def inline(model: Model) -> Model:
     """Return a model without local functions.
 
     A function that was written for another opset than the model is relabelled where its operators
@@ -36,16 +37,16 @@ def inline(model: ir.Model) -> ir.Model:
         ) from error
 
 
-def _inline_converting(model: ir.Model) -> ir.Model:
+def _inline_converting(model: Model) -> Model:
     """Inline functions of other opsets with onnx's own inliner, which converts their operators."""
     proto, held = skeleton(model)  # weights stay out: protobuf ends at 2 GB
     message = onnx.inliner.inline_local_functions(proto, convert_version=True)
-    inlined: ir.Model = ir.from_proto(message)
+    inlined: Model = ir.from_proto(message)
     refill(inlined, held)
     return inlined
 
 
-def _agrees(function: ir.Function, model: ir.Model) -> bool:
+def _agrees(function: ir.Function, model: Model) -> bool:
     """Bring a function to the model's opsets where that changes nothing; False where it does."""
     for domain, version in function.opset_imports.items():
         own = model.opset_imports.get(domain, version)
@@ -64,7 +65,7 @@ def _is_same_at(function: ir.Function, version: int, other: int) -> bool:
     return all(is_unchanged(node, version, other) for node in _standard_nodes(function))
 
 
-def _standard_nodes(function: ir.Function) -> Iterator[ir.Node]:
+def _standard_nodes(function: ir.Function) -> Iterator[Node]:
     for node in ir.traversal.RecursiveGraphIterator(function):
         if node.domain in ("", "ai.onnx"):
             yield node

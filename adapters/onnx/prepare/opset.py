@@ -8,6 +8,7 @@ from __future__ import annotations
 import onnx
 import onnx.version_converter
 import onnx_ir as ir
+from onnx_ir import Model, Node
 
 from octavo.adapters.onnx.files.message import refill, skeleton
 from octavo.core.errors import ModelError
@@ -42,7 +43,7 @@ def as_model(graph: onnx.GraphProto) -> onnx.ModelProto:
     return made
 
 
-def pin(model: ir.Model) -> ir.Model:
+def pin(model: Model) -> Model:
     """Return the model with its default opset in [OLDEST, NEWEST].
 
     A newer one is relabelled where every op in use means the same at :data:`NEWEST`; an older one
@@ -64,7 +65,7 @@ def pin(model: ir.Model) -> ir.Model:
     return model
 
 
-def _relabel(model: ir.Model, version: int) -> None:
+def _relabel(model: Model, version: int) -> None:
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         if node.domain not in _DOMAINS:
             continue
@@ -80,7 +81,7 @@ def _relabel(model: ir.Model, version: int) -> None:
     model.opset_imports[""] = NEWEST
 
 
-def is_unchanged(node: ir.Node, version: int, other: int) -> bool:
+def is_unchanged(node: Node, version: int, other: int) -> bool:
     """True if a node means the same at two opsets, the tensor types that it takes left aside."""
     try:
         now = onnx.defs.get_schema(node.op_type, version, "")
@@ -103,7 +104,7 @@ def _signature(schema: onnx.defs.OpSchema) -> object:
     return attributes, inputs, outputs
 
 
-def _convert(model: ir.Model, version: int) -> ir.Model:
+def _convert(model: Model, version: int) -> Model:
     # Weights stay out: the converter need not see them, and protobuf ends at 2 GB.
     proto, held = skeleton(model)
     try:
@@ -116,7 +117,7 @@ def _convert(model: ir.Model, version: int) -> ir.Model:
             f"and onnx cannot convert it to {CONVERTED}: {error}. "
             f"Export it again with opset {OLDEST} or newer"
         ) from error
-    result: ir.Model = ir.from_proto(converted)
+    result: Model = ir.from_proto(converted)
     refill(result, held)
     result.ir_version = IR_VERSION
     return result

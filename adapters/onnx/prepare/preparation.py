@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Mapping
 
 import onnx_ir as ir
+from onnx_ir import DataType, Graph, Model, Node, Value
 from onnx_ir.passes import common as passes
 
 from .already_quantized import dequantized
@@ -30,7 +31,7 @@ from .scopes import lift_initializers, scopes, walk
 
 logger = logging.getLogger(__name__)
 
-_REWRITES: Mapping[str, Callable[[ir.Node], object]] = {
+_REWRITES: Mapping[str, Callable[[Node], object]] = {
     "Dropout": bypass_dropout,
     "BatchNormalization": fold_batch_norm,
     "Add": fold_affine,
@@ -40,7 +41,7 @@ _REWRITES: Mapping[str, Callable[[ir.Node], object]] = {
     "ReduceMean": pool_from_mean,
 }
 
-_FORMS: tuple[Mapping[str, Callable[[ir.Node, Layouts], object]], ...] = (
+_FORMS: tuple[Mapping[str, Callable[[Node, Layouts], object]], ...] = (
     {"Gemm": plain_gemm, "Einsum": product_from_einsum, "Gather": rows_of_table},
     {"MatMul": matrix_on_the_right},
 )
@@ -50,7 +51,7 @@ Those of the first write operators of the second.
 """
 
 
-def prepare(model: ir.Model) -> ir.Model:
+def prepare(model: Model) -> Model:
     """Fold what is constant, what stands around convolutions, spatial means and swaps of axes.
 
     Shapes are inferred.
@@ -83,7 +84,7 @@ def prepare(model: ir.Model) -> ir.Model:
     return model
 
 
-def _fold(graph: ir.Graph, layouts: Layouts) -> None:
+def _fold(graph: Graph, layouts: Layouts) -> None:
     folded = Folded(graph)
     for scope in scopes(graph):
         fold_constants(scope, folded, layouts.note)
@@ -95,7 +96,7 @@ def _fold(graph: ir.Graph, layouts: Layouts) -> None:
         bypass_identities(scope)
 
 
-def _rewrite(graph: ir.Graph) -> None:
+def _rewrite(graph: Graph) -> None:
     """Rewrite single operators; what is quantized already is left as it is."""
     for node in list(walk(graph)):
         if node.domain != "":
@@ -105,7 +106,7 @@ def _rewrite(graph: ir.Graph) -> None:
             rewrite(node)
 
 
-def _bring_into_form(graph: ir.Graph, layouts: Layouts) -> bool:
+def _bring_into_form(graph: Graph, layouts: Layouts) -> bool:
     """Bring operators with a constant into the forms that sites know.
 
     What is quantized already is left as it is.
@@ -124,11 +125,11 @@ def _bring_into_form(graph: ir.Graph, layouts: Layouts) -> bool:
     return _nodes_and_inputs(graph) != before
 
 
-def _nodes_and_inputs(graph: ir.Graph) -> list[tuple[ir.Node | ir.Value | None, ...]]:
+def _nodes_and_inputs(graph: Graph) -> list[tuple[Node | Value | None, ...]]:
     return [(node, *node.inputs) for node in walk(graph)]
 
 
-def infer_shapes(model: ir.Model) -> ir.Model:
+def infer_shapes(model: Model) -> Model:
     """Infer what can be inferred; where inference fails, shapes stay unknown."""
     for node in walk(model.graph):
         _infer_preprocessing(node)
@@ -141,10 +142,10 @@ def infer_shapes(model: ir.Model) -> ir.Model:
         return model
 
 
-def _infer_preprocessing(node: ir.Node) -> None:
+def _infer_preprocessing(node: Node) -> None:
     """Set the type and shape of what scikit-learn's scalers put out; onnx infers neither."""
     is_scaler = node.domain == "ai.onnx.ml" and node.op_type in ("Scaler", "Normalizer")
     if not is_scaler or node.inputs[0] is None:
         return
-    node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    node.outputs[0].type = ir.TensorType(DataType.FLOAT)
     node.outputs[0].shape = node.inputs[0].shape

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator
 
 import onnx_ir as ir
+from onnx_ir import Graph, Node, Value
 
 NOTES = "octavo.notes"
 """Where a model's graph keeps what was noticed while it was read; a clone has it too."""
 
 
-def bodies(node: ir.Node) -> Iterator[tuple[str, ir.Graph]]:
+def bodies(node: Node) -> Iterator[tuple[str, Graph]]:
     """Yield (attribute name, graph) of the bodies that a node holds."""
     for name, attribute in node.attributes.items():
         if attribute.type == ir.AttributeType.GRAPH:
@@ -25,12 +26,12 @@ def bodies(node: ir.Node) -> Iterator[tuple[str, ir.Graph]]:
                 yield f"{name}_{index}", graph
 
 
-def has_bodies(node: ir.Node) -> bool:
+def has_bodies(node: Node) -> bool:
     """True if a node holds a body."""
     return next(bodies(node), None) is not None
 
 
-def scopes(graph: ir.Graph) -> Iterator[ir.Graph]:
+def scopes(graph: Graph) -> Iterator[Graph]:
     """Yield a graph, and after it every body in it at any depth."""
     yield graph
     for node in graph:
@@ -38,7 +39,7 @@ def scopes(graph: ir.Graph) -> Iterator[ir.Graph]:
             yield from scopes(body)
 
 
-def walk(graph: ir.Graph) -> Iterator[ir.Node]:
+def walk(graph: Graph) -> Iterator[Node]:
     """Yield all nodes in the order in which they run.
 
     Those of a body come before the node that holds it.
@@ -49,13 +50,13 @@ def walk(graph: ir.Graph) -> Iterator[ir.Node]:
         yield node
 
 
-def owner(node: ir.Node) -> ir.Graph:
+def owner(node: Node) -> Graph:
     """Return the graph that a node stands in."""
-    assert isinstance(node.graph, ir.Graph)
+    assert isinstance(node.graph, Graph)
     return node.graph
 
 
-def name_all(graph: ir.Graph) -> None:
+def name_all(graph: Graph) -> None:
     """Give every node and value of a main graph and its bodies a name of its own.
 
     A node of a body is named after the path to it, ``holder/then_branch/node``. The names of the
@@ -72,7 +73,7 @@ class _Names:
 
     def __init__(self) -> None:
         self._taken: set[str] = set()
-        self._done: set[ir.Value] = set()
+        self._done: set[Value] = set()
 
     def free(self, wanted: str) -> str:
         """Return a name that nobody has, and take it."""
@@ -80,7 +81,7 @@ class _Names:
         self._taken.add(name)
         return name
 
-    def keep(self, value: ir.Value, scope: str = "", default: str = "value") -> None:
+    def keep(self, value: Value, scope: str = "", default: str = "value") -> None:
         """Let a value keep its name if it is free, and give it another one otherwise."""
         if value in self._done:
             return
@@ -92,7 +93,7 @@ class _Names:
             value.name = name
 
 
-def _name(graph: ir.Graph, scope: str, values: _Names, nodes: _Names) -> None:
+def _name(graph: Graph, scope: str, values: _Names, nodes: _Names) -> None:
     # A list of its own: giving an initializer a name changes what holds it.
     ends_and_tensors = [*graph.inputs, *graph.outputs, *graph.initializers.values()]
     for value in ends_and_tensors:
@@ -108,14 +109,14 @@ def _name(graph: ir.Graph, scope: str, values: _Names, nodes: _Names) -> None:
             _name(body, f"{node.name}/{label}/", values, nodes)
 
 
-def share_imports(graph: ir.Graph) -> None:
+def share_imports(graph: Graph) -> None:
     """Let every body say which opsets it is written in: the main graph's."""
     for body in scopes(graph):
         if body is not graph:
             body.opset_imports.update(graph.opset_imports)
 
 
-def lift_initializers(graph: ir.Graph) -> None:
+def lift_initializers(graph: Graph) -> None:
     """Move the initializers of all bodies to the main graph.
 
     One that is put out by its body stays there: a body's outputs are computed in it.
@@ -140,9 +141,7 @@ def free_name(wanted: str, *taken: Container[str]) -> str:
     return name
 
 
-def captured(
-    nodes: Iterable[ir.Node], put_out: Iterable[ir.Value] = ()
-) -> tuple[ir.Value, ...]:
+def captured(nodes: Iterable[Node], put_out: Iterable[Value] = ()) -> tuple[Value, ...]:
     """Return the values that nodes, and the bodies in them, read and do not write.
 
     In the order in which they are met; initializers are not among them.
@@ -160,10 +159,10 @@ class _Met:
     """The values that nodes read and write, in the order in which they are met."""
 
     def __init__(self) -> None:
-        self.written: set[ir.Value] = set()
-        self.read: dict[ir.Value, None] = {}
+        self.written: set[Value] = set()
+        self.read: dict[Value, None] = {}
 
-    def meet(self, nodes: Iterable[ir.Node], put_out: Iterable[ir.Value]) -> None:
+    def meet(self, nodes: Iterable[Node], put_out: Iterable[Value]) -> None:
         for node in nodes:
             for value in node.inputs:
                 self._meet_read(value)
@@ -175,7 +174,7 @@ class _Met:
         for value in put_out:
             self._meet_read(value)
 
-    def _meet_read(self, value: ir.Value | None) -> None:
+    def _meet_read(self, value: Value | None) -> None:
         if value is None:
             return
         # An initializer that an input can override is no constant.
@@ -183,9 +182,9 @@ class _Met:
             self.read[value] = None
 
 
-def tensors_of(nodes: Iterable[ir.Node]) -> dict[str, ir.Value]:
+def tensors_of(nodes: Iterable[Node]) -> dict[str, Value]:
     """Return the initializers that nodes, and the bodies in them, read, by name."""
-    found: dict[str, ir.Value] = {}
+    found: dict[str, Value] = {}
     for node in nodes:
         for value in node.inputs:
             if value is not None and value.is_initializer():
@@ -195,7 +194,7 @@ def tensors_of(nodes: Iterable[ir.Node]) -> dict[str, ir.Value]:
     return found
 
 
-def _tensors_from_outside(body: ir.Graph) -> dict[str, ir.Value]:
+def _tensors_from_outside(body: Graph) -> dict[str, Value]:
     """Return the initializers of the graphs around a body that it reads or puts out."""
     own = set(body.initializers.values())
     read = tensors_of(body)

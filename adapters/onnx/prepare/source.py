@@ -12,6 +12,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx_ir import DataType, Graph, Model
 from onnx_ir.passes import common as passes
 
 from octavo.core.errors import ModelError, OctavoError
@@ -57,7 +58,7 @@ class _Given:
         return self.path.parent
 
 
-def read(source: Any) -> ir.Model:
+def read(source: Any) -> Model:
     """Return the model of a ``.onnx`` path, a ModelProto or an ``onnx_ir.Model``.
 
     It is inlined and pinned to an opset. What ``onnx.checker`` objects to becomes a note of the
@@ -67,7 +68,7 @@ def read(source: Any) -> ir.Model:
         ModelError: If it is no ONNX model, or one whose tensors cannot be trusted.
         UnsafeFile: If external data points outside the model's folder.
     """
-    if isinstance(source, ir.Model):
+    if isinstance(source, Model):
         return _settle(source.clone(), "")
     given = _given(source)
     check_tensors(given.proto, given.folder)
@@ -140,16 +141,16 @@ def _objection(given: _Given) -> str:
     return ""
 
 
-def notes(model: ir.Model) -> tuple[str, ...]:
+def notes(model: Model) -> tuple[str, ...]:
     """Return what was noticed while a model was read."""
     return tuple(model.graph.meta.get(NOTES, ()))
 
 
-def _note(model: ir.Model, said: str) -> None:
+def _note(model: Model, said: str) -> None:
     model.graph.meta[NOTES] = (*notes(model), said)
 
 
-def _map_external(graph: ir.Graph) -> None:
+def _map_external(graph: Graph) -> None:
     """Make external tensors ordinary ones, their bytes still mapped from the file.
 
     So no later step depends on where the file was. torch.onnx.export writes every tensor outside by
@@ -165,7 +166,7 @@ def _map_external(graph: ir.Graph) -> None:
                 )
 
 
-def _settle(model: ir.Model, objection: str) -> ir.Model:
+def _settle(model: Model, objection: str) -> Model:
     """Bring a model into the form that all the rest expects.
 
     Functions are inlined, every node and value is named once, the main graph holds all tensors, and
@@ -194,7 +195,7 @@ def _settle(model: ir.Model, objection: str) -> ir.Model:
     return pinned
 
 
-def _take_as_constants(model: ir.Model) -> None:
+def _take_as_constants(model: Model) -> None:
     """Unlist initializers from the inputs.
 
     Whoever may replace a weight at run time would replace codes that stand for another.
@@ -210,7 +211,7 @@ def _take_as_constants(model: ir.Model) -> None:
     _note(model, f"{taken}: {names}")
 
 
-def _own_tensors(model: ir.Model) -> None:
+def _own_tensors(model: Model) -> None:
     """Let the model hold its tensors as arrays, so that the message they came in can go.
 
     Protobuf copies at each access.
@@ -220,6 +221,6 @@ def _own_tensors(model: ir.Model) -> None:
             held = value.const_value
             if not isinstance(held, ir.TensorProtoTensor):
                 continue
-            is_text = held.dtype == ir.DataType.STRING
+            is_text = held.dtype == DataType.STRING
             if not is_text and held.dtype.itemsize >= 1:
                 value.const_value = ir.Tensor(held.numpy(), dtype=held.dtype, name=name)

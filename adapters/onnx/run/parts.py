@@ -6,17 +6,17 @@ from collections.abc import Sequence
 
 import onnx
 import onnx_ir as ir
-from onnx_ir import serde
+from onnx_ir import Model, Node, Value, serde
 
 from octavo.adapters.onnx.files.message import large_tensors, placeholder
 from octavo.adapters.onnx.prepare.scopes import tensors_of
 
 
 def part(
-    model: ir.Model,
-    nodes: Sequence[ir.Node],
-    inputs: Sequence[ir.Value],
-    outputs: Sequence[ir.Value],
+    model: Model,
+    nodes: Sequence[Node],
+    inputs: Sequence[Value],
+    outputs: Sequence[Value],
 ) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]:
     """Serialize some nodes of a graph as a model of their own; nothing is cloned.
 
@@ -47,7 +47,7 @@ def part(
     return proto, held
 
 
-def _tensor(value: ir.Value, name: str, *, is_left_out: bool) -> onnx.TensorProto:
+def _tensor(value: Value, name: str, *, is_left_out: bool) -> onnx.TensorProto:
     tensor = value.const_value
     assert tensor is not None
     written = placeholder(tensor, name) if is_left_out else tensor
@@ -56,9 +56,7 @@ def _tensor(value: ir.Value, name: str, *, is_left_out: bool) -> onnx.TensorProt
     return message
 
 
-def _declared_inside(
-    nodes: Sequence[ir.Node], outputs: Sequence[ir.Value]
-) -> list[ir.Value]:
+def _declared_inside(nodes: Sequence[Node], outputs: Sequence[Value]) -> list[Value]:
     """Return the values of known type that nodes write and the part does not put out."""
     put_out = set(outputs)
     found = []

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir import DataType, Graph, Node, Value
 
 from octavo.adapters.onnx.prepare.constants import add_initializer, constant
 from octavo.adapters.onnx.prepare.patterns import (
@@ -27,7 +28,7 @@ from octavo.adapters.onnx.prepare.patterns import (
 
 _LOWEST = np.float32(np.finfo(np.float32).min)
 _MASK_MOVERS = ("Expand", "Unsqueeze", "Reshape", "Slice")
-_Made = dict[ir.Value, tuple[ir.Value, ir.Value]]
+_Made = dict[Value, tuple[Value, Value]]
 
 
 @dataclass(frozen=True)
@@ -42,20 +43,20 @@ class _Guarded:
         product: The MatMul that alone reads the guarded probabilities.
     """
 
-    where: ir.Node
-    probabilities: ir.Value
-    masked: ir.Node
+    where: Node
+    probabilities: Value
+    masked: Node
     index: int
-    product: ir.Node
+    product: Node
 
     @property
-    def mask(self) -> ir.Value:
+    def mask(self) -> Value:
         mask = self.masked.inputs[self.index]
         assert mask is not None
         return mask
 
 
-def simplify_masked_softmax(graph: ir.Graph) -> int:
+def simplify_masked_softmax(graph: Graph) -> int:
     """Rewrite every guarded softmax of a graph; return how many were found."""
     made: _Made = {}
     found = 0
@@ -69,7 +70,7 @@ def simplify_masked_softmax(graph: ir.Graph) -> int:
     return found
 
 
-def _match(where: ir.Node) -> _Guarded | None:
+def _match(where: Node) -> _Guarded | None:
     test, replacement, probabilities = where.inputs[:3]
     is_nan = producer_of(test)
     softmax = producer_of(probabilities)
@@ -95,14 +96,14 @@ def _match(where: ir.Node) -> _Guarded | None:
     return _Guarded(where, probabilities, masked, index, product)
 
 
-def _mask_index(masked: ir.Node) -> int | None:
+def _mask_index(masked: Node) -> int | None:
     for index, value in enumerate(masked.inputs):
         if _hides(value) is not None:
             return index
     return None
 
 
-def _rewrite(graph: ir.Graph, found: _Guarded, made: _Made) -> None:
+def _rewrite(graph: Graph, found: _Guarded, made: _Made) -> None:
     mask = found.mask
     found.where.outputs[0].replace_all_uses_with(found.probabilities)
     # Finite masks leave no row without a finite score, so no NaN either.
@@ -115,7 +116,7 @@ def _rewrite(graph: ir.Graph, found: _Guarded, made: _Made) -> None:
     _clear_rows(graph, found.product, keep)
 
 
-def _clear_rows(graph: ir.Graph, product: ir.Node, keep: ir.Value) -> None:
+def _clear_rows(graph: Graph, product: Node, keep: Value) -> None:
     """Multiply what a product writes by 1, or by 0 in rows that are masked throughout."""
     result = product.outputs[0]
     cleared = ir.node("Mul", [result, keep], name=f"{product.name}_masked_rows")
@@ -128,7 +129,7 @@ def _clear_rows(graph: ir.Graph, product: ir.Node, keep: ir.Value) -> None:
     cleared.replace_input_with(0, result)
 
 
-def _is_over_last_axis(softmax: ir.Node) -> bool:
+def _is_over_last_axis(softmax: Node) -> bool:
     axis = int_of(softmax, "axis", -1)
     if axis == -1:
         return True
@@ -136,7 +137,7 @@ def _is_over_last_axis(softmax: ir.Node) -> bool:
     return rank is not None and axis == rank - 1
 
 
-def _sole_product(value: ir.Value) -> ir.Node | None:
+def _sole_product(value: Value) -> Node | None:
     use = only_use(value)
     if use is None:
         return None
@@ -148,10 +149,10 @@ def _sole_product(value: ir.Value) -> ir.Node | None:
     return node
 
 
-def _hides(value: ir.Value | None) -> bool | None:
+def _hides(value: Value | None) -> bool | None:
     """Whether a mask made of a condition and two constants holds -inf; None if it is no mask."""
     node = producer_of(value)
-    if node is None or value is None or value.dtype != ir.DataType.FLOAT:
+    if node is None or value is None or value.dtype != DataType.FLOAT:
         return None
     if node.op_type in _MASK_MOVERS:
         return _hides(node.inputs[0])
@@ -168,21 +169,21 @@ def _hides(value: ir.Value | None) -> bool | None:
     return hides
 
 
-def _finite_mask(graph: ir.Graph, mask: ir.Value) -> tuple[ir.Value, ir.Value]:
+def _finite_mask(graph: Graph, mask: Value) -> tuple[Value, Value]:
     """Return the mask with finite numbers, and 1 for rows in which anything counts, else 0."""
     producer = mask.producer()
     assert producer is not None
     name = mask.name
     lowest = add_initializer(graph, "lowest_score", np.asarray(_LOWEST))
-    nodes: list[ir.Node] = []
+    nodes: list[Node] = []
 
     def add(
         op_type: str,
-        inputs: list[ir.Value],
+        inputs: list[Value],
         tag: str,
         attributes: Mapping[str, Any] | None = None,
-        dtype: ir.DataType = ir.DataType.FLOAT,
-    ) -> ir.Value:
+        dtype: DataType = DataType.FLOAT,
+    ) -> Value:
         node = ir.node(op_type, inputs, attributes, name=f"{name}_{tag}")
         result = node.outputs[0]
         result.name = f"{name}_{tag}"
@@ -198,7 +199,7 @@ def _finite_mask(graph: ir.Graph, mask: ir.Value) -> tuple[ir.Value, ir.Value]:
         last = np.array([-1], np.int64)
         axes = add_initializer(graph, "last_axis", last)
         best = add("ReduceMax", [finite, axes], "best", {"keepdims": 1})
-    counts = add("Greater", [best, lowest], "counts", dtype=ir.DataType.BOOL)
-    keep = add("Cast", [counts], "rows", {"to": ir.DataType.FLOAT.value})
+    counts = add("Greater", [best, lowest], "counts", dtype=DataType.BOOL)
+    keep = add("Cast", [counts], "rows", {"to": DataType.FLOAT.value})
     graph.insert_after(producer, nodes)
     return finite, keep

@@ -7,13 +7,14 @@ op of the branch.
 from __future__ import annotations
 
 import onnx_ir as ir
+from onnx_ir import Graph, Node, Value
 
 from octavo.adapters.onnx.prepare.constants import is_constant, scalar
 from octavo.adapters.onnx.prepare.patterns import is_standard
 from octavo.adapters.onnx.prepare.scopes import owner, walk
 
 
-def take_constant_branches(graph: ir.Graph) -> bool:
+def take_constant_branches(graph: Graph) -> bool:
     """Put the taken branch of every If with a constant condition in its place.
 
     Returns:
@@ -26,7 +27,7 @@ def take_constant_branches(graph: ir.Graph) -> bool:
     return bool(found)
 
 
-def _splice(node: ir.Node) -> None:
+def _splice(node: Node) -> None:
     taken = "then_branch" if scalar(node.inputs[0]) else "else_branch"
     body = node.attributes[taken].as_graph()
     around = owner(node)
@@ -50,7 +51,7 @@ def _splice(node: ir.Node) -> None:
     around.remove(node, safe=True)
 
 
-def _move(body: ir.Graph, node: ir.Node) -> None:
+def _move(body: Graph, node: Node) -> None:
     """Move the nodes and tensors of a body to where the node that holds it stands."""
     around = owner(node)
     nodes = list(body)
@@ -63,7 +64,7 @@ def _move(body: ir.Graph, node: ir.Node) -> None:
         around.register_initializer(value)
 
 
-def _copied(node: ir.Node, value: ir.Value) -> ir.Value:
+def _copied(node: Node, value: Value) -> Value:
     made = ir.node("Identity", [value], name=f"{node.name}_{value.name}_taken")
     copy = made.outputs[0]
     copy.name = f"{node.name}_{value.name}_copy"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir import Graph, Node, Value
 
 from octavo.adapters.onnx.prepare.constants import (
     add_initializer,
@@ -31,7 +32,7 @@ from octavo.adapters.onnx.prepare.patterns import (
 )
 
 
-def fold_batch_norm(node: ir.Node) -> bool:
+def fold_batch_norm(node: Node) -> bool:
     """Fold a BatchNormalization into the Conv or ConvTranspose before it.
 
     ``y = (conv(x) - mean) * gamma / sqrt(var + eps) + beta``.
@@ -53,7 +54,7 @@ def fold_batch_norm(node: ir.Node) -> bool:
     return _absorb(node, node.inputs[0], factor, moved)
 
 
-def fold_affine(node: ir.Node) -> bool:
+def fold_affine(node: Node) -> bool:
     """Fold an Add or Mul of one number per channel into the Conv or ConvTranspose before it."""
     index = next((i for i, v in enumerate(node.inputs) if is_constant(v)), None)
     if index is None or len(node.inputs) != 2:
@@ -84,8 +85,8 @@ def _is_per_channel(shape: tuple[int, ...], rank: int) -> bool:
 class _Convolution:
     """A convolution with constant parameters that one node alone reads."""
 
-    node: ir.Node
-    graph: ir.Graph
+    node: Node
+    graph: Graph
     weight: np.ndarray
     bias: np.ndarray
 
@@ -120,11 +121,11 @@ class _Convolution:
         return scaled
 
 
-def _sole_convolution(node: ir.Node, x: ir.Value | None) -> _Convolution | None:
+def _sole_convolution(node: Node, x: Value | None) -> _Convolution | None:
     """Return the convolution that writes ``x``, where ``node`` alone reads it."""
     source = producer_of(x)
     graph = node.graph
-    if not isinstance(graph, ir.Graph):
+    if not isinstance(graph, Graph):
         return None
     if not is_standard(source, "Conv", "ConvTranspose"):
         return None
@@ -142,9 +143,7 @@ def _sole_convolution(node: ir.Node, x: ir.Value | None) -> _Convolution | None:
     return _Convolution(source, graph, weight, bias)
 
 
-def _absorb(
-    node: ir.Node, x: ir.Value | None, factor: np.ndarray, shift: np.ndarray
-) -> bool:
+def _absorb(node: Node, x: Value | None, factor: np.ndarray, shift: np.ndarray) -> bool:
     """Let the convolution before ``node`` compute ``factor * conv(x) + shift`` by itself.
 
     Args:
@@ -183,7 +182,7 @@ def _absorb(
     return True
 
 
-def fold_pad(node: ir.Node) -> bool:
+def fold_pad(node: Node) -> bool:
     """Let a Conv pad with zeros by itself where a Pad before it does."""
     before = producer_at(node, 0)
     if not is_standard(before, "Pad"):
@@ -201,7 +200,7 @@ def fold_pad(node: ir.Node) -> bool:
     return True
 
 
-def _spatial_padding(pad: ir.Node) -> list[int] | None:
+def _spatial_padding(pad: Node) -> list[int] | None:
     """Return how many zeros a Pad puts before and behind each spatial axis.
 
     None where it pads with anything else, at other axes, or cuts off.
@@ -220,7 +219,7 @@ def _spatial_padding(pad: ir.Node) -> list[int] | None:
     return spatial
 
 
-def _pads_with_zeros(pad: ir.Node) -> bool:
+def _pads_with_zeros(pad: Node) -> bool:
     given = input_at(pad, 2)
     if given is None:
         return True

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import prod
 
 import numpy as np
-import onnx_ir as ir
+from onnx_ir import Node, Value
 
 from octavo.adapters.onnx.prepare.constants import add_initializer, is_constant
 from octavo.adapters.onnx.prepare.patterns import rank_of
@@ -68,7 +68,7 @@ class _Terms:
         return not self.stacked or len(self.kept) == len(self.summed) == 1
 
 
-def product_from_einsum(node: ir.Node, layouts: Layouts) -> None:
+def product_from_einsum(node: Node, layouts: Layouts) -> None:
     """Write an Einsum of an activation and a constant as a product, where it is one."""
     if len(node.inputs) != 2 or "equation" not in node.attributes:
         return
@@ -98,9 +98,7 @@ def product_from_einsum(node: ir.Node, layouts: Layouts) -> None:
     replace_with(node, _as_result(node, product, terms, lengths))
 
 
-def _as_rows(
-    node: ir.Node, x: ir.Value, terms: _Terms, lengths: Sequence[int]
-) -> ir.Value:
+def _as_rows(node: Node, x: Value, terms: _Terms, lengths: Sequence[int]) -> Value:
     """Bring the activation into the form (stacked, kept, summed as one axis)."""
     stacked = terms.stacked
     kept = terms.kept
@@ -115,8 +113,8 @@ def _as_rows(
 
 
 def _as_result(
-    node: ir.Node, product: ir.Value, terms: _Terms, lengths: Sequence[int]
-) -> ir.Value:
+    node: Node, product: Value, terms: _Terms, lengths: Sequence[int]
+) -> Value:
     """Bring the product (stacked, kept, columns as one axis) into the order of the result."""
     written = terms.stacked + terms.kept
     value = product
@@ -127,9 +125,7 @@ def _as_result(
     return _turned(node, value, written + terms.columns, terms.result, "out")
 
 
-def _as_matrices(
-    node: ir.Node, weight: ir.Value, terms: _Terms, layouts: Layouts
-) -> ir.Value:
+def _as_matrices(node: Node, weight: Value, terms: _Terms, layouts: Layouts) -> Value:
     """Return the constant with its summed letters as rows and its own as columns."""
     stacked = terms.stacked
     summed = terms.summed
@@ -150,7 +146,7 @@ def _as_matrices(
 
 
 def _letters(
-    equation: str, left: ir.Value, right: ir.Value
+    equation: str, left: Value, right: Value
 ) -> tuple[list[str], list[str], list[str]] | None:
     """Return the letters of both inputs and of the result.
 
@@ -187,17 +183,15 @@ def _implied_result(inputs: str, spread: str) -> str:
 
 
 def _turned(
-    node: ir.Node, value: ir.Value, has: Sequence[str], wants: Sequence[str], tag: str
-) -> ir.Value:
+    node: Node, value: Value, has: Sequence[str], wants: Sequence[str], tag: str
+) -> Value:
     if list(has) == list(wants):
         return value
     perm = [has.index(letter) for letter in wants]
     return before(node, "Transpose", [value], f"turn_{tag}", {"perm": perm})
 
 
-def _reshaped(
-    node: ir.Node, value: ir.Value, shape: Sequence[int], tag: str
-) -> ir.Value:
+def _reshaped(node: Node, value: Value, shape: Sequence[int], tag: str) -> Value:
     wanted = np.array(shape, np.int64)
     held = add_initializer(owner(node), f"{node.name}_{tag}_shape", wanted)
     return before(node, "Reshape", [value, held], tag)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
+from onnx_ir import DataType, Graph, Model, Node, Value
 
 from octavo.adapters.onnx.prepare.constants import add_initializer, is_constant
 from octavo.adapters.onnx.prepare.provenance import record
@@ -39,11 +40,11 @@ _LAYOUTS = frozenset(
 """What changes nothing about a constant but its layout and its type."""
 
 _UNFOLDED_TYPES = (
-    ir.DataType.STRING,
-    ir.DataType.INT4,
-    ir.DataType.UINT4,
-    ir.DataType.BFLOAT16,
-    ir.DataType.FLOAT8E4M3FN,
+    DataType.STRING,
+    DataType.INT4,
+    DataType.UINT4,
+    DataType.BFLOAT16,
+    DataType.FLOAT8E4M3FN,
 )
 
 
@@ -54,11 +55,11 @@ class Folded:
         main: The main graph, which holds all constants.
     """
 
-    def __init__(self, main: ir.Graph) -> None:
+    def __init__(self, main: Graph) -> None:
         self._main = main
-        self._known: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
+        self._known: dict[tuple[str, tuple[int, ...], bytes], Value] = {}
 
-    def constant(self, name: str, array: np.ndarray) -> ir.Value:
+    def constant(self, name: str, array: np.ndarray) -> Value:
         """Return an array as an initializer, under a name where it is new."""
         # ascontiguousarray makes a vector of one element of a number.
         held = np.ascontiguousarray(array).reshape(array.shape)
@@ -74,7 +75,7 @@ class Folded:
 
 
 def fold_constants(
-    graph: ir.Graph, folded: Folded, note: Callable[[ir.Value, ir.Value], None]
+    graph: Graph, folded: Folded, note: Callable[[Value, Value], None]
 ) -> None:
     """Evaluate nodes whose inputs are all constants, with onnx's reference evaluator.
 
@@ -93,7 +94,7 @@ def fold_constants(
             graph.remove(node, safe=True)
 
 
-def _may_be_folded(node: ir.Node) -> bool:
+def _may_be_folded(node: Node) -> bool:
     if node.domain != "" or node.op_type in _NEVER_FOLDED:
         return False
     if not node.inputs or has_bodies(node):
@@ -104,7 +105,7 @@ def _may_be_folded(node: ir.Node) -> bool:
     return all(_is_evaluable(value) for value in node.inputs if value is not None)
 
 
-def _is_evaluable(value: ir.Value) -> bool:
+def _is_evaluable(value: Value) -> bool:
     tensor = value.const_value
     return (
         is_constant(value)
@@ -113,7 +114,7 @@ def _is_evaluable(value: ir.Value) -> bool:
     )
 
 
-def _is_too_large(node: ir.Node, results: Sequence[np.ndarray]) -> bool:
+def _is_too_large(node: Node, results: Sequence[np.ndarray]) -> bool:
     allowed = _FOLD_UP_TO
     # Once each: an input may be read twice.
     for value in set(node.inputs):
@@ -123,10 +124,10 @@ def _is_too_large(node: ir.Node, results: Sequence[np.ndarray]) -> bool:
 
 
 def _put_in_place(
-    node: ir.Node,
+    node: Node,
     results: Sequence[np.ndarray],
     folded: Folded,
-    note: Callable[[ir.Value, ir.Value], None],
+    note: Callable[[Value, Value], None],
 ) -> None:
     """Let constants be read where a node's outputs were."""
     read = [v for v in node.inputs if v is not None]
@@ -140,17 +141,17 @@ def _put_in_place(
             note(made, node.inputs[0])
 
 
-def _evaluate(node: ir.Node, opset: int) -> Sequence[np.ndarray] | None:
+def _evaluate(node: Node, opset: int) -> Sequence[np.ndarray] | None:
     """Return a node's results; None where the evaluator cannot compute them as arrays."""
     given: dict[str, np.ndarray] = {}
-    inputs: dict[str | None, ir.Value] = {}
+    inputs: dict[str | None, Value] = {}
     for value in node.inputs:
         if value is None or value.const_value is None:
             continue
         tensor = value.const_value
         given[value.name or ""] = tensor.numpy()
         kind = value.type or ir.TensorType(tensor.dtype)
-        inputs[value.name] = ir.Value(name=value.name, type=kind, shape=None)
+        inputs[value.name] = Value(name=value.name, type=kind, shape=None)
     model = _alone(node, inputs, opset)
     try:
         found = ReferenceEvaluator(ir.to_proto(model)).run(None, given)
@@ -163,11 +164,9 @@ def _evaluate(node: ir.Node, opset: int) -> Sequence[np.ndarray] | None:
     return [np.asarray(result) for result in found]
 
 
-def _alone(
-    node: ir.Node, inputs: Mapping[str | None, ir.Value], opset: int
-) -> ir.Model:
+def _alone(node: Node, inputs: Mapping[str | None, Value], opset: int) -> Model:
     """Return a model of one node."""
-    copy = ir.Node(
+    copy = Node(
         node.domain,
         node.op_type,
         [inputs[v.name] if v is not None else None for v in node.inputs],
@@ -178,5 +177,5 @@ def _alone(
     for mine, theirs in zip(copy.outputs, node.outputs, strict=True):
         mine.name = theirs.name
     ends = list(inputs.values()), list(copy.outputs)
-    graph = ir.Graph(*ends, nodes=[copy], opset_imports={"": opset}, name="fold")
-    return ir.Model(graph, ir_version=10)
+    graph = Graph(*ends, nodes=[copy], opset_imports={"": opset}, name="fold")
+    return Model(graph, ir_version=10)

@@ -7,18 +7,19 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir import Graph, Node, Value
 
 from octavo.adapters.onnx.prepare.constants import add_initializer, constant, take_over
 from octavo.adapters.onnx.prepare.scopes import owner
 
 
 def before(
-    node: ir.Node,
+    node: Node,
     op_type: str,
-    inputs: Sequence[ir.Value | None],
+    inputs: Sequence[Value | None],
     tag: str,
     attributes: Mapping[str, Any] | None = None,
-) -> ir.Value:
+) -> Value:
     """Put a standard operator right before a node.
 
     Returns:
@@ -34,7 +35,7 @@ def before(
     return result
 
 
-def replace_with(node: ir.Node, value: ir.Value) -> None:
+def replace_with(node: Node, value: Value) -> None:
     """Let a value be read wherever a node's was, and remove the node."""
     take_over(value, node.outputs[0])
     owner(node).remove(node, safe=True)
@@ -53,16 +54,16 @@ class Layouts:
     """
 
     def __init__(self) -> None:
-        self._made: dict[tuple[ir.Value, str], ir.Value] = {}
-        self._sources: dict[ir.Value, str] = {}
+        self._made: dict[tuple[Value, str], Value] = {}
+        self._sources: dict[Value, str] = {}
 
     def of(
         self,
-        node: ir.Node,
-        source: ir.Value,
+        node: Node,
+        source: Value,
         tag: str,
         change: Callable[[np.ndarray], np.ndarray],
-    ) -> ir.Value:
+    ) -> Value:
         """Return ``change(source)`` as an initializer, for a node to read."""
         key = (source, tag)
         made = self._made.get(key)
@@ -76,11 +77,11 @@ class Layouts:
             self.note(made, source)
         return made
 
-    def note(self, made: ir.Value, source: ir.Value) -> None:
+    def note(self, made: Value, source: Value) -> None:
         """Remember that a constant holds the numbers of another one."""
         self._sources[made] = self._sources.get(source, source.name or "")
 
-    def name(self, graph: ir.Graph) -> None:
+    def name(self, graph: Graph) -> None:
         """Give what took the place of a constant its name."""
         for made, name in self._sources.items():
             # As long as somebody reads the source, it keeps its name.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import onnx_ir as ir
+from onnx_ir import Graph, Node, Value
 
 from octavo.adapters.onnx.prepare.constants import register
 from octavo.adapters.onnx.prepare.patterns import producer_at
@@ -15,7 +16,7 @@ The swaps around it go again where it stays float.
 """
 
 
-def restore_left(product: ir.Node, tensor: ir.TensorProtocol, main: ir.Graph) -> None:
+def restore_left(product: Node, tensor: ir.TensorProtocol, main: Graph) -> None:
     """Write a product with its constant on the left again, without the swaps around it.
 
     Args:
@@ -43,7 +44,7 @@ def restore_left(product: ir.Node, tensor: ir.TensorProtocol, main: ir.Graph) ->
         held.name = name
 
 
-def _swap_behind(product: ir.Node) -> ir.Node | None:
+def _swap_behind(product: Node) -> Node | None:
     uses = tuple(product.outputs[0].uses())
     if len(uses) != 1:
         return None
@@ -53,7 +54,7 @@ def _swap_behind(product: ir.Node) -> ir.Node | None:
     return None
 
 
-def _take_back(result: ir.Value, old: ir.Value) -> None:
+def _take_back(result: Value, old: Value) -> None:
     name = old.name
     result.type = old.type
     result.shape = old.shape
@@ -62,9 +63,7 @@ def _take_back(result: ir.Value, old: ir.Value) -> None:
     result.name = name
 
 
-def _held(
-    main: ir.Graph, tensor: ir.TensorProtocol, turned: ir.Value | None
-) -> ir.Value:
+def _held(main: Graph, tensor: ir.TensorProtocol, turned: Value | None) -> Value:
     """Return the initializer that holds a tensor; one of its own where there is none."""
     for value in main.initializers.values():
         if value.const_value is tensor:

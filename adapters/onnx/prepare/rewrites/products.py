@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir import Node, Value
 
 from octavo.adapters.onnx.prepare.constants import (
     add_initializer,
@@ -24,7 +25,7 @@ from .layouts import Layouts, before, replace_with, swap_last
 from .left import LEFT
 
 
-def plain_gemm(node: ir.Node, layouts: Layouts) -> None:
+def plain_gemm(node: Node, layouts: Layouts) -> None:
     """Bring a Gemm to alpha, beta and transA of their defaults, and a bias of one number a column.
 
     A Gemm whose right side is no constant becomes MatMul, with Mul and Add where it needs them.
@@ -58,12 +59,12 @@ def plain_gemm(node: ir.Node, layouts: Layouts) -> None:
 class _Addend:
     """What a Gemm adds to its product, beta times."""
 
-    gemm: ir.Node
-    value: ir.Value
+    gemm: Node
+    value: Value
     beta: float
 
     @classmethod
-    def of(cls, gemm: ir.Node) -> _Addend | None:
+    def of(cls, gemm: Node) -> _Addend | None:
         value = input_at(gemm, 2)
         if value is None:
             return None
@@ -88,7 +89,7 @@ class _Addend:
         made = add_initializer(owner(self.gemm), name, row)
         replace_input(self.gemm, 2, made)
 
-    def scaled(self, like: ir.Value) -> ir.Value:
+    def scaled(self, like: Value) -> Value:
         """Return it times beta."""
         if self.beta == 1:
             return self.value
@@ -96,7 +97,7 @@ class _Addend:
         return before(self.gemm, "Mul", [self.value, factor], "beta")
 
 
-def _as_matmul(node: ir.Node, a: ir.Value, b: ir.Value) -> None:
+def _as_matmul(node: Node, a: Value, b: Value) -> None:
     addend = _Addend.of(node)
     product = before(node, "MatMul", [a, b], "product")
     found = _times(node, product, "alpha", like=a)
@@ -106,7 +107,7 @@ def _as_matmul(node: ir.Node, a: ir.Value, b: ir.Value) -> None:
     replace_with(node, found)
 
 
-def _times(node: ir.Node, value: ir.Value, name: str, like: ir.Value) -> ir.Value:
+def _times(node: Node, value: Value, name: str, like: Value) -> Value:
     """Return a value times an attribute of a Gemm."""
     number = float_of(node, name, 1.0)
     if number == 1:
@@ -115,7 +116,7 @@ def _times(node: ir.Node, value: ir.Value, name: str, like: ir.Value) -> ir.Valu
     return before(node, "Mul", [value, factor], name)
 
 
-def _number(node: ir.Node, like: ir.Value, tag: str, number: float) -> ir.Value:
+def _number(node: Node, like: Value, tag: str, number: float) -> Value:
     dtype = np.dtype(np.float32)
     if like.dtype is not None:
         dtype = like.dtype.numpy()
@@ -123,7 +124,7 @@ def _number(node: ir.Node, like: ir.Value, tag: str, number: float) -> ir.Value:
     return add_initializer(owner(node), f"{node.name}_{tag}", held)
 
 
-def _transposed(node: ir.Node, value: ir.Value, tag: str, layouts: Layouts) -> ir.Value:
+def _transposed(node: Node, value: Value, tag: str, layouts: Layouts) -> Value:
     if is_constant(value):
         return layouts.of(node, value, "turned", _turn)
     return before(node, "Transpose", [value], tag, {"perm": [1, 0]})
@@ -133,7 +134,7 @@ def _turn(matrix: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(matrix.T)
 
 
-def _add_after(node: ir.Node, addend: _Addend) -> None:
+def _add_after(node: Node, addend: _Addend) -> None:
     """Let an Add of its own do what Gemm does with anything but a bias."""
     old = node.outputs[0]
     product = ir.node("Gemm", list(node.inputs), dict(node.attributes), name=node.name)
@@ -147,7 +148,7 @@ def _add_after(node: ir.Node, addend: _Addend) -> None:
     replace_with(node, total)
 
 
-def _columns(gemm: ir.Node, weight: ir.Value) -> int | None:
+def _columns(gemm: Node, weight: Value) -> int | None:
     held = weight.const_value
     if held is None or len(held.shape) != 2:
         return None
@@ -155,7 +156,7 @@ def _columns(gemm: ir.Node, weight: ir.Value) -> int | None:
     return int(rows if int_of(gemm, "transB", 0) == 1 else columns)
 
 
-def matrix_on_the_right(node: ir.Node, layouts: Layouts) -> None:
+def matrix_on_the_right(node: Node, layouts: Layouts) -> None:
     """Bring a MatMul with one constant to ``x @ W``.
 
     W is a matrix, or a stack of matrices where the constant is one.
@@ -185,9 +186,7 @@ def _without_stack(array: np.ndarray) -> np.ndarray:
     return array.reshape(array.shape[-2:])
 
 
-def _from_the_left(
-    node: ir.Node, held: ir.Value, x: ir.Value, layouts: Layouts
-) -> None:
+def _from_the_left(node: Node, held: Value, x: Value, layouts: Layouts) -> None:
     """``W @ x`` is the swap of ``swap(x) @ swap(W)``."""
     turned = layouts.of(node, held, "turned", _turn)
     assert x.shape is not None

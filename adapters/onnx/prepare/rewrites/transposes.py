@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import onnx_ir as ir
+from onnx_ir import Graph, Node, Value
 
 from octavo.adapters.onnx.prepare.constants import constant, take_over
 from octavo.adapters.onnx.prepare.patterns import (
@@ -29,7 +30,7 @@ _END = 2**31
 """Where a slice ends that goes on to the last axis."""
 
 
-def swap_last_axes(graph: ir.Graph) -> int:
+def swap_last_axes(graph: Graph) -> int:
     """Rewrite every ``Reshape(Transpose(Reshape(x, [-1, m, n]), [0, 2, 1]), [..., n, m])``.
 
     Returns:
@@ -46,7 +47,7 @@ def swap_last_axes(graph: ir.Graph) -> int:
     return found
 
 
-def _swapped(last: ir.Node) -> ir.Value | None:
+def _swapped(last: Node) -> Value | None:
     """Return the value of which a Reshape completes the swap of the last two axes."""
     swap = producer_at(last, 0)
     if not is_standard(swap, "Transpose"):
@@ -81,10 +82,10 @@ def _is_product(length: _Dim, leading: list[_Dim]) -> bool:
     return len(numbers) == len(leading) and length == math.prod(numbers)
 
 
-def _rewrite(graph: ir.Graph, last: ir.Node, source: ir.Value) -> None:
+def _rewrite(graph: Graph, last: Node, source: Value) -> None:
     rank = rank_of(source)
     assert rank is not None
-    read: ir.Value | None = source
+    read: Value | None = source
     order = swap_last(rank)
     before = producer_of(source)
     inner = None
@@ -101,12 +102,12 @@ def _rewrite(graph: ir.Graph, last: ir.Node, source: ir.Value) -> None:
     graph.remove(last, safe=True)
 
 
-def _own_dims(value: ir.Value) -> list[_Dim]:
+def _own_dims(value: Value) -> list[_Dim]:
     assert value.shape is not None
     return [d if isinstance(d, int) else f"axis {i}" for i, d in enumerate(value.shape)]
 
 
-def _dims(shape: ir.Value | None, of: ir.Value) -> list[_Dim] | None:
+def _dims(shape: Value | None, of: Value) -> list[_Dim] | None:
     """Return what a vector of dimensions is made of.
 
     None if anything but constants and dimensions of ``of`` is in it.
@@ -124,7 +125,7 @@ def _dims(shape: ir.Value | None, of: ir.Value) -> list[_Dim] | None:
     return None
 
 
-def _shape_dims(node: ir.Node, of: ir.Value) -> list[_Dim] | None:
+def _shape_dims(node: Node, of: Value) -> list[_Dim] | None:
     if node.inputs[0] is not of:
         return None
     start = int_of(node, "start", 0)
@@ -132,7 +133,7 @@ def _shape_dims(node: ir.Node, of: ir.Value) -> list[_Dim] | None:
     return _own_dims(of)[start:end]
 
 
-def _concatenated_dims(node: ir.Node, of: ir.Value) -> list[_Dim] | None:
+def _concatenated_dims(node: Node, of: Value) -> list[_Dim] | None:
     joined: list[_Dim] = []
     for value in node.inputs:
         part = _dims(value, of)
@@ -142,7 +143,7 @@ def _concatenated_dims(node: ir.Node, of: ir.Value) -> list[_Dim] | None:
     return joined
 
 
-def _sliced_dims(node: ir.Node, of: ir.Value) -> list[_Dim] | None:
+def _sliced_dims(node: Node, of: Value) -> list[_Dim] | None:
     """Return a slice of dimensions; None for one along another axis, or with steps."""
     numbers = []
     for value in node.inputs[1:]:
