@@ -11,6 +11,7 @@ from onnx_ir import DataType, Model, Node, Value
 
 from octavo.adapters.onnx.describe.site import Site
 from octavo.adapters.onnx.describe.sites import Sites
+from octavo.adapters.onnx.prepare.patterns import name_of
 from octavo.adapters.onnx.prepare.scopes import owner
 from octavo.core.contract.adapter import OpParameters
 from octavo.core.errors import SchemeError
@@ -20,14 +21,14 @@ from .editing import Editor
 from .nodes import MS, declare, declare_like, dequantize_linear, swap_names
 from .packing import dtype_of
 
-_Key = tuple[float, int, str]
+CodesKey = tuple[float, int, str]
 
 
-def codes_key(p: QuantParams) -> _Key:
+def codes_key(p: QuantParams) -> CodesKey:
     """Return scale, zero point and type of per-tensor parameters: what their codes mean."""
-    scale = float(np.asarray(p.scale))
-    zero_point = int(np.asarray(p.zero_point))
-    return scale, zero_point, p.spec.dtype
+    scale = np.asarray(p.scale)
+    zero_point = np.asarray(p.zero_point)
+    return float(scale), int(zero_point), p.spec.dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ class CodesEditor(Editor):
     ) -> None:
         super().__init__(model, sites, parameters)
         self.flowing: dict[str, Codes] = {}
-        self.at_edge: dict[tuple[str, _Key], Codes] = {}
+        self.at_edge: dict[tuple[str, CodesKey], Codes] = {}
         self._dynamic: dict[str, Codes] = {}
         self._in_bodies: dict[tuple[int, str], Value] = {}
 
@@ -72,13 +73,14 @@ class CodesEditor(Editor):
         """Quantize a value for all who read it."""
         name = value.name or ""
         codes = self._pair(value, params)
+        decoded = codes.dequantized
         quantizer = codes.codes.producer()
         assert quantizer is not None
         # The quantizer itself reads the value, and must go on to do so.
-        value.replace_all_uses_with(codes.dequantized, replace_graph_outputs=True)
+        value.replace_all_uses_with(decoded, replace_graph_outputs=True)
         quantizer.replace_input_with(0, value)
-        if codes.dequantized.is_graph_output():
-            swap_names(codes.dequantized, value, "float")
+        if decoded.is_graph_output():
+            swap_names(decoded, value, "float")
         self.flowing[name] = codes
 
     def activation(
@@ -91,9 +93,9 @@ class CodesEditor(Editor):
         """
         name = site.input_value(position).name or ""
         flowing = self.flowing.get(name)
-        if flowing is not None and params is None:
-            return flowing
         if params is None:
+            if flowing is not None:
+                return flowing
             raise SchemeError(
                 f"op {site.name!r} is static, but its input "
                 f"{site.op.inputs[position]!r} has no parameters; calibrate it"
@@ -114,7 +116,8 @@ class CodesEditor(Editor):
         The standard's take 4 and 16 bits from opset 21 on, the runtime's in any.
         """
         is_old = self.graph.opset_imports.get("", 0) < 21
-        if dtype.bitwidth != 8 and is_old:
+        is_byte = dtype.bitwidth == 8
+        if is_old and not is_byte:
             return MS
         return ""
 
@@ -155,20 +158,23 @@ class CodesEditor(Editor):
         reads one of that body.
         """
         graph = owner(node)
-        written = codes.dequantized.producer()
+        decoded = codes.dequantized
+        written = decoded.producer()
         if written is None or written.graph is graph:
-            return codes.dequantized
-        key = (id(graph), codes.codes.name or "")
+            return decoded
+        key = (id(graph), name_of(codes.codes))
         if key not in self._in_bodies:
             made = dequantize_linear(
                 [codes.codes, codes.scale, codes.zero_point],
                 name=f"{node.name}_{written.name}",
-                result=f"{node.name}_{codes.dequantized.name}",
+                result=f"{node.name}_{decoded.name}",
                 domain=written.domain,
             )
-            declare_like(made.outputs[0], codes.dequantized)
-            graph.insert_before(graph[0], [made])
-            self._in_bodies[key] = made.outputs[0]
+            result = made.outputs[0]
+            declare_like(result, decoded)
+            first = graph[0]
+            graph.insert_before(first, [made])
+            self._in_bodies[key] = result
         return self._in_bodies[key]
 
     def dynamic_activation(self, site: Site) -> Codes:

@@ -18,6 +18,8 @@ from octavo.core.contract.adapter import OpParameters
 from .nodes import declare_like, swap_names
 from .packing import WeightTensors, tensor
 
+Number = float | int
+
 
 class Editor:
     """One clone of the prepared model, edited in place.
@@ -49,7 +51,7 @@ class Editor:
         for scope in scopes(self.graph):
             self._know(scope.inputs)
             self._know(scope.initializers.values())
-        self._scalars: dict[tuple[str, DataType, float | int], Value] = {}
+        self._scalars: dict[tuple[str, DataType, Number], Value] = {}
         self._weights: dict[tuple[int, str], Value] = {}
 
     def _know(self, values: Iterable[Value]) -> None:
@@ -60,13 +62,14 @@ class Editor:
         """Return what now stands for a float value."""
         return self.values[name]
 
-    def scalar(self, prefix: str, number: float | int, dtype: DataType) -> Value:
+    def scalar(self, prefix: str, number: Number, dtype: DataType) -> Value:
         """Return a scalar initializer, shared by all who need the same number."""
         key = (prefix, dtype, number)
         if key not in self._scalars:
-            name = f"{prefix}_{len(self._scalars)}"
-            held = tensor(np.asarray(number), dtype, prefix)
-            self._scalars[key] = self.initializer(name, held)
+            made = len(self._scalars)
+            array = np.asarray(number)
+            held = tensor(array, dtype, prefix)
+            self._scalars[key] = self.initializer(f"{prefix}_{made}", held)
         return self._scalars[key]
 
     def initializer(self, name: str, held: ir.TensorProtocol) -> Value:
@@ -76,7 +79,8 @@ class Editor:
 
     def shared(self, name: str, held: ir.TensorProtocol) -> Value:
         """Register a packed weight tensor once, however many ops use it."""
-        key = (id(held), name.rsplit("_", 1)[-1])
+        *_, purpose = name.rsplit("_", 1)
+        key = (id(held), purpose)
         if key not in self._weights:
             self._weights[key] = self.initializer(name, held)
         return self._weights[key]
@@ -97,44 +101,50 @@ class Editor:
     def bias(self, site: Site, params: OpParameters) -> np.ndarray | None:
         """Return the float bias of an op, a corrected one first."""
         if params.bias is not None:
-            return np.asarray(params.bias, np.float32).ravel()
+            corrected = np.asarray(params.bias, np.float32)
+            return corrected.ravel()
         if site.bias is None:
             return None
         held = self.values[site.bias].const_value
         assert held is not None
-        return held.numpy().astype(np.float32).ravel()
+        own = held.numpy().astype(np.float32)
+        return own.ravel()
 
     def after(self, value: Value, nodes: Sequence[Node]) -> None:
         """Insert nodes right after a value's producer, in the graph that the value belongs to."""
         producer = value.producer()
         if producer is not None:
-            owner(producer).insert_after(producer, nodes)
+            graph = owner(producer)
+            graph.insert_after(producer, nodes)
             return
+        around = self.graph
+        # An input may be that of a body.
         if value.is_graph_input():
-            graph = value.graph
-        else:
-            graph = self.graph
-        assert isinstance(graph, Graph)
-        graph.insert_before(graph[0], nodes)
+            assert isinstance(value.graph, Graph)
+            around = value.graph
+        first = around[0]
+        around.insert_before(first, nodes)
 
     def before(self, node: Node, nodes: Sequence[Node]) -> None:
         """Insert nodes right before another, in its own graph."""
-        owner(node).insert_before(node, nodes)
+        graph = owner(node)
+        graph.insert_before(node, nodes)
 
     def replace(self, site: Site, nodes: Sequence[Node], *, until: Node) -> None:
         """Put nodes in place of a site's up to ``until``; the last one's output takes over."""
-        name = site.name
         *inner, result = nodes
         for i, node in enumerate(inner):
-            node.name = f"{name}_{node.op_type}_{i}"
-            node.outputs[0].name = f"{node.name}_output"
-        result.name = name
-        main = self.nodes[name]
+            name = f"{site.name}_{node.op_type}_{i}"
+            node.name = name
+            node.outputs[0].name = f"{name}_output"
+        result.name = site.name
+        main = self.nodes[site.name]
         last = self.nodes[until.name or ""]
-        owner(last).insert_after(last, list(nodes))
+        graph = owner(last)
+        graph.insert_after(last, list(nodes))
         self.take_over(result.outputs[0], last.outputs[0])
         # What lies behind goes first: it reads what lies before.
-        owner(last).remove(last, safe=True)
+        graph.remove(last, safe=True)
         if main is not last:
             owner(main).remove(main, safe=True)
 
@@ -143,4 +153,5 @@ class Editor:
         declare_like(result, old)
         old.replace_all_uses_with(result, replace_graph_outputs=True)
         swap_names(result, old, "replaced")
-        self.values[name_of(result)] = result
+        name = name_of(result)
+        self.values[name] = result

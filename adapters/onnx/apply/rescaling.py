@@ -51,21 +51,30 @@ def rescale(
     clone = model.clone()
     editor = _Editor(clone.graph)
     for group, change in channel_maps(groups, factors):
-        read = editor.nodes[group.members[0]].inputs[0]
+        first, *_ = group.members
+        read = editor.nodes[first].inputs[0]
         assert read is not None
         writer = read.producer()
         has_steps = writer is not None and STEP in writer.meta
+        producer = sites.sites.get(group.producer)
         if is_online(group, change, already=has_steps):
             editor.insert_steps(read, group, change)
-        elif (producer := sites.sites[group.producer]).node.op_type in NORMS:
+        elif producer is not None and producer.node.op_type in NORMS:
             editor.change_norm(producer, group, change)
         else:
-            for site in streams[group.name].writers:
+            stream = streams[group.name]
+            for site in stream.writers:
                 editor.write(site, change)
         for member in group.members:
-            editor.read(sites.sites[member], change)
+            reader = sites.sites[member]
+            editor.read(reader, change)
     drop_unused_initializers(clone.graph)
     return clone
+
+
+def _as_rows(matrix: np.ndarray, axis: int) -> np.ndarray:
+    """Turn a matrix whose output channels lie along ``axis`` into rows of them, or back."""
+    return matrix if axis == 0 else matrix.T
 
 
 class _Editor:
@@ -85,7 +94,8 @@ class _Editor:
     def _weight(self, site: Site) -> tuple[str, int, np.ndarray]:
         """Return the name of an op's weight, the axis of its channels, and its numbers."""
         weight = site.held
-        return weight.name, weight.channel_axis, self._array(weight.name)
+        array = self._array(weight.name)
+        return weight.name, weight.channel_axis, array
 
     def _bias_name(self, site: Site) -> str | None:
         return self._gained.get(site.name, site.bias)
@@ -99,15 +109,15 @@ class _Editor:
     def _replace(self, name: str, array: np.ndarray) -> None:
         """Give an initializer other numbers under its own name; the source's tensor stays."""
         value = self._graph.initializers[name]
-        assert value.const_value is not None
-        old = value.const_value.numpy()
+        old = self._array(name)
         changed = np.ascontiguousarray(array).astype(old.dtype)
         changed = changed.reshape(old.shape)
         value.const_value = ir.Tensor(changed, name=name)
 
     def _replace_rows(self, name: str, axis: int, rows: np.ndarray) -> None:
         """Replace a matrix, given with a row for each output channel."""
-        self._replace(name, rows if axis == 0 else rows.T)
+        matrix = _as_rows(rows, axis)
+        self._replace(name, matrix)
 
     def _set_bias(self, site: Site, bias: np.ndarray) -> None:
         """Give a linear op a bias; one that has none gains one."""
@@ -115,14 +125,15 @@ class _Editor:
         if name is not None:
             self._replace(name, bias)
             return
-        node = self.nodes[site.name]
+        op = site.name
+        node = self.nodes[op]
         gained = bias.astype(np.float32)
-        held = add_initializer(self._graph, f"{site.name}_bias", gained)
-        self._gained[site.name] = held.name or ""
+        held = add_initializer(self._graph, f"{op}_bias", gained)
+        self._gained[op] = held.name or ""
         if node.op_type == "Gemm":
             replace_input(node, 2, held)
         else:
-            self._add_behind(node, held, f"{site.name}_added")
+            self._add_behind(node, held, f"{op}_added")
 
     def _add_behind(self, node: Node, held: Value, name: str) -> None:
         """Add a constant to a product, for all who read it."""
@@ -130,21 +141,22 @@ class _Editor:
         free = self._steps.unique(name)
         add = ir.node("Add", [product, held], name=free)
         result = add.outputs[0]
-        old = product.name or ""
         result.type = product.type
         result.shape = product.shape
         self._graph.insert_after(node, [add])
         product.replace_all_uses_with(result, replace_graph_outputs=True)
+        # The Add itself reads the product, and must go on to do so.
         add.replace_input_with(0, product)
-        product.name = self._steps.unique(f"{old}_product")
-        result.name = old
+        known_as = product.name or ""
+        product.name = self._steps.unique(f"{known_as}_product")
+        result.name = known_as
 
     def write(self, site: Site, change: ChannelMap) -> None:
         """Let a linear op or convolution write the changed value."""
         name, axis, old = self._weight(site)
         bias = self._bias(site)
         if site.kind == "linear":
-            rows = old if axis == 0 else old.T
+            rows = _as_rows(old, axis)
             rows, moved = change.writer(rows, bias)
             self._replace_rows(name, axis, rows)
             if moved is not None:
@@ -157,19 +169,22 @@ class _Editor:
         divisor = np.asarray(change.scale).reshape(shape)
         self._replace(name, old / divisor)
         if bias is not None:
-            self._set_bias(site, change.apply(bias))
+            changed = change.apply(bias)
+            self._set_bias(site, changed)
 
     def read(self, site: Site, change: ChannelMap) -> None:
         """Let a member's weight read the changed value."""
         name, axis, old = self._weight(site)
         if site.kind == "linear":
-            rows = old if axis == 0 else old.T
+            rows = _as_rows(old, axis)
             bias = change.reader_bias(rows, self._bias(site))
-            self._replace_rows(name, axis, change.reader(rows))
+            changed_rows = change.reader(rows)
+            self._replace_rows(name, axis, changed_rows)
             if bias is not None and change.shift is not None:
                 self._set_bias(site, bias)
             return
-        groups = int(str(site.op.attributes.get("groups", 1)))
+        attributes = site.op.attributes
+        groups = int(str(attributes.get("groups", 1)))
         changed = change.grouped_reader(old, groups)
         self._replace(name, np.asarray(changed))
 
@@ -179,10 +194,13 @@ class _Editor:
         Whoever reads it and is no member (a residual add) is given what it knew.
         """
         node = self.nodes[producer.name]
-        self._change_parameter(node, 1, ChannelMap(change.scale))
+        # A shift moves the norm's own shift alone.
+        factors_alone = ChannelMap(change.scale)
+        self._change_parameter(node, 1, factors_alone)
         self._change_parameter(node, 2, change)
         changed = node.outputs[0]
-        others = [use for use in changed.uses() if use.node.name not in group.members]
+        uses = changed.uses()
+        others = [use for use in uses if use.node.name not in group.members]
         if not others and not changed.is_graph_output():
             return
         restored = self._steps.restored(changed, change)
@@ -197,10 +215,12 @@ class _Editor:
         if value is None or value.const_value is None:
             return
         array = value.const_value.numpy()
-        if len(value.uses()) > 1:
+        readers = value.uses()
+        if len(readers) > 1:
             value = add_initializer(self._graph, f"{value.name}_rescaled", array)
             replace_input(norm, index, value)
-        self._replace(value.name or "", change.apply(array))
+        changed = change.apply(array)
+        self._replace(value.name or "", changed)
 
     def insert_steps(self, value: Value, group: Group, change: ChannelMap) -> None:
         """Give the members a changed value; whoever else reads it keeps it as it is."""

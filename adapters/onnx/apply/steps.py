@@ -25,8 +25,9 @@ class StepWriter:
         self._graph = graph
         self._taken: set[str] = set()
         for node in graph:
+            values = map(name_of, node.outputs)
             self._taken.add(node.name or "")
-            self._taken.update(map(name_of, node.outputs))
+            self._taken.update(values)
         self._made: list[Node] = []
 
     def unique(self, name: str) -> str:
@@ -37,7 +38,9 @@ class StepWriter:
 
     def changed(self, value: Value, group: Group, change: ChannelMap) -> Value:
         """Shift, scale and rotate the channels of a value."""
-        steps = change.steps(group.channels, np.empty(0, np.float32))
+        # Only its namespace counts: the steps are to be arrays of NumPy.
+        like = np.empty(0, np.float32)
+        steps = change.steps(group.channels, like)
         y = value
         if steps.shift is not None:
             shift = np.asarray(steps.shift)
@@ -86,10 +89,12 @@ class StepWriter:
         dtype: DataType | None = None,
     ) -> Value:
         """Make a node, for :meth:`place`; its result has the shape of ``like``."""
-        source = next(v for v in inputs if isinstance(v, Value))
+        values = [given for given in inputs if isinstance(given, Value)]
+        source, *_ = values
         # A step behind a step is named after the value that both change.
         changed, *_ = name_of(source).split("/step/")
-        name = self.unique(f"{changed}/step/{op_type.lower()}")
+        kind = op_type.lower()
+        name = self.unique(f"{changed}/step/{kind}")
         read = []
         for i, given in enumerate(inputs):
             if not isinstance(given, Value):
@@ -99,28 +104,35 @@ class StepWriter:
         node.meta[STEP] = True
         result = node.outputs[0]
         result.name = name
-        result.type = source.type if dtype is None else ir.TensorType(dtype)
-        result.shape = None if like is None else like.shape
+        result.type = source.type
+        if dtype is not None:
+            result.type = ir.TensorType(dtype)
+        if like is not None:
+            result.shape = like.shape
         self._made.append(node)
         return result
 
     def place(self, value: Value) -> None:
         """Insert the nodes made so far behind the one that writes ``value``."""
-        writer = value.producer()
+        graph = self._graph
         steps = self._made
         self._made = []
-        if writer is None:
-            self._graph.insert_before(self._graph[0], steps)
-        else:
-            self._graph.insert_after(writer, steps)
+        writer = value.producer()
+        if writer is not None:
+            graph.insert_after(writer, steps)
+            return
+        first = graph[0]
+        graph.insert_before(first, steps)
 
     def swap_output(self, old: Value, new: Value) -> None:
         """Let ``new`` be the model's output in place of ``old``, under its name."""
         if not old.is_graph_output():
             return
-        name = old.name or ""
-        for i, output in enumerate(self._graph.outputs):
+        outputs = self._graph.outputs
+        for i, output in enumerate(outputs):
             if output is old:
-                self._graph.outputs[i] = new
+                outputs[i] = new
+        name = name_of(old)
+        # The old one gives the name up first: a graph holds each name once.
         old.name = self.unique(f"{name}_rescaled")
         new.name = name

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir import DataType, Node, Value
+from onnx_ir import DataType, Node, TensorProtocol, Value
 
 from octavo.adapters.onnx.describe.site import Site
 from octavo.adapters.onnx.prepare.patterns import name_of
@@ -28,7 +28,8 @@ from .packing import cached, tensor, weight_tensors
 def write_weight_only(e: Editor, site: Site, params: OpParameters) -> Emitted:
     """Write an op whose weight is stored in codes, and multiplied in float or block by block."""
     assert params.weight is not None
-    if params.weight.params.spec.group_size is None:
+    spec = params.weight.params.spec
+    if spec.group_size is None:
         return _write_decoded(e, site, params)
     is_table = site.kind == "embedding"
     if is_table:
@@ -44,7 +45,8 @@ def _write_decoded(e: Editor, site: Site, params: OpParameters) -> Emitted:
     assert site.weight is not None and params.weight is not None
     node = e.nodes[site.name]
     weights = (params.weight, *params.further)
-    for offset, (held, weight) in enumerate(zip(site.op.weights, weights, strict=True)):
+    pairs = zip(site.op.weights, weights, strict=True)
+    for offset, (held, weight) in enumerate(pairs):
         packed = weight_tensors(weight)
         name = f"{site.name}_weight_{offset}"
         decoded = dequantize_linear(
@@ -54,29 +56,35 @@ def _write_decoded(e: Editor, site: Site, params: OpParameters) -> Emitted:
             axis=packed.axis,
         )
         e.before(node, [decoded])
-        node.replace_input_with(site.weight + offset, decoded.outputs[0])
+        # Further weights stand right behind the first one.
+        place = site.weight + offset
+        node.replace_input_with(place, decoded.outputs[0])
     return Emitted(site.name)
 
 
 class _Blocks(NamedTuple):
     """A weight in blocks: packed codes, scales, and zero points where they are not the middle."""
 
-    codes: ir.TensorProtocol
-    scales: ir.TensorProtocol
-    zeros: ir.TensorProtocol | None
+    codes: TensorProtocol
+    scales: TensorProtocol
+    zeros: TensorProtocol | None
 
 
 def _blocks(
     codes: np.ndarray, scales: np.ndarray, zero: np.ndarray, bits: int
 ) -> _Blocks:
-    bytes_of_codes = pack_codes(codes, bits)
-    packed = tensor(bytes_of_codes, DataType.UINT8, "codes")
+    packed_codes = _packed(codes, bits, "codes")
     factors = tensor(scales, DataType.FLOAT, "scale")
     if _is_default_zero(bits, zero):
-        return _Blocks(packed, factors, None)
-    bytes_of_zeros = pack_codes(zero, bits)
-    zeros = tensor(bytes_of_zeros, DataType.UINT8, "zero")
-    return _Blocks(packed, factors, zeros)
+        return _Blocks(packed_codes, factors, None)
+    packed_zeros = _packed(zero, bits, "zero")
+    return _Blocks(packed_codes, factors, packed_zeros)
+
+
+def _packed(codes: np.ndarray, bits: int, name: str) -> TensorProtocol:
+    """Return codes packed into whole bytes."""
+    whole = pack_codes(codes, bits)
+    return tensor(whole, DataType.UINT8, name)
 
 
 def _is_default_zero(bits: int, zero: np.ndarray) -> bool:
@@ -90,14 +98,15 @@ def _unsigned(weight: QuantizedTensor) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
     Codes and zero points are shifted to unsigned: the kernels know no signed codes.
     """
-    spec = weight.params.spec
-    axis = weight.params.axis
+    params = weight.params
+    spec = params.spec
     codes = np.asarray(weight.codes)
-    if axis:
+    if params.axis:
         codes = codes.T
-    scales = np.asarray(weight.params.scale, np.float32)
-    zero = np.asarray(weight.params.zero_point)
-    if not spec.dtype.startswith("u"):
+    scales = np.asarray(params.scale, np.float32)
+    zero = np.asarray(params.zero_point)
+    is_signed = not spec.dtype.startswith("u")
+    if is_signed:
         shift = 2 ** (spec.bits - 1)
         # int16: the shifted codes of int8 go up to 255.
         codes = codes.astype(np.int16) + shift
@@ -106,20 +115,24 @@ def _unsigned(weight: QuantizedTensor) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def _block_size(name: str, weight: QuantizedTensor) -> int:
-    size = weight.params.spec.group_size
+    spec = weight.params.spec
+    size = spec.group_size
+    # A power of two has one bit set, which no smaller number shares.
     is_power_of_two = size is not None and not size & (size - 1)
     if size is None or size < 16 or not is_power_of_two:
         raise SchemeError(
             f"op {name!r}: ONNX Runtime packs weights in groups of 16, 32, 64, ...; "
-            f"{weight.params.spec} is none of these"
+            f"{spec} is none of these"
         )
     return size
 
 
 def _operands(site: Site, params: OpParameters) -> tuple[QuantizedTensor, Weight, int]:
     """Return an op's quantized weight, the weight that it stands for, and its block size."""
-    assert params.weight is not None
-    return params.weight, site.held, _block_size(site.name, params.weight)
+    weight = params.weight
+    assert weight is not None
+    block = _block_size(site.name, weight)
+    return weight, site.held, block
 
 
 def matmul_nbits(e: Editor, site: Site, params: OpParameters) -> Node:
@@ -132,33 +145,43 @@ def matmul_nbits(e: Editor, site: Site, params: OpParameters) -> Node:
     packed: _Blocks = cached(
         weight, "nbits", lambda: _padded_blocks(weight, block, features)
     )
-    bias = e.bias(site, params)
-    inputs: list[Value | None] = [
-        e.current(name_of(site.input_value(0))),
+    x = name_of(site.input_value(0))
+    inputs = [
+        e.current(x),
         e.shared(f"{held.name}_quantized", packed.codes),
         e.shared(f"{held.name}_scale", packed.scales),
         _shared_zeros(e, held.name, packed),
         None,  # g_idx, an order of the features; none here
-        e.float_bias(site, bias) if bias is not None else None,
+        _shared_bias(e, site, params),
     ]
+    is_dynamic = params.scheme.mode == "dynamic"
     attributes = {
         "K": features,
         "N": held.shape[held.channel_axis],
         "bits": weight.params.spec.bits,
         "block_size": block,
-        "accuracy_level": 4 if params.scheme.mode == "dynamic" else 0,
+        "accuracy_level": 4 if is_dynamic else 0,
     }
-    return ir.node("MatMulNBits", without_trailing_gaps(inputs), attributes, domain=MS)
+    given = without_trailing_gaps(inputs)
+    return ir.node("MatMulNBits", given, attributes, domain=MS)
+
+
+def _shared_bias(e: Editor, site: Site, params: OpParameters) -> Value | None:
+    bias = e.bias(site, params)
+    if bias is None:
+        return None
+    return e.float_bias(site, bias)
 
 
 def _padded_blocks(weight: QuantizedTensor, block: int, features: int) -> _Blocks:
     """Return a weight in whole blocks, the last of which may go beyond the features."""
+    bits = weight.params.spec.bits
     codes, scales, zero = _unsigned(weight)
     rows, blocks = scales.shape
     padded = np.repeat(zero, block, axis=1)  # codes beyond the last feature stand for 0
     padded[:, :features] = codes
     stacked = padded.reshape(rows, blocks, block)
-    return _blocks(stacked, scales, zero, weight.params.spec.bits)
+    return _blocks(stacked, scales, zero, bits)
 
 
 def _shared_zeros(e: Editor, name: str, packed: _Blocks) -> Value | None:
@@ -191,6 +214,5 @@ def gather_blocks(e: Editor, site: Site, params: OpParameters) -> Node:
         "block_size": block,
         "bits": bits,
     }
-    return ir.node(
-        "GatherBlockQuantized", without_trailing_gaps(inputs), attributes, domain=MS
-    )
+    given = without_trailing_gaps(inputs)
+    return ir.node("GatherBlockQuantized", given, attributes, domain=MS)

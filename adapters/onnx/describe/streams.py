@@ -12,14 +12,15 @@ from dataclasses import dataclass, field
 
 from onnx_ir import Node, Value
 
-from octavo.adapters.onnx.prepare.patterns import producer_at
+from octavo.adapters.onnx.prepare.patterns import name_of, producer_at
 from octavo.core.numerics.channels import EVERY, SCALE_ALONE
 from octavo.core.values.graph import Group
 
 from .site import Site
 
 _FLATTENING = frozenset({"Flatten", "Reshape", "Squeeze"})
-_POOLING = frozenset({"MaxPool", "GlobalAveragePool", "AveragePool"})
+_GLOBAL_POOLING = "GlobalAveragePool"
+_POOLING = frozenset({"MaxPool", "AveragePool", _GLOBAL_POOLING})
 
 
 @dataclass
@@ -41,27 +42,30 @@ class Stream:
     def group(self) -> Group:
         """Return the stream as the core sees it."""
         first = self.writers[0]
-        members = tuple(dict.fromkeys(r.name for r in self.readers))
-        value = self.readers[0].op.inputs[0]
-        is_plain = first.kind == "linear" and not first.activation
-        is_direct = is_plain and len(self.values) == 1
+        names = [reader.name for reader in self.readers]
+        members = tuple(dict.fromkeys(names))
+        kinds = {reader.kind for reader in self.readers}
+        read = [reader.op.inputs[0] for reader in self.readers]
         # Linear readers of one value can take shifts and rotations, in their producer or by nodes
         # of their own before their products.
-        are_linear = all(r.kind == "linear" for r in self.readers)
-        read_one_value = all(r.op.inputs[0] == value for r in self.readers)
         takes = SCALE_ALONE
-        if are_linear and read_one_value:
+        if kinds == {"linear"} and len(set(read)) == 1:
             takes = EVERY
+        is_plain = first.kind == "linear" and not first.activation
+        is_direct = is_plain and len(self.values) == 1
+        online = takes - {"scale"}
+        if is_direct:
+            online = frozenset()
         return Group(
             f"rescale:{first.name}",
             "rescale",
             members,
             first.name,
             self.channels,
-            value,
+            read[0],
             tuple(self.values),
             takes=takes,
-            online=frozenset() if is_direct else takes - {"scale"},
+            online=online,
         )
 
 
@@ -75,10 +79,12 @@ def find_streams(sites: Mapping[str, Site]) -> tuple[Stream, ...]:
         if name in taken or site.kind not in ("conv", "linear"):
             continue
         walk = _Walk(site.kind, by_last, by_node)
-        stream = walk.follow(site.last.outputs[0])
-        if stream is not None:
-            found.append(stream)
-            taken.update(w.name for w in stream.writers)
+        start = site.last.outputs[0]
+        stream = walk.follow(start)
+        if stream is None:
+            continue
+        found.append(stream)
+        taken.update(writer.name for writer in stream.writers)
     return tuple(found)
 
 
@@ -103,7 +109,7 @@ class _Walk:
         pending = [start]
         while pending:
             value = pending.pop()
-            name = value.name or ""
+            name = name_of(value)
             if name in stream.values:
                 continue
             stream.values[name] = None
@@ -111,25 +117,21 @@ class _Walk:
             after = self._read(value)
             if before is None or after is None:
                 return None
-            pending += [*before, *after]
-        widths = set()
-        for writer in stream.writers:
-            weight = writer.held
-            widths.add(weight.shape[weight.channel_axis])
+            pending += before
+            pending += after
+        return self._closed()
+
+    def _closed(self) -> Stream | None:
+        """Return the stream that was followed to its ends; None where channels do not fit."""
+        stream = self.stream
+        widths = {_written_channels(writer) for writer in stream.writers}
         if len(widths) != 1 or not stream.readers:
             return None
         stream.channels = widths.pop()
-        if not all(self._fits(r) for r in stream.readers):
-            return None
+        for reader in stream.readers:
+            if _read_channels(reader) != stream.channels:
+                return None
         return stream
-
-    def _fits(self, reader: Site) -> bool:
-        """True if a reader's input has as many channels as the stream."""
-        weight = reader.held
-        if reader.kind == "linear":
-            return weight.shape[1 - weight.channel_axis] == self.stream.channels
-        groups = int(str(reader.op.attributes.get("groups", 1)))
-        return weight.shape[1] * groups == self.stream.channels
 
     def _written(self, value: Value) -> list[Value] | None:
         """Return the values that a value is made of; None where the stream cannot be followed."""
@@ -151,25 +153,26 @@ class _Walk:
         """Return the values that are made of a value; None where a reader cannot take part."""
         if value.is_graph_output():
             return None
-        is_pooled = (value.name or "") in self.pooled
+        is_pooled = name_of(value) in self.pooled
         further: list[Value] = []
         for node, index in value.uses():
             site = self.by_node.get(node)
             if site is not None and _is_sum(site):
-                further.append(site.last.outputs[0])
-            elif index == 0 and self._passes(node):
+                total = site.last.outputs[0]
+                further.append(total)
+                continue
+            # Behind its first input an op has weights and the like.
+            if index != 0:
+                return None
+            if self._passes(node):
                 result = node.outputs[0]
                 further.append(result)
-                if node.op_type == "GlobalAveragePool" or is_pooled:
-                    self.pooled.add(result.name or "")
-            elif (
-                site is not None
-                and index == 0
-                and self._can_read(site, is_pooled=is_pooled)
-            ):
-                self.stream.readers.append(site)
-            else:
+                if is_pooled or node.op_type == _GLOBAL_POOLING:
+                    self.pooled.add(name_of(result))
+                continue
+            if site is None or not self._can_read(site, is_pooled=is_pooled):
                 return None
+            self.stream.readers.append(site)
         return further
 
     def _can_read(self, site: Site, *, is_pooled: bool) -> bool:
@@ -185,12 +188,28 @@ class _Walk:
         if node.op_type in _FLATTENING:
             # After global pooling a sample is one number per channel, in whatever shape.
             source = producer_at(node, 0)
-            return source is not None and source.op_type == "GlobalAveragePool"
+            return source is not None and source.op_type == _GLOBAL_POOLING
         return node.op_type in _POOLING
 
 
+def _written_channels(writer: Site) -> int:
+    weight = writer.held
+    return weight.shape[weight.channel_axis]
+
+
+def _read_channels(reader: Site) -> int:
+    weight = reader.held
+    if reader.kind == "linear":
+        return weight.shape[1 - weight.channel_axis]
+    # A convolution's weight holds the input channels of one group.
+    attributes = reader.op.attributes
+    groups = int(str(attributes.get("groups", 1)))
+    return weight.shape[1] * groups
+
+
 def _inputs(node: Node, indices: tuple[int, ...]) -> list[Value]:
-    return [v for i in indices if (v := node.inputs[i]) is not None]
+    values = [node.inputs[index] for index in indices]
+    return [value for value in values if value is not None]
 
 
 def _keeps_factors(site: Site) -> bool:
@@ -215,13 +234,19 @@ def owns_tensors(site: Site) -> bool:
     if site.weight is None or site.op.out_of_reach:
         return False
     weight = site.node.inputs[site.weight]
-    if weight is None or len(weight.uses()) != 1:
+    if weight is None or not _is_read_once(weight):
         return False
+    # A bias is an input of the main node, or of an Add that is fused into it.
     for node in (site.node, *_fused_nodes(site)):
         for value in node.inputs:
             if value is not None and value.name == site.bias:
-                return len(value.uses()) == 1
+                return _is_read_once(value)
     return True
+
+
+def _is_read_once(value: Value) -> bool:
+    readers = value.uses()
+    return len(readers) == 1
 
 
 def _fused_nodes(site: Site) -> Iterator[Node]:
@@ -229,12 +254,14 @@ def _fused_nodes(site: Site) -> Iterator[Node]:
     node: Node | None = site.last
     while node is not None and node is not site.node:
         yield node
-        producers = (v.producer() for v in node.inputs if v is not None)
-        node = next((p for p in producers if p is not None), None)
+        producers = [v.producer() for v in node.inputs if v is not None]
+        node = next(filter(None, producers), None)
 
 
 def takes(site: Site, types: tuple[str, ...]) -> bool:
     """True if a site of one of these types can have its input channels multiplied."""
-    if site.kind not in types or site.weight is None or site.op.weight is None:
+    if site.kind not in types:
+        return False
+    if site.weight is None or site.op.weight is None:
         return False
     return owns_tensors(site)

@@ -7,7 +7,7 @@ each step. Values of a body are seen as often as they are computed, in the shape
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
@@ -16,6 +16,11 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
+from onnx.helper import (
+    make_tensor_sequence_value_info,
+    make_tensor_value_info,
+    np_dtype_to_tensor_dtype,
+)
 from onnx_ir import Graph, Model, Node, Value
 
 from octavo.adapters.onnx import OnnxConfig
@@ -26,6 +31,7 @@ from octavo.adapters.onnx.run.parts import part
 from octavo.core.contract.adapter import Sink
 
 Arrays = Mapping[str, Any]
+"""Name of a value -> what it holds: an array, or a list of arrays for a sequence."""
 
 
 @dataclass
@@ -58,9 +64,13 @@ class Region:
     @cached_property
     def fetched(self) -> list[str]:
         """Names of what a run of the body puts out: its outputs, and what is seen or needed."""
-        written = {value.name for node in self.graph for value in node.outputs}
+        written: set[str | None] = set()
+        for node in self.graph:
+            written.update(value.name for value in node.outputs)
         found = dict.fromkeys(self.outputs)
-        for name in (*self.wanted, *map(name_of, self.needed)):
+        needed = map(name_of, self.needed)
+        for name in (*self.wanted, *needed):
+            # What comes from the graph around, or goes into the body, is known already.
             if name in written:
                 found[name] = None
         return list(found)
@@ -69,17 +79,24 @@ class Region:
 def find_region(graph: Graph, values: Collection[str]) -> Region:
     """Return where values stand in a graph and its bodies; graphs without any are left out."""
     region = Region(graph)
-    written = [*graph.inputs, *(value for node in graph for value in node.outputs)]
-    region.wanted = [name_of(v) for v in written if v.name in values]
+    written = list(graph.inputs)
     for node in graph:
-        inner: dict[str, Region] = {}
-        for label, body in bodies(node):
-            found = find_region(body, values)
-            if found.wanted or found.holders:
-                inner[label] = found
+        written.extend(node.outputs)
+        inner = _inner_regions(node, values)
         if inner:
             region.holders[node] = inner
+    region.wanted = [name_of(v) for v in written if v.name in values]
     return region
+
+
+def _inner_regions(node: Node, values: Collection[str]) -> dict[str, Region]:
+    """Return the bodies of a node that hold any of some values, by attribute name."""
+    inner = {}
+    for label, body in bodies(node):
+        found = find_region(body, values)
+        if found.wanted or found.holders:
+            inner[label] = found
+    return inner
 
 
 class Replay:
@@ -109,31 +126,37 @@ class Replay:
             known: Its inputs, what it captures, and the values that ``region.needed`` names.
         """
         for node, inner in region.holders.items():
-            if node.op_type == "If":
+            kind = node.op_type
+            if kind == "If":
                 self._branch(node, inner, known)
-            elif node.op_type == "Loop":
+            elif kind == "Loop":
                 self._loop(node, inner["body"], known)
             else:
                 self._scan(node, inner["body"], known)
 
     def _branch(self, node: Node, inner: Mapping[str, Region], known: Arrays) -> None:
-        is_true = _flag(_array(node.inputs[0], known))
-        taken = "then_branch" if is_true else "else_branch"
+        condition = _array(node.inputs[0], known)
+        taken = "else_branch"
+        if _flag(condition):
+            taken = "then_branch"
         if taken in inner:
             self._run(inner[taken], known)
 
     def _loop(self, node: Node, body: Region, known: Arrays) -> None:
         times, go_on, *states = (_array(value, known) for value in node.inputs)
         names = _input_names(body)
-        most = None
+        # Without a number of times the body's own condition alone ends the loop.
+        steps: Iterable[int] = count()
         if times is not None:
             most = int(_first(times))
+            steps = range(most)
         going = go_on is None or _flag(go_on)
-        for step in count():
-            is_over = most is not None and step >= most
-            if is_over or not going:
+        for step in steps:
+            if not going:
                 return
-            fed = (np.array(step), np.array(going), *states)
+            counter = np.array(step)
+            condition = np.array(going)
+            fed = (counter, condition, *states)
             given = dict(zip(names, fed, strict=True))
             again, *outputs = self._run(body, {**known, **given})
             going = _flag(again)
@@ -152,29 +175,34 @@ class Replay:
         names = _input_names(body)
         length = scanned[0].shape[axes[0]]
         for step in range(length):
+            from_the_end = length - 1 - step
             fed = list(states)
             for array, axis, is_backwards in zip(
                 scanned, axes, directions, strict=True
             ):
+                place = step
                 if is_backwards:
-                    place = length - 1 - step
-                else:
-                    place = step
+                    place = from_the_end
                 fed.append(np.take(array, place, axis))
             given_here = dict(zip(names, fed, strict=True))
             written = self._run(body, {**known, **given_here})
-            states = written[: len(states)]
+            # Behind the states come the values that the scan collects.
+            states = written[:first]
 
     def _run(self, region: Region, known: Arrays) -> list[Any]:
         """Run a body once; return its outputs."""
         names = region.fetched
         session = self._session(region, known)
-        given = {i.name: known[i.name] for i in session.get_inputs()}
+        inputs = [declared.name for declared in session.get_inputs()]
+        given = {name: known[name] for name in inputs}
         written = session.run(names, given)
-        found = dict(zip(names, written, strict=True))
-        arrays = [array for array in found.values() if isinstance(array, np.ndarray)]
-        size = sum(array.nbytes for array in arrays)
+        size = 0
+        for held in written:
+            # ONNX Runtime gives a sequence as a list, which is not counted.
+            if isinstance(held, np.ndarray):
+                size += held.nbytes
         self.held = max(self.held, size)
+        found = dict(zip(names, written, strict=True))
         everything = {**known, **found}
         for name in region.wanted:
             self._sink(name, everything[name])
@@ -182,55 +210,68 @@ class Replay:
         return [found[name] for name in region.outputs]
 
     def _session(self, region: Region, known: Arrays) -> ort.InferenceSession:
-        if id(region) not in self._sessions:
-            self._sessions[id(region)] = self._compile(region, known)
-        return self._sessions[id(region)]
+        key = id(region)
+        if key not in self._sessions:
+            self._sessions[key] = self._compile(region, known)
+        return self._sessions[key]
 
     def _compile(self, region: Region, known: Arrays) -> ort.InferenceSession:
         """Make a session of a body, whose inputs are declared as what they hold this time."""
         graph = region.graph
-        values = {v.name: v for node in graph for v in node.outputs}
-        values.update((v.name, v) for v in graph.outputs)
+        nodes = list(graph)
+        values = {}
+        for node in nodes:
+            values.update({v.name: v for v in node.outputs})
+        values.update({v.name: v for v in graph.outputs})
         outputs = [values[name] for name in region.fetched]
-        inputs = dict.fromkeys(graph.inputs)
         outside = captured(graph, graph.outputs)
-        inputs.update(dict.fromkeys(outside))
-        proto, held = part(self._model, list(graph), list(inputs), outputs)
+        # A body's own inputs are among what its nodes read: each is named once.
+        inputs = dict.fromkeys([*graph.inputs, *outside])
+        proto, held = part(self._model, nodes, list(inputs), outputs)
         for declared in proto.graph.input:
-            held_now = known[declared.name]
-            declared.CopyFrom(_declared(declared.name, held_now))
+            name = declared.name
+            held_now = known[name]
+            declared.CopyFrom(_declared(name, held_now))
         for declared in proto.graph.output:
             declared.ClearField("type")
-        return compile_proto(proto, held, self._config, lean=True).session
+        compiled = compile_proto(proto, held, self._config, lean=True)
+        return compiled.session
 
 
 def _array(value: Value | None, known: Arrays) -> Any:
     """Return what a node's input holds; None where it is left out."""
     if value is None:
         return None
-    if value.is_initializer() and value.const_value is not None:
-        return value.const_value.numpy()
-    return known[name_of(value)]
+    tensor = value.const_value
+    if value.is_initializer() and tensor is not None:
+        return tensor.numpy()
+    name = name_of(value)
+    return known[name]
 
 
 def _input_names(body: Region) -> list[str]:
-    return [name_of(value) for value in body.graph.inputs]
+    inputs = body.graph.inputs
+    return [name_of(value) for value in inputs]
 
 
 def _first(array: Any) -> Any:
+    """Return the one number of an array, of shape () or (1,)."""
     return np.reshape(array, -1)[0]
 
 
 def _flag(array: Any) -> bool:
-    return bool(_first(array))
+    found = _first(array)
+    return bool(found)
 
 
 def _declared(name: str, held: Any) -> onnx.ValueInfoProto:
     """Declare an input of the type that it has, and of any shape."""
     if not isinstance(held, list):
-        kind = onnx.helper.np_dtype_to_tensor_dtype(held.dtype)
-        return onnx.helper.make_tensor_value_info(name, kind, None)
+        kind = np_dtype_to_tensor_dtype(held.dtype)
+        return make_tensor_value_info(name, kind, None)
+    # An empty list says nothing of the type of its elements.
     kind = onnx.TensorProto.FLOAT
     if held:
-        kind = onnx.helper.np_dtype_to_tensor_dtype(held[0].dtype)
-    return onnx.helper.make_tensor_sequence_value_info(name, kind, None)
+        first, *_ = held
+        kind = np_dtype_to_tensor_dtype(first.dtype)
+    return make_tensor_sequence_value_info(name, kind, None)

@@ -41,23 +41,25 @@ def cuts(model: Model) -> list[Cut]:
     None for graphs with subgraphs.
     """
     nodes = list(model.graph)
+    total = len(nodes)
     # Nodes are told apart by their names.
     names = {node.name for node in nodes}
-    if len(names) < len(nodes) or model.functions:
+    if len(names) < total or model.functions:
         return []
     if any(has_bodies(node) for node in nodes):
         return []
     found = _narrow_places(nodes)
     # The middle says how narrow a place must be: the ends may be narrower than any place between.
-    first = len(nodes) // 4
-    last = 3 * len(nodes) // 4
-    middle = [cut for cut in found if first <= cut.at <= last]
-    least = min((cut.width for cut in middle), default=0)
+    first = total // 4
+    last = 3 * total // 4
+    widths = [cut.width for cut in found if first <= cut.at <= last]
+    least = min(widths, default=0)
     stretches: dict[int, Cut] = {}
     for cut in found:
         if cut.width <= least:
             # Of each stretch the last: the further on, the more is recalled.
-            stretches[cut.at * CUTS // len(nodes)] = cut
+            stretch = cut.at * CUTS // total
+            stretches[stretch] = cut
     return list(stretches.values())
 
 
@@ -75,10 +77,12 @@ def _narrow_places(nodes: Sequence[Node]) -> list[Cut]:
                 alive[value] = None
         for value in leaving.get(index, ()):
             alive.pop(value, None)
-        is_narrow = 0 < len(alive) <= NARROW
-        if is_narrow and all(_can_be_an_input(value) for value in alive):
-            passing = tuple(name_of(value) for value in alive)
-            found.append(Cut(index + 1, passing))
+        if not 0 < len(alive) <= NARROW:
+            continue
+        if all(map(_can_be_an_input, alive)):
+            passing = tuple(map(name_of, alive))
+            cut = Cut(index + 1, passing)
+            found.append(cut)
     return found
 
 
@@ -86,14 +90,18 @@ def _last_reads(nodes: Sequence[Node]) -> dict[Value, int]:
     """Return value -> index of its last reader; the end for outputs, -1 where nobody reads it."""
     place = {node: index for index, node in enumerate(nodes)}
     found: dict[Value, int] = {}
+    the_end = len(nodes)
     for node in nodes:
         for value in node.outputs:
+            if value.is_graph_output():
+                found[value] = the_end
+                continue
             readers = [place[user] for user, _ in value.uses()]
-            is_output = value.is_graph_output()
-            found[value] = len(nodes) if is_output else max(readers, default=-1)
+            found[value] = max(readers, default=-1)
     return found
 
 
 def _can_be_an_input(value: Value) -> bool:
-    is_declared = bool(value.name) and value.type is not None
-    return is_declared and not value.is_graph_output()
+    if not value.name or value.type is None:
+        return False
+    return not value.is_graph_output()

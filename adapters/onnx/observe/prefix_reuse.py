@@ -9,13 +9,15 @@ is. It is the only session that is created.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
+from onnx_ir import Model, Node, Value
 
 from octavo.adapters.onnx import OnnxConfig
 from octavo.adapters.onnx.candidate import OnnxCandidate
@@ -34,6 +36,8 @@ from octavo.core.errors import ModelError
 from .cuts import Cut, cuts
 
 _Arrays = tuple[np.ndarray, ...]
+_Known = dict[str, np.ndarray]
+"""Name of an input of the model, or of a value at a cut -> its array for one batch."""
 
 
 class Reuse:
@@ -50,7 +54,7 @@ class Reuse:
     """
 
     def __init__(
-        self, model: ir.Model, config: OnnxConfig, batches: Sequence[Batch]
+        self, model: Model, config: OnnxConfig, batches: Sequence[Batch]
     ) -> None:
         self._model = model
         self._config = config
@@ -70,15 +74,17 @@ class Reuse:
                 continue
             session = self._after(cut, graph)
             if session is not None:
-                yield from self._run(session, cut)
+                yield from self._run(session)
                 return
-        yield from (candidate.run(batch) for batch in self._batches)
+        for batch in self._batches:
+            yield candidate.run(batch)
 
-    def first_changed(self, model: ir.Model) -> int:
+    def first_changed(self, model: Model) -> int:
         """Return how many nodes of the float graph come before the first changed one."""
         found = {node.name or "": node for node in model.graph}
         for index, (name, signature) in enumerate(self._nodes):
-            if name not in found or _signature(found[name]) != signature:
+            node = found.get(name)
+            if node is None or _signature(node) != signature:
                 return index
         return len(self._nodes)
 
@@ -86,12 +92,12 @@ class Reuse:
         """True if the float model's outputs come out of what is remembered at a cut."""
         if cut.at not in self._kept:
             known, expected = self._recorded
-            self._kept[cut.at] = False
+            holds = False
             # A value whose declared shape is not the one it has is no input that the runtime takes:
             # such a cut is not used either.
             with contextlib.suppress(ModelError, *RUNTIME_ERRORS):
                 holds = bool(known) and self._repeats(cut, expected)
-                self._kept[cut.at] = holds
+            self._kept[cut.at] = holds
         return self._kept[cut.at]
 
     def _repeats(self, cut: Cut, expected: _Arrays) -> bool:
@@ -99,25 +105,27 @@ class Reuse:
         session = self._after(cut, self._model)
         if session is None:
             return False
-        found = next(self._run(session, cut))
-        pairs = zip(found, expected, strict=True)
-        return all(np.array_equal(a, b, equal_nan=True) for a, b in pairs)
+        found = next(self._run(session))
+        for array, wanted in zip(found, expected, strict=True):
+            if not np.array_equal(array, wanted, equal_nan=True):
+                return False
+        return True
 
     @cached_property
-    def _recorded(self) -> tuple[list[dict[str, np.ndarray]], _Arrays]:
+    def _recorded(self) -> tuple[list[_Known], _Arrays]:
         """The values at all cuts by batch, and the float model's outputs for the first batch.
 
         No values where they are too many.
         """
-        known: list[dict[str, np.ndarray]] = []
-        passing: dict[str, None] = {}
-        for cut in self.cuts:
-            passing.update(dict.fromkeys(cut.passing))
-        names = list(passing)
+        known: list[_Known] = []
+        passing = chain.from_iterable(cut.passing for cut in self.cuts)
+        # Neighbouring cuts may share values.
+        names = list(dict.fromkeys(passing))
         session = self._session_with(names)
+        inputs = session.get_inputs()
         room = Room()
         for batch in self._batches:
-            given = feeds(session.get_inputs(), batch)
+            given = feeds(inputs, batch)
             arrays = session.run(names, given)
             size = sum(array.nbytes for array in arrays)
             if not room.take(size):
@@ -127,46 +135,57 @@ class Reuse:
         # The outputs of the model as it is: one with more outputs may be fused otherwise.
         whole = compile_model(self._model, self._config).session
         first = feeds(whole.get_inputs(), self._batches[0])
-        return known, tuple(whole.run(None, first))
+        outputs = whole.run(None, first)
+        return known, tuple(outputs)
 
     def _session_with(self, names: Sequence[str]) -> ort.InferenceSession:
         """Return a session of the float model that also puts some values out."""
         clone = self._model.clone()
-        present = {v.name for v in clone.graph.outputs}
-        values = {v.name: v for node in clone.graph for v in node.outputs}
+        graph = clone.graph
+        present = {value.name for value in graph.outputs}
+        values = {value.name: value for value in _written(graph)}
         for name in names:
             if name not in present:
-                clone.graph.outputs.append(values[name])
+                graph.outputs.append(values[name])
         return compile_model(clone, self._config).session
 
-    def _run(self, session: ort.InferenceSession, cut: Cut) -> Iterator[_Arrays]:
-        wanted = [i.name for i in session.get_inputs()]
+    def _run(self, session: ort.InferenceSession) -> Iterator[_Arrays]:
+        """Yield the outputs of what follows a cut, out of what is remembered at it."""
+        wanted = [declared.name for declared in session.get_inputs()]
         known, _ = self._recorded
         for arrays in known:
             given = {name: arrays[name] for name in wanted}
-            yield tuple(session.run(None, given))
+            outputs = session.run(None, given)
+            yield tuple(outputs)
 
-    def _after(self, cut: Cut, model: ir.Model) -> ort.InferenceSession | None:
+    def _after(self, cut: Cut, model: Model) -> ort.InferenceSession | None:
         """Return a session for a model's nodes after a cut.
 
         None where these read a value that does not pass it.
         """
+        graph = model.graph
         before = {name for name, _ in self._nodes[: cut.at]}
-        nodes = [node for node in model.graph if node.name not in before]
+        nodes = [node for node in graph if node.name not in before]
         read = captured(nodes)
-        passing = {value.name for value in model.graph.inputs}
-        passing.update(cut.passing)
-        if any(value.name not in passing for value in read):
+        known = {value.name for value in graph.inputs}
+        known.update(cut.passing)
+        if any(value.name not in known for value in read):
             return None
-        outputs = model.graph.outputs
-        written = {value for node in nodes for value in node.outputs}
-        if any(value not in written for value in outputs):
+        # An output that is computed before the cut is not computed again.
+        written = set(_written(nodes))
+        if not written.issuperset(graph.outputs):
             return None
-        proto, held = part(model, nodes, read, outputs)
+        proto, held = part(model, nodes, read, graph.outputs)
         return compile_proto(proto, held, self._config).session
 
 
-def _signature(node: ir.Node) -> tuple[Any, ...]:
+def _written(nodes: Iterable[Node]) -> Iterator[Value]:
+    """Yield what nodes put out."""
+    for node in nodes:
+        yield from node.outputs
+
+
+def _signature(node: Node) -> tuple[Any, ...]:
     """What makes two nodes of one name compute the same from equal inputs.
 
     Tensors are shared, and compared by identity.
@@ -176,15 +195,17 @@ def _signature(node: ir.Node) -> tuple[Any, ...]:
     settings = []
     for name, attribute in node.attributes.items():
         held = attribute.value
-        is_tensor = isinstance(held, ir.TensorProtocol)
-        settings.append((name, id(held) if is_tensor else held))
+        if isinstance(held, ir.TensorProtocol):
+            held = id(held)
+        settings.append((name, held))
     settings.sort()
     return node.domain, node.op_type, inputs, outputs, tuple(settings)
 
 
-def _identity(value: ir.Value | None) -> tuple[str | None, int | None] | None:
+def _identity(value: Value | None) -> tuple[str | None, int | None] | None:
     if value is None:
         return None
     if not value.is_initializer():
         return value.name, None
-    return value.name, id(value.const_value)
+    tensor = value.const_value
+    return value.name, id(tensor)

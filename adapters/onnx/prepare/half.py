@@ -9,7 +9,16 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir import DataType, Graph, Model, Node, Value
+from onnx_ir import (
+    AttributeType,
+    DataType,
+    Graph,
+    Model,
+    Node,
+    Tensor,
+    TensorType,
+    Value,
+)
 
 from .scopes import scopes, walk
 
@@ -24,14 +33,19 @@ def holds_halves(model: Model) -> bool:
     if _half_ends(model.graph):
         return True
     for scope in scopes(model.graph):
-        if any(value.dtype in _HALVES for value in scope.initializers.values()):
+        held = scope.initializers.values()
+        if any(map(_is_half, held)):
             return True
     return False
 
 
+def _is_half(value: Value) -> bool:
+    return value.dtype in _HALVES
+
+
 def _half_ends(graph: Graph) -> list[Value]:
     ends = [*graph.inputs, *graph.outputs]
-    return [value for value in ends if value.dtype in _HALVES]
+    return list(filter(_is_half, ends))
 
 
 def widen(model: Model) -> bool:
@@ -41,25 +55,31 @@ def widen(model: Model) -> bool:
     if not tensors and not _half_ends(graph):
         return False
     # What the model put out in half precision, before nodes are told to write float32.
-    narrowed = {v.name: v.dtype for v in graph.outputs if v.dtype in _HALVES}
+    narrowed = {v.name: v.dtype for v in filter(_is_half, graph.outputs)}
     for value in tensors:
         _widen_tensor(value)
-    for node in list(walk(graph)):
-        _widen_attributes(node)
-        for output in node.outputs:
-            _declare_float(output)
-    for body in scopes(graph):
-        if body is not graph:
-            for value in body.inputs:
-                _declare_float(value)
+    _compute_in_float(graph)
     for value in graph.inputs:
-        if value.dtype in _HALVES:
+        if _is_half(value):
             _cast_input(graph, value)
     for i, value in enumerate(list(graph.outputs)):
         dtype = narrowed.get(value.name)
         if dtype is not None:
             _cast_output(graph, i, value, dtype)
     return True
+
+
+def _compute_in_float(graph: Graph) -> None:
+    """Let every node, in bodies too, write float32; the model's own inputs stay as they are."""
+    for node in list(walk(graph)):
+        _widen_attributes(node)
+        for output in node.outputs:
+            _declare_float(output)
+    for body in scopes(graph):
+        if body is graph:
+            continue
+        for value in body.inputs:
+            _declare_float(value)
 
 
 def _half_tensors(graph: Graph) -> list[Value]:
@@ -73,34 +93,39 @@ def _half_tensors(graph: Graph) -> list[Value]:
 
 
 def _widen_tensor(value: Value) -> None:
-    assert value.const_value is not None
-    array = value.const_value.numpy().astype(np.float32)
-    value.const_value = ir.Tensor(array, name=value.name)
-    value.type = ir.TensorType(_FLOAT)
+    tensor = value.const_value
+    assert tensor is not None
+    array = tensor.numpy().astype(np.float32)
+    value.const_value = Tensor(array, name=value.name)
+    value.type = TensorType(_FLOAT)
 
 
 def _declare_float(value: Value) -> None:
-    if value.dtype in _HALVES:
-        value.type = ir.TensorType(_FLOAT)
+    if _is_half(value):
+        value.type = TensorType(_FLOAT)
 
 
 def _widen_attributes(node: Node) -> None:
-    for key, attribute in list(node.attributes.items()):
-        # Constants in attributes (ConstantOfShape), and the types that Cast and others name.
-        if attribute.type == ir.AttributeType.TENSOR:
-            tensor = attribute.as_tensor()
-            if tensor.dtype in _HALVES:
-                wide = ir.Tensor(tensor.numpy().astype(np.float32))
-                node.attributes[key] = ir.AttrTensor(key, wide)
-        elif _names_half(key, attribute):
-            node.attributes[key] = ir.AttrInt64(key, _FLOAT.value)
+    """Widen constants in attributes (ConstantOfShape), and types that Cast and others name."""
+    attributes = node.attributes
+    for key, attribute in list(attributes.items()):
+        if _names_half(key, attribute):
+            attributes[key] = ir.AttrInt64(key, _FLOAT.value)
+        if attribute.type != AttributeType.TENSOR:
+            continue
+        tensor = attribute.as_tensor()
+        if tensor.dtype in _HALVES:
+            array = tensor.numpy().astype(np.float32)
+            wide = Tensor(array)
+            attributes[key] = ir.AttrTensor(key, wide)
 
 
 def _names_half(key: str, attribute: ir.Attr) -> bool:
     """True for an attribute that says that a result is of half precision."""
-    if key not in _TYPE_ATTRIBUTES or attribute.type != ir.AttributeType.INT:
+    if key not in _TYPE_ATTRIBUTES or attribute.type != AttributeType.INT:
         return False
-    return attribute.as_int() in _HALVES
+    named = attribute.as_int()
+    return named in _HALVES
 
 
 def _cast_input(graph: Graph, value: Value) -> None:
@@ -109,9 +134,10 @@ def _cast_input(graph: Graph, value: Value) -> None:
     cast = ir.node("Cast", [value], to_float, name=f"{value.name}_widened")
     result = cast.outputs[0]
     result.name = f"{value.name}_float32"
-    result.type = ir.TensorType(_FLOAT)
+    result.type = TensorType(_FLOAT)
     result.shape = value.shape
-    graph.insert_before(graph[0], [cast])
+    first = graph[0]
+    graph.insert_before(first, [cast])
     for user, index in uses:
         user.replace_input_with(index, result)
 
@@ -121,10 +147,11 @@ def _cast_output(graph: Graph, index: int, value: Value, dtype: DataType) -> Non
     to_half = {"to": dtype.value}
     cast = ir.node("Cast", [value], to_half, name=f"{name}_narrowed")
     result = cast.outputs[0]
-    result.type = ir.TensorType(dtype)
+    result.type = TensorType(dtype)
     result.shape = value.shape
-    value.type = ir.TensorType(_FLOAT)
+    value.type = TensorType(_FLOAT)
     graph.append(cast)
     graph.outputs[index] = result
+    # The old one gives the name up first: a graph holds each name once.
     value.name = f"{name}_float32"
     result.name = name

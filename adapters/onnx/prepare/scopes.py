@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator
 
-import onnx_ir as ir
-from onnx_ir import Graph, Node, Value
+from onnx_ir import AttributeType, Graph, Node, Value
 
 NOTES = "octavo.notes"
 """Where a model's graph keeps what was noticed while it was read; a clone has it too."""
@@ -19,16 +18,18 @@ NOTES = "octavo.notes"
 def bodies(node: Node) -> Iterator[tuple[str, Graph]]:
     """Yield (attribute name, graph) of the bodies that a node holds."""
     for name, attribute in node.attributes.items():
-        if attribute.type == ir.AttributeType.GRAPH:
+        kind = attribute.type
+        if kind == AttributeType.GRAPH:
             yield name, attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
+        elif kind == AttributeType.GRAPHS:
             for index, graph in enumerate(attribute.as_graphs()):
                 yield f"{name}_{index}", graph
 
 
 def has_bodies(node: Node) -> bool:
     """True if a node holds a body."""
-    return next(bodies(node), None) is not None
+    first = next(bodies(node), None)
+    return first is not None
 
 
 def scopes(graph: Graph) -> Iterator[Graph]:
@@ -37,6 +38,13 @@ def scopes(graph: Graph) -> Iterator[Graph]:
     for node in graph:
         for _, body in bodies(node):
             yield from scopes(body)
+
+
+def _inner_graphs(graph: Graph) -> Iterator[Graph]:
+    """Yield every body in a graph, at any depth."""
+    every = scopes(graph)
+    next(every)  # the graph itself
+    yield from every
 
 
 def walk(graph: Graph) -> Iterator[Node]:
@@ -52,8 +60,9 @@ def walk(graph: Graph) -> Iterator[Node]:
 
 def owner(node: Node) -> Graph:
     """Return the graph that a node stands in."""
-    assert isinstance(node.graph, Graph)
-    return node.graph
+    graph = node.graph
+    assert isinstance(graph, Graph)
+    return graph
 
 
 def name_all(graph: Graph) -> None:
@@ -62,10 +71,13 @@ def name_all(graph: Graph) -> None:
     A node of a body is named after the path to it, ``holder/then_branch/node``. The names of the
     model's own inputs and outputs stay; so does every name that is free.
     """
+    # Nodes and values may share names: ONNX keeps them apart.
     values = _Names()
+    nodes = _Names()
+    # The ends of the model go first, so that nothing else takes their names.
     for value in (*graph.inputs, *graph.outputs):
         values.keep(value)
-    _name(graph, "", values, _Names())
+    _name(graph, "", values, nodes)
 
 
 class _Names:
@@ -87,33 +99,35 @@ class _Names:
             return
         self._done.add(value)
         wanted = value.name or default
-        is_taken = wanted in self._taken
-        name = self.free(f"{scope}{wanted}" if is_taken else wanted)
+        if wanted in self._taken:
+            wanted = f"{scope}{wanted}"
+        name = self.free(wanted)
         if name != value.name:
             value.name = name
 
 
 def _name(graph: Graph, scope: str, values: _Names, nodes: _Names) -> None:
     # A list of its own: giving an initializer a name changes what holds it.
-    ends_and_tensors = [*graph.inputs, *graph.outputs, *graph.initializers.values()]
-    for value in ends_and_tensors:
+    tensors = list(graph.initializers.values())
+    for value in (*graph.inputs, *graph.outputs, *tensors):
         values.keep(value, scope)
     for node in graph:
         wanted = node.name or node.op_type
-        node.name = nodes.free(f"{scope}{wanted}")
+        name = nodes.free(f"{scope}{wanted}")
+        node.name = name
         for index, value in enumerate(node.outputs):
             # An output without a name that nobody reads is one that is left out.
             if value.name or value.uses() or index == 0:
-                values.keep(value, scope, f"{node.name}_output_{index}")
+                values.keep(value, scope, f"{name}_output_{index}")
         for label, body in bodies(node):
-            _name(body, f"{node.name}/{label}/", values, nodes)
+            _name(body, f"{name}/{label}/", values, nodes)
 
 
 def share_imports(graph: Graph) -> None:
     """Let every body say which opsets it is written in: the main graph's."""
-    for body in scopes(graph):
-        if body is not graph:
-            body.opset_imports.update(graph.opset_imports)
+    imports = graph.opset_imports
+    for body in _inner_graphs(graph):
+        body.opset_imports.update(imports)
 
 
 def lift_initializers(graph: Graph) -> None:
@@ -121,20 +135,21 @@ def lift_initializers(graph: Graph) -> None:
 
     One that is put out by its body stays there: a body's outputs are computed in it.
     """
-    for body in scopes(graph):
-        if body is graph:
-            continue
-        for name, value in tuple(body.initializers.items()):
+    for body in _inner_graphs(graph):
+        held = body.initializers
+        for name, value in tuple(held.items()):
+            # An initializer that is an input too may be given another value there.
             if value.is_graph_input() or value.is_graph_output():
                 continue
-            del body.initializers[name]
+            del held[name]
             value.name = free_name(name, graph.initializers)
             graph.register_initializer(value)
 
 
 def free_name(wanted: str, *taken: Container[str]) -> str:
     """Return a name that is taken nowhere: the wanted one, or that with a number."""
-    name, number = wanted, 0
+    name = wanted
+    number = 0
     while any(name in names for names in taken):
         number += 1
         name = f"{wanted}_{number}"
@@ -167,12 +182,16 @@ class _Met:
             for value in node.inputs:
                 self._meet_read(value)
             for _, body in bodies(node):
-                self.written.update(body.inputs)
-                self.written.update(body.initializers.values())
-                self.meet(body, body.outputs)
+                self._meet_body(body)
             self.written.update(node.outputs)
         for value in put_out:
             self._meet_read(value)
+
+    def _meet_body(self, body: Graph) -> None:
+        own = body.initializers.values()
+        self.written.update(body.inputs)
+        self.written.update(own)
+        self.meet(body, body.outputs)
 
     def _meet_read(self, value: Value | None) -> None:
         if value is None:
@@ -196,7 +215,9 @@ def tensors_of(nodes: Iterable[Node]) -> dict[str, Value]:
 
 def _tensors_from_outside(body: Graph) -> dict[str, Value]:
     """Return the initializers of the graphs around a body that it reads or puts out."""
-    own = set(body.initializers.values())
     read = tensors_of(body)
-    read.update((v.name or "", v) for v in body.outputs if v.is_initializer())
+    for value in body.outputs:
+        if value.is_initializer():
+            read[value.name or ""] = value
+    own = set(body.initializers.values())
     return {name: value for name, value in read.items() if value not in own}

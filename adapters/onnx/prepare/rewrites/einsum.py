@@ -20,6 +20,10 @@ from octavo.adapters.onnx.prepare.scopes import owner
 
 from .layouts import Layouts, before, replace_with
 
+Letters = Sequence[str]
+
+_ELLIPSIS = "..."
+
 _KEPT = 0
 """In the shape of a Reshape: the length that an axis has already."""
 
@@ -28,19 +32,24 @@ _KEPT = 0
 class _Terms:
     """The letters of an activation, of a constant, and of their result, an ellipsis written out."""
 
-    x: Sequence[str]
-    weight: Sequence[str]
-    result: Sequence[str]
+    x: Letters
+    weight: Letters
+    result: Letters
+
+    @property
+    def shared(self) -> list[str]:
+        """Letters of both."""
+        return [n for n in self.x if n in self.weight]
 
     @property
     def summed(self) -> list[str]:
         """Letters of both that are summed over."""
-        return [n for n in self.x if n in self.weight and n not in self.result]
+        return [n for n in self.shared if n not in self.result]
 
     @property
     def stacked(self) -> list[str]:
         """Letters of both that go on: those of a stack of matrices."""
-        return [n for n in self.x if n in self.weight and n in self.result]
+        return [n for n in self.shared if n in self.result]
 
     @property
     def kept(self) -> list[str]:
@@ -52,35 +61,49 @@ class _Terms:
         """Letters of the constant alone."""
         return [n for n in self.weight if n not in self.x]
 
-    def lengths_of(self, letters: Sequence[str], lengths: Sequence[int]) -> list[int]:
+    def axes_of(self, letters: Letters) -> list[int]:
+        """Return which axes of the constant have these letters."""
+        return [self.weight.index(n) for n in letters]
+
+    def lengths_of(self, letters: Letters, lengths: Sequence[int]) -> list[int]:
         """Return how long the axes of the constant with these letters are."""
-        return [lengths[self.weight.index(n)] for n in letters]
+        axes = self.axes_of(letters)
+        return [lengths[axis] for axis in axes]
 
     def are_a_product(self) -> bool:
         """True where a MatMul computes the result."""
         for letters in (self.x, self.weight, self.result):
-            if len(set(letters)) != len(letters):
+            different = set(letters)
+            if len(different) != len(letters):
                 return False  # a diagonal
+        if not self.summed:
+            return False
         goes_on = {*self.stacked, *self.kept, *self.columns}
-        if not self.summed or goes_on != set(self.result):
-            return False  # no product, or a sum over one side alone
+        if goes_on != set(self.result):
+            return False  # a sum over one side alone
+        if not self.stacked:
+            return True
         # A stack of matrices takes one axis of rows and one that is summed.
-        return not self.stacked or len(self.kept) == len(self.summed) == 1
+        return len(self.kept) == len(self.summed) == 1
 
 
 def product_from_einsum(node: Node, layouts: Layouts) -> None:
     """Write an Einsum of an activation and a constant as a product, where it is one."""
-    if len(node.inputs) != 2 or "equation" not in node.attributes:
+    if len(node.inputs) != 2:
         return
     left, right = node.inputs
-    if left is None or right is None or is_constant(left) == is_constant(right):
+    attribute = node.attributes.get("equation")
+    if left is None or right is None or attribute is None:
         return
-    equation = node.attributes["equation"].as_string()
+    is_left_constant = is_constant(left)
+    if is_left_constant == is_constant(right):
+        return
+    equation = attribute.as_string()
     letters = _letters(equation, left, right)
     if letters is None:
         return
     of_left, of_right, result = letters
-    if is_constant(left):
+    if is_left_constant:
         x = right
         weight = left
         terms = _Terms(of_right, of_left, result)
@@ -95,7 +118,8 @@ def product_from_einsum(node: Node, layouts: Layouts) -> None:
     matrices = _as_matrices(node, weight, terms, layouts)
     rows = _as_rows(node, x, terms, lengths)
     product = before(node, "MatMul", [rows, matrices], "product")
-    replace_with(node, _as_result(node, product, terms, lengths))
+    found = _as_result(node, product, terms, lengths)
+    replace_with(node, found)
 
 
 def _as_rows(node: Node, x: Value, terms: _Terms, lengths: Sequence[int]) -> Value:
@@ -130,16 +154,18 @@ def _as_matrices(node: Node, weight: Value, terms: _Terms, layouts: Layouts) -> 
     stacked = terms.stacked
     summed = terms.summed
     columns = terms.columns
-    order = [terms.weight.index(n) for n in (*stacked, *summed, *columns)]
+    order = terms.axes_of(stacked + summed + columns)
     first_row = len(stacked)
     first_column = first_row + len(summed)
 
     def change(array: np.ndarray) -> np.ndarray:
-        turned = np.ascontiguousarray(array.transpose(order))
+        ordered = array.transpose(order)
+        turned = np.ascontiguousarray(ordered)
         lengths = turned.shape
+        stack = lengths[:first_row]
         rows = prod(lengths[first_row:first_column])
         width = prod(lengths[first_column:])
-        return turned.reshape(*lengths[:first_row], rows, width)
+        return turned.reshape(*stack, rows, width)
 
     axes = "".join(map(str, order))
     return layouts.of(node, weight, f"rows_{axes}_{len(summed)}", change)
@@ -152,7 +178,8 @@ def _letters(
 
     An ellipsis of known rank is written out; None where that is unknown.
     """
-    inputs, arrow, result = equation.replace(" ", "").partition("->")
+    compact = equation.replace(" ", "")
+    inputs, arrow, result = compact.partition("->")
     parts = inputs.split(",")
     if len(parts) != 2:
         return None
@@ -162,36 +189,46 @@ def _letters(
         rank = rank_of(value)
         if rank is None:
             return None
-        if "..." in part:
-            missing = rank - len(part.replace("...", ""))
-            # Digits, which no equation has as letters.
-            spread = "".join(chr(ord("0") + i) for i in range(missing))
-            part = part.replace("...", spread)
-        if len(part) != rank:
+        if _ELLIPSIS in part:
+            spread = _spread(part, rank)
+        whole = part.replace(_ELLIPSIS, spread)
+        if len(whole) != rank:
             return None
-        written.append(list(part))
+        written.append(list(whole))
     if not arrow:
         result = _implied_result(inputs, spread)
     of_left, of_right = written
-    return of_left, of_right, list(result.replace("...", spread))
+    of_result = result.replace(_ELLIPSIS, spread)
+    return of_left, of_right, list(of_result)
+
+
+def _spread(part: str, rank: int) -> str:
+    """Return the letters that an ellipsis stands for in an input of some rank."""
+    named = part.replace(_ELLIPSIS, "")
+    missing = rank - len(named)
+    # Digits, which no equation has as letters.
+    zero = ord("0")
+    return "".join(chr(zero + i) for i in range(missing))
 
 
 def _implied_result(inputs: str, spread: str) -> str:
     """Without an arrow the result has the letters that occur once, in the alphabet's order."""
-    once = [c for c in inputs if c.isalpha() and inputs.count(c) == 1]
-    return spread + "".join(sorted(once))
+    letters = filter(str.isalpha, inputs)
+    once = [letter for letter in letters if inputs.count(letter) == 1]
+    ordered = "".join(sorted(once))
+    return spread + ordered
 
 
-def _turned(
-    node: Node, value: Value, has: Sequence[str], wants: Sequence[str], tag: str
-) -> Value:
+def _turned(node: Node, value: Value, has: Letters, wants: Letters, tag: str) -> Value:
     if list(has) == list(wants):
         return value
-    perm = [has.index(letter) for letter in wants]
-    return before(node, "Transpose", [value], f"turn_{tag}", {"perm": perm})
+    order = [has.index(letter) for letter in wants]
+    attributes = {"perm": order}
+    return before(node, "Transpose", [value], f"turn_{tag}", attributes)
 
 
 def _reshaped(node: Node, value: Value, shape: Sequence[int], tag: str) -> Value:
+    graph = owner(node)
     wanted = np.array(shape, np.int64)
-    held = add_initializer(owner(node), f"{node.name}_{tag}_shape", wanted)
+    held = add_initializer(graph, f"{node.name}_{tag}_shape", wanted)
     return before(node, "Reshape", [value, held], tag)

@@ -37,12 +37,14 @@ def plain_gemm(node: Node, layouts: Layouts) -> None:
     if int_of(node, "transA", 0) == 1:
         a = _transposed(node, a, "left", layouts)
     if not is_constant(b) or is_constant(a):
-        if int_of(node, "transB", 0) == 1:
+        if _is_right_transposed(node):
             b = _transposed(node, b, "right", layouts)
         _as_matmul(node, a, b)
         return
+    # Before the attributes go: beta is one of them.
     addend = _Addend.of(node)
-    node.replace_input_with(0, _times(node, a, "alpha", like=a))
+    scaled = _times(node, a, "alpha", like=a)
+    node.replace_input_with(0, scaled)
     for name in ("alpha", "beta", "transA"):
         node.attributes.pop(name, None)
     if addend is None:
@@ -68,13 +70,17 @@ class _Addend:
         value = input_at(gemm, 2)
         if value is None:
             return None
-        return cls(gemm, value, float_of(gemm, "beta", 1.0))
+        beta = float_of(gemm, "beta", 1.0)
+        return cls(gemm, value, beta)
 
     def is_vector_of(self, columns: int) -> bool:
         """True for a constant of one number, or one per column."""
         held = constant(self.value)
-        shapes = ((), (1,), (1, 1), (columns,), (1, columns))
-        return held is not None and held.shape in shapes
+        if held is None:
+            return False
+        one_number = ((), (1,), (1, 1))
+        one_per_column = ((columns,), (1, columns))
+        return held.shape in one_number + one_per_column
 
     def become_row(self, columns: int) -> None:
         """Make it a bias of one number per column."""
@@ -83,10 +89,11 @@ class _Addend:
         if self.beta == 1 and held.size == columns:
             return
         factor = np.asarray(self.beta, held.dtype)
-        whole = np.broadcast_to(held.reshape(-1), (columns,))
+        flat = held.reshape(-1)
+        whole = np.broadcast_to(flat, (columns,))
         row = np.ascontiguousarray(whole * factor)
-        name = f"{self.value.name}_row"
-        made = add_initializer(owner(self.gemm), name, row)
+        graph = owner(self.gemm)
+        made = add_initializer(graph, f"{self.value.name}_row", row)
         replace_input(self.gemm, 2, made)
 
     def scaled(self, like: Value) -> Value:
@@ -117,17 +124,20 @@ def _times(node: Node, value: Value, name: str, like: Value) -> Value:
 
 
 def _number(node: Node, like: Value, tag: str, number: float) -> Value:
+    """Register a scalar of the type of ``like``."""
     dtype = np.dtype(np.float32)
     if like.dtype is not None:
         dtype = like.dtype.numpy()
     held = np.asarray(number, dtype)
-    return add_initializer(owner(node), f"{node.name}_{tag}", held)
+    graph = owner(node)
+    return add_initializer(graph, f"{node.name}_{tag}", held)
 
 
 def _transposed(node: Node, value: Value, tag: str, layouts: Layouts) -> Value:
     if is_constant(value):
         return layouts.of(node, value, "turned", _turn)
-    return before(node, "Transpose", [value], tag, {"perm": [1, 0]})
+    swap = {"perm": [1, 0]}
+    return before(node, "Transpose", [value], tag, swap)
 
 
 def _turn(matrix: np.ndarray) -> np.ndarray:
@@ -137,7 +147,9 @@ def _turn(matrix: np.ndarray) -> np.ndarray:
 def _add_after(node: Node, addend: _Addend) -> None:
     """Let an Add of its own do what Gemm does with anything but a bias."""
     old = node.outputs[0]
-    product = ir.node("Gemm", list(node.inputs), dict(node.attributes), name=node.name)
+    inputs = list(node.inputs)
+    attributes = dict(node.attributes)
+    product = ir.node("Gemm", inputs, attributes, name=node.name)
     owner(node).insert_before(node, [product])
     result = product.outputs[0]
     result.name = f"{node.name}_product"
@@ -153,7 +165,13 @@ def _columns(gemm: Node, weight: Value) -> int | None:
     if held is None or len(held.shape) != 2:
         return None
     rows, columns = held.shape.numpy()
-    return int(rows if int_of(gemm, "transB", 0) == 1 else columns)
+    if _is_right_transposed(gemm):
+        return int(rows)
+    return int(columns)
+
+
+def _is_right_transposed(gemm: Node) -> bool:
+    return int_of(gemm, "transB", 0) == 1
 
 
 def matrix_on_the_right(node: Node, layouts: Layouts) -> None:
@@ -163,10 +181,17 @@ def matrix_on_the_right(node: Node, layouts: Layouts) -> None:
     """
     left = node.inputs[0]
     right = node.inputs[1]
-    if left is None or right is None or is_constant(left) == is_constant(right):
+    if left is None or right is None:
         return
     is_on_the_left = is_constant(left)
-    x, held = (right, left) if is_on_the_left else (left, right)
+    if is_on_the_left == is_constant(right):
+        return
+    if is_on_the_left:
+        held = left
+        x = right
+    else:
+        x = left
+        held = right
     rank = rank_of(x)
     assert held.const_value is not None
     shape = held.const_value.shape.numpy()
@@ -174,30 +199,36 @@ def matrix_on_the_right(node: Node, layouts: Layouts) -> None:
         return
     *stack, _, _ = shape
     # With fewer axes in x than in the stack, the result has more axes than x.
-    if stack and rank >= len(shape) and set(stack) == {1}:
+    is_stack_of_one = bool(stack) and set(stack) == {1}
+    if is_stack_of_one and rank >= len(shape):
         held = layouts.of(node, held, "matrix", _without_stack)
-        node.replace_input_with(0 if is_on_the_left else 1, held)
+        place = 0 if is_on_the_left else 1
+        node.replace_input_with(place, held)
         stack = []
     if is_on_the_left and not stack:
         _from_the_left(node, held, x, layouts)
 
 
 def _without_stack(array: np.ndarray) -> np.ndarray:
-    return array.reshape(array.shape[-2:])
+    matrix = array.shape[-2:]
+    return array.reshape(matrix)
 
 
 def _from_the_left(node: Node, held: Value, x: Value, layouts: Layouts) -> None:
     """``W @ x`` is the swap of ``swap(x) @ swap(W)``."""
     turned = layouts.of(node, held, "turned", _turn)
-    assert x.shape is not None
-    rank = len(x.shape)
+    shape = x.shape
+    assert shape is not None
+    rank = len(shape)
+    # A vector has no axes to swap.
     if rank == 1:
         node.replace_input_with(0, x)
         node.replace_input_with(1, turned)
         return
     order = swap_last(rank)
-    inner = before(node, "Transpose", [x], "swap_in", {"perm": order})
-    inner.shape = ir.Shape([x.shape[axis] for axis in order])
+    swap = {"perm": order}
+    inner = before(node, "Transpose", [x], "swap_in", swap)
+    inner.shape = ir.Shape([shape[axis] for axis in order])
     product = ir.node("MatMul", [inner, turned], name=node.name)
     product.meta[LEFT] = held.const_value
     owner(node).insert_before(node, [product])
@@ -205,5 +236,5 @@ def _from_the_left(node: Node, held: Value, x: Value, layouts: Layouts) -> None:
     result.name = f"{node.name}_swapped"
     result.type = node.outputs[0].type
     node.name = f"{node.name}_replaced"
-    swapped = before(node, "Transpose", [result], "swap_out", {"perm": order})
+    swapped = before(node, "Transpose", [result], "swap_out", swap)
     replace_with(node, swapped)
