@@ -175,7 +175,9 @@ class Graph:
         """Return the node that writes each value."""
         found: dict[str, Node] = {}
         for node in self.nodes:
-            found.update(dict.fromkeys(filter(None, node.outputs), node))
+            for value in node.outputs:
+                if value:
+                    found[value] = node
         return found
 
     def fingerprint(self) -> str:
@@ -189,8 +191,10 @@ class Graph:
             array = np.ascontiguousarray(self.initializers[name])
             digest.update(f"{name} {array.dtype} {array.shape}".encode())
             # The memory itself where it can be viewed as bytes; tobytes() is a copy.
-            is_viewable = array.ndim and array.size
-            digest.update(array.view(np.uint8).data if is_viewable else array.tobytes())
+            if array.ndim and array.size:
+                digest.update(array.view(np.uint8).data)
+            else:
+                digest.update(array.tobytes())
         inputs = [info.name for info in self.inputs]
         ends = [inputs, list(self.outputs), self.opset]
         digest.update(json.dumps(ends).encode())
@@ -275,7 +279,9 @@ class Builder:
         """Return the name of an input; an array becomes a constant of that name."""
         if given is None:
             return ""
-        return given if isinstance(given, str) else self.constant(given, name)
+        if isinstance(given, str):
+            return given
+        return self.constant(given, name)
 
     def __getattr__(self, op: str) -> Callable[..., Any]:
         if not op[:1].isupper():
@@ -288,10 +294,14 @@ class Builder:
         Raises:
             ModelError: If a value is read that nothing writes.
         """
-        nodes, inputs = tuple(self._nodes), tuple(self._inputs)
-        return Graph(
-            nodes, dict(self._initializers), inputs, outputs, self._opset
-        ).check()
+        made = Graph(
+            tuple(self._nodes),
+            dict(self._initializers),
+            tuple(self._inputs),
+            outputs,
+            self._opset,
+        )
+        return made.check()
 
 
 def _hashable(value: Any) -> Any:
@@ -303,5 +313,7 @@ def unique(name: str, taken: Iterable[str]) -> str:
     known = set(taken)
     if name not in known:
         return name
-    numbered = (f"{name}_{i}" for i in itertools.count(1))
-    return next(n for n in numbered if n not in known)
+    number = 1
+    while f"{name}_{number}" in known:
+        number += 1
+    return f"{name}_{number}"

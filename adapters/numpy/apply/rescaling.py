@@ -85,9 +85,8 @@ class _Editor:
         """Give a node a bias; one that has none gains one."""
         name = node.input(2)
         if not name:
-            name = unique(
-                f"{node.name}.bias", (*self._graph.initializers, *self._changed)
-            )
+            taken = (*self._graph.initializers, *self._changed)
+            name = unique(f"{node.name}.bias", taken)
             self.nodes[node.name] = node.with_(inputs=(*node.inputs[:2], name))
         self._changed[name] = bias.astype(dtype)
 
@@ -95,7 +94,8 @@ class _Editor:
         """Let a producer write the changed value."""
         assert channels_of(self._graph, node) == group.channels
         name = node.inputs[1]
-        old, bias = self.array(name), self._bias(node)
+        old = self.array(name)
+        bias = self._bias(node)
         if node.op == "Gemm":
             matrix, moved = change.writer(_turned(node, old), bias)
             new = _turned(node, matrix)
@@ -104,7 +104,8 @@ class _Editor:
             moved = None if bias is None else change.apply(bias)
             new = old
             if change.scale is not None:
-                new = old / along(np.asarray(change.scale), 0, old.ndim)
+                scale = np.asarray(change.scale)
+                new = old / along(scale, 0, old.ndim)
         self.set_array(name, np.ascontiguousarray(new).astype(old.dtype))
         if moved is not None:
             self._set_bias(node, moved, old.dtype)
@@ -114,7 +115,8 @@ class _Editor:
         name = node.inputs[1]
         old = self.array(name)
         if node.op == "Conv":
-            new = np.asarray(change.grouped_reader(old, node.get("group", 1)))
+            groups = node.get("group", 1)
+            new = np.asarray(change.grouped_reader(old, groups))
             self.set_array(name, new.astype(old.dtype))
             return
         matrix = _turned(node, old)
@@ -168,9 +170,9 @@ class _Insertion:
         if steps.factor is not None:
             y = self._node("Mul", y, self._of_model(steps.factor))
         if steps.left is not None:
-            y = self._rotated(
-                y, self._of_model(steps.left), self._of_model(steps.right)
-            )
+            left = self._of_model(steps.left)
+            right = self._of_model(steps.right)
+            y = self._rotated(y, left, right)
         nodes = self._editor.nodes
         for member in self._group.members:
             node = nodes[member]
@@ -200,10 +202,12 @@ class _Insertion:
         name = unique(f"{self._group.value}.{op.lower()}{self._count}", self._taken)
         read = []
         for i, given in enumerate(inputs):
-            value = given if isinstance(given, str) else f"{name}.{i}"
-            if not isinstance(given, str):
-                self._editor.set_array(value, given)
-            read.append(value)
+            if isinstance(given, str):
+                read.append(given)
+                continue
+            constant = f"{name}.{i}"
+            self._editor.set_array(constant, given)
+            read.append(constant)
         self._nodes.append(Node(op, tuple(read), (name,), name))
         self._taken.add(name)
         return name

@@ -76,8 +76,11 @@ def _activations(
         if key in _PLAIN:
             found.append(_PLAIN[key])
             continue
-        function, parameters = _WITH[key]
-        given = {k: listed[k].pop(0) if listed[k] else v for k, v in parameters.items()}
+        function, defaults = _WITH[key]
+        given = dict(defaults)
+        for parameter in defaults:
+            if listed[parameter]:
+                given[parameter] = listed[parameter].pop(0)
         found.append(partial(function, **given))
     each = len(default)
     return [found[i * each : (i + 1) * each] for i in range(directions)]
@@ -130,7 +133,8 @@ def _sweep(
     steps, batch = gates.shape[:2]
     outputs = np.zeros((steps, batch, states[0].shape[-1]), gates.dtype)
     if lengths is None:
-        for t in reversed(range(steps)) if backwards else range(steps):
+        order = reversed(range(steps)) if backwards else range(steps)
+        for t in order:
             states = cell(gates[t], states)
             outputs[t] = states[0]
         return outputs, states
@@ -169,12 +173,17 @@ class _Layer:
 
 def _recurrent(build: Build, kind: _Kind) -> Kernel:
     direction = build.get("direction", "forward")
-    backwards = (
-        (False, True) if direction == "bidirectional" else (direction == "reverse",)
+    backwards: tuple[bool, ...] = (direction == "reverse",)
+    if direction == "bidirectional":
+        backwards = (False, True)
+    layer = _Layer(
+        kind,
+        build,
+        hidden=build.get("hidden_size", 0),
+        backwards=backwards,
+        activations=_activations(build, kind.activations, len(backwards)),
+        batch_first=bool(build.get("layout", 0)),
     )
-    activations = _activations(build, kind.activations, len(backwards))
-    hidden, batch_first = build.get("hidden_size", 0), bool(build.get("layout", 0))
-    layer = _Layer(kind, build, hidden, backwards, activations, batch_first)
     return partial(_run, layer)
 
 
@@ -195,6 +204,7 @@ def _run(
         initial = [None if s is None else s.swapaxes(0, 1) for s in initial]
     steps, batch = x.shape[:2]
     is_ragged = lengths is not None and (lengths != steps).any()
+    ragged = lengths if is_ragged else None
     rows = x.reshape(steps * batch, -1)
     size = layer.hidden or r.shape[-1]
     none = np.zeros((batch, size), x.dtype)
@@ -208,14 +218,10 @@ def _run(
             r[d], bias, peepholes, layer.activations[d], clip, size, layer.build
         )
         starts = tuple(none if s is None else s[d] for s in initial)
-        gates = (rows @ w[d].T).reshape(steps, batch, -1)
-        y, states = _sweep(
-            gates,
-            starts,
-            layer.kind.make(parts),
-            lengths if is_ragged else None,
-            backwards,
-        )
+        products = rows @ w[d].T
+        gates = products.reshape(steps, batch, -1)
+        cell = layer.kind.make(parts)
+        y, states = _sweep(gates, starts, cell, ragged, backwards)
         outputs.append(y)
         finals.append(states)
     y = np.stack(outputs, axis=1)  # steps, directions, batch, hidden
@@ -262,7 +268,8 @@ def _gru_cell(of: _Direction) -> Cell:
 
     def cell(g: Array, s: States) -> States:
         (h,) = s
-        both = gate(clip(g[:, gates] + h @ gate_weight + gate_bias))
+        y = g[:, gates] + h @ gate_weight + gate_bias
+        both = gate(clip(y))
         z = both[:, :n]
         reset = both[:, n:]
         if resets_product:
@@ -293,8 +300,13 @@ def _lstm_cell(of: _Direction) -> Cell:
         h, c = s
         y = g + h @ weight + bias
         i = gate(clip(y[:, at_i] + peep_i * c))
-        f = 1 - i if coupled else gate(clip(y[:, at_f] + peep_f * c))
-        new = f * c + i * candidate(clip(y[:, at_c]))
+        if coupled:
+            f = 1 - i
+        else:
+            f = gate(clip(y[:, at_f] + peep_f * c))
+        proposed = candidate(clip(y[:, at_c]))
+        new = f * c + i * proposed
+        # The output gate looks at the new cell state, the others at the old.
         o = gate(clip(y[:, at_o] + peep_o * new))
         return o * output(new), new
 

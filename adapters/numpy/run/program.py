@@ -134,17 +134,23 @@ class Program:
         for number, step in enumerate(self._steps):
             result = _called(number, step, values, memory)
             if type(result) is tuple:
+                # Kernels return every result of their operator, nodes may name fewer.
                 for slot, array in zip(step.writes, result, strict=False):
                     values[slot] = array
             else:
                 values[step.writes[0]] = result
             if watch:
-                for name, slot in zip(step.node.outputs, step.writes, strict=True):
-                    if name in watch:
-                        watch[name](name, values[slot])
+                _show(step, values, watch)
             for slot in step.frees:
                 values[slot] = None
         return tuple(np.asarray(values[slot]) for slot in self._outputs)
+
+
+def _show(step: _Step, values: list[Any], watch: Mapping[str, Watch]) -> None:
+    """Call the watchers of what a step has written."""
+    for name, slot in zip(step.node.outputs, step.writes, strict=True):
+        if name in watch:
+            watch[name](name, values[slot])
 
 
 def _at(slots: Mapping[str, int], values: Iterable[str]) -> tuple[int, ...]:
@@ -198,9 +204,12 @@ def _layout_of(arrays: list[Array]) -> object:
 
 def _slots_of(graph: Graph) -> dict[str, int]:
     """Number the values; an input that is left out ('') has a slot, which stays None."""
+    values = [info.name for info in graph.inputs]
+    values += graph.initializers
+    for node in graph.nodes:
+        values += node.outputs
     slots = {"": 0}
-    written = [v for node in graph.nodes for v in node.outputs]
-    for value in (*(info.name for info in graph.inputs), *graph.initializers, *written):
+    for value in values:
         slots.setdefault(value, len(slots))
     return slots
 

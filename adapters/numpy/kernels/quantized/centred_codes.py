@@ -31,16 +31,20 @@ def _quantize_rows(
     by_row = np.ndim(scale) > 0
 
     def work(i: int) -> None:
-        for start in range(i * share, min((i + 1) * share, rows), step):
+        first = i * share
+        end = min(first + share, rows)
+        for start in range(first, end, step):
             part = slice(start, min(start + step, rows))
-            s, a, b = (
-                (scale[part], low[part], high[part]) if by_row else (scale, low, high)
-            )
-            piece = np.divide(x[part], s, out=y[part])
+            if by_row:
+                its_scale, bottom, top = scale[part], low[part], high[part]
+            else:
+                its_scale, bottom, top = scale, low, high
+            piece = np.divide(x[part], its_scale, out=y[part])
             np.rint(piece, out=piece)
-            np.clip(piece, a, b, out=piece)
+            np.clip(piece, bottom, top, out=piece)
 
-    spread(-(-rows // share) if rows else 0, work, threads)
+    shares = -(-rows // share)  # rounded up
+    spread(shares, work, threads)
 
 
 def _flat(x: Array) -> Array:
@@ -71,13 +75,15 @@ def quantize(build: Build) -> Kernel:
 
     These are clip(round(x / scale), low - zero_point, high - zero_point).
     """
-    low, high = build.get("low", 0), build.get("high", 255)
+    low = build.get("low", 0)
+    high = build.get("high", 255)
 
     def run(x: Array, scale: Array, zero_point: Array, *, empty: Any) -> Array:
         x = _settled(x)
         y = empty_like(empty, x.shape, np.float32, x)
         zero = int(zero_point)
-        bottom, top = np.float32(low - zero), np.float32(high - zero)
+        bottom = np.float32(low - zero)
+        top = np.float32(high - zero)
         _quantize_rows(_flat(x), _flat(y), scale, bottom, top, build.threads)
         return y
 
@@ -103,15 +109,18 @@ class _Format:
     def parameters(self, x: Array) -> tuple[Any, Any]:
         """Return scale and zero point of the range of x, zero included."""
         axis = -1 if self.by_row else None
+        low = self.low
+        high = self.high
         least = np.minimum(x.min(axis=axis, keepdims=self.by_row), np.float32(0))
         most = np.maximum(x.max(axis=axis, keepdims=self.by_row), np.float32(0))
         if self.symmetric:
-            middle = 0 if self.low < 0 else (self.low + self.high + 1) // 2
-            scale = _nonzero(np.maximum(-least, most) / np.float32(self.high - middle))
+            middle = 0 if low < 0 else (low + high + 1) // 2
+            largest = np.maximum(-least, most)
+            scale = _nonzero(largest / np.float32(high - middle))
             return scale, np.full_like(scale, middle)
-        scale = _nonzero((most - least) / np.float32(self.high - self.low))
-        zero = np.rint(np.float32(self.low) - least / scale)
-        return scale, np.clip(zero, self.low, self.high)
+        scale = _nonzero((most - least) / np.float32(high - low))
+        zero = np.rint(np.float32(low) - least / scale)
+        return scale, np.clip(zero, low, high)
 
 
 def _nonzero(scale: Any) -> Any:
@@ -126,9 +135,11 @@ def dynamic_quantize(build: Build) -> Kernel:
     With granularity ``token`` it is each row's. Source: the ONNX operator DynamicQuantizeLinear,
     with either symmetry and any integer range.
     """
-    low, high = build.get("low", 0), build.get("high", 255)
+    low = build.get("low", 0)
+    high = build.get("high", 255)
+    is_symmetric = bool(build.get("symmetric", 0))
     by_row = build.get("granularity", "tensor") == "token"
-    form = _Format(low, high, bool(build.get("symmetric", 0)), by_row)
+    form = _Format(low, high, is_symmetric, by_row)
 
     def run(x: Array, *, empty: Any) -> tuple[Array, Array]:
         x = _settled(x, by_row)
@@ -138,8 +149,11 @@ def dynamic_quantize(build: Build) -> Kernel:
         y = empty_like(empty, x.shape, np.float32, x)
         if by_row:
             rows = x.reshape(-1, x.shape[-1])
-            s, a, b = (v.reshape(-1, 1) for v in (scale, bottom, top))
-            _quantize_rows(rows, y.reshape(rows.shape), s, a, b, build.threads)
+            codes = y.reshape(rows.shape)
+            scales = scale.reshape(-1, 1)
+            bottoms = bottom.reshape(-1, 1)
+            tops = top.reshape(-1, 1)
+            _quantize_rows(rows, codes, scales, bottoms, tops, build.threads)
         else:
             _quantize_rows(_flat(x), _flat(y), scale, bottom, top, build.threads)
         return y, scale

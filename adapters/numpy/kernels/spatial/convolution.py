@@ -39,19 +39,19 @@ def pieces(
     Returns:
         Indices into (images, outputs...) and the number of rows that each takes.
     """
-    lines, inner = outputs[0], math.prod(outputs[1:])
-    per_image = max(1, lines * inner)
-    whole = scratch // (per_image * row_bytes)
-    if whole >= 1:
-        # Several images at a time.
-        return [((part,), count * per_image) for part, count in _parts(images, whole)]
-    # Several lines of one image at a time.
-    depth = max(1, scratch // max(1, inner * row_bytes))
+    lines = outputs[0]
+    per_line = math.prod(outputs[1:])
+    per_image = max(1, lines * per_line)
+    images_at_once = scratch // (per_image * row_bytes)
+    if images_at_once >= 1:
+        parts = _parts(images, images_at_once)
+        return [((part,), count * per_image) for part, count in parts]
+    line_bytes = max(1, per_line * row_bytes)
+    lines_at_once = max(1, scratch // line_bytes)
     found: list[tuple[Index, int]] = []
     for image, _ in _parts(images, 1):
-        found += [
-            ((image, part), count * inner) for part, count in _parts(lines, depth)
-        ]
+        parts = _parts(lines, lines_at_once)
+        found += [((image, part), count * per_line) for part, count in parts]
     return found
 
 
@@ -175,9 +175,8 @@ def depthwise(x: Array, weight: Array, geometry: Geometry, how: Run) -> Array:
     axes = len(outputs) + 1  # without the channels
     out = how.empty((images, *outputs, width), x.dtype)
     # Each tap's channels repeated along the last spatial axis: a product then runs over whole rows.
-    repeated = np.broadcast_to(
-        weight[..., None, :], (*geometry.kernel, outputs[-1], width)
-    )
+    row_shape = (*geometry.kernel, outputs[-1], width)
+    repeated = np.broadcast_to(weight[..., None, :], row_shape)
     wide = repeated.astype(x.dtype, copy=True)
     first, *others = np.ndindex(*geometry.kernel)
     all_channels = slice(None)
@@ -222,7 +221,8 @@ def conv(build: Build) -> Kernel:
         how = Run(finish, build.scratch, build.threads, empty)
         weight = panel if panel is not None else panel_of(w, groups)
         channels = w.shape[0]
-        if groups > 1 and groups == x.shape[1] == channels:
+        is_depthwise = groups > 1 and groups == x.shape[1] == channels
+        if is_depthwise:
             by_channel = weight.reshape(groups, *geometry.kernel)
             kernel_axes = range(1, by_channel.ndim)
             return depthwise(x, by_channel.transpose(*kernel_axes, 0), geometry, how)
@@ -246,5 +246,7 @@ def grouped_panel(w: Array, groups: int) -> Array:
     per_group, channels = w.shape[-2:]
     if groups == 1:
         return np.ascontiguousarray(w.reshape(-1, channels))
-    split = w.reshape(-1, per_group, groups, channels // groups).transpose(2, 0, 1, 3)
-    return np.ascontiguousarray(split.reshape(groups, -1, channels // groups))
+    width = channels // groups
+    split = w.reshape(-1, per_group, groups, width)
+    groups_first = split.transpose(2, 0, 1, 3)
+    return np.ascontiguousarray(groups_first.reshape(groups, -1, width))

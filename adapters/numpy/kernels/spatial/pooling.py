@@ -43,7 +43,9 @@ def global_lp_pool(x: Array, *, p: int = 2) -> Any:
     """ONNX GlobalLpPool: p-norm over the spatial axes."""
     flat = x.reshape(*x.shape[:2], -1)
     norm = np.linalg.norm(flat, ord=p, axis=2)
-    return norm.reshape(*norm.shape, *(1,) * (x.ndim - 2)).astype(x.dtype, copy=False)
+    ones = (1,) * (x.ndim - 2)
+    kept = norm.reshape(*norm.shape, *ones)
+    return kept.astype(x.dtype, copy=False)
 
 
 def _framed(x: Array, geometry: Geometry, fill: Any) -> tuple[Array, Lengths, Padding]:
@@ -101,7 +103,12 @@ def _counted(
         offsets = np.arange(axis.kernel) * axis.dilation
         taps = starts[:, None] + offsets
         # What lies behind the padding, where ceil_mode reaches, never counts.
-        low, high = (0, size + before + after) if include else (before, before + size)
+        if include:
+            low = 0
+            high = before + size + after
+        else:
+            low = before
+            high = before + size
         counts = (taps >= low) & (taps < high)
         found.append(counts.sum(axis=1))
     return found
@@ -157,12 +164,15 @@ def _maxima_and_indices(
     n = len(spatial)
     outputs = view.shape[1 : n + 1]
     taps = math.prod(geometry.kernel)
-    flat = np.moveaxis(view, -1, 1).reshape(images, channels, *outputs, taps)
+    channels_second = np.moveaxis(view, -1, 1)
+    flat = channels_second.reshape(images, channels, *outputs, taps)
     best = flat.argmax(axis=-1)
     maxima = np.take_along_axis(flat, best[..., None], axis=-1)[..., 0]
-    place = _places(np.unravel_index(best, geometry.kernel), spatial, geometry, padding)
+    best_taps = np.unravel_index(best, geometry.kernel)
+    place = _places(best_taps, spatial, geometry, padding)
     within = np.ravel_multi_index(place, tuple(spatial), order=order)
-    planes = np.arange(images * channels).reshape(images, channels, *(1,) * n)
+    ones = (1,) * n
+    planes = np.arange(images * channels).reshape(images, channels, *ones)
     indices = within + planes * math.prod(spatial)
     return maxima, indices.astype(np.int64)
 
@@ -175,7 +185,8 @@ def _places(
     places = []
     for i, axis in enumerate(geometry.axes()):
         count = taps[i].shape[i - n]
-        start = np.arange(count) * axis.stride - padding[i][0]
+        before, _ = padding[i]
+        start = np.arange(count) * axis.stride - before
         place = along(start, i, n) + taps[i] * axis.dilation
         # A window that holds nothing but padding has its maximum outside the input.
         places.append(np.clip(place, 0, spatial[i] - 1))

@@ -105,11 +105,12 @@ class _Geometry:
         room = full + self.extra[axis]
         is_same = self.auto_pad in ("SAME_UPPER", "SAME_LOWER")
         if self.wanted is None and not is_same:
-            n = len(self.strides)
             begin = self.pads[axis]
-            return _Frame(full, begin, room - begin - self.pads[axis + n])
+            behind = self.pads[axis + len(self.strides)]
+            return _Frame(full, begin, room - begin - behind)
         size = before * stride if self.wanted is None else self.wanted[axis]
-        begin, _ = halves(max(room - size, 0), self.auto_pad != "SAME_LOWER")
+        cut = max(room - size, 0)
+        begin, _ = halves(cut, self.auto_pad != "SAME_LOWER")
         return _Frame(full, begin, size)
 
 
@@ -122,9 +123,9 @@ def conv_transpose(build: Build) -> Kernel:
     groups = build.get("group", 1)
 
     def run(x: Array, w: Array, b: Array | None = None) -> Array:
-        kernel, spatial = w.shape[2:], x.shape[2:]
-        n = len(spatial)
-        geometry = _Geometry.read(build, n)
+        kernel = w.shape[2:]
+        spatial = x.shape[2:]
+        geometry = _Geometry.read(build, len(spatial))
         frames = geometry.frames(spatial, kernel)
         # Output padding may reach beyond the products; there the output is the bias.
         room = tuple(max(frame.full, frame.end) for frame in frames)
@@ -132,7 +133,9 @@ def conv_transpose(build: Build) -> Kernel:
         inside: list[Any] = [slice(frame.begin, frame.end) for frame in frames]
         whole = _fold(columns, room, geometry.strides, geometry.dilations)
         y = whole[(slice(None), slice(None), *inside)]
-        return y if b is None else y + along(b, 1, x.ndim)
+        if b is None:
+            return y
+        return y + along(b, 1, x.ndim)
 
     return run
 
@@ -158,7 +161,8 @@ def col2im(
     strides: Any = None,
 ) -> Any:
     """ONNX Col2Im: put columns of blocks back into an image, adding where they overlap."""
-    sizes, kernel = integers(image) or (), integers(block) or ()
+    sizes = integers(image) or ()
+    kernel = integers(block) or ()
     n = len(sizes)
     dilations = dilations or (1,) * n
     strides = strides or (1,) * n
