@@ -91,9 +91,8 @@ class _Lowering:
             return
         wide = f"{node.outputs[0]}.float32"
         self._append(node.with_(outputs=(wide,)))
-        self._append(
-            Node("Cast", (wide,), node.outputs, f"{node.name}.cast", {"to": dtype})
-        )
+        name = f"{node.name}.cast"
+        self._append(Node("Cast", (wide,), node.outputs, name, {"to": dtype}))
 
     def _constant(self, name: str, array: Array | None) -> str:
         """Add a constant and return its name; '' for None."""
@@ -124,7 +123,8 @@ class _Lowering:
     def _packed_weight(self, node: Node, given: OpParameters) -> None:
         """Keep the weight packed; a node before this one unpacks it, once for all that read it."""
         assert given.weight is not None
-        weight, axis = node.inputs[1], channel_axis(node)
+        weight = node.inputs[1]
+        axis = channel_axis(node)
         rows, inputs, prefix = self._packed_rows(node, given, weight, axis)
         value = f"{prefix}.float"
         if value not in self._written:
@@ -207,12 +207,9 @@ class _Lowering:
             number = np.asarray(params.scale, np.float32).reshape(())
             scale = self._constant(f"{name}.scale", number)
             point = self._constant(f"{name}.zero_point", np.asarray(zero, np.int32))
+            inputs = (value, scale, point)
             attributes = {"low": low, "high": high}
-            self._append(
-                Node(
-                    "octavo.Quantize", (value, scale, point), (name,), name, attributes
-                )
-            )
+            self._append(Node("octavo.Quantize", inputs, (name,), name, attributes))
             largest = max(zero - low, high - zero)
             self._codes[key] = _Codes(name, scale, largest)
         return self._codes[key]
@@ -230,10 +227,9 @@ class _Lowering:
                 "symmetric": int(spec.symmetric),
                 "granularity": spec.granularity,
             }
+            outputs = (name, scale)
             self._append(
-                Node(
-                    "octavo.DynamicQuantize", (value,), (name, scale), name, attributes
-                )
+                Node("octavo.DynamicQuantize", (value,), outputs, name, attributes)
             )
             self._codes[key] = _Codes(name, scale, _largest(spec))
         return self._codes[key]

@@ -13,6 +13,9 @@ import numpy as np
 from octavo.adapters.numpy.graph import Array, Builder, Graph
 from octavo.core.errors import ModelError
 
+Form = Callable[[Builder, str, Any, str], str]
+"""(builder, value, estimator, prefix of names) -> the value that the estimator's nodes write."""
+
 _HIDDEN = {"relu": "Relu", "tanh": "Tanh", "logistic": "Sigmoid", "identity": ""}
 """scikit-learn's activation -> the operator, '' for none."""
 
@@ -25,11 +28,7 @@ def from_estimator(estimator: Any) -> Graph:
     Raises:
         ModelError: If the estimator is not fitted, or the graph has no form for it.
     """
-    steps = [estimator]
-    if type(estimator).__name__ == "Pipeline":
-        steps = [
-            step for _, step in estimator.steps if step not in (None, "passthrough")
-        ]
+    steps = _steps_of(estimator)
     b = Builder()
     features = int(_fitted(steps[0], "n_features_in_"))
     value = b.input("x", (None, features))
@@ -39,7 +38,16 @@ def from_estimator(estimator: Any) -> Graph:
     return b.graph(value)
 
 
-def _form_of(step: Any) -> Callable[[Builder, str, Any, str], str]:
+def _steps_of(estimator: Any) -> list[Any]:
+    """Return the estimators of a pipeline that do something; else the estimator alone."""
+    if type(estimator).__name__ != "Pipeline":
+        return [estimator]
+    steps = [step for _, step in estimator.steps]
+    # scikit-learn's two ways to leave a step out.
+    return [step for step in steps if step not in (None, "passthrough")]
+
+
+def _form_of(step: Any) -> Form:
     """Return what writes an estimator as nodes: that of the first class which has one."""
     for kind in type(step).__mro__:
         if kind.__name__ in _FORMS:
@@ -89,7 +97,9 @@ def _finish(b: Builder, x: str, activation: str, width: int) -> str:
         return str(b.Concat(rest, x, axis=1))
     if activation == "exp":
         x = b.Exp(x)
-    return x if width > 1 else str(b.Reshape(x, np.array([-1])))
+    if width > 1:
+        return x
+    return str(b.Reshape(x, np.array([-1])))
 
 
 def _linear_layer(b: Builder, x: str, e: Any, prefix: str) -> tuple[str, int]:
@@ -147,7 +157,7 @@ def _pca(b: Builder, x: str, e: Any, prefix: str) -> str:
     return str(b.Gemm(x, _f32(weight), _f32(shift), name=f"{prefix}project"))
 
 
-_FORMS: dict[str, Callable[[Builder, str, Any, str], str]] = {
+_FORMS: dict[str, Form] = {
     "StandardScaler": _standard,
     "MinMaxScaler": _min_max,
     "PCA": _pca,
@@ -156,4 +166,4 @@ _FORMS: dict[str, Callable[[Builder, str, Any, str], str]] = {
     "LinearClassifierMixin": _linear,
     "LinearModel": _linear,
 }
-"""Class -> what writes it as nodes, from (builder, value, estimator, prefix of names)."""
+"""Class -> what writes it as nodes."""

@@ -183,11 +183,10 @@ def gelu_rows(y: Array, approximate: str = "none") -> None:
     step = max(1, _CHUNK // width)
     for start in range(0, y.shape[0], step):
         x = y[start : start + step]
-        z = (
-            _tanh_approximation(x)
-            if approximate == "tanh"
-            else _tanh_form(x, _GELU, 32.0)
-        )
+        if approximate == "tanh":
+            z = _tanh_approximation(x)
+        else:
+            z = _tanh_form(x, _GELU, 32.0)
         z += np.float32(1)
         x *= np.float32(0.5)
         x *= z

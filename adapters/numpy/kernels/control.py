@@ -135,6 +135,7 @@ def scan(build: Build) -> Kernel:
             scans.add(results[state_count:])
         written = _directed(build, "output", outputs - state_count)
         stacks = zip(written, scans.stacks, strict=True)
-        return _one_or_all([*states, *(how.joined(stack) for how, stack in stacks)])
+        joined = [how.joined(stack) for how, stack in stacks]
+        return _one_or_all([*states, *joined])
 
     return run

@@ -45,7 +45,8 @@ def empty_like(empty: Any, shape: tuple[int, ...], dtype: Any, like: Array) -> A
         return np.asarray(empty(shape, dtype))
     # Axes from the longest stride to the shortest: the order in which they lie in memory.
     order = sorted(range(like.ndim), key=lambda axis: -like.strides[axis])
-    made = empty(tuple(shape[axis] for axis in order), dtype)
+    in_memory = tuple(shape[axis] for axis in order)
+    made = empty(in_memory, dtype)
     return np.asarray(made.transpose(np.argsort(order)))
 
 
@@ -58,9 +59,11 @@ def _planned(ufunc: np.ufunc) -> Kernel:
             return ufunc(*inputs)
         if any(x.dtype != np.float32 for x in others):
             return ufunc(*inputs)
-        shape, largest = first.shape, first
+        shape = first.shape
+        largest = first
         if others:
-            shape = np.broadcast_shapes(*(x.shape for x in inputs))
+            shapes = [x.shape for x in inputs]
+            shape = np.broadcast_shapes(*shapes)
             largest = max(inputs, key=lambda x: x.size)
         out = empty_like(empty, shape, np.float32, largest)
         return ufunc(*inputs, out=out)
@@ -164,8 +167,11 @@ def clip_6(x: Array, *, min: float = -_LARGEST, max: float = _LARGEST) -> Any:
 @operator("Clip", since=11)
 def clip(x: Array, low: Array | None = None, high: Array | None = None) -> Any:
     """ONNX Clip-11: min(max(x, low), high); if low > high the result is high."""
-    result = x if low is None else np.maximum(x, low)
-    return result if high is None else np.minimum(result, high)
+    if low is not None:
+        x = np.maximum(x, low)
+    if high is not None:
+        x = np.minimum(x, high)
+    return x
 
 
 @operator("IsInf")

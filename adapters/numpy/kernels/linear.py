@@ -72,7 +72,9 @@ def pieces_of(m: int, k: int, n: int, threads: int) -> tuple[int, bool]:
     most = 2 * threads if threads > 1 else 1
     worthwhile = max(1, m * k * n // _PIECE)
     count = min(most, worthwhile)
-    return (1, True) if count < 2 else (count, m >= n)
+    if count < 2:
+        return 1, True
+    return count, m >= n
 
 
 def product_pieces(
@@ -97,7 +99,8 @@ def product_pieces(
         step += -step % _LINE
 
     def work(i: int) -> None:
-        part = slice(i * step, min((i + 1) * step, length))
+        start = i * step
+        part = slice(start, min(start + step, length))
         if by_rows:
             piece = out[part]
             product(a[part], b, piece)
@@ -206,7 +209,8 @@ def _gemm(
             y += added[columns] if by_column else added
         activate(y, how.activation)
 
-    rows, flat = left.reshape(-1, left.shape[-1]), out.reshape(-1, width)
+    rows = left.reshape(-1, left.shape[-1])
+    flat = out.reshape(-1, width)
     product_pieces(rows, right, flat, how.threads, float_product, finish)
     if is_matrix:
         flat += added
@@ -229,15 +233,18 @@ def _plain_gemm(
 def _addend(c: Array, beta: float) -> Array:
     """Return beta C; a matrix of one row as a vector."""
     scaled = c if beta == 1.0 else c * c.dtype.type(beta)
-    return scaled[0] if scaled.ndim > 1 and scaled.shape[0] == 1 else scaled
+    is_one_row = scaled.ndim > 1 and scaled.shape[0] == 1
+    return scaled[0] if is_one_row else scaled
 
 
 @operator("Einsum")
 def einsum(*xs: Array, equation: str) -> Any:
     """ONNX Einsum: Einstein's summation."""
     kind = xs[0].dtype
-    is_own = kind.kind in "fiub"
+    is_optimised = len(xs) > 1
+    if kind.kind in "fiub":
+        return np.einsum(equation, *xs, optimize=is_optimised)
     # NumPy's einsum does not know the types of ml_dtypes.
-    operands = xs if is_own else tuple(x.astype(np.float32) for x in xs)
-    y = np.einsum(equation, *operands, optimize=len(xs) > 1)
-    return y if is_own else y.astype(kind)
+    wide = [x.astype(np.float32) for x in xs]
+    y = np.einsum(equation, *wide, optimize=is_optimised)
+    return y.astype(kind)

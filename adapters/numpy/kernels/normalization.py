@@ -14,9 +14,8 @@ from .axes import along
 from .parallel import spread
 from .registry import Build, Kernel, compiled, operator
 
-_CHUNK = (
-    1 << 15
-)  # elements of one piece of rows; a piece and its temporaries stay in the cache
+# Elements of one piece of rows; a piece and its temporaries stay in the cache.
+_CHUNK = 1 << 15
 
 
 def _scaled(x: Array, factor: Array, shift: Array) -> Array:
@@ -63,7 +62,8 @@ def batch_normalization(
 
 
 def _running(old: Array, new: Array, momentum: float) -> Array:
-    return (old * momentum + new * (1 - momentum)).astype(old.dtype)
+    mixed = old * momentum + new * (1 - momentum)
+    return mixed.astype(old.dtype)
 
 
 def _standardised(x: Array, axes: int | tuple[int, ...], epsilon: float) -> Array:
@@ -113,7 +113,8 @@ def layer_normalization(build: Build) -> Kernel:
 
     The mean and 1 / standard deviation come along.
     """
-    axis, epsilon = build.get("axis", -1), build.get("epsilon", 1e-5)
+    axis = build.get("axis", -1)
+    epsilon = build.get("epsilon", 1e-5)
     return partial(_layer_normalization, axis, epsilon, build.threads)
 
 
@@ -129,7 +130,8 @@ def _layer_normalization(
 ) -> tuple[Array, Array, Array]:
     kept = x.shape[: axis % x.ndim]
     count = math.prod(kept)
-    rows = np.ascontiguousarray(x, dtype=_at_least_float32(x)).reshape(count, -1)
+    in_order = np.ascontiguousarray(x, dtype=_at_least_float32(x))
+    rows = in_order.reshape(count, -1)
     width = rows.shape[1]
     kind = rows.dtype.type
     y: Array = empty(rows.shape, rows.dtype)
@@ -158,7 +160,8 @@ def _layer_normalization(
 
     spread(-(-count // step), work, threads)
     normal = y.reshape(x.shape).astype(x.dtype, copy=False)
-    moments = (*kept, *(1,) * (x.ndim - len(kept)))
+    ones = (1,) * (x.ndim - len(kept))
+    moments = (*kept, *ones)
     return normal, mean.reshape(moments), inverse.reshape(moments)
 
 

@@ -29,7 +29,8 @@ def constant(
     for floats in (value_float, value_floats):
         if floats is not None:
             return np.array(floats, dtype=np.float32)
-    return np.array(value_int if value_int is not None else value_ints, dtype=np.int64)
+    integers_ = value_ints if value_int is None else value_int
+    return np.array(integers_, dtype=np.int64)
 
 
 @operator("ConstantOfShape")
@@ -161,10 +162,13 @@ def depth_to_space(x: Array, *, blocksize: int, mode: str = "DCR") -> Any:
     b = blocksize
     rest = channels // (b * b)
     if mode == "DCR":
-        y = x.reshape(n, b, b, rest, height, width).transpose(0, 3, 4, 1, 5, 2)
+        blocks = x.reshape(n, b, b, rest, height, width)
+        order = (0, 3, 4, 1, 5, 2)
     else:
-        y = x.reshape(n, rest, b, b, height, width).transpose(0, 1, 4, 2, 5, 3)
-    return y.reshape(n, rest, height * b, width * b)
+        blocks = x.reshape(n, rest, b, b, height, width)
+        order = (0, 1, 4, 2, 5, 3)
+    pixels = blocks.transpose(order)
+    return pixels.reshape(n, rest, height * b, width * b)
 
 
 @operator("SpaceToDepth")
@@ -172,10 +176,12 @@ def space_to_depth(x: Array, *, blocksize: int, mode: str = "DCR") -> Any:
     """ONNX SpaceToDepth: move blocks of pixels into channels."""
     n, channels, height, width = x.shape
     b = blocksize
-    rows, columns = height // b, width // b
+    rows = height // b
+    columns = width // b
     blocks = x.reshape(n, channels, rows, b, columns, b)
     order = (0, 3, 5, 1, 2, 4) if mode == "DCR" else (0, 1, 3, 5, 2, 4)
-    return blocks.transpose(order).reshape(n, channels * b * b, rows, columns)
+    turned = blocks.transpose(order)
+    return turned.reshape(n, channels * b * b, rows, columns)
 
 
 # ONNX and NumPy call these by the same names; NumPy's others are not ONNX's.
@@ -197,14 +203,13 @@ def pad(
     axes = integers(axes_in) or tuple(range(x.ndim))
     widths, crop = _borders(x.shape, axes, integers(given, pads) or ())
     inner = x[tuple(crop)]
-    if mode == "constant":
-        fill = (
-            x.dtype.type(value)
-            if value_in is None
-            else np.asarray(value_in).reshape(())
-        )
-        return np.pad(inner, widths, mode="constant", constant_values=fill)
-    return np.pad(inner, widths, mode=_PAD_MODES[mode])
+    if mode != "constant":
+        return np.pad(inner, widths, mode=_PAD_MODES[mode])
+    if value_in is None:
+        fill = x.dtype.type(value)
+    else:
+        fill = np.asarray(value_in).reshape(())
+    return np.pad(inner, widths, mode="constant", constant_values=fill)
 
 
 def _borders(
@@ -214,7 +219,8 @@ def _borders(
     widths = [(0, 0)] * len(shape)
     crop = [slice(None)] * len(shape)
     for i, axis in enumerate(axes):
-        before, after = amounts[i], amounts[i + len(axes)]
+        before = amounts[i]
+        after = amounts[i + len(axes)]
         widths[axis] = (max(before, 0), max(after, 0))
         crop[axis] = slice(max(-before, 0), shape[axis] - max(-after, 0))
     return widths, crop

@@ -81,18 +81,21 @@ class _Folder:
             return False
         if layer.get("alpha", 1.0) != 1.0 or layer.get("beta", 1.0) != 1.0:
             return False
+        if layer.name in self.changed:
+            return False
         value = layer.outputs[0]
-        is_alone = len(self._consumers[value]) == 1 and value not in self._graph.outputs
-        return is_alone and layer.name not in self.changed
+        return len(self._consumers[value]) == 1 and value not in self._graph.outputs
 
     def fold(self, norm: Node, place: _Place) -> None:
         """Fold a norm into a layer."""
         layer, weight, bias, moments = place
         # In float64, rounded once: the weights are all that remains of the norm.
-        factor = moments.gamma / np.sqrt(moments.variance + norm.get("epsilon", 1e-5))
+        deviation = np.sqrt(moments.variance + norm.get("epsilon", 1e-5))
+        factor = moments.gamma / deviation
         moved_bias = 0.0 if bias is None else bias * factor
         shift = moments.beta - moments.mean * factor + moved_bias
-        axis = 0 if layer.op == "Conv" or layer.get("transB", 0) else 1
+        is_channel_first = layer.op == "Conv" or layer.get("transB", 0)
+        axis = 0 if is_channel_first else 1
         weight_name = self._own(layer, 1, "weight")
         bias_name = self._own(layer, 2, "bias")
         scaled = weight * along(factor, axis, weight.ndim)

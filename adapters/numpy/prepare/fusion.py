@@ -28,7 +28,9 @@ class _Finder:
     def producer(self, value: str, op: str) -> Node | None:
         """Return the node that writes a value, if it is one of that operator."""
         node = self._producers.get(value)
-        return node if node is not None and node.op == op else None
+        if node is None or node.op != op:
+            return None
+        return node
 
     def only_reader(self, value: str, op: str = "") -> Node | None:
         """Return the one node that reads a value, if the value does not leave the graph.
@@ -38,7 +40,8 @@ class _Finder:
         readers = self._consumers.get(value, [])
         if len(readers) != 1 or value in self.graph.outputs:
             return None
-        return readers[0] if not op or readers[0].op == op else None
+        reader = readers[0]
+        return reader if op in ("", reader.op) else None
 
     def scaled(self, value: str) -> tuple[str, float]:
         """Return (x, c) where ``value`` is x * c for a constant c; (value, 1) where it is not."""
@@ -74,7 +77,9 @@ def fuse_gelu(graph: Graph) -> Graph:
         if node.op != "Erf":
             continue
         x, factor = find.scaled(node.inputs[0])
-        last = _end_of_gelu(find, node, x) if _near(factor, math.sqrt(0.5)) else None
+        if not _near(factor, math.sqrt(0.5)):
+            continue
+        last = _end_of_gelu(find, node, x)
         if last is not None:
             changed[last.name] = last.with_(op="Gelu", inputs=(x,), attributes={})
     return graph.replaced(changed)
@@ -127,7 +132,9 @@ def fuse_attention(graph: Graph) -> Graph:
     find = _Finder(graph)
     changed: dict[str, Node | None] = {}
     for node in graph.nodes:
-        found = _attention_of(find, node) if node.op == "Softmax" else None
+        if node.op != "Softmax":
+            continue
+        found = _attention_of(find, node)
         if found is not None:
             attributes = {"scale": found.scale}
             changed[found.end.name] = found.end.with_(

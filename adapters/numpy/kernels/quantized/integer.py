@@ -71,7 +71,8 @@ def carrier(depth: int, blocks: tuple[int, ...]) -> type[np.floating]:
     less than 64 rows each.
     """
     count = len(blocks) - 1
-    return np.float64 if count > 3 and depth < 64 * count else np.float32
+    are_slivers = count > 3 and depth < 64 * count
+    return np.float64 if are_slivers else np.float32
 
 
 def integer_product(
@@ -113,7 +114,8 @@ def integer_matmul(a: Array, b: Array) -> Array:
     if not a.size or not b.size:
         return np.asarray(np.matmul(a, b))
     largest = int(np.abs(a).max())
-    if largest * int(np.abs(b).max()) > EXACT:
+    largest_product = largest * int(np.abs(b).max())
+    if largest_product > EXACT:
         wide = np.matmul(a.astype(np.float64), b.astype(np.float64))
         return np.asarray(wide)  # exact to 2**53
     if b.ndim == 1:

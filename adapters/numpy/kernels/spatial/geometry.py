@@ -80,7 +80,8 @@ class Geometry:
         pairs = []
         for size, axis in zip(spatial, self.axes(), strict=True):
             count = -(-size // axis.stride)
-            total = max((count - 1) * axis.stride + axis.reach - size, 0)
+            covered = (count - 1) * axis.stride + axis.reach
+            total = max(covered - size, 0)
             pairs.append(halves(total, self.auto_pad == "SAME_UPPER"))
         return tuple(pairs)
 
@@ -91,10 +92,12 @@ class Geometry:
             spatial, self.axes(), padding, strict=True
         ):
             room = size + before + after - axis.reach
-            steps = -(-room // axis.stride) if self.ceil_mode else room // axis.stride
-            # With ceil_mode a window must not begin in the padding behind the input.
-            if self.ceil_mode and steps * axis.stride >= size + before:
-                steps -= 1
+            steps = room // axis.stride
+            if self.ceil_mode:
+                steps = -(-room // axis.stride)
+                # A window must not begin in the padding behind the input.
+                if steps * axis.stride >= size + before:
+                    steps -= 1
             sizes.append(steps + 1)
         return tuple(sizes)
 

@@ -51,7 +51,8 @@ class _Sampling:
 
 def _source(plan: _AxisPlan, coordinates: str) -> Array:
     """Return where each output position lies in the input, float64."""
-    scale, count = plan.scale, plan.after
+    scale = plan.scale
+    count = plan.after
     last = plan.before - 1
     length = scale * plan.before  # not rounded to whole pixels
     x = np.arange(count, dtype=np.float64)
@@ -108,9 +109,10 @@ def _taps(place: Array, plan: _AxisPlan, how: _Sampling) -> tuple[Array, Array]:
         count += 1
     index = first[:, None] + np.arange(count)
     distance = (index - place[:, None]) * stretch
-    weight = (
-        _linear(distance) if how.mode == "linear" else _cubic(distance, how.cubic_a)
-    )
+    if how.mode == "linear":
+        weight = _linear(distance)
+    else:
+        weight = _cubic(distance, how.cubic_a)
     if how.exclude_outside:
         is_inside = (index >= 0) & (index < plan.before)
         weight = np.where(is_inside, weight, 0.0)
@@ -123,9 +125,8 @@ def _weighted(x: Array, axis: int, index: Array, weight: Array) -> Array:
     """Return the weighted sum of an axis's taps."""
     total: Array | None = None
     for tap in range(index.shape[1]):
-        part = np.take(x, index[:, tap], axis=axis) * along(
-            weight[:, tap], axis, x.ndim
-        )
+        taken = np.take(x, index[:, tap], axis=axis)
+        part = taken * along(weight[:, tap], axis, x.ndim)
         total = part if total is None else total + part
     assert total is not None
     return total
@@ -135,7 +136,8 @@ def _resampled(x: Array, place: Array, plan: _AxisPlan, how: _Sampling) -> Array
     if how.mode != "nearest":
         return _weighted(x, plan.axis, *_taps(place, plan, how))
     nearest = np.clip(_ROUND[how.rounding](place), 0, plan.before - 1)
-    return np.asarray(np.take(x, nearest.astype(np.int64), axis=plan.axis))
+    index = nearest.astype(np.int64)
+    return np.asarray(np.take(x, index, axis=plan.axis))
 
 
 def _plans(
@@ -158,9 +160,8 @@ def _plans(
             ratio = min(ratios) if policy == "not_larger" else max(ratios)
             ratios = [ratio] * len(axes)
             wanted = tuple(math.floor(ratio * n + 0.5) for n in lengths)
-    return [
-        _AxisPlan(*plan) for plan in zip(axes, lengths, wanted, ratios, strict=True)
-    ]
+    rows = zip(axes, lengths, wanted, ratios, strict=True)
+    return [_AxisPlan(*row) for row in rows]
 
 
 @operator("Resize", since=11)
@@ -183,7 +184,11 @@ def resize(
     """ONNX Resize-11 and later: resample along axes, nearest, linear or cubic."""
     coordinates = coordinate_transformation_mode
     how = _Sampling(
-        mode, nearest_mode, cubic_coeff_a, bool(antialias), bool(exclude_outside)
+        mode=mode,
+        rounding=nearest_mode,
+        cubic_a=cubic_coeff_a,
+        antialias=bool(antialias),
+        exclude_outside=bool(exclude_outside),
     )
     chosen = range(x.ndim) if axes is None else [axis % x.ndim for axis in axes]
     plans = _plans(x, tuple(chosen), scales, sizes, keep_aspect_ratio_policy)
@@ -191,7 +196,8 @@ def resize(
     if is_cropping and roi is not None and roi.size:
         # All starts, then all ends.
         ends = np.asarray(roi, np.float64).reshape(2, -1).T
-        plans = [replace(p, region=tuple(e)) for p, e in zip(plans, ends, strict=True)]
+        cropped = zip(plans, ends, strict=True)
+        plans = [replace(plan, region=tuple(region)) for plan, region in cropped]
     y = x if mode == "nearest" else x.astype(np.float64)
     outside = np.zeros((), bool)
     for plan in plans:

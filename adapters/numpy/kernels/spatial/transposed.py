@@ -132,7 +132,7 @@ def conv_transpose(build: Build) -> Kernel:
         columns = _products(x, w, groups)
         inside: list[Any] = [slice(frame.begin, frame.end) for frame in frames]
         whole = _fold(columns, room, geometry.strides, geometry.dilations)
-        y = whole[(slice(None), slice(None), *inside)]
+        y: Array = whole[(slice(None), slice(None), *inside)]
         if b is None:
             return y
         return y + along(b, 1, x.ndim)
