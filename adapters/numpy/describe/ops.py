@@ -49,10 +49,7 @@ class _Describer:
     def __init__(self, graph: Graph, shapes: Shapes) -> None:
         self._graph = graph
         self._shapes = shapes
-        # Multiply-accumulates are stated per sample; the first axis is the batch's.
-        self._batch = next(
-            (shapes[i.name][0] for i in graph.inputs if shapes.get(i.name)), 1
-        )
+        self._batch = _batch_of(graph, shapes)
         self._readers: dict[str, list[str]] = {}
         for node in graph.nodes:
             weight = weight_of(graph, node)
@@ -83,9 +80,8 @@ class _Describer:
         others = tuple(n for n in self._readers[name] if n != node.name)
         origins = self._graph.origins.get(name, ())
         made_of = tuple(source.name for source in origins)
-        return Weight(
-            name, array.shape, str(array.dtype), channel_axis(node), others, made_of
-        )
+        dtype = str(array.dtype)
+        return Weight(name, array.shape, dtype, channel_axis(node), others, made_of)
 
     def _attributes(self, node: Node, weight: Weight | None) -> dict[str, Any]:
         attributes = {k: v for k, v in node.attributes.items() if _is_plain(v)}
@@ -103,7 +99,8 @@ class _Describer:
         shape = self._shapes.get(node.inputs[0])
         if shape is not None and len(shape) == len(kernel) + 2:
             pairs = geometry.padding(tuple(shape[2:]))
-            pads = (*(before for before, _ in pairs), *(after for _, after in pairs))
+            before, after = zip(*pairs, strict=True)
+            pads = (*before, *after)
         return {
             "strides": geometry.strides,
             "dilations": geometry.dilations,
@@ -127,8 +124,20 @@ class _Describer:
         return None if depth is None else math.prod(out) * depth // self._batch
 
     def _shape(self, value: str) -> tuple[int, ...] | None:
+        known = self._shapes.get(value)
+        if known:
+            return known
         constant = self._graph.initializers.get(value)
-        return self._shapes.get(value) or (None if constant is None else constant.shape)
+        return None if constant is None else constant.shape
+
+
+def _batch_of(graph: Graph, shapes: Shapes) -> int:
+    """Return how many samples the shapes are of: the first axis of an input is the batch's."""
+    for info in graph.inputs:
+        shape = shapes.get(info.name)
+        if shape:
+            return shape[0]
+    return 1
 
 
 def _type_of(node: Node, weight: Weight | None) -> str:
@@ -147,7 +156,6 @@ def _is_plain(attribute: object) -> bool:
 
 
 def _notes(graph: Graph) -> tuple[str, ...]:
-    with_bodies = [node for node in graph.nodes if node.bodies()]
-    return tuple(
-        f"the bodies of {n.name!r} ({n.op}) stay in float" for n in with_bodies
-    )
+    outer = [node for node in graph.nodes if node.bodies()]
+    notes = [f"the bodies of {n.name!r} ({n.op}) stay in float" for n in outer]
+    return tuple(notes)

@@ -33,13 +33,11 @@ def save_graph(graph: Graph, path: Path, **extra: Any) -> None:
     content = np.frombuffer(b"".join(writer.chunks), dtype=np.uint8)
     data = io.BytesIO()
     np.lib.format.write_array(data, content, allow_pickle=False)
+    graph_entry = zipfile.ZipInfo("graph.json", _EPOCH)
+    data_entry = zipfile.ZipInfo("data.npy", _EPOCH)
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(
-            zipfile.ZipInfo("graph.json", _EPOCH), text, zipfile.ZIP_DEFLATED
-        )
-        archive.writestr(
-            zipfile.ZipInfo("data.npy", _EPOCH), data.getvalue(), zipfile.ZIP_STORED
-        )
+        archive.writestr(graph_entry, text, zipfile.ZIP_DEFLATED)
+        archive.writestr(data_entry, data.getvalue(), zipfile.ZIP_STORED)
 
 
 def load_graph(path: Path) -> tuple[Graph, dict[str, Any]]:
@@ -80,20 +78,22 @@ class _Writer:
         for info in graph.inputs:
             shape = None if info.shape is None else list(info.shape)
             inputs.append([info.name, shape, info.dtype])
+        # Arrays are numbered in the order in which they are added: initializers come first.
+        initializers = {}
+        for name, array in graph.initializers.items():
+            initializers[name] = self._array(array)
         return {
             "opset": graph.opset,
             "inputs": inputs,
             "outputs": list(graph.outputs),
-            "initializers": {
-                name: self._array(a) for name, a in graph.initializers.items()
-            },
+            "initializers": initializers,
             "nodes": [self._node(node) for node in graph.nodes],
         }
 
     def _node(self, node: Node) -> list[Any]:
-        attributes = {
-            key: self._attribute(value) for key, value in node.attributes.items()
-        }
+        attributes = {}
+        for key, value in node.attributes.items():
+            attributes[key] = self._attribute(value)
         return [node.op, node.name, list(node.inputs), list(node.outputs), attributes]
 
     def _attribute(self, value: Any) -> Any:
@@ -134,11 +134,12 @@ def _graph(table: dict[str, Any], arrays: list[Array]) -> Graph:
         attributes = {key: _attribute(value, arrays) for key, value in raw.items()}
         nodes.append(Node(op, tuple(inputs), tuple(outputs), name, attributes))
     infos = []
-    for name, shape, dtype in table["inputs"]:
-        infos.append(InputInfo(name, None if shape is None else tuple(shape), dtype))
-    initializers = {
-        name: arrays[number] for name, number in table["initializers"].items()
-    }
+    for name, lengths, dtype in table["inputs"]:
+        shape = None if lengths is None else tuple(lengths)
+        infos.append(InputInfo(name, shape, dtype))
+    initializers = {}
+    for name, number in table["initializers"].items():
+        initializers[name] = arrays[number]
     outputs = tuple(table["outputs"])
     return Graph(tuple(nodes), initializers, tuple(infos), outputs, table["opset"])
 
@@ -148,6 +149,6 @@ def _attribute(value: Any, arrays: list[Array]) -> Any:
         return tuple(value)
     if not isinstance(value, dict):
         return value
-    return (
-        arrays[value["array"]] if "array" in value else _graph(value["graph"], arrays)
-    )
+    if "array" in value:
+        return arrays[value["array"]]
+    return _graph(value["graph"], arrays)

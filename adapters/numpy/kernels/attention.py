@@ -101,7 +101,8 @@ def _attention(
     weights, shown = _weights(how, q, k, mask, first, lengths)
     y = np.matmul(weights, v).astype(v.dtype, copy=False)
     if is_flat:
-        y = y.transpose(0, 2, 1, 3).reshape(y.shape[0], y.shape[2], -1)
+        batch, _, length, _ = y.shape
+        y = y.transpose(0, 2, 1, 3).reshape(batch, length, -1)
     if how.outputs == 1:
         return y
     return (y, *present, shown)[: how.outputs]
@@ -132,7 +133,10 @@ def _weights(
     if how.shown == _BIASED:
         shown = scores.copy()
     is_half = scores.dtype.itemsize < 4
-    wide = scores.astype(np.float32) if is_half and how.precise else np.array(scores)
+    if is_half and how.precise:
+        wide = scores.astype(np.float32)
+    else:
+        wide = np.array(scores)
     weights = masked_softmax(wide).astype(scores.dtype, copy=False)
     return weights, weights if shown is None else shown
 
@@ -140,7 +144,8 @@ def _weights(
 def _heads(x: Array, count: int) -> Array:
     """(batch, length, heads * size) -> (batch, heads, length, size)."""
     batch, length = x.shape[:2]
-    return x.reshape(batch, length, count, -1).transpose(0, 2, 1, 3)
+    by_head = x.reshape(batch, length, count, -1)
+    return by_head.transpose(0, 2, 1, 3)
 
 
 def _first_position(q: Array, past_key: Any, lengths: Any) -> Any:

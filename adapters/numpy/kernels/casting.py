@@ -75,7 +75,8 @@ def _to_narrow_integer(x: Array, dtype: DType) -> Array:
     low = wide.astype(np.int32) & (codes - 1)
     if not dtype.name.startswith("u"):
         # Two's complement: the upper half of the codes are the negative numbers.
-        low = np.where(low >= codes // 2, low - codes, low)
+        is_negative = low >= codes // 2
+        low = np.where(is_negative, low - codes, low)
     return np.asarray(low.astype(np.int8).astype(dtype))
 
 

@@ -42,7 +42,8 @@ def _fused_attention(
     if not is_plain or stack != k.shape[:2] or stack != v.shape[:2]:
         return _broadcast_attention(q, k, v, mask, scale)
     batch, heads, length, _ = q.shape
-    keys, size = k.shape[3], v.shape[3]
+    keys = k.shape[3]
+    size = v.shape[3]
     # (batch, length, heads, size) memory: the transposition behind an attention is then a view, as
     # is its reshape.
     out: Array = empty((batch, length, heads, size), np.float32)
@@ -100,8 +101,11 @@ def rotary_embedding(
     Source: Su et al. 2021, section 3.4.
     """
     has_heads = x.ndim == 4
-    # (batch, length, heads, size)
-    y = x.transpose(0, 2, 1, 3) if has_heads else x.reshape(*x.shape[:2], num_heads, -1)
+    # y: (batch, length, heads, size)
+    if has_heads:
+        y = x.transpose(0, 2, 1, 3)
+    else:
+        y = x.reshape(*x.shape[:2], num_heads, -1)
     width = rotary_embedding_dim or y.shape[-1]
     if positions is not None:
         cos = cos[positions]
@@ -111,15 +115,17 @@ def rotary_embedding(
     turn = _turned_pairs if interleaved else _turned_halves
     turned = turn(y[..., :width], cos, sin)
     result = np.concatenate((turned, y[..., width:]), axis=-1)
-    return result.transpose(0, 2, 1, 3) if has_heads else result.reshape(x.shape)
+    if has_heads:
+        return result.transpose(0, 2, 1, 3)
+    return result.reshape(x.shape)
 
 
 def _turned_pairs(x: Array, cos: Array, sin: Array) -> Array:
     """Rotate pairs of neighbours."""
     a = x[..., 0::2]
     b = x[..., 1::2]
-    pairs = np.stack((cos * a - sin * b, sin * a + cos * b), axis=-1)
-    return pairs.reshape(x.shape)
+    turned = (cos * a - sin * b, sin * a + cos * b)
+    return np.stack(turned, axis=-1).reshape(x.shape)
 
 
 def _turned_halves(x: Array, cos: Array, sin: Array) -> Array:
@@ -127,4 +133,5 @@ def _turned_halves(x: Array, cos: Array, sin: Array) -> Array:
     half = x.shape[-1] // 2
     a = x[..., :half]
     b = x[..., half:]
-    return np.concatenate((cos * a - sin * b, sin * a + cos * b), axis=-1)
+    turned = (cos * a - sin * b, sin * a + cos * b)
+    return np.concatenate(turned, axis=-1)

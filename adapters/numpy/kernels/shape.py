@@ -29,8 +29,8 @@ def constant(
     for floats in (value_float, value_floats):
         if floats is not None:
             return np.array(floats, dtype=np.float32)
-    integers_ = value_ints if value_int is None else value_int
-    return np.array(integers_, dtype=np.int64)
+    whole = value_ints if value_int is None else value_int
+    return np.array(whole, dtype=np.int64)
 
 
 @operator("ConstantOfShape")

@@ -41,7 +41,8 @@ class _Layout:
 def byte_table(numbers: Array, bits: int) -> Array:
     """Return the numbers that each byte holds, float32 (256, 8 / bits), lowest bits first."""
     shifts = np.arange(8 // bits) * bits
-    codes = (np.arange(256)[:, None] >> shifts) & (2**bits - 1)
+    every_byte = np.arange(256)[:, None]
+    codes = (every_byte >> shifts) & (2**bits - 1)
     return np.ascontiguousarray(numbers.astype(np.float32)[codes])
 
 
@@ -97,13 +98,12 @@ def _unpacked(
 ) -> Array:
     """Return chosen rows as float32 (rows, features)."""
     numbers = numbers_of(packed[where], table, layout.bits, layout.features)
-    is_per_row = scale.ndim > 0
-    rows_zero = zero
+    if scale.ndim:  # one or several a row
+        scale = scale[where]
+        zero = None if zero is None else zero[where]
     if zero is not None:
-        rows_zero = (zero[where] if is_per_row else zero).astype(np.float32)
-    return scaled(
-        numbers, scale[where] if is_per_row else scale, rows_zero, layout.columns
-    )
+        zero = zero.astype(np.float32)
+    return scaled(numbers, scale, zero, layout.columns)
 
 
 @compiled("octavo.Dequantize", empty=True)
@@ -113,7 +113,8 @@ def dequantize(build: Build) -> Kernel:
     ``shape`` is the weight's; rows are its channels along ``axis``; codes are ``bits`` wide;
     ``columns`` neighbours share a scale.
     """
-    shape, axis = tuple(build.get("shape", ())), build.get("axis", 0)
+    shape = tuple(build.get("shape", ()))
+    axis = build.get("axis", 0)
     moved = (shape[axis], *shape[:axis], *shape[axis + 1 :])
     features = math.prod(moved[1:])
     layout = _Layout(build.get("bits", 8), build.get("columns", 0), features)
@@ -126,7 +127,8 @@ def dequantize(build: Build) -> Kernel:
         out: Array = empty((rows, features), np.float32)
 
         def work(i: int) -> None:
-            part = slice(i * step, (i + 1) * step)
+            start = i * step
+            part = slice(start, start + step)
             out[part] = _unpacked(packed, scale, zero, table, part, layout)
 
         spread(-(-rows // step), work, build.threads)

@@ -133,9 +133,9 @@ def conv_transpose(build: Build) -> Kernel:
         inside: list[Any] = [slice(frame.begin, frame.end) for frame in frames]
         whole = _fold(columns, room, geometry.strides, geometry.dilations)
         y: Array = whole[(slice(None), slice(None), *inside)]
-        if b is None:
-            return y
-        return y + along(b, 1, x.ndim)
+        if b is not None:
+            y = y + along(b, 1, x.ndim)
+        return y
 
     return run
 
