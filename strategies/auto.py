@@ -18,25 +18,23 @@ solution.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection
 from itertools import pairwise
-
-import numpy as np
 
 from octavo.core.contract.strategy import RecipeSensitivity
 from octavo.core.errors import ConfigError
 from octavo.core.numerics.knapsack import exact
 from octavo.core.values.recipe import Recipe
-from octavo.core.values.scheme import OpScheme
 from octavo.core.values.trial import Trial
 
 from . import AutoConfig
-from .cost_belief import CostBelief, ratio
+from .cost_belief import CostBelief, Family, ratio
 from .limits import Limits
 from .losses import Transforms
 from .mixing import Mixer, families
 from .picks import Picks, chosen, picks_of, total
-from .sequential import Batch, Search, Sequential
+from .plain_recipes import cheapest_within, eight_bits, uniform
+from .sequential import Asking, Search, Sequential
 
 FAR = 0.1  # output distance beyond which no goal worth its name is reached
 
@@ -48,12 +46,6 @@ SUREST = ("static", "dynamic", "weight_only")
 """Modes of 8 bits, in the order in which they are tried then."""
 
 ROUNDS = 4  # recipes tried for a budget that the artifact overran
-
-SPENT = 0.01
-"""Share of the least cost that is spent on the backend's first choices.
-
-A scale for each channel, eight bits for a tiny layer.
-"""
 
 
 class Auto(Sequential):
@@ -73,7 +65,8 @@ class Auto(Sequential):
         self._beliefs = {name: CostBelief(self.space, name) for name in objectives}
         self._aim_at(objectives[0])
         self._limits = Limits(self.problem)
-        if self.problem.max_trials is not None and self.problem.max_trials <= FEW:
+        most = self.problem.max_trials
+        if most is not None and most <= FEW:
             yield from self._surest()
             return
         cheapest, trial = yield from self._cheapest_within()
@@ -93,7 +86,7 @@ class Auto(Sequential):
         self._objective = objective
         self._costs = self._beliefs[objective]
 
-    def _cheapest_within(self) -> Generator[Batch, list[Trial], tuple[Picks, Trial]]:
+    def _cheapest_within(self) -> Asking[tuple[Picks, Trial]]:
         """Try the cheapest recipe, and cheaper ones as long as a budget is overrun when measured.
 
         Where none keeps it the note says so, and the trial is the last one.
@@ -106,9 +99,8 @@ class Auto(Sequential):
             try:
                 smaller = self._cheapest()
             except ConfigError as error:
-                self.note = (
-                    f"the budget was overrun when it was measured, and then {error}"
-                )
+                overrun = "the budget was overrun when it was measured"
+                self.note = f"{overrun}, and then {error}"
                 return cheapest, trial
             if smaller == cheapest:
                 break
@@ -124,7 +116,7 @@ class Auto(Sequential):
         What is cheaper comes only after that has passed.
         """
         self.note = f"with {self.problem.max_trials} trials at most, 8 bits come first"
-        options = dict.fromkeys(self._eight_bits(mode) for mode in SUREST)
+        options = dict.fromkeys(eight_bits(self.units, mode) for mode in SUREST)
         passing: Picks | None = None
         for picks in filter(self._limits.fits, options):
             trial = yield from self._try(picks, ())
@@ -140,52 +132,10 @@ class Auto(Sequential):
         if total(costs, cheapest) < total(costs, passing):
             yield from self._try(cheapest, ())
 
-    def _eight_bits(self, mode: str) -> Picks:
-        """Return the recipe that takes a mode at 8 bits or more wherever it is offered.
-
-        Else any at 8 bits, else float.
-        """
-
-        def pick(choices: Sequence[OpScheme]) -> int:
-            wide = []
-            for index, scheme in enumerate(choices):
-                if not scheme.is_float and scheme.weight_bits >= 8:
-                    wide.append(index)
-            of_mode = [index for index in wide if choices[index].mode == mode]
-            in_float = len(choices) - 1
-            return [*of_mode, *wide, in_float][0]
-
-        return tuple(pick(unit.choices) for unit in self.units)
-
     def _cheapest(self) -> Picks:
-        """Return each unit's cheapest choice.
+        return cheapest_within(self._costs.costs(), self._limits)
 
-        Save where the backend's first choice costs next to nothing more. Under budgets, the
-        cheapest recipe that keeps them.
-
-        Raises:
-            ConfigError: If none keeps them.
-        """
-        costs = self._costs.costs()
-        picks = [int(np.argmin(cost)) for cost in costs]
-        least = [float(cost.min()) for cost in costs]
-        room = SPENT * sum(least)
-        extras = []
-        for row, cost in enumerate(costs):
-            extra = float(cost[0] - cost.min())
-            extras.append((extra, row))
-        for extra, unit in sorted(extras):
-            room -= extra
-            if room < 0:
-                break
-            picks[unit] = 0
-        if self._limits.fits(tuple(picks)):
-            return tuple(picks)
-        return tuple(exact(costs, self._limits.rows()))
-
-    def _try(
-        self, picks: Picks, transforms: Transforms
-    ) -> Generator[Batch, list[Trial], Trial]:
+    def _try(self, picks: Picks, transforms: Transforms) -> Asking[Trial]:
         """Evaluate a recipe, and let all beliefs learn from it."""
         trial = yield from self.one(self._recipe(picks, transforms))
         for costs in self._beliefs.values():
@@ -199,7 +149,7 @@ class Auto(Sequential):
 
     def _transform(
         self, picks: Picks, plain: Trial
-    ) -> Generator[Batch, list[Trial], tuple[Trial, Transforms]]:
+    ) -> Asking[tuple[Trial, Transforms]]:
         """Try the recipe under transforms until one passes.
 
         Returns:
@@ -221,10 +171,12 @@ class Auto(Sequential):
             if trial.passed:
                 return trial, transforms
             trials.append(trial)
+
         # Where all collapse alike, the score cannot tell them apart; the outputs can.
-        found = min(
-            trials, key=lambda t: (round(-t.margin, 1), nearness[t.recipe.transforms])
-        )
+        def rank(trial: Trial) -> tuple[float, float]:
+            return round(-trial.margin, 1), nearness[trial.recipe.transforms]
+
+        found = min(trials, key=rank)
         return found, found.recipe.transforms
 
     def _least_harmful(self, service: RecipeSensitivity) -> Transforms:
@@ -255,49 +207,42 @@ class Auto(Sequential):
             best = self.incumbent
             assert best is not None
             bound = ratio(best, self._objective) * (1 - self.config.worthwhile)
-            options = {}
-            for picks in reversed(list(self._uniform())):
-                options[families(self.problem, picks)] = picks
-            hopes = []
-            for of, picks in options.items():
-                mean, deviation = self._costs.predict(picks)
-                hoped = mean - deviation
-                if of not in tried and hoped < bound and self._limits.fits(picks):
-                    hopes.append((hoped, picks))
-            if not hopes:
+            picks = self._most_hopeful(tried, bound)
+            if picks is None:
                 return
-            picks = min(hopes)[1]
             tried.add(families(self.problem, picks))
             yield from self._try(picks, transforms)
 
-    def _uniform(self) -> Iterator[Picks]:
-        """Yield recipes that take one mode and width wherever it is offered.
+    def _most_hopeful(
+        self, tried: Collection[tuple[Family, ...]], bound: float
+    ) -> Picks | None:
+        """Return the uniform recipe that may cost the least, below a bound; None where none may.
 
-        The backend's first of it, and the cheapest choice where there is none; the last one takes
-        the cheapest everywhere.
+        Args:
+            tried: The families of recipes that were evaluated.
+            bound: What it must be able to undercut, as a share of the float model's cost.
         """
-        cheapest = self._cheapest()
-        units = self.units
-        quantized = [s for unit in units for s in unit.choices[:-1]]
-        for way in dict.fromkeys((s.mode, s.weight_bits) for s in quantized):
-            picks = list(cheapest)
-            for row, unit in enumerate(units):
-                ways = [(s.mode, s.weight_bits) for s in unit.choices]
-                if way in ways:
-                    picks[row] = ways.index(way)
-            yield tuple(picks)
-        yield cheapest
+        options = {}
+        # Of recipes of the same families the first one stays.
+        for picks in reversed(list(uniform(self.units, self._cheapest()))):
+            options[families(self.problem, picks)] = picks
+        hopes = []
+        for of, picks in options.items():
+            mean, deviation = self._costs.predict(picks)
+            hoped = mean - deviation
+            is_hopeful = of not in tried and hoped < bound
+            if is_hopeful and self._limits.fits(picks):
+                hopes.append((hoped, picks))
+        if not hopes:
+            return None
+        _, picks = min(hopes)
+        return picks
 
     def _mix(self, transforms: Transforms, most: int | None = None) -> Search:
         """Knapsack, evaluate, learn, again; ``most`` bounds the evaluations further."""
-        space = self.space
-        seen = {}
-        for trial in self.trials:
-            recipe = trial.recipe
-            if recipe.transforms == transforms and len(recipe):
-                seen[picks_of(space, recipe)] = trial
-        halvings = math.log2(max(2, len(space.tunable)))
-        limit = math.ceil(halvings) + self.config.patience
+        seen = self._seen_under(transforms)
+        needed = math.ceil(math.log2(max(2, len(self.units))))
+        limit = needed + self.config.patience
         if most is not None:
             if len(seen) >= limit:
                 return
@@ -315,14 +260,21 @@ class Auto(Sequential):
                 return
             proposed = mixer.propose(best)
             if proposed is None:
-                self.note = (
-                    "nothing left can pay"
-                    if best
-                    else "no recipe of this space is believed to reach the goal"
-                )
+                self.note = "no recipe of this space is believed to reach the goal"
+                if best is not None:
+                    self.note = "nothing left can pay"
                 return
             trial = yield from self._try(proposed, transforms)
             mixer.learn(proposed, trial)
+
+    def _seen_under(self, transforms: Transforms) -> dict[Picks, Trial]:
+        """Return the trials so far under one alternative, without that of the float model."""
+        seen = {}
+        for trial in self.trials:
+            recipe = trial.recipe
+            if recipe.transforms == transforms and len(recipe):
+                seen[picks_of(self.space, recipe)] = trial
+        return seen
 
     def _polish(self, held: str, following: str) -> Search:
         """Search for less of the next objective among what may tie with the best in one."""
@@ -334,13 +286,14 @@ class Auto(Sequential):
         self._aim_at(following)
         if not self._could_pay(picks):
             return
-        before, tried = self.note, len(self.known)
+        before = self.note
+        tried = len(self.known)
         yield from self._mix(best.recipe.transforms, self.config.explore)
         self.note = before
-        if more := len(self.known) - tried:
-            self.note = (
-                f"{before}; of equal {held}, {more} of less {following} were tried"
-            )
+        more = len(self.known) - tried
+        if more:
+            told = f"of equal {held}, {more} of less {following} were tried"
+            self.note = f"{before}; {told}"
 
     def _could_pay(self, picks: Picks) -> bool:
         """Return whether less of the objective than a recipe has is worth a search."""
@@ -351,5 +304,6 @@ class Auto(Sequential):
             # What was measured within a budget may be believed to overrun it: then nothing smaller
             # is known.
             return False
-        now, then = total(costs, picks), total(costs, least)
-        return now - then >= self.config.worthwhile * now
+        now = total(costs, picks)
+        saving = now - total(costs, least)
+        return saving >= self.config.worthwhile * now

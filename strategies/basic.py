@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
 
 from octavo.core.values.recipe import Recipe
@@ -14,7 +14,7 @@ from . import BasicConfig
 from .exhaustive import graded
 from .fallback import Choice, Fallback
 from .losses import Transforms, unit_losses
-from .sequential import Batch, Search, passed
+from .sequential import Asking, Search, passed
 
 
 class Basic(Fallback):
@@ -37,15 +37,19 @@ class Basic(Fallback):
         mixtures = list(self._mixtures(space.first(), best.recipe.transforms))
         trials = yield from self.run(mixtures, until)
         best = min([best, *trials], key=self.rank)
-        static = self.choice(best)
-        dynamic = {u.name: _dynamic(u, static[u.name]) for u in self.units}
-        recipe = space.recipe(dynamic, best.recipe.transforms)
+        recipe = self._made_dynamic(best)
         trials = yield from self.run((recipe,), until)
         best = min([best, *trials], key=self.rank)
         if best.passed:
             self.note = "a whole-model configuration reaches the goal"
             return
         yield from self._fall_back(self.choice(best), best.recipe.transforms)
+
+    def _made_dynamic(self, best: Trial) -> Recipe:
+        """Return a trial's recipe with the dynamic counterpart of each static scheme."""
+        static = self.choice(best)
+        dynamic = {u.name: _dynamic(u, static[u.name]) for u in self.units}
+        return self.space.recipe(dynamic, best.recipe.transforms)
 
     def _mixtures(self, base: Choice, transforms: Transforms) -> Iterator[Recipe]:
         """Yield mixtures of op-type schemes, nearest to the base first.
@@ -57,20 +61,21 @@ class Basic(Fallback):
         mixtures = graded([len(o) for o in options.values()])
         # The first mixture is the base itself.
         for picks in islice(mixtures, 1, 1 + self.config.type_trials):
-            wanted = {
-                kind: options[kind][i] for kind, i in zip(options, picks, strict=True)
-            }
+            wanted = {}
+            for kind, index in zip(options, picks, strict=True):
+                wanted[kind] = options[kind][index]
             choice = {}
             for unit in space.tunable:
                 scheme = wanted[unit.type]
-                choice[unit.name] = (
-                    scheme if scheme in unit.choices else base[unit.name]
-                )
+                if scheme not in unit.choices:
+                    scheme = base[unit.name]
+                choice[unit.name] = scheme
             yield space.recipe(choice, transforms)
 
     def _fall_back(self, base: Choice, transforms: Transforms) -> Search:
         """Put blocks in float, then single ops, then ever more ops, until one passes."""
-        losses = unit_losses(self.problem, self.config.sensitivity, base, transforms)
+        kind = self.config.sensitivity
+        losses = unit_losses(self.problem, kind, base, transforms)
         units = self.quantized(base)
         units.sort(key=lambda u: (-losses[u.name], u.parameters))
         blocks = _blocks(units)
@@ -84,12 +89,17 @@ class Basic(Fallback):
             self.note = "the goal is reached with one op or one block in float"
             return
         margins = {t.recipe: t.margin for t in trials}
-        singles.sort(key=lambda u: -margins[self.without(base, {u.name}, transforms)])
-        self.conclude((yield from self.cumulative(base, singles, transforms)))
+
+        def from_best(unit: Unit) -> float:
+            return -margins[self.without(base, {unit.name}, transforms)]
+
+        singles.sort(key=from_best)
+        reached = yield from self.cumulative(base, singles, transforms)
+        self.conclude(reached)
 
     def _one_block(
         self, base: Choice, blocks: Sequence[Collection[str]], transforms: Transforms
-    ) -> Generator[Batch, list[Trial], Collection[str] | None]:
+    ) -> Asking[Collection[str] | None]:
         """Put one block after the other in float; return the first that is enough, or None."""
         recipes = (self.without(base, names, transforms) for names in blocks)
         trials = yield from self.run(recipes, until=passed)
@@ -104,8 +114,9 @@ class Basic(Fallback):
 def _options(units: Sequence[Unit]) -> tuple[OpScheme, ...]:
     """Return what units of one type offer in the mode of the first choice."""
     mode = units[0].choices[0].mode
-    every = dict.fromkeys(s for u in units for s in u.choices)
-    return tuple(s for s in every if s.mode == mode) or (FLOAT,)
+    every = dict.fromkeys(scheme for unit in units for scheme in unit.choices)
+    of_mode = tuple(scheme for scheme in every if scheme.mode == mode)
+    return of_mode or (FLOAT,)
 
 
 def _dynamic(unit: Unit, scheme: OpScheme) -> OpScheme:
@@ -121,5 +132,6 @@ def _blocks(units: Sequence[Unit]) -> list[list[str]]:
     """Return the units of each block that holds several of them, and not all."""
     blocks: dict[str, list[str]] = {}
     for unit in units:
-        blocks.setdefault(unit.block or unit.name, []).append(unit.name)
+        block = unit.block or unit.name
+        blocks.setdefault(block, []).append(unit.name)
     return [names for names in blocks.values() if 1 < len(names) < len(units)]

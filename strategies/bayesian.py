@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -77,19 +77,16 @@ class Bayesian(Strategy):
 
     def __init__(self, config: PartConfig, problem: Problem) -> None:
         super().__init__(config, problem)
-        self._knobs = _knobs(problem.space.tunable, self.config.over)
-        self._sizes = {k.name: len(k.options) for k in self._knobs}
-        if len(problem.space.transforms) > 1:
-            self._sizes[TRANSFORMS] = len(problem.space.transforms)
+        space = problem.space
+        self._knobs = _knobs(space.tunable, self.config.over)
+        self._sizes = {knob.name: len(knob.options) for knob in self._knobs}
+        if len(space.transforms) > 1:
+            self._sizes[TRANSFORMS] = len(space.transforms)
         self._size = math.prod(self._sizes.values())
-        self._space: dict[str, BaseDistribution] = {
-            name: CategoricalDistribution(range(size))
-            for name, size in self._sizes.items()
-        }
+        self._space = _distributions(self._sizes)
         self._rng = np.random.default_rng(problem.seed)
-        self._study = _study(
-            len(problem.objectives), _sampler(self.config, problem.seed)
-        )
+        sampler = _sampler(self.config, problem.seed)
+        self._study = _study(len(problem.objectives), sampler)
         self._live: dict[str, optuna.Trial] = {}
         self._points: dict[str, Point] = {}
         self._met: set[str] = set()
@@ -117,7 +114,8 @@ class Bayesian(Strategy):
             if recipe is not None:
                 return recipe
         self._note = f"all {self._size} points of the study were tried"
-        return WAIT if any(d not in self._known for d in self._live) else None
+        is_waiting = any(digest not in self._known for digest in self._live)
+        return WAIT if is_waiting else None
 
     def _has_reached_the_goal(self) -> bool:
         return any(t.passed and len(t.recipe) for t in self._known.values())
@@ -142,7 +140,8 @@ class Bayesian(Strategy):
             if len(self._met) >= self._size:
                 return None
             drawn = self._study.ask(self._space)
-            recipe = self._meet({name: int(drawn.params[name]) for name in self._sizes})
+            point = {name: int(drawn.params[name]) for name in self._sizes}
+            recipe = self._meet(point)
             digest = recipe.digest
             if digest in self._known:
                 self._report(drawn, self._known[digest])
@@ -158,17 +157,19 @@ class Bayesian(Strategy):
 
         A growing share of the knobs that hurt most is left in float.
         """
-        service, count = self.problem.sensitivity, self.config.warm
+        service = self.problem.sensitivity
+        count = self.config.warm
         if service is None or not count or self.config.sampler == "random":
             return []
-        units = [u for k in self._knobs for u in k.units]
-        found = service("weight_error", [(u.name, u.choices[0]) for u in units])
-        losses = {u.name: loss for u, loss in zip(units, found, strict=True)}
+        units = [unit for knob in self._knobs for unit in knob.units]
+        asked = [(unit.name, unit.choices[0]) for unit in units]
+        found = service("weight_error", asked)
+        losses = {unit.name: loss for unit, loss in zip(units, found, strict=True)}
 
-        def harm(knob: Knob) -> float:
-            return sum(losses[unit.name] for unit in knob.units)
+        def from_worst(knob: Knob) -> float:
+            return -sum(losses[unit.name] for unit in knob.units)
 
-        worst = sorted(self._knobs, key=lambda knob: -harm(knob))
+        worst = sorted(self._knobs, key=from_worst)
         points = []
         for step in range(1, count + 1):
             kept = math.ceil(len(worst) * step / (count + 1))
@@ -199,19 +200,23 @@ class Bayesian(Strategy):
 
     def _untried(self) -> Iterator[Point]:
         """Yield points not met before, the nearest to the best one first."""
-        start = self._best[1] if self._best else next(iter(self._points.values()), {})
+        if self._best is not None:
+            _, start = self._best
+        else:
+            start = next(iter(self._points.values()), {})
         if self._size > ENUMERABLE:
             yield from self._wandering(start)
             return
-
-        def distance(point: Point) -> int:
-            return sum(point[name] != start[name] for name in point)
 
         rest = []
         for picks in itertools.product(*map(range, self._sizes.values())):
             point = dict(zip(self._sizes, picks, strict=True))
             if _key(point) not in self._met:
                 rest.append(point)
+
+        def distance(point: Point) -> int:
+            return sum(point[name] != start[name] for name in point)
+
         yield from sorted(rest, key=distance)
 
     def _wandering(self, start: Point) -> Iterator[Point]:
@@ -232,9 +237,8 @@ class Bayesian(Strategy):
         for knob in self._knobs:
             wanted = knob.options[point[knob.name]]
             for unit in knob.units:
-                choice[unit.name] = (
-                    wanted if wanted in unit.choices else unit.choices[0]
-                )
+                is_offered = wanted in unit.choices
+                choice[unit.name] = wanted if is_offered else unit.choices[0]
         transforms = self.problem.space.transforms[point.get(TRANSFORMS, 0)]
         return self.problem.space.recipe(choice, transforms)
 
@@ -267,25 +271,23 @@ class Bayesian(Strategy):
 
     def _values(self, trial: Trial) -> list[float]:
         """Return a trial's costs, all finite."""
-        found = []
+        values = []
         for index, cost in enumerate(trial.costs(self.problem.objectives)):
-            is_measured = math.isfinite(cost)
-            found.append(cost if is_measured else self._worst(index))
-        return found
+            is_finite = math.isfinite(cost)
+            values.append(cost if is_finite else self._worst(index))
+        return values
 
     def _worst(self, index: int) -> float:
         """Return the largest cost seen, for recipes that missed the goal and were not measured."""
         objectives = self.problem.objectives
         seen = [trial.costs(objectives)[index] for trial in self._known.values()]
-        measured = [cost for cost in seen if math.isfinite(cost)]
-        return max(measured, default=1.0)
+        return max(filter(math.isfinite, seen), default=1.0)
 
     def explain(self) -> str:
         """Say how many points the study has and how many were tried."""
-        return (
-            self._note
-            or f"{len(self._known)} of {scale(self._size)} points of the study tried"
-        )
+        if self._note:
+            return self._note
+        return f"{len(self._known)} of {scale(self._size)} points of the study tried"
 
 
 def _knobs(units: Sequence[Unit], over: str) -> list[Knob]:
@@ -303,6 +305,11 @@ def _knobs(units: Sequence[Unit], over: str) -> list[Knob]:
         options = dict.fromkeys(s for u in members for s in u.choices)
         found.append(Knob(name, tuple(members), tuple(options)))
     return found
+
+
+def _distributions(sizes: Mapping[str, int]) -> dict[str, BaseDistribution]:
+    """Return each knob's choices as the study knows them."""
+    return {name: CategoricalDistribution(range(n)) for name, n in sizes.items()}
 
 
 def _sampler(config: BayesianConfig, seed: int) -> BaseSampler:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from octavo.core.values.recipe import Recipe
+from octavo.core.values.space import TuningSpace
+
 from .fallback import Choice, Fallback
 from .sequential import Search, passed
 
@@ -18,10 +23,10 @@ class Conservative(Fallback):
         kept: Choice = {}
         done, left = [], []
         for kind in self._order():
-            wider = kept | {u.name: u.choices[0] for u in space.types[kind]}
-            trials = yield from self.run(
-                (space.recipe(wider, t) for t in space.transforms), until=passed
-            )
+            added = {unit.name: unit.choices[0] for unit in space.types[kind]}
+            wider = kept | added
+            recipes = _under_each_transform(space, wider)
+            trials = yield from self.run(recipes, until=passed)
             if any(t.passed for t in trials):
                 kept = wider
                 done.append(kind)
@@ -34,9 +39,15 @@ class Conservative(Fallback):
     def _order(self) -> list[str]:
         """Return the op types in the order in which they are quantized."""
         types = self.space.types
-        weights = {
-            kind: sum(u.parameters for u in units) for kind, units in types.items()
-        }
+        weights = {}
+        for kind, units in types.items():
+            weights[kind] = sum(unit.parameters for unit in units)
         named = [kind for kind in ORDER if kind in types]
         others = [kind for kind in types if kind not in ORDER]
-        return [*named, *sorted(others, key=lambda kind: -weights[kind])]
+        others.sort(key=lambda kind: -weights[kind])
+        return [*named, *others]
+
+
+def _under_each_transform(space: TuningSpace, choice: Choice) -> Iterator[Recipe]:
+    for transforms in space.transforms:
+        yield space.recipe(choice, transforms)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -67,14 +67,11 @@ class CostBelief:
         self._units = space.tunable
         self._objective = objective
         self.exact = objective not in ("latency", "throughput", "energy")
-        float_bytes = sum(u.weight_bytes(u.choices[-1]) for u in space.units)
-        self._bytes = [b / max(float_bytes, 1e-9) for b in weight_bytes(space)]
-        work = np.array([_work(unit) for unit in space.tunable])
-        everything = max(work.sum(), 1.0)
-        self._work = (1.0 - OVERHEAD) * work / everything
-        self.families = sorted({family(u, s) for u in space.tunable for s in u.choices})
-        self._index = {f: i for i, f in enumerate(self.families)}
-        self._prior = np.array([_first_rate(f) for f in self.families])
+        self._bytes = _shares_of_float_bytes(space)
+        self._work = _shares_of_work(space.tunable)
+        self.families = _families(space.tunable)
+        self._index = {of: row for row, of in enumerate(self.families)}
+        self._prior = np.array([_first_rate(of) for of in self.families])
         self._deviation = np.array([RATES[mode][1] for _, mode, _ in self.families])
         self.rates = self._prior.copy()
         self._covariance = np.diag(self._deviation**2)
@@ -106,12 +103,14 @@ class CostBelief:
     def _fit(self) -> None:
         """Move the rates from their first values to what all trials together say."""
         rows = np.stack(self._rows)
+        seen = np.array(self._seen)
         prior = np.diag(self._deviation**2)
         noise = np.diag(np.square(self._noise))
         believed = rows @ prior @ rows.T
         gain = prior @ rows.T @ np.linalg.inv(believed + noise)
-        surprise = np.array(self._seen) - OVERHEAD - rows @ self._prior
-        self.rates = np.maximum(self._prior + gain @ surprise, LEAST_RATE)
+        surprise = seen - OVERHEAD - rows @ self._prior
+        corrected = self._prior + gain @ surprise
+        self.rates = np.maximum(corrected, LEAST_RATE)
         self._covariance = prior - gain @ rows @ prior
 
     def costs(self) -> list[np.ndarray]:
@@ -134,8 +133,31 @@ class CostBelief:
         if self.exact:
             return total(self._bytes, picks), 0.0
         row = self._row(picks)
+        mean = OVERHEAD + float(row @ self.rates)
         variance = float(row @ self._covariance @ row)
-        return OVERHEAD + float(row @ self.rates), math.sqrt(max(variance, 0.0))
+        # Rounding may leave it a little below 0.
+        return mean, math.sqrt(max(variance, 0.0))
+
+
+def _shares_of_float_bytes(space: TuningSpace) -> list[np.ndarray]:
+    """Return each choice's bytes, as a share of all weights' bytes in float."""
+    float_bytes = sum(u.weight_bytes(u.choices[-1]) for u in space.units)
+    whole = max(float_bytes, 1e-9)
+    return [own / whole for own in weight_bytes(space)]
+
+
+def _shares_of_work(units: Sequence[Unit]) -> np.ndarray:
+    """Return each unit's share of the float model's time, shape (units,)."""
+    work = np.array([_work(unit) for unit in units])
+    everything = max(work.sum(), 1.0)
+    return np.asarray((1.0 - OVERHEAD) * work / everything)
+
+
+def _families(units: Sequence[Unit]) -> list[Family]:
+    found: set[Family] = set()
+    for unit in units:
+        found.update(family(unit, scheme) for scheme in unit.choices)
+    return sorted(found)
 
 
 def _work(unit: Unit) -> float:
@@ -148,7 +170,8 @@ def _work(unit: Unit) -> float:
 
 def _first_rate(of: Family) -> float:
     _, mode, bits = of
-    return RATES[mode][0] * (1.0 if bits >= 8 else NARROW)
+    rate, _ = RATES[mode]
+    return rate if bits >= 8 else rate * NARROW
 
 
 def ratio(trial: Trial, objective: str) -> float:
@@ -159,4 +182,6 @@ def ratio(trial: Trial, objective: str) -> float:
     found = trial.objectives.get(objective)
     if found is None or not found.ratio:
         return float("inf")
-    return found.ratio if found.lower_is_better else 1.0 / found.ratio
+    if found.lower_is_better:
+        return found.ratio
+    return 1.0 / found.ratio

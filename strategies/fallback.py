@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator
+from collections.abc import Collection
 
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import FLOAT, OpScheme
@@ -10,7 +10,7 @@ from octavo.core.values.space import Unit
 from octavo.core.values.trial import Trial
 
 from .losses import Transforms
-from .sequential import Batch, Sequential, passed
+from .sequential import Asking, Sequential, passed
 
 Choice = dict[str, OpScheme]
 
@@ -18,7 +18,7 @@ Choice = dict[str, OpScheme]
 class Fallback(Sequential):
     """A start with every unit quantized, and recipes with some of them in float."""
 
-    def start(self) -> Generator[Batch, list[Trial], Trial]:
+    def start(self) -> Asking[Trial]:
         """Try every unit's first choice under each transform until one passes.
 
         Returns:
@@ -63,7 +63,7 @@ class Fallback(Sequential):
 
     def cumulative(
         self, base: Choice, order: list[Unit], transforms: Transforms
-    ) -> Generator[Batch, list[Trial], Trial | None]:
+    ) -> Asking[Trial | None]:
         """Put ever more units in float, in this order, until a trial passes; return it, or None."""
         names = [u.name for u in order]
         prefixes = (

@@ -14,7 +14,10 @@ from octavo.core.values.trial import Measurement, Trial
 from .cost_belief import OVERHEAD, CostBelief
 from .picks import Picks, total, weight_bytes
 
-Row = tuple[list[np.ndarray], float]
+Uses = list[np.ndarray]
+"""What each choice of each unit uses."""
+
+Row = tuple[Uses, float]
 """What each choice of each unit uses, and what all may use."""
 
 MARGIN = 0.999  # of a limit that was overrun, what is allowed the next time
@@ -72,7 +75,8 @@ class Limits:
             spread = half / abs(best.value)
         tolerated = min(NOISE, max(NEGLIGIBLE, spread))
         now = total(costs.costs(), picks)
-        self._held.append((costs, now * (1 + tolerated)))
+        limit = now * (1 + tolerated)
+        self._held.append((costs, limit))
 
     def observe(self, picks: Picks, trial: Trial) -> None:
         """Learn from a trial."""
@@ -85,7 +89,8 @@ class Limits:
             used = self._used(name, picks)
             # The correction above may be all that was missing: only what still seems to fit is
             # given less room.
-            if np.isfinite(share) and used <= self._allowed[name]:
+            seems_to_fit = used <= self._allowed[name]
+            if np.isfinite(share) and seems_to_fit:
                 self._allowed[name] = used * MARGIN
 
     def rows(self) -> list[Row]:
@@ -95,8 +100,11 @@ class Limits:
             uses, fixed = self._uses(name)
             # What is used in any case is counted with the first unit, so that sums are what a user
             # knows as the figure.
-            found.append(([uses[0] + fixed, *uses[1:]], limit))
-        return found + [(costs.costs(), limit) for costs, limit in self._held]
+            with_fixed = [uses[0] + fixed, *uses[1:]]
+            found.append((with_fixed, limit))
+        for costs, limit in self._held:
+            found.append((costs.costs(), limit))
+        return found
 
     def reachable(self, costs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Return costs that are infinite where a choice by itself is more than ties with the held.
@@ -121,18 +129,19 @@ class Limits:
         uses, fixed = self._uses(name)
         return fixed + total(uses, picks)
 
-    def _uses(self, name: str) -> tuple[list[np.ndarray], float]:
+    def _uses(self, name: str) -> tuple[Uses, float]:
         """Return what each choice uses of a budget, in its unit, and what is used in any case."""
         if name == "bits":
-            parameters = sum(u.parameters for u in self._units)
+            parameters = sum(unit.parameters for unit in self._units)
             return self._bits(parameters), 0.0
         if name == "all_bits":
             return self._all_bits()
         if name == "size":
-            return [b / self._whole for b in self._bytes], self._beside / self._whole
+            shares = [own / self._whole for own in self._bytes]
+            return shares, self._beside / self._whole
         return self._latency.costs(), OVERHEAD
 
-    def _all_bits(self) -> tuple[list[np.ndarray], float]:
+    def _all_bits(self) -> tuple[Uses, float]:
         """Return the bits of an average weight, with the weights that stay float in any case."""
         parameters = sum(u.parameters for u in self._space.units)
         fixed = 0
@@ -141,7 +150,7 @@ class Limits:
                 fixed += unit.choices[-1].weight_bits * unit.parameters
         return self._bits(parameters), fixed / max(parameters, 1)
 
-    def _bits(self, parameters: int) -> list[np.ndarray]:
+    def _bits(self, parameters: int) -> Uses:
         """Return each choice's share of the bits of an average weight."""
         whole = max(parameters, 1)
         found = []

@@ -20,7 +20,8 @@ LEAST_SHARE = 0.1  # of the scale: below it no unit's own factor falls
 
 def padded(rows: Sequence[np.ndarray]) -> np.ndarray:
     """Return rows of different lengths as one matrix, shape (units, most choices)."""
-    table = np.zeros((len(rows), max(map(len, rows), default=0)))
+    most = max(map(len, rows), default=0)
+    table = np.zeros((len(rows), most))
     for line, row in zip(table, rows, strict=True):
         line[: len(row)] = row
     return table
@@ -61,7 +62,8 @@ class LossBelief:
 
     def _row(self, picks: Picks) -> np.ndarray:
         """Return the proxy loss of each unit under a recipe, shape (units,)."""
-        return np.asarray(self._table[np.arange(len(picks)), picks])
+        units = np.arange(len(picks))
+        return np.asarray(self._table[units, picks])
 
     def observe(self, picks: Picks, loss: float) -> None:
         """Take a trial's loss, in tolerated losses."""
@@ -70,12 +72,18 @@ class LossBelief:
             return
         self._rows.append(row)
         self._losses.append(loss)
+        self._fit()
+
+    def _fit(self) -> None:
+        """Set the scale and each unit's factor to what all trials together say."""
         rows = np.stack(self._rows)
         losses = np.array(self._losses)
         sums = rows.sum(axis=1)
         self.scale = _scale(losses, sums)
-        errors = self.NOISE + self.DISTANT * np.abs(losses - 1.0)
-        self._kernel = self._covariance(rows, rows) + np.diag(errors**2)
+        distances = np.abs(losses - 1.0)
+        errors = self.NOISE + self.DISTANT * distances
+        noise = np.diag(errors**2)
+        self._kernel = self._covariance(rows, rows) + noise
         surprise = losses - self.scale * sums
         self._solved = np.linalg.solve(self._kernel, surprise)
         # The covariance of each unit's factor with each trial's loss.
@@ -83,7 +91,8 @@ class LossBelief:
         common = self.COMMON**2 * sums[:, None]
         cross = self.scale**2 * (own + common)
         least = LEAST_SHARE * self.scale
-        self.theta = np.maximum(self.scale + self._solved @ cross, least)
+        corrected = self.scale + self._solved @ cross
+        self.theta = np.maximum(corrected, least)
 
     def guess(self, loss: float) -> None:
         """Believe, for want of a trial, that the worst choices everywhere lose this much."""
@@ -95,7 +104,9 @@ class LossBelief:
     def _covariance(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Return the covariance of the losses of two lists of recipes, from their proxy rows."""
         own = self._spread**2 * (a @ b.T)
-        common = self.COMMON**2 * np.outer(a.sum(axis=1), b.sum(axis=1))
+        sums_of_a = a.sum(axis=1)
+        sums_of_b = b.sum(axis=1)
+        common = self.COMMON**2 * np.outer(sums_of_a, sums_of_b)
         return np.asarray(self.scale**2 * (own + common))
 
     @property
@@ -116,8 +127,10 @@ class LossBelief:
         mean = prior_mean + float(cross @ self._solved)
         prior = self._covariance(row, row)[0, 0]
         explained = cross @ np.linalg.solve(self._kernel, cross)
+        # Rounding may leave it a little below 0.
         variance = max(float(prior - explained), 0.0)
-        return mean, math.sqrt(variance + self.NOISE**2)
+        deviation = math.sqrt(variance + self.NOISE**2)
+        return mean, deviation
 
 
 def _scale(losses: np.ndarray, sums: np.ndarray) -> float:

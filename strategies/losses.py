@@ -13,6 +13,9 @@ from octavo.core.values.space import Unit
 
 Transforms = tuple[PartChoice, ...]
 
+Asked = tuple[str, OpScheme]
+"""A unit's name and a scheme whose loss is asked for."""
+
 VARIANTS = 3
 """Of one mode and width, so many are looked at; as many choices or fewer are not thinned out."""
 
@@ -28,7 +31,8 @@ def bits(scheme: OpScheme) -> float:
     if scheme.is_float:
         return FLOAT_BITS
     specs = (scheme.weight, scheme.input, scheme.output)
-    return float(min(spec.bits for spec in specs if spec))
+    coarsest = min(spec.bits for spec in specs if spec)
+    return float(coarsest)
 
 
 def offers(problem: Problem, kind: str) -> bool:
@@ -53,13 +57,15 @@ def pair_losses(
     asked = [(unit.name, scheme) for unit, scheme in pairs if not scheme.is_float]
     found = _probed(problem, kind, asked, transforms)
     is_told = any(map(math.isfinite, found.values()))
-    if not is_told:
-        found = {
-            (unit.name, scheme): _rounding_noise(unit, scheme) for unit, scheme in pairs
-        }
-    return [
-        0.0 if scheme.is_float else found[unit.name, scheme] for unit, scheme in pairs
-    ]
+    losses = []
+    for unit, scheme in pairs:
+        if scheme.is_float:
+            losses.append(0.0)
+        elif is_told:
+            losses.append(found[unit.name, scheme])
+        else:
+            losses.append(_rounding_noise(unit, scheme))
+    return losses
 
 
 def _rounding_noise(unit: Unit, scheme: OpScheme) -> float:
@@ -70,16 +76,16 @@ def _rounding_noise(unit: Unit, scheme: OpScheme) -> float:
 def _probed(
     problem: Problem,
     kind: str,
-    asked: Sequence[tuple[str, OpScheme]],
+    asked: Sequence[Asked],
     transforms: Transforms,
-) -> dict[tuple[str, OpScheme], float]:
+) -> dict[Asked, float]:
     """Return what the service says of (unit name, scheme): the kind, else the weight error."""
     service = problem.sensitivity
     if service is None or not asked:
         return {}
     if transforms and isinstance(service, RecipeSensitivity):
         service = service.under(transforms)
-    found: dict[tuple[str, OpScheme], float] = {}
+    found: dict[Asked, float] = {}
     for tried in dict.fromkeys((kind, "weight_error")):
         losses = [float(loss) for loss in service(tried, asked)]
         found = dict(zip(asked, losses, strict=True))
@@ -96,9 +102,9 @@ def listed_losses(
 ) -> list[np.ndarray]:
     """Return for each tunable unit the losses of its listed choices, all asked for together."""
     units = problem.space.tunable
-    pairs = [
-        (u, u.choices[i]) for u, kept in zip(units, listed, strict=True) for i in kept
-    ]
+    pairs = []
+    for unit, kept in zip(units, listed, strict=True):
+        pairs += [(unit, unit.choices[index]) for index in kept]
     flat = np.array(pair_losses(problem, kind, pairs, transforms))
     ends = np.cumsum([len(kept) for kept in listed])
     return np.split(flat, ends[:-1])
@@ -134,6 +140,7 @@ def shortlist(
     """
     units = problem.space.tunable
     listed = [_candidates(unit, cost) for unit, cost in zip(units, costs, strict=True)]
+    # Only where there are many candidates is their error asked for.
     crowded = [kept if len(kept) > VARIANTS else [] for kept in listed]
     errors = listed_losses(problem, "weight_error", crowded, transforms)
     for row, (unit, cost) in enumerate(zip(units, costs, strict=True)):
@@ -173,20 +180,29 @@ def _thinned(
     front = _front(cost, lost)
     if by_bytes:
         # What is hardly slower may be larger: under a limit of size the front of bytes counts too.
-        front |= _front([unit.weight_bytes(s) for s in unit.choices], lost)
+        sizes = [unit.weight_bytes(scheme) for scheme in unit.choices]
+        front |= _front(sizes, lost)
     # How much a mode loses shows at the model's outputs alone: scales found at run time escape
     # outliers of other batches. So no mode is left out for its weight error.
-    from_worst = sorted(lost, key=lambda i: -lost[i])
-    best_of = {unit.choices[i].mode: i for i in from_worst}
-    on_front = {unit.choices[i].mode for i in front}
-    return sorted([*front, *(i for mode, i in best_of.items() if mode not in on_front)])
+    worth_it = set(front)
+    on_front = {unit.choices[index].mode for index in front}
+    from_worst = sorted(lost, key=lambda index: -lost[index])
+    best_of = {unit.choices[index].mode: index for index in from_worst}
+    for mode, index in best_of.items():
+        if mode not in on_front:
+            worth_it.add(index)
+    return sorted(worth_it)
 
 
 def _front(cost: Sequence[float] | np.ndarray, lost: Mapping[int, float]) -> set[int]:
     """Return what clearly loses less than all that costs less."""
+
+    def from_cheapest(index: int) -> tuple[float, float, int]:
+        return float(cost[index]), lost[index], index
+
     least = math.inf
     front = set()
-    for index in sorted(lost, key=lambda i: (float(cost[i]), lost[i], i)):
+    for index in sorted(lost, key=from_cheapest):
         if lost[index] < CLEARLY_LESS * least:
             least = lost[index]
             front.add(index)

@@ -127,11 +127,11 @@ class Mixer:
         for row, kept in enumerate(listed):
             tried = {picks[row] for picks in self.seen}
             listed[row] = sorted(tried.union(kept))
-        losses = listed_losses(
-            self._problem, self._config.sensitivity, listed, transforms
-        )
+        kind = self._config.sensitivity
+        losses = listed_losses(self._problem, kind, listed, transforms)
         flat = np.concatenate(losses)
-        mean = float(flat[np.isfinite(flat)].mean())
+        known = flat[np.isfinite(flat)]
+        mean = float(known.mean())
         scale = max(mean, NOWHERE)
         proxies = []
         for unit, kept, found in zip(self._units, listed, losses, strict=True):
@@ -146,28 +146,33 @@ class Mixer:
         by_choice = padded(costs)
         units = np.arange(len(costs))
         if best is None:
-            best_cost = sum(float(c[-1]) for c in costs)
+            best_cost = sum(float(cost[-1]) for cost in costs)
         else:
             held = picks_of(self._problem.space, best.recipe)
             best_cost = float(by_choice[units, held].sum())
+        best_cost = max(best_cost, NOWHERE)
         solutions = self._solutions(costs, self._belief.losses())
-        # With each miss the aim is lowered, so that a goal that can be reached is reached whatever
-        # the proxies are worth.
-        lowered = LOWERED ** max(0, self._misses - 2) if best is None else 1.0
-        nothing = tuple(len(c) - 1 for c in costs)
+        nothing = tuple(len(cost) - 1 for cost in costs)
         worth: dict[Picks, float] = {}
-        for aim in AIMS * lowered:
-            picks = self._solved(solutions, float(aim), nothing)
+        for aim in self._aims(best):
+            picks = self._solved(solutions, aim, nothing)
             if picks in self.seen or picks in worth or picks == nothing:
                 continue
             cost = float(by_choice[units, picks].sum())
-            saving = 1.0 - cost / max(best_cost, NOWHERE)
-            worth[picks] = self._chance(picks, float(aim)) * saving
+            saving = 1.0 - cost / best_cost
+            worth[picks] = self._chance(picks, aim) * saving
         if not worth:
             return None
-        found = max(worth, key=lambda p: (worth[p], p))
+        found = max(worth, key=lambda picks: (worth[picks], picks))
         is_too_little = best is not None and worth[found] < self._config.worthwhile
         return None if is_too_little else found
+
+    def _aims(self, best: Trial | None) -> list[float]:
+        """Return the believed losses that recipes are sought for now."""
+        # With each miss the aim is lowered, so that a goal that can be reached is reached whatever
+        # the proxies are worth.
+        lowered = LOWERED ** max(0, self._misses - 2) if best is None else 1.0
+        return [float(aim) for aim in AIMS * lowered]
 
     def _solved(
         self, solutions: Sequence[LossTable | HullTable], aim: float, nothing: Picks
@@ -175,14 +180,18 @@ class Mixer:
         """Return the cheapest recipe of a believed loss that keeps the limits, else all float."""
         for solution in solutions:
             found = solution.pick(aim)
-            if found is not None and self._limits.fits(tuple(found)):
-                return tuple(found)
+            if found is None:
+                continue
+            picks = tuple(found)
+            if self._limits.fits(picks):
+                return picks
         return nothing
 
     def _chance(self, picks: Picks, aim: float) -> float:
         """Return the probability with which a recipe is believed to pass."""
-        is_known = self._belief.known
-        mean, deviation = self._belief.predict(picks) if is_known else (aim, BLIND)
+        mean, deviation = aim, BLIND
+        if self._belief.known:
+            mean, deviation = self._belief.predict(picks)
         return NormalDist(mean, deviation).cdf(1.0)
 
     def _solutions(
@@ -194,9 +203,10 @@ class Mixer:
         """
         if not self._limits:
             return [table(costs, losses, HIGHEST_AIM)]
-        shares = [[use / limit for use in uses] for uses, limit in self._limits.rows()]
-        whole = sum(float(c.max()) for c in costs)
-
+        shares = []
+        for uses, limit in self._limits.rows():
+            shares.append([use / limit for use in uses])
+        whole = sum(float(cost.max()) for cost in costs)
         solutions = []
         for price in PRICES:
             priced = []
@@ -227,8 +237,9 @@ class Mixer:
                 worked |= used
         suspects = set()
         for of, count in failures.items():
-            mode = of[1]
-            if count >= self._strikes and of not in worked and mode != "float":
+            _, mode, _ = of
+            never_worked = of not in worked and mode != "float"
+            if count >= self._strikes and never_worked:
                 suspects.add(of)
         return suspects
 

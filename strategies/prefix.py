@@ -31,15 +31,15 @@ class Prefix(Fallback):
         """Start from the smallest schemes and search for the shortest passing prefix of steps."""
         space = self.space
         smallest = self._smallest()
-        trials = yield from self.run(
-            (space.recipe(smallest, t) for t in space.transforms), until=passed
-        )
+        recipes = (space.recipe(smallest, t) for t in space.transforms)
+        trials = yield from self.run(recipes, until=passed)
         best = min(trials, key=self.rank)
         if self.settled(best):
             return
         transforms = best.recipe.transforms
         steps = self._steps(transforms)
-        misses, reaches = 0, len(steps)  # all steps are float, which reaches the goal
+        misses = 0
+        reaches = len(steps)  # all steps are float, which reaches the goal
         while reaches - misses > 1:
             middle = (misses + reaches) // 2
             trial = yield from self.one(self._after(steps[:middle], transforms))
@@ -48,9 +48,8 @@ class Prefix(Fallback):
             else:
                 misses = middle
         if reaches < len(steps):
-            self.note = (
-                f"{reaches} of {len(steps)} steps to safer schemes reach the goal"
-            )
+            share = f"{reaches} of {len(steps)} steps"
+            self.note = f"{share} to safer schemes reach the goal"
         else:
             self.note = "no prefix but all-float reaches the goal"
 
@@ -66,13 +65,12 @@ class Prefix(Fallback):
         sizes = weight_bytes(self.space)
         kept = shortlist(self.problem, sizes, transforms)
         # The smallest choice is where a unit starts, listed or not.
-        listed = [
-            sorted({*row, int(np.argmin(size))})
-            for row, size in zip(kept, sizes, strict=True)
-        ]
-        losses = listed_losses(
-            self.problem, self.config.sensitivity, listed, transforms
-        )
+        listed = []
+        for row, size in zip(kept, sizes, strict=True):
+            smallest = int(np.argmin(size))
+            listed.append(sorted({*row, smallest}))
+        kind = self.config.sensitivity
+        losses = listed_losses(self.problem, kind, listed, transforms)
         rated: list[tuple[float, Step]] = []
         for unit, row, found in zip(units, listed, losses, strict=True):
             lost = dict(zip(row, map(float, found), strict=True))
@@ -104,8 +102,9 @@ def _hull(unit: Unit, losses: Mapping[int, float]) -> list[tuple[float, Step]]:
         for index, loss in losses.items():
             is_safer = loss < losses[at] or unit.choices[index].is_float
             if index != at and is_safer:
+                removed = losses[at] - loss
                 more_bytes = max(sizes[index] - sizes[at], 1e-9)
-                gains.append(((losses[at] - loss) / more_bytes, index))
+                gains.append((removed / more_bytes, index))
         rate, at = max(gains)
         rated.append((rate, (unit.name, at)))
     return rated

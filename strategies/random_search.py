@@ -46,20 +46,23 @@ class _Knobs:
         choice = {}
         for unit, knob in zip(self.space.tunable, self.follows, strict=True):
             wanted = self.options[knob][picks[knob]]
-            choice[unit.name] = wanted if wanted in unit.choices else unit.choices[0]
+            is_offered = wanted in unit.choices
+            choice[unit.name] = wanted if is_offered else unit.choices[0]
         return self.space.recipe(choice, self.space.transforms[transforms])
 
 
 def _knobs(space: TuningSpace, over: str) -> _Knobs:
     units = space.tunable
     if over == "op":
-        return _Knobs(space, tuple(u.choices for u in units), tuple(range(len(units))))
+        own = tuple(unit.choices for unit in units)
+        return _Knobs(space, own, tuple(range(len(units))))
     kinds = list(space.types)
-    options = tuple(
-        tuple(dict.fromkeys(s for u in space.types[kind] for s in u.choices))
-        for kind in kinds
-    )
-    return _Knobs(space, options, tuple(kinds.index(u.type) for u in units))
+    options = []
+    for members in space.types.values():
+        offered = dict.fromkeys(s for unit in members for s in unit.choices)
+        options.append(tuple(offered))
+    follows = tuple(kinds.index(unit.type) for unit in units)
+    return _Knobs(space, tuple(options), follows)
 
 
 class Random(Sequential):

@@ -18,6 +18,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from octavo.core.contract.parts import PartConfig
 from octavo.core.contract.strategy import WAIT, Problem, Strategy, Wait
@@ -39,8 +40,13 @@ class Batch:
     until: Callable[[Trial], bool] | None = None
 
 
-Search = Generator[Batch, list[Trial], None]
-Answer = Generator[Batch, list[Trial], list[Trial]]
+Found = TypeVar("Found")
+
+Asking = Generator[Batch, list[Trial], Found]
+"""A part of a search: it yields batches, is sent their trials, and returns what it found."""
+
+Search = Asking[None]
+Answer = Asking[list[Trial]]
 
 
 def passed(trial: Trial) -> bool:
@@ -85,7 +91,7 @@ class Sequential(Strategy):
         trials: list[Trial] = yield Batch(recipes, until)
         return trials
 
-    def one(self, recipe: Recipe) -> Generator[Batch, list[Trial], Trial]:
+    def one(self, recipe: Recipe) -> Asking[Trial]:
         """Evaluate one recipe (``yield from`` it) and return its trial."""
         trials: list[Trial] = yield Batch((recipe,))
         return trials[0]
@@ -143,9 +149,9 @@ class Sequential(Strategy):
         """
         if not trial.passed or not len(trial.recipe):
             return False
-        return bool(self.problem.budgets) or worth_it(
-            trial, None, self.problem.objectives
-        )
+        if self.problem.budgets:
+            return True
+        return worth_it(trial, None, self.problem.objectives)
 
     def explain(self) -> str:
         """Say where the search stands or why it ended."""

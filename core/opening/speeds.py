@@ -25,6 +25,9 @@ from octavo.core.values.space import TuningSpace, Unit
 
 from .rules import Rule, names_schemes
 
+Why = Callable[[str, OpScheme], str]
+"""Op type and scheme -> why it is slower than float; '' where it is not."""
+
 CLEARLY = 0.9
 """Share of float's speed below which a sample is called slower."""
 
@@ -91,19 +94,28 @@ def measured(card: AdapterPart[Adapter], kind: str, scheme: OpScheme) -> float |
     try:
         session = adapter.open(model, batch)
         opened = Opened(card.name, session, session.describe(), session.capability())
-        op = next(op for op in opened.view.ops if op.type == kind)
-        unit = Unit(
-            op.name, kind, (op.name,), (scheme, FLOAT), parameters=op.parameters
-        )
-        space = TuningSpace(card.name, (unit,))
-        realizer = Realizer(opened, space, PluginHost(third_party=False))
-        realizer.calibrate((batch,))
-        candidate = realizer.candidate(Recipe({op.name: scheme}, backend=card.name))
+        candidate = _sample_candidate(opened, kind, scheme, batch)
     except (OctavoError, StopIteration):
-        return (
-            None  # a width or group that the sample does not have: nothing is claimed
-        )
+        # A width or group that the sample does not have: nothing is claimed.
+        return None
     return max(timed(candidate, session.reference(), batch))
+
+
+def _sample_candidate(
+    opened: Opened, kind: str, scheme: OpScheme, batch: Batch
+) -> Candidate:
+    """Return a sample model whose first op of a type takes a scheme.
+
+    Raises:
+        StopIteration: If it has no op of that type.
+    """
+    op = next(op for op in opened.view.ops if op.type == kind)
+    choices = (scheme, FLOAT)
+    unit = Unit(op.name, kind, (op.name,), choices, parameters=op.parameters)
+    space = TuningSpace(opened.name, (unit,))
+    realizer = Realizer(opened, space, PluginHost(third_party=False))
+    realizer.calibrate((batch,))
+    return realizer.candidate(Recipe({op.name: scheme}, backend=opened.name))
 
 
 def slower(
@@ -128,18 +140,18 @@ def known_slower(opened: Opened, recipe: Recipe) -> tuple[str, ...]:
     return _told(opened, recipe, opened.capability.slower)
 
 
-def _told(
-    opened: Opened, recipe: Recipe, why: Callable[[str, OpScheme], str]
-) -> tuple[str, ...]:
+def _told(opened: Opened, recipe: Recipe, why: Why) -> tuple[str, ...]:
     found: dict[tuple[str, OpScheme], list[str]] = {}
     for op in opened.view.ops:
-        if op.name in recipe.schemes and not recipe[op.name].is_float:
-            found.setdefault((op.type, recipe[op.name]), []).append(op.name)
+        scheme = recipe.schemes.get(op.name)
+        if scheme is not None and not scheme.is_float:
+            found.setdefault((op.type, scheme), []).append(op.name)
     lines = []
     for (kind, scheme), names in found.items():
         reason = why(kind, scheme)
         if reason:
-            what = f"{kind} as [{scheme}] ({len(names)} ops, {names[0]} first)"
+            which = f"({len(names)} ops, {names[0]} first)"
+            what = f"{kind} as [{scheme}] {which}"
             lines.append(f"slower than float: {what}: {reason}")
     return tuple(lines)
 
@@ -158,24 +170,31 @@ def worth_trying(
     rules = tuple(rules)
     ops = opened.view.by_name
     units: list[Unit] = []
-    left_out: dict[tuple[str, str], None] = {}
+    left_out: dict[str, None] = {}
     for unit in space.units:
-        kind = ops[unit.ops[0]].type
-        is_asked_for = any(names_schemes(ops[name], opened, rules) for name in unit.ops)
-        kept = []
-        for scheme in unit.choices:
-            may_stay = scheme.is_float or is_asked_for
-            reason = "" if may_stay else opened.capability.slower(kind, scheme)
-            if reason:
-                left_out[f"{unit.type} as {scheme.mode}", reason] = None
-            else:
-                kept.append(scheme)
-        units.append(replace(unit, choices=tuple(kept)))
-    notes = tuple(
-        f"not tried, for it is slower than float: {what}: {reason}"
-        for what, reason in left_out
-    )
-    return replace(space, units=tuple(units)), notes
+        if any(names_schemes(ops[name], opened, rules) for name in unit.ops):
+            units.append(unit)
+            continue
+        kept, slow = _without_slower(opened, unit, ops[unit.ops[0]].type)
+        units.append(replace(unit, choices=kept))
+        left_out |= dict.fromkeys(slow)
+    notes = [f"not tried, for it is slower than float: {what}" for what in left_out]
+    return replace(space, units=tuple(units)), tuple(notes)
+
+
+def _without_slower(
+    opened: Opened, unit: Unit, kind: str
+) -> tuple[tuple[OpScheme, ...], list[str]]:
+    """Return a unit's choices that are not known to be slower than float, and why others are."""
+    kept = []
+    slow = []
+    for scheme in unit.choices:
+        reason = "" if scheme.is_float else opened.capability.slower(kind, scheme)
+        if reason:
+            slow.append(f"{unit.type} as {scheme.mode}: {reason}")
+        else:
+            kept.append(scheme)
+    return tuple(kept), slow
 
 
 def is_fast_first(objectives: Mapping[str, object]) -> bool:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING
+
+from octavo.core.values.trial import Trial
 
 from .drawing import (
     BAD,
@@ -40,17 +43,10 @@ def search(data: ReportData) -> str:
     from matplotlib.ticker import MaxNLocator
 
     figure, axes = new_figure(9.6, 2.6)
-    for passed, colour, marker in ((True, GOOD, "o"), (False, BAD, "x")):
-        group = [t for t in trials if t.passed is passed]
-        if group:
-            axes.scatter(
-                [t.number for t in group],
-                [t.metrics[data.metric] for t in group],
-                color=colour,
-                marker=marker,
-                s=36,
-                label="passes" if passed else "does not pass",
-            )
+    passing = [trial for trial in trials if trial.passed]
+    others = [trial for trial in trials if not trial.passed]
+    _draw_trials(axes, passing, data.metric, (GOOD, "o", "passes"))
+    _draw_trials(axes, others, data.metric, (BAD, "x", "does not pass"))
     level = data.baseline.metrics[data.metric]
     axes.axhline(level, color=INK, linewidth=1, linestyle=":", label="float model")
     if data.bound is not None:
@@ -59,9 +55,21 @@ def search(data: ReportData) -> str:
     axes.set_xlabel("trial")
     axes.set_ylabel(data.metric)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.26), ncols=4, fontsize=9)
-    reached = sum(t.passed for t in trials)
+    reached = len(passing)
     told = f"{data.metric} of {len(trials)} trials in order; {reached} reach the goal."
     return to_svg(figure, "search", "The search, trial by trial", told)
+
+
+def _draw_trials(
+    axes: Axes, group: Sequence[Trial], metric: str, look: tuple[str, str, str]
+) -> None:
+    """Draw the scores of some trials; the look is a colour, a marker and a label."""
+    if not group:
+        return
+    numbers = [trial.number for trial in group]
+    scores = [trial.metrics[metric] for trial in group]
+    colour, marker, label = look
+    axes.scatter(numbers, scores, s=36, color=colour, marker=marker, label=label)
 
 
 @styled
@@ -82,13 +90,12 @@ def layers(ops: Sequence[OpLine], most: int = 48) -> str:
     shown = [op for op in weighted if op in kept]
     figure, axes = new_figure(8.6, 0.6 + 0.24 * len(shown))
     _draw_weights(axes, shown)
-    axes.set_yticks(range(len(shown)), [short(op.name) for op in shown], fontsize=8)
-    axes.invert_yaxis()
-    axes.grid(visible=False, axis="y")
+    _name_rows(axes, [op.name for op in shown])
     axes.xaxis.set_major_formatter(lambda value, _: size(value))
     axes.set_xlabel("weights")
     handles, labels = axes.get_legend_handles_labels()
     once = dict(zip(labels, handles, strict=True))
+    # The distance is a share of the axes' height: a taller chart needs a smaller one.
     below = (0.4, -0.5 / max(1.0, 0.24 * len(shown)))
     axes.legend(
         list(once.values()),
@@ -97,9 +104,9 @@ def layers(ops: Sequence[OpLine], most: int = 48) -> str:
         bbox_to_anchor=below,
         fontsize=8,
     )
-    left_out = (
-        f", the {most} largest of {len(weighted)}" if len(weighted) > most else ""
-    )
+    left_out = ""
+    if len(weighted) > most:
+        left_out = f", the {most} largest of {len(weighted)}"
     told = (
         f"Bytes of the weights of each op in float and as they run{left_out}. The table of all "
         "ops has the same figures."
@@ -107,17 +114,31 @@ def layers(ops: Sequence[OpLine], most: int = 48) -> str:
     return to_svg(figure, "layers", "Weights, layer by layer", told)
 
 
+def _name_rows(axes: Axes, names: Sequence[str]) -> None:
+    """Name the rows of bars, from top to bottom."""
+    axes.set_yticks(range(len(names)), list(map(short, names)), fontsize=8)
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+
+
 def _draw_weights(axes: Axes, shown: Sequence[OpLine]) -> None:
     in_float = [4 * op.parameters for op in shown]
     axes.barh(range(len(shown)), in_float, color=GRID, height=0.78, label="float")
     schemes = list(dict.fromkeys(str(op.line.applied) for op in shown))
-    quantized = [s for s in schemes if s != "float"]
-    colours = {s: SERIES[i % len(SERIES)] for i, s in enumerate(quantized)}
+    quantized = [scheme for scheme in schemes if scheme != "float"]
+    # More schemes than colours begin again with the first.
+    colours = dict(zip(quantized, cycle(SERIES), strict=False))
     for scheme in schemes:
-        rows = [(i, op) for i, op in enumerate(shown) if str(op.line.applied) == scheme]
+        rows = []
+        sizes = []
+        for row, op in enumerate(shown):
+            applied = op.line.applied
+            if str(applied) == scheme:
+                rows.append(row)
+                sizes.append(op.parameters * applied.weight_bits / 8)
         axes.barh(
-            [i for i, _ in rows],
-            [op.parameters * op.line.applied.weight_bits / 8 for _, op in rows],
+            rows,
+            sizes,
             color=colours.get(scheme, FAINT),
             height=0.5,
             label=scheme,
@@ -138,39 +159,52 @@ def sensitivities(
     Returns:
         A whole SVG file, in light dress.
     """
-    units = list(dict.fromkeys(unit for unit, _, _ in rows))[:most]
+    every = list(dict.fromkeys(unit for unit, _, _ in rows))
+    units = every[:most]
     schemes = list(dict.fromkeys(scheme for _, scheme, _ in rows))
     per_unit = max(0.24, 0.1 * len(schemes))
     figure, axes = new_figure(8.6, 0.9 + per_unit * len(units))
-    height = 0.8 / len(schemes)
-    for index, scheme in enumerate(schemes):
-        offset = (index - (len(schemes) - 1) / 2) * height
-        own = {u: v for u, s, v in rows if s == scheme}
-        drawn = [
-            (i, own[u])
-            for i, u in enumerate(units)
-            if math.isfinite(own.get(u, math.nan))
-        ]
-        axes.barh(
-            [i + offset for i, _ in drawn],
-            [loss for _, loss in drawn],
-            height=height * 0.9,
-            color=SERIES[index % len(SERIES)],
-            label=scheme,
-        )
+    _draw_losses(axes, rows, units, schemes)
     values = [v for _, _, v in rows if 0 < v < math.inf]
     # Losses of layers often lie orders of magnitude apart: the small ones would be bars of no
     # length.
     if values and max(values) > 50 * min(values):
         logarithmic(axes, (1.0,))
-    axes.set_yticks(range(len(units)), [short(u) for u in units], fontsize=8)
-    axes.invert_yaxis()
-    axes.grid(visible=False, axis="y")
+    _name_rows(axes, units)
     axes.set_xlabel(f"{kind}; less is better")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), fontsize=8)
     title = f"Sensitivity of {len(units)} units"
     told = f"{kind} when one unit alone takes a scheme."
     svg = to_svg(figure, "sensitivity", title, told)
+    # A file of its own has no style sheet that would give the variables their colours.
     for variable, colour in LIGHT.items():
         svg = svg.replace(f"var(--{variable})", colour)
     return svg
+
+
+def _draw_losses(
+    axes: Axes,
+    rows: Sequence[tuple[str, str, float]],
+    units: Sequence[str],
+    schemes: Sequence[str],
+) -> None:
+    """Draw a bar for each unit and scheme that has a loss, those of one unit side by side."""
+    height = 0.8 / len(schemes)
+    middle = (len(schemes) - 1) / 2
+    for index, scheme in enumerate(schemes):
+        offset = (index - middle) * height
+        own = {unit: loss for unit, of, loss in rows if of == scheme}
+        places = []
+        losses = []
+        for row, unit in enumerate(units):
+            loss = own.get(unit, math.nan)
+            if math.isfinite(loss):
+                places.append(row + offset)
+                losses.append(loss)
+        axes.barh(
+            places,
+            losses,
+            height=height * 0.9,
+            color=SERIES[index % len(SERIES)],
+            label=scheme,
+        )

@@ -43,18 +43,18 @@ class OpLine:
     @property
     def applied(self) -> str:
         """What runs, in words."""
-        return "carries codes" if self.line.carries_codes else str(self.line.applied)
+        if self.line.carries_codes:
+            return "carries codes"
+        return str(self.line.applied)
 
     @property
     def why_float(self) -> str:
         """Why it runs in float."""
         if self.line.reason:
             return self.line.reason
-        return (
-            "the search kept it in float"
-            if self.line.requested.is_float
-            else "not carried out"
-        )
+        if self.line.requested.is_float:
+            return "the search kept it in float"
+        return "not carried out"
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,8 @@ class ReportData:
         groups: dict[tuple[str, str], list[OpLine]] = {}
         for op in self.ops:
             if op.is_float:
-                groups.setdefault((op.type, op.why_float), []).append(op)
+                group = (op.type, op.why_float)
+                groups.setdefault(group, []).append(op)
         rows = []
         for (kind, why), ops in groups.items():
             names = tuple(op.name for op in ops)
@@ -144,11 +145,14 @@ class ReportData:
         count: Counter[tuple[str, str]] = Counter()
         size: Counter[tuple[str, str]] = Counter()
         for op in self.ops:
-            key = (op.applied, "" if op.is_float else op.line.realization)
+            realization = "" if op.is_float else str(op.line.realization)
+            key = (op.applied, realization)
             count[key] += 1
             size[key] += op.parameters
-        largest_first = sorted(count, key=lambda key: (-size[key], key))
-        return tuple((*key, count[key], size[key]) for key in largest_first)
+        rows = []
+        for key in sorted(count, key=lambda key: (-size[key], key)):
+            rows.append((*key, count[key], size[key]))
+        return tuple(rows)
 
     @property
     def scores(self) -> tuple[tuple[str, float, float | None], ...]:
@@ -163,17 +167,15 @@ class ReportData:
         if self.holdout is not None:
             own_held_out, best_held_out = self.holdout
             for name, value in own_held_out.items():
-                rows.append(
-                    (f"{name}, on data held out", value, best_held_out.get(name))
-                )
+                what = f"{name}, on data held out"
+                rows.append((what, value, best_held_out.get(name)))
         return tuple(rows)
 
     @property
     def completed(self) -> tuple[Trial, ...]:
         """Trials that were measured to the end."""
-        return tuple(
-            t for t in self.trials if t.state == "complete" and self.metric in t.metrics
-        )
+        complete = [trial for trial in self.trials if trial.state == "complete"]
+        return tuple(trial for trial in complete if self.metric in trial.metrics)
 
 
 def report_data(
@@ -195,12 +197,13 @@ def report_data(
             "this result holds no trials: it was quantized without a search, and there is nothing "
             "to report"
         )
-    with raised_as(
-        ConfigError, "the record of this result is damaged", "save the result again"
-    ):
-        return _gathered(
-            checked(_Facts, facts, "the record of this result is damaged"), title
-        )
+    damaged = "the record of this result is damaged"
+    with raised_as(ConfigError, damaged, "save the result again"):
+        return _gathered(checked(_Facts, facts, damaged), title)
+
+
+JsonTable = dict[str, Any]
+"""Part of a record, as it is read from JSON."""
 
 
 class _Facts(Frozen):
@@ -211,31 +214,30 @@ class _Facts(Frozen):
     goal_met: bool
     reason: str
     goal: str
-    best: dict[str, Any]
-    baseline: dict[str, Any]
-    trials: tuple[dict[str, Any], ...]
-    config: dict[str, Any] = Field(default_factory=dict)
-    holdout: dict[str, Any] | None = None
+    best: JsonTable
+    baseline: JsonTable
+    trials: tuple[JsonTable, ...]
+    config: JsonTable = Field(default_factory=dict)
+    holdout: JsonTable | None = None
     confirmed: dict[str, float] | None = None
-    certificate: dict[str, Any] | None = None
+    certificate: JsonTable | None = None
     ops: dict[str, tuple[str, int, str]] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()
     command: str = ""
     storage: str = ""
     environment: dict[str, str] = Field(default_factory=dict)
     made: str = ""
-    coverage: dict[str, Any] = Field(default_factory=dict)
+    coverage: JsonTable = Field(default_factory=dict)
 
 
 def _gathered(facts: _Facts, title: str) -> ReportData:
-    baseline, best = Trial.from_json(facts.baseline), Trial.from_json(facts.best)
-    trials = tuple(Trial.from_json(t) for t in facts.trials)
+    baseline = Trial.from_json(facts.baseline)
+    best = Trial.from_json(facts.best)
+    trials = tuple(Trial.from_json(trial) for trial in facts.trials)
+    unbeaten = pareto(trials, tuple(baseline.objectives))
     accuracy = dict(facts.config.get("accuracy", {}))
     metric = str(accuracy.get("metric") or next(iter(baseline.metrics)))
     higher = _is_higher_better(accuracy, metric)
-    scores = None
-    if facts.holdout:
-        scores = _scores(facts.holdout["baseline"]), _scores(facts.holdout["best"])
     settings = _flat(facts.config)
     if facts.storage:
         settings["history"] = facts.storage
@@ -251,9 +253,9 @@ def _gathered(facts: _Facts, title: str) -> ReportData:
         best=best if best.number else None,
         trials=trials,
         confirmed=facts.confirmed or {},
-        holdout=scores,
+        holdout=_held_out(facts.holdout),
         certificate=_certificate(facts.certificate),
-        pareto=frozenset(t.number for t in pareto(trials, tuple(baseline.objectives))),
+        pareto=frozenset(trial.number for trial in unbeaten),
         ops=_ops(facts.ops, best),
         notes=facts.notes,
         command=facts.command,
@@ -266,9 +268,22 @@ def _gathered(facts: _Facts, title: str) -> ReportData:
 
 def _is_higher_better(accuracy: Mapping[str, Any], metric: str) -> bool:
     """Return the direction of a metric: its own setting, else the criterion's, else upwards."""
-    own = accuracy.get("metrics", {}).get(metric, {}).get("higher_is_better")
-    said = accuracy.get("higher_is_better") if own is None else own
+    of_metric = accuracy.get("metrics", {}).get(metric, {})
+    said = of_metric.get("higher_is_better")
+    if said is None:
+        said = accuracy.get("higher_is_better")
     return said is not False
+
+
+def _held_out(
+    found: Mapping[str, Any] | None,
+) -> tuple[Mapping[str, float], Mapping[str, float]] | None:
+    """Return the scores on data held out, the float model's first; None where there are none."""
+    if not found:
+        return None
+    own = _scores(found["baseline"])
+    best = _scores(found["best"])
+    return own, best
 
 
 def _scores(table: Mapping[str, Any]) -> dict[str, float]:
@@ -288,8 +303,9 @@ def _ops(table: Mapping[str, Sequence[Any]], best: Trial) -> tuple[OpLine, ...]:
     names = table or {name: ["", 0, ""] for name in best.ledger}
     lines = []
     for name, (kind, parameters, why) in names.items():
-        in_float = Applied(best.recipe[name], FLOAT, "kernel", str(why))
-        line = best.ledger.get(name) or in_float
+        line = best.ledger.get(name)
+        if line is None:
+            line = Applied(best.recipe[name], FLOAT, "kernel", str(why))
         lines.append(OpLine(name, str(kind), int(parameters), line))
     return tuple(lines)
 

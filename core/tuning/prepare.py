@@ -4,22 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from octavo.core.calibration.data import CalibrationData
-from octavo.core.contract.adapter import Opened
 from octavo.core.contract.objective import Subject
 from octavo.core.contract.plugins import PluginHost
-from octavo.core.contract.strategy import SuggestsTransforms
 from octavo.core.errors import EvaluationError
 from octavo.core.opening.config import TuningConfig
-from octavo.core.opening.opening import open_all, plugin_host
-from octavo.core.opening.spaces import build_spaces
-from octavo.core.opening.speeds import is_fast_first, worth_trying
-from octavo.core.quantizing.realize import Realizer
+from octavo.core.opening.opening import plugin_host
 from octavo.core.scoring.certifying import Certifying
 from octavo.core.scoring.executor import Executor, InlineExecutor, ProcessExecutor
 from octavo.core.scoring.scoring import Scoring
@@ -31,16 +24,15 @@ from octavo.core.system.clock import Clock
 from octavo.core.system.signals import terminate_as_interrupt
 from octavo.core.system.textfiles import absolute
 from octavo.core.values.budgets import MEASURED, describe
-from octavo.core.values.scheme import PartChoice
-from octavo.core.values.space import TuningSpace
 from octavo.core.values.trial import Trial
 
 from .acceptance import Acceptance
 from .asked import Asked, Score, build_objectives, guarded_listeners, read_asked
 from .baseline import compare_with_given, measure_baseline
-from .bench import Backend, Bench
+from .bench import Bench
 from .fingerprint import fingerprint, shaping
 from .finish import Finish
+from .ground import Ground, build_backends, open_ground
 from .guarded_callbacks import guarded
 from .held_out import check_held_out, prepare_certificate
 from .joint import build_strategy
@@ -48,40 +40,6 @@ from .loop import Limits
 from .prepared import Plan, Run
 from .progress import Progress, tell
 from .sensitivities import keep_scores, sensitivity_services
-
-
-@dataclass(frozen=True)
-class _Ground:
-    """The model, opened on every backend of the run.
-
-    Attributes:
-        opened: The model's own backend first.
-        data: By backend.
-        spaces: By backend.
-        native: Score functions are given the backend's own model.
-    """
-
-    opened: tuple[Opened, ...]
-    data: Mapping[str, CalibrationData]
-    spaces: Mapping[str, TuningSpace]
-    native: bool
-
-    @property
-    def source(self) -> Opened:
-        """The backend whose float model is the baseline.
-
-        A search over one foreign backend is measured against the float model there: same threads,
-        device and runtime.
-        """
-        is_one_foreign = len(self.opened) == 2 and not self.opened[0].capability.offers
-        return self.opened[1] if is_one_foreign else self.opened[0]
-
-    @property
-    def guarded(self) -> Opened:
-        """The first backend that has a choice."""
-        return next(
-            (o for o in self.opened if self.spaces[o.name].tunable), self.source
-        )
 
 
 def prepare(
@@ -115,9 +73,8 @@ def prepare(
     """
     clock = Clock()
     if backends is not None:
-        overrides["backends"] = (
-            (backends,) if isinstance(backends, (str, Mapping)) else backends
-        )
+        is_one = isinstance(backends, (str, Mapping))
+        overrides["backends"] = (backends,) if is_one else backends
     if executor is not None and not hasattr(executor, "submit"):
         overrides["executor"], executor = executor, None
     settings = TuningConfig.read(config, **overrides)
@@ -134,7 +91,7 @@ def prepare(
         check_place(absolute(sensitivities, "a file of sensitivities"))
     with ExitStack() as stack:
         stack.enter_context(terminate_as_interrupt())
-        ground = _open(asked, model, calibration, arrays, stack)
+        ground = open_ground(asked, model, calibration, arrays, stack)
         history = _history(asked, ground, storage, study, resume)
         stack.callback(history.close)
         bench = _bench(asked, ground, history, executor, stack)
@@ -150,32 +107,12 @@ def prepare(
         plan = _plan(asked, ground, bench, services)
         finish = _finish(asked, ground, bench, acceptance)
         return Run(bench, plan, finish, stack.pop_all())
-    raise AssertionError(
-        "unreachable"
-    )  # ExitStack may swallow errors, for all that mypy knows
-
-
-def _open(
-    asked: Asked, model: Any, calibration: Any, arrays: bool, stack: ExitStack
-) -> _Ground:
-    """Open the model on every backend, and build the spaces."""
-    settings = asked.settings
-    opened, data, native = open_all(model, calibration, settings, asked.host, stack)
-    suggested: Mapping[str, PartChoice] = {}
-    if settings.transforms is None and isinstance(asked.strategy, SuggestsTransforms):
-        suggested = asked.strategy.suggested
-    spaces = build_spaces(
-        opened,
-        settings.rules,
-        transforms=settings.transforms or (),
-        suggested=suggested,
-        simulated=settings.simulated,
-    )
-    return _Ground(tuple(opened), data, spaces, native and not arrays)
+    # ExitStack may swallow errors, for all that mypy knows.
+    raise AssertionError("unreachable")
 
 
 def _history(
-    asked: Asked, ground: _Ground, storage: str | Path | None, study: str, resume: bool
+    asked: Asked, ground: Ground, storage: str | Path | None, study: str, resume: bool
 ) -> StudyHistory:
     """Open the history, which refuses a store that was made for another run."""
     settings = asked.settings
@@ -203,14 +140,14 @@ def _history(
 
 def _bench(
     asked: Asked,
-    ground: _Ground,
+    ground: Ground,
     history: StudyHistory,
     executor: Any,
     stack: ExitStack,
 ) -> Bench:
     """Set up what the steps of the run work with."""
     settings = asked.settings
-    backends = _backends(asked, ground)
+    backends = build_backends(asked, ground)
     for backend in backends.values():
         backend.realizer.check_weights()
     run_with: Executor = executor or stack.enter_context(_executor(settings))
@@ -246,28 +183,6 @@ def _bench(
     )
 
 
-def _backends(asked: Asked, ground: _Ground) -> dict[str, Backend]:
-    settings = asked.settings
-    found = {}
-    for opened in ground.opened:
-        name = opened.name
-        space = ground.spaces[name]
-        realizer = Realizer(
-            opened,
-            space,
-            asked.host,
-            non_finite=settings.non_finite,
-            gram_bytes=settings.gram_bytes,
-        )
-        searched, left_out = space, tuple[str, ...]()
-        if is_fast_first(asked.objectives):
-            searched, left_out = worth_trying(opened, space, settings.rules)
-        found[name] = Backend(
-            opened, space, searched, realizer, ground.data[name], left_out
-        )
-    return found
-
-
 def _hook(host: PluginHost, listeners: Sequence[Progress]) -> Callable[[Trial], None]:
     """Return the plugins' hook, which tells what it raises."""
     return guarded(
@@ -276,7 +191,7 @@ def _hook(host: PluginHost, listeners: Sequence[Progress]) -> Callable[[Trial], 
     )
 
 
-def _tell_notes(bench: Bench, ground: _Ground) -> None:
+def _tell_notes(bench: Bench, ground: Ground) -> None:
     """Tell what was noticed of the model, the space, the data and the history."""
     for opened in ground.opened:
         space, data = ground.spaces[opened.name], ground.data[opened.name]
@@ -294,7 +209,7 @@ def _left_out(bench: Bench) -> tuple[str, ...]:
     )
 
 
-def _score_float(asked: Asked, ground: _Ground, bench: Bench) -> Certifying | None:
+def _score_float(asked: Asked, ground: Ground, bench: Bench) -> Certifying | None:
     """Score the float model: on the search's data, on what is held out, and as it was given.
 
     Returns:
@@ -322,7 +237,7 @@ def _score_float(asked: Asked, ground: _Ground, bench: Bench) -> Certifying | No
 
 def _plan(
     asked: Asked,
-    ground: _Ground,
+    ground: Ground,
     bench: Bench,
     services: Mapping[str, SensitivityService],
 ) -> Plan:
@@ -336,7 +251,7 @@ def _plan(
 
 
 def _finish(
-    asked: Asked, ground: _Ground, bench: Bench, acceptance: Acceptance
+    asked: Asked, ground: Ground, bench: Bench, acceptance: Acceptance
 ) -> Finish:
     goals = (asked.criterion.describe(bench.baseline.metrics), describe(bench.budgets))
     goal = ", ".join(filter(None, goals))

@@ -3,7 +3,7 @@ labels."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,9 @@ from octavo.core.errors import DataError, nearest
 from octavo.core.system.textfiles import absolute
 
 from .models import named_object
+
+Arrays = dict[str, np.ndarray]
+"""Name -> array."""
 
 LABELS = ("labels", "label", "targets", "target", "y")
 """Names by which an array of labels is known without being told."""
@@ -30,7 +33,7 @@ class Samples:
         origin: Where they were read from, for messages.
     """
 
-    inputs: dict[str, np.ndarray]
+    inputs: Arrays
     labels: np.ndarray | None
     origin: str
 
@@ -40,17 +43,18 @@ class Samples:
     def where(self, picked: np.ndarray) -> Samples:
         """Return the samples that a mask of shape (samples,), or indices, pick."""
         labels = None if self.labels is None else self.labels[picked]
-        return Samples(
-            {k: v[picked] for k, v in self.inputs.items()}, labels, self.origin
-        )
+        inputs = {name: array[picked] for name, array in self.inputs.items()}
+        return Samples(inputs, labels, self.origin)
 
-    def batches(
-        self, size: int
-    ) -> Iterator[tuple[np.ndarray, ...] | dict[str, np.ndarray]]:
+    def batches(self, size: int) -> Iterator[tuple[np.ndarray, ...] | Arrays]:
         """Yield batches of inputs. A single array goes in call order, several go by name."""
         for start in range(0, len(self), size):
-            rows = {k: v[start : start + size] for k, v in self.inputs.items()}
-            yield tuple(rows.values()) if len(rows) == 1 else rows
+            end = start + size
+            rows = {name: array[start:end] for name, array in self.inputs.items()}
+            if len(rows) == 1:
+                yield tuple(rows.values())
+            else:
+                yield rows
 
 
 def read_samples(path: Path, labels: str | None = None) -> Samples:
@@ -66,22 +70,30 @@ def read_samples(path: Path, labels: str | None = None) -> Samples:
     arrays = load_arrays(path)
     if labels is not None and labels not in arrays:
         raise DataError(f"{path} holds no array {labels!r}{nearest(labels, arrays)}")
-    name = labels or next((n for n in LABELS if n in arrays), None)
-    inputs = {k: v for k, v in arrays.items() if k != name}
+    of_labels = labels or next((name for name in LABELS if name in arrays), None)
+    inputs = {name: array for name, array in arrays.items() if name != of_labels}
     if not inputs:
+        beside = f" beside the labels {of_labels!r}" if of_labels else ""
         raise DataError(
-            f"{path} holds no array of inputs{f' beside the labels {name!r}' if name else ''}; "
-            "name each array after a model input"
+            f"{path} holds no array of inputs{beside}; name each array after a model input"
         )
-    lengths = {k: len(v) if v.ndim else 0 for k, v in arrays.items()}
+    _check_lengths(arrays, path)
+    return Samples(inputs, arrays[of_labels] if of_labels else None, str(path))
+
+
+def _check_lengths(arrays: Mapping[str, np.ndarray], path: Path) -> None:
+    """Raise DataError where arrays are not of one length, at least 1."""
+    lengths: dict[str, int] = {}
+    for name, array in arrays.items():
+        # A scalar has no first axis.
+        lengths[name] = len(array) if array.ndim else 0
     differ = len(set(lengths.values())) > 1
     if differ or not all(lengths.values()):
-        told = ", ".join(f"{k} {n}" for k, n in lengths.items())
+        told = ", ".join(f"{name} {length}" for name, length in lengths.items())
         raise DataError(
             f"the arrays of {path} must have one length, at least 1: the first axis counts "
             f"samples; there are {told}"
         )
-    return Samples(inputs, arrays[name] if name else None, str(path))
 
 
 def calibration_source(
@@ -119,7 +131,7 @@ def split(samples: Samples, calibration: int) -> tuple[Samples, Samples]:
             "its own (--calibration)"
         )
     count = max(1, min(calibration, total // 4))
-    spread = np.linspace(0, total - 1, count).round().astype(int)
+    spread = np.linspace(0, total - 1, count).round()
     picked = np.zeros(total, bool)
-    picked[spread] = True
+    picked[spread.astype(int)] = True
     return samples.where(picked), samples.where(~picked)

@@ -10,44 +10,54 @@ from rich.text import Text
 
 from octavo.core.report import ReportData, text
 from octavo.core.scoring.choice import choose
-from octavo.core.values.coverage import Coverage
+from octavo.core.values.coverage import Coverage, CoverageRow
 from octavo.core.values.trial import Trial
 
 from .console import table
+
+Row = tuple[object, ...]
+"""One row of a table, cell by cell."""
 
 
 def comparison(data: ReportData) -> Table:
     """Float model against the best: score, objectives, their ratios, and what runs."""
     best = data.best
-    rows: list[tuple[object, ...]] = []
-    for name, value, found in data.scores:
-        ratio = f"{found / value:.4g}" if found is not None and value else "-"
-        rows.append(
-            (name, f"{value:.5g}", "-" if found is None else f"{found:.5g}", ratio)
-        )
-    for name, m in data.baseline.objectives.items():
+    rows = [_score_row(*row) for row in data.scores]
+    for name, measurement in data.baseline.objectives.items():
         own = best.objectives.get(name) if best else None
-        rows.append((name, text.measured(m), text.measured(own), text.ratio(own)))
-    rows.append(
-        (
-            "backend",
-            data.baseline.recipe.backend,
-            best.recipe.backend if best else "-",
-            "",
-        )
-    )
-    rows.append(("ops", "float", text.bits(best) if best else "-", ""))
-    if best and best.recipe.transforms:
-        rows.append(
-            ("transforms", "none", ", ".join(map(str, best.recipe.transforms)), "")
-        )
-    without = "float" if data.kept_float else "none"
-    title = f"trial {best.number}" if best else without
-    return table(
-        ("", "float", f"best ({title})", "ratio"),
-        rows,
-        right=("float", f"best ({title})", "ratio"),
-    )
+        both = (text.measured(measurement), text.measured(own))
+        rows.append((name, *both, text.ratio(own)))
+    rows += _what_runs(data.baseline, best)
+    title = "float" if data.kept_float else "none"
+    if best:
+        title = f"trial {best.number}"
+    figures = ("float", f"best ({title})", "ratio")
+    return table(("", *figures), rows, right=figures)
+
+
+def _score_row(name: str, value: float, found: float | None) -> Row:
+    """Return a score's row: the float model's, the best model's, their ratio."""
+    own = f"{value:.5g}"
+    if found is None:
+        return name, own, "-", "-"
+    # There is no ratio to a score of 0.
+    ratio = f"{found / value:.4g}" if value else "-"
+    return name, own, f"{found:.5g}", ratio
+
+
+def _what_runs(baseline: Trial, best: Trial | None) -> list[Row]:
+    """Return the rows that tell where the two models run, and how."""
+    backend = baseline.recipe.backend
+    if best is None:
+        return [("backend", backend, "-", ""), ("ops", "float", "-", "")]
+    rows: list[Row] = [
+        ("backend", backend, best.recipe.backend, ""),
+        ("ops", "float", text.bits(best), ""),
+    ]
+    transforms = ", ".join(map(str, best.recipe.transforms))
+    if transforms:
+        rows.append(("transforms", "none", transforms, ""))
+    return rows
 
 
 def left_in_float(data: ReportData) -> Table | Text:
@@ -68,26 +78,27 @@ def float_weights(coverage: Coverage, most: int = 8) -> Table | Text:
     """Which weights stay float, by reason, the largest first; the rest in one row."""
     if not coverage.kept:
         return Text(coverage.summary())
-    told, rest = coverage.reasons[:most], coverage.reasons[most:]
-    rows: list[tuple[object, ...]] = []
-    for why, own in told:
-        names = _few(tuple(row.weight for row in own))
-        rows.append((f"{sum(row.elements for row in own):,}", len(own), why, names))
+    rows = [_reason_row(why, own) for why, own in coverage.reasons[:most]]
+    rest = coverage.reasons[most:]
     if rest:
-        others = [row for _, own in rest for row in own]
-        elements = sum(row.elements for row in others)
-        names = _few(tuple(row.weight for row in others))
-        rows.append(
-            (f"{elements:,}", len(others), f"{len(rest)} further reasons", names)
-        )
-    share = f"{100 * coverage.kept / coverage.total:.3g} %"
-    title = f"{coverage.kept:,} of {coverage.total:,} weights ({share}) stay float"
+        others = [weight for _, own in rest for weight in own]
+        rows.append(_reason_row(f"{len(rest)} further reasons", others))
+    percent = 100 * coverage.kept / coverage.total
+    share = f"{coverage.kept:,} of {coverage.total:,} weights ({percent:.3g} %)"
+    title = f"{share} stay float"
     return table(
         ("weights", "tensors", "why", "which"),
         rows,
         right=("weights", "tensors"),
         title=title,
     )
+
+
+def _reason_row(why: str, weights: Sequence[CoverageRow]) -> Row:
+    """Return one reason's row: elements, tensors, the reason, which."""
+    elements = sum(weight.elements for weight in weights)
+    names = tuple(weight.weight for weight in weights)
+    return f"{elements:,}", len(weights), why, _few(names)
 
 
 def _few(names: tuple[str, ...], most: int = 3) -> str:
@@ -102,26 +113,30 @@ def backends(data: ReportData) -> Table | None:
     names = sorted({t.recipe.backend for t in data.trials})
     if len(names) < 2:
         return None
-    objectives = tuple(data.baseline.objectives)
-    rows: list[tuple[object, ...]] = []
-    for name in names:
-        own = [t for t in data.completed if t.recipe.backend == name]
-        best = choose(own, objectives) or _nearest_to_the_goal(own)
-        if best is None:
-            rows.append((name, "-", *["-"] * (2 + 2 * len(objectives))))
-            continue
-        figures = []
-        for objective in objectives:
-            measurement = best.objectives.get(objective)
-            figures += [text.measured(measurement), text.ratio(measurement)]
-        ops = text.bits(best) + ("" if best.passed else " (does not pass)")
-        rows.append(
-            (name, f"#{best.number}", text.score(best, data.metric), *figures, ops)
-        )
-    measured = [column for o in objectives for column in (o, f"{o} ratio")]
+    rows = [_backend_row(data, name) for name in names]
+    measured: list[str] = []
+    for objective in data.baseline.objectives:
+        measured += [objective, f"{objective} ratio"]
     columns = ("backend", "trial", data.metric, *measured, "ops")
     title = "The best of each backend; ratios to the float model as given"
     return table(columns, rows, title=title, right=columns[1:-1])
+
+
+def _backend_row(data: ReportData, name: str) -> Row:
+    """Return the best trial of a backend: number, score, each objective and its ratio, ops."""
+    objectives = tuple(data.baseline.objectives)
+    own = [trial for trial in data.completed if trial.recipe.backend == name]
+    best = choose(own, objectives) or _nearest_to_the_goal(own)
+    if best is None:
+        return name, "-", *["-"] * (2 + 2 * len(objectives))
+    figures = []
+    for objective in objectives:
+        measurement = best.objectives.get(objective)
+        figures += [text.measured(measurement), text.ratio(measurement)]
+    ops = text.bits(best)
+    if not best.passed:
+        ops += " (does not pass)"
+    return name, f"#{best.number}", text.score(best, data.metric), *figures, ops
 
 
 def _nearest_to_the_goal(trials: Sequence[Trial]) -> Trial | None:
@@ -133,11 +148,11 @@ def summary(data: ReportData) -> Group:
 
     def parts() -> Iterator[Table | Text]:
         style = "bold green" if data.goal_met else "bold red"
-        yield Text(data.verdict, style=style) + Text(
-            f" ({data.goal}); {data.reason}", style=""
-        )
+        why = Text(f" ({data.goal}); {data.reason}", style="")
+        yield Text(data.verdict, style=style) + why
         yield comparison(data)
-        if several := backends(data):
+        several = backends(data)
+        if several is not None:
             yield several
         yield left_in_float(data)
         if data.coverage.total:

@@ -1,0 +1,99 @@
+"""The model on every backend of a run, with the data and the space of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from octavo.core.calibration.data import CalibrationData
+from octavo.core.contract.adapter import Opened
+from octavo.core.contract.strategy import SuggestsTransforms
+from octavo.core.opening.opening import open_all
+from octavo.core.opening.spaces import build_spaces
+from octavo.core.opening.speeds import is_fast_first, worth_trying
+from octavo.core.quantizing.realize import Realizer
+from octavo.core.values.scheme import PartChoice
+from octavo.core.values.space import TuningSpace
+
+from .asked import Asked
+from .bench import Backend
+
+
+@dataclass(frozen=True)
+class Ground:
+    """The model, opened on every backend of the run.
+
+    Attributes:
+        opened: The model's own backend first.
+        data: By backend.
+        spaces: By backend.
+        native: Score functions are given the backend's own model.
+    """
+
+    opened: tuple[Opened, ...]
+    data: Mapping[str, CalibrationData]
+    spaces: Mapping[str, TuningSpace]
+    native: bool
+
+    @property
+    def source(self) -> Opened:
+        """The backend whose float model is the baseline.
+
+        A search over one foreign backend is measured against the float model there: same threads,
+        device and runtime.
+        """
+        is_one_foreign = len(self.opened) == 2 and not self.opened[0].capability.offers
+        return self.opened[1] if is_one_foreign else self.opened[0]
+
+    @property
+    def guarded(self) -> Opened:
+        """The first backend that has a choice."""
+        for opened in self.opened:
+            if self.spaces[opened.name].tunable:
+                return opened
+        return self.source
+
+
+def open_ground(
+    asked: Asked, model: Any, calibration: Any, arrays: bool, stack: ExitStack
+) -> Ground:
+    """Open the model on every backend, and build the spaces."""
+    settings = asked.settings
+    opened, data, native = open_all(model, calibration, settings, asked.host, stack)
+    suggested: Mapping[str, PartChoice] = {}
+    if settings.transforms is None and isinstance(asked.strategy, SuggestsTransforms):
+        suggested = asked.strategy.suggested
+    spaces = build_spaces(
+        opened,
+        settings.rules,
+        transforms=settings.transforms or (),
+        suggested=suggested,
+        simulated=settings.simulated,
+    )
+    return Ground(tuple(opened), data, spaces, native and not arrays)
+
+
+def build_backends(asked: Asked, ground: Ground) -> dict[str, Backend]:
+    """Return what the run's steps work with on each backend, by its name."""
+    settings = asked.settings
+    found = {}
+    for opened in ground.opened:
+        name = opened.name
+        space = ground.spaces[name]
+        realizer = Realizer(
+            opened,
+            space,
+            asked.host,
+            non_finite=settings.non_finite,
+            gram_bytes=settings.gram_bytes,
+        )
+        searched = space
+        left_out: tuple[str, ...] = ()
+        if is_fast_first(asked.objectives):
+            searched, left_out = worth_trying(opened, space, settings.rules)
+        found[name] = Backend(
+            opened, space, searched, realizer, ground.data[name], left_out
+        )
+    return found
