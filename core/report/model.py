@@ -149,10 +149,8 @@ class ReportData:
             key = (op.applied, realization)
             count[key] += 1
             size[key] += op.parameters
-        rows = []
-        for key in sorted(count, key=lambda key: (-size[key], key)):
-            rows.append((*key, count[key], size[key]))
-        return tuple(rows)
+        largest_first = sorted(count, key=lambda key: (-size[key], key))
+        return tuple((*key, count[key], size[key]) for key in largest_first)
 
     @property
     def scores(self) -> tuple[tuple[str, float, float | None], ...]:
