@@ -210,7 +210,8 @@ def _run(
     none = np.zeros((batch, size), x.dtype)
     no_bias = np.zeros(2 * layer.kind.gates * size, x.dtype)
     clip = _clipped(layer.build)
-    outputs, finals = [], []
+    outputs = []
+    finals = []
     for d, backwards in enumerate(layer.backwards):
         bias = no_bias if b is None else b[d]
         peepholes = None if p is None else p[d]
@@ -236,7 +237,12 @@ def _clipped(build: Build) -> Activation:
     limit = build.get("clip", None)
     if limit is None:
         return lambda x: x
-    return lambda x: np.clip(x, -x.dtype.type(limit), x.dtype.type(limit))
+
+    def clipped(x: Array) -> Any:
+        bound = x.dtype.type(limit)
+        return np.clip(x, -bound, bound)
+
+    return clipped
 
 
 def _rnn_cell(of: _Direction) -> Cell:

@@ -174,10 +174,7 @@ def depthwise(x: Array, weight: Array, geometry: Geometry, how: Run) -> Array:
     _, view, outputs = _framed(x, geometry)
     axes = len(outputs) + 1  # without the channels
     out = how.empty((images, *outputs, width), x.dtype)
-    # Each tap's channels repeated along the last spatial axis: a product then runs over whole rows.
-    row_shape = (*geometry.kernel, outputs[-1], width)
-    repeated = np.broadcast_to(weight[..., None, :], row_shape)
-    wide = repeated.astype(x.dtype, copy=True)
+    wide = _along_rows(weight, outputs[-1], x.dtype)
     first, *others = np.ndindex(*geometry.kernel)
     all_channels = slice(None)
     # An eighth of the scratch: output, product and the windows' rows stay in the cache together.
@@ -197,6 +194,22 @@ def depthwise(x: Array, weight: Array, geometry: Geometry, how: Run) -> Array:
 
     spread(len(work), run, how.threads)
     return channels_first(out)
+
+
+def _along_rows(weight: Array, length: int, dtype: np.dtype[Any]) -> Array:
+    """Repeat each tap's channels along a row, so that a product runs over the whole of it.
+
+    Args:
+        weight: (kernel..., C).
+        length: Of the last spatial axis.
+        dtype: Of the result.
+
+    Returns:
+        (kernel..., length, C).
+    """
+    *kernel, channels = weight.shape
+    repeated = np.broadcast_to(weight[..., None, :], (*kernel, length, channels))
+    return repeated.astype(dtype, copy=True)
 
 
 @compiled("Conv", empty=True)

@@ -153,15 +153,24 @@ def _plans(
     if not wanted:
         assert scales is not None
         ratios = [float(s) for s in scales]
-        wanted = tuple(math.floor(n * s) for n, s in zip(lengths, ratios, strict=True))
+        scaled = zip(lengths, ratios, strict=True)
+        wanted = tuple(math.floor(length * ratio) for length, ratio in scaled)
     else:
-        ratios = [w / n for w, n in zip(wanted, lengths, strict=True)]
+        pairs = zip(wanted, lengths, strict=True)
+        ratios = [after / before for after, before in pairs]
         if policy != "stretch":
             ratio = min(ratios) if policy == "not_larger" else max(ratios)
             ratios = [ratio] * len(axes)
-            wanted = tuple(math.floor(ratio * n + 0.5) for n in lengths)
+            wanted = tuple(math.floor(ratio * length + 0.5) for length in lengths)
     rows = zip(axes, lengths, wanted, ratios, strict=True)
     return [_AxisPlan(*row) for row in rows]
+
+
+def _in_regions(plans: list[_AxisPlan], roi: Array) -> list[_AxisPlan]:
+    """Return the plans for a region of interest: all starts, then all ends."""
+    regions = np.asarray(roi, np.float64).reshape(2, -1).T
+    pairs = zip(plans, regions, strict=True)
+    return [replace(plan, region=tuple(region)) for plan, region in pairs]
 
 
 @operator("Resize", since=11)
@@ -183,6 +192,7 @@ def resize(
 ) -> Any:
     """ONNX Resize-11 and later: resample along axes, nearest, linear or cubic."""
     coordinates = coordinate_transformation_mode
+    is_cropping = coordinates == "tf_crop_and_resize"
     how = _Sampling(
         mode=mode,
         rounding=nearest_mode,
@@ -192,12 +202,8 @@ def resize(
     )
     chosen = range(x.ndim) if axes is None else [axis % x.ndim for axis in axes]
     plans = _plans(x, tuple(chosen), scales, sizes, keep_aspect_ratio_policy)
-    is_cropping = coordinates == "tf_crop_and_resize"
     if is_cropping and roi is not None and roi.size:
-        # All starts, then all ends.
-        ends = np.asarray(roi, np.float64).reshape(2, -1).T
-        cropped = zip(plans, ends, strict=True)
-        plans = [replace(plan, region=tuple(region)) for plan, region in cropped]
+        plans = _in_regions(plans, roi)
     y = x if mode == "nearest" else x.astype(np.float64)
     outside = np.zeros((), bool)
     for plan in plans:
