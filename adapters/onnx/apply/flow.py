@@ -10,7 +10,7 @@ from onnx_ir import Node, Value
 from octavo.adapters.onnx.describe.carriers import carries
 from octavo.adapters.onnx.describe.site import Site
 from octavo.adapters.onnx.prepare.constants import scalar
-from octavo.adapters.onnx.prepare.patterns import input_at
+from octavo.adapters.onnx.prepare.patterns import input_at, name_of
 from octavo.adapters.onnx.prepare.scopes import owner
 from octavo.core.contract.adapter import OpParameters
 from octavo.core.numerics.affine import QuantParams, integer_range
@@ -41,9 +41,11 @@ class _Flow:
             chosen = self._wanted[value][0]
         if chosen is None:
             return
-        self._let_flow(self._editor.values[value], chosen)
+        e = self._editor
+        self._let_flow(e.values[value], chosen)
         if site.activation == "clip":
-            _drop_clip(self._editor.nodes[site.last.name or ""], chosen)
+            clip = e.nodes[site.last.name or ""]
+            _drop_clip(clip, chosen)
 
     @cached_property
     def _static(self) -> Sequence[tuple[Site, OpParameters]]:
@@ -61,7 +63,8 @@ class _Flow:
         for site, params in self._static:
             for value, wanted in zip(site.roots, params.inputs, strict=True):
                 if wanted is not None:
-                    found.setdefault(value, []).append(wanted)
+                    of_value = found.setdefault(value, [])
+                    of_value.append(wanted)
         return found
 
     @cached_property
@@ -72,7 +75,8 @@ class _Flow:
             for index in site.inputs:
                 value = site.node.inputs[index]
                 while value is not None:
-                    found.add(value.name or "")
+                    name = name_of(value)
+                    found.add(name)
                     value = _carried(value)
         return frozenset(found)
 
@@ -85,9 +89,10 @@ class _Flow:
         value = self._editor.values[name]
         if not wanted or value.is_graph_output():
             return False
-        meanings = {codes_key(p) for p in wanted}
+        meanings = set(map(codes_key, wanted))
         if len(meanings) > 1 or _is_put_out(value):
             return False
+        # More ops than ask for codes: some of them read it in float.
         return _leaves(value) <= len(wanted)
 
     def _let_flow(self, value: Value, params: QuantParams) -> None:
@@ -96,7 +101,7 @@ class _Flow:
         self._editor.let_flow(value, params)
         for carrier in carriers:
             moved = carrier.outputs[0]
-            if (moved.name or "") in self._leading:
+            if name_of(moved) in self._leading:
                 self._let_flow(moved, params)
 
 
@@ -140,9 +145,13 @@ def _drop_clip(clip: Node, params: QuantParams) -> None:
     high = scalar(input_at(clip, 2))
     lowest = (qmin - zero) * scale
     highest = (qmax - zero) * scale
-    keeps_low = low is None or lowest >= low - scale / 2
-    keeps_high = high is None or highest <= high + scale / 2
+    if low is not None and lowest < low - scale / 2:
+        return
+    if high is not None and highest > high + scale / 2:
+        return
     value = clip.inputs[0]
-    if keeps_low and keeps_high and value is not None:
-        clip.outputs[0].replace_all_uses_with(value)
-        owner(clip).remove(clip, safe=True)
+    if value is None:
+        return
+    clipped = clip.outputs[0]
+    clipped.replace_all_uses_with(value)
+    owner(clip).remove(clip, safe=True)

@@ -51,13 +51,9 @@ def rescale(
     clone = model.clone()
     editor = _Editor(clone.graph)
     for group, change in channel_maps(groups, factors):
-        first, *_ = group.members
-        read = editor.nodes[first].inputs[0]
-        assert read is not None
-        writer = read.producer()
-        has_steps = writer is not None and STEP in writer.meta
+        read = editor.read_by(group)
         producer = sites.sites.get(group.producer)
-        if is_online(group, change, already=has_steps):
+        if is_online(group, change, already=_has_steps(read)):
             editor.insert_steps(read, group, change)
         elif producer is not None and producer.node.op_type in NORMS:
             editor.change_norm(producer, group, change)
@@ -70,6 +66,12 @@ def rescale(
             editor.read(reader, change)
     drop_unused_initializers(clone.graph)
     return clone
+
+
+def _has_steps(value: Value) -> bool:
+    """True if a step of an earlier change writes a value."""
+    writer = value.producer()
+    return writer is not None and STEP in writer.meta
 
 
 def _as_rows(matrix: np.ndarray, axis: int) -> np.ndarray:
@@ -85,6 +87,13 @@ class _Editor:
         self.nodes = {n.name or "": n for n in graph}
         self._steps = StepWriter(graph)
         self._gained: dict[str, str] = {}  # op -> name of the bias that it gained
+
+    def read_by(self, group: Group) -> Value:
+        """Return the value that the members of a group read."""
+        first, *_ = group.members
+        read = self.nodes[first].inputs[0]
+        assert read is not None
+        return read
 
     def _array(self, name: str) -> np.ndarray:
         held = self._graph.initializers[name].const_value

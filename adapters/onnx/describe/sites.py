@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-import onnx_ir as ir
+from onnx_ir import DataType, Graph, Node, Value
 
 from octavo.adapters.onnx.prepare.already_quantized import describe
+from octavo.adapters.onnx.prepare.patterns import name_of
 from octavo.adapters.onnx.prepare.provenance import dtype_name
 from octavo.adapters.onnx.prepare.scopes import NOTES, walk
 from octavo.core.values.graph import InputInfo, ModelView
@@ -28,7 +29,7 @@ from .site import STEP, Site
 class Sites:
     """All sites of a graph, by op name, in execution order."""
 
-    graph: ir.Graph
+    graph: Graph
     sites: Mapping[str, Site]
     notes: tuple[str, ...] = field(default=())
 
@@ -43,15 +44,15 @@ class Sites:
         """The model as the core sees it."""
         ops = tuple(site.op for site in self.sites.values())
         groups = find_groups(self.sites, self.outside)
-        inputs = tuple(_input_info(v) for v in self.graph.inputs)
-        outputs = tuple(v.name or "" for v in self.graph.outputs)
+        inputs = tuple(map(_input_info, self.graph.inputs))
+        outputs = tuple(map(name_of, self.graph.outputs))
         return ModelView(ops, groups, inputs, outputs, self.notes)
 
 
-def find_sites(graph: ir.Graph) -> Sites:
+def find_sites(graph: Graph) -> Sites:
     """Recognize the operations of a prepared graph and of the bodies in it; nothing is changed."""
     found: dict[str, Site] = {}
-    fused: set[ir.Node] = set()
+    fused: set[Node] = set()
     integers: set[str] = set()
     for node in walk(graph):
         # In execution order what is fused comes after the node that took it in.
@@ -61,35 +62,40 @@ def find_sites(graph: ir.Graph) -> Sites:
         if site is not None:
             found[site.name] = keep_float_among_floats(site, integers)
     _note_shared_weights(found)
-    notes = (*graph.meta.get(NOTES, ()), describe(graph))
-    return Sites(graph, found, tuple(filter(None, notes)))
+    noticed = graph.meta.get(NOTES, ())
+    notes = filter(None, (*noticed, describe(graph)))
+    return Sites(graph, found, tuple(notes))
 
 
 def _note_shared_weights(sites: dict[str, Site]) -> None:
     """Let every op know which others read its weight."""
     readers: dict[str, list[str]] = {}
     for name, site in sites.items():
-        if site.op.weight is not None:
-            found = readers.setdefault(site.op.weight.name, [])
+        weight = site.op.weight
+        if weight is not None:
+            found = readers.setdefault(weight.name, [])
             found.append(name)
     for names in readers.values():
         if len(names) == 1:
             continue
         for name in names:
-            op = sites[name].op
-            assert op.weight is not None
+            site = sites[name]
             others = tuple(n for n in names if n != name)
-            weight = replace(op.weight, shared_with=others)
-            sharing = replace(op, weight=weight)
-            sites[name] = replace(sites[name], op=sharing)
+            shared = replace(site.held, shared_with=others)
+            op = replace(site.op, weight=shared)
+            sites[name] = replace(site, op=op)
 
 
-def _input_info(value: ir.Value) -> InputInfo:
+def _input_info(value: Value) -> InputInfo:
     shape = None
     if value.shape is not None:
-        shape = tuple(d if isinstance(d, int) else None for d in value.shape)
-    if value.dtype is not None:
-        dtype = value.dtype
-    else:
-        dtype = ir.DataType.FLOAT
-    return InputInfo(value.name or "", shape, dtype_name(dtype))
+        shape = tuple(map(_known_length, value.shape))
+    dtype = value.dtype
+    if dtype is None:
+        dtype = DataType.FLOAT
+    return InputInfo(name_of(value), shape, dtype_name(dtype))
+
+
+def _known_length(axis: object) -> int | None:
+    """Return the length of an axis; None for one with a name alone."""
+    return axis if isinstance(axis, int) else None

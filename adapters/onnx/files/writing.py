@@ -9,21 +9,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import onnx
-import onnx_ir as ir
+from onnx import GraphProto, ModelProto, TensorProto
+from onnx_ir import Model
 
 from .content import content
-from .message import skeleton
+from .message import Held, skeleton
 
-_GRAPH = onnx.ModelProto.DESCRIPTOR.fields_by_name["graph"].number
-_INITIALIZER = onnx.GraphProto.DESCRIPTOR.fields_by_name["initializer"].number
-_RAW_DATA = onnx.TensorProto.DESCRIPTOR.fields_by_name["raw_data"].number
+_GRAPH = ModelProto.DESCRIPTOR.fields_by_name["graph"].number
+_INITIALIZER = GraphProto.DESCRIPTOR.fields_by_name["initializer"].number
+_RAW_DATA = TensorProto.DESCRIPTOR.fields_by_name["raw_data"].number
 
 _LENGTH_DELIMITED = 2
 """The wire type of bytes, strings and messages, in the low three bits of a tag."""
 
 
-def write(model: ir.Model, path: Path) -> None:
+def write(model: Model, path: Path) -> None:
     """Write a model of less than 2 GB as one file. The model is as before afterwards."""
     proto, held = skeleton(model)
     heads = _take_heads(proto.graph, held)
@@ -32,11 +32,13 @@ def write(model: ir.Model, path: Path) -> None:
     fields: dict[str, bytes] = {}
     for name, head in heads.items():
         size = len(head) + held[name].nbytes
-        fields[name] = _field(_INITIALIZER, size)
-        total += len(fields[name]) + size
+        field = _field(_INITIALIZER, size)
+        fields[name] = field
+        total += len(field) + size
     proto.ClearField("graph")
+    around = proto.SerializeToString(deterministic=True)
     with path.open("wb") as file:
-        file.write(proto.SerializeToString(deterministic=True))
+        file.write(around)
         file.write(_field(_GRAPH, total))
         file.write(rest_of_graph)
         for name, head in heads.items():
@@ -45,22 +47,19 @@ def write(model: ir.Model, path: Path) -> None:
             file.write(content(held[name]))
 
 
-def _take_heads(
-    graph: onnx.GraphProto, held: dict[str, ir.TensorProtocol]
-) -> dict[str, bytes]:
+def _take_heads(graph: GraphProto, held: Held) -> dict[str, bytes]:
     """Take the placeholders out of a graph; return each one's message up to its first byte."""
     heads: dict[str, bytes] = {}
     small = []
     for tensor in graph.initializer:
-        if tensor.name not in held:
+        name = tensor.name
+        if name not in held:
             small.append(tensor)
             continue
-        head = onnx.TensorProto(
-            name=tensor.name, data_type=tensor.data_type, dims=tensor.dims
-        )
+        head = TensorProto(name=name, data_type=tensor.data_type, dims=tensor.dims)
         begun = head.SerializeToString(deterministic=True)
-        size = held[tensor.name].nbytes
-        heads[tensor.name] = begun + _field(_RAW_DATA, size)
+        size = held[name].nbytes
+        heads[name] = begun + _field(_RAW_DATA, size)
     del graph.initializer[:]
     graph.initializer.extend(small)
     return heads
@@ -68,13 +67,15 @@ def _take_heads(
 
 def _field(number: int, length: int) -> bytes:
     """The tag of a length-delimited field, and how long it is."""
-    return _varint(number << 3 | _LENGTH_DELIMITED) + _varint(length)
+    tag = number << 3 | _LENGTH_DELIMITED
+    return _varint(tag) + _varint(length)
 
 
 def _varint(number: int) -> bytes:
     # Seven bits a byte, the lowest first; the eighth says that another byte follows.
     groups = []
     while number > 0x7F:
-        groups.append(number & 0x7F | 0x80)
+        group = number & 0x7F
+        groups.append(group | 0x80)
         number >>= 7
     return bytes([*groups, number])

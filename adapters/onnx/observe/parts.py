@@ -47,14 +47,17 @@ def make_parts(
     if unknown:
         counts |= _measured_sizes(model, config, batch, unknown)
     bound = config.observe_megabytes * 2**20
-    parts: list[list[str]] = [[]]
+    current: list[str] = []
+    parts = [current]
     held = 0
     for name in names:
         size = _BYTES_OF_AN_ELEMENT * counts[name]
-        if parts[-1] and held + size > bound:
-            parts.append([])
+        # A value that is larger than the bound by itself has a part of its own.
+        if current and held + size > bound:
+            current = []
+            parts.append(current)
             held = 0
-        parts[-1].append(name)
+        current.append(name)
         held += size
     return [Part(parts_session(model, config, part), part) for part in parts]
 
@@ -64,22 +67,26 @@ def parts_session(
 ) -> ort.InferenceSession:
     """Return a session that also puts out the named values, or their element counts."""
     clone = model.clone()
-    values = {v.name: v for node in clone.graph for v in node.outputs}
-    present = {v.name for v in clone.graph.outputs}
+    graph = clone.graph
+    outputs = graph.outputs
+    values = {v.name: v for node in graph for v in node.outputs}
+    present = {v.name for v in outputs}
     for name in names:
+        value = values[name]
         if sizes:
-            size = _size_of(values[name], clone.graph)
-            clone.graph.outputs.append(size)
+            size = _size_of(value, graph)
+            outputs.append(size)
         elif name not in present:
-            clone.graph.outputs.append(values[name])
+            outputs.append(value)
     return compile_model(clone, config, lean=True).session
 
 
 def _size_of(value: Value, graph: Graph) -> Value:
     """Let a graph count the elements of a value."""
-    node = ir.node("Size", [value], name=f"{value.name}_size")
+    name = f"{value.name}_size"
+    node = ir.node("Size", [value], name=name)
     count = node.outputs[0]
-    count.name = f"{value.name}_size"
+    count.name = name
     count.type = ir.TensorType(DataType.INT64)
     count.shape = ir.Shape([])
     graph.append(node)
@@ -112,25 +119,29 @@ def _declared_sizes(model: Model, batch: Batch, names: Sequence[str]) -> dict[st
 
 
 def _lengths(shape: ir.Shape, axes: dict[object, int]) -> list[int] | None:
+    """Return the lengths of a value's axes; None where one is unknown."""
     found = []
     for axis in shape:
         if isinstance(axis, int):
             found.append(axis)
-        elif axis.value in axes:
-            found.append(axes[axis.value])
-        else:
+            continue
+        name = axis.value
+        if name not in axes:
             return None
+        found.append(axes[name])
     return found
 
 
 def _axes_of_inputs(model: Model, batch: Batch) -> dict[object, int]:
     """Return the lengths that a batch gives to the axes with names."""
-    order = tuple(name_of(v) for v in model.graph.inputs)
+    inputs = model.graph.inputs
+    order = tuple(map(name_of, inputs))
     call = flat(batch, order)
     arrays = dict(named(call, order))
     found: dict[object, int] = {}
-    for value in model.graph.inputs:
-        array = arrays.get(name_of(value))
+    for value in inputs:
+        name = name_of(value)
+        array = arrays.get(name)
         declared = value.shape or ()
         lengths = getattr(array, "shape", ())
         for axis, length in zip(declared, lengths, strict=False):

@@ -11,6 +11,9 @@ from octavo.core.contract.adapter import Batch
 from octavo.core.errors import DataError, nearest
 from octavo.core.values.calls import Call, flat
 
+Expected = Mapping[str, Any]
+"""Name of an input -> what a session says of it (``onnxruntime.NodeArg``)."""
+
 _NUMPY = {
     "tensor(float)": np.float32,
     "tensor(double)": np.float64,
@@ -37,7 +40,7 @@ def feeds(inputs: Sequence[Any], batch: Batch | Any) -> dict[str, np.ndarray]:
     Raises:
         DataError: Expected against got.
     """
-    expected = {i.name: i for i in inputs}
+    expected = {info.name: info for info in inputs}
     given = _named(batch, expected)
     for name in expected:
         if name not in given:
@@ -45,10 +48,14 @@ def feeds(inputs: Sequence[Any], batch: Batch | Any) -> dict[str, np.ndarray]:
             raise DataError(
                 f"the batch lacks input {name!r}: expected {_listed(expected)}, got {got}"
             )
-    return {name: _checked(expected[name], value) for name, value in given.items()}
+    fed = {}
+    for name, value in given.items():
+        info = expected[name]
+        fed[name] = _checked(info, value)
+    return fed
 
 
-def _named(batch: Batch | Any, expected: Mapping[str, Any]) -> dict[str, Any]:
+def _named(batch: Batch | Any, expected: Expected) -> dict[str, Any]:
     """Return what a batch holds by the names of the inputs, whichever way it is written."""
     if isinstance(batch, list):
         batch = tuple(batch)
@@ -63,7 +70,7 @@ def _named(batch: Batch | Any, expected: Mapping[str, Any]) -> dict[str, Any]:
     return _in_order(rows, expected)
 
 
-def _by_name(batch: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str, Any]:
+def _by_name(batch: Mapping[str, Any], expected: Expected) -> dict[str, Any]:
     for name in batch:
         if name not in expected:
             raise DataError(
@@ -73,17 +80,20 @@ def _by_name(batch: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str,
     return dict(batch)
 
 
-def _in_order(rows: Sequence[Any], expected: Mapping[str, Any]) -> dict[str, Any]:
-    if len(rows) > len(expected):
+def _in_order(rows: Sequence[Any], expected: Expected) -> dict[str, Any]:
+    got = len(rows)
+    wanted = len(expected)
+    if got > wanted:
         raise DataError(
-            f"the batch holds {len(rows)} arrays, "
-            f"the model takes {len(expected)}: {_listed(expected)}"
+            f"the batch holds {got} arrays, "
+            f"the model takes {wanted}: {_listed(expected)}"
         )
     return dict(zip(expected, rows, strict=False))
 
 
-def _listed(expected: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}: {i.type} {i.shape}" for name, i in expected.items())
+def _listed(expected: Expected) -> str:
+    inputs = [f"{name}: {info.type} {info.shape}" for name, info in expected.items()]
+    return ", ".join(inputs)
 
 
 def _checked(info: Any, value: Any) -> np.ndarray:
@@ -94,17 +104,17 @@ def _checked(info: Any, value: Any) -> np.ndarray:
     wanted = _NUMPY.get(info.type)
     if wanted is not None and array.dtype != wanted:
         # float64 is taken for float32, and int32 for int64; a float for an integer is not.
-        if not np.can_cast(array.dtype, wanted, "same_kind"):
+        is_of_kind = np.can_cast(array.dtype, wanted, "same_kind")
+        if not is_of_kind:
             raise DataError(
                 f"input {info.name!r} takes {info.type}, got {array.dtype}; convert it"
             )
         array = array.astype(wanted)
-    shape = list(info.shape or ())
+    declared = list(info.shape or ())
     # A value of unknown rank is declared like one without axes: what it takes, the runtime says.
-    if shape and not _fits(shape, array.shape):
-        raise DataError(
-            f"input {info.name!r} takes shape {shape}, got {list(array.shape)}"
-        )
+    if declared and not _fits(declared, array.shape):
+        got = list(array.shape)
+        raise DataError(f"input {info.name!r} takes shape {declared}, got {got}")
     return array
 
 
@@ -113,6 +123,7 @@ def _fits(declared: Sequence[object], shape: tuple[int, ...]) -> bool:
     if len(declared) != len(shape):
         return False
     for axis, length in zip(declared, shape, strict=True):
-        if isinstance(axis, int) and axis >= 0 and axis != length:
+        is_fixed = isinstance(axis, int) and axis >= 0
+        if is_fixed and axis != length:
             return False
     return True

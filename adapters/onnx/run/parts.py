@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import onnx
-import onnx_ir as ir
-from onnx_ir import Model, Node, Value, serde
+from onnx_ir import Model, Node, Value
+from onnx_ir.serde import serialize_node, serialize_tensor, serialize_value
 
-from octavo.adapters.onnx.files.message import large_tensors, placeholder
+from octavo.adapters.onnx.files.message import Held, large_tensors, placeholder
 from octavo.adapters.onnx.prepare.scopes import tensors_of
 
 
@@ -17,7 +17,7 @@ def part(
     nodes: Sequence[Node],
     inputs: Sequence[Value],
     outputs: Sequence[Value],
-) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]:
+) -> tuple[onnx.ModelProto, Held]:
     """Serialize some nodes of a graph as a model of their own; nothing is cloned.
 
     Large tensors are left out, as a skeleton of the whole leaves them out.
@@ -29,17 +29,19 @@ def part(
         outputs: Values that are put out.
     """
     used = tensors_of(nodes)
-    used.update((v.name or "", v) for v in outputs if v.is_initializer())
+    for value in outputs:
+        if value.is_initializer():
+            used[value.name or ""] = value
     held = large_tensors(used.values())
     inside = _declared_inside(nodes, outputs)
     graph = onnx.GraphProto(name="part")
-    graph.node.extend(map(serde.serialize_node, nodes))
-    graph.input.extend(map(serde.serialize_value, inputs))
-    graph.output.extend(map(serde.serialize_value, outputs))
-    graph.value_info.extend(map(serde.serialize_value, inside))
+    graph.node.extend(map(serialize_node, nodes))
+    graph.input.extend(map(serialize_value, inputs))
+    graph.output.extend(map(serialize_value, outputs))
+    graph.value_info.extend(map(serialize_value, inside))
     for name, value in used.items():
-        is_left_out = name in held
-        graph.initializer.append(_tensor(value, name, is_left_out=is_left_out))
+        message = _tensor(value, name, is_left_out=name in held)
+        graph.initializer.append(message)
     proto = onnx.ModelProto(ir_version=model.ir_version, graph=graph)
     for domain, version in model.graph.opset_imports.items():
         imported = onnx.OperatorSetIdProto(domain=domain, version=version)
@@ -50,8 +52,9 @@ def part(
 def _tensor(value: Value, name: str, *, is_left_out: bool) -> onnx.TensorProto:
     tensor = value.const_value
     assert tensor is not None
-    written = placeholder(tensor, name) if is_left_out else tensor
-    message = serde.serialize_tensor(written)
+    if is_left_out:
+        tensor = placeholder(tensor, name)
+    message = serialize_tensor(tensor)
     message.name = name
     return message
 
@@ -62,7 +65,8 @@ def _declared_inside(nodes: Sequence[Node], outputs: Sequence[Value]) -> list[Va
     found = []
     for node in nodes:
         for value in node.outputs:
-            is_declared = value.name and value.type is not None
-            if is_declared and value not in put_out:
+            if not value.name or value.type is None:
+                continue
+            if value not in put_out:
                 found.append(value)
     return found

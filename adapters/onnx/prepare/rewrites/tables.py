@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 
 import numpy as np
-import onnx_ir as ir
+from onnx_ir import Node, Value
 
 from octavo.adapters.onnx.prepare.constants import add_initializer, is_constant
 from octavo.adapters.onnx.prepare.patterns import FLOATS, int_of, rank_of
@@ -14,7 +14,7 @@ from octavo.adapters.onnx.prepare.scopes import owner
 from .layouts import Layouts, before, replace_with
 
 
-def rows_of_table(node: ir.Node, layouts: Layouts) -> None:
+def rows_of_table(node: Node, layouts: Layouts) -> None:
     """Write a Gather on a floating constant as one along the first axis of a matrix.
 
     The rest is a Reshape and a Transpose.
@@ -25,46 +25,62 @@ def rows_of_table(node: ir.Node, layouts: Layouts) -> None:
     if table is None or rank is None or is_constant(indices):
         return
     shape = _shape_of(table)
-    if len(shape) < 2 or 0 in shape:
+    axes = len(shape)
+    if axes < 2 or 0 in shape:
         return
-    axis = int_of(node, "axis", 0) % len(shape)
-    if axis == 0 and len(shape) == 2:
+    # It may be counted from the end.
+    axis = int_of(node, "axis", 0) % axes
+    if axis == 0 and axes == 2:
         return  # it is one already
     rest = shape[:axis] + shape[axis + 1 :]
     matrix = _matrix(node, table, axis, layouts)
-    value = before(node, "Gather", [matrix, indices], "rows", {"axis": 0})
+    along_rows = {"axis": 0}
+    value = before(node, "Gather", [matrix, indices], "rows", along_rows)
     if len(rest) > 1:
-        # 0 stands for the length that an axis has already.
-        lengths = np.array([0] * rank + rest, np.int64)
-        wanted = add_initializer(owner(node), f"{node.name}_shape", lengths)
-        value = before(node, "Reshape", [value, wanted], "rest")
+        value = _with_axes(node, value, rank, rest)
     if axis:
         order = _indices_in_place(rank, axis, len(rest))
-        value = before(node, "Transpose", [value], "in_place", {"perm": order})
+        in_place = {"perm": order}
+        value = before(node, "Transpose", [value], "in_place", in_place)
     replace_with(node, value)
 
 
-def _shape_of(table: ir.Value) -> list[int]:
+def _with_axes(node: Node, value: Value, rank: int, rest: list[int]) -> Value:
+    """Give rows that were looked up the axes that the table has beside the one looked up in."""
+    # 0 stands for the length that an axis has already.
+    unchanged = [0] * rank
+    lengths = np.array(unchanged + rest, np.int64)
+    graph = owner(node)
+    wanted = add_initializer(graph, f"{node.name}_shape", lengths)
+    return before(node, "Reshape", [value, wanted], "rest")
+
+
+def _shape_of(table: Value) -> list[int]:
     """Return the shape of a floating constant; empty for anything else."""
     if not is_constant(table) or table.dtype not in FLOATS:
         return []
-    assert table.const_value is not None
-    return [int(length) for length in table.const_value.shape.numpy()]
+    held = table.const_value
+    assert held is not None
+    lengths = held.shape.numpy()
+    return list(map(int, lengths))
 
 
 def _indices_in_place(rank: int, axis: int, rest: int) -> list[int]:
     """Return the permutation that puts the axes of the indices where the table's axis stood."""
+    total = rank + rest
     indices = list(range(rank))
-    others = list(range(rank, rank + rest))
+    others = list(range(rank, total))
     return others[:axis] + indices + others[axis:]
 
 
-def _matrix(node: ir.Node, table: ir.Value, axis: int, layouts: Layouts) -> ir.Value:
+def _matrix(node: Node, table: Value, axis: int, layouts: Layouts) -> Value:
     """Return a table as a matrix whose rows go along an axis."""
 
     def as_rows(array: np.ndarray) -> np.ndarray:
-        first = np.ascontiguousarray(np.moveaxis(array, axis, 0))
+        moved = np.moveaxis(array, axis, 0)
+        first = np.ascontiguousarray(moved)
         rows, *rest = first.shape
-        return first.reshape(rows, prod(rest))
+        width = prod(rest)
+        return first.reshape(rows, width)
 
     return layouts.of(node, table, f"rows_of_axis_{axis}", as_rows)
