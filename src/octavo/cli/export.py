@@ -57,18 +57,22 @@ def export(
     """Write RESULT for another runtime."""
     host = PluginHost()
     if standalone == (to is not None):
+        exporters = ", ".join(sorted(host.parts("exporters")))
         raise ConfigError(
-            "say which exporter: --standalone, or --to with one of "
-            f"{', '.join(sorted(host.parts('exporters')))}"
+            f"say which exporter: --standalone, or --to with one of {exporters}"
         )
     opened = source(result)
     if is_result(opened):
-        candidate = load_candidate(
-            opened, source(float_model) if float_model else None, host=host
-        )
+        in_float = source(float_model) if float_model else None
+        candidate = load_candidate(opened, in_float, host=host)
     else:
         candidate = open_model(opened, host, backend=backend).session.reference()
     Quantized(candidate).export(to or "standalone", output, host=host)
+    _list_files(output)
+
+
+def _list_files(folder: Path) -> None:
+    """Print each file of a folder with its size."""
     console = out()
-    for file in sorted(f for f in output.rglob("*") if f.is_file()):
+    for file in sorted(f for f in folder.rglob("*") if f.is_file()):
         console.print(f"{file}  {text.size(file.stat().st_size)}", soft_wrap=True)

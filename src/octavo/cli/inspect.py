@@ -55,13 +55,14 @@ def inspect(
     if is_result(opened):
         _result(opened, source(float_model) if float_model else None, as_json)
         return
-    if isinstance(opened, Path) and (saved := _saved_file(opened)) is not None:
-        out().print(ledger_table(saved.ledger))
-        out().print(
-            f"backend {saved.recipe.backend}, {text.size(opened.stat().st_size)}, recipe "
-            f"{saved.recipe.digest}",
-            soft_wrap=True,
-        )
+    saved = _saved_file(opened) if isinstance(opened, Path) else None
+    if saved is not None:
+        size = text.size(opened.stat().st_size)
+        recipe = saved.recipe
+        console = out()
+        console.print(ledger_table(saved.ledger))
+        told = f"backend {recipe.backend}, {size}, recipe {recipe.digest}"
+        console.print(told, soft_wrap=True)
         return
     found = open_model(opened, PluginHost(), backend=backend)
     view, facts = found.view, found.session.facts()
@@ -81,10 +82,7 @@ def _shown(view: ModelView) -> Iterator[Table | str]:
     figures = ("parameters", "MACs", "in float32")
     yield table(columns, [_row(op) for op in view.ops], right=figures)
     if view.groups:
-        groups = [
-            (g.name, g.kind, ", ".join(g.members), g.producer) for g in view.groups
-        ]
-        yield table(("group", "kind", "members", "producer"), groups)
+        yield _groups(view)
     inputs = ", ".join(f"{i.name} {i.dtype}{_shape(i.shape)}" for i in view.inputs)
     outputs = ", ".join(view.outputs)
     yield f"inputs: {inputs or 'unknown'}; outputs: {outputs or 'unknown'}"
@@ -96,6 +94,15 @@ def _shown(view: ModelView) -> Iterator[Table | str]:
         yield _unclaimed(view)
     for note in view.notes:
         yield f"note: {note}"
+
+
+def _groups(view: ModelView) -> Table:
+    """What belongs together, and what it takes its input from."""
+    rows = []
+    for group in view.groups:
+        members = ", ".join(group.members)
+        rows.append((group.name, group.kind, members, group.producer))
+    return table(("group", "kind", "members", "producer"), rows)
 
 
 def _row(op: Op) -> tuple[str, ...]:
@@ -184,15 +191,9 @@ def _result(folder: Path, float_model: Any, as_json: bool) -> None:
     manifest = read_manifest(folder)
     size = sum(f.stat().st_size for f in (folder / "model").rglob("*") if f.is_file())
     if as_json:
-        show_json(
-            {
-                **{
-                    k: manifest[k]
-                    for k in ("octavo", "backend", "recipe", "made", "environment")
-                },
-                "bytes": size,
-            }
-        )
+        keys = ("octavo", "backend", "recipe", "made", "environment")
+        told = {key: manifest[key] for key in keys}
+        show_json({**told, "bytes": size})
         return
     candidate = load_candidate(folder, float_model)
     console = out()

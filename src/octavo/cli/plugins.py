@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
+from octavo.core.contract.parts import Part
 from octavo.core.contract.plugins import KINDS, PluginHost
 
 from .console import out, show_json, table
@@ -29,36 +31,36 @@ def plugins(
     host = PluginHost(third_party=autoload)
     parts = {kind: host.parts(kind) for kind in KINDS}
     if as_json:
-        show_json(
-            {
-                "plugins": [
-                    {
-                        "name": i.name,
-                        "origin": i.origin,
-                        "loaded": i.loaded,
-                        "reason": i.reason,
-                    }
-                    for i in host.plugins()
-                ],
-                "parts": {
-                    kind: {
-                        n: {"summary": p.summary, "target": p.target}
-                        for n, p in found.items()
-                    }
-                    for kind, found in parts.items()
-                },
-            }
-        )
+        told = {kind: _parts_as_json(found) for kind, found in parts.items()}
+        show_json({"plugins": _plugins_as_json(host), "parts": told})
         return
     console = out()
-    rows = [
-        (i.name, i.origin, "loaded" if i.loaded else "left out", i.reason)
-        for i in host.plugins()
-    ]
+    rows = []
+    for plugin in host.plugins():
+        state = "loaded" if plugin.loaded else "left out"
+        rows.append((plugin.name, plugin.origin, state, plugin.reason))
     console.print(table(("plugin", "from", "state", "note"), rows))
-    offered = [
-        (kind, name, part.summary)
-        for kind, found in parts.items()
-        for name, part in sorted(found.items())
-    ]
+    offered: list[tuple[str, str, str]] = []
+    for kind, found in parts.items():
+        for name, part in sorted(found.items()):
+            offered.append((kind, name, part.summary))
     console.print(table(("kind", "part", "what it does"), offered))
+
+
+def _plugins_as_json(host: PluginHost) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": plugin.name,
+            "origin": plugin.origin,
+            "loaded": plugin.loaded,
+            "reason": plugin.reason,
+        }
+        for plugin in host.plugins()
+    ]
+
+
+def _parts_as_json(parts: Mapping[str, Part[Any]]) -> dict[str, dict[str, str]]:
+    found = {}
+    for name, part in parts.items():
+        found[name] = {"summary": part.summary, "target": part.target}
+    return found

@@ -122,12 +122,7 @@ def sensitivity(
     ranked = sorted(space.tunable, key=lambda unit: -max(found[unit.name].values()))
     loss = kind.replace("_", " ")
     if as_json:
-        show_json(
-            {
-                unit.name: {str(s): v for s, v in found[unit.name].items()}
-                for unit in ranked
-            }
-        )
+        show_json(_as_json(ranked, found))
     else:
         out().print(_ranking(ranked, found, loss))
     if plot is not None:
@@ -136,6 +131,14 @@ def sensitivity(
 
 Losses = Mapping[str, Mapping[OpScheme, float]]
 """Unit -> scheme -> loss."""
+
+
+def _as_json(ranked: Sequence[Unit], found: Losses) -> dict[str, dict[str, float]]:
+    told = {}
+    for unit in ranked:
+        losses = found[unit.name]
+        told[unit.name] = {str(scheme): loss for scheme, loss in losses.items()}
+    return told
 
 
 def _ranking(ranked: Sequence[Unit], found: Losses, loss: str) -> Table:
@@ -192,8 +195,6 @@ def _bars(losses: Sequence[float]) -> Callable[[float], str]:
 
 
 def _shown(value: float) -> Text:
-    return (
-        Text("cannot be carried out", "yellow")
-        if value == float("inf")
-        else Text(f"{value:.3g}")
-    )
+    if value == float("inf"):
+        return Text("cannot be carried out", "yellow")
+    return Text(f"{value:.3g}")
