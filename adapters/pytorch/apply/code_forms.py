@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import fx, nn
+from torch import nn
+from torch.fx import Node
 
 from octavo.adapters.pytorch.capture.graph.traced import GraphCapture
 from octavo.adapters.pytorch.kernels.activation import Activation
@@ -40,15 +41,17 @@ class CodeForms:
     ) -> None:
         self._capture = capture
         self._parameters = parameters
-        chains = {
-            name: capture.inner[name] for name in parameters if name in capture.inner
-        }
-        self.starts = {nodes[0]: name for name, nodes in chains.items()}
-        self.ends = {nodes[-1]: name for name, nodes in chains.items()}
-        self._adding: dict[fx.Node, str] = {}
-        for name, nodes in chains.items():
+        self.starts: dict[Node, str] = {}
+        self.ends: dict[Node, str] = {}
+        self._adding: dict[Node, str] = {}
+        for name in parameters:
+            if name not in capture.inner:
+                continue
+            start, *others = capture.inner[name]
+            self.starts[start] = name
+            self.ends[others[-1] if others else start] = name
             if name in capture.others:
-                self._adding |= dict.fromkeys(nodes[1:], name)
+                self._adding |= dict.fromkeys(others, name)
         self.gives: dict[str, Activation] = {}
         # Readers come later than what they read, so that from the back every reader's own form is
         # known.
@@ -66,7 +69,7 @@ class CodeForms:
             return None
         return static_form(self._parameters[name], index)
 
-    def moves(self, node: fx.Node) -> bool:
+    def moves(self, node: Node) -> bool:
         """True for nodes that only move or choose values: codes pass through them as well."""
         module = self._capture.sites.module(node)
         if module is None:
@@ -81,7 +84,7 @@ class CodeForms:
             return False
         return scheme.input is not None and scheme.input.granularity != "token"
 
-    def _form_wanted(self, end: fx.Node) -> Activation | None:
+    def _form_wanted(self, end: Node) -> Activation | None:
         """Return the codes in which every reader of a value takes it; None if one of them wants it
         in float."""
         found: dict[tuple[float, int, int, int], Activation] = {}
@@ -98,9 +101,11 @@ class CodeForms:
                 if form is None:
                     return None
                 found[form.key()] = form
-        return next(iter(found.values())) if len(found) == 1 else None
+        if len(found) != 1:
+            return None
+        return next(iter(found.values()))
 
-    def _form_read(self, user: fx.Node, node: fx.Node) -> Activation | None:
+    def _form_read(self, user: Node, node: Node) -> Activation | None:
         name = self.starts.get(user)
         if name is not None:
             return self.input_form(name, 0)

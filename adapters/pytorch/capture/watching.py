@@ -39,8 +39,11 @@ class _Names:
 
     def get(self, tensor: Tensor) -> str | None:
         found = self._known.get(id(tensor))
+        if found is None:
+            return None
+        known, name = found
         # The identity may be another tensor's by now.
-        return found[1] if found is not None and found[0]() is tensor else None
+        return name if known() is tensor else None
 
 
 class _Reads(TorchFunctionMode):
@@ -76,7 +79,8 @@ class _Reads(TorchFunctionMode):
             return result
         # A product by a parameter may be carried out by a layer, which is watched itself.
         handed = self.handed[before:]
-        name = str(getattr(func, "__name__", "")).strip("_")
+        own_name = getattr(func, "__name__", "")
+        name = str(own_name).strip("_")
         if not handed and name in _PRODUCTS:
             self._products[name] = self._products.get(name, 0) + 1
         gives_tensors = next(tensors_in(result), None) is not None
@@ -113,13 +117,11 @@ def act_of(module: nn.Module) -> str:
             return ""
         if not isinstance(y, Tensor) or y.shape != x.shape:
             return ""
-        # So close that gelu and its approximation by tanh are told apart.
-        fits = (
-            kind
-            for kind in POSTS
-            if kind and torch.allclose(y, post(kind, x), atol=2e-6)
-        )
-        return next(fits, "")
+        for kind in POSTS:
+            # So close that gelu and its approximation by tanh are told apart.
+            if kind and torch.allclose(y, post(kind, x), atol=2e-6):
+                return kind
+        return ""
 
 
 def watched_run(root: nn.Module, layers: Collection[str], call: Call) -> Trace:
@@ -136,7 +138,8 @@ def watched_run(root: nn.Module, layers: Collection[str], call: Call) -> Trace:
         watcher.register(path, module)
     with watcher.mode, torch.no_grad():
         args, kwargs = call
-        returned = list(tensors_in(twin(*args, **kwargs)))
+        result = twin(*args, **kwargs)
+        returned = list(tensors_in(result))
     return watcher.finished(returned)
 
 
@@ -153,10 +156,10 @@ class _Watcher:
     def __init__(self, layers: Collection[str]) -> None:
         self._layers = layers
         self._seen = Trace()
-        self._born = _Names()  # output -> the module that made it
-        self._given = (
-            _Names()
-        )  # input that no watched module made -> the layer that was given it first
+        # Output -> the module that made it.
+        self._born = _Names()
+        # Input that no watched module made -> the layer that was given it first.
+        self._given = _Names()
         self.mode = _Reads(self._born, self._seen.escaped, self._seen.products)
 
     def register(self, path: str, module: nn.Module) -> None:
@@ -166,9 +169,8 @@ class _Watcher:
             if kind:
                 self._seen.kinds[path] = kind
         if path in self._layers or path in self._seen.kinds:
-            module.register_forward_pre_hook(
-                partial(self._enter, path), with_kwargs=True
-            )
+            enter = partial(self._enter, path)
+            module.register_forward_pre_hook(enter, with_kwargs=True)
             module.register_forward_hook(partial(self._leave, path))
         elif is_norm(module):
             # What a norm does with its input is a read of that input.
@@ -234,8 +236,9 @@ class _Watcher:
     def _note_output(self, path: str, args: Any, output: Any) -> None:
         if isinstance(output, Tensor):
             is_anothers = self._born.get(output) is not None
+            # It hands on what is another module's.
             if is_anothers or any(output is given for given in tensors_in(args)):
-                self._seen.escaped.add(path)  # it hands on what is another module's
+                self._seen.escaped.add(path)
             self._born.put(output, path)
         first = next(tensors_in(output), None)
         if first is not None:

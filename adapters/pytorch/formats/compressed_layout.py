@@ -9,7 +9,7 @@ points, but one scheme only for the layers outside of experts, and one for the e
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +40,8 @@ def expert_parts(file: Checkpoint, name: str) -> tuple[str, ...]:
             "as one tensor",
         )
     quantized = file.candidate.parameters
-    float_ones = [i for i in range(own.shape[0]) if f"{stem}.{i}" not in quantized]
+    count = own.shape[0]
+    float_ones = [i for i in range(count) if f"{stem}.{i}" not in quantized]
     if float_ones:
         why = f"expert {float_ones[0]} of its mixture is float, and readers stack all of them"
         file.refuse(name, why, "quantize all, or none")
@@ -70,7 +71,8 @@ def is_decoded(file: Checkpoint, schemes: Mapping[str, str]) -> bool:
     """
     if any(_format(scheme) != PACKED for scheme in schemes.values()):
         return False
-    return all(len(kinds) <= 1 for kinds in _by_scheme(file, schemes))
+    dense, experts = _by_scheme(file, schemes)
+    return len(dense) <= 1 and len(experts) <= 1
 
 
 def _format(scheme: str) -> str:
@@ -126,13 +128,15 @@ class Plan:
         """Return ``quantization_config``."""
         targets = self._targets()
         formats = {_format(scheme) for scheme in targets}
-        groups = {
-            f"group_{i}": {"targets": names, **json.loads(scheme)}
-            for i, (scheme, names) in enumerate(targets.items())
-        }
+        common = "mixed-precision"
+        if len(formats) == 1:
+            common = formats.pop()
+        groups: dict[str, Any] = {}
+        for i, (scheme, names) in enumerate(targets.items()):
+            groups[f"group_{i}"] = {"targets": names, **json.loads(scheme)}
         configuration: dict[str, Any] = {
             "quant_method": "compressed-tensors",
-            "format": next(iter(formats)) if len(formats) == 1 else "mixed-precision",
+            "format": common,
             "quantization_status": "compressed",
             "config_groups": groups,
             "ignore": self._float_layers(),
@@ -151,9 +155,7 @@ class Plan:
         by_path = dict(self.file.empty.named_modules())
         modules = [by_path[name] for name in self._quantized()]
         both: tuple[type[nn.Module], ...] = (nn.Linear, nn.Embedding)
-        kinds = [
-            kind for kind in both if any(isinstance(module, kind) for module in modules)
-        ]
+        kinds = [kind for kind in both if _any_is(kind, modules)]
         # The reader takes experts apart into linear layers.
         if self.experts and nn.Linear not in kinds:
             kinds.append(nn.Linear)
@@ -174,10 +176,17 @@ class Plan:
 
     def _float_layers(self) -> list[str]:
         """Return the layers of the classes that the file speaks of which are not quantized."""
-        quantized, kinds = self._quantized(), self._kinds()
-        modules = self.file.empty.named_modules()
-        layers = [path for path, module in modules if isinstance(module, kinds)]
-        return [path for path in layers if path not in quantized]
+        quantized = self._quantized()
+        kinds = self._kinds()
+        found = []
+        for path, module in self.file.empty.named_modules():
+            if isinstance(module, kinds) and path not in quantized:
+                found.append(path)
+        return found
+
+
+def _any_is(kind: type[nn.Module], modules: Iterable[nn.Module]) -> bool:
+    return any(isinstance(module, kind) for module in modules)
 
 
 def _is_one_weight(
@@ -185,7 +194,10 @@ def _is_one_weight(
 ) -> bool:
     """Return whether tied ops are all quantized, or all float, on one weight."""
     decided = file.candidate.parameters
-    weights = {id(decided[name].weight) if name in schemes else None for name in group}
+    weights: set[int | None] = set()
+    for name in group:
+        is_quantized = name in schemes
+        weights.add(id(decided[name].weight) if is_quantized else None)
     return len(weights) == 1
 
 
@@ -204,7 +216,8 @@ def _refuse_packed_zeros(file: Checkpoint, dense: Schemes) -> None:
 
 def _refuse_mixture(file: Checkpoint, dense: Schemes, experts: Schemes) -> None:
     """Refuse experts that stay compressed, which transformers does not read."""
-    name = next(iter(experts.values()))[0]
+    first_experts = next(iter(experts.values()))
+    name = first_experts[0]
     if len(experts) > 1:
         file.refuse(
             name,

@@ -19,6 +19,9 @@ from octavo.core.values.calls import Call as Given
 from octavo.core.values.calls import named_leaves
 from octavo.core.values.trees import mapped
 
+Tensor = torch.Tensor
+Tensors = Mapping[str, Tensor]
+"""Name of an input or result -> its value."""
 OPSET = 20
 """Pinned: the exporters' own defaults are newer than what runtimes have kernels for."""
 
@@ -35,12 +38,12 @@ class _Export:
     """
 
     model: nn.Module
-    inputs: Mapping[str, torch.Tensor]
-    results: Mapping[str, torch.Tensor]
+    inputs: Tensors
+    results: Tensors
     axes: Mapping[str, dict[int, str]]
 
     @property
-    def values(self) -> tuple[torch.Tensor, ...]:
+    def values(self) -> tuple[Tensor, ...]:
         """The examples in order."""
         return tuple(self.inputs.values())
 
@@ -62,22 +65,23 @@ class _Plain(nn.Module):
         self.model = model
         self.example = example
 
-    def forward(self, *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
         given = iter(values)
 
         def filled(leaf: Any) -> Any:
-            return next(given) if isinstance(leaf, torch.Tensor) else leaf
+            return next(given) if isinstance(leaf, Tensor) else leaf
 
         return self.run(self.example, filled)
 
     def run(
         self, call: Call, filled: Callable[[Any], Any] = lambda leaf: leaf
-    ) -> tuple[torch.Tensor, ...]:
+    ) -> tuple[Tensor, ...]:
         """Run a call, each leaf as ``filled`` gives it."""
         args, kwargs = call
-        ordered = [mapped(v, filled) for v in args]
-        by_name = {k: mapped(v, filled) for k, v in kwargs.items()}
-        return tuple(tensors_in(self.model(*ordered, **by_name)))
+        ordered = [mapped(value, filled) for value in args]
+        by_name = {key: mapped(value, filled) for key, value in kwargs.items()}
+        result = self.model(*ordered, **by_name)
+        return tuple(tensors_in(result))
 
 
 def export_onnx(
@@ -100,7 +104,8 @@ def export_onnx(
             return
         except Exception as error:  # exporters raise whatever comes up inside of them
             said = str(error).strip() or type(error).__name__
-            errors.append(f"{name}: {said.splitlines()[0]}")
+            first_line = said.splitlines()[0]
+            errors.append(f"{name}: {first_line}")
     raise ModelError(f"the model cannot be exported to ONNX ({'; '.join(errors)})")
 
 
@@ -111,15 +116,19 @@ def _prepared(model: nn.Module, example: Call, others: Sequence[Call]) -> _Expor
     plain = _Plain(model, example).eval()
     with torch.no_grad():
         made = plain(*inputs.values())
-    names = ["output"] if len(made) == 1 else [f"output_{i}" for i in range(len(made))]
+    names = ["output"]
+    if len(made) != 1:
+        names = [f"output_{i}" for i in range(len(made))]
     results = dict(zip(names, made, strict=True))
-    axes = {name: {0: "batch"} for name, t in {**inputs, **results}.items() if t.ndim}
+    every = {**inputs, **results}
+    axes = {name: {0: "batch"} for name, tensor in every.items() if tensor.ndim}
     for call in others:
         _add_axes(axes, inputs, _tensors(call, order))
         with torch.no_grad():
             other_results = plain.run(call)
         # Another branch of the model may return fewer.
-        _add_axes(axes, results, dict(zip(names, other_results, strict=False)))
+        by_name = dict(zip(names, other_results, strict=False))
+        _add_axes(axes, results, by_name)
     return _Export(plain, inputs, results, axes)
 
 
@@ -131,22 +140,23 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _tensors(call: Call, order: Sequence[str]) -> dict[str, torch.Tensor]:
+def _tensors(call: Call, order: Sequence[str]) -> dict[str, Tensor]:
     args, kwargs = call
     leaves = named_leaves(Given(*args, **kwargs), order)
-    return {path: leaf for path, leaf in leaves if isinstance(leaf, torch.Tensor)}
+    return {path: leaf for path, leaf in leaves if isinstance(leaf, Tensor)}
 
 
 def _add_axes(
     axes: dict[str, dict[int, str]],
-    some: Mapping[str, torch.Tensor],
-    other: Mapping[str, torch.Tensor],
+    some: Tensors,
+    other: Tensors,
 ) -> None:
     """Name the axes in which tensors differ."""
     for name, tensor in some.items():
-        if name not in other or other[name].ndim != tensor.ndim:
+        another = other.get(name)
+        if another is None or another.ndim != tensor.ndim:
             continue
-        sizes = zip(tensor.shape, other[name].shape, strict=True)
+        sizes = zip(tensor.shape, another.shape, strict=True)
         for axis, (size, other_size) in enumerate(sizes):
             if size != other_size:
                 axes[name].setdefault(axis, f"{name}_{axis}")

@@ -26,11 +26,13 @@ from .rounding import quantize_u8
 from .windows import Geometry, output_places, padded, unit_geometry
 
 Tensor = torch.Tensor
+_ONEDNN = torch.ops.onednn
+_ATEN = torch.ops.aten
 
 
 def pack_linear(codes: Tensor) -> Tensor:
     """Lay int8 codes (outputs, inputs) out for :func:`linear_u8`."""
-    packed: Tensor = torch.ops.onednn.qlinear_prepack(codes.contiguous(), None)
+    packed: Tensor = _ONEDNN.qlinear_prepack(codes.contiguous(), None)
     return packed
 
 
@@ -61,9 +63,7 @@ def linear_u8(
     bias = None if bias is None else bias.contiguous()
     head = (x, x_scale, x_zero_point, packed, scale, zero_point, bias)
     result = (out_scale, out_zero_point, written)
-    y: Tensor = torch.ops.onednn.qlinear_pointwise(
-        *head, *result, kernel_post, [], variant
-    )
+    y: Tensor = _ONEDNN.qlinear_pointwise(*head, *result, kernel_post, [], variant)
     return y if written == dtype else y.to(dtype)
 
 
@@ -71,7 +71,7 @@ def pack_conv(
     codes: Tensor, scale: Tensor, x_scale: float, x_zero_point: int, geometry: Geometry
 ) -> Tensor:
     """Lay int8 codes (outputs, inputs / groups, *kernel) out for :func:`conv_u8`."""
-    packed: Tensor = torch.ops.onednn.qconv_prepack(
+    packed: Tensor = _ONEDNN.qconv_prepack(
         codes, scale, x_scale, x_zero_point, *geometry, None
     )
     return packed
@@ -144,11 +144,11 @@ def conv_u8(
     result = (out_scale, out_zero_point, written)
     y: Tensor
     if other is None:
-        y = torch.ops.onednn.qconv_pointwise(*head, *shape, *result, then, [], "")
+        y = _ONEDNN.qconv_pointwise(*head, *shape, *result, then, [], "")
     else:
         sums = other.to(written).contiguous(memory_format=torch.channels_last)
         addend = (other_scale, other_zero_point, "sum", 1.0)
-        y = torch.ops.onednn.qconv2d_pointwise.binary(
+        y = _ONEDNN.qconv2d_pointwise.binary(
             *head, sums, *shape, *result, *addend, then, [], ""
         )
     if relu and dims == 3:
@@ -162,9 +162,7 @@ def _sum_in_float(
 ) -> Tensor:
     """Return a convolution and what is added to it, both in float32."""
     as_float = (1.0, 0, torch.float32)
-    y: Tensor = torch.ops.onednn.qconv_pointwise(
-        *head, *shape, *as_float, "none", [], ""
-    )
+    y: Tensor = _ONEDNN.qconv_pointwise(*head, *shape, *as_float, "none", [], "")
     y = y.add_(added)
     return y.relu_() if relu else y
 
@@ -190,9 +188,8 @@ def _missing_dtype(dtype: torch.dtype, dims: int) -> str:
     def run(generator: torch.Generator) -> Pair:
         x = drawn_inputs(generator, 2, 16, *[3] * dims)
         codes, _ = seven_bit_weight(generator, 16, 16, *[1] * dims)
-        exact = torch.einsum(
-            "oi,bi...->bo...", codes.flatten(1).double(), x.double() - 77
-        )
+        matrix = codes.flatten(1).double()
+        exact = torch.einsum("oi,bi...->bo...", matrix, x.double() - 77)
         scale = torch.full((1,), 1e-3)
         none = torch.zeros(1, dtype=torch.int32)
         plain = unit_geometry(dims)
@@ -200,10 +197,10 @@ def _missing_dtype(dtype: torch.dtype, dims: int) -> str:
         if dims:
             packed = pack_conv(codes, scale, 1.0, 77, plain)
             head = (x, 1.0, 77, packed, scale, none, None)
-            y = torch.ops.onednn.qconv_pointwise(*head, *plain, *result)
+            y = _ONEDNN.qconv_pointwise(*head, *plain, *result)
         else:
             head = (x, 1.0, 77, pack_linear(codes), scale, none, None)
-            y = torch.ops.onednn.qlinear_pointwise(*head, *result)
+            y = _ONEDNN.qlinear_pointwise(*head, *result)
         return y, exact * 1e-3
 
     return fault(f"results of {dtype}", 0.02, run)
@@ -217,9 +214,10 @@ def pack_int4(codes: Tensor, scale: Tensor, zero: Tensor) -> tuple[Tensor, Tenso
         scale: float32 (outputs, groups).
         zero: What stands for code 8, (outputs, groups).
     """
-    packed: Tensor = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
+    packed: Tensor = _ATEN._convert_weight_to_int4pack_for_cpu(codes, 1)
     pairs = torch.stack([scale, zero], -1)
-    return packed, pairs.transpose(0, 1).contiguous().to(torch.bfloat16)
+    groups_first = pairs.transpose(0, 1).contiguous()
+    return packed, groups_first.to(torch.bfloat16)
 
 
 def linear_int4(x: Tensor, packed: Tensor, group: int, scales: Tensor) -> Tensor:
@@ -228,7 +226,7 @@ def linear_int4(x: Tensor, packed: Tensor, group: int, scales: Tensor) -> Tensor
     The codes are decoded inside the kernel.
     """
     half = x.to(torch.bfloat16).contiguous()
-    y: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(half, packed, group, scales)
+    y: Tensor = _ATEN._weight_int4pack_mm_for_cpu(half, packed, group, scales)
     return y
 
 
@@ -244,7 +242,8 @@ def missing_linear() -> str:
         w, scale = seven_bit_weight(generator, 32, 64)
         none = torch.zeros(32, dtype=torch.int32)
         y = linear_u8(x, 0.02, 77, pack_linear(w), scale, none, None)
-        return y, exact_product((x.double() - 77) * 0.02, w, scale)
+        exact_x = (x.double() - 77) * 0.02
+        return y, exact_product(exact_x, w, scale)
 
     return fault("torch.ops.onednn.qlinear_pointwise", 1e-3, run)
 
@@ -276,8 +275,10 @@ def missing_conv(dims: int = 2) -> str:
         packed = pack_conv(w, scale, 0.02, 77, geometry)
         y = conv_u8(x, 0.02, 77, packed, scale, none, None, geometry)
         convolve: Any = (F.conv1d, F.conv2d, F.conv3d)[dims - 1]
-        weight = w.double() * scale.double().reshape(-1, *[1] * (dims + 1))
-        exact: Tensor = convolve((x.double() - 77) * 0.02, weight, None, 1, 1)
+        by_output = scale.double().reshape(-1, *[1] * (dims + 1))
+        weight = w.double() * by_output
+        exact_x = (x.double() - 77) * 0.02
+        exact: Tensor = convolve(exact_x, weight, None, 1, 1)
         return y, exact
 
     return fault("torch.ops.onednn.qconv_pointwise", 1e-3, run)

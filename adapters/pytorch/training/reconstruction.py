@@ -35,6 +35,7 @@ from .learned_linear import (
 
 Tensor = torch.Tensor
 _TINY = 1e-20
+"""Least power of the targets: a block may put out zeros, and the loss is divided by it."""
 
 
 def reconstruct(
@@ -69,19 +70,21 @@ def reconstruct(
     learned = dict(parameters)
     exact = quantized = met.hidden
     for path in paths:
-        block, rest = root.get_submodule(path), met.rest.pop(path)
+        block = root.get_submodule(path)
+        rest = met.rest.pop(path)
         with torch.no_grad():
             targets = list(_outputs(block, exact, rest))
         twin = frozen(block)
-        made = install_learned(twin, _places_in(path, layers, wanted), wanted)
+        places = _places_in(path, layers, wanted)
+        made = install_learned(twin, places, wanted)
         task = _Task(twin, quantized, rest, targets)
         if made:
             modules = list(made.values())
-            learn_or_leave(
-                modules, task.cost, partial(_descend, task, modules, settings)
-            )
+            learn = partial(_descend, task, modules, settings)
+            learn_or_leave(modules, task.cost, learn)
         learned |= learned_parameters(made, wanted)
-        exact, quantized = targets, task.outputs()
+        exact = targets
+        quantized = task.outputs()
     return learned
 
 
@@ -90,9 +93,12 @@ def _places_in(
 ) -> dict[str, str]:
     """Return the ops whose layers lie in a block -> their paths inside of it."""
     prefix = f"{block}."
-    paths = {name: layers[name].path for name in wanted}
-    inside = {name: path for name, path in paths.items() if path.startswith(prefix)}
-    return {name: path.removeprefix(prefix) for name, path in inside.items()}
+    inside = {}
+    for name in wanted:
+        path = layers[name].path
+        if path.startswith(prefix):
+            inside[name] = path.removeprefix(prefix)
+    return inside
 
 
 class _Inputs:
@@ -111,7 +117,8 @@ class _Inputs:
         twin = skeleton(root)
         for path in paths:
             hook = self._hook(path, path == paths[0])
-            twin.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True)
+            block = twin.get_submodule(path)
+            block.register_forward_pre_hook(hook, with_kwargs=True)
         with torch.no_grad():
             for args, kwargs in calls:
                 twin(*args, **kwargs)
@@ -162,18 +169,20 @@ class _Task:
         total = 0.0
         outputs = _outputs(self.block, self.inputs, self.rest)
         for y, target in zip(outputs, self.targets, strict=True):
-            total += float(((y.float() - target.float()) ** 2).sum())
+            error = y.float() - target.float()
+            total += float((error**2).sum())
         return total
 
     def power(self) -> float:
         """Return the mean square of the targets."""
-        squares = torch.stack([(target.float() ** 2).mean() for target in self.targets])
-        return float(squares.mean())
+        squares = [(target.float() ** 2).mean() for target in self.targets]
+        return float(torch.stack(squares).mean())
 
 
 def _output(block: nn.Module, hidden: Tensor, call: Call) -> Tensor:
     args, kwargs = call
-    return next(tensors_in(block(hidden, *args, **kwargs)))
+    result = block(hidden, *args, **kwargs)
+    return next(tensors_in(result))
 
 
 def _outputs(
@@ -201,8 +210,8 @@ def _descend(
         with torch.enable_grad():
             with torch.autocast("cpu", torch.bfloat16, enabled=is_half):
                 y = task.output(index)
-            error = ((y.float() - task.targets[index].float()) ** 2).mean()
-            loss = error / power
+            error = y.float() - task.targets[index].float()
+            loss = (error**2).mean() / power
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
