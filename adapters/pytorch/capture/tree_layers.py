@@ -64,7 +64,8 @@ def layer_of(op: Op, path: str, root: nn.Module, seen: Trace | None) -> Layer:
     if path not in seen.calls:
         return Layer(op, path)
     if seen.calls[path] == 1:
-        op = replace(op, inputs=(seen.values.get(path, f"{path}:in"),))
+        read = seen.values.get(path, f"{path}:in")
+        op = replace(op, inputs=(read,))
     op = with_shapes(op, shape)
     norm = _folded_norm(op, path, root, seen)
     if norm:
@@ -117,7 +118,8 @@ def links_of(root: nn.Module, layers: Iterable[Layer], seen: Trace) -> Iterator[
             readers.setdefault(op.inputs[0], []).append(layer)
     modules = dict(root.named_modules())
     for value, members in readers.items():
-        if any(seen.calls[layer.path] != 1 or layer.is_tied for layer in members):
+        is_called_once = all(seen.calls[layer.path] == 1 for layer in members)
+        if not is_called_once or any(layer.is_tied for layer in members):
             continue
         source = value.removesuffix(":out")
         read_by = {layer.path for layer in members}

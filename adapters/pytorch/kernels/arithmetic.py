@@ -103,23 +103,22 @@ class LinearArithmetic(Integers):
     @property
     def outputs(self) -> int:
         """Number of outputs."""
-        return self.codes.shape[1 if self.transposed else 0]
+        axis = 1 if self.transposed else 0
+        return self.codes.shape[axis]
 
     def reading(self) -> object:
         """Return what makes two layers of one value read it alike."""
-        return (
-            self.source and self.source.key(),
-            self.symmetric,
-            self.per_token,
-            content(self.factors),
-        )
+        static = self.source and self.source.key()
+        factors = content(self.factors)
+        return static, self.symmetric, self.per_token, factors
 
     def choose(self) -> None:
         """Find out what depends on the device."""
         self._steps = None
         if self.factors is not None and self.source is not None:
             self._steps = self.factors / self.source.scale
-        inputs = self.codes.shape[0 if self.transposed else 1]
+        axis = 0 if self.transposed else 1
+        inputs = self.codes.shape[axis]
         self.few = _FEW_ROWS * inputs if self._fits_one_kernel() else 0
 
     def _fits_one_kernel(self) -> bool:
@@ -140,12 +139,9 @@ class LinearArithmetic(Integers):
 
         It takes no single row without an axis for rows.
         """
-        is_small = x.numel() <= self.few and x.ndim > 1
-        return (
-            is_small
-            and x.dtype == torch.float32
-            and not torch.is_autocast_enabled("cpu")
-        )
+        if x.numel() > self.few or x.ndim <= 1:
+            return False
+        return x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
 
     def multiplied(self, x: Tensor) -> Tensor:
         """Return the layer's output.
@@ -158,7 +154,8 @@ class LinearArithmetic(Integers):
             assert self.source is not None
             return self._multiply(x, self.source)
         if self.source is not None:
-            return self._multiply(self._shared(x, self._codes), self.source)
+            codes = self._shared(x, self._codes)
+            return self._multiply(codes, self.source)
         if self.per_token:
             codes, scale = self._shared(x, self._rows)
             return self._per_row(codes, scale)
@@ -169,7 +166,9 @@ class LinearArithmetic(Integers):
 
     def _shared(self, x: Tensor, make: Callable[[Tensor], Any]) -> Any:
         """Return what ``make`` makes of ``x``, once for all layers that read it alike."""
-        return make(x) if self.memo is None else self.memo.get(x, make)
+        if self.memo is None:
+            return make(x)
+        return self.memo.get(x, make)
 
     def _by_one_kernel(self, x: Tensor) -> Tensor:
         y = None
@@ -204,7 +203,9 @@ class LinearArithmetic(Integers):
 
     def matrix(self) -> Tensor:
         """Return the codes as (outputs, inputs)."""
-        return self.codes.t().contiguous() if self.transposed else self.codes
+        if self.transposed:
+            return self.codes.t().contiguous()
+        return self.codes
 
     def _codes(self, x: Tensor) -> Tensor:
         assert self.source is not None

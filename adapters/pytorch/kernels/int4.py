@@ -30,7 +30,8 @@ def int4_linear(
     outputs, groups = scale.shape
 
     def pack() -> tuple[Tensor, Tensor]:
-        each = torch.stack([codes & 15, codes >> 4], -1).view(outputs, -1)
+        low, high = codes & 15, codes >> 4
+        each = torch.stack([low, high], -1).view(outputs, -1)
         # The kernel computes (code - 8) * scale + zero.
         zero = scale * (8 + lowest)
         if offset is not None:
@@ -38,7 +39,8 @@ def int4_linear(
         packed: tuple[Tensor, Tensor] = product.pack_int4(each.int(), scale, zero)
         return packed
 
-    packed, scales = layout(codes, ("int4", content(scale), content(offset)), pack)
+    key = ("int4", content(scale), content(offset))
+    packed, scales = layout(codes, key, pack)
     inputs = x.shape[-1]
     rows = x.reshape(-1, inputs)
     y: Tensor = product.linear_int4(rows, packed, inputs // groups, scales)

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
+from torch.fx import Graph, GraphModule, Node
 
 from .exported_layers import layer_for
 
@@ -48,21 +49,21 @@ _IN_PLACE = frozenset({_ATEN.relu_.default, _ATEN.silu_.default})
 
 def is_exported(root: nn.Module) -> bool:
     """True for a graph that calls ATen operators, as torch.export makes it."""
-    if not isinstance(root, fx.GraphModule):
+    if not isinstance(root, GraphModule):
         return False
     return any(
         isinstance(node.target, torch._ops.OpOverload) for node in root.graph.nodes
     )
 
 
-def recovered(root: fx.GraphModule) -> fx.GraphModule:
+def recovered(root: GraphModule) -> GraphModule:
     """Return the same program with layers, where operators read parameters that a layer of the
     exported model held.
 
     Args:
         root: A skeleton; it is not changed, and the parameters are shared.
     """
-    program = fx.GraphModule(root, copy.deepcopy(root.graph))
+    program = GraphModule(root, copy.deepcopy(root.graph))
     for node in list(program.graph.nodes):
         made = layer_for(program, node)
         if made is not None:
@@ -88,12 +89,12 @@ def recovered(root: fx.GraphModule) -> fx.GraphModule:
     return program.eval()
 
 
-def _put(program: fx.GraphModule, path: str, module: nn.Module) -> None:
+def _put(program: GraphModule, path: str, module: nn.Module) -> None:
     owner, _, leaf = path.rpartition(".")
     program.get_submodule(owner)._modules[leaf] = module
 
 
-def _call(graph: fx.Graph, node: fx.Node, path: str, source: fx.Node) -> None:
+def _call(graph: Graph, node: Node, path: str, source: Node) -> None:
     """Let a graph call a layer in the place of an operator."""
     with graph.inserting_before(node):
         call = graph.call_module(path, (source,))
@@ -102,7 +103,7 @@ def _call(graph: fx.Graph, node: fx.Node, path: str, source: fx.Node) -> None:
     graph.erase_node(node)
 
 
-def _takes_the_same(node: fx.Node) -> bool:
+def _takes_the_same(node: Node) -> bool:
     if node.target in _IN_PLACE:
         # Whoever else reads what is written to must go on seeing it.
         sources = node.all_input_nodes

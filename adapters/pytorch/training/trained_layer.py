@@ -110,7 +110,8 @@ class TrainedLayer(nn.Module):
         """Return the weight on its grid, with gradients."""
         _, high = integer_range(self.spec)
         served = self.weight.numel() / self.step.numel()
-        step = _scaled_gradient(self.step, (served * high) ** -0.5)
+        factor = (served * high) ** -0.5
+        step = _scaled_gradient(self.step, factor)
         if not self._is_grouped:
             return round_to_grid(self.weight, step, self.zero, self.spec)
         groups = self._in_groups(self.weight)
@@ -136,7 +137,8 @@ class TrainedLayer(nn.Module):
             # LSQ counts the features of one sample, whatever the batch's size.
             served = x[0].numel()
             positive = self.input_scale.abs()
-            step = _scaled_gradient(positive, (served * high) ** -0.5)
+            factor = (served * high) ** -0.5
+            step = _scaled_gradient(positive, factor)
             return round_to_grid(x, step, self.input_zero, spec)
         return _on_its_own_range(x, spec) if self.dynamic else x
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
+from torch.fx import Graph, GraphModule, Interpreter, Node, Tracer
 
 from octavo.adapters.pytorch.capture.standins.functional import layers_of_calls
 from octavo.adapters.pytorch.capture.standins.modules import STAND_INS
@@ -33,7 +34,7 @@ _OURS = ("/capture/choosing.py", "/capture/graph/tracing.py")
 """Files whose lines say nothing of a model."""
 
 
-class _Tracer(fx.Tracer):
+class _Tracer(Tracer):
     """Follows the model's own modules; those of torch.nn are leaves."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -46,7 +47,7 @@ class _Tracer(fx.Tracer):
         return is_octavos or super().is_leaf_module(m, module_qualified_name)
 
 
-def traced_graph(root: nn.Module) -> tuple[nn.Module, fx.Graph]:
+def traced_graph(root: nn.Module) -> tuple[nn.Module, Graph]:
     """Return a skeleton with layers for functional calls, and its graph."""
     twin = skeleton(root)
     graph = _Tracer().trace(twin)
@@ -61,7 +62,7 @@ def why_not_traced(root: nn.Module, call: Call | None) -> str:
         root: The model.
         call: The example, or None.
     """
-    if isinstance(root, fx.GraphModule):
+    if isinstance(root, GraphModule):
         return ""
     if _Tracer().is_leaf_module(root, ""):
         return "it is a single layer"
@@ -98,14 +99,14 @@ def _why_not_followed(path: str, module: nn.Module) -> str:
     return ""
 
 
-class _Shapes(fx.Interpreter):
+class _Shapes(Interpreter):
     """Runs a graph and notes the shape of each node's value."""
 
-    def __init__(self, program: fx.GraphModule) -> None:
+    def __init__(self, program: GraphModule) -> None:
         super().__init__(program)
         self.found: dict[str, tuple[int, ...]] = {}
 
-    def run_node(self, n: fx.Node) -> Any:
+    def run_node(self, n: Node) -> Any:
         result = super().run_node(n)
         first = next(tensors_in(result), None)
         if first is not None:
@@ -113,14 +114,14 @@ class _Shapes(fx.Interpreter):
         return result
 
 
-def checked(root: nn.Module, graph: fx.Graph, call: Call) -> dict[str, tuple[int, ...]]:
+def checked(root: nn.Module, graph: Graph, call: Call) -> dict[str, tuple[int, ...]]:
     """Run graph and module on a batch; return the shape of every node's value.
 
     Raises:
         ValueError: If they differ.
     """
     names = [str(node.target) for node in graph.nodes if node.op == "placeholder"]
-    shapes = _Shapes(fx.GraphModule(root, graph))
+    shapes = _Shapes(GraphModule(root, graph))
     with torch.no_grad():
         # Each gets copies of its own: the model may write into its inputs.
         args, kwargs = copied_call(call)
@@ -140,7 +141,7 @@ def _is_close(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a.float(), b.float(), rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
-def why_it_does_not_hold(root: nn.Module, graph: fx.Graph, call: Call) -> str:
+def why_it_does_not_hold(root: nn.Module, graph: Graph, call: Call) -> str:
     """Return why a graph is not the module for one more batch.
 
     Empty where it is, or where the module does not run on it.

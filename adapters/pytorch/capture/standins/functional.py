@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
+from torch.fx import Graph, Node, map_arg
 
 from octavo.core.values.graph import Op
 
@@ -43,7 +44,7 @@ _Forms = dict[str, list[_Form]]
 _WHY = "torch has no batched integer product of two activations"
 
 
-def layers_of_calls(root: nn.Module, graph: fx.Graph) -> None:
+def layers_of_calls(root: nn.Module, graph: Graph) -> None:
     """Let a graph call layers in place of functions, where all readers of a parameter are products.
 
     The layers hold the parameters themselves and are added to the modules that own these; done
@@ -78,9 +79,9 @@ def layers_of_calls(root: nn.Module, graph: fx.Graph) -> None:
     _drop_unread(graph)
 
 
-def _readers(graph: fx.Graph) -> dict[str, list[fx.Node]]:
+def _readers(graph: Graph) -> dict[str, list[Node]]:
     """Return name of a parameter -> the nodes that read it."""
-    found: dict[str, list[fx.Node]] = {}
+    found: dict[str, list[Node]] = {}
     for node in graph.nodes:
         if node.op == "get_attr":
             readers = found.setdefault(str(node.target), [])
@@ -88,7 +89,7 @@ def _readers(graph: fx.Graph) -> dict[str, list[fx.Node]]:
     return found
 
 
-def _drop_unread(graph: fx.Graph) -> None:
+def _drop_unread(graph: Graph) -> None:
     # A list, since the graph changes while it is read.
     nodes = list(graph.nodes)
     for node in reversed(nodes):
@@ -96,12 +97,12 @@ def _drop_unread(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def _form(node: fx.Node, given: dict[str, Any]) -> _Form:
+def _form(node: Node, given: dict[str, Any]) -> _Form:
     """Return what makes two calls with one weight calls of one layer."""
     form: list[Any] = [node.target]
     for key in _NAMES[2:]:
         value = given.get(key)
-        if isinstance(value, fx.Node):
+        if isinstance(value, Node):
             value = str(value.target)
         form.append(value)
     return tuple(form)
@@ -122,12 +123,12 @@ def _layer_path(name: str, form: _Form, forms: _Forms) -> str:
     return f"{name}_layer{number or ''}"
 
 
-def _arguments(node: fx.Node) -> dict[str, Any]:
+def _arguments(node: Node) -> dict[str, Any]:
     by_place = zip(_NAMES, node.args, strict=False)
     return {**dict(by_place), **node.kwargs}
 
 
-def _weight_name(node: fx.Node) -> str:
+def _weight_name(node: Node) -> str:
     """Return the name of the parameter that a call multiplies by; empty for any other node."""
     if node.op != "call_function":
         return ""
@@ -135,12 +136,12 @@ def _weight_name(node: fx.Node) -> str:
     if function is not nn.functional.linear and function not in _CONVS:
         return ""
     weight = _arguments(node).get("weight")
-    if not isinstance(weight, fx.Node) or weight.op != "get_attr":
+    if not isinstance(weight, Node) or weight.op != "get_attr":
         return ""
     return str(weight.target)
 
 
-def _given(root: nn.Module, node: fx.Node) -> dict[str, Any] | None:
+def _given(root: nn.Module, node: Node) -> dict[str, Any] | None:
     """Return a call's arguments by name, if a layer can stand for it."""
     if not _weight_name(node):
         return None
@@ -150,22 +151,22 @@ def _given(root: nn.Module, node: fx.Node) -> dict[str, Any] | None:
     bias = given.get("bias")
     if bias is not None and not _is_parameter(root, bias):
         return None
-    if not isinstance(given.get("input"), fx.Node):
+    if not isinstance(given.get("input"), Node):
         return None
     # A layer's geometry is fixed when it is made.
     settings = [given.get(name) for name in _SETTINGS]
-    computed: list[fx.Node] = []
-    fx.map_arg(settings, computed.append)
+    computed: list[Node] = []
+    map_arg(settings, computed.append)
     return None if computed else given
 
 
 def _is_parameter(root: nn.Module, value: Any) -> bool:
-    if not isinstance(value, fx.Node) or value.op != "get_attr":
+    if not isinstance(value, Node) or value.op != "get_attr":
         return False
     return isinstance(_held(root, value), nn.Parameter)
 
 
-def _held(root: nn.Module, node: fx.Node) -> Any:
+def _held(root: nn.Module, node: Node) -> Any:
     """Return the tensor that a node reads."""
     path, _, leaf = str(node.target).rpartition(".")
     owner = root.get_submodule(path)
@@ -219,7 +220,7 @@ def _conv(
     return made
 
 
-def products(graph: fx.Graph) -> Iterable[tuple[fx.Node, Op]]:
+def products(graph: Graph) -> Iterable[tuple[Node, Op]]:
     """Yield the products of two activations in a graph, which no scheme reaches, as ops."""
     for node in graph.nodes:
         if node.op not in ("call_function", "call_method"):
@@ -227,8 +228,8 @@ def products(graph: fx.Graph) -> Iterable[tuple[fx.Node, Op]]:
         kind = _PRODUCTS.get(node.target)
         if kind is None:
             continue
-        read: list[fx.Node] = []
-        fx.map_arg((node.args, node.kwargs), read.append)
+        read: list[Node] = []
+        map_arg((node.args, node.kwargs), read.append)
         inputs = tuple(n.name for n in read)
         outputs = (node.name,)
         yield node, Op(node.name, kind, inputs, outputs, out_of_reach=_WHY)

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
-from torch import fx, nn
+from torch import nn
+from torch.fx import Graph, Node, Proxy, map_arg
 from torch.fx.proxy import GraphAppendingTracer
 
 from octavo.adapters.pytorch.loose_weights.forms import Form
@@ -38,7 +39,7 @@ def stands_for_call(layer: nn.Module) -> bool:
     return bool(layer.__dict__.get(_MARK))
 
 
-def in_parts(graph: fx.Graph) -> None:
+def in_parts(graph: Graph) -> None:
     """Write functions of several weights as functions of one.
 
     Args:
@@ -53,7 +54,7 @@ def in_parts(graph: fx.Graph) -> None:
         args, kwargs = _mapped(node, proxies)
         with graph.inserting_before(node):
             result = parts(*args, **kwargs)
-        if isinstance(result, fx.Proxy):
+        if isinstance(result, Proxy):
             node.replace_all_uses_with(result.node)
             graph.erase_node(node)
 
@@ -67,13 +68,13 @@ class _CallByView(NamedTuple):
         ref: Which view that is.
     """
 
-    node: fx.Node
-    source: fx.Node
+    node: Node
+    source: Node
     ref: Ref
 
 
-def _proxy(node: fx.Node, tracer: GraphAppendingTracer) -> fx.Proxy:
-    return fx.Proxy(node, tracer)
+def _proxy(node: Node, tracer: GraphAppendingTracer) -> Proxy:
+    return Proxy(node, tracer)
 
 
 @dataclass
@@ -89,7 +90,7 @@ class _Reading:
     known: bool = True
 
 
-def products_of_parameters(root: nn.Module, graph: fx.Graph) -> None:
+def products_of_parameters(root: nn.Module, graph: Graph) -> None:
     """Let a graph call layers for parameters that are multiplied by, as they are or turned.
 
     All that reads such a parameter must be a product that a layer computes.
@@ -110,7 +111,7 @@ def products_of_parameters(root: nn.Module, graph: fx.Graph) -> None:
 
 
 def _replace_products(
-    root: nn.Module, graph: fx.Graph, name: str, held: nn.Parameter
+    root: nn.Module, graph: Graph, name: str, held: nn.Parameter
 ) -> None:
     """Let layers do what one parameter is used for, if layers can do all of it."""
     tracer = GraphAppendingTracer(graph)
@@ -139,7 +140,7 @@ def _replace_products(
         _call(tracer, call.node, use, child_path)
 
 
-def _is_impure(node: fx.Node) -> bool:
+def _is_impure(node: Node) -> bool:
     """Return whether a node stays that nobody reads.
 
     Only views of parameters are looked through.
@@ -148,7 +149,7 @@ def _is_impure(node: fx.Node) -> bool:
     return not (is_view and _reads_parameter(node))
 
 
-def _reads_parameter(node: fx.Node) -> bool:
+def _reads_parameter(node: Node) -> bool:
     return any(n.op == "get_attr" for n in node.all_input_nodes)
 
 
@@ -159,13 +160,13 @@ def _fits_one_layer(use: Use, held: nn.Parameter) -> bool:
     return not obstacle(use.form, held)
 
 
-def _call(tracer: GraphAppendingTracer, node: fx.Node, use: Use, path: str) -> None:
+def _call(tracer: GraphAppendingTracer, node: Node, use: Use, path: str) -> None:
     """Let a graph call a layer in place of a node."""
     graph = tracer.graph
 
-    def layer(x: fx.Proxy) -> fx.Proxy:
+    def layer(x: Proxy) -> Proxy:
         called = graph.call_module(path, (x.node,))
-        return fx.Proxy(called, tracer)
+        return Proxy(called, tracer)
 
     with graph.inserting_before(node):
         result = use.run(layer)
@@ -173,7 +174,7 @@ def _call(tracer: GraphAppendingTracer, node: fx.Node, use: Use, path: str) -> N
     graph.erase_node(node)
 
 
-def _reading(graph: fx.Graph, name: str, held: nn.Parameter) -> _Reading:
+def _reading(graph: Graph, name: str, held: nn.Parameter) -> _Reading:
     """Return what reads a parameter."""
     reading = _Reading()
     start = whole(held.shape)
@@ -183,7 +184,7 @@ def _reading(graph: fx.Graph, name: str, held: nn.Parameter) -> _Reading:
     return reading
 
 
-def _read(node: fx.Node, ref: Ref, reading: _Reading) -> None:
+def _read(node: Node, ref: Ref, reading: _Reading) -> None:
     """Take down what reads a node that is a view of the parameter."""
     for user in list(node.users):
         view = _view(user, node, ref)
@@ -200,24 +201,24 @@ def _read(node: fx.Node, ref: Ref, reading: _Reading) -> None:
 def _use(call: _CallByView, tracer: GraphAppendingTracer | None) -> Use | None:
     """Return how a call is made of a layer's, its values as proxies where there is a tracer."""
 
-    def one(n: fx.Node) -> Any:
+    def one(n: Node) -> Any:
         if n is call.source:
             return call.ref
-        return n if tracer is None else fx.Proxy(n, tracer)
+        return n if tracer is None else Proxy(n, tracer)
 
     args, kwargs = _mapped(call.node, one)
     return use_of(_name(call.node), args, kwargs)
 
 
-def _mapped(node: fx.Node, change: Callable[[fx.Node], Any]) -> _Arguments:
+def _mapped(node: Node, change: Callable[[Node], Any]) -> _Arguments:
     """Return a node's arguments with every node in them changed."""
-    mapping: Any = fx.map_arg
+    mapping: Any = map_arg
     given = (node.args, node.kwargs)
     args, kwargs = mapping(given, change)
     return tuple(args), dict(kwargs)
 
 
-def _name(node: fx.Node) -> str:
+def _name(node: Node) -> str:
     """Return the name of the function or method that a node calls, without underscores."""
     if node.op == "call_method":
         return str(node.target).strip("_")
@@ -226,7 +227,7 @@ def _name(node: fx.Node) -> str:
     return ""
 
 
-def _view(node: fx.Node, source: fx.Node, ref: Ref) -> Ref | None:
+def _view(node: Node, source: Node, ref: Ref) -> Ref | None:
     """Return what a node makes of a view of a parameter, if that is a view again."""
     if node.kwargs or not node.args:
         return None
