@@ -70,7 +70,8 @@ class Reading:
         if self.form == "items":
             return Call(*tuple(raw)[: self.count])
         if self.form == "names":
-            taken = {k: v for k, v in named_values(raw).items() if self._takes_name(k)}
+            values = named_values(raw)
+            taken = {name: values[name] for name in values if self._takes_name(name)}
             return Call(**taken)
         return Call(raw)
 
@@ -130,7 +131,11 @@ def _fitting(raw: Any, takes: Takes) -> list[list[Reading]]:
     """Return the readings that fit the call's signature, in their groups."""
     groups = []
     for group in _readings(raw, takes):
-        fitting = [reading for reading in group if not takes.problem(reading.call(raw))]
+        fitting = []
+        for reading in group:
+            problem = takes.problem(reading.call(raw))
+            if not problem:
+                fitting.append(reading)
         if fitting:
             groups.append(fitting)
     return groups
@@ -147,7 +152,9 @@ def _that_run(
     ran: list[Ran] = []
     for reading in group:
         try:
-            ran.append((reading, attempt(reading(raw, index))))
+            batch = reading(raw, index)
+            outputs = attempt(batch)
+            ran.append((reading, outputs))
         except Exception as error:
             text = str(error)
             errors.append(text.splitlines()[0] if text else type(error).__name__)
@@ -160,13 +167,17 @@ def _one_of(ran: Sequence[Ran], raw: Any, takes: Takes, index: int) -> Reading:
     Raises:
         DataError: If they give different outputs, and none of them is plain.
     """
-    longest, shortest = ran[0][0], ran[-1][0]
+    longest, _ = ran[0]
+    shortest, _ = ran[-1]
     if len(ran) == 1 or _adds_masks(longest, shortest, raw):
         return longest
-    if not agree([outputs for _, outputs in ran]):
-        _refuse(raw, takes, [reading for reading, _ in ran], index)
+    readings, outputs = zip(*ran, strict=True)
+    if not agree(outputs):
+        _refuse(raw, takes, readings, index)
     # Numbers that are no mask, and made no difference as one, are labels.
-    return shortest if _called_mask(longest, shortest, raw) else longest
+    if _called_mask(longest, shortest, raw):
+        return shortest
+    return longest
 
 
 def _readings(
@@ -201,26 +212,36 @@ def _readings(
     if is_sequence and raw:
         yield from _in_order(tuple(raw), takes, reading)
         yield from _of_first_item(raw, takes, first, left)
-    fits_by_name = (
-        bool(names)
-        and isinstance(raw, Mapping)
-        and not takes.problem(reading("names").call(raw))
-    )
+    needs_one_at_most = len(takes.required) <= 1
     is_of_one = is_sequence and len(raw) < 2
-    if len(takes.required) <= 1 and not fits_by_name and not is_of_one:
-        yield [reading("whole")]
+    if not needs_one_at_most or is_of_one:
+        return
+    if names and isinstance(raw, Mapping):
+        by_name = reading("names").call(raw)
+        if not takes.problem(by_name):
+            return
+    yield [reading("whole")]
 
 
 def _by_name(
     raw: Any, names: Sequence[str], takes: Takes, reading: Callable[..., Reading]
 ) -> Iterator[list[Reading]]:
     extra = [name for name in named_values(raw) if name not in names]
-    note = "calibration keys that are not inputs of the model were left out: "
-    yield [reading("names", note + ", ".join(extra) if extra else "")]
-    labels = LABELS.intersection(name for name in names if name not in takes.keywords)
+    note = ""
+    if extra:
+        listed = ", ".join(extra)
+        note = (
+            f"calibration keys that are not inputs of the model were left out: {listed}"
+        )
+    yield [reading("names", note)]
+    unstated = [name for name in names if name not in takes.keywords]
+    labels = LABELS.intersection(unstated)
     if labels and len(names) > len(labels):
-        note = "calibration keys that the model does not run with were left out: "
-        yield [reading("names", note + ", ".join(sorted(labels)), without=labels)]
+        listed = ", ".join(sorted(labels))
+        note = (
+            f"calibration keys that the model does not run with were left out: {listed}"
+        )
+        yield [reading("names", note, without=labels)]
 
 
 def _of_first_item(
@@ -229,24 +250,26 @@ def _of_first_item(
     """Yield the readings of what a loader of (inputs, labels) has first."""
     if not (is_container(raw[0]) or isinstance(raw[0], Call)):
         return
-    rest = (
-        "calibration batches hold what the model takes in their first item: "
-        "the rest (labels?) was left out"
-    )
+    if len(raw) > 1:
+        left = (
+            "calibration batches hold what the model takes in their first item: "
+            "the rest (labels?) was left out"
+        )
     kind = "" if first else kind_of(raw)
-    for group in _readings(raw[0], takes, first + 1, rest if len(raw) > 1 else left):
+    for group in _readings(raw[0], takes, first + 1, left):
         yield [dataclasses.replace(reading, kind=kind) for reading in group]
 
 
 def _in_order(
     items: tuple[Any, ...], takes: Takes, reading: Callable[..., Reading]
 ) -> Iterator[list[Reading]]:
-    most = (
-        len(items) if takes.any_positional else min(len(items), len(takes.positional))
-    )
-    least = max(1, sum(name in takes.required for name in takes.positional))
+    most = len(items)
+    if not takes.any_positional:
+        most = min(most, len(takes.positional))
+    required = [name for name in takes.positional if name in takes.required]
+    least = min(most, max(1, len(required)))
     group = []
-    for count in range(most, min(least, most) - 1, -1):
+    for count in range(most, least - 1, -1):
         note = ""
         if count < len(items):
             note = (
@@ -257,7 +280,8 @@ def _in_order(
     if takes.any_positional:
         # Whatever number of values runs is what it takes; fewer are tried only where more do not
         # run.
-        yield from ([one] for one in group)
+        for one in group:
+            yield [one]
     else:
         yield group
 
@@ -268,12 +292,10 @@ def _misfit(raw: Any, takes: Takes) -> str:
         keys = [str(key) for key in raw.keys()]  # noqa: SIM118
         if not any(takes.names(key) for key in keys):
             return f"has keys {keys}, and the model takes {takes}"
-    groups = list(_readings(raw, takes))
-    problem = (
-        takes.problem(groups[0][0].call(raw))
-        if groups and groups[0]
-        else "it holds nothing"
-    )
+    likeliest = next(_readings(raw, takes), [])
+    problem = "it holds nothing"
+    if likeliest:
+        problem = takes.problem(likeliest[0].call(raw))
     return f"cannot be read: {problem}"
 
 
@@ -284,14 +306,22 @@ def _adds_masks(longest: Reading, shortest: Reading, raw: Any) -> bool:
     """
     values = longest.call(raw).args
     names = longest.takes.positional
-    data = next((leaf for _, leaf in leaves(values[0]) if is_array(leaf)), None)
+    data = _first_array(values[0])
     if data is None:
         return False
-    for i in range(len(shortest.call(raw).args), len(values)):
+    taken_by_both = len(shortest.call(raw).args)
+    for i in range(taken_by_both, len(values)):
         is_called_so = i < len(names) and "mask" in names[i]
         if not is_called_so or not is_mask(values[i], data):
             return False
     return True
+
+
+def _first_array(value: Any) -> Any:
+    for _, leaf in leaves(value):
+        if is_array(leaf):
+            return leaf
+    return None
 
 
 def _called_mask(longest: Reading, shortest: Reading, raw: Any) -> bool:
@@ -302,13 +332,12 @@ def _called_mask(longest: Reading, shortest: Reading, raw: Any) -> bool:
 
 
 def _refuse(raw: Any, takes: Takes, ran: Sequence[Reading], index: int) -> None:
-    counts = " and ".join(str(len(reading.call(raw).args)) for reading in reversed(ran))
-    beyond = len(ran[-1].call(raw).args)
-    name = (
-        takes.positional[beyond]
-        if beyond < len(takes.positional)
-        else "the next argument"
-    )
+    taken = [len(reading.call(raw).args) for reading in reversed(ran)]
+    counts = " and ".join(map(str, taken))
+    beyond = taken[0]
+    name = "the next argument"
+    if beyond < len(takes.positional):
+        name = takes.positional[beyond]
     raise DataError(
         f"calibration batch {index} has {len(raw)} items, and the model runs with {counts} of "
         f"them, with other outputs: item {beyond} may be {name!r} or labels, which cannot be "

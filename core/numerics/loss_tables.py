@@ -13,6 +13,8 @@ FEW = 200
 FINEST, COARSEST = 8192, 2048
 """Bins of losses: many units round losses both ways and need fewer."""
 
+Table = Sequence[np.ndarray]
+"""For each unit, a number of each of its choices."""
 
 _NO_DIVISION_BY_ZERO = 1e-300
 
@@ -29,11 +31,11 @@ class LossTable:
         limit: The largest limit that will be asked for.
     """
 
-    def __init__(
-        self, costs: Sequence[np.ndarray], losses: Sequence[np.ndarray], limit: float
-    ) -> None:
+    def __init__(self, costs: Table, losses: Table, limit: float) -> None:
         self._limit = limit
-        self.bins = int(np.clip(2**21 // max(1, len(costs)), COARSEST, FINEST))
+        # A byte for each bin and unit: 2 MiB, as far as the bounds allow.
+        affordable = 2**21 // max(1, len(costs))
+        self.bins = int(np.clip(affordable, COARSEST, FINEST))
         self._widths = [self._bins_taken(loss) for loss in losses]
         self._taken: list[np.ndarray] = []
         self._best = np.zeros(self.bins + 1)
@@ -52,7 +54,8 @@ class LossTable:
         """Bring the least cost of each limit up to date, and note which choice it takes."""
         limits = self.bins + 1
         least = np.full(limits, np.inf)
-        taken = np.zeros(limits, dtype=np.uint8 if len(cost) < 256 else np.int32)
+        index_type = np.uint8 if len(cost) < 256 else np.int32
+        taken = np.zeros(limits, dtype=index_type)
         for index, (price, width) in enumerate(zip(cost, widths, strict=True)):
             if width > self.bins:
                 continue
@@ -72,13 +75,12 @@ class LossTable:
         at = self._bin_of(limit)
         if not np.isfinite(self._best[at]):
             return None
+        # Only the last unit's choice is known for the whole limit; it says what is left before it.
         picks = []
-        for taken, widths in zip(
-            reversed(self._taken), reversed(self._widths), strict=True
-        ):
-            choice = int(taken[at])
+        for unit in reversed(range(len(self._taken))):
+            choice = int(self._taken[unit][at])
             picks.append(choice)
-            at -= widths[choice]
+            at -= self._widths[unit][choice]
         return picks[::-1]
 
     def _bin_of(self, limit: float) -> int:
@@ -86,7 +88,8 @@ class LossTable:
             return self.bins
         if self._limit <= 0:
             return 0
-        return int(max(0.0, limit) / self._limit * self.bins)
+        share = max(0.0, limit) / self._limit
+        return int(share * self.bins)
 
 
 class HullTable:
@@ -100,9 +103,7 @@ class HullTable:
         losses: As there.
     """
 
-    def __init__(
-        self, costs: Sequence[np.ndarray], losses: Sequence[np.ndarray]
-    ) -> None:
+    def __init__(self, costs: Table, losses: Table) -> None:
         cost = _padded(costs)
         loss = _padded(losses)
         # Of equal costs the one that loses least is where a unit starts.
@@ -112,7 +113,8 @@ class HullTable:
         order = np.argsort(-climbs.rates, kind="stable")
         self._moved = climbs.units[order]
         self._targets = climbs.targets[order]
-        at_start = float(loss[np.arange(len(costs)), self._start].sum())
+        units = np.arange(len(costs))
+        at_start = float(loss[units, self._start].sum())
         saved = np.cumsum(climbs.gains[order])
         self._losses = at_start - np.concatenate([[0.0], saved])
 
@@ -123,18 +125,19 @@ class HullTable:
         if not len(fits):
             return None
         moves = fits[0]
+        moved = self._moved[:moves].tolist()
+        targets = self._targets[:moves].tolist()
         picks = self._start.copy()
-        climbed = zip(
-            self._moved[:moves].tolist(), self._targets[:moves].tolist(), strict=True
-        )
-        for unit, target in climbed:
+        # A unit that climbs twice stands where its later, less rewarding step leads.
+        for unit, target in zip(moved, targets, strict=True):
             picks[unit] = target
         return [int(i) for i in picks]
 
 
-def _padded(table: Sequence[np.ndarray]) -> np.ndarray:
+def _padded(table: Table) -> np.ndarray:
     """Return numbers of choices as (units, choices); infinite where there are none."""
-    found = np.full((len(table), max(map(len, table), default=0)), np.inf)
+    most = max(map(len, table), default=0)
+    found = np.full((len(table), most), np.inf)
     for row, numbers in enumerate(table):
         found[row, : len(numbers)] = numbers
     return found
@@ -165,8 +168,10 @@ def _climbs(cost: np.ndarray, loss: np.ndarray, start: np.ndarray) -> _Climbs:
     targets: list[np.ndarray] = []
     gains: list[np.ndarray] = []
     for _ in range(cost.shape[1] - 1):
-        gain = loss[units, at][:, None] - loss
-        price = np.maximum(cost - cost[units, at][:, None], _NO_DIVISION_BY_ZERO)
+        own_loss = loss[units, at][:, None]
+        own_cost = cost[units, at][:, None]
+        gain = own_loss - loss
+        price = np.maximum(cost - own_cost, _NO_DIVISION_BY_ZERO)
         with np.errstate(invalid="ignore", divide="ignore"):
             rate = np.where(gain > 0, gain / price, -np.inf)
         following = rate.argmax(axis=1)
@@ -177,24 +182,21 @@ def _climbs(cost: np.ndarray, loss: np.ndarray, start: np.ndarray) -> _Climbs:
         moved.append(units[going])
         targets.append(following[going])
         at = np.where(going, following, at)
-    return _Climbs(
-        np.concatenate([*rates, []]),
-        _whole(moved),
-        _whole(targets),
-        np.concatenate([*gains, []]),
-    )
+    return _Climbs(_joined(rates), _whole(moved), _whole(targets), _joined(gains))
+
+
+def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    # NumPy refuses to join no arrays at all.
+    found: np.ndarray = np.concatenate([*parts, []])
+    return found
 
 
 def _whole(parts: Sequence[np.ndarray]) -> np.ndarray:
-    return np.concatenate([*parts, []]).astype(np.int64)
+    return _joined(parts).astype(np.int64)
 
 
-def table(
-    costs: Sequence[np.ndarray], losses: Sequence[np.ndarray], limit: float
-) -> LossTable | HullTable:
+def table(costs: Table, losses: Table, limit: float) -> LossTable | HullTable:
     """Return the table to take: exact for few units, the hull for many."""
-    return (
-        LossTable(costs, losses, limit)
-        if len(costs) <= FEW
-        else HullTable(costs, losses)
-    )
+    if len(costs) <= FEW:
+        return LossTable(costs, losses, limit)
+    return HullTable(costs, losses)

@@ -70,7 +70,9 @@ def unpack(
     if not signed:
         return xp.astype(codes, xp.uint8)
     is_negative = codes >= 2 ** (bits - 1)
-    return xp.astype(xp.where(is_negative, codes - 2**bits, codes), xp.int8)
+    # Two's complement: a code whose highest bit is set stands for one that is 2**bits less.
+    numbers = xp.where(is_negative, codes - 2**bits, codes)
+    return xp.astype(numbers, xp.int8)
 
 
 def _fills_three_bytes(bits: int, order: Order) -> bool:
@@ -84,9 +86,11 @@ def _fills_three_bytes(bits: int, order: Order) -> bool:
 def _bytes_of_whole_codes(xp: Any, codes: Array, bits: int, order: Order) -> Array:
     """Pack byte by byte: nothing wider than the codes is made on the way."""
     per_byte = 8 // bits
-    low_bits = xp.astype(codes, xp.uint8) & (2**bits - 1)
+    mask = 2**bits - 1
+    low_bits = xp.astype(codes, xp.uint8) & mask
     parts = _in_rows(low_bits, per_byte)
-    packed = xp.zeros(parts.shape[:-1], dtype=xp.uint8, device=device(codes))
+    shape = parts.shape[:-1]
+    packed = xp.zeros(shape, dtype=xp.uint8, device=device(codes))
     for place in range(per_byte):
         shift = bits * place
         if order == "high":
@@ -97,9 +101,11 @@ def _bytes_of_whole_codes(xp: Any, codes: Array, bits: int, order: Order) -> Arr
 
 def _whole_codes_of_bytes(xp: Any, packed: Array, bits: int, order: Order) -> Array:
     octets = xp.astype(packed, xp.int32)
-    shifts = _steps(xp, 8 // bits, bits, order, packed)
-    codes = (octets[..., None] >> shifts) & (2**bits - 1)
-    return _flattened(codes)
+    per_byte = 8 // bits
+    mask = 2**bits - 1
+    shifts = _steps(xp, per_byte, bits, order, packed)
+    shifted = octets[..., None] >> shifts
+    return _flattened(shifted & mask)
 
 
 # Three and six bits: whole codes in each word of 24 bits
@@ -109,17 +115,26 @@ def _bytes_of_words(xp: Any, codes: Array, bits: int) -> Array:
     per_word = 24 // bits
     parts = _in_rows(codes, per_word)
     word = parts[..., 0]
-    for i in range(1, per_word):
-        word = word | (parts[..., i] << (bits * i))
-    octets = [xp.astype((word >> shift) & 255, xp.uint8) for shift in (0, 8, 16)]
+    for place in range(1, per_word):
+        shift = bits * place
+        word = word | (parts[..., place] << shift)
+    octets = []
+    for shift in (0, 8, 16):
+        octet = (word >> shift) & 255
+        octets.append(xp.astype(octet, xp.uint8))
     packed = _flattened(xp.stack(octets, axis=-1))
-    needed = -(-codes.shape[-1] * bits // 8)
+    # The last word may hold whole bytes of filling alone.
+    filled_bits = codes.shape[-1] * bits
+    needed = -(-filled_bits // 8)
     return packed[..., :needed]
 
 
 def _codes_of_words(xp: Any, packed: Array, bits: int) -> Array:
-    octets = xp.astype(_in_rows(packed, 3), xp.int32)
-    word = octets[..., 0] | (octets[..., 1] << 8) | (octets[..., 2] << 16)
+    threes = _in_rows(packed, 3)
+    octets = xp.astype(threes, xp.int32)
+    middle = octets[..., 1] << 8
+    high = octets[..., 2] << 16
+    word = octets[..., 0] | middle | high
     mask = 2**bits - 1
     codes = [(word >> shift) & mask for shift in range(0, 24, bits)]
     return _flattened(xp.stack(codes, axis=-1))
@@ -129,43 +144,63 @@ def _codes_of_words(xp: Any, packed: Array, bits: int) -> Array:
 
 
 def _bytes_of_stream(xp: Any, codes: Array, bits: int, order: Order) -> Array:
-    single_bits = (codes[..., None] >> _steps(xp, bits, 1, order, codes)) & 1
-    octets = _in_rows(_flattened(single_bits), 8)
-    places = octets << _steps(xp, 8, 1, order, codes)
-    return xp.astype(xp.sum(places, axis=-1), xp.uint8)
+    single_bits = _single_bits(xp, codes, bits, order)
+    by_octet = _in_rows(_flattened(single_bits), 8)
+    octets = _joined(xp, by_octet, order)
+    return xp.astype(octets, xp.uint8)
 
 
 def _codes_of_stream(
     xp: Any, packed: Array, bits: int, count: int, order: Order
 ) -> Array:
     octets = xp.astype(packed, xp.int32)
-    single_bits = (octets[..., None] >> _steps(xp, 8, 1, order, packed)) & 1
+    single_bits = _single_bits(xp, octets, 8, order)
     stream = _flattened(single_bits)[..., : count * bits]
-    by_code = xp.reshape(stream, (*packed.shape[:-1], count, bits))
-    places = by_code << _steps(xp, bits, 1, order, packed)
+    shape = (*packed.shape[:-1], count, bits)
+    by_code = xp.reshape(stream, shape)
+    return _joined(xp, by_code, order)
+
+
+def _single_bits(xp: Any, numbers: Array, bits: int, order: Order) -> Array:
+    """Return the bits of each number along a new last axis."""
+    shifts = _steps(xp, bits, 1, order, numbers)
+    shifted = numbers[..., None] >> shifts
+    return shifted & 1
+
+
+def _joined(xp: Any, single_bits: Array, order: Order) -> Array:
+    """Return the numbers whose bits lie along the last axis."""
+    bits = single_bits.shape[-1]
+    places = single_bits << _steps(xp, bits, 1, order, single_bits)
     return xp.sum(places, axis=-1)
 
 
 def _steps(xp: Any, count: int, bits: int, order: Order, like: Array) -> Array:
     """Return by how many bits each of ``count`` places is shifted."""
     steps = xp.arange(count, dtype=xp.int32, device=device(like)) * bits
-    return steps if order == "low" else xp.flip(steps)
+    if order == "low":
+        return steps
+    return xp.flip(steps)
 
 
 def _in_rows(x: Array, width: int) -> Array:
     """Return the last axis in rows of ``width``; the last one is filled up with zeros."""
     xp = array_namespace(x)
-    leading = x.shape[:-1]
-    missing = -x.shape[-1] % width
+    *leading, length = x.shape
+    missing = -length % width
     if missing:
-        zeros = xp.zeros((*leading, missing), dtype=x.dtype, device=device(x))
+        shape = (*leading, missing)
+        zeros = xp.zeros(shape, dtype=x.dtype, device=device(x))
         x = xp.concat([x, zeros], axis=-1)
-    return xp.reshape(x, (*leading, x.shape[-1] // width, width))
+    rows = (length + missing) // width
+    return xp.reshape(x, (*leading, rows, width))
 
 
 def _flattened(x: Array) -> Array:
     """Return the last two axes as one."""
-    return array_namespace(x).reshape(x, (*x.shape[:-2], x.shape[-2] * x.shape[-1]))
+    xp = array_namespace(x)
+    *leading, rows, width = x.shape
+    return xp.reshape(x, (*leading, rows * width))
 
 
 def _check(bits: int) -> None:

@@ -15,6 +15,9 @@ from octavo.core.values.graph import Op
 
 Array = Any
 
+Axes = tuple[int, ...]
+"""One number for each spatial axis."""
+
 _CHUNK = 2**24
 """Largest number of elements of one unfolded chunk (64 MiB in float32)."""
 
@@ -36,12 +39,12 @@ class Rows:
             kernel turned round. () for all others.
     """
 
-    kernel: tuple[int, ...] = ()
-    strides: tuple[int, ...] = ()
-    pads: tuple[int, ...] = ()
-    dilations: tuple[int, ...] = ()
+    kernel: Axes = ()
+    strides: Axes = ()
+    pads: Axes = ()
+    dilations: Axes = ()
     groups: int = 1
-    stuffing: tuple[int, ...] = ()
+    stuffing: Axes = ()
 
     @property
     def channel_axis(self) -> int:
@@ -58,7 +61,9 @@ class Rows:
             Shape (groups, features).
         """
         xp = array_namespace(channels)
-        return xp.reshape(xp.repeat(channels, prod(self.kernel)), (self.groups, -1))
+        positions = prod(self.kernel)
+        spread = xp.repeat(channels, positions)
+        return xp.reshape(spread, (self.groups, -1))
 
     def chunks(self, x: Array) -> Iterator[Array]:
         """Yield float32 arrays (groups, rows, features).
@@ -70,14 +75,19 @@ class Rows:
         if 0 in x.shape:
             return
         if not self.kernel:
-            yield xp.reshape(xp.astype(x, xp.float32), (1, -1, x.shape[-1]))
+            values = xp.astype(x, xp.float32)
+            yield xp.reshape(values, (1, -1, x.shape[-1]))
             return
-        count, channels, *sizes = x.shape
-        unfolded = channels * prod(self.kernel) * prod(sizes) * prod(self.stuffing)
-        step = max(1, _CHUNK // max(1, unfolded))
+        count = x.shape[0]
+        step = self._samples_of_chunk(x.shape[1:])
         for start in range(0, count, step):
             samples = xp.astype(x[start : start + step, ...], xp.float32)
             yield self._unfold(samples)
+
+    def _samples_of_chunk(self, sample: Sequence[int]) -> int:
+        """Return how many samples of a shape are unfolded at once."""
+        unfolded = prod(sample) * prod(self.kernel) * prod(self.stuffing)
+        return max(1, _CHUNK // max(1, unfolded))
 
     def _unfold(self, x: Array) -> Array:
         """Return the patches under the kernel, shape (groups, rows, features)."""
@@ -89,18 +99,24 @@ class Rows:
         sizes = self._places(x.shape[2:])
         places = prod(sizes)
         shape = (samples, self.groups, channels // self.groups, places)
-        positions = product(*(range(k) for k in self.kernel))
-        views = [xp.reshape(x[self._window(at, sizes)], shape) for at in positions]
+        positions = product(*map(range, self.kernel))
+        views = []
+        for at in positions:
+            met = x[self._window(at, sizes)]
+            views.append(xp.reshape(met, shape))
         # (samples, groups, channels, kernel positions, places)
         patches = xp.stack(views, axis=3)
         patches = xp.permute_dims(patches, (1, 0, 4, 2, 3))
         return xp.reshape(patches, (self.groups, samples * places, -1))
 
-    def _places(self, shape: Sequence[int]) -> tuple[int, ...]:
+    def _places(self, shape: Sequence[int]) -> Axes:
         """Return in how many places along each spatial axis the kernel stands."""
         reach = _reach(self.kernel, self.dilations)
-        along = zip(shape, reach, self.strides, strict=True)
-        return tuple((size - far - 1) // stride + 1 for size, far, stride in along)
+        places = []
+        for size, far, stride in zip(shape, reach, self.strides, strict=True):
+            last_start = size - far - 1
+            places.append(last_start // stride + 1)
+        return tuple(places)
 
     def _window(
         self, offsets: Sequence[int], sizes: Sequence[int]
@@ -108,9 +124,8 @@ class Rows:
         """Return what one position of the kernel meets in all places, as an index."""
         if self.stuffing:
             # The kernel of a transposed convolution is turned round.
-            offsets = [
-                k - 1 - offset for offset, k in zip(offsets, self.kernel, strict=True)
-            ]
+            ends = zip(self.kernel, offsets, strict=True)
+            offsets = [size - 1 - offset for size, offset in ends]
         window = []
         along = zip(offsets, self.dilations, self.strides, sizes, strict=True)
         for offset, dilation, stride, size in along:
@@ -131,12 +146,13 @@ class Rows:
     def _stuffed(self, x: Array) -> Array:
         xp = array_namespace(x)
         apart = self.stuffing
-        sizes = [
-            (size - 1) * far + 1 for size, far in zip(x.shape[2:], apart, strict=True)
-        ]
-        wide = xp.zeros((*x.shape[:2], *sizes), dtype=x.dtype, device=device(x))
-        places = (slice(None, None, far) for far in apart)
-        wide[(slice(None), slice(None), *places)] = x
+        shape = list(x.shape)
+        places = [slice(None), slice(None)]
+        for axis, far in enumerate(apart, start=2):
+            shape[axis] = (shape[axis] - 1) * far + 1
+            places.append(slice(None, None, far))
+        wide = xp.zeros(tuple(shape), dtype=x.dtype, device=device(x))
+        wide[tuple(places)] = x
         return wide
 
 
@@ -144,17 +160,20 @@ def _cropped(x: Array, axis: int, before: int, after: int) -> Array:
     if not before and not after:
         return x
     whole = [slice(None)] * axis
-    return x[(*whole, slice(before, x.shape[axis] - after))]
+    kept = slice(before, x.shape[axis] - after)
+    return x[(*whole, kept)]
 
 
 def _with_zeros(x: Array, axis: int, before: int, after: int) -> Array:
     if not before and not after:
         return x
     xp = array_namespace(x)
+    shape = list(x.shape)
     ends = []
     for width in (before, after):
-        shape = (*x.shape[:axis], width, *x.shape[axis + 1 :])
-        ends.append(xp.zeros(shape, dtype=x.dtype, device=device(x)))
+        shape[axis] = width
+        zeros = xp.zeros(tuple(shape), dtype=x.dtype, device=device(x))
+        ends.append(zeros)
     return xp.concat([ends[0], x, ends[1]], axis=axis)
 
 
@@ -198,7 +217,8 @@ def rounding_rows(op: Op) -> Rows | None:
     cut = _ints(op, "pads", 2 * axes, 0)
     # A plain convolution with what the kernel reaches beyond the ends, less what is cut there.
     reach = _reach(kernel, dilations)
-    pads = tuple(far - less for far, less in zip(reach * 2, cut, strict=True))
+    both_ends = reach + reach
+    pads = tuple(far - less for far, less in zip(both_ends, cut, strict=True))
     return Rows(
         kernel,
         strides=(1,) * axes,
@@ -211,15 +231,18 @@ def rounding_rows(op: Op) -> Rows | None:
 
 def _reach(kernel: Sequence[int], dilations: Sequence[int]) -> list[int]:
     """Return how far the kernel's last position lies from its first, along each axis."""
-    return [dilation * (k - 1) for k, dilation in zip(kernel, dilations, strict=True)]
+    along = zip(kernel, dilations, strict=True)
+    return [dilation * (size - 1) for size, dilation in along]
 
 
 def _groups(op: Op) -> int:
     groups = op.attributes.get("groups", 1)
-    return 1 if isinstance(groups, tuple) else int(groups)
+    if isinstance(groups, tuple):
+        return 1
+    return int(groups)
 
 
-def _ints(op: Op, name: str, count: int, default: int) -> tuple[int, ...]:
+def _ints(op: Op, name: str, count: int, default: int) -> Axes:
     given = op.attributes.get(name, default)
     numbers = given if isinstance(given, tuple) else (int(given),) * count
     if len(numbers) != count:

@@ -17,8 +17,6 @@ unit, and as wrong as ``proxy_noise`` says.
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,25 +26,13 @@ import numpy as np
 from octavo.core.contract.strategy import Problem, Strategy, Wait
 from octavo.core.values.budgets import overruns
 from octavo.core.values.recipe import Recipe
-from octavo.core.values.scheme import FLOAT, OpScheme, PartChoice, QuantSpec
-from octavo.core.values.space import TuningSpace, Unit
+from octavo.core.values.scheme import OpScheme, PartChoice
+from octavo.core.values.space import TuningSpace
 from octavo.core.values.trial import Measurement, Trial
 
+from .drawing import draw_couplings, draw_losses, normal, uniform, unit_of
 from .optimum import Blocks
 
-BLOCK = 4
-"""Units of a block."""
-
-SCHEMES = (
-    OpScheme(
-        mode="weight_only", weight=QuantSpec(dtype="int3", granularity="group:32")
-    ),
-    OpScheme(
-        mode="weight_only", weight=QuantSpec(dtype="int4", granularity="group:32")
-    ),
-    OpScheme(mode="weight_only", weight=QuantSpec(dtype="int8", granularity="channel")),
-    FLOAT,
-)
 STEP = 0.01
 """Score lost at the tolerated loss."""
 
@@ -102,7 +88,7 @@ class SimulatedSensitivity:
         spread, power, unit = PROXIES[kind]
         simulation = self._simulation
         loss = simulation.loss_of(name, scheme, self._transforms)
-        drawn = _normal(f"{simulation.seed} {kind} {name} {scheme}")
+        drawn = normal(f"{simulation.seed} {kind} {name} {scheme}")
         wrong = np.exp(spread * simulation.proxy_noise * drawn)
         return float(unit * loss**power * wrong)
 
@@ -188,11 +174,11 @@ class Simulation:
         tag = f"{self.seed} {recipe.digest}"
         # The float model never fails and has no noise: it is what all else is compared with.
         is_float = not len(recipe)
-        if not is_float and _uniform(f"fail {tag}") < self.failures:
+        if not is_float and uniform(f"fail {tag}") < self.failures:
             return Trial(
                 number, recipe, "failed", error="RuntimeError: simulated failure"
             )
-        noise = 0.0 if is_float else self.noise * _normal(f"noise {tag}")
+        noise = 0.0 if is_float else self.noise * normal(f"noise {tag}")
         score = max(0.0, 1.0 - STEP * (self.loss(recipe) + noise))
         margin = 1.0 - (1.0 - score) / STEP
         measured = {self.objective: self._measured(recipe)}
@@ -279,16 +265,16 @@ def simulate(
     # Weights of very different sizes, whole groups of 32.
     groups = np.rint(np.exp(random.normal(6.0, 0.8, units)))
     parameters = 32 * np.maximum(1, groups).astype(int)
-    losses = _draw_losses(random, units, pressure)
-    made = tuple(_unit(i, int(parameters[i])) for i in range(units))
-    couplings = _draw_couplings(random, made, coupling) if coupling else {}
-    alternatives = [()] + [
-        (PartChoice(kind=f"transform{i}"),) for i in range(transforms)
-    ]
-    # The last transform helps.
-    factors = [1.0] + [float(random.uniform(1.0, 2.0)) for _ in range(transforms - 1)]
-    if transforms:
-        factors.append(0.5)
+    losses = draw_losses(random, units, pressure)
+    made = tuple(unit_of(i, int(parameters[i])) for i in range(units))
+    couplings = draw_couplings(random, made, coupling) if coupling else {}
+    alternatives: list[tuple[PartChoice, ...]] = [()]
+    factors = [1.0]
+    for i in range(transforms):
+        choice = PartChoice(kind=f"transform{i}")
+        alternatives.append((choice,))
+        helps = i == transforms - 1
+        factors.append(0.5 if helps else float(random.uniform(1.0, 2.0)))
     return Simulation(
         TuningSpace("simulated", made, tuple(alternatives)),
         {unit.name: losses[i] for i, unit in enumerate(made)},
@@ -299,57 +285,6 @@ def simulate(
         proxy_noise,
         seed,
     )
-
-
-def _draw_losses(
-    random: np.random.Generator, units: int, pressure: float
-) -> np.ndarray:
-    """Draw the loss of each unit under each of :data:`SCHEMES`, shape (units, 4)."""
-    # A few units carry most of the loss, as in real networks.
-    base = np.exp(random.normal(0.0, 1.5, units))
-    jitter = np.exp(random.normal(0.0, 0.3, (units, 3)))
-    # Each bit halves the step and quarters its square.
-    bits = np.array([3.0, 4.0, 8.0])
-    raw = base[:, None] * 4.0**-bits * jitter
-    # Fewer bits never hurt less.
-    raw = np.sort(raw, axis=1)[:, ::-1]
-    int4 = raw[:, 1].sum()
-    in_float = np.zeros((units, 1))
-    return np.concatenate([raw / int4 * pressure, in_float], axis=1)
-
-
-def _unit(i: int, parameters: int) -> Unit:
-    block = f"b{i // BLOCK}"
-    name = f"{block}.u{i}"
-    kind = ("linear", "conv")[i % 2]
-    return Unit(name, kind, (name,), SCHEMES, block, parameters, channels=32)
-
-
-def _draw_couplings(
-    random: np.random.Generator, units: Sequence[Unit], coupling: float
-) -> dict[tuple[str, str], float]:
-    """Draw J for each pair of a block."""
-    couplings = {}
-    for a, b in itertools.combinations(units, 2):
-        if a.block == b.block:
-            drawn = random.uniform(0, 2 * coupling)
-            couplings[a.name, b.name] = float(drawn)
-    return couplings
-
-
-def _bits_of(tag: str) -> int:
-    """Return 64 bits that depend on the tag alone, in any process."""
-    return int.from_bytes(hashlib.sha256(tag.encode()).digest()[:8], "big")
-
-
-def _uniform(tag: str) -> float:
-    """Return a number in [0, 1) that depends on the tag alone."""
-    return _bits_of(tag) / 2**64
-
-
-def _normal(tag: str) -> float:
-    """Return a standard normal number that depends on the tag alone."""
-    return float(np.random.default_rng(_bits_of(tag)).normal())
 
 
 __all__ = ["Search", "SimulatedSensitivity", "Simulation", "simulate"]

@@ -12,8 +12,8 @@ from octavo.core.contract.hookspecs import hookimpl
 from octavo.core.contract.parts import Part
 
 from .average import MovingAverageConfig
+from .entropy import EntropyConfig
 from .histogram import (
-    EntropyConfig,
     HistogramConfig,
     MseConfig,
     OutlierFreeConfig,
@@ -55,7 +55,7 @@ def octavo_calibrators() -> Iterable[Part[Any]]:
         ),
         Part(
             "entropy",
-            f"{_HERE}.histogram:Entropy",
+            f"{_HERE}.entropy:Entropy",
             EntropyConfig,
             "range of least Kullback-Leibler divergence",
         ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 from array_api_compat import array_namespace, device
@@ -12,7 +12,7 @@ from pydantic import Field
 from octavo.core.contract.calibrator import Calibrator
 from octavo.core.contract.parts import PartConfig
 from octavo.core.errors import DataError
-from octavo.core.numerics.affine import Array, integer_range, is_integer
+from octavo.core.numerics.affine import Array
 from octavo.core.numerics.codec import choose, project_values
 from octavo.core.values.scheme import QuantSpec
 
@@ -51,15 +51,20 @@ class HistogramCalibrator(Calibrator):
             raise DataError(
                 "a calibrator was asked for a range before it saw data; give calibration batches"
             )
-        chosen = [
-            self.choose(counts, float(low), float(high), spec)
-            for counts, low, high in zip(seen.counts, seen.low, seen.high, strict=True)
-        ]
-        ends = np.clip(np.asarray(chosen).T, seen.low, seen.high).astype(np.float32)
-        low, high = ends[:, 0] if self.axis is None else ends
+        chosen = []
+        for counts, low, high in zip(seen.counts, seen.low, seen.high, strict=True):
+            ends = self.choose(counts, float(low), float(high), spec)
+            chosen.append(ends)
+        within = np.clip(np.asarray(chosen).T, seen.low, seen.high)
+        lows, highs = within.astype(np.float32)
+        if self.axis is None:
+            return self._placed(lows[0]), self._placed(highs[0])
+        return self._placed(lows), self._placed(highs)
+
+    def _placed(self, ends: np.ndarray) -> Array:
+        """Return ends of ranges where the data was."""
         xp = array_namespace(self._like)
-        where = device(self._like)
-        return xp.asarray(low, device=where), xp.asarray(high, device=where)
+        return xp.asarray(ends, device=device(self._like))
 
     @abstractmethod
     def choose(
@@ -132,7 +137,9 @@ class OutlierFree(HistogramCalibrator):
         third = quantile(counts, edges, 0.75)
         reach = self.config.fence * (third - first)
         bin_width = 2.0**self.histogram.width
-        return (first - reach, third + reach) if reach > bin_width else (low, high)
+        if reach <= bin_width:
+            return low, high
+        return first - reach, third + reach
 
 
 class TokenConfig(PartConfig):
@@ -186,10 +193,11 @@ class TokenQuantile(HistogramCalibrator):
         # zero.
         negative = counts[:half]
         positive = counts[half:]
-        below = (
-            quantile(negative, edges[: half + 1], 1 - share) if negative.sum() else 0.0
-        )
-        return below, quantile(positive, edges[half:], share)
+        below = 0.0
+        if negative.sum():
+            below = quantile(negative, edges[: half + 1], 1 - share)
+        above = quantile(positive, edges[half:], share)
+        return below, above
 
 
 class MseConfig(PartConfig):
@@ -212,9 +220,9 @@ class MeanSquaredError(HistogramCalibrator):
     ) -> tuple[float, float]:
         """Try 100 ranges."""
         shares = np.linspace(1.0, 0.1, 100)
-        return best_range(
-            counts, self.histogram.centres(), low * shares, high * shares, spec
-        )
+        lows = low * shares
+        highs = high * shares
+        return best_range(counts, self.histogram.centres(), lows, highs, spec)
 
 
 class HistogramConfig(PartConfig):
@@ -237,86 +245,18 @@ class L2Histogram(HistogramCalibrator):
     ) -> tuple[float, float]:
         """Move the upper end, the lower end, and again."""
         shares = np.linspace(1.0, 0.05, 96)
+        lows = low * shares
+        highs = high * shares
         centres = self.histogram.centres()
-        a, b = best_range(counts, centres, low * shares, high * shares, spec)
-        for _ in range(2 if not spec.symmetric else 0):
-            a, b = best_range(counts, centres, np.full(96, a), high * shares, spec)
-            a, b = best_range(counts, centres, low * shares, np.full(96, b), spec)
-        return a, b
-
-
-class EntropyConfig(PartConfig):
-    """The range of least Kullback-Leibler divergence."""
-
-    kind: Literal["entropy"] = "entropy"
-
-
-class Entropy(HistogramCalibrator):
-    """The range whose quantized distribution tells least from the observed one.
-
-    By Kullback-Leibler divergence. Source: Migacz 2017, "8-bit Inference with TensorRT": for each
-    threshold, P is the histogram with everything beyond it in the last bin, Q the histogram within
-    it, merged into as many levels as the dtype has on that side and spread again over the bins that
-    were not empty. Signed values use magnitudes and a range symmetric about zero.
-    """
-
-    config: EntropyConfig
-
-    def choose(
-        self, counts: np.ndarray, low: float, high: float, spec: QuantSpec
-    ) -> tuple[float, float]:
-        """Try thresholds from the number of levels up to all bins."""
-        two_sided = low < 0 < high
-        sizes = _magnitudes(counts, two_sided=two_sided, positive=high > 0)
-        qmin, qmax = integer_range(spec) if is_integer(spec) else (-127, 127)
-        codes = qmax - qmin + 1
-        levels = codes // 2 if two_sided or spec.symmetric else codes
-        used = int(np.flatnonzero(sizes).max(initial=0)) + 1
-        if used <= levels:
-            return low, high
-        thresholds = np.unique(np.linspace(levels, used, 128).astype(int))
-        found = [
-            divergence(sizes[:used], int(threshold), levels) for threshold in thresholds
-        ]
-        best = float(thresholds[int(np.argmin(found))])
-        end = best * 2.0**self.histogram.width
-        return max(low, -end), min(high, end)
-
-
-def _magnitudes(counts: np.ndarray, *, two_sided: bool, positive: bool) -> np.ndarray:
-    """Return counts by distance from zero: of both sides together, or of one alone."""
-    half = len(counts) // 2
-    below: np.ndarray = counts[:half][::-1]
-    above: np.ndarray = counts[half:]
-    if two_sided:
-        both: np.ndarray = above + below
-        return both
-    return above if positive else below
-
-
-def divergence(sizes: np.ndarray, threshold: int, levels: int) -> float:
-    """Return KL(P || Q) for one threshold; see :class:`Entropy`.
-
-    Args:
-        sizes: Counts of magnitudes, shape (bins,).
-        threshold: Bins that are kept.
-        levels: Codes that they share.
-    """
-    inside = sizes[:threshold].astype(np.float64)
-    p = inside.copy()
-    p[-1] += sizes[threshold:].sum()
-    level = np.arange(threshold) * levels // threshold
-    filled = sizes[:threshold] > 0
-    mass = np.bincount(level, inside, levels)
-    places = np.bincount(level, filled, levels)
-    spread_again = (mass / np.maximum(places, 1))[level]
-    q = np.where(filled, spread_again, 0.0)
-    p = p / p.sum()
-    q = q / max(q.sum(), 1.0)
-    # A bin that P fills and Q does not (clipped mass in an empty last bin) counts as nearly
-    # impossible, not as infinite.
-    mine = p > 0
-    return float(np.sum(p[mine] * np.log(p[mine] / np.maximum(q[mine], 1e-12))))
+        below, above = best_range(counts, centres, lows, highs, spec)
+        # A symmetric grid knows the larger end alone: moving the other changes nothing.
+        turns = 0 if spec.symmetric else 2
+        for _ in range(turns):
+            same_low = np.full_like(highs, below)
+            below, above = best_range(counts, centres, same_low, highs, spec)
+            same_high = np.full_like(lows, above)
+            below, above = best_range(counts, centres, lows, same_high, spec)
+        return below, above
 
 
 def best_range(
@@ -330,9 +270,8 @@ def best_range(
     filled = counts > 0
     values = centres[filled].astype(np.float32)
     weights = counts[filled].astype(np.float64)
-    params: Any = choose(lows.astype(np.float32), highs.astype(np.float32), spec, None)[
-        0
-    ]
+    ends = (lows.astype(np.float32), highs.astype(np.float32))
+    params, _ = choose(*ends, spec, None)
     scale = params.scale[:, None]
     zero_point = params.zero_point[:, None]
     projected = project_values(values[None, :], scale, zero_point, spec)
@@ -343,11 +282,14 @@ def best_range(
 
 def quantile(counts: np.ndarray, edges: np.ndarray, share: float) -> float:
     """Return the value below which ``share`` of the counts lie, linear within a bin."""
-    total = np.concatenate([[0], np.cumsum(counts)]) / counts.sum()
-    at = int(np.searchsorted(total, share, side="left"))
-    at = min(max(at, 1), len(counts))
-    below, start = total[at - 1], edges[at - 1]
-    inside = total[at] - below
+    cumulated = np.concatenate([[0], np.cumsum(counts)]) / counts.sum()
+    end = int(np.searchsorted(cumulated, share, side="left"))
+    # A share of 0 lies in the first bin, and rounding may carry one of 1 beyond the last.
+    end = min(max(end, 1), len(counts))
+    start = end - 1
+    below = cumulated[start]
+    inside = cumulated[end] - below
     part = (share - below) / inside if inside > 0 else 1.0
-    width = edges[at] - start
-    return float(start + min(max(part, 0.0), 1.0) * width)
+    part = min(max(part, 0.0), 1.0)
+    width = edges[end] - edges[start]
+    return float(edges[start] + part * width)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from octavo.core.calibration.calibrators import octavo_calibrators
 from octavo.core.calibration.calibrators.bins import Histogram
-from octavo.core.calibration.calibrators.histogram import divergence
+from octavo.core.calibration.calibrators.entropy import divergence
 from octavo.core.calibration.features import FEATURES
 from octavo.core.contract.calibrator import Calibrator
 from octavo.core.contract.parts import Part
