@@ -71,7 +71,8 @@ def takes(matrix: Array, spec: QuantSpec) -> bool:
 
     It takes integers up to 8 bits, one scale per channel or per whole group, float32 data.
     """
-    if not (is_numpy_array(matrix) or is_torch_array(matrix)) or 0 in matrix.shape:
+    is_known = is_numpy_array(matrix) or is_torch_array(matrix)
+    if not is_known or 0 in matrix.shape:
         return False
     if not is_integer(spec) or spec.bits > 8:
         return False
@@ -116,12 +117,13 @@ class _Work:
         groups = (rows, features // size)
         where = device(matrix)
         code_range = integer_range(spec)
-        code_type = xp.uint8 if code_range[0] == 0 else xp.int8
+        is_unsigned = code_range[0] == 0
+        code_type = xp.uint8 if is_unsigned else xp.int8
         codes = xp.empty((rows, features), dtype=code_type, device=where)
         scale = xp.empty(groups, dtype=xp.float32, device=where)
-        zero_point = (
-            None if spec.symmetric else xp.empty(groups, dtype=xp.int32, device=where)
-        )
+        zero_point = None
+        if not spec.symmetric:
+            zero_point = xp.empty(groups, dtype=xp.int32, device=where)
         middle = middle_code(spec)
         return cls(matrix, spec, code_range, middle, size, codes, scale, zero_point)
 
@@ -153,33 +155,47 @@ def round_blocked(matrix: Array, spec: QuantSpec) -> tuple[Array, QuantParams]:
         NonFiniteWeight: If the matrix holds NaN or Inf.
     """
     xp = array_namespace(matrix)
-    rows, features = matrix.shape
     work = _Work.over(matrix, spec)
     if is_numpy_array(matrix):
-        workers = threads()
-        step = max(1, _numpy_block(rows * features, workers) // features)
-        _spread_over_threads(
-            lambda a, b: _quietly(work, a, b, step), rows, step, workers
-        )
+        _round_on_threads(work)
     else:
-        _round_rows(work, 0, rows, max(1, _TORCH_BLOCK // features))
+        rows, features = matrix.shape
+        step = max(1, _TORCH_BLOCK // features)
+        _round_rows(work, 0, rows, step)
     if not bool(xp.all(xp.isfinite(work.scale))):
         raise NonFiniteWeight(
             "a weight holds NaN or Inf; repair it, or keep its op in float with a rule"
         )
-    codes, scale, zero_point = work.codes, work.scale, work.zero_point
+    codes = work.codes
+    scale = work.scale
+    zero_point = work.zero_point
     if zero_point is None:
-        zero_point = xp.full_like(xp.astype(scale, xp.int32), work.middle)
+        whole = xp.astype(scale, xp.int32)
+        zero_point = xp.full_like(whole, work.middle)
         scale, codes = _without_zero_scales(scale, codes, work.size, work.middle)
     if spec.granularity == "channel":
-        scale, zero_point = scale[:, 0], zero_point[:, 0]
+        scale = scale[:, 0]
+        zero_point = zero_point[:, 0]
     return codes, QuantParams(scale, zero_point, spec, 0)
+
+
+def _round_on_threads(work: _Work) -> None:
+    rows, features = work.matrix.shape
+    workers = threads()
+    block = _numpy_block(rows * features, workers)
+    step = max(1, block // features)
+
+    def round_share(first: int, last: int) -> None:
+        _quietly(work, first, last, step)
+
+    _spread_over_threads(round_share, rows, step, workers)
 
 
 def _numpy_block(elements: int, workers: int) -> int:
     # A worker holds at most three blocks: all of them together stay below a quarter of a large
     # matrix.
-    return min(_NUMPY_BLOCK, max(2**15, elements // (16 * workers)))
+    share = elements // (16 * workers)
+    return min(_NUMPY_BLOCK, max(2**15, share))
 
 
 def _quietly(work: _Work, first: int, last: int, step: int) -> None:
@@ -206,8 +222,9 @@ def _round_symmetric(work: _Work, start: int, end: int, steps: Array) -> None:
     xp = array_namespace(work.matrix)
     block = work.grouped(start, end)
     _, largest = _extremes_of(block, steps, magnitude=True)
+    _, qmax = work.code_range
     scale = work.scale[start:end, :]
-    scale[...] = largest / (work.code_range[1] - work.middle)
+    scale[...] = largest / (qmax - work.middle)
     xp.divide(block, _along(scale, work.size), out=steps)
     # Middles are even, so ties still go to the even step.
     steps += _ROUNDER + work.middle
@@ -225,7 +242,8 @@ def _round_asymmetric(work: _Work, start: int, end: int, steps: Array) -> None:
     work.zero_point[start:end, :] = params.zero_point
     xp.divide(block, _along(params.scale, work.size), out=steps)
     xp.round(steps, out=steps)
-    steps += _along(xp.astype(params.zero_point, xp.float32), work.size)
+    zero_point = xp.astype(params.zero_point, xp.float32)
+    steps += _along(zero_point, work.size)
     xp.clip(steps, *work.code_range, out=steps)
     work.codes[start:end, :] = xp.reshape(steps, (end - start, -1))
 
@@ -241,7 +259,8 @@ def _extremes_of(
 def _along(parameter: Array, size: int) -> Array:
     """Return one parameter per group so that it broadcasts over the groups' elements."""
     if is_numpy_array(parameter) and size < SHORT:
-        return np.repeat(parameter.reshape(-1), size).reshape(*parameter.shape, size)
+        spread = np.repeat(parameter.reshape(-1), size)
+        return spread.reshape(*parameter.shape, size)
     return parameter[:, :, None]
 
 
@@ -257,7 +276,8 @@ def _without_zero_scales(
     if not bool(xp.any(bad)):
         return scale, codes
     grouped = xp.reshape(codes, (codes.shape[0], -1, size))
-    mended = xp.where(bad[:, :, None], xp.full_like(grouped, middle), grouped)
+    middles = xp.full_like(grouped, middle)
+    mended = xp.where(bad[:, :, None], middles, grouped)
     scale = xp.where(bad, xp.ones_like(scale), scale)
     return scale, xp.reshape(mended, tuple(codes.shape))
 
@@ -272,9 +292,9 @@ def _spread_over_threads(
         return
     share = -(-blocks // count) * step
     with ThreadPoolExecutor(count) as pool:
-        pending = [
-            pool.submit(work, start, min(start + share, rows))
-            for start in range(0, rows, share)
-        ]
+        pending = []
+        for start in range(0, rows, share):
+            end = min(start + share, rows)
+            pending.append(pool.submit(work, start, end))
         for future in pending:
             future.result()

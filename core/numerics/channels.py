@@ -67,7 +67,10 @@ class ChannelMap:
             y = y - xp.reshape(self.shift, shape)
         if self.scale is not None:
             y = y / xp.reshape(self.scale, shape)
-        return y if self.rotation is None else rotate(y, self.rotation)
+        return self._rotated(y)
+
+    def _rotated(self, x: Array) -> Array:
+        return x if self.rotation is None else rotate(x, self.rotation)
 
     def reader(self, weight: Array) -> Array:
         """Return the weight that reads x', float32; ``weight`` has shape (outputs, channels)."""
@@ -75,7 +78,7 @@ class ChannelMap:
         scaled = xp.astype(weight, xp.float32)
         if self.scale is not None:
             scaled = scaled * self.scale
-        return scaled if self.rotation is None else rotate(scaled, self.rotation)
+        return self._rotated(scaled)
 
     def reader_bias(self, weight: Array, bias: Array | None) -> Array | None:
         """Return b + W shift, float32, shape (outputs,); None where there is none still.
@@ -88,7 +91,9 @@ class ChannelMap:
             return bias
         xp = array_namespace(weight)
         moved = xp.matmul(xp.astype(weight, xp.float32), self.shift)
-        return moved if bias is None else xp.astype(bias, xp.float32) + moved
+        if bias is None:
+            return moved
+        return xp.astype(bias, xp.float32) + moved
 
     def grouped_reader(self, weight: Array, groups: int) -> Array:
         """Return the weight of a convolution that reads x', float32; only scales are taken in.
@@ -119,10 +124,14 @@ class ChannelMap:
         xp = array_namespace(weight)
         # A weight's outputs are differences of values: the shift is the bias's alone.
         without_shift = replace(self, shift=None)
-        turned = xp.matrix_transpose(without_shift.apply(xp.matrix_transpose(weight)))
+        outputs_last = xp.matrix_transpose(weight)
+        changed = without_shift.apply(outputs_last)
+        turned = xp.matrix_transpose(changed)
         if bias is None and self.shift is not None:
             bias = xp.zeros_like(self.shift)
-        return turned, None if bias is None else self.apply(bias)
+        if bias is None:
+            return turned, None
+        return turned, self.apply(bias)
 
     def steps(self, channels: int, like: Array) -> Steps:
         """Return what a runtime does to a value to change its channels.
@@ -146,22 +155,28 @@ class ChannelMap:
             return (self, after)
         scale = _product(self.scale, after.scale)
         # (x - s) / f then - t is x - (s + t f), all of it divided by f.
-        later = _product(after.shift, self.scale) if after.shift is not None else None
+        later = None
+        if after.shift is not None:
+            later = _product(after.shift, self.scale)
         shift = _total(self.shift, later)
         return (ChannelMap(scale, shift, after.rotation),)
 
 
 def _product(a: Array | None, b: Array | None) -> Array | None:
     """Return a * b, where None stands for ones."""
-    if a is None or b is None:
-        return b if a is None else a
+    if a is None:
+        return b
+    if b is None:
+        return a
     return a * b
 
 
 def _total(a: Array | None, b: Array | None) -> Array | None:
     """Return a + b, where None stands for zeros."""
-    if a is None or b is None:
-        return b if a is None else a
+    if a is None:
+        return b
+    if b is None:
+        return a
     return a + b
 
 
@@ -201,7 +216,11 @@ def chained(maps: Iterable[ChannelMap]) -> tuple[ChannelMap, ...]:
     """Return maps that follow each other as few as can be."""
     found: tuple[ChannelMap, ...] = ()
     for one in maps:
-        found = (*found[:-1], *found[-1].then(one)) if found else (one,)
+        if not found:
+            found = (one,)
+            continue
+        *before, last = found
+        found = (*before, *last.then(one))
     return found
 
 
@@ -221,20 +240,22 @@ def channel_maps(
     known = {g.name: g for g in groups if g.kind == "rescale"}
     for name, given in factors.items():
         if name not in known:
-            raise SchemeError(
-                f"there is no rescale group {name!r}{nearest(name, known)}"
-            )
-        yield known[name], _checked_map(known[name], as_map(given))
+            hint = nearest(name, known)
+            raise SchemeError(f"there is no rescale group {name!r}{hint}")
+        group = known[name]
+        yield group, _checked_map(group, as_map(given))
 
 
 def _checked_map(group: Group, change: ChannelMap) -> ChannelMap:
     beyond = sorted(change.carries - group.takes)
     if beyond:
+        taken = ", ".join(sorted(group.takes))
+        refused = ", ".join(beyond)
         raise SchemeError(
-            f"group {group.name!r} takes {', '.join(sorted(group.takes))} and no "
-            f"{', '.join(beyond)}; leave it out there"
+            f"group {group.name!r} takes {taken} and no {refused}; leave it out there"
         )
-    scale, shift = change.scale, change.shift
+    scale = change.scale
+    shift = change.shift
     if scale is not None:
         scale = _checked(group, "positive factors", scale, positive=True)
     if shift is not None:
@@ -263,7 +284,9 @@ def norm_steps(*, has_shift: bool) -> frozenset[str]:
     Args:
         has_shift: It adds a shift of its own, which takes in another one.
     """
-    return frozenset({"rotation"}) if has_shift else frozenset({"shift", "rotation"})
+    if has_shift:
+        return frozenset({"rotation"})
+    return frozenset({"shift", "rotation"})
 
 
 def is_online(group: Group, change: ChannelMap, *, already: bool) -> bool:
@@ -276,4 +299,6 @@ def is_online(group: Group, change: ChannelMap, *, already: bool) -> bool:
         change: Its map.
         already: Members apply an earlier map so; what comes after it must follow it there.
     """
-    return already or not group.producer or bool(change.carries & group.online)
+    if already or not group.producer:
+        return True
+    return bool(change.carries & group.online)

@@ -38,6 +38,9 @@ Batch: TypeAlias = Mapping[str, Any] | tuple[Any, ...] | Call
 """One batch of model inputs: by name, in call order, or both. Values are trees of arrays and plain
 values."""
 
+Named: TypeAlias = tuple[str, Any]
+"""(name or path, value)."""
+
 
 def parts(batch: Batch) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
     """Return what goes in order, and what goes by name."""
@@ -52,10 +55,12 @@ def plainest(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Batch:
     """Return a tuple or a mapping where one of them says it all; else a :class:`Call`."""
     if not kwargs:
         return tuple(args)
-    return Call(*args, **kwargs) if args else dict(kwargs)
+    if not args:
+        return dict(kwargs)
+    return Call(*args, **kwargs)
 
 
-def named(batch: Batch, names: Sequence[str]) -> list[tuple[str, Any]]:
+def named(batch: Batch, names: Sequence[str]) -> list[Named]:
     """Return (input name, value) pairs of a batch, in its order.
 
     Args:
@@ -70,7 +75,7 @@ def named(batch: Batch, names: Sequence[str]) -> list[tuple[str, Any]]:
         if names and name not in names:
             hint = nearest(str(name), names)
             raise DataError(f"{name!r} is not an input of the model{hint}")
-    pairs: list[tuple[str, Any]] = []
+    pairs: list[Named] = []
     for index, value in enumerate(args):
         name = _name_of(index, names)
         pairs.append((name, value))
@@ -82,7 +87,7 @@ def _name_of(index: int, names: Sequence[str]) -> str:
     return names[index] if index < len(names) else f"input {index}"
 
 
-def named_leaves(batch: Batch, names: Sequence[str] = ()) -> Iterator[tuple[str, Any]]:
+def named_leaves(batch: Batch, names: Sequence[str] = ()) -> Iterator[Named]:
     """Yield (path, leaf) of all values of a batch: ``x``, ``b.mask``, ``b.boxes[0]``."""
     args, kwargs = parts(batch)
     for index, value in enumerate(args):
@@ -133,26 +138,22 @@ def _spread_in_order(args: Sequence[Any], inputs: int) -> list[Any]:
     for value in args:
         for _, leaf in _spread("", value):
             found.append(leaf)
-    if len(found) > inputs:
-        found = [leaf for leaf in found if not isinstance(leaf, PLAIN)]
-    return found
+    if len(found) <= inputs:
+        return found
+    return [leaf for leaf in found if not isinstance(leaf, PLAIN)]
 
 
 def _spread_by_name(kwargs: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in kwargs.items():
         found.update(_spread(str(name), value))
-    beyond = [
-        path
-        for path, leaf in found.items()
-        if path not in names and isinstance(leaf, PLAIN)
-    ]
-    for path in beyond:
-        del found[path]
+    for path in found.keys() - set(names):
+        if isinstance(found[path], PLAIN):
+            del found[path]
     return found
 
 
-def _spread(name: str, value: Any) -> list[tuple[str, Any]]:
+def _spread(name: str, value: Any) -> list[Named]:
     """Return the arrays of a tree; a list of numbers is one array to be."""
     if value is None:
         return []
@@ -171,7 +172,8 @@ def shown(batch: Batch, names: Sequence[str] = ()) -> str:
 def _shown(value: Any) -> str:
     if is_array(value):
         dtype = str(value.dtype).removeprefix("torch.")
-        return f"{dtype}{tuple(int(size) for size in value.shape)}"
+        shape = tuple(int(size) for size in value.shape)
+        return f"{dtype}{shape}"
     # Long text would hide what stands beside it.
     if isinstance(value, PLAIN) and len(repr(value)) < 30:
         return repr(value)

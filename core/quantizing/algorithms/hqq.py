@@ -67,10 +67,9 @@ class Hqq(WeightAlgorithm):
     def _fit(self, weight: Array, params: QuantParams) -> QuantParams:
         xp = array_namespace(weight)
         spec = params.spec
+        # Scales of mx dtypes are powers of two, which least squares cannot move.
         if spec.dtype.startswith("mx"):
-            return (
-                params  # its scales are powers of two, which least squares cannot move
-            )
+            return params
         cost = power_cost(spec, self.config.power)
         best = params
         best_error = cost(weight, project(weight, params))
@@ -93,20 +92,24 @@ class Hqq(WeightAlgorithm):
         self, given: _Given, state: _State, beta: float
     ) -> tuple[_State, QuantParams]:
         """Move the zero point, then fit the scale."""
-        weight, params = given.weight, given.params
+        weight = given.weight
+        params = given.params
         xp = array_namespace(weight)
         spec = params.spec
         low, high = integer_range(spec)
-        scale, zero = state.scale, state.zero
+        scale = state.scale
+        zero = state.zero
 
         def codes_of(w: Array, s: Array, z: Array) -> Array:
-            return xp.clip(xp.round(w / s + z), low, high)
+            whole = xp.round(w / s + z)
+            return xp.clip(whole, low, high)
 
         codes = spread(codes_of, weight, spec, params.axis, scale, zero)
         projected = _affine(codes, scale, zero, params)
         target = self._target(weight, projected, beta)
         wanted_units = _affine(target, 1 / scale, xp.zeros_like(zero), params)
-        mean = sum_by_scale(codes - wanted_units, spec) / given.counts
+        offsets = sum_by_scale(codes - wanted_units, spec)
+        mean = offsets / given.counts
         zero = xp.clip(mean, low, high)
         whole = xp.round(zero)
         units = _affine(codes, xp.ones_like(scale), whole, params)
@@ -118,22 +121,24 @@ class Hqq(WeightAlgorithm):
         self, given: _Given, state: _State, beta: float
     ) -> tuple[_State, QuantParams]:
         """Fit the scale alone."""
-        weight, params = given.weight, given.params
-        spec = params.spec
-        scale, zero = state.scale, state.zero
-        no_zero = 0 * zero
-        projected = project(weight, replace(params, scale=scale))
-        units = _affine(projected, 1 / scale, no_zero, params)
-        target = self._target(weight, _affine(units, scale, no_zero, params), beta)
-        scale = _fitted(scale, target, units, spec)
-        return _State(scale, zero), replace(params, scale=scale)
+        weight = given.weight
+        params = given.params
+        scale = state.scale
+        no_zero = 0 * state.zero
+        on_grid = project(weight, replace(params, scale=scale))
+        units = _affine(on_grid, 1 / scale, no_zero, params)
+        projected = _affine(units, scale, no_zero, params)
+        target = self._target(weight, projected, beta)
+        fitted = _fitted(scale, target, units, params.spec)
+        return _State(fitted, state.zero), replace(params, scale=fitted)
 
     def _target(self, weight: Array, projected: Array, beta: float) -> Array:
         """Return W - E, with E the generalised soft threshold of the error."""
         xp = array_namespace(weight)
         error = weight - projected
         # A negative power of zero is infinite.
-        size = xp.maximum(xp.abs(error), xp.full_like(error, 1e-8))
+        least = xp.full_like(error, 1e-8)
+        size = xp.maximum(xp.abs(error), least)
         threshold = size ** (self.config.power - 1) / beta
         beyond = xp.maximum(size - threshold, xp.zeros_like(size))
         return weight - xp.sign(error) * beyond
@@ -185,4 +190,9 @@ def _fitted(scale: Array, target: Array, units: Array, spec: QuantSpec) -> Array
 
 
 def _affine(x: Array, scale: Array, zero: Array, params: QuantParams) -> Array:
-    return spread(lambda v, s, z: s * (v - z), x, params.spec, params.axis, scale, zero)
+    """Return scale * (x - zero), each parameter spread over the elements that share it."""
+
+    def of_each(v: Array, s: Array, z: Array) -> Array:
+        return s * (v - z)
+
+    return spread(of_each, x, params.spec, params.axis, scale, zero)

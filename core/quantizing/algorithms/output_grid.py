@@ -61,21 +61,20 @@ class _Turns:
         self._error = project(weight, params) - weight
         # What all errors so far make of the inputs.
         self._leaning = xp.matmul(self._error, gram)
-        self._shares = xp.asarray(
-            _shares(spec), dtype=xp.float32, device=device(weight)
-        )
+        where = device(weight)
+        self._shares = xp.asarray(_shares(spec), dtype=xp.float32, device=where)
 
     def take(self, group: int) -> None:
         """Choose the range of one group."""
         xp = array_namespace(self._weight)
-        wide = block_shape(self._spec)[1]
-        columns = slice(group * wide, (group + 1) * wide)
+        columns = self._columns_of(group)
         own_gram = self._gram[columns, columns]
         before = self._error[:, columns]
         of_others = self._leaning[:, columns] - xp.matmul(before, own_gram)
         candidates = self._candidates(group)
         tried = candidates.errors(self._weight[:, columns], self._spec)
-        slope = xp.matmul(tried, own_gram) + 2 * of_others[None, :, :]
+        own_leaning = xp.matmul(tried, own_gram)
+        slope = own_leaning + 2 * of_others[None, :, :]
         cost = xp.sum(tried * slope, axis=2)
         best = _best_of_each_scale(cost, self._spec)
         low, high = candidates.ends(best)
@@ -83,13 +82,21 @@ class _Turns:
         self.high[:, group] = high
         chosen = _of_each_row(tried, best, self._spec)
         moved = chosen - before
-        self._leaning = self._leaning + xp.matmul(moved, self._gram[columns, :])
+        change = xp.matmul(moved, self._gram[columns, :])
+        self._leaning = self._leaning + change
         self._error[:, columns] = chosen
 
+    def _columns_of(self, group: int) -> slice:
+        _, wide = block_shape(self._spec)
+        first = group * wide
+        return slice(first, first + wide)
+
     def _candidates(self, group: int) -> _Candidates:
-        low = self._shares[:, :1] * self.low[None, :, group]
-        high = self._shares[:, 1:] * self.high[None, :, group]
-        return _Candidates(low, high)
+        low = self.low[None, :, group]
+        high = self.high[None, :, group]
+        below = self._shares[:, :1]
+        above = self._shares[:, 1:]
+        return _Candidates(below * low, above * high)
 
 
 def _shares(spec: QuantSpec) -> list[tuple[float, float]]:
@@ -115,33 +122,41 @@ class _Candidates:
     def errors(self, part: Array, spec: QuantSpec) -> Array:
         """Return what each candidate does to the columns, shape (candidates, rows, columns)."""
         xp = array_namespace(part)
-        tall = block_shape(spec)[0]
+        tall, _ = block_shape(spec)
         rows = part.shape[0]
-        grid = choose(self.low, self.high, spec, 0)[0]
+        grid, _ = choose(self.low, self.high, spec, 0)
         scale = xp.repeat(grid.scale, tall, axis=1)[:, :rows, None]
         zero_point = xp.repeat(grid.zero_point, tall, axis=1)[:, :rows, None]
         whole = part[None, :, :]
-        return project_values(whole, scale, zero_point, spec) - whole
+        projected = project_values(whole, scale, zero_point, spec)
+        return projected - whole
 
     def ends(self, best: Array) -> tuple[Array, Array]:
         """Return the chosen range of each scale."""
         xp = array_namespace(best)
-        low = xp.take_along_axis(self.low, best[None, :], axis=0)
-        high = xp.take_along_axis(self.high, best[None, :], axis=0)
+        picked = best[None, :]
+        low = xp.take_along_axis(self.low, picked, axis=0)
+        high = xp.take_along_axis(self.high, picked, axis=0)
         return low[0, :], high[0, :]
 
 
 def _best_of_each_scale(cost: Array, spec: QuantSpec) -> Array:
     """Return the candidate of least cost for each scale; cost has shape (candidates, rows)."""
     xp = array_namespace(cost)
-    tall = block_shape(spec)[0]
-    padded = with_zeros(cost, 1, -cost.shape[1] % tall)
-    by_scale = xp.sum(xp.reshape(padded, (cost.shape[0], -1, tall)), axis=2)
+    tall, _ = block_shape(spec)
+    candidates, rows = cost.shape
+    padded = with_zeros(cost, 1, -rows % tall)
+    rows_by_scale = xp.reshape(padded, (candidates, -1, tall))
+    by_scale = xp.sum(rows_by_scale, axis=2)
     return xp.argmin(by_scale, axis=0)
 
 
 def _of_each_row(tried: Array, best: Array, spec: QuantSpec) -> Array:
     """Return the errors of each row's chosen candidate, shape (rows, columns)."""
     xp = array_namespace(tried)
-    mine = xp.repeat(best, block_shape(spec)[0])[: tried.shape[1]]
-    return xp.take_along_axis(tried, mine[None, :, None], axis=0)[0, :, :]
+    tall, _ = block_shape(spec)
+    rows = tried.shape[1]
+    # The last block may be shorter than the others.
+    mine = xp.repeat(best, tall)[:rows]
+    chosen = xp.take_along_axis(tried, mine[None, :, None], axis=0)
+    return chosen[0, :, :]

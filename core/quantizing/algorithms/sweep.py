@@ -81,16 +81,19 @@ class Sweep:
         if self._params is None:
             # A group is in one block, so that its grid is chosen from columns that are corrected.
             step = self._size * max(1, _BLOCK // self._size)
-        blocks = [
-            self._block(first, min(first + step, features), grid)
-            for first in range(0, features, step)
-        ]
-        return xp.concat(blocks, axis=1), self._params or self._chosen()
+        blocks = []
+        for first in range(0, features, step):
+            last = min(first + step, features)
+            blocks.append(self._block(first, last, grid))
+        codes = xp.concat(blocks, axis=1)
+        return codes, self._params or self._chosen()
 
     def _chosen(self) -> QuantParams:
         xp = self._xp
-        scale = xp.stack([grid.scale for grid in self._grids], axis=1)
-        zero_point = xp.stack([grid.zero_point for grid in self._grids], axis=1)
+        scales = [grid.scale for grid in self._grids]
+        zero_points = [grid.zero_point for grid in self._grids]
+        scale = xp.stack(scales, axis=1)
+        zero_point = xp.stack(zero_points, axis=1)
         return QuantParams(scale, zero_point, self._spec, 0)
 
     def _block(self, first: int, last: int, grid: ChooseGrid) -> Array:
@@ -106,18 +109,25 @@ class Sweep:
             for start in range(first, last, self._size):
                 stop = min(start + self._size, last)
                 corrected = self._as_corrected(moved, first, start, stop)
-                params = grid(xp.matrix_transpose(corrected), start)
-                scale = params.scale[:, 0]
-                zero_point = params.zero_point[:, 0]
-                self._grids.append(_ColumnGrid(scale, zero_point, self._spec))
+                self._choose_grid(corrected, start, grid)
                 codes += self._rounded(moved, first, start, stop)
         turned = xp.matrix_transpose(xp.stack(codes))
         return contiguous(turned)
 
+    def _choose_grid(self, corrected: Array, start: int, grid: ChooseGrid) -> None:
+        """Choose the grid of the group that starts at a column."""
+        columns = self._xp.matrix_transpose(corrected)
+        params = grid(columns, start)
+        scale = params.scale[:, 0]
+        zero_point = params.zero_point[:, 0]
+        self._grids.append(_ColumnGrid(scale, zero_point, self._spec))
+
     def _feed_back(self, since: int, first: int, last: int) -> Array:
         """Return what columns ``first`` to ``last`` take of the errors since column ``since``."""
-        feedback = self._xp.matrix_transpose(self._feedback[since:first, first:last])
-        return self._xp.matmul(feedback, self._errors[since:first, :])
+        xp = self._xp
+        feedback = xp.matrix_transpose(self._feedback[since:first, first:last])
+        errors = self._errors[since:first, :]
+        return xp.matmul(feedback, errors)
 
     def _rounded(self, moved: Array, block: int, start: int, stop: int) -> list[Array]:
         """Return the codes of the columns from ``start`` up to ``stop``, and keep their errors.
@@ -138,9 +148,8 @@ class Sweep:
                 column = strip[k - first, :]
                 if k > first:
                     errors = self._errors[first:k, :]
-                    column = column + self._xp.matmul(
-                        self._feedback[first:k, k], errors
-                    )
+                    feedback = self._feedback[first:k, k]
+                    column = column + self._xp.matmul(feedback, errors)
                 grid = self._grid_of(k)
                 marks, numbers = grid.round(column)
                 self._errors[k, :] = self._columns[k, :] - numbers
@@ -188,8 +197,9 @@ class _ColumnGrid:
     def round(self, column: Array) -> tuple[Array, Array]:
         """Return (marks, numbers); marks become codes by :meth:`codes`."""
         if self._bounds is None:
-            marks = encode_values(column, self.scale, self.zero_point, self._spec)
-            return marks, decode_values(marks, self.scale, self.zero_point, self._spec)
+            grid = (self.scale, self.zero_point, self._spec)
+            marks = encode_values(column, *grid)
+            return marks, decode_values(marks, *grid)
         xp = self._xp
         low, high = self._bounds
         whole = xp.round(column / self.scale)
@@ -200,7 +210,8 @@ class _ColumnGrid:
         """Return the codes of a rounded column."""
         if self._bounds is None:
             return marks
-        whole = self._xp.astype(marks, self._xp.int32)
+        xp = self._xp
+        whole = xp.astype(marks, xp.int32)
         return narrow(whole + self.zero_point, self._spec)
 
 
@@ -208,9 +219,10 @@ def _grids_of(params: QuantParams) -> list[_ColumnGrid]:
     """Return a grid for each group of columns; one where all columns share it."""
     scales = _by_group(params.scale)
     zero_points = _by_group(params.zero_point)
-    return [
-        _ColumnGrid(s, z, params.spec) for s, z in zip(scales, zero_points, strict=True)
-    ]
+    grids = []
+    for scale, zero_point in zip(scales, zero_points, strict=True):
+        grids.append(_ColumnGrid(scale, zero_point, params.spec))
+    return grids
 
 
 def _by_group(parameter: Array) -> list[Array]:
