@@ -73,11 +73,15 @@ def _folded_max(bits: np.ndarray) -> np.ndarray:
     size = bits.shape[2]
     half = size // 2
     flat = bits.reshape(-1)
+    earlier = flat[:-half]
+    later = flat[half:]
     folded = np.empty_like(flat)
-    np.maximum(flat[:-half], flat[half:], out=folded[:-half])
+    np.maximum(earlier, later, out=folded[:-half])
     # complex128 stands for four codes that are moved at once; it is never computed with.
-    fours = folded.reshape(-1, size).view(np.complex128)[:, : half // 4]
-    columns = np.ascontiguousarray(fours.T).view(bits.dtype)
+    groups = folded.reshape(-1, size)
+    fours = groups.view(np.complex128)[:, : half // 4]
+    turned = np.ascontiguousarray(fours.T)
+    columns = turned.view(bits.dtype)
     quarters = np.max(columns, axis=0)
     pairs = np.maximum(quarters[0::2], quarters[1::2])
     found: np.ndarray = np.maximum(pairs[0::2], pairs[1::2])

@@ -28,7 +28,8 @@ def hadamard(n: int, like: Array, seed: int | None = None) -> Array:
     rest = n // power
     matrix = np.kron(_sylvester(power), _cosine(rest))
     if seed is not None:
-        matrix = matrix * _signs(n, seed)[:, None]
+        signs = _signs(n, seed)
+        matrix = matrix * signs[:, None]
     return _placed(matrix, like)
 
 
@@ -46,14 +47,20 @@ def hadamard_parts(
         of n as it can be.
     """
     power = _power_of_two_in(n)
+    a = _power_near_root(n, power)
+    rest = n // power
+    signs = np.ones(n) if seed is None else _signs(n, seed)
+    left = _sylvester(a)
+    right = np.kron(_sylvester(power // a), _cosine(rest))
+    return _placed(signs, like), _placed(left, like), _placed(right, like)
+
+
+def _power_near_root(n: int, power: int) -> int:
+    """Return the largest power of two up to ``power`` that is not beyond the root of n."""
     a = 1
     while 2 * a <= power and (2 * a) ** 2 <= n:
         a *= 2
-    signs = np.ones(n) if seed is None else _signs(n, seed)
-    left = _sylvester(a)
-    rest = n // power
-    right = np.kron(_sylvester(power // a), _cosine(rest))
-    return _placed(signs, like), _placed(left, like), _placed(right, like)
+    return a
 
 
 def rotate(x: Array, seed: int | None = None) -> Array:
@@ -67,10 +74,13 @@ def rotate(x: Array, seed: int | None = None) -> Array:
     rest = n // power
     x = xp.astype(x, xp.float32)
     if seed is not None:
-        x = x * _placed(_signs(n, seed), x)
-    y = _walsh_hadamard(xp.reshape(x, (-1, power, rest)))
+        signs = _signs(n, seed)
+        x = x * _placed(signs, x)
+    rows = xp.reshape(x, (-1, power, rest))
+    y = _walsh_hadamard(rows)
     if rest > 1:
-        y = xp.matmul(y, _placed(_cosine(rest), x))
+        basis = _placed(_cosine(rest), x)
+        y = xp.matmul(y, basis)
     norm = 1 / math.sqrt(power)
     return xp.reshape(y * norm, tuple(x.shape))
 
@@ -82,7 +92,8 @@ def _walsh_hadamard(y: Array) -> Array:
     step = 1
     while step < power:
         # Elements that lie ``step`` apart become their sum and their difference.
-        pairs = xp.reshape(y, (rows, power // (2 * step), 2, step, rest))
+        blocks = power // (2 * step)
+        pairs = xp.reshape(y, (rows, blocks, 2, step, rest))
         first = pairs[:, :, 0, :, :]
         second = pairs[:, :, 1, :, :]
         y = xp.stack([first + second, first - second], axis=2)
@@ -100,7 +111,9 @@ def _sylvester(n: int) -> np.ndarray:
     """Return the orthogonal Hadamard matrix of an order that is a power of two."""
     matrix = np.ones((1, 1))
     while len(matrix) < n:
-        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+        upper = [matrix, matrix]
+        lower = [matrix, -matrix]
+        matrix = np.block([upper, lower])
     return matrix / math.sqrt(n)
 
 
@@ -109,14 +122,17 @@ def _cosine(m: int) -> np.ndarray:
     k = np.arange(m)[:, None]
     i = np.arange(m)[None, :]
     angle = math.pi * (2 * i + 1) * k / (2 * m)
+    # The constant row has twice the energy of the others.
     norm = np.where(k == 0, math.sqrt(1 / m), math.sqrt(2 / m))
     return np.cos(angle) * norm
 
 
 def _signs(n: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).choice([-1.0, 1.0], n)
+    random = np.random.default_rng(seed)
+    return random.choice([-1.0, 1.0], n)
 
 
 def _placed(matrix: np.ndarray, like: Array) -> Array:
     xp = array_namespace(like)
-    return xp.asarray(matrix.astype(np.float32), device=device(like))
+    single = matrix.astype(np.float32)
+    return xp.asarray(single, device=device(like))

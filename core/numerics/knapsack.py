@@ -69,8 +69,10 @@ def exact(
             "schemes"
         )
     finer = _among_small_costs(problem, picks, gap, seconds)
-    picks = picks if finer is None else finer
-    return [int(i) for i in picks - problem.starts[:-1]]
+    if finer is not None:
+        picks = finer
+    choices = picks - problem.starts[:-1]
+    return [int(i) for i in choices]
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,8 @@ def _among_small_costs(
     that is not so, or ends without an answer.
     """
     total = float(problem.cost[picks].sum())
-    if not 0 < total < 1e-3 * float(problem.cost[problem.allowed].max()):
+    largest = float(problem.cost[problem.allowed].max())
+    if not 0 < total < 1e-3 * largest:
         return None
     small = problem.allowed & (problem.cost <= total)
     finer = _Problem(problem.cost, small, problem.counts, problem.limits)
@@ -160,10 +163,11 @@ def _solve(problem: _Problem, gap: float, seconds: float) -> np.ndarray | None:
         )
     if found.x is None:  # out of time, or in numerical trouble
         return None
-    picks = [
-        first + int(np.argmax(found.x[first:last]))
-        for first, last in pairwise(problem.starts)
-    ]
+    picks = []
+    for first, last in pairwise(problem.starts):
+        # The solver's ones are 1 up to its tolerance.
+        taken = np.argmax(found.x[first:last])
+        picks.append(first + int(taken))
     return np.array(picks, dtype=np.int64)
 
 
@@ -171,9 +175,8 @@ def _constraints(problem: _Problem) -> list[LinearConstraint]:
     """Return: one choice of each unit, and each limit, scaled so that its numbers are about one."""
     total = len(problem.cost)
     shape = (len(problem.counts), total)
-    one_each = csr_matrix(
-        (np.ones(total), np.arange(total), problem.starts), shape=shape
-    )
+    entries = (np.ones(total), np.arange(total), problem.starts)
+    one_each = csr_matrix(entries, shape=shape)
     found = [LinearConstraint(one_each, 1, 1)]
     for limit in problem.limits:
         row = np.where(problem.allowed, limit.uses, 0.0)
@@ -184,7 +187,8 @@ def _constraints(problem: _Problem) -> list[LinearConstraint]:
 
 
 def _largest(row: np.ndarray) -> float:
-    return max(float(np.abs(row).max()), _NO_DIVISION_BY_ZERO)
+    largest = float(np.abs(row).max(initial=0.0))
+    return max(largest, _NO_DIVISION_BY_ZERO)
 
 
 def _least_uses(problem: _Problem) -> str:
@@ -211,12 +215,11 @@ def _by_prices(problem: _Problem) -> np.ndarray | None:
         return None
     uses = [_padded(problem, limit.uses, absent=0.0) for limit in problem.limits]
     scales = [_largest(used) for used in uses]
-    unit_cost = max(
-        float(np.abs(costs[is_finite]).max(initial=0.0)), _NO_DIVISION_BY_ZERO
-    )
+    unit_cost = _largest(costs[is_finite])
     units = np.arange(len(costs))
     prices = np.full(len(uses), 1e-6)
-    best, least = None, np.inf
+    best = None
+    least = np.inf
     for round_ in range(ROUNDS):
         priced = costs / unit_cost
         for price, used, scale in zip(prices, uses, scales, strict=True):
@@ -226,9 +229,12 @@ def _by_prices(problem: _Problem) -> np.ndarray | None:
         over = _exceeded(sums, problem.limits)
         total = float(costs[units, picks].sum())
         if not over.any() and total < least:
-            best, least = problem.starts[:-1] + picks, total
+            best = problem.starts[:-1] + picks
+            least = total
         step = 1.0 if round_ < WIDE else 20 / (20 + round_ - WIDE)
-        prices = np.where(over, prices * (1 + RISE * step), prices * (1 - FALL * step))
+        raised = prices * (1 + RISE * step)
+        lowered = prices * (1 - FALL * step)
+        prices = np.where(over, raised, lowered)
     return best
 
 
@@ -242,9 +248,9 @@ def _padded(problem: _Problem, flat: np.ndarray, absent: float) -> np.ndarray:
 
 
 def _exceeded(sums: Sequence[float], limits: Sequence[_Limit]) -> np.ndarray:
-    # Sums of many floats may pass a limit that they meet.
-    over = [
-        total > limit.most + 1e-9 * abs(limit.most)
-        for total, limit in zip(sums, limits, strict=True)
-    ]
+    over = []
+    for total, limit in zip(sums, limits, strict=True):
+        # Sums of many floats may pass a limit that they meet.
+        slack = 1e-9 * abs(limit.most)
+        over.append(total > limit.most + slack)
     return np.array(over, dtype=bool)

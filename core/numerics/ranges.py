@@ -61,7 +61,8 @@ def _extremes(matrix: Array, spec: QuantSpec) -> tuple[Array, Array]:
         return xp.min(matrix), xp.max(matrix)
     if spec.granularity == "channel":
         return xp.min(matrix, axis=1), xp.max(matrix, axis=1)
-    blocks = _in_blocks(matrix, *block_shape(spec))
+    tall, wide = block_shape(spec)
+    blocks = _in_blocks(matrix, tall, wide)
     return xp.min(blocks, axis=(1, 3)), xp.max(blocks, axis=(1, 3))
 
 
@@ -80,4 +81,5 @@ def _in_blocks(matrix: Array, tall: int, wide: int) -> Array:
         last = xp.broadcast_to(matrix[-1:, :], (missing, columns))
         matrix = xp.concat([matrix, last], axis=0)
         rows += missing
-    return xp.reshape(matrix, (rows // tall, tall, columns // wide, wide))
+    shape = (rows // tall, tall, columns // wide, wide)
+    return xp.reshape(matrix, shape)

@@ -71,11 +71,17 @@ def rounded_scale(params: QuantParams) -> tuple[QuantParams, SecondLevel | None]
 
 def _half_scale(scale: Array, name: str) -> Array:
     xp = array_namespace(scale)
-    # bfloat16 reaches as far as float32; float16 has useful subnormal numbers.
-    limits = np.finfo(np.float16) if name == "float16" else np.finfo(np.float32)
-    least = limits.smallest_subnormal if name == "float16" else limits.tiny
-    bounded = xp.clip(scale, float(least), float(limits.max))
-    return xp.astype(xp.astype(bounded, half_dtype(scale, name)), xp.float32)
+    if name == "float16":
+        # It has useful subnormal numbers.
+        least = float(np.finfo(np.float16).smallest_subnormal)
+        largest = float(np.finfo(np.float16).max)
+    else:
+        # bfloat16 reaches as far as float32.
+        least = float(np.finfo(np.float32).tiny)
+        largest = float(np.finfo(np.float32).max)
+    bounded = xp.clip(scale, least, largest)
+    half = xp.astype(bounded, half_dtype(scale, name))
+    return xp.astype(half, xp.float32)
 
 
 def _power_of_two(scale: Array) -> Array:
@@ -98,8 +104,11 @@ def levelled(params: QuantParams, absmax: Array) -> QuantParams:
         return params
     xp = array_namespace(absmax)
     empty = absmax < SMALLEST_SCALE
-    least = xp.min(xp.where(empty, xp.full_like(absmax, float("inf")), params.scale))
-    scale = xp.where(empty & xp.isfinite(least), least, params.scale)
+    infinite = xp.full_like(absmax, float("inf"))
+    least = xp.min(xp.where(empty, infinite, params.scale))
+    # Where all groups are empty there is no other size to take.
+    is_replaced = empty & xp.isfinite(least)
+    scale = xp.where(is_replaced, least, params.scale)
     return replace(params, scale=scale)
 
 
@@ -113,24 +122,30 @@ def _two_level(params: QuantParams) -> tuple[QuantParams, SecondLevel]:
         whole = nonzero(xp.max(scale) / _E4M3.largest)
     # A scale must not round to zero: nothing could be divided by it.
     at_least = xp.full_like(scale, _E4M3.smallest)
-    codes = to_codes(xp.maximum(scale / whole, at_least), _E4M3)
-    rounded = replace(params, scale=from_codes(codes, _E4M3) * whole)
+    shares = xp.maximum(scale / whole, at_least)
+    codes = to_codes(shares, _E4M3)
+    stored = from_codes(codes, _E4M3) * whole
+    rounded = replace(params, scale=stored)
     return rounded, {"scale_codes": codes, "scale_scale": whole}
 
 
 def _double(params: QuantParams) -> tuple[QuantParams, SecondLevel]:
     """Round scales to 8-bit steps between the ends of their block."""
-    xp = array_namespace(params.scale)
-    blocks = _in_blocks(params.scale)
+    scale = params.scale
+    xp = array_namespace(scale)
+    blocks = _in_blocks(scale)
     low = xp.min(blocks, axis=1)
     high = xp.max(blocks, axis=1)
     step = nonzero((high - low) / 255)
-    whole = xp.round((blocks - low[:, None]) / step[:, None])
+    offsets = low[:, None]
+    steps = step[:, None]
+    whole = xp.round((blocks - offsets) / steps)
     codes = xp.clip(whole, 0, 255)
-    restored = codes * step[:, None] + low[:, None]
-    kept = xp.astype(_out_of_blocks(codes, params.scale), xp.uint8)
+    restored = codes * steps + offsets
+    kept = xp.astype(_out_of_blocks(codes, scale), xp.uint8)
     second = {"scale_codes": kept, "scale_scale": step, "scale_offset": low}
-    return replace(params, scale=_out_of_blocks(restored, params.scale)), second
+    rounded = replace(params, scale=_out_of_blocks(restored, scale))
+    return rounded, second
 
 
 def _in_blocks(scale: Array) -> Array:

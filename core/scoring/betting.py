@@ -13,7 +13,9 @@ import numpy as np
 BETS = np.array([0.05, 0.15, 0.4, 0.95])
 """Shares of the largest bet that the fixed bettors stake. Small ones win against noisy small
 losses, large ones against plain ones."""
-SHARES = np.log(np.array([0.5, *[0.5 / len(BETS)] * len(BETS)]))
+_EACH_FIXED = 0.5 / len(BETS)
+
+SHARES = np.log(np.array([0.5, *[_EACH_FIXED] * len(BETS)]))
 """Logarithms of the shares of the capital: the learning bettor's, and the fixed ones'."""
 
 BOLDEST = 0.95
@@ -28,7 +30,8 @@ def largest_capital(paths: np.ndarray) -> float:
     """
     # The logarithm of a sum of exponentials, without overflow.
     top = paths.max(axis=0)
-    total = top + np.log(np.exp(paths - top).sum(axis=0))
+    below_top = np.exp(paths - top)
+    total = top + np.log(below_top.sum(axis=0))
     return float(total.max())
 
 
@@ -54,7 +57,8 @@ class Bettors:
             room: The most that -y can be, per sample left.
         """
         learned = self._bets(gain, room) * gain
-        fixed = BETS[:, None] * (gain / room)
+        share_of_room = gain / room
+        fixed = BETS[:, None] * share_of_room
         stakes = np.concatenate([[learned], fixed])
         # A stake of exactly -1 would lose all, and its logarithm would be -inf for good.
         growth = np.log1p(np.maximum(stakes, -1.0 + 1e-12))
@@ -72,7 +76,10 @@ class Bettors:
         second = self.second + np.cumsum(squares)
         mean_before = np.maximum(first - gain, 0.0)
         # A quarter of the largest square stands in for what has not been seen yet.
-        moment_before = np.maximum(0.25 * room * room + second - squares, 1e-300)
+        unseen = 0.25 * room * room
+        moment_before = np.maximum(unseen + second - squares, 1e-300)
         self.first = float(first[-1])
         self.second = float(second[-1])
-        return np.asarray(np.minimum(mean_before / moment_before, BOLDEST / room))
+        wanted = mean_before / moment_before
+        boldest = BOLDEST / room
+        return np.asarray(np.minimum(wanted, boldest))

@@ -33,7 +33,8 @@ def choose(
             is left out, and None is returned where nothing is.
     """
     # Number 0 is the float model itself.
-    left = [t for t in trials if t.number > 0 and t.passed and t.state == "complete"]
+    candidates = [t for t in trials if t.number > 0]
+    left = [t for t in candidates if t.passed and t.state == "complete"]
     if baseline is not None:
         left = [t for t in left if worth_it(t, baseline, objectives)]
     if not left:
@@ -41,7 +42,8 @@ def choose(
     for position, name in enumerate(objectives):
         measured = [t for t in left if name in t.objectives]
         if measured:
-            left = _tied_for_first(measured, name, _slack(position, len(objectives)))
+            slack = _slack(position, len(objectives))
+            left = _tied_for_first(measured, name, slack)
     return max(left, key=lambda t: (t.margin, -t.number))
 
 
@@ -49,9 +51,8 @@ def _tied_for_first(trials: Sequence[Trial], name: str, slack: float) -> list[Tr
     """Return the trials that tie with the best in an objective that all of them measured."""
     figures = _comparable(trials, name)
     best = min(figures, key=lambda figure: figure.cost)
-    return [
-        t for t, figure in zip(trials, figures, strict=True) if figure.ties(best, slack)
-    ]
+    each = zip(trials, figures, strict=True)
+    return [trial for trial, figure in each if figure.ties(best, slack)]
 
 
 def _slack(position: int, count: int) -> float:
@@ -74,9 +75,9 @@ def worth_it(trial: Trial, baseline: Trial | None, objectives: Sequence[str]) ->
             to. None for who does not know it: then shares of its figures are compared with 1.
         objectives: Most important first; those that cannot be compared decide nothing.
     """
-    known: Mapping[str, Measurement] = (
-        baseline.objectives if baseline is not None else {}
-    )
+    known: Mapping[str, Measurement] = {}
+    if baseline is not None:
+        known = baseline.objectives
     is_compared = False
     for name in objectives:
         own = trial.objectives.get(name)
@@ -98,14 +99,14 @@ def _better(own: Measurement, base: Measurement | None) -> int:
         1 if it is better beyond both spreads, -1 if worse, 0 if they tie.
     """
     if own.ratio is not None:
-        low, high = own.relative.low, own.relative.high
+        figure = own.relative
         base_low, base_high = _spread_of_ones(base)
     else:
         assert base is not None
-        low, high = own.low, own.high
+        figure = own
         base_low, base_high = base.low, base.high
-    is_below = high < base_low * (1 - NEGLIGIBLE)
-    is_above = low > base_high * (1 + NEGLIGIBLE)
+    is_below = figure.high < base_low * (1 - NEGLIGIBLE)
+    is_above = figure.low > base_high * (1 + NEGLIGIBLE)
     if not is_below and not is_above:
         return 0
     return 1 if is_below == own.lower_is_better else -1
@@ -116,7 +117,8 @@ def _spread_of_ones(base: Measurement | None) -> tuple[float, float]:
     if base is None or base.ratio is None:
         return 1.0, 1.0
     # Turns of the float model with itself: what they differ from 1 is noise.
-    return min(1.0, base.relative.low), max(1.0, base.relative.high)
+    turns = base.relative
+    return min(1.0, turns.low), max(1.0, turns.high)
 
 
 def compared(trial: Trial, objectives: Sequence[str]) -> str:

@@ -60,7 +60,8 @@ class Histogram:
         x = xp.astype(x, xp.float32)
         if self.axis is None:
             return xp.reshape(x, (1, -1))
-        return xp.reshape(xp.moveaxis(x, self.axis, 0), (x.shape[self.axis], -1))
+        channels_first = xp.moveaxis(x, self.axis, 0)
+        return xp.reshape(channels_first, (channels_first.shape[0], -1))
 
     def _count(self, rows: Array) -> np.ndarray:
         """Return how many values lie in each bin, shape (channels, bins)."""
@@ -68,9 +69,14 @@ class Histogram:
         channels = rows.shape[0]
         # x * 2**-width is exact unless it underflows (values 2**-100 of the largest), and so is its
         # floor. float32 holds no factor for the smallest widths: values so small count as zero.
-        place = xp.floor(rows * 2.0**-self.width) if self.width > -126 else 0 * rows
+        if self.width > -126:
+            place = xp.floor(rows * 2.0**-self.width)
+        else:
+            place = 0 * rows
         index = xp.astype(place, xp.int64) + self.bins // 2
-        offsets = self.bins * xp.arange(channels, dtype=xp.int64, device=device(rows))
+        # All channels are counted at once: each has bins of its own in one long row.
+        channel = xp.arange(channels, dtype=xp.int64, device=device(rows))
+        offsets = self.bins * channel
         flat = xp.reshape(index + offsets[:, None], (-1,))
         counts = xp.bincount(flat, minlength=channels * self.bins)
         return _host(counts).reshape(channels, self.bins)
@@ -81,7 +87,8 @@ class Histogram:
             return
         width = max(self.width, other.width)
         self._widen(width)
-        self._add(_coarser(other.counts, width - other.width), other.low, other.high)
+        counts = _coarser(other.counts, width - other.width)
+        self._add(counts, other.low, other.high)
 
     def centres(self) -> np.ndarray:
         """Return the middle of each bin, float64, shape (bins,)."""
@@ -128,4 +135,6 @@ def _coarser(counts: np.ndarray, doublings: int) -> np.ndarray:
 
 
 def _host(x: Array) -> np.ndarray:
-    return np.asarray(x.cpu() if hasattr(x, "cpu") else x)
+    if hasattr(x, "cpu"):
+        x = x.cpu()
+    return np.asarray(x)

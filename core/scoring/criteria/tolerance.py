@@ -11,28 +11,34 @@ from octavo.core.errors import ConfigError, nearest
 from .config import MetricGoal, ToleranceConfig
 from .direction import ask_for_direction, known_as_higher_is_better
 
+Scores = Mapping[str, float]
+"""Metric -> score."""
+
 
 class Tolerance(Criterion):
     """Passes if each metric's loss (or their weighted mean) is within its tolerance."""
 
     config: ToleranceConfig
 
-    def _goals(self, baseline: Mapping[str, float]) -> dict[str, MetricGoal]:
+    def _goals(self, baseline: Scores) -> dict[str, MetricGoal]:
         """Return the goal of each metric that counts, complete."""
         names = self._names(baseline)
         goals = {}
         for name in names:
             if name not in baseline:
+                hint = nearest(name, baseline)
                 raise ConfigError(
-                    f"the score function returns no metric {name!r}{nearest(name, baseline)}"
+                    f"the score function returns no metric {name!r}{hint}"
                 )
             goals[name] = self._complete(name, count=len(names))
         return goals
 
-    def _names(self, baseline: Mapping[str, float]) -> list[str]:
+    def _names(self, baseline: Scores) -> list[str]:
         if self.config.metrics:
             return list(self.config.metrics)
-        return [self.config.metric] if self.config.metric else list(baseline)
+        if self.config.metric:
+            return [self.config.metric]
+        return list(baseline)
 
     def _complete(self, name: str, count: int) -> MetricGoal:
         goal = self.config.goal_of(name)
@@ -46,18 +52,19 @@ class Tolerance(Criterion):
             goal = goal.model_copy(update={"floor": floor})
         return goal
 
-    def check_baseline(self, baseline: Mapping[str, float]) -> None:
+    def check_baseline(self, baseline: Scores) -> None:
         """Refuse a relative goal at a float score of 0, and one that any score from 0 on meets."""
         for name, goal in self._goals(baseline).items():
-            if goal.mode == "relative" and baseline[name] == 0:
+            score = baseline[name]
+            if goal.mode == "relative" and score == 0:
                 raise ConfigError(
                     f"the float model's {name!r} is 0, and a relative tolerance of 0 is 0: set "
                     "accuracy.mode to 'absolute'"
                 )
-            allowed = _allowed(goal, baseline[name])
-            if goal.higher_is_better and 0 < baseline[name] <= allowed:
+            allowed = _allowed(goal, score)
+            if goal.higher_is_better and 0 < score <= allowed:
                 raise ConfigError(
-                    f"the float model's {name!r} is {baseline[name]:.6g}, and a loss of "
+                    f"the float model's {name!r} is {score:.6g}, and a loss of "
                     f"{allowed:g} is tolerated: "
                     "any model meets that. Lower accuracy.tolerance (1 % is 0.01)"
                 )
@@ -68,27 +75,22 @@ class Tolerance(Criterion):
         if self.config.combine != "weighted":
             return min(shares)
         weights = [row.goal.weight for row in rows]
-        total = sum(
-            share * weight for share, weight in zip(shares, weights, strict=True)
-        )
+        total = sum(row.share * row.goal.weight for row in rows)
         mean = total / sum(weights)
         # What others gain has no limit, so the mean alone would let one metric collapse.
-        return min(mean, *(_above_floor(row.loss, row.goal) for row in rows))
+        above_floors = [_above_floor(row.loss, row.goal) for row in rows]
+        return min(mean, *above_floors)
 
-    def _rows(
-        self, metrics: Mapping[str, float], baseline: Mapping[str, float]
-    ) -> list[_Row]:
+    def _rows(self, metrics: Scores, baseline: Scores) -> list[_Row]:
         rows = []
         for name, goal in self._goals(baseline).items():
             loss = _loss(metrics[name], baseline[name], goal)
-            rows.append(
-                _Row(name, loss, _share_left(loss, float(goal.tolerance or 0.0)), goal)
-            )
+            limit = float(goal.tolerance or 0.0)
+            share = _share_left(loss, limit)
+            rows.append(_Row(name, loss, share, goal))
         return rows
 
-    def judge(
-        self, metrics: Mapping[str, float], baseline: Mapping[str, float]
-    ) -> Verdict:
+    def judge(self, metrics: Scores, baseline: Scores) -> Verdict:
         """Judge; a metric that is missing fails."""
         missing = [name for name in self._goals(baseline) if name not in metrics]
         if missing:
@@ -111,20 +113,21 @@ class Tolerance(Criterion):
             )
         return Verdict(margin >= 0, margin, "; ".join(parts))
 
-    def describe(self, baseline: Mapping[str, float]) -> str:
+    def describe(self, baseline: Scores) -> str:
         """Say the goal."""
         lines = []
         for name, goal in self._goals(baseline).items():
-            allowed = _allowed(goal, baseline[name])
+            score = baseline[name]
+            allowed = _allowed(goal, score)
             if goal.higher_is_better:
-                lines.append(f"{name} >= {baseline[name] - allowed:.6g}")
+                lines.append(f"{name} >= {score - allowed:.6g}")
             else:
-                lines.append(f"{name} <= {baseline[name] + allowed:.6g}")
+                lines.append(f"{name} <= {score + allowed:.6g}")
         is_weighted = self.config.combine == "weighted" and len(lines) > 1
         what = "weighted mean of " if is_weighted else ""
         return what + " and ".join(lines)
 
-    def noise(self, runs: tuple[Mapping[str, float], ...]) -> str:
+    def noise(self, runs: tuple[Scores, ...]) -> str:
         """Compare the spread of repeated float scores with the tolerance."""
         lines = []
         for name, goal in self._goals(runs[0]).items():
@@ -140,7 +143,7 @@ class Tolerance(Criterion):
             return ""
         return "; ".join(lines) + ": seed the score function or score more samples"
 
-    def sample_goal(self, baseline: Mapping[str, float]) -> SampleGoal | None:
+    def sample_goal(self, baseline: Scores) -> SampleGoal | None:
         """Return the goal of a lone metric, with the confidence that is asked for; None where there
         are several, or none is."""
         goals = list(self._goals(baseline).values())
@@ -155,7 +158,7 @@ class Tolerance(Criterion):
             self.config.score_range,
         )
 
-    def allowed(self, baseline: Mapping[str, float]) -> tuple[float, bool] | None:
+    def allowed(self, baseline: Scores) -> tuple[float, bool] | None:
         """Return the allowed loss of a lone metric, in its own unit."""
         goals = self._goals(baseline)
         if len(goals) != 1:
@@ -199,7 +202,9 @@ def _loss(score: float, baseline: float, goal: MetricGoal) -> float:
 
 def _share_left(loss: float, limit: float) -> float:
     """Return how much is left to a limit as a share of it; with a limit of 0, the gain."""
-    left = (limit - loss) / limit if limit else -loss
+    left = -loss
+    if limit:
+        left = (limit - loss) / limit
     # A loss that equals the limit up to rounding keeps it.
     return 0.0 if -1e-9 < left < 0 else left
 
