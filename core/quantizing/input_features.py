@@ -93,24 +93,26 @@ def _is_asked(request: WeightRequest, user: Op) -> bool:
 
 
 def _saw_rows(request: WeightRequest, user: Op) -> bool:
-    observers = (observer for _, observer in request.observers(user))
-    return any(o.count for o in observers if isinstance(o, FeatureObserver))
+    for _, observer in request.observers(user):
+        if isinstance(observer, FeatureObserver) and observer.count:
+            return True
+    return False
 
 
 def _independent(matrix: Array) -> WeightContext:
     xp = array_namespace(matrix)
     features = matrix.shape[1]
     where = device(matrix)
+    eye = xp.eye(features, dtype=xp.float32, device=where)
     ones = xp.ones((features,), dtype=xp.float32, device=where)
-    return WeightContext(
-        xp.eye(features, dtype=xp.float32, device=where), ones, 0 * ones, 1
-    )
+    return WeightContext(eye, ones, 0 * ones, 1)
 
 
 def _together(request: WeightRequest, seen: Iterable[Op]) -> dict[str, FeatureObserver]:
     """Return need -> what all users saw together; an op that uses the weight twice counts once."""
     found: dict[str, FeatureObserver] = {}
-    for user in {user.name: user for user in seen}.values():
+    distinct = {user.name: user for user in seen}
+    for user in distinct.values():
         for probe, observer in request.observers(user):
             assert isinstance(observer, FeatureObserver)
             need = probe.calibrator.kind
@@ -119,18 +121,23 @@ def _together(request: WeightRequest, seen: Iterable[Op]) -> dict[str, FeatureOb
 
 
 def _of_observers(op: Op, found: dict[str, FeatureObserver]) -> list[WeightContext]:
-    seen: dict[str, Array] = {need: observer.value for need, observer in found.items()}
+    seen: dict[str, Array] = {}
+    count = 0
+    for need, observer in found.items():
+        seen[need] = observer.value
+        count = max(count, observer.count)
+    # What its observer gives is a sum.
     if "channel_mean" in found:
         rows = found["channel_mean"].count
         seen["channel_mean"] = seen["channel_mean"] / max(1, rows)
-    count = max(observer.count for observer in found.values())
     if op.type == "conv_transpose":
         return [_context(_of_all_groups(seen), count)]
     groups = max(len(values) for values in seen.values())
-    return [
-        _context({need: values[group, ...] for need, values in seen.items()}, count)
-        for group in range(groups)
-    ]
+    contexts = []
+    for group in range(groups):
+        of_group = {need: values[group, ...] for need, values in seen.items()}
+        contexts.append(_context(of_group, count))
+    return contexts
 
 
 def _context(seen: Mapping[str, Array], count: int) -> WeightContext:
@@ -147,11 +154,11 @@ def _of_all_groups(seen: Mapping[str, Array]) -> dict[str, Array]:
     """
     together = {}
     for need, values in seen.items():
-        xp = array_namespace(values)
-        is_gram = need == "gram"
-        together[need] = (
-            _block_diagonal(values) if is_gram else xp.reshape(values, (-1,))
-        )
+        if need == "gram":
+            together[need] = _block_diagonal(values)
+        else:
+            xp = array_namespace(values)
+            together[need] = xp.reshape(values, (-1,))
     return together
 
 
@@ -160,4 +167,5 @@ def _block_diagonal(blocks: Array) -> Array:
     count, size, _ = blocks.shape
     eye = xp.eye(count, dtype=blocks.dtype, device=device(blocks))
     apart = eye[:, None, :, None] * blocks[:, :, None, :]
-    return xp.reshape(apart, (count * size, count * size))
+    side = count * size
+    return xp.reshape(apart, (side, side))

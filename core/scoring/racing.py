@@ -112,8 +112,9 @@ class SampleScore:
                 f"a sample score must return one number for each index: {len(indices)} were "
                 f"asked, shape {scores.shape} came"
             )
-        if not np.isfinite(scores).all():
-            first = int(np.asarray(indices)[~np.isfinite(scores)][0])
+        is_finite = np.isfinite(scores)
+        if not is_finite.all():
+            first = int(np.asarray(indices)[~is_finite][0])
             raise EvaluationError(f"sample {first} has a score that is not finite")
         return scores
 
@@ -144,11 +145,11 @@ class Rejection:
     @property
     def reason(self) -> str:
         """One line for the log."""
-        sure = "it can no longer pass" if self.doubt == 0 else f"doubt {self.doubt:.2g}"
-        return (
-            f"rejected after {self.used} samples ({self.share:.0%}): about {self.value:.6g}; "
-            f"{sure}"
-        )
+        sure = f"doubt {self.doubt:.2g}"
+        if self.doubt == 0:
+            sure = "it can no longer pass"
+        scored = f"{self.used} samples ({self.share:.0%})"
+        return f"rejected after {scored}: about {self.value:.6g}; {sure}"
 
 
 class Race:
@@ -224,6 +225,7 @@ class Race:
             losses = self._losses(indices, scores[indices])
             doubt = self._doubt(losses, done, state)
             done = until
+            # After all samples the criterion itself decides.
             if doubt <= self.config.error and done < n:
                 mean_loss = state.estimate / state.ones
                 value = float(self._reference.mean()) - self._sign * mean_loss
@@ -246,11 +248,13 @@ class Race:
             0 where the candidate can no longer pass.
         """
         n = len(self._reference)
-        at = slice(done, done + len(losses))
+        until = done + len(losses)
+        at = slice(done, until)
         places = np.arange(len(losses))
         budget = n * self._allowed
         scale = self._scale[at]
-        sums_within = np.concatenate([[0.0], np.cumsum(losses)[:-1]])
+        sums_so_far = np.cumsum(losses)
+        sums_within = np.concatenate([[0.0], sums_so_far[:-1]])
         lost_before = state.total + sums_within
         fair = budget - lost_before
         drawn = losses * scale
@@ -258,7 +262,7 @@ class Race:
         tolerance = EXACT * n * max(1.0, abs(self._allowed))
         # Where even the best scores on all that is left would not do, nothing is left to doubt.
         was_lost_on_the_way = (self._rest[at] > fair + tolerance).any()
-        is_lost = self._rest[at.stop] > budget - state.total + tolerance
+        is_lost = self._rest[until] > budget - state.total + tolerance
         if was_lost_on_the_way or is_lost:
             return 0.0
         left = n - done - places
@@ -303,9 +307,11 @@ def _weights(gains: np.ndarray) -> np.ndarray:
         return np.ones(len(gains))
     # At this low end the greatest gain alone makes the mean weight 2 or more.
     low = high / len(gains) / 2
+    # Each step halves the interval of the logarithm: 50 of them reach the last digits of a float.
     for _ in range(50):
         middle = math.sqrt(low * high)
-        if np.maximum(1.0, gains / middle).mean() > 1 + EXTRA:
+        weights = np.maximum(1.0, gains / middle)
+        if weights.mean() > 1 + EXTRA:
             low = middle
         else:
             high = middle

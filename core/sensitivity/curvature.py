@@ -191,15 +191,18 @@ class Curvature:
             if decided.weight is None:
                 continue
             weights = self._realizer.opened.view.by_name[name].weights
-            yield from zip(weights, (decided.weight, *decided.further), strict=True)
+            rounded = (decided.weight, *decided.further)
+            yield from zip(weights, rounded, strict=True)
 
 
 def _error_of(session: Session, weight: Weight, rounded: QuantizedTensor) -> ErrorOf:
     """Return a function that computes a weight's error anew, so that none is kept in memory."""
-    return lambda: (
-        session.tensor(weight.name) - rounded.dequantize(),
-        weight.channel_axis,
-    )
+
+    def error() -> tuple[Array, int]:
+        difference = session.tensor(weight.name) - rounded.dequantize()
+        return difference, weight.channel_axis
+
+    return error
 
 
 def quadratic_forms(
@@ -282,12 +285,14 @@ def _signs(like: Array, seed: int, draw: int, name: str) -> Array:
     random = np.random.default_rng([seed, draw, zlib.crc32(name.encode())])
     bits = random.integers(0, 2, tuple(like.shape), dtype=np.int8)
     signs = bits.astype(np.float32) * 2 - 1
-    return array_namespace(like).asarray(signs, device=device(like))
+    xp = array_namespace(like)
+    return xp.asarray(signs, device=device(like))
 
 
 def _key(kind: str, name: str, scheme: OpScheme | None, transforms: Transforms) -> str:
-    scheme_fields = (
-        scheme.model_dump(exclude_defaults=True) if scheme is not None else None
-    )
-    transform_fields = [t.model_dump() for t in transforms]
-    return f"{kind} {name} {canonical_json([scheme_fields, transform_fields])}"
+    scheme_fields = None
+    if scheme is not None:
+        scheme_fields = scheme.model_dump(exclude_defaults=True)
+    transform_fields = [transform.model_dump() for transform in transforms]
+    settings = canonical_json([scheme_fields, transform_fields])
+    return f"{kind} {name} {settings}"

@@ -43,15 +43,18 @@ class Blocks:
         blocks = self._blocks()
         # Couplings stay inside blocks, so that a block's combinations are exact choices.
         combinations = [self._combinations(block) for block in blocks]
-        costs = [np.array([row.cost for row in rows]) for rows in combinations]
-        losses = [np.array([row.loss for row in rows]) for rows in combinations]
+        costs = []
+        losses = []
+        for rows in combinations:
+            costs.append(np.array([row.cost for row in rows]))
+            losses.append(np.array([row.loss for row in rows]))
         picks = exact(costs, [(losses, 1.0)], gap=1e-4)
-        choice = {}
+        chosen = {}
         for block, rows, pick in zip(blocks, combinations, picks, strict=True):
             best_row = rows[pick]
             for unit, i in zip(block, best_row.choices, strict=True):
-                choice[unit.name] = unit.choices[i]
-        return choice
+                chosen[unit.name] = unit.choices[i]
+        return chosen
 
     def _blocks(self) -> list[tuple[Unit, ...]]:
         """Return the units whose choices depend on each other, together."""
@@ -62,8 +65,9 @@ class Blocks:
 
     def _combinations(self, block: tuple[Unit, ...]) -> list[_Combination]:
         """Return a block's combinations that no other one beats, by cost."""
-        choices = itertools.product(*(range(len(unit.choices)) for unit in block))
-        rows = sorted(self._combination(block, picks) for picks in choices)
+        places = [range(len(unit.choices)) for unit in block]
+        picked = itertools.product(*places)
+        rows = sorted(self._combination(block, picks) for picks in picked)
         kept: list[_Combination] = []
         for row in rows:
             if not kept or row.loss < kept[-1].loss:

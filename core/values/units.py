@@ -19,10 +19,9 @@ def find_units(
     """Return the units of a space in execution order, and what a reader must know of tied weights.
 
     Ops whose weight is one tensor decide together, so that it is quantized and stored once. An
-    embedding has no product whose input
-    could be quantized: it takes the weight-only form of what the tied layer takes, and that layer's
-    algorithm. Where nothing is left that all can take (a rule keeps one of them in float), each
-    decides for itself, and a quantized one is a second copy.
+    embedding has no product whose input could be quantized: it takes the weight-only form of what
+    the tied layer takes, and that layer's algorithm. Where nothing is left that all can take (a
+    rule keeps one of them in float), each decides for itself, and a quantized one is a second copy.
     """
     unit_of: dict[str, Unit] = {}
     remarks: list[str] = []
@@ -63,13 +62,15 @@ def _remark(ops: Sequence[Op], *, together: bool) -> str:
 def _is_tied(ops: Sequence[Op]) -> bool:
     """True if the ops have one weight, and its output channels lie along one axis for
     all of them."""
-    first = ops[0].weight
-    if first is None:
+    first = ops[0]
+    if first.weight is None:
         return False
     for op in ops:
-        if op.weight is None or op.further != ops[0].further:
+        if op.weight is None or op.further != first.further:
             return False
-        if (op.weight.name, op.weight.channel_axis) != (first.name, first.channel_axis):
+        if op.weight.name != first.weight.name:
+            return False
+        if op.weight.channel_axis != first.weight.channel_axis:
             return False
     return True
 
@@ -88,9 +89,8 @@ def _unit(ops: Sequence[Op], choices: Choices) -> Unit:
     multiplies = [op for op in ops if op.type != "embedding"] or list(ops)
     lookups = [op for op in ops if op not in multiplies]
     first = multiplies[0]
-    shared = [
-        s for s in choices[first.name] if _all_take(s, multiplies, lookups, choices)
-    ]
+    offered = choices[first.name]
+    shared = [s for s in offered if _all_take(s, multiplies, lookups, choices)]
     weights = {weight.name: weight for op in ops for weight in op.weights}
     matrices = [_matrix_shape(weight) for weight in weights.values()]
     return Unit(
@@ -121,7 +121,11 @@ def _channels(ops: Sequence[Op], first: Op, distinct_weights: int) -> int:
     if distinct_weights == 1 and first.weight and first.weight.shape:
         # Tied: one weight has one set of scales.
         return _rows(first.weight)
-    return sum(sum(_rows(weight) for weight in op.weights) or 1 for op in ops)
+    channels = 0
+    for op in ops:
+        own = sum(_rows(weight) for weight in op.weights)
+        channels += own or 1
+    return channels
 
 
 def _rows(weight: Weight) -> int:

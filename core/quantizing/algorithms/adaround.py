@@ -89,11 +89,13 @@ class AdaRound(WeightAlgorithm):
         v = self._descend(grid, gram)
         up = xp.astype(v >= 0, xp.float32)
         learned = grid.clipped(grid.floor + up + grid.zero)
-        nearest = grid.clipped(xp.round(grid.weight / grid.scale) + grid.zero)
+        whole = xp.round(grid.weight / grid.scale)
+        nearest = grid.clipped(whole + grid.zero)
         mine, _ = output_error(grid.error(learned), gram)
         plain, _ = output_error(grid.error(nearest), gram)
-        better = (mine < plain)[:, None]
-        return xp.astype(xp.where(better, learned, nearest), xp.int32)
+        better = mine < plain
+        codes = xp.where(better[:, None], learned, nearest)
+        return xp.astype(codes, xp.int32)
 
     def _descend(self, grid: _Grid, gram: Array) -> Array:
         """Return V after all steps of Adam."""
@@ -110,12 +112,14 @@ class AdaRound(WeightAlgorithm):
             error = grid.error(grid.clipped(code))
             _, slope = output_error(error, gram)
             zeros = xp.zeros_like(slope)
-            slope_of_loss = xp.where(
-                grid.holds(code), 2 * unit * grid.scale * slope, zeros
-            )
+            # Where h or the code is clipped, nothing changes with V.
+            unclipped_slope = 2 * unit * grid.scale * slope
+            slope_of_loss = xp.where(grid.holds(code), unclipped_slope, zeros)
             moves = (h > 0) & (h < 1)
-            slope_of_h = xp.where(moves, _SPAN * sigmoid * (1 - sigmoid), zeros)
-            gradient = (slope_of_loss + self._decisiveness(h, i)) * slope_of_h
+            slope_of_sigmoid = _SPAN * sigmoid * (1 - sigmoid)
+            slope_of_h = xp.where(moves, slope_of_sigmoid, zeros)
+            slope_of_both = slope_of_loss + self._decisiveness(h, i)
+            gradient = slope_of_both * slope_of_h
             v = v - adam.step_along(gradient, i)
         return v
 
@@ -125,7 +129,8 @@ class AdaRound(WeightAlgorithm):
         start = self.config.warm_up * self.config.iterations
         if i < start:
             return xp.zeros_like(h)
-        progress = (i - start) / max(1.0, self.config.iterations - start)
+        remaining = max(1.0, self.config.iterations - start)
+        progress = (i - start) / remaining
         b = 2 + 18 * (1 - progress)
         distance = 2 * h - 1
         steepness = xp.abs(distance) ** (b - 1)
@@ -159,15 +164,13 @@ class _Grid:
 
         def over_weight(parameter: Array) -> Array:
             given = xp.astype(parameter, xp.float32)
-            return spread(
-                lambda v, p: p + 0 * v, weight, params.spec, params.axis, given
-            )
+            return spread(_of_each, weight, params.spec, params.axis, given)
 
         scale = over_weight(params.scale)
         zero = over_weight(params.zero_point)
-        return cls(
-            weight, scale, zero, xp.floor(weight / scale), *integer_range(params.spec)
-        )
+        floor = xp.floor(weight / scale)
+        low, high = integer_range(params.spec)
+        return cls(weight, scale, zero, floor, low, high)
 
     def start(self) -> Array:
         """Return the V whose h(V) is the weight's own fraction."""
@@ -178,7 +181,8 @@ class _Grid:
 
     def clipped(self, code: Array) -> Array:
         """Return codes within the range."""
-        return array_namespace(code).clip(code, self.low, self.high)
+        xp = array_namespace(code)
+        return xp.clip(code, self.low, self.high)
 
     def holds(self, code: Array) -> Array:
         """Return where codes are within the range."""
@@ -187,6 +191,11 @@ class _Grid:
     def error(self, code: Array) -> Array:
         """Return W_q - W of codes."""
         return self.scale * (code - self.zero) - self.weight
+
+
+def _of_each(values: Array, parameter: Array) -> Array:
+    """Return a parameter in the shape of the values that share it."""
+    return parameter + 0 * values
 
 
 @dataclass(slots=True, eq=False)
@@ -210,5 +219,7 @@ class _Adam:
         self.second = 0.999 * self.second + 0.001 * gradient * gradient
         # Both means start at zero and are too small at first.
         steps = i + 1
-        size = xp.sqrt(self.second / (1 - 0.999**steps)) + 1e-8
-        return self.rate * self.first / (1 - 0.9**steps) / size
+        first_share = 1 - 0.9**steps
+        second_share = 1 - 0.999**steps
+        size = xp.sqrt(self.second / second_share) + 1e-8
+        return self.rate * self.first / first_share / size

@@ -56,10 +56,10 @@ class Equalization(Rescaling):
             producer = view.by_name.get(link.group.producer)
             if producer is not None and rows_of(producer) is not None:
                 ranges.add(link, producer)
-        for _ in range(self.config.iterations if ranges.pairs else 0):
-            moved = max(
-                ranges.equalize(link, producer) for link, producer in ranges.pairs
-            )
+        if not ranges.pairs:
+            return {}
+        for _ in range(self.config.iterations):
+            moved = ranges.equalize_all()
             if moved < 1e-3:
                 break
         return ranges.factors
@@ -86,20 +86,17 @@ class _Ranges:
             if op.name not in self._magnitudes:
                 self._magnitudes[op.name] = _magnitudes(op, link.tensor)
 
+    def equalize_all(self) -> float:
+        """Pass over all pairs once; returns by how much a factor moved at most."""
+        return max(self.equalize(link, producer) for link, producer in self.pairs)
+
     def equalize(self, link: Link, producer: Op) -> float:
         """Let both ranges of each channel of a pair meet; returns by how much a factor moved."""
         name = link.group.name
         now = self.factors.get(name)
         before = self._input_factors(producer)
         outer = producer_range(producer, self._magnitudes[producer.name], before, now)
-        inner = largest_of(
-            [
-                reader_range(
-                    op, self._magnitudes[op.name], now, self._output_factors(op)
-                )
-                for op in link.members
-            ]
-        )
+        inner = largest_of([self._reader_range(op, now) for op in link.members])
         xp = array_namespace(outer)
         step = usable((outer / inner) ** 0.5)
         # A channel that is dead on one side has no ratio.
@@ -107,6 +104,10 @@ class _Ranges:
         step = xp.where(alive, step, xp.ones_like(step))
         self.factors[name] = usable(step if now is None else now * step)
         return float(xp.max(xp.abs(step - 1)))
+
+    def _reader_range(self, op: Op, now: Array | None) -> Array:
+        magnitudes = self._magnitudes[op.name]
+        return reader_range(op, magnitudes, now, self._output_factors(op))
 
     def _input_factors(self, op: Op) -> Array | None:
         for group in self._view.groups:
@@ -129,7 +130,8 @@ def _magnitudes(op: Op, tensor: Callable[[str], Array]) -> Array:
     assert op.weight is not None
     is_convolution = rows is not None and rows.kernel
     inputs = op.weight.shape[1] if is_convolution else matrix.shape[1]
-    by_input = xp.reshape(matrix, (matrix.shape[0], inputs, -1))
+    outputs = matrix.shape[0]
+    by_input = xp.reshape(matrix, (outputs, inputs, -1))
     return xp.max(xp.abs(by_input), axis=2)
 
 
@@ -139,7 +141,9 @@ def producer_range(
     """Return the range of each output channel under the factors so far: shape (outputs,)."""
     xp = array_namespace(magnitudes)
     largest = xp.max(_with_inputs(op, magnitudes, inputs), axis=1)
-    return largest if outputs is None else largest / outputs
+    if outputs is None:
+        return largest
+    return largest / outputs
 
 
 def reader_range(
