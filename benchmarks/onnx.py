@@ -233,9 +233,8 @@ def _ort_static(
 
     prepared = out.with_suffix(".prepared.onnx")
     try:
-        with contextlib.chdir(
-            out.parent
-        ):  # where it fails, it leaves files in the working folder
+        # Where it fails, it leaves files in the working folder.
+        with contextlib.chdir(out.parent):
             quant_pre_process(str(path), str(prepared))
     except Exception as error:
         print(f"  ONNX Runtime's pre-processing fails: {str(error)[:60]}")
@@ -482,9 +481,8 @@ def _child(kind: str, who: str, path: Path) -> tuple[float, float]:
         who,
         str(path.resolve()),
     ]
-    with (
-        tempfile.TemporaryDirectory() as folder
-    ):  # ONNX Runtime's quantizer leaves files where it is started
+    # ONNX Runtime's quantizer leaves files where it is started.
+    with tempfile.TemporaryDirectory() as folder:
         environment = {
             **os.environ,
             "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
@@ -556,9 +554,8 @@ def carried(path: Path, feeds: Batch | None = None) -> tuple[int, float]:
     space = build_space(opened)
     realizer = Realizer(opened, space, HOST)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # the light models' weights are constant, and so are many values
+        # The light models' weights are constant, and so are many values.
+        warnings.simplefilter("ignore")
         realizer.calibrate([feeds])
         candidate = realizer.candidate(space.recipe(space.first()))
     outputs = candidate.run(feeds)

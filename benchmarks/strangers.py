@@ -202,9 +202,8 @@ def main() -> None:
         print(f"{file} ({file.stat().st_size:,} bytes)", flush=True)
         try:
             session = float_session(file)
-        except (
-            Exception
-        ) as error:  # a file that ONNX Runtime does not read is none of these
+        except Exception as error:
+            # A file that ONNX Runtime does not read is none of these.
             print(f"  ONNX Runtime: {str(error)[:200]}")
             continue
         draw = plausible(session)

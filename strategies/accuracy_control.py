@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from octavo.core.contract.strategy import RecipeSensitivity
 from octavo.core.values.space import Unit
+from octavo.strategies.beliefs.losses import Transforms, unit_losses
 
 from . import AccuracyControlConfig
 from .fallback import Choice, Fallback
-from .losses import Transforms, unit_losses
 from .sequential import Search
 
 

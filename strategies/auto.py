@@ -26,13 +26,13 @@ from octavo.core.errors import ConfigError
 from octavo.core.numerics.knapsack import exact
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.trial import Trial
+from octavo.strategies.beliefs.cost_belief import CostBelief, Family, ratio
+from octavo.strategies.beliefs.limits import Limits
+from octavo.strategies.beliefs.losses import Transforms
+from octavo.strategies.beliefs.picks import Picks, chosen, picks_of, total
 
 from . import AutoConfig
-from .cost_belief import CostBelief, Family, ratio
-from .limits import Limits
-from .losses import Transforms
 from .mixing import Mixer, families
-from .picks import Picks, chosen, picks_of, total
 from .plain_recipes import cheapest_within, eight_bits, uniform
 from .sequential import Asking, Search, Sequential
 

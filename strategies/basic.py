@@ -9,11 +9,11 @@ from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import FLOAT, OpScheme
 from octavo.core.values.space import Unit
 from octavo.core.values.trial import Trial
+from octavo.strategies.beliefs.losses import Transforms, unit_losses
 
 from . import BasicConfig
 from .exhaustive import graded
 from .fallback import Choice, Fallback
-from .losses import Transforms, unit_losses
 from .sequential import Asking, Search, passed
 
 

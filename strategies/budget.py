@@ -8,11 +8,16 @@ from octavo.core.contract.parts import PartConfig
 from octavo.core.contract.strategy import Problem
 from octavo.core.errors import ConfigError
 from octavo.core.numerics.knapsack import exact
+from octavo.strategies.beliefs.limits import Limits
+from octavo.strategies.beliefs.losses import (
+    Transforms,
+    listed_losses,
+    offers,
+    shortlist,
+)
+from octavo.strategies.beliefs.picks import Picks, chosen, weight_bytes
 
 from . import BudgetConfig, Proxy
-from .limits import Limits
-from .losses import Transforms, listed_losses, offers, shortlist
-from .picks import Picks, chosen, weight_bytes
 from .sequential import Search, Sequential
 
 ROUNDS = 6  # solutions under limits that the measured artifact corrected

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator, Sequence
 
 from octavo.core.values.recipe import Recipe
+from octavo.strategies.beliefs.picks import chosen
 
-from .picks import chosen
 from .sequential import Search, Sequential
 
 WRITTEN_OUT = 10**9  # counts below it are written digit by digit

@@ -8,8 +8,8 @@ from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import FLOAT, OpScheme
 from octavo.core.values.space import Unit
 from octavo.core.values.trial import Trial
+from octavo.strategies.beliefs.losses import Transforms
 
-from .losses import Transforms
 from .sequential import Asking, Sequential, passed
 
 Choice = dict[str, OpScheme]

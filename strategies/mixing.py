@@ -12,13 +12,13 @@ import numpy as np
 from octavo.core.contract.strategy import Problem
 from octavo.core.numerics.loss_tables import HullTable, LossTable, table
 from octavo.core.values.trial import Trial
+from octavo.strategies.beliefs.cost_belief import CostBelief, Family, family
+from octavo.strategies.beliefs.limits import Limits
+from octavo.strategies.beliefs.loss_belief import HOPELESS, LossBelief, padded
+from octavo.strategies.beliefs.losses import Transforms, listed_losses, shortlist
+from octavo.strategies.beliefs.picks import Picks, picks_of
 
 from . import AutoConfig
-from .cost_belief import CostBelief, Family, family
-from .limits import Limits
-from .loss_belief import HOPELESS, LossBelief, padded
-from .losses import Transforms, listed_losses, shortlist
-from .picks import Picks, picks_of
 
 AIMS = np.concatenate([np.linspace(0.7, 1.3, 25), np.geomspace(0.01, 0.65, 10)])
 """Believed losses that a recipe is sought for.

@@ -8,10 +8,10 @@ from octavo.core.contract.strategy import RecipeSensitivity
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.space import Unit
 from octavo.core.values.trial import Trial
+from octavo.strategies.beliefs.losses import Transforms, offers, unit_losses
 
 from . import HawqV2Config, MseConfig, MseV2Config
 from .fallback import Choice, Fallback
-from .losses import Transforms, offers, unit_losses
 from .sequential import Search
 
 

@@ -9,9 +9,8 @@ import numpy as np
 from octavo.core.numerics.knapsack import exact
 from octavo.core.values.scheme import OpScheme
 from octavo.core.values.space import Unit
-
-from .limits import Limits
-from .picks import Picks
+from octavo.strategies.beliefs.limits import Limits
+from octavo.strategies.beliefs.picks import Picks
 
 SPENT = 0.01
 """Share of the least cost that is spent on the backend's first choices.

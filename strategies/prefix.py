@@ -11,11 +11,11 @@ import numpy as np
 
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.space import Unit
+from octavo.strategies.beliefs.losses import Transforms, listed_losses, shortlist
+from octavo.strategies.beliefs.picks import weight_bytes
 
 from . import PrefixConfig
 from .fallback import Choice, Fallback
-from .losses import Transforms, listed_losses, shortlist
-from .picks import weight_bytes
 from .sequential import Search, passed
 
 Step = tuple[str, int]

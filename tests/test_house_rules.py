@@ -69,3 +69,7 @@ def test_reasons_are_read_from_their_table_only() -> None:
 | `core/later.py` | another table |
 """
     assert house.reasons(page) == {"core/large.py"}
+
+
+def test_the_house_keeps_its_rules() -> None:
+    assert list(house.problems()) == []

@@ -234,9 +234,8 @@ def _change_module(bench: Bench, model: nn.Module) -> None:
         attribute = bench.pick(
             [a for a in ATTRIBUTES if hasattr(child, a)] or ["training"]
         )
-        with contextlib.suppress(
-            TypeError, KeyError
-        ):  # torch guards some of them itself
+        # Torch guards some of them itself.
+        with contextlib.suppress(TypeError, KeyError):
             setattr(
                 child,
                 attribute,

@@ -258,9 +258,8 @@ class Mutator:
 
     def _scalar(self, field: Any) -> Any:
         kind = field.cpp_type
-        if (
-            kind == field.CPPTYPE_ENUM
-        ):  # protobuf lets no other number in; changed bytes do
+        # Protobuf lets no other number in; changed bytes do.
+        if kind == field.CPPTYPE_ENUM:
             return self.random.choice(
                 [value.number for value in field.enum_type.values]
             )

@@ -20,9 +20,11 @@ import numpy as np
 from octavo.core.errors import SchemeError
 from octavo.core.numerics.affine import Array
 from octavo.core.numerics.channels import Factors
+
+# Where plugins have always found it.
 from octavo.core.values.calls import (
     Batch as Batch,
-)  # where plugins have always found it
+)
 from octavo.core.values.capability import Capability
 from octavo.core.values.graph import HeldWeight, ModelView
 from octavo.core.values.ledger import Applied as Applied  # likewise

@@ -140,9 +140,8 @@ def _opened(url: str) -> RDBStorage:
                 f"{redacted(url)}: the store was made by another version of Optuna: "
                 f"{redacted(error, url)}"
             ) from None
-        except (
-            Exception
-        ) as error:  # SQLAlchemy and its drivers have families of their own
+        except Exception as error:
+            # SQLAlchemy and its drivers have families of their own.
             may_pass = not url.startswith("sqlite") and _half_made(error)
             if opening == OPENINGS or not may_pass:
                 raise StoreError(

@@ -96,9 +96,8 @@ def _rebuilt(value: Any, items: list[Any]) -> Any:
         return type(value)(items)
     twin = copy.copy(value)
     for name, item in zip(_fields(value), items, strict=True):
-        object.__setattr__(
-            twin, name, item
-        )  # frozen ones too, and without __post_init__
+        # Frozen ones too, and without __post_init__.
+        object.__setattr__(twin, name, item)
     return twin
 
 

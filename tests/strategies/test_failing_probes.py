@@ -115,7 +115,6 @@ def test_an_op_that_cannot_be_probed_is_quantized_only_where_the_budget_asks_for
     strategy: Any = {"kind": "budget", "sensitivities": ["output_distance"]}
     wide = tune(tmp_path / "wide", strategy, Notes(), budgets={"bits": 17.0})
     narrow = tune(tmp_path / "narrow", strategy, Notes(), budgets={"bits": 9.0})
-    assert (
-        "second" not in wide.trials[0].recipe.schemes
-    )  # a third in float and 8 bits for the rest are 16 bits
+    # A third in float and 8 bits for the rest are 16 bits.
+    assert "second" not in wide.trials[0].recipe.schemes
     assert set(narrow.trials[0].recipe.schemes) == {"first", "second", "third"}

@@ -72,9 +72,8 @@ def test_the_second_trial_is_safer_where_the_first_has_not_passed(
 
     def score(model: Any) -> float:
         seen.append(accuracy(model))
-        return seen[-1] - (
-            0.5 if len(seen) == 3 else 0.0
-        )  # the float model twice, then the first trial
+        # The float model twice, then the first trial.
+        return seen[-1] - (0.5 if len(seen) == 3 else 0.0)
 
     accuracy_ = {"tolerance": 0.01, "guard": False}
     first, second = tune(

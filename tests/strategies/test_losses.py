@@ -7,7 +7,7 @@ import numpy as np
 from octavo.core.contract.strategy import Problem
 from octavo.core.values.scheme import FLOAT, OpScheme, QuantSpec
 from octavo.core.values.space import TuningSpace, Unit
-from octavo.strategies.losses import shortlist
+from octavo.strategies.beliefs.losses import shortlist
 
 W8, W4 = (
     QuantSpec(dtype="int8", granularity="channel"),

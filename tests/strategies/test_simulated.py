@@ -126,9 +126,8 @@ def test_an_easy_model_needs_one_evaluation(name):
 def test_a_transform_that_saves_the_model_is_found(name):
     simulation = simulate(16, seed=6, transforms=2)
     first = simulation.space.first()
-    pressure = (
-        0.75 / simulation.loss(simulation.space.recipe(first)) * 6.0
-    )  # passes only where losses are halved
+    # Passes only where losses are halved.
+    pressure = 0.75 / simulation.loss(simulation.space.recipe(first)) * 6.0
     eased = simulate(16, seed=6, transforms=2, pressure=pressure * 2)
     assert (
         eased.loss(eased.space.recipe(first))

@@ -126,9 +126,8 @@ class _Run:
         if is_most and len(part.names) == 1:
             self._warn_of_size(part.names[0], held)
         self.seen.held = max(self.seen.held, held)
-        for name in reversed(
-            part.names
-        ):  # each array goes before the next is looked at
+        # Each array goes before the next is looked at.
+        for name in reversed(part.names):
             array = arrays.pop()
             if name in self._kept:
                 known[name] = array

@@ -54,9 +54,8 @@ def pin(model: Model) -> Model:
     """
     model.ir_version = IR_VERSION
     version = model.opset_imports.get("", model.opset_imports.get("ai.onnx"))
-    if (
-        version is None
-    ):  # only other domains; the ops that quantization adds still need one
+    # Only other domains; the ops that quantization adds still need one.
+    if version is None:
         model.opset_imports[""] = CONVERTED
     elif version > NEWEST:
         _relabel(model, version)
@@ -109,9 +108,8 @@ def _convert(model: Model, version: int) -> Model:
     proto, held = skeleton(model)
     try:
         converted = onnx.version_converter.convert_version(proto, CONVERTED)
-    except (
-        Exception
-    ) as error:  # the converter raises bare RuntimeErrors, one kind for everything
+    except Exception as error:
+        # The converter raises bare RuntimeErrors, one kind for everything.
         raise ModelError(
             f"the model has opset {version}; quantization needs {OLDEST} or newer, "
             f"and onnx cannot convert it to {CONVERTED}: {error}. "

@@ -135,9 +135,8 @@ def infer_shapes(model: Model) -> Model:
         _infer_preprocessing(node)
     try:
         return passes.ShapeInferencePass(strict_mode=False, data_prop=True)(model).model
-    except (
-        Exception
-    ) as error:  # onnx's inference raises bare errors on models that run well
+    except Exception as error:
+        # Onnx's inference raises bare errors on models that run well.
         logger.info("shape inference failed, shapes stay unknown: %s", error)
         return model
 

@@ -120,10 +120,11 @@ def _with_parameters(
         try:
             seen = uses_of(root, call)
         except Exception:
+            # It does not run over stand-ins: what its parameters do is not seen.
             return (
                 root,
                 {},
-            )  # it does not run over stand-ins: what its parameters do is not seen
+            )
         wanted = {name: use.forms for name, use in seen.items() if use.forms}
         held = dict(root.named_parameters(remove_duplicate=False))
         reasons = {name: why_float(use, held[name]) for name, use in seen.items()}

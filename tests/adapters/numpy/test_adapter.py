@@ -301,9 +301,8 @@ def test_a_model_of_half_precision_keeps_its_type(dtype: str, mode: str) -> None
         )
     )
     model = b.graph(b.Gemm(y, RNG.normal(0, 0.3, (8, 4)).astype(kind), name="b"))
-    batch = RNG.normal(0, 1, (32, 16)).astype(
-        np.float16
-    )  # converted where the model takes bfloat16
+    # Converted where the model takes bfloat16.
+    batch = RNG.normal(0, 1, (32, 16)).astype(np.float16)
     scheme = {
         "static": "int8-static",
         "dynamic": "int8-dynamic",

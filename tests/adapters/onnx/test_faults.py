@@ -138,9 +138,8 @@ def test_initializers_of_4_bits_run_whatever_their_size(
     x = np.random.default_rng(1).normal(size=(3, 64)).astype(np.float32)
     (expected,) = ort.InferenceSession(proto.SerializeToString()).run(None, {"x": x})
     np.testing.assert_array_equal(reference.native(x), expected)
-    np.testing.assert_allclose(
-        expected, x @ (codes * np.float32(0.1)), atol=0.1
-    )  # the runtime rounds x to 8 bits here
+    # The runtime rounds x to 8 bits here.
+    np.testing.assert_allclose(expected, x @ (codes * np.float32(0.1)), atol=0.1)
     reference.save(tmp_path)
     np.testing.assert_array_equal(
         OnnxAdapter(OnnxConfig()).load(tmp_path).run((x,))[0], reference.native(x)

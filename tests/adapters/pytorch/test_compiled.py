@@ -139,11 +139,12 @@ def test_compiled_programs_give_the_outputs_of_eager_ones(backend: str) -> None:
     made, x = mixed()
     with torch.no_grad():
         compiled = torch.compile(made.model, fullgraph=True, backend=backend)
+        # Few rows, another batch, many rows.
         for batch in (
             x,
             x[:3],
             torch.randn(200, 3, 8, 8),
-        ):  # few rows, another batch, many rows
+        ):
             # inductor writes float operations between the kernels anew, so that an input may lie on
             # the other side between two codes
             atol = 0.0 if backend == "aot_eager" else 2e-3

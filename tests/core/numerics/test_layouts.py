@@ -143,12 +143,13 @@ def test_blocked_rounding_equals_the_plain_one(
     spec = QuantSpec(dtype=dtype, symmetric=symmetric, granularity=granularity)
     x = np.random.default_rng(0).normal(size=(300, 960)).astype(np.float32)
     x[1], x[2], x[0, :64], x[0, 64] = 0, 3.0, 0, 1e-45
+    # One sign, ties, negative zeros.
     x[3], x[4], x[5], x[6] = (
         -np.abs(x[3]),
         np.abs(x[4]),
         np.round(x[5]) * 0.5,
         -0.0,
-    )  # one sign, ties, negative zeros
+    )
     params, _ = choose(*ranges(x, spec), spec, 0)
     expected = encode(x, params)
     kinds = [make(x) for make in MAKERS.values()]

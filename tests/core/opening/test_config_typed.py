@@ -48,9 +48,8 @@ def test_a_trials_limit_that_a_timer_takes_for_none_is_refused() -> None:
     for nothing in (0, 1e-320, "0s", 1e-9):
         with pytest.raises(ConfigError, match="trial_timeout"):
             TuningConfig(trial_timeout=nothing)
-    assert (
-        TuningConfig(timeout=0).timeout == 0
-    )  # no time for a trial is a setting; the baseline is measured all the same
+    # No time for a trial is a setting; the baseline is measured all the same.
+    assert TuningConfig(timeout=0).timeout == 0
 
 
 @pytest.mark.parametrize("field", sorted(TuningConfig.model_fields))

@@ -54,9 +54,8 @@ def test_a_loss_that_was_taken_for_a_score_is_refused(
         def trying(self, number: int, recipe: octavo.Recipe) -> None:
             trials.append(number)
 
-    for _ in range(
-        2
-    ):  # the second run goes on from the same history, and is no way round
+    # The second run goes on from the same history, and is no way round.
+    for _ in range(2):
         with pytest.raises(
             ConfigError, match=r"calls a broken model better.*higher_is_better=False"
         ):

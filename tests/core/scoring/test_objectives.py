@@ -123,9 +123,10 @@ def test_energy_from_a_counter_that_wraps(
         start = time.perf_counter()
         while not stop.is_set():
             fresh = zone / "fresh"
+            # 5 watts; wraps every 0.2 s.
             fresh.write_text(
                 f"{int((time.perf_counter() - start) * 5e6) % 1_000_000}\n"
-            )  # 5 watts; wraps every 0.2 s
+            )
             fresh.replace(zone / "energy_uj")
             time.sleep(0.001)
 

@@ -200,7 +200,7 @@ def test_a_probe_that_raises_is_told_once_and_ends_nothing(opened, batches, tmp_
 
 def test_a_search_goes_on_where_nothing_can_be_found_out(opened, batches):
     from octavo.core.contract.strategy import Problem
-    from octavo.strategies.losses import pair_losses
+    from octavo.strategies.beliefs.losses import pair_losses
 
     notes = []
     realizer = Realizer(opened, build_space(opened), HOST)

@@ -194,9 +194,8 @@ def test_the_command_line_saves_what_it_has(tmp_path: Path) -> None:
     )
     assert run.stdout is not None
     for line in run.stdout:
-        if (
-            line.strip() == "evaluating 5"
-        ):  # two of the float model, two trials at most: the confirmation, or a trial
+        # Two of the float model, two trials at most: the confirmation, or a trial.
+        if line.strip() == "evaluating 5":
             time.sleep(0.2)
             run.send_signal(signal.SIGTERM)
             break

@@ -129,9 +129,8 @@ def test_what_evaluate_raises_is_a_failed_trial(
 
     def flaky(model: Any) -> float:
         calls.append(1)
-        if (
-            len(calls) == 4
-        ):  # the first trial: two baselines and the broken model come before it
+        # The first trial: two baselines and the broken model come before it.
+        if len(calls) == 4:
             raise RuntimeError("the validation set is on a share that went away")
         return tiny.accuracy(model)
 
@@ -296,9 +295,8 @@ def test_a_finished_run_is_answered_from_its_history(
     before = len(calls)
     again = tune(counted)
     assert again.trials == first.trials
-    assert (
-        len(calls) == before + 2
-    )  # the float model, and the winner after loading; nothing else
+    # The float model, and the winner after loading; nothing else.
+    assert len(calls) == before + 2
     with pytest.raises(StoreError, match="already holds"):
         tune(counted, resume=False)
     with pytest.raises(StoreError, match="another data"):
@@ -369,17 +367,15 @@ def _until(child: subprocess.Popen[str], line: str) -> None:
 def test_resume_after_sigkill_repeats_nothing(tmp_path: Path) -> None:
     whole = _child(tmp_path / "whole.db", "run").communicate()[0].splitlines()[-1]
     killed = _child(tmp_path / "killed.db", "hang")
-    _until(
-        killed, "evaluating 6"
-    )  # two baselines, trials 1 to 3, and in the middle of trial 4
+    # Two baselines, trials 1 to 3, and in the middle of trial 4.
+    _until(killed, "evaluating 6")
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     assert [t.number for t in read_history(tmp_path / "killed.db")[1]] == [0, 1, 2, 3]
     lines = _child(tmp_path / "killed.db", "run").communicate()[0].splitlines()
     assert lines[-1] == whole
-    assert (
-        lines[-2] == "evaluating 6"
-    )  # the float model once more, trials 4 to 7, and the reloaded winner
+    # The float model once more, trials 4 to 7, and the reloaded winner.
+    assert lines[-2] == "evaluating 6"
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])

@@ -76,9 +76,8 @@ def einsum(
         other = second if left else first
         result = equation.partition("->")[2]
         summed = [i for i, c in enumerate(own) if c in other and c not in result]
-        if any(
-            c in other and c in result for c in own
-        ):  # a stack of matrices, as they stand
+        # A stack of matrices, as they stand.
+        if any(c in other and c in result for c in own):
             return model(
                 [node("Einsum", ["x", "w"], ["y"], "op", equation=equation)],
                 {"w": columns(*weight)},

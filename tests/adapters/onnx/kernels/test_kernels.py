@@ -79,9 +79,8 @@ def linear(
     session = OnnxAdapter(OnnxConfig(threads=1)).open(
         models.build(nodes, w, {"x": ["n", 32]}, {"y": ["n", 8]})
     )
-    spec = (
-        S8.reduced()
-    )  # in reach of CPUs without VNNI, whose products of whole bytes saturate
+    # In reach of CPUs without VNNI, whose products of whole bytes saturate.
+    spec = S8.reduced()
     params = affine_params(np.abs(w["w"]).max(0) * -1, np.abs(w["w"]).max(0), spec, 1)
     quantized = QuantizedTensor(quantize(w["w"], params).astype(np.int8), params)
     inputs = (affine_params(x.min(), x.max(), U8),) if scheme.mode == "static" else ()

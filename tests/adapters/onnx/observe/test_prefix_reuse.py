@@ -100,9 +100,8 @@ def test_outputs_are_those_of_the_whole_run(name: str) -> None:
             recipe = Recipe(dict.fromkeys(unit.ops, scheme), (), "onnx")
             draft = realizer.candidate(recipe, draft=True)
             found = list(runner(draft))
-            recalled += "compiled" not in vars(
-                draft.ledger
-            )  # the whole model was never given to the runtime
+            # The whole model was never given to the runtime.
+            recalled += "compiled" not in vars(draft.ledger)
             whole = realizer.candidate(recipe)
             for outputs, batch in zip(found, batches, strict=True):
                 for y, y0 in zip(outputs, whole.run(batch), strict=True):

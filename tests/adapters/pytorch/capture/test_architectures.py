@@ -214,9 +214,8 @@ def test_an_architecture_is_quantized_saved_and_loaded(
 @pytest.mark.parametrize("name", EXPERTS)
 def test_every_expert_is_quantized_whether_a_token_met_it_or_not(name: str) -> None:
     model, batch = make(name), CASES[name][3]
-    session = torch_session(
-        model, {"input_ids": torch.tensor([[5]])}
-    )  # one token meets two of four experts
+    # One token meets two of four experts.
+    session = torch_session(model, {"input_ids": torch.tensor([[5]])})
     opened = as_opened(session)
     space = build_space(
         opened,
@@ -242,9 +241,8 @@ def test_every_expert_is_quantized_whether_a_token_met_it_or_not(name: str) -> N
         "not called" in note or "three axes" in note for note in opened.view.notes
     )
     realizer = Realizer(opened, space, PluginHost(third_party=False))
-    realizer.calibrate(
-        [{"input_ids": torch.tensor([[5]])}]
-    )  # Gram matrices of some experts stay empty
+    # Gram matrices of some experts stay empty.
+    realizer.calibrate([{"input_ids": torch.tensor([[5]])}])
     recipe = space.recipe({u.name: u.choices[0] for u in mixtures})
     got, expected = (
         realizer.candidate(recipe).run(batch)[0],

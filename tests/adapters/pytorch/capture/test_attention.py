@@ -205,9 +205,8 @@ def test_padded_positions_are_zero_where_torchs_encoder_leaves_zeros() -> None:
     torch.manual_seed(0)
     model = Encoder().eval()
     with torch.no_grad():
-        assert bool(
-            (model(X, PADDED)[1, 4:] == 0).all()
-        )  # torch 2.x, through nested tensors
+        # Torch 2.x, through nested tensors.
+        assert bool((model(X, PADDED)[1, 4:] == 0).all())
     got = quantized(model, (X, PADDED), "int8-dynamic").run((X, PADDED))[0]
     assert (got[1, 4:] == 0).all()
     assert (got[1, :4] != 0).all()

@@ -100,9 +100,8 @@ def with_values(model: nn.Module, result: octavo.Quantized) -> nn.Module:
         stem, _, index = name.rpartition(".")
         if index.isdigit():
             twin.get_parameter(stem).data[int(index)] = values
-        elif name.endswith(
-            ".weight_layer"
-        ):  # a router, which multiplies by a parameter of its own
+        elif name.endswith(".weight_layer"):
+            # A router, which multiplies by a parameter of its own.
             twin.get_parameter(name.removesuffix("_layer")).data = values
         else:
             twin.get_submodule(name).weight = nn.Parameter(values)

@@ -215,9 +215,8 @@ def test_stored_weights_are_what_their_codes_stand_for(spec: QuantSpec) -> None:
     stored = rounded(weight, spec)
     whole = stored.dequantize()
     layer = WeightOnlyLinear(stored, None, torch.float32)
-    tolerance = (
-        0.02 if layer._on_kernel else 1e-4
-    )  # the 4-bit kernel multiplies in bfloat16
+    # The 4-bit kernel multiplies in bfloat16.
+    tolerance = 0.02 if layer._on_kernel else 1e-4
     assert float((layer(x) - x @ whole.T).abs().max()) <= tolerance * float(
         (x @ whole.T).abs().max()
     )
@@ -235,9 +234,8 @@ def test_stored_weights_are_what_their_codes_stand_for(spec: QuantSpec) -> None:
 def test_stored_convolutions_are_what_their_codes_stand_for(
     dims: int, groups: int, spec: QuantSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "octavo.adapters.pytorch.qlayers.packed_weights._BLOCK", 2048
-    )  # several blocks
+    # Several blocks.
+    monkeypatch.setattr("octavo.adapters.pytorch.qlayers.packed_weights._BLOCK", 2048)
     torch.manual_seed(0)
     weight, bias, x = (
         torch.randn(16, 128, *(2,) * dims),

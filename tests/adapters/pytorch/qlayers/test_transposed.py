@@ -43,9 +43,8 @@ def geometries(draw: Any) -> tuple[tuple[int, ...], Any, tuple[int, ...]]:
             draw(st.integers(0, max(stride, dilation) - 1)),
             draw(st.integers(1, 5)),
         )
-        room = (
-            (size - 1) * stride + dilation * (kernel - 1) + extra
-        )  # of which padding may leave one place
+        # Of which padding may leave one place.
+        room = (size - 1) * stride + dilation * (kernel - 1) + extra
         axes.append(
             (
                 kernel,

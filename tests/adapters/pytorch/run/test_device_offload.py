@@ -203,9 +203,8 @@ def test_what_does_not_run_module_by_module_is_moved_as_a_whole() -> None:
     class Reader(Net):
         def forward(self, ids: torch.Tensor) -> torch.Tensor:
             y = super().forward(ids)
-            return (
-                y if float(y.sum()) else -y
-            )  # there are no numbers on the meta device
+            # There are no numbers on the meta device.
+            return y if float(y.sum()) else -y
 
     session = session_of(Reader())
     why = why_not_lent(session.capture, ((torch.randint(50, (2, 7)),), {}), META)

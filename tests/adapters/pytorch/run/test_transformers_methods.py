@@ -108,9 +108,8 @@ def test_a_tied_head_and_a_scaled_table_are_one_set_of_codes(tmp_path: Path) -> 
     quantized = octavo.quantize_model(model, "int8-weight-only", calibration=[IDS])
     quantized.save(tmp_path / "saved")
     size = (tmp_path / "saved" / "model" / "model.safetensors").stat().st_size
-    weights = sum(
-        p.numel() for p in model.parameters() if p.ndim >= 2
-    )  # tied ones once
+    # Tied ones once.
+    weights = sum(p.numel() for p in model.parameters() if p.ndim >= 2)
     assert {"lm_head", "model.embed_tokens"} <= set(quantized.candidate.ledger)
     # Codes, their scales (one float for each row of 32 or 64 numbers), norms, and the file's own
     # header.
