@@ -12,7 +12,6 @@ float32 rounds, the product is made in float64.
 
 import json
 import math
-import os
 import sys
 
 import numpy as np
@@ -949,8 +948,8 @@ def main():
     """Run the model beside this file on an archive of inputs."""
     if len(sys.argv) != 3:
         sys.exit("usage: python run.py inputs.npz outputs.npz")
-    here = os.path.dirname(os.path.abspath(__file__))
-    model = Model(os.path.join(here, "model.npz"))
+    folder = __file__.rpartition("run.py")[0]
+    model = Model(folder + "model.npz")
     with np.load(sys.argv[1], allow_pickle=False) as inputs:
         results = model(*(inputs[name] for name in model.inputs))
     np.savez(sys.argv[2], **dict(zip(model.outputs, results)))
