@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from octavo.core.calibration.features import FEATURES
+from octavo.core.calibration.features import FEATURE_OBSERVERS
 from octavo.core.calibration.statistics import Statistics
 from octavo.core.contract.algorithm import WeightContext
 from octavo.core.contract.calibrator import Probe
@@ -202,7 +202,7 @@ class LanguageModel:
             for need in ("gram", "channel_range")
         ]
         self.statistics = Statistics(
-            probes, lambda probe: FEATURES[probe.calibrator.kind](probe.rows)
+            probes, lambda probe: FEATURE_OBSERVERS[probe.calibrator.kind](probe.rows)
         )
         session.observe(
             [(tokens[i : i + 8],) for i in range(0, len(tokens), 8)],

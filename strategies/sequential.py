@@ -28,7 +28,7 @@ from octavo.core.values.trial import Trial
 
 
 @dataclass(frozen=True)
-class Batch:
+class AskedRecipes:
     """Recipes that do not wait for each other.
 
     Attributes:
@@ -42,7 +42,7 @@ class Batch:
 
 Found = TypeVar("Found")
 
-Asking = Generator[Batch, list[Trial], Found]
+Asking = Generator[AskedRecipes, list[Trial], Found]
 """A part of a search: it yields batches, is sent their trials, and returns what it found."""
 
 Search = Asking[None]
@@ -73,7 +73,7 @@ class Sequential(Strategy):
         self.known: dict[str, Trial] = {}
         self.note = ""
         self._search: Search | None = None
-        self._batch: Batch | None = None
+        self._batch: AskedRecipes | None = None
         self._source: Iterator[Recipe] = iter(())
         self._drawn: list[str] = []
         self._pending: set[str] = set()
@@ -88,12 +88,12 @@ class Sequential(Strategy):
         self, recipes: Iterable[Recipe], until: Callable[[Trial], bool] | None = None
     ) -> Answer:
         """Evaluate recipes (``yield from`` it) and return the trials of those that were drawn."""
-        trials: list[Trial] = yield Batch(recipes, until)
+        trials: list[Trial] = yield AskedRecipes(recipes, until)
         return trials
 
     def one(self, recipe: Recipe) -> Asking[Trial]:
         """Evaluate one recipe (``yield from`` it) and return its trial."""
-        trials: list[Trial] = yield Batch((recipe,))
+        trials: list[Trial] = yield AskedRecipes((recipe,))
         return trials[0]
 
     @property

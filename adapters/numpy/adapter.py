@@ -11,7 +11,7 @@ from octavo.adapters.numpy.files.archive import load_graph
 from octavo.adapters.numpy.files.source import read
 from octavo.adapters.numpy.prepare.rewrites import optimised
 from octavo.adapters.numpy.run.kernels import Kernels
-from octavo.core.calibration.reading import choose, takes_of
+from octavo.core.calibration.reading import choose_reading, takes_of
 from octavo.core.contract.adapter import Adapter, Batch
 from octavo.core.contract.parts import PartConfig
 from octavo.core.errors import NonFiniteWeight
@@ -50,7 +50,7 @@ class NumpyAdapter(Adapter):
         _refuse_non_finite(graph)
         if example is not None:
             # It may still hold labels.
-            example = choose(example, takes_of(graph.inputs), None)(example, 0)
+            example = choose_reading(example, takes_of(graph.inputs), None)(example, 0)
         return NumpySession(graph, self._kernels(), example)
 
     def capability(self) -> Capability:

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from octavo.adapters.numpy.kernels.parallel import blas_kernels
-from octavo.core.numerics.channels import FEATURES
+from octavo.core.numerics.channels import RESCALE_FEATURES
 from octavo.core.values.capability import Capability, Offer
 from octavo.core.values.scheme import OpScheme, QuantSpec
 
@@ -67,4 +67,6 @@ OFFERS: dict[str, tuple[Offer, ...]] = {
 def capability() -> Capability:
     """Return what the backend carries out: integer arithmetic, exact on any processor."""
     versions = {"numpy": np.__version__, "blas": blas_kernels() or "unknown"}
-    return Capability("numpy", "cpu", OFFERS, frozenset(FEATURES.values()), versions)
+    return Capability(
+        "numpy", "cpu", OFFERS, frozenset(RESCALE_FEATURES.values()), versions
+    )

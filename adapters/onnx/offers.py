@@ -14,7 +14,7 @@ import onnxruntime as ort
 
 from octavo.adapters.onnx.apply.half_precision import HALVES
 from octavo.adapters.onnx.kernels.probing import Probe
-from octavo.core.numerics.channels import FEATURES
+from octavo.core.numerics.channels import RESCALE_FEATURES
 from octavo.core.values.capability import Capability, Offer
 from octavo.core.values.scheme import OpScheme, QuantSpec
 
@@ -140,5 +140,5 @@ def capability(config: OnnxConfig, types: Iterable[str] | None = None) -> Capabi
     else:
         device = config.providers[0]
     versions = {"onnxruntime": ort.__version__, "onnx": onnx.__version__}
-    features = frozenset(FEATURES.values())
+    features = frozenset(RESCALE_FEATURES.values())
     return Capability("onnx", device, offers, features, versions)

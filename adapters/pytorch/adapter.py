@@ -29,7 +29,7 @@ from octavo.adapters.pytorch.modules.wrapping import opened
 from octavo.adapters.pytorch.observe.lending import why_not_lent
 from octavo.adapters.pytorch.run.batches import Call, run_once, takes, to_call
 from octavo.adapters.pytorch.run.device_offload import Lender
-from octavo.core.calibration.reading import choose
+from octavo.core.calibration.reading import choose_reading
 from octavo.core.contract.adapter import Adapter, Batch
 from octavo.core.contract.parts import PartConfig
 from octavo.core.errors import DeviceError, ModelError
@@ -70,7 +70,9 @@ class TorchAdapter(Adapter):
         plain, root = _prepared(given)
         reading, batch = None, None
         if example is not None:
-            reading = choose(example, takes(root), partial(run_once, root, home))
+            reading = choose_reading(
+                example, takes(root), partial(run_once, root, home)
+            )
             batch = reading(example, 0)
         call = to_call(batch, root, home) if batch is not None else None
         reads = Reads() if call is not None else None

@@ -12,7 +12,7 @@ from octavo.adapters.pytorch.kernels.saturation import saturates
 from octavo.adapters.pytorch.qlayers.projected_lstm import missing_projected
 from octavo.adapters.pytorch.qlayers.recurrent_kernels import missing_recurrent
 from octavo.core.contract.training import TRAINING
-from octavo.core.numerics.channels import FEATURES
+from octavo.core.numerics.channels import RESCALE_FEATURES
 from octavo.core.values.capability import Capability, Offer, Realization
 from octavo.core.values.graph import Op
 from octavo.core.values.scheme import Mode, OpScheme, QuantSpec
@@ -107,7 +107,9 @@ def capability(device: str) -> Capability:
         "gru": (*_recurrent(device, "gru"), *stored),
         "rnn": tuple(stored),
     }
-    features = frozenset({*FEATURES.values(), *TRAINING, "gradients", "export:onnx"})
+    features = frozenset(
+        {*RESCALE_FEATURES.values(), *TRAINING, "gradients", "export:onnx"}
+    )
     return Capability("torch", device, offers, features, _versions(device))
 
 

@@ -34,7 +34,7 @@ from octavo.core.contract.adapter import Batch, OpParameters, Session, Sink
 from octavo.core.contract.training import Distillation, Reconstruction, Training
 from octavo.core.errors import ModelError, SchemeError, nearest
 from octavo.core.numerics.affine import Array
-from octavo.core.numerics.channels import Factors as Rescaling
+from octavo.core.numerics.channels import Factors
 from octavo.core.values.capability import Capability
 from octavo.core.values.graph import HeldWeight, ModelView
 from octavo.core.values.ledger import Applied
@@ -232,7 +232,7 @@ class TorchSession(Session):
         changed layer on."""
         return Reuse(self._whole(), list(self._calls(batches)))
 
-    def rescale(self, factors: Mapping[str, Rescaling]) -> TorchSession:
+    def rescale(self, factors: Mapping[str, Factors]) -> TorchSession:
         """Return a session over the same function with other channels."""
         seen = self.capture
         root, own = rescaled(seen.root, seen.links, factors, seen.factors)

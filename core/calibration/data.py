@@ -17,7 +17,7 @@ from octavo.core.values.trees import is_array
 
 from .checks import check_batch, digest_leaf
 from .raw import LIMIT_BYTES, materialize
-from .reading import choose, takes_of
+from .reading import choose_reading, takes_of
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,9 @@ def calibration_data(
     """
     raw = materialize(source, limit=limit)
     if reading is None:
-        reading = choose(_first_of(raw.batches, raw.factory), takes_of(inputs), None)
+        reading = choose_reading(
+            _first_of(raw.batches, raw.factory), takes_of(inputs), None
+        )
     notes = (reading.note,) if reading.note else ()
     order = reading.takes.positional
     if raw.batches is None:

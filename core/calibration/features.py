@@ -192,7 +192,7 @@ class FeatureSum(FeatureObserver):
         return self.count * change.apply(self._value / max(1, self.count))
 
 
-FEATURES: dict[str, type[FeatureObserver]] = {
+FEATURE_OBSERVERS: dict[str, type[FeatureObserver]] = {
     "gram": Gram,
     "channel_range": FeatureAbsMax,
     "channel_mean": FeatureSum,

@@ -85,7 +85,7 @@ class Reading:
             DataError: If the model cannot be called with it; the message names the batch.
         """
         if kind_of(raw) != self.kind:
-            return choose(raw, self.takes, None, index)(raw, index)
+            return choose_reading(raw, self.takes, None, index)(raw, index)
         call = self.call(raw)
         problem = self.takes.problem(call)
         if problem:
@@ -93,7 +93,9 @@ class Reading:
         return plainest(call.args, call.kwargs)
 
 
-def choose(raw: Any, takes: Takes, attempt: Attempt | None, index: int = 0) -> Reading:
+def choose_reading(
+    raw: Any, takes: Takes, attempt: Attempt | None, index: int = 0
+) -> Reading:
     """Choose how a loader's batches are read, from one of them.
 
     What the call's signature leaves open is tried on the model. Required arguments count first: a

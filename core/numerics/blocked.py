@@ -1,9 +1,9 @@
 """Round to nearest at the speed of memory.
 
 Cache-sized blocks, buffers that are used again, no full-size temporary. The numbers are those of
-:func:`~octavo.core.numerics.codec.choose` and :func:`~octavo.core.numerics.codec.encode`, bit for
-bit; only the order of the work differs. NumPy runs one block per thread (its loops release the
-interpreter), torch parallelises each operation itself.
+:func:`~octavo.core.numerics.codec.choose_params` and :func:`~octavo.core.numerics.codec.encode`,
+bit for bit; only the order of the work differs. NumPy runs one block per thread (its loops release
+the interpreter), torch parallelises each operation itself.
 """
 
 from __future__ import annotations

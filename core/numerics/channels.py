@@ -16,14 +16,14 @@ from .affine import Array
 from .hadamard import hadamard_parts, rotate
 
 Carried = Literal["scale", "shift", "rotation"]
-FEATURES: Mapping[str, str] = {
+RESCALE_FEATURES: Mapping[str, str] = {
     "scale": "rescale",
     "shift": "rescale:shift",
     "rotation": "rescale:rotation",
 }
 """What a channel map may carry, and the capability feature that stands for it."""
 
-EVERY: frozenset[str] = frozenset(FEATURES)
+EVERY: frozenset[str] = frozenset(RESCALE_FEATURES)
 """All that a channel map may carry."""
 
 SCALE_ALONE: frozenset[str] = frozenset({"scale"})
@@ -51,7 +51,9 @@ class ChannelMap:
     @property
     def carries(self) -> frozenset[str]:
         """What is changed: of ``scale``, ``shift``, ``rotation``."""
-        return frozenset(name for name in FEATURES if getattr(self, name) is not None)
+        return frozenset(
+            name for name in RESCALE_FEATURES if getattr(self, name) is not None
+        )
 
     def apply(self, x: Array, axis: int = -1) -> Array:
         """Return the value x' of x, float32, same shape.

@@ -92,7 +92,7 @@ def element_format(spec: QuantSpec) -> FloatFormat | None:
     return float_format(_MX.get(spec.dtype, spec.dtype))
 
 
-def choose(
+def choose_params(
     low: Array,
     high: Array,
     spec: QuantSpec,
@@ -158,7 +158,7 @@ def encode(x: Array, params: QuantParams, rounding: Rounding = nearest) -> Array
 
     Args:
         x: Any float dtype; computed in float32.
-        params: As :func:`choose` returns them.
+        params: As :func:`choose_params` returns them.
         rounding: For integers; floating-point codes are rounded to nearest.
     """
 

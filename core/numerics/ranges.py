@@ -9,7 +9,7 @@ from octavo.core.values.scheme import QuantSpec
 from octavo.core.values.sizes import block_shape, scale_shape
 
 from .affine import Array, QuantParams
-from .codec import choose
+from .codec import choose_params
 
 
 def ranges(matrix: Array, spec: QuantSpec) -> tuple[Array, Array]:
@@ -51,7 +51,7 @@ def token_params(x: Array, spec: QuantSpec) -> QuantParams:
     xp = array_namespace(x)
     low = xp.min(x, axis=-1, keepdims=True)
     high = xp.max(x, axis=-1, keepdims=True)
-    params, _ = choose(low, high, spec, None)
+    params, _ = choose_params(low, high, spec, None)
     return params
 
 

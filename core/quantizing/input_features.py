@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from array_api_compat import array_namespace, device
 
-from octavo.core.calibration.features import FEATURES, FeatureObserver
+from octavo.core.calibration.features import FEATURE_OBSERVERS, FeatureObserver
 from octavo.core.calibration.statistics import Statistics
 from octavo.core.contract.algorithm import WeightContext
 from octavo.core.contract.calibrator import Observer, Probe
@@ -62,7 +62,7 @@ def feature_probes(op: Op, needs: Iterable[str]) -> Iterator[Probe]:
     if rows is None or not op.inputs:
         return
     for need in sorted(needs):
-        if need in FEATURES:
+        if need in FEATURE_OBSERVERS:
             yield Probe(op.inputs[0], PartChoice(kind=need), None, rows)
 
 

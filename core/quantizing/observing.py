@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from octavo.core.calibration.features import FEATURES
+from octavo.core.calibration.features import FEATURE_OBSERVERS
 from octavo.core.calibration.statistics import Statistics
 from octavo.core.calibration.visits import Met, Numbered
 from octavo.core.contract.adapter import Batch, Opened, Sink
@@ -79,7 +79,7 @@ class Observation:
     def make(self, probe: Probe) -> Observer:
         """Build the observer of a probe."""
         if probe.rows is not None:
-            return FEATURES[probe.calibrator.kind](probe.rows)
+            return FEATURE_OBSERVERS[probe.calibrator.kind](probe.rows)
         settings = self._host.read("calibrators", probe.calibrator.table())
         part = self._host.part("calibrators", probe.calibrator.kind)
         built: Observer = part.build(settings, axis=probe.axis)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from itertools import chain
 from typing import TYPE_CHECKING, Literal
 
-from octavo.core.calibration.features import FEATURES
+from octavo.core.calibration.features import FEATURE_OBSERVERS
 from octavo.core.contract.algorithm import NeedsConfig
 from octavo.core.contract.calibrator import Probe
 from octavo.core.numerics.rows import rows_of
@@ -90,7 +90,7 @@ class ProbePlan:
     ) -> Iterable[Probe]:
         needs = self.needs("transforms", choice)
         for group, member in self._rescaled_members():
-            yield from feature_probes(member, needs & FEATURES.keys())
+            yield from feature_probes(member, needs & FEATURE_OBSERVERS.keys())
             rows = rows_of(member)
             if rows is not None and (group.value in ranged or "channel_range" in needs):
                 # Channel ranges give the rescaled value's range without a second pass.

@@ -11,7 +11,7 @@ from array_api_compat import array_namespace
 from octavo.core.contract.algorithm import WeightAlgorithm, WeightContext
 from octavo.core.errors import NonFiniteWeight, SchemeError
 from octavo.core.numerics.affine import Array, QuantParams
-from octavo.core.numerics.codec import choose
+from octavo.core.numerics.codec import choose_params
 from octavo.core.numerics.layout import from_matrix, to_matrix
 from octavo.core.numerics.ranges import ranges
 from octavo.core.numerics.rows import rounding_rows
@@ -136,7 +136,7 @@ def _common_grid(
     """
     if spec.granularity == "tensor":
         low, high = ranges(matrix, spec)
-        return choose(low, high, spec, None)
+        return choose_params(low, high, spec, None)
     if not shares_scales(spec):
         return None, None
     # Each group chooses, all choices are rounded together, and the codes are made on what comes

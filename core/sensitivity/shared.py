@@ -24,7 +24,7 @@ Signature = tuple[str, int, int, int, int]
 """(type, weights, channels, place among the units of these three, how many there are)."""
 
 Key = tuple[str, Signature, OpScheme, tuple[PartChoice, ...]]
-Scores = dict[Key, float]
+SharedScores = dict[Key, float]
 
 
 def signatures(space: TuningSpace) -> dict[str, Signature]:
@@ -53,7 +53,7 @@ class SharedSensitivity(RecipeSensitivity):
     """
 
     def __init__(
-        self, own: SensitivityService, space: TuningSpace, scores: Scores
+        self, own: SensitivityService, space: TuningSpace, scores: SharedScores
     ) -> None:
         self.own = own
         self._signatures = signatures(space)

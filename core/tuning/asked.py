@@ -22,7 +22,7 @@ Score = Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
-class Scores:
+class ScoreFunctions:
     """What is scored on which data.
 
     Attributes:
@@ -56,7 +56,7 @@ class Asked:
     criterion: Criterion
     objectives: Mapping[str, Objective]
     strategy: PartConfig
-    scores: Scores
+    scores: ScoreFunctions
     listeners: tuple[Progress, ...]
     clock: Clock
 
@@ -85,7 +85,7 @@ def read_asked(
 
 def _parted(
     score: Score, holdout: Score | None, settings: TuningConfig, criterion: Criterion
-) -> Scores:
+) -> ScoreFunctions:
     """Hold samples out of the search where the settings or a certificate ask for it."""
     share = settings.holdout
     is_to_be_certified = getattr(criterion.config, "confidence", None) is not None
@@ -96,7 +96,7 @@ def _parted(
         score, holdout = split_samples(
             score, share, settings.seed, required=is_required
         )
-    return Scores(score, holdout, share)
+    return ScoreFunctions(score, holdout, share)
 
 
 def guarded_listeners(callbacks: Any) -> tuple[Progress, ...]:

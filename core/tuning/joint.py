@@ -9,7 +9,7 @@ from octavo.core.contract.plugins import PluginHost
 from octavo.core.contract.strategy import WAIT, Problem, Strategy, Wait
 from octavo.core.opening.config import TuningConfig
 from octavo.core.sensitivity.service import SensitivityService
-from octavo.core.sensitivity.shared import Scores, SharedSensitivity
+from octavo.core.sensitivity.shared import SharedScores, SharedSensitivity
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.trial import Trial
 
@@ -78,7 +78,7 @@ def build_strategy(
         services: By backend.
     """
     part = host.part("strategies", strategy.kind)
-    scores: Scores = {}
+    scores: SharedScores = {}
     built: dict[str, Strategy] = {}
     for name, service in services.items():
         space = bench.backends[name].searched

@@ -81,8 +81,7 @@ from octavo.core.numerics.affine import (
 )
 from octavo.core.numerics.arrays import to_numpy
 from octavo.core.numerics.channels import ChannelMap, Factors, channel_maps, is_online
-from octavo.core.numerics.codec import choose as choose_params
-from octavo.core.numerics.codec import decode, encode
+from octavo.core.numerics.codec import choose_params, decode, encode
 from octavo.core.numerics.packing import pack, unpack
 from octavo.core.numerics.tensor import QuantizedTensor
 from octavo.core.values.calls import Batch, Call

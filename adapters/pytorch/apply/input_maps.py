@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from octavo.adapters.pytorch.capture.layers import Layer
-from octavo.adapters.pytorch.capture.links import Factors, Own
+from octavo.adapters.pytorch.capture.links import InputMaps, Own
 from octavo.core.numerics.channels import Steps
 
 Tensor = torch.Tensor
@@ -70,7 +70,7 @@ def _changed(x: Tensor, steps: Steps) -> Tensor:
     return turned
 
 
-def install(root: nn.Module, layers: Mapping[str, Layer], factors: Factors) -> None:
+def install(root: nn.Module, layers: Mapping[str, Layer], factors: InputMaps) -> None:
     """Let the float layers of a skeleton change their input, before any other hook of theirs."""
     for name, own in factors.items():
         layer = layers[name]

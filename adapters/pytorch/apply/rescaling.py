@@ -9,10 +9,15 @@ import torch
 from torch import nn
 
 from octavo.adapters.pytorch.capture.layers import Layer
-from octavo.adapters.pytorch.capture.links import Factors, Link
+from octavo.adapters.pytorch.capture.links import InputMaps, Link
 from octavo.adapters.pytorch.modules.shared_copy import set_tensor, skeleton
-from octavo.core.numerics.channels import ChannelMap, chained, channel_maps, is_online
-from octavo.core.numerics.channels import Factors as Given
+from octavo.core.numerics.channels import (
+    ChannelMap,
+    Factors,
+    chained,
+    channel_maps,
+    is_online,
+)
 
 Tensor = torch.Tensor
 
@@ -20,9 +25,9 @@ Tensor = torch.Tensor
 def rescaled(
     root: nn.Module,
     links: Mapping[str, Link],
-    factors: Mapping[str, Given],
-    own: Factors,
-) -> tuple[nn.Module, Factors]:
+    factors: Mapping[str, Factors],
+    own: InputMaps,
+) -> tuple[nn.Module, InputMaps]:
     """Return a skeleton with other channels, and the maps that stay with its layers.
 
     Every tensor that no link touches is shared.

@@ -19,7 +19,7 @@ from octavo.adapters.pytorch.run.device_offload import Lender
 from octavo.core.values.graph import Group, Op
 
 from .layers import Layer
-from .links import Factors, Link
+from .links import InputMaps, Link
 
 
 class Capture(ABC):
@@ -44,7 +44,7 @@ class Capture(ABC):
     layers: Mapping[str, Layer]
     groups: tuple[Group, ...]
     links: Mapping[str, Link]
-    factors: Factors
+    factors: InputMaps
     outputs: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -67,7 +67,7 @@ class Capture(ABC):
         """
 
     @abstractmethod
-    def on(self, root: nn.Module, factors: Factors) -> Capture:
+    def on(self, root: nn.Module, factors: InputMaps) -> Capture:
         """Return the same view over another skeleton of the same structure (rescaled weights)."""
 
     def lent_by(self, lender: Lender | None) -> Self:

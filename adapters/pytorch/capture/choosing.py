@@ -31,7 +31,7 @@ from octavo.core.values.calls import shown
 
 from .capture import Capture
 from .layers import find_layers
-from .links import Factors
+from .links import InputMaps
 from .module_tree import ModuleCapture
 from .trace import Trace
 from .watching import watched_run
@@ -132,7 +132,7 @@ def _with_parameters(
 
 
 def capture_again(
-    root: nn.Module, facts: Mapping[str, Any], factors: Factors
+    root: nn.Module, facts: Mapping[str, Any], factors: InputMaps
 ) -> Capture:
     """Look at a model in the way that was written down when it was saved."""
     if facts["kind"] == "graph":

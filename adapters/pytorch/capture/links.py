@@ -17,7 +17,7 @@ from .norms import gain_of
 
 Tensor = torch.Tensor
 Own = tuple[ChannelMap, ...]
-Factors = Mapping[str, Own]
+InputMaps = Mapping[str, Own]
 """Op name -> maps of a linear layer's input, in order, as few as can be."""
 
 

@@ -15,7 +15,7 @@ from octavo.core.values.graph import UNREACHED, Op, tied_groups
 from .blocks import blocks_of, called_once, places_of
 from .capture import Capture
 from .layers import find_layers
-from .links import Factors
+from .links import InputMaps
 from .trace import Trace
 from .tree_layers import decided_together, layer_of, links_of, order_of, unreached
 
@@ -40,7 +40,7 @@ class ModuleCapture(Capture):
         root: nn.Module,
         seen: Trace | None,
         why: str,
-        factors: Factors | None = None,
+        factors: InputMaps | None = None,
         reasons: Mapping[str, str] | None = None,
     ) -> None:
         self.root = root
@@ -93,7 +93,7 @@ class ModuleCapture(Capture):
             facts["parameters"] = loose
         return facts
 
-    def on(self, root: nn.Module, factors: Factors) -> ModuleCapture:
+    def on(self, root: nn.Module, factors: InputMaps) -> ModuleCapture:
         """Return the same view over another skeleton."""
         capture = ModuleCapture(root, self.seen, self.why, factors)
         return capture.lent_by(self.lender)

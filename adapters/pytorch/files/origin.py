@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from octavo.adapters.pytorch.capture.links import Factors
+from octavo.adapters.pytorch.capture.links import InputMaps
 from octavo.core.contract.adapter import OpParameters
 from octavo.core.values.recipe import Recipe
 
@@ -29,4 +29,4 @@ class Origin:
     facts: Mapping[str, Any]
     parameters: Mapping[str, OpParameters] = field(default_factory=dict)
     biases: Mapping[str, torch.Tensor | None] = field(default_factory=dict)
-    factors: Factors = field(default_factory=dict)
+    factors: InputMaps = field(default_factory=dict)

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from octavo.adapters.pytorch.capture.links import Factors
+from octavo.adapters.pytorch.capture.links import InputMaps
 from octavo.adapters.pytorch.capture.standins.modules import STAND_INS
 from octavo.adapters.pytorch.modules.shared_copy import aliases, named_tensors
 from octavo.core.contract.adapter import OpParameters
@@ -59,7 +59,7 @@ class Saved:
     floats: Mapping[str, Tensor]
     tied: Mapping[str, str]
     facts: Mapping[str, Any]
-    factors: Factors
+    factors: InputMaps
     architecture: Mapping[str, Any] | None
 
 
@@ -115,7 +115,7 @@ def _write_ops(origin: Origin, tensors: dict[str, Tensor]) -> dict[str, Any]:
     return ops
 
 
-def _write_maps(factors: Factors, tensors: dict[str, Tensor]) -> dict[str, Any]:
+def _write_maps(factors: InputMaps, tensors: dict[str, Tensor]) -> dict[str, Any]:
     return {
         name: [
             write_map(f"op:{name}:map{i}", one, tensors) for i, one in enumerate(own)

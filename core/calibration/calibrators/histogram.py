@@ -13,7 +13,7 @@ from octavo.core.contract.calibrator import Calibrator
 from octavo.core.contract.parts import PartConfig
 from octavo.core.errors import DataError
 from octavo.core.numerics.affine import Array
-from octavo.core.numerics.codec import choose, project_values
+from octavo.core.numerics.codec import choose_params, project_values
 from octavo.core.values.scheme import QuantSpec
 
 from .bins import BINS, CHANNEL_BINS, Histogram
@@ -271,7 +271,7 @@ def best_range(
     values = centres[filled].astype(np.float32)
     weights = counts[filled].astype(np.float64)
     ends = (lows.astype(np.float32), highs.astype(np.float32))
-    params, _ = choose(*ends, spec, None)
+    params, _ = choose_params(*ends, spec, None)
     scale = params.scale[:, None]
     zero_point = params.zero_point[:, None]
     projected = project_values(values[None, :], scale, zero_point, spec)

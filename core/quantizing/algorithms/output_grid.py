@@ -8,7 +8,7 @@ from array_api_compat import array_namespace, device
 
 from octavo.core.contract.algorithm import WeightContext
 from octavo.core.numerics.affine import Array
-from octavo.core.numerics.codec import choose, project, project_values
+from octavo.core.numerics.codec import choose_params, project, project_values
 from octavo.core.numerics.ranges import ranges
 from octavo.core.values.scheme import QuantSpec
 from octavo.core.values.sizes import block_shape, is_grouped
@@ -40,7 +40,7 @@ def output_grid(
     turns = _Turns(weight, spec, gram)
     for group in range(turns.low.shape[1]):
         turns.take(group)
-    return choose(turns.low, turns.high, spec, 0)
+    return choose_params(turns.low, turns.high, spec, 0)
 
 
 class _Turns:
@@ -54,7 +54,7 @@ class _Turns:
     def __init__(self, weight: Array, spec: QuantSpec, gram: Array) -> None:
         xp = array_namespace(weight)
         self.low, self.high = ranges(weight, spec)
-        params, _ = choose(self.low, self.high, spec, 0)
+        params, _ = choose_params(self.low, self.high, spec, 0)
         self._weight = weight
         self._spec = spec
         self._gram = gram
@@ -124,7 +124,7 @@ class _Candidates:
         xp = array_namespace(part)
         tall, _ = block_shape(spec)
         rows = part.shape[0]
-        grid, _ = choose(self.low, self.high, spec, 0)
+        grid, _ = choose_params(self.low, self.high, spec, 0)
         scale = xp.repeat(grid.scale, tall, axis=1)[:, :rows, None]
         zero_point = xp.repeat(grid.zero_point, tall, axis=1)[:, :rows, None]
         whole = part[None, :, :]

@@ -8,7 +8,7 @@ from octavo.core.contract.algorithm import WeightAlgorithm, WeightConfig, Weight
 from octavo.core.errors import SchemeError
 from octavo.core.numerics.affine import Array, Convention, is_integer
 from octavo.core.numerics.blocked import round_blocked, takes
-from octavo.core.numerics.codec import choose, encode
+from octavo.core.numerics.codec import choose_params, encode
 from octavo.core.numerics.ranges import ranges
 from octavo.core.numerics.rounding import nearest, stochastic
 from octavo.core.numerics.tensor import QuantizedTensor
@@ -75,4 +75,6 @@ class RoundToNearest(WeightAlgorithm):
             cost = power_cost(spec, self.config.power)
             return searched_grid(matrix, spec, context, cost)
         low, high = ranges(matrix, spec)
-        return choose(low, high, spec, channel_axis(spec), self.config.convention)
+        return choose_params(
+            low, high, spec, channel_axis(spec), self.config.convention
+        )

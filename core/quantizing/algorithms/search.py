@@ -9,7 +9,7 @@ from array_api_compat import array_namespace, device
 
 from octavo.core.contract.algorithm import WeightContext
 from octavo.core.numerics.affine import Array, QuantParams
-from octavo.core.numerics.codec import choose, project
+from octavo.core.numerics.codec import choose_params, project
 from octavo.core.numerics.ranges import ranges
 from octavo.core.values.scheme import QuantSpec
 from octavo.core.values.sizes import block_shape
@@ -32,7 +32,7 @@ def own_grid(matrix: Array, spec: QuantSpec, context: WeightContext) -> Grid:
     if context.params is not None:
         return context.params, None
     low, high = ranges(matrix, spec)
-    return choose(low, high, spec, channel_axis(spec))
+    return choose_params(low, high, spec, channel_axis(spec))
 
 
 def channel_axis(spec: QuantSpec) -> int | None:
@@ -62,7 +62,7 @@ def searched_grid(
         for _ in range(2):
             search.move_low()
             search.move_high()
-    return choose(search.low, search.high, spec, channel_axis(spec))
+    return choose_params(search.low, search.high, spec, channel_axis(spec))
 
 
 class _RangeSearch:
@@ -83,7 +83,7 @@ class _RangeSearch:
 
     def take(self, low: Array, high: Array) -> None:
         """Try a range; each scale keeps it where it is better than the best so far."""
-        params, _ = choose(low, high, self._spec, channel_axis(self._spec))
+        params, _ = choose_params(low, high, self._spec, channel_axis(self._spec))
         error = self._cost(self._matrix, project(self._matrix, params))
         if self._error is None:
             self.low, self.high, self._error = low, high, error

@@ -8,7 +8,7 @@ from typing import TypeVar
 from array_api_compat import array_namespace
 
 from octavo.core.numerics.affine import Array
-from octavo.core.numerics.codec import choose, project
+from octavo.core.numerics.codec import choose_params, project
 from octavo.core.numerics.ranges import ranges
 from octavo.core.numerics.rows import rows_of
 from octavo.core.values.scheme import QuantSpec
@@ -52,7 +52,7 @@ def _rounding_error(weight: Array, factors: Array, spec: QuantSpec) -> Array:
     scaled = weight * factors
     low, high = ranges(scaled, spec)
     axis = None if spec.granularity == "tensor" else 0
-    params, _ = choose(low, high, spec, axis)
+    params, _ = choose_params(low, high, spec, axis)
     return project(scaled, params) / factors - weight
 
 
@@ -73,7 +73,7 @@ def input_error(
         high: The largest.
     """
     xp = array_namespace(factors)
-    params, _ = choose(xp.min(low / factors), xp.max(high / factors), spec, None)
+    params, _ = choose_params(xp.min(low / factors), xp.max(high / factors), spec, None)
     step = float(params.scale)
     total = 0.0
     for op, matrix in zip(link.members, link.weights(), strict=True):

@@ -11,7 +11,7 @@ from octavo.core.errors import ConfigError, nearest
 from .config import MetricGoal, ToleranceConfig
 from .direction import ask_for_direction, known_as_higher_is_better
 
-Scores = Mapping[str, float]
+Metrics = Mapping[str, float]
 """Metric -> score."""
 
 
@@ -20,7 +20,7 @@ class Tolerance(Criterion):
 
     config: ToleranceConfig
 
-    def _goals(self, baseline: Scores) -> dict[str, MetricGoal]:
+    def _goals(self, baseline: Metrics) -> dict[str, MetricGoal]:
         """Return the goal of each metric that counts, complete."""
         names = self._names(baseline)
         goals = {}
@@ -33,7 +33,7 @@ class Tolerance(Criterion):
             goals[name] = self._complete(name, count=len(names))
         return goals
 
-    def _names(self, baseline: Scores) -> list[str]:
+    def _names(self, baseline: Metrics) -> list[str]:
         if self.config.metrics:
             return list(self.config.metrics)
         if self.config.metric:
@@ -52,7 +52,7 @@ class Tolerance(Criterion):
             goal = goal.model_copy(update={"floor": floor})
         return goal
 
-    def check_baseline(self, baseline: Scores) -> None:
+    def check_baseline(self, baseline: Metrics) -> None:
         """Refuse a relative goal at a float score of 0, and one that any score from 0 on meets."""
         for name, goal in self._goals(baseline).items():
             score = baseline[name]
@@ -81,7 +81,7 @@ class Tolerance(Criterion):
         above_floors = [_above_floor(row.loss, row.goal) for row in rows]
         return min(mean, *above_floors)
 
-    def _rows(self, metrics: Scores, baseline: Scores) -> list[_Row]:
+    def _rows(self, metrics: Metrics, baseline: Metrics) -> list[_Row]:
         rows = []
         for name, goal in self._goals(baseline).items():
             loss = _loss(metrics[name], baseline[name], goal)
@@ -90,7 +90,7 @@ class Tolerance(Criterion):
             rows.append(_Row(name, loss, share, goal))
         return rows
 
-    def judge(self, metrics: Scores, baseline: Scores) -> Verdict:
+    def judge(self, metrics: Metrics, baseline: Metrics) -> Verdict:
         """Judge; a metric that is missing fails."""
         missing = [name for name in self._goals(baseline) if name not in metrics]
         if missing:
@@ -113,7 +113,7 @@ class Tolerance(Criterion):
             )
         return Verdict(margin >= 0, margin, "; ".join(parts))
 
-    def describe(self, baseline: Scores) -> str:
+    def describe(self, baseline: Metrics) -> str:
         """Say the goal."""
         lines = []
         for name, goal in self._goals(baseline).items():
@@ -127,7 +127,7 @@ class Tolerance(Criterion):
         what = "weighted mean of " if is_weighted else ""
         return what + " and ".join(lines)
 
-    def noise(self, runs: tuple[Scores, ...]) -> str:
+    def noise(self, runs: tuple[Metrics, ...]) -> str:
         """Compare the spread of repeated float scores with the tolerance."""
         lines = []
         for name, goal in self._goals(runs[0]).items():
@@ -143,7 +143,7 @@ class Tolerance(Criterion):
             return ""
         return "; ".join(lines) + ": seed the score function or score more samples"
 
-    def sample_goal(self, baseline: Scores) -> SampleGoal | None:
+    def sample_goal(self, baseline: Metrics) -> SampleGoal | None:
         """Return the goal of a lone metric, with the confidence that is asked for; None where there
         are several, or none is."""
         goals = list(self._goals(baseline).values())
@@ -158,7 +158,7 @@ class Tolerance(Criterion):
             self.config.score_range,
         )
 
-    def allowed(self, baseline: Scores) -> tuple[float, bool] | None:
+    def allowed(self, baseline: Metrics) -> tuple[float, bool] | None:
         """Return the allowed loss of a lone metric, in its own unit."""
         goals = self._goals(baseline)
         if len(goals) != 1:

@@ -10,7 +10,7 @@ import pytest
 
 from octavo.core.contract.adapter import Opened
 from octavo.core.errors import SchemeError
-from octavo.core.numerics.channels import FEATURES, ChannelMap
+from octavo.core.numerics.channels import RESCALE_FEATURES, ChannelMap
 from octavo.core.values.graph import Group
 from octavo.core.values.recipe import Recipe
 
@@ -71,7 +71,7 @@ class Rescales:
     def test_what_groups_do_not_take_is_refused(self, opened: Opened) -> None:
         """A shift or rotation is declared, by feature and by group, or it is a SchemeError."""
         for group in _groups(opened):
-            declared = {FEATURES[kind] for kind in group.takes}
+            declared = {RESCALE_FEATURES[kind] for kind in group.takes}
             assert declared <= opened.capability.features, group.name
             assert group.online <= group.takes, group.name
             for kind in {"shift", "rotation"} - group.takes:

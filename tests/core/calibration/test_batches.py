@@ -12,7 +12,7 @@ import pytest
 
 import octavo
 from octavo.core.calibration.data import calibration_data, rows
-from octavo.core.calibration.reading import choose
+from octavo.core.calibration.reading import choose_reading
 from octavo.core.errors import DataError
 from octavo.core.values.calls import Batch, flat, parts
 from octavo.core.values.graph import InputInfo
@@ -66,7 +66,7 @@ def runner(*, takes_pairs: bool = False, uses_mask: Any = "shape"):
 
 
 def read(raw: Any, what: Takes, attempt: Any = None) -> tuple[Batch, str]:
-    reading = choose(raw, what, attempt)
+    reading = choose_reading(raw, what, attempt)
     return reading(raw, 0), reading.note
 
 
@@ -129,9 +129,13 @@ def test_labels_that_would_run_as_an_optional_argument_are_refused() -> None:
     with pytest.raises(
         DataError, match=r"item 1 may be 'weights' or labels.*octavo\.Batches"
     ):
-        choose((X, Y), takes("x", "weights", required=("x",)), runner(uses_mask=True))
+        choose_reading(
+            (X, Y), takes("x", "weights", required=("x",)), runner(uses_mask=True)
+        )
     with pytest.raises(DataError, match=r"octavo\.Batches"):
-        choose([X, Y], takes("x", "mask", required=("x",)), runner(uses_mask=True))
+        choose_reading(
+            [X, Y], takes("x", "mask", required=("x",)), runner(uses_mask=True)
+        )
 
 
 def test_a_mask_is_known_as_one() -> None:
@@ -232,7 +236,7 @@ def test_a_list_that_is_the_argument() -> None:
 )
 def test_what_fits_no_reading_is_refused(raw: Any, what: Takes, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        choose(raw, what, None)
+        choose_reading(raw, what, None)
 
 
 def test_a_batch_that_does_not_run_names_its_shapes() -> None:
@@ -242,12 +246,12 @@ def test_a_batch_that_does_not_run_names_its_shapes() -> None:
     with pytest.raises(
         DataError, match=r"x float32\(4, 3\).*cannot be multiplied.*octavo\.Batches"
     ):
-        choose((X, Y), takes("x"), broken)
+        choose_reading((X, Y), takes("x"), broken)
 
 
 def test_leaves_are_checked_where_they_lie() -> None:
     bad = {"b": {"x": X, "l": [np.array([1.0, np.nan])]}}
-    reading = choose((bad,), takes("d"), None)
+    reading = choose_reading((bad,), takes("d"), None)
     with pytest.raises(DataError, match=r"batch 1, input 'd\.b\.l\[0\]' holds NaN"):
         calibration_data([({"b": {"x": X}},), (bad,)], (), reading)
     with pytest.raises(DataError, match=r"'d\.b': object is no array"):
@@ -255,7 +259,7 @@ def test_leaves_are_checked_where_they_lie() -> None:
 
 
 def test_digests_tell_trees_apart() -> None:
-    reading = choose(({"a": X},), takes("d"), None)
+    reading = choose_reading(({"a": X},), takes("d"), None)
 
     def digest(tree: Any) -> str:
         return calibration_data([(tree,)], (), reading).digest()
@@ -354,7 +358,7 @@ def test_trees_for_a_graph_are_their_arrays_in_order() -> None:
 def test_sparse_tensors_are_leaves_too(layout: str) -> None:
     torch = pytest.importorskip("torch")
     sparse = getattr(torch.eye(4), layout)()
-    reading = choose((sparse,), takes("x"), None)
+    reading = choose_reading((sparse,), takes("x"), None)
     data = calibration_data([(sparse,)], (), reading)
     assert (
         data.digest()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from octavo.core.calibration.calibrators import octavo_calibrators
 from octavo.core.calibration.calibrators.bins import Histogram
 from octavo.core.calibration.calibrators.entropy import divergence
-from octavo.core.calibration.features import FEATURES
+from octavo.core.calibration.features import FEATURE_OBSERVERS
 from octavo.core.contract.calibrator import Calibrator
 from octavo.core.contract.parts import Part
 from octavo.core.errors import DataError
@@ -243,7 +243,7 @@ def test_features_and_their_rescaling(make: Any) -> None:
         "channel_range": np.abs(patches).max(1),
         "channel_mean": patches.sum(1),
     }
-    for name, observer in FEATURES.items():
+    for name, observer in FEATURE_OBSERVERS.items():
         one, other, scaled = observer(rows), observer(rows), observer(rows)
         one.update(make(xs[0]))
         other.update(make(xs[1]))

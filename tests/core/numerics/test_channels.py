@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from octavo.core.calibration.calibrators.minmax import MinMax, MinMaxConfig
-from octavo.core.calibration.features import FEATURES
+from octavo.core.calibration.features import FEATURE_OBSERVERS
 from octavo.core.calibration.statistics import Statistics
 from octavo.core.contract.calibrator import Observer, Probe
 from octavo.core.errors import SchemeError
@@ -134,7 +134,7 @@ def test_what_a_group_does_not_take_is_refused() -> None:
 def observers(xs: list[Any], rows: Rows) -> Statistics:
     def make(probe: Probe) -> Observer:
         return (
-            FEATURES[probe.calibrator.kind](probe.rows)
+            FEATURE_OBSERVERS[probe.calibrator.kind](probe.rows)
             if probe.rows
             else MinMax(MinMaxConfig(), probe.axis)
         )
@@ -142,7 +142,7 @@ def observers(xs: list[Any], rows: Rows) -> Statistics:
     probes = [
         Probe("v", MINMAX),
         Probe("v", MINMAX, -1),
-        *(Probe("v", PartChoice(kind=k), None, rows) for k in FEATURES),
+        *(Probe("v", PartChoice(kind=k), None, rows) for k in FEATURE_OBSERVERS),
     ]
     found = Statistics(probes, make)
     for x in xs:

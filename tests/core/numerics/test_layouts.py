@@ -19,7 +19,7 @@ from octavo.core.errors import NonFiniteWeight, SchemeError
 from octavo.core.numerics import tensor
 from octavo.core.numerics.affine import affine_params, quantize
 from octavo.core.numerics.blocked import round_blocked, takes
-from octavo.core.numerics.codec import choose, decode, encode
+from octavo.core.numerics.codec import choose_params, decode, encode
 from octavo.core.numerics.layout import from_matrix, stretch, to_matrix
 from octavo.core.numerics.packing import pack, unpack
 from octavo.core.numerics.ranges import ranges, token_params
@@ -150,7 +150,7 @@ def test_blocked_rounding_equals_the_plain_one(
         np.round(x[5]) * 0.5,
         -0.0,
     )
-    params, _ = choose(*ranges(x, spec), spec, 0)
+    params, _ = choose_params(*ranges(x, spec), spec, 0)
     expected = encode(x, params)
     kinds = [make(x) for make in MAKERS.values()]
     for matrix in (*kinds, np.asfortranarray(x), np.repeat(x, 2, axis=1)[:, ::2]):
@@ -216,7 +216,7 @@ def test_each_token_has_a_scale(dtype: str, symmetric: bool, make: Any) -> None:
     numbers = np.asarray(decode(codes, params))
     for i in range(2):
         for j in range(5):
-            whole, _ = choose(
+            whole, _ = choose_params(
                 x[i, j].min(),
                 x[i, j].max(),
                 QuantSpec(dtype=dtype, symmetric=symmetric),

@@ -15,10 +15,10 @@ import pytest
 from array_api_compat import array_namespace
 
 from octavo.core.calibration.calibrators import octavo_calibrators
-from octavo.core.calibration.features import FEATURES
+from octavo.core.calibration.features import FEATURE_OBSERVERS
 from octavo.core.contract.algorithm import WeightContext
 from octavo.core.numerics.affine import affine_params, dequantize, quantize
-from octavo.core.numerics.codec import choose, decode, encode, project
+from octavo.core.numerics.codec import choose_params, decode, encode, project
 from octavo.core.numerics.hadamard import rotate
 from octavo.core.numerics.packing import pack, unpack
 from octavo.core.numerics.ranges import ranges, token_params
@@ -127,7 +127,7 @@ def test_algorithms(name: str, settings: dict[str, Any], spec: QuantSpec) -> Non
 @pytest.mark.parametrize("spec", [*INTEGERS, *OTHERS], ids=str)
 def test_codecs(spec: QuantSpec) -> None:
     def run(x: Any) -> Any:
-        params, _ = choose(
+        params, _ = choose_params(
             *ranges(x, spec), spec, None if spec.granularity == "tensor" else 0
         )
         codes = encode(x, params)
@@ -181,7 +181,7 @@ def test_packing() -> None:
     ],
 )
 def test_features(rows: Rows) -> None:
-    for kind in FEATURES.values():
+    for kind in FEATURE_OBSERVERS.values():
 
         def run(x: Any, kind: Any = kind) -> Any:
             observer = kind(rows)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from octavo.core.calibration.features import FEATURES
+from octavo.core.calibration.features import FEATURE_OBSERVERS
 from octavo.core.calibration.statistics import Statistics
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import SchemeError
@@ -44,7 +44,8 @@ def quantized(
     """What the loop does with one weight: observe the input, then round."""
     needs = frozenset({"gram"} if HOST.part("algorithms", algorithm).needs else ())
     statistics = Statistics(
-        feature_probes(op, needs), lambda p: FEATURES[p.calibrator.kind](p.rows)
+        feature_probes(op, needs),
+        lambda p: FEATURE_OBSERVERS[p.calibrator.kind](p.rows),
     )
     if needs:
         statistics.update("x", x)
@@ -207,7 +208,7 @@ def test_transposed_convolutions_round_for_their_outputs(
         assert errors[0] < errors[1]
 
     probe = next(iter(feature_probes(op, ("gram",))))
-    gram = FEATURES["gram"](probe.rows)
+    gram = FEATURE_OBSERVERS["gram"](probe.rows)
     gram.update(make(x))
     blocks = np.asarray(gram.value)
     error = np.moveaxis(np.asarray(plain.dequantize()) - weight, 1, 0).reshape(
@@ -228,7 +229,7 @@ def test_bias_of_a_transposed_convolution_keeps_the_mean_output() -> None:
     op = conv(weight, 3, "conv_transpose", strides=(2, 2))
     statistics = Statistics(
         feature_probes(op, ("channel_mean",)),
-        lambda p: FEATURES[p.calibrator.kind](p.rows),
+        lambda p: FEATURE_OBSERVERS[p.calibrator.kind](p.rows),
     )
     statistics.update("x", x)
     found = quantized(

@@ -12,7 +12,7 @@ from torch.fx import Graph, Node
 
 from octavo.adapters.pytorch.capture.capture import Capture
 from octavo.adapters.pytorch.capture.layers import find_layers
-from octavo.adapters.pytorch.capture.links import Factors
+from octavo.adapters.pytorch.capture.links import InputMaps
 from octavo.adapters.pytorch.capture.standins.functional import WITH_WEIGHTS, products
 from octavo.core.values.graph import Op, tied_groups
 
@@ -42,7 +42,7 @@ class GraphCapture(Capture):
         root: nn.Module,
         graph: Graph,
         shapes: Mapping[str, tuple[int, ...]],
-        factors: Factors | None = None,
+        factors: InputMaps | None = None,
     ) -> None:
         self.root = root
         self.factors = dict(factors or {})
@@ -84,7 +84,7 @@ class GraphCapture(Capture):
         shapes = {name: list(shape) for name, shape in self.sites.shapes.items()}
         return {"kind": "graph", "shapes": shapes}
 
-    def on(self, root: nn.Module, factors: Factors) -> GraphCapture:
+    def on(self, root: nn.Module, factors: InputMaps) -> GraphCapture:
         """Return the same view over another skeleton."""
         return GraphCapture(root, self.graph, self.sites.shapes, factors)
 
