@@ -310,16 +310,16 @@ def test_a_finished_run_is_answered_from_its_history(
 def test_calibration_runs_once_and_weights_are_quantized_once(
     tune: Callable[..., octavo.Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from octavo.core.tuning import prepare
+    from octavo.core.tuning import ground
 
     made = []
-    real = prepare.Realizer
+    real = ground.Realizer
 
     def recorded(*arguments: Any, **named: Any) -> Any:
         made.append(real(*arguments, **named))
         return made[-1]
 
-    monkeypatch.setattr(prepare, "Realizer", recorded)
+    monkeypatch.setattr(ground, "Realizer", recorded)
     result = tune(strategy="exhaustive", max_trials=30)
     (realizer,) = made
     assert len(result.trials) == 30
