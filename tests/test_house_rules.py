@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -73,3 +75,43 @@ def test_reasons_are_read_from_their_table_only() -> None:
 
 def test_the_house_keeps_its_rules() -> None:
     assert list(house.problems()) == []
+
+
+def ruff(*arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
+    """Run the linter with the project's settings."""
+    command = [sys.executable, "-m", "ruff", *arguments]
+    return subprocess.run(
+        command,
+        input=given,
+        capture_output=True,
+        text=True,
+        cwd=house.ROOT,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("arguments", [("check",), ("format", "--check")])
+def test_the_linter_finds_nothing(arguments: tuple[str, ...]) -> None:
+    done = ruff(*arguments, "--no-cache", ".")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+BRANCHES = "".join(f"    if x == {n}:\n        return {n}\n" for n in range(12))
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ("E501", '"""A module."""\n\nNAME = "' + "x" * 100 + '"\n'),
+        (
+            "C901",
+            f'"""A module."""\n\n\ndef many(x):\n    """Do."""\n{BRANCHES}    return 0\n',
+        ),
+    ],
+)
+def test_the_linter_looks_at_length_and_complexity(code: str, text: str) -> None:
+    done = ruff(
+        "check", "--no-cache", "--stdin-filename", "core/new.py", "-", given=text
+    )
+    assert done.returncode == 1
+    assert code in done.stdout

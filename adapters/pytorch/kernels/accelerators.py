@@ -160,9 +160,7 @@ def pack_int4(codes: Tensor, scale: Tensor, zero: Tensor) -> tuple[Tensor, Tenso
     tiles = next(count for count in (8, 4, 2) if inputs % (16 * count) == 0)
     contiguous = halves.to(torch.uint8).contiguous()
     packed = _ATEN._convert_weight_to_int4pack(contiguous, tiles)
-    pairs = torch.stack([scale, zero], -1)
-    groups_first = pairs.transpose(0, 1).contiguous()
-    return packed, groups_first.to(torch.bfloat16)
+    return packed, onednn.scales_and_zeros(scale, zero)
 
 
 def linear_int4(x: Tensor, packed: Tensor, group: int, scales: Tensor) -> Tensor:

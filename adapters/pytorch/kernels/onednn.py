@@ -215,9 +215,22 @@ def pack_int4(codes: Tensor, scale: Tensor, zero: Tensor) -> tuple[Tensor, Tenso
         zero: What stands for code 8, (outputs, groups).
     """
     packed: Tensor = _ATEN._convert_weight_to_int4pack_for_cpu(codes, 1)
+    return packed, scales_and_zeros(scale, zero)
+
+
+def scales_and_zeros(scale: Tensor, zero: Tensor) -> Tensor:
+    """Return scales and zeros as torch's 4-bit products of every device take them.
+
+    Args:
+        scale: float32 (outputs, groups).
+        zero: Likewise.
+
+    Returns:
+        bfloat16 (groups, outputs, 2).
+    """
     pairs = torch.stack([scale, zero], -1)
     groups_first = pairs.transpose(0, 1).contiguous()
-    return packed, groups_first.to(torch.bfloat16)
+    return groups_first.to(torch.bfloat16)
 
 
 def linear_int4(x: Tensor, packed: Tensor, group: int, scales: Tensor) -> Tensor:
