@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field
 from octavo.core.errors import ConfigError, raised_as
 from octavo.core.scoring.choice import pareto
 from octavo.core.values.coverage import Coverage
+from octavo.core.values.layers import Layer
 from octavo.core.values.ledger import Applied
 from octavo.core.values.scheme import FLOAT, Frozen
 from octavo.core.values.settings import checked
@@ -87,6 +88,12 @@ class ReportData:
         created: When, in UTC, ISO 8601.
         coverage: Which weights of the best model are quantized; empty for results of versions that
             did not count.
+        why_best: Why this trial and no other, in one sentence.
+        layers: Op -> its figures in the best model and in the float model.
+        machine: Where it was measured.
+        data: What calibrated, scored and timed.
+        final: The last timing of the best few in turns.
+        remarks: What was told while the run went on.
     """
 
     title: str
@@ -110,6 +117,12 @@ class ReportData:
     versions: Mapping[str, str] = field(default_factory=dict)
     created: str = ""
     coverage: Coverage = field(default_factory=Coverage)
+    why_best: str = ""
+    layers: Mapping[str, Layer] = field(default_factory=dict)
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    final: Mapping[str, Any] = field(default_factory=dict)
+    remarks: Sequence[str] = ()
 
     @property
     def kept_float(self) -> bool:
@@ -226,6 +239,12 @@ class _Facts(Frozen):
     environment: dict[str, str] = Field(default_factory=dict)
     made: str = ""
     coverage: JsonTable = Field(default_factory=dict)
+    why_best: str = ""
+    layers: dict[str, JsonTable] = Field(default_factory=dict)
+    machine: JsonTable = Field(default_factory=dict)
+    data: JsonTable = Field(default_factory=dict)
+    final: JsonTable = Field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
 
 def _gathered(facts: _Facts, title: str) -> ReportData:
@@ -261,6 +280,12 @@ def _gathered(facts: _Facts, title: str) -> ReportData:
         versions=facts.environment,
         created=facts.made,
         coverage=Coverage.from_json(facts.coverage),
+        why_best=facts.why_best,
+        layers={op: Layer.from_json(row) for op, row in facts.layers.items()},
+        machine=facts.machine,
+        data=facts.data,
+        final=facts.final,
+        remarks=facts.remarks,
     )
 
 

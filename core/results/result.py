@@ -21,6 +21,7 @@ from octavo.core.system.redaction import redacted
 from octavo.core.system.textfiles import absolute
 from octavo.core.values.coverage import Coverage
 from octavo.core.values.graph import ModelView
+from octavo.core.values.layers import Layer
 from octavo.core.values.ledger import Applied
 from octavo.core.values.trial import Trial
 
@@ -143,6 +144,13 @@ class Result(Quantized):
         interrupted: Whether a signal ended the search.
         seconds: Wall time of the whole run.
         command: How to run it again, where the command line started it.
+        why_best: Why this trial and no other, in one sentence.
+        layers: Op -> its figures in the best model and in the float model.
+        machine: Where it was measured: processor, cores, threads, instruction sets, load, ...
+        data: What calibrated, scored and timed: counts of batches and samples, shapes.
+        final: The last timing of the best few in turns: rounds, trials, ties, load; empty where
+            there was none.
+        remarks: What was told while the run went on.
     """
 
     goal_met: bool = False
@@ -161,6 +169,12 @@ class Result(Quantized):
     interrupted: bool = False
     seconds: float = 0.0
     command: str = ""
+    why_best: str = ""
+    layers: Mapping[str, Layer] = field(default_factory=dict)
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    final: Mapping[str, Any] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
     @property
     def objectives(self) -> tuple[str, ...]:
@@ -200,6 +214,12 @@ class Result(Quantized):
             "seconds": self.seconds,
             "storage": self.storage,
             "command": redacted(self.command),
+            "why_best": self.why_best,
+            "layers": {op: layer.to_json() for op, layer in self.layers.items()},
+            "machine": dict(self.machine),
+            "data": dict(self.data),
+            "final": dict(self.final),
+            "remarks": list(self.remarks),
         }
 
     def save(self, folder: str | Path) -> Path:

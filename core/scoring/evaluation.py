@@ -13,6 +13,7 @@ from octavo.core.contract.adapter import Candidate
 from octavo.core.errors import EvaluationError
 from octavo.core.numerics.arrays import to_numpy
 from octavo.core.values.calls import Call, parts, plainest
+from octavo.core.values.sampling import Sampling, sampling_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,22 @@ def check_scores(raw: object, metric: str = "score") -> Scores:
     return Scores(metrics, per_sample)
 
 
+def sampling_by_metric(scores: Scores) -> dict[str, Sampling]:
+    """Return what the samples say of the metric that is their mean; empty where none were given."""
+    if scores.per_sample is None:
+        return {}
+    mean = float(scores.per_sample.mean())
+    for name, value in scores.metrics.items():
+        if _is_mean(value, mean):
+            return {name: sampling_of(scores.per_sample)}
+    return {}
+
+
+def _is_mean(value: float, mean: float) -> bool:
+    # Sums in single precision over many samples differ from each other by less.
+    return math.isclose(value, mean, rel_tol=1e-4, abs_tol=1e-6)
+
+
 def _checked_samples(raw: Any) -> np.ndarray | None:
     """Return scores of single samples as float64, shape (samples,); None where there are none."""
     if raw is None:
@@ -89,10 +106,7 @@ def _check_mean(
         )
     mean = float(per_sample.mean())
     values = [metrics[metric]] if metric in metrics else list(metrics.values())
-    # Sums in single precision over many samples differ from each other by less.
-    if not any(
-        math.isclose(value, mean, rel_tol=1e-4, abs_tol=1e-6) for value in values
-    ):
+    if not any(_is_mean(value, mean) for value in values):
         shown = ", ".join(f"{value:g}" for value in values)
         raise EvaluationError(
             f"the mean of Evaluation.per_sample is {mean:g}, and the value is {shown}: give the "

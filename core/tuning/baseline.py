@@ -9,7 +9,7 @@ from octavo.core.contract.adapter import Batch, Opened
 from octavo.core.contract.objective import Subject
 from octavo.core.errors import EvaluationError, said
 from octavo.core.scoring.certifying import coarseness
-from octavo.core.scoring.evaluation import Scores
+from octavo.core.scoring.evaluation import Scores, sampling_by_metric
 from octavo.core.scoring.noise import Noise
 from octavo.core.scoring.racing import RaceConfig
 from octavo.core.scoring.scoring import first_samples
@@ -110,6 +110,7 @@ def _recorded(
         margin=bench.criterion.judge(metrics, metrics).margin,
         objectives=measured,
         seconds=seconds,
+        sampling=sampling_by_metric(scores),
     )
     bench.history.begin(0, recipe)
     bench.history.finish(trial)

@@ -8,6 +8,7 @@ from contextlib import suppress
 
 from octavo.core.contract.objective import Subject
 from octavo.core.errors import StoreError
+from octavo.core.scoring.evaluation import sampling_by_metric
 from octavo.core.scoring.executor import traceback_text
 from octavo.core.scoring.racing import Rejection
 from octavo.core.values.budgets import overruns
@@ -102,6 +103,7 @@ def _judged(
         objectives=measured,
         ledger=candidate.ledger,
         seconds=laps.seconds,
+        sampling=sampling_by_metric(scores),
     )
 
 

@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field
 from .capability import Realization
 from .ledger import Applied
 from .recipe import Recipe
+from .sampling import Sampling
 from .scheme import Frozen, OpScheme
 from .settings import checked
 
@@ -43,6 +44,15 @@ class Measurement:
     def cost(self) -> float:
         """The value with its sign turned where more is better: what is minimised."""
         return self.value if self.lower_is_better else -self.value
+
+    @property
+    def base(self) -> float | None:
+        """The float model's figure in the same rounds, such that ``base * ratio`` is the value.
+
+        None where the float model was not measured beside it. Shown beside the value and its ratio
+        everywhere: what the float model took in another minute does not belong there.
+        """
+        return self.value / self.ratio if self.ratio else None
 
     @property
     def relative(self) -> Measurement:
@@ -101,6 +111,8 @@ class Trial:
             the baseline only.
         refused: Why it does not count although it passed in the search: it failed when it was
             confirmed, or on held-out data.
+        sampling: Metric -> how many samples its score is the mean of, and its interval; of the
+            metric whose samples the score function gave.
     """
 
     number: int
@@ -119,6 +131,7 @@ class Trial:
     refused: str = ""
     runs: int = 1
     noise: float = 0.0
+    sampling: Mapping[str, Sampling] = field(default_factory=dict)
 
     def costs(self, names: tuple[str, ...]) -> tuple[float, ...]:
         """Objective costs (lower is better) in the given order; inf where one was not measured.
@@ -153,6 +166,7 @@ class Trial:
             "refused": self.refused,
             "runs": self.runs,
             "noise": self.noise,
+            "sampling": {name: s.to_row() for name, s in self.sampling.items()},
         }
 
     @classmethod
@@ -191,6 +205,7 @@ class Trial:
             refused=row.refused,
             runs=row.runs,
             noise=row.noise,
+            sampling={name: Sampling(*found) for name, found in row.sampling.items()},
         )
 
 
@@ -220,6 +235,7 @@ class _Row(Frozen):
     refused: str = ""
     runs: int = 1
     noise: float = 0.0
+    sampling: dict[str, tuple[int, float, float, bool]] = Field(default_factory=dict)
 
 
 def _measurement(figures: _Figures) -> Measurement:
