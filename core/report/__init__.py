@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .model import OpLine, ReportData, report_data
+from .model import OpLine, ReportData
 from .page import render, write
+from .reading import report_data
 
 __all__ = ["OpLine", "ReportData", "render", "report_data", "write"]
