@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 
 from octavo.cli import main
-from octavo.cli.data import read_samples, split
-from octavo.cli.metrics import METRICS, FileScore
+from octavo.cli.given.data import read_samples, split
+from octavo.cli.given.metrics import METRICS, FileScore
 from octavo.core.errors import ConfigError, DataError, UnsafeFile
 from octavo.core.scoring.evaluation import Evaluation
 from octavo.core.storage.history import read_history
@@ -159,7 +159,7 @@ def test_calibration_samples_are_not_scored(tmp_path: Path) -> None:
 def score(
     name: str, outputs: np.ndarray, labels: np.ndarray | None
 ) -> tuple[float, np.ndarray]:
-    from octavo.cli.data import Samples
+    from octavo.cli.given.data import Samples
 
     samples = Samples({"x": outputs}, labels, "here")
     scorer = FileScore(name, samples, 2, reference=lambda x: x)
@@ -296,10 +296,10 @@ def test_capabilities_of_this_machine_need_no_model(octavo: Command) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (("inspect", "nowhere.onnx"), 1, "nowhere.onnx does not exist"),
-        (("tune", "nowhere.onnx"), 1, "does not exist"),
-        (("history", "nowhere.db"), 1, "does not exist"),
-        (("report", "nowhere"), 2, "holds no octavo.json"),
+        (("inspect", "nowhere.onnx"), 2, "nowhere.onnx does not exist"),
+        (("quantize", "nowhere.onnx", "--scheme", "int8-dynamic"), 2, "does not exist"),
+        (("history", "nowhere.db"), 2, "does not exist"),
+        (("report", "nowhere"), 2, "nowhere does not exist"),
         (("inspect", "json:lods"), 2, "did you mean 'loads'"),
         (("inspect", "no_such_module:model"), 2, "No module named 'no_such_module'"),
         (("tune",), 2, "Missing argument"),
@@ -387,19 +387,25 @@ def test_a_model_file_is_tuned_saved_reported_and_loaded_again(
     assert (tmp_path / "again.html").exists()
 
 
-def test_a_second_run_on_the_same_history_is_refused_and_resumed_when_asked(
+def test_a_second_run_on_the_same_history_goes_on_with_it(
     octavo: Command, model: Path
 ) -> None:
     assert tune(octavo, model, "--output", "result", "--no-report")[0] == 0
     first = read_history("result.db")[1]
     code, _, error = tune(octavo, model, "--output", "result", "--no-report")
-    assert code == 1
-    assert "--resume" in error
-    code, _, error = tune(
-        octavo, model, "--output", "result", "--no-report", "--resume"
-    )
     assert code == 0, error
     assert read_history("result.db")[1] == first, "nothing is run twice"
+    code, _, error = tune(
+        octavo, model, "--output", "result", "--no-report", "--no-resume"
+    )
+    assert code == 1
+    assert "--resume" in error
+    code, _, error = tune(octavo, model, "--output", "result", "--no-report", "--fresh")
+    assert code == 0, error
+    (aside,) = Path().glob("result-until-*.db")
+    assert str(aside) in error
+    assert read_history(aside)[1] == first
+    assert read_history("result.db")[1] != first
 
 
 def test_a_goal_that_cannot_be_reached_has_an_exit_code_of_its_own(

@@ -53,7 +53,7 @@ def writable(storage: str | Path, stack: contextlib.ExitStack) -> str:
     text = str(storage)
     if is_url(text) and not text.startswith("sqlite"):
         return text
-    path = absolute(_sqlite_path(text), "a history")
+    path = absolute(sqlite_path(text), "a history")
     if path.is_dir():
         raise StoreError(
             f"{path} is a folder; give a file, for example {path / 'history.db'}"
@@ -80,7 +80,7 @@ def writable(storage: str | Path, stack: contextlib.ExitStack) -> str:
     return f"sqlite:///{path}"
 
 
-def _sqlite_path(text: str) -> str:
+def sqlite_path(text: str) -> str:
     """Return the path of a SQLite file, which is given as it is or as a URL.
 
     Raises:

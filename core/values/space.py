@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -183,3 +183,22 @@ class TuningSpace:
         ]
         raw = [self.backend, units, transforms]
         return hashlib.sha256(canonical_json(raw).encode()).hexdigest()[:16]
+
+
+def breadth(spaces: Iterable[TuningSpace]) -> str:
+    """Return how much there is to choose, in words: ``12 ops with up to 9 choices``.
+
+    Args:
+        spaces: Of one run, one for each backend.
+    """
+    told = []
+    for space in spaces:
+        ops = sum(len(unit.ops) for unit in space.tunable)
+        most = max((len(unit.choices) for unit in space.tunable), default=0)
+        if ops:
+            told.append((space.backend, f"{ops:,} ops with up to {most} choices"))
+    if not told:
+        return "nothing to choose"
+    if len(told) == 1:
+        return told[0][1]
+    return "; ".join(f"{backend}: {words}" for backend, words in told)

@@ -15,7 +15,7 @@ from octavo.core.opening.speeds import measured
 from octavo.core.values.capability import Capability, Offer
 
 from .console import out, show_json, table, warn
-from .models import source
+from .given.models import source
 
 
 def register(app: typer.Typer) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.table import Table
@@ -13,20 +14,26 @@ from rich.text import Text
 
 from octavo.core.values.json_form import without_infinities
 
+from .face.streams import is_unicode
+
 WIDE = 200
 """Columns where no terminal limits them (a pipe, a file): names must not be cut there."""
+
+HELP = 80
+"""Columns of help in a pipe: a pager shows it."""
 
 
 def out() -> Console:
     """Return a console on standard output. Made anew, so that a redirected ``sys.stdout`` is
     honoured."""
-    return Console(
-        file=sys.stdout,
-        highlight=False,
-        markup=False,
-        emoji=False,
-        width=None if sys.stdout.isatty() else WIDE,
-    )
+    return _console(sys.stdout, WIDE)
+
+
+def help_page() -> Console:
+    """Return a console on standard output for texts, which are no better for being wide."""
+    console = _console(sys.stdout, HELP)
+    console.width = min(console.width, 100)
+    return console
 
 
 def err() -> Console:
@@ -34,6 +41,12 @@ def err() -> Console:
     return Console(
         file=sys.stderr, highlight=False, markup=False, emoji=False, soft_wrap=True
     )
+
+
+def _console(stream: TextIO, in_a_pipe: int) -> Console:
+    """Return a console as wide as its terminal, or as COLUMNS says; in a pipe as wide as told."""
+    width = None if stream.isatty() or "COLUMNS" in os.environ else in_a_pipe
+    return Console(file=stream, highlight=False, markup=False, emoji=False, width=width)
 
 
 def fail(message: object) -> None:
@@ -52,13 +65,14 @@ def say(message: str) -> None:
 
 
 def show_json(value: Any) -> None:
-    """Print JSON that another program can read."""
-    sys.stdout.write(
-        json.dumps(
-            without_infinities(value), indent=2, ensure_ascii=False, allow_nan=False
-        )
-        + "\n"
+    """Print JSON that another program can read, in any encoding."""
+    text = json.dumps(
+        without_infinities(value),
+        indent=2,
+        ensure_ascii=not is_unicode(sys.stdout),
+        allow_nan=False,
     )
+    sys.stdout.write(f"{text}\n")
 
 
 def table(

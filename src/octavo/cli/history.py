@@ -12,10 +12,12 @@ from octavo.core.errors import ConfigError, raised_as
 from octavo.core.report import text
 from octavo.core.results.result import read_manifest
 from octavo.core.storage.history import read_history
+from octavo.core.storage.stores import is_url
 from octavo.core.values.trial import Trial
 
 from .console import out, show_json, table
-from .models import is_result
+from .face.early import existing
+from .given.models import is_result
 
 
 def register(app: typer.Typer) -> None:
@@ -37,6 +39,10 @@ def history(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the trials of a run. The store is only read."""
+    if not is_url(store):
+        existing(
+            store, "the history", "give the file that --storage named, or a result"
+        )
     if is_result(Path(store)):
         manifest = read_manifest(Path(store))
         if "trials" not in manifest:

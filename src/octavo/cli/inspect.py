@@ -20,8 +20,8 @@ from octavo.core.values.coverage import Coverage
 from octavo.core.values.graph import ModelView, Op
 
 from .console import out, show_json, table
+from .given.models import is_result, source
 from .ledger import ledger_table
-from .models import is_result, source
 from .summary import float_weights
 
 

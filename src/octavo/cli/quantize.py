@@ -2,80 +2,86 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from octavo.core.errors import ConfigError
+from octavo.core.contract.plugins import PluginHost
+from octavo.core.errors import ConfigError, nearest
 from octavo.core.opening.config import TuningConfig
 from octavo.core.opening.presets import PRESETS
 from octavo.core.results.result import check_target
 from octavo.core.tuning.quantize import quantize_model
 
 from .console import out, say
-from .data import calibration_source
+from .face.early import check_parts, existing
+from .face.logs import logged
+from .face.options import (
+    INPUT,
+    OUTPUT,
+    SEARCH,
+    Backend,
+    BatchSize,
+    Labels,
+    LogFile,
+    Model,
+    Verbose,
+    option,
+)
+from .given.data import calibration_source
+from .given.models import check_model, default_folder, source
+from .given.scoring import SAMPLES, is_path
 from .ledger import ledger_table
-from .models import default_folder, source
 from .summary import float_weights
+
+EXAMPLES = """
+octavo quantize model.onnx --scheme int8-dynamic
+octavo quantize model.onnx --scheme int8-static --data samples.npz
+octavo quantize model.onnx --scheme model-quantized --data samples.npz
+"""
+
+_SCHEME = (
+    f"{', '.join(PRESETS)}; or a saved result, a recipe (.json), or a configuration whose rules "
+    "say what each op takes."
+)
+_DATA = "Samples that calibrate: an .npz, a folder of .npy, or module:name."
+CONFIGURATIONS = (".toml", ".yaml", ".yml")
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("quantize")(quantize)
+    app.command("quantize", epilog=EXAMPLES)(quantize)
 
 
 def quantize(
-    model: Annotated[
-        str, typer.Argument(help="A model file (.onnx, .npz), or module:name.")
-    ],
-    scheme: Annotated[
-        str,
-        typer.Option(
-            help=f"One of {', '.join(PRESETS)}; or a saved result, a recipe (.json), or a "
-            "configuration whose rules say what each op takes."
-        ),
-    ] = "int8-static",
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="Calibration samples: an .npz, a folder of .npy, or module:name."
-        ),
-    ] = None,
-    labels: Annotated[
-        str | None, typer.Option(help="Name of an array in --data that is no input.")
-    ] = None,
-    backend: Annotated[
-        str | None,
-        typer.Option("--backend", "-b", help="Backend; default: the model's own."),
-    ] = None,
+    model: Model,
+    scheme: Annotated[str, option(SEARCH, "NAME", _SCHEME)] = "int8-static",
+    data: Annotated[str | None, option(INPUT, "FILE", _DATA)] = None,
+    labels: Labels = None,
+    batch_size: BatchSize = 32,
+    backend: Backend = None,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output", "-o", help="Folder for the result; default: MODEL-SCHEME."
-        ),
+        option(OUTPUT, "FOLDER", "Left out: MODEL-SCHEME.", "--output", "-o"),
     ] = None,
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Samples per calibration batch.")
-    ] = 32,
+    verbose: Verbose = 0,
+    log_file: LogFile = None,
 ) -> None:
-    """Quantize MODEL by a named scheme and print what became of each op."""
-    opened = source(model)
-    chosen: Any = scheme
-    if scheme not in PRESETS and Path(scheme).suffix in (".toml", ".yaml", ".yml"):
-        chosen = TuningConfig.read(Path(scheme))
-    target = check_target(output or default_folder(model, opened, Path(scheme).stem))
-    batches = (
-        calibration_source(data, "--data", batch_size, labels)
-        if data is not None
-        else None
-    )
-    if batches is None and isinstance(chosen, str) and "static" in chosen:
-        raise ConfigError(
-            f"scheme {scheme!r} needs calibration samples: give --data, or take a dynamic or "
-            "weight-only scheme"
-        )
-    quantized = quantize_model(opened, chosen, batches, backend=backend)
+    """Quantize MODEL by a named scheme, without a search."""
+    chosen = _scheme(scheme)
+    _check_data(data, chosen)
+    if backend is not None:
+        PluginHost().read("adapters", backend)
+    check_model(model)
+    target = check_target(output or default_folder(model, Path(scheme).stem))
+    with ExitStack() as stack:
+        stack.enter_context(logged(verbose, log_file))
+        batches = None
+        if data is not None:
+            batches = calibration_source(data, "--data", batch_size, labels)
+        quantized = quantize_model(source(model), chosen, batches, backend=backend)
     for note in quantized.notes:
         if note != quantized.coverage.summary():  # the table tells it
             say(note)
@@ -84,3 +90,35 @@ def quantize(
     if quantized.coverage.total:
         console.print(float_weights(quantized.coverage))
     console.print(f"model: {quantized.save(target)}", soft_wrap=True)
+
+
+def _scheme(scheme: str) -> str | TuningConfig:
+    """Return what ``--scheme`` names: a name, the path of a result or recipe, or a configuration.
+
+    Raises:
+        ConfigError: If it is none of these.
+    """
+    if scheme in PRESETS:
+        return scheme
+    path = Path(scheme)
+    looks_like_a_path = path.exists() or bool(path.suffix) or len(path.parts) > 1
+    if not looks_like_a_path:
+        raise ConfigError(f"no scheme called {scheme!r}{nearest(scheme, PRESETS)}")
+    existing(scheme, "--scheme", "give a named scheme, a saved result or a recipe")
+    if path.suffix not in CONFIGURATIONS:
+        return scheme
+    settings = TuningConfig.read(path)
+    check_parts(settings)
+    return settings
+
+
+def _check_data(data: str | None, scheme: Any) -> None:
+    """Raise ConfigError where calibration samples are missing."""
+    if data is not None:
+        if is_path(data):
+            existing(data, "--data", f"{SAMPLES}, or module:name")
+    elif scheme in PRESETS and "static" in scheme:
+        raise ConfigError(
+            f"scheme {scheme!r} needs calibration samples: give --data, or take a dynamic or "
+            "weight-only scheme"
+        )

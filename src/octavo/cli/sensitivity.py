@@ -24,8 +24,8 @@ from octavo.core.values.scheme import OpScheme
 from octavo.core.values.space import Unit
 
 from .console import out, say, show_json, table
-from .data import read_samples
-from .models import source
+from .given.data import read_samples
+from .given.models import source
 
 BAR = 20  # characters of the longest bar
 

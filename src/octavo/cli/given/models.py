@@ -8,9 +8,11 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
-from octavo.core.errors import ConfigError, ModelError, nearest
+from octavo.core.errors import ConfigError, nearest
 from octavo.core.results.result import MANIFEST
 from octavo.core.system.textfiles import absolute
+
+from ..face.early import existing
 
 
 def named_object(spec: str, option: str) -> Any:
@@ -41,22 +43,40 @@ def named_object(spec: str, option: str) -> Any:
     return found
 
 
+def check_model(model: str) -> None:
+    """Raise where a model argument names nothing, before anything is read.
+
+    Raises:
+        MissingFile: If it is a path at which nothing is.
+        ConfigError: If it may not be read.
+    """
+    if _is_named(model):
+        return
+    existing(
+        model,
+        "the model",
+        "give a path, or module:name of a Python object or of a function that makes one",
+    )
+
+
+def _is_named(model: str) -> bool:
+    """Return whether a model is given as ``module:name`` and not as a path."""
+    is_path = absolute(model, "a model").exists()
+    return ":" in model and not is_path and not model.endswith((".onnx", ".npz"))
+
+
 def source(model: str) -> Any:
     """Return what a model argument names: a path, or the object of ``module:name``, or what a
     function of that name makes.
 
     Raises:
-        ModelError: If it names nothing.
+        ConfigError: If it names nothing.
     """
-    if absolute(model, "a model").exists():
+    check_model(model)
+    if not _is_named(model):
         return Path(model)
-    if ":" in model and not model.endswith((".onnx", ".npz")):
-        found = named_object(model, "model")
-        return found() if isinstance(found, (FunctionType, type)) else found
-    raise ModelError(
-        f"{model} does not exist; give a path, or module:name of a Python object or of a function "
-        "that makes one"
-    )
+    found = named_object(model, "model")
+    return found() if isinstance(found, (FunctionType, type)) else found
 
 
 def is_result(path: Any) -> bool:
@@ -64,14 +84,13 @@ def is_result(path: Any) -> bool:
     return isinstance(path, Path) and (path / MANIFEST).is_file()
 
 
-def default_folder(model: str, opened: Any, what: str) -> Path:
+def default_folder(model: str, what: str) -> Path:
     """Return where a result goes that was given no folder: the model's name and what was done to
     it.
 
     Args:
         model: As it was named on the command line.
-        opened: What :func:`source` made of it.
         what: Last part of the name.
     """
-    stem = Path(model).stem if isinstance(opened, Path) else model.split(":")[-1]
+    stem = model.split(":")[-1] if _is_named(model) else Path(model).stem
     return Path(f"{stem}-{what}")

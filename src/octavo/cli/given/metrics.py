@@ -126,8 +126,8 @@ def metric(name: str) -> Metric:
     """
     if name not in METRICS:
         raise ConfigError(
-            f"no metric called {name!r}{nearest(name, METRICS)}; for another score give "
-            "--evaluate module:function"
+            f"no metric called {name!r}{nearest(name, METRICS)} (--evaluate module:function takes "
+            "any other score)"
         )
     return METRICS[name]
 

@@ -1,0 +1,1 @@
+"""What surrounds every command: streams, help, options that several share, errors, logs."""

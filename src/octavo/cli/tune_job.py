@@ -1,0 +1,159 @@
+"""What ``octavo tune`` does: everything is checked, read and opened, then searched, then told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from octavo.core.errors import MissingFramework
+from octavo.core.opening.config import TuningConfig
+from octavo.core.report import report_data, write
+from octavo.core.report.outcome import outcome
+from octavo.core.results.result import Result, check_target, read_manifest
+from octavo.core.storage.aside import set_aside
+from octavo.core.system.signals import deferred_interrupts, terminate_as_interrupt
+from octavo.core.tuning.run import autotune
+
+from .console import out, say, show_json, warn
+from .face.early import check_parts, existing
+from .face.failures import DONE, INTERRUPTED, NOT_REACHED
+from .given.models import check_model, default_folder, source
+from .given.scoring import Scored, Wanted, scored
+from .progress import Show
+from .summary import summary
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that is ready to begin.
+
+    Attributes:
+        name: The model, as it was given.
+        model: What that names.
+        scored: How and on what.
+        target: Folder of the result.
+        storage: The history.
+    """
+
+    name: str
+    model: Any
+    scored: Scored
+    target: Path
+    storage: str
+
+    def run(self, command: str, *, quiet: bool, resume: bool) -> Ending:
+        """Search, and save what was found.
+
+        Signals end the run as a whole in peace: what was found is saved before the process ends.
+
+        Args:
+            command: How to do it again.
+            quiet: Whether nothing is told on the way.
+            resume: Whether a history that is there is continued.
+        """
+        with terminate_as_interrupt():
+            with Show(quiet) as show:
+                result = autotune(
+                    self.model,
+                    self.scored.score,
+                    self.scored.batches,
+                    self.scored.settings,
+                    storage=self.storage,
+                    resume=resume,
+                    callbacks=(show,),
+                    arrays=self.scored.takes_arrays,
+                )
+            result = replace(result, command=command)
+            with deferred_interrupts():
+                folder = result.save(self.target)
+        return Ending(result, folder, Path(self.name).name)
+
+    def tell_plan(self, as_json: bool) -> None:
+        """Say what a run would do, without doing it."""
+        from .dry_run import plan_of_tune
+
+        plan_of_tune(self).tell(as_json)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """A run that ended and is saved.
+
+    Attributes:
+        result: What it found.
+        folder: Where that is.
+        title: Heading of the report.
+    """
+
+    result: Result
+    folder: Path
+    title: str
+
+    @property
+    def code(self) -> int:
+        """The exit code."""
+        if self.result.interrupted:
+            return INTERRUPTED
+        return DONE if self.result.goal_met else NOT_REACHED
+
+    def tell(self, *, as_json: bool, with_report: bool) -> int:
+        """Write the report, print the outcome, and return the exit code."""
+        data = report_data(read_manifest(self.folder), self.title)
+        page = self.folder / "report.html"
+        if with_report:
+            try:
+                write(data, page)
+            except MissingFramework as error:
+                warn(error)
+                with_report = False
+        if as_json:
+            told = outcome(data, self.folder)
+            told["interrupted"] = self.result.interrupted
+            told["report"] = str(page) if with_report else None
+            show_json({**told, "exit_code": self.code})
+            return self.code
+        console = out()
+        console.print(summary(data))
+        console.print(f"model: {self.folder}", soft_wrap=True)
+        if with_report:
+            console.print(f"report: {page}", soft_wrap=True)
+        console.print(f"history: {self.result.storage}", soft_wrap=True)
+        return self.code
+
+
+def prepared(
+    model: str,
+    config: Path | None,
+    given: Mapping[str, Any],
+    wanted: Wanted,
+    output: Path | None,
+    storage: str | None,
+) -> Job:
+    """Check everything that can be checked at once, then read the samples and make the model.
+
+    Args:
+        model: As it was given.
+        config: A configuration file.
+        given: Settings that override it.
+        wanted: How and on what candidates are scored.
+        output: Folder of the result.
+        storage: The history.
+    """
+    if config is not None:
+        existing(config, "--config", "give a .toml, .yaml or .json file")
+    settings = TuningConfig.read(config, **given)
+    settings = wanted.checked(settings)
+    host = check_parts(settings)
+    check_model(model)
+    target = check_target(output or default_folder(model, "quantized"))
+    opened, scores = scored(wanted, settings, host, lambda: source(model))
+    return Job(model, opened, scores, target, storage or f"{target}.db")
+
+
+def begin_anew(storage: str) -> None:
+    """Set a history aside and say where it is."""
+    moved = set_aside(storage)
+    if moved is not None:
+        say(f"--fresh: the history that was there is now {moved}")
