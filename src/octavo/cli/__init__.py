@@ -30,7 +30,7 @@ from . import (
 from .console import warn
 from .face.failures import is_told, tell_failure
 from .face.help import Command, Commands
-from .face.streams import prepare_streams
+from .streams import prepare_streams
 
 app = typer.Typer(
     name="octavo",

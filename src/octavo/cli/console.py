@@ -14,7 +14,7 @@ from rich.text import Text
 
 from octavo.core.values.json_form import without_infinities
 
-from .face.streams import is_unicode
+from .streams import is_unicode
 
 WIDE = 200
 """Columns where no terminal limits them (a pipe, a file): names must not be cut there."""

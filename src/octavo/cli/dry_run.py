@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.text import Text
 
@@ -21,9 +21,7 @@ from octavo.core.values.space import TuningSpace, breadth
 
 from .console import out, show_json
 from .progress import duration
-
-if TYPE_CHECKING:
-    from .tune_job import Job
+from .tune_job import Job
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from .dry_run import plan_of_tune
 from .face.again import again
 from .face.failures import DONE
 from .face.logs import logged
@@ -140,7 +141,7 @@ def tune(
         stack.enter_context(logged(verbose, log_file))
         job = prepared(model, config, given, wanted, output, storage)
         if dry_run:
-            job.tell_plan(as_json)
+            plan_of_tune(job).tell(as_json)
             raise typer.Exit(DONE)
         if fresh:
             begin_anew(job.storage)

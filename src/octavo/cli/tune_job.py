@@ -70,12 +70,6 @@ class Job:
                 folder = result.save(self.target)
         return Ending(result, folder, Path(self.name).name)
 
-    def tell_plan(self, as_json: bool) -> None:
-        """Say what a run would do, without doing it."""
-        from .dry_run import plan_of_tune
-
-        plan_of_tune(self).tell(as_json)
-
 
 @dataclass(frozen=True)
 class Ending:
