@@ -19,8 +19,8 @@ import octavo
 from examples.digits import data, network
 from octavo.cli.console import out
 from octavo.cli.progress import Show
-from octavo.cli.summary import summary
 from octavo.core.report import report_data
+from octavo.core.report.summary import summary
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "out" / "demo"

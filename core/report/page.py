@@ -47,7 +47,7 @@ def _drawn(data: ReportData, jinja2: Any, markup: Any) -> str:
     environment.filters.update(
         size=text.size,
         measured=text.measured,
-        relative=text.relative,
+        relative=text.pair,
         ratio=text.ratio,
         score=text.score,
         bits=text.bits,

@@ -12,6 +12,9 @@ from .scheme import OpScheme
 REDUCED = "its weight keeps to 7 of its 8 bits, which a CPU without VNNI sums without saturating"
 """Said in the ledger where a device carries a scheme out with a reduced range."""
 
+_MOVES_CODES = "it carries the codes of its input"
+"""The reason that backends give for an op which moves codes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Applied:
@@ -62,6 +65,9 @@ class Applied:
         """
         realization, reason, applied = row
         scheme = requested if applied is None else OpScheme.model_validate(applied)
+        if scheme.is_float and reason == _MOVES_CODES:
+            # Results of 0.1.0 say it in words only.
+            realization = "codes"
         return cls(requested, scheme, realization, reason)
 
     def to_json(self) -> dict[str, Any]:

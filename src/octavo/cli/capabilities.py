@@ -12,9 +12,10 @@ from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import OctavoError
 from octavo.core.opening.opening import open_model
 from octavo.core.opening.speeds import measured
+from octavo.core.report.tables import table
 from octavo.core.values.capability import Capability, Offer
 
-from .console import out, show_json, table, warn
+from .console import out, show_json, warn
 from .given.models import source
 
 

@@ -5,19 +5,15 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from octavo.core.report.tables import WIDE
 from octavo.core.values.json_form import without_infinities
 
 from .streams import is_unicode
-
-WIDE = 200
-"""Columns where no terminal limits them (a pipe, a file): names must not be cut there."""
 
 HELP = 80
 """Columns of help in a pipe: a pager shows it."""
@@ -73,36 +69,3 @@ def show_json(value: Any) -> None:
         allow_nan=False,
     )
     sys.stdout.write(f"{text}\n")
-
-
-def table(
-    columns: Sequence[str],
-    rows: Iterable[Sequence[object]],
-    title: str = "",
-    right: Iterable[str] = (),
-) -> Table:
-    """Return a table.
-
-    Args:
-        columns: Headings.
-        rows: Cells; anything is turned into text and never read as markup. A ``Text`` keeps its
-            style.
-        title: Above the table.
-        right: Headings of the columns that are aligned right.
-    """
-    made = Table(
-        title=Text(title, style="bold") if title else None,
-        title_justify="left",
-        header_style="bold",
-    )
-    for column in columns:
-        made.add_column(
-            Text(column),
-            justify="right" if column in set(right) else "left",
-            overflow="fold",
-        )
-    for row in rows:
-        made.add_row(
-            *(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row)
-        )
-    return made

@@ -8,21 +8,21 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from octavo.core.contract.adapter import Candidate
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import OctavoError
 from octavo.core.opening.opening import open_model
 from octavo.core.report import text
+from octavo.core.report.ledger_tables import ledger_table
+from octavo.core.report.summary import float_weights
+from octavo.core.report.tables import TextTable, table
 from octavo.core.results.result import load_candidate, read_manifest
 from octavo.core.values.coverage import Coverage
 from octavo.core.values.graph import ModelView, Op
 
-from .console import out, show_json, table
+from .console import out, show_json
 from .given.models import is_result, source
-from .ledger import ledger_table
-from .summary import float_weights
 
 
 def register(app: typer.Typer) -> None:
@@ -76,7 +76,7 @@ def inspect(
         console.print(fact, soft_wrap=True)
 
 
-def _shown(view: ModelView) -> Iterator[Table | str]:
+def _shown(view: ModelView) -> Iterator[TextTable | str]:
     """Yield a model's tables and lines, in the order of reading."""
     columns = ("op", "type", "weight", "parameters", "MACs", "in float32", "remark")
     figures = ("parameters", "MACs", "in float32")
@@ -96,7 +96,7 @@ def _shown(view: ModelView) -> Iterator[Table | str]:
         yield f"note: {note}"
 
 
-def _groups(view: ModelView) -> Table:
+def _groups(view: ModelView) -> TextTable:
     """What belongs together, and what it takes its input from."""
     rows = []
     for group in view.groups:
@@ -115,7 +115,7 @@ def _row(op: Op) -> tuple[str, ...]:
     return op.name, op.type, shape, f"{op.parameters:,}", macs, size, op.out_of_reach
 
 
-def _unclaimed(view: ModelView) -> Table:
+def _unclaimed(view: ModelView) -> TextTable:
     """Weights that the model uses and no op claims: they stay float whatever is chosen."""
     rows = [
         (w.name, "x".join(map(str, w.shape)), f"{prod(w.shape):,}", w.reason)

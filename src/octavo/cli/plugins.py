@@ -9,8 +9,9 @@ import typer
 
 from octavo.core.contract.parts import Part
 from octavo.core.contract.plugins import KINDS, PluginHost
+from octavo.core.report.tables import table
 
-from .console import out, show_json, table
+from .console import out, show_json
 
 
 def register(app: typer.Typer) -> None:

@@ -12,6 +12,8 @@ from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import ConfigError, nearest
 from octavo.core.opening.config import TuningConfig
 from octavo.core.opening.presets import PRESETS
+from octavo.core.report.ledger_tables import ledger_table
+from octavo.core.report.summary import float_weights
 from octavo.core.results.result import check_target
 from octavo.core.tuning.quantize import quantize_model
 
@@ -33,8 +35,6 @@ from .face.options import (
 from .given.data import calibration_source
 from .given.models import check_model, default_folder, source
 from .given.scoring import SAMPLES, is_path
-from .ledger import ledger_table
-from .summary import float_weights
 
 EXAMPLES = """
 octavo quantize model.onnx --scheme int8-dynamic

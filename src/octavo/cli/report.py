@@ -9,12 +9,12 @@ import typer
 
 from octavo.core.report import report_data, write
 from octavo.core.report.outcome import outcome
+from octavo.core.report.summary import summary
 from octavo.core.results.result import read_manifest
 
 from .console import out, show_json
 from .face.early import existing
 from .face.options import OUTPUT, AsJson, ResultFolder, option
-from .summary import summary
 
 EXAMPLES = """
 octavo report model-quantized

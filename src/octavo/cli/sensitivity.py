@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from octavo.core.errors import ModelError
@@ -18,12 +17,13 @@ from octavo.core.opening.config import TuningConfig
 from octavo.core.opening.opening import open_all, plugin_host
 from octavo.core.opening.spaces import build_space
 from octavo.core.quantizing.realize import Realizer
+from octavo.core.report.tables import TextTable, table
 from octavo.core.sensitivity.service import SensitivityService
 from octavo.core.system.textfiles import write_text
 from octavo.core.values.scheme import OpScheme
 from octavo.core.values.space import Unit
 
-from .console import out, say, show_json, table
+from .console import out, say, show_json
 from .given.data import read_samples
 from .given.models import source
 
@@ -141,7 +141,7 @@ def _as_json(ranked: Sequence[Unit], found: Losses) -> dict[str, dict[str, float
     return told
 
 
-def _ranking(ranked: Sequence[Unit], found: Losses, loss: str) -> Table:
+def _ranking(ranked: Sequence[Unit], found: Losses, loss: str) -> TextTable:
     bar = _bars([value for losses in found.values() for value in losses.values()])
     rows: list[tuple[object, ...]] = []
     for unit in ranked:

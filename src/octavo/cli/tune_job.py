@@ -11,6 +11,7 @@ from octavo.core.errors import MissingFramework
 from octavo.core.opening.config import TuningConfig
 from octavo.core.report import report_data, write
 from octavo.core.report.outcome import outcome
+from octavo.core.report.summary import summary
 from octavo.core.results.result import Result, check_target, read_manifest
 from octavo.core.storage.aside import set_aside
 from octavo.core.system.signals import deferred_interrupts, terminate_as_interrupt
@@ -22,7 +23,6 @@ from .face.failures import DONE, INTERRUPTED, NOT_REACHED
 from .given.models import check_model, default_folder, source
 from .given.scoring import Scored, Wanted, scored
 from .progress import Show
-from .summary import summary
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,153 @@
+"""The tables at the end of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.console import Group
+from rich.text import Text
+
+from octavo.core.values.coverage import Coverage, CoverageRow
+from octavo.core.values.trial import Measurement, Trial
+
+from . import text
+from .model import ReportData
+from .tables import TextTable, table
+from .trial_tables import backends
+
+Row = tuple[object, ...]
+"""One row of a table, cell by cell."""
+
+
+def comparison(data: ReportData) -> TextTable:
+    """Float model against the best: score, objectives, their ratios, and what runs.
+
+    The float model's figures are of the rounds in which the best was measured.
+    """
+    best = data.best
+    rows = list(_score_rows(data))
+    for name, measurement in data.baseline.objectives.items():
+        rows.append((name, *_measured(measurement, best, name)))
+    rows += _what_runs(data.baseline, best)
+    title = "float" if data.kept_float else "none"
+    if best:
+        title = f"trial {best.number}"
+    figures = ("float", f"best ({title})", "ratio")
+    return table(("", *figures), rows, right=figures)
+
+
+def _measured(own: Measurement, best: Trial | None, name: str) -> tuple[str, str, str]:
+    """Return an objective's figures: the float model's, the best model's, their ratio."""
+    found = best.objectives.get(name) if best else None
+    if found is None or found.base is None:
+        # Nothing was measured beside the float model: its own figure stands alone.
+        return text.measured(own), text.measured(found), "-"
+    return text.base(found), text.measured(found), text.ratio(found)
+
+
+def _score_rows(data: ReportData) -> Iterator[Row]:
+    """Yield a row for each score; that of the search with its interval and the difference in
+    samples."""
+    best = data.best
+    for name, value, found in data.scores:
+        own = f"{value:.5g}{_interval(data.baseline, name)}"
+        if found is None:
+            yield name, own, "-", "-"
+            continue
+        # There is no ratio to a score of 0.
+        ratio = f"{found / value:.4g}" if value else "-"
+        differing = text.difference(best, data.baseline, name) if best else ""
+        if differing:
+            ratio = f"{ratio} ({differing})"
+        shown = f"{found:.5g}{_interval(best, name)}"
+        yield name, own, shown, ratio
+
+
+def _interval(trial: Trial | None, name: str) -> str:
+    found = trial.sampling.get(name) if trial else None
+    return f" {text.interval(found)}" if found is not None else ""
+
+
+def _what_runs(baseline: Trial, best: Trial | None) -> list[Row]:
+    """Return the rows that tell where the two models run, and how."""
+    backend = baseline.recipe.backend
+    if best is None:
+        return [("backend", backend, "-", ""), ("ops", "float", "-", "")]
+    rows: list[Row] = [
+        ("backend", backend, best.recipe.backend, ""),
+        ("ops", "float", text.bits(best), ""),
+    ]
+    transforms = ", ".join(map(str, best.recipe.transforms))
+    if transforms:
+        rows.append(("transforms", "none", transforms, ""))
+    return rows
+
+
+def left_in_float(data: ReportData) -> TextTable | Text:
+    """What stayed in float, and why."""
+    if not data.left_in_float:
+        return Text("left in float: nothing")
+    rows = []
+    for kind, why, names, size in data.left_in_float:
+        rows.append((kind, len(names), f"{size:,}", why, _few(names)))
+    return table(
+        ("left in float", "ops", "weights", "why", "which"),
+        rows,
+        right=("ops", "weights"),
+    )
+
+
+def float_weights(coverage: Coverage, most: int = 8) -> TextTable | Text:
+    """Which weights stay float, by reason, the largest first; the rest in one row."""
+    if not coverage.kept:
+        return Text(coverage.summary())
+    rows = [_reason_row(why, own) for why, own in coverage.reasons[:most]]
+    rest = coverage.reasons[most:]
+    if rest:
+        others = [weight for _, own in rest for weight in own]
+        rows.append(_reason_row(f"{len(rest)} further reasons", others))
+    percent = 100 * coverage.kept / coverage.total
+    share = f"{coverage.kept:,} of {coverage.total:,} weights ({percent:.3g} %)"
+    title = f"{share} stay float"
+    return table(
+        ("weights", "tensors", "why", "which"),
+        rows,
+        right=("weights", "tensors"),
+        title=title,
+    )
+
+
+def _reason_row(why: str, weights: Sequence[CoverageRow]) -> Row:
+    """Return one reason's row: elements, tensors, the reason, which."""
+    elements = sum(weight.elements for weight in weights)
+    names = tuple(weight.weight for weight in weights)
+    return f"{elements:,}", len(weights), why, _few(names)
+
+
+def _few(names: tuple[str, ...], most: int = 3) -> str:
+    first = ", ".join(names[:most])
+    if len(names) <= most:
+        return first
+    return f"{first}, and {len(names) - most} more"
+
+
+def summary(data: ReportData) -> Group:
+    """All of it, for a terminal."""
+    return Group(*_parts(data))
+
+
+def _parts(data: ReportData) -> Iterator[TextTable | Text]:
+    style = "bold green" if data.goal_met else "bold red"
+    why = Text(f" ({data.goal}); {data.reason}", style="")
+    yield Text(data.verdict, style=style) + why
+    yield comparison(data)
+    if data.why_best:
+        yield Text(data.why_best)
+    several = backends(data)
+    if several is not None:
+        yield several
+    yield left_in_float(data)
+    if data.coverage.total:
+        yield float_weights(data.coverage)
+    if data.command:
+        yield Text(f"again: {data.command}")
