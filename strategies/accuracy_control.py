@@ -7,7 +7,7 @@ batches and no evaluation.
 
 from __future__ import annotations
 
-from octavo.core.contract.strategy import RecipeSensitivity
+from octavo.core.contract.strategy import Foresight, RecipeSensitivity
 from octavo.core.values.space import Unit
 from octavo.strategies.beliefs.losses import Transforms, unit_losses
 
@@ -23,12 +23,14 @@ class AccuracyControl(Fallback):
 
     def search(self) -> Search:
         """Revert one unit after the other."""
+        self.ahead = Foresight(probes=True)
         best = yield from self.start()
         if self.settled(best):
             return
         base, transforms = self.choice(best), best.recipe.transforms
         most = len(self.quantized(base)) - 1
         reverted: list[str] = []
+        self.ahead = Foresight(probes_each=True)
         ranking = self._ranked(base, reverted, transforms)
         is_fresh = True
         while not best.passed:

@@ -21,7 +21,7 @@ import math
 from collections.abc import Collection
 from itertools import pairwise
 
-from octavo.core.contract.strategy import RecipeSensitivity
+from octavo.core.contract.strategy import Foresight, RecipeSensitivity
 from octavo.core.errors import ConfigError
 from octavo.core.numerics.knapsack import exact
 from octavo.core.values.recipe import Recipe
@@ -65,6 +65,7 @@ class Auto(Sequential):
         self._beliefs = {name: CostBelief(self.space, name) for name in objectives}
         self._aim_at(objectives[0])
         self._limits = Limits(self.problem)
+        self.ahead = Foresight(probes=True)
         most = self.problem.max_trials
         if most is not None and most <= FEW:
             yield from self._surest()
@@ -116,6 +117,7 @@ class Auto(Sequential):
         What is cheaper comes only after that has passed.
         """
         self.note = f"with {self.problem.max_trials} trials at most, 8 bits come first"
+        self.ahead = Foresight(self.problem.max_trials)
         options = dict.fromkeys(eight_bits(self.units, mode) for mode in SUREST)
         passing: Picks | None = None
         for picks in filter(self._limits.fits, options):
@@ -199,8 +201,12 @@ class Auto(Sequential):
     def _faster(self, cheapest: Picks, transforms: Transforms) -> Search:
         """Try what might be cheaper than the cheapest recipe, where costs are only believed."""
         self.note = "the cheapest recipe reaches the goal"
+        further = len(self._beliefs) - 1
         if self._costs.exact:
+            self.ahead = Foresight(further * self.config.explore, probes=further > 0)
             return
+        # Probes come only where a further objective is worth a search.
+        self.ahead = Foresight((1 + further) * self.config.explore, probes=further > 0)
         # What was evaluated: by now another recipe may be believed the cheapest.
         tried = {families(self.problem, cheapest)}
         for _ in range(self.config.explore):
@@ -247,6 +253,7 @@ class Auto(Sequential):
             if len(seen) >= limit:
                 return
             limit = min(limit, len(seen) + most)
+        self.ahead = Foresight(self._at_most(limit - len(seen)))
         mixer = Mixer(
             self.problem, self.config, self._limits, self._costs, transforms, seen
         )
@@ -259,6 +266,10 @@ class Auto(Sequential):
                 )
                 return
             proposed = mixer.propose(best)
+            if best is None and mixer.finished >= limit:
+                self.ahead = (
+                    Foresight()
+                )  # until one passes, only the run's limit ends it
             if proposed is None:
                 self.note = "no recipe of this space is believed to reach the goal"
                 if best is not None:
@@ -266,6 +277,12 @@ class Auto(Sequential):
                 return
             trial = yield from self._try(proposed, transforms)
             mixer.learn(proposed, trial)
+
+    def _at_most(self, trials: int) -> int:
+        """Return how many evaluations there are with those that further objectives may take."""
+        place = list(self._beliefs).index(self._objective)
+        further = len(self._beliefs) - 1 - place
+        return trials + further * self.config.explore
 
     def _seen_under(self, transforms: Transforms) -> dict[Picks, Trial]:
         """Return the trials so far under one alternative, without that of the float model."""
@@ -292,8 +309,9 @@ class Auto(Sequential):
         self.note = before
         more = len(self.known) - tried
         if more:
-            told = f"of equal {held}, {more} of less {following} were tried"
-            self.note = f"{before}; {told}"
+            were = "one recipe" if more == 1 else f"{more} recipes"
+            told = f"{were} of less {following} at equal {held}"
+            self.note = f"{before}; tried: {told}"
 
     def _could_pay(self, picks: Picks) -> bool:
         """Return whether less of the objective than a recipe has is worth a search."""

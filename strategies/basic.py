@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
 
+from octavo.core.contract.strategy import Foresight
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import FLOAT, OpScheme
 from octavo.core.values.space import Unit
@@ -32,6 +33,7 @@ class Basic(Fallback):
         if not space.tunable:
             self.note = "nothing can be quantized in this space"
             return
+        self.ahead = Foresight(probes=True)
         best = yield from self.start()
         until = passed if self.problem.stop_at_goal else None
         mixtures = list(self._mixtures(space.first(), best.recipe.transforms))
@@ -75,6 +77,7 @@ class Basic(Fallback):
     def _fall_back(self, base: Choice, transforms: Transforms) -> Search:
         """Put blocks in float, then single ops, then ever more ops, until one passes."""
         kind = self.config.sensitivity
+        self.ahead = Foresight()
         losses = unit_losses(self.problem, kind, base, transforms)
         units = self.quantized(base)
         units.sort(key=lambda u: (-losses[u.name], u.parameters))

@@ -5,26 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.samplers import (
-    BaseSampler,
-    GPSampler,
-    NSGAIISampler,
-    RandomSampler,
-    TPESampler,
-)
-from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from octavo.core.contract.parts import PartConfig
-from octavo.core.contract.strategy import WAIT, Problem, Strategy, Wait
-from octavo.core.errors import MissingFramework
+from octavo.core.contract.strategy import WAIT, Foresight, Problem, Strategy, Wait
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import FLOAT, OpScheme
 from octavo.core.values.space import Unit
@@ -32,6 +21,7 @@ from octavo.core.values.trial import Trial
 
 from . import BayesianConfig
 from .exhaustive import scale
+from .studies import sampler_of, study_in_memory
 
 Point = dict[str, int]
 """A choice for each knob of the study, by the knob's name."""
@@ -85,8 +75,8 @@ class Bayesian(Strategy):
         self._size = math.prod(self._sizes.values())
         self._space = _distributions(self._sizes)
         self._rng = np.random.default_rng(problem.seed)
-        sampler = _sampler(self.config, problem.seed)
-        self._study = _study(len(problem.objectives), sampler)
+        sampler = sampler_of(self.config, problem.seed)
+        self._study = study_in_memory(len(problem.objectives), sampler)
         self._live: dict[str, optuna.Trial] = {}
         self._points: dict[str, Point] = {}
         self._met: set[str] = set()
@@ -159,7 +149,7 @@ class Bayesian(Strategy):
         """
         service = self.problem.sensitivity
         count = self.config.warm
-        if service is None or not count or self.config.sampler == "random":
+        if service is None or not self._is_warmed():
             return []
         units = [unit for knob in self._knobs for unit in knob.units]
         asked = [(unit.name, unit.choices[0]) for unit in units]
@@ -178,6 +168,11 @@ class Bayesian(Strategy):
                 point[knob.name] = knob.options.index(FLOAT)
             points.append(point)
         return points
+
+    def _is_warmed(self) -> bool:
+        """Return whether sensitivities give starting points."""
+        can_ask = self.problem.sensitivity is not None
+        return can_ask and self.config.warm > 0 and self.config.sampler != "random"
 
     def _meet(self, point: Point) -> Recipe:
         """Return the recipe of a point, which is remembered."""
@@ -283,6 +278,11 @@ class Bayesian(Strategy):
         seen = [trial.costs(objectives)[index] for trial in self._known.values()]
         return max(filter(math.isfinite, seen), default=1.0)
 
+    def foresee(self) -> Foresight:
+        """Return what is left of the study; sensitivities are asked for once, near its start."""
+        untried = max(0, self._size - len(self._met))
+        return Foresight(untried, probes=self._warm is None and self._is_warmed())
+
     def explain(self) -> str:
         """Say how many points the study has and how many were tried."""
         if self._note:
@@ -312,36 +312,5 @@ def _distributions(sizes: Mapping[str, int]) -> dict[str, BaseDistribution]:
     return {name: CategoricalDistribution(range(n)) for name, n in sizes.items()}
 
 
-def _sampler(config: BayesianConfig, seed: int) -> BaseSampler:
-    if config.sampler == "gp":
-        if find_spec("torch") is None:
-            raise MissingFramework(
-                "the gp sampler needs torch: pip install 'octavo[torch]', or take sampler = \"tpe\""
-            )
-        return GPSampler(seed=seed, n_startup_trials=config.startup)
-    if config.sampler == "nsgaii":
-        return NSGAIISampler(seed=seed, population_size=config.population)
-    if config.sampler == "random":
-        return RandomSampler(seed=seed)
-    return TPESampler(seed=seed, n_startup_trials=config.startup)
-
-
-def _study(objectives: int, sampler: BaseSampler) -> optuna.Study:
-    directions = [StudyDirection.MINIMIZE] * max(1, objectives)
-    with _quiet():
-        return optuna.create_study(directions=directions, sampler=sampler)
-
-
 def _key(point: Point) -> str:
     return ",".join(f"{n}={i}" for n, i in sorted(point.items()))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Optuna from announcing a study that lives in memory."""
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        yield
-    finally:
-        optuna.logging.set_verbosity(before)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from octavo.core.contract.parts import PartConfig
-from octavo.core.contract.strategy import Problem
+from octavo.core.contract.strategy import Foresight, Problem
 from octavo.core.errors import ConfigError
 from octavo.core.numerics.knapsack import exact
 from octavo.strategies.beliefs.limits import Limits
@@ -66,9 +66,11 @@ class Budget(Sequential):
     def search(self) -> Search:
         """One solution for each proxy, and corrections where a budget is overrun or has room."""
         limits = Limits(self.problem)
-        for transforms in self.space.transforms:
-            for kind in self._kinds:
-                yield from self._solutions(kind, transforms, limits)
+        every = [(t, k) for t in self.space.transforms for k in self._kinds]
+        for number, (transforms, kind) in enumerate(every, 1):
+            left = len(every) - number
+            self.ahead = Foresight(ROUNDS * (1 + left), probes=left > 0)
+            yield from self._solutions(kind, transforms, limits)
         self.note = self._concluded()
         if left_out := [k for k in self.config.sensitivities if k not in self._kinds]:
             self.note += f" ({', '.join(left_out)}: no gradients are offered)"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from octavo.core.contract.strategy import RecipeSensitivity
+from octavo.core.contract.strategy import Foresight, RecipeSensitivity
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.space import Unit
 from octavo.core.values.trial import Trial
@@ -22,11 +22,13 @@ class Mse(Fallback):
 
     def search(self) -> Search:
         """Start, order once, fall back."""
+        self.ahead = Foresight(probes=True)
         best = yield from self.start()
         if self.settled(best):
             return
         base, transforms = self.choice(best), best.recipe.transforms
         kind, remark = self.ordered_by()
+        self.ahead = Foresight(len(self.quantized(base)))
         losses = unit_losses(self.problem, kind, base, transforms)
         order = sorted(
             self.quantized(base), key=lambda u: (-losses[u.name], u.parameters)
@@ -72,11 +74,13 @@ class MseV2(Fallback):
 
     def search(self) -> Search:
         """Revert until it passes, then re-quantize until it fails."""
+        self.ahead = Foresight(probes=True)
         best = yield from self.start()
         if self.settled(best):
             return
         base, transforms = self.choice(best), best.recipe.transforms
         reverted: list[Unit] = []
+        self.ahead = Foresight(probes_each=True)
         while not best.passed:
             left = [u for u in self.quantized(base) if u not in reverted]
             if len(left) <= 1:

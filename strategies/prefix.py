@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from octavo.core.contract.strategy import Foresight
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.space import Unit
 from octavo.strategies.beliefs.losses import Transforms, listed_losses, shortlist
@@ -31,16 +32,19 @@ class Prefix(Fallback):
         """Start from the smallest schemes and search for the shortest passing prefix of steps."""
         space = self.space
         smallest = self._smallest()
+        self.ahead = Foresight(probes=True)
         recipes = (space.recipe(smallest, t) for t in space.transforms)
         trials = yield from self.run(recipes, until=passed)
         best = min(trials, key=self.rank)
         if self.settled(best):
             return
         transforms = best.recipe.transforms
+        self.ahead = Foresight()
         steps = self._steps(transforms)
         misses = 0
         reaches = len(steps)  # all steps are float, which reaches the goal
         while reaches - misses > 1:
+            self.ahead = Foresight((reaches - misses - 1).bit_length())
             middle = (misses + reaches) // 2
             trial = yield from self.one(self._after(steps[:middle], transforms))
             if trial.passed:

@@ -17,11 +17,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from octavo.core.contract.parts import PartConfig
-from octavo.core.contract.strategy import WAIT, Problem, Strategy, Wait
+from octavo.core.contract.strategy import WAIT, Foresight, Problem, Strategy, Wait
 from octavo.core.scoring.choice import choose, worth_it
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.trial import Trial
@@ -72,6 +72,7 @@ class Sequential(Strategy):
         self.units = problem.space.tunable
         self.known: dict[str, Trial] = {}
         self.note = ""
+        self.ahead = Foresight()
         self._search: Search | None = None
         self._batch: AskedRecipes | None = None
         self._source: Iterator[Recipe] = iter(())
@@ -156,6 +157,23 @@ class Sequential(Strategy):
     def explain(self) -> str:
         """Say where the search stands or why it ended."""
         return self.note
+
+    @property
+    def ahead(self) -> Foresight:
+        """What the search may still ask for; :meth:`search` sets it wherever it knows more."""
+        if self._ahead.trials is None:
+            return self._ahead
+        told_since = len(self.known) - self._known_then
+        return replace(self._ahead, trials=max(0, self._ahead.trials - told_since))
+
+    @ahead.setter
+    def ahead(self, foresight: Foresight) -> None:
+        self._ahead = foresight
+        self._known_then = len(self.known)
+
+    def foresee(self) -> Foresight:
+        """Return what the search may still ask for: nothing once it has ended."""
+        return Foresight(0) if self._ended else self.ahead
 
     def _draw(self) -> Recipe | None:
         """Return the batch's next recipe that nobody knows yet; None where there is none."""

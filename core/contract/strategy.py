@@ -87,6 +87,23 @@ class Problem:
     max_trials: int | None = None
 
 
+@dataclass(frozen=True)
+class Foresight:
+    """What a strategy believes that it will still ask for: the time that is left is told by it.
+
+    Attributes:
+        trials: Further recipes, at most; None where only the run's limit is known.
+        probes: Whether sensitivities may be asked for, beside those that are being found out now:
+            how long they take is not known before.
+        probes_each: Whether they are asked for again before each further recipe or so: then they
+            count as a part of its trial.
+    """
+
+    trials: int | None = None
+    probes: bool = False
+    probes_each: bool = False
+
+
 class Strategy(ABC):
     """A search over a space: the life of a recipe is ``ask`` -> evaluated by the loop -> ``tell``.
 
@@ -120,6 +137,14 @@ class Strategy(ABC):
     def explain(self) -> str:
         """Say in one line where the search stands or why it ended, for the log and the report."""
         return ""
+
+    def foresee(self) -> Foresight:
+        """Return what may still be asked for; it changes nothing and takes no time.
+
+        A strategy that asks for sensitivities says so here until it has: before that, how long the
+        rest takes is not known, and is told as not known.
+        """
+        return Foresight()
 
 
 class Wait:

@@ -16,6 +16,7 @@ from collections.abc import (
     MutableMapping,
     Sequence,
 )
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 from array_api_compat import array_namespace, device
@@ -46,6 +47,21 @@ ErrorOf = Callable[[], tuple[Array, int]]
 Errors = Mapping[str, ErrorOf]
 """Label -> error; several errors of one weight."""
 
+Watched = Callable[[int], AbstractContextManager[Callable[[], None]]]
+"""Is told how many probes or draws there will be, and gives what is called before each of them.
+
+That may end them by what it raises, which is no ``Exception``.
+"""
+
+
+def unwatched(count: int) -> AbstractContextManager[Callable[[], None]]:
+    """Watch nothing."""
+    return nullcontext(_nothing)
+
+
+def _nothing() -> None:
+    pass
+
 
 class Curvature:
     """Losses of units from gradients.
@@ -56,6 +72,7 @@ class Curvature:
         batches: A few calibration batches.
         scores: Where traces and quadratic forms are kept, by a key of text.
         seed: Of what is drawn.
+        watched: Told of draws as they go on.
 
     Attributes:
         batches_run: What the backward passes cost, in runs of a batch.
@@ -70,6 +87,7 @@ class Curvature:
         batches: Sequence[Batch],
         scores: MutableMapping[str, float],
         seed: int,
+        watched: Watched = unwatched,
     ) -> None:
         self.batches_run = 0
         self.lent: Callable[[Transforms], Mapping[str, float]] | None = None
@@ -78,6 +96,7 @@ class Curvature:
         self._batches = batches
         self._scores = scores
         self._seed = seed
+        self._watched = watched
 
     def traced(
         self, ops: Sequence[str], scheme: OpScheme, transforms: Transforms
@@ -106,7 +125,8 @@ class Curvature:
         missing = [name for name, key in keys.items() if key not in self._scores]
         if missing:
             session = self._realizer.session(transforms)
-            found = traces(session, self._batches, missing, self._seed)
+            with self._watched(DRAWS) as begin_draw:
+                found = traces(session, self._batches, missing, self._seed, begin_draw)
             self.batches_run += PRODUCT_RUNS * DRAWS * len(self._batches)
             for name, trace in found.items():
                 self._scores[keys[name]] = trace
@@ -177,7 +197,10 @@ class Curvature:
                     of_weight = errors.setdefault(name, {})
                     of_weight[key] = _error_of(session, weight, rounded)
         if errors:
-            found = quadratic_forms(session, self._batches, errors, self._seed)
+            with self._watched(DRAWS) as begin_draw:
+                found = quadratic_forms(
+                    session, self._batches, errors, self._seed, begin_draw
+                )
             self.batches_run += GRADIENT_RUNS * DRAWS * len(self._batches)
             self._scores.update(found)
 
@@ -210,6 +233,7 @@ def quadratic_forms(
     batches: Sequence[Batch],
     errors: Mapping[str, Errors],
     seed: int = 0,
+    begin_draw: Callable[[], None] = _nothing,
 ) -> dict[str, float]:
     """Estimate d^T H d for several errors of several weights, in one pass of draws.
 
@@ -224,6 +248,7 @@ def quadratic_forms(
         errors: Weight name -> label -> a function that returns (error of the weight's shape,
             channel axis). It is called for each draw, so that no error is kept.
         seed: Of the draws.
+        begin_draw: Called before each.
 
     Returns:
         Label -> the estimate.
@@ -243,12 +268,17 @@ def quadratic_forms(
             sums[label] += float(total)
 
     for draw in range(DRAWS):
+        begin_draw()
         count += session.gradients(batches, tuple(errors), sink, seed=seed + draw)
     return {label: total / max(1, count) for label, total in sums.items()}
 
 
 def traces(
-    session: Session, batches: Sequence[Batch], weights: Sequence[str], seed: int = 0
+    session: Session,
+    batches: Sequence[Batch],
+    weights: Sequence[str],
+    seed: int = 0,
+    begin_draw: Callable[[], None] = _nothing,
 ) -> dict[str, float]:
     """Return the trace of each weight's own block of H, by Hutchinson's estimator.
 
@@ -261,10 +291,12 @@ def traces(
         batches: Batches.
         weights: Names.
         seed: Of the signs.
+        begin_draw: Called before each set of signs.
     """
     sums = dict.fromkeys(weights, 0.0)
     count = 0
     for draw in range(DRAWS):
+        begin_draw()
         signs = {
             name: _signs(session.tensor(name), seed, draw, name) for name in weights
         }

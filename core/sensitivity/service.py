@@ -20,7 +20,8 @@ Ways to ask, from cheap to dear:
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ from octavo.core.values.json_form import canonical_json
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import OpScheme
 
-from .curvature import Curvature
+from .curvature import Curvature, Watched, unwatched
 from .op_errors import OpErrors, Transforms
 from .output_distance import OutputDistance
 from .saved_scores import identity, read_scores, write_scores
@@ -54,6 +55,7 @@ class SensitivityService:
         path: A JSON file of scores: read if it is there, and written by :meth:`save`.
         note: Told in one line what could not be found out.
         seed: Of what is drawn for ``gradient`` and ``hessian_trace``.
+        watched: Told of probes as they go on. Scores that are known are none.
 
     Attributes:
         batches_run: Batches that candidates were run on, all together: the price of what was asked.
@@ -70,6 +72,7 @@ class SensitivityService:
         *,
         note: Callable[[str], None] = lambda _: None,
         seed: int = 0,
+        watched: Watched = unwatched,
     ) -> None:
         self.opened = opened
         self.realizer = realizer
@@ -77,11 +80,12 @@ class SensitivityService:
         self.path = path
         self.failures: dict[str, str] = {}
         self._note = note
+        self._watched = watched
         self._units = {u.name: u for u in realizer.space.units}
         self._scores: dict[str, float] = {}
         self._errors = OpErrors(realizer, self.batches)
         self.curvature = Curvature(
-            realizer, self._errors, self.batches, self._scores, seed
+            realizer, self._errors, self.batches, self._scores, seed, watched
         )
         self._distance = OutputDistance(opened.session, realizer, self.batches)
         self._kinds: dict[
@@ -130,12 +134,9 @@ class SensitivityService:
 
     def distances(self, recipes: Sequence[Recipe]) -> Sequence[float]:
         """Return the output distance of each whole recipe; infinite where none can be made."""
-        return [self._of_recipe(recipe) for recipe in recipes]
-
-    def _of_recipe(self, recipe: Recipe) -> float:
-        return self._cached(
-            f"recipe {recipe.digest}", lambda: self._distance.of(recipe)
-        )
+        wanted = {_recipe_key(r): partial(self._distance.of, r) for r in recipes}
+        self._find_out(wanted)
+        return [self._known(_recipe_key(recipe)) for recipe in recipes]
 
     def _ask(
         self, kind: str, pairs: Sequence[Pair], transforms: Transforms
@@ -143,7 +144,18 @@ class SensitivityService:
         self._check(kind, pairs)
         if kind == "gradient":
             self._prepare_gradients(pairs, transforms)
-        return [self._of_pair(kind, name, scheme, transforms) for name, scheme in pairs]
+        compute = self._kinds[kind]
+        wanted: dict[str, Callable[[], float]] = {}
+        keys: list[str | None] = []
+        for name, scheme in pairs:
+            if scheme.is_float:
+                keys.append(None)
+                continue
+            key = _key(kind, name, scheme, transforms)
+            keys.append(key)
+            wanted[key] = partial(compute, self._units[name].ops, scheme, transforms)
+        self._find_out(wanted)
+        return [0.0 if key is None else self._known(key) for key in keys]
 
     def _check(self, kind: str, pairs: Sequence[Pair]) -> None:
         if kind not in self.kinds:
@@ -161,16 +173,6 @@ class SensitivityService:
                 "or a strategy that asks for none"
             )
 
-    def _of_pair(
-        self, kind: str, name: str, scheme: OpScheme, transforms: Transforms
-    ) -> float:
-        if scheme.is_float:
-            return 0.0
-        compute = self._kinds[kind]
-        ops = self._units[name].ops
-        key = _key(kind, name, scheme, transforms)
-        return self._cached(key, lambda: compute(ops, scheme, transforms))
-
     def _prepare_gradients(self, pairs: Sequence[Pair], transforms: Transforms) -> None:
         """Find what the gradients of all pairs need in one pass."""
         wanted = []
@@ -182,23 +184,35 @@ class SensitivityService:
         with contextlib.suppress(Exception):
             self.curvature.prepare(wanted, transforms)
 
-    def _cached(self, key: str, compute: Callable[[], float]) -> float:
-        if key in self.failures:
-            return float("inf")
-        if key not in self._scores:
-            try:
-                value = compute()
-            except Exception as error:
-                return self._failed(key, error)
-            self._scores[key] = float(value) if np.isfinite(value) else float("inf")
-        return self._scores[key]
+    def _find_out(self, wanted: Mapping[str, Callable[[], float]]) -> None:
+        """Compute what is not known yet."""
+        missing = [
+            key
+            for key in wanted
+            if key not in self._scores and key not in self.failures
+        ]
+        if not missing:
+            return
+        with self._watched(len(missing)) as begin_probe:
+            for key in missing:
+                begin_probe()
+                try:
+                    value = wanted[key]()
+                except Exception as error:
+                    self._failed(key, error)
+                else:
+                    is_finite = np.isfinite(value)
+                    self._scores[key] = float(value) if is_finite else float("inf")
 
-    def _failed(self, key: str, error: Exception) -> float:
+    def _known(self, key: str) -> float:
+        """Return a loss that was found out; infinite where that failed."""
+        return self._scores.get(key, float("inf"))
+
+    def _failed(self, key: str, error: Exception) -> None:
         text = f"{type(error).__name__}: {error}"
         if text not in self.failures.values():
             self._note(f"sensitivity {key} is taken as infinite: {text}")
         self.failures[key] = text
-        return float("inf")
 
     def _weight_error(
         self, ops: tuple[str, ...], scheme: OpScheme, transforms: Transforms
@@ -232,6 +246,10 @@ class SensitivityService:
                 "SensitivityService.save needs a path, here or when it is made"
             )
         write_scores(target, identity(self.opened.session, self.batches), self._scores)
+
+
+def _recipe_key(recipe: Recipe) -> str:
+    return f"recipe {recipe.digest}"
 
 
 def _key(kind: str, name: str, scheme: OpScheme, transforms: Transforms) -> str:

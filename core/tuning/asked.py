@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +10,12 @@ from octavo.core.contract.criterion import Criterion
 from octavo.core.contract.objective import Objective
 from octavo.core.contract.parts import PartConfig
 from octavo.core.contract.plugins import PluginHost
-from octavo.core.errors import ConfigError, shown
 from octavo.core.opening.config import PartTable, TuningConfig
 from octavo.core.scoring.held_out import CERTIFIED, split_samples
 from octavo.core.system.clock import Clock
 
-from .guarded_callbacks import Guarded
 from .progress import Progress
+from .telling.phases import Phases
 
 Score = Callable[[Any], Any]
 
@@ -49,6 +48,7 @@ class Asked:
         scores: What is scored.
         listeners: Told how it goes.
         clock: Runs since the call.
+        phases: Tells the listeners where the run is.
     """
 
     settings: TuningConfig
@@ -59,6 +59,7 @@ class Asked:
     scores: ScoreFunctions
     listeners: tuple[Progress, ...]
     clock: Clock
+    phases: Phases
 
 
 def read_asked(
@@ -80,6 +81,7 @@ def read_asked(
         _parted(*scores, settings, criterion),
         listeners,
         clock,
+        Phases(listeners, clock),
     )
 
 
@@ -97,21 +99,6 @@ def _parted(
             score, share, settings.seed, required=is_required
         )
     return ScoreFunctions(score, holdout, share)
-
-
-def guarded_listeners(callbacks: Any) -> tuple[Progress, ...]:
-    """Return the caller's callbacks, each guarded.
-
-    Raises:
-        ConfigError: If one is no :class:`Progress`.
-    """
-    is_one = isinstance(callbacks, Progress) or not isinstance(callbacks, Iterable)
-    given = (callbacks,) if is_one else tuple(callbacks)
-    if not all(hasattr(p, "finished") for p in given):
-        raise ConfigError(
-            f"callbacks is a sequence of octavo.Progress objects (got {shown(callbacks)})"
-        )
-    return tuple(Guarded(p) for p in given)
 
 
 def build_objectives(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from octavo.core.calibration.data import CalibrationData
@@ -20,6 +20,7 @@ from octavo.core.values.space import TuningSpace
 from octavo.core.values.trial import Measurement, Trial
 
 from .progress import Progress, tell
+from .telling.phases import Phases
 
 REFUSED_MARGIN = -0.01
 """The margin of a trial that passed in the search and was refused after it, at most.
@@ -64,6 +65,7 @@ class Bench:
         objectives: By name, most important first.
         history: Where trials are kept.
         progress: Told how it goes.
+        phases: Where the run is, and how long it still takes.
         notify: Called after each trial with it (plugins' hook).
         budgets: Hard limits; a trial passes only if it keeps them.
         checked: What must be measured for the budgets beside the objectives, by name.
@@ -80,6 +82,7 @@ class Bench:
     objectives: Mapping[str, Objective]
     history: History
     progress: Sequence[Progress] = ()
+    phases: Phases = field(default_factory=Phases)
     notify: Callable[[Trial], None] = lambda trial: None
     budgets: Mapping[str, float] = field(default_factory=dict)
     checked: Mapping[str, Objective] = field(default_factory=dict)
@@ -109,13 +112,16 @@ class Bench:
             for name, objective in wanted.items()
         }
 
-    def best(self) -> Trial | None:
-        """Return the best passing trial so far.
+    def best(self, among: Collection[int] | None = None) -> Trial | None:
+        """Return the best passing trial so far, or of those with these numbers.
 
         None while none of them is worth it, where the float model itself passes.
         """
         baseline = self.scored if float_keeps(self.budgets) else None
-        return choose(self.history.trials, tuple(self.objectives), baseline)
+        trials = self.history.trials
+        if among is not None:
+            trials = tuple(t for t in trials if t.number in among)
+        return choose(trials, tuple(self.objectives), baseline)
 
     def no_gain(self) -> Trial | None:
         """Return the best passing trial where none improves on the float model; else None."""

@@ -10,7 +10,7 @@ from octavo.core.errors import said
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.trial import Trial
 
-from .progress import Progress, level_of_the_caller
+from .progress import Phase, Progress, level_of_the_caller
 
 
 class Guarded(Progress):
@@ -23,6 +23,10 @@ class Guarded(Progress):
     def __init__(self, inner: Progress) -> None:
         self._inner = inner
         self._told: set[str] = set()
+
+    def phase(self, phase: Phase) -> None:
+        """Pass on."""
+        self._call_if_there("phase", phase)
 
     def started(
         self, baseline: Trial, goal: str, max_trials: int, space_size: int
@@ -48,6 +52,15 @@ class Guarded(Progress):
     def ended(self, reason: str) -> None:
         """Pass on."""
         self._call("ended", reason)
+
+    def closed(self) -> None:
+        """Pass on."""
+        self._call_if_there("closed")
+
+    def _call_if_there(self, method: str, *arguments: Any) -> None:
+        """Call a method that a callback which is no :class:`Progress` need not have."""
+        if hasattr(self._inner, method):
+            self._call(method, *arguments)
 
     def _call(self, method: str, *arguments: Any) -> bool:
         try:

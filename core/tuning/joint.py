@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from octavo.core.contract.parts import PartConfig
 from octavo.core.contract.plugins import PluginHost
-from octavo.core.contract.strategy import WAIT, Problem, Strategy, Wait
+from octavo.core.contract.strategy import WAIT, Foresight, Problem, Strategy, Wait
 from octavo.core.opening.config import TuningConfig
 from octavo.core.sensitivity.service import SensitivityService
 from octavo.core.sensitivity.shared import SharedScores, SharedSensitivity
@@ -59,6 +59,16 @@ class JointStrategy:
         if len(lines) == 1:
             return lines[0][1]
         return "; ".join(f"{name}: {line}" for name, line in lines if line)
+
+    def foresee(self) -> Foresight:
+        """Add up what the strategies that are still open may ask for."""
+        ahead = [self._strategies[name].foresee() for name in self._open]
+        known = [each.trials for each in ahead if each.trials is not None]
+        return Foresight(
+            sum(known) if len(known) == len(ahead) else None,
+            any(each.probes for each in ahead),
+            any(each.probes_each for each in ahead),
+        )
 
 
 def build_strategy(

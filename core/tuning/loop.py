@@ -9,13 +9,15 @@ import re
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from octavo.core.contract.strategy import WAIT, Wait
+from octavo.core.contract.strategy import WAIT, Foresight, Wait
 from octavo.core.errors import ConfigError, PluginError
 from octavo.core.system.signals import OutOfTime, deadline
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.trial import Trial
 
 from .bench import Bench
+from .progress import TRIALS
+from .telling.forecast import Running
 from .trying import evaluate
 
 ALIKE = 5
@@ -39,6 +41,9 @@ class Asks(Protocol):
 
     def explain(self) -> str:
         """Say where the search stands."""
+
+    def foresee(self) -> Foresight:
+        """Say what may still be asked for."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,9 @@ class Loop:
         self._bench = bench
         self._limits = limits
         self._shown: set[int] = set()
+        self._phase: Running | None = None
+        # Trials up to this number are of an earlier run.
+        self._before = max((t.number for t in bench.trials), default=0)
         self.restart(strategy)
 
     def restart(self, strategy: Asks) -> None:
@@ -84,6 +92,7 @@ class Loop:
         self._told: set[str] = set()
         self._pending: set[str] = set()
         self._repeats = 0
+        self._bench.phases.foresee = self._foresee
 
     def ask(self) -> Recipe | Wait | None:
         """Return the next recipe that no trial of the history is of.
@@ -92,6 +101,31 @@ class Loop:
             The recipe; WAIT where trials of recipes that were asked for must be told first; None at
             the end, and :attr:`reason` says why.
         """
+        self.begin()
+        found = self._next()
+        if found is None:
+            self.leave()
+        return found
+
+    def begin(self) -> None:
+        """Tell that the trials begin, or go on."""
+        if self._phase is None:
+            self._phase = self._bench.phases.begin(
+                TRIALS,
+                self._limits.max_trials,
+                done=len(self._known),
+                about=self._about(),
+                each=self._trial_seconds(),
+            )
+
+    def leave(self) -> None:
+        """Tell that no trial is run for now: what follows is no part of the search."""
+        if self._phase is not None:
+            self._bench.phases.end(self._phase)
+            self._phase = None
+
+    def _next(self) -> Recipe | Wait | None:
+        """Return what :meth:`ask` does, and answer what is known."""
         while not self.reason:
             if self._has_all_it_may() and self._pending:
                 return WAIT
@@ -126,7 +160,10 @@ class Loop:
                 f"recipe of backend {recipe.backend!r}; this run has: {names}"
             )
         known = self._known.get(recipe.digest)
-        return known if known is not None else evaluate(self._bench, recipe)
+        if known is not None:
+            return known
+        self.begin()
+        return evaluate(self._bench, recipe)
 
     def tell(self, trial: Trial) -> None:
         """Take a trial that :meth:`evaluate` returned.
@@ -194,13 +231,41 @@ class Loop:
         if ended := self._alike():
             self.reason = self.reason or ended
             return
-        left = self._estimate(self._limits.max_trials - len(self._known))
-        if trial.number not in self._shown:
-            self._shown.add(trial.number)
-            for listener in self._bench.progress:
-                listener.finished(trial, best, left)
+        self._show(trial)
         if self._limits.stop_at_goal and trial.passed and best is not None:
             self.reason = self.reason or f"trial {trial.number} reached the goal"
+
+    def _show(self, trial: Trial) -> None:
+        """Tell listeners of a trial, once: what is told is true of the trials told so far."""
+        if trial.number in self._shown:
+            return
+        self._shown.add(trial.number)
+        phases, left = self._bench.phases, None
+        is_of_this_run = trial.number > self._before
+        if self._phase is not None and is_of_this_run:
+            phases.advance(self._phase, len(self._known))
+            left = phases.left()
+        best = self._bench.best({0, *self._shown})
+        for listener in self._bench.progress:
+            listener.finished(trial, best, left)
+
+    def _about(self) -> str:
+        """Say how large the space is: how many ops take one of how many choices at most."""
+        units = [u for b in self._bench.backends.values() for u in b.searched.tunable]
+        most = max((len(unit.choices) for unit in units), default=0)
+        return f"{len(units)} ops with up to {most} choices"
+
+    def _foresee(self) -> Foresight:
+        """Return what may still be asked for and run, within the limits."""
+        if self.reason:
+            return Foresight(0)
+        ahead = self._strategy.foresee()
+        spaces = (backend.searched for backend in self._bench.backends.values())
+        size = sum(space.size for space in spaces if space.tunable)
+        left = min(self._limits.max_trials, size) - len(self._known)
+        if ahead.trials is not None:
+            left = min(left, ahead.trials + len(self._pending))
+        return replace(ahead, trials=max(0, left))
 
     def _used(self) -> int:
         """Return how many of the trials that there may be are run or under way."""
@@ -247,12 +312,6 @@ class Loop:
         baseline = self._bench.baseline
         evaluating = baseline.seconds.get("evaluate", 0.0) / max(1, baseline.runs)
         return evaluating + baseline.seconds.get("measure", 0.0)
-
-    def _estimate(self, trials: int) -> float | None:
-        """Return the seconds that further trials take, within the limit; None while unknown."""
-        if not any(t.seconds for t in self._bench.trials):
-            return None
-        return min(trials * self._trial_seconds(), max(0.0, self._bench.clock.left))
 
     def _alike(self) -> str:
         """Return why the search ends where every candidate failed with the same error; else ''."""

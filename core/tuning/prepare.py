@@ -27,7 +27,7 @@ from octavo.core.values.budgets import MEASURED, describe
 from octavo.core.values.trial import Trial
 
 from .acceptance import Acceptance
-from .asked import Asked, Score, build_objectives, guarded_listeners, read_asked
+from .asked import Asked, Score, build_objectives, read_asked
 from .baseline import compare_with_given, measure_baseline
 from .bench import Bench
 from .fingerprint import fingerprint, shaping
@@ -38,8 +38,9 @@ from .held_out import check_held_out, prepare_certificate
 from .joint import build_strategy
 from .loop import Limits
 from .prepared import Plan, Run
-from .progress import Progress, tell
+from .progress import BASELINE, CONFIRMATION, OPENING, Progress, tell
 from .sensitivities import keep_scores, sensitivity_services
+from .telling.wanted import listeners
 
 
 def prepare(
@@ -53,6 +54,7 @@ def prepare(
     study: str = "octavo",
     resume: bool = True,
     callbacks: Sequence[Progress] = (),
+    progress: bool | None = None,
     holdout_fn: Score | None = None,
     sensitivities: str | Path | None = None,
     executor: Executor | str | Mapping[str, Any] | None = None,
@@ -83,21 +85,25 @@ def prepare(
         raise EvaluationError(
             f"eval_fn must be callable: candidate -> score; got {type(eval_fn).__name__}"
         )
-    listeners = guarded_listeners(callbacks)
+    told = listeners(callbacks, progress)
     asked = read_asked(
-        settings, host or plugin_host(settings), (eval_fn, holdout_fn), listeners, clock
+        settings, host or plugin_host(settings), (eval_fn, holdout_fn), told, clock
     )
     if sensitivities is not None:
         check_place(absolute(sensitivities, "a file of sensitivities"))
     with ExitStack() as stack:
         stack.enter_context(terminate_as_interrupt())
-        ground = open_ground(asked, model, calibration, arrays, stack)
-        history = _history(asked, ground, storage, study, resume)
-        stack.callback(history.close)
-        bench = _bench(asked, ground, history, executor, stack)
-        _tell_notes(bench, ground)
-        services = sensitivity_services(bench, sensitivities, settings.seed)
-        certifying = _score_float(asked, ground, bench)
+        stack.callback(asked.phases.close)
+        with asked.phases.within(OPENING):
+            ground = open_ground(asked, model, calibration, arrays, stack)
+            history = _history(asked, ground, storage, study, resume)
+            stack.callback(history.close)
+            bench = _bench(asked, ground, history, executor, stack)
+            _tell_notes(bench, ground)
+            services = sensitivity_services(bench, sensitivities, settings.seed)
+        with asked.phases.within(BASELINE):
+            certifying = _score_float(asked, ground, bench)
+        asked.phases.expect(CONFIRMATION, asked.clock.reserve)
         acceptance = Acceptance(
             bench, ground.opened, settings.confirm, model, asked.host, certifying
         )
@@ -176,6 +182,7 @@ def _bench(
         asked.objectives,
         history,
         progress=asked.listeners,
+        phases=asked.phases,
         notify=_hook(asked.host, asked.listeners),
         budgets={str(name): limit for name, limit in settings.budgets.items()},
         checked=build_objectives(beside, asked.host),

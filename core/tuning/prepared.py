@@ -5,7 +5,7 @@ It is searched to its end, or by a caller who owns the loop, and then finished.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -23,10 +23,11 @@ from octavo.core.values.recipe import Recipe
 from octavo.core.values.trial import Trial
 
 from .acceptance import Accepted
-from .bench import Bench
+from .bench import Backend, Bench
 from .direction import check_direction
 from .finish import Finish
 from .loop import Asks, Limits, Loop
+from .progress import CALIBRATION, CONFIRMATION
 
 NOTHING = (
     "nothing to quantize: no op of this model has a scheme to choose (see the ledger and "
@@ -123,7 +124,7 @@ class Run:
             if found is not None:
                 return found
             has_winner = self._bench.best() is not None
-            self._accepted = self._finish.acceptance.accept()
+            self._accept()
             if self._accepted is not None or not has_winner:
                 break
             # A refused winner is told to a strategy made anew, with all the rest: the search goes
@@ -200,13 +201,16 @@ class Run:
 
     def _calibrate(self) -> None:
         """Run the calibration data through the model of every backend that has a choice."""
-        backends = self._bench.backends
-        for name, backend in backends.items():
-            if not backend.space.tunable:
-                continue
-            fault = f"{name} cannot run this model on the calibration data"
-            with deadline(self._bench.clock.until()), raised_as(ModelError, fault):
-                backend.realizer.calibrate(backend.data)
+        backends, phases = self._bench.backends, self._bench.phases
+        chosen = {n: b for n, b in backends.items() if b.space.tunable}
+        phase = phases.begin(CALIBRATION, _batches_in_all(chosen.values()))
+        try:
+            for name, backend in chosen.items():
+                fault = f"{name} cannot run this model on the calibration data"
+                with deadline(self._bench.clock.until()), raised_as(ModelError, fault):
+                    backend.realizer.calibrate(phases.each(phase, backend.data))
+        finally:
+            phases.end(phase)
         self._is_calibrated = True
         _check_batches(self._bench.history, {n: b.data for n, b in backends.items()})
         check_direction(
@@ -218,11 +222,19 @@ class Run:
         bench, limits = self._bench, self._plan.limits
         loop = Loop(bench, self._plan.strategy(), limits)
         size = sum(backend.space.size for backend in bench.backends.values())
+        loop.begin()
         for listener in bench.progress:
             listener.started(bench.baseline, self._finish.goal, limits.max_trials, size)
         return loop
 
+    def _accept(self) -> None:
+        """Examine the winners; None stands where none is accepted."""
+        with self._bench.phases.within(CONFIRMATION):
+            self._accepted = self._finish.acceptance.accept()
+
     def _concluded(self) -> Result:
+        if self._loop is not None:
+            self._loop.leave()
         backends = self._bench.backends.values()
         if not any(b.space.tunable for b in backends):
             self._bench.tell(NOTHING)
@@ -238,7 +250,7 @@ class Run:
             self._tell_end(reason)
             return self._finish.unready(reason)
         if not self._is_settled:
-            self._accepted = self._finish.acceptance.accept()
+            self._accept()
         reason = self._bench.clock.told(self._loop.reason or ENDED_EARLY)
         self._tell_end(reason)
         if self._accepted is None:
@@ -255,6 +267,13 @@ class Run:
     def _tell_end(self, reason: str) -> None:
         for listener in self._bench.progress:
             listener.ended(reason)
+
+
+def _batches_in_all(backends: Iterable[Backend]) -> int | None:
+    """Return how many batches calibration reads; None where a factory makes them."""
+    kept = [backend.data.batches for backend in backends]
+    known = [len(batches) for batches in kept if batches is not None]
+    return sum(known) if len(known) == len(kept) else None
 
 
 def _check_batches(history: History, data: Mapping[str, CalibrationData]) -> None:

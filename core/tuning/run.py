@@ -30,6 +30,7 @@ def autotune(
     study: str = "octavo",
     resume: bool = True,
     callbacks: Sequence[Progress] = (),
+    progress: bool | None = None,
     holdout_fn: Callable[[Any], Any] | None = None,
     sensitivities: str | Path | None = None,
     executor: Executor | str | Mapping[str, Any] | None = None,
@@ -57,6 +58,8 @@ def autotune(
         study: The run's name in that store.
         resume: Go on where a run on the same store stopped; False refuses a store that has trials.
         callbacks: Told how the run goes.
+        progress: Whether the run shows itself, by a :class:`~octavo.ProgressDisplay`: True and
+            False say so; None does on a terminal and in a notebook, unless callbacks are given.
         holdout_fn: Scores a model on data that ``eval_fn`` never uses; the winner's score on it is
             reported beside the search's.
         sensitivities: A file of sensitivities: read where it is there, and written at the end, one
@@ -88,6 +91,7 @@ def autotune(
         study=study,
         resume=resume,
         callbacks=callbacks,
+        progress=progress,
         holdout_fn=holdout_fn,
         sensitivities=sensitivities,
         executor=executor,

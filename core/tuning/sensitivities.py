@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -36,6 +37,7 @@ def sensitivity_services(
             kept,
             note=bench.tell,
             seed=seed,
+            watched=partial(bench.phases.probes, about=f"on {name}"),
         )
     lend_traces(tuple(found.values()))
     return found

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from octavo.core.results.result import Quantized, Result
     from octavo.core.scoring.evaluation import ArrayModel, Evaluation
     from octavo.core.scoring.racing import RaceConfig, SampleScore
-    from octavo.core.tuning.progress import Progress
+    from octavo.core.tuning.progress import Phase, Progress
     from octavo.core.tuning.run import Run as Run
     from octavo.core.tuning.run import autotune, load, quantize_model
     from octavo.core.tuning.run import prepare as prepare
+    from octavo.core.tuning.telling.display import ProgressDisplay
     from octavo.core.values.calls import Call
     from octavo.core.values.recipe import Recipe
     from octavo.core.values.scheme import OpScheme, PartChoice, QuantSpec
@@ -37,7 +38,9 @@ __all__ = [
     "OctavoError",
     "OpScheme",
     "PartChoice",
+    "Phase",
     "Progress",
+    "ProgressDisplay",
     "QuantSpec",
     "Quantized",
     "RaceConfig",
@@ -62,7 +65,9 @@ _HOME = {
     "OctavoError": "errors",
     "OpScheme": "values.scheme",
     "PartChoice": "values.scheme",
+    "Phase": "tuning.progress",
     "Progress": "tuning.progress",
+    "ProgressDisplay": "tuning.telling.display",
     "QuantSpec": "values.scheme",
     "Quantized": "results.result",
     "RaceConfig": "scoring.racing",

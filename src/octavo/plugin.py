@@ -38,6 +38,7 @@ from octavo.core.contract.parts import AdapterPart, Part, PartConfig
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.contract.strategy import (
     WAIT,
+    Foresight,
     Problem,
     RecipeSensitivity,
     Sensitivity,
@@ -157,6 +158,7 @@ __all__ = [
     "TRAINING",
     "Training",
     # A strategy.
+    "Foresight",
     "Problem",
     "RecipeSensitivity",
     "Sensitivity",
