@@ -17,6 +17,8 @@ from octavo import __version__
 
 from . import (
     capabilities,
+    check,
+    compare,
     export,
     history,
     inspect,
@@ -48,12 +50,14 @@ app = typer.Typer(
 for command in (
     tune,
     quantize,
+    check,
+    compare,
+    report,
+    export,
+    history,
     inspect,
     capabilities,
     sensitivity,
-    export,
-    history,
-    report,
     plugins,
     schema,
 ):

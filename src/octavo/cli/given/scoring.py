@@ -143,7 +143,8 @@ def scored(
         return model, Scored(own, batches, settings, sources)
     assert samples is not None, "check() asks for samples where no function scores"
     name = _name(settings, samples)
-    score = file_score(model, name, samples, wanted.batch_size, host)
+    reference = float_labels(model, name, samples, wanted.batch_size, host)
+    score = FileScore(name, samples, wanted.batch_size, reference)
     settings = _with_direction(settings, name)
     return model, Scored(score, batches, settings, sources)
 
@@ -180,23 +181,28 @@ def _with_direction(settings: TuningConfig, name: str) -> TuningConfig:
     return TuningConfig.read(settings, metric=name, higher_is_better=is_higher_better)
 
 
-def file_score(
+def float_labels(
     model: Any, name: str, samples: Samples, batch_size: int, host: PluginHost
-) -> FileScore:
-    """Return a built-in score on samples; the float model's outputs stand in for labels where it
-    needs none and there are none.
+) -> ArrayModel | None:
+    """Return the float model, whose outputs stand in for labels; None where they are not needed.
 
     Args:
-        model: The float model.
+        model: What it is made of; None where there is none.
         name: The metric's.
         samples: Inputs and labels.
         batch_size: Samples per call.
         host: Plugins.
+
+    Raises:
+        ConfigError: If it is needed and there is none.
     """
-    reference = None
     compares_with_float = samples.labels is None or name == "agreement"
-    if compares_with_float and not metric(name).needs_labels:
-        example = next(samples.batches(batch_size))
-        opened = open_model(model, host, example=example)
-        reference = ArrayModel(opened.session.reference())
-    return FileScore(name, samples, batch_size, reference)
+    if not compares_with_float or metric(name).needs_labels:
+        return None
+    if model is None:
+        raise ConfigError(
+            f"{name} compares with the float model's outputs: give that model with --float"
+        )
+    example = next(samples.batches(batch_size))
+    opened = open_model(model, host, example=example)
+    return ArrayModel(opened.session.reference())
