@@ -47,7 +47,7 @@ def _best(data: ReportData) -> dict[str, Any]:
         "score": _score(data, trial),
     }
     for name in data.baseline.objectives:
-        told[name] = _cost(name, trial, data.baseline)
+        told[name] = cost(name, trial, data.baseline)
     return told
 
 
@@ -69,9 +69,15 @@ def _score(data: ReportData, trial: Trial) -> dict[str, Any]:
     return told
 
 
-def _cost(name: str, trial: Trial, baseline: Trial) -> dict[str, Any] | None:
-    """Return what a trial costs beside the float model of the same rounds; None where it was not
-    measured."""
+def cost(name: str, trial: Trial, baseline: Trial) -> dict[str, Any] | None:
+    """Return what a trial costs beside the float model of the same rounds, JSON-ready; None where
+    it was not measured.
+
+    Args:
+        name: The objective.
+        trial: The trial, or the float model's own.
+        baseline: The float model's.
+    """
     measured = trial.objectives.get(name)
     if measured is None:
         return None
@@ -107,4 +113,4 @@ def _beside_float(
     return own.value, measured.value / own.value
 
 
-__all__ = ["outcome"]
+__all__ = ["cost", "outcome"]

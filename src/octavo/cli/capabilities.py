@@ -16,34 +16,37 @@ from octavo.core.report.tables import table
 from octavo.core.values.capability import Capability, Offer
 
 from .console import out, show_json, warn
+from .face.options import HOW, INPUT, AsJson, MaybeModel, flag, option
 from .given.models import source
+
+EXAMPLES = """
+octavo capabilities
+octavo capabilities model.onnx --measure
+"""
+
+_MEASURE = "Time every scheme beside float on a small sample, some 0.3 s each."
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("capabilities")(capabilities)
+    app.command("capabilities", epilog=EXAMPLES)(capabilities)
 
 
 def capabilities(
-    model: Annotated[
-        str | None,
-        typer.Argument(help="A model file, or module:name: only what this model has."),
-    ] = None,
+    model: MaybeModel = None,
     backend: Annotated[
-        str | None, typer.Option("--backend", "-b", help="Only this backend.")
+        str | None, option(INPUT, "NAME", "Only this backend.", "--backend", "-b")
     ] = None,
-    measure: Annotated[
-        bool,
-        typer.Option(
-            "--measure",
-            help="Time every scheme beside float on a small sample, some 0.3 s each.",
-        ),
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    measure: Annotated[bool, flag(HOW, _MEASURE, "--measure")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """List, per op type, the schemes that run here, the one to try first first, and whether a
-    low-precision kernel runs them."""
+    """Show which schemes run on this machine, and whether on a low-precision kernel.
+
+    Per op type, the scheme to try first comes first.
+    """
     host = PluginHost()
+    if backend is not None:
+        host.part("adapters", backend)
     if model is not None:
         opened = open_model(source(model), host, backend=backend)
         found = [(opened.capability, {op.type for op in opened.view.ops})]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,14 +19,18 @@ from octavo.core.contract.objective import Subject
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.opening.opening import open_model
 from octavo.core.report import ReportData, report_data, text
+from octavo.core.report.names import distinct, legend
+from octavo.core.report.outcome import cost
+from octavo.core.report.tables import table
 from octavo.core.results.result import load_candidate, read_manifest
 from octavo.core.scoring.objectives.config import LatencyConfig
 from octavo.core.scoring.objectives.latency import interleave
 from octavo.core.values.calls import Batch, plainest
 from octavo.core.values.recipe import Recipe
+from octavo.core.values.scheme import FLOAT, OpScheme
 from octavo.core.values.trial import Measurement, Trial
 
-from .console import out, show_json, table
+from .console import out, show_json
 from .face.early import existing
 from .face.options import (
     AsJson,
@@ -47,7 +51,6 @@ octavo compare model-int8-static model-int8-dynamic --json
 """
 
 _SIDE = "Folder of a saved result, or a model file."
-FLOAT = "float"
 
 
 def register(app: typer.Typer) -> None:
@@ -141,17 +144,16 @@ class Side:
         return self.best.objectives.get("latency") if self.best else None
 
     @cached_property
-    def schemes(self) -> Mapping[str, str]:
+    def schemes(self) -> Mapping[str, OpScheme]:
         """Op -> what it takes, of those that are not float."""
         if self.best is not None:
             lines = self.best.ledger.items()
-            return {
-                op: str(line.applied) for op, line in lines if not line.applied.is_float
-            }
-        if "recipe" in self.manifest:
-            recipe = Recipe.from_json(self.manifest["recipe"])
-            return {op: str(s) for op, s in recipe.schemes.items() if not s.is_float}
-        return {}
+            taken = {op: line.applied for op, line in lines}
+        elif "recipe" in self.manifest:
+            taken = dict(Recipe.from_json(self.manifest["recipe"]).schemes)
+        else:
+            taken = {}
+        return {op: scheme for op, scheme in taken.items() if not scheme.is_float}
 
     def score(self) -> tuple[str, float] | None:
         """Return the recorded score and its name."""
@@ -205,7 +207,8 @@ def _timed(sides: Sequence[Side], batch: Batch, float_model: Any) -> Timed:
             subject = Subject(side.candidate(float_model), batch)
             stack.callback(subject.close)
             subjects.append(subject)
-        seconds, ratios, samples = interleave(*subjects, LatencyConfig())
+        a, b = subjects
+        seconds, ratios, samples = interleave(a, b, LatencyConfig())
     low, ratio, high = (float(share) for share in np.percentile(ratios, [25, 50, 75]))
     ms = seconds * 1e3
     return Timed(ms, ms / ratio, ratio, low, high, samples)
@@ -225,7 +228,7 @@ class Comparison:
     b: Side
     timed: Timed | None
 
-    def differing(self) -> list[tuple[str, str, str]]:
+    def differing(self) -> list[tuple[str, OpScheme, OpScheme]]:
         """Return (op, first's scheme, second's scheme) of ops that differ."""
         names = dict.fromkeys((*self.a.schemes, *self.b.schemes))
         rows = []
@@ -243,7 +246,9 @@ class Comparison:
             "a": _side_facts(self.a),
             "b": _side_facts(self.b),
             "timed": None if timed is None else vars(timed),
-            "ops": [{"op": op, "a": a, "b": b} for op, a, b in self.differing()],
+            "ops": [
+                {"op": op, "a": str(a), "b": str(b)} for op, a, b in self.differing()
+            ],
             "exit_code": 0,
         }
 
@@ -252,23 +257,32 @@ class Comparison:
         parts: list[RenderableType] = [self._figures()]
         if self.timed is not None:
             parts.append(Text(self.timed.words()))
+        return Group(*parts, *self._ops())
+
+    def _ops(self) -> Iterator[RenderableType]:
+        """Yield the ops that differ, and what the short names of their schemes stand for."""
         differing = self.differing()
-        if differing:
-            title = f"{len(differing)} ops differ"
-            parts.append(table(("op", "A", "B"), differing, title=title))
-        else:
-            parts.append(Text("every op takes the same scheme"))
-        return Group(*parts)
+        if not differing:
+            yield Text("every op takes the same scheme")
+            return
+        schemes = [scheme for _, a, b in differing for scheme in (a, b)]
+        names = distinct(schemes)
+        rows = [(op, names[a], names[b]) for op, a, b in differing]
+        yield table(("op", "A", "B"), rows, title=f"{len(differing)} ops differ")
+        yield table(("short", "in full"), legend(schemes))
 
     def _figures(self) -> RenderableType:
         a, b = self.a, self.b
-        rows = [("", a.name, b.name), ("backend", a.backend or "-", b.backend or "-")]
+        rows: list[tuple[str, ...]] = [("", a.name, b.name)]
+        rows.append(("backend", a.backend or "-", b.backend or "-"))
         rows.append(("score", _score_words(a), _score_words(b)))
         rows.append(("size", _size_words(a), _size_words(b)))
-        recorded = (text.relative(a.latency), text.relative(b.latency))
-        rows.append(("latency, recorded (of float)", *recorded))
+        rows.append(("latency, recorded", _latency_words(a), _latency_words(b)))
         if self.timed is not None:
-            now = (f"{self.timed.a_ms:.3g} ms", f"{self.timed.b_ms:.3g} ms")
+            now = [
+                text.measured(Measurement(ms, ms, ms, "ms"))
+                for ms in (self.timed.a_ms, self.timed.b_ms)
+            ]
             rows.append((f"latency now, {self.timed.samples} samples", *now))
         quantized = (str(len(a.schemes)), str(len(b.schemes)))
         rows.append(("quantized ops", *quantized))
@@ -276,25 +290,28 @@ class Comparison:
 
 
 def _side_facts(side: Side) -> dict[str, Any]:
-    score, latency = side.score(), side.latency
+    score, record = side.score(), side.record
+    latency = None
+    if record is not None and side.best is not None:
+        latency = cost("latency", side.best, record.baseline)
     return {
         "name": side.name,
         "backend": side.backend or None,
         "score": {"metric": score[0], "value": score[1]} if score else None,
         "bytes": side.bytes,
-        "latency": _latency_facts(latency) if latency else None,
+        "latency": latency,
         "quantized_ops": len(side.schemes),
     }
 
 
-def _latency_facts(latency: Measurement) -> dict[str, Any]:
-    return {
-        "float_ms": latency.base,
-        "ms": latency.value,
-        "ratio": latency.ratio,
-        "low": latency.low,
-        "high": latency.high,
-    }
+def _latency_words(side: Side) -> str:
+    """Return a recorded latency with float's of the same rounds."""
+    latency = side.latency
+    if latency is None:
+        return "-"
+    if side.best is None or not side.best.number:
+        return f"{text.measured(latency)} (it is the float model)"
+    return f"{text.measured(latency)} (float {text.base(latency)})"
 
 
 def _score_words(side: Side) -> str:

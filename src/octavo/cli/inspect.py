@@ -22,35 +22,37 @@ from octavo.core.values.coverage import Coverage
 from octavo.core.values.graph import ModelView, Op
 
 from .console import out, show_json
+from .face.options import INPUT, AsJson, FloatModel, argument, option
 from .given.models import is_result, source
+
+EXAMPLES = """
+octavo inspect model.onnx
+octavo inspect model-quantized
+octavo inspect my_module:model --json
+"""
+
+_WHAT = "A model file, module:name, or the folder of a saved result."
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("inspect")(inspect)
+    app.command("inspect", epilog=EXAMPLES)(inspect)
 
 
 def inspect(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="A model file, module:name, or the folder of a saved result."
-        ),
-    ],
+    model: Annotated[str, argument("MODEL", _WHAT)],
     backend: Annotated[
-        str | None, typer.Option("--backend", "-b", help="Open with this backend.")
+        str | None, option(INPUT, "NAME", "Open with this.", "--backend", "-b")
     ] = None,
-    float_model: Annotated[
-        str | None,
-        typer.Option(
-            "--float",
-            help="The float model (module:name), where a saved result does not hold it.",
-        ),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    float_model: FloatModel = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Show a model's ops, groups and sizes; of a saved result or a quantized .onnx file, what was
-    asked of each op and what runs."""
+    """Show a model's ops, groups and sizes, or what runs in a saved result.
+
+    Of a result, and of a quantized .onnx file: what was asked of each op and what runs.
+    """
+    if backend is not None:
+        PluginHost().part("adapters", backend)
     opened = source(model)
     if is_result(opened):
         _result(opened, source(float_model) if float_model else None, as_json)

@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 
 import typer
+from rich.text import Text
 
 from octavo.core.contract.parts import Part
-from octavo.core.contract.plugins import KINDS, PluginHost
+from octavo.core.contract.plugins import KINDS, PluginHost, PluginInfo
 from octavo.core.report.tables import table
 
 from .console import out, show_json
+from .face.options import AsJson, Autoload
+
+EXAMPLES = """
+octavo plugins
+octavo plugins --json
+"""
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("plugins")(plugins)
+    app.command("plugins", epilog=EXAMPLES)(plugins)
 
 
-def plugins(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    autoload: Annotated[
-        bool,
-        typer.Option(
-            "--autoload/--no-autoload", help="Load plugins of other distributions."
-        ),
-    ] = True,
-) -> None:
+def plugins(as_json: AsJson = False, autoload: Autoload = True) -> None:
     """List plugins and the parts they offer, without importing any framework."""
     host = PluginHost(third_party=autoload)
     parts = {kind: host.parts(kind) for kind in KINDS}
@@ -36,10 +35,7 @@ def plugins(
         show_json({"plugins": _plugins_as_json(host), "parts": told})
         return
     console = out()
-    rows = []
-    for plugin in host.plugins():
-        state = "loaded" if plugin.loaded else "left out"
-        rows.append((plugin.name, plugin.origin, state, plugin.reason))
+    rows = [(p.name, p.origin, _state(p), p.reason) for p in host.plugins()]
     console.print(table(("plugin", "from", "state", "note"), rows))
     offered: list[tuple[str, str, str]] = []
     for kind, found in parts.items():
@@ -48,12 +44,22 @@ def plugins(
     console.print(table(("kind", "part", "what it does"), offered))
 
 
+def _state(plugin: PluginInfo) -> Text:
+    """Return whether a plugin works, and if not, whether it is broken or lacks something."""
+    if not plugin.loaded:
+        return Text("left out", "red")
+    if plugin.reason:
+        return Text("not usable", "yellow")
+    return Text("loaded", "green")
+
+
 def _plugins_as_json(host: PluginHost) -> list[dict[str, Any]]:
     return [
         {
             "name": plugin.name,
             "origin": plugin.origin,
             "loaded": plugin.loaded,
+            "usable": plugin.loaded and not plugin.reason,
             "reason": plugin.reason,
         }
         for plugin in host.plugins()

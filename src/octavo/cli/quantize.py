@@ -21,9 +21,9 @@ from .console import out, say
 from .face.early import check_parts, existing
 from .face.logs import logged
 from .face.options import (
+    HOW,
     INPUT,
     OUTPUT,
-    SEARCH,
     Backend,
     BatchSize,
     Labels,
@@ -57,7 +57,7 @@ def register(app: typer.Typer) -> None:
 
 def quantize(
     model: Model,
-    scheme: Annotated[str, option(SEARCH, "NAME", _SCHEME)] = "int8-static",
+    scheme: Annotated[str, option(HOW, "NAME", _SCHEME)] = "int8-static",
     data: Annotated[str | None, option(INPUT, "FILE", _DATA)] = None,
     labels: Labels = None,
     batch_size: BatchSize = 32,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import islice
@@ -10,88 +11,110 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from rich.console import Group
 from rich.text import Text
 
-from octavo.core.errors import ModelError
+from octavo.core.errors import ConfigError, ModelError
 from octavo.core.opening.config import TuningConfig
-from octavo.core.opening.opening import open_all, plugin_host
+from octavo.core.opening.opening import open_all
 from octavo.core.opening.spaces import build_space
 from octavo.core.quantizing.realize import Realizer
-from octavo.core.report.tables import TextTable, table
+from octavo.core.report.names import distinct, legend
+from octavo.core.report.tables import table
 from octavo.core.sensitivity.service import SensitivityService
 from octavo.core.system.textfiles import write_text
 from octavo.core.values.scheme import OpScheme
 from octavo.core.values.space import Unit
 
 from .console import out, say, show_json
+from .face.early import check_parts, existing
+from .face.logs import logged
+from .face.options import (
+    HOW,
+    INPUT,
+    OUTPUT,
+    AsJson,
+    Backend,
+    BatchSize,
+    Config,
+    Data,
+    Labels,
+    LogFile,
+    Model,
+    Verbose,
+    flag,
+    option,
+)
 from .given.data import read_samples
-from .given.models import source
+from .given.models import check_model, source
+from .given.scoring import SAMPLES
+from .streams import is_unicode
 
-BAR = 20  # characters of the longest bar
+BAR = 20
+"""Characters of the longest bar; half of it where the place is narrow."""
+
+NARROW = 100
+"""Columns below which a bar would take the place of words."""
+
+FULL, ASCII = "\N{FULL BLOCK}", "#"
+"""What a bar is made of, and where an encoding has no such character."""
+
+Kind = Literal[
+    "output_distance", "weight_error", "hessian", "gradient", "hessian_trace"
+]
+
+EXAMPLES = """
+octavo sensitivity model.onnx --data samples.npz
+octavo sensitivity model.onnx --data samples.npz --plot sensitivity.svg
+"""
+
+_KIND = (
+    "output_distance: of the model's outputs, a run each; weight_error, hessian: estimates from "
+    "weights and inputs; gradient, hessian_trace: from gradients (torch)."
+)
+_ALL = "Every scheme of every op; left out: the first of each mode."
+_SAVE = "Keep the scores in this file, and start from it if it is there."
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("sensitivity")(sensitivity)
+    app.command("sensitivity", epilog=EXAMPLES)(sensitivity)
 
 
 def sensitivity(
-    model: Annotated[
-        str, typer.Argument(help="A model file (.onnx, .npz), or module:name.")
-    ],
-    data: Annotated[
-        Path, typer.Option(help="Calibration samples: an .npz or a folder of .npy.")
-    ],
-    kind: Annotated[
-        Literal[
-            "output_distance", "weight_error", "hessian", "gradient", "hessian_trace"
-        ],
-        typer.Option(
-            help="Distance of the model's outputs (a run each), estimates from weights and "
-            "inputs, or (torch) from gradients."
-        ),
-    ] = "output_distance",
-    labels: Annotated[
-        str | None, typer.Option(help="Name of an array in --data that is no input.")
-    ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config", "-c", help="Configuration whose rules restrict the schemes."
-        ),
-    ] = None,
-    backend: Annotated[
-        str | None,
-        typer.Option("--backend", "-b", help="Backend; default: the model's own."),
-    ] = None,
-    every: Annotated[
-        bool,
-        typer.Option(
-            "--all", help="Every scheme of every unit; default: the first of each mode."
-        ),
-    ] = False,
+    model: Model,
+    data: Data = None,
+    labels: Labels = None,
     batches: Annotated[
-        int, typer.Option(min=1, help="Batches of --data that are used.")
+        int, option(INPUT, "N", "Batches of --data that are used.", min=1)
     ] = 2,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples per batch.")] = 32,
-    save: Annotated[
-        Path | None,
-        typer.Option(
-            help="Keep the scores in this file, and start from it if it is there."
-        ),
-    ] = None,
+    batch_size: BatchSize = 32,
+    config: Config = None,
+    backend: Backend = None,
+    kind: Annotated[Kind, option(HOW, "KIND", _KIND)] = "output_distance",
+    every: Annotated[bool, flag(HOW, _ALL, "--all")] = False,
+    save: Annotated[Path | None, option(OUTPUT, "FILE", _SAVE)] = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Draw the scores into this .svg.")
+        Path | None, option(OUTPUT, "FILE", "Draw the scores into this .svg.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
+    verbose: Verbose = 0,
+    log_file: LogFile = None,
 ) -> None:
-    """Rank the units of MODEL by what quantizing each one alone costs: 0 is no change, the most
-    sensitive first."""
+    """Rank the ops of MODEL by what quantizing each one alone costs.
+
+    0 is no change; the most sensitive come first.
+    """
+    if data is None:
+        raise ConfigError("calibration samples are missing: give --data")
+    existing(data, "--data", SAMPLES)
+    check_model(model)
     settings = TuningConfig.read(
         config, **({"backends": (backend,)} if backend else {})
     )
-    host = plugin_host(settings)
+    host = check_parts(settings)
     with ExitStack() as stack:
+        stack.enter_context(logged(verbose, log_file))
         opened, given, _ = open_all(
             source(model),
             list(islice(read_samples(data, labels).batches(batch_size), batches)),
@@ -141,18 +164,27 @@ def _as_json(ranked: Sequence[Unit], found: Losses) -> dict[str, dict[str, float
     return told
 
 
-def _ranking(ranked: Sequence[Unit], found: Losses, loss: str) -> TextTable:
-    bar = _bars([value for losses in found.values() for value in losses.values()])
+def _ranking(ranked: Sequence[Unit], found: Losses, loss: str) -> Group:
+    """Return the table, the most sensitive first, and what its short names stand for."""
+    losses = [value for own in found.values() for value in own.values()]
+    bar = _bars(losses, BAR // 2 if out().width < NARROW else BAR)
+    schemes = [scheme for unit in ranked for scheme in found[unit.name]]
+    names = distinct(schemes)
     rows: list[tuple[object, ...]] = []
     for unit in ranked:
         weights = f"{unit.parameters:,}" if unit.parameters else ""
         worst_first = sorted(found[unit.name].items(), key=lambda pair: -pair[1])
         for scheme, value in worst_first:
-            rows.append(
-                (unit.name, unit.type, weights, scheme, _shown(value), bar(value))
-            )
-    columns = ("unit", "type", "weights", "scheme", loss, "log scale")
-    return table(columns, rows, right=("weights", loss))
+            who = (unit.name, unit.type, weights, names[scheme])
+            rows.append((*who, _shown(value), bar(value)))
+    columns = ("op", "type", "weights", "scheme", loss, "log scale")
+    ranking = table(
+        columns,
+        rows,
+        right=("weights", loss),
+        least=("type", "weights", "log scale"),
+    )
+    return Group(ranking, table(("short", "in full"), legend(schemes)))
 
 
 def _draw(path: Path, ranked: Sequence[Unit], found: Losses, loss: str) -> None:
@@ -176,9 +208,15 @@ def _scores(
     return dict(zip(wanted, losses, strict=True))
 
 
-def _bars(losses: Sequence[float]) -> Callable[[float], str]:
+def _bars(losses: Sequence[float], longest: int) -> Callable[[float], str]:
     """Return a function that draws a loss as a bar whose length grows with its logarithm, over the
-    losses that were found."""
+    losses that were found.
+
+    Args:
+        losses: All of them.
+        longest: Characters of the longest bar.
+    """
+    block = FULL if is_unicode(sys.stdout) else ASCII
     logs = [math.log(v) for v in losses if 0 < v < math.inf]
     low = min(logs, default=0.0)
     high = max(logs, default=0.0)
@@ -187,9 +225,9 @@ def _bars(losses: Sequence[float]) -> Callable[[float], str]:
         if not 0 < value < math.inf:
             return ""
         if high == low:
-            return "█"
+            return block
         share = (math.log(value) - low) / (high - low)
-        return "█" * (1 + round((BAR - 1) * share))
+        return block * (1 + round((longest - 1) * share))
 
     return bar
 

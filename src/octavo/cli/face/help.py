@@ -16,6 +16,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from ..console import help_page
 from .failures import Interrupted
+from .options import GROUPS
 
 NAMES = 25
 """Columns of the names: longer ones have a line of their own."""
@@ -100,11 +101,10 @@ def _print_groups(command: Any, ctx: Any) -> None:
         title = panel if isinstance(panel, str) else OPTIONS
         panels.setdefault(title, []).append((_names(parameter), _text(parameter)))
     # What every command has comes last.
-    last = panels.pop(OPTIONS, [])
-    for title, rows in panels.items():
-        _print_rows(title, rows)
-    if last:
-        _print_rows(OPTIONS if panels else "", last)
+    order = [*GROUPS, *(title for title in panels if title not in GROUPS)]
+    for title in order:
+        if title in panels:
+            _print_rows(title if len(panels) > 1 else "", panels[title])
 
 
 def _print_rows(title: str, rows: Iterable[tuple[str, str]]) -> None:

@@ -10,7 +10,10 @@ import typer
 INPUT = "Model and data"
 GOAL = "Score and goal"
 SEARCH = "Search"
+HOW = "How"
 OUTPUT = "Output"
+GROUPS = (INPUT, GOAL, SEARCH, HOW, OUTPUT)
+"""In the order of the help."""
 
 
 def option(group: str, metavar: str, text: str, *names: str, **more: Any) -> Any:
@@ -50,6 +53,9 @@ _BATCH = "Samples per call, in calibration, scoring and timing."
 _FLOAT = "The float model (module:name), where a saved result does not hold it."
 
 Model = Annotated[str, argument("MODEL", _MODEL)]
+MaybeModel = Annotated[
+    str | None, argument("MODEL", "Only what this model has; left out: everything.")
+]
 ResultFolder = Annotated[Path, argument("RESULT", "Folder of a saved result.")]
 Data = Annotated[Path | None, option(INPUT, "FILE", _SAMPLES)]
 Labels = Annotated[str | None, option(INPUT, "NAME", _LABELS)]
@@ -58,6 +64,14 @@ Config = Annotated[Path | None, option(INPUT, "FILE", _CONFIG, "--config", "-c")
 Backend = Annotated[
     str | None,
     option(INPUT, "NAME", "Left out: the model's own.", "--backend", "-b"),
+]
+Autoload = Annotated[
+    bool,
+    flag(
+        INPUT,
+        "Load plugins of other distributions (the default), or do not.",
+        "--autoload/--no-autoload",
+    ),
 ]
 FloatModel = Annotated[str | None, option(INPUT, "MODEL", _FLOAT, "--float")]
 Evaluate = Annotated[
