@@ -1,5 +1,8 @@
 """Settings that hold for every test."""
 
+import logging
+
+import pytest
 from hypothesis import HealthCheck, settings
 
 # Property tests measure no time: on a busy machine a deadline is a failure drawn at random.
@@ -7,3 +10,17 @@ settings.register_profile(
     "octavo", deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("octavo")
+
+
+@pytest.fixture
+def logged(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> pytest.LogCaptureFixture:
+    """What octavo logs from INFO on."""
+    # A tool that another test runs in this process (import-linter) switches every logger off that
+    # is there.
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.startswith("octavo") and isinstance(logger, logging.Logger):
+            monkeypatch.setattr(logger, "disabled", False)
+    caplog.set_level(logging.INFO, logger="octavo")
+    return caplog

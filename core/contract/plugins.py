@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tomllib
-import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial, reduce
@@ -31,6 +30,7 @@ from octavo.core.errors import (
     nearest,
     shown,
 )
+from octavo.core.system.log import remark
 from octavo.core.values.settings import checked
 
 from . import hookspecs
@@ -147,10 +147,8 @@ class PluginHost:
                 self._manager.unregister(module)
             reason = f"{type(error).__name__}: {error}"
             self._infos.append(PluginInfo(name, origin, False, reason))
-            warnings.warn(
-                f"octavo plugin {name!r} of {origin} was left out: {reason}",
-                RuntimeWarning,
-                stacklevel=4,
+            remark(
+                f"octavo plugin {name!r} of {origin} was left out: {reason}", "plugins"
             )
             return
         self._infos.append(PluginInfo(name, origin, True, missing))
@@ -161,7 +159,7 @@ class PluginHost:
 
     def parts(self, kind: Kind) -> Mapping[str, Part[Any]]:
         """Return the cards of one kind, by name. A plugin whose hook raises is left out with a
-        warning.
+        remark.
 
         Raises:
             DuplicatePart: If two plugins offer one name.
@@ -180,11 +178,10 @@ class PluginHost:
         for plugin, offered in self._call(f"octavo_{kind}"):
             for part in offered or ():
                 if not isinstance(part, wanted):
-                    warnings.warn(
+                    remark(
                         f"octavo plugin {plugin!r} offers {part!r} among its {kind}; it must be a "
                         f"{wanted.__name__}",
-                        RuntimeWarning,
-                        stacklevel=3,
+                        "plugins",
                     )
                     continue
                 if part.name in found:
@@ -221,10 +218,9 @@ class PluginHost:
             replace(info, reason=reason) if info.name == name else info
             for info in self._infos
         ]
-        warnings.warn(
+        remark(
             f"octavo plugin {name!r} raised in {hook}: {error!r}; it is left out there",
-            RuntimeWarning,
-            stacklevel=4,
+            "plugins",
         )
 
     def notify(self, hook: str, **arguments: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ from array_api_compat import array_namespace
 from octavo.core.calibration.statistics import Statistics
 from octavo.core.contract.calibrator import Probe
 from octavo.core.numerics.affine import Array, QuantParams, affine_params
+from octavo.core.system.log import remark
 from octavo.core.values.graph import ModelView, Op
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import OpScheme, PartChoice, QuantSpec
@@ -123,10 +123,10 @@ def _joined_range(
 
 def _widened(value: str, low: Array, high: Array) -> Array:
     """Return the upper end of a constant's range; that of zero takes in one."""
-    warnings.warn(
+    remark(
         f"value {value!r} was constant ({float(low):g}) in calibration; "
         "its range is widened to include zero",
-        stacklevel=2,
+        "quantizing",
     )
     return array_namespace(high).ones_like(high) if float(low) == 0.0 else high
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from octavo.core.contract.adapter import Opened
 from octavo.core.contract.transform import Rescaling
 from octavo.core.errors import SchemeError
 from octavo.core.numerics.channels import Factors
+from octavo.core.system.log import remark
 from octavo.core.values.scheme import PartChoice
 from octavo.core.values.space import TuningSpace
 
@@ -116,10 +116,10 @@ class TransformedSessions:
             view, before.session.tensor, before.statistics, free
         )
         if not factors:
-            warnings.warn(
+            remark(
                 f"transform {choice} found nothing to rescale on {self._opened.name}: "
                 "the recipe runs without it",
-                stacklevel=2,
+                "quantizing",
             )
         return factors
 

@@ -16,6 +16,7 @@ from octavo.core.system.clock import Clock
 
 from .progress import Progress
 from .telling.phases import Phases
+from .telling.remarks import Remarks
 
 Score = Callable[[Any], Any]
 
@@ -47,6 +48,7 @@ class Asked:
         strategy: The strategy's settings.
         scores: What is scored.
         listeners: Told how it goes.
+        remarks: Told what the user should know.
         clock: Runs since the call.
         phases: Tells the listeners where the run is.
     """
@@ -58,6 +60,7 @@ class Asked:
     strategy: PartConfig
     scores: ScoreFunctions
     listeners: tuple[Progress, ...]
+    remarks: Remarks
     clock: Clock
     phases: Phases
 
@@ -68,6 +71,7 @@ def read_asked(
     scores: tuple[Score, Score | None],
     listeners: tuple[Progress, ...],
     clock: Clock,
+    remarks: Remarks | None = None,
 ) -> Asked:
     """Check what the settings name: criterion, objectives and strategy."""
     config = settings.criterion(host)
@@ -80,6 +84,7 @@ def read_asked(
         host.read("strategies", settings.strategy),
         _parted(*scores, settings, criterion),
         listeners,
+        remarks or Remarks(listeners),
         clock,
         Phases(listeners, clock),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -19,8 +20,9 @@ from octavo.core.values.budgets import float_keeps
 from octavo.core.values.space import TuningSpace
 from octavo.core.values.trial import Measurement, Trial
 
-from .progress import Progress, tell
+from .progress import Progress
 from .telling.phases import Phases
+from .telling.remarks import Remarks
 
 REFUSED_MARGIN = -0.01
 """The margin of a trial that passed in the search and was refused after it, at most.
@@ -66,6 +68,7 @@ class Bench:
         history: Where trials are kept.
         progress: Told how it goes.
         phases: Where the run is, and how long it still takes.
+        remarks: Told what the user should know.
         notify: Called after each trial with it (plugins' hook).
         budgets: Hard limits; a trial passes only if it keeps them.
         checked: What must be measured for the budgets beside the objectives, by name.
@@ -83,6 +86,7 @@ class Bench:
     history: History
     progress: Sequence[Progress] = ()
     phases: Phases = field(default_factory=Phases)
+    remarks: Remarks = field(default_factory=Remarks)
     notify: Callable[[Trial], None] = lambda trial: None
     budgets: Mapping[str, float] = field(default_factory=dict)
     checked: Mapping[str, Objective] = field(default_factory=dict)
@@ -100,9 +104,9 @@ class Bench:
         """All trials of the history but the baseline."""
         return tuple(t for t in self.history.trials if t.number > 0)
 
-    def tell(self, text: str) -> None:
-        """Pass a note on to whoever listens."""
-        tell(self.progress, text)
+    def tell(self, text: str, level: int = logging.WARNING) -> None:
+        """Pass a remark on: to whoever listens, to the log, and into the result."""
+        self.remarks.tell(text, level=level)
 
     def measure(self, subject: Subject) -> dict[str, Measurement]:
         """Measure every objective, and what budgets need beside them, against the float model."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -222,8 +223,8 @@ class Finish:
             or bench.backends[opened[0].name]
         )
         coverage = own.realizer.coverage(candidate)
-        if coverage.kept or bench.progress:
-            bench.tell(coverage.summary())
+        is_worth_a_look = logging.WARNING if coverage.kept else logging.INFO
+        bench.tell(coverage.summary(), is_worth_a_look)
         fixed = {
             o.name: fixed_ops(o, bench.backends[o.name].space)
             for o in opened
@@ -250,6 +251,7 @@ class Finish:
             storage=bench.history.location,
             interrupted=interrupted,
             seconds=time.perf_counter() - bench.clock.began,
+            remarks=bench.remarks.texts,
         )
 
     def _notes(self, best: Trial) -> Iterator[str]:

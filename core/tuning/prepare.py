@@ -33,13 +33,15 @@ from .bench import Bench
 from .fingerprint import fingerprint, shaping
 from .finish import Finish
 from .ground import Ground, build_backends, open_ground
-from .guarded_callbacks import guarded
 from .held_out import check_held_out, prepare_certificate
 from .joint import build_strategy
 from .loop import Limits
 from .prepared import Plan, Run
-from .progress import BASELINE, CONFIRMATION, OPENING, Progress, tell
+from .progress import BASELINE, CONFIRMATION, OPENING, Progress
 from .sensitivities import keep_scores, sensitivity_services
+from .telling.guarded_callbacks import guarded
+from .telling.logged import Logged
+from .telling.remarks import Remarks
 from .telling.wanted import listeners
 
 
@@ -85,13 +87,19 @@ def prepare(
         raise EvaluationError(
             f"eval_fn must be callable: candidate -> score; got {type(eval_fn).__name__}"
         )
-    told = listeners(callbacks, progress)
-    asked = read_asked(
-        settings, host or plugin_host(settings), (eval_fn, holdout_fn), told, clock
-    )
+    showing = listeners(callbacks, progress)
+    remarks = Remarks(showing)
     if sensitivities is not None:
         check_place(absolute(sensitivities, "a file of sensitivities"))
-    with ExitStack() as stack:
+    with remarks.heard(), ExitStack() as stack:
+        asked = read_asked(
+            settings,
+            host or plugin_host(settings),
+            (eval_fn, holdout_fn),
+            (Logged(), *showing),
+            clock,
+            remarks,
+        )
         stack.enter_context(terminate_as_interrupt())
         stack.callback(asked.phases.close)
         with asked.phases.within(OPENING):
@@ -183,18 +191,19 @@ def _bench(
         history,
         progress=asked.listeners,
         phases=asked.phases,
-        notify=_hook(asked.host, asked.listeners),
+        remarks=asked.remarks,
+        notify=_hook(asked.host, asked.remarks),
         budgets={str(name): limit for name, limit in settings.budgets.items()},
         checked=build_objectives(beside, asked.host),
         clock=asked.clock,
     )
 
 
-def _hook(host: PluginHost, listeners: Sequence[Progress]) -> Callable[[Trial], None]:
+def _hook(host: PluginHost, remarks: Remarks) -> Callable[[Trial], None]:
     """Return the plugins' hook, which tells what it raises."""
     return guarded(
         lambda trial: host.notify("octavo_trial_finished", trial=trial),
-        lambda text: tell(listeners, text),
+        remarks.tell,
     )
 
 
@@ -202,8 +211,11 @@ def _tell_notes(bench: Bench, ground: Ground) -> None:
     """Tell what was noticed of the model, the space, the data and the history."""
     for opened in ground.opened:
         space, data = ground.spaces[opened.name], ground.data[opened.name]
-        for note in (*opened.notes, *space.notes, *data.notes):
+        for note in (*opened.notes, *space.notes):
             bench.tell(note)
+        for left_out in data.notes:
+            # Whoever gives the batches can say what is what in them.
+            bench.remarks.advise(left_out)
     for note in bench.history.notes:
         bench.tell(note)
     for note in _left_out(bench):

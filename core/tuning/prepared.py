@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import wraps
 from types import TracebackType
+from typing import Concatenate, ParamSpec, TypeVar
 
 from octavo.core.calibration.data import CalibrationData
 from octavo.core.contract.strategy import Wait
@@ -28,6 +30,23 @@ from .direction import check_direction
 from .finish import Finish
 from .loop import Asks, Limits, Loop
 from .progress import CALIBRATION, CONFIRMATION
+
+Given = ParamSpec("Given")
+Given_back = TypeVar("Given_back")
+
+
+def _heard(
+    method: Callable[Concatenate[Run, Given], Given_back],
+) -> Callable[Concatenate[Run, Given], Given_back]:
+    """Let remarks from the depths come to the run while one of its methods goes on."""
+
+    @wraps(method)
+    def hearing(run: Run, /, *args: Given.args, **named: Given.kwargs) -> Given_back:
+        with run._bench.remarks.heard():
+            return method(run, *args, **named)
+
+    return hearing
+
 
 NOTHING = (
     "nothing to quantize: no op of this model has a scheme to choose (see the ledger and "
@@ -108,6 +127,7 @@ class Run:
                 else "interrupted before calibration was done"
             )
 
+    @_heard
     def ask(self) -> Recipe | Wait | None:
         """Return the next recipe to evaluate; the first call calibrates.
 
@@ -133,6 +153,7 @@ class Run:
         self._is_settled = True
         return None
 
+    @_heard
     def evaluate(self, recipe: Recipe) -> Trial:
         """Quantize, score, measure and judge; the trial is in the history when this returns.
 
@@ -147,6 +168,7 @@ class Run:
         """
         return self._ready().evaluate(recipe)
 
+    @_heard
     def tell(self, trial: Trial) -> None:
         """Tell the strategy a trial that :meth:`evaluate` returned.
 
@@ -157,6 +179,7 @@ class Run:
         # It may be better than the winner that stood before it.
         self._is_settled = False
 
+    @_heard
     def finish(self) -> Result:
         """Return the result: of the whole search, or of what was searched so far.
 

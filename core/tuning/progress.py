@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.trial import Trial
-
-_PACKAGE = str(Path(__file__).parents[2])
 
 OPENING = "opening"
 BASELINE = "float baseline"
@@ -91,24 +85,3 @@ class Progress:
 
     def closed(self) -> None:
         """The run is over and lets go of its files, however it ended."""
-
-
-def tell(progress: Sequence[Progress], text: str) -> None:
-    """Pass a note on.
-
-    Where nobody listens it becomes a Python warning, so that it is never lost.
-    """
-    for listener in progress:
-        listener.note(text)
-    if not progress:
-        warnings.warn(text, stacklevel=level_of_the_caller())
-
-
-def level_of_the_caller() -> int:
-    """Return the stack level, seen from whoever asks, of the first frame that is not octavo's."""
-    level = 1
-    frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
-        frame = frame.f_back
-        level += 1
-    return level

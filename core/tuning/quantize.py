@@ -22,6 +22,8 @@ from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import FLOAT
 from octavo.core.values.space import TuningSpace, Unit
 
+from .telling.remarks import Remarks
+
 
 def quantize_model(
     model: Any,
@@ -56,8 +58,9 @@ def quantize_model(
     settings = TuningConfig.read(config)
     if backend is not None:
         settings = TuningConfig.read(settings, backends=(backend,))
-    host = host or plugin_host(settings)
-    with ExitStack() as stack:
+    remarks = Remarks()
+    with remarks.heard(), ExitStack() as stack:
+        host = host or plugin_host(settings)
         opened, data, native = open_all(
             model, calibration, settings, host, stack, need_data=False
         )
@@ -78,7 +81,8 @@ def quantize_model(
             coverage = realizer.coverage(candidate)
         slow = slower(target, host.adapters()[target.name], recipe)
         left_out = batches.notes if batches is not None else ()
-        said = (*target.notes, *notes, *left_out, *slow, coverage.summary())
+        known = (*target.notes, *notes, *left_out, *slow, coverage.summary())
+        said = tuple(dict.fromkeys((*known, *remarks.texts)))
         made_with = target.settings.to_save() if target.settings else {}
         return Quantized(candidate, native, said, coverage, made_with)
 

@@ -9,13 +9,13 @@ without a trace.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
 from octavo.core.errors import AdapterFault, ConfigError
+from octavo.core.system.log import fault
 
 from .graph import HeldWeight, ModelView, Op, Weight
 from .ledger import Applied
@@ -230,9 +230,9 @@ def account(
             rows.append(row)
     found = Coverage(tuple(rows))
     if census is not None:
-        fault = difference(found, census)
-        if fault:
-            warnings.warn(AdapterFault(fault), stacklevel=2)
+        differing = difference(found, census)
+        if differing:
+            fault(AdapterFault(differing), "adapters")
     return found
 
 

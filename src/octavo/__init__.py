@@ -7,6 +7,7 @@ result = octavo.autotune(model, eval_fn, calibration=data, tolerance=0.01)
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from octavo.core.values.trial import Measurement, Trial
 
 __version__ = "0.1.0"
+
+# A library says nothing where nobody listens; docs/logging.md shows how to.
+logging.getLogger("octavo").addHandler(logging.NullHandler())
 
 __all__ = [
     "ArrayModel",

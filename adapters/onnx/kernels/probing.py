@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,6 +24,7 @@ from octavo.core.numerics.affine import QuantParams, affine_params, quantize
 from octavo.core.numerics.layout import from_matrix, to_matrix
 from octavo.core.numerics.ranges import ranges
 from octavo.core.numerics.tensor import QuantizedTensor
+from octavo.core.system.log import fault, get_logger
 from octavo.core.values.capability import Offer
 from octavo.core.values.graph import Op
 from octavo.core.values.scheme import OpScheme, QuantSpec
@@ -33,7 +32,7 @@ from octavo.core.values.scheme import OpScheme, QuantSpec
 from .executed import low_precision_kernels
 from .saturation import is_signed_product, saturates
 
-logger = logging.getLogger(__name__)
+logger = get_logger("onnx")
 
 _NO_KERNEL = (
     "NOT_IMPLEMENTED",
@@ -191,8 +190,8 @@ class Probe:
         if any(said in told for said in _NO_KERNEL):
             logger.debug("%s: %s is not offered: %s", self.kind, scheme, error)
             return
-        fault = f"onnx: {scheme} for {self.kind} is written wrongly, and not offered: {error}"
-        warnings.warn(AdapterFault(fault), stacklevel=3)
+        what = f"onnx: {scheme} for {self.kind} is written wrongly, and not offered: {error}"
+        fault(AdapterFault(what), "onnx")
 
 
 def _why_slower(kind: str, scheme: OpScheme) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,11 +15,12 @@ from octavo.adapters.onnx.prepare.scopes import scopes, walk
 from octavo.adapters.onnx.run.feeds import feeds
 from octavo.core.contract.adapter import Batch, Sink
 from octavo.core.errors import DataError, ModelError, nearest
+from octavo.core.system.log import get_logger, remark
 
 from .bodies import Replay, find_region
 from .parts import Part, make_parts
 
-logger = logging.getLogger(__name__)
+logger = get_logger("onnx")
 
 
 @dataclass
@@ -136,10 +135,10 @@ class _Run:
             del array
 
     def _warn_of_size(self, name: str, held: int) -> None:
-        warnings.warn(
+        remark(
             f"value {name!r} alone takes {held / 2**20:.0f} MiB in calibration, more than "
             f"observe_megabytes = {self._config.observe_megabytes}; smaller batches need less",
-            stacklevel=5,
+            "onnx",
         )
 
 

@@ -6,12 +6,13 @@ the source.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 
 import onnx_ir as ir
 from onnx_ir import DataType, Graph, Model, Node, Value
 from onnx_ir.passes import common as passes
+
+from octavo.core.system.log import get_logger
 
 from .already_quantized import dequantized
 from .constants import drop_unused_initializers
@@ -29,7 +30,7 @@ from .rewrites.tables import rows_of_table
 from .rewrites.transposes import swap_last_axes
 from .scopes import lift_initializers, scopes, walk
 
-logger = logging.getLogger(__name__)
+logger = get_logger("onnx")
 
 _REWRITES: Mapping[str, Callable[[Node], object]] = {
     "Dropout": bypass_dropout,

@@ -1,1 +1,1 @@
-"""What a run tells of its way: phases, the time that is left, and the display of both."""
+"""What a run tells of its way, and to whom: callbacks, the display, the log, the result."""

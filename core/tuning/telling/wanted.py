@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from octavo.core.errors import ConfigError, shown
-from octavo.core.tuning.guarded_callbacks import Guarded
 from octavo.core.tuning.progress import Progress
 
 from .display import ProgressDisplay
+from .guarded_callbacks import Guarded
 from .surfaces import in_notebook, on_terminal
 
 

@@ -6,6 +6,7 @@ goal was not reached, 130 interrupted (the best so far is saved).
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ from . import (
     sensitivity,
     tune,
 )
-from .console import warn
+from .console import Remarks, warn
 from .face.failures import is_told, tell_failure
 from .face.help import Command, Commands
 from .streams import prepare_streams
@@ -94,7 +95,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     prepare_streams()
     warnings.showwarning = lambda message, *_, **__: warn(str(message))
     sys.unraisablehook = _quiet_when_interrupted(sys.unraisablehook)
-    sys.exit(_run(given))
+    logger, remarks = logging.getLogger("octavo"), Remarks(logging.WARNING)
+    logger.addHandler(remarks)
+    try:
+        code = _run(given)
+    finally:
+        logger.removeHandler(remarks)
+    sys.exit(code)
 
 
 def _run(given: list[str]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from typing import Any, TextIO
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from octavo.core.report.tables import WIDE
+from octavo.core.system.log import SHOWN
 from octavo.core.values.json_form import without_infinities
 
 from .streams import is_unicode
@@ -53,6 +55,15 @@ def fail(message: object) -> None:
 def warn(message: object) -> None:
     """Print a warning."""
     err().print(Text("warning: ", style="yellow") + Text(str(message)))
+
+
+class Remarks(logging.Handler):
+    """Prints remarks of octavo's loggers that no listener of a run has shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record as a warning."""
+        if not getattr(record, SHOWN, False):
+            warn(record.getMessage())
 
 
 def say(message: str) -> None:

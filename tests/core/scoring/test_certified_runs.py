@@ -83,8 +83,8 @@ def test_the_winner_is_certified_on_samples_that_the_search_never_saw(
 
 
 def test_without_scores_of_samples_it_says_what_would_be_needed(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="nothing can be certified"):
-        result = tune(tmp_path / "h.db", tiny.accuracy)
+    result = tune(tmp_path / "h.db", tiny.accuracy)
+    assert "nothing can be certified" in " ".join(result.remarks)
     assert not result.goal_met
     assert (
         "meets the goal on what it was scored on, and it is not certified"
@@ -97,8 +97,8 @@ def test_without_scores_of_samples_it_says_what_would_be_needed(tmp_path: Path) 
 
 
 def test_too_few_samples_say_how_many_it_takes(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="too few to certify"):
-        result = tune(tmp_path / "h.db", octavo.SampleScore(samples, 100))
+    result = tune(tmp_path / "h.db", octavo.SampleScore(samples, 100))
+    assert "too few to certify" in " ".join(result.remarks)
     assert not result.goal_met
     assert "it takes about" in result.reason
 
@@ -126,8 +126,8 @@ def test_several_metrics_are_not_certified_in_silence(tmp_path: Path) -> None:
     def two(model: Any) -> dict[str, float]:
         return {"accuracy": 0.9, "f1": 0.9}
 
-    with pytest.warns(UserWarning, match="a certificate is of one metric"):
-        result = tune(tmp_path / "h.db", two)
+    result = tune(tmp_path / "h.db", two)
+    assert "a certificate is of one metric" in " ".join(result.remarks)
     assert not result.goal_met
 
 
@@ -174,10 +174,8 @@ def test_ten_samples_are_said_to_be_too_coarse(tmp_path: Path) -> None:
         return np.ones(len(indices))
 
     accuracy = {"tolerance": 0.01, "mode": "absolute"}
-    with pytest.warns(UserWarning, match="one sample is 10 tolerances"):
-        result = tune(
-            tmp_path / "h.db", octavo.SampleScore(perfect, 10), accuracy=accuracy
-        )
+    result = tune(tmp_path / "h.db", octavo.SampleScore(perfect, 10), accuracy=accuracy)
+    assert "one sample is 10 tolerances" in " ".join(result.remarks)
     assert "one sample is 10 tolerances" in result.reason
     many = tune(tmp_path / "i.db", octavo.SampleScore(perfect, 1000), accuracy=accuracy)
     assert "one sample" not in many.reason

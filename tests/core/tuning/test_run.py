@@ -235,8 +235,8 @@ def test_noise_beyond_the_tolerance_is_reported(
     tune: Callable[..., octavo.Result],
 ) -> None:
     scores = iter([0.9, 0.8, *[0.9] * 50])
-    with pytest.warns(UserWarning, match="varied by 0.1"):
-        tune(lambda model: next(scores), max_trials=1)
+    result = tune(lambda model: next(scores), max_trials=1)
+    assert "varied by 0.1" in " ".join(result.remarks)
 
 
 def test_a_relative_goal_at_zero_is_refused(tune: Callable[..., octavo.Result]) -> None:
@@ -268,8 +268,8 @@ def test_lower_is_better(tune: Callable[..., octavo.Result]) -> None:
 def test_nothing_to_quantize_is_an_explicit_result(
     tune: Callable[..., octavo.Result],
 ) -> None:
-    with pytest.warns(UserWarning, match="nothing to quantize"):
-        result = tune(rules=[{"types": ["linear"], "keep": "float"}])
+    result = tune(rules=[{"types": ["linear"], "keep": "float"}])
+    assert "nothing to quantize" in " ".join(result.remarks)
     assert not result.goal_met
     assert "nothing to quantize" in result.reason
     assert result.trials == ()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -14,8 +13,9 @@ from onnx_ir import DataType, Graph, Model, Node, Value
 from octavo.adapters.onnx.prepare.constants import add_initializer, is_constant
 from octavo.adapters.onnx.prepare.provenance import record
 from octavo.adapters.onnx.prepare.scopes import has_bodies
+from octavo.core.system.log import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger("onnx")
 
 _NEVER_FOLDED = frozenset(
     {

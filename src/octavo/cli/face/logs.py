@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from octavo.core.errors import ConfigError
+from octavo.core.system.log import SHOWN
 from octavo.core.system.textfiles import absolute
 
 LOGGER = "octavo"
@@ -32,6 +33,7 @@ def logged(verbosity: int, file: Path | None) -> Iterator[None]:
         screen = logging.StreamHandler(sys.stderr)
         screen.setLevel(logging.INFO if verbosity == 1 else logging.DEBUG)
         screen.setFormatter(logging.Formatter(ON_SCREEN))
+        screen.addFilter(_is_unseen)
         handlers.append(screen)
     if file is not None:
         handlers.append(_file_handler(file))
@@ -48,6 +50,13 @@ def logged(verbosity: int, file: Path | None) -> Iterator[None]:
         for handler in handlers:
             logger.removeHandler(handler)
             handler.close()
+
+
+def _is_unseen(record: logging.LogRecord) -> bool:
+    """Return False for remarks, which the command shows whether or not it logs."""
+    if not hasattr(record, SHOWN):
+        return True
+    return record.levelno < logging.WARNING and not getattr(record, SHOWN)
 
 
 def _file_handler(file: Path) -> logging.Handler:

@@ -1,7 +1,5 @@
 """What is emitted computes what the operator specifications say, on integer kernels."""
 
-import logging
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -267,14 +265,7 @@ def test_memory_bounded_observation_sees_the_same(tmp_path: Path) -> None:
         )
 
 
-def test_observation_says_what_it_held(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # A tool that another test runs in this process (import-linter) switches every logger off that
-    # is there.
-    monkeypatch.setattr(
-        logging.getLogger("octavo.adapters.onnx.observe.passes"), "disabled", False
-    )
+def test_observation_says_what_it_held(logged: pytest.LogCaptureFixture) -> None:
     batches = [(np.concatenate([b[0]] * 90),) for b in models.images(1)]
     for megabytes, runs, most in (
         (64, 1, 8 * 144 * 360 * 4 * 12),
@@ -285,21 +276,18 @@ def test_observation_says_what_it_held(
         )
         values = [v for op in session.describe().ops for v in op.inputs]
         assert session.facts() == ()
-        with caplog.at_level("INFO"), warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            session.observe(batches, values, lambda name, array: None)
+        logged.clear()
+        session.observe(batches, values, lambda name, array: None)
         (fact,) = session.facts()
-        assert fact in caplog.text
+        assert fact in logged.text
         held = float(fact.split("at most ")[1].split(" MiB")[0]) * 2**20
         assert held <= most
-        assert (int(fact.split(" runs each")[0].split()[-1]) >= runs) and bool(
-            caught
-        ) == (megabytes == 1)
-        assert not caught or "smaller batches" in str(caught[0].message)
+        assert int(fact.split(" runs each")[0].split()[-1]) >= runs
+        assert ("smaller batches" in logged.text) == (megabytes == 1)
 
 
 def test_sizes_follow_from_shapes_and_are_measured_where_these_are_unknown(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, logged: pytest.LogCaptureFixture
 ) -> None:
     """A data-dependent shape (NonZero) cannot be known before a run."""
     from octavo.adapters.onnx.observe import parts
@@ -327,12 +315,12 @@ def test_sizes_follow_from_shapes_and_are_measured_where_these_are_unknown(
     )
     x = np.ones((200_000, 4), np.float32)
     seen: dict[str, np.ndarray] = {}
-    with pytest.warns(UserWarning, match="'positive' alone takes 3 MiB"):
-        session.observe(
-            [(x,)],
-            ["positive", "held"],
-            lambda name, array: seen.__setitem__(name, np.array(array)),
-        )
+    session.observe(
+        [(x,)],
+        ["positive", "held"],
+        lambda name, array: seen.__setitem__(name, np.array(array)),
+    )
+    assert "'positive' alone takes 3 MiB" in logged.text
     assert measured == [["held"]]
     assert "2 runs each" in session.facts()[0]
     np.testing.assert_array_equal(seen["held"], x.ravel())

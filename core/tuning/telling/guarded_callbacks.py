@@ -7,10 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 from octavo.core.errors import said
+from octavo.core.system.log import SHOWN, get_logger
+from octavo.core.tuning.progress import Phase, Progress
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.trial import Trial
 
-from .progress import Phase, Progress, level_of_the_caller
+from .remarks import level_of_the_caller
+
+logger = get_logger("tuning")
 
 
 class Guarded(Progress):
@@ -45,9 +49,8 @@ class Guarded(Progress):
         self._call("finished", trial, best, seconds_left)
 
     def note(self, text: str) -> None:
-        """Pass on; a note that does not arrive becomes a warning of Python."""
-        if not self._call("note", text):
-            warnings.warn(text, stacklevel=level_of_the_caller())
+        """Pass on; the log and the result have it all the same."""
+        self._call("note", text)
 
     def ended(self, reason: str) -> None:
         """Pass on."""
@@ -62,22 +65,20 @@ class Guarded(Progress):
         if hasattr(self._inner, method):
             self._call(method, *arguments)
 
-    def _call(self, method: str, *arguments: Any) -> bool:
+    def _call(self, method: str, *arguments: Any) -> None:
         try:
             getattr(self._inner, method)(*arguments)
         except Exception as error:
             self._warn(method, error)
-            return False
-        return True
 
     def _warn(self, method: str, error: Exception) -> None:
         if method not in self._told:
             self._told.add(method)
             name = type(self._inner).__qualname__
-            warnings.warn(
-                f"callback {name}.{method} raised {said(error)}; the run goes on without it",
-                stacklevel=level_of_the_caller(),
-            )
+            text = f"callback {name}.{method} raised {said(error)}; the run goes on without it"
+            logger.warning("%s", text, exc_info=error, extra={SHOWN: True})
+            # The caller's own code is to be changed.
+            warnings.warn(text, stacklevel=level_of_the_caller())
 
 
 def guarded(
