@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from octavo.adapters.numpy.files.archive import save_graph
 from octavo.adapters.numpy.run.kernels import Kernels
+from octavo.adapters.numpy.run.profiling import bytes_by_op, profile
 from octavo.adapters.numpy.run.program import Program
 from octavo.core.contract.adapter import Batch, Candidate
 from octavo.core.errors import ModelError, raised_as
@@ -24,7 +25,15 @@ MODEL = "model.npz"
 
 
 class NumpyCandidate(Candidate):
-    """A program with its recipe and ledger."""
+    """A program with its recipe and ledger.
+
+    Args:
+        graph: What it runs.
+        recipe: What was asked for.
+        ledger: What became of each op.
+        kernels: Makes its kernels.
+        known: Names of the nodes that the float model has; None where that is not known any more.
+    """
 
     def __init__(
         self,
@@ -32,11 +41,13 @@ class NumpyCandidate(Candidate):
         recipe: Recipe,
         ledger: Mapping[str, Applied],
         kernels: Kernels,
+        known: Collection[str] | None = None,
     ) -> None:
         self.graph = graph
         self.recipe = recipe
         self.ledger = ledger
         self._kernels = kernels
+        self._known = known
         self._program: Program | None = None
 
     @property
@@ -83,6 +94,17 @@ class NumpyCandidate(Candidate):
             self.graph, folder / MODEL, recipe=self.recipe.to_json(), ledger=ledger
         )
 
+    def profile(self, batch: Batch, seconds: float) -> Mapping[str, float]:
+        """Return the milliseconds of each op in a call."""
+        if self._known is None:
+            return {}
+        arrays = self.program.feed(batch)
+        return profile(self.program, arrays, self._known, seconds)
+
+    def bytes_by_op(self) -> Mapping[str, int]:
+        """Return the bytes of each op's arrays in the file."""
+        return {} if self._known is None else bytes_by_op(self.graph, self._known)
+
     def fingerprint(self) -> str:
         """Digest of the graph it runs."""
         return self.graph.fingerprint()
@@ -94,10 +116,16 @@ class NumpyCandidate(Candidate):
             "ledger": dict(self.ledger),
             "scratch": self._kernels.scratch,
             "threads": self._kernels.threads,
+            "known": self._known,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         kernels = Kernels(state["scratch"], state["threads"])
         NumpyCandidate.__init__(
-            self, state["graph"], state["recipe"], state["ledger"], kernels
+            self,
+            state["graph"],
+            state["recipe"],
+            state["ledger"],
+            kernels,
+            state["known"],
         )

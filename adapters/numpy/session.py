@@ -104,9 +104,9 @@ class NumpySession(Session):
         """Replace the named ops by integer ones."""
         ledger = self._ledger(recipe, parameters)
         kept = {name: parameters[name] for name in recipe}
-        return NumpyCandidate(
-            quantized(self.graph, kept), recipe, ledger, self._kernels
-        )
+        known = frozenset(node.name for node in self.graph.nodes)
+        lowered = quantized(self.graph, kept)
+        return NumpyCandidate(lowered, recipe, ledger, self._kernels, known)
 
     def _ledger(
         self, recipe: Recipe, parameters: Mapping[str, OpParameters]

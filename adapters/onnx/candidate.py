@@ -13,9 +13,11 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
+from octavo.adapters.onnx.describe.owners import Owners, bytes_by_op
 from octavo.adapters.onnx.files.fingerprint import digest
 from octavo.adapters.onnx.files.message import skeleton
 from octavo.adapters.onnx.files.writing import write
+from octavo.adapters.onnx.kernels.profiling import profile
 from octavo.adapters.onnx.kernels.saturation import (
     WIDENED,
     is_signed_product,
@@ -135,12 +137,24 @@ def _rebuild(
 
 
 class OnnxCandidate(Candidate):
-    """A quantized (or the float) model with its ledger."""
+    """A quantized (or the float) model with its ledger.
+
+    Args:
+        native: What runs.
+        recipe: What was asked for.
+        ledger: What became of each op.
+        owners: Whose its nodes are; None where that is not known any more.
+    """
 
     def __init__(
-        self, native: OnnxCallable, recipe: Recipe, ledger: Mapping[str, Applied]
+        self,
+        native: OnnxCallable,
+        recipe: Recipe,
+        ledger: Mapping[str, Applied],
+        owners: Owners | None = None,
     ) -> None:
         self._native = native
+        self._owners = owners
         self.recipe = recipe
         self.ledger = ledger
 
@@ -175,6 +189,19 @@ class OnnxCandidate(Candidate):
         finally:
             model.metadata_props.clear()
             model.metadata_props.update(kept)
+
+    def profile(self, batch: Batch, seconds: float) -> Mapping[str, float]:
+        """Return the milliseconds of each op in a call, by ONNX Runtime's profiler."""
+        if self._owners is None:
+            return {}
+        native = self._native
+        return profile(native.graph, native.config, self._owners, batch, seconds)
+
+    def bytes_by_op(self) -> Mapping[str, int]:
+        """Return the bytes of each op's tensors in the file."""
+        if self._owners is None:
+            return {}
+        return bytes_by_op(self._native.graph, self._owners)
 
     def fingerprint(self) -> str:
         """Digest of the session's tensors as they are now."""

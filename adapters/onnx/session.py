@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
@@ -13,6 +14,7 @@ from octavo.adapters.onnx.apply.qoperator import to_operators
 from octavo.adapters.onnx.apply.rescaling import rescale
 from octavo.adapters.onnx.describe.census import census
 from octavo.adapters.onnx.describe.finite import refuse_non_finite
+from octavo.adapters.onnx.describe.owners import Owners, owners_in
 from octavo.adapters.onnx.describe.sites import find_sites
 from octavo.adapters.onnx.files.fingerprint import digest
 from octavo.adapters.onnx.kernels.ledger import Decided, ExecutedLedger
@@ -136,7 +138,11 @@ class OnnxSession(Session):
         ledger = ExecutedLedger(model, self.config, decided)
         # One session for both: the one whose optimized graph the ledger reads runs the candidate.
         native = OnnxCallable(model, self.config, lambda: ledger.compiled)
-        return OnnxCandidate(native, recipe, ledger)
+        return OnnxCandidate(native, recipe, ledger, self._owners)
+
+    @cached_property
+    def _owners(self) -> Owners:
+        return owners_in(self._sites)
 
     def _check_parameters(self, parameters: Mapping[str, OpParameters]) -> None:
         """Refuse parameters for an op that is not there, or of a scheme that is not offered."""

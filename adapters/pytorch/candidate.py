@@ -13,6 +13,7 @@ from torch import nn
 
 from octavo.adapters.pytorch.modules.shared_copy import named_tensors
 from octavo.adapters.pytorch.run.batches import takes, to_arrays, to_call
+from octavo.adapters.pytorch.run.profiling import profile
 from octavo.core.contract.adapter import Batch, Candidate
 from octavo.core.errors import DataError, OctavoError, said
 from octavo.core.values.calls import Call as Given
@@ -31,6 +32,7 @@ class TorchCandidate(Candidate):
         ledger: What became of each op.
         device: Where it runs.
         origin: What it was made from.
+        places: Path of a module -> the op that it belongs to; empty where that is not known.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class TorchCandidate(Candidate):
         ledger: Mapping[str, Applied],
         device: torch.device,
         origin: Origin,
+        places: Mapping[str, str] | None = None,
     ) -> None:
         self.module = module
         self.ledger = dict(ledger)
@@ -48,6 +51,7 @@ class TorchCandidate(Candidate):
         self.factors = dict(origin.factors)
         self._facts = dict(origin.facts)
         self._device = device
+        self._places = dict(places or {})
 
     @property
     def origin(self) -> Origin:
@@ -86,6 +90,23 @@ class TorchCandidate(Candidate):
         from .files.saved import save
 
         save(self.module, self.origin, folder)
+
+    def profile(self, batch: Batch, seconds: float) -> Mapping[str, float]:
+        """Return the milliseconds of each op in a call, of those that are modules."""
+        if not self._places:
+            return {}
+        device = self._device
+        return profile(
+            self.module, lambda: self.run(batch), self._places, device, seconds
+        )
+
+    def bytes_by_op(self) -> Mapping[str, int]:
+        """Return the bytes of each op's tensors in the file."""
+        if not self._places:
+            return {}
+        from .files.saved import bytes_by_op
+
+        return bytes_by_op(self.module, self.origin, self._places)
 
     def fingerprint(self) -> str:
         """Sums of the bits of all parameters and buffers.

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from octavo.adapters.pytorch.apply.input_maps import install
+from octavo.adapters.pytorch.apply.places import places_of
 from octavo.adapters.pytorch.apply.rescaling import rescaled
 from octavo.adapters.pytorch.apply.whole_model import quantized_model
 from octavo.adapters.pytorch.capture.capture import Capture
@@ -183,7 +184,10 @@ class TorchSession(Session):
         if active:
             module = refuse_what_fails(module)
         origin = Origin(recipe, seen.facts(), active, biases, seen.factors)
-        return TorchCandidate(self._settled(module), ledger, self._device, origin)
+        places = places_of(seen, module)
+        return TorchCandidate(
+            self._settled(module), ledger, self._device, origin, places
+        )
 
     def _line(self, name: str, decided: OpParameters) -> Applied:
         """Return what the ledger says of one op."""

@@ -114,6 +114,38 @@ class Candidate(ABC):
             folder: There, and empty.
         """
 
+    def profile(self, batch: Batch, seconds: float) -> Mapping[str, float]:
+        """Return the milliseconds that each op takes in a call of the real runtime.
+
+        Optional: figures by layer are left out where a backend does not offer it. It is called at
+        the end of a run, in turns with the float model's, and may make a session of its own.
+
+        Args:
+            batch: What the model's call takes.
+            seconds: About how long it may take beside what comes before the first call: a call to
+                warm up, then as many as fit, one at least.
+
+        Returns:
+            Op name -> what is typical of its calls (:func:`octavo.core.values.attribution.by_op`).
+            Steps that the model does not have (quantizations, casts) are counted with the op that
+            they serve, and all else with :data:`octavo.core.values.layers.REST`, so that the sum is
+            the time of a call. Ops that cannot be told apart are left out; {} where none can.
+        """
+        return {}
+
+    def bytes_by_op(self) -> Mapping[str, int]:
+        """Return the bytes that each op's parameters take in the saved files, exactly.
+
+        Optional, as :meth:`profile` is.
+
+        Returns:
+            Op name -> its codes, scales, zero points and bias; a tensor that several ops share is
+            counted with the first. Tensors of no op are under
+            :data:`octavo.core.values.layers.REST`. What is missing to the files' size is their
+            structure. {} where that is not known.
+        """
+        return {}
+
     def with_ledger(
         self, ledger: Mapping[str, Applied], recipe: Recipe | None = None
     ) -> Self:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -108,6 +110,15 @@ class Program:
         self.run(arrays)
         return self._plans[_layout_of(arrays)]
 
+    def timed(self, note: Callable[[Node, float], None]) -> Program:
+        """Return the same program, which tells after each step how many seconds it took.
+
+        It shares everything with this one, memory plans too.
+        """
+        twin = copy(self)
+        twin._steps = tuple(_timed(step, note) for step in self._steps)
+        return twin
+
     def _traced(
         self, layout: object, arrays: list[Array], watch: Mapping[str, Watch] | None
     ) -> tuple[Array, ...]:
@@ -144,6 +155,18 @@ class Program:
             for slot in step.frees:
                 values[slot] = None
         return tuple(np.asarray(values[slot]) for slot in self._outputs)
+
+
+def _timed(step: _Step, note: Callable[[Node, float], None]) -> _Step:
+    """Return a step whose kernel is timed."""
+
+    def kernel(*given: Any, **named: Any) -> Any:
+        start = time.perf_counter()
+        result = step.kernel(*given, **named)
+        note(step.node, time.perf_counter() - start)
+        return result
+
+    return replace(step, kernel=kernel)
 
 
 def _show(step: _Step, values: list[Any], watch: Mapping[str, Watch]) -> None:

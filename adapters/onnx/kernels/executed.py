@@ -54,7 +54,7 @@ def low_precision_kernels(
     wanted = {e.node: op for op, e in emitted.items()}
     found: dict[str, str] = {}
     for node in nodes:
-        op = wanted.get(node.name) or wanted.get(_plain_name(node))
+        op = wanted.get(node.name) or wanted.get(plain_name(node))
         if op is None:
             continue
         half = emitted[op].half
@@ -65,7 +65,8 @@ def low_precision_kernels(
     return found
 
 
-def _plain_name(node: onnx.NodeProto) -> str:
+def plain_name(node: onnx.NodeProto) -> str:
+    """Return a node's name as it was before ONNX Runtime changed the node's layout."""
     return _TOKEN.sub("", node.name)
 
 
@@ -88,7 +89,7 @@ def given_codes(
     makers = {value: node for node in nodes for value in node.output}
     found = set()
     for node in nodes:
-        name = _plain_name(node)
+        name = plain_name(node)
         if name not in wanted or not node.input:
             continue
         if _is_codes(makers, node.input[0], wanted):
@@ -110,4 +111,4 @@ def _is_codes(
 
 def _moves(node: onnx.NodeProto, wanted: Collection[str | None]) -> bool:
     # Transpose and Reshape: the runtime's layout changes insert some under names of their own.
-    return _plain_name(node) in wanted or node.op_type in ("Transpose", "Reshape")
+    return plain_name(node) in wanted or node.op_type in ("Transpose", "Reshape")

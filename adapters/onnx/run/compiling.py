@@ -53,7 +53,12 @@ class Compiled:
 
 
 def compile_model(
-    model: ir.Model, config: OnnxConfig, *, inspect: bool = False, lean: bool = False
+    model: ir.Model,
+    config: OnnxConfig,
+    *,
+    inspect: bool = False,
+    lean: bool = False,
+    profile: str = "",
 ) -> Compiled:
     """Create a session for a model.
 
@@ -65,13 +70,16 @@ def compile_model(
         inspect: Also read the optimized graph.
         lean: Give memory back after every op instead of keeping an arena, and keep no second,
             packed copy of the weights.
+        profile: How the file begins into which the session's profiler writes; '' for none.
 
     Raises:
         DeviceError: If an execution provider is not there.
         ModelError: If ONNX Runtime refuses the model.
     """
     proto, held = skeleton(model)
-    return compile_proto(proto, held, config, inspect=inspect, lean=lean)
+    return compile_proto(
+        proto, held, config, inspect=inspect, lean=lean, profile=profile
+    )
 
 
 def compile_proto(
@@ -82,6 +90,7 @@ def compile_proto(
     inspect: bool = False,
     lean: bool = False,
     optimize: bool = True,
+    profile: str = "",
 ) -> Compiled:
     """Create a session for a message whose large tensors were left out.
 
@@ -92,6 +101,9 @@ def compile_proto(
     options = _options(config, lean=lean)
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if profile:
+        options.enable_profiling = True
+        options.profile_file_prefix = profile
     lent = [lend(tensor) for tensor in held.values()]
     options.add_external_initializers(list(held), lent)
     if not inspect:

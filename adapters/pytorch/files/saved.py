@@ -19,6 +19,7 @@ from octavo.adapters.pytorch.modules.shared_copy import aliases, named_tensors
 from octavo.core.contract.adapter import OpParameters
 from octavo.core.errors import ModelError
 from octavo.core.numerics.tensor import QuantizedTensor
+from octavo.core.values.layers import REST
 from octavo.core.values.recipe import Recipe
 
 from .architecture import architecture_of
@@ -76,10 +77,8 @@ def save(module: nn.Module, origin: Origin, folder: Path) -> None:
     facts: dict[str, Any] = {
         "format": _FORMAT,
         "recipe": origin.recipe.to_json(),
-        "ops": _write_ops(origin, tensors),
-        "maps": _write_maps(origin.factors, tensors),
+        **_write_tensors(module, origin, tensors),
     }
-    _write_floats(module, tensors)
     ties = aliases(module)
     facts["tied"] = {
         name: first for name, first in ties.items() if f"float:{first}" in tensors
@@ -88,6 +87,57 @@ def save(module: nn.Module, origin: Origin, folder: Path) -> None:
     facts["architecture"] = architecture_of(module)
     save_file(tensors, folder / TENSORS)
     (folder / FACTS).write_text(json.dumps(facts, separators=(",", ":")))
+
+
+def _write_tensors(
+    module: nn.Module, origin: Origin, tensors: dict[str, Tensor]
+) -> dict[str, Any]:
+    """Add every tensor of a candidate to ``tensors``; return what reads them again."""
+    rows = {
+        "ops": _write_ops(origin, tensors),
+        "maps": _write_maps(origin.factors, tensors),
+    }
+    _write_floats(module, tensors)
+    return rows
+
+
+class _Sizes(dict[str, Tensor]):
+    """Tensors of which the shapes and types are kept, and no memory is."""
+
+    def __setitem__(self, name: str, tensor: Tensor) -> None:
+        super().__setitem__(name, tensor.to("meta"))
+
+
+def bytes_by_op(
+    module: nn.Module, origin: Origin, places: Mapping[str, str]
+) -> dict[str, int]:
+    """Return op -> bytes of its tensors in the file that :func:`save` writes.
+
+    Args:
+        module: The candidate's module.
+        origin: What it was made from.
+        places: Path of a module -> op.
+    """
+    tensors = _Sizes()
+    _write_tensors(module, origin, tensors)
+    ops = {*origin.parameters, *origin.factors}
+    found: dict[str, int] = {}
+    for key, tensor in tensors.items():
+        kind, _, name = key.partition(":")
+        if kind == "op":
+            owner = next((part for part in _beginnings(name, ":") if part in ops), REST)
+        else:
+            parts = _beginnings(name, ".")
+            owner = next((places[part] for part in parts if part in places), REST)
+        found[owner] = found.get(owner, 0) + tensor.nbytes
+    return found
+
+
+def _beginnings(name: str, separator: str) -> Iterator[str]:
+    """Yield what a name begins with, the longest first and '' last."""
+    while name:
+        name = name.rpartition(separator)[0]
+        yield name
 
 
 def _write_ops(origin: Origin, tensors: dict[str, Tensor]) -> dict[str, Any]:
