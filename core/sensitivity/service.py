@@ -83,6 +83,8 @@ class SensitivityService:
         self._watched = watched
         self._units = {u.name: u for u in realizer.space.units}
         self._scores: dict[str, float] = {}
+        # What another backend's service answered for this one: known, and not this one's to save.
+        self._lent: dict[str, float] = {}
         self._errors = OpErrors(realizer, self.batches)
         self.curvature = Curvature(
             realizer, self._errors, self.batches, self._scores, seed, watched
@@ -131,6 +133,33 @@ class SensitivityService:
     def under(self, transforms: Transforms) -> Sensitivity:
         """Return the service for the model after ``transforms``."""
         return lambda kind, pairs: self._ask(kind, pairs, transforms)
+
+    def known(
+        self, unit: str, scheme: OpScheme, transforms: Transforms = ()
+    ) -> dict[str, float]:
+        """Return kind -> loss of what was asked already, finite ones alone; nothing is computed.
+
+        What was asked without transforms stands for what was not asked under them.
+        """
+        found: dict[str, float] = {}
+        for under in ((), transforms):
+            for kind in self._kinds:
+                key = _key(kind, unit, scheme, under)
+                loss = self._scores.get(key, self._lent.get(key, float("inf")))
+                if np.isfinite(loss):
+                    found[kind] = loss
+        return found
+
+    def lend(
+        self,
+        kind: str,
+        unit: str,
+        scheme: OpScheme,
+        transforms: Transforms,
+        loss: float,
+    ) -> None:
+        """Let it know what another backend's service answered for a unit's counterpart."""
+        self._lent[_key(kind, unit, scheme, transforms)] = loss
 
     def distances(self, recipes: Sequence[Recipe]) -> Sequence[float]:
         """Return the output distance of each whole recipe; infinite where none can be made."""

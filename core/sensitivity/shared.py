@@ -97,6 +97,8 @@ class SharedSensitivity(RecipeSensitivity):
                 answers.append(found[i])
                 continue
             loss = found[i] if i in found else self._scores[key]
+            if i not in found:
+                self.own.lend(kind, *pairs[i], transforms, loss)
             # What one backend cannot carry out may be possible on another.
             if math.isfinite(loss):
                 self._scores[key] = loss

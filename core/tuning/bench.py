@@ -14,6 +14,7 @@ from octavo.core.quantizing.realize import Realizer
 from octavo.core.scoring.choice import choose
 from octavo.core.scoring.scoring import Scoring
 from octavo.core.scoring.yardstick import Yardstick
+from octavo.core.sensitivity.service import SensitivityService
 from octavo.core.storage.history import History
 from octavo.core.system.clock import Clock
 from octavo.core.values.budgets import float_keeps
@@ -74,6 +75,7 @@ class Bench:
         checked: What must be measured for the budgets beside the objectives, by name.
         clock: The run's time limit.
         scored: The float model's trial; None until it is scored.
+        sensitivities: What knows them, by backend; of those that have a choice.
     """
 
     backends: Mapping[str, Backend]
@@ -92,6 +94,7 @@ class Bench:
     checked: Mapping[str, Objective] = field(default_factory=dict)
     clock: Clock = field(default_factory=Clock)
     scored: Trial | None = None
+    sensitivities: Mapping[str, SensitivityService] = field(default_factory=dict)
 
     @property
     def baseline(self) -> Trial:

@@ -22,6 +22,7 @@ from octavo.core.values.trial import Trial, widths
 
 from .acceptance import Acceptance, Accepted
 from .bench import Bench
+from .layers import figures_by_layer
 
 
 @dataclass(frozen=True)
@@ -225,6 +226,7 @@ class Finish:
         coverage = own.realizer.coverage(candidate)
         is_worth_a_look = logging.WARNING if coverage.kept else logging.INFO
         bench.tell(coverage.summary(), is_worth_a_look)
+        figures = None if interrupted else figures_by_layer(bench, own, candidate)
         fixed = {
             o.name: fixed_ops(o, bench.backends[o.name].space)
             for o in opened
@@ -233,7 +235,11 @@ class Finish:
         return Result(
             candidate,
             self.native,
-            (*self._notes(best), coverage.summary()),
+            (
+                *self._notes(best),
+                *(figures.notes if figures else ()),
+                coverage.summary(),
+            ),
             coverage,
             self.acceptance.settings_of(candidate.recipe),
             goal_met=goal_met,
@@ -250,6 +256,7 @@ class Finish:
             fixed=fixed,
             storage=bench.history.location,
             interrupted=interrupted,
+            layers=figures.layers if figures else {},
             seconds=time.perf_counter() - bench.clock.began,
             remarks=bench.remarks.texts,
         )

@@ -109,6 +109,7 @@ def prepare(
             bench = _bench(asked, ground, history, executor, stack)
             _tell_notes(bench, ground)
             services = sensitivity_services(bench, sensitivities, settings.seed)
+            bench.sensitivities = services
         with asked.phases.within(BASELINE):
             certifying = _score_float(asked, ground, bench)
         asked.phases.expect(CONFIRMATION, asked.clock.reserve)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 REST = "(rest)"
-"""Stands among ops for what belongs to none of them: other steps, the call itself, other tensors."""
+"""Stands among ops for what belongs to none: other steps, the call itself, other tensors."""
 
 
 @dataclass(frozen=True, slots=True)

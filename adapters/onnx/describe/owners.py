@@ -53,9 +53,7 @@ def owners_in(sites: Sites) -> Owners:
     return Owners(nodes, values)
 
 
-def _give(
-    node: Node, op: str, nodes: dict[str, str], values: dict[str, str]
-) -> None:
+def _give(node: Node, op: str, nodes: dict[str, str], values: dict[str, str]) -> None:
     nodes[node.name or ""] = op
     values.update((name_of(value), op) for value in node.outputs)
 

@@ -15,7 +15,7 @@ Places = dict[str, str]
 
 
 def places_of(capture: Capture, module: nn.Module) -> Places:
-    """Return the modules of each op: its layer, what is folded into that, and what quantizes for it.
+    """Return the modules of each op: its layer, what that takes in, and what quantizes for it.
 
     Args:
         capture: The float model.

@@ -1,4 +1,4 @@
-"""Where the time of a call goes: the modules of ops are timed by hooks, which are taken off again."""
+"""Where the time of a call goes: the modules of ops are timed by hooks for a while."""
 
 from __future__ import annotations
 

@@ -1,0 +1,125 @@
+"""The sensitivity of each op of one recipe: of what a search asked, or a cheap one afterwards."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from octavo.core.values.recipe import Recipe
+from octavo.core.values.scheme import OpScheme
+from octavo.core.values.space import Unit
+
+from .service import SensitivityService
+
+_DIRECT_FIRST = (
+    "output_distance",
+    "gradient",
+    "hessian_trace",
+    "hessian",
+    "weight_error",
+)
+_CHEAP = ("weight_error", "hessian")
+"""Computed from weights and one pass over a few batches, whatever the number of ops."""
+
+
+@dataclass(frozen=True)
+class UnitLoss:
+    """How much quantizing one unit alone costs.
+
+    Attributes:
+        loss: Finite, >= 0.
+        kind: Which sensitivity it is.
+        scheme: What the unit takes: in the recipe, or for a unit in float the scheme that would
+            hurt least of those that were looked at.
+        unit: The unit.
+    """
+
+    loss: float
+    kind: str
+    scheme: OpScheme
+    unit: Unit
+
+
+def losses_of(
+    service: SensitivityService,
+    recipe: Recipe,
+    tried: Mapping[str, OpScheme],
+    has_time: Callable[[], bool],
+) -> tuple[list[UnitLoss], int]:
+    """Return the losses of the units of a recipe, all of one kind, so that they compare.
+
+    The kind is the one that the search asked most of these units for. Where that is a cheap one, or
+    it asked for none, what is missing is computed.
+
+    Args:
+        service: Knows what the search asked for.
+        recipe: What each unit takes.
+        tried: Unit name -> a scheme that some trial quantized it with, where ``recipe`` leaves it
+            in float; what that would cost may be computed.
+        has_time: Whether one more may be computed.
+
+    Returns:
+        The losses in execution order, and of how many units none was found for lack of time.
+    """
+    units = service.realizer.space.tunable
+    asked = Counter[str]()
+    for unit in units:
+        for scheme in _looked_at(unit, recipe):
+            # A dictionary: a kind counts once for each unit.
+            asked.update(service.known(unit.name, scheme, recipe.transforms))
+    kind = max(asked, key=lambda k: (asked[k], -_rank(k)), default=_CHEAP[0])
+    can_compute = kind in _CHEAP and bool(service.batches)
+    found = []
+    late = 0
+    for unit in units:
+        loss = _known(service, kind, unit, recipe)
+        if loss is None and can_compute and has_time():
+            loss = _computed(service, kind, unit, recipe, tried)
+        elif loss is None and can_compute:
+            late += 1
+        if loss is not None:
+            found.append(loss)
+    return found, late
+
+
+def _rank(kind: str) -> int:
+    return _DIRECT_FIRST.index(kind) if kind in _DIRECT_FIRST else len(_DIRECT_FIRST)
+
+
+def _looked_at(unit: Unit, recipe: Recipe) -> tuple[OpScheme, ...]:
+    """Return the schemes whose loss says something of what a unit takes."""
+    taken = recipe[unit.ops[0]]
+    if not taken.is_float:
+        return (taken,)
+    return tuple(scheme for scheme in unit.choices if not scheme.is_float)
+
+
+def _known(
+    service: SensitivityService, kind: str, unit: Unit, recipe: Recipe
+) -> UnitLoss | None:
+    """Return a unit's loss by what is known already; the least where it is in float."""
+    best: UnitLoss | None = None
+    for scheme in _looked_at(unit, recipe):
+        loss = service.known(unit.name, scheme, recipe.transforms).get(kind)
+        if loss is not None and (best is None or loss < best.loss):
+            best = UnitLoss(loss, kind, scheme, unit)
+    return best
+
+
+def _computed(
+    service: SensitivityService,
+    kind: str,
+    unit: Unit,
+    recipe: Recipe,
+    tried: Mapping[str, OpScheme],
+) -> UnitLoss | None:
+    scheme = recipe[unit.ops[0]]
+    if scheme.is_float:
+        scheme = tried.get(unit.name, scheme)
+    if scheme.is_float:
+        return None
+    ask = service.under(recipe.transforms)
+    (loss,) = ask(kind, [(unit.name, scheme)])
+    return UnitLoss(loss, kind, scheme, unit) if math.isfinite(loss) else None

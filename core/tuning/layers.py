@@ -1,0 +1,231 @@
+"""Figures by layer, at the end of a run: what each op costs, what it bears, and how sure that is.
+
+Nothing here may cost a run its result: what fails is left out, and said.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from octavo.core.contract.adapter import Candidate
+from octavo.core.errors import said
+from octavo.core.quantizing.errors_of_weights import weight_errors
+from octavo.core.sensitivity.by_op import losses_of
+from octavo.core.system.signals import OutOfTime, deadline
+from octavo.core.values.graph import ModelView
+from octavo.core.values.layers import REST, Layer
+from octavo.core.values.recipe import Recipe
+from octavo.core.values.scheme import OpScheme
+from octavo.core.values.trial import Trial
+
+from .bench import Backend, Bench
+
+SHARE = 0.03
+"""Share of what a run has taken that each kind of figure may take on top."""
+
+LEAST = 1.0
+"""Seconds that each may take however short the run was."""
+
+LEAST_TIMED = 0.02
+"""Seconds for which the calls of each model are timed, at least."""
+
+NO_TIME = "they would have taken too large a share of the run"
+
+TIMED = 0.5
+"""Seconds for which the calls of each model are timed, at most."""
+
+Rows = Mapping[str, Mapping[str, Any]]
+"""Op name -> fields of its :class:`~octavo.core.values.layers.Layer`."""
+
+
+@dataclass
+class Figures:
+    """What is known by layer.
+
+    Attributes:
+        rows: Op name -> fields of its layer.
+        notes: What is not known, and why.
+    """
+
+    rows: dict[str, dict[str, Any]]
+    notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, view: ModelView) -> Figures:
+        """Return what is known of a model before anything is asked: its ops."""
+        return cls({op.name: {} for op in view.ops})
+
+    def add(self, found: Rows) -> None:
+        """Take figures in; what is of no op of the model is the rest's."""
+        for name, fields in found.items():
+            is_op = name in self.rows and name != REST
+            row = self.rows.setdefault(name if is_op else REST, {})
+            for key, value in fields.items():
+                row[key] = value if is_op else row.get(key, 0) + value
+
+    @property
+    def layers(self) -> dict[str, Layer]:
+        """The layers in execution order, and the rest last."""
+        return {name: Layer(**fields) for name, fields in self.rows.items()}
+
+
+def figures_by_layer(bench: Bench, backend: Backend, candidate: Candidate) -> Figures:
+    """Return the figures of every op of a run's result.
+
+    Args:
+        bench: The run's.
+        backend: The one that the result is of.
+        candidate: The result's model.
+    """
+    figures = Figures.of(backend.opened.view)
+    asked = _Asked(bench, backend, candidate, figures.notes)
+    parts: Mapping[str, Callable[[], Rows]] = {
+        "sensitivities": asked.sensitivities,
+        "bytes": asked.bytes,
+        "errors of weights": asked.errors,
+        "milliseconds": asked.milliseconds,
+    }
+    for what, find in parts.items():
+        try:
+            with deadline(bench.clock.until()):
+                figures.add(find())
+        except OutOfTime:
+            figures.notes.append(f"no {what} by layer: {bench.clock}")
+        except KeyboardInterrupt:
+            figures.notes.append(f"no {what} by layer: interrupted")
+            break
+        # Whatever a stranger's backend raises here, the result stands.
+        except Exception as error:
+            figures.notes.append(f"no {what} by layer: {said(error)}")
+    return figures
+
+
+@dataclass
+class _Asked:
+    """Finds the figures of one result; what is left out is added to ``notes``."""
+
+    bench: Bench
+    backend: Backend
+    candidate: Candidate
+    notes: list[str]
+
+    @property
+    def recipe(self) -> Recipe:
+        """What the result's model was made by."""
+        return self.candidate.recipe
+
+    def _allowance(self) -> Callable[[], bool]:
+        """Return what tells whether there is still time for one more figure of a kind."""
+        now = time.perf_counter()
+        spent = now - self.bench.clock.began
+        end = now + max(LEAST, SHARE * spent)
+        return lambda: time.perf_counter() < end and not self.bench.clock.ran_out
+
+    def sensitivities(self) -> Rows:
+        """Return the sensitivity of each op: asked for in the search, or a cheap one."""
+        service = self.bench.sensitivities.get(self.backend.opened.name)
+        if service is None:
+            return {}
+        tried = _tried(self.backend, self.bench.trials)
+        losses, late = losses_of(service, self.recipe, tried, self._allowance())
+        if late:
+            self.notes.append(f"sensitivities of {late} units were left out: {NO_TIME}")
+        rows: dict[str, dict[str, Any]] = {}
+        for found in losses:
+            ops = found.unit.ops
+            for op, scheme in found.unit.schemes(found.scheme).items():
+                rows[op] = {
+                    "sensitivity": found.loss,
+                    "kind": found.kind,
+                    "scheme": str(scheme),
+                    "unit": found.unit.name if len(ops) > 1 else "",
+                }
+        return rows
+
+    def errors(self) -> Rows:
+        """Return the error of each quantized weight, from what the run has quantized."""
+        has_time = self._allowance()
+        found: dict[str, dict[str, Any]] = {}
+        for op, error in weight_errors(self.backend.realizer, self.candidate):
+            found[op] = {"error": error}
+            if not has_time():
+                last = f"errors of weights behind {op!r} were left out: {NO_TIME}"
+                self.notes.append(last)
+                break
+        return found
+
+    def bytes(self) -> Rows:
+        """Return the bytes of each op in the files of the result and of the float model."""
+        own = self.candidate
+        if type(own).bytes_by_op is Candidate.bytes_by_op:
+            return {}
+        whole = self._float_model.bytes_by_op()
+        held = whole if self._is_float else own.bytes_by_op()
+        # The second op of a shared weight takes no bytes, which is known.
+        nothing = {op.name: 0 for op in self.backend.opened.view.ops if op.weights}
+        return _paired("bytes", {**nothing, **held}, {**nothing, **whole})
+
+    def milliseconds(self) -> Rows:
+        """Return the time of each op in a call of the result and of the float model, in turns."""
+        own = self.candidate
+        if type(own).profile is Candidate.profile:
+            return {}
+        has_time = self._allowance()
+        spent = time.perf_counter() - self.bench.clock.began
+        seconds = min(TIMED, max(LEAST_TIMED, SHARE * spent)) / 2
+        batch = self.backend.data.first()
+        base = self._float_model
+        if self._is_float:
+            found = base.profile(batch, seconds)
+            return _paired("ms", found, found)
+        in_float = [base.profile(batch, seconds)]
+        quantized = [own.profile(batch, seconds)]
+        if has_time():
+            quantized.append(own.profile(batch, seconds))
+            in_float.append(base.profile(batch, seconds))
+        return _paired("ms", _mean(quantized), _mean(in_float))
+
+    @property
+    def _is_float(self) -> bool:
+        return not self.recipe.schemes and not self.recipe.transforms
+
+    @cached_property
+    def _float_model(self) -> Candidate:
+        """Return the float model with the ops that recipes name, as candidates are made of it."""
+        name = self.backend.opened.name
+        return self.backend.opened.session.apply(Recipe(backend=name), {})
+
+
+def _tried(backend: Backend, trials: Iterable[Trial]) -> dict[str, OpScheme]:
+    """Return unit name -> the scheme that a trial of a backend quantized it with, the last one's.
+
+    Its weights are quantized already, so that what it costs is soon found.
+    """
+    found: dict[str, OpScheme] = {}
+    for trial in trials:
+        if trial.recipe.backend != backend.opened.name or trial.state == "failed":
+            continue
+        for unit in backend.space.tunable:
+            scheme = trial.recipe[unit.ops[0]]
+            if not scheme.is_float:
+                found[unit.name] = scheme
+    return found
+
+
+def _paired(field: str, own: Mapping[str, float], base: Mapping[str, float]) -> Rows:
+    """Return each op's figure in the result and in the float model."""
+    rows: dict[str, dict[str, Any]] = {}
+    for name, found in ((field, own), (f"float_{field}", base)):
+        for op, value in found.items():
+            rows.setdefault(op, {})[name] = value
+    return rows
+
+
+def _mean(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the mean of each op's figures."""
+    ops = dict.fromkeys(op for one in found for op in one)
+    return {op: sum(one.get(op, 0.0) for one in found) / len(found) for op in ops}
