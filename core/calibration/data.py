@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+import numpy as np
+
 from octavo.core.errors import DataError
 from octavo.core.numerics.arrays import to_numpy
 from octavo.core.values.calls import Batch, arrays_in, changed, flat, named_leaves
@@ -216,3 +218,15 @@ def rows(batch: Batch) -> int:
     """Number of samples in a batch: the length of its first array's first axis."""
     first = next(iter(arrays_in(batch)), None)
     return int(first.shape[0]) if first is not None and len(first.shape) else 1
+
+
+def resized(batch: Batch, size: int) -> Batch:
+    """Return a batch of ``size`` samples: the first ones, over and over where there are fewer."""
+    count = rows(batch)
+
+    def sized(leaf: Any) -> Any:
+        # What has another first axis than the samples is no list of them: a table, a temperature.
+        has_samples = is_array(leaf) and len(leaf.shape) > 0 and leaf.shape[0] == count
+        return leaf[np.arange(size) % count] if has_samples else leaf
+
+    return changed(batch, sized)

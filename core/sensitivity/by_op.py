@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from octavo.core.calibration.data import resized
+from octavo.core.contract.adapter import Batch
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import OpScheme
 from octavo.core.values.space import Unit
@@ -22,6 +24,10 @@ _DIRECT_FIRST = (
 )
 _CHEAP = ("weight_error", "hessian")
 """Computed from weights and one pass over a few batches, whatever the number of ops."""
+
+SAMPLES = 4
+"""Samples that a sensitivity is computed on which no search asked for: their images or tokens are
+thousands of rows, and the price is the matrices of their products."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +56,8 @@ def losses_of(
 ) -> tuple[list[UnitLoss], int]:
     """Return the losses of the units of a recipe, all of one kind, so that they compare.
 
-    The kind is the one that the search asked most of these units for. Where that is a cheap one, or
-    it asked for none, what is missing is computed.
+    The kind is the one that the search asked most of these units for. Where that is a cheap one,
+    what is missing is computed; where it asked for none, a cheap one is, on a few samples.
 
     Args:
         service: Knows what the search asked for.
@@ -70,13 +76,14 @@ def losses_of(
             # A dictionary: a kind counts once for each unit.
             asked.update(service.known(unit.name, scheme, recipe.transforms))
     kind = max(asked, key=lambda k: (asked[k], -_rank(k)), default=_CHEAP[0])
+    ask = _Cheap(service, few=not asked)
     can_compute = kind in _CHEAP and bool(service.batches)
     found = []
     late = 0
     for unit in units:
         loss = _known(service, kind, unit, recipe)
         if loss is None and can_compute and has_time():
-            loss = _computed(service, kind, unit, recipe, tried)
+            loss = ask.loss(kind, unit, recipe, tried)
         elif loss is None and can_compute:
             late += 1
         if loss is not None:
@@ -108,18 +115,44 @@ def _known(
     return best
 
 
-def _computed(
-    service: SensitivityService,
-    kind: str,
-    unit: Unit,
-    recipe: Recipe,
-    tried: Mapping[str, OpScheme],
-) -> UnitLoss | None:
-    scheme = recipe[unit.ops[0]]
-    if scheme.is_float:
-        scheme = tried.get(unit.name, scheme)
-    if scheme.is_float:
-        return None
-    ask = service.under(recipe.transforms)
-    (loss,) = ask(kind, [(unit.name, scheme)])
-    return UnitLoss(loss, kind, scheme, unit) if math.isfinite(loss) else None
+class _Cheap:
+    """Computes cheap sensitivities once a search is over.
+
+    Args:
+        service: The search's.
+        few: Look at a few samples: the search has not paid for a look at more.
+    """
+
+    def __init__(self, service: SensitivityService, *, few: bool) -> None:
+        self._service = service
+        self._is_sure = not few
+        if few and service.batches:
+            self._service = _over(service, resized(service.batches[0], SAMPLES))
+        self._whole = service
+
+    def loss(
+        self, kind: str, unit: Unit, recipe: Recipe, tried: Mapping[str, OpScheme]
+    ) -> UnitLoss | None:
+        """Return a unit's loss; None for one that nothing quantized, or that cannot be found."""
+        scheme = recipe[unit.ops[0]]
+        if scheme.is_float:
+            scheme = tried.get(unit.name, scheme)
+        if scheme.is_float:
+            return None
+        loss = self._asked(kind, unit.name, scheme, recipe)
+        if not (self._is_sure or math.isfinite(loss)):
+            # Some models take batches of one size alone.
+            self._service = _over(self._whole, self._whole.batches[0])
+            loss = self._asked(kind, unit.name, scheme, recipe)
+        self._is_sure = True
+        return UnitLoss(loss, kind, scheme, unit) if math.isfinite(loss) else None
+
+    def _asked(self, kind: str, unit: str, scheme: OpScheme, recipe: Recipe) -> float:
+        ask = self._service.under(recipe.transforms)
+        (loss,) = ask(kind, [(unit, scheme)])
+        return loss
+
+
+def _over(service: SensitivityService, batch: Batch) -> SensitivityService:
+    """Return the same service over one batch."""
+    return SensitivityService(service.opened, service.realizer, (batch,))

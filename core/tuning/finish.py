@@ -22,7 +22,7 @@ from octavo.core.values.trial import Trial, widths
 
 from .acceptance import Acceptance, Accepted
 from .bench import Bench
-from .layers import figures_by_layer
+from .layers.figures import figures_by_layer
 
 
 @dataclass(frozen=True)

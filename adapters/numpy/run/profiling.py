@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection
 
 from octavo.adapters.numpy.graph import Array, Graph, Node
-from octavo.core.values.attribution import Step, by_op, owners_of
+from octavo.core.contract.attribution import Step, by_op, owners_of
 from octavo.core.values.layers import REST
 
 from .program import Program

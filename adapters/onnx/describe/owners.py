@@ -11,7 +11,7 @@ from onnx_ir import Node
 
 from octavo.adapters.onnx.prepare.patterns import name_of
 from octavo.adapters.onnx.prepare.scopes import walk
-from octavo.core.values.attribution import Step, owners_of
+from octavo.core.contract.attribution import Step, owners_of
 from octavo.core.values.layers import REST
 
 from .site import STEP

@@ -18,7 +18,7 @@ from octavo.adapters.onnx.describe.owners import TURNS_INTO_FLOATS, Owners
 from octavo.adapters.onnx.run.compiling import compile_model
 from octavo.adapters.onnx.run.feeds import feeds
 from octavo.core.contract.adapter import Batch
-from octavo.core.values.attribution import Step, by_op, owners_of
+from octavo.core.contract.attribution import Step, by_op, owners_of
 from octavo.core.values.layers import REST
 
 from .executed import plain_name

@@ -7,7 +7,7 @@ from torch.fx import GraphModule, Node
 
 from octavo.adapters.pytorch.capture.capture import Capture
 from octavo.adapters.pytorch.qlayers.quantize import Quantize
-from octavo.core.values.attribution import Step, owners_of
+from octavo.core.contract.attribution import Step, owners_of
 from octavo.core.values.layers import REST
 
 Places = dict[str, str]

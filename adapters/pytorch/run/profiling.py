@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from octavo.core.values.attribution import by_op
+from octavo.core.contract.attribution import by_op
 
 
 def profile(

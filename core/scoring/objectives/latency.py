@@ -6,14 +6,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
-from octavo.core.calibration.data import rows
+from octavo.core.calibration.data import resized, rows
 from octavo.core.contract.objective import Objective, Subject
-from octavo.core.values.calls import Batch, changed
-from octavo.core.values.trees import is_array
+from octavo.core.values.calls import Batch
 from octavo.core.values.trial import Measurement
 
 from .config import LatencyConfig, ThroughputConfig, TimedConfig
@@ -81,16 +79,7 @@ def interleave(
 
 
 def _sized(batch: Batch, size: int | None) -> Batch:
-    if size is None:
-        return batch
-    count = rows(batch)
-
-    def resized(leaf: Any) -> Any:
-        # What has another first axis than the samples is no list of them: a table, a temperature.
-        has_samples = is_array(leaf) and len(leaf.shape) > 0 and leaf.shape[0] == count
-        return leaf[np.arange(size) % count] if has_samples else leaf
-
-    return changed(batch, resized)
+    return batch if size is None else resized(batch, size)
 
 
 def _block(call: Callable[[], object], seconds: float) -> float:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from .layers import REST
+from octavo.core.values.layers import REST
 
 
 class Step(NamedTuple):

@@ -16,13 +16,12 @@ from octavo.core.errors import said
 from octavo.core.quantizing.errors_of_weights import weight_errors
 from octavo.core.sensitivity.by_op import losses_of
 from octavo.core.system.signals import OutOfTime, deadline
+from octavo.core.tuning.bench import Backend, Bench
 from octavo.core.values.graph import ModelView
 from octavo.core.values.layers import REST, Layer
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import OpScheme
 from octavo.core.values.trial import Trial
-
-from .bench import Backend, Bench
 
 SHARE = 0.03
 """Share of what a run has taken that each kind of figure may take on top."""
