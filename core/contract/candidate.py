@@ -126,7 +126,7 @@ class Candidate(ABC):
                 warm up, then as many as fit, one at least.
 
         Returns:
-            Op name -> what is typical of its calls (:func:`octavo.core.contract.attribution.by_op`).
+            Op name -> what is typical of its calls (:func:`octavo.plugin.by_op`).
             Steps that the model does not have (quantizations, casts) are counted with the op that
             they serve, and all else with :data:`octavo.core.values.layers.REST`, so that the sum is
             the time of a call. Ops that cannot be told apart are left out; {} where none can.

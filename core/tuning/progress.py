@@ -14,6 +14,7 @@ SENSITIVITIES = "sensitivities"
 TRIALS = "trials"
 FINAL_TIMING = "final timing"
 CONFIRMATION = "confirmation"
+FIGURES = "figures by layer"
 SAVING = "saving"
 
 
@@ -23,7 +24,8 @@ class Phase:
 
     Attributes:
         name: ``opening``, ``float baseline``, ``calibration``, ``sensitivities``, ``trials``,
-            ``final timing``, ``confirmation`` or ``saving``; '' between two of them.
+            ``final timing``, ``confirmation``, ``figures by layer`` or ``saving``; '' between two
+            of them.
         done: Items of it that are finished: batches, probes, trials.
         total: Items in all; None where that is not known. Of trials it is the most that there are.
         seconds_left: What the whole run still takes, all phases to come included; None while a

@@ -17,6 +17,7 @@ from octavo.core.quantizing.errors_of_weights import weight_errors
 from octavo.core.sensitivity.by_op import losses_of
 from octavo.core.system.signals import OutOfTime, deadline
 from octavo.core.tuning.bench import Backend, Bench
+from octavo.core.tuning.progress import FIGURES, SENSITIVITIES
 from octavo.core.values.graph import ModelView
 from octavo.core.values.layers import REST, Layer
 from octavo.core.values.recipe import Recipe
@@ -83,23 +84,28 @@ def figures_by_layer(bench: Bench, backend: Backend, candidate: Candidate) -> Fi
     figures = Figures.of(backend.opened.view)
     asked = _Asked(bench, backend, candidate, figures.notes)
     parts: Mapping[str, Callable[[], Rows]] = {
-        "sensitivities": asked.sensitivities,
+        SENSITIVITIES: asked.sensitivities,
         "bytes": asked.bytes,
         "errors of weights": asked.errors,
         "milliseconds": asked.milliseconds,
     }
+    late: list[str] = []
     for what, find in parts.items():
+        # What the search asked for is known, and costs nothing.
+        limit = None if what == SENSITIVITIES else bench.clock.until()
         try:
-            with deadline(bench.clock.until()):
+            with bench.phases.within(FIGURES), deadline(limit):
                 figures.add(find())
         except OutOfTime:
-            figures.notes.append(f"no {what} by layer: {bench.clock}")
+            late.append(what)
         except KeyboardInterrupt:
             figures.notes.append(f"no {what} by layer: interrupted")
             break
         # Whatever a stranger's backend raises here, the result stands.
         except Exception as error:
             figures.notes.append(f"no {what} by layer: {said(error)}")
+    if late:
+        figures.notes.append(f"no {', '.join(late)} by layer: {bench.clock}")
     return figures
 
 
