@@ -226,7 +226,7 @@ class Finish:
         coverage = own.realizer.coverage(candidate)
         is_worth_a_look = logging.WARNING if coverage.kept else logging.INFO
         bench.tell(coverage.summary(), is_worth_a_look)
-        figures = None if interrupted else figures_by_layer(bench, own, candidate)
+        layers = {} if interrupted else figures_by_layer(bench, own, candidate)
         fixed = {
             o.name: fixed_ops(o, bench.backends[o.name].space)
             for o in opened
@@ -235,11 +235,7 @@ class Finish:
         return Result(
             candidate,
             self.native,
-            (
-                *self._notes(best),
-                *(figures.notes if figures else ()),
-                coverage.summary(),
-            ),
+            (*self._notes(best), coverage.summary()),
             coverage,
             self.acceptance.settings_of(candidate.recipe),
             goal_met=goal_met,
@@ -256,7 +252,7 @@ class Finish:
             fixed=fixed,
             storage=bench.history.location,
             interrupted=interrupted,
-            layers=figures.layers if figures else {},
+            layers=layers,
             seconds=time.perf_counter() - bench.clock.began,
             remarks=bench.remarks.texts,
         )

@@ -5,9 +5,10 @@ Nothing here may cost a run its result: what fails is left out, and said.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -42,22 +43,11 @@ Rows = Mapping[str, Mapping[str, Any]]
 """Op name -> fields of its :class:`~octavo.core.values.layers.Layer`."""
 
 
-@dataclass
-class Figures:
-    """What is known by layer.
+class _Figures:
+    """What is known by layer: its rows are fields of layers by op, in execution order."""
 
-    Attributes:
-        rows: Op name -> fields of its layer.
-        notes: What is not known, and why.
-    """
-
-    rows: dict[str, dict[str, Any]]
-    notes: list[str] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, view: ModelView) -> Figures:
-        """Return what is known of a model before anything is asked: its ops."""
-        return cls({op.name: {} for op in view.ops})
+    def __init__(self, view: ModelView) -> None:
+        self.rows: dict[str, dict[str, Any]] = {op.name: {} for op in view.ops}
 
     def add(self, found: Rows) -> None:
         """Take figures in; what is of no op of the model is the rest's."""
@@ -73,16 +63,18 @@ class Figures:
         return {name: Layer(**fields) for name, fields in self.rows.items()}
 
 
-def figures_by_layer(bench: Bench, backend: Backend, candidate: Candidate) -> Figures:
-    """Return the figures of every op of a run's result.
+def figures_by_layer(
+    bench: Bench, backend: Backend, candidate: Candidate
+) -> dict[str, Layer]:
+    """Return the figures of every op of a run's result; what cannot be had is told.
 
     Args:
         bench: The run's.
         backend: The one that the result is of.
         candidate: The result's model.
     """
-    figures = Figures.of(backend.opened.view)
-    asked = _Asked(bench, backend, candidate, figures.notes)
+    figures = _Figures(backend.opened.view)
+    asked = _Asked(bench, backend, candidate)
     parts: Mapping[str, Callable[[], Rows]] = {
         SENSITIVITIES: asked.sensitivities,
         "bytes": asked.bytes,
@@ -99,24 +91,23 @@ def figures_by_layer(bench: Bench, backend: Backend, candidate: Candidate) -> Fi
         except OutOfTime:
             late.append(what)
         except KeyboardInterrupt:
-            figures.notes.append(f"no {what} by layer: interrupted")
+            bench.tell(f"no {what} by layer: interrupted")
             break
         # Whatever a stranger's backend raises here, the result stands.
         except Exception as error:
-            figures.notes.append(f"no {what} by layer: {said(error)}")
+            bench.tell(f"no {what} by layer: {said(error)}")
     if late:
-        figures.notes.append(f"no {', '.join(late)} by layer: {bench.clock}")
-    return figures
+        bench.tell(f"no {', '.join(late)} by layer: {bench.clock}", logging.INFO)
+    return figures.layers
 
 
 @dataclass
 class _Asked:
-    """Finds the figures of one result; what is left out is added to ``notes``."""
+    """Finds the figures of one result."""
 
     bench: Bench
     backend: Backend
     candidate: Candidate
-    notes: list[str]
 
     @property
     def recipe(self) -> Recipe:
@@ -138,7 +129,8 @@ class _Asked:
         tried = _tried(self.backend, self.bench.trials)
         losses, late = losses_of(service, self.recipe, tried, self._allowance())
         if late:
-            self.notes.append(f"sensitivities of {late} units were left out: {NO_TIME}")
+            left_out = f"sensitivities of {late} units were left out: {NO_TIME}"
+            self.bench.tell(left_out, logging.INFO)
         rows: dict[str, dict[str, Any]] = {}
         for found in losses:
             ops = found.unit.ops
@@ -159,7 +151,7 @@ class _Asked:
             found[op] = {"error": error}
             if not has_time():
                 last = f"errors of weights behind {op!r} were left out: {NO_TIME}"
-                self.notes.append(last)
+                self.bench.tell(last, logging.INFO)
                 break
         return found
 
