@@ -78,6 +78,7 @@ class ReportData:
         notes: Remarks of the backends and of the space.
         command: How to run it again.
         settings: Setting -> value, for the record.
+        defaults: Names of the settings that nobody chose.
         versions: Package -> version.
         created: When, in UTC, ISO 8601.
         coverage: Which weights of the best model are quantized; empty for results of versions that
@@ -108,6 +109,7 @@ class ReportData:
     notes: Sequence[str] = ()
     command: str = ""
     settings: Mapping[str, str] = field(default_factory=dict)
+    defaults: frozenset[str] = frozenset()
     versions: Mapping[str, str] = field(default_factory=dict)
     created: str = ""
     coverage: Coverage = field(default_factory=Coverage)
@@ -130,6 +132,13 @@ class ReportData:
         if self.kept_float:
             return "the float model is kept"
         return "goal reached" if self.goal_met else "goal not reached"
+
+    @property
+    def conclusion(self) -> str:
+        """The sentence that a reader takes away: why this model, or why the goal was missed."""
+        if self.goal_met and self.why_best:
+            return self.why_best
+        return self.reason
 
     @cached_property
     def left_in_float(self) -> tuple[tuple[str, str, tuple[str, ...], int], ...]:

@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from octavo.core.errors import ConfigError, MissingFramework, StoreError, raised_as
 from octavo.core.system.textfiles import absolute, write_text
+from octavo.core.values.trial import Trial
 
-from . import text
+from .bars import op_bars
+from .filters import FILTERS, breakable
 from .model import ReportData
+from .op_table import OpTable
+from .reading import flat
+from .recipes import Recipes
+from .search import search
+from .trade_off import trade_off
+
+TEMPLATES = "templates"
+MOST_METRICS = 4
+"""Metrics with a column in the table of trials; a trial's own lines have all."""
+BAR_COLUMNS = {
+    "bytes": "bytes",
+    "times": "time",
+    "sensitivities": "sensitivity",
+}
+"""Which column of the table of ops leads to which chart."""
 
 
 def render(data: ReportData) -> str:
@@ -21,7 +42,7 @@ def render(data: ReportData) -> str:
     """
     try:
         import jinja2
-        import matplotlib as _  # noqa: F401 - the charts need it; said here, before any work
+        import matplotlib as _  # noqa: F401 - the axes need it; said here, before any work
         from markupsafe import Markup
     except ImportError as error:
         raise MissingFramework(
@@ -34,42 +55,137 @@ def render(data: ReportData) -> str:
 
 
 def _drawn(data: ReportData, jinja2: Any, markup: Any) -> str:
-    from . import charts, drawing
-    from .trade_off import trade_off
-
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("octavo.core.report", "."),
+        loader=jinja2.PackageLoader("octavo.core.report", TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
-        size=text.size,
-        measured=text.measured,
-        relative=text.pair,
-        ratio=text.ratio,
-        score=text.score,
-        bits=text.bits,
+    environment.filters.update(FILTERS)
+    environment.filters["breakable"] = lambda name: markup(breakable(str(name)))
+    style = _inlined("page.css")
+    script = _inlined("page.js")
+    recipes = Recipes(data)
+    page: str = environment.get_template("page.html.j2").render(
+        run=data,
+        policy=_policy(style, script),
+        style=markup(style),
+        script=markup(script),
+        island=markup(recipes.island()),
+        recipes=recipes,
+        steps="",
+        **_sections(data, recipes),
     )
+    return page.lstrip()
+
+
+def _sections(data: ReportData, recipes: Recipes) -> dict[str, Any]:
+    """Return what the sections of the page show, gathered before any of it is drawn."""
     trials = (data.baseline, *data.trials)
     objectives = tuple(dict.fromkeys(name for t in trials for name in t.objectives))
+    metrics = tuple(dict.fromkeys(name for t in trials for name in t.metrics))
     drawn: dict[str, Any] = {
-        "trade_off": markup(trade_off(data, _horizontal(objectives)))
-        if objectives
-        else "",
-        "search": markup(charts.search(data)),
-        "layers": markup(charts.layers(data.ops)),
+        "trade_off": trade_off(data, _horizontal(objectives)) if objectives else None,
+        "search": search(data),
+        "bars": op_bars(data),
     }
-    page: str = environment.get_template("page.html.j2").render(
-        run=data, charts=drawn, objectives=objectives, light=drawing.LIGHT
+    ops = OpTable(data, recipes.names)
+    return {
+        "charts": drawn,
+        "ops": ops,
+        "objectives": objectives,
+        "metrics": _first(data.metric, metrics),
+        "shares": {name: _has_shares(data, name) for name in objectives},
+        "shorts": {str(scheme): short for scheme, short in recipes.names.items()},
+        "in_charts": _in_charts(drawn["bars"]),
+        "contents": _contents(data, drawn),
+        "record": _record(data),
+    }
+
+
+def _first(metric: str, metrics: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the metrics that have a column, that of the goal first."""
+    others = [name for name in metrics if name != metric]
+    return (metric, *others)[:MOST_METRICS]
+
+
+def _has_shares(data: ReportData, objective: str) -> bool:
+    """Return whether an objective's column is sorted by the share of the float model's."""
+    return any(_ratio(trial, objective) is not None for trial in data.trials)
+
+
+def _ratio(trial: Trial, objective: str) -> float | None:
+    measured = trial.objectives.get(objective)
+    return None if measured is None else measured.ratio
+
+
+def _in_charts(charts: Any) -> dict[tuple[str, int], str]:
+    """Return (column, row) -> the id of the bar that shows the same figure."""
+    found = {}
+    for chart in charts:
+        for bar in chart.bars:
+            key = (BAR_COLUMNS[chart.name], bar.row)
+            found[key] = f"{chart.name}-{bar.row}"
+    return found
+
+
+def _contents(
+    data: ReportData, charts: Mapping[str, Any]
+) -> tuple[tuple[str, str], ...]:
+    """Return the sections that the page has, by id and title."""
+    sections = (
+        ("result", "Result", True),
+        ("comparison", "Float against best", True),
+        ("final", "The last timing", bool(data.final)),
+        ("trade-off", "Trade-off", charts["trade_off"] is not None),
+        ("trials", "Trials", True),
+        ("runs", "What runs", bool(data.schemes)),
+        ("float", "Left in float", bool(data.ops)),
+        ("coverage", "Float weights", bool(data.coverage.total)),
+        ("layers", "Bytes, time, loss", bool(charts["bars"])),
+        ("ops", "Op by op", bool(data.ops)),
+        ("again", "Settings and machine", True),
     )
-    return page
+    return tuple((name, title) for name, title, is_there in sections if is_there)
+
+
+def _record(
+    data: ReportData,
+) -> tuple[tuple[str, Mapping[str, str], frozenset[str]], ...]:
+    """Return the tables of the record: (title, rows, which of them are defaults)."""
+    nothing: frozenset[str] = frozenset()
+    title = "Settings" if data.defaults else "Settings that differ from a default"
+    return (
+        (title, data.settings, data.defaults),
+        ("Machine", flat(data.machine), nothing),
+        ("Data", flat(data.data), nothing),
+        ("Versions", data.versions, nothing),
+    )
 
 
 def _horizontal(objectives: tuple[str, ...]) -> str:
     """Return the objective that the trade-off is drawn against: time, where it was measured."""
     return "latency" if "latency" in objectives else objectives[0]
+
+
+def _inlined(name: str) -> str:
+    """Return a file that stands in the page as it is."""
+    return (files("octavo.core.report") / TEMPLATES / name).read_text(encoding="utf-8")
+
+
+def _policy(style: str, script: str) -> str:
+    """Return the page's content security policy: nothing is loaded, and no style or script but its
+    own is taken, even where a name from a model got past the escaping."""
+    return (
+        f"default-src 'none'; style-src '{_digest(style)}'; "
+        f"script-src '{_digest(script)}'; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _digest(content: str) -> str:
+    found = hashlib.sha256(content.encode()).digest()
+    return f"sha256-{base64.b64encode(found).decode()}"
 
 
 def write(data: ReportData, path: str | Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from pydantic import ConfigDict, Field
 
 from octavo.core.errors import ConfigError, raised_as
 from octavo.core.scoring.choice import pareto
+from octavo.core.scoring.criteria.config import ToleranceConfig
 from octavo.core.values.coverage import Coverage
 from octavo.core.values.layers import Layer
 from octavo.core.values.ledger import Applied
@@ -59,6 +61,8 @@ class _Facts(Frozen):
     baseline: JsonTable
     trials: tuple[JsonTable, ...]
     config: JsonTable = Field(default_factory=dict)
+    settings: JsonTable = Field(default_factory=dict)
+    backend_settings: JsonTable = Field(default_factory=dict)
     holdout: JsonTable | None = None
     confirmed: dict[str, float] | None = None
     certificate: JsonTable | None = None
@@ -85,9 +89,7 @@ def _gathered(facts: _Facts, title: str) -> ReportData:
     accuracy = dict(facts.config.get("accuracy", {}))
     metric = str(accuracy.get("metric") or next(iter(baseline.metrics)))
     higher = _is_higher_better(accuracy, metric)
-    settings = _flat(facts.config)
-    if facts.storage:
-        settings["history"] = facts.storage
+    settings, defaults = _settings(facts, accuracy)
     return ReportData(
         title=title,
         goal_met=facts.goal_met,
@@ -107,6 +109,7 @@ def _gathered(facts: _Facts, title: str) -> ReportData:
         notes=facts.notes,
         command=facts.command,
         settings=settings,
+        defaults=defaults,
         versions=facts.environment,
         created=facts.made,
         coverage=Coverage.from_json(facts.coverage),
@@ -181,13 +184,51 @@ def _bound(
     return value - allowed if higher else value + allowed
 
 
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as dotted names, as the configuration's error messages name them."""
+def _settings(
+    facts: _Facts, accuracy: Mapping[str, Any]
+) -> tuple[dict[str, str], frozenset[str]]:
+    """Return all settings in effect, and the names of those that are defaults.
+
+    Results of earlier versions tell only what differs from a default.
+    """
+    changed = flat(facts.config)
+    every = dict(facts.settings)
+    if every and accuracy.get("kind", "tolerance") == "tolerance":
+        every["accuracy"] = _tolerance(accuracy)
+    settings = flat(every) | changed
+    defaults = frozenset(settings) - frozenset(changed) if every else frozenset()
+    if facts.backend_settings:
+        settings |= flat(facts.backend_settings, "backend.")
+    if facts.storage:
+        settings["history"] = facts.storage
+    return settings, defaults
+
+
+def _tolerance(accuracy: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of the tolerance criterion, its defaults among them."""
+    config = ToleranceConfig.model_validate({**accuracy, "kind": "tolerance"})
+    return config.model_dump(mode="json")
+
+
+def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return nested settings as dotted names, as the configuration's error messages name them."""
     rows: dict[str, str] = {}
     for key, value in table.items():
         if isinstance(value, Mapping) and value:
-            rows |= _flat(value, f"{prefix}{key}.")
+            rows |= flat(value, f"{prefix}{key}.")
         else:
-            items = value if isinstance(value, (list, tuple)) else [value]
-            rows[f"{prefix}{key}"] = ", ".join(map(str, items))
+            rows[f"{prefix}{key}"] = _said(value)
     return rows
+
+
+def _said(value: Any) -> str:
+    """Return a setting's value as people write it."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_said, value)) or "none"
+    if isinstance(value, Mapping):
+        return json.dumps(value) if value else "none"
+    return str(value)

@@ -205,6 +205,7 @@ class Result(Quantized):
             "certificate": asdict(self.certificate) if self.certificate else None,
             "confirmed": dict(self.confirmed) if self.confirmed is not None else None,
             "config": self.config.model_dump(mode="json", exclude_defaults=True),
+            "settings": self.config.model_dump(mode="json"),
             "trials": [t.to_json() for t in self.trials],
             "ops": {
                 op.name: [op.type, op.parameters, fixed.get(op.name, "")] for op in ops

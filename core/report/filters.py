@@ -1,0 +1,78 @@
+"""What the page's templates call on values: figures in words, and names that break where they
+may."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from html import escape
+from typing import Any
+
+from octavo.core.values.trial import Measurement, Trial
+
+from . import text
+
+SEPARATORS = re.compile(r"(?<=[/._:-])(?=[^/._:-])")
+"""Where a name may go on in the next line: behind a separator, and nowhere else."""
+
+
+def breakable(name: str) -> str:
+    """Return a name as markup, escaped, that breaks behind separators only."""
+    return "<wbr>".join(map(escape, SEPARATORS.split(name)))
+
+
+def apart(trial: Trial | None, baseline: Trial, metric: str) -> str:
+    """Return how far a trial's score is from the float model's in samples; '' where samples are not
+    right or wrong."""
+    found = "" if trial is None else text.difference(trial, baseline, metric)
+    return f"{found} apart" if found else ""
+
+
+def is_worse(measurement: Measurement | None) -> bool:
+    """Return whether a model is slower, larger, ... than float, by more than the spread."""
+    if measurement is None or measurement.ratio is None:
+        return False
+    share = measurement.relative
+    return share.low > 1 if share.lower_is_better else share.high < 1
+
+
+def spread(measurement: Measurement) -> str:
+    """Return the ends of a measurement's spread: ``1.49 ms to 1.6 ms``."""
+    low = text.figure(measurement.low, measurement.unit)
+    high = text.figure(measurement.high, measurement.unit)
+    return f"{low} to {high}"
+
+
+def state(trial: Trial) -> str:
+    """Return what became of a trial."""
+    if trial.error:
+        return "failed"
+    if trial.refused:
+        return "refused"
+    if trial.reused is not None:
+        return f"as #{trial.reused}"
+    if trial.evaluated < 1:
+        return f"{trial.state} after {100 * trial.evaluated:.0f} % of the samples"
+    return trial.state
+
+
+def capitalized(title: str) -> str:
+    """Return a title with its first letter as a capital, the others as they are."""
+    return title[:1].upper() + title[1:]
+
+
+FILTERS: Mapping[str, Callable[..., Any]] = {
+    "apart": apart,
+    "base": text.base,
+    "bits": text.bits,
+    "capitalized": capitalized,
+    "is_worse": is_worse,
+    "measured": text.measured,
+    "ratio": text.ratio,
+    "samples": text.samples,
+    "score": text.score,
+    "scored": text.scored,
+    "spread": spread,
+    "state": state,
+}
+"""By the names that templates know them by."""
