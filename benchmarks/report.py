@@ -113,7 +113,8 @@ def in_a_browser(page: Path) -> str:
         # A PDF names each of its pages once.
         paper = view.pdf(format="A4").count(b"/Type /Page\n")
         shown.close()
-    return f"{nodes:,} nodes, shown in {took:.2f} s, sorted in {sorting:.2f} s, {paper} pages of paper"
+    times = f"shown in {took:.2f} s, sorted in {sorting:.2f} s"
+    return f"{nodes:,} nodes, {times}, {paper} pages of paper"
 
 
 def main() -> None:
@@ -129,10 +130,8 @@ def main() -> None:
             took = time.perf_counter() - start
             size = page.stat().st_size / 1000
             shown = in_a_browser(page)
-        print(
-            f"{ops:5} ops, {len(result.trials)} trials: {size:.0f} kB, drawn in {took:.2f} s; {shown}",
-            flush=True,
-        )
+        told = f"{ops:5} ops, {len(result.trials)} trials: {size:.0f} kB"
+        print(f"{told}, drawn in {took:.2f} s; {shown}", flush=True)
 
 
 if __name__ == "__main__":

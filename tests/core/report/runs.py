@@ -23,7 +23,7 @@ INT4 = OpScheme(
     mode="weight_only", weight=QuantSpec(dtype="int4", granularity="group:32")
 )
 HOSTILE = "</script><script>document.title='owned'</script> & \"$x_1$\" 'conv'[0]"
-RIGHT_TO_LEFT = "\u202eשלום/conv"
+RIGHT_TO_LEFT = "\u202e\u05e9\u05dc\u05d5\u05dd/conv"
 LONG = "x" * 300
 BACKENDS = ("onnx", "torch", "numpy")
 
@@ -107,7 +107,9 @@ def run(ops: int = 8, trials: int = 9, hostile: bool = True) -> ReportData:
     tried = [trial(i, other if i % 2 else whole, lines) for i in range(1, trials)]
     if trials:
         error = f"Traceback (most recent call last):\n  ValueError: {HOSTILE}"
-        tried.append(Trial(trials, replace(whole, backend="onnx"), "failed", error=error))
+        tried.append(
+            Trial(trials, replace(whole, backend="onnx"), "failed", error=error)
+        )
     best = next((t for t in tried if t.number == 3), None)
     return ReportData(
         title="digits.onnx",
@@ -132,7 +134,9 @@ def run(ops: int = 8, trials: int = 9, hostile: bool = True) -> ReportData:
         layers=layers(lines),
         machine={"cpu": "Xeon", "cores": 2, "load": {"before": 0.4}},
         data={"calibration": {"batches": 4}, "timing": {"batch_size": 128}},
-        final={
+        final={}
+        if best is None
+        else {
             "rounds": 40,
             "trials": [3, 1],
             "ties": [],

@@ -7,10 +7,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from octavo.core.report import text
+from octavo.core.report.model import OpLine, ReportData
 from octavo.core.values.layers import Layer
-
-from . import text
-from .model import OpLine, ReportData
 
 MOST = 24
 """Bars of a chart at most: so many are read at a glance, and the table has the rest."""
@@ -62,7 +61,9 @@ class Bars:
     def part(self) -> str:
         """Which part of the model's ops it shows, in words."""
         if len(self.bars) < self.of:
-            return f"The {len(self.bars)} largest of {self.of}; the table of ops has all."
+            return (
+                f"The {len(self.bars)} largest of {self.of}; the table of ops has all."
+            )
         return ""
 
 
@@ -109,7 +110,11 @@ def _by_width(op: OpLine) -> Figures:
 def _times(data: ReportData) -> Bars | None:
     return _bars(
         data,
-        ("times", "Time of a call", "Measured op by op, in the same way in both models."),
+        (
+            "times",
+            "Time of a call",
+            "Measured op by op, in the same way in both models.",
+        ),
         lambda op, layer: (layer.ms, layer.float_ms),
         text.latency,
     )
@@ -149,7 +154,9 @@ def _bars(
             found.append((row, op.name, own, in_float))
     largest_first = sorted(found, key=lambda f: -max(f[2] or 0.0, f[3] or 0.0))
     shown = largest_first[:MOST]
-    longest = max((max(own or 0.0, flt or 0.0) for _, _, own, flt in shown), default=0.0)
+    longest = max(
+        (max(own or 0.0, flt or 0.0) for _, _, own, flt in shown), default=0.0
+    )
     if longest <= 0:
         return None
     bars = []

@@ -3,14 +3,14 @@ may."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from html import escape
 from typing import Any
 
+from octavo.core.report import text
 from octavo.core.values.trial import Measurement, Trial
-
-from . import text
 
 SEPARATORS = re.compile(r"(?<=[/._:-])(?=[^/._:-])")
 """Where a name may go on in the next line: behind a separator, and nowhere else."""
@@ -24,7 +24,12 @@ def breakable(name: str) -> str:
 def apart(trial: Trial | None, baseline: Trial, metric: str) -> str:
     """Return how far a trial's score is from the float model's in samples; '' where samples are not
     right or wrong."""
-    found = "" if trial is None else text.difference(trial, baseline, metric)
+    scores = [t.metrics.get(metric, math.nan) for t in (trial, baseline) if t]
+    if trial is None or not all(map(math.isfinite, scores)):
+        return ""
+    found = text.difference(trial, baseline, metric)
+    if found.startswith("none"):
+        return "as many samples right"
     return f"{found} apart" if found else ""
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 WIDE_RANGE = 8
 """Ratio of the largest value to the smallest from which on a linear axis would press most of them
@@ -88,7 +89,7 @@ def _common_label(values: Sequence[float]) -> Callable[[float], str]:
     # Six digits do not tell ticks apart that differ in the seventh.
     if is_odd or len(texts) < len(values):
         return lambda value: f"{value:.9g}"
-    ratios = [high / low for low, high in zip(values, values[1:], strict=False) if low]
+    ratios = [high / low for low, high in pairwise(values) if low]
     if ratios and max(ratios) > 1.5 and min(ratios) > 1.5:
         return plain
     return lambda value: f"{value:.{decimals}f}"

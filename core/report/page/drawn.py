@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from octavo.core.errors import ConfigError, MissingFramework, StoreError, raised_as
+from octavo.core.report.model import ReportData
+from octavo.core.report.reading import flat
 from octavo.core.system.textfiles import absolute, write_text
 from octavo.core.values.trial import Trial
 
 from .bars import op_bars
 from .filters import FILTERS, breakable
-from .model import ReportData
 from .op_table import OpTable
-from .reading import flat
 from .recipes import Recipes
 from .search import search
 from .trade_off import trade_off
@@ -56,7 +56,7 @@ def render(data: ReportData) -> str:
 
 def _drawn(data: ReportData, jinja2: Any, markup: Any) -> str:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("octavo.core.report", TEMPLATES),
+        loader=jinja2.PackageLoader("octavo.core.report.page", TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -171,7 +171,9 @@ def _horizontal(objectives: tuple[str, ...]) -> str:
 
 def _inlined(name: str) -> str:
     """Return a file that stands in the page as it is."""
-    return (files("octavo.core.report") / TEMPLATES / name).read_text(encoding="utf-8")
+    return (files("octavo.core.report.page") / TEMPLATES / name).read_text(
+        encoding="utf-8"
+    )
 
 
 def _policy(style: str, script: str) -> str:

@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from octavo.core.report.model import ReportData
+from octavo.core.report.names import CARRIES_CODES, distinct, short
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import FLOAT, OpScheme
 from octavo.core.values.trial import Trial
-
-from .model import ReportData
-from .names import CARRIES_CODES, distinct, short
 
 NAMED = 4
 """Ops of a group that are named without a script."""
@@ -198,7 +197,9 @@ class Recipes:
             trials[str(trial.number)] = [trial.recipe.backend, "".join(letters)]
         in_table = None if best is None else best.recipe.backend
         names = {
-            backend: list(ops) for backend, ops in self._ops.items() if backend != in_table
+            backend: list(ops)
+            for backend, ops in self._ops.items()
+            if backend != in_table
         }
         table = {
             "best": None if best is None else best.number,

@@ -6,12 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
+from octavo.core.report import text
+from octavo.core.report.model import ReportData
 from octavo.core.values.trial import Measurement, Trial
 
-from . import text
 from .axes import Axis, axis_of
-from .model import ReportData
 from .plots import SERIES, SHAPES, Level, Line, Look, Mark, Plot
 
 FAR = 1.5
@@ -125,8 +126,7 @@ class _TradeOff:
 
     def cost(self, trial: Trial) -> Measurement:
         """Return what is measured of a trial, as the axis shows it."""
-        measured = trial.objectives[self.objective]
-        return measured
+        return trial.objectives[self.objective]
 
     def figures(self, trial: Trial) -> tuple[float, float, float]:
         """Return (cost, its lower end, its upper end) in the unit of the axis."""
@@ -174,7 +174,7 @@ class _TradeOff:
         if not _has_size(trial) or self._largest <= 0:
             return 13.0
         share = trial.objectives["size"].value / self._largest
-        return SMALLEST + (LARGEST - SMALLEST) * max(share, 0.0) ** 0.5
+        return SMALLEST + (LARGEST - SMALLEST) * math.sqrt(max(share, 0.0))
 
     def look(self, trial: Trial) -> Look:
         """Return a trial's look: a shape and a colour for its backend, hollow where it misses
@@ -285,8 +285,7 @@ def trade_off(data: ReportData, objective: str) -> Plot | None:
 
 
 def _segments(points: Sequence[Point]) -> list[Line]:
-    pairs = zip(points, points[1:], strict=False)
-    return [(*one, *other) for one, other in pairs]
+    return [(*one, *other) for one, other in pairwise(points)]
 
 
 def _notes(plot: _TradeOff) -> list[str]:
@@ -307,7 +306,8 @@ def _notes(plot: _TradeOff) -> list[str]:
 
 def _described(plot: _TradeOff) -> str:
     data = plot.data
-    said = f"{data.metric} against {plot.objective} of {len(plot.searched)} trials and the float model."
+    both = f"{data.metric} against {plot.objective}"
+    said = f"{both} of {len(plot.searched)} trials and the float model."
     if data.best is None:
         return said
     cost = text.pair(data.best.objectives.get(plot.objective))

@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from octavo.core.report import text
+from octavo.core.report.model import OpLine, ReportData
 from octavo.core.values.layers import Layer
 from octavo.core.values.scheme import OpScheme
-
-from . import text
-from .model import OpLine, ReportData
 
 PRINTED = 40
 """Rows that go to paper: the largest, slowest and most sensitive. On the screen all are there."""
@@ -67,9 +66,7 @@ class Row:
     cells: Sequence[Cell]
     is_printed: bool
 
-    def with_columns(
-        self, columns: Sequence[Column]
-    ) -> Sequence[tuple[Column, Cell]]:
+    def with_columns(self, columns: Sequence[Column]) -> Sequence[tuple[Column, Cell]]:
         """Return each cell with its column."""
         return list(zip(columns, self.cells, strict=True))
 

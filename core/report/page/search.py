@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
+from octavo.core.report.model import ReportData
 from octavo.core.values.trial import Trial
 
 from .axes import Axis
-from .model import ReportData
 from .plots import Level, Look, Mark, Plot
 from .trade_off import level_notes, levels, score_axis, told
 
