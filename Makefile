@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format bench system clean
+.PHONY: help install demo test check format docs pictures bench system clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -36,6 +36,12 @@ check: $(READY) ## ruff, mypy (strict), the import contracts and the house rules
 format: $(READY) ## rewrite the sources in the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(READY) ## build the site into out/site; every warning is an error, and no network is needed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+pictures: $(READY) ## run the demo and draw the README's pictures anew: its table and its report
+	$(BIN)/python -m scripts.pictures
 
 bench: $(READY) ## run every benchmark; each prints its figures beside the bars
 	@for file in benchmarks/[!_]*.py; do module=$${file%.py}; echo "== $$module"; $(BIN)/python -m "$$(echo "$$module" | tr / .)" || exit 1; done

@@ -32,7 +32,11 @@ PartTable = str | dict[str, Any]
 
 
 class ObjectiveGoals(Frozen):
-    """What to minimise, most important first. Each entry is an objective's name or its settings."""
+    """What to minimise.
+
+    Attributes:
+        minimise: Most important first. Each entry is an objective's name or its settings.
+    """
 
     minimise: tuple[PartTable, ...] = ("latency", "size")
 

@@ -24,7 +24,16 @@ def _listed(raw: Any) -> Any:
 
 
 class SpecRule(Frozen):
-    """Allowed values of a QuantSpec's fields; what is left out is free."""
+    """Allowed values of a QuantSpec's fields; what is left out is free.
+
+    Attributes:
+        dtype: What a number is stored as: ``int8``, ``int4``, ``nf4``, ...
+        granularity: What shares one scale: ``tensor``, ``channel``, ``token``, ``group:N``,
+            ``block:RxC``.
+        symmetric: Whether the zero point is 0.
+        reduce_range: Whether one bit is given up, for processors whose 8-bit products saturate.
+        scale_dtype: What scales are stored as; None: float32.
+    """
 
     dtype: tuple[str, ...] | None = None
     granularity: tuple[str, ...] | None = None

@@ -1,0 +1,1 @@
+"""Tools of the project: what makes the site and the pictures."""
