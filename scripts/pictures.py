@@ -16,18 +16,19 @@ from rich.console import Console
 from rich.terminal_theme import MONOKAI
 
 import octavo
-from examples.demo import OUT, main, summary
+from examples.demo import OUT, main
 from octavo.core.report import report_data
+from octavo.core.report.summary import summary
 
 PICTURES = Path(__file__).resolve().parent.parent / "docs" / "pictures"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 COLUMNS = 110
-"""Of the terminal in the picture: the widest table fits, and its letters are still legible on a page."""
+"""Of the terminal in the picture: the widest table fits, and letters are legible on a page."""
 
 SCREEN = {"width": 1280, "height": 900}
 COLOURS = 128
-"""Of the screenshot: a page of text and plain areas looks the same with few, at a third of the bytes."""
+"""Of the screenshot: text and plain areas look the same with few, at a third of the bytes."""
 
 
 def draw_table(result: octavo.Result, path: Path) -> None:

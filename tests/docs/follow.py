@@ -1,7 +1,8 @@
 """Follows a page, block by block: a script that is run where the reader would be.
 
-It imports nothing of the tests, so that nothing of the checkout is on its path. Its argument is a file of steps,
-each with a language, code and a place; what a step printed is compared where the page says so.
+It imports nothing of the tests, so that nothing of the checkout is on its path. Its argument is a
+file of steps, each with what to do, code and a place; what a step printed is compared where the
+page says so.
 """
 
 from __future__ import annotations

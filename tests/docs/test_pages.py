@@ -26,6 +26,10 @@ def to_run(page: Path) -> list[Block]:
     return [b for b in blocks(page) if b.language in RUN and not b.is_fragment]
 
 
+def has_settings(page: Path) -> bool:
+    return any(block.language in SETTINGS for block in blocks(page))
+
+
 def marked(page: Path) -> Any:
     name = name_of(page)
     return pytest.param(page, id=name, marks=pytest.mark.slow if name in SLOW else ())
@@ -46,11 +50,7 @@ def test_blocks_say_what_they_are(page: Path) -> None:
             compile(block.code, str(block), "exec")
 
 
-@pytest.mark.parametrize(
-    "page",
-    [p for p in PAGES if any(b.language in SETTINGS for b in blocks(p))],
-    ids=name_of,
-)
+@pytest.mark.parametrize("page", [p for p in PAGES if has_settings(p)], ids=name_of)
 def test_settings_are_settings(page: Path) -> None:
     for block in blocks(page):
         if block.language in SETTINGS and not block.is_fragment:

@@ -112,10 +112,9 @@ def test_a_setting_is_told_with_type_limits_default_and_meaning() -> None:
     (row,) = [
         line for line in settings_page.settings().splitlines() if "`max_trials`" in line
     ]
-    assert (
-        row
-        == "| `max_trials` | whole number, at least 1, at most 1e+09 | `50` | Evaluations after the baseline. |"
-    )
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    limits = "whole number, at least 1, at most 1e+09"
+    assert cells == ["`max_trials`", limits, "`50`", "Evaluations after the baseline."]
 
 
 def test_roles_become_code() -> None:
