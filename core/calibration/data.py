@@ -42,6 +42,9 @@ class CalibrationData:
     reading: Reads | None = None
     order: tuple[str, ...] | None = None
     _digests: list[str] = field(default_factory=list, repr=False, compare=False)
+    _counts: list[tuple[int, int]] = field(
+        default_factory=list, repr=False, compare=False
+    )
 
     def __iter__(self) -> Iterator[Batch]:
         if self.batches is not None:
@@ -49,12 +52,23 @@ class CalibrationData:
             return
         assert self.factory is not None
         digest = hashlib.sha256()
+        batches = samples = 0
         for index, raw in enumerate(self.factory()):
             batch = self._read(raw, index)
             self._digest_into(digest, batch)
+            batches += 1
+            samples += rows(batch)
             yield batch
         # Only a pass to the end comes here: its digest is had for the price of the pass.
         self._digests.append(digest.hexdigest()[:16])
+        self._counts.append((batches, samples))
+
+    @property
+    def counts(self) -> tuple[int | None, int | None]:
+        """Numbers of batches and samples; None of a factory that was never read to its end."""
+        if self.batches is not None:
+            return len(self.batches), sum(map(rows, self.batches))
+        return self._counts[0] if self._counts else (None, None)
 
     @property
     def read(self) -> str:

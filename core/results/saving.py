@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -21,6 +22,21 @@ from octavo.core.values.json_form import without_infinities
 MANIFEST = "octavo.json"
 MODEL = "model"
 FORMAT = 1
+
+_ALWAYS = ("octavo", "numpy", "torch", "onnx", "onnxruntime", "optuna")
+"""Distributions whose versions are recorded where they are installed."""
+
+_BESIDE = {
+    "onnx_ir": "onnx-ir",
+    "onnxscript": "onnxscript",
+    "peft": "peft",
+    "safetensors": "safetensors",
+    "scipy": "scipy",
+    "sklearn": "scikit-learn",
+    "torchvision": "torchvision",
+    "transformers": "transformers",
+}
+"""Modules whose versions are recorded where the run has imported them, and what they are in."""
 
 
 def check_target(folder: Path) -> Path:
@@ -107,7 +123,8 @@ def environment() -> dict[str, str]:
         "machine": platform.machine(),
         "system": platform.system(),
     }
-    for name in ("octavo", "numpy", "torch", "onnx", "onnxruntime", "optuna"):
+    in_use = [name for module, name in _BESIDE.items() if module in sys.modules]
+    for name in (*_ALWAYS, *in_use):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

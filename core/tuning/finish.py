@@ -6,11 +6,17 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from octavo.core.contract.adapter import Candidate
 from octavo.core.opening.config import TuningConfig
 from octavo.core.opening.spaces import fixed_ops
 from octavo.core.opening.speeds import known_slower
+from octavo.core.results.circumstances import (
+    data_record,
+    holdout_record,
+    machine_record,
+)
 from octavo.core.results.result import Result
 from octavo.core.scoring.certificate import Certificate
 from octavo.core.scoring.certifying import coarseness
@@ -21,7 +27,7 @@ from octavo.core.values.budgets import explain
 from octavo.core.values.trial import Trial, widths
 
 from .acceptance import Acceptance, Accepted
-from .bench import Bench
+from .bench import Backend, Bench
 from .layers.figures import figures_by_layer
 
 
@@ -54,6 +60,8 @@ class Finish:
         goal: In one line.
         native: What score functions were given.
         left_out: What the search did not try, and why.
+        source: What the calibration data was given as.
+        share: Of the samples, what is held out of the search.
     """
 
     bench: Bench
@@ -62,6 +70,8 @@ class Finish:
     goal: str
     native: bool
     left_out: tuple[str, ...] = ()
+    source: str = ""
+    share: float = 0.0
 
     def reached(self, accepted: Accepted, reason: str) -> Result:
         """Return the result of a run whose goal was reached."""
@@ -254,8 +264,21 @@ class Finish:
             interrupted=interrupted,
             layers=layers,
             seconds=time.perf_counter() - bench.clock.began,
+            machine=machine_record(opened),
+            data=self._data(own),
             remarks=bench.remarks.texts,
         )
+
+    def _data(self, backend: Backend) -> Mapping[str, Any]:
+        """Return what calibrated, timed and judged, as far as it is known."""
+        held_out = self.bench.held_out
+        scores = held_out.scores if held_out is not None else None
+        scored = next(iter(self.bench.baseline.sampling.values()), None)
+        return {
+            **data_record(backend.data, self.source),
+            "scoring": {"samples": scored.count if scored is not None else None},
+            "holdout": holdout_record(self.share, scores),
+        }
 
     def _notes(self, best: Trial) -> Iterator[str]:
         backends = self.bench.backends

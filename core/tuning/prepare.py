@@ -13,6 +13,7 @@ from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import EvaluationError
 from octavo.core.opening.config import TuningConfig
 from octavo.core.opening.opening import plugin_host
+from octavo.core.results.circumstances import source_of
 from octavo.core.scoring.certifying import Certifying
 from octavo.core.scoring.executor import Executor, InlineExecutor, ProcessExecutor
 from octavo.core.scoring.scoring import Scoring
@@ -120,7 +121,7 @@ def prepare(
             for service in services.values():
                 stack.callback(keep_scores, service, bench)
         plan = _plan(asked, ground, bench, services)
-        finish = _finish(asked, ground, bench, acceptance)
+        finish = _finish(asked, ground, bench, acceptance, source_of(calibration))
         return Run(bench, plan, finish, stack.pop_all())
     # ExitStack may swallow errors, for all that mypy knows.
     raise AssertionError("unreachable")
@@ -271,12 +272,19 @@ def _plan(
 
 
 def _finish(
-    asked: Asked, ground: Ground, bench: Bench, acceptance: Acceptance
+    asked: Asked, ground: Ground, bench: Bench, acceptance: Acceptance, source: str
 ) -> Finish:
     goals = (asked.criterion.describe(bench.baseline.metrics), describe(bench.budgets))
     goal = ", ".join(filter(None, goals))
     return Finish(
-        bench, acceptance, asked.settings, goal, ground.native, _left_out(bench)
+        bench,
+        acceptance,
+        asked.settings,
+        goal,
+        ground.native,
+        _left_out(bench),
+        source,
+        asked.scores.share,
     )
 
 
