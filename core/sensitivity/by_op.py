@@ -56,8 +56,9 @@ def losses_of(
 ) -> tuple[list[UnitLoss], int]:
     """Return the losses of the units of a recipe, all of one kind, so that they compare.
 
-    The kind is the one that the search asked most of these units for. Where that is a cheap one,
-    what is missing is computed; where it asked for none, a cheap one is, on a few samples.
+    The kind is the one that the search asked most of these units for, of equals the most direct.
+    Where that is a cheap one, what is missing is computed; where the search asked for none, a cheap
+    one is, on a few samples.
 
     Args:
         service: Knows what the search asked for.
@@ -72,10 +73,11 @@ def losses_of(
     units = service.realizer.space.tunable
     asked = Counter[str]()
     for unit in units:
+        kinds: set[str] = set()
         for scheme in _looked_at(unit, recipe):
-            # A dictionary: a kind counts once for each unit.
-            asked.update(service.known(unit.name, scheme, recipe.transforms))
-    kind = max(asked, key=lambda k: (asked[k], -_rank(k)), default=_CHEAP[0])
+            kinds.update(service.known(unit.name, scheme, recipe.transforms))
+        asked.update(kinds)
+    kind = max(sorted(asked), key=lambda k: (asked[k], -_rank(k)), default=_CHEAP[0])
     ask = _Cheap(service, few=not asked)
     can_compute = kind in _CHEAP and bool(service.batches)
     found = []
