@@ -93,10 +93,14 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
         return _read_arrays(path)
     except ValueError as error:
         # NumPy refuses pickled objects with a plain ValueError, which only its text tells apart.
-        if "pickle" in str(error).lower():
+        if "pickle" in str(error).lower() and not _is_foreign(path):
             raise UnsafeFile(
                 f"{path} holds pickled objects, which could run code; "
                 "save plain arrays with numpy.savez"
+            ) from error
+        if _is_foreign(path):
+            raise DataError(
+                f"{path} is no .npz and no .npy file; write it with numpy.savez"
             ) from error
         raise DataError(f"{path} cannot be read as arrays: {error}") from error
     except (OSError, EOFError, KeyError) as error:
@@ -105,6 +109,16 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
         raise DataError(
             f"{path} is damaged: {error}; write it again with numpy.savez"
         ) from error
+
+
+def _is_foreign(path: Path) -> bool:
+    """Return whether a file is neither an array, nor an archive, nor a pickle: what is neither of
+    the first two NumPy takes for a pickle."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        head = file.read(6)
+    return not head.startswith((b"\x93NUMPY", b"PK", b"\x80"))
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:

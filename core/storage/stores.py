@@ -31,6 +31,13 @@ Where a router just forgets a connection.
 """
 
 
+_SQLITE = b"SQLite format 3\x00"
+"""How every SQLite file begins."""
+
+_DATABASES = (".db", ".sqlite", ".sqlite3")
+"""Ends of names by which a file is known for a history, damaged or not."""
+
+
 def home() -> Path:
     """Return the folder of octavo's own files: $OCTAVO_HOME, or ~/.cache/octavo."""
     return Path(os.environ.get("OCTAVO_HOME") or Path.home() / ".cache" / "octavo")
@@ -76,6 +83,7 @@ def writable(storage: str | Path, stack: contextlib.ExitStack) -> str:
             raise StoreError(
                 f"{path} is read-only; make it writable or give another storage file"
             )
+        _check_kind(path)
         _check_file(path)
     return f"sqlite:///{path}"
 
@@ -93,6 +101,22 @@ def sqlite_path(text: str) -> str:
             f"{text} keeps nothing after the process ends; give a file, for example history.db"
         )
     return rest if slashes and scheme.startswith("sqlite") else text
+
+
+def _check_kind(path: Path) -> None:
+    """Refuse a file of another kind, and leave it as it is: SQLite takes a short one for an empty
+    database, and would write over it.
+
+    Raises:
+        StoreError: If it begins as no history does and is not called as one.
+    """
+    with path.open("rb") as file:
+        head = file.read(len(_SQLITE))
+    if head and head != _SQLITE and path.suffix not in _DATABASES:
+        raise StoreError(
+            f"{path} is a file of another kind and no history; give another file, for example "
+            f"{path.with_suffix('.db')}"
+        )
 
 
 def _check_file(path: Path) -> None:

@@ -50,6 +50,11 @@ def checked(model: type[M], raw: Any, where: str) -> M:
             raise ConfigError(explain(error, model, where)) from error
 
 
+def _said(message: str) -> str:
+    """Return pydantic's message without the kind of error that it puts before ours."""
+    return message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
+
+
 def explain(error: ValidationError, model: type[Any], where: str) -> str:
     """Turn a pydantic error into one message that names the setting and, for unknown keys, the
     nearest ones."""
@@ -62,7 +67,7 @@ def explain(error: ValidationError, model: type[Any], where: str) -> str:
             lines.append(f"unknown setting {path!r}{hint}")
         else:
             lines.append(
-                f"{path or 'value'}: {item['msg']} (got {shown(item['input'])})"
+                f"{path or 'value'}: {_said(item['msg'])} (got {shown(item['input'])})"
             )
     return f"{where}: " + "; ".join(lines)
 

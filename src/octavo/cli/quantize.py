@@ -72,9 +72,10 @@ def quantize(
     """Quantize MODEL by a named scheme, without a search."""
     chosen = _scheme(scheme)
     _check_data(data, chosen)
+    host = PluginHost()
     if backend is not None:
-        PluginHost().read("adapters", backend)
-    check_model(model)
+        host.read("adapters", backend)
+    check_model(model, host)
     target = check_target(output or default_folder(model, Path(scheme).stem))
     with ExitStack() as stack:
         stack.enter_context(logged(verbose, log_file))

@@ -108,11 +108,11 @@ def sensitivity(
     if data is None:
         raise ConfigError("calibration samples are missing: give --data")
     existing(data, "--data", SAMPLES)
-    check_model(model)
     settings = TuningConfig.read(
         config, **({"backends": (backend,)} if backend else {})
     )
     host = check_parts(settings)
+    check_model(model, host)
     with ExitStack() as stack:
         stack.enter_context(logged(verbose, log_file))
         opened, given, _ = open_all(

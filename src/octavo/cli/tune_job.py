@@ -18,7 +18,7 @@ from octavo.core.system.signals import deferred_interrupts, terminate_as_interru
 from octavo.core.tuning.run import autotune
 
 from .console import out, say, show_json, warn
-from .face.early import check_parts, existing
+from .face.early import check_parts, check_storage, existing
 from .face.failures import DONE, INTERRUPTED, NOT_REACHED
 from .given.models import check_model, default_folder, source
 from .given.scoring import Scored, Wanted, scored
@@ -140,7 +140,8 @@ def prepared(
     settings = TuningConfig.read(config, **given)
     settings = wanted.checked(settings)
     host = check_parts(settings)
-    check_model(model)
+    check_model(model, host)
+    check_storage(storage)
     target = check_target(output or default_folder(model, "quantized"))
     opened, scores = scored(wanted, settings, host, lambda: source(model))
     return Job(model, opened, scores, target, storage or f"{target}.db")

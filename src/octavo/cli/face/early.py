@@ -11,6 +11,7 @@ from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import ConfigError
 from octavo.core.opening.config import TuningConfig
 from octavo.core.opening.opening import plugin_host
+from octavo.core.storage.stores import is_url
 from octavo.core.system.textfiles import absolute
 from octavo.core.tuning.asked import build_objectives
 
@@ -41,6 +42,22 @@ def existing(path: str | Path, what: str, remedy: str) -> Path:
     except OSError as error:
         raise ConfigError(f"{what}: {path} cannot be read: {error.strerror}") from error
     return found
+
+
+def check_storage(storage: str | None) -> None:
+    """Raise where a history cannot be what ``--storage`` names.
+
+    Raises:
+        ConfigError: If it is a folder.
+    """
+    if storage is None or is_url(storage):
+        return
+    path = absolute(storage, "--storage")
+    if path.is_dir():
+        raise ConfigError(
+            f"--storage: {storage} is a folder; give a file, for example "
+            f"{Path(storage) / 'history.db'}"
+        )
 
 
 def check_parts(settings: TuningConfig) -> PluginHost:

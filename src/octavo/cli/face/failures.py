@@ -65,4 +65,6 @@ def _message(error: Exception) -> str:
     """Return an error's text in one line; a usage error's names the option at fault."""
     formatted = getattr(error, "format_message", None)
     text = formatted() if formatted is not None else str(error)
-    return " ".join(text.split()) if formatted is not None else text
+    if formatted is None:
+        return text
+    return " ".join(text.replace("Value error, ", "").split())

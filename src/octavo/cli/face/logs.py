@@ -64,7 +64,9 @@ def _file_handler(file: Path) -> logging.Handler:
     try:
         handler = logging.FileHandler(path, encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"--log-file {path} cannot be written: {error}") from error
+        raise ConfigError(
+            f"--log-file {path} cannot be written: {error.strerror}"
+        ) from error
     handler.setLevel(logging.DEBUG)
     handler.setFormatter(logging.Formatter(IN_FILE))
     return handler

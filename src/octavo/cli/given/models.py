@@ -8,6 +8,7 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
+from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import ConfigError, nearest
 from octavo.core.results.result import MANIFEST
 from octavo.core.system.textfiles import absolute
@@ -43,20 +44,36 @@ def named_object(spec: str, option: str) -> Any:
     return found
 
 
-def check_model(model: str) -> None:
+def check_model(model: str, host: PluginHost | None = None) -> None:
     """Raise where a model argument names nothing, before anything is read.
+
+    Args:
+        model: As it was given.
+        host: Plugins, where it must be a float model that one of them opens; None where it may be a
+            saved result as well.
 
     Raises:
         MissingFile: If it is a path at which nothing is.
-        ConfigError: If it may not be read.
+        ConfigError: If it may not be read, or nothing opens a file of that name.
     """
     if _is_named(model):
         return
-    existing(
-        model,
-        "the model",
-        "give a path, or module:name of a Python object or of a function that makes one",
+    remedy = (
+        "give a path, or module:name of a Python object or of a function that makes one"
     )
+    path = existing(model, "the model", remedy)
+    if host is None:
+        return
+    if is_result(path):
+        raise ConfigError(f"{model} is a saved result: give the float model itself")
+    cards = host.adapters().values()
+    if not any(card.claims(path) for card in cards):
+        ends = sorted({end for card in cards for end in card.suffixes})
+        kind = "folder" if path.is_dir() else "file"
+        raise ConfigError(
+            f"the model: no backend opens the {kind} {model!r} (they open {', '.join(ends)}); "
+            f"{remedy}"
+        )
 
 
 def _is_named(model: str) -> bool:
