@@ -59,10 +59,6 @@ def test_completion_is_offered(octavo: Command) -> None:
         (("history", "nowhere.db"), "nowhere.db does not exist"),
         (("sensitivity", "nowhere.onnx"), "--data"),
         (("capabilities", "--backend", "onx"), "did you mean 'onnx'"),
-        (
-            ("quantize", "m.onnx", "--scheme", "int8-statc"),
-            "did you mean 'int8-static'",
-        ),
         (("export", "nowhere", "--to", "standalon", "-o", "x"), "'standalone'"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 
 from .conftest import Command
 
-ENCODINGS = ("ascii", "latin-1", "cp1252", "cp437")
+ENCODINGS = ("ascii", "cp437")
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)

@@ -12,8 +12,6 @@ from rich.text import Text
 
 from octavo.core.opening.config import TuningConfig
 from octavo.core.opening.opening import plugin_host
-from octavo.core.storage.history import read_history
-from octavo.core.storage.stores import is_url
 from octavo.core.system.clock import Clock
 from octavo.core.tuning.asked import read_asked
 from octavo.core.tuning.ground import Ground, open_ground
@@ -21,7 +19,7 @@ from octavo.core.values.space import TuningSpace, breadth
 
 from .console import out, show_json
 from .progress import duration
-from .tune_job import Job
+from .tune_job import Job, trials_kept
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ def plan_of_tune(job: Job) -> Plan:
         )
         spaces = [ground.spaces[opened.name] for opened in ground.opened]
         notes = tuple(_notes(ground))
-    kept = _trials_kept(job.storage)
+    kept = trials_kept(job.storage)
     phases = _phases(settings, is_resumed=bool(kept))
     limits = _limits(settings)
     facts = {
@@ -127,14 +125,6 @@ def _phases(settings: TuningConfig, *, is_resumed: bool) -> list[str]:
     if settings.holdout:
         phases.append("score on held-out samples")
     return [*phases, "saving"]
-
-
-def _trials_kept(storage: str) -> int:
-    """Return how many trials a history file holds already; a database is not asked."""
-    if is_url(storage) or not Path(storage).is_file():
-        return 0
-    _, trials, _ = read_history(storage)
-    return sum(trial.number > 0 for trial in trials)
 
 
 def _place(path: Path, where_there: str) -> str:

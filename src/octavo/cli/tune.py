@@ -145,6 +145,8 @@ def tune(
             raise typer.Exit(DONE)
         if fresh:
             begin_anew(job.storage)
-        ending = job.run(command, quiet=quiet, resume=resume)
+        # A log tells what the display would.
+        is_quiet = quiet or verbose > 0
+        ending = job.run(command, quiet=is_quiet, resume=resume)
         code = ending.tell(as_json=as_json, with_report=report)
     raise typer.Exit(code)

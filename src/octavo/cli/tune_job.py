@@ -7,13 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from octavo.core.errors import MissingFramework
+from octavo.core.errors import MissingFramework, StoreError
 from octavo.core.opening.config import TuningConfig
 from octavo.core.report import report_data, write
 from octavo.core.report.outcome import outcome
 from octavo.core.report.summary import summary
 from octavo.core.results.result import Result, check_target, read_manifest
 from octavo.core.storage.aside import set_aside
+from octavo.core.storage.history import read_history
+from octavo.core.storage.stores import is_url
 from octavo.core.system.signals import deferred_interrupts, terminate_as_interrupt
 from octavo.core.tuning.run import autotune
 
@@ -53,6 +55,7 @@ class Job:
             quiet: Whether nothing is told on the way.
             resume: Whether a history that is there is continued.
         """
+        kept = trials_kept(self.storage) if resume else 0
         with terminate_as_interrupt():
             with Show(quiet) as show:
                 result = autotune(
@@ -68,6 +71,10 @@ class Job:
             result = replace(result, command=command)
             with deferred_interrupts():
                 folder = result.save(self.target)
+        if kept and kept == len(result.trials) and not result.interrupted:
+            say(
+                f"no trial was run: {self.storage} held all {kept} of them (--fresh begins anew)"
+            )
         return Ending(result, folder, Path(self.name).name)
 
 
@@ -145,6 +152,18 @@ def prepared(
     target = check_target(output or default_folder(model, "quantized"))
     opened, scores = scored(wanted, settings, host, lambda: source(model))
     return Job(model, opened, scores, target, storage or f"{target}.db")
+
+
+def trials_kept(storage: str) -> int:
+    """Return how many trials a history file holds already; a database is not asked."""
+    if is_url(storage) or not Path(storage).is_file():
+        return 0
+    try:
+        _, trials, _ = read_history(storage)
+    except StoreError:
+        # The run says what is wrong with it.
+        return 0
+    return sum(trial.number > 0 for trial in trials)
 
 
 def begin_anew(storage: str) -> None:

@@ -12,9 +12,11 @@ from octavo.core.errors import ConfigError
 from octavo.core.system.log import SHOWN
 from octavo.core.system.textfiles import absolute
 
+from ..console import Remarks
+
 LOGGER = "octavo"
 IN_FILE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-ON_SCREEN = "%(name)s: %(message)s"
+ON_SCREEN = "%(levelname)s %(name)s: %(message)s"
 
 
 @contextmanager
@@ -39,6 +41,10 @@ def logged(verbosity: int, file: Path | None) -> Iterator[None]:
         handlers.append(_file_handler(file))
     logger = logging.getLogger(LOGGER)
     before = logger.level
+    # What else prints remarks would print those of the log once more.
+    doubled = [h for h in logger.handlers if verbosity and isinstance(h, Remarks)]
+    for remarks in doubled:
+        logger.removeHandler(remarks)
     if handlers:
         logger.setLevel(min(handler.level or logging.DEBUG for handler in handlers))
     for handler in handlers:
@@ -50,6 +56,8 @@ def logged(verbosity: int, file: Path | None) -> Iterator[None]:
         for handler in handlers:
             logger.removeHandler(handler)
             handler.close()
+        for remarks in doubled:
+            logger.addHandler(remarks)
 
 
 def _is_unseen(record: logging.LogRecord) -> bool:
