@@ -18,7 +18,6 @@ import torch
 import octavo
 from examples.digits import data, network
 from octavo.cli.console import out
-from octavo.cli.progress import Show
 from octavo.core.report import report_data
 from octavo.core.report.summary import summary
 
@@ -47,7 +46,7 @@ def main(folder: Path = OUT) -> octavo.Result:
         right = (logits.argmax(1) == digits.test_y).astype(float)
         return octavo.Evaluation(right.mean(), per_sample=right)
 
-    with Show() as show:
+    with octavo.ProgressDisplay() as show:
         result = octavo.autotune(
             net,
             accuracy,

@@ -8,7 +8,6 @@ from sklearn.datasets import load_digits
 from sklearn.neural_network import MLPClassifier
 
 import octavo
-from octavo.cli.progress import Show
 
 
 def main() -> octavo.Result:
@@ -22,7 +21,7 @@ def main() -> octavo.Result:
         right = (np.asarray(model(x[1200:])).argmax(1) == y[1200:]).astype(float)
         return octavo.Evaluation(right.mean(), per_sample=right)
 
-    with Show() as show:
+    with octavo.ProgressDisplay() as show:
         result = octavo.autotune(
             net,
             score,

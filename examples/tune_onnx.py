@@ -8,7 +8,6 @@ import torch
 
 import octavo
 from examples.digits import accuracy, data, network
-from octavo.cli.progress import Show
 
 SETTINGS = {
     "max_trials": 8,
@@ -33,7 +32,7 @@ def main(folder: Path = Path("out")) -> octavo.Result:
         verbose=False,
     )
 
-    with Show() as show:
+    with octavo.ProgressDisplay() as show:
         result = octavo.autotune(
             path,
             lambda model: accuracy(model(digits.test_x), digits.test_y),

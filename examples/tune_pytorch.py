@@ -6,7 +6,6 @@ import torch
 
 import octavo
 from examples.digits import accuracy, data, network
-from octavo.cli.progress import Show
 
 
 def main() -> octavo.Result:
@@ -18,7 +17,7 @@ def main() -> octavo.Result:
         with torch.no_grad():
             return accuracy(model(images).numpy(), digits.test_y)
 
-    with Show() as show:
+    with octavo.ProgressDisplay() as show:
         result = octavo.autotune(
             net,
             score,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 
 from octavo.core.contract.strategy import Foresight
@@ -37,6 +38,8 @@ class Basic(Fallback):
         best = yield from self.start()
         until = passed if self.problem.stop_at_goal else None
         mixtures = list(self._mixtures(space.first(), best.recipe.transforms))
+        if best.passed:
+            self.ahead = Foresight(len(mixtures) + 1)
         trials = yield from self.run(mixtures, until)
         best = min([best, *trials], key=self.rank)
         recipe = self._made_dynamic(best)
@@ -46,6 +49,15 @@ class Basic(Fallback):
             self.note = "a whole-model configuration reaches the goal"
             return
         yield from self._fall_back(self.choice(best), best.recipe.transforms)
+
+    def foresee(self) -> Foresight:
+        """Return what may still be asked for.
+
+        Once a trial passes no op is taken back to float, and no sensitivity asked for.
+        """
+        may_probe = not any(trial.passed for trial in self.trials)
+        ahead = super().foresee()
+        return replace(ahead, probes=ahead.probes and may_probe)
 
     def _made_dynamic(self, best: Trial) -> Recipe:
         """Return a trial's recipe with the dynamic counterpart of each static scheme."""

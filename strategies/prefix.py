@@ -39,7 +39,8 @@ class Prefix(Fallback):
         if self.settled(best):
             return
         transforms = best.recipe.transforms
-        self.ahead = Foresight()
+        most = sum(len(unit.choices) - 1 for unit in self.units)
+        self.ahead = Foresight(most.bit_length())
         steps = self._steps(transforms)
         misses = 0
         reaches = len(steps)  # all steps are float, which reaches the goal

@@ -54,6 +54,13 @@ def accuracy(model: object) -> float:
     return float((model(x[1200:]).argmax(1) == y[1200:]).mean())  # type: ignore[operator]
 
 
+def nearness(model: object) -> float:
+    """How near a model's outputs are to the float model's: nothing but float itself reaches 1."""
+    x, _ = digits()
+    outputs = np.asarray(model(x[1200:]))  # type: ignore[operator]
+    return float(1.0 - np.square(outputs - np.asarray(chain()(x[1200:]))).mean())
+
+
 def host() -> PluginHost:
     table = tomllib.loads(files("octavo").joinpath("plugins.toml").read_text())
     table["builtin"]["tiny"] = {"module": "octavo_tiny"}

@@ -29,7 +29,7 @@ from .bench import Backend, Bench
 from .direction import check_direction
 from .finish import Finish
 from .loop import Asks, Limits, Loop
-from .progress import CALIBRATION, CONFIRMATION
+from .progress import CALIBRATION, CONFIRMATION, SCORE_CHECK
 
 Given = ParamSpec("Given")
 Given_back = TypeVar("Given_back")
@@ -236,9 +236,9 @@ class Run:
             phases.end(phase)
         self._is_calibrated = True
         _check_batches(self._bench.history, {n: b.data for n, b in backends.items()})
-        check_direction(
-            self._bench, backends[self._plan.guarded].realizer, self._plan.seed
-        )
+        guarded = backends[self._plan.guarded].realizer
+        with phases.within(SCORE_CHECK):
+            check_direction(self._bench, guarded, self._plan.seed)
 
     def _started(self) -> Loop:
         """Return the loop, and tell listeners that it begins."""

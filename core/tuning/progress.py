@@ -10,6 +10,7 @@ from octavo.core.values.trial import Trial
 OPENING = "opening"
 BASELINE = "float baseline"
 CALIBRATION = "calibration"
+SCORE_CHECK = "check of the score"
 SENSITIVITIES = "sensitivities"
 TRIALS = "trials"
 FINAL_TIMING = "final timing"
@@ -23,9 +24,9 @@ class Phase:
     """Where a run is: a phase as it begins, or goes on.
 
     Attributes:
-        name: ``opening``, ``float baseline``, ``calibration``, ``sensitivities``, ``trials``,
-            ``final timing``, ``confirmation``, ``figures by layer`` or ``saving``; '' between two
-            of them.
+        name: ``opening``, ``float baseline``, ``calibration``, ``check of the score`` (with a model
+            that is broken on purpose), ``sensitivities``, ``trials``, ``final timing``,
+            ``confirmation``, ``figures by layer`` or ``saving``; '' between two of them.
         done: Items of it that are finished: batches, probes, trials.
         total: Items in all; None where that is not known. Of trials it is the most that there are.
         seconds_left: What the whole run still takes, all phases to come included; None while a

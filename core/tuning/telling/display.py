@@ -8,12 +8,13 @@ from types import TracebackType
 
 from rich.text import Text
 
+from octavo.core.report.text import duration
 from octavo.core.tuning.progress import OPENING, SENSITIVITIES, TRIALS, Phase, Progress
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.trial import Trial
 
 from .heartbeat import Heartbeat
-from .lines import duration, line, space_told, step, time_left
+from .lines import about, line, space_told, step, time_left
 from .surfaces import EVERY, Status, Surface, surface
 
 WORTH_A_LINE = 10
@@ -50,6 +51,7 @@ class ProgressDisplay(Progress):
         self._phase: Phase | None = None
         self._told_at = 0.0
         self._trial: tuple[int, Recipe] | None = None
+        self._trial_began = 0.0
         self._tried: set[int] = set()
         self._ops = ""
         self._probes: dict[int, int] = {}
@@ -96,6 +98,7 @@ class ProgressDisplay(Progress):
         """Name the trial that runs."""
         with self._lock:
             self._trial = number, recipe
+            self._trial_began = time.monotonic()
             self._tried.add(number)
 
     def finished(
@@ -111,7 +114,7 @@ class ProgressDisplay(Progress):
             f"best so far: trial {best.number}" if best else "none passes so far"
         )
         if seconds_left is not None and self._here().says_time_left:
-            told.append(f"about {duration(max(1.0, seconds_left))} left")
+            told.append(about(seconds_left))
         self._say("; ".join(told))
 
     def note(self, text: str) -> None:
@@ -165,9 +168,15 @@ class ProgressDisplay(Progress):
         return Status(
             step(phase, self._trial),
             share,
-            duration(phase.seconds + since),
+            duration(self._spent(phase, since)),
             time_left(phase, since),
         )
+
+    def _spent(self, phase: Phase, since: float) -> float:
+        """Return the seconds spent in a phase, or in the trial that runs."""
+        if phase.name == TRIALS and self._trial is not None:
+            return time.monotonic() - self._trial_began
+        return phase.seconds + since
 
     def _tell_known(self, trials: int) -> None:
         if trials:

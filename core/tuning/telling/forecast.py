@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 RECENT = 12
-"""Items whose mean is the rate: the first ones of a run are slower than what follows."""
+"""Items whose mean is the rate. The first one counts only as long as there is no other."""
 
 Now = Callable[[], float]
 
@@ -45,6 +45,7 @@ class Running:
     _began: float = 0.0
     _since: float | None = None
     _item_began: Spent = (0.0, 0.0)
+    _counted: int = 0
     _took: deque[Spent] = field(default_factory=lambda: deque(maxlen=RECENT))
 
     def begin(self, now: float) -> None:
@@ -69,10 +70,18 @@ class Running:
         """Count items that were finished."""
         items = done - self.done
         if items > 0:
+            if self._is_first_alone:
+                self._took.clear()
             own, whole = self._in_item(now)
             self._took.extend([(own / items, whole / items)] * min(items, RECENT))
+            self._counted += items
         self._item_began = self.spent(now), now - self._began
         self.done = done
+
+    @property
+    def _is_first_alone(self) -> bool:
+        """Whether one item alone is measured: it paid for what the others find done."""
+        return self._counted == 1
 
     def _in_item(self, now: float) -> Spent:
         """Return the seconds spent in the item under way."""

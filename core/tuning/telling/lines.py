@@ -11,13 +11,6 @@ MANY = 10**6
 """Recipes from which on a space is told by its ops and their choices."""
 
 
-def duration(seconds: float) -> str:
-    """Return seconds as people read them: ``45 s``, ``3 min``, ``2.1 h``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 def line(trial: Trial, metric: str) -> str:
     """Return one trial in one line."""
     who = f"trial {trial.number} on {trial.recipe.backend}"
@@ -33,12 +26,10 @@ def line(trial: Trial, metric: str) -> str:
 
 
 def figures(trial: Trial, metric: str) -> list[str]:
-    """Return a trial's score and what it costs, with the shares of float's."""
+    """Return a trial's score and what it costs, beside float's in the same rounds."""
     found = [f"{metric} {text.score(trial, metric)}"]
-    for name, m in trial.objectives.items():
-        is_share_known = m.ratio is not None and trial.number > 0
-        share = f" ({m.ratio:.2f} of float)" if is_share_known else ""
-        found.append(f"{name} {text.measured(m)}{share}")
+    told = text.pair if trial.number else text.measured
+    found += [f"{name} {told(m)}" for name, m in trial.objectives.items()]
     return found
 
 
@@ -85,7 +76,12 @@ def time_left(phase: Phase, seconds: float) -> str:
     left = phase.left_after(seconds)
     if left is None:
         return "time left unknown"
-    return f"about {duration(max(1.0, left))} left"
+    return about(left)
 
 
-__all__ = ["duration", "line", "space_told", "step", "time_left"]
+def about(seconds: float) -> str:
+    """Return what is left of a run; it is never nothing before the end."""
+    return f"about {text.duration(max(1.0, seconds))} left"
+
+
+__all__ = ["about", "line", "space_told", "step", "time_left"]
