@@ -11,7 +11,7 @@ from octavo.core.report import text
 from octavo.core.report.model import OpLine, ReportData
 from octavo.core.values.layers import Layer
 
-MOST = 24
+MOST = 16
 """Bars of a chart at most: so many are read at a glance, and the table has the rest."""
 
 
@@ -124,12 +124,22 @@ def _sensitivities(data: ReportData) -> Bars | None:
     kinds = sorted({layer.kind for layer in data.layers.values() if layer.kind})
     measure = f" ({', '.join(kinds).replace('_', ' ')})" if kinds else ""
     note = f"Loss when this op alone is quantized{measure}; less is better."
+    firsts = _first_of_units(data)
     return _bars(
         data,
         ("sensitivities", "Sensitivity", note),
-        lambda op, layer: (layer.sensitivity, None),
+        lambda op, layer: (layer.sensitivity if op.name in firsts else None, None),
         lambda value: f"{value:.3g}",
     )
+
+
+def _first_of_units(data: ReportData) -> frozenset[str]:
+    """Return the ops whose sensitivity is shown: of those that decide together, the first."""
+    found: dict[str, str] = {}
+    for op in data.ops:
+        unit = data.layers.get(op.name, Layer()).unit or op.name
+        found.setdefault(unit, op.name)
+    return frozenset(found.values())
 
 
 def _bars(

@@ -150,17 +150,12 @@ def _contents(
     return tuple((name, title) for name, title, is_there in sections if is_there)
 
 
-def _record(
-    data: ReportData,
-) -> tuple[tuple[str, Mapping[str, str], frozenset[str]], ...]:
-    """Return the tables of the record: (title, rows, which of them are defaults)."""
-    nothing: frozenset[str] = frozenset()
-    title = "Settings" if data.defaults else "Settings that differ from a default"
+def _record(data: ReportData) -> tuple[tuple[str, Mapping[str, str]], ...]:
+    """Return the tables of the record beside the settings: (title, rows)."""
     return (
-        (title, data.settings, data.defaults),
-        ("Machine", flat(data.machine), nothing),
-        ("Data", flat(data.data), nothing),
-        ("Versions", data.versions, nothing),
+        ("Machine", flat(data.machine)),
+        ("Data", flat(data.data)),
+        ("Versions", data.versions),
     )
 
 

@@ -12,8 +12,8 @@ from typing import Any
 from octavo.core.report import text
 from octavo.core.values.trial import Measurement, Trial
 
-SEPARATORS = re.compile(r"(?<=[/._:-])(?=[^/._:-])")
-"""Where a name may go on in the next line: behind a separator, and nowhere else."""
+SEPARATORS = re.compile(r"(?<=[^/._:-][/._:-])(?=[^/._:-])")
+"""Where a name may go on in the next line: behind a separator within it, and nowhere else."""
 
 
 def breakable(name: str) -> str:

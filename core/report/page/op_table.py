@@ -9,7 +9,7 @@ from functools import cached_property
 
 from octavo.core.report import text
 from octavo.core.report.model import OpLine, ReportData
-from octavo.core.values.layers import Layer
+from octavo.core.values.layers import REST, Layer
 from octavo.core.values.scheme import OpScheme
 
 PRINTED = 40
@@ -25,12 +25,10 @@ class Cell:
     Attributes:
         text: What is read.
         key: What it is sorted by; empty where the text itself does.
-        full: What a short name stands for; empty where there is nothing more to say.
     """
 
     text: str
     key: str = ""
-    full: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +40,20 @@ class Column:
         is_number: Whether it holds figures.
         cell: What it holds of an op.
         told: What the figures are, where the heading does not say it all.
+        style: Class of its cells, where they are not figures: ``s`` of short names of schemes,
+            ``why`` of sentences.
     """
 
     head: str
     is_number: bool
     cell: Callable[[OpLine, Layer], Cell]
     told: str = ""
+    style: str = ""
+
+    @property
+    def kind(self) -> str:
+        """The class of its cells."""
+        return "n" if self.is_number else self.style
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +94,17 @@ class OpTable:
     names: Mapping[OpScheme, str]
 
     @cached_property
+    def _written(self) -> Mapping[str, str]:
+        """Scheme, written out -> its short name."""
+        return {str(scheme): short for scheme, short in self.names.items()}
+
+    @cached_property
     def columns(self) -> tuple[Column, ...]:
         """What is known of any op."""
-        every = (*_figure_columns(self.data), *self._scheme_columns())
+        kind = Column("type", False, lambda op, layer: Cell(op.type))
+        at = Column("sensitivity at", False, self._sensitivity_at, style="s")
+        loss, *figures = _figure_columns(self.data)
+        every = (kind, *self._scheme_columns(), loss, at, *figures, *self._remarks())
         return tuple(column for column in every if self._is_used(column))
 
     def _is_used(self, column: Column) -> bool:
@@ -99,12 +113,24 @@ class OpTable:
     def _layer(self, op: OpLine) -> Layer:
         return self.data.layers.get(op.name, Layer())
 
+    def _sensitivity_at(self, op: OpLine, layer: Layer) -> Cell:
+        """Return the scheme that a sensitivity is of, where the op does not take that one."""
+        if layer.sensitivity is None or layer.scheme == str(op.line.requested):
+            return Cell("")
+        return Cell(self._written.get(layer.scheme, layer.scheme))
+
     def _scheme_columns(self) -> tuple[Column, ...]:
         return (
-            Column("asked", False, lambda op, layer: self._asked(op)),
-            Column("runs", False, lambda op, layer: self._runs(op)),
+            Column("asked", False, lambda op, layer: self._asked(op), style="s"),
+            Column("runs", False, lambda op, layer: self._runs(op), style="s"),
+        )
+
+    def _remarks(self) -> tuple[Column, ...]:
+        return (
             Column("by", False, lambda op, layer: Cell(_realization(op))),
-            Column("remark", False, lambda op, layer: Cell(op.line.reason)),
+            Column(
+                "remark", False, lambda op, layer: Cell(op.line.reason), style="why"
+            ),
         )
 
     def _asked(self, op: OpLine) -> Cell:
@@ -120,9 +146,7 @@ class OpTable:
         return self._named(op.line.applied)
 
     def _named(self, scheme: OpScheme) -> Cell:
-        short = self.names.get(scheme, str(scheme))
-        full = str(scheme)
-        return Cell(short, full="" if short == full else full)
+        return Cell(self.names.get(scheme, str(scheme)))
 
     @cached_property
     def rows(self) -> tuple[Row, ...]:
@@ -157,17 +181,25 @@ class OpTable:
     @cached_property
     def sums(self) -> tuple[str, ...]:
         """What all ops take together, where that is known."""
-        layers = [self._layer(op) for op in self.data.ops]
-        told = []
-        float_bytes = _sum([layer.float_bytes for layer in layers])
-        own_bytes = _sum([layer.bytes for layer in layers])
-        if float_bytes and own_bytes:
-            told.append(f"parameters {text.size(float_bytes)} → {text.size(own_bytes)}")
-        float_ms = _sum([layer.float_ms for layer in layers])
-        own_ms = _sum([layer.ms for layer in layers])
-        if float_ms and own_ms:
-            told.append(f"time {text.latency(float_ms)} → {text.latency(own_ms)}")
-        return tuple(told)
+        ops = _told("all ops together", [self._layer(op) for op in self.data.ops])
+        rest = self.data.layers.get(REST)
+        if not ops or rest is None:
+            return tuple(ops)
+        return (*ops, *_told("what belongs to none of them", [rest]))
+
+
+def _told(what: str, layers: Sequence[Layer]) -> list[str]:
+    """Return what some ops take in the float model and as they run; empty where it is not known."""
+    found = []
+    in_float = _sum([layer.float_bytes for layer in layers])
+    own = _sum([layer.bytes for layer in layers])
+    if in_float or own:
+        found.append(f"{text.size(in_float)} → {text.size(own)}")
+    in_float = _sum([layer.float_ms for layer in layers])
+    own = _sum([layer.ms for layer in layers])
+    if in_float or own:
+        found.append(f"{text.latency(in_float)} → {text.latency(own)} a call")
+    return [f"{what}: {', '.join(found)}"] if found else []
 
 
 def _bytes_of(op: OpLine, layer: Layer) -> float:
@@ -201,8 +233,6 @@ def _figure_columns(data: ReportData) -> tuple[Column, ...]:
     kind = ", ".join(sorted(kinds)).replace("_", " ")
     loss = "the loss when this op alone is quantized"
     return (
-        Column("type", False, lambda op, layer: Cell(op.type)),
-        Column("weights", True, lambda op, layer: _count(op.parameters)),
         Column(
             "sensitivity",
             True,
@@ -219,6 +249,7 @@ def _figure_columns(data: ReportData) -> tuple[Column, ...]:
         Column("time", True, lambda op, layer: _time(layer.ms), "of a call"),
         Column("float bytes", True, lambda op, layer: _size(layer.float_bytes)),
         Column("bytes", True, lambda op, layer: _size(layer.bytes), "in the file"),
+        Column("weights", True, lambda op, layer: _count(op.parameters)),
     )
 
 

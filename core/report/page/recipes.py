@@ -20,7 +20,7 @@ from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import FLOAT, OpScheme
 from octavo.core.values.trial import Trial
 
-NAMED = 4
+NAMED = 3
 """Ops of a group that are named without a script."""
 SUMMED = 4
 """Schemes that the line of a trial counts; the rest is one sum."""

@@ -61,6 +61,7 @@ def layers(lines: list[OpLine]) -> Mapping[str, Layer]:
         op.name: Layer(
             sensitivity=0.001 * ((7 * i) % 11),
             kind="output_distance",
+            scheme=str(INT4 if i == 2 else INT8),
             error=2e-5 * (i % 5 + 1),
             ms=0.01 * (i % 9 + 1),
             float_ms=0.03 * (i % 9 + 1),

@@ -101,6 +101,13 @@
     filters.set(table, () => { input.value = ""; apply(); });
   }
 
+  // ---- Schemes: a short name tells on hover what it stands for.
+  const written = new Map(all("#schemes tr").map(({ cells }) => [cells[0].textContent, cells[1].textContent]));
+  for (const cell of all("td.s")) {
+    const full = written.get(cell.textContent);
+    if (full) cell.title = full;
+  }
+
   // ---- Recipes: a letter an op in the page's data, written out when a trial is opened.
   const recipes = JSON.parse(byId("recipes").textContent);
   const opNames = new Map(Object.entries(recipes.ops));
@@ -111,7 +118,9 @@
   }
   const breakable = (text) => {
     const name = document.createElement("bdi");
-    for (const part of text.split(/(?<=[/._:-])/)) name.append(part, document.createElement("wbr"));
+    text.split(/(?<=[^/._:-][/._:-])(?=[^/._:-])/).forEach((part, place) => {
+      name.append(...(place ? [document.createElement("wbr"), part] : [part]));
+    });
     return name;
   };
   const link = (backend, index) => {
