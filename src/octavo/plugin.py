@@ -30,6 +30,7 @@ from octavo.core.contract.algorithm import (
     WeightConfig,
     WeightContext,
 )
+from octavo.core.contract.attribution import Step, by_op, owners_of, typical
 from octavo.core.contract.calibrator import Calibrator, Observer, Probe
 from octavo.core.contract.criterion import Criterion, SampleGoal, Verdict
 from octavo.core.contract.hookspecs import hookimpl
@@ -99,6 +100,7 @@ from octavo.core.values.graph import (
     Weight,
     tied_groups,
 )
+from octavo.core.values.layers import REST
 from octavo.core.values.ledger import Applied
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import FLOAT, OpScheme, PartChoice, QuantSpec
@@ -147,8 +149,13 @@ __all__ = [
     "UNREACHED",
     "Weight",
     "channel_maps",
+    "REST",
+    "Step",
+    "by_op",
     "is_online",
+    "owners_of",
     "tied_groups",
+    "typical",
     "unclaimed_of",
     # What a backend may learn from data.
     "Distillation",
