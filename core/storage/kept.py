@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sqlite3
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
+
+from octavo.core.system.log import get_logger
 
 from .aside import BESIDE
+from .file_lock import held
 from .stores import home
+
+logger = get_logger("storage")
+
+KEPT_RUNS = 100
+"""Runs that octavo keeps in its own folder; the oldest beyond them go when another begins."""
+
+KEPT_DAYS = 90
+"""Days that such a run is kept after it was last written."""
+
+OWN_NAME = re.compile(r"\d{8}-\d{6}-\d+-\d+\.db")
+"""What :func:`.stores.default_storage` calls a run; a file by another name is its owner's."""
 
 DAMAGED = -1
 """Trials of a file that cannot be read."""
@@ -66,26 +81,40 @@ def prune(older_than: float) -> tuple[Sequence[KeptRun], Sequence[KeptRun]]:
             continue
         (deleted if _deleted(run.path) else in_use).append(run)
     for lock in folder().glob("*.db.lock"):
-        if not lock.with_suffix("").exists():
-            lock.unlink(missing_ok=True)
+        path = lock.with_suffix("")
+        if not path.exists():
+            _deleted(path)
     return deleted, in_use
 
 
-def _deleted(path: Path) -> bool:
-    """Delete a run and say so; False where another process holds its lock."""
-    lock = FileLock(f"{path}.lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        return False
-    try:
-        for file in _files(path):
-            file.unlink(missing_ok=True)
-        # Before it is released, so that nobody takes a lock that is about to go.
+def tidy() -> None:
+    """Delete the runs that nobody named and nobody will look for.
+
+    Beyond the latest :data:`KEPT_RUNS`, and those older than :data:`KEPT_DAYS`. A run in use is
+    left alone, and so is every file whose name octavo did not choose.
+    """
+    dated = []
+    for path in folder().glob("*.db"):
+        # One that another process deletes meanwhile is gone: that is all that is wanted.
         with contextlib.suppress(OSError):
-            Path(f"{path}.lock").unlink(missing_ok=True)
-    finally:
-        lock.release()
+            if OWN_NAME.fullmatch(path.name):
+                dated.append((path.stat().st_mtime, path))
+    dated.sort(reverse=True)
+    oldest = time.time() - KEPT_DAYS * 24 * 3600
+    for place, (written, path) in enumerate(dated):
+        is_too_much = place >= KEPT_RUNS or written < oldest
+        if is_too_much and _deleted(path):
+            logger.info("%s is deleted: an old run that was given no place", path)
+
+
+def _deleted(path: Path) -> bool:
+    """Delete a run and say so; False where another process holds its lock, or may delete it."""
+    try:
+        with held(path):
+            for file in _files(path):
+                file.unlink(missing_ok=True)
+    except (Timeout, OSError):
+        return False
     return True
 
 

@@ -9,11 +9,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from octavo.core.errors import StoreError
 from octavo.core.system.redaction import redacted
 from octavo.core.system.textfiles import absolute
+
+from .file_lock import held
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
@@ -44,7 +46,10 @@ def home() -> Path:
 
 
 def default_storage() -> Path:
-    """Return a fresh SQLite path under octavo's own folder, for runs that were given none."""
+    """Return a fresh SQLite path for a run that was given none: ``runs`` in :func:`home`.
+
+    Such runs are kept for a while (:mod:`.kept`); ``Result.storage`` names the file.
+    """
     began = time.strftime("%Y%m%d-%H%M%S")
     # Two runs may begin in one second, and in one process.
     return home() / "runs" / f"{began}-{os.getpid()}-{time.monotonic_ns() % 10**6}.db"
@@ -67,8 +72,7 @@ def writable(storage: str | Path, stack: contextlib.ExitStack) -> str:
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{path}.lock", timeout=0)
-        lock.acquire()
+        stack.enter_context(held(path))
     except Timeout as error:
         raise StoreError(
             f"{path} is in use by another run; wait for it, or give another file"
@@ -77,7 +81,6 @@ def writable(storage: str | Path, stack: contextlib.ExitStack) -> str:
         raise StoreError(
             f"{path} cannot be written: {error}; give a storage file in a writable folder"
         ) from error
-    stack.callback(lock.release)
     if path.exists():
         if not os.access(path, os.W_OK):
             raise StoreError(

@@ -21,6 +21,7 @@ from octavo.core.scoring.yardstick import SECONDS, SHARE, Yardstick
 from octavo.core.sensitivity.saved_scores import check_place
 from octavo.core.sensitivity.service import SensitivityService
 from octavo.core.storage.history import StudyHistory, default_storage
+from octavo.core.storage.kept import tidy
 from octavo.core.system.clock import Clock
 from octavo.core.system.signals import terminate_as_interrupt
 from octavo.core.system.textfiles import absolute
@@ -144,6 +145,8 @@ def _history(
     )
     is_loss = settings.accuracy.get("higher_is_better") is False
     lower_is_better = [is_loss, *(o.lower_is_better for o in asked.objectives.values())]
+    if not storage:
+        tidy()
     return StudyHistory(
         storage or default_storage(),
         name=study,
