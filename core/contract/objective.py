@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
@@ -45,16 +47,37 @@ class Subject:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
+@dataclass(frozen=True)
+class Turns:
+    """What several candidates measured that took turns with the float model in one run.
+
+    Attributes:
+        measured: A measurement for each candidate, in their order; ``low`` and ``high`` are the
+            95 % interval of the median over the rounds.
+        rounds: How often each had its turn.
+    """
+
+    measured: tuple[Measurement, ...]
+    rounds: int
+
+
+Enough = Callable[[Sequence[Measurement]], bool]
+"""Whether what was measured so far decides, or nothing more can be done."""
+
+
 class Objective(ABC):
     """A number to minimise (or maximise), measured on the real candidate.
 
     Attributes:
         unit: Of the value.
         lower_is_better: Its direction.
+        varies: Whether two measurements of one model differ with the minute, so that the best few
+            are measured once more :meth:`in_turns`.
     """
 
     unit: ClassVar[str] = ""
     lower_is_better: ClassVar[bool] = True
+    varies: ClassVar[bool] = False
 
     def __init__(self, config: PartConfig) -> None:
         self.config = config
@@ -74,3 +97,21 @@ class Objective(ABC):
             subject: The candidate.
             reference: The float model, for interleaving and ratios.
         """
+
+    def in_turns(
+        self, subjects: Sequence[Subject], reference: Subject, enough: Enough
+    ) -> Turns | None:
+        """Measure several candidates and the float model in one run, until it is enough.
+
+        For what varies from one minute to the next. Ranks of such figures are only known when they
+        were taken side by side.
+
+        Args:
+            subjects: The candidates.
+            reference: The float model.
+            enough: Asked after each round from the least number of rounds on.
+
+        Returns:
+            The measurements; None for an objective whose figures are as good as they can be.
+        """
+        return None

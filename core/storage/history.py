@@ -23,7 +23,17 @@ from octavo.core.values.trial import Trial
 from .differences import explain
 from .reading import DEFAULT_NAME, read_history
 from .record import REMEDY, History
-from .rows import TRIAL, refusal_key, store_errors, trial_of, trial_text, values_of
+from .rows import (
+    TRIAL,
+    refusal_key,
+    store_errors,
+    timed_key,
+    timed_of,
+    timed_rows,
+    trial_of,
+    trial_text,
+    values_of,
+)
 from .server_lock import ServerLock
 from .stores import connect, default_storage, home, writable
 
@@ -150,12 +160,15 @@ class StudyHistory(History):
             self._note("fingerprint", {**stored, **fingerprint})
 
     def _read(self, resume: bool) -> None:
-        refusals = self._storage.get_study_user_attrs(self._study)
+        found_later = self._storage.get_study_user_attrs(self._study)
         unfinished: list[FrozenTrial] = []
         for frozen in self._storage.get_all_trials(self._study, deepcopy=False):
             if TRIAL in frozen.user_attrs and frozen.state.is_finished():
-                trial = trial_of(frozen.user_attrs, refusals)
+                trial = trial_of(frozen.user_attrs, found_later)
                 self._trials[trial.number] = trial
+                timed = timed_of(trial, found_later)
+                if timed is not None:
+                    super().retime(timed)
             else:
                 unfinished.append(frozen)
         self._learn_how_they_ended(unfinished)
@@ -282,6 +295,14 @@ class StudyHistory(History):
                 self._study, refusal_key(trial.number), verdict
             )
         super().refuse(trial)
+
+    def retime(self, trial: Trial) -> None:
+        """Record what a finished trial measured in a last timing, beside it as a refusal is."""
+        with self._errors():
+            self._storage.set_study_user_attr(
+                self._study, timed_key(trial.number), timed_rows(trial)
+            )
+        super().retime(trial)
 
     def close(self) -> None:
         """Release the store."""

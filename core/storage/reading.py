@@ -11,7 +11,7 @@ from octavo.core.errors import StoreError, nearest
 from octavo.core.system.redaction import redacted
 from octavo.core.values.trial import Trial
 
-from .rows import TRIAL, store_errors, trial_of
+from .rows import TRIAL, store_errors, timed_of, trial_of
 from .stores import check_readable, connect, is_url
 
 DEFAULT_NAME = "octavo"
@@ -45,7 +45,8 @@ def read_history(
             rows = [
                 row.user_attrs for row in store.get_all_trials(study, deepcopy=False)
             ]
-            trials = [trial_of(row, attributes) for row in rows if TRIAL in row]
+            searched = [trial_of(row, attributes) for row in rows if TRIAL in row]
+            trials = [timed_of(trial, attributes) or trial for trial in searched]
             return chosen, tuple(sorted(trials, key=lambda t: t.number)), attributes
 
 

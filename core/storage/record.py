@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from octavo.core.errors import StoreError
@@ -28,6 +29,7 @@ class History:
     def __init__(self) -> None:
         self._trials: dict[int, Trial] = {}
         self._facts: dict[str, Any] = {}
+        self._searched: dict[int, Trial] = {}
 
     @property
     def trials(self) -> tuple[Trial, ...]:
@@ -65,6 +67,29 @@ class History:
 
     def _record(self, key: str, value: Any) -> None:
         self._facts[key] = value
+
+    def put(self, key: str, value: Any) -> None:
+        """Record a JSON-ready fact of the run in place of the one of that name."""
+        self._record(key, value)
+
+    @property
+    def timed(self) -> frozenset[int]:
+        """Numbers of the trials whose figures are of a last timing, side by side."""
+        return frozenset(self._searched)
+
+    def retime(self, trial: Trial) -> None:
+        """Record that a finished trial was measured again; ``trial`` holds the figures."""
+        before = self._trials[trial.number]
+        self._searched.setdefault(trial.number, before)
+        self._trials[trial.number] = trial
+
+    def as_searched(self, trial: Trial) -> Trial:
+        """Return a trial with the figures that the search measured.
+
+        Strategies are told these, so that one made anew goes the way that the one before went.
+        """
+        before = self._searched.get(trial.number)
+        return trial if before is None else replace(trial, objectives=before.objectives)
 
     def refuse_resume(self, why: str) -> StoreError:
         """Return the error of a run that may not go on from this history."""

@@ -44,6 +44,32 @@ def refusal_key(number: int) -> str:
     return f"octavo:refused:{number}"
 
 
+def timed_key(number: int) -> str:
+    """Return the attribute of a study that holds what a trial measured in a last timing."""
+    return f"octavo:timed:{number}"
+
+
+def timed_of(trial: Trial, study: Mapping[str, Any]) -> Trial | None:
+    """Return a trial with the figures of its last timing; None where it had none.
+
+    Args:
+        trial: As the search measured it.
+        study: The study's attributes.
+    """
+    rows = study.get(timed_key(trial.number))
+    if rows is None:
+        return None
+    stored = {**trial.to_json(), "objectives": rows}
+    return replace(trial, objectives=Trial.from_json(stored).objectives)
+
+
+def timed_rows(trial: Trial) -> dict[str, Any]:
+    """Return the figures of a trial as that attribute holds them."""
+    rows = {name: found.to_row() for name, found in trial.objectives.items()}
+    finite: dict[str, Any] = without_infinities(rows)
+    return finite
+
+
 def values_of(trial: Trial, count: int) -> list[float] | None:
     """Return metric, then objectives: what dashboards plot.
 

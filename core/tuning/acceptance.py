@@ -19,6 +19,7 @@ from octavo.core.values.recipe import Recipe
 from octavo.core.values.trial import Trial
 
 from .bench import Bench
+from .final_timing import FinalTiming
 from .held_out import measure_held_out
 
 ROUNDED = (
@@ -57,6 +58,7 @@ class Acceptance:
         model: The float model, which some backends need to load what they saved.
         host: Plugins.
         certifying: Certifies winners; None where no confidence is asked for.
+        final: Times the best few again, side by side, before one of them is chosen.
         examined: What examined trials scored on held-out data, by number.
     """
 
@@ -66,19 +68,23 @@ class Acceptance:
     model: Any
     host: PluginHost
     certifying: Certifying | None = None
+    final: FinalTiming = field(init=False)
     examined: dict[int, tuple[Holdout, Certificate | None]] = field(
         default_factory=dict
     )
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "final", FinalTiming(self.bench, self.candidate))
+
     def accept(self) -> Accepted | None:
-        """Return the best passing trial that stands.
+        """Return the best passing trial that stands, of those that were timed side by side.
 
         Saved and loaded it still passes, and on the held-out data. One that does not is refused, in
         the history too, and the next best takes its place. None when none is left: the search may
         then go on with what it was not told before.
         """
         bench = self.bench
-        while (winner := bench.best()) is not None:
+        while (winner := self._leader()) is not None:
             found = self._examine(winner)
             if isinstance(found, Accepted):
                 return found
@@ -87,6 +93,10 @@ class Acceptance:
                 f"trial {winner.number} passed in the search, but not {found}; it is refused"
             )
         return None
+
+    def _leader(self) -> Trial | None:
+        self.final.settle()
+        return self.bench.best()
 
     def candidate(self, trial: Trial) -> Candidate:
         """Return a trial's model."""

@@ -124,16 +124,24 @@ class Bench:
 
         None while none of them is worth it, where the float model itself passes.
         """
-        baseline = self.scored if float_keeps(self.budgets) else None
         trials = self.history.trials
         if among is not None:
             trials = tuple(t for t in trials if t.number in among)
-        return choose(trials, tuple(self.objectives), baseline)
+        return choose(trials, tuple(self.objectives), self.rival)
+
+    @property
+    def rival(self) -> Trial | None:
+        """The float model, where it may be the result itself: a winner must improve on it."""
+        return self.scored if float_keeps(self.budgets) else None
 
     def no_gain(self) -> Trial | None:
         """Return the best passing trial where none improves on the float model; else None."""
         found = choose(self.history.trials, tuple(self.objectives))
         return found if found is not None and self.best() is None else None
+
+    def leader(self) -> Trial | None:
+        """Return the best passing trial, even where it is no gain on the float model."""
+        return self.best() or self.no_gain()
 
     def refuse(self, trial: Trial, why: str, margin: float = REFUSED_MARGIN) -> None:
         """Let a trial that passed count as missed, for this run and for all that go on from it."""

@@ -20,8 +20,9 @@ from octavo.core.results.circumstances import (
 from octavo.core.results.result import Result
 from octavo.core.scoring.certificate import Certificate
 from octavo.core.scoring.certifying import coarseness
-from octavo.core.scoring.choice import compared
+from octavo.core.scoring.choice import choice, compared
 from octavo.core.scoring.scoring import Holdout
+from octavo.core.scoring.why_best import why_best
 from octavo.core.scoring.yardstick import Judged
 from octavo.core.values.budgets import explain
 from octavo.core.values.trial import Trial, widths
@@ -267,6 +268,8 @@ class Finish:
             machine=machine_record(opened),
             data=self._data(own),
             remarks=bench.remarks.texts,
+            why_best=self._why_best(best),
+            final=self.acceptance.final.record,
         )
 
     def _data(self, backend: Backend) -> Mapping[str, Any]:
@@ -279,6 +282,16 @@ class Finish:
             "scoring": {"samples": scored.count if scored is not None else None},
             "holdout": holdout_record(self.share, scores),
         }
+
+    def _why_best(self, best: Trial) -> str:
+        """Say why this trial is the best; '' for one that is not (the float model, the closest)."""
+        bench = self.bench
+        found = choice(bench.history.trials, tuple(bench.objectives), bench.rival)
+        if found is None or found.best.number != best.number:
+            return ""
+        final = self.acceptance.final.record
+        was_timed = best.number in final.get("trials", ())
+        return why_best(found, final["rounds"] if was_timed else 0)
 
     def _notes(self, best: Trial) -> Iterator[str]:
         backends = self.bench.backends

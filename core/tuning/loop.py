@@ -217,13 +217,14 @@ class Loop:
             return
         # Asked twice. A strategy that only repeats itself has come to its end.
         self._repeats += 1
-        self._strategy.tell(replace(known, reused=known.number))
+        searched = self._bench.history.as_searched(known)
+        self._strategy.tell(replace(searched, reused=known.number))
         if self._repeats > REPEATS * self._limits.max_trials:
             self.reason = "the strategy only repeats recipes whose results are known"
 
     def _tell_strategy(self, trial: Trial) -> None:
         self._told.add(trial.recipe.digest)
-        self._strategy.tell(trial)
+        self._strategy.tell(self._bench.history.as_searched(trial))
 
     def _conclude(self, trial: Trial) -> None:
         """Show a trial, and see whether it ends the search."""

@@ -4,17 +4,27 @@ measurement turned round."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from octavo.core.calibration.data import resized, rows
-from octavo.core.contract.objective import Objective, Subject
+from octavo.core.contract.objective import Enough, Objective, Subject, Turns
 from octavo.core.values.calls import Batch
 from octavo.core.values.trial import Measurement
 
 from .config import LatencyConfig, ThroughputConfig, TimedConfig
+
+FEWEST = 7
+"""Rounds of a last timing, at least: of six or more, the outer two hold the median at 95 %."""
+
+MOST = 30
+"""Rounds of a last timing, at most: what they do not tell apart is a tie to whoever uses it."""
+
+ERROR = 0.025
+"""Probability with which the median lies beyond either end of its interval."""
 
 
 class Latency(Objective):
@@ -25,13 +35,22 @@ class Latency(Objective):
     """
 
     unit = "ms"
+    varies = True
     config: LatencyConfig
 
     def measure(self, subject: Subject, reference: Subject) -> Measurement:
         """Return the median, its share of the float model's, and the spread of that share from
         round to round."""
-        seconds, ratios, _ = interleave(subject, reference, self.config)
-        return _measurement(seconds * 1e3, ratios, self.unit)
+        times = _Times([subject], reference, self.config)
+        times.rounds(self.config.rounds)
+        return _latency(times.of(0), _quartiles)
+
+    def in_turns(
+        self, subjects: Sequence[Subject], reference: Subject, enough: Enough
+    ) -> Turns:
+        """Return the same of several candidates, with the 95 % interval of each median."""
+        times = _Times(subjects, reference, self.config)
+        return _until(enough, times, lambda timed: _latency(timed, _median_interval))
 
 
 class Throughput(Objective):
@@ -39,43 +58,128 @@ class Throughput(Objective):
 
     unit = "samples/s"
     lower_is_better = False
+    varies = True
     config: ThroughputConfig
 
     def measure(self, subject: Subject, reference: Subject) -> Measurement:
         """Return the median, its share of the float model's, and the spread of that share from
         round to round."""
-        seconds, ratios, count = interleave(subject, reference, self.config)
-        found = _measurement(count / seconds, 1 / ratios, self.unit)
-        return replace(found, lower_is_better=False)
+        times = _Times([subject], reference, self.config)
+        times.rounds(self.config.rounds)
+        return _throughput(times.of(0), _quartiles)
+
+    def in_turns(
+        self, subjects: Sequence[Subject], reference: Subject, enough: Enough
+    ) -> Turns:
+        """Return the same of several candidates, with the 95 % interval of each median."""
+        times = _Times(subjects, reference, self.config)
+        return _until(enough, times, lambda timed: _throughput(timed, _median_interval))
 
 
-def _measurement(value: float, ratios: np.ndarray, unit: str) -> Measurement:
-    """Return a median whose spread is that of its share of the float model's, by quartiles."""
-    low, ratio, high = (float(r) for r in np.percentile(ratios, [25, 50, 75]))
+@dataclass(frozen=True)
+class _Timed:
+    """One candidate's times: median seconds of a call in each round.
+
+    Attributes:
+        own: The candidate's, shape (rounds,).
+        base: The float model's, shape (rounds,).
+        samples: In a call.
+    """
+
+    own: np.ndarray
+    base: np.ndarray
+    samples: int
+
+
+class _Times:
+    """Times the float model and candidates in turns, round by round."""
+
+    def __init__(
+        self, subjects: Sequence[Subject], reference: Subject, config: TimedConfig
+    ) -> None:
+        self._seconds = config.block
+        everyone = (reference, *subjects)
+        batches = [_sized(s.batch, config.batch_size) for s in everyone]
+        self._samples = [rows(batch) for batch in batches]
+        self._calls = [
+            partial(s.candidate.run, batch)
+            for s, batch in zip(everyone, batches, strict=True)
+        ]
+        self._rounds: list[list[float]] = []
+
+    def rounds(self, count: int) -> None:
+        """Let everyone have so many turns more, the float model first."""
+        for _ in range(count):
+            turns = [_block(call, self._seconds) for call in self._calls]
+            self._rounds.append(turns)
+
+    def __len__(self) -> int:
+        return len(self._rounds)
+
+    def of(self, subject: int) -> _Timed:
+        """Return what a candidate took."""
+        table = np.array(self._rounds)
+        place = subject + 1
+        return _Timed(table[:, place], table[:, 0], self._samples[place])
+
+    def all(self) -> list[_Timed]:
+        """Return what each candidate took."""
+        return [self.of(subject) for subject in range(len(self._calls) - 1)]
+
+
+def _until(
+    enough: Enough, times: _Times, measurement: Callable[[_Timed], Measurement]
+) -> Turns:
+    """Run rounds until that is enough, and return what was measured."""
+    times.rounds(FEWEST)
+    while True:
+        measured = tuple(measurement(timed) for timed in times.all())
+        if len(times) >= MOST or enough(measured):
+            return Turns(measured, len(times))
+        times.rounds(1)
+
+
+Interval = Callable[[np.ndarray], tuple[float, float]]
+"""The spread of a share from round to round."""
+
+
+def _latency(timed: _Timed, interval: Interval) -> Measurement:
+    milliseconds = float(np.median(timed.own)) * 1e3
+    return _measurement(milliseconds, timed.own / timed.base, "ms", interval)
+
+
+def _throughput(timed: _Timed, interval: Interval) -> Measurement:
+    rate = timed.samples / float(np.median(timed.own))
+    found = _measurement(rate, timed.base / timed.own, "samples/s", interval)
+    return replace(found, lower_is_better=False)
+
+
+def _measurement(
+    value: float, ratios: np.ndarray, unit: str, interval: Interval
+) -> Measurement:
+    """Return a median whose spread is that of its share of the float model's."""
+    ratio = float(np.median(ratios))
+    low, high = interval(ratios)
     return Measurement(value, value * low / ratio, value * high / ratio, unit, ratio)
 
 
-def interleave(
-    subject: Subject, reference: Subject, config: TimedConfig
-) -> tuple[float, np.ndarray, int]:
-    """Time both in turns.
+def _quartiles(ratios: np.ndarray) -> tuple[float, float]:
+    low, high = np.percentile(ratios, [25, 75])
+    return float(low), float(high)
 
-    Returns:
-        The candidate's median seconds; candidate / float in each round, shape (rounds,); the number
-        of samples in a call.
+
+def _median_interval(ratios: np.ndarray) -> tuple[float, float]:
+    """Return the 95 % interval of a median, which no distribution is assumed for.
+
+    The k-th smallest and the k-th largest hold it but with the probability that fewer than k of n
+    fair coins fall on one side (the sign test's interval; Conover, Practical Nonparametric
+    Statistics, section 3.2).
     """
-    mine = _sized(subject.batch, config.batch_size)
-    other = _sized(reference.batch, config.batch_size)
-    own: list[float] = []
-    base: list[float] = []
-    for _ in range(config.rounds):
-        in_float = _block(lambda: reference.candidate.run(other), config.block)
-        base.append(in_float)
-        quantized = _block(lambda: subject.candidate.run(mine), config.block)
-        own.append(quantized)
-    ratios = np.array(own) / np.array(base)
-    median = float(np.median(own))
-    return median, ratios, rows(mine)
+    from scipy.stats import binom
+
+    in_order = np.sort(ratios)
+    k = max(1, int(binom.ppf(ERROR, len(ratios), 0.5)))
+    return float(in_order[k - 1]), float(in_order[-k])
 
 
 def _sized(batch: Batch, size: int | None) -> Batch:

@@ -1,0 +1,194 @@
+"""The last timing: the best few and the float model take turns, until their order is known.
+
+Trials are timed minutes apart, each beside the float model. What lies between two of them may be
+the machine's doing, so what is chosen by latency is timed side by side before it is handed back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from octavo.core.contract.adapter import Candidate
+from octavo.core.contract.objective import Subject, Turns
+from octavo.core.errors import said
+from octavo.core.scoring.choice import HARDLY, contenders
+from octavo.core.values.budgets import explain, overruns
+from octavo.core.values.trial import Measurement, Trial
+
+from .baseline import unsteadiness
+from .bench import Bench
+
+FEW = 4
+"""So many trials are timed again at most: each costs a turn in every round, and its memory."""
+
+PASSES = 3
+"""So often at most: a trial that falls back in the last timing may leave the lead to one that was
+not in it."""
+
+FACT = "final"
+"""Name of the record in the history, for a run that goes on from it."""
+
+
+@dataclass
+class FinalTiming:
+    """Times the best few of a search again, and lets that count.
+
+    Attributes:
+        bench: What the run works with.
+        candidate: Makes a trial's model.
+        record: What was found, JSON-ready; empty before.
+    """
+
+    bench: Bench
+    candidate: Callable[[Trial], Candidate]
+    record: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.record = dict(self.bench.history.fact(FACT) or {})
+
+    def settle(self) -> None:
+        """Time until the leading trial is one that was timed side by side with the next ones.
+
+        Nothing is done where no objective varies from one timing to the next, or no time is left.
+        """
+        for _ in range(PASSES):
+            leader = self.bench.leader()
+            if leader is None or leader.number in self.bench.history.timed:
+                return
+            name = self._timed_objective()
+            if not name or self.bench.clock.lacks_time_for(
+                "the last timing of the best few"
+            ):
+                return
+            try:
+                self._time(name)
+            except Exception as error:
+                # The figures of the search stand; what runs badly here was measured there.
+                self.bench.tell(
+                    f"the last timing of the best few failed: {said(error)}"
+                )
+                return
+
+    def _timed_objective(self) -> str:
+        """Return the first objective whose figures vary; '' where there is none."""
+        for name, objective in self.bench.objectives.items():
+            if objective.varies:
+                return name
+        return ""
+
+    def _time(self, name: str) -> None:
+        bench = self.bench
+        few = contenders(bench.history.trials, tuple(bench.objectives), name, FEW)
+        # The float model against itself shows what a difference of nothing looks like here.
+        models = [bench.baseline, *few]
+        with ExitStack() as stack:
+            subjects = [self._subject(trial, stack) for trial in models]
+            turns = bench.objectives[name].in_turns(
+                subjects, bench.reference, self._enough
+            )
+        if turns is None:
+            return
+        for trial, measured in zip(models, turns.measured, strict=True):
+            self._keep(trial, name, measured)
+        self._tell(name, few, turns)
+
+    def _subject(self, trial: Trial, stack: ExitStack) -> Subject:
+        bench = self.bench
+        if trial.number == 0:
+            return bench.reference
+        backend = bench.backends[trial.recipe.backend]
+        subject = Subject(self.candidate(trial), backend.data.first())
+        stack.callback(subject.close)
+        return subject
+
+    def _enough(self, measured: Sequence[Measurement]) -> bool:
+        """Return whether each trial is known to tie with the fastest or to be behind it."""
+        bench = self.bench
+        remaining = bench.clock.left - bench.clock.reserve
+        shares = [found.relative for found in measured[1:]]
+        return remaining <= 0 or is_settled(shares)
+
+    def _keep(self, trial: Trial, name: str, measured: Measurement) -> None:
+        """Let a figure take the place of the search's, here and for runs that go on from it."""
+        bench = self.bench
+        again = replace(trial, objectives={**trial.objectives, name: measured})
+        bench.history.retime(again)
+        if trial.number == 0:
+            bench.scored = again
+            return
+        space = bench.backends[trial.recipe.backend].space
+        applied = {op: line.applied for op, line in trial.ledger.items()}
+        over = overruns(bench.budgets, space, applied, again.objectives)
+        if over:
+            why = f"when it was timed again: {explain(over, bench.budgets)}"
+            bench.refuse(again, why)
+
+    def _tell(self, name: str, few: Sequence[Trial], turns: Turns) -> None:
+        shares = [found.relative for found in turns.measured[1:]]
+        fastest = min(shares, key=lambda share: share.cost)
+        each = zip(few, shares, strict=True)
+        tied = [trial.number for trial, share in each if share.ties(fastest, HARDLY)]
+        record = {
+            "objective": name,
+            "rounds": turns.rounds,
+            "trials": [trial.number for trial in few],
+            "ties": tied if len(tied) > 1 else [],
+            "decided": is_settled(shares),
+        }
+        self.record = {**record, "said": _sentence(record)}
+        self.bench.history.put(FACT, self.record)
+        if not record["decided"]:
+            self.bench.tell(_undecided(record))
+        if unsteady := unsteadiness({name: turns.measured[0]}):
+            self.bench.tell(unsteady)
+
+
+def _sentence(record: Mapping[str, Any]) -> str:
+    """Say what the last timing was of, and what came out."""
+    numbers = record["trials"]
+    what = f"trial {numbers[0]}" if len(numbers) == 1 else f"trials {listed(numbers)}"
+    told = f"{what} and the float model were timed again in turns, {record['rounds']} rounds"
+    if not record["ties"]:
+        return told
+    return f"{told}; {listed(record['ties'])} tie in {record['objective']}"
+
+
+def _undecided(record: Mapping[str, Any]) -> str:
+    return (
+        f"{listed(record['ties'])} could not be told apart in {record['objective']} in "
+        f"{record['rounds']} rounds and count as ties, which accuracy decides: this machine is "
+        "busy, or they are alike; on an idle machine smaller differences show"
+    )
+
+
+def listed(numbers: Sequence[int]) -> str:
+    """Return numbers as a sentence lists them: ``1, 4 and 9``."""
+    *first, last = map(str, numbers)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def is_settled(shares: Sequence[Measurement]) -> bool:
+    """Return whether the order of some trials is known.
+
+    Each either lies behind the best beyond both intervals and :data:`HARDLY`, or both are known so
+    well that they are seen to tie.
+
+    Args:
+        shares: Of the float model's figure, with the interval of each.
+    """
+    best = min(shares, key=lambda share: share.cost)
+    for share in shares:
+        is_behind = not share.ties(best, HARDLY)
+        is_known = _is_narrow(share) and _is_narrow(best)
+        if not is_behind and not is_known:
+            return False
+    return True
+
+
+def _is_narrow(share: Measurement) -> bool:
+    """Return whether an interval reaches no further than what decides nothing anyway."""
+    half = (share.high - share.low) / 2
+    return half <= HARDLY * abs(share.value)
