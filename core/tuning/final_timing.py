@@ -28,6 +28,9 @@ PASSES = 3
 """So often at most: a trial that falls back in the last timing may leave the lead to one that was
 not in it."""
 
+STEADY = 0.05
+"""Half the interval of the best one's figure, as a part of it, at most: what a user is told."""
+
 FACT = "final"
 """Name of the record in the history, for a run that goes on from it."""
 
@@ -173,22 +176,26 @@ def listed(numbers: Sequence[int]) -> str:
 def is_settled(shares: Sequence[Measurement]) -> bool:
     """Return whether the order of some trials is known.
 
-    Each either lies behind the best beyond both intervals and :data:`HARDLY`, or both are known so
-    well that they are seen to tie.
+    The best is known well enough, and each other one either lies behind it beyond both intervals
+    and :data:`HARDLY`, or both are known so well that they are seen to tie.
 
     Args:
         shares: Of the float model's figure, with the interval of each.
     """
     best = min(shares, key=lambda share: share.cost)
-    for share in shares:
-        is_behind = not share.ties(best, HARDLY)
-        is_known = _is_narrow(share) and _is_narrow(best)
-        if not is_behind and not is_known:
-            return False
-    return True
+    if not _is_known_within(STEADY, best):
+        return False
+    others = [share for share in shares if share is not best]
+    return all(_is_told_from(best, share) for share in others)
 
 
-def _is_narrow(share: Measurement) -> bool:
-    """Return whether an interval reaches no further than what decides nothing anyway."""
+def _is_told_from(best: Measurement, share: Measurement) -> bool:
+    is_behind = not share.ties(best, HARDLY)
+    is_a_tie = _is_known_within(HARDLY, share) and _is_known_within(HARDLY, best)
+    return is_behind or is_a_tie
+
+
+def _is_known_within(part: float, share: Measurement) -> bool:
+    """Return whether an interval reaches no further than a part of the figure to either side."""
     half = (share.high - share.low) / 2
-    return half <= HARDLY * abs(share.value)
+    return half <= part * abs(share.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,17 @@ from octavo.core.scoring.objectives.config import (
     SizeConfig,
     ThroughputConfig,
 )
-from octavo.core.scoring.objectives.latency import Latency, Throughput
+from octavo.core.scoring.objectives.latency import (
+    FEWEST,
+    MOST,
+    Latency,
+    Throughput,
+    _median_interval,
+)
 from octavo.core.scoring.objectives.memory import Memory
 from octavo.core.scoring.objectives.size import Size
 from octavo.core.values.recipe import Recipe
+from octavo.core.values.trial import Measurement
 
 
 class Sorts(Candidate):
@@ -75,6 +83,50 @@ def test_size_is_the_sum_of_the_files_and_they_are_removed() -> None:
     mine.close()
     other.close()
     assert not folder.exists()
+
+
+def test_turns_tell_a_slower_candidate_from_two_alike() -> None:
+    config = LatencyConfig(block=0.004)
+    reference = subject(40_000)
+    alike, slower = subject(40_000), subject(400_000)
+    asked: list[int] = []
+
+    def enough(measured: Sequence[Measurement]) -> bool:
+        asked.append(len(measured))
+        return len(asked) == 3
+
+    found = Latency(config).in_turns([alike, slower, alike], reference, enough)
+    # Asked after the least number of rounds, then after each.
+    assert found.rounds == FEWEST + 2
+    assert asked == [3, 3, 3]
+    first, second, third = (m.relative for m in found.measured)
+    assert second.low > 2 * max(first.high, third.high)
+    for measured in found.measured:
+        assert measured.low <= measured.value <= measured.high
+        assert measured.base * measured.ratio == pytest.approx(measured.value)
+    rates = Throughput(ThroughputConfig(block=0.004)).in_turns(
+        [alike, slower], reference, lambda _: True
+    )
+    fast, slow = rates.measured
+    assert not fast.lower_is_better
+    assert fast.relative.low > 2 * slow.relative.high
+
+
+def test_turns_end_at_their_most() -> None:
+    found = Latency(LatencyConfig(block=0.0001)).in_turns(
+        [subject(10)], subject(10), lambda _: False
+    )
+    assert found.rounds == MOST
+
+
+def test_the_interval_of_a_median_holds_it_as_often_as_it_says() -> None:
+    # 1,000 samples of a lopsided distribution whose median is known: ln 2.
+    draws = np.random.default_rng(0).exponential(size=(1000, 12))
+    held = 0
+    for row in draws:
+        low, high = _median_interval(row)
+        held += low <= np.log(2) <= high
+    assert 940 <= held <= 990
 
 
 def test_twenty_times_the_work_is_several_times_slower() -> None:
