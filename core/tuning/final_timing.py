@@ -6,6 +6,7 @@ the machine's doing, so what is chosen by latency is timed side by side before i
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ from octavo.core.contract.adapter import Candidate
 from octavo.core.contract.objective import Subject, Turns
 from octavo.core.errors import said
 from octavo.core.scoring.choice import HARDLY, contenders
+from octavo.core.system.load import OthersLoad
 from octavo.core.values.budgets import explain, overruns
 from octavo.core.values.trial import Measurement, Trial
 
@@ -28,8 +30,17 @@ PASSES = 3
 """So often at most: a trial that falls back in the last timing may leave the lead to one that was
 not in it."""
 
+LEAST_SECONDS = 10.0
+"""Seconds that a last timing may take however short the run was."""
+
+PART = 0.1
+"""And as a part of the run so far, where that is more: it must not cost what the search did."""
+
 STEADY = 0.05
 """Half the interval of the best one's figure, as a part of it, at most: what a user is told."""
+
+BUSY = 0.1
+"""Part of the cores from which on it is told that others took it."""
 
 FACT = "final"
 """Name of the record in the history, for a run that goes on from it."""
@@ -87,16 +98,19 @@ class FinalTiming:
         few = contenders(bench.history.trials, tuple(bench.objectives), name, FEW)
         # The float model against itself shows what a difference of nothing looks like here.
         models = [bench.baseline, *few]
+        spent = time.perf_counter() - bench.clock.began
+        ends = time.perf_counter() + max(LEAST_SECONDS, PART * spent)
         with ExitStack() as stack:
             subjects = [self._subject(trial, stack) for trial in models]
+            load = stack.enter_context(OthersLoad())
             turns = bench.objectives[name].in_turns(
-                subjects, bench.reference, self._enough
+                subjects, bench.reference, lambda found: self._enough(found, ends)
             )
         if turns is None:
             return
         for trial, measured in zip(models, turns.measured, strict=True):
             self._keep(trial, name, measured)
-        self._tell(name, few, turns)
+        self._tell(name, few, turns, load)
 
     def _subject(self, trial: Trial, stack: ExitStack) -> Subject:
         bench = self.bench
@@ -107,12 +121,14 @@ class FinalTiming:
         stack.callback(subject.close)
         return subject
 
-    def _enough(self, measured: Sequence[Measurement]) -> bool:
-        """Return whether each trial is known to tie with the fastest or to be behind it."""
-        bench = self.bench
-        remaining = bench.clock.left - bench.clock.reserve
+    def _enough(self, measured: Sequence[Measurement], ends: float) -> bool:
+        """Return whether each trial is known to tie with the fastest or to be behind it, or time
+        is up."""
+        clock = self.bench.clock
+        kept_for_the_rest = clock.reserve - expected_seconds(self.bench)
+        is_late = time.perf_counter() > ends or clock.left <= kept_for_the_rest
         shares = [found.relative for found in measured[1:]]
-        return remaining <= 0 or is_settled(shares)
+        return is_late or is_settled(shares)
 
     def _keep(self, trial: Trial, name: str, measured: Measurement) -> None:
         """Let a figure take the place of the search's, here and for runs that go on from it."""
@@ -129,7 +145,9 @@ class FinalTiming:
             why = f"when it was timed again: {explain(over, bench.budgets)}"
             bench.refuse(again, why)
 
-    def _tell(self, name: str, few: Sequence[Trial], turns: Turns) -> None:
+    def _tell(
+        self, name: str, few: Sequence[Trial], turns: Turns, load: OthersLoad
+    ) -> None:
         shares = [found.relative for found in turns.measured[1:]]
         fastest = min(shares, key=lambda share: share.cost)
         each = zip(few, shares, strict=True)
@@ -140,13 +158,35 @@ class FinalTiming:
             "trials": [trial.number for trial in few],
             "ties": tied if len(tied) > 1 else [],
             "decided": is_settled(shares),
+            "load": {
+                "cores": load.cores,
+                "cores_taken_by_others": load.cores_taken,
+                "load_average": load.load_average,
+            },
         }
         self.record = {**record, "said": _sentence(record)}
         self.bench.history.put(FACT, self.record)
         if not record["decided"]:
             self.bench.tell(_undecided(record))
+        if busy := _busy(load):
+            self.bench.tell(busy)
         if unsteady := unsteadiness({name: turns.measured[0]}):
             self.bench.tell(unsteady)
+
+
+def expected_seconds(bench: Bench) -> float:
+    """Return what the last timing is believed to take, from what timing the float model took.
+
+    At most :data:`PART` of the run's time limit: where a turn is dear, trials come first.
+    """
+    if not any(objective.varies for objective in bench.objectives.values()):
+        return 0.0
+    # A trial's timing has two models in a few rounds; the last one has all contenders, the float
+    # model twice, and about twice the rounds.
+    models = FEW + 2
+    expected = bench.baseline.seconds.get("measure", 0.0) * models
+    limit = bench.clock.limit
+    return expected if limit is None else min(expected, PART * limit)
 
 
 def _sentence(record: Mapping[str, Any]) -> str:
@@ -164,6 +204,17 @@ def _undecided(record: Mapping[str, Any]) -> str:
         f"{listed(record['ties'])} could not be told apart in {record['objective']} in "
         f"{record['rounds']} rounds and count as ties, which accuracy decides: this machine is "
         "busy, or they are alike; on an idle machine smaller differences show"
+    )
+
+
+def _busy(load: OthersLoad) -> str:
+    """Say that others used this machine meanwhile; '' where they did not, or if it is unknown."""
+    taken = load.cores_taken
+    if taken is None or taken < BUSY * load.cores:
+        return ""
+    return (
+        f"other processes took {taken:.1f} of the {load.cores:g} cores while the best few were "
+        "timed: latencies hold for a machine as busy as that; tune on an idle one"
     )
 
 

@@ -32,6 +32,7 @@ from .acceptance import Acceptance
 from .asked import Asked, Score, build_objectives, read_asked
 from .baseline import compare_with_given, measure_baseline
 from .bench import Bench
+from .final_timing import expected_seconds
 from .fingerprint import fingerprint, shaping
 from .finish import Finish
 from .ground import Ground, build_backends, open_ground
@@ -255,7 +256,8 @@ def _score_float(asked: Asked, ground: Ground, bench: Bench) -> Certifying | Non
     if is_elsewhere and not clock.lacks_time_for("the score of the model as given"):
         compare_with_given(bench, given, ground.data[given.name].first())
     confirming = (bench.yardstick if settings.confirm else None, bench.held_out)
-    clock.reserve = sum(y.confirmation_seconds for y in confirming if y is not None)
+    confirmation = sum(y.confirmation_seconds for y in confirming if y is not None)
+    clock.reserve = confirmation + expected_seconds(bench)
     return certifying
 
 
