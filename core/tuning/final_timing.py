@@ -22,6 +22,7 @@ from octavo.core.values.trial import Measurement, Trial
 
 from .baseline import unsteadiness
 from .bench import Bench
+from .progress import FINAL_TIMING
 
 FEW = 4
 """So many trials are timed again at most: each costs a turn in every round, and its memory."""
@@ -78,7 +79,8 @@ class FinalTiming:
             ):
                 return
             try:
-                self._time(name)
+                with self.bench.phases.within(FINAL_TIMING):
+                    self._time(name)
             except Exception as error:
                 # The figures of the search stand; what runs badly here was measured there.
                 self.bench.tell(

@@ -40,7 +40,7 @@ from .held_out import check_held_out, prepare_certificate
 from .joint import build_strategy
 from .loop import Limits
 from .prepared import Plan, Run
-from .progress import BASELINE, CONFIRMATION, OPENING, Progress
+from .progress import BASELINE, CONFIRMATION, FINAL_TIMING, OPENING, Progress
 from .sensitivities import keep_scores, sensitivity_services
 from .telling.guarded_callbacks import guarded
 from .telling.logged import Logged
@@ -115,7 +115,9 @@ def prepare(
             bench.sensitivities = services
         with asked.phases.within(BASELINE):
             certifying = _score_float(asked, ground, bench)
-        asked.phases.expect(CONFIRMATION, asked.clock.reserve)
+        timing_again = expected_seconds(bench)
+        asked.phases.expect(FINAL_TIMING, timing_again)
+        asked.phases.expect(CONFIRMATION, asked.clock.reserve - timing_again)
         acceptance = Acceptance(
             bench, ground.opened, settings.confirm, model, asked.host, certifying
         )
