@@ -28,13 +28,13 @@ from octavo.core.system.textfiles import absolute
 from octavo.core.values.budgets import MEASURED, describe
 from octavo.core.values.trial import Trial
 
-from .acceptance import Acceptance
 from .asked import Asked, Score, build_objectives, read_asked
 from .baseline import compare_with_given, measure_baseline
 from .bench import Bench
-from .final_timing import expected_seconds
+from .ending.acceptance import Acceptance
+from .ending.final_timing import expected_seconds
+from .ending.finish import Finish
 from .fingerprint import fingerprint, shaping
-from .finish import Finish
 from .ground import Ground, build_backends, open_ground
 from .held_out import check_held_out, prepare_certificate
 from .joint import build_strategy

@@ -24,10 +24,10 @@ from octavo.core.values.json_form import canonical_json
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.trial import Trial
 
-from .acceptance import Accepted
 from .bench import Backend, Bench
 from .direction import check_direction
-from .finish import Finish
+from .ending.acceptance import Accepted
+from .ending.finish import Finish
 from .loop import Asks, Limits, Loop
 from .progress import CALIBRATION, CONFIRMATION, SCORE_CHECK
 

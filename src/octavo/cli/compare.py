@@ -9,11 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from octavo.core.calibration.data import rows
 from octavo.core.contract.adapter import Candidate
 from octavo.core.contract.objective import Subject
 from octavo.core.contract.plugins import PluginHost
@@ -24,7 +24,7 @@ from octavo.core.report.outcome import cost
 from octavo.core.report.tables import table
 from octavo.core.results.result import load_candidate, read_manifest
 from octavo.core.scoring.objectives.config import LatencyConfig
-from octavo.core.scoring.objectives.latency import interleave
+from octavo.core.scoring.objectives.latency import Latency
 from octavo.core.values.calls import Batch, plainest
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import FLOAT, OpScheme
@@ -208,10 +208,11 @@ def _timed(sides: Sequence[Side], batch: Batch, float_model: Any) -> Timed:
             stack.callback(subject.close)
             subjects.append(subject)
         a, b = subjects
-        seconds, ratios, samples = interleave(a, b, LatencyConfig())
-    low, ratio, high = (float(share) for share in np.percentile(ratios, [25, 50, 75]))
-    ms = seconds * 1e3
-    return Timed(ms, ms / ratio, ratio, low, high, samples)
+        measured = Latency(LatencyConfig()).measure(a, b)
+        samples = rows(a.batch)
+    share = measured.relative
+    base = measured.value / share.value
+    return Timed(measured.value, base, share.value, share.low, share.high, samples)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import octavo
 from octavo.core.contract.objective import Enough, Subject, Turns
 from octavo.core.scoring.objectives.latency import Latency
 from octavo.core.storage.history import read_history
-from octavo.core.tuning.final_timing import is_settled, listed
+from octavo.core.tuning.ending.final_timing import is_settled, listed
 from octavo.core.values.trial import Measurement
 from tests import tiny
 

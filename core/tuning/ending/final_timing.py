@@ -17,12 +17,11 @@ from octavo.core.contract.objective import Subject, Turns
 from octavo.core.errors import said
 from octavo.core.scoring.choice import HARDLY, contenders
 from octavo.core.system.load import OthersLoad
+from octavo.core.tuning.baseline import unsteadiness
+from octavo.core.tuning.bench import Bench
+from octavo.core.tuning.progress import FINAL_TIMING
 from octavo.core.values.budgets import explain, overruns
 from octavo.core.values.trial import Measurement, Trial
-
-from .baseline import unsteadiness
-from .bench import Bench
-from .progress import FINAL_TIMING
 
 FEW = 4
 """So many trials are timed again at most: each costs a turn in every round, and its memory."""

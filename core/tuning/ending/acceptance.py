@@ -15,12 +15,12 @@ from octavo.core.scoring.certificate import Certificate
 from octavo.core.scoring.certifying import Certifying
 from octavo.core.scoring.scoring import Holdout
 from octavo.core.scoring.yardstick import Judged
+from octavo.core.tuning.bench import Bench
+from octavo.core.tuning.held_out import measure_held_out
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.trial import Trial
 
-from .bench import Bench
 from .final_timing import FinalTiming
-from .held_out import measure_held_out
 
 ROUNDED = (
     1e-9  # share by which a budget of bytes may be overrun: products of floats round
