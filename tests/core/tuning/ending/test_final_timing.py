@@ -134,8 +134,8 @@ def test_what_cannot_be_told_apart_is_said_to_tie(
 ) -> None:
     machine.noisy = lambda n: share(0.9 if n <= 2 else 0.5, 0.001)
     machine.true = lambda n: share(0.5 + 0.02 * n, 0.2)
-    with pytest.warns(UserWarning, match="could not be told apart in latency"):
-        result = tune()
+    result = tune()
+    assert any("could not be told apart in latency" in text for text in result.remarks)
     assert not result.final["decided"]
     assert set(result.final["ties"]) == {3, 4, 5, 6}
     assert "tie in latency" in result.final["said"]
@@ -160,8 +160,8 @@ def test_a_model_that_fails_in_the_last_timing_keeps_the_searchs_figures(
         raise RuntimeError("no memory for five models")
 
     monkeypatch.setattr(Latency, "in_turns", broken)
-    with pytest.warns(UserWarning, match="no memory for five models"):
-        result = tune()
+    result = tune()
+    assert any("no memory for five models" in text for text in result.remarks)
     assert result.best.number == 6
     assert result.final == {}
 
