@@ -18,7 +18,18 @@ from .pages import LANGUAGES, PAGES, RUN, SETTINGS, Block, blocks, name_of
 FOLLOW = Path(__file__).with_name("follow.py")
 READERS = {"toml": tomllib.loads, "yaml": yaml.safe_load, "json": json.loads}
 
-SLOW = {"README.md"}
+SLOW = {
+    "README.md",
+    "docs/coming-from/neural-compressor.md",
+    "docs/coming-from/nncf.md",
+    "docs/coming-from/onnxruntime.md",
+    "docs/coming-from/torch-ao.md",
+    "docs/deploying.md",
+    "docs/slow-or-inaccurate.md",
+    "docs/tutorials/minilm-encoder.md",
+    "docs/tutorials/onnx-detector.md",
+    "docs/tutorials/small-language-model.md",
+}
 """Pages whose blocks take over ten seconds."""
 
 
