@@ -13,6 +13,7 @@ CALIBRATION = "calibration"
 SCORE_CHECK = "check of the score"
 SENSITIVITIES = "sensitivities"
 TRIALS = "trials"
+QUANTIZING = "quantizing"
 FINAL_TIMING = "final timing"
 CONFIRMATION = "confirmation"
 FIGURES = "figures by layer"
@@ -26,7 +27,8 @@ class Phase:
     Attributes:
         name: ``opening``, ``float baseline``, ``calibration``, ``check of the score`` (with a model
             that is broken on purpose), ``sensitivities``, ``trials``, ``final timing``,
-            ``confirmation``, ``figures by layer`` or ``saving``; '' between two of them.
+            ``confirmation``, ``figures by layer`` or ``saving``; '' between two of them. Of
+            :func:`~octavo.quantize_model` they are ``opening``, ``calibration``, ``quantizing``.
         done: Items of it that are finished: batches, probes, trials.
         total: Items in all; None where that is not known. Of trials it is the most that there are.
         seconds_left: What the whole run still takes, all phases to come included; None while a

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from octavo.core.calibration.data import CalibrationData
 from octavo.core.contract.adapter import Opened
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import ModelError, raised_as
@@ -22,7 +23,10 @@ from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import FLOAT
 from octavo.core.values.space import TuningSpace, Unit
 
+from .progress import CALIBRATION, OPENING, QUANTIZING
+from .telling.phases import Phases
 from .telling.remarks import Remarks
+from .telling.wanted import listeners
 
 
 def quantize_model(
@@ -32,6 +36,7 @@ def quantize_model(
     *,
     backend: str | Mapping[str, Any] | None = None,
     host: PluginHost | None = None,
+    progress: bool | None = None,
 ) -> Quantized:
     """Quantize without a search.
 
@@ -45,6 +50,8 @@ def quantize_model(
             calibration.
         backend: The backend; None for the model's own.
         host: Plugins.
+        progress: Whether a :class:`~octavo.ProgressDisplay` shows how it goes: None does on a
+            terminal and in a notebook.
 
     Returns:
         The quantized model with its ledger.
@@ -59,14 +66,17 @@ def quantize_model(
     if backend is not None:
         settings = TuningConfig.read(settings, backends=(backend,))
     remarks = Remarks()
+    phases = Phases(listeners((), progress), ahead=(QUANTIZING,))
     with remarks.heard(), ExitStack() as stack:
-        host = host or plugin_host(settings)
-        opened, data, native = open_all(
-            model, calibration, settings, host, stack, need_data=False
-        )
-        target = opened[-1]
-        batches = data.get(target.name)
-        recipe, space, notes = _what_is_asked(scheme, target, settings)
+        stack.callback(phases.close)
+        with phases.within(OPENING):
+            host = host or plugin_host(settings)
+            opened, data, native = open_all(
+                model, calibration, settings, host, stack, need_data=False
+            )
+            target = opened[-1]
+            batches = data.get(target.name)
+            recipe, space, notes = _what_is_asked(scheme, target, settings)
         realizer = Realizer(
             target,
             space,
@@ -76,15 +86,28 @@ def quantize_model(
         )
         with raised_as(ModelError, f"{target.name} cannot quantize this model"):
             if data or realizer.probes():
-                realizer.calibrate(batches if batches is not None else ())
-            candidate = realizer.candidate(recipe)
-            coverage = realizer.coverage(candidate)
+                _calibrate(realizer, batches, phases)
+            with phases.within(QUANTIZING):
+                candidate = realizer.candidate(recipe)
+                coverage = realizer.coverage(candidate)
         slow = slower(target, host.adapters()[target.name], recipe)
         left_out = batches.notes if batches is not None else ()
         known = (*target.notes, *notes, *left_out, *slow, coverage.summary())
         said = tuple(dict.fromkeys((*known, *remarks.texts)))
         made_with = target.settings.to_save() if target.settings else {}
         return Quantized(candidate, native, said, coverage, made_with)
+
+
+def _calibrate(
+    realizer: Realizer, batches: CalibrationData | None, phases: Phases
+) -> None:
+    """Run the calibration pass, and tell how many batches are done."""
+    kept = batches.batches if batches is not None else ()
+    phase = phases.begin(CALIBRATION, None if kept is None else len(kept))
+    try:
+        realizer.calibrate(phases.each(phase, batches) if batches is not None else ())
+    finally:
+        phases.end(phase)
 
 
 def _what_is_asked(

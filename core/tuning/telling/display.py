@@ -72,9 +72,9 @@ class ProgressDisplay(Progress):
         if self._quiet:
             return
         with self._lock:
+            if phase.name and self._heartbeat is None:
+                self._begin(anew=phase.name == OPENING)
             self._phase, self._told_at = phase, time.monotonic()
-            if phase.name == OPENING:
-                self._begin()
             if phase.name == TRIALS and not self._ops:
                 self._ops = phase.about
                 self._tell_known(phase.done)
@@ -137,13 +137,10 @@ class ProgressDisplay(Progress):
                 self._surface.close()
                 self._surface = None
 
-    def _begin(self) -> None:
-        """Begin to show a run, with what is known of it: nothing."""
-        if self._heartbeat is not None:
-            return
-        phase, at = self._phase, self._told_at
-        self._reset()
-        self._phase, self._told_at = phase, at
+    def _begin(self, *, anew: bool) -> None:
+        """Begin to show a run; of a new one nothing is known."""
+        if anew:
+            self._reset()
         here = self._here()
         here.begin()
         self._heartbeat = Heartbeat(self._beat)

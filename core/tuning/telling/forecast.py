@@ -145,7 +145,8 @@ class Forecast:
         if self.running is not None:
             self.running.pause(now)
         expected = self._ahead.pop(phase.name, None)
-        if phase.expected is None:
+        if phase.total is None:
+            # Where items can be counted, their rate says it.
             phase.expected = expected
         phase.begin(now)
         self._running.append(phase)
@@ -158,6 +159,8 @@ class Forecast:
         while self._running:
             ended = self._running.pop()
             ended.pause(now)
+            # What was expected of it is over, even if it begins again.
+            self._ahead.setdefault(ended.name, 0.0)
             if ended is phase:
                 break
         if self.running is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from octavo.core.report import text
-from octavo.core.tuning.progress import TRIALS, Phase
+from octavo.core.tuning.progress import SAVING, TRIALS, Phase
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.trial import Trial
 
@@ -73,6 +73,8 @@ def step(phase: Phase, trial: tuple[int, Recipe] | None) -> str:
 
 def time_left(phase: Phase, seconds: float) -> str:
     """Return what is left of a run so many seconds after a phase was told."""
+    if phase.name == SAVING:
+        return "nothing else is left"
     left = phase.left_after(seconds)
     if left is None:
         return "time left unknown"

@@ -14,6 +14,7 @@ from octavo.core.tuning.progress import (
     BASELINE,
     CALIBRATION,
     CONFIRMATION,
+    FIGURES,
     OPENING,
     SENSITIVITIES,
     TRIALS,
@@ -23,8 +24,19 @@ from octavo.core.tuning.progress import (
 
 from .forecast import Forecast, Now, Running
 
-UNTIL_THE_END = (OPENING, BASELINE, CALIBRATION, SENSITIVITIES, TRIALS, CONFIRMATION)
+UNTIL_THE_END = (
+    OPENING,
+    BASELINE,
+    CALIBRATION,
+    SENSITIVITIES,
+    TRIALS,
+    CONFIRMATION,
+    FIGURES,
+)
 """What every run goes through. The final timing is expected by who knows what it takes."""
+
+FEW_SECONDS = 2.0
+"""What figures by layer are believed to take: they are a small share of a run."""
 
 Item = TypeVar("Item")
 
@@ -39,6 +51,7 @@ class Phases:
         listeners: Told of each phase as it begins and goes on.
         clock: The run's limit, which no estimate is above.
         now: Returns the time in seconds.
+        ahead: Names of the phases that are to come.
 
     Attributes:
         foresee: What the search may still ask for; it knows nothing before the search begins.
@@ -49,12 +62,15 @@ class Phases:
         listeners: Sequence[Progress] = (),
         clock: Clock | None = None,
         now: Now = time.perf_counter,
+        ahead: tuple[str, ...] = UNTIL_THE_END,
     ) -> None:
         self.foresee: Callable[[], Foresight] | None = None
         self._listeners = listeners
         self._clock = clock or Clock()
         self._now = now
-        self._forecast = Forecast(UNTIL_THE_END, now)
+        self._forecast = Forecast(ahead, now)
+        if FIGURES in ahead:
+            self._forecast.expect(FIGURES, FEW_SECONDS)
         self._trials: Running | None = None
         self._begun = 0
 

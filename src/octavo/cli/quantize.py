@@ -82,7 +82,9 @@ def quantize(
         batches = None
         if data is not None:
             batches = calibration_source(data, "--data", batch_size, labels)
-        quantized = quantize_model(source(model), chosen, batches, backend=backend)
+        quantized = quantize_model(
+            source(model), chosen, batches, backend=backend, progress=True
+        )
     for note in quantized.notes:
         if note != quantized.coverage.summary():  # the table tells it
             say(note)

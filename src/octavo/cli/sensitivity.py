@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal
@@ -23,6 +24,8 @@ from octavo.core.report.names import distinct, legend
 from octavo.core.report.tables import table
 from octavo.core.sensitivity.service import SensitivityService
 from octavo.core.system.textfiles import write_text
+from octavo.core.tuning.telling.display import ProgressDisplay
+from octavo.core.tuning.telling.phases import Phases
 from octavo.core.values.scheme import OpScheme
 from octavo.core.values.space import Unit
 
@@ -136,10 +139,15 @@ def sensitivity(
             gram_bytes=settings.gram_bytes,
         )
         realizer.calibrate(given[target.name])
-        service = SensitivityService(target, realizer, tuple(given[target.name]), save)
-        found = {
-            unit.name: _scores(service, kind, unit, every) for unit in space.tunable
-        }
+        phases = Phases((stack.enter_context(ProgressDisplay()),), ahead=())
+        service = SensitivityService(
+            target,
+            realizer,
+            tuple(given[target.name]),
+            save,
+            watched=partial(phases.probes, about=f"on {target.name}"),
+        )
+        found = _scores(service, kind, space.tunable, every)
         if save is not None:
             service.save(save)
     ranked = sorted(space.tunable, key=lambda unit: -max(found[unit.name].values()))
@@ -196,16 +204,23 @@ def _draw(path: Path, ranked: Sequence[Unit], found: Losses, loss: str) -> None:
 
 
 def _scores(
-    service: SensitivityService, kind: str, unit: Unit, every: bool
-) -> dict[OpScheme, float]:
+    service: SensitivityService, kind: str, units: Sequence[Unit], every: bool
+) -> dict[str, dict[OpScheme, float]]:
+    """Return unit -> scheme -> loss; all are asked for together, so that they can be counted."""
+    pairs = [(u.name, scheme) for u in units for scheme in _wanted(u, every)]
+    found: dict[str, dict[OpScheme, float]] = {unit.name: {} for unit in units}
+    for (name, scheme), loss in zip(pairs, service(kind, pairs), strict=True):
+        found[name][scheme] = loss
+    return found
+
+
+def _wanted(unit: Unit, every: bool) -> list[OpScheme]:
+    """Return a unit's quantized schemes, or the first of each mode."""
+    quantized = [scheme for scheme in unit.choices if not scheme.is_float]
     modes: dict[str, OpScheme] = {}
-    for scheme in unit.choices:
-        if not scheme.is_float:
-            modes.setdefault(scheme.mode, scheme)
-    quantized = [s for s in unit.choices if not s.is_float]
-    wanted = quantized if every else list(modes.values())
-    losses = service(kind, [(unit.name, s) for s in wanted])
-    return dict(zip(wanted, losses, strict=True))
+    for scheme in quantized:
+        modes.setdefault(scheme.mode, scheme)
+    return quantized if every else list(modes.values())
 
 
 def _bars(losses: Sequence[float], longest: int) -> Callable[[float], str]:

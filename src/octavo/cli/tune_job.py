@@ -17,6 +17,7 @@ from octavo.core.storage.aside import set_aside
 from octavo.core.storage.history import read_history
 from octavo.core.storage.stores import is_url
 from octavo.core.system.signals import deferred_interrupts, terminate_as_interrupt
+from octavo.core.tuning.progress import SAVING, Phase
 from octavo.core.tuning.run import autotune
 
 from .console import out, say, show_json, warn
@@ -56,18 +57,18 @@ class Job:
             resume: Whether a history that is there is continued.
         """
         kept = trials_kept(self.storage) if resume else 0
-        with terminate_as_interrupt():
-            with Show(quiet) as show:
-                result = autotune(
-                    self.model,
-                    self.scored.score,
-                    self.scored.batches,
-                    self.scored.settings,
-                    storage=self.storage,
-                    resume=resume,
-                    callbacks=(show,),
-                    arrays=self.scored.takes_arrays,
-                )
+        with terminate_as_interrupt(), Show(quiet) as show:
+            result = autotune(
+                self.model,
+                self.scored.score,
+                self.scored.batches,
+                self.scored.settings,
+                storage=self.storage,
+                resume=resume,
+                callbacks=(show,),
+                arrays=self.scored.takes_arrays,
+            )
+            show.phase(Phase(SAVING))
             result = replace(result, command=command)
             with deferred_interrupts():
                 folder = result.save(self.target)

@@ -89,6 +89,19 @@ def test_a_phase_inside_another_has_time_of_its_own() -> None:
     assert forecast.left() == pytest.approx(4 * 124.0)
 
 
+def test_what_was_expected_of_a_phase_is_over_with_it() -> None:
+    now = Time()
+    forecast = Forecast((), now)
+    forecast.expect("confirmation", 8.0)
+    first = Running("confirmation", None)
+    forecast.begin(first)
+    now.seconds = 5.0
+    assert forecast.left() == pytest.approx(3.0)
+    forecast.end(first)
+    forecast.begin(Running("confirmation", None))
+    assert forecast.left() == 0.0
+
+
 def test_trials_of_an_earlier_run_tell_no_rate() -> None:
     now = Time()
     trials = Running("trials", 20, done=18, each=5.0)
@@ -120,7 +133,8 @@ class Told(Progress):
 
 
 def known(phases: Phases) -> None:
-    for name in ("opening", "float baseline", "calibration", "confirmation"):
+    told = ("opening", "float baseline", "calibration", "confirmation")
+    for name in (*told, "figures by layer"):
         phases.expect(name, 0.0)
 
 
