@@ -227,7 +227,8 @@
     for (const details of [target.closest("details"), ...all("details", target)]) {
       if (details) details.open = true;
     }
-    target.scrollIntoView({ block: "center" });
+    if (target.matches("tr, li")) target.scrollIntoView({ block: "center" });
+    else target.scrollIntoView();
   };
   addEventListener("hashchange", arrive);
   // The same link pressed again changes no hash.
