@@ -55,14 +55,7 @@ def render(data: ReportData) -> str:
 
 
 def _drawn(data: ReportData, jinja2: Any, markup: Any) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("octavo.core.report.page", TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(FILTERS)
+    environment = _environment(jinja2)
     environment.filters["breakable"] = lambda name: markup(breakable(str(name)))
     style = _inlined("page.css")
     script = _inlined("page.js")
@@ -78,6 +71,29 @@ def _drawn(data: ReportData, jinja2: Any, markup: Any) -> str:
         **_sections(data, recipes),
     )
     return page.lstrip()
+
+
+def _environment(jinja2: Any) -> Any:
+    """Return what reads the templates: all is escaped, and nothing may be missing."""
+
+    class Environment(jinja2.Environment):  # type: ignore[misc]
+        """Takes attributes before items: a recipe answers any name with a scheme, as a mapping of
+        ops does."""
+
+        def getitem(self, obj: Any, argument: Any) -> Any:
+            if isinstance(argument, str) and hasattr(obj, argument):
+                return getattr(obj, argument)
+            return super().getitem(obj, argument)
+
+    environment = Environment(
+        loader=jinja2.PackageLoader("octavo.core.report.page", TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(FILTERS)
+    return environment
 
 
 def _sections(data: ReportData, recipes: Recipes) -> dict[str, Any]:

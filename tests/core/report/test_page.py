@@ -11,9 +11,9 @@ import pytest
 
 import octavo
 from octavo.core.report import ReportData, render, report_data
+from octavo.core.report.page import drawn
 from octavo.core.results.result import read_manifest
 from octavo.core.values.layers import Layer
-from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import PartChoice
 from octavo.core.values.trial import Measurement
 from tests import tiny
@@ -295,12 +295,12 @@ def test_the_same_run_gives_the_same_page() -> None:
     assert render(run()) == render(run())
 
 
-def test_the_recipe_of_a_trial_answers_no_template() -> None:
-    """A template that asks a recipe for an attribute by name gets that, and not an op's scheme."""
-    recipe = Recipe({}, (PartChoice(kind="smoothquant"),))
+def test_a_template_gets_what_a_recipe_has_and_not_a_scheme_of_that_name() -> None:
     jinja2 = pytest.importorskip("jinja2")
-    shown = jinja2.Template("{{ recipe.transforms | length }}").render(recipe=recipe)
-    assert shown == "1"
+    trials = [replace(t, recipe=replace(t.recipe, transforms=())) for t in run().trials]
+    template = "{{ trials | selectattr('recipe.transforms') | list | length }}"
+    shown = drawn._environment(jinja2).from_string(template).render(trials=trials)
+    assert shown == "0"
 
 
 def test_the_page_stays_small_for_many_ops_and_trials() -> None:
