@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.text import Text
 
 from octavo.core.values.ledger import Applied
+from octavo.core.values.scheme import OpScheme
 
-from .names import CARRIES_CODES, distinct, legend
+from .names import CARRIES_CODES, distinct, legend, running
 from .tables import TextTable, table
 
 _TOLD = 3
@@ -17,12 +18,10 @@ _TOLD = 3
 
 def ledger_table(ledger: Mapping[str, Applied]) -> TextTable:
     """Return one row an op, in the ledger's order."""
-    names = distinct(
-        s for line in ledger.values() for s in (line.requested, line.applied)
-    )
+    names = distinct(_schemes(ledger))
     rows = []
     for name, line in ledger.items():
-        applied = Text(names[line.applied], "yellow")
+        applied = Text(names[running(line)], "yellow")
         if line.carries_codes:
             applied = Text(CARRIES_CODES)
         elif line.honoured:
@@ -43,10 +42,10 @@ def ledger_by_type(
         types: Op -> its type; where they are not known, all ops are one type.
     """
     known = types or {}
-    names = distinct(line.applied for line in ledger.values())
+    names = distinct(_schemes(ledger))
     groups: dict[tuple[str, str, str], list[Applied]] = {}
     for op, line in ledger.items():
-        scheme = CARRIES_CODES if line.carries_codes else names[line.applied]
+        scheme = CARRIES_CODES if line.carries_codes else names[running(line)]
         key = (known.get(op, "op"), scheme, carried_out_by(line))
         groups.setdefault(key, []).append(line)
     rows = []
@@ -54,6 +53,13 @@ def ledger_by_type(
         rows.append((kind, len(lines), scheme, by, _reasons(lines)))
     columns = ("type", "ops", "runs as", "by", "why")
     return table(columns, rows, right=("ops",), least=("why",))
+
+
+def _schemes(ledger: Mapping[str, Applied]) -> Iterator[OpScheme]:
+    """Yield the schemes that the tables name."""
+    for line in ledger.values():
+        yield line.requested
+        yield running(line)
 
 
 def _reasons(lines: Sequence[Applied]) -> str:
@@ -74,5 +80,5 @@ def carried_out_by(line: Applied) -> str:
 
 def legend_table(ledger: Mapping[str, Applied]) -> TextTable | None:
     """Return what the short names of a ledger stand for; None where nothing is quantized."""
-    rows = legend(s for line in ledger.values() for s in (line.requested, line.applied))
+    rows = legend(_schemes(ledger))
     return table(("short", "in full"), rows) if rows else None

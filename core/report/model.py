@@ -89,6 +89,7 @@ class ReportData:
         data: What calibrated, scored and timed.
         final: The last timing of the best few in turns.
         remarks: What was told while the run went on.
+        inputs: Name, type and shape of what the best model takes; empty where that is not known.
     """
 
     title: str
@@ -119,6 +120,7 @@ class ReportData:
     data: Mapping[str, Any] = field(default_factory=dict)
     final: Mapping[str, Any] = field(default_factory=dict)
     remarks: Sequence[str] = ()
+    inputs: Sequence[tuple[str, str, tuple[int | None, ...] | None]] = ()
 
     @property
     def kept_float(self) -> bool:

@@ -50,7 +50,13 @@ def short(scheme: OpScheme) -> str:
 
 def ran(line: Applied) -> str:
     """Return what runs by a line of the ledger, in a few words."""
-    return CARRIES_CODES if line.carries_codes else short(line.applied)
+    return CARRIES_CODES if line.carries_codes else short(running(line))
+
+
+def running(line: Applied) -> OpScheme:
+    """Return the scheme that runs, as it was asked for where that is what runs: of a weight whose
+    range is reduced the remark tells."""
+    return line.requested if line.honoured else line.applied
 
 
 def distinct(schemes: Iterable[OpScheme]) -> dict[OpScheme, str]:

@@ -9,6 +9,7 @@ from typing import Any
 from octavo.core.values.trial import Measurement, Trial
 
 from .model import ReportData
+from .next_steps import next_steps
 
 _NAMES = {"latency": "ms", "size": "bytes"}
 """Objective -> the unit that its fields are named by; others are named by themselves."""
@@ -31,6 +32,7 @@ def outcome(data: ReportData, folder: Path | None = None) -> dict[str, Any]:
         "trials": len(data.trials),
         "history": data.settings.get("history"),
         "again": data.command or None,
+        "next": next_steps(data, folder).to_json(),
     }
     if folder is not None:
         found["folder"] = str(folder)

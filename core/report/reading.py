@@ -79,6 +79,7 @@ class _Facts(Frozen):
     data: JsonTable = Field(default_factory=dict)
     final: JsonTable = Field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    inputs: tuple[tuple[str, str, tuple[int | None, ...] | None], ...] = ()
 
 
 def _gathered(facts: _Facts, title: str) -> ReportData:
@@ -119,6 +120,7 @@ def _gathered(facts: _Facts, title: str) -> ReportData:
         data=facts.data,
         final=facts.final,
         remarks=facts.remarks,
+        inputs=facts.inputs,
     )
 
 

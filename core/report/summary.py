@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from rich.console import Group
 from rich.text import Text
@@ -12,6 +13,7 @@ from octavo.core.values.trial import Measurement, Trial
 
 from . import text
 from .model import ReportData
+from .next_steps import NextSteps, next_steps
 from .tables import TextTable, table
 from .trial_tables import backends
 
@@ -131,12 +133,17 @@ def _few(names: tuple[str, ...], most: int = 3) -> str:
     return f"{first}, and {len(names) - most} more"
 
 
-def summary(data: ReportData) -> Group:
-    """All of it, for a terminal."""
-    return Group(*_parts(data))
+def summary(data: ReportData, folder: str | Path | None = None) -> Group:
+    """All of it, for a terminal.
+
+    Args:
+        data: The run.
+        folder: Where its result is saved, if it is.
+    """
+    return Group(*_parts(data, next_steps(data, folder)))
 
 
-def _parts(data: ReportData) -> Iterator[TextTable | Text]:
+def _parts(data: ReportData, steps: NextSteps) -> Iterator[TextTable | Text]:
     style = "bold green" if data.goal_met else "bold red"
     why = Text(f" ({data.goal}); {data.reason}", style="")
     yield Text(data.verdict, style=style) + why
@@ -149,5 +156,31 @@ def _parts(data: ReportData) -> Iterator[TextTable | Text]:
     yield left_in_float(data)
     if data.coverage.total:
         yield float_weights(data.coverage)
+    yield from next_parts(steps)
     if data.command:
         yield Text(f"again: {data.command}")
+
+
+def next_parts(steps: NextSteps) -> Iterator[TextTable | Text]:
+    """Yield what a reader does next, for a terminal."""
+    for warning in steps.warnings:
+        yield Text("warning: ", style="yellow") + Text(warning, style="")
+    if steps.costly:
+        rows = [(op.name, f"{op.cost:.3g}", op.unit) for op in steps.costly]
+        columns = ("op", "cost", "of")
+        title = "What costs most accuracy"
+        yield table(columns, rows, title, right=("cost",))
+    for step in steps.steps:
+        yield Text(f"try: {step.what}")
+        if step.toml:
+            yield _as_written(step.toml)
+    if steps.file:
+        yield Text(f"model: {steps.file}", no_wrap=True, overflow="ignore")
+        yield Text("to load it and run it:")
+        yield _as_written(steps.code)
+
+
+def _as_written(lines: str) -> Text:
+    """Return lines that are to be pasted: a terminal may wrap them, and nothing is put between."""
+    indented = "\n".join(f"    {line}" for line in lines.splitlines())
+    return Text(indented, no_wrap=True, overflow="ignore")

@@ -253,7 +253,8 @@ def plain(renderable: RenderableType, width: int = 100) -> str:
         markup=False,
         emoji=False,
     )
-    console.print(renderable)
+    # Lines to be pasted stay whole, however long they are.
+    console.print(renderable, crop=False)
     lines = kept.getvalue().rstrip("\n").split("\n")
     return "\n".join(line.rstrip() for line in lines)
 

@@ -103,6 +103,14 @@ def scored(trial: Trial | None, metric: str) -> str:
     return f"{told} {samples(found)}" if found is not None else told
 
 
+def sure(trial: Trial | None, metric: str) -> str:
+    """Return a trial's score with its 95 % interval, where that is known:
+    ``0.98887 [0.978, 0.994]``."""
+    told = score(trial, metric)
+    found = None if trial is None else trial.sampling.get(metric)
+    return f"{told} {interval(found)}" if found is not None else told
+
+
 def samples(sampling: Sampling) -> str:
     """Return how many samples a score is of and its 95 % interval:
     ``of 719 samples [0.978, 0.994]``."""
@@ -117,15 +125,30 @@ def interval(sampling: Sampling) -> str:
 def difference(trial: Trial, baseline: Trial, metric: str) -> str:
     """Return by how many samples two scores differ: ``one of 719 samples``; '' where samples are
     not right or wrong, or not known."""
-    own = trial.sampling.get(metric)
-    other = baseline.sampling.get(metric)
-    if own is None or other is None:
+    if metric not in trial.metrics or metric not in baseline.metrics:
         return ""
-    is_counted = own.is_count and other.is_count and own.count == other.count
-    if not is_counted or not {metric} <= trial.metrics.keys() & baseline.metrics.keys():
+    own, other = trial.sampling.get(metric), baseline.sampling.get(metric)
+    return samples_apart(trial.metrics[metric], own, baseline.metrics[metric], other)
+
+
+def samples_apart(
+    value: float, sampling: Sampling | None, other: float, others: Sampling | None
+) -> str:
+    """Return by how many samples two scores differ; '' where that is not known.
+
+    Args:
+        value: A score.
+        sampling: Its samples.
+        other: Another score.
+        others: Its samples; the same ones.
+    """
+    if sampling is None or others is None:
         return ""
-    count = own.samples_between(trial.metrics[metric], baseline.metrics[metric])
-    return f"{_counted(count)} of {own.count:,} samples"
+    is_counted = sampling.is_count and others.is_count
+    if not is_counted or sampling.count != others.count:
+        return ""
+    count = sampling.samples_between(value, other)
+    return f"{_counted(count)} of {sampling.count:,} samples"
 
 
 def _counted(count: int) -> str:

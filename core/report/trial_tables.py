@@ -38,6 +38,14 @@ def objective_columns(
     return [(name, text.measured), (f"float {name}", text.base), shares]
 
 
+def score_heading(metric: str, trials: Sequence[Trial]) -> str:
+    """Return a metric's heading with its number of samples, where all rows have the same."""
+    counts = {t.sampling[metric].count for t in trials if metric in t.sampling}
+    if len(counts) != 1:
+        return metric
+    return f"{metric} of {counts.pop():,} samples [95 %]"
+
+
 def trials_table(title: str, trials: Sequence[Trial]) -> TextTable:
     """Return the trials of a run, a row each.
 
@@ -45,12 +53,13 @@ def trials_table(title: str, trials: Sequence[Trial]) -> TextTable:
         title: Above the table.
         trials: In the order of the table, the float model first where it is among them.
     """
-    metrics = tuple(dict.fromkeys(m for t in trials for m in t.metrics))
+    names = tuple(dict.fromkeys(m for t in trials for m in t.metrics))
+    metrics = tuple(score_heading(name, trials) for name in names)
     measured = list(_measured_columns(trials))
     rows: list[tuple[object, ...]] = []
     for trial in trials:
         who = (trial.number, trial.recipe.backend, text.bits(trial))
-        scores = [text.scored(trial, metric) for metric in metrics]
+        scores = [text.sure(trial, name) for name in names]
         costs = [tell(trial.objectives.get(name)) for name, _, tell in measured]
         seconds = f"{sum(trial.seconds.values()):.2f}"
         rows.append((*who, *scores, *costs, seconds, state(trial)))
@@ -101,18 +110,20 @@ _WORSE = {"latency": "slower", "throughput": "slower", "size": "larger"}
 """What a worse figure of an objective is called."""
 
 
+def worse_figures(trial: Trial) -> dict[str, Measurement]:
+    """Return the objectives in which a trial is worse than the float model beyond its spread."""
+    return {name: m for name, m in trial.objectives.items() if is_worse(m)}
+
+
 def worse_than_float(trial: Trial) -> str:
     """Return in what a trial is worse than the float model beyond its spread, as in
     ``slower and larger than float``; '' where it is not."""
-    told = []
-    for name, measurement in trial.objectives.items():
-        if _is_worse(measurement):
-            told.append(_WORSE.get(name, f"worse in {name}"))
+    told = [_WORSE.get(name, f"worse in {name}") for name in worse_figures(trial)]
     unique = list(dict.fromkeys(told))
     return f"{' and '.join(unique)} than float" if unique else ""
 
 
-def _is_worse(measurement: Measurement) -> bool:
+def is_worse(measurement: Measurement) -> bool:
     """True if all of a figure's spread is on the worse side of the float model's."""
     if measurement.ratio is None:
         return False
@@ -134,10 +145,11 @@ def backends(data: ReportData) -> TextTable | None:
             rows.append((name, *["-"] * (3 + len(measured))))
             continue
         costs = [tell(trial.objectives.get(of)) for of, _, tell in measured]
-        score = text.scored(trial, data.metric)
+        score = text.sure(trial, data.metric)
         rows.append((name, f"#{trial.number}", score, *costs, _ops(trial)))
     headings = [heading for _, heading, _ in measured]
-    columns = ("backend", "trial", data.metric, *headings, "ops")
+    of_score = score_heading(data.metric, [t for t in best.values() if t is not None])
+    columns = ("backend", "trial", of_score, *headings, "ops")
     title = "The best of each backend; float's figures are of the same rounds"
     return table(
         columns, rows, title, right=columns[1:-1], least=("ops", *reversed(headings))

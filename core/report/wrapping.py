@@ -8,7 +8,8 @@ from rich.cells import cell_len, chop_cells
 from rich.text import Text
 
 _BREAK = re.compile(
-    r"\s+"  # after spaces
+    r"(?<![\d\s])\s+|(?<=\d)\s+(?!(?:ms|s|µs|us|B|kB|MB|GB|dB|min|h|%)(?!\w))"
+    # after spaces, but for those between a figure and its unit
     r"|(?<=[/_])(?=\w)"  # after a slash or an underscore
     r"|(?<=[^\W\d_]\.)(?=\w)|(?<=\d\.)(?=[^\W\d_])"  # after a dot that is no decimal point
     r"|(?<=\w-)(?=[^\W\d_])"  # after a hyphen that is no sign

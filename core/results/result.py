@@ -2,120 +2,31 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from octavo.core.contract.adapter import Candidate
-from octavo.core.errors import ConfigError
+from octavo.core.errors import ConfigError, nearest
 from octavo.core.opening.config import TuningConfig
 from octavo.core.scoring.certificate import Certificate
-from octavo.core.scoring.choice import pareto
-from octavo.core.scoring.evaluation import ArrayModel
+from octavo.core.scoring.choice import choose, pareto
 from octavo.core.scoring.scoring import Holdout
 from octavo.core.system.redaction import redacted
-from octavo.core.system.textfiles import absolute
-from octavo.core.values.coverage import Coverage
 from octavo.core.values.graph import ModelView
 from octavo.core.values.layers import Layer
-from octavo.core.values.ledger import Applied
 from octavo.core.values.trial import Trial
 
+from . import shown
+from .frame import trials_frame
+from .ledger import Trials
 from .loading import load_candidate, read_manifest
+from .quantized import Quantized
 from .saving import MANIFEST, MODEL, check_target, environment, save_candidate
 
 if TYPE_CHECKING:
-    from octavo.core.contract.plugins import PluginHost
-
-
-@dataclass(frozen=True)
-class Quantized:
-    """A quantized model with its ledger.
-
-    Attributes:
-        candidate: The backend's object.
-        native: Whether :attr:`model` is the backend's own (an nn.Module, a callable session) or
-            arrays in, arrays out.
-        notes: What the user should know.
-        coverage: Which weights of the model are quantized and which stay float, and why.
-        backend_settings: Of the backend that it was made with: threads, device, providers, ...; it
-            is loaded with them again.
-    """
-
-    candidate: Candidate
-    native: bool = True
-    notes: tuple[str, ...] = ()
-    coverage: Coverage = field(default_factory=Coverage)
-    backend_settings: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def model(self) -> Any:
-        """The runnable model."""
-        return self.candidate.native if self.native else ArrayModel(self.candidate)
-
-    @property
-    def ledger(self) -> Mapping[str, Applied]:
-        """Op -> what was requested and what runs."""
-        return self.candidate.ledger
-
-    def save(self, folder: str | Path) -> Path:
-        """Write the model and its manifest.
-
-        An existing result is replaced as a whole or not at all.
-
-        Raises:
-            ConfigError: If the folder exists and is no octavo result.
-        """
-        facts = {
-            "coverage": self.coverage.to_json(),
-            "backend_settings": dict(self.backend_settings),
-        }
-        return save_candidate(
-            self.candidate, absolute(folder, "a result's folder"), facts
-        )
-
-    def export(
-        self, to: str, folder: str | Path, *, host: PluginHost | None = None
-    ) -> Path:
-        """Write the model for another runtime.
-
-        ``standalone``, ``compressed-tensors``, ``gptq``, ...; as a whole or not at all.
-
-        Args:
-            to: Name of an exporter (``octavo plugins`` lists them).
-            folder: It must be new or empty.
-            host: Plugins; None loads the default ones.
-
-        Raises:
-            ConfigError: If the folder is not empty.
-            UnknownPart: If there is no such exporter.
-            SchemeError: If the other runtime cannot hold the model; the message says which op, and
-                the remedy.
-        """
-        from octavo.core.contract.plugins import PluginHost
-
-        exporter = (host or PluginHost()).part("exporters", to).load()
-        folder = absolute(folder, "the folder of an export")
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ConfigError(
-                f"{folder} exists and is not empty; choose another folder"
-            )
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        # Written beside the target and put in place when it is whole.
-        with tempfile.TemporaryDirectory(
-            dir=folder.parent, prefix=f".{folder.name}-"
-        ) as fresh:
-            made = Path(fresh) / "export"
-            made.mkdir()
-            exporter(self, made)
-            if folder.exists():
-                folder.rmdir()
-            shutil.move(made, folder)
-        return folder
+    pass
 
 
 @dataclass(frozen=True)
@@ -176,6 +87,15 @@ class Result(Quantized):
     final: Mapping[str, Any] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        # They print as a table, and are a tuple to whoever takes them for one.
+        object.__setattr__(self, "trials", Trials(self.trials))
+
+    @property
+    def view(self) -> ModelView | None:
+        """The model's ops on the best trial's backend; None where they are not known."""
+        return self.views.get(self.best.recipe.backend)
+
     @property
     def objectives(self) -> tuple[str, ...]:
         """Names of what was minimised, most important first."""
@@ -184,18 +104,57 @@ class Result(Quantized):
     @property
     def pareto(self) -> tuple[Trial, ...]:
         """Trials that no other one beats in accuracy and every objective at once."""
-        return pareto(self.trials, self.objectives)
+        return Trials(pareto(self.trials, self.objectives))
+
+    def best_of(self, backend: str) -> Trial | None:
+        """Return the best trial of a backend that passes; None where none does.
+
+        Raises:
+            ConfigError: If the run had no such backend.
+        """
+        tried = {trial.recipe.backend for trial in self.trials}
+        known = sorted(tried | set(self.views))
+        if backend not in known:
+            raise ConfigError(
+                f"this run had no backend {backend!r}{nearest(backend, known)}; "
+                f"it had {', '.join(known)}"
+            )
+        own = [trial for trial in self.trials if trial.recipe.backend == backend]
+        return choose(own, self.objectives)
+
+    def trials_frame(self) -> Any:
+        """Return the float model and all trials as a ``pandas.DataFrame``, one row each.
+
+        Scores and objectives have columns of their own; ``float_latency_ms`` is the float model's
+        figure of the same rounds, so that ``latency_ms`` is ``latency_ratio`` times it.
+
+        Raises:
+            MissingFramework: If pandas is not installed.
+        """
+        return trials_frame((self.baseline, *self.trials))
+
+    def summary(self, width: int = 100) -> str:
+        """Return the tables of the run as text: what ``octavo tune`` prints at its end.
+
+        Args:
+            width: Columns.
+        """
+        return shown.result_summary(self, width)
+
+    def __repr__(self) -> str:
+        return shown.of_result(self)
+
+    def _repr_html_(self) -> str:
+        """Return it for a notebook."""
+        return shown.html_of_result(self)
 
     def facts(self) -> dict[str, Any]:
         """Return everything but the model, JSON-ready.
 
         What the manifest keeps and the report is drawn from.
         """
-        view = self.views.get(self.best.recipe.backend)
-        fixed = self.fixed.get(self.best.recipe.backend, {})
-        ops = view.ops if view else ()
         return {
-            "backend_settings": dict(self.backend_settings),
+            **super().facts(),
             "goal_met": self.goal_met,
             "reason": self.reason,
             "goal": self.goal,
@@ -207,11 +166,6 @@ class Result(Quantized):
             "config": self.config.model_dump(mode="json", exclude_defaults=True),
             "settings": self.config.model_dump(mode="json"),
             "trials": [t.to_json() for t in self.trials],
-            "ops": {
-                op.name: [op.type, op.parameters, fixed.get(op.name, "")] for op in ops
-            },
-            "coverage": self.coverage.to_json(),
-            "notes": list(self.notes),
             "seconds": self.seconds,
             "storage": self.storage,
             "command": redacted(self.command),
@@ -223,14 +177,12 @@ class Result(Quantized):
             "remarks": list(self.remarks),
         }
 
-    def save(self, folder: str | Path) -> Path:
-        """Write model, manifest, recipe and all trials.
-
-        An existing result is replaced as a whole or not at all.
-        """
-        return save_candidate(
-            self.candidate, absolute(folder, "a result's folder"), self.facts()
-        )
+    def _ops(self) -> dict[str, list[Any]]:
+        fixed = self.fixed.get(self.best.recipe.backend, {})
+        return {
+            name: [kind, parameters, fixed.get(name, "")]
+            for name, (kind, parameters, _) in super()._ops().items()
+        }
 
     def report(self, path: str | Path, title: str = "Quantization report") -> Path:
         """Write the HTML report, one file that needs no network (extra ``report``)."""

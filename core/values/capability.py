@@ -71,6 +71,11 @@ class Capability:
     features: frozenset[str] = frozenset()
     versions: Mapping[str, str] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        count = sum(len(offers) for offers in self.offers.values())
+        types = f"{count} offers for {len(self.offers)} op types"
+        return f"Capability({self.backend} on {self.device}: {types})"
+
     def for_op(self, op: Op, *, simulated: bool = False) -> tuple[OpScheme, ...]:
         """Return the schemes that ``op`` may take, float last."""
         if op.out_of_reach:

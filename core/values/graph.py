@@ -229,6 +229,11 @@ class ModelView:
                         f"group {group.name!r} names op {member!r}{nearest(member, known)}"
                     )
 
+    def __repr__(self) -> str:
+        inputs = ", ".join(i.name for i in self.inputs)
+        counts = f"{len(self.ops)} ops, {len(self.groups)} groups"
+        return f"ModelView({counts}, inputs: {inputs}; {self.parameters:,} weights)"
+
     def __getstate__(self) -> dict[str, Any]:
         # Without what is derived: read-only views of mappings cannot be pickled.
         return {f.name: getattr(self, f.name) for f in fields(self)}

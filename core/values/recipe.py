@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -46,6 +47,13 @@ class Recipe:
 
     def __len__(self) -> int:
         return len(self.schemes)
+
+    def __repr__(self) -> str:
+        modes = Counter(scheme.mode for scheme in self.schemes.values())
+        told = ", ".join(f"{count} {mode}" for mode, count in modes.most_common())
+        transforms = "".join(f", {transform}" for transform in self.transforms)
+        on = f" on {self.backend}" if self.backend else ""
+        return f"Recipe({told or 'float throughout'}{transforms}{on}, {self.digest})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Recipe, (dict(self.schemes), self.transforms, self.backend))

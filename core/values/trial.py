@@ -40,6 +40,10 @@ class Measurement:
     ratio: float | None = None
     lower_is_better: bool = True
 
+    def __repr__(self) -> str:
+        ratio = "" if self.ratio is None else f", {self.ratio:.3g} of float"
+        return f"Measurement({self.value:.4g} {self.unit}{ratio})"
+
     @property
     def cost(self) -> float:
         """The value with its sign turned where more is better: what is minimised."""
@@ -132,6 +136,14 @@ class Trial:
     runs: int = 1
     noise: float = 0.0
     sampling: Mapping[str, Sampling] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """Two lines at the most: the figures, and the recipe by its counts and digest."""
+        scores = [f"{name}={value:.5g}" for name, value in self.metrics.items()]
+        costs = [f"{name}={m!r}" for name, m in self.objectives.items()]
+        passed = "passes" if self.passed else "does not pass"
+        told = ", ".join([self.state, passed, *scores, *costs])
+        return f"Trial({self.number}: {told},\n  {self.recipe!r})"
 
     def costs(self, names: tuple[str, ...]) -> tuple[float, ...]:
         """Objective costs (lower is better) in the given order; inf where one was not measured.

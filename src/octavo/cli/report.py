@@ -48,5 +48,5 @@ def report(
         show_json({**outcome(data, folder), "report": str(path), "exit_code": 0})
         return
     console = out()
-    console.print(summary(data))
+    console.print(summary(data, folder), crop=False)
     console.print(f"report: {path}", soft_wrap=True)

@@ -117,8 +117,8 @@ class Ending:
             show_json({**told, "exit_code": self.code})
             return self.code
         console = out()
-        console.print(summary(data))
-        console.print(f"model: {self.folder}", soft_wrap=True)
+        console.print(summary(data, self.folder), crop=False)
+        console.print(f"result: {self.folder}", soft_wrap=True)
         if with_report:
             console.print(f"report: {page}", soft_wrap=True)
         console.print(f"history: {self.result.storage}", soft_wrap=True)

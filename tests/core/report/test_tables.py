@@ -60,7 +60,7 @@ def test_the_least_important_columns_go_below() -> None:
 
 def test_figures_are_never_broken() -> None:
     assert pieces("-3.5e-05") == ["-3.5e-05"]
-    assert pieces("16.4 ms") == ["16.4 ", "ms"]
+    assert pieces("16.4 ms of 34.8 kB") == ["16.4 ms ", "of ", "34.8 kB"]
     assert pieces("uint8-asym/tensor") == ["uint8-", "asym/", "tensor"]
     assert pieces("layers.10.weight_v") == ["layers.", "10.", "weight_", "v"]
 
