@@ -158,7 +158,7 @@ def _parts(data: ReportData, steps: NextSteps) -> Iterator[TextTable | Text]:
         yield float_weights(data.coverage)
     yield from next_parts(steps)
     if data.command:
-        yield Text(f"again: {data.command}")
+        yield _whole(f"again: {data.command}")
 
 
 def next_parts(steps: NextSteps) -> Iterator[TextTable | Text]:
@@ -175,12 +175,17 @@ def next_parts(steps: NextSteps) -> Iterator[TextTable | Text]:
         if step.toml:
             yield _as_written(step.toml)
     if steps.file:
-        yield Text(f"model: {steps.file}", no_wrap=True, overflow="ignore")
+        yield _whole(f"model: {steps.file}")
         yield Text("to load it and run it:")
         yield _as_written(steps.code)
 
 
 def _as_written(lines: str) -> Text:
-    """Return lines that are to be pasted: a terminal may wrap them, and nothing is put between."""
+    """Return lines that are to be pasted."""
     indented = "\n".join(f"    {line}" for line in lines.splitlines())
-    return Text(indented, no_wrap=True, overflow="ignore")
+    return _whole(indented)
+
+
+def _whole(said: str) -> Text:
+    """Return a text that no line break is put into: it is copied as it stands."""
+    return Text(said, no_wrap=True, overflow="ignore")

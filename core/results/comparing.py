@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -29,6 +28,8 @@ from octavo.core.scoring.objectives.latency import Latency
 from octavo.core.scoring.objectives.size import Size
 from octavo.core.values.sampling import Sampling
 from octavo.core.values.trial import Measurement
+
+from .output_differences import OutputDifference, Sums, output_json, output_row
 
 BATCHES = 8
 """Batches on which outputs are compared: their figures are means, and more change little."""
@@ -70,28 +71,6 @@ class Origin:
             )
         view = self.opened.view
         return calibration_data(materialize(data), view.inputs, view.reading)
-
-
-@dataclass(frozen=True)
-class OutputDifference:
-    """How one output of the quantized model differs from the float model's.
-
-    Attributes:
-        name: The output's name.
-        sqnr: Signal to quantization noise in decibels: 20 is a tenth of the signal, infinity is no
-            difference. None of outputs that are no floats.
-        cosine: Cosine of the angle between all values of both; None of outputs that are no floats.
-        largest: The largest difference of one value.
-        range: The largest absolute value in float: what ``largest`` is to be seen beside.
-        equal: Share of the values that are equal.
-    """
-
-    name: str
-    sqnr: float | None
-    cosine: float | None
-    largest: float
-    range: float
-    equal: float
 
 
 @dataclass(frozen=True)
@@ -151,7 +130,7 @@ class Comparison:
             found.append(_row("latency", self.latency))
         for metric, pair in self.scores.items():
             found.append(_score_row(metric, pair))
-        found += [_output_row(output, len(self.outputs)) for output in self.outputs]
+        found += [output_row(output, len(self.outputs)) for output in self.outputs]
         columns = ("", "float", "quantized", "ratio")
         title = f"Float against quantized; outputs on {self.samples:,} samples"
         return table(columns, found, title, right=columns[1:])
@@ -161,7 +140,7 @@ class Comparison:
         return {
             "size": _cost("bytes", self.size),
             "latency": None if self.latency is None else _cost("ms", self.latency),
-            "outputs": [_output_json(output) for output in self.outputs],
+            "outputs": [output_json(output) for output in self.outputs],
             "samples": self.samples,
             "scores": {name: _score_json(pair) for name, pair in self.scores.items()},
             "warnings": list(self.warnings),
@@ -228,71 +207,11 @@ def _pairs(own: Scores, other: Scores) -> dict[str, ScorePair]:
     return pairs
 
 
-class _Sums:
-    """Sums over the values of one output, batch after batch."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.equal = 0
-        self.signal = 0.0
-        self.noise = 0.0
-        self.product = 0.0
-        self.own = 0.0
-        self.largest = 0.0
-        self.range = 0.0
-        self.is_float = True
-
-    def add(self, quantized: np.ndarray, reference: np.ndarray) -> None:
-        """Add a batch of an output.
-
-        Outputs whose length follows from their values (found boxes) are compared as far as both
-        go.
-        """
-        length = min(quantized.size, reference.size)
-        self.is_float &= np.issubdtype(reference.dtype, np.inexact)
-        q = quantized.astype(np.float64).reshape(-1)[:length]
-        f = reference.astype(np.float64).reshape(-1)[:length]
-        self.count += max(quantized.size, reference.size)
-        self.equal += int(np.count_nonzero(q == f))
-        # A mask's minus infinity is no signal.
-        finite = np.isfinite(q) & np.isfinite(f)
-        q, f = q[finite], f[finite]
-        if not len(f):
-            return
-        difference = q - f
-        self.signal += float(f @ f)
-        self.noise += float(difference @ difference)
-        self.product += float(q @ f)
-        self.own += float(q @ q)
-        self.largest = max(self.largest, float(np.abs(difference).max()))
-        self.range = max(self.range, float(np.abs(f).max()))
-
-    def told(self, name: str) -> OutputDifference:
-        """Return what the sums say."""
-        equal = self.equal / self.count if self.count else 1.0
-        if not self.is_float:
-            return OutputDifference(name, None, None, self.largest, self.range, equal)
-        lengths = math.sqrt(self.signal) * math.sqrt(self.own)
-        cosine = min(1.0, self.product / lengths) if lengths else None
-        if self.noise == 0:
-            cosine = 1.0
-        return OutputDifference(
-            name, self._sqnr(), cosine, self.largest, self.range, equal
-        )
-
-    def _sqnr(self) -> float:
-        if self.noise == 0:
-            return math.inf
-        if self.signal == 0:
-            return -math.inf
-        return 10 * math.log10(self.signal / self.noise)
-
-
 def _differences(
     candidate: Candidate, origin: Origin, batches: Iterable[Any]
 ) -> tuple[tuple[OutputDifference, ...], int]:
     """Return how the outputs differ over the first batches, and the number of their samples."""
-    sums: list[_Sums] = []
+    sums: list[Sums] = []
     samples = 0
     for index, batch in enumerate(batches):
         if index == BATCHES:
@@ -300,7 +219,7 @@ def _differences(
         samples += rows(batch)
         quantized, reference = candidate.run(batch), origin.reference.run(batch)
         if not sums:
-            sums = [_Sums() for _ in reference]
+            sums = [Sums() for _ in reference]
         for one, q, f in zip(sums, quantized, reference, strict=True):
             one.add(np.asarray(q), np.asarray(f))
     names = origin.opened.view.outputs
@@ -332,23 +251,6 @@ def _scored(value: float, sampling: Sampling | None) -> str:
     return own if sampling is None else f"{own} {text.interval(sampling)}"
 
 
-def _output_row(output: OutputDifference, of: int) -> tuple[str, str, str, str]:
-    name = "outputs" if of == 1 else f"output {output.name}"
-    reach = f"up to {output.range:.3g}"
-    off = f"off by {output.largest:.3g} at the most"
-    if output.sqnr is None or output.cosine is None:
-        return name, reach, off, f"{output.equal:.4g} of the values equal"
-    if output.sqnr == math.inf:
-        return name, reach, "no difference", "-"
-    cosine = _cosine(output.cosine)
-    return name, reach, off, f"SQNR {output.sqnr:.1f} dB, cosine {cosine}"
-
-
-def _cosine(value: float) -> str:
-    """Return a cosine with the digits by which it differs from 1."""
-    return f"{value:.6f}" if value > 0.999 else f"{value:.4f}"
-
-
 def _cost(unit: str, found: Measurement) -> dict[str, float | None]:
     base, value = found.base, found.value
     if unit == "bytes":
@@ -357,17 +259,6 @@ def _cost(unit: str, found: Measurement) -> dict[str, float | None]:
     if unit == "ms":
         told |= {"low": found.low, "high": found.high}
     return told
-
-
-def _output_json(output: OutputDifference) -> dict[str, Any]:
-    return {
-        "name": output.name,
-        "sqnr_db": output.sqnr,
-        "cosine": output.cosine,
-        "largest_difference": output.largest,
-        "float_range": output.range,
-        "equal": output.equal,
-    }
 
 
 def _score_json(pair: ScorePair) -> dict[str, Any]:

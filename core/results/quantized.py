@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from octavo.core.contract.adapter import Candidate
 from octavo.core.errors import ConfigError
-from octavo.core.report.next_steps import model_file
+from octavo.core.report.loading_code import model_file
 from octavo.core.scoring.evaluation import ArrayModel
 from octavo.core.system.textfiles import absolute
 from octavo.core.values.coverage import Coverage

@@ -13,8 +13,9 @@ from rich.console import Group
 from rich.text import Text
 
 from octavo.core.report import cards, text
+from octavo.core.report.loading_code import loading_code, near
 from octavo.core.report.names import ran
-from octavo.core.report.next_steps import NextSteps, loading_code, near, next_steps
+from octavo.core.report.next_steps import NextSteps, next_steps
 from octavo.core.report.reading import report_data
 from octavo.core.report.summary import float_weights, next_parts, summary
 from octavo.core.report.tables import TextTable, plain
