@@ -7,11 +7,13 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from rich.console import Group
 from rich.text import Text
 
+from octavo.core.contract.adapter import Candidate
+from octavo.core.opening.config import TuningConfig
 from octavo.core.report import cards, text
 from octavo.core.report.loading_code import loading_code, near
 from octavo.core.report.names import ran
@@ -20,12 +22,88 @@ from octavo.core.report.reading import report_data
 from octavo.core.report.summary import float_weights, next_parts, summary
 from octavo.core.report.tables import TextTable, plain
 from octavo.core.report.trial_tables import worse_than_float
+from octavo.core.values.coverage import Coverage
+from octavo.core.values.graph import ModelView
 from octavo.core.values.ledger import Applied
 from octavo.core.values.trial import Trial
 
-if TYPE_CHECKING:
-    from .quantized import Quantized
-    from .result import Result
+from .ledger import Ledger
+
+
+class Shown(Protocol):
+    """What is read of a quantized model."""
+
+    @property
+    def candidate(self) -> Candidate:
+        """The backend's object."""
+
+    @property
+    def coverage(self) -> Coverage:
+        """Which weights are quantized."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know."""
+
+    @property
+    def view(self) -> ModelView | None:
+        """The model's ops."""
+
+    @property
+    def ledger(self) -> Ledger:
+        """What runs."""
+
+    @property
+    def saved(self) -> Path | None:
+        """Where it is saved."""
+
+    @property
+    def file(self) -> Path | None:
+        """The model's own file there."""
+
+
+class ShownRun(Shown, Protocol):
+    """What is read of a run."""
+
+    @property
+    def best(self) -> Trial:
+        """The winner."""
+
+    @property
+    def baseline(self) -> Trial:
+        """The float model."""
+
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        """All others."""
+
+    @property
+    def config(self) -> TuningConfig:
+        """The settings."""
+
+    @property
+    def goal_met(self) -> bool:
+        """Whether the goal is reached."""
+
+    @property
+    def goal(self) -> str:
+        """The goal in words."""
+
+    @property
+    def reason(self) -> str:
+        """Why the search ended."""
+
+    @property
+    def why_best(self) -> str:
+        """Why this trial."""
+
+    @property
+    def seconds(self) -> float:
+        """How long it took."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return the record."""
+
 
 _LONGEST = 160
 """Characters of a sentence in ``repr``; the whole is in ``summary``."""
@@ -34,7 +112,7 @@ _SCHEMES = 4
 """Schemes that are named: more of them say less."""
 
 
-def of_quantized(found: Quantized) -> str:
+def of_quantized(found: Shown) -> str:
     """Return a quantized model in some six lines."""
     lines = [
         ("ops", text.counts(found.candidate.ledger)),
@@ -48,7 +126,7 @@ def of_quantized(found: Quantized) -> str:
     return "\n".join([head, *_aligned(lines)])
 
 
-def of_result(found: Result) -> str:
+def of_result(found: ShownRun) -> str:
     """Return the outcome of a run in about ten lines."""
     best, baseline = found.best, found.baseline
     metric = metric_of(found)
@@ -67,14 +145,14 @@ def of_result(found: Result) -> str:
     return "\n".join([head, *_aligned(lines)])
 
 
-def verdict(found: Result) -> str:
+def verdict(found: ShownRun) -> str:
     """Return the outcome in a few words."""
     if found.goal_met:
         return "goal reached" if found.best.number else "the float model is kept"
     return "goal not reached"
 
 
-def metric_of(found: Result) -> str:
+def metric_of(found: ShownRun) -> str:
     """Return the metric that counts."""
     named = found.config.accuracy.get("metric")
     return str(named or next(iter(found.baseline.metrics), ""))
@@ -97,7 +175,7 @@ def _best(best: Trial) -> str:
     return f"{told}; {worse}" if worse else told
 
 
-def _trials(found: Result) -> str:
+def _trials(found: ShownRun) -> str:
     states = Counter(trial.state for trial in found.trials)
     passed = sum(trial.passed for trial in found.trials)
     told = [f"{len(found.trials)}", f"{passed} reach the goal"]
@@ -119,14 +197,14 @@ def schemes(ledger: Mapping[str, Applied]) -> str:
     return "; ".join(told)
 
 
-def _notes(found: Quantized) -> Iterator[tuple[str, str]]:
+def _notes(found: Shown) -> Iterator[tuple[str, str]]:
     notes = [note for note in found.notes if note != found.coverage.summary()]
     if notes:
         more = f" (and {len(notes) - 1} more: .notes)" if len(notes) > 1 else ""
         yield "note", f"{_short(notes[0])}{more}"
 
 
-def _places(found: Quantized) -> Iterator[tuple[str, str]]:
+def _places(found: Shown) -> Iterator[tuple[str, str]]:
     file = found.file
     yield "saved", near(file) if file else "not yet: .save(folder)"
 
@@ -141,7 +219,7 @@ def _aligned(lines: list[tuple[str, str]]) -> Iterator[str]:
         yield f"  {name:<{width}}  {told}"
 
 
-def quantized_summary(found: Quantized, width: int) -> str:
+def quantized_summary(found: Shown, width: int) -> str:
     """Return a quantized model's tables as text.
 
     Args:
@@ -151,7 +229,7 @@ def quantized_summary(found: Quantized, width: int) -> str:
     return plain(Group(*_quantized_parts(found)), width)
 
 
-def _quantized_parts(found: Quantized) -> Iterator[TextTable | Text]:
+def _quantized_parts(found: Shown) -> Iterator[TextTable | Text]:
     yield Text(f"Quantized on {found.candidate.recipe.backend}")
     yield found.ledger.by_type()
     legend = found.ledger.legend()
@@ -167,7 +245,7 @@ def _quantized_parts(found: Quantized) -> Iterator[TextTable | Text]:
         yield from next_parts(steps)
 
 
-def result_summary(found: Result, width: int) -> str:
+def result_summary(found: ShownRun, width: int) -> str:
     """Return a run's tables as text.
 
     Args:
@@ -177,20 +255,20 @@ def result_summary(found: Result, width: int) -> str:
     return plain(summary(report_data(found.facts()), found.saved), width)
 
 
-def code(found: Quantized, folder: Path | None) -> str:
+def code(found: Shown, folder: Path | None) -> str:
     """Return three lines that load the model and run it."""
     view = found.view
     inputs = [(i.name, i.dtype, i.shape) for i in view.inputs] if view else []
     return loading_code(found.candidate.recipe.backend, folder, inputs)
 
 
-def html_of_result(found: Result) -> str:
+def html_of_result(found: ShownRun) -> str:
     """Return a run for a notebook."""
     data = report_data(found.facts())
     return cards.result_html(data, next_steps(data, found.saved))
 
 
-def html_of_quantized(found: Quantized) -> str:
+def html_of_quantized(found: Shown) -> str:
     """Return a quantized model for a notebook."""
     ledger = found.candidate.ledger
     backend = found.candidate.recipe.backend
