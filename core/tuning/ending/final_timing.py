@@ -167,12 +167,10 @@ class FinalTiming:
         }
         self.record = {**record, "said": _sentence(record)}
         self.bench.history.put(FACT, self.record)
-        if not record["decided"]:
-            self.bench.tell(_undecided(record))
-        if busy := _busy(load):
-            self.bench.tell(busy)
-        if unsteady := unsteadiness({name: turns.measured[0]}):
-            self.bench.tell(unsteady)
+        unsteady = unsteadiness({name: turns.measured[0]})
+        doubts = filter(None, (_undecided(record), _busy(load) or unsteady))
+        if told := "; ".join(doubts):
+            self.bench.tell(told)
 
 
 def expected_seconds(bench: Bench) -> float:
@@ -201,10 +199,12 @@ def _sentence(record: Mapping[str, Any]) -> str:
 
 
 def _undecided(record: Mapping[str, Any]) -> str:
+    """Say that the order stayed open; '' where it is known."""
+    if record["decided"] or not record["ties"]:
+        return ""
     return (
-        f"{listed(record['ties'])} could not be told apart in {record['objective']} in "
-        f"{record['rounds']} rounds and count as ties, which accuracy decides: this machine is "
-        "busy, or they are alike; on an idle machine smaller differences show"
+        f"trials {listed(record['ties'])} could not be told apart in {record['objective']} in "
+        f"{record['rounds']} rounds and count as ties"
     )
 
 
