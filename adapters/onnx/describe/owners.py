@@ -3,7 +3,7 @@ model."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -34,9 +34,21 @@ class Owners:
         """Return the op of a node; None for one that the model does not have."""
         if name in self.nodes:
             return self.nodes[name]
+        # What is made of a node has its name and more behind it.
+        for beginning in _beginnings(name):
+            op = self.nodes.get(beginning, REST)
+            if op != REST:
+                return op
         # A fused node may have a name of its own; it writes what the last of its parts wrote.
         known = (self.values[value] for value in writes if value in self.values)
         return next(known, None)
+
+
+def _beginnings(name: str) -> Iterator[str]:
+    """Yield a name without its last parts, one after the other."""
+    while parted := max(name.rfind("/"), name.rfind("_")) + 1:
+        name = name[: parted - 1]
+        yield name
 
 
 def owners_in(sites: Sites) -> Owners:

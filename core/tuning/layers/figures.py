@@ -6,6 +6,7 @@ Nothing here may cost a run its result: what fails is left out, and said.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -115,11 +116,27 @@ class _Asked:
         return self.candidate.recipe
 
     def _allowance(self) -> Callable[[], bool]:
-        """Return what tells whether there is still time for one more figure of a kind."""
-        now = time.perf_counter()
-        spent = now - self.bench.clock.began
-        end = now + max(LEAST, SHARE * spent)
-        return lambda: time.perf_counter() < end and not self.bench.clock.ran_out
+        """Return what tells whether there is still time for one more figure of a kind.
+
+        The first one pays for what all of them look at: time counts from its end on.
+        """
+        clock = self.bench.clock
+        asked = 0
+        end = math.inf
+
+        def has_time() -> bool:
+            nonlocal asked, end
+            asked += 1
+            if asked == 2:
+                end = time.perf_counter() + max(LEAST, SHARE * self._spent)
+            return time.perf_counter() < end and not clock.ran_out
+
+        return has_time
+
+    @property
+    def _spent(self) -> float:
+        """Seconds that the run has taken."""
+        return time.perf_counter() - self.bench.clock.began
 
     def sensitivities(self) -> Rows:
         """Return the sensitivity of each op: asked for in the search, or a cheap one."""
@@ -171,9 +188,8 @@ class _Asked:
         own = self.candidate
         if type(own).profile is Candidate.profile:
             return {}
-        has_time = self._allowance()
-        spent = time.perf_counter() - self.bench.clock.began
-        seconds = min(TIMED, max(LEAST_TIMED, SHARE * spent)) / 2
+        before = self._spent
+        seconds = min(TIMED, max(LEAST_TIMED, SHARE * before)) / 2
         batch = self.backend.data.first()
         base = self._float_model
         if self._is_float:
@@ -181,7 +197,8 @@ class _Asked:
             return _paired("ms", found, found)
         in_float = [base.profile(batch, seconds)]
         quantized = [own.profile(batch, seconds)]
-        if has_time():
+        # Where making sessions took long, one turn has to do.
+        if self._spent - before < max(LEAST, SHARE * before):
             quantized.append(own.profile(batch, seconds))
             in_float.append(base.profile(batch, seconds))
         return _paired("ms", _mean(quantized), _mean(in_float))
@@ -194,7 +211,8 @@ class _Asked:
     def _float_model(self) -> Candidate:
         """Return the float model with the ops that recipes name, as candidates are made of it."""
         name = self.backend.opened.name
-        return self.backend.opened.session.apply(Recipe(backend=name), {})
+        # A draft: its ledger, which may cost as much as it does, is not asked for.
+        return self.backend.opened.session.draft(Recipe(backend=name), {})
 
 
 def _tried(backend: Backend, trials: Iterable[Trial]) -> dict[str, OpScheme]:
