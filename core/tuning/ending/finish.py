@@ -25,11 +25,11 @@ from octavo.core.scoring.scoring import Holdout
 from octavo.core.scoring.why_best import why_best
 from octavo.core.scoring.yardstick import Judged
 from octavo.core.tuning.bench import Backend, Bench
-from octavo.core.tuning.layers.figures import figures_by_layer
 from octavo.core.values.budgets import explain
 from octavo.core.values.trial import Trial, widths
 
 from .acceptance import Acceptance, Accepted
+from .figures import figures_by_layer
 
 
 @dataclass(frozen=True)

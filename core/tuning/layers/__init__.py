@@ -1,1 +1,0 @@
-"""Figures by layer: what each op costs and bears, gathered at the end of a run."""
