@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from octavo.core.errors import ConfigError, MissingFramework, StoreError, raised_as
+from octavo.core.report import text
 from octavo.core.report.model import ReportData
 from octavo.core.report.reading import flat
 from octavo.core.system.textfiles import absolute, write_text
@@ -169,10 +170,24 @@ def _contents(
 def _record(data: ReportData) -> tuple[tuple[str, Mapping[str, str]], ...]:
     """Return the tables of the record beside the settings: (title, rows)."""
     return (
-        ("Machine", flat(data.machine)),
-        ("Data", flat(data.data)),
+        ("Machine", _readable(data.machine)),
+        ("Data", _readable(data.data)),
         ("Versions", data.versions),
     )
+
+
+def _readable(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return what is known of a record in words: no empty fields, bytes with their unit."""
+    rows: dict[str, str] = {}
+    for key, value in table.items():
+        name = f"{prefix}{key}".replace("_", " ")
+        if isinstance(value, Mapping):
+            rows |= _readable(value, f"{name}, ")
+        elif name.endswith(" bytes") and isinstance(value, (int, float)):
+            rows[name.removesuffix(" bytes")] = text.size(value)
+        elif value not in (None, "", [], ()):
+            rows |= flat({name: value})
+    return rows
 
 
 def _horizontal(objectives: tuple[str, ...]) -> str:

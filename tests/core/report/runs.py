@@ -133,7 +133,12 @@ def run(ops: int = 8, trials: int = 9, hostile: bool = True) -> ReportData:
         created="2026-01-01T00:00:00Z",
         why_best="Trial 3 is the fastest of those that reach the goal.",
         layers=layers(lines),
-        machine={"cpu": "Xeon", "cores": 2, "load": {"before": 0.4}},
+        machine={
+            "cpu": "Xeon",
+            "governor": None,
+            "memory_bytes": 8_590_000_000,
+            "load": {"before": 0.4},
+        },
         data={"calibration": {"batches": 4}, "timing": {"batch_size": 128}},
         final={}
         if best is None

@@ -154,8 +154,10 @@ def test_settings_tell_the_defaults_too_and_where_it_was_measured() -> None:
     assert "1 settings at their defaults" in text
     assert "seed0" in text
     assert "strategyauto" in text
-    assert "load.before0.4" in text
-    assert "timing.batch_size128" in text
+    assert "load, before0.4" in text
+    assert "timing, batch size128" in text
+    assert "memory8.59 GB" in text
+    assert "governor" not in text, "what is not known has no row"
 
 
 @pytest.mark.parametrize(
