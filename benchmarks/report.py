@@ -42,7 +42,7 @@ def chain(ops: int, path: Path) -> Path:
             nodes.append(node)
         else:
             before = given
-            weight = draw.normal(0, 0.04, (CHANNELS, CHANNELS, 3, 3))
+            weight = draw.normal(0, 0.004, (CHANNELS, CHANNELS, 3, 3))
             held = numpy_helper.from_array(weight.astype(np.float32), f"w{index}")
             weights.append(held)
             convolution = helper.make_node(

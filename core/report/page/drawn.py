@@ -12,6 +12,7 @@ from typing import Any
 from octavo.core.errors import ConfigError, MissingFramework, StoreError, raised_as
 from octavo.core.report import text
 from octavo.core.report.model import ReportData
+from octavo.core.report.next_steps import next_steps
 from octavo.core.report.reading import flat
 from octavo.core.system.textfiles import absolute, write_text
 from octavo.core.values.trial import Trial
@@ -24,6 +25,8 @@ from .search import search
 from .trade_off import trade_off
 
 TEMPLATES = "templates"
+MANIFEST = "octavo.json"
+"""What a saved result's folder holds."""
 MOST_METRICS = 4
 """Metrics with a column in the table of trials; a trial's own lines have all."""
 BAR_COLUMNS = {
@@ -34,8 +37,12 @@ BAR_COLUMNS = {
 """Which column of the table of ops leads to which chart."""
 
 
-def render(data: ReportData) -> str:
+def render(data: ReportData, folder: Path | None = None) -> str:
     """Return the page. It holds everything it shows and asks no network for anything.
+
+    Args:
+        data: The run.
+        folder: Where its result is saved; None where it is not.
 
     Raises:
         MissingFramework: If the extra ``octavo[report]`` is not installed.
@@ -52,10 +59,10 @@ def render(data: ReportData) -> str:
     with raised_as(
         ConfigError, "the report cannot be drawn from the record of this result"
     ):
-        return _drawn(data, jinja2, Markup)
+        return _drawn(data, folder, jinja2, Markup)
 
 
-def _drawn(data: ReportData, jinja2: Any, markup: Any) -> str:
+def _drawn(data: ReportData, folder: Path | None, jinja2: Any, markup: Any) -> str:
     environment = _environment(jinja2)
     environment.filters["breakable"] = lambda name: markup(breakable(str(name)))
     style = _inlined("page.css")
@@ -68,7 +75,7 @@ def _drawn(data: ReportData, jinja2: Any, markup: Any) -> str:
         script=markup(script),
         island=markup(recipes.island()),
         recipes=recipes,
-        steps="",
+        steps=next_steps(data, folder),
         **_sections(data, recipes),
     )
     return page.lstrip()
@@ -116,6 +123,7 @@ def _sections(data: ReportData, recipes: Recipes) -> dict[str, Any]:
         "shares": {name: _has_shares(data, name) for name in objectives},
         "shorts": {str(scheme): short for scheme, short in recipes.names.items()},
         "in_charts": _in_charts(drawn["bars"]),
+        "rows": {op.name: row for row, op in enumerate(data.ops)},
         "contents": _contents(data, drawn),
         "record": _record(data),
     }
@@ -155,6 +163,7 @@ def _contents(
         ("result", "Result", True),
         ("comparison", "Float against best", True),
         ("final", "The last timing", bool(data.final)),
+        ("next", "What next", True),
         ("trade-off", "Trade-off", charts["trade_off"] is not None),
         ("trials", "Trials", True),
         ("runs", "What runs", bool(data.schemes)),
@@ -216,10 +225,18 @@ def _digest(content: str) -> str:
     return f"sha256-{base64.b64encode(found).decode()}"
 
 
-def write(data: ReportData, path: str | Path) -> Path:
-    """Render and write the page, whole or not at all, and return its path."""
+def write(data: ReportData, path: str | Path, folder: Path | None = None) -> Path:
+    """Render and write the page, whole or not at all, and return its path.
+
+    Args:
+        data: The run.
+        path: The page.
+        folder: Where the result is saved; None where it is not, or where the page stands in it.
+    """
     path = absolute(path, "a report")
-    page = render(data)
+    if folder is None and (path.parent / MANIFEST).is_file():
+        folder = path.parent
+    page = render(data, folder)
     with raised_as(StoreError, f"the report cannot be written to {path}"):
         write_text(path, page)
     return path

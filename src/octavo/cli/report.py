@@ -43,7 +43,7 @@ def report(
     """Write the HTML report of a saved result, and print its summary."""
     folder = existing(result, "the result", "give a folder that octavo tune wrote")
     data = report_data(read_manifest(folder), title)
-    path = write(data, output or folder / "report.html")
+    path = write(data, output or folder / "report.html", folder)
     if as_json:
         show_json({**outcome(data, folder), "report": str(path), "exit_code": 0})
         return

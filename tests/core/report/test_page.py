@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import octavo
-from octavo.core.report import ReportData, render, report_data
+from octavo.core.report import ReportData, render, report_data, write
 from octavo.core.report.page import drawn
 from octavo.core.results.result import read_manifest
 from octavo.core.values.layers import Layer
@@ -87,6 +87,18 @@ def test_the_conclusion_is_why_and_how_it_ended_is_a_footnote() -> None:
     assert text.index("Trial 3 is the fastest") < text.index("8 trials were used up")
     missed = replace(run(), goal_met=False, reason="the closest: 0.4 against 1")
     assert "the closest: 0.4 against 1" in Page(render(missed)).text
+
+
+def test_a_reader_is_told_what_to_do_next(tmp_path: Path) -> None:
+    (tmp_path / "octavo.json").touch()
+    page = write(run(), tmp_path / "report.html").read_text()
+    assert "model = octavo.load(" in page
+    assert str(tmp_path) in page, "where the page stands beside the result"
+    missed = replace(run(), goal_met=False, reason="the closest: 0.4 against 1")
+    text = Page(render(missed)).text
+    assert "The ops that cost most" in text
+    assert "[[rules]]" in text
+    assert "slower or larger than float" in text, "trial 8 of the run is"
 
 
 def test_an_op_has_one_row_with_what_is_known_of_it() -> None:
