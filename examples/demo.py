@@ -60,9 +60,9 @@ def main(folder: Path = OUT) -> octavo.Result:
     page = result.report(saved / "report.html", "The digits network on three backends")
 
     console = out()
-    console.print(summary(report_data(result.facts())))
+    console.print(summary(report_data(result.facts()), saved), crop=False)
     console.print(
-        f"model: {saved}\nreport: {page}\n{time.perf_counter() - start:.0f} s",
+        f"result: {saved}\nreport: {page}\n{time.perf_counter() - start:.0f} s",
         soft_wrap=True,
     )
     return result

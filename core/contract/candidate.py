@@ -83,6 +83,9 @@ class Candidate(ABC):
     recipe: Recipe
     ledger: Mapping[str, Applied]
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.recipe!r})"
+
     @property
     @abstractmethod
     def native(self) -> Any:

@@ -179,18 +179,34 @@ def _mark(trial: Trial, data: ReportData, name: str, at: tuple[float, float]) ->
 def _front_line(
     shown: Sequence[Trial], data: ReportData, name: str, across: _Axis, up: _Axis
 ) -> str:
-    """Return the line that joins the trials which no other one beats."""
-    front = [trial for trial in shown if trial.number in data.pareto]
+    """Return the line that joins the models which no other one beats in both figures."""
+    front = _front(shown, data, name)
     if len(front) < 2:
         return ""
     points = []
-    for trial in sorted(front, key=lambda t: _cost(t, name)):
+    for trial in front:
         x, y = across.at(_cost(trial, name)), up.at(trial.metrics[data.metric])
         points.append(f"{x:.1f},{y:.1f}")
     return (
         f'<polyline points="{" ".join(points)}" fill="none" stroke="#2f7de1" '
         'stroke-opacity=".5"/>'
     )
+
+
+def _front(shown: Sequence[Trial], data: ReportData, name: str) -> list[Trial]:
+    """Return the models that no other one beats in both figures, by cost."""
+    sign = 1 if data.higher_is_better else -1
+    cost_sign = 1 if data.baseline.objectives[name].lower_is_better else -1
+
+    def place(trial: Trial) -> tuple[float, float]:
+        return cost_sign * _cost(trial, name), -sign * trial.metrics[data.metric]
+
+    found: list[Trial] = []
+    for trial in sorted(shown, key=place):
+        _, worse_score = place(trial)
+        if not found or worse_score < place(found[-1])[1]:
+            found.append(trial)
+    return found
 
 
 def _axes(across: _Axis, up: _Axis, name: str, metric: str) -> str:

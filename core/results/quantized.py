@@ -122,14 +122,14 @@ class Quantized:
             metric: Name of a score that is a lone number.
 
         Raises:
-            ConfigError: If the float model is not known: the model was not quantized in this
-                process.
+            ConfigError: If the float model is not known: it is the result of a run, or was made in
+                another process.
             DataError: If there are no data.
         """
         if self.origin is None:
             raise ConfigError(
-                "the float model is not known here; quantize the model in this process, "
-                "and compare what quantize_model returns"
+                "the float model is not known here: compare() is for what quantize_model returns "
+                "in this process; a run has measured already what its summary() tells"
             )
         return compare(
             self.candidate,
