@@ -44,7 +44,7 @@ LIMITS = {
     "maximum": "at most",
     "exclusiveMaximum": "below",
 }
-LARGEST_SHOWN = 2**33
+LARGEST_SHOWN = 10**6
 """Limits above it only keep numbers within what machines can hold: no reader needs them."""
 
 

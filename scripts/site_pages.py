@@ -2,7 +2,8 @@
 
 - Links that lead out of ``docs`` (to the sources) become links to the repository.
 - Comments are left out: they are the harness's (``tests/docs``).
-- The pages of settings and commands are filled from the schema and from the command line.
+- The pages of settings, commands and ``octavo.plugin`` are filled from the schema, the command line
+  and the module.
 """
 
 from __future__ import annotations
@@ -14,11 +15,16 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from scripts.commands_page import commands
+from scripts.plugin_page import plugin
 from scripts.settings_page import settings
 
 SOURCES = "https://github.com/octavo/octavo/blob/main/"
 
-GENERATED: dict[str, Callable[[], str]] = {"settings": settings, "commands": commands}
+GENERATED: dict[str, Callable[[], str]] = {
+    "commands": commands,
+    "plugin": plugin,
+    "settings": settings,
+}
 
 FENCE = re.compile(r"^( *)(`{3,})[^\n]*\n.*?^\1\2 *$", re.MULTILINE | re.DOTALL)
 PLACE = re.compile(r"<!-- generated: (\w+) -->")

@@ -1,4 +1,4 @@
-"""The demo, the examples and the README's code do what they say."""
+"""The demo and the examples do what they say."""
 
 from __future__ import annotations
 
@@ -73,38 +73,12 @@ def test_an_example_reaches_its_goal(name: str) -> None:
     assert result.best.number or "the float model is kept" in result.reason
 
 
-@pytest.mark.slow
-def test_the_code_of_the_readme_runs(elsewhere: Path) -> None:
-    readme = (ROOT / "README.md").read_text()
-    code = re.findall(r"^```python\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
-    assert len(code) == 3
-    names: dict[str, object] = {}
-    for index, block in enumerate(code):
-        exec(compile(block, f"README block {index + 1}", "exec"), names)
-        result = names["result"]
-        assert isinstance(result, octavo.Result)
-        assert result.goal_met, block
-    assert {p.name for p in (elsewhere / "out").iterdir()} == {
-        "pytorch",
-        "onnx",
-        "onnx.html",
-        "numpy",
-    }
-
-
-def test_the_table_of_the_readme_was_printed_by_the_demo() -> None:
-    readme = (ROOT / "README.md").read_text()
-    shown = re.search(
-        r"<!-- demo -->\n```\n(.*?)```\n<!-- /demo -->", readme, re.DOTALL
-    )
-    assert shown is not None
-    for words in (
-        "goal reached",
-        "The best of each backend",
-        "torch",
-        "onnx",
-        "numpy",
-        "left in float",
-        "again: make demo",
-    ):
-        assert words in shown[1]
+def test_the_pictures_of_the_readme_show_the_demo() -> None:
+    pictures = ROOT / "docs" / "pictures"
+    drawn = (pictures / "demo.svg").read_text(encoding="utf-8")
+    shown = re.sub(r"<[^>]+>", "", drawn).replace("&#160;", " ")
+    for words in ("goal reached", "torch", "onnx", "numpy", "again: make demo"):
+        assert words in shown
+    assert "url(http" not in drawn
+    for picture in pictures.iterdir():
+        assert picture.stat().st_size < 250_000

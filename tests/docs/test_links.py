@@ -10,9 +10,12 @@ import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from .pages import DOCS, PAGES, ROOT, name_of
+from .pages import DOCS, PAGES, ROOT, blocks, name_of
 
 EVERY = [*PAGES, ROOT / "CHANGELOG.md"]
+
+GIVEN = {"run.py", "__init__.py", "plugin.py"}
+"""Files that pages speak of and that are not the repository's, or stand in many folders."""
 
 
 def tokens(page: Path) -> Iterator[Token]:
@@ -50,6 +53,14 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert file.exists(), target
         if anchor and file.suffix == ".md":
             assert anchor in headings(file), target
+
+
+@pytest.mark.parametrize("page", EVERY, ids=name_of)
+def test_modules_that_are_named_are_there(page: Path) -> None:
+    given = {block.file for block in blocks(page) if block.file} | GIVEN
+    for named in re.findall(r"`([\w/]+\.py)`", page.read_text(encoding="utf-8")):
+        is_ours = any((ROOT / folder / named).exists() for folder in ("", "src/octavo"))
+        assert is_ours or named in given, named
 
 
 def test_every_page_is_in_the_contents() -> None:

@@ -18,19 +18,16 @@ from .pages import LANGUAGES, PAGES, RUN, SETTINGS, Block, blocks, name_of
 FOLLOW = Path(__file__).with_name("follow.py")
 READERS = {"toml": tomllib.loads, "yaml": yaml.safe_load, "json": json.loads}
 
-SLOW = {
+SLOW = (
     "README.md",
-    "docs/coming-from/neural-compressor.md",
-    "docs/coming-from/nncf.md",
-    "docs/coming-from/onnxruntime.md",
-    "docs/coming-from/torch-ao.md",
+    "docs/backends/onnx.md",
+    "docs/backends/pytorch.md",
+    "docs/coming-from/",
     "docs/deploying.md",
     "docs/slow-or-inaccurate.md",
-    "docs/tutorials/minilm-encoder.md",
-    "docs/tutorials/onnx-detector.md",
-    "docs/tutorials/small-language-model.md",
-}
-"""Pages whose blocks take over ten seconds."""
+    "docs/tutorials/",
+)
+"""Pages, and folders of them, whose blocks take over ten seconds."""
 
 
 def to_run(page: Path) -> list[Block]:
@@ -43,7 +40,8 @@ def has_settings(page: Path) -> bool:
 
 def marked(page: Path) -> Any:
     name = name_of(page)
-    return pytest.param(page, id=name, marks=pytest.mark.slow if name in SLOW else ())
+    is_slow = name.startswith(SLOW)
+    return pytest.param(page, id=name, marks=pytest.mark.slow if is_slow else ())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

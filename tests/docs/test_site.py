@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from playwright.sync_api import sync_playwright
 
 import octavo
 import octavo.plugin
@@ -28,6 +30,7 @@ OFFLINE = {
     "NO_MKDOCS_2_WARNING": "1",
     "PYTHONPATH": str(ROOT / "src"),
 }
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 ASKS = ("src", "srcset", "data", "poster")
 """Attributes for which a browser asks a server."""
 
@@ -75,6 +78,22 @@ def test_no_page_asks_another_server(site: Path) -> None:
         )
 
 
+@pytest.mark.skipif(not BROWSER, reason="no Chromium here: `make system` installs one")
+def test_a_browser_asks_no_other_server(site: Path) -> None:
+    asked: list[str] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=BROWSER, args=["--no-sandbox"]
+        )
+        tab = browser.new_page()
+        tab.on("request", lambda request: asked.append(request.url))
+        for page in ("index.html", "api/octavo/index.html"):
+            tab.goto((site / page).as_uri(), wait_until="networkidle")
+        browser.close()
+    assert len(asked) > 4
+    assert not [url for url in asked if not url.startswith(("file:", "data:"))]
+
+
 @pytest.mark.parametrize(
     ("page", "names"),
     [
@@ -113,8 +132,8 @@ def test_a_setting_is_told_with_type_limits_default_and_meaning() -> None:
         line for line in settings_page.settings().splitlines() if "`max_trials`" in line
     ]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    limits = "whole number, at least 1, at most 1e+09"
-    assert cells == ["`max_trials`", limits, "`50`", "Evaluations after the baseline."]
+    meaning = "Evaluations after the baseline."
+    assert cells == ["`max_trials`", "whole number, at least 1", "`50`", meaning]
 
 
 def test_roles_become_code() -> None:
@@ -122,6 +141,17 @@ def test_roles_become_code() -> None:
         plain("a :class:`~octavo.core.values.trial.Trial` and :func:`load`")
         == "a `Trial` and `load`"
     )
+
+
+def test_lists_are_lists(site: Path) -> None:
+    # Where no blank line stands before a list, Markdown on the site reads on in the paragraph.
+    for page in site.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        for paragraph in re.findall(r"<p>.*?</p>", text, re.DOTALL):
+            assert not re.search(r"\n(- |\* |\d+\. )", paragraph), (
+                page,
+                paragraph[:200],
+            )
 
 
 def test_links_to_the_sources_lead_to_the_repository(site: Path) -> None:
