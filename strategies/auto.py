@@ -309,9 +309,10 @@ class Auto(Sequential):
         self.note = before
         more = len(self.known) - tried
         if more:
-            were = "one recipe" if more == 1 else f"{more} recipes"
-            told = f"{were} of less {following} at equal {held}"
-            self.note = f"{before}; tried: {told}"
+            were = "one" if more == 1 else str(more)
+            tried_were = "was tried" if more == 1 else "were tried"
+            told = f"of equal {held}, {were} of less {following} {tried_were}"
+            self.note = f"{before}; {told}"
 
     def _could_pay(self, picks: Picks) -> bool:
         """Return whether less of the objective than a recipe has is worth a search."""

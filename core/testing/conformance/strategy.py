@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from octavo.core.contract.parts import Part, PartConfig
-from octavo.core.contract.strategy import Problem, Strategy, Wait
+from octavo.core.contract.strategy import Foresight, Problem, Strategy, Wait
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import FLOAT, OpScheme, PartChoice, QuantSpec
 from octavo.core.values.space import TuningSpace, Unit
@@ -212,6 +212,31 @@ class StrategyConformance:
             if not isinstance(recipe, Recipe) or len(pending) > MOST_PENDING:
                 told += 1
                 strategy.tell(judge(problem.space, told, pending.pop(0)))
+
+    def test_foresees_what_it_asks_for(self, case: StrategyCase) -> None:
+        """No more recipes come than it said, and no sensitivity after it said that none would."""
+        given, probed = case.problem(), [0]
+
+        def counted(
+            kind: str, pairs: Sequence[tuple[str, OpScheme]]
+        ) -> Sequence[float]:
+            assert given.sensitivity is not None
+            probed[0] += 1
+            return given.sensitivity(kind, pairs)
+
+        strategy = case.strategy(replace(given, sensitivity=counted))
+        foreseen: list[tuple[Foresight, int]] = []
+
+        def answer(number: int, recipe: Recipe) -> Trial:
+            foreseen.append((strategy.foresee(), probed[0]))
+            return judge(given.space, number, recipe)
+
+        asked = search(strategy, given.space, case.limit, answer)
+        for number, (ahead, probes) in enumerate(foreseen, 1):
+            came = len(asked) - number
+            assert ahead.trials is None or came <= ahead.trials, (number, ahead)
+            may_probe = ahead.probes or ahead.probes_each
+            assert may_probe or probed[0] == probes, (number, ahead)
 
     def test_explains_itself(self, case: StrategyCase) -> None:
         """One line, at any time."""

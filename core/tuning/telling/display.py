@@ -186,9 +186,8 @@ class ProgressDisplay(Progress):
         is_new = phase.number not in self._probes
         self._probes[phase.number] = phase.done
         if is_new and (phase.total or 0) >= WORTH_A_LINE:
-            self._say(
-                f"sensitivities {phase.about}: {phase.total} probes beside the evaluations"
-            )
+            beside = " beside the evaluations" if self._ops else ""
+            self._say(f"sensitivities {phase.about}: {phase.total} probes{beside}")
 
     def _say(self, message: str | Text) -> None:
         if self._quiet:
