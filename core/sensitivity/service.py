@@ -20,7 +20,7 @@ Ways to ask, from cheap to dear:
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import OpScheme
 
 from .curvature import Curvature, Watched, unwatched
+from .memory import Memory
 from .op_errors import OpErrors, Transforms
 from .output_distance import OutputDistance
 from .saved_scores import identity, read_scores, write_scores
@@ -56,6 +57,8 @@ class SensitivityService:
         note: Told in one line what could not be found out.
         seed: Of what is drawn for ``gradient`` and ``hessian_trace``.
         watched: Told of probes as they go on. Scores that are known are none.
+        memory: Knows what an earlier process of the same run found, and keeps what is found; None
+            for neither.
 
     Attributes:
         batches_run: Batches that candidates were run on, all together: the price of what was asked.
@@ -73,6 +76,7 @@ class SensitivityService:
         note: Callable[[str], None] = lambda _: None,
         seed: int = 0,
         watched: Watched = unwatched,
+        memory: Memory | None = None,
     ) -> None:
         self.opened = opened
         self.realizer = realizer
@@ -81,6 +85,7 @@ class SensitivityService:
         self.failures: dict[str, str] = {}
         self._note = note
         self._watched = watched
+        self._memory = memory or Memory()
         self._units = {u.name: u for u in realizer.space.units}
         self._scores: dict[str, float] = {}
         # What another backend's service answered for this one: known, and not this one's to save.
@@ -164,6 +169,7 @@ class SensitivityService:
     def distances(self, recipes: Sequence[Recipe]) -> Sequence[float]:
         """Return the output distance of each whole recipe; infinite where none can be made."""
         wanted = {_recipe_key(r): partial(self._distance.of, r) for r in recipes}
+        self._recall(wanted)
         self._find_out(wanted)
         return [self._known(_recipe_key(recipe)) for recipe in recipes]
 
@@ -171,8 +177,6 @@ class SensitivityService:
         self, kind: str, pairs: Sequence[Pair], transforms: Transforms
     ) -> Sequence[float]:
         self._check(kind, pairs)
-        if kind == "gradient":
-            self._prepare_gradients(pairs, transforms)
         compute = self._kinds[kind]
         wanted: dict[str, Callable[[], float]] = {}
         keys: list[str | None] = []
@@ -183,6 +187,9 @@ class SensitivityService:
             key = _key(kind, name, scheme, transforms)
             keys.append(key)
             wanted[key] = partial(compute, self._units[name].ops, scheme, transforms)
+        self._recall(wanted)
+        if kind == "gradient":
+            self._prepare_gradients(pairs, transforms)
         self._find_out(wanted)
         return [0.0 if key is None else self._known(key) for key in keys]
 
@@ -213,6 +220,14 @@ class SensitivityService:
         with contextlib.suppress(Exception):
             self.curvature.prepare(wanted, transforms)
 
+    def _recall(self, keys: Iterable[str]) -> None:
+        """Take in what an earlier process of the same run has found."""
+        for key in keys:
+            if key not in self._scores:
+                loss = self._memory.recall(key)
+                if loss is not None:
+                    self._scores[key] = loss
+
     def _find_out(self, wanted: Mapping[str, Callable[[], float]]) -> None:
         """Compute what is not known yet."""
         missing = [
@@ -222,16 +237,25 @@ class SensitivityService:
         ]
         if not missing:
             return
-        with self._watched(len(missing)) as begin_probe:
-            for key in missing:
-                begin_probe()
-                try:
-                    value = wanted[key]()
-                except Exception as error:
-                    self._failed(key, error)
-                else:
-                    is_finite = np.isfinite(value)
-                    self._scores[key] = float(value) if is_finite else float("inf")
+        try:
+            with self._watched(len(missing)) as begin_probe:
+                for key in missing:
+                    begin_probe()
+                    self._probe(key, wanted[key])
+        finally:
+            # Also where time runs out in the middle: the next process goes on from there.
+            found = {key: self._scores[key] for key in missing if key in self._scores}
+            self._memory.learn(found)
+
+    def _probe(self, key: str, compute: Callable[[], float]) -> None:
+        """Compute one score."""
+        try:
+            value = compute()
+        except Exception as error:
+            self._failed(key, error)
+        else:
+            is_finite = np.isfinite(value)
+            self._scores[key] = float(value) if is_finite else float("inf")
 
     def _known(self, key: str) -> float:
         """Return a loss that was found out; infinite where that failed."""

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
 from octavo.core.errors import StoreError
+from octavo.core.sensitivity.memory import Memory, short_key, worth_keeping
 from octavo.core.sensitivity.service import SensitivityService
 from octavo.core.sensitivity.shared import lend_traces
 
 from .bench import Bench
 
 BATCHES = 2  # of the calibration data, that every probe is run on
+
+ROW = 1000
+"""Scores in one row of a history: 40 bytes each, and MySQL's rows of text end at 64 KiB."""
 
 
 def sensitivity_services(
@@ -38,9 +43,48 @@ def sensitivity_services(
             note=bench.tell,
             seed=seed,
             watched=partial(bench.phases.probes, about=f"on {name}"),
+            memory=InHistory(bench, name),
         )
     lend_traces(tuple(found.values()))
     return found
+
+
+class InHistory(Memory):
+    """Keeps the dear scores of one backend in a run's history, from where a resumed run has them.
+
+    Args:
+        bench: The run's.
+        backend: Its name.
+    """
+
+    def __init__(self, bench: Bench, backend: str) -> None:
+        self._bench = bench
+        self._backend = backend
+        # Parts of them that the history holds, each a fact of its own.
+        self._parts = 0
+        self._known: dict[str, float] = {}
+        while held := bench.history.fact(self._key()):
+            for key, loss in held.items():
+                self._known[key] = float("inf") if loss is None else float(loss)
+            self._parts += 1
+
+    def _key(self) -> str:
+        return f"sensitivities:{self._backend}:{self._parts}"
+
+    def recall(self, key: str) -> float | None:
+        """Return a score that an earlier process of the run found."""
+        return self._known.get(short_key(key))
+
+    def learn(self, scores: Mapping[str, float]) -> None:
+        """Write scores to the history, a limited number to a row."""
+        left = iter(worth_keeping(scores).items())
+        while part := dict(islice(left, ROW)):
+            try:
+                self._bench.history.put(self._key(), part)
+            except StoreError as error:
+                self._bench.tell(f"sensitivities are not kept for a resume: {error}")
+                return
+            self._parts += 1
 
 
 def keep_scores(service: SensitivityService, bench: Bench) -> None:

@@ -36,6 +36,7 @@ class Own:
     def __init__(self, value: float) -> None:
         self.value = value
         self.asked: list[tuple[str, str]] = []
+        self.lent: dict[str, float] = {}
 
     def under(self, transforms: tuple[PartChoice, ...]):
         def ask(kind: str, pairs: Sequence[tuple[str, OpScheme]]) -> list[float]:
@@ -43,6 +44,9 @@ class Own:
             return [self.value + i for i in range(len(pairs))]
 
         return ask
+
+    def lend(self, kind: str, unit: str, *rest: object) -> None:
+        self.lent[unit] = rest[-1]  # type: ignore[assignment]
 
 
 def test_counterparts_are_scored_once() -> None:
@@ -73,6 +77,9 @@ def test_counterparts_are_scored_once() -> None:
         "weight_error", [("/b/MatMul", W4), ("/Add", W4), ("/d", W4), ("/a/MatMul", W4)]
     ) == [2.0, 100.0, 101.0, 1.0]
     assert [name for _, name in second.asked] == ["/Add", "/d"]
+    # The second backend knows what the first one answered for it: its result tells it.
+    assert second.lent == {"/b/MatMul": 2.0, "/a/MatMul": 1.0}
+    assert first.lent == {}
     assert two("weight_error", [("/a/MatMul", W8)]) == [100.0]
     assert two("output_distance", [("/a/MatMul", W4)]) == [100.0]
     assert two.under((PartChoice(kind="smoothquant"),))(
