@@ -146,7 +146,9 @@ class _Asked:
         tried = _tried(self.backend, self.bench.trials)
         losses, late = losses_of(service, self.recipe, tried, self._allowance())
         if late:
-            left_out = f"sensitivities of {late} units were left out: {NO_TIME}"
+            which = "one unit" if late == 1 else f"{late} units"
+            why = self.bench.clock if self.bench.clock.ran_out else NO_TIME
+            left_out = f"no sensitivities of {which}: {why}"
             self.bench.tell(left_out, logging.INFO)
         rows: dict[str, dict[str, Any]] = {}
         for found in losses:
@@ -167,7 +169,7 @@ class _Asked:
         for op, error in weight_errors(self.backend.realizer, self.candidate):
             found[op] = {"error": error}
             if not has_time():
-                last = f"errors of weights behind {op!r} were left out: {NO_TIME}"
+                last = f"no errors of weights behind {op!r}: {NO_TIME}"
                 self.bench.tell(last, logging.INFO)
                 break
         return found
