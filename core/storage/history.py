@@ -20,11 +20,13 @@ from octavo.core.system.signals import deferred_interrupts
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.trial import Trial
 
+from .axes import METRIC_NAMES, Axes, Parameters
 from .differences import explain
 from .reading import DEFAULT_NAME, read_history
 from .record import REMEDY, History
 from .rows import (
     TRIAL,
+    begun_trial,
     refusal_key,
     store_errors,
     timed_key,
@@ -57,6 +59,7 @@ class StudyHistory(History):
             space, goal.
         settings: What shaped the search space, to say which setting changed it.
         directions: ``maximize``/``minimize`` of the values, metric first; shown by dashboards.
+        axes: How recipes read as parameters; shown by dashboards too.
         resume: Whether a study that has trials may be continued.
 
     Raises:
@@ -72,6 +75,7 @@ class StudyHistory(History):
         fingerprint: Mapping[str, str],
         settings: Mapping[str, Any] | None = None,
         directions: Sequence[str] = ("maximize",),
+        axes: Axes | None = None,
         resume: bool = True,
     ) -> None:
         super().__init__()
@@ -79,6 +83,8 @@ class StudyHistory(History):
         self.name = name
         self._ids: dict[int, int] = {}
         self._lock: ServerLock | None = None
+        self._axes = axes or Axes()
+        self._is_named = False
         self._stack = contextlib.ExitStack()
         try:
             self._open(storage, fingerprint, settings or {}, directions, resume)
@@ -162,7 +168,9 @@ class StudyHistory(History):
     def _read(self, resume: bool) -> None:
         found_later = self._storage.get_study_user_attrs(self._study)
         unfinished: list[FrozenTrial] = []
-        for frozen in self._storage.get_all_trials(self._study, deepcopy=False):
+        rows = self._storage.get_all_trials(self._study, deepcopy=False)
+        self._parameters = Parameters(self._axes, rows)
+        for frozen in rows:
             if TRIAL in frozen.user_attrs and frozen.state.is_finished():
                 trial = trial_of(frozen.user_attrs, found_later)
                 self._trials[trial.number] = trial
@@ -172,6 +180,9 @@ class StudyHistory(History):
             else:
                 unfinished.append(frozen)
         self._learn_how_they_ended(unfinished)
+        for trial in self._trials.values():
+            # A study of an earlier octavo has no names yet.
+            self._name_values(trial)
         if self._trials and not resume:
             raise StoreError(
                 f"{self.location}: study {self.name!r} already holds {len(self._trials)} trials; "
@@ -224,9 +235,10 @@ class StudyHistory(History):
         with self._errors():
             if self._lock is not None:
                 self._lock.check()
-            row = self._ids[number] = self._storage.create_new_trial(self._study)
-            self._storage.set_trial_user_attr(row, "octavo:recipe", recipe.digest)
-            self._storage.set_trial_user_attr(row, "octavo:process", self._watch.mark())
+            begun = begun_trial(recipe.digest, self._watch.mark())
+            row = self._storage.create_new_trial(self._study, begun)
+            self._ids[number] = row
+            self._parameters.write(self._storage, row, recipe)
         if len(causes) < CRASHES:
             return ""
         return (
@@ -276,6 +288,7 @@ class StudyHistory(History):
             values = values_of(
                 trial, len(self._storage.get_study_directions(self._study))
             )
+            self._name_values(trial)
             if values:
                 state = TrialState.COMPLETE
             elif trial.state == "rejected":
@@ -283,6 +296,19 @@ class StudyHistory(History):
             else:
                 state = TrialState.FAIL
             self._storage.set_trial_state_values(row, state, values)
+
+    def _name_values(self, trial: Trial) -> None:
+        """Say once what the values of all trials are."""
+        if self._is_named:
+            return
+        count = len(self._storage.get_study_directions(self._study))
+        if values_of(trial, count) is None:
+            return
+        names = [next(iter(trial.metrics)), *trial.objectives]
+        known = self._storage.get_study_system_attrs(self._study)
+        if METRIC_NAMES not in known:
+            self._storage.set_study_system_attr(self._study, METRIC_NAMES, names)
+        self._is_named = True
 
     def refuse(self, trial: Trial) -> None:
         """Record that a finished trial is refused.

@@ -7,12 +7,15 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from octavo.core.errors import StoreError, said
 from octavo.core.system.redaction import redacted
 from octavo.core.values.json_form import without_infinities
 from octavo.core.values.trial import Trial
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
 
 TRIAL = "octavo:trial"
 """The attribute of a row that holds the whole trial; rows without it did not finish."""
@@ -21,6 +24,19 @@ TRIAL = "octavo:trial"
 def trial_text(trial: Trial) -> str:
     """Return a trial as a row holds it."""
     return json.dumps(without_infinities(trial.to_json()))
+
+
+def begun_trial(recipe: str, process: Mapping[str, Any]) -> FrozenTrial:
+    """Return the row of a trial that begins.
+
+    Args:
+        recipe: The recipe's digest.
+        process: What tells how this process ended, should it not end the trial.
+    """
+    from optuna.trial import TrialState, create_trial
+
+    attributes = {"octavo:recipe": recipe, "octavo:process": dict(process)}
+    return create_trial(state=TrialState.RUNNING, user_attrs=attributes)
 
 
 def trial_of(row: Mapping[str, Any], study: Mapping[str, Any]) -> Trial:

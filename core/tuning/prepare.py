@@ -26,9 +26,11 @@ from octavo.core.system.clock import Clock
 from octavo.core.system.signals import terminate_as_interrupt
 from octavo.core.system.textfiles import absolute
 from octavo.core.values.budgets import MEASURED, describe
+from octavo.core.values.space import TuningSpace
 from octavo.core.values.trial import Trial
 
 from .asked import Asked, Score, build_objectives, read_asked
+from .axes import axes_of
 from .baseline import compare_with_given, measure_baseline
 from .bench import Bench
 from .ending.acceptance import Acceptance
@@ -156,8 +158,19 @@ def _history(
         fingerprint=prints,
         settings=shaping(settings),
         directions=["minimize" if lower else "maximize" for lower in lower_is_better],
+        axes=axes_of(_searched(ground)),
         resume=resume,
     )
+
+
+def _searched(ground: Ground) -> dict[str, TuningSpace]:
+    """Return the spaces that trials may be on, and the float model's own where it is another."""
+    source = ground.source.name
+    return {
+        name: space
+        for name, space in ground.spaces.items()
+        if space.tunable or name == source
+    }
 
 
 def _bench(
