@@ -306,7 +306,7 @@ class StudyHistory(History):
             return
         names = [next(iter(trial.metrics)), *trial.objectives]
         known = self._storage.get_study_system_attrs(self._study)
-        if METRIC_NAMES not in known:
+        if not known.get(METRIC_NAMES):
             self._storage.set_study_system_attr(self._study, METRIC_NAMES, names)
         self._is_named = True
 

@@ -121,7 +121,7 @@ def test_the_dashboard_starts_on_a_store_and_lists_names(tmp_path: Path) -> None
         (summary,) = ask("studies")["study_summaries"]
         assert summary["study_name"] == "octavo"
         study = ask(f"studies/{summary['study_id']}")
-        assert study["metric_names"] == ["accuracy", "size"]
+        assert study["objective_names"] == ["accuracy", "size"]
         named = {param["name"] for param in study["union_search_space"]}
         assert named == set(result.best.recipe.schemes)
         assert study["union_search_space"] == study["intersection_search_space"]
