@@ -8,19 +8,19 @@ model, data or space is refused.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from octavo.core.errors import StoreError
-from octavo.core.system.crashes import CrashWatch, cause_of_death
+from octavo.core.system.crashes import CrashWatch
 from octavo.core.system.redaction import redacted
 from octavo.core.system.signals import deferred_interrupts
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.trial import Trial
 
 from .axes import METRIC_NAMES, Axes, Parameters
+from .crashed import Crashed, faults_file
 from .differences import explain
 from .reading import DEFAULT_NAME, read_history
 from .record import REMEDY, History
@@ -37,16 +37,13 @@ from .rows import (
     values_of,
 )
 from .server_lock import ServerLock
-from .stores import connect, default_storage, home, writable
+from .stores import connect, default_storage, writable
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 SCHEMA = 1
 """Version of what octavo writes into a study's user attributes."""
-
-CRASHES = 2
-"""How often the process must have crashed in a recipe until that is not tried again."""
 
 
 class StudyHistory(History):
@@ -110,7 +107,7 @@ class StudyHistory(History):
                 self._stack.callback(self._lock.close)
             self._enter(fingerprint, settings, directions)
             self._read(resume)
-        self._watch = CrashWatch(_faults_file(url, self.name))
+        self._watch = CrashWatch(faults_file(url, self.name))
         self._stack.callback(self._watch.close)
 
     def _enter(
@@ -179,7 +176,9 @@ class StudyHistory(History):
                     super().retime(timed)
             else:
                 unfinished.append(frozen)
-        self._learn_how_they_ended(unfinished)
+        self._crashed = Crashed(self._storage, unfinished)
+        if self._crashed.note:
+            self.notes += (self._crashed.note,)
         for trial in self._trials.values():
             # A study of an earlier octavo has no names yet.
             self._name_values(trial)
@@ -190,48 +189,12 @@ class StudyHistory(History):
                 "storage=)"
             )
 
-    def _learn_how_they_ended(self, unfinished: Sequence[FrozenTrial]) -> None:
-        """Tell trials in which the process crashed from those that were ended from outside.
-
-        The latter are just run again.
-        """
-        self._crashed: dict[str, list[str]] = {}
-        vanished = 0
-        for frozen in unfinished:
-            attributes = frozen.user_attrs
-            cause = str(attributes.get("octavo:crashed", ""))
-            if not frozen.state.is_finished():
-                cause = self._ended(frozen)
-                vanished += not cause
-            if cause:
-                self._crashed.setdefault(
-                    attributes.get("octavo:recipe", ""), []
-                ).append(cause)
-        if vanished:
-            self.notes += (
-                "the process before this one ended in mid-trial without a sign of a fault of its "
-                "own (killed, preempted or cut off); that trial is run again. Should it be the "
-                "recipe that needs too much memory, executor='process' lets it end the trial and "
-                "not the run",
-            )
-
-    def _ended(self, frozen: FrozenTrial) -> str:
-        """Close the row of a trial whose process is gone; return what it died of, '' if unknown."""
-        from optuna.trial import TrialState
-
-        cause = cause_of_death(frozen.user_attrs.get("octavo:process", {}))
-        if cause:
-            self._storage.set_trial_user_attr(frozen._trial_id, "octavo:crashed", cause)
-        self._storage.set_trial_state_values(frozen._trial_id, TrialState.FAIL)
-        return cause
-
     def begin(self, number: int, recipe: Recipe) -> str:
         """Note that a trial starts, so that a crash can be told from a trial that never began.
 
         Raises:
             StoreError: If the store cannot be written, or another run took the study.
         """
-        causes = self._crashed.get(recipe.digest, [])
         with self._errors():
             if self._lock is not None:
                 self._lock.check()
@@ -239,13 +202,7 @@ class StudyHistory(History):
             row = self._storage.create_new_trial(self._study, begun)
             self._ids[number] = row
             self._parameters.write(self._storage, row, recipe)
-        if len(causes) < CRASHES:
-            return ""
-        return (
-            f"the process crashed by itself in this recipe {len(causes)} times before "
-            f"({', '.join(causes)}); it is not tried again. executor='process' lets a crash end a "
-            "trial and not the run"
-        )
+        return self._crashed.refusal(recipe.digest)
 
     def fact(self, key: str) -> Any:
         """Return a recorded fact of the run, None where there is none."""
@@ -331,23 +288,19 @@ class StudyHistory(History):
         super().retime(trial)
 
     def close(self) -> None:
-        """Release the store."""
-        self._stack.close()
+        """Release the store; a signal that comes meanwhile is heard after it."""
+        with deferred_interrupts():
+            self._stack.close()
 
-    def _errors(self) -> contextlib.AbstractContextManager[None]:
-        return store_errors(self.location, self._url)
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Let what the database raises name the store, and signals wait until it has answered.
 
-
-def _faults_file(url: str, name: str) -> Path:
-    """Return where a crash of this run's process leaves its trace.
-
-    Beside a file, else with octavo's own files.
-    """
-    if url.startswith("sqlite:///"):
-        path = Path(url.removeprefix("sqlite:///"))
-        return path.with_name(f"{path.name}.faults")
-    digest = hashlib.sha256(f"{redacted(url)} {name}".encode()).hexdigest()[:16]
-    return home() / "faults" / f"{digest}.txt"
+        A signal inside of it would be raised wherever its pool of connections is just then, and
+        could leave half of a trial.
+        """
+        with deferred_interrupts(), store_errors(self.location, self._url):
+            yield
 
 
 __all__ = ["DEFAULT_NAME", "History", "StudyHistory", "default_storage", "read_history"]

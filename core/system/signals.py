@@ -19,6 +19,10 @@ from octavo.core.errors import TrialTimeout
 INSIST = 0.5
 """Seconds between two alarms, for code that caught the one before and went on."""
 
+PATIENCE = 5
+"""So many requests to end break off even what is to be done as a whole: it may hang (a database
+that cannot be reached)."""
+
 LONGEST = 1e8
 """Seconds that a timer of the system takes (three years)."""
 
@@ -31,6 +35,10 @@ ENDINGS = tuple(
 closed."""
 
 Handler = Callable[[int, FrameType | None], Any]
+
+
+_deferring: list[bool] = []
+"""Holds one where the main thread keeps signals back."""
 
 
 class OutOfTime(BaseException):
@@ -139,10 +147,28 @@ def terminate_as_interrupt() -> Iterator[None]:
 
 @contextmanager
 def deferred_interrupts() -> Iterator[None]:
-    """Keep signals from what must be done as a whole; KeyboardInterrupt is raised after it."""
+    """Keep signals from what must be done as a whole; KeyboardInterrupt is raised after it.
+
+    Whoever asks for the :data:`PATIENCE`-th time means it: then it is raised at once.
+    """
     came: list[int] = []
-    with _handled({s: lambda signum, frame: came.append(signum) for s in ENDINGS}):
+
+    def keep(signum: int, frame: FrameType | None) -> None:
+        came.append(signum)
+        if len(came) >= PATIENCE:
+            raise KeyboardInterrupt
+
+    # Inside of another such block it is that one which hears them, at its end.
+    is_outermost = not _deferring and _in_main_thread()
+    if not is_outermost:
         yield
+        return
+    _deferring.append(True)
+    try:
+        with _handled(dict.fromkeys(ENDINGS, keep)):
+            yield
+    finally:
+        _deferring.clear()
     if came:
         raise KeyboardInterrupt
 

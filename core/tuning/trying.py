@@ -41,8 +41,8 @@ def evaluate(bench: Bench, recipe: Recipe) -> Trial:
     number = max((t.number for t in bench.history.trials), default=0) + 1
     for listener in bench.progress:
         listener.trying(number, recipe)
-    fatal = bench.history.begin(number, recipe)
     try:
+        fatal = bench.history.begin(number, recipe)
         if fatal:
             trial = Trial(number, recipe, "failed", error=fatal)
         else:
