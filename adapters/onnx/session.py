@@ -17,7 +17,7 @@ from octavo.adapters.onnx.describe.finite import refuse_non_finite
 from octavo.adapters.onnx.describe.owners import Owners, owners_in
 from octavo.adapters.onnx.describe.sites import find_sites
 from octavo.adapters.onnx.files.fingerprint import digest
-from octavo.adapters.onnx.kernels.ledger import Decided, ExecutedLedger
+from octavo.adapters.onnx.kernels.ledger import Decided, ExecutedLedger, float_line
 from octavo.adapters.onnx.observe.passes import Observed, observe
 from octavo.adapters.onnx.observe.prefix_reuse import Reuse
 from octavo.adapters.onnx.prepare.constants import constant
@@ -28,9 +28,7 @@ from octavo.core.numerics.channels import Factors
 from octavo.core.values.capability import Capability
 from octavo.core.values.coverage import unclaimed_of
 from octavo.core.values.graph import Group, HeldWeight, ModelView
-from octavo.core.values.ledger import Applied
 from octavo.core.values.recipe import Recipe
-from octavo.core.values.scheme import FLOAT
 
 from . import OnnxConfig
 from .candidate import OnnxCallable, OnnxCandidate
@@ -177,10 +175,7 @@ class OnnxSession(Session):
 
     def reference(self) -> OnnxCandidate:
         """Return the model as it was given."""
-        ledger = {
-            name: Applied(FLOAT, FLOAT, "kernel", site.op.out_of_reach)
-            for name, site in self._sites.sites.items()
-        }
+        ledger = {name: float_line(site) for name, site in self._sites.sites.items()}
         native = OnnxCallable(self._source, self.config)
         return OnnxCandidate(native, Recipe(backend="onnx"), ledger)
 

@@ -42,12 +42,12 @@ def loading_code(
         inputs: What the model takes.
     """
     place = Path("model-quantized" if folder is None else near(folder))
-    names = [_variable(name) for name, *_ in inputs] or ["x"]
+    names = _variables(inputs) or ["x"]
     if backend == "onnx" and inputs:
         lines = _onnxruntime_code(place, inputs, names)
     else:
         lines = _octavo_code(place, backend, names)
-    takes = _described(inputs)
+    takes = _described(inputs, names)
     if takes:
         lines.insert(-1, f"# {takes}")
     return "\n".join(lines)
@@ -98,18 +98,31 @@ def _call(function: str, arguments: Sequence[str]) -> str:
     return f"{function}(\n{inner}\n)"
 
 
+def _variables(inputs: Sequence[Input]) -> list[str]:
+    """Return a variable for each input, no two alike."""
+    found: list[str] = []
+    for name, *_ in inputs:
+        variable = _variable(name)
+        found.append(f"{variable}_{len(found)}" if variable in found else variable)
+    return found
+
+
 def _variable(name: str) -> str:
     """Return an input's name as one that Python takes."""
     found = re.sub(r"\W", "_", name)
     is_name = found.isidentifier() and not keyword.iskeyword(found)
-    return found if is_name else f"x_{found}"
+    # What the code itself names must not be hidden by an input.
+    return found if is_name and found not in _TAKEN else f"x_{found}"
 
 
-def _described(inputs: Sequence[Input]) -> str:
+_TAKEN = ("float_model", "model", "octavo", "onnxruntime", "outputs", "session")
+
+
+def _described(inputs: Sequence[Input], names: Sequence[str]) -> str:
     """Return what the inputs are: ``x: float32 [n, 64]``."""
     told = []
-    for name, dtype, shape in inputs:
+    for variable, (_, dtype, shape) in zip(names, inputs, strict=False):
         sides = ["n" if length is None else str(length) for length in shape or ()]
         shown = f" [{', '.join(sides)}]" if shape is not None else ""
-        told.append(f"{_variable(name)}: {dtype}{shown}")
+        told.append(f"{variable}: {dtype}{shown}")
     return "; ".join(told)

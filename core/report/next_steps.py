@@ -246,7 +246,7 @@ def _needed_tolerance(closest: Trial, data: ReportData) -> float | None:
     """Return the tolerance that the closest trial meets; None where it is no matter of that."""
     own = data.baseline.metrics.get(data.metric)
     found = closest.metrics.get(data.metric)
-    has_several = any(key.startswith("accuracy.metrics") for key in data.settings)
+    has_several = any(key.startswith("accuracy.metrics.") for key in data.settings)
     if own is None or found is None or data.bound is None or has_several:
         return None
     loss = own - found if data.higher_is_better else found - own

@@ -51,12 +51,18 @@ class Sums:
         Outputs whose length follows from their values (found boxes) are compared as far as both
         go.
         """
+        quantized, reference = _flat(quantized), _flat(reference)
+        self.is_float &= reference.dtype.kind in _FLOATING
         length = min(quantized.size, reference.size)
-        self.is_float &= np.issubdtype(reference.dtype, np.inexact)
-        q = quantized.astype(np.float64).reshape(-1)[:length]
-        f = reference.astype(np.float64).reshape(-1)[:length]
+        q, f = quantized[:length], reference[:length]
         self.count += max(quantized.size, reference.size)
         self.equal += int(np.count_nonzero(q == f))
+        if not _is_number(q) or not _is_number(f):
+            # Labels as texts are equal or not: nothing lies between.
+            return
+        q, f = q.astype(np.float64), f.astype(np.float64)
+        if np.any(np.isfinite(f) & ~np.isfinite(q)):
+            self.noise = self.largest = math.inf
         # A mask's minus infinity is no signal.
         finite = np.isfinite(q) & np.isfinite(f)
         q, f = q[finite], f[finite]
@@ -79,6 +85,8 @@ class Sums:
         cosine = min(1.0, self.product / lengths) if lengths else None
         if self.noise == 0:
             cosine = 1.0
+        elif self.noise == math.inf:
+            cosine = None
         return OutputDifference(
             name, self._sqnr(), cosine, self.largest, self.range, equal
         )
@@ -86,7 +94,7 @@ class Sums:
     def _sqnr(self) -> float:
         if self.noise == 0:
             return math.inf
-        if self.signal == 0:
+        if self.signal == 0 or self.noise == math.inf:
             return -math.inf
         return 10 * math.log10(self.signal / self.noise)
 
@@ -124,3 +132,18 @@ def output_json(output: OutputDifference) -> dict[str, Any]:
         "float_range": output.range,
         "equal": output.equal,
     }
+
+
+def _flat(values: np.ndarray) -> np.ndarray:
+    """Return all values in one axis; complex ones as their two parts."""
+    if np.iscomplexobj(values):
+        values = np.stack([values.real, values.imag])
+    return values.reshape(-1)
+
+
+_FLOATING = "fV"
+"""Kinds of floating types; of NumPy's own and of those that it does not have (bfloat16)."""
+
+
+def _is_number(values: np.ndarray) -> bool:
+    return values.dtype.kind in f"biu{_FLOATING}"

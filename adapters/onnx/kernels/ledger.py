@@ -92,13 +92,9 @@ class ExecutedLedger(Mapping[str, Applied]):
         return replace(line, reason=f"{line.reason}; {remark}")
 
     def _float_line(self, name: str, site: Site) -> Applied:
-        if not carries(site.node):
-            return Applied(FLOAT, FLOAT, "kernel", site.op.out_of_reach)
         if name in self._moving_codes:
             return Applied(FLOAT, FLOAT, "codes", site.op.out_of_reach)
-        return Applied(
-            FLOAT, FLOAT, "kernel", "it computes nothing, and its input is float here"
-        )
+        return float_line(site)
 
     def _line(self, name: str, given: OpParameters) -> Applied:
         if name in self._kernels:
@@ -116,3 +112,11 @@ class ExecutedLedger(Mapping[str, Applied]):
     def __reduce__(self) -> tuple[Any, ...]:
         # Sessions do not travel; the lines do.
         return dict, (dict(self),)
+
+
+def float_line(site: Site) -> Applied:
+    """Return the line of an op that runs in float: one that could carry codes is given none."""
+    reason = site.op.out_of_reach
+    if carries(site.node):
+        reason = "it computes nothing, and its input is float here"
+    return Applied(FLOAT, FLOAT, "kernel", reason)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from octavo.core.report import text
+from octavo.core.report.loading_code import loading_code
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.sampling import sampling_of
 from octavo.core.values.trial import Measurement, Trial
@@ -62,3 +65,20 @@ def test_a_difference_is_counted_in_samples() -> None:
     assert text.difference(scored(711), scored(718), "acc") == "7 of 719 samples"
     assert text.difference(scored(711), scored(711), "acc") == "none of 719 samples"
     assert text.difference(scored(711), scored(500, 720), "acc") == ""
+
+
+def test_code_names_inputs_so_that_python_takes_them() -> None:
+    inputs = [("a.b", "float32", (None, 3)), ("a_b", "int64", None), ("model", "f", ())]
+    code = loading_code("onnx", Path("out"), inputs)
+    compile(code, "shown", "exec")
+    assert "'a.b': a_b," in code.replace("}", ",")
+    assert "'a_b': a_b_1" in code and "'model': x_model" in code
+    assert "a_b: float32 [n, 3]" in code
+
+
+def test_long_paths_are_broken_into_lines_of_code_and_never_inside() -> None:
+    place = Path("a" * 40) / ("b" * 40)
+    for backend in ("torch", "numpy", "onnx"):
+        code = loading_code(backend, place, [("x", "float32", None)])
+        compile(code, "shown", "exec")
+        assert str(place) in code

@@ -386,3 +386,27 @@ def test_old_results_render(name: str, width: int) -> None:
     steps = next_steps(report_data(read_manifest(folder)), folder)
     assert steps.file is not None and "octavo.load" in steps.code
     compile(steps.code, "shown", "exec")
+
+
+def test_a_float_model_carries_no_codes() -> None:
+    float_model = octavo.Recipe({}, backend="onnx")
+    found = octavo.quantize_model(network(), float_model, BATCHES, backend="onnx")
+    assert not any(line.carries_codes for line in found.ledger.values())
+    reference = found.origin.reference.ledger
+    assert {line.reason for line in reference.values()} != set()
+    assert not any("carries" in line.reason for line in reference.values())
+
+
+@pytest.mark.parametrize("width", [12, 30, 80])
+def test_summaries_fit_any_width(
+    width: int, result: octavo.Result, missed: octavo.Result
+) -> None:
+    for found in (result, missed):
+        printed = found.summary(width)
+        assert found.goal.split()[0] in printed
+
+
+def test_results_travel(result: octavo.Result) -> None:
+    travelled = pickle.loads(cloudpickle.dumps(result))
+    assert travelled.trials == result.trials
+    assert repr(travelled.trials) == repr(result.trials)
