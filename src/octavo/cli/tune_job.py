@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from octavo.core.tuning.run import autotune
 
 from .console import out, say, show_json, warn
 from .face.early import check_parts, check_storage, existing
-from .face.failures import DONE, INTERRUPTED, NOT_REACHED
+from .face.failures import DONE, INTERRUPTED, NOT_REACHED, Interrupted
 from .given.models import check_model, default_folder, source
 from .given.scoring import Scored, Wanted, scored
 from .progress import Show
@@ -77,6 +78,19 @@ class Job:
                 f"no trial was run: {self.storage} held all {kept} of them (--fresh begins anew)"
             )
         return Ending(result, folder, Path(self.name).name)
+
+    @contextmanager
+    def _told_where_trials_are(self, command: str) -> Iterator[None]:
+        """Say how to go on where a second Ctrl-C ends a run before its result is saved."""
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            told = "interrupted before a result was saved"
+            if trials_kept(self.storage):
+                told += (
+                    f"; finished trials are kept in {self.storage}. Again: {command}"
+                )
+            raise Interrupted(told) from error
 
 
 @dataclass(frozen=True)
