@@ -8,6 +8,7 @@ from typing import Any
 
 from octavo.core.values.trial import Measurement, Trial
 
+from .loading_code import MODEL, model_file
 from .model import ReportData
 from .next_steps import next_steps
 
@@ -32,10 +33,14 @@ def outcome(data: ReportData, folder: Path | None = None) -> dict[str, Any]:
         "trials": len(data.trials),
         "history": data.settings.get("history"),
         "again": data.command or None,
-        "next": next_steps(data, folder).to_json(),
     }
-    if folder is not None:
-        found["folder"] = str(folder)
+    file = None if folder is None else model_file(folder / MODEL)
+    steps = next_steps(data, folder).to_json()
+    found["folder"] = str(folder) if folder is not None else None
+    found["model"] = str(file) if file is not None else None
+    found["load"] = steps["code"]
+    found["warnings"] = steps["warnings"]
+    found["next"] = {"costly_ops": steps["costly_ops"], "try": steps["try"]}
     return found
 
 

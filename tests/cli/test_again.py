@@ -73,7 +73,9 @@ def test_it_goes_on_after_an_interruption_and_is_at_once_done_after_that(
     first = shell(line, tmp_path)
     assert first.returncode == 0, first.stderr
     trials = read_history(tmp_path / "cut.db")[1]
-    assert [trial.number for trial in trials] == [0, 1, 2, 3], first.stdout + first.stderr
+    assert [trial.number for trial in trials] == [0, 1, 2, 3], (
+        first.stdout + first.stderr
+    )
     second = shell(line_of(first.stdout), tmp_path)
     assert second.returncode == 0, second.stderr
     assert "no trial was run" in second.stderr

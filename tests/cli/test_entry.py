@@ -59,6 +59,11 @@ def test_completion_is_offered(octavo: Command) -> None:
         (("history", "nowhere.db"), "nowhere.db does not exist"),
         (("sensitivity", "nowhere.onnx"), "--data"),
         (("capabilities", "--backend", "onx"), "did you mean 'onnx'"),
+        (
+            ("quantize", "m.onnx", "--scheme", "int8-statc"),
+            "did you mean 'int8-static'",
+        ),
+        (("quantize", "nowhere.onnx", "--scheme", "int8-dynamic"), "does not exist"),
         (("export", "nowhere", "--to", "standalon", "-o", "x"), "'standalone'"),
     ],
 )

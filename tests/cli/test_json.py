@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from .conftest import Command, tune_arguments
@@ -35,9 +36,43 @@ def test_tune_and_report_tell_the_same_outcome(
     assert score["low"] <= score["value"] <= score["high"]
     assert Path(told["report"]).is_file()
     assert Path(told["history"]).is_file()
+    assert Path(told["model"]).is_file()
+    assert "onnxruntime" in told["load"]
     again = json.loads(octavo("report", "r", "--json").out)
     shared = told.keys() & again.keys() - {"interrupted"}
     assert {key: again[key] for key in shared} == {key: told[key] for key in shared}
+
+
+def test_quantize_ends_with_float_against_quantized(
+    octavo: Command, model: Path, data: Path
+) -> None:
+    command = ("quantize", model, "--data", data, "--metric", "accuracy", "-o", "q")
+    told = json.loads(octavo(*command, "--json").out)
+    assert told["exit_code"] == 0
+    assert figures_belong_together(told["latency"], "ms")
+    assert figures_belong_together(told["size"], "bytes")
+    assert told["size"]["bytes"] < told["size"]["float_bytes"]
+    assert told["scores"]["accuracy"]["float"] == 1.0
+    assert told["outputs"][0]["sqnr_db"] > 10
+    assert Path(told["model"]).is_file()
+    image = np.zeros((2, 1, 8, 8), np.float32)
+    names = {"image": image}
+    exec(told["load"], names)
+    assert names["outputs"][0].shape == (2, 5)
+    shown = octavo(*command, "--ledger")
+    assert "as requested" in shown.out
+    assert "SQNR" in shown.out
+    without = octavo("quantize", model, "--scheme", "int8-dynamic", "-o", "d")
+    assert "float" in without.out
+    assert "--data gives samples" in without.out
+
+
+def test_a_dry_run_quantizes_nothing(
+    octavo: Command, model: Path, data: Path, tmp_path: Path
+) -> None:
+    ended = octavo("quantize", model, "--data", data, "--dry-run", "--json")
+    assert json.loads(ended.out)["ops"] == 2
+    assert not list(tmp_path.iterdir())
 
 
 def test_check_holds_a_result_against_its_record(

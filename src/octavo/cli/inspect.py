@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from octavo.core.contract.adapter import Candidate
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import OctavoError
 from octavo.core.opening.opening import open_model
 from octavo.core.report import text
-from octavo.core.report.ledger_tables import ledger_table
+from octavo.core.report.ledger_tables import ledger_table, legend_table
 from octavo.core.report.summary import float_weights
 from octavo.core.report.tables import TextTable, table
 from octavo.core.results.result import load_candidate, read_manifest
 from octavo.core.values.coverage import Coverage
 from octavo.core.values.graph import ModelView, Op
+from octavo.core.values.ledger import Applied
 
 from .console import out, show_json
 from .face.options import INPUT, AsJson, FloatModel, argument, option
@@ -59,12 +61,7 @@ def inspect(
         return
     saved = _saved_file(opened) if isinstance(opened, Path) else None
     if saved is not None:
-        size = text.size(opened.stat().st_size)
-        recipe = saved.recipe
-        console = out()
-        console.print(ledger_table(saved.ledger))
-        told = f"backend {recipe.backend}, {size}, recipe {recipe.digest}"
-        console.print(told, soft_wrap=True)
+        _file(opened, saved, as_json)
         return
     found = open_model(opened, PluginHost(), backend=backend)
     view, facts = found.view, found.session.facts()
@@ -82,7 +79,8 @@ def _shown(view: ModelView) -> Iterator[TextTable | str]:
     """Yield a model's tables and lines, in the order of reading."""
     columns = ("op", "type", "weight", "parameters", "MACs", "in float32", "remark")
     figures = ("parameters", "MACs", "in float32")
-    yield table(columns, [_row(op) for op in view.ops], right=figures)
+    rows = [_row(op) for op in view.ops]
+    yield table(columns, rows, right=figures, least=("in float32", "MACs", "remark"))
     if view.groups:
         yield _groups(view)
     inputs = ", ".join(f"{i.name} {i.dtype}{_shape(i.shape)}" for i in view.inputs)
@@ -189,6 +187,28 @@ def _op_as_json(op: Op) -> dict[str, Any]:
     }
 
 
+def _file(path: Path, saved: Candidate, as_json: bool) -> None:
+    """Show a single file that carries its recipe."""
+    recipe, size = saved.recipe, path.stat().st_size
+    if as_json:
+        ledger = {op: line.to_row() for op, line in saved.ledger.items()}
+        told = {"backend": recipe.backend, "recipe": recipe.to_json()}
+        show_json({**told, "ledger": ledger, "bytes": size})
+        return
+    console = out()
+    _print_ledger(console, saved.ledger)
+    told_of_it = f"backend {recipe.backend}, {text.size(size)}, recipe {recipe.digest}"
+    console.print(told_of_it, soft_wrap=True)
+
+
+def _print_ledger(console: Console, ledger: Mapping[str, Applied]) -> None:
+    """Print a ledger, and what the short names of its schemes stand for."""
+    console.print(ledger_table(ledger))
+    legend = legend_table(ledger)
+    if legend is not None:
+        console.print(legend)
+
+
 def _result(folder: Path, float_model: Any, as_json: bool) -> None:
     manifest = read_manifest(folder)
     size = sum(f.stat().st_size for f in (folder / "model").rglob("*") if f.is_file())
@@ -199,7 +219,7 @@ def _result(folder: Path, float_model: Any, as_json: bool) -> None:
         return
     candidate = load_candidate(folder, float_model)
     console = out()
-    console.print(ledger_table(candidate.ledger))
+    _print_ledger(console, _in_order(candidate.ledger, manifest.get("ops") or {}))
     coverage = Coverage.from_json(manifest.get("coverage") or {})
     if coverage.total:
         console.print(float_weights(coverage))
@@ -208,3 +228,11 @@ def _result(folder: Path, float_model: Any, as_json: bool) -> None:
         f"{manifest['octavo']}",
         soft_wrap=True,
     )
+
+
+def _in_order(
+    ledger: Mapping[str, Applied], ops: Mapping[str, Any]
+) -> dict[str, Applied]:
+    """Return a ledger in the order of the model, as far as a result records that."""
+    known = {op: ledger[op] for op in ops if op in ledger}
+    return {**known, **ledger}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,33 +14,39 @@ from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import ConfigError, nearest
 from octavo.core.opening.config import TuningConfig
 from octavo.core.opening.presets import PRESETS
-from octavo.core.report.ledger_tables import ledger_table
-from octavo.core.report.summary import float_weights
-from octavo.core.results.result import check_target
+from octavo.core.results.comparing import Comparison
+from octavo.core.results.result import Quantized, check_target
 from octavo.core.tuning.quantize import quantize_model
 
-from .console import out, say
+from .console import out, say, show_json
 from .face.early import check_parts, existing
+from .face.failures import DONE
 from .face.logs import logged
 from .face.options import (
+    GOAL,
     HOW,
     INPUT,
     OUTPUT,
+    AsJson,
     Backend,
     BatchSize,
+    Evaluate,
     Labels,
     LogFile,
     Model,
     Verbose,
+    flag,
     option,
 )
-from .given.data import calibration_source
+from .given.data import Samples, calibration_source, read_samples
+from .given.metrics import METRICS, FileScore, metric
 from .given.models import check_model, default_folder, source
-from .given.scoring import SAMPLES, is_path
+from .given.scoring import SAMPLES, float_labels, is_path, score_function
+from .quantize_job import Made, plan_of_quantize
 
 EXAMPLES = """
 octavo quantize model.onnx --scheme int8-dynamic
-octavo quantize model.onnx --scheme int8-static --data samples.npz
+octavo quantize model.onnx --scheme int8-static --data samples.npz --metric accuracy
 octavo quantize model.onnx --scheme model-quantized --data samples.npz
 """
 
@@ -47,6 +55,7 @@ _SCHEME = (
     "say what each op takes."
 )
 _DATA = "Samples that calibrate: an .npz, a folder of .npy, or module:name."
+_METRIC = f"Score both models on --data: {', '.join(METRICS)}."
 CONFIGURATIONS = (".toml", ".yaml", ".yml")
 
 
@@ -62,15 +71,30 @@ def quantize(
     labels: Labels = None,
     batch_size: BatchSize = 32,
     backend: Backend = None,
+    metric_name: Annotated[
+        str | None, option(GOAL, "NAME", _METRIC, "--metric")
+    ] = None,
+    evaluate: Evaluate = None,
+    dry_run: Annotated[
+        bool, flag(HOW, "Open and read everything, quantize nothing.", "--dry-run")
+    ] = False,
     output: Annotated[
         Path | None,
         option(OUTPUT, "FOLDER", "Left out: MODEL-SCHEME.", "--output", "-o"),
     ] = None,
+    ledger: Annotated[
+        bool, flag(OUTPUT, "Show every op; left out: a few lines by type.", "--ledger")
+    ] = False,
+    as_json: AsJson = False,
     verbose: Verbose = 0,
     log_file: LogFile = None,
 ) -> None:
-    """Quantize MODEL by a named scheme, without a search."""
+    """Quantize MODEL by a named scheme, without a search.
+
+    It ends with float against quantized: size, latency, outputs, and the score that is asked for.
+    """
     chosen = _scheme(scheme)
+    _check_score(metric_name, evaluate, data)
     _check_data(data, chosen)
     host = PluginHost()
     if backend is not None:
@@ -79,20 +103,67 @@ def quantize(
     target = check_target(output or default_folder(model, Path(scheme).stem))
     with ExitStack() as stack:
         stack.enter_context(logged(verbose, log_file))
-        batches = None
-        if data is not None:
-            batches = calibration_source(data, "--data", batch_size, labels)
+        own = score_function(evaluate) if evaluate is not None else None
+        samples, batches = _read(data, labels, batch_size, metric_name)
+        opened = source(model)
+        if dry_run:
+            plan = plan_of_quantize(model, opened, chosen, batches, backend, target)
+            plan.tell(as_json)
+            raise typer.Exit(DONE)
+        score: Callable[[Any], Any] | None = own
+        if metric_name is not None and samples is not None:
+            reference = float_labels(opened, metric_name, samples, batch_size, host)
+            score = FileScore(metric_name, samples, batch_size, reference)
+        shows = verbose == 0
         quantized = quantize_model(
-            source(model), chosen, batches, backend=backend, progress=True
+            opened, chosen, batches, backend=backend, progress=shows
         )
-    for note in quantized.notes:
-        if note != quantized.coverage.summary():  # the table tells it
-            say(note)
+        folder = quantized.save(target)
+        compared = None
+        if batches is not None:
+            compared = _compared(quantized, score, metric_name)
+    made = Made(quantized, scheme, folder, compared)
+    if as_json:
+        show_json(made.facts())
+        return
+    for note in made.notes:
+        say(note)
     console = out()
-    console.print(ledger_table(quantized.ledger))
-    if quantized.coverage.total:
-        console.print(float_weights(quantized.coverage))
-    console.print(f"model: {quantized.save(target)}", soft_wrap=True)
+    for part in made.parts(ledger):
+        console.print(part, crop=False)
+    console.print(f"result: {folder}", soft_wrap=True)
+
+
+def _read(
+    data: str | None, labels: str | None, batch_size: int, metric_name: str | None
+) -> tuple[Samples | None, Any]:
+    """Return the samples of a file, where a score needs them, and calibration batches."""
+    if data is None:
+        return None, None
+    if metric_name is None:
+        return None, calibration_source(data, "--data", batch_size, labels)
+    samples = read_samples(Path(data), labels)
+    return samples, list(samples.batches(batch_size))
+
+
+def _compared(
+    quantized: Quantized, score: Callable[[Any], Any] | None, name: str | None
+) -> Comparison:
+    """Return the quantized model beside float."""
+    if isinstance(score, FileScore):
+        # A built-in score calls either model with arrays.
+        quantized = replace(quantized, native=False)
+    return quantized.compare(score=score, metric=name or "score")
+
+
+def _check_score(name: str | None, evaluate: str | None, data: str | None) -> None:
+    """Raise ConfigError where a score is asked for that cannot be taken."""
+    if name is None:
+        return
+    if evaluate is None:
+        metric(name)
+    if evaluate is None and (data is None or not is_path(data)):
+        raise ConfigError("--metric scores the samples of a file: give --data")
 
 
 def _scheme(scheme: str) -> str | TuningConfig:

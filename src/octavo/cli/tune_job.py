@@ -58,7 +58,8 @@ class Job:
             resume: Whether a history that is there is continued.
         """
         kept = trials_kept(self.storage) if resume else 0
-        with terminate_as_interrupt(), Show(quiet) as show:
+        told = self._told_where_trials_are(command)
+        with terminate_as_interrupt(), told, Show(quiet) as show:
             result = autotune(
                 self.model,
                 self.scored.score,
