@@ -38,8 +38,9 @@ class Remarks:
         if text in self._told:
             return
         self._told.append(text)
-        for listener in self._listeners:
-            listener.note(text)
+        if level >= logging.WARNING:
+            for listener in self._listeners:
+                listener.note(text)
         log(text, area, level, shown=bool(self._listeners))
 
     def advise(self, text: str) -> None:
