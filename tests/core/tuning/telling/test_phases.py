@@ -70,9 +70,11 @@ def test_a_run_names_its_phases_in_their_order(tmp_path: Path) -> None:
         "opening",
         "float baseline",
         "calibration",
+        "check of the score",
         "trials",
         "sensitivities",
         "confirmation",
+        "figures by layer",
     ]
     batches = [p for p in seen.phases if p.name == "calibration"]
     assert [(p.done, p.total) for p in batches] == [(n, 4) for n in range(5)]
