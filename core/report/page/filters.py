@@ -66,6 +66,12 @@ def capitalized(title: str) -> str:
     return title[:1].upper() + title[1:]
 
 
+def sentence(said: str) -> str:
+    """Return what the core says in passing as a sentence: a capital, and a full stop."""
+    is_whole = not said or said.endswith((".", "!", "?"))
+    return capitalized(said) if is_whole else f"{capitalized(said)}."
+
+
 FILTERS: Mapping[str, Callable[..., Any]] = {
     "apart": apart,
     "base": text.base,
@@ -77,6 +83,7 @@ FILTERS: Mapping[str, Callable[..., Any]] = {
     "samples": text.samples,
     "score": text.score,
     "scored": text.scored,
+    "sentence": sentence,
     "spread": spread,
     "state": state,
 }
