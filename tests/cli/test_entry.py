@@ -58,6 +58,9 @@ def test_completion_is_offered(octavo: Command) -> None:
         (("inspect", "nowhere.onnx"), "nowhere.onnx does not exist"),
         (("history", "nowhere.db"), "nowhere.db does not exist"),
         (("sensitivity", "nowhere.onnx"), "--data"),
+        (("inspect", "."), "'.' is a folder and no saved result"),
+        (("history", "."), ". is a folder and no saved result"),
+        (("capabilities", "/dev/null"), "no backend opens the file '/dev/null'"),
         (("capabilities", "--backend", "onx"), "did you mean 'onnx'"),
         (
             ("quantize", "m.onnx", "--scheme", "int8-statc"),

@@ -17,7 +17,7 @@ from octavo.core.values.capability import Capability, Offer
 
 from .console import out, show_json, warn
 from .face.options import HOW, INPUT, AsJson, MaybeModel, flag, option
-from .given.models import source
+from .given.models import check_model, source
 
 EXAMPLES = """
 octavo capabilities
@@ -48,6 +48,7 @@ def capabilities(
     if backend is not None:
         host.part("adapters", backend)
     if model is not None:
+        check_model(model, host)
         opened = open_model(source(model), host, backend=backend)
         found = [(opened.capability, {op.type for op in opened.view.ops})]
     else:

@@ -74,7 +74,7 @@ def compare(
     which is faster.
     """
     for side in (a, b):
-        check_model(side)
+        check_model(side, or_result=True)
     if data is not None:
         existing(data, "--data", SAMPLES)
     if float_model is not None:

@@ -73,7 +73,7 @@ def export(
     exporter = host.part("exporters", to or "standalone").name
     if backend is not None:
         host.read("adapters", backend)
-    check_model(result)
+    check_model(result, host, or_result=True)
     _check_empty(output)
     opened = source(result)
     if is_result(opened):

@@ -75,6 +75,8 @@ def _trials(store: str, study: str | None) -> tuple[str, tuple[Trial, ...]]:
     """Return the name of a run and its trials, the float model's first."""
     if not is_url(store):
         existing(store, "the run", "give the file that --storage named, or a result")
+    if not is_url(store) and Path(store).is_dir() and not is_result(Path(store)):
+        raise ConfigError(f"the run: {store} is a folder and no saved result")
     if not is_result(Path(store)):
         name, trials, _ = read_history(store, study)
         return name, trials

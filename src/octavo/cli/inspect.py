@@ -25,7 +25,7 @@ from octavo.core.values.ledger import Applied
 
 from .console import out, show_json
 from .face.options import INPUT, AsJson, FloatModel, argument, option
-from .given.models import is_result, source
+from .given.models import check_model, is_result, source
 
 EXAMPLES = """
 octavo inspect model.onnx
@@ -55,6 +55,7 @@ def inspect(
     """
     if backend is not None:
         PluginHost().part("adapters", backend)
+    check_model(model, or_result=True)
     opened = source(model)
     if is_result(opened):
         _result(opened, source(float_model) if float_model else None, as_json)

@@ -44,13 +44,15 @@ def named_object(spec: str, option: str) -> Any:
     return found
 
 
-def check_model(model: str, host: PluginHost | None = None) -> None:
+def check_model(
+    model: str, host: PluginHost | None = None, *, or_result: bool = False
+) -> None:
     """Raise where a model argument names nothing, before anything is read.
 
     Args:
         model: As it was given.
-        host: Plugins, where it must be a float model that one of them opens; None where it may be a
-            saved result as well.
+        host: Plugins; None loads the default ones.
+        or_result: Whether it may be the folder of a saved result as well.
 
     Raises:
         MissingFile: If it is a path at which nothing is.
@@ -62,18 +64,19 @@ def check_model(model: str, host: PluginHost | None = None) -> None:
         "give a path, or module:name of a Python object or of a function that makes one"
     )
     path = existing(model, "the model", remedy)
-    if host is None:
-        return
     if is_result(path):
+        if or_result:
+            return
         raise ConfigError(f"{model} is a saved result: give the float model itself")
-    cards = host.adapters().values()
-    if not any(card.claims(path) for card in cards):
-        ends = sorted({end for card in cards for end in card.suffixes})
-        kind = "folder" if path.is_dir() else "file"
-        raise ConfigError(
-            f"the model: no backend opens the {kind} {model!r} (they open {', '.join(ends)}); "
-            f"{remedy}"
-        )
+    cards = (host or PluginHost()).adapters().values()
+    if any(card.claims(path) for card in cards):
+        return
+    ends = sorted({end for card in cards for end in card.suffixes})
+    if path.is_dir():
+        what = f"{model!r} is a folder" + (" and no saved result" if or_result else "")
+    else:
+        what = f"no backend opens the file {model!r}"
+    raise ConfigError(f"the model: {what} (backends open {', '.join(ends)}); {remedy}")
 
 
 def _is_named(model: str) -> bool:
@@ -89,7 +92,8 @@ def source(model: str) -> Any:
     Raises:
         ConfigError: If it names nothing.
     """
-    check_model(model)
+    if not absolute(model, "a model").exists():
+        check_model(model)
     if not _is_named(model):
         return Path(model)
     found = named_object(model, "model")
