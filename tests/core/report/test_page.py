@@ -86,7 +86,7 @@ def test_the_conclusion_is_why_and_how_it_ended_is_a_footnote() -> None:
     text = Page(render(run())).text
     assert text.index("Trial 3 is the fastest") < text.index("8 trials were used up")
     missed = replace(run(), goal_met=False, reason="the closest: 0.4 against 1")
-    assert "the closest: 0.4 against 1" in Page(render(missed)).text
+    assert "The closest: 0.4 against 1." in Page(render(missed)).text
 
 
 def test_a_reader_is_told_what_to_do_next(tmp_path: Path) -> None:
