@@ -1,7 +1,6 @@
-"""How the report's charts look: colours, and figures as SVG that is put straight into the page.
+"""How the chart of sensitivities looks: colours, and a figure as SVG.
 
-Text stays text (it can be searched, copied and read aloud), and colours are CSS variables of the
-page, so that charts follow its light and dark dress.
+Text stays text: it can be searched, copied and read aloud.
 """
 
 from __future__ import annotations
@@ -23,28 +22,16 @@ if TYPE_CHECKING:
 INK = "#010101"
 FAINT = "#020202"
 GRID = "#030303"
-PAPER = "#040404"
-GOOD = "#050505"
-BAD = "#060606"
-ACCENT = "#070707"
 SERIES = ("#080801", "#080802", "#080803", "#080804", "#080805", "#080806")
 _VARIABLES = {
     INK: "ink",
     FAINT: "faint",
     GRID: "grid",
-    PAPER: "paper",
-    GOOD: "good",
-    BAD: "bad",
-    ACCENT: "accent",
 } | {colour: f"series-{i}" for i, colour in enumerate(SERIES)}
 LIGHT = {
     "ink": "#1b1f26",
     "faint": "#5b6472",
     "grid": "#e1e5eb",
-    "paper": "#ffffff",
-    "accent": "#0a58ca",
-    "good": "#14713f",
-    "bad": "#b3261e",
     "series-0": "#0a58ca",
     "series-1": "#b45309",
     "series-2": "#0f766e",
@@ -52,9 +39,7 @@ LIGHT = {
     "series-4": "#be185d",
     "series-5": "#4d7c0f",
 }
-"""The light dress; the page's style sheet takes it from here."""
-MARKERS = ("o", "s", "^", "D", "v", "P")
-"""Backends differ in shape as well as in colour."""
+"""The light dress, in which a file of its own is drawn."""
 
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
