@@ -145,7 +145,9 @@ def summary(data: ReportData, folder: str | Path | None = None) -> Group:
 
 def _parts(data: ReportData, steps: NextSteps) -> Iterator[TextTable | Text]:
     style = "bold green" if data.goal_met else "bold red"
-    why = Text(f" ({data.goal}); {data.reason}", style="")
+    # The reason may begin with the verdict, which stands before it here.
+    reason = data.reason.removeprefix(f"{data.verdict}: ")
+    why = Text(f" ({data.goal}); {reason}", style="")
     yield Text(data.verdict, style=style) + why
     yield comparison(data)
     if data.why_best:
