@@ -61,7 +61,7 @@ class Turns:
     rounds: int
 
 
-Enough = Callable[[Sequence[Measurement]], bool]
+Enough = Callable[[Turns], bool]
 """Whether what was measured so far decides, or nothing more can be done."""
 
 
@@ -109,7 +109,7 @@ class Objective(ABC):
         Args:
             subjects: The candidates.
             reference: The float model.
-            enough: Asked after each round from the least number of rounds on.
+            enough: Asked after each round from the third on.
 
         Returns:
             The measurements; None for an objective whose figures are as good as they can be.

@@ -11,7 +11,7 @@ from octavo.core.contract.adapter import Opened
 from octavo.core.contract.criterion import Criterion
 from octavo.core.contract.objective import Objective, Subject
 from octavo.core.quantizing.realize import Realizer
-from octavo.core.scoring.choice import choose
+from octavo.core.scoring.choice import Choice, choice, choose
 from octavo.core.scoring.scoring import Scoring
 from octavo.core.scoring.yardstick import Yardstick
 from octavo.core.sensitivity.service import SensitivityService
@@ -75,6 +75,8 @@ class Bench:
         checked: What must be measured for the budgets beside the objectives, by name.
         clock: The run's time limit.
         scored: The float model's trial; None until it is scored.
+        only_timed: Whether none but trials of the last timing compete: there is no time to time
+            more of them.
         sensitivities: What knows them, by backend; of those that have a choice.
     """
 
@@ -94,6 +96,7 @@ class Bench:
     checked: Mapping[str, Objective] = field(default_factory=dict)
     clock: Clock = field(default_factory=Clock)
     scored: Trial | None = None
+    only_timed: bool = False
     sensitivities: Mapping[str, SensitivityService] = field(default_factory=dict)
 
     @property
@@ -124,10 +127,15 @@ class Bench:
 
         None while none of them is worth it, where the float model itself passes.
         """
-        trials = self.history.trials
+        found = self.choice(among)
+        return self._as_recorded(found.best) if found is not None else None
+
+    def choice(self, among: Collection[int] | None = None) -> Choice | None:
+        """Return the same with how it was chosen."""
+        trials = self._competing()
         if among is not None:
-            trials = tuple(t for t in trials if t.number in among)
-        return choose(trials, tuple(self.objectives), self.rival)
+            trials = [t for t in trials if t.number in among]
+        return choice(trials, tuple(self.objectives), self.rival)
 
     @property
     def rival(self) -> Trial | None:
@@ -136,12 +144,31 @@ class Bench:
 
     def no_gain(self) -> Trial | None:
         """Return the best passing trial where none improves on the float model; else None."""
-        found = choose(self.history.trials, tuple(self.objectives))
-        return found if found is not None and self.best() is None else None
+        found = choose(self._competing(), tuple(self.objectives))
+        if found is None or self.best() is not None:
+            return None
+        return self._as_recorded(found)
 
     def leader(self) -> Trial | None:
         """Return the best passing trial, even where it is no gain on the float model."""
         return self.best() or self.no_gain()
+
+    def _competing(self) -> list[Trial]:
+        """Return all trials as they compete with each other.
+
+        Once some were timed side by side, the noise of the search makes no other one tie with
+        them: it must look better by its figure, and is then timed as they were.
+        """
+        timed = self.history.timed
+        trials = self.history.trials
+        if self.only_timed:
+            trials = tuple(t for t in trials if t.number in timed)
+        if not timed:
+            return list(trials)
+        return [t if t.number in timed else _without_spread(t) for t in trials]
+
+    def _as_recorded(self, trial: Trial) -> Trial:
+        return next(t for t in self.history.trials if t.number == trial.number)
 
     def refuse(self, trial: Trial, why: str, margin: float = REFUSED_MARGIN) -> None:
         """Let a trial that passed count as missed, for this run and for all that go on from it."""
@@ -161,3 +188,12 @@ class Bench:
             noise=noise.deviation,
         )
         self.tell(self.yardstick.warning())
+
+
+def _without_spread(trial: Trial) -> Trial:
+    """Return a trial whose figures are taken as they are."""
+    figures = {
+        name: replace(found, low=found.value, high=found.value)
+        for name, found in trial.objectives.items()
+    }
+    return replace(trial, objectives=figures)

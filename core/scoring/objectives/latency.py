@@ -17,8 +17,8 @@ from octavo.core.values.trial import Measurement
 
 from .config import LatencyConfig, ThroughputConfig, TimedConfig
 
-FEWEST = 7
-"""Rounds of a last timing, at least: of six or more, the outer two hold the median at 95 %."""
+FEWEST = 3
+"""Rounds in turns, at least: one may be disturbed, and of two nobody knows which."""
 
 MOST = 30
 """Rounds of a last timing, at most: what they do not tell apart is a tie to whoever uses it."""
@@ -134,8 +134,9 @@ def _until(
     times.rounds(FEWEST)
     while True:
         measured = tuple(measurement(timed) for timed in times.all())
-        if len(times) >= MOST or enough(measured):
-            return Turns(measured, len(times))
+        turns = Turns(measured, len(times))
+        if len(times) >= MOST or enough(turns):
+            return turns
         times.rounds(1)
 
 
@@ -169,7 +170,8 @@ def _quartiles(ratios: np.ndarray) -> tuple[float, float]:
 
 
 def _median_interval(ratios: np.ndarray) -> tuple[float, float]:
-    """Return the 95 % interval of a median, which no distribution is assumed for.
+    """Return the 95 % interval of a median, which no distribution is assumed for; of fewer than
+    six ratios it is all that was seen.
 
     The k-th smallest and the k-th largest hold it but with the probability that fewer than k of n
     fair coins fall on one side (the sign test's interval; Conover, Practical Nonparametric

@@ -26,7 +26,10 @@ from octavo.core.values.trial import Measurement, Trial
 FEW = 4
 """So many trials are timed again at most: each costs a turn in every round, and its memory."""
 
-PASSES = 3
+FEWEST = 7
+"""Rounds, at least, while there is time: of six, the outer two hold the median at 95 %."""
+
+PASSES = 6
 """So often at most: a trial that falls back in the last timing may leave the lead to one that was
 not in it."""
 
@@ -59,6 +62,8 @@ class FinalTiming:
     bench: Bench
     candidate: Callable[[Trial], Candidate]
     record: dict[str, Any] = field(default_factory=dict)
+    _ends: float = 0.0
+    _doubts: str = ""
 
     def __post_init__(self) -> None:
         self.record = dict(self.bench.history.fact(FACT) or {})
@@ -68,24 +73,36 @@ class FinalTiming:
 
         Nothing is done where no objective varies from one timing to the next, or no time is left.
         """
+        bench = self.bench
+        bench.only_timed = False
+        name = self._timed_objective()
+        if not name or self._is_led_by_timed():
+            return
+        if bench.clock.lacks_time_for("the last timing of the best few"):
+            return
+        spent = time.perf_counter() - bench.clock.began
+        self._ends = time.perf_counter() + max(LEAST_SECONDS, PART * spent)
+        try:
+            with bench.phases.within(FINAL_TIMING):
+                self._time_leaders(name)
+        except Exception as error:
+            # The figures of the search stand; what runs badly here was measured there.
+            bench.tell(f"the last timing of the best few failed: {said(error)}")
+            return
+        bench.only_timed = not self._is_led_by_timed()
+        if self._doubts:
+            bench.tell(self._doubts)
+
+    def _time_leaders(self, name: str) -> None:
+        """Time the best few, and again with those that lead after it, while there is time."""
         for _ in range(PASSES):
-            leader = self.bench.leader()
-            if leader is None or leader.number in self.bench.history.timed:
+            self._time(name)
+            if self._is_led_by_timed() or self._is_late():
                 return
-            name = self._timed_objective()
-            if not name or self.bench.clock.lacks_time_for(
-                "the last timing of the best few"
-            ):
-                return
-            try:
-                with self.bench.phases.within(FINAL_TIMING):
-                    self._time(name)
-            except Exception as error:
-                # The figures of the search stand; what runs badly here was measured there.
-                self.bench.tell(
-                    f"the last timing of the best few failed: {said(error)}"
-                )
-                return
+
+    def _is_led_by_timed(self) -> bool:
+        leader = self.bench.leader()
+        return leader is None or leader.number in self.bench.history.timed
 
     def _timed_objective(self) -> str:
         """Return the first objective whose figures vary; '' where there is none."""
@@ -99,13 +116,11 @@ class FinalTiming:
         few = contenders(bench.history.trials, tuple(bench.objectives), name, FEW)
         # The float model against itself shows what a difference of nothing looks like here.
         models = [bench.baseline, *few]
-        spent = time.perf_counter() - bench.clock.began
-        ends = time.perf_counter() + max(LEAST_SECONDS, PART * spent)
         with ExitStack() as stack:
             subjects = [self._subject(trial, stack) for trial in models]
             load = stack.enter_context(OthersLoad())
             turns = bench.objectives[name].in_turns(
-                subjects, bench.reference, lambda found: self._enough(found, ends)
+                subjects, bench.reference, self._enough
             )
         if turns is None:
             return
@@ -122,14 +137,18 @@ class FinalTiming:
         stack.callback(subject.close)
         return subject
 
-    def _enough(self, measured: Sequence[Measurement], ends: float) -> bool:
+    def _enough(self, turns: Turns) -> bool:
         """Return whether each trial is known to tie with the fastest or to be behind it, or time
         is up."""
+        if self._is_late():
+            return True
+        shares = [found.relative for found in turns.measured[1:]]
+        return turns.rounds >= FEWEST and is_settled(shares)
+
+    def _is_late(self) -> bool:
         clock = self.bench.clock
         kept_for_the_rest = clock.reserve - expected_seconds(self.bench)
-        is_late = time.perf_counter() > ends or clock.left <= kept_for_the_rest
-        shares = [found.relative for found in measured[1:]]
-        return is_late or is_settled(shares)
+        return time.perf_counter() > self._ends or clock.left <= kept_for_the_rest
 
     def _keep(self, trial: Trial, name: str, measured: Measurement) -> None:
         """Let a figure take the place of the search's, here and for runs that go on from it."""
@@ -169,8 +188,7 @@ class FinalTiming:
         self.bench.history.put(FACT, self.record)
         unsteady = unsteadiness({name: turns.measured[0]})
         doubts = filter(None, (_undecided(record), _busy(load) or unsteady))
-        if told := "; ".join(doubts):
-            self.bench.tell(told)
+        self._doubts = "; ".join(doubts)
 
 
 def expected_seconds(bench: Bench) -> float:

@@ -20,7 +20,7 @@ from octavo.core.results.circumstances import (
 from octavo.core.results.result import Result
 from octavo.core.scoring.certificate import Certificate
 from octavo.core.scoring.certifying import coarseness
-from octavo.core.scoring.choice import choice, compared
+from octavo.core.scoring.choice import compared
 from octavo.core.scoring.scoring import Holdout
 from octavo.core.scoring.why_best import why_best
 from octavo.core.scoring.yardstick import Judged
@@ -285,8 +285,7 @@ class Finish:
 
     def _why_best(self, best: Trial) -> str:
         """Say why this trial is the best; '' for one that is not (the float model, the closest)."""
-        bench = self.bench
-        found = choice(bench.history.trials, tuple(bench.objectives), bench.rival)
+        found = self.bench.choice()
         if found is None or found.best.number != best.number:
             return ""
         final = self.acceptance.final.record

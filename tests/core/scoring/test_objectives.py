@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from octavo.core.contract.adapter import Candidate
-from octavo.core.contract.objective import Subject
+from octavo.core.contract.objective import Subject, Turns
 from octavo.core.errors import ConfigError, WorkerDied
 from octavo.core.scoring import objectives
 from octavo.core.scoring.objectives import energy
@@ -30,7 +29,6 @@ from octavo.core.scoring.objectives.latency import (
 from octavo.core.scoring.objectives.memory import Memory
 from octavo.core.scoring.objectives.size import Size
 from octavo.core.values.recipe import Recipe
-from octavo.core.values.trial import Measurement
 
 
 class Sorts(Candidate):
@@ -91,8 +89,8 @@ def test_turns_tell_a_slower_candidate_from_two_alike() -> None:
     alike, slower = subject(40_000), subject(400_000)
     asked: list[int] = []
 
-    def enough(measured: Sequence[Measurement]) -> bool:
-        asked.append(len(measured))
+    def enough(turns: Turns) -> bool:
+        asked.append(len(turns.measured))
         return len(asked) == 3
 
     found = Latency(config).in_turns([alike, slower, alike], reference, enough)

@@ -12,6 +12,7 @@ import octavo
 from octavo.core.contract.objective import Enough, Subject, Turns
 from octavo.core.scoring.objectives.latency import Latency
 from octavo.core.storage.history import read_history
+from octavo.core.tuning.ending import final_timing
 from octavo.core.tuning.ending.final_timing import is_settled, listed
 from octavo.core.values.trial import Measurement
 from tests import tiny
@@ -41,8 +42,10 @@ class Machine:
             numbers = [machine.number(subject) for subject in subjects]
             machine.timed.append(numbers)
             found = [machine.true(n) if n else share(1.0, 0.001) for n in numbers]
-            assert enough(found) == is_settled(found[1:])
-            return Turns(tuple(found), 9)
+            turns = Turns(tuple(found), 9)
+            assert enough(turns) == is_settled(found[1:])
+            assert not enough(Turns(tuple(found), 6))
+            return turns
 
         monkeypatch.setattr(Latency, "measure", measure)
         monkeypatch.setattr(Latency, "in_turns", in_turns)
@@ -108,6 +111,31 @@ def test_one_that_was_not_timed_again_is_timed_where_the_others_fall_behind_it(
     assert sorted(machine.timed[0]) == [0, 1, 2, 3, 4]
     assert {5, 6} <= {n for numbers in machine.timed[1:] for n in numbers}
     assert result.best.number in (5, 6)
+
+
+def test_noise_of_the_search_ties_with_nothing_that_was_timed_again(
+    tune: Callable[..., octavo.Result], machine: Machine
+) -> None:
+    # In the search everything ties with everything; timed side by side the sixth is the fastest.
+    machine.noisy = lambda n: share(0.9 - 0.1 * n, 0.5)
+    machine.true = lambda n: share(0.25 if n == 6 else 0.35, 0.001)
+    result = tune()
+    assert machine.timed == [[0, 6, 5, 4, 3]]
+    assert result.best.number == 6
+    assert "fastest: 0.25 of float's time against 0.35" in result.why_best
+
+
+def test_without_time_for_more_none_but_timed_trials_compete(
+    tune: Callable[..., octavo.Result],
+    machine: Machine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(final_timing, "PASSES", 1)
+    machine.noisy = lambda n: share(0.5 + 0.01 * n, 0.001)
+    machine.true = lambda n: share(0.9, 0.001)
+    result = tune()
+    assert result.best.number in (1, 2, 3, 4)
+    assert result.best.number in result.final["trials"]
 
 
 def test_a_run_that_goes_on_is_told_what_the_search_measured(
