@@ -52,6 +52,13 @@ class ExecutorConfig(Frozen):
     kind: Literal["inline", "process"] = "inline"
 
 
+_OF_ACCURACY = ("metric", "tolerance", "mode", "higher_is_better")
+"""Keywords that stand for a setting of the accuracy table."""
+
+_SHORT = (*_OF_ACCURACY, "minimise", "minimize")
+"""All keywords that stand for a setting of a table."""
+
+
 class TuningConfig(Frozen):
     """All settings of a run.
 
@@ -220,10 +227,11 @@ class TuningConfig(Frozen):
                 cannot be read.
         """
         raw = _as_written(source)
-        for key, value in overrides.items():
-            if key in ("metric", "tolerance", "mode", "higher_is_better"):
+        # Whole tables first, so that the order of the keywords means nothing.
+        for key, value in sorted(overrides.items(), key=lambda item: item[0] in _SHORT):
+            if key in _OF_ACCURACY:
                 raw["accuracy"] = {**_table(raw.get("accuracy", {})), key: value}
-            elif key in ("minimise", "minimize"):
+            elif key in _SHORT:
                 is_one = isinstance(value, (str, Mapping))
                 raw["objective"] = {"minimise": [value] if is_one else value}
             else:

@@ -152,3 +152,11 @@ def test_a_broken_file_is_a_typed_error(tmp_path: Path, name: str, text: str) ->
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="cannot be read"):
         TuningConfig.read(tmp_path / "binary.toml")
+
+
+def test_the_order_of_keywords_means_nothing() -> None:
+    table = {"guard": False}
+    first = TuningConfig.read(None, tolerance=1e-9, accuracy=table)
+    second = TuningConfig.read(None, accuracy=table, tolerance=1e-9)
+    assert first == second
+    assert first.accuracy == {"guard": False, "tolerance": 1e-9}
