@@ -52,8 +52,8 @@ class Turns:
     """What several candidates measured that took turns with the float model in one run.
 
     Attributes:
-        measured: A measurement for each candidate, in their order; ``low`` and ``high`` are the
-            95 % interval of the median over the rounds.
+        measured: A measurement for each candidate, in their order. Where the intervals ``low`` to
+            ``high`` of two do not meet, their medians differ at 5 %.
         rounds: How often each had its turn.
     """
 

@@ -23,8 +23,12 @@ FEWEST = 3
 MOST = 30
 """Rounds of a last timing, at most: what they do not tell apart is a tie to whoever uses it."""
 
-ERROR = 0.025
-"""Probability with which the median lies beyond either end of its interval."""
+ERROR = 0.08
+"""Probability with which the median lies beyond either end of its interval.
+
+Two intervals of 84 % that do not meet differ at 5 % (Goldstein and Healy 1995); of intervals of
+95 % too much would be called a tie.
+"""
 
 
 class Latency(Objective):
@@ -48,7 +52,7 @@ class Latency(Objective):
     def in_turns(
         self, subjects: Sequence[Subject], reference: Subject, enough: Enough
     ) -> Turns:
-        """Return the same of several candidates, with the 95 % interval of each median."""
+        """Return the same of several candidates, with an interval by which they compare."""
         times = _Times(subjects, reference, self.config)
         return _until(enough, times, lambda timed: _latency(timed, _median_interval))
 
@@ -71,7 +75,7 @@ class Throughput(Objective):
     def in_turns(
         self, subjects: Sequence[Subject], reference: Subject, enough: Enough
     ) -> Turns:
-        """Return the same of several candidates, with the 95 % interval of each median."""
+        """Return the same of several candidates, with an interval by which they compare."""
         times = _Times(subjects, reference, self.config)
         return _until(enough, times, lambda timed: _throughput(timed, _median_interval))
 
@@ -122,9 +126,21 @@ class _Times:
         place = subject + 1
         return _Timed(table[:, place], table[:, 0], self._samples[place])
 
-    def all(self) -> list[_Timed]:
-        """Return what each candidate took."""
-        return [self.of(subject) for subject in range(len(self._calls) - 1)]
+    def side_by_side(self) -> list[_Timed]:
+        """Return what each candidate took, without what slowed a round for all of them.
+
+        A round's own factor is the mean, over everyone, of how their logarithms lie above their
+        medians. It is known better than any one's turn: a difference of two candidates then holds
+        their own noise, and hardly that of the float model's turns.
+        """
+        logs = np.log(np.array(self._rounds))
+        above = logs - np.median(logs, axis=0)
+        steady = np.exp(logs - above.mean(axis=1, keepdims=True))
+        base = np.full(len(steady), np.median(steady[:, 0]))
+        return [
+            _Timed(steady[:, place], base, self._samples[place])
+            for place in range(1, steady.shape[1])
+        ]
 
 
 def _until(
@@ -133,7 +149,7 @@ def _until(
     """Run rounds until that is enough, and return what was measured."""
     times.rounds(FEWEST)
     while True:
-        measured = tuple(measurement(timed) for timed in times.all())
+        measured = tuple(measurement(timed) for timed in times.side_by_side())
         turns = Turns(measured, len(times))
         if len(times) >= MOST or enough(turns):
             return turns
@@ -170,8 +186,8 @@ def _quartiles(ratios: np.ndarray) -> tuple[float, float]:
 
 
 def _median_interval(ratios: np.ndarray) -> tuple[float, float]:
-    """Return the 95 % interval of a median, which no distribution is assumed for; of fewer than
-    six ratios it is all that was seen.
+    """Return the 84 % interval of a median, which no distribution is assumed for; of fewer than
+    five ratios it is all that was seen.
 
     The k-th smallest and the k-th largest hold it but with the probability that fewer than k of n
     fair coins fall on one side (the sign test's interval; Conover, Practical Nonparametric

@@ -23,11 +23,15 @@ from octavo.core.tuning.progress import FINAL_TIMING
 from octavo.core.values.budgets import explain, overruns
 from octavo.core.values.trial import Measurement, Trial
 
-FEW = 4
-"""So many trials are timed again at most: each costs a turn in every round, and its memory."""
+FEW = 8
+"""So many trials are timed again at most: each costs a turn in every round."""
+
+TOGETHER = 2**31
+"""Bytes that their models may take together, each as large as the float model: fewer are timed
+again where that is more, and two at least."""
 
 FEWEST = 7
-"""Rounds, at least, while there is time: of six, the outer two hold the median at 95 %."""
+"""Rounds, at least, while there is time: the second and the sixth of seven hold the median."""
 
 PASSES = 6
 """So often at most: a trial that falls back in the last timing may leave the lead to one that was
@@ -113,7 +117,8 @@ class FinalTiming:
 
     def _time(self, name: str) -> None:
         bench = self.bench
-        few = contenders(bench.history.trials, tuple(bench.objectives), name, FEW)
+        most = min(FEW, max(2, TOGETHER // max(1, bench.reference.bytes)))
+        few = contenders(bench.history.trials, tuple(bench.objectives), name, most)
         # The float model against itself shows what a difference of nothing looks like here.
         models = [bench.baseline, *few]
         with ExitStack() as stack:

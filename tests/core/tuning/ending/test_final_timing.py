@@ -60,6 +60,7 @@ class Machine:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    monkeypatch.setattr(final_timing, "FEW", 4)
     return Machine(monkeypatch)
 
 
