@@ -74,7 +74,13 @@ def _most_accurate(best: Trial, tied: Sequence[Trial]) -> str:
     if closest is None:
         return f"trial {best.number} is beaten by none"
     if closest.margin == best.margin:
-        return f"as accurate as trial {closest.number}, trial {best.number} was tried first"
+        is_first = best.number < closest.number
+        why = (
+            "was tried first"
+            if is_first
+            else "is ahead of it in the figures themselves"
+        )
+        return f"as accurate as trial {closest.number}, trial {best.number} {why}"
     if closest.margin > best.margin:
         return f"trial {best.number} is beaten by none in accuracy and all objectives"
     metric = next(iter(best.metrics), "")

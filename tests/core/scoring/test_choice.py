@@ -69,6 +69,19 @@ def test_an_objective_that_decides_is_named_with_the_next_one() -> None:
     assert said == "Trial 1 is the fastest: 0.3 of float's time against 0.5 of trial 2."
 
 
+def test_of_ties_that_are_as_accurate_the_sentence_tells_the_truth() -> None:
+    first, second = trial(2, 0.5, 0.36, 0.25, 0.02), trial(5, 0.5, 0.37, 0.25, 0.02)
+    found = choice([first, second], BOTH)
+    assert found is not None
+    assert "as accurate as trial 5, trial 2 was tried first" in why_best(found)
+    # The later one is no worse in anything: the earlier one would lie behind the front.
+    ahead = trial(5, 0.5, 0.35, 0.25, 0.02)
+    found = choice([first, ahead], BOTH)
+    assert found is not None
+    assert found.best is ahead
+    assert "trial 5 is ahead of it in the figures themselves" in why_best(found)
+
+
 def test_the_only_one_needs_no_comparison() -> None:
     found = choice([trial(7, 0.5, 0.3, 0.2), trial(8, -0.5, 0.1, 0.1)], BOTH)
     assert found is not None
