@@ -16,6 +16,7 @@ from octavo.core.contract.adapter import Candidate
 from octavo.core.contract.objective import Subject, Turns
 from octavo.core.errors import said
 from octavo.core.scoring.choice import HARDLY, contenders
+from octavo.core.scoring.objectives.latency import MOST
 from octavo.core.system.load import OthersLoad
 from octavo.core.tuning.baseline import unsteadiness
 from octavo.core.tuning.bench import Bench
@@ -32,6 +33,9 @@ again where that is more, and two at least."""
 
 FEWEST = 7
 """Rounds, at least, while there is time: the second and the sixth of seven hold the median."""
+
+TURNS_OF_A_TRIAL = 10
+"""Turns in a trial's own timing: five rounds of the float model and the candidate."""
 
 PASSES = 6
 """So often at most: a trial that falls back in the last timing may leave the lead to one that was
@@ -203,10 +207,9 @@ def expected_seconds(bench: Bench) -> float:
     """
     if not any(objective.varies for objective in bench.objectives.values()):
         return 0.0
-    # A trial's timing has two models in a few rounds; the last one has all contenders, the float
-    # model twice, and about twice the rounds.
-    models = FEW + 2
-    expected = bench.baseline.seconds.get("measure", 0.0) * models
+    # Trials of one search are often too alike to be told apart before the last round.
+    one_turn = bench.baseline.seconds.get("measure", 0.0) / TURNS_OF_A_TRIAL
+    expected = min(LEAST_SECONDS, one_turn * (FEW + 2) * MOST)
     limit = bench.clock.limit
     return expected if limit is None else min(expected, PART * limit)
 
