@@ -70,6 +70,12 @@ def _first(best: Trial, step: Step) -> str:
 
 def _most_accurate(best: Trial, tied: Sequence[Trial]) -> str:
     others = [t for t in tied if t.number != best.number]
+    if others and len(others) == len(tied):
+        taken = max(others, key=lambda t: (t.margin, -t.number))
+        return (
+            f"trial {best.number} is no worse in accuracy and in everything than trial "
+            f"{taken.number}, which would be taken of them"
+        )
     closest = max(others, key=lambda t: (t.margin, -t.number), default=None)
     if closest is None:
         return f"trial {best.number} is beaten by none"

@@ -82,6 +82,19 @@ def test_of_ties_that_are_as_accurate_the_sentence_tells_the_truth() -> None:
     assert "trial 5 is ahead of it in the figures themselves" in why_best(found)
 
 
+def test_one_that_beats_the_choice_of_the_ties_is_not_called_one_of_them() -> None:
+    # The last one ties by its wide spread, is the smallest, and lies behind the second.
+    fast = trial(1, 0.5, 0.30, 0.28)
+    ahead = trial(2, 0.9, 0.40, 0.255)
+    wide = trial(3, 0.5, 0.42, 0.256, spread=0.15)
+    found = choice([fast, ahead, wide], BOTH)
+    assert found is not None
+    assert found.best is ahead
+    said = why_best(found)
+    assert "Trials 1 and 3 tie in latency" in said
+    assert "trial 2 is no worse in accuracy and in everything than trial 3" in said
+
+
 def test_the_only_one_needs_no_comparison() -> None:
     found = choice([trial(7, 0.5, 0.3, 0.2), trial(8, -0.5, 0.1, 0.1)], BOTH)
     assert found is not None
