@@ -75,8 +75,6 @@ class Bench:
         checked: What must be measured for the budgets beside the objectives, by name.
         clock: The run's time limit.
         scored: The float model's trial; None until it is scored.
-        only_timed: Whether none but trials of the last timing compete: there is no time to time
-            more of them.
         sensitivities: What knows them, by backend; of those that have a choice.
     """
 
@@ -96,7 +94,6 @@ class Bench:
     checked: Mapping[str, Objective] = field(default_factory=dict)
     clock: Clock = field(default_factory=Clock)
     scored: Trial | None = None
-    only_timed: bool = False
     sensitivities: Mapping[str, SensitivityService] = field(default_factory=dict)
 
     @property
@@ -161,8 +158,6 @@ class Bench:
         """
         timed = self.history.timed
         trials = self.history.trials
-        if self.only_timed:
-            trials = tuple(t for t in trials if t.number in timed)
         if not timed:
             return list(trials)
         return [t if t.number in timed else _without_spread(t) for t in trials]

@@ -82,9 +82,8 @@ class FinalTiming:
         Nothing is done where no objective varies from one timing to the next, or no time is left.
         """
         bench = self.bench
-        bench.only_timed = False
         name = self._timed_objective()
-        if not name or self._is_led_by_timed():
+        if not name or self._untimed_leader() is None:
             return
         if bench.clock.lacks_time_for("the last timing of the best few"):
             return
@@ -97,20 +96,29 @@ class FinalTiming:
             # The figures of the search stand; what runs badly here was measured there.
             bench.tell(f"the last timing of the best few failed: {said(error)}")
             return
-        bench.only_timed = not self._is_led_by_timed()
+        left = self._untimed_leader()
+        if left is not None:
+            bench.tell(
+                f"trial {left.number} leads by the search's figures: there was no time to time it "
+                "again"
+            )
         if self._doubts:
             bench.tell(self._doubts)
 
     def _time_leaders(self, name: str) -> None:
-        """Time the best few, and again with those that lead after it, while there is time."""
+        """Time the leader with the best few, and again where another one leads after it."""
         for _ in range(PASSES):
-            self._time(name)
-            if self._is_led_by_timed() or self._is_late():
+            leader = self._untimed_leader()
+            if leader is None or self._is_past_the_limit():
                 return
+            self._time(name, leader)
 
-    def _is_led_by_timed(self) -> bool:
+    def _untimed_leader(self) -> Trial | None:
+        """Return the leading trial where it was not timed side by side; else None."""
         leader = self.bench.leader()
-        return leader is None or leader.number in self.bench.history.timed
+        if leader is None or leader.number in self.bench.history.timed:
+            return None
+        return leader
 
     def _timed_objective(self) -> str:
         """Return the first objective whose figures vary; '' where there is none."""
@@ -119,10 +127,15 @@ class FinalTiming:
                 return name
         return ""
 
-    def _time(self, name: str) -> None:
+    def _time(self, name: str, leader: Trial) -> None:
         bench = self.bench
         most = min(FEW, max(2, TOGETHER // max(1, bench.reference.bytes)))
-        few = contenders(bench.history.trials, tuple(bench.objectives), name, most)
+        if self._is_late():
+            most = 2
+        likely = contenders(bench.history.trials, tuple(bench.objectives), name, most)
+        # What ties may be decided by accuracy: the leader need not be among the fastest few.
+        others = [trial for trial in likely if trial.number != leader.number]
+        few = [leader, *others[: most - 1]]
         # The float model against itself shows what a difference of nothing looks like here.
         models = [bench.baseline, *few]
         with ExitStack() as stack:
@@ -155,9 +168,12 @@ class FinalTiming:
         return turns.rounds >= FEWEST and is_settled(shares)
 
     def _is_late(self) -> bool:
+        return time.perf_counter() > self._ends or self._is_past_the_limit()
+
+    def _is_past_the_limit(self) -> bool:
+        """Return whether the run's time limit leaves time for the confirmation alone."""
         clock = self.bench.clock
-        kept_for_the_rest = clock.reserve - expected_seconds(self.bench)
-        return time.perf_counter() > self._ends or clock.left <= kept_for_the_rest
+        return clock.left <= clock.reserve - expected_seconds(self.bench)
 
     def _keep(self, trial: Trial, name: str, measured: Measurement) -> None:
         """Let a figure take the place of the search's, here and for runs that go on from it."""
