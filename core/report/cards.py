@@ -13,6 +13,7 @@ from html import escape
 from octavo.core.values.trial import Measurement, Trial
 
 from . import text
+from .front import front, is_best
 from .model import ReportData
 from .next_steps import NextSteps
 
@@ -157,10 +158,10 @@ def _cost(trial: Trial, name: str) -> float:
 def _mark(trial: Trial, data: ReportData, name: str, at: tuple[float, float]) -> str:
     """Return one mark with what is said where the pointer rests on it."""
     x, y = at
-    is_best = data.best is not None and trial.number == data.best.number
+    is_ringed = is_best(data, trial)
     who = f"trial {trial.number}" if trial.number else "float model"
     told = (
-        f"{who}{' (best)' if is_best else ''}: {data.metric} "
+        f"{who}{' (best)' if is_ringed else ''}: {data.metric} "
         f"{text.score(trial, data.metric)}, {name} {text.pair(trial.objectives[name])}"
     )
     colour = "#2f7de1" if trial.number else "#8a8f98"
@@ -170,7 +171,7 @@ def _mark(trial: Trial, data: ReportData, name: str, at: tuple[float, float]) ->
         ' stroke-width="2"/>'
     )
     return (
-        f"<g><title>{escape(told)}</title>{ring if is_best else ''}"
+        f"<g><title>{escape(told)}</title>{ring if is_ringed else ''}"
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{fill}" stroke="{colour}"'
         ' stroke-width="1.5"/></g>'
     )
@@ -179,34 +180,19 @@ def _mark(trial: Trial, data: ReportData, name: str, at: tuple[float, float]) ->
 def _front_line(
     shown: Sequence[Trial], data: ReportData, name: str, across: _Axis, up: _Axis
 ) -> str:
-    """Return the line that joins the models which no other one beats in both figures."""
-    front = _front(shown, data, name)
-    if len(front) < 2:
+    """Return the line that joins the passing trials which no other one beats in both figures."""
+    sign = 1 if data.baseline.objectives[name].lower_is_better else -1
+    joined = front(data, shown, lambda trial: sign * _cost(trial, name))
+    if len(joined) < 2:
         return ""
     points = []
-    for trial in front:
+    for trial in joined:
         x, y = across.at(_cost(trial, name)), up.at(trial.metrics[data.metric])
         points.append(f"{x:.1f},{y:.1f}")
     return (
         f'<polyline points="{" ".join(points)}" fill="none" stroke="#2f7de1" '
         'stroke-opacity=".5"/>'
     )
-
-
-def _front(shown: Sequence[Trial], data: ReportData, name: str) -> list[Trial]:
-    """Return the models that no other one beats in both figures, by cost."""
-    sign = 1 if data.higher_is_better else -1
-    cost_sign = 1 if data.baseline.objectives[name].lower_is_better else -1
-
-    def place(trial: Trial) -> tuple[float, float]:
-        return cost_sign * _cost(trial, name), -sign * trial.metrics[data.metric]
-
-    found: list[Trial] = []
-    for trial in sorted(shown, key=place):
-        _, worse_score = place(trial)
-        if not found or worse_score < place(found[-1])[1]:
-            found.append(trial)
-    return found
 
 
 def _axes(across: _Axis, up: _Axis, name: str, metric: str) -> str:

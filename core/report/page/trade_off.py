@@ -9,6 +9,7 @@ from functools import cached_property
 from itertools import pairwise
 
 from octavo.core.report import text
+from octavo.core.report.front import front, is_best
 from octavo.core.report.model import ReportData
 from octavo.core.values.trial import Measurement, Trial
 
@@ -205,33 +206,20 @@ class _TradeOff:
             told(self.data, trial),
             self.width(trial),
             spread,
-            _is_best(self.data, trial),
+            is_best(self.data, trial),
         )
 
     @cached_property
     def front(self) -> list[Trial]:
         """Passing trials that no other one beats in this chart, from the cheapest on; the best is
         always one of them."""
-        passing = [trial for trial in self.searched if trial.passed]
-        sign = 1 if self.data.higher_is_better else -1
-
-        def order(trial: Trial) -> tuple[float, float]:
-            return self.figures(trial)[0], -sign * trial.metrics[self.data.metric]
-
-        kept: list[Trial] = []
-        highest = -math.inf
-        for trial in sorted(passing, key=order):
-            score = sign * trial.metrics[self.data.metric]
-            if score > highest or _is_best(self.data, trial):
-                kept.append(trial)
-            highest = max(highest, score)
-        return kept
+        return front(self.data, self.searched, lambda trial: self.figures(trial)[0])
 
     @property
     def beaten_by(self) -> list[Trial]:
         """Trials that beat the best in both of this chart's figures; it beats them in another, or
         ties with them."""
-        best = next((t for t in self.searched if _is_best(self.data, t)), None)
+        best = next((t for t in self.searched if is_best(self.data, t)), None)
         if best is None:
             return []
         cost = self.figures(best)[0]
@@ -249,10 +237,6 @@ class _TradeOff:
 def _has_size(trial: Trial) -> bool:
     found = trial.objectives.get("size")
     return found is not None and math.isfinite(found.value)
-
-
-def _is_best(data: ReportData, trial: Trial) -> bool:
-    return data.best is not None and trial.number == data.best.number
 
 
 def trade_off(data: ReportData, objective: str) -> Plot | None:
