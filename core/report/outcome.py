@@ -88,8 +88,25 @@ def cost(name: str, trial: Trial, baseline: Trial) -> dict[str, Any] | None:
     measured = trial.objectives.get(name)
     if measured is None:
         return None
-    unit = _NAMES.get(name, "value")
     base, ratio = _beside_float(measured, trial, baseline.objectives.get(name))
+    return fields(name, measured, base, ratio)
+
+
+def fields(
+    name: str, measured: Measurement, base: float | None, ratio: float | None
+) -> dict[str, Any]:
+    """Return a measurement under the names that every JSON object has for it.
+
+    Args:
+        name: The objective.
+        measured: What was measured.
+        base: The float model's figure.
+        ratio: To that figure.
+    """
+    unit = _NAMES.get(name, "value")
+    if name == "size" and base is not None:
+        # It is derived from a ratio, and bytes are whole.
+        base = float(round(base))
     told: dict[str, Any] = {
         f"float_{unit}": _whole(base),
         unit: _whole(measured.value),
@@ -120,4 +137,4 @@ def _beside_float(
     return own.value, measured.value / own.value
 
 
-__all__ = ["cost", "outcome"]
+__all__ = ["cost", "fields", "outcome"]

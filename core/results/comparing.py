@@ -15,6 +15,7 @@ from octavo.core.contract.adapter import Candidate, Opened
 from octavo.core.contract.objective import Subject
 from octavo.core.errors import DataError
 from octavo.core.report import text
+from octavo.core.report.outcome import fields
 from octavo.core.report.tables import TextTable, plain, table
 from octavo.core.report.trial_tables import is_worse
 from octavo.core.scoring.evaluation import (
@@ -138,8 +139,8 @@ class Comparison:
     def to_json(self) -> dict[str, Any]:
         """Return the figures, JSON-ready; an infinite ``sqnr_db`` (no difference) is None."""
         return {
-            "size": _cost("bytes", self.size),
-            "latency": None if self.latency is None else _cost("ms", self.latency),
+            "size": _cost("size", self.size),
+            "latency": None if self.latency is None else _cost("latency", self.latency),
             "outputs": [output_json(output) for output in self.outputs],
             "samples": self.samples,
             "scores": {name: _score_json(pair) for name, pair in self.scores.items()},
@@ -251,14 +252,8 @@ def _scored(value: float, sampling: Sampling | None) -> str:
     return own if sampling is None else f"{own} {text.interval(sampling)}"
 
 
-def _cost(unit: str, found: Measurement) -> dict[str, float | None]:
-    base, value = found.base, found.value
-    if unit == "bytes":
-        base, value = base and round(base), round(value)
-    told = {f"float_{unit}": base, unit: value, "ratio": found.ratio}
-    if unit == "ms":
-        told |= {"low": found.low, "high": found.high}
-    return told
+def _cost(name: str, found: Measurement) -> dict[str, Any]:
+    return fields(name, found, found.base, found.ratio)
 
 
 def _score_json(pair: ScorePair) -> dict[str, Any]:

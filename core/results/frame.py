@@ -58,7 +58,7 @@ def row(trial: Trial) -> dict[str, Any]:
 
 
 def _figures(name: str, measured: Measurement) -> dict[str, Any]:
-    """Return an objective's columns: its figure, float's of the same rounds, ratio, quartiles."""
+    """Return an objective's columns: its figure, float's of the same rounds, ratio, spread."""
     unit = _UNITS.get(measured.unit, "")
     label = f"{name}_{unit}" if unit else name
     return {

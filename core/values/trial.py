@@ -26,7 +26,8 @@ class Measurement:
         value: The figure (a median where it was repeated).
         low: Lower end of its spread (first quartile, of what was measured in turns with the float
             model by its ratio to that).
-        high: Upper end (third quartile). Both equal value where it is exact.
+        high: Upper end (third quartile). Both equal value where it is exact. Of what was measured
+            in turns with other candidates they are the interval by which these compare.
         unit: ``ms``, ``bytes``, ...
         ratio: value / the float model's value measured in the same interleaved run; None where
             there is none.
