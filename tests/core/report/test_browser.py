@@ -125,6 +125,19 @@ def test_rows_are_searched_by_words_and_links_find_what_is_hidden(view: Any) -> 
     assert "accuracy" in tip.inner_text()
 
 
+def test_a_tip_stays_with_its_mark_while_the_page_scrolls(view: Any) -> None:
+    # Focused by the keyboard: a pointer would leave the mark as it scrolls away.
+    view.mouse.move(0, 0)
+    view.locator("#search-chart .mark").nth(2).focus()
+    tip = view.locator("#tip")
+    before = tip.bounding_box()["y"]
+    view.evaluate("scrollBy({ top: 40, behavior: 'instant' })")
+    view.wait_for_function(
+        f"document.getElementById('tip').getBoundingClientRect().y < {before - 20}"
+    )
+    assert tip.is_visible()
+
+
 def test_colours_are_the_readers_choice(view: Any) -> None:
     def paper() -> str:
         found: str = view.evaluate("getComputedStyle(document.body).backgroundColor")

@@ -177,6 +177,14 @@
 
   // ---- Marks: a tip on hover and focus; one of a chart is in the tab order, arrows reach the others.
   const tip = byId("tip");
+  let told = null;
+  const place = () => {
+    const box = told.getBoundingClientRect();
+    const left = Math.min(Math.max(8, box.left + box.width / 2 - tip.offsetWidth / 2), innerWidth - tip.offsetWidth - 8);
+    const above = box.top - tip.offsetHeight - 8;
+    tip.style.left = `${left}px`;
+    tip.style.top = `${above < 4 ? box.bottom + 8 : above}px`;
+  };
   const show = (mark) => {
     const title = mark.querySelector("title");
     if (title.textContent) {
@@ -186,11 +194,8 @@
     title.textContent = ""; // else the browser shows a second tip
     tip.textContent = mark.dataset.told;
     tip.hidden = false;
-    const box = mark.getBoundingClientRect();
-    const left = Math.min(Math.max(8, box.left + box.width / 2 - tip.offsetWidth / 2), innerWidth - tip.offsetWidth - 8);
-    const above = box.top - tip.offsetHeight - 8;
-    tip.style.left = `${left}px`;
-    tip.style.top = `${above < 4 ? box.bottom + 8 : above}px`;
+    told = mark;
+    place();
   };
   const hide = (mark) => {
     tip.hidden = true;
@@ -217,7 +222,8 @@
       });
     });
   }
-  addEventListener("scroll", () => { tip.hidden = true; }, { passive: true, capture: true });
+  // The tip goes with its mark: a focus scrolls the mark into view after the tip was shown.
+  addEventListener("scroll", () => { if (!tip.hidden) place(); }, { passive: true, capture: true });
 
   // ---- Links into the page open what they lead to, also where a search has hidden it.
   const arrive = () => {
