@@ -36,6 +36,7 @@ from .gram_pages import GRAM_BYTES
 from .non_finite import non_finite_ops, refuse
 from .observing import Observation
 from .probing import ProbePlan
+from .recovering import Recovering, TrainFn
 from .rescaled import Prepared
 from .transforming import TransformedSessions
 from .weight_cache import QuantizedWeights
@@ -55,9 +56,12 @@ class Realizer:
             trial, or ``float``, which leaves its op in float and says so in the ledger.
         gram_bytes: How much the Gram matrices may take at a time, see
             :mod:`octavo.core.quantizing.gram_pages`.
+        train_fn: Trains the backend's own model and returns it, for recipes that ask for ``qat``;
+            None where there is no such function.
 
     Attributes:
         observation: What calibration saw, and how often it read the batches.
+        recovering: Learns what recipes ask for after quantization.
     """
 
     def __init__(
@@ -68,6 +72,7 @@ class Realizer:
         *,
         non_finite: Literal["error", "float"] = "error",
         gram_bytes: int = GRAM_BYTES,
+        train_fn: TrainFn | None = None,
     ) -> None:
         self.opened = opened
         self.space = space
@@ -79,6 +84,7 @@ class Realizer:
         self._weights = QuantizedWeights(opened, host, self._plan)
         self._ranges = ActivationRanges(self._plan.sharing)
         self._non_finite: Literal["error", "float"] = non_finite
+        self.recovering = Recovering(opened, train_fn)
 
     @property
     def statistics(self) -> Statistics | None:
@@ -114,6 +120,7 @@ class Realizer:
             NonFiniteWeight: If a weight that may be quantized holds NaN or Inf.
         """
         self.check_weights()
+        self.recovering.batches = batches
         statistics = self.observation.calibrate(batches, self.probes())
         self._states.forget()
         return statistics
@@ -140,15 +147,29 @@ class Realizer:
     def candidate(self, recipe: Recipe, *, draft: bool = False) -> Candidate:
         """Quantize what the recipe asks for, reusing everything already quantized, and apply it.
 
+        What its recovery names is learned then, each time that it is called.
+
         Args:
             recipe: What is asked for.
-            draft: It is for a runner of its session alone.
+            draft: It is for a runner of its session alone; nothing is learned.
+
+        Raises:
+            ConfigError: If its recovery is unknown, or cannot be carried out with what was given.
+            SchemeError: If an op is unknown, or cannot be carried out or learned.
+            DataError: If its recovery lacks calibration data.
         """
+        if not draft:
+            self.recovering.check(recipe.recovery)
         kept = self._kept_float(recipe)
         carried = _without(recipe, kept)
         parameters = self.parameters(carried)
         session = self.session(recipe.transforms)
-        made = (session.draft if draft else session.apply)(carried, parameters)
+        if draft:
+            made = session.draft(carried, parameters)
+        elif recipe.recovery:
+            made = self.recovering.candidate(session, carried, parameters)
+        else:
+            made = session.apply(carried, parameters)
         # A draft's ledger may cost what drafting saved: it is read only where lines must be added.
         if draft and not kept:
             return made
@@ -257,4 +278,4 @@ def _without(recipe: Recipe, kept: Mapping[str, str]) -> Recipe:
     if not kept:
         return recipe
     schemes = {name: s for name, s in recipe.schemes.items() if name not in kept}
-    return Recipe(schemes, recipe.transforms, recipe.backend)
+    return Recipe(schemes, recipe.transforms, recipe.backend, recipe.recovery)

@@ -17,6 +17,7 @@ from octavo.core.opening.presets import preset_recipe
 from octavo.core.opening.spaces import build_space
 from octavo.core.opening.speeds import slower
 from octavo.core.quantizing.realize import Realizer
+from octavo.core.quantizing.recovering import TrainFn
 from octavo.core.results.comparing import Origin
 from octavo.core.results.result import Quantized
 from octavo.core.results.saved_recipes import read_scheme
@@ -38,6 +39,7 @@ def quantize_model(
     backend: str | Mapping[str, Any] | None = None,
     host: PluginHost | None = None,
     progress: bool | None = None,
+    train_fn: TrainFn | None = None,
 ) -> Quantized:
     """Quantize without a search.
 
@@ -53,6 +55,7 @@ def quantize_model(
         host: Plugins.
         progress: Whether a :class:`~octavo.ProgressDisplay` shows how it goes: None does on a
             terminal and in a notebook.
+        train_fn: For a recipe whose recovery asks for ``qat``: as for :func:`autotune`.
 
     Returns:
         The quantized model with its ledger. Its ``compare()`` sets it beside the float model: size,
@@ -85,7 +88,9 @@ def quantize_model(
             host,
             non_finite=settings.non_finite,
             gram_bytes=settings.gram_bytes,
+            train_fn=train_fn,
         )
+        realizer.recovering.check(recipe.recovery, has_data=batches is not None)
         with raised_as(ModelError, f"{target.name} cannot quantize this model"):
             if data or realizer.probes():
                 _calibrate(realizer, batches, phases)
@@ -126,7 +131,7 @@ def _what_is_asked(
         simulated=settings.simulated,
     )
     if isinstance(scheme, Recipe):
-        recipe = Recipe(scheme.schemes, scheme.transforms, target.name)
+        recipe = Recipe(scheme.schemes, scheme.transforms, target.name, scheme.recovery)
     elif isinstance(scheme, str):
         recipe = preset_recipe(scheme, space, target)
     else:

@@ -28,11 +28,15 @@ class Recipe:
             one recipe.
         transforms: Model-wide, function-preserving rescalings, in order (``smoothquant``, ...).
         backend: The adapter that carries it out.
+        recovery: What is learned from data after quantization, in order (``reconstruction``,
+            ``distillation``, ``qat``; see :mod:`octavo.core.contract.recovery`). Left out of JSON
+            and of the digest where it is empty.
     """
 
     schemes: Mapping[str, OpScheme] = field(default_factory=dict)
     transforms: tuple[PartChoice, ...] = ()
     backend: str = ""
+    recovery: tuple[PartChoice, ...] = ()
 
     def __post_init__(self) -> None:
         in_order = sorted(self.schemes.items(), key=lambda item: item[0])
@@ -52,11 +56,14 @@ class Recipe:
         modes = Counter(scheme.mode for scheme in self.schemes.values())
         told = ", ".join(f"{count} {mode}" for mode, count in modes.most_common())
         transforms = "".join(f", {transform}" for transform in self.transforms)
+        learned = "".join(f", then {step}" for step in self.recovery)
         on = f" on {self.backend}" if self.backend else ""
-        return f"Recipe({told or 'float throughout'}{transforms}{on}, {self.digest})"
+        what = f"{told or 'float throughout'}{transforms}{learned}{on}"
+        return f"Recipe({what}, {self.digest})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Recipe, (dict(self.schemes), self.transforms, self.backend))
+        given = (dict(self.schemes), self.transforms, self.backend, self.recovery)
+        return (Recipe, given)
 
     @cached_property
     def digest(self) -> str:
@@ -79,12 +86,31 @@ class Recipe:
             if label not in table:
                 table[label] = scheme.model_dump(exclude_defaults=True)
             ops[name] = label
+        learned = [step.model_dump() for step in self.recovery]
         return {
             "backend": self.backend,
             "transforms": [t.model_dump() for t in self.transforms],
+            # Recipes of before there was recovery keep their digests.
+            **({"recovery": learned} if learned else {}),
             "schemes": table,
             "ops": ops,
         }
+
+    def recovered(self, *steps: PartChoice) -> Recipe:
+        """Return the same recipe with steps of recovery after those that it has.
+
+        Args:
+            *steps: In order.
+        """
+        recovery = (*self.recovery, *steps)
+        return Recipe(self.schemes, self.transforms, self.backend, recovery)
+
+    @cached_property
+    def unrecovered(self) -> Recipe:
+        """The same recipe without recovery: what post-training quantization makes of it."""
+        if not self.recovery:
+            return self
+        return Recipe(self.schemes, self.transforms, self.backend)
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Recipe:
@@ -104,7 +130,10 @@ class Recipe:
             backend = raw.get("backend", "")
             if not isinstance(backend, str):
                 raise TypeError(f"a backend has a name, not {backend!r}")
-            return cls(schemes, transforms, backend)
+            recovery = tuple(
+                PartChoice.model_validate(step) for step in raw.get("recovery", ())
+            )
+            return cls(schemes, transforms, backend, recovery)
         except Exception as error:  # missing keys, and values of any other type
             raise ConfigError(
                 f"not a recipe: {said(error)}; a recipe has backend, transforms, schemes and ops, "

@@ -60,11 +60,17 @@ schemes = st.one_of(
         algorithm=choices,
     ),
 )
+steps = st.builds(
+    lambda kind, count: PartChoice.model_validate({"kind": kind, "iterations": count}),
+    st.sampled_from(["reconstruction", "distillation"]),
+    st.integers(0, 9),
+)
 recipes = st.builds(
     Recipe,
     st.dictionaries(st.text(min_size=1), schemes, max_size=5),
     st.tuples(choices) | st.just(()),
     st.sampled_from(["torch", "onnx"]),
+    st.tuples(steps, st.just(PartChoice(kind="qat"))) | st.tuples(steps) | st.just(()),
 )
 
 
@@ -87,8 +93,20 @@ def test_digests_tell_recipes_apart(a: Recipe, b: Recipe) -> None:
         dict(a.schemes) == dict(b.schemes)
         and a.transforms == b.transforms
         and a.backend == b.backend
+        and a.recovery == b.recovery
     )
     assert (a.digest == b.digest) is same
+
+
+def test_a_recipe_without_recovery_is_written_as_before_there_was_any() -> None:
+    plain = Recipe({"a": INT4}, (PartChoice(kind="smoothquant"),), "torch")
+    assert list(plain.to_json()) == ["backend", "transforms", "schemes", "ops"]
+    assert plain.digest == "0867284fb56615b6"
+    learned = plain.recovered(PartChoice(kind="distillation"), PartChoice(kind="qat"))
+    assert [step.kind for step in learned.recovery] == ["distillation", "qat"]
+    assert learned.to_json()["recovery"] == ["distillation", "qat"]
+    assert learned.unrecovered == plain != learned
+    assert "then distillation, then qat" in repr(learned)
 
 
 def test_float_and_not_named_are_one_recipe() -> None:

@@ -1,0 +1,125 @@
+"""What a recipe may learn from data after quantization: the recoveries by name.
+
+``Recipe.recovery`` names them in order, with settings where these are not the defaults. Who carries
+them out is a backend's :class:`~octavo.core.contract.training.Training`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from octavo.core.errors import ConfigError, nearest, shown
+from octavo.core.values.scheme import PartChoice
+
+from .training import Distillation, Reconstruction
+
+RECONSTRUCTION = "reconstruction"
+DISTILLATION = "distillation"
+QAT = "qat"
+
+
+@dataclass(frozen=True, slots=True)
+class Qat:
+    """Settings of quantization-aware training: none, for the training function says it all."""
+
+
+Settings = Reconstruction | Distillation | Qat
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """One kind of recovery.
+
+    Attributes:
+        settings: Class of its settings.
+        feature: Of a capability, which a backend declares that carries it out.
+        what: In a few words, for messages.
+    """
+
+    settings: type[Any]
+    feature: str
+    what: str
+
+
+RECOVERIES: Mapping[str, Recovery] = {
+    RECONSTRUCTION: Recovery(
+        Reconstruction, "block_reconstruction", "block reconstruction"
+    ),
+    DISTILLATION: Recovery(Distillation, "distillation", "distillation"),
+    QAT: Recovery(Qat, "training", "quantization-aware training"),
+}
+"""Kind -> what it is; in the order from the cheapest to the dearest."""
+
+
+def recovery_settings(choice: PartChoice) -> Settings:
+    """Return the settings of a step of recovery, checked.
+
+    Raises:
+        ConfigError: If there is no such kind or setting (with the nearest name), or a value is
+            malformed.
+    """
+    kind = _known(choice.kind)
+    options = dict(choice.options)
+    fields = kind.settings.__dataclass_fields__
+    for name in options:
+        if name not in fields:
+            hint = nearest(name, fields)
+            raise ConfigError(f"recovery {choice.kind!r} has no setting {name!r}{hint}")
+        # Counts, rates and temperatures: none of them means anything below zero.
+        value = options[name]
+        if isinstance(value, int | float) and value < 0:
+            raise ConfigError(
+                f"recovery {choice.kind!r}: {name} is {value}, and cannot be negative"
+            )
+    try:
+        found: Settings = TypeAdapter(kind.settings).validate_python(options)
+    except ValidationError as error:
+        (first, *_) = error.errors()
+        place = ".".join(map(str, first["loc"]))
+        raise ConfigError(
+            f"recovery {choice.kind!r}: {place}: {first['msg']} (got {shown(first['input'])})"
+        ) from error
+    return found
+
+
+def check_recovery(steps: Sequence[PartChoice]) -> None:
+    """Look at the steps of a recipe's recovery.
+
+    Raises:
+        ConfigError: If one is unknown or has a wrong setting, or one comes after ``qat``, whose
+            result is a trained model and no start for another step.
+    """
+    for step in steps:
+        recovery_settings(step)
+    for before, after in pairwise(steps):
+        if before.kind == QAT:
+            raise ConfigError(
+                f"recovery {after.kind!r} comes after {QAT!r}: training is the last step, put "
+                f"{after.kind!r} before it"
+            )
+
+
+def _known(kind: str) -> Recovery:
+    found = RECOVERIES.get(kind)
+    if found is None:
+        names = ", ".join(RECOVERIES)
+        hint = nearest(kind, RECOVERIES)
+        raise ConfigError(f"there is no recovery {kind!r}{hint}; there are: {names}")
+    return found
+
+
+__all__ = [
+    "DISTILLATION",
+    "QAT",
+    "RECONSTRUCTION",
+    "RECOVERIES",
+    "Qat",
+    "Recovery",
+    "check_recovery",
+    "recovery_settings",
+]

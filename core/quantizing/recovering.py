@@ -1,0 +1,134 @@
+"""Recovery: what a recipe learns from data after quantization, carried out by the backend."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from octavo.core.contract.adapter import Candidate, Opened, OpParameters, Session
+from octavo.core.contract.recovery import (
+    QAT,
+    RECONSTRUCTION,
+    RECOVERIES,
+    check_recovery,
+    recovery_settings,
+)
+from octavo.core.contract.training import Training
+from octavo.core.errors import ConfigError, DataError, SchemeError
+from octavo.core.values.calls import Batch
+from octavo.core.values.recipe import Recipe
+from octavo.core.values.scheme import PartChoice
+
+TrainFn = Callable[[Any], Any]
+"""Trains the backend's own model (the nn.Module) in place, and returns it or None."""
+
+Parameters = Mapping[str, OpParameters]
+
+
+class Recovering:
+    """Learns what recipes ask for after quantization, on one backend.
+
+    Args:
+        opened: The session.
+        train_fn: For ``qat``; None where there is none.
+
+    Attributes:
+        batches: Calibration batches, which can be read again; None before calibration.
+        seconds: Spent learning so far, of all recipes.
+    """
+
+    def __init__(self, opened: Opened, train_fn: TrainFn | None) -> None:
+        self.batches: Iterable[Batch] | None = None
+        self.seconds = 0.0
+        self._opened = opened
+        self._train_fn = train_fn
+
+    def check(
+        self, steps: Sequence[PartChoice], *, has_data: bool | None = None
+    ) -> None:
+        """Look at the steps of a recipe's recovery, before any work.
+
+        Args:
+            steps: In order.
+            has_data: Whether there is calibration data; None where calibration was done.
+
+        Raises:
+            ConfigError: If one is unknown, has a wrong setting or a wrong place, or if there is no
+                function that trains.
+            SchemeError: If this backend does not learn so.
+            DataError: If there is no calibration data to learn from.
+        """
+        check_recovery(steps)
+        if has_data is None:
+            has_data = self.batches is not None
+        for step in steps:
+            if why := self.lacks(step.kind):
+                raise SchemeError(why)
+            if step.kind == QAT and self._train_fn is None:
+                raise ConfigError(
+                    "recovery 'qat' needs a function that trains: give train_fn, which takes the "
+                    "model and trains it"
+                )
+            if step.kind != QAT and not has_data:
+                raise DataError(
+                    f"recovery {step.kind!r} learns from calibration data: give calibration="
+                )
+
+    def lacks(self, kind: str) -> str:
+        """Return why this backend does not carry a kind of recovery out; '' where it does."""
+        known = RECOVERIES[kind]
+        if known.feature in self._opened.capability.features:
+            return ""
+        return (
+            f"backend {self._opened.name!r} offers no {known.what} (no feature {known.feature!r}): "
+            "the torch backend does"
+        )
+
+    def candidate(
+        self, session: Session, recipe: Recipe, parameters: Parameters
+    ) -> Candidate:
+        """Return a recipe's model after its recovery.
+
+        Args:
+            session: The float session after the recipe's transforms.
+            recipe: What is quantized, and what is learned after it.
+            parameters: What post-training quantization makes of it.
+
+        Raises:
+            SchemeError: If what is quantized cannot be learned so.
+        """
+        learned = dict(parameters)
+        with self._timed():
+            training = session.training()
+            for step in recipe.recovery:
+                if step.kind == QAT:
+                    return self._trained(training, recipe, learned)
+                learned = self._learned(training, step, learned)
+        return session.apply(recipe, learned)
+
+    def _learned(
+        self, training: Training, step: PartChoice, start: Parameters
+    ) -> dict[str, OpParameters]:
+        assert self.batches is not None
+        settings: Any = recovery_settings(step)
+        is_by_block = step.kind == RECONSTRUCTION
+        learn = training.reconstruct if is_by_block else training.distill
+        return learn(start, self.batches, settings)
+
+    def _trained(
+        self, training: Training, recipe: Recipe, start: Parameters
+    ) -> Candidate:
+        assert self._train_fn is not None
+        prepared = training.prepare_qat(recipe, start)
+        self._train_fn(prepared.native)
+        return prepared.convert()
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - began
