@@ -56,6 +56,12 @@ class Part(Generic[T]):
         hint: How to install what it needs.
         needs: What an algorithm or transform asks of calibration: ``gram``, ``channel_range``,
             ``gradients``, ...
+        format: Of a method that is named in a scheme (``int8-static+smoothquant``): the format that
+            its bare name stands for; empty where a format must be written before it.
+        modes: The modes of schemes that it makes sense in (``static``, ``weight_only``); empty for
+            all that its family fits.
+        brings: The calibrator that its paper pairs it with: a scheme that names the method takes
+            it, where no other calibrator is named and ranges are found in calibration.
     """
 
     name: str
@@ -64,6 +70,9 @@ class Part(Generic[T]):
     summary: str
     hint: str = ""
     needs: frozenset[str] = frozenset()
+    format: str = ""
+    modes: frozenset[str] = frozenset()
+    brings: str = ""
 
     def load(self) -> Callable[..., T]:
         """Import the target.

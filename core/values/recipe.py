@@ -13,7 +13,7 @@ from typing import Any
 from octavo.core.errors import ConfigError, said
 
 from .json_form import canonical_json
-from .scheme import FLOAT, OpScheme, PartChoice
+from .scheme import FLOAT, OpScheme, PartChoice, QuantSpec
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,6 +150,17 @@ def _label(scheme: OpScheme) -> str:
     if label is None:
         content = canonical_json(scheme.model_dump())
         tail = hashlib.sha256(content.encode()).hexdigest()[:6]
-        label = f"{scheme} #{tail}"
+        label = f"{_without_scale_dtypes(scheme)} #{tail}"
         _LABELS[scheme] = label
     return label
+
+
+def _without_scale_dtypes(scheme: OpScheme) -> OpScheme:
+    """Return a scheme as labels have always told it: a spec's text once left the dtype of its
+    scales out, and a recipe's digest is made of its labels."""
+    told = {}
+    for name in ("weight", "input", "output"):
+        spec: QuantSpec | None = getattr(scheme, name)
+        if spec is not None and spec.scale_dtype is not None:
+            told[name] = spec.model_copy(update={"scale_dtype": None})
+    return scheme.variant(**told) if told else scheme

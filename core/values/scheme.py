@@ -128,7 +128,8 @@ class QuantSpec(Frozen):
     def __str__(self) -> str:
         zero = "" if self.symmetric else "-asym"
         reduced = "-7bit" if self.reduce_range else ""
-        return f"{self.dtype}{zero}/{self.granularity}{reduced}"
+        scales = f"/scale:{self.scale_dtype}" if self.scale_dtype else ""
+        return f"{self.dtype}{zero}/{self.granularity}{reduced}{scales}"
 
 
 RTN = PartChoice(kind="rtn")

@@ -29,6 +29,15 @@ STATIC = OpScheme(mode="static", weight=CHANNEL, input=UNSIGNED)
             ),
             "w4 g32",
         ),
+        (
+            OpScheme(
+                mode="weight_only",
+                weight=QuantSpec(
+                    dtype="nf4", granularity="group:64", scale_dtype="uint8"
+                ),
+            ),
+            "nf4 weight g64, scales in uint8",
+        ),
         (OpScheme(mode="cast", weight=QuantSpec(dtype="bfloat16")), "bf16"),
         (OpScheme(mode="static", input=UNSIGNED, output=UNSIGNED), "a8"),
     ],

@@ -387,3 +387,16 @@ def test_a_drift_of_the_machine_decides_nothing() -> None:
     slow, fast = trial(1, 10.0, 0.5, 1.0), trial(2, 12.0, 0.4, 0.5)
     assert choose([slow, fast], ("latency",)) is fast
     assert pareto([slow, fast, trial(3, 11.0, 0.6, 0.1)], ("latency",)) == (slow, fast)
+
+
+def test_double_quantization_shows_and_keeps_the_digests_of_recipes() -> None:
+    plain = QuantSpec(dtype="nf4", granularity="group:64")
+    double = plain.model_copy(update={"scale_dtype": "uint8"})
+    assert str(plain) == "nf4/group:64"
+    assert str(double) == "nf4/group:64/scale:uint8"
+    digests = [
+        Recipe({"a": OpScheme(mode="weight_only", weight=weight)}, (), "torch").digest
+        for weight in (plain, double)
+    ]
+    # As the versions made them that told neither in a spec's text.
+    assert digests == ["dba58b2685e0ee91", "ab1a1b6c5cbb99cf"]
