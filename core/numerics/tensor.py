@@ -12,6 +12,7 @@ from octavo.core.values.sizes import stored_bytes
 
 from .affine import Array, QuantParams
 from .codec import decode
+from .low_rank import Repair
 from .packing import pack, unpack
 
 
@@ -29,11 +30,13 @@ class QuantizedTensor:
         extra: The second level of two-level scales: ``scale_codes`` (uint8, the shape of the
             scales), ``scale_scale`` and ``scale_offset`` (float32). ``params.scale`` always holds
             the scales that they amount to.
+        repair: What is added to the numbers that the codes stand for; None for nothing.
     """
 
     codes: Array
     params: QuantParams
     extra: dict[str, Any] | None = None
+    repair: Repair | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -41,16 +44,20 @@ class QuantizedTensor:
         return tuple(self.codes.shape)
 
     def dequantize(self) -> Array:
-        """Return the float32 array that the codes stand for."""
-        return decode(self.codes, self.params)
+        """Return the float32 array that the codes stand for, with the repair."""
+        numbers = decode(self.codes, self.params)
+        if self.repair is None:
+            return numbers
+        return numbers + self.repair.whole(self.shape)
 
     @property
     def nbytes(self) -> int:
         """Bytes when packed at the spec's bit width.
 
-        Scales (in their own format) and zero points (in the codes') are included.
+        Scales (in their own format), zero points (in the codes') and the repair are included.
         """
-        return stored_bytes(self.params.spec, self.shape, self.params.axis)
+        repair = self.repair.nbytes if self.repair is not None else 0
+        return stored_bytes(self.params.spec, self.shape, self.params.axis) + repair
 
 
 _CHUNK = 2**20
@@ -87,6 +94,7 @@ class PackedTensor(QuantizedTensor):
         fields = {
             "params": tensor.params,
             "extra": tensor.extra,
+            "repair": tensor.repair,
             "packed": xp.concat(parts) if parts else pack(flat, bits),
             "_shape": tensor.shape,
             "_signed": signed,
@@ -96,7 +104,8 @@ class PackedTensor(QuantizedTensor):
             object.__setattr__(self, name, value)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return PackedTensor, (QuantizedTensor(self.codes, self.params, self.extra),)
+        whole = QuantizedTensor(self.codes, self.params, self.extra, self.repair)
+        return PackedTensor, (whole,)
 
     @property
     def codes(self) -> Array:

@@ -47,7 +47,11 @@ def correct_bias(
     params = quantized.params
     if params.axis is not None:
         params = replace(params, axis=0)
-    flat = QuantizedTensor(to_matrix(quantized.codes, axis), params, quantized.extra)
+    repair = quantized.repair
+    if repair is not None:
+        repair = replace(repair, axis=0)
+    codes = to_matrix(quantized.codes, axis)
+    flat = QuantizedTensor(codes, params, quantized.extra, repair)
     xp = array_namespace(weight)
     matrix = xp.astype(to_matrix(weight, axis), xp.float32)
     mean = sums.value / max(1, sums.count)

@@ -91,7 +91,10 @@ def _in_own_shape(
     params = matrix.params
     if params.axis is not None:
         params = replace(params, axis=axis)
-    return QuantizedTensor(codes, params, matrix.extra)
+    repair = matrix.repair
+    if repair is not None:
+        repair = replace(repair, axis=axis)
+    return QuantizedTensor(codes, params, matrix.extra, repair)
 
 
 def _in_parts(
@@ -119,6 +122,11 @@ def _in_parts(
         algorithm.quantize(piece, spec, context)
         for piece, context in zip(pieces, contexts, strict=True)
     ]
+    if any(part.repair is not None for part in parts):
+        raise SchemeError(
+            "the groups of this convolution are quantized one by one, and no product of two "
+            "matrices repairs them together: leave low_rank out for it"
+        )
     params = whole or _joined([part.params for part in parts])
     return QuantizedTensor(xp.concat([part.codes for part in parts]), params, extra)
 

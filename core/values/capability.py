@@ -10,6 +10,7 @@ from octavo.core.errors import SchemeError
 
 from .graph import Op
 from .scheme import FLOAT, OpScheme
+from .sizes import repairs_of, without_repairs
 
 Realization = Literal["kernel", "simulated", "codes"]
 """How an op is carried out. ``codes`` is said of ops that compute nothing and move the codes of
@@ -42,6 +43,7 @@ class Offer:
     refuses: Callable[[Op], str] | None = None
     narrowed: Callable[[], str] | None = None
     slower: str = ""
+    repairs: bool = False
 
     def refusal_of(self, op: Op) -> str:
         """Return why ``op`` cannot take this offer; empty where it can."""
@@ -59,7 +61,8 @@ class Capability:
         offers: Op type -> offers, in the order in which they should be tried (fastest and smallest
             first).
         features: Optional primitives of a session that are there: ``rescale`` (and
-            ``rescale:shift``, ``rescale:rotation``), ``gradients``, ``export:onnx``; and what its
+            ``rescale:shift``, ``rescale:rotation``), ``gradients``, ``export:onnx``,
+            ``low_rank_repair`` (which ops take one is said by their offers); and what its
             ``training()`` returns can do: ``block_reconstruction``, ``distillation``, ``training``
             (quantization-aware), ``low_rank`` (trainable updates over a quantized base).
         versions: What it was established on (framework versions, processor features).
@@ -104,7 +107,7 @@ class Capability:
         reason = op.out_of_reach
         if not reason:
             for offer in self._offers_of(op.type, scheme):
-                reason = offer.refusal_of(op)
+                reason = offer.refusal_of(op) or _no_repair(offer, scheme)
                 if not reason:
                     return offer.realization
         offered = "; ".join(str(s) for s in self.for_op(op, simulated=True))
@@ -113,6 +116,20 @@ class Capability:
             f"{self.backend} on {self.device} cannot carry out [{scheme}] for op {op.name!r} "
             f"({op.type}){why}. It can: {offered}"
         )
+
+    def repairable(self, op: Op, scheme: OpScheme) -> tuple[OpScheme, str]:
+        """Return a scheme without the low-rank repairs that an op cannot take, and why.
+
+        Returns:
+            ``scheme`` itself and an empty string where there are none, or where it takes them.
+        """
+        if not repairs_of(scheme):
+            return scheme, ""
+        offers = [o for o in self._offers_of(op.type, scheme) if not o.refusal_of(op)]
+        if any(offer.repairs for offer in offers):
+            return scheme, ""
+        reason = f"{self.backend} has no low-rank repair for a {scheme.mode} {op.type}"
+        return without_repairs(scheme), reason
 
     def carried(self, op: Op, scheme: OpScheme) -> tuple[OpScheme, str]:
         """Return the scheme that this device carries out for ``scheme``, and why it is another one.
@@ -133,6 +150,13 @@ class Capability:
         """Yield the offers whose kernel takes a scheme."""
         kernel = _kernel_of(scheme)
         return (o for o in self.offers.get(kind, ()) if _kernel_of(o.scheme) == kernel)
+
+
+def _no_repair(offer: Offer, scheme: OpScheme) -> str:
+    """Return why an offer cannot take a scheme's repair; empty where it has none or can."""
+    if offer.repairs or not repairs_of(scheme):
+        return ""
+    return "no low-rank repair goes with it here: leave low_rank out for this op"
 
 
 def _kernel_of(scheme: OpScheme) -> tuple[object, ...]:

@@ -8,10 +8,11 @@ quantized tensor states them afterwards.
 from __future__ import annotations
 
 from math import prod
+from typing import Final
 
 from octavo.core.errors import SchemeError
 
-from .scheme import QuantSpec
+from .scheme import RTN, OpScheme, PartChoice, QuantSpec
 
 DOUBLE_BLOCK = 256
 """Scales that share one second-level scale in double quantization."""
@@ -19,6 +20,12 @@ DOUBLE_BLOCK = 256
 _HALVES = ("float16", "bfloat16")
 _SCALE_BYTES = {"float16": 2, "bfloat16": 2, "uint8": 1, "fp8_e4m3fn": 1, "e8m0": 1}
 _FLOAT32_BYTES = 4
+_FACTOR_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
+
+LOW_RANK = "low_rank"
+"""The algorithm that adds a product of two thin matrices to a quantized weight."""
+REPAIR_RANK = 16
+REPAIR_DTYPE: Final = "float16"
 
 
 def block_shape(spec: QuantSpec) -> tuple[int, int]:
@@ -74,6 +81,56 @@ def stored_bytes(
     scales = _scale_count(spec, shape, channel_axis)
     codes = _packed(elements, spec.bits)
     return codes + _scale_bytes(spec, scales) + _zero_point_bytes(spec, scales)
+
+
+def scheme_bytes(
+    scheme: OpScheme, shape: tuple[int, ...], channel_axis: int | None = 0
+) -> int:
+    """Return the bytes of a weight under a scheme: :func:`stored_bytes`, and those of its repairs.
+
+    Args:
+        scheme: With a weight spec.
+        shape: The weight's own shape.
+        channel_axis: Axis of its output channels; None counts as the first.
+    """
+    assert scheme.weight is not None
+    rows = shape[channel_axis or 0] if shape else 1
+    features = prod(shape) // rows if rows else 0
+    repairs = sum(repair_bytes(part, rows, features) for part in repairs_of(scheme))
+    return stored_bytes(scheme.weight, shape, channel_axis) + repairs
+
+
+def repairs_of(scheme: OpScheme) -> tuple[PartChoice, ...]:
+    """Return the steps of a scheme's weight algorithms that add a low-rank repair."""
+    # `refined_by` where schemes have it.
+    steps = (scheme.algorithm, *getattr(scheme, "refined_by", ()))
+    return tuple(step for step in steps if step.kind == LOW_RANK)
+
+
+def without_repairs(scheme: OpScheme) -> OpScheme:
+    """Return a scheme without its low-rank repairs; what they alone round is rounded to nearest."""
+    refined = getattr(scheme, "refined_by", ())
+    kept = tuple(step for step in refined if step.kind != LOW_RANK)
+    algorithm = RTN if scheme.algorithm.kind == LOW_RANK else scheme.algorithm
+    if kept == refined:
+        return scheme.variant(algorithm=algorithm)
+    return scheme.variant(algorithm=algorithm, refined_by=kept)
+
+
+def repair_bytes(repair: PartChoice, rows: int, features: int) -> int:
+    """Return the bytes of a repair's two factors for a matrix: rank x (rows + features) numbers.
+
+    Args:
+        repair: The algorithm ``low_rank`` with its settings.
+        rows: Of the matrix.
+        features: Of the matrix; a rank above the smaller of both is cut to it.
+    """
+    options = dict(repair.options)
+    asked = options.get("rank", REPAIR_RANK)
+    assert isinstance(asked, int)
+    rank = min(asked, rows, features)
+    dtype = str(options.get("dtype", REPAIR_DTYPE))
+    return rank * (rows + features) * _FACTOR_BYTES[dtype]
 
 
 def _packed(count: int, bits: int) -> int:

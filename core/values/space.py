@@ -13,7 +13,7 @@ from octavo.core.errors import ConfigError
 from .json_form import canonical_json
 from .recipe import Recipe
 from .scheme import FLOAT, OpScheme, PartChoice
-from .sizes import stored_bytes
+from .sizes import scheme_bytes
 
 
 def stored_form(scheme: OpScheme) -> OpScheme:
@@ -70,13 +70,13 @@ class Unit:
         return len(self.choices) > 1
 
     def weight_bytes(self, scheme: OpScheme) -> float:
-        """Bytes of the weights under ``scheme``: see :func:`.sizes.stored_bytes`; four an element
+        """Bytes of the weights under ``scheme``: see :func:`.sizes.scheme_bytes`; four an element
         in float."""
         if scheme.weight is None:
             return 4.0 * self.parameters
         rows = max(1, self.channels)
         matrices = self.matrices or ((rows, -(-self.parameters // rows)),)
-        return float(sum(stored_bytes(scheme.weight, matrix) for matrix in matrices))
+        return float(sum(scheme_bytes(scheme, matrix) for matrix in matrices))
 
 
 @dataclass(frozen=True)

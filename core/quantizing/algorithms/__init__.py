@@ -13,6 +13,7 @@ from .autoround import AutoRoundConfig
 from .awq import AwqConfig
 from .gptq import GptqConfig
 from .hqq import HqqConfig
+from .low_rank import LowRankRepairConfig
 from .rtn import RtnConfig
 
 _GRAM = frozenset({"gram"})
@@ -61,6 +62,13 @@ def octavo_algorithms() -> Iterable[Part[Any]]:
             f"{_HERE}.adaround:AdaRound",
             AdaRoundConfig,
             "learned rounding up or down",
+            needs=_GRAM,
+        ),
+        Part(
+            "low_rank",
+            f"{_HERE}.low_rank:LowRankRepair",
+            LowRankRepairConfig,
+            "thin factors beside the codes that take in their error (EoRA, LQER)",
             needs=_GRAM,
         ),
     )
