@@ -11,7 +11,7 @@ from . import CoordinateConfig
 from .fallback import Choice, Fallback
 from .sequential import Search
 
-Settings = tuple[PartChoice | None, PartChoice | None]
+Settings = tuple[tuple[PartChoice, ...], PartChoice]
 """Algorithm and calibrator of a scheme."""
 
 
@@ -80,7 +80,7 @@ def _margin(trial: Trial) -> float:
 
 
 def _settings(scheme: OpScheme) -> Settings:
-    return scheme.algorithm, scheme.calibrator
+    return scheme.algorithms, scheme.calibrator
 
 
 def _alike(unit: Unit, scheme: OpScheme) -> list[OpScheme]:

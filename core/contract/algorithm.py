@@ -25,6 +25,8 @@ class WeightContext:
         channel_mean: Mean of each input feature, float32, shape (features,); ``channel_mean``.
         count: Number of rows seen.
         params: The grid that must be used, where one tensor is quantized in parts; else None.
+        start: What the algorithm before this one in a chain made of the same matrix, for those
+            whose card ``refines``: its grid, its codes. None for the first.
     """
 
     gram: Array | None = None
@@ -32,6 +34,7 @@ class WeightContext:
     channel_mean: Array | None = None
     count: int = 0
     params: QuantParams | None = None
+    start: QuantizedTensor | None = None
 
     def require_gram(self, who: str) -> Array:
         """Return the Gram matrix.

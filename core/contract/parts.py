@@ -62,6 +62,8 @@ class Part(Generic[T]):
             all that its family fits.
         brings: The calibrator that its paper pairs it with: a scheme that names the method takes
             it, where no other calibrator is named and ranges are found in calibration.
+        refines: A weight algorithm that can go on from what another one made
+            (:attr:`~octavo.core.contract.algorithm.WeightContext.start`).
     """
 
     name: str
@@ -73,6 +75,7 @@ class Part(Generic[T]):
     format: str = ""
     modes: frozenset[str] = frozenset()
     brings: str = ""
+    refines: bool = False
 
     def load(self) -> Callable[..., T]:
         """Import the target.

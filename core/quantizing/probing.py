@@ -15,6 +15,7 @@ from octavo.core.values.scheme import MINMAX, OpScheme, PartChoice, QuantSpec
 from octavo.core.values.space import TuningSpace
 from octavo.core.values.topology import shared_scales
 
+from .chains import check_chain
 from .input_features import feature_probes
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class ProbePlan:
             if scheme.output is not None:
                 yield from self._range_probes(op, scheme, scheme.output, op.outputs)
         if scheme.weight is not None and op.weight is not None:
-            needs = self.needs("algorithms", scheme.algorithm)
+            needs = self.needs_of(scheme)
             for user in self.users(op.weight) if needs else ():
                 yield from feature_probes(user, needs)
 
@@ -100,6 +101,16 @@ class ProbePlan:
         for group in self._view.groups:
             for member in group.members if group.kind == "rescale" else ():
                 yield group, self._view.by_name[member]
+
+    def needs_of(self, scheme: OpScheme) -> frozenset[str]:
+        """Return what a scheme's weight algorithms need together.
+
+        Raises:
+            SchemeError: If one that follows another cannot go on from it.
+        """
+        check_chain(scheme, self._host)
+        needs = (self.needs("algorithms", choice) for choice in scheme.algorithms)
+        return frozenset(chain.from_iterable(needs))
 
     def needs(
         self, kind: Literal["algorithms", "transforms"], choice: PartChoice

@@ -85,8 +85,11 @@ class QuantizedWeights:
         """True if a scheme's algorithm moves the op's bias."""
         if scheme.weight is None:
             return False
-        settings = self._host.read("algorithms", scheme.algorithm.table())
-        return isinstance(settings, WeightConfig) and settings.bias_correction
+        for choice in scheme.algorithms:
+            settings = self._host.read("algorithms", choice.table())
+            if isinstance(settings, WeightConfig) and settings.bias_correction:
+                return True
+        return False
 
     def _weight(
         self, op: Op, recipe: Recipe, prepared: Prepared
@@ -130,7 +133,7 @@ class QuantizedWeights:
             op.weight.name,
             op.weight.channel_axis,
             scheme.weight,
-            scheme.algorithm,
+            scheme.algorithms,
             transforms,
         )
 
@@ -142,7 +145,7 @@ class QuantizedWeights:
             op,
             self._plan.users(op.weight),
             scheme,
-            self._plan.needs("algorithms", scheme.algorithm),
+            self._plan.needs_of(scheme),
             prepared.seen_by,
         )
         made = quantize_weight(

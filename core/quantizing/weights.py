@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from octavo.core.values.graph import Op
 from octavo.core.values.scheme import OpScheme, QuantSpec
 from octavo.core.values.sizes import block_shape
 
+from .chains import built_chain
 from .input_features import INDEPENDENT, WEIGHING, WeightRequest, weight_contexts
 
 if TYPE_CHECKING:
@@ -48,18 +49,12 @@ def quantize_weight(
     assert op.weight is not None
     assert scheme.weight is not None
     _check_observable(op, scheme, request.needs)
-    settings = host.read("algorithms", scheme.algorithm.table())
-    algorithm: WeightAlgorithm = host.part("algorithms", scheme.algorithm.kind).build(
-        settings
-    )
+    algorithms = built_chain(scheme, host)
     axis = op.weight.channel_axis % array.ndim
     matrix = to_matrix(array, axis)
     contexts = weight_contexts(request, matrix)
     try:
-        if len(contexts) == 1:
-            result = algorithm.quantize(matrix, scheme.weight, contexts[0])
-        else:
-            result = _in_parts(algorithm, matrix, scheme.weight, contexts)
+        result = _in_turn(algorithms, matrix, scheme.weight, contexts)
     except NonFiniteWeight as error:
         raise NonFiniteWeight(
             f"weight {op.weight.name!r} of op {op.name!r} holds NaN or Inf; repair it, "
@@ -70,11 +65,35 @@ def quantize_weight(
     return _in_own_shape(result, tuple(array.shape), axis)
 
 
+def _in_turn(
+    algorithms: Sequence[WeightAlgorithm],
+    matrix: Array,
+    spec: QuantSpec,
+    contexts: list[WeightContext],
+) -> QuantizedTensor:
+    """Let each algorithm go on from what the one before it made."""
+    first, *refining = algorithms
+    if len(contexts) == 1:
+        found = first.quantize(matrix, spec, contexts[0])
+        for algorithm in refining:
+            if found.repair is not None:
+                raise SchemeError(
+                    "low_rank repairs what all rounding left: put it last in the chain"
+                )
+            context = replace(contexts[0], start=found)
+            found = algorithm.quantize(matrix, spec, context)
+        return found
+    found = _in_parts(first, matrix, spec, contexts)
+    for algorithm in refining:
+        found = _refined_in_parts(algorithm, matrix, spec, contexts, found)
+    return found
+
+
 def _check_observable(op: Op, scheme: OpScheme, needs: frozenset[str]) -> None:
     missing = sorted(needs & WEIGHING)
     if missing and rounding_rows(op) is None and op.type not in INDEPENDENT:
         raise SchemeError(
-            f"op {op.name!r}: {scheme.algorithm.kind} needs the {missing[0]} of its input, and the "
+            f"op {op.name!r}: {scheme.rounding} needs the {missing[0]} of its input, and the "
             f"weight of a {op.type} multiplies no rows that calibration observes; "
             "use rtn or hqq, which need none"
         )
@@ -111,7 +130,7 @@ def _in_parts(
             f"{spec} spans groups of this convolution; use channel or tensor granularity, "
             "or an algorithm that needs no calibration"
         )
-    pieces = [matrix[i * height : (i + 1) * height, :] for i in range(len(contexts))]
+    pieces = [matrix[span, :] for span in _spans(matrix.shape[0], len(contexts))]
     whole, extra = _common_grid(algorithm, matrix, spec, pieces, contexts)
     if whole is not None:
         grids = _divided(whole, len(pieces))
@@ -122,13 +141,49 @@ def _in_parts(
         algorithm.quantize(piece, spec, context)
         for piece, context in zip(pieces, contexts, strict=True)
     ]
+    _check_repairs_none(parts)
+    params = whole or _joined([part.params for part in parts])
+    return QuantizedTensor(xp.concat([part.codes for part in parts]), params, extra)
+
+
+def _refined_in_parts(
+    algorithm: WeightAlgorithm,
+    matrix: Array,
+    spec: QuantSpec,
+    contexts: Sequence[WeightContext],
+    start: QuantizedTensor,
+) -> QuantizedTensor:
+    """Let an algorithm go on from what was made of all groups, each with its own inputs.
+
+    Where the groups share a scale, or its second level, none of them can leave the start's grid.
+    """
+    xp = array_namespace(matrix)
+    spans = _spans(matrix.shape[0], len(contexts))
+    grids = _divided(start.params, len(contexts))
+    is_shared = spec.granularity == "tensor" or shares_scales(spec)
+    parts = []
+    for span, grid, context in zip(spans, grids, contexts, strict=True):
+        begun = QuantizedTensor(start.codes[span, :], grid)
+        own = replace(context, start=begun, params=grid if is_shared else None)
+        parts.append(algorithm.quantize(matrix[span, :], spec, own))
+    _check_repairs_none(parts)
+    params = start.params if is_shared else _joined([part.params for part in parts])
+    extra = start.extra if is_shared else None
+    return QuantizedTensor(xp.concat([part.codes for part in parts]), params, extra)
+
+
+def _check_repairs_none(parts: Iterable[QuantizedTensor]) -> None:
     if any(part.repair is not None for part in parts):
         raise SchemeError(
             "the groups of this convolution are quantized one by one, and no product of two "
             "matrices repairs them together: leave low_rank out for it"
         )
-    params = whole or _joined([part.params for part in parts])
-    return QuantizedTensor(xp.concat([part.codes for part in parts]), params, extra)
+
+
+def _spans(rows: int, count: int) -> list[slice]:
+    """Return the rows of each of so many groups."""
+    height = rows // count
+    return [slice(i * height, (i + 1) * height) for i in range(count)]
 
 
 def _common_grid(
@@ -160,13 +215,11 @@ def _divided(whole: QuantParams, count: int) -> list[QuantParams]:
     """Return each piece's part of common parameters; one scale for all belongs to each of them."""
     if whole.spec.granularity == "tensor":
         return [whole] * count
-    height = whole.scale.shape[0] // count
-    spans = [slice(i * height, (i + 1) * height) for i in range(count)]
     return [
         replace(
             whole, scale=whole.scale[span, ...], zero_point=whole.zero_point[span, ...]
         )
-        for span in spans
+        for span in _spans(whole.scale.shape[0], count)
     ]
 
 

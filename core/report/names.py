@@ -152,8 +152,8 @@ def _shares(spec: QuantSpec | None) -> str:
 def _unusual(scheme: OpScheme) -> list[str]:
     """Return what a reader would not expect of a scheme."""
     told = [*_of_weight(scheme), *_of_input(scheme)]
-    if scheme.algorithm != RTN:
-        told.append(str(scheme.algorithm))
+    if scheme.algorithms != (RTN,):
+        told.append(scheme.rounding)
     if scheme.mode == "static" and scheme.calibrator != MINMAX:
         told.append(str(scheme.calibrator))
     return told

@@ -6,9 +6,15 @@ These are values: frozen, hashable, and JSON both ways. They name no framework.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any, Literal, Self
 
-from pydantic import field_validator, model_serializer, model_validator
+from pydantic import (
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from .settings import Checked
 
@@ -132,6 +138,11 @@ class QuantSpec(Frozen):
         return f"{self.dtype}{zero}/{self.granularity}{reduced}{scales}"
 
 
+def in_order(parts: Iterable[PartChoice]) -> str:
+    """Return parts that follow each other as they are written: ``smoothquant -> hadamard``."""
+    return " -> ".join(map(str, parts))
+
+
 RTN = PartChoice(kind="rtn")
 MINMAX = PartChoice(kind="minmax")
 
@@ -148,6 +159,7 @@ class OpScheme(Frozen):
         output: Spec of the output; None leaves it to the consumer.
         algorithm: How the weight is rounded.
         calibrator: How observed activations become a range.
+        refined_by: Weight algorithms that go on from the result of ``algorithm``, in order.
     """
 
     mode: Mode = "float"
@@ -156,6 +168,7 @@ class OpScheme(Frozen):
     output: QuantSpec | None = None
     algorithm: PartChoice = RTN
     calibrator: PartChoice = MINMAX
+    refined_by: tuple[PartChoice, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -176,12 +189,36 @@ class OpScheme(Frozen):
             and self.input.granularity == "token"
         ):
             raise ValueError("token granularity is found at run time: use mode dynamic")
+        if self.refined_by and self.weight is None:
+            raise ValueError(
+                "refined_by says how the weight's rounding goes on: give a weight"
+            )
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_an_empty_chain(
+        self, handler: SerializerFunctionWrapHandler
+    ) -> dict[str, Any]:
+        found: dict[str, Any] = handler(self)
+        # A scheme of one algorithm is written, and has the digest, that it had before chains.
+        if not found.get("refined_by"):
+            found.pop("refined_by", None)
+        return found
 
     @property
     def is_float(self) -> bool:
         """True if nothing is quantized."""
         return self.mode == "float"
+
+    @property
+    def algorithms(self) -> tuple[PartChoice, ...]:
+        """All weight algorithms in order: each goes on from what the one before it made."""
+        return (self.algorithm, *self.refined_by)
+
+    @property
+    def rounding(self) -> str:
+        """The weight algorithms as they are written: ``gptq``, ``awq -> gptq``."""
+        return in_order(self.algorithms)
 
     @property
     def weight_bits(self) -> int:
@@ -200,8 +237,8 @@ class OpScheme(Frozen):
         for tag, spec in (("w", self.weight), ("x", self.input), ("y", self.output)):
             if spec:
                 parts.append(f"{tag}:{spec}")
-        if self.algorithm != RTN:
-            parts.append(str(self.algorithm))
+        if self.algorithms != (RTN,):
+            parts.append(self.rounding)
         if self.calibrator != MINMAX and self.mode == "static":
             parts.append(str(self.calibrator))
         return " ".join(parts)

@@ -102,9 +102,7 @@ def scheme_bytes(
 
 def repairs_of(scheme: OpScheme) -> tuple[PartChoice, ...]:
     """Return the steps of a scheme's weight algorithms that add a low-rank repair."""
-    # `refined_by` where schemes have it.
-    steps = (scheme.algorithm, *getattr(scheme, "refined_by", ()))
-    return tuple(step for step in steps if step.kind == LOW_RANK)
+    return tuple(step for step in scheme.algorithms if step.kind == LOW_RANK)
 
 
 def without_repairs(scheme: OpScheme) -> OpScheme:

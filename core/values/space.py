@@ -22,7 +22,10 @@ def stored_form(scheme: OpScheme) -> OpScheme:
     if scheme.input is None:
         return scheme
     return OpScheme(
-        mode="weight_only", weight=scheme.weight, algorithm=scheme.algorithm
+        mode="weight_only",
+        weight=scheme.weight,
+        algorithm=scheme.algorithm,
+        refined_by=scheme.refined_by,
     )
 
 

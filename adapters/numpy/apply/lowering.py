@@ -150,7 +150,7 @@ class _Lowering:
         rows: PackedRows = _packed.get(
             weight, ("rows", axis), lambda: pack_rows(weight, axis)
         )
-        prefix = f"{name}.{given.scheme.weight}.{given.scheme.algorithm}"
+        prefix = f"{name}.{given.scheme.weight}.{given.scheme.rounding}"
         known = self._constants.get(f"{prefix}.codes", rows.codes)
         if known is not rows.codes:
             # Another reader of the same weight may have codes of its own.

@@ -49,6 +49,7 @@ def octavo_algorithms() -> Iterable[Part[Any]]:
             GptqConfig,
             "column by column, later columns make up for the error",
             needs=_GRAM,
+            refines=True,
         ),
         Part(
             "autoround",
@@ -56,6 +57,7 @@ def octavo_algorithms() -> Iterable[Part[Any]]:
             AutoRoundConfig,
             "signed gradient descent on rounding and range",
             needs=_GRAM,
+            refines=True,
         ),
         Part(
             "adaround",
@@ -63,6 +65,7 @@ def octavo_algorithms() -> Iterable[Part[Any]]:
             AdaRoundConfig,
             "learned rounding up or down",
             needs=_GRAM,
+            refines=True,
         ),
         Part(
             "low_rank",
@@ -70,5 +73,6 @@ def octavo_algorithms() -> Iterable[Part[Any]]:
             LowRankRepairConfig,
             "thin factors beside the codes that take in their error (EoRA, LQER)",
             needs=_GRAM,
+            refines=True,
         ),
     )

@@ -21,7 +21,7 @@ from octavo.core.numerics.layout import spread
 from octavo.core.numerics.tensor import QuantizedTensor
 from octavo.core.values.scheme import QuantSpec
 
-from .learned import normalised, output_error, unshrunk
+from .learned import best_rows, normalised, output_error, unshrunk
 from .output_grid import output_grid
 
 _LOWEST, _HIGHEST = -0.1, 1.1
@@ -81,6 +81,8 @@ class AdaRound(WeightAlgorithm):
         else:
             codes = self._learn(_Grid.under(weight, params), gram)
         found = QuantizedTensor(narrow(codes, spec), params, extra)
+        if context.start is not None:
+            return best_rows(found, context.start, weight, gram)
         return unshrunk(found, weight, context)
 
     def _learn(self, grid: _Grid, gram: Array) -> Array:

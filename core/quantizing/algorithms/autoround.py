@@ -52,6 +52,9 @@ class AutoRound(WeightAlgorithm):
     2 (W_q - W) G, so a Gram matrix takes the place of inputs and autograd. Each row keeps the best
     state it has met, its scales grown by what its outputs have shrunk (:func:`.learned.unshrunk`).
 
+    After another algorithm (``gptq``, ``awq``) it begins with that one's codes and learns the
+    rounding alone, on that one's grid.
+
     Needs the Gram matrix; integer dtypes. Cost: one product rows x features x features per
     iteration.
     """
@@ -71,15 +74,22 @@ class AutoRound(WeightAlgorithm):
             return QuantizedTensor(
                 narrow(xp.astype(weight, xp.int32), spec), start, extra
             )
-        is_free = context.params is None and spec.scale_dtype is None
+        is_given = context.params is not None or context.start is not None
+        is_free = not is_given and spec.scale_dtype is None
         learn_range = is_free and spec.granularity != "tensor"
-        best = self._descend(weight, gram, start, learn_range)
+        begun = _whole_steps_to(context.start, weight)
+        best = self._descend(weight, gram, start, learn_range, begun)
         params = QuantParams(best.scale, best.zero_point, spec, start.axis)
         found = QuantizedTensor(narrow(best.codes, spec), params, extra)
         return unshrunk(found, weight, context)
 
     def _descend(
-        self, weight: Array, gram: Array, start: QuantParams, learn_range: bool
+        self,
+        weight: Array,
+        gram: Array,
+        start: QuantParams,
+        learn_range: bool,
+        begun: Array,
     ) -> _Best:
         xp = array_namespace(weight)
         offset = xp.zeros_like(weight)
@@ -88,7 +98,7 @@ class AutoRound(WeightAlgorithm):
         params = start
         best: _Best | None = None
         for i in range(self.config.iterations + 1):
-            rounded = _Rounded.of(weight, offset, params)
+            rounded = _Rounded.of(weight, offset, begun, params)
             projected = rounded.units * _over(params.scale, weight, params)
             loss, slope = output_error(projected - weight, gram)
             if best is None:
@@ -162,15 +172,17 @@ class _Rounded:
     slope_of_scale: Array
 
     @classmethod
-    def of(cls, weight: Array, offset: Array, params: QuantParams) -> _Rounded:
-        """Round a weight with an offset added first."""
+    def of(
+        cls, weight: Array, offset: Array, begun: Array, params: QuantParams
+    ) -> _Rounded:
+        """Round a weight with an offset added before, and whole steps after."""
         xp = array_namespace(weight)
         qmin, qmax = integer_range(params.spec)
         ratio = spread(
             lambda w, s: w / s, weight, params.spec, params.axis, params.scale
         )
         zero = _over(xp.astype(params.zero_point, xp.float32), weight, params)
-        raw = xp.round(ratio + offset) + zero
+        raw = xp.round(ratio + offset) + begun + zero
         codes = xp.clip(raw, qmin, qmax)
         units = codes - zero
         # Where a code is cut, a larger scale moves the number by whole units.
@@ -215,6 +227,21 @@ class _Shares:
             return replace(start, scale=start.scale * self.high)
         low, high = _ends(start)
         return affine_params(low * self.low, high * self.high, start.spec, start.axis)
+
+
+def _whole_steps_to(start: QuantizedTensor | None, weight: Array) -> Array:
+    """Return how many steps a start's codes are from the nearest ones; zeros without a start.
+
+    With them no offset at all gives the start's own codes, and the descent goes on from there.
+    """
+    xp = array_namespace(weight)
+    if start is None:
+        return xp.zeros_like(weight)
+    params = start.params
+    zero = _over(xp.astype(params.zero_point, xp.float32), weight, params)
+    # Not cut to the range: what is far outside of it stays where the start put it, too.
+    nearest = xp.round(weight / _over(params.scale, weight, params)) + zero
+    return xp.astype(start.codes, xp.float32) - nearest
 
 
 def _over(parameter: Array, x: Array, params: QuantParams) -> Array:

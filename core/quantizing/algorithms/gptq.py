@@ -15,6 +15,7 @@ from octavo.core.numerics.tensor import QuantizedTensor
 from octavo.core.values.scheme import QuantSpec
 from octavo.core.values.sizes import is_grouped
 
+from .learned import best_rows
 from .search import own_grid, power_cost, searched_grid
 from .sweep import ChooseGrid, Sweep
 
@@ -48,6 +49,9 @@ class Gptq(WeightAlgorithm):
 
     Needs the Gram matrix. Cost: features^3 / 3 multiply-adds for the factor, rows x features^2 / 2
     for the corrections.
+
+    After another algorithm (``awq``, ``hqq``) it rounds on the grid that this one chose, and keeps
+    the rows that this one rounded better.
     """
 
     config: GptqConfig
@@ -74,15 +78,19 @@ class Gptq(WeightAlgorithm):
             return self._grid(part, spec, context, importance)[0]
 
         fixed, extra = None, None
-        if self._chooses_first(spec):
+        if self._chooses_first(spec) or context.start is not None:
             fixed, extra = self._grid(weight, spec, context, diagonal)
         if self.config.act_order:
             assert fixed is not None
             codes = self._by_size_of_inputs(weight, gram, fixed, grid)
-            return QuantizedTensor(codes, fixed, extra)
-        feedback = feedback_matrix(gram, self.config.damping)
-        codes, params = Sweep(weight, spec, feedback, fixed).run(grid)
-        return QuantizedTensor(codes, params, extra)
+            found = QuantizedTensor(codes, fixed, extra)
+        else:
+            feedback = feedback_matrix(gram, self.config.damping)
+            codes, params = Sweep(weight, spec, feedback, fixed).run(grid)
+            found = QuantizedTensor(codes, params, extra)
+        if context.start is None:
+            return found
+        return best_rows(found, context.start, weight, gram)
 
     def _by_size_of_inputs(
         self, weight: Array, gram: Array, params: QuantParams, grid: ChooseGrid

@@ -44,6 +44,27 @@ def output_error(error: Array, gram: Array) -> tuple[Array, Array]:
     return xp.sum(slope * error, axis=1), slope
 
 
+def best_rows(
+    found: QuantizedTensor, start: QuantizedTensor, weight: Array, gram: Array
+) -> QuantizedTensor:
+    """Return, row by row, whichever codes lose less: tr(E G E^T) of the row.
+
+    So an algorithm that goes on from another one is never behind it.
+
+    Args:
+        found: New codes on the grid of ``start``.
+        start: Codes of the algorithm before.
+        weight: The float matrix, float32, shape (rows, features).
+        gram: G.
+    """
+    xp = array_namespace(weight)
+    mine, _ = output_error(found.dequantize() - weight, gram)
+    theirs, _ = output_error(start.dequantize() - weight, gram)
+    is_better = (mine < theirs)[:, None]
+    codes = xp.where(is_better, found.codes, start.codes)
+    return QuantizedTensor(codes, found.params, found.extra)
+
+
 def unshrunk(
     found: QuantizedTensor, weight: Array, context: WeightContext
 ) -> QuantizedTensor:
@@ -56,7 +77,8 @@ def unshrunk(
     bias correction, which restores the norm of each channel's weights; here it is the size of what
     the inputs make of them. One product rows x features x features.
 
-    Scales that are prescribed, shared between rows or numbers of a narrow format stay as they are.
+    Scales that are prescribed (by an algorithm before, too), shared between rows or numbers of a
+    narrow format stay as they are.
 
     Args:
         found: Codes and parameters of a (rows, features) matrix.
@@ -65,7 +87,8 @@ def unshrunk(
     """
     spec = found.params.spec
     is_by_row = spec.granularity == "channel" or spec.granularity.startswith("group:")
-    is_free = is_by_row and has_free_scales(spec) and context.params is None
+    is_given = context.params is not None or context.start is not None
+    is_free = is_by_row and has_free_scales(spec) and not is_given
     if not is_free or context.gram is None or 0 in weight.shape:
         return found
     growth = _shrinkage(weight, found.dequantize(), context.gram)

@@ -59,7 +59,7 @@ class LowRankRepair(WeightAlgorithm):
         xp = array_namespace(matrix)
         gram = self._gram(context)
         weight = xp.astype(matrix, xp.float32)
-        start: QuantizedTensor | None = getattr(context, "start", None)
+        start = context.start
         if start is None:
             params, extra = own_grid(weight, spec, context)
             start = QuantizedTensor(encode(weight, params), params, extra)

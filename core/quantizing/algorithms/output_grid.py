@@ -13,7 +13,14 @@ from octavo.core.numerics.ranges import ranges
 from octavo.core.values.scheme import QuantSpec
 from octavo.core.values.sizes import block_shape, is_grouped
 
-from .search import RATIOS, Grid, searched_grid, whole_output_cost, with_zeros
+from .search import (
+    RATIOS,
+    Grid,
+    given_grid,
+    searched_grid,
+    whole_output_cost,
+    with_zeros,
+)
 
 
 def output_grid(
@@ -31,8 +38,9 @@ def output_grid(
         context: May prescribe the grid.
         gram: G, shape (features, features).
     """
-    if context.params is not None:
-        return context.params, None
+    given = given_grid(context)
+    if given is not None:
+        return given
     xp = array_namespace(matrix)
     weight = xp.astype(matrix, xp.float32)
     if not is_grouped(spec):

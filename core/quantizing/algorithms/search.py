@@ -27,10 +27,20 @@ Grid = tuple[QuantParams, dict[str, Any] | None]
 """Parameters, and the second level of two-level scales."""
 
 
-def own_grid(matrix: Array, spec: QuantSpec, context: WeightContext) -> Grid:
-    """Return the grid over the weight's own range, or the one that the context prescribes."""
+def given_grid(context: WeightContext) -> Grid | None:
+    """Return the grid that a context prescribes, or that the algorithm before chose; else None."""
     if context.params is not None:
         return context.params, None
+    if context.start is not None:
+        return context.start.params, context.start.extra
+    return None
+
+
+def own_grid(matrix: Array, spec: QuantSpec, context: WeightContext) -> Grid:
+    """Return the grid over the weight's own range, or the one that the context gives."""
+    given = given_grid(context)
+    if given is not None:
+        return given
     low, high = ranges(matrix, spec)
     return choose_params(low, high, spec, channel_axis(spec))
 
@@ -51,8 +61,9 @@ def searched_grid(
 
     Asymmetric types shrink both ends alike first, then each end alone around the best.
     """
-    if context.params is not None:
-        return context.params, None
+    given = given_grid(context)
+    if given is not None:
+        return given
     low, high = ranges(matrix, spec)
     search = _RangeSearch(matrix, spec, cost)
     for ratio in ratios:
