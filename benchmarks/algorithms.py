@@ -164,18 +164,24 @@ def gptq() -> None:
     )
 
 
+def load_task(folder: Path) -> Any:
+    """Return the module evaluate.py of a language model's folder."""
+    spec = importlib.util.spec_from_file_location(
+        "language_model", folder / "evaluate.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    task = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(task)
+    return task
+
+
 class LanguageModel:
     """The float model with what calibration saw of each linear layer, and its weights to be changed
     in place."""
 
     def __init__(self, folder: Path) -> None:
-        spec = importlib.util.spec_from_file_location(
-            "language_model", folder / "evaluate.py"
-        )
-        assert spec is not None
-        assert spec.loader is not None
-        self.task = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(self.task)
+        self.task = load_task(folder)
         self.model = self.task.load()
         self.host = PluginHost()
         tokens = self.task.calibration()
