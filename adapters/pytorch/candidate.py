@@ -14,7 +14,7 @@ from torch import nn
 from octavo.adapters.pytorch.modules.shared_copy import named_tensors
 from octavo.adapters.pytorch.run.batches import takes, to_arrays, to_call
 from octavo.adapters.pytorch.run.profiling import profile
-from octavo.core.contract.adapter import Batch, Candidate
+from octavo.core.contract.adapter import Batch, Candidate, OpParameters
 from octavo.core.errors import DataError, OctavoError, said
 from octavo.core.values.calls import Call as Given
 from octavo.core.values.calls import shown
@@ -64,6 +64,10 @@ class TorchCandidate(Candidate):
     def native(self) -> nn.Module:
         """The module itself."""
         return self.module
+
+    def decided(self) -> Mapping[str, OpParameters]:
+        """Return what the core decided for each op."""
+        return self.parameters
 
     def run(self, batch: Batch) -> tuple[np.ndarray, ...]:
         """Run one batch: arrays in, arrays out.

@@ -149,6 +149,16 @@ class Candidate(ABC):
         """
         return {}
 
+    def decided(self) -> Mapping[str, OpParameters]:
+        """Return what was decided for each op that it quantizes: training goes on from there.
+
+        Optional, for backends that train.
+
+        Returns:
+            Op name -> what :meth:`Session.apply` was given; {} where that is not kept.
+        """
+        return {}
+
     def with_ledger(
         self, ledger: Mapping[str, Applied], recipe: Recipe | None = None
     ) -> Self:

@@ -12,9 +12,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
-from octavo.core.errors import SchemeError
+from octavo.core.errors import ConfigError, SchemeError
 from octavo.core.values.calls import Batch
 from octavo.core.values.recipe import Recipe
 
@@ -86,6 +86,26 @@ class LowRank:
     ops: tuple[str, ...] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Qat:
+    """Settings of quantization-aware training.
+
+    Attributes:
+        start: Where step sizes begin. ``calibration``: at the ranges that calibration found, so
+            that training begins where post-training quantization ended. ``lsq``: at 2 <|v|> /
+            sqrt(Qp) of the weights, and of the inputs on the first batch (Esser et al. 2020,
+            section 2.1): at 2 and 3 bits, where a range that takes every value in rounds most of
+            them to zero. Asymmetric weights and inputs with a zero point inside their range, which
+            that formula does not know, begin at calibration's.
+    """
+
+    start: Literal["calibration", "lsq"] = "calibration"
+
+    def __post_init__(self) -> None:
+        if self.start not in ("calibration", "lsq"):
+            raise ConfigError(f"start is 'calibration' or 'lsq', not {self.start!r}")
+
+
 class QatModel(ABC):
     """A trainable copy of a model under a recipe, and the way back to kernels."""
 
@@ -98,10 +118,14 @@ class QatModel(ABC):
         """
 
     @abstractmethod
-    def convert(self) -> Candidate:
+    def convert(self, native: Any = None) -> Candidate:
         """Return the trained model on the kernels that the recipe names.
 
         It is as after post-training quantization.
+
+        Args:
+            native: What was trained, where that is a copy of :attr:`native` or a wrapper around it;
+                None for :attr:`native` itself.
         """
 
 
@@ -169,7 +193,11 @@ class Training:
         )
 
     def prepare_qat(
-        self, recipe: Recipe, parameters: Mapping[str, OpParameters]
+        self,
+        recipe: Recipe,
+        parameters: Mapping[str, OpParameters],
+        settings: Qat | None = None,
+        batches: Iterable[Batch] = (),
     ) -> QatModel:
         """Return a copy whose layers see quantized weights and inputs while it is trained.
 
@@ -178,10 +206,11 @@ class Training:
         Args:
             recipe: What to quantize.
             parameters: Where ranges start, from calibration: ``Realizer.parameters(recipe)``.
+            settings: Where step sizes begin; None for the defaults.
+            batches: The first one is looked at where ``settings`` ask for that.
 
         Raises:
-            SchemeError: If an op or its scheme cannot be trained, or the session's layers change
-                their inputs (rescaled).
+            SchemeError: If an op or its scheme cannot be trained.
         """
         self._refuse("training", "train the float model, then quantize it again")
 

@@ -18,6 +18,7 @@ from octavo.core.contract.adapter import Batch, Candidate, OpParameters, Session
 from octavo.core.contract.training import (
     Distillation,
     LowRank,
+    Qat,
     QatModel,
     Reconstruction,
     Training,
@@ -82,7 +83,11 @@ class TorchTraining(Training):
         )
 
     def prepare_qat(
-        self, recipe: Recipe, parameters: Mapping[str, OpParameters]
+        self,
+        recipe: Recipe,
+        parameters: Mapping[str, OpParameters],
+        settings: Qat | None = None,
+        batches: Iterable[Batch] = (),
     ) -> QatModel:
         """Return a copy whose layers learn their step sizes (LSQ) while it is trained.
 
@@ -90,8 +95,8 @@ class TorchTraining(Training):
         """
         from .qat import TorchQatModel
 
-        self._refuse_rescaled("train")
-        return TorchQatModel(self._capture, recipe, parameters, self._over)
+        calls, capture = self._calls(batches), self._whole()
+        return TorchQatModel(capture, recipe, parameters, self._over, settings, calls)
 
     def add_low_rank(self, candidate: Candidate, settings: LowRank | Any = None) -> Any:
         """Return a candidate's module with trainable updates on its weight-only linear layers.

@@ -10,11 +10,15 @@ candidate = prepared.convert()   # on the same integer kernels as after post-tra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Any
 
 import torch
 from torch import nn
 
+from octavo.adapters.pytorch.apply.input_maps import Online, install
 from octavo.adapters.pytorch.capture.capture import Capture
 from octavo.adapters.pytorch.capture.folding import folded
 from octavo.adapters.pytorch.capture.layers import Layer
@@ -25,13 +29,19 @@ from octavo.adapters.pytorch.modules.shared_copy import (
     set_tensor,
     skeleton,
 )
+from octavo.adapters.pytorch.modules.wrapping import inside
+from octavo.adapters.pytorch.run.batches import Call
 from octavo.core.contract.adapter import Candidate, OpParameters, Session
-from octavo.core.contract.training import QatModel
-from octavo.core.errors import SchemeError
+from octavo.core.contract.training import Qat, QatModel
+from octavo.core.errors import ModelError, SchemeError
 from octavo.core.numerics.affine import is_integer
+from octavo.core.numerics.tensor import QuantizedTensor
 from octavo.core.values.recipe import Recipe
 
 from .trained_layer import TrainedLayer
+
+_TRAINED = ("linear", "conv", "conv_transpose", "embedding")
+"""Op types of layers with one weight."""
 
 
 class TorchQatModel(QatModel):
@@ -42,6 +52,8 @@ class TorchQatModel(QatModel):
         recipe: What to quantize.
         parameters: From calibration: ``Realizer.parameters(recipe)``.
         over: Returns a session over another skeleton of the same structure.
+        settings: Where step sizes begin.
+        calls: One call is looked at where ``settings`` ask for that.
 
     Attributes:
         module: Train this one. Layers that the recipe leaves in float train too.
@@ -56,21 +68,48 @@ class TorchQatModel(QatModel):
         recipe: Recipe,
         parameters: Mapping[str, OpParameters],
         over: Callable[[nn.Module], Session],
+        settings: Qat | None = None,
+        calls: Iterable[Call] = (),
     ) -> None:
         self._float_root = capture.root
         self._over = over
         self._recipe = recipe
         self._parameters = dict(parameters)
-        self._layers: dict[str, TrainedLayer] = {}
+        self._paths = {name: capture.layers[name].path for name in parameters}
         self.module = _trainable_copy(capture.root)
         for name, decided in parameters.items():
+            _check_trainable(capture.layers[name], decided)
+        made = self._put_in(capture)
+        in_float = {n: own for n, own in capture.factors.items() if n not in made}
+        install(self.module, capture.layers, in_float)
+        if settings is not None and settings.start == "lsq":
+            _start_as_paper(self.module, list(made.values()), calls)
+
+    def _put_in(self, capture: Capture) -> dict[str, TrainedLayer]:
+        """Put a trained layer in the place of each that the recipe quantizes."""
+        made: dict[str, TrainedLayer] = {}
+        # Layers that read one weight under one scheme were given one quantized tensor.
+        first: dict[int, TrainedLayer] = {}
+        for name, decided in self._parameters.items():
             layer = capture.layers[name]
-            _check_trainable(layer, decided)
+            module = self.module.get_submodule(layer.path)
             weight, bias = folded(layer, capture.root)
-            module = capture.root.get_submodule(layer.path)
-            trained = TrainedLayer(module, weight, bias, decided)
-            self._layers[name] = trained
+            if layer.is_tied:
+                assert isinstance(module.weight, nn.Parameter)
+                weight = module.weight.requires_grad_()
+            known = first.get(id(decided.weight))
+            step = None if known is None else known.step
+            trained = TrainedLayer(module, weight, bias, decided, step)
+            first.setdefault(id(decided.weight), trained)
+            made[name] = trained
+            own = capture.factors.get(name)
+            if own:
+                described = layer.op.weight
+                assert described is not None
+                change = Online(own, trained.weight, described.channel_axis)
+                trained.register_forward_pre_hook(change)
             self._install(layer, trained)
+        return made
 
     def _install(self, layer: Layer, trained: TrainedLayer) -> None:
         # A model that is a single layer is replaced by it.
@@ -86,29 +125,80 @@ class TorchQatModel(QatModel):
         """The module to train."""
         return self.module
 
-    def convert(self) -> Candidate:
-        """Return the trained model on the kernels that the recipe names."""
-        root = skeleton(self._float_root)
-        for name, tensor in self._float_tensors(root).items():
-            set_tensor(root, name, tensor.detach())
-        learned = {
-            name: layer.result(self._parameters[name])
-            for name, layer in self._layers.items()
-        }
-        return self._over(root).apply(self._recipe, learned)
+    def convert(self, native: Any = None) -> Candidate:
+        """Return the trained model on the kernels that the recipe names.
 
-    def _float_tensors(self, root: nn.Module) -> dict[str, torch.Tensor]:
-        """Return the trained tensors of what stays float, ties by their first name."""
-        of_layers: set[str] = set()
-        for path, module in self.module.named_modules():
-            if isinstance(module, TrainedLayer):
-                prefix = f"{path}." if path else ""
-                of_layers |= {f"{prefix}{name}" for name in named_tensors(module)}
-        left_out = of_layers | aliases(root).keys()
-        trained = named_tensors(self.module)
-        return {
-            name: tensor for name, tensor in trained.items() if name not in left_out
+        Args:
+            native: The trained module, a copy of it or a wrapper around it; None for
+                :attr:`native`.
+
+        Raises:
+            ModelError: If it is another model.
+        """
+        trained = self.module if native is None else inside(native)
+        layers = {name: _layer_at(trained, path) for name, path in self._paths.items()}
+        root = skeleton(self._float_root)
+        for name, tensor in _float_tensors(trained, root).items():
+            # A copy: whoever goes on training must not change what was converted.
+            set_tensor(root, name, tensor.detach().clone())
+        learned = {
+            name: layer.result(self._parameters[name]) for name, layer in layers.items()
         }
+        return self._over(root).apply(self._recipe, self._tied(learned))
+
+    def _tied(self, learned: Mapping[str, OpParameters]) -> dict[str, OpParameters]:
+        """Let ops that were given one quantized tensor have one again."""
+        first: dict[int, QuantizedTensor | None] = {}
+        found = {}
+        for name, decided in learned.items():
+            start = self._parameters[name].weight
+            weight = first.setdefault(id(start), decided.weight)
+            found[name] = replace(decided, weight=weight)
+        return found
+
+
+def _layer_at(root: nn.Module, path: str) -> TrainedLayer:
+    try:
+        layer = root.get_submodule(path)
+    except AttributeError:
+        layer = root
+    if isinstance(layer, TrainedLayer):
+        return layer
+    raise ModelError(
+        f"the module has no trained layer at {path!r}: convert the one that prepare_qat returned, "
+        "or a copy of it"
+    )
+
+
+def _float_tensors(trained: nn.Module, root: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the trained tensors of what stays float, by their first name in the float model."""
+    of_layers: list[str] = []
+    for path, module in trained.named_modules():
+        if isinstance(module, TrainedLayer):
+            of_layers.append(f"{path}." if path else "")
+    first = aliases(root)
+    found: dict[str, torch.Tensor] = {}
+    for name, tensor in (
+        *trained.named_parameters(remove_duplicate=False),
+        *trained.named_buffers(remove_duplicate=False),
+    ):
+        if not name.startswith(tuple(of_layers)):
+            found.setdefault(first.get(name, name), tensor)
+    return found
+
+
+@torch.no_grad()
+def _start_as_paper(
+    root: nn.Module, layers: Sequence[TrainedLayer], calls: Iterable[Call]
+) -> None:
+    """Let steps begin where the paper's do: of the inputs, on one batch."""
+    for layer in layers:
+        layer.start_as_paper()
+        layer.looks = True
+    for args, kwargs in islice(calls, 1):
+        root(*args, **kwargs)
+    for layer in layers:
+        layer.looks = False
 
 
 def _trainable_copy(float_root: nn.Module) -> nn.Module:
@@ -126,11 +216,15 @@ def _check_trainable(layer: Layer, decided: OpParameters) -> None:
             f"op {op.name!r} is a functional call, which training does not reach: make it a layer, "
             "or keep it float"
         )
-    has_integer_weight = decided.weight is not None and is_integer(
-        decided.weight.params.spec
-    )
-    if op.type not in ("linear", "conv") or not has_integer_weight:
+    weight = decided.weight
+    if op.type not in _TRAINED or weight is None or not is_integer(weight.params.spec):
         raise SchemeError(
-            f"op {op.name!r} ({op.type}, [{decided.scheme}]): only integer linear and convolution "
-            "layers are trained"
+            f"op {op.name!r} ({op.type}, [{decided.scheme}]): layers of the types "
+            f"{', '.join(_TRAINED)} are trained, with integer weights; keep it float, or give it "
+            "another scheme by a rule"
+        )
+    if weight.extra is not None or weight.params.spec.scale_dtype is not None:
+        raise SchemeError(
+            f"op {op.name!r} [{decided.scheme}]: step sizes are learned in float32; "
+            "leave scale_dtype out"
         )

@@ -1,51 +1,91 @@
 """A layer of quantization-aware training: it computes with quantized weight and input, and learns.
 
-Esser et al. 2020, "Learned Step Size Quantization", eqs. 1 to 3 and the gradient scale
-1 / sqrt(N * qmax).
+Esser et al. 2020, "Learned Step Size Quantization" (LSQ), eqs. 1 to 3, the gradient scale 1 /
+sqrt(N Qp) of section 2.2 and the start 2 <|v|> / sqrt(Qp) of section 2.1.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
+from torch.func import functional_call
 
-from octavo.adapters.pytorch.kernels.activation import Activation
-from octavo.adapters.pytorch.modules.kinds import is_transposed_linear
+from octavo.adapters.pytorch.modules.shared_copy import (
+    copy_hooks,
+    copy_settings,
+    skeleton,
+)
 from octavo.core.contract.adapter import OpParameters
-from octavo.core.numerics.affine import QuantParams, integer_range
+from octavo.core.numerics.affine import (
+    QuantParams,
+    affine_params,
+    integer_range,
+    middle_code,
+    narrow,
+)
+from octavo.core.numerics.layout import spread
+from octavo.core.numerics.ranges import token_params
 from octavo.core.numerics.tensor import QuantizedTensor
 from octavo.core.values.scheme import QuantSpec
 
-from .straight_through import grouped, round_to_grid
+from .straight_through import round_to_grid
 
 Tensor = torch.Tensor
 _TINY = 1e-12
-"""Least scale: kernels take positive ones."""
+"""Least step: kernels take positive scales."""
 
 
-def _scaled_gradient(x: Tensor, factor: float) -> Tensor:
+def positive_levels(spec: QuantSpec) -> int:
+    """Return Qp of LSQ: how many levels lie above zero.
+
+    Unsigned codes that stand for signed numbers have their zero in the middle.
+    """
+    _, high = integer_range(spec)
+    return high - middle_code(spec) if spec.symmetric else high
+
+
+def scaled_gradient(x: Tensor, factor: float) -> Tensor:
     """Return ``x`` with its gradient multiplied.
 
-    LSQ's balance between a step size and the weights that it serves (section 2.2).
+    LSQ's balance between a step size and the values that it serves (section 2.2).
     """
     return (x - x * factor).detach() + x * factor
 
 
+def positive(step: Tensor) -> Tensor:
+    """Return the size of a step, at least 1e-12, with a gradient everywhere.
+
+    LSQ lets a step be learned across zero, where its grid is turned over. Kernels take positive
+    scales: a negative step stands for its size, while it is trained and when it is converted.
+    """
+    size = torch.where(step < 0, -step, step)
+    return size + (size.clamp_min(_TINY) - size).detach()
+
+
 class TrainedLayer(nn.Module):
-    """A linear or convolution layer under training, with learned step sizes.
+    """A layer with one weight under training, with learned step sizes.
 
     A batch norm is folded in at the start with its running statistics, which thereby are frozen
     (Krishnamoorthi 2018, section 3.2).
 
     Args:
-        module: The float module.
-        weight: float32, as the op uses it (batch norm folded).
+        module: The float module: how it computes, and what models look at on it.
+        weight: As the op uses it (batch norm folded). A parameter is trained as it is, and so stays
+            tied to whoever else reads it; any other tensor is copied as float32.
         bias: Likewise, or None.
         parameters: Where the step sizes start.
+        step: The weight's step, where another layer that reads the same weight learns it already.
+
+    Attributes:
+        looks: While True, the input's step is set to 2 <|x|> / sqrt(Qp) of the inputs that come.
     """
 
+    bias: Tensor | None
     input_scale: Tensor | None
     input_zero: Tensor
     zero: Tensor
@@ -56,128 +96,175 @@ class TrainedLayer(nn.Module):
         weight: Tensor,
         bias: Tensor | None,
         parameters: OpParameters,
+        step: nn.Parameter | None = None,
     ) -> None:
         super().__init__()
         assert parameters.weight is not None
         start = parameters.weight.params
         self.spec: QuantSpec = start.spec
-        self.transposed = is_transposed_linear(module)
-        self.weight = _own_parameter(weight)
-        self.bias = None if bias is None else _own_parameter(bias)
-        step = self._spread(start.scale, weight.ndim)
-        zero = self._spread(start.zero_point.float(), weight.ndim)
-        self.step = _own_parameter(step)
-        self.register_buffer("zero", zero)
+        self.axis = start.axis
+        self.weight = weight if isinstance(weight, nn.Parameter) else _own(weight)
+        self.bias = None if bias is None else _own(bias)
+        self.step = _own(start.scale) if step is None else step
+        self.register_buffer("zero", start.zero_point.float())
         # In a list: its own tensors are not trained.
-        self.module = [module]
+        self._float = [_without_tensors(module, bias)]
+        copy_settings(module, self)
+        copy_hooks(module, self)
+        assert isinstance(module.weight, Tensor)
+        self.dtype = module.weight.dtype
         self.source = parameters.scheme.input
         self.dynamic = parameters.scheme.mode == "dynamic"
+        self.looks = False
         self.input_scale = None
         input_zero = None
         given = _static_input(parameters)
         if given is not None:
-            self.input_scale = _own_parameter(given.scale)
+            self.input_scale = _own(given.scale)
             input_zero = given.zero_point.float()
         self.register_buffer("input_zero", input_zero)
 
-    def _spread(self, parameter: Tensor, ndim: int) -> Tensor:
-        """Return scales or zero points in a shape that broadcasts against the (grouped) weight."""
-        if parameter.ndim == 0:
-            return parameter
-        if parameter.ndim == 2:
-            return parameter[..., None]
-        shape = [1] * ndim
-        shape[1 if self.transposed else 0] = -1
-        return parameter.reshape(shape)
-
-    @property
-    def _is_grouped(self) -> bool:
-        return self.step.ndim == 3 and self.weight.ndim == 2
-
-    def _in_groups(self, weight: Tensor) -> Tensor:
-        """Return a matrix as (outputs, groups, inputs of a group)."""
-        matrix = weight.t() if self.transposed else weight
-        return grouped(matrix, self.step[..., 0])
-
-    def _from_groups(self, values: Tensor) -> Tensor:
-        """Return what :meth:`_in_groups` made of a matrix, in the weight's own form."""
-        shape = self.weight.shape
-        if not self.transposed:
-            return values.reshape(shape)
-        return values.reshape(shape[::-1]).t()
-
-    def quantized_weight(self) -> Tensor:
-        """Return the weight on its grid, with gradients."""
-        _, high = integer_range(self.spec)
-        served = self.weight.numel() / self.step.numel()
-        factor = (served * high) ** -0.5
-        step = _scaled_gradient(self.step, factor)
-        if not self._is_grouped:
-            return round_to_grid(self.weight, step, self.zero, self.spec)
-        groups = self._in_groups(self.weight)
-        rounded = round_to_grid(groups, step, self.zero, self.spec)
-        return self._from_groups(rounded)
-
-    def forward(self, x: Tensor, *others: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *others: Any, **named: Any) -> Tensor:
         """Return the layer's output, its weight and input quantized."""
         weight = self.quantized_weight()
         if self.source is not None:
             x = self._quantized_input(x, self.source)
-        module = self.module[0]
-        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-            result: Tensor = module._conv_forward(x, weight, self.bias)
-            return result
-        if self.transposed:
-            weight = weight.t()
-        return nn.functional.linear(x, weight, self.bias)
+        # Tables take whole numbers; all others multiply in the type of their input.
+        dtype = x.dtype if x.is_floating_point() else self.dtype
+        tensors = {"weight": weight.to(dtype)}
+        if self.bias is not None:
+            tensors["bias"] = self.bias.to(dtype)
+        given = (x, *others)
+        y: Tensor = functional_call(self._float[0], tensors, given, named)
+        return y
+
+    def quantized_weight(self) -> Tensor:
+        """Return the weight on its grid, float32, with gradients."""
+        served = self.weight.numel() / self.step.numel()
+        factor = (served * positive_levels(self.spec)) ** -0.5
+        step = scaled_gradient(positive(self.step), factor)
+        on_grid = partial(round_to_grid, spec=self.spec)
+        return self._spread(on_grid, self.weight.float(), step, self.zero)
+
+    def _spread(
+        self, function: Callable[..., Tensor], values: Tensor, *parameters: Tensor
+    ) -> Tensor:
+        """Apply a function to values and the parameters that each of them shares with others."""
+        result: Tensor = spread(function, values, self.spec, self.axis, *parameters)
+        return result
 
     def _quantized_input(self, x: Tensor, spec: QuantSpec) -> Tensor:
-        if self.input_scale is not None:
-            _, high = integer_range(spec)
-            # LSQ counts the features of one sample, whatever the batch's size.
-            served = x[0].numel()
-            positive = self.input_scale.abs()
-            factor = (served * high) ** -0.5
-            step = _scaled_gradient(positive, factor)
-            return round_to_grid(x, step, self.input_zero, spec)
-        return _on_its_own_range(x, spec) if self.dynamic else x
+        values = x.float()
+        if self.dynamic:
+            return on_its_own_range(values, spec).to(x.dtype)
+        if self.input_scale is None:
+            return x
+        if self.looks:
+            self._look(values, spec)
+        factor = (_features(x) * positive_levels(spec)) ** -0.5
+        step = scaled_gradient(positive(self.input_scale), factor)
+        return round_to_grid(values, step, self.input_zero, spec).to(x.dtype)
+
+    def start_as_paper(self) -> None:
+        """Let the weight's steps begin at 2 <|w|> / sqrt(Qp), where its grid is symmetric."""
+        if not self.spec.symmetric:
+            return
+        sizes = self.weight.detach().float().abs()
+        means = self._mean_by_step(sizes)
+        with torch.no_grad():
+            self.step.copy_(2 * means / positive_levels(self.spec) ** 0.5)
+            # All weights that share it are zero: any step will do.
+            self.step[means == 0] = 1.0
+
+    def _mean_by_step(self, values: Tensor) -> Tensor:
+        """Return the mean of the values that share each step, in the shape of the steps."""
+        step = torch.ones_like(self.step, requires_grad=True)
+
+        def total(of: Tensor) -> Tensor:
+            # The derivative of a sum of products by a factor is the sum of what it multiplies.
+            products = self._spread(torch.mul, of, step)
+            (found,) = torch.autograd.grad(products.sum(), step)
+            return found
+
+        with torch.enable_grad():
+            return total(values) / total(torch.ones_like(values))
+
+    @torch.no_grad()
+    def _look(self, values: Tensor, spec: QuantSpec) -> None:
+        low, _ = integer_range(spec)
+        outer = middle_code(spec) if spec.symmetric else low
+        size = values.abs().mean()
+        # A zero point inside the range belongs to the range that it was calibrated with.
+        if self.input_scale is None or float(self.input_zero) != outer or size == 0:
+            return
+        self.input_scale.copy_(2 * size / positive_levels(spec) ** 0.5)
 
     @torch.no_grad()
     def result(self, start: OpParameters) -> OpParameters:
         """Return what was learned in the form that the post-training path takes."""
-        weight = self._learned_weight(start)
+        assert start.weight is not None
         inputs = self._learned_inputs(start)
         bias = None if self.bias is None else self.bias.detach().clone()
+        weight = self.learned_weight(start.weight)
         return replace(start, weight=weight, inputs=inputs, bias=bias)
 
-    def _learned_weight(self, start: OpParameters) -> QuantizedTensor:
-        assert start.weight is not None
-        old = start.weight
+    @torch.no_grad()
+    def learned_weight(self, old: QuantizedTensor) -> QuantizedTensor:
+        """Return codes and steps as they are now.
+
+        Args:
+            old: What they were at the start.
+        """
         low, high = integer_range(self.spec)
-        # Kernels take positive scales, and a step may have been learned across zero.
-        step = self.step.detach().abs().clamp_min(_TINY)
-        weight = self.weight.detach()
-        if self._is_grouped:
-            weight = self._in_groups(weight)
-        steps = torch.round(weight / step) + self.zero
-        codes = steps.clamp(low, high)
-        if self._is_grouped:
-            codes = self._from_groups(codes).contiguous()
-        codes = codes.reshape(old.codes.shape).to(old.codes.dtype)
-        scale = step.reshape(old.params.scale.shape).clone()
-        params = replace(old.params, scale=scale)
-        return QuantizedTensor(codes, params)
+
+        def codes_of(values: Tensor, step: Tensor, zero: Tensor) -> Tensor:
+            return (torch.round(values / step) + zero).clamp(low, high)
+
+        step = positive(self.step.detach())
+        weight = self.weight.detach().float()
+        codes = self._spread(codes_of, weight, step, self.zero)
+        params = replace(old.params, scale=step.clone())
+        return QuantizedTensor(narrow(codes.contiguous(), self.spec), params)
 
     def _learned_inputs(self, start: OpParameters) -> tuple[QuantParams | None, ...]:
         if self.input_scale is None or start.inputs[0] is None:
             return start.inputs
-        scale = self.input_scale.detach().abs().clone()
+        scale = positive(self.input_scale.detach()).clone()
         learned: QuantParams = replace(start.inputs[0], scale=scale)
         return (learned, *start.inputs[1:])
 
 
-def _own_parameter(tensor: Tensor) -> nn.Parameter:
+def on_its_own_range(x: Tensor, spec: QuantSpec) -> Tensor:
+    """Return values on the grid that a dynamic kernel would choose for them."""
+    seen = x.detach()
+    if spec.granularity == "token":
+        params = token_params(seen, spec)
+    else:
+        params = affine_params(seen.amin(), seen.amax(), spec)
+    return round_to_grid(x, params.scale, params.zero_point.float(), spec)
+
+
+def _features(x: Tensor) -> int:
+    """Return N of LSQ for inputs: the features of one sample, whatever the batch's size."""
+    samples = x.shape[0] if x.ndim > 1 else 1
+    return x.numel() // max(1, samples)
+
+
+def _own(tensor: Tensor) -> nn.Parameter:
     return nn.Parameter(tensor.detach().float().clone())
+
+
+def _without_tensors(module: nn.Module, bias: Tensor | None) -> nn.Module:
+    """Return a twin of a layer that holds no numbers: they are given with each call."""
+    twin = skeleton(module)
+    for table in (twin._forward_hooks, twin._forward_pre_hooks):
+        table.clear()
+    for name, tensor in twin._parameters.items():
+        if tensor is not None:
+            twin._parameters[name] = nn.Parameter(tensor.detach().to("meta"))
+    if bias is not None and twin._parameters.get("bias") is None:
+        twin._parameters["bias"] = nn.Parameter(bias.detach().to("meta"))
+    return twin
 
 
 def _static_input(parameters: OpParameters) -> QuantParams | None:
@@ -185,18 +272,3 @@ def _static_input(parameters: OpParameters) -> QuantParams | None:
     if parameters.scheme.mode != "static" or not parameters.inputs:
         return None
     return parameters.inputs[0]
-
-
-def _on_its_own_range(x: Tensor, spec: QuantSpec) -> Tensor:
-    """Return values on the grid that a dynamic kernel would choose for them."""
-    if spec.granularity == "token":
-        largest = x.detach().abs().amax(-1, keepdim=True)
-        scale = largest.clamp_(min=_TINY) / 127
-        zeros = torch.zeros_like(scale)
-        return round_to_grid(x, scale, zeros, spec)
-    form = Activation.around(x.detach(), spec.symmetric)
-    # Kernels take codes of uint8; a symmetric scheme's own are signed.
-    shift = 128 if spec.symmetric else 0
-    zero = torch.tensor(float(form.zero_point - shift))
-    scale = torch.tensor(form.scale)
-    return round_to_grid(x, scale, zero, spec)
