@@ -16,16 +16,11 @@ from pydantic import TypeAdapter, ValidationError
 from octavo.core.errors import ConfigError, nearest, shown
 from octavo.core.values.scheme import PartChoice
 
-from .training import Distillation, Reconstruction
+from .training import Distillation, Qat, Reconstruction
 
 RECONSTRUCTION = "reconstruction"
 DISTILLATION = "distillation"
 QAT = "qat"
-
-
-@dataclass(frozen=True, slots=True)
-class Qat:
-    """Settings of quantization-aware training: none, for the training function says it all."""
 
 
 Settings = Reconstruction | Distillation | Qat

@@ -168,16 +168,19 @@ class Training:
         parameters: Mapping[str, OpParameters],
         batches: Iterable[Batch],
         settings: Distillation | None = None,
+        teacher: Any = None,
     ) -> dict[str, OpParameters]:
         """Learn scales and rounding of all weight-only linear layers together.
 
-        Feature ``distillation``. The goal is the float model's predictions, its first output. Where
-        all batches together say that the start was better, it comes back.
+        Feature ``distillation``. The goal is the predictions of the float model, or of a teacher:
+        the first output. Where all batches together say that the start was better, it comes back.
 
         Args:
             parameters: Where to start from: ``Realizer.parameters(recipe)``. Not changed.
             batches: Calibration batches.
             settings: How long and how fast; None for the defaults.
+            teacher: A model of the backend with the same inputs, whose first output is the goal;
+                None for the float model.
 
         Returns:
             ``parameters`` with the learned weights in place, as ``Session.apply`` takes them.

@@ -104,7 +104,7 @@ class Recovering:
             training = session.training()
             for step in recipe.recovery:
                 if step.kind == QAT:
-                    return self._trained(training, recipe, learned)
+                    return self._trained(training, step, recipe, learned)
                 learned = self._learned(training, step, learned)
         return session.apply(recipe, learned)
 
@@ -118,10 +118,12 @@ class Recovering:
         return learn(start, self.batches, settings)
 
     def _trained(
-        self, training: Training, recipe: Recipe, start: Parameters
+        self, training: Training, step: PartChoice, recipe: Recipe, start: Parameters
     ) -> Candidate:
         assert self._train_fn is not None
-        prepared = training.prepare_qat(recipe, start)
+        settings: Any = recovery_settings(step)
+        seen = self.batches or ()
+        prepared = training.prepare_qat(recipe, start, settings, seen)
         self._train_fn(prepared.native)
         return prepared.convert()
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from octavo.core.calibration.data import CalibrationData, calibration_data, rows
 from octavo.core.calibration.raw import materialize
-from octavo.core.contract.adapter import Candidate, Opened
+from octavo.core.contract.adapter import Candidate, Opened, Session
 from octavo.core.contract.objective import Subject
 from octavo.core.errors import DataError
 from octavo.core.report import text
@@ -43,10 +43,13 @@ class Origin:
     Attributes:
         opened: The float model on the quantized one's backend.
         data: The calibration data; None where there was none.
+        session: The float session after the recipe's transforms, for what goes on learning; None
+            where that is the opened one.
     """
 
     opened: Opened
     data: CalibrationData | None = None
+    session: Session | None = None
 
     def __repr__(self) -> str:
         calibrated = "no data" if self.data is None else "calibration data"

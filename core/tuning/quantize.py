@@ -102,7 +102,7 @@ def quantize_model(
         known = (*target.notes, *notes, *left_out, *slow, coverage.summary())
         said = tuple(dict.fromkeys((*known, *remarks.texts)))
         made_with = target.settings.to_save() if target.settings else {}
-        origin = Origin(target, batches)
+        origin = Origin(target, batches, realizer.session(recipe.transforms))
         return Quantized(candidate, native, said, coverage, made_with, origin=origin)
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from octavo.core.results.result import Quantized, Result
     from octavo.core.scoring.evaluation import ArrayModel, Evaluation
     from octavo.core.scoring.racing import RaceConfig, SampleScore
+    from octavo.core.tuning.learning import convert, distill, prepare_qat, qlora
     from octavo.core.tuning.progress import Phase, Progress
     from octavo.core.tuning.run import Run as Run
     from octavo.core.tuning.run import autotune, load, quantize_model
@@ -54,7 +55,11 @@ __all__ = [
     "Trial",
     "TuningConfig",
     "autotune",
+    "convert",
+    "distill",
     "load",
+    "prepare_qat",
+    "qlora",
     "quantize_model",
 ]
 
@@ -82,8 +87,12 @@ _HOME = {
     "Trial": "values.trial",
     "TuningConfig": "opening.config",
     "autotune": "tuning.run",
+    "convert": "tuning.learning",
+    "distill": "tuning.learning",
     "load": "tuning.run",
     "prepare": "tuning.run",
+    "prepare_qat": "tuning.learning",
+    "qlora": "tuning.learning",
     "quantize_model": "tuning.run",
 }
 

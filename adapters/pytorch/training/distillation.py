@@ -39,6 +39,7 @@ def distill(
     parameters: Mapping[str, OpParameters],
     calls: Iterable[Call],
     settings: Distillation,
+    teacher: nn.Module | None = None,
 ) -> dict[str, OpParameters]:
     """Learn scales and rounding of every integer weight-only linear layer.
 
@@ -50,6 +51,7 @@ def distill(
         parameters: Where to start from.
         calls: Calibration batches.
         settings: How long and how fast.
+        teacher: Whose predictions are the goal; None for the float model.
 
     Returns:
         ``parameters`` with the learned weights in place.
@@ -67,20 +69,20 @@ def distill(
     twin = frozen(root)
     made = install_learned(twin, {name: layers[name].path for name in wanted}, wanted)
     modules = list(made.values())
-    goal = _Goal(root, twin, batches, settings)
+    goal = _Goal(root if teacher is None else teacher, twin, batches, settings)
     learn_or_leave(modules, goal.total, partial(_descend, goal, modules, settings))
     return {**parameters, **learned_parameters(made, wanted)}
 
 
 class _Goal:
-    """Cross entropy of the learned model's predictions against the float model's.
+    """Cross entropy of the learned model's predictions against the teacher's.
 
-    The float model's are made once a batch.
+    The teacher's are made once a batch.
     """
 
     def __init__(
         self,
-        root: nn.Module,
+        teacher: nn.Module,
         twin: nn.Module,
         batches: Sequence[Call],
         settings: Distillation,
@@ -93,7 +95,7 @@ class _Goal:
         with torch.no_grad():
             for call in batches:
                 # They are held for all batches at once, in half the bytes.
-                odds = self._log_odds(root, call).exp()
+                odds = self._log_odds(teacher, call).exp()
                 self._targets.append(odds.to(torch.bfloat16))
 
     def loss(self, index: int) -> Tensor:

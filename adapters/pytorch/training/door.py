@@ -13,6 +13,8 @@ from torch import nn
 
 from octavo.adapters.pytorch.candidate import TorchCandidate
 from octavo.adapters.pytorch.capture.capture import Capture
+from octavo.adapters.pytorch.modules.shared_copy import skeleton
+from octavo.adapters.pytorch.modules.wrapping import inside
 from octavo.adapters.pytorch.run.batches import Call
 from octavo.core.contract.adapter import Batch, Candidate, OpParameters, Session
 from octavo.core.contract.training import (
@@ -69,17 +71,23 @@ class TorchTraining(Training):
         parameters: Mapping[str, OpParameters],
         batches: Iterable[Batch],
         settings: Distillation | None = None,
+        teacher: Any = None,
     ) -> dict[str, OpParameters]:
         """Learn scales and rounding of all weight-only linear layers together.
 
-        They are learned from the float model's predictions.
+        They are learned from the float model's predictions, or a teacher's.
         """
         from .distillation import distill
 
         self._refuse_rescaled("distill")
         calls, whole = self._calls(batches), self._whole()
         return distill(
-            whole.root, whole.layers, parameters, calls, settings or Distillation()
+            whole.root,
+            whole.layers,
+            parameters,
+            calls,
+            settings or Distillation(),
+            whole.root if teacher is None else skeleton(inside(teacher)),
         )
 
     def prepare_qat(
