@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format docs pictures bench system clean
+.PHONY: help install demo test check mutants format docs pictures bench system clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ check: $(READY) ## ruff, mypy (strict), the import contracts and the house rules
 	$(BIN)/mypy -p octavo
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m tests.house
+
+mutants: $(READY) ## change the methods' code in thousands of ways and see whether a test notices; takes hours
+	$(BIN)/python -m scripts.mutants
 
 format: $(READY) ## rewrite the sources in the house style
 	$(BIN)/ruff check --fix .
