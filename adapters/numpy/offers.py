@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from typing import Literal
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from octavo.adapters.numpy.kernels.parallel import blas_kernels
 from octavo.core.numerics.channels import RESCALE_FEATURES
-from octavo.core.values.capability import Capability, Offer
+from octavo.core.values.capability import LOW_RANK_REPAIR, Capability, Offer
 from octavo.core.values.scheme import OpScheme, QuantSpec
 
 _INT8 = QuantSpec(dtype="int8")
@@ -56,10 +57,13 @@ _WIDE = Offer(
 )
 _INTEGER = (*_integer("static"), *_integer("dynamic"))
 
+_STORED = (_BYTES, *_NARROW)
+_REPAIRED = tuple(replace(offer, repairs=True) for offer in _STORED)
+
 OFFERS: dict[str, tuple[Offer, ...]] = {
-    "linear": (*_INTEGER, _TOKEN, _BYTES, *_NARROW, _WIDE),
+    "linear": (*_INTEGER, _TOKEN, *_REPAIRED, _WIDE),
     "conv": (*_INTEGER, _BYTES, _WIDE),
-    "embedding": (_BYTES, *_NARROW),
+    "embedding": _REPAIRED,
 }
 """Type of op -> what it can run as, best first."""
 
@@ -67,6 +71,5 @@ OFFERS: dict[str, tuple[Offer, ...]] = {
 def capability() -> Capability:
     """Return what the backend carries out: integer arithmetic, exact on any processor."""
     versions = {"numpy": np.__version__, "blas": blas_kernels() or "unknown"}
-    return Capability(
-        "numpy", "cpu", OFFERS, frozenset(RESCALE_FEATURES.values()), versions
-    )
+    features = frozenset({*RESCALE_FEATURES.values(), LOW_RANK_REPAIR})
+    return Capability("numpy", "cpu", OFFERS, features, versions)

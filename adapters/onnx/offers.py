@@ -7,6 +7,7 @@ kept per runtime version and provider for the life of the process.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import lru_cache
 
 import onnx
@@ -15,7 +16,7 @@ import onnxruntime as ort
 from octavo.adapters.onnx.apply.half_precision import HALVES
 from octavo.adapters.onnx.kernels.probing import Probe
 from octavo.core.numerics.channels import RESCALE_FEATURES
-from octavo.core.values.capability import Capability, Offer
+from octavo.core.values.capability import LOW_RANK_REPAIR, Capability, Offer
 from octavo.core.values.scheme import OpScheme, QuantSpec
 
 from . import OnnxConfig
@@ -120,7 +121,15 @@ def _offers(version: str, providers: tuple[str, ...], kind: str) -> tuple[Offer,
     probe = Probe.of(kind, OnnxConfig(providers=providers, threads=1))
     schemes = _candidates()[kind]
     answers = (probe.ask(scheme) for scheme in schemes)
-    return tuple(offer for offer in answers if offer is not None)
+    offers = (offer for offer in answers if offer is not None)
+    return tuple(replace(o, repairs=_takes_repair(kind, o.scheme)) for o in offers)
+
+
+def _takes_repair(kind: str, scheme: OpScheme) -> bool:
+    """Return whether thin products in float may stand beside an op: where its result is float, and
+    its weight in blocks."""
+    is_in_blocks = scheme.weight is not None and scheme.weight.group_size is not None
+    return kind in ("linear", "embedding") and is_in_blocks
 
 
 def capability(config: OnnxConfig, types: Iterable[str] | None = None) -> Capability:
@@ -140,5 +149,5 @@ def capability(config: OnnxConfig, types: Iterable[str] | None = None) -> Capabi
     else:
         device = config.providers[0]
     versions = {"onnxruntime": ort.__version__, "onnx": onnx.__version__}
-    features = frozenset(RESCALE_FEATURES.values())
+    features = frozenset({*RESCALE_FEATURES.values(), LOW_RANK_REPAIR})
     return Capability("onnx", device, offers, features, versions)

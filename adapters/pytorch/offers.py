@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache, partial
 from math import prod
 
@@ -13,7 +14,12 @@ from octavo.adapters.pytorch.qlayers.projected_lstm import missing_projected
 from octavo.adapters.pytorch.qlayers.recurrent_kernels import missing_recurrent
 from octavo.core.contract.training import TRAINING
 from octavo.core.numerics.channels import RESCALE_FEATURES
-from octavo.core.values.capability import Capability, Offer, Realization
+from octavo.core.values.capability import (
+    LOW_RANK_REPAIR,
+    Capability,
+    Offer,
+    Realization,
+)
 from octavo.core.values.graph import Op
 from octavo.core.values.scheme import Mode, OpScheme, QuantSpec
 
@@ -93,22 +99,30 @@ def capability(device: str) -> Capability:
         Offer(scheme, refuses=_groups_fit(_group_size(scheme)))
         for scheme in _WEIGHT_ONLY
     ]
+    # A linear layer multiplies by its repair, and a table adds the repair of the rows it looks up.
+    repaired = [replace(offer, repairs=True) for offer in stored]
     casts = []
     for dtype in _CASTS:
         scheme = OpScheme(mode="cast", weight=QuantSpec(dtype=dtype))
         casts.append(Offer(scheme, refuses=_casts))
     products = (*static, by_channel, *dynamic, by_tensor, *_fp8_products(device))
     offers = {
-        "linear": (*products, *stored, *few, *casts),
+        "linear": (*products, *repaired, *few, *casts),
         "conv": (*int8, *few, *casts, *stored),
         "conv_transpose": (*int8, *few, *casts),
-        "embedding": (*stored, *casts),
+        "embedding": (*repaired, *casts),
         "lstm": (*_recurrent(device, "lstm"), *stored),
         "gru": (*_recurrent(device, "gru"), *stored),
         "rnn": tuple(stored),
     }
     features = frozenset(
-        {*RESCALE_FEATURES.values(), *TRAINING, "gradients", "export:onnx"}
+        {
+            *RESCALE_FEATURES.values(),
+            *TRAINING,
+            "gradients",
+            "export:onnx",
+            LOW_RANK_REPAIR,
+        }
     )
     return Capability("torch", device, offers, features, _versions(device))
 

@@ -17,6 +17,10 @@ Realization = Literal["kernel", "simulated", "codes"]
 their input as they are."""
 
 
+LOW_RANK_REPAIR = "low_rank_repair"
+"""The feature of a backend that carries out a low-rank repair beside a weight's codes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Offer:
     """One scheme that a backend can carry out for an op type.

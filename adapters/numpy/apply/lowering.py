@@ -12,6 +12,7 @@ from octavo.adapters.numpy.graph import Array, Graph, Node
 from octavo.adapters.numpy.kernels.identity import IdentityCache
 from octavo.core.contract.adapter import OpParameters
 from octavo.core.numerics.affine import QuantParams, integer_range
+from octavo.core.numerics.low_rank import Repair
 from octavo.core.values.scheme import QuantSpec
 
 from .packing import PackedRows, PackedWeight, pack, pack_rows
@@ -112,13 +113,23 @@ class _Lowering:
         """Look rows up in a packed table, and unpack those alone."""
         assert given.weight is not None
         table, indices = node.inputs
-        rows, inputs, _ = self._packed_rows(node, given, table, 0)
+        rows, inputs, prefix = self._packed_rows(node, given, table, 0)
         features = given.weight.shape[1]
         attributes = {"bits": rows.bits, "columns": rows.columns, "features": features}
         unpack = node.with_(
             op="octavo.DequantizeRows", inputs=(*inputs, indices), attributes=attributes
         )
-        self._append_float32(unpack, self._dtype(table))
+        dtype = self._dtype(table)
+        if given.weight.repair is None:
+            self._append_float32(unpack, dtype)
+            return
+        decoded = f"{node.name}.decoded"
+        unpack = unpack.with_(outputs=(decoded,), name=f"{node.name}.dequantize")
+        self._append_float32(unpack, dtype)
+        left, right = self._factors(prefix, given.weight.repair)
+        rows_of_left = self._step("Gather", f"{node.name}.left", (left, indices))
+        product = self._product(f"{node.name}.repair", rows_of_left, right, dtype)
+        self._append(node.with_(op="Add", inputs=(decoded, product), attributes={}))
 
     def _packed_weight(self, node: Node, given: OpParameters) -> None:
         """Keep the weight packed; a node before this one unpacks it, once for all that read it."""
@@ -137,9 +148,49 @@ class _Lowering:
             name = f"{prefix}.dequantize"
             unpack = Node("octavo.Dequantize", inputs, (value,), name, attributes)
             self._append_float32(unpack, self._dtype(weight))
+        if given.weight.repair is not None:
+            value = self._repaired(value, prefix, given.weight.repair, weight)
         bias = self._bias(node, given)
         rest = (bias,) if bias or len(node.inputs) > 2 else ()
         self._append(node.with_(inputs=(node.inputs[0], value, *rest)))
+
+    def _repaired(self, value: str, prefix: str, repair: Repair, weight: str) -> str:
+        """Add a repair to a decoded weight, once for all that read it; return the sum's name."""
+        result = f"{prefix}.repaired"
+        if result in self._written:
+            return result
+        left, right = self._factors(prefix, repair)
+        dtype = self._dtype(weight)
+        product = self._product(f"{prefix}.repair", left, right, dtype)
+        if repair.axis:
+            turned = f"{prefix}.repair.turned"
+            product = self._step("Transpose", turned, (product,), perm=(1, 0))
+        return self._step("Add", result, (value, product))
+
+    def _factors(self, prefix: str, repair: Repair) -> tuple[str, str]:
+        """Register both factors, in the type in which they are stored."""
+        return (
+            self._constant(f"{prefix}.left", np.asarray(repair.left)),
+            self._constant(f"{prefix}.right", np.asarray(repair.right)),
+        )
+
+    def _product(self, name: str, left: str, right: str, dtype: str) -> str:
+        """Multiply two factors in float32 and return the result's name, in a type."""
+        wide = [
+            self._step("Cast", f"{name}.{side}", (factor,), to="float32")
+            for side, factor in (("left", left), ("right", right))
+        ]
+        product = self._step("MatMul", name, tuple(wide))
+        if dtype == "float32":
+            return product
+        return self._step("Cast", f"{name}.cast", (product,), to=dtype)
+
+    def _step(
+        self, op: str, name: str, inputs: tuple[str, ...], **attributes: object
+    ) -> str:
+        """Add a node of one result, both of that name; return it."""
+        self._append(Node(op, inputs, (name,), name, attributes))
+        return name
 
     def _packed_rows(
         self, node: Node, given: OpParameters, name: str, axis: int

@@ -23,6 +23,7 @@ from octavo.core.values.graph import Weight
 from .editing import Editor
 from .nodes import MS, Emitted, dequantize_linear, without_trailing_gaps
 from .packing import cached, tensor, weight_tensors
+from .repairs import add_repair
 
 
 def write_weight_only(e: Editor, site: Site, params: OpParameters) -> Emitted:
@@ -37,6 +38,7 @@ def write_weight_only(e: Editor, site: Site, params: OpParameters) -> Emitted:
     else:
         node = matmul_nbits(e, site, params)
     e.replace(site, [node], until=site.before_activation)
+    add_repair(e, site, params, node)
     return Emitted(site.name)
 
 

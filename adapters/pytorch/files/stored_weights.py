@@ -4,6 +4,7 @@ named tensors."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ import torch
 from octavo.core.errors import ModelError
 from octavo.core.numerics.affine import QuantParams
 from octavo.core.numerics.channels import ChannelMap
+from octavo.core.numerics.low_rank import Repair
 from octavo.core.numerics.packing import pack, unpack
 from octavo.core.numerics.tensor import QuantizedTensor
 from octavo.core.values.scheme import QuantSpec
@@ -89,6 +91,9 @@ def write_weight(key: str, weight: QuantizedTensor, tensors: dict[str, Tensor]) 
         held["zero_point"] = _narrow_zero_point(params.zero_point, spec)
     for name, value in (weight.extra or {}).items():
         held[f"extra:{name}"] = torch.as_tensor(value)
+    if weight.repair is not None:
+        row["repair_axis"] = weight.repair.axis
+        held |= {"left": weight.repair.left, "right": weight.repair.right}
     for name, tensor in held.items():
         tensors[f"op:{key}:{name}"] = plain(tensor)
     return row
@@ -113,7 +118,37 @@ def read_weight(
     for name, tensor in tensors.items():
         if name.startswith(prefix):
             extra[name.removeprefix(prefix)] = tensor
-    return QuantizedTensor(codes.reshape(row["shape"]), params, extra or None)
+    codes = codes.reshape(row["shape"])
+    return QuantizedTensor(
+        codes, params, extra or None, _read_repair(key, row, tensors)
+    )
+
+
+def _read_repair(
+    key: str, row: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> Repair | None:
+    """Return a weight's repair; None where it has none.
+
+    Raises:
+        ModelError: If its factors are not those of a product of the weight's shape.
+    """
+    if "repair_axis" not in row:
+        return None
+    found = Repair(
+        tensors[f"op:{key}:left"], tensors[f"op:{key}:right"], row["repair_axis"]
+    )
+    shape: list[int] = row["shape"]
+    rows = shape[found.axis]
+    wanted = (rows, prod(shape) // max(1, rows))
+    are_matrices = found.left.ndim == 2 and found.right.ndim == 2
+    ends = (found.left.shape[0], found.right.shape[-1])
+    if are_matrices and ends == wanted and found.rank == found.right.shape[0]:
+        return found
+    raise ModelError(
+        f"the repair of {key!r} has the shapes {tuple(found.left.shape)} and "
+        f"{tuple(found.right.shape)}, which multiply to no {wanted}; the file is damaged: "
+        "save the model again"
+    )
 
 
 def _read_codes(

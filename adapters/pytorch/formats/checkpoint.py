@@ -149,6 +149,9 @@ class Checkpoint:
                 "its weight is no integer of 2 to 8 bits",
                 "give it an int or uint weight of 2 to 8 bits, or keep it float",
             )
+        if weight.repair is not None:
+            why = "its low-rank repair has no place in the file"
+            self.refuse(name, why, "leave low_rank out of its scheme")
         if weight.params.spec.granularity.startswith("block:"):
             why = "scales of blocks have no place in the file"
             self.refuse(name, why, "use channel or group:N granularity")

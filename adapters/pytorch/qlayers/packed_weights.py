@@ -35,12 +35,19 @@ class StoredWeight(nn.Module):
     Args:
         weight: What the core quantized; its channel axis is the rows.
         transposed: The tensor is stored as (features, rows).
+
+    Attributes:
+        left: (rows, rank) and
+        right: (rank, features): their product is added to what the codes stand for; None where the
+            weight has no repair.
     """
 
     codes: Tensor
     scale: Tensor
     offset: Tensor | None
     table: Tensor
+    left: Tensor | None
+    right: Tensor | None
 
     def __init__(self, weight: QuantizedTensor, *, transposed: bool = False) -> None:
         super().__init__()
@@ -65,6 +72,9 @@ class StoredWeight(nn.Module):
         self.register_buffer("offset", offset)
         table = _table(spec, self.lowest, self.width, is_signed)
         self.register_buffer("table", table.to(codes.device), persistent=False)
+        repair = weight.repair
+        self.register_buffer("left", None if repair is None else repair.left)
+        self.register_buffer("right", None if repair is None else repair.right)
 
     def _stored_codes(self, weight: QuantizedTensor, transposed: bool) -> Tensor:
         rows = weight.shape[0]
@@ -106,7 +116,10 @@ class StoredWeight(nn.Module):
         return self.features // groups
 
     def decode(self, codes: Tensor, rows: slice | Tensor) -> Tensor:
-        """Return float32 values (n, features) of the packed codes (n, bytes) of some rows."""
+        """Return float32 values (n, features) of the packed codes (n, bytes) of some rows.
+
+        Without the repair: :meth:`numbers` has it.
+        """
         n = codes.shape[0]
         if self.width in (3, 6):
             words = _words(codes)
@@ -136,10 +149,25 @@ class StoredWeight(nn.Module):
             decoded = torch.addcmul(offset[..., None], grouped, by_group)
         return decoded.view(n, self.features)
 
+    def numbers(self, codes: Tensor, rows: slice | Tensor) -> Tensor:
+        """Return what :meth:`decode` returns, with the repair of those rows."""
+        decoded = self.decode(codes, rows)
+        if self.left is None or self.right is None:
+            return decoded
+        return torch.addmm(decoded, self.left[rows].float(), self.right.float())
+
+    def repaired(self, x: Tensor) -> Tensor | None:
+        """Return what the repair alone makes of inputs (..., features), in their type; None where
+        there is none."""
+        if self.left is None or self.right is None:
+            return None
+        narrow = nn.functional.linear(x, self.right.to(x.dtype))
+        return nn.functional.linear(narrow, self.left.to(x.dtype))
+
     def whole(self) -> Tensor:
         """Return the whole matrix, float32 (rows, features)."""
         every_row = slice(0, self.rows)
-        return self.decode(self.codes, every_row)
+        return self.numbers(self.codes, every_row)
 
     def blocks(self, step: int = 0) -> list[slice]:
         """Return the rows of the blocks that are decoded one at a time.
@@ -162,7 +190,8 @@ class StoredWeight(nn.Module):
 
     def extra_repr(self) -> str:
         """Return shape and format."""
-        return f"({self.rows}, {self.features}), {self.spec}"
+        repair = "" if self.left is None else f", repair of rank {self.left.shape[1]}"
+        return f"({self.rows}, {self.features}), {self.spec}{repair}"
 
 
 def _width(bits: int) -> int:

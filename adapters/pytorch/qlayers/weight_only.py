@@ -33,8 +33,10 @@ _INT4_GROUPS = (32, 64, 128, 256)
 class WeightOnlyLinear(Coded):
     """y = then(x W^T + b) with W in few bits.
 
+    A low-rank repair B A of the weight is multiplied in float: y = then(x W^T + (x A^T) B^T + b).
+
     Args:
-        weight: Its codes.
+        weight: Its codes, and perhaps a repair.
         bias: Or None.
         dtype: Of the result.
         transposed: The weight is stored as (inputs, outputs).
@@ -104,14 +106,22 @@ class WeightOnlyLinear(Coded):
         """Return the layer's output."""
         if self.factors is not None:
             x = x * self.factors.to(x.dtype)
+        y = self._of_codes(x)
+        repair = self.weight_codes.repaired(x.to(y.dtype))
+        if repair is not None:
+            y = y + repair
+        return post(self.then, y)
+
+    def _of_codes(self, x: Tensor) -> Tensor:
+        """Return x W^T + b, as the codes alone have it."""
         if x.requires_grad and torch.is_grad_enabled():
-            y = _Recomputed.apply(x, self)  # type: ignore[no-untyped-call]
-            return post(self.then, y)
+            y: Tensor = _Recomputed.apply(x, self)  # type: ignore[no-untyped-call]
+            return y
         compiling = torch.compiler.is_compiling()
         if self._on_kernel and not (compiling and is_portable()):
             multiply = torch.ops.octavo.int4_linear if compiling else int4_linear
-            return post(self.then, self._int4(x, multiply))
-        return post(self.then, self._in_blocks(x))
+            return self._int4(x, multiply)
+        return self._in_blocks(x)
 
     def _int4(self, x: Tensor, multiply: Callable[..., Tensor]) -> Tensor:
         w = self.weight_codes
@@ -209,7 +219,7 @@ class WeightOnlyEmbedding(Coded):
         w = self.weight_codes
         flat = ids.reshape(-1)
         codes = nn.functional.embedding(flat, w.codes)
-        rows = w.decode(codes, flat)
+        rows = w.numbers(codes, flat)
         return rows.to(self.dtype)
 
     def forward(
@@ -303,7 +313,7 @@ class WeightOnlyConv(Coded):
         step = w.step if groups == 1 else w.rows
         parts = []
         for rows in w.blocks(step):
-            block = w.decode(w.codes[rows], rows)
+            block = w.numbers(w.codes[rows], rows)
             weight = block.view(-1, *self.shape)
             weight = weight.to(self.dtype)
             bias = None if self.bias is None else self.bias[rows]
