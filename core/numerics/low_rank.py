@@ -158,15 +158,3 @@ def narrowed(repair: Repair, dtype: str) -> Repair:
     kind = half_dtype(repair.left, dtype) if dtype in HALVES else xp.float32
     left, right = xp.astype(repair.left, kind), xp.astype(repair.right, kind)
     return Repair(left, right, repair.axis)
-
-
-def joined(first: Repair | None, second: Repair) -> Repair:
-    """Return one repair that adds what two add."""
-    if first is None:
-        return second
-    xp = array_namespace(first.left)
-    return Repair(
-        xp.concat([first.left, second.left], axis=1),
-        xp.concat([first.right, second.right], axis=0),
-        second.axis,
-    )

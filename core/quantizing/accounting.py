@@ -7,11 +7,13 @@ from dataclasses import replace
 
 from octavo.core.calibration.statistics import Statistics
 from octavo.core.calibration.visits import Met
-from octavo.core.contract.adapter import OpParameters
+from octavo.core.contract.adapter import Opened, OpParameters
+from octavo.core.errors import SchemeError
 from octavo.core.values.graph import UNREACHED, ModelView
 from octavo.core.values.ledger import Applied
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import FLOAT
+from octavo.core.values.sizes import repairs_of
 
 Ledger = Mapping[str, Applied]
 Remarks = Mapping[str, str]
@@ -76,6 +78,32 @@ def reached_by_some(
         times = min((met.batches.get(value, 0) for value in watched), default=met.all)
         if times < met.all:
             found[name] = f"called in {times} of {met.all} calibration batches"
+    return found
+
+
+def refuse_repairs(opened: Opened, recipe: Recipe) -> None:
+    """Refuse low-rank repairs that the backend cannot carry out, before anything is quantized.
+
+    Raises:
+        SchemeError: It names the op and the reason.
+    """
+    for name, scheme in recipe.schemes.items():
+        _, why = opened.capability.repairable(opened.view.by_name[name], scheme)
+        if why:
+            raise SchemeError(f"op {name!r}: {why}; leave low_rank out of its scheme")
+
+
+def without_repair(opened: Opened, recipe: Recipe) -> Remarks:
+    """Return op -> why its weight has no low-rank repair, where those of others have one."""
+    repairs = [r for scheme in recipe.schemes.values() for r in repairs_of(scheme)]
+    found: dict[str, str] = {}
+    for name, scheme in recipe.schemes.items() if repairs else ():
+        if scheme.weight is None or repairs_of(scheme):
+            continue
+        asked = scheme.variant(refined_by=(*scheme.refined_by, repairs[0]))
+        _, why = opened.capability.repairable(opened.view.by_name[name], asked)
+        if why:
+            found[name] = why
     return found
 
 

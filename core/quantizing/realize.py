@@ -25,10 +25,12 @@ from .accounting import (
     Ledger,
     Remarks,
     reached_by_some,
+    refuse_repairs,
     remarked,
     second_copies,
     unreached,
     with_kept,
+    without_repair,
 )
 from .activation_ranges import ActivationRanges, Wish, wishes_of_readers
 from .float_reasons import why_float
@@ -200,6 +202,7 @@ class Realizer:
         yield dict.fromkeys(without, "it has no bias to correct")
         yield self._states.after(recipe.transforms).remarks
         yield second_copies(view, recipe, parameters)
+        yield without_repair(self.opened, recipe)
         seen = self.statistics
         met = self.observation.met
         if seen is not None and met is not None:
@@ -235,7 +238,8 @@ class Realizer:
         """Return the parameters of every op that is not float.
 
         Raises:
-            SchemeError: If the recipe names an unknown op, or an algorithm lacks what it needs.
+            SchemeError: If the recipe names an unknown op, an algorithm lacks what it needs, or the
+                backend cannot carry out a low-rank repair.
         """
         view = self.opened.view
         unknown = [name for name in recipe if name not in view.by_name]
@@ -244,6 +248,7 @@ class Realizer:
                 f"the recipe names op {unknown[0]!r}, which this model does not have; "
                 "was it made for another model?"
             )
+        refuse_repairs(self.opened, recipe)
         prepared = self.prepared(recipe.transforms)
         readers = wishes_of_readers(view, recipe)
         without_range = self._unreached(recipe)

@@ -107,12 +107,9 @@ def repairs_of(scheme: OpScheme) -> tuple[PartChoice, ...]:
 
 def without_repairs(scheme: OpScheme) -> OpScheme:
     """Return a scheme without its low-rank repairs; what they alone round is rounded to nearest."""
-    refined = getattr(scheme, "refined_by", ())
-    kept = tuple(step for step in refined if step.kind != LOW_RANK)
+    refined = tuple(step for step in scheme.refined_by if step.kind != LOW_RANK)
     algorithm = RTN if scheme.algorithm.kind == LOW_RANK else scheme.algorithm
-    if kept == refined:
-        return scheme.variant(algorithm=algorithm)
-    return scheme.variant(algorithm=algorithm, refined_by=kept)
+    return scheme.variant(algorithm=algorithm, refined_by=refined)
 
 
 def repair_bytes(repair: PartChoice, rows: int, features: int) -> int:
@@ -122,13 +119,19 @@ def repair_bytes(repair: PartChoice, rows: int, features: int) -> int:
         repair: The algorithm ``low_rank`` with its settings.
         rows: Of the matrix.
         features: Of the matrix; a rank above the smaller of both is cut to it.
+
+    Raises:
+        SchemeError: If a setting is none that it takes.
     """
     options = dict(repair.options)
-    asked = options.get("rank", REPAIR_RANK)
-    assert isinstance(asked, int)
-    rank = min(asked, rows, features)
-    dtype = str(options.get("dtype", REPAIR_DTYPE))
-    return rank * (rows + features) * _FACTOR_BYTES[dtype]
+    rank = options.get("rank", REPAIR_RANK)
+    width = _FACTOR_BYTES.get(str(options.get("dtype", REPAIR_DTYPE)))
+    if not isinstance(rank, int) or rank < 1 or width is None:
+        raise SchemeError(
+            f"{repair}: a low-rank repair has a rank of at least 1 and factors of "
+            f"{', '.join(_FACTOR_BYTES)}"
+        )
+    return min(rank, rows, features) * (rows + features) * width
 
 
 def _packed(count: int, bits: int) -> int:

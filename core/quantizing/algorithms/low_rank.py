@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from array_api_compat import array_namespace, device
@@ -10,7 +11,7 @@ from pydantic import Field
 from octavo.core.contract.algorithm import WeightAlgorithm, WeightConfig, WeightContext
 from octavo.core.numerics.affine import Array
 from octavo.core.numerics.codec import encode
-from octavo.core.numerics.low_rank import joined, least_error_factors, narrowed
+from octavo.core.numerics.low_rank import least_error_factors, narrowed
 from octavo.core.numerics.tensor import QuantizedTensor
 from octavo.core.values.scheme import QuantSpec
 from octavo.core.values.sizes import REPAIR_DTYPE, REPAIR_RANK
@@ -67,8 +68,7 @@ class LowRankRepair(WeightAlgorithm):
             return start
         error = weight - start.dequantize()
         exact = least_error_factors(error, gram, self.config.rank)
-        repair = joined(start.repair, narrowed(exact, self.config.dtype))
-        return QuantizedTensor(start.codes, start.params, start.extra, repair)
+        return replace(start, repair=narrowed(exact, self.config.dtype))
 
     def _gram(self, context: WeightContext) -> Array | None:
         if self.config.source == "weights":

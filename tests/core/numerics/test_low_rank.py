@@ -9,7 +9,7 @@ import pytest
 
 from octavo.core.contract.algorithm import WeightContext
 from octavo.core.errors import ConfigError, SchemeError
-from octavo.core.numerics.low_rank import Repair, joined, least_error_factors, narrowed
+from octavo.core.numerics.low_rank import least_error_factors, narrowed
 from octavo.core.numerics.tensor import QuantizedTensor, compact
 from octavo.core.quantizing.algorithms.low_rank import (
     LowRankRepair,
@@ -172,15 +172,3 @@ def test_the_sources_weigh_as_they_say() -> None:
     assert needed == frozenset()
     with pytest.raises(SchemeError, match="Gram matrix"):
         LowRankRepair(LowRankRepairConfig()).quantize(weight, SPEC, WeightContext())
-
-
-def test_two_repairs_add_up() -> None:
-    random = np.random.default_rng(0)
-    first = Repair(random.normal(size=(5, 2)), random.normal(size=(2, 7)))
-    second = Repair(random.normal(size=(5, 1)), random.normal(size=(1, 7)))
-    both = joined(first, second)
-    assert both.rank == 3
-    np.testing.assert_allclose(
-        both.matrix(), first.matrix() + second.matrix(), atol=1e-6
-    )
-    assert joined(None, first) is first
