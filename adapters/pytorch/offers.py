@@ -30,6 +30,12 @@ _TENSOR = QuantSpec(dtype="int8")
 _UNSIGNED = QuantSpec(dtype="uint8", symmetric=False)
 _SIGNED = QuantSpec(dtype="int8")
 _TOKEN = QuantSpec(dtype="int8", granularity="token")
+_NARROW = (
+    QuantSpec(dtype="uint4", symmetric=False),
+    QuantSpec(dtype="int4"),
+)
+_NARROW_TOKEN = QuantSpec(dtype="int4", granularity="token")
+_WIDE = (QuantSpec(dtype="uint16", symmetric=False), QuantSpec(dtype="int16"))
 _FP8_CHANNEL = QuantSpec(dtype="fp8_e4m3fn", granularity="channel")
 _FP8_TENSOR = QuantSpec(dtype="fp8_e4m3fn")
 _FP8_TOKEN = QuantSpec(dtype="fp8_e4m3fn", granularity="token")
@@ -95,6 +101,7 @@ def capability(device: str) -> Capability:
     by_channel, by_tensor = _rows(partial(_fits, device), narrowed)
     int8 = (*static, *dynamic)
     few = tuple(_few_bits(device))
+    rounded = tuple(_simulated())
     stored = [
         Offer(scheme, refuses=_groups_fit(_group_size(scheme)))
         for scheme in _WEIGHT_ONLY
@@ -107,8 +114,8 @@ def capability(device: str) -> Capability:
         casts.append(Offer(scheme, refuses=_casts))
     products = (*static, by_channel, *dynamic, by_tensor, *_fp8_products(device))
     offers = {
-        "linear": (*products, *repaired, *few, *casts),
-        "conv": (*int8, *few, *casts, *stored),
+        "linear": (*products, *repaired, *few, *casts, *rounded),
+        "conv": (*int8, *few, *casts, *stored, *rounded),
         "conv_transpose": (*int8, *few, *casts),
         "embedding": (*repaired, *casts),
         "lstm": (*_recurrent(device, "lstm"), *stored),
@@ -168,6 +175,17 @@ def _few_bits(device: str) -> Iterator[Offer]:
             yield Offer(scheme, refuses=partial(_observed, device))
 
 
+def _simulated() -> Iterator[Offer]:
+    """Yield inputs of another width than the 8-bit kernels take: rounded, multiplied in float."""
+    for bits in (8, 4, 3, 2):
+        weight = QuantSpec(dtype=f"int{bits}", granularity="channel")
+        for source in _NARROW if bits < 8 else (*_WIDE, *_NARROW):
+            scheme = OpScheme(mode="static", weight=weight, input=source)
+            yield Offer(scheme, "simulated", refuses=_routed)
+        scheme = OpScheme(mode="dynamic", weight=weight, input=_NARROW_TOKEN)
+        yield Offer(scheme, "simulated", refuses=_is_conv)
+
+
 def _fp8_products(device: str) -> Iterator[Offer]:
     # A CPU has the fp8 product too, and takes longer over it than over float32: nothing is gained
     # but the numbers.
@@ -216,12 +234,22 @@ def _fits(device: str, op: Op) -> str:
 
 def _observed(device: str, op: Op) -> str:
     """Return why no static range can be had for an op; empty if it can."""
+    return _routed(op) or _fits(device, op)
+
+
+def _routed(op: Op) -> str:
+    """Return why an op may meet no token in calibration; empty if it meets all."""
     if "routed" in op.attributes:
         return (
             "routing decides which tokens an expert meets, perhaps none: "
             "use mode dynamic or weight_only"
         )
-    return _fits(device, op)
+    return ""
+
+
+def _is_conv(op: Op) -> str:
+    """Return why an op's input has no tokens; empty if it has."""
+    return "the input of a convolution has no tokens" if op.type == "conv" else ""
 
 
 def _fp8(device: str, per_row: bool, op: Op) -> str:

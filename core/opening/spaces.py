@@ -184,9 +184,18 @@ def _choices(
         shown = "; ".join(str(s) for s in offers)
         raise ConfigError(
             f"the rules leave op {op.name!r} ({op.type}) nothing that {opened.name} can carry out. "
-            f"It can: {shown}"
+            f"It can: {shown}{_more_simulated(op, opened, allowed)}"
         )
     return (*dict.fromkeys(_with_parts(kept, allowed)), FLOAT)
+
+
+def _more_simulated(op: Op, opened: Opened, allowed: Allowed) -> str:
+    """Return that the backend simulates what the rules ask for; empty if it does not."""
+    everything = opened.capability.for_op(op, simulated=True)
+    asked = [s for s in everything if not s.is_float and allowed.admits(s)]
+    if not asked:
+        return ""
+    return f". It only simulates [{asked[0]}]: simulated = true admits that"
 
 
 def _with_parts(schemes: Iterable[OpScheme], allowed: Allowed) -> Iterator[OpScheme]:

@@ -10,6 +10,7 @@ from torch.fx import Node
 
 from octavo.adapters.pytorch.capture.graph.traced import GraphCapture
 from octavo.adapters.pytorch.kernels.activation import Activation
+from octavo.adapters.pytorch.qlayers.simulated import is_simulated
 from octavo.core.contract.adapter import OpParameters
 
 from .quantized_layers import static_form
@@ -80,7 +81,7 @@ class CodeForms:
         """True if the op's kernel can write codes."""
         scheme = self._parameters[name].scheme
         adds = name in self._capture.others
-        if adds and scheme.mode != "static":
+        if (adds and scheme.mode != "static") or is_simulated(scheme):
             return False
         return scheme.input is not None and scheme.input.granularity != "token"
 

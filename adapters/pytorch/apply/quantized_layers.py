@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,9 @@ from octavo.adapters.pytorch.qlayers.cast import Cast
 from octavo.adapters.pytorch.qlayers.fp8 import Fp8Linear
 from octavo.adapters.pytorch.qlayers.int8 import Int8Conv, Int8Linear
 from octavo.adapters.pytorch.qlayers.int8_recurrent import Int8Recurrent
+from octavo.adapters.pytorch.qlayers.low_bit_layer import Coded
 from octavo.adapters.pytorch.qlayers.recurrent import StoredRecurrent
+from octavo.adapters.pytorch.qlayers.simulated import Simulated, is_simulated
 from octavo.adapters.pytorch.qlayers.transposed import Int8ConvTranspose
 from octavo.adapters.pytorch.qlayers.weight_only import (
     WeightOnlyConv,
@@ -25,6 +27,7 @@ from octavo.adapters.pytorch.qlayers.weight_only import (
 )
 from octavo.core.contract.adapter import OpParameters
 from octavo.core.numerics.tensor import QuantizedTensor
+from octavo.core.values.scheme import QuantSpec
 
 
 @dataclass(frozen=True)
@@ -92,12 +95,33 @@ def quantized_layer(decided: Decided) -> nn.Module:
             per_token=scheme.input.granularity == "token",
             transposed=decided.is_transposed,
         )
+    if is_simulated(scheme):
+        return _simulated(decided, scheme.input)
     return _int8(decided)
+
+
+def _simulated(decided: Decided, source: QuantSpec) -> nn.Module:
+    given = None
+    if decided.parameters.scheme.mode == "static":
+        given = decided.parameters.inputs[0]
+    stored = _weight_only(replace(decided, factors=None))
+    assert isinstance(stored, Coded)
+    return Simulated(
+        stored,
+        decided.dtype,
+        source,
+        given,
+        decided.factors,
+        transposed=decided.is_transposed,
+    )
 
 
 def static_form(parameters: OpParameters, index: int) -> Activation | None:
     """Return the codes in which a static op takes its input; None where it takes float values."""
-    if parameters.scheme.mode != "static" or index >= len(parameters.inputs):
+    scheme = parameters.scheme
+    if scheme.mode != "static" or index >= len(parameters.inputs):
+        return None
+    if is_simulated(scheme):
         return None
     given = parameters.inputs[index]
     return Activation.of(given) if given is not None else None

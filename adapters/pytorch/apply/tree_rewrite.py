@@ -15,6 +15,7 @@ from octavo.adapters.pytorch.modules.shared_copy import (
     set_submodule,
     skeleton,
 )
+from octavo.adapters.pytorch.qlayers.simulated import is_simulated
 from octavo.core.contract.adapter import OpParameters
 
 from .build import placed, quantized_module, tie
@@ -100,7 +101,7 @@ def _form_wanted(
 def _can_give(decided: OpParameters) -> bool:
     """True if the scheme runs on integer kernels that can write codes of one scale."""
     scheme = decided.scheme
-    on_integers = scheme.mode in ("static", "dynamic")
+    on_integers = scheme.mode in ("static", "dynamic") and not is_simulated(scheme)
     return (
         on_integers and scheme.input is not None and scheme.input.granularity != "token"
     )
