@@ -85,11 +85,11 @@ class Simulated(Coded):
         A gradient passes straight through inside the range (Bengio et al. 2013, arXiv:1308.3432).
         """
         scale, zero = self._range(x.detach())
-        on_grid = steps(x.detach(), scale, zero, self.spec) * scale
+        on_grid: Tensor = steps(x.detach(), scale, zero, self.spec) * scale
         if not (x.requires_grad and torch.is_grad_enabled()):
             return on_grid
         low, high = integer_range(self.spec)
-        kept = x.clamp((low - zero) * scale, (high - zero) * scale)
+        kept: Tensor = x.clamp((low - zero) * scale, (high - zero) * scale)
         return kept + (on_grid - kept).detach()
 
     def _range(self, x: Tensor) -> tuple[Tensor, Tensor]:
